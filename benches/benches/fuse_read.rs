@@ -1,7 +1,9 @@
-//! Sequential reads of `disk.img` through FUSE, beside a passthrough filesystem made with the same crate: `tools/bench fuse`.
+//! Sequential reads of `disk.img` through FUSE, beside a passthrough filesystem made with the same crate:
+//! `tools/bench fuse`.
 //!
-//! Both have two threads for requests, and hold what is read in memory: ours as opened frames of a snapshot, the other one in a
-//! file that is in the page cache. What the kernel knows of either is dropped before each round; the rounds take turns.
+//! Both have two threads for requests, and hold what is read in memory: ours as opened frames of a snapshot,
+//! the other one in a file that is in the page cache. What the kernel knows of either is dropped before each
+//! round; the rounds take turns.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,5 @@
-//! How fast all cores together compress and seal what a file holds, from memory to memory: the most that a backup can reach here.
+//! How fast all cores together compress and seal what a file holds, from memory to memory: the most that a
+//! backup can reach here.
 //!
 //! `cargo bench -p blockd-benches --bench seal -- FILE` prints JSON; `tools/bench backup` compares with it.
 
@@ -14,7 +15,7 @@ use std::{
 
 const FRAME_BYTES: usize = 32 * 4096;
 /// As much of the file as is read, in bytes.
-const MOST_BYTES: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 30;
 const ROUNDS: usize = 3;
 
 /// Seals all frames of `raw` on all cores; returns how long that took in seconds, and the stored bytes.
@@ -46,7 +47,7 @@ fn main() {
     let mut raw = Vec::new();
     match path {
         Some(path) => {
-            File::open(path).unwrap().take(MOST_BYTES).read_to_end(&mut raw).unwrap();
+            File::open(path).unwrap().take(MAX_BYTES).read_to_end(&mut raw).unwrap();
         }
         None => raw = include_bytes!("seal.rs").repeat(20_000),
     }

@@ -5,8 +5,8 @@ import statistics
 import time
 
 
-def wait_for(root, pattern, patience_s=120):
-    until = time.monotonic() + patience_s
+def wait_for(root, pattern, timeout_s=120):
+    until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         try:
             found = sorted(root.glob(pattern))

@@ -1,7 +1,7 @@
 //! A writer that knows what was acknowledged when the server dies under it.
 //!
-//! Every sector holds the number of the write that it comes from. After a crash a sector must hold the last write of it
-//! that was acknowledged, or one of those that were under way.
+//! Every sector holds the number of the write that it comes from. After a crash a sector must hold the last
+//! write of it that was acknowledged, or one of those that were under way.
 
 use crate::{
     Nbd, Rng,
@@ -58,7 +58,8 @@ impl Region {
         }
     }
 
-    /// Writes, zeroes and flushes with many requests in flight until the connection breaks; counts what was acknowledged.
+    /// Writes, zeroes and flushes with many requests in flight until the connection breaks; counts what was
+    /// acknowledged.
     pub fn write_until_broken(&mut self, socket: &Path, export: &str, rng: &mut Rng, count: &AtomicU64) {
         // The server may die before it has greeted.
         let Ok(mut client) = Nbd::try_open(socket, export) else { return };

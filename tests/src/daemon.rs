@@ -65,7 +65,8 @@ impl Setup {
         self
     }
 
-    /// Gives it a small file system of its own, seen by nobody else, at this directory: what fills up is that.
+    /// Gives it a small file system of its own, seen by nobody else, at this directory: what fills up is
+    /// that.
     #[must_use]
     pub fn tmpfs(mut self, dir: &Path, size_bytes: u64) -> Self {
         self.tmpfs = Some((dir.to_owned(), size_bytes));
@@ -86,7 +87,8 @@ impl Setup {
         self
     }
 
-    /// Runs it as another user, in a mount namespace of its own, which the lines of this script make ready as root. Only root can do that.
+    /// Runs it as another user, in a mount namespace of its own, which the lines of this script make ready as
+    /// root. Only root can do that.
     #[must_use]
     pub fn apart(mut self, uid: u32, script: &str) -> Self {
         self.apart = Some((uid, script.to_owned()));
@@ -98,7 +100,8 @@ impl Setup {
         self.home.join("data")
     }
 
-    /// Runs `blockd` with these options on the data directory instead of starting the daemon: exit status, standard output and error.
+    /// Runs `blockd` with these options on the data directory instead of starting the daemon: exit status,
+    /// standard output and error.
     ///
     /// # Panics
     /// If it does not end by itself.
@@ -113,11 +116,12 @@ impl Setup {
     fn command(&mut self) -> (Command, PathBuf) {
         self.starts += 1;
         let config = self.home.join("blockd.toml");
-        // A client that gets no processor for a while is not to be taken for one that says nothing, unless a test is about those.
+        // A client that gets no processor for a while is not to be taken for one that says nothing, unless a
+        // test is about those.
         let handshake = "nbd_handshake_timeout_ms";
         let unhurried = match self.config.contains(handshake) {
             true => String::new(),
-            false => format!("{handshake} = {}\n", crate::PATIENCE.as_millis()),
+            false => format!("{handshake} = {}\n", crate::TIMEOUT.as_millis()),
         };
         // Who is not root looks into the daemon as one of its user.
         let open = if rustix::process::geteuid().is_root() { "" } else { "core_dumps = true\n" };
@@ -250,7 +254,8 @@ impl Daemon {
         bytes
     }
 
-    /// Makes the kernel forget what it has cached of the volumes' files, so that every read of them is one of the disk.
+    /// Makes the kernel forget what it has cached of the volumes' files, so that every read of them is one of
+    /// the disk.
     pub fn drop_caches(&self) {
         let mut dirs = vec![self.seen_data_dir().join("volumes")];
         while let Some(dir) = dirs.pop() {

@@ -1,4 +1,5 @@
-//! Real databases on volumes: each volume is an ext4 on a loop device on nbdfuse, so that no NBD in the kernel is needed.
+//! Real databases on volumes: each volume is an ext4 on a loop device on nbdfuse, so that no NBD in the
+//! kernel is needed.
 
 use crate::{
     Daemon,
@@ -20,7 +21,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Mounts a volume, which has an ext4 already unless it is `new`; the mounts of this thread must be its own ones.
+    /// Mounts a volume, which has an ext4 already unless it is `new`; the mounts of this thread must be its
+    /// own ones.
     ///
     /// # Panics
     /// If that fails.
@@ -123,8 +125,9 @@ impl Drop for Server {
     }
 }
 
-/// Has a client of the database say one statement after the other, each when the one before was answered; `answered` is the number of
-/// the last one that was. The answer to the statement of number n is a line with n.
+/// Has a client of the database say one statement after the other, each when the one before was answered;
+/// `answered` is the number of the last one that was. The answer to the statement of number n is a line with
+/// n.
 ///
 /// # Panics
 /// If an answer is another one.

@@ -1,5 +1,5 @@
-//! A disk that fails when it is told to: a library that is preloaded into the daemon (`tests/shim/failing_disk.c`), and the
-//! file that says which of its system calls fail.
+//! A disk that fails when it is told to: a library that is preloaded into the daemon
+//! (`tests/shim/failing_disk.c`), and the file that says which of its system calls fail.
 
 use crate::{
     Setup,
@@ -41,7 +41,8 @@ impl FailingDisk {
         setup.env("LD_PRELOAD", &text(&self.library)).env("BLOCKD_TEST_FAULTS", &text(&self.control))
     }
 
-    /// From now on `operation` (`pwrite`, `fdatasync` or `fsync`) fails with `errno` on files whose path contains `part`.
+    /// From now on `operation` (`pwrite`, `fdatasync` or `fsync`) fails with `errno` on files whose path
+    /// contains `part`.
     pub fn fail(&self, operation: &str, errno: u32, part: &str) {
         self.set(&format!("{operation} {errno} {part}\n"));
     }

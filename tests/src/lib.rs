@@ -1,8 +1,8 @@
-//! Harness of the end-to-end tests: it starts real daemons in directories of their own, drives them with `blockctl`, and
-//! talks NBD to them.
+//! Harness of the end-to-end tests: it starts real daemons in directories of their own, drives them with
+//! `blockctl`, and talks NBD to them.
 //!
-//! It uses nothing of the other crates, so that what the tests hold the programs to is what users see. A tool that is
-//! missing fails the test with the name of the package that brings it.
+//! It uses nothing of the other crates, so that what the tests hold the programs to is what users see. A tool
+//! that is missing fails the test with the name of the package that brings it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -46,7 +46,7 @@ use std::{
 };
 
 /// Far beyond what any step takes: what would hang fails instead.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One kibibyte, in bytes.
 pub const KIB: u64 = 1 << 10;
@@ -73,7 +73,8 @@ pub fn put_program(path: &Path, script: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).expect("set its mode");
 }
 
-/// A time of the day, in UTC, that does not come while a test runs: one of schedules whose runs are the test's alone.
+/// A time of the day, in UTC, that does not come while a test runs: one of schedules whose runs are the
+/// test's alone.
 ///
 /// # Panics
 /// If the clock is before 1970.
@@ -82,9 +83,9 @@ pub fn time_of_another_half_day() -> String {
     format!("{:02}:00", (now.as_secs() / 3600 + 12) % 24)
 }
 
-/// Polls until `probe` finds something; panics after [`PATIENCE`].
+/// Polls until `probe` finds something; panics after [`TIMEOUT`].
 pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(found) = probe() {
             return found;

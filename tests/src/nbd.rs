@@ -118,8 +118,8 @@ impl Nbd {
     /// Connects without a word.
     pub fn raw(socket: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(crate::PATIENCE))?;
-        stream.set_write_timeout(Some(crate::PATIENCE))?;
+        stream.set_read_timeout(Some(crate::TIMEOUT))?;
+        stream.set_write_timeout(Some(crate::TIMEOUT))?;
         Ok(Self::with(Box::new(stream)))
     }
 
@@ -142,7 +142,7 @@ impl Nbd {
     /// Connects over TCP and enters transmission.
     pub fn try_open_tcp(address: SocketAddr, export: &str) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(crate::PATIENCE))?;
+        stream.set_read_timeout(Some(crate::TIMEOUT))?;
         let mut client = Self::with(Box::new(stream));
         client.go(export)?;
         Ok(client)

@@ -1,7 +1,9 @@
-//! Ports of loopback for servers that must be told theirs before they start, and ports at which nobody answers.
+//! Ports of loopback for servers that must be told theirs before they start, and ports at which nobody
+//! answers.
 //!
-//! A port that the kernel gave out and that was let go can be given to somebody else before the server takes it: to another test that
-//! asks for one, or to a connection as its own end. So they come from below those that the kernel gives out.
+//! A port that the kernel gave out and that was let go can be given to somebody else before the server takes
+//! it: to another test that asks for one, or to a connection as its own end. So they come from below those
+//! that the kernel gives out.
 
 use rustix::net::{AddressFamily, SocketType, bind, socket};
 use std::{
@@ -17,7 +19,8 @@ const COUNT: u16 = 12_000;
 /// How many were looked at in this process.
 static LOOKED_AT: AtomicU32 = AtomicU32::new(0);
 
-/// A port that nobody listens on, and no other caller in this process gets; with `above`, the port so many above is free as well.
+/// A port that nobody listens on, and no other caller in this process gets; with `above`, the port so many
+/// above is free as well.
 ///
 /// # Panics
 /// If there is none.

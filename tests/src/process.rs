@@ -12,8 +12,8 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .map_err(Into::into)
     };
-    // SAFETY: the closure runs between fork and exec and makes one system call, which is async-signal-safe; it allocates
-    // nothing and takes no lock.
+    // SAFETY: the closure runs between fork and exec and makes one system call, which is async-signal-safe;
+    // it allocates nothing and takes no lock.
     unsafe { command.pre_exec(bind) }
 }
 
@@ -24,8 +24,8 @@ pub fn limit_open_files(command: &mut Command, soft: u64, hard: Option<u64>) -> 
         let limit = rustix::process::Rlimit { current: Some(soft), maximum: hard };
         rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).map_err(Into::into)
     };
-    // SAFETY: the closure runs between fork and exec and makes two system calls, which are async-signal-safe; it allocates
-    // nothing and takes no lock.
+    // SAFETY: the closure runs between fork and exec and makes two system calls, which are async-signal-safe;
+    // it allocates nothing and takes no lock.
     unsafe { command.pre_exec(limit) }
 }
 
@@ -109,8 +109,8 @@ pub fn must_run(name: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs a test again, in a mount namespace of its own that this script makes ready, and is true in there. The caller returns where it is
-/// false: what the test had to say was said.
+/// Runs a test again, in a mount namespace of its own that this script makes ready, and is true in there. The
+/// caller returns where it is false: what the test had to say was said.
 ///
 /// # Panics
 /// If the test fails.

@@ -1,7 +1,7 @@
 //! An HTTP proxy in front of a store that counts requests and plays the faults of networks.
 //!
-//! One request a connection: what it forwards asks both sides to close after the reply, so that the end of a reply is the
-//! end of its stream.
+//! One request a connection: what it forwards asks both sides to close after the reply, so that the end of a
+//! reply is the end of its stream.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -86,8 +86,8 @@ impl Proxy {
         self.address
     }
 
-    /// From now on `judge` is asked what to do with each request; its second argument counts the requests of that method
-    /// on paths that contain `blockd/` since then, this one not counted.
+    /// From now on `judge` is asked what to do with each request; its second argument counts the requests of
+    /// that method on paths that contain `blockd/` since then, this one not counted.
     pub fn judge(&self, judge: impl Fn(&Seen, usize) -> Option<Fault> + Send + Sync + 'static) {
         let mut state = self.shared.lock();
         state.judge = Arc::new(judge);
@@ -103,7 +103,7 @@ impl Proxy {
     pub fn wait_for_held(&self, count: usize) {
         let state = self.shared.lock();
         let waited =
-            self.shared.changed.wait_timeout_while(state, crate::PATIENCE, |state| state.held < count);
+            self.shared.changed.wait_timeout_while(state, crate::TIMEOUT, |state| state.held < count);
         assert!(!waited.expect("the lock").1.timed_out(), "{count} requests never came to be held");
     }
 

@@ -126,7 +126,8 @@ impl Seaweed {
         self.address
     }
 
-    /// Makes credentials for this server, reached at `endpoint`; the document, or the error with its exit status.
+    /// Makes credentials for this server, reached at `endpoint`; the document, or the error with its exit
+    /// status.
     pub fn add_credentials(
         ctl: &Ctl,
         name: &str,

@@ -1,4 +1,5 @@
-//! Object stores beside SeaweedFS, each on free ports of loopback: Azurite, OpenStack Swift, and an emulator of Google's.
+//! Object stores beside SeaweedFS, each on free ports of loopback: Azurite, OpenStack Swift, and an emulator
+//! of Google's.
 //!
 //! `tools/test-stores` installs them. Each can be switched off; it then says that it was not tested.
 
@@ -38,7 +39,8 @@ pub struct Server {
     children: Vec<Child>,
     /// The provider, and what else is always given.
     pub flags: Vec<(&'static str, String)>,
-    /// What to give in place of what is right, so that the store refuses it; the flag is what the error must name.
+    /// What to give in place of what is right, so that the store refuses it; the flag is what the error must
+    /// name.
     pub wrong: (&'static str, String),
     /// Text that no message may hold.
     pub secret: String,
@@ -181,8 +183,8 @@ impl Server {
         run(sign.arg(shim("azure_admin.py")).args(["sas", AZURE_ACCOUNT, AZURE_KEY, BUCKET]))
     }
 
-    /// Ceph's gateway for S3: the one that variables name, or one of Debian's packages that keeps everything in memory. See
-    /// [`has_ceph`].
+    /// Ceph's gateway for S3: the one that variables name, or one of Debian's packages that keeps everything
+    /// in memory. See [`has_ceph`].
     ///
     /// # Panics
     /// If it does not come up, or the variables do not name all that is needed.
@@ -251,7 +253,8 @@ impl Server {
         assert_eq!(&reply, b"OK\r\n");
     }
 
-    /// An emulator of Google Cloud Storage, fake-gcs-server, behind a shim that translates; neither is the real one.
+    /// An emulator of Google Cloud Storage, fake-gcs-server, behind a shim that translates; neither is the
+    /// real one.
     pub fn google(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the directory of the emulator");
         let [emulator_port, port] = ports::several();
@@ -317,8 +320,8 @@ impl Server {
         found.map(|(_, value)| value.as_str()).unwrap_or_else(|| panic!("no {flag}: {:?}", self.flags))
     }
 
-    /// Makes credentials for this store, with some flags replaced (or left away, if the value is empty); the document,
-    /// or the error, with the exit status.
+    /// Makes credentials for this store, with some flags replaced (or left away, if the value is empty); the
+    /// document, or the error, with the exit status.
     pub fn add_credentials(&self, ctl: &Ctl, name: &str, changes: &[(&str, &str)]) -> (i32, Value) {
         let mut flags: Vec<(&str, &str)> =
             self.flags.iter().map(|(flag, value)| (*flag, value.as_str())).collect();

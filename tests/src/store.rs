@@ -1,4 +1,5 @@
-//! A directory that serves as object store, seen from outside: which objects there are, and ways to damage them.
+//! A directory that serves as object store, seen from outside: which objects there are, and ways to damage
+//! them.
 
 use std::{
     collections::BTreeMap,

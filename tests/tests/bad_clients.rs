@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
-    Bed, Daemon, MIB, Nbd, PATIENCE, Rng, assert_same,
+    Bed, Daemon, MIB, Nbd, Rng, TIMEOUT, assert_same,
     nbd::{Failure, command, errno, flag, info_data, option_request, request},
     wait_for,
 };
@@ -209,7 +209,7 @@ fn requests_that_cannot_be() {
 #[test]
 fn clients_that_read_no_replies() {
     let served = Served::start();
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let deadline = std::time::Instant::now() + TIMEOUT;
     let stuck: Vec<UnixStream> = (0..4)
         .map(|_| {
             let mut stream = UnixStream::connect(served.daemon.nbd_socket()).unwrap();

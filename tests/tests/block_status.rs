@@ -1,5 +1,5 @@
-//! Where a volume has data, and what changed since a snapshot, as other people's tools see it: exact to the block, against
-//! a model.
+//! Where a volume has data, and what changed since a snapshot, as other people's tools see it: exact to the
+//! block, against a model.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
@@ -61,7 +61,8 @@ impl Model {
     }
 }
 
-/// The runs of a tool's map, as one value for each block; fails if they do not tile the volume at block borders.
+/// The runs of a tool's map, as one value for each block; fails if they do not tile the volume at block
+/// borders.
 fn blocks_of(map: &Value, start: &str, value: impl Fn(&Value) -> u64) -> Vec<u64> {
     let mut blocks = Vec::new();
     for run in map.as_array().unwrap() {
@@ -161,7 +162,8 @@ fn maps_are_exact_to_the_block() {
     client.close();
     let setup = daemon.stop();
     let daemon = setup.start();
-    // Which blocks were zeroed is forgotten with the process, for those that hide others: they may be called data.
+    // Which blocks were zeroed is forgotten with the process, for those that hide others: they may be called
+    // data.
     let found = nbdinfo_map(&daemon, "vol", "base:allocation");
     for (what, found) in model.allocation.iter_mut().zip(found).filter(|(what, _)| **what != DATA) {
         assert!([DATA, HOLE].contains(&found));

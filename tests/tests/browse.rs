@@ -1,7 +1,7 @@
 //! Looking into snapshots: a real daemon, a real mount of the kernel, a real ext4.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
-use blockd_tests::{Bed, Ctl, Daemon, MIB, PATIENCE, Setup, Store, ctl::clean, process, wait_for};
+use blockd_tests::{Bed, Ctl, Daemon, MIB, Setup, Store, TIMEOUT, ctl::clean, process, wait_for};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use std::{
     fs::{self, File},
@@ -260,7 +260,7 @@ fn a_store_that_is_gone_gives_errors_in_time_and_recovers() {
         data_runs(&snapshot.join("disk.img")).into_iter().max_by_key(|(start, end)| end - start).unwrap();
     let error = disk.read_exact_at(&mut [0; 4096], run.0 + MIB).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
-    assert!(began.elapsed() < PATIENCE);
+    assert!(began.elapsed() < TIMEOUT);
     assert_eq!(world.snapshots().len(), 1, "listing goes on");
     fs::rename(&away, &here).unwrap();
     assert!(same_file(&world.image, &snapshot.join("disk.img")));

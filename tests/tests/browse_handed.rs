@@ -1,10 +1,10 @@
-//! Mounts that a user makes and hands to a daemon which may not mount: it is another user, in a mount namespace of its own,
-//! without `/dev/fuse` and `fusermount3`.
+//! Mounts that a user makes and hands to a daemon which may not mount: it is another user, in a mount
+//! namespace of its own, without `/dev/fuse` and `fusermount3`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 use blockd_api::{Client, ClientError, ErrorCode, browse::HandMount};
 use blockd_fuse::UnservedMount;
-use blockd_tests::{Bed, Ctl, Daemon, PATIENCE, Setup, Store, ctl::clean, process, wait_for};
+use blockd_tests::{Bed, Ctl, Daemon, Setup, Store, TIMEOUT, ctl::clean, process, wait_for};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use std::{
     fs::{self, File},
@@ -19,8 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Who the daemon is, who may ask it as a member of its group, and who may not: users that every Debian has, as `fusermount3` looks
-/// for their names.
+/// Who the daemon is, who may ask it as a member of its group, and who may not: users that every Debian has,
+/// as `fusermount3` looks for their names.
 const DAEMON: u32 = 2;
 const MEMBER: u32 = 1;
 const OTHER: u32 = 65534;
@@ -212,7 +212,8 @@ fn others_see_it_if_whoever_mounts_wants_that_and_may() {
         assert!(!reads(OTHER, &latest.join(name)), "{name} is for its owner");
     }
 
-    // A user may only where /etc/fuse.conf says so: in a namespace of their own, which the daemon is not in, either.
+    // A user may only where /etc/fuse.conf says so: in a namespace of their own, which the daemon is not in,
+    // either.
     let at_home = theirs.0.to_str().unwrap();
     let error = world.ctl_of(MEMBER).fails(&["browse", "mount", at_home, "--allow-other"], 1);
     assert!(error["message"].as_str().unwrap().contains("user_allow_other"), "{error:#}");
@@ -330,7 +331,7 @@ fn what_is_no_mount_is_refused_and_nothing_is_left_of_it() {
     let descriptor = unserved.take_descriptor().unwrap();
     drop(unserved);
     refused(descriptor, "nothing that waits to be served");
-    assert!(began.elapsed() < PATIENCE);
+    assert!(began.elapsed() < TIMEOUT);
     wait_for("nothing to be left", || (process::open_files(pid) <= files).then_some(()));
     let names = || {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
@@ -365,7 +366,8 @@ fn a_descriptor_that_nobody_asked_for_is_closed() {
     assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
     rustix::net::sendmsg(&stream, &[IoSlice::new(head)], &mut control, SendFlags::NOSIGNAL).unwrap();
     drop(near);
-    // The daemon waits for the body, and has the request and nothing else; when it has that, too, it closes what it was given.
+    // The daemon waits for the body, and has the request and nothing else; when it has that, too, it closes
+    // what it was given.
     rustix::net::send(&stream, b"{\"mountpoint\": \"/x\"}", SendFlags::NOSIGNAL).unwrap();
     assert_eq!(far.read(&mut [0]).unwrap(), 0);
     let mut reply = String::new();

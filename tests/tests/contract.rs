@@ -1,4 +1,5 @@
-//! What scripts of users rely on: exit statuses, one JSON document, names and columns, sockets, secrets that stay secret.
+//! What scripts of users rely on: exit statuses, one JSON document, names and columns, sockets, secrets that
+//! stay secret.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{Bed, Ctl, KIB, MIB, Rng, assert_same, ctl::clean, process::program, wait_for};
@@ -86,7 +87,7 @@ fn it_tells_systemd_when_it_is_ready() {
     let bed = Bed::new();
     let notify = bed.path("notify");
     let socket = UnixDatagram::bind(&notify).unwrap();
-    socket.set_read_timeout(Some(blockd_tests::PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(blockd_tests::TIMEOUT)).unwrap();
     let daemon = bed
         .daemon("a")
         .env("NOTIFY_SOCKET", notify.to_str().unwrap())

@@ -1,4 +1,5 @@
-//! The daemon is killed, or stopped, at random moments: nothing that was acknowledged is lost, and what was begun goes on.
+//! The daemon is killed, or stopped, at random moments: nothing that was acknowledged is lost, and what was
+//! begun goes on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
@@ -87,7 +88,8 @@ fn fio_verifies_after_kills() {
     daemon.ctl().add_local("nas", store.dir(), None);
     daemon.ctl().create_volume("vol", "64MiB");
     for _ in 0..4 {
-        // With one request at a time the order is the seed's, so that the number of acknowledged writes says which ones.
+        // With one request at a time the order is the seed's, so that the number of acknowledged writes says
+        // which ones.
         let seed = format!("--randseed={}", rng.below(1 << 31));
         let common = [
             "--rw=randwrite",

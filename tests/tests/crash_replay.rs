@@ -1,7 +1,9 @@
-//! Power cuts under a real filesystem: see `blockd_tests::replay`. Skipped where filesystems cannot be mounted.
+//! Power cuts under a real filesystem: see `blockd_tests::replay`. Skipped where filesystems cannot be
+//! mounted.
 //!
-//! A few states of each filesystem, drawn anew in each run. `tools/crash-replay` replays every flush and more, by
-//! `BLOCKD_REPLAY_STATES` (how many states, or `all`) and `BLOCKD_REPLAY_STEPS` (how long the recorded life is).
+//! A few states of each filesystem, drawn anew in each run. `tools/crash-replay` replays every flush and
+//! more, by `BLOCKD_REPLAY_STATES` (how many states, or `all`) and `BLOCKD_REPLAY_STEPS` (how long the
+//! recorded life is).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
@@ -183,7 +185,8 @@ fn whatever_a_power_cut_leaves_of_xfs_the_next_backup_is_right() {
     replay_backups("whatever_a_power_cut_leaves_of_xfs_the_next_backup_is_right", Filesystem::Xfs);
 }
 
-/// What says which backup the next one builds on must be durable before what the older one needed is forgotten.
+/// What says which backup the next one builds on must be durable before what the older one needed is
+/// forgotten.
 #[test]
 fn a_backup_that_is_told_to_be_done_too_early_is_found() {
     let name = "a_backup_that_is_told_to_be_done_too_early_is_found";
@@ -191,7 +194,8 @@ fn a_backup_that_is_told_to_be_done_too_early_is_found() {
         let omission = Omission { operation: "fsync", files: Files::With("blockd.db") };
         let life = backups::record(Filesystem::Xfs, dir, 4, rng.next_u64(), Some(omission));
         let expected = [backups::FORGOTTEN, backups::WRONG, backups::DIFFERS];
-        // What else is met on the way, such as a database that does not open, proves nothing: it is looked on.
+        // What else is met on the way, such as a database that does not open, proves nothing: it is looked
+        // on.
         let mut others = Vec::new();
         let mut found = None;
         let cuts = backup_cuts(&life, 100, rng);
@@ -248,8 +252,8 @@ fn a_sync_that_is_left_out_is_found() {
     });
 }
 
-/// A live map that is believed after a power cut says that there is data where there is none: this is what the daemon would
-/// do if it could not tell that its folder was mounted anew.
+/// A live map that is believed after a power cut says that there is data where there is none: this is what
+/// the daemon would do if it could not tell that its folder was mounted anew.
 #[test]
 fn a_map_that_is_believed_after_a_power_cut_is_found() {
     let name = "a_map_that_is_believed_after_a_power_cut_is_found";

@@ -1,5 +1,6 @@
-//! The examples for databases: real servers under load on volumes of a group, frozen at one instant, restored, and checked by their
-//! own tools. Left out where a server is not installed, or filesystems cannot be mounted.
+//! The examples for databases: real servers under load on volumes of a group, frozen at one instant,
+//! restored, and checked by their own tools. Left out where a server is not installed, or filesystems cannot
+//! be mounted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
@@ -96,8 +97,8 @@ fn answered_of(ledgers: &[AtomicU64]) -> Vec<u64> {
     ledgers.iter().map(|ledger| ledger.load(Ordering::SeqCst)).collect()
 }
 
-/// What is there of each ledger, as `CLIENT COUNT LAST` a line, is all that was answered before, none that was not asked for by the end,
-/// and nothing is missing between.
+/// What is there of each ledger, as `CLIENT COUNT LAST` a line, is all that was answered before, none that
+/// was not asked for by the end, and nothing is missing between.
 fn assert_ledgers(found: &str, before: &[u64], after: &[u64]) {
     let lines: Vec<Vec<u64>> = found
         .lines()
@@ -117,7 +118,8 @@ fn assert_ledgers(found: &str, before: &[u64], after: &[u64]) {
     }
 }
 
-/// Runs the ledgers, and what `act` does when all of them have some entries; gives what was answered before and after that.
+/// Runs the ledgers, and what `act` does when all of them have some entries; gives what was answered before
+/// and after that.
 fn under_load<T>(
     client: impl Fn() -> Command + Sync,
     statement: impl Fn(usize, u64) -> String + Sync,

@@ -1,10 +1,12 @@
-//! Executes the commands of README.md and docs/: each page in a private mount namespace with a daemon of its own.
+//! Executes the commands of README.md and docs/: each page in a private mount namespace with a daemon of its
+//! own.
 //!
-//! A page's `console` blocks are one shell session. Lines that begin with `$ ` are commands; the lines below are their
-//! output, of which `...` matches any number of lines and words with digits match each other. A comment
-//! `# exits with N` promises another exit status than 0. Blocks of `console,host` (systemd, root or hardware) and
-//! `console,account` (a cloud account) are not carried out; their `blockctl` commands run without a daemon, which shows
-//! that the command line is valid. `<!-- test … -->` holds commands that a page takes for granted.
+//! A page's `console` blocks are one shell session. Lines that begin with `$ ` are commands; the lines below
+//! are their output, of which `...` matches any number of lines and words with digits match each other. A
+//! comment `# exits with N` promises another exit status than 0. Blocks of `console,host` (systemd, root or
+//! hardware) and `console,account` (a cloud account) are not carried out; their `blockctl` commands run
+//! without a daemon, which shows that the command line is valid. `<!-- test … -->` holds commands that a page
+//! takes for granted.
 
 use blockd_tests::process::{both, die_with_parent, program, repository, tool};
 use std::{
@@ -48,7 +50,8 @@ struct Step {
 }
 
 impl Step {
-    /// Compares an exit status with the promised one; a command that is only parsed must not be rejected as invalid.
+    /// Compares an exit status with the promised one; a command that is only parsed must not be rejected as
+    /// invalid.
     fn may_exit_with(&self, status: i32) -> bool {
         let promised =
             self.command.rsplit_once("# exits with ").map_or(0, |(_, status)| status.trim().parse().unwrap());

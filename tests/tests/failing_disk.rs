@@ -1,5 +1,5 @@
-//! Disks that are full and disks that fail, under a daemon that runs: clients get the error that it was, nothing that was
-//! flushed is lost, and nothing is called flushed that may not be.
+//! Disks that are full and disks that fail, under a daemon that runs: clients get the error that it was,
+//! nothing that was flushed is lost, and nothing is called flushed that may not be.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
@@ -228,7 +228,8 @@ fn a_write_that_fails_is_told_and_the_volume_goes_on() {
     let _ = daemon.stop();
 }
 
-/// Has a file that is not blockd's take the rest of the data directory's filesystem, to the last piece of this size.
+/// Has a file that is not blockd's take the rest of the data directory's filesystem, to the last piece of
+/// this size.
 fn fill(daemon: &Daemon, piece: u64) -> std::path::PathBuf {
     let other = daemon.seen_data_dir().join("others");
     let mut room = 64 * MIB;

@@ -1,5 +1,5 @@
-//! A filesystem below one volume's data directory that shuts down, as ext4 and XFS do after a failed metadata write.
-//! Skipped where filesystems cannot be mounted.
+//! A filesystem below one volume's data directory that shuts down, as ext4 and XFS do after a failed metadata
+//! write. Skipped where filesystems cannot be mounted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{

@@ -1,4 +1,5 @@
-//! Volumes that are frozen together: real writers on many connections, a real disk that fills up, and a daemon that dies.
+//! Volumes that are frozen together: real writers on many connections, a real disk that fills up, and a
+//! daemon that dies.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{BLOCK, Bed, Daemon, MIB, Nbd, nbd::command, wait_for};
@@ -19,8 +20,8 @@ fn name(volume: u64) -> String {
     format!("v{volume}")
 }
 
-/// A chain of writes over all volumes, each issued after the one before was answered, each volume on a connection of its
-/// own: write number n goes to the volume whose turn it is and says n.
+/// A chain of writes over all volumes, each issued after the one before was answered, each volume on a
+/// connection of its own: write number n goes to the volume whose turn it is and says n.
 fn write_chain(socket: &Path, chain: u64, stop: &AtomicBool, answered: &AtomicU64) {
     let mut clients: Vec<Nbd> = (0..VOLUMES).map(|volume| Nbd::open(socket, &name(volume))).collect();
     for number in 1u64.. {
@@ -217,7 +218,8 @@ fn commands_run_around_a_snapshot_and_what_became_of_them_stays_with_it() {
     assert_eq!(kinds, [("pre-command", &Value::from(0)), ("post-command", &Value::from(0))]);
     assert!(steps.iter().all(|step| step["durationMicros"].as_u64().unwrap() > 0));
 
-    // One that fails, one that takes too long, and filesystems that are not there: no snapshot, and the end is the same.
+    // One that fails, one that takes too long, and filesystems that are not there: no snapshot, and the end
+    // is the same.
     for (more, part) in [
         (vec!["--pre-command", "echo locked >&2; exit 3"], "the pre-command failed (exit status 3: locked)"),
         // The command after has as long, which must do on a busy machine.
@@ -240,8 +242,8 @@ fn commands_run_around_a_snapshot_and_what_became_of_them_stays_with_it() {
     assert_eq!((&step["exitStatus"], step["error"].as_str()), (&Value::from(5), Some("exit status 5")));
 }
 
-/// A daemon that is killed while an application is at rest lets it go at its next start, and nothing of the command before
-/// runs beside that.
+/// A daemon that is killed while an application is at rest lets it go at its next start, and nothing of the
+/// command before runs beside that.
 #[test]
 fn what_was_at_rest_when_the_daemon_was_killed_is_let_go() {
     let bed = Bed::new();
@@ -267,7 +269,8 @@ fn what_was_at_rest_when_the_daemon_was_killed_is_let_go() {
     assert_eq!(daemon.ctl().json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
 }
 
-/// A disk that has room for some of the new heads and not for all: nobody is frozen, nothing is left, and with room it works.
+/// A disk that has room for some of the new heads and not for all: nobody is frozen, nothing is left, and
+/// with room it works.
 #[test]
 fn a_full_disk_leaves_no_member_with_a_snapshot() {
     let bed = Bed::new();

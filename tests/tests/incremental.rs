@@ -1,4 +1,5 @@
-//! An incremental costs what changed and no more, and each cloud snapshot can be deleted without harm to others.
+//! An incremental costs what changed and no more, and each cloud snapshot can be deleted without harm to
+//! others.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{BLOCK, Bed, KIB, MIB, Model, Rng, Task, assert_same, process::bytes_read};

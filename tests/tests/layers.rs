@@ -56,7 +56,8 @@ fn a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right() {
     ctl.fails(&["volume", "uri", "vol@never"], 4);
     ctl.fails(&["snapshot", "diff", "vol", "bad", "good"], 2);
     ctl.fails(&["snapshot", "diff", "vol", "never"], 4);
-    // A backup may keep a snapshot of its own of the same content: what is exclusive to `bad` is not shared with it.
+    // A backup may keep a snapshot of its own of the same content: what is exclusive to `bad` is not shared
+    // with it.
     let bad = space(&ctl).into_iter().find(|found| found.0 == "bad").unwrap();
     assert_eq!((bad.1, bad.1 + bad.2), (BLOCK, 4 * MIB + BLOCK));
 

@@ -1,8 +1,9 @@
-//! Volumes that are restored lazily: used at once, whatever becomes of the store and the daemon, and whole in the end.
+//! Volumes that are restored lazily: used at once, whatever becomes of the store and the daemon, and whole in
+//! the end.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
-    BLOCK, Bed, Ctl, Daemon, MIB, Nbd, PATIENCE, Rng, Store, assert_same,
+    BLOCK, Bed, Ctl, Daemon, MIB, Nbd, Rng, Store, TIMEOUT, assert_same,
     crash::Region,
     fio::Fio,
     nbd::{Failure, command, errno},
@@ -157,7 +158,7 @@ fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
     let asked = Instant::now();
     let task = lazy(&daemon.ctl(), &origin.snap, "now", &[]);
     let took = asked.elapsed();
-    assert!(took < PATIENCE, "the volume was there after {took:?}");
+    assert!(took < TIMEOUT, "the volume was there after {took:?}");
     let mut first = daemon.nbd("now");
     first.write(FILES, &[1; 512]);
     first.write(FILES, &[0; 512]);
@@ -285,7 +286,8 @@ fn the_next_backup_carries_just_what_was_written() {
     assert_same("restored lazily elsewhere", &other.content("there"), &content);
 }
 
-/// A block of a volume whose reads wait for the store for a moment only, which may be too short on a busy machine.
+/// A block of a volume whose reads wait for the store for a moment only, which may be too short on a busy
+/// machine.
 fn read_in_the_end(client: &mut Nbd, at: u64) -> Vec<u8> {
     wait_for("a read that does not fail", || match client.try_read(at, BLOCK) {
         Err(Failure::Refused(errno::EIO)) => None,
@@ -316,7 +318,7 @@ fn a_store_that_is_gone_fails_what_needs_it_or_keeps_it_waiting() {
         Err(Failure::Refused(errno::EIO)) => {}
         other => panic!("a read without a store: {other:?}"),
     }
-    assert!(asked.elapsed() < PATIENCE, "it took {:?}", asked.elapsed());
+    assert!(asked.elapsed() < TIMEOUT, "it took {:?}", asked.elapsed());
     client.read(0, BLOCK);
     client.write(far, &[7; BLOCK as usize]);
     assert_eq!(client.read(far, BLOCK), [7; BLOCK as usize]);
@@ -489,7 +491,8 @@ fn a_filesystems_metadata_is_fetched_before_its_files() {
     // Of the last group, which lies behind most files.
     let (block, table) = (number("Block size:"), number("Inode table at "));
     lazy(&ctl, &origin.snap, "now", &["--on-store-loss", "error"]);
-    // One fetch of 4 MiB may be under way before anybody knows where the metadata lies; in their order the inodes of the last one come behind all of 16 MiB.
+    // One fetch of 4 MiB may be under way before anybody knows where the metadata lies; in their order the
+    // inodes of the last one come behind all of 16 MiB.
     wait_for_fetched(&ctl, "now", 9 * MIB);
     origin.take_store_away();
     let mut client = daemon.nbd("now");

@@ -1,8 +1,9 @@
-//! Many clients, slow clients and clients that stall: each costs a bounded amount, and the others do not notice.
+//! Many clients, slow clients and clients that stall: each costs a bounded amount, and the others do not
+//! notice.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
-    Bed, KIB, MIB, Nbd, PATIENCE, Rng, assert_same,
+    Bed, KIB, MIB, Nbd, Rng, TIMEOUT, assert_same,
     nbd::{command, info_data, option_request, request},
     ports,
     process::{memory_bytes, open_files, raise_open_files},
@@ -117,7 +118,7 @@ fn a_slow_reader_beside_a_fast_writer() {
     slow.write_all(&[3u32.to_be_bytes().to_vec(), option_request(7, &info_data("vol"))].concat()).unwrap();
     slow.set_nonblocking(true).unwrap();
     // Until the server takes no more: many gigabytes could be asked for.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let (mut asked, mut refused) = (0_u64, 0);
     while refused < 20 {
         assert!(Instant::now() < deadline && asked < 100_000, "the server takes requests without end");
@@ -153,7 +154,7 @@ fn a_slow_reader_beside_a_fast_writer() {
 
     // The slow one was not forgotten.
     slow.set_nonblocking(false).unwrap();
-    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    slow.set_read_timeout(Some(TIMEOUT)).unwrap();
     skip_negotiation(&mut slow);
     for _ in 0..64 {
         let mut reply = vec![0; 16 + MIB as usize];
@@ -197,7 +198,7 @@ fn stalled_handshakes_are_dropped_in_time() {
     let stalled: Vec<(UnixStream, Instant)> = (0..STALLED)
         .map(|nth| {
             let mut stream = UnixStream::connect(daemon.nbd_socket()).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             // It may have been dropped before.
             let _ = stream.write_all(&talk[..nth % talk.len()]);
             (stream, Instant::now())
@@ -211,7 +212,7 @@ fn stalled_handshakes_are_dropped_in_time() {
         // The server's clock began when it accepted, which was not before the connection was made.
         let lasted = connected.elapsed();
         assert!(began.elapsed() >= TIMEOUT, "dropped after {lasted:?}");
-        assert!(lasted < TIMEOUT + PATIENCE, "dropped after {lasted:?}");
+        assert!(lasted < TIMEOUT + TIMEOUT, "dropped after {lasted:?}");
     }
     eprintln!("{STALLED} stalled handshakes were dropped within {:?}", began.elapsed());
     wait_for("their sockets to be closed", || (open_files(daemon.pid()) <= files).then_some(()));

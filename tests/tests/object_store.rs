@@ -103,7 +103,8 @@ fn swift() {
     run(options.open().unwrap(), Has { create_if_absent: server.conditional_put, parts: true });
 }
 
-/// fake-gcs-server behind a shim: an emulator, and not Google Cloud Storage. The shim translates no uploads in parts.
+/// fake-gcs-server behind a shim: an emulator, and not Google Cloud Storage. The shim translates no uploads
+/// in parts.
 #[test]
 fn google_emulator() {
     if servers::is_switched_off("GOOGLE") {

@@ -1,4 +1,5 @@
-//! The Debian package: what is in it, and what becomes of a system on which it is installed, upgraded, removed and purged.
+//! The Debian package: what is in it, and what becomes of a system on which it is installed, upgraded,
+//! removed and purged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{

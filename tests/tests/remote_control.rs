@@ -1,4 +1,5 @@
-//! Driving a daemon from elsewhere and as somebody else: certificates, roles, sockets of groups, and names for daemons.
+//! Driving a daemon from elsewhere and as somebody else: certificates, roles, sockets of groups, and names
+//! for daemons.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{Bed, Ctl, certs::Authority, ctl::clean, process::program, wait_for};
@@ -236,7 +237,8 @@ fn a_reload_takes_roles_away_and_takes_up_certificates_or_changes_nothing() {
         (told.count() == 2).then_some(())
     });
 
-    // Another certificate in another file, of an authority that clients do not know yet; and what takes a restart is named.
+    // Another certificate in another file, of an authority that clients do not know yet; and what takes a
+    // restart is named.
     let other = Authority::new(&bed.path("other"));
     let (certificate, key) = other.sign("server", &["localhost"]);
     let key_line = text.lines().find(|line| line.starts_with("key = ")).unwrap();

@@ -361,7 +361,8 @@ fn an_access_key_is_rotated_while_a_backup_runs() {
     let second = ctl.backup_with("vol", &["--cred-id", "s3"]);
     assert!(second.is_incremental());
 
-    // The key changes under a backup that has sent a request which the server never sees before the old one is revoked.
+    // The key changes under a backup that has sent a request which the server never sees before the old one
+    // is revoked.
     write(&mut content, 0, 40 * MIB);
     server.take_also(&[NEW]);
     let file = bed.path("new-key");

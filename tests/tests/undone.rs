@@ -1,4 +1,5 @@
-//! Tasks that are stopped, killed and taken up again through the command line; damage that is found, named and healed.
+//! Tasks that are stopped, killed and taken up again through the command line; damage that is found, named
+//! and healed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{Bed, Ctl, Daemon, MIB, Rng, assert_same, wait_for};

@@ -1,8 +1,9 @@
-//! For `tools/bench lazy`: stands before a store and holds each request back for a while, as a network that is far away would.
+//! For `tools/bench lazy`: stands before a store and holds each request back for a while, as a network that
+//! is far away would.
 //!
-//! `delay_proxy TARGET_PORT` prints the port of its own on 127.0.0.1 and takes lines from its standard input: `delay MS`, and
-//! `count`, which it answers with how many requests came by. It is a program of its own so that what it costs is little beside
-//! what is measured. It ends with its input.
+//! `delay_proxy TARGET_PORT` prints the port of its own on 127.0.0.1 and takes lines from its standard input:
+//! `delay MS`, and `count`, which it answers with how many requests came by. It is a program of its own so
+//! that what it costs is little beside what is measured. It ends with its input.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot measure ends with a panic")]
 
@@ -26,8 +27,8 @@ struct Shared {
     requests: AtomicU64,
 }
 
-/// Passes on what comes. A request is known by its method at the beginning of what is read: nobody sends the next one before the
-/// reply to the one before has come.
+/// Passes on what comes. A request is known by its method at the beginning of what is read: nobody sends the
+/// next one before the reply to the one before has come.
 fn pump(mut from: TcpStream, mut to: TcpStream, requests: Option<&Shared>) -> io::Result<()> {
     let mut buf = vec![0; BUFFER_BYTES];
     loop {

@@ -1,12 +1,13 @@
-//! Random reads of 4 KiB from volumes of 1, 8, 64 and 512 frozen layers below an empty head, beside the same reads from as
-//! many plain files with the same blocks: what the depth costs, and how much of that is the kernel's. The volumes take
-//! turns, so that whatever else the machine does meets all of them.
+//! Random reads of 4 KiB from volumes of 1, 8, 64 and 512 frozen layers below an empty head, beside the same
+//! reads from as many plain files with the same blocks: what the depth costs, and how much of that is the
+//! kernel's. The volumes take turns, so that whatever else the machine does meets all of them.
 //!
-//! `run` is how many neighbouring blocks lie in one layer: with 1 each block is in another layer than its neighbours, the
-//! worst there can be, also for the kernel, whose page cache of a file then has one page a node; 64 blocks (256 KiB) are
-//! more like what writers leave.
+//! `run` is how many neighbouring blocks lie in one layer: with 1 each block is in another layer than its
+//! neighbours, the worst there can be, also for the kernel, whose page cache of a file then has one page a
+//! node; 64 blocks (256 KiB) are more like what writers leave.
 //!
-//! `first reads` are those of blocks that were not read since the volume was opened or frozen: they must be looked for.
+//! `first reads` are those of blocks that were not read since the volume was opened or frozen: they must be
+//! looked for.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 

@@ -1,6 +1,6 @@
-//! For `tools/bench startup`: fills the heads of all volumes of a data directory, which no daemon may have open, with
-//! scattered blocks. So that a thousand volumes take little room, all of them share the data of the first one: what is
-//! tracked is each volume's own, and a start finds data where blocks are held.
+//! For `tools/bench startup`: fills the heads of all volumes of a data directory, which no daemon may have
+//! open, with scattered blocks. So that a thousand volumes take little room, all of them share the data of
+//! the first one: what is tracked is each volume's own, and a start finds data where blocks are held.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot measure ends with a panic")]
 

@@ -1,12 +1,13 @@
-//! The engine of `tools/bench freeze`: freezes a group of volumes again and again under random writes, and prints one
-//! JSON document with what each freeze cost.
+//! The engine of `tools/bench freeze`: freezes a group of volumes again and again under random writes, and
+//! prints one JSON document with what each freeze cost.
 //!
-//! Of each freeze, the longest write that was under way during its barrier is told; so is that of as many instants at
-//! which nothing was frozen, which is what the machine does by itself. And the times of all writes are told apart by
-//! whether a freeze was under way, from its first file to its last commit, and whether its barrier was or had just been.
+//! Of each freeze, the longest write that was under way during its barrier is told; so is that of as many
+//! instants at which nothing was frozen, which is what the machine does by itself. And the times of all
+//! writes are told apart by whether a freeze was under way, from its first file to its last commit, and
+//! whether its barrier was or had just been.
 //!
-//! A writer that waits for a CPU waits in the middle of a write, whoever has that CPU. So of long writes it is also told how
-//! long they took without that, by what the kernel says of the thread's waiting.
+//! A writer that waits for a CPU waits in the middle of a write, whoever has that CPU. So of long writes it
+//! is also told how long they took without that, by what the kernel says of the thread's waiting.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench that cannot measure ends with a panic")]
 
@@ -33,7 +34,7 @@ const SHORT: Duration = Duration::from_micros(20);
 const NEAR: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_millis(20);
 /// What a volume may have: no more freezes than this.
-const MOST_FREEZES: u64 = 500;
+const MAX_FREEZES: u64 = 500;
 /// How many volumes are made at the same time.
 const MAKERS: u64 = 8;
 
@@ -154,8 +155,8 @@ fn freeze(load: &Load, number: u64) -> Frozen {
     Frozen { hold_ns: nanos(frozen.stall), stall_ns: nanos(longest), barrier, call }
 }
 
-/// The longest write that was under way in a span, and the longest one without its waiting for a CPU; those that are not
-/// remembered took no time.
+/// The longest write that was under way in a span, and the longest one without its waiting for a CPU; those
+/// that are not remembered took no time.
 fn worst(written: &[Written], (from, to): Span) -> (u64, u64) {
     let long = written.iter().flat_map(|written| &written.long);
     let overlapping = long.filter(|long| long.span.0 <= to && long.span.1 >= from);
@@ -207,7 +208,7 @@ fn main() {
     // The first freeze of each volume finds everything new.
     freeze(&load, 1);
     let (mut frozen, mut controls) = (Vec::new(), Vec::new());
-    while origin.elapsed() < lasts && (frozen.len() as u64) < MOST_FREEZES {
+    while origin.elapsed() < lasts && (frozen.len() as u64) < MAX_FREEZES {
         thread::sleep(PAUSE);
         let now = nanos(origin.elapsed());
         controls.push((now, now));

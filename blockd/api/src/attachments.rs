@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// The fewest and the most connections that a device gets unless a number is asked for: one per core, within these.
+/// The fewest and the most connections that a device gets unless a number is asked for: one per core, within
+/// these.
 pub const DEFAULT_CONNECTIONS: std::ops::RangeInclusive<u32> = 2..=4;
 /// The logical block size of a device unless another is asked for, in bytes.
 pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 4096;

@@ -17,8 +17,8 @@ pub struct MountBrowse {
     pub cred_ids: Vec<CredentialRef>,
 }
 
-/// Body of `POST /v1/browse/handed`. In one message with its head, over a unix socket, comes one descriptor (`SCM_RIGHTS`): that of `/dev/fuse`
-/// with which the caller made the mount.
+/// Body of `POST /v1/browse/handed`. In one message with its head, over a unix socket, comes one descriptor
+/// (`SCM_RIGHTS`): that of `/dev/fuse` with which the caller made the mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HandMount {
@@ -27,7 +27,8 @@ pub struct HandMount {
     /// Cloud snapshots of these credentials; of all if there is none.
     #[serde(default)]
     pub cred_ids: Vec<CredentialRef>,
-    /// Whether the caller made it for other users to look in as well: the kernel is then told of access lists.
+    /// Whether the caller made it for other users to look in as well: the kernel is then told of access
+    /// lists.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_other: bool,
 }
@@ -74,8 +75,8 @@ pub struct BrowseMountList {
     pub mounts: Vec<BrowseMount>,
 }
 
-/// A path inside a snapshot: any bytes. As text, what is no UTF-8, a control character or `%` is `%` and two hexadecimal
-/// digits; text that has none of these is the path as it is.
+/// A path inside a snapshot: any bytes. As text, what is no UTF-8, a control character or `%` is `%` and two
+/// hexadecimal digits; text that has none of these is the path as it is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct FilePath(Vec<u8>);
@@ -99,7 +100,8 @@ impl FilePath {
         Self(bytes)
     }
 
-    /// A path of this host's shell, which begins at the root of the snapshot whether or not it begins with `/`.
+    /// A path of this host's shell, which begins at the root of the snapshot whether or not it begins with
+    /// `/`.
     pub fn from_root(bytes: &[u8]) -> Self {
         let parts = bytes.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
         let mut path = Vec::new();
@@ -257,9 +259,11 @@ pub struct FileRun {
 pub struct FileRuns {
     /// The length of the file, in bytes.
     pub size_bytes: u64,
-    /// Where there may be data, ascending. What lies between, before and behind these runs is holes, which read as zeroes.
+    /// Where there may be data, ascending. What lies between, before and behind these runs is holes, which
+    /// read as zeroes.
     pub data: Vec<FileRun>,
-    /// Up to where that is said, in bytes: the end of the file, or before it if there is more than is told at once.
+    /// Up to where that is said, in bytes: the end of the file, or before it if there is more than is told at
+    /// once.
     pub until_bytes: u64,
 }
 
@@ -328,7 +332,8 @@ pub struct FileList {
     pub xattrs: Vec<SnapshotXattr>,
 }
 
-/// An extended attribute of a file inside a snapshot. Both its parts are bytes, written as those of a path are.
+/// An extended attribute of a file inside a snapshot. Both its parts are bytes, written as those of a path
+/// are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotXattr {

@@ -1,6 +1,7 @@
 //! A client of the control API.
 //!
-//! Each request has its own connection: calls are few, and a daemon that was restarted in between is no matter.
+//! Each request has its own connection: calls are few, and a daemon that was restarted in between is no
+//! matter.
 
 use crate::{
     ApiError, CredentialRef, Deleted, Endpoint, ErrorBody, MAX_BODY_BYTES, SnapshotRef, VolumeRef,
@@ -544,17 +545,17 @@ impl Client {
 
     /// One task, now or when it has changed; see [`WaitTask`].
     pub async fn task(&self, task: Uuid, wait: &WaitTask) -> Result<Task, ClientError> {
-        let patience =
+        let time_limit =
             CALL_TIMEOUT + Duration::from_millis(wait.wait_ms.unwrap_or(0).min(crate::MAX_WAIT_MS));
-        self.query(&paths::task(task), wait, patience).await
+        self.query(&paths::task(task), wait, time_limit).await
     }
 
     pub(crate) async fn get<R: DeserializeOwned>(
         &self,
         address: &str,
-        patience: Duration,
+        time_limit: Duration,
     ) -> Result<R, ClientError> {
-        self.call(Method::GET, address, Bytes::new(), patience).await
+        self.call(Method::GET, address, Bytes::new(), time_limit).await
     }
 
     pub(crate) async fn delete<R: DeserializeOwned>(&self, address: &str) -> Result<R, ClientError> {
@@ -565,20 +566,20 @@ impl Client {
         &self,
         path: &str,
         query: &Q,
-        patience: Duration,
+        time_limit: Duration,
     ) -> Result<R, ClientError> {
         let bad = |source| ClientError::BadRequest { what: format!("GET {path}"), source };
         let address = paths::with_query(path, query).map_err(bad)?;
-        self.get(&address, patience).await
+        self.get(&address, time_limit).await
     }
 
     pub(crate) async fn post<B: Serialize, R: DeserializeOwned>(
         &self,
         address: &str,
         body: &B,
-        patience: Duration,
+        time_limit: Duration,
     ) -> Result<R, ClientError> {
-        self.send(Method::POST, address, body, patience).await
+        self.send(Method::POST, address, body, time_limit).await
     }
 
     pub(crate) async fn send<B: Serialize, R: DeserializeOwned>(
@@ -586,13 +587,14 @@ impl Client {
         method: Method,
         address: &str,
         body: &B,
-        patience: Duration,
+        time_limit: Duration,
     ) -> Result<R, ClientError> {
         let bad = |source| ClientError::BadRequest { what: format!("{method} {address}"), source };
-        // A body can hold secrets: it is wiped when it was sent, and begins large enough not to be moved about.
+        // A body can hold secrets: it is wiped when it was sent, and begins large enough not to be moved
+        // about.
         let mut json = Zeroizing::new(Vec::with_capacity(16 << 10));
         serde_json::to_writer(&mut *json, body).map_err(bad)?;
-        self.call(method, address, Bytes::from_owner(json), patience).await
+        self.call(method, address, Bytes::from_owner(json), time_limit).await
     }
 
     async fn call<R: DeserializeOwned>(
@@ -600,10 +602,10 @@ impl Client {
         method: Method,
         address: &str,
         body: Bytes,
-        patience: Duration,
+        time_limit: Duration,
     ) -> Result<R, ClientError> {
         let what = format!("{method} {address}");
-        let (status, body) = self.fetch(method, address, body, patience).await?;
+        let (status, body) = self.fetch(method, address, body, time_limit).await?;
         serde_json::from_slice(&body).map_err(|error| self.bad_reply(&what, status, error.to_string()))
     }
 
@@ -622,10 +624,10 @@ impl Client {
         method: Method,
         address: &str,
         body: Bytes,
-        patience: Duration,
+        time_limit: Duration,
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let stream = self.connect().await?;
-        self.fetch_through(stream, method, address, body, patience).await
+        self.fetch_through(stream, method, address, body, time_limit).await
     }
 
     async fn fetch_through(
@@ -634,12 +636,12 @@ impl Client {
         method: Method,
         address: &str,
         body: Bytes,
-        patience: Duration,
+        time_limit: Duration,
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let what = format!("{method} {address}");
-        match timeout(patience, self.exchange(stream, method, address, body, &what)).await {
+        match timeout(time_limit, self.exchange(stream, method, address, body, &what)).await {
             Ok(reply) => reply,
-            Err(_) => Err(ClientError::Timeout { at: self.endpoint.to_string(), what, after: patience }),
+            Err(_) => Err(ClientError::Timeout { at: self.endpoint.to_string(), what, after: time_limit }),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Cloud snapshots: back up, list, inspect, restore, delete.
 //!
-//! The entries of a list keep the field names that scripts of such tools know (`ID`, `SrcVolumeID`, …); everything in
-//! `Metadata` is text.
+//! The entries of a list keep the field names that scripts of such tools know (`ID`, `SrcVolumeID`, …);
+//! everything in `Metadata` is text.
 
 use crate::{
     ApiError, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, RuleName, SnapshotId, VolumeId,
@@ -106,7 +106,8 @@ pub struct StartBackup {
     /// What each task may move.
     #[serde(default)]
     pub limits: TaskLimits,
-    /// What it is called: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of what it makes.
+    /// What it is called: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of what it
+    /// makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
     /// No rule deletes what it makes: see [`MarkCloudsnap::pinned`].
@@ -181,7 +182,8 @@ pub struct StartGroupBackup {
     /// What each task may move.
     #[serde(default)]
     pub limits: TaskLimits,
-    /// What it is called: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of what it makes.
+    /// What it is called: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of what it
+    /// makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
     /// No rule deletes what it makes: see [`MarkCloudsnap::pinned`].
@@ -236,7 +238,8 @@ pub struct ListCloudsnaps {
     /// Only of this cluster; of all clusters otherwise.
     #[serde(default)]
     pub cluster: Option<Uuid>,
-    /// Of all clusters, as without `cluster`: what a host lists that was just set up to bring another one's volumes back.
+    /// Of all clusters, as without `cluster`: what a host lists that was just set up to bring another one's
+    /// volumes back.
     #[serde(default)]
     pub all: bool,
     /// Only those in this state; [`CloudsnapStatus::Done`] otherwise.
@@ -375,7 +378,8 @@ pub struct CloudsnapMetadata {
     /// `true` if somebody said on this host that it stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<String>,
-    /// Until when it stays in any case, and from when on by no rule, as somebody said on this host; see [`crate::format_time`].
+    /// Until when it stays in any case, and from when on by no rule, as somebody said on this host; see
+    /// [`crate::format_time`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
     /// When this host verified it last; see [`crate::format_time`].
@@ -482,13 +486,15 @@ pub struct StartRestore {
     /// What the task may move.
     #[serde(default)]
     pub limits: TaskLimits,
-    /// The labels of the new volume; those that the old one had otherwise, and with them its part in schedules by labels.
+    /// The labels of the new volume; those that the old one had otherwise, and with them its part in
+    /// schedules by labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
 }
 
 impl StartRestore {
-    /// A restore of a cloud snapshot in the only place there is, to a volume that the daemon names, as fast as it can.
+    /// A restore of a cloud snapshot in the only place there is, to a volume that the daemon names, as fast
+    /// as it can.
     pub fn of(snap: CloudsnapId) -> Self {
         Self {
             snap,
@@ -511,7 +517,8 @@ pub struct RestoreStarted {
     pub volume_id: VolumeId,
     /// Name of the new volume.
     pub volume: VolumeName,
-    /// The schedules that mean the new volume by its labels, by their names, or by their ids where they have none.
+    /// The schedules that mean the new volume by its labels, by their names, or by their ids where they have
+    /// none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schedules: Vec<String>,
 }
@@ -525,7 +532,8 @@ pub struct StartDelete {
     /// Where it is; may be left out when it is in one place only.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
-    /// Also if it is pinned, or its manifest is damaged: then only its own data goes. A date on which it expires keeps nobody from deleting it before by hand.
+    /// Also if it is pinned, or its manifest is damaged: then only its own data goes. A date on which it
+    /// expires keeps nobody from deleting it before by hand.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
@@ -543,8 +551,8 @@ impl StartDelete {
     }
 }
 
-/// Body of `POST /v1/cloudsnaps/mark`: how long a cloud snapshot stays. What is left out stays as it is. This host keeps it: its
-/// own retention goes by it, another host's knows nothing of it.
+/// Body of `POST /v1/cloudsnaps/mark`: how long a cloud snapshot stays. What is left out stays as it is. This
+/// host keeps it: its own retention goes by it, another host's knows nothing of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MarkCloudsnap {
@@ -556,7 +564,8 @@ pub struct MarkCloudsnap {
     /// Whether it stays until this is taken back, whatever rules and dates say. It can be deleted by force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<bool>,
-    /// Until when it stays in any case. From then on no rule keeps it, and it is deleted; but never the last good one of its volume.
+    /// Until when it stays in any case. From then on no rule keeps it, and it is deleted; but never the last
+    /// good one of its volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
     /// It does not expire.
@@ -585,8 +594,8 @@ pub enum VerifyDepth {
     /// All that is stored opens.
     #[default]
     Frames,
-    /// All content is brought back, to nowhere, and compared with the volume where that is unchanged, and with what was
-    /// recorded the last time.
+    /// All content is brought back, to nowhere, and compared with the volume where that is unchanged, and
+    /// with what was recorded the last time.
     Deep,
 }
 
@@ -627,7 +636,8 @@ pub struct GarbageCollected {
     pub garbage: Vec<Leftover>,
     /// What no cloud snapshot needs, and is too young to be sure that none will.
     pub young: Vec<Leftover>,
-    /// The manifests that cannot be read, a line for each: while there is one, no backup's leftovers are deleted.
+    /// The manifests that cannot be read, a line for each: while there is one, no backup's leftovers are
+    /// deleted.
     pub unknown: Vec<String>,
     /// Files or segments of uploads that did not end and were removed, or would be.
     pub unfinished: u64,

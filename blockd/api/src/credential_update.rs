@@ -8,8 +8,8 @@ use crate::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Body of `PATCH /v1/credentials/{credential}`: what is not given stays. The daemon proves that the store opens with it, and is the
-/// same one, before it keeps anything.
+/// Body of `PATCH /v1/credentials/{credential}`: what is not given stays. The daemon proves that the store
+/// opens with it, and is the same one, before it keeps anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UpdateCredential {
@@ -25,8 +25,8 @@ pub struct UpdateCredential {
     /// URL of a proxy, without a password; empty for what the daemon's environment says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
-    /// The passphrase that holds, kept in another way from now on: where it lies, or the passphrase itself, and then the keys
-    /// that it opens are kept sealed. Another passphrase is refused.
+    /// The passphrase that holds, kept in another way from now on: where it lies, or the passphrase itself,
+    /// and then the keys that it opens are kept sealed. Another passphrase is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption_passphrase: Option<SecretInput>,
 }
@@ -50,7 +50,8 @@ pub enum NewAccess {
         /// The secret access key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         secret_key: Option<SecretInput>,
-        /// Ask the instance metadata service who the machine is, in place of a key; a key takes its place again.
+        /// Ask the instance metadata service who the machine is, in place of a key; a key takes its place
+        /// again.
         #[serde(default)]
         use_iam: bool,
         /// The role that is taken first; none if its name is empty.

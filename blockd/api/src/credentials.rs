@@ -20,13 +20,14 @@ pub struct CreateCredential {
     /// How one gets there.
     #[serde(default)]
     pub connection: Connection,
-    /// Encrypts all that is stored; without one it is checksummed only. The keys that a referenced one opens are not
-    /// stored on the host either.
+    /// Encrypts all that is stored; without one it is checksummed only. The keys that a referenced one opens
+    /// are not stored on the host either.
     #[serde(default)]
     pub encryption_passphrase: Option<SecretInput>,
 }
 
-/// Body of `POST /v1/credentials/{credential}/rekey`. With the first one only, the data keys that other hosts made are found, to read with.
+/// Body of `POST /v1/credentials/{credential}/rekey`. With the first one only, the data keys that other hosts
+/// made are found, to read with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RekeyCredential {
@@ -66,8 +67,9 @@ pub struct CredentialRekeyed {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Connection {
-    /// Below which everything lies in the bucket, container or directory, such as `demo` or `hosts/a`; directly in it without one. It is
-    /// part of the place: what lies below another prefix is another repository.
+    /// Below which everything lies in the bucket, container or directory, such as `demo` or `hosts/a`;
+    /// directly in it without one. It is part of the place: what lies below another prefix is another
+    /// repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// Certificates of further authorities that are trusted, as PEM.
@@ -89,8 +91,8 @@ pub struct Connection {
     pub limit_time_zone: Option<String>,
 }
 
-/// Body of `POST /v1/credentials/{credential}/limits`: what all tasks of a credential together may move, from now on and
-/// also for those that run. What is left out is not limited.
+/// Body of `POST /v1/credentials/{credential}/limits`: what all tasks of a credential together may move, from
+/// now on and also for those that run. What is left out is not limited.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CredentialLimits {
@@ -204,7 +206,8 @@ pub struct AssumedRole {
     /// What its owner wants to be told by those that take it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_id: Option<String>,
-    /// `host:port`, `host` or URL of the service that gives it; Amazon's, or the server of the bucket, without one.
+    /// `host:port`, `host` or URL of the service that gives it; Amazon's, or the server of the bucket,
+    /// without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
 }
@@ -338,7 +341,8 @@ pub struct Credential {
     pub provider: ProviderKind,
     /// The directory, for a local store.
     pub path: Option<PathBuf>,
-    /// The server: for S3, for others one that is not the provider's own, for Swift the URL that is asked first.
+    /// The server: for S3, for others one that is not the provider's own, for Swift the URL that is asked
+    /// first.
     pub endpoint: Option<String>,
     /// The region, for S3 and Keystone.
     pub region: Option<String>,

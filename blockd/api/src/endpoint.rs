@@ -104,7 +104,8 @@ impl Endpoint {
         Self(Kind::Unix(socket.into()))
     }
 
-    /// The daemon at `HOST` or `HOST:PORT` (an IPv6 address in brackets), which must have a certificate for `HOST`.
+    /// The daemon at `HOST` or `HOST:PORT` (an IPv6 address in brackets), which must have a certificate for
+    /// `HOST`.
     ///
     /// # Errors
     /// The address or one of the files cannot be used.

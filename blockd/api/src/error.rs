@@ -105,7 +105,8 @@ error_codes! {
     Forbidden, "forbidden", 403, 1, false;
     /// The kernel refused.
     DeviceFailed, "device_failed", 500, 1, false;
-    /// A command that was to run before the snapshot failed, or a filesystem could not be frozen: there is no snapshot.
+    /// A command that was to run before the snapshot failed, or a filesystem could not be frozen: there is no
+    /// snapshot.
     QuiesceFailed, "quiesce_failed", 422, 1, false;
     /// The snapshot is being read by a task.
     SnapshotInUse, "snapshot_in_use", 409, 5, true;
@@ -113,7 +114,8 @@ error_codes! {
     SnapshotPinned, "snapshot_pinned", 409, 5, false;
     /// A task uses the credential.
     CredentialInUse, "credential_in_use", 409, 5, true;
-    /// The data key of new backups is missing, or is not the newest; nothing is written until a key is made or accepted.
+    /// The data key of new backups is missing, or is not the newest; nothing is written until a key is made
+    /// or accepted.
     WriteKeyRefused, "write_key_refused", 409, 5, false;
     /// A task uses the cloud snapshot.
     CloudsnapInUse, "cloudsnap_in_use", 409, 5, true;
@@ -147,8 +149,8 @@ error_codes! {
     CloudsnapDamaged, "cloudsnap_damaged", 502, 1, false;
     /// The data directory has no room left.
     NoSpace, "no_space", 507, 1, false;
-    /// A secret that lies elsewhere is refused or cannot be one, or stored ones cannot be opened: the key file is missing or
-    /// another one.
+    /// A secret that lies elsewhere is refused or cannot be one, or stored ones cannot be opened: the key
+    /// file is missing or another one.
     SecretUnavailable, "secret_unavailable", 502, 1, false;
     /// A secret that lies elsewhere cannot be had at the moment.
     SecretUnreachable, "secret_unreachable", 503, 1, true;

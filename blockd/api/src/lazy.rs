@@ -72,7 +72,8 @@ pub struct StartLazyRestore {
     /// What becomes of reads while the store is gone.
     #[serde(default)]
     pub on_store_loss: StoreLoss,
-    /// The labels of the new volume; those that the old one had otherwise, and with them its part in schedules by labels.
+    /// The labels of the new volume; those that the old one had otherwise, and with them its part in
+    /// schedules by labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
 }
@@ -91,7 +92,8 @@ pub struct LazyRestored {
     pub volume_id: VolumeId,
     /// Name of the new volume.
     pub volume: VolumeName,
-    /// The schedules that mean the new volume by its labels, by their names, or by their ids where they have none.
+    /// The schedules that mean the new volume by its labels, by their names, or by their ids where they have
+    /// none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schedules: Vec<String>,
 }
@@ -135,7 +137,8 @@ pub struct StartInPlace {
     pub limits: TaskLimits,
 }
 
-/// A restore in place that is under way, or that ended before it was done; nobody may use the volume meanwhile.
+/// A restore in place that is under way, or that ended before it was done; nobody may use the volume
+/// meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GoingBack {

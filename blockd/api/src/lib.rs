@@ -1,8 +1,8 @@
 //! Requests and replies of the control API, and a client of it.
 //!
-//! HTTP/1.1 with JSON bodies over a unix socket, or over TCP with TLS: the daemon serves these types at the addresses in [`paths`], and
-//! [`Client`] speaks them. Names, sizes, labels and ids are checked here, so that both sides refuse the same things
-//! with the same words.
+//! HTTP/1.1 with JSON bodies over a unix socket, or over TCP with TLS: the daemon serves these types at the
+//! addresses in [`paths`], and [`Client`] speaks them. Names, sizes, labels and ids are checked here, so that
+//! both sides refuse the same things with the same words.
 
 pub mod activity;
 pub mod attachments;
@@ -43,7 +43,7 @@ pub use blockd_extent::{Epoch, SnapshotId, VolumeId};
 pub use client::{Client, ClientError};
 pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
-pub use limits::{DailyLimit, LIMIT_WINDOWS_MOST, LimitError, LimitWindow};
+pub use limits::{DailyLimit, LimitError, LimitWindow, MAX_LIMIT_WINDOWS};
 pub use names::{
     CredentialName, CredentialRef, GroupName, GroupRef, NameError, ObjectName, RuleName, SnapshotName,
     SnapshotRef, VolumeName, VolumeRef,

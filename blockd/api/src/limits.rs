@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
 /// The most windows that one limit has.
-pub const LIMIT_WINDOWS_MOST: usize = 24;
+pub const MAX_LIMIT_WINDOWS: usize = 24;
 /// The word for no limit.
 const NO_LIMIT: &str = "none";
 
@@ -30,7 +30,7 @@ pub enum LimitError {
         given: String,
     },
     /// More windows than are looked at.
-    #[error("{given} windows are too many: give {LIMIT_WINDOWS_MOST} at most")]
+    #[error("{given} windows are too many: give {MAX_LIMIT_WINDOWS} at most")]
     TooMany {
         /// How many there are.
         given: usize,
@@ -116,7 +116,8 @@ impl From<LimitWindow> for String {
     }
 }
 
-/// How many bytes a second may move, by the time of day: the first window that has it, or else what holds otherwise.
+/// How many bytes a second may move, by the time of day: the first window that has it, or else what holds
+/// otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DailyLimit {
@@ -127,8 +128,9 @@ pub struct DailyLimit {
 }
 
 impl DailyLimit {
-    /// What holds at this time of day. It is that of a clock on the wall: an hour that is there twice when clocks are put
-    /// back is limited twice, and one that is left out when they are put forward is not there to be limited.
+    /// What holds at this time of day. It is that of a clock on the wall: an hour that is there twice when
+    /// clocks are put back is limited twice, and one that is left out when they are put forward is not there
+    /// to be limited.
     pub fn bytes_per_s_at(&self, time: Time) -> Option<u64> {
         let window = self.windows.iter().find(|window| window.holds(time));
         window.map(LimitWindow::bytes_per_s).or(self.otherwise_bytes_per_s)
@@ -162,7 +164,7 @@ impl FromStr for DailyLimit {
             }
         }
         match limit.windows.len() {
-            given if given > LIMIT_WINDOWS_MOST => Err(LimitError::TooMany { given }),
+            given if given > MAX_LIMIT_WINDOWS => Err(LimitError::TooMany { given }),
             _ => Ok(limit),
         }
     }
@@ -270,7 +272,7 @@ mod tests {
             let error = bad.parse::<DailyLimit>().unwrap_err().to_string();
             assert!(error.contains(word), "{bad}: {error}");
         }
-        let many = ["1M@08:00-09:00"; LIMIT_WINDOWS_MOST + 1].join(",");
+        let many = ["1M@08:00-09:00"; MAX_LIMIT_WINDOWS + 1].join(",");
         assert!(many.parse::<DailyLimit>().unwrap_err().to_string().contains("too many"));
     }
 }

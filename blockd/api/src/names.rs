@@ -1,7 +1,7 @@
 //! Names that people give to volumes, snapshots and credentials, and the ways to refer to one.
 //!
-//! A name can never be mistaken for an id: volume and snapshot ids are all digits, credential ids are UUIDs, and
-//! no name may look like either.
+//! A name can never be mistaken for an id: volume and snapshot ids are all digits, credential ids are UUIDs,
+//! and no name may look like either.
 
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -199,7 +199,8 @@ macro_rules! name_type {
 }
 
 name_type! {
-    /// Name of a volume, and of its NBD export: 1–128 of `A-Z a-z 0-9 . _ -`, begins alphanumeric, not all digits.
+    /// Name of a volume, and of its NBD export: 1–128 of `A-Z a-z 0-9 . _ -`, begins alphanumeric, not all
+    /// digits.
     VolumeName, "volume name", check_not_digits
 }
 
@@ -219,7 +220,8 @@ name_type! {
 }
 
 name_type! {
-    /// Name that somebody gave to a schedule or to a backup: the same rules as for a volume, and it must not be a UUID.
+    /// Name that somebody gave to a schedule or to a backup: the same rules as for a volume, and it must not
+    /// be a UUID.
     ObjectName, "name", check_object_name
 }
 
@@ -344,7 +346,8 @@ impl fmt::Display for CredentialRef {
 
 as_text!(CredentialRef);
 
-/// Snapshots that were taken together: by the UUID of that one time, or by the group of volumes they were taken of.
+/// Snapshots that were taken together: by the UUID of that one time, or by the group of volumes they were
+/// taken of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum GroupRef {

@@ -496,8 +496,9 @@ mod tests {
 
     #[test]
     fn operations_of_operators_are_reviewed_for_deletions() {
-        // An operator deletes nothing and makes nothing be deleted. A new operation fails here until that has been checked for it;
-        // where only some requests delete, the handler refuses those (scenarios/roles.rs in the daemon).
+        // An operator deletes nothing and makes nothing be deleted. A new operation fails here until that has
+        // been checked for it; where only some requests delete, the handler refuses those (scenarios/roles.rs
+        // in the daemon).
         let deletes_nothing = [
             paths::BROWSE_HANDED,
             paths::CREDENTIAL_VALIDATE,

@@ -1,7 +1,7 @@
 //! The addresses of the control API, in one place for both sides.
 //!
-//! The constants are route patterns (`{…}` takes one segment); the functions build the address of one resource, with
-//! everything percent-encoded.
+//! The constants are route patterns (`{…}` takes one segment); the functions build the address of one
+//! resource, with everything percent-encoded.
 
 use serde::Serialize;
 use std::fmt::{Display, Write};
@@ -24,8 +24,8 @@ pub const READYZ: &str = "/readyz";
 /// `GET` with [`crate::volumes::ListVolumes`]: [`crate::volumes::VolumeList`]; `POST` of
 /// [`crate::volumes::CreateVolume`]: [`crate::volumes::Volume`].
 pub const VOLUMES: &str = "/v1/volumes";
-/// `GET`: [`crate::volumes::Volume`]; `PATCH` of [`crate::volumes::UpdateVolume`]: [`crate::volumes::Volume`];
-/// `DELETE`: [`crate::Deleted`]. `{volume}` is a [`crate::VolumeRef`].
+/// `GET`: [`crate::volumes::Volume`]; `PATCH` of [`crate::volumes::UpdateVolume`]:
+/// [`crate::volumes::Volume`]; `DELETE`: [`crate::Deleted`]. `{volume}` is a [`crate::VolumeRef`].
 pub const VOLUME: &str = "/v1/volumes/{volume}";
 /// `POST` of [`crate::attachments::AttachVolume`]: [`crate::attachments::Attachment`].
 pub const VOLUME_ATTACH: &str = "/v1/volumes/{volume}/attach";
@@ -45,13 +45,14 @@ pub const VOLUME_ROLLBACK: &str = "/v1/volumes/{volume}/rollback";
 pub const SNAPSHOTS: &str = "/v1/snapshots";
 /// `POST` of [`crate::snapshots::CreateGroupSnapshot`]: [`crate::snapshots::GroupSnapshot`].
 pub const SNAPSHOT_GROUP: &str = "/v1/snapshots/group";
-/// `GET`: [`crate::snapshots::Snapshot`]; `DELETE`: [`crate::Deleted`]. `{snapshot}` is a [`crate::SnapshotRef`].
+/// `GET`: [`crate::snapshots::Snapshot`]; `DELETE`: [`crate::Deleted`]. `{snapshot}` is a
+/// [`crate::SnapshotRef`].
 pub const SNAPSHOT: &str = "/v1/snapshots/{snapshot}";
 /// `GET`: [`crate::credentials::CredentialList`]; `POST` of [`crate::credentials::CreateCredential`]:
 /// [`crate::credentials::Credential`].
 pub const CREDENTIALS: &str = "/v1/credentials";
-/// `GET`: [`crate::credentials::Credential`]; `PATCH` of [`crate::credential_update::UpdateCredential`]: the same; `DELETE`:
-/// [`crate::Deleted`]. `{credential}` is a [`crate::CredentialRef`].
+/// `GET`: [`crate::credentials::Credential`]; `PATCH` of [`crate::credential_update::UpdateCredential`]: the
+/// same; `DELETE`: [`crate::Deleted`]. `{credential}` is a [`crate::CredentialRef`].
 pub const CREDENTIAL: &str = "/v1/credentials/{credential}";
 /// `POST` without a body: [`crate::credentials::Credential`].
 pub const CREDENTIAL_VALIDATE: &str = "/v1/credentials/{credential}/validate";
@@ -87,7 +88,8 @@ pub const CLOUDSNAP_FILES: &str = "/v1/cloudsnaps/files";
 pub const CLOUDSNAP_FILE: &str = "/v1/cloudsnaps/file";
 /// `GET` with [`crate::browse::ListFileRuns`]: [`crate::browse::FileRuns`].
 pub const CLOUDSNAP_FILE_RUNS: &str = "/v1/cloudsnaps/file/runs";
-/// `GET`: [`crate::browse::BrowseMountList`]; `POST` of [`crate::browse::MountBrowse`]: [`crate::browse::BrowseMount`].
+/// `GET`: [`crate::browse::BrowseMountList`]; `POST` of [`crate::browse::MountBrowse`]:
+/// [`crate::browse::BrowseMount`].
 pub const BROWSE_MOUNTS: &str = "/v1/browse/mounts";
 /// `POST` of [`crate::browse::HandMount`], with a descriptor: [`crate::browse::BrowseMount`].
 pub const BROWSE_HANDED: &str = "/v1/browse/handed";
@@ -107,8 +109,8 @@ pub const TASK_LIMIT: &str = "/v1/tasks/{task}/limit";
 /// `GET`: [`crate::schedules::ScheduleList`]; `POST` of [`crate::schedules::CreateSchedule`]:
 /// [`crate::schedules::Schedule`].
 pub const SCHEDULES: &str = "/v1/schedules";
-/// `GET`: [`crate::schedules::Schedule`]; `PATCH` of [`crate::schedules::UpdateSchedule`]: the same; `DELETE`:
-/// [`crate::Deleted`]. `{schedule}` is a UUID.
+/// `GET`: [`crate::schedules::Schedule`]; `PATCH` of [`crate::schedules::UpdateSchedule`]: the same;
+/// `DELETE`: [`crate::Deleted`]. `{schedule}` is a UUID.
 pub const SCHEDULE: &str = "/v1/schedules/{schedule}";
 /// `POST` without a body: [`crate::schedules::RunList`].
 pub const SCHEDULE_RUN: &str = "/v1/schedules/{schedule}/run";
@@ -124,8 +126,8 @@ pub const POLICY: &str = "/v1/sched-policies/{policy}";
 
 /// `GET`: [`crate::rules::RuleList`]; `POST` of [`crate::rules::CreateRule`]: [`crate::rules::HookRule`].
 pub const RULES: &str = "/v1/rules";
-/// `GET`: [`crate::rules::HookRule`]; `PATCH` of [`crate::rules::UpdateRule`]: the same; `DELETE`: [`crate::Deleted`].
-/// `{rule}` is its name.
+/// `GET`: [`crate::rules::HookRule`]; `PATCH` of [`crate::rules::UpdateRule`]: the same; `DELETE`:
+/// [`crate::Deleted`]. `{rule}` is its name.
 pub const RULE: &str = "/v1/rules/{rule}";
 /// `POST` of [`crate::rules::RuleTarget`]: [`crate::rules::HookRule`].
 pub const RULE_ASSIGN: &str = "/v1/rules/{rule}/assign";

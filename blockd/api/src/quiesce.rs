@@ -52,13 +52,16 @@ impl fmt::Display for OnFailure {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Quiesce {
-    /// Freeze the filesystems that are mounted from the volumes' devices, and thaw them when the barrier is passed.
+    /// Freeze the filesystems that are mounted from the volumes' devices, and thaw them when the barrier is
+    /// passed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freeze_fs: bool,
-    /// A command for `/bin/sh -c`, run by the daemon before everything else. If it fails, there is no snapshot.
+    /// A command for `/bin/sh -c`, run by the daemon before everything else. If it fails, there is no
+    /// snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pre_command: Option<String>,
-    /// A command for `/bin/sh -c`, run by the daemon after the snapshot, also if that or the first command failed.
+    /// A command for `/bin/sh -c`, run by the daemon after the snapshot, also if that or the first command
+    /// failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_command: Option<String>,
     /// How long each of the commands may take, in seconds; [`DEFAULT_COMMAND_TIMEOUT_S`] if nothing is said.

@@ -1,7 +1,8 @@
 //! What a caller of the control API may do.
 //!
-//! Each operation asks for a role, and each role may do what the ones below it may. Who has which role is said in the
-//! daemon's configuration: by the socket that the caller came through, or by a name in its certificate.
+//! Each operation asks for a role, and each role may do what the ones below it may. Who has which role is
+//! said in the daemon's configuration: by the socket that the caller came through, or by a name in its
+//! certificate.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

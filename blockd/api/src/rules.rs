@@ -1,8 +1,8 @@
 //! Rules: what is done around a freeze, under a name that volumes, groups and schedules refer to.
 //!
-//! What is done around a freeze is said by the request for it, or else by its schedule's rule, or else by the rules of its
-//! volumes: each has its own, or else that of its group. Of several volumes that are frozen together, each rule of any of them
-//! is followed once.
+//! What is done around a freeze is said by the request for it, or else by its schedule's rule, or else by the
+//! rules of its volumes: each has its own, or else that of its group. Of several volumes that are frozen
+//! together, each rule of any of them is followed once.
 
 use crate::{GroupName, RuleName, VolumeName, VolumeRef, quiesce::Quiesce};
 use schemars::JsonSchema;

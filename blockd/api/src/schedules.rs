@@ -134,8 +134,8 @@ pub struct CreateSchedule {
     pub name: Option<ObjectName>,
     /// Which volumes.
     pub selector: Selector,
-    /// Where to; may be left out when there is one credential. With `local`, leaving it out means that there are local
-    /// snapshots only.
+    /// Where to; may be left out when there is one credential. With `local`, leaving it out means that there
+    /// are local snapshots only.
     #[serde(default)]
     pub cred_ids: Vec<CredentialRef>,
     /// Local snapshots are kept as well, of the same freezes, and so many of them.
@@ -251,7 +251,8 @@ pub struct Schedule {
     pub next_run: Option<Timestamp>,
     /// The last run that was begun.
     pub last_run: Option<Timestamp>,
-    /// Since when its next run should have begun, if that is minutes ago: something keeps the scheduler from its work.
+    /// Since when its next run should have begun, if that is minutes ago: something keeps the scheduler from
+    /// its work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overdue_since: Option<Timestamp>,
     /// There is no volume that it chooses: nothing is protected by it.
@@ -448,8 +449,8 @@ pub struct JudgedSnapshot {
     pub verdict: Verdict,
 }
 
-/// Reply to `GET /v1/schedules/{schedule}/retention`: what is kept and what would be deleted now. Nothing is changed. Of a
-/// schedule that is gone, what it made is told of as well: all of it stays.
+/// Reply to `GET /v1/schedules/{schedule}/retention`: what is kept and what would be deleted now. Nothing is
+/// changed. Of a schedule that is gone, what it made is told of as well: all of it stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetentionPlan {

@@ -1,7 +1,7 @@
 //! What the types that are written as text look like, for the description of the API.
 //!
-//! All other types derive it. A pattern here says no less than what the type's parser takes: what cannot be said by one (a
-//! name that must be no UUID) is said in words.
+//! All other types derive it. A pattern here says no less than what the type's parser takes: what cannot be
+//! said by one (a name that must be no UUID) is said in words.
 
 use crate::{
     CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
@@ -115,7 +115,8 @@ impl JsonSchema for Labels {
 mod tests {
     use super::*;
 
-    /// The pattern and what follows from it, for texts that the parser takes: none of them may be refused by the schema.
+    /// The pattern and what follows from it, for texts that the parser takes: none of them may be refused by
+    /// the schema.
     fn pattern_of<T: JsonSchema>() -> String {
         let schema = T::json_schema(&mut SchemaGenerator::default());
         schema.get("pattern").and_then(|value| value.as_str()).unwrap().to_owned()

@@ -6,8 +6,8 @@ use zeroize::Zeroizing;
 
 /// A passphrase or key on its way from the user to the daemon.
 ///
-/// Only request types hold secrets. Serializing one writes it in clear, because that is how it travels over the
-/// socket; nothing else shows it.
+/// Only request types hold secrets. Serializing one writes it in clear, because that is how it travels over
+/// the socket; nothing else shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 

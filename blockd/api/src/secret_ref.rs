@@ -103,7 +103,8 @@ impl<'de> Deserialize<'de> for SecretRef {
     }
 }
 
-/// A secret of a request: its value, which the daemon stores sealed, or a reference: `{"from": "file:/etc/blockd/secrets/s3"}`.
+/// A secret of a request: its value, which the daemon stores sealed, or a reference: `{"from":
+/// "file:/etc/blockd/secrets/s3"}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretInput {
     /// The secret.

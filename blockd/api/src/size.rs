@@ -1,7 +1,7 @@
 //! Sizes as people write them: `8GiB`, `8G`, `1.5TiB`, `500MB`, `4096`.
 //!
-//! `K M G T P` and `KiB … PiB` are powers of 1024, `KB … PB` powers of 1000. Fractions are exact: what is not a whole
-//! number of bytes is refused, never rounded.
+//! `K M G T P` and `KiB … PiB` are powers of 1024, `KB … PB` powers of 1000. Fractions are exact: what is not
+//! a whole number of bytes is refused, never rounded.
 
 use blockd_extent::MAX_VOLUME_BYTES;
 use std::{fmt, str::FromStr};

@@ -128,7 +128,8 @@ pub struct Snapshot {
     pub freeze_stall_micros: u64,
     /// Bytes dirtied in its epoch.
     pub dirty_bytes: u64,
-    /// Data that would be given back if it, and no other snapshot, were deleted; `None` if its volume cannot be asked.
+    /// Data that would be given back if it, and no other snapshot, were deleted; `None` if its volume cannot
+    /// be asked.
     #[serde(default)]
     pub exclusive_bytes: Option<u64>,
     /// The rest of its data: another snapshot or the volume needs it, too; `None` as there.

@@ -65,7 +65,8 @@ pub struct DataSpace {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// What it is, in a word: `data-directory`, `clock`, `discarded-writes`, `retention`, `garbage`, `schedules`, `metrics`, `control-socket`, `control-address` or `credential`.
+    /// What it is, in a word: `data-directory`, `clock`, `discarded-writes`, `retention`, `garbage`,
+    /// `schedules`, `metrics`, `control-socket`, `control-address` or `credential`.
     pub kind: String,
     /// It in words.
     pub what: String,
@@ -75,7 +76,8 @@ pub struct Problem {
     pub since: Timestamp,
 }
 
-/// Status of a webhook. Its address may contain a secret: only the origin is shown. Counters and times start with the daemon.
+/// Status of a webhook. Its address may contain a secret: only the origin is shown. Counters and times start
+/// with the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookStatus {

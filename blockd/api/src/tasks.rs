@@ -26,8 +26,8 @@ pub struct ListTasks {
 
 /// Query of `GET /v1/tasks/{task}`: a long poll.
 ///
-/// The reply comes as soon as the task's version is above `since_version`, at the latest after `wait_ms`; with neither it
-/// comes at once.
+/// The reply comes as soon as the task's version is above `since_version`, at the latest after `wait_ms`;
+/// with neither it comes at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WaitTask {
@@ -87,7 +87,8 @@ pub struct Task {
     pub requests: Requests,
     /// For how long the freeze held writes back, in microseconds, for a backup.
     pub freeze_stall_micros: Option<u64>,
-    /// What was done around the freeze, for a backup; `None` if nothing was. What commands are and say is for admins.
+    /// What was done around the freeze, for a backup; `None` if nothing was. What commands are and say is for
+    /// admins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quiesce: Option<QuiesceReport>,
     /// The caller, schedule or daemon that started it.
@@ -169,7 +170,8 @@ pub struct TaskLimits {
     pub limit_download_bytes_per_s: Option<u64>,
 }
 
-/// What a verification, or a restore past damage, found. Lists are cut to what a person can read; the counts are whole.
+/// What a verification, or a restore past damage, found. Lists are cut to what a person can read; the counts
+/// are whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Findings {

@@ -3,7 +3,8 @@
 use rustls::{AlertDescription, CertificateError, Error};
 use std::io;
 
-/// What to do about a failure that lasts, if it is one of TLS: the same call fails in the same way until somebody does something.
+/// What to do about a failure that lasts, if it is one of TLS: the same call fails in the same way until
+/// somebody does something.
 pub(crate) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     advice_of(rustls_error(error)?)
 }

@@ -43,8 +43,8 @@ pub struct UpdateVolume {
     /// A larger size in bytes; see [`crate::check_volume_size`]. A volume never shrinks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
-    /// Whether NBD clients may only read it. Those that are connected keep what they were told, but what they write is
-    /// refused from then on, or taken again.
+    /// Whether NBD clients may only read it. Those that are connected keep what they were told, but what they
+    /// write is refused from then on, or taken again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
     /// The labels that it has from now on, in place of all that it has.

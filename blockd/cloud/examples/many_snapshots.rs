@@ -1,4 +1,5 @@
-//! Puts the manifests of many snapshots into a directory, for measurements: they can be listed, and nothing can be read from them.
+//! Puts the manifests of many snapshots into a directory, for measurements: they can be listed, and nothing
+//! can be read from them.
 //!
 //! `cargo run -p blockd-cloud --example many_snapshots -- DIR VOLUMES SNAPSHOTS-OF-EACH`
 

@@ -1,5 +1,6 @@
-//! Puts the snapshot of a full tebibyte into a directory, for measurements: its index is whole, of its blocks there are a few.
-//! Prints its id, and then where there is something to read, in bytes from the beginning of the volume.
+//! Puts the snapshot of a full tebibyte into a directory, for measurements: its index is whole, of its blocks
+//! there are a few. Prints its id, and then where there is something to read, in bytes from the beginning of
+//! the volume.
 //!
 //! `cargo run -p blockd-cloud --example tebibyte -- DIR`
 

@@ -1,8 +1,10 @@
 //! Making a snapshot in the store: packs side by side, then the index, then the manifest.
 //!
-//! Memory is bounded whatever the volume: at most `upload_concurrency` packs exist at once (33 MiB each), one of them
-//! twice while it is put together, and 32 MiB of raw blocks, so 5 * 33 + 32 MiB, or 100 MiB for a piece of the index after that, is the
-//! most by default; memory that lies ready for the next pack counts among that (192 MiB); besides that some dozen bytes for each 32 MiB of blocks, and the block sets themselves.
+//! Memory is bounded whatever the volume: at most `upload_concurrency` packs exist at once (33 MiB each), one
+//! of them twice while it is put together, and 32 MiB of raw blocks, so 5 * 33 + 32 MiB, or 100 MiB for a
+//! piece of the index after that, is the most by default; memory that lies ready for the next pack counts
+//! among that (192 MiB); besides that some dozen bytes for each 32 MiB of blocks, and the block sets
+//! themselves.
 
 use crate::{
     CloudError, CloudsnapId, FORMAT_VERSION,
@@ -11,7 +13,7 @@ use crate::{
     index_writer::{StoredIndex, write_index},
     journal::BackupJournal,
     keys::DataKey,
-    manifest::{BackupType, CHAIN_MOST, Delta, Manifest},
+    manifest::{BackupType, Delta, MAX_CHAIN, Manifest},
     names::DeltaId,
     packing::Packing,
     plan::Layout,
@@ -30,28 +32,30 @@ use uuid::Uuid;
 
 /// Objects that are asked for at once after a commit that may not have been the first.
 const CHECK_CONCURRENCY: usize = 8;
-/// How often the store is asked for one of them until it answers: over some 40 seconds, besides what each request
-/// itself is repeated. The snapshot is listed by then, and nobody else looks whether it is whole; after that the backup
-/// fails, and its resumption asks again.
+/// How often the store is asked for one of them until it answers: over some 40 seconds, besides what each
+/// request itself is repeated. The snapshot is listed by then, and nobody else looks whether it is whole;
+/// after that the backup fails, and its resumption asks again.
 const CHECK_ATTEMPTS: u32 = 10;
 const CHECK_PAUSE: Duration = Duration::from_millis(200);
-const CHECK_PAUSE_MOST: Duration = Duration::from_secs(10);
+const MAX_CHECK_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long after it began a backup may commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
 pub const BACKUP_LIFETIME_S: i64 = 7 * 24 * 3600;
 /// How far the clocks of hosts and stores may be apart, in seconds: a day.
-pub const CLOCK_SKEW_MOST_S: i64 = 24 * 3600;
+pub const MAX_CLOCK_SKEW_S: i64 = 24 * 3600;
 
 /// Gives the content of a frozen point of a volume.
 pub trait BlockReader: Send + Sync {
-    /// Fills `buf` with the blocks of `extents`, one after the other; `buf` is exactly as long as they are. Called on
-    /// threads that may block, by several at once. What lies beyond the end of the volume in its last block is zero.
+    /// Fills `buf` with the blocks of `extents`, one after the other; `buf` is exactly as long as they are.
+    /// Called on threads that may block, by several at once. What lies beyond the end of the volume in its
+    /// last block is zero.
     ///
     /// # Errors
     /// If the blocks cannot be read; the backup fails then.
     fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()>;
 
-    /// Whether a read may wait for more than this host's disks. It is not made by threads then that all tasks share.
+    /// Whether a read may wait for more than this host's disks. It is not made by threads then that all tasks
+    /// share.
     fn may_wait(&self) -> bool {
         false
     }
@@ -78,11 +82,13 @@ pub struct BackupSpec {
     pub created: Timestamp,
     /// When the backup began (first began, if it is resumed).
     pub started: Timestamp,
-    /// Blocks to be read and stored: all that may hold data, or, on a base, all that may have changed to data.
+    /// Blocks to be read and stored: all that may hold data, or, on a base, all that may have changed to
+    /// data.
     pub data: BlockSet,
     /// Blocks that are known to have become zero since the base; none of them in `data`.
     pub zero: BlockSet,
-    /// What an incremental builds on. It may be a snapshot of another volume, if this one began as what that holds.
+    /// What an incremental builds on. It may be a snapshot of another volume, if this one began as what that
+    /// holds.
     pub base: Option<Manifest>,
     /// From [`new_delta_salt`], kept for a resumption.
     pub delta_salt: [u8; 32],
@@ -111,7 +117,7 @@ impl BackupSpec {
     fn check_age(&self, now: Timestamp) -> Result<(), CloudError> {
         let age_s = now.as_second().saturating_sub(self.started.as_second());
         // One that began in the future began by a clock that was wrong.
-        if !(-CLOCK_SKEW_MOST_S..=BACKUP_LIFETIME_S).contains(&age_s) {
+        if !(-MAX_CLOCK_SKEW_S..=BACKUP_LIFETIME_S).contains(&age_s) {
             return Err(CloudError::Expired { id: self.id(), started: self.started });
         }
         Ok(())
@@ -146,8 +152,8 @@ impl BackupSpec {
         if base.deltas().any(|delta| delta.snapshot == self.snapshot) {
             return invalid(format!("snapshot {} cannot be its own base", self.snapshot));
         }
-        if base.chain.len() + 1 > CHAIN_MOST {
-            return invalid(format!("a chain has at most {CHAIN_MOST} snapshots: make a full backup"));
+        if base.chain.len() + 1 > MAX_CHAIN {
+            return invalid(format!("a chain has at most {MAX_CHAIN} snapshots: make a full backup"));
         }
         Ok(())
     }
@@ -160,11 +166,11 @@ pub struct BackupOptions {
     pub upload_concurrency: usize,
     /// Threads that compress and seal; 0 is one for each core.
     pub cpu_threads: usize,
-    /// Objects are created, never replaced: what is there already must be what would have been stored. To be set where
-    /// the store was seen to create objects only if they are absent.
+    /// Objects are created, never replaced: what is there already must be what would have been stored. To be
+    /// set where the store was seen to create objects only if they are absent.
     pub write_once: bool,
-    /// An earlier run of this backup may have come as far as the commit, whatever the journal says: journals get lost, and
-    /// programs before this one did not record it.
+    /// An earlier run of this backup may have come as far as the commit, whatever the journal says: journals
+    /// get lost, and programs before this one did not record it.
     pub resumed: bool,
 }
 
@@ -208,20 +214,24 @@ pub(crate) struct Job {
     is_resumed: bool,
 }
 
-/// Backs up a frozen point of a volume: reads the blocks of the spec, and nothing else, and stores them as a snapshot.
+/// Backs up a frozen point of a volume: reads the blocks of the spec, and nothing else, and stores them as a
+/// snapshot.
 ///
-/// It lists nothing and asks for no object's metadata. What the journal says is in the store is not read or sent
-/// again; one byte of each such pack is fetched before the commit, because much may have happened since it was stored,
-/// and a pack that is gone is made again. After the commit of an incremental the base's manifest is asked for once: should another host have deleted
-/// it meanwhile, deltas that this one needs may be gone too, so the new manifest is taken back. Where an earlier attempt may have been the commit,
-/// there was an earlier run, or the backup began more than an hour ago or the host slept meanwhile, one byte of every object is
-/// fetched after it, because a collector with another clock may have deleted that snapshot. [`Progress::was_in_doubt`] says so of the former.
+/// It lists nothing and asks for no object's metadata. What the journal says is in the store is not read or
+/// sent again; one byte of each such pack is fetched before the commit, because much may have happened since
+/// it was stored, and a pack that is gone is made again. After the commit of an incremental the base's
+/// manifest is asked for once: should another host have deleted it meanwhile, deltas that this one needs may
+/// be gone too, so the new manifest is taken back. Where an earlier attempt may have been the commit, there
+/// was an earlier run, or the backup began more than an hour ago or the host slept meanwhile, one byte of
+/// every object is fetched after it, because a collector with another clock may have deleted that snapshot.
+/// [`Progress::was_in_doubt`] says so of the former.
 ///
 /// # Errors
-/// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`]; [`CloudError::BaseUnknown`] and
-/// [`CloudError::NotTakenBack`], after which the snapshot is listed and the backup is to be resumed; [`CloudError::DeletedMeanwhile`];
-/// [`CloudError::ReadVolume`]; [`CloudError::Journal`]; whatever the store reports. What was stored stays there for a
-/// resumption, and does not count as a snapshot.
+/// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`];
+/// [`CloudError::BaseUnknown`] and [`CloudError::NotTakenBack`], after which the snapshot is listed and the
+/// backup is to be resumed; [`CloudError::DeletedMeanwhile`]; [`CloudError::ReadVolume`];
+/// [`CloudError::Journal`]; whatever the store reports. What was stored stays there for a resumption, and
+/// does not count as a snapshot.
 pub async fn backup(
     repo: &Repository,
     spec: Arc<BackupSpec>,
@@ -338,9 +348,9 @@ impl Job {
 
     /// Makes sure that nobody is deleting what was committed.
     ///
-    /// An earlier attempt at the commit may have been carried out, and the snapshot deleted since, by somebody who took it for what it
-    /// was. Whoever does that deletes the manifest once more after the objects. So if all objects are there now, that is yet
-    /// to come, and takes this manifest as well.
+    /// An earlier attempt at the commit may have been carried out, and the snapshot deleted since, by
+    /// somebody who took it for what it was. Whoever does that deletes the manifest once more after the
+    /// objects. So if all objects are there now, that is yet to come, and takes this manifest as well.
     async fn check_own(&self, manifest: &Manifest) -> Result<(), CloudError> {
         let delta = self.spec.delta_id();
         let packs = (0..self.layout.pack_count).map(|pack_no| async move {
@@ -400,9 +410,9 @@ impl Job {
 
     /// Stores an object of the delta.
     ///
-    /// No other task writes its key, and every attempt of this one writes the same bytes. Should this task be running twice
-    /// all the same (its daemon was copied), objects that can be written only once keep the two from mixing: whoever
-    /// commits has seen that each of them is what it made itself.
+    /// No other task writes its key, and every attempt of this one writes the same bytes. Should this task be
+    /// running twice all the same (its daemon was copied), objects that can be written only once keep the two
+    /// from mixing: whoever commits has seen that each of them is what it made itself.
     pub(crate) async fn put(&self, object: &str, body: Bytes) -> Result<(), CloudError> {
         if !self.write_once {
             return Ok(self.store.put(object, body, PutMode::Overwrite).await?);
@@ -499,7 +509,7 @@ where
             Err(error) if error.is_retryable() => {
                 tracing::debug!(%error, "asked once more about the committed snapshot");
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(CHECK_PAUSE_MOST);
+                pause = (pause * 2).min(MAX_CHECK_PAUSE);
             }
             result => return result,
         }
@@ -507,17 +517,18 @@ where
     ask().await
 }
 
-/// Makes sure that nobody deleted the base of a committed snapshot, and with it deltas that the snapshot needs, before
-/// the commit.
+/// Makes sure that nobody deleted the base of a committed snapshot, and with it deltas that the snapshot
+/// needs, before the commit.
 ///
-/// Whoever deletes a snapshot removes its manifest first, then lists the manifests that are left, then removes
-/// the deltas that none of them names. If the base's manifest is still there now, that listing is yet to come
-/// and will show this snapshot; if it is gone, the listing may have been made before the commit. Until one of the two is known, the
-/// backup is not done: whoever goes on with it asks again.
+/// Whoever deletes a snapshot removes its manifest first, then lists the manifests that are left, then
+/// removes the deltas that none of them names. If the base's manifest is still there now, that listing is yet
+/// to come and will show this snapshot; if it is gone, the listing may have been made before the commit.
+/// Until one of the two is known, the backup is not done: whoever goes on with it asks again.
 ///
 /// # Errors
-/// [`CloudError::BaseDeleted`]; the snapshot's manifest is deleted then. [`CloudError::BaseUnknown`] if the store does not
-/// answer, [`CloudError::NotTakenBack`] if it does not delete the manifest: the snapshot is listed, and counts for nothing yet.
+/// [`CloudError::BaseDeleted`]; the snapshot's manifest is deleted then. [`CloudError::BaseUnknown`] if the
+/// store does not answer, [`CloudError::NotTakenBack`] if it does not delete the manifest: the snapshot is
+/// listed, and counts for nothing yet.
 pub async fn check_base(
     store: &dyn ObjectStore,
     manifest: &Manifest,

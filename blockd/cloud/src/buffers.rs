@@ -1,21 +1,21 @@
 //! Memory for blocks that are read, sealed and stored, used again for the next ones.
 //!
-//! A full backup moves as much memory as the volume has data, three times. If each piece came fresh from the system, the
-//! kernel would have to find, clear and map every page of it: a tenth of the processor's time, and one of its locks that
-//! requests of guests want, too. Buffers begin where direct I/O wants them to.
+//! A full backup moves as much memory as the volume has data, three times. If each piece came fresh from the
+//! system, the kernel would have to find, clear and map every page of it: a tenth of the processor's time,
+//! and one of its locks that requests of guests want, too. Buffers begin where direct I/O wants them to.
 
 use parking_lot::Mutex;
 use std::{fmt, mem, sync::Arc};
 
 /// What direct I/O wants: no disk's blocks are larger, and it is a page.
 pub(crate) const ALIGNMENT: usize = 4096;
-/// Buffers come in these lengths, so that each can be used for whatever the next one is to hold: a chunk of frames, and a
-/// pack, each with what sealing adds. Memory that is not written to is not taken.
+/// Buffers come in these lengths, so that each can be used for whatever the next one is to hold: a chunk of
+/// frames, and a pack, each with what sealing adds. Memory that is not written to is not taken.
 const CLASSES: [usize; 2] = [4_352 << 10, 34 << 20];
 /// Shorter ones are not worth it.
 const POOLED_FROM_BYTES: usize = 256 << 10;
 /// What is in use and what lies ready for it, together; nothing lies ready beyond that.
-const KEPT_MOST_BYTES: usize = 192 << 20;
+const MAX_KEPT_BYTES: usize = 192 << 20;
 
 /// Buffers that are not in use.
 #[derive(Default)]
@@ -33,7 +33,7 @@ struct State {
 impl State {
     /// Lets go of what lies ready until so much more has room.
     fn make_room(&mut self, bytes: usize) {
-        while self.in_use_bytes + self.free_bytes + bytes > KEPT_MOST_BYTES {
+        while self.in_use_bytes + self.free_bytes + bytes > MAX_KEPT_BYTES {
             let Some(last) = self.free.pop() else { return };
             self.free_bytes -= last.capacity();
         }
@@ -126,7 +126,7 @@ impl Drop for Buffer {
         state.in_use_bytes -= self.counted_bytes;
         // One that grew, or was given more than was asked for, is of no class.
         let goes_back = self.pooled_bytes == Some(self.bytes.capacity());
-        if goes_back && state.in_use_bytes + state.free_bytes + self.counted_bytes <= KEPT_MOST_BYTES {
+        if goes_back && state.in_use_bytes + state.free_bytes + self.counted_bytes <= MAX_KEPT_BYTES {
             state.free_bytes += self.counted_bytes;
             state.free.push(mem::take(&mut self.bytes));
         }
@@ -186,10 +186,10 @@ mod tests {
                 capacities(&mut in_flight.iter().map(|buffer| buffer.bytes.capacity()))
             );
             assert_eq!(state.free_bytes, capacities(&mut state.free.iter().map(Vec::capacity)));
-            assert!(state.in_use_bytes + state.free_bytes <= KEPT_MOST_BYTES.max(state.in_use_bytes));
+            assert!(state.in_use_bytes + state.free_bytes <= MAX_KEPT_BYTES.max(state.in_use_bytes));
         }
         drop(in_flight);
         let state = buffers.state.lock();
-        assert!(state.in_use_bytes == 0 && state.free_bytes > 0 && state.free_bytes <= KEPT_MOST_BYTES);
+        assert!(state.in_use_bytes == 0 && state.free_bytes > 0 && state.free_bytes <= MAX_KEPT_BYTES);
     }
 }

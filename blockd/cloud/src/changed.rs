@@ -1,11 +1,12 @@
-//! Which blocks changed between two snapshots of one chain: read from the indexes of the deltas between them, without any data.
+//! Which blocks changed between two snapshots of one chain: read from the indexes of the deltas between them,
+//! without any data.
 
 use crate::{CloudError, Manifest, Repository, fetch::DeltaReader};
 use blockd_extent::{BlockSet, SnapshotId};
 use std::sync::Arc;
 
-/// The blocks that the snapshots after `since`, up to that of the manifest, say anything about: outside of them both hold the same.
-/// Nothing if `since` is not in the manifest's chain.
+/// The blocks that the snapshots after `since`, up to that of the manifest, say anything about: outside of
+/// them both hold the same. Nothing if `since` is not in the manifest's chain.
 ///
 /// # Errors
 /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; whatever the store reports.

@@ -1,4 +1,5 @@
-//! Clocks that deletions and commits rest on: the store's beside this host's, and the time that a run really took.
+//! Clocks that deletions and commits rest on: the store's beside this host's, and the time that a run really
+//! took.
 
 use crate::{
     ClockUnknownCause, CloudError,
@@ -17,18 +18,19 @@ pub const MAX_CLOCK_DIFFERENCE_S: i64 = 3600;
 /// Pauses before a probe object is looked for again: listings may lag behind.
 const LISTING_PAUSES_MS: [u64; 5] = [250, 500, 1000, 2000, 4000];
 
-/// A run that took longer checks its objects after the commit: they were young enough for every collector, but none of the
-/// clocks that say so was this run's own.
+/// A run that took longer checks its objects after the commit: they were young enough for every collector,
+/// but none of the clocks that say so was this run's own.
 const LONG_RUN: Duration = Duration::from_secs(3600);
 /// Boot time that passed while the monotonic clock stood still: the host slept.
 const MAX_SUSPENSION: Duration = Duration::from_secs(60);
 
-/// Refuses to go on where the clocks of this host and of the store differ by more than [`MAX_CLOCK_DIFFERENCE_S`]: the ages
-/// and dates that a deletion goes by would be wrong. Puts, lists and deletes one small object; where the store has no room for
-/// it, the date of the refusal is the store's time.
+/// Refuses to go on where the clocks of this host and of the store differ by more than
+/// [`MAX_CLOCK_DIFFERENCE_S`]: the ages and dates that a deletion goes by would be wrong. Puts, lists and
+/// deletes one small object; where the store has no room for it, the date of the refusal is the store's time.
 ///
 /// # Errors
-/// [`CloudError::ClockDiffers`]; [`CloudError::ClockUnknown`] if the store's time is not known; whatever the store reports.
+/// [`CloudError::ClockDiffers`]; [`CloudError::ClockUnknown`] if the store's time is not known; whatever the
+/// store reports.
 pub async fn check_clock(store: &dyn ObjectStore, now: impl Fn() -> Timestamp) -> Result<(), CloudError> {
     let prefix = format!("{PROBE_PREFIX}{}/", Uuid::new_v4());
     let key = format!("{prefix}clock");
@@ -88,7 +90,8 @@ impl RunClock {
         Self { monotonic: read(ClockId::Monotonic), boot: read(ClockId::Boottime) }
     }
 
-    /// Returns whether the run took so long, or the host slept for so long meanwhile, that its objects are to be checked.
+    /// Returns whether the run took so long, or the host slept for so long meanwhile, that its objects are to
+    /// be checked.
     pub(crate) fn is_long(&self) -> bool {
         self.is_long_at(read(ClockId::Monotonic), read(ClockId::Boottime))
     }

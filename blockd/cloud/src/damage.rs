@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 
 /// Pieces that are described one by one; of more, only the blocks are known.
-pub const DAMAGE_DESCRIBED_MOST: usize = 1000;
+pub const MAX_DAMAGE_DESCRIBED: usize = 1000;
 
 /// A damaged piece of an object.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,9 +24,10 @@ pub struct DamagedPiece {
 /// Everything that was found to be damaged.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Damage {
-    /// The pieces, at most [`DAMAGE_DESCRIBED_MOST`] of them.
+    /// The pieces, at most [`MAX_DAMAGE_DESCRIBED`] of them.
     pub pieces: Vec<DamagedPiece>,
-    /// How many there are; of those that are not described, one may count again for each snapshot that it was met in.
+    /// How many there are; of those that are not described, one may count again for each snapshot that it was
+    /// met in.
     pub total: u64,
     /// All their blocks.
     pub blocks: BlockSet,
@@ -49,15 +50,17 @@ impl Damage {
             lost.insert_extent(*extent);
         }
         self.total += 1;
-        if self.pieces.len() < DAMAGE_DESCRIBED_MOST {
+        if self.pieces.len() < MAX_DAMAGE_DESCRIBED {
             self.pieces.push(DamagedPiece { object: key, offset_bytes, what, blocks });
         }
     }
 
-    /// Adds what was found elsewhere. What is damaged for one snapshot is for another one too: it is one piece.
+    /// Adds what was found elsewhere. What is damaged for one snapshot is for another one too: it is one
+    /// piece.
     pub(crate) fn merge(&mut self, damage: Self) {
         let Self { pieces, total, blocks, objects } = damage;
-        // Whether those that are not described are known already cannot be told: too many is better than too few.
+        // Whether those that are not described are known already cannot be told: too many is better than too
+        // few.
         self.total += total.saturating_sub(pieces.len() as u64);
         self.blocks.union_with(&blocks);
         for (object, blocks) in objects {
@@ -72,7 +75,7 @@ impl Damage {
                 }
                 None => {
                     self.total += 1;
-                    if self.pieces.len() < DAMAGE_DESCRIBED_MOST {
+                    if self.pieces.len() < MAX_DAMAGE_DESCRIBED {
                         self.pieces.push(piece);
                     }
                 }
@@ -116,16 +119,16 @@ mod tests {
     #[test]
     fn more_than_is_described_still_counts() {
         let list = DamageList::default();
-        for n in (0..DAMAGE_DESCRIBED_MOST as u64 + 5).rev() {
+        for n in (0..MAX_DAMAGE_DESCRIBED as u64 + 5).rev() {
             list.add(CloudError::damaged("pack", n, "torn"), [Extent::new(BlockIndex(2 * n), 1)]);
         }
         list.add(CloudError::Cancelled, [Extent::new(BlockIndex(1), 1)]);
         let sound = list.sound([Extent::new(BlockIndex(0), 4)]);
         assert_eq!(sound, [Extent::new(BlockIndex(1), 1), Extent::new(BlockIndex(3), 1)]);
         let damage = list.take();
-        assert_eq!(damage.total, DAMAGE_DESCRIBED_MOST as u64 + 5);
+        assert_eq!(damage.total, MAX_DAMAGE_DESCRIBED as u64 + 5);
         assert_eq!(damage.blocks.len_blocks(), damage.total);
-        assert_eq!(damage.pieces.len(), DAMAGE_DESCRIBED_MOST);
+        assert_eq!(damage.pieces.len(), MAX_DAMAGE_DESCRIBED);
         assert!(damage.pieces.is_sorted_by_key(|piece| piece.offset_bytes));
 
         let other = DamageList::default();
@@ -134,9 +137,9 @@ mod tests {
         let mut all = other.take();
         all.merge(damage);
         // The first of the pack was known, or was not described: it may count twice, and is not lost.
-        let most = DAMAGE_DESCRIBED_MOST as u64;
+        let most = MAX_DAMAGE_DESCRIBED as u64;
         assert!((most + 6..=most + 7).contains(&all.total), "{}", all.total);
-        assert_eq!(all.pieces.len(), DAMAGE_DESCRIBED_MOST);
+        assert_eq!(all.pieces.len(), MAX_DAMAGE_DESCRIBED);
         assert_eq!(all.objects["pack"].len_blocks(), most + 6);
         assert_eq!(all.objects["other"].len_blocks(), 1);
         assert_eq!(all.blocks.len_blocks(), most + 7);

@@ -1,9 +1,9 @@
-//! Deleting a snapshot: its manifest first, then every delta that no other manifest names. Before the first step the
-//! manifests of the other snapshots of its volume are read: one that cannot be read may leave this as the last backup that
-//! restores.
+//! Deleting a snapshot: its manifest first, then every delta that no other manifest names. Before the first
+//! step the manifests of the other snapshots of its volume are read: one that cannot be read may leave this
+//! as the last backup that restores.
 //!
-//! From the deletion of the manifest on the snapshot does not exist; what an interruption leaves behind is only space, and the same
-//! call with the manifest at hand takes it away.
+//! From the deletion of the manifest on the snapshot does not exist; what an interruption leaves behind is
+//! only space, and the same call with the manifest at hand takes it away.
 
 use crate::{
     CloudError, CloudsnapId,
@@ -42,13 +42,16 @@ pub enum UnreadableSiblings {
 
 /// Deletes a snapshot. Deltas of the snapshots in `protected` stay: backups that are running build on them.
 ///
-/// Before any delta goes, the store has to prove that it is the one that was opened: a directory whose disk was away when
-/// the manifests were listed says that nothing is needed.
+/// Before any delta goes, the store has to prove that it is the one that was opened: a directory whose disk
+/// was away when the manifests were listed says that nothing is needed.
 ///
-/// A snapshot whose manifest is damaged goes too; of its deltas just its own, because the others are not known.
+/// A snapshot whose manifest is damaged goes too; of its deltas just its own, because the others are not
+/// known.
 ///
 /// # Errors
-/// [`CloudError::SnapshotNotFound`]; [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`]; whatever the store reports. Calling it, or [`delete_with_manifest`] once the manifest is gone, again finishes the work.
+/// [`CloudError::SnapshotNotFound`]; [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`];
+/// whatever the store reports. Calling it, or [`delete_with_manifest`] once the manifest is gone, again
+/// finishes the work.
 pub async fn delete_snapshot(
     repo: &Repository,
     id: &CloudsnapId,
@@ -66,7 +69,8 @@ pub async fn delete_snapshot(
 /// Deletes a snapshot whose manifest is at hand, be the manifest object still there or not.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`], and nothing was deleted; whatever the store reports.
+/// [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`], and nothing was deleted; whatever the
+/// store reports.
 pub async fn delete_with_manifest(
     repo: &Repository,
     manifest: &Manifest,
@@ -152,9 +156,9 @@ async fn delete_unneeded(
 
 /// Deletes a manifest again, once objects that it named may be gone.
 ///
-/// Its writer may not have known that it was committed, and have put it once more. A writer in that doubt looks at all objects
-/// after it has put the manifest, and takes it back if one is gone: so either that look comes after the deletions, or
-/// the manifest came before this.
+/// Its writer may not have known that it was committed, and have put it once more. A writer in that doubt
+/// looks at all objects after it has put the manifest, and takes it back if one is gone: so either that look
+/// comes after the deletions, or the manifest came before this.
 async fn stay_deleted(repo: &Repository, id: &CloudsnapId) -> Result<(), CloudError> {
     if repo.store().delete(&id.manifest_key()).await? {
         tracing::debug!(snapshot = %id, "its writer had put the manifest of the deleted cloud snapshot again, or the store does not tell");
@@ -162,8 +166,9 @@ async fn stay_deleted(repo: &Repository, id: &CloudsnapId) -> Result<(), CloudEr
     Ok(())
 }
 
-/// Deletes a snapshot whose manifest is damaged, or was until an earlier attempt deleted it. Only its own delta goes: the
-/// others that it named are not known. Nothing but the manifest goes while another manifest cannot be read.
+/// Deletes a snapshot whose manifest is damaged, or was until an earlier attempt deleted it. Only its own
+/// delta goes: the others that it named are not known. Nothing but the manifest goes while another manifest
+/// cannot be read.
 ///
 /// # Errors
 /// [`CloudError::KeySlotMissing`]; whatever the store reports. Calling it again finishes the work.

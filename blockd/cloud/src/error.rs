@@ -1,7 +1,7 @@
 //! What can go wrong between a volume and its copies in the cloud.
 //!
-//! Every error names the object, the place in it and the blocks that it costs, says whether a retry can help, and
-//! never holds anything secret.
+//! Every error names the object, the place in it and the blocks that it costs, says whether a retry can help,
+//! and never holds anything secret.
 
 use crate::{CloudsnapId, store::StoreError};
 use blockd_extent::{BlockIndex, Extent};
@@ -169,7 +169,8 @@ pub enum CloudError {
         /// The base.
         base: CloudsnapId,
     },
-    /// A snapshot was committed, and nothing could be learned of the one that it builds on: its deltas may be gone.
+    /// A snapshot was committed, and nothing could be learned of the one that it builds on: its deltas may be
+    /// gone.
     #[error(
         "cloud snapshot {id} is in the store; whether its base {base} still is cannot be told yet: {source}; resume the backup when the store answers"
     )]
@@ -203,7 +204,8 @@ pub enum CloudError {
         /// The first of its objects that is not there.
         object: String,
     },
-    /// A manifest of the same volume cannot be read, so that a deletion could take the last backup that restores.
+    /// A manifest of the same volume cannot be read, so that a deletion could take the last backup that
+    /// restores.
     #[error(
         "delete failed on cloud snapshot {id}: {key} of the same volume cannot be read, so {id} may be the last backup that restores: {source}"
     )]

@@ -1,9 +1,10 @@
-//! Reading one delta: its index, its pages, and the frames that somebody wants, in as few requests as make sense.
+//! Reading one delta: its index, its pages, and the frames that somebody wants, in as few requests as make
+//! sense.
 
 use crate::{
     CloudError, Repository,
     frame::{BLOCK, FRAME_BLOCKS, FrameMemory, FrameReader, OwnedFrame},
-    index::{PAGE_LEN_MOST, Page, PageRef, ROOT_LEN_MOST, Root},
+    index::{MAX_PAGE_LEN, MAX_ROOT_LEN, Page, PageRef, Root},
     keys::DataKey,
     manifest::Delta,
     names::DeltaId,
@@ -19,9 +20,9 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 /// Indexes up to this length are read with one request.
-const WHOLE_INDEX_MOST: u64 = 256 << 10;
+const MAX_WHOLE_INDEX: u64 = 256 << 10;
 /// Frames that are not wanted are read along if that spares a request for no more than this many bytes.
-const GAP_MOST: u32 = 512 << 10;
+const MAX_GAP: u32 = 512 << 10;
 
 /// What is wrong with a frame that is longer than what came of it.
 pub(crate) const NOT_WHOLE: &str = "the frame was not fetched whole";
@@ -112,10 +113,10 @@ impl DeltaReader {
             .ok_or_else(|| CloudError::UnknownKey { object: object.clone(), key_id: delta.key_id })?;
         let sealer = Sealer::new(&key, &id, &delta.salt);
         let index = &delta.index;
-        if index.root_len_bytes > ROOT_LEN_MOST {
+        if index.root_len_bytes > MAX_ROOT_LEN {
             return Err(CloudError::damaged(&object, index.root_offset_bytes, "its root is longer than any"));
         }
-        let whole = index.len_bytes <= WHOLE_INDEX_MOST;
+        let whole = index.len_bytes <= MAX_WHOLE_INDEX;
         let first_page_is_root = index.root_offset_bytes == OBJECT_HEADER_LEN as u64;
         let start = if whole || first_page_is_root { 0 } else { index.root_offset_bytes };
         let fetched = repo
@@ -170,7 +171,7 @@ impl DeltaReader {
         let Some(place) = self.root.pages.get(number).copied().filter(|page| page.sealed_len > 0) else {
             return Ok(None);
         };
-        debug_assert!(u64::from(place.sealed_len) <= PAGE_LEN_MOST);
+        debug_assert!(u64::from(place.sealed_len) <= MAX_PAGE_LEN);
         let object = self.id.index_key();
         let with_blocks = |error: CloudError| error.with_blocks(place.range);
         let len = u64::from(place.sealed_len);
@@ -222,11 +223,11 @@ impl DeltaReader {
             rank += run.len_blocks;
             wanted.extents_in(run).map(move |piece| (below + piece.start.0 - run.start.0, piece))
         });
-        group(cut(place, page, ranked), GAP_MOST, u32::MAX)
+        group(cut(place, page, ranked), MAX_GAP, u32::MAX)
     }
 
-    /// The frames that hold some blocks of a page, all of which are among its data. For few blocks: what it costs does
-    /// not grow with the page.
+    /// The frames that hold some blocks of a page, all of which are among its data. For few blocks: what it
+    /// costs does not grow with the page.
     pub fn frames_of(&self, number: usize, page: &Page, wanted: &BlockSet) -> Vec<WantedFrame> {
         let Some(place) = self.root.pages.get(number) else { return Vec::new() };
         cut(place, page, wanted.extents().map(|piece| (page.data.rank(piece.start), piece)))
@@ -269,8 +270,8 @@ impl DeltaReader {
         Ok((start, fetched))
     }
 
-    /// Opens frames out of what was fetched from `start` on, and gives their wanted blocks, but not the zero ones, to
-    /// the sink in runs as long as they get.
+    /// Opens frames out of what was fetched from `start` on, and gives their wanted blocks, but not the zero
+    /// ones, to the sink in runs as long as they get.
     pub fn decode(
         &self,
         frames: &[WantedFrame],
@@ -296,8 +297,8 @@ impl DeltaReader {
     }
 }
 
-/// Cuts runs of blocks, each with its rank among the data blocks of the page, into the frames that hold them. Frames
-/// that are all zero are left out.
+/// Cuts runs of blocks, each with its rank among the data blocks of the page, into the frames that hold them.
+/// Frames that are all zero are left out.
 fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) -> Vec<WantedFrame> {
     let mut frames: Vec<WantedFrame> = Vec::new();
     let frame_blocks = FRAME_BLOCKS as u64;
@@ -390,9 +391,9 @@ impl FetchJob {
     }
 }
 
-/// So many bytes are given away at once: enough for a write, few enough for the processor's cache, and no memory that the allocator
-/// takes from the kernel anew each time.
-const RUN_MOST_BYTES: usize = 512 << 10;
+/// So many bytes are given away at once: enough for a write, few enough for the processor's cache, and no
+/// memory that the allocator takes from the kernel anew each time.
+const MAX_RUN_BYTES: usize = 512 << 10;
 
 /// Consecutive blocks that are not yet given away.
 #[derive(Default)]
@@ -408,7 +409,7 @@ impl Run {
             self.start = at;
         }
         self.data.extend_from_slice(block);
-        if self.data.len() >= RUN_MOST_BYTES { self.flush(sink) } else { Ok(()) }
+        if self.data.len() >= MAX_RUN_BYTES { self.flush(sink) } else { Ok(()) }
     }
 
     fn flush(&mut self, sink: &BlockSink) -> Result<(), CloudError> {

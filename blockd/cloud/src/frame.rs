@@ -1,7 +1,7 @@
 //! Frames: up to 32 blocks, without their zero blocks, compressed, sealed.
 //!
-//! A frame is the unit that is read and opened: small, so that a single block is cheap to get at, and large enough
-//! that what compression and sealing add does not count.
+//! A frame is the unit that is read and opened: small, so that a single block is cheap to get at, and large
+//! enough that what compression and sealing add does not count.
 
 use crate::seal::{Domain, Sealer, TAG_LEN_BYTES};
 use blockd_extent::BLOCK_SIZE_BYTES;
@@ -15,13 +15,13 @@ pub(crate) const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 /// What stands before a frame's payload: the codec and the mask of zero blocks.
 const HEAD_LEN_BYTES: usize = 5;
 /// The shortest frame that is stored.
-pub(crate) const STORED_LEN_LEAST: usize = HEAD_LEN_BYTES + 1 + TAG_LEN_BYTES;
+pub(crate) const MIN_STORED_LEN: usize = HEAD_LEN_BYTES + 1 + TAG_LEN_BYTES;
 /// The longest frame: 32 blocks that do not compress.
-pub(crate) const STORED_LEN_MOST: usize = HEAD_LEN_BYTES + FULL_LEN_BYTES + TAG_LEN_BYTES;
+pub(crate) const MAX_STORED_LEN: usize = HEAD_LEN_BYTES + FULL_LEN_BYTES + TAG_LEN_BYTES;
 /// All blocks of a full frame.
 const FULL_LEN_BYTES: usize = FRAME_BLOCKS * BLOCK;
 /// How many full frames' memory lies ready for the next ones.
-const SPARE_MOST: usize = 16;
+const MAX_SPARE: usize = 16;
 
 const CODEC_RAW: u8 = 0;
 const CODEC_LZ4: u8 = 1;
@@ -33,8 +33,8 @@ pub(crate) struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Appends the frame of `raw` (whole blocks, at most 32) to `out`; returns its stored length, which is 0 if every
-    /// block is zero.
+    /// Appends the frame of `raw` (whole blocks, at most 32) to `out`; returns its stored length, which is 0
+    /// if every block is zero.
     pub fn append(&mut self, sealer: &Sealer, ordinal: u64, raw: &[u8], out: &mut Vec<u8>) -> u32 {
         debug_assert!(raw.len().is_multiple_of(BLOCK) && (1..=FRAME_BLOCKS).contains(&(raw.len() / BLOCK)));
         let (mut mask, mut blocks) = (0u32, 0);
@@ -89,8 +89,9 @@ pub(crate) struct OpenFrame<'a> {
     data: &'a [u8],
 }
 
-/// Memory of full frames that were let go, for the next ones. Whoever reads on and on opens as many as go: fresh memory would have
-/// to be cleared and mapped by the kernel for each of them, which takes longer than to fill it.
+/// Memory of full frames that were let go, for the next ones. Whoever reads on and on opens as many as go:
+/// fresh memory would have to be cleared and mapped by the kernel for each of them, which takes longer than
+/// to fill it.
 #[derive(Default)]
 pub(crate) struct FrameMemory {
     spare: Mutex<Vec<Box<[u8]>>>,
@@ -106,7 +107,7 @@ impl FrameMemory {
     fn give_back(&self, memory: Box<[u8]>) {
         if memory.len() == FULL_LEN_BYTES {
             let mut spare = self.spare.lock();
-            if spare.len() < SPARE_MOST {
+            if spare.len() < MAX_SPARE {
                 spare.push(memory);
             }
         }
@@ -304,7 +305,7 @@ mod tests {
                 prop_assert_eq!(len, 0);
                 return Ok(());
             }
-            prop_assert!((STORED_LEN_LEAST..=raw.len() - zeroes * BLOCK + 21).contains(&len));
+            prop_assert!((MIN_STORED_LEN..=raw.len() - zeroes * BLOCK + 21).contains(&len));
             let mut reader = FrameReader::default();
             let frame = reader.open(&sealer, 7, kinds.len(), &out[6..]).unwrap();
             for (i, block) in raw.chunks(BLOCK).enumerate() {
@@ -349,9 +350,9 @@ mod tests {
         // Shorter ones are as long as they are.
         drop(open(&[2; 31]));
         assert!(memory.spare.lock().is_empty());
-        let many: Vec<_> = (0..2 * SPARE_MOST).map(|_| open(&[1; 32])).collect();
+        let many: Vec<_> = (0..2 * MAX_SPARE).map(|_| open(&[1; 32])).collect();
         drop(many);
-        assert_eq!(memory.spare.lock().len(), SPARE_MOST);
+        assert_eq!(memory.spare.lock().len(), MAX_SPARE);
     }
 
     #[test]
@@ -361,6 +362,6 @@ mod tests {
         let len =
             FrameWriter::default().append(&sealer(EncryptionMode::Aes256GcmSiv), 0, &raw, &mut out) as usize;
         assert_eq!(len, raw.len() + 21);
-        assert_eq!(len, STORED_LEN_MOST);
+        assert_eq!(len, MAX_STORED_LEN);
     }
 }

@@ -1,13 +1,13 @@
 //! Collecting garbage: objects of deltas that no manifest names and none ever will.
 //!
-//! A backup that was abandoned leaves packs without a manifest. They cannot be told from those of a backup under way on
-//! another host, except by their age: no backup commits later than [`BACKUP_LIFETIME_S`] after it began, so a delta
-//! whose oldest object is older than that, and by what clocks may be apart, belongs to no backup that can still commit. The argument is
-//! in `FORMAT.md`, "Garbage".
+//! A backup that was abandoned leaves packs without a manifest. They cannot be told from those of a backup
+//! under way on another host, except by their age: no backup commits later than [`BACKUP_LIFETIME_S`] after
+//! it began, so a delta whose oldest object is older than that, and by what clocks may be apart, belongs to
+//! no backup that can still commit. The argument is in `FORMAT.md`, "Garbage".
 
 use crate::{
     CloudError,
-    backup::{BACKUP_LIFETIME_S, CLOCK_SKEW_MOST_S},
+    backup::{BACKUP_LIFETIME_S, MAX_CLOCK_SKEW_S},
     delete::delete_objects,
     manifest::{Delta, Manifest},
     names::{DATA_PREFIX, DeltaId, PROBE_PREFIX, ROOT_PREFIX},
@@ -25,7 +25,7 @@ use std::{
 use uuid::Uuid;
 
 /// How old what was made to try a store out must be to be garbage, in seconds.
-const PROBE_AGE_S: i64 = CLOCK_SKEW_MOST_S;
+const PROBE_AGE_S: i64 = MAX_CLOCK_SKEW_S;
 
 /// Deltas whose objects are listed and deleted together.
 const DELTAS_AT_ONCE: usize = 64;
@@ -34,7 +34,8 @@ const LISTINGS_AT_ONCE: usize = 8;
 
 /// Most deltas of which a collection keeps numbers: some hundred megabytes.
 const MAX_DELTAS: usize = 2_000_000;
-/// Time limit of a collection in hours: a store that answers slowly, with ever new pages, must not hold up the others.
+/// Time limit of a collection in hours: a store that answers slowly, with ever new pages, must not hold up
+/// the others.
 const MAX_HOURS: u64 = 6;
 
 /// How garbage is collected.
@@ -72,8 +73,8 @@ pub struct GarbageReport {
     pub garbage: Vec<Leftover>,
     /// What no manifest names and is not old enough yet: backups under way, or abandoned lately.
     pub young: Vec<Leftover>,
-    /// The volumes of manifests that cannot be read, with the reason. While there is one, nothing of any volume is deleted: a
-    /// volume that began as a snapshot of another one names its deltas.
+    /// The volumes of manifests that cannot be read, with the reason. While there is one, nothing of any
+    /// volume is deleted: a volume that began as a snapshot of another one names its deltas.
     pub unknown: Vec<(Uuid, VolumeId, String)>,
     /// Objects that were made to try the store out and were deleted, or would be in a dry run.
     pub probe_objects: u64,
@@ -85,11 +86,12 @@ pub struct GarbageReport {
 
 /// Deletes the objects of deltas that no manifest names and none ever will.
 ///
-/// Needs no room in the store: nothing is written. Whatever runs beside it, from this daemon or from others, loses nothing.
+/// Needs no room in the store: nothing is written. Whatever runs beside it, from this daemon or from others,
+/// loses nothing.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; [`CloudError::TooManyDeltas`]; [`CloudError::CollectionTimeout`]; whatever the store reports;
-/// calling it again goes on.
+/// [`CloudError::KeySlotMissing`]; [`CloudError::TooManyDeltas`]; [`CloudError::CollectionTimeout`]; whatever
+/// the store reports; calling it again goes on.
 pub async fn collect_garbage(
     repo: &Repository,
     options: &GarbageOptions,
@@ -124,13 +126,14 @@ async fn collect(
             (Err(error), Some(id)) => {
                 unknown.entry((id.cluster, id.volume)).or_insert_with(|| error.to_string());
             }
-            // Its name is no snapshot's: nothing is known of what it names, but a delta's place is in its name.
+            // Its name is no snapshot's: nothing is known of what it names, but a delta's place is in its
+            // name.
             (Err(error), None) => tracing::warn!(key = listed.key, %error, "passed over"),
         }
     }
 
     let mut report = GarbageReport::default();
-    const AGE_S: i64 = BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S;
+    const AGE_S: i64 = BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S;
     for (delta, leftover) in leftovers {
         if named.contains(&delta) || options.protected.contains(&delta.snapshot) {
             continue;
@@ -158,7 +161,8 @@ async fn collect(
     Ok(report)
 }
 
-/// What there is of each delta. Reads the listing page by page and keeps no names, because there may be millions.
+/// What there is of each delta. Reads the listing page by page and keeps no names, because there may be
+/// millions.
 async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, CloudError> {
     let mut deltas: BTreeMap<DeltaId, Leftover> = BTreeMap::new();
     let mut pages = Pages::new(&**repo.store(), DATA_PREFIX);
@@ -207,13 +211,14 @@ async fn delete_deltas(repo: &Repository, some: &[Leftover]) -> Result<u64, Clou
     delete_objects(repo, listed.into_iter().flatten().map(|object| object.key)).await
 }
 
-/// Removes what one backup left of which the caller **knows** that nobody, on no host, can still commit it: it never began to, and
-/// the run that made it was the only one that ever knew its name.
+/// Removes what one backup left of which the caller **knows** that nobody, on no host, can still commit it:
+/// it never began to, and the run that made it was the only one that ever knew its name.
 ///
 /// Nothing is removed if a manifest names it all the same, or cannot be read; a collection decides then.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; whatever the store reports; what is left then is garbage of a later collection.
+/// [`CloudError::KeySlotMissing`]; whatever the store reports; what is left then is garbage of a later
+/// collection.
 pub async fn remove_leftovers_of(
     repo: &Repository,
     cluster: Uuid,
@@ -225,7 +230,8 @@ pub async fn remove_leftovers_of(
     if objects.is_empty() {
         return Ok(0);
     }
-    // A caller who is wrong must not cost a snapshot. Of any volume: one that began as a snapshot of this one names its deltas.
+    // A caller who is wrong must not cost a snapshot. Of any volume: one that began as a snapshot of this one
+    // names its deltas.
     for listed in repo.list_for_deletion(None, &NoCache).await? {
         match (listed.manifest, listed.id) {
             (Ok(manifest), _) if manifest.deltas().any(|named| named.id() == delta) => {

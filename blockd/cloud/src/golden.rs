@@ -1,7 +1,7 @@
 //! The format does not change by accident: a small repository of each kind, checked byte for byte.
 //!
-//! With `BLOCKD_BLESS_GOLDEN` set, the tests write the files instead; a version of the format that was released is
-//! never blessed again.
+//! With `BLOCKD_BLESS_GOLDEN` set, the tests write the files instead; a version of the format that was
+//! released is never blessed again.
 
 use crate::{
     BackupOptions, BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest,
@@ -18,8 +18,8 @@ const PASSPHRASE: &str = "correct horse battery staple";
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const KDF: KdfParams = KdfParams { m_kib: 64, t: 2, p: 1 };
 
-/// A repository: how it is sealed, and whether its second snapshot is of another volume than the first, of another
-/// installation, which is what version 2 of manifests is for.
+/// A repository: how it is sealed, and whether its second snapshot is of another volume than the first, of
+/// another installation, which is what version 2 of manifests is for.
 #[derive(Clone, Copy, Debug)]
 struct Kind {
     mode: EncryptionMode,

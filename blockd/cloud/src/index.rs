@@ -1,10 +1,10 @@
 //! The index of a delta: pages that say which blocks are where, and a root that says where the pages are.
 //!
-//! A page covers a stretch of the volume and can be read by itself, so that a first read of a terabyte fetches some
-//! hundred kilobytes, not tens of megabytes.
+//! A page covers a stretch of the volume and can be read by itself, so that a first read of a terabyte
+//! fetches some hundred kilobytes, not tens of megabytes.
 
 use crate::{
-    frame::{BLOCK, FRAME_BLOCKS, STORED_LEN_LEAST, STORED_LEN_MOST},
+    frame::{BLOCK, FRAME_BLOCKS, MAX_STORED_LEN, MIN_STORED_LEN},
     pack::OBJECT_HEADER_LEN,
     plan::{PACK_FRAMES, PAGE_BLOCKS, PAGE_SPAN_BLOCKS},
     seal::TAG_LEN_BYTES,
@@ -12,9 +12,9 @@ use crate::{
 use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES};
 
 /// The longest page that is read: the sets of a terabyte at their worst, twice over.
-pub(crate) const PAGE_LEN_MOST: u64 = 80 << 20;
+pub(crate) const MAX_PAGE_LEN: u64 = 80 << 20;
 /// The longest root that is read: twice that of a full volume of 64 TiB.
-pub(crate) const ROOT_LEN_MOST: u64 = 16 << 20;
+pub(crate) const MAX_ROOT_LEN: u64 = 16 << 20;
 const ROOT_HEAD_LEN: usize = 56;
 const ROOT_ENTRY_LEN: usize = 56;
 const PAGE_HEAD_LEN: usize = 16;
@@ -145,8 +145,8 @@ impl Root {
                 return Err("the frames of the pages do not add up");
             }
             let empty_len = sealed_len == 0 && page_blocks == 0;
-            let some_len = sealed_len as usize >= PAGE_HEAD_LEN + TAG_LEN_BYTES
-                && u64::from(sealed_len) <= PAGE_LEN_MOST;
+            let some_len =
+                sealed_len as usize >= PAGE_HEAD_LEN + TAG_LEN_BYTES && u64::from(sealed_len) <= MAX_PAGE_LEN;
             if offset_bytes != next_offset || !(empty_len || some_len) {
                 return Err("the pages do not follow one another");
             }
@@ -243,7 +243,7 @@ impl Page {
         if data.len_blocks() != u64::from(page.data_blocks) || u64::from(count) != page.frames() {
             return Err("the number of its blocks or frames is not what the root says");
         }
-        let most = (PACK_FRAMES as usize * STORED_LEN_MOST + OBJECT_HEADER_LEN) as u32;
+        let most = (PACK_FRAMES as usize * MAX_STORED_LEN + OBJECT_HEADER_LEN) as u32;
         let starts_pack = page.frame_base.is_multiple_of(PACK_FRAMES);
         if first_offset < OBJECT_HEADER_LEN as u32
             || first_offset > most
@@ -258,7 +258,7 @@ impl Page {
                 offset_bytes = OBJECT_HEADER_LEN as u32;
             }
             let len_bytes = cursor.u32()?;
-            if len_bytes != 0 && !(STORED_LEN_LEAST..=STORED_LEN_MOST).contains(&(len_bytes as usize)) {
+            if len_bytes != 0 && !(MIN_STORED_LEN..=MAX_STORED_LEN).contains(&(len_bytes as usize)) {
                 return Err("the length of a frame is out of bounds");
             }
             frames.push(FramePlace { offset_bytes, len_bytes });

@@ -1,6 +1,7 @@
 //! Writing the index of a delta, page by page, out of the journal.
 //!
-//! Only one page is in memory at a time, beside what is not sent yet; a long index goes out in parts while it is made.
+//! Only one page is in memory at a time, beside what is not sent yet; a long index goes out in parts while it
+//! is made.
 
 use crate::{
     CloudError,
@@ -17,7 +18,7 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 /// An index that is longer than this is sent in parts.
-const SINGLE_PUT_MOST: usize = 64 << 20;
+const MAX_SINGLE_PUT: usize = 64 << 20;
 
 /// An index that is in the store.
 pub(crate) struct StoredIndex {
@@ -59,7 +60,8 @@ impl IndexUpload {
     async fn write(&mut self) -> Result<StoredIndex, CloudError> {
         let layout = &self.job.clone().layout;
         let mut pages = Vec::with_capacity(layout.pages.len());
-        // Bytes of frames so far in the pack that is open at the border of two pages, and of all packs together.
+        // Bytes of frames so far in the pack that is open at the border of two pages, and of all packs
+        // together.
         let mut packs = PackLengths::default();
         for (number, span) in layout.pages.iter().enumerate() {
             let (job, span, mut lengths) = (self.job.clone(), *span, packs);
@@ -108,7 +110,7 @@ impl IndexUpload {
 
     async fn append(&mut self, bytes: &[u8]) -> Result<(), CloudError> {
         self.buffer.extend_from_slice(bytes);
-        if self.upload.is_none() && self.buffer.len() > SINGLE_PUT_MOST {
+        if self.upload.is_none() && self.buffer.len() > MAX_SINGLE_PUT {
             let id = self.job.store.multipart_start(&self.object).await?;
             self.upload = Some((id, Vec::new()));
         }
@@ -145,8 +147,9 @@ impl IndexUpload {
         Ok(())
     }
 
-    /// Whether the object was made of its parts although the store did not say so: the answer got lost, and then the
-    /// store knows of no such upload. The last part holds the root, which holds the tags of all pages.
+    /// Whether the object was made of its parts although the store did not say so: the answer got lost, and
+    /// then the store knows of no such upload. The last part holds the root, which holds the tags of all
+    /// pages.
     async fn is_complete(&self, last_at: u64, last: &[u8]) -> bool {
         let found = self.job.store.get_range(&self.object, last_at, last.len() as u64).await;
         found.is_ok_and(|found| found[..] == *last)
@@ -218,7 +221,8 @@ fn frame_lens(job: &Job, frames: std::ops::Range<u64>) -> Result<Vec<u32>, Cloud
 
 /// The members of a set that lie in a range.
 fn within(set: &BlockSet, range: Extent) -> BlockSet {
-    // An intersection goes container by container; copying run by run would take long for a fragmented terabyte.
+    // An intersection goes container by container; copying run by run would take long for a fragmented
+    // terabyte.
     let mut out = BlockSet::from_iter([range]);
     out.intersect_with(set);
     out

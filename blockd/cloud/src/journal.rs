@@ -1,11 +1,12 @@
 //! What of a backup is already in the store, so that an interrupted one goes on instead of starting over.
 //!
-//! The record of a pack is written after the store has said that it holds the pack, so everything recorded is there.
-//! The lengths of the pack's frames are kept with it, because the index is made of them at the end.
+//! The record of a pack is written after the store has said that it holds the pack, so everything recorded is
+//! there. The lengths of the pack's frames are kept with it, because the index is made of them at the end.
 //!
-//! A record without frames for pack number 2^32 - 1, which no backup has, says that the manifest was about to be put.
+//! A record without frames for pack number 2^32 - 1, which no backup has, says that the manifest was about to
+//! be put.
 
-use crate::{BackupSpec, CloudError, Repository, frame::STORED_LEN_MOST, plan::PACK_FRAMES};
+use crate::{BackupSpec, CloudError, Repository, frame::MAX_STORED_LEN, plan::PACK_FRAMES};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
@@ -76,7 +77,8 @@ impl JournalBinding {
     }
 }
 
-/// A journal in a file: a header, then a record for each pack, each with a checksum and each made durable by itself.
+/// A journal in a file: a header, then a record for each pack, each with a checksum and each made durable by
+/// itself.
 ///
 /// In memory it takes some dozen bytes for each pack, that is, for each 32 MiB of blocks.
 #[derive(Debug)]
@@ -94,9 +96,9 @@ struct State {
 }
 
 impl FileJournal {
-    /// Opens the journal of a backup, or begins one. A record that was being written when the power went is dropped, as is
-    /// all that follows a damaged one. What is dropped may have said that the manifest was about to be put, so that is
-    /// recorded then.
+    /// Opens the journal of a backup, or begins one. A record that was being written when the power went is
+    /// dropped, as is all that follows a damaged one. What is dropped may have said that the manifest was
+    /// about to be put, so that is recorded then.
     ///
     /// # Errors
     /// [`CloudError::ForeignJournal`] if the file is of another backup, [`CloudError::Journal`].
@@ -182,7 +184,7 @@ fn read_record(reader: &mut impl Read) -> io::Result<Option<(u32, Vec<u32>)>> {
         return Ok(None);
     }
     let lens: Vec<u32> = lens.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    if lens.iter().any(|len| *len as usize > STORED_LEN_MOST) {
+    if lens.iter().any(|len| *len as usize > MAX_STORED_LEN) {
         return Ok(None);
     }
     Ok(Some((u32::from_le_bytes([head[0], head[1], head[2], head[3]]), lens)))

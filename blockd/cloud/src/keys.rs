@@ -1,7 +1,8 @@
 //! Data keys, and the slots in which a repository keeps them.
 //!
-//! A slot holds one random data key, wrapped by a key that Argon2id makes of the passphrase. Every creator of a
-//! repository writes a slot of its own under a random name, so that two who race need no help from the store.
+//! A slot holds one random data key, wrapped by a key that Argon2id makes of the passphrase. Every creator of
+//! a repository writes a slot of its own under a random name, so that two who race need no help from the
+//! store.
 
 use crate::{
     CloudError, FORMAT_VERSION,
@@ -26,7 +27,7 @@ const CHECKSUM_AT: usize = PROOF_AT + TAG_LEN_BYTES;
 const KDF_NONE: u8 = 0;
 const KDF_ARGON2ID: u8 = 1;
 /// What a slot may ask of whoever opens it: 1 GiB, 16 passes, 16 lanes.
-const KDF_MOST: KdfParams = KdfParams { m_kib: 1 << 20, t: 16, p: 16 };
+const MAX_KDF: KdfParams = KdfParams { m_kib: 1 << 20, t: 16, p: 16 };
 
 /// The key that everything of a repository is sealed with, one way or another.
 #[derive(Clone)]
@@ -129,7 +130,7 @@ impl KdfParams {
     fn within_bounds(self) -> bool {
         let Self { m_kib, t, p } = self;
         let least = p.checked_mul(8).is_some_and(|least| m_kib >= least);
-        least && m_kib <= KDF_MOST.m_kib && (1..=KDF_MOST.t).contains(&t) && (1..=KDF_MOST.p).contains(&p)
+        least && m_kib <= MAX_KDF.m_kib && (1..=MAX_KDF.t).contains(&t) && (1..=MAX_KDF.p).contains(&p)
     }
 
     /// The key that wraps the data key.
@@ -195,7 +196,8 @@ impl KeySlot {
         &self.bytes
     }
 
-    /// Proves that a holder of the data key wrote the slot. Needs no passphrase. In mode 0 it proves no more than the checksum.
+    /// Proves that a holder of the data key wrote the slot. Needs no passphrase. In mode 0 it proves no more
+    /// than the checksum.
     pub(crate) fn is_of(&self, key: &DataKey) -> bool {
         let proof = proof(key, &self.salt, &self.bytes[..PROOF_AT]);
         key.key_id == self.key_id

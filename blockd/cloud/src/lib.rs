@@ -1,8 +1,9 @@
 //! The cloud format: how snapshots of volumes rest in object stores, and come back.
 //!
-//! A snapshot owns one delta, the blocks that changed, in frames, packs and an index, and a manifest that names that
-//! delta and all those below it; the manifest is put last and is the commit. The format is written down byte for byte
-//! in `FORMAT.md`; volumes are known here only as block sets and as whoever reads and writes blocks.
+//! A snapshot owns one delta, the blocks that changed, in frames, packs and an index, and a manifest that
+//! names that delta and all those below it; the manifest is put last and is the commit. The format is written
+//! down byte for byte in `FORMAT.md`; volumes are known here only as block sets and as whoever reads and
+//! writes blocks.
 
 mod backup;
 mod buffers;
@@ -45,13 +46,13 @@ mod workers;
 mod write_key;
 
 pub use backup::{
-    BACKUP_LIFETIME_S, BackupOptions, BackupSpec, BlockReader, CLOCK_SKEW_MOST_S, backup, check_base,
+    BACKUP_LIFETIME_S, BackupOptions, BackupSpec, BlockReader, MAX_CLOCK_SKEW_S, backup, check_base,
     new_delta_salt,
 };
 pub use cached::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
 pub use changed::changed_blocks;
 pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
-pub use damage::{DAMAGE_DESCRIBED_MOST, Damage, DamagedPiece};
+pub use damage::{Damage, DamagedPiece, MAX_DAMAGE_DESCRIBED};
 pub use delete::{DeleteReport, UnreadableSiblings, delete_damaged, delete_snapshot, delete_with_manifest};
 pub use error::{ClockUnknownCause, CloudError};
 pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};

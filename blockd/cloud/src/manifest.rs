@@ -17,12 +17,13 @@ use uuid::Uuid;
 const MAGIC: &[u8; 8] = b"BLKDMNFT";
 const HEADER_LEN_BYTES: usize = 64;
 /// The longest manifest that is read.
-pub(crate) const MANIFEST_LEN_MOST: u64 = 16 << 20;
-/// The version of a manifest whose chain goes over to another volume, from which its own was made without being copied: an
-/// older reader would not understand it, and its deletes would not know that deltas are needed by it.
+pub(crate) const MAX_MANIFEST_LEN: u64 = 16 << 20;
+/// The version of a manifest whose chain goes over to another volume, from which its own was made without
+/// being copied: an older reader would not understand it, and its deletes would not know that deltas are
+/// needed by it.
 pub(crate) const VERSION_FOREIGN_CHAIN: u16 = 2;
 /// The longest chain that is written or read.
-pub(crate) const CHAIN_MOST: usize = 4096;
+pub(crate) const MAX_CHAIN: usize = 4096;
 
 /// Whether a snapshot's own delta stands alone.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -178,7 +179,7 @@ impl Manifest {
         if self.size_bytes == 0 || self.size_bytes > MAX_VOLUME_BYTES {
             return Err("the size of the volume is out of bounds");
         }
-        if self.chain.len() > CHAIN_MOST {
+        if self.chain.len() > MAX_CHAIN {
             return Err("its chain is longer than any that is written");
         }
         if (self.delta.cluster, self.delta.volume) != (self.cluster, self.volume) {
@@ -195,10 +196,10 @@ impl Manifest {
         let failed = |detail: String| CloudError::Internal { what: "encoding the manifest", detail };
         let body = serde_json::to_vec(self).map_err(|e| failed(e.to_string()))?;
         let len = (HEADER_LEN_BYTES + body.len() + TAG_LEN_BYTES) as u64;
-        if len > MANIFEST_LEN_MOST {
+        if len > MAX_MANIFEST_LEN {
             return Err(CloudError::InvalidRequest {
                 what: format!(
-                    "the manifest has {len} bytes, at most {MANIFEST_LEN_MOST} are read: make a full backup"
+                    "the manifest has {len} bytes, at most {MAX_MANIFEST_LEN} are read: make a full backup"
                 ),
             });
         }
@@ -424,7 +425,7 @@ pub(crate) mod tests {
             |m: &mut Manifest| m.delta.volume = VolumeId::from_u64(77),
             |m: &mut Manifest| m.format_version = VERSION_FOREIGN_CHAIN,
             |m: &mut Manifest| m.chain = vec![Delta { volume: VolumeId::from_u64(77), ..m.delta.clone() }],
-            |m: &mut Manifest| m.chain = vec![m.delta.clone(); CHAIN_MOST + 1],
+            |m: &mut Manifest| m.chain = vec![m.delta.clone(); MAX_CHAIN + 1],
             |m: &mut Manifest| m.delta.index.root_offset_bytes = u64::MAX,
         ] {
             let mut manifest = sample();

@@ -101,8 +101,8 @@ async fn begin(
     Ok(Repository::opened(store, vec![key], memory, None))
 }
 
-/// The slots of one key that may open, in the order in which they are tried: that of this host first, because no parameters
-/// of an attacker are in it.
+/// The slots of one key that may open, in the order in which they are tried: that of this host first, because
+/// no parameters of an attacker are in it.
 pub(crate) struct Candidates {
     pub slots: Vec<KeySlot>,
     /// The slots that are in the store.

@@ -10,8 +10,9 @@ use tokio::{sync::Notify, time::Instant};
 /// All of the time.
 const WHOLE_PERMILLE: u32 = 1000;
 /// The longest rest after one piece of work, however long that took: it may have waited for a disk.
-const REST_MOST: Duration = Duration::from_secs(2);
-/// A thread that made way and waited so long for a processor hardly gets one: the next piece of work does not make way.
+const MAX_REST: Duration = Duration::from_secs(2);
+/// A thread that made way and waited so long for a processor hardly gets one: the next piece of work does not
+/// make way.
 const STARVED_FROM: Duration = Duration::from_secs(2);
 
 /// The share of its time that each thread works, set by somebody who watches what else goes on.
@@ -35,7 +36,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// From now on, work takes this share of the time, in thousandths: at least 1, at most 1000. Holds for those who rest already.
+    /// From now on, work takes this share of the time, in thousandths: at least 1, at most 1000. Holds for
+    /// those who rest already.
     pub fn set_permille(&self, share_permille: u32) {
         let share_permille = share_permille.clamp(1, WHOLE_PERMILLE);
         let before = std::mem::replace(&mut *self.share_permille.lock(), share_permille);
@@ -54,8 +56,8 @@ impl Pace {
         self.makes_way.store(makes_way, Relaxed);
     }
 
-    /// Whether the next piece of work makes way. On a machine that has no time left for what makes way, some do not all the
-    /// same, so that a task gets on.
+    /// Whether the next piece of work makes way. On a machine that has no time left for what makes way, some
+    /// do not all the same, so that a task gets on.
     pub(crate) fn makes_way(&self) -> bool {
         self.makes_way.load(Relaxed) && !self.is_starved.swap(false, Relaxed)
     }
@@ -70,7 +72,7 @@ impl Pace {
     /// How long to rest after so much work.
     fn rest_for(&self, worked: Duration) -> Duration {
         let share = self.permille();
-        (worked * (WHOLE_PERMILLE - share) / share).min(REST_MOST)
+        (worked * (WHOLE_PERMILLE - share) / share).min(MAX_REST)
     }
 
     /// Rests after a piece of work that took so long.

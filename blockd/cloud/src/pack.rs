@@ -1,7 +1,7 @@
 //! Packs: objects of up to 256 frames, and the header that packs and indexes share.
 //!
-//! A pack can be made from the layout alone, whatever became of all others; its header repeats whose it is, so that a
-//! misplaced object is named before a frame in it is tried.
+//! A pack can be made from the layout alone, whatever became of all others; its header repeats whose it is,
+//! so that a misplaced object is named before a frame in it is tried.
 
 use crate::{
     CloudError, FORMAT_VERSION,
@@ -21,7 +21,8 @@ pub(crate) enum ObjectKind {
     Index,
 }
 
-/// The header of an object of a delta. Everything in it follows from where the object is, so a reader compares.
+/// The header of an object of a delta. Everything in it follows from where the object is, so a reader
+/// compares.
 pub(crate) fn object_header(kind: ObjectKind, key: &DataKey, delta: &DeltaId) -> [u8; OBJECT_HEADER_LEN] {
     let (magic, pack_no) = match kind {
         ObjectKind::Pack(pack_no) => (b"BLKDPACK", pack_no),
@@ -72,13 +73,14 @@ pub(crate) fn check_object_header(
     Err(CloudError::damaged(object, at as u64, what))
 }
 
-/// What sealed frames of these lengths in blocks may take, in bytes, and what lz4 wants beyond the worst case of the last one.
+/// What sealed frames of these lengths in blocks may take, in bytes, and what lz4 wants beyond the worst case
+/// of the last one.
 pub(crate) fn sealed_len_most(sizes: &[usize]) -> usize {
     sizes.iter().sum::<usize>() * BLOCK + sizes.len() * 21 + (16 << 10)
 }
 
-/// Seals the frames of `raw`, the first of which has the number `first_frame`, one after the other to the end of `out`; `sizes` are
-/// their lengths in blocks. Returns their stored lengths.
+/// Seals the frames of `raw`, the first of which has the number `first_frame`, one after the other to the end
+/// of `out`; `sizes` are their lengths in blocks. Returns their stored lengths.
 pub(crate) fn seal_frames(
     sealer: &Sealer,
     first_frame: u64,

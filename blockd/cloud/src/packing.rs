@@ -1,7 +1,7 @@
 //! Making packs: blocks are read and sealed by the chunk, several at once, and put together.
 //!
-//! A chunk is small, so that it is sealed while it is still in the processor's cache, and a task that is to make way does so
-//! soon. Raw blocks, sealed frames and objects are in buffers that are used again.
+//! A chunk is small, so that it is sealed while it is still in the processor's cache, and a task that is to
+//! make way does so soon. Raw blocks, sealed frames and objects are in buffers that are used again.
 
 use crate::{
     CloudError,
@@ -22,7 +22,7 @@ const BUILD_CONCURRENCY: usize = 2;
 /// Frames of a chunk: 4 MiB of blocks.
 const CHUNK_FRAMES: usize = 32;
 /// Chunks whose raw blocks are in memory, at most.
-const RAW_CHUNKS_MOST: usize = 8;
+const MAX_RAW_CHUNKS: usize = 8;
 /// Chunks that are read while others are sealed.
 const CHUNKS_AHEAD: usize = 2;
 
@@ -40,7 +40,7 @@ impl Packing {
     pub(crate) fn new(cpu_threads: usize) -> Self {
         Self {
             building: Semaphore::new(BUILD_CONCURRENCY),
-            raw: Semaphore::new((cpu_threads + CHUNKS_AHEAD).min(RAW_CHUNKS_MOST)),
+            raw: Semaphore::new((cpu_threads + CHUNKS_AHEAD).min(MAX_RAW_CHUNKS)),
             cores: Semaphore::new(cpu_threads),
             assembling: Semaphore::new(1),
             buffers: Arc::default(),

@@ -1,8 +1,8 @@
 //! The layout of a delta, known before anything is read.
 //!
-//! Which block goes into which frame, which frame into which pack and which stretch of the volume into which index
-//! page follows from the set of blocks alone. So packs can be made in any order, by anybody, again and again, and are
-//! always the same.
+//! Which block goes into which frame, which frame into which pack and which stretch of the volume into which
+//! index page follows from the set of blocks alone. So packs can be made in any order, by anybody, again and
+//! again, and are always the same.
 
 use crate::{CloudError, frame::FRAME_BLOCKS};
 use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES};

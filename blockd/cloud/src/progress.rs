@@ -120,8 +120,9 @@ impl Progress {
         self.in_doubt.store(true, Relaxed);
     }
 
-    /// Whether the snapshot that a backup committed may have been committed before: another host may be deleting it, and
-    /// take the manifest away once more. Nothing should be built on it. See `FORMAT.md`, "Deleting".
+    /// Whether the snapshot that a backup committed may have been committed before: another host may be
+    /// deleting it, and take the manifest away once more. Nothing should be built on it. See `FORMAT.md`,
+    /// "Deleting".
     pub fn was_in_doubt(&self) -> bool {
         self.in_doubt.load(Relaxed)
     }
@@ -140,8 +141,9 @@ impl Progress {
 
 /// Tells a task to stop; all clones are one token.
 ///
-/// A backup that has begun to commit can still be cut off ([`cancel`](Self::cancel)), as a stop of the daemon does, but
-/// not stopped for good ([`stop_unless_committing`](Self::stop_unless_committing)): whether its snapshot exists would not be known.
+/// A backup that has begun to commit can still be cut off ([`cancel`](Self::cancel)), as a stop of the daemon
+/// does, but not stopped for good ([`stop_unless_committing`](Self::stop_unless_committing)): whether its
+/// snapshot exists would not be known.
 #[derive(Clone, Default, Debug)]
 pub struct CancelToken {
     inner: Arc<CancelState>,
@@ -183,7 +185,8 @@ impl CancelToken {
         self.inner.state.fetch_or(COMMITTING, SeqCst) & CANCELLED == 0
     }
 
-    /// What the task had begun to commit does not exist and will not, so that it may be stopped for good again.
+    /// What the task had begun to commit does not exist and will not, so that it may be stopped for good
+    /// again.
     pub fn end_commit(&self) {
         self.inner.state.fetch_and(!COMMITTING, SeqCst);
     }

@@ -1,7 +1,7 @@
 //! Reading a snapshot: each block comes from the newest delta that says anything about it.
 //!
-//! The deltas are asked newest first, each for what is left after those above it, page by page; so no page and no pack
-//! is read twice, and nothing is read that is not visible, apart from small gaps.
+//! The deltas are asked newest first, each for what is left after those above it, page by page; so no page
+//! and no pack is read twice, and nothing is read that is not visible, apart from small gaps.
 
 use crate::{
     CloudError, CloudsnapId, Manifest, Repository,
@@ -68,7 +68,8 @@ pub(crate) struct BulkRead<'a> {
     pub settled: Option<Settled>,
     /// Takes down what is damaged; without it the first damage ends the read.
     pub damage: Option<&'a Arc<DamageList>>,
-    /// Of a pack that was cut, or lost its header, what can be had is had frame by frame; only where damage is taken down.
+    /// Of a pack that was cut, or lost its header, what can be had is had frame by frame; only where damage
+    /// is taken down.
     pub by_frame: bool,
 }
 
@@ -119,7 +120,8 @@ impl SnapshotReader {
     /// The content of some blocks, at most 32 MiB of them; beyond the end of the volume it is zeroes.
     ///
     /// # Errors
-    /// [`CloudError::Damaged`], which says what is damaged and which blocks are lost; whatever the store reports.
+    /// [`CloudError::Damaged`], which says what is damaged and which blocks are lost; whatever the store
+    /// reports.
     pub async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, CloudError> {
         const MOST: u64 = (32 << 20) / BLOCK_SIZE_BYTES;
         if extent.len_blocks > MOST {
@@ -141,9 +143,9 @@ impl SnapshotReader {
         Ok(bytes)
     }
 
-    /// Gives the blocks of a stretch that are not zeroes to `take`, as they come: in no order, and on several threads, some of which
-    /// may still do so when this was given up. What is damaged is left out and told: frames, each without its neighbours, and what a
-    /// damaged page of the index says nothing about any more.
+    /// Gives the blocks of a stretch that are not zeroes to `take`, as they come: in no order, and on several
+    /// threads, some of which may still do so when this was given up. What is damaged is left out and told:
+    /// frames, each without its neighbours, and what a damaged page of the index says nothing about any more.
     ///
     /// # Errors
     /// What the store and `take` report.
@@ -161,8 +163,9 @@ impl SnapshotReader {
         Ok(damage.take())
     }
 
-    /// The blocks of a stretch of the volume that may hold data: those that [`data_blocks`](Self::data_blocks) has, and those of
-    /// which a damaged page of the index says nothing any more.
+    /// The blocks of a stretch of the volume that may hold data: those that
+    /// [`data_blocks`](Self::data_blocks) has, and those of which a damaged page of the index says nothing
+    /// any more.
     ///
     /// # Errors
     /// What the store reports.
@@ -364,7 +367,8 @@ impl SnapshotReader {
                 for number in delta.root.pages_in(region) {
                     let page = match (self.page(level, number).await, what.damage) {
                         (Err(error @ CloudError::Damaged { .. }), Some(damage)) => {
-                            // Which of these blocks it says anything about is lost, and so is what lies below them.
+                            // Which of these blocks it says anything about is lost, and so is what lies below
+                            // them.
                             let range = delta.root.pages.get(number).map_or(region, |page| page.range);
                             let lost: Vec<_> = left.extents_in(range).collect();
                             damage.add(error, lost);

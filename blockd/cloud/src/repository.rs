@@ -3,7 +3,7 @@
 use crate::{
     CloudError, CloudsnapId,
     keys::{DataKey, KdfParams, KeySlot, SLOT_LEN_BYTES},
-    manifest::{MANIFEST_LEN_MOST, Manifest},
+    manifest::{MAX_MANIFEST_LEN, Manifest},
     names::MANIFESTS_PREFIX,
     opening,
     seal::EncryptionMode,
@@ -32,14 +32,14 @@ const READ_CONCURRENCY: usize = 16;
 /// Manifests that a cache is told of at once: as many are lost to it if a listing is cut off.
 const KEPT_AT_ONCE: usize = 256;
 /// How often a store is listed until no snapshot is deleted meanwhile.
-const SETTLING_LISTINGS_MOST: u32 = 16;
+const MAX_SETTLING_LISTINGS: u32 = 16;
 /// Listings that are made at once; there is a pause before each further one.
 const LISTINGS_WITHOUT_PAUSE: u32 = 2;
 /// The first pause; each is twice as long as the one before, up to the longest.
 const SETTLING_PAUSE: Duration = Duration::from_millis(200);
-const SETTLING_PAUSE_MOST: Duration = Duration::from_secs(10);
+const MAX_SETTLING_PAUSE: Duration = Duration::from_secs(10);
 /// In how many listings after a pause a manifest must be that is not there, until it counts as deleted.
-const MISSES_MOST: u32 = 3;
+const MAX_MISSES: u32 = 3;
 
 /// How a repository is opened.
 #[derive(Clone, Copy, Default, Debug)]
@@ -107,7 +107,8 @@ impl KnownKeys {
         self.slots.iter().flat_map(|slot| *slot.bytes()).collect()
     }
 
-    /// Reads [`encode_slots`](Self::encode_slots) back. A slot that is damaged is left out, since the store has it too.
+    /// Reads [`encode_slots`](Self::encode_slots) back. A slot that is damaged is left out, since the store
+    /// has it too.
     pub fn decode_slots(bytes: &[u8]) -> Vec<KeySlot> {
         let slots = bytes.chunks(SLOT_LEN_BYTES).filter_map(|slot| match KeySlot::from_saved(slot) {
             Ok(slot) => Some(slot),
@@ -129,13 +130,13 @@ impl std::fmt::Debug for Repository {
 impl Repository {
     /// Opens what is in a store, or begins a repository there if there is none.
     ///
-    /// The passphrase's bytes are used as they are (UTF-8, not normalised). Copies of key slots that are missing or damaged are
-    /// written again, see [`take_slot_findings`](Self::take_slot_findings).
+    /// The passphrase's bytes are used as they are (UTF-8, not normalised). Copies of key slots that are
+    /// missing or damaged are written again, see [`take_slot_findings`](Self::take_slot_findings).
     ///
     /// # Errors
-    /// [`CloudError::WrongPassphrase`], [`CloudError::EncryptedRepository`] and [`CloudError::PlainRepository`] if the
-    /// passphrase does not fit what is there; [`CloudError::Damaged`] if both copies of a key slot are damaged and no other
-    /// slot opens; whatever the store reports.
+    /// [`CloudError::WrongPassphrase`], [`CloudError::EncryptedRepository`] and
+    /// [`CloudError::PlainRepository`] if the passphrase does not fit what is there; [`CloudError::Damaged`]
+    /// if both copies of a key slot are damaged and no other slot opens; whatever the store reports.
     pub async fn open(
         store: Arc<dyn ObjectStore>,
         passphrase: Option<&str>,
@@ -144,9 +145,9 @@ impl Repository {
         opening::open(store, passphrase, &KnownKeys::default(), Some(options)).await
     }
 
-    /// Opens what is in a store, and makes nothing: for a store that is known to hold a repository. A disk that is not mounted is
-    /// an empty directory. `known` are the slots that this host remembers: they open the repository, and are put back, if both
-    /// copies in the store are gone.
+    /// Opens what is in a store, and makes nothing: for a store that is known to hold a repository. A disk
+    /// that is not mounted is an empty directory. `known` are the slots that this host remembers: they open
+    /// the repository, and are put back, if both copies in the store are gone.
     ///
     /// # Errors
     /// Those of [`open`](Self::open); [`CloudError::KeySlotMissing`] if there is no repository.
@@ -158,11 +159,13 @@ impl Repository {
         opening::open(store, passphrase, known, None).await
     }
 
-    /// Proves that the store is the one that was opened and that others can open what is stored there: a slot of
-    /// the key that new backups use is in its place. One GET if the slot is whole; otherwise it is repaired if possible.
+    /// Proves that the store is the one that was opened and that others can open what is stored there: a slot
+    /// of the key that new backups use is in its place. One GET if the slot is whole; otherwise it is
+    /// repaired if possible.
     ///
     /// # Errors
-    /// [`CloudError::KeySlotMissing`] if neither copy is there; [`CloudError::Damaged`]; whatever the store reports.
+    /// [`CloudError::KeySlotMissing`] if neither copy is there; [`CloudError::Damaged`]; whatever the store
+    /// reports.
     pub async fn prove_key_slot(&self) -> Result<(), CloudError> {
         let key = self.key();
         let first = slots::read_copy(&*self.store, 0, key.key_id()).await?;
@@ -201,7 +204,8 @@ impl Repository {
         Ok(findings)
     }
 
-    /// Repairs a slot. Returns whether a genuine copy is in the store then, and the findings, which are kept as well.
+    /// Repairs a slot. Returns whether a genuine copy is in the store then, and the findings, which are kept
+    /// as well.
     pub(crate) async fn repair(&self, check: &SlotCheck) -> Result<(bool, Vec<SlotFinding>), CloudError> {
         let is_place_proven = check.needs_place() && self.is_own_place().await?;
         let findings = check.repair(&*self.store, is_place_proven).await;
@@ -214,8 +218,8 @@ impl Repository {
         Ok((is_there, findings))
     }
 
-    /// Whether the store holds something that only a holder of a data key can have written: a slot of a key, or a manifest.
-    /// An empty directory, in the place of a disk that is not mounted, does not.
+    /// Whether the store holds something that only a holder of a data key can have written: a slot of a key,
+    /// or a manifest. An empty directory, in the place of a disk that is not mounted, does not.
     pub(crate) async fn is_own_place(&self) -> Result<bool, CloudError> {
         let ids = self.keys.iter().map(DataKey::key_id);
         let all = slots::read_all(&*self.store, ids).await?;
@@ -308,8 +312,8 @@ impl Repository {
         &self.store
     }
 
-    /// The data keys, to be kept sealed. The first one is used for new backups, if [`check_writable`](Self::check_writable)
-    /// has no objection.
+    /// The data keys, to be kept sealed. The first one is used for new backups, if
+    /// [`check_writable`](Self::check_writable) has no objection.
     pub fn keys(&self) -> &[DataKey] {
         &self.keys
     }
@@ -334,7 +338,7 @@ impl Repository {
     /// [`CloudError::SnapshotNotFound`]; [`CloudError::Damaged`]; whatever the store reports.
     pub async fn manifest(&self, id: &CloudsnapId) -> Result<Manifest, CloudError> {
         let path = id.manifest_key();
-        match self.store.get(&path, MANIFEST_LEN_MOST).await {
+        match self.store.get(&path, MAX_MANIFEST_LEN).await {
             Ok(object) => Manifest::decode(&object, id, |key_id| self.find_key(key_id)),
             Err(error) => match error.kind {
                 StoreErrorKind::NotFound => {
@@ -343,16 +347,17 @@ impl Repository {
                 StoreErrorKind::TooLarge => Err(CloudError::damaged(
                     &path,
                     0,
-                    format!("it is longer than the {MANIFEST_LEN_MOST} bytes that a manifest may have"),
+                    format!("it is longer than the {MAX_MANIFEST_LEN} bytes that a manifest may have"),
                 )),
                 _ => Err(error.into()),
             },
         }
     }
 
-    /// Every snapshot that is there, sorted by key. One listing, and one request for each that the cache lacks. A
-    /// manifest that cannot be read is listed with what is wrong with it; one that was deleted between the listing and its request is left out,
-    /// so this is for showing, not for deciding what may be deleted.
+    /// Every snapshot that is there, sorted by key. One listing, and one request for each that the cache
+    /// lacks. A manifest that cannot be read is listed with what is wrong with it; one that was deleted
+    /// between the listing and its request is left out, so this is for showing, not for deciding what may be
+    /// deleted.
     ///
     /// # Errors
     /// What the store reports of the listing.
@@ -375,18 +380,18 @@ impl Repository {
         Ok(self.read_all_listed(listed, cache).await.into_iter().flatten().collect())
     }
 
-    /// Every snapshot of the store, for whoever wants to know what is needed: none that is there all the time is missing, and
-    /// none that was made on one which was deleted meanwhile. At least two listings. `gone` was deleted by the caller
-    /// and is left out, be it listed or not.
+    /// Every snapshot of the store, for whoever wants to know what is needed: none that is there all the time
+    /// is missing, and none that was made on one which was deleted meanwhile. At least two listings. `gone`
+    /// was deleted by the caller and is left out, be it listed or not.
     ///
-    /// A manifest that is gone when it is asked for named deltas that nobody has seen now; so did one that was deleted
-    /// before its turn in a listing of many pages. Another snapshot may have been made on it since the listing passed that one's place, so
-    /// the store is listed again, until a listing has all that the one before it had, and all of that was read. Manifests
-    /// that were read and then deleted count.
+    /// A manifest that is gone when it is asked for named deltas that nobody has seen now; so did one that
+    /// was deleted before its turn in a listing of many pages. Another snapshot may have been made on it
+    /// since the listing passed that one's place, so the store is listed again, until a listing has all that
+    /// the one before it had, and all of that was read. Manifests that were read and then deleted count.
     ///
-    /// Where listings lag behind, one that is long deleted stays in them for a while: listings that follow are made after a pause, and
-    /// what was not there after three of them counts as deleted. What was made on it was committed before, so the last of
-    /// those listings has that.
+    /// Where listings lag behind, one that is long deleted stays in them for a while: listings that follow
+    /// are made after a pause, and what was not there after three of them counts as deleted. What was made on
+    /// it was committed before, so the last of those listings has that.
     ///
     /// # Errors
     /// What the store reports of a listing; [`CloudError::Unsettled`].
@@ -400,11 +405,11 @@ impl Repository {
         let mut before: Option<Vec<String>> = None;
         let mut misses: HashMap<String, u32> = HashMap::new();
         let mut pause = SETTLING_PAUSE;
-        for listing in 1..=SETTLING_LISTINGS_MOST {
+        for listing in 1..=MAX_SETTLING_LISTINGS {
             let is_spaced = listing > LISTINGS_WITHOUT_PAUSE;
             if is_spaced {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(SETTLING_PAUSE_MOST);
+                pause = (pause * 2).min(MAX_SETTLING_PAUSE);
             }
             let mut listed = self.store.list(MANIFESTS_PREFIX).await?;
             listed.retain(|object| gone.as_ref() != Some(&object.key));
@@ -421,12 +426,12 @@ impl Repository {
                     None => {
                         let misses = misses.entry(key).or_default();
                         *misses += u32::from(is_spaced);
-                        vanished |= *misses < MISSES_MOST;
+                        vanished |= *misses < MAX_MISSES;
                     }
                 }
             }
             let now: HashSet<&String> = keys.iter().collect();
-            let is_gone = |key: &String| misses.get(key).is_some_and(|misses| *misses >= MISSES_MOST);
+            let is_gone = |key: &String| misses.get(key).is_some_and(|misses| *misses >= MAX_MISSES);
             let all_stay =
                 before.is_some_and(|before| before.iter().all(|key| now.contains(key) || is_gone(key)));
             if all_stay && !vanished {
@@ -436,12 +441,12 @@ impl Repository {
         }
         Err(CloudError::Unsettled {
             store: self.store.describe().to_owned(),
-            listings: SETTLING_LISTINGS_MOST,
+            listings: MAX_SETTLING_LISTINGS,
         })
     }
 
-    /// Manifests that were listed, in the same order; none for each that is gone. The cache is asked for all of them at once, and
-    /// is told of many at once.
+    /// Manifests that were listed, in the same order; none for each that is gone. The cache is asked for all
+    /// of them at once, and is told of many at once.
     async fn read_all_listed(
         &self,
         listed: Vec<ObjectInfo>,
@@ -492,8 +497,8 @@ impl Repository {
         Some(ListedManifest { key, id: Some(id), manifest })
     }
 
-    /// Puts a manifest, which is the commit; returns the one that is there then, and whether a single request put it, as
-    /// far as `puts` counts them. Otherwise it may have been there before and been deleted since.
+    /// Puts a manifest, which is the commit; returns the one that is there then, and whether a single request
+    /// put it, as far as `puts` counts them. Otherwise it may have been there before and been deleted since.
     pub(crate) async fn put_manifest(
         &self,
         manifest: Manifest,
@@ -512,7 +517,8 @@ impl Repository {
         let there = match put {
             Ok(()) => Ok(manifest),
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
-                // An earlier attempt, or an earlier run, may have been carried out without its answer arriving.
+                // An earlier attempt, or an earlier run, may have been carried out without its answer
+                // arriving.
                 let found = self.manifest(&manifest.id()).await?;
                 if found.delta == manifest.delta {
                     Ok(found)
@@ -562,14 +568,15 @@ pub struct ListedManifest {
     pub manifest: Result<Manifest, CloudError>,
 }
 
-/// Remembers manifests by key; they never change. Only manifests that were read and authenticated are stored in it.
+/// Remembers manifests by key; they never change. Only manifests that were read and authenticated are stored
+/// in it.
 pub trait ManifestCache: Send + Sync {
     /// What was stored under the key, whatever is there now.
     fn load(&self, key: &str) -> Option<Manifest>;
     /// What was stored under the key, if it was read from an object of this version.
     fn load_version(&self, key: &str, version: &str) -> Option<Manifest>;
-    /// The same for many objects: what there is, by key. To be done in one go where that is faster, and elsewhere than on a
-    /// thread of the runtime where it takes long.
+    /// The same for many objects: what there is, by key. To be done in one go where that is faster, and
+    /// elsewhere than on a thread of the runtime where it takes long.
     fn load_versions<'a>(&'a self, objects: &'a [ObjectInfo]) -> BoxFuture<'a, HashMap<String, Manifest>> {
         let load = |object: &ObjectInfo| {
             self.load_version(&object.key, &object.version).map(|manifest| (object.key.clone(), manifest))

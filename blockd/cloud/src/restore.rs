@@ -1,8 +1,8 @@
 //! Restoring a snapshot into an empty volume.
 //!
-//! Packs come in side by side and are opened on all cores; each block that is not zero is written exactly once, so
-//! the writer needs no order. At most `download_concurrency` packs (33 MiB each) are in memory at once, and up to 64
-//! MiB of index pages.
+//! Packs come in side by side and are opened on all cores; each block that is not zero is written exactly
+//! once, so the writer needs no order. At most `download_concurrency` packs (33 MiB each) are in memory at
+//! once, and up to 64 MiB of index pages.
 
 use crate::{
     CloudError, Damage, Manifest, Repository, SnapshotReader,
@@ -15,16 +15,16 @@ use std::{io, sync::Arc};
 
 /// Takes the blocks of a volume that is being restored.
 pub trait BlockWriter: Send + Sync {
-    /// Writes whole blocks from `start` on. Called on threads that may block, by several at once, for every block at
-    /// most once. The last block of a volume comes whole even if the volume ends within it.
+    /// Writes whole blocks from `start` on. Called on threads that may block, by several at once, for every
+    /// block at most once. The last block of a volume comes whole even if the volume ends within it.
     ///
     /// # Errors
     /// If they cannot be written; the restore fails then.
     fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()>;
 
-    /// Is told of blocks all of which that are not zero have been written. What remembers them, durably, after what was
-    /// written is durable itself, can leave them out of a later run with [`RestoreRequest::skip`]. Called like
-    /// [`write_blocks`](Self::write_blocks).
+    /// Is told of blocks all of which that are not zero have been written. What remembers them, durably,
+    /// after what was written is durable itself, can leave them out of a later run with
+    /// [`RestoreRequest::skip`]. Called like [`write_blocks`](Self::write_blocks).
     ///
     /// # Errors
     /// If it cannot be remembered; the restore fails then.
@@ -54,8 +54,8 @@ impl Default for RestoreOptions {
 pub struct RestoreRequest {
     /// Blocks that an earlier run restored.
     pub skip: BlockSet,
-    /// Goes on past what is damaged: those blocks are not written, and the summary lists them. A damaged root of an index
-    /// still ends the restore, because nothing below it can be told apart.
+    /// Goes on past what is damaged: those blocks are not written, and the summary lists them. A damaged root
+    /// of an index still ends the restore, because nothing below it can be told apart.
     pub skip_damaged: bool,
 }
 
@@ -70,11 +70,12 @@ pub struct RestoreSummary {
     pub damage: Damage,
 }
 
-/// Restores a snapshot: gives every block that is not zero to the writer, whose volume must read as zeroes before.
+/// Restores a snapshot: gives every block that is not zero to the writer, whose volume must read as zeroes
+/// before.
 ///
 /// # Errors
-/// [`CloudError::Cancelled`]; [`CloudError::Damaged`], which says what is damaged; [`CloudError::WriteVolume`];
-/// whatever the store reports. What was written by then is right, but not all.
+/// [`CloudError::Cancelled`]; [`CloudError::Damaged`], which says what is damaged;
+/// [`CloudError::WriteVolume`]; whatever the store reports. What was written by then is right, but not all.
 pub async fn restore(
     repo: &Repository,
     manifest: &Manifest,

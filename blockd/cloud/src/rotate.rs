@@ -1,7 +1,7 @@
 //! Changing what protects a repository: its passphrase, and the data key of new backups.
 //!
-//! A new passphrase wraps the same data keys anew: what is stored stays as it is. A new data key has a slot of its own; what
-//! was sealed under the older ones goes on to be read with them.
+//! A new passphrase wraps the same data keys anew: what is stored stays as it is. A new data key has a slot
+//! of its own; what was sealed under the older ones goes on to be read with them.
 
 use crate::{
     CloudError, KdfParams, KnownKeys, Repository,
@@ -53,12 +53,13 @@ pub struct Rekeyed {
     pub new_data_key: bool,
 }
 
-/// Changes the passphrase, the data key of new backups, or both, and opens the repository with what holds then. With neither, it
-/// just opens it again, which finds the data keys that another host made.
+/// Changes the passphrase, the data key of new backups, or both, and opens the repository with what holds
+/// then. With neither, it just opens it again, which finds the data keys that another host made.
 ///
-/// All slots are opened before the first one is written. Each copy of a slot is replaced by itself, so that at any time each slot
-/// opens with the one passphrase or the other; after an interruption the same call with the same passphrases does the rest.
-/// Other hosts go on with the data keys that they have, find a new one when they open the repository again, and write under it once it is accepted there.
+/// All slots are opened before the first one is written. Each copy of a slot is replaced by itself, so that
+/// at any time each slot opens with the one passphrase or the other; after an interruption the same call with
+/// the same passphrases does the rest. Other hosts go on with the data keys that they have, find a new one
+/// when they open the repository again, and write under it once it is accepted there.
 ///
 /// # Errors
 /// [`CloudError::WrongPassphrase`] if no slot opens with either; [`CloudError::PlainRepository`];
@@ -122,8 +123,8 @@ struct Unlocked<'a> {
     is_wanted: bool,
 }
 
-/// Opens all slots with the passphrase that is to hold, or with the one that holds now. Returns the number of those that open
-/// with neither, too.
+/// Opens all slots with the passphrase that is to hold, or with the one that holds now. Returns the number of
+/// those that open with neither, too.
 async fn unlock<'a>(
     store: &dyn ObjectStore,
     stored: &'a [StoredSlot],
@@ -181,7 +182,8 @@ async fn holds_manifests_of(
     Repository::from_saved_keys(Arc::clone(store), keys, &KnownKeys::default())?.is_own_place().await
 }
 
-/// Has both copies of a slot open with the new passphrase, and no other. Returns whether one had to be written.
+/// Has both copies of a slot open with the new passphrase, and no other. Returns whether one had to be
+/// written.
 async fn rewrap(
     store: &dyn ObjectStore,
     one: &mut Unlocked<'_>,

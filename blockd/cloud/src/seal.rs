@@ -1,8 +1,9 @@
-//! Sealing: everything stored is encrypted and authenticated, or at least checksummed, together with its place.
+//! Sealing: everything stored is encrypted and authenticated, or at least checksummed, together with its
+//! place.
 //!
-//! Each delta has a key of its own, derived from the data key and a random salt, so that nonces need to be unique
-//! within a delta only and can name the place of what they seal. A piece that is moved anywhere else, or taken from
-//! another delta or another version of this one, does not open.
+//! Each delta has a key of its own, derived from the data key and a random salt, so that nonces need to be
+//! unique within a delta only and can name the place of what they seal. A piece that is moved anywhere else,
+//! or taken from another delta or another version of this one, does not open.
 
 use crate::{FORMAT_VERSION, keys::DataKey, names::DeltaId};
 use aes_gcm_siv::{Aes256GcmSiv, KeyInit, aead::AeadInOut};

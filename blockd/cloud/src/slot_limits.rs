@@ -1,8 +1,9 @@
 //! Limits of what key slots may cost.
 //!
-//! A holder of the bucket can store any number of slots whose Argon2id parameters take 1 GiB and minutes each. A host that opens the
-//! repository at its start would spend them, locked in memory. So slots that this host does not know are bounded in number, memory and work, and
-//! the oldest ones come first: objects that are added later do not keep the genuine ones from being opened.
+//! A holder of the bucket can store any number of slots whose Argon2id parameters take 1 GiB and minutes
+//! each. A host that opens the repository at its start would spend them, locked in memory. So slots that this
+//! host does not know are bounded in number, memory and work, and the oldest ones come first: objects that
+//! are added later do not keep the genuine ones from being opened.
 
 use crate::{
     keys::{KdfParams, KeySlot},
@@ -13,13 +14,15 @@ use uuid::Uuid;
 
 /// Most key slots that are read.
 pub(crate) const MAX_SLOTS: usize = 64;
-/// Most memory of Argon2id for a slot that this host does not know, unless its own slots take more. Its default is 64 MiB.
+/// Most memory of Argon2id for a slot that this host does not know, unless its own slots take more. Its
+/// default is 64 MiB.
 const MAX_MEMORY_KIB: u32 = 256 << 10;
-/// Most work for all slots that this host does not know, in KiB of memory times passes: as much as 64 slots of the default
-/// parameters, 64 MiB and 3 passes.
+/// Most work for all slots that this host does not know, in KiB of memory times passes: as much as 64 slots
+/// of the default parameters, 64 MiB and 3 passes.
 const MAX_WORK: u64 = 64 * (64 << 10) * 3;
 
-/// The ids of the slots to read: those that this host knows, then the others, oldest first, and the number that is left out.
+/// The ids of the slots to read: those that this host knows, then the others, oldest first, and the number
+/// that is left out.
 pub(crate) fn select(listed: &BTreeMap<Uuid, i64>, known: &KnownKeys) -> (Vec<Uuid>, usize) {
     let mut ids: Vec<Uuid> = known.slots.iter().map(|slot| slot.key_id).collect();
     let mut others: Vec<(i64, Uuid)> =

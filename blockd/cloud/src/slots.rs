@@ -1,8 +1,8 @@
 //! Key slots in their store: two copies of each, checked against the data key and repaired from each other.
 //!
-//! No data can be read without a key slot, so no repository rests on a single one of these small objects. A host that has
-//! the data key tells a genuine slot from a forged one without the passphrase, and it remembers the slots that it saw: it can
-//! put back both copies.
+//! No data can be read without a key slot, so no repository rests on a single one of these small objects. A
+//! host that has the data key tells a genuine slot from a forged one without the passphrase, and it remembers
+//! the slots that it saw: it can put back both copies.
 
 use crate::{
     CloudError,
@@ -118,8 +118,8 @@ impl StoredSlot {
     }
 }
 
-/// The ids of all slots of which a copy is in the store, and the time when the older copy was stored (seconds since 1970, the
-/// latest possible if the store does not tell). Two listings.
+/// The ids of all slots of which a copy is in the store, and the time when the older copy was stored (seconds
+/// since 1970, the latest possible if the store does not tell). Two listings.
 ///
 /// # Errors
 /// Those of the store.
@@ -136,7 +136,8 @@ pub(crate) async fn list_ids(store: &dyn ObjectStore) -> Result<BTreeMap<Uuid, i
     Ok(ids)
 }
 
-/// Reads one copy of a slot. A copy that the store cannot return whole counts as damaged: the other one may be whole.
+/// Reads one copy of a slot. A copy that the store cannot return whole counts as damaged: the other one may
+/// be whole.
 ///
 /// # Errors
 /// An error of the store that says nothing of the object.
@@ -243,8 +244,8 @@ impl SlotCheck {
         !self.is_in_store && self.source.is_some() && !self.faults.is_empty()
     }
 
-    /// Writes the copies with faults again, from the genuine slot. `is_place_proven` says whether the store is known to be
-    /// the right one though no copy of this slot says so.
+    /// Writes the copies with faults again, from the genuine slot. `is_place_proven` says whether the store
+    /// is known to be the right one though no copy of this slot says so.
     pub async fn repair(&self, store: &dyn ObjectStore, is_place_proven: bool) -> Vec<SlotFinding> {
         let mut findings = Vec::new();
         for fault in &self.faults {

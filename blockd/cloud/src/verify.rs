@@ -1,7 +1,8 @@
-//! Proving that snapshots can be read: that their objects are there, that every frame opens, or that the content is right.
+//! Proving that snapshots can be read: that their objects are there, that every frame opens, or that the
+//! content is right.
 //!
-//! A delta is read once, however many snapshots share it. What is found to be damaged is traced to the snapshots that
-//! lose blocks with it: those in which no newer delta hides them.
+//! A delta is read once, however many snapshots share it. What is found to be damaged is traced to the
+//! snapshots that lose blocks with it: those in which no newer delta hides them.
 
 use crate::{
     CloudError, CloudsnapId, Damage, Manifest, Repository, SnapshotReader,
@@ -24,13 +25,14 @@ use std::{
 };
 
 /// Readers of indexes that are kept while damage is traced.
-const READERS_MOST: usize = 64;
+const MAX_READERS: usize = 64;
 
 /// How thoroughly snapshots are proved.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VerifyDepth {
-    /// Manifests open, and their objects are there with the right lengths: one listing for each delta, nothing is read of them.
+    /// Manifests open, and their objects are there with the right lengths: one listing for each delta,
+    /// nothing is read of them.
     Quick,
     /// Every frame of every delta opens.
     Frames,
@@ -50,8 +52,8 @@ impl fmt::Display for VerifyDepth {
 
 /// Looks at the content of a snapshot that is brought back.
 pub trait BlockCheck: Send + Sync {
-    /// Whole blocks from `start` on, in no particular order; blocks that are not given are zero. Called on threads that may
-    /// block, by several at once.
+    /// Whole blocks from `start` on, in no particular order; blocks that are not given are zero. Called on
+    /// threads that may block, by several at once.
     ///
     /// # Errors
     /// If what they should be cannot be read; blocks that differ are the check's own to remember.
@@ -106,8 +108,8 @@ pub struct VerifiedSnapshot {
     pub damaged: BlockSet,
     /// Whether its manifest opened.
     pub has_manifest: bool,
-    /// Of its content, if that was brought back whole: the SHA-256 of each block that is not zero, its number before
-    /// it, all of them exclusive-ored.
+    /// Of its content, if that was brought back whole: the SHA-256 of each block that is not zero, its number
+    /// before it, all of them exclusive-ored.
     pub digest: Option<[u8; 32]>,
 }
 
@@ -123,11 +125,12 @@ impl VerifiedSnapshot {
 pub struct VerifyReport {
     /// Every snapshot that was asked for and is there.
     pub snapshots: Vec<VerifiedSnapshot>,
-    /// What does not hold, by object; at most [`DAMAGE_DESCRIBED_MOST`](crate::DAMAGE_DESCRIBED_MOST).
+    /// What does not hold, by object; at most [`MAX_DAMAGE_DESCRIBED`](crate::MAX_DAMAGE_DESCRIBED).
     pub findings: Vec<VerifyFinding>,
     /// Snapshots that were not asked for and lose blocks too, with all that they lose.
     pub others: Vec<AffectedSnapshot>,
-    /// Key slots that were damaged, missing or forged. They are among the findings, affect no snapshot, and some were repaired.
+    /// Key slots that were damaged, missing or forged. They are among the findings, affect no snapshot, and
+    /// some were repaired.
     pub slots: Vec<SlotFinding>,
     /// How much does not hold, what is not described included.
     pub findings_total: u64,
@@ -139,15 +142,16 @@ pub struct VerifyReport {
     pub block_bytes: u64,
 }
 
-/// Proves snapshots, and checks both copies of the key slots, without which no other host can read them. Copies that are
-/// damaged or missing are written again where a genuine one is known.
+/// Proves snapshots, and checks both copies of the key slots, without which no other host can read them.
+/// Copies that are damaged or missing are written again where a genuine one is known.
 ///
-/// `check_of` gives what the content of a snapshot is compared with, where that is known; it is asked at the depth
-/// [`VerifyDepth::Deep`] only. Damage is reported, not returned as an error. A snapshot that was deleted meanwhile is
-/// left out.
+/// `check_of` gives what the content of a snapshot is compared with, where that is known; it is asked at the
+/// depth [`VerifyDepth::Deep`] only. Damage is reported, not returned as an error. A snapshot that was
+/// deleted meanwhile is left out.
 ///
 /// # Errors
-/// [`CloudError::Cancelled`]; what a check reports; whatever the store reports that says nothing of what it holds.
+/// [`CloudError::Cancelled`]; what a check reports; whatever the store reports that says nothing of what it
+/// holds.
 pub async fn verify(
     repo: &Repository,
     ids: &[CloudsnapId],
@@ -301,7 +305,8 @@ fn alone(manifest: &Manifest, at: usize) -> Manifest {
     Manifest { delta: nth(manifest, at).clone(), chain: Vec::new(), ..manifest.clone() }
 }
 
-/// Looks whether the objects of the only delta of a manifest are there, with their lengths; returns how many there should be.
+/// Looks whether the objects of the only delta of a manifest are there, with their lengths; returns how many
+/// there should be.
 async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Result<u64, CloudError> {
     let delta = &alone.delta;
     let id = delta.id();
@@ -362,7 +367,8 @@ async fn packs(repo: &Repository, delta: &Delta) -> Result<BTreeMap<u32, (u64, B
     Ok(packs)
 }
 
-/// Reads all that is visible of a manifest; returns what is damaged, and how many blocks were in what was read.
+/// Reads all that is visible of a manifest; returns what is damaged, and how many blocks were in what was
+/// read.
 async fn frames(
     repo: &Repository,
     manifest: &Manifest,
@@ -483,7 +489,7 @@ impl Hiding<'_> {
             Err(CloudError::Damaged { .. }) => None,
             Err(error) => return Err(error),
         };
-        if self.readers.len() >= READERS_MOST {
+        if self.readers.len() >= MAX_READERS {
             self.readers.clear();
         }
         self.readers.insert(key, reader.clone());

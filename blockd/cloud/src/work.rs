@@ -16,8 +16,8 @@ thread_local! {
     static WAITED_NANOS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Where the work is done, and what share of the time it may take. By default on the runtime's threads that may block, all
-/// of the time.
+/// Where the work is done, and what share of the time it may take. By default on the runtime's threads that
+/// may block, all of the time.
 #[derive(Clone, Debug, Default)]
 pub struct Work {
     /// Threads of a low priority, for the times when the pace says that work makes way.
@@ -33,8 +33,8 @@ impl Work {
         pace.makes_way().then_some((workers, pace))
     }
 
-    /// Has a piece of work done, and rests for as long as the pace wants: whoever holds the permission for the next piece
-    /// holds it until then.
+    /// Has a piece of work done, and rests for as long as the pace wants: whoever holds the permission for
+    /// the next piece holds it until then.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, CloudError> + Send + 'static,
@@ -56,7 +56,8 @@ impl Work {
         Ok(done)
     }
 
-    /// Has a piece of work done by threads that make way, if it is to, and gives it back otherwise. It does not rest.
+    /// Has a piece of work done by threads that make way, if it is to, and gives it back otherwise. It does
+    /// not rest.
     pub(crate) async fn make_way<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
         &self,
         work: F,
@@ -66,7 +67,8 @@ impl Work {
     }
 }
 
-/// Notes how long the thread waited for a processor, not how long the piece took: that may have been for a disk.
+/// Notes how long the thread waited for a processor, not how long the piece took: that may have been for a
+/// disk.
 async fn make_way<T: Send + 'static>(
     workers: &Workers,
     pace: &Pace,
@@ -77,8 +79,8 @@ async fn make_way<T: Send + 'static>(
     Ok(done)
 }
 
-/// How long the calling thread waited for a processor since it was last asked, so also before it took up its work. Nothing
-/// where the kernel does not tell.
+/// How long the calling thread waited for a processor since it was last asked, so also before it took up its
+/// work. Nothing where the kernel does not tell.
 fn waited_for_processor() -> Duration {
     let waited = fs::read_to_string(SCHEDSTAT).ok().and_then(|text| waited_nanos(&text)).unwrap_or(0);
     Duration::from_nanos(waited.saturating_sub(WAITED_NANOS.replace(waited)))
@@ -103,7 +105,8 @@ mod tests {
         pace.set_making_way(true);
         let work =
             Work { yielding: Some(Workers::start("test", 1, || {}).unwrap()), pace: Some(pace.clone()) };
-        // As a disk does: longer in all than what counts as hardly a processor, one in the queue behind the other.
+        // As a disk does: longer in all than what counts as hardly a processor, one in the queue behind the
+        // other.
         let slow = || work.make_way(|| thread::sleep(Duration::from_millis(1_100)));
         let mut tries = 0;
         loop {

@@ -1,8 +1,8 @@
 //! Threads for the work of backups, restores and verifications, apart from those that anybody waits for.
 //!
-//! They are few and stay as they are, so whoever makes them can give them a priority of their own: a runtime's threads
-//! serve all, and an unprivileged process cannot raise again what it lowered. Work waits in a queue that has room for
-//! as much as there are threads; whoever has more waits until there is room.
+//! They are few and stay as they are, so whoever makes them can give them a priority of their own: a
+//! runtime's threads serve all, and an unprivileged process cannot raise again what it lowered. Work waits in
+//! a queue that has room for as much as there are threads; whoever has more waits until there is room.
 
 use crossbeam::channel::{Sender, bounded};
 use std::{

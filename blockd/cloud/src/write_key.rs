@@ -1,8 +1,9 @@
 //! The data key of new backups, pinned by each host.
 //!
-//! The newest key is not trusted for being the newest: who writes to the bucket could hide it, so that hosts write under an older
-//! key that was stolen, or copy the slot of another repository with the same passphrase. A host writes under the key that it made or
-//! accepted, and refuses to write when that one is gone or a newer one appears. It goes on to read.
+//! The newest key is not trusted for being the newest: who writes to the bucket could hide it, so that hosts
+//! write under an older key that was stolen, or copy the slot of another repository with the same passphrase.
+//! A host writes under the key that it made or accepted, and refuses to write when that one is gone or a
+//! newer one appears. It goes on to read.
 
 use crate::{
     CloudError,
@@ -38,7 +39,8 @@ enum Refusal {
 }
 
 impl Writing {
-    /// Orders keys, the pinned one first, and compares it with the others. Without a pinned one, the first key is taken.
+    /// Orders keys, the pinned one first, and compares it with the others. Without a pinned one, the first
+    /// key is taken.
     pub fn order(keys: &mut [DataKey], slots: &[KeySlot], pinned: Option<WriteKey>) -> Self {
         let of = |key: &DataKey| {
             let slot = slots.iter().find(|slot| slot.key_id == key.key_id());

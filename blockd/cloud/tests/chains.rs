@@ -1,4 +1,5 @@
-//! What was backed up comes back: chains of incrementals against a model, and layouts that cross every border.
+//! What was backed up comes back: chains of incrementals against a model, and layouts that cross every
+//! border.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
@@ -106,8 +107,8 @@ async fn packs_cross_the_borders_of_pages() {
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();
     let mut noise = Noise(3);
-    // 77 blocks end the first terabyte with a short frame; 140,000 need two pages; a pack begins in one page and ends
-    // in another at each border.
+    // 77 blocks end the first terabyte with a short frame; 140,000 need two pages; a pack begins in one page
+    // and ends in another at each border.
     let runs = [(TIB_BLOCKS - 77, 77), (TIB_BLOCKS, 140_000), (2 * TIB_BLOCKS + 5, 10_000)];
     let data: BlockSet = runs.iter().map(|(start, len)| Extent::new(BlockIndex(*start), *len)).collect();
     for block in data.blocks().map(|block| block.0).step_by(301) {
@@ -241,7 +242,8 @@ async fn a_base_that_is_deleted_meanwhile_takes_the_incremental_back() {
     assert!(store.objects().keys().all(|key| !key.starts_with("blockd/manifests/")));
 }
 
-/// Every other block of the first terabytes, made without setting each: the set's encoding has 8 KiB for 65536 blocks.
+/// Every other block of the first terabytes, made without setting each: the set's encoding has 8 KiB for
+/// 65536 blocks.
 fn every_other_block(tib: u32) -> BlockSet {
     let containers = tib << 12;
     let mut bitmap = [12346u32.to_le_bytes(), containers.to_le_bytes()].concat();

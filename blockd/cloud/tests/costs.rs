@@ -49,7 +49,8 @@ async fn incompressible_incrementals_cost_what_is_dirty() {
         );
         assert_eq!(done.manifest.dirty_bytes, dirty_bytes);
         let (_, requests) = restored_with(&repo, &done.manifest).await.unwrap();
-        // A root for each of the seven deltas, and each pack once; a page border within a pack costs one more.
+        // A root for each of the seven deltas, and each pack once; a page border within a pack costs one
+        // more.
         assert!(requests.get <= 7 + 6 + packs + 16 + 7, "{} requests to restore {packs} packs", requests.get);
         assert_eq!(requests.list, 0);
     }

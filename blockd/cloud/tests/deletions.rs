@@ -98,7 +98,8 @@ impl Layer for Between {
     }
 }
 
-/// Does something on a thread of its own, as another host would: these futures borrow more than a task may hold.
+/// Does something on a thread of its own, as another host would: these futures borrow more than a task may
+/// hold.
 async fn elsewhere<T, F>(work: impl FnOnce() -> F + Send + 'static) -> T
 where
     T: Send + 'static,
@@ -122,8 +123,9 @@ async fn generations(repo: &Repository) -> (MemoryVolume, Manifest, Manifest) {
     (live, first, second)
 }
 
-/// While the first snapshot is deleted and the manifests were listed, another host makes a snapshot on the second one and
-/// deletes that: its manifest is gone when it is read, and the listing does not have the new one.
+/// While the first snapshot is deleted and the manifests were listed, another host makes a snapshot on the
+/// second one and deletes that: its manifest is gone when it is read, and the listing does not have the new
+/// one.
 #[tokio::test]
 async fn a_snapshot_made_on_one_that_vanishes_from_a_listing_keeps_its_deltas() {
     let store = Arc::new(MemoryStore::default());
@@ -150,7 +152,8 @@ async fn a_snapshot_made_on_one_that_vanishes_from_a_listing_keeps_its_deltas() 
     assert_eq!(restored(&repo, &third).await.unwrap(), live.content());
 }
 
-/// The disk of a directory is away while the manifests are listed, and back when deltas are to go: nobody seemed to need them.
+/// The disk of a directory is away while the manifests are listed, and back when deltas are to go: nobody
+/// seemed to need them.
 #[tokio::test]
 async fn a_place_that_is_away_while_it_is_listed_loses_nothing() {
     let store = Arc::new(MemoryStore::default());
@@ -228,7 +231,8 @@ async fn a_deleted_manifest_that_is_put_again_goes_even_if_no_delta_does() {
     assert!(repo.manifest(&first.id()).await.is_err(), "it is listed again");
 }
 
-/// A backup whose commit was carried out and not answered, taken up again by the host that does not know of it.
+/// A backup whose commit was carried out and not answered, taken up again by the host that does not know of
+/// it.
 struct Doubted {
     store: Arc<MemoryStore>,
     repo: Repository,
@@ -313,7 +317,8 @@ async fn an_earlier_run_is_reason_enough_to_look_whether_all_is_there() {
     assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_err(), "it is not listed");
 }
 
-/// The other host deletes in two halves: the manifest goes before the commit is repeated, the objects go after its writer looked at them.
+/// The other host deletes in two halves: the manifest goes before the commit is repeated, the objects go
+/// after its writer looked at them.
 #[tokio::test]
 async fn a_deletion_that_began_before_the_repeated_commit_takes_that_as_well() {
     let doubted = Doubted::new().await;

@@ -4,8 +4,8 @@
 mod common;
 
 use blockd_cloud::{
-    BACKUP_LIFETIME_S, CLOCK_SKEW_MOST_S, CancelToken, CloudError, EncryptionMode, GarbageOptions,
-    GarbageReport, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
+    BACKUP_LIFETIME_S, CancelToken, CloudError, EncryptionMode, GarbageOptions, GarbageReport,
+    MAX_CLOCK_SKEW_S, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
     store::{
         Answer, LIST_MAX_OBJECTS, Layer, ListPage, ObjectInfo, ObjectStore, Operation, Request,
         StoreErrorKind, StoreFuture,
@@ -28,7 +28,8 @@ async fn collect(repo: &Repository, after_s: i64, dry_run: bool, protected: &[u6
     collect_garbage(repo, &options, &NoCache).await.unwrap()
 }
 
-/// A full backup, an incremental on it whose base was deleted since, and an abandoned one; all stored at second 1000.
+/// A full backup, an incremental on it whose base was deleted since, and an abandoned one; all stored at
+/// second 1000.
 async fn sample(store: &Arc<MemoryStore>) -> (Repository, MemoryVolume, blockd_cloud::Manifest) {
     store.set_clock(1000);
     let repo = with_slot(store, EncryptionMode::Aes256GcmSiv);
@@ -56,7 +57,7 @@ async fn leftovers_go_when_nobody_can_commit_them_any_more() {
     let store = Arc::new(MemoryStore::default());
     let (repo, live, tip) = sample(&store).await;
     let before = store.objects();
-    let limit = 1000 + BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S;
+    let limit = 1000 + BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S;
 
     let report = collect(&repo, limit, false, &[]).await;
     assert_eq!((report.garbage.len(), report.young.len()), (0, 1));
@@ -143,7 +144,7 @@ async fn a_backup_that_went_on_for_too_long_does_not_commit() {
     let live = MemoryVolume::default();
     live.set(1, &[1; BLOCK]);
     for (age_s, commits) in
-        [(BACKUP_LIFETIME_S - 60, true), (BACKUP_LIFETIME_S + 60, false), (-CLOCK_SKEW_MOST_S - 60, false)]
+        [(BACKUP_LIFETIME_S - 60, true), (BACKUP_LIFETIME_S + 60, false), (-MAX_CLOCK_SKEW_S - 60, false)]
     {
         let started = Timestamp::now() - SignedDuration::from_secs(age_s);
         let snapshot = 100 + u64::from(commits);
@@ -212,7 +213,7 @@ async fn millions_of_objects_do_not_end_the_collection() {
     let (repo, live, tip) = sample(&store).await;
     let repo = repo.with_store(Arc::new(Crowded { inner: store.clone() }));
     repo.store().list("blockd/data/").await.unwrap_err();
-    let report = collect(&repo, 1001 + BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S, false, &[]).await;
+    let report = collect(&repo, 1001 + BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S, false, &[]).await;
     assert_eq!((report.garbage.len(), report.young.len(), report.objects_deleted), (1, 100, 3));
     let listed: u64 = report.young.iter().map(|leftover| leftover.objects).sum();
     assert_eq!(listed, (Crowded::PAGES * Crowded::PAGE_LEN) as u64);

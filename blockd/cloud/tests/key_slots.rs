@@ -1,4 +1,5 @@
-//! Damaged, missing, forged and outdated key slots: verification names them, hosts repair them, other hosts open the repository.
+//! Damaged, missing, forged and outdated key slots: verification names them, hosts repair them, other hosts
+//! open the repository.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;

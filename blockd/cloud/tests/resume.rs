@@ -1,4 +1,5 @@
-//! Interrupted at every operation, in every way: what is there afterwards is no snapshot, and the next run goes on.
+//! Interrupted at every operation, in every way: what is there afterwards is no snapshot, and the next run
+//! goes on.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
@@ -45,7 +46,8 @@ async fn an_interrupted_backup_goes_on() {
     assert_eq!(operations, 3 + 2, "three packs with bytes, the index, the manifest");
 
     for fault in [Fault::BeforeApply, Fault::AfterApply, Fault::NoSpace, Fault::Unauthorized] {
-        // A full store stays full, and credentials that have expired are not good again; all else comes alone or for good.
+        // A full store stays full, and credentials that have expired are not good again; all else comes alone
+        // or for good.
         let stays = matches!(fault, Fault::NoSpace | Fault::Unauthorized);
         let ways: &[bool] = if stays { &[true] } else { &[false, true] };
         for &network_gone in ways {
@@ -128,7 +130,8 @@ async fn packs_that_went_missing_between_two_runs_are_sent_again() {
         }
         let second = journal(&path, &repo, &spec);
         let done = run_with(&repo, spec, Arc::new(live.fork()), second, &cancel).await.unwrap();
-        // One look at each pack before the commit; and as the first run came to the commit, one at each pack and the index after it.
+        // One look at each pack before the commit; and as the first run came to the commit, one at each pack
+        // and the index after it.
         assert_eq!((done.requests.get, done.requests.put), (3 + 4, gone.len() as u64 + 2), "{gone:?}");
         assert_eq!(restored(&repo, &done.manifest).await.unwrap(), live.content(), "{gone:?}");
     }

@@ -1,5 +1,6 @@
-//! Two daemons on one bucket: backups, resumptions, deletions, collections of garbage and verifications at the same time, through a store that
-//! fails, is slow, and is cut off, day after day. What is listed restores to what was frozen, whatever happened.
+//! Two daemons on one bucket: backups, resumptions, deletions, collections of garbage and verifications at
+//! the same time, through a store that fails, is slow, and is cut off, day after day. What is listed restores
+//! to what was frozen, whatever happened.
 //!
 //! `BLOCKD_SIMULATION_SEEDS` says how many lives are lived (24); `BLOCKD_SIMULATION_FIRST` where they begin.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
@@ -491,8 +492,8 @@ impl Daemon {
 
 /// Looks at everything in the bucket; the first thing that does not hold.
 ///
-/// A backup that was cut off between its commit and the look at its base is listed, and may have lost that base; its daemon finds
-/// out when it takes it up again. `unconfirmed` are those.
+/// A backup that was cut off between its commit and the look at its base is listed, and may have lost that
+/// base; its daemon finds out when it takes it up again. `unconfirmed` are those.
 async fn look(
     bucket: &Arc<MemoryStore>,
     expected: &Expected,

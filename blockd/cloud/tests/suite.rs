@@ -75,7 +75,8 @@ async fn object_store_on_each_wrapper_by_itself() {
     let memory = || Arc::new(MemoryStore::default());
     object_store_suite(Arc::new(CountingStore::new(memory(), Arc::default())), ALL).await;
     object_store_suite(Arc::new(LimitStore::new(memory(), Arc::new(Bandwidth::new(None, None)))), ALL).await;
-    // Retries over a store that fails now and then, but not where an answer that is lost cannot be told from another's success.
+    // Retries over a store that fails now and then, but not where an answer that is lost cannot be told from
+    // another's success.
     let faults = Arc::new(FaultStore::new(memory()));
     for operation in (2..5_000).step_by(7) {
         let kinds = [Fault::BeforeApply, Fault::ShortBody];
@@ -85,8 +86,8 @@ async fn object_store_on_each_wrapper_by_itself() {
     object_store_suite(store, ALL).await;
 }
 
-/// Runs where `BLOCKD_TEST_S3_ENDPOINT`, `_BUCKET`, `_ACCESS_KEY` and `_SECRET_KEY` say where; the bucket must hold
-/// nothing below `blockd/`, `suite/` and `integration/`.
+/// Runs where `BLOCKD_TEST_S3_ENDPOINT`, `_BUCKET`, `_ACCESS_KEY` and `_SECRET_KEY` say where; the bucket
+/// must hold nothing below `blockd/`, `suite/` and `integration/`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_server() {
     let setting = |name: &str| std::env::var(format!("BLOCKD_TEST_S3_{name}")).ok();

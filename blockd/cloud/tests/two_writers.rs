@@ -1,4 +1,5 @@
-//! Two daemons that by mistake make backups of the same volume id, into one store: whatever is listed is right.
+//! Two daemons that by mistake make backups of the same volume id, into one store: whatever is listed is
+//! right.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
@@ -79,7 +80,8 @@ async fn one_task_that_runs_twice_is_never_a_mixture() {
     for round in 0..12u32 {
         let store: Arc<dyn ObjectStore> = Arc::new(MemoryStore::default());
         let repo = fixed(store, EncryptionMode::Aes256GcmSiv);
-        // The same id, salt and keys: a daemon and a copy of it whose frozen points should be the same, and are not.
+        // The same id, salt and keys: a daemon and a copy of it whose frozen points should be the same, and
+        // are not.
         let task = || spec(7, SIZE, data.clone(), BlockSet::new(), None);
         let slow = async {
             for _ in 0..round {

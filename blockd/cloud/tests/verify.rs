@@ -1,4 +1,5 @@
-//! Verification finds every damage that a restore would meet, names it, and says which snapshots lose what; a restore can go on past it.
+//! Verification finds every damage that a restore would meet, names it, and says which snapshots lose what; a
+//! restore can go on past it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;

@@ -107,7 +107,8 @@ async fn write_key_that_the_host_remembers_is_put_back() {
 async fn foreign_slot_does_not_become_the_write_key() {
     let (store, repo, [first, second]) = sample().await;
     let known = repo.known_keys();
-    // Of other repositories with the same passphrase: one that is older than the keys of this one only adds a key to read with.
+    // Of other repositories with the same passphrase: one that is older than the keys of this one only adds a
+    // key to read with.
     let slot = |id: u128, created_unix_s| {
         let key = DataKey::fixed(Uuid::from_u128(id), EncryptionMode::Aes256GcmSiv, [7; 32]);
         let (objects, slot) = key_slot_made_at(&key, PASSPHRASE, created_unix_s).unwrap();

@@ -1,4 +1,5 @@
-//! Who may have which volume over NBD: by the names in a client's certificate, and by how many are connected already.
+//! Who may have which volume over NBD: by the names in a client's certificate, and by how many are connected
+//! already.
 
 use blockd_nbd::{Client, ExportError};
 use parking_lot::RwLock;
@@ -18,8 +19,8 @@ impl Default for Access {
 }
 
 impl Access {
-    /// Lists of names by volume, `*` standing for any characters on both sides, and how many connections one volume
-    /// may have.
+    /// Lists of names by volume, `*` standing for any characters on both sides, and how many connections one
+    /// volume may have.
     pub fn new(lists: BTreeMap<String, Vec<String>>, max_connections: u64) -> Self {
         Self { lists: RwLock::new(lists), max_connections }
     }
@@ -29,14 +30,15 @@ impl Access {
         *self.lists.write() = lists;
     }
 
-    /// How many connections one volume may have for this client to get another. There is no bound for clients of unix
-    /// sockets: others, who may need no right at all, must not lock this host's own devices out.
+    /// How many connections one volume may have for this client to get another. There is no bound for clients
+    /// of unix sockets: others, who may need no right at all, must not lock this host's own devices out.
     pub fn max_connections(&self, client: &Client) -> u64 {
         if client.is_local { u64::MAX } else { self.max_connections }
     }
 
-    /// True if a client may have a volume. A volume without a list is open to every client; several lists for one volume add
-    /// up. Clients of unix sockets belong to this host's administrator and may have every volume.
+    /// True if a client may have a volume. A volume without a list is open to every client; several lists for
+    /// one volume add up. Clients of unix sockets belong to this host's administrator and may have every
+    /// volume.
     pub fn allows(&self, volume: &str, client: &Client) -> bool {
         client.is_local || self.listed(volume, client).unwrap_or(true)
     }

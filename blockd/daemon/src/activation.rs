@@ -1,8 +1,9 @@
 //! Sockets of the control API that systemd made and passes on.
 //!
-//! Whoever connects while the daemon is not there yet, or is being restarted, waits in such a socket in place of being refused, and
-//! starts the daemon where it does not run. A socket is known by its address: that of the daemon's own socket, or of a group's; and it
-//! must be the very one that lies there. What cannot be used is closed, with a line in the log: volumes are served all the same.
+//! Whoever connects while the daemon is not there yet, or is being restarted, waits in such a socket in place
+//! of being refused, and starts the daemon where it does not run. A socket is known by its address: that of
+//! the daemon's own socket, or of a group's; and it must be the very one that lies there. What cannot be used
+//! is closed, with a line in the log: volumes are served all the same.
 
 mod place;
 
@@ -65,8 +66,8 @@ pub struct Passed {
 }
 
 impl Passed {
-    /// Takes what was passed to this process, once: afterwards nothing is left. Must be called before anything else opens files:
-    /// a descriptor is told by its number.
+    /// Takes what was passed to this process, once: afterwards nothing is left. Must be called before
+    /// anything else opens files: a descriptor is told by its number.
     pub fn take() -> Self {
         let mut this = Self::default();
         if TAKEN.swap(true, Ordering::SeqCst) {
@@ -80,8 +81,8 @@ impl Passed {
             }
         };
         for (nth, raw) in descriptors.enumerate() {
-            // SAFETY: the number was given to this process for it to own, it was found to be open, and nobody has opened
-            // anything that could have got it. It is taken once.
+            // SAFETY: the number was given to this process for it to own, it was found to be open, and nobody
+            // has opened anything that could have got it. It is taken once.
             this.add(nth, unsafe { OwnedFd::from_raw_fd(raw) });
         }
         this

@@ -1,8 +1,9 @@
 //! What a store is asked before something is begun.
 //!
-//! A store may be silent for as long as it likes. Whoever wants something waits for its answer only so long, here for all requests; then
-//! the question is dropped and nothing was begun. The same where whoever wanted it has gone: what nobody waits for any more, or what
-//! somebody was told has failed, is not done when the store wakes up.
+//! A store may be silent for as long as it likes. Whoever wants something waits for its answer only so long,
+//! here for all requests; then the question is dropped and nothing was begun. The same where whoever wanted
+//! it has gone: what nobody waits for any more, or what somebody was told has failed, is not done when the
+//! store wakes up.
 
 use crate::{
     core::Core,
@@ -55,15 +56,15 @@ pub(crate) fn is_still_wanted() -> Result<(), ServiceError> {
 
 /// Waits for a store, but only so long, and not for somebody who has gone.
 pub(crate) async fn in_time<T>(
-    patience: Duration,
+    time_limit: Duration,
     question: impl Future<Output = Result<T, ServiceError>>,
 ) -> Result<T, ServiceError> {
     let gone = GONE.try_with(CancelToken::clone).unwrap_or_default();
     tokio::select! {
         biased;
         () = gone.cancelled() => Err(nobody_waits()),
-        answer = tokio::time::timeout(patience, question) => answer.unwrap_or_else(|_| {
-            let message = format!("the store gave no answer within {} ms; nothing was begun, try it again", patience.as_millis());
+        answer = tokio::time::timeout(time_limit, question) => answer.unwrap_or_else(|_| {
+            let message = format!("the store gave no answer within {} ms; nothing was begun, try it again", time_limit.as_millis());
             Err(ServiceError::refused(ErrorCode::StoreTimeout, message))
         }),
     }
@@ -81,7 +82,8 @@ impl Core {
         in_time(Duration::from_millis(self.config.store_answer_ms), question).await
     }
 
-    /// The repository of a credential, for a question that somebody waits for: it does not wait for what tasks may move.
+    /// The repository of a credential, for a question that somebody waits for: it does not wait for what
+    /// tasks may move.
     pub(crate) async fn asked_repository(&self, credential: Uuid) -> Result<Repository, ServiceError> {
         let (repository, _) = self.opened_repository(credential).await?;
         let (store, _) = task_store(Arc::clone(repository.store()), self.retry_policy());
@@ -104,8 +106,9 @@ impl Core {
         .await
     }
 
-    /// A manifest for something that can begin without its store: if that does not answer soon, the one that is known here. Manifests
-    /// never change; if it was deleted meanwhile, whoever reads what it names is told so.
+    /// A manifest for something that can begin without its store: if that does not answer soon, the one that
+    /// is known here. Manifests never change; if it was deleted meanwhile, whoever reads what it names is
+    /// told so.
     ///
     /// # Errors
     /// Those of [`ask_manifest`](Self::ask_manifest).

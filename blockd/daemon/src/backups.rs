@@ -101,8 +101,8 @@ impl Core {
     /// Starts backups of several volumes, all from one instant.
     ///
     /// # Errors
-    /// No volumes are meant, or too many; one of them cannot be used, or one of its backups to one of the places is under
-    /// way.
+    /// No volumes are meant, or too many; one of them cannot be used, or one of its backups to one of the
+    /// places is under way.
     pub async fn start_group_backup(
         self: &Arc<Self>,
         request: StartGroupBackup,
@@ -223,8 +223,8 @@ impl Core {
         Ok(rows)
     }
 
-    /// Gives up the kept backups of these volumes to these places: resumed, they would make points that are older than the new
-    /// ones. Refuses to discard what its owner may not.
+    /// Gives up the kept backups of these volumes to these places: resumed, they would make points that are
+    /// older than the new ones. Refuses to discard what its owner may not.
     async fn give_up_older(
         self: &Arc<Self>,
         members: &[(VolumeId, Vec<CredentialRow>)],

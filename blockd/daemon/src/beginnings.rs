@@ -5,9 +5,10 @@ use blockd_api::{CredentialRef, ErrorCode, SnapshotRef, VolumeRef};
 use std::fmt::Display;
 
 /// The fewest characters: fewer are hit by mistake.
-const LEN_LEAST: usize = 4;
-/// The most digits of a number: what is longer is taken for all of an id, so that nothing stands for a longer one by chance.
-const DIGITS_MOST: usize = 15;
+const MIN_LEN: usize = 4;
+/// The most digits of a number: what is longer is taken for all of an id, so that nothing stands for a longer
+/// one by chance.
+const MAX_DIGITS: usize = 15;
 
 /// The one whose id begins with `text`; none if there is none, or if it is too little to tell.
 ///
@@ -20,7 +21,7 @@ pub(crate) fn only_one<T>(
 ) -> Result<Option<T>, ServiceError> {
     let text = text.to_ascii_lowercase();
     let is_number = text.bytes().all(|b| b.is_ascii_digit());
-    if text.len() < LEN_LEAST || (is_number && text.len() > DIGITS_MOST) {
+    if text.len() < MIN_LEN || (is_number && text.len() > MAX_DIGITS) {
         return Ok(None);
     }
     let mut found = all.filter(|(id, _)| id.starts_with(&text)).map(|(_, one)| one);
@@ -49,8 +50,8 @@ fn whole_id_wanted(
     ServiceError::refused(code, message)
 }
 
-/// What is meant by a request that takes something away. Of names and ids only all of it counts: a beginning can be of another
-/// one a moment later, when what had it is gone.
+/// What is meant by a request that takes something away. Of names and ids only all of it counts: a beginning
+/// can be of another one a moment later, when what had it is gone.
 impl Core {
     /// A volume by its name or its whole id.
     ///

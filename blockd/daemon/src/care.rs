@@ -12,7 +12,7 @@ use blockd_api::{
     tasks::TaskStarted,
 };
 use blockd_cloud::{
-    BACKUP_LIFETIME_S, CLOCK_SKEW_MOST_S, CloudsnapId, GarbageOptions, GarbageReport, ManifestFilter,
+    BACKUP_LIFETIME_S, CloudsnapId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, ManifestFilter,
     collect_garbage,
 };
 use blockd_extent::{SnapshotId, VolumeId};
@@ -35,7 +35,7 @@ fn depth(asked: VerifyDepth) -> blockd_cloud::VerifyDepth {
 }
 
 fn leftover(found: &blockd_cloud::Leftover) -> Leftover {
-    let age = SignedDuration::from_secs(BACKUP_LIFETIME_S + CLOCK_SKEW_MOST_S);
+    let age = SignedDuration::from_secs(BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S);
     Leftover {
         cloudsnap: format!("{}/{}-{}", found.cluster, found.volume, found.snapshot),
         objects: found.objects,
@@ -168,8 +168,8 @@ impl Core {
         Ok(report)
     }
 
-    /// The cloud snapshot whose last proof or attempt is the oldest, one without any first; none if there is none, or all were
-    /// proved or tried after `before`.
+    /// The cloud snapshot whose last proof or attempt is the oldest, one without any first; none if there is
+    /// none, or all were proved or tried after `before`.
     pub(crate) async fn next_to_verify(
         &self,
         credential: &CredentialRow,

@@ -1,8 +1,9 @@
 //! `blockd --check-volumes`: looks at the files of volumes while no daemon runs, and changes nothing.
 //!
-//! It takes the lock of the data directory, so that no daemon begins meanwhile, and is refused where one runs. Names come
-//! from the database, which is only read; where that is not possible, the volumes are the folders that are there. With `--export` it
-//! also writes what can be read of one volume to a file ([`crate::salvage`]).
+//! It takes the lock of the data directory, so that no daemon begins meanwhile, and is refused where one
+//! runs. Names come from the database, which is only read; where that is not possible, the volumes are the
+//! folders that are there. With `--export` it also writes what can be read of one volume to a file
+//! ([`crate::salvage`]).
 
 use crate::{
     core::volume_dir,
@@ -118,8 +119,8 @@ pub enum CheckFormat {
     Json,
 }
 
-/// Checks the volumes of a data directory, those that are named or all, and writes what it finds; returns whether nothing is
-/// wrong. Exports one of them if `request` is given.
+/// Checks the volumes of a data directory, those that are named or all, and writes what it finds; returns
+/// whether nothing is wrong. Exports one of them if `request` is given.
 ///
 /// # Errors
 /// A daemon uses the directory, a volume is not there, or `out` cannot be written to.

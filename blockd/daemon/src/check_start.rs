@@ -1,5 +1,5 @@
-//! `blockd --check-start`: whether this program could start on a data directory, also while another one runs on it. It changes
-//! nothing, and takes no lock: a package asks it before the daemon that runs is restarted.
+//! `blockd --check-start`: whether this program could start on a data directory, also while another one runs
+//! on it. It changes nothing, and takes no lock: a package asks it before the daemon that runs is restarted.
 
 use crate::{
     config::Config,
@@ -16,15 +16,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is wrong with the files that a configuration names, a line each: those of TLS are loaded as at the start.
+/// What is wrong with the files that a configuration names, a line each: those of TLS are loaded as at the
+/// start.
 pub fn check_files(config: &Config) -> Vec<String> {
     let listeners = [("NBD", config.tls_files()), ("the control API", config.control.tls_files())];
     let loaded = listeners.into_iter().filter_map(|(of, files)| Some((of, TlsIdentity::load(files?).err()?)));
     loaded.map(|(of, error)| format!("TLS of {of}: {}", with_sources(&error))).collect()
 }
 
-/// What would keep this program from starting, or from opening a volume, a line each. What is wrong with a volume whatever the
-/// program is left to `--check-volumes`.
+/// What would keep this program from starting, or from opening a volume, a line each. What is wrong with a
+/// volume whatever the program is left to `--check-volumes`.
 ///
 /// # Errors
 /// It cannot be found out, in one line.
@@ -71,7 +72,8 @@ pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
     Ok(problems)
 }
 
-/// Credentials whose secrets could not be opened: a daemon that runs may still know them, and the next one would not.
+/// Credentials whose secrets could not be opened: a daemon that runs may still know them, and the next one
+/// would not.
 fn lost_credentials(data_dir: &Path, database: &Path) -> Vec<String> {
     let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let secrets = Secrets::load(data_dir, systemd.as_deref());

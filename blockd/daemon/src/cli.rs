@@ -1,4 +1,5 @@
-//! The command line of `blockd`. What is given here wins over the configuration file, which wins over defaults.
+//! The command line of `blockd`. What is given here wins over the configuration file, which wins over
+//! defaults.
 
 use crate::{
     config::{LogFormat, NbdAddress},
@@ -16,7 +17,8 @@ use std::path::PathBuf;
     after_long_help = CONFIG_HELP
 )]
 pub struct Cli {
-    /// Directory that holds everything the daemon keeps: volumes, database, sockets [default: /var/lib/blockd]
+    /// Directory that holds everything the daemon keeps: volumes, database, sockets [default:
+    /// /var/lib/blockd]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -24,7 +26,8 @@ pub struct Cli {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// A further place to serve NBD at: tcp://ADDR:PORT or unix:///PATH; may be repeated (DIR/nbd.sock is always served)
+    /// A further place to serve NBD at: tcp://ADDR:PORT or unix:///PATH; may be repeated (DIR/nbd.sock is
+    /// always served)
     #[arg(long = "nbd-listen", value_name = "URL")]
     pub nbd_listen: Vec<NbdAddress>,
 
@@ -32,21 +35,24 @@ pub struct Cli {
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 
-    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,blockd_cloud=debug` [default: info]
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,blockd_cloud=debug`
+    /// [default: info]
     #[arg(long, value_name = "LEVEL", env = "BLOCKD_LOG")]
     pub log_level: Option<String>,
 
-    /// Treat the last stop as a power cut, whatever the boot id says: for data directories restored from an image
+    /// Treat the last stop as a power cut, whatever the boot id says: for data directories restored from an
+    /// image
     #[arg(long)]
     pub after_power_loss: bool,
 
-    /// Check the files of these volumes (of all, if none is named) without starting, change nothing, and exit: with 0 if
-    /// nothing is wrong, with 1 if something is, with 3 if they cannot be checked because a daemon runs or one is not there
+    /// Check the files of these volumes (of all, if none is named) without starting, change nothing, and
+    /// exit: with 0 if nothing is wrong, with 1 if something is, with 3 if they cannot be checked because a
+    /// daemon runs or one is not there
     #[arg(long, value_name = "VOLUME", num_args = 0.., conflicts_with = "check_config")]
     pub check_volumes: Option<Vec<String>>,
 
-    /// With --check-volumes VOLUME: write what can be read of the volume to this new file; what cannot be read is zero in it and
-    /// listed
+    /// With --check-volumes VOLUME: write what can be read of the volume to this new file; what cannot be
+    /// read is zero in it and listed
     #[arg(long, value_name = "IMAGE", requires = "check_volumes")]
     pub export: Option<PathBuf>,
 
@@ -54,8 +60,9 @@ pub struct Cli {
     #[arg(long, requires = "export")]
     pub snapshot: Option<String>,
 
-    /// Say whether this program could start on the data directory, with the configuration, the database and the volumes that are
-    /// there, change nothing, and exit: with 0 if it could, with 1 if not, with 3 if that cannot be told; another blockd may run there
+    /// Say whether this program could start on the data directory, with the configuration, the database and
+    /// the volumes that are there, change nothing, and exit: with 0 if it could, with 1 if not, with 3 if
+    /// that cannot be told; another blockd may run there
     #[arg(long, conflicts_with_all = ["check_config", "check_volumes"])]
     pub check_start: bool,
 
@@ -75,8 +82,9 @@ pub struct Cli {
     #[arg(long, hide = true, value_name = "WHAT")]
     pub generate: Option<Generate>,
 
-    /// Print the configuration that would be used, as TOML, load the certificates and keys that it names, and exit: with 0, or with
-    /// 2 if something of it cannot be used; of the addresses of webhooks only the hosts are shown
+    /// Print the configuration that would be used, as TOML, load the certificates and keys that it names, and
+    /// exit: with 0, or with 2 if something of it cannot be used; of the addresses of webhooks only the hosts
+    /// are shown
     #[arg(long)]
     pub check_config: bool,
 }

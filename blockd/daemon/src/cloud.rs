@@ -1,7 +1,8 @@
 //! The long operations of the cloud side, each driven by a thread of its own.
 //!
-//! Their futures hold borrowed closures over which the compiler cannot prove that they may move between threads; a
-//! thread that may block drives them where they are. They end through their cancel token, not by being dropped.
+//! Their futures hold borrowed closures over which the compiler cannot prove that they may move between
+//! threads; a thread that may block drives them where they are. They end through their cancel token, not by
+//! being dropped.
 
 use crate::error::ServiceError;
 use blockd_cloud::{

@@ -464,7 +464,8 @@ impl Core {
         }
     }
 
-    /// The row of a volume that a cloud snapshot is brought back to. Under the admission lock, because it may choose the name.
+    /// The row of a volume that a cloud snapshot is brought back to. Under the admission lock, because it may
+    /// choose the name.
     pub(crate) fn row_of_restored(
         &self,
         manifest: &Manifest,
@@ -484,7 +485,8 @@ impl Core {
         })
     }
 
-    /// The schedules that mean volumes with these labels, by their names, or by their ids where they have none.
+    /// The schedules that mean volumes with these labels, by their names, or by their ids where they have
+    /// none.
     pub(crate) async fn schedules_of(&self, labels: &Labels) -> Result<Vec<String>, ServiceError> {
         let labels = labels.clone();
         let found = self.db.run(move |tx| -> Result<_, DbError> {

@@ -122,7 +122,8 @@ pub enum LogFormat {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskPriority {
-    /// What nobody else wants: their threads have the lowest priority, and they work less as soon as guests wait longer.
+    /// What nobody else wants: their threads have the lowest priority, and they work less as soon as guests
+    /// wait longer.
     #[default]
     Low,
     /// As much as others, but less as soon as guests wait longer.
@@ -241,7 +242,8 @@ impl Default for BrowseConfig {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
-    /// Where `/metrics`, `/healthz` and `/readyz` are served beside the control socket, in clear and to everybody.
+    /// Where `/metrics`, `/healthz` and `/readyz` are served beside the control socket, in clear and to
+    /// everybody.
     pub listen: Option<SocketAddr>,
 }
 
@@ -259,7 +261,8 @@ pub struct Config {
     pub log_level: String,
     /// Every how many backups of a volume to a credential one is full; 1 = always.
     pub full_every: u32,
-    /// How many bytes a second merging layers in the background may copy, over all volumes; 0: as many as it can.
+    /// How many bytes a second merging layers in the background may copy, over all volumes; 0: as many as it
+    /// can.
     pub merge_limit_bytes_per_s: u64,
     /// Backups and restores that move data at once.
     pub task_concurrency: usize,
@@ -323,12 +326,13 @@ pub struct Config {
     pub stop_timeout_ms: u64,
     /// Every how many hours it is looked for what abandoned backups left in the stores; 0: never.
     pub gc_every_hours: u32,
-    /// Bytes of the stores' content that background verification reads a day; 0: none. The default costs a location of
-    /// any price little, and proves each snapshot of a small host within days.
+    /// Bytes of the stores' content that background verification reads a day; 0: none. The default costs a
+    /// location of any price little, and proves each snapshot of a small host within days.
     pub verify_bytes_per_day: u64,
     /// Finished tasks that are remembered.
     pub task_history: u32,
-    /// Whether the kernel may write cores of this process, and others of its user look into its memory: there are keys in it.
+    /// Whether the kernel may write cores of this process, and others of its user look into its memory: there
+    /// are keys in it.
     pub core_dumps: bool,
     /// Looking into snapshots.
     pub browse: BrowseConfig,
@@ -589,7 +593,8 @@ impl Config {
         })
     }
 
-    /// The configuration for people, as a TOML document: the addresses of webhooks, which may hold secrets, without their paths.
+    /// The configuration for people, as a TOML document: the addresses of webhooks, which may hold secrets,
+    /// without their paths.
     pub fn to_shown_toml(&self) -> String {
         let mut shown = self.clone();
         for webhook in &mut shown.webhook {

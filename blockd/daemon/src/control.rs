@@ -1,6 +1,7 @@
 //! Serving the control API: the daemon's own socket, one for each group, and TCP with certificates.
 //!
-//! What is served beside the own socket is there for convenience: where it cannot be, that is an error in the log, and volumes are served all the same.
+//! What is served beside the own socket is there for convenience: where it cannot be, that is an error in the
+//! log, and volumes are served all the same.
 
 use crate::{
     activation::Passed,
@@ -186,7 +187,8 @@ async fn bind(core: &Core, address: SocketAddr) -> Result<TcpListener, DaemonErr
     Ok(listener)
 }
 
-/// Listens for control requests. The directory is locked by this process, so a socket that is there is a dead one.
+/// Listens for control requests. The directory is locked by this process, so a socket that is there is a dead
+/// one.
 fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
     remove_socket(path)?;
     // Nobody else gets into the directory (mode 0700) before the socket's own mode is set.
@@ -217,7 +219,8 @@ fn make_group_socket(socket: &ControlSocket) -> Result<UnixListener, DaemonError
     refuse_live_socket(path).map_err(file_error("listen at", path))?;
     remove_socket(path)?;
     let listener = UnixListener::bind(path).map_err(file_error("listen at", path))?;
-    // First nobody, so that the group's rights are never another group's. Nobody else can put anything else in its place.
+    // First nobody, so that the group's rights are never another group's. Nobody else can put anything else
+    // in its place.
     set_mode(path, 0o600)?;
     let found = std::fs::symlink_metadata(path).map_err(file_error("look at", path))?;
     // Who has no right to give files away may still be given the right one by its directory.

@@ -91,7 +91,8 @@ pub struct Core {
     pub(crate) meters: crate::metrics::Meters,
     /// Wakes the task that looks at the schedules.
     pub(crate) scheduler: crate::schedules::Scheduler,
-    /// Held while something is admitted that excludes something else: a task on a volume and the volume's deletion.
+    /// Held while something is admitted that excludes something else: a task on a volume and the volume's
+    /// deletion.
     pub admission: tokio::sync::Mutex<()>,
     /// Snapshots that did not come about and could not be taken back yet.
     pub(crate) to_undo: parking_lot::Mutex<Vec<(VolumeId, SnapshotId)>>,
@@ -130,7 +131,8 @@ impl Core {
         tasks_dir(&self.data_dir).join(id.to_string())
     }
 
-    /// Marks the end of a step of a task; between any two of them the daemon may be killed. Tests make it stop there.
+    /// Marks the end of a step of a task; between any two of them the daemon may be killed. Tests make it
+    /// stop there.
     #[cfg(not(test))]
     #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests have another one")]
     pub(crate) fn reached(&self, _step: &'static str) -> Result<(), crate::error::ServiceError> {

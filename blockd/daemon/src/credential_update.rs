@@ -1,4 +1,5 @@
-//! Giving credentials other keys: what opens the store, and where the passphrase lies. The place stays, with all that is in it.
+//! Giving credentials other keys: what opens the store, and where the passphrase lies. The place stays, with
+//! all that is in it.
 
 use crate::{
     cloud,
@@ -32,7 +33,8 @@ struct Passphrase {
 }
 
 impl Core {
-    /// Gives a credential other keys, or another way to its store, once the store was seen to open with them and to be the same.
+    /// Gives a credential other keys, or another way to its store, once the store was seen to open with them
+    /// and to be the same.
     ///
     /// Whoever works with the store goes on, and asks it with the new keys from the next request on.
     ///
@@ -50,7 +52,8 @@ impl Core {
         {
             return providers::invalid("nothing is to be changed: give at least one flag");
         }
-        // Keys that another request adds meanwhile must not get lost. Without a passphrase nobody has to wait for the store.
+        // Keys that another request adds meanwhile must not get lost. Without a passphrase nobody has to wait
+        // for the store.
         let mut admission = match request.encryption_passphrase {
             Some(_) => Some(self.admission.lock().await),
             None => None,
@@ -89,7 +92,8 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
         }
         keep(&mut row.store.connection, limits_of(&now.store.connection));
-        // Whoever gives all secrets anew needs no old key; a lost one cannot open those of other credentials any more either.
+        // Whoever gives all secrets anew needs no old key; a lost one cannot open those of other credentials
+        // any more either.
         let is_anew =
             passphrase.is_some() && (now.store_secret.is_none() || !matches!(change, KeyChange::Stays));
         if !is_anew && self.credential_rows().await?.iter().any(CredentialRow::has_sealed) {
@@ -143,7 +147,8 @@ impl Core {
         Ok(reply)
     }
 
-    /// Makes sure that a store is that of a credential: it holds the key slots of before. With a passphrase, also that it opens them.
+    /// Makes sure that a store is that of a credential: it holds the key slots of before. With a passphrase,
+    /// also that it opens them.
     async fn prove_same(
         &self,
         row: &CredentialRow,

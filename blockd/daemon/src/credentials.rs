@@ -71,8 +71,8 @@ pub(crate) enum StoreKey {
     From(SecretRef, Arc<Resolved>),
 }
 
-/// What may come to lie elsewhere without anybody asking the store: the device and the inode of a directory. None of a
-/// store that is no directory of this host, or of one that cannot be looked at.
+/// What may come to lie elsewhere without anybody asking the store: the device and the inode of a directory.
+/// None of a store that is no directory of this host, or of one that cannot be looked at.
 pub(crate) type Place = Option<(u64, u64)>;
 
 fn place_of(store: &StoreRow) -> Place {
@@ -319,7 +319,8 @@ impl Core {
         keep(&mut row.store.connection, limits);
         let (uuid, store) = (row.uuid, row.store.clone());
         self.db.run(move |tx| CredentialRow::set_store(tx, uuid, &store)).await?;
-        // Nobody is asked for what opens it while others wait for the lock: whoever opens it reads the new ones.
+        // Nobody is asked for what opens it while others wait for the lock: whoever opens it reads the new
+        // ones.
         let opened = self.repositories.opened.lock().get(&uuid).cloned();
         if let Some((_, bandwidth)) = opened {
             bandwidth.replace(plan, Timestamp::now());
@@ -374,7 +375,8 @@ impl Core {
         Ok(self.db.run(CredentialRow::all).await?)
     }
 
-    /// The credential that is meant, by its name, its UUID or the beginning of that; with none named, the only one.
+    /// The credential that is meant, by its name, its UUID or the beginning of that; with none named, the
+    /// only one.
     ///
     /// # Errors
     /// There is none of that name, or none is named and there is not exactly one.
@@ -410,8 +412,8 @@ impl Core {
         })
     }
 
-    /// Makes sure that a credential's store is the one that was opened: a disk that is not mounted is an empty directory, and
-    /// takes everything.
+    /// Makes sure that a credential's store is the one that was opened: a disk that is not mounted is an
+    /// empty directory, and takes everything.
     ///
     /// # Errors
     /// It is not, or what the store reports.
@@ -425,9 +427,9 @@ impl Core {
         Ok(())
     }
 
-    /// Whether that was done within a day, and the place is the same as far as this host can tell: of a directory, the key slot
-    /// is looked at each time, because disks that take turns at one mount point may have everything else in common. That is
-    /// a small file of this host, and no request of the task's.
+    /// Whether that was done within a day, and the place is the same as far as this host can tell: of a
+    /// directory, the key slot is looked at each time, because disks that take turns at one mount point may
+    /// have everything else in common. That is a small file of this host, and no request of the task's.
     ///
     /// # Errors
     /// There is no such credential any more.
@@ -467,8 +469,8 @@ impl Core {
         Ok((repository.with_store(store).with_work(self.pressure.work()), requests))
     }
 
-    /// The same for somebody who waits for what is read, such as a guest: nothing of it makes way for guests, nor waits for
-    /// its share of what this host's tasks may move.
+    /// The same for somebody who waits for what is read, such as a guest: nothing of it makes way for guests,
+    /// nor waits for its share of what this host's tasks may move.
     ///
     /// # Errors
     /// Those of [`task_repository`](Self::task_repository).
@@ -489,8 +491,9 @@ impl Core {
         writing.map(Some).map_err(|error| ServiceError::Internal(error.to_string()))
     }
 
-    /// The repository of a credential. One that is open already is used on where another passphrase was put in the place of that which
-    /// opened it, but opens nothing: that is no reason to stop backups, and needs somebody to look at it.
+    /// The repository of a credential. One that is open already is used on where another passphrase was put
+    /// in the place of that which opened it, but opens nothing: that is no reason to stop backups, and needs
+    /// somebody to look at it.
     pub(crate) async fn opened_repository(
         &self,
         uuid: Uuid,

@@ -1,7 +1,8 @@
 //! Starting and stopping, in the order that loses nothing.
 //!
-//! Start: directory, lock, database, volumes, NBD, attached devices, control socket, ready, then what was left unfinished. Stop: no more
-//! requests, tasks to rest at a point they can go on from, no more NBD, merging, then the volumes are flushed and closed.
+//! Start: directory, lock, database, volumes, NBD, attached devices, control socket, ready, then what was
+//! left unfinished. Stop: no more requests, tasks to rest at a point they can go on from, no more NBD,
+//! merging, then the volumes are flushed and closed.
 
 use crate::{
     access::Access,
@@ -45,10 +46,11 @@ use std::{
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use uuid::Uuid;
 
-/// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the zero at its end.
+/// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the
+/// zero at its end.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// How long a stop waits for commands after freezes: less than systemd waits for the stop.
-const REST_PATIENCE: Duration = Duration::from_secs(180);
+const REST_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How long to wait before it is tried again to serve metrics.
 const METRICS_AGAIN: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(15) };
@@ -292,8 +294,8 @@ impl Daemon {
         }
     }
 
-    /// Waits until NBD is not served any more, although nobody stopped it: the daemon is of no use then, and should end,
-    /// so that it can be started again.
+    /// Waits until NBD is not served any more, although nobody stopped it: the daemon is of no use then, and
+    /// should end, so that it can be started again.
     pub async fn nbd_failed(&self) {
         self.nbd_failed.notified().await;
     }
@@ -322,13 +324,13 @@ impl Daemon {
             _lock: lock,
             ..
         } = self;
-        let patience = Duration::from_millis(core.config.stop_timeout_ms);
+        let time_limit = Duration::from_millis(core.config.stop_timeout_ms);
         let mut problems = Vec::new();
         http_stop.cancel();
         core.stopping.cancel();
         // What it was about to begin is begun after the next start.
         let scheduler_abort = scheduler.abort_handle();
-        match tokio::time::timeout(patience, scheduler).await {
+        match tokio::time::timeout(time_limit, scheduler).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the scheduler ended badly"),
             Err(_) => {
@@ -342,7 +344,7 @@ impl Daemon {
             let _ = metrics.await;
         }
         let (answered, restless) =
-            tokio::join!(tokio::time::timeout(patience, control.ended()), core.tasks.stop(patience));
+            tokio::join!(tokio::time::timeout(time_limit, control.ended()), core.tasks.stop(time_limit));
         pressure.abort();
         limits.abort();
         references.abort();
@@ -351,12 +353,12 @@ impl Daemon {
         let _ = limits.await;
         // What is being told is told again after the next start.
         let webhooks_abort = webhooks.abort_handle();
-        if tokio::time::timeout(patience, webhooks).await.is_err() {
+        if tokio::time::timeout(time_limit, webhooks).await.is_err() {
             webhooks_abort.abort();
         }
         // It holds what the daemon's parts share.
         let upkeep_abort = upkeep.abort_handle();
-        if tokio::time::timeout(patience, upkeep).await.is_err() {
+        if tokio::time::timeout(time_limit, upkeep).await.is_err() {
             upkeep_abort.abort();
         }
         if answered.is_err() {
@@ -366,7 +368,7 @@ impl Daemon {
         if restless > 0 {
             tracing::warn!(tasks = restless, "tasks were cut off; they go on after the next start");
         }
-        if !core.resting.ended(REST_PATIENCE).await {
+        if !core.resting.ended(REST_TIMEOUT).await {
             tracing::warn!("commands after freezes were cut off; the next start runs them");
         }
         let closing = Arc::clone(&core);
@@ -520,15 +522,17 @@ fn grow_devices_with_volumes(core: &Arc<Core>) {
     }));
 }
 
-/// Tells the kernel that this thread, and those that it will start, write what others wait for: they may use the last
-/// memory to do so, and never wait for writes to themselves. Must be called before any other thread is there.
+/// Tells the kernel that this thread, and those that it will start, write what others wait for: they may use
+/// the last memory to do so, and never wait for writes to themselves. Must be called before any other thread
+/// is there.
 pub fn make_io_flusher() {
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
         tracing::debug!(%error, "not marked as an I/O flusher: that needs CAP_SYS_RESOURCE");
     }
 }
 
-/// Keeps this process out of cores, and its memory from who runs as its user: keys are in it. Programs that it starts are as others.
+/// Keeps this process out of cores, and its memory from who runs as its user: keys are in it. Programs that
+/// it starts are as others.
 pub fn hide_memory(config: &Config) {
     if config.core_dumps {
         return;
@@ -538,8 +542,9 @@ pub fn hide_memory(config: &Config) {
     }
 }
 
-/// Keeps what this process touches in memory: pages that were taken away might have to come back while all memory waits
-/// for this very process to write. Only where nothing limits it, because at a limit later allocations would fail.
+/// Keeps what this process touches in memory: pages that were taken away might have to come back while all
+/// memory waits for this very process to write. Only where nothing limits it, because at a limit later
+/// allocations would fail.
 pub fn lock_memory() {
     let unlimited = rustix::process::getrlimit(rustix::process::Resource::Memlock).current.is_none();
     let privileged = rustix::thread::capabilities(None)

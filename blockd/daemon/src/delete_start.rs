@@ -36,8 +36,8 @@ impl Core {
         started.ok_or_else(|| ServiceError::Internal("a deletion that nobody judged was not begun".into()))
     }
 
-    /// The same. Of what a rule judged, it is said by what mark it did: if that is not what is said of the cloud snapshot any
-    /// more, nothing is begun, and the rule has to judge anew.
+    /// The same. Of what a rule judged, it is said by what mark it did: if that is not what is said of the
+    /// cloud snapshot any more, nothing is begun, and the rule has to judge anew.
     pub(crate) async fn start_delete_if(
         self: &Arc<Self>,
         request: &StartDelete,
@@ -110,7 +110,8 @@ impl Core {
             TaskKind::Restore => task.cloudsnap == *id,
             TaskKind::Delete | TaskKind::Verify => false,
             TaskKind::Backup => {
-                // One that has not decided yet may build on the tip of its volume's chain; one that is resumed looks for it.
+                // One that has not decided yet may build on the tip of its volume's chain; one that is
+                // resumed looks for it.
                 let undecided = !task.state.is_final()
                     && task.detail.backup_type.is_none()
                     && chains.iter().any(|chain| Some(chain.volume) == task.volume && chain.cloudsnap == *id);

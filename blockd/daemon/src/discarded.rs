@@ -1,8 +1,8 @@
 //! Reports of acknowledged writes that a start may have discarded.
 //!
-//! The volume keeps the record. The daemon logs it, makes it an event and a problem of `status`, fails the first FLUSH of
-//! every connection that may belong to a surviving client (`UnreportedLoss`), and gives no kernel device connections that
-//! is older than the loss.
+//! The volume keeps the record. The daemon logs it, makes it an event and a problem of `status`, fails the
+//! first FLUSH of every connection that may belong to a surviving client (`UnreportedLoss`), and gives no
+//! kernel device connections that is older than the loss.
 
 use crate::{
     core::Core,

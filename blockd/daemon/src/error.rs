@@ -1,4 +1,5 @@
-//! One error for everything that the daemon does on request, and the one place where it becomes an [`ApiError`].
+//! One error for everything that the daemon does on request, and the one place where it becomes an
+//! [`ApiError`].
 
 use crate::{db::DbError, secrets::SecretsError};
 use blockd_api::{ApiError, ErrorCode};
@@ -94,8 +95,8 @@ impl ServiceError {
         }
     }
 
-    /// Whether it may be another answer later, also if somebody has to do something about it first: a directory is mounted again,
-    /// credentials or a token are renewed.
+    /// Whether it may be another answer later, also if somebody has to do something about it first: a
+    /// directory is mounted again, credentials or a token are renewed.
     pub fn may_change(&self) -> bool {
         let is_secret =
             || matches!(self.to_api().code, ErrorCode::SecretUnavailable | ErrorCode::SecretUnreachable);

@@ -71,7 +71,8 @@ pub(crate) fn log_event(event: &Event) {
     }
 }
 
-/// Tells the log of every event until the daemon stops, each once; or again, if the daemon was killed in between.
+/// Tells the log of every event until the daemon stops, each once; or again, if the daemon was killed in
+/// between.
 pub(crate) async fn log_all(core: Arc<Core>, mut reader: EventReader) {
     let work = async {
         loop {
@@ -108,8 +109,8 @@ impl Core {
     /// The database fails.
     pub async fn list_events(&self, query: &ListEvents) -> Result<EventList, ServiceError> {
         let max = query.max.unwrap_or(DEFAULT_EVENTS).min(MAX_EVENTS);
-        let patience = Duration::from_millis(query.wait_ms.unwrap_or(0).min(MAX_WAIT_MS));
-        let until = tokio::time::Instant::now() + patience;
+        let time_limit = Duration::from_millis(query.wait_ms.unwrap_or(0).min(MAX_WAIT_MS));
+        let until = tokio::time::Instant::now() + time_limit;
         let mut stored = self.events.stored.subscribe();
         loop {
             stored.mark_unchanged();

@@ -1,8 +1,9 @@
 //! Volumes and their snapshots as NBD exports.
 //!
-//! The name of a volume's export is the name of the volume, and the empty name is the only volume where there is exactly
-//! one. `VOLUME@SNAPSHOT` is a snapshot, read-only: by its name, by its id, or `latest` for the newest. Each volume has a
-//! metadata context `qemu:dirty-bitmap:NAME` for each of its snapshots, and a snapshot has one for each older one.
+//! The name of a volume's export is the name of the volume, and the empty name is the only volume where there
+//! is exactly one. `VOLUME@SNAPSHOT` is a snapshot, read-only: by its name, by its id, or `latest` for the
+//! newest. Each volume has a metadata context `qemu:dirty-bitmap:NAME` for each of its snapshots, and a
+//! snapshot has one for each older one.
 //!
 //! `cloud:ID` is a cloud snapshot, read-only. These are not listed: that would ask the stores.
 
@@ -237,8 +238,8 @@ fn snapshot_of(context: &str, points: &[SnapshotPoint]) -> Result<SnapshotId, De
 /// One connection's volume.
 struct VolumeDevice {
     volume: Arc<Volume>,
-    /// The snapshots when the connection was opened. A name that is deleted and given to a later snapshot must not move a
-    /// bitmap to that one: the blocks written in between would be reported clean.
+    /// The snapshots when the connection was opened. A name that is deleted and given to a later snapshot
+    /// must not move a bitmap to that one: the blocks written in between would be reported clean.
     points: Arc<Vec<SnapshotPoint>>,
     attachment: Attachment,
     loss: UnreportedLoss,
@@ -280,7 +281,8 @@ impl VolumeDevice {
         if is_asked { self.loss.report(&self.volume) } else { Ok(()) }
     }
 
-    /// Refuses what writes when the volume is read-only, also for clients that were told otherwise when they came.
+    /// Refuses what writes when the volume is read-only, also for clients that were told otherwise when they
+    /// came.
     fn check_writable(&self) -> Result<(), DeviceError> {
         if !self.entry().is_read_only() {
             return Ok(());
@@ -374,8 +376,8 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn flush_key(&self) -> Option<u128> {
-        // A loss is reported to each connection by a flush of its own. Otherwise not the id: a volume that is opened again
-        // does not answer for connections to the one before.
+        // A loss is reported to each connection by a flush of its own. Otherwise not the id: a volume that is
+        // opened again does not answer for connections to the one before.
         (!self.loss.is_pending()).then_some(Arc::as_ptr(&self.volume) as usize as u128)
     }
 

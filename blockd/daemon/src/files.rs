@@ -22,8 +22,8 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 pub fn make_dir(dir: &Path) -> io::Result<()> {
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
     if dir.is_dir() {
-        // A process that died right after making it has not seen to that. Where it was there before, its parent may be
-        // nobody's business: of another user, or of a filesystem that cannot do this.
+        // A process that died right after making it has not seen to that. Where it was there before, its
+        // parent may be nobody's business: of another user, or of a filesystem that cannot do this.
         if let Err(error) = sync_dir(parent.unwrap_or(Path::new("."))) {
             tracing::debug!(dir = %dir.display(), %error, "the folder above could not be synced");
         }
@@ -39,7 +39,8 @@ pub fn make_dir(dir: &Path) -> io::Result<()> {
     sync_dir(parent.unwrap_or(Path::new(".")))
 }
 
-/// Puts a file in place whole: after a crash there is the old one, or the new one, or none, but no part of one.
+/// Puts a file in place whole: after a crash there is the old one, or the new one, or none, but no part of
+/// one.
 ///
 /// # Errors
 /// What the system says.

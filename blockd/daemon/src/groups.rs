@@ -20,7 +20,8 @@ impl Core {
     /// Freezes all volumes that are meant at one instant, or none of them.
     ///
     /// # Errors
-    /// No volumes are meant, or too many; one of them cannot be used or has a snapshot of that name; or one fails.
+    /// No volumes are meant, or too many; one of them cannot be used or has a snapshot of that name; or one
+    /// fails.
     pub async fn create_group_snapshot(
         &self,
         request: CreateGroupSnapshot,

@@ -1,5 +1,5 @@
-//! What keeps the daemon from its work, as far as it notices by itself. It is kept in memory, so that it is told also when the
-//! database takes nothing.
+//! What keeps the daemon from its work, as far as it notices by itself. It is kept in memory, so that it is
+//! told also when the database takes nothing.
 
 use crate::{
     core::Core,
@@ -158,7 +158,8 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
 }
 
 impl Core {
-    /// Looks how much room the data directory has, and notes if it is too little. None if that cannot be found out.
+    /// Looks how much room the data directory has, and notes if it is too little. None if that cannot be
+    /// found out.
     pub(crate) async fn look_at_room(&self) -> Option<DataSpace> {
         let dir = self.data_dir.clone();
         match blocking(move || Ok::<_, ServiceError>(space_of(&dir))).await {

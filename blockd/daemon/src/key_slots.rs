@@ -1,5 +1,5 @@
-//! Key slots: events about those that were repaired or are damaged, and about keys that this host does not write under; the slots
-//! that it keeps.
+//! Key slots: events about those that were repaired or are damaged, and about keys that this host does not
+//! write under; the slots that it keeps.
 
 use crate::{
     core::Core,
@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 impl Core {
-    /// Raises an event for each key slot that was found to be damaged, and keeps the slots of the repository for the next
-    /// repair. A failure is logged only: the store has the slots as well.
+    /// Raises an event for each key slot that was found to be damaged, and keeps the slots of the repository
+    /// for the next repair. A failure is logged only: the store has the slots as well.
     pub(crate) async fn note_key_slots(&self, uuid: Uuid, repository: &Repository) {
         if let Err(error) = self.store_key_slots(uuid, repository).await {
             tracing::warn!(credential = %uuid, %error, "storing the key slots failed");

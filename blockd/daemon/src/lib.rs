@@ -1,7 +1,8 @@
 //! The blockd daemon: volumes behind NBD, their backups to object storage, and the control API over both.
 //!
-//! This crate is where the others meet: `daemon` starts and stops them, `core` is what they share, and each of
-//! `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http` serves.
+//! This crate is where the others meet: `daemon` starts and stops them, `core` is what they share, and each
+//! of `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http`
+//! serves.
 
 mod access;
 pub mod activation;

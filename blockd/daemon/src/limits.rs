@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 /// How often it is looked whether another limit holds now.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// The lowest limit of bandwidth: below it even small requests would take minutes.
-const BYTES_PER_S_LEAST: u64 = 1 << 10;
+const MIN_BYTES_PER_S: u64 = 1 << 10;
 
 /// What may move when, and where the clock hangs that tells.
 #[derive(Clone, Debug)]
@@ -32,9 +32,9 @@ impl LimitPlan {
     pub(crate) fn of(limits: &CredentialLimits) -> Result<Self, ServiceError> {
         let refused = |message: String| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         for (flag, limit) in [("--limit-upload", &limits.upload), ("--limit-download", &limits.download)] {
-            if limit.lowest_bytes_per_s().is_some_and(|lowest| lowest < BYTES_PER_S_LEAST) {
+            if limit.lowest_bytes_per_s().is_some_and(|lowest| lowest < MIN_BYTES_PER_S) {
                 return refused(format!(
-                    "{flag} is below {BYTES_PER_S_LEAST} bytes a second: give more, or none"
+                    "{flag} is below {MIN_BYTES_PER_S} bytes a second: give more, or none"
                 ));
             }
         }

@@ -1,7 +1,7 @@
 //! The lock that keeps two daemons off one data directory.
 //!
-//! It is an advisory lock on `DIR/blockd.lock`: the kernel drops it with the process, however that ends. The file
-//! also holds the owner's process id, for the message that a second daemon gets.
+//! It is an advisory lock on `DIR/blockd.lock`: the kernel drops it with the process, however that ends. The
+//! file also holds the owner's process id, for the message that a second daemon gets.
 
 use rustix::fs::{FlockOperation, flock};
 use std::{
@@ -12,8 +12,8 @@ use std::{
     time::Duration,
 };
 
-/// How often a lock that is held is tried once more, and how long each time: a command that a daemon was about to start when it died
-/// has its files for a moment.
+/// How often a lock that is held is tried once more, and how long each time: a command that a daemon was
+/// about to start when it died has its files for a moment.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
 

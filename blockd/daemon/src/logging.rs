@@ -84,8 +84,8 @@ fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
     EnvFilter::builder().parse(level).map_err(|error| bad(error.to_string()))
 }
 
-/// Whether stderr goes to the journal: systemd says with `JOURNAL_STREAM` (device and inode) what it made for that, and whoever
-/// started this process may have put something else in its place.
+/// Whether stderr goes to the journal: systemd says with `JOURNAL_STREAM` (device and inode) what it made for
+/// that, and whoever started this process may have put something else in its place.
 fn stderr_is_journal(stream: Option<&str>) -> bool {
     let Some((device, inode)) = stream.and_then(|stream| stream.split_once(':')) else { return false };
     let numbers = device.parse::<u64>().ok().zip(inode.parse::<u64>().ok());

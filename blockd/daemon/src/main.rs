@@ -1,5 +1,5 @@
-//! The `blockd` binary: reads the configuration, starts the daemon, reads configuration and TLS certificates again on SIGHUP, and stops
-//! it on SIGTERM or SIGINT.
+//! The `blockd` binary: reads the configuration, starts the daemon, reads configuration and TLS certificates
+//! again on SIGHUP, and stops it on SIGTERM or SIGINT.
 
 use blockd::{
     activation::Passed,

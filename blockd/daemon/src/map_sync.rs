@@ -1,7 +1,7 @@
 //! Periodic sync of the live maps of all volumes.
 //!
-//! A writeback error of a map is repaired from memory as long as this process lives. Found early, it costs nothing; the
-//! next process can only fall back to the last flush.
+//! A writeback error of a map is repaired from memory as long as this process lives. Found early, it costs
+//! nothing; the next process can only fall back to the last flush.
 
 use crate::{
     core::Core,

@@ -1,7 +1,8 @@
 //! How long cloud snapshots stay, as people say: pins, and dates on which they expire.
 //!
-//! Kept in the database of this host. A manifest never changes, and retention is only ever done by the host whose schedules made
-//! the backups: what would delete by itself reads the same database. Whoever deletes by hand on another host is not kept from it.
+//! Kept in the database of this host. A manifest never changes, and retention is only ever done by the host
+//! whose schedules made the backups: what would delete by itself reads the same database. Whoever deletes by
+//! hand on another host is not kept from it.
 
 use crate::{
     asking::is_still_wanted,
@@ -99,8 +100,9 @@ impl Core {
         Err(ServiceError::refused(ErrorCode::CloudsnapPinned, message))
     }
 
-    /// Starts the deletion of what has expired and was made by no schedule; the schedules judge their own. The last good backup
-    /// of a volume in a place is never deleted, and none while the newest is known to be damaged.
+    /// Starts the deletion of what has expired and was made by no schedule; the schedules judge their own.
+    /// The last good backup of a volume in a place is never deleted, and none while the newest is known to be
+    /// damaged.
     pub(crate) async fn delete_expired(
         self: &Arc<Self>,
         now: impl Fn() -> Timestamp,
@@ -228,7 +230,8 @@ impl Core {
         self.start_delete_if(&request, Some(judged_by)).await
     }
 
-    /// Whether what is said of a cloud snapshot is what it was judged by, and no pin. Under the admission lock.
+    /// Whether what is said of a cloud snapshot is what it was judged by, and no pin. Under the admission
+    /// lock.
     pub(crate) async fn is_judged_by(
         &self,
         id: &CloudsnapId,

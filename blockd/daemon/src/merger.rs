@@ -1,8 +1,8 @@
 //! The background thread that merges layers which no snapshot keeps apart any more.
 //!
-//! One thread of low priority for all volumes; it sleeps until a snapshot was deleted, or for a minute if a merge failed. A merge
-//! that finds the disk full has the space reserve released, and is tried again; the thread then fills the reserve as soon as
-//! there is space.
+//! One thread of low priority for all volumes; it sleeps until a snapshot was deleted, or for a minute if a
+//! merge failed. A merge that finds the disk full has the space reserve released, and is tried again; the
+//! thread then fills the reserve as soon as there is space.
 
 use crate::registry::{EntryState, Registry, VolumeEntry};
 use blockd_volume::{Released, Reserve, VolumeErrorKind};
@@ -41,13 +41,13 @@ impl Wake {
     }
 
     /// Waits until it is woken, and at most for this long; whether it was woken.
-    fn wait(&self, patience: Option<Duration>) -> bool {
+    fn wait(&self, time_limit: Option<Duration>) -> bool {
         let mut wanted = self.wanted.lock();
         while !*wanted && !self.stop.load(Ordering::Relaxed) {
-            match patience {
+            match time_limit {
                 None => self.changed.wait(&mut wanted),
-                Some(patience) => {
-                    if self.changed.wait_for(&mut wanted, patience).timed_out() {
+                Some(time_limit) => {
+                    if self.changed.wait_for(&mut wanted, time_limit).timed_out() {
                         break;
                     }
                 }
@@ -137,10 +137,10 @@ fn run(registry: &Registry, wake: &Wake, reserve: Option<&Arc<Reserve>>, pace: &
     if let Err(error) = rustix::process::setpriority_process(None, 10) {
         tracing::debug!(%error, "merging runs at normal priority");
     }
-    let mut patience = None;
+    let mut time_limit = None;
     let mut try_again_at: Option<Instant> = None;
     loop {
-        let is_woken = wake.wait(patience);
+        let is_woken = wake.wait(time_limit);
         if wake.stop.load(Ordering::Relaxed) {
             return;
         }
@@ -150,14 +150,14 @@ fn run(registry: &Registry, wake: &Wake, reserve: Option<&Arc<Reserve>>, pace: &
         }
         let is_whole = reserve.is_none_or(|reserve| reserve.refill());
         let until_next = try_again_at.map(|at| at.saturating_duration_since(Instant::now()));
-        patience = if is_whole { until_next } else { Some(REFILL_EVERY) };
+        time_limit = if is_whole { until_next } else { Some(REFILL_EVERY) };
     }
 }
 
 /// Merges what can be merged on all volumes; whether a merge failed.
 fn merge_all(registry: &Registry, wake: &Wake, reserve: Option<&Arc<Reserve>>, pace: &Pace) -> bool {
-    // A merge may let go of a file that another volume shares, whose layers can be merged then. Each pass but the last has
-    // one layer less, so there is an end.
+    // A merge may let go of a file that another volume shares, whose layers can be merged then. Each pass but
+    // the last has one layer less, so there is an end.
     let mut failed = true;
     let mut merged = true;
     // Held to the end: what one merge frees goes to the next one.

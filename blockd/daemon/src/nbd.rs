@@ -15,7 +15,7 @@ use std::{
 };
 
 /// How long an NBD address may be in use before that is an error, and how often it is tried meanwhile.
-const LISTEN_PATIENCE: Duration = Duration::from_secs(5);
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 const LISTEN_RETRY: Duration = Duration::from_millis(50);
 
 /// What serves NBD.
@@ -41,7 +41,8 @@ impl Certificates {
         stay.into_iter().try_for_each(|identity| identity.check())
     }
 
-    /// Reads the files again, if they changed or it `must`; what cannot be used is reported, and the old ones stay.
+    /// Reads the files again, if they changed or it `must`; what cannot be used is reported, and the old ones
+    /// stay.
     pub(crate) fn renew(&self, must: bool) {
         for identity in self.0.iter().filter(|identity| must || identity.has_changed()) {
             match identity.reload() {
@@ -120,13 +121,14 @@ pub(crate) async fn load_identity(files: TlsFiles) -> Result<Arc<TlsIdentity>, T
     })
 }
 
-/// Starts one NBD server. After a kill the kernel takes a while to cancel what the dead process had submitted to its
-/// rings, and its listening sockets live until then: an address in use is tried again before it is believed.
+/// Starts one NBD server. After a kill the kernel takes a while to cancel what the dead process had submitted
+/// to its rings, and its listening sockets live until then: an address in use is tried again before it is
+/// believed.
 async fn start_server(
     settings: &ServerConfig,
     exports: &Arc<dyn ExportCatalog>,
 ) -> Result<Server, DaemonError> {
-    let deadline = Instant::now() + LISTEN_PATIENCE;
+    let deadline = Instant::now() + LISTEN_TIMEOUT;
     loop {
         match Server::start(settings.clone(), Arc::clone(exports)) {
             Ok(server) => return Ok(server),

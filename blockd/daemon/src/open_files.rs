@@ -1,5 +1,6 @@
-//! How many files the daemon may have open: every connection is one, and what a login or a container starts with is often
-//! too low for the connections that the configuration allows. The limit that a process may raise by itself is raised.
+//! How many files the daemon may have open: every connection is one, and what a login or a container starts
+//! with is often too low for the connections that the configuration allows. The limit that a process may
+//! raise by itself is raised.
 
 use crate::config::{Config, NbdAddress};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -32,7 +33,8 @@ pub fn raise(config: &Config) {
     }
 }
 
-/// How many files may be open at once with this configuration. Each further unix socket counts its connections apart.
+/// How many files may be open at once with this configuration. Each further unix socket counts its
+/// connections apart.
 fn needed(config: &Config) -> u64 {
     let further = config.nbd_listen.iter().filter(|address| matches!(address, NbdAddress::Unix(_))).count();
     let connections = u64::try_from(config.nbd_connections).unwrap_or(u64::MAX);

@@ -1,5 +1,5 @@
-//! Bringing rows and disk together at the start: what an earlier run began and did not end is finished or undone, and
-//! every volume that should be there is opened.
+//! Bringing rows and disk together at the start: what an earlier run began and did not end is finished or
+//! undone, and every volume that should be there is opened.
 
 use crate::{
     core::{tasks_dir, volume_dir},
@@ -18,7 +18,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Opens the volumes and puts in order what was left. A volume that cannot be opened is in the registry with the reason.
+/// Opens the volumes and puts in order what was left. A volume that cannot be opened is in the registry with
+/// the reason.
 ///
 /// # Errors
 /// The database fails.
@@ -86,7 +87,8 @@ fn remove_volume(db: &Db, data_dir: &Path, row: &VolumeRow, registry: &Registry)
 
 type Opened = (VolumeRow, Result<Arc<Volume>, VolumeError>);
 
-/// How many volumes are opened at once: each waits for its disk most of the time, and their syncs go together.
+/// How many volumes are opened at once: each waits for its disk most of the time, and their syncs go
+/// together.
 const OPEN_AT_ONCE: usize = 32;
 
 /// Opens volumes on several threads: each reads its own files.
@@ -126,7 +128,8 @@ fn open_all(data_dir: &Path, rows: &[VolumeRow], options: &OpenOptions) -> Vec<O
     })
 }
 
-/// Snapshots that were being taken are undone, those that were being deleted are deleted, and those that nobody knows too.
+/// Snapshots that were being taken are undone, those that were being deleted are deleted, and those that
+/// nobody knows too.
 fn reconcile_snapshots(
     db: &Db,
     row: &VolumeRow,
@@ -178,8 +181,8 @@ fn remove_leftover_tasks(data_dir: &Path, unfinished: &[TaskRow]) {
     }
 }
 
-/// Files that belong to no volume are left alone: they may be all that somebody has of one. What a removal or a restore
-/// that was cut off left is removed.
+/// Files that belong to no volume are left alone: they may be all that somebody has of one. What a removal or
+/// a restore that was cut off left is removed.
 fn look_at_unknown_files(data_dir: &Path, registry: &Registry) {
     let dir = data_dir.join("volumes");
     for name in names(&dir) {

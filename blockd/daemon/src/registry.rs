@@ -1,7 +1,8 @@
-//! The volumes of this host as they are now: which are open, which are being filled, which failed, and who uses them.
+//! The volumes of this host as they are now: which are open, which are being filled, which failed, and who
+//! uses them.
 //!
-//! An entry's state and its count of connections change under one lock, so that a volume is never taken away from
-//! a client that was just let in.
+//! An entry's state and its count of connections change under one lock, so that a volume is never taken away
+//! from a client that was just let in.
 
 use crate::metrics::Traffic;
 use crate::{
@@ -273,7 +274,8 @@ impl VolumeEntry {
         }
     }
 
-    /// Closes the door for a delete: nobody gets in any more. Returns the state before, for [`Self::undo_delete`].
+    /// Closes the door for a delete: nobody gets in any more. Returns the state before, for
+    /// [`Self::undo_delete`].
     ///
     /// # Errors
     /// Clients are connected, or it is being made, restored or deleted already.

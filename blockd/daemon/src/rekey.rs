@@ -18,8 +18,8 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 impl Core {
-    /// Changes the passphrase, the data key of new backups, or both; with neither, finds the data keys that other hosts
-    /// made.
+    /// Changes the passphrase, the data key of new backups, or both; with neither, finds the data keys that
+    /// other hosts made.
     ///
     /// # Errors
     /// The passphrase opens nothing, or a backup to this place is under way and its data key would change.
@@ -81,7 +81,8 @@ impl Core {
         };
         let (repository, done) = cloud::rekey(store, rekey).await?;
         if changes_write_key {
-            // What they stored is sealed under the key of before. Not sooner: the passphrase might have been wrong.
+            // What they stored is sealed under the key of before. Not sooner: the passphrase might have been
+            // wrong.
             self.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
         }
         let opened = repository.keys().len();
@@ -140,8 +141,8 @@ impl Core {
     }
 }
 
-/// The keys that were known before, and after them those that opened now and were not. The slot of a known key may be gone, and
-/// data that is sealed under it could never be read again.
+/// The keys that were known before, and after them those that opened now and were not. The slot of a known
+/// key may be gone, and data that is sealed under it could never be read again.
 pub(crate) fn known_and_opened(known: &[DataKey], opened: &[DataKey]) -> Vec<DataKey> {
     // A repository has one mode: a key of the other one is not of this repository.
     let fits = |key: &&DataKey| opened.first().is_none_or(|first| first.mode() == key.mode());

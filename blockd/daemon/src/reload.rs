@@ -37,8 +37,9 @@ impl ReloadError {
 }
 
 impl Daemon {
-    /// Has what can change of a configuration hold: who may do what, the certificates, and the level of the log. `running` is what holds
-    /// now, and is what holds afterwards; what takes a restart is named in the log.
+    /// Has what can change of a configuration hold: who may do what, the certificates, and the level of the
+    /// log. `running` is what holds now, and is what holds afterwards; what takes a restart is named in the
+    /// log.
     ///
     /// # Errors
     /// Something in it cannot be used: then nothing of it is.

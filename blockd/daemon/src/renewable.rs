@@ -1,4 +1,5 @@
-//! A store whose client can be replaced under those who work with it: each request goes through the one that is there when it begins.
+//! A store whose client can be replaced under those who work with it: each request goes through the one that
+//! is there when it begins.
 
 use blockd_cloud::store::{Answer, ObjectStore, Request, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;

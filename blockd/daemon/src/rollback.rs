@@ -1,8 +1,8 @@
 //! Comparing snapshots, and rolling a volume back to one.
 //!
-//! A rollback keeps clients out, freezes what the volume is now unless that is to be discarded, and lets the volume lay
-//! what changed since the snapshot on top. It is one commit of the volume; the catalog only ever learns of the snapshot
-//! that keeps the state before.
+//! A rollback keeps clients out, freezes what the volume is now unless that is to be discarded, and lets the
+//! volume lay what changed since the snapshot on top. It is one commit of the volume; the catalog only ever
+//! learns of the snapshot that keeps the state before.
 
 use crate::{
     core::{Core, random_id},
@@ -107,8 +107,8 @@ impl Core {
     /// Makes a volume again what it was at a snapshot.
     ///
     /// # Errors
-    /// The volume is in use or cannot be used, the snapshot is not there, or the disk is full or fails: the volume is as it
-    /// was before.
+    /// The volume is in use or cannot be used, the snapshot is not there, or the disk is full or fails: the
+    /// volume is as it was before.
     pub async fn restore_snapshot(
         &self,
         wanted: &VolumeRef,

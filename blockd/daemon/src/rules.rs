@@ -35,7 +35,7 @@ pub(crate) struct AskedRest {
 }
 
 /// How long it may take to find out whether commands can run as a user.
-const TRIAL_PATIENCE: Duration = Duration::from_secs(15);
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How many rules are tried at once when the daemon begins: each may wait for a server that does not answer.
 const TRIALS_AT_ONCE: usize = 8;
@@ -99,8 +99,8 @@ fn parts_of(
 }
 
 impl Core {
-    /// Refuses what a request says of the rest around its freeze if it says several things at once, or what cannot be done. It
-    /// may take long, so nothing else may wait for it.
+    /// Refuses what a request says of the rest around its freeze if it says several things at once, or what
+    /// cannot be done. It may take long, so nothing else may wait for it.
     pub(crate) async fn check_rest(&self, asked: &AskedRest) -> Result<(), ServiceError> {
         let said = [!asked.quiesce.is_nothing(), asked.rule.is_some(), asked.no_rule];
         if said.iter().filter(|is_said| **is_said).count() > 1 {
@@ -147,11 +147,11 @@ impl Core {
         let name = user.clone();
         let trial = blocking(move || Ok::<_, ServiceError>(try_user(&user, &stopping)));
         // Who a user is may be asked of a server that does not answer.
-        let Ok(tried) = tokio::time::timeout(TRIAL_PATIENCE, trial).await else {
+        let Ok(tried) = tokio::time::timeout(TRIAL_TIMEOUT, trial).await else {
             return Err(invalid(format!(
                 "whether blockd can run commands as user {name} could not be found out within {} s: see whether `getent passwd \
                  {name}` answers on blockd's host",
-                TRIAL_PATIENCE.as_secs()
+                TRIAL_TIMEOUT.as_secs()
             )));
         };
         tried?.map_err(|refused| match refused {
@@ -160,15 +160,16 @@ impl Core {
         })
     }
 
-    /// Refuses a rule, on its way to something, that is not there or whose commands cannot be run as their user.
+    /// Refuses a rule, on its way to something, that is not there or whose commands cannot be run as their
+    /// user.
     pub(crate) async fn refuse_rule(&self, name: &RuleName) -> Result<(), ServiceError> {
         let wanted = name.clone();
         let row = self.db.run(move |tx| find(tx, &wanted)).await?;
         self.refuse_user(&row.quiesce).await
     }
 
-    /// Tells of rules whose commands cannot be run as their user any more: the unit, or the users of the host, may be others than
-    /// when they were made.
+    /// Tells of rules whose commands cannot be run as their user any more: the unit, or the users of the
+    /// host, may be others than when they were made.
     pub(crate) async fn tell_of_rules_that_cannot_run(&self) -> Result<(), ServiceError> {
         let rules = self.db.run(RuleRow::all).await?;
         let trials = rules.into_iter().map(|rule| async move {
@@ -259,7 +260,8 @@ impl Core {
         Ok(self.describe_rule(row, &uses))
     }
 
-    /// Has a rule say something else, for all that have it. What is accepted already follows what it said then.
+    /// Has a rule say something else, for all that have it. What is accepted already follows what it said
+    /// then.
     ///
     /// # Errors
     /// There is none of this name; or it would say nothing, or what cannot be done.
@@ -322,8 +324,8 @@ impl Core {
     /// Gives a rule to a volume or a group, or takes it away there.
     ///
     /// # Errors
-    /// There is no such rule or volume, or not just one of them is named; what is named does not have the rule; or the daemon
-    /// may not run its commands as their user.
+    /// There is no such rule or volume, or not just one of them is named; what is named does not have the
+    /// rule; or the daemon may not run its commands as their user.
     pub async fn assign_rule(
         &self,
         name: RuleName,

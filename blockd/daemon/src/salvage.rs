@@ -1,7 +1,7 @@
 //! `blockd --check-volumes VOLUME --export IMAGE`: writes what can be read of a damaged volume to a file.
 //!
-//! The image is sparse. Ranges whose content cannot be proven are zero in it and listed in the report; nothing in the volume's directory is
-//! changed.
+//! The image is sparse. Ranges whose content cannot be proven are zero in it and listed in the report;
+//! nothing in the volume's directory is changed.
 
 use blockd_extent::{Extent, SnapshotId, VolumeId};
 use blockd_volume::{Content, OpenOptions, Salvage, SalvageView, VolumeError};
@@ -85,8 +85,8 @@ pub struct UnreadableRange {
     pub why: String,
 }
 
-/// Writes what can be read of a volume, or of one of its snapshots, to a new file. `dir` is the volume's directory, `names` are its snapshots
-/// by name as the database knows them.
+/// Writes what can be read of a volume, or of one of its snapshots, to a new file. `dir` is the volume's
+/// directory, `names` are its snapshots by name as the database knows them.
 ///
 /// # Errors
 /// Nothing of the volume can be proven, there is no such snapshot, or the image cannot be written.

@@ -1,7 +1,7 @@
 //! Tests of whole daemons in this process: real sockets, real volumes, a local directory as the store.
 //!
-//! A daemon is told to die at a step: its task stops there as if it had been killed, and the next daemon on the same
-//! directory must bring the task to its end.
+//! A daemon is told to die at a step: its task stops there as if it had been killed, and the next daemon on
+//! the same directory must bring the task to its end.
 
 use crate::{
     config::{Config, WebhookConfig},
@@ -296,7 +296,8 @@ async fn the_main_job() {
     assert_eq!((third.backup_type, third.bytes_dirty), (Some(BackupType::Incremental), BLOCK));
     let third_id = third.source_volume.unwrap();
 
-    // Deleting in the middle of the chain takes nothing from the others; deleting its tip makes the next one full.
+    // Deleting in the middle of the chain takes nothing from the others; deleting its tip makes the next one
+    // full.
     for (id, next) in [(&ids[1], BackupType::Incremental), (&third_id, BackupType::Full)] {
         let request = StartDelete::of(id.parse().unwrap());
         if next == BackupType::Full {
@@ -359,7 +360,8 @@ async fn a_backup_survives_death_between_any_two_steps() {
         assert_eq!(host.list().await.len(), 2, "{step}");
         frozen.assert_is(&*host.restore(&id, "copy").await);
 
-        // The next one builds on it, unless its commit was in doubt: then on the one before, and carries both changes.
+        // The next one builds on it, unless its commit was in doubt: then on the one before, and carries both
+        // changes.
         let in_doubt = [dying::COMMITTED, "backup in the store"].contains(&step);
         let next = host.backup("data", false).await;
         assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");

@@ -1,8 +1,8 @@
 //! Sealing of what must not stand in the database in clear: store secrets and repository keys.
 //!
-//! Each secret is sealed with AES-256-GCM-SIV under the daemon's key, bound to the credential and the purpose it
-//! belongs to, so that a row copied over another one does not open. The key is 32 random bytes in `DIR/secret.key`,
-//! or `blockd.key` in systemd's credentials directory.
+//! Each secret is sealed with AES-256-GCM-SIV under the daemon's key, bound to the credential and the purpose
+//! it belongs to, so that a row copied over another one does not open. The key is 32 random bytes in
+//! `DIR/secret.key`, or `blockd.key` in systemd's credentials directory.
 //!
 //! Layout of a sealed secret (little-endian where numbers are):
 //!
@@ -133,7 +133,8 @@ enum State {
     Unusable(SecretsError),
 }
 
-/// Seals and opens secrets. Problems with the key are reported by the use of it, so that volumes are served without.
+/// Seals and opens secrets. Problems with the key are reported by the use of it, so that volumes are served
+/// without.
 pub struct Secrets {
     path: PathBuf,
     state: Mutex<State>,
@@ -146,8 +147,8 @@ impl std::fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// Looks for the key: in `systemd_dir` (the value of `CREDENTIALS_DIRECTORY`) if there is one there, else in
-    /// the data directory.
+    /// Looks for the key: in `systemd_dir` (the value of `CREDENTIALS_DIRECTORY`) if there is one there, else
+    /// in the data directory.
     pub fn load(data_dir: &Path, systemd_dir: Option<&Path>) -> Self {
         if let Some(path) = systemd_dir.map(|dir| dir.join(SYSTEMD_CREDENTIAL))
             && path.exists()

@@ -169,8 +169,8 @@ impl Core {
 
     /// The snapshots of one instant.
     ///
-    /// Rows, then freeze, then rows, each time all of them in one transaction: a crash between leaves rows that say what to
-    /// undo, and after the last one all snapshots are there.
+    /// Rows, then freeze, then rows, each time all of them in one transaction: a crash between leaves rows
+    /// that say what to undo, and after the last one all snapshots are there.
     pub(crate) async fn freeze_together(&self, wanted: Wanted) -> Result<Vec<SnapshotRow>, ServiceError> {
         self.freeze_and_tell(wanted, &mut None).await
     }
@@ -294,8 +294,8 @@ impl Core {
         inserted.await
     }
 
-    /// Takes back what a freeze left that did not come about. What cannot be undone now, because the disk is full, is undone
-    /// before the next snapshot is taken, or by the next start.
+    /// Takes back what a freeze left that did not come about. What cannot be undone now, because the disk is
+    /// full, is undone before the next snapshot is taken, or by the next start.
     async fn undo_snapshots(&self, volumes: Members) {
         for (volume, id) in volumes {
             let volume_id = volume.id();
@@ -306,13 +306,15 @@ impl Core {
         }
     }
 
-    /// Takes back what could not be taken back before, of these volumes: its row keeps a name that nobody has.
+    /// Takes back what could not be taken back before, of these volumes: its row keeps a name that nobody
+    /// has.
     async fn undo_rest(&self, volumes: &[(Arc<Volume>, SnapshotId)]) {
         let is_meant =
             |&mut (id, _): &mut (VolumeId, SnapshotId)| volumes.iter().any(|(volume, _)| volume.id() == id);
         let rest: Vec<_> = self.to_undo.lock().extract_if(.., is_meant).collect();
         for (volume, id) in rest {
-            // One that is deleted or cannot be opened takes its snapshots along, or leaves them to the next start.
+            // One that is deleted or cannot be opened takes its snapshots along, or leaves them to the next
+            // start.
             let Some(volume) = self.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
                 continue;
             };
@@ -469,7 +471,8 @@ impl Core {
             let volume = Arc::clone(&volume);
             blocking(move || match volume.delete_snapshot(id) {
                 Err(error) if error.kind() == VolumeErrorKind::NotFound => Ok(()),
-                // A volume that was closed meanwhile deletes nothing; what it does not have needs no deleting.
+                // A volume that was closed meanwhile deletes nothing; what it does not have needs no
+                // deleting.
                 Err(_) if volume.snapshots().iter().all(|snapshot| snapshot.id != id) => Ok(()),
                 other => other,
             })
@@ -480,8 +483,8 @@ impl Core {
         Ok(())
     }
 
-    /// Runs an operation that frees space, or a step of one; on a full disk once more with the space reserve released, which the
-    /// merger fills again.
+    /// Runs an operation that frees space, or a step of one; on a full disk once more with the space reserve
+    /// released, which the merger fills again.
     async fn with_space_reserve<T, E, F>(&self, step: impl Fn() -> F) -> Result<T, ServiceError>
     where
         E: Into<ServiceError>,

@@ -1,5 +1,6 @@
-//! What is done in the background for what is in the stores: garbage is collected, tasks that were kept for too long are
-//! given up, what is listed of those that were is looked at, and cloud snapshots are verified, a little at a time.
+//! What is done in the background for what is in the stores: garbage is collected, tasks that were kept for
+//! too long are given up, what is listed of those that were is looked at, and cloud snapshots are verified, a
+//! little at a time.
 
 use crate::{
     core::Core,
@@ -22,8 +23,8 @@ const VERIFY_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(24);
 /// How long an attempt is remembered: longer than any round through what is in the stores needs.
 const ATTEMPTS_KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
 
-/// When the verification of each cloud snapshot under a credential was last begun. An attempt that fails for another reason than
-/// damage leaves no proof, and without this the same one would be next for ever.
+/// When the verification of each cloud snapshot under a credential was last begun. An attempt that fails for
+/// another reason than damage leaves no proof, and without this the same one would be next for ever.
 pub(crate) type Attempts = HashMap<(Uuid, CloudsnapId), Timestamp>;
 
 /// Does it until the daemon stops.
@@ -102,7 +103,8 @@ fn is_endless(error: &ServiceError) -> bool {
     }
 }
 
-/// Starts the verification of what was verified the longest ago, unless one is under way: it takes its time by itself.
+/// Starts the verification of what was verified the longest ago, unless one is under way: it takes its time
+/// by itself.
 async fn verify_next(core: &Arc<Core>, attempts: &mut Attempts) -> Result<(), ServiceError> {
     let is_verifying = core.unfinished_tasks().await?.iter().any(|task| task.kind == TaskKind::Verify);
     if is_verifying {

@@ -45,7 +45,8 @@ impl Core {
         self.describe(&entry).await
     }
 
-    /// Makes a volume that begins as what another one was at a snapshot; it is durable and served when this returns.
+    /// Makes a volume that begins as what another one was at a snapshot; it is durable and served when this
+    /// returns.
     ///
     /// # Errors
     /// The name is taken, there is no such snapshot, or the files cannot be shared or made.
@@ -104,8 +105,8 @@ impl Core {
         })
     }
 
-    /// Adds a volume whose files `make` makes, and which may be lazy. Until it is up, nobody can use it; the name is taken
-    /// from now on.
+    /// Adds a volume whose files `make` makes, and which may be lazy. Until it is up, nobody can use it; the
+    /// name is taken from now on.
     async fn add_volume(
         &self,
         row: VolumeRow,
@@ -302,7 +303,8 @@ impl Core {
     /// Changes what was asked for, size first: the volume is longer and durably so when this returns.
     ///
     /// # Errors
-    /// There is nothing to change, the volume cannot be used, the size is smaller than the present one, or the disk fails.
+    /// There is nothing to change, the volume cannot be used, the size is smaller than the present one, or
+    /// the disk fails.
     pub async fn update_volume(
         self: &Arc<Self>,
         wanted: &VolumeRef,
@@ -384,7 +386,8 @@ impl Core {
         grown
     }
 
-    /// Removes a volume with its snapshots, those that are pinned by force only; its backups stay in the store.
+    /// Removes a volume with its snapshots, those that are pinned by force only; its backups stay in the
+    /// store.
     ///
     /// # Errors
     /// Clients are connected, a task works on it, or a snapshot is pinned.
@@ -449,28 +452,28 @@ impl Core {
 
     /// Refuses to let snapshots go with their volume that somebody said are to stay.
     async fn refuse_pinned(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
-        const NAMED_MOST: usize = 10;
+        const MAX_NAMED: usize = 10;
         let id = entry.id;
         let rows = self.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
         let pinned: Vec<_> = rows.iter().filter(|row| row.pinned).map(|row| row.name.as_str()).collect();
         if pinned.is_empty() {
             return Ok(());
         }
-        let more = match pinned.len().saturating_sub(NAMED_MOST) {
+        let more = match pinned.len().saturating_sub(MAX_NAMED) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
         let message = format!(
             "snapshots of volume {} are pinned ({}{more}): unpin them first, or delete it by force",
             entry.name,
-            pinned.iter().take(NAMED_MOST).copied().collect::<Vec<_>>().join(", ")
+            pinned.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join(", ")
         );
         Err(ServiceError::refused(ErrorCode::SnapshotPinned, message))
     }
 
-    /// Opens a volume again whose row may or may not say that it is being deleted: a commit that failed may have become
-    /// durable all the same, and then the next start would delete what was written since. If the row cannot be set
-    /// back, nothing more is written.
+    /// Opens a volume again whose row may or may not say that it is being deleted: a commit that failed may
+    /// have become durable all the same, and then the next start would delete what was written since. If the
+    /// row cannot be set back, nothing more is written.
     async fn take_back_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &DbError) {
         let id = entry.id;
         let volume = match before {

@@ -1,7 +1,8 @@
 //! Telling systemd's watchdog that the daemon is alive.
 //!
-//! What is told is that the runtime, which the control API, the scheduler and all tasks run on, still takes turns. A disk or a store that
-//! does not answer keeps nobody from that: to be started again would not mend them, and would cut off all who wait.
+//! What is told is that the runtime, which the control API, the scheduler and all tasks run on, still takes
+//! turns. A disk or a store that does not answer keeps nobody from that: to be started again would not mend
+//! them, and would cut off all who wait.
 
 use std::time::Duration;
 use tokio::{
@@ -12,16 +13,16 @@ use tokio::{
 /// How often it is told within the time after which the daemon is taken for dead.
 const TIMES: u32 = 3;
 /// However short that time is.
-const PERIOD_LEAST: Duration = Duration::from_millis(1);
+const MIN_PERIOD: Duration = Duration::from_millis(1);
 
 /// Tells it until the task is aborted; nothing where no watchdog waits for that.
 pub(crate) fn start() -> Option<JoinHandle<()>> {
-    let patience = sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero())?;
-    Some(tokio::spawn(tell(patience, || crate::daemon::notify(sd_notify::NotifyState::Watchdog))))
+    let time_limit = sd_notify::watchdog_enabled().filter(|time_limit| !time_limit.is_zero())?;
+    Some(tokio::spawn(tell(time_limit, || crate::daemon::notify(sd_notify::NotifyState::Watchdog))))
 }
 
-async fn tell(patience: Duration, alive: impl Fn()) {
-    let mut turns = interval((patience / TIMES).max(PERIOD_LEAST));
+async fn tell(time_limit: Duration, alive: impl Fn()) {
+    let mut turns = interval((time_limit / TIMES).max(MIN_PERIOD));
     // After a standstill once is enough.
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -1,9 +1,9 @@
 //! Webhooks: delivers events to HTTP receivers, in order and at least once.
 //!
-//! The event log in the database is the queue. It survives restarts, and it is bounded: the oldest events expire. Each webhook has a
-//! cursor in the log that moves after each delivery. An event is delivered again if the daemon ends between the answer
-//! and the commit of the cursor; `webhook-id` stays the same, so that receivers can drop duplicates. Headers and signature follow the
-//! Standard Webhooks specification.
+//! The event log in the database is the queue. It survives restarts, and it is bounded: the oldest events
+//! expire. Each webhook has a cursor in the log that moves after each delivery. An event is delivered again
+//! if the daemon ends between the answer and the commit of the cursor; `webhook-id` stays the same, so that
+//! receivers can drop duplicates. Headers and signature follow the Standard Webhooks specification.
 
 use crate::{
     config::{Config, WebhookConfig},

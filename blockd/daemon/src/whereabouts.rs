@@ -15,7 +15,8 @@ pub(crate) enum Purpose {
 }
 
 impl Core {
-    /// The credential of a request about a cloud snapshot: the named one, the only one, or the one whose store has it.
+    /// The credential of a request about a cloud snapshot: the named one, the only one, or the one whose
+    /// store has it.
     ///
     /// # Errors
     /// There is none of that name, no store has the cloud snapshot, or several have what is to be deleted.

@@ -1,5 +1,5 @@
-//! What systemd does with the daemon: it makes the control socket and passes it on, and its watchdog wants to hear from it. A shell
-//! takes systemd's part: it gives the descriptors their numbers and tells of them.
+//! What systemd does with the daemon: it makes the control socket and passes it on, and its watchdog wants to
+//! hear from it. A shell takes systemd's part: it gives the descriptors their numbers and tells of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -18,7 +18,7 @@ use std::{
 };
 
 /// Far beyond what anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// What is passed becomes descriptor 3, for the process that the daemon will be.
 const PASS: &str = r#"exec 3<&0 0</dev/null; LISTEN_PID=${PASS_TO:-$$} LISTEN_FDS=1 exec "$@""#;
 
@@ -32,7 +32,7 @@ impl Bed {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let told = UnixDatagram::bind(dir.path().join("notify")).unwrap();
-        told.set_read_timeout(Some(PATIENCE)).unwrap();
+        told.set_read_timeout(Some(TIMEOUT)).unwrap();
         std::fs::create_dir(dir.path().join("data")).unwrap();
         Self { dir, told }
     }
@@ -98,7 +98,7 @@ impl Drop for Running {
 /// Asks for something that everybody may know; somebody else's turn may come first.
 fn ask(path: &Path) -> UnixStream {
     let mut stream = UnixStream::connect(path).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(b"GET /v1/volumes HTTP/1.1\r\nHost: blockd\r\n\r\n").unwrap();
     stream
 }
@@ -194,14 +194,15 @@ fn the_watchdog_hears_from_a_daemon_that_is_alive_and_from_no_other() {
     // All of its threads: it is told by its parent, which this is.
     let stopped = waitpid(Some(Pid::from_child(&daemon.0)), WaitOptions::UNTRACED).unwrap();
     assert!(stopped.is_some_and(|(_, status)| status.stopped()));
-    // What was told before it stood still, however much that is, then nothing for three times as long as it has.
+    // What was told before it stood still, however much that is, then nothing for three times as long as it
+    // has.
     bed.told.set_nonblocking(true).unwrap();
     while bed.told.recv(&mut [0; 64]).is_ok() {}
     bed.told.set_nonblocking(false).unwrap();
     bed.told.set_read_timeout(Some(Duration::from_millis(900))).unwrap();
     assert!(bed.told.recv(&mut [0; 64]).is_err(), "it is told although the daemon stands still");
     kill_process(Pid::from_child(&daemon.0), Signal::CONT).unwrap();
-    bed.told.set_read_timeout(Some(PATIENCE)).unwrap();
+    bed.told.set_read_timeout(Some(TIMEOUT)).unwrap();
     bed.hears("WATCHDOG=1");
     daemon.stop();
 }

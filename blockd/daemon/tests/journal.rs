@@ -1,4 +1,5 @@
-//! The program itself under something that looks like systemd: its log and its events go to the journal, with fields.
+//! The program itself under something that looks like systemd: its log and its events go to the journal, with
+//! fields.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_api::{
@@ -45,9 +46,10 @@ fn start(dir: &Path, args: &[&str]) -> Running {
 }
 
 /// What a test waits for at most.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What comes to the journal. It is taken from the socket as it comes: a full one would make the daemon wait for the test.
+/// What comes to the journal. It is taken from the socket as it comes: a full one would make the daemon wait
+/// for the test.
 fn drained(journal: UnixDatagram) -> Receiver<String> {
     let (sender, records) = channel();
     std::thread::spawn(move || {
@@ -64,7 +66,7 @@ fn drained(journal: UnixDatagram) -> Receiver<String> {
 
 /// The next record that has this in it.
 fn record(records: &Receiver<String>, part: &str, log: &Path) -> String {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while let Ok(text) = records.recv_timeout(until.saturating_duration_since(Instant::now())) {
         if text.contains(part) {
             return text;

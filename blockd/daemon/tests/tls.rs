@@ -1,4 +1,5 @@
-//! NBD for other hosts: TLS, access lists, and renewed certificates, with the program itself and libnbd's tools.
+//! NBD for other hosts: TLS, access lists, and renewed certificates, with the program itself and libnbd's
+//! tools.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 #[path = "../../nbd/tests/common/certs.rs"]

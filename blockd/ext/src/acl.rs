@@ -1,4 +1,5 @@
-//! Access control lists: ext4 stores them in a shorter form (section "POSIX ACLs") than the one that programs see.
+//! Access control lists: ext4 stores them in a shorter form (section "POSIX ACLs") than the one that programs
+//! see.
 
 use crate::bytes::{le16, le32};
 

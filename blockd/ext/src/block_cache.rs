@@ -1,4 +1,5 @@
-//! The blocks of metadata that were read last. Directories, inodes and trees are read block by block, again and again.
+//! The blocks of metadata that were read last. Directories, inodes and trees are read block by block, again
+//! and again.
 
 use parking_lot::Mutex;
 use std::{
@@ -9,7 +10,7 @@ use std::{
 /// How much of them is kept, in bytes.
 const KEPT_BYTES: usize = 2 << 20;
 /// How many of them are kept at least.
-const KEPT_LEAST: usize = 16;
+const MIN_KEPT: usize = 16;
 
 #[derive(Default)]
 struct Kept {
@@ -26,7 +27,7 @@ pub(crate) struct BlockCache {
 
 impl BlockCache {
     pub fn new(block_len_bytes: usize) -> Self {
-        Self { kept: Mutex::default(), most: (KEPT_BYTES / block_len_bytes.max(1)).max(KEPT_LEAST) }
+        Self { kept: Mutex::default(), most: (KEPT_BYTES / block_len_bytes.max(1)).max(MIN_KEPT) }
     }
 
     pub fn get(&self, block: u64) -> Option<Arc<[u8]>> {

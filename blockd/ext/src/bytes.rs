@@ -1,5 +1,5 @@
-//! Numbers in bytes from outside. What would lie behind the end reads as zero, so that a length that was checked too loosely
-//! makes a wrong number and ends no process.
+//! Numbers in bytes from outside. What would lie behind the end reads as zero, so that a length that was
+//! checked too loosely makes a wrong number and ends no process.
 
 macro_rules! number {
     ($name:ident, $kind:ty, $from:ident, $doc:literal) => {

@@ -1,7 +1,7 @@
 //! The checksums of ext4 and its journal (section "Checksums").
 //!
-//! The kernel continues one checksum over several pieces and never inverts the result, so the parameters are the usual ones
-//! without the last step.
+//! The kernel continues one checksum over several pieces and never inverts the result, so the parameters are
+//! the usual ones without the last step.
 
 use crc::{Algorithm, CRC_16_MODBUS, CRC_32_ISCSI, CRC_32_MPEG_2, Crc, Table};
 

@@ -1,4 +1,5 @@
-//! Directories (section "Directory Entries"). Hash trees are read as the lists that they are made to look like.
+//! Directories (section "Directory Entries"). Hash trees are read as the lists that they are made to look
+//! like.
 
 use crate::{
     ExtError, Filesystem, Inode, InodeNumber,
@@ -13,11 +14,11 @@ const HEADER_LEN: usize = 8;
 const TAIL_LEN: usize = 12;
 const TAIL_KIND: u8 = 0xde;
 /// Bytes of a directory that are read at most.
-const BYTES_MOST: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 30;
 /// Bytes of directories that are read for one question at most.
-pub(crate) const LOOKUP_BYTES_MOST: u64 = 256 << 20;
-/// The words in front of the table of a hash tree's node: in the root, behind its two entries; in others, behind the one that
-/// covers the block.
+pub(crate) const MAX_LOOKUP_BYTES: u64 = 256 << 20;
+/// The words in front of the table of a hash tree's node: in the root, behind its two entries; in others,
+/// behind the one that covers the block.
 const ROOT_TABLE_AT: usize = 32;
 const NODE_TABLE_AT: usize = 8;
 
@@ -30,7 +31,8 @@ pub struct DirEntry {
     pub inode: InodeNumber,
 }
 
-/// The length of an entry: where blocks are of 64 KiB, one that fills its block does not fit into its two bytes.
+/// The length of an entry: where blocks are of 64 KiB, one that fills its block does not fit into its two
+/// bytes.
 fn entry_len(stored: u16, block_len: usize) -> usize {
     let len = usize::from(stored);
     match block_len {
@@ -48,13 +50,13 @@ fn is_name(name: &[u8]) -> bool {
 type Visit<'a> = dyn FnMut(&[u8], InodeNumber) -> ControlFlow<()> + 'a;
 
 impl Filesystem {
-    /// The names in a directory, in the order in which they are stored; at most so many. Names that no system call could have
-    /// made are left out, as nobody could ask for them.
+    /// The names in a directory, in the order in which they are stored; at most so many. Names that no system
+    /// call could have made are left out, as nobody could ask for them.
     ///
     /// # Errors
     /// It is no directory, is encrypted, has more entries, is damaged, or the image cannot be read.
     pub fn read_dir(&self, dir: &Inode, most: usize) -> Result<Vec<DirEntry>, ExtError> {
-        let (mut entries, mut left) = (Vec::new(), BYTES_MOST);
+        let (mut entries, mut left) = (Vec::new(), MAX_BYTES);
         let flow = self.each_entry(dir, &mut left, &mut |name, inode| {
             if !is_name(name) {
                 return ControlFlow::Continue(());
@@ -76,7 +78,7 @@ impl Filesystem {
     /// # Errors
     /// [`ExtError::NotFound`], and what [`read_dir`](Self::read_dir) reports.
     pub fn lookup(&self, dir: &Inode, name: &[u8]) -> Result<InodeNumber, ExtError> {
-        let mut left = LOOKUP_BYTES_MOST;
+        let mut left = MAX_LOOKUP_BYTES;
         self.lookup_within(dir, name, &mut left)
     }
 
@@ -98,8 +100,8 @@ impl Filesystem {
         found
     }
 
-    /// Visits them all, as long as there are bytes left to be read for it. The same blocks may stand in many directories, and many
-    /// times in one, so what they take together is no bound.
+    /// Visits them all, as long as there are bytes left to be read for it. The same blocks may stand in many
+    /// directories, and many times in one, so what they take together is no bound.
     fn each_entry(
         &self,
         dir: &Inode,
@@ -122,7 +124,8 @@ impl Filesystem {
         let block_len = self.disk().block_len() as u64;
         if dir.has(flag::INLINE_DATA) {
             spend(block_len)?;
-            // In front of the entries in the inode stands the number of the directory above. Behind them is another block.
+            // In front of the entries in the inode stands the number of the directory above. Behind them is
+            // another block.
             let flow = self.each_in_block(dir, &dir.block[4..], visit)?;
             return if flow.is_break() {
                 Ok(flow)
@@ -130,7 +133,7 @@ impl Filesystem {
                 self.each_in_block(dir, &self.inline_rest(dir)?, visit)
             };
         }
-        if dir.size_bytes > BYTES_MOST || dir.size_bytes > self.disk().blocks().saturating_mul(block_len) {
+        if dir.size_bytes > MAX_BYTES || dir.size_bytes > self.disk().blocks().saturating_mul(block_len) {
             return dir.damaged("it is larger than a directory can be");
         }
         let (mut block, end) = (0, dir.size_bytes.div_ceil(block_len));
@@ -184,15 +187,15 @@ impl Filesystem {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Checks a block of a directory against its checksum: that of a list (section "Linear Directories"), or that of a node of a
-    /// hash tree (section "Hash Tree Directories").
+    /// Checks a block of a directory against its checksum: that of a list (section "Linear Directories"), or
+    /// that of a node of a hash tree (section "Hash Tree Directories").
     fn check_dir_block(&self, dir: &Inode, number: u64, block: &[u8]) -> Result<(), ExtError> {
         if !self.superblock().has_checksums() {
             return Ok(());
         }
         let wrong = || dir.damaged("one of its blocks does not match its checksum");
-        // Other nodes than the root begin with an entry that covers the block. What ends like a list may be one that became a
-        // node: that is no sign.
+        // Other nodes than the root begin with an entry that covers the block. What ends like a list may be
+        // one that became a node: that is no sign.
         let is_node = number == 0 || entry_len(le16(block, 4), block.len()) == block.len();
         if !dir.has(flag::INDEX) || !is_node {
             let tail_at = block.len() - TAIL_LEN;

@@ -101,7 +101,8 @@ impl Disk {
         self.cache.set_checked(block, seed);
     }
 
-    /// Fills `buf` from `within` bytes behind the beginning of a block on; it may reach into the blocks behind it.
+    /// Fills `buf` from `within` bytes behind the beginning of a block on; it may reach into the blocks
+    /// behind it.
     pub fn read(&self, block: u64, within: usize, buf: &mut [u8]) -> Result<(), ExtError> {
         let len = self.block_len();
         let last = block.saturating_add(((within + buf.len()).saturating_sub(1) / len) as u64);

@@ -89,8 +89,8 @@ pub enum ExtError {
 }
 
 impl ExtError {
-    /// Whether the same can succeed later without anybody doing anything about it: if reading the image failed, for it may be far
-    /// away.
+    /// Whether the same can succeed later without anybody doing anything about it: if reading the image
+    /// failed, for it may be far away.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Read { .. })
     }

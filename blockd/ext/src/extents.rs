@@ -12,11 +12,11 @@ const MAGIC: u16 = 0xf30a;
 const HEADER_LEN: usize = 12;
 const ENTRY_LEN: usize = 12;
 /// Deeper than this no tree is that holds 2³² blocks.
-const DEPTH_MOST: u16 = 5;
+const MAX_DEPTH: u16 = 5;
 /// Longer extents are those that were allocated and never written, by so much.
-const WRITTEN_LEN_MOST: u16 = 1 << 15;
+const MAX_WRITTEN_LEN: u16 = 1 << 15;
 /// Blocks of a file are numbered up to here.
-const BLOCKS_MOST: u64 = 1 << 32;
+const MAX_BLOCKS: u64 = 1 << 32;
 
 /// A node, checked.
 struct Node<'a> {
@@ -35,7 +35,7 @@ impl<'a> Node<'a> {
         if count > most || most > (bytes.len() - HEADER_LEN) / ENTRY_LEN {
             return inode.damaged("a node of its extent tree is longer than it can be");
         }
-        if own_depth > DEPTH_MOST || depth.is_some_and(|depth| depth != own_depth) {
+        if own_depth > MAX_DEPTH || depth.is_some_and(|depth| depth != own_depth) {
             return inode.damaged("a node of its extent tree is deeper than it can be");
         }
         if count == 0 && own_depth > 0 {
@@ -64,11 +64,11 @@ impl<'a> Node<'a> {
 impl Filesystem {
     pub(crate) fn extent_run(&self, inode: &Inode, block: u64) -> Result<BlockRun, ExtError> {
         let hole = |end: u64| Ok(BlockRun { stored: None, len: end - block });
-        if block >= BLOCKS_MOST {
+        if block >= MAX_BLOCKS {
             return hole(u64::MAX);
         }
         let mut held: Option<Arc<[u8]>> = None;
-        let (mut depth, mut end) = (None, BLOCKS_MOST);
+        let (mut depth, mut end) = (None, MAX_BLOCKS);
         // Each turn is one level deeper, so there are few.
         loop {
             let bytes = held.as_deref().unwrap_or(&inode.block);
@@ -84,7 +84,7 @@ impl Filesystem {
             let (first, len) = (u64::from(le32(entry, 0)), le16(entry, 4));
             let start = join(le16(entry, 6), le32(entry, 8));
             let (len, written) =
-                if len > WRITTEN_LEN_MOST { (len - WRITTEN_LEN_MOST, false) } else { (len, true) };
+                if len > MAX_WRITTEN_LEN { (len - MAX_WRITTEN_LEN, false) } else { (len, true) };
             if len == 0 || !self.disk().has(start, len.into()) {
                 return inode.damaged("one of its extents lies where there is nothing");
             }
@@ -102,7 +102,8 @@ impl Filesystem {
         if !self.disk().has(block, 1) {
             return inode.damaged("its extent tree leads to where there is nothing");
         }
-        // Only nodes are remembered so, each with the seed of its inode: what is not checked again was checked as one.
+        // Only nodes are remembered so, each with the seed of its inode: what is not checked again was
+        // checked as one.
         if let Some(bytes) = self.disk().checked_block(block, inode.checksum_seed) {
             return Ok(bytes);
         }

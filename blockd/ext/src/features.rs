@@ -1,4 +1,5 @@
-//! What a filesystem may use (section "The Super Block": `s_feature_compat`, `s_feature_incompat`, `s_feature_ro_compat`).
+//! What a filesystem may use (section "The Super Block": `s_feature_compat`, `s_feature_incompat`,
+//! `s_feature_ro_compat`).
 
 use crate::ExtError;
 

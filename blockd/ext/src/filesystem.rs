@@ -12,7 +12,7 @@ use crate::{
 use std::sync::Arc;
 
 /// The longest target of a link (`PATH_MAX`).
-const LINK_LEN_MOST: u64 = 4096;
+const MAX_LINK_LEN: u64 = 4096;
 /// A shorter target stands in `i_block`.
 const FAST_LINK_LEN: u64 = 60;
 
@@ -45,7 +45,8 @@ impl std::fmt::Debug for Filesystem {
 }
 
 impl Filesystem {
-    /// Opens it as it stands there, whatever its journal holds: good for finding out [where things lie](Self::metadata).
+    /// Opens it as it stands there, whatever its journal holds: good for finding out [where things
+    /// lie](Self::metadata).
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -58,7 +59,8 @@ impl Filesystem {
     /// Opens it. If its journal was not played back, that is read here: the part of it that is in use.
     ///
     /// # Errors
-    /// There is none, it uses what is not read here, it is damaged in a place that everything hangs on, or the image cannot be read.
+    /// There is none, it uses what is not read here, it is damaged in a place that everything hangs on, or
+    /// the image cannot be read.
     pub fn open(source: Arc<dyn ReadAt>) -> Result<Self, ExtError> {
         let mut this = Self::open_as_is(source)?;
         if !this.superblock.features.has_compat(bit::COMPAT_HAS_JOURNAL) {
@@ -123,8 +125,8 @@ impl Filesystem {
         }
     }
 
-    /// Fills `buf` with the bytes of a regular file from `offset_bytes` on; says how many there are, fewer than asked for only at
-    /// its end. What was never written reads as zeroes.
+    /// Fills `buf` with the bytes of a regular file from `offset_bytes` on; says how many there are, fewer
+    /// than asked for only at its end. What was never written reads as zeroes.
     ///
     /// # Errors
     /// It is no regular file, is encrypted, is damaged, or the image cannot be read.
@@ -169,7 +171,7 @@ impl Filesystem {
         if inode.is_encrypted() {
             return Err(ExtError::unsupported("encryption of links (fscrypt)"));
         }
-        if inode.size_bytes == 0 || inode.size_bytes > LINK_LEN_MOST {
+        if inode.size_bytes == 0 || inode.size_bytes > MAX_LINK_LEN {
             return inode.damaged("its target is longer than any, or empty");
         }
         let len = inode.size_bytes as usize;

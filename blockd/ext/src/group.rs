@@ -56,7 +56,8 @@ impl Filesystem {
         if !sb.features.has_incompat(bit::INCOMPAT_META_BG) || number < sb.first_meta_bg {
             return (primary + u64::from(number) + 1, within);
         }
-        // The block of descriptors lies in the first of the groups that it describes, behind a superblock if there is one.
+        // The block of descriptors lies in the first of the groups that it describes, behind a superblock if
+        // there is one.
         let first = number * per_block;
         let mut skip = u64::from(self.has_superblock(first));
         // With blocks of 1 KiB from 0 on, the boot block is in the way.

@@ -24,7 +24,8 @@ impl Filesystem {
         Ok(BlockRun { stored: None, len: u64::MAX - block })
     }
 
-    /// The run at `within` in what a pointer leads to: so many levels of pointers above the last one, for `span` blocks.
+    /// The run at `within` in what a pointer leads to: so many levels of pointers above the last one, for
+    /// `span` blocks.
     fn below(
         &self,
         inode: &Inode,

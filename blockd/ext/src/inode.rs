@@ -79,8 +79,8 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// The seconds as they were stored first, and the word with two more bits of them and the nanoseconds (section "Inode
-    /// Timestamps").
+    /// The seconds as they were stored first, and the word with two more bits of them and the nanoseconds
+    /// (section "Inode Timestamps").
     fn decode(seconds: u32, extra: u32) -> Self {
         let seconds = i64::from(seconds.cast_signed()) + (i64::from(extra & 3) << 32);
         let nanoseconds = extra >> 2;
@@ -260,7 +260,8 @@ impl Filesystem {
         let huge = sb.features.has_ro_compat(bit::RO_COMPAT_HUGE_FILE);
         let units = join(if huge { le16(raw, 0x74) } else { 0 }, le32(raw, 0x1c));
         let unit = if huge && flags & flag::HUGE_FILE != 0 { u64::from(sb.block_len) } else { 512 };
-        // What lies in the inode takes room too, as the kernel tells it: who sees none takes the file for one hole.
+        // What lies in the inode takes room too, as the kernel tells it: who sees none takes the file for one
+        // hole.
         let inline =
             if flags & flag::INLINE_DATA != 0 { size_bytes.div_ceil(512).saturating_mul(512) } else { 0 };
         let mut block = [0; 60];

@@ -1,22 +1,27 @@
-//! A reader of ext2, ext3 and ext4: files, directories, links and extended attributes of an image that anybody may have written.
+//! A reader of ext2, ext3 and ext4: files, directories, links and extended attributes of an image that
+//! anybody may have written.
 //!
-//! It is pure: it reads through [`ReadAt`], does nothing else, and writes nothing. A journal that was not played back is played
-//! back in memory ([`JournalState`]): a table says which blocks are to be taken from the journal.
+//! It is pure: it reads through [`ReadAt`], does nothing else, and writes nothing. A journal that was not
+//! played back is played back in memory ([`JournalState`]): a table says which blocks are to be taken from
+//! the journal.
 //!
-//! Nothing in an image is believed. Each number is checked against what the image can hold before anything is made of it, each
-//! step leads deeper into a tree of bounded depth or forward in a list of bounded length, and what is not as it should be is
-//! an [`ExtError`] that names the place. Where there are checksums of metadata, everything that is read is checked against them.
+//! Nothing in an image is believed. Each number is checked against what the image can hold before anything is
+//! made of it, each step leads deeper into a tree of bounded depth or forward in a list of bounded length,
+//! and what is not as it should be is an [`ExtError`] that names the place. Where there are checksums of
+//! metadata, everything that is read is checked against them.
 //!
-//! The words are those of the kernel's documentation, "ext4 Data Structures and Algorithms" (`Documentation/filesystems/ext4`);
-//! comments name its sections.
+//! The words are those of the kernel's documentation, "ext4 Data Structures and Algorithms"
+//! (`Documentation/filesystems/ext4`); comments name its sections.
 //!
 //! # What it does not read
 //!
-//! - Encrypted files, links and directories (`fscrypt`): [`ExtError::Unsupported`]; their inodes can be looked at.
+//! - Encrypted files, links and directories (`fscrypt`): [`ExtError::Unsupported`]; their inodes can be
+//!   looked at.
 //! - Compressed files, and directories with data in them (`dirdata`): the filesystem is refused.
 //! - A journal on another device that was not played back: the filesystem is refused.
-//! - Fast commits that a journal ends with. What is shown is the filesystem as of the last full commit, which is whole; e2fsck
-//!   and the kernel would also play back what was synced since. [`JournalState`] tells that there are some.
+//! - Fast commits that a journal ends with. What is shown is the filesystem as of the last full commit, which
+//!   is whole; e2fsck and the kernel would also play back what was synced since. [`JournalState`] tells that
+//!   there are some.
 
 #![forbid(unsafe_code)]
 

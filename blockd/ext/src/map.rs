@@ -21,7 +21,8 @@ pub(crate) struct BlockRun {
 }
 
 impl Filesystem {
-    /// The run that begins with a block of a file. There are fewer than 2³² × 2³² of them, whatever stands in the image.
+    /// The run that begins with a block of a file. There are fewer than 2³² × 2³² of them, whatever stands in
+    /// the image.
     pub(crate) fn block_run(&self, inode: &Inode, block: u64) -> Result<BlockRun, ExtError> {
         if inode.has(flag::EXTENTS) { self.extent_run(inode, block) } else { self.indirect_run(inode, block) }
     }

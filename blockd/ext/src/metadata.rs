@@ -1,4 +1,5 @@
-//! Where the metadata of a filesystem lies: what a mount, and whoever looks for files, reads before anything else.
+//! Where the metadata of a filesystem lies: what a mount, and whoever looks for files, reads before anything
+//! else.
 
 use crate::{ExtError, Filesystem, InodeNumber, features::bit};
 use std::ops::Range;
@@ -6,16 +7,16 @@ use std::ops::Range;
 /// The superblock and the boot block before it.
 const SUPERBLOCK_END_BYTES: u64 = 4096;
 /// The journal of a filesystem is longer than that only if somebody says so.
-const JOURNAL_RUNS_MOST: usize = 4096;
+const MAX_JOURNAL_RUNS: usize = 4096;
 
 impl Filesystem {
-    /// Ranges of bytes that hold metadata, in the order in which they are likely to be wanted: superblock, journal (all of it only
-    /// if it was not played back), group descriptors, then the inodes in use and the bitmaps, group by group. Not more than `most`
-    /// of them, nor of more groups; blocks that a directory or an extent tree is made of are found through files only, and are not
-    /// among them.
+    /// Ranges of bytes that hold metadata, in the order in which they are likely to be wanted: superblock,
+    /// journal (all of it only if it was not played back), group descriptors, then the inodes in use and the
+    /// bitmaps, group by group. Not more than `most` of them, nor of more groups; blocks that a directory or
+    /// an extent tree is made of are found through files only, and are not among them.
     ///
-    /// Only a hint: a group that is damaged is left out, what cannot be read ends the list, and nothing is said of what the journal
-    /// would change.
+    /// Only a hint: a group that is damaged is left out, what cannot be read ends the list, and nothing is
+    /// said of what the journal would change.
     pub fn metadata(&self, most: usize) -> Vec<Range<u64>> {
         let mut found = Ranges { ranges: Vec::new(), most };
         found.add(Some(0..SUPERBLOCK_END_BYTES));
@@ -70,7 +71,7 @@ impl Filesystem {
             let is_needed = self.superblock().features.has_incompat(bit::INCOMPAT_RECOVER);
             let len = if is_needed { journal.size_bytes.div_ceil(block_len) } else { 1 };
             let (mut runs, mut at) = (Vec::new(), 0);
-            for _ in 0..JOURNAL_RUNS_MOST {
+            for _ in 0..MAX_JOURNAL_RUNS {
                 if at >= len {
                     break;
                 }

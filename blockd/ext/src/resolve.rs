@@ -1,11 +1,11 @@
 //! From paths to inodes. Links lead nowhere out of the filesystem: what they are absolute to is its root.
 
-use crate::{ExtError, Filesystem, Inode, InodeNumber, dir::LOOKUP_BYTES_MOST, inode::FileKind};
+use crate::{ExtError, Filesystem, Inode, InodeNumber, dir::MAX_LOOKUP_BYTES, inode::FileKind};
 
 /// Links that one path leads through at most, as in Linux.
-const LINKS_MOST: usize = 40;
+const MAX_LINKS: usize = 40;
 /// Parts of a path, with those of links, at most.
-const PARTS_MOST: usize = 4096;
+const MAX_PARTS: usize = 4096;
 
 impl Filesystem {
     /// The file at a path from the root. If its last part is a link, it is that link.
@@ -23,7 +23,7 @@ impl Filesystem {
     pub fn resolve_with_above(&self, path: &[u8]) -> Result<(Inode, Vec<InodeNumber>), ExtError> {
         // Only their numbers: an inode may be as long as a block.
         let mut above: Vec<InodeNumber> = Vec::new();
-        let mut bytes_left = LOOKUP_BYTES_MOST;
+        let mut bytes_left = MAX_LOOKUP_BYTES;
         let mut here = self.inode(InodeNumber::ROOT)?;
         let parts = |path: &[u8]| -> Vec<Vec<u8>> {
             path.split(|byte| *byte == b'/')
@@ -35,7 +35,7 @@ impl Filesystem {
         let (mut left, mut links, mut taken) = (parts(path), 0, 0);
         while let Some(part) = left.pop() {
             taken += 1;
-            if taken > PARTS_MOST {
+            if taken > MAX_PARTS {
                 return Err(ExtError::TooManyLinks);
             }
             if here.kind != FileKind::Directory {
@@ -60,7 +60,7 @@ impl Filesystem {
                 continue;
             }
             links += 1;
-            if links > LINKS_MOST {
+            if links > MAX_LINKS {
                 return Err(ExtError::TooManyLinks);
             }
             let target = self.read_link(&next)?;

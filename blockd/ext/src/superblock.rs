@@ -16,7 +16,7 @@ const MAGIC: u16 = 0xef53;
 const CHECKSUM_AT: usize = 0x3fc;
 const CHECKSUM_TYPE_CRC32C: u8 = 1;
 /// Blocks of 64 KiB are the largest.
-const LOG_BLOCK_LEN_MOST: u32 = 6;
+const MAX_LOG_BLOCK_LEN: u32 = 6;
 const INODE_LEN_OLD: u16 = 128;
 const DESC_LEN_32: u16 = 32;
 const DESC_LEN_64: u16 = 64;
@@ -93,7 +93,7 @@ pub(crate) fn parse(bytes: &[u8; LEN], size_bytes: u64) -> Result<Superblock, Ex
         }
     }
     let log_block_len = le32(bytes, 0x18);
-    if log_block_len > LOG_BLOCK_LEN_MOST {
+    if log_block_len > MAX_LOG_BLOCK_LEN {
         return wrong("its blocks are larger than any");
     }
     let block_len = 1024u32 << log_block_len;

@@ -4,11 +4,11 @@ use crate::{FileKind, Filesystem, InodeNumber, ReadAt};
 use std::{io, sync::Arc};
 
 /// How much is looked at, so that one image takes no longer than another: files, bytes of each, runs of each.
-const FILES_MOST: usize = 60;
-const FILE_LEN_MOST: usize = 100_000;
-const RUNS_MOST: usize = 64;
+const MAX_FILES: usize = 60;
+const MAX_FILE_LEN: usize = 100_000;
+const MAX_RUNS: usize = 64;
 /// Entries of a directory.
-const ENTRIES_MOST: usize = 10_000;
+const MAX_ENTRIES: usize = 10_000;
 
 /// An image in memory.
 pub struct Bytes(pub Vec<u8>);
@@ -25,7 +25,8 @@ impl ReadAt for Bytes {
     }
 }
 
-/// Opens an image and looks at what can be reached in it, but not for ever. How many files that were is returned.
+/// Opens an image and looks at what can be reached in it, but not for ever. How many files that were is
+/// returned.
 ///
 /// # Panics
 /// If something does not hold.
@@ -39,7 +40,7 @@ pub fn explore(image: Vec<u8>) -> usize {
     let mut left = vec![InodeNumber::ROOT];
     let mut seen = 0;
     while let Some(number) = left.pop()
-        && seen < FILES_MOST
+        && seen < MAX_FILES
     {
         seen += 1;
         let Ok(inode) = fs.inode(number) else { continue };
@@ -48,7 +49,7 @@ pub fn explore(image: Vec<u8>) -> usize {
         }
         match inode.kind {
             FileKind::Directory => {
-                for entry in fs.read_dir(&inode, ENTRIES_MOST).unwrap_or_default() {
+                for entry in fs.read_dir(&inode, MAX_ENTRIES).unwrap_or_default() {
                     assert!(!entry.name.iter().any(|byte| matches!(byte, 0 | b'/')));
                     assert!(!matches!(entry.name.as_slice(), b"" | b"." | b".."));
                     // Two may have one name; the first is found.
@@ -63,11 +64,11 @@ pub fn explore(image: Vec<u8>) -> usize {
                 }
             }
             FileKind::Regular => {
-                let mut buf = vec![0xaa; FILE_LEN_MOST];
+                let mut buf = vec![0xaa; MAX_FILE_LEN];
                 let _ = fs.read(&inode, 0, &mut buf);
                 let _ = fs.read(&inode, inode.size_bytes.saturating_sub(100), &mut buf);
                 let mut at = 0;
-                for _ in 0..RUNS_MOST {
+                for _ in 0..MAX_RUNS {
                     match fs.run_at(&inode, at) {
                         Ok(run) if at < inode.size_bytes => {
                             assert!(run.end_bytes > at, "a run goes forward");
@@ -86,12 +87,13 @@ pub fn explore(image: Vec<u8>) -> usize {
 /// The unit in which [`expand`] lays pieces into an image, in bytes.
 const PIECE_LEN: usize = 1024;
 /// The longest image that is made, in pieces.
-const PIECES_MOST: usize = 4096;
+const MAX_PIECES: usize = 4096;
 
-/// Makes an image of what a fuzzer can change well: the number of pieces of 1 KiB in two bytes, the lowest first; then for each
-/// piece that is not all zeroes its number and how many bytes of it follow, in two bytes each, and these bytes.
+/// Makes an image of what a fuzzer can change well: the number of pieces of 1 KiB in two bytes, the lowest
+/// first; then for each piece that is not all zeroes its number and how many bytes of it follow, in two bytes
+/// each, and these bytes.
 pub fn expand(data: &[u8]) -> Vec<u8> {
-    let pieces = usize::from(crate::bytes::le16(data, 0)).min(PIECES_MOST);
+    let pieces = usize::from(crate::bytes::le16(data, 0)).min(MAX_PIECES);
     let mut image = vec![0; pieces * PIECE_LEN];
     let mut rest = data.get(2..).unwrap_or_default();
     while rest.len() >= 4 {

@@ -1,5 +1,5 @@
-//! Extended attributes (section "Extended Attributes"): behind the fields of an inode, in a block of their own, and values in
-//! inodes of their own.
+//! Extended attributes (section "Extended Attributes"): behind the fields of an inode, in a block of their
+//! own, and values in inodes of their own.
 
 use crate::{
     ExtError, Filesystem, Inode, InodeNumber, acl,
@@ -15,9 +15,9 @@ const BLOCK_HEADER_LEN: usize = 32;
 const CHECKSUM_AT: usize = 16;
 const ENTRY_LEN: usize = 16;
 /// Values are no longer than this anywhere in Linux (`XATTR_SIZE_MAX`).
-const VALUE_LEN_MOST: u32 = 65_536;
+const MAX_VALUE_LEN: u32 = 65_536;
 /// All values of one file are no longer than this together; what lists names in Linux stops there too.
-const VALUES_LEN_MOST: usize = 1 << 20;
+const MAX_VALUES_LEN: usize = 1 << 20;
 
 const POSIX_ACL_ACCESS: u8 = 2;
 const POSIX_ACL_DEFAULT: u8 = 3;
@@ -145,9 +145,7 @@ impl Filesystem {
             Value::Here(value) => Ok(value.to_vec()),
             Value::Inode(number, len) => {
                 let holder = self.inode(*number)?;
-                if !holder.has(flag::EA_INODE)
-                    || *len > VALUE_LEN_MOST
-                    || u64::from(*len) != holder.size_bytes
+                if !holder.has(flag::EA_INODE) || *len > MAX_VALUE_LEN || u64::from(*len) != holder.size_bytes
                 {
                     return inode.damaged("the value of an extended attribute is not where it should be");
                 }
@@ -158,8 +156,8 @@ impl Filesystem {
         }
     }
 
-    /// The extended attributes of a file, those in the inode first. Access control lists are given as the kernel gives them; what
-    /// stands in place of one and is none is left out.
+    /// The extended attributes of a file, those in the inode first. Access control lists are given as the
+    /// kernel gives them; what stands in place of one and is none is left out.
     ///
     /// # Errors
     /// They are damaged, or the image cannot be read.
@@ -176,13 +174,14 @@ impl Filesystem {
             }
             let Some(prefix) = prefix(entry.index) else { continue };
             let name = [prefix.as_bytes(), entry.name].concat();
-            // The first of a name hides those behind it, as in the kernel. One without a name nobody could ask for.
+            // The first of a name hides those behind it, as in the kernel. One without a name nobody could
+            // ask for.
             if name.is_empty() || name.contains(&0) || !names.insert(name.clone()) {
                 continue;
             }
             // Before the value is read or copied.
             len += entry.value.len();
-            if len > VALUES_LEN_MOST {
+            if len > MAX_VALUES_LEN {
                 return inode.damaged("its extended attributes are longer than any are");
             }
             let value = self.xattr_value(inode, &entry)?;

@@ -1,4 +1,5 @@
-//! Filesystems that the kernel wrote: what it shows of them is what is read, also of a copy taken while its journal was in use.
+//! Filesystems that the kernel wrote: what it shows of them is what is read, also of a copy taken while its
+//! journal was in use.
 //!
 //! These need root and a loop device; without, they say so and look at nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
@@ -53,7 +54,8 @@ fn set_xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::setxattr(path, name, value, XattrFlags::empty()).unwrap();
 }
 
-/// What only a kernel makes: preallocated ranges, punched holes, deep trees, large directories, lists of access.
+/// What only a kernel makes: preallocated ranges, punched holes, deep trees, large directories, lists of
+/// access.
 fn fill(root: &Path, has_extents: bool) {
     fs::create_dir_all(root.join("many")).unwrap();
     for number in 0..2000 {
@@ -119,7 +121,8 @@ fn fill(root: &Path, has_extents: bool) {
     fs::hard_link(&with, root.join("many/again")).unwrap();
 }
 
-/// Where data and holes are, to the block: the kernel may show data where there is a hole, but no hole where there is data.
+/// Where data and holes are, to the block: the kernel may show data where there is a hole, but no hole where
+/// there is data.
 fn check_holes(fs: &blockd_ext::Filesystem, root: &Path) {
     for name in ["sparse", "punched", "allocated", "scattered"] {
         let Ok(file) = File::open(root.join(name)) else { continue };
@@ -190,8 +193,9 @@ fn what_the_kernel_wrote_is_what_is_read() {
 
 #[test]
 fn a_copy_taken_while_it_is_mounted_is_read_as_the_kernel_would() {
-    // With journaled data, blocks of files are in the journal too. Fast commits are left out, so there are none.
-    // Nothing else writes: what the kernel does in the background to new filesystems would go on while the copy is taken.
+    // With journaled data, blocks of files are in the journal too. Fast commits are left out, so there are
+    // none. Nothing else writes: what the kernel does in the background to new filesystems would go on while
+    // the copy is taken.
     for (kind, mount) in [
         (0, "loop,noinit_itable"),
         (0, "loop,noinit_itable,data=journal"),

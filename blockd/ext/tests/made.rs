@@ -1,4 +1,5 @@
-//! Images that e2fsprogs make, with many sets of features, filled from a directory: what is read is what that directory holds.
+//! Images that e2fsprogs make, with many sets of features, filled from a directory: what is read is what that
+//! directory holds.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;

@@ -1,7 +1,8 @@
 //! Sets of blocks: what is dirty, what a layer holds, what a backup carries.
 //!
-//! A roaring bitmap counts 32-bit members, which is 16 TiB of 4 KiB blocks; a [`BlockSet`] is up to four of them side
-//! by side, which is the 64 TiB a volume may have. Its worst case, every other block of a terabyte, is 32 MiB.
+//! A roaring bitmap counts 32-bit members, which is 16 TiB of 4 KiB blocks; a [`BlockSet`] is up to four of
+//! them side by side, which is the 64 TiB a volume may have. Its worst case, every other block of a terabyte,
+//! is 32 MiB.
 //!
 //! # Encoding
 //!
@@ -23,8 +24,8 @@ const SHARDS_MAX: usize = (MAX_VOLUME_BLOCKS >> 32) as usize;
 
 /// What the blocks of 256 MiB take at most, as a bitmap.
 const CONTAINER_MAX_BYTES: u64 = 8 << 10;
-/// After so many changes, and some for each container, it is looked whether runs have become too many. What may have
-/// come in between is little beside the containers.
+/// After so many changes, and some for each container, it is looked whether runs have become too many. What
+/// may have come in between is little beside the containers.
 const LOOK_EVERY: u32 = 4096;
 const LOOK_EVERY_PER_CONTAINER: u32 = 16;
 
@@ -77,8 +78,9 @@ impl BlockSet {
         }
     }
 
-    /// A container that began as a run stays a list of runs, however many blocks are added or taken out one by one: four
-    /// bytes each, sixteen times what a bitmap takes in the end. So it is made a bitmap when the list is longer than that.
+    /// A container that began as a run stays a list of runs, however many blocks are added or taken out one
+    /// by one: four bytes each, sixteen times what a bitmap takes in the end. So it is made a bitmap when the
+    /// list is longer than that.
     fn bound_runs(&mut self) {
         self.changes_left = LOOK_EVERY;
         for bitmap in &mut self.shards {
@@ -306,8 +308,8 @@ impl BlockSet {
     /// Reads the encoding back.
     ///
     /// # Errors
-    /// [`ExtentError::DamagedSet`] if it is cut short, has bytes left over, names shards out of order or beyond the
-    /// largest volume, or holds a bitmap that is not valid.
+    /// [`ExtentError::DamagedSet`] if it is cut short, has bytes left over, names shards out of order or
+    /// beyond the largest volume, or holds a bitmap that is not valid.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ExtentError> {
         let damaged = |what, at_bytes| ExtentError::DamagedSet { what, at_bytes };
         let word = |at: usize| {

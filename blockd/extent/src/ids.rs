@@ -1,7 +1,7 @@
 //! Identities of volumes, snapshots and freezes.
 //!
-//! Volume and snapshot ids are random 64-bit numbers written in decimal, so that a cloud snapshot's name has the
-//! form `<cluster>/<volume>-<snapshot>` that users of such systems know.
+//! Volume and snapshot ids are random 64-bit numbers written in decimal, so that a cloud snapshot's name has
+//! the form `<cluster>/<volume>-<snapshot>` that users of such systems know.
 
 use crate::ExtentError;
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,8 @@ macro_rules! numeric_id {
         impl FromStr for $name {
             type Err = ExtentError;
 
-            /// Parses the decimal form; zero, signs, spaces and leading zeroes are refused, so that one id has one text.
+            /// Parses the decimal form; zero, signs, spaces and leading zeroes are refused, so that one id
+            /// has one text.
             fn from_str(text: &str) -> Result<Self, ExtentError> {
                 let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
                 match text.parse::<u64>() {
@@ -93,7 +94,8 @@ numeric_id! {
 
 /// How many layers a volume has begun: it grows by one with each freeze and never repeats.
 ///
-/// A layer is named by the epoch in which it was the head, and the blocks dirtied in an epoch are its interval set.
+/// A layer is named by the epoch in which it was the head, and the blocks dirtied in an epoch are its
+/// interval set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Epoch(pub u64);

@@ -1,7 +1,8 @@
 //! Block arithmetic, extents and block sets: the vocabulary that every other crate shares.
 //!
 //! A volume is an array of 4 KiB blocks; what changed, what a layer holds and what a backup carries are all
-//! [`BlockSet`]s, and everything that is read or written is a list of [`Extent`]s. This crate is pure: it does no I/O.
+//! [`BlockSet`]s, and everything that is read or written is a list of [`Extent`]s. This crate is pure: it
+//! does no I/O.
 
 mod block;
 mod block_set;

@@ -19,7 +19,8 @@ pub struct SnapshotEntry {
     pub key: SnapshotKey,
     /// The directory that it is in: any text, escaped where it is shown.
     pub volume: String,
-    /// What follows the time in its name: any text, escaped where it is shown, not the same for two of one volume.
+    /// What follows the time in its name: any text, escaped where it is shown, not the same for two of one
+    /// volume.
     pub id: String,
     /// When it was taken.
     pub created: SystemTime,
@@ -43,7 +44,8 @@ pub trait Image: Send + Sync {
     /// Its size in bytes.
     fn size_bytes(&self) -> u64;
 
-    /// Fills `buf` with the bytes from `offset_bytes` on, all of which lie inside. May block, but not for ever.
+    /// Fills `buf` with the bytes from `offset_bytes` on, all of which lie inside. May block, but not for
+    /// ever.
     ///
     /// # Errors
     /// They cannot be had, or do not lie inside.
@@ -67,8 +69,8 @@ pub trait Image: Send + Sync {
 
 /// Where snapshots come from.
 pub trait Catalog: Send + Sync + 'static {
-    /// All snapshots, as new as the catalog can say without keeping anybody waiting for long. The same list, rather than an
-    /// equal one, if nothing changed.
+    /// All snapshots, as new as the catalog can say without keeping anybody waiting for long. The same list,
+    /// rather than an equal one, if nothing changed.
     fn snapshots(&self) -> Arc<Vec<SnapshotEntry>>;
 
     /// What whoever looks at the list should know of what is not in it, as a text; none if there is nothing.

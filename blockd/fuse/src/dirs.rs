@@ -1,5 +1,5 @@
-//! Directories that are open, told piece by piece as the kernel asks: what a piece costs does not grow with the directory, and
-//! the list of snapshots is asked for once a piece.
+//! Directories that are open, told piece by piece as the kernel asks: what a piece costs does not grow with
+//! the directory, and the list of snapshots is asked for once a piece.
 
 use crate::{
     nodes::{Node, Nodes},
@@ -18,8 +18,9 @@ use std::{
 
 /// What listings say instead of a number that is not known yet.
 const UNKNOWN_INO: u64 = 0xffff_ffff;
-/// Entries of all directories that are open at once: others may open them too, and each takes memory until it is closed.
-const LISTED_MOST: usize = 2_000_000;
+/// Entries of all directories that are open at once: others may open them too, and each takes memory until it
+/// is closed.
+const MAX_LISTED: usize = 2_000_000;
 /// What comes before the children.
 const DOTS: [&[u8]; 2] = [b".", b".."];
 
@@ -44,7 +45,7 @@ impl Listed {
     /// Counts them in; refuses if too many directories are open already.
     pub fn new(children: Vec<Child>, counter: &Arc<AtomicUsize>) -> io::Result<Self> {
         let count = children.len();
-        if counter.fetch_add(count, Relaxed).saturating_add(count) > LISTED_MOST {
+        if counter.fetch_add(count, Relaxed).saturating_add(count) > MAX_LISTED {
             counter.fetch_sub(count, Relaxed);
             return Err(SystemError::NFILE.into());
         }
@@ -64,7 +65,8 @@ impl Listed {
         (1..).zip(DOTS).filter(move |(next, _)| *next > offset)
     }
 
-    /// Tells the number, the place behind it, the kind and the name of each entry, until there is no room for one.
+    /// Tells the number, the place behind it, the kind and the name of each entry, until there is no room for
+    /// one.
     pub fn tell(
         &self,
         nodes: &Nodes,
@@ -85,7 +87,8 @@ impl Listed {
         }
     }
 
-    /// Tells each entry with what is known of it, which the kernel then knows, until there is no room for one. May block.
+    /// Tells each entry with what is known of it, which the kernel then knows, until there is no room for
+    /// one. May block.
     ///
     /// # Errors
     /// There is no root, or the kernel knows too many nodes.

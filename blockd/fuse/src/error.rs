@@ -45,7 +45,8 @@ pub enum FuseError {
     /// The descriptor that was handed over does not work.
     #[error("the descriptor that was handed over cannot be used: {0}")]
     Descriptor(io::Error),
-    /// Whoever handed the descriptor over would share its flags, and this process may not open one of its own.
+    /// Whoever handed the descriptor over would share its flags, and this process may not open one of its
+    /// own.
     #[error(
         "mounts of other users than root are served only through a descriptor of blockd's own, and it cannot open /dev/fuse ({0}): give its unit DeviceAllow=/dev/fuse rw, and its user the right to open it"
     )]

@@ -29,16 +29,16 @@ use std::{
 };
 
 /// The longest read that is answered: what the kernel asks for at most.
-const READ_MOST: u32 = 1 << 20;
+const MAX_READ: u32 = 1 << 20;
 /// Requests that the kernel has under way in the background, such as its own readahead.
-const BACKGROUND_MOST: u16 = 64;
+const MAX_BACKGROUND: u16 = 64;
 /// Names that are used for `lseek`.
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 /// After how many runs a search for data or a hole gives up, and says that there is data.
-const RUNS_MOST: usize = 1 << 16;
+const MAX_RUNS: usize = 1 << 16;
 /// How much may be open at once: whoever serves a mount beside this process can keep from it what was closed.
-const OPEN_MOST: usize = 4096;
+const MAX_OPEN: usize = 4096;
 
 /// Something that is open.
 enum Open {
@@ -85,7 +85,7 @@ impl Shared {
 
     fn add(&self, opened: Open) -> io::Result<FileHandle> {
         let mut open = self.open.lock();
-        if open.len() >= OPEN_MOST {
+        if open.len() >= MAX_OPEN {
             return Err(SystemError::NFILE.into());
         }
         let handle = self.next_handle.fetch_add(1, Relaxed);
@@ -122,7 +122,8 @@ impl Shared {
         }
     }
 
-    /// Reads into a buffer that may hold what was read before: to clear it each time takes as long as to fill it.
+    /// Reads into a buffer that may hold what was read before: to clear it each time takes as long as to fill
+    /// it.
     fn read(open: &Open, offset_bytes: u64, len: usize, buf: &mut Vec<u8>) -> io::Result<()> {
         match open {
             Open::Image(image) => {
@@ -178,7 +179,7 @@ fn seek_run(
     data: bool,
     run_at: impl Fn(u64) -> io::Result<ImageRun>,
 ) -> io::Result<Option<u64>> {
-    for _ in 0..RUNS_MOST {
+    for _ in 0..MAX_RUNS {
         if at >= size {
             // Behind the end there is a hole, and no data.
             return Ok((!data).then_some(size));
@@ -199,8 +200,8 @@ thread_local! {
 }
 
 impl BrowseFilesystem {
-    /// The tree, with so many threads for what may have to wait. If others than the mounter may look, the kernel checks who may do
-    /// what, by modes and access lists.
+    /// The tree, with so many threads for what may have to wait. If others than the mounter may look, the
+    /// kernel checks who may do what, by modes and access lists.
     pub fn new(tree: Tree, threads: usize, checks_access: bool) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             tree,
@@ -212,7 +213,8 @@ impl BrowseFilesystem {
         Ok(Self { shared, pool: Pool::new(threads, 256)?, checks_access })
     }
 
-    /// Answers with what there is of a node's extended attributes, or with how long that is if `size` is zero.
+    /// Answers with what there is of a node's extended attributes, or with how long that is if `size` is
+    /// zero.
     fn answer_xattr(
         &self,
         ino: INodeNo,
@@ -256,14 +258,14 @@ impl Filesystem for BrowseFilesystem {
         for flag in wanted {
             let _ = config.add_capabilities(flag);
         }
-        // The group's bits of a file with an access list are the most that the list gives anybody. Taken for the group's they would let
-        // in whom the list refuses.
+        // The group's bits of a file with an access list are the most that the list gives anybody. Taken for
+        // the group's they would let in whom the list refuses.
         if self.checks_access && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
             tracing::error!("the kernel cannot check access lists, so other users are not let in");
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let _ = config.set_max_background(BACKGROUND_MOST);
-        if let Err(most) = config.set_max_readahead(READ_MOST) {
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        if let Err(most) = config.set_max_readahead(MAX_READ) {
             let _ = config.set_max_readahead(most);
         }
         Ok(())
@@ -338,7 +340,7 @@ impl Filesystem for BrowseFilesystem {
             Ok(open) => open,
             Err(error) => return reply.error(errno(&error)),
         };
-        let len = size.min(READ_MOST) as usize;
+        let len = size.min(MAX_READ) as usize;
         // What is in memory is answered without waking another thread.
         let reply = match &*open {
             Open::Image(image) => BUFFER.with_borrow_mut(|buf| {

@@ -1,7 +1,7 @@
 //! `fusermount3`, which mounts and unmounts for those who have no right to, as themselves.
 //!
-//! To mount, it is given one end of a pair of sockets, and sends the descriptor of `/dev/fuse` through it that whoever
-//! serves the mount reads from.
+//! To mount, it is given one end of a pair of sockets, and sends the descriptor of `/dev/fuse` through it
+//! that whoever serves the mount reads from.
 
 use crate::FuseError;
 use rustix::{
@@ -19,11 +19,12 @@ use std::{
 
 const PROGRAM: &str = "fusermount3";
 /// How long it may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// The most of what it says that is passed on, in bytes.
-const SAID_MOST: u64 = 4096;
+const MAX_SAID: u64 = 4096;
 
-/// The program with nothing but the search path in its environment, which may hold secrets. So its messages are in English.
+/// The program with nothing but the search path in its environment, which may hold secrets. So its messages
+/// are in English.
 fn program() -> Command {
     let mut command = Command::new(PROGRAM);
     command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
@@ -35,7 +36,7 @@ pub(crate) fn mount(mountpoint: &Path, options: &str) -> Result<OwnedFd, FuseErr
     let failed = |source| FuseError::Mount { path: mountpoint.to_owned(), source };
     let refused = |said| FuseError::Refused { path: mountpoint.to_owned(), said };
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-    ours.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    ours.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
     let mut command = program();
     command.arg("-o").arg(options).arg("--").arg(mountpoint);
     // The standard input is the one descriptor that a child is given without more ado.
@@ -68,7 +69,7 @@ pub(crate) fn unmount(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
 
 /// Waits for it, and gives what it said if it failed, in one line.
 fn end(mut child: Child) -> Result<(), String> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     let status = loop {
         match child.try_wait().map_err(|error| error.to_string())? {
             Some(status) => break status,
@@ -87,7 +88,7 @@ fn end(mut child: Child) -> Result<(), String> {
     let mut said = Vec::new();
     if let Some(stderr) = child.stderr.take() {
         // What it says is for people; without it there is still the status.
-        let _ = stderr.take(SAID_MOST).read_to_end(&mut said);
+        let _ = stderr.take(MAX_SAID).read_to_end(&mut said);
     }
     let said = String::from_utf8_lossy(&said);
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

@@ -1,9 +1,9 @@
 //! Serving a mount that somebody else made, who handed its descriptor of `/dev/fuse` over.
 //!
-//! Whoever hands it over keeps the mount: it is in their namespace, the kernel lets only them look into it, or those
-//! whom they let, and they take it away. They may keep a copy of the descriptor as well, and steal the requests of their own mount, or answer
-//! them, also those that say what the kernel has closed or forgot: so what is kept for a mount is bounded. Nor must they keep threads
-//! here for ever, or busy.
+//! Whoever hands it over keeps the mount: it is in their namespace, the kernel lets only them look into it,
+//! or those whom they let, and they take it away. They may keep a copy of the descriptor as well, and steal
+//! the requests of their own mount, or answer them, also those that say what the kernel has closed or forgot:
+//! so what is kept for a mount is bounded. Nor must they keep threads here for ever, or busy.
 
 use crate::{
     Catalog, FuseError, MountOptions, filesystem::BrowseFilesystem, fusermount, mount::SESSION_THREADS,
@@ -31,9 +31,9 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// `FUSE_DEV_IOC_CLONE`.
 const CLONE: Opcode = opcode::read::<u32>(229, 0);
 /// How long the kernel's first request may take, which waits already if something is mounted.
-const FIRST_REQUEST_PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+const FIRST_REQUEST_TIMEOUT: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 /// How long the answer to it may take.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A mount that was handed over.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,7 +46,8 @@ pub struct HandedMount {
     pub gid: u32,
 }
 
-/// A mount of somebody else's that is served. It is served until it is taken away by whoever may, or this process ends.
+/// A mount of somebody else's that is served. It is served until it is taken away by whoever may, or this
+/// process ends.
 #[derive(Debug)]
 pub struct Served {
     mount: HandedMount,
@@ -72,7 +73,8 @@ impl Served {
         self.mount.uid == rustix::process::geteuid().as_raw()
     }
 
-    /// Takes it away, even if somebody has files open there, if it is its own user's and this process sees it; any other is left alone.
+    /// Takes it away, even if somebody has files open there, if it is its own user's and this process sees
+    /// it; any other is left alone.
     pub fn take_away_own(&self) {
         let mountpoint = &self.mount.mountpoint;
         let is_seen =
@@ -98,12 +100,12 @@ impl<F: FnOnce()> Drop for OnEnd<F> {
     }
 }
 
-/// Serves a catalog through a descriptor of a mount that was just made. May block for some seconds. `on_end` is called when
-/// nothing is left that reads from the descriptor, also if this fails.
+/// Serves a catalog through a descriptor of a mount that was just made. May block for some seconds. `on_end`
+/// is called when nothing is left that reads from the descriptor, also if this fails.
 ///
 /// # Errors
-/// It is no descriptor of `/dev/fuse`, nothing is mounted with it, somebody else serves it, or it would have to be shared with somebody
-/// who could keep threads here busy with that.
+/// It is no descriptor of `/dev/fuse`, nothing is mounted with it, somebody else serves it, or it would have
+/// to be shared with somebody who could keep threads here busy with that.
 pub fn serve_handed(
     catalog: Arc<dyn Catalog>,
     descriptor: OwnedFd,
@@ -145,7 +147,7 @@ pub fn serve_handed(
         drop((flag, on_end));
     };
     std::thread::Builder::new().name("browse-handed".into()).spawn(run).map_err(FuseError::Thread)?;
-    match receive.recv_timeout(HANDSHAKE_PATIENCE) {
+    match receive.recv_timeout(HANDSHAKE_TIMEOUT) {
         Ok(Ok(())) => Ok(Served { mount, ended }),
         Ok(Err(error)) => Err(FuseError::Descriptor(error)),
         // Somebody took the request away since it was seen.
@@ -170,7 +172,7 @@ pub fn check_handed(descriptor: BorrowedFd<'_>) -> Result<(), FuseError> {
 /// Waits for the request with which the kernel begins.
 fn wait_for_kernel(descriptor: &OwnedFd) -> Result<(), FuseError> {
     let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
-    let found = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&FIRST_REQUEST_PATIENCE)));
+    let found = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&FIRST_REQUEST_TIMEOUT)));
     found.map_err(|error| FuseError::Descriptor(error.into()))?;
     let events = polled[0].revents();
     // An error stands for nothing that is mounted, and for what is mounted no more.
@@ -187,9 +189,10 @@ struct Description {
     is_at_hand: bool,
 }
 
-/// A descriptor of the same mount that shares no flags with that of whoever handed it over: set not to wait, it would have threads here
-/// ask over and over. It takes opening `/dev/fuse`, or, where that is not in sight, the device that was handed over, which is the same one.
-/// Where both are refused, the descriptor of somebody who can do as much to this process anyway is used as it is.
+/// A descriptor of the same mount that shares no flags with that of whoever handed it over: set not to wait,
+/// it would have threads here ask over and over. It takes opening `/dev/fuse`, or, where that is not in
+/// sight, the device that was handed over, which is the same one. Where both are refused, the descriptor of
+/// somebody who can do as much to this process anyway is used as it is.
 ///
 /// # Errors
 /// It is somebody else's, or cannot be used.
@@ -226,7 +229,8 @@ fn fresh_description(path: &str, descriptor: &OwnedFd) -> rustix::io::Result<Own
 fn clone_into(own: &OwnedFd, descriptor: &OwnedFd) -> rustix::io::Result<()> {
     // A descriptor that is open is not negative.
     let number = descriptor.as_fd().as_raw_fd().cast_unsigned();
-    // SAFETY: FUSE_DEV_IOC_CLONE reads one u32, the number of a descriptor, from where its argument points, and writes nothing.
+    // SAFETY: FUSE_DEV_IOC_CLONE reads one u32, the number of a descriptor, from where its argument points,
+    // and writes nothing.
     let request = unsafe { Setter::<CLONE, u32>::new(number) };
     // SAFETY: the request is one that `/dev/fuse` understands, which `own` was opened as.
     unsafe { rustix::ioctl::ioctl(own, request) }

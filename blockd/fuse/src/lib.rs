@@ -8,11 +8,12 @@
 //! DIR/<volume>/latest                      a link to the newest
 //! ```
 //!
-//! Whoever serves a mount need not be who made it: [`UnservedMount`] is made with the rights of the one, in their namespace,
-//! and [`serve_handed`] serves it in the other, who then needs no right to mount.
+//! Whoever serves a mount need not be who made it: [`UnservedMount`] is made with the rights of the one, in
+//! their namespace, and [`serve_handed`] serves it in the other, who then needs no right to mount.
 //!
-//! Where the snapshots come from is not known here: a [`Catalog`] lists them and opens their images. Requests that may have to
-//! wait for a store are done by threads of their own, so that listing goes on while a store hangs.
+//! Where the snapshots come from is not known here: a [`Catalog`] lists them and opens their images. Requests
+//! that may have to wait for a store are done by threads of their own, so that listing goes on while a store
+//! hangs.
 
 mod catalog;
 mod dirs;

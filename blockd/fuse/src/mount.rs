@@ -1,7 +1,7 @@
 //! Mounting the tree, and taking it away again.
 //!
-//! `fusermount3` does both where the process has no right to. A mount whose process died answers everything with
-//! `ENOTCONN` until it is taken away: whoever starts again calls [`clean_stale`].
+//! `fusermount3` does both where the process has no right to. A mount whose process died answers everything
+//! with `ENOTCONN` until it is taken away: whoever starts again calls [`clean_stale`].
 
 use crate::{
     Catalog, FuseError, filesystem::BrowseFilesystem, fusermount, mountinfo::resolve, tree::Tree,
@@ -95,7 +95,8 @@ pub fn mount(
     Ok(mounted)
 }
 
-/// Makes sure of an empty directory to mount at, and says where it is without links. A mount there whose process died is taken away.
+/// Makes sure of an empty directory to mount at, and says where it is without links. A mount there whose
+/// process died is taken away.
 pub(crate) fn prepare(mountpoint: &Path) -> Result<PathBuf, FuseError> {
     clean_stale(mountpoint)?;
     // First, as it may be one that is not to be looked into.

@@ -19,7 +19,8 @@ pub struct SeenMount {
     pub uid: u32,
 }
 
-/// The path without links above it, and without looking at what it leads to itself, which may be a mount that nobody serves.
+/// The path without links above it, and without looking at what it leads to itself, which may be a mount that
+/// nobody serves.
 #[must_use]
 pub fn resolve(path: &Path) -> PathBuf {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.to_owned() };

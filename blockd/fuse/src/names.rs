@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 /// The longest name that is made, in bytes: there is room for more behind it.
-const NAME_LEN_MOST: usize = 200;
+const MAX_NAME_LEN: usize = 200;
 
-/// A text as a name: what would mean something to the system, a terminal or a careless script becomes `%` and two
-/// hexadecimal digits, and so does `%` itself. Two different texts get two different names, unless they are longer than any name of ours.
+/// A text as a name: what would mean something to the system, a terminal or a careless script becomes `%` and
+/// two hexadecimal digits, and so does `%` itself. Two different texts get two different names, unless they
+/// are longer than any name of ours.
 pub fn escape(text: &str) -> String {
     let mut name = String::with_capacity(text.len());
     for (at, c) in text.char_indices() {
@@ -25,8 +26,8 @@ pub fn escape(text: &str) -> String {
     if name.is_empty() {
         return "%".into();
     }
-    if name.len() > NAME_LEN_MOST {
-        let mut end = NAME_LEN_MOST;
+    if name.len() > MAX_NAME_LEN {
+        let mut end = MAX_NAME_LEN;
         while !name.is_char_boundary(end) {
             end -= 1;
         }
@@ -92,7 +93,7 @@ mod tests {
         #[test]
         fn no_text_makes_a_name_that_means_something(text in any::<String>()) {
             let name = escape(&text);
-            prop_assert!(!name.is_empty() && name.len() <= NAME_LEN_MOST);
+            prop_assert!(!name.is_empty() && name.len() <= MAX_NAME_LEN);
             prop_assert!(!name.contains(['/', '\0']) && !name.starts_with(['.', '-']));
             prop_assert!(!name.chars().any(char::is_control));
         }

@@ -12,13 +12,13 @@ use std::{
     },
 };
 
-/// How many nodes may be remembered for the kernel at once, in all mounts of this process: about 48 MiB. Whoever serves a mount beside this process can
-/// keep from it what the kernel forgot.
-const NODES_MOST: usize = 1 << 18;
+/// How many nodes may be remembered for the kernel at once, in all mounts of this process: about 48 MiB.
+/// Whoever serves a mount beside this process can keep from it what the kernel forgot.
+const MAX_NODES: usize = 1 << 18;
 /// How many are remembered.
 static REMEMBERED: AtomicUsize = AtomicUsize::new(0);
-/// Numbers from here on are of files inside images, of which nothing is remembered: below these bits is the file's number in its
-/// filesystem, and in them which filesystem it is.
+/// Numbers from here on are of files inside images, of which nothing is remembered: below these bits is the
+/// file's number in its filesystem, and in them which filesystem it is.
 const INSIDE_SHIFT: u32 = 32;
 
 /// A place in the tree.
@@ -57,7 +57,8 @@ struct Table {
     by_ino: HashMap<u64, Known>,
     by_node: HashMap<Node, u64>,
     next: u64,
-    /// The filesystems in images that the kernel was told of, by snapshot and partition: they are as few as those, and stay.
+    /// The filesystems in images that the kernel was told of, by snapshot and partition: they are as few as
+    /// those, and stay.
     trees: HashMap<TreeKey, u32>,
     by_tree: HashMap<u32, TreeKey>,
     /// How often a node was looked for.
@@ -94,7 +95,7 @@ fn split(ino: u64) -> Option<(u32, u32)> {
 
 impl Nodes {
     pub fn new() -> Self {
-        Self::within(NODES_MOST, &REMEMBERED)
+        Self::within(MAX_NODES, &REMEMBERED)
     }
 
     fn within(most: usize, remembered: &'static AtomicUsize) -> Self {

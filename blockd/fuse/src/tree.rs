@@ -16,7 +16,7 @@ use std::{
 };
 
 /// Images, and filesystems in them, that are kept open for the next one who asks.
-const OPEN_MOST: usize = 32;
+const MAX_OPEN: usize = 32;
 /// How long the kernel may believe what can change: that there is such a snapshot.
 pub(crate) const TTL_CHANGING: Duration = Duration::from_secs(1);
 /// How long it may believe what cannot.
@@ -62,7 +62,7 @@ impl<K: PartialEq, V: Clone> Recent<K, V> {
 
     fn insert(&mut self, key: K, value: V) {
         self.items.retain(|(other, _)| *other != key);
-        if self.items.len() >= OPEN_MOST {
+        if self.items.len() >= MAX_OPEN {
             self.items.remove(0);
         }
         self.items.push((key, value));
@@ -79,7 +79,8 @@ impl<K, V> Default for Recent<K, V> {
 struct Opened {
     images: Recent<SnapshotKey, Arc<dyn Image>>,
     files: Recent<SnapshotKey, Arc<ImageFiles>>,
-    /// What is known of the roots of those that were opened so far; nothing where there is no filesystem, or there are several.
+    /// What is known of the roots of those that were opened so far; nothing where there is no filesystem, or
+    /// there are several.
     roots: HashMap<SnapshotKey, Option<FileStat>>,
 }
 
@@ -180,7 +181,8 @@ impl Tree {
         )
     }
 
-    /// The node of a name below another one. May block, unless the parent is the root, a volume or a snapshot.
+    /// The node of a name below another one. May block, unless the parent is the root, a volume or a
+    /// snapshot.
     pub fn lookup(&self, parent: &Node, name: &[u8]) -> io::Result<Node> {
         let listing = self.listing();
         let text = || std::str::from_utf8(name).map_err(|_| gone());
@@ -306,8 +308,8 @@ impl Tree {
         }
     }
 
-    /// What is known of a node, with the number it has, and how long that may be believed. May block, unless it
-    /// [`is_quick`](Self::is_quick).
+    /// What is known of a node, with the number it has, and how long that may be believed. May block, unless
+    /// it [`is_quick`](Self::is_quick).
     pub fn attr(&self, node: &Node, ino: u64) -> io::Result<(FileAttr, Duration)> {
         self.attr_in(&self.listing(), node, ino)
     }
@@ -367,7 +369,8 @@ impl Tree {
             }
             // It is there, and whoever wants more of it is told that it is damaged.
             _ if child.damaged => Ok((self.make_attr(ino, child.kind, 0, 0, self.since), Duration::ZERO)),
-            // Whoever lists a snapshot opens no image. Nobody may look in by this, and the kernel asks before it believes it.
+            // Whoever lists a snapshot opens no image. Nobody may look in by this, and the kernel asks before
+            // it believes it.
             (None, Node::Files(key)) if !self.opened.lock().roots.contains_key(key) => {
                 Ok((self.make_attr(ino, child.kind, 0, 0, self.since), Duration::ZERO))
             }

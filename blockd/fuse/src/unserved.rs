@@ -23,8 +23,8 @@ pub struct UnservedMount {
 }
 
 impl UnservedMount {
-    /// Mounts at an empty directory, which is made if it is not there, as the user of this process. A mount there whose
-    /// server died is taken away first.
+    /// Mounts at an empty directory, which is made if it is not there, as the user of this process. A mount
+    /// there whose server died is taken away first.
     ///
     /// # Errors
     /// The directory cannot be used, or the mount is refused.
@@ -69,8 +69,8 @@ impl Drop for UnservedMount {
     }
 }
 
-/// Takes away a mount that was made by [`UnservedMount::make`], whoever serves it, and also if nobody does; by `force` also if somebody has
-/// files open there.
+/// Takes away a mount that was made by [`UnservedMount::make`], whoever serves it, and also if nobody does;
+/// by `force` also if somebody has files open there.
 ///
 /// # Errors
 /// [`FuseError::Busy`]; or it is another user's.

@@ -1,4 +1,5 @@
-//! Who may look at what in a mount that is for others, too: by the modes, owners and access lists of the image.
+//! Who may look at what in a mount that is for others, too: by the modes, owners and access lists of the
+//! image.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 use blockd_fuse::{Catalog, Image, ImageRun, MountOptions, Mounted, SnapshotEntry, SnapshotKey, mount};

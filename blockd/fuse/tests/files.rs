@@ -60,7 +60,8 @@ impl Image for Bytes {
     }
 }
 
-/// Notes where it is read, and does not answer the read at one place before the test comes to the barrier a second time.
+/// Notes where it is read, and does not answer the read at one place before the test comes to the barrier a
+/// second time.
 struct Gated {
     image: Bytes,
     noted: Mutex<Vec<u64>>,
@@ -258,7 +259,8 @@ fn a_filesystem_that_claims_to_be_huge_takes_no_memory() {
     assert!(open(image).why_nothing(b"/").unwrap().is_some());
 }
 
-/// While the store is gone a listing fails after one question, and nothing of it is called damaged; when it is back, all is well.
+/// While the store is gone a listing fails after one question, and nothing of it is called damaged; when it
+/// is back, all is well.
 #[test]
 fn an_outage_is_no_damage_and_leaves_nothing_behind() {
     let away = AtomicBool::new(true);

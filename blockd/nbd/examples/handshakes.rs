@@ -1,8 +1,10 @@
-//! What a client that reads notices of others that only begin TLS handshakes: `handshakes [SECONDS] [THREADS]`.
+//! What a client that reads notices of others that only begin TLS handshakes: `handshakes [SECONDS]
+//! [THREADS]`.
 //!
-//! The others cost themselves next to nothing: each sends the same first message again and again, on a new connection, and
-//! goes away when the server has answered, which takes the server a key exchange and a signature (RSA, 2048 bits, the
-//! slowest that is common). One thread serves all sockets, so that whatever it computes is time that the reader waits.
+//! The others cost themselves next to nothing: each sends the same first message again and again, on a new
+//! connection, and goes away when the server has answered, which takes the server a key exchange and a
+//! signature (RSA, 2048 bits, the slowest that is common). One thread serves all sockets, so that whatever it
+//! computes is time that the reader waits.
 
 use std::error::Error;
 use std::io::{Read, Write};

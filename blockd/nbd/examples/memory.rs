@@ -1,5 +1,6 @@
-//! Serves one export from memory: `memory SOCKET SIZE_MIB [instant|blocking]`. To measure the server by itself.
-//! `instant` (the default) answers on the ring threads, `blocking` sends every request to the workers.
+//! Serves one export from memory: `memory SOCKET SIZE_MIB [instant|blocking]`. To measure the server by
+//! itself. `instant` (the default) answers on the ring threads, `blocking` sends every request to the
+//! workers.
 
 use std::error::Error;
 use std::sync::Arc;

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-/// Counts bytes in flight; whoever finds too many waits for some to be released, in order of arrival: while somebody
-/// waits, nobody else takes anything, so what is in flight becomes less until the first one's bytes fit, however many
-/// they are.
+/// Counts bytes in flight; whoever finds too many waits for some to be released, in order of arrival: while
+/// somebody waits, nobody else takes anything, so what is in flight becomes less until the first one's bytes
+/// fit, however many they are.
 ///
-/// `W` wakes the thread of the first one. No release is missed: it either came before the last try of who waits, which
-/// then succeeded, or it sees that there is somebody.
+/// `W` wakes the thread of the first one. No release is missed: it either came before the last try of who
+/// waits, which then succeeded, or it sees that there is somebody.
 pub(crate) struct Budget<W> {
     limit_bytes: u64,
     used_bytes: AtomicU64,
@@ -45,8 +45,9 @@ impl<W: Fn()> Budget<W> {
         }
     }
 
-    /// Takes `bytes` if they fit and nobody waits who came before; else whoever asks waits, with a ticket that is theirs
-    /// until they get what they wait for or [leave](Self::leave). If nothing is in flight, anything fits.
+    /// Takes `bytes` if they fit and nobody waits who came before; else whoever asks waits, with a ticket
+    /// that is theirs until they get what they wait for or [leave](Self::leave). If nothing is in flight,
+    /// anything fits.
     pub(crate) fn charge(&self, bytes: u64, ticket: &mut Option<Ticket>, wake: impl FnOnce() -> W) -> bool {
         if ticket.is_none() && !self.has_waiters.load(Ordering::SeqCst) && self.try_charge(bytes) {
             return true;

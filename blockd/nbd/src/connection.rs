@@ -1,6 +1,6 @@
-//! One connection from its greeting to its end, without I/O: it says what to receive and what to send, and is told
-//! what became of that. Receives stop while too much is in flight, so a client that does not read costs no more than
-//! its limit.
+//! One connection from its greeting to its end, without I/O: it says what to receive and what to send, and is
+//! told what became of that. Receives stop while too much is in flight, so a client that does not read costs
+//! no more than its limit.
 
 use std::io;
 use std::ops::Range;
@@ -16,11 +16,11 @@ use crate::flow::{Context, Flow, Wake};
 use crate::handshake::{Answer, Handshake, Step};
 use crate::inbox::{INBOX_BYTES, Inbox};
 use crate::outbox::Chunk;
-use crate::patience::Patience;
 use crate::ring::Transfer;
 use crate::tls::{Opened, TlsSession};
 use crate::tls_identity::TlsIdentity;
 use crate::tls_option::TlsStage;
+use crate::transfer_deadline::TransferDeadline;
 use crate::transmission::{self, Pause, Transmission};
 use crate::worker::{Done, Work};
 
@@ -30,9 +30,11 @@ pub(crate) struct ConnectionLimits {
     pub(crate) handshake_timeout: Duration,
     /// How long a connection that is ending may take to send its last replies.
     pub(crate) drain_timeout: Duration,
-    /// How long a client may read next to nothing of its replies while others wait for the memory that they hold.
+    /// How long a client may read next to nothing of its replies while others wait for the memory that they
+    /// hold.
     pub(crate) stalled_send_timeout: Duration,
-    /// How long next to nothing of an announced payload may come while others wait for the memory that it was promised.
+    /// How long next to nothing of an announced payload may come while others wait for the memory that it was
+    /// promised.
     pub(crate) stalled_receive_timeout: Duration,
     pub(crate) in_flight_bytes: u64,
     /// How long a connection in transmission may have nothing to do, unless it is from this host.
@@ -53,7 +55,8 @@ enum Security {
     /// TLS begins when the acknowledgement has been sent.
     Starting,
     Tls(Box<TlsSession>),
-    /// The session is with the thread that computes its handshake: nothing is received or sent until it is back.
+    /// The session is with the thread that computes its handshake: nothing is received or sent until it is
+    /// back.
     Away,
 }
 
@@ -76,7 +79,7 @@ enum Life {
 /// The payload that is to be received; its memory may be what others wait for.
 struct Payload {
     number: u64,
-    patience: Patience,
+    deadline: TransferDeadline,
 }
 
 /// A send under way.
@@ -101,7 +104,7 @@ pub(crate) struct Connection {
     payload: Option<Payload>,
     sending: Option<Sending>,
     /// For the client to read what there is to send.
-    patience: Option<Patience>,
+    send_deadline: Option<TransferDeadline>,
     /// The rest of a send that was cut short.
     rest: Option<Chunk>,
     /// The client has closed its side.
@@ -146,7 +149,7 @@ impl Connection {
             is_receiving: false,
             payload: None,
             sending: None,
-            patience: None,
+            send_deadline: None,
             rest: None,
             has_ended: false,
             in_step: true,
@@ -157,7 +160,8 @@ impl Connection {
         }
     }
 
-    /// Notes the socket of a client of this host, which is gone when it closes its side. Before the first request.
+    /// Notes the socket of a client of this host, which is gone when it closes its side. Before the first
+    /// request.
     pub(crate) fn watch_local_peer(&mut self, socket: &Arc<OwnedFd>) {
         if self.client.is_local {
             self.flow.far = Arc::new(FarRequests::of_local(Arc::clone(socket)));
@@ -174,8 +178,8 @@ impl Connection {
             Phase::Handshake(_) | Phase::Over => None,
         };
         if self.payload.as_ref().map(|payload| payload.number) != awaited {
-            let patience = Patience::new(self.limits.stalled_receive_timeout, now);
-            self.payload = awaited.map(|number| Payload { number, patience });
+            let deadline = TransferDeadline::new(self.limits.stalled_receive_timeout, now);
+            self.payload = awaited.map(|number| Payload { number, deadline });
         }
         let wants_input = self.wants_input();
         let transfer = match &mut self.security {
@@ -228,7 +232,7 @@ impl Connection {
         self.has_ended |= matches!(result, Ok(0));
         let len_bytes = *result.as_ref().unwrap_or(&0);
         if let Some(payload) = &mut self.payload {
-            payload.patience.moved(len_bytes as u64, cx.now);
+            payload.deadline.moved(len_bytes as u64, cx.now);
         }
         match &mut self.security {
             Security::Tls(session) => session.end_receive(buffer, len_bytes),
@@ -240,7 +244,8 @@ impl Connection {
             return;
         }
         match result {
-            // The kernel, which then sends the same requests on another connection, or a process that has ended.
+            // The kernel, which then sends the same requests on another connection, or a process that has
+            // ended.
             Ok(0) if self.client.is_local => self.abort("the client closed the connection", cx),
             Ok(0) => {
                 // What is near is still answered, for those who close one side only.
@@ -282,7 +287,8 @@ impl Connection {
         }
     }
 
-    /// Has another thread compute what the handshake needs, if it is not done yet. This one has others to serve.
+    /// Has another thread compute what the handshake needs, if it is not done yet. This one has others to
+    /// serve.
     fn hand_handshake_over(&mut self, cx: &mut Context<'_>) -> bool {
         match std::mem::replace(&mut self.security, Security::Away) {
             Security::Tls(session) if session.is_handshaking() && session.has_news() => {
@@ -367,7 +373,8 @@ impl Connection {
                 Security::Plain | Security::Starting => self.flow.outbox.pop()?,
             },
         };
-        self.patience.get_or_insert_with(|| Patience::new(self.limits.stalled_send_timeout, now));
+        self.send_deadline
+            .get_or_insert_with(|| TransferDeadline::new(self.limits.stalled_send_timeout, now));
         self.sending = Some(Sending { range: chunk.range.clone(), charge_bytes: chunk.charge_bytes });
         Some(Transfer { buffer: chunk.buffer, range: chunk.range, all: true })
     }
@@ -401,10 +408,10 @@ impl Connection {
         };
         self.active_at = cx.now;
         let len_bytes = *result.as_ref().unwrap_or(&0);
-        if let Some(patience) = &mut self.patience {
+        if let Some(deadline) = &mut self.send_deadline {
             // Short replies give back more than their length.
             let given_back = if len_bytes < range.len() { 0 } else { charge_bytes };
-            patience.moved(given_back.max(len_bytes as u64), cx.now);
+            deadline.moved(given_back.max(len_bytes as u64), cx.now);
         }
         match result {
             Ok(_) if len_bytes < range.len() => {
@@ -415,7 +422,7 @@ impl Connection {
                 cx.pool.give(buffer);
                 self.flow.release(charge_bytes, cx);
                 if self.is_flushed() {
-                    self.patience = None;
+                    self.send_deadline = None;
                 }
                 if self.in_step && self.is_flushed() {
                     self.in_step = false;
@@ -431,7 +438,8 @@ impl Connection {
                 cx.pool.give(buffer);
                 self.flow.release(charge_bytes, cx);
                 let why = format!("sending failed: {error}");
-                // Who disconnected may have closed the socket already: its requests are carried out all the same.
+                // Who disconnected may have closed the socket already: its requests are carried out all the
+                // same.
                 if self.flow.has_taken_leave() && self.life == Life::Draining {
                     self.flow.recall();
                     self.drop_replies(&why, cx.pool);
@@ -539,39 +547,39 @@ impl Connection {
             }
         }
         if self.life != Life::Aborted
-            && let Some(patience) = &mut self.patience
-            && patience.ends_at() <= now
+            && let Some(deadline) = &mut self.send_deadline
+            && deadline.ends_at() <= now
         {
             if self.flow.others_wait(cx.budget) {
                 self.abort("the client does not read its replies, and others wait for their memory", cx);
             } else {
-                patience.renew(now);
+                deadline.renew(now);
             }
         }
         if self.life == Life::Open
             && self.is_receiving
             && let Some(payload) = &mut self.payload
-            && payload.patience.ends_at() <= now
+            && payload.deadline.ends_at() <= now
         {
             if self.flow.others_wait(cx.budget) {
                 let why =
                     "the client does not send the payload that it announced, and others wait for its memory";
                 self.abort(why, cx);
             } else {
-                payload.patience.renew(now);
+                payload.deadline.renew(now);
             }
         }
     }
 
-    /// Nothing is received, as so much is in flight: that a client of this host goes, or one whose data may be far away, has
-    /// to be seen in another way.
+    /// Nothing is received, as so much is in flight: that a client of this host goes, or one whose data may
+    /// be far away, has to be seen in another way.
     pub(crate) fn is_to_be_watched(&self) -> bool {
         let is_awaited = self.client.is_local || self.flow.may_wait_for_far_data();
         self.life == Life::Open && self.full && is_awaited
     }
 
-    /// The client has closed its side. One of this host is gone; another one may be, and what it asked for is not waited for
-    /// if it is far away.
+    /// The client has closed its side. One of this host is gone; another one may be, and what it asked for is
+    /// not waited for if it is far away.
     pub(crate) fn hung_up(&mut self, result: io::Result<()>, cx: &mut Context<'_>) {
         // When something is received, the end comes behind it.
         if !self.is_to_be_watched() {
@@ -586,13 +594,13 @@ impl Connection {
 
     /// When [`check_time`](Self::check_time) should be called next.
     pub(crate) fn next_check(&self) -> Option<Instant> {
-        let sending = self.patience.as_ref().filter(|_| self.life != Life::Aborted);
+        let sending = self.send_deadline.as_ref().filter(|_| self.life != Life::Aborted);
         let receiving = self.payload.as_ref().filter(|_| self.life == Life::Open && self.is_receiving);
         let checks = [
             self.deadline,
             self.idle_until(),
-            sending.map(Patience::ends_at),
-            receiving.map(|payload| payload.patience.ends_at()),
+            sending.map(TransferDeadline::ends_at),
+            receiving.map(|payload| payload.deadline.ends_at()),
         ];
         checks.into_iter().flatten().min()
     }

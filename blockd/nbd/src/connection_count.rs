@@ -1,5 +1,6 @@
-//! How many connections there are, and whether one more may come. Some places are kept for unix sockets: whoever fills
-//! the others over TCP, which may take no right at all, must not lock this host's own devices out.
+//! How many connections there are, and whether one more may come. Some places are kept for unix sockets:
+//! whoever fills the others over TCP, which may take no right at all, must not lock this host's own devices
+//! out.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Connections driven without sockets: bytes arrive in any pieces, sends go out in any pieces, work is done in any
-//! order, and the replies are the same.
+//! Connections driven without sockets: bytes arrive in any pieces, sends go out in any pieces, work is done
+//! in any order, and the replies are the same.
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
@@ -329,7 +329,8 @@ fn read_request(cookie: u64, len_bytes: u32) -> [u8; REQUEST_LEN_BYTES] {
         .encode()
 }
 
-/// Sends `request` until the connection takes no more, with no reply ever sent; how many bytes it took, and charged.
+/// Sends `request` until the connection takes no more, with no reply ever sent; how many bytes it took, and
+/// charged.
 fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
     let mut taken_bytes = 0;
     let input = request.repeat(20_000);
@@ -406,8 +407,8 @@ fn request_of_a_local_client_that_closed_its_side_is_dropped() {
     }
 }
 
-/// A write that is taken up a second after it was received, or may have been, is not carried out for a local client that has
-/// gone: its kernel has sent it again on another connection, and newer writes behind it.
+/// A write that is taken up a second after it was received, or may have been, is not carried out for a local
+/// client that has gone: its kernel has sent it again on another connection, and newer writes behind it.
 #[test]
 fn late_write_of_a_local_client_that_is_gone_is_dropped() {
     let second_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();

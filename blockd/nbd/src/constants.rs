@@ -229,7 +229,8 @@ pub const MAX_PAYLOAD_BYTES: u32 = 64 << 20;
 pub const MAX_DISCARD_BYTES: u32 = 128 << 20;
 /// Shortest payload of a block status request: the length of its range.
 pub const STATUS_PAYLOAD_MIN_BYTES: u64 = 8;
-/// Longest payload of a block status request, in bytes: its range's length and as many contexts as can be chosen.
+/// Longest payload of a block status request, in bytes: its range's length and as many contexts as can be
+/// chosen.
 pub const MAX_STATUS_PAYLOAD_BYTES: u64 = 8 + 4 * MAX_CONTEXTS as u64;
 /// Most metadata contexts that a client can choose.
 pub const MAX_CONTEXTS: usize = 1024;

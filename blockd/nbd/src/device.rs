@@ -12,8 +12,9 @@ use crate::constants::{
 pub enum Progress {
     /// Carried out.
     Done,
-    /// Carried out; every byte of the range reads as zero. Only [`BlockDevice::try_read`] and [`BlockDevice::read`] may
-    /// say so, and may then leave `buf` as it was: a client that knows holes is sent no data at all.
+    /// Carried out; every byte of the range reads as zero. Only [`BlockDevice::try_read`] and
+    /// [`BlockDevice::read`] may say so, and may then leave `buf` as it was: a client that knows holes is
+    /// sent no data at all.
     Zeroes,
     /// It would have to wait for storage or the network; nothing was done.
     WouldBlock,
@@ -71,12 +72,12 @@ pub struct Client {
 /// transmission until the connection is gone and its last request has finished; it may be dropped on any of
 /// the server's threads, so dropping must not block.
 ///
-/// Buffers given to [`read`](Self::read) and [`write`](Self::write) start at a multiple of 4096 in memory if the
-/// client's request begins at one, fit for direct I/O where offset and length are. Buffers of [`try_read`](Self::try_read) and
-/// [`try_write`](Self::try_write) have no alignment.
+/// Buffers given to [`read`](Self::read) and [`write`](Self::write) start at a multiple of 4096 in memory if
+/// the client's request begins at one, fit for direct I/O where offset and length are. Buffers of
+/// [`try_read`](Self::try_read) and [`try_write`](Self::try_write) have no alignment.
 pub trait BlockDevice: Send + Sync + 'static {
-    /// Size in bytes. It may grow while connections hold the device, but never shrink: requests beyond the size that
-    /// a client was told are served as soon as the device has grown.
+    /// Size in bytes. It may grow while connections hold the device, but never shrink: requests beyond the
+    /// size that a client was told are served as soon as the device has grown.
     fn size_bytes(&self) -> u64;
 
     /// Whether writing commands are refused.
@@ -92,12 +93,13 @@ pub trait BlockDevice: Send + Sync + 'static {
         Ok(Progress::WouldBlock)
     }
 
-    /// Brings near what a request needs, if that is so far away (across a network) that no thread should be kept waiting for
-    /// it: then `then` is kept, and called from any thread when the request can be carried out, or with the reason why it
-    /// cannot. Otherwise `then` is given back, which is what happens by default. Must not block.
+    /// Brings near what a request needs, if that is so far away (across a network) that no thread should be
+    /// kept waiting for it: then `then` is kept, and called from any thread when the request can be carried
+    /// out, or with the reason why it cannot. Otherwise `then` is given back, which is what happens by
+    /// default. Must not block.
     ///
-    /// The server keeps what waits so in its own books, within a connection's bounds, and serves all others meanwhile. If the
-    /// client goes, it ends what waits by itself, and nothing comes of calling `then`.
+    /// The server keeps what waits so in its own books, within a connection's bounds, and serves all others
+    /// meanwhile. If the client goes, it ends what waits by itself, and nothing comes of calling `then`.
     fn bring_near(
         &self,
         access: Access,
@@ -114,9 +116,9 @@ pub trait BlockDevice: Send + Sync + 'static {
         false
     }
 
-    /// Where what is far away comes from: devices with the same key wait for the same, and may together have only a
-    /// part of what the server may have in flight. Asked for when a connection enters transmission, of devices that
-    /// [may be far](Self::may_be_far). By default they are all held to be one.
+    /// Where what is far away comes from: devices with the same key wait for the same, and may together have
+    /// only a part of what the server may have in flight. Asked for when a connection enters transmission, of
+    /// devices that [may be far](Self::may_be_far). By default they are all held to be one.
     fn source_key(&self) -> u128 {
         0
     }
@@ -128,7 +130,8 @@ pub trait BlockDevice: Send + Sync + 'static {
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError>;
 
     /// Writes `data` without waiting for storage or network, or does nothing and returns
-    /// [`Progress::WouldBlock`]. Never called for a write with FUA. Called on the thread that serves the sockets.
+    /// [`Progress::WouldBlock`]. Never called for a write with FUA. Called on the thread that serves the
+    /// sockets.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -147,8 +150,9 @@ pub trait BlockDevice: Send + Sync + 'static {
         Err(DeviceError::read_only())
     }
 
-    /// Devices with the same key share their storage, and a [`flush`](Self::flush) of one answers for all of them: flushes that
-    /// wait, of whichever connections, are carried out as one. By default only those of the same `Arc` are.
+    /// Devices with the same key share their storage, and a [`flush`](Self::flush) of one answers for all of
+    /// them: flushes that wait, of whichever connections, are carried out as one. By default only those of
+    /// the same `Arc` are.
     fn flush_key(&self) -> Option<u128> {
         None
     }
@@ -177,7 +181,8 @@ pub trait BlockDevice: Send + Sync + 'static {
         Err(DeviceError::read_only())
     }
 
-    /// The client will read the range soon: brings it near, as far as that pays. May block. Does nothing by default.
+    /// The client will read the range soon: brings it near, as far as that pays. May block. Does nothing by
+    /// default.
     ///
     /// # Errors
     /// When the device failed.
@@ -186,17 +191,17 @@ pub trait BlockDevice: Send + Sync + 'static {
         Ok(())
     }
 
-    /// The metadata contexts that [`block_status`](Self::block_status) knows, each as `namespace:name`, at most 4096
-    /// bytes long. May block. By default only `base:allocation`. A name means the same thing for as long as the device is
-    /// held: a device whose names can be reused binds them when it is opened.
+    /// The metadata contexts that [`block_status`](Self::block_status) knows, each as `namespace:name`, at
+    /// most 4096 bytes long. May block. By default only `base:allocation`. A name means the same thing for as
+    /// long as the device is held: a device whose names can be reused binds them when it is opened.
     fn meta_contexts(&self) -> Vec<String> {
         vec![BASE_ALLOCATION.to_owned()]
     }
 
     /// Appends the status of the range in one metadata context: runs in ascending order, which begin at
-    /// `offset_bytes` and lie within the range. It may stop before the end, but not before the first run, and appends at
-    /// most `max_extents`. Neighbours of the same status should be one run. May block. By default all of the range is
-    /// data.
+    /// `offset_bytes` and lie within the range. It may stop before the end, but not before the first run, and
+    /// appends at most `max_extents`. Neighbours of the same status should be one run. May block. By default
+    /// all of the range is data.
     ///
     /// # Errors
     /// When the context is not, or no longer, known, or the device failed.
@@ -246,7 +251,8 @@ impl DeviceErrorKind {
     }
 }
 
-/// A device could not carry a request out. The message is for the log: the protocol has room only for the kind.
+/// A device could not carry a request out. The message is for the log: the protocol has room only for the
+/// kind.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct DeviceError {
@@ -312,14 +318,14 @@ pub trait ExportCatalog: Send + Sync + 'static {
     /// All exports that the client may see.
     fn list(&self, client: &Client) -> Vec<ExportInfo>;
 
-    /// A part of [`list`](Self::list), which a client is sent part by part: at most `max` exports behind the first `skip`,
-    /// fewer only at the end. To be implemented by a catalog that may have many.
+    /// A part of [`list`](Self::list), which a client is sent part by part: at most `max` exports behind the
+    /// first `skip`, fewer only at the end. To be implemented by a catalog that may have many.
     fn list_part(&self, client: &Client, skip: usize, max: usize) -> Vec<ExportInfo> {
         self.list(client).into_iter().skip(skip).take(max).collect()
     }
 
-    /// One export's entry in [`list`](Self::list); for the empty name, that of the default export, if it is in it. To be
-    /// implemented by a catalog that may have many.
+    /// One export's entry in [`list`](Self::list); for the empty name, that of the default export, if it is
+    /// in it. To be implemented by a catalog that may have many.
     fn describe(&self, name: &str, client: &Client) -> Option<ExportInfo> {
         let mut list = self.list(client);
         let position = list.iter().position(|info| info.name == name);

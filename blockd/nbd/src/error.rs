@@ -1,4 +1,5 @@
-//! Errors of starting and stopping a server. What goes wrong on one connection ends that connection and is logged.
+//! Errors of starting and stopping a server. What goes wrong on one connection ends that connection and is
+//! logged.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! The requests of one connection that its device has taken along, until what they need is near; and whether anybody still
-//! wants to know what becomes of them.
+//! The requests of one connection that its device has taken along, until what they need is near; and whether
+//! anybody still wants to know what becomes of them.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -12,11 +12,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::worker::Job;
 
-/// A client is not replaced by another one in less than this: it takes three round trips to connect and negotiate, some 100 us here. The
-/// system call that checks the socket costs 0.3 us, a tenth of a small write.
+/// A client is not replaced by another one in less than this: it takes three round trips to connect and
+/// negotiate, some 100 us here. The system call that checks the socket costs 0.3 us, a tenth of a small
+/// write.
 const MIN_REPLACEMENT_TIME: Duration = Duration::from_micros(250);
-/// Age of input from which on a client of this host may have closed the connection and sent its requests again on another one: shorter
-/// than any request timeout of the kernel, and longer than a client that sends DISC and closes waits for a ring thread.
+/// Age of input from which on a client of this host may have closed the connection and sent its requests
+/// again on another one: shorter than any request timeout of the kernel, and longer than a client that sends
+/// DISC and closes waits for a ring thread.
 pub(crate) const LATE_AFTER: Duration = Duration::from_millis(500);
 
 /// See the module. Shared by a connection and its requests; the connection bounds how many there are.
@@ -43,22 +45,22 @@ struct Books {
 pub(crate) struct FarKey(u64);
 
 impl FarRequests {
-    /// Those of a client of this host, on this socket. The kernel closes the socket of a connection whose request timed out and
-    /// sends the request again on another one; the first copy must not be carried out after that. Such a client never
-    /// closes only one side.
+    /// Those of a client of this host, on this socket. The kernel closes the socket of a connection whose
+    /// request timed out and sends the request again on another one; the first copy must not be carried out
+    /// after that. Such a client never closes only one side.
     pub(crate) fn of_local(socket: Arc<OwnedFd>) -> Self {
         Self { local_peer: Some(socket), ..Self::default() }
     }
 
-    /// The result of a request that was received at `received` is of no use to its client any more. Checks the socket of a request that
-    /// waited for long, because the ring thread may be busy.
+    /// The result of a request that was received at `received` is of no use to its client any more. Checks
+    /// the socket of a request that waited for long, because the ring thread may be busy.
     pub(crate) fn is_abandoned(&self, received: Instant) -> bool {
         self.is_abandoned.load(Ordering::Relaxed)
             || received.elapsed() >= MIN_REPLACEMENT_TIME && self.has_hung_up()
     }
 
-    /// The client of this host had so much time since it sent what was received at `received` that it may have replaced the
-    /// connection, and has closed it.
+    /// The client of this host had so much time since it sent what was received at `received` that it may
+    /// have replaced the connection, and has closed it.
     pub(crate) fn is_stale(&self, received: Instant) -> bool {
         self.local_peer.is_some() && received.elapsed() >= LATE_AFTER && self.has_hung_up()
     }

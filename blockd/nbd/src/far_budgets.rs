@@ -1,5 +1,5 @@
-//! What connections to devices that may be far away have in flight: a part of what all may, and each source a part of that.
-//! So a source that keeps silent cannot bring everybody else to a halt.
+//! What connections to devices that may be far away have in flight: a part of what all may, and each source a
+//! part of that. So a source that keeps silent cannot bring everybody else to a halt.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -31,8 +31,8 @@ impl FarBudgets {
         }
     }
 
-    /// The budgets that a connection to a device with this source is held to as well, in the order in which they are taken
-    /// from.
+    /// The budgets that a connection to a device with this source is held to as well, in the order in which
+    /// they are taken from.
     pub(crate) fn of(&self, source: u128) -> Vec<Arc<Budget<Wake>>> {
         let mut by_source = self.by_source.lock();
         let known = by_source.get(&source).and_then(Weak::upgrade);

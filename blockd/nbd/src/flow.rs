@@ -1,4 +1,5 @@
-//! What a connection has in flight: replies to be sent, requests being carried out, and the bytes charged for both.
+//! What a connection has in flight: replies to be sent, requests being carried out, and the bytes charged for
+//! both.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,15 +12,17 @@ use crate::outbox::Outbox;
 use crate::reply::{ReplyTo, errno_text};
 use crate::worker::Work;
 
-/// Charged for every request on top of its payload: bounds the number of requests in flight, not only their bytes.
+/// Charged for every request on top of its payload: bounds the number of requests in flight, not only their
+/// bytes.
 pub(crate) const REQUEST_OVERHEAD_BYTES: u64 = 4096;
-/// What a connection may have in flight even when all connections together have used up theirs, in bytes: slow ones
-/// cannot bring the others to a halt.
+/// What a connection may have in flight even when all connections together have used up theirs, in bytes:
+/// slow ones cannot bring the others to a halt.
 pub(crate) const GUARANTEED_BYTES: u64 = 256 << 10;
-/// Requests of one connection that may wait for a worker or be with one. Some take long and cost next to no bytes: more
-/// of them would keep the workers from everybody else.
+/// Requests of one connection that may wait for a worker or be with one. Some take long and cost next to no
+/// bytes: more of them would keep the workers from everybody else.
 pub(crate) const MAX_JOBS: usize = 64;
-/// The same where the data of some may be far away: those keep no worker, and must not keep the others from theirs.
+/// The same where the data of some may be far away: those keep no worker, and must not keep the others from
+/// theirs.
 pub(crate) const MAX_JOBS_FAR: usize = 512;
 
 /// Wakes the ring thread of a connection that waits for the budget.
@@ -60,7 +63,8 @@ pub(crate) struct Flow {
     ticket: Option<Ticket>,
     /// Other budgets that are taken from before that of all.
     levies: Vec<Levy>,
-    /// What the request that waits has taken from the first ones of these: how many they are, and how many bytes.
+    /// What the request that waits has taken from the first ones of these: how many they are, and how many
+    /// bytes.
     paid: (usize, u64),
     limit_bytes: u64,
     /// A time at which the input that is taken up had not been received yet, or was just received.
@@ -93,8 +97,8 @@ impl Flow {
         self.jobs >= self.most_jobs
     }
 
-    /// The data of some requests may be far away; what is in flight is held to these budgets as well. Before the first
-    /// request.
+    /// The data of some requests may be far away; what is in flight is held to these budgets as well. Before
+    /// the first request.
     pub(crate) fn allow_for_far_data(&mut self, budgets: Vec<Arc<Budget<Wake>>>) {
         self.most_jobs = MAX_JOBS_FAR;
         self.levies = budgets.into_iter().map(|budget| Levy { budget, ticket: None }).collect();
@@ -142,13 +146,13 @@ impl Flow {
         true
     }
 
-    /// Takes bytes from each budget that is not for all, in their order, or waits at one of them. What was taken is kept
-    /// while the request waits for the next: those who hold that one do not wait for this.
+    /// Takes bytes from each budget that is not for all, in their order, or waits at one of them. What was
+    /// taken is kept while the request waits for the next: those who hold that one do not wait for this.
     fn pay(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
         let (count, paid_bytes) = self.paid;
         if paid_bytes != bytes {
-            // Replies that were sent meanwhile have made the request's part of what is shared smaller. It cannot have grown: what a
-            // request is charged is settled when it is first tried.
+            // Replies that were sent meanwhile have made the request's part of what is shared smaller. It
+            // cannot have grown: what a request is charged is settled when it is first tried.
             for levy in self.levies.iter().take(count) {
                 levy.budget.release(paid_bytes.saturating_sub(bytes));
             }

@@ -1,8 +1,9 @@
 //! The queue of the threads that sync: flushes by device, and other requests that sync.
 //!
-//! A flush takes as long as the disk needs, and covers everything that was answered before it began. So a device has one flush
-//! under way at a time, of all its connections together; the ones that arrive meanwhile wait without a thread, and the
-//! next one answers all of them. A flush is answered only by one that began after it arrived.
+//! A flush takes as long as the disk needs, and covers everything that was answered before it began. So a
+//! device has one flush under way at a time, of all its connections together; the ones that arrive meanwhile
+//! wait without a thread, and the next one answers all of them. A flush is answered only by one that began
+//! after it arrived.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -45,8 +46,8 @@ pub(crate) struct SyncItems {
 #[derive(Default)]
 struct Books {
     items: VecDeque<SyncItem>,
-    /// There is an entry from the first flush on until no more wait when one ends. Each flush belongs to a connection, which bounds
-    /// how many it has.
+    /// There is an entry from the first flush on until no more wait when one ends. Each flush belongs to a
+    /// connection, which bounds how many it has.
     waiting: HashMap<FlushKey, Vec<Job>>,
     /// Nobody adds requests any more.
     is_closed: bool,

@@ -1,5 +1,6 @@
-//! The negotiation of one connection as a state machine without I/O: bytes go in, replies and decisions come out.
-//! Where it needs the export catalog it says so with a [`Lookup`], which may be resolved on another thread.
+//! The negotiation of one connection as a state machine without I/O: bytes go in, replies and decisions come
+//! out. Where it needs the export catalog it says so with a [`Lookup`], which may be resolved on another
+//! thread.
 
 use std::fmt;
 
@@ -145,8 +146,8 @@ impl Handshake {
         }
     }
 
-    /// TLS has been started: what was agreed on before, save the client flags, could be somebody else's wish and is
-    /// forgotten.
+    /// TLS has been started: what was agreed on before, save the client flags, could be somebody else's wish
+    /// and is forgotten.
     pub fn secured(&mut self) {
         let (no_zeroes, fixed_newstyle) = (self.no_zeroes, self.fixed_newstyle);
         *self = Self { state: State::Option, no_zeroes, fixed_newstyle, ..Self::with_tls(TlsStage::Active) };
@@ -162,9 +163,9 @@ impl Handshake {
         bytes
     }
 
-    /// Takes at most one message from the front of `input`, appends the replies to `out`, and returns how many
-    /// bytes were consumed. A message is up to [`MAX_OPTION_LEN_BYTES`] + 16 bytes long: `input` must be able to
-    /// grow that far.
+    /// Takes at most one message from the front of `input`, appends the replies to `out`, and returns how
+    /// many bytes were consumed. A message is up to [`MAX_OPTION_LEN_BYTES`] + 16 bytes long: `input` must be
+    /// able to grow that far.
     pub fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Step) {
         match &mut self.state {
             State::ClientFlags => match input.first_chunk::<4>() {
@@ -353,7 +354,8 @@ impl Handshake {
         Step::Continue
     }
 
-    /// What holds for the transmission phase with an export. Contexts that were chosen for another one do not.
+    /// What holds for the transmission phase with an export. Contexts that were chosen for another one do
+    /// not.
     fn agreed(&mut self, name: &str) -> Agreed {
         let chosen = self.contexts.take().filter(|(chosen_for, _)| chosen_for == name);
         Agreed { mode: self.mode, contexts: chosen.map(|(_, contexts)| contexts).unwrap_or_default() }
@@ -377,7 +379,8 @@ impl Handshake {
         })
     }
 
-    /// Goes on with what the catalog said to the last [`Step::Lookup`]. An answer that was not asked for changes nothing.
+    /// Goes on with what the catalog said to the last [`Step::Lookup`]. An answer that was not asked for
+    /// changes nothing.
     pub fn answer(&mut self, answer: Answer, out: &mut Vec<u8>) -> Step {
         match (std::mem::replace(&mut self.state, State::Option), answer) {
             (State::List { skip }, Answer::List(list)) => {

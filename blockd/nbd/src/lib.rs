@@ -1,7 +1,8 @@
 //! NBD: the wire protocol, and an io_uring server for anything that implements [`BlockDevice`].
 //!
-//! A few ring threads own the sockets: each has an io_uring, receives requests, tries to carry them out at once and
-//! sends the replies. What may block goes to worker threads and comes back through the ring thread's mailbox.
+//! A few ring threads own the sockets: each has an io_uring, receives requests, tries to carry them out at
+//! once and sends the replies. What may block goes to worker threads and comes back through the ring thread's
+//! mailbox.
 //!
 //! ```text
 //! Server ── listener (unix, TCP) ──► ring_thread 0..N ── ring (io_uring)
@@ -13,8 +14,8 @@
 //!                                        └──────── tls ── tls_identity           after STARTTLS
 //! ```
 //!
-//! Everything from `connection` downwards is without I/O: it is given bytes and results, and says what to do next.
-//! `PROTOCOL.md` lists what of the protocol is served.
+//! Everything from `connection` downwards is without I/O: it is given bytes and results, and says what to do
+//! next. `PROTOCOL.md` lists what of the protocol is served.
 
 mod budget;
 mod buffer_pool;
@@ -41,7 +42,6 @@ mod mailbox;
 pub mod meta_context;
 mod options;
 mod outbox;
-mod patience;
 pub mod reply;
 pub mod request;
 mod ring;
@@ -56,6 +56,7 @@ mod tls;
 mod tls_identity;
 mod tls_names;
 mod tls_option;
+mod transfer_deadline;
 mod transmission;
 mod vigil;
 mod wire;

@@ -1,6 +1,6 @@
-//! Connections at their end that have said everything. They are closed for writing, and what the client still sends is
-//! received and thrown away until it closes too, for a moment at most: closing a socket with something unread resets the
-//! connection, and the client could lose replies that are on their way.
+//! Connections at their end that have said everything. They are closed for writing, and what the client still
+//! sends is received and thrown away until it closes too, for a moment at most: closing a socket with
+//! something unread resets the connection, and the client could lose replies that are on their way.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::connection_count::Place;
 
 /// How long a client may take to close its side.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// What is received at once.
 pub(crate) const SCRAP_BYTES: usize = 16 << 10;
 
@@ -34,7 +34,7 @@ impl Lingering {
 
     /// Adds a socket; its index, and when to look at it again.
     pub(crate) fn insert(&mut self, socket: Arc<OwnedFd>, place: Place, now: Instant) -> (usize, Instant) {
-        let until = now.checked_add(PATIENCE).unwrap_or(now);
+        let until = now.checked_add(TIMEOUT).unwrap_or(now);
         let entry = Some(Entry { socket, until, is_over: false, _place: place });
         let index = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);

@@ -23,7 +23,8 @@ const BACKLOG: i32 = 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
-/// So is one that does not acknowledge what it was sent: there is no keep-alive while something is on its way.
+/// So is one that does not acknowledge what it was sent: there is no keep-alive while something is on its
+/// way.
 const UNACKNOWLEDGED_MS: u32 = 120_000;
 
 /// A listening socket.
@@ -50,8 +51,9 @@ impl fmt::Display for Peer {
 }
 
 impl Listener {
-    /// Listens on a TCP address; returns the address that it got. It is tried once: after a kill the kernel takes the
-    /// ring of the dead process down some time later, and until then its sockets keep their addresses.
+    /// Listens on a TCP address; returns the address that it got. It is tried once: after a kill the kernel
+    /// takes the ring of the dead process down some time later, and until then its sockets keep their
+    /// addresses.
     pub(crate) fn tcp(addr: SocketAddr) -> Result<(Self, SocketAddr), NbdError> {
         let bound = TcpListener::bind(addr);
         let bound = bound.and_then(|socket| Ok((socket.local_addr()?, socket)));
@@ -59,8 +61,8 @@ impl Listener {
         Ok((Self { socket: Arc::new(OwnedFd::from(socket)), is_tcp: true }, local_addr))
     }
 
-    /// Listens on a unix socket that only its owner can connect to. A socket at the path that nobody answers on is
-    /// replaced.
+    /// Listens on a unix socket that only its owner can connect to. A socket at the path that nobody answers
+    /// on is replaced.
     pub(crate) fn unix(path: &Path) -> Result<(Self, UnixSocketFile), NbdError> {
         let failed =
             |doing| move |source: io::Error| NbdError::BindUnix { path: path.to_owned(), doing, source };

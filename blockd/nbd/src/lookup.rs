@@ -1,5 +1,5 @@
-//! What a negotiation asks the export catalog, and what that answers. A list is asked for in parts, so that one with very
-//! many exports costs no more memory than any other, however slowly it is read.
+//! What a negotiation asks the export catalog, and what that answers. A list is asked for in parts, so that
+//! one with very many exports costs no more memory than any other, however slowly it is read.
 
 use std::sync::Arc;
 

@@ -67,7 +67,8 @@ impl<M> Mailbox<M> {
         self.queue.pop()
     }
 
-    /// The thread is about to sleep: from here on, posting wakes it. `false` if there is something to do first.
+    /// The thread is about to sleep: from here on, posting wakes it. `false` if there is something to do
+    /// first.
     pub(crate) fn may_sleep(&self) -> bool {
         self.awake.store(false, Ordering::SeqCst);
         if self.queue.is_empty() {

@@ -1,7 +1,7 @@
 //! Metadata contexts in the negotiation: what a client asks for, and which of an export's contexts it means.
 //!
-//! A query is the full name of a context, `namespace:name`. In a list it may also end with a colon, and then means
-//! everything that begins with it: `base:`, `qemu:`, `qemu:dirty-bitmap:`.
+//! A query is the full name of a context, `namespace:name`. In a list it may also end with a colon, and then
+//! means everything that begins with it: `base:`, `qemu:`, `qemu:dirty-bitmap:`.
 
 use std::collections::HashSet;
 
@@ -69,7 +69,8 @@ pub(crate) fn select(contexts: Vec<String>, queries: &[String]) -> Vec<MetaConte
     (1..).zip(chosen).map(|(id, name)| MetaContext { id, name }).collect()
 }
 
-/// Appends the `NBD_REP_META_CONTEXT` of one context. One with a name that the protocol cannot carry is left out.
+/// Appends the `NBD_REP_META_CONTEXT` of one context. One with a name that the protocol cannot carry is left
+/// out.
 pub(crate) fn put_context(out: &mut Vec<u8>, option: u32, id: u32, name: &str) {
     if name.len() <= MAX_NAME_LEN_BYTES {
         put_reply(out, option, NBD_REP_META_CONTEXT, &[&id.to_be_bytes(), name.as_bytes()]);

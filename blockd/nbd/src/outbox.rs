@@ -1,5 +1,5 @@
-//! Replies that wait to be sent on one connection: small ones are gathered into batches, large ones go out from the
-//! buffer that they were read into. Small and large take turns, as replies may go out in any order.
+//! Replies that wait to be sent on one connection: small ones are gathered into batches, large ones go out
+//! from the buffer that they were read into. Small and large take turns, as replies may go out in any order.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -35,7 +35,8 @@ impl Outbox {
             && self.open.as_ref().is_none_or(|chunk| chunk.range.is_empty())
     }
 
-    /// Room for `len_bytes`, at most [`BATCH_BYTES`], at the end of the open batch. It is sent once it is committed.
+    /// Room for `len_bytes`, at most [`BATCH_BYTES`], at the end of the open batch. It is sent once it is
+    /// committed.
     pub(crate) fn reserve(&mut self, len_bytes: usize, pool: &mut BufferPool) -> &mut [u8] {
         if let Some(chunk) = self.open.take_if(|chunk| chunk.range.end + len_bytes > BATCH_BYTES) {
             self.full.push_back(chunk);
@@ -66,8 +67,8 @@ impl Outbox {
         self.commit(len_bytes, charge_bytes);
     }
 
-    /// Appends a successful read's reply that goes out from `buffer`, which holds `len_bytes` of data. The header takes
-    /// the room before the payload, so it is at most [`HEADROOM_BYTES`] long.
+    /// Appends a successful read's reply that goes out from `buffer`, which holds `len_bytes` of data. The
+    /// header takes the room before the payload, so it is at most [`HEADROOM_BYTES`] long.
     pub(crate) fn push_large(
         &mut self,
         header: &[u8],

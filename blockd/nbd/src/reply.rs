@@ -1,5 +1,6 @@
-//! Replies of the transmission phase, byte for byte: simple ones, and the chunks of structured ones with compact or
-//! extended headers. Which kind a client gets was negotiated; [`ReplyTo`] carries that with the request's cookie.
+//! Replies of the transmission phase, byte for byte: simple ones, and the chunks of structured ones with
+//! compact or extended headers. Which kind a client gets was negotiated; [`ReplyTo`] carries that with the
+//! request's cookie.
 
 use std::ops::Deref;
 
@@ -114,8 +115,8 @@ impl ReplyTo {
         bytes
     }
 
-    /// What stands before `len_bytes` of a read's data that lie at `offset_bytes`; `done` if nothing follows them. A
-    /// simple reply has all of its data in one piece.
+    /// What stands before `len_bytes` of a read's data that lie at `offset_bytes`; `done` if nothing follows
+    /// them. A simple reply has all of its data in one piece.
     #[must_use]
     pub fn data(&self, offset_bytes: u64, len_bytes: usize, done: bool) -> Header {
         match self.mode {

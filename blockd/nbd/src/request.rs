@@ -1,6 +1,6 @@
 //! Requests of the transmission phase: decoding their headers, and deciding whether they may be carried out.
-//! The decision needs nothing but the export's size, whether it is read-only, and what was negotiated, so it can be
-//! tested without an export.
+//! The decision needs nothing but the export's size, whether it is read-only, and what was negotiated, so it
+//! can be tested without an export.
 
 use crate::constants::*;
 use crate::device::ZeroFlags;
@@ -36,8 +36,8 @@ pub struct Terms {
 }
 
 impl Request {
-    /// Decodes a request with a compact header, or returns `None` if the magic is wrong (the stream is out of step and
-    /// cannot be used on).
+    /// Decodes a request with a compact header, or returns `None` if the magic is wrong (the stream is out of
+    /// step and cannot be used on).
     #[must_use]
     pub fn decode(bytes: &[u8; REQUEST_LEN_BYTES]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
@@ -97,8 +97,8 @@ impl Request {
 
     /// Bytes of data that follow the request on the wire.
     ///
-    /// With extended headers that is what `NBD_CMD_FLAG_PAYLOAD_LEN` says, but a write's data is there without it as well:
-    /// qemu 10.0 leaves the flag out.
+    /// With extended headers that is what `NBD_CMD_FLAG_PAYLOAD_LEN` says, but a write's data is there
+    /// without it as well: qemu 10.0 leaves the flag out.
     #[must_use]
     pub fn payload_len_bytes(&self, mode: ReplyMode) -> u64 {
         let has_payload = match mode {

@@ -1,9 +1,9 @@
-//! A safe face of io_uring for sockets: every operation takes its buffer and gives it back with the completion.
-//! All `unsafe` code of the server is here.
+//! A safe face of io_uring for sockets: every operation takes its buffer and gives it back with the
+//! completion. All `unsafe` code of the server is here.
 //!
-//! An operation's buffer and descriptor are put in the in-flight table before the operation is pushed, and leave it
-//! when its completion has been reaped. A ring that is dropped cancels what is in flight and waits for it; should
-//! that fail, the table is leaked rather than freed under the kernel.
+//! An operation's buffer and descriptor are put in the in-flight table before the operation is pushed, and
+//! leave it when its completion has been reaped. A ring that is dropped cancels what is in flight and waits
+//! for it; should that fail, the table is leaked rather than freed under the kernel.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -31,8 +31,8 @@ const DRAIN_WAIT: Duration = Duration::from_millis(100);
 pub(crate) struct Transfer {
     pub(crate) buffer: Buffer,
     pub(crate) range: Range<usize>,
-    /// A send is complete only when all of the range was moved, or the connection failed. A receive never waits for
-    /// all of it: that would hide whether anything comes.
+    /// A send is complete only when all of the range was moved, or the connection failed. A receive never
+    /// waits for all of it: that would hide whether anything comes.
     pub(crate) all: bool,
 }
 
@@ -129,7 +129,8 @@ impl Ring {
         self.push(index, entry);
     }
 
-    /// Asks the kernel to give up the operations with this tag; they complete with an error, if they still can.
+    /// Asks the kernel to give up the operations with this tag; they complete with an error, if they still
+    /// can.
     pub(crate) fn cancel(&mut self, tag: u64) {
         for index in 0..self.in_flight.len() {
             if self.in_flight[index].as_ref().is_some_and(|operation| operation.tag == tag) {
@@ -138,8 +139,8 @@ impl Ring {
         }
     }
 
-    /// Hands everything that was started to the kernel, and returns what tells, at the cost of a look into memory,
-    /// whether a wait would end at once.
+    /// Hands everything that was started to the kernel, and returns what tells, at the cost of a look into
+    /// memory, whether a wait would end at once.
     ///
     /// # Errors
     /// When the kernel refuses to go on with this ring.
@@ -212,9 +213,10 @@ impl Ring {
 
     fn push(&mut self, index: usize, entry: squeue::Entry) {
         let entry = entry.user_data(index as u64);
-        // SAFETY: the entry's pointer, if it has one, leads into the buffer that the in-flight table owns under `index`; the table
-        // keeps it, and the descriptor, until the completion with this index has been reaped, also when the ring
-        // is dropped (see `Drop`). Nothing touches the buffer in between: it is reachable through the table only.
+        // SAFETY: the entry's pointer, if it has one, leads into the buffer that the in-flight table owns
+        // under `index`; the table keeps it, and the descriptor, until the completion with this index has
+        // been reaped, also when the ring is dropped (see `Drop`). Nothing touches the buffer in between: it
+        // is reachable through the table only.
         let pushed = unsafe { push_or_submit(&mut self.uring, &entry) };
         if let Err(error) = pushed
             && let Some(operation) = self.remove(index)

@@ -1,4 +1,5 @@
-//! The loop of one ring thread: waits for completions and messages, tells the connections, and starts what they ask for.
+//! The loop of one ring thread: waits for completions and messages, tells the connections, and starts what
+//! they ask for.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -45,34 +45,35 @@ pub struct ServerConfig {
     pub ring_threads: usize,
     /// Threads for requests that may block, and as many again for those that make data durable. Default 8.
     pub worker_threads: usize,
-    /// Connections beyond this many are closed at once; a quarter of them, at most 64, is kept for the unix socket.
-    /// Default 1024.
+    /// Connections beyond this many are closed at once; a quarter of them, at most 64, is kept for the unix
+    /// socket. Default 1024.
     pub max_connections: usize,
     /// How long a client may take to get from connecting to transmission. Default 10 s.
     pub handshake_timeout: Duration,
-    /// How long a connection in transmission may receive and answer nothing before it is closed; those of unix sockets, which
-    /// may be this host's devices, are not. Default: for ever.
+    /// How long a connection in transmission may receive and answer nothing before it is closed; those of
+    /// unix sockets, which may be this host's devices, are not. Default: for ever.
     pub idle_timeout: Option<Duration>,
     /// How long a connection that is ending, because the client disconnects, may take to carry out its last
     /// requests and send their replies. Default 30 s.
     pub drain_timeout: Duration,
-    /// How long a client may take to read 1 MiB of its replies, or the rest of them, while others wait for the memory that
-    /// they hold. Default 60 s.
+    /// How long a client may take to read 1 MiB of its replies, or the rest of them, while others wait for
+    /// the memory that they hold. Default 60 s.
     pub stalled_send_timeout: Duration,
-    /// How long a client that has announced a payload may take to send 1 MiB of it, or the rest, while others wait for the
-    /// memory that is kept for it. Default 10 s.
+    /// How long a client that has announced a payload may take to send 1 MiB of it, or the rest, while others
+    /// wait for the memory that is kept for it. Default 10 s.
     pub stalled_receive_timeout: Duration,
     /// How long [`Server::shutdown`] lets requests in flight finish. Default 10 s.
     pub shutdown_timeout: Duration,
-    /// Payload bytes, plus 4 KiB a request, that one connection may have in flight; it is not received from beyond
-    /// that. A single request of any size is always taken. Default 64 MiB.
+    /// Payload bytes, plus 4 KiB a request, that one connection may have in flight; it is not received from
+    /// beyond that. A single request of any size is always taken. Default 64 MiB.
     pub in_flight_bytes_per_connection: u64,
-    /// The same for all connections together; each may have 256 KiB beyond it. Those to devices that may be far away have at
-    /// most half of it, and those to one source an eighth. Default 512 MiB.
+    /// The same for all connections together; each may have 256 KiB beyond it. Those to devices that may be
+    /// far away have at most half of it, and those to one source an eighth. Default 512 MiB.
     pub in_flight_bytes_total: u64,
     /// Certificates for TLS.
     pub tls: Option<Arc<TlsIdentity>>,
-    /// Whether TCP is served over TLS. Default: it is not, so anybody who gets there can read and write everything.
+    /// Whether TCP is served over TLS. Default: it is not, so anybody who gets there can read and write
+    /// everything.
     pub tcp_tls: TlsMode,
     /// Whether the unix socket is served over TLS. Default: it is not.
     pub unix_tls: TlsMode,
@@ -183,7 +184,8 @@ impl Server {
     /// Starts listening and serving.
     ///
     /// # Errors
-    /// When a setting makes no sense, an address cannot be listened on, or the system gives no io_uring or threads.
+    /// When a setting makes no sense, an address cannot be listened on, or the system gives no io_uring or
+    /// threads.
     #[allow(clippy::needless_pass_by_value, reason = "the server takes its settings and catalog over")]
     pub fn start(config: ServerConfig, catalog: Arc<dyn ExportCatalog>) -> Result<Self, NbdError> {
         config.check()?;
@@ -344,18 +346,19 @@ impl Server {
         self.unix_path.as_deref()
     }
 
-    /// Has `listener` called when the server accepts no more connections although nobody stopped it; at once if it is
-    /// so already. It is then to be shut down: what it still serves ends with its connections.
+    /// Has `listener` called when the server accepts no more connections although nobody stopped it; at once
+    /// if it is so already. It is then to be shut down: what it still serves ends with its connections.
     pub fn on_failure(&self, listener: FailureListener) {
         self.failure.listen(listener);
     }
 
-    /// Stops: accepts no more connections and takes no more requests, lets those in flight finish and be answered
-    /// until the shutdown timeout, closes the connections, ends the threads and removes the unix socket. Does
-    /// nothing when called again.
+    /// Stops: accepts no more connections and takes no more requests, lets those in flight finish and be
+    /// answered until the shutdown timeout, closes the connections, ends the threads and removes the unix
+    /// socket. Does nothing when called again.
     ///
     /// # Errors
-    /// When a device still keeps a thread busy after the timeout; the thread ends by itself once the device lets it.
+    /// When a device still keeps a thread busy after the timeout; the thread ends by itself once the device
+    /// lets it.
     pub fn shutdown(&mut self) -> Result<(), NbdError> {
         let Some(running) = self.running.take() else {
             return Ok(());
@@ -425,7 +428,7 @@ mod tests {
     use crate::constants::GREETING_LEN_BYTES;
     use crate::device::{BlockDevice, Client, ExportError, ExportInfo};
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
     struct Nothing;
 
@@ -449,23 +452,23 @@ mod tests {
         let (sender, failed) = bounded(1);
         server.on_failure(Box::new(move || sender.send(()).unwrap()));
         mailboxes[1].post(Message::Die);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !mailboxes[1].is_dead() {
             assert!(Instant::now() < deadline, "it lives");
             std::thread::yield_now();
         }
         for _ in 0..6 {
             let mut client = UnixStream::connect(&path).unwrap();
-            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.set_read_timeout(Some(TIMEOUT)).unwrap();
             client.read_exact(&mut [0; GREETING_LEN_BYTES]).unwrap();
         }
         assert!(failed.try_recv().is_err());
         mailboxes[0].post(Message::Die);
-        failed.recv_timeout(PATIENCE).unwrap();
+        failed.recv_timeout(TIMEOUT).unwrap();
         // Whoever asks too late is told all the same.
         let (sender, failed) = bounded(1);
         server.on_failure(Box::new(move || sender.send(()).unwrap()));
-        failed.recv_timeout(PATIENCE).unwrap();
+        failed.recv_timeout(TIMEOUT).unwrap();
         server.shutdown().unwrap();
     }
 }

@@ -1,8 +1,8 @@
 //! Long reads for clients that know structured replies: zeroes are told, not sent.
 //!
-//! The data is read to where it would be anyway, and then moved together in the same buffer, each piece behind its own
-//! header. What a header needs is less than the hole before it, and the first one goes into the buffer's headroom, so
-//! nothing is ever written over data that has yet to be moved.
+//! The data is read to where it would be anyway, and then moved together in the same buffer, each piece
+//! behind its own header. What a header needs is less than the hole before it, and the first one goes into
+//! the buffer's headroom, so nothing is ever written over data that has yet to be moved.
 
 use crate::buffer_pool::{Buffer, HEADROOM_BYTES};
 use crate::constants::{BASE_ALLOCATION, STATE_ZERO};
@@ -25,8 +25,8 @@ struct Piece {
     is_hole: bool,
 }
 
-/// Reads `len_bytes` from `to`'s offset on into chunks, if there are holes worth telling of; `None` if there are not, or
-/// the client would not understand: then nothing was read.
+/// Reads `len_bytes` from `to`'s offset on into chunks, if there are holes worth telling of; `None` if there
+/// are not, or the client would not understand: then nothing was read.
 pub(crate) fn read_with_holes(
     device: &dyn BlockDevice,
     to: &ReplyTo,

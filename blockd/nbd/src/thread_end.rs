@@ -1,5 +1,6 @@
-//! Noticing the end of a ring thread, however it comes: a ring that fails, or a panic. Connections are handed to it no
-//! longer, and if it was the one that accepts them, whoever started the server is told that it serves no more.
+//! Noticing the end of a ring thread, however it comes: a ring that fails, or a panic. Connections are handed
+//! to it no longer, and if it was the one that accepts them, whoever started the server is told that it
+//! serves no more.
 
 use std::sync::Arc;
 

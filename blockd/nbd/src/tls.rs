@@ -1,8 +1,8 @@
-//! The TLS session of one connection, without I/O: received bytes go in, what the client says comes out, and replies
-//! become bytes to send.
+//! The TLS session of one connection, without I/O: received bytes go in, what the client says comes out, and
+//! replies become bytes to send.
 //!
-//! Plaintext is decrypted only for somebody who takes it, and replies are encrypted only into a buffer that is sent next;
-//! so a session holds one buffer of each kind, whatever its client does.
+//! Plaintext is decrypted only for somebody who takes it, and replies are encrypted only into a buffer that
+//! is sent next; so a session holds one buffer of each kind, whatever its client does.
 
 use std::ops::Range;
 
@@ -43,7 +43,8 @@ pub(crate) struct SealError(pub(crate) &'static str);
 pub(crate) struct TlsSession {
     session: UnbufferedServerConnection,
     incoming: Incoming,
-    /// Plaintext that had to be decrypted and was not taken yet: never more than was received into one buffer.
+    /// Plaintext that had to be decrypted and was not taken yet: never more than was received into one
+    /// buffer.
     plain: Vec<u8>,
     plain_start: usize,
     /// Records of the session itself, to be sent before anything that is encrypted later.
@@ -53,7 +54,8 @@ pub(crate) struct TlsSession {
     is_established: bool,
     /// Bytes were received that the handshake has not seen.
     has_news: bool,
-    /// The client has said that it sends nothing more. The session says so once, to whoever asks it for anything.
+    /// The client has said that it sends nothing more. The session says so once, to whoever asks it for
+    /// anything.
     peer_closed: bool,
     /// Nothing more can be encrypted: our end was announced, or the session is broken.
     is_over: bool,
@@ -107,7 +109,8 @@ impl TlsSession {
         self.has_news = true;
     }
 
-    /// The handshake is not done: what was received is for [`shake_hands`](Self::shake_hands), if there is anything new.
+    /// The handshake is not done: what was received is for [`shake_hands`](Self::shake_hands), if there is
+    /// anything new.
     pub(crate) fn is_handshaking(&self) -> bool {
         self.session.is_handshaking() && !self.is_over
     }
@@ -117,7 +120,8 @@ impl TlsSession {
         self.has_news
     }
 
-    /// Takes the handshake as far as what was received goes. This computes keys and signatures, for a millisecond and more.
+    /// Takes the handshake as far as what was received goes. This computes keys and signatures, for a
+    /// millisecond and more.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -169,8 +173,8 @@ impl TlsSession {
         }
     }
 
-    /// Puts what the session has to say about its failure to the records. It must not see its input again for that: it
-    /// would fail again.
+    /// Puts what the session has to say about its failure to the records. It must not see its input again for
+    /// that: it would fail again.
     fn take_alert(&mut self) {
         while self.session.wants_write() {
             let UnbufferedStatus { state, .. } = self.session.process_tls_records(self.incoming.unread_mut());
@@ -203,8 +207,8 @@ impl TlsSession {
         )
     }
 
-    /// The next bytes to send: as many replies as one send takes. With `finish`, the announcement of our end goes
-    /// behind the last of them.
+    /// The next bytes to send: as many replies as one send takes. With `finish`, the announcement of our end
+    /// goes behind the last of them.
     ///
     /// # Errors
     /// When nothing can be encrypted any more.
@@ -278,8 +282,8 @@ impl TlsSession {
         Ok(())
     }
 
-    /// Encrypts as much of a chunk as there is room for, behind what is there; `None` if there is none, or records must
-    /// go first.
+    /// Encrypts as much of a chunk as there is room for, behind what is there; `None` if there is none, or
+    /// records must go first.
     fn seal_some(&mut self, sealed: &mut Sealed, chunk: &mut Chunk) -> Result<Option<usize>, SealError> {
         let len_bytes = sealed.plain_room_bytes().min(chunk.range.len());
         if len_bytes == 0 || !self.records.is_empty() {
@@ -348,7 +352,8 @@ impl TlsSession {
         self.incoming.discard(pool);
     }
 
-    /// Lets the session work on what was received until there is plaintext, or it can encrypt, or it needs more.
+    /// Lets the session work on what was received until there is plaintext, or it can encrypt, or it needs
+    /// more.
     fn drive(&mut self, mut plain: Option<&mut [u8]>, mut seal: Seal<'_>) -> Result<Driven, rustls::Error> {
         loop {
             let UnbufferedStatus { mut discard, state } =
@@ -437,8 +442,9 @@ impl Sealed {
     }
 }
 
-/// Received bytes that the session has not used up. It must see them whenever it is asked for anything, also while the
-/// buffer is away for a receive: then from a copy, which is no longer than one record or handshake message.
+/// Received bytes that the session has not used up. It must see them whenever it is asked for anything, also
+/// while the buffer is away for a receive: then from a copy, which is no longer than one record or handshake
+/// message.
 struct Incoming {
     buffer: Option<Buffer>,
     range: Range<usize>,

@@ -1,5 +1,5 @@
-//! Who the server is, and whom it trusts: certificate, key and the clients' authorities, read from PEM files and read
-//! again when they were renewed.
+//! Who the server is, and whom it trusts: certificate, key and the clients' authorities, read from PEM files
+//! and read again when they were renewed.
 
 use std::fs::Metadata;
 use std::io;
@@ -19,7 +19,7 @@ use rustls::{InconsistentKeys, RootCertStore, SupportedCipherSuite};
 use zeroize::Zeroizing;
 
 /// The longest file that is read for a private key, in bytes.
-const KEY_FILE_LEN_MOST: u64 = 64 << 10;
+const MAX_KEY_FILE_LEN: u64 = 64 << 10;
 
 /// Where the server's certificate and key are, and the authorities that it trusts; all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +30,9 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// The authorities of client certificates. If set, a client must have a certificate of one of them.
     pub client_ca: Option<PathBuf>,
-    /// Their revocation lists, if clients are to be looked up in them. Then there must be one of each authority that
-    /// signed a client's certificate, or one that leads to it; one that is out of date counts all the same.
+    /// Their revocation lists, if clients are to be looked up in them. Then there must be one of each
+    /// authority that signed a client's certificate, or one that leads to it; one that is out of date counts
+    /// all the same.
     pub client_crl: Option<PathBuf>,
 }
 
@@ -189,8 +190,8 @@ fn stamps(files: &TlsFiles) -> Vec<Option<FileStamp>> {
     paths.into_iter().map(|path| path?.metadata().ok().map(stamp)).collect()
 }
 
-/// What there is to encrypt with. TLS 1.2 has no way to change keys, and with AES-GCM they are used up after 2^24 records,
-/// which is 256 GiB: only ChaCha20 lasts there. TLS 1.3 changes them by itself.
+/// What there is to encrypt with. TLS 1.2 has no way to change keys, and with AES-GCM they are used up after
+/// 2^24 records, which is 256 GiB: only ChaCha20 lasts there. TLS 1.3 changes them by itself.
 fn provider() -> CryptoProvider {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.cipher_suites.retain(|suite| match suite {
@@ -221,7 +222,8 @@ fn read(files: &TlsFiles) -> Result<rustls::ServerConfig, TlsError> {
         Err(source) => return Err(pair(source)),
     }
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-    // Connections last, so resumption saves little; and who resumes would not be asked for a certificate again.
+    // Connections last, so resumption saves little; and who resumes would not be asked for a certificate
+    // again.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
@@ -280,12 +282,12 @@ fn private_key(path: &Path) -> Result<Arc<dyn SigningKey>, TlsError> {
         return Err(TlsError::KeyMode { path: path.to_owned(), mode });
     }
     let unusable = |reason: String| TlsError::Content { what, path: path.to_owned(), reason };
-    if found.len() > KEY_FILE_LEN_MOST {
+    if found.len() > MAX_KEY_FILE_LEN {
         return Err(unusable(format!("it has {} bytes, which no key has", found.len())));
     }
     // All of it at once: a buffer that grows leaves copies behind.
-    let mut text = Zeroizing::new(Vec::with_capacity(KEY_FILE_LEN_MOST as usize));
-    io::Read::read_to_end(&mut io::Read::take(&mut file, KEY_FILE_LEN_MOST), &mut text).map_err(failed)?;
+    let mut text = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE_LEN as usize));
+    io::Read::read_to_end(&mut io::Read::take(&mut file, MAX_KEY_FILE_LEN), &mut text).map_err(failed)?;
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| unusable(error.to_string()))?;
     let key = Zeroizing::new(key);
     any_supported_type(&key).map_err(|error| unusable(error.to_string()))

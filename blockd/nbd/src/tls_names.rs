@@ -1,5 +1,6 @@
-//! The names in a client's certificate: its subject's common name, and its alternative names that are DNS names, e-mail
-//! addresses or URIs. The certificate has been verified before, so whatever is odd here is left out, not reported.
+//! The names in a client's certificate: its subject's common name, and its alternative names that are DNS
+//! names, e-mail addresses or URIs. The certificate has been verified before, so whatever is odd here is left
+//! out, not reported.
 
 /// DER tags.
 const BOOLEAN: u8 = 0x01;
@@ -25,8 +26,8 @@ const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 17];
 /// A certificate that names more is cut off here.
 const MAX_NAMES: usize = 64;
 
-/// The names in a certificate (DER), each once and at most 64 of them: the common name of its subject, and its alternative
-/// names that are DNS names, e-mail addresses or URIs.
+/// The names in a certificate (DER), each once and at most 64 of them: the common name of its subject, and
+/// its alternative names that are DNS names, e-mail addresses or URIs.
 #[must_use]
 pub fn certificate_names(der: &[u8]) -> Vec<String> {
     let mut names = Vec::new();

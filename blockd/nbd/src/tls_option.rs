@@ -1,5 +1,5 @@
-//! `NBD_OPT_STARTTLS`, and what is refused until it has been used: the modes `NOTLS`, `SELECTIVETLS` and `FORCEDTLS` of
-//! the protocol document.
+//! `NBD_OPT_STARTTLS`, and what is refused until it has been used: the modes `NOTLS`, `SELECTIVETLS` and
+//! `FORCEDTLS` of the protocol document.
 
 use crate::constants::*;
 use crate::options::Refusal;

@@ -1,4 +1,5 @@
-//! Connections over TLS without sockets, with a rustls client at the other end: the same promises as without TLS.
+//! Connections over TLS without sockets, with a rustls client at the other end: the same promises as without
+//! TLS.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! The transmission phase of one connection, without I/O: takes requests from the received bytes, carries out what
-//! can be done at once, and hands the rest to the threads that may block.
+//! The transmission phase of one connection, without I/O: takes requests from the received bytes, carries out
+//! what can be done at once, and hands the rest to the threads that may block.
 
 use std::sync::Arc;
 
@@ -29,13 +29,14 @@ pub(crate) struct Transmission {
     terms: Terms,
     contexts: Arc<[MetaContext]>,
     input: Input,
-    /// The last request was a write with a buffer of its own, and the next one likely is: receive no more than its
-    /// header, so that its payload need not be copied out of the inbox.
+    /// The last request was a write with a buffer of its own, and the next one likely is: receive no more
+    /// than its header, so that its payload need not be copied out of the inbox.
     expects_large: bool,
     warned: bool,
     /// How many payloads have been waited for.
     payloads: u64,
-    /// The verdict on the next request, which waits to be admitted: it must not change once a part of its charge is paid.
+    /// The verdict on the next request, which waits to be admitted: it must not change once a part of its
+    /// charge is paid.
     judged: Option<Verdict>,
 }
 
@@ -336,7 +337,8 @@ impl Transmission {
         }
     }
 
-    /// A block status request whose payload, which is in the inbox, has the length of the range and the contexts.
+    /// A block status request whose payload, which is in the inbox, has the length of the range and the
+    /// contexts.
     fn chosen_block_status(
         &mut self,
         request: &Request,

@@ -1,9 +1,11 @@
-//! Staying awake for a moment before going to sleep: on an idle machine, waking a processor costs more than a request.
+//! Staying awake for a moment before going to sleep: on an idle machine, waking a processor costs more than a
+//! request.
 //!
-//! It pays for a client that waits for each reply before it sends the next request, and for nobody else: with more
-//! requests on their way a wake-up serves many, and a thread that looks for them takes the processor from their sender.
-//! So a thread does it only while requests come one by one, only one thread of a server does it at a time, and each time
-//! nothing comes within the moment, it is left out for twice as many sleeps. `kernel-notes/nbd-server.md` has the figures.
+//! It pays for a client that waits for each reply before it sends the next request, and for nobody else: with
+//! more requests on their way a wake-up serves many, and a thread that looks for them takes the processor
+//! from their sender. So a thread does it only while requests come one by one, only one thread of a server
+//! does it at a time, and each time nothing comes within the moment, it is left out for twice as many sleeps.
+//! `kernel-notes/nbd-server.md` has the figures.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -37,7 +39,8 @@ pub(crate) struct Kept<'a> {
 }
 
 impl Vigil {
-    /// Before a sleep: whether to stay awake this time, so many requests having been taken up since the last one.
+    /// Before a sleep: whether to stay awake this time, so many requests having been taken up since the last
+    /// one.
     pub(crate) fn begin<'a>(&'a mut self, requests: usize, watchman: &'a Watchman) -> Option<Kept<'a>> {
         if requests > 1 {
             self.to_leave_out = self.to_leave_out.max(LEFT_OUT_BUSY);

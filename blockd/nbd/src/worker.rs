@@ -1,12 +1,13 @@
-//! The threads on which requests may block, those that sync, so that no other request waits behind the disk's slowest operation,
-//! those that look exports up, and the one that computes TLS handshakes: apart,
-//! so that clients can connect while every worker waits for a slow device, and that many who connect take the time of no
-//! more than one thread from those who are connected. The queues have no bound of their own: a connection has a bounded
-//! number of requests in them, every lookup and every handshake belongs to one of a bounded number of connections.
+//! The threads on which requests may block, those that sync, so that no other request waits behind the disk's
+//! slowest operation, those that look exports up, and the one that computes TLS handshakes: apart, so that
+//! clients can connect while every worker waits for a slow device, and that many who connect take the time of
+//! no more than one thread from those who are connected. The queues have no bound of their own: a connection
+//! has a bounded number of requests in them, every lookup and every handshake belongs to one of a bounded
+//! number of connections.
 //!
-//! A request whose data is far away does not keep a worker: the device takes it along and gives it back when the data is
-//! there, and whoever does that carries it out. It counts as in flight on its connection all the while, until the client is
-//! gone.
+//! A request whose data is far away does not keep a worker: the device takes it along and gives it back when
+//! the data is there, and whoever does that carries it out. It counts as in flight on its connection all the
+//! while, until the client is gone.
 
 use std::any::Any;
 use std::ops::Range;
@@ -300,7 +301,8 @@ impl Job {
         matches!(&self.work, Work::Request(request) if request.far.is_abandoned(request.received_at))
     }
 
-    /// Leaves the job with its device, if that has to get something from afar first. Otherwise the job comes back.
+    /// Leaves the job with its device, if that has to get something from afar first. Otherwise the job comes
+    /// back.
     fn leave_with_device(self) -> Option<Self> {
         let Work::Request(request) = &self.work else { return Some(self) };
         let Some(access) = request.access() else { return Some(self) };

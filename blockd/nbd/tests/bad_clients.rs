@@ -1,4 +1,5 @@
-//! Clients that break the protocol or die: they get the protocol's error or are dropped, and the server goes on.
+//! Clients that break the protocol or die: they get the protocol's error or are dropped, and the server goes
+//! on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod common;
@@ -147,7 +148,7 @@ fn cut_at_every_byte(server: &TestServer, session: &[u8]) {
     let cuts = (0..long).chain((long..end).step_by(997)).chain(end..=session.len());
     for (index, cut) in cuts.enumerate() {
         let mut stream = UnixStream::connect(&server.socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(&session[..cut.min(session.len())]).unwrap();
         if index % 2 == 0 {
             // Says that it is done, and listens to the end.
@@ -164,7 +165,7 @@ fn cut_at_every_byte(server: &TestServer, session: &[u8]) {
 fn a_whole_session_in_one_go_is_answered_to_the_end() {
     let server = TestServer::start(MemDevice::new(MIB, Mood::Mixed));
     let mut stream = UnixStream::connect(&server.socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(&session(ReplyMode::Simple)).unwrap();
     let mut answers = Vec::new();
     stream.read_to_end(&mut answers).unwrap();
@@ -226,7 +227,7 @@ proptest! {
             })
         });
         let mut stream = UnixStream::connect(&SERVER.socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let _ = stream.write_all(&session(ReplyMode::Simple)[..prefix]);
         let _ = stream.write_all(&garbage);
         let _ = stream.shutdown(Shutdown::Write);

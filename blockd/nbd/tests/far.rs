@@ -13,7 +13,7 @@ use blockd_nbd::{
     Access, BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
     Server, ServerConfig, WhenNear, ZeroFlags,
 };
-use common::{Client, PATIENCE};
+use common::{Client, TIMEOUT};
 
 const SIZE_BYTES: u64 = 64 << 20;
 /// From here on the data is far away.
@@ -38,14 +38,14 @@ impl FarDevice {
     fn take_waiting(&self, count: usize) -> Vec<WhenNear> {
         let waiting = self.waiting.lock().unwrap();
         let (mut waiting, timeout) =
-            self.changed.wait_timeout_while(waiting, PATIENCE, |waiting| waiting.len() < count).unwrap();
+            self.changed.wait_timeout_while(waiting, TIMEOUT, |waiting| waiting.len() < count).unwrap();
         assert!(!timeout.timed_out(), "{count} requests never came");
         std::mem::take(&mut *waiting)
     }
 
     fn wait_until_left(&self) {
         let left = self.left.lock().unwrap();
-        let (_left, timeout) = self.changed.wait_timeout_while(left, PATIENCE, |left| *left == 0).unwrap();
+        let (_left, timeout) = self.changed.wait_timeout_while(left, TIMEOUT, |left| *left == 0).unwrap();
         assert!(!timeout.timed_out(), "a connection that is gone keeps its device");
     }
 }
@@ -187,7 +187,8 @@ fn a_source_that_keeps_silent_takes_no_more_than_its_part_of_the_budget() {
         }
         waiting = silent.take_waiting(1);
     }
-    // It was watched for its end while nothing was received; it ends all the same, and its place is another one's.
+    // It was watched for its end while nothing was received; it ends all the same, and its place is another
+    // one's.
     client.disconnect();
     silent.wait_until_left();
     assert_eq!(connect(dir.path(), "silent").read(0, 4096).0, 0);

@@ -1,4 +1,5 @@
-//! The negotiation without sockets: whatever the bytes and however they are cut, it answers the same and never panics.
+//! The negotiation without sockets: whatever the bytes and however they are cut, it answers the same and
+//! never panics.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod common;

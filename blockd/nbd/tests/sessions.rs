@@ -238,7 +238,7 @@ fn connections_beyond_the_limit_are_closed() {
     first.disconnect();
     server.wait_until_count(1);
     // The connection is gone from the device's view a moment before its place is free again.
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let deadline = std::time::Instant::now() + TIMEOUT;
     loop {
         let mut client = server.connect();
         let mut byte = [0];
@@ -328,8 +328,8 @@ fn who_holds_memory_and_does_not_read_is_dropped_when_others_need_it() {
     assert!(end.is_err() || rest.len() < 4 << 20, "the greedy one was dropped");
 }
 
-/// Sends a request behind a small read and takes the reply to that: the request has been seen by then, and either
-/// been charged to the bound of all or been refused by it.
+/// Sends a request behind a small read and takes the reply to that: the request has been seen by then, and
+/// either been charged to the bound of all or been refused by it.
 fn request_seen(client: &mut Client, command: u16, len_bytes: u32) {
     let small = Request { flags: 0, command: NBD_CMD_READ, cookie: 1000, offset_bytes: 0, len_bytes: 1 };
     let request =
@@ -366,7 +366,8 @@ fn a_payload_that_trickles_is_given_up_for_others() {
         config.stalled_receive_timeout = timeout;
     });
     let data = pattern(5, MIB);
-    // From before the memory is taken: the server's clock for it starts with the request, however slow this thread is.
+    // From before the memory is taken: the server's clock for it starts with the request, however slow this
+    // thread is.
     let started = std::time::Instant::now();
     let mut slow = server.attach();
     request_seen(&mut slow, NBD_CMD_WRITE, 1 << 20);
@@ -377,7 +378,7 @@ fn a_payload_that_trickles_is_given_up_for_others() {
         if std::io::Write::write_all(&mut slow.stream, piece).is_err() {
             break;
         }
-        assert!(started.elapsed() < PATIENCE, "it is waited for");
+        assert!(started.elapsed() < TIMEOUT, "it is waited for");
         std::thread::sleep(timeout / 50);
     }
     assert!(started.elapsed() >= timeout, "it had its time");

@@ -1,4 +1,5 @@
-//! Requests that make data durable, and requests of clients that are gone, on a device that the test holds up.
+//! Requests that make data durable, and requests of clients that are gone, on a device that the test holds
+//! up.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod common;
@@ -11,7 +12,7 @@ use blockd_nbd::{
     BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress, Server,
     ServerConfig,
 };
-use common::{Client, PATIENCE};
+use common::{Client, TIMEOUT};
 
 const FLUSHES: usize = 10;
 
@@ -43,7 +44,7 @@ impl Gate {
     fn wait(&self, what: &str, mut is_so: impl FnMut(&State) -> bool) {
         let state = self.state.lock().unwrap();
         let (_state, waited) =
-            self.changed.wait_timeout_while(state, PATIENCE, |state| !is_so(state)).unwrap();
+            self.changed.wait_timeout_while(state, TIMEOUT, |state| !is_so(state)).unwrap();
         assert!(!waited.timed_out(), "{what}");
     }
 
@@ -137,8 +138,8 @@ fn connect(dir: &Path) -> Client {
     client
 }
 
-/// Returns when the server has queued what the client sent: a read that needs no thread is answered then, and nothing
-/// else is.
+/// Returns when the server has queued what the client sent: a read that needs no thread is answered then, and
+/// nothing else is.
 fn wait_until_queued(client: &mut Client) {
     let cookie = client.request(NBD_CMD_READ, 0, 0, 512);
     assert_eq!(client.reply(), (0, cookie), "another request was answered");

@@ -1,5 +1,5 @@
-//! TLS over sockets: who is let in, what the clients that people use say, and that nobody who misbehaves costs more than
-//! his connection. libnbd's and qemu's tools must be installed.
+//! TLS over sockets: who is let in, what the clients that people use say, and that nobody who misbehaves
+//! costs more than his connection. libnbd's and qemu's tools must be installed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 #[path = "common/certs.rs"]
@@ -226,7 +226,8 @@ fn what_is_injected_behind_starttls_costs_the_connection() {
     client.send(&[option_request(NBD_OPT_STARTTLS, b""), option_request(NBD_OPT_LIST, b"")].concat());
     let mut rest = Vec::new();
     let _ = client.stream.read_to_end(&mut rest);
-    // Should the bytes come apart, the second option is taken for TLS, and an alert follows the acknowledgement.
+    // Should the bytes come apart, the second option is taken for TLS, and an alert follows the
+    // acknowledgement.
     assert!(rest.is_empty() || (rest.len() == 27 && rest[20] == 21), "{rest:?}");
 }
 

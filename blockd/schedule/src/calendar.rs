@@ -1,12 +1,13 @@
 //! Local times that a schedule names, as sets of minutes, hours, days, months and years.
 //!
-//! Nothing here knows of time zones: what a named local time is on a day when clocks change is in `recurrence`.
+//! Nothing here knows of time zones: what a named local time is on a day when clocks change is in
+//! `recurrence`.
 
 use crate::fields::{HOUR, MINUTE, MONTH};
 use jiff::civil::{Date, DateTime, Time, date};
 
-/// Within so many years every date comes that comes at all: 29 February on a given day of the week, around a year such as
-/// 2100 that is no leap year.
+/// Within so many years every date comes that comes at all: 29 February on a given day of the week, around a
+/// year such as 2100 that is no leap year.
 const HORIZON_YEARS: i16 = 48;
 /// The years that expressions may name.
 pub(crate) const YEARS: std::ops::RangeInclusive<i16> = 1970..=2199;

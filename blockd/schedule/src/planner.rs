@@ -1,19 +1,21 @@
 //! Whether a run is due.
 //!
-//! All that is kept of the past is one instant, up to which everything is dealt with. So a run can be neither lost nor done twice
-//! by whoever stores that instant together with the run, and a schedule that slept through any number of runs has one to do.
+//! All that is kept of the past is one instant, up to which everything is dealt with. So a run can be neither
+//! lost nor done twice by whoever stores that instant together with the run, and a schedule that slept
+//! through any number of runs has one to do.
 
 use crate::Recurrence;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-/// A clock that is set back by no more than this runs nothing again; one that is set back further has the schedule begin anew
-/// from the new time, in place of waiting until that comes again. Seconds.
+/// A clock that is set back by no more than this runs nothing again; one that is set back further has the
+/// schedule begin anew from the new time, in place of waiting until that comes again. Seconds.
 pub const CLOCK_BACK_TOLERANCE_S: i64 = 3_600;
 /// Missed runs are counted up to this many.
 pub const MAX_MISSED_COUNTED: u32 = 1_000;
 
-/// How much later than its time a run may begin, so that many schedules of the same time do not begin at once.
+/// How much later than its time a run may begin, so that many schedules of the same time do not begin at
+/// once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
@@ -64,8 +66,8 @@ pub enum Tick {
     Never,
 }
 
-/// What is to be done at `now` for a schedule of which everything up to `dealt_with_until` is dealt with, and whose runs begin
-/// `delay_s` seconds after their time.
+/// What is to be done at `now` for a schedule of which everything up to `dealt_with_until` is dealt with, and
+/// whose runs begin `delay_s` seconds after their time.
 pub fn tick(recurrence: &Recurrence, dealt_with_until: Timestamp, delay_s: u32, now: Timestamp) -> Tick {
     let delay = SignedDuration::from_secs(delay_s.into());
     let came_until = now.checked_sub(delay).unwrap_or(Timestamp::MIN);
@@ -167,8 +169,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the gaps between looks: each named instant is covered by exactly one run, none runs early, and nothing
-        /// that has come is left undone.
+        /// Whatever the gaps between looks: each named instant is covered by exactly one run, none runs
+        /// early, and nothing that has come is left undone.
         #[test]
         fn nothing_is_lost_and_nothing_double(
             schedule in schedules(),

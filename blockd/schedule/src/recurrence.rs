@@ -1,8 +1,9 @@
 //! A schedule in its time zone, and the next instant that it means.
 //!
-//! Where clocks are changed, as in cron: a schedule that names hours runs once a day in any case, in a gap at the moment
-//! after it, in an hour that comes twice only the first time. One that runs in every hour follows the time that passes:
-//! nothing is added for hours that are left out, and an hour that comes twice has its runs twice.
+//! Where clocks are changed, as in cron: a schedule that names hours runs once a day in any case, in a gap at
+//! the moment after it, in an hour that comes twice only the first time. One that runs in every hour follows
+//! the time that passes: nothing is added for hours that are left out, and an hour that comes twice has its
+//! runs twice.
 
 use crate::{ScheduleError, When, Zone, calendar::Calendar};
 use jiff::{
@@ -13,7 +14,8 @@ use jiff::{
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// The most changes of clocks that are looked at for one answer: more than any zone has in the years that are searched.
+/// The most changes of clocks that are looked at for one answer: more than any zone has in the years that are
+/// searched.
 const MAX_SEGMENTS: usize = 512;
 const SECONDS_PER_MINUTE: i64 = 60;
 
@@ -68,7 +70,8 @@ impl Recurrence {
         Self { when, zone: Zone::utc() }
     }
 
-    /// Of a calendar expression as systemd has it, which may name a zone at its end; otherwise it is meant in `zone`.
+    /// Of a calendar expression as systemd has it, which may name a zone at its end; otherwise it is meant in
+    /// `zone`.
     ///
     /// # Errors
     /// It is no such expression.
@@ -98,7 +101,8 @@ impl Recurrence {
         let period_s = i64::from((*minutes).max(1)) * SECONDS_PER_MINUTE;
         let number = after.as_second().div_euclid(period_s).checked_add(1)?;
         let next = Timestamp::from_second(number.checked_mul(period_s)?).ok()?;
-        // Before 1970 the seconds of an instant are rounded towards zero, so that this may be the instant itself.
+        // Before 1970 the seconds of an instant are rounded towards zero, so that this may be the instant
+        // itself.
         if next > after { Some(next) } else { Timestamp::from_second(next.as_second() + period_s).ok() }
     }
 
@@ -110,7 +114,8 @@ impl Recurrence {
             let from = until.as_second().checked_sub(reach_s).and_then(|at| Timestamp::from_second(at).ok());
             let from = from.filter(|from| *from > since).unwrap_or(since);
             if let Some(mut found) = self.next_after(from).filter(|found| *found <= until) {
-                // As many steps as there are runs in a stretch that has none in the twelfth part of it at its end.
+                // As many steps as there are runs in a stretch that has none in the twelfth part of it at its
+                // end.
                 while let Some(next) = self.next_after(found).filter(|next| *next <= until) {
                     found = next;
                 }

@@ -1,7 +1,7 @@
 //! Which snapshots are kept, and why.
 //!
-//! A rule can only ever take what another one does not keep. Some are not to be overruled: what is pinned, the last good
-//! snapshot, the last verified one, and everything while the newest is known to be bad.
+//! A rule can only ever take what another one does not keep. Some are not to be overruled: what is pinned,
+//! the last good snapshot, the last verified one, and everything while the newest is known to be bad.
 
 use crate::Zone;
 use jiff::{SignedDuration, Timestamp, civil::ISOWeekDate};
@@ -162,7 +162,8 @@ pub enum Condition {
     Done,
     /// Under way, or in use by something.
     InUse,
-    /// Listed, but it may be taken back. It takes the place of no other one, and stays as long as a good one would.
+    /// Listed, but it may be taken back. It takes the place of no other one, and stays as long as a good one
+    /// would.
     InDoubt,
 }
 
@@ -435,8 +436,8 @@ pub fn decide<Id: Clone + Ord>(
                 reasons.extend(rule.takes(retention, snapshot.created));
             }
         } else if !expired && (is_in_doubt || (is_bad(snapshot) && !verified_seen)) {
-            // One bad frame makes all bad that share it, and most of each can be read still. Until a newer one is
-            // proven, they stay as long as they would if they were good.
+            // One bad frame makes all bad that share it, and most of each can be read still. Until a newer
+            // one is proven, they stay as long as they would if they were good.
             keep_if(last < retention.keep_last, KeepReason::Last(last.saturating_add(1)));
             reasons.extend(rules.iter().filter_map(|rule| rule.would_take(retention, snapshot.created)));
         }

@@ -68,7 +68,8 @@ impl FromStr for TimeOfDay {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum When {
-    /// Every so many minutes, counted from 1970-01-01 00:00 UTC whatever the time zone: `periodic 60` is every full hour.
+    /// Every so many minutes, counted from 1970-01-01 00:00 UTC whatever the time zone: `periodic 60` is
+    /// every full hour.
     Periodic {
         /// 1 to [`MAX_PERIOD_MINUTES`].
         minutes: u32,

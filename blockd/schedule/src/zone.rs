@@ -24,8 +24,8 @@ impl Zone {
         &self.time_zone
     }
 
-    /// Whether a word at the end of a schedule's text is meant as a zone: `UTC`, or letters on both sides of a slash, which
-    /// no field of any expression has.
+    /// Whether a word at the end of a schedule's text is meant as a zone: `UTC`, or letters on both sides of
+    /// a slash, which no field of any expression has.
     pub(crate) fn is_meant_by(word: &str) -> bool {
         let starts = |part: &str| part.starts_with(|c: char| c.is_ascii_alphabetic());
         word.eq_ignore_ascii_case("UTC")

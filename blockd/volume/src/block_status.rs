@@ -1,10 +1,12 @@
-//! What a client can learn of a range without reading it: where there is data, and what was dirtied since a snapshot.
+//! What a client can learn of a range without reading it: where there is data, and what was dirtied since a
+//! snapshot.
 //!
-//! Both are answered from the block sets of the layers, exact to the block, run by run and only as far as was asked.
+//! Both are answered from the block sets of the layers, exact to the block, run by run and only as far as was
+//! asked.
 //!
-//! A block that no layer has data for is a hole, with one exception: where the head was told to zero blocks and keep
-//! their space, it remembers that until it is frozen or the process ends. In a frozen layer space that was kept is of no
-//! use to anybody, because the next write goes to another file.
+//! A block that no layer has data for is a hole, with one exception: where the head was told to zero blocks
+//! and keep their space, it remembers that until it is frozen or the process ends. In a frozen layer space
+//! that was kept is of no use to anybody, because the next write goes to another file.
 
 use crate::{
     error::VolumeError,
@@ -137,8 +139,8 @@ fn dirty_after(
 }
 
 impl Volume {
-    /// Where a range has data, in ascending order, from `offset_bytes` on. It may end before the range does: after
-    /// `max_runs` runs, or when it has looked at many; never before the first run.
+    /// Where a range has data, in ascending order, from `offset_bytes` on. It may end before the range does:
+    /// after `max_runs` runs, or when it has looked at many; never before the first run.
     ///
     /// # Errors
     /// If the range does not lie inside the volume, or the volume is closed or has failed.
@@ -153,8 +155,9 @@ impl Volume {
         Ok(allocation(&self.current(), offset_bytes, len_bytes, max_runs).collect())
     }
 
-    /// Which parts of a range were written, trimmed or zeroed since a snapshot was frozen, exact to the block; what was
-    /// zeroed that was zeroes then is not among them. It may end before the range does, as [`allocation`](Self::allocation).
+    /// Which parts of a range were written, trimmed or zeroed since a snapshot was frozen, exact to the
+    /// block; what was zeroed that was zeroes then is not among them. It may end before the range does, as
+    /// [`allocation`](Self::allocation).
     ///
     /// # Errors
     /// As there; or if there is no such snapshot (any more).
@@ -167,8 +170,8 @@ impl Volume {
     ) -> Result<Vec<DirtyRun>, VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, len_bytes)?;
-        // First the stack: a snapshot that is still there afterwards has kept the layers above it apart from those below.
-        // `admin` would do as well, but it is held while a freeze waits for its disk.
+        // First the stack: a snapshot that is still there afterwards has kept the layers above it apart from
+        // those below. `admin` would do as well, but it is held while a freeze waits for its disk.
         let stack = self.current();
         let found = self.kept.read().iter().find(|point| point.0 == snapshot).map(|point| point.1);
         let epoch = found.ok_or(VolumeError::NoSuchSnapshot { volume: self.id, snapshot })?;
@@ -201,8 +204,8 @@ impl SnapshotView {
         Ok(allocation(&self.stack, offset_bytes, len_bytes, max_runs).collect())
     }
 
-    /// [`Volume::dirty_since`] of the snapshot: what was dirtied between an older one and this one. The older one must have
-    /// been there when the view was opened.
+    /// [`Volume::dirty_since`] of the snapshot: what was dirtied between an older one and this one. The older
+    /// one must have been there when the view was opened.
     ///
     /// # Errors
     /// If the range does not lie inside the snapshot, or there was no such older snapshot.

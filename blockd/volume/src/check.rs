@@ -1,8 +1,8 @@
 //! Looking at an open volume: whether what lies in its folder is what it believes to have.
 //!
-//! Everything but the data is read and compared with what is in memory: `volume.meta`, the sets, the lengths and identities
-//! of the data files, the head's map against what is noted for its log. Data has no checksums of its own. Reads and writes
-//! go on meanwhile; a merge makes way.
+//! Everything but the data is read and compared with what is in memory: `volume.meta`, the sets, the lengths
+//! and identities of the data files, the head's map against what is noted for its log. Data has no checksums
+//! of its own. Reads and writes go on meanwhile; a merge makes way.
 
 use crate::{
     files,

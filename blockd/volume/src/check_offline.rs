@@ -1,7 +1,8 @@
 //! Looking at a volume that nobody has open, without changing anything: what the next start would find.
 //!
-//! `volume.meta`, the sets, the logs of open layers, the headers of their maps and the lengths of the data files are read. Data has no
-//! checksums of its own, and a live map needs none: where it cannot be believed, the log decides.
+//! `volume.meta`, the sets, the logs of open layers, the headers of their maps and the lengths of the data
+//! files are read. Data has no checksums of its own, and a live map needs none: where it cannot be believed,
+//! the log decides.
 
 use crate::{
     Checked,

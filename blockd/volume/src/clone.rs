@@ -1,9 +1,9 @@
 //! Cloning: a new volume that begins as what another one was at a snapshot, at once and without copying data.
 //!
-//! The clone's frozen layers are those of the snapshot. Their data files are hard links, so that parent and clone may go
-//! in any order and the space is free when the last one lets go; the sets are written anew, as the clone's own. It is
-//! built beside the folder that it will have and becomes a volume by one rename. From then on nobody writes to a file that
-//! two volumes read: a merge asks first.
+//! The clone's frozen layers are those of the snapshot. Their data files are hard links, so that parent and
+//! clone may go in any order and the space is free when the last one lets go; the sets are written anew, as
+//! the clone's own. It is built beside the folder that it will have and becomes a volume by one rename. From
+//! then on nobody writes to a file that two volumes read: a merge asks first.
 
 use crate::{
     error::{IoContext, VolumeError},
@@ -23,13 +23,14 @@ use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use std::{path::Path, sync::Arc};
 
 impl Volume {
-    /// Makes a volume in a new folder of the same filesystem that begins as what this one was at a snapshot; it survives a
-    /// power cut when the call returns. Writable, with no snapshots and nothing dirty; its first backup is a full one.
-    /// Both may be changed and deleted afterwards, in any order, and so may the snapshot.
+    /// Makes a volume in a new folder of the same filesystem that begins as what this one was at a snapshot;
+    /// it survives a power cut when the call returns. Writable, with no snapshots and nothing dirty; its
+    /// first backup is a full one. Both may be changed and deleted afterwards, in any order, and so may the
+    /// snapshot.
     ///
     /// # Errors
-    /// If there is no such snapshot, the folder exists, files cannot be shared there, or the disk is full or fails; there is
-    /// no clone then.
+    /// If there is no such snapshot, the folder exists, files cannot be shared there, or the disk is full or
+    /// fails; there is no clone then.
     pub fn clone_to(&self, snapshot: SnapshotId, dir: &Path, id: VolumeId) -> Result<Arc<Self>, VolumeError> {
         // While a file gets its second name, nobody may write to it because it had only one.
         let _no_merge = self.keep_merges_out();
@@ -71,7 +72,8 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
         layer.data.link_to(&files::data_path(building, layer.file))?;
         let blocks = layer.size_bytes / BLOCK_SIZE_BYTES;
         match layer.data.lazy() {
-            // Both fill the shared file from the source, each as far as its own log says, and both with the same.
+            // Both fill the shared file from the source, each as far as its own log says, and both with the
+            // same.
             Some(base) => {
                 let place = Place { dir: building, volume: id, size_bytes: layer.size_bytes };
                 LazyBase::create_log(place, layer.file, &base.logged())?;

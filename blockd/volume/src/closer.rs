@@ -1,14 +1,14 @@
 //! A thread that closes removed files.
 //!
-//! The last close of a file that has no name any more frees its blocks. On ext4 that takes tens of seconds for a large layer of
-//! scattered writes; on a filesystem that is mounted with `discard` and has no journal, each extent is discarded at once. A
-//! stack of layers is released by whichever thread used it last, often one that serves a flush, a write or a read, and
-//! its client counts that time as part of the request. So [`storage::File`](crate::storage::File) hands such files to this thread
-//! when it is dropped.
+//! The last close of a file that has no name any more frees its blocks. On ext4 that takes tens of seconds
+//! for a large layer of scattered writes; on a filesystem that is mounted with `discard` and has no journal,
+//! each extent is discarded at once. A stack of layers is released by whichever thread used it last, often
+//! one that serves a flush, a write or a read, and its client counts that time as part of the request. So
+//! [`storage::File`](crate::storage::File) hands such files to this thread when it is dropped.
 //!
-//! Merges produce these files, and who merges [waits](wait_for_removed_files) for them to be closed. So the queue holds at most one
-//! removed layer of each merge thread, the removed files of freezes, of which each waits while there are more than
-//! [`MAX_WAITING`], and layers that a reader kept open.
+//! Merges produce these files, and who merges [waits](wait_for_removed_files) for them to be closed. So the
+//! queue holds at most one removed layer of each merge thread, the removed files of freezes, of which each
+//! waits while there are more than [`MAX_WAITING`], and layers that a reader kept open.
 
 use parking_lot::{Condvar, Mutex};
 use std::{collections::VecDeque, thread};
@@ -56,9 +56,9 @@ pub(crate) fn drop_later(value: impl Send + 'static) {
     CLOSER.added.notify_one();
 }
 
-/// Waits until the files that were removed and released before the call are closed, those of all volumes, and their space is free.
-/// A merge may need that space, so who merges layer after layer calls it in between. It may take tens of seconds: hold no
-/// lock that others wait for.
+/// Waits until the files that were removed and released before the call are closed, those of all volumes, and
+/// their space is free. A merge may need that space, so who merges layer after layer calls it in between. It
+/// may take tens of seconds: hold no lock that others wait for.
 pub fn wait_for_removed_files() {
     let added = CLOSER.queue.lock().added;
     wait_until(added);

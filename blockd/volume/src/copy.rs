@@ -1,5 +1,5 @@
-//! Moving blocks from one layer's data files to another's, a piece at a time: where the filesystem lets files share
-//! extents, whole extents without copying them, elsewhere through a buffer.
+//! Moving blocks from one layer's data files to another's, a piece at a time: where the filesystem lets files
+//! share extents, whole extents without copying them, elsewhere through a buffer.
 
 use crate::{
     data_files::{DataFiles, Shared},
@@ -12,16 +12,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const COPY_AT_ONCE_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
 /// How much is shared by one call. Both files are locked for reads meanwhile.
 const SHARE_AT_ONCE_BLOCKS: u64 = (16 << 20) / BLOCK_SIZE_BYTES;
-/// Shorter runs are copied: sharing one is a transaction of the filesystem and cuts its extents up, whatever the length,
-/// which takes longer than to copy so little (`kernel-notes/sharing.md`).
+/// Shorter runs are copied: sharing one is a transaction of the filesystem and cuts its extents up, whatever
+/// the length, which takes longer than to copy so little (`kernel-notes/sharing.md`).
 #[cfg(not(feature = "testing"))]
-const SHARE_AT_LEAST_BLOCKS: u64 = (32 << 10) / BLOCK_SIZE_BYTES;
+const MIN_SHARE_BLOCKS: u64 = (32 << 10) / BLOCK_SIZE_BYTES;
 /// Volumes of tests are small, and both ways are to be gone.
 #[cfg(feature = "testing")]
-const SHARE_AT_LEAST_BLOCKS: u64 = 2;
+const MIN_SHARE_BLOCKS: u64 = 2;
 
-/// Copies runs of blocks; asks before each piece whether it shall go on, and says how many bytes come next. Whoever is
-/// asked may take its time, which is how copying is slowed down. A piece that is shared counts as much as the shortest one.
+/// Copies runs of blocks; asks before each piece whether it shall go on, and says how many bytes come next.
+/// Whoever is asked may take its time, which is how copying is slowed down. A piece that is shared counts as
+/// much as the shortest one.
 pub(crate) struct Copier<'a> {
     /// Made when something is copied for the first time.
     buf: Vec<u8>,
@@ -54,8 +55,8 @@ impl<'a> Copier<'a> {
             let piece = |blocks| Extent::between(at, BlockIndex(at.0 + blocks).min(run.end()));
             let mut done = piece(SHARE_AT_ONCE_BLOCKS);
             let mut is_done = false;
-            if self.can_share && done.len_blocks >= SHARE_AT_LEAST_BLOCKS {
-                if !(self.go_on)(SHARE_AT_LEAST_BLOCKS * BLOCK_SIZE_BYTES) {
+            if self.can_share && done.len_blocks >= MIN_SHARE_BLOCKS {
+                if !(self.go_on)(MIN_SHARE_BLOCKS * BLOCK_SIZE_BYTES) {
                     return Ok(false);
                 }
                 is_done = self.share(from, done, to)?;

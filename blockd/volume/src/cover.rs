@@ -1,9 +1,10 @@
-//! Finding a block's layer without asking every layer: neighbouring frozen layers stand in groups of eight, groups in
-//! groups again, and each group knows the union of what its members hold.
+//! Finding a block's layer without asking every layer: neighbouring frozen layers stand in groups of eight,
+//! groups in groups again, and each group knows the union of what its members hold.
 //!
-//! A block that a group does not hold costs one look instead of eight, so 64 layers cost at most 17 looks and 512 cost 25.
-//! Groups are counted from the bottom of the stack, where layers seldom change, and are immutable: a new stack takes over
-//! all groups of the old one whose members are the same. A group costs the memory of one more layer's set.
+//! A block that a group does not hold costs one look instead of eight, so 64 layers cost at most 17 looks and
+//! 512 cost 25. Groups are counted from the bottom of the stack, where layers seldom change, and are
+//! immutable: a new stack takes over all groups of the old one whose members are the same. A group costs the
+//! memory of one more layer's set.
 
 use crate::{
     head::Head,

@@ -1,7 +1,8 @@
 //! The data of one layer: a sparse file with the offsets of the volume.
 //!
-//! ext4 ends at 16 TiB a file, a volume at 64 TiB, so the data is cut into segments of 8 TiB; a volume of up to 8 TiB
-//! has one file. All I/O goes through the page cache: see `kernel-notes/page-cache.md` for what was measured.
+//! ext4 ends at 16 TiB a file, a volume at 64 TiB, so the data is cut into segments of 8 TiB; a volume of up
+//! to 8 TiB has one file. All I/O goes through the page cache: see `kernel-notes/page-cache.md` for what was
+//! measured.
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
@@ -21,9 +22,10 @@ type ReadPart<'a> = dyn FnMut(u64, &mut [u8]) -> Result<bool, VolumeError> + 'a;
 
 /// How much of a volume one data file covers.
 const SEGMENT_BYTES: u64 = 8 << 40;
-/// The longest single write. The page cache takes a write into folios as large as the write, and ext4 looks at every
-/// block of a folio whenever one of them is overwritten: 4 KiB into a folio of 1 MiB costs two to three times as much as
-/// into one of 64 KiB, and writing 1 MiB in 16 steps is no slower than in one (`kernel-notes/nbd-server.md`).
+/// The longest single write. The page cache takes a write into folios as large as the write, and ext4 looks
+/// at every block of a folio whenever one of them is overwritten: 4 KiB into a folio of 1 MiB costs two to
+/// three times as much as into one of 64 KiB, and writing 1 MiB in 16 steps is no slower than in one
+/// (`kernel-notes/nbd-server.md`).
 const PIECE_BYTES: u64 = 64 << 10;
 
 /// The open data files of a layer.
@@ -46,8 +48,8 @@ impl Segment {
         Ok(Self { file, path, open })
     }
 
-    /// Whether another volume may read the file: it has another name, or another volume has it open although it has
-    /// removed its name, because somebody there still reads a snapshot.
+    /// Whether another volume may read the file: it has another name, or another volume has it open although
+    /// it has removed its name, because somebody there still reads a snapshot.
     fn is_shared(&self) -> Result<bool, VolumeError> {
         let links = self.file.links().during("look at", &self.path)?;
         Ok(links > 1 || self.open.by_others())
@@ -125,8 +127,8 @@ impl DataFiles {
         }
     }
 
-    /// Opens existing files and checks that none is missing or too short. One that is too long is what a merge of a
-    /// larger layer left that did not get to its end; it is cut, unless another volume shares it.
+    /// Opens existing files and checks that none is missing or too short. One that is too long is what a
+    /// merge of a larger layer left that did not get to its end; it is cut, unless another volume shares it.
     pub(crate) fn open(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
         let mut segments = Vec::new();
         for (number, len) in segment_lens(size_bytes).enumerate() {
@@ -146,7 +148,8 @@ impl DataFiles {
         Ok(Self { segments, lazy: None })
     }
 
-    /// Opens what there is of the files of a layer, and changes nothing: also where the data is not there, and why.
+    /// Opens what there is of the files of a layer, and changes nothing: also where the data is not there,
+    /// and why.
     pub(crate) fn open_what_is_left(base: &Path, size_bytes: u64) -> Result<(Self, Vec<Gap>), VolumeError> {
         let (mut segments, mut gaps) = (Vec::new(), Vec::new());
         for (number, len) in (0u64..).zip(segment_lens(size_bytes)) {
@@ -168,8 +171,8 @@ impl DataFiles {
         Ok((Self { segments, lazy: None }, gaps))
     }
 
-    /// Opens existing files of a layer that had `old_bytes` and makes them `new_bytes` long; what is new is zeroes. The
-    /// caller syncs the directory.
+    /// Opens existing files of a layer that had `old_bytes` and makes them `new_bytes` long; what is new is
+    /// zeroes. The caller syncs the directory.
     pub(crate) fn extend(base: &Path, old_bytes: u64, new_bytes: u64) -> Result<Self, VolumeError> {
         let old_segments = segment_lens(old_bytes).count();
         let mut segments = Vec::new();
@@ -186,7 +189,8 @@ impl DataFiles {
         Ok(Self { segments, lazy: None })
     }
 
-    /// Adds what is wrong with the files by their names: one that is gone, too short, or another one than is open.
+    /// Adds what is wrong with the files by their names: one that is gone, too short, or another one than is
+    /// open.
     pub(crate) fn check(&self, size_bytes: u64, findings: &mut Vec<String>) {
         for (segment, len) in self.segments.iter().zip(segment_lens(size_bytes)) {
             let path = segment.path.display();
@@ -275,8 +279,8 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Has all of a range read but what is known to be zeroes; `false` as soon as `read` says so. The kernel would take a page of the
-    /// cache for each page of a hole.
+    /// Has all of a range read but what is known to be zeroes; `false` as soon as `read` says so. The kernel
+    /// would take a page of the cache for each page of a hole.
     fn but_zeroes(
         &self,
         offset_bytes: u64,
@@ -415,8 +419,9 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Makes everything written so far survive a power cut, the metadata needed to reach it included. Syncs every segment, also
-    /// after one has failed: an error that this sync does not take from the kernel would fail a later one, which has lost nothing.
+    /// Makes everything written so far survive a power cut, the metadata needed to reach it included. Syncs
+    /// every segment, also after one has failed: an error that this sync does not take from the kernel would
+    /// fail a later one, which has lost nothing.
     ///
     /// # Errors
     /// The first one.

@@ -1,7 +1,8 @@
 //! What changed between two points of a volume: two snapshots, or a snapshot and now.
 //!
-//! The layers above the older point, up to the newer one, hold exactly the blocks that were written, trimmed or zeroed in
-//! between. Nothing is read: a block that was overwritten with what it held before counts as changed.
+//! The layers above the older point, up to the newer one, hold exactly the blocks that were written, trimmed
+//! or zeroed in between. Nothing is read: a block that was overwritten with what it held before counts as
+//! changed.
 
 use crate::{error::VolumeError, layer_set::LayerSet, stack::Layer, volume::Volume};
 use blockd_extent::{Extent, SnapshotId};
@@ -70,7 +71,8 @@ impl Volume {
     /// If there is no such snapshot, or the second is not newer than the first.
     pub fn difference(&self, from: SnapshotId, to: Option<SnapshotId>) -> Result<Difference, VolumeError> {
         let (from, to, stack) = {
-            // The stack under the same lock: a layer that a later merge takes away would be missing from the answer.
+            // The stack under the same lock: a layer that a later merge takes away would be missing from the
+            // answer.
             let admin = self.admin.lock();
             let from = self.find_snapshot(&admin, from)?;
             let to = to.map(|to| self.find_snapshot(&admin, to)).transpose()?;

@@ -1,8 +1,9 @@
 //! The record of acknowledged writes that a start may have discarded.
 //!
-//! A start that cannot believe the live map goes by the log: writes that were answered and not flushed are gone. A client
-//! that outlives the daemon cannot know that, and would take the next answered FLUSH as a promise for them. The record
-//! is durable before the start replaces the map, which is the evidence, and stays until an administrator acknowledges it.
+//! A start that cannot believe the live map goes by the log: writes that were answered and not flushed are
+//! gone. A client that outlives the daemon cannot know that, and would take the next answered FLUSH as a
+//! promise for them. The record is durable before the start replaces the map, which is the evidence, and
+//! stays until an administrator acknowledges it.
 //!
 //! # File `volume.discarded`
 //!
@@ -84,7 +85,8 @@ pub struct DiscardedWrites {
 }
 
 impl DiscardedWrites {
-    /// Returns the loss that follows from a map that is not believed; `None` if none of its clients can have survived.
+    /// Returns the loss that follows from a map that is not believed; `None` if none of its clients can have
+    /// survived.
     pub(crate) fn of(rejection: &Rejection, serves_remote: bool) -> Option<Self> {
         let cause = match rejection {
             Rejection::NotOurs | Rejection::Unfinished => DiscardCause::MapMissing,

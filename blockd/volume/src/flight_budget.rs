@@ -1,12 +1,14 @@
 //! How much may be on its way for all lazy volumes together.
 //!
-//! What comes is held in memory until it is written. A single volume keeps to its own bound, so that this one matters where several
-//! are read at once: then they take turns, one flight each, those with somebody who waits before those without.
+//! What comes is held in memory until it is written. A single volume keeps to its own bound, so that this one
+//! matters where several are read at once: then they take turns, one flight each, those with somebody who
+//! waits before those without.
 //!
-//! Nobody waits while holding something: a flight that has its room comes to its end by itself, and gives the room back, which is
-//! when the next one has its turn. Who has a turn and no use for it any more passes it on.
+//! Nobody waits while holding something: a flight that has its room comes to its end by itself, and gives the
+//! room back, which is when the next one has its turn. Who has a turn and no use for it any more passes it
+//! on.
 
-use crate::{flights::FLIGHT_MOST_BLOCKS, lazy::Urgency};
+use crate::{flights::MAX_FLIGHT_BLOCKS, lazy::Urgency};
 use blockd_extent::BLOCK_SIZE_BYTES;
 use parking_lot::Mutex;
 use std::{
@@ -18,9 +20,9 @@ use std::{
 };
 
 /// All flights of all volumes: 192 MiB.
-const MOST_BLOCKS: u64 = (192 << 20) / BLOCK_SIZE_BYTES;
+const MAX_BLOCKS: u64 = (192 << 20) / BLOCK_SIZE_BYTES;
 /// Those that nobody waits for, among them: 160 MiB, so that a reader need not wait for them.
-const BACKGROUND_MOST_BLOCKS: u64 = (160 << 20) / BLOCK_SIZE_BYTES;
+const MAX_BACKGROUND_BLOCKS: u64 = (160 << 20) / BLOCK_SIZE_BYTES;
 
 /// Somebody who starts flights.
 pub(crate) trait Starter: Send + Sync {
@@ -44,7 +46,8 @@ struct Books {
     background_blocks: u64,
     urgent: VecDeque<Weak<dyn Starter>>,
     background: VecDeque<Weak<dyn Starter>>,
-    /// Who has a turn, and whether only for what nobody waits for; room for the longest flight is taken for each.
+    /// Who has a turn, and whether only for what nobody waits for; room for the longest flight is taken for
+    /// each.
     turns: Vec<(Weak<dyn Starter>, bool)>,
     /// A thread is giving turns.
     is_giving: bool,
@@ -79,7 +82,7 @@ impl Books {
     fn end_turn(&mut self, who: &Weak<dyn Starter>) -> bool {
         let Some(at) = self.turns.iter().position(|(other, _)| is_same(other, who)) else { return false };
         let (_, is_background) = self.turns.swap_remove(at);
-        self.free(FLIGHT_MOST_BLOCKS, is_background);
+        self.free(MAX_FLIGHT_BLOCKS, is_background);
         true
     }
 
@@ -99,7 +102,7 @@ fn is_same(one: &Weak<dyn Starter>, other: &Weak<dyn Starter>) -> bool {
 impl FlightBudget {
     pub(crate) fn new(most_blocks: u64, background_most_blocks: u64) -> Arc<Self> {
         // Less could never hold the longest flight.
-        let background_most_blocks = background_most_blocks.max(FLIGHT_MOST_BLOCKS);
+        let background_most_blocks = background_most_blocks.max(MAX_FLIGHT_BLOCKS);
         Arc::new(Self {
             most_blocks: most_blocks.max(background_most_blocks),
             background_most_blocks,
@@ -111,7 +114,7 @@ impl FlightBudget {
     /// That of all volumes of this process.
     pub(crate) fn of_process() -> Arc<Self> {
         static BUDGET: LazyLock<Arc<FlightBudget>> =
-            LazyLock::new(|| FlightBudget::new(MOST_BLOCKS, BACKGROUND_MOST_BLOCKS));
+            LazyLock::new(|| FlightBudget::new(MAX_BLOCKS, MAX_BACKGROUND_BLOCKS));
         BUDGET.clone()
     }
 
@@ -141,7 +144,8 @@ impl FlightBudget {
         Some(Room { budget: self.clone(), blocks, is_background })
     }
 
-    /// `who` has nothing to start: if it has a turn, others have it. Not to be called with a lock that they might need.
+    /// `who` has nothing to start: if it has a turn, others have it. Not to be called with a lock that they
+    /// might need.
     pub(crate) fn pass_on(&self, who: &Weak<dyn Starter>) {
         if self.turns.load(Ordering::Acquire) == 0 {
             return;
@@ -157,7 +161,8 @@ impl FlightBudget {
         }
     }
 
-    /// Gives turns as long as there is room. One thread at a time does: who has a turn may give room back at once.
+    /// Gives turns as long as there is room. One thread at a time does: who has a turn may give room back at
+    /// once.
     fn give_turns(&self) {
         if std::mem::replace(&mut self.books.lock().is_giving, true) {
             return;
@@ -170,12 +175,12 @@ impl FlightBudget {
     fn next_turn(&self) -> Option<Arc<dyn Starter>> {
         let mut books = self.books.lock();
         for is_background in [false, true] {
-            while self.has_room(&books, FLIGHT_MOST_BLOCKS, is_background) {
+            while self.has_room(&books, MAX_FLIGHT_BLOCKS, is_background) {
                 let queue = if is_background { &mut books.background } else { &mut books.urgent };
                 let Some(who) = queue.pop_front() else { break };
                 // Its volume may be gone.
                 let Some(next) = who.upgrade() else { continue };
-                books.take(FLIGHT_MOST_BLOCKS, is_background);
+                books.take(MAX_FLIGHT_BLOCKS, is_background);
                 books.turns.push((who, is_background));
                 self.turns.store(books.turns.len(), Ordering::Release);
                 return Some(next);
@@ -230,12 +235,12 @@ mod tests {
         }
     }
 
-    const LONG: (u64, Urgency) = (FLIGHT_MOST_BLOCKS, Urgency::Background);
+    const LONG: (u64, Urgency) = (MAX_FLIGHT_BLOCKS, Urgency::Background);
     const READ: (u64, Urgency) = (64, Urgency::Reader);
 
     #[test]
     fn those_who_wait_take_turns_and_readers_come_first() {
-        let budget = FlightBudget::new(5 * FLIGHT_MOST_BLOCKS, 4 * FLIGHT_MOST_BLOCKS);
+        let budget = FlightBudget::new(5 * MAX_FLIGHT_BLOCKS, 4 * MAX_FLIGHT_BLOCKS);
         let [one, other, third] = [[LONG; 9]; 3].map(|wants| Double::new(&budget, &wants));
         for double in [&one, &other, &third] {
             double.clone().take_turn();
@@ -266,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_turn_that_nobody_takes_goes_on_to_the_next_one() {
-        let budget = FlightBudget::new(FLIGHT_MOST_BLOCKS, FLIGHT_MOST_BLOCKS);
+        let budget = FlightBudget::new(MAX_FLIGHT_BLOCKS, MAX_FLIGHT_BLOCKS);
         let [one, gone, idle, last] = [[LONG; 1]; 4].map(|wants| Double::new(&budget, &wants));
         for double in [&one, &gone, &idle, &last] {
             double.clone().take_turn();

@@ -1,7 +1,8 @@
 //! What of a lazy base is there, what is on its way, and who waits for it.
 //!
-//! Pure bookkeeping behind one lock: each block is asked for by at most one flight at a time, whoever wants it. Flights do
-//! not overlap. What somebody waits for starts before what nobody does, and only so many are under way at once.
+//! Pure bookkeeping behind one lock: each block is asked for by at most one flight at a time, whoever wants
+//! it. Flights do not overlap. What somebody waits for starts before what nobody does, and only so many are
+//! under way at once.
 
 use crate::{
     lazy::{FetchFailure, Urgency},
@@ -18,17 +19,17 @@ use std::{
 /// What is fetched around a block that somebody reads: 256 KiB, two frames of a cloud snapshot.
 pub(crate) const MISS_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
 /// The longest flight: 4 MiB.
-pub(crate) const FLIGHT_MOST_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
-/// Flights of a volume under way at once; each holds its blocks in memory when they come, so 160 MiB at the most. All volumes
-/// together have a [budget](crate::flight_budget).
-const ACTIVE_MOST: usize = 40;
-/// Flights that nobody waits for, among them; more than that wait for their turn or are not made. A whole window of the
-/// readahead is 32.
-const BACKGROUND_MOST: usize = 34;
+pub(crate) const MAX_FLIGHT_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
+/// Flights of a volume under way at once; each holds its blocks in memory when they come, so 160 MiB at the
+/// most. All volumes together have a [budget](crate::flight_budget).
+const MAX_ACTIVE: usize = 40;
+/// Flights that nobody waits for, among them; more than that wait for their turn or are not made. A whole
+/// window of the readahead is 32.
+const MAX_BACKGROUND: usize = 34;
 /// How many places are remembered around which to go on.
-const HOT_MOST: usize = 256;
+const MAX_HOT: usize = 256;
 /// What is hot around a place that was read: 4 MiB.
-const HOT_BLOCKS: u64 = FLIGHT_MOST_BLOCKS;
+const HOT_BLOCKS: u64 = MAX_FLIGHT_BLOCKS;
 
 struct Flight {
     extent: Extent,
@@ -40,7 +41,8 @@ struct Flight {
 /// Somebody who waits for a flight.
 struct Attendant {
     id: WaiterId,
-    /// The flight was under way already: its source may have waited long before, and gives up too early for this one.
+    /// The flight was under way already: its source may have waited long before, and gives up too early for
+    /// this one.
     came_late: bool,
 }
 
@@ -100,7 +102,8 @@ impl Flights {
         self.waiters.len() as u64
     }
 
-    /// Sees to it that blocks come. `then` is kept until they are there, but not beyond `until`, unless they are already.
+    /// Sees to it that blocks come. `then` is kept until they are there, but not beyond `until`, unless they
+    /// are already.
     pub(crate) fn want(&mut self, wanted: &[Extent], until: Option<Instant>, then: Then) -> Wish {
         let gaps: Vec<Extent> =
             wanted.iter().flat_map(|&extent| self.there.gaps_in(extent.intersection(self.whole()))).collect();
@@ -133,7 +136,8 @@ impl Flights {
         Wish::Waits
     }
 
-    /// Has `then` called when what of a stretch is on its way has come; `false`, without a call, if nothing is.
+    /// Has `then` called when what of a stretch is on its way has come; `false`, without a call, if nothing
+    /// is.
     pub(crate) fn join(&mut self, stretch: Extent, then: Then) -> bool {
         let starts = self.overlapping(stretch);
         if starts.is_empty() {
@@ -175,7 +179,7 @@ impl Flights {
 
     /// Whether so much waits in the background that what is only a hint is better dropped.
     pub(crate) fn is_background_full(&self) -> bool {
-        self.background.len() >= BACKGROUND_MOST
+        self.background.len() >= MAX_BACKGROUND
     }
 
     fn whole(&self) -> Extent {
@@ -192,8 +196,8 @@ impl Flights {
         self.launch(ahead, MISS_BLOCKS, Urgency::Background);
     }
 
-    /// Makes flights for what of a stretch is neither there nor on its way, with what lies around it up to multiples of
-    /// `unit_blocks`.
+    /// Makes flights for what of a stretch is neither there nor on its way, with what lies around it up to
+    /// multiples of `unit_blocks`.
     pub(crate) fn launch(&mut self, stretch: Extent, unit_blocks: u64, urgency: Urgency) {
         let from = stretch.start.0 / unit_blocks * unit_blocks;
         let to = stretch.end().0.next_multiple_of(unit_blocks).min(self.end.0);
@@ -213,7 +217,7 @@ impl Flights {
             }
             let mut at = run.start;
             while at < run.end() {
-                let end = BlockIndex((at.0 / FLIGHT_MOST_BLOCKS + 1) * FLIGHT_MOST_BLOCKS).min(run.end());
+                let end = BlockIndex((at.0 / MAX_FLIGHT_BLOCKS + 1) * MAX_FLIGHT_BLOCKS).min(run.end());
                 let extent = Extent::between(at, end);
                 at = end;
                 self.by_start
@@ -228,29 +232,30 @@ impl Flights {
 
     /// The starts of the flights that overlap a stretch.
     fn overlapping(&self, stretch: Extent) -> Vec<u64> {
-        let from = stretch.start.0.saturating_sub(FLIGHT_MOST_BLOCKS);
+        let from = stretch.start.0.saturating_sub(MAX_FLIGHT_BLOCKS);
         let near = self.by_start.range(from..stretch.end().0);
         near.filter(|(_, flight)| flight.extent.end() > stretch.start).map(|(&start, _)| start).collect()
     }
 
-    /// How long the next flight to be started is, if there may be one more, and whether somebody waits for it.
+    /// How long the next flight to be started is, if there may be one more, and whether somebody waits for
+    /// it.
     pub(crate) fn peek_to_start(&self) -> Option<(u64, Urgency)> {
-        if self.active >= ACTIVE_MOST {
+        if self.active >= MAX_ACTIVE {
             return None;
         }
-        let may_hydrate = self.active_background < BACKGROUND_MOST;
+        let may_hydrate = self.active_background < MAX_BACKGROUND;
         let start = self.urgent.front().or_else(|| self.background.front().filter(|_| may_hydrate))?;
         self.by_start.get(start).map(|flight| (flight.extent.len_blocks, flight.urgency))
     }
 
     /// The next flight to be started, if there may be one more.
     pub(crate) fn next_to_start(&mut self) -> Option<(Extent, Urgency)> {
-        if self.active >= ACTIVE_MOST {
+        if self.active >= MAX_ACTIVE {
             return None;
         }
         let start = match self.urgent.pop_front() {
             Some(start) => start,
-            None if self.active_background < BACKGROUND_MOST => self.background.pop_front()?,
+            None if self.active_background < MAX_BACKGROUND => self.background.pop_front()?,
             None => return None,
         };
         let flight = self.by_start.get_mut(&start)?;
@@ -260,7 +265,8 @@ impl Flights {
         Some((flight.extent, flight.urgency))
     }
 
-    /// A flight has ended: its blocks are there now, with those that are zeroes, or could not be had. Who is to be told.
+    /// A flight has ended: its blocks are there now, with those that are zeroes, or could not be had. Who is
+    /// to be told.
     pub(crate) fn landed(&mut self, extent: Extent, outcome: Result<&BlockSet, &FetchFailure>) -> Vec<Call> {
         match outcome {
             Ok(zero) => self.landed_without(extent, zero, None),
@@ -271,8 +277,8 @@ impl Flights {
         }
     }
 
-    /// The same where some of the blocks may be lost, for this reason: that is an error for who wants one of them, and for
-    /// nobody else. If it is for good, the background leaves just them out.
+    /// The same where some of the blocks may be lost, for this reason: that is an error for who wants one of
+    /// them, and for nobody else. If it is for good, the background leaves just them out.
     ///
     /// If the same may succeed later, it sets out once more for those who came when it was under way.
     pub(crate) fn landed_without(
@@ -316,7 +322,8 @@ impl Flights {
         calls
     }
 
-    /// When somebody has to look next who has waited long enough, if nobody is about to: whoever is told so does.
+    /// When somebody has to look next who has waited long enough, if nobody is about to: whoever is told so
+    /// does.
     pub(crate) fn next_look(&mut self) -> Option<Instant> {
         let next = if self.is_timed { None } else { self.waiters.next_end() };
         self.is_timed |= next.is_some();
@@ -363,7 +370,7 @@ impl Flights {
         let place = block.0 / HOT_BLOCKS;
         if self.hot_known.insert(place) {
             self.hot.push_back(block);
-            if self.hot.len() > HOT_MOST
+            if self.hot.len() > MAX_HOT
                 && let Some(oldest) = self.hot.pop_front()
             {
                 self.hot_known.remove(&(oldest.0 / HOT_BLOCKS));
@@ -371,8 +378,8 @@ impl Flights {
         }
     }
 
-    /// What to fetch next while nobody waits: around what was read, the last one first, then what is preferred, then the rest in
-    /// order; nothing if all is there or on its way.
+    /// What to fetch next while nobody waits: around what was read, the last one first, then what is
+    /// preferred, then the rest in order; nothing if all is there or on its way.
     pub(crate) fn next_in_background(&mut self) -> Option<Extent> {
         while let Some(hot) = self.hot.pop_back() {
             let place = hot.0 / HOT_BLOCKS;
@@ -402,7 +409,7 @@ impl Flights {
         for gap in gaps {
             let mut at = gap.start;
             while at < gap.end() {
-                let end = BlockIndex((at.0 / FLIGHT_MOST_BLOCKS + 1) * FLIGHT_MOST_BLOCKS).min(gap.end());
+                let end = BlockIndex((at.0 / MAX_FLIGHT_BLOCKS + 1) * MAX_FLIGHT_BLOCKS).min(gap.end());
                 let mut free = Extent::between(at, end);
                 for start in self.overlapping(free) {
                     let Some(flight) = self.by_start.get(&start) else { continue };
@@ -506,14 +513,14 @@ mod tests {
         let after = |ms| began + Duration::from_millis(ms);
         let mut flights = Flights::new(100_000, BlockSet::new());
         let mut told = vec![];
-        for number in 0..ACTIVE_MOST as u64 + 3 {
+        for number in 0..MAX_ACTIVE as u64 + 3 {
             let (one, then) = telling();
             let until = Some(after(1000 + number));
             assert!(matches!(flights.want(&[at(number * 1024, 1)], until, then), Wish::Waits));
             told.push(one);
         }
         // The last but one flight has somebody else, who waits for as long as it takes.
-        let place = at((ACTIVE_MOST as u64 + 1) * 1024, 1);
+        let place = at((MAX_ACTIVE as u64 + 1) * 1024, 1);
         let (patient, then) = telling();
         assert!(matches!(flights.want(&[place], None, then), Wish::Waits));
         while flights.next_to_start().is_some() {}
@@ -546,7 +553,7 @@ mod tests {
             assert_eq!(urgency, Urgency::Background);
             background += 1;
         }
-        assert_eq!(background, BACKGROUND_MOST);
+        assert_eq!(background, MAX_BACKGROUND);
         let done = Arc::new(AtomicU64::new(0));
         // One that waits for its turn, and one that is new.
         for start in [40_000, 60_000] {
@@ -619,7 +626,7 @@ mod tests {
                     _ => land(&mut flights, &mut active, start as usize),
                 }
                 while let Some((extent, _)) = flights.next_to_start() {
-                    prop_assert!(extent.len_blocks <= FLIGHT_MOST_BLOCKS);
+                    prop_assert!(extent.len_blocks <= MAX_FLIGHT_BLOCKS);
                     prop_assert!(active.iter().all(|other| other.intersection(extent).is_empty()));
                     prop_assert_eq!(flights.there.intersection_len(extent), 0);
                     active.push(extent);

@@ -1,7 +1,7 @@
 //! Lets flushes that wait at the same time share one sync.
 //!
-//! A flush must be covered by a sync that *began* after it was asked for. While one sync runs, everybody who asks waits
-//! for the next one, which a single one of them carries out for all.
+//! A flush must be covered by a sync that *began* after it was asked for. While one sync runs, everybody who
+//! asks waits for the next one, which a single one of them carries out for all.
 
 use parking_lot::{Condvar, Mutex};
 

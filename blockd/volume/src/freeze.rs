@@ -1,9 +1,10 @@
 //! Freezing a volume: from one instant on, new writes go to a fresh head.
 //!
-//! The fresh head is made and committed to `volume.meta` before the instant, so that what is acknowledged into it is
-//! found again whatever happens. The instant itself is the exchange of one pointer under a lock that writers hold for a
-//! few instructions: nothing is copied, read or waited for. Writes that were under way finish in the old head; when they
-//! have, it is synced, its sets are written down, and the snapshot is committed.
+//! The fresh head is made and committed to `volume.meta` before the instant, so that what is acknowledged
+//! into it is found again whatever happens. The instant itself is the exchange of one pointer under a lock
+//! that writers hold for a few instructions: nothing is copied, read or waited for. Writes that were under
+//! way finish in the old head; when they have, it is synced, its sets are written down, and the snapshot is
+//! committed.
 
 use crate::{
     error::VolumeError,
@@ -55,8 +56,8 @@ impl Volume {
     /// Makes a snapshot: a point that never changes, durable when the call returns.
     ///
     /// # Errors
-    /// If the volume is closed or has failed, the id is taken, or the disk is full or fails. There is no snapshot then,
-    /// and the volume goes on with nothing lost and no dirty block forgotten.
+    /// If the volume is closed or has failed, the id is taken, or the disk is full or fails. There is no
+    /// snapshot then, and the volume goes on with nothing lost and no dirty block forgotten.
     pub fn freeze(&self, snapshot: SnapshotId) -> Result<Frozen, VolumeError> {
         // A group of one.
         let frozen = freeze_group(&[(self, snapshot)]).map_err(|error| error.source)?;
@@ -64,7 +65,8 @@ impl Volume {
         frozen.members.first().copied().ok_or_else(unheard_of)
     }
 
-    /// Lets writes go to a new head; the old one, and how long writers could not enter. The caller holds `admin`.
+    /// Lets writes go to a new head; the old one, and how long writers could not enter. The caller holds
+    /// `admin`.
     pub(crate) fn begin_epoch(&self, new_head: Arc<Head>) -> (Arc<Head>, Duration) {
         // Only holders of `admin` replace the stack, so it can be built before the barrier.
         let old = self.current();
@@ -72,8 +74,8 @@ impl Volume {
         (head_of(&old).clone(), stall)
     }
 
-    /// Makes the next head, of this size, and commits that it is there. An empty head on top changes nothing that anybody
-    /// reads.
+    /// Makes the next head, of this size, and commits that it is there. An empty head on top changes nothing
+    /// that anybody reads.
     pub(crate) fn prepare_head(&self, admin: &mut Meta, size_bytes: u64) -> Result<Arc<Head>, VolumeError> {
         if self.rolling_back.load(Ordering::Relaxed) {
             let what = format!("volume {} is being rolled back to a snapshot: try again later", self.id);
@@ -98,7 +100,8 @@ impl Volume {
             }
             Ok(Arc::new(head))
         });
-        // The failed commit may have reached the disk all the same: its files go only once the old one stands.
+        // The failed commit may have reached the disk all the same: its files go only once the old one
+        // stands.
         if made.is_err() && self.settle(admin).is_ok() {
             let _ = Head::remove_files(place, epoch);
         }
@@ -116,8 +119,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Turns an old head into a frozen layer once its last write is done, and commits that, with the snapshot that it is
-    /// made for if any; says how many blocks were dirtied in its epoch.
+    /// Turns an old head into a frozen layer once its last write is done, and commits that, with the snapshot
+    /// that it is made for if any; says how many blocks were dirtied in its epoch.
     pub(crate) fn finish_open_layer(
         &self,
         admin: &mut Meta,
@@ -167,7 +170,8 @@ impl Volume {
         Ok(dirty_blocks)
     }
 
-    /// Puts a stack in place whose layers are what `change` makes of the present ones. The caller holds `admin`.
+    /// Puts a stack in place whose layers are what `change` makes of the present ones. The caller holds
+    /// `admin`.
     pub(crate) fn replace_layers(&self, change: impl FnMut(&Layer) -> Option<Layer>) {
         let old = self.current();
         let layers = old.layers().iter().filter_map(change).collect();

@@ -1,7 +1,7 @@
 //! What must hold of a volume's files that hold anything at all; for fuzzing and tests only.
 //!
-//! The first byte of an input says which file it is, and whether its checksums are made right: behind checksums that do
-//! not hold, nothing of a parser would be reached.
+//! The first byte of an input says which file it is, and whether its checksums are made right: behind
+//! checksums that do not hold, nothing of a parser would be reached.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -86,8 +86,8 @@ fn file_of(bytes: &[u8]) -> (File, PathBuf) {
     (file, path)
 }
 
-/// A header as it was written, and behind it what a log may have in it: pieces of a tag byte, a length of two bytes, and
-/// so many bytes, which are a record's payload or are there as they are.
+/// A header as it was written, and behind it what a log may have in it: pieces of a tag byte, a length of two
+/// bytes, and so many bytes, which are a record's payload or are there as they are.
 fn head_log(mut pieces: &[u8]) {
     let (_empty, path) = file_of(&[]);
     drop(HeadLog::create(&path, HEAD).expect("an empty log"));

@@ -1,16 +1,18 @@
 //! Freezing several volumes at one instant.
 //!
-//! The barrier of a [freeze](crate::freeze) is the exchange of a pointer under a lock. The barrier of a group is the same
-//! for all of its volumes, with all the locks held together at one instant: a write that was acknowledged before another
-//! one was issued entered its head before the other one entered its own, so it is not possible that the later one lies
-//! before the instant and the earlier one behind it, whichever volumes and connections they were on.
+//! The barrier of a [freeze](crate::freeze) is the exchange of a pointer under a lock. The barrier of a group
+//! is the same for all of its volumes, with all the locks held together at one instant: a write that was
+//! acknowledged before another one was issued entered its head before the other one entered its own, so it is
+//! not possible that the later one lies before the instant and the earlier one behind it, whichever volumes
+//! and connections they were on.
 //!
-//! Everything that takes time happens before or after: the new heads are made and committed before, several at a time,
-//! and the old heads are finished after. What fails before the instant leaves everything as it was; what fails after it
-//! takes the snapshots of the others back, whose layers are merged later like any that no snapshot needs.
+//! Everything that takes time happens before or after: the new heads are made and committed before, several
+//! at a time, and the old heads are finished after. What fails before the instant leaves everything as it
+//! was; what fails after it takes the snapshots of the others back, whose layers are merged later like any
+//! that no snapshot needs.
 //!
-//! Locks are taken in the order of the volumes' ids, so that two groups that share volumes cannot wait for each other.
-//! Everybody else holds the `admin` of one volume at a time and waits for no other volume's.
+//! Locks are taken in the order of the volumes' ids, so that two groups that share volumes cannot wait for
+//! each other. Everybody else holds the `admin` of one volume at a time and waits for no other volume's.
 
 use crate::{
     closer,
@@ -36,8 +38,8 @@ use std::{
 /// How many volumes of a group have their files made or synced at the same time.
 const MAX_THREADS: usize = 16;
 
-/// How often a barrier tries to find all of its locks free before it queues for them: where writers are so many that they
-/// never are, a freeze comes about all the same.
+/// How often a barrier tries to find all of its locks free before it queues for them: where writers are so
+/// many that they never are, a freeze comes about all the same.
 const MAX_TRIES: u32 = 256;
 
 /// What the freeze of a group did.
@@ -62,26 +64,27 @@ pub struct GroupError {
     pub source: VolumeError,
 }
 
-/// Makes a snapshot of each volume, all of the same instant: for any two writes to any of the volumes, if the first was
-/// answered before the second was issued, and the second is in the snapshots, so is the first. The snapshots are durable
-/// when the call returns.
+/// Makes a snapshot of each volume, all of the same instant: for any two writes to any of the volumes, if the
+/// first was answered before the second was issued, and the second is in the snapshots, so is the first. The
+/// snapshots are durable when the call returns.
 ///
 /// # Errors
-/// If a volume is given twice, is closed or has failed, has a snapshot of that id, or its disk is full or fails. None of
-/// the volumes has its snapshot then, and all of them go on with nothing lost and no dirty block forgotten. Should the
-/// disk refuse even the removal of a snapshot that was made already, that one stays listed and can be deleted later.
+/// If a volume is given twice, is closed or has failed, has a snapshot of that id, or its disk is full or
+/// fails. None of the volumes has its snapshot then, and all of them go on with nothing lost and no dirty
+/// block forgotten. Should the disk refuse even the removal of a snapshot that was made already, that one
+/// stays listed and can be deleted later.
 pub fn freeze_group(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError> {
     freeze_group_around(members, || Ok(()), || ())
 }
 
-/// The same with something to be done right before the barrier, when all that takes time is ready for it, and right after
-/// it: whoever keeps applications or filesystems at rest keeps them so no longer than needed.
+/// The same with something to be done right before the barrier, when all that takes time is ready for it, and
+/// right after it: whoever keeps applications or filesystems at rest keeps them so no longer than needed.
 ///
 /// `after` is called once `before` has succeeded, and before the snapshots are durable.
 ///
 /// # Errors
-/// As [`freeze_group`]; or `before` fails, and then it is as if nothing had been asked for. A panic of `before` or `after` goes on to
-/// the caller when the group is taken back or finished.
+/// As [`freeze_group`]; or `before` fails, and then it is as if nothing had been asked for. A panic of
+/// `before` or `after` goes on to the caller when the group is taken back or finished.
 pub fn freeze_group_around<E: From<GroupError>>(
     members: &[(&Volume, SnapshotId)],
     before: impl FnOnce() -> Result<(), E>,
@@ -90,8 +93,8 @@ pub fn freeze_group_around<E: From<GroupError>>(
     freeze_with(members, before, barrier, after)
 }
 
-/// The same with a barrier for each volume by itself: what a group's freeze must not be. Tests that look for effects
-/// without their causes have to find it.
+/// The same with a barrier for each volume by itself: what a group's freeze must not be. Tests that look for
+/// effects without their causes have to find it.
 ///
 /// # Errors
 /// As [`freeze_group`].
@@ -116,14 +119,14 @@ struct Exchange<'a> {
     stall: Duration,
 }
 
-/// Exchanges all stacks at one instant; says how long it was from the first lock that was asked for to the last release, or how long
-/// locks were held in vain before, if that was longer.
+/// Exchanges all stacks at one instant; says how long it was from the first lock that was asked for to the
+/// last release, or how long locks were held in vain before, if that was longer.
 ///
 /// Writers wait meanwhile: nothing is allocated, freed or read in here.
 ///
-/// A writer may have lost its CPU with a lock in its hands, and asking for that lock would hold back all other writers
-/// until it runs again: 3.8 ms were seen with as many busy writers as CPUs. So the locks are first tried without queueing
-/// for them, all again from the first one on.
+/// A writer may have lost its CPU with a lock in its hands, and asking for that lock would hold back all
+/// other writers until it runs again: 3.8 ms were seen with as many busy writers as CPUs. So the locks are
+/// first tried without queueing for them, all again from the first one on.
 fn barrier(exchanges: &mut [Exchange<'_>]) -> Duration {
     let mut held = Vec::with_capacity(exchanges.len());
     let mut longest_try = Duration::ZERO;
@@ -263,11 +266,13 @@ fn prepare(group: &mut [Member<'_>]) -> Result<Vec<Prepared>, GroupError> {
     all_or_undo(group, prepared, |member, (before, head)| take_back_head(member, before, &head))
 }
 
-/// Removes a head that nobody has entered. The epoch's number is free again: every number that is used up has a set.
+/// Removes a head that nobody has entered. The epoch's number is free again: every number that is used up has
+/// a set.
 fn take_back_head(member: &mut Member<'_>, before: Meta, head: &Head) {
     let volume = member.volume;
-    // If the disk refuses, it may still name the head, and then its files must stay. It is empty, so a start that finds
-    // it reads the same; and whatever is committed next, before the number is used again, does not name it any more.
+    // If the disk refuses, it may still name the head, and then its files must stay. It is empty, so a start
+    // that finds it reads the same; and whatever is committed next, before the number is used again, does not
+    // name it any more.
     let restored = volume.commit(member.admin, before.clone());
     *member.admin = before;
     match restored {
@@ -342,7 +347,8 @@ fn all_or_undo<R>(
     }
 }
 
-/// Does the work for every item on several threads, this one among them; the results are in the order of the items.
+/// Does the work for every item on several threads, this one among them; the results are in the order of the
+/// items.
 fn in_parallel<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + Sync) -> Vec<R> {
     let threads = items.len().min(MAX_THREADS);
     let slots: Vec<_> = items.iter_mut().map(|item| Mutex::new((item, None))).collect();

@@ -1,8 +1,9 @@
 //! The head: the layer that takes the writes.
 //!
-//! A write puts its data into the page cache, sets its blocks' bits in the [live map](crate::live_map), notes those
-//! that are new in a roaring set, and is acknowledged. A sync makes the data durable first and then the new blocks, in
-//! the [log](crate::head_log). At a freeze the head is simply replaced; what was noted *is* the dirty set.
+//! A write puts its data into the page cache, sets its blocks' bits in the [live map](crate::live_map), notes
+//! those that are new in a roaring set, and is acknowledged. A sync makes the data durable first and then the
+//! new blocks, in the [log](crate::head_log). At a freeze the head is simply replaced; what was noted *is*
+//! the dirty set.
 
 use crate::{
     data_files::DataFiles,
@@ -26,9 +27,9 @@ use std::{
     },
 };
 
-/// How many ranges of data a start looks at to find what was zeroed: a head that is in more pieces reports the rest of its
-/// zeroes as data, and does not hold the start up.
-const MOST_RANGES: usize = 4096;
+/// How many ranges of data a start looks at to find what was zeroed: a head that is in more pieces reports
+/// the rest of its zeroes as data, and does not hold the start up.
+const MAX_RANGES: usize = 4096;
 
 /// Where a volume's files are and what they belong to.
 #[derive(Clone, Copy)]
@@ -104,14 +105,15 @@ impl Head {
         Ok(Self::with(place, epoch, data, map, log, Tracked::default()))
     }
 
-    /// Whether [`recover`](Self::recover) finds its files, without changing what tells damage from a power cut.
+    /// Whether [`recover`](Self::recover) finds its files, without changing what tells damage from a power
+    /// cut.
     pub(crate) fn check_recoverable(place: Place<'_>, epoch: Epoch) -> Result<(), VolumeError> {
         DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
         HeadLog::look(&files::log_path(place.dir, epoch), place.log_identity(epoch)).map(drop)
     }
 
-    /// Finds a head again, after a clean stop, the death of the process, or a power cut. A loss of acknowledged writes is
-    /// recorded before the map that shows it is replaced.
+    /// Finds a head again, after a clean stop, the death of the process, or a power cut. A loss of
+    /// acknowledged writes is recorded before the map that shows it is replaced.
     pub(crate) fn recover(
         place: Place<'_>,
         epoch: Epoch,
@@ -126,16 +128,17 @@ impl Head {
             Ok(found) => Some(found),
             Err(rejected) => {
                 rejected.report(place, options.serves_remote)?;
-                // Before the sync, which may be the only one to report a failed writeback: the next start must not
-                // believe it.
+                // Before the sync, which may be the only one to report a failed writeback: the next start
+                // must not believe it.
                 if !rejected.why.is_final() {
                     crate::data_files::remove_if_there(&map_path)?;
                 }
                 None
             }
         };
-        // What the process before could not write back, the kernel has dropped, and it tells the first sync after the
-        // next open, and only that one: the bits then speak of data that is gone, just as after a power cut.
+        // What the process before could not write back, the kernel has dropped, and it tells the first sync
+        // after the next open, and only that one: the bits then speak of data that is gone, just as after a
+        // power cut.
         if let Err(error) = data.sync() {
             tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
             if let Some(lost) = found.take() {
@@ -160,8 +163,8 @@ impl Head {
                 found.map
             }
             None => {
-                // Pages that could not be written back are in memory all the same and count as clean: they would read as
-                // what was written until they are evicted, and as something older from then on.
+                // Pages that could not be written back are in memory all the same and count as clean: they
+                // would read as what was written until they are evicted, and as something older from then on.
                 data.drop_cache()?;
                 let map = LiveMap::replace(&map_path, place.volume, epoch, place.blocks(), &logged)?;
                 files::sync_dir(place.dir)?;
@@ -224,14 +227,15 @@ impl Head {
         // Before the data: a reader then finds either the zeroes or the new data in the file.
         self.map.clear_zero(touched);
         let written = self.data.write(offset_bytes, data);
-        // Also if it failed: a part may have got into blocks that are held, which a freeze would call durable otherwise.
+        // Also if it failed: a part may have got into blocks that are held, which a freeze would call durable
+        // otherwise.
         self.unsynced.store(true, Ordering::Release);
         written?;
         self.note_held(touched)
     }
 
-    /// Makes blocks read as zeroes. The caller has locked their regions exclusively; `marked` are the runs of `extent`
-    /// that would otherwise read as something else.
+    /// Makes blocks read as zeroes. The caller has locked their regions exclusively; `marked` are the runs of
+    /// `extent` that would otherwise read as something else.
     pub(crate) fn zero(&self, extent: Extent, marked: &[Extent], how: ZeroHow) -> Result<(), VolumeError> {
         let (offset_bytes, len_bytes) = (extent.offset_bytes(), extent.len_bytes());
         let zeroed = match how.keep_space {
@@ -252,21 +256,22 @@ impl Head {
         Ok(())
     }
 
-    /// Sets the bits of blocks whose data is in the page cache: from here on they are found by readers, by the next
-    /// process, and by the next sync.
+    /// Sets the bits of blocks whose data is in the page cache: from here on they are found by readers, by
+    /// the next process, and by the next sync.
     fn note_held(&self, extent: Extent) -> Result<(), VolumeError> {
         if self.map.holds_all(extent) {
             return Ok(());
         }
-        // The lock before the bit: a thread that finds a bit set relies on the next sync to know of its block.
+        // The lock before the bit: a thread that finds a bit set relies on the next sync to know of its
+        // block.
         self.map.set_held(extent, || self.tracked.lock(), |tracked, new| tracked.unlogged.insert_extent(new))
     }
 
     /// Makes the disk take the map, or writes it again from memory if the disk lost a part.
     ///
     /// # Errors
-    /// If that fails: acknowledged blocks would not survive the death of the process, and the next start would record a loss. The
-    /// head is lost unless the disk is full.
+    /// If that fails: acknowledged blocks would not survive the death of the process, and the next start
+    /// would record a loss. The head is lost unless the disk is full.
     pub(crate) fn sync_map(&self) -> Result<(), SyncFailure> {
         match self.map.sync() {
             Ok(()) => Ok(()),
@@ -290,7 +295,8 @@ impl Head {
         tracked.logged.heap_bytes_estimate() + tracked.unlogged.heap_bytes_estimate()
     }
 
-    /// Makes everything acknowledged so far survive a power cut: first the data, then the blocks that have it.
+    /// Makes everything acknowledged so far survive a power cut: first the data, then the blocks that have
+    /// it.
     pub(crate) fn sync(&self) -> Result<(), SyncFailure> {
         let mut log = self.log.lock();
         if self.lost.load(Ordering::Acquire) {
@@ -338,7 +344,8 @@ impl Head {
         Ok(())
     }
 
-    /// Data may be lost: whoever waits for this sync or comes later must hear of it, in this process and in the next.
+    /// Data may be lost: whoever waits for this sync or comes later must hear of it, in this process and in
+    /// the next.
     fn lose(&self, error: VolumeError) -> SyncFailure {
         if self.data.has(Bug::FailedSyncForgotten) {
             return SyncFailure::Refused(error);
@@ -398,7 +405,8 @@ impl Head {
         self.map.is_held(block)
     }
 
-    /// Those blocks of a range that were zeroed with their space kept, as far as is known, whatever became of them since.
+    /// Those blocks of a range that were zeroed with their space kept, as far as is known, whatever became of
+    /// them since.
     pub(crate) fn kept_space(&self, range: Extent) -> BlockSet {
         self.kept.lock().slice(range)
     }
@@ -424,7 +432,7 @@ fn find_zeroes(
     if held.iter().all(|set| set.is_empty()) {
         return Ok(());
     }
-    for hole in data.holes(size_bytes, MOST_RANGES)? {
+    for hole in data.holes(size_bytes, MAX_RANGES)? {
         let blocks = Extent::inside(hole.start, hole.end - hole.start);
         for extent in held.iter().flat_map(|set| set.extents_in(blocks)) {
             map.set_zero(extent);

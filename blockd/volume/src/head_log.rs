@@ -1,13 +1,14 @@
 //! The head's log: which blocks it holds, as far as a power cut may ask.
 //!
-//! A record names blocks whose data was synced *before* the record was written, so a block in the log has its data on
-//! disk, whatever else was lost. A flush appends at most one record: the blocks that the head came to hold since the
-//! last one. Records are never changed; a log that grew well beyond what it says is written anew and renamed.
+//! A record names blocks whose data was synced *before* the record was written, so a block in the log has its
+//! data on disk, whatever else was lost. A flush appends at most one record: the blocks that the head came to
+//! hold since the last one. Records are never changed; a log that grew well beyond what it says is written
+//! anew and renamed.
 //!
 //! # File
 //!
-//! A header of 64 bytes: magic `BLKDLOG1`, version u32 (1), zero u32, volume id u64, epoch u64, blocks u64, zero 16
-//! bytes, xxh3-64 of the 56 bytes before it. Then records, each:
+//! A header of 64 bytes: magic `BLKDLOG1`, version u32 (1), zero u32, volume id u64, epoch u64, blocks u64,
+//! zero 16 bytes, xxh3-64 of the 56 bytes before it. Then records, each:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -17,12 +18,14 @@
 //! | 16–23 | xxh3-64, seeded with the volume id xor the epoch, of bytes 0–15 and the payload |
 //! | 24– | the payload: a block set in its own encoding |
 //!
-//! All integers are little-endian. What follows the last valid record is zeroes that were written ahead, or the torn end
-//! of a record whose flush was never answered, and is cut off; but a valid record behind a damaged one means that the
-//! file was altered. At least one zero follows, unless the disk was full: a file that ends with a record may have been cut.
+//! All integers are little-endian. What follows the last valid record is zeroes that were written ahead, or
+//! the torn end of a record whose flush was never answered, and is cut off; but a valid record behind a
+//! damaged one means that the file was altered. At least one zero follows, unless the disk was full: a file
+//! that ends with a record may have been cut.
 //!
-//! The zeroes are there for speed: a record that only overwrites what is written and within the file's size leaves the
-//! filesystem nothing but data to sync, where a record that made the file grow would cost a commit of its journal.
+//! The zeroes are there for speed: a record that only overwrites what is written and within the file's size
+//! leaves the filesystem nothing but data to sync, where a record that made the file grow would cost a commit
+//! of its journal.
 
 use crate::{
     error::{IoContext, VolumeError},
@@ -66,7 +69,8 @@ pub(crate) struct LookedLog {
     pub(crate) named: BlockSet,
     /// How long its torn end is.
     pub(crate) torn_bytes: u64,
-    /// Nothing but zeroes follows the last record, and there are some. Otherwise it may have named more than it does now.
+    /// Nothing but zeroes follows the last record, and there are some. Otherwise it may have named more than
+    /// it does now.
     pub(crate) ends_as_written: bool,
 }
 
@@ -202,7 +206,8 @@ impl HeadLog {
         Ok(log)
     }
 
-    /// Takes space for the next records while there is some, so that a full disk refuses writes rather than flushes.
+    /// Takes space for the next records while there is some, so that a full disk refuses writes rather than
+    /// flushes.
     fn keep_room(&self) {
         if let Err(error) = self.file.reserve(self.end_bytes, ROOM_BYTES) {
             tracing::debug!(%error, "no room could be kept for the log of the head");
@@ -224,8 +229,9 @@ impl HeadLog {
             dir_unsynced: false,
         };
         log.file.set_len(found.end_bytes as u64).during("cut the torn end off", path)?;
-        // The last record may have been read from the page cache alone: its process died before its sync, or the sync failed
-        // and the kernel calls the page clean, so that only what is written once more is sure to be covered by this one.
+        // The last record may have been read from the page cache alone: its process died before its sync, or
+        // the sync failed and the kernel calls the page clean, so that only what is written once more is sure
+        // to be covered by this one.
         let last_record = &bytes[found.last_start_bytes..found.end_bytes];
         log.write_behind(last_record)?;
         log.end_bytes = found.end_bytes as u64;
@@ -245,8 +251,8 @@ impl HeadLog {
         Ok(LookedLog { named: found.held, torn_bytes: torn as u64, ends_as_written })
     }
 
-    /// All blocks that a damaged log still names. A record whose checksum holds was written as it stands, whatever lies
-    /// around it; what the others named is not known. Changes nothing.
+    /// All blocks that a damaged log still names. A record whose checksum holds was written as it stands,
+    /// whatever lies around it; what the others named is not known. Changes nothing.
     pub(crate) fn rescue(path: &Path, identity: Identity) -> BlockSet {
         let bytes = storage::read(path).unwrap_or_default();
         let mut named = BlockSet::new();
@@ -270,7 +276,8 @@ impl HeadLog {
         named
     }
 
-    /// Writes behind what is there, with zeroes after it if none are left; `end_bytes` moves when that is durable.
+    /// Writes behind what is there, with zeroes after it if none are left; `end_bytes` moves when that is
+    /// durable.
     fn write_behind(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
         let end_bytes = self.end_bytes + bytes.len() as u64;
         if end_bytes >= self.zeroed_to_bytes {
@@ -312,7 +319,8 @@ impl HeadLog {
         let mut new = Self::create(&new_path, self.identity)?;
         new.append(all)?;
         storage::rename(&new_path, &self.path).during("rename", &new_path)?;
-        // From here on the new file is the log, whatever happens: nobody would find what is appended to the old one.
+        // From here on the new file is the log, whatever happens: nobody would find what is appended to the
+        // old one.
         new.path.clone_from(&self.path);
         new.dir_unsynced = true;
         *self = new;

@@ -1,9 +1,9 @@
 //! Lazy volumes: usable at once, filled from their source as they are read and in the background.
 //!
-//! Such a volume begins with two layers: a head, and below it a [base](crate::lazy_base) that holds every block as far as the
-//! layers above it are concerned, and fetches those that it does not have yet. Everything else is as in any volume: what
-//! guests write is in the head and in no other place, so it is exactly what is dirty. When all is there, one commit turns
-//! the base into a frozen layer like any other.
+//! Such a volume begins with two layers: a head, and below it a [base](crate::lazy_base) that holds every
+//! block as far as the layers above it are concerned, and fetches those that it does not have yet. Everything
+//! else is as in any volume: what guests write is in the head and in no other place, so it is exactly what is
+//! dirty. When all is there, one commit turns the base into a frozen layer like any other.
 
 use crate::{
     data_files::DataFiles,
@@ -39,8 +39,8 @@ pub enum Access {
 }
 
 impl Volume {
-    /// Makes a volume that begins as what `source` holds, without fetching anything; it survives a power cut from then on.
-    /// Nothing is dirty in it.
+    /// Makes a volume that begins as what `source` holds, without fetching anything; it survives a power cut
+    /// from then on. Nothing is dirty in it.
     ///
     /// # Errors
     /// As [`create`](Self::create).
@@ -86,7 +86,8 @@ impl Volume {
     /// The epoch of a lazy volume's base: everything that was written later is in later ones.
     pub const LAZY_BASE_EPOCH: Epoch = BASE;
 
-    /// Says where the rest of a lazy volume is: to be called after it was opened. Nothing happens if it is not lazy.
+    /// Says where the rest of a lazy volume is: to be called after it was opened. Nothing happens if it is
+    /// not lazy.
     pub fn set_lazy_source(&self, source: Arc<dyn LazySource>) {
         if let Some(base) = self.current().lazy() {
             base.set_source(source);
@@ -103,9 +104,10 @@ impl Volume {
         self.current().lazy().map(|base| base.hydration())
     }
 
-    /// Fetches some blocks that nobody has asked for yet, first around those that were read last, and waits until they are
-    /// there: how many bytes, at most 4 MiB, or nothing if all is there, on its way or refused. Several threads may do this.
-    /// What the source refuses for good is an error once and is left out afterwards, so that the rest comes.
+    /// Fetches some blocks that nobody has asked for yet, first around those that were read last, and waits
+    /// until they are there: how many bytes, at most 4 MiB, or nothing if all is there, on its way or
+    /// refused. Several threads may do this. What the source refuses for good is an error once and is left
+    /// out afterwards, so that the rest comes.
     ///
     /// # Errors
     /// The source or the disk fails; it may be tried again.
@@ -120,8 +122,9 @@ impl Volume {
         }
     }
 
-    /// Has [`hydrate_next`](Self::hydrate_next) fetch these blocks before others, in this order, after what was read and what lies
-    /// around it. It is a hint: only some 100,000 places are kept, and a volume that is opened again knows nothing of them.
+    /// Has [`hydrate_next`](Self::hydrate_next) fetch these blocks before others, in this order, after what
+    /// was read and what lies around it. It is a hint: only some 100,000 places are kept, and a volume that
+    /// is opened again knows nothing of them.
     pub fn prefer(&self, extents: &[Extent]) {
         if let Some(base) = self.current().lazy() {
             base.prefer(extents);
@@ -135,8 +138,8 @@ impl Volume {
         }
     }
 
-    /// Makes durable what has come so far, so that the next start does not fetch it again. It is done by itself after every
-    /// 64 MiB.
+    /// Makes durable what has come so far, so that the next start does not fetch it again. It is done by
+    /// itself after every 64 MiB.
     ///
     /// # Errors
     /// The disk is full or fails; what is not sure to be durable is fetched again.
@@ -147,8 +150,8 @@ impl Volume {
         }
     }
 
-    /// Turns the base of a lazy volume into an ordinary layer, if all of it is there; says whether the volume needs its
-    /// source no more.
+    /// Turns the base of a lazy volume into an ordinary layer, if all of it is there; says whether the volume
+    /// needs its source no more.
     ///
     /// # Errors
     /// The disk is full or fails; it may be tried again.
@@ -201,11 +204,11 @@ impl Volume {
         Ok(true)
     }
 
-    /// Whether what a request needs is near: gives `then` back if nothing has to be fetched for it. Otherwise it is fetched,
-    /// and `then` is called when it is there or cannot be had, by another thread.
+    /// Whether what a request needs is near: gives `then` back if nothing has to be fetched for it. Otherwise
+    /// it is fetched, and `then` is called when it is there or cannot be had, by another thread.
     ///
-    /// So whoever serves many requests need not have a thread wait for each. A request that is made afterwards does not
-    /// wait for the source, save after an error of the disk.
+    /// So whoever serves many requests need not have a thread wait for each. A request that is made
+    /// afterwards does not wait for the source, save after an error of the disk.
     pub fn when_near(
         &self,
         access: Access,
@@ -220,8 +223,8 @@ impl Volume {
         when_near(&self.current(), access, offset_bytes, len_bytes, then)
     }
 
-    /// Fetches the blocks that a write covers in part, if they are not there; `false` if that would have to be waited for
-    /// and may not.
+    /// Fetches the blocks that a write covers in part, if they are not there; `false` if that would have to
+    /// be waited for and may not.
     pub(crate) fn bring_edges(
         &self,
         offset_bytes: u64,

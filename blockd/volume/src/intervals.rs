@@ -1,8 +1,8 @@
 //! What changed between two freezes.
 //!
-//! Each freeze writes down the set of blocks dirtied in its epoch, the interval set, and it stays when the layer is merged
-//! away: an incremental backup is planned from these sets alone, in memory, without reading a block and without any old
-//! snapshot being there.
+//! Each freeze writes down the set of blocks dirtied in its epoch, the interval set, and it stays when the
+//! layer is merged away: an incremental backup is planned from these sets alone, in memory, without reading a
+//! block and without any old snapshot being there.
 
 use crate::{
     data_files::remove_if_there,
@@ -24,15 +24,15 @@ pub struct Changes {
 }
 
 impl Volume {
-    /// What a backup of the point at the end of epoch `until` must carry for somebody who has the point at the end of epoch
-    /// `since`, or nothing at all.
+    /// What a backup of the point at the end of epoch `until` must carry for somebody who has the point at
+    /// the end of epoch `since`, or nothing at all.
     ///
-    /// Without `since` these are all blocks that have data (`zero` is empty: everything else is zeroes). Of a lazy volume
-    /// the source is asked for that, as far as it is not known.
+    /// Without `since` these are all blocks that have data (`zero` is empty: everything else is zeroes). Of a
+    /// lazy volume the source is asked for that, as far as it is not known.
     ///
     /// # Errors
-    /// [`VolumeError::IntervalsGone`] if a set that this needs is not kept; [`VolumeError::InvalidInput`] if `until` is
-    /// not the epoch of a layer (full), or not after `since`; or the disk fails.
+    /// [`VolumeError::IntervalsGone`] if a set that this needs is not kept; [`VolumeError::InvalidInput`] if
+    /// `until` is not the epoch of a layer (full), or not after `since`; or the disk fails.
     pub fn changes(&self, since: Option<Epoch>, until: Epoch) -> Result<Changes, VolumeError> {
         match since {
             None => self.all_data(until),

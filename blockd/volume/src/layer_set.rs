@@ -1,13 +1,14 @@
 //! The block sets of a frozen layer: which blocks it holds, and which of them are zeroes.
 //!
-//! Written once, when the layer is frozen (generation 0) or has taken in another one (the next generation), and never
-//! changed. Generation 0 is also the layer's interval set, the blocks dirtied in its epoch, and may outlive the layer.
+//! Written once, when the layer is frozen (generation 0) or has taken in another one (the next generation),
+//! and never changed. Generation 0 is also the layer's interval set, the blocks dirtied in its epoch, and may
+//! outlive the layer.
 //!
 //! # File
 //!
-//! All integers little-endian: magic `BLKDSET1`, version u32 (1), generation u32, volume id u64, file epoch u64, blocks of the
-//! volume u64, length of the held set u64, length of the zero set u64, then the two sets in their own encoding, then
-//! xxh3-64 of everything before it.
+//! All integers little-endian: magic `BLKDSET1`, version u32 (1), generation u32, volume id u64, file epoch
+//! u64, blocks of the volume u64, length of the held set u64, length of the zero set u64, then the two sets
+//! in their own encoding, then xxh3-64 of everything before it.
 
 use crate::{
     error::{IoContext, VolumeError},

@@ -1,7 +1,9 @@
-//! Where a lazy volume gets what it does not have yet: the seam between a volume and whatever holds the rest of it.
+//! Where a lazy volume gets what it does not have yet: the seam between a volume and whatever holds the rest
+//! of it.
 //!
-//! A lazy volume's bottom layer is empty at first. A block that no other layer holds is asked for when somebody reads it, or
-//! when nothing better is to be done, and stays. What the source gives never changes, so that asking twice does no harm.
+//! A lazy volume's bottom layer is empty at first. A block that no other layer holds is asked for when
+//! somebody reads it, or when nothing better is to be done, and stays. What the source gives never changes,
+//! so that asking twice does no harm.
 
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use parking_lot::{Mutex, RwLock};
@@ -20,20 +22,22 @@ pub enum Urgency {
 ///
 /// The content never changes, and beyond what a source holds there are zeroes.
 pub trait LazySource: Send + Sync {
-    /// Fetches whole blocks, and gives them to the reply as they come, from threads that may block. At most 4 MiB at a time.
+    /// Fetches whole blocks, and gives them to the reply as they come, from threads that may block. At most 4
+    /// MiB at a time.
     ///
     /// It must come to an end by itself: whoever waits has no other bound.
     fn fetch(&self, extent: Extent, urgency: Urgency, reply: FetchReply);
 
-    /// How long whoever reads waits for what it asks for, counted from then on: afterwards it is told that the source gave no
-    /// answer. By default it waits until [`fetch`](Self::fetch) comes to its end, which may be that of others that were
-    /// before it.
-    fn patience(&self) -> Option<Duration> {
+    /// How long whoever reads waits for what it asks for, counted from then on: afterwards it is told that
+    /// the source gave no answer. By default it waits until [`fetch`](Self::fetch) comes to its end, which
+    /// may be that of others that were before it.
+    fn time_limit(&self) -> Option<Duration> {
         None
     }
 
-    /// Calls `wake` after this time, from a thread that may block; for a source that has [`patience`](Self::patience). There is
-    /// at most one such call to come for each volume. By default it is never called.
+    /// Calls `wake` after this time, from a thread that may block; for a source that has
+    /// [`time_limit`](Self::time_limit). There is at most one such call to come for each volume. By default
+    /// it is never called.
     fn wake_after(&self, delay: Duration, wake: Box<dyn FnOnce() + Send>) {
         let _ = (delay, wake);
     }
@@ -91,8 +95,8 @@ impl From<FetchFailure> for Loss {
 struct Answer {
     extent: Extent,
     arrivals: Box<dyn Arrivals>,
-    /// Held for reading while something is kept: whoever ends the flight waits for that, and nothing is kept afterwards. The blocks
-    /// may be somebody else's by then.
+    /// Held for reading while something is kept: whoever ends the flight waits for that, and nothing is kept
+    /// afterwards. The blocks may be somebody else's by then.
     is_over: RwLock<bool>,
     /// What could not be kept.
     failure: Mutex<Option<FetchFailure>>,
@@ -122,11 +126,12 @@ impl fmt::Debug for FetchSink {
 }
 
 impl FetchSink {
-    /// Gives whole blocks, which are written to the volume's files at once, so it may block. The same may be given again. Blocks
-    /// that are zeroes need not be given.
+    /// Gives whole blocks, which are written to the volume's files at once, so it may block. The same may be
+    /// given again. Blocks that are zeroes need not be given.
     ///
     /// # Errors
-    /// The blocks were not asked for, the answer is complete already, or they cannot be written: nobody wants the rest either.
+    /// The blocks were not asked for, the answer is complete already, or they cannot be written: nobody wants
+    /// the rest either.
     pub fn put(&self, start: BlockIndex, data: &[u8]) -> Result<(), SourceError> {
         let Answer { extent, arrivals, is_over, failure } = &*self.answer;
         let blocks = data.len() as u64 / BLOCK_SIZE_BYTES;
@@ -168,13 +173,15 @@ impl FetchReply {
         FetchSink { answer: Arc::clone(&self.answer) }
     }
 
-    /// Says that all blocks that are not zeroes were given, or why they were not. Wakes those who wait, so it may block.
+    /// Says that all blocks that are not zeroes were given, or why they were not. Wakes those who wait, so it
+    /// may block.
     pub fn end(self, result: Result<(), SourceError>) {
         self.over(result.map_err(|error| FetchFailure::from(error).into()));
     }
 
-    /// Says that all blocks that are not zeroes were given but these, which can never be had: whoever wants one of them is told why,
-    /// and all others have what they want. If the error may pass, none of the blocks counts as given.
+    /// Says that all blocks that are not zeroes were given but these, which can never be had: whoever wants
+    /// one of them is told why, and all others have what they want. If the error may pass, none of the blocks
+    /// counts as given.
     pub fn end_without(self, lost: BlockSet, error: SourceError) {
         let blocks = (!error.is_retryable()).then_some(lost);
         self.over(Err(Loss { blocks, failure: error.into() }));

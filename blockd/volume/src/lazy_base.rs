@@ -1,9 +1,10 @@
 //! The bottom of a lazy volume: data files that are filled from a source, and a log that says how far.
 //!
-//! A block is *there* once its content is in the file; readers find it from then on. It is *logged* once an `fdatasync` of
-//! the data returned that began later, and the log names it: only then does the next process believe it. What is not
-//! logged is fetched again, and the source gives the same again, so nothing is wrong about writing it twice. Nobody
-//! but the source's answers is ever written here: what guests write goes to the head.
+//! A block is *there* once its content is in the file; readers find it from then on. It is *logged* once an
+//! `fdatasync` of the data returned that began later, and the log names it: only then does the next process
+//! believe it. What is not logged is fetched again, and the source gives the same again, so nothing is wrong
+//! about writing it twice. Nobody but the source's answers is ever written here: what guests write goes to
+//! the head.
 
 use crate::{
     data_files::DataFiles,
@@ -33,7 +34,7 @@ const LOG_EVERY_BLOCKS: u64 = (64 << 20) / BLOCK_SIZE_BYTES;
 /// How much the source is asked about at once where there are zeroes: 16 GiB.
 const SURVEY_BLOCKS: u64 = (16 << 30) / BLOCK_SIZE_BYTES;
 /// How many ranges of data a start looks at to find zeroes again.
-const MOST_RANGES: usize = 4096;
+const MAX_RANGES: usize = 4096;
 
 /// The files of a lazy base, and what is known of them.
 pub(crate) struct LazyBase {
@@ -48,8 +49,8 @@ pub(crate) struct LazyBase {
     /// `false` once the volume was closed; held for reading while something is written.
     open: RwLock<bool>,
     log: Mutex<Log>,
-    /// Held by who writes to the files. The kernel lets one write to a file at a time, and the others spin meanwhile: a processor that
-    /// could open frames or answer readers.
+    /// Held by who writes to the files. The kernel lets one write to a file at a time, and the others spin
+    /// meanwhile: a processor that could open frames or answer readers.
     writing: Mutex<()>,
     /// Stretches of which the source has said where there are zeroes.
     surveyed: Mutex<BlockSet>,
@@ -67,8 +68,8 @@ impl LazyBase {
         Identity { volume: place.volume, epoch: file, blocks: place.blocks() }
     }
 
-    /// Makes the log of a base whose files are there, and names these blocks in it, whose data is durable; the caller syncs
-    /// the directory.
+    /// Makes the log of a base whose files are there, and names these blocks in it, whose data is durable;
+    /// the caller syncs the directory.
     pub(crate) fn create_log(place: Place<'_>, file: Epoch, there: &BlockSet) -> Result<(), VolumeError> {
         let mut log = HeadLog::create(&files::log_path(place.dir, file), Self::identity(place, file))?;
         if there.is_empty() { Ok(()) } else { log.append(there) }
@@ -87,7 +88,7 @@ impl LazyBase {
         let data = DataFiles::open(&files::data_path(place.dir, file), place.size_bytes)?;
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, file), Self::identity(place, file))?;
         let mut flights = Flights::new(place.blocks(), logged.clone());
-        for hole in data.holes(place.size_bytes, MOST_RANGES)? {
+        for hole in data.holes(place.size_bytes, MAX_RANGES)? {
             for run in logged.extents_in(Extent::inside(hole.start, hole.end - hole.start)) {
                 flights.zero.insert_extent(run);
             }
@@ -150,8 +151,8 @@ impl LazyBase {
         }
     }
 
-    /// Sees to it that blocks come, and calls `then` when they are there or cannot be had. Gives it back at once if they are
-    /// there already.
+    /// Sees to it that blocks come, and calls `then` when they are there or cannot be had. Gives it back at
+    /// once if they are there already.
     pub(crate) fn want(self: &Arc<Self>, wanted: &[Extent], then: Then) -> Option<Then> {
         if self.is_complete() {
             return Some(then);
@@ -160,10 +161,10 @@ impl LazyBase {
             then(Err(FetchFailure::Closed));
             return None;
         }
-        let patience = self.source().and_then(|source| source.patience());
+        let time_limit = self.source().and_then(|source| source.time_limit());
         let wish = {
             let mut flights = self.flights.lock();
-            let until = patience.and_then(|patience| Instant::now().checked_add(patience));
+            let until = time_limit.and_then(|time_limit| Instant::now().checked_add(time_limit));
             let wish = flights.want(wanted, until, then);
             wanted.iter().for_each(|&extent| flights.note_read(extent));
             wish
@@ -184,7 +185,8 @@ impl LazyBase {
         let base = Arc::downgrade(self);
         let look = move || {
             let Some(base) = base.upgrade() else { return };
-            // A statement of its own: whoever is told may ask again, and the lock is held to the end of this one.
+            // A statement of its own: whoever is told may ask again, and the lock is held to the end of this
+            // one.
             let calls = base.flights.lock().look(Instant::now());
             tell(calls);
             base.mind_the_time();
@@ -227,7 +229,8 @@ impl LazyBase {
         VolumeError::NotFetched { volume: self.volume, start, failure }
     }
 
-    /// Starts as many flights as there may be. One thread at a time does; a source that answers at once comes back here.
+    /// Starts as many flights as there may be. One thread at a time does; a source that answers at once comes
+    /// back here.
     fn start_flights(self: &Arc<Self>) {
         {
             let mut flights = self.flights.lock();
@@ -274,8 +277,8 @@ impl LazyBase {
         base
     }
 
-    /// A flight has ended: with which of its blocks are zeroes, and the number of forgets before the first was written; and without
-    /// which, if some are lost.
+    /// A flight has ended: with which of its blocks are zeroes, and the number of forgets before the first
+    /// was written; and without which, if some are lost.
     fn landed(
         self: &Arc<Self>,
         extent: Extent,
@@ -286,8 +289,8 @@ impl LazyBase {
             let mut flights = self.flights.lock();
             let kept = kept.and_then(|(zero, forgets)| match flights.forgets == forgets {
                 true => Ok(zero),
-                // A sync failed while it was written. The kernel may have dropped part of it, and the next sync says nothing
-                // of that.
+                // A sync failed while it was written. The kernel may have dropped part of it, and the next
+                // sync says nothing of that.
                 false => {
                     let message = "the disk failed while the blocks were written; they have to come again";
                     Err(SourceError::new(message, true).into())
@@ -365,7 +368,8 @@ impl LazyBase {
         {
             // The kernel drops what it could not write and calls it clean: it has to come again.
             if !self.files.has(Bug::FailedSyncForgotten) {
-                // Under the lock, so that nobody who has seen the blocks there before says afterwards that all is.
+                // Under the lock, so that nobody who has seen the blocks there before says afterwards that
+                // all is.
                 let mut flights = self.flights.lock();
                 self.complete.store(false, Ordering::Release);
                 flights.forget_all_but(&log.logged);
@@ -482,14 +486,15 @@ impl LazyBase {
         Ok(data)
     }
 
-    /// Fetches the next blocks that nobody has asked for and waits until they are there; how many bytes, or nothing if all is
-    /// there, on its way or refused. What the source refuses for good is left out from then on.
+    /// Fetches the next blocks that nobody has asked for and waits until they are there; how many bytes, or
+    /// nothing if all is there, on its way or refused. What the source refuses for good is left out from then
+    /// on.
     pub(crate) fn hydrate_next(self: &Arc<Self>) -> Result<Option<u64>, VolumeError> {
         loop {
             let mut next = None;
             let mut is_surveyed = true;
-            // Waited for without being urgent: a flight of the background stays one. It is made and joined under one lock, so that
-            // it cannot end in between.
+            // Waited for without being urgent: a flight of the background stays one. It is made and joined
+            // under one lock, so that it cannot end in between.
             let landed = wait(|then| {
                 let mut flights = self.flights.lock();
                 next = flights.next_in_background();

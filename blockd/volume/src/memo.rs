@@ -1,12 +1,12 @@
-//! Where blocks were found when they were last looked for, so that a read of a deep volume asks one entry of a table in
-//! place of layer after layer.
+//! Where blocks were found when they were last looked for, so that a read of a deep volume asks one entry of
+//! a table in place of layer after layer.
 //!
-//! Only frozen layers are remembered, and only for one arrangement of them: each arrangement has a number, which stands
-//! in every entry, so that a freeze or a merge forgets everything at once and costs nothing. The first read of a block
-//! after that looks for it and notes what it found. The table belongs to all arrangements of one volume, its snapshots
-//! included, and has one place of eight bytes for each block of the volume, but at most 8 MiB: blocks 4 GiB apart share a
-//! place then, and the one read last has it. Its pages, each for 2 MiB of the volume, are made when something is to be
-//! noted in them.
+//! Only frozen layers are remembered, and only for one arrangement of them: each arrangement has a number,
+//! which stands in every entry, so that a freeze or a merge forgets everything at once and costs nothing. The
+//! first read of a block after that looks for it and notes what it found. The table belongs to all
+//! arrangements of one volume, its snapshots included, and has one place of eight bytes for each block of the
+//! volume, but at most 8 MiB: blocks 4 GiB apart share a place then, and the one read last has it. Its pages,
+//! each for 2 MiB of the volume, are made when something is to be noted in them.
 
 use blockd_extent::BlockIndex;
 use std::sync::{
@@ -15,16 +15,17 @@ use std::sync::{
 };
 
 /// The most places of a table.
-const MOST_ENTRIES: u64 = 1 << 20;
+const MAX_ENTRIES: u64 = 1 << 20;
 /// How many of them are made at once.
 const PAGE_ENTRIES: usize = 512;
 
-/// An entry is a block, the number of an arrangement, and what was found; 0 is none, because numbers begin at 1.
+/// An entry is a block, the number of an arrangement, and what was found; 0 is none, because numbers begin at
+/// 1.
 const FOUND_BITS: u32 = 12;
 const NUMBER_BITS: u32 = 18;
 
 /// How many layers can be told apart.
-const MOST_LAYERS: usize = (1 << FOUND_BITS) - 1;
+const MAX_LAYERS: usize = (1 << FOUND_BITS) - 1;
 
 /// Where a block is read from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,7 +59,8 @@ impl Memo {
         Self { table: Arc::new(table), number: 1 }
     }
 
-    /// For another arrangement of layers of the same volume, which may have more blocks now. It knows nothing yet.
+    /// For another arrangement of layers of the same volume, which may have more blocks now. It knows nothing
+    /// yet.
     pub(crate) fn next(&self, blocks: u64) -> Self {
         let number = self.table.last_number.fetch_add(1, Ordering::Relaxed) + 1;
         // Growth is rare, and so is the end of the numbers.
@@ -87,7 +89,7 @@ impl Memo {
         let found = page.get()?.get(at)?.load(Ordering::Relaxed).checked_sub(self.key(block))?;
         match found {
             0 => Some(Found::Zeroes),
-            _ if found <= MOST_LAYERS as u64 => Some(Found::Layer(found as usize - 1)),
+            _ if found <= MAX_LAYERS as u64 => Some(Found::Layer(found as usize - 1)),
             _ => None,
         }
     }
@@ -96,11 +98,11 @@ impl Memo {
     pub(crate) fn put(&self, block: BlockIndex, found: Found) {
         let found = match found {
             Found::Zeroes => 0,
-            Found::Layer(layer) if layer < MOST_LAYERS => layer as u64 + 1,
+            Found::Layer(layer) if layer < MAX_LAYERS => layer as u64 + 1,
             Found::Layer(_) => return,
         };
         let pages = self.table.pages.get_or_init(|| {
-            let entries = self.table.blocks.next_power_of_two().min(MOST_ENTRIES) as usize;
+            let entries = self.table.blocks.next_power_of_two().min(MAX_ENTRIES) as usize;
             (0..entries.div_ceil(PAGE_ENTRIES)).map(|_| Page::new()).collect()
         });
         if let Some((page, at)) = Self::place(pages, block) {
@@ -129,19 +131,19 @@ mod tests {
         for (block, found) in [
             (BlockIndex(0), Found::Zeroes),
             (BlockIndex(1), Found::Layer(0)),
-            (last, Found::Layer(MOST_LAYERS - 1)),
+            (last, Found::Layer(MAX_LAYERS - 1)),
         ] {
             memo.put(block, found);
             assert_eq!(memo.get(block), Some(found));
             assert_eq!(memo.get(BlockIndex(block.0 ^ 1 << 33)), None, "another block of the same place");
         }
-        let (all, touched) = (MOST_ENTRIES / PAGE_ENTRIES as u64 * size_of::<Page>() as u64, 2 * 4096);
+        let (all, touched) = (MAX_ENTRIES / PAGE_ENTRIES as u64 * size_of::<Page>() as u64, 2 * 4096);
         assert_eq!(memo.heap_bytes(), all + touched);
         let next = memo.next(1 << 34);
         assert_eq!(next.get(last), None);
         next.put(last, Found::Layer(3));
         assert_eq!((memo.get(last), next.get(last)), (None, Some(Found::Layer(3))));
-        memo.put(BlockIndex(9), Found::Layer(MOST_LAYERS));
+        memo.put(BlockIndex(9), Found::Layer(MAX_LAYERS));
         assert_eq!(memo.get(BlockIndex(9)), None);
     }
 
@@ -149,7 +151,7 @@ mod tests {
     fn neighbouring_numbers_and_layers_are_told_apart() {
         let first = Memo::new(64);
         let second = first.next(64);
-        first.put(BlockIndex(5), Found::Layer(MOST_LAYERS - 1));
+        first.put(BlockIndex(5), Found::Layer(MAX_LAYERS - 1));
         assert_eq!(second.get(BlockIndex(5)), None);
         second.put(BlockIndex(5), Found::Zeroes);
         assert_eq!(first.get(BlockIndex(5)), None);

@@ -1,11 +1,11 @@
 //! Merging two neighbouring layers that no snapshot needs apart.
 //!
-//! Of a pair, the lower one must be no snapshot and be read by nobody; then either one may take the other in, and the one
-//! that has to copy less does. *Down*: the upper layer's blocks overwrite the lower one's, which nobody sees, because
-//! the upper one lies above them until the commit. *Up*: blocks that only the lower one holds go into the upper one's
-//! file, where its set does not name them until the commit. The commit is one `volume.meta`; before it, everything is as
-//! it was, and the work goes on where it was last [written down](crate::merge_note) or is done again; after it, what is
-//! left over is garbage.
+//! Of a pair, the lower one must be no snapshot and be read by nobody; then either one may take the other in,
+//! and the one that has to copy less does. *Down*: the upper layer's blocks overwrite the lower one's, which
+//! nobody sees, because the upper one lies above them until the commit. *Up*: blocks that only the lower one
+//! holds go into the upper one's file, where its set does not name them until the commit. The commit is one
+//! `volume.meta`; before it, everything is as it was, and the work goes on where it was last [written
+//! down](crate::merge_note) or is done again; after it, what is left over is garbage.
 
 use crate::{
     copy::Copier,
@@ -25,16 +25,16 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// After so many bytes a merge syncs what it has copied and writes down how far it is: the most that is copied twice.
-/// Small enough that whoever waits for a merge to make way does not wait long for the sync.
+/// After so many bytes a merge syncs what it has copied and writes down how far it is: the most that is
+/// copied twice. Small enough that whoever waits for a merge to make way does not wait long for the sync.
 const NOTE_EVERY_BYTES: u64 = 64 << 20;
 
 impl Volume {
-    /// Merges one pair of layers, if there is one that no snapshot needs apart; says whether it did. The removed layer's space is
-    /// free when [`wait_for_removed_files`](crate::wait_for_removed_files) returns.
+    /// Merges one pair of layers, if there is one that no snapshot needs apart; says whether it did. The
+    /// removed layer's space is free when [`wait_for_removed_files`](crate::wait_for_removed_files) returns.
     ///
-    /// Blocks; meant for a background thread, which calls it until it says `false`. When `stop` becomes true it returns
-    /// `false` soon, with nothing changed.
+    /// Blocks; meant for a background thread, which calls it until it says `false`. When `stop` becomes true
+    /// it returns `false` soon, with nothing changed.
     ///
     /// # Errors
     /// If the disk is full or fails; nothing is changed then, and it may be called again.
@@ -42,19 +42,22 @@ impl Volume {
         self.merge_next_paced(&|_| !stop.load(Ordering::Relaxed))
     }
 
-    /// The same for a thread that has other reasons to stop, or wants to go slowly: `go_on` is asked before each piece of
-    /// at most 1 MiB is copied, is told its length in bytes, and may take its time; with 0 it is only asked.
+    /// The same for a thread that has other reasons to stop, or wants to go slowly: `go_on` is asked before
+    /// each piece of at most 1 MiB is copied, is told its length in bytes, and may take its time; with 0 it
+    /// is only asked.
     ///
-    /// It also returns `false` when somebody waits for the merge to make way. A merge that was stopped goes on where it
-    /// was; one that the process did not survive, where it was up to 64 MiB before.
+    /// It also returns `false` when somebody waits for the merge to make way. A merge that was stopped goes
+    /// on where it was; one that the process did not survive, where it was up to 64 MiB before.
     ///
     /// # Errors
-    /// As [`merge_next`](Self::merge_next). If the disk is full, the space that the merge took is given back first.
+    /// As [`merge_next`](Self::merge_next). If the disk is full, the space that the merge took is given back
+    /// first.
     pub fn merge_next_paced(&self, go_on: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
         self.merge_pair(go_on, NOTE_EVERY_BYTES)
     }
 
-    /// The same, and it is written down after other amounts how far it is: for tests, whose volumes are small.
+    /// The same, and it is written down after other amounts how far it is: for tests, whose volumes are
+    /// small.
     ///
     /// # Errors
     /// As [`merge_next`](Self::merge_next).
@@ -84,7 +87,8 @@ impl Volume {
             only.subtract(&upper.set.held);
             only
         };
-        // Nothing may be written to what a clone shares; `find_pair` has found a pair that has one of its own.
+        // Nothing may be written to what a clone shares; `find_pair` has found a pair that has one of its
+        // own.
         let is_down = match (upper.data.are_shared()?, lower.data.are_shared()?) {
             (false, false) => upper.set.held.len_blocks() <= only_lower.len_blocks(),
             (upper_is_shared, _) => upper_is_shared,
@@ -165,9 +169,9 @@ impl Volume {
         Ok(Arc::new(data))
     }
 
-    /// The highest pair whose lower layer no snapshot and no reader needs as a point of its own, and of which another volume
-    /// shares at most one; the one that a merge was stopped in before all others. What is shared stays so until `merging`
-    /// is free: only a clone shares more.
+    /// The highest pair whose lower layer no snapshot and no reader needs as a point of its own, and of which
+    /// another volume shares at most one; the one that a merge was stopped in before all others. What is
+    /// shared stays so until `merging` is free: only a clone shares more.
     fn find_pair(&self, begun: Option<Pair>) -> Option<(Arc<FrozenLayer>, Arc<FrozenLayer>, bool)> {
         let admin = self.admin.lock();
         let stack = self.current();
@@ -248,7 +252,8 @@ impl Volume {
             epoch if epoch == lower.epoch => None,
             _ => Some(layer.clone()),
         });
-        // The open files of older stacks and views stay readable until those are gone; the closer frees their space.
+        // The open files of older stacks and views stay readable until those are gone; the closer frees their
+        // space.
         let removed =
             DataFiles::remove(&files::data_path(&self.dir, gone.file), gone.size_bytes).and_then(|()| {
                 remove_if_there(&Progress::path(&self.dir))?;
@@ -267,8 +272,8 @@ impl Volume {
     }
 }
 
-/// Pairs of neighbours, top first, of which `is_kept` and `pins` say that the lower one is no point that anybody needs, and of
-/// which at most one is shared; with the place of the upper one.
+/// Pairs of neighbours, top first, of which `is_kept` and `pins` say that the lower one is no point that
+/// anybody needs, and of which at most one is shared; with the place of the upper one.
 fn mergeable<'a>(
     stack: &'a Stack,
     pins: &'a Pins,
@@ -314,7 +319,8 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Copies the blocks into the target's files, their data from `start` on; the block that it came to, if it was stopped.
+    /// Copies the blocks into the target's files, their data from `start` on; the block that it came to, if
+    /// it was stopped.
     fn copy(
         &self,
         start: BlockIndex,
@@ -358,7 +364,8 @@ impl Work<'_> {
         Ok(None)
     }
 
-    /// Syncs what was copied and writes down how far that is. A note that cannot be written costs no more than time.
+    /// Syncs what was copied and writes down how far that is. A note that cannot be written costs no more
+    /// than time.
     fn note(&self, next: BlockIndex) -> Result<(), VolumeError> {
         if !self.data.has(Bug::NoteBeforeSync) {
             self.data.sync()?;

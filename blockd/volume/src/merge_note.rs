@@ -1,8 +1,9 @@
 //! How far a merge has come, written down now and then, so that the next process need not begin again.
 //!
-//! A hint and nothing more: whoever loses it copies again. It is believed only as long as `volume.meta` names both layers
-//! in these generations; the commit of the merge gives the target another one, so a note that outlives its merge is garbage.
-//! What it says is true when it is written: the data of those blocks was synced before.
+//! A hint and nothing more: whoever loses it copies again. It is believed only as long as `volume.meta` names
+//! both layers in these generations; the commit of the merge gives the target another one, so a note that
+//! outlives its merge is garbage. What it says is true when it is written: the data of those blocks was
+//! synced before.
 //!
 //! # File
 //!

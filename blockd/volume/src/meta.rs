@@ -22,9 +22,10 @@
 //! | 8 an interval | epoch u64, whose set is generation 0 of the layer made in that epoch |
 //! | 8 | xxh3-64 of everything before it |
 //!
-//! A snapshot is the layer with its epoch and all below it, and has that layer's size. Layers' epochs descend, and so do
-//! their sizes, because a volume only grows; of the open layers the topmost is the head, and those below it were heads at
-//! a freeze or a growth that did not finish. Only the bottom layer can be lazy ([`crate::lazy_base`]).
+//! A snapshot is the layer with its epoch and all below it, and has that layer's size. Layers' epochs
+//! descend, and so do their sizes, because a volume only grows; of the open layers the topmost is the head,
+//! and those below it were heads at a freeze or a growth that did not finish. Only the bottom layer can be
+//! lazy ([`crate::lazy_base`]).
 
 use crate::{
     error::{IoContext, VolumeError},
@@ -35,7 +36,8 @@ use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDVOL1";
-/// All layers have the size of the volume: what every volume has that never grew, so that an older blockd can read it.
+/// All layers have the size of the volume: what every volume has that never grew, so that an older blockd can
+/// read it.
 const VERSION_ONE_SIZE: u32 = 1;
 /// Each layer has a size of its own.
 const VERSION_SIZES: u32 = 2;

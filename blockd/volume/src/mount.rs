@@ -1,14 +1,15 @@
 //! Telling one mount of a filesystem from the next one within the same boot.
 //!
-//! A disk that is pulled, or a loop device or a LUN that goes back to an older state, loses what the page cache had, though the boot
-//! is the same. What a process leaves to the next one in the page cache is there only as long as the filesystem stays
-//! mounted, so it has to be known whether it did.
+//! A disk that is pulled, or a loop device or a LUN that goes back to an older state, loses what the page
+//! cache had, though the boot is the same. What a process leaves to the next one in the page cache is there
+//! only as long as the filesystem stays mounted, so it has to be known whether it did.
 //!
-//! ext4 and XFS show each mounted filesystem as a folder in `/sys/fs`, which comes and goes with it. The kernel counts the
-//! inode numbers of sysfs up, 64 bits of them, and never gives one out again, so the number of that folder stands for the time from
-//! one mount to the last unmount. It is the same in every mount namespace: a service that gets a new namespace at each
-//! start, or a bind mount, still finds the filesystem that it left. (`statx` has the number of a mount,
-//! `STATX_MNT_ID_UNIQUE`, but that is another one for each namespace and each bind mount.)
+//! ext4 and XFS show each mounted filesystem as a folder in `/sys/fs`, which comes and goes with it. The
+//! kernel counts the inode numbers of sysfs up, 64 bits of them, and never gives one out again, so the number
+//! of that folder stands for the time from one mount to the last unmount. It is the same in every mount
+//! namespace: a service that gets a new namespace at each start, or a bind mount, still finds the filesystem
+//! that it left. (`statx` has the number of a mount, `STATX_MNT_ID_UNIQUE`, but that is another one for each
+//! namespace and each bind mount.)
 //!
 //! Other filesystems, and systems without `/sys`, have no such number; the boot id alone decides there.
 
@@ -33,14 +34,14 @@ pub(crate) fn mount_number(file: &File) -> Option<NonZeroU64> {
     NonZeroU64::new(std::fs::metadata(folder).ok()?.ino())
 }
 
-/// Whether what was left in memory under one number may still be there under another one. Who does not know says yes:
-/// a process that died without the machine must find again what it answered.
+/// Whether what was left in memory under one number may still be there under another one. Who does not know
+/// says yes: a process that died without the machine must find again what it answered.
 pub(crate) fn may_be_the_same(left: Option<NonZeroU64>, now: Option<NonZeroU64>) -> bool {
     left.is_none() || now.is_none() || left == now
 }
 
-/// Whether a number that differs from the one now is rather an altered copy of it, or none that was ever given out, than that
-/// of an earlier mount. Numbers only grow.
+/// Whether a number that differs from the one now is rather an altered copy of it, or none that was ever
+/// given out, than that of an earlier mount. Numbers only grow.
 pub(crate) fn may_be_altered(left: NonZeroU64, now: NonZeroU64) -> bool {
     left > now || (left.get() ^ now.get()).is_power_of_two()
 }

@@ -1,7 +1,8 @@
 //! Making, opening and removing volumes.
 //!
-//! Opening believes `volume.meta` and removes every file that it does not name, but no directory: those are what an interrupted freeze,
-//! merge or removal left behind. Heads whose freeze did not finish are frozen now.
+//! Opening believes `volume.meta` and removes every file that it does not name, but no directory: those are
+//! what an interrupted freeze, merge or removal left behind. Heads whose freeze did not finish are frozen
+//! now.
 
 use crate::{
     data_files::DataFiles,
@@ -36,10 +37,12 @@ pub struct OpenOptions {
 /// What an unclean stop was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recovery {
-    /// The boot and the mount tell: if both are the same, just the process died, otherwise the machine or the disk did.
+    /// The boot and the mount tell: if both are the same, just the process died, otherwise the machine or the
+    /// disk did.
     #[default]
     Auto,
-    /// A power cut, whatever the boot id says: for a folder that comes from an image or a disk that lost its cache.
+    /// A power cut, whatever the boot id says: for a folder that comes from an image or a disk that lost its
+    /// cache.
     AfterPowerLoss,
 }
 
@@ -78,16 +81,18 @@ impl Volume {
     /// Opens an existing volume.
     ///
     /// # Errors
-    /// If a file is missing, damaged or from a newer blockd, or the filesystem fails; the error names the file.
+    /// If a file is missing, damaged or from a newer blockd, or the filesystem fails; the error names the
+    /// file.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Arc<Self>, VolumeError> {
         let meta = Meta::load(dir)?;
-        // What the process before renamed may not be durable yet, the folder itself among it, and what comes rests on it.
+        // What the process before renamed may not be durable yet, the folder itself among it, and what comes
+        // rests on it.
         files::sync_dir(dir)?;
         sync_parent(dir)?;
         remove_unnamed_files(dir, &meta)?;
         let place = |entry: &LayerEntry| Place { dir, volume: meta.volume, size_bytes: entry.size_bytes };
-        // A recovery cuts the torn end of a log off and syncs, which takes away what `Salvage` goes by. So whatever else may keep
-        // the volume from opening comes first.
+        // A recovery cuts the torn end of a log off and syncs, which takes away what `Salvage` goes by. So
+        // whatever else may keep the volume from opening comes first.
         let mut frozen = meta
             .layers
             .iter()
@@ -193,7 +198,8 @@ pub(crate) fn load_lazy(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLay
     })
 }
 
-/// The files in the folder that are not named: they were begun and never committed, or replaced and not yet removed.
+/// The files in the folder that are not named: they were begun and never committed, or replaced and not yet
+/// removed.
 pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, VolumeError> {
     let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META), discarded::path(dir)]);
     for layer in &meta.layers {

@@ -37,7 +37,8 @@ impl Volume {
         Ok(content.unwrap_or(Content::Data))
     }
 
-    /// The same from memory only: `false`, with `buf` in an unknown state, if the disk would have to be asked.
+    /// The same from memory only: `false`, with `buf` in an unknown state, if the disk would have to be
+    /// asked.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -46,7 +47,8 @@ impl Volume {
         Ok(content.map(|content| filled(content, buf)).is_some())
     }
 
-    /// The same as [`read_or_zeroes`](Self::read_or_zeroes) from memory only: `None` if the disk would have to be asked.
+    /// The same as [`read_or_zeroes`](Self::read_or_zeroes) from memory only: `None` if the disk would have
+    /// to be asked.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -99,8 +101,8 @@ pub(crate) enum Start {
     BelowHead,
 }
 
-/// Fills `buf` from the layers of a stack; `None` as soon as `fetch` says so. A buffer that would be all zeroes is left as
-/// it is.
+/// Fills `buf` from the layers of a stack; `None` as soon as `fetch` says so. A buffer that would be all
+/// zeroes is left as it is.
 pub(crate) fn read_stack(
     stack: &Stack,
     start: Start,
@@ -144,7 +146,8 @@ pub(crate) struct Piece {
     pub(crate) len_bytes: usize,
 }
 
-/// Cuts extents, whose blocks stand one after the other in `buf`, into pieces to be read; zeroes are filled in.
+/// Cuts extents, whose blocks stand one after the other in `buf`, into pieces to be read; zeroes are filled
+/// in.
 pub(crate) fn plan(stack: &Stack, extents: &[Extent], buf: &mut [u8]) -> Result<Vec<Piece>, VolumeError> {
     let mut pieces: Vec<Piece> = Vec::with_capacity(extents.len());
     let mut at = 0;

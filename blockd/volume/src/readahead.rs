@@ -1,7 +1,7 @@
 //! Sees that a lazy volume is read in order, and says what to fetch before it is asked for.
 //!
-//! Pure: it is told what is read and answers with what should be on its way. A few streams are told apart, because a
-//! filesystem reads several files at once.
+//! Pure: it is told what is read and answers with what should be on its way. A few streams are told apart,
+//! because a filesystem reads several files at once.
 
 use blockd_extent::{BlockIndex, Extent};
 
@@ -9,12 +9,14 @@ use blockd_extent::{BlockIndex, Extent};
 const STREAMS: usize = 8;
 /// A stream that was just seen is this much ahead, in blocks: 1 MiB.
 const FIRST_WINDOW_BLOCKS: u64 = 256;
-/// And never more than that: 128 MiB, as much as a restore has on its way. With half of that, whoever reads in order waits for a
-/// slow store twice as often.
-const MOST_WINDOW_BLOCKS: u64 = 32_768;
-/// What is asked for at once when the window moves on: 4 MiB, one flight. Larger steps would leave the store idle in between.
+/// And never more than that: 128 MiB, as much as a restore has on its way. With half of that, whoever reads
+/// in order waits for a slow store twice as often.
+const MAX_WINDOW_BLOCKS: u64 = 32_768;
+/// What is asked for at once when the window moves on: 4 MiB, one flight. Larger steps would leave the store
+/// idle in between.
 const STEP_BLOCKS: u64 = 1024;
-/// A read that begins this close behind the one before belongs to it: readers on several threads overtake each other.
+/// A read that begins this close behind the one before belongs to it: readers on several threads overtake
+/// each other.
 const SLACK_BLOCKS: u64 = 256;
 /// After so many reads in order it is a stream.
 const READS_IN_ORDER: u32 = 2;
@@ -79,7 +81,7 @@ impl Readahead {
             return None;
         }
         stream.ahead = wanted.end();
-        stream.window_blocks = (stream.window_blocks * 2).min(MOST_WINDOW_BLOCKS);
+        stream.window_blocks = (stream.window_blocks * 2).min(MAX_WINDOW_BLOCKS);
         Some(wanted)
     }
 }
@@ -103,7 +105,7 @@ mod tests {
                     "{n}: {wanted:?}"
                 );
                 end = wanted.end().0;
-                assert!(end - (n + 1) * 8 <= MOST_WINDOW_BLOCKS);
+                assert!(end - (n + 1) * 8 <= MAX_WINDOW_BLOCKS);
             }
             assert!(n == 0 || end > (n + 1) * 8, "{n}: nothing is on its way");
         }

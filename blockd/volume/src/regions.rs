@@ -1,8 +1,8 @@
 //! Locks over regions of a head, so that filling a block from below and zeroing blocks happen alone.
 //!
-//! Writes take the regions they touch shared: they do not order each other (clients that overlap concurrent writes get
-//! either). Copying a block up and zeroing blocks take them exclusively, because both read or change a block's state
-//! and its data in more than one step. A region is 1 MiB; regions share 256 locks.
+//! Writes take the regions they touch shared: they do not order each other (clients that overlap concurrent
+//! writes get either). Copying a block up and zeroing blocks take them exclusively, because both read or
+//! change a block's state and its data in more than one step. A region is 1 MiB; regions share 256 locks.
 
 use blockd_extent::{BLOCK_SHIFT, Extent};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};

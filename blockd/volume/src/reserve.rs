@@ -1,13 +1,16 @@
 //! Disk space that is kept for operations that free space.
 //!
-//! To delete a snapshot, blockd writes to its database and commits a new `volume.meta`; to merge the layers then, it copies
-//! blocks and writes a set. On a full disk none of that succeeds, so nothing would ever free the space. A preallocated file
-//! in the data directory keeps some. An operation that finds the disk full [releases](Reserve::release) it and is tried again.
-//! From then on, and until the file is [whole again](Reserve::refill), whatever else takes space is refused as on a full disk:
-//! clients' writes, and zeroing that keeps its space, except to blocks whose data the head has; and hydration. The file is not filled while such an operation runs.
+//! To delete a snapshot, blockd writes to its database and commits a new `volume.meta`; to merge the layers
+//! then, it copies blocks and writes a set. On a full disk none of that succeeds, so nothing would ever free
+//! the space. A preallocated file in the data directory keeps some. An operation that finds the disk full
+//! [releases](Reserve::release) it and is tried again. From then on, and until the file is [whole
+//! again](Reserve::refill), whatever else takes space is refused as on a full disk: clients' writes, and
+//! zeroing that keeps its space, except to blocks whose data the head has; and hydration. The file is not
+//! filled while such an operation runs.
 //!
-//! The file is truncated and synced, not overwritten: on a filesystem that copies on write, overwriting takes space. The sync
-//! ends the filesystem's transaction, before which ext4, XFS and btrfs may not use freed blocks again.
+//! The file is truncated and synced, not overwritten: on a filesystem that copies on write, overwriting takes
+//! space. The sync ends the filesystem's transaction, before which ext4, XFS and btrfs may not use freed
+//! blocks again.
 
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
@@ -64,8 +67,9 @@ impl Drop for Released {
 }
 
 impl Reserve {
-    /// Opens or creates the reserve of a data directory, and fills it if there is space. On a disk that is full at once there is
-    /// none until [`refill`](Self::refill) finds space; clients' writes are not refused for that.
+    /// Opens or creates the reserve of a data directory, and fills it if there is space. On a disk that is
+    /// full at once there is none until [`refill`](Self::refill) finds space; clients' writes are not refused
+    /// for that.
     ///
     /// # Errors
     /// If the file cannot be opened or the filesystem does not tell its size.
@@ -79,8 +83,8 @@ impl Reserve {
         Ok(reserve)
     }
 
-    /// Gives the space to the operation that found the disk full, which is then to be tried again; `None` if there is none to
-    /// give.
+    /// Gives the space to the operation that found the disk full, which is then to be tried again; `None` if
+    /// there is none to give.
     pub fn release(self: &Arc<Self>) -> Option<Released> {
         let mut state = self.state.lock();
         if state.is_whole {
@@ -101,7 +105,8 @@ impl Reserve {
         Some(Released(Arc::clone(self)))
     }
 
-    /// Takes the space back, if there is enough and no operation uses it. Returns whether the reserve is whole.
+    /// Takes the space back, if there is enough and no operation uses it. Returns whether the reserve is
+    /// whole.
     pub fn refill(&self) -> bool {
         let mut state = self.state.lock();
         if state.is_whole || state.users > 0 {

@@ -1,7 +1,8 @@
 //! A volume that is being filled from elsewhere.
 //!
-//! It lives beside the folder that it will have, so that half of it can never be taken for a volume, and becomes one by a
-//! rename. What is written into it is its base layer, not its head: nothing is dirty in a volume that was just restored.
+//! It lives beside the folder that it will have, so that half of it can never be taken for a volume, and
+//! becomes one by a rename. What is written into it is its base layer, not its head: nothing is dirty in a
+//! volume that was just restored.
 
 use crate::{
     data_files::DataFiles,
@@ -51,8 +52,8 @@ impl RestoreTarget {
         Ok(Self { dir: dir.to_owned(), building, id, size_bytes, data, held: Mutex::default() })
     }
 
-    /// Takes up a volume that an earlier run was filling; `held` are the blocks that it wrote and then made durable with
-    /// [`sync`](Self::sync). None if there is no such volume, or another one.
+    /// Takes up a volume that an earlier run was filling; `held` are the blocks that it wrote and then made
+    /// durable with [`sync`](Self::sync). None if there is no such volume, or another one.
     ///
     /// # Errors
     /// If `dir` exists, `held` lies beyond the volume, or the filesystem fails.
@@ -100,7 +101,8 @@ impl RestoreTarget {
     /// Writes whole blocks from `start` on; any thread, any order.
     ///
     /// # Errors
-    /// If `data` is no whole number of blocks or does not lie inside the volume, or the disk is full or fails.
+    /// If `data` is no whole number of blocks or does not lie inside the volume, or the disk is full or
+    /// fails.
     pub fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> Result<(), VolumeError> {
         let len_blocks = data.len() as u64 / BLOCK_SIZE_BYTES;
         let end = start.0.checked_add(len_blocks);

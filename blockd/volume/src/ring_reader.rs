@@ -1,8 +1,9 @@
 //! Many reads of files at once through io_uring.
 //!
-//! A frozen layer's dirty blocks lie scattered; with up to 64 reads under way the disk can order them. The reads go into
-//! slices of one borrowed buffer, so no call returns before every read that it started has ended, whatever goes wrong.
-//! Where the kernel does not offer io_uring (seccomp, sysctl) the pieces are read one after the other.
+//! A frozen layer's dirty blocks lie scattered; with up to 64 reads under way the disk can order them. The
+//! reads go into slices of one borrowed buffer, so no call returns before every read that it started has
+//! ended, whatever goes wrong. Where the kernel does not offer io_uring (seccomp, sysctl) the pieces are read
+//! one after the other.
 
 use crate::{
     data_files::FilePart,
@@ -96,12 +97,14 @@ impl<'a> Flight<'_, 'a> {
             .user_data(number as u64);
         self.slots[number] = Some(slot);
         self.busy += 1;
-        // SAFETY: `target` lies in `buf`, which is borrowed until `run` returns or unwinds, and both only happen after
-        // `Drop` has reaped every read that is under way; the pieces' byte ranges do not overlap, and nobody touches
-        // them in between. The file is kept open by the piece that the slot borrows.
+        // SAFETY: `target` lies in `buf`, which is borrowed until `run` returns or unwinds, and both only
+        // happen after `Drop` has reaped every read that is under way; the pieces' byte ranges do not
+        // overlap, and nobody touches them in between. The file is kept open by the piece that the slot
+        // borrows.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
-            // Cannot happen: there are no more entries than slots. The read is not the kernel's, so it is given up.
+            // Cannot happen: there are no more entries than slots. The read is not the kernel's, so it is
+            // given up.
             self.slots[number] = None;
             self.busy -= 1;
         }
@@ -157,7 +160,8 @@ impl Drop for Flight<'_, '_> {
             let ended = self.ring.completion().count();
             self.busy = self.busy.saturating_sub(ended);
             if self.busy > 0 && self.wait().is_err() {
-                // Without the ring's word nobody knows when the buffer is free again; going on would corrupt memory.
+                // Without the ring's word nobody knows when the buffer is free again; going on would corrupt
+                // memory.
                 tracing::error!("io_uring cannot be waited for; stopping before memory is corrupted");
                 std::process::abort();
             }

@@ -1,9 +1,10 @@
 //! Rolling a volume back: it becomes again what it was at a snapshot.
 //!
-//! Nothing is thrown away. A new frozen layer is laid on top of all others that holds every block which changed since the
-//! snapshot, with the content that it had then; what was zeroes costs nothing. So the blocks that went back count as
-//! dirty since every earlier point, and the next incremental backup carries them without a scan. One commit puts the
-//! layer and a fresh head on top; before it, the volume is as it was, and what was made is garbage.
+//! Nothing is thrown away. A new frozen layer is laid on top of all others that holds every block which
+//! changed since the snapshot, with the content that it had then; what was zeroes costs nothing. So the
+//! blocks that went back count as dirty since every earlier point, and the next incremental backup carries
+//! them without a scan. One commit puts the layer and a fresh head on top; before it, the volume is as it
+//! was, and what was made is garbage.
 
 use crate::{
     copy::Copier,
@@ -54,15 +55,17 @@ struct Plan {
 }
 
 impl Volume {
-    /// Makes the volume read as it did at a snapshot; durable when the call returns. A volume that has grown since keeps its
-    /// size, and reads as zeroes there. Snapshots stay, newer ones too; the state before is in none unless it was frozen.
+    /// Makes the volume read as it did at a snapshot; durable when the call returns. A volume that has grown
+    /// since keeps its size, and reads as zeroes there. Snapshots stay, newer ones too; the state before is
+    /// in none unless it was frozen.
     ///
-    /// Nobody may write meanwhile: if somebody does, it is refused at its end. Reads go on. `go_on` is asked now and then.
+    /// Nobody may write meanwhile: if somebody does, it is refused at its end. Reads go on. `go_on` is asked
+    /// now and then.
     ///
     /// # Errors
-    /// If there is no such snapshot, `go_on` said no or somebody wrote meanwhile ([`VolumeError::Busy`]), or the disk is full
-    /// or fails; the volume is as it was then. Where it cannot be told which of the two it is, it acknowledges nothing more
-    /// until it is opened again ([`VolumeError::Failed`]).
+    /// If there is no such snapshot, `go_on` said no or somebody wrote meanwhile ([`VolumeError::Busy`]), or
+    /// the disk is full or fails; the volume is as it was then. Where it cannot be told which of the two it
+    /// is, it acknowledges nothing more until it is opened again ([`VolumeError::Failed`]).
     pub fn roll_back(
         &self,
         snapshot: SnapshotId,
@@ -185,7 +188,8 @@ impl Volume {
         let mut current = self.stack.write();
         self.check_usable()?;
         let old_head = head_of(&current).clone();
-        // Nobody enters while the stack is locked. What was written to the old head would be lost below the new layer.
+        // Nobody enters while the stack is locked. What was written to the old head would be lost below the
+        // new layer.
         let is_untouched = old_head.writers.are_done() && old_head.dirty_blocks() == 0;
         if old_head.epoch != plan.old_head || !is_untouched {
             return Err(self.interrupted("somebody wrote to it meanwhile"));
@@ -205,8 +209,8 @@ impl Volume {
         meta.intervals.extend([plan.old_head, plan.layer]);
         meta.intervals.sort_unstable();
         if let Err(error) = self.commit(&mut admin, meta) {
-            // The commit may stand all the same. As long as that is not known, nothing may be written: it would go to a
-            // head that the next start might find below the layer, or not at all.
+            // The commit may stand all the same. As long as that is not known, nothing may be written: it
+            // would go to a head that the next start might find below the layer, or not at all.
             if let Err(settling) = self.settle(&admin) {
                 self.fail(format!("a rollback was cut off by an error ({error}), and then {settling}"));
             }

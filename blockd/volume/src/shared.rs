@@ -1,8 +1,9 @@
 //! Which volumes of this process have which data files open.
 //!
-//! A clone shares data files with its parent by hard links, and nothing may be written to a file that another volume
-//! reads. The number of links tells most of it; but a volume that has removed its name may still read the file, for whoever
-//! reads one of its snapshots. So every open data file is noted here, with the folder of its volume.
+//! A clone shares data files with its parent by hard links, and nothing may be written to a file that another
+//! volume reads. The number of links tells most of it; but a volume that has removed its name may still read
+//! the file, for whoever reads one of its snapshots. So every open data file is noted here, with the folder
+//! of its volume.
 
 use parking_lot::Mutex;
 use std::{

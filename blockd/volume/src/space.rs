@@ -1,9 +1,9 @@
 //! What each snapshot costs: the data that only it needs, and the data that it shares.
 //!
-//! Cut at the snapshots, the layers of a volume make slices: one for each snapshot, from the one before it, and one from
-//! the newest snapshot to the head. A snapshot alone needs those blocks of its slice that the next slice holds again: the
-//! next snapshot, or the head, no longer sees them, and the one before does not see them yet. So all snapshots are worked
-//! out in one walk over the sets, without reading a block.
+//! Cut at the snapshots, the layers of a volume make slices: one for each snapshot, from the one before it,
+//! and one from the newest snapshot to the head. A snapshot alone needs those blocks of its slice that the
+//! next slice holds again: the next snapshot, or the head, no longer sees them, and the one before does not
+//! see them yet. So all snapshots are worked out in one walk over the sets, without reading a block.
 
 use crate::{layer_set::LayerSet, stack::Layer, volume::Volume};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, SnapshotId};
@@ -43,7 +43,8 @@ impl Waiting {
 }
 
 impl Volume {
-    /// What each snapshot costs, oldest first. Takes time with the size of the block sets, not with that of the data.
+    /// What each snapshot costs, oldest first. Takes time with the size of the block sets, not with that of
+    /// the data.
     pub fn snapshot_space(&self) -> Vec<SnapshotSpace> {
         let (mut points, layers): (Vec<_>, Vec<Layer>) = {
             // The stack under the same lock, or a merge could take a snapshot's layer away in between.

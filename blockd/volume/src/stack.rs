@@ -1,7 +1,7 @@
 //! The layers of a volume, and which of them a block is read from.
 //!
-//! A stack is immutable; a freeze or a merge puts a new one in its place, and whoever holds the old one reads on from
-//! it. A read takes each block from the topmost layer that holds it, and zeroes where none does.
+//! A stack is immutable; a freeze or a merge puts a new one in its place, and whoever holds the old one reads
+//! on from it. A read takes each block from the topmost layer that holds it, and zeroes where none does.
 
 use crate::{
     cover::{self, Cover},
@@ -89,7 +89,8 @@ pub(crate) struct Stack {
 pub(crate) type Source<'a> = Option<&'a Arc<DataFiles>>;
 
 impl Stack {
-    /// A stack of these layers, top first. What was worked out for `old`, a stack that has most of them, is used again.
+    /// A stack of these layers, top first. What was worked out for `old`, a stack that has most of them, is
+    /// used again.
     pub(crate) fn new(layers: Vec<Layer>, old: &Self) -> Self {
         let covers = Cover::build(&layers, &old.covers);
         let open = layers.iter().take_while(|layer| matches!(layer, Layer::Open(_))).count();
@@ -200,7 +201,8 @@ impl Stack {
         source
     }
 
-    /// Tells, in ascending order, which runs of a range a layer after this epoch holds: those that were dirtied since.
+    /// Tells, in ascending order, which runs of a range a layer after this epoch holds: those that were
+    /// dirtied since.
     pub(crate) fn dirtied_after<E>(
         &self,
         epoch: Epoch,

@@ -73,7 +73,8 @@ impl SnapshotView {
         self.blocks_read.load(Ordering::Relaxed)
     }
 
-    /// Fills `buf` with the content from `offset_bytes` on, any alignment; a range without any data is only reported.
+    /// Fills `buf` with the content from `offset_bytes` on, any alignment; a range without any data is only
+    /// reported.
     ///
     /// # Errors
     /// If the range does not lie inside the snapshot, or the disk fails.
@@ -102,11 +103,12 @@ impl SnapshotView {
         }
     }
 
-    /// Fills `buf` with the content of the extents, one after the other. Many reads are under way at once, through
-    /// io_uring, so one call with many extents is better than many calls.
+    /// Fills `buf` with the content of the extents, one after the other. Many reads are under way at once,
+    /// through io_uring, so one call with many extents is better than many calls.
     ///
     /// # Errors
-    /// If `buf` is not exactly as long as the extents, an extent lies outside of the volume, or the disk fails.
+    /// If `buf` is not exactly as long as the extents, an extent lies outside of the volume, or the disk
+    /// fails.
     pub fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> Result<(), VolumeError> {
         let end_block = Extent::whole(self.size_bytes).end();
         let inside = |extent: &Extent| {

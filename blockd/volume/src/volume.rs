@@ -1,8 +1,8 @@
 //! An open volume: its stack of layers, and who may change it.
 //!
-//! The data path holds no lock but a read lock for the few instructions in which it picks the stack and enters the
-//! head's writers. Everything that changes which layers there are holds `admin`, writes `volume.meta`, and then puts a
-//! new stack in the place of the old one.
+//! The data path holds no lock but a read lock for the few instructions in which it picks the stack and
+//! enters the head's writers. Everything that changes which layers there are holds `admin`, writes
+//! `volume.meta`, and then puts a new stack in the place of the old one.
 
 use crate::{
     copy::Shown,
@@ -33,20 +33,23 @@ use std::{
 pub struct Volume {
     pub(crate) dir: PathBuf,
     pub(crate) id: VolumeId,
-    /// Only ever grows, and only under the write lock of `stack`: whoever has seen a size enters a head that has it.
+    /// Only ever grows, and only under the write lock of `stack`: whoever has seen a size enters a head that
+    /// has it.
     size_bytes: AtomicU64,
-    /// Replaced, never changed. Entering the head's writers happens under the read lock, so that after the write lock was
-    /// held nobody enters the old head any more: that is the whole barrier of a freeze.
+    /// Replaced, never changed. Entering the head's writers happens under the read lock, so that after the
+    /// write lock was held nobody enters the old head any more: that is the whole barrier of a freeze.
     pub(crate) stack: RwLock<Arc<Stack>>,
     pub(crate) admin: Mutex<Meta>,
-    /// One merge at a time, or what excludes merges; taken before `admin`. How far a merge has come that was stopped.
+    /// One merge at a time, or what excludes merges; taken before `admin`. How far a merge has come that was
+    /// stopped.
     pub(crate) merging: Mutex<Option<Progress>>,
     /// How many wait for a merge to make way.
     pub(crate) merge_makes_way: AtomicU64,
     pub(crate) merge_shown: Shown,
     pub(crate) rollback_shown: Shown,
-    /// The snapshots as they were committed last, for those who may not wait for a freeze and its disk. Whoever looks at the
-    /// stack too looks at that first: a layer below which a snapshot ends is there as long as the snapshot is here.
+    /// The snapshots as they were committed last, for those who may not wait for a freeze and its disk.
+    /// Whoever looks at the stack too looks at that first: a layer below which a snapshot ends is there as
+    /// long as the snapshot is here.
     pub(crate) kept: RwLock<Vec<(SnapshotId, Epoch)>>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
@@ -141,7 +144,8 @@ impl Drop for Entered {
 pub(crate) fn head_of(stack: &Stack) -> &Arc<Head> {
     match stack.layers().first() {
         Some(Layer::Open(head)) => head,
-        // A volume's stack is only ever built by `open`, `freeze` and `merge`, all of which put an open layer on top.
+        // A volume's stack is only ever built by `open`, `freeze` and `merge`, all of which put an open layer
+        // on top.
         _ => unreachable!("the topmost layer of a volume is its head"),
     }
 }
@@ -253,8 +257,9 @@ impl Volume {
     /// Makes every write, trim and zeroing that was answered before the call survive a power cut.
     ///
     /// # Errors
-    /// Once a sync has failed the volume acknowledges nothing more ([`VolumeError::Failed`]): the kernel drops what it
-    /// could not write, so a later sync that succeeds proves nothing. A full disk is no such failure.
+    /// Once a sync has failed the volume acknowledges nothing more ([`VolumeError::Failed`]): the kernel
+    /// drops what it could not write, so a later sync that succeeds proves nothing. A full disk is no such
+    /// failure.
     pub fn flush(&self) -> Result<(), VolumeError> {
         self.check_usable()?;
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
@@ -303,12 +308,12 @@ impl Volume {
         self.stop_if_lost(head.sync())
     }
 
-    /// Makes the disk take the maps of the layers that take writes. Of use every minute or so: a map whose writeback failed
-    /// is written again before the kernel drops its pages.
+    /// Makes the disk take the maps of the layers that take writes. Of use every minute or so: a map whose
+    /// writeback failed is written again before the kernel drops its pages.
     ///
     /// # Errors
-    /// If a map cannot be written again. On a full disk it is tried again by the next call; after another error the volume
-    /// acknowledges nothing more.
+    /// If a map cannot be written again. On a full disk it is tried again by the next call; after another
+    /// error the volume acknowledges nothing more.
     pub fn sync_maps(&self) -> Result<(), VolumeError> {
         self.check_usable()?;
         for layer in self.current().layers() {
@@ -341,8 +346,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Makes sure that `volume.meta` says what `admin` does: to be called before files are made or changed that a commit
-    /// which failed may have named.
+    /// Makes sure that `volume.meta` says what `admin` does: to be called before files are made or changed
+    /// that a commit which failed may have named.
     pub(crate) fn settle(&self, admin: &Meta) -> Result<(), VolumeError> {
         if self.meta_in_doubt.load(Ordering::Relaxed) {
             admin.store(&self.dir)?;
@@ -356,7 +361,8 @@ impl Volume {
         self.meta_in_doubt.load(Ordering::Relaxed)
     }
 
-    /// Flushes, and refuses everything from now on; the next open finds all sets exact without looking at the map.
+    /// Flushes, and refuses everything from now on; the next open finds all sets exact without looking at the
+    /// map.
     ///
     /// # Errors
     /// If the flush fails. The volume is closed all the same; another call tries the flush again.
@@ -391,8 +397,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Leaves the tracking of writes out until the next freeze, or takes it up: only to measure what it costs. What is
-    /// written meanwhile is lost.
+    /// Leaves the tracking of writes out until the next freeze, or takes it up: only to measure what it
+    /// costs. What is written meanwhile is lost.
     #[cfg(feature = "untracked")]
     pub fn set_tracking(&self, tracked: bool) {
         head_of(&self.current()).untracked.store(!tracked, Ordering::Relaxed);
@@ -415,8 +421,8 @@ impl Volume {
             *(if is_shared { &mut shared_bytes } else { &mut allocated_bytes }) += data.allocated_bytes();
         }
         let (rollback_done_bytes, rollback_total_bytes) = self.rollback_shown.read();
-        // One after the other: whoever holds the lock of `kept` for reading and takes it again waits for a writer that
-        // waits for him.
+        // One after the other: whoever holds the lock of `kept` for reading and takes it again waits for a
+        // writer that waits for him.
         let merge = self.merge_stats(&stack);
         let snapshots = self.kept.read().len() as u64;
         VolumeStats {

@@ -4,9 +4,9 @@ use crate::lazy::FetchFailure;
 use blockd_extent::{BlockSet, Extent};
 use std::{collections::BTreeMap, time::Instant};
 
-/// The most that may wait at once. What waits is small; whoever comes again and again without waiting for the end must not
-/// fill the memory all the same.
-const WAITERS_MOST: usize = 1 << 16;
+/// The most that may wait at once. What waits is small; whoever comes again and again without waiting for the
+/// end must not fill the memory all the same.
+const MAX_WAITERS: usize = 1 << 16;
 
 /// Called once with what became of everything that was waited for.
 pub(crate) type Then = Box<dyn FnOnce(Result<(), FetchFailure>) + Send>;
@@ -60,7 +60,7 @@ impl Waiters {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.by_id.len() >= WAITERS_MOST
+        self.by_id.len() >= MAX_WAITERS
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -71,8 +71,8 @@ impl Waiters {
         self.by_id.contains_key(&id)
     }
 
-    /// One of the flights that somebody waits for has ended, perhaps without some blocks; with the last one, the wait has.
-    /// Nothing for who waits no more.
+    /// One of the flights that somebody waits for has ended, perhaps without some blocks; with the last one,
+    /// the wait has. Nothing for who waits no more.
     pub(crate) fn landed(&mut self, id: WaiterId, loss: Option<(&BlockSet, &FetchFailure)>) -> Option<Call> {
         let waiting = self.by_id.get_mut(&id)?;
         waiting.flights = waiting.flights.saturating_sub(1);
@@ -89,7 +89,8 @@ impl Waiters {
         Some(Call { then, result: failure.map_or(Ok(()), Err) })
     }
 
-    /// The next moment at which somebody's time is over. All wait equally long, so whoever came first is first.
+    /// The next moment at which somebody's time is over. All wait equally long, so whoever came first is
+    /// first.
     pub(crate) fn next_end(&self) -> Option<Instant> {
         self.by_id.values().find_map(|waiting| waiting.until)
     }
@@ -121,11 +122,11 @@ mod tests {
     fn so_many_may_wait_and_no_more() {
         let mut waiters = Waiters::default();
         while !waiters.is_full() {
-            assert!(waiters.len() < WAITERS_MOST);
+            assert!(waiters.len() < MAX_WAITERS);
             waiters.add(vec![], 1, None, Box::new(|_| {}));
         }
-        assert_eq!(waiters.len(), WAITERS_MOST);
-        assert_eq!(waiters.dismiss(&FetchFailure::Closed).len(), WAITERS_MOST);
+        assert_eq!(waiters.len(), MAX_WAITERS);
+        assert_eq!(waiters.dismiss(&FetchFailure::Closed).len(), MAX_WAITERS);
         assert_eq!(waiters.len(), 0);
     }
 }

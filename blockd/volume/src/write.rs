@@ -1,10 +1,10 @@
 //! Writing a volume: into the head, and only there.
 //!
-//! A block that is written in part and that the head does not hold yet is first copied up from below, alone in its
-//! region. Right after a freeze a write of the time before may still be under way in the old head; a copy-up waits for it,
-//! or it could take the content from before that write and lose the bytes that it does not itself overwrite. In a lazy volume
-//! the block may have to be fetched first: that is waited for before anything is entered or locked, so that neither a freeze
-//! nor another write waits along.
+//! A block that is written in part and that the head does not hold yet is first copied up from below, alone
+//! in its region. Right after a freeze a write of the time before may still be under way in the old head; a
+//! copy-up waits for it, or it could take the content from before that write and lose the bytes that it does
+//! not itself overwrite. In a lazy volume the block may have to be fetched first: that is waited for before
+//! anything is entered or locked, so that neither a freeze nor another write waits along.
 
 use crate::{
     error::VolumeError,
@@ -18,16 +18,18 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, ByteOffset, Extent};
 use std::sync::atomic::Ordering;
 
-/// How much of a volume is zeroed at once: bounds the memory for the list of runs and the time its regions are locked.
+/// How much of a volume is zeroed at once: bounds the memory for the list of runs and the time its regions
+/// are locked.
 const ZERO_AT_ONCE_BLOCKS: u64 = (1 << 30) / BLOCK_SIZE_BYTES;
 
 impl Volume {
-    /// Writes `data` at `offset_bytes`, any alignment. With `fua` it survives a power cut when the call returns; without,
-    /// it survives the death of the process, and a power cut after the next [`flush`](Self::flush).
+    /// Writes `data` at `offset_bytes`, any alignment. With `fua` it survives a power cut when the call
+    /// returns; without, it survives the death of the process, and a power cut after the next
+    /// [`flush`](Self::flush).
     ///
     /// # Errors
-    /// If the range does not lie inside the volume, the volume is closed or has failed, or the disk is full or fails; what
-    /// the range holds then is undefined, block by block old or new.
+    /// If the range does not lie inside the volume, the volume is closed or has failed, or the disk is full
+    /// or fails; what the range holds then is undefined, block by block old or new.
     pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
         self.write_if(offset_bytes, data, true)?;
         if fua { self.flush() } else { Ok(()) }
@@ -86,8 +88,8 @@ impl Volume {
         VolumeError::Io { action, path: self.dir.clone(), source: rustix::io::Errno::NOSPC.into() }
     }
 
-    /// Gives the space of all whole blocks of a range back; they read as zeroes afterwards. Partial blocks at the ends
-    /// keep their content, as the NBD protocol allows.
+    /// Gives the space of all whole blocks of a range back; they read as zeroes afterwards. Partial blocks at
+    /// the ends keep their content, as the NBD protocol allows.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -112,11 +114,12 @@ impl Volume {
         if fua { self.flush() } else { Ok(()) }
     }
 
-    /// The same if it takes no longer than a punched hole does, which neither depends on what was there nor writes it.
+    /// The same if it takes no longer than a punched hole does, which neither depends on what was there nor
+    /// writes it.
     ///
     /// # Errors
-    /// As [`write`](Self::write); [`VolumeErrorKind::Unsupported`](crate::VolumeErrorKind::Unsupported) if the
-    /// filesystem can only write zeroes.
+    /// As [`write`](Self::write); [`VolumeErrorKind::Unsupported`](crate::VolumeErrorKind::Unsupported) if
+    /// the filesystem can only write zeroes.
     pub fn write_zeroes_fast(
         &self,
         offset_bytes: u64,
@@ -191,8 +194,8 @@ fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeEr
     head.write(one.offset_bytes(), &content)
 }
 
-/// The runs of a range that do not read as zeroes for certain. The others need no mark: they are zeroes in every layer,
-/// at the last freeze as well as now, so they are not dirty.
+/// The runs of a range that do not read as zeroes for certain. The others need no mark: they are zeroes in
+/// every layer, at the last freeze as well as now, so they are not dirty.
 fn not_yet_zero(entered: &Entered, range: Extent) -> Result<Vec<Extent>, VolumeError> {
     let mut runs: Vec<Extent> = Vec::new();
     let mut add = |run: Extent| match runs.last_mut() {

@@ -14,7 +14,8 @@ const LANE_BYTES: u64 = 4096 / LANES;
 const BLOCKS: u64 = 8;
 const FREEZES: u64 = 1500;
 
-/// In memory where possible: a freeze then takes microseconds instead of a disk's syncs, and the races come close.
+/// In memory where possible: a freeze then takes microseconds instead of a disk's syncs, and the races come
+/// close.
 fn fast_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -29,9 +30,10 @@ impl Random {
     }
 }
 
-/// Every thread owns a part of each block and writes just that, so that no write overlaps another one, though they
-/// share blocks: each part must end as its owner left it, in the volume and, at each freeze, in a snapshot no older
-/// than what was acknowledged before the freeze and no newer than what was begun before its end.
+/// Every thread owns a part of each block and writes just that, so that no write overlaps another one, though
+/// they share blocks: each part must end as its owner left it, in the volume and, at each freeze, in a
+/// snapshot no older than what was acknowledged before the freeze and no newer than what was begun before its
+/// end.
 #[test]
 fn parts_of_a_block_are_never_lost_to_each_other() {
     let dir = fast_dir();
@@ -96,8 +98,8 @@ fn parts_of_a_block_are_never_lost_to_each_other() {
     check(&Volume::open(&path, &OpenOptions::default()).unwrap());
 }
 
-/// A write and a zeroing of the same block at the same moment: the block ends as one of them left it, and stays so when a
-/// part of it is written afterwards; nothing that the other one wrote may come back.
+/// A write and a zeroing of the same block at the same moment: the block ends as one of them left it, and
+/// stays so when a part of it is written afterwards; nothing that the other one wrote may come back.
 #[test]
 fn zeroing_and_writing_the_same_block_leaves_one_or_the_other() {
     const ROUNDS: u64 = 400;
@@ -148,8 +150,8 @@ fn zeroing_and_writing_the_same_block_leaves_one_or_the_other() {
     }
 }
 
-/// Writers go on in what is there while the volume grows block by block under freezes: nothing is refused, and nothing is
-/// lost at the end that was.
+/// Writers go on in what is there while the volume grows block by block under freezes: nothing is refused,
+/// and nothing is lost at the end that was.
 #[test]
 fn writes_go_on_while_the_volume_grows() {
     const GROWTHS: u64 = 200;

@@ -1,5 +1,5 @@
-//! Asking what was dirtied, while snapshots come and go and their layers are merged: nothing that was written before the
-//! question is missing from the answer, and nothing is in it that was not written at all.
+//! Asking what was dirtied, while snapshots come and go and their layers are merged: nothing that was written
+//! before the question is missing from the answer, and nothing is in it that was not written at all.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -125,8 +125,8 @@ fn start_with_a_failed_writeback_records_a_loss() {
     }
 }
 
-/// The first start cannot sync that the volume is open; the kernel then calls the page clean, and the disk has the mark of the
-/// clean stop.
+/// The first start cannot sync that the volume is open; the kernel then calls the page clean, and the disk
+/// has the mark of the clean stop.
 #[test]
 fn mark_of_a_clean_stop_that_could_not_be_removed_hides_no_loss() {
     for seed in 0..8 {

@@ -1,8 +1,8 @@
 //! Every single call on a volume's files is failed once, and for good, while a volume goes through its life.
 //!
-//! A run counts the calls; then, for each of them, the same life is led again on a disk that fails that one, or all from
-//! that one on until two steps have failed. Whatever fails: no panic, an error that names the file, nothing that was
-//! answered is forgotten, and the step can be repeated once the disk is mended.
+//! A run counts the calls; then, for each of them, the same life is led again on a disk that fails that one,
+//! or all from that one on until two steps have failed. Whatever fails: no panic, an error that names the
+//! file, nothing that was answered is forgotten, and the step can be repeated once the disk is mended.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -361,7 +361,8 @@ fn a_restore_that_is_cut_off_leaves_all_or_nothing() {
     }
 }
 
-/// The kernel tells of lost data once. Whoever hears of it and then fails must not leave a map that is believed.
+/// The kernel tells of lost data once. Whoever hears of it and then fails must not leave a map that is
+/// believed.
 #[test]
 fn lost_data_is_not_forgotten_by_an_open_that_fails() {
     let seed = seed_of_test("lost_data_is_not_forgotten_by_an_open_that_fails");

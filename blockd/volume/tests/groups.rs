@@ -1,4 +1,5 @@
-//! Volumes that are frozen together: causes come with their effects, and a group is frozen whole or not at all.
+//! Volumes that are frozen together: causes come with their effects, and a group is frozen whole or not at
+//! all.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -18,7 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// In memory where possible: a freeze then takes microseconds instead of a disk's syncs, and the races come close.
+/// In memory where possible: a freeze then takes microseconds instead of a disk's syncs, and the races come
+/// close.
 fn fast_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -40,8 +42,8 @@ const VOLUMES: u64 = 6;
 const CHAINS: u64 = 6;
 const LANE_BYTES: u64 = 512;
 
-/// A chain of writes over all volumes: each is issued after the one before was answered. Write number n goes to the
-/// volume whose turn it is and says n.
+/// A chain of writes over all volumes: each is issued after the one before was answered. Write number n goes
+/// to the volume whose turn it is and says n.
 struct Chain {
     number: u64,
     issued: AtomicU64,
@@ -55,7 +57,8 @@ impl Chain {
         place as usize
     }
 
-    /// Half of the chains have a block of their own; the others share one, whose parts are copied up by each other.
+    /// Half of the chains have a block of their own; the others share one, whose parts are copied up by each
+    /// other.
     fn offset_bytes(&self) -> u64 {
         match self.number % 2 {
             0 => (1 + self.number) * 4096,
@@ -73,7 +76,8 @@ impl Chain {
         self.answered.store(number, Ordering::SeqCst);
     }
 
-    /// What is wrong with the chain's cells, one of each volume: they must be those of the first so many writes.
+    /// What is wrong with the chain's cells, one of each volume: they must be those of the first so many
+    /// writes.
     fn check(&self, cells: &[u64], at_least: u64, at_most: u64) -> Option<String> {
         let last = cells.iter().copied().max().unwrap_or(0);
         let mut expected = vec![0; cells.len()];
@@ -125,8 +129,8 @@ fn start(
 
 type Freeze = fn(&[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError>;
 
-/// Freezes the volumes again and again under the chains and looks into every snapshot; what was wrong in the first one in
-/// which something was.
+/// Freezes the volumes again and again under the chains and looks into every snapshot; what was wrong in the
+/// first one in which something was.
 fn find_torn_chain(freeze: Freeze, freezes: u64) -> Option<String> {
     let dir = fast_dir();
     let volumes = Arc::new(make(dir.path(), VOLUMES, 1 + CHAINS));
@@ -259,8 +263,8 @@ fn write_some(volumes: &[Arc<Volume>], block: u64, byte: u8) {
     }
 }
 
-/// What was written since snapshot 1 was taken, block 1 and later, must be in the next incremental of every volume, and
-/// the volumes must be found again as they are.
+/// What was written since snapshot 1 was taken, block 1 and later, must be in the next incremental of every
+/// volume, and the volumes must be found again as they are.
 fn check_nothing_forgotten(volumes: Vec<Arc<Volume>>, base: &GroupFrozen, blocks: &[u64]) {
     let frozen = freeze_group(&with_id(&volumes, 99)).unwrap();
     for (at, volume) in volumes.iter().enumerate() {
@@ -322,7 +326,8 @@ fn what_goes_before_the_barrier_can_stop_it_and_what_comes_after_is_not_done_the
     assert!(matches!(stopped, Err(Stopped(None))));
     assert_eq!(before, volumes.iter().map(|volume| state(volume)).collect::<Vec<_>>());
 
-    // What is written between the two is in the snapshot if it was answered before the barrier, and not after it.
+    // What is written between the two is in the snapshot if it was answered before the barrier, and not after
+    // it.
     let write = |byte| write_some(&volumes, 2, byte);
     let frozen = freeze_group_around(
         &with_id(&volumes, 2),
@@ -438,8 +443,8 @@ fn a_freeze_says_how_long_it_held_writers_for_each_volume_and_for_all() {
     }
 }
 
-/// Groups that overlap, given in opposite orders, with merges, growth, single freezes, deletions and in the end a close
-/// between them: all of it comes to an end.
+/// Groups that overlap, given in opposite orders, with merges, growth, single freezes, deletions and in the
+/// end a close between them: all of it comes to an end.
 #[test]
 fn groups_that_overlap_do_not_wait_for_each_other_for_ever() {
     const ROUNDS: u64 = 150;

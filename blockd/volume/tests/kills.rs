@@ -1,5 +1,5 @@
-//! The process dies at any call, the machine does not: everything that was answered is found by the next process, and what
-//! that one is told to keep rests on nothing that only memory has.
+//! The process dies at any call, the machine does not: everything that was answered is found by the next
+//! process, and what that one is told to keep rests on nothing that only memory has.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -89,8 +89,8 @@ const DRAWS: u64 = 4;
 /// What a restore or a clone is made of, and what it must hold.
 const CONTENT: [u8; BLOCK_SIZE_BYTES as usize] = [7; BLOCK_SIZE_BYTES as usize];
 
-/// A volume that appears by a rename: whoever finds it after the maker's death may keep it, and then a power cut must not
-/// take it back.
+/// A volume that appears by a rename: whoever finds it after the maker's death may keep it, and then a power
+/// cut must not take it back.
 fn die_while_a_volume_is_made(name: &str, make: impl Fn(&Sim) -> Option<()> + std::panic::RefUnwindSafe) {
     let seed = seed_of_test(name);
     let (mut found, mut calls) = (0, u64::MAX);
@@ -161,8 +161,8 @@ fn content_of(volume: &Volume) -> Vec<u8> {
     bytes
 }
 
-/// The process dies before a call of a rollback: the volume is what it was, or what it was to become, and stays it. How many
-/// calls it took if nobody died.
+/// The process dies before a call of a rollback: the volume is what it was, or what it was to become, and
+/// stays it. How many calls it took if nobody died.
 fn die_while_rolling_back(call: u64, seed: u64) -> Option<u64> {
     const BLOCK: u64 = BLOCK_SIZE_BYTES;
     let mut sim = Sim::new(seed);

@@ -22,7 +22,7 @@ const ID: VolumeId = VolumeId::from_u64(5);
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const BLOCKS: u64 = 3000;
 const SIZE_BYTES: u64 = BLOCKS * BLOCK_SIZE_BYTES;
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How a source behaves.
 #[derive(Default)]
@@ -34,8 +34,8 @@ struct Mood {
     held: Vec<(Extent, FetchReply)>,
     /// How often it was asked for what somebody waits for.
     for_readers: usize,
-    patience: Option<Duration>,
-    /// What is to be called when somebody's patience is over.
+    time_limit: Option<Duration>,
+    /// What is to be called when somebody's time_limit is over.
     wakes: Vec<Wake>,
 }
 
@@ -101,7 +101,7 @@ impl Memory {
     fn wait_for_held(&self, count: usize) {
         let mut mood = self.mood.lock();
         while mood.held.len() < count {
-            assert!(!self.changed.wait_for(&mut mood, PATIENCE).timed_out(), "nobody asked");
+            assert!(!self.changed.wait_for(&mut mood, TIMEOUT).timed_out(), "nobody asked");
         }
     }
 
@@ -145,8 +145,8 @@ impl LazySource for Memory {
         }
     }
 
-    fn patience(&self) -> Option<Duration> {
-        self.mood.lock().patience
+    fn time_limit(&self) -> Option<Duration> {
+        self.mood.lock().time_limit
     }
 
     fn wake_after(&self, _: Duration, wake: Wake) {
@@ -231,8 +231,9 @@ fn readers_wait_as_long_as_the_source_says_whatever_was_before_them() {
     let lazy = Lazy::new(Memory::new(8));
     lazy.source.hold();
     let take_wakes = || std::mem::take(&mut lazy.source.mood.lock().wakes);
-    // The patience of these is over at once, as soon as somebody looks. Not all of what they wait for is under way.
-    lazy.source.mood.lock().patience = Some(Duration::ZERO);
+    // The time_limit of these is over at once, as soon as somebody looks. Not all of what they wait for is
+    // under way.
+    lazy.source.mood.lock().time_limit = Some(Duration::ZERO);
     // In no order that looks like somebody reads on and on.
     let places: Vec<u64> = (0..MANY).map(|n| n * 17 % MANY * 64).collect();
     let impatient: Vec<_> = places.iter().map(|place| ask(&lazy.volume, *place)).collect();
@@ -246,7 +247,7 @@ fn readers_wait_as_long_as_the_source_says_whatever_was_before_them() {
         assert_eq!(hears.try_recv(), Ok(Err(VolumeErrorKind::NotFetched)));
     }
     // This one waits for the same as one of them did, and longer.
-    lazy.source.mood.lock().patience = Some(Duration::from_secs(3600));
+    lazy.source.mood.lock().time_limit = Some(Duration::from_secs(3600));
     let patient = ask(&lazy.volume, places[0] + 1);
     take_wakes().into_iter().for_each(|wake| wake());
     assert!(patient.try_recv().is_err(), "its time is not over");
@@ -330,7 +331,7 @@ fn guests_write_and_freeze_while_the_source_keeps_silent() {
     assert!(told.try_recv().is_err(), "it did not wait");
     let frozen = lazy.model.clone();
     lazy.source.let_go();
-    told.recv_timeout(PATIENCE).unwrap();
+    told.recv_timeout(TIMEOUT).unwrap();
     partial.join().unwrap();
     let from = 500 * BLOCK + 10;
     lazy.model[from..from + 17].copy_from_slice(b"a part of a block");
@@ -420,7 +421,7 @@ fn damage_costs_just_the_blocks_that_the_source_cannot_give() {
             if hydration.done_bytes + hydration.refused_bytes >= SIZE_BYTES {
                 break hydration;
             }
-            assert!(began.elapsed() < PATIENCE, "{hydration:?}");
+            assert!(began.elapsed() < TIMEOUT, "{hydration:?}");
         };
         assert!(!lazy.volume.end_hydration().unwrap());
         assert_eq!(hydration.refused_bytes, bad.len_bytes());
@@ -582,13 +583,13 @@ fn a_request_that_waits_is_told_when_what_it_needs_is_there() {
     assert!(told.try_recv().is_err());
     lazy.source.let_go();
     for _ in 0..4 {
-        assert!(told.recv_timeout(PATIENCE).unwrap());
+        assert!(told.recv_timeout(TIMEOUT).unwrap());
     }
     assert!(!ask(Access::Read, 0, 4096));
     lazy.source.hold();
     assert!(ask(Access::Read, 2800 * BLOCK_SIZE_BYTES, 4096));
     lazy.volume.close().unwrap();
-    assert!(!told.recv_timeout(PATIENCE).unwrap(), "a closed volume keeps nobody waiting");
+    assert!(!told.recv_timeout(TIMEOUT).unwrap(), "a closed volume keeps nobody waiting");
     let source = Arc::downgrade(&lazy.source);
     drop(lazy);
     assert!(source.upgrade().is_none(), "the source that has not answered and the volume hold each other");

@@ -34,8 +34,9 @@ struct Bed {
 }
 
 impl Bed {
-    /// A volume in which a layer of the even blocks, of a time when it had fewer blocks, lies below one of every so many
-    /// blocks; nobody needs them apart, and merging the upper one into the lower one copies less.
+    /// A volume in which a layer of the even blocks, of a time when it had fewer blocks, lies below one of
+    /// every so many blocks; nobody needs them apart, and merging the upper one into the lower one copies
+    /// less.
     fn new(first_blocks: u64, step: u64) -> Self {
         Self::with_runs(first_blocks, step, 1)
     }
@@ -71,7 +72,8 @@ impl Bed {
         self.volume = Some(Volume::open(&self.dir, &OpenOptions::default()).unwrap());
     }
 
-    /// Merges until so many blocks were copied in this call; how many were, and whether the merge came to its end.
+    /// Merges until so many blocks were copied in this call; how many were, and whether the merge came to its
+    /// end.
     fn merge(&self, at_most_blocks: u64) -> (u64, bool) {
         self.merge_noting(at_most_blocks, NOTE_BLOCKS)
     }
@@ -152,7 +154,8 @@ fn shares(bed: &Bed) -> usize {
     bed.disk.operations().iter().filter(|call| call.kind == OpKind::Share).count()
 }
 
-/// Where the disk can share extents, runs that are worth it are not copied. A run counts as little as the shortest one.
+/// Where the disk can share extents, runs that are worth it are not copied. A run counts as little as the
+/// shortest one.
 #[test]
 fn what_can_be_shared_is_not_copied() {
     let mut bed = Bed::with_runs(BLOCKS, 16, 4);

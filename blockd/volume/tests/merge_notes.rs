@@ -1,4 +1,5 @@
-//! The note of one merge does not outlive the beginning of another one, which may write over blocks that the note speaks of.
+//! The note of one merge does not outlive the beginning of another one, which may write over blocks that the
+//! note speaks of.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -16,7 +16,7 @@ use std::{
 
 /// The size at the start, and the largest one.
 const SIZE_BYTES: u64 = 3 << 20;
-const MOST_BYTES: u64 = 6 << 20;
+const MAX_BYTES: u64 = 6 << 20;
 const BLOCKS: u64 = SIZE_BYTES / BLOCK_SIZE_BYTES;
 
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
     // Few places, so that writes overlap; ends at odd bytes, and some at block borders.
     let at = prop_oneof![
         // Beyond the end, it is taken from the start again.
-        0..MOST_BYTES,
+        0..MAX_BYTES,
         (0..5u64).prop_map(|b| SIZE_BYTES - 4096 + b * 2048),
         (0..40u64).prop_map(|b| b * 4096),
         (0..40u64).prop_map(|b| b * 4096 + 511)
@@ -212,7 +212,7 @@ impl Run {
                 assert_eq!(self.volume.grow(self.size()).ok(), Some(()), "to what it is");
                 let error = self.volume.grow(self.size() - BLOCK_SIZE_BYTES).unwrap_err();
                 assert_eq!(error.kind(), VolumeErrorKind::InvalidInput);
-                if new <= MOST_BYTES {
+                if new <= MAX_BYTES {
                     self.volume.grow(new).unwrap();
                     self.new_head();
                     self.model.resize(new as usize, 0);
@@ -478,7 +478,8 @@ impl Says<bool> for bool {
     }
 }
 
-/// Asks for ranges of all alignments, for many and for few runs at once, and compares with what is said block by block.
+/// Asks for ranges of all alignments, for many and for few runs at once, and compares with what is said block
+/// by block.
 fn check_runs<T, B>(model: &[B], ask: impl Fn(u64, u64, usize) -> FoundRuns<T>)
 where
     T: Copy + PartialEq + std::fmt::Debug,

@@ -1,9 +1,9 @@
 //! Power cuts at any moment, and volumes that have to go on with what the disk has left.
 //!
-//! A volume leads a random life on a disk that remembers what is durable. At a random call the power is cut; what was not
-//! synced survives in part, in any order, torn at sectors; and the volume is opened again and lives on, several times.
-//! Scripted lives are cut at every single call. `BLOCKD_TEST_SEED` repeats one random life, which a failure names;
-//! `tools/soak-volume` leads many more of them.
+//! A volume leads a random life on a disk that remembers what is durable. At a random call the power is cut;
+//! what was not synced survives in part, in any order, torn at sectors; and the volume is opened again and
+//! lives on, several times. Scripted lives are cut at every single call. `BLOCKD_TEST_SEED` repeats one
+//! random life, which a failure names; `tools/soak-volume` leads many more of them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -23,8 +23,8 @@ use std::{
 /// Sectors a block.
 const BLOCK: u64 = 8;
 const FIRST_BLOCKS: u64 = 12;
-const MOST_BLOCKS: u64 = 30;
-const MOST_SNAPSHOTS: usize = 4;
+const MAX_BLOCKS: u64 = 30;
+const MAX_SNAPSHOTS: usize = 4;
 /// More than one flight fetches.
 const FIRST_LAZY_BLOCKS: u64 = 200;
 
@@ -94,7 +94,7 @@ impl Life {
             13..=17 => Step::Trim { start, len: (len + BLOCK).min(sectors - start) },
             18..=20 => Step::Zero { start, len, no_hole: rng.one_in(3) },
             21..=23 => Step::Flush,
-            24..=29 if snapshots.len() < MOST_SNAPSHOTS => {
+            24..=29 if snapshots.len() < MAX_SNAPSHOTS => {
                 self.next_id += 1;
                 Step::Freeze(self.next_id)
             }
@@ -102,7 +102,7 @@ impl Life {
                 Step::Delete(snapshots[rng.below(snapshots.len() as u64) as usize])
             }
             33..=36 => Step::Merge,
-            37 => Step::Grow((sectors / BLOCK + rng.below(6)).min(MOST_BLOCKS.max(sectors / BLOCK))),
+            37 => Step::Grow((sectors / BLOCK + rng.below(6)).min(MAX_BLOCKS.max(sectors / BLOCK))),
             38 if rng.one_in(2) => Step::Restart,
             38 => Step::Kill,
             _ => Step::SyncMaps,
@@ -199,7 +199,7 @@ fn live(seed: u64, plan: Plan<'_>) {
 }
 
 /// How long a planted bug is looked for, which takes seconds on a machine that has nothing else to do.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Leads lives until one fails or the time is over; how many, and the seed of the one that failed.
 fn live_many(first_seed: u64, most: u64, time: Duration, plan: Plan<'_>) -> (u64, Option<u64>) {
@@ -249,7 +249,7 @@ fn each_planted_bug_of_the_hydration_is_found() {
     for bug in Bug::FOUND_IN_LAZY_VOLUMES {
         let start = Instant::now();
         let plan = Plan { lazy: true, faults: false, bugs: &[bug] };
-        let (count, failed) = live_many(seed, u64::MAX, PATIENCE, plan);
+        let (count, failed) = live_many(seed, u64::MAX, TIMEOUT, plan);
         assert!(failed.is_some(), "{bug:?} was not found in {count} lives");
         eprintln!("{bug:?}: found in life {count}, after {:?}", start.elapsed());
     }
@@ -365,7 +365,7 @@ fn each_planted_bug_is_found() {
     let seed = seed_of_test("each_planted_bug_is_found");
     for bug in Bug::FOUND_BY_POWER_CUTS {
         let start = Instant::now();
-        let time = PATIENCE;
+        let time = TIMEOUT;
         let (count, failed) = match bug {
             // A random life is seldom cut between two notes of one merge.
             Bug::NoteBeforeSync => cut_merges(seed, time, bug),

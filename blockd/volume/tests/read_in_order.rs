@@ -17,7 +17,7 @@ const DEPTH_BYTES: u64 = 8 * MIB;
 /// What a restore has on its way as it is configured at first: four packs.
 const RESTORE_BYTES: u64 = 4 * 32 * MIB;
 /// What lazy reading may have in memory at once, if all of it comes at the same moment.
-const HELD_MOST_BYTES: u64 = 160 * MIB;
+const MAX_HELD_BYTES: u64 = 160 * MIB;
 
 /// A store that answers when it is told to.
 #[derive(Default)]
@@ -73,5 +73,5 @@ fn reading_in_order_waits_hardly_more_often_than_a_restore() {
     let of_restore = SIZE_BYTES / RESTORE_BYTES;
     println!("{waits} waits, a restore {of_restore}; {} MiB on their way at most", most_held / MIB);
     assert!(waits * 8 <= of_restore * 10, "{waits} waits where a restore has {of_restore}");
-    assert!(most_held <= HELD_MOST_BYTES, "{most_held} bytes on their way");
+    assert!(most_held <= MAX_HELD_BYTES, "{most_held} bytes on their way");
 }

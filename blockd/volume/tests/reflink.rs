@@ -73,7 +73,8 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// A volume whose lower layer holds 64 MiB that the upper one, with 80 MiB, does not: they can only be merged upwards.
+/// A volume whose lower layer holds 64 MiB that the upper one, with 80 MiB, does not: they can only be merged
+/// upwards.
 fn volume_in(dir: &Path) -> std::sync::Arc<Volume> {
     let volume = Volume::create(&dir.join("v"), VolumeId::from_u64(3), 256 * MIB).unwrap();
     fill(&volume, 0, 64, 1);

@@ -1,4 +1,5 @@
-//! The space reserve, alone in its process: while it is released, every volume of the process refuses writes that need space.
+//! The space reserve, alone in its process: while it is released, every volume of the process refuses writes
+//! that need space.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -24,7 +25,8 @@ fn released_reserve_refuses_new_blocks_until_it_is_refilled() {
     volume.write(0, &[3; 4096], true).unwrap();
     volume.write(100, &[3; 10], false).unwrap();
     volume.trim(0, 4096, false).unwrap();
-    // What needs space in another way: a copy from below, a block whose space was given back, a range that keeps its space.
+    // What needs space in another way: a copy from below, a block whose space was given back, a range that
+    // keeps its space.
     let used = || volume.stats().bytes_written;
     let before = used();
     for refused in [

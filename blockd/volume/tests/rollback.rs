@@ -1,5 +1,5 @@
-//! A rollback that is cut off at every single call, by an error, the death of the process, or a power cut: the volume is as
-//! it was before or rolled back, nothing in between, and nothing is left lying about.
+//! A rollback that is cut off at every single call, by an error, the death of the process, or a power cut:
+//! the volume is as it was before or rolled back, nothing in between, and nothing is left lying about.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -1,6 +1,7 @@
-//! Backups in a recorded life: the power is cut between freeze, upload, commit and clean-up, while the store keeps all that it
-//! was given. The daemon that comes back must bring what it had begun to its end, every backup that is listed then must hold
-//! what was written up to one instant while it was being started, byte for byte, and the next incrementals what the volume holds.
+//! Backups in a recorded life: the power is cut between freeze, upload, commit and clean-up, while the store
+//! keeps all that it was given. The daemon that comes back must bring what it had begun to its end, every
+//! backup that is listed then must hold what was written up to one instant while it was being started, byte
+//! for byte, and the next incrementals what the volume holds.
 
 use super::{
     filesystem::{ExportFile, Filesystem, Mount},
@@ -23,7 +24,7 @@ pub const DIFFERS: &str = "differs first";
 /// Findings that say that nobody knows any more what has to be backed up.
 pub const FORGOTTEN: &str = "what changed since the last backup was forgotten";
 /// Writes between two backups, at most.
-const MOST_WRITES: u64 = 12;
+const MAX_WRITES: u64 = 12;
 
 /// A recorded life.
 pub struct BackupLife {
@@ -105,8 +106,9 @@ struct Load {
     changes: Vec<Change>,
 }
 
-/// Leads a life of so many backups, in `dir`, which is empty. The mounts of this thread must be its own. What is omitted is so
-/// from the end of the first backup on, and cuts before the end of the second one are not ready.
+/// Leads a life of so many backups, in `dir`, which is empty. The mounts of this thread must be its own. What
+/// is omitted is so from the end of the first backup on, and cuts before the end of the second one are not
+/// ready.
 ///
 /// # Panics
 /// If a backup fails.
@@ -220,7 +222,7 @@ impl Load {
     }
 
     fn write_some(&mut self) {
-        for _ in 0..self.rng.between(1, MOST_WRITES) {
+        for _ in 0..self.rng.between(1, MAX_WRITES) {
             let from = self.rng.below(SECTORS - 16);
             let to = from + self.rng.between(1, 16);
             match self.rng.below(6) {
@@ -278,7 +280,8 @@ impl BackupLife {
                     .iter()
                     .any(|backup| !backup.span.is_certain(cut) && backup.may_hold(&content)),
             };
-            // What was not in the store by then may have been frozen after the power cut: nobody has written since.
+            // What was not in the store by then may have been frozen after the power cut: nobody has written
+            // since.
             if !is_known && (was_there || content != now) {
                 return Err(format!("backup {snap} {WRONG}"));
             }

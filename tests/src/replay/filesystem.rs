@@ -1,5 +1,5 @@
-//! Real filesystems on images and on recorded disks, in a mount namespace of one thread: whatever happens to the test, no
-//! mount outlives it, and loop devices go with their mounts.
+//! Real filesystems on images and on recorded disks, in a mount namespace of one thread: whatever happens to
+//! the test, no mount outlives it, and loop devices go with their mounts.
 
 use crate::{
     Rng,
@@ -77,8 +77,8 @@ pub fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &
     }
 }
 
-/// Takes the folders away in which ext4 and XFS show what is mounted: who wants to tell one mount from the next cannot.
-/// For this thread and those that it starts.
+/// Takes the folders away in which ext4 and XFS show what is mounted: who wants to tell one mount from the
+/// next cannot. For this thread and those that it starts.
 ///
 /// # Panics
 /// If that is not allowed.
@@ -109,7 +109,8 @@ fn text(path: &Path) -> &str {
 }
 
 impl Filesystem {
-    /// Why a filesystem of this kind cannot be mounted here, if it cannot. The mounts of this thread must be its own.
+    /// Why a filesystem of this kind cannot be mounted here, if it cannot. The mounts of this thread must be
+    /// its own.
     pub fn why_not(self, dir: &Path) -> Option<String> {
         let image = dir.join("probe.img");
         self.make(&image);
@@ -127,7 +128,8 @@ impl Filesystem {
         let file = std::fs::File::create(path).expect("an image");
         file.set_len(SIZE_BYTES).expect("the length of an image");
         match self {
-            // A small journal wraps, and its inodes are there from the start, so that nothing is written behind our back.
+            // A small journal wraps, and its inodes are there from the start, so that nothing is written
+            // behind our back.
             Self::Ext4 => must(
                 "mkfs.ext4",
                 &["-q", "-F", "-J", "size=4", "-E", "nodiscard,lazy_itable_init=0", "-N", "1024", text(path)],

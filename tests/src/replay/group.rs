@@ -1,9 +1,9 @@
-//! Group snapshots in a recorded life: a chain of writes over both members runs meanwhile, each sent after the one before was
-//! answered.
+//! Group snapshots in a recorded life: a chain of writes over both members runs meanwhile, each sent after
+//! the one before was answered.
 
 use super::{
     history::{SECTOR_BYTES, VolumeHistory, sector_content},
-    load::{GROUP, Load, MEMBERS, MOST_SNAPSHOTS},
+    load::{GROUP, Load, MAX_SNAPSHOTS, MEMBERS},
 };
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -13,7 +13,7 @@ use std::{
 /// Where both members have the link of the chain that they were given last.
 const CHAIN_SECTOR: u64 = 300;
 /// The most rounds of the chain during a snapshot.
-const MOST_ROUNDS: u64 = 30;
+const MAX_ROUNDS: u64 = 30;
 
 impl Load<'_> {
     /// The number of the second member.
@@ -22,15 +22,15 @@ impl Load<'_> {
         shown["id"].as_str().expect("an id").to_owned()
     }
 
-    /// Freezes both members while the chain grows: round n is written to the first one and, when that was answered, to the
-    /// second one.
+    /// Freezes both members while the chain grows: round n is written to the first one and, when that was
+    /// answered, to the second one.
     ///
     /// # Panics
     /// If one of the snapshots has a link without the one before.
     pub(super) fn group_snapshot(&mut self) {
         for member in 0..MEMBERS {
             let snapshots = self.volumes[member].present_snapshots();
-            if snapshots.len() >= MOST_SNAPSHOTS {
+            if snapshots.len() >= MAX_SNAPSHOTS {
                 self.delete_snapshot(member, &snapshots);
             }
         }
@@ -49,7 +49,7 @@ impl Load<'_> {
         let (sent, made) = thread::scope(|scope| {
             let chain = scope.spawn(|| {
                 let mut sent = Vec::new();
-                for version in first..first + MOST_ROUNDS {
+                for version in first..first + MAX_ROUNDS {
                     for (member, client) in clients.iter_mut().enumerate() {
                         sent.push((member, version, recorder.position()));
                         client.write(CHAIN_SECTOR * SECTOR_BYTES, &sector_content(CHAIN_SECTOR, version));
@@ -89,8 +89,9 @@ impl Load<'_> {
     }
 }
 
-/// Group snapshots are there for all members or for none, whatever a power cut left: `found` are the names of the snapshots
-/// that each of the volumes has. A member's snapshot that somebody deleted by itself says nothing.
+/// Group snapshots are there for all members or for none, whatever a power cut left: `found` are the names of
+/// the snapshots that each of the volumes has. A member's snapshot that somebody deleted by itself says
+/// nothing.
 pub(super) fn all_or_none(
     volumes: &[VolumeHistory],
     found: &[Vec<String>],

@@ -1,7 +1,7 @@
 //! What was done to the volumes of a daemon and when: the model that what a power cut leaves is held to.
 //!
-//! Time is the length of the recorded disk's log. Whatever was answered when the log had so many requests rests on these
-//! alone; whatever was asked for when it had so many cannot be seen in what came before.
+//! Time is the length of the recorded disk's log. Whatever was answered when the log had so many requests
+//! rests on these alone; whatever was asked for when it had so many cannot be seen in what came before.
 
 /// The unit that may be torn, and that holds one version.
 pub const SECTOR_BYTES: u64 = 512;

@@ -18,13 +18,13 @@ use std::{
 };
 
 const FIRST_SECTORS: u64 = (3 << 20) / SECTOR_BYTES;
-const MOST_SECTORS: u64 = (5 << 20) / SECTOR_BYTES;
+const MAX_SECTORS: u64 = (5 << 20) / SECTOR_BYTES;
 const SECTORS_PER_BLOCK: u64 = 8;
 /// The first volumes, which are frozen together.
 pub(super) const MEMBERS: usize = 2;
 pub(super) const GROUP: &str = "pair";
 const PEER_SECTORS: u64 = (256 << 10) / SECTOR_BYTES;
-pub(super) const MOST_SNAPSHOTS: usize = 4;
+pub(super) const MAX_SNAPSHOTS: usize = 4;
 const BATCH: u64 = 8;
 
 /// A recorded life.
@@ -180,7 +180,7 @@ impl Load<'_> {
             }
             41..=44 => self.group_snapshot(),
             45..=59 => self.flush(),
-            60..=69 if snapshots.len() < MOST_SNAPSHOTS => self.snapshot(),
+            60..=69 if snapshots.len() < MAX_SNAPSHOTS => self.snapshot(),
             60..=77 if snapshots.len() > 1 => self.delete_snapshot(0, &snapshots),
             78..=81 if clone.is_none() && !snapshots.is_empty() => self.clone_volume(&snapshots),
             82..=83 => {
@@ -281,8 +281,8 @@ impl Load<'_> {
         versions_in(&self.daemon().content(export)).unwrap_or_else(|what| panic!("{export}: {what}"))
     }
 
-    /// Notes a snapshot that was just made; each of its sectors holds one of its last contents, so many as `last` says: more
-    /// than one where requests were under way.
+    /// Notes a snapshot that was just made; each of its sectors holds one of its last contents, so many as
+    /// `last` says: more than one where requests were under way.
     pub(super) fn note_snapshot(
         &mut self,
         volume: usize,
@@ -374,7 +374,7 @@ impl Load<'_> {
 
     fn grow(&mut self) {
         let old = self.volumes[0].len();
-        let new = (old + SECTORS_PER_BLOCK * self.rng.between(1, 100)).min(MOST_SECTORS);
+        let new = (old + SECTORS_PER_BLOCK * self.rng.between(1, 100)).min(MAX_SECTORS);
         if new == old {
             return;
         }
@@ -384,7 +384,8 @@ impl Load<'_> {
         self.volumes[0].grown(new, span);
     }
 
-    /// Stops the daemon, or kills it, and starts it again on the same mount: nothing that was answered may be missing.
+    /// Stops the daemon, or kills it, and starts it again on the same mount: nothing that was answered may be
+    /// missing.
     fn restart(&mut self, kill: bool) {
         self.count(if kill { "kills" } else { "stops" });
         self.clients.iter_mut().for_each(|client| *client = None);

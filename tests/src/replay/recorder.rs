@@ -1,7 +1,8 @@
 //! A disk that remembers in which order it was written and flushed: an NBD server for one export, in memory.
 //!
-//! Requests are carried out one after the other, so that their order in the log is the order in which a real disk took them.
-//! What came before a flush is durable once that was answered; of what came since, a power cut may leave anything.
+//! Requests are carried out one after the other, so that their order in the log is the order in which a real
+//! disk took them. What came before a flush is durable once that was answered; of what came since, a power
+//! cut may leave anything.
 
 use super::image::Image;
 use crate::{Rng, nbd::command};
@@ -27,7 +28,7 @@ const REP_ERR_UNSUP: u32 = 0x8000_0001;
 const FLAGS: u16 = 1 | 1 << 2 | 1 << 5 | 1 << 6;
 const EINVAL: u32 = 22;
 /// No client of ours asks for more at once.
-const MOST_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 const SECTOR_BYTES: u64 = 512;
 
 /// What the disk was asked for.
@@ -118,7 +119,8 @@ impl Recorder {
         self.shared.state().log.len()
     }
 
-    /// Calls `observer` from now on with the position of each change that is asked for, before it is carried out and answered.
+    /// Calls `observer` from now on with the position of each change that is asked for, before it is carried
+    /// out and answered.
     pub fn observe(&self, observer: Observer) {
         self.shared.state().observer = Some(observer);
     }
@@ -162,7 +164,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
         let (kind, offset_bytes, len_bytes) = (field(6, 2) as u16, field(16, 8), field(24, 4));
         let inside = offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= size_bytes);
         if kind == command::DISC
-            || len_bytes > MOST_BYTES && kind != command::WRITE_ZEROES && kind != command::TRIM
+            || len_bytes > MAX_BYTES && kind != command::WRITE_ZEROES && kind != command::TRIM
         {
             return Ok(());
         }
@@ -249,8 +251,9 @@ pub enum Survivors {
     Requests,
     /// Of each request each page of 4 KiB or not.
     Pages,
-    /// Of each request each sector or not; but the first page is not torn, because ext4 writes its superblock there without its
-    /// journal, and its checksum is in the second sector: it counts on disks that do not tear 1 KiB.
+    /// Of each request each sector or not; but the first page is not torn, because ext4 writes its superblock
+    /// there without its journal, and its checksum is in the second sector: it counts on disks that do not
+    /// tear 1 KiB.
     Sectors,
 }
 

@@ -1,4 +1,5 @@
-//! A store that outlives the power cut, beside the recorded disk: which objects it held when the disk was asked for what.
+//! A store that outlives the power cut, beside the recorded disk: which objects it held when the disk was
+//! asked for what.
 
 use crate::{Store, store};
 use std::{

@@ -174,8 +174,8 @@ fn covers(
     Ok(())
 }
 
-/// Checks that the volume takes writes. Acknowledges discarded writes first: the file system was mounted again without a reboot, so the
-/// start assumes that clients survived the power cut.
+/// Checks that the volume takes writes. Acknowledges discarded writes first: the file system was mounted
+/// again without a reboot, so the start assumes that clients survived the power cut.
 fn verify_use(daemon: &Daemon, name: &str, current: &[u64]) -> Result<(), String> {
     let ctl = daemon.ctl();
     if !ctl.volume(name)["discardedWrites"].is_null() {

@@ -1,4 +1,5 @@
-//! The archive that a kernel takes as its first file system (`newc`), made by hand: it has no library and needs no tool.
+//! The archive that a kernel takes as its first file system (`newc`), made by hand: it has no library and
+//! needs no tool.
 
 /// An archive that is being made.
 #[derive(Debug, Default)]

@@ -1,7 +1,8 @@
 //! A virtual machine with a kernel that has an nbd driver: an emulated one, so that any host will do.
 //!
-//! The guest runs one of the scripts in `guest/`, which says on its console how far it is (`VM-STEP …`), what went wrong
-//! (`VM-FAILED …`), and that it is done (`VM-DONE`). Killing the emulator is the guest's power cut.
+//! The guest runs one of the scripts in `guest/`, which says on its console how far it is (`VM-STEP …`), what
+//! went wrong (`VM-FAILED …`), and that it is done (`VM-DONE`). Killing the emulator is the guest's power
+//! cut.
 
 mod cpio;
 mod parts;
@@ -38,7 +39,8 @@ impl Machine {
         Self { parts, disk, initramfs, memory_mib }
     }
 
-    /// Boots it and runs a script; `arguments` are words that the script finds in its environment, `NAME=VALUE`.
+    /// Boots it and runs a script; `arguments` are words that the script finds in its environment,
+    /// `NAME=VALUE`.
     pub fn boot(&self, script: &str, arguments: &[String]) -> Guest {
         let mut command = self.parts.emulator();
         command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-nographic", "-no-reboot"]);

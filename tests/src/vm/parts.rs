@@ -1,5 +1,5 @@
-//! What a machine is made of: the kernel, the emulator and busybox that `tools/test-vm-image` fetched, and a disk with the
-//! programs under test on it.
+//! What a machine is made of: the kernel, the emulator and busybox that `tools/test-vm-image` fetched, and a
+//! disk with the programs under test on it.
 
 use super::cpio::Archive;
 use crate::process::{die_with_parent, program, repository};

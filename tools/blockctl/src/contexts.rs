@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_nearer_counts_more() {
+    fn context_precedence_is_followed() {
         let dir = tempfile::tempdir().unwrap();
         let nothing: [(&str, &str); 0] = [];
         let here = |line: &str, environment: &[(&str, &str)]| meant(line, dir.path(), environment);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_said() {
+    fn contradicting_context_fields_are_refused() {
         let told = |entry: ContextEntry| entry.check().map_err(|failure| failure.to_string());
         assert_eq!(told(by_socket("/s")), Ok(()));
         let far = ContextEntry {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_understood_is_named() {
+    fn contexts_file_with_bad_syntax_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("contexts.toml");
         std::fs::write(&path, "curent = \"x\"").unwrap();

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_parser_says_becomes_one_line() {
+    fn parser_errors_become_one_line() {
         let error =
             crate::cli::command().try_get_matches_from(["blockctl", "volume", "creat", "x"]).unwrap_err();
         let Failure::Usage { message, hint } = Failure::from_clap(&error) else {

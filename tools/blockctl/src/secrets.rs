@@ -73,7 +73,7 @@ impl Sources<'_> {
             Some(_) if self.flag.is_some() || self.file.is_some() => {
                 let what = self.what;
                 Err(Failure::usage(format!(
-                    "the {what} is given, and said to lie elsewhere: drop one of them"
+                    "the {what} is given both as a value and as a reference: drop one of them"
                 )))
             }
             Some(reference) => Ok(Some(reference.clone().into())),
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_end_is_dropped() {
+    fn final_line_end_is_dropped() {
         for (bytes, secret) in
             [("a b\n", "a b"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a"), (" a ", " a ")]
         {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_no_secret() {
+    fn empty_secret_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");
         std::fs::write(&path, "\n").unwrap();

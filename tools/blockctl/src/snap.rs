@@ -8,11 +8,11 @@ use blockd_api::{
 use std::{fmt, str::FromStr};
 
 /// Minimum length of a prefix: shorter ones match by accident.
-const LEN_LEAST: usize = 6;
+const MIN_LEN: usize = 6;
 /// Maximum digits of an incomplete number; longer ones are complete.
-const DIGITS_MOST: usize = 15;
+const MAX_DIGITS: usize = 15;
 /// Maximum number of ids in an ambiguity message.
-const NAMED_MOST: usize = 3;
+const MAX_NAMED: usize = 3;
 
 /// Id, or a prefix of it or of its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct SnapRef(String);
 /// Text that is neither.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], as `cloudsnap list` shows it, or at least {LEN_LEAST} characters that the id or what is behind its / begins with"
+    "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], as `cloudsnap list` shows it, or at least {MIN_LEN} characters that the id or what is behind its / begins with"
 )]
 pub struct BadSnapRef {
     given: String,
@@ -35,7 +35,7 @@ impl FromStr for SnapRef {
         let plain = text.replace(['…', '*'], "").replace("...", "").to_ascii_lowercase();
         let is_known = |c: char| c.is_ascii_hexdigit() || "-/incr".contains(c);
         let len = plain.chars().filter(char::is_ascii_alphanumeric).count();
-        let is_long = len >= LEN_LEAST && plain.chars().all(is_known);
+        let is_long = len >= MIN_LEN && plain.chars().all(is_known);
         match is_long || plain.parse::<CloudsnapId>().is_ok() {
             true => Ok(Self(plain)),
             false => Err(BadSnapRef { given: text.to_owned() }),
@@ -53,7 +53,7 @@ impl SnapRef {
     /// Returns the id if it is complete.
     fn whole(&self) -> Option<CloudsnapId> {
         let id: CloudsnapId = self.0.parse().ok()?;
-        (id.incremental || id.snapshot.to_string().len() > DIGITS_MOST).then_some(id)
+        (id.incremental || id.snapshot.to_string().len() > MAX_DIGITS).then_some(id)
     }
 
     /// Returns true if it is a prefix of the id, of the part behind the `/`, of the snapshot's number, or of
@@ -112,8 +112,8 @@ impl SnapRef {
                 Err(ClientError::Api(ApiError::new(ErrorCode::CloudsnapNotFound, message)).into())
             }
             several => {
-                let named: Vec<&str> = several.iter().take(NAMED_MOST).map(String::as_str).collect();
-                let more = if several.len() > NAMED_MOST { ", …" } else { "" };
+                let named: Vec<&str> = several.iter().take(MAX_NAMED).map(String::as_str).collect();
+                let more = if several.len() > MAX_NAMED { ", …" } else { "" };
                 Err(Failure::usage(format!(
                     "{} cloud snapshots are meant by {self}: give more of the id ({}{more})",
                     several.len(),
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_id_needs_nobody_to_be_asked() {
+    fn complete_id_needs_no_request() {
         let whole = |text: &str| text.parse::<SnapRef>().unwrap().whole().is_some();
         assert!(whole(ID) && whole(ID.strip_suffix("-incr").unwrap()));
         assert!(whole("591d4b67-95d7-481e-aec5-14223ac55170/59-61-incr"));

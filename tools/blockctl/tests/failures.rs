@@ -34,7 +34,7 @@ fn errors_of_the_daemon_have_their_exit_status() {
 }
 
 #[test]
-fn a_daemon_that_is_not_there_is_exit_status_3() {
+fn missing_daemon_exits_with_3() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("none.sock");
     let refused = dir.path().join("refused.sock");
@@ -51,7 +51,7 @@ fn a_daemon_that_is_not_there_is_exit_status_3() {
 }
 
 #[test]
-fn a_daemon_that_dies_in_mid_request_is_exit_status_3() {
+fn daemon_death_in_mid_request_exits_with_3() {
     let fake = Fake::start(vec![("GET /v1/volumes", Reply::Close)]);
     let ran = fake.run("volume list");
     assert_eq!((ran.status, ran.stdout.as_str()), (3, ""));
@@ -60,7 +60,7 @@ fn a_daemon_that_dies_in_mid_request_is_exit_status_3() {
 }
 
 #[test]
-fn a_reply_that_makes_no_sense_is_said_so() {
+fn malformed_reply_is_reported() {
     let fake = Fake::start(vec![("GET /v1/volumes", ok(json!({ "volume": 7 })))]);
     let ran = fake.run("volume list");
     assert_eq!(ran.status, 1);
@@ -88,7 +88,7 @@ fn usage_errors_are_exit_status_2() {
 }
 
 #[test]
-fn what_only_clusters_have_is_refused_with_the_reason() {
+fn cluster_commands_are_refused_with_reason() {
     for (line, words) in [
         ("secrets kvdb login", "blockctl has no secrets: secrets belong to credentials"),
         ("cs list --migration", "cloudsnap list has no --migration: nothing is migrated"),
@@ -108,11 +108,11 @@ fn help_is_a_result() {
         assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{line}");
         assert!(!ran.stdout.is_empty() && !ran.stdout.contains('\u{1b}'), "{line}");
     }
-    assert!(run("--help").stdout.contains("3    blockd cannot be reached"));
+    assert!(run("--help").stdout.contains("3    the daemon cannot be reached"));
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn closed_pipe_is_no_error() {
     let fake = Fake::start(vec![("GET /v1/volumes", ok(json!({ "volumes": [] })))]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use support::{CLUSTER, Fake, TASK, cloudsnap, credential, fail, ok, snap, volume};
 
 #[test]
-fn what_stays_is_said_and_shown() {
+fn pin_and_expiry_are_sent_and_shown() {
     let mark = |pinned: bool, expires: Value| {
         ok(json!({ "id": snap("59-61"), "pinned": pinned, "expires": expires }))
     };
@@ -62,7 +62,7 @@ fn what_stays_is_said_and_shown() {
 }
 
 #[test]
-fn an_object_with_a_pinned_backup_goes_whole_or_not_at_all() {
+fn object_with_pinned_backup_is_deleted_whole_or_not() {
     let backup = |suffix: &str, volume: (&str, &str), pinned: Value| {
         let mut found = cloudsnap(suffix);
         (found["SrcVolumeID"], found["SrcVolumeName"]) = (json!(volume.0), json!(volume.1));

@@ -40,7 +40,7 @@ fn changes(fake: &Fake) -> Vec<String> {
 }
 
 #[test]
-fn what_cannot_have_a_rule_is_told_before_anything_is_changed() {
+fn invalid_rule_target_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let rules = [rule("pg", &["a"]), rule("other", &["b"])];
     for (volumes, words) in
@@ -82,7 +82,7 @@ fn volumes_get_a_rule_before_others_lose_it() {
 }
 
 #[test]
-fn schedules_without_a_name_are_left_out_of_what_is_to_be_applied() {
+fn unnamed_schedules_are_not_exported() {
     const UUID: &str = "078557a3-26c7-49b1-9822-34e6f816c2d1";
     let schedule = |name: Option<&str>, uuid: &str| {
         json!({
@@ -109,7 +109,7 @@ fn schedules_without_a_name_are_left_out_of_what_is_to_be_applied() {
 }
 
 #[test]
-fn what_was_done_before_a_failure_is_told_with_it() {
+fn partial_apply_reports_completed_objects() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(&dir, &[("first", ""), ("second", "a"), ("third", "")]);
     let script = || {
@@ -131,7 +131,7 @@ fn what_was_done_before_a_failure_is_told_with_it() {
     let words = "Rule/second failed; what is said above is done; not tried: Rule/third\n";
     assert!(ran.stderr.contains(words) && ran.stderr.contains("error: volume a has another one"), "{ran:?}");
 
-    // Likewise what is taken back.
+    // The same for removals.
     let mut script = world(&[rule("first", &[]), rule("second", &[])], &[]);
     script.push(("GET /v1/rules/first", ok(rule("first", &[]))));
     script.push(("DELETE /v1/rules/first", ok(json!({ "id": "first", "name": "first" }))));
@@ -144,7 +144,7 @@ fn what_was_done_before_a_failure_is_told_with_it() {
 }
 
 #[test]
-fn a_location_gets_other_keys_in_its_place() {
+fn location_with_new_keys_updates_credential() {
     let credential = json!({
         "uuid": "178557a3-26c7-49b1-9822-34e6f816c2d1", "name": "s3", "provider": "s3", "path": null, "endpoint": "e:1",
         "region": "us-east-1", "bucket": "b", "accessKey": "OLD", "account": null, "project": null, "user": null,
@@ -185,12 +185,12 @@ fn a_location_gets_other_keys_in_its_place() {
         assert_eq!(ran.stdout, "BackupLocation/s3 configured\n", "{ran:?}");
         assert_eq!(asked.unwrap()["access"], access, "{config}");
     }
-    // A key in a file, in the place of one that lies elsewhere.
+    // A key in a file replaces a reference.
     let mut elsewhere = credential.clone();
     elsewhere["storeKeyFrom"] = json!("systemd:k");
     let (ran, asked) = apply("accessKeyID: OLD, secretAccessKey: {file: key}", &elsewhere);
     assert!(ran.status == 0 && asked.unwrap()["access"]["secretKey"] == "planted", "{ran:?}");
-    // What cannot be compared is told; what is the place is refused.
+    // A secret that cannot be compared is reported; another location is refused.
     let (ran, asked) = apply("accessKeyID: OLD, secretAccessKey: {file: key}", &credential);
     assert!(ran.status == 0 && asked.is_none() && ran.stderr.contains("is not compared"), "{ran:?}");
     let (ran, asked) =

@@ -16,7 +16,7 @@ fn attachment() -> Value {
 }
 
 #[test]
-fn a_volume_is_attached_and_detached_by_name_or_device() {
+fn volume_is_attached_and_detached_by_name_or_device() {
     let mut attached = volume("59", "db");
     attached["attachment"] = attachment();
     let fake = Fake::start(vec![
@@ -85,7 +85,7 @@ ID                   NAME     SIZE    USED      DIRTY    SNAPSHOTS   DEVICE     
 }
 
 #[test]
-fn a_volume_is_made_shown_and_deleted() {
+fn volume_is_created_shown_and_deleted() {
     let fake = Fake::start(vec![
         ("POST /v1/volumes", ok(volume("59", "db"))),
         ("GET /v1/volumes/db", ok(volume("59", "db"))),
@@ -137,7 +137,7 @@ Snapshot     : monday, 8 KiB exclusive, 1 MiB shared
 }
 
 #[test]
-fn a_volume_is_resized_and_made_read_only() {
+fn volume_is_resized_and_made_read_only() {
     let mut changed = volume("59", "db");
     changed["readOnly"] = json!(true);
     let fake = Fake::start(vec![("PATCH /v1/volumes/db", ok(changed))]);
@@ -157,7 +157,7 @@ fn snapshot() -> Value {
 }
 
 #[test]
-fn what_changed_is_listed_page_by_page() {
+fn diff_lists_all_pages() {
     let page = |offset: u64, kind: &str, next: Option<u64>| {
         json!({
             "volume": "db", "from": "monday", "to": null, "fromSizeBytes": 1 << 20, "toSizeBytes": 2 << 20,
@@ -187,7 +187,7 @@ fn what_changed_is_listed_page_by_page() {
 }
 
 #[test]
-fn what_is_merged_in_the_background_is_shown() {
+fn running_merges_are_shown() {
     let mut merging = volume("59", "db");
     merging["merging"] = json!({"layers": 2, "doneBytes": 1 << 20, "totalBytes": 4 << 20});
     let mut waiting = merging.clone();
@@ -204,7 +204,7 @@ fn what_is_merged_in_the_background_is_shown() {
 }
 
 #[test]
-fn a_rollback_that_takes_a_while_shows_how_far_it_is() {
+fn slow_rollback_shows_progress() {
     let mut db = volume("59", "db");
     db["rollingBack"] = json!({"doneBytes": 1 << 20, "totalBytes": 4 << 20});
     let restored = json!({
@@ -222,7 +222,7 @@ fn a_rollback_that_takes_a_while_shows_how_far_it_is() {
 }
 
 #[test]
-fn a_restore_in_place_shows_how_far_it_is_and_how_it_goes_on() {
+fn in_place_restore_shows_progress_and_resume() {
     let with = |done: u64, total: u64, in_part: bool| {
         let mut db = volume("59", "db");
         db["goingBack"] = json!({
@@ -269,7 +269,7 @@ fn attributes_are_compared_with_the_content() {
 }
 
 #[test]
-fn a_volume_is_rolled_back() {
+fn volume_is_rolled_back() {
     let restored = |kept: Option<Value>| {
         ok(json!({
             "volume": "db", "snapshot": "monday", "kept": kept, "changedBytes": 8192, "copiedBytes": 4096
@@ -427,7 +427,7 @@ fn cloudsnaps_are_listed_with_what_is_wrong() {
     let partial = json!({
         "cloudsnaps": [], "damaged": [], "total": 0, "failedCredentials": [{
             "credential": CREDENTIAL, "name": "s3",
-            "error": {"code": "store_unreachable", "message": "nobody answers at h:1", "hint": null}
+            "error": {"code": "store_unreachable", "message": "no reply from h:1", "hint": null}
         }]
     });
     let fake = Fake::start(vec![
@@ -468,7 +468,7 @@ vol            59               2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr 
 
     let ran = fake.run("-j cs list");
     assert_eq!((ran.status, ran.json()), (1, json!([])));
-    assert!(ran.stderr.contains("lacks what is under credentials s3: nobody answers at h:1"));
+    assert!(ran.stderr.contains("lacks what is under credentials s3: no reply from h:1"));
 
     let ran = fake.run("cs list");
     assert!(ran.status == 0 && ran.stdout.lines().count() == 1 && ran.stderr.is_empty(), "{ran:?}");
@@ -476,7 +476,7 @@ vol            59               2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr 
 }
 
 #[test]
-fn a_cloudsnap_is_shown_in_full() {
+fn cloudsnap_inspect_prints_all_fields() {
     let mut detail = cloudsnap("59-61-incr");
     detail["Detail"] = json!({
         "volumeSizeBytes": 4u64 << 30, "labels": {}, "snapshotName": "s", "packs": 1, "dataBlocks": 2, "zeroBlocks": 3,
@@ -572,7 +572,7 @@ fn tasks_are_listed() {
 }
 
 #[test]
-fn the_daemon_is_shown() {
+fn status_shows_daemon() {
     let status = json!({
         "version": "0.1.0", "clusterId": support::CLUSTER, "node": "host", "dataDir": "/d",
         "nbd": ["nbd+unix:///?socket=/d/nbd.sock"], "uptimeSeconds": 3725,
@@ -613,7 +613,7 @@ Health         : 1 thing to be looked at
 }
 
 #[test]
-fn a_support_bundle_goes_to_standard_output_or_to_a_new_file() {
+fn support_bundle_goes_to_stdout_or_new_file() {
     let fake = Fake::start(Vec::new());
     let ran = fake.run("support-bundle --output - --log-lines 0");
     assert!(ran.status == 0 && ran.json()["blockctl"].is_string(), "{ran:?}");
@@ -626,7 +626,7 @@ fn a_support_bundle_goes_to_standard_output_or_to_a_new_file() {
 }
 
 #[test]
-fn colour_that_is_asked_for_is_there_whatever_the_environment_says() {
+fn color_option_overrides_environment() {
     let fake = Fake::start(vec![("GET /v1/tasks", ok(json!({ "tasks": [task("Backup-Done", 1)] })))]);
     let mut command = fake.command("--color always cs status");
     let ran = Ran::of(command.env("NO_COLOR", "1").output().unwrap());
@@ -656,7 +656,7 @@ fn secrets_that_others_can_read_are_told_of() {
 }
 
 #[test]
-fn only_what_runs_and_the_newest_are_shown_where_that_is_asked_for() {
+fn status_options_active_and_max_filter_tasks() {
     let fake = Fake::start(vec![(
         "GET /v1/tasks",
         ok(json!({ "tasks": [task("Backup-Failed", 1), task("Backup-Active", 1), task("Backup-Done", 1)] })),

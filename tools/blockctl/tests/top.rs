@@ -51,7 +51,7 @@ fn once_prints_what_happened_between_two_looks() {
 }
 
 #[test]
-fn in_a_pipe_it_prints_until_nobody_reads() {
+fn top_in_a_pipe_prints_until_it_is_closed() {
     let fake = fake();
     let mut child = fake.command("-j top -i 0.1").stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -64,7 +64,7 @@ fn in_a_pipe_it_prints_until_nobody_reads() {
 }
 
 #[test]
-fn a_terminal_is_drawn_on_and_given_back() {
+fn top_restores_terminal() {
     let fake = fake();
     for (how, status) in [("ctrl-c", 0), ("terminated", 0)] {
         // Runs the program on a terminal; returns its status.

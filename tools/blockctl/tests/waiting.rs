@@ -20,7 +20,7 @@ fn started() -> (&'static str, Reply) {
 }
 
 #[test]
-fn a_task_is_followed_to_its_end() {
+fn wait_follows_task_to_its_end() {
     let script = || {
         Fake::start(vec![
             started(),
@@ -98,7 +98,7 @@ fn watching_waits_for_a_daemon_that_restarts() {
 }
 
 #[test]
-fn watching_ends_at_ctrl_c_whatever_it_is_at() {
+fn watch_ends_at_ctrl_c_in_each_phase() {
     const TASKS: &str = "GET /v1/tasks";
     let active = || ok(json!({ "tasks": [task("Backup-Active", 4)] }));
     // More than the capacity of a pipe.
@@ -138,7 +138,7 @@ fn watching_ends_at_ctrl_c_whatever_it_is_at() {
 }
 
 #[test]
-fn the_exit_status_is_that_of_the_task() {
+fn wait_exits_with_status_of_task() {
     let script = || Fake::start(vec![started(), (ONE_TASK, ok(task("Backup-Failed", 4)))]);
     let ran = script().run("cs backup vol --wait");
     assert_eq!(ran.status, 1);
@@ -170,7 +170,7 @@ fn restores_and_deletes_are_followed_too() {
 }
 
 #[test]
-fn a_daemon_that_restarts_is_waited_for() {
+fn wait_survives_daemon_restart() {
     let fake = Fake::start(vec![
         started(),
         (ONE_TASK, ok(task("Backup-Active", 50))),
@@ -189,7 +189,7 @@ fn a_daemon_that_restarts_is_waited_for() {
 }
 
 #[test]
-fn a_task_that_is_gone_ends_the_waiting() {
+fn deleted_task_ends_wait() {
     let fake = Fake::start(vec![started(), (ONE_TASK, fail(404, "task_not_found", "no such task"))]);
     let ran = fake.run("cs backup vol --wait -j");
     assert_eq!((ran.status, &ran.json()["error"]["code"]), (4, &json!("task_not_found")));

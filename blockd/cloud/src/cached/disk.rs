@@ -1,11 +1,11 @@
 //! The cache on disk: pieces of objects as they are stored, so sealed where the repository is.
 //!
-//! What the store would learn from its objects is all that somebody learns who gets hold of the cache; nothing that is
-//! encrypted in the store is in clear here. (A repository without a passphrase is in clear in both places.) Each piece
-//! is a file of its own, so that the least recently used ones can go one by one.
+//! What the store would learn from its objects is all that somebody learns who gets hold of the cache;
+//! nothing that is encrypted in the store is in clear here. (A repository without a passphrase is in clear in
+//! both places.) Each piece is a file of its own, so that the least recently used ones can go one by one.
 //!
-//! The file `<2 hex digits>/<64 hex digits>` holds the piece whose key has these digits (the first two again as the
-//! directory). Its bytes, integers little-endian:
+//! The file `<2 hex digits>/<64 hex digits>` holds the piece whose key has these digits (the first two again
+//! as the directory). Its bytes, integers little-endian:
 //!
 //! | at | length | what |
 //! |---|---|---|
@@ -16,11 +16,11 @@
 //! | 16 | 16 | XXH3-128 (seed 0) of the key's 32 bytes, then the piece; its 128-bit number little-endian |
 //! | 32 | n | the piece |
 //!
-//! The key is SHA-256 of `"blockd cached piece v1"`, key id (16 bytes), salt of the delta (32), offset (u64), length
-//! (u64) and the object's key. A file is written under another name and renamed, without an fsync: after a power cut it may be
-//! anything, which the checksum finds. What is left of it under its other name, a number and
-//! `.tmp`, is removed when the cache is opened; names that are none of these are not ours and are left alone. No version that
-//! differs is read: it is a miss.
+//! The key is SHA-256 of `"blockd cached piece v1"`, key id (16 bytes), salt of the delta (32), offset (u64),
+//! length (u64) and the object's key. A file is written under another name and renamed, without an fsync:
+//! after a power cut it may be anything, which the checksum finds. What is left of it under its other name, a
+//! number and `.tmp`, is removed when the cache is opened; names that are none of these are not ours and are
+//! left alone. No version that differs is read: it is a miss.
 
 use super::lru::Lru;
 use crate::CloudError;
@@ -46,7 +46,7 @@ const MAGIC: &[u8; 8] = b"BLKDPIEC";
 const VERSION: u16 = 1;
 const HEADER_LEN: usize = 32;
 /// The longest piece that is kept: more than any page or root of an index that is worth it.
-const PIECE_LEN_MOST: u64 = 8 << 20;
+const MAX_PIECE_LEN: u64 = 8 << 20;
 /// What a file takes at least.
 const FILE_GRAIN_BYTES: u64 = 4096;
 /// How old a file's time must be for a use to renew it, so that the order survives a restart at little cost.
@@ -121,8 +121,8 @@ fn grain(len_bytes: u64) -> u64 {
 }
 
 impl DiskCache {
-    /// Opens the cache in a directory, which is made if it is not there; what is in it beyond `most_bytes` goes.
-    /// Blocks for as long as it takes to list it.
+    /// Opens the cache in a directory, which is made if it is not there; what is in it beyond `most_bytes`
+    /// goes. Blocks for as long as it takes to list it.
     pub fn open(dir: &Path, most_bytes: u64) -> Result<Self, CloudError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();
@@ -187,8 +187,8 @@ impl DiskCache {
         Some(room)
     }
 
-    /// What `open` makes of the piece, if it is there and is taken by it. Its checksum is not looked at: what is sealed is checked
-    /// by being opened, which is done in place. `room` is used again for the next one.
+    /// What `open` makes of the piece, if it is there and is taken by it. Its checksum is not looked at: what
+    /// is sealed is checked by being opened, which is done in place. `room` is used again for the next one.
     pub fn open_piece<T>(
         &self,
         key: &PieceKey,
@@ -248,9 +248,10 @@ impl DiskCache {
         }
     }
 
-    /// Keeps a piece, and lets others go for it. What cannot be written is not kept, which costs nothing but time.
+    /// Keeps a piece, and lets others go for it. What cannot be written is not kept, which costs nothing but
+    /// time.
     pub fn put(&self, key: &PieceKey, bytes: &[u8]) {
-        if bytes.len() as u64 > PIECE_LEN_MOST || self.pieces.lock().contains(key) {
+        if bytes.len() as u64 > MAX_PIECE_LEN || self.pieces.lock().contains(key) {
             return;
         }
         let path = self.path(key);
@@ -342,7 +343,7 @@ fn read_file(path: &Path, room: &mut Vec<u8>) -> io::Result<()> {
     let file = fs::File::open(path)?;
     let len = file.metadata()?.len();
     room.clear();
-    if len > PIECE_LEN_MOST + HEADER_LEN as u64 {
+    if len > MAX_PIECE_LEN + HEADER_LEN as u64 {
         return Ok(());
     }
     // One byte more than there is: there is room left, so nothing behind the end is missed.

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// The store of one delta. What it reads goes to the cache; whoever finds that it is not right reads it again through
-/// one that does not look there first.
+/// The store of one delta. What it reads goes to the cache; whoever finds that it is not right reads it again
+/// through one that does not look there first.
 pub(crate) struct IndexStore {
     inner: Arc<dyn ObjectStore>,
     disk: Arc<DiskCache>,

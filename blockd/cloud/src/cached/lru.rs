@@ -42,8 +42,8 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
         self.entries.contains_key(key)
     }
 
-    /// Puts something under the key, and returns what had to go for it. What is larger than everything together is not
-    /// kept but returned at once.
+    /// Puts something under the key, and returns what had to go for it. What is larger than everything
+    /// together is not kept but returned at once.
     pub fn insert(&mut self, key: K, value: V, len_bytes: u64) -> Vec<(K, V)> {
         let mut gone: Vec<(K, V)> = self.remove(&key).map(|value| (key, value)).into_iter().collect();
         if len_bytes > self.most_bytes {

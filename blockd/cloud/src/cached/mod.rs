@@ -1,15 +1,17 @@
 //! Reading snapshots at random, with caches that all readers share.
 //!
-//! [`SnapshotCache`] holds what is shared: the pages of indexes and the opened frames in memory, the stored pieces on
-//! disk, and who fetches what just now, so that a frame that several want at once is fetched once.
+//! [`SnapshotCache`] holds what is shared: the pages of indexes and the opened frames in memory, the stored
+//! pieces on disk, and who fetches what just now, so that a frame that several want at once is fetched once.
 //! [`CachedSnapshot`] is one snapshot that is open through it.
 //!
-//! A first read takes four requests one after the other, however large the snapshot is: the manifest, the roots of all
-//! deltas side by side, the pages of all deltas for that place side by side, and the frames. Whatever is shown was opened or
-//! checked with what the manifest says; where a piece from the cache on disk does not open, it is fetched from the store.
+//! A first read takes four requests one after the other, however large the snapshot is: the manifest, the
+//! roots of all deltas side by side, the pages of all deltas for that place side by side, and the frames.
+//! Whatever is shown was opened or checked with what the manifest says; where a piece from the cache on disk
+//! does not open, it is fetched from the store.
 //!
-//! A read waits for the store no longer than the stall timeout. A failure is not remembered: the next read tries
-//! again. A damaged frame fails the reads that need it and no others; the log names the object and the place in it.
+//! A read waits for the store no longer than the stall timeout. A failure is not remembered: the next read
+//! tries again. A damaged frame fails the reads that need it and no others; the log names the object and the
+//! place in it.
 
 mod disk;
 mod frames;
@@ -47,7 +49,7 @@ use tokio::{runtime::Handle, sync::Semaphore};
 use uuid::Uuid;
 
 /// Most memory that pages of indexes are kept in.
-const PAGES_MOST_BYTES: u64 = 32 << 20;
+const MAX_PAGES_BYTES: u64 = 32 << 20;
 /// Most memory that whole small indexes of one snapshot are kept in.
 const INDEX_KEEP_BYTES: u64 = 4 << 20;
 /// Roots, or pages, that are asked for at once.
@@ -59,14 +61,15 @@ const FETCH_CONCURRENCY: usize = 20;
 /// Of these, how many read ahead at most.
 const AHEAD_CONCURRENCY: usize = 12;
 /// Frames that nobody asked for are read along if that spares a request for no more than this many bytes.
-const GAP_MOST_BYTES: u32 = 64 << 10;
+const MAX_GAP_BYTES: u32 = 64 << 10;
 /// The longest request for frames.
-const FETCH_MOST_BYTES: u32 = 2 << 20;
+const MAX_FETCH_BYTES: u32 = 2 << 20;
 
 /// What a cache may use.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CacheOptions {
-    /// The directory of the cache on disk, of which one process at a time makes use; none: nothing is kept on disk.
+    /// The directory of the cache on disk, of which one process at a time makes use; none: nothing is kept on
+    /// disk.
     pub dir: Option<PathBuf>,
     /// Most bytes that its files take.
     pub disk_bytes: u64,
@@ -177,7 +180,7 @@ impl SnapshotCache {
                 frames: Arc::new(Frames::new(options.memory_bytes)),
                 memory: Arc::default(),
                 options,
-                pages: Mutex::new(Lru::new(PAGES_MOST_BYTES)),
+                pages: Mutex::new(Lru::new(MAX_PAGES_BYTES)),
                 page_turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
                 deltas: Mutex::default(),
                 next_delta: AtomicU64::new(1),
@@ -188,12 +191,12 @@ impl SnapshotCache {
         })
     }
 
-    /// Opens a snapshot: reads the roots of its deltas' indexes, side by side, and checks them against the manifest.
-    /// Must be called in a runtime, which then does what goes on in the background.
+    /// Opens a snapshot: reads the roots of its deltas' indexes, side by side, and checks them against the
+    /// manifest. Must be called in a runtime, which then does what goes on in the background.
     ///
     /// # Errors
-    /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; whatever the store reports, a timeout after the stall
-    /// timeout.
+    /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; whatever the store reports, a timeout after the
+    /// stall timeout.
     pub async fn snapshot(
         &self,
         repo: &Repository,
@@ -337,7 +340,8 @@ impl Shared {
         missing
     }
 
-    /// Brings frames of one delta, ascending, from the store, in requests side by side. Goes on whoever waits.
+    /// Brings frames of one delta, ascending, from the store, in requests side by side. Goes on whoever
+    /// waits.
     fn fetch(
         self: &Arc<Self>,
         runtime: &Handle,
@@ -347,7 +351,7 @@ impl Shared {
     ) {
         let (frames, flights): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
         let mut flights = flights.into_iter();
-        for job in group(frames, GAP_MOST_BYTES, FETCH_MOST_BYTES) {
+        for job in group(frames, MAX_GAP_BYTES, MAX_FETCH_BYTES) {
             let flights: Vec<Flight> = flights.by_ref().take(job.frames.len()).collect();
             let (shared, delta, limit) = (self.clone(), delta.clone(), limit.clone());
             runtime.spawn(async move { shared.fetch_job(&delta, job, flights, &limit).await });

@@ -19,8 +19,8 @@ use tokio::runtime::Handle;
 
 /// A snapshot that is open for reading at random. Clones share it.
 ///
-/// Each way to read comes twice: for tasks, and for threads that may block. The latter must not be called on a thread
-/// of the runtime.
+/// Each way to read comes twice: for tasks, and for threads that may block. The latter must not be called on
+/// a thread of the runtime.
 #[derive(Clone)]
 pub struct CachedSnapshot {
     inner: Arc<Inner>,
@@ -60,7 +60,7 @@ type FramesToBring = Vec<(WantedFrame, Flight)>;
 /// Threads that look for the frames of one readahead on disk.
 const LOOKERS: usize = 4;
 /// How many frames a thread is worth.
-const LOOKED_AT_LEAST: usize = 4;
+const MIN_LOOKED_AT: usize = 4;
 
 /// A frame that a read needs, and where it will come from.
 enum Source {
@@ -98,8 +98,8 @@ impl CachedSnapshot {
     /// The content of some blocks, at most 32 MiB of them; beyond the end of the volume it is zeroes.
     ///
     /// # Errors
-    /// [`CloudError::Damaged`], which says what is damaged; whatever the store reports, a timeout after the stall
-    /// timeout.
+    /// [`CloudError::Damaged`], which says what is damaged; whatever the store reports, a timeout after the
+    /// stall timeout.
     pub async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, Arc<CloudError>> {
         const MOST: u64 = (32 << 20) / BLOCK_SIZE_BYTES;
         if extent.len_blocks > MOST {
@@ -191,8 +191,8 @@ impl CachedSnapshot {
         Ok(found)
     }
 
-    /// The first run of data, or of nothing, that holds the block at `from`: whether it is data, and where it ends.
-    /// It may end early at the border of what one page of an index describes. Blocks.
+    /// The first run of data, or of nothing, that holds the block at `from`: whether it is data, and where it
+    /// ends. It may end early at the border of what one page of an index describes. Blocks.
     ///
     /// # Errors
     /// Those of [`read_blocks`](Self::read_blocks).
@@ -209,8 +209,8 @@ impl CachedSnapshot {
         })
     }
 
-    /// Where there is data in the stretch around a block. The last one is remembered: who asks for one run asks for
-    /// the next.
+    /// Where there is data in the stretch around a block. The last one is remembered: who asks for one run
+    /// asks for the next.
     fn map_around(&self, block: BlockIndex) -> Result<(Extent, Arc<BlockSet>), Arc<CloudError>> {
         let known = self.inner.map.lock().clone();
         if let Some((range, data)) = known.filter(|(range, _)| range.start <= block && block < range.end()) {
@@ -313,7 +313,8 @@ impl Inner {
         Some(Stretch { range, pages })
     }
 
-    /// The pages of a stretch, all deltas' side by side: which of them say something is known only afterwards.
+    /// The pages of a stretch, all deltas' side by side: which of them say something is known only
+    /// afterwards.
     async fn load(&self, range: Extent) -> Result<Stretch, Arc<CloudError>> {
         let pages = futures::stream::iter(self.pages_of(range).collect::<Vec<_>>())
             .map(|(level, number)| async move {
@@ -337,8 +338,8 @@ impl Inner {
         });
     }
 
-    /// Sees to it that all frames of a plan come, and says where each comes from. With `here`, those on disk are read
-    /// on this thread.
+    /// Sees to it that all frames of a plan come, and says where each comes from. With `here`, those on disk
+    /// are read on this thread.
     fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(usize, WantedFrame, Source)> {
         let mut sources = Vec::new();
         for (level, frames) in plan {
@@ -368,7 +369,8 @@ impl Inner {
         sources
     }
 
-    /// Waits for a frame. One that set out before the read and failed sets out once more: the store may be back by then.
+    /// Waits for a frame. One that set out before the read and failed sets out once more: the store may be
+    /// back by then.
     async fn opened(&self, level: usize, frame: &WantedFrame, source: Source) -> FrameResult {
         let error = match source {
             Source::Ready(opened) => return Ok(opened),
@@ -398,8 +400,8 @@ impl Inner {
         });
     }
 
-    /// Notes a read, and reads ahead if it is one of many. Only as far as the pages are in memory: one that is not
-    /// comes with the read that needs it.
+    /// Notes a read, and reads ahead if it is one of many. Only as far as the pages are in memory: one that
+    /// is not comes with the read that needs it.
     fn read_ahead(&self, read: Extent) {
         let Some(next) = self.streams.lock().note(read) else { return };
         let next = next.intersection(Extent::whole(self.size_bytes));
@@ -425,14 +427,15 @@ impl Inner {
     }
 }
 
-/// Brings what is on disk, and returns what is not, ascending as it came. To open sealed pieces takes longer than to read them, so
-/// several threads do it: a reader who is told of by [`Streams`] then gets what more than one processor opens.
+/// Brings what is on disk, and returns what is not, ascending as it came. To open sealed pieces takes longer
+/// than to read them, so several threads do it: a reader who is told of by [`Streams`] then gets what more
+/// than one processor opens.
 async fn look_on_disk(
     shared: &Arc<Shared>,
     delta: &Arc<SharedDelta>,
     mut mine: FramesToBring,
 ) -> FramesToBring {
-    let each = mine.len().div_ceil(LOOKERS).max(LOOKED_AT_LEAST);
+    let each = mine.len().div_ceil(LOOKERS).max(MIN_LOOKED_AT);
     let mut looks = Vec::with_capacity(LOOKERS);
     while !mine.is_empty() {
         let rest = mine.split_off(mine.len().min(each));
@@ -448,7 +451,8 @@ async fn look_on_disk(
     missing
 }
 
-/// Zeroes the buffer of a read of these blocks, unless the frames have all of them: then [`copy`] fills all of it.
+/// Zeroes the buffer of a read of these blocks, unless the frames have all of them: then [`copy`] fills all
+/// of it.
 fn clear_gaps<'a>(frames: impl Iterator<Item = &'a WantedFrame>, extent: Extent, buf: &mut [u8]) {
     // No block is wanted from two of them.
     let wanted: u64 = frames.map(WantedFrame::wanted_blocks).sum();
@@ -457,7 +461,8 @@ fn clear_gaps<'a>(frames: impl Iterator<Item = &'a WantedFrame>, extent: Extent,
     }
 }
 
-/// Copies what is wanted of a frame into the buffer of a read from `offset_bytes` on, blocks that are zero included.
+/// Copies what is wanted of a frame into the buffer of a read from `offset_bytes` on, blocks that are zero
+/// included.
 fn copy(frame: &WantedFrame, opened: &OwnedFrame, offset_bytes: u64, buf: &mut [u8]) {
     let end_bytes = offset_bytes + buf.len() as u64;
     for (position, extent) in frame.runs() {

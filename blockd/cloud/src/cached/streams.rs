@@ -3,14 +3,14 @@
 use blockd_extent::{BlockIndex, Extent};
 
 /// Readers in different places of one snapshot that are told apart.
-const STREAMS_MOST: usize = 8;
-/// How far from the expected place a read still belongs to a stream: a kernel that reads ahead itself has several
-/// requests under way, which come in any order.
+const MAX_STREAMS: usize = 8;
+/// How far from the expected place a read still belongs to a stream: a kernel that reads ahead itself has
+/// several requests under way, which come in any order.
 const SLACK_BLOCKS: u64 = 512;
 /// Reads one after another that make a stream.
-const READS_LEAST: u32 = 3;
+const MIN_READS: u32 = 3;
 /// How much the first readahead of a stream brings.
-const WINDOW_LEAST_BLOCKS: u64 = 128;
+const MIN_WINDOW_BLOCKS: u64 = 128;
 
 #[derive(Clone, Copy)]
 struct Stream {
@@ -36,7 +36,8 @@ impl Streams {
         Self { streams: Vec::new(), clock: 0, window_most_blocks }
     }
 
-    /// Notes a read, and says what to read ahead because of it. Each block of a stream is asked for ahead once.
+    /// Notes a read, and says what to read ahead because of it. Each block of a stream is asked for ahead
+    /// once.
     pub fn note(&mut self, read: Extent) -> Option<Extent> {
         if read.is_empty() || self.window_most_blocks == 0 {
             return None;
@@ -47,7 +48,7 @@ impl Streams {
             start.abs_diff(stream.next) <= SLACK_BLOCKS && end.saturating_add(SLACK_BLOCKS) > stream.next
         };
         let Some(stream) = self.streams.iter_mut().filter(near).min_by_key(|s| start.abs_diff(s.next)) else {
-            if self.streams.len() >= STREAMS_MOST
+            if self.streams.len() >= MAX_STREAMS
                 && let Some(oldest) = (0..self.streams.len()).min_by_key(|i| self.streams[*i].used)
             {
                 self.streams.swap_remove(oldest);
@@ -55,7 +56,7 @@ impl Streams {
             self.streams.push(Stream {
                 next: end,
                 ahead: end,
-                window: WINDOW_LEAST_BLOCKS.min(self.window_most_blocks),
+                window: MIN_WINDOW_BLOCKS.min(self.window_most_blocks),
                 reads: 1,
                 used: self.clock,
             });
@@ -69,7 +70,7 @@ impl Streams {
         stream.reads = stream.reads.saturating_add(1);
         let from = stream.ahead.max(end);
         // In steps that are large enough for requests and small enough for the store never to wait.
-        if stream.reads < READS_LEAST || from - end > stream.window / 4 * 3 {
+        if stream.reads < MIN_READS || from - end > stream.window / 4 * 3 {
             return None;
         }
         let until = end + stream.window;
@@ -132,7 +133,7 @@ mod tests {
                     prop_assert!(next.len_blocks <= 1024 && !next.is_empty());
                     prop_assert!(next.end().0 <= start + len + 1024);
                 }
-                prop_assert!(streams.streams.len() <= STREAMS_MOST);
+                prop_assert!(streams.streams.len() <= MAX_STREAMS);
             }
         }
     }

@@ -14,7 +14,8 @@ use zeroize::Zeroizing;
 pub enum AzureAccess {
     /// A key of the storage account, in base64 as Azure shows it.
     AccountKey(Zeroizing<String>),
-    /// A shared access signature: the query of a SAS URL. It needs to allow reading, writing, deleting and listing.
+    /// A shared access signature: the query of a SAS URL. It needs to allow reading, writing, deleting and
+    /// listing.
     SharedAccessSignature(Zeroizing<String>),
     /// The managed identity of the machine, from its metadata service.
     ManagedIdentity {
@@ -32,7 +33,8 @@ pub struct AzureOptions {
     pub container: String,
     /// What proves who asks.
     pub access: AzureAccess,
-    /// `host` or `host:port` of a server that is not Azure's own; the account is then the first part of the path.
+    /// `host` or `host:port` of a server that is not Azure's own; the account is then the first part of the
+    /// path.
     pub endpoint: Option<String>,
     /// Plain HTTP where the endpoint names no scheme.
     pub disable_ssl: bool,
@@ -59,7 +61,8 @@ impl AzureOptions {
     /// Makes a client; asks the server nothing yet.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Misconfigured`](super::StoreErrorKind::Misconfigured), which says which setting is wrong.
+    /// [`StoreErrorKind::Misconfigured`](super::StoreErrorKind::Misconfigured), which says which setting is
+    /// wrong.
     pub fn open(&self) -> Result<BucketStore, StoreError> {
         let wrong = |detail: String| misconfigured("Azure", &self.container, detail);
         if !is_plain_name(&self.account) {

@@ -1,8 +1,9 @@
 //! A bucket behind one of the clients of `object_store`.
 //!
-//! Its requests are made with explicit credentials always, unless instance identity was asked for (the library would
-//! otherwise ask the instance metadata service), and without its retries: [`RetryStore`](super::RetryStore) does
-//! that, and counts. What the library drops of answers (when to ask again, what was stored) comes from the HTTP client.
+//! Its requests are made with explicit credentials always, unless instance identity was asked for (the
+//! library would otherwise ask the instance metadata service), and without its retries:
+//! [`RetryStore`](super::RetryStore) does that, and counts. What the library drops of answers (when to ask
+//! again, what was stored) comes from the HTTP client.
 
 use super::{
     ListPage, ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key,

@@ -7,7 +7,8 @@ use object_store::{
 };
 use std::error::Error as StdError;
 
-/// Whether an error is about who asks, and how that is proven: answers may then repeat parts of the credentials.
+/// Whether an error is about who asks, and how that is proven: answers may then repeat parts of the
+/// credentials.
 pub(super) fn is_about_access(kind: StoreErrorKind) -> bool {
     matches!(kind, StoreErrorKind::Unauthorized | StoreErrorKind::WrongRegion | StoreErrorKind::WrongClock)
 }
@@ -21,7 +22,8 @@ fn between<'a>(text: &'a str, tag: &str) -> Option<&'a str> {
 
 /// What a server says, or the client of what it said, where the two sides do not agree on TLS.
 const SCHEMES_DIFFER: [&str; 5] = [
-    // Plain HTTP to a server with TLS, as nginx, Go, Apache and the client of one that answers with an alert have it.
+    // Plain HTTP to a server with TLS, as nginx, Go, Apache and the client of one that answers with an alert
+    // have it.
     "plain HTTP request was sent to HTTPS port",
     "HTTP request to an HTTPS server",
     "plain HTTP to an SSL-enabled server",
@@ -120,11 +122,13 @@ pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind,
             ClientError::AlreadyExists { .. } | ClientError::Precondition { .. } => Kind::AlreadyExists,
             ClientError::NotImplemented { .. } | ClientError::NotSupported { .. } => Kind::Unsupported,
             ClientError::PermissionDenied { .. } | ClientError::Unauthenticated { .. } => Kind::Unauthorized,
-            // Elsewhere it has an error of its own, and this is the answer of a service that gives out tokens.
+            // Elsewhere it has an error of its own, and this is the answer of a service that gives out
+            // tokens.
             _ if operation == "LIST" && status("404") => Kind::NotFound,
             _ if SCHEMES_DIFFER.iter().any(|words| text.contains(words)) => Kind::WrongScheme,
             _ if text.contains("redirect without LOCATION") => Kind::WrongRegion,
-            // Whose body has no code, as that of a proxy in front of it. Some clients have no error of their own for it in lists.
+            // Whose body has no code, as that of a proxy in front of it. Some clients have no error of their
+            // own for it in lists.
             _ if status("401") || status("403") => Kind::Unauthorized,
             _ if ["301", "302", "307", "308"].into_iter().any(status) => Kind::WrongRegion,
             _ if status("501") => Kind::Unsupported,

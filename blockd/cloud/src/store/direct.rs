@@ -1,8 +1,8 @@
 //! Files written past the page cache.
 //!
-//! What a backup stores is read again after months, if ever; in the page cache it takes the place of what guests read, and
-//! the copy costs as much of a processor as sealing. Where a filesystem or the memory's place does not allow it, the
-//! file is written as any other: the content is the same.
+//! What a backup stores is read again after months, if ever; in the page cache it takes the place of what
+//! guests read, and the copy costs as much of a processor as sealing. Where a filesystem or the memory's
+//! place does not allow it, the file is written as any other: the content is the same.
 
 use crate::buffers::ALIGNMENT;
 use rustix::{

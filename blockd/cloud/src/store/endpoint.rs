@@ -8,7 +8,8 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Takes `HOST` and `HOST:PORT`, with `http://` or `https://` before it or not. What is wrong is said in one line.
+    /// Takes `HOST` and `HOST:PORT`, with `http://` or `https://` before it or not. What is wrong is said in
+    /// one line.
     pub(super) fn parse(given: &str, disable_ssl: bool) -> Result<Self, String> {
         let given = given.trim();
         let (tls, host) = match given.split_once("://") {

@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 pub enum GoogleAccess {
     /// The content of a service account's key file (JSON).
     ServiceAccountKey(Zeroizing<String>),
-    /// The identity of the machine: the application default credentials of the daemon's user, or the metadata service.
+    /// The identity of the machine: the application default credentials of the daemon's user, or the metadata
+    /// service.
     Instance,
 }
 
@@ -74,7 +75,8 @@ impl GoogleOptions {
     /// Makes a client; asks the server nothing yet.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Misconfigured`](super::StoreErrorKind::Misconfigured), which says which setting is wrong.
+    /// [`StoreErrorKind::Misconfigured`](super::StoreErrorKind::Misconfigured), which says which setting is
+    /// wrong.
     pub fn open(&self) -> Result<BucketStore, StoreError> {
         let wrong = |detail: String| misconfigured("Google", &self.bucket, detail);
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');

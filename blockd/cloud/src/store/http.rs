@@ -1,4 +1,5 @@
-//! The HTTP client of every store on the network: TLS, proxies, time limits, and what answers say beside their body.
+//! The HTTP client of every store on the network: TLS, proxies, time limits, and what answers say beside
+//! their body.
 
 use super::StoreError;
 use object_store::{
@@ -28,8 +29,8 @@ const METADATA_HOSTS: [&str; 4] =
 pub struct HttpOptions {
     /// Certificates of further authorities that are trusted, as PEM.
     pub ca_certificates_pem: Option<String>,
-    /// A proxy for every request but those to a metadata service, as a URL without a password; without one, what the
-    /// environment says.
+    /// A proxy for every request but those to a metadata service, as a URL without a password; without one,
+    /// what the environment says.
     pub proxy: Option<String>,
     /// A transfer on which nothing moves for so long is given up.
     pub stall_timeout: Duration,
@@ -125,7 +126,8 @@ pub(super) struct Hints {
     pub date_unix_s: Option<i64>,
     /// The MD5 of what the store stored, by its own account.
     pub stored_md5: Option<[u8; 16]>,
-    /// The host that the answer leads to, in place of the one that was asked. Nothing else of the address: it may be signed.
+    /// The host that the answer leads to, in place of the one that was asked. Nothing else of the address: it
+    /// may be signed.
     pub redirects_to: Option<String>,
 }
 
@@ -219,7 +221,8 @@ fn host_of(location: &header::HeaderValue) -> Option<String> {
     Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
-/// The time at which an answer was made, by the server's clock, in seconds since 1970 (RFC 9110, section 6.6.1).
+/// The time at which an answer was made, by the server's clock, in seconds since 1970 (RFC 9110, section
+/// 6.6.1).
 pub(super) fn date_unix_s(headers: &header::HeaderMap) -> Option<i64> {
     let date = jiff::fmt::rfc2822::parse(headers.get(header::DATE)?.to_str().ok()?.trim()).ok()?;
     Some(date.timestamp().as_second())

@@ -94,8 +94,8 @@ impl Answer for Bytes {
     }
 }
 
-/// A store in front of another one. It says in [`around`](Self::around) what is done with whatever is asked, and has methods of its
-/// own for what it treats in another way. It is an [`ObjectStore`] by that.
+/// A store in front of another one. It says in [`around`](Self::around) what is done with whatever is asked,
+/// and has methods of its own for what it treats in another way. It is an [`ObjectStore`] by that.
 pub trait Layer: Send + Sync {
     /// [`ObjectStore::describe`].
     fn describe(&self) -> &str;

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 
 /// How much may be saved up while nothing moves, in seconds of the rate.
-const SAVED_MOST_S: f64 = 1.0;
+const MAX_SAVED_S: f64 = 1.0;
 /// The longest that anybody sleeps without looking again.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
@@ -37,7 +37,7 @@ impl Flow {
             Some(rate) => {
                 let rate = rate as f64;
                 let more = now.duration_since(self.at).as_secs_f64() * rate;
-                self.cleared = (self.cleared + more).min(self.booked + rate * SAVED_MOST_S);
+                self.cleared = (self.cleared + more).min(self.booked + rate * MAX_SAVED_S);
             }
         }
         self.at = now;
@@ -139,9 +139,9 @@ impl Bandwidth {
 
 /// A store that holds bodies back.
 ///
-/// Each body is booked as a whole: it goes at the speed of the line, and the next one waits until the average is within
-/// the limit. It belongs in front of the retrying store, whose time limits would count the waiting; bodies that are sent
-/// again are therefore not counted.
+/// Each body is booked as a whole: it goes at the speed of the line, and the next one waits until the average
+/// is within the limit. It belongs in front of the retrying store, whose time limits would count the waiting;
+/// bodies that are sent again are therefore not counted.
 pub struct LimitStore {
     inner: Arc<dyn ObjectStore>,
     bandwidth: Arc<Bandwidth>,
@@ -200,7 +200,8 @@ mod tests {
         let store = limited(Some(1000), Some(10_000));
         let began = Instant::now();
         let put = |key: &'static str| store.put(key, Bytes::from(vec![1; 500]), PutMode::Overwrite);
-        // A second's worth is saved up at most; with none used, 20 puts of half a second take about nine and a half.
+        // A second's worth is saved up at most; with none used, 20 puts of half a second take about nine and
+        // a half.
         for results in [futures::join!(put("a"), put("b")), futures::join!(put("c"), put("d"))] {
             results.0.unwrap();
             results.1.unwrap();

@@ -1,7 +1,9 @@
 //! Object stores: the six things that a backup needs of a bucket, and what can be wrong with one.
 //!
-//! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] hold objects; [`CountingStore`] counts what is
-//! asked of a store, [`RetryStore`] asks again, with bounds, [`LimitStore`] holds back what would exceed a bandwidth, and [`PrefixStore`] is a part of a store. They stack, as each [`Layer`] does: a task has one counter and one retrier of its own over a shared store.
+//! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] hold objects; [`CountingStore`]
+//! counts what is asked of a store, [`RetryStore`] asks again, with bounds, [`LimitStore`] holds back what
+//! would exceed a bandwidth, and [`PrefixStore`] is a part of a store. They stack, as each [`Layer`] does: a
+//! task has one counter and one retrier of its own over a shared store.
 
 mod azure;
 mod bucket;
@@ -43,10 +45,12 @@ use std::{fmt, num::NonZero, sync::Arc};
 /// The size of every part of a multipart upload but the last, in bytes.
 pub const PART_LEN_BYTES: usize = 16 << 20;
 
-/// Most objects that [`ObjectStore::list`] returns; more below one prefix are refused, because they would all be in memory.
+/// Most objects that [`ObjectStore::list`] returns; more below one prefix are refused, because they would all
+/// be in memory.
 pub const LIST_MAX_OBJECTS: usize = 2_000_000;
 
-/// Most pages of one listing, after which it is taken for one without an end: a thousand million objects in the usual pages.
+/// Most pages of one listing, after which it is taken for one without an end: a thousand million objects in
+/// the usual pages.
 const MAX_PAGES: usize = 1_000_000;
 
 /// Most pages without an object in a row, after which a listing is taken for one without an end.
@@ -68,8 +72,8 @@ pub struct ObjectInfo {
     pub key: String,
     /// Its length in bytes.
     pub size_bytes: u64,
-    /// Changes whenever the object is replaced or altered, as far as the store can tell: an entity tag, or what a
-    /// filesystem says of the file.
+    /// Changes whenever the object is replaced or altered, as far as the store can tell: an entity tag, or
+    /// what a filesystem says of the file.
     pub version: String,
     /// When it was stored, by the store's clock, in seconds since 1970; none if the store does not tell.
     pub modified_unix_s: Option<i64>,
@@ -89,8 +93,8 @@ pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// A place that keeps objects under keys.
 ///
-/// Keys are relative paths of plain characters (letters, digits, `-`, `_`, `.`, `/`), see [`check_key`]. A put is
-/// durable and visible as a whole, or not at all, when it returns.
+/// Keys are relative paths of plain characters (letters, digits, `-`, `_`, `.`, `/`), see [`check_key`]. A
+/// put is durable and visible as a whole, or not at all, when it returns.
 pub trait ObjectStore: Send + Sync {
     /// Where it is, for messages: the kind and the address, nothing secret.
     fn describe(&self) -> &str;
@@ -107,8 +111,8 @@ pub trait ObjectStore: Send + Sync {
     /// Removes an object; false if the store says that there was none.
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool>;
 
-    /// A page of the objects whose keys begin with `prefix`: the first one, or the `next` of the page before. An object that is
-    /// there all the time is on at least one page. Names that are no keys are left out.
+    /// A page of the objects whose keys begin with `prefix`: the first one, or the `next` of the page before.
+    /// An object that is there all the time is on at least one page. Names that are no keys are left out.
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage>;
 
     /// Every object whose key begins with `prefix`, sorted by key; [`StoreErrorKind::TooLarge`] for more than
@@ -131,9 +135,10 @@ pub trait ObjectStore: Send + Sync {
         })
     }
 
-    /// Removes what uploads that did not end left below a prefix, as far as it was stored before a time (seconds since 1970):
-    /// hidden files and directories that became empty, or segments of no object. Returns the number of files or segments; if
-    /// `dry_run`, nothing is removed. A bucket keeps the parts of such an upload until a lifecycle rule removes them: there it does nothing.
+    /// Removes what uploads that did not end left below a prefix, as far as it was stored before a time
+    /// (seconds since 1970): hidden files and directories that became empty, or segments of no object.
+    /// Returns the number of files or segments; if `dry_run`, nothing is removed. A bucket keeps the parts of
+    /// such an upload until a lifecycle rule removes them: there it does nothing.
     fn remove_unfinished<'a>(
         &'a self,
         _prefix: &'a str,
@@ -146,7 +151,8 @@ pub trait ObjectStore: Send + Sync {
     /// Begins an object that arrives in parts; returns the upload's id.
     fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String>;
 
-    /// Stores part `part_no` (from 0); every part but the last is [`PART_LEN_BYTES`] long. Returns the part's tag.
+    /// Stores part `part_no` (from 0); every part but the last is [`PART_LEN_BYTES`] long. Returns the part's
+    /// tag.
     fn multipart_put<'a>(
         &'a self,
         key: &'a str,
@@ -185,8 +191,9 @@ impl<'a, S: ObjectStore + ?Sized> Pages<'a, S> {
     /// The objects of the next page; `None` after the last one.
     ///
     /// # Errors
-    /// Those of [`ObjectStore::list_page`]; [`StoreErrorKind::Other`] if the pages do not go on, [`StoreErrorKind::TooLarge`] if
-    /// there are more than [`MAX_PAGES`]: half a list is worse than none for a caller who deletes.
+    /// Those of [`ObjectStore::list_page`]; [`StoreErrorKind::Other`] if the pages do not go on,
+    /// [`StoreErrorKind::TooLarge`] if there are more than [`MAX_PAGES`]: half a list is worse than none for
+    /// a caller who deletes.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<ObjectInfo>>, StoreError> {
         if self.is_over {
             return Ok(None);
@@ -321,7 +328,8 @@ pub struct StoreError {
     pub detail: String,
     /// For how many seconds the store asked to be left alone, if it did.
     pub retry_after_s: Option<u16>,
-    /// The store's clock when it refused, in seconds since 1970, if it is known; only of [`StoreErrorKind::NoSpace`].
+    /// The store's clock when it refused, in seconds since 1970, if it is known; only of
+    /// [`StoreErrorKind::NoSpace`].
     pub store_time_unix_s: Option<NonZero<i64>>,
     /// What caused it.
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,

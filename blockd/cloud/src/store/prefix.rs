@@ -5,12 +5,12 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 /// The longest prefix, in bytes: what lies below it has room for its own keys.
-const PREFIX_MOST_BYTES: usize = 512;
+const MAX_PREFIX_BYTES: usize = 512;
 
 /// A text that is no prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{given:?} is no prefix: expected up to {PREFIX_MOST_BYTES} letters, digits, '-', '_' and '.' in parts separated by '/', none of which is empty or begins with a dot, such as demo or hosts/a"
+    "{given:?} is no prefix: expected up to {MAX_PREFIX_BYTES} letters, digits, '-', '_' and '.' in parts separated by '/', none of which is empty or begins with a dot, such as demo or hosts/a"
 )]
 pub struct BadPrefix {
     /// The text as it was given.
@@ -26,7 +26,7 @@ pub fn plain_prefix(given: &str) -> Result<Option<String>, BadPrefix> {
     if plain.is_empty() {
         return Ok(None);
     }
-    match check_key(plain) && plain.len() <= PREFIX_MOST_BYTES {
+    match check_key(plain) && plain.len() <= MAX_PREFIX_BYTES {
         true => Ok(Some(plain.to_owned())),
         false => Err(BadPrefix { given: given.to_owned() }),
     }

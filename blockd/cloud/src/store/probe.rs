@@ -1,8 +1,8 @@
 //! What a store really does, found out by doing it.
 //!
-//! Servers that accept a condition on a put and ignore it are common, so a store is believed only in what it was seen
-//! to do: objects come back as they were put, whole and by range, are listed, go away, and create-if-absent has one
-//! winner, also of two at once.
+//! Servers that accept a condition on a put and ignore it are common, so a store is believed only in what it
+//! was seen to do: objects come back as they were put, whole and by range, are listed, go away, and
+//! create-if-absent has one winner, also of two at once.
 
 use super::{ObjectStore, PutMode, StoreError, StoreErrorKind};
 use bytes::Bytes;

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 const SLOWEST_BYTES_PER_S: u64 = 64 << 10;
 
 /// The longest pause that a store can ask for.
-const RETRY_AFTER_MOST: Duration = Duration::from_secs(300);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// How often and how patiently a store is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,8 +29,8 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The pause after failure number `failures` (from 1): half of it fixed, half random, so that tasks that failed
-    /// together do not come back together.
+    /// The pause after failure number `failures` (from 1): half of it fixed, half random, so that tasks that
+    /// failed together do not come back together.
     fn pause(&self, failures: u32) -> Duration {
         let doubled = self.base_ms.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.max_ms);
         let jitter = getrandom::u64().unwrap_or_default() % (doubled / 2 + 1);
@@ -53,8 +53,8 @@ pub fn task_store(base: Arc<dyn ObjectStore>, policy: RetryPolicy) -> (Arc<dyn O
 
 /// A store that asks another one again when that can help.
 ///
-/// An attempt whose answer is lost may have been carried out: a create-if-absent that was retried can therefore
-/// report that the object exists although it was this very request that made it.
+/// An attempt whose answer is lost may have been carried out: a create-if-absent that was retried can
+/// therefore report that the object exists although it was this very request that made it.
 pub struct RetryStore {
     inner: Arc<dyn ObjectStore>,
     policy: RetryPolicy,
@@ -98,7 +98,7 @@ impl super::Layer for RetryStore {
                     return Err(error);
                 }
                 let asked =
-                    Duration::from_secs(error.retry_after_s.unwrap_or_default().into()).min(RETRY_AFTER_MOST);
+                    Duration::from_secs(error.retry_after_s.unwrap_or_default().into()).min(MAX_RETRY_AFTER);
                 let pause = self.policy.pause(failures).max(asked);
                 tracing::debug!(%error, failures, pause_ms = pause.as_millis() as u64, "the store failed, trying again");
                 tokio::time::sleep(pause).await;

@@ -28,7 +28,8 @@ pub enum S3Access {
 /// Where a bucket is and how it is asked.
 #[derive(Clone)]
 pub struct S3Options {
-    /// `host`, `host:port`, or either with `http://` or `https://`; Amazon's own for the region if there is none.
+    /// `host`, `host:port`, or either with `http://` or `https://`; Amazon's own for the region if there is
+    /// none.
     pub endpoint: Option<String>,
     /// The region that requests are signed for.
     pub region: String,
@@ -62,7 +63,8 @@ impl S3Options {
     /// Makes a client; asks the server nothing yet.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Misconfigured`](super::StoreErrorKind::Misconfigured), which says which setting is wrong.
+    /// [`StoreErrorKind::Misconfigured`](super::StoreErrorKind::Misconfigured), which says which setting is
+    /// wrong.
     pub fn open(&self) -> Result<BucketStore, StoreError> {
         let wrong = |detail: String| misconfigured("S3", &self.bucket, detail);
         let mut needed = vec![("the region", self.region.as_str())];

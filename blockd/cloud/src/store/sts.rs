@@ -1,4 +1,5 @@
-//! Roles of Amazon: credentials for a while, from the security token service, for those who may take the role.
+//! Roles of Amazon: credentials for a while, from the security token service, for those who may take the
+//! role.
 
 use super::http::chain;
 use bytes::Bytes;
@@ -26,11 +27,11 @@ const RENEW_BEFORE_S: i64 = 300;
 /// With less than that, those that are there are not used any more, should no others be had.
 const UNUSABLE_BEFORE_S: i64 = 10;
 /// The longest answer that is read, in bytes.
-const ANSWER_LEN_MOST: usize = 64 << 10;
+const MAX_ANSWER_LEN: usize = 64 << 10;
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// The longest role and external id that Amazon allows.
-const ARN_LEN_MOST: usize = 2048;
+const MAX_ARN_LEN: usize = 2048;
 const EXTERNAL_ID_LEN: std::ops::RangeInclusive<usize> = 2..=1224;
 
 /// A role that is taken to reach a bucket.
@@ -40,8 +41,8 @@ pub struct S3Role {
     pub arn: String,
     /// What its owner wants to be told by those that take it.
     pub external_id: Option<String>,
-    /// `host`, `host:port`, or either with `http://` or `https://` of the service that gives it; without one, Amazon's of the
-    /// region, or the server of the bucket if that is not Amazon's.
+    /// `host`, `host:port`, or either with `http://` or `https://` of the service that gives it; without one,
+    /// Amazon's of the region, or the server of the bucket if that is not Amazon's.
     pub endpoint: Option<String>,
 }
 
@@ -54,7 +55,7 @@ impl S3Role {
         let parts = self.arn.split(':').count();
         if !self.arn.starts_with("arn:")
             || parts < 6
-            || self.arn.len() > ARN_LEN_MOST
+            || self.arn.len() > MAX_ARN_LEN
             || !plain(&self.arn, b":/+=,.@_-")
         {
             return Err("the role is not an ARN like arn:aws:iam::123456789012:role/NAME".into());
@@ -143,7 +144,8 @@ impl RoleCredentials {
         if let Some(fresh) = self.held_for(now_unix_s, RENEW_BEFORE_S) {
             return Ok(fresh);
         }
-        // One asks; whoever has something that still holds does not wait for it, nor ask soon after it failed.
+        // One asks; whoever has something that still holds does not wait for it, nor ask soon after it
+        // failed.
         let usable = self.held_for(now_unix_s, UNUSABLE_BEFORE_S);
         let failed_lately = now_unix_s < self.ask_again_unix_s.load(Ordering::Relaxed);
         let _turn = match (usable, self.turn.try_lock()) {
@@ -210,7 +212,7 @@ impl RoleCredentials {
     async fn read(&self, mut answer: reqwest::Response) -> Result<String, ClientError> {
         let mut body = Vec::new();
         while let Some(piece) = answer.chunk().await.map_err(|error| self.failed(&chain(&error)))? {
-            if body.len() + piece.len() > ANSWER_LEN_MOST {
+            if body.len() + piece.len() > MAX_ANSWER_LEN {
                 return Err(self.failed("the answer of the token service is too long"));
             }
             body.extend_from_slice(&piece);

@@ -154,7 +154,7 @@ async fn answers_that_hold_no_credentials_are_refused() {
         whole.replace("2100-01-01T01:00:00Z", "soon"),
         whole.replace("token0==", "a\nb"),
         whole.replace("ASIA0", ""),
-        whole.replace("token0==", &"x".repeat(ANSWER_LEN_MOST)),
+        whole.replace("token0==", &"x".repeat(MAX_ANSWER_LEN)),
     ];
     for body in bodies {
         let double = HttpDouble::start(move |_| HttpReply::status(200).body(body.clone())).await;

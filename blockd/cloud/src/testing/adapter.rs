@@ -1,12 +1,13 @@
-//! Our stores behind the interface of the `object_store` library, so that the library's own integration tests run on them.
+//! Our stores behind the interface of the `object_store` library, so that the library's own integration tests
+//! run on them.
 //!
-//! Our interface has less, and what is made up for here tests ours by that: a listing with a delimiter is one without, sorted out
-//! here; what is known of an object comes from a listing; conditions on reads are judged by the versions that listings
-//! show; a copy is a read and a write; parts of any length are joined to parts of ours. Keys have only plain characters
-//! here, others are written as `_` and two hexadecimal digits.
+//! Our interface has less, and what is made up for here tests ours by that: a listing with a delimiter is one
+//! without, sorted out here; what is known of an object comes from a listing; conditions on reads are judged
+//! by the versions that listings show; a copy is a read and a write; parts of any length are joined to parts
+//! of ours. Keys have only plain characters here, others are written as `_` and two hexadecimal digits.
 //!
-//! Not run, because we have nothing like it: attributes, pages of listings, the library's low-level uploads (ours have
-//! parts of one length), extensions of responses, updates of a version that was seen.
+//! Not run, because we have nothing like it: attributes, pages of listings, the library's low-level uploads
+//! (ours have parts of one length), extensions of responses, updates of a version that was seen.
 
 use crate::store::{self, ObjectInfo, PART_LEN_BYTES, StoreError, StoreErrorKind};
 use async_trait::async_trait;
@@ -42,7 +43,8 @@ pub struct Has {
     pub parts: bool,
 }
 
-/// What of `object_store`'s integration tests applies to our stores; what they hold below `integration/` is deleted.
+/// What of `object_store`'s integration tests applies to our stores; what they hold below `integration/` is
+/// deleted.
 ///
 /// # Panics
 /// If a test fails.

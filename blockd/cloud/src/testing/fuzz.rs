@@ -1,12 +1,12 @@
 //! What must hold of a bucket's objects that hold anything at all.
 //!
-//! The first byte of an input says which object it is, and whether it is sealed here: behind seals that do not open,
-//! nothing of a parser would be reached. [`objects`] takes all kinds; [`manifests`], [`frame_tables`] and [`key_slots`] spend all
-//! their time on one.
+//! The first byte of an input says which object it is, and whether it is sealed here: behind seals that do
+//! not open, nothing of a parser would be reached. [`objects`] takes all kinds; [`manifests`],
+//! [`frame_tables`] and [`key_slots`] spend all their time on one.
 
 use crate::{
     CloudsnapId, EncryptionMode, FORMAT_VERSION, KdfParams, Manifest,
-    frame::{BLOCK, FRAME_BLOCKS, FrameReader, STORED_LEN_MOST},
+    frame::{BLOCK, FRAME_BLOCKS, FrameReader, MAX_STORED_LEN},
     index::{Page, Root},
     keys::{DataKey, KeySlot},
     names::DeltaId,
@@ -131,7 +131,7 @@ fn index(data: &[u8]) {
         assert!(both.is_empty());
         for frame in &page.frames {
             assert!(frame.offset_bytes as usize >= OBJECT_HEADER_LEN);
-            assert!(frame.len_bytes as usize <= STORED_LEN_MOST);
+            assert!(frame.len_bytes as usize <= MAX_STORED_LEN);
         }
     }
 }

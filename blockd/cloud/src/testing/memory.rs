@@ -72,7 +72,8 @@ impl MemoryStore {
         }
     }
 
-    /// Sets the clock by which objects are stored from now on, in seconds since 1970; it stands still, at first at 0.
+    /// Sets the clock by which objects are stored from now on, in seconds since 1970; it stands still, at
+    /// first at 0.
     pub fn set_clock(&self, unix_s: i64) {
         self.clock_unix_s.store(unix_s, Relaxed);
     }

@@ -13,8 +13,8 @@ use uuid::Uuid;
 /// Every how many snapshots one is full.
 const FULL_EVERY: u64 = 7;
 
-/// Puts the manifests of `each` snapshots of each of `volumes` volumes into a store, one an hour, and returns how many bytes
-/// they have. They can be listed, and nothing can be read from them.
+/// Puts the manifests of `each` snapshots of each of `volumes` volumes into a store, one an hour, and returns
+/// how many bytes they have. They can be listed, and nothing can be read from them.
 ///
 /// # Errors
 /// What the store reports.

@@ -1,6 +1,8 @@
-//! The snapshot of a full tebibyte, with the index that a backup of it would make, and next to none of what that index names.
+//! The snapshot of a full tebibyte, with the index that a backup of it would make, and next to none of what
+//! that index names.
 //!
-//! It is made by a backup that is resumed after nearly all of its packs: those are in the journal and nowhere else.
+//! It is made by a backup that is resumed after nearly all of its packs: those are in the journal and nowhere
+//! else.
 
 use crate::{
     BackupJournal, BackupOptions, BackupSpec, BlockReader, CancelToken, CloudError, Manifest, MemoryJournal,
@@ -93,7 +95,8 @@ impl BlockReader for Numbered {
     }
 }
 
-/// A store that says of every object that it is there, to whoever asks for its first byte only: who resumes a backup does.
+/// A store that says of every object that it is there, to whoever asks for its first byte only: who resumes a
+/// backup does.
 struct Claiming(Arc<dyn ObjectStore>);
 
 impl Layer for Claiming {

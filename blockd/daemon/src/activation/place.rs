@@ -1,4 +1,5 @@
-//! Which file a bound unix socket is, as the kernel tells whoever asks for a socket's diagnosis (`sock_diag`).
+//! Which file a bound unix socket is, as the kernel tells whoever asks for a socket's diagnosis
+//! (`sock_diag`).
 
 use rustix::{
     fs::{fstat, major, minor, stat, statfs},
@@ -19,7 +20,7 @@ const VFS: u16 = 1;
 const HEADER_BYTES: usize = 16;
 const MESSAGE_BYTES: usize = 16;
 /// The kernel answers at once.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// Filesystems on which a file has other numbers for those who ask for it by its path: btrfs and overlayfs.
 const OTHER_NUMBERS: [i64; 2] = [0x9123_683e, 0x794c_7630];
 
@@ -47,7 +48,7 @@ fn place_of(socket: &impl AsFd) -> io::Result<(u32, u32)> {
         SocketFlags::CLOEXEC,
         Some(netlink::SOCK_DIAG),
     )?;
-    sockopt::set_socket_timeout(&diagnosis, sockopt::Timeout::Recv, Some(PATIENCE))?;
+    sockopt::set_socket_timeout(&diagnosis, sockopt::Timeout::Recv, Some(TIMEOUT))?;
     rustix::net::connect(&diagnosis, &netlink::SocketAddrNetlink::new(0, 0))?;
     rustix::net::send(&diagnosis, &request(number), SendFlags::empty())?;
     let mut answer = [0; 1024];

@@ -1,4 +1,5 @@
-//! What the system knows of a `/dev/nbdN`: whose it is, and who uses it. Read from `/sys`, `/proc` and the device itself.
+//! What the system knows of a `/dev/nbdN`: whose it is, and who uses it. Read from `/sys`, `/proc` and the
+//! device itself.
 
 use super::driver::{Conversation, Driver, OfThisKernel};
 use blockd_api::attachments::Device;
@@ -16,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-const DISCONNECT_PATIENCE: Duration = Duration::from_secs(30);
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the system's files are and who speaks for its nbd driver; another place and another one in tests.
 #[derive(Clone, Debug)]
@@ -29,7 +30,7 @@ pub struct System {
 
 impl Default for System {
     fn default() -> Self {
-        Self { root: "/".into(), driver: Arc::new(OfThisKernel), disconnect_patience: DISCONNECT_PATIENCE }
+        Self { root: "/".into(), driver: Arc::new(OfThisKernel), disconnect_patience: DISCONNECT_TIMEOUT }
     }
 }
 
@@ -43,8 +44,8 @@ impl System {
         self.root.join("sys/block").join(device.name())
     }
 
-    /// The devices that the kernel shows, by what it was told of their backends. One backend may have several: a device
-    /// that was disconnected while it was open is shown until it is closed.
+    /// The devices that the kernel shows, by what it was told of their backends. One backend may have
+    /// several: a device that was disconnected while it was open is shown until it is closed.
     pub(super) fn backends(&self) -> BTreeMap<String, BTreeSet<Device>> {
         let entries = std::fs::read_dir(self.root.join("sys/block")).into_iter().flatten().flatten();
         let devices = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<Device>().ok());
@@ -97,8 +98,8 @@ impl System {
         std::fs::read_to_string(self.root.join("proc/self/mountinfo")).unwrap_or_default()
     }
 
-    /// The filesystems that are mounted from a device and its partitions: one mount point of each, one that can be
-    /// reached if there is one.
+    /// The filesystems that are mounted from a device and its partitions: one mount point of each, one that
+    /// can be reached if there is one.
     pub(super) fn filesystems(&self, device: Device) -> Vec<MountPoint> {
         let mounts = self.mountinfo();
         let best_of = |(name, dir): (String, PathBuf)| {
@@ -131,7 +132,8 @@ impl System {
         users
     }
 
-    /// Takes a device for oneself: nobody can mount it while the descriptor is open. `None` if somebody else has.
+    /// Takes a device for oneself: nobody can mount it while the descriptor is open. `None` if somebody else
+    /// has.
     ///
     /// # Errors
     /// It cannot be opened at all.
@@ -171,7 +173,8 @@ fn mount_points(mountinfo: &str, number: &str, path: &str) -> Vec<MountPoint> {
     mounts.collect()
 }
 
-/// Whether another mount than this one is found at a path. Without an answer of the kernel it is not known, and taken for no.
+/// Whether another mount than this one is found at a path. Without an answer of the kernel it is not known,
+/// and taken for no.
 fn leads_elsewhere(path: &Path, mount_id: &str) -> bool {
     let found = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID);
     let Ok(found) = found else { return false };

@@ -1,4 +1,5 @@
-//! A driver for tests: devices are files in a directory, as the kernel would show them, and it fails as it is told to.
+//! A driver for tests: devices are files in a directory, as the kernel would show them, and it fails as it is
+//! told to.
 
 use super::{
     device::System,

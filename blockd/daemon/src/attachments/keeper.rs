@@ -1,5 +1,5 @@
-//! The thread that gives devices other connections when some die while the daemon runs: one that timed out, one that an
-//! earlier daemon's death closed only after its successor had started.
+//! The thread that gives devices other connections when some die while the daemon runs: one that timed out,
+//! one that an earlier daemon's death closed only after its successor had started.
 
 use super::{
     AttachError, Held, Shared,
@@ -44,10 +44,10 @@ impl Due {
     }
 
     /// When to try again after an attempt that failed now; `None` when whoever waited has been given errors.
-    fn after_failure(self, now: Instant, patience: Duration) -> Option<Self> {
+    fn after_failure(self, now: Instant, time_limit: Duration) -> Option<Self> {
         let next = now + self.rest;
         let rest = (self.rest * 2).min(LONGEST_REST);
-        (next.duration_since(self.since) <= patience).then_some(Self { next, rest, ..self })
+        (next.duration_since(self.since) <= time_limit).then_some(Self { next, rest, ..self })
     }
 }
 
@@ -106,8 +106,8 @@ impl Drop for Keeper {
 fn keep(shared: &Shared, mut watch: Box<dyn Watch>, stop: &AtomicBool, wake: &OwnedFd) {
     loop {
         let next = shared.due.lock().values().map(|due| due.next).min();
-        let patience = next.map_or(IDLE, |next| next.saturating_duration_since(Instant::now()));
-        let news = watch.wait(patience, wake.as_fd());
+        let time_limit = next.map_or(IDLE, |next| next.saturating_duration_since(Instant::now()));
+        let news = watch.wait(time_limit, wake.as_fd());
         if stop.load(Ordering::Acquire) {
             return;
         }
@@ -143,9 +143,9 @@ fn keep(shared: &Shared, mut watch: Box<dyn Watch>, stop: &AtomicBool, wake: &Ow
 
 /// Notes when a device is tried again, or that it is not.
 fn try_again(shared: &Shared, held: &Held, due: Due) {
-    let patience = Duration::from_secs(held.row.dead_timeout_s);
+    let time_limit = Duration::from_secs(held.row.dead_timeout_s);
     let volume = held.row.volume;
-    match due.after_failure(Instant::now(), patience) {
+    match due.after_failure(Instant::now(), time_limit) {
         Some(again) => {
             shared.due.lock().entry(volume).or_insert(again);
         }

@@ -1,8 +1,9 @@
 //! Volumes as devices of this host's kernel.
 //!
-//! The kernel is given connections to this daemon's own NBD socket and keeps the device when they die: whoever waits
-//! for it goes on waiting. At its start the daemon finds its devices again by their backend and gives them other
-//! connections, so that its restart is a pause; a thread does the same for single connections that die.
+//! The kernel is given connections to this daemon's own NBD socket and keeps the device when they die:
+//! whoever waits for it goes on waiting. At its start the daemon finds its devices again by their backend and
+//! gives them other connections, so that its restart is a pause; a thread does the same for single
+//! connections that die.
 
 mod device;
 #[cfg(test)]
@@ -109,7 +110,8 @@ impl Attachments {
         Some(self.shared.to_api(volume, &held))
     }
 
-    /// The filesystems that are mounted from a volume's device or its partitions, each by one of its mount points.
+    /// The filesystems that are mounted from a volume's device or its partitions, each by one of its mount
+    /// points.
     pub fn filesystems(&self, volume: VolumeId) -> Vec<MountPoint> {
         let Some(held) = self.shared.held.lock().get(&volume).cloned() else { return Vec::new() };
         let backend = self.shared.backend(volume);
@@ -131,13 +133,14 @@ impl Attachments {
         Err(ApiError::new(ErrorCode::VolumeInUse, message))
     }
 
-    /// Ends the thread that reconnects: from now on the devices wait. They are taken up again by the next start.
+    /// Ends the thread that reconnects: from now on the devices wait. They are taken up again by the next
+    /// start.
     pub fn rest(&self) {
         drop(self.keeper.lock().take());
     }
 
-    /// Tells the kernel the size that a volume has now; nothing to do if it is not attached, or the kernel knows. Where
-    /// the kernel refuses, it is told again later. Blocks.
+    /// Tells the kernel the size that a volume has now; nothing to do if it is not attached, or the kernel
+    /// knows. Where the kernel refuses, it is told again later. Blocks.
     pub fn resized(&self, registry: &Registry, volume: VolumeId) {
         if let Err(error) = self.resize(registry, volume) {
             tracing::error!(%volume, %error, "the device keeps its old size for now");

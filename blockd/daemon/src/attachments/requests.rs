@@ -22,7 +22,8 @@ use std::{
 const DISCONNECT_POLL: Duration = Duration::from_millis(10);
 
 impl Core {
-    /// Makes a volume a device of the kernel. A volume that is attached in the same way already stays as it is.
+    /// Makes a volume a device of the kernel. A volume that is attached in the same way already stays as it
+    /// is.
     ///
     /// # Errors
     /// The kernel has no nbd driver, the device is in use, or the volume is attached in another way.
@@ -88,8 +89,8 @@ impl Core {
         Ok(attached)
     }
 
-    /// Row, then device; the row with the device is for the caller to store. A crash between leaves a row by which the
-    /// device is found.
+    /// Row, then device; the row with the device is for the caller to store. A crash between leaves a row by
+    /// which the device is found.
     async fn make_device(self: &Arc<Self>, mut held: Held) -> Result<Held, ServiceError> {
         let noted = held.row.clone();
         self.db.run(move |tx| noted.put(tx)).await?;
@@ -109,8 +110,9 @@ impl Core {
         Ok(held)
     }
 
-    /// Takes a device away that could not be stored: nobody was told of it. One that the kernel does not give back stays
-    /// known, with the row of before it was made, so that it can be detached, and is found by the next start.
+    /// Takes a device away that could not be stored: nobody was told of it. One that the kernel does not give
+    /// back stays known, with the row of before it was made, so that it can be detached, and is found by the
+    /// next start.
     async fn undo_attach(self: &Arc<Self>, held: Held, before: Option<Held>) {
         let (volume, name, device) = (held.row.volume, held.name.clone(), held.device());
         let core = Arc::clone(self);
@@ -219,7 +221,8 @@ impl Shared {
         }
     }
 
-    /// Refuses a volume that a device of before still carries: what that one has yet to write must not come into it.
+    /// Refuses a volume that a device of before still carries: what that one has yet to write must not come
+    /// into it.
     fn check_closed(&self, name: &VolumeName, volume: VolumeId) -> Result<(), ServiceError> {
         let named = self.held.lock().get(&volume).and_then(Held::device);
         let carriers = self.system.backends().remove(&self.backend(volume)).unwrap_or_default();

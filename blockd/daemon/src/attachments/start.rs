@@ -21,8 +21,9 @@ enum Taken {
 }
 
 impl Core {
-    /// Gives the devices of an earlier daemon connections to this one, and attaches after a boot what is to come back.
-    /// NBD must be served already. A device that cannot be had is logged and marked, and one that the kernel has is tried again.
+    /// Gives the devices of an earlier daemon connections to this one, and attaches after a boot what is to
+    /// come back. NBD must be served already. A device that cannot be had is logged and marked, and one that
+    /// the kernel has is tried again.
     ///
     /// # Errors
     /// The rows cannot be read.
@@ -143,11 +144,12 @@ impl Core {
 }
 
 impl Shared {
-    /// Goes on with a detach that was cut off, unless somebody has begun to use the device since, or it was forced and
-    /// somebody still does: nobody was told that it is gone.
+    /// Goes on with a detach that was cut off, unless somebody has begun to use the device since, or it was
+    /// forced and somebody still does: nobody was told that it is gone.
     fn finish_detach(&self, kernel: &mut dyn Conversation, held: &Held, device: Device) -> Taken {
         let over = Taken::Over("it was being detached");
-        // Without connections, who uses the device would wait for them, and so would what is still to be written.
+        // Without connections, who uses the device would wait for them, and so would what is still to be
+        // written.
         match self.reconnect(kernel, held, device) {
             Ok(()) => {}
             // The kernel has been told already and waits for whoever has it open.
@@ -172,7 +174,8 @@ impl Shared {
     }
 }
 
-/// Takes away a device that is older than a loss of acknowledged writes: its users get errors instead of silent success.
+/// Takes away a device that is older than a loss of acknowledged writes: its users get errors instead of
+/// silent success.
 fn give_up(kernel: &mut Result<Box<dyn Conversation>, KernelError>, device: Device, loss: &str) -> Taken {
     let disconnected = match kernel {
         Ok(kernel) => kernel.disconnect(device.index()).map_err(|error| error.to_string()),
@@ -184,9 +187,9 @@ fn give_up(kernel: &mut Result<Box<dyn Conversation>, KernelError>, device: Devi
     }
 }
 
-/// Which of the devices that carry a volume's backend is its device. One that was taken away by force while it was open
-/// carries it too, until it is closed, and what is still to be written there is of a time before: it must never come
-/// into the volume.
+/// Which of the devices that carry a volume's backend is its device. One that was taken away by force while
+/// it was open carries it too, until it is closed, and what is still to be written there is of a time before:
+/// it must never come into the volume.
 fn choose(held: &Held, carriers: &BTreeSet<Device>) -> Result<Option<Device>, String> {
     match (held.device(), held.row.state) {
         (Some(named), _) if carriers.contains(&named) => return Ok(Some(named)),

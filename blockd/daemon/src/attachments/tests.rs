@@ -1,4 +1,5 @@
-//! Tests of daemons in this process whose kernel is a double: real sockets and volumes, devices that are files.
+//! Tests of daemons in this process whose kernel is a double: real sockets and volumes, devices that are
+//! files.
 
 use super::double::Double;
 use crate::{
@@ -156,7 +157,8 @@ async fn a_device_that_was_taken_away_by_force_never_becomes_the_volumes_again()
     host.kernel.mount(0, false);
     assert_eq!(host.attach("data").await, Ok(0));
 
-    // Where one that is left comes from a daemon that did not refuse, or is opened later, the row says which is meant.
+    // Where one that is left comes from a daemon that did not refuse, or is opened later, the row says which
+    // is meant.
     let backend = backend(&host, "data");
     host.kernel.put(3, &backend, SIZE_BYTES);
     host.restart().await;

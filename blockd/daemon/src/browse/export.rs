@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 /// What the names of these exports begin with; no volume's name does.
 const PREFIX: &str = "cloud:";
 /// After how many runs one answer to a question for the status of blocks ends.
-const RUNS_MOST: usize = 1 << 16;
+const MAX_RUNS: usize = 1 << 16;
 
 /// The cloud snapshots of all credentials, as exports.
 #[derive(Clone, Debug)]
@@ -46,7 +46,8 @@ impl CloudExports {
         let unavailable = |reason: String| ExportError::Unavailable { reason };
         let id: CloudsnapId =
             name.strip_prefix(PREFIX).and_then(|id| id.parse().ok()).ok_or(ExportError::Unknown)?;
-        // A repository also holds snapshots of other clusters and of renamed volumes, which no list for volumes names.
+        // A repository also holds snapshots of other clusters and of renamed volumes, which no list for
+        // volumes names.
         access.check_listed(name, client)?;
         let core = self.core.upgrade().ok_or_else(|| unavailable("the daemon is stopping".into()))?;
         match core.open_cloudsnap(&self.runtime, &id, None) {
@@ -133,7 +134,7 @@ impl BlockDevice for CloudDevice {
             return Err(DeviceError::new(DeviceErrorKind::InvalidInput, message));
         }
         let (mut at, end, first) = (offset_bytes, offset_bytes + len_bytes, extents.len());
-        for _ in 0..RUNS_MOST {
+        for _ in 0..MAX_RUNS {
             if at >= end {
                 break;
             }

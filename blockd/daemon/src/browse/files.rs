@@ -16,13 +16,13 @@ use std::{io, sync::Arc};
 use tokio::runtime::Handle;
 
 /// The longest piece of a file that is read at once.
-const PIECE_MOST_BYTES: u64 = 8 << 20;
+const MAX_PIECE_BYTES: u64 = 8 << 20;
 /// Most entries of one directory that are sent.
-const ENTRIES_MOST: usize = 100_000;
+const MAX_ENTRIES: usize = 100_000;
 /// Most runs of data of one file that are told at once.
-const RUNS_MOST: usize = 1024;
+const MAX_RUNS: usize = 1024;
 /// Most steps that are taken to find them: a file may have many short runs that make one.
-const RUN_STEPS_MOST: usize = 1 << 16;
+const MAX_RUN_STEPS: usize = 1 << 16;
 
 /// The files of a cloud snapshot.
 pub(crate) struct FileReader {
@@ -88,7 +88,7 @@ impl Core {
         let files = ImageFiles::open(Arc::new(CloudImage(snapshot)));
         let files = Arc::new(files.map_err(|error| refused(&error, &FilePath::root()))?);
         let mut open = self.browse.files.lock();
-        if open.len() >= super::FILES_MOST {
+        if open.len() >= super::MAX_FILES {
             open.remove(0);
         }
         open.push((id, Arc::clone(&files)));
@@ -111,7 +111,7 @@ impl FileReader {
         let stat = self.files.stat(bytes).map_err(|error| refused(&error, path))?;
         let mut entries = Vec::new();
         if stat.kind == inside::FileKind::Directory && query.entries {
-            let found = self.files.read_dir(bytes, ENTRIES_MOST).map_err(|error| refused(&error, path))?;
+            let found = self.files.read_dir(bytes, MAX_ENTRIES).map_err(|error| refused(&error, path))?;
             entries.extend(found.into_iter().map(|entry| {
                 let path = path.join(&entry.name);
                 let link = entry.stat.filter(|stat| stat.kind == inside::FileKind::Symlink);
@@ -144,7 +144,7 @@ impl FileReader {
     /// # Errors
     /// It is not there, is no regular file, or cannot be read.
     pub fn read(&self, query: &ReadFile) -> Result<Vec<u8>, ServiceError> {
-        let len = usize::try_from(query.len_bytes.min(PIECE_MOST_BYTES)).unwrap_or(0);
+        let len = usize::try_from(query.len_bytes.min(MAX_PIECE_BYTES)).unwrap_or(0);
         self.files
             .read(query.path.as_bytes(), query.offset_bytes, len)
             .map_err(|error| refused(&error, &query.path))
@@ -170,7 +170,7 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
     let size_bytes = stat.size_bytes;
     let mut data: Vec<FileRun> = Vec::new();
     let mut at = from_bytes.min(size_bytes);
-    for _ in 0..RUN_STEPS_MOST {
+    for _ in 0..MAX_RUN_STEPS {
         if at >= size_bytes {
             break;
         }
@@ -178,7 +178,7 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
         // Whatever an image says: each step leads forward, and none beyond the end.
         let end = run.end_bytes.clamp(at + 1, size_bytes);
         if run.is_data {
-            let is_full = data.len() >= RUNS_MOST;
+            let is_full = data.len() >= MAX_RUNS;
             match data.last_mut() {
                 Some(last) if last.offset_bytes + last.len_bytes == at => last.len_bytes += end - at,
                 _ if is_full => break,
@@ -203,7 +203,8 @@ mod tests {
     use super::*;
     use blockd_fuse::{ImageRun, inside::FileEntry};
 
-    /// A file with runs of data that begin at every multiple of `step` and are `data` long, told in pieces of `piece` bytes.
+    /// A file with runs of data that begin at every multiple of `step` and are `data` long, told in pieces of
+    /// `piece` bytes.
     struct Holey {
         size: u64,
         step: u64,
@@ -278,7 +279,7 @@ mod tests {
         let (mut at, mut total, mut questions) = (0, 0, 0);
         while at < file.size {
             let found = data_runs(&file, b"/file", at).unwrap();
-            assert!(found.data.len() <= RUNS_MOST && found.until_bytes > at);
+            assert!(found.data.len() <= MAX_RUNS && found.until_bytes > at);
             total += found.data.iter().map(|run| run.len_bytes).sum::<u64>();
             (at, questions) = (found.until_bytes, questions + 1);
         }
@@ -286,7 +287,7 @@ mod tests {
 
         // An image that leads nowhere is left in bounded time.
         let file = Holey { size: u64::MAX, step: u64::MAX, data: u64::MAX, piece: 1 };
-        assert_eq!(data_runs(&file, b"/file", 0).unwrap().until_bytes, RUN_STEPS_MOST as u64);
+        assert_eq!(data_runs(&file, b"/file", 0).unwrap().until_bytes, MAX_RUN_STEPS as u64);
         assert_eq!(data_runs(&file, b"/dir", 0).unwrap_err().kind(), io::ErrorKind::IsADirectory);
         assert_eq!(data_runs(&file, b"/pipe", 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }

@@ -1,5 +1,5 @@
-//! Mounts that users of this host make themselves and hand over: this process needs no right to mount, and they appear where
-//! their users are.
+//! Mounts that users of this host make themselves and hand over: this process needs no right to mount, and
+//! they appear where their users are.
 
 use super::listing::BrowseCatalog;
 use crate::{
@@ -17,7 +17,7 @@ use std::{path::Path, sync::Arc};
 use tokio::runtime::Handle;
 
 /// The longest path of a mount, in bytes.
-const PATH_LEN_MOST: usize = 4096;
+const MAX_PATH_LEN: usize = 4096;
 
 /// A mount that was handed over.
 pub(super) struct Handed {
@@ -41,7 +41,8 @@ impl Handed {
         self.served.is_alive()
     }
 
-    /// Where it is, if a start of the daemon could take it away that finds it dead: no path that another user chose is looked at.
+    /// Where it is, if a start of the daemon could take it away that finds it dead: no path that another user
+    /// chose is looked at.
     pub fn to_note(&self) -> Option<&Path> {
         (self.is_alive() && self.served.is_own()).then_some(&self.served.mount().mountpoint)
     }
@@ -62,7 +63,7 @@ impl Handed {
 
 /// Refuses a path that is none, or that would not be shown as it is.
 fn check_path(mountpoint: &Path) -> Result<(), ServiceError> {
-    let is_plain = |text: &str| text.len() <= PATH_LEN_MOST && !text.chars().any(char::is_control);
+    let is_plain = |text: &str| text.len() <= MAX_PATH_LEN && !text.chars().any(char::is_control);
     match mountpoint.is_absolute() && mountpoint.to_str().is_some_and(is_plain) {
         true => Ok(()),
         false => Err(ServiceError::refused(
@@ -76,7 +77,8 @@ impl Core {
     /// Serves a mount that a user of this host made. Blocks.
     ///
     /// # Errors
-    /// The descriptor is not that of a mount that waits to be served, a credential is unknown, or there are too many mounts.
+    /// The descriptor is not that of a mount that waits to be served, a credential is unknown, or there are
+    /// too many mounts.
     pub(crate) fn serve_handed(
         self: &Arc<Self>,
         request: HandMount,
@@ -84,7 +86,8 @@ impl Core {
         user: Option<User>,
     ) -> Result<BrowseMount, ServiceError> {
         check_path(&request.mountpoint)?;
-        // Before anything else is done with it: what is none may be a file of a filesystem that answers nothing.
+        // Before anything else is done with it: what is none may be a file of a filesystem that answers
+        // nothing.
         descriptor.as_fd().map_or(Err(FuseError::NotFuse), blockd_fuse::check_handed)?;
         let descriptor = descriptor.into_owned().ok_or(FuseError::NotFuse)?;
         let Some(User { uid, gid }) = user else {
@@ -133,7 +136,7 @@ mod tests {
 
     #[test]
     fn paths_are_shown_as_they_are_or_refused() {
-        let long = format!("/{}", "x".repeat(PATH_LEN_MOST));
+        let long = format!("/{}", "x".repeat(MAX_PATH_LEN));
         for (path, is_good) in
             [("/home/a/ä b", true), ("a", false), ("/a\nb", false), ("/\u{1b}[2J", false), (&long, false)]
         {

@@ -1,7 +1,8 @@
 //! All snapshots of this host and of its stores, for whoever looks at a mount.
 //!
-//! Stores are asked only when somebody looks, and not more often than the configuration says. Who looks waits a
-//! moment for new lists; if a store takes longer, what was known of it is shown, and the new list when it is there.
+//! Stores are asked only when somebody looks, and not more often than the configuration says. Who looks waits
+//! a moment for new lists; if a store takes longer, what was known of it is shown, and the new list when it
+//! is there.
 
 use super::{
     images::{CloudImage, LocalImage},
@@ -23,7 +24,7 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 /// How long whoever looks waits for a new list.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const TIMEOUT: Duration = Duration::from_millis(1500);
 /// How often this host's own snapshots are listed anew.
 const LOCAL_EVERY: Duration = Duration::from_millis(250);
 
@@ -117,7 +118,8 @@ impl BrowseCatalog {
 }
 
 impl Shared {
-    /// Asks the stores that owe no answer, side by side. Each is shown as it answers, and what was known of it until then.
+    /// Asks the stores that owe no answer, side by side. Each is shown as it answers, and what was known of
+    /// it until then.
     async fn list(&self, core: &Core) {
         let rows = core.credential_rows().await;
         let begun = {
@@ -240,7 +242,7 @@ impl Catalog for BrowseCatalog {
             self.runtime.spawn_blocking(move || runtime.block_on(shared.list(&core)));
         }
         if begins || !state.has_waited {
-            let until = Instant::now() + PATIENCE;
+            let until = Instant::now() + TIMEOUT;
             let is_done = |state: &State| !state.beginning && state.stores.is_answered(since);
             while !is_done(&state) && !shared.changed.wait_until(&mut state, until).timed_out() {}
             // Whoever comes next does not wait for a slow store again.

@@ -1,7 +1,9 @@
-//! Looking into snapshots: as files through FUSE, as files through the control API, and cloud snapshots over NBD.
+//! Looking into snapshots: as files through FUSE, as files through the control API, and cloud snapshots over
+//! NBD.
 //!
-//! All of it reads cloud snapshots through one cache, which is opened when it is first needed. What is here blocks, and is
-//! called on threads that may: those of FUSE, of NBD's workers, and of the runtime for blocking work.
+//! All of it reads cloud snapshots through one cache, which is opened when it is first needed. What is here
+//! blocks, and is called on threads that may: those of FUSE, of NBD's workers, and of the runtime for
+//! blocking work.
 
 mod export;
 mod files;
@@ -32,9 +34,9 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 /// Cloud snapshots that stay open for the next one who asks.
-const OPEN_MOST: usize = 64;
+const MAX_OPEN: usize = 64;
 /// Images whose files stay open for the next one who asks through the control API.
-const FILES_MOST: usize = 8;
+const MAX_FILES: usize = 8;
 
 type OpenSnapshot = ((Uuid, CloudsnapId), CachedSnapshot, Arc<Manifest>);
 
@@ -181,14 +183,15 @@ impl Core {
         let snapshot = runtime.block_on(cache.snapshot(&repository, &manifest)).map_err(shared_error)?;
         let manifest = Arc::new(manifest);
         let mut open = self.browse.open.lock();
-        if open.len() >= OPEN_MOST {
+        if open.len() >= MAX_OPEN {
             open.remove(0);
         }
         open.push((key, snapshot.clone(), Arc::clone(&manifest)));
         Ok((snapshot, manifest))
     }
 
-    /// Opens a cloud snapshot through the first credential that leads to it, or through the named one. Blocks.
+    /// Opens a cloud snapshot through the first credential that leads to it, or through the named one.
+    /// Blocks.
     pub(crate) fn open_cloudsnap(
         &self,
         runtime: &Handle,
@@ -225,12 +228,12 @@ pub(crate) async fn in_time<T, E: Into<ServiceError>>(
     config: &crate::config::Config,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ServiceError> {
-    let patience = Duration::from_millis(config.browse.stall_timeout_ms);
-    match tokio::time::timeout(patience, work).await {
+    let time_limit = Duration::from_millis(config.browse.stall_timeout_ms);
+    match tokio::time::timeout(time_limit, work).await {
         Ok(result) => result.map_err(Into::into),
         Err(_) => Err(ServiceError::refused(
             blockd_api::ErrorCode::StoreTimeout,
-            format!("the store gave no answer within {} ms", patience.as_millis()),
+            format!("the store gave no answer within {} ms", time_limit.as_millis()),
         )),
     }
 }

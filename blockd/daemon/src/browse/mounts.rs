@@ -1,6 +1,8 @@
-//! Mounts: making them, taking them away, and the note of them by which a start takes away what a killed daemon left.
+//! Mounts: making them, taking them away, and the note of them by which a start takes away what a killed
+//! daemon left.
 //!
-//! The note is the file `browse-mounts` in the data directory: a path a line. Paths with line breaks are refused.
+//! The note is the file `browse-mounts` in the data directory: a path a line. Paths with line breaks are
+//! refused.
 
 use super::{handed::Handed, listing::BrowseCatalog, places::Places};
 use crate::{core::Core, error::ServiceError};
@@ -15,7 +17,7 @@ use std::{io::Write, path::Path, sync::Arc};
 use tokio::runtime::Handle;
 
 /// Most mounts at once.
-const MOUNTS_MOST: usize = 64;
+const MAX_MOUNTS: usize = 64;
 const NOTE: &str = "browse-mounts";
 
 struct Mount {
@@ -46,8 +48,8 @@ pub(super) struct Mounts {
 }
 
 impl Mounts {
-    /// Takes all away, and lets none be made any more. Those that were handed over are their users' to take away: they end with
-    /// this process.
+    /// Takes all away, and lets none be made any more. Those that were handed over are their users' to take
+    /// away: they end with this process.
     pub fn stop(&self) {
         let handed = self.handed.lock().take();
         handed.iter().flatten().for_each(Handed::stop);
@@ -79,7 +81,8 @@ impl From<FuseError> for ServiceError {
     }
 }
 
-/// Whoever has the lock of the daemon's own mounts may take that of those that were handed over, and not the other way round.
+/// Whoever has the lock of the daemon's own mounts may take that of those that were handed over, and not the
+/// other way round.
 fn write_note(core: &Core, mounts: &[Mount]) {
     let path = core.data_dir.join(NOTE);
     let write = || -> std::io::Result<()> {
@@ -142,10 +145,11 @@ impl Core {
         let mut mounts = self.browse.mounts.mounts.lock();
         let Some(all) = &mut *mounts else { return Err(ServiceError::Stopping) };
         all.retain(|mount| mount.mounted.is_alive());
-        if all.len() >= MOUNTS_MOST {
+        if all.len() >= MAX_MOUNTS {
             return invalid("there are too many mounts: take one away first (blockctl browse umount)");
         }
-        // Before anything looks into the directory: looking into a mount of our own would wait for this very thread.
+        // Before anything looks into the directory: looking into a mount of our own would wait for this very
+        // thread.
         let taken = |mount: &Mount| mountpoint.starts_with(mount.mounted.mountpoint());
         if all.iter().any(taken) {
             return invalid("snapshots are mounted there already");

@@ -4,8 +4,8 @@ use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc};
 
 /// Mounts at once, of one user and of all.
-const OF_ONE_MOST: usize = 16;
-const OF_ALL_MOST: usize = 64;
+const MAX_OF_ONE: usize = 16;
+const MAX_OF_ALL: usize = 64;
 
 /// The places that are taken, by user.
 #[derive(Clone, Default)]
@@ -22,7 +22,7 @@ impl Places {
     pub fn take(&self, uid: u32) -> Option<Place> {
         let mut taken = self.0.lock();
         let (of_one, of_all) = (taken.get(&uid).copied().unwrap_or(0), taken.values().sum::<usize>());
-        if of_one >= OF_ONE_MOST || of_all >= OF_ALL_MOST {
+        if of_one >= MAX_OF_ONE || of_all >= MAX_OF_ALL {
             return None;
         }
         taken.insert(uid, of_one + 1);
@@ -47,11 +47,11 @@ mod tests {
     #[test]
     fn neither_one_user_nor_all_take_more_than_there_is() {
         let places = Places::default();
-        let mut taken: Vec<Place> = (0..OF_ONE_MOST).map(|_| places.take(7).unwrap()).collect();
+        let mut taken: Vec<Place> = (0..MAX_OF_ONE).map(|_| places.take(7).unwrap()).collect();
         assert!(places.take(7).is_none());
         let others = (0..).map_while(|number| places.take(100 + number));
         taken.extend(others);
-        assert_eq!(taken.len(), OF_ALL_MOST);
+        assert_eq!(taken.len(), MAX_OF_ALL);
         taken.remove(0);
         assert!(places.take(7).is_some());
         taken.clear();

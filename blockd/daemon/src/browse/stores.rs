@@ -1,5 +1,5 @@
-//! What is known of each store: its list as it was last, and what became of the last question for it. Each is asked by itself, so
-//! that one that gives no answer hides nothing of the others.
+//! What is known of each store: its list as it was last, and what became of the last question for it. Each is
+//! asked by itself, so that one that gives no answer hides nothing of the others.
 
 use super::listing::cloud_key;
 use blockd_cloud::{BackupType, Manifest};
@@ -110,7 +110,8 @@ impl Stores {
         }
     }
 
-    /// Takes the answer to a question, unless a later question was answered already. Of a store that gave none stays what was known.
+    /// Takes the answer to a question, unless a later question was answered already. Of a store that gave
+    /// none stays what was known.
     pub fn end(&mut self, asked: &Asked, answer: Result<Vec<Known>, String>) {
         let Some(list) = self.list(asked.credential) else { return };
         if list.asked == Some(asked.number) {
@@ -163,8 +164,8 @@ impl Stores {
         })
     }
 
-    /// Everything that is known, each snapshot once: two credentials may lead to one place. `local` says which volume of this host has
-    /// a name.
+    /// Everything that is known, each snapshot once: two credentials may lead to one place. `local` says
+    /// which volume of this host has a name.
     pub fn entries(&self, local: impl Fn(&str) -> Option<(Uuid, VolumeId)>) -> Vec<SnapshotEntry> {
         let mut seen = BTreeSet::new();
         let all = self.lists.iter().flat_map(|list| &list.known);
@@ -184,7 +185,8 @@ impl Stores {
 
 type Volume = (Uuid, VolumeId);
 
-/// The directory of each volume: its name, and where several have that name, its id behind it, except for one of this host.
+/// The directory of each volume: its name, and where several have that name, its id behind it, except for one
+/// of this host.
 fn volume_dirs<'a>(
     found: &[&'a Known],
     local: impl Fn(&str) -> Option<Volume>,

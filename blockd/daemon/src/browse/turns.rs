@@ -1,7 +1,7 @@
 //! How many requests may look into snapshots at once.
 //!
-//! Each takes a thread that blocks while it waits for work of the runtime, and that work may need such a thread too: if all of them waited,
-//! none would go on. So most threads are kept for the work.
+//! Each takes a thread that blocks while it waits for work of the runtime, and that work may need such a
+//! thread too: if all of them waited, none would go on. So most threads are kept for the work.
 
 use crate::error::{ServiceError, blocking};
 use std::sync::Arc;
@@ -20,7 +20,8 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// Does it on a thread that may block, when it is its turn. The turn ends with the work, also if nobody waits for that any more.
+    /// Does it on a thread that may block, when it is its turn. The turn ends with the work, also if nobody
+    /// waits for that any more.
     ///
     /// # Errors
     /// Those of the work; or it panicked.

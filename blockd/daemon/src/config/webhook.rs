@@ -26,7 +26,8 @@ pub struct WebhookConfig {
     /// Lowest severity to deliver.
     #[serde(default = "any_severity")]
     pub min_severity: Severity,
-    /// Secret that signs deliveries: base64, with or without the prefix `whsec_`. Not set: deliveries are not signed.
+    /// Secret that signs deliveries: base64, with or without the prefix `whsec_`. Not set: deliveries are not
+    /// signed.
     #[serde(default)]
     pub secret: Option<SecretRef>,
     /// Whether the receiver may be another host that is reached without TLS.

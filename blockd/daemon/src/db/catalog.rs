@@ -8,8 +8,8 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;
 
-/// Manifests that are read or written at once: others get at the database in between, and a listing that is cut off leaves no more
-/// than that to be done on its thread.
+/// Manifests that are read or written at once: others get at the database in between, and a listing that is
+/// cut off leaves no more than that to be done on its thread.
 const AT_ONCE: usize = 256;
 
 /// Manifests read from one credential's store. A failure of the database only makes it fetch more.

@@ -15,7 +15,8 @@ pub struct Doubt {
     pub cloudsnap: CloudsnapId,
     /// Since when nobody goes on with it.
     pub since: Timestamp,
-    /// Its backup was given up: nobody else asks whether it is whole. Otherwise it is done, and may have been committed before.
+    /// Its backup was given up: nobody else asks whether it is whole. Otherwise it is done, and may have been
+    /// committed before.
     pub given_up: bool,
     /// It was asked once whether it is whole.
     pub looked_at: bool,

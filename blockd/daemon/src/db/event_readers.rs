@@ -13,8 +13,8 @@ pub struct EventReader {
 }
 
 impl EventReader {
-    /// Takes up exactly these readers where they were. One that was not there begins with what happens from now on, and one that
-    /// is not named is forgotten.
+    /// Takes up exactly these readers where they were. One that was not there begins with what happens from
+    /// now on, and one that is not named is forgotten.
     ///
     /// # Errors
     /// The database fails.

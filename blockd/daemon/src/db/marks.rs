@@ -35,8 +35,9 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// What holds of a cloud snapshot under a credential: what was said under it, and under the others of the repository that it
-    /// is pinned, or is kept until a date that has not come. Their dates that have come delete nothing here.
+    /// What holds of a cloud snapshot under a credential: what was said under it, and under the others of the
+    /// repository that it is pinned, or is kept until a date that has not come. Their dates that have come
+    /// delete nothing here.
     pub fn of(&self, id: &CloudsnapId, credential: Uuid, now: Timestamp) -> Option<Mark> {
         let own = self.marks.get(&(key(id), credential)).copied();
         let nothing = Mark { cloudsnap: *id, credential, pinned: false, expires: None };

@@ -1,7 +1,8 @@
-//! What the daemon remembers, in SQLite: volumes, snapshots, credentials, chains, tasks, and a cache of manifests.
+//! What the daemon remembers, in SQLite: volumes, snapshots, credentials, chains, tasks, and a cache of
+//! manifests.
 //!
-//! One connection behind a lock and short transactions only. Every function here blocks: asynchronous code goes
-//! through [`Db::run`].
+//! One connection behind a lock and short transactions only. Every function here blocks: asynchronous code
+//! goes through [`Db::run`].
 
 mod attachments;
 mod catalog;
@@ -161,7 +162,8 @@ impl Db {
         Ok(Self { connection: Mutex::new(connection) })
     }
 
-    /// [`open`](Self::open) for tests of many transactions: what is committed outlives the process, but no power cut.
+    /// [`open`](Self::open) for tests of many transactions: what is committed outlives the process, but no
+    /// power cut.
     #[cfg(test)]
     pub(crate) fn open_without_power_cuts(path: &Path) -> Result<Self, DbError> {
         let db = Self::open(path)?;
@@ -216,7 +218,8 @@ impl Db {
     fn look(path: &Path) -> Result<Connection, DbError> {
         let open = |source| DbError::Open { path: path.to_owned(), source };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-        // Where nothing lies beside it, all is in the file; and whoever reads it as usual would leave something there.
+        // Where nothing lies beside it, all is in the file; and whoever reads it as usual would leave
+        // something there.
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
         let connection = match Path::new(&log).exists() {
@@ -286,8 +289,8 @@ impl Db {
         })
     }
 
-    /// Returns whether clients of other hosts are served by this start or were by an earlier one. It is never forgotten: such a
-    /// client may come back at any time.
+    /// Returns whether clients of other hosts are served by this start or were by an earlier one. It is never
+    /// forgotten: such a client may come back at any time.
     pub fn serves_remote(&self, is_served_now: bool) -> Result<bool, DbError> {
         self.transaction(|tx| {
             if is_served_now {

@@ -65,8 +65,9 @@ impl Proof {
         Ok(rows)
     }
 
-    /// The proofs of the cloud snapshots in a repository, made under any of its credentials, oldest first. A place that is the
-    /// same by its key ids only may be a copy of the repository: damage there counts, soundness does not.
+    /// The proofs of the cloud snapshots in a repository, made under any of its credentials, oldest first. A
+    /// place that is the same by its key ids only may be a copy of the repository: damage there counts,
+    /// soundness does not.
     ///
     /// # Errors
     /// The database fails.

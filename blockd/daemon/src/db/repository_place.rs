@@ -8,8 +8,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Server, bucket and prefix of a repository. Two credentials with the same place lead to the same cloud snapshots, with
-/// whatever keys, roles and spellings of the endpoint they do.
+/// Server, bucket and prefix of a repository. Two credentials with the same place lead to the same cloud
+/// snapshots, with whatever keys, roles and spellings of the endpoint they do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct RepositoryPlace {
     kind: &'static str,
@@ -31,7 +31,8 @@ impl RepositoryPlace {
             ProviderRow::Google { bucket, endpoint, .. } => {
                 ("google", endpoint.as_deref().map_or_else(String::new, server_of), bucket.clone())
             }
-            // The account follows from the user; without it, too much counts as the same place, which protects more.
+            // The account follows from the user; without it, too much counts as the same place, which
+            // protects more.
             ProviderRow::Swift { container, auth } => {
                 let url = match auth {
                     SwiftAuthRow::V1 { auth_url, .. }
@@ -51,12 +52,14 @@ impl RepositoryPlace {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Alias {
     pub(crate) credential: Uuid,
-    /// Server, bucket and prefix are the same. Otherwise only key ids are: the place has another spelling, or is a copy.
+    /// Server, bucket and prefix are the same. Otherwise only key ids are: the place has another spelling, or
+    /// is a copy.
     pub(crate) is_same_place: bool,
 }
 
-/// The credentials that lead to one repository: their places are the same, or they share a key id. Key ids are random for each
-/// repository, and tell one that is reached through a symlink, another host name or another kind of access.
+/// The credentials that lead to one repository: their places are the same, or they share a key id. Key ids
+/// are random for each repository, and tell one that is reached through a symlink, another host name or
+/// another kind of access.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Aliases(HashMap<Uuid, Vec<Alias>>);
 
@@ -114,7 +117,8 @@ fn host_of(url: &str) -> String {
     server.split('/').next().unwrap_or_default().to_owned()
 }
 
-/// Returns a path without `.`, doubled and trailing slashes. Symlinks are left: the directory may be unmounted.
+/// Returns a path without `.`, doubled and trailing slashes. Symlinks are left: the directory may be
+/// unmounted.
 fn normal_path(path: &Path) -> String {
     let parts = path.components().filter(|part| *part != Component::CurDir);
     parts.collect::<PathBuf>().to_string_lossy().into_owned()

@@ -187,7 +187,8 @@ impl RunRow {
         Ok(waits)
     }
 
-    /// A cloud snapshot is out of its store: the runs that made it count as backups no more, whoever deleted it.
+    /// A cloud snapshot is out of its store: the runs that made it count as backups no more, whoever deleted
+    /// it.
     ///
     /// # Errors
     /// The database fails.
@@ -232,7 +233,8 @@ impl RunRow {
         Self::select(tx, "WHERE state = ?1 ORDER BY priority DESC, id", [state.as_str()])
     }
 
-    /// Those whose task may have ended: the active ones, and those that failed and whose task was taken up again.
+    /// Those whose task may have ended: the active ones, and those that failed and whose task was taken up
+    /// again.
     ///
     /// # Errors
     /// The database fails.
@@ -271,7 +273,8 @@ impl RunRow {
         Self::select(tx, "WHERE state = 'done' AND schedule = ?1 ORDER BY id DESC", [schedule.to_string()])
     }
 
-    /// Local snapshots that are gone, because people deleted them or their volume: the runs that made them count no more.
+    /// Local snapshots that are gone, because people deleted them or their volume: the runs that made them
+    /// count no more.
     ///
     /// # Errors
     /// The database fails.
@@ -349,8 +352,8 @@ impl RunRow {
         Ok(newest.first().is_some_and(|run| run.state == RunState::Skipped && run.volume.is_none()))
     }
 
-    /// Forgets the oldest ended runs, so that at most `keep` of them are left. What a schedule made is not forgotten while both are
-    /// there: its retention goes by that.
+    /// Forgets the oldest ended runs, so that at most `keep` of them are left. What a schedule made is not
+    /// forgotten while both are there: its retention goes by that.
     ///
     /// # Errors
     /// The database fails.

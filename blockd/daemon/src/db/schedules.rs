@@ -87,8 +87,8 @@ impl ScheduleRow {
         Ok(Self::each(tx)?.into_iter().filter_map(|(_, row)| row.ok()).collect())
     }
 
-    /// All schedules, oldest first, or why one cannot be read: its time zone, or that of its policy, may be gone from
-    /// this host. The others must go on.
+    /// All schedules, oldest first, or why one cannot be read: its time zone, or that of its policy, may be
+    /// gone from this host. The others must go on.
     ///
     /// # Errors
     /// The database fails.
@@ -109,7 +109,8 @@ impl ScheduleRow {
         Ok(each)
     }
 
-    /// The schedules that cannot be read, by their ids, and what is stored of each: what they may need must stay.
+    /// The schedules that cannot be read, by their ids, and what is stored of each: what they may need must
+    /// stay.
     ///
     /// # Errors
     /// The database fails.

@@ -211,7 +211,8 @@ pub struct VerifyWhat {
 }
 
 impl TaskDetail {
-    /// Whether its volume was there before it, or is used before it ends: it stays whatever becomes of the task.
+    /// Whether its volume was there before it, or is used before it ends: it stays whatever becomes of the
+    /// task.
     pub fn is_of_volume_in_use(&self) -> bool {
         self.lazy || self.in_place.is_some()
     }
@@ -379,7 +380,8 @@ impl TaskRow {
         Ok(())
     }
 
-    /// Replaces the row unless it has ended meanwhile: progress that is stored late must not bring a task back.
+    /// Replaces the row unless it has ended meanwhile: progress that is stored late must not bring a task
+    /// back.
     ///
     /// # Errors
     /// The database fails.
@@ -390,7 +392,8 @@ impl TaskRow {
         }
     }
 
-    /// Forgets the oldest finished tasks, so that at most `keep` of them are left. Those that can be taken up again stay.
+    /// Forgets the oldest finished tasks, so that at most `keep` of them are left. Those that can be taken up
+    /// again stay.
     ///
     /// # Errors
     /// The database fails.

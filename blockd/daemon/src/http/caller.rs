@@ -1,7 +1,7 @@
 //! Who asks, and whether that is allowed.
 //!
-//! Each listener says who comes through it; the table of operations says what that must be allowed. An operation that the
-//! table does not know is for nobody but admins.
+//! Each listener says who comes through it; the table of operations says what that must be allowed. An
+//! operation that the table does not know is for nobody but admins.
 
 use super::Failure;
 use crate::{error::ServiceError, owner};
@@ -84,7 +84,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
 /// Lets a request through if its caller may do what it asks for.
 pub(super) async fn guard(caller: Caller, path: MatchedPath, request: Request, then: Next) -> Response {
-    // Only browsers say where a page came from, and a page of somebody else's must not use the certificate in them.
+    // Only browsers say where a page came from, and a page of somebody else's must not use the certificate in
+    // them.
     if ["origin", "sec-fetch-site"].iter().any(|name| request.headers().contains_key(*name)) {
         let message = "requests of web pages are not taken";
         return Failure(ServiceError::refused(ErrorCode::Forbidden, message)).into_response();

@@ -1,7 +1,7 @@
 //! Closing descriptors that others made.
 //!
-//! To close a file waits for the filesystem that it is on, which may be one that never answers: nobody can be made to stop waiting there. So
-//! one thread does nothing else, and what waits for it is bounded.
+//! To close a file waits for the filesystem that it is on, which may be one that never answers: nobody can be
+//! made to stop waiting there. So one thread does nothing else, and what waits for it is bounded.
 
 use std::{
     io,
@@ -14,7 +14,8 @@ use std::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many descriptors of others there are at once: those that a request needs, and those that are to be closed.
+/// How many descriptors of others there are at once: those that a request needs, and those that are to be
+/// closed.
 const MOST: usize = 64;
 
 type Queued = (OwnedFd, OwnedSemaphorePermit);
@@ -88,7 +89,8 @@ impl Foreign {
 impl Drop for Foreign {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
-            // The queue has room for all that there are; were it otherwise, one that is left open does less harm.
+            // The queue has room for all that there are; were it otherwise, one that is left open does less
+            // harm.
             let _ = self.queue.try_send(held).map_err(ManuallyDrop::new);
         }
     }

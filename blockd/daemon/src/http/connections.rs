@@ -1,7 +1,7 @@
 //! One request a connection, from whoever is at its other end, within bounds.
 //!
-//! A caller's role is looked up when it connects, so a connection ends with its request: what was taken from somebody is
-//! not theirs for as long as they keep a connection.
+//! A caller's role is looked up when it connects, so a connection ends with its request: what was taken from
+//! somebody is not theirs for as long as they keep a connection.
 
 use super::{
     caller::{Caller, User},
@@ -30,15 +30,15 @@ use tower_service::Service;
 /// How long a request's head may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections to one socket at once; more wait in the kernel.
-const CONNECTIONS_MOST: usize = 256;
-/// How long a connection that was taken before the daemon was told to stop has to say what it wants: who connected is answered,
-/// so that a restart behind a socket that stays refuses nobody.
+const MAX_CONNECTIONS: usize = 256;
+/// How long a connection that was taken before the daemon was told to stop has to say what it wants: who
+/// connected is answered, so that a restart behind a socket that stays refuses nobody.
 const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after that failed: there may be no descriptors left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves whoever comes through a socket, until told to stop, then ends when the requests under way are answered. Who that is is asked
-/// for each connection.
+/// Serves whoever comes through a socket, until told to stop, then ends when the requests under way are
+/// answered. Who that is is asked for each connection.
 pub(crate) async fn serve(
     listener: UnixListener,
     caller: impl Fn() -> Caller,
@@ -55,7 +55,7 @@ pub(crate) async fn serve(
             serve_one(stream, caller, passed, router, &stop).await;
         }
     };
-    serve_each(listener, CONNECTIONS_MOST, &until, connection).await;
+    serve_each(listener, MAX_CONNECTIONS, &until, connection).await;
 }
 
 /// A socket that connections are accepted from.
@@ -81,8 +81,8 @@ impl Listen for TcpListener {
     }
 }
 
-/// Serves at most `limit` connections at once, each by a task of its own; more wait in the kernel. When told to stop, it ends
-/// after the connections that it has accepted.
+/// Serves at most `limit` connections at once, each by a task of its own; more wait in the kernel. When told
+/// to stop, it ends after the connections that it has accepted.
 pub(super) async fn serve_each<L: Listen, F>(
     listener: L,
     limit: usize,
@@ -122,8 +122,8 @@ pub(super) async fn serve_each<L: Listen, F>(
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves one connection to its end. When told to stop, a request that is under way or comes at once is answered. The request is given the descriptors that came
-/// before it was read.
+/// Serves one connection to its end. When told to stop, a request that is under way or comes at once is
+/// answered. The request is given the descriptors that came before it was read.
 pub(super) async fn serve_one<S>(
     stream: S,
     caller: Caller,

@@ -35,7 +35,8 @@ pub(super) fn routes() -> Routes {
 
 /// Connections at once; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 64;
-/// Connections of one address at once; more are closed, so that one client does not take the places of all others.
+/// Connections of one address at once; more are closed, so that one client does not take the places of all
+/// others.
 const MAX_PER_ADDRESS: usize = 8;
 /// Time limit of a connection: a client that does not read its reply must not keep the place of another one.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);

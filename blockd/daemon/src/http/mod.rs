@@ -1,7 +1,7 @@
 //! The control API: HTTP over unix sockets and over TLS, JSON in and out.
 //!
-//! What changes something runs apart from the connection that asked for it, so that a client that goes away does not
-//! cut it off half way. Every error leaves here as the same JSON body.
+//! What changes something runs apart from the connection that asked for it, so that a client that goes away
+//! does not cut it off half way. Every error leaves here as the same JSON body.
 
 mod attachments;
 mod browse;
@@ -206,7 +206,8 @@ impl IntoResponse for Failure {
         if status.is_server_error() {
             tracing::warn!(code = %error.code, error = %error.message, "the request failed");
         } else if matches!(error.code, ErrorCode::InvalidRequest | ErrorCode::QuiesceFailed) {
-            // The message may quote what was given, and that may be a secret in the wrong place; or what a command said.
+            // The message may quote what was given, and that may be a secret in the wrong place; or what a
+            // command said.
             tracing::debug!(code = %error.code, "the request was refused");
         } else {
             tracing::debug!(code = %error.code, error = %error.message, "the request was refused");
@@ -233,8 +234,8 @@ impl<T: Serialize> IntoResponse for Reply<T> {
 
 type Answer<T> = Result<Reply<T>, Failure>;
 
-/// Runs a change apart from its connection, and waits for it. What asks a store before it begins does not begin if the connection
-/// is gone by then.
+/// Runs a change apart from its connection, and waits for it. What asks a store before it begins does not
+/// begin if the connection is gone by then.
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Answer<T> {

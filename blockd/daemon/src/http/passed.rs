@@ -1,8 +1,8 @@
 //! Descriptors that come with a request through a unix socket.
 //!
-//! Only who may hand a mount over, and begins to ask for that, can pass any: for all others the kernel drops what comes, before this
-//! process has it. One is kept for the request that is being read, and none is taken when it was read. What is not wanted
-//! is closed where that may wait.
+//! Only who may hand a mount over, and begins to ask for that, can pass any: for all others the kernel drops
+//! what comes, before this process has it. One is kept for the request that is being read, and none is taken
+//! when it was read. What is not wanted is closed where that may wait.
 
 use super::{
     Failure,
@@ -36,7 +36,7 @@ const AT_ONCE: usize = 2;
 const SPACE_LEN: usize = rustix::cmsg_space!(ScmRights(AT_ONCE));
 /// No more than these fit into it.
 #[allow(clippy::cast_possible_truncation, reason = "it is some tens of bytes")]
-const FIT_MOST: u32 = (SPACE_LEN / size_of::<i32>()) as u32;
+const MAX_FIT: u32 = (SPACE_LEN / size_of::<i32>()) as u32;
 
 #[derive(Default)]
 struct Kept {
@@ -146,7 +146,7 @@ impl Receiving {
         };
         let mut kept = self.passed.0.lock();
         let closer = closer.filter(|_| !kept.is_over);
-        let mut room = closer.and_then(|closer| closer.room_for(FIT_MOST));
+        let mut room = closer.and_then(|closer| closer.room_for(MAX_FIT));
         // The kernel itself drops what there is no room for.
         let mut space = [MaybeUninit::uninit(); SPACE_LEN];
         let mut control = match &room {

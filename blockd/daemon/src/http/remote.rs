@@ -1,7 +1,9 @@
-//! The control API over TCP: TLS with certificates on both sides, and what a caller may do by the names in its own.
+//! The control API over TCP: TLS with certificates on both sides, and what a caller may do by the names in
+//! its own.
 //!
-//! Whoever can reach the port can open connections, so what happens before a certificate was shown is bounded, and never
-//! holds up whoever comes later: where there are too many handshakes, the oldest ones have to go.
+//! Whoever can reach the port can open connections, so what happens before a certificate was shown is
+//! bounded, and never holds up whoever comes later: where there are too many handshakes, the oldest ones have
+//! to go.
 
 use super::{
     caller::Caller,
@@ -28,12 +30,12 @@ use tokio_rustls::TlsAcceptor;
 use tracing::Instrument;
 
 /// Connections at once of one name.
-const CONNECTIONS_OF_ONE_MOST: usize = 32;
+const MAX_CONNECTIONS_OF_ONE: usize = 32;
 /// Connections at once of all names.
-const CONNECTIONS_MOST: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
 /// Handshakes under way: of one address, and of all.
-const HANDSHAKES_OF_ONE_MOST: usize = 16;
-const HANDSHAKES_MOST: usize = 256;
+const MAX_HANDSHAKES_OF_ONE: usize = 16;
+const MAX_HANDSHAKES: usize = 256;
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -125,7 +127,7 @@ impl<'a> Place<'a> {
         let mut counts = connected.lock();
         let all: usize = counts.values().sum();
         let own = counts.get(name).copied().unwrap_or(0);
-        if all >= CONNECTIONS_MOST || own >= CONNECTIONS_OF_ONE_MOST {
+        if all >= MAX_CONNECTIONS || own >= MAX_CONNECTIONS_OF_ONE {
             return None;
         }
         counts.insert(name.to_owned(), own + 1);
@@ -158,10 +160,10 @@ impl Handshakes {
     fn begin(&self, peer: IpAddr) -> (u64, CancelToken) {
         let mut waiting = self.0.lock();
         let of_peer = waiting.queue.iter().filter(|(_, from, _)| *from == peer).count();
-        let oldest = if of_peer >= HANDSHAKES_OF_ONE_MOST {
+        let oldest = if of_peer >= MAX_HANDSHAKES_OF_ONE {
             waiting.queue.iter().position(|(_, from, _)| *from == peer)
         } else {
-            (waiting.queue.len() >= HANDSHAKES_MOST).then_some(0)
+            (waiting.queue.len() >= MAX_HANDSHAKES).then_some(0)
         };
         if let Some((_, _, push_out)) = oldest.and_then(|oldest| waiting.queue.remove(oldest)) {
             push_out.cancel();
@@ -186,25 +188,25 @@ mod tests {
         let handshakes = Handshakes::default();
         let address = |last: u8| IpAddr::from([10, 0, 0, last]);
         let (quiet, quiet_pushed) = handshakes.begin(address(1));
-        let noisy: Vec<_> = (0..=HANDSHAKES_OF_ONE_MOST).map(|_| handshakes.begin(address(2)).1).collect();
+        let noisy: Vec<_> = (0..=MAX_HANDSHAKES_OF_ONE).map(|_| handshakes.begin(address(2)).1).collect();
         assert!(noisy[0].is_cancelled() && !noisy[1].is_cancelled() && !quiet_pushed.is_cancelled());
         // From everywhere: then whoever waits longest.
-        for other in 0..HANDSHAKES_MOST {
+        for other in 0..MAX_HANDSHAKES {
             let [high, low] = u16::try_from(other).unwrap().to_be_bytes();
             handshakes.begin(IpAddr::from([10, 1, high, low]));
         }
         assert!(quiet_pushed.is_cancelled());
-        assert_eq!(handshakes.0.lock().queue.len(), HANDSHAKES_MOST);
+        assert_eq!(handshakes.0.lock().queue.len(), MAX_HANDSHAKES);
         handshakes.end(quiet);
         let newest = handshakes.begin(address(3)).0;
         handshakes.end(newest);
-        assert_eq!(handshakes.0.lock().queue.len(), HANDSHAKES_MOST - 1);
+        assert_eq!(handshakes.0.lock().queue.len(), MAX_HANDSHAKES - 1);
     }
 
     #[test]
     fn one_name_does_not_take_all_places() {
         let connected = Mutex::default();
-        let mut places: Vec<_> = (0..CONNECTIONS_OF_ONE_MOST).map(|_| Place::take(&connected, "a")).collect();
+        let mut places: Vec<_> = (0..MAX_CONNECTIONS_OF_ONE).map(|_| Place::take(&connected, "a")).collect();
         assert!(places.iter().all(Option::is_some) && Place::take(&connected, "a").is_none());
         assert!(Place::take(&connected, "b").is_some());
         places.pop();

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 type Shared = State<Arc<Core>>;
 
-/// Commands run as the user of the daemon, which is root more often than not. The rules that admins gave to volumes apply to
-/// every snapshot; only admins replace or skip them.
+/// Commands run as the user of the daemon, which is root more often than not. The rules that admins gave to
+/// volumes apply to every snapshot; only admins replace or skip them.
 pub(super) fn may_run(
     caller: &Caller,
     quiesce: &Quiesce,

@@ -1,7 +1,8 @@
 //! The task that fetches the rest of a lazy volume.
 //!
-//! It never gives up because a store is gone: it waits and goes on. What is damaged is left out until the rest is there, and
-//! then the task fails. What was fetched stays, so a run that was cut off goes on where it was. When all is there, the volume becomes one like any other and lets go of its cloud snapshot.
+//! It never gives up because a store is gone: it waits and goes on. What is damaged is left out until the
+//! rest is there, and then the task fails. What was fetched stays, so a run that was cut off goes on where it
+//! was. When all is there, the volume becomes one like any other and lets go of its cloud snapshot.
 
 use crate::{
     core::Core,
@@ -26,8 +27,9 @@ const STEP_BYTES: u64 = 4 << 20;
 /// About how much is fetched between two looks at how far it is, unless that is limited.
 const ROUND_BYTES: u64 = 16 * STEP_BYTES;
 /// Steps in that time at most: they are short where scattered places are preferred.
-const STEPS_MOST: u64 = 256;
-/// How long to wait for what others fetch, or for a store that failed; twice as long each time, up to the second.
+const MAX_STEPS: u64 = 256;
+/// How long to wait for what others fetch, or for a store that failed; twice as long each time, up to the
+/// second.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
@@ -128,7 +130,7 @@ async fn fetch_some(core: &Core, live: &LiveTask, volume: &Arc<Volume>) -> Resul
         limit => (limit.min(ROUND_BYTES), usize::try_from(limit / STEP_BYTES).unwrap_or(usize::MAX)),
     };
     let (started, so_far) = (Instant::now(), AtomicU64::new(0));
-    let fetches = futures::stream::iter(0..STEPS_MOST)
+    let fetches = futures::stream::iter(0..MAX_STEPS)
         .take_while(|_| std::future::ready(so_far.load(Relaxed) < enough))
         .map(|_| {
             let (volume, so_far) = (Arc::clone(volume), &so_far);

@@ -1,14 +1,15 @@
 //! A volume goes back to a cloud snapshot: what differs is fetched and written, and nothing else.
 //!
-//! Clients are kept out until it is over, across restarts too. First the volume is frozen: that is what it was before, and the
-//! point that its block sets are compared at. Then, in ascending order, each block that may differ becomes what the
-//! cloud snapshot has. Doing a part again writes the same, so a run that was cut off goes on from the last flush.
+//! Clients are kept out until it is over, across restarts too. First the volume is frozen: that is what it
+//! was before, and the point that its block sets are compared at. Then, in ascending order, each block that
+//! may differ becomes what the cloud snapshot has. Doing a part again writes the same, so a run that was cut
+//! off goes on from the last flush.
 //!
-//! While the store is gone it waits. One that was stopped or failed after it began to write has left a mixture: clients stay
-//! out until it is resumed and done, or given up.
+//! While the store is gone it waits. One that was stopped or failed after it began to write has left a
+//! mixture: clients stay out until it is resumed and done, or given up.
 //!
-//! Which blocks may differ follows from the block sets that this host keeps, if the cloud snapshot is the last backup of the volume there or
-//! stands in that one's chain. Otherwise everything is compared.
+//! Which blocks may differ follows from the block sets that this host keeps, if the cloud snapshot is the
+//! last backup of the volume there or stands in that one's chain. Otherwise everything is compared.
 
 use super::{
     hydrate::{PAUSE, wait},
@@ -116,8 +117,8 @@ impl Core {
         }
     }
 
-    /// Keeps clients out of the volumes that an earlier run of the daemon was taking back, or has left in part only; to be
-    /// called before anybody is served.
+    /// Keeps clients out of the volumes that an earlier run of the daemon was taking back, or has left in
+    /// part only; to be called before anybody is served.
     ///
     /// # Errors
     /// The database fails.
@@ -148,7 +149,8 @@ impl Core {
     }
 }
 
-/// Whether a restore in place may have written something: until it is done, its volume is neither the one nor the other.
+/// Whether a restore in place may have written something: until it is done, its volume is neither the one nor
+/// the other.
 pub(crate) fn has_begun(row: &TaskRow) -> bool {
     // Stored right before the first write.
     row.detail.in_place.is_some() && row.detail.bytes_total > 0
@@ -360,7 +362,8 @@ async fn changed_since(
     .await
 }
 
-/// What the backups between the cloud snapshot and the last one changed; nothing if it is not one of that one's chain.
+/// What the backups between the cloud snapshot and the last one changed; nothing if it is not one of that
+/// one's chain.
 async fn between(source: &SnapshotSource, chain: &Chain) -> Result<Option<BlockSet>, ServiceError> {
     if chain.cloudsnap == source.id() {
         return Ok(Some(BlockSet::new()));

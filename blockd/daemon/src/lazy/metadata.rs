@@ -20,9 +20,10 @@ use std::{
 use tokio::sync::Semaphore;
 
 /// Ranges of a filesystem's metadata that are asked for first.
-const METADATA_RANGES_MOST: usize = 32_768;
+const MAX_METADATA_RANGES: usize = 32_768;
 
-/// Looks for the metadata of a volume's filesystems in the background, and has its hydration fetch that first.
+/// Looks for the metadata of a volume's filesystems in the background, and has its hydration fetch that
+/// first.
 pub(super) fn prefer_metadata(core: &Arc<Core>, volume: &Arc<Volume>) {
     let source = core.lazy_sources.lock().get(&volume.id()).cloned();
     let Some(source) = source else { return };
@@ -33,10 +34,10 @@ pub(super) fn prefer_metadata(core: &Arc<Core>, volume: &Arc<Volume>) {
         let Ok(turn) = LOOKS.acquire().await else { return };
         let look = tokio::task::spawn_blocking(move || {
             let Some(size_bytes) = volume.upgrade().map(|volume| volume.size_bytes()) else { return };
-            let (units, left) = (Mutex::default(), AtomicU64::new(UNITS_MOST));
+            let (units, left) = (Mutex::default(), AtomicU64::new(MAX_UNITS));
             let image: Arc<dyn Image> =
                 Arc::new(SourceImage { source, volume: volume.clone(), stopping, size_bytes, units, left });
-            match inside::metadata(&image, METADATA_RANGES_MOST) {
+            match inside::metadata(&image, MAX_METADATA_RANGES) {
                 Ok(ranges) => {
                     let extent = |range: &Range<u64>| Extent::touching(range.start, range.end - range.start);
                     if let Some(volume) = volume.upgrade() {
@@ -53,17 +54,18 @@ pub(super) fn prefer_metadata(core: &Arc<Core>, volume: &Arc<Volume>) {
 
 /// What is read at once of a snapshot: 256 KiB.
 const UNIT_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
-/// The most units that are read to find metadata, 64 MiB: what a hostile image would have read lies scattered.
-const UNITS_MOST: u64 = 256;
+/// The most units that are read to find metadata, 64 MiB: what a hostile image would have read lies
+/// scattered.
+const MAX_UNITS: u64 = 256;
 /// How long a unit is waited for: it is only a hint.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Volumes whose metadata is looked for at once.
 static LOOKS: Semaphore = Semaphore::const_new(2);
 /// Units that are kept for the next read: descriptors of groups lie beside each other, bitmaps are not read.
 const UNITS_KEPT: usize = 8;
 
-/// The snapshot that a volume began as, for whoever looks for its filesystems. Not the volume: what is read of that counts as wanted
-/// by a guest.
+/// The snapshot that a volume began as, for whoever looks for its filesystems. Not the volume: what is read
+/// of that counts as wanted by a guest.
 struct SourceImage {
     source: Arc<CloudSource>,
     /// Whoever looks ends with it.
@@ -87,7 +89,7 @@ impl SourceImage {
             return Err(io::ErrorKind::Interrupted.into());
         }
         let extent = Extent::new(BlockIndex(unit * UNIT_BLOCKS), UNIT_BLOCKS);
-        let data = Arc::new(self.source.read_blocking(extent, PATIENCE).map_err(io::Error::other)?);
+        let data = Arc::new(self.source.read_blocking(extent, TIMEOUT).map_err(io::Error::other)?);
         if units.len() >= UNITS_KEPT {
             units.pop_front();
         }

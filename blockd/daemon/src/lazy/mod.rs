@@ -1,7 +1,7 @@
 //! Restores that are usable at once: volumes that begin as a cloud snapshot and fetch what is read.
 //!
-//! A row says what a lazy volume needs, from before its files are made until all of it is there. As long as there is such a
-//! row, its cloud snapshot and its credential are not deleted by this daemon.
+//! A row says what a lazy volume needs, from before its files are made until all of it is there. As long as
+//! there is such a row, its cloud snapshot and its credential are not deleted by this daemon.
 
 mod fetcher;
 pub mod hydrate;
@@ -60,7 +60,8 @@ impl Core {
         source
     }
 
-    /// Makes a volume that is a cloud snapshot, without fetching it: it is durable and served when this returns.
+    /// Makes a volume that is a cloud snapshot, without fetching it: it is durable and served when this
+    /// returns.
     ///
     /// # Errors
     /// There is no such cloud snapshot, the volume's name is taken, or its files cannot be made.
@@ -129,7 +130,8 @@ impl Core {
             .run(move |tx| -> Result<(), DbError> {
                 row.insert(tx)?;
                 lazy.insert(tx)?;
-                // What may vanish, or may not be whole, is nothing to build on: the first backup is a full one then.
+                // What may vanish, or may not be whole, is nothing to build on: the first backup is a full
+                // one then.
                 if !is_in_doubt(tx, &chain.cloudsnap)? {
                     chain.put(tx)?;
                 }
@@ -211,8 +213,8 @@ impl Core {
         Ok(task)
     }
 
-    /// Starts hydrations whose task is not in the database, because the daemon ended between the volume and the task, and
-    /// those that failed. One that somebody stopped waits until somebody resumes it.
+    /// Starts hydrations whose task is not in the database, because the daemon ended between the volume and
+    /// the task, and those that failed. One that somebody stopped waits until somebody resumes it.
     ///
     /// # Errors
     /// The database fails.

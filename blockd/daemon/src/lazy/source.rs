@@ -1,7 +1,8 @@
 //! A cloud snapshot as the source of a lazy volume.
 //!
-//! It is opened when it is first needed, so that a daemon starts while its store is gone. How long a reader may have to wait is
-//! the volume's policy. A fetch takes no longer than that by itself; one that had to wait for its turn may come too late.
+//! It is opened when it is first needed, so that a daemon starts while its store is gone. How long a reader
+//! may have to wait is the volume's policy. A fetch takes no longer than that by itself; one that had to wait
+//! for its turn may come too late.
 
 use super::fetcher::Fetcher;
 use crate::{
@@ -30,7 +31,8 @@ use uuid::Uuid;
 /// After how long a fetch that failed is tried again; twice as long each time, up to the second.
 const PAUSE_MS: u64 = 100;
 const LONGEST_PAUSE_MS: u64 = 2_000;
-/// How often what is damaged is looked at again: a store that goes away in the midst of a request may look like that.
+/// How often what is damaged is looked at again: a store that goes away in the midst of a request may look
+/// like that.
 const LOOKS_AT_DAMAGE: u32 = 3;
 /// How long it may take to find out whether a snapshot of which something is missing was deleted.
 const LOOK_FOR_DELETION: Duration = Duration::from_secs(10);
@@ -41,7 +43,7 @@ pub struct CloudSource {
     fetcher: Arc<Fetcher>,
     handle: Handle,
     row: LazyRow,
-    patience: Duration,
+    time_limit: Duration,
     reader: tokio::sync::Mutex<Option<SnapshotReader>>,
     requests: Mutex<Option<Arc<Requests>>>,
     /// That the snapshot was deleted, once that was seen.
@@ -67,7 +69,8 @@ fn damage_error(damage: &Damage) -> Option<SourceError> {
     Some(source_error(&error.into()))
 }
 
-/// Whatever a store says may change: its directory is mounted again, its credentials are renewed. Damage stays.
+/// Whatever a store says may change: its directory is mounted again, its credentials are renewed. Damage
+/// stays.
 fn source_error(error: &ServiceError) -> SourceError {
     SourceError::new(error.to_api().message, error.may_change())
 }
@@ -85,7 +88,7 @@ impl CloudSource {
             fetcher: Arc::clone(&core.fetcher),
             handle: Handle::current(),
             row,
-            patience: Duration::from_millis(patience_ms),
+            time_limit: Duration::from_millis(patience_ms),
             reader: tokio::sync::Mutex::default(),
             requests: Mutex::default(),
             deleted: Mutex::default(),
@@ -102,7 +105,8 @@ impl CloudSource {
         *self.deleted.lock() = None;
     }
 
-    /// Why blocks cannot be had that seem to be damaged: of a snapshot that was deleted, everything is missing.
+    /// Why blocks cannot be had that seem to be damaged: of a snapshot that was deleted, everything is
+    /// missing.
     async fn reason(&self, error: SourceError) -> SourceError {
         let look = async {
             let core = self.core.upgrade()?;
@@ -187,9 +191,9 @@ impl CloudSource {
     /// What the snapshot holds, for a thread that may block.
     ///
     /// # Errors
-    /// It cannot be had in that time, nor within the volume's patience, or is damaged.
-    pub(super) fn read_blocking(&self, extent: Extent, patience: Duration) -> Result<Vec<u8>, SourceError> {
-        let read = tokio::time::timeout(patience, self.patiently(|| self.read(extent)));
+    /// It cannot be had in that time, nor within the volume's time_limit, or is damaged.
+    pub(super) fn read_blocking(&self, extent: Extent, time_limit: Duration) -> Result<Vec<u8>, SourceError> {
+        let read = tokio::time::timeout(time_limit, self.patiently(|| self.read(extent)));
         let late = || Err(SourceError::new("the store gave no answer in time", true));
         self.handle.block_on(async { read.await.unwrap_or_else(|_| late()) })
     }
@@ -204,17 +208,17 @@ impl CloudSource {
         let mut last = None;
         let mut looks = 0;
         loop {
-            let left = self.patience.saturating_sub(started.elapsed());
+            let left = self.time_limit.saturating_sub(started.elapsed());
             let Ok(tried) = tokio::time::timeout(left, attempt()).await else {
-                let waited_ms = self.patience.as_millis();
+                let waited_ms = self.time_limit.as_millis();
                 return Err(last.unwrap_or_else(|| {
                     SourceError::new(format!("the store gave no answer within {waited_ms} ms"), true)
                 }));
             };
             let error = match tried {
                 Ok(data) => return Ok(data),
-                // Not because the daemon stops: whoever is told of an error is told that its data is lost, whoever is told
-                // nothing asks the next daemon.
+                // Not because the daemon stops: whoever is told of an error is told that its data is lost,
+                // whoever is told nothing asks the next daemon.
                 Err(error) if !error.is_retryable() => {
                     looks += 1;
                     if looks >= LOOKS_AT_DAMAGE {
@@ -271,8 +275,8 @@ impl LazySource for SharedSource {
         });
     }
 
-    fn patience(&self) -> Option<Duration> {
-        Some(self.0.patience)
+    fn time_limit(&self) -> Option<Duration> {
+        Some(self.0.time_limit)
     }
 
     fn wake_after(&self, delay: Duration, wake: Box<dyn FnOnce() + Send>) {
@@ -296,7 +300,7 @@ impl LazySource for SharedSource {
                     Err(error) => Err(source.reason(error).await),
                 }
             };
-            let answer = tokio::time::timeout(source.patience, ask).await;
+            let answer = tokio::time::timeout(source.time_limit, ask).await;
             answer.unwrap_or_else(|_| Err(SourceError::new("the store gave no answer in time", true)))
         })
     }

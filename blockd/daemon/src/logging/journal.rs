@@ -1,8 +1,9 @@
 //! The journal of systemd, in its native protocol: records with fields, one datagram each.
 //!
-//! Not `tracing-journald`: its socket blocks. The journal may lie on a filesystem of one of this very daemon's volumes; if it
-//! waits for that and the daemon waits for the journal, neither goes on. Here a record that the journal does not take at once is
-//! left out, and the next one that it takes says how many there were.
+//! Not `tracing-journald`: its socket blocks. The journal may lie on a filesystem of one of this very
+//! daemon's volumes; if it waits for that and the daemon waits for the journal, neither goes on. Here a
+//! record that the journal does not take at once is left out, and the next one that it takes says how many
+//! there were.
 
 use std::{
     fmt::{self, Write as _},
@@ -23,7 +24,7 @@ pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 /// The target of what is told of events.
 pub(crate) const EVENT_TARGET: &str = "blockd::event";
 /// What is longer is cut.
-const VALUE_MOST_BYTES: usize = 16 << 10;
+const MAX_VALUE_BYTES: usize = 16 << 10;
 
 /// Names and values as they came.
 #[derive(Default)]
@@ -74,7 +75,7 @@ impl Entry {
     }
 
     fn put(&mut self, name: &str, value: &str) {
-        let mut end = value.len().min(VALUE_MOST_BYTES);
+        let mut end = value.len().min(MAX_VALUE_BYTES);
         while !value.is_char_boundary(end) {
             end -= 1;
         }
@@ -97,8 +98,8 @@ impl Entry {
     }
 }
 
-/// The name that a field has in the journal. Those that people look for have names of their own; the others begin with `BLOCKD_`, so
-/// that none is taken for a field of the journal itself.
+/// The name that a field has in the journal. Those that people look for have names of their own; the others
+/// begin with `BLOCKD_`, so that none is taken for a field of the journal itself.
 fn name_of(target: &str, name: &str) -> String {
     match name {
         "task" => "TASK".into(),

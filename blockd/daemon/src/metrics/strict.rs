@@ -1,4 +1,5 @@
-//! A reader of Prometheus' text format for tests, stricter than Prometheus itself: it holds to the naming conventions too.
+//! A reader of Prometheus' text format for tests, stricter than Prometheus itself: it holds to the naming
+//! conventions too.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -43,8 +43,8 @@ impl Operation {
 #[repr(align(128))]
 struct Shard {
     took: [Histogram; Operation::ALL.len()],
-    /// The requests that are under way: how many (16 bits), and the sum of when they began (48 bits, which may wrap around), in
-    /// ticks. In one number, so that whoever looks sees both as they belong together.
+    /// The requests that are under way: how many (16 bits), and the sum of when they began (48 bits, which
+    /// may wrap around), in ticks. In one number, so that whoever looks sees both as they belong together.
     under_way: [AtomicU64; Operation::ALL.len()],
 }
 
@@ -116,7 +116,8 @@ impl Traffic {
         for shard in &self.shards {
             let seen = shard.under_way[operation as usize].load(Relaxed);
             let here = seen & ((1 << COUNT_BITS) - 1);
-            // What is above the bits of both sums is not known of either, so it is left out of the difference.
+            // What is above the bits of both sums is not known of either, so it is left out of the
+            // difference.
             let ages = (here.wrapping_mul(now).wrapping_sub(seen >> COUNT_BITS)) << COUNT_BITS >> COUNT_BITS;
             // One that began after `now` was taken has no age yet; the sum is below zero then.
             let ages = if ages >> (u64::BITS - COUNT_BITS - 1) == 0 { ages } else { 0 };

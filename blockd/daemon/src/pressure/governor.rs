@@ -1,25 +1,27 @@
 //! What share of the time tasks may work, from what guests' requests were like: no clock, no threads.
 //!
-//! The share is halved whenever requests take clearly longer than they usually do, and grows by small steps otherwise, as
-//! flow control does. Without requests all of the time is the tasks'.
+//! The share is halved whenever requests take clearly longer than they usually do, and grows by small steps
+//! otherwise, as flow control does. Without requests all of the time is the tasks'.
 //!
-//! What is usual is learned while tasks hardly work, and not from what they do to the guests: when requests suffer, the
-//! share falls to its least, and what is still longer there after a while is the guest's own doing, or somebody else's. While
-//! tasks work, the usual time only falls, or rises within a narrow bound, so that a single good moment does not count for ever.
+//! What is usual is learned while tasks hardly work, and not from what they do to the guests: when requests
+//! suffer, the share falls to its least, and what is still longer there after a while is the guest's own
+//! doing, or somebody else's. While tasks work, the usual time only falls, or rises within a narrow bound, so
+//! that a single good moment does not count for ever.
 
 use std::time::Duration;
 
 /// All of the time.
 pub(crate) const ALL_PERMILLE: u32 = 1000;
 /// The least share: a task gets on whatever guests do.
-const LEAST_PERMILLE: u32 = 20;
+const MIN_PERMILLE: u32 = 20;
 /// The share with which tasks begin while guests are active, once it is known what is usual.
 const FIRST_PERMILLE: u32 = 200;
 /// What the share grows by after requests that were as usual.
 const STEP_PERMILLE: u32 = 20;
 /// Requests that are judged together, at least: single ones say little.
-const JUDGED_LEAST: u64 = 20;
-/// So long without that many requests, the guests count as idle, unless the few there were took much of that time.
+const MIN_JUDGED: u64 = 20;
+/// So long without that many requests, the guests count as idle, unless the few there were took much of that
+/// time.
 const IDLE_AFTER: Duration = Duration::from_millis(500);
 /// What part of the time is much, in percent.
 const BUSY_PERCENT: u128 = 5;
@@ -83,8 +85,8 @@ impl Usual {
         Self { mean_nanos: seen.nanos / count, slow_permille: seen.slow * 1000 / count }
     }
 
-    /// Goes towards what is seen now: down by a part of the way, so that a single good moment is not taken for all of them; up by
-    /// no more than some percent, and for slow requests some in a thousand.
+    /// Goes towards what is seen now: down by a part of the way, so that a single good moment is not taken
+    /// for all of them; up by no more than some percent, and for slow requests some in a thousand.
     fn towards(self, now: Self, up_percent: u64, up_slow_permille: u64) -> Self {
         let next = |before: u64, now: u64, part: u64, up: u64| match now < before {
             true => before - (before - now).div_ceil(part),
@@ -140,16 +142,17 @@ impl Judge {
         self.during += during;
         self.was_pressed |= tasks == Tasks::Work;
         let is_late = self.is_late(seen);
-        if self.pending.count < JUDGED_LEAST && self.during < IDLE_AFTER {
+        if self.pending.count < MIN_JUDGED && self.during < IDLE_AFTER {
             self.is_active |= is_late;
             return is_late.then_some(true);
         }
         let judged = std::mem::take(&mut self.pending);
         let during = std::mem::take(&mut self.during);
         let was_pressed = std::mem::take(&mut self.was_pressed);
-        // Few requests that take all of the time are no sign of idleness: who waits for each of them has no more.
+        // Few requests that take all of the time are no sign of idleness: who waits for each of them has no
+        // more.
         let is_busy = u128::from(judged.nanos) * 100 >= during.as_nanos() * BUSY_PERCENT;
-        let is_judged = judged.count >= JUDGED_LEAST || (judged.count > 0 && is_busy);
+        let is_judged = judged.count >= MIN_JUDGED || (judged.count > 0 && is_busy);
         self.is_active = is_judged || is_late;
         self.is_active.then(|| (is_judged && self.judge(&judged, was_pressed)) || is_late)
     }
@@ -210,8 +213,8 @@ impl Governor {
     /// What tasks did since the look before.
     fn tasks(&self) -> Tasks {
         match self.share_permille {
-            Some(LEAST_PERMILLE) if !self.has_pressed => Tasks::Begin,
-            Some(LEAST_PERMILLE) if self.rested >= REST => Tasks::Rest,
+            Some(MIN_PERMILLE) if !self.has_pressed => Tasks::Begin,
+            Some(MIN_PERMILLE) if self.rested >= REST => Tasks::Rest,
             _ => Tasks::Work,
         }
     }
@@ -226,15 +229,16 @@ impl Governor {
         self.stalled = if seen.is_stalled { self.stalled + seen.during } else { Duration::ZERO };
         let is_stuck = self.stalled >= IDLE_AFTER;
         if is_stuck {
-            // The next step down is only taken after as long again, but the guests do not count as idle meanwhile.
+            // The next step down is only taken after as long again, but the guests do not count as idle
+            // meanwhile.
             self.stalled = Duration::from_nanos(1);
         }
         let before = self.share_permille;
         let share = before.unwrap_or(FIRST_PERMILLE);
         if is_stuck || judged.contains(&Some(true)) {
-            self.share_permille = Some((share / 2).max(LEAST_PERMILLE));
+            self.share_permille = Some((share / 2).max(MIN_PERMILLE));
         } else if self.data.wants_rest() || self.flushes.wants_rest() {
-            self.share_permille = Some(LEAST_PERMILLE);
+            self.share_permille = Some(MIN_PERMILLE);
         } else if judged.contains(&Some(false)) {
             // Where it was only waited to see what is usual, tasks begin now.
             let least = if self.has_pressed { 0 } else { FIRST_PERMILLE };
@@ -242,13 +246,13 @@ impl Governor {
         } else if !self.data.is_active && !self.flushes.is_active && self.stalled.is_zero() {
             self.share_permille = None;
         }
-        let is_least = self.share_permille == Some(LEAST_PERMILLE);
+        let is_least = self.share_permille == Some(MIN_PERMILLE);
         self.rested = if is_least && before == self.share_permille {
             self.rested + seen.during
         } else {
             Duration::ZERO
         };
-        self.has_pressed |= self.share_permille != Some(LEAST_PERMILLE);
+        self.has_pressed |= self.share_permille != Some(MIN_PERMILLE);
         self.share_permille.unwrap_or(ALL_PERMILLE)
     }
 }
@@ -283,7 +287,7 @@ mod tests {
     fn guests_that_do_not_suffer_leave_all_of_it_in_the_end() {
         let mut governor = Governor::default();
         let first = governor.look(&seen(100, 20, 0));
-        assert_eq!(first, LEAST_PERMILLE, "first of all it is looked what is usual");
+        assert_eq!(first, MIN_PERMILLE, "first of all it is looked what is usual");
         let mut last = first;
         for _ in 0..50 {
             let share = governor.look(&seen(100, 20, 0));
@@ -305,7 +309,7 @@ mod tests {
             (0..10).for_each(|_| {
                 governor.look(&bad);
             });
-            assert_eq!(governor.look(&bad), LEAST_PERMILLE, "it does not come to rest altogether");
+            assert_eq!(governor.look(&bad), MIN_PERMILLE, "it does not come to rest altogether");
             let shares: Vec<u32> = (0..60).map(|_| governor.look(&seen(100, 20, 0))).collect();
             assert!(shares.is_sorted() && shares.last() == Some(&ALL_PERMILLE), "{shares:?}");
         }
@@ -319,12 +323,12 @@ mod tests {
         });
         // It writes megabytes now, which take as long whatever the tasks do.
         let shares: Vec<u32> = (0..600).map(|_| governor.look(&seen(100, 2_000, 3))).collect();
-        assert_eq!(shares.iter().min(), Some(&LEAST_PERMILLE));
+        assert_eq!(shares.iter().min(), Some(&MIN_PERMILLE));
         assert_eq!(shares.last(), Some(&ALL_PERMILLE));
     }
 
-    /// Against a model: from three tenths of the time on, requests take four times as long, also for a while after tasks have
-    /// held back, as long as a disk writes out what it was given.
+    /// Against a model: from three tenths of the time on, requests take four times as long, also for a while
+    /// after tasks have held back, as long as a disk writes out what it was given.
     #[test]
     fn what_tasks_do_to_guests_does_not_become_usual() {
         for lag in [0, 20, 35] {
@@ -388,7 +392,7 @@ mod tests {
                 })
                 .collect();
             assert_eq!(shares[..4], [1000, 1000, 500, 250], "{shares:?}");
-            assert!(shares[8] <= 2 * LEAST_PERMILLE && governor.sees_guests(), "{shares:?}");
+            assert!(shares[8] <= 2 * MIN_PERMILLE && governor.sees_guests(), "{shares:?}");
         }
         // Those of a guest whose requests take as long whatever tasks do are not late.
         let mut governor = Governor::default();
@@ -404,13 +408,14 @@ mod tests {
         (0..20).for_each(|n| {
             governor.look(&seen(100, if n < 5 { 20 } else { 900 }, 0));
         });
-        assert_eq!(governor.look(&seen(100, 900, 0)), LEAST_PERMILLE);
+        assert_eq!(governor.look(&seen(100, 900, 0)), MIN_PERMILLE);
         assert!(governor.sees_guests());
         let looks = (0..20).take_while(|_| governor.look(&seen(0, 0, 0)) < ALL_PERMILLE).count();
         assert!(looks <= 10 && !governor.sees_guests(), "{looks}");
     }
 
-    /// Against a model: each request takes 20 µs, and 10 more for each tenth of the time that tasks work beyond three.
+    /// Against a model: each request takes 20 µs, and 10 more for each tenth of the time that tasks work
+    /// beyond three.
     #[test]
     fn it_settles_where_guests_begin_to_suffer() {
         let mut governor = Governor::default();
@@ -426,8 +431,9 @@ mod tests {
         assert!(shares[200..].iter().all(|share| *share < 900));
     }
 
-    /// Against a model of a disk: a guest that sends the next request when the one before is done, each of which takes 8 ms,
-    /// and up to 30 ms the more tasks work beyond three tenths of the time. It has fewer requests the more it suffers.
+    /// Against a model of a disk: a guest that sends the next request when the one before is done, each of
+    /// which takes 8 ms, and up to 30 ms the more tasks work beyond three tenths of the time. It has fewer
+    /// requests the more it suffers.
     #[test]
     fn a_guest_that_waits_for_each_request_is_not_taken_for_idle() {
         for is_flush in [false, true] {
@@ -467,7 +473,7 @@ mod tests {
         let stalled = Seen { is_stalled: true, during: LOOK, ..Seen::default() };
         let shares: Vec<u32> = (0..80).map(|_| governor.look(&stalled)).collect();
         assert!(shares.is_sorted_by(|one, next| one >= next) && governor.sees_guests(), "{shares:?}");
-        assert_eq!((shares[8], shares[10], shares.last()), (1000, 500, Some(&LEAST_PERMILLE)));
+        assert_eq!((shares[8], shares[10], shares.last()), (1000, 500, Some(&MIN_PERMILLE)));
         // Where nothing told of the stall, the request tells of it at its end.
         let mut governor = at_work();
         (0..40).for_each(|_| {
@@ -496,7 +502,7 @@ mod tests {
             .collect();
         assert_eq!(
             (shares[0], shares[99]),
-            (LEAST_PERMILLE, ALL_PERMILLE),
+            (MIN_PERMILLE, ALL_PERMILLE),
             "nobody knew what is usual: {shares:?}"
         );
         let share = governor.look(&Seen { flushes: took(20, 4_000, 20), ..seen(100, 20, 0) });

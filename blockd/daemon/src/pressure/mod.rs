@@ -1,10 +1,11 @@
-//! Guests come first: while tasks move data, it is watched how long guests' reads and writes take, and the tasks are given
-//! a share of the time that does not make them longer.
+//! Guests come first: while tasks move data, it is watched how long guests' reads and writes take, and the
+//! tasks are given a share of the time that does not make them longer.
 //!
-//! While guests are at work, tasks have their work done by threads of the lowest priority, which mostly take what is left
-//! anyway; the share is for what priorities do not reach, such as a disk that both use. Where guests are idle tasks work
-//! as all else does: on a machine that is busy otherwise, threads of that priority would hardly ever run. It costs guests
-//! nothing: what is looked at is counted for the metrics in any case, and by the kernel.
+//! While guests are at work, tasks have their work done by threads of the lowest priority, which mostly take
+//! what is left anyway; the share is for what priorities do not reach, such as a disk that both use. Where
+//! guests are idle tasks work as all else does: on a machine that is busy otherwise, threads of that priority
+//! would hardly ever run. It costs guests nothing: what is looked at is counted for the metrics in any case,
+//! and by the kernel.
 
 mod governor;
 mod observer;
@@ -67,7 +68,8 @@ impl Pressure {
         self.work.clone()
     }
 
-    /// How a store in a directory is written to, with threads of its own: one that hangs does not hold up others.
+    /// How a store in a directory is written to, with threads of its own: one that hangs does not hold up
+    /// others.
     ///
     /// # Errors
     /// A thread cannot be had.

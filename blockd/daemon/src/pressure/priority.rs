@@ -2,8 +2,8 @@
 
 const LOWEST_NICE: libc::c_int = 19;
 
-/// Makes the calling thread one that runs while no other thread wants the processor, and whose disk requests others pass.
-/// Where the system refuses that, it stays as it is.
+/// Makes the calling thread one that runs while no other thread wants the processor, and whose disk requests
+/// others pass. Where the system refuses that, it stays as it is.
 pub(crate) fn lower() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the thread is the calling one (0), and the parameters are on the stack and only read.
@@ -13,8 +13,8 @@ pub(crate) fn lower() {
     }
 }
 
-/// The lowest priority with which a thread still has its turn, for those that change a filesystem: one that runs only
-/// while no other wants to may hold what every flush on that filesystem waits for.
+/// The lowest priority with which a thread still has its turn, for those that change a filesystem: one that
+/// runs only while no other wants to may hold what every flush on that filesystem waits for.
 pub(crate) fn lower_but_in_turn() {
     // SAFETY: it takes no pointer; the thread is the calling one (0).
     let is_lower = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST_NICE) } == 0;

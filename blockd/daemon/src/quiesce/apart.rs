@@ -1,17 +1,19 @@
 //! Freezing filesystems from processes of their own, one for each.
 //!
-//! Who freezes a filesystem waits in the kernel until all of it is written, and nothing can end that, not even `kill -9`. If the
-//! filesystem lies on a volume of this daemon, it is this daemon that has to write. Were it a thread of the daemon that
-//! waits, a daemon that is killed just then would neither write nor end, and the next one could not start. A process that
-//! has nothing of the daemon's but two pipes waits until the next daemon serves the volume.
+//! Who freezes a filesystem waits in the kernel until all of it is written, and nothing can end that, not
+//! even `kill -9`. If the filesystem lies on a volume of this daemon, it is this daemon that has to write.
+//! Were it a thread of the daemon that waits, a daemon that is killed just then would neither write nor end,
+//! and the next one could not start. A process that has nothing of the daemon's but two pipes waits until the
+//! next daemon serves the volume.
 //!
-//! Such a process thaws what it has frozen when it is told to, when the daemon is gone, which closes its pipe, and when it
-//! has been told nothing for too long, because the daemon stands still.
+//! Such a process thaws what it has frozen when it is told to, when the daemon is gone, which closes its
+//! pipe, and when it has been told nothing for too long, because the daemon stands still.
 //!
-//! It is told first, in eight bytes, little-endian, the number of the device that is to be mounted at the path. Each request is
-//! a byte, `s`, `f` or `t`: sync, freeze, thaw. Each answer is a line: `ok`; `before` for a filesystem that was not frozen any
-//! more when it was to be thawed; `elsewhere` if another one is mounted there, which was left alone; or an error's number.
-//! What it has frozen it thaws by the descriptor it froze it by, for the path may lead elsewhere by then.
+//! It is told first, in eight bytes, little-endian, the number of the device that is to be mounted at the
+//! path. Each request is a byte, `s`, `f` or `t`: sync, freeze, thaw. Each answer is a line: `ok`; `before`
+//! for a filesystem that was not frozen any more when it was to be thawed; `elsewhere` if another one is
+//! mounted there, which was left alone; or an error's number. What it has frozen it thaws by the descriptor
+//! it froze it by, for the path may lead elsewhere by then.
 
 use super::{
     filesystems::{Freezer, FreezerError, Thawed},
@@ -48,7 +50,7 @@ pub(super) trait Handle {
 /// Freezes and thaws from processes of their own.
 pub(crate) struct Apart {
     program: PathBuf,
-    patience: Duration,
+    time_limit: Duration,
     holders: Mutex<HashMap<Mounted, Arc<Mutex<Holder>>>>,
 }
 
@@ -62,9 +64,9 @@ struct Holder {
 
 impl Apart {
     /// What is frozen is thawed when there was no word for so long.
-    pub(crate) fn new(patience: Duration) -> Self {
+    pub(crate) fn new(time_limit: Duration) -> Self {
         // The link leads to the program that runs, also if another one was put in its place since.
-        Self { program: "/proc/self/exe".into(), patience, holders: Mutex::default() }
+        Self { program: "/proc/self/exe".into(), time_limit, holders: Mutex::default() }
     }
 
     fn holder(&self, mount: &Mounted) -> Result<Arc<Mutex<Holder>>, FreezerError> {
@@ -72,7 +74,7 @@ impl Apart {
         if let Some(holder) = holders.get(mount) {
             return Ok(Arc::clone(holder));
         }
-        let holder = Holder::start(&self.program, mount, self.patience).map_err(FreezerError::NoHolder)?;
+        let holder = Holder::start(&self.program, mount, self.time_limit).map_err(FreezerError::NoHolder)?;
         let holder = Arc::new(Mutex::new(holder));
         holders.insert(mount.clone(), Arc::clone(&holder));
         Ok(holder)
@@ -112,11 +114,11 @@ impl Freezer for Apart {
 }
 
 impl Holder {
-    fn start(program: &Path, mount: &Mounted, patience: Duration) -> io::Result<Self> {
+    fn start(program: &Path, mount: &Mounted, time_limit: Duration) -> io::Result<Self> {
         let mut argument = OsString::from("--hold-filesystem=");
         argument.push(&mount.path);
         let mut command = Command::new(program);
-        command.arg(argument).arg(format!("--hold-patience-ms={}", patience.as_millis()));
+        command.arg(argument).arg(format!("--hold-time_limit-ms={}", time_limit.as_millis()));
         command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).current_dir("/");
         let mut child = command.spawn()?;
         let pipes = (child.stdin.take(), child.stdout.take());
@@ -163,15 +165,15 @@ impl Drop for Holder {
 ///
 /// # Errors
 /// The pipes fail.
-pub fn hold_filesystem(mount: &Path, patience: Duration) -> io::Result<()> {
+pub fn hold_filesystem(mount: &Path, time_limit: Duration) -> io::Result<()> {
     let requests = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let open = |device| Open::at(&Mounted { path: mount.to_owned(), device });
-    hold(open, patience, requests, &mut io::stdout())
+    hold(open, time_limit, requests, &mut io::stdout())
 }
 
 fn hold<H: Handle>(
     open: impl Fn(u64) -> Result<H, FreezerError>,
-    patience: Duration,
+    time_limit: Duration,
     mut requests: File,
     answers: &mut dyn Write,
 ) -> io::Result<()> {
@@ -197,7 +199,7 @@ fn hold<H: Handle>(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => break Err(error),
         }
-        let answer = match held.serve(request[0], patience) {
+        let answer = match held.serve(request[0], time_limit) {
             Ok(Thawed::Now) => "ok\n".to_owned(),
             Ok(Thawed::Before) => "before\n".to_owned(),
             Err(FreezerError::Elsewhere) => "elsewhere\n".to_owned(),
@@ -216,14 +218,15 @@ fn hold<H: Handle>(
 /// What a holder has frozen.
 struct Held<H, O> {
     open: O,
-    /// From the freeze until somebody has asked for the thaw and been told of it: he may ask after it was thawed.
+    /// From the freeze until somebody has asked for the thaw and been told of it: he may ask after it was
+    /// thawed.
     frozen: Option<H>,
     /// When it is to be thawed, unasked; `None` if it is thawed.
     deadline: Option<Instant>,
 }
 
 impl<H: Handle, O: Fn() -> Result<H, FreezerError>> Held<H, O> {
-    fn serve(&mut self, request: u8, patience: Duration) -> Result<Thawed, FreezerError> {
+    fn serve(&mut self, request: u8, time_limit: Duration) -> Result<Thawed, FreezerError> {
         match (request, &self.frozen) {
             (b's', Some(frozen)) => frozen.sync().map(|()| Thawed::Now),
             (b's', None) => (self.open)()?.sync().map(|()| Thawed::Now),
@@ -232,7 +235,7 @@ impl<H: Handle, O: Fn() -> Result<H, FreezerError>> Held<H, O> {
                 let opened = (self.open)()?;
                 opened.freeze()?;
                 self.frozen = Some(opened);
-                self.deadline = Some(Instant::now() + patience);
+                self.deadline = Some(Instant::now() + time_limit);
                 Ok(Thawed::Now)
             }
             (b't', Some(_)) => {
@@ -316,12 +319,12 @@ mod tests {
     }
 
     impl Bed {
-        fn new(patience: Duration) -> Self {
-            Self::failing(patience, 0)
+        fn new(time_limit: Duration) -> Self {
+            Self::failing(time_limit, 0)
         }
 
         /// The first thaws fail.
-        fn failing(patience: Duration, failures: usize) -> Self {
+        fn failing(time_limit: Duration, failures: usize) -> Self {
             let (reader, mut requests) = io::pipe().unwrap();
             let (answers, mut writer) = io::pipe().unwrap();
             let (calls_in, calls) = mpsc::channel();
@@ -333,7 +336,7 @@ mod tests {
                 false => Err(FreezerError::Elsewhere),
             };
             let reader = File::from(std::os::fd::OwnedFd::from(reader));
-            let holder = std::thread::spawn(move || hold(open, patience, reader, &mut writer));
+            let holder = std::thread::spawn(move || hold(open, time_limit, reader, &mut writer));
             requests.write_all(&DEVICE.to_le_bytes()).unwrap();
             Self { requests: Some(requests), answers: BufReader::new(answers), calls, device, holder }
         }
@@ -421,7 +424,7 @@ mod tests {
     }
 
     fn apart(program: &str) -> Apart {
-        Apart { program: program.into(), patience: LONG, holders: Mutex::default() }
+        Apart { program: program.into(), time_limit: LONG, holders: Mutex::default() }
     }
 
     #[test]

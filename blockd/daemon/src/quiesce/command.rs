@@ -1,12 +1,14 @@
 //! The commands before and after a snapshot.
 //!
-//! A command runs in a process group of its own, which is killed when its time is over, so that nothing it started is left; and
-//! when the daemon is gone, by a shell that hears of that through a pipe: the next daemon runs the command after, which must
-//! not be beside it. What is left of a command all the same holds a lock that the next daemon [waits for](super::marker).
+//! A command runs in a process group of its own, which is killed when its time is over, so that nothing it
+//! started is left; and when the daemon is gone, by a shell that hears of that through a pipe: the next
+//! daemon runs the command after, which must not be beside it. What is left of a command all the same holds a
+//! lock that the next daemon [waits for](super::marker).
 //!
-//! None of the daemon's capabilities go to it. As the daemon's own user it is started by a thread that has given away what would.
-//! As another user it runs by `setpriv`, which needs them, and takes them from it; the shell that kills it keeps them. Whether
-//! the daemon may do that is [tried](super::users) when a rule is made.
+//! None of the daemon's capabilities go to it. As the daemon's own user it is started by a thread that has
+//! given away what would. As another user it runs by `setpriv`, which needs them, and takes them from it; the
+//! shell that kills it keeps them. Whether the daemon may do that is [tried](super::users) when a rule is
+//! made.
 
 use blockd_api::{
     RuleName,
@@ -43,13 +45,14 @@ const LAST_GOOD_WORDS: Duration = Duration::from_millis(20);
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// More pieces than a pipe holds are not read in one go.
-const MOST_PIECES: usize = 4096;
+const MAX_PIECES: usize = 4096;
 
 /// How often it is looked whether the daemon stops.
 const STOP_PAUSE: Duration = Duration::from_millis(50);
 
-/// Runs the command in the place of this shell. Another one kills all of it when standard input ends without a line. Standard
-/// output is the lock, which goes to the command and what it starts; what that says goes to standard error.
+/// Runs the command in the place of this shell. Another one kills all of it when standard input ends without
+/// a line. Standard output is the lock, which goes to the command and what it starts; what that says goes to
+/// standard error.
 const WRAPPER: &str = r#"exec 3<&0 0</dev/null 4>&1 1>&2
 (exec 1>/dev/null 2>&1 4>&-; read -r _ <&3 || kill -s KILL -- "-$$") &
 exec 3<&-
@@ -68,7 +71,8 @@ pub(crate) struct Hook<'a> {
     pub(crate) user: Option<&'a str>,
     /// How long it may take.
     pub(crate) timeout: Duration,
-    /// Variables of its environment, beside those of the [user](user_environment). None of the daemon's own go to it.
+    /// Variables of its environment, beside those of the [user](user_environment). None of the daemon's own
+    /// go to it.
     pub(crate) env: &'a [(String, String)],
     /// A file that is locked, and stays so until nothing of the command is left.
     pub(crate) lock: Option<&'a File>,
@@ -166,14 +170,15 @@ fn user_environment(user: &User) -> [(&'static str, OsString); 4] {
     [("HOME", user.dir.clone().into()), ("USER", name()), ("LOGNAME", name()), ("SHELL", "/bin/sh".into())]
 }
 
-/// Starts a process that has none of the daemon's capabilities, unless it is root's. They belong to threads, so one that ends
-/// with this gives them away.
+/// Starts a process that has none of the daemon's capabilities, unless it is root's. They belong to threads,
+/// so one that ends with this gives them away.
 fn without_capabilities(command: &mut Command) -> io::Result<Child> {
     let start = || {
         clear_ambient_capability_set().map_err(|errno| {
             io::Error::other(format!("cannot take blockd's capabilities from it: {errno}"))
         })?;
-        // Nothing comes of these for who has no others and may gain none, and the unit that sees to that forbids the call.
+        // Nothing comes of these for who has no others and may gain none, and the unit that sees to that
+        // forbids the call.
         let cleared = capabilities(None).and_then(|mut sets| {
             sets.inheritable = CapabilitySet::empty();
             set_capabilities(None, sets)
@@ -197,11 +202,11 @@ struct Said {
 }
 
 impl Said {
-    /// What was said by a command that has ended: all of it, also if the thread that listens has had no processor since. Something
-    /// that it left running may still hold its stderr: nobody waits for that.
-    fn so_far(&self, patience: Duration) -> Vec<u8> {
+    /// What was said by a command that has ended: all of it, also if the thread that listens has had no
+    /// processor since. Something that it left running may still hold its stderr: nobody waits for that.
+    fn so_far(&self, time_limit: Duration) -> Vec<u8> {
         if let Some(ended) = &self.ended {
-            let _ = ended.recv_timeout(patience);
+            let _ = ended.recv_timeout(time_limit);
         }
         let Some(words) = &self.words else { return Vec::new() };
         let mut words = words.lock();
@@ -217,10 +222,11 @@ struct Words {
 }
 
 impl Words {
-    /// Reads what is there; whether there may be more. Waits for nothing, so that a command that never stops is no reason to stay here.
+    /// Reads what is there; whether there may be more. Waits for nothing, so that a command that never stops
+    /// is no reason to stay here.
     fn take_in(&mut self) -> bool {
         let mut piece = [0; 1024];
-        for _ in 0..MOST_PIECES {
+        for _ in 0..MAX_PIECES {
             if !is_there(&self.pipe, Some(&Timespec::default())) {
                 return true;
             }
@@ -237,9 +243,9 @@ impl Words {
 }
 
 /// Whether a read of the pipe would not wait, within this time, or ever.
-fn is_there(pipe: &File, patience: Option<&Timespec>) -> bool {
+fn is_there(pipe: &File, time_limit: Option<&Timespec>) -> bool {
     loop {
-        match poll(&mut [PollFd::new(pipe, PollFlags::IN)], patience) {
+        match poll(&mut [PollFd::new(pipe, PollFlags::IN)], time_limit) {
             Err(rustix::io::Errno::INTR) => {}
             Ok(count) => return count > 0,
             // A read says what is wrong.
@@ -263,7 +269,8 @@ fn listen(pipe: OwnedFd) -> io::Result<Said> {
     Ok(Said { words: Some(words), ended: Some(ended) })
 }
 
-/// Waits for the end, or until then, or until the daemon stops: who is not done by then is killed, and everything it started.
+/// Waits for the end, or until then, or until the daemon stops: who is not done by then is killed, and
+/// everything it started.
 fn wait(
     child: &mut Child,
     deadline: Instant,

@@ -1,9 +1,9 @@
 //! Filesystems at rest: frozen together, thawed whatever happens.
 //!
-//! A frozen filesystem keeps everybody waiting who writes to it, so there are five who thaw it: the one who froze it, when
-//! the barrier is passed; the end of the value that says it is frozen; a watchdog thread, should both hang; the
-//! [process](super::apart) that froze it, should the daemon stand still or be gone; and the next start of the daemon, told
-//! by a [marker](super::marker).
+//! A frozen filesystem keeps everybody waiting who writes to it, so there are five who thaw it: the one who
+//! froze it, when the barrier is passed; the end of the value that says it is frozen; a watchdog thread,
+//! should both hang; the [process](super::apart) that froze it, should the daemon stand still or be gone; and
+//! the next start of the daemon, told by a [marker](super::marker).
 
 use super::{
     marker::Mounted,
@@ -18,8 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What the kernel can do with a filesystem; something else in tests. All of it is done to that filesystem alone, whatever is
-/// mounted in its place by then.
+/// What the kernel can do with a filesystem; something else in tests. All of it is done to that filesystem
+/// alone, whatever is mounted in its place by then.
 pub(crate) trait Freezer: Send + Sync {
     /// Writes back what is dirty, so that the freeze has little to wait for.
     fn sync(&self, mount: &Mounted) -> Result<(), FreezerError>;
@@ -29,9 +29,9 @@ pub(crate) trait Freezer: Send + Sync {
     fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError>;
 }
 
-/// How long it is waited until what is dirty is written back, of all filesystems together. What is left makes the freeze take
-/// longer, which has a limit of its own.
-const SYNC_PATIENCE: Duration = Duration::from_secs(60);
+/// How long it is waited until what is dirty is written back, of all filesystems together. What is left makes
+/// the freeze take longer, which has a limit of its own.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What is said of a filesystem that was not at rest when the volumes were frozen, although it had been.
 pub(super) const TOO_EARLY: &str = "it was thawed before the volumes were frozen";
@@ -91,7 +91,7 @@ pub(crate) struct ToFreeze {
 pub(crate) struct Filesystems {
     shared: Arc<Shared>,
     wanted: Vec<ToFreeze>,
-    patience: Duration,
+    time_limit: Duration,
 }
 
 struct Shared {
@@ -126,28 +126,30 @@ pub(crate) struct Ended {
     pub(crate) steps: Vec<QuiesceStep>,
     /// All of them are thawed.
     pub(crate) all_thawed: bool,
-    /// One that had to be at rest was thawed before it was to be: nothing can be said of what was frozen meanwhile.
+    /// One that had to be at rest was thawed before it was to be: nothing can be said of what was frozen
+    /// meanwhile.
     pub(crate) expired: bool,
 }
 
 impl Filesystems {
-    /// These filesystems, each by one of its mount points; nothing is frozen yet. Once it is, the watchdog has patience
-    /// for so long. A third of that time is for those that may fail: one that hangs is let go by then, and those that must be
-    /// at rest have the rest of it.
-    pub(crate) fn new(freezer: Arc<dyn Freezer>, mut wanted: Vec<ToFreeze>, patience: Duration) -> Self {
-        // One that may fail may also take long to do so: those that others depend on are not kept frozen for it.
+    /// These filesystems, each by one of its mount points; nothing is frozen yet. Once it is, the watchdog
+    /// has time_limit for so long. A third of that time is for those that may fail: one that hangs is let go
+    /// by then, and those that must be at rest have the rest of it.
+    pub(crate) fn new(freezer: Arc<dyn Freezer>, mut wanted: Vec<ToFreeze>, time_limit: Duration) -> Self {
+        // One that may fail may also take long to do so: those that others depend on are not kept frozen for
+        // it.
         wanted.sort_by_key(|one| one.must_rest);
         let shared = Shared { freezer, state: Mutex::default(), changed: Condvar::new() };
-        Self { shared: Arc::new(shared), wanted, patience }
+        Self { shared: Arc::new(shared), wanted, time_limit }
     }
 
     /// Writes back what is dirty. A failure, or one that takes too long, only makes the freeze take longer.
     pub(crate) fn sync(&self) {
-        self.sync_within(SYNC_PATIENCE);
+        self.sync_within(SYNC_TIMEOUT);
     }
 
-    fn sync_within(&self, patience: Duration) {
-        let until = Instant::now() + patience;
+    fn sync_within(&self, time_limit: Duration) {
+        let until = Instant::now() + time_limit;
         for (at, ToFreeze { mount, .. }) in self.wanted.iter().enumerate() {
             let (shared, of) = (Arc::clone(&self.shared), mount.clone());
             let work = move || shared.freezer.sync(&of);
@@ -176,7 +178,7 @@ impl Filesystems {
             return self.unless_any_must(format!("cannot start a thread that thaws: {error}"));
         }
         let began = Instant::now();
-        let (until, optional_until) = (began + self.patience, began + self.patience / 3);
+        let (until, optional_until) = (began + self.time_limit, began + self.time_limit / 3);
         let mut optional_left = self.wanted.iter().filter(|one| !one.must_rest).count();
         for one in &self.wanted {
             let ToFreeze { mount, must_rest } = one;
@@ -260,9 +262,9 @@ impl Filesystems {
     }
 
     fn watch(&self) -> io::Result<()> {
-        let (shared, patience) = (Arc::clone(&self.shared), self.patience);
+        let (shared, time_limit) = (Arc::clone(&self.shared), self.time_limit);
         let watchdog = move || {
-            let deadline = Instant::now() + patience;
+            let deadline = Instant::now() + time_limit;
             let mut state = shared.state.lock();
             while !state.ended {
                 if shared.changed.wait_until(&mut state, deadline).timed_out() && !state.ended {
@@ -352,8 +354,8 @@ mod tests {
     use super::*;
     use std::{path::PathBuf, sync::mpsc};
 
-    /// Notes what is asked of it; freezing what is called `bad` fails, and so does thawing what is called `stuck`; what is called
-    /// `loose` does not stay frozen.
+    /// Notes what is asked of it; freezing what is called `bad` fails, and so does thawing what is called
+    /// `stuck`; what is called `loose` does not stay frozen.
     #[derive(Default)]
     struct Double {
         calls: Mutex<Vec<String>>,
@@ -409,14 +411,14 @@ mod tests {
     }
 
     /// What ends in `?` may fail.
-    fn with(mounts: &[&str], patience: Duration) -> (Arc<Double>, Filesystems) {
+    fn with(mounts: &[&str], time_limit: Duration) -> (Arc<Double>, Filesystems) {
         let double = Arc::new(Double::default());
         let wanted = |path: &&str| {
             let mount = Mounted { path: PathBuf::from(path.trim_end_matches('?')), device: 1 };
             ToFreeze { mount, must_rest: !path.ends_with('?') }
         };
         let wanted = mounts.iter().map(wanted).collect();
-        (double.clone(), Filesystems::new(double, wanted, patience))
+        (double.clone(), Filesystems::new(double, wanted, time_limit))
     }
 
     /// What was thawed, by name, and what went wrong with it.
@@ -429,8 +431,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(600);
 
-    /// Frozen, and so short of patience that the watchdog comes soon; on a busy machine it may come before all are frozen, and then it
-    /// gets more.
+    /// Frozen, and so short of time_limit that the watchdog comes soon; on a busy machine it may come before
+    /// all are frozen, and then it gets more.
     fn frozen_for_a_moment(mounts: &[&str]) -> (Arc<Double>, Filesystems) {
         for patience_ms in [20, 200, 2_000] {
             let (double, filesystems) = with(mounts, Duration::from_millis(patience_ms));

@@ -1,8 +1,9 @@
 //! What a daemon leaves behind while something is at rest, for the next one to let go should it die.
 //!
-//! A marker is a file in `quiesce/` of the data directory, durable before the first command runs or the first filesystem is
-//! frozen, and removed when all is let go. Beside it lies its lock: an empty file, for the marker itself is replaced as the commands
-//! after have run, and commands of other users, which hold the lock, are not to read it.
+//! A marker is a file in `quiesce/` of the data directory, durable before the first command runs or the first
+//! filesystem is frozen, and removed when all is let go. Beside it lies its lock: an empty file, for the
+//! marker itself is replaced as the commands after have run, and commands of other users, which hold the
+//! lock, are not to read it.
 
 use super::{
     Hook,
@@ -31,14 +32,14 @@ use std::{
 /// Where commands after are told whether there is a snapshot.
 pub(super) const TAKEN: &str = "BLOCKD_TAKEN";
 /// How long a filesystem is waited for that somebody is still freezing.
-const FREEZING_PATIENCE: Duration = Duration::from_secs(600);
+const FREEZING_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often it is looked at meanwhile.
 const FREEZING_PAUSE: Duration = Duration::from_millis(100);
-/// How long a thaw is waited for at the start, before the commands after run all the same: one filesystem that hangs must not keep
-/// applications, and all other freezes, waiting.
-const THAW_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
+/// How long a thaw is waited for at the start, before the commands after run all the same: one filesystem
+/// that hangs must not keep applications, and all other freezes, waiting.
+const THAW_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 /// How long commands of the daemon before are waited for. They are killed when it is gone.
-const COMMANDS_PATIENCE: Duration = Duration::from_secs(60);
+const COMMANDS_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often it is looked whether they have ended.
 const COMMANDS_PAUSE: Duration = Duration::from_millis(10);
 
@@ -156,8 +157,9 @@ impl Mounted {
         }
     }
 
-    /// The same for one that is not frozen but may soon be, by somebody who was killed while he waited for it in the kernel and will
-    /// thaw nothing. Only one can be at it: who succeeds in freezing it knows that nobody else is.
+    /// The same for one that is not frozen but may soon be, by somebody who was killed while he waited for it
+    /// in the kernel and will thaw nothing. Only one can be at it: who succeeds in freezing it knows that
+    /// nobody else is.
     fn make_sure(&self, freezer: &dyn Freezer, mountinfo: &str) -> LetGo {
         let place = match self.elsewhere(mountinfo) {
             Ok(place) => place,
@@ -213,7 +215,8 @@ fn mountinfo() -> String {
     std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
 }
 
-/// The places at which a device is mounted. Filesystems with several devices have other numbers there and are not found.
+/// The places at which a device is mounted. Filesystems with several devices have other numbers there and are
+/// not found.
 fn mount_points_of(mountinfo: &str, device: u64) -> Vec<PathBuf> {
     let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
     let places = mountinfo.lines().filter_map(|line| {
@@ -249,8 +252,8 @@ impl Marker {
         }
     }
 
-    /// Runs the commands after, each once, whatever becomes of this process meanwhile; what each did is told as it ends. All of
-    /// them run, also if one fails.
+    /// Runs the commands after, each once, whatever becomes of this process meanwhile; what each did is told
+    /// as it ends. All of them run, also if one fails.
     pub(crate) fn run_posts(&mut self, path: &Path, lock: Option<&File>, mut ended: impl FnMut(QuiesceStep)) {
         while !self.posts.is_empty() {
             ended(self.posts[0].run(lock));
@@ -269,15 +272,15 @@ fn make_lock(path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
 }
 
-/// Takes the lock of a marker, which the commands of this daemon and of those before it hold. What does not end is waited for so
-/// long, and no longer.
+/// Takes the lock of a marker, which the commands of this daemon and of those before it hold. What does not
+/// end is waited for so long, and no longer.
 pub(crate) fn lock(path: &Path) -> io::Result<File> {
     wait_for_lock(&lock_path(path))
 }
 
 fn wait_for_lock(path: &Path) -> io::Result<File> {
     let file = File::open(path)?;
-    let deadline = Instant::now() + COMMANDS_PATIENCE;
+    let deadline = Instant::now() + COMMANDS_TIMEOUT;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
@@ -291,7 +294,8 @@ fn wait_for_lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Lets go, apart from the caller, what could not be let go when it should be; the command after has been run.
+/// Lets go, apart from the caller, what could not be let go when it should be; the command after has been
+/// run.
 pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Freezer>) {
     let ends = marker.mounts.clone().into_iter().map(|mount| (mount, LetGo::NotFrozen)).collect();
     let work = move || settle(vec![Left { path, ends, late: Vec::new() }], &*freezer, &mountinfo);
@@ -300,7 +304,8 @@ pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Free
     }
 }
 
-/// Removes a marker. One that stays lets go at the next start what is not at rest any more, which harms nobody.
+/// Removes a marker. One that stays lets go at the next start what is not at rest any more, which harms
+/// nobody.
 pub(crate) fn remove(path: &Path) {
     remove_file(path);
     // The lock last: one without a marker is removed by the next start.
@@ -315,8 +320,8 @@ fn remove_file(path: &Path) {
     }
 }
 
-/// Lets go what a daemon that died left at rest: thaws, then runs the commands after, each of which is told of. When they have
-/// run, `done` is called, and what cannot be let go yet is waited for. Blocks.
+/// Lets go what a daemon that died left at rest: thaws, then runs the commands after, each of which is told
+/// of. When they have run, `done` is called, and what cannot be let go yet is waited for. Blocks.
 pub(crate) fn let_go(
     data_dir: &Path,
     freezer: &dyn Freezer,
@@ -355,7 +360,7 @@ pub(crate) fn is_something_left(data_dir: &Path) -> bool {
 
 /// Waits for what cannot be let go yet.
 fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> String) {
-    let deadline = Instant::now() + FREEZING_PATIENCE;
+    let deadline = Instant::now() + FREEZING_TIMEOUT;
     loop {
         left.retain(|left| !left.is_settled());
         if left.is_empty() || Instant::now() >= deadline {
@@ -375,7 +380,7 @@ fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> St
 
 /// The step that was to thaw a filesystem at the start, and has not ended.
 fn hanging(mount: &Mounted) -> QuiesceStep {
-    let patience_s = THAW_PATIENCE.as_secs();
+    let patience_s = THAW_TIMEOUT.as_secs();
     QuiesceStep {
         kind: QuiesceKind::ThawFs,
         target: mount.path.display().to_string(),
@@ -397,7 +402,8 @@ struct Left {
 }
 
 impl Left {
-    /// Does what needs no waiting: thaws, and runs the command after. A thaw that hangs goes on beside all else.
+    /// Does what needs no waiting: thaws, and runs the command after. A thaw that hangs goes on beside all
+    /// else.
     fn let_go<'scope, 'env>(
         path: PathBuf,
         freezer: &'env dyn Freezer,
@@ -436,7 +442,7 @@ impl Left {
             if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn_scoped(scope, thaw) {
                 tracing::error!(mount = %mount.path.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
             }
-            match told.recv_timeout(THAW_PATIENCE) {
+            match told.recv_timeout(THAW_TIMEOUT) {
                 Ok(end) => ends.push((mount.clone(), end)),
                 Err(mpsc::RecvTimeoutError::Disconnected) => ends.push((mount.clone(), LetGo::Failed)),
                 Err(mpsc::RecvTimeoutError::Timeout) => {

@@ -1,10 +1,11 @@
 //! Bringing applications and filesystems to rest around a freeze.
 //!
-//! The commands before run first, those of one part after the other; then, when the volumes' new heads are ready, the
-//! filesystems are frozen, the barrier is passed, and they are thawed; the commands after run last, in the opposite order. What
-//! was brought to rest is let go whatever fails, by the next start of the daemon if need be. Until that has done so, nothing
-//! else is brought to rest. Freezes with commands of the same volumes or by the same rules take turns: otherwise the command
-//! after one could let go what another has just brought to rest.
+//! The commands before run first, those of one part after the other; then, when the volumes' new heads are
+//! ready, the filesystems are frozen, the barrier is passed, and they are thawed; the commands after run
+//! last, in the opposite order. What was brought to rest is let go whatever fails, by the next start of the
+//! daemon if need be. Until that has done so, nothing else is brought to rest. Freezes with commands of the
+//! same volumes or by the same rules take turns: otherwise the command after one could let go what another
+//! has just brought to rest.
 
 mod apart;
 mod command;
@@ -49,7 +50,7 @@ use tokio::sync::watch;
 pub(crate) use users::{UserRefused, try_user};
 
 /// How long filesystems are frozen at most. The barrier takes less than a thousandth of it.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Volumes, and the snapshots that they get.
 pub(crate) type Members = Vec<(Arc<Volume>, SnapshotId)>;
@@ -84,7 +85,8 @@ impl Default for Resting {
 }
 
 impl Resting {
-    /// Waits until these volumes may be brought to rest by these rules, and no others by any of them meanwhile.
+    /// Waits until these volumes may be brought to rest by these rules, and no others by any of them
+    /// meanwhile.
     pub(crate) async fn turn(
         &self,
         around: &[Part],
@@ -100,9 +102,9 @@ impl Resting {
     }
 
     /// Waits until nothing is at rest any more, so long; false if something may be still.
-    pub(crate) async fn ended(&self, patience: Duration) -> bool {
+    pub(crate) async fn ended(&self, time_limit: Duration) -> bool {
         let mut under_way = self.under_way.subscribe();
-        tokio::time::timeout(patience, under_way.wait_for(|count| *count == 0)).await.is_ok()
+        tokio::time::timeout(time_limit, under_way.wait_for(|count| *count == 0)).await.is_ok()
     }
 }
 
@@ -198,7 +200,7 @@ impl Rest {
         data_dir: &Path,
         members: &Members,
     ) -> Result<(GroupFrozen, Timestamp), FreezeFailed> {
-        self.freeze_with(data_dir, members, Arc::new(Apart::new(PATIENCE)))
+        self.freeze_with(data_dir, members, Arc::new(Apart::new(TIMEOUT)))
     }
 
     fn freeze_with(
@@ -221,7 +223,7 @@ impl Rest {
             self.lock = Some(lock.map_err(FreezeFailed::Other)?);
         }
         self.run_pre_commands().map_err(FreezeFailed::Other)?;
-        let filesystems = Filesystems::new(Arc::clone(&freezer), self.to_freeze.clone(), PATIENCE);
+        let filesystems = Filesystems::new(Arc::clone(&freezer), self.to_freeze.clone(), TIMEOUT);
         filesystems.sync();
         let refs: Vec<_> = members.iter().map(|(volume, id)| (&**volume, *id)).collect();
         // The time stands for the instant of the freeze, so it is taken beside it.
@@ -306,7 +308,8 @@ impl Rest {
     }
 }
 
-/// What was brought to rest, on its way back to whoever asked for it: he may have been cut off meanwhile by a stop.
+/// What was brought to rest, on its way back to whoever asked for it: he may have been cut off meanwhile by a
+/// stop.
 pub(crate) struct Returned(Option<Rest>);
 
 impl Returned {
@@ -358,8 +361,8 @@ pub(crate) fn events_of_failures<'a>(
 }
 
 impl Core {
-    /// The filesystems that these parts want frozen, and what failed of those that may fail. One that several want must be at
-    /// rest if it must for any of them.
+    /// The filesystems that these parts want frozen, and what failed of those that may fail. One that several
+    /// want must be at rest if it must for any of them.
     ///
     /// # Errors
     /// As of [`filesystems_of`](Self::filesystems_of), where that means that there is no snapshot.
@@ -386,7 +389,8 @@ impl Core {
     /// The filesystems that are mounted from these volumes' devices.
     ///
     /// # Errors
-    /// There are none, or one of them cannot be reached; or the daemon's own data is on one, which would wait for itself.
+    /// There are none, or one of them cannot be reached; or the daemon's own data is on one, which would wait
+    /// for itself.
     pub(crate) fn filesystems_of(&self, members: &Members) -> Result<Vec<Mounted>, ServiceError> {
         let found: Vec<_> =
             members.iter().flat_map(|(volume, _)| self.attachments.filesystems(volume.id())).collect();
@@ -418,8 +422,8 @@ impl Core {
         Ok(mounts)
     }
 
-    /// Lets go, apart from the caller, what an earlier daemon left at rest. Volumes must be served already: a filesystem
-    /// writes when it is thawed.
+    /// Lets go, apart from the caller, what an earlier daemon left at rest. Volumes must be served already: a
+    /// filesystem writes when it is thawed.
     pub(crate) fn let_go_of_what_is_at_rest(self: &Arc<Self>) {
         if !marker::is_something_left(&self.data_dir) {
             return;
@@ -435,7 +439,7 @@ impl Core {
                 store_events(&core.db, &events_of_failures(std::iter::once(&step), &[], false));
                 core.events.wake();
             };
-            marker::let_go(&core.data_dir, &Apart::new(PATIENCE), &mut ended, settled);
+            marker::let_go(&core.data_dir, &Apart::new(TIMEOUT), &mut ended, settled);
         };
         if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
             tracing::error!(%error, "filesystems that were left frozen are not thawed");

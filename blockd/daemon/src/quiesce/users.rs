@@ -8,7 +8,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use std::time::Duration;
 
 /// How long the trial may take; it takes some milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the package has what a unit needs for it.
 const DROP_IN: &str = "/usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf";
 
@@ -55,7 +55,7 @@ pub(crate) fn try_user(user: &str, stopping: &CancelToken) -> Result<(), UserRef
         rule: None,
         command: ":",
         user: Some(user),
-        timeout: PATIENCE,
+        timeout: TIMEOUT,
         env: &[],
         lock: None,
         stopping: Some(stopping),

@@ -13,8 +13,8 @@ enum Attempt<R> {
     GivenUp,
 }
 
-/// Does the work on a thread of its own, and waits for it until then. Of what is done later than that, `late` is told, there;
-/// `given_up` is called before that, here. `None` if it is late.
+/// Does the work on a thread of its own, and waits for it until then. Of what is done later than that, `late`
+/// is told, there; `given_up` is called before that, here. `None` if it is late.
 ///
 /// # Errors
 /// There is no thread to be had.

@@ -1,7 +1,8 @@
 //! Secrets that a program prints, such as a script around `bao kv get` or `vault kv get`.
 //!
-//! The program lies below the directory of secrets, so that a user of the control API cannot have another one run, and belongs to root or to the
-//! daemon's user. It gets no arguments, no input and an empty environment: the script sets what it needs.
+//! The program lies below the directory of secrets, so that a user of the control API cannot have another one
+//! run, and belongs to root or to the daemon's user. It gets no arguments, no input and an empty environment:
+//! the script sets what it needs.
 
 use super::{
     ReferenceError,

@@ -1,4 +1,5 @@
-//! Why a secret that lies elsewhere cannot be had. No message has anything of a secret, or of what others wrote.
+//! Why a secret that lies elsewhere cannot be had. No message has anything of a secret, or of what others
+//! wrote.
 
 use blockd_api::ErrorCode;
 use std::path::PathBuf;

@@ -1,8 +1,9 @@
 //! Secrets that the daemon reads when it needs them, keeps in memory for a bounded time, and does not store.
 //!
 //! Files and credentials of systemd are read again after a few seconds. What a program prints is used for
-//! [`SecretsConfig::cache_s`](crate::config::SecretsConfig::cache_s) at most. After a quarter of that the program runs again in the background, so
-//! that a new value is used soon, and a program that fails finds a value that stays valid for a while.
+//! [`SecretsConfig::cache_s`](crate::config::SecretsConfig::cache_s) at most. After a quarter of that the
+//! program runs again in the background, so that a new value is used soon, and a program that fails finds a
+//! value that stays valid for a while.
 
 mod command;
 mod error;
@@ -204,7 +205,8 @@ impl References {
         });
     }
 
-    /// Reads it, unless a read that began after `asked` failed: callers that waited for that read get its error.
+    /// Reads it, unless a read that began after `asked` failed: callers that waited for that read get its
+    /// error.
     async fn read_once(
         &self,
         reference: &SecretRef,

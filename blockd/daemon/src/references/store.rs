@@ -1,4 +1,5 @@
-//! A store whose secret lies elsewhere. A new secret counts when it is fetched, and at the latest when the store refuses the old one.
+//! A store whose secret lies elsewhere. A new secret counts when it is fetched, and at the latest when the
+//! store refuses the old one.
 
 use super::{Fingerprint, ReferenceError, References, Resolved};
 use crate::{db::StoreRow, error::ServiceError, providers};

@@ -3,7 +3,8 @@
 use super::*;
 
 impl Host {
-    /// From now on the store of the only credential is taken for one that cannot create an object only if it is absent.
+    /// From now on the store of the only credential is taken for one that cannot create an object only if it
+    /// is absent.
     pub(super) fn store_replaces_objects(&self) {
         self.sql("UPDATE credentials SET capabilities = json_set(capabilities, '$.conditional_put', json('false'))");
     }

@@ -1,5 +1,5 @@
-//! Snapshots that others delete, and that other snapshots need: on stores whose listings lag behind, and when a daemon
-//! comes back to a backup that is in the store already.
+//! Snapshots that others delete, and that other snapshots need: on stores whose listings lag behind, and when
+//! a daemon comes back to a backup that is in the store already.
 
 use super::*;
 use blockd_cloud::store::{Answer, Layer, ListPage, ObjectInfo, ObjectStore, Request, StoreFuture};
@@ -133,7 +133,8 @@ async fn a_delete_of_the_last_snapshot_leaves_no_data() {
     assert_eq!(found, Vec::<PathBuf>::new());
 }
 
-/// The daemon died after its backup was in the store, and before it came back somebody deleted what the backup builds on.
+/// The daemon died after its backup was in the store, and before it came back somebody deleted what the
+/// backup builds on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_is_found_in_the_store_is_worth_nothing_without_its_base() {
     let mut host = Host::new().await;
@@ -162,7 +163,8 @@ async fn a_backup_that_is_found_in_the_store_is_worth_nothing_without_its_base()
     host.assert_tidy();
 }
 
-/// The base is there, or was deleted by another host, and the store does not tell while the backup asks for it.
+/// The base is there, or was deleted by another host, and the store does not tell while the backup asks for
+/// it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_whose_base_cannot_be_asked_for_counts_for_nothing_until_it_goes_on() {
     for is_gone in [false, true] {

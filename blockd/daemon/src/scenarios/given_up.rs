@@ -1,5 +1,5 @@
-//! Backups that are given up after their commit and before it was known whether that is whole, and what is built on those
-//! that are in doubt.
+//! Backups that are given up after their commit and before it was known whether that is whole, and what is
+//! built on those that are in doubt.
 
 use super::{dying::COMMITTED, *};
 use crate::{db::Doubt, tasks::doubts::Failing};
@@ -172,7 +172,8 @@ async fn what_was_given_up_is_looked_at_when_the_store_is_back() {
     assert!(host.doubts().iter().all(|doubt| doubt.looked_at));
 }
 
-/// The manifest was deleted when the backup began anew; the request that had put it is carried out once more after that.
+/// The manifest was deleted when the backup began anew; the request that had put it is carried out once more
+/// after that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_that_comes_late_under_a_name_that_was_given_up_is_looked_at() {
     let host = Host::new().await;
@@ -231,8 +232,8 @@ async fn a_volume_that_begins_as_a_backup_in_doubt_does_not_build_on_it() {
     }
 }
 
-/// The first backup of a volume that began as a snapshot of another one builds on that one's chain. Its plan has to say so, wherever
-/// the run is cut off that made it.
+/// The first backup of a volume that began as a snapshot of another one builds on that one's chain. Its plan
+/// has to say so, wherever the run is cut off that made it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_backup_of_a_lazy_volume_goes_on_where_it_was_cut_off() {
     for step in ["backup frozen", "backup planned", COMMITTED, "backup in the store"] {
@@ -264,7 +265,8 @@ async fn the_first_backup_of_a_lazy_volume_goes_on_where_it_was_cut_off() {
             drop(clone);
             host.stop().await;
             if forgets {
-                // The row is as old as the task: nobody stored what was planned, and what this host knew of the store is gone.
+                // The row is as old as the task: nobody stored what was planned, and what this host knew of
+                // the store is gone.
                 let db = rusqlite::Connection::open(host.dir.path().join("data/blockd.db")).unwrap();
                 db.execute_batch("DELETE FROM catalog; UPDATE tasks SET base = NULL WHERE state <> 'done'")
                     .unwrap();

@@ -1,4 +1,5 @@
-//! Local snapshots that schedules keep: of the same freeze as the backups, by a retention of their own, and no others.
+//! Local snapshots that schedules keep: of the same freeze as the backups, by a retention of their own, and
+//! no others.
 
 use super::*;
 use blockd_api::{

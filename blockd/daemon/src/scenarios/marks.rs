@@ -22,7 +22,7 @@ use std::{
 use uuid::Uuid;
 
 /// What a thing takes at most that takes moments.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn mark(snap: &str) -> MarkCloudsnap {
     MarkCloudsnap {
@@ -73,7 +73,7 @@ impl Host {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, looking).await.expect("what is not kept is not deleted");
+        tokio::time::timeout(TIMEOUT, looking).await.expect("what is not kept is not deleted");
     }
 
     fn mark_of(&self, id: &blockd_cloud::CloudsnapId, credential: Uuid) -> Option<Mark> {

@@ -136,7 +136,8 @@ async fn an_incremental_is_not_stored_where_another_directory_is_mounted() {
     assert!(walk(host.store.path()).is_empty(), "{:?}", walk(host.store.path()));
     assert_eq!(host.chain_tip().as_deref(), Some(base.as_str()), "nothing is forgotten");
 
-    // Nor if it has the device and the inode of the one before, as disks may that take turns at one mount point.
+    // Nor if it has the device and the inode of the one before, as disks may that take turns at one mount
+    // point.
     host.takes_for_the_one_before(credential);
     let failed = host.wait(host.start_backup("data", false).await).await;
     assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", false), "{failed:?}");
@@ -190,7 +191,8 @@ async fn a_directory_that_was_swapped_for_another_repository_is_told_before_anyt
     host.assert_tidy();
 }
 
-/// What was begun in one place is not stored in another one, whatever happened between: it goes on when the place is back.
+/// What was begun in one place is not stored in another one, whatever happened between: it goes on when the
+/// place is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_was_cut_off_waits_for_its_directory() {
     let mut host = Host::new().await;

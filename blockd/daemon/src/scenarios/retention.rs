@@ -396,7 +396,8 @@ async fn store_unmounted_within_a_pass_expires_no_run() {
     host.stop().await;
 }
 
-/// A pass begins a deletion, the power fails before anything is deleted, and what the pass relied on is lost since.
+/// A pass begins a deletion, the power fails before anything is deleted, and what the pass relied on is lost
+/// since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deletion_of_retention_is_judged_again_after_a_restart() {
     let mut host = Host::new().await;

@@ -1,5 +1,5 @@
-//! Rules around the freezes of backups: which are followed, what becomes of a backup when one fails, and that everything is let
-//! go whenever the daemon dies.
+//! Rules around the freezes of backups: which are followed, what becomes of a backup when one fails, and that
+//! everything is let go whenever the daemon dies.
 
 use super::*;
 use crate::config::ControlSocket;

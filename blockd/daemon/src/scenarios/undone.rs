@@ -1,4 +1,5 @@
-//! Tasks that are stopped, fail in the middle, and are taken up again or given up; and what is done about damage.
+//! Tasks that are stopped, fail in the middle, and are taken up again or given up; and what is done about
+//! damage.
 
 use super::*;
 use blockd_api::{
@@ -54,7 +55,8 @@ impl Host {
     }
 }
 
-/// So slow that a task is stopped long before it is done, and so fast that one that goes on at this rate is done soon.
+/// So slow that a task is stopped long before it is done, and so fast that one that goes on at this rate is
+/// done soon.
 const SLOW_BYTES_PER_S: u64 = 8 << 20;
 
 const KEEP: StopTask = StopTask { discard: false };

@@ -1,5 +1,5 @@
-//! Where cloud snapshots are: prefixes as places of their own, and credentials that nobody names; and what becomes of the labels of
-//! what is restored from there.
+//! Where cloud snapshots are: prefixes as places of their own, and credentials that nobody names; and what
+//! becomes of the labels of what is restored from there.
 
 use super::*;
 use blockd_api::{

@@ -1,7 +1,8 @@
 //! What the scheduler does to the database: each step is one transaction, and the time is an argument.
 //!
-//! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that stores the
-//! task. So a daemon that is killed between any two of them finds, at its next start, what is left to do.
+//! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that
+//! stores the task. So a daemon that is killed between any two of them finds, at its next start, what is left
+//! to do.
 
 use super::uses::Uses;
 use crate::db::{
@@ -66,8 +67,8 @@ fn pool_of(rule: &Rule) -> Option<(String, Retention)> {
     rule.retain.clone().map(|retain| (rule.when.to_string(), retain))
 }
 
-/// Adds the runs of a schedule, one for each volume and place. A volume whose last run is under way, or waits for its
-/// turn, is left out; one that was refused until now fails, so that somebody sees it.
+/// Adds the runs of a schedule, one for each volume and place. A volume whose last run is under way, or waits
+/// for its turn, is left out; one that was refused until now fails, so that somebody sees it.
 fn add_runs(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -240,7 +241,8 @@ pub(crate) fn next_run(
     Ok(next)
 }
 
-/// Since when the next run of a schedule should have begun, if that is so long ago that something must keep it from it.
+/// Since when the next run of a schedule should have begun, if that is so long ago that something must keep
+/// it from it.
 pub(crate) fn overdue_since(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -262,8 +264,8 @@ pub(crate) fn overdue_since(
     Ok(since)
 }
 
-/// Takes over how the tasks of runs ended, and which local snapshots are there; those of runs without a task are being made by
-/// this daemon if they are in `freezing`. Returns whether one did well.
+/// Takes over how the tasks of runs ended, and which local snapshots are there; those of runs without a task
+/// are being made by this daemon if they are in `freezing`. Returns whether one did well.
 pub(crate) fn settle(
     tx: &Transaction<'_>,
     freezing: &HashSet<SnapshotId>,
@@ -400,8 +402,8 @@ impl Batch {
 pub(crate) struct Ready {
     /// All candidates, no two for a volume but those of one batch, the more urgent ones first.
     pub(crate) batches: Vec<Batch>,
-    /// How many of them may be under way as well. Which ones is not decided here: some are refused when they begin,
-    /// and must not hold up the others.
+    /// How many of them may be under way as well. Which ones is not decided here: some are refused when they
+    /// begin, and must not hold up the others.
     pub(crate) places: usize,
 }
 
@@ -454,16 +456,16 @@ pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, D
     Ok(Ready { batches, places: concurrency.saturating_sub(active.len()) })
 }
 
-/// Notes that a run's task is stored, in the transaction that stores it. Fails, and so that with it, if the run does not
-/// wait any more.
+/// Notes that a run's task is stored, in the transaction that stores it. Fails, and so that with it, if the
+/// run does not wait any more.
 pub(crate) fn begun(tx: &Transaction<'_>, run: &RunRow, task: &TaskRow) -> Result<(), DbError> {
     let (id, cloudsnap) = (Some(task.id), Some(task.cloudsnap));
     let begun = RunRow { state: RunState::Active, task: id, cloudsnap, reason: None, ..run.clone() };
     if begun.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
 }
 
-/// Notes which local snapshot a run is to make, beside the backup of this task or by itself. Fails if the run does not wait any
-/// more.
+/// Notes which local snapshot a run is to make, beside the backup of this task or by itself. Fails if the run
+/// does not wait any more.
 pub(crate) fn begun_local(
     tx: &Transaction<'_>,
     run: &RunRow,
@@ -515,8 +517,9 @@ pub(crate) fn health(proof: Option<&Proof>) -> Health {
 }
 
 /// What becomes of the backups that a schedule made. Those of a rule with a retention of its own count for
-/// themselves, all others together, and each volume and place for itself. Those of a rule that is gone are kept by the
-/// retention that it had then: none that is stricter may come to hold for them without anybody saying so.
+/// themselves, all others together, and each volume and place for itself. Those of a rule that is gone are
+/// kept by the retention that it had then: none that is stricter may come to hold for them without anybody
+/// saying so.
 pub(crate) fn judge(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -579,8 +582,8 @@ pub(crate) struct LocalJudgement {
     pub(crate) verdict: Verdict,
 }
 
-/// What becomes of the local snapshots that a schedule made, and of no others; each volume for itself. Of a schedule that makes none
-/// any more, all stay.
+/// What becomes of the local snapshots that a schedule made, and of no others; each volume for itself. Of a
+/// schedule that makes none any more, all stay.
 pub(crate) fn judge_local(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,

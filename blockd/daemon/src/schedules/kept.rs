@@ -46,8 +46,8 @@ struct Obstacle {
 }
 
 impl Core {
-    /// Proves a place and reads the manifests of a volume there, before retention judges them or deletes any. Returns none, and
-    /// stops retention, if one cannot be read.
+    /// Proves a place and reads the manifests of a volume there, before retention judges them or deletes any.
+    /// Returns none, and stops retention, if one cannot be read.
     ///
     /// # Errors
     /// The key slot is not there, or the store fails.
@@ -70,8 +70,8 @@ impl Core {
         Ok(Some(ProvenPlace { credential, like: *like, repository, requests, catalog, listed }))
     }
 
-    /// Checks that the last good backups of a volume, which stay, have all of their objects. Otherwise retention stops, and nothing
-    /// of the volume may be deleted.
+    /// Checks that the last good backups of a volume, which stay, have all of their objects. Otherwise
+    /// retention stops, and nothing of the volume may be deleted.
     ///
     /// # Errors
     /// The store fails.
@@ -151,8 +151,8 @@ impl Core {
         Ok(self.db.run(expired).await?)
     }
 
-    /// Refuses deletions where the clocks of this host and of a store differ, and reports that once. A time by which
-    /// something is judged to be deleted is taken after this check.
+    /// Refuses deletions where the clocks of this host and of a store differ, and reports that once. A time
+    /// by which something is judged to be deleted is taken after this check.
     pub(crate) async fn check_store_clock(
         &self,
         repository: &Repository,
@@ -185,7 +185,8 @@ impl Core {
         Err(error)
     }
 
-    /// Looks whether these cloud snapshots and all of their objects are in the store; returns the first thing that is wrong.
+    /// Looks whether these cloud snapshots and all of their objects are in the store; returns the first thing
+    /// that is wrong.
     async fn check_quickly(
         &self,
         place: ProvenPlace,
@@ -243,8 +244,8 @@ impl Core {
     }
 }
 
-/// Returns why a manifest of a volume cannot be read, if there is such a one. An object whose name is that of no cloud snapshot
-/// counts as well: it may be one of the volume.
+/// Returns why a manifest of a volume cannot be read, if there is such a one. An object whose name is that of
+/// no cloud snapshot counts as well: it may be one of the volume.
 ///
 /// # Errors
 /// If reading failed in a way that may pass.

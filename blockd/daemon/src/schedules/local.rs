@@ -1,7 +1,8 @@
-//! Local snapshots that schedules keep: those that no backup is made of, and the deletion of those that are kept no more.
+//! Local snapshots that schedules keep: those that no backup is made of, and the deletion of those that are
+//! kept no more.
 //!
-//! A run has the id of its snapshot before anything is frozen. So whoever comes after a daemon that died knows whether the
-//! snapshot came about; if it did not, nothing is left of it, and the run is begun anew.
+//! A run has the id of its snapshot before anything is frozen. So whoever comes after a daemon that died
+//! knows whether the snapshot came about; if it did not, nothing is left of it, and the run is begun anew.
 
 use super::{
     engine::{self, Batch, failures_of},
@@ -40,8 +41,8 @@ struct Begun {
     around: Vec<Part>,
 }
 
-/// Snapshots that are being taken, until this is dropped: whatever ends the work, the next look at the schedules sees what became of
-/// it.
+/// Snapshots that are being taken, until this is dropped: whatever ends the work, the next look at the
+/// schedules sees what became of it.
 struct Freezing {
     core: Arc<Core>,
     ids: Vec<SnapshotId>,
@@ -167,8 +168,8 @@ impl Core {
         Ok(())
     }
 
-    /// Deletes the local snapshots that the retention of the schedules does not keep. One that somebody reads stays until he is
-    /// done with it.
+    /// Deletes the local snapshots that the retention of the schedules does not keep. One that somebody reads
+    /// stays until he is done with it.
     pub(super) async fn delete_surplus_snapshots(
         self: &Arc<Self>,
         now: Timestamp,

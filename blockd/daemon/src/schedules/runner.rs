@@ -1,5 +1,5 @@
-//! The task that looks at the schedules: adds runs that are due, begins those whose turn it is, and deletes what is
-//! not kept any more.
+//! The task that looks at the schedules: adds runs that are due, begins those whose turn it is, and deletes
+//! what is not kept any more.
 
 use super::{
     engine::{self, Batch, Judgement, Ready},
@@ -36,7 +36,7 @@ const MIN_WAIT_MS: u64 = 50;
 /// After how long a deletion that did not succeed is tried again; twice as long each time.
 const DELETE_AGAIN_S: u64 = 5;
 /// The longest such time.
-const DELETE_AGAIN_MOST_S: u64 = 3_600;
+const MAX_DELETE_AGAIN_S: u64 = 3_600;
 
 /// What the scheduler does, in words.
 const ADDING: &str = "making runs that are due";
@@ -70,7 +70,7 @@ impl Default for Delay {
 impl Delay {
     pub(super) fn lengthen(&mut self) {
         self.until = Instant::now() + Duration::from_secs(self.next_s);
-        self.next_s = self.next_s.saturating_mul(2).min(DELETE_AGAIN_MOST_S);
+        self.next_s = self.next_s.saturating_mul(2).min(MAX_DELETE_AGAIN_S);
     }
 }
 
@@ -99,8 +99,9 @@ pub(crate) fn start(core: Arc<Core>) -> JoinHandle<()> {
     tokio::spawn(async move { tokio::join!(begin_runs(&core), delete_runs(&core)) }.map(drop))
 }
 
-/// Does a pass, and no more of it once the daemon stops: each step is a transaction, and what is left of it is done
-/// after the next start. None if the daemon stops, or if the pass failed, which is told until one succeeds.
+/// Does a pass, and no more of it once the daemon stops: each step is a transaction, and what is left of it
+/// is done after the next start. None if the daemon stops, or if the pass failed, which is told until one
+/// succeeds.
 async fn guarded<T>(
     core: &Core,
     what: &'static str,
@@ -197,7 +198,8 @@ impl Core {
         self.scheduler.judge.notify_one();
         let mut failing = None;
         for batch in batches {
-            // Without a place, which uploads to a store that is away may hold for days, there are local snapshots still.
+            // Without a place, which uploads to a store that is away may hold for days, there are local
+            // snapshots still.
             let batch = if places == 0 { batch.only_local() } else { Some(batch) };
             let Some(batch) = batch else { continue };
             let is_local = batch.is_local();
@@ -346,15 +348,15 @@ impl Core {
         Ok(judged.await?)
     }
 
-    /// Starts the deletion of what the retention of the schedules does not keep. The run counts as a backup until the
-    /// deletion has ended, so that one which fails is judged, and tried, again.
+    /// Starts the deletion of what the retention of the schedules does not keep. The run counts as a backup
+    /// until the deletion has ended, so that one which fails is judged, and tried, again.
     pub(crate) async fn delete_surplus(
         self: &Arc<Self>,
         now: impl Fn() -> Timestamp,
         delays: &mut Delays,
     ) -> Result<(), ServiceError> {
-        // The clock of this host may be wrong. This judgement says in which stores something may be deleted; the one by which
-        // it is deleted comes after the clocks were compared.
+        // The clock of this host may be wrong. This judgement says in which stores something may be deleted;
+        // the one by which it is deleted comes after the clocks were compared.
         let mut surplus = self.judged(now()).await?;
         surplus.retain(|judgement| judgement.verdict.is_delete());
         let wanted: HashSet<_> = surplus.iter().map(delay_key).collect();
@@ -419,8 +421,8 @@ impl Core {
         self.reached("surplus looked at")
     }
 
-    /// Compares the clock of this host with that of each store in which something is not kept any more; returns the
-    /// credentials of those where it is right.
+    /// Compares the clock of this host with that of each store in which something is not kept any more;
+    /// returns the credentials of those where it is right.
     async fn check_clocks(
         self: &Arc<Self>,
         surplus: &[Judgement],

@@ -1,5 +1,5 @@
-//! Years of schedules against a simulated clock: the scheduler's transactions, a store that is a list, and a daemon that
-//! is killed between any two of them.
+//! Years of schedules against a simulated clock: the scheduler's transactions, a store that is a list, and a
+//! daemon that is killed between any two of them.
 
 use super::engine::{self, Batch, Candidate};
 use crate::{
@@ -287,7 +287,8 @@ fn named(rule: &Recurrence, from: Timestamp, until: Timestamp) -> Vec<Timestamp>
     all
 }
 
-/// Two years of daily and weekly backups of two volumes, with sleeps of minutes to weeks and deaths at any moment.
+/// Two years of daily and weekly backups of two volumes, with sleeps of minutes to weeks and deaths at any
+/// moment.
 #[test]
 fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
     for seed in [1, 2] {
@@ -309,7 +310,8 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
                 world.pass();
                 world.work();
             }
-            // People take snapshots, and delete some of those of the schedule, but none so late that no other comes in its place.
+            // People take snapshots, and delete some of those of the schedule, but none so late that no other
+            // comes in its place.
             match world.roll(60) {
                 0 => {
                     let id = SnapshotId::from_u64(world.roll(1 << 40) + 1);

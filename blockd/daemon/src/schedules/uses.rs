@@ -1,4 +1,5 @@
-//! Cloud snapshots that retention must not touch, or must not rely on, because of tasks, lazy volumes and doubts.
+//! Cloud snapshots that retention must not touch, or must not rely on, because of tasks, lazy volumes and
+//! doubts.
 
 use crate::db::{Aliases, DbError, Doubt, LazyRow, TaskKind, TaskRow};
 use blockd_cloud::CloudsnapId;
@@ -8,7 +9,8 @@ use rusqlite::Transaction;
 use std::collections::HashSet;
 use uuid::Uuid;
 
-/// A cloud snapshot in a repository. A task names the one that it makes before it decides whether that is incremental.
+/// A cloud snapshot in a repository. A task names the one that it makes before it decides whether that is
+/// incremental.
 type Named = (Uuid, Uuid, VolumeId, SnapshotId);
 
 fn named(credential: Uuid, id: &CloudsnapId) -> Named {
@@ -23,8 +25,8 @@ pub(crate) struct Uses {
 }
 
 impl Uses {
-    /// Reads them. Tasks that were stopped or failed and can be resumed count as well: a resumed backup may take back what it
-    /// committed, if its base is gone.
+    /// Reads them. Tasks that were stopped or failed and can be resumed count as well: a resumed backup may
+    /// take back what it committed, if its base is gone.
     ///
     /// # Errors
     /// The database fails.

@@ -6,9 +6,11 @@
 //! 2. the snapshot's row, `ready`: the point in time is fixed, so decide and plan;
 //! 3. the plan's file: what is uploaded is fixed, byte for byte, so upload what the journal does not have;
 //! 4. the manifest in the store: the backup exists; putting the same one again is found to be no conflict;
-//! 5. one transaction: chain, catalog, task done, snapshot `deleting`; what is left is cleaned up by every start.
+//! 5. one transaction: chain, catalog, task done, snapshot `deleting`; what is left is cleaned up by every
+//!    start.
 //!
-//! An incremental whose base turns out to be gone after step 4 goes back to step 2 under another name, and is a full one.
+//! An incremental whose base turns out to be gone after step 4 goes back to step 2 under another name, and is
+//! a full one.
 
 use super::{
     LiveTask, clean_files,
@@ -109,8 +111,8 @@ struct Frozen {
     write_once: bool,
 }
 
-/// Brings the frozen point to the store under the task's name; the manifest that is there then, and whether it may have been
-/// there before.
+/// Brings the frozen point to the store under the task's name; the manifest that is there then, and whether
+/// it may have been there before.
 async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manifest, bool), ServiceError> {
     let Frozen { entry, volume, snapshot, write_once } = frozen;
     let row = live.view();
@@ -177,8 +179,8 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
 
 /// The manifest that an earlier run put into a store whose objects can be replaced, if it did.
 ///
-/// There, nothing tells a daemon that goes on after a restart from a copy of it that does the same: what else may be in the
-/// store already is given up. The next backup has another name there and carries everything.
+/// There, nothing tells a daemon that goes on after a restart from a copy of it that does the same: what else
+/// may be in the store already is given up. The next backup has another name there and carries everything.
 async fn committed_before(
     core: &Core,
     live: &LiveTask,
@@ -257,8 +259,8 @@ async fn upload(
     result
 }
 
-/// The journal of this backup. One that belongs to another plan or is damaged is begun anew: it saves work, and says whether
-/// the commit was begun. What is not known is taken for begun.
+/// The journal of this backup. One that belongs to another plan or is damaged is begun anew: it saves work,
+/// and says whether the commit was begun. What is not known is taken for begun.
 fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, CloudError> {
     match FileJournal::open(path, binding) {
         Err(CloudError::ForeignJournal { .. }) => {
@@ -276,11 +278,12 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
     }
 }
 
-/// The store lists the backup, so it must not fail any more: this ends when it is stored here too. If the daemon stops
-/// before, the next start does the rest.
+/// The store lists the backup, so it must not fail any more: this ends when it is stored here too. If the
+/// daemon stops before, the next start does the rest.
 ///
-/// One whose commit was in doubt may be about to vanish by another host's deletion, with the deltas of whatever is made on it
-/// by then. So nothing is: the next backup builds on the one that this one would have followed.
+/// One whose commit was in doubt may be about to vanish by another host's deletion, with the deltas of
+/// whatever is made on it by then. So nothing is: the next backup builds on the one that this one would have
+/// followed.
 async fn commit(
     core: &Core,
     live: &LiveTask,
@@ -322,8 +325,8 @@ async fn commit(
     .await
 }
 
-/// Stores how long what was made stays, as far as whoever asked for it said so. Since it is in the store, somebody may have said
-/// something of it already: a pin stays, and so does a date.
+/// Stores how long what was made stays, as far as whoever asked for it said so. Since it is in the store,
+/// somebody may have said something of it already: a pin stays, and so does a date.
 fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudsnapId) -> Result<(), DbError> {
     let asked = Mark {
         cloudsnap: id,
@@ -344,7 +347,8 @@ fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudsnapId) -> R
     }
 }
 
-/// The mark by which nothing else on this host is built on it either, such as a volume that is restored from it.
+/// The mark by which nothing else on this host is built on it either, such as a volume that is restored from
+/// it.
 fn committed_in_doubt(credential: Uuid, cloudsnap: CloudsnapId) -> Doubt {
     Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: false, looked_at: false }
 }
@@ -380,7 +384,8 @@ pub(super) async fn drop_snapshot_of(core: &Core, row: &TaskRow) -> Result<(), S
     core.drop_snapshot(volume, snapshot).await
 }
 
-/// Drops the snapshot that was taken for the backup, the block sets that nobody needs any more, and the task's files.
+/// Drops the snapshot that was taken for the backup, the block sets that nobody needs any more, and the
+/// task's files.
 pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
     let (volume, snapshot) = ids(row)?;
     let mut dropped = Ok(());

@@ -1,4 +1,5 @@
-//! Comparing what comes back from a store with the volume that it was made of, where that has not changed since.
+//! Comparing what comes back from a store with the volume that it was made of, where that has not changed
+//! since.
 
 use super::backup::to_io;
 use blockd_cloud::BlockCheck;

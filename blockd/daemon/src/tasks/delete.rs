@@ -1,7 +1,7 @@
 //! Deleting a cloud snapshot: its manifest first, then the data that no other snapshot needs.
 //!
-//! The manifest is kept in the task's directory before it is deleted from the store, so that a delete which was cut
-//! off still knows what to remove.
+//! The manifest is kept in the task's directory before it is deleted from the store, so that a delete which
+//! was cut off still knows what to remove.
 
 use super::{LiveTask, clean_files, secrets};
 use crate::{
@@ -80,8 +80,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     Ok(done)
 }
 
-/// Refuses a deletion that retention judged before the daemon was restarted, unless it deleted something: what the judgement
-/// relied on may be lost since.
+/// Refuses a deletion that retention judged before the daemon was restarted, unless it deleted something:
+/// what the judgement relied on may be lost since.
 async fn refuse_if_not_begun(repository: &Repository, row: &TaskRow) -> Result<(), ServiceError> {
     let id = row.cloudsnap;
     match repository.manifest(&id).await {
@@ -96,7 +96,8 @@ async fn refuse_if_not_begun(repository: &Repository, row: &TaskRow) -> Result<(
     }
 }
 
-/// The manifest, kept on this host from now on; none if it was damaged when the deletion was asked for, and is so or gone.
+/// The manifest, kept on this host from now on; none if it was damaged when the deletion was asked for, and
+/// is so or gone.
 async fn kept_manifest(
     core: &Core,
     live: &LiveTask,
@@ -135,8 +136,8 @@ fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {
     }
 }
 
-/// The deltas that backups under way build on, or make; of any volume, because one that was made from a snapshot of this one
-/// builds on its deltas.
+/// The deltas that backups under way build on, or make; of any volume, because one that was made from a
+/// snapshot of this one builds on its deltas.
 async fn protected(core: &Core) -> Result<Vec<SnapshotId>, ServiceError> {
     let backups = core.unfinished_tasks().await?.into_iter().filter(|task| task.kind == TaskKind::Backup);
     let deltas = backups
@@ -144,9 +145,9 @@ async fn protected(core: &Core) -> Result<Vec<SnapshotId>, ServiceError> {
     Ok(deltas.collect())
 }
 
-/// The deltas that are needed by what this host remembers of the store, whatever volume it is of: one that was made from a snapshot
-/// of this one builds on its deltas. The listing of some stores lags behind what was stored (Swift), and must not be what a
-/// delta is lost by.
+/// The deltas that are needed by what this host remembers of the store, whatever volume it is of: one that
+/// was made from a snapshot of this one builds on its deltas. The listing of some stores lags behind what was
+/// stored (Swift), and must not be what a delta is lost by.
 async fn known_to_be_needed(
     core: &Core,
     row: &TaskRow,

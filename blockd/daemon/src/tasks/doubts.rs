@@ -1,9 +1,10 @@
 //! What is listed of backups that were given up: whether it is whole is looked at, and shown.
 //!
-//! A backup that was cut off between its commit and the question for its base is listed, and asks when it is resumed. One that is
-//! given up never asks; so its objects are looked for here, as soon as the store answers, and once more an hour later, because
-//! a request that nobody waits for any more may be carried out late, as may a deletion that was under way. Nothing is deleted: what is
-//! not whole is shown as damaged, like everything that a verification finds, and nothing of this host is built on it in either case.
+//! A backup that was cut off between its commit and the question for its base is listed, and asks when it is
+//! resumed. One that is given up never asks; so its objects are looked for here, as soon as the store
+//! answers, and once more an hour later, because a request that nobody waits for any more may be carried out
+//! late, as may a deletion that was under way. Nothing is deleted: what is not whole is shown as damaged,
+//! like everything that a verification finds, and nothing of this host is built on it in either case.
 
 use super::{plan::Plan, verify::proofs};
 use crate::{
@@ -23,7 +24,8 @@ use std::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// After so long no request of a backup that was given up is under way any more: they have time limits of minutes.
+/// After so long no request of a backup that was given up is under way any more: they have time limits of
+/// minutes.
 const LATE_S: i64 = 3600;
 /// After so long nobody looks any more; a verification finds it.
 const LIFETIME_S: i64 = 30 * 24 * 3600;
@@ -35,7 +37,8 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 /// Stores that failed: when they are asked again, and after how long the next time.
 pub(crate) type Failing = HashMap<Uuid, (Instant, Duration)>;
 
-/// The name under which a backup may be listed, if it was given up now: as far as is known, it may have begun to commit.
+/// The name under which a backup may be listed, if it was given up now: as far as is known, it may have begun
+/// to commit.
 pub(super) async fn may_be_listed(core: &Core, row: &TaskRow) -> Option<CloudsnapId> {
     if row.kind != TaskKind::Backup {
         return None;
@@ -68,8 +71,8 @@ pub(super) fn begun_anew(credential: Uuid, given_up: CloudsnapId) -> Doubt {
     Doubt { looked_at: true, ..doubt(credential, given_up) }
 }
 
-/// Whether a cloud snapshot is listed, or may be, of which this host does not know that it is whole and stays: nothing is
-/// to be built on it.
+/// Whether a cloud snapshot is listed, or may be, of which this host does not know that it is whole and
+/// stays: nothing is to be built on it.
 ///
 /// # Errors
 /// The database fails.
@@ -141,7 +144,8 @@ impl Core {
             CancelToken::new(),
         )
         .await?;
-        // A directory whose disk is away is empty. If it comes back in the middle of this, what is found is wrong until the look after.
+        // A directory whose disk is away is empty. If it comes back in the middle of this, what is found is
+        // wrong until the look after.
         repository.prove_key_slot().await?;
         let stored = doubt.clone();
         self.db

@@ -5,9 +5,9 @@ use blockd_cloud::{Damage, VerifyReport};
 use blockd_extent::{BlockSet, Extent};
 
 /// Most damaged pieces that are listed.
-const LISTED_MOST: usize = 100;
+const MAX_LISTED: usize = 100;
 /// Most cloud snapshots and ranges that are listed with each.
-const AFFECTED_MOST: usize = 32;
+const MAX_AFFECTED: usize = 32;
 
 fn range(extent: Extent) -> ByteRange {
     ByteRange { offset_bytes: extent.offset_bytes(), len_bytes: extent.len_bytes() }
@@ -17,21 +17,21 @@ fn affected(cloudsnap: &str, blocks: &BlockSet) -> AffectedCloudsnap {
     AffectedCloudsnap {
         cloudsnap: cloudsnap.to_owned(),
         lost_bytes: blocks.len_bytes(),
-        ranges: blocks.extents().take(AFFECTED_MOST).map(range).collect(),
+        ranges: blocks.extents().take(MAX_AFFECTED).map(range).collect(),
     }
 }
 
 /// Those of a verification.
 pub(super) fn of_report(report: &VerifyReport) -> Findings {
     let damaged = report.snapshots.iter().filter(|snapshot| !snapshot.is_sound());
-    let damage = report.findings.iter().take(LISTED_MOST).map(|finding| DamageFinding {
+    let damage = report.findings.iter().take(MAX_LISTED).map(|finding| DamageFinding {
         object: finding.object.clone(),
         offset_bytes: finding.offset_bytes,
         what: finding.what.clone(),
         affects: finding
             .affects
             .iter()
-            .take(AFFECTED_MOST)
+            .take(MAX_AFFECTED)
             .map(|one| affected(&one.id.to_string(), &one.blocks))
             .collect(),
     });
@@ -48,7 +48,7 @@ pub(super) fn of_report(report: &VerifyReport) -> Findings {
 
 /// Those of a restore that went on past damage.
 pub(super) fn of_restore(cloudsnap: &str, damage: &Damage) -> Findings {
-    let listed = damage.pieces.iter().take(LISTED_MOST).map(|piece| DamageFinding {
+    let listed = damage.pieces.iter().take(MAX_LISTED).map(|piece| DamageFinding {
         object: piece.object.clone(),
         offset_bytes: piece.offset_bytes,
         what: piece.what.clone(),

@@ -1,4 +1,5 @@
-//! The point in time that a backup holds: the one that an earlier run took, or a new one; of all volumes of a group at once.
+//! The point in time that a backup holds: the one that an earlier run took, or a new one; of all volumes of a
+//! group at once.
 
 use super::LiveTask;
 use crate::{

@@ -271,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_wakes_who_waits_for_it_and_nothing_else_does() {
-        const PATIENCE: Duration = Duration::from_secs(60);
+        const TIMEOUT: Duration = Duration::from_secs(60);
         let live = task();
         let mut first = Box::pin(live.ended());
         assert!(futures::poll!(first.as_mut()).is_pending());
@@ -280,7 +280,7 @@ mod tests {
         assert!(futures::poll!(first.as_mut()).is_pending(), "it was only told to stop");
         // Ready only if it is woken: nobody else polls it again.
         let woken = async { tokio::join!(first, async { live.end() }) };
-        tokio::time::timeout(PATIENCE, woken).await.expect("nobody was woken");
-        tokio::time::timeout(PATIENCE, live.ended()).await.expect("it has ended before");
+        tokio::time::timeout(TIMEOUT, woken).await.expect("nobody was woken");
+        tokio::time::timeout(TIMEOUT, live.ended()).await.expect("it has ended before");
     }
 }

@@ -1,7 +1,8 @@
 //! Background tasks: backups, restores and deletes of cloud snapshots.
 //!
-//! A task's row is in the database before anything else happens, so that whatever cuts it off, the next start finds it
-//! and goes on. Each step is made such that doing it again is harmless: rows first, then disk or store, then rows.
+//! A task's row is in the database before anything else happens, so that whatever cuts it off, the next start
+//! finds it and goes on. Each step is made such that doing it again is harmless: rows first, then disk or
+//! store, then rows.
 
 pub mod backup;
 mod compare;
@@ -152,13 +153,13 @@ impl Tasks {
         running.spawn(work);
     }
 
-    /// Takes no more tasks and waits until those that run have come to rest; the daemon's stop token must be cancelled.
-    /// Returns how many did not in this time.
-    pub async fn stop(&self, patience: Duration) -> usize {
+    /// Takes no more tasks and waits until those that run have come to rest; the daemon's stop token must be
+    /// cancelled. Returns how many did not in this time.
+    pub async fn stop(&self, time_limit: Duration) -> usize {
         self.closed.store(true, Ordering::SeqCst);
         let mut running = std::mem::take(&mut *self.running.lock());
         let all = async { while running.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(patience, all).await;
+        let _ = tokio::time::timeout(time_limit, all).await;
         let left = running.len();
         running.abort_all();
         left
@@ -197,7 +198,8 @@ impl Core {
         Ok(())
     }
 
-    /// All tasks that have not ended, those included that only the database knows of: they go on after the next start.
+    /// All tasks that have not ended, those included that only the database knows of: they go on after the
+    /// next start.
     ///
     /// # Errors
     /// The database fails.
@@ -210,8 +212,8 @@ impl Core {
         Ok(tasks)
     }
 
-    /// Does `attempt` again and again until it succeeds: for what must not be lost because the database fails for a
-    /// while.
+    /// Does `attempt` again and again until it succeeds: for what must not be lost because the database fails
+    /// for a while.
     ///
     /// # Errors
     /// The daemon stops.
@@ -243,10 +245,10 @@ impl Core {
     pub async fn task(&self, id: Uuid, wait: &WaitTask) -> Result<api::Task, ServiceError> {
         let live = self.tasks.live.lock().get(&id).cloned();
         if let Some(live) = live {
-            let patience = Duration::from_millis(wait.wait_ms.unwrap_or(0).min(MAX_WAIT_MS));
+            let time_limit = Duration::from_millis(wait.wait_ms.unwrap_or(0).min(MAX_WAIT_MS));
             tokio::select! {
                 () = live.changed_since(wait.since_version.unwrap_or(0)) => {}
-                () = tokio::time::sleep(patience) => {}
+                () = tokio::time::sleep(time_limit) => {}
                 () = self.stopping.cancelled() => {}
             }
             return Ok(self.task_to_api(&live.view()));

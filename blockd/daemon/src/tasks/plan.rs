@@ -1,5 +1,5 @@
-//! The plan of a backup, kept in a file from before the first upload until the commit: a run that was cut off goes on
-//! with exactly the same blocks, salt and base, so that what it sent before is still good.
+//! The plan of a backup, kept in a file from before the first upload until the commit: a run that was cut off
+//! goes on with exactly the same blocks, salt and base, so that what it sent before is still good.
 //!
 //! Layout, little-endian:
 //!
@@ -198,8 +198,9 @@ impl Plan {
             .map_err(|source| file("write", &path(dir), source))
     }
 
-    /// The plan that was kept, if there is one that is whole. One that is not is left to be made anew: nothing was
-    /// committed with it. One of version 1 does not say which volume its base is of: `v1_base_volume`.
+    /// The plan that was kept, if there is one that is whole. One that is not is left to be made anew:
+    /// nothing was committed with it. One of version 1 does not say which volume its base is of:
+    /// `v1_base_volume`.
     ///
     /// # Errors
     /// The file cannot be read.

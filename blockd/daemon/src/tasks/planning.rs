@@ -1,8 +1,9 @@
 //! Deciding what a backup carries: a full one or an incremental one, on what, and which blocks.
 //!
-//! What an incremental builds on is taken from this host's memory of the store, which has it word for word: manifests
-//! do not change. Whether it is still there is asked once, after the commit, because only that counts (see "Committing" in
-//! the format's description); if it is not, the backup begins anew as a full one under another name.
+//! What an incremental builds on is taken from this host's memory of the store, which has it word for word:
+//! manifests do not change. Whether it is still there is asked once, after the commit, because only that
+//! counts (see "Committing" in the format's description); if it is not, the backup begins anew as a full one
+//! under another name.
 
 use super::{
     LiveTask,
@@ -132,8 +133,8 @@ async fn make_plan(
             Err(error) => return Err(error),
         },
     }
-    // Before anything is stored: a disk that is not mounted is an empty directory, and takes everything. The base of an
-    // incremental is looked for in any case, after the commit.
+    // Before anything is stored: a disk that is not mounted is an empty directory, and takes everything. The
+    // base of an incremental is looked for in any case, after the commit.
     if found.is_none() || !core.was_proven_lately(credential).await? {
         core.prove_place(credential, repository).await?;
     }
@@ -158,7 +159,8 @@ async fn make_plan(
     Ok((plan, base, note))
 }
 
-/// Adds to what changed the blocks that the base has lost, as far as a verification found out: the volume has them.
+/// Adds to what changed the blocks that the base has lost, as far as a verification found out: the volume has
+/// them.
 async fn heal(
     core: &Core,
     volume: &Arc<Volume>,
@@ -196,11 +198,13 @@ fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudsnapId
 
 /// The base of an incremental is gone: the task goes on from the same frozen point as a full backup.
 ///
-/// Under another name, because what was stored under this one stays there, sealed otherwise. If the daemon dies between the two
-/// steps, the plan is found to be one on a base that is gone, and this is done once more.
+/// Under another name, because what was stored under this one stays there, sealed otherwise. If the daemon
+/// dies between the two steps, the plan is found to be one on a base that is gone, and this is done once
+/// more.
 ///
 /// # Errors
-/// The place is not the one that was opened, so that nothing is known to be gone; the store or the database fails.
+/// The place is not the one that was opened, so that nothing is known to be gone; the store or the database
+/// fails.
 pub(super) async fn begin_anew(core: &Core, live: &LiveTask, base: CloudsnapId) -> Result<(), ServiceError> {
     let row = live.view();
     let (volume, _) = ids(&row)?;

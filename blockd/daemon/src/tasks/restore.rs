@@ -1,7 +1,7 @@
 //! A restore: a new volume is filled beside its final place and moved there when it is whole.
 //!
-//! The volume's row is `restoring` until then. A run that was cut off goes on with the blocks that are not in place yet;
-//! one that was cut off after the move only has its rows to set.
+//! The volume's row is `restoring` until then. A run that was cut off goes on with the blocks that are not in
+//! place yet; one that was cut off after the move only has its rows to set.
 
 use super::{
     LiveTask, clean_files, findings,
@@ -156,7 +156,8 @@ pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Resu
     }
 }
 
-/// Removes the half volume's files, if it is not whole, but not its rows: taken up again, the restore begins anew.
+/// Removes the half volume's files, if it is not whole, but not its rows: taken up again, the restore begins
+/// anew.
 pub(super) async fn make_room(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
     let (dir, file) = (core.volume_dir(volume_id(row)?), restored::path(&core.task_dir(row.id)));
     blocking(move || {

@@ -1,5 +1,5 @@
-//! Which blocks of a volume that is being restored are in place, kept in a file, so that a restore that was cut off goes
-//! on with what is left.
+//! Which blocks of a volume that is being restored are in place, kept in a file, so that a restore that was
+//! cut off goes on with what is left.
 //!
 //! Layout, little-endian. A header:
 //!
@@ -22,8 +22,8 @@
 //! | s + w | both sets |
 //! | 8 | xxh3-64 of the record before |
 //!
-//! A record is written after what it is about has been made durable. What follows the last whole record was being written
-//! when the run was cut off, and is dropped.
+//! A record is written after what it is about has been made durable. What follows the last whole record was
+//! being written when the run was cut off, and is dropped.
 
 use super::backup::to_io;
 use blockd_cloud::{BlockWriter, Manifest};
@@ -97,8 +97,8 @@ pub(super) fn forget(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads what an earlier run of this restore wrote down, and where its last whole record ends; none if there is nothing to
-/// go on with.
+/// Reads what an earlier run of this restore wrote down, and where its last whole record ends; none if there
+/// is nothing to go on with.
 pub(super) fn load(path: &Path, task: Uuid, manifest: &Manifest) -> io::Result<Option<(InPlace, u64)>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -134,7 +134,8 @@ struct Record {
     pending_bytes: u64,
 }
 
-/// A volume being filled, as the cloud side writes it. Taken away when told, not when the last thread lets go.
+/// A volume being filled, as the cloud side writes it. Taken away when told, not when the last thread lets
+/// go.
 pub(super) struct Writer {
     target: RwLock<Option<RestoreTarget>>,
     record: Mutex<Record>,

@@ -1,6 +1,7 @@
-//! The secrets of a task, before it moves data: a program that fails for a moment is waited for, while no caller waits for the
-//! task. What a backup is of was frozen before that: it is of the moment for which it was asked, its local copy needs no secret, and the
-//! volumes of a group do not depend on whose secret comes first.
+//! The secrets of a task, before it moves data: a program that fails for a moment is waited for, while no
+//! caller waits for the task. What a backup is of was frozen before that: it is of the moment for which it
+//! was asked, its local copy needs no secret, and the volumes of a group do not depend on whose secret comes
+//! first.
 
 use super::LiveTask;
 use crate::{
@@ -18,9 +19,10 @@ use tokio::{sync::SemaphorePermit, time::Instant};
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a turn is given back because a secret is away again.
-const ROUNDS_MOST: u32 = 8;
+const MAX_ROUNDS: u32 = 8;
 
-/// Waits until the secrets of a task's credential can be had, for [`wait_s`](crate::config::SecretsConfig::wait_s) at most.
+/// Waits until the secrets of a task's credential can be had, for
+/// [`wait_s`](crate::config::SecretsConfig::wait_s) at most.
 ///
 /// # Errors
 /// One cannot be had for good, or not in that time; the task is told to stop.
@@ -37,12 +39,13 @@ pub(super) async fn wait_for(core: &Core, live: &LiveTask) -> Result<(), Service
     Ok(())
 }
 
-/// A turn to move data, with the secrets at hand: a turn is not held while they are waited for, because others could move theirs.
+/// A turn to move data, with the secrets at hand: a turn is not held while they are waited for, because
+/// others could move theirs.
 ///
 /// # Errors
 /// Those of [`wait_for`]; the daemon stops.
 pub(super) async fn slot<'a>(core: &'a Core, live: &LiveTask) -> Result<SemaphorePermit<'a>, ServiceError> {
-    for _ in 1..ROUNDS_MOST {
+    for _ in 1..MAX_ROUNDS {
         wait_for(core, live).await?;
         let slot = core.tasks.slot(&live.cancel).await?;
         // The turn may have come hours later.

@@ -1,5 +1,5 @@
-//! The frozen point of a volume, as one or several backups of it read it: what one of them reads the others get from memory, as
-//! long as they keep up with each other.
+//! The frozen point of a volume, as one or several backups of it read it: what one of them reads the others
+//! get from memory, as long as they keep up with each other.
 
 use super::backup::to_io;
 use blockd_cloud::BlockReader;
@@ -13,7 +13,7 @@ use std::{
 };
 
 /// Reads that are kept for the others, of up to 4 MiB each.
-const KEPT_MOST: usize = 16;
+const MAX_KEPT: usize = 16;
 
 /// The points that are being read.
 #[derive(Default)]
@@ -99,7 +99,8 @@ impl Point {
         view.read_extents(extents, buf).map_err(to_io)
     }
 
-    /// The place of these extents, and whether somebody else reads or has read them. Whoever takes what others keep makes room.
+    /// The place of these extents, and whether somebody else reads or has read them. Whoever takes what
+    /// others keep makes room.
     fn place(&self, extents: &[Extent]) -> Filled {
         let mut kept = self.kept.lock();
         if let Some((_, filled)) = kept.iter().find(|(other, _)| other == extents) {
@@ -107,7 +108,7 @@ impl Point {
         }
         let filled = Filled::default();
         kept.push_back((extents.to_vec(), Arc::clone(&filled)));
-        if kept.len() > KEPT_MOST {
+        if kept.len() > MAX_KEPT {
             kept.pop_front();
         }
         filled

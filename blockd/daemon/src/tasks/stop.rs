@@ -1,11 +1,11 @@
-//! Tasks that end without being done: stopped by somebody, or failed. What they need to go on is kept where that makes
-//! sense, and they are taken up again, or given up.
+//! Tasks that end without being done: stopped by somebody, or failed. What they need to go on is kept where
+//! that makes sense, and they are taken up again, or given up.
 //!
-//! Kept are: of a backup its snapshot, its plan and its journal, so that what is in the store already is not sent again; of a restore the
-//! half volume and which blocks of it are in place; of a hydration nothing but its row; of a restore in place that has begun
-//! to write, that clients stay out of the mixture; of a delete the manifest. A backup that is kept is given up when a newer one of the same
-//! volume to the same credential begins, and when it is too old to commit. What may be listed of it then is looked at (see
-//! [`doubts`]).
+//! Kept are: of a backup its snapshot, its plan and its journal, so that what is in the store already is not
+//! sent again; of a restore the half volume and which blocks of it are in place; of a hydration nothing but
+//! its row; of a restore in place that has begun to write, that clients stay out of the mixture; of a delete
+//! the manifest. A backup that is kept is given up when a newer one of the same volume to the same credential
+//! begins, and when it is too old to commit. What may be listed of it then is looked at (see [`doubts`]).
 
 use super::{LiveTask, backup, clean_files, doubts, restore};
 use crate::{
@@ -57,9 +57,9 @@ fn can_go_on(error: &ServiceError) -> bool {
 
 /// Refuses limits below which even small requests would take minutes.
 pub(crate) fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
-    const LEAST_BYTES_PER_S: u64 = 1 << 10;
+    const MIN_BYTES_PER_S: u64 = 1 << 10;
     let given = [limits.limit_upload_bytes_per_s, limits.limit_download_bytes_per_s];
-    if given.into_iter().flatten().any(|limit| limit < LEAST_BYTES_PER_S) {
+    if given.into_iter().flatten().any(|limit| limit < MIN_BYTES_PER_S) {
         let message = "a limit is at least 1 KiB a second";
         return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
     }
@@ -69,8 +69,8 @@ pub(crate) fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
 /// Whether what a task needs to go on is worth keeping.
 fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool {
     if row.detail.is_of_volume_in_use() {
-        // Whatever it met: it costs nothing, and without it nobody could go on. Before a restore in place has begun, the
-        // volume is what it was.
+        // Whatever it met: it costs nothing, and without it nobody could go on. Before a restore in place has
+        // begun, the volume is what it was.
         let is_there = error.to_api().code != ErrorCode::VolumeNotFound;
         return is_there && (row.detail.lazy || in_place::has_begun(row));
     }
@@ -116,8 +116,9 @@ async fn clean_up(core: &Arc<Core>, row: &TaskRow) -> Result<(), ServiceError> {
     }
 }
 
-/// Removes what a backup left in the store, where it is sure that nobody can commit it: it never began to, and this run of
-/// the daemon is the only one that ever knew its name. All else waits for the collection of garbage.
+/// Removes what a backup left in the store, where it is sure that nobody can commit it: it never began to,
+/// and this run of the daemon is the only one that ever knew its name. All else waits for the collection of
+/// garbage.
 fn remove_leftovers(core: &Arc<Core>, row: &TaskRow) {
     if row.detail.run != Some(core.run) || row.detail.may_be_committed || row.detail.backup_type.is_none() {
         return;
@@ -145,8 +146,8 @@ fn remove_leftovers(core: &Arc<Core>, row: &TaskRow) {
     });
 }
 
-/// Ends a task that is not done: first its rows, then what it leaves behind. Until its rows are stored it counts as
-/// running, because the next start would take it up again.
+/// Ends a task that is not done: first its rows, then what it leaves behind. Until its rows are stored it
+/// counts as running, because the next start would take it up again.
 ///
 /// # Errors
 /// The daemon stops before the rows are stored.
@@ -203,7 +204,8 @@ pub(super) async fn end_undone(
 }
 
 impl Core {
-    /// Stops a task and waits until it has come to rest; one that has ended already is given up, if that is wanted.
+    /// Stops a task and waits until it has come to rest; one that has ended already is given up, if that is
+    /// wanted.
     ///
     /// # Errors
     /// There is no such task, or it has ended and there is nothing to stop.
@@ -362,7 +364,8 @@ impl Core {
     pub(crate) async fn give_up_expired(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
         let _admission = self.admission.lock().await;
         let is_old = |row: &TaskRow| match row.detail.is_of_volume_in_use() {
-            // They can be completed as long as there is the volume; clients must not be let into a mixture by themselves.
+            // They can be completed as long as there is the volume; clients must not be let into a mixture by
+            // themselves.
             true => row.volume.is_none_or(|id| self.registry.by_id(id).is_none()),
             false => now.as_second().saturating_sub(row.created.as_second()) > BACKUP_LIFETIME_S,
         };

@@ -1,7 +1,8 @@
-//! A verification: cloud snapshots are proved to be readable, and what was found is written down with each of them.
+//! A verification: cloud snapshots are proved to be readable, and what was found is written down with each of
+//! them.
 //!
-//! What is damaged makes the task fail, with everything that was found; the next backup that builds on a damaged one
-//! carries those blocks again.
+//! What is damaged makes the task fail, with everything that was found; the next backup that builds on a
+//! damaged one carries those blocks again.
 
 use super::{
     LiveTask, backup,
@@ -136,8 +137,8 @@ fn paced(core: &Core, repository: Repository, what: VerifyWhat) -> Repository {
     repository.with_store(store)
 }
 
-/// What the content is compared with: the volume as it is now, where it has not changed since that backup. Just for the
-/// newest backup of a volume it is known where that is.
+/// What the content is compared with: the volume as it is now, where it has not changed since that backup.
+/// Just for the newest backup of a volume it is known where that is.
 async fn compared_with(
     core: &Arc<Core>,
     row: &TaskRow,
@@ -236,7 +237,8 @@ fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudsnapId
     if compared { report.block_bytes } else { 0 }
 }
 
-/// What is to be remembered of each cloud snapshot, of those included that were not asked for and lose something.
+/// What is to be remembered of each cloud snapshot, of those included that were not asked for and lose
+/// something.
 pub(super) fn proofs(
     report: &VerifyReport,
     known: &BTreeMap<CloudsnapId, Proof>,

@@ -25,13 +25,13 @@ const INCOMPAT_KNOWN: u32 = 0x3f;
 /// Blocks for fast commits, if it is not said how many.
 const FAST_COMMIT_BLOCKS: u32 = 256;
 /// A journal stays at least so long beside them.
-const BLOCKS_LEAST: u32 = 1024;
+const MIN_BLOCKS: u32 = 1024;
 /// Linux makes none that is longer.
-const BLOCKS_MOST: u32 = 10_240_000;
+const MAX_BLOCKS: u32 = 10_240_000;
 /// What fast commits begin with: a tag and the length of what follows it, all with the lowest byte first.
 const FAST_HEAD: [u8; 4] = [0x0a, 0, 8, 0];
 /// Pieces that a journal may lie in.
-const PIECES_MOST: usize = 1 << 16;
+const MAX_PIECES: usize = 1 << 16;
 
 /// How transactions are checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +124,7 @@ impl<'a> Log<'a> {
         if be32(&bytes, 0xc) as usize != block_len || u64::from(len) > inode.size_bytes / block_len as u64 {
             return wrong("its length or that of its blocks is not that of its file");
         }
-        if len > BLOCKS_MOST || u64::from(len) > fs.disk().blocks() {
+        if len > MAX_BLOCKS || u64::from(len) > fs.disk().blocks() {
             return wrong("it is longer than any is, or than the filesystem");
         }
         let (mut end, mut fast_blocks) = (len, None);
@@ -134,7 +134,7 @@ impl<'a> Log<'a> {
                 fast => fast,
             };
             // What is written there is no part of the ring.
-            if let Some(without) = end.checked_sub(fast).filter(|without| *without >= BLOCKS_LEAST) {
+            if let Some(without) = end.checked_sub(fast).filter(|without| *without >= MIN_BLOCKS) {
                 end = without;
                 fast_blocks = Some(without);
             }
@@ -172,7 +172,7 @@ impl<'a> Log<'a> {
             let count = self.pieces.len();
             match self.pieces.last_mut() {
                 Some(last) if last.block + u64::from(last.len) == block => last.len += len,
-                _ if count >= PIECES_MOST => return wrong("it lies in more pieces than any"),
+                _ if count >= MAX_PIECES => return wrong("it lies in more pieces than any"),
                 _ => self.pieces.push(Piece { first: at, len, block }),
             }
             at += len;

@@ -29,7 +29,8 @@ pub enum JournalState {
     },
 }
 
-/// Plays the journal back: a table of the blocks that are to be taken from it. It was not played back, says the superblock.
+/// Plays the journal back: a table of the blocks that are to be taken from it. It was not played back, says
+/// the superblock.
 pub(crate) fn replay(
     fs: &Filesystem,
     source: &dyn ReadAt,

@@ -2,7 +2,8 @@
 
 use crate::checksum::crc32c;
 
-/// What a block that the journal cannot hold as it is has in place of its first four bytes: the journal's magic.
+/// What a block that the journal cannot hold as it is has in place of its first four bytes: the journal's
+/// magic.
 const ESCAPED: [u8; 4] = 0xc03b_3998_u32.to_be_bytes();
 
 /// The checksum of a block in the journal.
@@ -61,7 +62,8 @@ impl Overlay {
         self.patches.get(from).is_some_and(|(block, _)| *block <= last)
     }
 
-    /// Makes of a block as it is in the journal the block that it stands for; says whether its checksum is right.
+    /// Makes of a block as it is in the journal the block that it stands for; says whether its checksum is
+    /// right.
     pub fn finish(&self, patch: Patch, bytes: &mut [u8]) -> bool {
         let sum = || crc32c(self.checksum_seed, &[&patch.sequence.to_be_bytes(), bytes]);
         let sound = match patch.checksum {

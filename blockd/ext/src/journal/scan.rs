@@ -1,7 +1,9 @@
-//! Which transactions a journal holds, and what they write and revoke (sections "Block Header" to "Commit Block" of the journal).
+//! Which transactions a journal holds, and what they write and revoke (sections "Block Header" to "Commit
+//! Block" of the journal).
 //!
-//! As in the kernel and in e2fsck, the journal ends where a block is not what must come next, and a transaction whose checksums
-//! are wrong ends it too. Blocks are checked against their own checksums when they are read.
+//! As in the kernel and in e2fsck, the journal ends where a block is not what must come next, and a
+//! transaction whose checksums are wrong ends it too. Blocks are checked against their own checksums when
+//! they are read.
 
 use super::{
     log::{Checksums, Log, MAGIC},
@@ -29,9 +31,9 @@ const TAG_SAME_UUID: u16 = 2;
 const TAG_LAST: u16 = 8;
 const UUID_LEN: usize = 16;
 
-/// Blocks that are taken from a journal at most, and revocations in it: twice what the largest journal that mke2fs makes unasked
-/// holds of blocks. They are kept as long as the filesystem is open.
-const ENTRIES_MOST: usize = 1 << 19;
+/// Blocks that are taken from a journal at most, and revocations in it: twice what the largest journal that
+/// mke2fs makes unasked holds of blocks. They are kept as long as the filesystem is open.
+const MAX_ENTRIES: usize = 1 << 19;
 /// Most bytes of the journal itself that are read: each block is a download if the image is in a bucket.
 const MAX_READ_BYTES: u64 = 4 << 30;
 
@@ -69,7 +71,7 @@ impl Scanned {
     }
 
     fn is_full(&self) -> bool {
-        self.writes.len() > ENTRIES_MOST || self.revoked.len() > ENTRIES_MOST
+        self.writes.len() > MAX_ENTRIES || self.revoked.len() > MAX_ENTRIES
     }
 }
 
@@ -150,7 +152,7 @@ fn scan_at_most(log: &Log<'_>, max_blocks: u64) -> Result<Scanned, ExtError> {
             }
             _ => break,
         }
-        if scanned.is_full() || open.writes.len() > ENTRIES_MOST || open.revoked.len() > ENTRIES_MOST {
+        if scanned.is_full() || open.writes.len() > MAX_ENTRIES || open.revoked.len() > MAX_ENTRIES {
             return Err(ExtError::unsupported("a journal that holds more blocks than are taken from one"));
         }
     }
@@ -190,7 +192,8 @@ fn commit_is_right(log: &Log<'_>, bytes: &[u8], sum: u32) -> bool {
     }
 }
 
-/// The tags of a descriptor block: the first block that it describes is `at`. Says whether all blocks that they name can be.
+/// The tags of a descriptor block: the first block that it describes is `at`. Says whether all blocks that
+/// they name can be.
 fn read_tags(
     log: &Log<'_>,
     bytes: &[u8],

@@ -1,4 +1,5 @@
-//! ext2, ext3 and ext4, through `blockd-ext`, which believes nothing that it reads and bounds what each question costs.
+//! ext2, ext3 and ext4, through `blockd-ext`, which believes nothing that it reads and bounds what each
+//! question costs.
 
 use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, NumberedFiles, large};
 use crate::Image;
@@ -9,11 +10,11 @@ use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 /// Most entries of a directory that a mount shows.
 const MAX_MOUNT_ENTRIES: usize = 1_000_000;
 /// Inodes that are kept for the next read: of the files that were read last.
-const INODES_MOST: usize = 64;
+const MAX_INODES: usize = 64;
 /// What the names that are kept take at most, in bytes.
-const NAMES_MOST_BYTES: usize = 4 << 20;
+const MAX_NAMES_BYTES: usize = 4 << 20;
 /// What those of the directory that was listed last take at most, which are kept whatever the others take.
-const NEWEST_MOST_BYTES: usize = 64 << 20;
+const MAX_NEWEST_BYTES: usize = 64 << 20;
 
 /// An image, as the reader wants it.
 struct Source(Arc<dyn Image>);
@@ -36,7 +37,8 @@ pub(super) fn is_there(image: &Arc<dyn Image>) -> io::Result<bool> {
 /// Opens it.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] or [`io::ErrorKind::Unsupported`] if it cannot be made sense of; what reading reports.
+/// [`io::ErrorKind::InvalidData`] or [`io::ErrorKind::Unsupported`] if it cannot be made sense of; what
+/// reading reports.
 pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn Files>> {
     let fs = Filesystem::open(Arc::new(Source(image))).map_err(|error| convert(&error))?;
     let info = fs.info();
@@ -135,12 +137,12 @@ fn names_len<K: AsRef<[u8]>>(key: &K, names: &Names) -> usize {
 impl<K: AsRef<[u8]> + PartialEq> KnownNames<K> {
     fn insert(&mut self, key: K, names: Names) {
         let len = names_len(&key, &names);
-        if len > NEWEST_MOST_BYTES || self.dirs.iter().any(|(known, _)| *known == key) {
+        if len > MAX_NEWEST_BYTES || self.dirs.iter().any(|(known, _)| *known == key) {
             return;
         }
         self.len_bytes += len;
         self.dirs.push_back((key, names));
-        while self.len_bytes > NAMES_MOST_BYTES
+        while self.len_bytes > MAX_NAMES_BYTES
             && self.dirs.len() > 1
             && let Some((key, names)) = self.dirs.pop_front()
         {
@@ -189,7 +191,7 @@ impl ExtTree {
         }
         let inode = Arc::new(self.inode(path)?);
         let mut inodes = self.inodes.lock();
-        if inodes.len() >= INODES_MOST {
+        if inodes.len() >= MAX_INODES {
             inodes.pop_front();
         }
         inodes.push_back((path.to_vec(), Arc::clone(&inode)));
@@ -241,7 +243,7 @@ impl ExtTree {
         }
         let inode = Arc::new(self.fs.inode(InodeNumber(number))?);
         let mut numbered = self.numbered.lock();
-        if numbered.len() >= INODES_MOST {
+        if numbered.len() >= MAX_INODES {
             numbered.pop_front();
         }
         numbered.push_back(Arc::clone(&inode));

@@ -16,7 +16,7 @@ use std::{
 pub(super) const NOTICE: &[u8] = b"/NO-FILES.txt";
 
 /// Partitions that stay open: each keeps what its filesystem remembers.
-const PARTS_MOST: usize = 4;
+const MAX_PARTS: usize = 4;
 
 /// The files of an image. Partitions are opened when somebody looks at them.
 pub struct ImageFiles {
@@ -101,7 +101,8 @@ impl ImageFiles {
         })
     }
 
-    /// What is known of the root of the filesystem, if the image holds one and no partitions: it says who may look at what is below.
+    /// What is known of the root of the filesystem, if the image holds one and no partitions: it says who may
+    /// look at what is below.
     ///
     /// # Errors
     /// The image cannot be read, or is damaged there.
@@ -135,7 +136,7 @@ impl ImageFiles {
             return Ok(content);
         }
         let mut parts = self.parts.lock();
-        if parts.len() >= PARTS_MOST {
+        if parts.len() >= MAX_PARTS {
             parts.pop_front();
         }
         parts.push_back((part.number, content.clone()));

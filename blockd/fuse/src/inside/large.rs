@@ -8,8 +8,8 @@ use std::{
 
 /// A directory that is longer is large: a listing of a million names takes hundreds of megabytes.
 pub(super) const LARGE_DIR_BYTES: u64 = 4 << 20;
-/// Large directories of all of the process that are listed at a time; one at a time of each image, so that an image whose store
-/// is slow does not hold up the others.
+/// Large directories of all of the process that are listed at a time; one at a time of each image, so that an
+/// image whose store is slow does not hold up the others.
 static LISTINGS: LargeListings = LargeListings::new(2);
 /// Time limit of the wait for the end of another listing.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
 //! The files inside an image: which filesystems there are, and reading them.
 //!
-//! An image is written by whoever had the volume, so nothing in it is believed. What reads it may fail; it never writes, leads
-//! nowhere out of the image, and takes no more memory and time than its bounds.
+//! An image is written by whoever had the volume, so nothing in it is believed. What reads it may fail; it
+//! never writes, leads nowhere out of the image, and takes no more memory and time than its bounds.
 
 mod ext;
 mod image_files;
@@ -40,8 +40,8 @@ pub enum FileKind {
 pub struct FileStat {
     /// What it is.
     pub kind: FileKind,
-    /// Its number in its filesystem, which all its names have in common; 0 if it is in none. Where an image has partitions, that of
-    /// its partition stands above the lowest 32 bits.
+    /// Its number in its filesystem, which all its names have in common; 0 if it is in none. Where an image
+    /// has partitions, that of its partition stands above the lowest 32 bits.
     pub number: u64,
     /// Its length in bytes.
     pub size_bytes: u64,
@@ -130,7 +130,8 @@ pub trait NumberedFiles: Send + Sync {
     fn xattrs_of(&self, number: u32) -> io::Result<Vec<FileXattr>>;
 }
 
-/// A filesystem that is open for reading. Paths begin with `/`, and their last parts are not followed if they are links.
+/// A filesystem that is open for reading. Paths begin with `/`, and their last parts are not followed if they
+/// are links.
 pub trait FileTree: Send + Sync {
     /// What is known of a file.
     ///
@@ -141,8 +142,9 @@ pub trait FileTree: Send + Sync {
     /// The entries of a directory, sorted by name.
     ///
     /// # Errors
-    /// It is not there, is no directory, or the filesystem is damaged there; [`io::ErrorKind::InvalidInput`] if it has more than
-    /// `max_entries`, before its entries are looked at; [`io::ErrorKind::ResourceBusy`] if other large directories are listed.
+    /// It is not there, is no directory, or the filesystem is damaged there; [`io::ErrorKind::InvalidInput`]
+    /// if it has more than `max_entries`, before its entries are looked at; [`io::ErrorKind::ResourceBusy`]
+    /// if other large directories are listed.
     fn read_dir(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>>;
 
     /// Where a symbolic link leads, as it stands there.
@@ -240,8 +242,9 @@ pub fn look_at_part(image: &Arc<dyn Image>, part: Partition) -> io::Result<Conte
     content(Arc::new(Part { image: image.clone(), part }))
 }
 
-/// Where the metadata of the filesystems of an image lies, as ranges of its bytes, at most `most` for each: what whoever mounts it
-/// reads first. Of filesystems that are not shown as files nothing is known, nor of one that is damaged.
+/// Where the metadata of the filesystems of an image lies, as ranges of its bytes, at most `most` for each:
+/// what whoever mounts it reads first. Of filesystems that are not shown as files nothing is known, nor of
+/// one that is damaged.
 ///
 /// # Errors
 /// The image cannot be read.

@@ -1,4 +1,5 @@
-//! The files of an image by numbers: whoever asks by them needs no path, and two names of one file are one file.
+//! The files of an image by numbers: whoever asks by them needs no path, and two names of one file are one
+//! file.
 
 use super::{
     Content, FileStat, FileXattr, Files, ImageFiles, Inside,

@@ -4,7 +4,7 @@ use crate::Image;
 use std::io;
 
 /// Most partitions that are shown.
-const PARTITIONS_MOST: usize = 128;
+const MAX_PARTITIONS: usize = 128;
 const MBR_LEN: usize = 512;
 /// The sizes of sectors that disks have.
 const SECTOR_SIZES: [u64; 2] = [512, 4096];
@@ -40,7 +40,8 @@ fn read(image: &dyn Image, offset_bytes: u64, len: usize) -> io::Result<Option<V
     }
 }
 
-/// The partitions of an image, by number; none if it has no table. Those that do not lie inside it are left out.
+/// The partitions of an image, by number; none if it has no table. Those that do not lie inside it are left
+/// out.
 ///
 /// # Errors
 /// The image cannot be read.
@@ -77,7 +78,7 @@ fn gpt(image: &dyn Image) -> io::Result<Vec<Partition>> {
         if !(128..=4096).contains(&entry_len) || !entry_len.is_power_of_two() {
             continue;
         }
-        let count = (count as usize).min(PARTITIONS_MOST);
+        let count = (count as usize).min(MAX_PARTITIONS);
         let Some(at) = table_lba.checked_mul(sector) else { continue };
         let Some(table) = read(image, at, count * entry_len as usize)? else { continue };
         let entries = table.chunks_exact(entry_len as usize).zip(1..);
@@ -120,11 +121,13 @@ fn mbr_partitions<'a>(
         }
     }
     let Some(base) = extended else { return Ok(found) };
-    // Each record names a partition and the next record. Records that do not come one behind the other are a loop.
+    // Each record names a partition and the next record. Records that do not come one behind the other are a
+    // loop.
     let (mut at, mut number) = (base, 5);
-    // Records without a partition count too: there may be as many as the image has sectors, and each is a fetch.
-    for _ in 0..PARTITIONS_MOST {
-        if found.len() >= PARTITIONS_MOST {
+    // Records without a partition count too: there may be as many as the image has sectors, and each is a
+    // fetch.
+    for _ in 0..MAX_PARTITIONS {
+        if found.len() >= MAX_PARTITIONS {
             break;
         }
         let Some(record) = read(image, at * 512, MBR_LEN)? else { break };

@@ -1,5 +1,5 @@
-//! The device behind fuzzed connections, in memory: it keeps a log of what changed, answers at once or not depending on
-//! the place, and has places where it fails.
+//! The device behind fuzzed connections, in memory: it keeps a log of what changed, answers at once or not
+//! depending on the place, and has places where it fails.
 
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
@@ -16,7 +16,8 @@ use crate::device::{
 pub(super) const SIZE_BYTES: usize = 320 << 10;
 /// Its granularity.
 pub(super) const BLOCK_BYTES: usize = 4096;
-/// What it knows beside `base:allocation`: one bitmap in which every other block is dirty, one that is all clean.
+/// What it knows beside `base:allocation`: one bitmap in which every other block is dirty, one that is all
+/// clean.
 pub(super) const BITMAPS: [&str; 2] = ["qemu:dirty-bitmap:odd", "qemu:dirty-bitmap:none"];
 /// Reads and trims of this place fail.
 pub(super) const BAD: Range<usize> = 70 * BLOCK_BYTES..71 * BLOCK_BYTES;

@@ -1,4 +1,5 @@
-//! A connection without sockets: bytes arrive in any pieces, sends go out in any pieces, work is done in any order.
+//! A connection without sockets: bytes arrive in any pieces, sends go out in any pieces, work is done in any
+//! order.
 
 use std::io;
 use std::time::Instant;

@@ -1,5 +1,5 @@
-//! What a client's bytes ask for in the negotiation, and whether a server's bytes answer that, from the protocol
-//! document and `PROTOCOL.md` alone.
+//! What a client's bytes ask for in the negotiation, and whether a server's bytes answer that, from the
+//! protocol document and `PROTOCOL.md` alone.
 
 use super::device::{BITMAPS, Export, LISTED, SIZE_BYTES, export};
 use super::requests::{Bytes, Terms};
@@ -379,8 +379,9 @@ pub(super) fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
     data
 }
 
-/// Makes a client's bytes of a byte for the option, one for the length of what follows, and that: the option's data, or
-/// what it is to be put together from. The requests after it are [composed](super::requests::compose) of the last piece.
+/// Makes a client's bytes of a byte for the option, one for the length of what follows, and that: the
+/// option's data, or what it is to be put together from. The requests after it are
+/// [composed](super::requests::compose) of the last piece.
 pub(super) fn compose(mut short: &[u8]) -> Vec<u8> {
     const NAMES: [&str; 8] = ["", "a", "ro", "busy", "secret", "b", "é", "\u{1}\""];
     const QUERIES: [&str; 8] = [

@@ -1,5 +1,5 @@
-//! What a server's bytes say in the transmission phase, read from the protocol document alone, and whether that answers
-//! what was asked.
+//! What a server's bytes say in the transmission phase, read from the protocol document alone, and whether
+//! that answers what was asked.
 
 use std::collections::HashMap;
 
@@ -21,7 +21,8 @@ struct Answer {
     chunks: usize,
 }
 
-/// Reads what a server sent. `whole`: the server has had the time to answer everything, and nothing may be missing.
+/// Reads what a server sent. `whole`: the server has had the time to answer everything, and nothing may be
+/// missing.
 pub(super) fn check(sent: &[u8], asked: &[Asked], terms: &Terms, changes: &[Change], whole: bool) {
     let mut answers: Vec<Answer> = asked.iter().map(|_| Answer::default()).collect();
     let mut bytes = Bytes(sent);

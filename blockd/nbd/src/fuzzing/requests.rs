@@ -71,8 +71,8 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// Takes what a client sends apart into requests. Gives each a cookie of its own, its place among them, in `stream`, so
-/// that every reply can be told; cuts `stream` where it asks for too much.
+/// Takes what a client sends apart into requests. Gives each a cookie of its own, its place among them, in
+/// `stream`, so that every reply can be told; cuts `stream` where it asks for too much.
 pub(super) fn number_requests(stream: &mut Vec<u8>, terms: &Terms) -> Vec<Asked> {
     let header_len = if terms.mode == ReplyMode::Extended { 32 } else { 28 };
     let magic = if terms.mode == ReplyMode::Extended { 0x21e4_1c71 } else { 0x2560_9513 };
@@ -231,8 +231,8 @@ impl Asked {
     }
 }
 
-/// Makes a client's bytes of a few bytes for each request, so that most of them mean something: a command, flags, a place,
-/// a length and a number that the payload follows from.
+/// Makes a client's bytes of a few bytes for each request, so that most of them mean something: a command,
+/// flags, a place, a length and a number that the payload follows from.
 pub(super) fn compose(mut short: &[u8], mode: ReplyMode) -> Vec<u8> {
     let mut stream = Vec::new();
     while let [what, flags, place_low, place_high, len_low, len_high, seed, rest @ ..] = short {

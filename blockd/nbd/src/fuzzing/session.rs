@@ -147,7 +147,8 @@ fn converse(mut stream: Vec<u8>, plan: &Plan<'_>) {
     assert_eq!(Arc::strong_count(&driver.catalog.read_only), 1);
 }
 
-/// A negotiation with TLS, which is taken to begin at once: until then, where it is required, nothing is served.
+/// A negotiation with TLS, which is taken to begin at once: until then, where it is required, nothing is
+/// served.
 fn negotiate(stream: &[u8], steps: &[usize], tls: TlsStage) {
     let (catalog, client) = (Exports::new(), Client::default());
     let mut handshake = Handshake::with_tls(tls);

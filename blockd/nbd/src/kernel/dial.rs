@@ -12,7 +12,7 @@ use std::{
 };
 
 /// How long the server may take for each step.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest reply to an option that is taken, in bytes.
 const MAX_REPLY_LEN_BYTES: u32 = 64 << 10;
 
@@ -54,8 +54,8 @@ struct Negotiated {
 fn negotiate(path: &Path, export: &str) -> Result<Negotiated, DialError> {
     let socket = |doing| move |source| DialError::Socket { doing, path: path.to_owned(), source };
     let mut stream = UnixStream::connect(path).map_err(socket("connect to"))?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(socket("set up"))?;
-    stream.set_write_timeout(Some(PATIENCE)).map_err(socket("set up"))?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(socket("set up"))?;
+    stream.set_write_timeout(Some(TIMEOUT)).map_err(socket("set up"))?;
     let (size_bytes, flags) = match go(&mut stream, export) {
         Ok(found) => found,
         Err(Bad::Io(source)) => return Err(socket("negotiate at")(source)),

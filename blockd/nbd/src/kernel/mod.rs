@@ -1,7 +1,9 @@
-//! Volumes as `/dev/nbdN`: a client of the kernel's nbd driver over generic netlink, and the connections that it is given.
+//! Volumes as `/dev/nbdN`: a client of the kernel's nbd driver over generic netlink, and the connections that
+//! it is given.
 //!
-//! The kernel takes sockets that are in transmission and speaks NBD on them by itself. A device outlives the process that
-//! made it: whoever knows its backend identifier can give it other sockets in place of dead ones.
+//! The kernel takes sockets that are in transmission and speaks NBD on them by itself. A device outlives the
+//! process that made it: whoever knows its backend identifier can give it other sockets in place of dead
+//! ones.
 
 mod dial;
 mod error;
@@ -26,8 +28,8 @@ pub struct AttachOptions {
     pub backend: String,
 }
 
-/// Reads a datagram in every way that one is read, for fuzzing: how many messages it has, and how many bytes of text
-/// and lists of devices.
+/// Reads a datagram in every way that one is read, for fuzzing: how many messages it has, and how many bytes
+/// of text and lists of devices.
 #[cfg(any(test, feature = "testing"))]
 pub(crate) fn read_anything(datagram: &[u8]) -> (usize, usize) {
     let (mut count, mut bytes) = (0, 0);

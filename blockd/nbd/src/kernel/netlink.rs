@@ -67,15 +67,15 @@ impl Kernel {
         }
     }
 
-    /// The numbers of the driver's family and of its news. They are others after the driver was unloaded and loaded again,
-    /// and a [`LinkWatch`] from before hears nothing any more.
+    /// The numbers of the driver's family and of its news. They are others after the driver was unloaded and
+    /// loaded again, and a [`LinkWatch`] from before hears nothing any more.
     #[must_use]
     pub fn numbers(&self) -> (u16, Option<u32>) {
         (self.family, self.group)
     }
 
-    /// Attaches connections as a device: the one with this number, or a free one. Gives its number. The kernel keeps the
-    /// sockets.
+    /// Attaches connections as a device: the one with this number, or a free one. Gives its number. The
+    /// kernel keeps the sockets.
     ///
     /// # Errors
     /// The device is in use, or the kernel refuses.
@@ -105,8 +105,8 @@ impl Kernel {
         }
     }
 
-    /// Gives a device these sockets in place of dead ones. Those that are not needed are closed by the kernel: as many as it
-    /// has connections can be given at any time.
+    /// Gives a device these sockets in place of dead ones. Those that are not needed are closed by the
+    /// kernel: as many as it has connections can be given at any time.
     ///
     /// # Errors
     /// The device is not connected, belongs to another backend, or the kernel refuses.
@@ -216,7 +216,8 @@ impl Kernel {
     }
 }
 
-/// Whether the kernel refused because there is no such device. `EINVAL` can mean that, or that it does not like the request.
+/// Whether the kernel refused because there is no such device. `EINVAL` can mean that, or that it does not
+/// like the request.
 fn is_no_device(errno: Errno, index: u32, connected: impl FnOnce() -> Option<Vec<u32>>) -> bool {
     match errno {
         Errno::NODEV => true,
@@ -270,8 +271,8 @@ pub struct LinkWatch {
 }
 
 impl LinkWatch {
-    /// Waits at most so long for news, or until `wake` can be read: the devices that lost a connection. `None` says that news were lost, so that any
-    /// device may have lost one.
+    /// Waits at most so long for news, or until `wake` can be read: the devices that lost a connection.
+    /// `None` says that news were lost, so that any device may have lost one.
     ///
     /// # Errors
     /// The socket failed.
@@ -291,7 +292,8 @@ impl LinkWatch {
         if fds.first().is_none_or(|news| news.revents().is_empty()) {
             return Ok(Some(Vec::new()));
         }
-        // What made the socket readable may have been another's, which is passed over: it must not be waited for more.
+        // What made the socket readable may have been another's, which is passed over: it must not be waited
+        // for more.
         let datagram = match receive(&self.socket, &mut self.datagram, RecvFlags::DONTWAIT) {
             Ok(datagram) => datagram,
             Err(Failed::Receive(Errno::AGAIN)) => return Ok(Some(Vec::new())),

@@ -1,7 +1,7 @@
 //! Generic netlink messages as bytes: headers and attributes, both ways, without I/O.
 //!
-//! Everything is in the machine's byte order and padded to four bytes. What is parsed may be anything: a message that is
-//! cut short or lies about its length ends the parsing, it never reads beyond it.
+//! Everything is in the machine's byte order and padded to four bytes. What is parsed may be anything: a
+//! message that is cut short or lies about its length ends the parsing, it never reads beyond it.
 
 /// `NLMSG_NOOP`: to be skipped.
 const NLMSG_NOOP: u16 = 1;
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back() {
+    fn emitted_yaml_parses_back() {
         let bytes = Request::new(40, 3, 1, 9)
             .u32(1, u32::MAX)
             .text(2, "x")

@@ -1,5 +1,5 @@
-//! Certificates for tests, made on the spot: an authority, a server, and clients in directories as libnbd and qemu want
-//! them.
+//! Certificates for tests, made on the spot: an authority, a server, and clients in directories as libnbd and
+//! qemu want them.
 #![allow(dead_code, reason = "every test binary uses some of it")]
 #![allow(missing_docs, clippy::unwrap_used, reason = "these are tests")]
 

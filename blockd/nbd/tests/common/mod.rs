@@ -18,7 +18,7 @@ use blockd_nbd::{
 };
 
 /// Far beyond what any step takes: a test that would hang fails instead.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
@@ -70,7 +70,7 @@ impl Gate {
         let closed = self.closed.lock().unwrap();
         let (_guard, timeout) = self
             .changed
-            .wait_timeout_while(closed, PATIENCE, |_| self.waiting.load(Ordering::SeqCst) < count)
+            .wait_timeout_while(closed, TIMEOUT, |_| self.waiting.load(Ordering::SeqCst) < count)
             .unwrap();
         assert!(!timeout.timed_out(), "{count} requests never came to the gate");
     }
@@ -357,7 +357,7 @@ impl TestServer {
 
     /// Waits until the server holds the device so many times, beside the test's and the catalog's references.
     pub fn wait_until_count(&self, count: usize) {
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = std::time::Instant::now() + TIMEOUT;
         while Arc::strong_count(&self.device) != 2 + count {
             assert!(std::time::Instant::now() < deadline, "the server keeps the device");
             std::thread::yield_now();
@@ -382,8 +382,8 @@ impl Client {
     }
 
     pub fn over_unix(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self { stream: Box::new(stream), next_cookie: 1 }
     }
 
@@ -392,8 +392,8 @@ impl Client {
     }
 
     pub fn over_tcp(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self { stream: Box::new(stream), next_cookie: 1 }
     }
 

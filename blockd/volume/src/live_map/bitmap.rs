@@ -1,7 +1,7 @@
 //! A sparse bitmap in memory, one bit a block, that threads read and change without a lock.
 //!
-//! A chunk of 4 KiB (128 MiB of volume) is allocated when its first bit is set, so that scattered writes cost one page
-//! each and untouched parts cost the table alone: 16 bytes a chunk, 128 KiB a TiB.
+//! A chunk of 4 KiB (128 MiB of volume) is allocated when its first bit is set, so that scattered writes cost
+//! one page each and untouched parts cost the table alone: 16 bytes a chunk, 128 KiB a TiB.
 
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use std::sync::{

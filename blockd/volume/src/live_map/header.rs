@@ -84,8 +84,8 @@ impl Header {
         self.0[CLEAN_AT] == 1
     }
 
-    /// Returns why the map is not to be believed, unless it is of this head, was written in this boot, and its filesystem
-    /// was mounted ever since.
+    /// Returns why the map is not to be believed, unless it is of this head, was written in this boot, and
+    /// its filesystem was mounted ever since.
     pub(super) fn rejection(
         &self,
         identity: &[u8; BOOT_ID_AT],

@@ -1,19 +1,21 @@
 //! The head's block set in a form that survives the death of the process.
 //!
-//! Two bitmaps in memory, a bit a block: `held` (the head has the block) and `zero` (the head has it and its data is all
-//! zeroes). They are what this process goes by. Each new bit of `held` is also written to a sparse file, after the data
-//! of its block and before the request is answered; the page cache outlives the process, so the next one finds every
-//! acknowledged block after `kill -9`.
+//! Two bitmaps in memory, a bit a block: `held` (the head has the block) and `zero` (the head has it and its
+//! data is all zeroes). They are what this process goes by. Each new bit of `held` is also written to a
+//! sparse file, after the data of its block and before the request is answered; the page cache outlives the
+//! process, so the next one finds every acknowledged block after `kill -9`.
 //!
-//! The file is written with `pwrite`, not through a mapping. A store through a mapping has no error to return: where
-//! the filesystem was shut down or is full it kills the process (SIGBUS), and a page whose writeback failed is dropped
-//! by reclaim together with its bits. Here memory stays right whatever becomes of the file, a failed `pwrite` is the
-//! error of one write, and a failed writeback is found by [`LiveMap::sync`], which then writes the file again.
+//! The file is written with `pwrite`, not through a mapping. A store through a mapping has no error to
+//! return: where the filesystem was shut down or is full it kills the process (SIGBUS), and a page whose
+//! writeback failed is dropped by reclaim together with its bits. Here memory stays right whatever becomes of
+//! the file, a failed `pwrite` is the error of one write, and a failed writeback is found by
+//! [`LiveMap::sync`], which then writes the file again.
 //!
-//! The kernel may write the file to disk at any time, before the data that a bit stands for. It is therefore believed
-//! only by the boot that wrote it, and only while the filesystem stays mounted ([`crate::mount`]): its header holds the
-//! boot id and the number of the mount. After a power cut the head's log decides ([`crate::head_log`]). `zero` is not
-//! stored: the data file has those zeroes anyway, and its holes show most of them.
+//! The kernel may write the file to disk at any time, before the data that a bit stands for. It is therefore
+//! believed only by the boot that wrote it, and only while the filesystem stays mounted ([`crate::mount`]):
+//! its header holds the boot id and the number of the mount. After a power cut the head's log decides
+//! ([`crate::head_log`]). `zero` is not stored: the data file has those zeroes anyway, and its holes show
+//! most of them.
 //!
 //! # File
 //!
@@ -69,7 +71,8 @@ pub(crate) struct LiveMap {
     /// The header, as it is while no boot owns the file.
     header: Vec<u8>,
     blocks: u64,
-    /// Held while bits of a chunk go to the file and then to memory: an older word must not be written over a newer one.
+    /// Held while bits of a chunk go to the file and then to memory: an older word must not be written over a
+    /// newer one.
     writing: [Mutex<()>; WRITE_LOCKS],
     /// Bits were written since the file was last synced.
     unsynced: AtomicBool,
@@ -99,7 +102,8 @@ pub(crate) struct Rejected {
 }
 
 impl Rejected {
-    /// Logs the rejection and records the loss, if acknowledged writes may be gone and a client may have survived.
+    /// Logs the rejection and records the loss, if acknowledged writes may be gone and a client may have
+    /// survived.
     pub(crate) fn report(&self, place: Place<'_>, serves_remote: bool) -> Result<(), VolumeError> {
         let Self { why, clean } = self;
         if *clean {
@@ -161,8 +165,8 @@ impl LiveMap {
         Ok(Self::with(file, path, header, blocks))
     }
 
-    /// Puts a map that names the blocks of the log in the place of one that is not believed. Until then the old one stays,
-    /// because it shows what was lost and to whom. The caller syncs the directory.
+    /// Puts a map that names the blocks of the log in the place of one that is not believed. Until then the
+    /// old one stays, because it shows what was lost and to whom. The caller syncs the directory.
     pub(crate) fn replace(
         path: &Path,
         volume: VolumeId,
@@ -194,8 +198,8 @@ impl LiveMap {
         }
     }
 
-    /// Declares, durably, that the map names every block that the head holds: the next process of this boot believes it, and
-    /// one of a later boot knows in which one it was written.
+    /// Declares, durably, that the map names every block that the head holds: the next process of this boot
+    /// believes it, and one of a later boot knows in which one it was written.
     pub(crate) fn own(&self) -> Result<(), VolumeError> {
         let boot = boot_id()?;
         let text = boot.as_bytes().get(..BOOT_ID_BYTES).unwrap_or_default();
@@ -203,16 +207,17 @@ impl LiveMap {
         self.sync_file()
     }
 
-    /// Opens the map of an earlier process and makes sure that the disk took it, or returns why it is not believed.
+    /// Opens the map of an earlier process and makes sure that the disk took it, or returns why it is not
+    /// believed.
     ///
-    /// The sync comes first: of a map whose writeback failed, the kernel may have dropped pages, and the next sync alone
-    /// reports that.
+    /// The sync comes first: of a map whose writeback failed, the kernel may have dropped pages, and the next
+    /// sync alone reports that.
     ///
     /// Without `believe` it is rejected in any case, and only the header is read.
     ///
     /// # Errors
-    /// If a map that is to be believed cannot be opened or read, or is damaged: another attempt may succeed, and going by
-    /// the log instead would discard writes that were answered.
+    /// If a map that is to be believed cannot be opened or read, or is damaged: another attempt may succeed,
+    /// and going by the log instead would discard writes that were answered.
     pub(crate) fn open(
         path: &Path,
         volume: VolumeId,
@@ -253,8 +258,9 @@ impl LiveMap {
         let header = Header::compose(volume, epoch, blocks, &file);
         let map = Self::with(file, path, header, blocks);
         map.load()?;
-        // Before the first write is answered: a start in another boot must not take this head for one that was closed. Also where
-        // the mark is not there: a start whose sync failed leaves it on the disk alone.
+        // Before the first write is answered: a start in another boot must not take this head for one that
+        // was closed. Also where the mark is not there: a start whose sync failed leaves it on the disk
+        // alone.
         map.set_clean(false)?;
         Ok(Ok(Found { map, clean }))
     }
@@ -325,13 +331,14 @@ impl LiveMap {
         self.sync_file()
     }
 
-    /// Makes every later process reject the map, because data that its bits stand for was lost. Memory stays as it is.
+    /// Makes every later process reject the map, because data that its bits stand for was lost. Memory stays
+    /// as it is.
     pub(crate) fn disown(&self) {
         disown(&self.file, &self.path);
     }
 
-    /// Makes the disk take what was written to the file. If it fails, the kernel calls pages clean that it did not write,
-    /// so the file is written again from memory.
+    /// Makes the disk take what was written to the file. If it fails, the kernel calls pages clean that it
+    /// did not write, so the file is written again from memory.
     ///
     /// # Errors
     /// If the file cannot be written again either. No later process believes it then.
@@ -383,8 +390,9 @@ impl LiveMap {
         self.own()
     }
 
-    /// Sets `held` for blocks whose data is in the page cache, first in the file and then in memory, and reports each run
-    /// that was not held before. `lock_tracked` locks what `new_run` changes, after the file was written.
+    /// Sets `held` for blocks whose data is in the page cache, first in the file and then in memory, and
+    /// reports each run that was not held before. `lock_tracked` locks what `new_run` changes, after the file
+    /// was written.
     ///
     /// # Errors
     /// If the file cannot be written; blocks up to some chunk's end may be held then.
@@ -404,12 +412,14 @@ impl LiveMap {
         Ok(())
     }
 
-    /// The lock under which the chunk that holds a block is written, so that no word in the file is older than in memory.
+    /// The lock under which the chunk that holds a block is written, so that no word in the file is older
+    /// than in memory.
     fn write_lock(&self, block: BlockIndex) -> &Mutex<()> {
         &self.writing[(block.0 / BLOCKS_PER_CHUNK) as usize % WRITE_LOCKS]
     }
 
-    /// Writes the words of a run inside one chunk as they are in memory, with further bits set by `add` of their mask.
+    /// Writes the words of a run inside one chunk as they are in memory, with further bits set by `add` of
+    /// their mask.
     fn write_words(&self, part: Extent, add: impl Fn(u64) -> u64) -> Result<(), VolumeError> {
         let (mut few, mut many) = ([0; FEW_WORDS * 8], Vec::new());
         let count = words(part).count();
@@ -555,8 +565,9 @@ fn by_chunk(extent: Extent) -> impl Iterator<Item = Extent> {
 
 /// Makes a map's file worthless and removes it. Each alone is enough.
 ///
-/// The whole header page is written, so that nothing has to be read from a failing disk: the page cache takes it. A
-/// filesystem that refuses even that was shut down, and has another mount number before anything is read from it again.
+/// The whole header page is written, so that nothing has to be read from a failing disk: the page cache takes
+/// it. A filesystem that refuses even that was shut down, and has another mount number before anything is
+/// read from it again.
 fn disown(file: &File, path: &Path) {
     let cleared = file.write_all_at(&[0; HEADER_BYTES as usize], 0).during("write", path);
     let removed = crate::data_files::remove_if_there(path);

@@ -17,7 +17,7 @@ use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use std::{path::Path, sync::Arc};
 
 /// After how many ranges of data the rest of an open layer's zeroes is called data.
-const MOST_RANGES: usize = 4096;
+const MAX_RANGES: usize = 4096;
 
 /// A layer, as far as it can be proven.
 pub(super) struct Rescued {
@@ -55,7 +55,7 @@ impl Rescued {
         };
         if entry.open || entry.lazy {
             // A file that became shorter since its length was looked at shows holes that are none.
-            for hole in data.holes(entry.size_bytes, MOST_RANGES).unwrap_or_default() {
+            for hole in data.holes(entry.size_bytes, MAX_RANGES).unwrap_or_default() {
                 for run in tracked.set.held.extents_in(Extent::inside(hole.start, hole.end - hole.start)) {
                     tracked.set.zero.insert_extent(run);
                 }
@@ -83,8 +83,8 @@ impl Rescued {
     }
 }
 
-/// The blocks that should have data in a gap. Where the layer's zeroes are proven by more than the holes of its file, they
-/// are not among them.
+/// The blocks that should have data in a gap. Where the layer's zeroes are proven by more than the holes of
+/// its file, they are not among them.
 fn lost_in(gap: &Gap, set: &mut LayerSet, zeroes_are_proven: bool) -> BlockSet {
     let first = BlockIndex(gap.range.start / BLOCK_SIZE_BYTES);
     let extent = Extent::between(first, BlockIndex(gap.range.end / BLOCK_SIZE_BYTES));
@@ -134,8 +134,9 @@ fn logged(place: Place<'_>, file: Epoch, identity: Identity) -> (BlockSet, Optio
     }
 }
 
-/// The head, or one whose freeze did not finish. What its log names has its data; what only its map names was answered and
-/// never flushed, so that a writeback may have failed that the next start, which syncs, would hear of.
+/// The head, or one whose freeze did not finish. What its log names has its data; what only its map names was
+/// answered and never flushed, so that a writeback may have failed that the next start, which syncs, would
+/// hear of.
 fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
     let blocks = place.blocks();
     let (held, log_damage) = logged(place, file, place.log_identity(file));

@@ -1,7 +1,7 @@
 //! Files with a checksum in which one bit is wrong: the right one is found by trying each.
 //!
-//! A checksum of 64 bits that holds by chance is as unlikely as anywhere, times the number of bits that are tried: less than
-//! one in 2^45 for the largest file that is tried at all.
+//! A checksum of 64 bits that holds by chance is as unlikely as anywhere, times the number of bits that are
+//! tried: less than one in 2^45 for the largest file that is tried at all.
 
 use crate::{
     error::VolumeError,
@@ -13,9 +13,9 @@ use crate::{
 use std::path::Path;
 
 /// The largest file whose bits are tried: it takes seconds at most.
-const MOST_BYTES: usize = 64 << 10;
+const MAX_BYTES: usize = 64 << 10;
 /// How many bits are tried for one volume: those of two such files.
-const MOST_TRIES: usize = 2 * 8 * MOST_BYTES;
+const MAX_TRIES: usize = 2 * 8 * MAX_BYTES;
 
 /// Reads the files with a checksum of one volume.
 pub(super) struct Mender {
@@ -26,7 +26,7 @@ pub(super) struct Mender {
 
 /// What a file says whose checksum holds after one bit of it is turned around.
 fn one_bit<T>(bytes: &mut [u8], decode: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
-    if bytes.len() > MOST_BYTES {
+    if bytes.len() > MAX_BYTES {
         return None;
     }
     for bit in 0..bytes.len() * 8 {
@@ -41,7 +41,7 @@ fn one_bit<T>(bytes: &mut [u8], decode: impl Fn(&[u8]) -> Option<T>) -> Option<T
 
 impl Mender {
     pub(super) fn new() -> Self {
-        Self { notes: vec![], tries_left: MOST_TRIES }
+        Self { notes: vec![], tries_left: MAX_TRIES }
     }
 
     fn mended<T>(
@@ -55,7 +55,7 @@ impl Mender {
         }
         let mut bytes = storage::read(path).unwrap_or_default();
         // One that is too large costs nothing.
-        let tries = if bytes.len() > MOST_BYTES { 0 } else { bytes.len() * 8 };
+        let tries = if bytes.len() > MAX_BYTES { 0 } else { bytes.len() * 8 };
         let Some(left) = self.tries_left.checked_sub(tries) else { return Err(error) };
         self.tries_left = left;
         let found = one_bit(&mut bytes, decode).ok_or(error)?;
@@ -94,14 +94,14 @@ mod tests {
         let mut bad = whole.to_vec();
         bad[20] ^= 3;
         assert_eq!(one_bit(&mut bad, decode), None);
-        assert_eq!(one_bit(&mut vec![0; MOST_BYTES + 1], decode), None);
+        assert_eq!(one_bit(&mut vec![0; MAX_BYTES + 1], decode), None);
     }
 
     #[test]
     fn only_so_many_bits_are_tried_for_one_volume() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        std::fs::write(&path, vec![0; MOST_BYTES]).unwrap();
+        std::fs::write(&path, vec![0; MAX_BYTES]).unwrap();
         let tried = std::cell::Cell::new(0);
         let mut mender = Mender::new();
         for _ in 0..5 {
@@ -112,7 +112,7 @@ mod tests {
             };
             mender.mended(&path, damaged, count).unwrap_err();
         }
-        assert_eq!(tried.get(), MOST_TRIES);
+        assert_eq!(tried.get(), MAX_TRIES);
         assert!(mender.notes.is_empty());
     }
 }

@@ -1,14 +1,17 @@
 //! Reading a volume that cannot be opened, because files of it are missing, cut short or altered.
 //!
-//! Nothing is written below the volume's folder. What is shown is what the volume would have shown; a block of which that
-//! cannot be proven is an error and nowhere guessed:
+//! Nothing is written below the volume's folder. What is shown is what the volume would have shown; a block
+//! of which that cannot be proven is an error and nowhere guessed:
 //!
-//! * A block that a layer holds whose data is not there is lost, unless the layer's set says that it is zeroes.
-//! * A layer of which it is not known what it holds hides every block below it that no newer layer holds: it may hold it.
+//! * A block that a layer holds whose data is not there is lost, unless the layer's set says that it is
+//!   zeroes.
+//! * A layer of which it is not known what it holds hides every block below it that no newer layer holds: it
+//!   may hold it.
 //! * What a layer does not hold, or is too short to hold, is asked of the layers below, as always.
 //!
-//! `volume.meta` says which layers there are, and nothing is proven without it. One flipped bit in it, or in a small set,
-//! is found by trying each ([`mend`]). Data has no checksums of its own, so what a disk alters in it is not noticed here.
+//! `volume.meta` says which layers there are, and nothing is proven without it. One flipped bit in it, or in
+//! a small set, is found by trying each ([`mend`]). Data has no checksums of its own, so what a disk alters
+//! in it is not noticed here.
 
 mod layer;
 mod mend;
@@ -60,7 +63,8 @@ impl Salvage {
     /// Finds out what is left. The volume must not be open.
     ///
     /// # Errors
-    /// If `volume.meta` is missing, damaged beyond one bit or from a newer blockd: then nothing can be proven.
+    /// If `volume.meta` is missing, damaged beyond one bit or from a newer blockd: then nothing can be
+    /// proven.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self, VolumeError> {
         let believe_map = options.recovery == Recovery::Auto;
         let mut mender = Mender::new();
@@ -83,7 +87,8 @@ impl Salvage {
         self.meta.size_bytes
     }
 
-    /// What is wrong with the volume's files, a line each; empty if it can be opened as far as this is concerned.
+    /// What is wrong with the volume's files, a line each; empty if it can be opened as far as this is
+    /// concerned.
     pub fn findings(&self) -> Vec<String> {
         let causes = self.layers.iter().flat_map(|layer| &layer.unproven);
         let mut all = self.notes.clone();
@@ -201,10 +206,12 @@ impl SalvageView {
         })
     }
 
-    /// Fills `buf` with the content from `offset_bytes` on, any alignment; a range without any data is only reported.
+    /// Fills `buf` with the content from `offset_bytes` on, any alignment; a range without any data is only
+    /// reported.
     ///
     /// # Errors
-    /// If the range does not lie inside the volume, the content of a block in it cannot be proven, or the disk fails.
+    /// If the range does not lie inside the volume, the content of a block in it cannot be proven, or the
+    /// disk fails.
     pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Content, VolumeError> {
         self.check_proven(offset_bytes, buf.len() as u64)?;
         let content = read_stack(&self.stack, Start::Top, offset_bytes, buf, from_disk)?;

@@ -17,7 +17,7 @@ use std::{
 };
 
 const BLOCKS: u64 = 40;
-const MOST_BLOCKS: u64 = 60;
+const MAX_BLOCKS: u64 = 60;
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let run = || (0..MOST_BLOCKS, 1..9u64);
+    let run = || (0..MAX_BLOCKS, 1..9u64);
     prop_oneof![
         8 => (run(), 1..=255u8).prop_map(|((at, len), fill)| Step::Write(at, len, fill)),
         2 => run().prop_map(|(at, len)| Step::Zero(at, len)),
@@ -115,7 +115,7 @@ impl Model {
             Step::Delete(_) => {}
             Step::Merge => while self.volume.merge_next(&AtomicBool::new(false)).unwrap() {},
             Step::Grow(more) => {
-                let blocks = (self.now.len() as u64 + more).min(MOST_BLOCKS);
+                let blocks = (self.now.len() as u64 + more).min(MAX_BLOCKS);
                 if blocks > self.now.len() as u64 {
                     self.volume.grow(blocks * BLOCK_SIZE_BYTES).unwrap();
                     self.now.resize(blocks as usize, 0);
@@ -412,7 +412,8 @@ fn a_lazy_volume_shows_what_was_fetched_or_written() {
     check(&Salvage::open(&dir, &OpenOptions::default()).unwrap().latest(), &expected, |block| block != 20);
 }
 
-/// A volume whose head holds blocks 0 to 3 by a flush and 4 and 5 without one, over a snapshot with other content.
+/// A volume whose head holds blocks 0 to 3 by a flush and 4 and 5 without one, over a snapshot with other
+/// content.
 fn partly_flushed(dir: &Path) -> PathBuf {
     let mut model = Model::new(dir.join("v"));
     let steps = [

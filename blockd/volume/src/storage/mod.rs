@@ -1,8 +1,9 @@
 //! Every system call that reads, changes or syncs a volume's files, in one place.
 //!
 //! In a normal build each function is the call and nothing else. With the feature `testing`, a
-//! `testing::Disk` that is attached to the folder is asked first: it fails calls, remembers what a power
-//! cut would leave, or turns a planted bug on. Reads of the io_uring do not pass through here; [`File::before_read`] announces them.
+//! `testing::Disk` that is attached to the folder is asked first: it fails calls, remembers what a power cut
+//! would leave, or turns a planted bug on. Reads of the io_uring do not pass through here;
+//! [`File::before_read`] announces them.
 
 mod bug;
 mod share;
@@ -260,9 +261,9 @@ pub(crate) fn cannot_share(error: &io::Error) -> bool {
     never.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Whether an error of [`File::share_from`] leaves it to be tried whether this range can be copied: it is not aligned to the
-/// filesystem's blocks, or what XFS keeps back for its own records is used up, which it calls a full disk though there is
-/// space for data.
+/// Whether an error of [`File::share_from`] leaves it to be tried whether this range can be copied: it is not
+/// aligned to the filesystem's blocks, or what XFS keeps back for its own records is used up, which it calls
+/// a full disk though there is space for data.
 pub(crate) fn cannot_share_range(error: &io::Error) -> bool {
     error.raw_os_error() != Some(rustix::io::Errno::IO.raw_os_error())
 }

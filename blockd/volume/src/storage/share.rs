@@ -14,7 +14,8 @@ struct FileCloneRange {
 
 const FICLONERANGE: Opcode = opcode::write::<FileCloneRange>(0x94, 13);
 
-/// Makes a range of one file be the same range of another one, in content and, until one of them is written to, on disk.
+/// Makes a range of one file be the same range of another one, in content and, until one of them is written
+/// to, on disk.
 pub(super) fn share_range(from: &File, to: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     let range = FileCloneRange {
         src_fd: from.as_raw_fd().into(),
@@ -22,8 +23,8 @@ pub(super) fn share_range(from: &File, to: &File, offset_bytes: u64, len_bytes: 
         src_len_bytes: len_bytes,
         dest_offset_bytes: offset_bytes,
     };
-    // SAFETY: the number is that of FICLONERANGE, which reads a `struct file_clone_range`, as `range` is laid out, and
-    // writes to no memory of ours. Both files stay open until it returns.
+    // SAFETY: the number is that of FICLONERANGE, which reads a `struct file_clone_range`, as `range` is laid
+    // out, and writes to no memory of ours. Both files stay open until it returns.
     #[allow(unsafe_code)]
     unsafe {
         ioctl(to, Setter::<FICLONERANGE, _>::new(range))?;

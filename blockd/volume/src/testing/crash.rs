@@ -10,8 +10,8 @@ use std::{fs, io, os::unix::fs::FileExt, path::Path};
 const PAGE_BYTES: usize = 4096;
 
 impl Disk {
-    /// Lays down in `into`, which must not exist, what may be on the disk at this moment: everything durable, and of
-    /// everything else what the generator draws.
+    /// Lays down in `into`, which must not exist, what may be on the disk at this moment: everything durable,
+    /// and of everything else what the generator draws.
     ///
     /// # Errors
     /// If the filesystem below fails.

@@ -188,7 +188,8 @@ impl Drop for Attached {
 }
 
 impl Disk {
-    /// Puts a disk under a folder; what is in the folder is durable. The seed decides what a failed sync leaves.
+    /// Puts a disk under a folder; what is in the folder is durable. The seed decides what a failed sync
+    /// leaves.
     ///
     /// # Errors
     /// If the folder cannot be read.
@@ -246,14 +247,14 @@ impl Disk {
         found
     }
 
-    /// Cuts the power right before the call with this number, counted from 0 since the disk was attached: it and all later
-    /// ones do nothing and fail.
+    /// Cuts the power right before the call with this number, counted from 0 since the disk was attached: it
+    /// and all later ones do nothing and fail.
     pub fn cut_power_before(&self, number: u64) {
         self.state.lock().cut_at = Some(number);
     }
 
-    /// Lets another process go on after one that died where [`cut_power_before`](Self::cut_power_before) said, with the power
-    /// on: what is in memory stays. Whatever the dead one had open must be closed.
+    /// Lets another process go on after one that died where [`cut_power_before`](Self::cut_power_before)
+    /// said, with the power on: what is in memory stays. Whatever the dead one had open must be closed.
     pub fn go_on_without_the_process(&self) {
         let mut state = self.state.lock();
         (state.cut_at, state.is_off) = (None, false);
@@ -520,8 +521,8 @@ impl State {
     }
 }
 
-/// Whether a write clears the first page of a file: that needs no disk, only the page cache. A filesystem that refuses
-/// even that was shut down, and is mounted again before anything is read from it.
+/// Whether a write clears the first page of a file: that needs no disk, only the page cache. A filesystem
+/// that refuses even that was shut down, and is mounted again before anything is read from it.
 fn clears_page(op: &Op<'_>) -> bool {
     matches!(op, Op::Write { offset_bytes: 0, data, .. }
         if data.len() as u64 == PAGE_BYTES && data.iter().all(|&byte| byte == 0))

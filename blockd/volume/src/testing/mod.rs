@@ -1,14 +1,15 @@
 //! A disk that fails, forgets and loses power on command; for tests only.
 //!
-//! A [`Disk`] is attached to a folder. From then on every call on a file in it passes through: [faults](Fault) are put in
-//! the place of calls, and beside the files, which are what the page cache holds, the disk remembers what is durable. A sync
-//! is free and moves the one to the other; when the [power is cut](Disk::power_cut), what was not synced survives in part,
-//! drawn at random, in a folder of its own. [Planted bugs](Bug) are tests of the tests that use this.
+//! A [`Disk`] is attached to a folder. From then on every call on a file in it passes through:
+//! [faults](Fault) are put in the place of calls, and beside the files, which are what the page cache holds,
+//! the disk remembers what is durable. A sync is free and moves the one to the other; when the [power is
+//! cut](Disk::power_cut), what was not synced survives in part, drawn at random, in a folder of its own.
+//! [Planted bugs](Bug) are tests of the tests that use this.
 //!
-//! What is modelled: a file's sectors and its length reach the disk each at any time between write and sync, in any order,
-//! but never go back; a name is durable only after a sync of its folder, each name for itself, and a rename replaces
-//! atomically; after a failed sync the kernel calls the dropped pages clean, so that they read as written until they are
-//! [evicted](Disk::evict).
+//! What is modelled: a file's sectors and its length reach the disk each at any time between write and sync,
+//! in any order, but never go back; a name is durable only after a sync of its folder, each name for itself,
+//! and a rename replaces atomically; after a failed sync the kernel calls the dropped pages clean, so that
+//! they read as written until they are [evicted](Disk::evict).
 
 mod crash;
 mod disk;

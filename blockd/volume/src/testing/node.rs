@@ -8,7 +8,8 @@ const PAGE_BYTES: usize = 4096;
 
 /// One file or folder.
 pub(super) enum Node {
-    /// For each name all that it stood for since the folder was last synced; the first is durable, the last one is seen.
+    /// For each name all that it stood for since the folder was last synced; the first is durable, the last
+    /// one is seen.
     Dir(BTreeMap<OsString, Vec<Option<usize>>>),
     File(FileNode),
 }
@@ -60,7 +61,8 @@ impl FileNode {
         self.is_stale = true;
     }
 
-    /// What may be on disk at this moment: each sector, and the length, as it was at some time since the last sync.
+    /// What may be on disk at this moment: each sector, and the length, as it was at some time since the last
+    /// sync.
     pub(super) fn survivor(&self, rng: &mut Rng) -> Vec<u8> {
         let newest = self.pending.len();
         if newest == 0 {

@@ -1,7 +1,8 @@
 use super::*;
 use std::{sync::mpsc, thread};
 
-/// Whoever has a lock for reading and takes it again waits for a writer that has come in between, and that writer for him.
+/// Whoever has a lock for reading and takes it again waits for a writer that has come in between, and that
+/// writer for him.
 #[test]
 fn statistics_do_not_wait_for_themselves() {
     let root = tempfile::tempdir().unwrap();

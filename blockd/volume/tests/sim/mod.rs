@@ -141,7 +141,8 @@ pub fn seed_of_test(name: &str) -> u64 {
 impl Sim {
     /// A disk without a volume.
     pub fn new(seed: u64) -> Self {
-        // In memory where there is such a place: an ext4 writes a file out when another one is renamed over it.
+        // In memory where there is such a place: an ext4 writes a file out when another one is renamed over
+        // it.
         let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let first = root.path().join("disk-0");
         std::fs::create_dir(&first).unwrap();
@@ -199,8 +200,8 @@ impl Sim {
         Ok(())
     }
 
-    /// What is looked at: the volume itself, or, because looking at a lazy one would fetch all of it, what another process
-    /// finds in a copy of its folder.
+    /// What is looked at: the volume itself, or, because looking at a lazy one would fetch all of it, what
+    /// another process finds in a copy of its folder.
     fn looked_at(&self) -> Arc<Volume> {
         let Some(source) = &self.source else { return self.volume().clone() };
         let copy = self.root.path().join("looked-at");
@@ -223,8 +224,9 @@ impl Sim {
         let result = Volume::open(&self.dir(), &OpenOptions { recovery, serves_remote: true });
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let fails_on_map = error.contains(".map") && !error.contains(".map.new");
-        // What the process before could not write back, the first sync of the next one may be the first to hear of. A map
-        // whose header cannot be read is not believed; one whose bits cannot be read fails the start.
+        // What the process before could not write back, the first sync of the next one may be the first to
+        // hear of. A map whose header cannot be read is not believed; one whose bits cannot be read fails the
+        // start.
         let discards = |call: &Operation| {
             let end = call.path.extension().and_then(|end| end.to_str());
             match call.kind {
@@ -268,7 +270,8 @@ impl Sim {
         }
     }
 
-    /// Does something, and tells the model how it went. After a `Restart` or `Kill` that failed there is no volume.
+    /// Does something, and tells the model how it went. After a `Restart` or `Kill` that failed there is no
+    /// volume.
     pub fn apply(&mut self, step: Step) -> Result<(), VolumeError> {
         let first_call = self.disk.operations().len();
         let result = self.carry_out(step);
@@ -398,7 +401,8 @@ impl Sim {
         }
     }
 
-    /// Nothing lies in the folder that the volume does not need; it must have been opened since anything failed.
+    /// Nothing lies in the folder that the volume does not need; it must have been opened since anything
+    /// failed.
     pub fn check_for_leaks(&self) {
         let stats = self.volume().stats();
         let files = names_in(&self.dir());

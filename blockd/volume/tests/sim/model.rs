@@ -1,4 +1,5 @@
-//! What a volume may hold: for each sector the versions that it may read as now, and those that a power cut may leave.
+//! What a volume may hold: for each sector the versions that it may read as now, and those that a power cut
+//! may leave.
 
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex};
 use blockd_volume::Volume;

@@ -359,7 +359,7 @@ fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
         if FAILED_TOO.iter().any(|alias| alias.eq_ignore_ascii_case(&text)) {
             return CloudsnapStatus::Failed;
         }
-        // The parser has accepted only these values, in any case.
+        // The parser has accepted only these values, upper or lower case.
         let same = |status: &CloudsnapStatus| status.as_str().eq_ignore_ascii_case(&text);
         CloudsnapStatus::ALL.into_iter().find(same).unwrap_or_default()
     })
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_is_taken_as_people_type_it() {
+    fn cloudsnap_options_are_parsed() {
         assert!(
             matches!(cloudsnap("cs r -s ID -v new --wait"), CloudsnapCommand::Restore(args) if args.wait.wait)
         );

@@ -173,7 +173,7 @@ mod tests {
     use crate::cli::{Cli, Command, credentials::CredentialsCommand, tests::parse};
 
     #[test]
-    fn it_is_taken_as_people_type_it() {
+    fn credential_update_options_are_parsed() {
         let line = "credentials update s3 --s3-access-key a --s3-secret-key hunter2 --encryption-passphrase-from systemd:a";
         let Ok(Cli { command: Command::Credentials(CredentialsCommand::Update(args)), .. }) = parse(line)
         else {

@@ -85,7 +85,7 @@ mod tests {
     use crate::cli::tests::parse;
 
     #[test]
-    fn what_clusters_have_is_refused_with_the_reason() {
+    fn cluster_options_are_refused_with_reason() {
         let id = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
         for (line, words) in [
             ("secrets kvdb login".to_owned(), "blockctl has no secrets: secrets belong to credentials"),

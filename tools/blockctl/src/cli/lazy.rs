@@ -7,7 +7,7 @@ use clap::Args;
 
 /// Help of `cloudsnap clone`.
 pub const CLONE_HELP: &str = "\
-The clone exists at once, whatever its size: it fetches data on read, and keeps it. It needs the \
+The clone exists at once, independent of its size: it fetches data on read, and keeps it. It needs the \
 cloud snapshot as long as it exists, so this daemon refuses to delete that. Another host does not \
 know of the clone; if it deletes the cloud snapshot, reads of missing data fail. `cloudsnap \
 restore --lazy` fetches all data.

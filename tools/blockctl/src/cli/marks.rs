@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_or_never_is_wanted() {
+    fn expire_without_date_or_never_is_refused() {
         let id = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
         for line in
             ["expire --snap ID --at 30d", "expire -s ID --never", "pin -s ID --cr nas", "unpin --snap ID"]

@@ -235,12 +235,12 @@ mod tests {
     }
 
     #[test]
-    fn the_parser_is_sound() {
+    fn parser_passes_debug_assertions() {
         command().debug_assert();
     }
 
     #[test]
-    fn every_command_has_a_help_text_with_examples() {
+    fn commands_have_help_with_examples() {
         fn walk(command: &clap::Command, path: &str) {
             let path = format!("{path} {}", command.get_name());
             assert!(command.get_about().is_some(), "{path} has no help");

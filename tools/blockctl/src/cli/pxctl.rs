@@ -3,7 +3,7 @@
 use super::tests::parse;
 
 #[test]
-fn each_command_line_of_the_comparison_is_understood() {
+fn pxctl_page_commands_are_parsed() {
     let table = include_str!("../../PXCTL.md").lines().filter(|line| line.starts_with("| "));
     let ours: Vec<&str> = table
         .filter_map(|row| row.split('|').nth(2)?.trim().strip_prefix("`blockctl ")?.strip_suffix('`'))

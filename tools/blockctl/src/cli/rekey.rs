@@ -58,7 +58,7 @@ mod tests {
     use crate::cli::{Cli, Command, credentials::CredentialsCommand, tests::parse};
 
     #[test]
-    fn it_is_taken_as_people_type_it() {
+    fn rekey_options_are_parsed() {
         let line = "credentials rekey nas --encryption-passphrase-file a --new-encryption-passphrase-file b --new-data-key";
         let Ok(Cli { command: Command::Credentials(CredentialsCommand::Rekey(args)), .. }) = parse(line)
         else {

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_given_of_a_rule_stays() {
+    fn rule_update_keeps_omitted_fields() {
         let line = "rule create pg --pre-command x --post-command y --user postgres --timeout 30s --on-failure continue";
         let RuleCommand::Create(args) = rule(line) else { panic!() };
         let now = Quiesce::from(args.quiesce);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_is_of_one_thing_and_a_backup_says_one_thing() {
+    fn rule_options_exclude_each_other() {
         for line in [
             "rule assign pg",
             "rule assign pg --volume a --group b",

@@ -663,7 +663,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_given_of_a_retention_stays() {
+    fn retention_update_keeps_omitted_fields() {
         let zone: Zone = "Europe/Berlin".parse().unwrap();
         let now = Retention { keep_last: 3, keep_monthly: 12, zone, ..Retention::default() };
         let max = RetainArgs { max: Some(15), ..RetainArgs::default() };
@@ -674,7 +674,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_after_the_comma_is_what_a_rule_keeps() {
+    fn number_after_comma_is_retention_of_rule() {
         let times = TimeArgs {
             periodic: vec!["60,24".into()],
             weekly: vec!["Thursday@10:13PM,5".into()],

@@ -22,7 +22,7 @@ use std::{
 use tokio::time::{sleep, timeout};
 
 /// Timeout for the daemon to notice an unmount.
-const NOTICE_PATIENCE: Duration = Duration::from_secs(1);
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(1);
 const NOTICE_PAUSE: Duration = Duration::from_millis(20);
 
 pub async fn run(context: &Context<'_>, command: BrowseCommand) -> Result<u8, Failure> {
@@ -117,7 +117,7 @@ async fn notice(context: &Context<'_>, gone: &SeenMount) {
         }
     };
     // The mount itself is already gone.
-    let _ = timeout(NOTICE_PATIENCE, noticed).await;
+    let _ = timeout(NOTICE_TIMEOUT, noticed).await;
 }
 
 async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> {

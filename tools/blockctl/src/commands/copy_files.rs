@@ -1,8 +1,9 @@
 //! `blockctl cloudsnap cp`: copying files and trees out of a snapshot.
 //!
-//! The content of a snapshot is untrusted. Files are created where there is none, or replace others if the user asks for it. Directories of
-//! the destination are held by descriptor (see [`held_dir`](super::held_dir)), so nothing is written outside of it, also if another user
-//! renames its directories or replaces them by symbolic links during the copy.
+//! The content of a snapshot is untrusted. Files are created where there is none, or replace others if the
+//! user asks for it. Directories of the destination are held by descriptor (see
+//! [`held_dir`](super::held_dir)), so nothing is written outside of it, also if another user renames its
+//! directories or replaces them by symbolic links during the copy.
 
 use super::{
     Context, counted,
@@ -44,7 +45,7 @@ use std::{
 /// Zeroes as long as this become a hole, also where there is none in the snapshot.
 const HOLE_BYTES: usize = 4096;
 /// Maximum number of listed refused attributes; all are counted.
-const REFUSED_NAMED_MOST: usize = 20;
+const MAX_REFUSED_NAMED: usize = 20;
 
 #[derive(Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -106,7 +107,7 @@ impl Copied {
         }
         self.xattrs_refused += 1;
         self.without_xattrs += 1;
-        let room = REFUSED_NAMED_MOST.saturating_sub(self.refused_xattrs.len());
+        let room = MAX_REFUSED_NAMED.saturating_sub(self.refused_xattrs.len());
         self.refused_xattrs.extend(set.refused.into_iter().take(room).map(|(name, error)| RefusedXattr {
             path: path.clone(),
             name: FilePath::from_bytes(name),
@@ -274,8 +275,8 @@ struct Tree<'a> {
 }
 
 impl Tree<'_> {
-    /// Copies a file, link or directory with its entries. Directories that were created here get their modes and times when
-    /// their entries are complete; existing ones keep theirs.
+    /// Copies a file, link or directory with its entries. Directories that were created here get their modes
+    /// and times when their entries are complete; existing ones keep theirs.
     async fn copy(mut self, first: SnapshotFile, to: Target) -> Result<(), Failure> {
         let from = first.path.clone();
         self.copied.note_found(1, &from)?;
@@ -489,11 +490,11 @@ fn write_sparsely(out: &File, offset_bytes: u64, bytes: &[u8]) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::files::FILES_MOST;
+    use crate::commands::files::MAX_FILES;
     use std::{fs, os::unix::fs::MetadataExt};
 
     #[test]
-    fn what_waits_to_be_copied_counts() {
+    fn pending_copies_count_against_limit() {
         let from = FilePath::root().join(b"dir");
         let file = |name: &[u8]| SnapshotFile {
             path: from.join(name),
@@ -507,14 +508,14 @@ mod tests {
             links: None,
             target: None,
         };
-        let mut copied = Copied { found: FILES_MOST - 2, ..Copied::default() };
+        let mut copied = Copied { found: MAX_FILES - 2, ..Copied::default() };
         let at = tempfile::tempdir().unwrap();
         let (mut left, to) = (Vec::new(), Arc::new(HeldDir::open(at.path()).unwrap()));
         queue_entries(&mut left, vec![file(b"a"), file(b"b")], &to, &from, &mut copied).unwrap();
         let Step::Copy(_, target) = &left[1] else { panic!("{left:?}") };
         assert_eq!(target.path(), at.path().join("b"));
         let refused = queue_entries(&mut left, vec![file(b"c")], &to, &from, &mut copied);
-        assert!(matches!(refused, Err(Failure::TooManyFiles { most: FILES_MOST, .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Failure::TooManyFiles { most: MAX_FILES, .. })), "{refused:?}");
         assert_eq!(left.len(), 2, "what is too much is not kept");
     }
 
@@ -524,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_that_are_refused_damaged_or_left_out_are_told_apart() {
+    fn refused_damaged_and_skipped_attributes_are_counted() {
         let path = FilePath::root().join(b"file");
         let mut copied = Copied::default();
         // Device files have no user attributes, not even for root.
@@ -535,14 +536,14 @@ mod tests {
         assert_eq!((copied.xattrs_left_out, copied.without_xattrs), (1, 0));
         copied.note_xattrs(&path, None);
         assert_eq!((copied.xattrs_damaged, copied.xattrs_refused, copied.without_xattrs), (1, 0, 1));
-        for _ in 0..REFUSED_NAMED_MOST {
+        for _ in 0..MAX_REFUSED_NAMED {
             copied.note_xattrs(&path, Some(set_xattrs(&device, &[xattr("user.a"), xattr("user.b")])));
         }
         assert_eq!((copied.xattrs_refused, copied.without_xattrs), (20, 21));
         let named = &copied.refused_xattrs;
-        assert!(named.len() == REFUSED_NAMED_MOST && named[1].name.to_string() == "user.b");
+        assert!(named.len() == MAX_REFUSED_NAMED && named[1].name.to_string() == "user.b");
         assert!(!named[0].reason.is_empty());
-        assert_eq!(copied.xattr_notes().len(), REFUSED_NAMED_MOST + 3);
+        assert_eq!(copied.xattr_notes().len(), MAX_REFUSED_NAMED + 3);
     }
 
     #[test]

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_by_its_flag() {
+    fn unchangeable_option_is_refused_by_name() {
         for (flags, says) in [
             ("", "at least one flag"),
             ("--bucket other", "--bucket says where"),

@@ -29,9 +29,9 @@ use std::{
 /// Bytes of one read request.
 pub const PIECE_BYTES: u64 = 4 << 20;
 /// Maximum number of files of one command. A damaged or hostile filesystem can contain cycles.
-pub const FILES_MOST: usize = 5_000_000;
+pub const MAX_FILES: usize = 5_000_000;
 /// Maximum depth of directories: longer paths exceed the system's limit.
-const DEPTH_MOST: usize = 1024;
+const MAX_DEPTH: usize = 1024;
 
 /// Cloud snapshot whose files are read.
 pub struct Source<'a> {
@@ -75,16 +75,16 @@ impl Source<'_> {
 /// Checks the depth of a path against the limit.
 pub fn check_depth(path: &FilePath) -> Result<(), Failure> {
     let depth = path.as_bytes().iter().filter(|byte| **byte == b'/').count();
-    if depth > DEPTH_MOST {
-        return Err(Failure::TooDeep { path: path.clone(), most: DEPTH_MOST });
+    if depth > MAX_DEPTH {
+        return Err(Failure::TooDeep { path: path.clone(), most: MAX_DEPTH });
     }
     Ok(())
 }
 
 /// Checks the number of files against the limit.
 pub fn check_count(count: usize, path: &FilePath) -> Result<(), Failure> {
-    if count > FILES_MOST {
-        return Err(Failure::TooManyFiles { path: path.clone(), most: FILES_MOST });
+    if count > MAX_FILES {
+        return Err(Failure::TooManyFiles { path: path.clone(), most: MAX_FILES });
     }
     Ok(())
 }
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_can_be_typed() {
+    fn printed_paths_are_accepted_escaped() {
         for name in [&b"new\nline"[..], b"100%41", b"\xff\xfe", b"plain", "\u{fc}".as_bytes()] {
             let path = FilePath::root().join(b"odd").join(name);
             let shown = path.to_string();
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_named() {
+    fn differences_of_files_are_named() {
         let a = file(FileKind::File, 0o644);
         assert!(differences(&a, &a).is_empty());
         let b = SnapshotFile { size_bytes: 6, mode: 0o600, uid: 1, ..a.clone() };

@@ -60,7 +60,7 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
     for volume in &known.volumes {
         let name = &volume.name;
         if volume.state == VolumeState::Failed {
-            let reason = volume.state_reason.as_deref().unwrap_or("nobody knows why");
+            let reason = volume.state_reason.as_deref().unwrap_or("unknown cause");
             found.push(Trouble::new(
                 format!("volume {name} is not served: {reason}"),
                 format!("blockctl volume inspect {name}; a cloud snapshot of it can be restored under another name"),
@@ -145,7 +145,7 @@ fn failed_runs(known: &Known) -> Vec<Trouble> {
         if run.state == RunState::Failed && there {
             let volume =
                 run.volume.as_ref().map_or_else(|| "no volume".to_owned(), |name| format!("volume {name}"));
-            let reason = run.reason.as_deref().unwrap_or("nobody knows why");
+            let reason = run.reason.as_deref().unwrap_or("unknown cause");
             found.push(Trouble::new(
                 format!("the newest scheduled backup of {volume} failed: {reason}"),
                 format!(
@@ -285,12 +285,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_known_is_nothing_wrong() {
+    fn empty_state_has_no_problems() {
         assert!(told(&json!({})).is_empty());
     }
 
     #[test]
-    fn only_the_newest_run_counts_and_only_of_schedules_that_are_there() {
+    fn newest_run_of_existing_schedules_counts() {
         let schedule = json!([{
             "uuid": "00000000-0000-0000-0000-000000000001", "selector": {}, "credentials": [], "rules": [], "policy": null,
             "retain": {}, "full": false, "jitterSeconds": 0, "priority": "normal", "paused": false, "created": NOW,
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_is_not_served_is_named_once() {
+    fn volume_not_served_is_reported_once() {
         let mut degraded = event(1, NOW, "volume-degraded");
         let volume = json!([{
             "id": "7", "name": "db", "sizeBytes": 0, "labels": {}, "created": NOW, "state": "failed", "stateReason": "its disk is gone",
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_that_failed_is_told_until_one_succeeds() {
+    fn failed_reload_is_reported_until_success() {
         let events = json!([event(1, NOW, "reload-failed")]);
         assert!(told(&json!({ "events": events })).is_empty());
         let parts = json!({ "events": events, "reloadFailed": { "at": NOW, "error": "no such key" } });
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_makes_no_backups() {
+    fn unreadable_secret_is_a_problem() {
         let parts = json!({ "unreadable": [{ "uuid": "x", "error": "no such time zone" }] });
         assert_eq!(told(&parts), ["schedule x makes no backups: no such time zone"]);
     }

@@ -1,7 +1,8 @@
 //! Directories of the destination of a copy, held by descriptor.
 //!
-//! A copy can take hours, and the owner of a destination directory may rename what is in it meanwhile. Every name is therefore
-//! resolved below the descriptor of its directory, as one component and without following symbolic links.
+//! A copy can take hours, and the owner of a destination directory may rename what is in it meanwhile. Every
+//! name is therefore resolved below the descriptor of its directory, as one component and without following
+//! symbolic links.
 
 use rustix::{
     fs::{
@@ -32,7 +33,7 @@ const MAX_OPEN_FILES: u64 = 2048;
 const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
-/// Raises the soft limit of open files, of which each level of a tree takes one.
+/// Raises the soft limit of open files: each level of a tree takes one.
 pub fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(MAX_OPEN_FILES, |maximum| maximum.min(MAX_OPEN_FILES));
@@ -42,7 +43,8 @@ pub fn raise_open_files() {
     }
 }
 
-/// A directory held by its descriptor. Renaming it, or putting another one in its place, changes nothing for its user.
+/// A directory held by its descriptor. Renaming it, or putting another one in its place, changes nothing for
+/// its user.
 #[derive(Debug)]
 pub struct HeldDir {
     fd: OwnedFd,
@@ -113,7 +115,8 @@ fn check_name(name: &OsStr) -> io::Result<()> {
     }
 }
 
-/// A file or symbolic link under a temporary name beside its final one. Dropped before [`put`](Self::put), it is removed.
+/// A file or symbolic link under a temporary name beside its final one. Dropped before [`put`](Self::put), it
+/// is removed.
 pub struct Staged {
     dir: Arc<HeldDir>,
     temporary: OsString,
@@ -231,8 +234,8 @@ impl Original {
         Ok(linkat(&parent, name, &staged.dir.fd, &staged.temporary, AtFlags::empty())?)
     }
 
-    /// Gives the file one more name. Returns false if it has to be copied again: another process replaced it, or the
-    /// filesystem has no hard links.
+    /// Gives the file one more name. Returns false if it has to be copied again: another process replaced it,
+    /// or the filesystem has no hard links.
     ///
     /// # Errors
     /// There is an entry with the new name that must not be replaced.

@@ -15,7 +15,7 @@ use std::{
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Minimum length of a skipped hole: a request per data range costs more than shorter holes.
-const HOLE_LEAST_BYTES: u64 = 256 << 10;
+const MIN_HOLE_BYTES: u64 = 256 << 10;
 
 /// Part of a file.
 #[derive(Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Plan {
             match self.runs.back_mut() {
                 Some(last)
                     if run.offset_bytes.saturating_sub(last.offset_bytes.saturating_add(last.len_bytes))
-                        < HOLE_LEAST_BYTES =>
+                        < MIN_HOLE_BYTES =>
                 {
                     let end = run.offset_bytes.saturating_add(run.len_bytes);
                     last.len_bytes = last.len_bytes.max(end.saturating_sub(last.offset_bytes));
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_stay_holes_in_files_that_grow_and_are_written_where_others_may_append() {
+    fn holes_are_kept_in_files_and_written_in_append_mode() {
         let dir = tempfile::tempdir().unwrap();
         let (new, longer) = (dir.path().join("new"), dir.path().join("longer"));
         write_all(File::create(&new).unwrap());
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_hole_would_not_read_as_zeroes_they_are_written() {
+    fn zeroes_are_written_over_existing_data() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("there");
         std::fs::write(&path, vec![b'x'; 9000]).unwrap();

@@ -27,7 +27,7 @@ use uuid::Uuid;
 /// Default number of kept backups.
 const DEFAULT_MAX: u32 = 7;
 /// Maximum number of runs searched for the awaited one.
-const RUNS_MOST: u32 = 1_000;
+const MAX_RUNS: u32 = 1_000;
 /// Poll interval of an awaited run.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -339,7 +339,7 @@ async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
             }
             _ => sleep(LOOK_AGAIN).await,
         }
-        let query = ListRuns { schedule: Some(run.schedule), max: Some(RUNS_MOST), ..ListRuns::default() };
+        let query = ListRuns { schedule: Some(run.schedule), max: Some(MAX_RUNS), ..ListRuns::default() };
         let runs = context.client.list_runs(&query).await?.runs;
         let now = runs.into_iter().find(|one| one.id == run.id);
         let Some(now) = now else { break };

@@ -546,14 +546,14 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_directory_is_made_absolute() {
+    fn relative_directory_becomes_absolute() {
         let request = ask("--provider local --path some/dir").unwrap();
         let ProviderRequest::Local { path } = request.provider else { panic!() };
         assert_eq!(path, std::env::current_dir().unwrap().join("some/dir"));
     }
 
     #[test]
-    fn the_way_into_swift_is_told_from_what_is_given() {
+    fn swift_auth_version_is_guessed() {
         let ask = |flags: &str| match ask(&format!("--provider swift --bucket b {flags}")).unwrap().provider {
             ProviderRequest::Swift { auth, .. } => auth,
             other => panic!("{other:?}"),
@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_what_is_not_typed() {
+    fn settings_file_fills_missing_options() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         let toml = "provider = \"azure\"\nbucket = \"b\"\nazure-account-name = \"a\"\n\
@@ -616,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_may_lie_elsewhere_whatever_the_store_is() {
+    fn secrets_can_be_references_for_each_provider() {
         let s3 = "--provider s3 --s3-endpoint e --bucket b --s3-access-key a";
         let azure = "--provider azure --azure-account-name a --bucket b";
         let swift = "--provider swift --bucket b --swift-auth-url https://h/v1.0 --swift-user u";

@@ -32,7 +32,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Period after its end in which a task's failure is explained.
 const TOLD_FOR: SignedDuration = SignedDuration::from_hours(1);
 /// Maximum number of explained failures.
-const TOLD_MOST: usize = 3;
+const MAX_TOLD: usize = 3;
 /// Timeout of the last write after an interrupt.
 const LAST_WRITE_LIMIT: Duration = Duration::from_millis(250);
 
@@ -90,7 +90,7 @@ fn told(tasks: &[Task], is_asked: bool, now: Timestamp) -> (Vec<&Task>, usize) {
         task.state.stage == TaskStage::Failed && (is_asked || is_new)
     };
     let mut failed: Vec<&Task> = tasks.iter().filter(is_told).collect();
-    let more = if is_asked { 0 } else { failed.len().saturating_sub(TOLD_MOST) };
+    let more = if is_asked { 0 } else { failed.len().saturating_sub(MAX_TOLD) };
     failed.truncate(failed.len() - more);
     (failed, more)
 }
@@ -293,7 +293,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn why_tasks_failed_is_said_of_the_newest_and_of_those_that_are_asked_for() {
+    fn newest_and_named_failures_are_explained() {
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
         let task = |stage: &str, minutes_ago: i64| -> Task {
             let at = now - SignedDuration::from_mins(minutes_ago);

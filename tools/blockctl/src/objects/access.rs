@@ -1,4 +1,5 @@
-//! What opens a location, as far as that may change while the place stays: keys, where they lie, roles, and how the store is reached.
+//! What opens a location, as far as that may change while the place stays: keys, where they lie, roles, and
+//! how the store is reached.
 
 use super::location::Location;
 use crate::{
@@ -52,7 +53,8 @@ pub struct Moved {
 }
 
 impl Location {
-    /// Whether the file gives a secret that opens the store. Whether it is the one that is kept cannot be seen.
+    /// Whether the file gives a secret that opens the store. Whether it is the one that is kept cannot be
+    /// seen.
     pub fn gives_store_key(&self) -> bool {
         let one = &self.settings;
         one.s3_secret_key.is_some()
@@ -68,7 +70,8 @@ impl Location {
             || one.swift_token_file.is_some()
     }
 
-    /// The secrets that the file gives where the daemon has none, because they lie elsewhere or the machine stands for them.
+    /// The secrets that the file gives where the daemon has none, because they lie elsewhere or the machine
+    /// stands for them.
     pub fn moved(&self, is: &Credential) -> Vec<Moved> {
         let one = &self.settings;
         let is_identity = is.auth.as_deref().is_some_and(|auth| auth.ends_with(" identity"));
@@ -83,7 +86,8 @@ impl Location {
         key.into_iter().chain(passphrase).collect()
     }
 
-    /// What has all that it says of what opens the store hold from now on, with its secrets. What it does not say stays.
+    /// What has all that it says of what opens the store hold from now on, with its secrets. What it does not
+    /// say stays.
     ///
     /// # Errors
     /// A secret cannot be read, or is of another kind of store.

@@ -1,4 +1,5 @@
-//! Clones, once each: the new volume is what tells that it was done, with a label that says what it is a clone of.
+//! Clones, once each: the new volume is what tells that it was done, with a label that says what it is a
+//! clone of.
 
 use super::Fields;
 use blockd_api::{ObjectName, SnapshotName, SnapshotRef, VolumeName, VolumeRef};

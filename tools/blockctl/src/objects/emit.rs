@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back() {
+    fn emitted_yaml_parses_back() {
         let value = json!({
             "kind": "SchedulePolicy",
             "metadata": { "name": "gold" },

@@ -1,5 +1,5 @@
-//! Reading the fields of an object: each is taken once, what is left over is unknown, and everything that is wrong is told at
-//! once, by path and line.
+//! Reading the fields of an object: each is taken once, what is left over is unknown, and everything that is
+//! wrong is told at once, by path and line.
 
 use super::node::{Key, Node, NodeValue};
 use blockd_api::{Secret, SecretRef};
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn one_thing_stands_for_a_list_of_one() {
+    fn single_value_stands_for_list() {
         let told = problems("a: 5\nb: [1, x]\nc: null\n", |fields| {
             assert_eq!(fields.each_parsed::<u8>("a"), [5]);
             assert_eq!(fields.each_parsed::<u8>("b"), [1]);

@@ -1,4 +1,5 @@
-//! Backup locations: credentials, as the custom resources of such systems write them, or with the storage blocks of KubeDB's.
+//! Backup locations: credentials, as the custom resources of such systems write them, or with the storage
+//! blocks of KubeDB's.
 
 use super::{Fields, fields::SecretSource};
 use crate::{
@@ -518,7 +519,8 @@ fn read_blocks(mut fields: Fields<'_>) -> Option<Location> {
     Some(Location { settings, encrypted: has_key.then_some(true) })
 }
 
-/// A secret is a directory here, with a file for each of its keys, as `kubectl create secret generic --from-file` takes it.
+/// A secret is a directory here, with a file for each of its keys, as `kubectl create secret generic
+/// --from-file` takes it.
 fn read_secret_dir(settings: &mut Settings, dir: &str, name: &str, fields: &Fields<'_>) {
     let dir = fields.reading.file(dir);
     if !dir.is_dir() {

@@ -304,7 +304,8 @@ fn node_has(node: &Node, name: &str) -> bool {
     matches!(&node.value, node::NodeValue::Map(fields) if fields.iter().any(|(key, _)| key.name == name))
 }
 
-/// Takes the policy for what becomes of what an object made when the object goes; it stays, unless `Delete` is allowed.
+/// Takes the policy for what becomes of what an object made when the object goes; it stays, unless `Delete`
+/// is allowed.
 fn reclaim_policy(fields: &mut Fields<'_>, may_delete: bool) -> bool {
     let line = fields.peek("reclaimPolicy").map_or(fields.line, |node| node.line);
     match fields.text("reclaimPolicy").as_deref() {
@@ -322,7 +323,8 @@ fn reclaim_policy(fields: &mut Fields<'_>, may_delete: bool) -> bool {
     }
 }
 
-/// Takes the rule around freezes. The custom resources name one before and one after; here a rule has both commands.
+/// Takes the rule around freezes. The custom resources name one before and one after; here a rule has both
+/// commands.
 fn exec_rule(fields: &mut Fields<'_>) -> Option<blockd_api::RuleName> {
     let line = fields.peek("postExecRule").map_or(fields.line, |node| node.line);
     let before: Option<blockd_api::RuleName> = fields.parsed("preExecRule");

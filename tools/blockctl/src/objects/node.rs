@@ -1,6 +1,7 @@
 //! YAML as a tree that knows its lines, so that what is wrong can be named by place. JSON is YAML.
 //!
-//! Anchors and tags are refused: a file of objects needs neither, and without anchors a small file is a small tree.
+//! Anchors and tags are refused: a file of objects needs neither, and without anchors a small file is a small
+//! tree.
 
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_named_with_its_line() {
+    fn unknown_field_is_reported_with_line() {
         for (text, line, part) in [
             ("a: 1\nb: [1, 2\n", 3, "no YAML"),
             ("a: 1\nb: 2\na: 3\n", 3, "`a` is there twice"),

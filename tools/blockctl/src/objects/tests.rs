@@ -35,7 +35,7 @@ fn kinds_have_several_names() {
 }
 
 #[test]
-fn what_is_wrong_is_named_by_path_and_line() {
+fn errors_are_reported_by_path_and_line() {
     let text = "\
 apiVersion: v2
 kind: SchedulePolicy
@@ -113,7 +113,7 @@ stringData: {secretAccessKey: planted}
 }
 
 #[test]
-fn a_location_that_lacks_something_is_named() {
+fn location_with_missing_field_is_refused() {
     let body = "location: {type: azure, path: container}\n";
     let Body::Location(location) = object(Kind::BackupLocation, body).body else { panic!() };
     let error = location.request(&"offsite".parse().unwrap()).unwrap_err();
@@ -134,7 +134,7 @@ fn files_without_objects_or_with_one_twice_are_refused() {
 
 /// The policy of the custom resources that the fields are named after.
 #[test]
-fn a_policy_is_read_as_it_is_written_elsewhere() {
+fn policy_of_custom_resource_is_accepted() {
     let text = "\
 apiVersion: stork.libopenstorage.org/v1alpha1
 kind: SchedulePolicy
@@ -201,7 +201,7 @@ fn minutes_are_the_same_in_every_time_zone() {
 }
 
 #[test]
-fn a_location_of_the_custom_resources_becomes_a_credential() {
+fn location_of_custom_resource_becomes_credential() {
     let made = credential(
         "location:\n  type: s3\n  path: bucket-name\n  sync: true\n  s3Config:\n    region: eu-west-1\n    accessKeyID: A\n    \
          secretAccessKey: planted\n    endpoint: \"http://h:9010\"\n    disableSSL: true\n",
@@ -338,7 +338,7 @@ fn storage_blocks_are_taken_as_they_are_shown() {
 }
 
 #[test]
-fn a_relative_directory_is_the_one_that_is_kept() {
+fn relative_directory_matches_stored_one() {
     let here = std::env::current_dir().unwrap();
     for (dir, path, kept) in
         [("", "backups", here.join("backups")), ("/dir", "./backups", PathBuf::from("/dir/backups"))]
@@ -359,7 +359,7 @@ fn a_relative_directory_is_the_one_that_is_kept() {
 }
 
 #[test]
-fn what_a_location_cannot_be_is_told() {
+fn invalid_location_is_refused() {
     let head = "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {name: x}\n";
     for (body, told) in [
         (
@@ -394,7 +394,7 @@ fn what_a_location_cannot_be_is_told() {
 }
 
 #[test]
-fn a_schedule_becomes_what_the_daemon_takes() {
+fn schedule_becomes_request() {
     let with = |spec: &str| match object(Kind::VolumeBackupSchedule, spec).body {
         Body::Schedule(schedule) => *schedule,
         other => panic!("{other:?}"),
@@ -463,7 +463,7 @@ fn a_schedule_becomes_what_the_daemon_takes() {
 }
 
 #[test]
-fn what_is_kept_in_places_is_of_places_that_there_are() {
+fn retention_of_unknown_location_is_refused() {
     let head = "apiVersion: blockd/v1\nkind: VolumeBackupSchedule\nmetadata: {name: x}\n";
     let told = problems(&format!(
         "{head}spec:\n  schedulePolicyName: gold\n  retainAt:\n    - {{backupLocation: c, retain: 1}}\n    - {{backupLocation: a}}\n    - {{retain: 1}}\n    - {{backupLocation: b, retain: {{last: 1, all: true}}}}\n    - {{backupLocation: b, retain: 1}}\n  template: {{spec: {{volume: db, backupLocation: [a, b]}}}}\n"
@@ -517,7 +517,7 @@ fn rules_around_freezes_are_written_as_they_are_read() {
 }
 
 #[test]
-fn what_is_made_once_becomes_what_the_daemon_takes() {
+fn backup_and_restore_become_requests() {
     let Body::Backup(backup) = object(
         Kind::VolumeBackup,
         "spec: {backupLocation: nas, group: shop, full: true, reclaimPolicy: Delete}",
@@ -560,7 +560,7 @@ fn what_is_made_once_becomes_what_the_daemon_takes() {
 }
 
 #[test]
-fn the_example_is_understood() {
+fn example_file_is_parsed() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/objects.yaml");
     let found = read(&path).unwrap();
     let kinds: std::collections::BTreeSet<Kind> = found.iter().map(Object::kind).collect();
@@ -568,7 +568,7 @@ fn the_example_is_understood() {
 }
 
 #[test]
-fn a_proxy_with_a_password_is_refused_and_not_quoted() {
+fn proxy_with_password_is_refused_unquoted() {
     let file = |proxy: &str| {
         let head = "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {name: x}\n";
         format!("{head}location:\n  type: local\n  path: /b\n  proxy: {proxy}\n")

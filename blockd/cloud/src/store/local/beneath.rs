@@ -1,10 +1,11 @@
 //! Files and directories below the root of a store, opened name by name.
 //!
-//! Who may write to the directory (the server of a network share, another user of it) could put a symbolic link in the place of
-//! a directory, and blockd would write and delete elsewhere. So each name on the way is opened by itself, relative to the directory
-//! before it and without following a link, and files are made, linked and removed relative to the last one. (`openat2` would do it in one
-//! call, but systemd lets services with `RestrictSUIDSGID=` have none.) The root itself is opened by its path each time: a descriptor
-//! that is held would keep a disk from being unmounted, and would not notice that it was.
+//! Who may write to the directory (the server of a network share, another user of it) could put a symbolic
+//! link in the place of a directory, and blockd would write and delete elsewhere. So each name on the way is
+//! opened by itself, relative to the directory before it and without following a link, and files are made,
+//! linked and removed relative to the last one. (`openat2` would do it in one call, but systemd lets services
+//! with `RestrictSUIDSGID=` have none.) The root itself is opened by its path each time: a descriptor that is
+//! held would keep a disk from being unmounted, and would not notice that it was.
 
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, mkdirat, openat, statx},
@@ -14,7 +15,8 @@ use std::{fs::File, io, mem::MaybeUninit, os::fd::OwnedFd, path::Path};
 
 /// Files of a store are for its user only.
 pub(super) const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// Most memory for the names of one directory: a delta of 64 TiB has some two million packs, with names of 13 bytes.
+/// Most memory for the names of one directory: a delta of 64 TiB has some two million packs, with names of 13
+/// bytes.
 pub(super) const MAX_NAMES_BYTES: usize = 256 << 20;
 const DIR_MODE: Mode = Mode::RWXU;
 const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -110,8 +112,8 @@ pub(super) fn type_of(found: &Statx) -> FileType {
 /// The names in a directory that are UTF-8, sorted, without `.` and `..`.
 ///
 /// # Errors
-/// [`io::ErrorKind::ArgumentListTooLong`] if they take more than so many bytes of memory: the server of a network share may
-/// make up names without end.
+/// [`io::ErrorKind::ArgumentListTooLong`] if they take more than so many bytes of memory: the server of a
+/// network share may make up names without end.
 pub(super) fn names(dir: &OwnedFd, max_bytes: usize) -> io::Result<Vec<String>> {
     let mut buffer = [MaybeUninit::<u8>::uninit(); 32 << 10];
     let mut entries = RawDir::new(dir, &mut buffer);

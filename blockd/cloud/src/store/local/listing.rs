@@ -95,7 +95,8 @@ fn is_unfinished(name: &str) -> bool {
     [super::TEMPORARY, super::PARTS].iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Removes hidden files and empty directories below a prefix that were changed before a time; returns the number of files.
+/// Removes hidden files and empty directories below a prefix that were changed before a time; returns the
+/// number of files.
 pub(super) fn remove_unfinished(place: &Place, before_unix_s: i64, dry_run: bool) -> Result<u64, StoreError> {
     let prefix = place.key.as_str();
     let mut removed = 0;
@@ -131,7 +132,8 @@ pub(super) fn remove_unfinished(place: &Place, before_unix_s: i64, dry_run: bool
     Ok(removed)
 }
 
-/// Removes a directory that was changed before a time, if the kernel finds it empty. A put beside it makes it again.
+/// Removes a directory that was changed before a time, if the kernel finds it empty. A put beside it makes it
+/// again.
 fn remove_if_empty(above: &OwnedFd, done: &Level, before_unix_s: i64) {
     let name = done.path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     let found = beneath::stat(above, name);

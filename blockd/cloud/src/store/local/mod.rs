@@ -1,8 +1,8 @@
 //! A directory as an object store.
 //!
-//! An object is written to a file that has no name yet, made durable, and then linked under its key, so that it is
-//! there as a whole or not at all, whatever is killed when. Where the filesystem knows no nameless files, a hidden
-//! temporary name does the same; names that begin with a dot are never listed.
+//! An object is written to a file that has no name yet, made durable, and then linked under its key, so that
+//! it is there as a whole or not at all, whatever is killed when. Where the filesystem knows no nameless
+//! files, a hidden temporary name does the same; names that begin with a dot are never listed.
 
 mod beneath;
 mod listing;
@@ -51,8 +51,8 @@ impl LocalStore {
     /// Uses a directory, which must be there: a missing one may be a disk that is not mounted.
     ///
     /// # Errors
-    /// [`StoreErrorKind::BucketMissing`] if there is no such directory, [`StoreErrorKind::Unauthorized`] if it
-    /// cannot be looked at.
+    /// [`StoreErrorKind::BucketMissing`] if there is no such directory, [`StoreErrorKind::Unauthorized`] if
+    /// it cannot be looked at.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let path: PathBuf = path.into();
         let description: Arc<str> = format!("directory {}", path.display()).into();
@@ -219,8 +219,8 @@ impl Place {
         self.try_put(body, mode).map_err(|error| self.with_time_if_full(error))
     }
 
-    /// Adds the filesystem's time to the error of a full one. To set the times of the root takes no room, and the server
-    /// of a network filesystem sets them by its own clock.
+    /// Adds the filesystem's time to the error of a full one. To set the times of the root takes no room, and
+    /// the server of a network filesystem sets them by its own clock.
     fn with_time_if_full(&self, error: StoreError) -> StoreError {
         if error.kind != StoreErrorKind::NoSpace {
             return error;

@@ -17,7 +17,7 @@ const MARGIN: Duration = Duration::from_secs(30);
 /// How long the identity service may take to answer.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest answer of the identity service that is read.
-const ANSWER_LEN_MOST: usize = 4 << 20;
+const MAX_ANSWER_LEN: usize = 4 << 20;
 
 /// What proves who asks for a container of Swift.
 #[derive(Clone)]
@@ -230,7 +230,7 @@ async fn body(mut answer: Response, at: &str) -> Result<Vec<u8>, StoreError> {
         answer.chunk().await.map_err(|error| fail(StoreErrorKind::ShortBody, at, chain(&error)))?
     {
         out.extend_from_slice(&piece);
-        if out.len() > ANSWER_LEN_MOST {
+        if out.len() > MAX_ANSWER_LEN {
             return Err(odd(at, "it is longer than any catalog"));
         }
     }

@@ -100,8 +100,8 @@ impl SwiftStore {
         Ok(ListPage { objects, next })
     }
 
-    /// Removes the segments below a prefix that no object uses and that were stored before a time; returns their number. One
-    /// request for each upload that is old enough.
+    /// Removes the segments below a prefix that no object uses and that were stored before a time; returns
+    /// their number. One request for each upload that is old enough.
     pub(super) async fn remove_unused_segments(
         &self,
         prefix: &str,

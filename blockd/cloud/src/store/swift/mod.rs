@@ -1,11 +1,12 @@
 //! OpenStack Swift, by its own API.
 //!
-//! Swift has no create-if-absent that one could rely on: `If-None-Match: *` is looked at before the body is taken in, so two
-//! creators at once both succeed. This store therefore refuses it outright, and the writer does without (see
-//! `FORMAT.md`, "Two writers").
+//! Swift has no create-if-absent that one could rely on: `If-None-Match: *` is looked at before the body is
+//! taken in, so two creators at once both succeed. This store therefore refuses it outright, and the writer
+//! does without (see `FORMAT.md`, "Two writers").
 //!
 //! What arrives in parts becomes a static large object. Its segments lie beside the keys of the format, below
-//! `blockd-parts/`, and go with the object; those of uploads that did not end go with the next collection of garbage.
+//! `blockd-parts/`, and go with the object; those of uploads that did not end go with the next collection of
+//! garbage.
 
 mod auth;
 mod listing;
@@ -251,8 +252,8 @@ impl SwiftStore {
         body: Bytes,
     ) -> Result<String, StoreError> {
         let md5 = self.md5(operation, key, &body).await?;
-        // The server refuses a body that is not the announced one (422).
-        // Said also of an empty object, for which the client would leave it away and Swift refuse the request.
+        // The server refuses a body that is not the announced one (422). Said also of an empty object, for
+        // which the client would leave it away and Swift refuse the request.
         let with = |request: RequestBuilder| {
             request.header("ETag", &md5).header(CONTENT_LENGTH, body.len()).body(body.clone())
         };

@@ -6,7 +6,8 @@ use zeroize::Zeroizing;
 
 const KEY: &str = "blockd/data/x";
 
-/// A Swift with one object, behind an identity service of all versions. Each login gives another token; the newest is good.
+/// A Swift with one object, behind an identity service of all versions. Each login gives another token; the
+/// newest is good.
 async fn cloud(object: impl Fn(&HttpRequest) -> HttpReply + Send + Sync + 'static) -> HttpDouble {
     let (logins, url) = (Mutex::new(0), Arc::new(Mutex::new(String::new())));
     let known = url.clone();

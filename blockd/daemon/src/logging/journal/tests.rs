@@ -206,8 +206,8 @@ fn what_is_too_much_for_a_record_is_cut() {
         );
     });
     let record = journal.record();
-    assert!(record["MESSAGE"].starts_with("short long=ää") && record["MESSAGE"].len() <= VALUE_MOST_BYTES);
-    assert!(record["BLOCKD_LONG"].len() <= VALUE_MOST_BYTES && record["BLOCKD_LONG"].starts_with("ää"));
+    assert!(record["MESSAGE"].starts_with("short long=ää") && record["MESSAGE"].len() <= MAX_VALUE_BYTES);
+    assert!(record["BLOCKD_LONG"].len() <= MAX_VALUE_BYTES && record["BLOCKD_LONG"].starts_with("ää"));
     let record = journal.record();
     assert!(record["MESSAGE"].starts_with("many a=ää"));
     assert!(!record.contains_key("BLOCKD_A") && record["PRIORITY"] == "6", "the fields are left out");

@@ -67,7 +67,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_looks_like_a_secret_is_taken_out_wherever_it_is() {
+    fn secrets_are_removed_at_any_depth() {
         let mut bundle = json!({
             "credentials": [
                 { "name": "nas", "s3SecretKey": "planted-1", "encryption_passphrase": "planted-2", "encryption": true },

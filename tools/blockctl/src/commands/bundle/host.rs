@@ -12,9 +12,9 @@ use std::{
 };
 
 /// Maximum bytes read of a file.
-const FILE_MOST_BYTES: u64 = 1 << 20;
+const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Maximum bytes read of the journal.
-const JOURNAL_MOST_BYTES: u64 = 16 << 20;
+const MAX_JOURNAL_BYTES: u64 = 16 << 20;
 /// Timeout for the journal.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Journal fields about a command of a rule; they can contain secrets.
@@ -80,7 +80,7 @@ fn run_journal(lines: u32) -> io::Result<Vec<Value>> {
     let Some(stdout) = child.stdout.take() else { return Ok(vec![]) };
     let (send, read) = mpsc::channel();
     std::thread::spawn(move || {
-        let lines = BufReader::new(stdout.take(JOURNAL_MOST_BYTES)).lines();
+        let lines = BufReader::new(stdout.take(MAX_JOURNAL_BYTES)).lines();
         let entries = lines.map_while(Result::ok).filter_map(|line| entry(&line));
         // The receiver is gone after a timeout.
         let _ = send.send(entries.collect());
@@ -124,7 +124,7 @@ fn entry(line: &str) -> Option<Value> {
 
 fn read_bounded(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    fs::File::open(path)?.take(FILE_MOST_BYTES).read_to_string(&mut text)?;
+    fs::File::open(path)?.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
     Ok(text)
 }
 
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_is_told_without_what_may_be_secret() {
+    fn configuration_in_bundle_has_no_secrets() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blockd.toml");
         fs::write(
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_mount_over_a_path_is_its_own() {
+    fn mount_of_path_is_the_last_one() {
         let dir = fs::canonicalize(std::env::temp_dir()).unwrap();
         let mounts = format!(
             "/dev/a / ext4 rw\n/dev/b {0} xfs rw\n/dev/c {0} tmpfs rw\n/dev/d {0}x ext4 rw\n",

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_there_is_left_alone() {
+    fn bundle_to_existing_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bundle");
         write(&path, &json!({})).unwrap();

@@ -64,7 +64,7 @@ impl Done {
 }
 
 /// How often it is looked again at what somebody else made meanwhile.
-const LOOKS_MOST: usize = 4;
+const MAX_LOOKS: usize = 4;
 
 /// `apply`: the objects one after the other, up to the first that cannot be made so.
 pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> {
@@ -139,7 +139,8 @@ async fn apply_all(
     Ok(status)
 }
 
-/// Whether a key that the file itself gives is another one than before cannot be seen: nobody shows the one that is in use.
+/// Whether a key that the file itself gives is another one than before cannot be seen: nobody shows the one
+/// that is in use.
 fn tell_of_given_key(context: &Context<'_>, object: &Object) {
     if let Body::Location(location) = &object.body
         && location.gives_store_key()
@@ -166,7 +167,8 @@ async fn reload(
     Ok(now)
 }
 
-/// Does what is planned. Where somebody else made it meanwhile, it is looked at again, as if it had been there.
+/// Does what is planned. Where somebody else made it meanwhile, it is looked at again, as if it had been
+/// there.
 async fn make(
     context: &Context<'_>,
     object: &Object,
@@ -176,7 +178,7 @@ async fn make(
 ) -> Result<Done, Failure> {
     let mut looks = 0;
     loop {
-        let may_look = matches!(planned, Plan::Create) && looks < LOOKS_MOST;
+        let may_look = matches!(planned, Plan::Create) && looks < MAX_LOOKS;
         let error = match carry_out(context, object, planned, world).await {
             Err(Failure::Client(ClientError::Api(error))) if may_look && is_there(object, error.code) => {
                 error
@@ -413,8 +415,8 @@ async fn update_location(
     Ok(())
 }
 
-/// Has just those volumes and groups have a rule that it says. They are given it first: if that fails, nothing is without the
-/// rule that it had. What another rule of the same call is to have is left to it.
+/// Has just those volumes and groups have a rule that it says. They are given it first: if that fails,
+/// nothing is without the rule that it had. What another rule of the same call is to have is left to it.
 async fn give_rule(
     context: &Context<'_>,
     name: &RuleName,

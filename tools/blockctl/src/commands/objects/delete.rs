@@ -18,7 +18,8 @@ use blockd_api::{CredentialRef, RuleName, VolumeRef, rules::RuleTarget};
 struct Wanted {
     kind: Kind,
     name: String,
-    /// The backups that go, if it is one, and if somebody named it or its object says that what it made goes with it.
+    /// The backups that go, if it is one, and if somebody named it or its object says that what it made goes
+    /// with it.
     backups: Option<erase::Target>,
     /// What of those that have it goes with it, if it is a rule whose object says which they are.
     rule: Option<Hook>,

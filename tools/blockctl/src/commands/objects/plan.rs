@@ -168,7 +168,8 @@ fn plan_rule(object: &Object, should: &Hook, world: &World) -> Plan {
     Plan::Update(changes(&document(&is), &document(should), false))
 }
 
-/// Whether all that is to have a rule can have it: it is there, and none of it is taken from a rule that this call says nothing of.
+/// Whether all that is to have a rule can have it: it is there, and none of it is taken from a rule that this
+/// call says nothing of.
 fn check_targets(object: &Object, should: &Hook, world: &World) -> Result<(), ApiError> {
     for name in should.volumes.iter().flatten() {
         if world.volume(name).is_none() {
@@ -482,7 +483,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_differs_is_told_by_path() {
+    fn differences_are_listed_by_path() {
         let is = json!({ "a": { "b": 1, "c": [1, 2], "d": 4 }, "e": 5 });
         let should = json!({ "a": { "b": 1, "c": [1, 3] }, "f": 6 });
         let told = |said_only| -> Vec<String> {

@@ -80,8 +80,8 @@ pub struct World {
     pub schedules: Vec<Schedule>,
     pub volumes: Vec<Volume>,
     pub tasks: Vec<Task>,
-    /// What this daemon stored, once under each location that leads to it; what others stored is there only if
-    /// [`Scope::id`] asked for it.
+    /// What this daemon stored, once under each location that leads to it; what others stored is there only
+    /// if [`Scope::id`] asked for it.
     pub cloudsnaps: Option<Vec<Cloudsnap>>,
     /// The rules that the same call is about.
     pub called: Vec<(ObjectName, Hook)>,
@@ -123,7 +123,8 @@ impl World {
 
     /// Loads what is in the stores as well, once; stores that cannot be asked are told of.
     ///
-    /// A name means something on the host that gave it: other hosts' backups in the same place are none of its objects.
+    /// A name means something on the host that gave it: other hosts' backups in the same place are none of
+    /// its objects.
     pub async fn load_stores(&mut self, context: &Context<'_>, scope: &Scope) -> Result<(), Failure> {
         if self.cloudsnaps.is_some() || self.credentials.is_empty() {
             return Ok(());

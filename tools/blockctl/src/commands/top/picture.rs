@@ -364,7 +364,7 @@ TASK                                   STATE           VOLUME   PHASE       DONE
     }
 
     #[test]
-    fn a_daemon_or_volume_that_began_anew_is_not_compared_with_what_was_before() {
+    fn restarted_daemon_or_volume_starts_new_samples() {
         let mut looks = Looks::new(activity(1, 10, &[volume("db", 9)], &[task(90)]));
         let picture = looks.next(activity(2, 1, &[volume("db", 1)], &[task(95)]), SortKey::Iops);
         assert_eq!((picture.volumes[0].iops(), picture.volumes[0].read.latency_micros), (0.0, None));

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_terminal_is_given_back_whatever_happens() {
+    fn terminal_is_restored_on_error() {
         let mut bytes = Vec::new();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let mut screen = Screen::enter(&mut bytes).unwrap();

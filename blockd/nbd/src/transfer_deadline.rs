@@ -1,20 +1,20 @@
-//! How long a client may take over bytes that hold memory, when others wait for that memory. What counts is that it gets
-//! on: a byte now and then, or one short send after the other, must not keep the memory for ever.
+//! Deadline of a transfer that holds memory which other connections wait for. It is extended by progress of
+//! at least 1 MiB only: single bytes or short sends must not hold the memory for ever.
 
 use std::time::{Duration, Instant};
 
-/// What has to move for the time to begin again, unless all of it has.
+/// Progress that extends the deadline, in bytes, unless the transfer is complete.
 const HEADWAY_BYTES: u64 = 1 << 20;
 
-/// The time that is left for some bytes.
+/// Deadline of a transfer.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct TransferDeadline {
     timeout: Duration,
     ends_at: Instant,
     moved_bytes: u64,
 }
 
-impl Patience {
+impl TransferDeadline {
     pub(crate) fn new(timeout: Duration, now: Instant) -> Self {
         Self { timeout, ends_at: later(now, timeout), moved_bytes: 0 }
     }
@@ -50,13 +50,13 @@ mod tests {
     fn only_headway_gives_more_time() {
         let start = Instant::now();
         let (minute, second) = (Duration::from_secs(60), Duration::from_secs(1));
-        let mut patience = Patience::new(minute, start);
-        patience.moved(1, start + second);
-        patience.moved(HEADWAY_BYTES - 2, start + 2 * second);
-        assert_eq!(patience.ends_at(), start + minute);
-        patience.moved(1, start + 3 * second);
-        assert_eq!(patience.ends_at(), start + 3 * second + minute);
-        patience.moved(HEADWAY_BYTES - 1, start + 4 * second);
-        assert_eq!(patience.ends_at(), start + 3 * second + minute);
+        let mut deadline = TransferDeadline::new(minute, start);
+        deadline.moved(1, start + second);
+        deadline.moved(HEADWAY_BYTES - 2, start + 2 * second);
+        assert_eq!(deadline.ends_at(), start + minute);
+        deadline.moved(1, start + 3 * second);
+        assert_eq!(deadline.ends_at(), start + 3 * second + minute);
+        deadline.moved(HEADWAY_BYTES - 1, start + 4 * second);
+        assert_eq!(deadline.ends_at(), start + 3 * second + minute);
     }
 }
