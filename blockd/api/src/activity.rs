@@ -1,4 +1,4 @@
-//! What volumes and tasks do at this moment: counters, to be asked for twice and compared.
+//! Activity counters of volumes and tasks; rates are differences of two samples.
 
 use crate::{Client, ClientError, VolumeId, VolumeName, client::CALL_TIMEOUT, paths, tasks::Task};
 use schemars::JsonSchema;
@@ -9,58 +9,58 @@ use uuid::Uuid;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Activity {
-    /// The run of the daemon: all counters begin anew with another one.
+    /// Id of the daemon's run; all counters start at 0 with a new run.
     pub run: Uuid,
-    /// When this was, in microseconds of a clock that nobody sets.
+    /// Time of the sample on the monotonic clock, in microseconds.
     pub at_micros: u64,
-    /// The volumes, by name.
+    /// Volumes by name.
     pub volumes: Vec<VolumeActivity>,
-    /// The tasks that have not ended, newest first.
+    /// Active tasks, newest first.
     pub tasks: Vec<Task>,
 }
 
-/// What was done with a volume since it was opened.
+/// Activity of a volume since it was opened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeActivity {
-    /// Its id.
+    /// Id.
     pub id: VolumeId,
-    /// Its name.
+    /// Name.
     pub name: VolumeName,
-    /// Whether it is open and takes requests.
+    /// True if the volume is open and serves requests.
     pub up: bool,
-    /// NBD connections to it.
+    /// NBD connections.
     pub connections: u64,
-    /// What was written since it was last frozen, in whole blocks; 0 if it is not open.
+    /// Bytes dirtied since the last freeze, in whole blocks; 0 if the volume is not open.
     pub dirty_bytes: u64,
-    /// Bytes that were read.
+    /// Bytes read.
     pub read_bytes: u64,
-    /// Bytes that were written, trimmed and zeroed ones not counted.
+    /// Bytes written, without trimmed and zeroed ones.
     pub written_bytes: u64,
-    /// Requests of NBD clients that read.
+    /// Read requests of NBD clients.
     pub read: OperationActivity,
-    /// Those that write.
+    /// Write requests.
     pub write: OperationActivity,
-    /// Those that make durable.
+    /// Flush requests.
     pub flush: OperationActivity,
-    /// Those that trim or zero.
+    /// Trim and zero requests.
     pub discard: OperationActivity,
 }
 
-/// Requests of one sort.
+/// Requests of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OperationActivity {
-    /// How many have ended.
+    /// Number of completed requests.
     pub requests: u64,
-    /// How long all of those took, in microseconds.
+    /// Total latency of these, in microseconds.
     pub took_micros: u64,
-    /// How many are under way.
+    /// Requests in flight.
     pub under_way: u64,
 }
 
 impl Client {
-    /// What volumes and tasks do at this moment.
+    /// Returns the activity of volumes and tasks.
     pub async fn activity(&self) -> Result<Activity, ClientError> {
         self.get(paths::ACTIVITY, CALL_TIMEOUT).await
     }

@@ -1,30 +1,29 @@
-//! Volumes as devices of the kernel: attach and detach.
+//! Kernel devices: attach and detach.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// The fewest and the most connections that a device gets unless a number is asked for: one per core, within
-/// these.
+/// Default range of connections of a device: one per core within this range.
 pub const DEFAULT_CONNECTIONS: std::ops::RangeInclusive<u32> = 2..=4;
-/// The logical block size of a device unless another is asked for, in bytes.
+/// Default logical block size of a device, in bytes.
 pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 4096;
-/// After how long without a reply a request is sent again, unless another time is asked for, in seconds.
+/// Default timeout before a request is sent again, in seconds.
 pub const DEFAULT_TIMEOUT_S: u64 = 30;
-/// How long requests wait for a daemon that is gone, unless another time is asked for, in seconds.
+/// Default time that requests wait for an absent daemon, in seconds.
 pub const DEFAULT_DEAD_TIMEOUT_S: u64 = 600;
 
 /// Body of `POST /v1/volumes/{volume}/attach`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AttachVolume {
-    /// The device; a free one if there is none.
+    /// Device; a free one by default.
     #[serde(default)]
     pub device: Option<Device>,
-    /// The device refuses writes.
+    /// Read-only device.
     #[serde(default)]
     pub read_only: bool,
-    /// It comes back when the daemon starts after the host did.
+    /// Attach again at each start of the daemon.
     #[serde(default)]
     pub persistent: bool,
     /// See [`DEFAULT_TIMEOUT_S`]; 1 to 3600.
@@ -42,10 +41,10 @@ pub struct AttachVolume {
 }
 
 impl AttachVolume {
-    /// Whether every number is in its range.
+    /// Checks the range of each number.
     ///
     /// # Errors
-    /// What is wrong, and what would be right.
+    /// A description of the invalid value and the valid range.
     pub fn check(&self) -> Result<(), String> {
         if self.timeout_s.is_some_and(|value| !(1..=3600).contains(&value)) {
             return Err("the timeout must be 1 s to 1 h".into());
@@ -67,46 +66,46 @@ impl AttachVolume {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DetachVolume {
-    /// Detach although it is in use: whoever uses it gets errors, and what was not written yet is lost.
+    /// Detach a device in use: its users get errors, and unwritten data is lost.
     #[serde(default)]
     pub force: bool,
 }
 
-/// A volume's device.
+/// Attachment of a volume to a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachment {
-    /// The device; `None` while it has none.
+    /// Device; `None` while there is none.
     pub device: Option<Device>,
-    /// Whether the kernel has the device now.
+    /// True if the kernel device is connected.
     pub connected: bool,
-    /// Why it has not; `None` if it has.
+    /// Reason for a missing connection; `None` if connected.
     pub problem: Option<String>,
-    /// The device refuses writes.
+    /// Read-only device.
     pub read_only: bool,
-    /// It comes back when the daemon starts after the host did.
+    /// Attach again at each start of the daemon.
     pub persistent: bool,
-    /// After how long without a reply a request is sent again.
+    /// Timeout before a request is sent again, in seconds.
     pub timeout_s: u64,
-    /// How long requests wait for a daemon that is gone.
+    /// Time that requests wait for an absent daemon, in seconds.
     pub dead_timeout_s: u64,
-    /// Its connections.
+    /// Number of connections.
     pub connections: u32,
-    /// Its logical block size.
+    /// Logical block size.
     pub block_size_bytes: u32,
 }
 
-/// The answer to a detach: what was where.
+/// Reply to `POST /v1/volumes/{volume}/detach`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Detached {
     /// Name of the volume.
     pub name: String,
-    /// The device that it had.
+    /// Detached device.
     pub device: Option<Device>,
 }
 
-/// A device of the kernel's nbd driver, written `/dev/nbd7`.
+/// Device of the kernel's nbd driver, such as `/dev/nbd7`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Device {
@@ -114,17 +113,17 @@ pub struct Device {
 }
 
 impl Device {
-    /// The device of this number.
+    /// Returns the device of this number.
     pub const fn new(index: u32) -> Self {
         Self { index }
     }
 
-    /// Its number.
+    /// Returns the number.
     pub const fn index(self) -> u32 {
         self.index
     }
 
-    /// Its name, `nbd7`.
+    /// Returns the name, such as `nbd7`.
     pub fn name(self) -> String {
         format!("nbd{}", self.index)
     }
@@ -157,7 +156,7 @@ impl FromStr for Device {
         let number = text.strip_prefix("/dev/").unwrap_or(text).strip_prefix("nbd").ok_or_else(wrong)?;
         let plain =
             number.bytes().all(|byte| byte.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
-        // The kernel's minor numbers end far below.
+        // The kernel's minor numbers are far smaller.
         match number.parse() {
             Ok(index) if plain && index < 1 << 20 => Ok(Self { index }),
             _ => Err(wrong()),
@@ -165,11 +164,11 @@ impl FromStr for Device {
     }
 }
 
-/// A text that names no device.
+/// Text that names no device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is no NBD device: write /dev/nbd0, /dev/nbd1, …")]
 pub struct DeviceError {
-    /// The text.
+    /// Given text.
     pub given: String,
 }
 

@@ -1,4 +1,4 @@
-//! Browsing: mounts of snapshots, and the files inside cloud snapshots.
+//! Browsing: mounts of snapshots, and files of cloud snapshots.
 
 use crate::{CredentialRef, cloudsnaps::CloudsnapId, paths::encode};
 use jiff::Timestamp;
@@ -10,25 +10,24 @@ use std::{fmt, path::PathBuf, str::FromStr};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MountBrowse {
-    /// The directory, absolute; it is made if it is not there, and must be empty.
+    /// Absolute path of an empty directory; created if missing.
     pub mountpoint: PathBuf,
-    /// Cloud snapshots of these credentials; of all if there is none.
+    /// Credentials whose cloud snapshots are shown; all if empty.
     #[serde(default)]
     pub cred_ids: Vec<CredentialRef>,
 }
 
-/// Body of `POST /v1/browse/handed`. In one message with its head, over a unix socket, comes one descriptor
-/// (`SCM_RIGHTS`): that of `/dev/fuse` with which the caller made the mount.
+/// Body of `POST /v1/browse/handed`. The message with its head carries one descriptor (`SCM_RIGHTS`): that of
+/// `/dev/fuse` of the caller's mount. It needs a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HandMount {
-    /// Where it is, absolute, without control characters; shown, and not looked at.
+    /// Absolute mount point without control characters; for display only.
     pub mountpoint: PathBuf,
-    /// Cloud snapshots of these credentials; of all if there is none.
+    /// Credentials whose cloud snapshots are shown; all if empty.
     #[serde(default)]
     pub cred_ids: Vec<CredentialRef>,
-    /// Whether the caller made it for other users to look in as well: the kernel is then told of access
-    /// lists.
+    /// True if the mount allows other users: the kernel then checks access lists.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_other: bool,
 }
@@ -37,9 +36,9 @@ pub struct HandMount {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UnmountBrowse {
-    /// The directory, absolute.
+    /// Absolute path of the mount point.
     pub mountpoint: PathBuf,
-    /// Also if somebody has files open there, which then give errors.
+    /// Unmount although files are open; reads of them fail.
     #[serde(default)]
     pub force: bool,
 }
@@ -48,21 +47,21 @@ pub struct UnmountBrowse {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Unmounted {
-    /// Where the mount was.
+    /// Former mount point.
     pub mountpoint: PathBuf,
 }
 
-/// A mount.
+/// Mount of snapshots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BrowseMount {
-    /// Where it is.
+    /// Mount point.
     pub mountpoint: PathBuf,
-    /// Whose cloud snapshots it shows; all if there is none.
+    /// Credentials whose cloud snapshots are shown; all if empty.
     pub cred_ids: Vec<CredentialRef>,
-    /// Since when.
+    /// Time of the mount.
     pub since: Timestamp,
-    /// The user who made it and handed it over, in whose namespace it is; not there for the daemon's own.
+    /// User who made the mount and handed it over; absent for the daemon's own mounts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
 }
@@ -71,36 +70,36 @@ pub struct BrowseMount {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BrowseMountList {
-    /// The mounts.
+    /// Mounts.
     pub mounts: Vec<BrowseMount>,
 }
 
-/// A path inside a snapshot: any bytes. As text, what is no UTF-8, a control character or `%` is `%` and two
-/// hexadecimal digits; text that has none of these is the path as it is.
+/// Path inside a snapshot: any bytes. As text, invalid UTF-8, control characters and `%` are escaped as `%`
+/// and two hexadecimal digits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct FilePath(Vec<u8>);
 
-/// A text that is no path.
+/// Text that is not a path.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not a path inside a snapshot: `%` must be followed by two hexadecimal digits")]
 pub struct BadFilePath {
-    /// The text.
+    /// Given text.
     pub given: String,
 }
 
 impl FilePath {
-    /// The root of the snapshot's files.
+    /// Returns the root of the snapshot's files.
     pub fn root() -> Self {
         Self(b"/".to_vec())
     }
 
-    /// The path with these bytes.
+    /// Creates a path from bytes.
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }
 
-    /// A path of this host's shell, which begins at the root of the snapshot whether or not it begins with
+    /// Creates a path from a shell argument, relative to the root of the snapshot with or without a leading
     /// `/`.
     pub fn from_root(bytes: &[u8]) -> Self {
         let parts = bytes.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
@@ -112,17 +111,17 @@ impl FilePath {
         if path.is_empty() { Self::root() } else { Self(path) }
     }
 
-    /// Its bytes.
+    /// Returns the bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// What follows the last `/`.
+    /// Returns the part behind the last `/`.
     pub fn name(&self) -> &[u8] {
         self.0.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
     }
 
-    /// A name below it.
+    /// Appends a name.
     #[must_use]
     pub fn join(&self, name: &[u8]) -> Self {
         let mut path = self.0.clone();
@@ -195,34 +194,34 @@ impl From<FilePath> for String {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListFiles {
-    /// The cloud snapshot.
+    /// Cloud snapshot.
     pub snap: CloudsnapId,
-    /// The file or directory.
+    /// File or directory.
     pub path: FilePath,
-    /// Whether the entries of a directory are wanted.
+    /// Include the entries of a directory.
     #[serde(default)]
     pub entries: bool,
-    /// Whether the extended attributes of the file or directory are wanted.
+    /// Include the extended attributes.
     #[serde(default)]
     pub xattrs: bool,
-    /// Where it is kept; may be left out.
+    /// Credential; optional.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
 }
 
-/// Query of `GET /v1/cloudsnaps/file`; the reply is the bytes, at most 8 MiB of them.
+/// Query of `GET /v1/cloudsnaps/file`; the reply is at most 8 MiB of bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReadFile {
-    /// The cloud snapshot.
+    /// Cloud snapshot.
     pub snap: CloudsnapId,
-    /// The file, which must be a regular one.
+    /// Regular file.
     pub path: FilePath,
-    /// From where on, in bytes.
+    /// Start offset, in bytes.
     pub offset_bytes: u64,
-    /// How many bytes.
+    /// Number of bytes.
     pub len_bytes: u64,
-    /// Where it is kept; may be left out.
+    /// Credential; optional.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
 }
@@ -231,25 +230,25 @@ pub struct ReadFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListFileRuns {
-    /// The cloud snapshot.
+    /// Cloud snapshot.
     pub snap: CloudsnapId,
-    /// The file, which must be a regular one.
+    /// Regular file.
     pub path: FilePath,
-    /// From where on, in bytes.
+    /// Start offset, in bytes.
     #[serde(default)]
     pub offset_bytes: u64,
-    /// Where it is kept; may be left out.
+    /// Credential; optional.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
 }
 
-/// A run of bytes of a file.
+/// Byte range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileRun {
-    /// Where it begins, in bytes.
+    /// Start offset, in bytes.
     pub offset_bytes: u64,
-    /// How long it is, in bytes.
+    /// Length, in bytes.
     pub len_bytes: u64,
 }
 
@@ -257,64 +256,62 @@ pub struct FileRun {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileRuns {
-    /// The length of the file, in bytes.
+    /// Length of the file, in bytes.
     pub size_bytes: u64,
-    /// Where there may be data, ascending. What lies between, before and behind these runs is holes, which
-    /// read as zeroes.
+    /// Ascending ranges that may hold data. Everything outside of them is a hole and reads as zeroes.
     pub data: Vec<FileRun>,
-    /// Up to where that is said, in bytes: the end of the file, or before it if there is more than is told at
-    /// once.
+    /// End of the described part, in bytes: the end of the file, or less if the reply is truncated.
     pub until_bytes: u64,
 }
 
-/// What a file is.
+/// Type of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum FileKind {
-    /// A regular file.
+    /// Regular file.
     File,
-    /// A directory.
+    /// Directory.
     Directory,
-    /// A symbolic link.
+    /// Symbolic link.
     Symlink,
-    /// A device with blocks.
+    /// Block device.
     BlockDevice,
-    /// A device with characters.
+    /// Character device.
     CharDevice,
-    /// A named pipe.
+    /// FIFO.
     Fifo,
-    /// A socket.
+    /// Socket.
     Socket,
-    /// It is there, and cannot be read.
+    /// Damaged entry that cannot be read.
     Damaged,
 }
 
-/// A file inside a snapshot.
+/// File of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotFile {
-    /// Its path.
+    /// Path.
     pub path: FilePath,
-    /// What it is.
+    /// Type.
     pub kind: FileKind,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub size_bytes: u64,
-    /// The permission bits, with those above them (07777).
+    /// Mode bits (07777).
     pub mode: u16,
-    /// Who owns it.
+    /// User id of the owner.
     pub uid: u32,
-    /// The group that owns it.
+    /// Group id.
     pub gid: u32,
-    /// When its content was changed, if that is known.
+    /// Modification time, if known.
     pub modified: Option<Timestamp>,
-    /// Its number, if that is known: all its names in the snapshot have it in common.
+    /// Inode number, if known; equal for all hard links.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inode: Option<u64>,
-    /// How many names it has, if that is known.
+    /// Number of hard links, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub links: Option<u32>,
-    /// Where it leads, if it is a symbolic link.
+    /// Target of a symbolic link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<FilePath>,
 }
@@ -323,23 +320,22 @@ pub struct SnapshotFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileList {
-    /// The file or directory that was asked for.
+    /// Requested file or directory.
     pub file: SnapshotFile,
-    /// What is in it, by name, if that was asked for.
+    /// Directory entries by name, if requested.
     pub entries: Vec<SnapshotFile>,
-    /// Its extended attributes, if they were asked for.
+    /// Extended attributes, if requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub xattrs: Vec<SnapshotXattr>,
 }
 
-/// An extended attribute of a file inside a snapshot. Both its parts are bytes, written as those of a path
-/// are.
+/// Extended attribute of a file. Name and value are bytes, escaped like paths.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotXattr {
-    /// Its name with what it begins with, such as `user.comment`.
+    /// Name with its namespace, such as `user.comment`.
     pub name: FilePath,
-    /// Its value, as the kernel would give it.
+    /// Value, as returned by the kernel.
     pub value: FilePath,
 }
 

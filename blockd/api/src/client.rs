@@ -1,6 +1,6 @@
-//! A client of the control API.
+//! Client of the control API.
 //!
-//! Each request has its own connection: calls are few, and a daemon that was restarted in between is no
+//! Each request has its own connection: calls are rare, and a restart of the daemon between them does not
 //! matter.
 
 use crate::{
@@ -48,104 +48,104 @@ use tokio::{task::JoinHandle, time::timeout};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-/// How long a connection may take.
+/// Timeout of a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call may take that only asks the daemon.
+/// Timeout of a call answered by the daemon alone.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a freeze may take, with the commands before and after it.
+/// Timeout of a freeze with its hooks.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(1800);
-/// How long a detach may take, in which the kernel writes back what is dirty.
+/// Timeout of a detach, during which the kernel writes dirty pages back.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long a rollback may take, in which the daemon copies what changed.
+/// Timeout of a rollback, during which the daemon copies changed extents.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// How long a call may take in which the daemon talks to a store, with its retries.
+/// Timeout of a call that sends store requests, with their retries.
 pub(crate) const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(900);
 
-/// Why a call failed.
+/// Failure of a call.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// There is no socket.
+    /// The socket does not exist.
     #[error("there is no blockd at {}: the socket does not exist", path.display())]
     SocketMissing {
-        /// Where it should be.
+        /// Expected path.
         path: PathBuf,
     },
-    /// There is a socket, and nobody listens.
+    /// No daemon listens on the socket.
     #[error("no blockd listens at {}: it is not running", path.display())]
     Refused {
-        /// The socket.
+        /// Socket.
         path: PathBuf,
     },
-    /// The socket belongs to somebody else.
+    /// The socket belongs to another user.
     #[error("permission denied at {}: this socket is for the user that runs blockd, its group if it has one, and root", path.display())]
     PermissionDenied {
-        /// The socket.
+        /// Socket.
         path: PathBuf,
     },
-    /// The connection failed in another way.
+    /// The connection failed for another reason.
     #[error("cannot connect to blockd at {at}: {source}")]
     Connect {
-        /// The socket or address.
+        /// Socket or address.
         at: String,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// The daemon did not answer in time.
+    /// The daemon did not reply in time.
     #[error("blockd at {at} did not answer {what} within {} s", after.as_secs())]
     Timeout {
-        /// The socket or address.
+        /// Socket or address.
         at: String,
-        /// Method and address of the request.
+        /// Method and path of the request.
         what: String,
-        /// How long was waited.
+        /// Elapsed timeout.
         after: Duration,
     },
     /// The connection broke.
     #[error("the connection to blockd at {at} broke during {what}: {}", with_sources(source))]
     Broken {
-        /// The socket or address.
+        /// Socket or address.
         at: String,
-        /// Method and address of the request.
+        /// Method and path of the request.
         what: String,
-        /// Why.
+        /// Cause.
         source: hyper::Error,
     },
-    /// The reply is not what the API says; the two sides are of different versions, or this is no blockd.
+    /// The reply violates the API: versions differ, or the server is not blockd.
     #[error("blockd at {at} answered {what} with something unexpected (HTTP {status}): {reason}")]
     BadReply {
-        /// The socket or address.
+        /// Socket or address.
         at: String,
-        /// Method and address of the request.
+        /// Method and path of the request.
         what: String,
         /// HTTP status of the reply.
         status: u16,
-        /// What is wrong with it.
+        /// Description of the violation.
         reason: String,
     },
-    /// No descriptor can be handed over like this.
+    /// A descriptor cannot be passed over this connection.
     #[error(
         "a descriptor can be handed over through the unix socket of a blockd on this host only, not at {at}"
     )]
     NoSocket {
-        /// The address.
+        /// Address.
         at: String,
     },
-    /// The request cannot be written down; a fault of its type.
+    /// The request cannot be serialised; a bug of its type.
     #[error("the request {what} cannot be written: {source}")]
     BadRequest {
-        /// Method and address of the request.
+        /// Method and path of the request.
         what: String,
-        /// Why.
+        /// Cause.
         source: serde_json::Error,
     },
-    /// The daemon said no.
+    /// The daemon refused the request.
     #[error(transparent)]
     Api(#[from] ApiError),
 }
 
 impl ClientError {
-    /// Whether there was no daemon to talk to.
+    /// Returns true if no daemon could be reached.
     pub fn is_unreachable(&self) -> bool {
         matches!(
             self,
@@ -156,11 +156,11 @@ impl ClientError {
         )
     }
 
-    /// Whether the same call can succeed later with nothing else changed.
+    /// Returns true if a retry of the same call can succeed.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::SocketMissing { .. } | Self::Refused { .. } | Self::Timeout { .. } => true,
-            // A certificate that is refused is refused by a daemon that was restarted as well.
+            // A restarted daemon refuses the same certificate.
             Self::Connect { source, .. } => tls_trouble::advice(source).is_none(),
             Self::Broken { source, .. } => tls_trouble::advice(source).is_none(),
             Self::PermissionDenied { .. } | Self::NoSocket { .. } => false,
@@ -169,7 +169,7 @@ impl ClientError {
         }
     }
 
-    /// What to do about it, where that is not plain from the message.
+    /// Returns the next action, unless the message implies it.
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::SocketMissing { .. } | Self::Refused { .. } => Some(
@@ -186,7 +186,7 @@ impl ClientError {
     }
 }
 
-/// An error and what caused it: of a TLS handshake that the other side refused, only the cause says why.
+/// Formats an error with its sources: only the source explains a refused TLS handshake.
 fn with_sources(error: &hyper::Error) -> String {
     let mut line = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -198,13 +198,13 @@ fn with_sources(error: &hyper::Error) -> String {
     line
 }
 
-/// A client of one daemon.
+/// Client of a daemon.
 #[derive(Clone, Debug)]
 pub struct Client {
     endpoint: Endpoint,
 }
 
-/// Ends the connection's task when a call is given up.
+/// Aborts the connection's task when a call is dropped.
 struct Connection(JoinHandle<()>);
 
 impl Drop for Connection {
@@ -214,37 +214,37 @@ impl Drop for Connection {
 }
 
 impl Client {
-    /// A client of the daemon whose control socket this is; nothing is connected yet.
+    /// Creates a client of a control socket; does not connect yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self::at(Endpoint::unix(socket))
     }
 
-    /// A client of the daemon that is reached there; nothing is connected yet.
+    /// Creates a client of an endpoint; does not connect yet.
     pub fn at(endpoint: Endpoint) -> Self {
         Self { endpoint }
     }
 
-    /// Where the daemon is reached.
+    /// Returns the endpoint of the daemon.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// What the daemon says of itself.
+    /// Returns the daemon's status.
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.get(paths::STATUS, CALL_TIMEOUT).await
     }
 
-    /// Makes a volume.
+    /// Creates a volume.
     pub async fn create_volume(&self, request: &CreateVolume) -> Result<Volume, ClientError> {
         self.post(paths::VOLUMES, request, CALL_TIMEOUT).await
     }
 
-    /// The volumes.
+    /// Returns volumes.
     pub async fn list_volumes(&self, query: &ListVolumes) -> Result<VolumeList, ClientError> {
         self.query(paths::VOLUMES, query, CALL_TIMEOUT).await
     }
 
-    /// One volume.
+    /// Returns a volume.
     pub async fn volume(&self, volume: &VolumeRef) -> Result<Volume, ClientError> {
         self.get(&paths::volume(volume), CALL_TIMEOUT).await
     }
@@ -258,19 +258,19 @@ impl Client {
         self.send(Method::PATCH, &paths::volume(volume), request, CALL_TIMEOUT).await
     }
 
-    /// Deletes a volume and its snapshots, of which none may be pinned; what is in the cloud stays.
+    /// Deletes a volume and its local snapshots, none of which may be pinned; cloud snapshots stay.
     pub async fn delete_volume(&self, volume: &VolumeRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::volume(volume)).await
     }
 
-    /// Deletes a volume and its snapshots, also those that are pinned.
+    /// Deletes a volume and its local snapshots, including pinned ones.
     pub async fn delete_volume_by_force(&self, volume: &VolumeRef) -> Result<Deleted, ClientError> {
         let bad = |source| ClientError::BadRequest { what: "DELETE of a volume".to_owned(), source };
         let query = DeleteVolume { force: true };
         self.delete(&paths::with_query(&paths::volume(volume), &query).map_err(bad)?).await
     }
 
-    /// Makes a volume a device of the kernel.
+    /// Attaches a volume as a kernel device.
     pub async fn attach_volume(
         &self,
         volume: &VolumeRef,
@@ -279,7 +279,7 @@ impl Client {
         self.post(&paths::volume_attach(volume), request, CALL_TIMEOUT).await
     }
 
-    /// Takes a volume's device away.
+    /// Detaches a volume from its device.
     pub async fn detach_volume(
         &self,
         volume: &VolumeRef,
@@ -297,7 +297,7 @@ impl Client {
         self.post(&paths::volume_snapshots(volume), request, FREEZE_TIMEOUT).await
     }
 
-    /// Freezes several volumes at one instant.
+    /// Takes a snapshot of a consistency group.
     pub async fn create_group_snapshot(
         &self,
         request: &CreateGroupSnapshot,
@@ -305,23 +305,23 @@ impl Client {
         self.post(paths::SNAPSHOT_GROUP, request, FREEZE_TIMEOUT).await
     }
 
-    /// One snapshot.
+    /// Returns a snapshot.
     pub async fn snapshot(&self, snapshot: &SnapshotRef) -> Result<Snapshot, ClientError> {
         self.get(&paths::snapshot(snapshot), CALL_TIMEOUT).await
     }
 
-    /// The snapshots.
+    /// Returns snapshots.
     pub async fn list_snapshots(&self, query: &ListSnapshots) -> Result<SnapshotList, ClientError> {
         self.query(paths::SNAPSHOTS, query, CALL_TIMEOUT).await
     }
 
-    /// Checks everything of a volume but its data.
+    /// Checks the metadata of a volume.
     pub async fn check_volume(&self, volume: &VolumeRef) -> Result<VolumeCheck, ClientError> {
         let nothing = serde_json::json!({});
         self.post(&paths::volume_check(volume), &nothing, STORE_CALL_TIMEOUT).await
     }
 
-    /// Makes a volume that begins as what another one was at a snapshot.
+    /// Creates a volume from a snapshot.
     pub async fn clone_volume(
         &self,
         volume: &VolumeRef,
@@ -330,7 +330,7 @@ impl Client {
         self.post(&paths::volume_clone(volume), request, CALL_TIMEOUT).await
     }
 
-    /// What changed from a snapshot to another one, or to now.
+    /// Returns the extents that differ between two points of a volume.
     pub async fn diff_snapshots(
         &self,
         volume: &VolumeRef,
@@ -353,14 +353,14 @@ impl Client {
         self.delete(&paths::snapshot(snapshot)).await
     }
 
-    /// Deletes a snapshot also if it is pinned.
+    /// Deletes a snapshot, even if it is pinned.
     pub async fn delete_snapshot_by_force(&self, snapshot: &SnapshotRef) -> Result<Deleted, ClientError> {
         let bad = |source| ClientError::BadRequest { what: "DELETE of a snapshot".to_owned(), source };
         let query = DeleteSnapshot { force: true };
         self.delete(&paths::with_query(&paths::snapshot(snapshot), &query).map_err(bad)?).await
     }
 
-    /// Pins a snapshot, or takes that back.
+    /// Pins or unpins a snapshot.
     pub async fn mark_snapshot(
         &self,
         snapshot: &SnapshotRef,
@@ -369,28 +369,28 @@ impl Client {
         self.send(Method::PATCH, &paths::snapshot(snapshot), request, CALL_TIMEOUT).await
     }
 
-    /// Proves that a store works, and keeps the way to it.
+    /// Verifies access to a store and creates a credential.
     pub async fn create_credential(&self, request: &CreateCredential) -> Result<Credential, ClientError> {
         self.post(paths::CREDENTIALS, request, STORE_CALL_TIMEOUT).await
     }
 
-    /// The credentials, without their secrets.
+    /// Returns credentials without secrets.
     pub async fn list_credentials(&self) -> Result<CredentialList, ClientError> {
         self.get(paths::CREDENTIALS, CALL_TIMEOUT).await
     }
 
-    /// One credential, without its secrets.
+    /// Returns a credential without secrets.
     pub async fn credential(&self, credential: &CredentialRef) -> Result<Credential, ClientError> {
         self.get(&paths::credential(credential), CALL_TIMEOUT).await
     }
 
-    /// Proves again that a store works.
+    /// Verifies access to a store.
     pub async fn validate_credential(&self, credential: &CredentialRef) -> Result<Credential, ClientError> {
         self.call(Method::POST, &paths::credential_validate(credential), Bytes::new(), STORE_CALL_TIMEOUT)
             .await
     }
 
-    /// Changes the passphrase or the data key of what is stored.
+    /// Changes the passphrase or the data key of a repository.
     pub async fn rekey_credential(
         &self,
         credential: &CredentialRef,
@@ -399,7 +399,7 @@ impl Client {
         self.post(&paths::credential_rekey(credential), request, STORE_CALL_TIMEOUT).await
     }
 
-    /// Changes what all tasks of a credential together may move.
+    /// Changes the bandwidth limits of a credential.
     pub async fn limit_credential(
         &self,
         credential: &CredentialRef,
@@ -408,7 +408,7 @@ impl Client {
         self.post(&paths::credential_limits(credential), limits, CALL_TIMEOUT).await
     }
 
-    /// Forgets a credential; the store keeps what is in it.
+    /// Deletes a credential; its backups stay.
     pub async fn delete_credential(&self, credential: &CredentialRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::credential(credential)).await
     }
@@ -418,7 +418,7 @@ impl Client {
         self.post(paths::CLOUDSNAP_BACKUP, request, STORE_CALL_TIMEOUT).await
     }
 
-    /// Starts backups of several volumes from one instant.
+    /// Starts backups of a consistency group.
     pub async fn start_group_backup(
         &self,
         request: &StartGroupBackup,
@@ -426,27 +426,27 @@ impl Client {
         self.post(paths::CLOUDSNAP_BACKUP_GROUP, request, STORE_CALL_TIMEOUT).await
     }
 
-    /// The cloud snapshots.
+    /// Returns cloud snapshots.
     pub async fn list_cloudsnaps(&self, query: &ListCloudsnaps) -> Result<CloudsnapList, ClientError> {
         self.query(paths::CLOUDSNAPS, query, STORE_CALL_TIMEOUT).await
     }
 
-    /// One cloud snapshot in full.
+    /// Returns a cloud snapshot in detail.
     pub async fn inspect_cloudsnap(&self, query: &InspectCloudsnap) -> Result<CloudsnapDetail, ClientError> {
         self.query(paths::CLOUDSNAP_INSPECT, query, STORE_CALL_TIMEOUT).await
     }
 
-    /// Starts a restore into a new volume.
+    /// Starts a restore to a new volume.
     pub async fn start_restore(&self, request: &StartRestore) -> Result<RestoreStarted, ClientError> {
         self.post(paths::CLOUDSNAP_RESTORE, request, STORE_CALL_TIMEOUT).await
     }
 
-    /// Makes a volume that is served at once and fetches what is read.
+    /// Creates a lazy volume.
     pub async fn start_lazy_restore(&self, request: &StartLazyRestore) -> Result<LazyRestored, ClientError> {
         self.post(paths::CLOUDSNAP_RESTORE_LAZY, request, STORE_CALL_TIMEOUT).await
     }
 
-    /// Starts a rollback of a volume to a cloud snapshot.
+    /// Starts an in-place restore of a volume.
     pub async fn start_in_place(&self, request: &StartInPlace) -> Result<RestoreStarted, ClientError> {
         self.post(paths::CLOUDSNAP_RESTORE_IN_PLACE, request, STORE_CALL_TIMEOUT).await
     }
@@ -456,7 +456,7 @@ impl Client {
         self.post(paths::CLOUDSNAP_DELETE, request, STORE_CALL_TIMEOUT).await
     }
 
-    /// Says how long a cloud snapshot stays.
+    /// Changes pin and expiry date of a cloud snapshot.
     pub async fn mark_cloudsnap(&self, request: &MarkCloudsnap) -> Result<CloudsnapMark, ClientError> {
         self.post(paths::CLOUDSNAP_MARK, request, STORE_CALL_TIMEOUT).await
     }
@@ -466,32 +466,32 @@ impl Client {
         self.post(paths::CLOUDSNAP_VERIFY, request, STORE_CALL_TIMEOUT).await
     }
 
-    /// Deletes what abandoned backups left in a store, or says what that would be.
+    /// Deletes orphaned objects of a store, or lists them.
     pub async fn collect_garbage(&self, request: &CollectGarbage) -> Result<GarbageCollected, ClientError> {
         self.post(paths::CLOUDSNAP_GC, request, STORE_CALL_TIMEOUT).await
     }
 
-    /// Stops a task; the reply comes when it has come to rest.
+    /// Stops a task; returns when it has stopped.
     pub async fn stop_task(&self, task: Uuid, request: &StopTask) -> Result<Task, ClientError> {
         self.post(&paths::task_stop(task), request, STORE_CALL_TIMEOUT).await
     }
 
-    /// Changes how much a task may move in a second, also while it runs.
+    /// Changes the bandwidth limits of a task.
     pub async fn limit_task(&self, task: Uuid, limits: &TaskLimits) -> Result<Task, ClientError> {
         self.post(&paths::task_limit(task), limits, CALL_TIMEOUT).await
     }
 
-    /// Takes up a task again that was stopped or failed.
+    /// Resumes a stopped or failed task.
     pub async fn resume_task(&self, task: Uuid) -> Result<Task, ClientError> {
         self.post(&paths::task_resume(task), &serde_json::json!({}), CALL_TIMEOUT).await
     }
 
-    /// A file inside a cloud snapshot, and what is in it.
+    /// Returns a file of a cloud snapshot and its entries.
     pub async fn list_files(&self, query: &ListFiles) -> Result<FileList, ClientError> {
         self.query(paths::CLOUDSNAP_FILES, query, STORE_CALL_TIMEOUT).await
     }
 
-    /// A piece of a file inside a cloud snapshot; shorter than was asked for, and at most 8 MiB.
+    /// Reads part of a file of a cloud snapshot: at most 8 MiB, possibly fewer bytes than requested.
     pub async fn read_file(&self, query: &ReadFile) -> Result<Bytes, ClientError> {
         let path = paths::CLOUDSNAP_FILE;
         let bad = |source| ClientError::BadRequest { what: format!("GET {path}"), source };
@@ -499,12 +499,12 @@ impl Client {
         self.fetch(Method::GET, &address, Bytes::new(), STORE_CALL_TIMEOUT).await.map(|(_, body)| body)
     }
 
-    /// Where there is data in a file inside a cloud snapshot; in a long list not up to its end.
+    /// Returns data ranges of a file of a cloud snapshot; a long list is truncated.
     pub async fn list_file_runs(&self, query: &ListFileRuns) -> Result<FileRuns, ClientError> {
         self.query(paths::CLOUDSNAP_FILE_RUNS, query, STORE_CALL_TIMEOUT).await
     }
 
-    /// The mounts of snapshots.
+    /// Returns mounts of snapshots.
     pub async fn list_mounts(&self) -> Result<BrowseMountList, ClientError> {
         self.get(paths::BROWSE_MOUNTS, CALL_TIMEOUT).await
     }
@@ -514,7 +514,7 @@ impl Client {
         self.post(paths::BROWSE_MOUNTS, request, STORE_CALL_TIMEOUT).await
     }
 
-    /// Hands a mount over to be served: the descriptor of `/dev/fuse` with which it was made.
+    /// Passes the `/dev/fuse` descriptor of a mount to the daemon, which serves it.
     pub async fn hand_mount(
         &self,
         request: &HandMount,
@@ -533,17 +533,17 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| self.bad_reply(&what, status, error.to_string()))
     }
 
-    /// Takes a mount of snapshots away.
+    /// Unmounts snapshots.
     pub async fn unmount(&self, request: &UnmountBrowse) -> Result<Unmounted, ClientError> {
         self.post(paths::BROWSE_UNMOUNT, request, CALL_TIMEOUT).await
     }
 
-    /// The tasks, newest first.
+    /// Tasks, newest first.
     pub async fn list_tasks(&self, query: &ListTasks) -> Result<TaskList, ClientError> {
         self.query(paths::TASKS, query, CALL_TIMEOUT).await
     }
 
-    /// One task, now or when it has changed; see [`WaitTask`].
+    /// Returns a task, now or after a change; see [`WaitTask`].
     pub async fn task(&self, task: Uuid, wait: &WaitTask) -> Result<Task, ClientError> {
         let time_limit =
             CALL_TIMEOUT + Duration::from_millis(wait.wait_ms.unwrap_or(0).min(crate::MAX_WAIT_MS));
@@ -590,8 +590,8 @@ impl Client {
         time_limit: Duration,
     ) -> Result<R, ClientError> {
         let bad = |source| ClientError::BadRequest { what: format!("{method} {address}"), source };
-        // A body can hold secrets: it is wiped when it was sent, and begins large enough not to be moved
-        // about.
+        // A body can hold secrets: it is wiped after sending, and allocated large enough to avoid copies by
+        // reallocation.
         let mut json = Zeroizing::new(Vec::with_capacity(16 << 10));
         serde_json::to_writer(&mut *json, body).map_err(bad)?;
         self.call(method, address, Bytes::from_owner(json), time_limit).await
@@ -618,7 +618,7 @@ impl Client {
         }
     }
 
-    /// The body of a reply that is no error.
+    /// Returns the body of a successful reply.
     pub(crate) async fn fetch(
         &self,
         method: Method,
@@ -676,7 +676,7 @@ impl Client {
         let bad_reply = |status: StatusCode, reason: String| self.bad_reply(what, status, reason);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        // What goes wrong on the connection comes out of the request as well.
+        // Connection errors are also returned by the request.
         let _connection = Connection(tokio::spawn(async move { drop(connection.await) }));
 
         let mut request =

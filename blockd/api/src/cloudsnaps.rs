@@ -1,7 +1,7 @@
 //! Cloud snapshots: back up, list, inspect, restore, delete.
 //!
-//! The entries of a list keep the field names that scripts of such tools know (`ID`, `SrcVolumeID`, …);
-//! everything in `Metadata` is text.
+//! List entries have the field names of similar tools (`ID`, `SrcVolumeID`, …) for scripts; everything in
+//! `Metadata` is text.
 
 use crate::{
     ApiError, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, RuleName, SnapshotId, VolumeId,
@@ -19,23 +19,23 @@ use uuid::Uuid;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CloudsnapId {
-    /// The cluster that made it.
+    /// Cluster that made it.
     pub cluster: Uuid,
-    /// The volume that it was made of.
+    /// Source volume.
     pub volume: VolumeId,
-    /// The snapshot that it was made of.
+    /// Source snapshot.
     pub snapshot: SnapshotId,
-    /// Whether it is incremental.
+    /// True if it is incremental.
     pub incremental: bool,
 }
 
-/// A text that is no id of a cloud snapshot.
+/// Text that is not the id of a cloud snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], as `cloudsnap list` shows it"
 )]
 pub struct BadCloudsnapId {
-    /// The text as it was given.
+    /// Given text.
     pub given: String,
 }
 
@@ -62,7 +62,7 @@ impl FromStr for CloudsnapId {
                 snapshot: snapshot.parse().ok()?,
                 incremental,
             };
-            // One id has one text: other forms of a UUID are refused.
+            // Each id has one text form: other forms of a UUID are refused.
             (id.to_string() == text).then_some(id)
         };
         parse().ok_or_else(|| BadCloudsnapId { given: text.to_owned() })
@@ -92,43 +92,42 @@ impl From<BadCloudsnapId> for ApiError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartBackup {
-    /// The volume to back up.
+    /// Volume.
     pub volume: VolumeRef,
-    /// Make it a full one.
+    /// Force a full backup.
     #[serde(default)]
     pub full: bool,
-    /// Where to; may be left out when there is one credential.
+    /// Credential; optional if there is one.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
-    /// Where to besides: the same point in time, read once.
+    /// Additional credentials: the same point in time, read once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<CredentialRef>,
-    /// What each task may move.
+    /// Bandwidth limits of each task.
     #[serde(default)]
     pub limits: TaskLimits,
-    /// What it is called: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of what it
-    /// makes.
+    /// Name: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of the backups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
-    /// No rule deletes what it makes: see [`MarkCloudsnap::pinned`].
+    /// Pin the backups: see [`MarkCloudsnap::pinned`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
-    /// When that expires: see [`MarkCloudsnap::expires`].
+    /// Expiry date of the backups: see [`MarkCloudsnap::expires`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
-    /// What is to be done around the freeze, in place of what rules say.
+    /// Quiesce options, instead of rules.
     #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
     pub quiesce: Quiesce,
-    /// A rule that is followed, in place of those of the volumes.
+    /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleName>,
-    /// No rule is followed.
+    /// Use no rule.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_rule: bool,
 }
 
 impl StartBackup {
-    /// A backup of a volume to the only place there is, full or not as its turn is, as fast as it can.
+    /// Creates a request with defaults: the only credential, scheduled backup type, no limits.
     pub fn of(volume: VolumeRef) -> Self {
         Self {
             volume,
@@ -150,78 +149,77 @@ impl StartBackup {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupStarted {
-    /// The task, of the first place.
+    /// Task of the first credential.
     pub task: Uuid,
-    /// The tasks of the places besides, in the order in which they were asked for.
+    /// Tasks of the additional credentials, in the requested order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<Uuid>,
 }
 
-/// Body of `POST /v1/cloudsnaps/backup-group`: which volumes, chosen in exactly one way.
+/// Body of `POST /v1/cloudsnaps/backup-group`. Exactly one selector of volumes must be given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartGroupBackup {
-    /// All volumes of this group.
+    /// Volumes of this group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
-    /// All volumes that have all these labels.
+    /// Volumes with all these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<LabelSelector>,
-    /// These volumes.
+    /// Volumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeRef>,
-    /// Make full ones.
+    /// Force full backups.
     #[serde(default)]
     pub full: bool,
-    /// Where to; may be left out when there is one credential.
+    /// Credential; optional if there is one.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
-    /// Where to besides.
+    /// Additional credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<CredentialRef>,
-    /// What each task may move.
+    /// Bandwidth limits of each task.
     #[serde(default)]
     pub limits: TaskLimits,
-    /// What it is called: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of what it
-    /// makes.
+    /// Name: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of the backups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
-    /// No rule deletes what it makes: see [`MarkCloudsnap::pinned`].
+    /// Pin the backups: see [`MarkCloudsnap::pinned`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
-    /// When that expires: see [`MarkCloudsnap::expires`].
+    /// Expiry date of the backups: see [`MarkCloudsnap::expires`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
-    /// What is to be done around the freeze, in place of what rules say.
+    /// Quiesce options, instead of rules.
     #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
     pub quiesce: Quiesce,
-    /// A rule that is followed, in place of those of the volumes.
+    /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleName>,
-    /// No rule is followed.
+    /// Use no rule.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_rule: bool,
 }
 
-/// Reply to `POST /v1/cloudsnaps/backup-group`. All volumes are frozen at one instant, or no backup is made.
+/// Reply to `POST /v1/cloudsnaps/backup-group`. All volumes are frozen together, or no backup is made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GroupBackupStarted {
-    /// The id of the instant.
+    /// Id of the group snapshot.
     pub group_id: Uuid,
-    /// The volumes, by name.
+    /// Volumes by name.
     pub members: Vec<MemberStarted>,
 }
 
-/// The backups of one volume of several.
+/// Backups of one member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberStarted {
-    /// The volume.
+    /// Volume.
     pub volume_id: VolumeId,
-    /// Its name.
+    /// Name.
     pub volume: VolumeName,
-    /// Its tasks, one for each place, in the order in which the places were asked for.
+    /// Tasks, one for each credential, in the requested order.
     pub tasks: Vec<Uuid>,
 }
 
@@ -229,29 +227,28 @@ pub struct MemberStarted {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListCloudsnaps {
-    /// Only under this credential; all of them otherwise.
+    /// Only this credential; all by default.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
-    /// Only of this volume, which need not exist any more: its name or id as the backup has it.
+    /// Only this volume, by its name or id at backup time; it may be deleted.
     #[serde(default)]
     pub src: Option<VolumeRef>,
-    /// Only of this cluster; of all clusters otherwise.
+    /// Only this cluster; all by default.
     #[serde(default)]
     pub cluster: Option<Uuid>,
-    /// Of all clusters, as without `cluster`: what a host lists that was just set up to bring another one's
-    /// volumes back.
+    /// All clusters, as without `cluster`.
     #[serde(default)]
     pub all: bool,
-    /// Only those in this state; [`CloudsnapStatus::Done`] otherwise.
+    /// Only this state; [`CloudsnapStatus::Done`] by default.
     #[serde(default)]
     pub status: Option<CloudsnapStatus>,
-    /// Only of volumes that had all these labels.
+    /// Only volumes that had all these labels.
     #[serde(default)]
     pub label: Option<LabelSelector>,
-    /// Only this one, of whatever cluster.
+    /// Only this cloud snapshot, of any cluster.
     #[serde(default)]
     pub cloudsnap_id: Option<CloudsnapId>,
-    /// Only the newest so many.
+    /// Maximum number of entries, the newest.
     #[serde(default)]
     pub max: Option<u32>,
 }
@@ -260,22 +257,22 @@ pub struct ListCloudsnaps {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub enum CloudsnapStatus {
-    /// It is committed and can be restored.
+    /// Committed; can be restored.
     #[default]
     Done,
-    /// A backup of this daemon is making it.
+    /// A backup of this daemon is running.
     Active,
-    /// A backup of this daemon failed to make it; nothing of it counts.
+    /// A backup of this daemon failed; nothing of it counts.
     Failed,
-    /// Its manifest cannot be read.
+    /// The manifest cannot be read.
     Damaged,
 }
 
 impl CloudsnapStatus {
-    /// Every state.
+    /// All states.
     pub const ALL: [Self; 4] = [Self::Done, Self::Active, Self::Failed, Self::Damaged];
 
-    /// The state as it is written in JSON and tables.
+    /// Returns the state as written in JSON and tables.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Done => "Done",
@@ -296,131 +293,131 @@ impl fmt::Display for CloudsnapStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudsnapList {
-    /// The entries that could be read.
+    /// Readable entries.
     pub cloudsnaps: Vec<Cloudsnap>,
-    /// The entries that could not, whatever state was asked for.
+    /// Unreadable entries, independent of the requested state.
     pub damaged: Vec<DamagedCloudsnap>,
-    /// Stores that could not be asked, when several were.
+    /// Stores that could not be listed, if others could.
     pub failed_credentials: Vec<FailedCredential>,
-    /// How many entries there are without `max`.
+    /// Number of entries without `max`.
     pub total: u64,
 }
 
-/// An entry of a list.
+/// Entry of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "PascalCase")]
 pub struct Cloudsnap {
-    /// Its id.
+    /// Id.
     #[serde(rename = "ID")]
     pub id: CloudsnapId,
-    /// Id of the volume that it was made of.
+    /// Id of the source volume.
     #[serde(rename = "SrcVolumeID")]
     pub src_volume_id: VolumeId,
-    /// Name that the volume had.
+    /// Name of the source volume.
     pub src_volume_name: String,
-    /// The point in time that it holds.
+    /// Point in time.
     pub timestamp: Timestamp,
-    /// All else, as text.
+    /// Other properties, as text.
     pub metadata: CloudsnapMetadata,
-    /// Its state.
+    /// State.
     pub status: CloudsnapStatus,
 }
 
-/// What else an entry says; every value is JSON text.
+/// Other properties of an entry; each value is JSON text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudsnapMetadata {
-    /// What asked for it: `Manual`.
+    /// Origin: `Manual`.
     pub cloudsnap_type: String,
     /// Compression: `lz4`.
     pub compression: String,
-    /// Bytes of the volume that this backup carries, before compression.
+    /// Bytes of volume data in this backup, before compression.
     #[serde(with = "decimal")]
     #[schemars(with = "String", regex(pattern = "^[0-9]+$"))]
     pub size_bytes: u64,
-    /// When the backup began; see [`crate::format_time`].
+    /// Start time; see [`crate::format_time`].
     pub starttime: String,
-    /// As the entry's status.
+    /// Status of the entry.
     pub status: CloudsnapStatus,
-    /// When the backup ended; see [`crate::format_time`].
+    /// End time; see [`crate::format_time`].
     pub updatetime: String,
     /// Version of the cloud format, such as `V1.00`.
     pub version: String,
-    /// JSON in text; see [`volume_spec_json`].
+    /// JSON as text; see [`volume_spec_json`].
     pub volume: String,
-    /// Name that the volume had.
+    /// Name of the source volume.
     pub volumename: String,
     /// Full or incremental.
     pub backup_type: BackupType,
-    /// UUID of the credential that it was found under.
+    /// UUID of the credential.
     pub credential: Uuid,
-    /// Name of that credential.
+    /// Name of the credential.
     pub credential_name: String,
-    /// `true` if it is encrypted.
+    /// `true` if encrypted.
     #[serde(with = "boolean")]
     #[schemars(with = "String", regex(pattern = "^(true|false)$"))]
     pub encrypted: bool,
-    /// Bytes that it has in the store.
+    /// Bytes in the store.
     #[serde(with = "decimal")]
     #[schemars(with = "String", regex(pattern = "^[0-9]+$"))]
     pub stored_bytes: u64,
-    /// Bytes that were dirty when it was made.
+    /// Dirty bytes at the freeze.
     #[serde(with = "decimal")]
     #[schemars(with = "String", regex(pattern = "^[0-9]+$"))]
     pub dirty_bytes: u64,
-    /// For how long the freeze held writes back, in microseconds.
+    /// Stall time of the freeze, in microseconds.
     #[serde(with = "decimal")]
     #[schemars(with = "String", regex(pattern = "^[0-9]+$"))]
     pub freeze_stall_micros: u64,
-    /// What the backup was called, or else a name that the daemon made for its snapshot.
+    /// Name of the backup, or the generated name of its snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_name: Option<String>,
-    /// `true` if somebody said on this host that it stays.
+    /// `true` if pinned on this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<String>,
-    /// Until when it stays in any case, and from when on by no rule, as somebody said on this host; see
-    /// [`crate::format_time`].
+    /// Expiry date set on this host; see [`crate::format_time`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
-    /// When this host verified it last; see [`crate::format_time`].
+    /// Time of the last verification by this host; see [`crate::format_time`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<String>,
-    /// How thoroughly: `quick`, `frames` or `deep`.
+    /// Depth of the verification: `quick`, `frames` or `deep`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify_depth: Option<String>,
-    /// What that found: `Sound` or `Damaged`.
+    /// Result of the verification: `Sound` or `Damaged`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify_result: Option<String>,
 }
 
-/// The text of [`CloudsnapMetadata::volume`]: `{"DevSpec":{"size":…,"block_size":4096,"volume_labels":{…}}}`.
+/// Returns the text of [`CloudsnapMetadata::volume`]:
+/// `{"DevSpec":{"size":…,"block_size":4096,"volume_labels":{…}}}`.
 pub fn volume_spec_json(size_bytes: u64, labels: &Labels) -> String {
     let block_size = blockd_extent::BLOCK_SIZE_BYTES;
     let spec = serde_json::json!({ "size": size_bytes, "block_size": block_size, "volume_labels": labels });
     serde_json::json!({ "DevSpec": spec }).to_string()
 }
 
-/// An entry whose manifest could not be read: it is not Done, and cannot be restored.
+/// Entry with an unreadable manifest: it is not Done and cannot be restored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DamagedCloudsnap {
-    /// What stands in the place of the id, which need not be one.
+    /// Name in place of the id; it may be invalid.
     pub id: String,
-    /// UUID of the credential that it was found under.
+    /// UUID of the credential.
     pub credential: Uuid,
-    /// What is wrong with it, in one line.
+    /// Reason, in one line.
     pub reason: String,
 }
 
-/// A store that could not be asked for its list.
+/// Store that could not be listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FailedCredential {
     /// UUID of the credential.
     pub credential: Uuid,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Why it could not be asked.
+    /// Cause.
     pub error: ApiError,
 }
 
@@ -428,25 +425,25 @@ pub struct FailedCredential {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InspectCloudsnap {
-    /// The cloud snapshot.
+    /// Cloud snapshot.
     pub id: CloudsnapId,
-    /// Where it is; all credentials are tried otherwise.
+    /// Credential; all are tried by default.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
 }
 
-/// Reply to `GET /v1/cloudsnaps/inspect`: the entry of the list, and all that its manifest says.
+/// Reply to `GET /v1/cloudsnaps/inspect`: the list entry and the manifest's properties.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CloudsnapDetail {
-    /// The entry of the list.
+    /// List entry.
     #[serde(flatten)]
     pub entry: Cloudsnap,
-    /// What the manifest says.
+    /// Properties of the manifest.
     #[serde(rename = "Detail")]
     pub detail: ManifestDetail,
 }
 
-/// What a manifest says beyond the entry of the list.
+/// Properties of a manifest beyond the list entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ManifestDetail {
@@ -454,17 +451,17 @@ pub struct ManifestDetail {
     pub volume_size_bytes: u64,
     /// Labels of the volume.
     pub labels: Labels,
-    /// Name of the snapshot that it was made of.
+    /// Name of the source snapshot.
     pub snapshot_name: String,
-    /// Objects that hold its own data.
+    /// Number of its own packs.
     pub packs: u64,
-    /// Blocks of data that it carries, of 4 KiB.
+    /// Data blocks of 4 KiB in this backup.
     pub data_blocks: u64,
-    /// Blocks that it says are zero, of 4 KiB.
+    /// Zero blocks of 4 KiB in this backup.
     pub zero_blocks: u64,
-    /// The cloud snapshots whose data it shares, newest first; none of them need exist any more.
+    /// Cloud snapshots whose data it shares, newest first; they may be deleted.
     pub chain: Vec<CloudsnapId>,
-    /// Bytes in the store of all that a restore needs.
+    /// Bytes in the store that a restore needs.
     pub chain_stored_bytes: u64,
 }
 
@@ -472,29 +469,27 @@ pub struct ManifestDetail {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartRestore {
-    /// The cloud snapshot.
+    /// Cloud snapshot.
     pub snap: CloudsnapId,
-    /// Name of the new volume; the daemon makes one otherwise.
+    /// Name of the new volume; generated by default.
     #[serde(default)]
     pub volume: Option<VolumeName>,
-    /// Go on past what is damaged: it reads as zeroes, and the task lists it.
+    /// Skip damaged extents: they read as zeroes, and the task lists them.
     #[serde(default)]
     pub skip_damaged: bool,
-    /// Where it is; any place that has it otherwise.
+    /// Credential; by default any that has it.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
-    /// What the task may move.
+    /// Bandwidth limits.
     #[serde(default)]
     pub limits: TaskLimits,
-    /// The labels of the new volume; those that the old one had otherwise, and with them its part in
-    /// schedules by labels.
+    /// Labels of the new volume; by default those of the original, including its schedules by label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
 }
 
 impl StartRestore {
-    /// A restore of a cloud snapshot in the only place there is, to a volume that the daemon names, as fast
-    /// as it can.
+    /// Creates a request with defaults: any credential, generated name, no limits.
     pub fn of(snap: CloudsnapId) -> Self {
         Self {
             snap,
@@ -511,14 +506,13 @@ impl StartRestore {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RestoreStarted {
-    /// The task.
+    /// Task.
     pub task: Uuid,
     /// Id of the new volume.
     pub volume_id: VolumeId,
     /// Name of the new volume.
     pub volume: VolumeName,
-    /// The schedules that mean the new volume by its labels, by their names, or by their ids where they have
-    /// none.
+    /// Schedules that include the new volume by its labels, by name or id.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schedules: Vec<String>,
 }
@@ -527,48 +521,48 @@ pub struct RestoreStarted {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartDelete {
-    /// The cloud snapshot.
+    /// Cloud snapshot.
     pub snap: CloudsnapId,
-    /// Where it is; may be left out when it is in one place only.
+    /// Credential; optional if only one has it.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
-    /// Also if it is pinned, or its manifest is damaged: then only its own data goes. A date on which it
-    /// expires keeps nobody from deleting it before by hand.
+    /// Delete it although it is pinned or its manifest is damaged (then only its own data is deleted). An
+    /// expiry date does not prevent a manual deletion.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
 
 impl StartDelete {
-    /// The deletion of a cloud snapshot in the only place there is, unless it is pinned.
+    /// Creates a request with defaults: the only credential that has it, not forced.
     pub fn of(snap: CloudsnapId) -> Self {
         Self { snap, cred_id: None, force: false }
     }
 
-    /// The same under a credential.
+    /// Sets the credential.
     #[must_use]
     pub fn under(self, credential: Uuid) -> Self {
         Self { cred_id: Some(CredentialRef::Id(credential)), ..self }
     }
 }
 
-/// Body of `POST /v1/cloudsnaps/mark`: how long a cloud snapshot stays. What is left out stays as it is. This
-/// host keeps it: its own retention goes by it, another host's knows nothing of it.
+/// Body of `POST /v1/cloudsnaps/mark`: pin and expiry date. Omitted fields stay. This host stores them; the
+/// retention of other hosts does not know them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MarkCloudsnap {
-    /// The cloud snapshot.
+    /// Cloud snapshot.
     pub snap: CloudsnapId,
-    /// Where it is; all credentials are tried otherwise.
+    /// Credential; all are tried by default.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
-    /// Whether it stays until this is taken back, whatever rules and dates say. It can be deleted by force.
+    /// Pin: no rule or date deletes it, only a forced deletion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<bool>,
-    /// Until when it stays in any case. From then on no rule keeps it, and it is deleted; but never the last
-    /// good one of its volume.
+    /// Expiry date: kept until then, deleted afterwards independent of rules; but never the last restorable
+    /// one of its volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
-    /// It does not expire.
+    /// Remove the expiry date.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub never_expires: bool,
 }
@@ -577,25 +571,25 @@ pub struct MarkCloudsnap {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudsnapMark {
-    /// The cloud snapshot.
+    /// Cloud snapshot.
     pub id: CloudsnapId,
-    /// Whether it stays whatever rules and dates say.
+    /// Pin.
     pub pinned: bool,
-    /// When it expires.
+    /// Expiry date.
     pub expires: Option<Timestamp>,
 }
 
-/// How thoroughly cloud snapshots are proved.
+/// Depth of a verification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum VerifyDepth {
-    /// Manifests open, and their objects are there with the right lengths.
+    /// Manifests can be read, and their objects exist with the right lengths.
     Quick,
-    /// All that is stored opens.
+    /// All stored data can be read and decrypted.
     #[default]
     Frames,
-    /// All content is brought back, to nowhere, and compared with the volume where that is unchanged, and
-    /// with what was recorded the last time.
+    /// All content is restored to memory and compared with unchanged volume data and with the last recorded
+    /// checksums.
     Deep,
 }
 
@@ -603,13 +597,13 @@ pub enum VerifyDepth {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartVerify {
-    /// The cloud snapshot; all under the credential otherwise.
+    /// Cloud snapshot; by default all of the credential.
     #[serde(default)]
     pub snap: Option<CloudsnapId>,
-    /// How thoroughly.
+    /// Depth.
     #[serde(default)]
     pub depth: VerifyDepth,
-    /// Where it is; may be left out when there is one credential.
+    /// Credential; optional if there is one.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
 }
@@ -618,10 +612,10 @@ pub struct StartVerify {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CollectGarbage {
-    /// Only say what would be deleted.
+    /// List without deleting.
     #[serde(default)]
     pub dry_run: bool,
-    /// Where; may be left out when there is one credential.
+    /// Credential; optional if there is one.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
 }
@@ -630,34 +624,33 @@ pub struct CollectGarbage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GarbageCollected {
-    /// Whether nothing was deleted, because only the answer was wanted.
+    /// True if nothing was deleted by request.
     pub dry_run: bool,
-    /// What abandoned backups left and was deleted, or would be.
+    /// Orphaned objects of interrupted backups that were deleted, or would be.
     pub garbage: Vec<Leftover>,
-    /// What no cloud snapshot needs, and is too young to be sure that none will.
+    /// Unreferenced objects within the grace period.
     pub young: Vec<Leftover>,
-    /// The manifests that cannot be read, a line for each: while there is one, no backup's leftovers are
-    /// deleted.
+    /// Unreadable manifests, one per line; while there is one, no orphaned objects are deleted.
     pub unknown: Vec<String>,
-    /// Files or segments of uploads that did not end and were removed, or would be.
+    /// Files or segments of unfinished uploads that were removed, or would be.
     pub unfinished: u64,
     /// Objects deleted.
     pub objects_deleted: u64,
 }
 
-/// What a backup left that was not completed.
+/// Orphaned objects of an interrupted backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Leftover {
-    /// The cloud snapshot that it was to become, `-incr` or not.
+    /// Id of the cloud snapshot that was not completed, with or without `-incr`.
     pub cloudsnap: String,
-    /// How many objects there are.
+    /// Number of objects.
     pub objects: u64,
-    /// How long they are together.
+    /// Total length.
     pub len_bytes: u64,
-    /// When the first of them was stored; `None` if the store does not tell.
+    /// Time of the first object; `None` if the store does not report it.
     pub since: Option<Timestamp>,
-    /// From when on it is deleted; `None` if the store does not tell how old it is.
+    /// End of the grace period; `None` if the store does not report times.
     pub deleted_from: Option<Timestamp>,
 }
 
@@ -679,12 +672,12 @@ macro_rules! as_json_text {
 }
 
 as_json_text! {
-    /// A number as decimal text.
+    /// Number as decimal text.
     decimal, u64
 }
 
 as_json_text! {
-    /// A truth value as text.
+    /// Boolean as text.
     boolean, bool
 }
 
@@ -751,7 +744,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_has_the_fields_that_scripts_know() {
+    fn list_entry_has_documented_fields() {
         let json = serde_json::to_value(entry()).unwrap();
         for key in ["ID", "SrcVolumeID", "SrcVolumeName", "Timestamp", "Metadata", "Status"] {
             assert!(json.get(key).is_some(), "{key} is missing in {json}");
@@ -769,7 +762,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detail_is_an_entry_with_more() {
+    fn detail_extends_list_entry() {
         let detail = ManifestDetail {
             volume_size_bytes: 1 << 30,
             labels: Labels::default(),

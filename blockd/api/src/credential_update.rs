@@ -8,86 +8,85 @@ use crate::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Body of `PATCH /v1/credentials/{credential}`: what is not given stays. The daemon proves that the store
-/// opens with it, and is the same one, before it keeps anything.
+/// Body of `PATCH /v1/credentials/{credential}`; omitted fields stay. The daemon first verifies that the
+/// store opens and holds the same repository.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UpdateCredential {
-    /// What proves who asks.
+    /// Authentication.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access: Option<NewAccess>,
-    /// Storage class of new objects, for S3; empty for that of the bucket.
+    /// Storage class of new objects, for S3; empty for the bucket's default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
-    /// Certificates of further authorities that are trusted, as PEM; empty for none.
+    /// Additional CA certificates, PEM; empty for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<String>,
-    /// URL of a proxy, without a password; empty for what the daemon's environment says.
+    /// URL of a proxy, without a password; empty for the daemon's environment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
-    /// The passphrase that holds, kept in another way from now on: where it lies, or the passphrase itself,
-    /// and then the keys that it opens are kept sealed. Another passphrase is refused.
+    /// Current passphrase in another form: a reference, or the passphrase itself, whose keys are then stored
+    /// sealed. Another passphrase is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption_passphrase: Option<SecretInput>,
 }
 
 impl UpdateCredential {
-    /// Whether it changes nothing.
+    /// Returns true if the request changes nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// What proves from now on who asks, by the kind of the store, which stays as it is.
+/// New authentication, by provider; the provider itself cannot change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum NewAccess {
-    /// For a bucket of an S3 server.
+    /// S3.
     S3 {
         /// Id of the access key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         access_key: Option<String>,
-        /// The secret access key.
+        /// Secret access key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         secret_key: Option<SecretInput>,
-        /// Ask the instance metadata service who the machine is, in place of a key; a key takes its place
-        /// again.
+        /// Use the instance role instead of a key; a key replaces it again.
         #[serde(default)]
         use_iam: bool,
-        /// The role that is taken first; none if its name is empty.
+        /// Role to assume; none if its name is empty.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         role: Option<AssumedRole>,
     },
-    /// For a container of Azure Blob Storage.
+    /// Azure Blob Storage.
     Azure {
-        /// What proves who asks.
+        /// Authentication.
         auth: AzureAuth,
     },
-    /// For a bucket of Google Cloud Storage.
+    /// Google Cloud Storage.
     Google {
         /// Content of a service account's key file.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         json_key: Option<SecretInput>,
-        /// Ask the machine who it is, in place of a key.
+        /// Use the instance identity instead of a key.
         #[serde(default)]
         use_iam: bool,
     },
-    /// For a container of OpenStack Swift. Users and tokens do not take each other's place.
+    /// OpenStack Swift. Users and tokens do not replace each other.
     Swift {
-        /// The key or password of the user.
+        /// Key or password of the user.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<SecretInput>,
-        /// The token, where there is no user.
+        /// Token, without a user.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token: Option<SecretInput>,
     },
 }
 
 impl Client {
-    /// Changes what opens a credential's store, or how it is reached.
+    /// Changes authentication or connection of a credential.
     ///
     /// # Errors
-    /// The daemon refuses, or cannot be asked.
+    /// The daemon refuses, or cannot be reached.
     pub async fn update_credential(
         &self,
         credential: &CredentialRef,

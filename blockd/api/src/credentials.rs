@@ -1,6 +1,6 @@
-//! Credentials: where backups go, and what opens that place.
+//! Credentials of backup locations.
 //!
-//! Secrets stand in the request types only; replies have none.
+//! Only request types contain secrets; replies never do.
 
 use crate::{CredentialName, DailyLimit, LimitWindow, Secret, SecretInput, SecretRef};
 use jiff::Timestamp;
@@ -9,38 +9,38 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf};
 use uuid::Uuid;
 
-/// Body of `POST /v1/credentials`. The daemon proves that the store works before it keeps anything.
+/// Body of `POST /v1/credentials`. The daemon verifies access before it stores anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateCredential {
-    /// Its name.
+    /// Name.
     pub name: CredentialName,
-    /// Where backups go.
+    /// Provider and location.
     pub provider: ProviderRequest,
-    /// How one gets there.
+    /// Connection.
     #[serde(default)]
     pub connection: Connection,
-    /// Encrypts all that is stored; without one it is checksummed only. The keys that a referenced one opens
-    /// are not stored on the host either.
+    /// Passphrase of client-side encryption; without one, data has checksums only. Keys opened by a
+    /// referenced passphrase are not stored on the host.
     #[serde(default)]
     pub encryption_passphrase: Option<SecretInput>,
 }
 
-/// Body of `POST /v1/credentials/{credential}/rekey`. With the first one only, the data keys that other hosts
-/// made are found, to read with.
+/// Body of `POST /v1/credentials/{credential}/rekey`. With the passphrase alone, data keys made by other
+/// hosts are loaded for reading.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RekeyCredential {
-    /// The passphrase that opens what is stored now; the one that the credential refers to without it.
+    /// Current passphrase; by default the one that the credential refers to.
     #[serde(default)]
     pub passphrase: Option<Secret>,
-    /// The one that is to open it from now on.
+    /// New passphrase.
     #[serde(default)]
     pub new_passphrase: Option<SecretInput>,
-    /// New backups get a data key of their own.
+    /// Create a data key for new backups.
     #[serde(default)]
     pub new_data_key: bool,
-    /// Id of the newest data key, which another host made: new backups get it.
+    /// Id of the newest data key, made by another host, to use for new backups.
     #[serde(default)]
     pub accept_key: Option<Uuid>,
 }
@@ -51,99 +51,98 @@ pub struct RekeyCredential {
 pub struct CredentialRekeyed {
     /// Id of the credential.
     pub uuid: Uuid,
-    /// Its name.
+    /// Name.
     pub name: CredentialName,
-    /// Data keys that open with the new passphrase, and did not before.
+    /// Data keys newly wrapped with the new passphrase.
     pub rewrapped: u64,
-    /// Key slots that open with neither passphrase: somebody else's, left as they are.
+    /// Key slots that neither passphrase opens; left unchanged.
     pub foreign: u64,
-    /// Whether new backups have a new data key.
+    /// True if new backups have a new data key.
     pub new_data_key: bool,
-    /// Data keys that this host has now.
+    /// Data keys known to this host.
     pub data_keys: u64,
 }
 
-/// How a store is reached, whatever its kind.
+/// Connection settings of all providers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Connection {
-    /// Below which everything lies in the bucket, container or directory, such as `demo` or `hosts/a`;
-    /// directly in it without one. It is part of the place: what lies below another prefix is another
-    /// repository.
+    /// Prefix of all objects, such as `demo` or `hosts/a`. It is part of the location: another prefix is
+    /// another repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
-    /// Certificates of further authorities that are trusted, as PEM.
+    /// Additional CA certificates, PEM.
     pub ca_certificates: Option<String>,
-    /// URL of a proxy, without a password; without one, what the daemon's environment says.
+    /// URL of a proxy, without a password; by default from the daemon's environment.
     pub proxy: Option<String>,
-    /// Bytes a second that are sent at most, by all tasks together.
+    /// Upload limit of all tasks, in bytes per second.
     pub limit_upload_bytes_per_s: Option<u64>,
-    /// Bytes a second that are received at most, by all tasks together.
+    /// Download limit of all tasks, in bytes per second.
     pub limit_download_bytes_per_s: Option<u64>,
-    /// What is sent at most in parts of the day, in place of the limit for all of it.
+    /// Upload limits by time of day, overriding the general one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub limit_upload_windows: Vec<LimitWindow>,
-    /// What is received at most in parts of the day.
+    /// Download limits by time of day.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub limit_download_windows: Vec<LimitWindow>,
-    /// The time zone of the parts of the day, such as `Europe/Berlin`; UTC without one.
+    /// Time zone of the limits, such as `Europe/Berlin`; UTC by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_time_zone: Option<String>,
 }
 
-/// Body of `POST /v1/credentials/{credential}/limits`: what all tasks of a credential together may move, from
-/// now on and also for those that run. What is left out is not limited.
+/// Body of `POST /v1/credentials/{credential}/limits`: bandwidth limits of all tasks of a credential,
+/// including running ones. Omitted ones are unlimited.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CredentialLimits {
-    /// What is sent at most.
+    /// Upload limit.
     #[serde(skip_serializing_if = "DailyLimit::is_none", deserialize_with = "some_limit")]
     #[schemars(with = "Option<DailyLimit>")]
     pub upload: DailyLimit,
-    /// What is received at most.
+    /// Download limit.
     #[serde(skip_serializing_if = "DailyLimit::is_none", deserialize_with = "some_limit")]
     #[schemars(with = "Option<DailyLimit>")]
     pub download: DailyLimit,
-    /// The time zone of parts of the day, such as `Europe/Berlin`; UTC without one.
+    /// Time zone of the limits, such as `Europe/Berlin`; UTC by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<String>,
 }
 
-/// A limit, or `null` for none.
+/// Parses a limit, or `null` for none.
 fn some_limit<'de, D: serde::Deserializer<'de>>(from: D) -> Result<DailyLimit, D::Error> {
     Ok(Option::<DailyLimit>::deserialize(from)?.unwrap_or_default())
 }
 
-/// Where backups go, with what is needed to get there.
+/// Provider, location and authentication.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum ProviderRequest {
-    /// A directory of the daemon's host.
+    /// Directory of the daemon's host.
     Local {
-        /// The directory, absolute.
+        /// Absolute path of the mount point.
         path: PathBuf,
     },
-    /// A bucket of an S3 server.
+    /// S3 bucket.
     S3 {
         /// `host:port` or `host` of the server.
         endpoint: String,
-        /// Its region.
+        /// Region.
         region: String,
-        /// The bucket, which must exist.
+        /// Existing bucket.
         bucket: String,
-        /// Id of the access key; needed unless `use_iam` is set.
+        /// Id of the access key; required unless `use_iam` is set.
         #[serde(default)]
         access_key: Option<String>,
-        /// The secret access key; needed unless `use_iam` is set.
+        /// Secret access key; required unless `use_iam` is set.
         #[serde(default)]
         secret_key: Option<SecretInput>,
-        /// Ask the instance metadata service who the machine is, in place of a key.
+        /// Use the instance role instead of a key.
         #[serde(default)]
         use_iam: bool,
-        /// A role that the key's owner, or the machine, takes first.
+        /// Role to assume with the key or the instance role.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         role: Option<AssumedRole>,
-        /// Talk plain HTTP.
+        /// Use plain HTTP.
         #[serde(default)]
         disable_ssl: bool,
         /// Address the bucket as `bucket.host`, not as `host/bucket`.
@@ -153,88 +152,87 @@ pub enum ProviderRequest {
         #[serde(default)]
         storage_class: Option<String>,
     },
-    /// A container of Azure Blob Storage.
+    /// Azure Blob Storage container.
     Azure {
-        /// The storage account.
+        /// Storage account.
         account: String,
-        /// The container, which must exist.
+        /// Existing container.
         container: String,
-        /// What proves who asks.
+        /// Authentication.
         auth: AzureAuth,
-        /// `host:port` or `host` of a server that is not Azure's own.
+        /// Custom endpoint, `host:port` or `host`.
         #[serde(default)]
         endpoint: Option<String>,
-        /// Talk plain HTTP to the endpoint.
+        /// Use plain HTTP to the endpoint.
         #[serde(default)]
         disable_ssl: bool,
     },
-    /// A bucket of Google Cloud Storage.
+    /// Google Cloud Storage bucket.
     Google {
-        /// The project, for information.
+        /// Project, for information.
         #[serde(default)]
         project: Option<String>,
-        /// The bucket, which must exist.
+        /// Existing bucket.
         bucket: String,
-        /// Content of a service account's key file; without it, the identity of the machine.
+        /// Content of a service account's key file; the instance identity by default.
         #[serde(default)]
         json_key: Option<SecretInput>,
-        /// Ask the machine who it is, in place of a key.
+        /// Use the instance identity instead of a key.
         #[serde(default)]
         use_iam: bool,
-        /// `host:port` or `host` of a server that is not Google's own.
+        /// Custom endpoint, `host:port` or `host`.
         #[serde(default)]
         endpoint: Option<String>,
-        /// Talk plain HTTP to the endpoint.
+        /// Use plain HTTP to the endpoint.
         #[serde(default)]
         disable_ssl: bool,
     },
-    /// A container of OpenStack Swift.
+    /// OpenStack Swift container.
     Swift {
-        /// The container, which must exist.
+        /// Existing container.
         container: String,
-        /// What proves who asks.
+        /// Authentication.
         auth: SwiftAuth,
     },
 }
 
-/// A role that is taken to reach a bucket of S3.
+/// AWS role to assume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AssumedRole {
-    /// Its name, such as `arn:aws:iam::123456789012:role/backup`.
+    /// Name, such as `arn:aws:iam::123456789012:role/backup`.
     pub arn: String,
-    /// What its owner wants to be told by those that take it.
+    /// STS external ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_id: Option<String>,
-    /// `host:port`, `host` or URL of the service that gives it; Amazon's, or the server of the bucket,
-    /// without one.
+    /// STS endpoint, `host:port`, `host` or URL; by default Amazon's or the bucket's server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
 }
 
-/// What proves to Azure who asks.
+/// Azure authentication.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum AzureAuth {
-    /// A key of the account.
+    /// Account key.
     AccountKey {
-        /// The key, in base64.
+        /// Key, in base64.
         key: SecretInput,
     },
-    /// A shared access signature.
+    /// Shared access signature.
     Sas {
-        /// The query of a SAS URL.
+        /// Query of a SAS URL.
         token: SecretInput,
     },
-    /// The managed identity of the machine.
+    /// Managed identity.
     ManagedIdentity {
-        /// Which one, if it has several.
+        /// Client id, if there are several.
         #[serde(default)]
         client_id: Option<String>,
     },
 }
 
-/// What proves to Swift who asks.
+/// Swift authentication.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum SwiftAuth {
@@ -242,18 +240,18 @@ pub enum SwiftAuth {
     V1 {
         /// URL of the auth service.
         auth_url: String,
-        /// The user, often `ACCOUNT:USER`.
+        /// User, often `ACCOUNT:USER`.
         user: String,
-        /// The user's key.
+        /// Key of the user.
         key: SecretInput,
     },
     /// Keystone v2.
     V2 {
         /// URL of Keystone, such as `https://HOST:5000/v2.0`.
         auth_url: String,
-        /// The user.
+        /// User.
         user: String,
-        /// The user's password.
+        /// Password of the user.
         password: SecretInput,
         /// Name of the tenant.
         #[serde(default)]
@@ -261,7 +259,7 @@ pub enum SwiftAuth {
         /// Id of the tenant.
         #[serde(default)]
         tenant_id: Option<String>,
-        /// Region; the first of the catalog without it.
+        /// Region; by default the first of the catalog.
         #[serde(default)]
         region: Option<String>,
     },
@@ -269,43 +267,43 @@ pub enum SwiftAuth {
     V3 {
         /// URL of Keystone, such as `https://HOST:5000/v3`.
         auth_url: String,
-        /// The user.
+        /// User.
         user: String,
-        /// The user's password.
+        /// Password of the user.
         password: SecretInput,
         /// Domain of the user.
         user_domain: String,
-        /// The project.
+        /// Project.
         project: String,
         /// Domain of the project.
         project_domain: String,
-        /// Region; the first of the catalog without it.
+        /// Region; by default the first of the catalog.
         #[serde(default)]
         region: Option<String>,
     },
-    /// A ready token, which is good until it ends.
+    /// Token, valid until it expires.
     Token {
         /// URL of the account.
         storage_url: String,
-        /// The token.
+        /// Token.
         token: SecretInput,
     },
 }
 
-/// Kind of a store.
+/// Storage provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ProviderKind {
-    /// A directory.
+    /// Directory.
     Local,
-    /// A bucket of an S3 server.
+    /// S3 bucket.
     S3,
-    /// A container of Azure Blob Storage.
+    /// Azure Blob Storage container.
     Azure,
-    /// A bucket of Google Cloud Storage.
+    /// Google Cloud Storage bucket.
     Google,
-    /// A container of OpenStack Swift.
+    /// OpenStack Swift container.
     Swift,
 }
 
@@ -325,82 +323,81 @@ impl fmt::Display for ProviderKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CredentialList {
-    /// The credentials.
+    /// Credentials.
     pub credentials: Vec<Credential>,
 }
 
-/// A credential without its secrets.
+/// Credential without its secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Credential {
-    /// Its id.
+    /// Id.
     pub uuid: Uuid,
-    /// Its name.
+    /// Name.
     pub name: CredentialName,
-    /// Kind of its store.
+    /// Provider.
     pub provider: ProviderKind,
-    /// The directory, for a local store.
+    /// Directory of a local store.
     pub path: Option<PathBuf>,
-    /// The server: for S3, for others one that is not the provider's own, for Swift the URL that is asked
-    /// first.
+    /// Server: for S3; a custom endpoint for others; the auth URL for Swift.
     pub endpoint: Option<String>,
-    /// The region, for S3 and Keystone.
+    /// Region, for S3 and Keystone.
     pub region: Option<String>,
-    /// The bucket or container.
+    /// Bucket or container.
     pub bucket: Option<String>,
-    /// Below which everything lies there.
+    /// Prefix of all objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
-    /// Id of the access key, for S3; it is no secret.
+    /// Id of the access key, for S3; not secret.
     pub access_key: Option<String>,
-    /// The role that is taken, for S3.
+    /// Assumed role, for S3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<AssumedRole>,
-    /// The account, for Azure.
+    /// Account, for Azure.
     pub account: Option<String>,
-    /// The project, for Google and Keystone v3; the tenant, for Keystone v2.
+    /// Project, for Google and Keystone v3; tenant, for Keystone v2.
     pub project: Option<String>,
-    /// The user, for Swift.
+    /// User, for Swift.
     pub user: Option<String>,
-    /// What proves who asks, in words, such as `access key`.
+    /// Kind of authentication, such as `access key`.
     pub auth: Option<String>,
-    /// Whether it talks TLS.
+    /// True if TLS is used.
     pub ssl_enabled: Option<bool>,
-    /// Whether the bucket is addressed as `host/bucket`, for S3.
+    /// True for addresses of the form `host/bucket`, for S3.
     pub path_style: Option<bool>,
     /// Storage class of new objects, for S3.
     pub storage_class: Option<String>,
-    /// The proxy.
+    /// Proxy.
     pub proxy: Option<String>,
-    /// Whether certificates of further authorities are trusted.
+    /// True if additional CA certificates are trusted.
     #[serde(default)]
     pub has_ca_certificates: bool,
-    /// Bytes a second that are sent at most.
+    /// Upload limit, in bytes per second.
     pub limit_upload_bytes_per_s: Option<u64>,
-    /// Bytes a second that are received at most.
+    /// Download limit, in bytes per second.
     pub limit_download_bytes_per_s: Option<u64>,
-    /// What is sent at most in parts of the day.
+    /// Upload limits by time of day.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limit_upload_windows: Vec<LimitWindow>,
-    /// What is received at most in parts of the day.
+    /// Download limits by time of day.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limit_download_windows: Vec<LimitWindow>,
-    /// The time zone of the parts of the day; UTC without one.
+    /// Time zone of the limits; UTC by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_time_zone: Option<String>,
-    /// Whether what is stored is encrypted.
+    /// True if the repository is encrypted.
     pub encryption: bool,
-    /// Where the secret lies that opens the store, if the daemon does not keep it.
+    /// Reference to the store's secret, if external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store_key_from: Option<SecretRef>,
-    /// Where the passphrase lies, if the daemon does not keep the keys that it opens.
+    /// Reference to the passphrase, if external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption_key_from: Option<SecretRef>,
-    /// Whether the store was seen to hold create-if-absent.
+    /// True if the store supports create-if-absent, as tested.
     pub conditional_put: bool,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
-    /// Kilobytes a second written in the last probe or backup; `None` if never measured.
+    /// Kilobytes per second of the last probe or backup; `None` if never measured.
     pub write_throughput_kbps: Option<u64>,
 }
 
@@ -440,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused_by_name() {
+    fn unknown_field_is_refused_by_name() {
         for json in [
             r#"{"name":"n","provider":{"type":"local","path":"/srv","bucket":"b"}}"#,
             r#"{"name":"n","provider":{"type":"local","path":"/srv"},"bucket":"b"}"#,

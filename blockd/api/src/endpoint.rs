@@ -1,4 +1,4 @@
-//! Where a daemon is reached: its unix socket, or an address with TLS and a certificate of the caller's own.
+//! Endpoints of a daemon: its Unix socket, or a TLS address with a client certificate.
 
 use crate::handing::Handing;
 use rustls::{
@@ -18,61 +18,61 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-/// The port of a daemon's control address, if none is named.
+/// Default port of the control API.
 const DEFAULT_PORT: u16 = 9440;
 
-/// The files with which a caller proves who it is, and knows the daemon; all PEM.
+/// PEM files of mutual TLS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TlsFiles {
-    /// The authorities of the daemon's certificate.
+    /// CA certificates of the daemon.
     pub ca: PathBuf,
-    /// The caller's certificate, followed by those that lead to an authority.
+    /// Client certificate and its chain.
     pub cert: PathBuf,
-    /// Its private key.
+    /// Private key.
     pub key: PathBuf,
 }
 
-/// A daemon cannot be addressed like this.
+/// Invalid endpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EndpointError {
-    /// That is no address.
+    /// Invalid address.
     #[error("`{given}` is no address: write HOST or HOST:PORT")]
     Address {
-        /// What was given.
+        /// Given text.
         given: String,
     },
     /// A file cannot be read.
     #[error("cannot read the {what} {}: {source}", path.display())]
     Read {
-        /// What it should hold.
+        /// Expected content.
         what: &'static str,
-        /// Where.
+        /// Path.
         path: PathBuf,
-        /// What the system said.
+        /// System error.
         source: io::Error,
     },
-    /// A file does not hold what it should.
+    /// A file has unexpected content.
     #[error("the {what} {} cannot be used: {reason}", path.display())]
     Content {
-        /// What it should hold.
+        /// Expected content.
         what: &'static str,
-        /// Where.
+        /// Path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the violation.
         reason: String,
     },
 }
 
 impl EndpointError {
-    /// Whether the same may work later with nothing else changed.
+    /// Returns true if a retry can succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::Interrupted)
     }
 }
 
-/// Where a daemon is reached.
+/// Endpoint of a daemon.
 #[derive(Clone)]
 pub struct Endpoint(Kind);
 
@@ -99,16 +99,16 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// The daemon whose control socket this is.
+    /// Creates an endpoint of a control socket.
     pub fn unix(socket: impl Into<PathBuf>) -> Self {
         Self(Kind::Unix(socket.into()))
     }
 
-    /// The daemon at `HOST` or `HOST:PORT` (an IPv6 address in brackets), which must have a certificate for
-    /// `HOST`.
+    /// Creates an endpoint of `HOST` or `HOST:PORT` (an IPv6 address in brackets); the daemon needs a
+    /// certificate for `HOST`.
     ///
     /// # Errors
-    /// The address or one of the files cannot be used.
+    /// The address or one of the files is invalid.
     pub fn tls(address: &str, files: &TlsFiles) -> Result<Self, EndpointError> {
         let bad = || EndpointError::Address { given: address.to_owned() };
         let (host, port) = split(address).ok_or_else(bad)?;
@@ -117,7 +117,7 @@ impl Endpoint {
         Ok(Self(Kind::Tls { host, port, name, config }))
     }
 
-    /// The unix socket, if it is one.
+    /// Returns the Unix socket, if it is one.
     #[must_use]
     pub fn socket(&self) -> Option<&Path> {
         match &self.0 {
@@ -126,7 +126,7 @@ impl Endpoint {
         }
     }
 
-    /// What stands in a request's `Host`.
+    /// Returns the value of the `Host` header.
     pub(crate) fn host(&self) -> String {
         match &self.0 {
             Kind::Unix(_) => "blockd".to_owned(),
@@ -134,7 +134,7 @@ impl Endpoint {
         }
     }
 
-    /// Connects; a TLS handshake is part of it.
+    /// Connects, including the TLS handshake.
     pub(crate) async fn connect(&self) -> io::Result<Stream> {
         match &self.0 {
             Kind::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
@@ -149,7 +149,7 @@ impl Endpoint {
     }
 }
 
-/// Host and port of an address.
+/// Splits an address into host and port.
 fn split(address: &str) -> Option<(String, u16)> {
     let address = address.strip_prefix("https://").unwrap_or(address);
     let address = address.strip_suffix('/').unwrap_or(address);
@@ -158,7 +158,7 @@ fn split(address: &str) -> Option<(String, u16)> {
             let (host, rest) = rest.split_once(']')?;
             (host, rest.strip_prefix(':').or(rest.is_empty().then_some(""))?)
         }
-        // More than one colon, and no brackets: an IPv6 address without a port.
+        // Several colons without brackets: an IPv6 address without a port.
         None if address.matches(':').count() > 1 => (address, ""),
         None => address.split_once(':').unwrap_or((address, "")),
     };
@@ -205,10 +205,10 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
     if found.is_empty() { Err(unusable("there is no CERTIFICATE in it".to_owned())) } else { Ok(found) }
 }
 
-/// A connection of either kind.
+/// Connection to an endpoint.
 pub(crate) enum Stream {
     Unix(UnixStream),
-    /// With the first bytes goes a descriptor.
+    /// A connection that passes a descriptor with the first bytes.
     Handing(Handing),
     Tls(Box<TlsStream<TcpStream>>),
 }

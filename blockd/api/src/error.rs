@@ -1,4 +1,4 @@
-//! Errors as they travel: a stable code, one line of text, and often a hint.
+//! Errors of the API: a stable code, one line of text, and often a hint.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use std::fmt;
 
 macro_rules! error_codes {
     ($($(#[$doc:meta])* $variant:ident, $text:literal, $status:literal, $exit:literal, $retry:literal;)*) => {
-        /// What went wrong, for programs: each has one HTTP status and one exit status of `blockctl`.
+        /// Stable error code for programs: each has one HTTP status and one exit status of `blockctl`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum ErrorCode {
@@ -14,25 +14,25 @@ macro_rules! error_codes {
         }
 
         impl ErrorCode {
-            /// Every code.
+            /// All codes.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// The code as it stands in JSON.
+            /// Returns the code as written in JSON.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// The HTTP status of a reply with this code.
+            /// Returns the HTTP status of a reply with this code.
             pub const fn http_status(self) -> u16 {
                 match self { $(Self::$variant => $status,)* }
             }
 
-            /// The exit status of `blockctl` after an error with this code.
+            /// Returns the exit status of `blockctl` for this code.
             pub const fn exit_status(self) -> u8 {
                 match self { $(Self::$variant => $exit,)* }
             }
 
-            /// Whether the same request can succeed later with nothing else changed.
+            /// Returns true if a retry of the same request can succeed.
             pub const fn is_retryable(self) -> bool {
                 match self { $(Self::$variant => $retry,)* }
             }
@@ -41,15 +41,15 @@ macro_rules! error_codes {
 }
 
 error_codes! {
-    /// The request is wrong in itself: a bad name, size, id, label or field.
+    /// The request is invalid: a bad name, size, id, label or field.
     InvalidRequest, "invalid_request", 400, 2, false;
-    /// There are several credentials, or none, and the request names none.
+    /// The request names no credential, and there are several or none.
     CredentialRequired, "credential_required", 400, 2, false;
-    /// The body is longer than is taken.
+    /// The body exceeds the limit.
     RequestTooLarge, "request_too_large", 413, 2, false;
-    /// No such address; the two sides are of different versions.
+    /// Unknown path; the versions differ.
     NoSuchAddress, "no_such_address", 404, 1, false;
-    /// The address does not take this method; the two sides are of different versions.
+    /// The path does not support the method; the versions differ.
     MethodNotAllowed, "method_not_allowed", 405, 1, false;
     /// No volume of this name or id.
     VolumeNotFound, "volume_not_found", 404, 4, false;
@@ -61,67 +61,66 @@ error_codes! {
     CloudsnapNotFound, "cloudsnap_not_found", 404, 4, false;
     /// No such file inside the snapshot.
     FileNotFound, "file_not_found", 404, 4, false;
-    /// No snapshots are mounted there.
+    /// No snapshots are mounted at this directory.
     MountNotFound, "mount_not_found", 404, 4, false;
-    /// There is no filesystem in the snapshot whose files could be shown.
+    /// The snapshot has no supported filesystem.
     NoFiles, "no_files", 422, 1, false;
     /// No task of this id.
     TaskNotFound, "task_not_found", 404, 4, false;
     /// No schedule of this id.
     ScheduleNotFound, "schedule_not_found", 404, 4, false;
-    /// A schedule of this name is there already.
+    /// A schedule of this name exists.
     ScheduleExists, "schedule_exists", 409, 5, false;
     /// No policy of this name.
     PolicyNotFound, "policy_not_found", 404, 4, false;
-    /// A policy of this name is there already.
+    /// A policy of this name exists.
     PolicyExists, "policy_exists", 409, 5, false;
     /// A schedule uses the policy.
     PolicyInUse, "policy_in_use", 409, 5, false;
     /// No rule of this name.
     RuleNotFound, "rule_not_found", 404, 4, false;
-    /// A rule of this name is there already.
+    /// A rule of this name exists.
     RuleExists, "rule_exists", 409, 5, false;
-    /// A volume, a group or a schedule has the rule.
+    /// The rule is assigned to a volume, group or schedule.
     RuleInUse, "rule_in_use", 409, 5, false;
-    /// A volume of this name is there already.
+    /// A volume of this name exists.
     VolumeExists, "volume_exists", 409, 5, false;
-    /// The volume has a snapshot of this name already.
+    /// The volume has a snapshot of this name.
     SnapshotExists, "snapshot_exists", 409, 5, false;
-    /// A credential of this name, or for this very place, is there already.
+    /// A credential of this name or location exists.
     CredentialExists, "credential_exists", 409, 5, false;
-    /// The volume has connections, or a task works on it.
+    /// The volume has connections, or a task uses it.
     VolumeInUse, "volume_in_use", 409, 5, true;
-    /// The volume is attached already, in another way.
+    /// The volume is attached with other options.
     VolumeAttached, "volume_attached", 409, 5, false;
     /// The volume is not attached.
     VolumeNotAttached, "volume_not_attached", 409, 5, false;
-    /// The device is mounted or held, or belongs to somebody else.
+    /// The device is mounted, held, or used by another program.
     DeviceInUse, "device_in_use", 409, 5, true;
     /// The kernel has no nbd driver.
     NbdModuleMissing, "nbd_module_missing", 501, 1, false;
-    /// The daemon lacks the rights for it.
+    /// The daemon lacks the privilege.
     NotPermitted, "not_permitted", 403, 1, false;
-    /// The caller's role does not allow it, or it has none.
+    /// The caller's role does not allow the operation, or it has no role.
     Forbidden, "forbidden", 403, 1, false;
-    /// The kernel refused.
+    /// The kernel refused the operation.
     DeviceFailed, "device_failed", 500, 1, false;
-    /// A command that was to run before the snapshot failed, or a filesystem could not be frozen: there is no
-    /// snapshot.
+    /// A pre-command or a filesystem freeze failed: no snapshot was taken.
     QuiesceFailed, "quiesce_failed", 422, 1, false;
     /// The snapshot is being read by a task.
     SnapshotInUse, "snapshot_in_use", 409, 5, true;
-    /// Somebody said that the snapshot stays.
+    /// The snapshot is pinned.
     SnapshotPinned, "snapshot_pinned", 409, 5, false;
     /// A task uses the credential.
     CredentialInUse, "credential_in_use", 409, 5, true;
-    /// The data key of new backups is missing, or is not the newest; nothing is written until a key is made
-    /// or accepted.
+    /// The data key of new backups is missing or not the newest; nothing is written until a key is created or
+    /// accepted.
     WriteKeyRefused, "write_key_refused", 409, 5, false;
     /// A task uses the cloud snapshot.
     CloudsnapInUse, "cloudsnap_in_use", 409, 5, true;
-    /// Somebody said that the cloud snapshot stays.
+    /// The cloud snapshot is pinned.
     CloudsnapPinned, "cloudsnap_pinned", 409, 5, false;
-    /// The volume is not there yet: it is being restored.
+    /// The volume is still being restored.
     VolumeNotReady, "volume_not_ready", 409, 5, true;
     /// The volume could not be opened, or failed; its state has the reason.
     VolumeFailed, "volume_failed", 500, 1, false;
@@ -133,41 +132,41 @@ error_codes! {
     StoreUnauthorized, "store_unauthorized", 502, 1, false;
     /// The bucket or directory does not exist.
     BucketMissing, "bucket_missing", 502, 1, false;
-    /// The object store has no room left.
+    /// The object store is full.
     StoreFull, "store_full", 507, 1, false;
-    /// The object store did not answer in time.
+    /// The object store did not reply in time.
     StoreTimeout, "store_timeout", 504, 1, true;
-    /// The object store failed in another way, or does not do what is needed.
+    /// The object store failed for another reason, or lacks a feature.
     StoreFailed, "store_failed", 502, 1, false;
-    /// The passphrase opens nothing that is in the store.
+    /// The passphrase opens no key slot of the store.
     WrongPassphrase, "wrong_passphrase", 422, 1, false;
-    /// The store holds encrypted backups, and no passphrase was given.
+    /// The repository is encrypted, and no passphrase was given.
     PassphraseRequired, "passphrase_required", 422, 1, false;
-    /// The store holds backups without encryption, and a passphrase was given.
+    /// The repository is not encrypted, and a passphrase was given.
     RepositoryNotEncrypted, "repository_not_encrypted", 422, 1, false;
-    /// Something in the store is damaged, missing, or not in its place.
+    /// An object is damaged, missing, or misplaced.
     CloudsnapDamaged, "cloudsnap_damaged", 502, 1, false;
-    /// The data directory has no room left.
+    /// The data directory is full.
     NoSpace, "no_space", 507, 1, false;
-    /// A secret that lies elsewhere is refused or cannot be one, or stored ones cannot be opened: the key
-    /// file is missing or another one.
+    /// An external secret is invalid, or stored secrets cannot be opened because the key file is missing or
+    /// differs.
     SecretUnavailable, "secret_unavailable", 502, 1, false;
-    /// A secret that lies elsewhere cannot be had at the moment.
+    /// An external secret cannot be read at the moment.
     SecretUnreachable, "secret_unreachable", 503, 1, true;
-    /// The task was stopped before it was done.
+    /// The task was stopped.
     TaskStopped, "task_stopped", 409, 1, true;
-    /// The task has ended, or nothing of it was kept to take it up again.
+    /// The task has ended, or has no checkpoint to resume from.
     TaskEnded, "task_ended", 409, 5, false;
     /// The daemon is stopping.
     ShuttingDown, "shutting_down", 503, 3, true;
-    /// A fault of the daemon itself.
+    /// Internal error of the daemon.
     Internal, "internal", 500, 1, false;
-    /// A code that this version does not know.
+    /// Code unknown to this version.
     Unknown, "unknown", 500, 1, false;
 }
 
 impl ErrorCode {
-    /// The code that is written like this; what is not known becomes [`ErrorCode::Unknown`].
+    /// Parses a code; an unknown one becomes [`ErrorCode::Unknown`].
     pub fn from_text(text: &str) -> Self {
         Self::ALL.iter().copied().find(|code| code.as_str() == text).unwrap_or(Self::Unknown)
     }
@@ -191,34 +190,34 @@ impl<'de> Deserialize<'de> for ErrorCode {
     }
 }
 
-/// An error as the daemon tells it, of a request or of a task.
+/// Error of a request or task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]
 #[serde(rename_all = "camelCase")]
 pub struct ApiError {
-    /// What went wrong, for programs.
+    /// Stable code.
     pub code: ErrorCode,
-    /// One line that says what was wrong with what, and what would be right. Never holds a secret.
+    /// One line with operation, object and cause. Never contains a secret.
     pub message: String,
-    /// What to do about it, where that is not plain from the message.
+    /// Returns the next action, unless the message implies it.
     #[serde(default)]
     pub hint: Option<String>,
 }
 
 impl ApiError {
-    /// An error without a hint.
+    /// Creates an error without a hint.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), hint: None }
     }
 
-    /// The same with a hint.
+    /// Adds a hint.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Whether the same request can succeed later with nothing else changed.
+    /// Returns true if a retry of the same request can succeed.
     pub fn is_retryable(&self) -> bool {
         self.code.is_retryable()
     }
@@ -242,10 +241,10 @@ impl From<crate::SizeError> for ApiError {
     }
 }
 
-/// The body of every reply that is not a success: `{"error": {"code": …, "message": …, "hint": …}}`.
+/// Body of failed replies: `{"error": {"code": …, "message": …, "hint": …}}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
-    /// The error.
+    /// Error.
     pub error: ApiError,
 }
 
@@ -280,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_body_has_its_shape() {
+    fn error_body_has_documented_shape() {
         let error = ApiError::new(ErrorCode::VolumeNotFound, "no volume \"x\"");
         let json = serde_json::to_string(&ErrorBody { error: error.clone() }).unwrap();
         assert_eq!(json, r#"{"error":{"code":"volume_not_found","message":"no volume \"x\"","hint":null}}"#);

@@ -1,4 +1,4 @@
-//! What happened that people should know of.
+//! Events of the daemon.
 
 use crate::VolumeName;
 use jiff::Timestamp;
@@ -7,26 +7,26 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use uuid::Uuid;
 
-/// The most events that one reply has.
+/// Maximum number of events in a reply.
 pub const MAX_EVENTS: u32 = 1_000;
 
-/// How bad it is.
+/// Severity of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// All is well.
     Info,
-    /// Somebody should look at it some time.
+    /// Needs attention.
     Warning,
-    /// Something that was to be protected is not.
+    /// Protection failed.
     Error,
 }
 
 impl Severity {
-    /// All of them.
+    /// All values.
     pub const ALL: [Self; 3] = [Self::Info, Self::Warning, Self::Error];
 
-    /// The word for it.
+    /// Returns the name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Info => "info",
@@ -42,12 +42,12 @@ impl fmt::Display for Severity {
     }
 }
 
-/// A kind of events.
+/// Kind of event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventKind {
-    /// The word for it.
+    /// Returns the name.
     pub word: &'static str,
-    /// What `MESSAGE_ID` is in the journal of systemd; never changed, nor given to another kind.
+    /// `MESSAGE_ID` in the systemd journal; never changed nor reused.
     pub message_id: Uuid,
 }
 
@@ -56,7 +56,7 @@ impl EventKind {
         Self { word, message_id: Uuid::from_u128(message_id) }
     }
 
-    /// The kind that a word stands for.
+    /// Returns the kind of a name.
     pub fn of(word: &str) -> Option<&'static Self> {
         KINDS.iter().find(|kind| kind.word == word)
     }
@@ -93,28 +93,28 @@ pub const KINDS: &[EventKind] = &[
     EventKind::new("key-slot-damaged", 0x5d0b2c44_9a1e_4f6b_8a57_3c1f0e8b7d92),
 ];
 
-/// Something that happened.
+/// Event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// Its number; later ones have greater ones.
+    /// Sequence number, ascending.
     pub id: u64,
-    /// When.
+    /// Time.
     pub at: Timestamp,
-    /// How bad it is.
+    /// Severity of an event.
     pub severity: Severity,
-    /// What it is, in a word that programs can go by: one of [`KINDS`].
+    /// Kind: one of [`KINDS`].
     pub kind: String,
-    /// The volume, by the name that it had.
+    /// Name of the volume at that time.
     pub volume: Option<VolumeName>,
-    /// The credential, by the name that it had.
+    /// Name of the credential at that time.
     pub credential: Option<String>,
-    /// The task.
+    /// Task.
     pub task: Option<Uuid>,
-    /// The cloud snapshot that the task made, restored, deleted or verified.
+    /// Cloud snapshot that the task made, restored, deleted or verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloudsnap: Option<String>,
-    /// It in words.
+    /// Message.
     pub message: String,
 }
 
@@ -122,13 +122,13 @@ pub struct Event {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListEvents {
-    /// Only later ones than this, oldest first; without it, the newest.
+    /// Only events after this number, oldest first; the newest by default.
     #[serde(default)]
     pub since: Option<u64>,
-    /// At most so many, up to [`MAX_EVENTS`]; 100 without it.
+    /// Maximum number, up to [`MAX_EVENTS`]; 100 by default.
     #[serde(default)]
     pub max: Option<u32>,
-    /// If there is none, wait for one so long, at most [`crate::MAX_WAIT_MS`].
+    /// Time to wait for an event, at most [`crate::MAX_WAIT_MS`].
     #[serde(default)]
     pub wait_ms: Option<u64>,
 }
@@ -137,12 +137,12 @@ pub struct ListEvents {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EventList {
-    /// The events.
+    /// Events.
     pub events: Vec<Event>,
 }
 
 impl crate::Client {
-    /// What happened.
+    /// Returns events.
     pub async fn list_events(&self, query: &ListEvents) -> Result<EventList, crate::ClientError> {
         let wait = std::time::Duration::from_millis(query.wait_ms.unwrap_or(0).min(crate::MAX_WAIT_MS));
         self.query(crate::paths::EVENTS, query, crate::client::CALL_TIMEOUT + wait).await
@@ -155,7 +155,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn every_kind_has_a_word_and_an_id_of_its_own() {
+    fn event_kinds_have_unique_names_and_ids() {
         let words: HashSet<_> = KINDS.iter().map(|kind| kind.word).collect();
         let ids: HashSet<_> = KINDS.iter().map(|kind| kind.message_id).collect();
         assert_eq!((words.len(), ids.len()), (KINDS.len(), KINDS.len()));

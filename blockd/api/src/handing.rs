@@ -1,4 +1,4 @@
-//! A connection with whose first bytes a descriptor goes to the other side.
+//! Connection that passes a descriptor with its first bytes.
 
 use rustix::{
     io::Errno,
@@ -16,7 +16,7 @@ use tokio::{
     net::UnixStream,
 };
 
-/// The connection; it has the descriptor until that is sent.
+/// Connection that holds the descriptor until it is sent.
 pub(crate) struct Handing {
     stream: UnixStream,
     descriptor: Option<OwnedFd>,
@@ -52,7 +52,7 @@ impl AsyncRead for Handing {
 impl AsyncWrite for Handing {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        // A descriptor goes with bytes, and not alone.
+        // A descriptor needs accompanying bytes.
         let Some(descriptor) = this.descriptor.as_ref().filter(|_| !buf.is_empty()) else {
             return Pin::new(&mut this.stream).poll_write(cx, buf);
         };

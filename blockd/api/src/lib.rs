@@ -1,8 +1,8 @@
-//! Requests and replies of the control API, and a client of it.
+//! Requests and replies of the control API, and its client.
 //!
-//! HTTP/1.1 with JSON bodies over a unix socket, or over TCP with TLS: the daemon serves these types at the
-//! addresses in [`paths`], and [`Client`] speaks them. Names, sizes, labels and ids are checked here, so that
-//! both sides refuse the same things with the same words.
+//! The API is HTTP/1.1 with JSON bodies over a Unix socket, or over TCP with TLS: the daemon serves these
+//! types at the paths in [`paths`], and [`Client`] sends them. Names, sizes, labels and ids are checked here,
+//! so that both sides refuse the same values with the same messages.
 
 pub mod activity;
 pub mod attachments;
@@ -58,21 +58,21 @@ pub use uri::{nbd_tcp_uri, nbd_unix_uri};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The longest request or reply body that either side takes, in bytes.
+/// Maximum length of a request or reply body, in bytes.
 pub const MAX_BODY_BYTES: usize = 64 << 20;
 
-/// The longest that one long poll waits, in milliseconds; the daemon lowers larger wishes to this.
+/// Maximum wait of a long poll, in milliseconds; the daemon lowers larger values.
 pub const MAX_WAIT_MS: u64 = 60_000;
 
-/// The answer to a delete: what is gone.
+/// Reply to a delete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Deleted {
-    /// Id of what was deleted: a decimal id, or a UUID for a credential.
+    /// Id of the deleted object: decimal, or a UUID for a credential.
     pub id: String,
-    /// Name that it had.
+    /// Name of the deleted object.
     pub name: String,
-    /// What whoever deleted it should know, such as schedules that protect nothing any more.
+    /// Warnings, such as schedules that no longer protect a volume.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

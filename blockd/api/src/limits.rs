@@ -1,55 +1,55 @@
-//! Limits of bandwidth by the time of day: `20MiB@08:00-18:00,100MiB`.
+//! Bandwidth limits by time of day: `20MiB@08:00-18:00,100MiB`.
 
 use crate::{ByteSize, SizeError};
 use jiff::civil::Time;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// The most windows that one limit has.
+/// Maximum number of windows of a limit.
 pub const MAX_LIMIT_WINDOWS: usize = 24;
-/// The word for no limit.
+/// Text of no limit.
 const NO_LIMIT: &str = "none";
 
-/// Why a text is no limit.
+/// Invalid limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LimitError {
-    /// What stands for bytes a second is no size.
+    /// The rate is not a size.
     #[error(transparent)]
     Size(#[from] SizeError),
-    /// What stands behind the `@` are no two times.
+    /// The window is not two times.
     #[error("{given:?} is no time of day: expected FROM-UNTIL, such as 08:00-18:00 or 22:00-06:00")]
     NotAWindow {
-        /// The text as it was given.
+        /// Given text.
         given: String,
     },
-    /// Two limits for all the time that no window takes.
+    /// Two limits without a window.
     #[error("{given:?} has two limits without a time of day: give one at most")]
     Twice {
-        /// The text as it was given.
+        /// Given text.
         given: String,
     },
-    /// More windows than are looked at.
+    /// Too many windows.
     #[error("{given} windows are too many: give {MAX_LIMIT_WINDOWS} at most")]
     TooMany {
-        /// How many there are.
+        /// Given number.
         given: usize,
     },
 }
 
-/// A part of each day, and what holds then. It may go over midnight.
+/// Daily window and its limit. It may extend over midnight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LimitWindow {
-    /// Its first minute, in minutes since midnight.
+    /// First minute since midnight.
     from_minute: u16,
-    /// The minute after its last one; the same as the first one for the whole day.
+    /// Minute after the last one; equal to the first for the whole day.
     until_minute: u16,
     bytes_per_s: u64,
 }
 
 impl LimitWindow {
-    /// Bytes a second that may move in it.
+    /// Returns the limit in bytes per second.
     pub fn bytes_per_s(&self) -> u64 {
         self.bytes_per_s
     }
@@ -116,33 +116,31 @@ impl From<LimitWindow> for String {
     }
 }
 
-/// How many bytes a second may move, by the time of day: the first window that has it, or else what holds
-/// otherwise.
+/// Bandwidth limit by time of day: the first matching window, or the general limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DailyLimit {
-    /// Outside of all windows; as many as can otherwise.
+    /// Limit outside of all windows; `None` is unlimited.
     pub otherwise_bytes_per_s: Option<u64>,
-    /// Parts of the day.
+    /// Windows.
     pub windows: Vec<LimitWindow>,
 }
 
 impl DailyLimit {
-    /// What holds at this time of day. It is that of a clock on the wall: an hour that is there twice when
-    /// clocks are put back is limited twice, and one that is left out when they are put forward is not there
-    /// to be limited.
+    /// Returns the limit at a local time of day. An hour repeated by a daylight-saving change is limited
+    /// twice.
     pub fn bytes_per_s_at(&self, time: Time) -> Option<u64> {
         let window = self.windows.iter().find(|window| window.holds(time));
         window.map(LimitWindow::bytes_per_s).or(self.otherwise_bytes_per_s)
     }
 
-    /// The lowest of all that it names.
+    /// Returns the lowest limit.
     pub fn lowest_bytes_per_s(&self) -> Option<u64> {
         let windows = self.windows.iter().map(LimitWindow::bytes_per_s);
         windows.chain(self.otherwise_bytes_per_s).min()
     }
 
-    /// Whether it limits nothing at any time.
+    /// Returns true if nothing is limited at any time.
     pub fn is_none(&self) -> bool {
         self.windows.is_empty() && self.otherwise_bytes_per_s.is_none()
     }
@@ -211,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_window_that_has_the_time_decides() {
+    fn first_matching_window_decides() {
         let by_day = limit("20M@08:00-18:00,5M@12:00-20:00,100MiB");
         for (hour, minute, mib) in
             [(7, 59, 100), (8, 0, 20), (12, 0, 20), (17, 59, 20), (18, 0, 5), (19, 59, 5), (20, 0, 100)]
@@ -238,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_reads_back() {
+    fn displayed_limit_parses_back() {
         for (given, shown) in [
             ("20M@8:00-18:00, 100MiB", "20MiB@08:00-18:00,100MiB"),
             ("100MiB,20M@08:00-24:00", "20MiB@08:00-00:00,100MiB"),
@@ -253,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_limit_is_refused_with_what_would_be() {
+    fn invalid_limit_is_refused_with_expected_form() {
         for bad in [
             "20M@",
             "20M@8-18",

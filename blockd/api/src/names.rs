@@ -1,7 +1,7 @@
-//! Names that people give to volumes, snapshots and credentials, and the ways to refer to one.
+//! Names of volumes, snapshots and credentials, and references to them.
 //!
-//! A name can never be mistaken for an id: volume and snapshot ids are all digits, credential ids are UUIDs,
-//! and no name may look like either.
+//! A name cannot be mistaken for an id: volume and snapshot ids are all digits, credential ids are UUIDs, and
+//! no name may look like either.
 
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -9,67 +9,67 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use uuid::Uuid;
 
-/// The longest name, in bytes.
+/// Maximum length of a name, in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
 
-/// Why a text is not a name or not a reference.
+/// Invalid name or reference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameError {
-    /// Nothing was given.
+    /// Empty text.
     #[error("the {what} is empty: give 1 to {MAX_NAME_BYTES} characters of A-Z a-z 0-9 . _ -")]
     Empty {
-        /// What is named.
+        /// Kind of object.
         what: &'static str,
     },
-    /// More bytes than a name may have.
+    /// Too long.
     #[error("the {what} is {len_bytes} characters long: at most {MAX_NAME_BYTES} are allowed")]
     TooLong {
-        /// What is named.
+        /// Kind of object.
         what: &'static str,
         /// Length of the text in bytes.
         len_bytes: usize,
     },
-    /// A character that names do not have.
+    /// Invalid character.
     #[error("the {what} {given:?} has the character {found:?}: only A-Z a-z 0-9 . _ - are allowed")]
     BadCharacter {
-        /// What is named.
+        /// Kind of object.
         what: &'static str,
-        /// The text as it was given.
+        /// Given text.
         given: String,
-        /// The first character that is not allowed.
+        /// First invalid character.
         found: char,
     },
-    /// It begins with a dot, dash or underscore.
+    /// Starts with a dot, dash or underscore.
     #[error("the {what} {given:?} must begin with a letter or a digit")]
     BadStart {
-        /// What is named.
+        /// Kind of object.
         what: &'static str,
-        /// The text as it was given.
+        /// Given text.
         given: String,
     },
-    /// It could be taken for an id.
+    /// Could be taken for an id.
     #[error("the {what} {given:?} looks like an id: {hint}")]
     LooksLikeId {
-        /// What is named.
+        /// Kind of object.
         what: &'static str,
-        /// The text as it was given.
+        /// Given text.
         given: String,
-        /// What to do about it.
+        /// Next action.
         hint: &'static str,
     },
-    /// It is all digits but no id.
+    /// All digits, but not an id.
     #[error("{given:?} is not an id of a {what}: expected a decimal number from 1 to 18446744073709551615")]
     BadId {
-        /// What is referred to.
+        /// Kind of object.
         what: &'static str,
-        /// The text as it was given.
+        /// Given text.
         given: String,
     },
-    /// A snapshot was named without its volume.
+    /// Snapshot name without its volume.
     #[error("{given:?} is not a snapshot: give its id, or VOLUME@NAME")]
     NotASnapshot {
-        /// The text as it was given.
+        /// Given text.
         given: String,
     },
 }
@@ -168,7 +168,7 @@ macro_rules! name_type {
         pub struct $name(String);
 
         impl $name {
-            /// The name as text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -220,8 +220,7 @@ name_type! {
 }
 
 name_type! {
-    /// Name that somebody gave to a schedule or to a backup: the same rules as for a volume, and it must not
-    /// be a UUID.
+    /// Name of a schedule or backup; the same rules as for a volume, and it must not be a UUID.
     ObjectName, "name", check_object_name
 }
 
@@ -231,19 +230,19 @@ name_type! {
 }
 
 impl SnapshotName {
-    /// The name of a snapshot that was given none: `snap-20190116T215153.042Z`.
+    /// Returns the default name of a snapshot: `snap-20190116T215153.042Z`.
     pub fn from_time(time: Timestamp) -> Self {
         Self(format!("snap-{}", time.strftime("%Y%m%dT%H%M%S.%3fZ")))
     }
 
-    /// The name of the snapshot that keeps what a volume was before it was rolled back:
+    /// Returns the name of the snapshot of the state before a rollback:
     /// `before-restore-20190116T215153.042Z`.
     pub fn before_restore(time: Timestamp) -> Self {
         Self(format!("before-restore-{}", time.strftime("%Y%m%dT%H%M%S.%3fZ")))
     }
 }
 
-/// A volume, by its id or by its name.
+/// Volume by id or name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum VolumeRef {
@@ -275,7 +274,7 @@ impl fmt::Display for VolumeRef {
 
 as_text!(VolumeRef);
 
-/// A snapshot, by its id or as `VOLUME@NAME`.
+/// Snapshot by id or as `VOLUME@NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum SnapshotRef {
@@ -283,9 +282,9 @@ pub enum SnapshotRef {
     Id(SnapshotId),
     /// By volume and name.
     Named {
-        /// The volume it belongs to.
+        /// Volume.
         volume: VolumeRef,
-        /// Its name there.
+        /// Name of the snapshot.
         name: SnapshotName,
     },
 }
@@ -315,7 +314,7 @@ impl fmt::Display for SnapshotRef {
 
 as_text!(SnapshotRef);
 
-/// A credential, by its UUID or by its name.
+/// Credential by UUID or name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum CredentialRef {
@@ -346,14 +345,13 @@ impl fmt::Display for CredentialRef {
 
 as_text!(CredentialRef);
 
-/// Snapshots that were taken together: by the UUID of that one time, or by the group of volumes they were
-/// taken of.
+/// Group snapshots by their UUID, or by the group of volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum GroupRef {
-    /// Those of one time.
+    /// One group snapshot.
     Id(Uuid),
-    /// Those of a group of volumes, whenever they were taken.
+    /// All group snapshots of a group.
     Name(GroupName),
 }
 
@@ -438,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_name_is_a_name() {
+    fn default_name_is_valid() {
         let name = SnapshotName::from_time("2019-01-16T21:51:53.042Z".parse().unwrap());
         assert_eq!(name.as_str(), "snap-20190116T215153.042Z");
         assert_eq!(name.as_str().parse(), Ok(name));

@@ -1,4 +1,4 @@
-//! The control API as an OpenAPI document, made of the table of operations and of the types themselves.
+//! OpenAPI document of the control API, generated from the table of operations and the types.
 
 use crate::{
     ErrorBody, ErrorCode,
@@ -16,7 +16,7 @@ HTTP/1.1 with JSON bodies, over the daemon's unix socket, or over TCP with TLS a
 An empty body stands for `{}`. Fields of requests that are not known are refused. Every reply that is no success has \
 the same body, `ErrorBody`.";
 
-/// Makes the document.
+/// Generates the document.
 #[must_use]
 pub fn document() -> Value {
     let mut settings = SchemaSettings::draft2020_12();
@@ -57,7 +57,7 @@ pub fn document() -> Value {
     document
 }
 
-/// The document as indented JSON.
+/// Returns the document as indented JSON.
 #[must_use]
 pub fn document_text() -> String {
     format!("{:#}\n", document())
@@ -85,7 +85,7 @@ fn describe(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
     described
 }
 
-/// `get_volumes_volume_diff` of `GET /v1/volumes/{volume}/diff`.
+/// Returns the operation id, such as `get_volumes_volume_diff` for `GET /v1/volumes/{volume}/diff`.
 fn operation_id(operation: &Operation) -> String {
     let words = operation.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let words: Vec<_> = words.filter(|word| *word != "v1").collect();
@@ -115,11 +115,11 @@ fn path_parameters(path: &str, schemas: &mut SchemaGenerator) -> Vec<Value> {
         .collect()
 }
 
-/// The fields of a flat query type, a parameter each.
+/// Returns the fields of a flat query type as parameters.
 fn query_parameters(query: SchemaOf, schemas: &mut SchemaGenerator) -> Vec<Value> {
     let whole = query(schemas);
     let Some(schema) = resolved(&whole, schemas).cloned() else { return Vec::new() };
-    // Its fields are parameters: nothing refers to it as a whole.
+    // Its fields become parameters: no reference to the type remains.
     if let Some(name) = reference(&whole) {
         schemas.definitions_mut().remove(&name);
     }
@@ -146,13 +146,13 @@ fn query_parameters(query: SchemaOf, schemas: &mut SchemaGenerator) -> Vec<Value
     properties.into_iter().flatten().map(parameter).collect()
 }
 
-/// The name in a schema that is a reference.
+/// Returns the name that a schema refers to.
 fn reference(schema: &Schema) -> Option<String> {
     let target = schema.as_object()?.get("$ref")?.as_str()?;
     target.rsplit_once('/').map(|(_, name)| name.to_owned())
 }
 
-/// The schema itself, or what it refers to.
+/// Resolves a reference.
 fn resolved<'a>(schema: &'a Schema, schemas: &'a SchemaGenerator) -> Option<&'a Map<String, Value>> {
     match reference(schema) {
         Some(name) => schemas.definitions().get(&name)?.as_object(),
@@ -160,7 +160,7 @@ fn resolved<'a>(schema: &'a Schema, schemas: &'a SchemaGenerator) -> Option<&'a 
     }
 }
 
-/// In a query, what is not given is left out: there is no `null` there.
+/// Removes `null`: omitted query parameters are absent.
 fn without_null(mut schema: Value) -> Value {
     if let Some(kinds) = schema.get_mut("type").and_then(Value::as_array_mut) {
         kinds.retain(|kind| kind != "null");
@@ -184,7 +184,7 @@ fn without_null(mut schema: Value) -> Value {
     schema
 }
 
-/// The reply, and the errors by their HTTP status.
+/// Returns the reply and the errors by HTTP status.
 fn responses(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
     let content = match operation.reply {
         ReplyBody::Json(reply) => json!({ "application/json": { "schema": reply(schemas) } }),
@@ -210,7 +210,7 @@ fn responses(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
     responses.into()
 }
 
-/// Descriptions come from the documentation of the types, where links are written as Rust's are.
+/// Removes rustdoc links from descriptions.
 fn plain_words(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -226,7 +226,7 @@ fn plain_words(value: &mut Value) {
     }
 }
 
-/// The text with ``[`crate::a::B`]`` written as `` `B` ``, on one line.
+/// Replaces ``[`crate::a::B`]`` by `` `B` ``, on one line.
 fn without_links(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -239,7 +239,7 @@ fn without_links(text: &str) -> String {
         };
         let name = target.strip_prefix("crate::").unwrap_or(target);
         let name = name.strip_prefix("Self::").unwrap_or(name);
-        // A constant is a field of no type, and a type's field is not its own.
+        // Constants are not fields of a type.
         let modules =
             name.split("::").take_while(|part| part.starts_with(|c: char| c.is_lowercase())).count();
         let parts: Vec<&str> = name.split("::").collect();
@@ -257,7 +257,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn every_operation_is_in_it_with_its_role_and_one_shape_of_errors() {
+    fn operations_have_roles_and_error_schema() {
         let document = document();
         let mut ids = HashSet::new();
         for operation in OPERATIONS {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reference_leads_somewhere_and_everything_is_referred_to() {
+    fn schema_references_are_complete() {
         fn references(value: &Value, found: &mut HashSet<String>) {
             match value {
                 Value::Object(fields) => fields.iter().for_each(|(name, field)| match field {
@@ -301,7 +301,7 @@ mod tests {
         let there: HashSet<String> =
             document["components"]["schemas"].as_object().unwrap().keys().cloned().collect();
         assert_eq!(found, there);
-        // Two types of one name would be told apart by a number.
+        // Two types of the same name would get numbers.
         assert!(there.iter().all(|name| !name.ends_with(char::is_numeric)), "{there:?}");
     }
 
@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(schemas["Secret"]["writeOnly"], true);
         for reply in ["Credential", "SecretList", "SecretInUse", "SecretChecked", "SecretProviders"] {
             let schema = schemas[reply].to_string();
-            // Where one lies is none.
+            // References to secrets are not secret.
             assert!(
                 !schema.contains("schemas/Secret\"") && !schema.contains("schemas/SecretInput\""),
                 "{reply}"

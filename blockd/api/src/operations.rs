@@ -1,4 +1,4 @@
-//! Everything that the control API can be asked for, in one table: the daemon lets callers do what it says.
+//! Table of all operations of the control API, with the role that the daemon requires.
 
 use crate::{
     Deleted, ErrorCode,
@@ -38,21 +38,21 @@ use crate::{
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-/// The method of a request.
+/// HTTP method.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Method {
-    /// Asks, and changes nothing.
+    /// Reads.
     Get,
-    /// Makes or does something.
+    /// Creates or acts.
     Post,
-    /// Changes something.
+    /// Changes.
     Patch,
-    /// Takes something away.
+    /// Deletes.
     Delete,
 }
 
 impl Method {
-    /// As it stands in a request.
+    /// Returns the method as written in a request.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -64,40 +64,40 @@ impl Method {
     }
 }
 
-/// Makes the schema of a type.
+/// Generator of a type's schema.
 pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
-/// What a reply has, if it is a success.
+/// Body of a successful reply.
 #[derive(Clone, Copy, Debug)]
 pub enum ReplyBody {
     /// JSON.
     Json(SchemaOf),
-    /// Text for Prometheus.
+    /// Prometheus text.
     Metrics,
-    /// A word and a line end.
+    /// A word with a line end.
     Text,
-    /// Bytes as they are.
+    /// Raw bytes.
     Bytes,
 }
 
-/// Something that the control API can be asked for.
+/// Operation of the control API.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
-    /// Its method.
+    /// Method.
     pub method: Method,
-    /// Its route pattern, one of [`paths`].
+    /// Route pattern, one of [`paths`].
     pub path: &'static str,
-    /// The least role that may do it.
+    /// Minimum role.
     pub role: Role,
-    /// What it does, in a few words.
+    /// Short description.
     pub summary: &'static str,
-    /// Its query.
+    /// Query type.
     pub query: Option<SchemaOf>,
-    /// Its body.
+    /// Body type.
     pub body: Option<SchemaOf>,
-    /// Its reply.
+    /// Reply type.
     pub reply: ReplyBody,
-    /// The errors of its own, beside those that every operation can have.
+    /// Specific errors, beside those of every operation.
     pub errors: &'static [&'static [ErrorCode]],
 }
 
@@ -150,11 +150,11 @@ const fn delete(role: Role, path: &'static str, summary: &'static str) -> Operat
 
 use Role::{Admin, Operator, ReadOnly};
 
-/// What any operation can fail with.
+/// Errors of every operation.
 pub const ANY: &[ErrorCode] =
     &[ErrorCode::InvalidRequest, ErrorCode::Forbidden, ErrorCode::ShuttingDown, ErrorCode::Internal];
 
-// What operations on the same things have in common.
+// Common errors of related operations.
 const A_VOLUME: &[ErrorCode] = &[ErrorCode::VolumeNotFound];
 const AN_OPEN_VOLUME: &[ErrorCode] =
     &[ErrorCode::VolumeNotFound, ErrorCode::VolumeNotReady, ErrorCode::VolumeFailed];
@@ -303,7 +303,7 @@ pub const OPERATIONS: &[Operation] = &[
         .body::<CredentialLimits>()
         .reply::<Credential>()
         .errors(&[A_CREDENTIAL]),
-    // They ask others.
+    // These send requests to other systems.
     get(ReadOnly, paths::CLOUDSNAPS, "List cloud snapshots")
         .query::<ListCloudsnaps>()
         .reply::<CloudsnapList>()
@@ -413,7 +413,7 @@ pub const OPERATIONS: &[Operation] = &[
         .reply::<Schedule>()
         .errors(&[A_SCHEDULE, A_POLICY, A_RULE]),
     delete(Admin, paths::SCHEDULE, "Delete a schedule").reply::<Deleted>().errors(&[A_SCHEDULE]),
-    // Its retention may delete what is older.
+    // Its retention can delete older backups.
     post(Admin, paths::SCHEDULE_RUN, "Run a schedule now").reply::<RunList>().errors(&[A_SCHEDULE]),
     get(ReadOnly, paths::SCHEDULE_RETENTION, "What a schedule's retention keeps and deletes")
         .reply::<RetentionPlan>()
@@ -435,7 +435,7 @@ pub const OPERATIONS: &[Operation] = &[
     delete(Admin, paths::POLICY, "Delete a schedule policy")
         .reply::<Deleted>()
         .errors(&[A_POLICY, &[ErrorCode::PolicyInUse]]),
-    // What commands are may hold secrets.
+    // Commands can contain secrets.
     get(Admin, paths::RULES, "List rules").reply::<RuleList>(),
     post(Admin, paths::RULES, "Make a rule: what is done around freezes")
         .body::<CreateRule>()
@@ -461,7 +461,7 @@ pub const OPERATIONS: &[Operation] = &[
         .body::<StopTask>()
         .reply::<Task>()
         .errors(&[A_TASK, &[ErrorCode::TaskEnded]]),
-    // A slow task holds its place, for which others wait.
+    // A slow task occupies a slot that others wait for.
     post(Admin, paths::TASK_LIMIT, "Change how much a task may move in a second")
         .body::<TaskLimits>()
         .reply::<Task>()
@@ -480,10 +480,10 @@ pub const OPERATIONS: &[Operation] = &[
         ]),
 ];
 
-/// The least role for a request of this method at this route pattern; `None` if there is no such operation.
+/// Returns the minimum role of a method at a route pattern; `None` if there is no such operation.
 #[must_use]
 pub fn role_for(method: &str, path: &str) -> Option<Role> {
-    // Whoever may have the whole answer may have its head.
+    // HEAD needs the role of GET.
     let method = if method == "HEAD" { "GET" } else { method };
     OPERATIONS.iter().find(|one| one.method.as_str() == method && one.path == path).map(|one| one.role)
 }
@@ -496,9 +496,9 @@ mod tests {
 
     #[test]
     fn operations_of_operators_are_reviewed_for_deletions() {
-        // An operator deletes nothing and makes nothing be deleted. A new operation fails here until that has
-        // been checked for it; where only some requests delete, the handler refuses those (scenarios/roles.rs
-        // in the daemon).
+        // Operators must not delete data, directly or indirectly. A new operation fails here until it has
+        // been reviewed for that; if only some of its requests delete, the handler refuses those
+        // (scenarios/roles.rs in the daemon).
         let deletes_nothing = [
             paths::BROWSE_HANDED,
             paths::CREDENTIAL_VALIDATE,
@@ -522,7 +522,7 @@ mod tests {
             paths::SNAPSHOT,
             // Tasks of others.
             paths::TASK_STOP,
-            // All but growing; force.
+            // Everything except growth; force.
             paths::VOLUME,
             paths::VOLUME_DETACH,
         ];
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn each_is_there_once_and_who_may_only_read_changes_nothing() {
+    fn operations_are_unique_and_read_only_role_reads() {
         let mut seen = HashSet::new();
         for one in OPERATIONS {
             assert!(seen.insert((one.method, one.path)), "{one:?} is there twice");
@@ -544,7 +544,7 @@ mod tests {
         assert_eq!(role_for("DELETE", paths::VOLUME), Some(Admin));
         assert_eq!(role_for("HEAD", paths::STATUS), Some(ReadOnly));
         assert_eq!(role_for("PUT", paths::VOLUME), None);
-        // What volumes hold is for those who may restore it.
+        // Content of volumes is for roles that may restore it.
         assert_eq!(role_for("GET", paths::CLOUDSNAP_FILE), Some(Operator));
     }
 }

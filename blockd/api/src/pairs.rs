@@ -1,61 +1,61 @@
-//! Labels: `key=value` pairs, separated by commas where they are text and a map where they are JSON.
+//! Labels: `key=value` pairs, separated by commas as text, a map in JSON.
 
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-/// The most pairs in one set of labels.
+/// Maximum number of labels.
 pub const MAX_PAIRS: usize = 64;
-/// The longest key, in bytes.
+/// Maximum length of a key, in bytes.
 pub const MAX_KEY_BYTES: usize = 128;
-/// The longest value, in bytes.
+/// Maximum length of a value, in bytes.
 pub const MAX_VALUE_BYTES: usize = 256;
 
-/// Why a text is no list of pairs.
+/// Invalid list of pairs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PairsError {
-    /// A pair has no `=`.
+    /// A pair without `=`.
     #[error("{pair:?} is not a pair: expected key=value, several separated by commas")]
     NotAPair {
-        /// The pair as it was given.
+        /// Given pair.
         pair: String,
     },
-    /// A pair has nothing before its `=`.
+    /// A pair with an empty key.
     #[error("{pair:?} has no key: expected key=value")]
     EmptyKey {
-        /// The pair as it was given.
+        /// Given pair.
         pair: String,
     },
-    /// A key is given twice.
+    /// Duplicate key.
     #[error("the label {key:?} is given twice")]
     Twice {
-        /// The key.
+        /// Key.
         key: String,
     },
-    /// A key or value is too long.
+    /// Key or value too long.
     #[error("the {what} of label {key:?} is {len_bytes} bytes long: at most {max_bytes} are allowed")]
     TooLong {
-        /// Which half of the pair.
+        /// Half of the pair.
         what: &'static str,
-        /// The key.
+        /// Key.
         key: String,
         /// Length in bytes.
         len_bytes: usize,
-        /// What is allowed, in bytes.
+        /// Maximum, in bytes.
         max_bytes: usize,
     },
-    /// A comma, an equals sign in a key, or a control character.
+    /// Comma, equals sign in a key, or control character.
     #[error("the label {key:?} has the character {found:?}, which cannot stand in labels")]
     BadCharacter {
-        /// The key.
+        /// Key.
         key: String,
-        /// The character.
+        /// Character.
         found: char,
     },
-    /// More pairs than a set may have.
+    /// Too many pairs.
     #[error("{count} labels are too many: at most {MAX_PAIRS} are allowed")]
     TooMany {
-        /// How many there are.
+        /// Given number.
         count: usize,
     },
 }
@@ -66,17 +66,17 @@ pub enum PairsError {
 pub struct Labels(BTreeMap<String, String>);
 
 impl Labels {
-    /// The pairs.
+    /// Returns the pairs.
     pub fn as_map(&self) -> &BTreeMap<String, String> {
         &self.0
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no labels.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether every pair of the selector is among these.
+    /// Returns true if all pairs of the selector are present.
     pub fn matches(&self, selector: &LabelSelector) -> bool {
         selector.0.0.iter().all(|(key, value)| self.0.get(key) == Some(value))
     }
@@ -146,13 +146,13 @@ impl fmt::Display for Labels {
     }
 }
 
-/// The pairs that labels must have to be chosen; text in a query.
+/// Required pairs of selected labels; text in a query.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LabelSelector(Labels);
 
 impl LabelSelector {
-    /// The pairs that are asked for.
+    /// Returns the required pairs.
     pub fn labels(&self) -> &Labels {
         &self.0
     }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pair_is_refused() {
+    fn invalid_pair_is_refused() {
         let message = |text: &str| text.parse::<Labels>().unwrap_err().to_string();
         assert_eq!(message("app"), "\"app\" is not a pair: expected key=value, several separated by commas");
         assert_eq!(message("a=1,"), "\"\" is not a pair: expected key=value, several separated by commas");
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_asks_for_all_its_pairs() {
+    fn selector_requires_all_pairs() {
         let labels: Labels = "app=mysql,tier=db".parse().unwrap();
         for (selector, chosen) in
             [("", true), ("app=mysql", true), ("tier=db,app=mysql", true), ("app=x", false), ("x=y", false)]

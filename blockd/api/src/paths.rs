@@ -1,7 +1,7 @@
-//! The addresses of the control API, in one place for both sides.
+//! Paths of the control API, shared by both sides.
 //!
-//! The constants are route patterns (`{…}` takes one segment); the functions build the address of one
-//! resource, with everything percent-encoded.
+//! The constants are route patterns (`{…}` is one segment); the functions build the percent-encoded path of a
+//! resource.
 
 use serde::Serialize;
 use std::fmt::{Display, Write};
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 /// `GET`: [`crate::status::Status`].
 pub const STATUS: &str = "/v1/status";
-/// `GET`: the description of all this, see [`crate::openapi`].
+/// `GET`: the OpenAPI document, see [`crate::openapi`].
 pub const OPENAPI: &str = "/v1/openapi.json";
 /// `GET` with [`crate::events::ListEvents`]: [`crate::events::EventList`].
 pub const EVENTS: &str = "/v1/events";
@@ -17,9 +17,9 @@ pub const EVENTS: &str = "/v1/events";
 pub const ACTIVITY: &str = "/v1/activity";
 /// `GET`: metrics in Prometheus' text format, version 0.0.4.
 pub const METRICS: &str = "/metrics";
-/// `GET`: 200 if the daemon answers at all.
+/// `GET`: 200 if the daemon is alive.
 pub const HEALTHZ: &str = "/healthz";
-/// `GET`: 200 if the daemon does its work.
+/// `GET`: 200 if the daemon is ready.
 pub const READYZ: &str = "/readyz";
 /// `GET` with [`crate::volumes::ListVolumes`]: [`crate::volumes::VolumeList`]; `POST` of
 /// [`crate::volumes::CreateVolume`]: [`crate::volumes::Volume`].
@@ -134,7 +134,7 @@ pub const RULE_ASSIGN: &str = "/v1/rules/{rule}/assign";
 /// `POST` of [`crate::rules::RuleTarget`]: [`crate::rules::HookRule`].
 pub const RULE_UNASSIGN: &str = "/v1/rules/{rule}/unassign";
 
-/// Percent-encodes all but the unreserved characters of RFC 3986 and those in `also_plain`.
+/// Percent-encodes all bytes except unreserved characters of RFC 3986 and those in `also_plain`.
 pub(crate) fn encode(bytes: &[u8], also_plain: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for byte in bytes {
@@ -153,129 +153,129 @@ fn fill(pattern: &str, placeholder: &str, value: impl Display) -> String {
     pattern.replace(placeholder, &encode(value.to_string().as_bytes(), b"@"))
 }
 
-/// Address of one rule.
+/// Returns the path of a rule.
 pub fn rule(rule: &crate::RuleName) -> String {
     fill(RULE, "{rule}", rule)
 }
 
-/// Address at which volumes and groups get a rule.
+/// Returns the path for assigning a rule.
 pub fn rule_assign(rule: &crate::RuleName) -> String {
     fill(RULE_ASSIGN, "{rule}", rule)
 }
 
-/// Address at which volumes and groups are relieved of a rule.
+/// Returns the path for unassigning a rule.
 pub fn rule_unassign(rule: &crate::RuleName) -> String {
     fill(RULE_UNASSIGN, "{rule}", rule)
 }
 
-/// Address of one volume.
+/// Returns the path of a volume.
 pub fn volume(volume: &crate::VolumeRef) -> String {
     fill(VOLUME, "{volume}", volume)
 }
 
-/// Address at which one volume is attached.
+/// Returns the path for attaching a volume.
 pub fn volume_attach(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_ATTACH, "{volume}", volume)
 }
 
-/// Address at which one volume is detached.
+/// Returns the path for detaching a volume.
 pub fn volume_detach(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_DETACH, "{volume}", volume)
 }
 
-/// Address of the snapshots of one volume.
+/// Returns the path of a volume's snapshots.
 pub fn volume_snapshots(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_SNAPSHOTS, "{volume}", volume)
 }
 
-/// Address at which one volume is checked.
+/// Returns the path for checking a volume.
 pub fn volume_check(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_CHECK, "{volume}", volume)
 }
 
-/// Address at which one volume is cloned.
+/// Returns the path for cloning a volume.
 pub fn volume_clone(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_CLONE, "{volume}", volume)
 }
 
-/// Address of what changed in one volume.
+/// Returns the path of a volume's differences.
 pub fn volume_diff(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_DIFF, "{volume}", volume)
 }
 
-/// Address at which one volume is rolled back.
+/// Returns the path for rolling a volume back.
 pub fn volume_rollback(volume: &crate::VolumeRef) -> String {
     fill(VOLUME_ROLLBACK, "{volume}", volume)
 }
 
-/// Address of one snapshot.
+/// Returns the path of a snapshot.
 pub fn snapshot(snapshot: &crate::SnapshotRef) -> String {
     fill(SNAPSHOT, "{snapshot}", snapshot)
 }
 
-/// Address of one credential.
+/// Returns the path of a credential.
 pub fn credential(credential: &crate::CredentialRef) -> String {
     fill(CREDENTIAL, "{credential}", credential)
 }
 
-/// Address at which one credential is validated.
+/// Returns the path for validating a credential.
 pub fn credential_validate(credential: &crate::CredentialRef) -> String {
     fill(CREDENTIAL_VALIDATE, "{credential}", credential)
 }
 
-/// Address at which one credential's keys are changed.
+/// Returns the path for changing a credential's keys.
 pub fn credential_rekey(credential: &crate::CredentialRef) -> String {
     fill(CREDENTIAL_REKEY, "{credential}", credential)
 }
 
-/// [`CREDENTIAL_LIMITS`] of one credential.
+/// Returns the path of a credential's bandwidth limits.
 pub fn credential_limits(credential: &crate::CredentialRef) -> String {
     fill(CREDENTIAL_LIMITS, "{credential}", credential)
 }
 
-/// Address of one task.
+/// Returns the path of a task.
 pub fn task(task: Uuid) -> String {
     fill(TASK, "{task}", task)
 }
 
-/// Address at which one task is stopped.
+/// Returns the path for stopping a task.
 pub fn task_stop(task: Uuid) -> String {
     fill(TASK_STOP, "{task}", task)
 }
 
-/// Address at which one task is taken up again.
+/// Returns the path for resuming a task.
 pub fn task_resume(task: Uuid) -> String {
     fill(TASK_RESUME, "{task}", task)
 }
 
-/// Address at which one task is limited.
+/// Returns the path of a task's bandwidth limits.
 pub fn task_limit(task: Uuid) -> String {
     fill(TASK_LIMIT, "{task}", task)
 }
 
-/// Address of one schedule.
+/// Returns the path of a schedule.
 pub fn schedule(schedule: Uuid) -> String {
     fill(SCHEDULE, "{schedule}", schedule)
 }
 
-/// Address at which one schedule is run now.
+/// Returns the path for running a schedule.
 pub fn schedule_run(schedule: Uuid) -> String {
     fill(SCHEDULE_RUN, "{schedule}", schedule)
 }
 
-/// Address of what one schedule keeps.
+/// Returns the path of a schedule's retention plan.
 pub fn schedule_retention(schedule: Uuid) -> String {
     fill(SCHEDULE_RETENTION, "{schedule}", schedule)
 }
 
-/// Address of one policy.
+/// Returns the path of a policy.
 pub fn policy(name: &crate::schedules::PolicyName) -> String {
     fill(POLICY, "{policy}", name)
 }
 
-/// Adds the fields of a flat query type to an address; fields that are null are left out.
+/// Adds the fields of a flat query type to a path, without null fields.
 ///
-/// Fails only if the query is not a flat structure, which is a fault of its type.
+/// Fails only if the query is not a flat structure, a bug of its type.
 pub fn with_query<Q: Serialize>(path: &str, query: &Q) -> Result<String, serde_json::Error> {
     let mut address = path.to_owned();
     let mut separator = '?';

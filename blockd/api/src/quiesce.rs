@@ -1,4 +1,4 @@
-//! Bringing applications and filesystems to rest around a snapshot: what is asked for, and what was done.
+//! Quiescing of applications and filesystems around a snapshot: options and reports.
 
 use crate::RuleName;
 use jiff::Timestamp;
@@ -6,25 +6,25 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How long a command may take if nothing is said, in seconds.
+/// Default timeout of a command, in seconds.
 pub const DEFAULT_COMMAND_TIMEOUT_S: u64 = 60;
-/// The longest that a command may take, in seconds.
+/// Maximum timeout of a command, in seconds.
 pub const MAX_COMMAND_TIMEOUT_S: u64 = 600;
-/// The longest command, in bytes.
+/// Maximum length of a command, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 4096;
-/// How much of what a command says is kept, in bytes: the last of it.
+/// Maximum kept output of a command, in bytes: its end.
 pub const MAX_OUTPUT_BYTES: usize = 4096;
-/// The longest name of a user, in bytes.
+/// Maximum length of a user name, in bytes.
 const MAX_USER_BYTES: usize = 64;
 
-/// What becomes of a snapshot when what is to be done before it fails.
+/// Action after a failed pre-command or filesystem freeze.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
-    /// There is none.
+    /// Take no snapshot.
     #[default]
     Abort,
-    /// It is taken all the same, as a crash would leave the volumes; the failure is told of.
+    /// Take a crash-consistent snapshot and report the failure.
     Continue,
 }
 
@@ -33,7 +33,7 @@ impl OnFailure {
         *self == Self::default()
     }
 
-    /// The word for it.
+    /// Returns the name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Abort => "abort",
@@ -48,48 +48,45 @@ impl fmt::Display for OnFailure {
     }
 }
 
-/// What is to be done around a snapshot; nothing, if nothing is said.
+/// Quiesce options of a snapshot; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Quiesce {
-    /// Freeze the filesystems that are mounted from the volumes' devices, and thaw them when the barrier is
-    /// passed.
+    /// Freeze filesystems on the volumes' devices during the barrier.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freeze_fs: bool,
-    /// A command for `/bin/sh -c`, run by the daemon before everything else. If it fails, there is no
-    /// snapshot.
+    /// Pre-command for `/bin/sh -c`. If it fails, no snapshot is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pre_command: Option<String>,
-    /// A command for `/bin/sh -c`, run by the daemon after the snapshot, also if that or the first command
-    /// failed.
+    /// Post-command for `/bin/sh -c`. It always runs, also after a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_command: Option<String>,
-    /// How long each of the commands may take, in seconds; [`DEFAULT_COMMAND_TIMEOUT_S`] if nothing is said.
+    /// Timeout of each command, in seconds; [`DEFAULT_COMMAND_TIMEOUT_S`] by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_timeout_s: Option<u64>,
-    /// The user of the daemon's host as whom the commands run; the daemon's own without it.
+    /// User of the commands on the daemon's host; the daemon's by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// What becomes of the snapshot when the command before it, or a freeze of a filesystem, fails.
+    /// Action after a failed pre-command or filesystem freeze.
     #[serde(default, skip_serializing_if = "OnFailure::is_default")]
     pub on_failure: OnFailure,
 }
 
 impl Quiesce {
-    /// Whether nothing is to be done.
+    /// Returns true if no option is set.
     pub fn is_nothing(&self) -> bool {
         !self.freeze_fs && self.pre_command.is_none() && self.post_command.is_none()
     }
 
-    /// Whether there is a command.
+    /// Returns true if a command is set.
     pub fn has_command(&self) -> bool {
         self.pre_command.is_some() || self.post_command.is_some()
     }
 
-    /// What is wrong with it, if anything is.
+    /// Checks the options.
     ///
     /// # Errors
-    /// A command is empty or too long, or the time is none that a command may have.
+    /// A command is empty or too long, or the timeout is out of range.
     pub fn check(&self) -> Result<(), String> {
         for (what, command) in [("pre-command", &self.pre_command), ("post-command", &self.post_command)] {
             let Some(command) = command else { continue };
@@ -121,16 +118,16 @@ impl Quiesce {
     }
 }
 
-/// What was done around a snapshot, in the order in which it was begun.
+/// Quiesce report of a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct QuiesceReport {
-    /// The steps.
+    /// Steps in start order.
     pub steps: Vec<QuiesceStep>,
 }
 
 impl QuiesceReport {
-    /// Takes out what commands were and what they said; that they ran, how long and how they ended stays.
+    /// Removes commands and their output; duration and result stay.
     pub fn hide_commands(&mut self) {
         for step in self.steps.iter_mut().filter(|step| step.kind.is_command()) {
             "(hidden)".clone_into(&mut step.target);
@@ -139,41 +136,41 @@ impl QuiesceReport {
         }
     }
 
-    /// What failed, in a line for everybody: nothing of what commands are or say is in it.
+    /// Returns failures without commands and their output.
     pub fn failures(&self) -> impl Iterator<Item = String> {
         self.steps.iter().filter_map(QuiesceStep::failure)
     }
 }
 
-/// One thing that was done.
+/// Quiesce step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct QuiesceStep {
-    /// What it was.
+    /// Kind of step.
     pub kind: QuiesceKind,
-    /// The command as it was given, or the mount point.
+    /// Command or mount point.
     pub target: String,
-    /// The rule that wants it, if it is one of a rule.
+    /// Rule of the step, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleName>,
-    /// When it was begun.
+    /// Start time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<Timestamp>,
-    /// How long it took, in microseconds.
+    /// Duration, in microseconds.
     pub duration_micros: u64,
-    /// The exit status of a command that ended by itself.
+    /// Exit status of a command that exited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_status: Option<i32>,
-    /// What failed, in one line; `None` if nothing did.
+    /// Error, in one line; `None` on success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What a command said on stdout and stderr, the last [`MAX_OUTPUT_BYTES`] of it.
+    /// Output of a command, the last [`MAX_OUTPUT_BYTES`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
 }
 
 impl QuiesceStep {
-    /// What failed, without what a command said.
+    /// Returns the error without output of a command.
     pub fn short_error(&self) -> Option<&str> {
         let error = self.error.as_deref()?;
         match self.kind.is_command() {
@@ -182,7 +179,7 @@ impl QuiesceStep {
         }
     }
 
-    /// What it was that failed, and how, for everybody.
+    /// Returns step and error, visible to every role.
     pub fn failure(&self) -> Option<String> {
         let error = self.short_error()?;
         let rule = self.rule.as_ref().map(|rule| format!(" of rule {rule}")).unwrap_or_default();
@@ -194,23 +191,23 @@ impl QuiesceStep {
     }
 }
 
-/// What a step is.
+/// Kind of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum QuiesceKind {
-    /// The command before.
+    /// Pre-command.
     PreCommand,
-    /// A filesystem was brought to rest.
+    /// Filesystem freeze.
     FreezeFs,
-    /// A filesystem was let go.
+    /// Filesystem thaw.
     ThawFs,
-    /// The command after.
+    /// Post-command.
     PostCommand,
 }
 
 impl QuiesceKind {
-    /// Whether it is a command.
+    /// Returns true for commands.
     pub const fn is_command(self) -> bool {
         matches!(self, Self::PreCommand | Self::PostCommand)
     }
@@ -232,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_run_is_refused() {
+    fn invalid_command_is_refused() {
         let with = |command: &str, seconds| Quiesce {
             pre_command: Some(command.to_owned()),
             command_timeout_s: seconds,
@@ -254,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_everybody_sees_has_nothing_of_what_commands_are_or_say() {
+    fn public_failures_hide_commands_and_output() {
         let step = QuiesceStep {
             kind: QuiesceKind::PostCommand,
             target: "unlock planted".to_owned(),

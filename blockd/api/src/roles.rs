@@ -1,30 +1,29 @@
-//! What a caller of the control API may do.
+//! Roles of callers of the control API.
 //!
-//! Each operation asks for a role, and each role may do what the ones below it may. Who has which role is
-//! said in the daemon's configuration: by the socket that the caller came through, or by a name in its
-//! certificate.
+//! Each operation requires a role; a role includes the lower ones. The daemon's configuration assigns roles
+//! by socket or by a name in the caller's certificate.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// How much a caller may do.
+/// Role of a caller.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// See what there is and how it is, but nothing of what volumes hold.
+    /// See everything except content of volumes.
     ReadOnly,
-    /// Protect and bring back: snapshots, backups, restores into new volumes, looking into snapshots.
+    /// Snapshots, backups, restores to new volumes, browsing.
     Operator,
-    /// Everything, also what cannot be taken back, secrets, and commands that the daemon runs.
+    /// Everything, including deletions, secrets, and commands of rules.
     Admin,
 }
 
 impl Role {
-    /// All roles, from the least.
+    /// All roles, ascending.
     pub const ALL: [Self; 3] = [Self::ReadOnly, Self::Operator, Self::Admin];
 
-    /// Its name, as in the configuration.
+    /// Returns the name used in the configuration.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -41,11 +40,11 @@ impl fmt::Display for Role {
     }
 }
 
-/// There is no role of this name.
+/// Unknown role.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{given}` is no role: there are read-only, operator and admin")]
 pub struct NoSuchRole {
-    /// What was given.
+    /// Given text.
     pub given: String,
 }
 
@@ -63,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_may_do_what_the_ones_below_may_and_reads_back_by_its_name() {
+    fn roles_include_lower_ones_and_parse_back() {
         assert!(Role::ReadOnly < Role::Operator && Role::Operator < Role::Admin);
         for role in Role::ALL {
             assert_eq!(role.as_str().parse(), Ok(role));

@@ -1,8 +1,7 @@
-//! Rules: what is done around a freeze, under a name that volumes, groups and schedules refer to.
+//! Rules: named quiesce options for volumes, groups and schedules.
 //!
-//! What is done around a freeze is said by the request for it, or else by its schedule's rule, or else by the
-//! rules of its volumes: each has its own, or else that of its group. Of several volumes that are frozen
-//! together, each rule of any of them is followed once.
+//! Options of a request take precedence over the rule of its schedule, and that over the rules of the
+//! volumes: each has its own, or that of its group. Of volumes that are frozen together, each rule runs once.
 
 use crate::{GroupName, RuleName, VolumeName, VolumeRef, quiesce::Quiesce};
 use schemars::JsonSchema;
@@ -13,9 +12,9 @@ use uuid::Uuid;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateRule {
-    /// Its name.
+    /// Name.
     pub name: RuleName,
-    /// What is done.
+    /// Quiesce options.
     pub quiesce: Quiesce,
 }
 
@@ -23,40 +22,40 @@ pub struct CreateRule {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateRule {
-    /// What is done from now on, in place of all that was.
+    /// New quiesce options; they replace all.
     pub quiesce: Quiesce,
 }
 
-/// Body of `POST /v1/rules/{rule}/assign` and `unassign`: one of these.
+/// Body of `POST /v1/rules/{rule}/assign` and `unassign`: one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RuleTarget {
-    /// A volume.
+    /// Volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeRef>,
-    /// A group of volumes, those that come to it later included.
+    /// Group, including later members.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
 }
 
-/// A rule, and what has it.
+/// Rule and its assignments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HookRule {
-    /// Its name.
+    /// Name.
     pub name: RuleName,
-    /// What is done.
+    /// Quiesce options.
     pub quiesce: Quiesce,
-    /// The volumes that have it as their own.
+    /// Volumes with this rule.
     #[serde(default)]
     pub volumes: Vec<VolumeName>,
-    /// The groups that have it.
+    /// Groups with this rule.
     #[serde(default)]
     pub groups: Vec<GroupName>,
-    /// The schedules that have it.
+    /// Schedules with this rule.
     #[serde(default)]
     pub schedules: Vec<Uuid>,
-    /// Why its commands cannot be run, as the daemon found when it began.
+    /// Reason why its commands cannot run, as found at the daemon's start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -65,27 +64,27 @@ pub struct HookRule {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleList {
-    /// The rules.
+    /// Rules.
     pub rules: Vec<HookRule>,
 }
 
 impl crate::Client {
-    /// Makes a rule.
+    /// Creates a rule.
     pub async fn create_rule(&self, request: &CreateRule) -> Result<HookRule, crate::ClientError> {
         self.post(crate::paths::RULES, request, crate::client::CALL_TIMEOUT).await
     }
 
-    /// The rules.
+    /// Rules.
     pub async fn list_rules(&self) -> Result<RuleList, crate::ClientError> {
         self.get(crate::paths::RULES, crate::client::CALL_TIMEOUT).await
     }
 
-    /// One rule.
+    /// Returns a rule.
     pub async fn rule(&self, name: &RuleName) -> Result<HookRule, crate::ClientError> {
         self.get(&crate::paths::rule(name), crate::client::CALL_TIMEOUT).await
     }
 
-    /// Has a rule say something else, for all that have it.
+    /// Changes a rule.
     pub async fn update_rule(
         &self,
         name: &RuleName,
@@ -95,12 +94,12 @@ impl crate::Client {
         self.send(hyper::Method::PATCH, &address, request, crate::client::CALL_TIMEOUT).await
     }
 
-    /// Deletes a rule that nothing has.
+    /// Deletes an unassigned rule.
     pub async fn delete_rule(&self, name: &RuleName) -> Result<crate::Deleted, crate::ClientError> {
         self.delete(&crate::paths::rule(name)).await
     }
 
-    /// Gives a rule to a volume or a group, in place of the one that it has.
+    /// Assigns a rule to a volume or group, replacing its rule.
     pub async fn assign_rule(
         &self,
         name: &RuleName,
@@ -109,7 +108,7 @@ impl crate::Client {
         self.post(&crate::paths::rule_assign(name), target, crate::client::CALL_TIMEOUT).await
     }
 
-    /// Relieves a volume or a group of a rule.
+    /// Removes a rule from a volume or group.
     pub async fn unassign_rule(
         &self,
         name: &RuleName,

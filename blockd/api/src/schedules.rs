@@ -1,4 +1,4 @@
-//! Schedules of backups, the policies that several of them share, and what they did.
+//! Backup schedules, schedule policies and runs.
 
 use crate::{
     CredentialRef, GroupName, LabelSelector, NameError, ObjectName, RuleName, SnapshotId, SnapshotName,
@@ -11,20 +11,20 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use uuid::Uuid;
 
-/// The most rules that a schedule or a policy has.
+/// Maximum number of rules of a schedule or policy.
 pub const MAX_RULES: usize = 16;
-/// The most places that one schedule backs up to.
+/// Maximum number of credentials of a schedule.
 pub const MAX_TARGETS: usize = 8;
-/// The most runs that one reply tells of.
+/// Maximum number of runs in a reply.
 pub const MAX_HISTORY: u32 = 10_000;
 
-/// The name of a policy, by the rules of all names.
+/// Name of a policy; the same rules as for a volume.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PolicyName(SnapshotName);
 
 impl PolicyName {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
@@ -56,39 +56,39 @@ impl From<PolicyName> for String {
     }
 }
 
-/// When runs are, and how many of what they made is kept.
+/// Recurrence of runs and retention of their backups.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rule {
-    /// When.
+    /// Time.
     pub when: Recurrence,
-    /// How many backups of this rule are kept; without it they count with all others of the schedule.
+    /// Retention of this rule's backups; by default they count with the schedule's others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retain: Option<Retention>,
 }
 
-/// Which volumes a schedule is for: one of these is set. A group and labels are looked up at each run.
+/// Volumes of a schedule: exactly one is set. Groups and labels are resolved at each run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {
-    /// One volume.
+    /// Returns a volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeRef>,
-    /// All volumes of a group, each for itself.
+    /// Volumes of a group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
-    /// All volumes that have all these labels.
+    /// Volumes with all these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<LabelSelector>,
 }
 
-/// Which of several runs that wait goes first.
+/// Priority of waiting runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Priority {
     /// After all others.
     Low,
-    /// In between.
+    /// Normal.
     #[default]
     Normal,
     /// Before all others.
@@ -96,10 +96,10 @@ pub enum Priority {
 }
 
 impl Priority {
-    /// All of them.
+    /// All values.
     pub const ALL: [Self; 3] = [Self::Low, Self::Normal, Self::High];
 
-    /// The word for it.
+    /// Returns the name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Low => "low",
@@ -115,13 +115,13 @@ impl fmt::Display for Priority {
     }
 }
 
-/// What is kept in one place.
+/// Retention at one location.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetainAt {
-    /// The place, one of the schedule's.
+    /// Credential of the schedule.
     pub cred_id: CredentialRef,
-    /// How many backups are kept there, whatever the schedule and its rules say for the others.
+    /// Retention there, overriding the schedule and its rules.
     pub retain: Retention,
 }
 
@@ -129,155 +129,154 @@ pub struct RetainAt {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateSchedule {
-    /// What it is called; no other schedule may have the name.
+    /// Unique name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
-    /// Which volumes.
+    /// Volumes.
     pub selector: Selector,
-    /// Where to; may be left out when there is one credential. With `local`, leaving it out means that there
-    /// are local snapshots only.
+    /// Credentials; optional if there is one. With `local` and without credentials, only local snapshots are
+    /// made.
     #[serde(default)]
     pub cred_ids: Vec<CredentialRef>,
-    /// Local snapshots are kept as well, of the same freezes, and so many of them.
+    /// Retention of local snapshots of the same freezes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Retention>,
-    /// Places that keep other backups than the schedule says.
+    /// Retention of single credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retain_at: Vec<RetainAt>,
-    /// When; beside those of the policy.
+    /// Rules beside those of the policy.
     #[serde(default)]
     pub rules: Vec<Rule>,
-    /// A policy whose rules hold as well, as they are at the time.
+    /// Policy whose current rules apply too.
     #[serde(default)]
     pub policy: Option<PolicyName>,
-    /// How many backups are kept of those whose rule does not say it.
+    /// Retention of backups whose rule has none.
     #[serde(default)]
     pub retain: Retention,
-    /// Every backup is full.
+    /// Make full backups only.
     #[serde(default)]
     pub full: bool,
-    /// How much later than its time a run may begin.
+    /// Maximum start delay of a run.
     #[serde(default)]
     pub jitter_seconds: Jitter,
-    /// Which runs go first.
+    /// Priority of runs.
     #[serde(default)]
     pub priority: Priority,
-    /// A rule that is followed around its freezes, in place of those of the volumes.
+    /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleName>,
-    /// No runs, until it is resumed.
+    /// Paused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
 }
 
-/// Body of `PATCH /v1/schedules/{schedule}`: what is not given stays.
+/// Body of `PATCH /v1/schedules/{schedule}`; omitted fields stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateSchedule {
-    /// Other rules. What they would have done before is not caught up on.
+    /// New rules. Their past runs are not made up for.
     #[serde(default)]
     pub rules: Option<Vec<Rule>>,
-    /// Another policy.
+    /// New policy.
     #[serde(default)]
     pub policy: Option<PolicyName>,
-    /// Keep other backups.
+    /// New retention.
     #[serde(default)]
     pub retain: Option<Retention>,
-    /// Keep other local snapshots; `null`: make none, and keep those that are there.
+    /// New retention of local snapshots; `null` makes none and keeps existing ones.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::volumes::given")]
     pub local: Option<Option<Retention>>,
-    /// Keep other backups in some places, in place of all that was said of places.
+    /// New retention of single credentials; replaces all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retain_at: Option<Vec<RetainAt>>,
-    /// Every backup is full, or not any more.
+    /// Make full backups only, or not.
     #[serde(default)]
     pub full: Option<bool>,
-    /// Another bound of the delay.
+    /// New maximum start delay.
     #[serde(default)]
     pub jitter_seconds: Option<Jitter>,
-    /// Another priority.
+    /// New priority.
     #[serde(default)]
     pub priority: Option<Priority>,
-    /// Another rule around its freezes; `null`: none of its own.
+    /// New rule; `null` for the volumes' rules.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::volumes::given")]
     pub rule: Option<Option<RuleName>>,
-    /// No runs, or runs again; what was left out while paused is not caught up on.
+    /// Pause or resume; runs skipped while paused are not made up for.
     #[serde(default)]
     pub paused: Option<bool>,
 }
 
-/// A schedule.
+/// Schedule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Schedule {
-    /// Its id.
+    /// Id.
     pub uuid: Uuid,
-    /// What it is called, if somebody gave it a name.
+    /// Name, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
-    /// Which volumes.
+    /// Volumes.
     pub selector: Selector,
-    /// Where to.
+    /// Credentials.
     pub credentials: Vec<Uuid>,
-    /// So many local snapshots are kept; `None`: none are made.
+    /// Retention of local snapshots; `None` makes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Retention>,
-    /// Places that keep other backups than the schedule says.
+    /// Retention of single credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retain_at: Vec<RetainAt>,
-    /// How each of its copies stands: the local one first, then that of each place.
+    /// State of each copy: the local one first, then one for each credential.
     #[serde(default)]
     pub copies: Vec<CopyState>,
-    /// When, without the rules of the policy.
+    /// Rules without those of the policy.
     pub rules: Vec<Rule>,
-    /// The policy.
+    /// Policy.
     pub policy: Option<PolicyName>,
-    /// How many backups are kept of those whose rule does not say it.
+    /// Retention of backups whose rule has none.
     pub retain: Retention,
-    /// Every backup is full.
+    /// Make full backups only.
     pub full: bool,
-    /// How much later than its time a run may begin.
+    /// Maximum start delay of a run.
     pub jitter_seconds: Jitter,
-    /// Which runs go first.
+    /// Priority of runs.
     pub priority: Priority,
-    /// A rule that is followed around its freezes, in place of those of the volumes.
+    /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleName>,
-    /// There are no runs for now.
+    /// Paused.
     pub paused: bool,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
-    /// When the next run begins; none if it is paused or has come to its end.
+    /// Time of the next run; `None` if paused or finished.
     pub next_run: Option<Timestamp>,
-    /// The last run that was begun.
+    /// Time of the last started run.
     pub last_run: Option<Timestamp>,
-    /// Since when its next run should have begun, if that is minutes ago: something keeps the scheduler from
-    /// its work.
+    /// Time since which the next run is overdue by minutes: the scheduler is blocked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overdue_since: Option<Timestamp>,
-    /// There is no volume that it chooses: nothing is protected by it.
+    /// No volume is selected: nothing is protected.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub without_volume: bool,
-    /// What whoever made or changed it should know; only in answers to that.
+    /// Warnings, only in replies to creation and change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// When its runs are, as one text.
+    /// Times of the runs, as text.
     pub schedule: String,
 }
 
-/// How one of the copies that a schedule makes stands, of all its volumes together.
+/// State of one copy of a schedule, over all its volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CopyState {
-    /// Where it is; `None`: on this host, as local snapshots.
+    /// Credential; `None` for local snapshots.
     pub credential: Option<Uuid>,
-    /// What is kept of it, but for what rules have retentions of their own for.
+    /// Retention, except for rules with their own.
     pub retain: Retention,
-    /// How many there are.
+    /// Given number.
     pub kept: u64,
-    /// The point in time of the newest.
+    /// Point in time of the newest.
     pub newest: Option<Timestamp>,
-    /// How its last run is.
+    /// State of the last run.
     pub last_state: Option<RunState>,
 }
 
@@ -285,47 +284,47 @@ pub struct CopyState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ScheduleList {
-    /// The schedules, oldest first.
+    /// Schedules, oldest first.
     pub schedules: Vec<Schedule>,
-    /// Those that this host cannot read. They make no backups, and nothing of theirs is deleted.
+    /// Schedules that this host cannot read. They make no backups, and none of their backups is deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<UnreadableSchedule>,
 }
 
-/// A schedule that the daemon cannot read.
+/// Schedule that the daemon cannot read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UnreadableSchedule {
-    /// Its id, by which it can be deleted.
+    /// Id, for deletion.
     pub uuid: String,
-    /// What is wrong with it.
+    /// Description of the violation.
     pub error: String,
 }
 
-/// How a run is.
+/// State of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunState {
-    /// It waits for its turn.
+    /// Waiting.
     Queued,
-    /// Its backup is under way.
+    /// The backup is running.
     Active,
-    /// Its backup is in the store.
+    /// The backup is complete.
     Done,
-    /// Its backup failed.
+    /// The backup failed.
     Failed,
-    /// It was left out; the reason says why.
+    /// Skipped, with a reason.
     Skipped,
-    /// What it made was deleted, as the retention says.
+    /// Its backup was deleted by retention.
     Expired,
 }
 
 impl RunState {
-    /// All of them.
+    /// All values.
     pub const ALL: [Self; 6] =
         [Self::Queued, Self::Active, Self::Done, Self::Failed, Self::Skipped, Self::Expired];
 
-    /// The word for it.
+    /// Returns the name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -344,43 +343,43 @@ impl fmt::Display for RunState {
     }
 }
 
-/// A run of a schedule for one volume and one place.
+/// Run of a schedule for one volume and credential.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
-    /// Its number; later ones have greater ones.
+    /// Sequence number, ascending.
     pub id: u64,
-    /// The schedule.
+    /// Schedule.
     pub schedule: Uuid,
-    /// The rule by which it came; none for one that was asked for.
+    /// Rule of the run; `None` for a manual run.
     pub rule: Option<Recurrence>,
-    /// The instant that the schedule means.
+    /// Scheduled time.
     pub nominal: Timestamp,
-    /// When it was begun.
+    /// Start time.
     pub started: Timestamp,
-    /// How many earlier runs were missed, for which this one stands as well.
+    /// Number of missed runs that this one makes up for.
     pub missed: u32,
-    /// The volume; none if the schedule found no volume.
+    /// Volume; `None` if the schedule selected none.
     pub volume_id: Option<VolumeId>,
-    /// Its name.
+    /// Name.
     pub volume: Option<VolumeName>,
-    /// Where to; none for a local snapshot.
+    /// Credential; `None` for a local snapshot.
     pub credential: Option<Uuid>,
-    /// It makes a local snapshot.
+    /// True for a local snapshot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub local: bool,
-    /// That snapshot.
+    /// Local snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotId>,
-    /// How it is.
+    /// State.
     pub state: RunState,
-    /// Its task, once there is one.
+    /// Task, once started.
     pub task: Option<Uuid>,
-    /// What it made.
+    /// Cloud snapshot.
     pub cloudsnap: Option<CloudsnapId>,
-    /// When it ended.
+    /// End time.
     pub completed: Option<Timestamp>,
-    /// Why it failed or was left out; of one that is done, what failed of the rules around its freeze.
+    /// Reason of a failed or skipped run; for a completed one, failures of its hooks.
     pub reason: Option<String>,
 }
 
@@ -388,16 +387,16 @@ pub struct Run {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListRuns {
-    /// Only of this schedule.
+    /// Only this schedule.
     #[serde(default)]
     pub schedule: Option<Uuid>,
-    /// Only of schedules whose ids begin like this, those that are gone included.
+    /// Only schedules with this id prefix, including deleted ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule_prefix: Option<String>,
-    /// Only of this volume.
+    /// Only this volume.
     #[serde(default)]
     pub volume: Option<VolumeRef>,
-    /// The newest so many, at most [`MAX_HISTORY`]; 100 without it.
+    /// Maximum number, the newest, at most [`MAX_HISTORY`]; 100 by default.
     #[serde(default)]
     pub max: Option<u32>,
 }
@@ -406,68 +405,68 @@ pub struct ListRuns {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunList {
-    /// The runs.
+    /// Runs.
     pub runs: Vec<Run>,
 }
 
-/// What the retention says of one backup.
+/// Retention verdict on a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Judged {
-    /// The run that made it.
+    /// Run that made it.
     pub run: u64,
-    /// The backup.
+    /// Backup.
     pub cloudsnap: CloudsnapId,
-    /// The volume.
+    /// Volume.
     pub volume: Option<VolumeName>,
-    /// Where it is.
+    /// Mount point.
     pub credential: Uuid,
-    /// Its point in time.
+    /// Point in time.
     pub created: Timestamp,
-    /// What becomes of it, and why.
+    /// Verdict and reason.
     pub verdict: Verdict,
-    /// The rule that made it, if that is gone: the retention that it had then holds.
+    /// Former rule that made it, whose retention still applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone_rule: Option<String>,
 }
 
-/// What the retention says of one local snapshot.
+/// Retention verdict on a local snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JudgedSnapshot {
-    /// The run that made it.
+    /// Run that made it.
     pub run: u64,
-    /// The snapshot.
+    /// Snapshot.
     pub snapshot: SnapshotId,
-    /// Its name.
+    /// Name.
     pub name: Option<SnapshotName>,
-    /// The volume.
+    /// Volume.
     pub volume: Option<VolumeName>,
-    /// Its point in time.
+    /// Point in time.
     pub created: Timestamp,
-    /// What becomes of it, and why.
+    /// Verdict and reason.
     pub verdict: Verdict,
 }
 
-/// Reply to `GET /v1/schedules/{schedule}/retention`: what is kept and what would be deleted now. Nothing is
-/// changed. Of a schedule that is gone, what it made is told of as well: all of it stays.
+/// Reply to `GET /v1/schedules/{schedule}/retention`: verdicts at this time; nothing is changed. Backups of a
+/// deleted schedule are listed too: all stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetentionPlan {
-    /// Each backup that the schedule made and that is there still.
+    /// Existing backups of the schedule.
     pub cloudsnaps: Vec<Judged>,
-    /// Each local snapshot of it.
+    /// Local snapshots of the schedule.
     #[serde(default)]
     pub snapshots: Vec<JudgedSnapshot>,
 }
 
-/// Body of `POST /v1/sched-policies`, and a policy as it is told.
+/// Schedule policy; body of `POST /v1/sched-policies`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
-    /// Its name.
+    /// Name.
     pub name: PolicyName,
-    /// Its rules.
+    /// Rules.
     pub rules: Vec<Rule>,
 }
 
@@ -475,7 +474,7 @@ pub struct Policy {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdatePolicy {
-    /// Other rules, for all schedules that use it.
+    /// New rules for all schedules of the policy.
     pub rules: Vec<Rule>,
 }
 
@@ -483,17 +482,17 @@ pub struct UpdatePolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyList {
-    /// The policies.
+    /// Policies.
     pub policies: Vec<Policy>,
 }
 
 impl crate::Client {
-    /// Makes a schedule.
+    /// Creates a schedule.
     pub async fn create_schedule(&self, request: &CreateSchedule) -> Result<Schedule, crate::ClientError> {
         self.post(crate::paths::SCHEDULES, request, crate::client::CALL_TIMEOUT).await
     }
 
-    /// The schedules.
+    /// Returns schedules.
     pub async fn list_schedules(&self) -> Result<ScheduleList, crate::ClientError> {
         self.get(crate::paths::SCHEDULES, crate::client::CALL_TIMEOUT).await
     }
@@ -508,7 +507,7 @@ impl crate::Client {
         self.send(hyper::Method::PATCH, &address, request, crate::client::CALL_TIMEOUT).await
     }
 
-    /// Deletes a schedule; what it made stays.
+    /// Deletes a schedule; its backups stay.
     pub async fn delete_schedule(&self, schedule: Uuid) -> Result<crate::Deleted, crate::ClientError> {
         self.delete(&crate::paths::schedule(schedule)).await
     }
@@ -519,32 +518,32 @@ impl crate::Client {
         self.post(&crate::paths::schedule_run(schedule), &nothing, crate::client::CALL_TIMEOUT).await
     }
 
-    /// What a schedule's retention keeps and would delete.
+    /// Returns the retention plan of a schedule.
     pub async fn plan_retention(&self, schedule: Uuid) -> Result<RetentionPlan, crate::ClientError> {
         self.get(&crate::paths::schedule_retention(schedule), crate::client::CALL_TIMEOUT).await
     }
 
-    /// What schedules did.
+    /// Returns runs of schedules.
     pub async fn list_runs(&self, query: &ListRuns) -> Result<RunList, crate::ClientError> {
         self.query(crate::paths::SCHEDULE_HISTORY, query, crate::client::CALL_TIMEOUT).await
     }
 
-    /// Makes a policy.
+    /// Creates a policy.
     pub async fn create_policy(&self, request: &Policy) -> Result<Policy, crate::ClientError> {
         self.post(crate::paths::POLICIES, request, crate::client::CALL_TIMEOUT).await
     }
 
-    /// The policies.
+    /// Policies.
     pub async fn list_policies(&self) -> Result<PolicyList, crate::ClientError> {
         self.get(crate::paths::POLICIES, crate::client::CALL_TIMEOUT).await
     }
 
-    /// One policy.
+    /// Returns a policy.
     pub async fn policy(&self, name: &PolicyName) -> Result<Policy, crate::ClientError> {
         self.get(&crate::paths::policy(name), crate::client::CALL_TIMEOUT).await
     }
 
-    /// Gives a policy other rules.
+    /// Changes a policy.
     pub async fn update_policy(
         &self,
         name: &PolicyName,
@@ -554,7 +553,7 @@ impl crate::Client {
             .await
     }
 
-    /// Deletes a policy that no schedule uses.
+    /// Deletes an unused policy.
     pub async fn delete_policy(&self, name: &PolicyName) -> Result<crate::Deleted, crate::ClientError> {
         self.delete(&crate::paths::policy(name)).await
     }

@@ -1,7 +1,7 @@
-//! What the types that are written as text look like, for the description of the API.
+//! Schemas of types with a text form; all other types derive theirs.
 //!
-//! All other types derive it. A pattern here says no less than what the type's parser takes: what cannot be
-//! said by one (a name that must be no UUID) is said in words.
+//! A pattern accepts at least what the type's parser accepts; rules beyond patterns (a name that is no UUID)
+//! are in the description.
 
 use crate::{
     CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
@@ -28,9 +28,9 @@ macro_rules! text_schema {
     };
 }
 
-/// Begins with a letter or a digit, and has something that is no digit.
+/// Starts with a letter or digit, and is not all digits.
 const NAME: &str = "^([A-Za-z]|[0-9]+[A-Za-z._-])[A-Za-z0-9._-]*$";
-/// A name or a number.
+/// Name or number.
 const NAME_OR_ID: &str = "^[A-Za-z0-9][A-Za-z0-9._-]*$";
 const NAME_MAX_LEN: usize = crate::names::MAX_NAME_BYTES;
 
@@ -38,8 +38,8 @@ text_schema! {
     VolumeName: "Name of a volume, and of its export", "pattern": NAME, "maxLength": NAME_MAX_LEN;
     SnapshotName: "Name of a snapshot among those of its volume", "pattern": NAME, "maxLength": NAME_MAX_LEN;
     CredentialName: "Name of a credential; it must be no UUID", "pattern": NAME, "maxLength": NAME_MAX_LEN;
-    GroupName: "Name of a group of volumes; it must be no UUID", "pattern": NAME, "maxLength": NAME_MAX_LEN;
-    ObjectName: "Name that somebody gave to a schedule or to a backup; it must be no UUID",
+    GroupName: "Name of a consistency group; it must be no UUID", "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    ObjectName: "Name of a schedule or backup; it must be no UUID",
         "pattern": NAME, "maxLength": NAME_MAX_LEN;
     RuleName: "Name of a rule; it must be no UUID", "pattern": NAME, "maxLength": NAME_MAX_LEN;
     PolicyName: "Name of a schedule policy", "pattern": NAME, "maxLength": NAME_MAX_LEN;
@@ -115,8 +115,7 @@ impl JsonSchema for Labels {
 mod tests {
     use super::*;
 
-    /// The pattern and what follows from it, for texts that the parser takes: none of them may be refused by
-    /// the schema.
+    /// Returns the pattern of a type, to check that it accepts every text of the parser.
     fn pattern_of<T: JsonSchema>() -> String {
         let schema = T::json_schema(&mut SchemaGenerator::default());
         schema.get("pattern").and_then(|value| value.as_str()).unwrap().to_owned()

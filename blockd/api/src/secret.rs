@@ -1,28 +1,28 @@
-//! Text that must not be shown: it is redacted in debug output and wiped from memory when dropped.
+//! Secret text: redacted in debug output and wiped from memory on drop.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// A passphrase or key on its way from the user to the daemon.
+/// Passphrase or key in a request.
 ///
-/// Only request types hold secrets. Serializing one writes it in clear, because that is how it travels over
-/// the socket; nothing else shows it.
+/// Only request types contain secrets. Serialisation writes them in clear for the socket; nothing else shows
+/// them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes the text over; it is wiped when the secret is dropped.
+    /// Creates a secret; the text is wiped on drop.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// The secret in clear. Never log or print it.
+    /// Returns the secret in clear. Never log or print it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether there is no text at all.
+    /// Returns true for an empty text.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

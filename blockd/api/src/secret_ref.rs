@@ -1,4 +1,4 @@
-//! References to secrets that the daemon reads when it needs them, and does not store.
+//! References to external secrets, which the daemon reads on use and does not store.
 
 use crate::Secret;
 use serde::{
@@ -8,20 +8,20 @@ use serde::{
 };
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// The longest reference, in bytes.
+/// Maximum length of a reference, in bytes.
 pub const MAX_SECRET_REF_BYTES: usize = 1024;
 
-/// Why a text is no reference. What was given is never quoted: it may be a secret in the wrong place.
+/// Invalid reference. The text is never quoted: it may be a secret in the wrong place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SecretRefError {
-    /// It begins with nothing known.
+    /// Unknown scheme.
     #[error("a reference to a secret is systemd:NAME, file:/ABSOLUTE/PATH or command:/ABSOLUTE/PATH")]
     Scheme,
-    /// It is too long.
+    /// Too long.
     #[error("a reference to a secret has at most {MAX_SECRET_REF_BYTES} bytes")]
     TooLong,
-    /// A name that no credential of systemd has.
+    /// Invalid name of a systemd credential.
     #[error(
         "after systemd: comes the name of a credential: letters, digits, dots, dashes and underscores, not a dot first"
     )]
@@ -31,22 +31,23 @@ pub enum SecretRefError {
     Path,
 }
 
-/// A reference to a secret.
+/// Reference to a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SecretRef {
-    /// A credential that systemd passes to the daemon.
+    /// Credential passed by systemd.
     Systemd(String),
-    /// A file on the daemon's host.
+    /// File on the daemon's host.
     File(PathBuf),
-    /// A program on the daemon's host that prints the secret. It gets no arguments and an empty environment.
+    /// Program on the daemon's host that prints the secret. It runs without arguments and with an empty
+    /// environment.
     Command(PathBuf),
 }
 
 impl SecretRef {
-    /// A credential of systemd.
+    /// Creates a reference to a systemd credential.
     ///
     /// # Errors
-    /// No credential can have this name.
+    /// The name is invalid.
     pub fn systemd(name: &str) -> Result<Self, SecretRefError> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if name.is_empty() || name.len() > 255 || name.starts_with('.') || !name.chars().all(is_plain) {
@@ -103,18 +104,18 @@ impl<'de> Deserialize<'de> for SecretRef {
     }
 }
 
-/// A secret of a request: its value, which the daemon stores sealed, or a reference: `{"from":
+/// Secret of a request: its value, which the daemon stores sealed, or a reference: `{"from":
 /// "file:/etc/blockd/secrets/s3"}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretInput {
-    /// The secret.
+    /// Value.
     Value(Secret),
-    /// Where the daemon finds it.
+    /// Reference.
     From(SecretRef),
 }
 
 impl SecretInput {
-    /// The secret, if it is given itself.
+    /// Returns the value, if given.
     pub fn value(&self) -> Option<&Secret> {
         match self {
             Self::Value(secret) => Some(secret),
@@ -122,7 +123,7 @@ impl SecretInput {
         }
     }
 
-    /// Where it lies, if it is not given itself.
+    /// Returns the reference, if given.
     pub fn reference(&self) -> Option<&SecretRef> {
         match self {
             Self::Value(_) => None,
@@ -130,7 +131,7 @@ impl SecretInput {
         }
     }
 
-    /// Whether it is a text with nothing but spaces in it.
+    /// Returns true for a value of spaces only.
     pub fn is_blank(&self) -> bool {
         self.value().is_some_and(|secret| secret.expose().trim().is_empty())
     }
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_elsewhere_is_refused_and_not_quoted() {
+    fn invalid_reference_is_refused_unquoted() {
         for bad in [
             "",
             "planted",
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_itself_or_where_it_lies() {
+    fn secret_input_is_value_or_reference() {
         let read = |text: &str| serde_json::from_str::<SecretInput>(text);
         assert_eq!(read("\"hunter2\"").unwrap(), Secret::new("hunter2".into()).into());
         let from = read(r#"{"from":"systemd:a"}"#).unwrap();

@@ -1,60 +1,60 @@
-//! Sizes as people write them: `8GiB`, `8G`, `1.5TiB`, `500MB`, `4096`.
+//! Sizes as text: `8GiB`, `8G`, `1.5TiB`, `500MB`, `4096`.
 //!
-//! `K M G T P` and `KiB … PiB` are powers of 1024, `KB … PB` powers of 1000. Fractions are exact: what is not
-//! a whole number of bytes is refused, never rounded.
+//! `K M G T P` and `KiB … PiB` are powers of 1024, `KB … PB` powers of 1000. Fractions are exact: a fraction
+//! of a byte is refused, never rounded.
 
 use blockd_extent::MAX_VOLUME_BYTES;
 use std::{fmt, str::FromStr};
 
-/// Why a text is no size.
+/// Invalid size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SizeError {
-    /// No number, or something after it that is no unit.
+    /// Not a number with a unit.
     #[error("{given:?} is not a size: expected a number and a unit, such as 8GiB, 512MiB, 1.5TiB or 4096")]
     NotASize {
-        /// The text as it was given.
+        /// Given text.
         given: String,
     },
-    /// The fraction does not come out at whole bytes.
+    /// Not a whole number of bytes.
     #[error("{given:?} is not a whole number of bytes: use a smaller unit")]
     NotWhole {
-        /// The text as it was given.
+        /// Given text.
         given: String,
     },
-    /// More than 64 bits of bytes.
+    /// More than 64 bits.
     #[error("{given:?} is too large: at most 16 EiB can be written")]
     TooLarge {
-        /// The text as it was given.
+        /// Given text.
         given: String,
     },
-    /// A size that no volume can have.
+    /// Invalid size of a volume.
     #[error(
         "a volume of {given} is not possible: expected a multiple of 4096 bytes up to {}",
         ByteSize::from_bytes(MAX_VOLUME_BYTES)
     )]
     NotAVolumeSize {
-        /// The size that was asked for.
+        /// Given size.
         given: ByteSize,
     },
 }
 
-/// A number of bytes that is parsed from, and shown as, text for people.
+/// Number of bytes with a text form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(u64);
 
 impl ByteSize {
-    /// This many bytes.
+    /// Creates a size from bytes.
     pub const fn from_bytes(len_bytes: u64) -> Self {
         Self(len_bytes)
     }
 
-    /// The number of bytes.
+    /// Returns the bytes.
     pub const fn as_bytes(self) -> u64 {
         self.0
     }
 
-    /// The shortest text that parses back to exactly this size: `8GiB`, `1536MiB`, `4097`.
+    /// Returns the shortest text that parses back to this size: `8GiB`, `1536MiB`, `4097`.
     pub fn to_exact_string(self) -> String {
         let exact = |shift: u32| self.0 != 0 && self.0.trailing_zeros() >= shift;
         for (shift, unit) in [(50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
@@ -67,14 +67,14 @@ impl ByteSize {
 }
 
 impl fmt::Display for ByteSize {
-    /// Rounded for people, one decimal at most: `8 GiB`, `1.5 TiB`, `400.6 MiB`, `17 B`.
+    /// Formats the size rounded to one decimal: `8 GiB`, `1.5 TiB`, `400.6 MiB`, `17 B`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
         let mut shift = 0;
         let mut tenths = u128::from(self.0) * 10;
         for (step, unit) in UNITS.iter().enumerate() {
             shift = step;
-            // Rounded to the nearest tenth: what would show as 1024.0 moves on to the next unit.
+            // Rounded to the nearest tenth; 1024.0 becomes 1 of the next unit.
             let half = if step == 0 { 0 } else { 1u128 << (10 * step - 1) };
             tenths = (u128::from(self.0) * 10 + half) >> (10 * step);
             if tenths < 10_240 || *unit == "EiB" {
@@ -135,7 +135,7 @@ impl FromStr for ByteSize {
     }
 }
 
-/// Refuses a size that no volume can have: 0, or more than 64 TiB.
+/// Checks the size of a volume: above 0, at most 64 TiB.
 pub fn check_volume_size(size_bytes: u64) -> Result<(), SizeError> {
     match size_bytes {
         1..=MAX_VOLUME_BYTES => Ok(()),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn invalid_size_is_refused() {
         for text in [
             "", "x", "GiB", "-1", "+1", "8 G B", "8XiB", "8GiBs", "1.2.3", ".5G", "5.G", "1e9", "8ＧiB",
             "0x10",
@@ -219,7 +219,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_exact_text_parses_back(bytes in any::<u64>(), shift in 0u32..64) {
+        fn exact_text_parses_back(bytes in any::<u64>(), shift in 0u32..64) {
             let size = ByteSize(bytes >> shift << (shift / 2));
             prop_assert_eq!(size.to_exact_string().parse(), Ok(size));
         }

@@ -1,4 +1,4 @@
-//! Local snapshots: create, also of several volumes at once, list, inspect, compare, roll back to, delete.
+//! Local snapshots: create, list, inspect, compare, roll back, delete.
 
 use crate::{
     Epoch, GroupName, GroupRef, LabelSelector, RuleName, SnapshotId, SnapshotName, SnapshotRef, VolumeId,
@@ -11,50 +11,50 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use uuid::Uuid;
 
-/// The most volumes that can be frozen together.
+/// Maximum number of volumes frozen together.
 pub const MAX_GROUP_MEMBERS: usize = 64;
 
 /// Body of `POST /v1/volumes/{volume}/snapshots`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateSnapshot {
-    /// Its name; without one it is [`SnapshotName::from_time`] of now.
+    /// Name; [`SnapshotName::from_time`] by default.
     #[serde(default)]
     pub name: Option<SnapshotName>,
-    /// What is to be done around it.
+    /// Quiesce options.
     #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
     pub quiesce: Quiesce,
-    /// A rule that is followed, in place of those of the volumes.
+    /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleName>,
-    /// No rule is followed.
+    /// Use no rule.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_rule: bool,
 }
 
-/// Body of `POST /v1/snapshots/group`: which volumes, chosen in exactly one way.
+/// Body of `POST /v1/snapshots/group`. Exactly one selector of volumes must be given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateGroupSnapshot {
-    /// All volumes of this group.
+    /// Volumes of this group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
-    /// All volumes that have all these labels.
+    /// Volumes with all these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<LabelSelector>,
-    /// These volumes.
+    /// Volumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeRef>,
-    /// The name of each of the snapshots; without one it is [`SnapshotName::from_time`] of now.
+    /// Name of each snapshot; [`SnapshotName::from_time`] by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<SnapshotName>,
-    /// What is to be done around them.
+    /// Quiesce options.
     #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
     pub quiesce: Quiesce,
-    /// A rule that is followed, in place of those of the volumes.
+    /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleName>,
-    /// No rule is followed.
+    /// Use no rule.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_rule: bool,
 }
@@ -63,28 +63,28 @@ pub struct CreateGroupSnapshot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GroupSnapshot {
-    /// What all of them have in common.
+    /// Common properties.
     #[serde(flatten)]
     pub group: SnapshotGroup,
-    /// The name of each of them.
+    /// Name of each snapshot.
     pub name: SnapshotName,
-    /// When they were frozen.
+    /// Time of the freeze.
     pub created: Timestamp,
-    /// The snapshots, by volume.
+    /// Snapshots by volume.
     pub snapshots: Vec<Snapshot>,
 }
 
-/// What the snapshots that were taken together have in common.
+/// Common properties of a group snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotGroup {
-    /// The id of this one time.
+    /// Id of the group snapshot.
     pub group_id: Uuid,
-    /// The group of volumes, if it was named.
+    /// Group of volumes, if selected by group.
     pub group: Option<GroupName>,
-    /// How many volumes were frozen.
+    /// Number of frozen volumes.
     pub members: u64,
-    /// From the moment the first volume held writes back until the last one let them go, in microseconds.
+    /// Duration of the write barrier over all volumes, in microseconds.
     pub group_stall_micros: u64,
 }
 
@@ -92,10 +92,10 @@ pub struct SnapshotGroup {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListSnapshots {
-    /// Only those of this volume.
+    /// Only this volume.
     #[serde(default)]
     pub volume: Option<VolumeRef>,
-    /// Only those that were taken together of this group, or at this one time.
+    /// Only this group, or this group snapshot.
     #[serde(default)]
     pub group: Option<GroupRef>,
 }
@@ -104,50 +104,49 @@ pub struct ListSnapshots {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotList {
-    /// The snapshots that people made.
+    /// Snapshots.
     pub snapshots: Vec<Snapshot>,
 }
 
-/// A frozen point of a volume.
+/// Local snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
-    /// Its id.
+    /// Id.
     pub id: SnapshotId,
-    /// Name of its volume.
+    /// Name of the volume.
     pub volume: VolumeName,
-    /// Id of its volume.
+    /// Id of the volume.
     pub volume_id: VolumeId,
-    /// Its name.
+    /// Name.
     pub name: SnapshotName,
-    /// When it was frozen.
+    /// Time of the freeze.
     pub created: Timestamp,
-    /// The epoch that it ended.
+    /// Epoch that it ended.
     pub epoch: Epoch,
-    /// For how long the freeze held writes back, in microseconds.
+    /// Stall time of the freeze, in microseconds.
     pub freeze_stall_micros: u64,
     /// Bytes dirtied in its epoch.
     pub dirty_bytes: u64,
-    /// Data that would be given back if it, and no other snapshot, were deleted; `None` if its volume cannot
-    /// be asked.
+    /// Bytes freed by deleting only this snapshot; `None` if the volume is not available.
     #[serde(default)]
     pub exclusive_bytes: Option<u64>,
-    /// The rest of its data: another snapshot or the volume needs it, too; `None` as there.
+    /// Bytes shared with other snapshots or the volume; `None` if the volume is not available.
     #[serde(default)]
     pub shared_bytes: Option<u64>,
-    /// Whether it can be read.
+    /// State.
     pub state: SnapshotState,
-    /// The read-only export that it is: `VOLUME@NAME`.
+    /// Read-only export: `VOLUME@NAME`.
     pub export: String,
-    /// Where that is served; see [`crate::nbd_unix_uri`].
+    /// URI of the export; see [`crate::nbd_unix_uri`].
     pub uri: String,
-    /// The others that were taken at the same instant; `None` if it was taken alone.
+    /// Group snapshot that it belongs to; `None` if taken alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken_with: Option<SnapshotGroup>,
-    /// What was done around it; `None` if nothing was.
+    /// Quiesce report; `None` without steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quiesce: Option<QuiesceReport>,
-    /// It stays until somebody says otherwise.
+    /// Pinned.
     #[serde(default)]
     pub pinned: bool,
 }
@@ -156,7 +155,7 @@ pub struct Snapshot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MarkSnapshot {
-    /// No schedule deletes it, and nobody else, also with its volume, but by force; or both may again.
+    /// Pin or unpin. A pinned snapshot is deleted only by force, also with its volume.
     pub pinned: bool,
 }
 
@@ -164,7 +163,7 @@ pub struct MarkSnapshot {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeleteSnapshot {
-    /// Also if it is pinned.
+    /// Delete a pinned snapshot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
@@ -173,17 +172,17 @@ pub struct DeleteSnapshot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DiffSnapshots {
-    /// The older snapshot.
+    /// Older snapshot.
     pub from: SnapshotRef,
-    /// The newer one; without it, the volume as it is now.
+    /// Newer snapshot; the current content by default.
     #[serde(default)]
     pub to: Option<SnapshotRef>,
-    /// Only extents from here on; what [`SnapshotDiff::next_offset_bytes`] said.
+    /// Start offset; from [`SnapshotDiff::next_offset_bytes`].
     #[serde(default)]
     pub offset_bytes: Option<u64>,
 }
 
-/// Reply to `GET /v1/volumes/{volume}/diff`: what was written, trimmed or zeroed from one point to the other.
+/// Reply to `GET /v1/volumes/{volume}/diff`: extents written, trimmed or zeroed between two points.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotDiff {
@@ -191,7 +190,7 @@ pub struct SnapshotDiff {
     pub volume: VolumeName,
     /// Name of the older snapshot.
     pub from: SnapshotName,
-    /// Name of the newer one; `None` for now.
+    /// Name of the newer snapshot; `None` for the current content.
     pub to: Option<SnapshotName>,
     /// Size of the volume at the older point, in bytes.
     pub from_size_bytes: u64,
@@ -201,26 +200,26 @@ pub struct SnapshotDiff {
     pub data_bytes: u64,
     /// Bytes that became zeroes, over all extents.
     pub zero_bytes: u64,
-    /// What changed, in ascending order, in whole blocks.
+    /// Changed extents, ascending, in whole blocks.
     pub extents: Vec<DiffExtent>,
-    /// Where the next call goes on, if there are more extents.
+    /// Start offset of the next request, if there are more extents.
     #[serde(default)]
     pub next_offset_bytes: Option<u64>,
 }
 
-/// A run of bytes that changed.
+/// Changed extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DiffExtent {
-    /// Where it begins.
+    /// Start offset.
     pub offset_bytes: u64,
-    /// How long it is.
+    /// Length.
     pub length_bytes: u64,
-    /// What it holds at the newer point.
+    /// Content at the newer point.
     pub kind: DiffKind,
 }
 
-/// What changed bytes hold at the newer point.
+/// Content of changed bytes at the newer point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -244,9 +243,9 @@ impl fmt::Display for DiffKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RestoreSnapshot {
-    /// What the volume is to become again.
+    /// Target snapshot.
     pub snapshot: SnapshotRef,
-    /// Keep no snapshot of what the volume is now.
+    /// Discard the current content.
     #[serde(default)]
     pub discard: bool,
 }
@@ -257,26 +256,26 @@ pub struct RestoreSnapshot {
 pub struct SnapshotRestored {
     /// Name of the volume.
     pub volume: VolumeName,
-    /// Name of the snapshot that it is like now.
+    /// Name of the restored snapshot.
     pub snapshot: SnapshotName,
-    /// The snapshot of what it was before, unless that was discarded.
+    /// Snapshot of the previous state, unless discarded.
     pub kept: Option<Snapshot>,
-    /// Bytes that went back.
+    /// Bytes changed back.
     pub changed_bytes: u64,
-    /// Bytes of them that have data, which was copied.
+    /// Copied bytes of data.
     pub copied_bytes: u64,
 }
 
-/// Whether a snapshot can be read.
+/// State of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum SnapshotState {
-    /// It can be read.
+    /// Readable.
     Ready,
-    /// It is deleted; its layer is being merged.
+    /// Deleted; its layer is being merged.
     Deleting,
-    /// Its volume failed.
+    /// The volume failed.
     Failed,
 }
 

@@ -1,4 +1,4 @@
-//! What the daemon says of itself.
+//! Returns the daemon's status.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -12,67 +12,67 @@ use uuid::Uuid;
 pub struct Status {
     /// Version of the daemon.
     pub version: String,
-    /// Under which this daemon's cloud snapshots stand in a store.
+    /// Cluster id of this daemon's cloud snapshots.
     pub cluster_id: Uuid,
     /// Name of the host.
     pub node: String,
-    /// The data directory.
+    /// Data directory.
     pub data_dir: PathBuf,
-    /// Where NBD is served, as URIs without an export.
+    /// NBD listeners, as URIs without an export.
     pub nbd: Vec<String>,
-    /// Where this API is served over TCP, if it is.
+    /// TCP address of this API, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<String>,
     /// Seconds since the daemon was ready.
     pub uptime_seconds: u64,
-    /// How many there are of each.
+    /// Resource counts.
     pub counts: Counts,
-    /// Where events are told to.
+    /// Webhooks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub webhooks: Vec<WebhookStatus>,
-    /// Why a changed configuration does not hold, if the last reload failed.
+    /// Failure of the last reload, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload_failed: Option<ReloadFailure>,
-    /// The room on the filesystem of the data directory.
+    /// Space on the filesystem of the data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_space: Option<DataSpace>,
-    /// What keeps it from its work now, as far as it notices by itself.
+    /// Current problems noticed by the daemon.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
 }
 
-/// A reload of the configuration that changed nothing.
+/// Failed reload of the configuration; it changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReloadFailure {
-    /// When it was tried.
+    /// Time of the attempt.
     pub at: Timestamp,
-    /// Why it failed, in one line.
+    /// Cause, in one line.
     pub error: String,
 }
 
-/// The room on a filesystem.
+/// Space on a filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataSpace {
-    /// All of it.
+    /// Total.
     pub total_bytes: u64,
-    /// What the daemon can still write.
+    /// Available to the daemon.
     pub free_bytes: u64,
 }
 
-/// Something that keeps the daemon from its work.
+/// Problem of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// What it is, in a word: `data-directory`, `clock`, `discarded-writes`, `retention`, `garbage`,
-    /// `schedules`, `metrics`, `control-socket`, `control-address` or `credential`.
+    /// Kind: `data-directory`, `clock`, `discarded-writes`, `retention`, `garbage`, `schedules`, `metrics`,
+    /// `control-socket`, `control-address` or `credential`.
     pub kind: String,
-    /// It in words.
+    /// Message.
     pub what: String,
-    /// What to do about it.
+    /// Next action.
     pub todo: String,
-    /// Since when it is known.
+    /// Time of detection.
     pub since: Timestamp,
 }
 
@@ -81,7 +81,7 @@ pub struct Problem {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookStatus {
-    /// Its name.
+    /// Name.
     pub name: String,
     /// Scheme, host and port of its address.
     pub origin: String,
@@ -101,19 +101,19 @@ pub struct WebhookStatus {
     pub error: Option<String>,
 }
 
-/// How many resources a daemon has.
+/// Resource counts of a daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
     /// Volumes in any state.
     pub volumes: u64,
-    /// Volumes that could not be opened, or failed.
+    /// Failed volumes.
     pub volumes_failed: u64,
-    /// Snapshots that people made.
+    /// Local snapshots.
     pub snapshots: u64,
     /// Credentials.
     pub credentials: u64,
-    /// Tasks that are pending or active.
+    /// Pending and active tasks.
     pub tasks_active: u64,
     /// NBD connections.
     pub connections: u64,

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use uuid::Uuid;
 
-/// Reply to what starts a task.
+/// Reply to requests that start a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskStarted {
-    /// The task.
+    /// Task.
     pub task: Uuid,
 }
 
@@ -19,22 +19,22 @@ pub struct TaskStarted {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListTasks {
-    /// Only those whose id begins like this.
+    /// Only tasks with this id prefix.
     #[serde(default)]
     pub name: Option<String>,
 }
 
 /// Query of `GET /v1/tasks/{task}`: a long poll.
 ///
-/// The reply comes as soon as the task's version is above `since_version`, at the latest after `wait_ms`;
-/// with neither it comes at once.
+/// The reply is sent when the task's version exceeds `since_version`, at the latest after `wait_ms`; without
+/// both it is sent at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WaitTask {
-    /// How long to wait, in milliseconds, at most [`crate::MAX_WAIT_MS`].
+    /// Maximum wait, in milliseconds, up to [`crate::MAX_WAIT_MS`].
     #[serde(default)]
     pub wait_ms: Option<u64>,
-    /// The version that is known.
+    /// Known version.
     #[serde(default)]
     pub since_version: Option<u64>,
 }
@@ -43,96 +43,96 @@ pub struct WaitTask {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskList {
-    /// The tasks.
+    /// Tasks.
     pub tasks: Vec<Task>,
 }
 
-/// A task as it is now.
+/// Task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Task {
-    /// Its id.
+    /// Id.
     pub name: Uuid,
-    /// What it does.
+    /// Kind.
     #[serde(rename = "type")]
     pub kind: TaskKind,
-    /// What whoever asked for it called it; only of backups.
+    /// Name given by the caller; only for backups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<ObjectName>,
-    /// The cloud snapshot that it makes, restores or deletes; `None` while that is not decided.
+    /// Cloud snapshot that it makes, restores or deletes; `None` while undecided.
     pub source_volume: Option<String>,
-    /// The volume that is backed up, or restored into; `None` for a delete.
+    /// Volume that is backed up or restored; `None` for a delete.
     pub volume: Option<VolumeName>,
-    /// How far it is: `Backup-Active`, `Restore-Done`, …
+    /// State: `Backup-Active`, `Restore-Done`, …
     pub state: TaskState,
     /// Host that runs it.
     pub node: String,
-    /// Its credential.
+    /// Credential.
     pub credential: Uuid,
-    /// Name of its credential; `None` when that is gone.
+    /// Name of the credential; `None` if deleted.
     pub credential_name: Option<CredentialName>,
-    /// What it is at, in a word or two for people: `planning`, `uploading`, `committing`.
+    /// Phase: `planning`, `uploading`, `committing`.
     pub phase: String,
-    /// Bytes that it has to work through; 0 while that is not known.
+    /// Total bytes; 0 while unknown.
     pub bytes_total: u64,
-    /// Bytes that it has worked through.
+    /// Processed bytes.
     pub bytes_processed: u64,
     /// Bytes sent to the store.
     pub bytes_uploaded: u64,
-    /// Bytes got from the store.
+    /// Bytes received from the store.
     pub bytes_downloaded: u64,
-    /// Bytes that were dirty when it began, for a backup.
+    /// Dirty bytes at the freeze, for a backup.
     pub bytes_dirty: u64,
-    /// Requests made to the store.
+    /// Store requests.
     pub requests: Requests,
-    /// For how long the freeze held writes back, in microseconds, for a backup.
+    /// Stall time of the freeze, in microseconds, for a backup.
     pub freeze_stall_micros: Option<u64>,
-    /// What was done around the freeze, for a backup; `None` if nothing was. What commands are and say is for
-    /// admins.
+    /// Quiesce report of a backup; `None` without steps. Commands and their output are visible to admins
+    /// only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quiesce: Option<QuiesceReport>,
-    /// The caller, schedule or daemon that started it.
+    /// Caller, schedule or daemon that started it.
     pub owner: TaskOwner,
-    /// When it was asked for.
+    /// Time of the request.
     pub started: Timestamp,
-    /// When it ended.
+    /// End time.
     pub completed: Option<Timestamp>,
     /// Seconds from start to end, or to now.
     pub time_elapsed: f64,
-    /// Full or incremental, for a backup, as soon as that is decided.
+    /// Full or incremental, for a backup, once decided.
     pub backup_type: Option<BackupType>,
-    /// Why it failed; `None` unless it did.
+    /// Error of a failed task.
     pub error: Option<ApiError>,
-    /// Whether it ended without being done, and can be taken up again where it was.
+    /// True if it can be resumed.
     #[serde(default)]
     pub resumable: bool,
-    /// What a verification, or a restore past damage, found.
+    /// Findings of a verification, or of a restore that skips damage.
     #[serde(default)]
     pub findings: Option<Findings>,
-    /// How often it went on after a restart of the daemon.
+    /// Number of continuations after daemon restarts.
     pub resumed: u64,
-    /// Grows with each change, for long polls.
+    /// Version, incremented by each change, for long polls.
     pub version: u64,
 }
 
-/// The originator of a task.
+/// Originator of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "kind")]
 pub enum TaskOwner {
     /// The daemon itself: retention, background verification, a hydration after a restart.
     Daemon,
-    /// A schedule.
+    /// Schedule.
     Schedule {
-        /// Its id.
+        /// Id.
         id: Uuid,
     },
     /// A caller of the control API.
     Caller {
         /// Name of its socket, or the name in its certificate.
         name: String,
-        /// Its role when it started the task.
+        /// Role at the start of the task.
         role: Role,
-        /// Its user id, over a unix socket.
+        /// User id, for a Unix socket.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         uid: Option<u32>,
     },
@@ -153,115 +153,114 @@ impl fmt::Display for TaskOwner {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StopTask {
-    /// Give it up: nothing is kept to take it up again. Also of a task that was stopped or failed before.
+    /// Discard the checkpoint, also of a task that was stopped or failed before.
     #[serde(default)]
     pub discard: bool,
 }
 
-/// Body of `POST /v1/tasks/{task}/limit`, and part of what starts a task: how much it may move in a second.
+/// Bandwidth limits of a task; body of `POST /v1/tasks/{task}/limit`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TaskLimits {
-    /// Bytes that it may send in a second; as many as it can otherwise.
+    /// Upload limit, in bytes per second; `None` is unlimited.
     #[serde(default)]
     pub limit_upload_bytes_per_s: Option<u64>,
-    /// Bytes that it may fetch in a second; as many as it can otherwise.
+    /// Download limit, in bytes per second; `None` is unlimited.
     #[serde(default)]
     pub limit_download_bytes_per_s: Option<u64>,
 }
 
-/// What a verification, or a restore past damage, found. Lists are cut to what a person can read; the counts
-/// are whole.
+/// Findings of a verification, or of a restore that skips damage. Lists are truncated; counts are complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Findings {
-    /// Cloud snapshots that were looked at.
+    /// Verified cloud snapshots.
     pub snapshots: u64,
-    /// Those of them that are damaged.
+    /// Damaged cloud snapshots.
     pub damaged_snapshots: Vec<String>,
-    /// Objects that were looked at.
+    /// Verified objects.
     pub objects: u64,
-    /// Bytes of blocks that were brought back.
+    /// Restored bytes of blocks.
     pub block_bytes: u64,
-    /// Bytes of blocks that were compared with a volume on this host, or with what was recorded.
+    /// Bytes of blocks compared with a volume of this host, or with recorded checksums.
     pub compared_bytes: u64,
-    /// What is damaged.
+    /// Damage.
     pub damage: Vec<DamageFinding>,
-    /// How much is damaged, what is not listed included.
+    /// Number of damaged parts, including unlisted ones.
     pub damage_total: u64,
 }
 
-/// Something in a store that is damaged.
+/// Damaged part of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DamageFinding {
-    /// The object.
+    /// Object.
     pub object: String,
-    /// Where in it, in bytes.
+    /// Offset in the object, in bytes.
     pub offset_bytes: u64,
-    /// What is wrong.
+    /// Description.
     pub what: String,
-    /// The cloud snapshots that lose something with it.
+    /// Affected cloud snapshots.
     pub affects: Vec<AffectedCloudsnap>,
 }
 
-/// What a cloud snapshot loses.
+/// Loss of a cloud snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AffectedCloudsnap {
-    /// The cloud snapshot.
+    /// Cloud snapshot.
     pub cloudsnap: String,
-    /// How many bytes of it cannot be read; 0 if that cannot be told.
+    /// Unreadable bytes; 0 if unknown.
     pub lost_bytes: u64,
-    /// Which, the first of them.
+    /// First unreadable ranges.
     pub ranges: Vec<ByteRange>,
 }
 
-/// A stretch of a volume.
+/// Byte range of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ByteRange {
-    /// Where it begins, in bytes.
+    /// Start offset, in bytes.
     pub offset_bytes: u64,
-    /// How long it is, in bytes.
+    /// Length, in bytes.
     pub len_bytes: u64,
 }
 
-/// Requests to a store, by kind; every attempt counts.
+/// Store requests by kind; each attempt counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Requests {
-    /// PUTs, parts of multipart uploads included.
+    /// PUT requests, including parts of multipart uploads.
     pub put: u64,
-    /// GETs, ranged ones included.
+    /// GET requests, including ranged ones.
     pub get: u64,
-    /// LISTs, by page.
+    /// LIST requests, by page.
     pub list: u64,
-    /// DELETEs.
+    /// DELETE requests.
     pub delete: u64,
-    /// HEADs.
+    /// HEAD requests.
     pub head: u64,
 }
 
-/// What a task does.
+/// Kind of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum TaskKind {
-    /// Makes a cloud snapshot of a volume.
+    /// Creates a cloud snapshot of a volume.
     Backup,
-    /// Makes a volume of a cloud snapshot.
+    /// Restores a cloud snapshot to a volume.
     Restore,
     /// Deletes a cloud snapshot.
     Delete,
-    /// Proves that cloud snapshots can be read.
+    /// Verifies cloud snapshots.
     Verify,
 }
 
 impl TaskKind {
     const ALL: [Self; 4] = [Self::Backup, Self::Restore, Self::Delete, Self::Verify];
 
-    /// The word before the dash of a state.
+    /// Returns the part before the dash of a state.
     pub const fn title(self) -> &'static str {
         match self {
             Self::Backup => "Backup",
@@ -272,26 +271,26 @@ impl TaskKind {
     }
 }
 
-/// How far a task is.
+/// Stage of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TaskStage {
-    /// It waits for its turn.
+    /// Waiting.
     Pending,
-    /// It runs.
+    /// Running.
     Active,
-    /// It did what it should.
+    /// Completed.
     Done,
-    /// It did not, and will not by itself.
+    /// Failed.
     Failed,
-    /// Somebody stopped it; it can be taken up again.
+    /// Stopped; it can be resumed.
     Stopped,
 }
 
 impl TaskStage {
     const ALL: [Self; 5] = [Self::Pending, Self::Active, Self::Done, Self::Failed, Self::Stopped];
 
-    /// The word after the dash of a state.
+    /// Returns the part after the dash of a state.
     pub const fn title(self) -> &'static str {
         match self {
             Self::Pending => "Pending",
@@ -302,27 +301,27 @@ impl TaskStage {
         }
     }
 
-    /// Whether the task has ended.
+    /// Returns true if the task has ended.
     pub const fn is_over(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Stopped)
     }
 }
 
-/// What a task does and how far it is, written `Backup-Active`.
+/// Kind and stage of a task, such as `Backup-Active`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TaskState {
-    /// What it does.
+    /// Kind.
     pub kind: TaskKind,
-    /// How far it is.
+    /// Stage.
     pub stage: TaskStage,
 }
 
-/// A text that is no state of a task.
+/// Text that is not a task state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not the state of a task: expected such as Backup-Active")]
 pub struct BadTaskState {
-    /// The text as it was given.
+    /// Given text.
     pub given: String,
 }
 
@@ -358,13 +357,13 @@ impl From<TaskState> for String {
     }
 }
 
-/// Whether a backup carries everything or what changed.
+/// Type of a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupType {
-    /// Everything that is not zero.
+    /// All nonzero data.
     Full,
-    /// What changed since the backup before it.
+    /// Changes since the previous backup.
     Incremental,
 }
 

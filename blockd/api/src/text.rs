@@ -1,15 +1,15 @@
-//! Times and durations as the tables show them.
+//! Times and durations in tables.
 
 use jiff::Timestamp;
 
-/// A time as `Wed, 16 Jan 2019 21:51:53 UTC`.
+/// Formats a time as `Wed, 16 Jan 2019 21:51:53 UTC`.
 pub fn format_time(time: Timestamp) -> String {
     time.strftime("%a, %d %b %Y %H:%M:%S UTC").to_string()
 }
 
-/// A duration as `1h2m3.456s`, to the millisecond; `0s` if it is less, negative or not a number.
+/// Formats a duration as `1h2m3.456s`, to the millisecond; `0s` if shorter, negative or not a number.
 pub fn format_duration(seconds: f64) -> String {
-    // Saturates, and turns what is not a number into zero.
+    // Saturates; not-a-number becomes zero.
     let all_ms = (seconds * 1000.0).round() as u64;
     let (hours, minutes) = (all_ms / 3_600_000, all_ms / 60_000 % 60);
     let (whole_s, rest_ms) = (all_ms / 1000 % 60, all_ms % 1000);

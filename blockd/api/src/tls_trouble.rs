@@ -1,22 +1,21 @@
-//! Which failures of TLS stay, and what to look at then.
+//! Lasting failures of TLS and their remedies.
 
 use rustls::{AlertDescription, CertificateError, Error};
 use std::io;
 
-/// What to do about a failure that lasts, if it is one of TLS: the same call fails in the same way until
-/// somebody does something.
+/// Returns the remedy of a lasting TLS failure: retries fail until it is applied.
 pub(crate) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     advice_of(rustls_error(error)?)
 }
 
-/// The error of TLS that is inside of another one.
+/// Returns the TLS error inside of another error.
 fn rustls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        // What an I/O error holds is not among its sources, only what that has for its own.
+        // The inner error of an I/O error is not in its source chain.
         next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
             Some(held) => Some(held),
             None => error.source(),
@@ -75,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lasts_is_told_from_what_a_restart_brings_about() {
+    fn lasting_tls_failures_are_recognised() {
         for (error, flag) in [
             (Error::InvalidCertificate(CertificateError::UnknownIssuer), "--ca"),
             (Error::InvalidCertificate(CertificateError::NotValidForName), "--endpoint"),
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_does_not_ask_again_where_it_lasts() {
+    fn lasting_tls_failure_ends_a_wait() {
         let failed = |source| crate::ClientError::Connect { at: "host:1".to_owned(), source };
         let lasts = failed(io::Error::other(Error::InvalidCertificate(CertificateError::UnknownIssuer)));
         assert!(!lasts.is_retryable() && lasts.hint().is_some_and(|hint| hint.contains("--ca")));

@@ -3,15 +3,16 @@
 use crate::paths::encode;
 use std::path::Path;
 
-/// The URI of an export on a unix socket: `nbd+unix:///NAME?socket=/abs/nbd.sock`.
+/// Returns the URI of an export on a Unix socket: `nbd+unix:///NAME?socket=/abs/nbd.sock`.
 ///
-/// The socket's path should be absolute; bytes that are not UTF-8 are kept, percent-encoded.
+/// The socket's path should be absolute; invalid UTF-8 is percent-encoded.
 pub fn nbd_unix_uri(export: &str, socket: &Path) -> String {
     let socket = encode(socket.as_os_str().as_encoded_bytes(), b"/");
     format!("nbd+unix:///{}?socket={socket}", encode(export.as_bytes(), b""))
 }
 
-/// The URI of an export on a TCP listener (`ADDR:PORT`, an IPv6 address in brackets): `nbd://ADDR:PORT/NAME`.
+/// Returns the URI of an export on a TCP listener (`ADDR:PORT`, an IPv6 address in brackets):
+/// `nbd://ADDR:PORT/NAME`.
 pub fn nbd_tcp_uri(export: &str, address: &str) -> String {
     format!("nbd://{address}/{}", encode(export.as_bytes(), b""))
 }

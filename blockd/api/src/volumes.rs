@@ -15,14 +15,14 @@ use uuid::Uuid;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateVolume {
-    /// Its name, and the name of its export.
+    /// Name of the volume and of its export.
     pub name: VolumeName,
-    /// Its size in bytes; see [`crate::check_volume_size`].
+    /// Size in bytes; see [`crate::check_volume_size`].
     pub size_bytes: u64,
-    /// Its labels.
+    /// Labels.
     #[serde(default)]
     pub labels: Labels,
-    /// The group that it is frozen with.
+    /// Consistency group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
 }
@@ -31,47 +31,47 @@ pub struct CreateVolume {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeleteVolume {
-    /// Also if snapshots of it are pinned.
+    /// Delete pinned snapshots too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
 
-/// Body of `PATCH /v1/volumes/{volume}`: what is to be changed, and nothing else.
+/// Body of `PATCH /v1/volumes/{volume}`; omitted fields stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateVolume {
-    /// A larger size in bytes; see [`crate::check_volume_size`]. A volume never shrinks.
+    /// Larger size in bytes; see [`crate::check_volume_size`]. A volume never shrinks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
-    /// Whether NBD clients may only read it. Those that are connected keep what they were told, but what they
-    /// write is refused from then on, or taken again.
+    /// Read-only state for NBD clients. Connected clients are not notified; their writes are refused or
+    /// accepted from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
-    /// The labels that it has from now on, in place of all that it has.
+    /// New labels; they replace all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
-    /// Acknowledges that a start may have discarded acknowledged writes: clients are no longer told.
+    /// Acknowledges discarded writes: flushes of clients no longer fail.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub acknowledge_discarded_writes: bool,
-    /// The group that it is frozen with from now on; `null`: none.
+    /// New consistency group; `null` for none.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     pub group: Option<Option<GroupName>>,
 }
 
-/// A field that was given, be it as `null`.
+/// Distinguishes a given `null` from an omitted field.
 pub(crate) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     value: D,
 ) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(value).map(Some)
 }
 
-/// Body of `POST /v1/volumes/{volume}/clone`: a new volume that begins as what `{volume}` was at a snapshot.
+/// Body of `POST /v1/volumes/{volume}/clone`: a new volume from a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CloneVolume {
-    /// The name of the new volume, and of its export.
+    /// Name of the new volume and of its export.
     pub name: VolumeName,
-    /// The snapshot.
+    /// Snapshot.
     pub snapshot: SnapshotRef,
     /// Labels of the new volume.
     #[serde(default)]
@@ -84,15 +84,15 @@ pub struct CloneVolume {
 pub struct VolumeCheck {
     /// Name of the volume.
     pub volume: VolumeName,
-    /// Whether nothing is wrong.
+    /// True without findings.
     pub sound: bool,
-    /// Layers that were looked at.
+    /// Checked layers.
     pub layers: u64,
-    /// Layers that share data with another volume.
+    /// Layers shared with another volume.
     pub shared_layers: u64,
-    /// Kept block sets of past epochs that were looked at.
+    /// Checked block sets of past epochs.
     pub intervals: u64,
-    /// What is wrong, a line each.
+    /// Findings, one per line.
     pub findings: Vec<String>,
 }
 
@@ -100,7 +100,7 @@ pub struct VolumeCheck {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListVolumes {
-    /// Only volumes that have all these labels.
+    /// Only volumes with all these labels.
     #[serde(default)]
     pub label: Option<LabelSelector>,
     /// Only volumes of this group.
@@ -112,7 +112,7 @@ pub struct ListVolumes {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeList {
-    /// The volumes.
+    /// Returns volumes.
     pub volumes: Vec<Volume>,
 }
 
@@ -138,104 +138,104 @@ pub struct DiscardedWrites {
     pub found: Timestamp,
 }
 
-/// A volume as it is now.
+/// Volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Volume {
-    /// Its id.
+    /// Id.
     pub id: VolumeId,
-    /// Its name.
+    /// Name.
     pub name: VolumeName,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size_bytes: u64,
-    /// Whether NBD clients may only read it.
+    /// Read-only for NBD clients.
     #[serde(default)]
     pub read_only: bool,
-    /// Its labels.
+    /// Labels.
     pub labels: Labels,
-    /// The group that it is frozen with.
+    /// Consistency group.
     #[serde(default)]
     pub group: Option<GroupName>,
-    /// The rule of its own, which is followed around freezes; without one, that of its group is.
+    /// Own rule for freezes; that of the group by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleName>,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
-    /// Whether it is served.
+    /// State.
     pub state: VolumeState,
-    /// Why it failed, in one line; `None` unless it did.
+    /// Reason of a failure, in one line.
     pub state_reason: Option<String>,
     /// Acknowledged writes that a start may have discarded, until an administrator acknowledges it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discarded_writes: Option<DiscardedWrites>,
-    /// Where it is served; see [`crate::nbd_unix_uri`].
+    /// URI of the export; see [`crate::nbd_unix_uri`].
     pub uri: String,
-    /// NBD connections to it.
+    /// NBD connections.
     pub connections: u64,
-    /// Its device on this host, if it is attached.
+    /// Attachment to a device of this host.
     #[serde(default)]
     pub attachment: Option<Attachment>,
     /// Bytes dirtied since the last freeze or growth.
     pub dirty_bytes: u64,
-    /// Bytes that its layers take on disk, and that no other volume shares.
+    /// Bytes on disk of its layers, not shared with other volumes.
     pub allocated_bytes: u64,
-    /// Bytes on disk that it shares with clones, or with the volume that it is a clone of.
+    /// Bytes on disk shared with clones or the source volume.
     #[serde(default)]
     pub shared_bytes: u64,
-    /// Snapshots that people made of it.
+    /// Number of local snapshots.
     pub snapshot_count: u64,
-    /// Layers in its stack, the head included.
+    /// Layers in its stack, including the head.
     pub layers: u64,
-    /// The layers that are being merged, because no snapshot needs them any more; `None`: there are none.
+    /// Running merges; `None` without any.
     #[serde(default)]
     pub merging: Option<Merging>,
-    /// How far a rollback is that is under way; `None`: none is.
+    /// Running rollback; `None` without one.
     #[serde(default)]
     pub rolling_back: Option<RollingBack>,
-    /// How far a restore in place is, or was when it ended before it was done; `None`: there is none.
+    /// Incomplete in-place restore; `None` without one.
     #[serde(default)]
     pub going_back: Option<GoingBack>,
-    /// How much is there of a volume that began as a cloud snapshot; `None`: all of it.
+    /// Hydration state of a lazy volume; `None` if complete.
     #[serde(default)]
     pub hydration: Option<Hydration>,
-    /// What was read and written since it was opened.
+    /// I/O counters since it was opened.
     pub io: VolumeIo,
-    /// The last backup under each credential.
+    /// Last backup under each credential.
     pub last_backups: Vec<LastBackup>,
 }
 
-/// Layers that are being merged in the background, by this daemon or by the next one.
+/// Layers being merged in the background, also across restarts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Merging {
-    /// How many there are; they are merged one after the other.
+    /// Number of layers; merged one after the other.
     pub layers: u64,
-    /// Bytes that the merge which is under way has copied, or moved without copying.
+    /// Bytes copied or moved by the running merge.
     pub done_bytes: u64,
-    /// Bytes that it copies in all; 0 if none is under way.
+    /// Total bytes of the running merge; 0 without one.
     pub total_bytes: u64,
 }
 
-/// A rollback to a snapshot that is under way.
+/// Running rollback to a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RollingBack {
-    /// Bytes of those that have to go back which are done.
+    /// Bytes restored.
     pub done_bytes: u64,
-    /// Bytes that have to go back.
+    /// Total bytes to restore.
     pub total_bytes: u64,
 }
 
-/// Whether a volume is served.
+/// State of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum VolumeState {
-    /// It is served.
+    /// Served.
     Up,
-    /// A restore is filling it; it is not served yet.
+    /// Being restored; not served yet.
     Restoring,
-    /// It could not be opened, or failed; it is not served.
+    /// Could not be opened, or failed; not served.
     Failed,
 }
 
@@ -249,13 +249,13 @@ impl fmt::Display for VolumeState {
     }
 }
 
-/// What was read from and written to a volume since it was opened.
+/// I/O counters of a volume since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeIo {
     /// Read requests.
     pub reads: u64,
-    /// Write requests, trims and zeroes included.
+    /// Write requests, including trims and zeroes.
     pub writes: u64,
     /// Bytes read.
     pub bytes_read: u64,
@@ -265,17 +265,17 @@ pub struct VolumeIo {
     pub flushes: u64,
 }
 
-/// The last backup of a volume under one credential.
+/// Last backup of a volume under a credential.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastBackup {
-    /// The credential.
+    /// Credential.
     pub credential: Uuid,
-    /// Its name.
+    /// Name.
     pub credential_name: String,
     /// Id of the cloud snapshot.
     pub cloudsnap_id: String,
-    /// The point in time that it holds.
+    /// Point in time.
     pub time: Timestamp,
     /// Incremental backups since the last full one; 0 if this one is full.
     pub incrementals_since_full: u64,

@@ -1,4 +1,4 @@
-//! The client against daemons that do not behave.
+//! Client against misbehaving daemons.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -11,7 +11,7 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Serves one connection after another: reads the head of the request, then does what the test wants.
+/// Fake server: reads the head of each request, then follows the test's script.
 struct Server {
     dir: tempfile::TempDir,
     heads: mpsc::Receiver<String>,
@@ -142,7 +142,7 @@ async fn broken_connections_are_named() {
 }
 
 #[tokio::test]
-async fn a_reply_has_a_bound() {
+async fn oversized_reply_is_refused() {
     let server = Server::start(|stream| {
         let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n\"", MAX_BODY_BYTES * 2);
         let chunk = vec![b'x'; 1 << 20];
@@ -153,7 +153,7 @@ async fn a_reply_has_a_bound() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_that_is_silent_is_given_up() {
+async fn silent_daemon_times_out() {
     let server = Server::start(|_| {
         loop {
             thread::park();
