@@ -1,28 +1,28 @@
-//! Blocks, byte offsets and runs of blocks.
+//! Blocks, byte offsets and extents.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// log2 of [`BLOCK_SIZE_BYTES`].
 pub const BLOCK_SHIFT: u32 = 12;
-/// The unit of tracking: what a page cache page, an ext4 or XFS block and a modern disk sector measure.
+/// Unit of tracking: the size of a page cache page, an ext4 or XFS block and a modern disk sector.
 pub const BLOCK_SIZE_BYTES: u64 = 1 << BLOCK_SHIFT;
-/// The largest volume: 64 TiB.
+/// Maximum size of a volume: 64 TiB.
 pub const MAX_VOLUME_BYTES: u64 = 64 << 40;
-/// Blocks of the largest volume.
+/// Maximum number of blocks of a volume.
 pub const MAX_VOLUME_BLOCKS: u64 = MAX_VOLUME_BYTES >> BLOCK_SHIFT;
 
-/// The number of a 4 KiB block in its volume.
+/// Number of a 4 KiB block in its volume.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct BlockIndex(pub u64);
 
 impl BlockIndex {
-    /// The block that holds this byte.
+    /// Returns the block that contains a byte.
     pub const fn containing(offset: ByteOffset) -> Self {
         Self(offset.0 >> BLOCK_SHIFT)
     }
 
-    /// Where the block begins in its volume.
+    /// Returns the offset of the block.
     pub const fn offset(self) -> ByteOffset {
         ByteOffset(self.0 << BLOCK_SHIFT)
     }
@@ -34,7 +34,7 @@ impl fmt::Display for BlockIndex {
     }
 }
 
-/// A position in a volume, in bytes.
+/// Offset in a volume, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct ByteOffset(pub u64);
 
@@ -44,39 +44,39 @@ impl fmt::Display for ByteOffset {
     }
 }
 
-/// A run of consecutive blocks.
+/// Contiguous run of blocks.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Extent {
-    /// The first block.
+    /// First block.
     pub start: BlockIndex,
-    /// How many blocks.
+    /// Number of blocks.
     pub len_blocks: u64,
 }
 
 impl Extent {
-    /// The run of `len_blocks` blocks from `start` on.
+    /// Creates an extent of `len_blocks` blocks from `start`.
     pub const fn new(start: BlockIndex, len_blocks: u64) -> Self {
         Self { start, len_blocks }
     }
 
-    /// The run from `start` up to, but without, `end`; empty if `end` is not above `start`.
+    /// Creates an extent from `start` to `end`, exclusive; empty if `end` is not above `start`.
     pub const fn between(start: BlockIndex, end: BlockIndex) -> Self {
         Self { start, len_blocks: end.0.saturating_sub(start.0) }
     }
 
-    /// All blocks of a volume of this size (the last one may be partial).
+    /// Returns all blocks of a volume of this size (the last one may be partial).
     pub const fn whole(size_bytes: u64) -> Self {
         Self { start: BlockIndex(0), len_blocks: size_bytes.div_ceil(BLOCK_SIZE_BYTES) }
     }
 
-    /// The blocks that lie wholly inside a range of bytes; empty if none does.
+    /// Returns the blocks completely inside a byte range; empty if there are none.
     pub const fn inside(offset_bytes: u64, len_bytes: u64) -> Self {
         let start = offset_bytes.div_ceil(BLOCK_SIZE_BYTES);
         let end = (offset_bytes + len_bytes) >> BLOCK_SHIFT;
         Self::between(BlockIndex(start), BlockIndex(end))
     }
 
-    /// The blocks that a range of bytes touches, wholly or in part.
+    /// Returns the blocks that a byte range touches, completely or in part.
     pub const fn touching(offset_bytes: u64, len_bytes: u64) -> Self {
         if len_bytes == 0 {
             return Self { start: BlockIndex(offset_bytes >> BLOCK_SHIFT), len_blocks: 0 };
@@ -86,27 +86,27 @@ impl Extent {
         Self::between(BlockIndex(start), BlockIndex(end))
     }
 
-    /// The block after the last one.
+    /// Returns the block after the last one.
     pub const fn end(self) -> BlockIndex {
         BlockIndex(self.start.0 + self.len_blocks)
     }
 
-    /// Whether there is no block in it.
+    /// Returns true for zero blocks.
     pub const fn is_empty(self) -> bool {
         self.len_blocks == 0
     }
 
-    /// Where it begins in its volume, in bytes.
+    /// Returns the offset, in bytes.
     pub const fn offset_bytes(self) -> u64 {
         self.start.0 << BLOCK_SHIFT
     }
 
-    /// How long it is, in bytes.
+    /// Returns the length, in bytes.
     pub const fn len_bytes(self) -> u64 {
         self.len_blocks << BLOCK_SHIFT
     }
 
-    /// The blocks that are in both.
+    /// Returns the common blocks.
     #[must_use]
     pub fn intersection(self, other: Self) -> Self {
         Self::between(self.start.max(other.start), self.end().min(other.end()))

@@ -22,20 +22,20 @@ use roaring::RoaringBitmap;
 
 const SHARDS_MAX: usize = (MAX_VOLUME_BLOCKS >> 32) as usize;
 
-/// What the blocks of 256 MiB take at most, as a bitmap.
+/// Size of a bitmap container, which covers 256 MiB.
 const CONTAINER_MAX_BYTES: u64 = 8 << 10;
-/// After so many changes, and some for each container, it is looked whether runs have become too many. What
-/// may have come in between is little beside the containers.
+/// Number of changes, plus some for each container, between two checks for run containers that are too long.
+/// The growth in between is small beside the containers.
 const LOOK_EVERY: u32 = 4096;
 const LOOK_EVERY_PER_CONTAINER: u32 = 16;
 
-/// A set of blocks of one volume.
+/// Set of blocks of a volume.
 ///
 /// Blocks at or above [`MAX_VOLUME_BLOCKS`] are never members: inserting one has no effect.
 #[derive(Clone, Default, Debug)]
 pub struct BlockSet {
     shards: Vec<RoaringBitmap>,
-    /// How many changes may come before the next look.
+    /// Changes before the next check.
     changes_left: u32,
 }
 
@@ -43,7 +43,7 @@ const fn split(block: u64) -> (usize, u32) {
     ((block >> 32) as usize, block as u32)
 }
 
-/// The pieces of an extent shard by shard: shard, first member, last member.
+/// Splits an extent by shard: shard, first member, last member.
 fn pieces(extent: Extent) -> impl Iterator<Item = (usize, u32, u32)> {
     let start = extent.start.0;
     let end = start.saturating_add(extent.len_blocks).min(MAX_VOLUME_BLOCKS);
@@ -58,7 +58,7 @@ fn pieces(extent: Extent) -> impl Iterator<Item = (usize, u32, u32)> {
 }
 
 impl BlockSet {
-    /// The empty set.
+    /// Creates an empty set.
     pub fn new() -> Self {
         Self::default()
     }
@@ -70,7 +70,7 @@ impl BlockSet {
         &mut self.shards[shard]
     }
 
-    /// To be called after each change of one run.
+    /// Counts a change of one run; call it after each.
     fn note_change(&mut self) {
         match self.changes_left.checked_sub(1) {
             Some(left) => self.changes_left = left,
@@ -78,9 +78,8 @@ impl BlockSet {
         }
     }
 
-    /// A container that began as a run stays a list of runs, however many blocks are added or taken out one
-    /// by one: four bytes each, sixteen times what a bitmap takes in the end. So it is made a bitmap when the
-    /// list is longer than that.
+    /// Converts long run containers to bitmaps. A container that started as a run stays a list of runs, four
+    /// bytes each, up to sixteen times the size of a bitmap.
     fn bound_runs(&mut self) {
         self.changes_left = LOOK_EVERY;
         for bitmap in &mut self.shards {
@@ -93,22 +92,22 @@ impl BlockSet {
         }
     }
 
-    /// Whether there is no block in it.
+    /// Returns true for zero blocks.
     pub fn is_empty(&self) -> bool {
         self.shards.iter().all(RoaringBitmap::is_empty)
     }
 
-    /// How many blocks are in it.
+    /// Returns the number of blocks.
     pub fn len_blocks(&self) -> u64 {
         self.shards.iter().map(RoaringBitmap::len).sum()
     }
 
-    /// How many bytes its blocks hold.
+    /// Returns the bytes of the blocks.
     pub fn len_bytes(&self) -> u64 {
         self.len_blocks() * crate::BLOCK_SIZE_BYTES
     }
 
-    /// Adds a block; says whether it is new.
+    /// Adds a block; returns true if it is new.
     pub fn insert(&mut self, block: BlockIndex) -> bool {
         if block.0 >= MAX_VOLUME_BLOCKS {
             return false;
@@ -119,7 +118,7 @@ impl BlockSet {
         is_new
     }
 
-    /// Adds a run of blocks.
+    /// Adds an extent.
     pub fn insert_extent(&mut self, extent: Extent) {
         for (shard, low, high) in pieces(extent) {
             self.shard_mut(shard).insert_range(low..=high);
@@ -127,7 +126,7 @@ impl BlockSet {
         self.note_change();
     }
 
-    /// Takes a block out; says whether it was there.
+    /// Removes a block; returns true if it was a member.
     pub fn remove(&mut self, block: BlockIndex) -> bool {
         let (shard, member) = split(block.0);
         let was_there = self.shards.get_mut(shard).is_some_and(|bitmap| bitmap.remove(member));
@@ -135,7 +134,7 @@ impl BlockSet {
         was_there
     }
 
-    /// Takes a run of blocks out.
+    /// Removes an extent.
     pub fn remove_extent(&mut self, extent: Extent) {
         for (shard, low, high) in pieces(extent) {
             if let Some(bitmap) = self.shards.get_mut(shard) {
@@ -145,13 +144,13 @@ impl BlockSet {
         self.note_change();
     }
 
-    /// Whether a block is in it.
+    /// Returns true if a block is a member.
     pub fn contains(&self, block: BlockIndex) -> bool {
         let (shard, member) = split(block.0);
         self.shards.get(shard).is_some_and(|bitmap| bitmap.contains(member))
     }
 
-    /// Whether every block of a run is in it; true of the empty run.
+    /// Returns true if every block of an extent is a member, also for the empty extent.
     pub fn contains_extent(&self, extent: Extent) -> bool {
         extent.end().0 <= MAX_VOLUME_BLOCKS
             && pieces(extent).all(|(shard, low, high)| {
@@ -159,7 +158,7 @@ impl BlockSet {
             })
     }
 
-    /// The lowest block.
+    /// Returns the lowest block.
     pub fn first(&self) -> Option<BlockIndex> {
         self.shards
             .iter()
@@ -167,7 +166,7 @@ impl BlockSet {
             .find_map(|(shard, bitmap)| bitmap.min().map(|member| join(shard, member)))
     }
 
-    /// The highest block.
+    /// Returns the highest block.
     pub fn last(&self) -> Option<BlockIndex> {
         self.shards
             .iter()
@@ -176,7 +175,7 @@ impl BlockSet {
             .find_map(|(shard, bitmap)| bitmap.max().map(|member| join(shard, member)))
     }
 
-    /// How many members lie strictly below a block.
+    /// Returns the number of members strictly below a block.
     pub fn rank(&self, block: BlockIndex) -> u64 {
         let (shard, member) = split(block.0);
         let below: u64 = self.shards.iter().take(shard).map(RoaringBitmap::len).sum();
@@ -187,7 +186,7 @@ impl BlockSet {
         below + here
     }
 
-    /// The member that has exactly `rank` members below it.
+    /// Returns the member with exactly `rank` members below it.
     pub fn select(&self, rank: u64) -> Option<BlockIndex> {
         let mut left = rank;
         for (shard, bitmap) in self.shards.iter().enumerate() {
@@ -199,7 +198,7 @@ impl BlockSet {
         None
     }
 
-    /// How many blocks of a run are in it.
+    /// Returns the number of members in an extent.
     pub fn intersection_len(&self, extent: Extent) -> u64 {
         pieces(extent)
             .map(|(shard, low, high)| {
@@ -208,12 +207,12 @@ impl BlockSet {
             .sum()
     }
 
-    /// The maximal runs, ascending.
+    /// Returns the maximal extents, ascending.
     pub fn extents(&self) -> ExtentsIn<'_> {
         self.extents_in(Extent::new(BlockIndex(0), MAX_VOLUME_BLOCKS))
     }
 
-    /// The maximal runs inside a range, clipped to it, ascending.
+    /// Returns the maximal extents inside a range, clipped to it, ascending.
     pub fn extents_in(&self, range: Extent) -> ExtentsIn<'_> {
         let end = range.end().0.min(MAX_VOLUME_BLOCKS);
         let mut runs = ExtentsIn { set: self, next: range.start.0, end, current: None };
@@ -221,12 +220,12 @@ impl BlockSet {
         runs
     }
 
-    /// The runs of blocks of a range that are *not* in the set, ascending.
+    /// Returns the extents of a range that are *not* in the set, ascending.
     pub fn gaps_in(&self, range: Extent) -> GapsIn<'_> {
         GapsIn { members: self.extents_in(range), next: range.start, end: range.end() }
     }
 
-    /// Every member, ascending.
+    /// Returns all members, ascending.
     pub fn blocks(&self) -> impl Iterator<Item = BlockIndex> + '_ {
         self.shards
             .iter()
@@ -244,7 +243,7 @@ impl BlockSet {
         self.bound_runs();
     }
 
-    /// Takes all members of another set out.
+    /// Removes all members of another set.
     pub fn subtract(&mut self, other: &Self) {
         for (mine, theirs) in self.shards.iter_mut().zip(&other.shards) {
             *mine -= theirs;
@@ -252,7 +251,7 @@ impl BlockSet {
         self.bound_runs();
     }
 
-    /// Keeps just the members that are in another set too.
+    /// Keeps only members of another set.
     pub fn intersect_with(&mut self, other: &Self) {
         self.shards.truncate(other.shards.len());
         for (mine, theirs) in self.shards.iter_mut().zip(&other.shards) {
@@ -261,7 +260,7 @@ impl BlockSet {
         self.bound_runs();
     }
 
-    /// The members that lie in a range.
+    /// Returns the members in a range.
     #[must_use]
     pub fn slice(&self, range: Extent) -> Self {
         let mut out = Self::new();
@@ -271,24 +270,24 @@ impl BlockSet {
         out
     }
 
-    /// Turns long runs into run containers, which are smaller in memory and when written.
+    /// Converts long runs to run containers, which are smaller in memory and when encoded.
     pub fn optimize(&mut self) {
         for bitmap in &mut self.shards {
             bitmap.optimize();
         }
     }
 
-    /// How many bytes [`to_bytes`](Self::to_bytes) will make.
+    /// Returns the length of [`to_bytes`](Self::to_bytes).
     pub fn serialized_len(&self) -> usize {
         4 + self.shards.iter().filter(|b| !b.is_empty()).map(|b| 8 + b.serialized_size()).sum::<usize>()
     }
 
-    /// About how much memory the set takes, in bytes: what it would take when written.
+    /// Returns the approximate memory of the set, in bytes: its encoded length.
     pub fn heap_bytes_estimate(&self) -> u64 {
         self.serialized_len() as u64
     }
 
-    /// The encoding that the module's documentation describes.
+    /// Encodes the set as described in the module documentation.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.serialized_len());
         let count = self.shards.iter().filter(|bitmap| !bitmap.is_empty()).count() as u32;
@@ -305,11 +304,11 @@ impl BlockSet {
         out
     }
 
-    /// Reads the encoding back.
+    /// Decodes a set.
     ///
     /// # Errors
-    /// [`ExtentError::DamagedSet`] if it is cut short, has bytes left over, names shards out of order or
-    /// beyond the largest volume, or holds a bitmap that is not valid.
+    /// [`ExtentError::DamagedSet`] if the encoding is truncated, has trailing bytes, shards out of order or
+    /// beyond the largest volume, or an invalid bitmap.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ExtentError> {
         let damaged = |what, at_bytes| ExtentError::DamagedSet { what, at_bytes };
         let word = |at: usize| {
@@ -373,7 +372,7 @@ impl FromIterator<Extent> for BlockSet {
     }
 }
 
-/// The runs of a [`BlockSet`] inside a range.
+/// Extents of a [`BlockSet`] inside a range.
 pub struct ExtentsIn<'a> {
     set: &'a BlockSet,
     next: u64,
@@ -382,7 +381,7 @@ pub struct ExtentsIn<'a> {
 }
 
 impl ExtentsIn<'_> {
-    /// Opens the iterator of the shard that `next` lies in.
+    /// Opens the iterator of the shard of `next`.
     fn open_shard(&mut self) {
         self.current = None;
         if self.next >= self.end {
@@ -396,7 +395,7 @@ impl ExtentsIn<'_> {
         }
     }
 
-    /// The next run within one shard.
+    /// Returns the next run within one shard.
     fn next_in_shards(&mut self) -> Option<Extent> {
         while self.next < self.end {
             let Some((shard, runs)) = &mut self.current else {
@@ -425,7 +424,7 @@ impl Iterator for ExtentsIn<'_> {
 
     fn next(&mut self) -> Option<Extent> {
         let mut extent = self.next_in_shards()?;
-        // A run that reaches the end of a shard may go on in the next one.
+        // A run at the end of a shard may continue in the next one.
         while split(extent.end().0).1 == 0 && self.next < self.end {
             let (shard, _) = split(extent.end().0);
             let continues = self.set.shards.get(shard).is_some_and(|bitmap| bitmap.contains(0));
@@ -441,7 +440,7 @@ impl Iterator for ExtentsIn<'_> {
     }
 }
 
-/// The runs of a range that are not in a [`BlockSet`].
+/// Extents of a range that are not in a [`BlockSet`].
 pub struct GapsIn<'a> {
     members: ExtentsIn<'a>,
     next: BlockIndex,
@@ -475,7 +474,7 @@ mod tests {
 
     const EDGE: u64 = 1 << 32;
 
-    /// Runs near the places where things change: zero, container borders, shard borders, the end.
+    /// Extents near the boundaries: zero, containers, shards, the end.
     fn run() -> impl Strategy<Value = Extent> {
         let base = prop_oneof![Just(0), Just(65_000), Just(EDGE - 300), Just(MAX_VOLUME_BLOCKS - 700)];
         (base, 0u64..600, 0u64..400).prop_map(|(base, offset, len)| {
@@ -557,17 +556,17 @@ mod tests {
         }
     }
 
-    /// What a terabyte may take: 32 MiB of bitmaps, and the table of them.
+    /// Maximum memory of a terabyte: 32 MiB of bitmaps and their table.
     const TERABYTE_MAX_BYTES: u64 = 33 << 20;
     const TERABYTE_BLOCKS: u64 = 1 << 28;
 
-    /// Every other block of a sixteenth of a terabyte, in sets that come about in different ways.
+    /// Every other block of a sixteenth of a terabyte, built in different ways.
     #[test]
     fn the_worst_case_takes_no_more_than_a_bitmap() {
         let part = TERABYTE_BLOCKS / 16;
         let every_other = |from: u64| (from..part).step_by(2).map(|block| Extent::new(BlockIndex(block), 1));
         let mut added = BlockSet::new();
-        // What is first written in each container is a run.
+        // The first write of each container is a run.
         (0..part).step_by(1 << 16).for_each(|block| added.insert_extent(Extent::new(BlockIndex(block), 3)));
         every_other(0).for_each(|one| added.insert_extent(one));
         let mut taken_out = BlockSet::from_iter([Extent::new(BlockIndex(0), part)]);

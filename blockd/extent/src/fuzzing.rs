@@ -1,12 +1,12 @@
-//! What must hold of a block set that was read from any bytes; for fuzzing and tests only.
+//! Properties of block sets decoded from arbitrary bytes; for fuzzing and tests only.
 #![allow(clippy::panic, reason = "what does not hold is to be found")]
 
 use crate::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BLOCKS};
 
-/// Reads `data` as a block set, and holds what comes of it against itself.
+/// Decodes `data` as a block set and checks its properties.
 ///
 /// # Panics
-/// If something does not hold.
+/// If a property is violated.
 pub fn block_set(data: &[u8]) {
     let Ok(set) = BlockSet::from_bytes(data) else {
         return;

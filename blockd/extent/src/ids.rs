@@ -1,7 +1,7 @@
-//! Identities of volumes, snapshots and freezes.
+//! Ids of volumes, snapshots and epochs.
 //!
-//! Volume and snapshot ids are random 64-bit numbers written in decimal, so that a cloud snapshot's name has
-//! the form `<cluster>/<volume>-<snapshot>` that users of such systems know.
+//! Volume and snapshot ids are random 64-bit numbers in decimal, so that ids of cloud snapshots have the form
+//! `<cluster>/<volume>-<snapshot>` of similar systems.
 
 use crate::ExtentError;
 use serde::{Deserialize, Serialize};
@@ -15,12 +15,12 @@ macro_rules! numeric_id {
         pub struct $name(u64);
 
         impl $name {
-            /// The id with this number.
+            /// Creates an id from a number.
             pub const fn from_u64(number: u64) -> Self {
                 Self(number)
             }
 
-            /// The number of this id.
+            /// Returns the number.
             pub const fn as_u64(self) -> u64 {
                 self.0
             }
@@ -41,7 +41,7 @@ macro_rules! numeric_id {
         impl FromStr for $name {
             type Err = ExtentError;
 
-            /// Parses the decimal form; zero, signs, spaces and leading zeroes are refused, so that one id
+            /// Parses the decimal form; zero, signs, spaces and leading zeroes are refused, so that each id
             /// has one text.
             fn from_str(text: &str) -> Result<Self, ExtentError> {
                 let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
@@ -83,25 +83,25 @@ macro_rules! numeric_id {
 }
 
 numeric_id! {
-    /// Names a volume, on its host and in the cloud, for as long as either knows it.
+    /// Id of a volume, on its host and in the cloud.
     VolumeId
 }
 
 numeric_id! {
-    /// Names a snapshot of a volume; a cloud snapshot has the id of the local one it was made from.
+    /// Id of a snapshot; a cloud snapshot has the id of its local source.
     SnapshotId
 }
 
-/// How many layers a volume has begun: it grows by one with each freeze and never repeats.
+/// Number of a layer of a volume: incremented by each freeze, never reused.
 ///
-/// A layer is named by the epoch in which it was the head, and the blocks dirtied in an epoch are its
-/// interval set.
+/// A layer is named by the epoch in which it was the head; the blocks dirtied in an epoch are its interval
+/// set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The epoch after this one.
+    /// Returns the next epoch.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)

@@ -1,8 +1,7 @@
-//! Block arithmetic, extents and block sets: the vocabulary that every other crate shares.
+//! Blocks, extents and block sets, shared by all other crates.
 //!
-//! A volume is an array of 4 KiB blocks; what changed, what a layer holds and what a backup carries are all
-//! [`BlockSet`]s, and everything that is read or written is a list of [`Extent`]s. This crate is pure: it
-//! does no I/O.
+//! A volume is an array of 4 KiB blocks. Dirty sets, the blocks of a layer and those of a backup are
+//! [`BlockSet`]s; reads and writes are lists of [`Extent`]s. This crate is pure: it performs no I/O.
 
 mod block;
 mod block_set;
@@ -16,22 +15,22 @@ pub use block::{
 pub use block_set::{BlockSet, ExtentsIn, GapsIn};
 pub use ids::{Epoch, SnapshotId, VolumeId};
 
-/// What can be wrong with bytes or text that should describe blocks or ids.
+/// Invalid encoding of blocks or ids.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExtentError {
-    /// An encoded block set is damaged or was cut short.
+    /// The encoding of a block set is damaged or truncated.
     #[error("damaged block set: {what} at byte {at_bytes}")]
     DamagedSet {
-        /// What does not hold.
+        /// Violated rule.
         what: &'static str,
-        /// Where in the encoding it was found.
+        /// Offset in the encoding.
         at_bytes: usize,
     },
     /// Text that is not an id.
     #[error("{given:?} is not an id: expected a decimal number from 1 to 18446744073709551615")]
     BadId {
-        /// The text as it was given.
+        /// Given text.
         given: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The inputs that the fuzz targets begin with, and those that once broke them (`tests/fuzz/corpus`).
+//! Replay of the fuzz corpus (`tests/fuzz/corpus`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use std::{fs, path::Path};
@@ -9,7 +9,7 @@ fn replay(target: &str, run: impl Fn(&[u8])) {
     let mut count = 0;
     for entry in fs::read_dir(&dir).unwrap() {
         let path = entry.unwrap().path();
-        // What the test prints before it fails is the input that did it.
+        // The last printed input is the one that fails.
         println!("{}", path.display());
         run(&fs::read(&path).unwrap());
         count += 1;

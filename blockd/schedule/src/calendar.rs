@@ -1,33 +1,32 @@
-//! Local times that a schedule names, as sets of minutes, hours, days, months and years.
+//! Local times of a schedule, as sets of minutes, hours, days, months and years.
 //!
-//! Nothing here knows of time zones: what a named local time is on a day when clocks change is in
-//! `recurrence`.
+//! Time zones and daylight-saving changes are handled in `recurrence`.
 
 use crate::fields::{HOUR, MINUTE, MONTH};
 use jiff::civil::{Date, DateTime, Time, date};
 
-/// Within so many years every date comes that comes at all: 29 February on a given day of the week, around a
-/// year such as 2100 that is no leap year.
+/// Search horizon: every existing date occurs within these years, also 29 February on a given weekday around
+/// a year such as 2100, which is no leap year.
 const HORIZON_YEARS: i16 = 48;
-/// The years that expressions may name.
+/// Years allowed in expressions.
 pub(crate) const YEARS: std::ops::RangeInclusive<i16> = 1970..=2199;
 /// All days of the week.
 pub(crate) const ANY_WEEKDAY: u8 = 0x7f;
-/// The hour is any.
+/// Any hour.
 const ANY_HOUR: u32 = 0xff_ffff;
 
 /// Days of a month.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Days {
-    /// By their numbers.
+    /// Day numbers.
     Numbered(u32),
-    /// Counted from the end, 1 being the last.
+    /// Days counted from the end; 1 is the last.
     FromTheEnd(u32),
-    /// One number, and the last day in months that are shorter.
+    /// One day number; the last day of shorter months.
     AtMost(u8),
 }
 
-/// A set of local minutes.
+/// Set of local minutes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Calendar {
     pub(crate) minutes: u64,
@@ -36,14 +35,14 @@ pub(crate) struct Calendar {
     pub(crate) months: u16,
     /// Monday is bit 0.
     pub(crate) weekdays: u8,
-    /// Sorted; any when there are none.
+    /// Sorted; empty means any.
     pub(crate) years: Vec<i16>,
-    /// A day is meant if its number or its weekday is, as cron has it when both are given.
+    /// A day matches if its number or its weekday matches, as in cron when both are given.
     pub(crate) day_or_weekday: bool,
 }
 
 impl Calendar {
-    /// Each day at a time.
+    /// Creates a daily time.
     pub(crate) fn daily(hour: i8, minute: i8) -> Self {
         Self {
             minutes: 1 << minute,
@@ -56,7 +55,7 @@ impl Calendar {
         }
     }
 
-    /// Whether it goes on in every hour, so that what matters is that time passes, not what clocks show.
+    /// Returns true if it recurs in every hour, so elapsed time matters instead of the wall clock.
     pub(crate) fn every_hour(&self) -> bool {
         self.hours & ANY_HOUR == ANY_HOUR
     }
@@ -73,7 +72,7 @@ impl Calendar {
         if self.day_or_weekday { day || weekday } else { day && weekday }
     }
 
-    /// The first named minute of a day that is not before `from`.
+    /// Returns the first matching minute of a day, not before `from`.
     fn time_from(&self, from: Time) -> Option<Time> {
         let (hour, minute) = (from.hour(), from.minute());
         let minutes = self.minutes & MINUTE.all();
@@ -91,7 +90,7 @@ impl Calendar {
         Time::new(i8::try_from(hour).ok()?, i8::try_from(minute).ok()?, 0, 0).ok()
     }
 
-    /// The first named minute that is not before `from`, whose seconds count as the next minute.
+    /// Returns the first matching minute not before `from`, rounded up to a minute.
     pub(crate) fn first_from(&self, from: DateTime) -> Option<DateTime> {
         let from = if from.second() == 0 && from.subsec_nanosecond() == 0 {
             from
@@ -123,7 +122,7 @@ impl Calendar {
         None
     }
 
-    /// Whether there is any such minute.
+    /// Returns true if any minute matches.
     pub(crate) fn comes(&self) -> bool {
         let first = self.years.first().copied().unwrap_or(2000);
         self.first_from(date(first, 1, 1).at(0, 0, 0, 0)).is_some()

@@ -1,4 +1,4 @@
-//! Expressions as cron has them: `minute hour day month weekday`.
+//! Cron expressions: `minute hour day month weekday`.
 
 use crate::{
     ScheduleError,
@@ -40,7 +40,7 @@ pub(crate) fn parse(text: &str) -> Result<Calendar, ScheduleError> {
         });
     };
     let weekdays = set(WEEKDAY, weekday)?;
-    // From Sunday being 0 and 7 to Monday being 0.
+    // Converts Sunday = 0 and 7 to Monday = 0.
     let sunday = u64::from(weekdays & 0b1000_0001 != 0) << 6;
     let weekdays = (weekdays >> 1 & 0x3f | sunday) as u8 & ANY_WEEKDAY;
     let calendar = Calendar {
@@ -50,7 +50,7 @@ pub(crate) fn parse(text: &str) -> Result<Calendar, ScheduleError> {
         months: (set(MONTH, month)? & MONTH.all()) as u16,
         weekdays,
         years: Vec::new(),
-        // As in Vixie's cron: either of them is enough, unless one of them begins with a star.
+        // As in Vixie cron: either field suffices, unless one starts with a star.
         day_or_weekday: !day.starts_with('*') && !weekday.starts_with('*'),
     };
     if calendar.comes() { Ok(calendar) } else { Err(ScheduleError::Never { given: text.to_owned() }) }

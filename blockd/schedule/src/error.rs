@@ -1,63 +1,63 @@
-//! What is wrong with the text of a schedule, and what would be right.
+//! Errors in the text of a schedule.
 
-/// Why a text is not a schedule.
+/// Invalid schedule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScheduleError {
-    /// Nothing was given.
+    /// Empty text.
     #[error("the {what} is empty: give {expected}")]
     Empty {
-        /// What is missing.
+        /// Missing part.
         what: &'static str,
-        /// What would be right.
+        /// Expected text.
         expected: &'static str,
     },
-    /// It begins with no kind of schedule.
+    /// Unknown kind of schedule.
     #[error("{given:?} is no kind of schedule: give one of {expected}")]
     UnknownKind {
-        /// What was given.
+        /// Given text.
         given: String,
-        /// What would be right.
+        /// Expected text.
         expected: &'static str,
     },
-    /// A part of it is wrong.
+    /// An invalid part.
     #[error("{given:?} cannot be the {part} of a schedule: give {expected}")]
     Part {
-        /// Which part.
+        /// Name of the part.
         part: &'static str,
-        /// What was given for it.
+        /// Given text of the part.
         given: String,
-        /// What would be right.
+        /// Expected text.
         expected: String,
     },
-    /// It has another number of fields than it must have.
+    /// Wrong number of fields.
     #[error("{given:?} has {found} fields, and must have {expected}")]
     FieldCount {
-        /// The expression.
+        /// Expression.
         given: String,
-        /// How many fields it has.
+        /// Number of fields found.
         found: usize,
-        /// Which fields it must have.
+        /// Expected fields.
         expected: &'static str,
     },
-    /// No such time zone.
+    /// Unknown time zone.
     #[error(
         "there is no time zone {given:?} on this host: give UTC or a name such as Europe/Berlin (`timedatectl list-timezones`, package tzdata)"
     )]
     UnknownZone {
-        /// What was given.
+        /// Given text.
         given: String,
     },
-    /// It names a time that never comes.
+    /// A time that never occurs.
     #[error("{given:?} never comes: no date is like that")]
     Never {
-        /// The expression.
+        /// Expression.
         given: String,
     },
 }
 
 impl ScheduleError {
-    /// Whether the same text can be right later. Only a time zone may come to be.
+    /// Returns true if the same text can become valid: only a time zone can be added later.
     pub fn is_retryable(&self) -> bool {
         false
     }

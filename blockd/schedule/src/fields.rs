@@ -1,17 +1,17 @@
-//! Sets of small numbers, as the fields of cron and calendar expressions name them.
+//! Sets of small numbers in fields of cron and calendar expressions.
 
 use crate::ScheduleError;
 
-/// What a field may hold.
+/// Kind of a field.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FieldKind {
-    /// Its name in messages.
+    /// Name in messages.
     pub(crate) name: &'static str,
-    /// The least number.
+    /// Minimum.
     pub(crate) min: u8,
-    /// The greatest number.
+    /// Maximum.
     pub(crate) max: u8,
-    /// Names in place of numbers, the first for `min`.
+    /// Names of the numbers, starting at `min`.
     pub(crate) names: &'static [&'static str],
 }
 
@@ -25,12 +25,12 @@ pub(crate) const MONTH: FieldKind = FieldKind {
     names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
 };
 
-/// The days of the week in the order of their numbers in a set, Monday being 0.
+/// Weekdays in the order of their bits; Monday is 0.
 pub(crate) const WEEKDAYS: [&str; 7] =
     ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 impl FieldKind {
-    /// Every number that the field may hold.
+    /// Returns all numbers of the field.
     pub(crate) fn all(self) -> u64 {
         (self.min..=self.max).fold(0, |set, number| set | 1 << number)
     }
@@ -40,7 +40,7 @@ impl FieldKind {
         ScheduleError::part(self.name, given, expected)
     }
 
-    /// One number or name.
+    /// Parses a number or name.
     pub(crate) fn number(self, text: &str) -> Option<u8> {
         if let Some(at) = self.names.iter().position(|name| name.eq_ignore_ascii_case(text)) {
             return u8::try_from(at).ok().map(|at| at + self.min);
@@ -51,18 +51,18 @@ impl FieldKind {
     }
 }
 
-/// A day of the week: its English name or the first three letters of it.
+/// Parses a weekday: its English name or the first three letters.
 pub(crate) fn weekday(text: &str) -> Option<u8> {
     let is_it = |name: &str| name.eq_ignore_ascii_case(text) || name[..3].eq_ignore_ascii_case(text);
     WEEKDAYS.iter().position(|name| is_it(name)).and_then(|at| u8::try_from(at).ok())
 }
 
-/// Every `step`th number from `first` to `last`.
+/// Returns every `step`th number from `first` to `last`.
 pub(crate) fn stepped(first: u8, last: u8, step: u8) -> u64 {
     (first..=last).step_by(usize::from(step.max(1))).fold(0, |set, number| set | 1 << number)
 }
 
-/// A step: 1 or more.
+/// Parses a step of 1 or more.
 pub(crate) fn step(text: &str) -> Option<u8> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     digits.then(|| text.parse::<u8>().ok())?.filter(|step| *step > 0)

@@ -1,10 +1,10 @@
-//! When backups are due, and which of them are kept.
+//! Recurrence and retention of backups.
 //!
-//! Everything here is a function of its arguments: the time is one of them, and nothing is read or written.
+//! Everything here is a pure function; the time is an argument.
 //!
-//! - [`Recurrence`]: what a person writes (`daily @21:00 Europe/Berlin`), and the next instant that it means;
-//! - [`tick`]: whether a run is due, however long the host slept and wherever its clock went;
-//! - [`decide`]: what retention keeps and deletes, with the reason for each.
+//! - [`Recurrence`]: a schedule such as `daily @21:00 Europe/Berlin`, and its next time;
+//! - [`tick`]: the decision whether a run is due, after any suspension or change of the clock;
+//! - [`decide`]: the retention verdict on each snapshot, with reasons.
 
 mod calendar;
 mod cron;

@@ -1,6 +1,6 @@
-//! Expressions as systemd's `OnCalendar=` has them: `Mon..Fri *-*-* 02:30`.
+//! Calendar expressions of systemd's `OnCalendar=`: `Mon..Fri *-*-* 02:30`.
 //!
-//! Seconds may be written, but must be 0: runs are at whole minutes.
+//! Seconds may be given, but must be 0: runs start at whole minutes.
 
 use crate::{
     ScheduleError,
@@ -97,7 +97,7 @@ fn time(text: &str, calendar: &mut Calendar) -> Result<(), ScheduleError> {
     Ok(())
 }
 
-/// A range with its repetition: `1`, `1..5`, `1/2`, `1..9/2`, `*`, `*/2`.
+/// Parses a range with repetition: `1`, `1..5`, `1/2`, `1..9/2`, `*`, `*/2`.
 fn set(kind: FieldKind, text: &str) -> Result<u64, ScheduleError> {
     let wrong = |part: &str| kind.wrong(part, EXAMPLES);
     let mut numbers = 0;
@@ -123,7 +123,7 @@ fn set(kind: FieldKind, text: &str) -> Result<u64, ScheduleError> {
     Ok(numbers)
 }
 
-/// Days counted from the end of the month; a repetition goes towards the end, as days do.
+/// Parses days counted from the end of the month; a repetition goes towards the end.
 fn set_from_the_end(text: &str) -> Result<u64, ScheduleError> {
     let wrong = |part: &str| DAY.wrong(part, "counted from the end of the month: 1, 1,2 or 7/1");
     let mut numbers = 0;
@@ -141,7 +141,7 @@ fn set_from_the_end(text: &str) -> Result<u64, ScheduleError> {
     Ok(numbers)
 }
 
-/// None stands for any.
+/// Parses years; an empty list means any.
 fn years(text: &str) -> Result<Vec<i16>, ScheduleError> {
     if text == "*" {
         return Ok(Vec::new());

@@ -1,31 +1,29 @@
-//! Whether a run is due.
+//! The decision whether a run is due.
 //!
-//! All that is kept of the past is one instant, up to which everything is dealt with. So a run can be neither
-//! lost nor done twice by whoever stores that instant together with the run, and a schedule that slept
-//! through any number of runs has one to do.
+//! The only stored state is one instant, up to which all runs are handled. A caller that stores this instant
+//! together with the run neither loses nor repeats a run, and any number of missed runs becomes one.
 
 use crate::Recurrence;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-/// A clock that is set back by no more than this runs nothing again; one that is set back further has the
-/// schedule begin anew from the new time, in place of waiting until that comes again. Seconds.
+/// Tolerance for a clock that is set back, in seconds: no run is repeated within it. A clock that is set back
+/// further restarts the schedule at the new time.
 pub const CLOCK_BACK_TOLERANCE_S: i64 = 3_600;
-/// Missed runs are counted up to this many.
+/// Maximum counted number of missed runs.
 pub const MAX_MISSED_COUNTED: u32 = 1_000;
 
-/// How much later than its time a run may begin, so that many schedules of the same time do not begin at
-/// once.
+/// Maximum start delay of a run, which spreads schedules of the same time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Jitter {
-    /// The bound, in seconds; 0 is none.
+    /// Maximum, in seconds; 0 for no delay.
     pub max_s: u32,
 }
 
 impl Jitter {
-    /// The delay of the schedule with this id: always the same one, in seconds, at most the bound.
+    /// Returns the delay of a schedule: constant for an id, in seconds, at most the maximum.
     pub fn delay_s(self, schedule_id: u128) -> u32 {
         // One round of splitmix64 over both halves spreads ids that differ in few bits.
         let mut state = (schedule_id as u64) ^ ((schedule_id >> 64) as u64).rotate_left(32);
@@ -37,37 +35,37 @@ impl Jitter {
     }
 }
 
-/// What is to be done now.
+/// Decision of [`tick`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Tick {
-    /// Nothing until an instant.
+    /// Nothing is due.
     Wait {
-        /// When the next run is due, its jitter included.
+        /// Time of the next run, including its jitter.
         due: Timestamp,
     },
-    /// One run.
+    /// A run is due.
     Run {
-        /// The instant that the schedule means by it: the last one that has come.
+        /// Scheduled time: the last one that has passed.
         nominal: Timestamp,
-        /// How many earlier ones this one stands for as well, at most [`MAX_MISSED_COUNTED`].
+        /// Number of missed runs that it makes up for, at most [`MAX_MISSED_COUNTED`].
         missed: u32,
-        /// How long ago it was due, in seconds.
+        /// Lateness, in seconds.
         late_s: i64,
-        /// Up to where all is dealt with once this run is accepted.
+        /// Instant up to which all runs are handled once this run is accepted.
         dealt_with_until: Timestamp,
     },
-    /// The clock was set back far: all is dealt with until this instant from now on.
+    /// The clock was set back beyond the tolerance.
     ClockSetBack {
-        /// The instant.
+        /// New instant up to which all runs are handled.
         dealt_with_until: Timestamp,
     },
     /// No run will ever be due again.
     Never,
 }
 
-/// What is to be done at `now` for a schedule of which everything up to `dealt_with_until` is dealt with, and
-/// whose runs begin `delay_s` seconds after their time.
+/// Decides at `now` for a schedule whose runs up to `dealt_with_until` are handled and start `delay_s`
+/// seconds after their time.
 pub fn tick(recurrence: &Recurrence, dealt_with_until: Timestamp, delay_s: u32, now: Timestamp) -> Tick {
     let delay = SignedDuration::from_secs(delay_s.into());
     let came_until = now.checked_sub(delay).unwrap_or(Timestamp::MIN);
@@ -126,7 +124,7 @@ mod tests {
         let daily = schedule("daily @03:00");
         let back = tick(&daily, at("2038-01-19T03:00:00Z"), 0, at("2026-01-11T12:00:00Z"));
         assert_eq!(back, Tick::ClockSetBack { dealt_with_until: at("2026-01-11T12:00:00Z") });
-        // A step of a time server does not run the same thing twice.
+        // A step of NTP repeats no run.
         let step = tick(&daily, at("2026-01-11T03:00:00Z"), 0, at("2026-01-11T02:59:50Z"));
         assert_eq!(step, Tick::Wait { due: at("2026-01-12T03:00:00Z") });
     }
@@ -169,8 +167,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the gaps between looks: each named instant is covered by exactly one run, none runs
-        /// early, and nothing that has come is left undone.
+        /// For any gaps between calls: each scheduled time is covered by exactly one run, none runs early,
+        /// and none is lost.
         #[test]
         fn nothing_is_lost_and_nothing_double(
             schedule in schedules(),
@@ -184,7 +182,7 @@ mod tests {
             for gap in gaps {
                 now = Timestamp::from_second(now.as_second() + gap).unwrap();
                 let came_until = Timestamp::from_second(now.as_second() - i64::from(delay_s)).unwrap();
-                // Named ones since the watermark, one after the other.
+                // Scheduled times since the watermark.
                 let mut waiting = Vec::new();
                 let mut next = schedule.next_after(until);
                 while let Some(at) = next.filter(|at| *at <= came_until) {

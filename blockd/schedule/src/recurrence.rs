@@ -1,9 +1,8 @@
-//! A schedule in its time zone, and the next instant that it means.
+//! A schedule in its time zone, and its next time.
 //!
-//! Where clocks are changed, as in cron: a schedule that names hours runs once a day in any case, in a gap at
-//! the moment after it, in an hour that comes twice only the first time. One that runs in every hour follows
-//! the time that passes: nothing is added for hours that are left out, and an hour that comes twice has its
-//! runs twice.
+//! Daylight-saving changes are handled as in cron: a schedule with fixed hours runs once a day, after a gap,
+//! and only the first time in a repeated hour. An hourly schedule follows elapsed time: skipped hours add no
+//! runs, repeated hours run twice.
 
 use crate::{ScheduleError, When, Zone, calendar::Calendar};
 use jiff::{
@@ -14,18 +13,17 @@ use jiff::{
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// The most changes of clocks that are looked at for one answer: more than any zone has in the years that are
-/// searched.
+/// Maximum number of clock changes examined for one answer: more than any zone has within the search horizon.
 const MAX_SEGMENTS: usize = 512;
 const SECONDS_PER_MINUTE: i64 = 60;
 
-/// When, and in which time zone. Its text is that of [`When`] with the zone after it, unless that is UTC.
+/// Recurrence in a time zone. Its text is that of [`When`], followed by the zone unless that is UTC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Recurrence {
-    /// When.
+    /// Recurrence.
     pub when: When,
-    /// Where its hours are meant. Periodic schedules do not look at it.
+    /// Time zone of the hours. Periodic schedules ignore it.
     pub zone: Zone,
 }
 
@@ -55,40 +53,39 @@ const EXAMPLES: [&str; 6] = [
     "calendar Mon..Fri *-*-* 02:30",
 ];
 
-/// A stretch of time in which clocks are not changed.
+/// Period without clock changes.
 struct Segment {
-    /// When it begins, unless it always was.
+    /// Start; `None` if unbounded.
     begin: Option<Timestamp>,
-    /// When it ends, if ever.
+    /// End; `None` if unbounded.
     end: Option<Timestamp>,
     offset: Offset,
 }
 
 impl Recurrence {
-    /// In UTC.
+    /// Creates a recurrence in UTC.
     pub fn utc(when: When) -> Self {
         Self { when, zone: Zone::utc() }
     }
 
-    /// Of a calendar expression as systemd has it, which may name a zone at its end; otherwise it is meant in
-    /// `zone`.
+    /// Parses a systemd calendar expression; `zone` applies unless the expression ends with one.
     ///
     /// # Errors
-    /// It is no such expression.
+    /// The expression is invalid.
     pub fn on_calendar(text: &str, zone: &Zone) -> Result<Self, ScheduleError> {
         let (expression, own) = split_zone(text)?;
         Ok(Self { when: When::on_calendar(expression)?, zone: own.unwrap_or_else(|| zone.clone()) })
     }
 
-    /// The zone that a calendar expression names at its end, if it names one.
+    /// Returns the zone at the end of a calendar expression, if any.
     ///
     /// # Errors
-    /// There is no such zone.
+    /// The zone is unknown.
     pub fn zone_of(text: &str) -> Result<Option<Zone>, ScheduleError> {
         Ok(split_zone(text)?.1)
     }
 
-    /// The first instant after `after` that is meant; none if that was the last one.
+    /// Returns the first scheduled time after `after`; `None` if there is none.
     pub fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
         match self.when.calendar() {
             Some(calendar) => next_of_calendar(&calendar, self.zone.time_zone(), after),
@@ -101,12 +98,11 @@ impl Recurrence {
         let period_s = i64::from((*minutes).max(1)) * SECONDS_PER_MINUTE;
         let number = after.as_second().div_euclid(period_s).checked_add(1)?;
         let next = Timestamp::from_second(number.checked_mul(period_s)?).ok()?;
-        // Before 1970 the seconds of an instant are rounded towards zero, so that this may be the instant
-        // itself.
+        // Before 1970 seconds are rounded towards zero, so this may be the instant itself.
         if next > after { Some(next) } else { Timestamp::from_second(next.as_second() + period_s).ok() }
     }
 
-    /// The last instant that is meant and not after `until`, if there is one after `since`.
+    /// Returns the last scheduled time up to `until`, if there is one after `since`.
     pub fn last_until(&self, since: Timestamp, until: Timestamp) -> Option<Timestamp> {
         const HOUR_S: i64 = 3_600;
         let mut reach_s = HOUR_S;
@@ -114,8 +110,7 @@ impl Recurrence {
             let from = until.as_second().checked_sub(reach_s).and_then(|at| Timestamp::from_second(at).ok());
             let from = from.filter(|from| *from > since).unwrap_or(since);
             if let Some(mut found) = self.next_after(from).filter(|found| *found <= until) {
-                // As many steps as there are runs in a stretch that has none in the twelfth part of it at its
-                // end.
+                // Few steps: the last twelfth of this window, the previous window, contained no run.
                 while let Some(next) = self.next_after(found).filter(|next| *next <= until) {
                     found = next;
                 }
@@ -129,7 +124,7 @@ impl Recurrence {
     }
 }
 
-/// A text and the zone that it ends with.
+/// Splits a text and the zone at its end.
 fn split_zone(text: &str) -> Result<(&str, Option<Zone>), ScheduleError> {
     match text.trim().rsplit_once(char::is_whitespace) {
         Some((when, zone)) if Zone::is_meant_by(zone) => Ok((when, Some(zone.parse()?))),
@@ -142,7 +137,7 @@ fn local(offset: Offset, at: Timestamp) -> DateTime {
 }
 
 fn segments(zone: &TimeZone, from: Timestamp) -> impl Iterator<Item = Segment> + '_ {
-    // A transition at `from` itself begins the first segment.
+    // A transition at `from` itself starts the first segment.
     let just_after = from.checked_add(SignedDuration::from_nanos(1)).unwrap_or(from);
     let begin = zone.preceding(just_after).next().map(|transition| transition.timestamp());
     let mut begin = Some(begin);
@@ -174,7 +169,7 @@ fn next_of_calendar(calendar: &Calendar, zone: &TimeZone, after: Timestamp) -> O
             let before = begin
                 .checked_sub(SignedDuration::from_nanos(1))
                 .map_or(segment.offset, |at| zone.to_offset(at));
-            // What clocks would have shown at that moment, and what they show.
+            // Local time before and after the transition.
             let (ended, began) = (local(before, begin), local(segment.offset, begin));
             if ended < began
                 && begin >= first
@@ -182,7 +177,7 @@ fn next_of_calendar(calendar: &Calendar, zone: &TimeZone, after: Timestamp) -> O
             {
                 return Some(begin);
             }
-            // What comes for the second time was seen before.
+            // Times of a repeated hour already occurred.
             from = from.max(ended);
         }
         let found = calendar.first_from(from)?;

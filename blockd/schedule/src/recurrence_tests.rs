@@ -50,13 +50,13 @@ fn the_forms_that_people_write() {
 fn short_months_have_the_thirty_first_on_their_last_day() {
     assert_eq!(next("monthly 31@01:00", "2026-01-31T01:00:00Z"), "2026-02-28T01:00:00Z");
     assert_eq!(next("monthly 31@01:00", "2028-02-01T01:00:00Z"), "2028-02-29T01:00:00Z");
-    // Cron leaves them out.
+    // Cron skips them.
     assert_eq!(next("cron 0 1 31 * *", "2026-01-31T01:00:00Z"), "2026-03-31T01:00:00Z");
 }
 
 #[test]
 fn when_clocks_change() {
-    // 2026-03-29 02:00 becomes 03:00, which is 01:00 UTC; 2026-10-25 03:00 becomes 02:00, which is 01:00 UTC.
+    // 2026-03-29 02:00 becomes 03:00 (01:00 UTC); 2026-10-25 03:00 becomes 02:00 (01:00 UTC).
     let daily = "daily 02:30 Europe/Berlin";
     assert_eq!(next(daily, "2026-03-28T12:00:00Z"), "2026-03-29T01:00:00Z");
     assert_eq!(next(daily, "2026-03-29T01:00:00Z"), "2026-03-30T00:30:00Z");
@@ -65,7 +65,7 @@ fn when_clocks_change() {
     let hourly = "cron 30 * * * * Europe/Berlin";
     assert_eq!(next(hourly, "2026-03-29T00:30:00Z"), "2026-03-29T01:30:00Z");
     assert_eq!(next(hourly, "2026-10-25T00:30:00Z"), "2026-10-25T01:30:00Z");
-    // A whole day was left out in Samoa.
+    // Samoa skipped a whole day.
     assert_eq!(next("daily 06:00 Pacific/Apia", "2011-12-29T16:00:00Z"), "2011-12-30T10:00:00Z");
 }
 
@@ -109,7 +109,7 @@ fn json_is_the_text() {
     assert!(serde_json::from_str::<Recurrence>("\"weekly\"").is_err());
 }
 
-/// A schedule as lists of numbers, which the model understands, and its text.
+/// Schedule as lists of numbers for the model, and its text.
 #[derive(Clone, Debug)]
 struct Spec {
     text: String,
@@ -132,12 +132,12 @@ impl Spec {
             && if self.either { day || weekday } else { day && weekday }
     }
 
-    /// Every minute from `begin` to `end` is looked at, and what it shows on the clock.
+    /// Examines every minute from `begin` to `end` and its local time.
     fn model(&self, zone: &TimeZone, begin: Timestamp, end: Timestamp) -> Vec<Timestamp> {
         let by_clock = self.hours.len() < 24;
         let minute = jiff::Span::new().minutes(1);
         let mut found = Vec::new();
-        // A day before, so that it is known what clocks have shown already.
+        // Starts a day earlier, to know which local times have already occurred.
         let mut at_s = begin.as_second() - 86_400;
         let mut shown = zone.to_datetime(Timestamp::from_second(at_s - 60).unwrap());
         while at_s <= end.as_second() {
@@ -227,7 +227,7 @@ fn all_of(schedule: &Recurrence, begin: Timestamp, end: Timestamp) -> Vec<Timest
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Against a look at each minute of a year and a half, with its changes of clocks.
+    /// Compares with every minute of a year and a half, with its clock changes.
     #[test]
     fn as_a_look_at_each_minute_finds(
         spec in specs(),
@@ -246,7 +246,7 @@ proptest! {
         let model = spec.model(schedule.zone.time_zone(), begin_minute, end);
         let found = all_of(&schedule, begin_minute, end);
         prop_assert_eq!(&found, &model, "{}", schedule);
-        // Looked for from anywhere, and backwards.
+        // Searches from arbitrary starts, and backwards.
         prop_assert_eq!(schedule.next_after(begin), found.first().copied().or_else(|| schedule.next_after(end)));
         prop_assert_eq!(schedule.last_until(begin_minute, end), found.last().copied());
     }

@@ -1,40 +1,40 @@
-//! Which snapshots are kept, and why.
+//! Retention: which snapshots are kept, and why.
 //!
-//! A rule can only ever take what another one does not keep. Some are not to be overruled: what is pinned,
-//! the last good snapshot, the last verified one, and everything while the newest is known to be bad.
+//! A snapshot is deleted only if no rule keeps it. Pinned snapshots, the last good one, the last verified
+//! one, and all while the newest is known to be bad, are always kept.
 
 use crate::Zone;
 use jiff::{SignedDuration, Timestamp, civil::ISOWeekDate};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
-/// Snapshots whose time is later than now by more than this come from a wrong clock. Seconds.
+/// Tolerance for snapshots from the future, in seconds; later ones come from a wrong clock.
 const FUTURE_TOLERANCE_S: i64 = 3_600;
 
-/// Numbers of snapshots to keep. All are kept if none is set.
+/// Numbers of snapshots to keep; all are kept if none is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Retention {
-    /// The newest so many.
+    /// Newest snapshots.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_last: u32,
-    /// The newest one of each of the last so many hours that have one.
+    /// Newest snapshot of each of the last hours that have one.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_hourly: u32,
-    /// The same of days.
+    /// The same for days.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_daily: u32,
-    /// The same of weeks, which begin on Monday.
+    /// The same for weeks, starting on Monday.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_weekly: u32,
-    /// The same of months.
+    /// The same for months.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_monthly: u32,
-    /// The same of years.
+    /// The same for years.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_yearly: u32,
-    /// Where days begin.
+    /// Time zone of days.
     #[serde(skip_serializing_if = "is_utc")]
     pub zone: Zone,
 }
@@ -48,22 +48,22 @@ fn is_utc(zone: &Zone) -> bool {
     *zone == Zone::utc()
 }
 
-/// Why a retention is not taken.
+/// Invalid retention.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RetentionError {
-    /// A text that says none.
+    /// Text that is not a retention.
     #[error(
         "{0:?} is no retention: give a number, or such as last=14,daily=7,monthly=12 with hourly, weekly and yearly, or all"
     )]
     NotOne(String),
-    /// It would keep nothing that anybody asked for.
+    /// A retention that keeps nothing.
     #[error("a schedule must keep at least one backup: give a number from 1 on")]
     KeepsNothing,
 }
 
 impl Retention {
-    /// The newest `count`, as `--max` has it.
+    /// Keeps the newest `count`, as `--max` does.
     ///
     /// # Errors
     /// `count` is 0.
@@ -74,7 +74,7 @@ impl Retention {
         Ok(Self { keep_last: count, ..Self::default() })
     }
 
-    /// Whether all are kept.
+    /// Returns true if all are kept.
     pub fn keeps_all(&self) -> bool {
         self.parts().iter().all(|(_, count)| *count == 0)
     }
@@ -94,7 +94,7 @@ impl Retention {
 impl FromStr for Retention {
     type Err = RetentionError;
 
-    /// A number, as `--max` has it, or what [`fmt::Display`] writes.
+    /// Parses a number, as `--max` has it, or the output of [`fmt::Display`].
     fn from_str(text: &str) -> Result<Self, RetentionError> {
         let wrong = || RetentionError::NotOne(text.to_owned());
         if text == "all" {
@@ -140,87 +140,87 @@ impl fmt::Display for Retention {
     }
 }
 
-/// What is known of a snapshot's content.
+/// Health of a snapshot's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
-    /// Nobody looked.
+    /// Not verified.
     Unverified,
-    /// All of it was read and is as it should be.
+    /// Verified completely.
     Verified,
-    /// Something of it is missing or damaged.
+    /// Missing or damaged in part.
     Bad,
 }
 
-/// How far a snapshot is.
+/// Condition of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Condition {
     /// Complete.
     Done,
-    /// Under way, or in use by something.
+    /// In progress, or in use.
     InUse,
-    /// Listed, but it may be taken back. It takes the place of no other one, and stays as long as a good one
+    /// Listed, but its commit may be undone. It replaces no other snapshot, and stays as long as a good one
     /// would.
     InDoubt,
 }
 
-/// A snapshot, as retention sees it.
+/// Snapshot as seen by retention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot<Id> {
-    /// What it is called.
+    /// Id.
     pub id: Id,
-    /// Its point in time.
+    /// Point in time.
     pub created: Timestamp,
-    /// How far it is.
+    /// Condition.
     pub condition: Condition,
-    /// What is known of its content.
+    /// Health.
     pub health: Health,
-    /// Whether somebody said that it stays.
+    /// Pinned.
     pub pinned: bool,
-    /// Until when it is kept in any case, and from when on by no rule.
+    /// Expiry date: kept until then, by no rule afterwards.
     pub expires: Option<Timestamp>,
 }
 
-/// Why a snapshot is kept.
+/// Reason to keep a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", tag = "kind", content = "number")]
 #[non_exhaustive]
 pub enum KeepReason {
-    /// It is the newest good one.
+    /// The newest good one.
     LastGood,
-    /// It is the newest that was read and found to be good.
+    /// The newest verified one.
     LastVerified,
-    /// It is pinned.
+    /// Pinned.
     Pinned,
-    /// It is under way or in use.
+    /// In progress or in use.
     InUse,
-    /// It has not expired.
+    /// Not expired.
     NotExpired,
-    /// The newest snapshot is known to be bad, so that none is deleted.
+    /// The newest snapshot is known to be bad, so none is deleted.
     NewestIsBad,
-    /// It seems to come from the future: no rule can tell its age.
+    /// Dated in the future: its age is unknown.
     FromTheFuture,
-    /// It is damaged or in doubt, and no newer one is good.
+    /// Damaged or in doubt, without a newer good one.
     NoneBetter,
-    /// There is no rule by which anything would be deleted.
+    /// No rule deletes anything.
     NoRule,
-    /// Its schedule is gone.
+    /// The schedule was deleted.
     ScheduleGone,
-    /// One of the last, this one by number, the newest being 1.
+    /// One of the last; number 1 is the newest.
     Last(u32),
-    /// The newest of one of the last hours.
+    /// Newest of one of the last hours.
     Hourly(u32),
-    /// The newest of one of the last days.
+    /// Newest of one of the last days.
     Daily(u32),
-    /// The newest of one of the last weeks.
+    /// Newest of one of the last weeks.
     Weekly(u32),
-    /// The newest of one of the last months.
+    /// Newest of one of the last months.
     Monthly(u32),
-    /// The newest of one of the last years.
+    /// Newest of one of the last years.
     Yearly(u32),
 }
 
@@ -247,7 +247,7 @@ impl fmt::Display for KeepReason {
     }
 }
 
-/// Why a snapshot is deleted.
+/// Reason to delete a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -255,9 +255,9 @@ impl fmt::Display for KeepReason {
 pub enum DeleteReason {
     /// No rule keeps it.
     NoRuleKeepsIt,
-    /// Its date has come.
+    /// Expired.
     Expired,
-    /// It is damaged, and a newer one was read and found to be good.
+    /// Damaged, with a newer verified one.
     Damaged,
 }
 
@@ -271,24 +271,24 @@ impl fmt::Display for DeleteReason {
     }
 }
 
-/// What becomes of a snapshot.
+/// Verdict on a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It stays, for each of these reasons.
+    /// Kept, for each of these reasons.
     Keep(Vec<KeepReason>),
-    /// It goes.
+    /// Deleted.
     Delete(DeleteReason),
 }
 
 impl Verdict {
-    /// Whether this is one of the reasons for which it stays.
+    /// Returns true if it is kept for this reason.
     pub fn is_kept_as(&self, reason: KeepReason) -> bool {
         matches!(self, Self::Keep(reasons) if reasons.contains(&reason))
     }
 
-    /// Whether it goes.
+    /// Returns true if it is deleted.
     pub fn is_delete(&self) -> bool {
         matches!(self, Self::Delete(_))
     }
@@ -306,7 +306,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// A stretch of local time, by what is common to all that is in it.
+/// Bucket of local time.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Bucket(i16, i8, i8, i64);
 
@@ -318,14 +318,15 @@ struct Rule {
 }
 
 impl Rule {
-    /// The reason that a snapshot would have to be kept, which takes no place by it.
+    /// Returns the reason that would keep a snapshot, without taking a place.
     fn would_take(&self, retention: &Retention, created: Timestamp) -> Option<KeepReason> {
         let number = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).saturating_add(1);
         let fits = number <= self.count && !self.seen.contains(&(self.bucket)(retention, created));
         fits.then(|| (self.reason)(number))
     }
 
-    /// The number of a snapshot that is the first of its bucket, newest first, while there is room.
+    /// Takes a place for the first snapshot of a bucket, newest first, and returns its number, while there
+    /// are places.
     fn takes(&mut self, retention: &Retention, created: Timestamp) -> Option<KeepReason> {
         let number = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).saturating_add(1);
         let fits = number <= self.count && self.seen.insert((self.bucket)(retention, created));
@@ -340,7 +341,7 @@ fn rules(retention: &Retention) -> Vec<Rule> {
             retention.keep_hourly,
             |r, at| {
                 let local = r.zone.time_zone().to_datetime(at);
-                // An hour that comes twice is two hours.
+                // A repeated hour counts as two.
                 let offset_s = i64::from(r.zone.time_zone().to_offset(at).seconds());
                 Bucket(
                     local.year(),
@@ -383,7 +384,7 @@ fn rules(retention: &Retention) -> Vec<Rule> {
     ]
 }
 
-/// What becomes of each snapshot, newest first. Those of one age are in the order of their ids.
+/// Returns the verdict on each snapshot, newest first; equal times are ordered by id.
 pub fn decide<Id: Clone + Ord>(
     snapshots: &[Snapshot<Id>],
     retention: &Retention,
@@ -396,7 +397,7 @@ pub fn decide<Id: Clone + Ord>(
     let is_bad = |snapshot: &Snapshot<Id>| snapshot.health == Health::Bad;
     let is_done = |snapshot: &Snapshot<Id>| snapshot.condition == Condition::Done;
     let good = |snapshot: &&&Snapshot<Id>| is_past(snapshot) && is_done(snapshot) && !is_bad(snapshot);
-    // One that is in use or in doubt is not judged, but what is known of its damage counts.
+    // A snapshot in use or in doubt is not judged, but its known damage counts.
     let newest_is_bad = sorted
         .iter()
         .filter(is_past)
@@ -428,7 +429,7 @@ pub fn decide<Id: Clone + Ord>(
         let is_in_doubt = snapshot.condition == Condition::InDoubt;
         keep_if((is_bad(snapshot) || is_in_doubt) && !good_seen, KeepReason::NoneBetter);
         keep_if(retention.keeps_all() && !expired, KeepReason::NoRule);
-        // What has expired takes no one's place, and what is damaged neither.
+        // Expired and damaged snapshots take no place.
         if is_good && !expired {
             last += 1;
             keep_if(last <= retention.keep_last, KeepReason::Last(last));
@@ -436,8 +437,8 @@ pub fn decide<Id: Clone + Ord>(
                 reasons.extend(rule.takes(retention, snapshot.created));
             }
         } else if !expired && (is_in_doubt || (is_bad(snapshot) && !verified_seen)) {
-            // One bad frame makes all bad that share it, and most of each can be read still. Until a newer
-            // one is proven, they stay as long as they would if they were good.
+            // One bad frame damages all snapshots that share it, and most of each is still readable. Until a
+            // newer one is verified, they stay as long as good ones would.
             keep_if(last < retention.keep_last, KeepReason::Last(last.saturating_add(1)));
             reasons.extend(rules.iter().filter_map(|rule| rule.would_take(retention, snapshot.created)));
         }

@@ -1,4 +1,4 @@
-//! What a person writes to say when.
+//! Text forms of recurrences.
 
 use crate::{
     ScheduleError,
@@ -9,12 +9,12 @@ use crate::{
 };
 use std::{fmt, str::FromStr};
 
-/// The longest interval of a periodic schedule: a year, in minutes.
+/// Maximum interval of a periodic schedule: a year, in minutes.
 pub const MAX_PERIOD_MINUTES: u32 = 366 * 24 * 60;
 
 const KINDS: &str = "periodic MINUTES, daily HH:MM, weekly WEEKDAY@HH:MM, monthly DAY@HH:MM, cron EXPRESSION, calendar EXPRESSION";
 
-/// A time of day, to the minute. Its text is `HH:MM`; `10:14PM` is understood too.
+/// Time of day, to the minute. Its text is `HH:MM`; `10:14PM` is accepted too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TimeOfDay {
     hour: i8,
@@ -22,7 +22,7 @@ pub struct TimeOfDay {
 }
 
 impl TimeOfDay {
-    /// The time, if there is such a one.
+    /// Creates a time; `None` if invalid.
     pub fn new(hour: u8, minute: u8) -> Option<Self> {
         let (hour, minute) = (i8::try_from(hour).ok()?, i8::try_from(minute).ok()?);
         (hour < 24 && minute < 60).then_some(Self { hour, minute })
@@ -64,42 +64,42 @@ impl FromStr for TimeOfDay {
     }
 }
 
-/// When runs are meant to be, in some time zone.
+/// Recurrence without a time zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum When {
-    /// Every so many minutes, counted from 1970-01-01 00:00 UTC whatever the time zone: `periodic 60` is
-    /// every full hour.
+    /// Interval in minutes, counted from 1970-01-01 00:00 UTC in every time zone: `periodic 60` is every full
+    /// hour.
     Periodic {
         /// 1 to [`MAX_PERIOD_MINUTES`].
         minutes: u32,
     },
-    /// Each day.
+    /// Daily.
     Daily {
-        /// When.
+        /// Recurrence.
         time: TimeOfDay,
     },
-    /// Each week.
+    /// Weekly.
     Weekly {
-        /// The day, Monday being 0.
+        /// Weekday; Monday is 0.
         weekday: u8,
-        /// When.
+        /// Recurrence.
         time: TimeOfDay,
     },
-    /// Each month; in a month that is shorter, on its last day.
+    /// Monthly; the last day of shorter months.
     Monthly {
-        /// The day, 1 to 31.
+        /// Day, 1 to 31.
         day: u8,
-        /// When.
+        /// Recurrence.
         time: TimeOfDay,
     },
-    /// As cron has it.
+    /// Cron expression.
     Cron(Named),
-    /// As systemd's `OnCalendar=` has it.
+    /// Expression of systemd's `OnCalendar=`.
     OnCalendar(Named),
 }
 
-/// An expression and what it means.
+/// Expression and its calendar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
     text: String,
@@ -107,10 +107,10 @@ pub struct Named {
 }
 
 impl When {
-    /// Every so many minutes.
+    /// Parses an interval in minutes.
     ///
     /// # Errors
-    /// None, or more than [`MAX_PERIOD_MINUTES`].
+    /// 0, or more than [`MAX_PERIOD_MINUTES`].
     pub fn periodic(text: &str) -> Result<Self, ScheduleError> {
         let expected = || format!("minutes from 1 to {MAX_PERIOD_MINUTES}, such as 60");
         let wrong = || ScheduleError::part("interval", text, expected());
@@ -126,19 +126,19 @@ impl When {
         Ok(Self::Periodic { minutes })
     }
 
-    /// Each day at `hh:mm` or `@hh:mm`.
+    /// Parses a daily time, `hh:mm` or `@hh:mm`.
     ///
     /// # Errors
-    /// It is no time.
+    /// Not a time.
     pub fn daily(text: &str) -> Result<Self, ScheduleError> {
         let text = text.trim();
         Ok(Self::Daily { time: text.strip_prefix('@').unwrap_or(text).parse()? })
     }
 
-    /// Each week at `weekday@hh:mm`.
+    /// Parses a weekly time, `weekday@hh:mm`.
     ///
     /// # Errors
-    /// It is no day of the week and time.
+    /// Not a weekday and time.
     pub fn weekly(text: &str) -> Result<Self, ScheduleError> {
         let expected = "weekday@hh:mm, such as sunday@03:00";
         let (day, time) =
@@ -148,10 +148,10 @@ impl When {
         Ok(Self::Weekly { weekday, time: time.trim().parse()? })
     }
 
-    /// Each month at `day@hh:mm`.
+    /// Parses a monthly time, `day@hh:mm`.
     ///
     /// # Errors
-    /// It is no day of a month and time.
+    /// Not a day and time.
     pub fn monthly(text: &str) -> Result<Self, ScheduleError> {
         let expected = "day@hh:mm, such as 1@03:00";
         let (day, time) =
@@ -162,25 +162,25 @@ impl When {
         Ok(Self::Monthly { day, time: time.trim().parse()? })
     }
 
-    /// A cron expression: `minute hour day month weekday`.
+    /// Parses a cron expression: `minute hour day month weekday`.
     ///
     /// # Errors
-    /// It is none, or no time is like that.
+    /// Invalid, or a time that never occurs.
     pub fn cron(text: &str) -> Result<Self, ScheduleError> {
         let calendar = cron::parse(text)?;
         Ok(Self::Cron(Named { text: normal(text), calendar }))
     }
 
-    /// An expression of systemd's `OnCalendar=`, without a time zone.
+    /// Parses an expression of systemd's `OnCalendar=` without a time zone.
     ///
     /// # Errors
-    /// It is none, or no time is like that.
+    /// Invalid, or a time that never occurs.
     pub fn on_calendar(text: &str) -> Result<Self, ScheduleError> {
         let calendar = on_calendar::parse(text)?;
         Ok(Self::OnCalendar(Named { text: normal(text), calendar }))
     }
 
-    /// The local times that it means; none for one that only counts minutes.
+    /// Returns the calendar; `None` for an interval.
     pub(crate) fn calendar(&self) -> Option<Calendar> {
         Some(match self {
             Self::Periodic { .. } => return None,
@@ -196,7 +196,7 @@ impl When {
     }
 }
 
-/// With one space between words.
+/// Normalises spaces.
 fn normal(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

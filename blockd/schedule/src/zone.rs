@@ -5,7 +5,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// The time zone that a schedule's hours are meant in: UTC, or one of the IANA database (`Area/City`).
+/// Time zone of a schedule: UTC, or one of the IANA database (`Area/City`).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Zone {
@@ -14,18 +14,18 @@ pub struct Zone {
 }
 
 impl Zone {
-    /// UTC.
+    /// Returns UTC.
     pub fn utc() -> Self {
         Self { name: "UTC".into(), time_zone: TimeZone::UTC }
     }
 
-    /// Its rules.
+    /// Returns the rules of the zone.
     pub fn time_zone(&self) -> &TimeZone {
         &self.time_zone
     }
 
-    /// Whether a word at the end of a schedule's text is meant as a zone: `UTC`, or letters on both sides of
-    /// a slash, which no field of any expression has.
+    /// Returns true if a word looks like a zone: `UTC`, or letters on both sides of a slash, which no field
+    /// has.
     pub(crate) fn is_meant_by(word: &str) -> bool {
         let starts = |part: &str| part.starts_with(|c: char| c.is_ascii_alphabetic());
         word.eq_ignore_ascii_case("UTC")

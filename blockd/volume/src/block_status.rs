@@ -1,12 +1,11 @@
-//! What a client can learn of a range without reading it: where there is data, and what was dirtied since a
-//! snapshot.
+//! Block status: allocation of a range, and blocks dirtied since a snapshot, without reading data.
 //!
-//! Both are answered from the block sets of the layers, exact to the block, run by run and only as far as was
-//! asked.
+//! Both come from the block sets of the layers, exact to the block, extent by extent and only as far as
+//! requested.
 //!
-//! A block that no layer has data for is a hole, with one exception: where the head was told to zero blocks
-//! and keep their space, it remembers that until it is frozen or the process ends. In a frozen layer space
-//! that was kept is of no use to anybody, because the next write goes to another file.
+//! A block without data in any layer is a hole, with one exception: the head remembers blocks that were
+//! zeroed with their space kept, until it is frozen or the process ends. In a frozen layer kept space has no
+//! use, because the next write goes to another file.
 
 use crate::{
     error::VolumeError,
@@ -17,44 +16,44 @@ use crate::{
 };
 use blockd_extent::{Epoch, Extent, SnapshotId};
 
-/// After how many runs of the layers a call stops, however few runs they add up to: what one call may take.
+/// Maximum number of layer extents examined by a call, which bounds its duration.
 const STEPS: usize = 1 << 16;
-/// How much one request to read ahead is worth.
+/// Maximum length of one readahead request.
 const PREFETCH_BYTES: u64 = 64 << 20;
 
-/// Whether blocks have data, and whether they have space.
+/// Allocation state of blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Allocation {
-    /// They have data.
+    /// Data.
     Data,
-    /// They read as zeroes and take no space.
+    /// Zeroes without space.
     Hole,
-    /// They read as zeroes, and space is kept for them.
+    /// Zeroes with allocated space.
     Zero,
 }
 
-/// A run of bytes with the same allocation.
+/// Byte range of one allocation state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AllocationRun {
-    /// Its length, in bytes.
+    /// Length, in bytes.
     pub len_bytes: u64,
-    /// What it is.
+    /// Allocation state.
     pub allocation: Allocation,
 }
 
-/// A run of bytes that were dirtied, or were not.
+/// Byte range that is dirty, or not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DirtyRun {
-    /// Its length, in bytes.
+    /// Length, in bytes.
     pub len_bytes: u64,
-    /// Whether its blocks were written, trimmed or zeroed since.
+    /// True if the blocks were written, trimmed or zeroed.
     pub dirty: bool,
 }
 
-/// Says that enough was found.
+/// Signal that enough was found.
 pub(crate) struct Enough;
 
-/// Puts runs of blocks together to the longest runs of bytes, cut to the range that was asked for.
+/// Joins extents to maximal byte ranges, clipped to the requested range.
 pub(crate) struct Runs<T> {
     pub(crate) found: Vec<(u64, T)>,
     offset_bytes: u64,
@@ -97,10 +96,10 @@ fn allocation(
         Some(Layer::Open(head)) => Some(head),
         _ => None,
     };
-    // That there is enough is no failure.
+    // Reaching the limit is not a failure.
     let _ = stack.resolve(runs.range(), &mut |run, source| match source {
         Some(data) => match data.lazy() {
-            // What is not fetched yet may be data.
+            // Missing blocks of a lazy volume may be data.
             Some(base) => base.cut(run, &mut |part, is_zero| {
                 runs.add(part, if is_zero { Allocation::Hole } else { Allocation::Data })
             }),
@@ -111,7 +110,7 @@ fn allocation(
     runs.found.into_iter().map(|(len_bytes, allocation)| AllocationRun { len_bytes, allocation })
 }
 
-/// Cuts a run that reads as zeroes into what has space and what has not.
+/// Splits an extent of zeroes by allocated space.
 fn add_zeroes(runs: &mut Runs<Allocation>, head: Option<&Head>, run: Extent) -> Result<(), Enough> {
     let Some(head) = head else { return runs.add(run, Allocation::Hole) };
     let mut at = run.start;
@@ -133,17 +132,17 @@ fn dirty_after(
     max_runs: usize,
 ) -> impl Iterator<Item = DirtyRun> {
     let mut runs = Runs::new(offset_bytes, len_bytes, max_runs);
-    // That there is enough is no failure.
+    // Reaching the limit is not a failure.
     let _ = stack.dirtied_after(epoch, runs.range(), &mut |run, dirty| runs.add(run, dirty));
     runs.found.into_iter().map(|(len_bytes, dirty)| DirtyRun { len_bytes, dirty })
 }
 
 impl Volume {
-    /// Where a range has data, in ascending order, from `offset_bytes` on. It may end before the range does:
-    /// after `max_runs` runs, or when it has looked at many; never before the first run.
+    /// Returns the allocation of a range, ascending from `offset_bytes`. The result may end before the range:
+    /// after `max_runs` entries, or after many examined extents; it has at least one entry.
     ///
     /// # Errors
-    /// If the range does not lie inside the volume, or the volume is closed or has failed.
+    /// The range is not inside the volume, or the volume is closed or has failed.
     pub fn allocation(
         &self,
         offset_bytes: u64,
@@ -155,12 +154,12 @@ impl Volume {
         Ok(allocation(&self.current(), offset_bytes, len_bytes, max_runs).collect())
     }
 
-    /// Which parts of a range were written, trimmed or zeroed since a snapshot was frozen, exact to the
-    /// block; what was zeroed that was zeroes then is not among them. It may end before the range does, as
+    /// Returns the parts of a range that were written, trimmed or zeroed since a snapshot, exact to the
+    /// block, without zeroes that were already zeroes. The result may end before the range, as for
     /// [`allocation`](Self::allocation).
     ///
     /// # Errors
-    /// As there; or if there is no such snapshot (any more).
+    /// As for [`allocation`](Self::allocation), or the snapshot does not exist.
     pub fn dirty_since(
         &self,
         snapshot: SnapshotId,
@@ -170,18 +169,18 @@ impl Volume {
     ) -> Result<Vec<DirtyRun>, VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, len_bytes)?;
-        // First the stack: a snapshot that is still there afterwards has kept the layers above it apart from
-        // those below. `admin` would do as well, but it is held while a freeze waits for its disk.
+        // The stack first: a snapshot that still exists afterwards has kept the layers above it separate.
+        // `admin` would also work, but it is held while a freeze waits for its disk.
         let stack = self.current();
         let found = self.kept.read().iter().find(|point| point.0 == snapshot).map(|point| point.1);
         let epoch = found.ok_or(VolumeError::NoSuchSnapshot { volume: self.id, snapshot })?;
         Ok(dirty_after(&stack, epoch, offset_bytes, len_bytes, max_runs).collect())
     }
 
-    /// Asks the kernel to read a range into memory, up to 64 MiB of it, and does not wait for that.
+    /// Asks the kernel to read up to 64 MiB of a range ahead; does not wait.
     ///
     /// # Errors
-    /// As [`allocation`](Self::allocation); or if the disk fails.
+    /// As for [`allocation`](Self::allocation), or the disk fails.
     pub fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, len_bytes)?;
@@ -190,10 +189,10 @@ impl Volume {
 }
 
 impl SnapshotView {
-    /// [`Volume::allocation`] of the snapshot.
+    /// Returns [`Volume::allocation`] of the snapshot.
     ///
     /// # Errors
-    /// If the range does not lie inside the snapshot.
+    /// The range is not inside the snapshot.
     pub fn allocation(
         &self,
         offset_bytes: u64,
@@ -204,11 +203,11 @@ impl SnapshotView {
         Ok(allocation(&self.stack, offset_bytes, len_bytes, max_runs).collect())
     }
 
-    /// [`Volume::dirty_since`] of the snapshot: what was dirtied between an older one and this one. The older
-    /// one must have been there when the view was opened.
+    /// Returns [`Volume::dirty_since`] of the snapshot: blocks dirtied between an older snapshot and this
+    /// one. The older one must have existed when the view was opened.
     ///
     /// # Errors
-    /// If the range does not lie inside the snapshot, or there was no such older snapshot.
+    /// The range is not inside the snapshot, or the older snapshot did not exist.
     pub fn dirty_since(
         &self,
         snapshot: SnapshotId,
@@ -222,10 +221,10 @@ impl SnapshotView {
         Ok(dirty_after(&self.stack, epoch, offset_bytes, len_bytes, max_runs).collect())
     }
 
-    /// [`Volume::prefetch`] of the snapshot.
+    /// Runs [`Volume::prefetch`] on the snapshot.
     ///
     /// # Errors
-    /// If the range does not lie inside the snapshot, or the disk fails.
+    /// The range is not inside the snapshot, or the disk fails.
     pub fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
         prefetch(&self.stack, offset_bytes, len_bytes)

@@ -1,8 +1,8 @@
-//! Looking at an open volume: whether what lies in its folder is what it believes to have.
+//! Consistency check of an open volume.
 //!
-//! Everything but the data is read and compared with what is in memory: `volume.meta`, the sets, the lengths
-//! and identities of the data files, the head's map against what is noted for its log. Data has no checksums
-//! of its own. Reads and writes go on meanwhile; a merge makes way.
+//! Everything except data is read and compared with memory: `volume.meta`, the block sets, lengths and
+//! identities of the data files, and the head's map with the tracked blocks. Data has no checksums. Reads and
+//! writes continue; a merge pauses.
 
 use crate::{
     files,
@@ -14,24 +14,24 @@ use crate::{
 };
 use blockd_extent::BLOCK_SIZE_BYTES;
 
-/// What was found.
+/// Result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Checked {
-    /// How many layers were looked at.
+    /// Checked layers.
     pub layers: u64,
-    /// How many of them share data with another volume.
+    /// Layers that share data with another volume.
     pub shared_layers: u64,
-    /// How many interval sets were read.
+    /// Checked interval sets.
     pub intervals: u64,
-    /// What is wrong, a line each; empty if nothing is.
+    /// Errors, one per line.
     pub findings: Vec<String>,
-    /// What the next start puts in order and nobody misses, a line each: what an interruption left.
+    /// Remains of interruptions that the next start removes, one per line.
     pub leftovers: Vec<String>,
 }
 
 impl Volume {
-    /// Checks everything but the data.
+    /// Checks everything except data.
     pub fn check(&self) -> Checked {
         let _no_merge = self.keep_merges_out();
         let admin = self.admin.lock();
@@ -61,7 +61,7 @@ impl Volume {
         }
         match unnamed_files(&self.dir, &admin) {
             Err(error) => found.findings.push(error.to_string()),
-            // A commit in doubt may name them.
+            // An uncertain commit may name them.
             Ok(_) if self.is_in_doubt() => {}
             Ok(unnamed) => found.findings.extend(
                 unnamed
@@ -72,7 +72,7 @@ impl Volume {
         found
     }
 
-    /// The sets of a frozen layer, the map and log of an open one.
+    /// Checks the block sets of a frozen layer, or the map and log of an open one.
     fn check_tracking(&self, layer: &Layer, findings: &mut Vec<String>) {
         match layer {
             Layer::Frozen(layer) if layer.data.lazy().is_some() => {

@@ -1,8 +1,8 @@
-//! Looking at a volume that nobody has open, without changing anything: what the next start would find.
+//! Read-only consistency check of a closed volume: what the next start would find.
 //!
-//! `volume.meta`, the sets, the logs of open layers, the headers of their maps and the lengths of the data
-//! files are read. Data has no checksums of its own, and a live map needs none: where it cannot be believed,
-//! the log decides.
+//! It reads `volume.meta`, the block sets, the logs of open layers, the headers of their maps and the lengths
+//! of the data files. Data has no checksums, and a live map needs none: where it is not believed, the log
+//! decides.
 
 use crate::{
     Checked,
@@ -20,12 +20,12 @@ use blockd_extent::{BLOCK_SIZE_BYTES, VolumeId};
 use std::path::Path;
 
 impl Volume {
-    /// Which volume a folder holds and its size in bytes, if that can be read; nobody need have it open.
+    /// Returns id and size in bytes of the volume in a directory, if readable; it need not be open.
     pub fn identity_of(dir: &Path) -> Option<(VolumeId, u64)> {
         Meta::load(dir).ok().map(|meta| (meta.volume, meta.size_bytes))
     }
 
-    /// The same, or why it cannot be read; others may have it open.
+    /// Reads id and size of the volume in a directory; it may be open elsewhere.
     ///
     /// # Errors
     /// There is no volume, it is damaged, or its format is newer than this program.
@@ -33,9 +33,9 @@ impl Volume {
         Meta::load(dir).map(|meta| (meta.volume, meta.size_bytes))
     }
 
-    /// Checks the files of a volume that nobody may have open, everything but the data, and changes nothing.
+    /// Checks the files of a closed volume, except data, and changes nothing.
     ///
-    /// The caller sees to it that nobody opens it meanwhile. What an interruption left is not wrong.
+    /// The caller ensures that the volume stays closed. Remains of interruptions are not errors.
     pub fn check_files(dir: &Path) -> Checked {
         let mut found = Checked::default();
         let meta = match Meta::load(dir) {
@@ -64,7 +64,7 @@ impl Volume {
             let is_of_layer =
                 |layer: &LayerEntry| !layer.open && (layer.file, layer.generation) == (epoch, 0);
             if meta.layers.iter().any(is_of_layer) {
-                // Looked at already.
+                // Already checked.
                 continue;
             }
             let blocks = meta.size_bytes / BLOCK_SIZE_BYTES;

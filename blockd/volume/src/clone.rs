@@ -1,9 +1,9 @@
-//! Cloning: a new volume that begins as what another one was at a snapshot, at once and without copying data.
+//! Clones: a new volume from a snapshot, without copying data.
 //!
-//! The clone's frozen layers are those of the snapshot. Their data files are hard links, so that parent and
-//! clone may go in any order and the space is free when the last one lets go; the sets are written anew, as
-//! the clone's own. It is built beside the folder that it will have and becomes a volume by one rename. From
-//! then on nobody writes to a file that two volumes read: a merge asks first.
+//! The clone's frozen layers are those of the snapshot. Their data files are hard links, so source and clone
+//! can be deleted in any order, and the space is freed with the last link; the block sets are copied. The
+//! clone is built beside its final directory and becomes a volume by one rename. No operation writes to a
+//! file that two volumes read: a merge checks that first.
 
 use crate::{
     error::{IoContext, VolumeError},
@@ -23,16 +23,15 @@ use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use std::{path::Path, sync::Arc};
 
 impl Volume {
-    /// Makes a volume in a new folder of the same filesystem that begins as what this one was at a snapshot;
-    /// it survives a power cut when the call returns. Writable, with no snapshots and nothing dirty; its
-    /// first backup is a full one. Both may be changed and deleted afterwards, in any order, and so may the
-    /// snapshot.
+    /// Clones a snapshot to a new directory of the same filesystem; durable when the call returns. The clone
+    /// is writable, without snapshots and dirty blocks; its first backup is full. Source, snapshot and clone
+    /// can be changed and deleted in any order.
     ///
     /// # Errors
-    /// If there is no such snapshot, the folder exists, files cannot be shared there, or the disk is full or
-    /// fails; there is no clone then.
+    /// The snapshot does not exist, the directory exists, files cannot be shared there, or the disk is full
+    /// or fails; no clone is made then.
     pub fn clone_to(&self, snapshot: SnapshotId, dir: &Path, id: VolumeId) -> Result<Arc<Self>, VolumeError> {
-        // While a file gets its second name, nobody may write to it because it had only one.
+        // No merge may start on a file with one link while it gets its second.
         let _no_merge = self.keep_merges_out();
         self.check_usable()?;
         if dir.exists() {
@@ -51,7 +50,7 @@ impl Volume {
             Ok(clone)
         });
         if made.is_err() {
-            // Whoever is told of a failure must be able to begin again.
+            // After a failure the caller must be able to retry.
             let _ = storage::rename(dir, &building);
             let _ = RestoreTarget::discard(dir);
         }
@@ -59,7 +58,7 @@ impl Volume {
     }
 }
 
-/// Makes all files of a clone, complete and synced.
+/// Creates all files of a clone, complete and synced.
 fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), VolumeError> {
     storage::create_dir(building).during("create", building)?;
     let size_bytes = view.size_bytes();
@@ -67,13 +66,12 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
     let mut layers =
         vec![LayerEntry { epoch: head, file: head, generation: 0, open: true, lazy: false, size_bytes }];
     for layer in view.stack.layers() {
-        // A snapshot's layers are frozen, all of them.
+        // All layers of a snapshot are frozen.
         let Layer::Frozen(layer) = layer else { continue };
         layer.data.link_to(&files::data_path(building, layer.file))?;
         let blocks = layer.size_bytes / BLOCK_SIZE_BYTES;
         match layer.data.lazy() {
-            // Both fill the shared file from the source, each as far as its own log says, and both with the
-            // same.
+            // Both volumes fill the shared file from the same source, each according to its own log.
             Some(base) => {
                 let place = Place { dir: building, volume: id, size_bytes: layer.size_bytes };
                 LazyBase::create_log(place, layer.file, &base.logged())?;
@@ -101,6 +99,6 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
         snapshots: vec![],
         intervals: vec![],
     };
-    // Also makes the names durable: it syncs the folder.
+    // Also makes the names durable: it syncs the directory.
     meta.store(building)
 }

@@ -13,7 +13,7 @@
 use parking_lot::{Condvar, Mutex};
 use std::{collections::VecDeque, thread};
 
-/// The most values that wait when a freeze adds its own.
+/// Maximum number of waiting values when a freeze adds its own.
 const MAX_WAITING: u64 = 1024;
 
 static CLOSER: Closer = Closer {
@@ -32,12 +32,12 @@ struct Queue {
     waiting: VecDeque<Box<dyn Send>>,
     /// Values added since the process started.
     added: u64,
-    /// The first ones of these, which are dropped.
+    /// Number of these that were dropped.
     done: u64,
     has_thread: bool,
 }
 
-/// Has a value dropped by the closer thread. Does not block.
+/// Queues a value to be dropped by the closer thread. Does not block.
 pub(crate) fn drop_later(value: impl Send + 'static) {
     let mut queue = CLOSER.queue.lock();
     if !queue.has_thread {
@@ -56,9 +56,9 @@ pub(crate) fn drop_later(value: impl Send + 'static) {
     CLOSER.added.notify_one();
 }
 
-/// Waits until the files that were removed and released before the call are closed, those of all volumes, and
-/// their space is free. A merge may need that space, so who merges layer after layer calls it in between. It
-/// may take tens of seconds: hold no lock that others wait for.
+/// Waits until files removed and released before the call are closed, for all volumes, and their space is
+/// free. A merge may need that space, so a merge thread calls it between layers. It can take tens of seconds:
+/// hold no contended lock.
 pub fn wait_for_removed_files() {
     let added = CLOSER.queue.lock().added;
     wait_until(added);
@@ -70,7 +70,7 @@ pub(crate) fn wait_for_room() {
     wait_until(added.saturating_sub(MAX_WAITING));
 }
 
-/// Waits until as many values are dropped.
+/// Waits until this number of values was dropped.
 fn wait_until(number: u64) {
     let mut queue = CLOSER.queue.lock();
     while queue.done < number {
@@ -107,7 +107,7 @@ mod tests {
         },
     };
 
-    /// Keeps the closer busy until its channel ends.
+    /// Blocks the closer until its channel ends.
     struct Busy(Receiver<()>);
 
     impl Drop for Busy {
@@ -116,14 +116,14 @@ mod tests {
         }
     }
 
-    /// Makes the closer wait; it goes on when the sender is dropped.
+    /// Blocks the closer until the sender is dropped.
     fn block_closer() -> Sender<()> {
         let (sender, receiver) = channel();
         drop_later(Busy(receiver));
         sender
     }
 
-    /// Open data files of a volume that have no name.
+    /// Returns the number of open, unlinked data files of a volume.
     fn removed_files(dir: &Path) -> usize {
         let open = std::fs::read_dir("/proc/self/fd").unwrap();
         let names = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
@@ -140,7 +140,7 @@ mod tests {
             volume.write(number * 4096, &[7; 4096], false).unwrap();
             volume.freeze(SnapshotId::from_u64(number)).unwrap();
         }
-        // As a flush does for as long as it waits for the disk.
+        // As a flush does while it waits for the disk.
         let held = volume.current();
         volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
         assert!(volume.merge_next(&AtomicBool::new(false)).unwrap());

@@ -1,5 +1,5 @@
-//! Moving blocks from one layer's data files to another's, a piece at a time: where the filesystem lets files
-//! share extents, whole extents without copying them, elsewhere through a buffer.
+//! Copies of extents between data files of layers, in parts: by sharing extents where the filesystem supports
+//! it, else through a buffer.
 
 use crate::{
     data_files::{DataFiles, Shared},
@@ -8,28 +8,27 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How much is copied between two looks at whether to go on.
+/// Length of a copy between two checks for a stop.
 const COPY_AT_ONCE_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
-/// How much is shared by one call. Both files are locked for reads meanwhile.
+/// Length shared by one call. Both files are locked for reads meanwhile.
 const SHARE_AT_ONCE_BLOCKS: u64 = (16 << 20) / BLOCK_SIZE_BYTES;
-/// Shorter runs are copied: sharing one is a transaction of the filesystem and cuts its extents up, whatever
-/// the length, which takes longer than to copy so little (`kernel-notes/sharing.md`).
+/// Shorter extents are copied: sharing is a filesystem transaction that splits extents, which takes longer
+/// than a short copy (`kernel-notes/sharing.md`).
 #[cfg(not(feature = "testing"))]
 const MIN_SHARE_BLOCKS: u64 = (32 << 10) / BLOCK_SIZE_BYTES;
-/// Volumes of tests are small, and both ways are to be gone.
+/// Volumes of tests are small; both paths must be covered.
 #[cfg(feature = "testing")]
 const MIN_SHARE_BLOCKS: u64 = 2;
 
-/// Copies runs of blocks; asks before each piece whether it shall go on, and says how many bytes come next.
-/// Whoever is asked may take its time, which is how copying is slowed down. A piece that is shared counts as
-/// much as the shortest one.
+/// Copies extents; calls back before each part with its length in bytes, to stop or to throttle the copy. A
+/// shared part counts as the shortest one.
 pub(crate) struct Copier<'a> {
-    /// Made when something is copied for the first time.
+    /// Allocated by the first copy.
     buf: Vec<u8>,
     go_on: &'a dyn Fn(u64) -> bool,
     can_share: bool,
     shown: &'a Shown,
-    /// Every block below this one was copied, of those that were asked for in ascending order.
+    /// End of the copied blocks, which are requested in ascending order.
     pub(crate) done_below: BlockIndex,
 }
 
@@ -38,12 +37,12 @@ impl<'a> Copier<'a> {
         Self { buf: vec![], go_on, can_share: true, shown, done_below: BlockIndex(0) }
     }
 
-    /// Whether nobody wants it to stop.
+    /// Returns true if the copy continues.
     pub(crate) fn goes_on(&self) -> bool {
         (self.go_on)(0)
     }
 
-    /// Copies a run to the same place; `false` if it was stopped.
+    /// Copies an extent to the same offset; returns false if stopped.
     pub(crate) fn copy(
         &mut self,
         from: &DataFiles,
@@ -80,7 +79,7 @@ impl<'a> Copier<'a> {
         let part = &mut self.buf[..piece.len_bytes() as usize];
         from.read(piece.offset_bytes(), part)?;
         match to.write(piece.offset_bytes(), part) {
-            // What is shared takes no space, however slow it is.
+            // Sharing takes no space, even where it is slow.
             Err(error) if error.kind() == VolumeErrorKind::NoSpace => match self.share(from, piece, to)? {
                 true => Ok(()),
                 false => Err(error),
@@ -89,7 +88,7 @@ impl<'a> Copier<'a> {
         }
     }
 
-    /// Lets a piece be shared, if that can be.
+    /// Tries to share a part.
     fn share(&mut self, from: &DataFiles, piece: Extent, to: &DataFiles) -> Result<bool, VolumeError> {
         if !self.can_share {
             return Ok(false);
@@ -100,7 +99,7 @@ impl<'a> Copier<'a> {
     }
 }
 
-/// How far copying is, for those who may not wait for it; in bytes.
+/// Progress of a copy in bytes, readable without waiting.
 #[derive(Default)]
 pub(crate) struct Shown {
     done: AtomicU64,
@@ -108,7 +107,7 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
-    /// It begins, or goes on where so much is done.
+    /// Starts or continues a copy.
     pub(crate) fn begin(&self, done_bytes: u64, total_bytes: u64) {
         self.done.store(done_bytes, Ordering::Relaxed);
         self.total.store(total_bytes, Ordering::Relaxed);
@@ -122,7 +121,7 @@ impl Shown {
         self.begin(0, 0);
     }
 
-    /// How much is done and how much there is in all; nothing if no copying is under way.
+    /// Returns copied and total bytes; zero without a running copy.
     pub(crate) fn read(&self) -> (u64, u64) {
         let total = self.total.load(Ordering::Relaxed);
         (self.done.load(Ordering::Relaxed).min(total), total)

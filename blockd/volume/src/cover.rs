@@ -1,10 +1,10 @@
-//! Finding a block's layer without asking every layer: neighbouring frozen layers stand in groups of eight,
-//! groups in groups again, and each group knows the union of what its members hold.
+//! Lookup of a block's layer through groups: neighbouring frozen layers form groups of eight, recursively,
+//! and each group has the union of its members' block sets.
 //!
-//! A block that a group does not hold costs one look instead of eight, so 64 layers cost at most 17 looks and
-//! 512 cost 25. Groups are counted from the bottom of the stack, where layers seldom change, and are
-//! immutable: a new stack takes over all groups of the old one whose members are the same. A group costs the
-//! memory of one more layer's set.
+//! A block that a group does not hold costs one lookup instead of eight, so 64 layers cost at most 17 lookups
+//! and 512 cost 25. Groups are counted from the bottom of the stack, where layers seldom change, and are
+//! immutable: a new stack reuses the groups with unchanged members. A group costs the memory of one more
+//! block set.
 
 use crate::{
     head::Head,
@@ -14,10 +14,10 @@ use crate::{
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use std::{collections::HashMap, sync::Arc};
 
-/// How many members a group has.
+/// Members of a group.
 const GROUP_MEMBERS: usize = 8;
 
-/// One layer, or neighbouring frozen layers behind one set.
+/// A layer, or neighbouring frozen layers behind one block set.
 #[derive(Clone)]
 pub(crate) enum Cover {
     Open(Arc<Head>),
@@ -27,13 +27,13 @@ pub(crate) enum Cover {
 
 /// Neighbouring frozen layers, top first.
 pub(crate) struct Group {
-    /// The blocks that at least one of them holds.
+    /// Union of the members' blocks.
     held: BlockSet,
     members: Vec<Cover>,
 }
 
 impl Cover {
-    /// The covers of these layers, top first; groups that `old` has are taken over.
+    /// Builds the covers of layers, top first, reusing groups of `old`.
     pub(crate) fn build(layers: &[Layer], old: &[Self]) -> Vec<Self> {
         let mut known = HashMap::new();
         note_groups(old, &mut known);
@@ -52,7 +52,7 @@ impl Cover {
         covers
     }
 
-    /// What tells a frozen layer or a group from every other one that lives at the same time.
+    /// Returns the identity of a live frozen layer or group.
     fn address(&self) -> usize {
         match self {
             Self::Open(head) => Arc::as_ptr(head).addr(),
@@ -71,7 +71,7 @@ impl Cover {
     }
 }
 
-/// About how much memory the groups' own sets take.
+/// Returns the approximate memory of the groups' block sets.
 pub(crate) fn heap_bytes(covers: &[Cover]) -> u64 {
     let groups = covers.iter().filter_map(|cover| match cover {
         Cover::Group(group) => Some(group),
@@ -96,7 +96,7 @@ fn note_groups(covers: &[Cover], known: &mut Known) {
     }
 }
 
-/// Puts as many covers as possible, counted from the bottom, into groups, and those into groups.
+/// Groups covers recursively, counted from the bottom.
 fn grouped(mut covers: Vec<Cover>, known: &Known) -> Vec<Cover> {
     let ungrouped = covers.len() % GROUP_MEMBERS;
     if ungrouped == covers.len() {
@@ -120,7 +120,7 @@ fn group(members: &[Cover]) -> Group {
     Group { held, members: members.to_vec() }
 }
 
-/// Where one block is read from.
+/// Returns the source of a block.
 pub(crate) fn source_of(mut covers: &[Cover], block: BlockIndex) -> Source<'_> {
     while let Some((first, below)) = covers.split_first() {
         covers = below;
@@ -137,7 +137,7 @@ pub(crate) fn source_of(mut covers: &[Cover], block: BlockIndex) -> Source<'_> {
             }
             Cover::Group(group) => {
                 if group.held.contains(block) {
-                    // One of the members holds it, so nothing below the group is asked.
+                    // A member holds it, so the search ends in this group.
                     covers = &group.members;
                 }
             }
@@ -146,7 +146,7 @@ pub(crate) fn source_of(mut covers: &[Cover], block: BlockIndex) -> Source<'_> {
     None
 }
 
-/// Tells, in ascending order, where each run of a range is read from.
+/// Reports the source of each extent of a range, ascending.
 pub(crate) fn resolve<'a, E>(
     covers: &'a [Cover],
     range: Extent,
@@ -169,7 +169,7 @@ pub(crate) fn resolve<'a, E>(
                     BlockState::Zero => found(run, None)?,
                 }
             }
-            // An open layer below the head may be shorter than the volume, which has grown since.
+            // An open layer below the head may be shorter than the volume, which has grown.
         }
         Cover::Frozen(layer) => {
             for run in layer.set.held.extents_in(range) {
@@ -217,7 +217,7 @@ mod tests {
         }))
     }
 
-    /// Where a block is read from, asking every layer: the address of its data files.
+    /// Returns the source of a block by asking every layer: the address of its data files.
     fn asked(layers: &[Layer], block: BlockIndex) -> Option<usize> {
         for layer in layers {
             let Layer::Frozen(layer) = layer else { unreachable!("all are frozen") };
@@ -228,7 +228,7 @@ mod tests {
         None
     }
 
-    /// The same for all blocks of a range, from a stack.
+    /// Returns the sources of all blocks of a range from a stack.
     fn resolved(stack: &Stack, range: Extent) -> Vec<Option<usize>> {
         let mut found = Vec::new();
         stack
@@ -264,7 +264,7 @@ mod tests {
                 .collect();
             let whole = Stack::new(layers.clone(), &Stack::default());
             layers.remove(gone % sets.len());
-            // What was worked out with the layer that is gone is not used where it was part of it.
+            // Groups that contained the removed layer are not reused.
             let shorter = Stack::new(layers.clone(), &whole);
             let range = Extent::new(BlockIndex(start), len.min(BLOCKS - start));
             for stack in [&whole, &shorter] {
@@ -288,7 +288,7 @@ mod tests {
         let old = Cover::build(&layers, &[]);
         layers.insert(0, layer(dir.path(), 70, &[(1, 1)], &[]));
         let new = Cover::build(&layers, &old);
-        // 70 layers: six alone, then one group of 64.
+        // 70 layers: six single ones, then one group of 64.
         assert_eq!((old.len(), new.len()), (7, 8));
         assert_eq!(old.last().map(Cover::address), new.last().map(Cover::address));
         assert!(heap_bytes(&new) > 0);

@@ -1,8 +1,8 @@
-//! The data of one layer: a sparse file with the offsets of the volume.
+//! Data of a layer: a sparse file with the offsets of the volume.
 //!
-//! ext4 ends at 16 TiB a file, a volume at 64 TiB, so the data is cut into segments of 8 TiB; a volume of up
-//! to 8 TiB has one file. All I/O goes through the page cache: see `kernel-notes/page-cache.md` for what was
-//! measured.
+//! ext4 limits files to 16 TiB and volumes have up to 64 TiB, so data is split into segments of 8 TiB; a
+//! volume of up to 8 TiB has one file. All I/O uses the page cache: see the measurements in
+//! `kernel-notes/page-cache.md`.
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
@@ -17,21 +17,21 @@ use std::{
     sync::Arc,
 };
 
-/// Reads a part of a range to its place in a buffer; `false` if that would have to wait.
+/// Reads part of a range into a buffer; false if it would block.
 type ReadPart<'a> = dyn FnMut(u64, &mut [u8]) -> Result<bool, VolumeError> + 'a;
 
-/// How much of a volume one data file covers.
+/// Length of a volume covered by one data file.
 const SEGMENT_BYTES: u64 = 8 << 40;
-/// The longest single write. The page cache takes a write into folios as large as the write, and ext4 looks
-/// at every block of a folio whenever one of them is overwritten: 4 KiB into a folio of 1 MiB costs two to
-/// three times as much as into one of 64 KiB, and writing 1 MiB in 16 steps is no slower than in one
+/// Maximum length of a single write. The page cache allocates folios as large as the write, and ext4 examines
+/// every block of a folio at each overwrite: 4 KiB into a folio of 1 MiB costs two to three times as much as
+/// into one of 64 KiB, and writing 1 MiB in 16 steps is not slower than in one
 /// (`kernel-notes/nbd-server.md`).
 const PIECE_BYTES: u64 = 64 << 10;
 
-/// The open data files of a layer.
+/// Open data files of a layer.
 pub(crate) struct DataFiles {
     segments: Vec<Segment>,
-    /// What fills them, if they are filled as they are read.
+    /// Base of a lazy layer.
     lazy: Option<Arc<LazyBase>>,
 }
 
@@ -48,8 +48,8 @@ impl Segment {
         Ok(Self { file, path, open })
     }
 
-    /// Whether another volume may read the file: it has another name, or another volume has it open although
-    /// it has removed its name, because somebody there still reads a snapshot.
+    /// Returns true if another volume may read the file: it has another link, or another volume has it open
+    /// after removing its link, because a snapshot there is still read.
     fn is_shared(&self) -> Result<bool, VolumeError> {
         let links = self.file.links().during("look at", &self.path)?;
         Ok(links > 1 || self.open.by_others())
@@ -69,7 +69,7 @@ fn segment_lens(size_bytes: u64) -> impl Iterator<Item = u64> {
     (0..size_bytes.div_ceil(SEGMENT_BYTES)).map(move |n| (size_bytes - n * SEGMENT_BYTES).min(SEGMENT_BYTES))
 }
 
-/// One part of a range that lies in one file.
+/// Part of a range in one file.
 pub(crate) struct FilePart<'a> {
     pub(crate) file: &'a File,
     pub(crate) path: &'a Path,
@@ -77,26 +77,26 @@ pub(crate) struct FilePart<'a> {
     pub(crate) len_bytes: u64,
 }
 
-/// Data that is not there.
+/// Missing data.
 pub(crate) struct Gap {
     pub(crate) range: Range<u64>,
-    /// Why, in one line.
+    /// Reason, in one line.
     pub(crate) what: String,
 }
 
-/// What became of a request to share extents.
+/// Result of sharing extents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Shared {
-    /// The range is the other one's now.
+    /// The range is shared.
     Done,
     /// This range must be copied.
     NotThis,
-    /// Between these files, every range must be copied.
+    /// These files cannot share extents.
     Never,
 }
 
 impl DataFiles {
-    /// Makes empty files; the caller syncs the directory.
+    /// Creates empty files; the caller syncs the directory.
     pub(crate) fn create(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
         let mut segments = Vec::new();
         for (number, len) in segment_lens(size_bytes).enumerate() {
@@ -109,17 +109,17 @@ impl DataFiles {
         Ok(Self { segments, lazy: None })
     }
 
-    /// The same files, filled by `lazy` as they are read.
+    /// Attaches a lazy base that fills the files on read.
     pub(crate) fn with_lazy(self, lazy: Arc<LazyBase>) -> Self {
         Self { lazy: Some(lazy), ..self }
     }
 
-    /// What fills the files as they are read.
+    /// Returns the lazy base.
     pub(crate) fn lazy(&self) -> Option<&Arc<LazyBase>> {
         self.lazy.as_ref()
     }
 
-    /// Waits until a range is there. To be called before a read that does not go through here.
+    /// Fetches a range and waits for it; needed before reads that bypass this type.
     pub(crate) fn bring(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         match &self.lazy {
             Some(lazy) if !lazy.has(offset_bytes, len_bytes) => lazy.bring_bytes(offset_bytes, len_bytes),
@@ -127,8 +127,8 @@ impl DataFiles {
         }
     }
 
-    /// Opens existing files and checks that none is missing or too short. One that is too long is what a
-    /// merge of a larger layer left that did not get to its end; it is cut, unless another volume shares it.
+    /// Opens existing files and checks that none is missing or too short. A file that is too long remains
+    /// from an interrupted merge of a larger layer; it is truncated, unless another volume shares it.
     pub(crate) fn open(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
         let mut segments = Vec::new();
         for (number, len) in segment_lens(size_bytes).enumerate() {
@@ -148,8 +148,7 @@ impl DataFiles {
         Ok(Self { segments, lazy: None })
     }
 
-    /// Opens what there is of the files of a layer, and changes nothing: also where the data is not there,
-    /// and why.
+    /// Opens the existing files of a layer without changes; also returns missing ranges with reasons.
     pub(crate) fn open_what_is_left(base: &Path, size_bytes: u64) -> Result<(Self, Vec<Gap>), VolumeError> {
         let (mut segments, mut gaps) = (Vec::new(), Vec::new());
         for (number, len) in (0u64..).zip(segment_lens(size_bytes)) {
@@ -171,8 +170,8 @@ impl DataFiles {
         Ok((Self { segments, lazy: None }, gaps))
     }
 
-    /// Opens existing files of a layer that had `old_bytes` and makes them `new_bytes` long; what is new is
-    /// zeroes. The caller syncs the directory.
+    /// Opens the files of a layer of `old_bytes` and extends them with zeroes to `new_bytes`. The caller
+    /// syncs the directory.
     pub(crate) fn extend(base: &Path, old_bytes: u64, new_bytes: u64) -> Result<Self, VolumeError> {
         let old_segments = segment_lens(old_bytes).count();
         let mut segments = Vec::new();
@@ -189,8 +188,7 @@ impl DataFiles {
         Ok(Self { segments, lazy: None })
     }
 
-    /// Adds what is wrong with the files by their names: one that is gone, too short, or another one than is
-    /// open.
+    /// Reports files that are missing, too short, or different from the open ones.
     pub(crate) fn check(&self, size_bytes: u64, findings: &mut Vec<String>) {
         for (segment, len) in self.segments.iter().zip(segment_lens(size_bytes)) {
             let path = segment.path.display();
@@ -208,7 +206,7 @@ impl DataFiles {
         }
     }
 
-    /// The same for files that nobody has open; how many names the one with the most has.
+    /// Reports missing or short files of a closed layer; returns the highest number of links.
     pub(crate) fn check_closed(base: &Path, size_bytes: u64, findings: &mut Vec<String>) -> u64 {
         let mut most_links = 0;
         for (number, len) in segment_lens(size_bytes).enumerate() {
@@ -224,12 +222,12 @@ impl DataFiles {
         most_links
     }
 
-    /// Whether another volume may read one of the files, so that nothing may be written to them.
+    /// Returns true if another volume may read one of the files, which forbids writes.
     pub(crate) fn are_shared(&self) -> Result<bool, VolumeError> {
         self.segments.iter().try_fold(false, |shared, segment| Ok(shared || segment.is_shared()?))
     }
 
-    /// Gives the files names of another volume, too: `base` stands for theirs.
+    /// Links the files into another volume; `base` is their path there.
     pub(crate) fn link_to(&self, base: &Path) -> Result<(), VolumeError> {
         for (number, segment) in self.segments.iter().enumerate() {
             let path = segment_path(base, number as u64);
@@ -246,17 +244,17 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Where the files of a layer are.
+    /// Returns the paths of a layer's files.
     pub(crate) fn paths(base: &Path, size_bytes: u64) -> impl Iterator<Item = PathBuf> {
         segment_lens(size_bytes).enumerate().map(move |(number, _)| segment_path(base, number as u64))
     }
 
-    /// Removes the files of a layer, those that are there.
+    /// Removes the existing files of a layer.
     pub(crate) fn remove(base: &Path, size_bytes: u64) -> Result<(), VolumeError> {
         Self::paths(base, size_bytes).try_for_each(|path| remove_if_there(&path))
     }
 
-    /// Cuts a range at segment borders.
+    /// Splits a range at segment boundaries.
     pub(crate) fn parts(&self, offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = FilePart<'_>> {
         let mut at = offset_bytes;
         let end = offset_bytes + len_bytes;
@@ -272,15 +270,15 @@ impl DataFiles {
         })
     }
 
-    /// Reads; what has to be fetched first is waited for.
+    /// Reads a range; fetches missing blocks first.
     pub(crate) fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), VolumeError> {
         self.bring(offset_bytes, buf.len() as u64)?;
         self.but_zeroes(offset_bytes, buf, &mut |at, part| self.read_files(at, part).map(|()| true))?;
         Ok(())
     }
 
-    /// Has all of a range read but what is known to be zeroes; `false` as soon as `read` says so. The kernel
-    /// would take a page of the cache for each page of a hole.
+    /// Reads a range except known zeroes; returns false once `read` does. Reading a hole would allocate page
+    /// cache pages.
     fn but_zeroes(
         &self,
         offset_bytes: u64,
@@ -293,7 +291,7 @@ impl DataFiles {
         let end = offset_bytes + buf.len() as u64;
         let mut is_read = true;
         lazy.cut(Extent::touching(offset_bytes, buf.len() as u64), &mut |run, is_zero| {
-            // The first and the last block may be wanted in part.
+            // The first and last block can be partial.
             let from = run.offset_bytes().max(offset_bytes);
             let to = (run.offset_bytes() + run.len_bytes()).min(end);
             let part = &mut buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize];
@@ -316,7 +314,7 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Reads what the page cache holds; `false` if the disk would have to be asked.
+    /// Reads from the page cache; returns false if the disk would be needed.
     pub(crate) fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
         if self.lazy.as_ref().is_some_and(|lazy| !lazy.has(offset_bytes, buf.len() as u64)) {
             return Ok(false);
@@ -353,7 +351,7 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Makes a range be the same one of other files, without copying data.
+    /// Shares a range of other files.
     pub(crate) fn share_from(
         &self,
         from: &Self,
@@ -361,7 +359,7 @@ impl DataFiles {
         len_bytes: u64,
     ) -> Result<Shared, VolumeError> {
         if from.lazy.is_some() {
-            // A copy waits for what has to be fetched.
+            // A copy waits for missing blocks.
             return Ok(Shared::NotThis);
         }
         let parts = self.parts(offset_bytes, len_bytes).zip(from.parts(offset_bytes, len_bytes));
@@ -375,12 +373,12 @@ impl DataFiles {
         Ok(Shared::Done)
     }
 
-    /// Makes a range read as zeroes and gives its space back.
+    /// Punches a hole: the range reads as zeroes and its space is freed.
     pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64, fast: bool) -> Result<(), VolumeError> {
         self.zero(offset_bytes, len_bytes, File::punch, fast)
     }
 
-    /// Makes a range read as zeroes and keeps (or takes) its space.
+    /// Zeroes a range with allocated space.
     pub(crate) fn zero_range(
         &self,
         offset_bytes: u64,
@@ -390,7 +388,7 @@ impl DataFiles {
         self.zero(offset_bytes, len_bytes, File::zero_range, fast)
     }
 
-    /// With `fast`, the filesystem's word that it cannot do it is the caller's answer.
+    /// With `fast`, a filesystem without support is an error.
     fn zero(
         &self,
         offset_bytes: u64,
@@ -408,7 +406,7 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Asks the kernel to read a range into the page cache; nobody waits for it, and it may decline.
+    /// Asks the kernel to read a range ahead; it may decline.
     pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         if let Some(lazy) = &self.lazy {
             lazy.fetch_soon(Extent::touching(offset_bytes, len_bytes));
@@ -419,9 +417,8 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Makes everything written so far survive a power cut, the metadata needed to reach it included. Syncs
-    /// every segment, also after one has failed: an error that this sync does not take from the kernel would
-    /// fail a later one, which has lost nothing.
+    /// Makes all written data and the metadata needed to reach it durable. Syncs every segment, also after a
+    /// failure: an error left in the kernel would fail a later sync that has lost nothing.
     ///
     /// # Errors
     /// The first one.
@@ -433,7 +430,7 @@ impl DataFiles {
         first
     }
 
-    /// Takes what is clean out of memory, so that the next read asks the disk.
+    /// Drops clean pages from the page cache, so that reads use the disk.
     pub(crate) fn drop_cache(&self) -> Result<(), VolumeError> {
         for segment in &self.segments {
             segment.file.drop_cache().during("drop the cache of", &segment.path)?;
@@ -441,7 +438,7 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Holes, which read as zeroes, ascending: all of them up to the range of data with the number `most`.
+    /// Returns holes, ascending, up to data range number `most`.
     pub(crate) fn holes(&self, size_bytes: u64, most: usize) -> Result<Vec<Range<u64>>, VolumeError> {
         let mut holes = Vec::new();
         let mut left = most;
@@ -467,13 +464,13 @@ impl DataFiles {
         self.segments.first().is_some_and(|segment| segment.file.has(bug))
     }
 
-    /// How much of the disk the files take.
+    /// Returns the allocated bytes.
     pub(crate) fn allocated_bytes(&self) -> u64 {
         self.segments.iter().filter_map(|segment| segment.file.allocated_bytes().ok()).sum()
     }
 }
 
-/// The ranges of a file that are not holes, ascending.
+/// Returns the data ranges of a file, ascending.
 pub(crate) fn data_ranges<'a>(
     file: &'a File,
     path: &'a Path,
@@ -498,12 +495,12 @@ pub(crate) fn data_ranges<'a>(
     })
 }
 
-/// How much of a write goes out in one call: up to the next multiple of [`PIECE_BYTES`].
+/// Returns the length of one write call: up to the next multiple of [`PIECE_BYTES`].
 fn piece_len(offset_bytes: u64, len: usize) -> usize {
     len.min((PIECE_BYTES - offset_bytes % PIECE_BYTES) as usize)
 }
 
-/// For filesystems that cannot punch holes.
+/// Writes zeroes on filesystems that cannot punch holes.
 fn write_zeroes(part: &FilePart<'_>) -> Result<(), VolumeError> {
     let zeroes = vec![0u8; (1 << 20).min(part.len_bytes as usize)];
     let mut done = 0;
@@ -585,7 +582,7 @@ mod tests {
         for at in [first, second] {
             files.write(at, &[1; 4096]).unwrap();
         }
-        // A filesystem may call more of it data than was written.
+        // A filesystem may report more data than was written.
         let holes = files.holes(size, 10).unwrap();
         let is_hole = |at: u64| holes.iter().any(|hole| hole.contains(&at));
         assert!(is_hole(0) && is_hole(SEGMENT_BYTES - 4096) && is_hole(SEGMENT_BYTES) && is_hole(size - 1));
@@ -608,7 +605,7 @@ mod tests {
         drop(files);
         DataFiles::open(&base, 8192).unwrap();
         assert_eq!(base.metadata().unwrap().len(), 8192);
-        // What the attempt before wrote there must not come back.
+        // Data of the previous attempt must not reappear.
         let files = DataFiles::extend(&base, 8192, longer).unwrap();
         files.read(SEGMENT_BYTES - 10, &mut back).unwrap();
         assert_eq!(back, [0; 20]);

@@ -1,43 +1,42 @@
-//! What changed between two points of a volume: two snapshots, or a snapshot and now.
+//! Difference between two points of a volume: two snapshots, or a snapshot and the current content.
 //!
-//! The layers above the older point, up to the newer one, hold exactly the blocks that were written, trimmed
-//! or zeroed in between. Nothing is read: a block that was overwritten with what it held before counts as
-//! changed.
+//! The layers between the points hold exactly the blocks that were written, trimmed or zeroed. No data is
+//! read: a block overwritten with the same content counts as changed.
 
 use crate::{error::VolumeError, layer_set::LayerSet, stack::Layer, volume::Volume};
 use blockd_extent::{Extent, SnapshotId};
 
-/// What changed between two points, in ascending order.
+/// Changed extents between two points, ascending.
 #[derive(Clone, Debug, Default)]
 pub struct Difference {
     set: LayerSet,
-    /// The size of the volume at the older point, in bytes.
+    /// Size of the volume at the older point, in bytes.
     pub from_size_bytes: u64,
-    /// The size of the volume at the newer point, in bytes.
+    /// Size of the volume at the newer point, in bytes.
     pub to_size_bytes: u64,
 }
 
-/// A run of blocks that changed.
+/// Changed extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DifferenceRun {
-    /// The blocks.
+    /// Blocks.
     pub extent: Extent,
-    /// Whether they have data at the newer point; otherwise they are zeroes there.
+    /// True for data at the newer point; false for zeroes.
     pub has_data: bool,
 }
 
 impl Difference {
-    /// How many bytes changed that have data at the newer point.
+    /// Returns the changed bytes with data at the newer point.
     pub fn data_bytes(&self) -> u64 {
         self.set.held.len_bytes() - self.set.zero.len_bytes()
     }
 
-    /// How many bytes became zeroes.
+    /// Returns the bytes that became zeroes.
     pub fn zero_bytes(&self) -> u64 {
         self.set.zero.len_bytes()
     }
 
-    /// The longest runs of one kind, clipped to a range.
+    /// Returns the maximal extents of one kind, clipped to a range.
     pub fn runs_in(&self, range: Extent) -> impl Iterator<Item = DifferenceRun> + '_ {
         self.set.held.extents_in(range).flat_map(|run| {
             let mut zero = self.set.zero.extents_in(run).peekable();
@@ -65,14 +64,13 @@ impl Difference {
 }
 
 impl Volume {
-    /// What changed from a snapshot to a newer one, or to now.
+    /// Returns the difference from a snapshot to a newer one, or to the current content.
     ///
     /// # Errors
-    /// If there is no such snapshot, or the second is not newer than the first.
+    /// A snapshot does not exist, or the second is not newer than the first.
     pub fn difference(&self, from: SnapshotId, to: Option<SnapshotId>) -> Result<Difference, VolumeError> {
         let (from, to, stack) = {
-            // The stack under the same lock: a layer that a later merge takes away would be missing from the
-            // answer.
+            // The stack under the same lock: a later merge could remove a layer of the result.
             let admin = self.admin.lock();
             let from = self.find_snapshot(&admin, from)?;
             let to = to.map(|to| self.find_snapshot(&admin, to)).transpose()?;

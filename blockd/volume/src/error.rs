@@ -1,140 +1,140 @@
-//! What can go wrong with a volume, and whether trying again can help.
+//! Errors of volume operations, and whether a retry can help.
 
 use crate::lazy::FetchFailure;
 use std::{io, path::PathBuf};
 
-/// What kind of failure a [`VolumeError`] is; stable, for callers that map it to a protocol's codes.
+/// Kind of a [`VolumeError`]; stable, for mapping to protocol codes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum VolumeErrorKind {
-    /// The request makes no sense for this volume (beyond its end, a size that is no multiple of a block, …).
+    /// Invalid request (beyond the end, size not a multiple of the block size, …).
     InvalidInput,
-    /// The filesystem under the volume has no room left.
+    /// The filesystem of the volume is full.
     NoSpace,
-    /// The filesystem under the volume failed.
+    /// The filesystem of the volume failed.
     Io,
-    /// A file of the volume is missing, cut short or altered.
+    /// A file of the volume is missing, truncated or altered.
     Damaged,
-    /// No such snapshot.
+    /// Unknown snapshot.
     NotFound,
-    /// Something else is using what the request would take away.
+    /// The object is in use.
     Busy,
     /// The volume was closed.
     Closed,
-    /// An earlier sync failed; the volume acknowledges nothing more until it is opened again.
+    /// An earlier sync failed; the volume acknowledges no writes until it is opened again.
     Failed,
-    /// The block sets that an incremental would need are not kept any more.
+    /// The block sets of the requested interval are no longer kept.
     IntervalsGone,
-    /// The filesystem under the volume cannot do it in the way that was asked for.
+    /// The filesystem of the volume does not support the request.
     Unsupported,
-    /// The source of a lazy volume did not give what was asked for.
+    /// The source of a lazy volume did not deliver.
     NotFetched,
 }
 
-/// A failure of an operation on a volume.
+/// Failure of a volume operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VolumeError {
-    /// The caller asked for something that cannot be.
+    /// Invalid request.
     #[error("{0}")]
     InvalidInput(String),
-    /// A system call on one of the volume's files failed.
+    /// A system call on a file of the volume failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was being done.
+        /// Operation.
         action: &'static str,
-        /// To which file.
+        /// File.
         path: PathBuf,
-        /// What the system said.
+        /// System error.
         source: io::Error,
     },
-    /// A file of the volume does not hold what it must.
+    /// A file of the volume has invalid content.
     #[error("{} is damaged: {what}", path.display())]
     Damaged {
-        /// The file.
+        /// File.
         path: PathBuf,
         /// What does not hold.
         what: String,
     },
-    /// A file was written by a newer blockd.
+    /// A file has a newer format.
     #[error("{} has format version {found}, this blockd reads up to {known}: use a newer blockd", path.display())]
     NewerFormat {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// The version it has.
+        /// Version found.
         found: u32,
-        /// The newest version that is understood.
+        /// Newest supported version.
         known: u32,
     },
     /// A data file cannot be shared with a clone.
     #[error("cannot share {} with a clone: {source}; a clone must be in the same filesystem, and that must allow hard links", path.display())]
     NotShareable {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// What the system said.
+        /// System error.
         source: io::Error,
     },
-    /// The volume has no such snapshot.
+    /// The snapshot does not exist.
     #[error("volume {volume} has no snapshot {snapshot}")]
     NoSuchSnapshot {
-        /// The volume.
+        /// Volume.
         volume: blockd_extent::VolumeId,
-        /// The snapshot that was asked for.
+        /// Requested snapshot.
         snapshot: blockd_extent::SnapshotId,
     },
-    /// What should be changed is in use.
+    /// The object is in use.
     #[error("{0}")]
     Busy(String),
-    /// The volume was closed before the request came.
+    /// The volume was closed before the request.
     #[error("volume {0} is closed")]
     Closed(blockd_extent::VolumeId),
-    /// A sync failed earlier, so what was written since may be lost and nothing may be acknowledged.
+    /// An earlier sync failed: later writes may be lost, and no write may be acknowledged.
     #[error("volume {volume} stopped after a failed sync ({reason}); mend the disk and restart blockd")]
     Failed {
-        /// The volume.
+        /// Volume.
         volume: blockd_extent::VolumeId,
-        /// What failed then.
+        /// Cause of that failure.
         reason: String,
     },
-    /// Blocks of a lazy volume are not there yet, and could not be had.
+    /// Missing blocks of a lazy volume could not be fetched.
     #[error("block {start} of volume {volume} and what follows it could not be fetched: {failure}")]
     NotFetched {
-        /// The volume.
+        /// Volume.
         volume: blockd_extent::VolumeId,
-        /// The first of the blocks.
+        /// First of the blocks.
         start: blockd_extent::BlockIndex,
-        /// Why.
+        /// Cause.
         failure: crate::lazy::FetchFailure,
     },
-    /// Blocks of a damaged volume whose content cannot be proven.
+    /// The content of blocks of a damaged volume cannot be proven.
     #[error("block {start} and what follows it cannot be had: {why}")]
     Unproven {
-        /// The first of the blocks.
+        /// First of the blocks.
         start: blockd_extent::BlockIndex,
-        /// Which damage hides them, in one line.
+        /// Damage that hides them, in one line.
         why: String,
     },
-    /// An incremental was asked for since a point whose block sets are gone.
+    /// The block sets since the base of an incremental are gone.
     #[error(
         "the blocks changed in epochs {after} to {until} of volume {volume} are no longer known: a full backup is needed"
     )]
     IntervalsGone {
-        /// The volume.
+        /// Volume.
         volume: blockd_extent::VolumeId,
-        /// The epoch that the caller has already.
+        /// Base epoch of the caller.
         after: blockd_extent::Epoch,
-        /// The epoch that it wants.
+        /// Requested epoch.
         until: blockd_extent::Epoch,
     },
 }
 
 impl VolumeError {
-    /// The stable kind of this error.
+    /// Returns the stable kind of the error.
     pub fn kind(&self) -> VolumeErrorKind {
         match self {
             Self::InvalidInput(_) => VolumeErrorKind::InvalidInput,
             Self::Io { source, .. } => match source.raw_os_error() {
-                // Both mean "this filesystem takes no more": full, or over quota.
+                // Full, or over quota.
                 Some(code) if is_out_of_space(code) => VolumeErrorKind::NoSpace,
                 Some(code) if is_unsupported(code) => VolumeErrorKind::Unsupported,
                 _ => VolumeErrorKind::Io,
@@ -159,7 +159,7 @@ impl VolumeError {
         }
     }
 
-    /// Whether the same call may succeed later without anything being mended by hand.
+    /// Returns true if a retry can succeed without manual repair.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NotFetched { failure, .. } => failure.is_retryable(),
@@ -178,7 +178,7 @@ fn is_out_of_space(code: i32) -> bool {
     code == space || code == quota
 }
 
-/// Turns a system error into a [`VolumeError`] that says what was being done to which file.
+/// Adds operation and file to a system error.
 pub(crate) trait IoContext<T> {
     fn during(self, action: &'static str, path: &std::path::Path) -> Result<T, VolumeError>;
 }

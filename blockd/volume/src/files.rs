@@ -34,12 +34,12 @@ pub(crate) fn set_path(dir: &Path, file: Epoch, generation: u32) -> PathBuf {
     dir.join(format!("layer-{:016x}.g{generation}.set", file.0))
 }
 
-/// Makes names that were created, renamed or removed in a directory survive a power cut.
+/// Makes created, renamed and removed names in a directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), VolumeError> {
     storage::sync_dir(dir).during("sync", dir)
 }
 
-/// Writes a file under another name, syncs it, and renames it into place; syncs the directory.
+/// Replaces a file atomically: writes and syncs a temporary file, renames it, and syncs the directory.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
     let mut new_name = path.as_os_str().to_owned();
     new_name.push(".new");

@@ -1,12 +1,10 @@
-//! How much may be on its way for all lazy volumes together.
+//! Memory budget of all in-flight fetches of lazy volumes.
 //!
-//! What comes is held in memory until it is written. A single volume keeps to its own bound, so that this one
-//! matters where several are read at once: then they take turns, one flight each, those with somebody who
-//! waits before those without.
+//! Fetched data is held in memory until it is written. Each volume has its own limit; this one applies to
+//! several volumes together: they take turns, one fetch each, fetches with waiting readers first.
 //!
-//! Nobody waits while holding something: a flight that has its room comes to its end by itself, and gives the
-//! room back, which is when the next one has its turn. Who has a turn and no use for it any more passes it
-//! on.
+//! No fetch waits while it holds budget: it ends by itself and returns its share, which starts the next turn.
+//! A volume that no longer needs its turn passes it on.
 
 use crate::{flights::MAX_FLIGHT_BLOCKS, lazy::Urgency};
 use blockd_extent::BLOCK_SIZE_BYTES;
@@ -19,41 +17,41 @@ use std::{
     },
 };
 
-/// All flights of all volumes: 192 MiB.
+/// Budget of all fetches of all volumes: 192 MiB.
 const MAX_BLOCKS: u64 = (192 << 20) / BLOCK_SIZE_BYTES;
-/// Those that nobody waits for, among them: 160 MiB, so that a reader need not wait for them.
+/// Share of background fetches: 160 MiB, so that readers need not wait for them.
 const MAX_BACKGROUND_BLOCKS: u64 = (160 << 20) / BLOCK_SIZE_BYTES;
 
-/// Somebody who starts flights.
+/// Starter of fetches.
 pub(crate) trait Starter: Send + Sync {
-    /// There is room for one, at least.
+    /// Called when there is budget for at least one fetch.
     fn take_turn(self: Arc<Self>);
 }
 
-/// Room for flights.
+/// Budget of fetches.
 pub(crate) struct FlightBudget {
     most_blocks: u64,
     background_most_blocks: u64,
     books: Mutex<Books>,
-    /// How many turns were given that were not taken yet, to be looked at without the lock.
+    /// Number of granted, unused turns, readable without the lock.
     turns: AtomicUsize,
 }
 
 #[derive(Default)]
 struct Books {
     taken_blocks: u64,
-    /// Among them.
+    /// Blocks of background fetches among them.
     background_blocks: u64,
     urgent: VecDeque<Weak<dyn Starter>>,
     background: VecDeque<Weak<dyn Starter>>,
-    /// Who has a turn, and whether only for what nobody waits for; room for the longest flight is taken for
-    /// each.
+    /// Starters with a turn, and whether it is for background fetches only; each holds budget for the longest
+    /// fetch.
     turns: Vec<(Weak<dyn Starter>, bool)>,
-    /// A thread is giving turns.
+    /// A thread is granting turns.
     is_giving: bool,
 }
 
-/// Room for one flight, until it is dropped.
+/// Budget of one fetch, returned on drop.
 pub(crate) struct Room {
     budget: Arc<FlightBudget>,
     blocks: u64,
@@ -78,7 +76,7 @@ impl Books {
         self.background_blocks -= if is_background { blocks } else { 0 };
     }
 
-    /// Takes a turn away; whether there was one.
+    /// Ends a turn; returns true if there was one.
     fn end_turn(&mut self, who: &Weak<dyn Starter>) -> bool {
         let Some(at) = self.turns.iter().position(|(other, _)| is_same(other, who)) else { return false };
         let (_, is_background) = self.turns.swap_remove(at);
@@ -94,14 +92,14 @@ impl Books {
     }
 }
 
-/// A weak reference keeps the place, so that no other one is ever taken for it.
+/// The weak reference keeps the allocation, so its address is unique.
 fn is_same(one: &Weak<dyn Starter>, other: &Weak<dyn Starter>) -> bool {
     std::ptr::addr_eq(one.as_ptr(), other.as_ptr())
 }
 
 impl FlightBudget {
     pub(crate) fn new(most_blocks: u64, background_most_blocks: u64) -> Arc<Self> {
-        // Less could never hold the longest flight.
+        // Less could never hold the longest fetch.
         let background_most_blocks = background_most_blocks.max(MAX_FLIGHT_BLOCKS);
         Arc::new(Self {
             most_blocks: most_blocks.max(background_most_blocks),
@@ -111,7 +109,7 @@ impl FlightBudget {
         })
     }
 
-    /// That of all volumes of this process.
+    /// Returns the budget of all volumes of this process.
     pub(crate) fn of_process() -> Arc<Self> {
         static BUDGET: LazyLock<Arc<FlightBudget>> =
             LazyLock::new(|| FlightBudget::new(MAX_BLOCKS, MAX_BACKGROUND_BLOCKS));
@@ -123,7 +121,7 @@ impl FlightBudget {
             && (!is_background || books.background_blocks + blocks <= self.background_most_blocks)
     }
 
-    /// Takes room for a flight; if there is none, or others were before, `who` has its turn later.
+    /// Takes budget for a fetch; if there is none, or others wait, `who` gets a turn later.
     pub(crate) fn take(
         self: &Arc<Self>,
         who: Weak<dyn Starter>,
@@ -144,8 +142,8 @@ impl FlightBudget {
         Some(Room { budget: self.clone(), blocks, is_background })
     }
 
-    /// `who` has nothing to start: if it has a turn, others have it. Not to be called with a lock that they
-    /// might need.
+    /// Passes the turn of `who` on, if it has one and nothing to start. Call it without locks that starters
+    /// need.
     pub(crate) fn pass_on(&self, who: &Weak<dyn Starter>) {
         if self.turns.load(Ordering::Acquire) == 0 {
             return;
@@ -161,8 +159,7 @@ impl FlightBudget {
         }
     }
 
-    /// Gives turns as long as there is room. One thread at a time does: who has a turn may give room back at
-    /// once.
+    /// Grants turns while there is budget. One thread at a time does so: a starter may return budget at once.
     fn give_turns(&self) {
         if std::mem::replace(&mut self.books.lock().is_giving, true) {
             return;
@@ -178,7 +175,7 @@ impl FlightBudget {
             while self.has_room(&books, MAX_FLIGHT_BLOCKS, is_background) {
                 let queue = if is_background { &mut books.background } else { &mut books.urgent };
                 let Some(who) = queue.pop_front() else { break };
-                // Its volume may be gone.
+                // Its volume may be closed.
                 let Some(next) = who.upgrade() else { continue };
                 books.take(MAX_FLIGHT_BLOCKS, is_background);
                 books.turns.push((who, is_background));
@@ -195,7 +192,7 @@ impl FlightBudget {
 mod tests {
     use super::*;
 
-    /// Starts what it has, as long as it gets room.
+    /// Starts its fetches while it gets budget.
     struct Double {
         budget: Arc<FlightBudget>,
         wants: Mutex<VecDeque<(u64, Urgency)>>,
@@ -246,11 +243,11 @@ mod tests {
             double.clone().take_turn();
         }
         assert_eq!([&one, &other, &third].map(|double| double.active()), [4, 0, 0], "it was the first");
-        // What is left for readers is enough for sixteen short flights.
+        // The share of readers suffices for sixteen short fetches.
         let reader = Double::new(&budget, &[READ; 17]);
         reader.clone().take_turn();
         assert_eq!(reader.active(), 16);
-        // The reader, who waits, is before those who wait for longer.
+        // A waiting reader precedes background fetches that wait longer.
         assert!(one.land());
         assert_eq!([&one, &other, &third, &reader].map(|double| double.active()), [3, 0, 0, 17]);
         while reader.land() {}

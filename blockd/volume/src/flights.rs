@@ -1,8 +1,7 @@
-//! What of a lazy base is there, what is on its way, and who waits for it.
+//! In-flight table of a lazy base: present blocks, running fetches and their waiters.
 //!
-//! Pure bookkeeping behind one lock: each block is asked for by at most one flight at a time, whoever wants
-//! it. Flights do not overlap. What somebody waits for starts before what nobody does, and only so many are
-//! under way at once.
+//! Pure state behind one lock (single-flight): at most one fetch at a time requests a block, and fetches do
+//! not overlap. Fetches with waiting readers start before background ones, and their number is bounded.
 
 use crate::{
     lazy::{FetchFailure, Urgency},
@@ -16,19 +15,19 @@ use std::{
     time::Instant,
 };
 
-/// What is fetched around a block that somebody reads: 256 KiB, two frames of a cloud snapshot.
+/// Length fetched around a missed block: 256 KiB, two frames of a cloud snapshot.
 pub(crate) const MISS_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
-/// The longest flight: 4 MiB.
+/// Maximum length of a fetch: 4 MiB.
 pub(crate) const MAX_FLIGHT_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
-/// Flights of a volume under way at once; each holds its blocks in memory when they come, so 160 MiB at the
-/// most. All volumes together have a [budget](crate::flight_budget).
+/// Maximum number of running fetches of a volume; each holds its blocks in memory, so at most 160 MiB. All
+/// volumes together have a [budget](crate::flight_budget).
 const MAX_ACTIVE: usize = 40;
-/// Flights that nobody waits for, among them; more than that wait for their turn or are not made. A whole
-/// window of the readahead is 32.
+/// Maximum number of background fetches among them; others wait or are dropped. A whole readahead window is
+/// 32.
 const MAX_BACKGROUND: usize = 34;
-/// How many places are remembered around which to go on.
+/// Maximum number of remembered hot places.
 const MAX_HOT: usize = 256;
-/// What is hot around a place that was read: 4 MiB.
+/// Length of the hot area around a read: 4 MiB.
 const HOT_BLOCKS: u64 = MAX_FLIGHT_BLOCKS;
 
 struct Flight {
@@ -38,43 +37,42 @@ struct Flight {
     waiters: Vec<Attendant>,
 }
 
-/// Somebody who waits for a flight.
+/// Waiter of a fetch.
 struct Attendant {
     id: WaiterId,
-    /// The flight was under way already: its source may have waited long before, and gives up too early for
-    /// this one.
+    /// The fetch was already running: its source may time out too early for this waiter.
     came_late: bool,
 }
 
-/// What became of a wish.
+/// Result of a request.
 pub(crate) enum Wish {
-    /// Everything is there; `then` was not called.
+    /// All blocks are present; `then` was not called.
     Granted(Then),
     /// `then` will be called.
     Waits,
-    /// Too many wait; `then` was not called.
+    /// Too many waiters; `then` was not called.
     Refused(Then),
 }
 
-/// The books of a lazy base.
+/// In-flight table of a lazy base.
 #[derive(Default)]
 pub(crate) struct Flights {
-    /// Blocks whose content is in the file, as the page cache has it.
+    /// Blocks whose content is in the file (page cache).
     pub(crate) there: BlockSet,
-    /// Those of them that the log does not name yet.
+    /// Blocks among them that the log does not name yet.
     pub(crate) unlogged: BlockSet,
-    /// Those of them that are known to be zeroes: the file has no data there.
+    /// Blocks among them that are known zeroes, holes of the file.
     pub(crate) zero: BlockSet,
     end: BlockIndex,
     by_start: BTreeMap<u64, Flight>,
     waiters: Waiters,
-    /// Somebody will look who has waited long enough.
+    /// A timeout check is scheduled.
     is_timed: bool,
     urgent: VecDeque<u64>,
     background: VecDeque<u64>,
     active: usize,
     active_background: usize,
-    /// A thread is starting flights.
+    /// A thread is starting fetches.
     pub(crate) is_starting: bool,
     readahead: Readahead,
     pub(crate) preferred: Preferred,
@@ -82,14 +80,14 @@ pub(crate) struct Flights {
     hot_known: HashSet<u64>,
     cursor: BlockIndex,
     pub(crate) fetched_blocks: u64,
-    /// How often blocks were forgotten: what was being written meanwhile may be lost, too.
+    /// Number of times that blocks were forgotten: data written meanwhile may be lost, too.
     pub(crate) forgets: u64,
-    /// What the source refused for good: the background leaves it out.
+    /// Blocks that the source refused permanently: hydration skips them.
     refused: BlockSet,
 }
 
 impl Flights {
-    /// The books of a base with so many blocks, of which these are there and durable.
+    /// Creates the table of a base with these durable blocks.
     pub(crate) fn new(blocks: u64, there: BlockSet) -> Self {
         Self { there, end: BlockIndex(blocks), ..Self::default() }
     }
@@ -102,8 +100,7 @@ impl Flights {
         self.waiters.len() as u64
     }
 
-    /// Sees to it that blocks come. `then` is kept until they are there, but not beyond `until`, unless they
-    /// are already.
+    /// Requests blocks. `then` is kept until they are present or `until` has passed, unless all are present.
     pub(crate) fn want(&mut self, wanted: &[Extent], until: Option<Instant>, then: Then) -> Wish {
         let gaps: Vec<Extent> =
             wanted.iter().flat_map(|&extent| self.there.gaps_in(extent.intersection(self.whole()))).collect();
@@ -136,8 +133,8 @@ impl Flights {
         Wish::Waits
     }
 
-    /// Has `then` called when what of a stretch is on its way has come; `false`, without a call, if nothing
-    /// is.
+    /// Calls `then` when the running fetches of an extent have ended; returns false without a call if there
+    /// are none.
     pub(crate) fn join(&mut self, stretch: Extent, then: Then) -> bool {
         let starts = self.overlapping(stretch);
         if starts.is_empty() {
@@ -152,7 +149,7 @@ impl Flights {
         true
     }
 
-    /// What is not in `sure` is not there after all.
+    /// Forgets all blocks that are not in `sure`.
     pub(crate) fn forget_all_but(&mut self, sure: &BlockSet) {
         self.there.intersect_with(sure);
         self.zero.intersect_with(sure);
@@ -160,24 +157,24 @@ impl Flights {
         self.forgets += 1;
     }
 
-    /// The background leaves these blocks out from now on, as the source has refused them for good.
+    /// Excludes blocks from hydration that the source refused permanently.
     pub(crate) fn refuse(&mut self, stretch: Extent) {
         self.refused.insert_extent(stretch);
     }
 
-    /// The background tries again what was refused.
+    /// Includes refused blocks in hydration again.
     pub(crate) fn retry_refused(&mut self) {
         self.refused = BlockSet::new();
     }
 
-    /// How many blocks the source has refused that did not come in another way.
+    /// Returns the number of refused, missing blocks.
     pub(crate) fn refused_blocks(&self) -> u64 {
         let mut refused = self.refused.clone();
         refused.subtract(&self.there);
         refused.len_blocks()
     }
 
-    /// Whether so much waits in the background that what is only a hint is better dropped.
+    /// Returns true if so many background fetches wait that hints are dropped.
     pub(crate) fn is_background_full(&self) -> bool {
         self.background.len() >= MAX_BACKGROUND
     }
@@ -186,7 +183,7 @@ impl Flights {
         Extent::between(BlockIndex(0), self.end)
     }
 
-    /// These blocks are read: fetches ahead of who reads in order.
+    /// Records a read and starts readahead for sequential readers.
     pub(crate) fn note_read(&mut self, extent: Extent) {
         let Some(ahead) = self.readahead.read(extent) else { return };
         let ahead = ahead.intersection(self.whole());
@@ -196,7 +193,7 @@ impl Flights {
         self.launch(ahead, MISS_BLOCKS, Urgency::Background);
     }
 
-    /// Makes flights for what of a stretch is neither there nor on its way, with what lies around it up to
+    /// Creates fetches for the blocks of an extent that are neither present nor in flight, extended to
     /// multiples of `unit_blocks`.
     pub(crate) fn launch(&mut self, stretch: Extent, unit_blocks: u64, urgency: Urgency) {
         let from = stretch.start.0 / unit_blocks * unit_blocks;
@@ -230,15 +227,14 @@ impl Flights {
         }
     }
 
-    /// The starts of the flights that overlap a stretch.
+    /// Returns the starts of fetches that overlap an extent.
     fn overlapping(&self, stretch: Extent) -> Vec<u64> {
         let from = stretch.start.0.saturating_sub(MAX_FLIGHT_BLOCKS);
         let near = self.by_start.range(from..stretch.end().0);
         near.filter(|(_, flight)| flight.extent.end() > stretch.start).map(|(&start, _)| start).collect()
     }
 
-    /// How long the next flight to be started is, if there may be one more, and whether somebody waits for
-    /// it.
+    /// Returns length and urgency of the next fetch to start, if allowed.
     pub(crate) fn peek_to_start(&self) -> Option<(u64, Urgency)> {
         if self.active >= MAX_ACTIVE {
             return None;
@@ -248,7 +244,7 @@ impl Flights {
         self.by_start.get(start).map(|flight| (flight.extent.len_blocks, flight.urgency))
     }
 
-    /// The next flight to be started, if there may be one more.
+    /// Takes the next fetch to start, if allowed.
     pub(crate) fn next_to_start(&mut self) -> Option<(Extent, Urgency)> {
         if self.active >= MAX_ACTIVE {
             return None;
@@ -265,8 +261,8 @@ impl Flights {
         Some((flight.extent, flight.urgency))
     }
 
-    /// A flight has ended: its blocks are there now, with those that are zeroes, or could not be had. Who is
-    /// to be told.
+    /// Ends a fetch: its blocks, with the zeroes among them, are present, or it failed. Returns the calls to
+    /// make.
     pub(crate) fn landed(&mut self, extent: Extent, outcome: Result<&BlockSet, &FetchFailure>) -> Vec<Call> {
         match outcome {
             Ok(zero) => self.landed_without(extent, zero, None),
@@ -277,10 +273,10 @@ impl Flights {
         }
     }
 
-    /// The same where some of the blocks may be lost, for this reason: that is an error for who wants one of
-    /// them, and for nobody else. If it is for good, the background leaves just them out.
+    /// Ends a fetch of which some blocks failed: an error for waiters of these blocks only. Permanently
+    /// failed blocks are excluded from hydration.
     ///
-    /// If the same may succeed later, it sets out once more for those who came when it was under way.
+    /// If a retry can succeed, the fetch runs once more for waiters that joined it while it was running.
     pub(crate) fn landed_without(
         &mut self,
         extent: Extent,
@@ -313,7 +309,7 @@ impl Flights {
                 calls.extend(self.waiters.landed(id, loss));
             }
         }
-        // Nothing of it came: only what is lost for good leaves the rest there.
+        // Nothing arrived: only a permanent loss leaves the other blocks present.
         if !late.is_empty() {
             let again = Flight { extent, urgency: Urgency::Reader, is_active: false, waiters: late };
             self.by_start.insert(extent.start.0, again);
@@ -322,15 +318,14 @@ impl Flights {
         calls
     }
 
-    /// When somebody has to look next who has waited long enough, if nobody is about to: whoever is told so
-    /// does.
+    /// Returns the time of the next timeout check, unless one is scheduled; the caller schedules it.
     pub(crate) fn next_look(&mut self) -> Option<Instant> {
         let next = if self.is_timed { None } else { self.waiters.next_end() };
         self.is_timed |= next.is_some();
         next
     }
 
-    /// Looks who has waited long enough, and is to be told. What nobody waits for any more does not set out.
+    /// Expires waiters and returns the calls to make. Fetches without waiters are not started.
     pub(crate) fn look(&mut self, now: Instant) -> Vec<Call> {
         self.is_timed = false;
         let calls = self.waiters.expire(now);
@@ -349,7 +344,7 @@ impl Flights {
         calls
     }
 
-    /// Blocks are there now; those of `zero` among them are zeroes.
+    /// Records present blocks; those of `zero` are zeroes.
     pub(crate) fn have(&mut self, extent: Extent, zero: &BlockSet) {
         for gap in self.there.gaps_in(extent).collect::<Vec<_>>() {
             self.there.insert_extent(gap);
@@ -358,7 +353,7 @@ impl Flights {
         self.zero.union_with(zero);
     }
 
-    /// Everybody who waits, for whatever, is to be told this; nothing that was not started will be.
+    /// Fails all waiters with an error and drops fetches that are not running.
     pub(crate) fn give_up(&mut self, failure: &FetchFailure) -> Vec<Call> {
         self.urgent.clear();
         self.background.clear();
@@ -378,8 +373,8 @@ impl Flights {
         }
     }
 
-    /// What to fetch next while nobody waits: around what was read, the last one first, then what is
-    /// preferred, then the rest in order; nothing if all is there or on its way.
+    /// Returns the next extent for hydration: around recent reads, newest first, then preferred extents, then
+    /// the rest in order; `None` if all is present or in flight.
     pub(crate) fn next_in_background(&mut self) -> Option<Extent> {
         while let Some(hot) = self.hot.pop_back() {
             let place = hot.0 / HOT_BLOCKS;
@@ -403,7 +398,7 @@ impl Flights {
         Some(found)
     }
 
-    /// The first run of a stretch that is neither there nor on its way, cut to one flight.
+    /// Returns the first extent that is neither present nor in flight, clipped to one fetch.
     fn first_missing(&self, stretch: Extent) -> Option<Extent> {
         let gaps = self.there.gaps_in(stretch).flat_map(|gap| self.refused.gaps_in(gap));
         for gap in gaps {
@@ -469,7 +464,7 @@ mod tests {
         assert!(matches!(flights.want(&[at(64, 64)], None, counting(&done)), Wish::Granted(_)));
     }
 
-    /// What somebody was told: nothing yet, that it is there, or that it cannot be had.
+    /// Result seen by a waiter: none yet, present, or failed.
     type Told = Arc<parking_lot::Mutex<Option<bool>>>;
 
     fn telling() -> (Told, Then) {
@@ -486,7 +481,7 @@ mod tests {
             assert!(matches!(flights.want(&[at(70, 2)], None, then), Wish::Waits));
             let (extent, _) = flights.next_to_start().unwrap();
             let (late, then) = telling();
-            // It also waits for a flight of its own.
+            // It also waits for a fetch of its own.
             assert!(matches!(flights.want(&[at(80, 2), at(640, 1)], None, then), Wish::Waits));
             let failure = FetchFailure::from(SourceError::new("the time is over", may_succeed));
             flights.landed(extent, Err(&failure)).into_iter().for_each(Call::make);
@@ -497,7 +492,7 @@ mod tests {
                 true => {
                     assert_eq!(*late.lock(), None, "its blocks are not there");
                     assert_eq!(flights.next_to_start(), Some((extent, Urgency::Reader)));
-                    // This time it waited from the beginning.
+                    // This time it waited from the start.
                     flights.landed(extent, Err(&failure)).into_iter().for_each(Call::make);
                 }
                 false => assert_eq!(flights.next_to_start(), None),
@@ -519,7 +514,7 @@ mod tests {
             assert!(matches!(flights.want(&[at(number * 1024, 1)], until, then), Wish::Waits));
             told.push(one);
         }
-        // The last but one flight has somebody else, who waits for as long as it takes.
+        // The last but one fetch has another waiter without a timeout.
         let place = at((MAX_ACTIVE as u64 + 1) * 1024, 1);
         let (patient, then) = telling();
         assert!(matches!(flights.want(&[place], None, then), Wish::Waits));
@@ -534,7 +529,7 @@ mod tests {
         flights.look(after(5000)).into_iter().for_each(Call::make);
         assert!(told.iter().all(|one| *one.lock() == Some(false)));
         assert_eq!((flights.waiting(), flights.next_look()), (1, None));
-        // One under way comes to its end, and makes room for the only one that somebody wants.
+        // A running fetch ends and makes room for the only requested one.
         assert_eq!(flights.landed(at(0, MISS_BLOCKS), Ok(&BlockSet::new())).len(), 0);
         let (extent, _) = flights.next_to_start().unwrap();
         assert!(!extent.intersection(place).is_empty());
@@ -555,7 +550,7 @@ mod tests {
         }
         assert_eq!(background, MAX_BACKGROUND);
         let done = Arc::new(AtomicU64::new(0));
-        // One that waits for its turn, and one that is new.
+        // A waiting fetch and a new one.
         for start in [40_000, 60_000] {
             assert!(matches!(flights.want(&[at(start, 1)], None, counting(&done)), Wish::Waits));
             let (extent, urgency) = flights.next_to_start().unwrap();
@@ -599,7 +594,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is wanted in whatever order: flights never overlap, and everybody is told exactly once.
+        /// For requests in any order: fetches never overlap, and each waiter is called exactly once.
         #[test]
         fn everybody_is_told_once(steps in proptest::collection::vec((0u8..4, 0u64..5000, 1u64..700), 1..120)) {
             let mut flights = Flights::new(5000, BlockSet::new());

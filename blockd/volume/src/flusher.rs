@@ -1,18 +1,18 @@
-//! Lets flushes that wait at the same time share one sync.
+//! Coalescing of concurrent flushes into one sync.
 //!
-//! A flush must be covered by a sync that *began* after it was asked for. While one sync runs, everybody who
-//! asks waits for the next one, which a single one of them carries out for all.
+//! A flush must be covered by a sync that *started* after the request. While a sync runs, further flushes
+//! wait for the next one, which one of them carries out for all.
 
 use parking_lot::{Condvar, Mutex};
 
 #[derive(Default)]
 struct State {
-    /// How many syncs were begun.
+    /// Number of started syncs.
     begun: u64,
-    /// The number of the last one that ended.
+    /// Number of the last completed sync.
     ended: u64,
     running: bool,
-    /// The number of the last one that failed.
+    /// Number of the last failed sync.
     failed: u64,
 }
 
@@ -22,11 +22,11 @@ pub(crate) struct Flusher {
     changed: Condvar,
 }
 
-/// Somebody else's sync, which this flush was waiting for, failed.
+/// The shared sync of another flush failed.
 pub(crate) struct SharedFailure;
 
 impl Flusher {
-    /// Runs `sync`, or waits for somebody who does; the inner result is the caller's own run's.
+    /// Runs `sync`, or waits for another caller's run; the inner result is that of an own run.
     pub(crate) fn flush<E>(
         &self,
         sync: impl FnOnce() -> Result<(), E>,
@@ -35,7 +35,7 @@ impl Flusher {
         let needed = state.begun + 1;
         loop {
             if state.ended >= needed {
-                // A later failure leaves it open whether ours reached the disk: better to say no.
+                // After a later failure it is unknown whether this data reached the disk: report an error.
                 return if state.failed >= needed { Err(SharedFailure) } else { Ok(Ok(())) };
             }
             if !state.running {
@@ -55,7 +55,7 @@ impl Flusher {
     }
 }
 
-/// Ends a sync, also when it panics: those who wait must not wait for ever.
+/// Ends a sync, also on a panic, so that no waiter waits for ever.
 struct End<'a> {
     flusher: &'a Flusher,
     number: u64,

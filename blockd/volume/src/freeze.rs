@@ -1,10 +1,9 @@
-//! Freezing a volume: from one instant on, new writes go to a fresh head.
+//! Freeze of a volume: from one instant on, writes go to a new head.
 //!
-//! The fresh head is made and committed to `volume.meta` before the instant, so that what is acknowledged
-//! into it is found again whatever happens. The instant itself is the exchange of one pointer under a lock
-//! that writers hold for a few instructions: nothing is copied, read or waited for. Writes that were under
-//! way finish in the old head; when they have, it is synced, its sets are written down, and the snapshot is
-//! committed.
+//! The new head is created and committed to `volume.meta` before the barrier, so acknowledged writes in it
+//! are found after any crash. The barrier exchanges one pointer under a lock that writers hold for a few
+//! instructions: nothing is copied, read or waited for. Writes in progress finish in the old head; then it is
+//! synced, its block sets are written, and the snapshot is committed.
 
 use crate::{
     error::VolumeError,
@@ -23,50 +22,49 @@ use std::{
     time::Duration,
 };
 
-/// What a freeze did.
+/// Result of a freeze.
 #[derive(Clone, Copy, Debug)]
 pub struct Frozen {
-    /// The epoch that ended: everything written in it and before is in the snapshot.
+    /// Epoch that ended; the snapshot contains its writes and all earlier ones.
     pub epoch: Epoch,
-    /// How long writers could not enter: from the moment the barrier was asked for until it was released.
+    /// Stall time of writers: from the request of the barrier to its release.
     pub stall: Duration,
-    /// How many blocks were dirtied in that epoch.
+    /// Blocks dirtied in that epoch.
     pub dirty_blocks: u64,
 }
 
-/// A snapshot of a volume.
+/// Snapshot of a volume.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct SnapshotInfo {
-    /// Its id.
+    /// Id.
     pub id: SnapshotId,
-    /// The last epoch whose writes are in it.
+    /// Last epoch that it contains.
     pub epoch: Epoch,
-    /// When it was made, in milliseconds since 1970.
+    /// Creation time, in milliseconds since 1970.
     pub created_unix_ms: u64,
-    /// The size that the volume had then, in bytes.
+    /// Size of the volume at that time, in bytes.
     pub size_bytes: u64,
-    /// How long its freeze kept writers waiting.
+    /// Stall time of its freeze.
     pub stall: Duration,
-    /// Data that its own layer holds, in bytes: what the snapshot costs as long as nothing is merged into it.
+    /// Data of its own layer, in bytes: the cost of the snapshot until a layer is merged into it.
     pub layer_bytes: u64,
 }
 
 impl Volume {
-    /// Makes a snapshot: a point that never changes, durable when the call returns.
+    /// Takes a snapshot; durable when the call returns.
     ///
     /// # Errors
-    /// If the volume is closed or has failed, the id is taken, or the disk is full or fails. There is no
-    /// snapshot then, and the volume goes on with nothing lost and no dirty block forgotten.
+    /// The volume is closed or has failed, the id exists, or the disk is full or fails. Then there is no
+    /// snapshot, and the volume continues without lost writes or dirty blocks.
     pub fn freeze(&self, snapshot: SnapshotId) -> Result<Frozen, VolumeError> {
-        // A group of one.
+        // A group of one member.
         let frozen = freeze_group(&[(self, snapshot)]).map_err(|error| error.source)?;
         let unheard_of = || VolumeError::Busy(format!("volume {} was not frozen: try again", self.id));
         frozen.members.first().copied().ok_or_else(unheard_of)
     }
 
-    /// Lets writes go to a new head; the old one, and how long writers could not enter. The caller holds
-    /// `admin`.
+    /// Redirects writes to a new head; returns the old one and the stall time. The caller holds `admin`.
     pub(crate) fn begin_epoch(&self, new_head: Arc<Head>) -> (Arc<Head>, Duration) {
         // Only holders of `admin` replace the stack, so it can be built before the barrier.
         let old = self.current();
@@ -74,14 +72,13 @@ impl Volume {
         (head_of(&old).clone(), stall)
     }
 
-    /// Makes the next head, of this size, and commits that it is there. An empty head on top changes nothing
-    /// that anybody reads.
+    /// Creates and commits the next head of this size. An empty head on top changes no read.
     pub(crate) fn prepare_head(&self, admin: &mut Meta, size_bytes: u64) -> Result<Arc<Head>, VolumeError> {
         if self.rolling_back.load(Ordering::Relaxed) {
             let what = format!("volume {} is being rolled back to a snapshot: try again later", self.id);
             return Err(VolumeError::Busy(what));
         }
-        // The commit of an attempt before may stand, and names the files that are made here.
+        // The commit of an earlier attempt may stand and name the files created here.
         self.settle(admin)?;
         let epoch = admin.next_epoch;
         let place = Place { size_bytes, ..self.place() };
@@ -100,15 +97,14 @@ impl Volume {
             }
             Ok(Arc::new(head))
         });
-        // The failed commit may have reached the disk all the same: its files go only once the old one
-        // stands.
+        // The failed commit may be on the disk: its files are removed only once the old one is certain.
         if made.is_err() && self.settle(admin).is_ok() {
             let _ = Head::remove_files(place, epoch);
         }
         made
     }
 
-    /// Freezes those layers that a failed or interrupted freeze left open below the head.
+    /// Freezes layers that a failed or interrupted freeze left open below the head.
     pub(crate) fn finish_open_layers(&self, admin: &mut Meta) -> Result<(), VolumeError> {
         let stack = self.current();
         for layer in stack.layers()[1..].iter().rev() {
@@ -119,8 +115,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Turns an old head into a frozen layer once its last write is done, and commits that, with the snapshot
-    /// that it is made for if any; says how many blocks were dirtied in its epoch.
+    /// Turns an old head into a frozen layer after its last write and commits it, with its snapshot if any;
+    /// returns the number of dirtied blocks.
     pub(crate) fn finish_open_layer(
         &self,
         admin: &mut Meta,
@@ -170,8 +166,7 @@ impl Volume {
         Ok(dirty_blocks)
     }
 
-    /// Puts a stack in place whose layers are what `change` makes of the present ones. The caller holds
-    /// `admin`.
+    /// Replaces the layers of the stack by the result of `change`. The caller holds `admin`.
     pub(crate) fn replace_layers(&self, change: impl FnMut(&Layer) -> Option<Layer>) {
         let old = self.current();
         let layers = old.layers().iter().filter_map(change).collect();
@@ -180,7 +175,7 @@ impl Volume {
         drop(old);
     }
 
-    /// The snapshots, oldest first.
+    /// Returns the snapshots, oldest first.
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
         let admin = self.admin.lock();
         let stack = self.current();
@@ -206,10 +201,10 @@ impl Volume {
         all
     }
 
-    /// Forgets a snapshot, durably. Its layer stays until [`merge_next`](Self::merge_next) has merged it.
+    /// Deletes a snapshot, durably. Its layer stays until [`merge_next`](Self::merge_next) has merged it.
     ///
     /// # Errors
-    /// If there is no such snapshot, somebody reads it, or the disk fails.
+    /// The snapshot does not exist, is being read, or the disk fails.
     pub fn delete_snapshot(&self, snapshot: SnapshotId) -> Result<(), VolumeError> {
         let mut admin = self.admin.lock();
         self.check_usable()?;
@@ -223,7 +218,7 @@ impl Volume {
         self.forget_snapshot(&mut admin, snapshot)
     }
 
-    /// Commits that a snapshot is no more.
+    /// Commits the deletion of a snapshot.
     pub(crate) fn forget_snapshot(&self, admin: &mut Meta, snapshot: SnapshotId) -> Result<(), VolumeError> {
         let mut meta = admin.clone();
         meta.snapshots.retain(|entry| entry.id != snapshot);

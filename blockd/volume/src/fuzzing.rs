@@ -1,7 +1,7 @@
-//! What must hold of a volume's files that hold anything at all; for fuzzing and tests only.
+//! Properties of volume files with arbitrary content; for fuzzing and tests only.
 //!
-//! The first byte of an input says which file it is, and whether its checksums are made right: behind
-//! checksums that do not hold, nothing of a parser would be reached.
+//! The first byte of an input selects the file and whether its checksums are corrected: with wrong checksums
+//! no parser would be reached.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,13 +24,13 @@ use std::{
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Whose log the inputs are.
+/// Identity of the logs in the inputs.
 const HEAD: Identity = Identity { volume: VolumeId::from_u64(9), epoch: Epoch(2), blocks: 1 << 33 };
 
-/// Reads `data` as one of the files that describe a volume.
+/// Parses `data` as one of the files of a volume and checks its properties.
 ///
 /// # Panics
-/// If something does not hold.
+/// If a property is violated.
 pub fn files(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else {
         return;
@@ -63,7 +63,7 @@ fn layer_set(bytes: &[u8]) {
         let raw = bytes.get(at..at + 8).and_then(|raw| raw.try_into().ok());
         u64::from_le_bytes(raw.unwrap_or_default())
     };
-    // Whatever it says that it is of, it is taken for that.
+    // The identity in the input is accepted.
     let id = SetIdentity {
         volume: VolumeId::from_u64(word(16)),
         file: Epoch(word(24)),
@@ -78,7 +78,7 @@ fn layer_set(bytes: &[u8]) {
     assert_eq!(set.data().len_blocks() + set.zero.len_blocks(), set.held.len_blocks());
 }
 
-/// A file in memory, and the path that it can be opened by.
+/// Creates a file in memory and the path to open it.
 fn file_of(bytes: &[u8]) -> (File, PathBuf) {
     let mut file = File::from(memfd_create("fuzz", MemfdFlags::CLOEXEC).expect("a file in memory"));
     file.write_all(bytes).expect("written");
@@ -86,13 +86,13 @@ fn file_of(bytes: &[u8]) -> (File, PathBuf) {
     (file, path)
 }
 
-/// A header as it was written, and behind it what a log may have in it: pieces of a tag byte, a length of two
-/// bytes, and so many bytes, which are a record's payload or are there as they are.
+/// Builds a log: a valid header, then parts of a tag byte, a length of two bytes and that many bytes, as a
+/// record's payload or raw.
 fn head_log(mut pieces: &[u8]) {
     let (_empty, path) = file_of(&[]);
     drop(HeadLog::create(&path, HEAD).expect("an empty log"));
     let mut log = std::fs::read(&path).expect("the empty log");
-    // Not the zeroes that were written ahead: behind them nothing would be read.
+    // Without the preallocated zeroes: nothing behind them would be read.
     log.truncate(HEADER_BYTES);
     let (mut expected, mut number, mut whole, mut certain) = (BlockSet::new(), 0_u64, true, true);
     while let [tag, low, high, rest @ ..] = pieces {
@@ -101,11 +101,11 @@ fn head_log(mut pieces: &[u8]) {
         pieces = after;
         if tag % 4 == 0 {
             log.extend_from_slice(payload);
-            // Nobody can tell without reading it whether this is a record, or begins one.
+            // Only parsing shows whether this is, or starts, a record.
             certain &= payload.is_empty();
             continue;
         }
-        // Some records have a number that is not theirs.
+        // Some records have a wrong number.
         let own = if tag % 4 == 3 { u64::from(*tag) } else { number };
         let mut record = b"BREC".to_vec();
         record.extend_from_slice(&(len as u32).to_le_bytes());

@@ -35,56 +35,55 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// How many volumes of a group have their files made or synced at the same time.
+/// Maximum number of members whose files are created or synced concurrently.
 const MAX_THREADS: usize = 16;
 
-/// How often a barrier tries to find all of its locks free before it queues for them: where writers are so
-/// many that they never are, a freeze comes about all the same.
+/// Number of attempts to take all locks without queueing; afterwards the barrier queues, so that a freeze
+/// succeeds against any number of writers.
 const MAX_TRIES: u32 = 256;
 
-/// What the freeze of a group did.
+/// Result of a group freeze.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GroupFrozen {
-    /// What it did to each volume, in the order in which they were given.
+    /// Result for each member, in the given order.
     pub members: Vec<Frozen>,
-    /// From the moment the first lock was asked for until the last one was released.
+    /// Time from the first lock request to the last release.
     pub stall: Duration,
-    /// When that was, in milliseconds since 1970.
+    /// Time of the freeze, in milliseconds since 1970.
     pub created_unix_ms: u64,
 }
 
-/// Why a group was not frozen: none of its volumes has the snapshot then.
+/// Failure of a group freeze: no member has the snapshot.
 #[derive(Debug, thiserror::Error)]
 #[error("volume {volume}: {source}")]
 pub struct GroupError {
-    /// The volume at which it failed.
+    /// Volume that failed.
     pub volume: VolumeId,
-    /// What failed there.
+    /// Its error.
     pub source: VolumeError,
 }
 
-/// Makes a snapshot of each volume, all of the same instant: for any two writes to any of the volumes, if the
-/// first was answered before the second was issued, and the second is in the snapshots, so is the first. The
+/// Takes a consistent snapshot of several volumes: for any two writes to any of them, if the first was
+/// acknowledged before the second was issued, and the second is in the snapshots, so is the first. The
 /// snapshots are durable when the call returns.
 ///
 /// # Errors
-/// If a volume is given twice, is closed or has failed, has a snapshot of that id, or its disk is full or
-/// fails. None of the volumes has its snapshot then, and all of them go on with nothing lost and no dirty
-/// block forgotten. Should the disk refuse even the removal of a snapshot that was made already, that one
-/// stays listed and can be deleted later.
+/// A volume is given twice, is closed or has failed, has a snapshot of that id, or its disk is full or fails.
+/// Then no member has its snapshot, and all continue without lost writes or dirty blocks. If the disk refuses
+/// even the removal of a committed snapshot, that one stays listed and can be deleted later.
 pub fn freeze_group(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError> {
     freeze_group_around(members, || Ok(()), || ())
 }
 
-/// The same with something to be done right before the barrier, when all that takes time is ready for it, and
-/// right after it: whoever keeps applications or filesystems at rest keeps them so no longer than needed.
+/// Runs [`freeze_group`] with callbacks right before and right after the barrier, when all slow preparation
+/// is done, so that applications and filesystems are quiesced as briefly as possible.
 ///
-/// `after` is called once `before` has succeeded, and before the snapshots are durable.
+/// `after` is called if `before` succeeded, before the snapshots are durable.
 ///
 /// # Errors
-/// As [`freeze_group`]; or `before` fails, and then it is as if nothing had been asked for. A panic of
-/// `before` or `after` goes on to the caller when the group is taken back or finished.
+/// As for [`freeze_group`], or `before` fails; then nothing changes. A panic of `before` or `after` is passed
+/// on after the group was undone or finished.
 pub fn freeze_group_around<E: From<GroupError>>(
     members: &[(&Volume, SnapshotId)],
     before: impl FnOnce() -> Result<(), E>,
@@ -93,40 +92,39 @@ pub fn freeze_group_around<E: From<GroupError>>(
     freeze_with(members, before, barrier, after)
 }
 
-/// The same with a barrier for each volume by itself: what a group's freeze must not be. Tests that look for
-/// effects without their causes have to find it.
+/// Freezes each volume behind its own barrier: a planted bug that consistency tests must find.
 ///
 /// # Errors
-/// As [`freeze_group`].
+/// As for [`freeze_group`].
 #[cfg(feature = "testing")]
 pub fn freeze_one_by_one(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError> {
     freeze_with(members, || Ok(()), |exchanges| exchanges.chunks_mut(1).map(barrier).sum(), || ())
 }
 
-/// A volume between the making of its new head and the end of the freeze.
+/// Member between the creation of its new head and the end of the freeze.
 struct Member<'a> {
     volume: &'a Volume,
     snapshot: SnapshotId,
     admin: &'a mut Meta,
 }
 
-/// What the barrier does to one volume.
+/// Exchange of one member's stack.
 struct Exchange<'a> {
     volume: &'a Volume,
-    /// Before the barrier the new stack, after it the old one.
+    /// The new stack before the barrier, the old one after it.
     stack: Arc<Stack>,
     asked: Instant,
     stall: Duration,
 }
 
-/// Exchanges all stacks at one instant; says how long it was from the first lock that was asked for to the
-/// last release, or how long locks were held in vain before, if that was longer.
+/// Exchanges all stacks together; returns the time from the first lock request to the last release, or the
+/// longest failed attempt, if that is longer.
 ///
-/// Writers wait meanwhile: nothing is allocated, freed or read in here.
+/// Writers wait meanwhile: nothing is allocated, freed or read here.
 ///
-/// A writer may have lost its CPU with a lock in its hands, and asking for that lock would hold back all
-/// other writers until it runs again: 3.8 ms were seen with as many busy writers as CPUs. So the locks are
-/// first tried without queueing for them, all again from the first one on.
+/// A writer may be preempted while it holds a lock, and queueing for that lock would stall all other writers:
+/// 3.8 ms were measured with as many busy writers as CPUs. So the locks are first tried without queueing,
+/// starting over after each failure.
 fn barrier(exchanges: &mut [Exchange<'_>]) -> Duration {
     let mut held = Vec::with_capacity(exchanges.len());
     let mut longest_try = Duration::ZERO;
@@ -139,7 +137,7 @@ fn barrier(exchanges: &mut [Exchange<'_>]) -> Duration {
         if free {
             return exchange_held(held, exchanges, began).max(longest_try);
         }
-        // Writers waited for these, too.
+        // Writers also waited during failed attempts.
         held.clear();
         longest_try = longest_try.max(began.elapsed());
         thread::yield_now();
@@ -152,13 +150,13 @@ fn barrier(exchanges: &mut [Exchange<'_>]) -> Duration {
     exchange_held(held, exchanges, began).max(longest_try)
 }
 
-/// Exchanges stacks whose locks are held, since a moment that is given.
+/// Exchanges stacks whose locks are held since the given time.
 fn exchange_held(
     mut held: Vec<RwLockWriteGuard<'_, Arc<Stack>>>,
     exchanges: &mut [Exchange<'_>],
     began: Instant,
 ) -> Duration {
-    // This is the instant.
+    // This is the barrier.
     for (current, exchange) in held.iter_mut().zip(exchanges.iter_mut()) {
         std::mem::swap(&mut **current, &mut exchange.stack);
     }
@@ -198,7 +196,7 @@ fn freeze_with<E: From<GroupError>>(
             stall: Duration::ZERO,
         })
         .collect();
-    // A panic must not leave `admin` with a head that the stack does not have.
+    // A panic must not leave a head in `admin` that the stack does not have.
     let failure = match catch_unwind(AssertUnwindSafe(before)) {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(Ok(error)),
@@ -228,7 +226,7 @@ fn freeze_with<E: From<GroupError>>(
     })
 }
 
-/// The positions of the members in the order in which they are locked.
+/// Returns the positions of the members in lock order.
 fn lock_order(members: &[(&Volume, SnapshotId)]) -> Result<Vec<usize>, GroupError> {
     let mut order: Vec<usize> = (0..members.len()).collect();
     order.sort_unstable_by_key(|&at| members[at].0.id);
@@ -252,10 +250,10 @@ fn check(member: &Member<'_>) -> Result<(), VolumeError> {
     }
 }
 
-/// What a volume was before its new head was committed, and that head.
+/// Metadata before the commit of the new head, and that head.
 type Prepared = (Meta, Arc<Head>);
 
-/// Makes the new heads of all members, or of none.
+/// Creates the new heads of all members, or of none.
 fn prepare(group: &mut [Member<'_>]) -> Result<Vec<Prepared>, GroupError> {
     let prepared = in_parallel(group, |member| {
         member.volume.finish_open_layers(member.admin)?;
@@ -266,13 +264,11 @@ fn prepare(group: &mut [Member<'_>]) -> Result<Vec<Prepared>, GroupError> {
     all_or_undo(group, prepared, |member, (before, head)| take_back_head(member, before, &head))
 }
 
-/// Removes a head that nobody has entered. The epoch's number is free again: every number that is used up has
-/// a set.
+/// Removes a head without writes. Its epoch number is reused: each used number has a block set.
 fn take_back_head(member: &mut Member<'_>, before: Meta, head: &Head) {
     let volume = member.volume;
-    // If the disk refuses, it may still name the head, and then its files must stay. It is empty, so a start
-    // that finds it reads the same; and whatever is committed next, before the number is used again, does not
-    // name it any more.
+    // If the disk refuses, the commit may still name the head, so its files stay. It is empty, so a start
+    // that finds it reads the same content; the next commit, before the number is reused, no longer names it.
     let restored = volume.commit(member.admin, before.clone());
     *member.admin = before;
     match restored {
@@ -288,12 +284,12 @@ fn take_back_head(member: &mut Member<'_>, before: Meta, head: &Head) {
     }
 }
 
-/// The volume's stack with a new head on top. Only holders of `admin` replace the stack, so this stays right.
+/// Returns the stack with a new head on top. It stays valid: only holders of `admin` replace the stack.
 fn stack_under(volume: &Volume, head: &Arc<Head>) -> Arc<Stack> {
     Arc::new(volume.current().below(Arc::clone(head)))
 }
 
-/// Finishes the old heads and commits the snapshots: all of them, or none.
+/// Finishes the old heads and commits the snapshots: all or none.
 fn finish(
     group: &mut [Member<'_>],
     exchanges: &[Exchange<'_>],
@@ -314,7 +310,7 @@ fn finish(
     all_or_undo(group, finished, |member, _| take_back_snapshot(member))
 }
 
-/// Forgets a snapshot that was committed for a group that did not come about. Its epoch and interval stay.
+/// Deletes a committed snapshot of a failed group. Its epoch and interval stay.
 fn take_back_snapshot(member: &mut Member<'_>) {
     let (volume, snapshot) = (member.volume, member.snapshot);
     if let Err(error) = volume.forget_snapshot(member.admin, snapshot) {
@@ -322,7 +318,7 @@ fn take_back_snapshot(member: &mut Member<'_>) {
     }
 }
 
-/// What all members have, if none of them failed; otherwise takes it back from those that have it.
+/// Returns the results of all members, or undoes the successful ones if any failed.
 fn all_or_undo<R>(
     group: &mut [Member<'_>],
     results: Vec<Result<R, VolumeError>>,
@@ -347,8 +343,7 @@ fn all_or_undo<R>(
     }
 }
 
-/// Does the work for every item on several threads, this one among them; the results are in the order of the
-/// items.
+/// Runs the work for all items on several threads, including this one; results are in the order of the items.
 fn in_parallel<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + Sync) -> Vec<R> {
     let threads = items.len().min(MAX_THREADS);
     let slots: Vec<_> = items.iter_mut().map(|item| Mutex::new((item, None))).collect();
@@ -362,7 +357,7 @@ fn in_parallel<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + S
     };
     thread::scope(|scope| {
         for _ in 1..threads {
-            // Where there are no more threads to be had, the others do more.
+            // Without further threads, the others do more.
             if thread::Builder::new().name("freeze".into()).spawn_scoped(scope, do_some).is_err() {
                 break;
             }

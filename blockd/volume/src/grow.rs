@@ -1,8 +1,8 @@
-//! Growing a volume while it is in use.
+//! Growth of a volume in use.
 //!
-//! Everything about a head has its size: data files, map, log. So a growth is a freeze without a snapshot,
-//! whose new head is longer: the commit of that head is the commit of the new size, writers pass the same
-//! barrier, and the layers below stay as long as they are, because none of them holds a block beyond its end.
+//! Data files, map and log of a head have its size. So a growth is a freeze without a snapshot and with a
+//! longer head: the commit of that head commits the new size, writers pass the same barrier, and the layers
+//! below keep their lengths, because none holds a block beyond its end.
 
 use crate::{
     error::{VolumeError, VolumeErrorKind},
@@ -11,15 +11,13 @@ use crate::{
 };
 
 impl Volume {
-    /// Makes the volume longer; what is new reads as zeroes. When the call returns, the new size survives a
-    /// power cut. Reads and writes go on meanwhile. Snapshots keep the size that the volume had when they
-    /// were made.
+    /// Grows the volume; the new part reads as zeroes. The new size is durable when the call returns. Reads
+    /// and writes continue. Snapshots keep their sizes.
     ///
-    /// A call that fails may have made the volume longer all the same, if the disk failed: ask
-    /// [`size_bytes`](Self::size_bytes).
+    /// A failed call may have grown the volume if the disk failed: check [`size_bytes`](Self::size_bytes).
     ///
     /// # Errors
-    /// If the size is smaller than the present one, or no multiple of 4096 up to 64 TiB; the volume is closed
+    /// The size is smaller than the current one, or not a multiple of 4096 up to 64 TiB; the volume is closed
     /// or has failed; or the disk is full or fails.
     pub fn grow(&self, new_size_bytes: u64) -> Result<(), VolumeError> {
         check_size(new_size_bytes).map_err(VolumeError::InvalidInput)?;
@@ -33,8 +31,8 @@ impl Volume {
             )));
         }
         if new_size_bytes == old_size_bytes {
-            // The commit of a growth that failed may stand: it must not make the volume longer after this
-            // answer.
+            // The commit of an earlier, failed growth may stand: it must not grow the volume after this
+            // reply.
             return self.settle(&admin);
         }
         self.finish_open_layers(&mut admin)?;

@@ -1,9 +1,8 @@
-//! The head: the layer that takes the writes.
+//! Head: the layer that takes writes.
 //!
-//! A write puts its data into the page cache, sets its blocks' bits in the [live map](crate::live_map), notes
-//! those that are new in a roaring set, and is acknowledged. A sync makes the data durable first and then the
-//! new blocks, in the [log](crate::head_log). At a freeze the head is simply replaced; what was noted *is*
-//! the dirty set.
+//! A write stores its data in the page cache, sets the bits of its blocks in the [live map](crate::live_map),
+//! adds new blocks to a roaring set, and is acknowledged. A sync makes first the data durable, then the new
+//! blocks in the [log](crate::head_log). A freeze replaces the head; the tracked blocks *are* the dirty set.
 
 use crate::{
     data_files::DataFiles,
@@ -27,11 +26,11 @@ use std::{
     },
 };
 
-/// How many ranges of data a start looks at to find what was zeroed: a head that is in more pieces reports
-/// the rest of its zeroes as data, and does not hold the start up.
+/// Maximum number of data ranges that a start examines to find zeroes: a more fragmented head reports its
+/// other zeroes as data instead of delaying the start.
 const MAX_RANGES: usize = 4096;
 
-/// Where a volume's files are and what they belong to.
+/// Directory and identity of a volume's files.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
     pub(crate) dir: &'a Path,
@@ -49,10 +48,10 @@ impl Place<'_> {
     }
 }
 
-/// A layer that writes go to, or went to until a freeze that is not finished.
+/// Layer that takes writes, or took them until an unfinished freeze.
 pub(crate) struct Head {
     pub(crate) epoch: Epoch,
-    /// How long the volume is while it is the head.
+    /// Size of the volume while this is the head.
     pub(crate) size_bytes: u64,
     pub(crate) data: Arc<DataFiles>,
     pub(crate) map: Arc<LiveMap>,
@@ -60,44 +59,44 @@ pub(crate) struct Head {
     pub(crate) writers: Writers,
     tracked: Mutex<Tracked>,
     log: Mutex<HeadLog>,
-    /// Blocks that were zeroed with their space kept. Not stored: after a restart nobody knows.
+    /// Blocks zeroed with their space kept. Not stored across restarts.
     kept: Mutex<BlockSet>,
-    /// Whether anything was written since the data was last synced.
+    /// True after writes since the last sync of the data.
     unsynced: AtomicBool,
-    /// Whether a sync failed; set and asked under the lock of the log.
+    /// True after a failed sync; accessed under the lock of the log.
     lost: AtomicBool,
     #[cfg(feature = "untracked")]
     pub(crate) untracked: AtomicBool,
 }
 
-/// The blocks that the head holds.
+/// Blocks that the head holds.
 #[derive(Default)]
 struct Tracked {
-    /// Those that the log names, or is about to name.
+    /// Blocks that the log names, or is about to name.
     logged: BlockSet,
-    /// Those that came since; disjoint from `logged`.
+    /// Blocks added since; disjoint from `logged`.
     unlogged: BlockSet,
 }
 
-/// How blocks are made to read as zeroes.
+/// Options of zeroing.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct ZeroHow {
-    /// Their space stays allocated.
+    /// Keep the space allocated.
     pub(crate) keep_space: bool,
-    /// Fail rather than write zeroes where the filesystem can neither punch nor zero a range.
+    /// Fail instead of writing zeroes on filesystems that can neither punch nor zero a range.
     pub(crate) fast: bool,
 }
 
-/// Why a sync did not succeed.
+/// Failure of a sync.
 pub(crate) enum SyncFailure {
-    /// The system could not make written data durable: what is on disk now is unknown.
+    /// Written data could not be made durable: the state on disk is unknown.
     Lost(VolumeError),
-    /// Nothing was lost; it may be tried again.
+    /// Nothing was lost; a retry can succeed.
     Refused(VolumeError),
 }
 
 impl Head {
-    /// Makes an empty head; durable once the directory is synced.
+    /// Creates an empty head; durable once the directory is synced.
     pub(crate) fn create(place: Place<'_>, epoch: Epoch) -> Result<Self, VolumeError> {
         let data = DataFiles::create(&files::data_path(place.dir, epoch), place.size_bytes)?;
         let map = LiveMap::create(&files::map_path(place.dir, epoch), place.volume, epoch, place.blocks())?;
@@ -105,15 +104,15 @@ impl Head {
         Ok(Self::with(place, epoch, data, map, log, Tracked::default()))
     }
 
-    /// Whether [`recover`](Self::recover) finds its files, without changing what tells damage from a power
-    /// cut.
+    /// Checks that [`recover`](Self::recover) would find its files, without changing evidence that
+    /// distinguishes damage from a power cut.
     pub(crate) fn check_recoverable(place: Place<'_>, epoch: Epoch) -> Result<(), VolumeError> {
         DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
         HeadLog::look(&files::log_path(place.dir, epoch), place.log_identity(epoch)).map(drop)
     }
 
-    /// Finds a head again, after a clean stop, the death of the process, or a power cut. A loss of
-    /// acknowledged writes is recorded before the map that shows it is replaced.
+    /// Recovers a head after a clean stop, the death of the process, or a power cut. A loss of acknowledged
+    /// writes is recorded before the map that proves it is replaced.
     pub(crate) fn recover(
         place: Place<'_>,
         epoch: Epoch,
@@ -129,16 +128,16 @@ impl Head {
             Err(rejected) => {
                 rejected.report(place, options.serves_remote)?;
                 // Before the sync, which may be the only one to report a failed writeback: the next start
-                // must not believe it.
+                // must not believe the map.
                 if !rejected.why.is_final() {
                     crate::data_files::remove_if_there(&map_path)?;
                 }
                 None
             }
         };
-        // What the process before could not write back, the kernel has dropped, and it tells the first sync
-        // after the next open, and only that one: the bits then speak of data that is gone, just as after a
-        // power cut.
+        // The kernel has dropped data of the previous process that it could not write back, and reports that
+        // only to the first sync after the next open: the bits then stand for lost data, as after a power
+        // cut.
         if let Err(error) = data.sync() {
             tracing::error!(volume = %place.volume, %error, "data was lost: going back to what was flushed");
             if let Some(lost) = found.take() {
@@ -163,8 +162,8 @@ impl Head {
                 found.map
             }
             None => {
-                // Pages that could not be written back are in memory all the same and count as clean: they
-                // would read as what was written until they are evicted, and as something older from then on.
+                // Pages that could not be written back are still in memory as clean pages: they would read as
+                // written until they are evicted, and as older data afterwards.
                 data.drop_cache()?;
                 let map = LiveMap::replace(&map_path, place.volume, epoch, place.blocks(), &logged)?;
                 files::sync_dir(place.dir)?;
@@ -204,7 +203,7 @@ impl Head {
         }
     }
 
-    /// Removes the files of a head, those that are there.
+    /// Removes the existing files of a head.
     pub(crate) fn remove_files(place: Place<'_>, epoch: Epoch) -> Result<(), VolumeError> {
         DataFiles::remove(&files::data_path(place.dir, epoch), place.size_bytes)?;
         Self::remove_tracking_files(place.dir, epoch)
@@ -216,7 +215,8 @@ impl Head {
         crate::data_files::remove_if_there(&files::log_path(dir, epoch))
     }
 
-    /// Writes bytes of blocks that are wholly written or held already. The caller has locked their regions.
+    /// Writes bytes of blocks that are completely written or already held. The caller has locked their
+    /// regions.
     pub(crate) fn write(&self, offset_bytes: u64, data: &[u8]) -> Result<(), VolumeError> {
         #[cfg(feature = "untracked")]
         if self.untracked.load(Ordering::Relaxed) {
@@ -224,25 +224,25 @@ impl Head {
             return self.data.write(offset_bytes, data);
         }
         let touched = Extent::touching(offset_bytes, data.len() as u64);
-        // Before the data: a reader then finds either the zeroes or the new data in the file.
+        // Before the data: a reader then finds either zeroes or the new data in the file.
         self.map.clear_zero(touched);
         let written = self.data.write(offset_bytes, data);
-        // Also if it failed: a part may have got into blocks that are held, which a freeze would call durable
-        // otherwise.
+        // Also after a failure: part of the data may be in held blocks, which a freeze would otherwise treat
+        // as durable.
         self.unsynced.store(true, Ordering::Release);
         written?;
         self.note_held(touched)
     }
 
-    /// Makes blocks read as zeroes. The caller has locked their regions exclusively; `marked` are the runs of
-    /// `extent` that would otherwise read as something else.
+    /// Zeroes blocks. The caller has locked their regions exclusively; `marked` are the extents that would
+    /// otherwise read as something else.
     pub(crate) fn zero(&self, extent: Extent, marked: &[Extent], how: ZeroHow) -> Result<(), VolumeError> {
         let (offset_bytes, len_bytes) = (extent.offset_bytes(), extent.len_bytes());
         let zeroed = match how.keep_space {
             true => self.data.zero_range(offset_bytes, len_bytes, how.fast),
             false => self.data.punch(offset_bytes, len_bytes, how.fast),
         };
-        // Also if it failed, as for a write.
+        // Also after a failure, as for a write.
         self.unsynced.store(true, Ordering::Release);
         zeroed?;
         match how.keep_space {
@@ -256,22 +256,21 @@ impl Head {
         Ok(())
     }
 
-    /// Sets the bits of blocks whose data is in the page cache: from here on they are found by readers, by
-    /// the next process, and by the next sync.
+    /// Sets the bits of blocks whose data is in the page cache: readers, the next process and the next sync
+    /// find them from here on.
     fn note_held(&self, extent: Extent) -> Result<(), VolumeError> {
         if self.map.holds_all(extent) {
             return Ok(());
         }
-        // The lock before the bit: a thread that finds a bit set relies on the next sync to know of its
-        // block.
+        // The lock before the bit: a thread that finds a bit set relies on the next sync to cover its block.
         self.map.set_held(extent, || self.tracked.lock(), |tracked, new| tracked.unlogged.insert_extent(new))
     }
 
-    /// Makes the disk take the map, or writes it again from memory if the disk lost a part.
+    /// Syncs the map, or writes it again from memory if writeback failed.
     ///
     /// # Errors
-    /// If that fails: acknowledged blocks would not survive the death of the process, and the next start
-    /// would record a loss. The head is lost unless the disk is full.
+    /// The map cannot be written: acknowledged blocks would not survive the death of the process, and the
+    /// next start would record a loss. The head is lost unless the disk is full.
     pub(crate) fn sync_map(&self) -> Result<(), SyncFailure> {
         match self.map.sync() {
             Ok(()) => Ok(()),
@@ -283,20 +282,19 @@ impl Head {
         }
     }
 
-    /// How many blocks were dirtied since the last freeze.
+    /// Returns the number of blocks dirtied since the last freeze.
     pub(crate) fn dirty_blocks(&self) -> u64 {
         let tracked = self.tracked.lock();
         tracked.logged.len_blocks() + tracked.unlogged.len_blocks()
     }
 
-    /// About how much memory the tracking takes.
+    /// Returns the approximate memory of the tracking.
     pub(crate) fn tracking_bytes(&self) -> u64 {
         let tracked = self.tracked.lock();
         tracked.logged.heap_bytes_estimate() + tracked.unlogged.heap_bytes_estimate()
     }
 
-    /// Makes everything acknowledged so far survive a power cut: first the data, then the blocks that have
-    /// it.
+    /// Makes all acknowledged writes durable: first the data, then the log of its blocks.
     pub(crate) fn sync(&self) -> Result<(), SyncFailure> {
         let mut log = self.log.lock();
         if self.lost.load(Ordering::Acquire) {
@@ -306,7 +304,7 @@ impl Head {
                 source: rustix::io::Errno::IO.into(),
             }));
         }
-        // Every block in here has its data in the page cache already, so the sync below covers it.
+        // The data of each block in here is in the page cache, so the sync below covers it.
         let new = {
             let mut tracked = self.tracked.lock();
             let new = std::mem::take(&mut tracked.unlogged);
@@ -344,7 +342,7 @@ impl Head {
         Ok(())
     }
 
-    /// Data may be lost: whoever waits for this sync or comes later must hear of it, in this process and in
+    /// Records that data may be lost: callers of this and later syncs get an error, in this process and in
     /// the next.
     fn lose(&self, error: VolumeError) -> SyncFailure {
         if self.data.has(Bug::FailedSyncForgotten) {
@@ -355,7 +353,7 @@ impl Head {
         SyncFailure::Lost(error)
     }
 
-    /// The sets as they are now; while writes are under way, of some moment for each block.
+    /// Returns the current block sets; during writes, each block is of some recent moment.
     pub(crate) fn present_set(&self) -> LayerSet {
         let held = {
             let tracked = self.tracked.lock();
@@ -371,9 +369,9 @@ impl Head {
         LayerSet { held, zero }
     }
 
-    /// How many blocks the map and what is noted for the log disagree about. Writes may be under way.
+    /// Returns the number of blocks that differ between the map and the tracking. Writes may be in progress.
     pub(crate) fn disagreements(&self) -> u64 {
-        // Bits are set under this lock, so nothing moves in between.
+        // Bits are set under this lock, so both are consistent.
         let tracked = self.tracked.lock();
         let mut noted = tracked.logged.clone();
         noted.union_with(&tracked.unlogged);
@@ -384,7 +382,7 @@ impl Head {
         only_noted.len_blocks() + only_map.len_blocks()
     }
 
-    /// The sets of a head that takes no more writes and was synced.
+    /// Returns the block sets of a synced head without further writes.
     pub(crate) fn final_set(&self) -> LayerSet {
         let LayerSet { mut held, mut zero } = self.present_set();
         held.optimize();
@@ -392,12 +390,12 @@ impl Head {
         LayerSet { held, zero }
     }
 
-    /// Marks the map, durably, as naming no more than the log, for the next start. All writes were flushed.
+    /// Marks the map durably as equal to the log, for the next start. All writes were flushed.
     pub(crate) fn mark_clean(&self) -> Result<(), VolumeError> {
         if !self.tracked.lock().unlogged.is_empty() {
             return Ok(());
         }
-        // A failed sync may cost the map bits, and no later one reports it; the log names all of them.
+        // A failed sync may drop bits of the map, and no later sync reports it; the log names all of them.
         self.map.set_clean(true).inspect_err(|_| self.map.disown())
     }
 
@@ -405,24 +403,24 @@ impl Head {
         self.map.is_held(block)
     }
 
-    /// Those blocks of a range that were zeroed with their space kept, as far as is known, whatever became of
-    /// them since.
+    /// Returns the blocks of a range that were zeroed with their space kept, as far as known, even if written
+    /// since.
     pub(crate) fn kept_space(&self, range: Extent) -> BlockSet {
         self.kept.lock().slice(range)
     }
 
-    /// The state of one block; a block beyond the end of a head that is shorter than the volume is absent.
+    /// Returns the state of a block; blocks beyond the end of a shorter head are absent.
     pub(crate) fn state(&self, block: BlockIndex) -> BlockState {
         self.map.state_of(block)
     }
 
-    /// The runs of a range by state.
+    /// Returns the extents of a range by state.
     pub(crate) fn states(&self, range: Extent) -> impl Iterator<Item = (Extent, BlockState)> + '_ {
         self.map.states(range)
     }
 }
 
-/// Marks those held blocks as zeroes that the data file has no data for. Nobody may write yet.
+/// Marks held blocks as zeroes where the data file has holes. There are no writers yet.
 fn find_zeroes(
     data: &DataFiles,
     map: &LiveMap,
@@ -441,7 +439,7 @@ fn find_zeroes(
     Ok(())
 }
 
-/// Counts the writes that are under way in a head.
+/// Counter of writes in progress in a head.
 #[derive(Default)]
 pub(crate) struct Writers {
     count: AtomicU64,
@@ -456,7 +454,7 @@ impl Writers {
 
     pub(crate) fn leave(&self) {
         if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // The lock makes sure that a waiter is either before its check or asleep.
+            // The lock ensures that a waiter is either before its check or asleep.
             drop(self.idle.lock());
             self.changed.notify_all();
         }
@@ -466,7 +464,7 @@ impl Writers {
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// Waits until no write is under way; of use when no new one can begin.
+    /// Waits until no write is in progress; useful once no new one can start.
     pub(crate) fn wait_until_done(&self) {
         let mut idle = self.idle.lock();
         while !self.are_done() {
@@ -480,7 +478,7 @@ mod tests {
     use super::*;
 
     const PARTS_OF_TERABYTE: u64 = 64;
-    /// What `kernel-notes/live-map.md` says of a terabyte.
+    /// Memory of a terabyte according to `kernel-notes/live-map.md`.
     const TERABYTE_MAX_BYTES: u64 = 33 << 20;
 
     #[test]
@@ -496,7 +494,7 @@ mod tests {
             }
         };
         let most = TERABYTE_MAX_BYTES / PARTS_OF_TERABYTE;
-        // Of every other block, half of them are logged and the others came since.
+        // Every other block; half of them are logged.
         hold(0, 4);
         assert!(head.sync().is_ok());
         hold(2, 4);

@@ -40,41 +40,40 @@ const RECORD_MAGIC: &[u8; 4] = b"BREC";
 const VERSION: u32 = 1;
 pub(crate) const HEADER_BYTES: usize = 64;
 const RECORD_HEADER_BYTES: usize = 24;
-/// A log below this size is never worth rewriting.
+/// Minimum size of a log for compaction.
 const COMPACT_ABOVE_BYTES: u64 = 1 << 20;
-/// How much space is taken beyond the end of the log.
+/// Space preallocated beyond the end of the log.
 const ROOM_BYTES: u64 = 256 << 10;
-/// How many zeroes are written ahead of the records: some hundred flushes of scattered writes.
+/// Zeroes written ahead of the records: enough for some hundred flushes of scattered writes.
 const ZEROES_BYTES: usize = 64 << 10;
 
-/// After how many things that look like records and are none the rest of a damaged log is given up.
+/// Maximum number of false records examined in a damaged log.
 const RESCUE_TRIES: u32 = 1024;
 
-/// The open log of a head.
+/// Open log of a head.
 pub(crate) struct HeadLog {
     file: File,
     path: PathBuf,
     identity: Identity,
     end_bytes: u64,
-    /// Up to where zeroes are written ahead.
+    /// End of the zeroes written ahead.
     zeroed_to_bytes: u64,
     next_record: u64,
-    /// The file was renamed into place, and that is not known to be durable.
+    /// The rename of the file is not known to be durable.
     dir_unsynced: bool,
 }
 
-/// What a log says that was only looked at.
+/// Content of a log that was only inspected.
 pub(crate) struct LookedLog {
-    /// The blocks that it names.
+    /// Blocks named by the log.
     pub(crate) named: BlockSet,
-    /// How long its torn end is.
+    /// Length of its torn end.
     pub(crate) torn_bytes: u64,
-    /// Nothing but zeroes follows the last record, and there are some. Otherwise it may have named more than
-    /// it does now.
+    /// True if zeroes follow the last record. Otherwise the log may have named more blocks.
     pub(crate) ends_as_written: bool,
 }
 
-/// What a log belongs to.
+/// Identity of a log.
 #[derive(Clone, Copy)]
 pub(crate) struct Identity {
     pub(crate) volume: VolumeId,
@@ -114,7 +113,8 @@ impl Identity {
         record
     }
 
-    /// The record at the start of `bytes`: its blocks and its length; `None` if there is no whole, valid one.
+    /// Parses the record at the start of `bytes`: its blocks and length; `None` without a complete, valid
+    /// one.
     fn parse(self, bytes: &[u8], number: u64) -> Option<(BlockSet, usize)> {
         let head = bytes.get(..RECORD_HEADER_BYTES)?;
         if &head[..4] != RECORD_MAGIC || head[8..16] != number.to_le_bytes() {
@@ -131,10 +131,10 @@ impl Identity {
     }
 }
 
-/// What a log says.
+/// Parsed log.
 struct Parsed {
     held: BlockSet,
-    /// Where the last valid record begins and ends; both are the end of the header if there is none.
+    /// Start and end of the last valid record; both are the end of the header if there is none.
     last_start_bytes: usize,
     end_bytes: usize,
     next_record: u64,
@@ -168,7 +168,7 @@ impl Parsed {
         Ok(parsed)
     }
 
-    /// Looks behind a damaged record for one that was written later: then this is damage, not a torn end.
+    /// Searches for later records behind a damaged one: these prove damage instead of a torn end.
     fn refuse_hidden_records(&self, rest: &[u8], identity: Identity) -> Result<(), String> {
         let candidates = (1..rest.len().saturating_sub(RECORD_HEADER_BYTES))
             .filter(|&at| &rest[at..at + 4] == RECORD_MAGIC);
@@ -187,7 +187,7 @@ impl Parsed {
 }
 
 impl HeadLog {
-    /// Makes an empty log, synced; the caller syncs the directory.
+    /// Creates an empty, synced log; the caller syncs the directory.
     pub(crate) fn create(path: &Path, identity: Identity) -> Result<Self, VolumeError> {
         let file = File::create(path).during("create", path)?;
         let mut log = Self {
@@ -206,8 +206,7 @@ impl HeadLog {
         Ok(log)
     }
 
-    /// Takes space for the next records while there is some, so that a full disk refuses writes rather than
-    /// flushes.
+    /// Preallocates space for the next records, so that a full disk refuses writes instead of flushes.
     fn keep_room(&self) {
         if let Err(error) = self.file.reserve(self.end_bytes, ROOM_BYTES) {
             tracing::debug!(%error, "no room could be kept for the log of the head");
@@ -229,9 +228,9 @@ impl HeadLog {
             dir_unsynced: false,
         };
         log.file.set_len(found.end_bytes as u64).during("cut the torn end off", path)?;
-        // The last record may have been read from the page cache alone: its process died before its sync, or
-        // the sync failed and the kernel calls the page clean, so that only what is written once more is sure
-        // to be covered by this one.
+        // The last record may exist in the page cache only: its process died before the sync, or the sync
+        // failed and the kernel treats the page as clean. Only rewritten data is certainly covered by this
+        // sync.
         let last_record = &bytes[found.last_start_bytes..found.end_bytes];
         log.write_behind(last_record)?;
         log.end_bytes = found.end_bytes as u64;
@@ -240,7 +239,7 @@ impl HeadLog {
         Ok((log, found.held))
     }
 
-    /// Reads a log and changes nothing.
+    /// Reads a log without changes.
     pub(crate) fn look(path: &Path, identity: Identity) -> Result<LookedLog, VolumeError> {
         let bytes = storage::read(path).during("read", path)?;
         let found = Parsed::from(path, &bytes, identity)?;
@@ -251,8 +250,8 @@ impl HeadLog {
         Ok(LookedLog { named: found.held, torn_bytes: torn as u64, ends_as_written })
     }
 
-    /// All blocks that a damaged log still names. A record whose checksum holds was written as it stands,
-    /// whatever lies around it; what the others named is not known. Changes nothing.
+    /// Returns all blocks that a damaged log still names, without changes. A record with a valid checksum is
+    /// trusted, independent of its neighbours; the content of the others is unknown.
     pub(crate) fn rescue(path: &Path, identity: Identity) -> BlockSet {
         let bytes = storage::read(path).unwrap_or_default();
         let mut named = BlockSet::new();
@@ -276,8 +275,7 @@ impl HeadLog {
         named
     }
 
-    /// Writes behind what is there, with zeroes after it if none are left; `end_bytes` moves when that is
-    /// durable.
+    /// Appends to the log, with new zeroes if none are left; `end_bytes` advances when that is durable.
     fn write_behind(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
         let end_bytes = self.end_bytes + bytes.len() as u64;
         if end_bytes >= self.zeroed_to_bytes {
@@ -287,12 +285,12 @@ impl HeadLog {
                 self.zeroed_to_bytes = self.end_bytes + with_zeroes.len() as u64;
                 return Ok(());
             }
-            // There may still be space for what matters.
+            // There may still be space for the record itself.
         }
         self.file.write_all_at(bytes, self.end_bytes).during("append to", &self.path)
     }
 
-    /// Adds blocks whose data is synced, and syncs the log.
+    /// Appends blocks whose data is synced, and syncs the log.
     pub(crate) fn append(&mut self, blocks: &BlockSet) -> Result<(), VolumeError> {
         let record = self.identity.record(self.next_record, blocks);
         self.write_behind(&record)?;
@@ -308,26 +306,25 @@ impl HeadLog {
         Ok(())
     }
 
-    /// Whether the log has grown so far beyond `all` that it should be rewritten.
+    /// Returns true if the log is much larger than `all` and should be compacted.
     pub(crate) fn wants_compaction(&self, all: &BlockSet) -> bool {
         self.end_bytes > COMPACT_ABOVE_BYTES && self.end_bytes / 4 > all.serialized_len() as u64
     }
 
-    /// Writes the log anew with one record that names all blocks, and puts it in the place of the old one.
+    /// Replaces the log by one with a single record that names all blocks.
     pub(crate) fn compact(&mut self, all: &BlockSet) -> Result<(), VolumeError> {
         let new_path = self.path.with_extension("log.new");
         let mut new = Self::create(&new_path, self.identity)?;
         new.append(all)?;
         storage::rename(&new_path, &self.path).during("rename", &new_path)?;
-        // From here on the new file is the log, whatever happens: nobody would find what is appended to the
-        // old one.
+        // From here on the new file is the log: records appended to the old one would not be found.
         new.path.clone_from(&self.path);
         new.dir_unsynced = true;
         *self = new;
         self.sync_name()
     }
 
-    /// Makes the file's name durable, if it is not known to be: nothing appended is found otherwise.
+    /// Makes the file's name durable if needed: appended records would not be found otherwise.
     fn sync_name(&mut self) -> Result<(), VolumeError> {
         if let Some(dir) = self.path.parent().filter(|_| self.dir_unsynced) {
             crate::files::sync_dir(dir)?;
@@ -386,7 +383,7 @@ mod tests {
             std::fs::write(&path, &bytes).unwrap();
             assert!(!HeadLog::look(&path, IDENTITY).unwrap().ends_as_written, "byte {at}");
         }
-        // A flipped bit before the last record is damage; in the last one it cannot be told from a torn end.
+        // A flipped bit before the last record is damage; in the last one it looks like a torn end.
         for at in 0..first_end {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x10;

@@ -1,9 +1,8 @@
-//! Lazy volumes: usable at once, filled from their source as they are read and in the background.
+//! Lazy volumes: usable at once, hydrated from their source on read and in the background.
 //!
-//! Such a volume begins with two layers: a head, and below it a [base](crate::lazy_base) that holds every
-//! block as far as the layers above it are concerned, and fetches those that it does not have yet. Everything
-//! else is as in any volume: what guests write is in the head and in no other place, so it is exactly what is
-//! dirty. When all is there, one commit turns the base into a frozen layer like any other.
+//! A lazy volume starts with a head above a [base](crate::lazy_base), which holds every block for the layers
+//! above and fetches missing ones. Everything else is as in any volume: writes go to the head only, so the
+//! dirty set is exact. When all blocks are present, one commit turns the base into a frozen layer.
 
 use crate::{
     data_files::DataFiles,
@@ -29,21 +28,21 @@ use std::{path::Path, sync::Arc};
 const BASE: Epoch = Epoch(1);
 const HEAD: Epoch = Epoch(2);
 
-/// What somebody is about to do with a range.
+/// Access to a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// Read all of it.
+    /// Read of the whole range.
     Read,
-    /// Write all of it, which needs the blocks at its ends that it covers in part.
+    /// Write of the whole range, which needs the partial blocks at its ends.
     Write,
 }
 
 impl Volume {
-    /// Makes a volume that begins as what `source` holds, without fetching anything; it survives a power cut
-    /// from then on. Nothing is dirty in it.
+    /// Creates a volume with the content of `source`, without fetching data; durable when the call returns.
+    /// No block is dirty.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
+    /// As for [`create`](Self::create).
     pub fn create_lazy(
         dir: &Path,
         id: VolumeId,
@@ -68,7 +67,7 @@ impl Volume {
                 snapshots: vec![],
                 intervals: vec![],
             };
-            // Also makes the names durable: it syncs the folder.
+            // Also makes the names durable: it syncs the directory.
             meta.store(dir)?;
             sync_parent(dir)?;
             let layers = vec![Layer::Open(Arc::new(head)), Layer::Frozen(Arc::new(base))];
@@ -83,34 +82,32 @@ impl Volume {
         made
     }
 
-    /// The epoch of a lazy volume's base: everything that was written later is in later ones.
+    /// Epoch of a lazy volume's base; all writes are in later epochs.
     pub const LAZY_BASE_EPOCH: Epoch = BASE;
 
-    /// Says where the rest of a lazy volume is: to be called after it was opened. Nothing happens if it is
-    /// not lazy.
+    /// Sets the source of a lazy volume after it was opened. No effect on other volumes.
     pub fn set_lazy_source(&self, source: Arc<dyn LazySource>) {
         if let Some(base) = self.current().lazy() {
             base.set_source(source);
         }
     }
 
-    /// Whether the volume may have to fetch what is read.
+    /// Returns true if reads may fetch data.
     pub fn is_lazy(&self) -> bool {
         self.stack.read().lazy().is_some_and(|base| !base.is_complete())
     }
 
-    /// How much of a lazy volume is there; nothing if it is not lazy, or not any more.
+    /// Returns the hydration state; `None` if the volume is not lazy (any more).
     pub fn hydration(&self) -> Option<Hydration> {
         self.current().lazy().map(|base| base.hydration())
     }
 
-    /// Fetches some blocks that nobody has asked for yet, first around those that were read last, and waits
-    /// until they are there: how many bytes, at most 4 MiB, or nothing if all is there, on its way or
-    /// refused. Several threads may do this. What the source refuses for good is an error once and is left
-    /// out afterwards, so that the rest comes.
+    /// Fetches and waits for the next blocks of hydration, first around recent reads; returns the bytes, at
+    /// most 4 MiB, or `None` if all blocks are present, in flight or refused. Several threads may call it. A
+    /// permanent refusal of the source is an error once; the blocks are skipped afterwards.
     ///
     /// # Errors
-    /// The source or the disk fails; it may be tried again.
+    /// The source or the disk fails; a retry is possible.
     pub fn hydrate_next(&self) -> Result<Option<u64>, VolumeError> {
         self.check_usable()?;
         if reserve::is_released() {
@@ -122,27 +119,26 @@ impl Volume {
         }
     }
 
-    /// Has [`hydrate_next`](Self::hydrate_next) fetch these blocks before others, in this order, after what
-    /// was read and what lies around it. It is a hint: only some 100,000 places are kept, and a volume that
-    /// is opened again knows nothing of them.
+    /// Makes [`hydrate_next`](Self::hydrate_next) prefer these blocks, in this order, after recent reads and
+    /// their surroundings. It is a hint: some 100,000 extents are kept, and none across restarts.
     pub fn prefer(&self, extents: &[Extent]) {
         if let Some(base) = self.current().lazy() {
             base.prefer(extents);
         }
     }
 
-    /// Has [`hydrate_next`](Self::hydrate_next) try again what the source refused for good.
+    /// Makes [`hydrate_next`](Self::hydrate_next) retry permanently refused blocks.
     pub fn retry_refused(&self) {
         if let Some(base) = self.current().lazy() {
             base.retry_refused();
         }
     }
 
-    /// Makes durable what has come so far, so that the next start does not fetch it again. It is done by
-    /// itself after every 64 MiB.
+    /// Makes fetched blocks durable, so that the next start does not fetch them again. This also happens
+    /// after every 64 MiB.
     ///
     /// # Errors
-    /// The disk is full or fails; what is not sure to be durable is fetched again.
+    /// The disk is full or fails; blocks that may not be durable are fetched again.
     pub fn sync_hydration(&self) -> Result<(), VolumeError> {
         match self.current().lazy() {
             Some(base) => base.write_log(),
@@ -150,11 +146,11 @@ impl Volume {
         }
     }
 
-    /// Turns the base of a lazy volume into an ordinary layer, if all of it is there; says whether the volume
-    /// needs its source no more.
+    /// Turns the base of a lazy volume into an ordinary layer if it is complete; returns true if the source
+    /// is no longer needed.
     ///
     /// # Errors
-    /// The disk is full or fails; it may be tried again.
+    /// The disk is full or fails; a retry is possible.
     pub fn end_hydration(&self) -> Result<bool, VolumeError> {
         let _no_merge = self.keep_merges_out();
         self.check_usable()?;
@@ -168,7 +164,7 @@ impl Volume {
             base.write_log()?;
         }
         let blocks = old.size_bytes / BLOCK_SIZE_BYTES;
-        // A sync that failed, now or a moment ago, has taken blocks away.
+        // A failed sync has removed blocks.
         let is_logged = base.logged().len_blocks() == blocks;
         let is_excused = old.data.has(Bug::HydrationEndsUnsynced) || old.data.has(Bug::HydrationEndsEarly);
         if !is_logged && !is_excused {
@@ -204,11 +200,11 @@ impl Volume {
         Ok(true)
     }
 
-    /// Whether what a request needs is near: gives `then` back if nothing has to be fetched for it. Otherwise
-    /// it is fetched, and `then` is called when it is there or cannot be had, by another thread.
+    /// Prefetches the blocks of a request: returns `then` if none is missing. Otherwise they are fetched, and
+    /// another thread calls `then` when they are present or failed.
     ///
-    /// So whoever serves many requests need not have a thread wait for each. A request that is made
-    /// afterwards does not wait for the source, save after an error of the disk.
+    /// So a server needs no waiting thread per request. A request made afterwards does not wait for the
+    /// source, except after a disk error.
     pub fn when_near(
         &self,
         access: Access,
@@ -217,14 +213,13 @@ impl Volume {
         then: WhenNear,
     ) -> Option<WhenNear> {
         if self.check_range(offset_bytes, len_bytes).is_err() {
-            // The request itself will say so.
+            // The request itself returns the error.
             return Some(then);
         }
         when_near(&self.current(), access, offset_bytes, len_bytes, then)
     }
 
-    /// Fetches the blocks that a write covers in part, if they are not there; `false` if that would have to
-    /// be waited for and may not.
+    /// Fetches missing blocks that a write covers in part; returns false if that would block and may not.
     pub(crate) fn bring_edges(
         &self,
         offset_bytes: u64,
@@ -249,12 +244,12 @@ impl Volume {
 }
 
 impl SnapshotView {
-    /// Whether the snapshot may have to fetch what is read.
+    /// Returns true if reads of the snapshot may fetch data.
     pub fn is_lazy(&self) -> bool {
         self.stack.lazy().is_some_and(|base| !base.is_complete())
     }
 
-    /// The same as [`Volume::when_near`] for a read of the snapshot.
+    /// Runs [`Volume::when_near`] for a read of the snapshot.
     pub fn when_near(&self, offset_bytes: u64, len_bytes: u64, then: WhenNear) -> Option<WhenNear> {
         if self.check_range(offset_bytes, len_bytes).is_err() {
             return Some(then);
@@ -290,11 +285,11 @@ fn when_near(
             }
         }),
     );
-    // What was given back is only the wrapping.
+    // Only the wrapper was returned.
     waiting.and_then(|_| then.lock().take())
 }
 
-/// The runs of a range that are read from the lazy base.
+/// Returns the extents of a range that are read from the lazy base.
 fn lazy_runs(stack: &Stack, range: Extent) -> Vec<Extent> {
     let mut runs = Vec::new();
     let _ = stack.resolve(range, &mut |run, source| {

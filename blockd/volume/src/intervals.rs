@@ -1,8 +1,8 @@
-//! What changed between two freezes.
+//! Changes between two freezes.
 //!
-//! Each freeze writes down the set of blocks dirtied in its epoch, the interval set, and it stays when the
-//! layer is merged away: an incremental backup is planned from these sets alone, in memory, without reading a
-//! block and without any old snapshot being there.
+//! Each freeze stores the blocks dirtied in its epoch, the interval set, which stays when the layer is
+//! merged: an incremental backup is planned from these sets in memory, without reading data and without an
+//! old snapshot.
 
 use crate::{
     data_files::remove_if_there,
@@ -14,24 +14,23 @@ use crate::{
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch};
 
-/// The blocks that a backup has to carry; the two sets have no block in common.
+/// Blocks of a backup; the two sets are disjoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Blocks whose data has to be read.
+    /// Blocks whose data must be read.
     pub data: BlockSet,
-    /// Blocks that became zeroes; nothing has to be read for them.
+    /// Blocks that became zeroes; no data to read.
     pub zero: BlockSet,
 }
 
 impl Volume {
-    /// What a backup of the point at the end of epoch `until` must carry for somebody who has the point at
-    /// the end of epoch `since`, or nothing at all.
+    /// Returns the blocks of a backup of the end of epoch `until`, based on the end of epoch `since`, if any.
     ///
-    /// Without `since` these are all blocks that have data (`zero` is empty: everything else is zeroes). Of a
-    /// lazy volume the source is asked for that, as far as it is not known.
+    /// Without `since` these are all blocks with data (`zero` is empty: everything else is zeroes). For a
+    /// lazy volume the source is asked where needed.
     ///
     /// # Errors
-    /// [`VolumeError::IntervalsGone`] if a set that this needs is not kept; [`VolumeError::InvalidInput`] if
+    /// [`VolumeError::IntervalsGone`] if a required set is no longer kept; [`VolumeError::InvalidInput`] if
     /// `until` is not the epoch of a layer (full), or not after `since`; or the disk fails.
     pub fn changes(&self, since: Option<Epoch>, until: Epoch) -> Result<Changes, VolumeError> {
         match since {
@@ -69,7 +68,7 @@ impl Volume {
         if since >= until {
             return Err(VolumeError::InvalidInput(format!("epoch {until} is not after epoch {since}")));
         }
-        // Under the lock, so that nobody forgets an interval in between.
+        // Under the lock, so that no interval is dropped in between.
         let admin = self.admin.lock();
         let mut total = LayerSet::default();
         for epoch in (since.0 + 1..=until.0).map(Epoch) {
@@ -87,10 +86,10 @@ impl Volume {
         SetIdentity { volume: self.id, file: epoch, generation: 0, blocks }
     }
 
-    /// Drops the interval sets that nobody needs: those of the epochs up to `keep_after`, or all of them.
+    /// Drops the interval sets of epochs up to `keep_after`, or all.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// The disk fails.
     pub fn forget_intervals(&self, keep_after: Option<Epoch>) -> Result<(), VolumeError> {
         let mut admin = self.admin.lock();
         self.check_usable()?;
@@ -103,7 +102,7 @@ impl Volume {
             admin.intervals.iter().copied().filter(|epoch| !meta.intervals.contains(epoch)).collect();
         self.commit(&mut admin, meta)?;
         for epoch in dropped {
-            // A layer that was never merged reads from the same file.
+            // A layer that was never merged uses the same file.
             let in_use = admin.layers.iter().any(|layer| layer.file == epoch && layer.generation == 0);
             if !in_use {
                 remove_if_there(&files::set_path(&self.dir, epoch, 0))?;

@@ -23,22 +23,22 @@ const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 56;
 const BLOCKS_AT: usize = 32;
 
-/// The sets of one layer.
+/// Block sets of a layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LayerSet {
-    /// Every block that the layer holds.
+    /// All blocks of the layer.
     pub(crate) held: BlockSet,
-    /// Those of them that are all zeroes and have no data.
+    /// Blocks among them that are zeroes, without data.
     pub(crate) zero: BlockSet,
 }
 
-/// What a set file belongs to.
+/// Identity of a set file.
 #[derive(Clone, Copy)]
 pub(crate) struct SetIdentity {
     pub(crate) volume: VolumeId,
     pub(crate) file: Epoch,
     pub(crate) generation: u32,
-    /// How many blocks the volume had then.
+    /// Blocks of the volume at that time.
     pub(crate) blocks: u64,
 }
 
@@ -61,7 +61,7 @@ impl LayerSet {
         out
     }
 
-    /// Reads the encoding back; the error is what is wrong with it.
+    /// Decodes the file; the error describes the violation.
     pub(crate) fn decode(bytes: &[u8], id: SetIdentity) -> Result<Self, String> {
         let body_len =
             bytes.len().checked_sub(8).filter(|&len| len >= HEADER_BYTES).ok_or("it is cut short")?;
@@ -106,7 +106,7 @@ impl LayerSet {
         Self::load_with(dir, id, |_| id)
     }
 
-    /// The same for a set whose volume may have had fewer blocks when it was written than `id` says.
+    /// Loads a set that may have been written when the volume had fewer blocks than `id` says.
     pub(crate) fn load_of_any_size(dir: &Path, id: SetIdentity) -> Result<Self, VolumeError> {
         Self::load_with(dir, id, |bytes| {
             let raw = bytes.get(BLOCKS_AT..BLOCKS_AT + 8).and_then(|raw| raw.try_into().ok());
@@ -131,14 +131,14 @@ impl LayerSet {
         Self::decode(&bytes, identity(&bytes)).map_err(|what| VolumeError::Damaged { path, what })
     }
 
-    /// Takes in a layer that lies above this one: what is above wins.
+    /// Merges the sets of an upper layer into this one: the upper layer wins.
     pub(crate) fn cover_with(&mut self, above: &Self) {
         self.zero.subtract(&above.held);
         self.zero.union_with(&above.zero);
         self.held.union_with(&above.held);
     }
 
-    /// The blocks that have data.
+    /// Returns the blocks with data.
     pub(crate) fn data(&self) -> BlockSet {
         let mut data = self.held.clone();
         data.subtract(&self.zero);

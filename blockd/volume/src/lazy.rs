@@ -1,55 +1,52 @@
-//! Where a lazy volume gets what it does not have yet: the seam between a volume and whatever holds the rest
-//! of it.
+//! Source of a lazy volume: the interface between a volume and its backing snapshot.
 //!
-//! A lazy volume's bottom layer is empty at first. A block that no other layer holds is asked for when
-//! somebody reads it, or when nothing better is to be done, and stays. What the source gives never changes,
-//! so that asking twice does no harm.
+//! The bottom layer of a lazy volume is empty at first. A block that no other layer holds is fetched when it
+//! is read, or by hydration, and stays. The content of the source never changes, so fetching twice is
+//! harmless.
 
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use parking_lot::{Mutex, RwLock};
 use std::{fmt, sync::Arc, time::Duration};
 
-/// How long somebody would mind to wait.
+/// Urgency of a fetch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Urgency {
-    /// Somebody waits for it.
+    /// A reader waits.
     Reader,
-    /// It will be wanted some day.
+    /// Background hydration.
     Background,
 }
 
-/// Holds the content of a lazy volume at the time when it was made.
+/// Original content of a lazy volume.
 ///
-/// The content never changes, and beyond what a source holds there are zeroes.
+/// The content never changes; beyond its end there are zeroes.
 pub trait LazySource: Send + Sync {
-    /// Fetches whole blocks, and gives them to the reply as they come, from threads that may block. At most 4
-    /// MiB at a time.
+    /// Fetches whole blocks, at most 4 MiB, and passes them to the reply as they arrive, from threads that
+    /// may block.
     ///
-    /// It must come to an end by itself: whoever waits has no other bound.
+    /// It must end by itself: waiters have no other bound.
     fn fetch(&self, extent: Extent, urgency: Urgency, reply: FetchReply);
 
-    /// How long whoever reads waits for what it asks for, counted from then on: afterwards it is told that
-    /// the source gave no answer. By default it waits until [`fetch`](Self::fetch) comes to its end, which
-    /// may be that of others that were before it.
+    /// Returns the timeout of a reader, counted from its request; afterwards the read fails. By default it
+    /// waits until [`fetch`](Self::fetch) ends, also behind earlier fetches.
     fn time_limit(&self) -> Option<Duration> {
         None
     }
 
-    /// Calls `wake` after this time, from a thread that may block; for a source that has
-    /// [`time_limit`](Self::time_limit). There is at most one such call to come for each volume. By default
-    /// it is never called.
+    /// Calls `wake` after this delay, from a thread that may block; for sources with a
+    /// [`time_limit`](Self::time_limit). At most one call is pending per volume. The default never calls it.
     fn wake_after(&self, delay: Duration, wake: Box<dyn FnOnce() + Send>) {
         let _ = (delay, wake);
     }
 
-    /// The blocks of a stretch that may hold data; all others are zeroes. May block.
+    /// Returns the blocks of an extent that may hold data; all others are zeroes. May block.
     ///
     /// # Errors
-    /// The source cannot be asked.
+    /// The source is unreachable.
     fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError>;
 }
 
-/// The source of a lazy volume could not give what it was asked for.
+/// Failure of the source of a lazy volume.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct SourceError {
@@ -58,30 +55,30 @@ pub struct SourceError {
 }
 
 impl SourceError {
-    /// An error with one line that says what failed on what, and whether the same may succeed later.
+    /// Creates an error from one line with operation and object, and whether a retry can help.
     pub fn new(message: impl Into<String>, retryable: bool) -> Self {
         Self { message: message.into(), retryable }
     }
 
-    /// Whether the same request may succeed later.
+    /// Returns true if a retry can succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.retryable
     }
 }
 
-/// What takes the blocks of a flight as they come.
+/// Receiver of the blocks of a fetch.
 pub(crate) trait Arrivals: Send + Sync {
-    /// Keeps whole blocks, all of which belong to the flight.
+    /// Stores whole blocks, all within the fetch.
     fn keep(&self, start: BlockIndex, data: &[u8]) -> Result<(), FetchFailure>;
 
-    /// The flight has ended; what was not kept of it is zeroes, if it ended well.
+    /// Ends the fetch; after success, blocks that were not stored are zeroes.
     fn ended(&self, result: Result<(), Loss>);
 }
 
-/// What a flight ended without.
+/// Blocks that a fetch lost.
 pub(crate) struct Loss {
-    /// Which blocks; all if not said.
+    /// Lost blocks; `None` for all.
     pub blocks: Option<BlockSet>,
     pub failure: FetchFailure,
 }
@@ -95,19 +92,19 @@ impl From<FetchFailure> for Loss {
 struct Answer {
     extent: Extent,
     arrivals: Box<dyn Arrivals>,
-    /// Held for reading while something is kept: whoever ends the flight waits for that, and nothing is kept
-    /// afterwards. The blocks may be somebody else's by then.
+    /// Read-locked while blocks are stored: the end of the fetch waits for that, and nothing is stored
+    /// afterwards, when another fetch may own the blocks.
     is_over: RwLock<bool>,
-    /// What could not be kept.
+    /// First failure to store blocks.
     failure: Mutex<Option<FetchFailure>>,
 }
 
-/// How a source answers. One that is dropped without an answer counts as a failure.
+/// Reply of a source. Dropping it without a result is a failure.
 pub struct FetchReply {
     answer: Arc<Answer>,
 }
 
-/// Takes blocks that a source was asked for, on any thread, until the answer is complete.
+/// Accepts requested blocks on any thread until the reply is complete.
 #[derive(Clone)]
 pub struct FetchSink {
     answer: Arc<Answer>,
@@ -126,12 +123,12 @@ impl fmt::Debug for FetchSink {
 }
 
 impl FetchSink {
-    /// Gives whole blocks, which are written to the volume's files at once, so it may block. The same may be
-    /// given again. Blocks that are zeroes need not be given.
+    /// Passes whole blocks, which are written to the volume's files at once, so it may block. Blocks may be
+    /// passed repeatedly; zero blocks may be omitted.
     ///
     /// # Errors
-    /// The blocks were not asked for, the answer is complete already, or they cannot be written: nobody wants
-    /// the rest either.
+    /// The blocks were not requested, the reply is complete, or they cannot be written: the source should
+    /// stop.
     pub fn put(&self, start: BlockIndex, data: &[u8]) -> Result<(), SourceError> {
         let Answer { extent, arrivals, is_over, failure } = &*self.answer;
         let blocks = data.len() as u64 / BLOCK_SIZE_BYTES;
@@ -156,7 +153,7 @@ impl FetchSink {
         })
     }
 
-    /// Whether something that was given could not be kept, so that it makes no sense to go on.
+    /// Returns true if blocks could not be stored, so the source should stop.
     pub fn has_failed(&self) -> bool {
         self.answer.failure.lock().is_some()
     }
@@ -168,26 +165,24 @@ impl FetchReply {
         Self { answer: Arc::new(Answer { extent, arrivals, is_over, failure }) }
     }
 
-    /// What takes the blocks.
+    /// Returns the sink of the blocks.
     pub fn sink(&self) -> FetchSink {
         FetchSink { answer: Arc::clone(&self.answer) }
     }
 
-    /// Says that all blocks that are not zeroes were given, or why they were not. Wakes those who wait, so it
-    /// may block.
+    /// Completes the reply: all nonzero blocks were passed, or the error. Calls waiters, so it may block.
     pub fn end(self, result: Result<(), SourceError>) {
         self.over(result.map_err(|error| FetchFailure::from(error).into()));
     }
 
-    /// Says that all blocks that are not zeroes were given but these, which can never be had: whoever wants
-    /// one of them is told why, and all others have what they want. If the error may pass, none of the blocks
-    /// counts as given.
+    /// Completes the reply without some blocks: their waiters get the error, all others succeed. With a
+    /// retryable error none of the blocks counts as passed.
     pub fn end_without(self, lost: BlockSet, error: SourceError) {
         let blocks = (!error.is_retryable()).then_some(lost);
         self.over(Err(Loss { blocks, failure: error.into() }));
     }
 
-    /// Gives the blocks, one after the other, or says why there are none.
+    /// Passes all blocks and completes the reply, or fails it.
     pub fn complete(self, result: Result<Vec<u8>, SourceError>) {
         let kept = result.and_then(|data| {
             let wanted = self.answer.extent.len_bytes();
@@ -204,7 +199,7 @@ impl FetchReply {
         self.end(kept);
     }
 
-    /// Ends it, if it has not ended.
+    /// Completes the reply unless it is complete.
     fn over(&self, result: Result<(), Loss>) {
         if std::mem::replace(&mut *self.answer.is_over.write(), true) {
             return;
@@ -222,32 +217,32 @@ impl Drop for FetchReply {
     }
 }
 
-/// Why blocks of a lazy volume could not be had.
+/// Failure to fetch blocks of a lazy volume.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchFailure {
-    /// The volume was opened, and nobody has said yet where the rest of it is.
+    /// The volume has no source yet.
     #[error("its source is not known yet")]
     NoSource,
-    /// The volume was closed while somebody waited.
+    /// The volume was closed during the wait.
     #[error("the volume was closed")]
     Closed,
     /// The source failed.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The source gave no answer for as long as a reader may have to wait.
+    /// The source did not reply within the reader's timeout.
     #[error("its source gave no answer in time")]
     Late,
-    /// More readers wait for the source than may at once.
+    /// Too many readers wait for the source.
     #[error("too many wait for its source")]
     TooMany,
-    /// The blocks came and could not be kept.
+    /// Fetched blocks could not be written.
     #[error(transparent)]
     Disk(std::sync::Arc<crate::VolumeError>),
 }
 
 impl FetchFailure {
-    /// Whether the same request may succeed later.
+    /// Returns true if a retry can succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -259,21 +254,21 @@ impl FetchFailure {
     }
 }
 
-/// How much of a lazy volume is there.
+/// Hydration state of a lazy volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Hydration {
-    /// How much there is in all, in bytes: the size of the volume when it was made.
+    /// Total bytes: the size of the volume at its creation.
     pub total_bytes: u64,
-    /// How much of that need not be fetched any more, in bytes; zeroes that are known to be zeroes included.
+    /// Bytes present, including known zeroes.
     pub done_bytes: u64,
-    /// How much was fetched since the volume was opened, in bytes.
+    /// Bytes fetched since the volume was opened.
     pub fetched_bytes: u64,
-    /// How much the source has refused for good to whoever fetches in the background, in bytes.
+    /// Bytes that the source refused permanently to hydration.
     pub refused_bytes: u64,
-    /// Readers that wait for the source now.
+    /// Readers that wait for the source.
     pub waiting: u64,
 }
 
-/// Called when what was waited for is there, or cannot be had.
+/// Called when the awaited blocks are present, or failed.
 pub type WhenNear = Box<dyn FnOnce(Result<(), crate::VolumeError>) + Send>;

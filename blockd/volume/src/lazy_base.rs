@@ -1,10 +1,9 @@
-//! The bottom of a lazy volume: data files that are filled from a source, and a log that says how far.
+//! Base of a lazy volume: data files filled from a source, and a log of present blocks.
 //!
-//! A block is *there* once its content is in the file; readers find it from then on. It is *logged* once an
-//! `fdatasync` of the data returned that began later, and the log names it: only then does the next process
-//! believe it. What is not logged is fetched again, and the source gives the same again, so nothing is wrong
-//! about writing it twice. Nobody but the source's answers is ever written here: what guests write goes to
-//! the head.
+//! A block is *present* once its content is in the file; readers use it from then on. It is *logged* once a
+//! later `fdatasync` of the data has returned and the log names it: only then does the next process believe
+//! it. Blocks that are not logged are fetched again; the source returns the same content, so writing it twice
+//! is harmless. Only replies of the source are written here: writes of guests go to the head.
 
 use crate::{
     data_files::DataFiles,
@@ -29,30 +28,30 @@ use std::{
 };
 
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
-/// After so many bytes that came, they are made durable and logged: the most that a start fetches again.
+/// Fetched bytes between two log records: the maximum that a start fetches again.
 const LOG_EVERY_BLOCKS: u64 = (64 << 20) / BLOCK_SIZE_BYTES;
-/// How much the source is asked about at once where there are zeroes: 16 GiB.
+/// Length of one survey of the source for zeroes: 16 GiB.
 const SURVEY_BLOCKS: u64 = (16 << 30) / BLOCK_SIZE_BYTES;
-/// How many ranges of data a start looks at to find zeroes again.
+/// Maximum number of data ranges that a start examines to find zeroes.
 const MAX_RANGES: usize = 4096;
 
-/// The files of a lazy base, and what is known of them.
+/// Files of a lazy base and their state.
 pub(crate) struct LazyBase {
     volume: VolumeId,
     blocks: u64,
-    /// Handles of its own: those of the layer refer to this.
+    /// Separate handles: those of the layer refer to this.
     files: DataFiles,
     source: RwLock<Option<Arc<dyn LazySource>>>,
     flights: Mutex<Flights>,
-    /// Everything is there: nobody need ask.
+    /// All blocks are present.
     complete: AtomicBool,
-    /// `false` once the volume was closed; held for reading while something is written.
+    /// False once the volume was closed; read-locked during writes.
     open: RwLock<bool>,
     log: Mutex<Log>,
-    /// Held by who writes to the files. The kernel lets one write to a file at a time, and the others spin
-    /// meanwhile: a processor that could open frames or answer readers.
+    /// Held by the writer of the files. The kernel allows one write to a file at a time and the others spin,
+    /// using CPU that could decrypt frames or serve readers.
     writing: Mutex<()>,
-    /// Stretches of which the source has said where there are zeroes.
+    /// Extents that were surveyed for zeroes.
     surveyed: Mutex<BlockSet>,
     /// Shared with all other lazy volumes.
     budget: Arc<FlightBudget>,
@@ -68,14 +67,14 @@ impl LazyBase {
         Identity { volume: place.volume, epoch: file, blocks: place.blocks() }
     }
 
-    /// Makes the log of a base whose files are there, and names these blocks in it, whose data is durable;
-    /// the caller syncs the directory.
+    /// Creates the log of a base with existing files and these durable blocks; the caller syncs the
+    /// directory.
     pub(crate) fn create_log(place: Place<'_>, file: Epoch, there: &BlockSet) -> Result<(), VolumeError> {
         let mut log = HeadLog::create(&files::log_path(place.dir, file), Self::identity(place, file))?;
         if there.is_empty() { Ok(()) } else { log.append(there) }
     }
 
-    /// Finds a base again.
+    /// Opens a base.
     pub(crate) fn open(place: Place<'_>, file: Epoch) -> Result<Arc<Self>, VolumeError> {
         Self::open_within(place, file, FlightBudget::of_process())
     }
@@ -117,7 +116,7 @@ impl LazyBase {
         self.source.read().clone()
     }
 
-    /// The source, or why there is none.
+    /// Returns the source, or an error without one.
     fn asked_source(&self) -> Result<Arc<dyn LazySource>, FetchFailure> {
         let missing = || if *self.open.read() { FetchFailure::NoSource } else { FetchFailure::Closed };
         self.source().ok_or_else(missing)
@@ -127,7 +126,7 @@ impl LazyBase {
         self.complete.load(Ordering::Acquire)
     }
 
-    /// Whether all of a range of bytes is there; tells the readahead of it.
+    /// Returns true if a byte range is present; informs readahead.
     pub(crate) fn has(self: &Arc<Self>, offset_bytes: u64, len_bytes: u64) -> bool {
         if self.is_complete() {
             return true;
@@ -143,7 +142,7 @@ impl LazyBase {
         is_there
     }
 
-    /// Whether all of these blocks are there.
+    /// Returns true if all these blocks are present.
     pub(crate) fn has_all(&self, extents: &[Extent]) -> bool {
         self.is_complete() || {
             let flights = self.flights.lock();
@@ -151,8 +150,8 @@ impl LazyBase {
         }
     }
 
-    /// Sees to it that blocks come, and calls `then` when they are there or cannot be had. Gives it back at
-    /// once if they are there already.
+    /// Requests blocks and calls `then` when they are present or failed. Returns `then` if they are already
+    /// present.
     pub(crate) fn want(self: &Arc<Self>, wanted: &[Extent], then: Then) -> Option<Then> {
         if self.is_complete() {
             return Some(then);
@@ -178,15 +177,14 @@ impl LazyBase {
         None
     }
 
-    /// Has the source call back when the next one of those who wait has waited long enough.
+    /// Schedules the next timeout check with the source.
     fn mind_the_time(self: &Arc<Self>) {
         let Some(source) = self.source() else { return };
         let Some(next) = self.flights.lock().next_look() else { return };
         let base = Arc::downgrade(self);
         let look = move || {
             let Some(base) = base.upgrade() else { return };
-            // A statement of its own: whoever is told may ask again, and the lock is held to the end of this
-            // one.
+            // A separate statement: callbacks may request again, and the lock is held to the end of this one.
             let calls = base.flights.lock().look(Instant::now());
             tell(calls);
             base.mind_the_time();
@@ -194,12 +192,12 @@ impl LazyBase {
         source.wake_after(next.saturating_duration_since(Instant::now()), Box::new(look));
     }
 
-    /// Waits until blocks are there.
+    /// Waits until blocks are present.
     pub(crate) fn bring(self: &Arc<Self>, wanted: &[Extent]) -> Result<(), FetchFailure> {
         wait(|then| self.want(wanted, then).is_none())
     }
 
-    /// The same for a range of bytes, as a failure of the volume.
+    /// Waits until a byte range is present; errors are those of the volume.
     pub(crate) fn bring_bytes(
         self: &Arc<Self>,
         offset_bytes: u64,
@@ -209,13 +207,13 @@ impl LazyBase {
         self.bring(&[extent]).map_err(|failure| self.failed(extent.start, failure))
     }
 
-    /// Asks for blocks that nobody waits for.
+    /// Requests blocks in the background.
     pub(crate) fn fetch_soon(self: &Arc<Self>, extent: Extent) {
         if !self.is_complete() {
             let whole = Extent::new(BlockIndex(0), self.blocks);
             {
                 let mut flights = self.flights.lock();
-                // Only a hint: whoever gives many of them must not fill the memory.
+                // Only a hint: many of them must not fill the memory.
                 if flights.is_background_full() {
                     return;
                 }
@@ -229,8 +227,8 @@ impl LazyBase {
         VolumeError::NotFetched { volume: self.volume, start, failure }
     }
 
-    /// Starts as many flights as there may be. One thread at a time does; a source that answers at once comes
-    /// back here.
+    /// Starts as many fetches as allowed. One thread at a time does so; a source that replies at once calls
+    /// back into this.
     fn start_flights(self: &Arc<Self>) {
         {
             let mut flights = self.flights.lock();
@@ -277,8 +275,8 @@ impl LazyBase {
         base
     }
 
-    /// A flight has ended: with which of its blocks are zeroes, and the number of forgets before the first
-    /// was written; and without which, if some are lost.
+    /// Ends a fetch with the zeroes among its blocks, the number of forgets before its first write, and lost
+    /// blocks if any.
     fn landed(
         self: &Arc<Self>,
         extent: Extent,
@@ -289,8 +287,8 @@ impl LazyBase {
             let mut flights = self.flights.lock();
             let kept = kept.and_then(|(zero, forgets)| match flights.forgets == forgets {
                 true => Ok(zero),
-                // A sync failed while it was written. The kernel may have dropped part of it, and the next
-                // sync says nothing of that.
+                // A sync failed during the write. The kernel may have dropped part of it, and the next sync
+                // does not report that.
                 false => {
                     let message = "the disk failed while the blocks were written; they have to come again";
                     Err(SourceError::new(message, true).into())
@@ -311,7 +309,7 @@ impl LazyBase {
         self.start_flights();
     }
 
-    /// Writes blocks that have come to the files; tells of runs of them that are not zeroes.
+    /// Writes fetched blocks to the files; reports extents that are not zeroes.
     fn keep(
         &self,
         start: BlockIndex,
@@ -335,7 +333,7 @@ impl LazyBase {
         };
         let mut run_start = 0;
         for (number, block) in data.chunks_exact(BLOCK).enumerate() {
-            // The file has a hole there and keeps it: nothing but these answers is ever written.
+            // The file has a hole there and keeps it: only replies of the source are written.
             if block.iter().all(|&byte| byte == 0) {
                 write(run_start, number * BLOCK)?;
                 run_start = (number + 1) * BLOCK;
@@ -347,12 +345,12 @@ impl LazyBase {
     fn try_log(&self) -> Result<(), VolumeError> {
         match self.log.try_lock() {
             Some(mut log) => self.log_with(&mut log),
-            // Somebody does it.
+            // Another thread does it.
             None => Ok(()),
         }
     }
 
-    /// Makes durable what has come, and then writes down that it has.
+    /// Makes fetched blocks durable, then logs them.
     pub(crate) fn write_log(&self) -> Result<(), VolumeError> {
         self.log_with(&mut self.log.lock())
     }
@@ -362,14 +360,14 @@ impl LazyBase {
         if new.is_empty() {
             return Ok(());
         }
-        // What is in `new` is in the page cache, so that the sync covers it.
+        // The data of `new` is in the page cache, so the sync covers it.
         if !self.files.has(Bug::HydrationLoggedBeforeSync)
             && let Err(error) = self.files.sync()
         {
-            // The kernel drops what it could not write and calls it clean: it has to come again.
+            // The kernel drops pages that it could not write: these blocks must be fetched again.
             if !self.files.has(Bug::FailedSyncForgotten) {
-                // Under the lock, so that nobody who has seen the blocks there before says afterwards that
-                // all is.
+                // Under the lock, so that a thread that saw the blocks present cannot declare the base
+                // complete afterwards.
                 let mut flights = self.flights.lock();
                 self.complete.store(false, Ordering::Release);
                 flights.forget_all_but(&log.logged);
@@ -389,12 +387,12 @@ impl LazyBase {
         Ok(())
     }
 
-    /// The blocks that a start believes to be there.
+    /// Returns the blocks that a start believes to be present.
     pub(crate) fn logged(&self) -> BlockSet {
         self.log.lock().logged.clone()
     }
 
-    /// The blocks that are there and have data, and those that are known to be zeroes.
+    /// Returns present blocks with data, and known zeroes.
     pub(crate) fn present(&self) -> (BlockSet, BlockSet) {
         let flights = self.flights.lock();
         let mut data = flights.there.clone();
@@ -402,7 +400,7 @@ impl LazyBase {
         (data, flights.zero.clone())
     }
 
-    /// Cuts a run into what is known to be zeroes (`true`) and the rest.
+    /// Splits an extent into known zeroes (`true`) and the rest.
     pub(crate) fn cut<E>(
         &self,
         run: Extent,
@@ -431,25 +429,25 @@ impl LazyBase {
         }
     }
 
-    /// Has `hydrate_next` try again what the source refused for good.
+    /// Makes `hydrate_next` retry permanently refused blocks.
     pub(crate) fn retry_refused(&self) {
         self.flights.lock().retry_refused();
     }
 
-    /// Has these blocks fetched in the background before others.
+    /// Prefers these blocks in hydration.
     pub(crate) fn prefer(&self, extents: &[Extent]) {
         let whole = Extent::new(BlockIndex(0), self.blocks);
         let inside: Vec<Extent> = extents.iter().map(|extent| extent.intersection(whole)).collect();
         self.flights.lock().preferred.push(&inside);
     }
 
-    /// What the source is asked about together with a block.
+    /// Returns the extent surveyed together with a block.
     fn stretch_of(&self, block: BlockIndex) -> Extent {
         let start = block.0 / SURVEY_BLOCKS * SURVEY_BLOCKS;
         Extent::between(BlockIndex(start), BlockIndex((start + SURVEY_BLOCKS).min(self.blocks)))
     }
 
-    /// Learns from the source where there are zeroes around a block, so that they need not be fetched.
+    /// Asks the source for zeroes around a block, so that they need not be fetched.
     fn survey(&self, block: BlockIndex) -> Result<(), FetchFailure> {
         let stretch = self.stretch_of(block);
         if self.surveyed.lock().contains(block) {
@@ -463,7 +461,7 @@ impl LazyBase {
         }
         let mut flights = self.flights.lock();
         for gap in data.gaps_in(stretch) {
-            // A block that is there may have data all the same, if the source knows it no better.
+            // A present block may have data although the source reports zeroes.
             let missing: Vec<Extent> = flights.there.gaps_in(gap).collect();
             for run in missing {
                 flights.have(run, &BlockSet::from_iter([run]));
@@ -474,7 +472,7 @@ impl LazyBase {
         Ok(())
     }
 
-    /// All blocks that may have data; asks the source where that is not known.
+    /// Returns all blocks that may have data; asks the source where unknown.
     pub(crate) fn data_set(&self) -> Result<BlockSet, VolumeError> {
         let mut at = BlockIndex(0);
         while at.0 < self.blocks && !self.is_complete() {
@@ -486,15 +484,14 @@ impl LazyBase {
         Ok(data)
     }
 
-    /// Fetches the next blocks that nobody has asked for and waits until they are there; how many bytes, or
-    /// nothing if all is there, on its way or refused. What the source refuses for good is left out from then
-    /// on.
+    /// Fetches and waits for the next blocks of hydration; returns the bytes, or `None` if all are present,
+    /// in flight or refused. Permanently refused blocks are skipped from then on.
     pub(crate) fn hydrate_next(self: &Arc<Self>) -> Result<Option<u64>, VolumeError> {
         loop {
             let mut next = None;
             let mut is_surveyed = true;
-            // Waited for without being urgent: a flight of the background stays one. It is made and joined
-            // under one lock, so that it cannot end in between.
+            // The wait does not make the background fetch urgent. It is created and joined under one lock, so
+            // that it cannot end in between.
             let landed = wait(|then| {
                 let mut flights = self.flights.lock();
                 next = flights.next_in_background();
@@ -525,7 +522,7 @@ impl LazyBase {
         }
     }
 
-    /// Whether everything is there; if so, nobody need ask any more.
+    /// Returns true if all blocks are present, and remembers it.
     pub(crate) fn note_complete(&self) -> bool {
         let flights = self.flights.lock();
         let all = flights.is_all_there();
@@ -535,17 +532,17 @@ impl LazyBase {
         all
     }
 
-    /// Writes nothing more, and tells everybody who waits. Waits for writes that are under way.
+    /// Stops writing and fails all waiters. Waits for running writes.
     pub(crate) fn close(&self) -> Result<(), VolumeError> {
         *self.open.write() = false;
         let calls = self.flights.lock().give_up(&FetchFailure::Closed);
         tell(calls);
-        // What it was asked for and has not given holds on to this: neither would ever go.
+        // Outstanding requests of the source refer to this base: a cycle of references.
         *self.source.write() = None;
         self.write_log()
     }
 
-    /// The sets of a base that is all there, with its data durable.
+    /// Returns the block sets of a complete base with durable data.
     pub(crate) fn final_set(&self, size_bytes: u64) -> Result<BlockSet, VolumeError> {
         let mut held = BlockSet::from_iter([Extent::new(BlockIndex(0), self.blocks)]);
         held.subtract(&self.flights.lock().zero);
@@ -557,13 +554,13 @@ impl LazyBase {
     }
 }
 
-/// A flight of a lazy base, and what has come of it so far.
+/// Running fetch of a lazy base and its progress.
 struct BaseFlight {
     base: Arc<LazyBase>,
     extent: Extent,
-    /// How often blocks were forgotten before.
+    /// Number of forgets before the first write.
     forgets: u64,
-    /// What was written.
+    /// Written blocks.
     data: Mutex<BlockSet>,
     room: Mutex<Option<Room>>,
 }
@@ -574,7 +571,7 @@ impl Arrivals for BaseFlight {
     }
 
     fn ended(&self, result: Result<(), Loss>) {
-        // Others come before this one's next flight.
+        // Others precede this one's next fetch.
         drop(self.room.lock().take());
         let zero = || {
             let mut zero = BlockSet::from_iter([self.extent]);
@@ -596,7 +593,7 @@ impl Starter for LazyBase {
     }
 }
 
-/// Waits for what `ask` asks for, unless that says that there is nothing to wait for.
+/// Waits for the result of a request, unless it needs no wait.
 fn wait(ask: impl FnOnce(Then) -> bool) -> Result<(), FetchFailure> {
     let shared = Arc::new((Mutex::new(None), Condvar::new()));
     let teller = shared.clone();
@@ -660,7 +657,7 @@ mod tests {
         }
     }
 
-    /// Keeps what it is asked for until it is told to answer.
+    /// Fake source that holds requests until told to reply.
     #[derive(Default)]
     struct Held(Mutex<std::collections::VecDeque<(Extent, FetchReply)>>);
 
@@ -690,14 +687,14 @@ mod tests {
             assert!(asked.start <= extent.start && asked.end() >= extent.end());
             (reply, hears)
         };
-        // One that fails on the way.
+        // A fetch that fails midway.
         let (reply, hears) = ask();
         let late = reply.sink();
         late.put(BlockIndex(8), &[1; PIECE]).unwrap();
         reply.end(Err(SourceError::new("the store is gone", true)));
         assert!(hears.recv().unwrap().is_err());
         assert!(late.put(BlockIndex(8), &[9; PIECE]).is_err(), "it was given up");
-        // One that says too much.
+        // A fetch that returns too much.
         let (reply, hears) = ask();
         let sink = reply.sink();
         for (start, len) in [(u64::MAX, BLOCK), (BLOCKS, BLOCK), (8, 1), (BLOCKS - 1, PIECE)] {
@@ -707,7 +704,7 @@ mod tests {
         reply.end(Ok(()));
         let failure = hears.recv().unwrap().unwrap_err();
         assert!(matches!(failure, FetchFailure::Source(error) if !error.is_retryable()));
-        // One that comes, twice in part, with zeroes that are said and zeroes that are not.
+        // A fetch that arrives, partly twice, with explicit and implicit zeroes.
         let (reply, hears) = ask();
         let sink = reply.sink();
         sink.put(BlockIndex(8), &[2; PIECE]).unwrap();
@@ -725,7 +722,7 @@ mod tests {
         assert!(found == wanted);
     }
 
-    /// Refuses everything, before whoever asks can do anything else.
+    /// Fake source that refuses synchronously.
     struct Refusing;
 
     impl LazySource for Refusing {
@@ -745,7 +742,7 @@ mod tests {
         base.set_source(Arc::new(Refusing));
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            // Others start what is made, and may end it before it is joined.
+            // Other threads start the fetch and may end it before it is joined.
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     base.start_flights();
@@ -816,7 +813,7 @@ mod tests {
     fn hints_are_dropped_when_too_many_wait() {
         let dir = tempfile::tempdir().unwrap();
         let base = base(dir.path());
-        // Somebody else is about to start flights, so that all of them wait.
+        // Another thread is about to start fetches, so all of them wait.
         base.flights.lock().is_starting = true;
         for block in 0..BLOCKS {
             base.fetch_soon(Extent::new(BlockIndex(block), 1));

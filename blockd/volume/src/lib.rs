@@ -1,10 +1,9 @@
-//! Volumes as stacks of layers: what is written goes to the head, a freeze begins a new head, and the blocks
-//! a layer holds *are* the blocks that changed while it was the head.
+//! Volumes as stacks of layers: writes go to the head, a freeze starts a new head, and the blocks of a layer
+//! *are* the blocks that changed while it was the head.
 //!
-//! Nothing here knows NBD or the cloud: a volume reads, writes, flushes, trims, freezes itself, says which
-//! blocks changed between two freezes, and merges layers that no snapshot needs apart. `FORMAT.md` beside
-//! this crate describes the files; `DURABILITY.md` argues why neither the death of the process nor a power
-//! cut can break what was promised.
+//! This crate is independent of NBD and the cloud: a volume reads, writes, flushes, trims, freezes, reports
+//! changed blocks between two freezes, and merges layers that no snapshot needs. `FORMAT.md` describes the
+//! files; `DURABILITY.md` argues why neither the death of the process nor a power cut breaks a guarantee.
 
 mod block_status;
 mod check;

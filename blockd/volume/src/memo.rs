@@ -1,12 +1,10 @@
-//! Where blocks were found when they were last looked for, so that a read of a deep volume asks one entry of
-//! a table in place of layer after layer.
+//! Cache of block locations, so that a read of a deep volume consults one entry instead of layer after layer.
 //!
-//! Only frozen layers are remembered, and only for one arrangement of them: each arrangement has a number,
-//! which stands in every entry, so that a freeze or a merge forgets everything at once and costs nothing. The
-//! first read of a block after that looks for it and notes what it found. The table belongs to all
-//! arrangements of one volume, its snapshots included, and has one place of eight bytes for each block of the
-//! volume, but at most 8 MiB: blocks 4 GiB apart share a place then, and the one read last has it. Its pages,
-//! each for 2 MiB of the volume, are made when something is to be noted in them.
+//! Only frozen layers are cached, for one arrangement of them: each arrangement has a number, stored in every
+//! entry, so that a freeze or a merge invalidates all entries at no cost. The first read of a block
+//! afterwards fills its entry. The table is shared by all arrangements of a volume, including its snapshots,
+//! and has one entry of eight bytes per block, at most 8 MiB: blocks 4 GiB apart then share an entry. Its
+//! pages, each for 2 MiB of the volume, are allocated on use.
 
 use blockd_extent::BlockIndex;
 use std::sync::{
@@ -14,36 +12,36 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// The most places of a table.
+/// Maximum number of entries of a table.
 const MAX_ENTRIES: u64 = 1 << 20;
-/// How many of them are made at once.
+/// Entries of a page.
 const PAGE_ENTRIES: usize = 512;
 
-/// An entry is a block, the number of an arrangement, and what was found; 0 is none, because numbers begin at
-/// 1.
+/// Bits of a location in an entry, beside block and arrangement number; 0 is no entry, because numbers start
+/// at 1.
 const FOUND_BITS: u32 = 12;
 const NUMBER_BITS: u32 = 18;
 
-/// How many layers can be told apart.
+/// Maximum number of distinguishable layers.
 const MAX_LAYERS: usize = (1 << FOUND_BITS) - 1;
 
-/// Where a block is read from.
+/// Location of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Found {
-    /// Nowhere: it is zeroes.
+    /// Zeroes.
     Zeroes,
-    /// From this layer, counted from the bottom.
+    /// Layer, counted from the bottom.
     Layer(usize),
 }
 
-/// What is remembered about one arrangement of layers.
+/// Cache of one arrangement of layers.
 #[derive(Clone)]
 pub(crate) struct Memo {
     table: Arc<Table>,
     number: u64,
 }
 
-/// Neighbouring places.
+/// Neighbouring entries.
 type Page = OnceLock<Box<[AtomicU64; PAGE_ENTRIES]>>;
 
 struct Table {
@@ -53,17 +51,16 @@ struct Table {
 }
 
 impl Memo {
-    /// For a volume that has so many blocks. It takes no memory yet.
+    /// Creates a cache for this number of blocks; allocates nothing yet.
     pub(crate) fn new(blocks: u64) -> Self {
         let table = Table { blocks, pages: OnceLock::new(), last_number: AtomicU64::new(1) };
         Self { table: Arc::new(table), number: 1 }
     }
 
-    /// For another arrangement of layers of the same volume, which may have more blocks now. It knows nothing
-    /// yet.
+    /// Creates an empty cache for another arrangement of the same volume, which may have grown.
     pub(crate) fn next(&self, blocks: u64) -> Self {
         let number = self.table.last_number.fetch_add(1, Ordering::Relaxed) + 1;
-        // Growth is rare, and so is the end of the numbers.
+        // Growth and overflow of the numbers are rare.
         if blocks > self.table.blocks || number >= 1 << NUMBER_BITS {
             return Self::new(blocks);
         }
@@ -71,21 +68,21 @@ impl Memo {
     }
 
     fn key(&self, block: BlockIndex) -> u64 {
-        // 34 bits are enough for the blocks of 64 TiB.
+        // 34 bits suffice for the blocks of 64 TiB.
         (block.0 << NUMBER_BITS | self.number) << FOUND_BITS
     }
 
-    /// The page of a block, and its place there.
+    /// Returns page and entry of a block.
     fn place(pages: &[Page], block: BlockIndex) -> Option<(&Page, usize)> {
         let at = block.0 as usize;
-        // There are a power of two of them.
+        // Their number is a power of two.
         Some((pages.get((at / PAGE_ENTRIES) & (pages.len() - 1))?, at % PAGE_ENTRIES))
     }
 
-    /// Where a block is, if that is remembered.
+    /// Returns the cached location of a block.
     pub(crate) fn get(&self, block: BlockIndex) -> Option<Found> {
         let (page, at) = Self::place(self.table.pages.get()?, block)?;
-        // An entry is complete in itself: nothing else has to be seen with it.
+        // An entry is self-contained: relaxed ordering suffices.
         let found = page.get()?.get(at)?.load(Ordering::Relaxed).checked_sub(self.key(block))?;
         match found {
             0 => Some(Found::Zeroes),
@@ -94,7 +91,7 @@ impl Memo {
         }
     }
 
-    /// Remembers where a block is.
+    /// Caches the location of a block.
     pub(crate) fn put(&self, block: BlockIndex, found: Found) {
         let found = match found {
             Found::Zeroes => 0,
@@ -111,7 +108,7 @@ impl Memo {
         }
     }
 
-    /// How much memory the table takes, in bytes.
+    /// Returns the memory of the table, in bytes.
     pub(crate) fn heap_bytes(&self) -> u64 {
         let Some(pages) = self.table.pages.get() else { return 0 };
         let made = pages.iter().filter(|page| page.get().is_some()).count();

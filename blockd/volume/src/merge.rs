@@ -1,11 +1,11 @@
-//! Merging two neighbouring layers that no snapshot needs apart.
+//! Merge of two neighbouring layers that no snapshot separates.
 //!
-//! Of a pair, the lower one must be no snapshot and be read by nobody; then either one may take the other in,
-//! and the one that has to copy less does. *Down*: the upper layer's blocks overwrite the lower one's, which
-//! nobody sees, because the upper one lies above them until the commit. *Up*: blocks that only the lower one
-//! holds go into the upper one's file, where its set does not name them until the commit. The commit is one
-//! `volume.meta`; before it, everything is as it was, and the work goes on where it was last [written
-//! down](crate::merge_note) or is done again; after it, what is left over is garbage.
+//! The lower layer of a pair must be neither a snapshot nor read as one; then either layer can take in the
+//! other, whichever copies less. *Down*: blocks of the upper layer overwrite those of the lower one,
+//! invisibly, because the upper layer hides them until the commit. *Up*: blocks that only the lower layer
+//! holds are copied into the upper one's file, whose block set does not name them until the commit. The
+//! commit is one `volume.meta`; before it, nothing has changed, and the merge continues from its last
+//! [note](crate::merge_note) or restarts; after it, the rest is garbage.
 
 use crate::{
     copy::Copier,
@@ -25,42 +25,39 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// After so many bytes a merge syncs what it has copied and writes down how far it is: the most that is
-/// copied twice. Small enough that whoever waits for a merge to make way does not wait long for the sync.
+/// Copied bytes between two syncs and progress notes of a merge: the maximum that is copied twice. Small
+/// enough for a short wait of operations that pause the merge.
 const NOTE_EVERY_BYTES: u64 = 64 << 20;
 
 impl Volume {
-    /// Merges one pair of layers, if there is one that no snapshot needs apart; says whether it did. The
-    /// removed layer's space is free when [`wait_for_removed_files`](crate::wait_for_removed_files) returns.
+    /// Merges one pair of layers that no snapshot separates; returns false if there is none. The removed
+    /// layer's space is free when [`wait_for_removed_files`](crate::wait_for_removed_files) returns.
     ///
-    /// Blocks; meant for a background thread, which calls it until it says `false`. When `stop` becomes true
-    /// it returns `false` soon, with nothing changed.
+    /// Blocks; meant for a background thread, which calls it until it returns false. When `stop` becomes true
+    /// it returns false soon, without changes.
     ///
     /// # Errors
-    /// If the disk is full or fails; nothing is changed then, and it may be called again.
+    /// The disk is full or fails; nothing is changed, and it may be called again.
     pub fn merge_next(&self, stop: &AtomicBool) -> Result<bool, VolumeError> {
         self.merge_next_paced(&|_| !stop.load(Ordering::Relaxed))
     }
 
-    /// The same for a thread that has other reasons to stop, or wants to go slowly: `go_on` is asked before
-    /// each piece of at most 1 MiB is copied, is told its length in bytes, and may take its time; with 0 it
-    /// is only asked.
+    /// Runs [`merge_next`](Self::merge_next) with throttling: `go_on` is called before each part of at most 1
+    /// MiB with its length in bytes, and may delay; with 0 it only checks for a stop.
     ///
-    /// It also returns `false` when somebody waits for the merge to make way. A merge that was stopped goes
-    /// on where it was; one that the process did not survive, where it was up to 64 MiB before.
+    /// Also returns false to let a waiting operation proceed. A stopped merge continues where it was; after
+    /// the death of the process, up to 64 MiB earlier.
     ///
     /// # Errors
-    /// As [`merge_next`](Self::merge_next). If the disk is full, the space that the merge took is given back
-    /// first.
+    /// As for [`merge_next`](Self::merge_next). On a full disk the merge's space is freed first.
     pub fn merge_next_paced(&self, go_on: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
         self.merge_pair(go_on, NOTE_EVERY_BYTES)
     }
 
-    /// The same, and it is written down after other amounts how far it is: for tests, whose volumes are
-    /// small.
+    /// Runs a merge with another interval of progress notes: for tests with small volumes.
     ///
     /// # Errors
-    /// As [`merge_next`](Self::merge_next).
+    /// As for [`merge_next`](Self::merge_next).
     #[cfg(feature = "testing")]
     pub fn merge_next_noting(
         &self,
@@ -78,17 +75,17 @@ impl Volume {
             self.merge_shown.end();
             return Ok(false);
         };
-        // Whatever fails from here on, it is done again from the start.
+        // After any failure from here on, the merge restarts.
         let last = progress.take();
-        // The commit of an attempt before may stand, and then it is other blocks that nobody sees.
+        // The commit of an earlier attempt may stand; then other blocks are hidden.
         self.settle(&self.admin.lock())?;
         let only_lower = {
             let mut only = lower.set.held.clone();
             only.subtract(&upper.set.held);
             only
         };
-        // Nothing may be written to what a clone shares; `find_pair` has found a pair that has one of its
-        // own.
+        // Files shared with a clone must not be written; `find_pair` has found a pair with at least one
+        // unshared layer.
         let is_down = match (upper.data.are_shared()?, lower.data.are_shared()?) {
             (false, false) => upper.set.held.len_blocks() <= only_lower.len_blocks(),
             (upper_is_shared, _) => upper_is_shared,
@@ -102,12 +99,12 @@ impl Volume {
             false => upper.data.clone(),
         };
         let pair = Pair { from: LayerVersion::of(from), to: LayerVersion::of(target) };
-        // What lies beyond the target's own end was cut off again when it was opened or made longer.
+        // Data beyond the target's own end was truncated when it was opened or extended.
         let target_end = BlockIndex(target.size_bytes / BLOCK_SIZE_BYTES);
         let start = match last.filter(|last| last.pair == pair) {
             Some(last) => last.next.min(target_end),
             None => {
-                // A note of another merge speaks of blocks that this one may write over.
+                // A note of another merge covers blocks that this one may overwrite.
                 Progress::forget_if_there(&self.dir)?;
                 BlockIndex(0)
             }
@@ -139,7 +136,7 @@ impl Volume {
             set.zero.subtract(&upper.set.zero);
         }
         if is_bottom {
-            // Below there is nothing that the zeroes would have to hide.
+            // There are no layers below that the zeroes would have to hide.
             set.held.subtract(&set.zero);
             set.zero = BlockSet::new();
         }
@@ -158,7 +155,7 @@ impl Volume {
         committed.map(|()| true)
     }
 
-    /// The data files of a layer, made as long as the volume is in the layer that it takes in.
+    /// Returns the data files of a layer, extended to the size of the layer that it takes in.
     fn long_enough(&self, layer: &FrozenLayer, size_bytes: u64) -> Result<Arc<DataFiles>, VolumeError> {
         if layer.size_bytes == size_bytes {
             return Ok(layer.data.clone());
@@ -169,9 +166,9 @@ impl Volume {
         Ok(Arc::new(data))
     }
 
-    /// The highest pair whose lower layer no snapshot and no reader needs as a point of its own, and of which
-    /// another volume shares at most one; the one that a merge was stopped in before all others. What is
-    /// shared stays so until `merging` is free: only a clone shares more.
+    /// Returns the highest pair whose lower layer is needed by no snapshot or reader, with at most one layer
+    /// shared with another volume; the pair of a stopped merge comes first. Sharing is stable while `merging`
+    /// is held: only a clone adds to it.
     fn find_pair(&self, begun: Option<Pair>) -> Option<(Arc<FrozenLayer>, Arc<FrozenLayer>, bool)> {
         let admin = self.admin.lock();
         let stack = self.current();
@@ -189,7 +186,7 @@ impl Volume {
         pairs().find(|(upper, lower, _)| is_begun(upper, lower)).or_else(|| pairs().next())
     }
 
-    /// What is left to be merged, as far as that is known without waiting for anybody.
+    /// Returns the remaining merges, as far as known without waiting.
     pub(crate) fn merge_stats(&self, stack: &Stack) -> MergeStats {
         let kept = self.kept.read();
         let is_kept = |epoch| kept.iter().any(|point| point.1 == epoch);
@@ -198,9 +195,9 @@ impl Volume {
         MergeStats { layers, done_bytes, total_bytes }
     }
 
-    /// Gives the space back that blocks took which the target of a merge does not hold: writers need it more.
+    /// Frees the space of copied blocks that the target of a merge does not hold yet: writers need it more.
     fn give_back(&self, target: &FrozenLayer, blocks: &BlockSet, data: &DataFiles) {
-        // A note says that they are there.
+        // A note claims that they are copied.
         if let Err(error) = Progress::forget(&self.dir) {
             tracing::warn!(volume = %self.id, %error, "space that a merge took is not given back");
             return;
@@ -252,7 +249,7 @@ impl Volume {
             epoch if epoch == lower.epoch => None,
             _ => Some(layer.clone()),
         });
-        // The open files of older stacks and views stay readable until those are gone; the closer frees their
+        // Open files of older stacks and views stay readable until these are dropped; the closer frees their
         // space.
         let removed =
             DataFiles::remove(&files::data_path(&self.dir, gone.file), gone.size_bytes).and_then(|()| {
@@ -272,16 +269,16 @@ impl Volume {
     }
 }
 
-/// Pairs of neighbours, top first, of which `is_kept` and `pins` say that the lower one is no point that
-/// anybody needs, and of which at most one is shared; with the place of the upper one.
+/// Returns mergeable pairs of neighbours, top first, with the index of the upper one: the lower one is not
+/// needed according to `is_kept` and `pins`, and at most one is shared.
 fn mergeable<'a>(
     stack: &'a Stack,
     pins: &'a Pins,
     is_kept: &'a dyn Fn(Epoch) -> bool,
 ) -> impl Iterator<Item = (usize, &'a Arc<FrozenLayer>, &'a Arc<FrozenLayer>)> {
-    // What is filled as it is read takes nothing in, and is not all there to be taken.
+    // An incomplete lazy base cannot take part in a merge.
     let is_lazy = |layer: &FrozenLayer| layer.data.lazy().is_some();
-    // What cannot be told is not written to.
+    // If sharing is unknown, the file is not written.
     let is_shared = |layer: &FrozenLayer| layer.data.are_shared().unwrap_or(true);
     stack.layers().windows(2).enumerate().filter_map(move |(at, two)| match two {
         [Layer::Frozen(upper), Layer::Frozen(lower)]
@@ -296,19 +293,19 @@ fn mergeable<'a>(
     })
 }
 
-/// The merging that a volume has before it.
+/// Remaining merges of a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MergeStats {
-    /// How many layers nobody needs apart from the one above them; they are merged one after the other.
+    /// Number of layers to be merged into their neighbours, one after the other.
     pub layers: u64,
-    /// How much of the data of the merge that is under way was copied, by earlier processes too; in bytes.
+    /// Bytes copied by the running merge, including earlier processes.
     pub done_bytes: u64,
-    /// How much data that merge copies in all, in bytes; 0 if none is under way.
+    /// Total bytes of the running merge; 0 without one.
     pub total_bytes: u64,
 }
 
-/// The data that a merge copies.
+/// Data copied by a merge.
 struct Work<'a> {
     volume: &'a Volume,
     pair: Pair,
@@ -319,8 +316,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Copies the blocks into the target's files, their data from `start` on; the block that it came to, if
-    /// it was stopped.
+    /// Copies the blocks into the target's files, data from `start` on; returns the position if stopped.
     fn copy(
         &self,
         start: BlockIndex,
@@ -364,8 +360,7 @@ impl Work<'_> {
         Ok(None)
     }
 
-    /// Syncs what was copied and writes down how far that is. A note that cannot be written costs no more
-    /// than time.
+    /// Syncs copied data and stores the progress. A failed note only costs time.
     fn note(&self, next: BlockIndex) -> Result<(), VolumeError> {
         if !self.data.has(Bug::NoteBeforeSync) {
             self.data.sync()?;

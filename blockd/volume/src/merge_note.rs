@@ -40,7 +40,7 @@ const VERSION: u32 = 1;
 const LEN_BYTES: usize = 72;
 const NAME: &str = "volume.merge";
 
-/// A layer as it is until it takes in another one.
+/// Version of a layer until it takes in another one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct LayerVersion {
     pub(crate) file: Epoch,
@@ -57,18 +57,18 @@ impl LayerVersion {
     }
 }
 
-/// What is merged into what.
+/// Source and target of a merge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Pair {
     pub(crate) from: LayerVersion,
     pub(crate) to: LayerVersion,
 }
 
-/// How far a merge has come.
+/// Progress of a merge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Progress {
     pub(crate) pair: Pair,
-    /// The data of all blocks below this one was copied.
+    /// End of the copied blocks.
     pub(crate) next: BlockIndex,
 }
 
@@ -91,7 +91,7 @@ impl Progress {
         out
     }
 
-    /// Reads the encoding back; `None` if it is anything else than a whole note of this volume.
+    /// Decodes a note; `None` unless it is a valid note of this volume.
     fn decode(bytes: &[u8], volume: VolumeId) -> Option<Self> {
         let bytes: &[u8; LEN_BYTES] = bytes.try_into().ok()?;
         let word = |at: usize| {
@@ -114,13 +114,12 @@ impl Progress {
         Some(Self { pair: Pair { from, to }, next: BlockIndex(word(48)) })
     }
 
-    /// Writes it down. All that it speaks of must be synced.
+    /// Stores the note. All data that it covers must be synced.
     pub(crate) fn store(&self, dir: &Path, volume: VolumeId) -> Result<(), VolumeError> {
         files::write_whole(&Self::path(dir), &self.encode(volume))
     }
 
-    /// What was written down about two neighbouring layers of this volume, if anything was.
-    /// One that cannot be read counts as none.
+    /// Loads the note about two neighbouring layers; an unreadable one counts as none.
     pub(crate) fn load(dir: &Path, meta: &Meta) -> Option<Self> {
         let path = Self::path(dir);
         let bytes = match storage::read(&path) {
@@ -140,12 +139,12 @@ impl Progress {
         Self::decode(&bytes, meta.volume).filter(fits)
     }
 
-    /// Where it is written down.
+    /// Returns the path of the note.
     pub(crate) fn path(dir: &Path) -> PathBuf {
         dir.join(NAME)
     }
 
-    /// The same, at no cost if there is nothing.
+    /// Removes the note durably if it exists; free otherwise.
     pub(crate) fn forget_if_there(dir: &Path) -> Result<(), VolumeError> {
         match Self::path(dir).exists() {
             true => Self::forget(dir),
@@ -153,7 +152,7 @@ impl Progress {
         }
     }
 
-    /// Removes what was written down, if there is anything, durably.
+    /// Removes the note durably.
     pub(crate) fn forget(dir: &Path) -> Result<(), VolumeError> {
         remove_if_there(&Self::path(dir))?;
         files::sync_dir(dir)

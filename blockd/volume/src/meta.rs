@@ -36,16 +36,15 @@ use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDVOL1";
-/// All layers have the size of the volume: what every volume has that never grew, so that an older blockd can
-/// read it.
+/// Version of volumes that never grew: all layers have the size of the volume.
 const VERSION_ONE_SIZE: u32 = 1;
-/// Each layer has a size of its own.
+/// Version with a size for each layer.
 const VERSION_SIZES: u32 = 2;
-/// The bottom layer may be lazy. The newest version.
+/// Newest version: the bottom layer may be lazy.
 const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 56;
 
-/// What the file says.
+/// Content of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Meta {
     pub(crate) volume: VolumeId,
@@ -60,15 +59,15 @@ pub(crate) struct Meta {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LayerEntry {
-    /// The last epoch whose writes are in the layer.
+    /// Last epoch whose writes are in the layer.
     pub(crate) epoch: Epoch,
-    /// Names the layer's files.
+    /// Epoch that names the layer's files.
     pub(crate) file: Epoch,
     pub(crate) generation: u32,
     pub(crate) open: bool,
-    /// It holds every block, and gets those that it does not have from a source.
+    /// Holds every block; missing ones come from a source.
     pub(crate) lazy: bool,
-    /// How long the volume was when the layer was its head.
+    /// Size of the volume while the layer was its head.
     pub(crate) size_bytes: u64,
 }
 
@@ -120,7 +119,7 @@ impl Meta {
         out
     }
 
-    /// Reads the encoding back; the error is what is wrong with it.
+    /// Decodes the file; the error describes the violation.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         let body_len = bytes
             .len()
@@ -180,7 +179,7 @@ impl Meta {
         Ok(meta)
     }
 
-    /// What must hold between the parts.
+    /// Checks the consistency of the parts.
     fn check(&self) -> Result<(), String> {
         check_size(self.size_bytes)?;
         let descending = self.layers.windows(2).all(|pair| pair[0].epoch > pair[1].epoch);
@@ -221,7 +220,7 @@ impl Meta {
     }
 }
 
-/// A volume is a positive number of whole blocks, up to 64 TiB.
+/// Checks the size: a positive number of whole blocks, up to 64 TiB.
 pub(crate) fn check_size(size_bytes: u64) -> Result<(), String> {
     if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES || !size_bytes.is_multiple_of(BLOCK_SIZE_BYTES) {
         return Err(format!(

@@ -20,7 +20,7 @@ use std::{num::NonZeroU64, os::unix::fs::MetadataExt, path::Path};
 const EXT4_MAGIC: u64 = 0xef53;
 const XFS_MAGIC: u64 = 0x5846_5342;
 
-/// The number of a mounted filesystem, as long as it stays mounted.
+/// Returns the number of a mounted filesystem, constant while it stays mounted.
 pub(crate) fn mount_number(file: &File) -> Option<NonZeroU64> {
     let name = match fstatfs(file).ok()?.f_type as u64 {
         EXT4_MAGIC => "ext4",
@@ -34,14 +34,14 @@ pub(crate) fn mount_number(file: &File) -> Option<NonZeroU64> {
     NonZeroU64::new(std::fs::metadata(folder).ok()?.ino())
 }
 
-/// Whether what was left in memory under one number may still be there under another one. Who does not know
-/// says yes: a process that died without the machine must find again what it answered.
+/// Returns true if page cache left under one number may still exist under another. Unknown counts as true:
+/// acknowledged writes must survive the death of the process.
 pub(crate) fn may_be_the_same(left: Option<NonZeroU64>, now: Option<NonZeroU64>) -> bool {
     left.is_none() || now.is_none() || left == now
 }
 
-/// Whether a number that differs from the one now is rather an altered copy of it, or none that was ever
-/// given out, than that of an earlier mount. Numbers only grow.
+/// Returns true if a differing number is an altered copy or was never given out, instead of that of an
+/// earlier mount. Numbers only grow.
 pub(crate) fn may_be_altered(left: NonZeroU64, now: NonZeroU64) -> bool {
     left > now || (left.get() ^ now.get()).is_power_of_two()
 }

@@ -1,8 +1,7 @@
-//! Making, opening and removing volumes.
+//! Creating, opening and deleting volumes.
 //!
-//! Opening believes `volume.meta` and removes every file that it does not name, but no directory: those are
-//! what an interrupted freeze, merge or removal left behind. Heads whose freeze did not finish are frozen
-//! now.
+//! Opening trusts `volume.meta` and removes all files, but no directories, that it does not name: remains of
+//! interrupted freezes, merges and deletions. Heads with an unfinished freeze are frozen.
 
 use crate::{
     data_files::DataFiles,
@@ -25,32 +24,31 @@ use std::{
     sync::Arc,
 };
 
-/// How to open a volume.
+/// Options of opening a volume.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenOptions {
-    /// What to believe after a stop that was not clean.
+    /// Recovery after an unclean stop.
     pub recovery: Recovery,
-    /// Clients of other hosts are served or were, and may survive this one.
+    /// Clients of other hosts are or were served, and may survive this host.
     pub serves_remote: bool,
 }
 
-/// What an unclean stop was.
+/// Kind of an unclean stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recovery {
-    /// The boot and the mount tell: if both are the same, just the process died, otherwise the machine or the
-    /// disk did.
+    /// Decided by boot id and mount: if both are unchanged, only the process died.
     #[default]
     Auto,
-    /// A power cut, whatever the boot id says: for a folder that comes from an image or a disk that lost its
-    /// cache.
+    /// A power cut, independent of the boot id: for a directory from an image or a disk that lost its cache.
     AfterPowerLoss,
 }
 
 impl Volume {
-    /// Makes an empty volume in a new folder and opens it; it survives a power cut from then on.
+    /// Creates and opens an empty volume in a new directory; durable when the call returns.
     ///
     /// # Errors
-    /// If the size is no positive multiple of 4096 up to 64 TiB, the folder exists, or the filesystem fails.
+    /// The size is not a positive multiple of 4096 up to 64 TiB, the directory exists, or the filesystem
+    /// fails.
     pub fn create(dir: &Path, id: VolumeId, size_bytes: u64) -> Result<Arc<Self>, VolumeError> {
         meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
         storage::create_dir(dir).during("create", dir)?;
@@ -81,18 +79,17 @@ impl Volume {
     /// Opens an existing volume.
     ///
     /// # Errors
-    /// If a file is missing, damaged or from a newer blockd, or the filesystem fails; the error names the
-    /// file.
+    /// A file is missing, damaged or of a newer format, or the filesystem fails; the error names the file.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Arc<Self>, VolumeError> {
         let meta = Meta::load(dir)?;
-        // What the process before renamed may not be durable yet, the folder itself among it, and what comes
-        // rests on it.
+        // Renames of the previous process, including that of the directory, may not be durable yet, and the
+        // following steps depend on them.
         files::sync_dir(dir)?;
         sync_parent(dir)?;
         remove_unnamed_files(dir, &meta)?;
         let place = |entry: &LayerEntry| Place { dir, volume: meta.volume, size_bytes: entry.size_bytes };
-        // A recovery cuts the torn end of a log off and syncs, which takes away what `Salvage` goes by. So
-        // whatever else may keep the volume from opening comes first.
+        // Recovery truncates torn logs and syncs, which destroys evidence for `Salvage`. So all other checks
+        // that can prevent opening come first.
         let mut frozen = meta
             .layers
             .iter()
@@ -125,10 +122,11 @@ impl Volume {
         Ok(volume)
     }
 
-    /// Removes a volume's folder. It is renamed first, so that what an interruption leaves cannot be opened.
+    /// Deletes a volume's directory. It is renamed first, so that remains of an interruption cannot be
+    /// opened.
     ///
     /// # Errors
-    /// If the filesystem fails; calling it again goes on.
+    /// The filesystem fails; another call continues.
     pub fn delete_files(dir: &Path) -> Result<(), VolumeError> {
         let doomed = sibling(dir, "deleted");
         match storage::rename(dir, &doomed) {
@@ -148,7 +146,7 @@ impl Volume {
     }
 }
 
-/// `<dir>.<suffix>`, beside `dir`.
+/// Returns `<dir>.<suffix>`, beside `dir`.
 pub(crate) fn sibling(dir: &Path, suffix: &str) -> PathBuf {
     let mut name = dir.as_os_str().to_owned();
     name.push(".");
@@ -183,7 +181,7 @@ fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, Volum
     })
 }
 
-/// A layer that is filled as it is read. For those above it, it holds every block.
+/// Loads a lazy base. For the layers above it holds every block.
 pub(crate) fn load_lazy(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, VolumeError> {
     let base = LazyBase::open(place, entry.file)?;
     let data = DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?;
@@ -198,8 +196,7 @@ pub(crate) fn load_lazy(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLay
     })
 }
 
-/// The files in the folder that are not named: they were begun and never committed, or replaced and not yet
-/// removed.
+/// Returns unnamed files of the directory: never committed, or replaced and not yet removed.
 pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, VolumeError> {
     let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META), discarded::path(dir)]);
     for layer in &meta.layers {
@@ -222,7 +219,8 @@ pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, Vol
         let entry = entry.during("list", dir)?;
         let path = entry.path();
         if entry.file_type().during("look at", &path)?.is_dir() {
-            // No operation makes one: a backup tool or an administrator did (`lost+found`).
+            // No operation creates directories; these come from backup tools or administrators
+            // (`lost+found`).
             tracing::warn!(volume = %meta.volume, path = %path.display(), "a directory in a volume's folder is left alone");
         } else if !named.contains(&path) {
             unnamed.push(path);

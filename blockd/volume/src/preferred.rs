@@ -1,19 +1,19 @@
-//! Places of a lazy volume that hydration fetches before the rest.
+//! Extents of a lazy volume that hydration fetches first.
 
 use crate::flights::MISS_BLOCKS;
 use blockd_extent::{BlockIndex, Extent};
 use std::collections::VecDeque;
 
-/// Unit of a fetch: as much as a read miss brings, 256 KiB.
+/// Unit of a fetch: the length fetched for a missed read, 256 KiB.
 pub(crate) const UNIT_BLOCKS: u64 = MISS_BLOCKS;
 const MAX_PREFERRED: usize = 131_072;
 
-/// A bounded queue of places.
+/// Bounded queue of extents.
 #[derive(Default)]
 pub(crate) struct Preferred(VecDeque<Extent>);
 
 impl Preferred {
-    /// Queues the units that hold these extents.
+    /// Queues the units that contain these extents.
     pub(crate) fn push(&mut self, extents: &[Extent]) {
         let mut last = None;
         for extent in extents.iter().filter(|extent| !extent.is_empty()) {
@@ -28,12 +28,12 @@ impl Preferred {
         }
     }
 
-    /// Returns the place to fetch next.
+    /// Returns the extent to fetch next.
     pub(crate) fn first(&self) -> Option<Extent> {
         self.0.front().copied()
     }
 
-    /// Drops the first place, which is complete.
+    /// Drops the first, complete extent.
     pub(crate) fn pop(&mut self) {
         self.0.pop_front();
     }

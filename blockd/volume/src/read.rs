@@ -1,4 +1,4 @@
-//! Reading a volume: each block from the topmost layer that holds it.
+//! Reads: each block comes from the topmost layer that holds it.
 
 use crate::{
     data_files::DataFiles,
@@ -9,49 +9,48 @@ use crate::{
 use blockd_extent::Extent;
 use std::sync::{Arc, atomic::Ordering};
 
-/// What a range turned out to hold.
+/// Content of a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Content {
-    /// Data, which is in the buffer.
+    /// Data, in the buffer.
     Data,
-    /// Zeroes and nothing else, known without looking at any data; the buffer was not touched.
+    /// Only zeroes, known without reading data; the buffer is unchanged.
     Zeroes,
 }
 
 impl Volume {
-    /// Fills `buf` with the volume's content from `offset_bytes` on.
+    /// Reads the volume at `offset_bytes` into `buf`.
     ///
     /// # Errors
-    /// If the range does not lie inside the volume, the volume is closed, or the disk fails.
+    /// The range is not inside the volume, the volume is closed, or the disk fails.
     pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), VolumeError> {
         self.read_or_zeroes(offset_bytes, buf).map(|content| filled(content, buf))
     }
 
-    /// The same, but a range without any data is only reported, and `buf` stays as it was.
+    /// Reads like [`read`](Self::read), but only reports a range without data and leaves `buf` unchanged.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As for [`read`](Self::read).
     pub fn read_or_zeroes(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Content, VolumeError> {
         let content = self.read_with(offset_bytes, buf, from_disk)?;
-        // What comes from the disk is always complete.
+        // Reads from the disk are always complete.
         Ok(content.unwrap_or(Content::Data))
     }
 
-    /// The same from memory only: `false`, with `buf` in an unknown state, if the disk would have to be
-    /// asked.
+    /// Reads from memory only; returns false, with `buf` in an unspecified state, if the disk would be
+    /// needed.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As for [`read`](Self::read).
     pub fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
         let content = self.try_read_or_zeroes(offset_bytes, buf)?;
         Ok(content.map(|content| filled(content, buf)).is_some())
     }
 
-    /// The same as [`read_or_zeroes`](Self::read_or_zeroes) from memory only: `None` if the disk would have
-    /// to be asked.
+    /// Runs [`read_or_zeroes`](Self::read_or_zeroes) from memory only; `None` if the disk would be needed.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As for [`read`](Self::read).
     pub fn try_read_or_zeroes(
         &self,
         offset_bytes: u64,
@@ -77,32 +76,32 @@ impl Volume {
     }
 }
 
-/// Fetches from a layer, waiting for the disk.
+/// Reads from a layer, waiting for the disk.
 pub(crate) fn from_disk(data: &DataFiles, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
     data.read(offset_bytes, buf).map(|()| true)
 }
 
-/// Fetches from a layer what is in the page cache.
+/// Reads from a layer's page cache.
 pub(crate) fn from_memory(data: &DataFiles, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
     data.try_read(offset_bytes, buf)
 }
 
-/// Puts into the buffer what was only reported.
+/// Fills the buffer with reported zeroes.
 pub(crate) fn filled(content: Content, buf: &mut [u8]) {
     if content == Content::Zeroes {
         buf.fill(0);
     }
 }
 
-/// Where in a stack a read begins.
+/// Start of a read in a stack.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
     Top,
     BelowHead,
 }
 
-/// Fills `buf` from the layers of a stack; `None` as soon as `fetch` says so. A buffer that would be all
-/// zeroes is left as it is.
+/// Reads from the layers of a stack into `buf`; `None` as soon as `fetch` returns it. A buffer of zeroes only
+/// is left unchanged.
 pub(crate) fn read_stack(
     stack: &Stack,
     start: Start,
@@ -114,7 +113,7 @@ pub(crate) fn read_stack(
     let mut complete = true;
     let mut content = Content::Zeroes;
     let mut copy = |run: Extent, source: Source<'_>| {
-        // The first and the last block may be wanted in part.
+        // The first and last block can be partial.
         let from = run.offset_bytes().max(offset_bytes);
         let to = (run.offset_bytes() + run.len_bytes()).min(end);
         if source.is_some() && content == Content::Zeroes {
@@ -138,7 +137,7 @@ pub(crate) fn read_stack(
     Ok(complete.then_some(content))
 }
 
-/// One piece of a list of extents: where it goes in the buffer and where it comes from.
+/// Part of a list of extents: its position in the buffer and its source.
 pub(crate) struct Piece {
     pub(crate) data: Arc<DataFiles>,
     pub(crate) offset_bytes: u64,
@@ -146,8 +145,7 @@ pub(crate) struct Piece {
     pub(crate) len_bytes: usize,
 }
 
-/// Cuts extents, whose blocks stand one after the other in `buf`, into pieces to be read; zeroes are filled
-/// in.
+/// Splits extents, stored consecutively in `buf`, into parts to read; zeroes are filled in.
 pub(crate) fn plan(stack: &Stack, extents: &[Extent], buf: &mut [u8]) -> Result<Vec<Piece>, VolumeError> {
     let mut pieces: Vec<Piece> = Vec::with_capacity(extents.len());
     let mut at = 0;

@@ -1,38 +1,37 @@
-//! Sees that a lazy volume is read in order, and says what to fetch before it is asked for.
+//! Readahead: detects sequential reads of a lazy volume.
 //!
-//! Pure: it is told what is read and answers with what should be on its way. A few streams are told apart,
-//! because a filesystem reads several files at once.
+//! Pure: it receives reads and returns extents to prefetch. It distinguishes a few streams, because a
+//! filesystem reads several files at once.
 
 use blockd_extent::{BlockIndex, Extent};
 
-/// How many streams are told apart.
+/// Number of streams.
 const STREAMS: usize = 8;
-/// A stream that was just seen is this much ahead, in blocks: 1 MiB.
+/// Initial window of a stream, in blocks: 1 MiB.
 const FIRST_WINDOW_BLOCKS: u64 = 256;
-/// And never more than that: 128 MiB, as much as a restore has on its way. With half of that, whoever reads
-/// in order waits for a slow store twice as often.
+/// Maximum window: 128 MiB, as much as a restore has in flight. With half of that, sequential readers wait
+/// for a slow store twice as often.
 const MAX_WINDOW_BLOCKS: u64 = 32_768;
-/// What is asked for at once when the window moves on: 4 MiB, one flight. Larger steps would leave the store
-/// idle in between.
+/// Length requested when the window advances: 4 MiB, one fetch. Larger steps would leave the store idle in
+/// between.
 const STEP_BLOCKS: u64 = 1024;
-/// A read that begins this close behind the one before belongs to it: readers on several threads overtake
-/// each other.
+/// Maximum gap between reads of a stream: reads of several threads overtake each other.
 const SLACK_BLOCKS: u64 = 256;
-/// After so many reads in order it is a stream.
+/// Sequential reads that make a stream.
 const READS_IN_ORDER: u32 = 2;
 
 #[derive(Clone, Copy)]
 struct Stream {
-    /// Behind the furthest read.
+    /// End of the furthest read.
     next: BlockIndex,
-    /// Everything before this one was asked for.
+    /// End of the requested blocks.
     ahead: BlockIndex,
     window_blocks: u64,
     reads: u32,
     used: u64,
 }
 
-/// Streams of reads in order.
+/// Sequential read streams.
 #[derive(Default)]
 pub(crate) struct Readahead {
     streams: Vec<Stream>,
@@ -40,7 +39,7 @@ pub(crate) struct Readahead {
 }
 
 impl Readahead {
-    /// These blocks are read; which should be on their way, too.
+    /// Records a read; returns blocks to prefetch.
     pub(crate) fn read(&mut self, extent: Extent) -> Option<Extent> {
         self.clock += 1;
         let clock = self.clock;
@@ -74,7 +73,7 @@ impl Readahead {
         if stream.reads < READS_IN_ORDER || stream.ahead.0 - stream.next.0 > stream.window_blocks - step {
             return None;
         }
-        // Whole flights, so that the next one begins where this one ends.
+        // Whole fetches, so that the next one starts where this one ends.
         let end = (stream.next.0 + stream.window_blocks) / step * step;
         let wanted = Extent::between(stream.ahead, BlockIndex(end.max(stream.ahead.0)));
         if wanted.is_empty() {

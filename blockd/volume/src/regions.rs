@@ -1,8 +1,8 @@
-//! Locks over regions of a head, so that filling a block from below and zeroing blocks happen alone.
+//! Locks over regions of a head, so that copy-up and zeroing are exclusive.
 //!
-//! Writes take the regions they touch shared: they do not order each other (clients that overlap concurrent
-//! writes get either). Copying a block up and zeroing blocks take them exclusively, because both read or
-//! change a block's state and its data in more than one step. A region is 1 MiB; regions share 256 locks.
+//! Writes lock their regions shared: they are not ordered (overlapping concurrent writes have either result).
+//! Copy-up and zeroing lock exclusively, because they access a block's state and data in several steps. A
+//! region is 1 MiB; regions share 256 locks.
 
 use blockd_extent::{BLOCK_SHIFT, Extent};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -14,7 +14,7 @@ pub(crate) struct Regions {
     stripes: Box<[RwLock<()>]>,
 }
 
-/// Keeps regions locked while it lives.
+/// Locked regions, unlocked on drop.
 pub(crate) enum Held<G> {
     One { _guard: G },
     Many { _guards: Vec<G> },
@@ -37,7 +37,7 @@ impl Regions {
         self.lock(extent, |stripe| Some(stripe.write())).unwrap_or(Held::Many { _guards: Vec::new() })
     }
 
-    /// Locks stripes in ascending order, each once, so that two callers cannot wait for each other.
+    /// Locks stripes in ascending order, each once, which avoids deadlocks.
     fn lock<'a, G>(&'a self, extent: Extent, take: impl Fn(&'a RwLock<()>) -> Option<G>) -> Option<Held<G>> {
         let first = extent.start.0 >> REGION_SHIFT;
         let last = extent.end().0.saturating_sub(1).max(extent.start.0) >> REGION_SHIFT;

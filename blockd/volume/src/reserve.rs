@@ -24,23 +24,23 @@ use std::{
     },
 };
 
-/// The name of the file.
+/// Name of the file.
 const NAME: &str = "space.reserve";
-/// The part of the filesystem that is kept: one in so many bytes, within the two bounds.
+/// Divisor of the filesystem size for the reserve, within the two bounds.
 const PART: u64 = 128;
 const MIN_BYTES: u64 = 256 << 10;
 const MAX_BYTES: u64 = 64 << 20;
 
-/// The reserve of this process's data directory is released.
+/// True while the reserve of this process's data directory is released.
 static IS_RELEASED: AtomicBool = AtomicBool::new(false);
 
-/// Whether clients' writes that need space are refused.
+/// Returns true if writes of clients that need space are refused.
 #[inline]
 pub(crate) fn is_released() -> bool {
     IS_RELEASED.load(Ordering::Relaxed)
 }
 
-/// The reserve of a data directory. A process has at most one.
+/// Space reserve of a data directory. A process has at most one.
 #[derive(Debug)]
 pub struct Reserve {
     file: File,
@@ -50,13 +50,13 @@ pub struct Reserve {
 
 #[derive(Debug)]
 struct State {
-    /// The file has its length.
+    /// The file has its full length.
     is_whole: bool,
-    /// Operations that use the space.
+    /// Operations that use the released space.
     users: usize,
 }
 
-/// The released space, for as long as an operation uses it.
+/// Released space, as long as an operation uses it.
 #[derive(Debug)]
 pub struct Released(Arc<Reserve>);
 
@@ -67,12 +67,11 @@ impl Drop for Released {
 }
 
 impl Reserve {
-    /// Opens or creates the reserve of a data directory, and fills it if there is space. On a disk that is
-    /// full at once there is none until [`refill`](Self::refill) finds space; clients' writes are not refused
-    /// for that.
+    /// Opens or creates the reserve of a data directory, and fills it if there is space. On a full disk it
+    /// stays empty until [`refill`](Self::refill) finds space; writes of clients are not refused for that.
     ///
     /// # Errors
-    /// If the file cannot be opened or the filesystem does not tell its size.
+    /// The file cannot be opened, or the filesystem does not report its size.
     pub fn open(data_dir: &Path) -> io::Result<Self> {
         let mut how = std::fs::OpenOptions::new();
         let file = how.write(true).create(true).truncate(false).open(data_dir.join(NAME))?;
@@ -83,8 +82,7 @@ impl Reserve {
         Ok(reserve)
     }
 
-    /// Gives the space to the operation that found the disk full, which is then to be tried again; `None` if
-    /// there is none to give.
+    /// Releases the space for an operation that found the disk full, to be retried; `None` if there is none.
     pub fn release(self: &Arc<Self>) -> Option<Released> {
         let mut state = self.state.lock();
         if state.is_whole {
@@ -105,8 +103,7 @@ impl Reserve {
         Some(Released(Arc::clone(self)))
     }
 
-    /// Takes the space back, if there is enough and no operation uses it. Returns whether the reserve is
-    /// whole.
+    /// Refills the reserve if there is enough space and no operation uses it; returns true if it is complete.
     pub fn refill(&self) -> bool {
         let mut state = self.state.lock();
         if state.is_whole || state.users > 0 {
@@ -124,7 +121,7 @@ impl Reserve {
             }
             Err(error) => {
                 tracing::debug!(%error, "the space reserve is not whole yet");
-                // A part of it would be missing elsewhere and be of no use here.
+                // A partial reserve would take space without being useful.
                 if let Err(error) = self.file.set_len(0) {
                     tracing::debug!(%error, "the space reserve keeps a part");
                 }

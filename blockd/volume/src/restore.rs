@@ -1,8 +1,7 @@
-//! A volume that is being filled from elsewhere.
+//! Volume under construction by a restore.
 //!
-//! It lives beside the folder that it will have, so that half of it can never be taken for a volume, and
-//! becomes one by a rename. What is written into it is its base layer, not its head: nothing is dirty in a
-//! volume that was just restored.
+//! It is built beside its final directory, so that a partial one is never taken for a volume, and becomes one
+//! by a rename. Restored data goes to its base layer, not its head: a restored volume has no dirty blocks.
 
 use crate::{
     data_files::DataFiles,
@@ -25,7 +24,7 @@ use std::{
 const BASE: Epoch = Epoch(1);
 const HEAD: Epoch = Epoch(2);
 
-/// A volume that is being filled; it starts as all zeroes.
+/// Volume under construction; all zeroes at first.
 pub struct RestoreTarget {
     dir: PathBuf,
     building: PathBuf,
@@ -36,10 +35,10 @@ pub struct RestoreTarget {
 }
 
 impl RestoreTarget {
-    /// Begins a volume that will live in `dir`; what an earlier attempt left is thrown away.
+    /// Starts a volume for `dir`; removes the remains of an earlier attempt.
     ///
     /// # Errors
-    /// If the size is no positive multiple of 4096 up to 64 TiB, `dir` exists, or the filesystem fails.
+    /// The size is not a positive multiple of 4096 up to 64 TiB, `dir` exists, or the filesystem fails.
     pub fn create(dir: &Path, id: VolumeId, size_bytes: u64) -> Result<Self, VolumeError> {
         meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
         if dir.exists() {
@@ -52,11 +51,11 @@ impl RestoreTarget {
         Ok(Self { dir: dir.to_owned(), building, id, size_bytes, data, held: Mutex::default() })
     }
 
-    /// Takes up a volume that an earlier run was filling; `held` are the blocks that it wrote and then made
-    /// durable with [`sync`](Self::sync). None if there is no such volume, or another one.
+    /// Resumes a volume of an earlier run; `held` are the blocks that it wrote and made durable with
+    /// [`sync`](Self::sync). `None` if there is no such volume, or another one.
     ///
     /// # Errors
-    /// If `dir` exists, `held` lies beyond the volume, or the filesystem fails.
+    /// `dir` exists, `held` is beyond the volume, or the filesystem fails.
     pub fn reopen(
         dir: &Path,
         id: VolumeId,
@@ -79,17 +78,17 @@ impl RestoreTarget {
                 let held = Mutex::new(held);
                 Ok(Some(Self { dir: dir.to_owned(), building, id, size_bytes, data, held }))
             }
-            // It had not got as far as having its files.
+            // Its files had not been created yet.
             Err(VolumeError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) if error.kind() == VolumeErrorKind::Damaged => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Makes all that was written durable.
+    /// Makes all written data durable.
     ///
     /// # Errors
-    /// If the disk is full or fails.
+    /// The disk is full or fails.
     pub fn sync(&self) -> Result<(), VolumeError> {
         self.data.sync()
     }
@@ -98,11 +97,10 @@ impl RestoreTarget {
         sibling(dir, "restoring")
     }
 
-    /// Writes whole blocks from `start` on; any thread, any order.
+    /// Writes whole blocks from `start` on, from any thread and in any order.
     ///
     /// # Errors
-    /// If `data` is no whole number of blocks or does not lie inside the volume, or the disk is full or
-    /// fails.
+    /// `data` is not a whole number of blocks or not inside the volume, or the disk is full or fails.
     pub fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> Result<(), VolumeError> {
         let len_blocks = data.len() as u64 / BLOCK_SIZE_BYTES;
         let end = start.0.checked_add(len_blocks);
@@ -117,10 +115,10 @@ impl RestoreTarget {
         Ok(())
     }
 
-    /// Makes all that was written durable, turns it into a volume, and opens that.
+    /// Makes all data durable, turns it into a volume, and opens it.
     ///
     /// # Errors
-    /// If the disk is full or fails; there is no volume then.
+    /// The disk is full or fails; there is no volume then.
     pub fn finish(self) -> Result<Arc<Volume>, VolumeError> {
         self.data.sync()?;
         let mut held = self.held.into_inner();
@@ -145,24 +143,24 @@ impl RestoreTarget {
         storage::rename(&self.building, &self.dir).during("rename", &self.building)?;
         let opened = sync_parent(&self.dir).and_then(|()| Volume::open(&self.dir, &OpenOptions::default()));
         if opened.is_err() {
-            // Whoever is told of a failure must be able to begin again.
+            // After a failure the caller must be able to retry.
             let _ = storage::rename(&self.dir, &self.building);
         }
         opened
     }
 
-    /// Throws away what was written.
+    /// Discards the volume.
     ///
     /// # Errors
-    /// If the filesystem fails.
+    /// The filesystem fails.
     pub fn abandon(self) -> Result<(), VolumeError> {
         remove_tree(&self.building)
     }
 
-    /// Throws away what an attempt to restore into `dir` left, if it left anything.
+    /// Discards the remains of a restore to `dir`, if any.
     ///
     /// # Errors
-    /// If the filesystem fails.
+    /// The filesystem fails.
     pub fn discard(dir: &Path) -> Result<(), VolumeError> {
         remove_tree(&Self::building_dir(dir))
     }
@@ -192,7 +190,7 @@ mod tests {
 
         let held = |block, len| BlockSet::from_iter([Extent::new(BlockIndex(block), len)]);
         assert!(RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(255, 2)).is_err());
-        // Files of another size are those of another volume.
+        // Files of another size belong to another volume.
         assert!(RestoreTarget::reopen(&dir, id, 2 * SIZE_BYTES, held(3, 1)).unwrap().is_none());
         let target = RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(3, 1)).unwrap().unwrap();
         target.write_blocks(BlockIndex(9), &[9; 4096]).unwrap();

@@ -1,9 +1,8 @@
-//! Many reads of files at once through io_uring.
+//! Concurrent file reads through io_uring.
 //!
-//! A frozen layer's dirty blocks lie scattered; with up to 64 reads under way the disk can order them. The
-//! reads go into slices of one borrowed buffer, so no call returns before every read that it started has
-//! ended, whatever goes wrong. Where the kernel does not offer io_uring (seccomp, sysctl) the pieces are read
-//! one after the other.
+//! Dirty blocks of a frozen layer are scattered; with up to 64 reads in flight the disk can order them. Reads
+//! target slices of one borrowed buffer, so no call returns before all its reads have ended, also after
+//! errors. Without io_uring (seccomp, sysctl) the parts are read one after the other.
 
 use crate::{
     data_files::FilePart,
@@ -13,20 +12,20 @@ use crate::{
 use io_uring::{IoUring, opcode, types};
 use std::os::fd::AsRawFd;
 
-/// How many reads are under way at once.
+/// Maximum number of reads in flight.
 const DEPTH: usize = 64;
-/// One read is at most this long, so that one long extent keeps the disk as busy as many short ones.
+/// Maximum length of a read, so that one long extent keeps the disk as busy as many short ones.
 const READ_MAX_BYTES: u64 = 256 << 10;
 
-/// How long to wait before asking the kernel again.
+/// Pause before a retry after a shortage in the kernel.
 const SHORTAGE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
-/// A ring, or nothing where the kernel has none.
+/// Ring, or `None` without kernel support.
 pub(crate) struct RingReader {
     ring: Option<IoUring>,
 }
 
-/// One read that the kernel is asked for.
+/// Read submitted to the kernel.
 struct Slot<'a> {
     part: FilePart<'a>,
     at: usize,
@@ -45,10 +44,10 @@ impl RingReader {
         Self { ring }
     }
 
-    /// Reads all pieces to their places in `buf`.
+    /// Reads all parts into their positions in `buf`.
     pub(crate) fn read(&mut self, pieces: &[Piece], buf: &mut [u8]) -> Result<(), VolumeError> {
         match &mut self.ring {
-            // A single piece gains nothing from the ring.
+            // A single part gains nothing from the ring.
             Some(ring) if pieces.len() > 1 || pieces.iter().any(|p| p.len_bytes as u64 > READ_MAX_BYTES) => {
                 let result = Flight { ring, slots: [const { None }; DEPTH], busy: 0 }.run(pieces, buf);
                 if result.is_err() {
@@ -63,7 +62,7 @@ impl RingReader {
     }
 }
 
-/// The reads of one call. `busy` of the slots are the kernel's.
+/// Reads of one call. The kernel owns `busy` slots.
 struct Flight<'ring, 'a> {
     ring: &'ring mut IoUring,
     slots: [Option<Slot<'a>>; DEPTH],
@@ -85,7 +84,7 @@ impl<'a> Flight<'_, 'a> {
         Ok(())
     }
 
-    /// Puts a read into a free slot and into the submission queue, which is as long as there are slots.
+    /// Queues a read in a free slot; the submission queue has as many entries as there are slots.
     #[allow(unsafe_code)]
     fn submit(&mut self, slot: Slot<'a>, buf: &mut [u8]) {
         let Some(number) = self.slots.iter().position(Option::is_none) else { return };
@@ -103,14 +102,14 @@ impl<'a> Flight<'_, 'a> {
         // borrows.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
-            // Cannot happen: there are no more entries than slots. The read is not the kernel's, so it is
-            // given up.
+            // Unreachable: there are no more entries than slots. The kernel does not own the read, so it is
+            // dropped.
             self.slots[number] = None;
             self.busy -= 1;
         }
     }
 
-    /// Hands new reads to the kernel and waits until one has ended.
+    /// Submits new reads and waits until one has ended.
     fn wait(&mut self) -> Result<(), VolumeError> {
         loop {
             match self.ring.submit_and_wait(1) {
@@ -123,7 +122,7 @@ impl<'a> Flight<'_, 'a> {
         }
     }
 
-    /// Takes back the reads that have ended; those that were cut short are continued.
+    /// Reaps completed reads; short reads are continued.
     fn reap(&mut self, buf: &mut [u8]) -> Result<(), VolumeError> {
         let ended: Vec<(usize, i32)> =
             self.ring.completion().map(|entry| (entry.user_data() as usize, entry.result())).collect();
@@ -154,14 +153,13 @@ impl<'a> Flight<'_, 'a> {
 }
 
 impl Drop for Flight<'_, '_> {
-    /// The kernel may still be writing into the borrowed buffer: waits until it is not.
+    /// The kernel may still write into the borrowed buffer: wait until it has finished.
     fn drop(&mut self) {
         while self.busy > 0 {
             let ended = self.ring.completion().count();
             self.busy = self.busy.saturating_sub(ended);
             if self.busy > 0 && self.wait().is_err() {
-                // Without the ring's word nobody knows when the buffer is free again; going on would corrupt
-                // memory.
+                // Without the ring it is unknown when the buffer is free; continuing would corrupt memory.
                 tracing::error!("io_uring cannot be waited for; stopping before memory is corrupted");
                 std::process::abort();
             }
@@ -169,14 +167,14 @@ impl Drop for Flight<'_, '_> {
     }
 }
 
-/// Whether the kernel was only interrupted or short of memory or room for completions.
+/// Returns true for interruptions and for shortages of memory or completion entries.
 fn is_passing(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let passing = [Errno::INTR, Errno::AGAIN, Errno::BUSY, Errno::NOMEM];
     error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
 }
 
-/// Cuts a piece at segment borders and into reads of bounded length.
+/// Splits a part at segment boundaries and into reads of bounded length.
 fn slots_of(piece: &Piece) -> impl Iterator<Item = Slot<'_>> {
     let mut at = piece.at;
     piece.data.parts(piece.offset_bytes, piece.len_bytes as u64).flat_map(move |part| {

@@ -1,10 +1,9 @@
-//! Rolling a volume back: it becomes again what it was at a snapshot.
+//! Rollback of a volume to a snapshot.
 //!
-//! Nothing is thrown away. A new frozen layer is laid on top of all others that holds every block which
-//! changed since the snapshot, with the content that it had then; what was zeroes costs nothing. So the
-//! blocks that went back count as dirty since every earlier point, and the next incremental backup carries
-//! them without a scan. One commit puts the layer and a fresh head on top; before it, the volume is as it
-//! was, and what was made is garbage.
+//! No layer is discarded. A new frozen layer on top holds every block changed since the snapshot, with its
+//! content at that time; zeroes cost nothing. So the restored blocks are dirty relative to every earlier
+//! point, and the next incremental backup contains them without a scan. One commit adds the layer and a new
+//! head; before it, the volume is unchanged, and new files are garbage.
 
 use crate::{
     copy::Copier,
@@ -21,19 +20,19 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent, SnapshotId};
 use std::sync::{Arc, atomic::Ordering};
 
-/// What a rollback did.
+/// Result of a rollback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RolledBack {
-    /// The epoch of the layer that holds what went back.
+    /// Epoch of the layer with the restored blocks.
     pub epoch: Epoch,
-    /// How many blocks went back to what they were.
+    /// Number of restored blocks.
     pub changed_blocks: u64,
-    /// How many of them have data, which was copied.
+    /// Number of restored blocks with copied data.
     pub copied_blocks: u64,
 }
 
-/// Lets new epochs begin again.
+/// Allows new epochs again on drop.
 struct Rolling<'a>(&'a Volume);
 
 impl Drop for Rolling<'_> {
@@ -44,10 +43,10 @@ impl Drop for Rolling<'_> {
     }
 }
 
-/// What the files of a rollback are called, and for which head they were made.
+/// Files of a rollback and the head that they replace.
 #[derive(Clone, Copy)]
 struct Plan {
-    /// The empty head that the layer takes the place of.
+    /// Empty head that the layer replaces.
     old_head: Epoch,
     layer: Epoch,
     new_head: Epoch,
@@ -55,24 +54,22 @@ struct Plan {
 }
 
 impl Volume {
-    /// Makes the volume read as it did at a snapshot; durable when the call returns. A volume that has grown
-    /// since keeps its size, and reads as zeroes there. Snapshots stay, newer ones too; the state before is
-    /// in none unless it was frozen.
+    /// Restores the content of a snapshot; durable when the call returns. A grown volume keeps its size and
+    /// reads as zeroes there. All snapshots stay; the previous state is lost unless it was frozen.
     ///
-    /// Nobody may write meanwhile: if somebody does, it is refused at its end. Reads go on. `go_on` is asked
-    /// now and then.
+    /// Writes during the rollback make it fail at its end; reads continue. `go_on` is called now and then.
     ///
     /// # Errors
-    /// If there is no such snapshot, `go_on` said no or somebody wrote meanwhile ([`VolumeError::Busy`]), or
-    /// the disk is full or fails; the volume is as it was then. Where it cannot be told which of the two it
-    /// is, it acknowledges nothing more until it is opened again ([`VolumeError::Failed`]).
+    /// The snapshot does not exist, `go_on` returned false or a write occurred ([`VolumeError::Busy`]), or
+    /// the disk is full or fails; the volume is unchanged. If the commit is uncertain, the volume
+    /// acknowledges nothing until it is opened again ([`VolumeError::Failed`]).
     pub fn roll_back(
         &self,
         snapshot: SnapshotId,
         go_on: &dyn Fn() -> bool,
     ) -> Result<RolledBack, VolumeError> {
         let _no_merge = self.keep_merges_out();
-        // Keeps its layers' files open.
+        // Keeps the layers' files open.
         let view = self.view(snapshot)?;
         let (plan, _rolling) = self.begin_rollback()?;
         let made = self.make_rollback(plan, &view, go_on).and_then(|(layer, head)| {
@@ -85,7 +82,7 @@ impl Volume {
         });
         let garbage = match &made {
             Ok(_) => Head::remove_files(self.place(), plan.old_head),
-            // What a commit in doubt may have named stays for the next start to decide.
+            // Files that an uncertain commit may name stay for the next start.
             Err(_) if self.failure().is_some() => Ok(()),
             Err(_) => self.remove_rollback(plan),
         };
@@ -95,7 +92,7 @@ impl Volume {
         made
     }
 
-    /// Makes the head an empty one, which no other takes the place of from now on.
+    /// Replaces the head by an empty one and prevents further replacements.
     fn begin_rollback(&self) -> Result<(Plan, Rolling<'_>), VolumeError> {
         let mut admin = self.admin.lock();
         self.check_usable()?;
@@ -106,7 +103,7 @@ impl Volume {
             let (old, _) = self.begin_epoch(new_head);
             self.finish_open_layer(&mut admin, &old, None)?;
         }
-        // The commit of an attempt before may stand, and names the files that are about to be made.
+        // The commit of an earlier attempt may stand and name the files about to be created.
         self.settle(&admin)?;
         self.rolling_back.store(true, Ordering::Relaxed);
         let layer = admin.next_epoch;
@@ -120,7 +117,7 @@ impl Volume {
         SetIdentity { volume: self.id, file, generation: 0, blocks: plan.size_bytes / BLOCK_SIZE_BYTES }
     }
 
-    /// Makes the layer and the head that go on top, complete and synced.
+    /// Creates the layer and the head for the top, complete and synced.
     fn make_rollback(
         &self,
         plan: Plan,
@@ -138,7 +135,7 @@ impl Volume {
         let shown = &self.rollback_shown;
         shown.begin(0, set.held.len_bytes());
         let mut copier = Copier::new(&go_on, shown);
-        // What lies beyond the snapshot's end was not there.
+        // Blocks beyond the snapshot's end did not exist.
         let end = Extent::whole(view.size_bytes()).end();
         let beyond = BlockIndex(plan.size_bytes / BLOCK_SIZE_BYTES).max(end);
         set.zero = set.held.slice(Extent::between(end, beyond));
@@ -160,7 +157,7 @@ impl Volume {
         set.held.optimize();
         set.zero.optimize();
         set.store(&self.dir, self.rollback_identity(plan.layer, plan))?;
-        // In the epoch of the old head, nothing was dirtied.
+        // No block was dirtied in the epoch of the old head.
         LayerSet::default().store(&self.dir, self.rollback_identity(plan.old_head, plan))?;
         let head = Head::create(Place { size_bytes: plan.size_bytes, ..self.place() }, plan.new_head)?;
         files::sync_dir(&self.dir)?;
@@ -182,14 +179,14 @@ impl Volume {
         ))
     }
 
-    /// Puts both on top, in the place of the old head.
+    /// Replaces the old head by both.
     fn commit_rollback(&self, plan: Plan, layer: FrozenLayer, head: Head) -> Result<(), VolumeError> {
         let mut admin = self.admin.lock();
         let mut current = self.stack.write();
         self.check_usable()?;
         let old_head = head_of(&current).clone();
-        // Nobody enters while the stack is locked. What was written to the old head would be lost below the
-        // new layer.
+        // No write enters while the stack is locked. Writes to the old head would be lost below the new
+        // layer.
         let is_untouched = old_head.writers.are_done() && old_head.dirty_blocks() == 0;
         if old_head.epoch != plan.old_head || !is_untouched {
             return Err(self.interrupted("somebody wrote to it meanwhile"));
@@ -209,8 +206,8 @@ impl Volume {
         meta.intervals.extend([plan.old_head, plan.layer]);
         meta.intervals.sort_unstable();
         if let Err(error) = self.commit(&mut admin, meta) {
-            // The commit may stand all the same. As long as that is not known, nothing may be written: it
-            // would go to a head that the next start might find below the layer, or not at all.
+            // The commit may stand. Until that is known, nothing may be written: the next start might find
+            // that head below the layer, or not at all.
             if let Err(settling) = self.settle(&admin) {
                 self.fail(format!("a rollback was cut off by an error ({error}), and then {settling}"));
             }
@@ -225,9 +222,9 @@ impl Volume {
         Ok(())
     }
 
-    /// Removes what was made for nothing.
+    /// Removes the files of a failed rollback.
     fn remove_rollback(&self, plan: Plan) -> Result<(), VolumeError> {
-        // No other epoch has these names: none begins before this is done.
+        // No other epoch has these names: none starts before this ends.
         let _admin = self.admin.lock();
         Head::remove_files(Place { size_bytes: plan.size_bytes, ..self.place() }, plan.new_head)?;
         DataFiles::remove(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?;

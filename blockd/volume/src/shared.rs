@@ -1,9 +1,8 @@
-//! Which volumes of this process have which data files open.
+//! Registry of open data files of all volumes of this process.
 //!
-//! A clone shares data files with its parent by hard links, and nothing may be written to a file that another
-//! volume reads. The number of links tells most of it; but a volume that has removed its name may still read
-//! the file, for whoever reads one of its snapshots. So every open data file is noted here, with the folder
-//! of its volume.
+//! A clone shares data files with its source by hard links, and files that another volume reads must not be
+//! written. The number of links shows most of it; but a volume that has removed its link may still read the
+//! file through an open snapshot. So each open data file is registered with the directory of its volume.
 
 use parking_lot::Mutex;
 use std::{
@@ -11,13 +10,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Device and number of a file.
+/// Device and inode number of a file.
 type Identity = (u64, u64);
 
-/// The folders of those who have a file open, each as often as it has.
+/// Directories of the volumes that have a file open, with multiplicity.
 static OPEN: Mutex<Option<HashMap<Identity, Vec<PathBuf>>>> = Mutex::new(None);
 
-/// An open file, noted as long as this lives.
+/// Registration of an open file, removed on drop.
 pub(crate) struct Open {
     identity: Identity,
     dir: PathBuf,
@@ -29,7 +28,7 @@ impl Open {
         Self { identity, dir: dir.to_owned() }
     }
 
-    /// Whether a volume in another folder has the file open, too.
+    /// Returns true if a volume in another directory has the file open.
     pub(crate) fn by_others(&self) -> bool {
         let open = OPEN.lock();
         let dirs = open.as_ref().and_then(|open| open.get(&self.identity));

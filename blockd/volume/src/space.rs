@@ -1,32 +1,32 @@
-//! What each snapshot costs: the data that only it needs, and the data that it shares.
+//! Space of snapshots: exclusive and shared data.
 //!
-//! Cut at the snapshots, the layers of a volume make slices: one for each snapshot, from the one before it,
-//! and one from the newest snapshot to the head. A snapshot alone needs those blocks of its slice that the
-//! next slice holds again: the next snapshot, or the head, no longer sees them, and the one before does not
-//! see them yet. So all snapshots are worked out in one walk over the sets, without reading a block.
+//! Snapshots divide the layers of a volume into slices: one for each snapshot, from the previous one, and one
+//! from the newest snapshot to the head. Only a snapshot itself needs those blocks of its slice that the next
+//! slice holds again: the next snapshot, or the head, no longer sees them, and the previous one does not see
+//! them yet. So one pass over the block sets computes all snapshots, without reading data.
 
 use crate::{layer_set::LayerSet, stack::Layer, volume::Volume};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, SnapshotId};
 use std::sync::Arc;
 
-/// What a snapshot costs.
+/// Space of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SnapshotSpace {
     /// The snapshot.
     pub id: SnapshotId,
-    /// Data that would be given back if this snapshot, and no other, were deleted; in bytes of whole blocks.
+    /// Bytes freed by deleting only this snapshot, in whole blocks.
     pub exclusive_bytes: u64,
-    /// The rest of the data that the snapshot holds: another snapshot or the volume itself needs it, too.
+    /// Bytes shared with other snapshots or the volume.
     pub shared_bytes: u64,
 }
 
-/// A snapshot whose next slice is not known yet.
+/// Snapshot whose next slice is not known yet.
 struct Waiting {
     id: SnapshotId,
-    /// The data of its slice.
+    /// Data of its slice.
     own: BlockSet,
-    /// All the data that it holds, in blocks.
+    /// All data of the snapshot, in blocks.
     data_blocks: u64,
 }
 
@@ -43,11 +43,11 @@ impl Waiting {
 }
 
 impl Volume {
-    /// What each snapshot costs, oldest first. Takes time with the size of the block sets, not with that of
-    /// the data.
+    /// Returns the space of each snapshot, oldest first. The time depends on the size of the block sets, not
+    /// of the data.
     pub fn snapshot_space(&self) -> Vec<SnapshotSpace> {
         let (mut points, layers): (Vec<_>, Vec<Layer>) = {
-            // The stack under the same lock, or a merge could take a snapshot's layer away in between.
+            // The stack under the same lock: a merge could otherwise remove a snapshot's layer in between.
             let admin = self.admin.lock();
             let points = admin.snapshots.iter().map(|entry| (entry.epoch, entry.id)).collect();
             (points, Arc::clone(&self.current()).layers().to_vec())

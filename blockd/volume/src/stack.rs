@@ -1,7 +1,7 @@
-//! The layers of a volume, and which of them a block is read from.
+//! Stack of the layers of a volume.
 //!
-//! A stack is immutable; a freeze or a merge puts a new one in its place, and whoever holds the old one reads
-//! on from it. A read takes each block from the topmost layer that holds it, and zeroes where none does.
+//! A stack is immutable; a freeze or a merge replaces it, and holders of the old one continue to read from
+//! it. A read takes each block from the topmost layer that holds it, or zeroes.
 
 use crate::{
     cover::{self, Cover},
@@ -15,14 +15,14 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent};
 use std::{borrow::Cow, sync::Arc};
 
-/// A layer that never changes again.
+/// Immutable layer.
 pub(crate) struct FrozenLayer {
-    /// The last epoch whose writes are in it.
+    /// Last epoch that it contains.
     pub(crate) epoch: Epoch,
-    /// Names its files.
+    /// Epoch that names its files.
     pub(crate) file: Epoch,
     pub(crate) generation: u32,
-    /// How long the volume was at the end of its epoch.
+    /// Size of the volume at the end of its epoch.
     pub(crate) size_bytes: u64,
     pub(crate) data: Arc<DataFiles>,
     pub(crate) set: LayerSet,
@@ -30,7 +30,7 @@ pub(crate) struct FrozenLayer {
 
 #[derive(Clone)]
 pub(crate) enum Layer {
-    /// The head, or one whose freeze is not finished.
+    /// Head, or layer with an unfinished freeze.
     Open(Arc<Head>),
     Frozen(Arc<FrozenLayer>),
 }
@@ -43,7 +43,7 @@ impl Layer {
         }
     }
 
-    /// How long the volume was at the end of the layer's epoch.
+    /// Returns the size of the volume at the end of the layer's epoch.
     pub(crate) fn size_bytes(&self) -> u64 {
         match self {
             Self::Open(head) => head.size_bytes,
@@ -51,7 +51,7 @@ impl Layer {
         }
     }
 
-    /// The sets of the layer as they are now; of a lazy base, what was fetched.
+    /// Returns the current block sets of the layer; for a lazy base, the fetched blocks.
     pub(crate) fn set(&self) -> Cow<'_, LayerSet> {
         match self {
             Self::Open(head) => Cow::Owned(head.present_set()),
@@ -70,10 +70,10 @@ impl Layer {
     }
 }
 
-/// From how many frozen layers on it is worth it to remember where a block was found.
+/// Number of frozen layers from which caching of block locations pays off.
 const DEEP_LAYERS: usize = 3;
 
-/// Up to how many blocks at once are looked for one by one, by what is remembered of each.
+/// Maximum number of blocks that are looked up one by one in the cache.
 const FEW_BLOCKS: u64 = 16;
 
 /// Layers, top first.
@@ -81,20 +81,19 @@ const FEW_BLOCKS: u64 = 16;
 pub(crate) struct Stack {
     layers: Vec<Layer>,
     covers: Vec<Cover>,
-    /// Where blocks of the frozen layers were found, if there are enough of those.
+    /// Cache of block locations, with enough frozen layers.
     memo: Option<Memo>,
 }
 
-/// Where a run of blocks is read from: a layer's data, or nowhere, because it is zeroes.
+/// Source of an extent: a layer's data, or `None` for zeroes.
 pub(crate) type Source<'a> = Option<&'a Arc<DataFiles>>;
 
 impl Stack {
-    /// A stack of these layers, top first. What was worked out for `old`, a stack that has most of them, is
-    /// used again.
+    /// Creates a stack of layers, top first, reusing derived data of `old`.
     pub(crate) fn new(layers: Vec<Layer>, old: &Self) -> Self {
         let covers = Cover::build(&layers, &old.covers);
         let open = layers.iter().take_while(|layer| matches!(layer, Layer::Open(_))).count();
-        // An open one among them, which could change, is what only a failed freeze leaves.
+        // Only a failed freeze leaves an open layer, which could change, among them.
         let is_deep = layers.len() - open >= DEEP_LAYERS
             && layers[open..].iter().all(|layer| matches!(layer, Layer::Frozen(_)));
         let blocks = layers.first().map_or(0, Layer::size_bytes) / BLOCK_SIZE_BYTES;
@@ -105,7 +104,7 @@ impl Stack {
         Self { layers, covers, memo }
     }
 
-    /// The same layers below a new head.
+    /// Returns the same layers below a new head.
     pub(crate) fn below(&self, head: Arc<Head>) -> Self {
         let mut layers = Vec::with_capacity(self.layers.len() + 1);
         layers.push(Layer::Open(head.clone()));
@@ -120,17 +119,17 @@ impl Stack {
         &self.layers
     }
 
-    /// What fills the bottom layer, if that is a lazy one.
+    /// Returns the lazy base, if any.
     pub(crate) fn lazy(&self) -> Option<&Arc<LazyBase>> {
         self.layers.last()?.data().lazy()
     }
 
-    /// About how much memory is taken by what is worked out over several layers.
+    /// Returns the approximate memory of data derived from several layers.
     pub(crate) fn cover_bytes(&self) -> u64 {
         cover::heap_bytes(&self.covers) + self.memo.as_ref().map_or(0, Memo::heap_bytes)
     }
 
-    /// Tells, in ascending order, where each run of a range is read from.
+    /// Reports the source of each extent of a range, ascending.
     pub(crate) fn resolve<'a, E>(
         &'a self,
         range: Extent,
@@ -139,7 +138,7 @@ impl Stack {
         self.resolve_in(&self.covers, range, found)
     }
 
-    /// The same, as if the topmost layer were not there, which must be an open one.
+    /// Resolves an extent without the topmost, open layer.
     pub(crate) fn resolve_below_head<'a, E>(
         &'a self,
         range: Extent,
@@ -171,7 +170,7 @@ impl Stack {
         found(run, source)
     }
 
-    /// Where one block is read from, by what is remembered if it is not in an open layer.
+    /// Returns the source of a block, cached unless it is in an open layer.
     fn source_of<'a>(&'a self, mut covers: &'a [Cover], memo: &Memo, block: BlockIndex) -> Source<'a> {
         while let Some((Cover::Open(head), below)) = covers.split_first() {
             match head.state(block) {
@@ -201,8 +200,7 @@ impl Stack {
         source
     }
 
-    /// Tells, in ascending order, which runs of a range a layer after this epoch holds: those that were
-    /// dirtied since.
+    /// Reports, ascending, the extents of a range that were dirtied after an epoch.
     pub(crate) fn dirtied_after<E>(
         &self,
         epoch: Epoch,
@@ -246,7 +244,7 @@ impl Stack {
     }
 }
 
-/// Cuts a run that a frozen layer holds into zeroes and data.
+/// Splits an extent of a frozen layer into zeroes and data.
 pub(crate) fn resolve_held<'a, E>(
     layer: &'a FrozenLayer,
     run: Extent,

@@ -1,4 +1,4 @@
-//! Reading a snapshot.
+//! Snapshot views.
 
 use crate::{
     error::VolumeError,
@@ -14,16 +14,16 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// A snapshot that is open for reading; while it lives, its layers are not merged away.
+/// Snapshot open for reading; pins its layers until dropped.
 pub struct SnapshotView {
     pub(crate) stack: Stack,
     pub(crate) volume: VolumeId,
     epoch: Epoch,
-    /// The snapshots that are not newer, as they were when the view was opened.
+    /// Snapshots up to this one, at the time the view was opened.
     pub(crate) points: Vec<(SnapshotId, Epoch)>,
     size_bytes: u64,
     blocks_read: AtomicU64,
-    /// Rings that no read is using.
+    /// Idle rings.
     rings: Mutex<Vec<RingReader>>,
     pins: Arc<Pins>,
 }
@@ -32,11 +32,11 @@ impl Volume {
     /// Opens a snapshot for reading.
     ///
     /// # Errors
-    /// If there is no such snapshot.
+    /// The snapshot does not exist.
     pub fn view(&self, snapshot: SnapshotId) -> Result<SnapshotView, VolumeError> {
         let admin = self.admin.lock();
         let epoch = self.find_snapshot(&admin, snapshot)?.epoch;
-        // Under `admin`, so that no merge chooses the layer before the pin is there.
+        // Under `admin`, so that no merge selects the layer before it is pinned.
         *self.pins.0.lock().entry(epoch).or_insert(0) += 1;
         let current = self.current();
         let layers: Vec<Layer> =
@@ -58,36 +58,35 @@ impl Volume {
 }
 
 impl SnapshotView {
-    /// The size that the volume had when the snapshot was made, in bytes.
+    /// Returns the size of the snapshot, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// The last epoch whose writes are in the snapshot.
+    /// Returns the last epoch of the snapshot.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// How many blocks were asked for since the view was opened.
+    /// Returns the number of requested blocks since the view was opened.
     pub fn blocks_read(&self) -> u64 {
         self.blocks_read.load(Ordering::Relaxed)
     }
 
-    /// Fills `buf` with the content from `offset_bytes` on, any alignment; a range without any data is only
-    /// reported.
+    /// Reads at `offset_bytes`, any alignment, into `buf`; a range without data is only reported.
     ///
     /// # Errors
-    /// If the range does not lie inside the snapshot, or the disk fails.
+    /// The range is not inside the snapshot, or the disk fails.
     pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Content, VolumeError> {
         self.check_range(offset_bytes, buf.len() as u64)?;
         let content = read_stack(&self.stack, Start::Top, offset_bytes, buf, from_disk)?;
         Ok(content.unwrap_or(Content::Data))
     }
 
-    /// The same from memory only: `None` if the disk would have to be asked.
+    /// Reads from memory only; `None` if the disk would be needed.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As for [`read`](Self::read).
     pub fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Option<Content>, VolumeError> {
         self.check_range(offset_bytes, buf.len() as u64)?;
         read_stack(&self.stack, Start::Top, offset_bytes, buf, from_memory)
@@ -103,12 +102,11 @@ impl SnapshotView {
         }
     }
 
-    /// Fills `buf` with the content of the extents, one after the other. Many reads are under way at once,
-    /// through io_uring, so one call with many extents is better than many calls.
+    /// Reads extents consecutively into `buf`, concurrently through io_uring: one call with many extents is
+    /// faster than many calls.
     ///
     /// # Errors
-    /// If `buf` is not exactly as long as the extents, an extent lies outside of the volume, or the disk
-    /// fails.
+    /// `buf` is not exactly as long as the extents, an extent is outside of the volume, or the disk fails.
     pub fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> Result<(), VolumeError> {
         let end_block = Extent::whole(self.size_bytes).end();
         let inside = |extent: &Extent| {

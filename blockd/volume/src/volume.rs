@@ -1,8 +1,7 @@
-//! An open volume: its stack of layers, and who may change it.
+//! Open volume: its stack of layers and their locking.
 //!
-//! The data path holds no lock but a read lock for the few instructions in which it picks the stack and
-//! enters the head's writers. Everything that changes which layers there are holds `admin`, writes
-//! `volume.meta`, and then puts a new stack in the place of the old one.
+//! The data path holds only a read lock, for the few instructions that load the stack and enter the head's
+//! writers. Every change of layers holds `admin`, writes `volume.meta`, and then replaces the stack.
 
 use crate::{
     copy::Shown,
@@ -27,45 +26,42 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A volume that is open for reading and writing.
+/// Volume open for reading and writing.
 ///
-/// All methods may be called from any thread; those that are not named `try_…` may wait for the disk.
+/// All methods may be called from any thread; those not named `try_…` may wait for the disk.
 pub struct Volume {
     pub(crate) dir: PathBuf,
     pub(crate) id: VolumeId,
-    /// Only ever grows, and only under the write lock of `stack`: whoever has seen a size enters a head that
-    /// has it.
+    /// Only grows, under the write lock of `stack`: a thread that has seen a size enters a head of that size.
     size_bytes: AtomicU64,
-    /// Replaced, never changed. Entering the head's writers happens under the read lock, so that after the
-    /// write lock was held nobody enters the old head any more: that is the whole barrier of a freeze.
+    /// Replaced, never changed. Writers enter the head under the read lock, so after the write lock was held
+    /// no write enters the old head: this is the barrier of a freeze.
     pub(crate) stack: RwLock<Arc<Stack>>,
     pub(crate) admin: Mutex<Meta>,
-    /// One merge at a time, or what excludes merges; taken before `admin`. How far a merge has come that was
-    /// stopped.
+    /// Held by a merge, or to exclude merges; taken before `admin`. Contains the progress of a stopped merge.
     pub(crate) merging: Mutex<Option<Progress>>,
-    /// How many wait for a merge to make way.
+    /// Number of operations waiting for a merge to pause.
     pub(crate) merge_makes_way: AtomicU64,
     pub(crate) merge_shown: Shown,
     pub(crate) rollback_shown: Shown,
-    /// The snapshots as they were committed last, for those who may not wait for a freeze and its disk.
-    /// Whoever looks at the stack too looks at that first: a layer below which a snapshot ends is there as
-    /// long as the snapshot is here.
+    /// Last committed snapshots, readable without waiting for a freeze and its disk. Read the stack first:
+    /// the layer of a snapshot exists as long as the snapshot is listed here.
     pub(crate) kept: RwLock<Vec<(SnapshotId, Epoch)>>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
     pub(crate) discarded: Mutex<Option<DiscardedWrites>>,
     flusher: Flusher,
-    /// A commit failed that may have replaced `volume.meta` all the same; changed and asked under `admin`.
+    /// A failed commit may have replaced `volume.meta`; accessed under `admin`.
     meta_in_doubt: AtomicBool,
-    /// A rollback builds its layer: no new epoch may begin meanwhile. Changed and asked under `admin`.
+    /// A rollback builds its layer: no new epoch may start. Accessed under `admin`.
     pub(crate) rolling_back: AtomicBool,
     closed: AtomicBool,
-    /// Closing got to its end.
+    /// The close was completed.
     closed_cleanly: AtomicBool,
     failed: OnceLock<String>,
 }
 
-/// How many views are open on each snapshot's epoch.
+/// Number of open views for each snapshot's epoch.
 #[derive(Default)]
 pub(crate) struct Pins(pub(crate) Mutex<HashMap<Epoch, usize>>);
 
@@ -75,7 +71,7 @@ impl Pins {
     }
 }
 
-/// What was done with a volume since it was opened.
+/// I/O counters of a volume since it was opened.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) reads: AtomicU64,
@@ -85,43 +81,43 @@ pub(crate) struct Counters {
     pub(crate) bytes_written: AtomicU64,
 }
 
-/// The state of a volume in numbers.
+/// Statistics of a volume.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct VolumeStats {
-    /// Its size, in bytes.
+    /// Size, in bytes.
     pub size_bytes: u64,
-    /// What was dirtied since the last freeze or growth, in bytes of whole blocks.
+    /// Bytes dirtied since the last freeze or growth, in whole blocks.
     pub head_dirty_bytes: u64,
-    /// How many layers it has, the head included.
+    /// Number of layers, including the head.
     pub layers: u64,
-    /// How many snapshots it has.
+    /// Number of snapshots.
     pub snapshots: u64,
-    /// What is left to be merged.
+    /// Remaining merges.
     pub merge: MergeStats,
-    /// How much of a rollback is done that is under way, in bytes of what has to go back.
+    /// Restored bytes of a running rollback.
     pub rollback_done_bytes: u64,
-    /// How much has to go back in a rollback that is under way, in bytes; 0 if none is.
+    /// Total bytes of a running rollback; 0 without one.
     pub rollback_total_bytes: u64,
-    /// Disk space that the data of its layers takes and that no other volume shares, in bytes.
+    /// Disk space of its layers that is not shared with other volumes, in bytes.
     pub allocated_bytes: u64,
-    /// Disk space of data that it shares with clones or with the volume that it is a clone of, in bytes.
+    /// Disk space shared with clones or the source volume, in bytes.
     pub shared_bytes: u64,
-    /// About how much memory its block sets take, in bytes.
+    /// Approximate memory of its block sets, in bytes.
     pub tracking_bytes: u64,
     /// Reads since it was opened.
     pub reads: u64,
     /// Writes, trims and zeroings since it was opened.
     pub writes: u64,
-    /// Flushes since it was opened, forced unit accesses included.
+    /// Flushes since it was opened, including FUA writes.
     pub flushes: u64,
     /// Bytes read since it was opened.
     pub bytes_read: u64,
-    /// Bytes written since it was opened, trimmed and zeroed ones not counted.
+    /// Bytes written since it was opened, without trimmed and zeroed ones.
     pub bytes_written: u64,
 }
 
-/// A write that is under way: the stack it belongs to cannot be frozen for good until it ends.
+/// Write in progress: the freeze of its stack cannot finish before it ends.
 pub(crate) struct Entered(Arc<Stack>);
 
 impl Entered {
@@ -140,12 +136,11 @@ impl Drop for Entered {
     }
 }
 
-/// The head of a volume's stack.
+/// Returns the head of a volume's stack.
 pub(crate) fn head_of(stack: &Stack) -> &Arc<Head> {
     match stack.layers().first() {
         Some(Layer::Open(head)) => head,
-        // A volume's stack is only ever built by `open`, `freeze` and `merge`, all of which put an open layer
-        // on top.
+        // The stack is built only by `open`, `freeze` and `merge`, which all put an open layer on top.
         _ => unreachable!("the topmost layer of a volume is its head"),
     }
 }
@@ -179,17 +174,17 @@ impl Volume {
         })
     }
 
-    /// The id that the volume was made with.
+    /// Returns the volume's id.
     pub fn id(&self) -> VolumeId {
         self.id
     }
 
-    /// The size of the volume, in bytes. It may [grow](Self::grow), never shrink.
+    /// Returns the size, in bytes. It may [grow](Self::grow), never shrink.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::Acquire)
     }
 
-    /// The folder that holds the volume's files.
+    /// Returns the directory of the volume's files.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -198,7 +193,7 @@ impl Volume {
         Place { dir: &self.dir, volume: self.id, size_bytes: self.size_bytes() }
     }
 
-    /// Puts a stack with a new head in place: the barrier. Says how long writers could not enter.
+    /// Replaces the stack by one with a new head: the barrier. Returns the stall time.
     pub(crate) fn exchange(&self, new: Arc<Stack>) -> Duration {
         let size_bytes = head_of(&new).size_bytes;
         let asked = Instant::now();
@@ -217,21 +212,21 @@ impl Volume {
         self.stack.read().clone()
     }
 
-    /// Begins a write: picks the head and makes a freeze of it wait for the end of the write.
+    /// Starts a write: enters the head, so that its freeze waits for the end of the write.
     pub(crate) fn enter(&self) -> Result<Entered, VolumeError> {
         let stack = self.stack.read();
-        // Under the lock, so that `close` can wait for the writes that came before it.
+        // Under the lock, so that `close` can wait for earlier writes.
         self.check_usable()?;
         head_of(&stack).writers.enter();
         Ok(Entered(stack.clone()))
     }
 
-    /// Why the volume acknowledges nothing more, if a sync failed.
+    /// Returns the reason of a failed volume, which acknowledges nothing.
     pub fn failure(&self) -> Option<&str> {
         self.failed.get().map(String::as_str)
     }
 
-    /// Refuses when the volume is closed or has failed.
+    /// Returns an error if the volume is closed or has failed.
     pub(crate) fn check_usable(&self) -> Result<(), VolumeError> {
         if let Some(reason) = self.failed.get() {
             return Err(VolumeError::Failed { volume: self.id, reason: reason.clone() });
@@ -242,7 +237,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Refuses a range that does not lie inside the volume.
+    /// Returns an error for a range that is not inside the volume.
     pub(crate) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         match offset_bytes.checked_add(len_bytes) {
             Some(end) if end <= self.size_bytes() => Ok(()),
@@ -254,12 +249,11 @@ impl Volume {
         }
     }
 
-    /// Makes every write, trim and zeroing that was answered before the call survive a power cut.
+    /// Makes every write, trim and zeroing acknowledged before the call durable.
     ///
     /// # Errors
-    /// Once a sync has failed the volume acknowledges nothing more ([`VolumeError::Failed`]): the kernel
-    /// drops what it could not write, so a later sync that succeeds proves nothing. A full disk is no such
-    /// failure.
+    /// After a failed sync the volume acknowledges nothing ([`VolumeError::Failed`]): the kernel drops pages
+    /// that it could not write, so a later successful sync proves nothing. A full disk is not such a failure.
     pub fn flush(&self) -> Result<(), VolumeError> {
         self.check_usable()?;
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
@@ -276,7 +270,7 @@ impl Volume {
         }
     }
 
-    /// Stops the volume: it acknowledges nothing more until it is opened again.
+    /// Fails the volume: it acknowledges nothing until it is opened again.
     pub(crate) fn fail(&self, reason: String) {
         tracing::error!(volume = %self.id, reason, "the volume stops");
         let _ = self.failed.set(reason);
@@ -287,7 +281,7 @@ impl Volume {
             return Err(VolumeError::Failed { volume: self.id, reason: reason.clone() });
         }
         let stack = self.current();
-        // Bottom up, so that no block of a newer layer is durable before an older layer's.
+        // Bottom up, so that no block of a newer layer is durable before those of older layers.
         for layer in stack.layers().iter().rev() {
             if let Layer::Open(head) = layer {
                 self.sync_head(head)?;
@@ -296,7 +290,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Keeps merges out; one that is under way makes way, and goes on later where it was.
+    /// Excludes merges; a running one pauses and continues later.
     pub(crate) fn keep_merges_out(&self) -> MutexGuard<'_, Option<Progress>> {
         self.merge_makes_way.fetch_add(1, Ordering::Relaxed);
         let alone = self.merging.lock();
@@ -308,12 +302,12 @@ impl Volume {
         self.stop_if_lost(head.sync())
     }
 
-    /// Makes the disk take the maps of the layers that take writes. Of use every minute or so: a map whose
-    /// writeback failed is written again before the kernel drops its pages.
+    /// Syncs the maps of open layers. Call it about once a minute: a map whose writeback failed is written
+    /// again before the kernel drops its pages.
     ///
     /// # Errors
-    /// If a map cannot be written again. On a full disk it is tried again by the next call; after another
-    /// error the volume acknowledges nothing more.
+    /// A map cannot be written again. On a full disk the next call retries; after another error the volume
+    /// acknowledges nothing.
     pub fn sync_maps(&self) -> Result<(), VolumeError> {
         self.check_usable()?;
         for layer in self.current().layers() {
@@ -336,7 +330,7 @@ impl Volume {
         }
     }
 
-    /// Makes `new` what `volume.meta` says.
+    /// Commits `new` to `volume.meta`.
     pub(crate) fn commit(&self, admin: &mut Meta, new: Meta) -> Result<(), VolumeError> {
         self.meta_in_doubt.store(true, Ordering::Relaxed);
         new.store(&self.dir)?;
@@ -346,8 +340,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Makes sure that `volume.meta` says what `admin` does: to be called before files are made or changed
-    /// that a commit which failed may have named.
+    /// Ensures that `volume.meta` equals `admin`; call it before creating or changing files that a failed
+    /// commit may name.
     pub(crate) fn settle(&self, admin: &Meta) -> Result<(), VolumeError> {
         if self.meta_in_doubt.load(Ordering::Relaxed) {
             admin.store(&self.dir)?;
@@ -356,21 +350,20 @@ impl Volume {
         Ok(())
     }
 
-    /// Whether `volume.meta` may say something else than `admin`.
+    /// Returns true if `volume.meta` may differ from `admin`.
     pub(crate) fn is_in_doubt(&self) -> bool {
         self.meta_in_doubt.load(Ordering::Relaxed)
     }
 
-    /// Flushes, and refuses everything from now on; the next open finds all sets exact without looking at the
-    /// map.
+    /// Flushes and closes the volume; the next open finds all block sets exact without the map.
     ///
     /// # Errors
-    /// If the flush fails. The volume is closed all the same; another call tries the flush again.
+    /// The flush fails. The volume is closed anyway; another call retries the flush.
     pub fn close(&self) -> Result<(), VolumeError> {
         self.closed.store(true, Ordering::Release);
-        // Whoever entered did so before; nobody enters any more.
+        // All writes have entered before; no further ones enter.
         drop(self.stack.write());
-        // A merge or a freeze that is under way ends first; a later one is refused.
+        // A running merge or freeze ends first; later ones are refused.
         let _no_merge = self.keep_merges_out();
         let _no_freeze = self.admin.lock();
         if self.closed_cleanly.load(Ordering::Relaxed) {
@@ -397,14 +390,14 @@ impl Volume {
         Ok(())
     }
 
-    /// Leaves the tracking of writes out until the next freeze, or takes it up: only to measure what it
-    /// costs. What is written meanwhile is lost.
+    /// Disables or enables tracking until the next freeze, to measure its cost. Writes without tracking are
+    /// lost.
     #[cfg(feature = "untracked")]
     pub fn set_tracking(&self, tracked: bool) {
         head_of(&self.current()).untracked.store(!tracked, Ordering::Relaxed);
     }
 
-    /// The state of the volume in numbers.
+    /// Returns statistics of the volume.
     pub fn stats(&self) -> VolumeStats {
         let stack = self.current();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -421,8 +414,7 @@ impl Volume {
             *(if is_shared { &mut shared_bytes } else { &mut allocated_bytes }) += data.allocated_bytes();
         }
         let (rollback_done_bytes, rollback_total_bytes) = self.rollback_shown.read();
-        // One after the other: whoever holds the lock of `kept` for reading and takes it again waits for a
-        // writer that waits for him.
+        // One after the other: taking the read lock of `kept` recursively deadlocks with a waiting writer.
         let merge = self.merge_stats(&stack);
         let snapshots = self.kept.read().len() as u64;
         VolumeStats {

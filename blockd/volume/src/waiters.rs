@@ -1,30 +1,30 @@
-//! Who waits for flights of a lazy base: for how many, and until when.
+//! Waiters for fetches of a lazy base, with their counts and timeouts.
 
 use crate::lazy::FetchFailure;
 use blockd_extent::{BlockSet, Extent};
 use std::{collections::BTreeMap, time::Instant};
 
-/// The most that may wait at once. What waits is small; whoever comes again and again without waiting for the
-/// end must not fill the memory all the same.
+/// Maximum number of waiters. Each is small; callers that do not wait for the end must still not fill the
+/// memory.
 const MAX_WAITERS: usize = 1 << 16;
 
-/// Called once with what became of everything that was waited for.
+/// Called once with the result of all awaited blocks.
 pub(crate) type Then = Box<dyn FnOnce(Result<(), FetchFailure>) + Send>;
 
-/// One who waits. Those who came later have higher ones.
+/// Id of a waiter, ascending.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct WaiterId(u64);
 
 struct Waiting {
     flights: usize,
-    /// The blocks that are waited for: what else a flight loses is of no concern.
+    /// Awaited blocks: other losses of a fetch are irrelevant.
     wanted: Vec<Extent>,
     failure: Option<FetchFailure>,
     until: Option<Instant>,
     then: Then,
 }
 
-/// Somebody who is to be told, once no lock is held.
+/// Pending call of a waiter, to be made without locks.
 #[must_use = "somebody waits for it"]
 pub(crate) struct Call {
     then: Then,
@@ -37,7 +37,7 @@ impl Call {
     }
 }
 
-/// Everybody who waits.
+/// All waiters.
 #[derive(Default)]
 pub(crate) struct Waiters {
     by_id: BTreeMap<WaiterId, Waiting>,
@@ -45,7 +45,7 @@ pub(crate) struct Waiters {
 }
 
 impl Waiters {
-    /// Somebody more, who waits for these blocks and so many flights, but not beyond a moment.
+    /// Adds a waiter for blocks and a number of fetches, with a timeout.
     pub(crate) fn add(
         &mut self,
         wanted: Vec<Extent>,
@@ -71,8 +71,8 @@ impl Waiters {
         self.by_id.contains_key(&id)
     }
 
-    /// One of the flights that somebody waits for has ended, perhaps without some blocks; with the last one,
-    /// the wait has. Nothing for who waits no more.
+    /// Records the end of a fetch, possibly with lost blocks; the last one ends the wait. No effect on
+    /// expired waiters.
     pub(crate) fn landed(&mut self, id: WaiterId, loss: Option<(&BlockSet, &FetchFailure)>) -> Option<Call> {
         let waiting = self.by_id.get_mut(&id)?;
         waiting.flights = waiting.flights.saturating_sub(1);
@@ -89,13 +89,12 @@ impl Waiters {
         Some(Call { then, result: failure.map_or(Ok(()), Err) })
     }
 
-    /// The next moment at which somebody's time is over. All wait equally long, so whoever came first is
-    /// first.
+    /// Returns the next timeout. All timeouts are equal, so the first waiter expires first.
     pub(crate) fn next_end(&self) -> Option<Instant> {
         self.by_id.values().find_map(|waiting| waiting.until)
     }
 
-    /// Those whose time is over wait no longer.
+    /// Expires waiters.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<Call> {
         let timed = self.by_id.iter().filter_map(|(&id, waiting)| Some((id, waiting.until?)));
         let over: Vec<WaiterId> = timed.take_while(|&(_, until)| until <= now).map(|(id, _)| id).collect();
@@ -107,7 +106,7 @@ impl Waiters {
         .collect()
     }
 
-    /// Nobody waits any longer, for this reason.
+    /// Fails all waiters.
     pub(crate) fn dismiss(&mut self, failure: &FetchFailure) -> Vec<Call> {
         let all = std::mem::take(&mut self.by_id).into_values();
         all.map(|waiting| Call { then: waiting.then, result: Err(failure.clone()) }).collect()

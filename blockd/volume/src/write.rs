@@ -1,10 +1,10 @@
-//! Writing a volume: into the head, and only there.
+//! Writes: into the head only.
 //!
-//! A block that is written in part and that the head does not hold yet is first copied up from below, alone
-//! in its region. Right after a freeze a write of the time before may still be under way in the old head; a
-//! copy-up waits for it, or it could take the content from before that write and lose the bytes that it does
-//! not itself overwrite. In a lazy volume the block may have to be fetched first: that is waited for before
-//! anything is entered or locked, so that neither a freeze nor another write waits along.
+//! A partially written block that the head does not hold is first copied up from below, exclusively in its
+//! region. Right after a freeze an earlier write may still be in progress in the old head; the copy-up waits
+//! for it, or it could copy the content from before that write and lose its bytes. In a lazy volume the block
+//! may have to be fetched: that happens before any entry or lock, so that neither a freeze nor another write
+//! waits for it.
 
 use crate::{
     error::VolumeError,
@@ -18,27 +18,25 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, ByteOffset, Extent};
 use std::sync::atomic::Ordering;
 
-/// How much of a volume is zeroed at once: bounds the memory for the list of runs and the time its regions
-/// are locked.
+/// Maximum length zeroed at once: bounds the memory of the extent list and the time that regions are locked.
 const ZERO_AT_ONCE_BLOCKS: u64 = (1 << 30) / BLOCK_SIZE_BYTES;
 
 impl Volume {
-    /// Writes `data` at `offset_bytes`, any alignment. With `fua` it survives a power cut when the call
-    /// returns; without, it survives the death of the process, and a power cut after the next
-    /// [`flush`](Self::flush).
+    /// Writes `data` at `offset_bytes`, any alignment. With `fua` it is durable when the call returns;
+    /// otherwise it survives the death of the process, and a power cut after the next [`flush`](Self::flush).
     ///
     /// # Errors
-    /// If the range does not lie inside the volume, the volume is closed or has failed, or the disk is full
-    /// or fails; what the range holds then is undefined, block by block old or new.
+    /// The range is not inside the volume, the volume is closed or has failed, or the disk is full or fails;
+    /// then each block of the range is either old or new.
     pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
         self.write_if(offset_bytes, data, true)?;
         if fua { self.flush() } else { Ok(()) }
     }
 
-    /// The same if nothing has to be read or waited for first; `false`, with nothing written, otherwise.
+    /// Writes if no read or wait is needed; returns false otherwise, without writing.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// As for [`write`](Self::write).
     pub fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<bool, VolumeError> {
         self.write_if(offset_bytes, data, false)
     }
@@ -76,7 +74,7 @@ impl Volume {
         Ok(true)
     }
 
-    /// Refuses what takes space while the space is kept for operations that free some.
+    /// Refuses writes that take space while the reserve is released.
     pub(crate) fn check_space(&self, head: &Head, blocks: Extent) -> Result<(), VolumeError> {
         if !reserve::is_released() || head.states(blocks).all(|(_, state)| state == BlockState::Data) {
             return Ok(());
@@ -88,21 +86,21 @@ impl Volume {
         VolumeError::Io { action, path: self.dir.clone(), source: rustix::io::Errno::NOSPC.into() }
     }
 
-    /// Gives the space of all whole blocks of a range back; they read as zeroes afterwards. Partial blocks at
-    /// the ends keep their content, as the NBD protocol allows.
+    /// Frees the space of all whole blocks of a range; they read as zeroes afterwards. Partial blocks at the
+    /// ends keep their content, as the NBD protocol allows.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// As for [`write`](Self::write).
     pub fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
         self.zero_blocks(Extent::inside(offset_bytes, len_bytes), ZeroHow::default())?;
         if fua { self.flush() } else { Ok(()) }
     }
 
-    /// Makes a range of any alignment read as zeroes; with `no_hole` its space is kept.
+    /// Zeroes a range of any alignment; with `no_hole` its space is kept.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// As for [`write`](Self::write).
     pub fn write_zeroes(
         &self,
         offset_bytes: u64,
@@ -114,12 +112,11 @@ impl Volume {
         if fua { self.flush() } else { Ok(()) }
     }
 
-    /// The same if it takes no longer than a punched hole does, which neither depends on what was there nor
-    /// writes it.
+    /// Zeroes a range if that is as fast as punching a hole, independent of its content.
     ///
     /// # Errors
-    /// As [`write`](Self::write); [`VolumeErrorKind::Unsupported`](crate::VolumeErrorKind::Unsupported) if
-    /// the filesystem can only write zeroes.
+    /// As for [`write`](Self::write); [`VolumeErrorKind::Unsupported`](crate::VolumeErrorKind::Unsupported)
+    /// if the filesystem can only write zeroes.
     pub fn write_zeroes_fast(
         &self,
         offset_bytes: u64,
@@ -133,7 +130,7 @@ impl Volume {
 
     fn zero_range(&self, offset_bytes: u64, len_bytes: u64, how: ZeroHow) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
-        // First, because it is what `fast` may refuse.
+        // First, because `fast` may refuse it.
         self.zero_blocks(Extent::inside(offset_bytes, len_bytes), how)?;
         let end = offset_bytes + len_bytes;
         for edge in partial_blocks(offset_bytes, len_bytes) {
@@ -165,7 +162,7 @@ impl Volume {
     }
 }
 
-/// The first and the last block of a range, if they lie in it only in part.
+/// Returns the partial blocks at the ends of a range.
 pub(crate) fn partial_blocks(offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = BlockIndex> {
     let end = offset_bytes + len_bytes;
     let first = BlockIndex::containing(ByteOffset(offset_bytes));
@@ -176,7 +173,7 @@ pub(crate) fn partial_blocks(offset_bytes: u64, len_bytes: u64) -> impl Iterator
     [(first, first_is_partial), (last, last_is_partial)].into_iter().filter(|pair| pair.1).map(|pair| pair.0)
 }
 
-/// Brings a block that the head does not hold into it, with the content that it has.
+/// Copies a block with its content up into the head.
 fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeError> {
     for layer in &stack.layers()[1..] {
         if let Layer::Open(old_head) = layer {
@@ -189,13 +186,13 @@ fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeEr
         return Ok(());
     }
     let mut content = [0; BLOCK_SIZE_BYTES as usize];
-    // Zeroes that are only reported are in `content` already.
+    // Reported zeroes are already in `content`.
     read_stack(stack, Start::BelowHead, one.offset_bytes(), &mut content, from_disk)?;
     head.write(one.offset_bytes(), &content)
 }
 
-/// The runs of a range that do not read as zeroes for certain. The others need no mark: they are zeroes in
-/// every layer, at the last freeze as well as now, so they are not dirty.
+/// Returns the extents of a range that may be nonzero. The others are zeroes in every layer, at the last
+/// freeze and now, so they are not dirty.
 fn not_yet_zero(entered: &Entered, range: Extent) -> Result<Vec<Extent>, VolumeError> {
     let mut runs: Vec<Extent> = Vec::new();
     let mut add = |run: Extent| match runs.last_mut() {

@@ -43,7 +43,7 @@ fn damaged_ones_take_no_place_and_stop_all_deleting_while_they_are_the_newest() 
     assert_eq!(deleted(&snapshots, &Retention::max(2).unwrap()), [1, 3, 4]);
 }
 
-/// A bad frame that all share makes all of them bad, and the next one, which nobody has looked at, is good.
+/// A shared bad frame damages all of them; the next, unverified one is good.
 #[test]
 fn a_damaged_history_outlives_the_first_good_one() {
     let mut snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id) * 24)).collect();
@@ -53,7 +53,7 @@ fn a_damaged_history_outlives_the_first_good_one() {
     let daily = Retention { keep_daily: 3, ..Retention::default() };
     assert_eq!(deleted(&snapshots, &Retention::default()), [0_u32; 0]);
     assert_eq!(deleted(&snapshots, &daily), [0_u32; 0]);
-    // Good ones in their stead let them age out.
+    // Newer good ones let them expire.
     for snapshot in &mut snapshots[..3] {
         snapshot.health = Health::Unverified;
     }
@@ -70,7 +70,7 @@ fn snapshot_in_doubt_takes_no_place_and_ages_as_a_good_one() {
     snapshots[0].expires = Some(now());
     snapshots[1].expires = Some(now());
     assert_eq!(deleted(&snapshots, &Retention::default()), [0_u32; 0]);
-    // Behind a good one it goes when that one would.
+    // Behind a good one it is deleted when that one would be.
     let mut snapshots: Vec<_> = (0..4).map(|id| made(id, i64::from(id))).collect();
     snapshots[1].condition = Condition::InDoubt;
     assert_eq!(deleted(&snapshots, &Retention::max(2).unwrap()), [3]);
@@ -104,7 +104,7 @@ fn dates_and_pins() {
     let verdicts = decide(&snapshots, &Retention::default(), now());
     assert_eq!(verdicts[1].1, Verdict::Delete(DeleteReason::Expired));
     assert_eq!(deleted(&snapshots, &Retention::max(1).unwrap()), [1]);
-    // The last good one stays though its date has come.
+    // The last good one stays beyond its expiry date.
     let alone = Snapshot { expires: Some(now()), ..made(9, 1) };
     assert_eq!(
         decide(&[alone], &Retention::default(), now())[0].1,
@@ -223,7 +223,7 @@ proptest! {
                     prop_assert!(!snapshot.pinned);
                     prop_assert!(snapshot.condition != Condition::InUse);
                     prop_assert!(snapshot.expires.is_none_or(|at| at <= now()));
-                    // A good one that is newer stays, and the newest is none that is known to be bad.
+                    // A newer good one stays, and the newest is not known to be bad.
                     let better = verdicts.iter().any(|(other, verdict)| {
                         let other = of(*other);
                         !verdict.is_delete() && past(&other) && other.health != Health::Bad && newer(other, snapshot)
@@ -240,12 +240,12 @@ proptest! {
                 }
             }
         }
-        // As many good ones stay as the newest that were asked for.
+        // As many good ones stay as requested.
         let counted = |s: &&Snapshot<u32>| past(s) && s.health != Health::Bad && s.expires.is_none_or(|at| at > now());
         let kept = verdicts.iter().filter(|(id, v)| !v.is_delete() && counted(&of(*id))).count();
         let good = snapshots.iter().filter(counted).count();
         prop_assert!(kept >= good.min(retention.keep_last as usize));
-        // Once what is to go has gone, nothing more goes.
+        // After the deletions, nothing more is deleted.
         let left: Vec<_> = verdicts.iter().filter(|(_, v)| !v.is_delete()).map(|(id, _)| of(*id).clone()).collect();
         prop_assert!(decide(&left, &retention, now()).iter().all(|(_, verdict)| !verdict.is_delete()));
     }

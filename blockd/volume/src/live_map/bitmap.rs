@@ -1,7 +1,7 @@
-//! A sparse bitmap in memory, one bit a block, that threads read and change without a lock.
+//! Sparse lock-free bitmap in memory, one bit per block.
 //!
-//! A chunk of 4 KiB (128 MiB of volume) is allocated when its first bit is set, so that scattered writes cost
-//! one page each and untouched parts cost the table alone: 16 bytes a chunk, 128 KiB a TiB.
+//! A chunk of 4 KiB (128 MiB of volume) is allocated when its first bit is set: scattered writes cost one
+//! page each, untouched parts only the table of 16 bytes per chunk, 128 KiB per TiB.
 
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use std::sync::{
@@ -17,7 +17,7 @@ const WORDS_PER_CHUNK: usize = CHUNK_BYTES as usize / 8;
 
 type Chunk = [AtomicU64; WORDS_PER_CHUNK];
 
-/// One bit for each block of a volume.
+/// Bitmap with one bit per block of a volume.
 pub(super) struct Bitmap {
     chunks: Box<[OnceLock<Box<Chunk>>]>,
 }
@@ -50,7 +50,7 @@ impl Bitmap {
             let (chunk, word) = locate(index);
             let chunk =
                 self.chunks[chunk].get_or_init(|| Box::new([const { AtomicU64::new(0) }; WORDS_PER_CHUNK]));
-            // Most writes hit bits that are set: a plain load keeps the cache line shared then.
+            // Most writes hit set bits: a plain load keeps the cache line shared.
             if chunk[word].load(Ordering::Acquire) & mask == mask {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The header of a map's file: the head that the map belongs to, and the boot and mount in which it is valid.
+//! Header of a map's file: the head that the map belongs to, and the boot and mount in which it is valid.
 
 use super::boot_id;
 use crate::{
@@ -20,10 +20,10 @@ pub(super) const VOLUME_AT: usize = 16;
 pub(super) const BOOT_ID_AT: usize = 40;
 pub(super) const BOOT_ID_BYTES: usize = 36;
 pub(super) const MOUNT_AT: usize = 80;
-/// Two boot ids that differ in no more bits are one that was altered.
+/// Maximum number of differing bits of an altered boot id; two boots differ in more.
 const MAX_ALTERED_BITS: u32 = 8;
 
-/// Why a map is not believed.
+/// Reason to reject a map.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Rejection {
     #[error("it is missing, or its header is not that of this head")]
@@ -52,7 +52,7 @@ impl Rejection {
     }
 }
 
-/// A header as it was read.
+/// Header as read.
 pub(super) struct Header(pub(super) [u8; HEADER_READ_BYTES]);
 
 impl Header {
@@ -127,7 +127,7 @@ impl Header {
         if !self.boot().iter().all(is_hex) {
             return Ok(Some("its boot id is none"));
         }
-        // Two boots differ in far more.
+        // Two boots differ in far more bits.
         Ok(match differing.sum() {
             0 => match (self.mount(), mount_number(file)) {
                 (Some(left), Some(now)) if left != now && may_be_altered(left, now) => {

@@ -55,49 +55,49 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// How much of the file is read at once.
+/// Length of a read of the file.
 const READ_BYTES: usize = 64 << 10;
-/// Words that most writes touch at most (2 MiB of volume): written from the stack.
+/// Words touched by most writes (2 MiB of volume): written from the stack.
 const FEW_WORDS: usize = 8;
-/// Locks for writes to the file; each is for every 16th chunk.
+/// Number of locks for writes to the file; each covers every 16th chunk.
 const WRITE_LOCKS: usize = 16;
 
-/// The bitmaps of a head and the file behind one of them.
+/// Bitmaps of a head and the file behind one of them.
 pub(crate) struct LiveMap {
     held: Bitmap,
     zero: Bitmap,
     file: File,
     path: PathBuf,
-    /// The header, as it is while no boot owns the file.
+    /// Header as long as no boot owns the file.
     header: Vec<u8>,
     blocks: u64,
-    /// Held while bits of a chunk go to the file and then to memory: an older word must not be written over a
-    /// newer one.
+    /// Held while bits of a chunk are written to the file and then to memory: an older word must not
+    /// overwrite a newer one.
     writing: [Mutex<()>; WRITE_LOCKS],
-    /// Bits were written since the file was last synced.
+    /// True after writes since the last sync of the file.
     unsynced: AtomicBool,
-    /// The file lacks bits, and no later process believes it.
+    /// True if the file lacks bits; no later process believes it.
     is_behind: AtomicBool,
 }
 
-/// A map of an earlier process that is believed.
+/// Believed map of an earlier process.
 pub(crate) struct Found {
     pub(crate) map: LiveMap,
     pub(crate) clean: bool,
 }
 
-/// A map whose bits the disk does not have.
+/// Failure to write the map to disk.
 pub(crate) struct MapFailure {
     pub(crate) error: VolumeError,
-    /// The disk is full: another call may write it.
+    /// The disk is full: a later call can succeed.
     pub(crate) may_retry: bool,
 }
 
-/// A map that is not believed.
+/// Rejected map.
 #[derive(Debug)]
 pub(crate) struct Rejected {
     pub(crate) why: Rejection,
-    /// The header is whole and names a clean stop: the log names all that the map named.
+    /// The header is valid and marks a clean stop: the log names all blocks of the map.
     pub(crate) clean: bool,
 }
 
@@ -118,16 +118,16 @@ impl Rejected {
 pub(crate) enum Look {
     /// A start would believe it.
     Believed(Looked),
-    /// It is whole and was written before the last boot or mount: the log decides.
+    /// Valid, but written before the last boot or mount: the log decides.
     Outlived,
-    /// It is missing or its header is not whole: its blocks are unknown.
+    /// Missing, or with an invalid header: its blocks are unknown.
     Doubtful(String),
 }
 
 /// Blocks of a map that a start would believe.
 pub(crate) struct Looked {
     pub(crate) held: BlockSet,
-    /// The file ends before the bit of this block.
+    /// First block whose bit is missing in a truncated file.
     pub(crate) unread: Option<BlockIndex>,
 }
 
@@ -177,7 +177,7 @@ impl LiveMap {
         let new_path = path.with_extension("map.new");
         let mut map = Self::create_unowned(&new_path, volume, epoch, blocks)?;
         map.add_all(logged)?;
-        // Only now does it name what the log names, which salvage relies on if the log is damaged.
+        // Only now does it name all blocks of the log, which salvage relies on if the log is damaged.
         map.own()?;
         storage::rename(&new_path, path).during("rename", &new_path)?;
         map.path = path.to_owned();
@@ -237,7 +237,7 @@ impl LiveMap {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return rejected(Rejection::Unfinished, false);
             }
-            // Whether the map is needed is not known then; a sector that cannot be read stays so.
+            // The need for the map is unknown then; an unreadable sector stays unreadable.
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
                 return rejected(Rejection::Unreadable(error), false);
             }
@@ -354,7 +354,7 @@ impl LiveMap {
             tracing::warn!(%error, "writing the map again from memory");
             self.is_behind.store(true, Ordering::Release);
         }
-        // A whole page: the page cache takes it without asking a disk that is full.
+        // A whole page: the page cache accepts it even if the disk is full.
         let unowned = self.file.write_all_at(&[0; HEADER_BYTES as usize], 0).during("write", &self.path);
         if unowned.is_err() {
             self.disown();
@@ -375,7 +375,7 @@ impl LiveMap {
 
     /// Writes the whole bitmap to a file that nobody owns, and owns it once all of it is on the disk.
     fn write_again(&self) -> Result<(), VolumeError> {
-        // Bits that were written before the sync that failed are in memory from here on.
+        // Bits written before the failed sync are in memory from here on.
         self.writing.iter().for_each(|lock| drop(lock.lock()));
         for chunk in self.held.touched_chunks() {
             let blocks = Extent::between(
@@ -412,14 +412,12 @@ impl LiveMap {
         Ok(())
     }
 
-    /// The lock under which the chunk that holds a block is written, so that no word in the file is older
-    /// than in memory.
+    /// Returns the write lock of a block's chunk, so that no word in the file is older than in memory.
     fn write_lock(&self, block: BlockIndex) -> &Mutex<()> {
         &self.writing[(block.0 / BLOCKS_PER_CHUNK) as usize % WRITE_LOCKS]
     }
 
-    /// Writes the words of a run inside one chunk as they are in memory, with further bits set by `add` of
-    /// their mask.
+    /// Writes the words of an extent inside one chunk from memory, with more bits set by `add`.
     fn write_words(&self, part: Extent, add: impl Fn(u64) -> u64) -> Result<(), VolumeError> {
         let (mut few, mut many) = ([0; FEW_WORDS * 8], Vec::new());
         let count = words(part).count();
@@ -435,7 +433,7 @@ impl LiveMap {
         }
         let at = HEADER_BYTES + part.start.0 / 64 * 8;
         let written = self.file.write_all_at(bytes, at).during("write", &self.path);
-        // After the write: a sync that clears it has to come later.
+        // After the write: the sync that clears it must come later.
         self.unsynced.store(true, Ordering::Release);
         written
     }

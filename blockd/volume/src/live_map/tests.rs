@@ -55,7 +55,7 @@ proptest! {
             }
         }
         prop_assert_eq!(next, 70_010);
-        // The next process reads from the file what this one has in memory.
+        // The next process reads the same bits from the file.
         drop(map);
         let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS, true).unwrap().unwrap();
         prop_assert_eq!(found.map.held_set(), held);
@@ -88,7 +88,7 @@ fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
     let before = std::fs::read(&path).unwrap();
     look();
     assert!(std::fs::read(&path).unwrap() == before, "a look changed it");
-    // No bit of its header makes it one of another boot or mount, and all but two fields are checked.
+    // No flipped bit makes it a header of another boot or mount; all fields but two are checked.
     for bit in 0..HEADER_READ_BYTES * 8 {
         let mut bad = before.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
@@ -131,7 +131,7 @@ fn map_of_a_dead_process_is_believed_in_its_boot_and_mount_only() {
     assert!(!open(7, 3).unwrap().clean, "opening it must take the clean mark away");
     open(7, 3).unwrap().map.set_clean(true).unwrap();
     let file = File::open(&path).unwrap();
-    // Where the mount has no number, one that was left there cannot be compared with anything.
+    // Without a mount number, a stored one cannot be compared.
     file.write_all_at(&u64::MAX.to_le_bytes(), MOUNT_AT as u64).unwrap();
     match mount_number(&file) {
         Some(_) => assert!(matches!(open(7, 3), Err(Rejected { why: Rejection::OtherMount, clean: true }))),

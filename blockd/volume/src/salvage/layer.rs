@@ -1,4 +1,4 @@
-//! What is left of one layer.
+//! Remains of a layer.
 
 use super::{blocks_of, mend::Mender};
 use crate::{
@@ -16,18 +16,18 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use std::{path::Path, sync::Arc};
 
-/// After how many ranges of data the rest of an open layer's zeroes is called data.
+/// Maximum number of data ranges examined for zeroes of an open layer; the rest counts as data.
 const MAX_RANGES: usize = 4096;
 
-/// A layer, as far as it can be proven.
+/// Layer, as far as it can be proven.
 pub(super) struct Rescued {
-    /// What it is known to hold, also where the data is gone.
+    /// Known blocks, including those with lost data.
     pub(super) layer: Arc<FrozenLayer>,
-    /// Blocks that it holds or may hold and that it cannot show, by what is wrong.
+    /// Blocks that it holds or may hold but cannot deliver, by cause.
     pub(super) unproven: Vec<(BlockSet, String)>,
 }
 
-/// What a layer holds, and which blocks it may hold besides, by what is wrong.
+/// Blocks of a layer, and blocks that it may hold, by cause.
 struct Tracked {
     set: LayerSet,
     unknown: Vec<(BlockSet, String)>,
@@ -54,7 +54,7 @@ impl Rescued {
             (false, false) => frozen_layer(place, entry, mender),
         };
         if entry.open || entry.lazy {
-            // A file that became shorter since its length was looked at shows holes that are none.
+            // A file that was truncated since its length was read has false holes.
             for hole in data.holes(entry.size_bytes, MAX_RANGES).unwrap_or_default() {
                 for run in tracked.set.held.extents_in(Extent::inside(hole.start, hole.end - hole.start)) {
                     tracked.set.zero.insert_extent(run);
@@ -67,7 +67,7 @@ impl Rescued {
             if !lost.is_empty() {
                 unproven.push((lost, gap.what));
             } else if !mender.notes.contains(&gap.what) {
-                // Nothing is missing, but it is why the volume cannot be opened.
+                // Nothing is missing, but this prevents opening the volume.
                 mender.notes.push(gap.what);
             }
         }
@@ -83,8 +83,8 @@ impl Rescued {
     }
 }
 
-/// The blocks that should have data in a gap. Where the layer's zeroes are proven by more than the holes of
-/// its file, they are not among them.
+/// Returns the blocks of a gap that should have data, without zeroes that are proven by more than holes of
+/// the file.
 fn lost_in(gap: &Gap, set: &mut LayerSet, zeroes_are_proven: bool) -> BlockSet {
     let first = BlockIndex(gap.range.start / BLOCK_SIZE_BYTES);
     let extent = Extent::between(first, BlockIndex(gap.range.end / BLOCK_SIZE_BYTES));
@@ -117,7 +117,7 @@ fn frozen_layer(place: Place<'_>, entry: &LayerEntry, mender: &mut Mender) -> Tr
     }
 }
 
-/// The blocks that a log names; what is wrong with it, if it may have named others.
+/// Returns the blocks of a log, and its damage if it may have named others.
 fn logged(place: Place<'_>, file: Epoch, identity: Identity) -> (BlockSet, Option<String>) {
     let path = files::log_path(place.dir, file);
     match HeadLog::look(&path, identity) {
@@ -134,9 +134,9 @@ fn logged(place: Place<'_>, file: Epoch, identity: Identity) -> (BlockSet, Optio
     }
 }
 
-/// The head, or one whose freeze did not finish. What its log names has its data; what only its map names was
-/// answered and never flushed, so that a writeback may have failed that the next start, which syncs, would
-/// hear of.
+/// Rescues a head, or a layer with an unfinished freeze. Blocks of its log have their data; blocks of its map
+/// only were acknowledged and never flushed: their writeback may have failed, which only the sync of the next
+/// start would report.
 fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
     let blocks = place.blocks();
     let (held, log_damage) = logged(place, file, place.log_identity(file));
@@ -158,7 +158,7 @@ fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
                 });
                 unknown.push((unflushed, why));
             } else {
-                // It names all that the log does (unless it was altered).
+                // It names all blocks of the log (unless it was altered).
                 let what = "it lacks blocks that the log names";
                 unknown.push((every_block_but(&held, blocks), format!("{}: {what}", map_path.display())));
             }
@@ -180,7 +180,7 @@ fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
     Tracked { set: LayerSet { held, zero: BlockSet::new() }, unknown }
 }
 
-/// A layer that is filled as it is read holds every block, and can show those that are there.
+/// Rescues a lazy base: it holds every block, and delivers present ones.
 fn lazy_base(place: Place<'_>, file: Epoch) -> Tracked {
     let (there, log_damage) = logged(place, file, LazyBase::identity(place, file));
     let missing = every_block_but(&there, place.blocks());

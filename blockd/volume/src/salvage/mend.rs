@@ -1,7 +1,6 @@
-//! Files with a checksum in which one bit is wrong: the right one is found by trying each.
+//! Correction of one flipped bit in files with a checksum, by trying each.
 //!
-//! A checksum of 64 bits that holds by chance is as unlikely as anywhere, times the number of bits that are
-//! tried: less than one in 2^45 for the largest file that is tried at all.
+//! The probability of a false match of the 64-bit checksum is below 2^-45 for the largest file that is tried.
 
 use crate::{
     error::VolumeError,
@@ -12,19 +11,19 @@ use crate::{
 };
 use std::path::Path;
 
-/// The largest file whose bits are tried: it takes seconds at most.
+/// Maximum length of a file that is tried: takes seconds at most.
 const MAX_BYTES: usize = 64 << 10;
-/// How many bits are tried for one volume: those of two such files.
+/// Maximum number of bits tried for a volume: those of two such files.
 const MAX_TRIES: usize = 2 * 8 * MAX_BYTES;
 
-/// Reads the files with a checksum of one volume.
+/// Reader of a volume's files with checksums.
 pub(super) struct Mender {
-    /// What was wrong and could be put right.
+    /// Corrected errors.
     pub(super) notes: Vec<String>,
     tries_left: usize,
 }
 
-/// What a file says whose checksum holds after one bit of it is turned around.
+/// Decodes a file after flipping the one bit that makes its checksum valid.
 fn one_bit<T>(bytes: &mut [u8], decode: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
     if bytes.len() > MAX_BYTES {
         return None;
@@ -54,7 +53,7 @@ impl Mender {
             return Err(error);
         }
         let mut bytes = storage::read(path).unwrap_or_default();
-        // One that is too large costs nothing.
+        // Files that are too large cost nothing.
         let tries = if bytes.len() > MAX_BYTES { 0 } else { bytes.len() * 8 };
         let Some(left) = self.tries_left.checked_sub(tries) else { return Err(error) };
         self.tries_left = left;
@@ -63,13 +62,13 @@ impl Mender {
         Ok(found)
     }
 
-    /// `volume.meta`.
+    /// Reads `volume.meta`.
     pub(super) fn meta(&mut self, dir: &Path) -> Result<Meta, VolumeError> {
         let path = dir.join(files::META);
         Meta::load(dir).or_else(|error| self.mended(&path, error, |bytes| Meta::decode(bytes).ok()))
     }
 
-    /// The set of a frozen layer.
+    /// Reads the block sets of a frozen layer.
     pub(super) fn set(&mut self, dir: &Path, id: SetIdentity) -> Result<LayerSet, VolumeError> {
         let path = files::set_path(dir, id.file, id.generation);
         LayerSet::load(dir, id)

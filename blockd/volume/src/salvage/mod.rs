@@ -32,7 +32,7 @@ use layer::Rescued;
 use mend::Mender;
 use std::{path::Path, time::Duration};
 
-/// What is left of a volume.
+/// Remains of a damaged volume.
 pub struct Salvage {
     meta: Meta,
     /// Top first.
@@ -40,31 +40,30 @@ pub struct Salvage {
     notes: Vec<String>,
 }
 
-/// A point of a damaged volume that is open for reading: the latest one, or a snapshot.
+/// Readable point of a damaged volume: the latest one, or a snapshot.
 pub struct SalvageView {
     stack: Stack,
     size_bytes: u64,
-    /// Every block whose content cannot be proven.
+    /// Blocks whose content cannot be proven.
     unproven: BlockSet,
-    /// The same, by what hides them.
+    /// The same, by cause.
     causes: Vec<(BlockSet, String)>,
 }
 
-/// A run of blocks whose content cannot be proven.
+/// Extent whose content cannot be proven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnprovenRun<'a> {
-    /// The blocks.
+    /// Blocks.
     pub extent: Extent,
-    /// Which damage hides them, in one line.
+    /// Damage that hides them, in one line.
     pub why: &'a str,
 }
 
 impl Salvage {
-    /// Finds out what is left. The volume must not be open.
+    /// Examines a volume, which must not be open.
     ///
     /// # Errors
-    /// If `volume.meta` is missing, damaged beyond one bit or from a newer blockd: then nothing can be
-    /// proven.
+    /// `volume.meta` is missing, damaged beyond one bit or of a newer format: then nothing can be proven.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self, VolumeError> {
         let believe_map = options.recovery == Recovery::Auto;
         let mut mender = Mender::new();
@@ -77,18 +76,17 @@ impl Salvage {
         Ok(Self { meta, layers, notes: mender.notes })
     }
 
-    /// The volume's id.
+    /// Returns the volume's id.
     pub fn id(&self) -> VolumeId {
         self.meta.volume
     }
 
-    /// The volume's size, in bytes.
+    /// Returns the volume's size, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.meta.size_bytes
     }
 
-    /// What is wrong with the volume's files, a line each; empty if it can be opened as far as this is
-    /// concerned.
+    /// Returns errors of the volume's files, one per line; empty if none prevents opening.
     pub fn findings(&self) -> Vec<String> {
         let causes = self.layers.iter().flat_map(|layer| &layer.unproven);
         let mut all = self.notes.clone();
@@ -100,7 +98,7 @@ impl Salvage {
         all
     }
 
-    /// The snapshots, oldest first.
+    /// Returns the snapshots, oldest first.
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
         let mut all: Vec<_> = self
             .meta
@@ -130,7 +128,7 @@ impl Salvage {
     /// Opens a snapshot for reading.
     ///
     /// # Errors
-    /// If there is no such snapshot.
+    /// The snapshot does not exist.
     pub fn snapshot(&self, snapshot: SnapshotId) -> Result<SalvageView, VolumeError> {
         let entry = self.meta.snapshots.iter().find(|entry| entry.id == snapshot);
         let entry = entry.ok_or(VolumeError::NoSuchSnapshot { volume: self.meta.volume, snapshot })?;
@@ -144,7 +142,7 @@ impl Salvage {
         let damaged = layers.iter().rposition(|layer| !layer.unproven.is_empty());
         let mut causes = Vec::new();
         let mut unproven = BlockSet::new();
-        // The blocks that no layer decided yet.
+        // Blocks that no layer decided yet.
         let mut left = BlockSet::from_iter([Extent::whole(size_bytes)]);
         for layer in layers.iter().take(damaged.map_or(0, |last| last + 1)) {
             for (blocks, why) in &layer.unproven {
@@ -167,17 +165,17 @@ impl Salvage {
 }
 
 impl SalvageView {
-    /// The size at that point, in bytes.
+    /// Returns the size at that point, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// How many bytes cannot be proven.
+    /// Returns the number of unproven bytes.
     pub fn unproven_bytes(&self) -> u64 {
         self.unproven.len_bytes()
     }
 
-    /// How many bytes are data that can be read; all others that can are zeroes.
+    /// Returns the bytes of readable data; all other readable bytes are zeroes.
     pub fn data_bytes(&self) -> u64 {
         let mut data = BlockSet::new();
         let mut above = LayerSet::default();
@@ -192,7 +190,7 @@ impl SalvageView {
         data.len_bytes()
     }
 
-    /// The runs of a range whose content cannot be proven, ascending.
+    /// Returns the unproven extents of a range, ascending.
     pub fn unproven_in(&self, range: Extent) -> impl Iterator<Item = UnprovenRun<'_>> {
         let mut at = range.start;
         std::iter::from_fn(move || {
@@ -206,12 +204,10 @@ impl SalvageView {
         })
     }
 
-    /// Fills `buf` with the content from `offset_bytes` on, any alignment; a range without any data is only
-    /// reported.
+    /// Reads at `offset_bytes`, any alignment, into `buf`; a range without data is only reported.
     ///
     /// # Errors
-    /// If the range does not lie inside the volume, the content of a block in it cannot be proven, or the
-    /// disk fails.
+    /// The range is not inside the volume, the content of a block cannot be proven, or the disk fails.
     pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Content, VolumeError> {
         self.check_proven(offset_bytes, buf.len() as u64)?;
         let content = read_stack(&self.stack, Start::Top, offset_bytes, buf, from_disk)?;
@@ -237,7 +233,7 @@ impl SalvageView {
     }
 }
 
-/// How many blocks a layer of this size can hold.
+/// Returns the number of blocks of a layer of this size.
 fn blocks_of(size_bytes: u64) -> u64 {
     size_bytes / BLOCK_SIZE_BYTES
 }

@@ -1,4 +1,5 @@
-//! Random volumes, random damage: what is shown is right, and what is refused was damaged or cannot be known.
+//! Random volumes with random damage: delivered content is right, and refused content was damaged or is
+//! unknowable.
 
 use super::*;
 use crate::{
@@ -49,11 +50,11 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     Remove,
-    /// To this part of its length, of 1000.
+    /// Truncates to this permille of the length.
     Cut(u64),
-    /// Turns a bit around, at this part of its length.
+    /// Flips a bit at this permille of the length.
     Flip(u64),
-    /// Turns two.
+    /// Flips two bits.
     FlipTwo(u64),
 }
 
@@ -66,7 +67,7 @@ fn damage() -> impl Strategy<Value = Damage> {
     ]
 }
 
-/// One byte stands for each block's content.
+/// One byte stands for the content of each block.
 struct Model {
     dir: PathBuf,
     volume: Arc<Volume>,
@@ -129,20 +130,20 @@ impl Model {
     }
 }
 
-/// What a layer was before anything was damaged, and what is wrong with it.
+/// Layer before the damage, and its damage.
 struct Truth {
     epoch: Epoch,
     blocks: u64,
     set: LayerSet,
     open: bool,
-    /// From where on its data is gone.
+    /// Start of the lost data.
     data_until_bytes: u64,
-    /// Whether it cannot be known what it holds.
+    /// True if its blocks are unknowable.
     is_unknown: bool,
-    /// What an open layer's log names; all that a frozen one holds.
+    /// Blocks of an open layer's log; all blocks of a frozen one.
     proven: BlockSet,
     data: PathBuf,
-    /// The set, or the log and the map.
+    /// Block set file, or log and map.
     tracking: Vec<PathBuf>,
 }
 
@@ -187,7 +188,7 @@ fn at_part(path: &Path, part: u64) -> u64 {
     len(path) * part / 1000
 }
 
-/// Turns bits of a file around whose checksum then shows it; how many.
+/// Flips bits of a file with a checksum; returns their number.
 fn flip_some(path: &Path, damage: Damage) -> usize {
     let (Damage::Flip(part) | Damage::FlipTwo(part)) = damage else { return 0 };
     let bit = at_part(path, part) * 8;
@@ -205,14 +206,14 @@ fn damage_data(layer: &mut Truth, damage: Damage) {
             layer.data_until_bytes = 0;
         }
         Damage::Cut(part) | Damage::Flip(part) | Damage::FlipTwo(part) => {
-            // Data has no checksums: what is altered in it is not noticed.
+            // Data has no checksums: alterations go unnoticed.
             layer.data_until_bytes = at_part(&layer.data, part);
             cut(&layer.data, layer.data_until_bytes);
         }
     }
 }
 
-/// Damages a frozen layer's set, or an open one's log and map.
+/// Damages a frozen layer's block set, or an open one's log and map.
 fn damage_tracking(layer: &mut Truth, damage: Damage, map_damage: Option<Damage>, is_power_loss: bool) {
     let path = layer.tracking[0].clone();
     if !layer.open {
@@ -222,16 +223,16 @@ fn damage_tracking(layer: &mut Truth, damage: Damage, map_damage: Option<Damage>
                 cut(&path, at_part(&path, part));
                 true
             }
-            // What one bit must be is found out.
+            // One flipped bit is corrected.
             Damage::Flip(_) | Damage::FlipTwo(_) => flip_some(&path, damage) > 1,
         };
         return;
     }
     let log_is_damaged = map_damage.is_none() || !matches!(damage, Damage::FlipTwo(_));
-    // What is written ahead says nothing, but that the log ends here.
+    // Preallocated zeroes only mark the end of the log.
     let used = fs::read(&path).unwrap().iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
     match damage {
-        // Just the map.
+        // Only the map.
         _ if !log_is_damaged => {}
         Damage::Remove => fs::remove_file(&path).unwrap(),
         Damage::Cut(part) => cut(&path, used * part / 1000),
@@ -242,7 +243,7 @@ fn damage_tracking(layer: &mut Truth, damage: Damage, map_damage: Option<Damage>
     match map_damage {
         Some(Damage::Remove) => fs::remove_file(&map).unwrap(),
         Some(Damage::Cut(part)) => cut(&map, at_part(&map, part)),
-        // Up to the number of the mount.
+        // Up to the mount number.
         Some(Damage::Flip(part)) => flip(&map, &[80 * part / 1000 * 8 + part % 8]),
         Some(Damage::FlipTwo(part)) => flip(&map, &[80 * part / 1000 * 8, 80 * part / 1000 * 8 + 3]),
         None => {}
@@ -250,17 +251,17 @@ fn damage_tracking(layer: &mut Truth, damage: Damage, map_damage: Option<Damage>
     if log_is_damaged {
         layer.proven = BlockSet::new();
     }
-    // The log alone would do after a power cut, and the map tells what is not held if it may be believed.
+    // The log alone suffices after a power cut; a believed map shows the blocks that are not held.
     layer.is_unknown = if is_power_loss { log_is_damaged } else { map_damage.is_some() };
 }
 
-/// Names and content of all files.
+/// Returns names and content of all files.
 fn folder(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     names.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
-/// Whether a block may be refused at a point.
+/// Returns true if a block may be refused at a point.
 fn may_be_refused(layers: &[Truth], until: Option<Epoch>, block: u64) -> bool {
     for layer in layers.iter().filter(|layer| until.is_none_or(|until| layer.epoch <= until)) {
         if layer.set.held.contains(BlockIndex(block)) {
@@ -316,7 +317,7 @@ proptest! {
         for step in &steps {
             model.take(step);
         }
-        // What was not flushed may be there after a power cut or not: there is no saying what is right.
+        // Unflushed data may or may not survive a power cut: both are right.
         if is_flushed || is_power_loss {
             model.volume.flush().unwrap();
         }
@@ -372,7 +373,7 @@ proptest! {
     }
 }
 
-/// Gives each block its number, and one.
+/// Source whose blocks contain their number plus one.
 struct Numbers;
 
 impl LazySource for Numbers {
@@ -407,13 +408,13 @@ fn a_lazy_volume_shows_what_was_fetched_or_written() {
     check(&salvage.latest(), &expected, is_missing);
     let why = salvage.findings();
     assert!(is_missing(BLOCKS - 1) != why.is_empty(), "{why:?}");
-    // Its own log decides what was fetched.
+    // Its own log decides which blocks are present.
     fs::remove_file(files::log_path(&dir, salvage.layers.last().unwrap().layer.file)).unwrap();
     check(&Salvage::open(&dir, &OpenOptions::default()).unwrap().latest(), &expected, |block| block != 20);
 }
 
-/// A volume whose head holds blocks 0 to 3 by a flush and 4 and 5 without one, over a snapshot with other
-/// content.
+/// Creates a volume whose head holds flushed blocks 0 to 3 and unflushed blocks 4 and 5, above a snapshot
+/// with other content.
 fn partly_flushed(dir: &Path) -> PathBuf {
     let mut model = Model::new(dir.join("v"));
     let steps = [
@@ -430,7 +431,7 @@ fn partly_flushed(dir: &Path) -> PathBuf {
     model.dir
 }
 
-/// Which blocks are refused, and what is found; what is shown must be right.
+/// Returns the refused blocks and the findings; delivered content must be right.
 fn refused(dir: &Path, recovery: Recovery, expected: &[u8]) -> (Vec<u64>, String) {
     let salvage = Salvage::open(dir, &OpenOptions { recovery, ..OpenOptions::default() }).unwrap();
     let view = salvage.latest();
@@ -455,9 +456,9 @@ fn what_was_not_flushed_is_unproven() {
     let (blocks, why) = refused(&dir, Recovery::Auto, &now([2, 0]));
     assert_eq!(blocks, [4, 5]);
     assert!(why.contains("unproven"), "{why}");
-    // Who says that the power was cut asks for what was flushed.
+    // After a declared power cut only flushed data is delivered.
     assert_eq!(refused(&dir, Recovery::AfterPowerLoss, &now([1, 1])), (vec![], String::new()));
-    // Without the map nobody knows what the head holds besides.
+    // Without the map, further blocks of the head are unknown.
     let head = Meta::load(&dir).unwrap().layers[0].file;
     fs::remove_file(files::map_path(&dir, head)).unwrap();
     let (blocks, why) = refused(&dir, Recovery::Auto, &now([2, 0]));
@@ -472,7 +473,7 @@ fn a_log_that_may_have_named_more_hides_what_is_below() {
     let log = files::log_path(&dir, head);
     let bytes = fs::read(&log).unwrap();
     let last = bytes.windows(4).rposition(|bytes| bytes == b"BREC").unwrap();
-    // At the border of a record, within one, and a bit of the last one.
+    // At the boundary of a record, inside of one, and a bit of the last one.
     let mut altered = bytes.clone();
     altered[last + 30] ^= 1;
     for bad in [&bytes[..last], &bytes[..last + 9], &altered] {
@@ -480,17 +481,17 @@ fn a_log_that_may_have_named_more_hides_what_is_below() {
         let (blocks, why) = refused(&dir, Recovery::AfterPowerLoss, &now([1, 1]));
         assert_eq!(blocks, (2..BLOCKS).collect::<Vec<_>>());
         assert!(why.contains("unproven"), "{why}");
-        // The map knows which they are.
+        // The map names them.
         assert_eq!(refused(&dir, Recovery::Auto, &now([2, 0])).0, [2, 3, 4, 5]);
     }
-    // A start that is refused because of another file leaves that as it is.
+    // A start that is refused because of another file leaves the log unchanged.
     let frozen = Meta::load(&dir).unwrap().layers[1];
     let set = files::set_path(&dir, frozen.file, frozen.generation);
     let kept = fs::read(&set).unwrap();
     fs::remove_file(&set).unwrap();
     let before = folder(&dir);
     Volume::open(&dir, &OpenOptions::default()).map(drop).unwrap_err();
-    // But for files that nothing names.
+    // Except for unnamed files.
     assert!(
         folder(&dir).iter().all(|(path, content)| before[path] == *content),
         "a start that failed changed it"

@@ -1,48 +1,48 @@
-//! Bugs that a test can turn on, to see that it would find them.
+//! Planted bugs, which tests must find.
 
-/// A bug that is there only where a test's disk has it planted.
+/// Bug that is active only on a test's disk.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Bug {
-    /// A flush names blocks in the log whose data was never synced.
+    /// A flush logs blocks whose data was never synced.
     NoDataSync,
-    /// A flush names blocks in the log first and syncs their data then.
+    /// A flush logs blocks before it syncs their data.
     LogBeforeData,
     /// A flush does not sync the log.
     NoLogSync,
-    /// A file that was renamed into place is not synced in its folder.
+    /// A rename is not made durable by a sync of the directory.
     NoDirSync,
-    /// A file is renamed into place without having been synced.
+    /// A file is renamed into place without a sync.
     NoFileSync,
-    /// A freeze declares an old head frozen that was not synced.
+    /// A freeze commits an old head that was not synced.
     FreezeWithoutSync,
     /// A freeze or growth lets writes enter a head that `volume.meta` does not name yet.
     HeadNotCommitted,
-    /// A merge takes in the data of the upper layer and forgets its zeroes.
+    /// A merge drops the zeroes of the upper layer.
     MergeForgetsZeroes,
-    /// A merge is committed without the data that was copied being synced.
+    /// A merge is committed before copied data is synced.
     MergeWithoutSync,
-    /// How far a merge is gets written down before what it has copied is synced.
+    /// The progress of a merge is stored before copied data is synced.
     NoteBeforeSync,
     /// The live map is believed after a power cut.
     MapBelieved,
-    /// A merge removes the files of the layers that it merged before the new ones are committed.
+    /// A merge removes merged files before its commit.
     RemoveBeforeCommit,
     /// A failed sync of the live map is ignored.
     MapErrorForgotten,
-    /// After a failed sync of data, the next one is believed.
+    /// After a failed sync of data, the next one is trusted.
     FailedSyncForgotten,
     /// The log of a lazy base names blocks whose data was never synced.
     HydrationLoggedBeforeSync,
-    /// A lazy base is declared complete without its data being synced.
+    /// A lazy base is declared complete before its data is synced.
     HydrationEndsUnsynced,
-    /// A lazy base that was fetched in part is declared complete.
+    /// A partially fetched lazy base is declared complete.
     HydrationEndsEarly,
 }
 
 #[cfg(feature = "testing")]
 impl Bug {
-    /// Those that a power cut brings to light.
+    /// Bugs found by power cuts.
     pub const FOUND_BY_POWER_CUTS: [Self; 12] = [
         Self::NoDataSync,
         Self::LogBeforeData,
@@ -58,7 +58,7 @@ impl Bug {
         Self::RemoveBeforeCommit,
     ];
 
-    /// Those that a power cut brings to light in a volume with a lazy base.
+    /// Bugs found by power cuts in volumes with a lazy base.
     pub const FOUND_IN_LAZY_VOLUMES: [Self; 3] =
         [Self::HydrationLoggedBeforeSync, Self::HydrationEndsUnsynced, Self::HydrationEndsEarly];
 }

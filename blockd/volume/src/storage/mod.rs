@@ -1,9 +1,8 @@
-//! Every system call that reads, changes or syncs a volume's files, in one place.
+//! All system calls that read, change or sync a volume's files.
 //!
-//! In a normal build each function is the call and nothing else. With the feature `testing`, a
-//! `testing::Disk` that is attached to the folder is asked first: it fails calls, remembers what a power cut
-//! would leave, or turns a planted bug on. Reads of the io_uring do not pass through here;
-//! [`File::before_read`] announces them.
+//! In a normal build each function is only the call. With the feature `testing`, a `testing::Disk` attached
+//! to the directory is consulted first: it fails calls, models what a power cut leaves, or activates a
+//! planted bug. Reads through io_uring bypass this module; [`File::before_read`] announces them.
 
 mod bug;
 mod share;
@@ -28,12 +27,12 @@ use std::{
 #[cfg(not(feature = "testing"))]
 use unwatched::Watch;
 
-/// What is about to be done to a file or a name.
+/// Operation on a file or name.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "only a test's disk looks inside"))]
 pub(crate) enum Op<'a> {
     CreateDir,
-    /// An old file of that name is emptied.
+    /// Creates a file; an existing one is truncated.
     Create,
     Open,
     Read,
@@ -43,14 +42,14 @@ pub(crate) enum Op<'a> {
         data: &'a [u8],
     },
     SetLen(u64),
-    /// Takes space; no content changes.
+    /// Allocates space without changing content.
     Reserve,
-    /// Makes a range read as zeroes; no length changes.
+    /// Zeroes a range without changing the length.
     Zero {
         offset_bytes: u64,
         len_bytes: u64,
     },
-    /// Makes a range of a file be that of another one.
+    /// Shares a range of another file.
     Share {
         from: &'a std::fs::File,
         to: &'a std::fs::File,
@@ -60,17 +59,17 @@ pub(crate) enum Op<'a> {
     Sync,
     SyncDir,
     Rename(&'a Path),
-    /// Gives a file another name.
+    /// Creates a hard link.
     Link(&'a Path),
     Remove,
     RemoveTree,
-    /// Takes what is in memory and clean out of it.
+    /// Drops clean pages.
     DropCache(&'a std::fs::File),
 }
 
-/// An open file.
+/// Open file.
 pub(crate) struct File {
-    /// Taken by `drop` alone.
+    /// Taken by `drop` only.
     inner: ManuallyDrop<std::fs::File>,
     watch: Watch,
 }
@@ -79,7 +78,7 @@ impl Drop for File {
     fn drop(&mut self) {
         // SAFETY: the field is private to this module, nothing else takes the file out, and `drop` runs once.
         let file = unsafe { ManuallyDrop::take(&mut self.inner) };
-        // Closing a file that has a name frees nothing.
+        // Closing a linked file frees nothing.
         if file.metadata().is_ok_and(|found| found.nlink() == 0) {
             closer::drop_later(file);
         }
@@ -87,13 +86,13 @@ impl Drop for File {
 }
 
 impl File {
-    /// Makes an empty file; an old one of that name is emptied.
+    /// Creates an empty file; an existing one is truncated.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let mut how = OpenOptions::new();
         Self::open_with(path, Op::Create, how.read(true).write(true).create(true).truncate(true))
     }
 
-    /// Makes a file where there is none.
+    /// Creates a file that must not exist.
     pub(crate) fn create_new(path: &Path) -> io::Result<Self> {
         Self::open_with(path, Op::Create, OpenOptions::new().read(true).write(true).create_new(true))
     }
@@ -103,12 +102,12 @@ impl File {
         Self::open_with(path, Op::Open, OpenOptions::new().read(true).write(true))
     }
 
-    /// Opens an existing file that nothing may be written to.
+    /// Opens an existing file read-only.
     pub(crate) fn open_to_read(path: &Path) -> io::Result<Self> {
         Self::open_with(path, Op::Open, OpenOptions::new().read(true))
     }
 
-    /// An empty file without a name, in the place of one that is not there.
+    /// Creates an unlinked empty file in place of a missing one.
     pub(crate) fn nothing(path: &Path) -> io::Result<Self> {
         let inner = rustix::fs::memfd_create("missing", rustix::fs::MemfdFlags::CLOEXEC)?;
         Ok(Self { inner: ManuallyDrop::new(inner.into()), watch: Watch::of(path) })
@@ -131,14 +130,14 @@ impl File {
         self.watch.run(Op::Read, || self.inner.read_exact_at(buf, offset_bytes))
     }
 
-    /// Reads what the page cache holds.
+    /// Reads from the page cache.
     #[inline]
     pub(crate) fn read_cached_at(&self, buf: &mut [u8], offset_bytes: u64) -> rustix::io::Result<usize> {
         let flags = rustix::io::ReadWriteFlags::NOWAIT;
         rustix::io::preadv2(&*self.inner, &mut [IoSliceMut::new(buf)], offset_bytes, flags)
     }
 
-    /// To be called before a read that does not go through here.
+    /// Announces a read that bypasses this module.
     #[inline]
     pub(crate) fn before_read(&self) -> io::Result<()> {
         self.watch.run(Op::Read, || Ok(()))
@@ -148,18 +147,18 @@ impl File {
         self.watch.run(Op::SetLen(len_bytes), || self.inner.set_len(len_bytes))
     }
 
-    /// Takes space for a range and leaves what is in it, and the file's length.
+    /// Allocates space for a range; content and length stay.
     pub(crate) fn reserve(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let flags = FallocateFlags::KEEP_SIZE;
         self.watch.costly(Op::Reserve, || Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?))
     }
 
-    /// Makes a range read as zeroes and gives its space back.
+    /// Punches a hole: the range reads as zeroes and its space is freed.
     pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         self.zero(FallocateFlags::PUNCH_HOLE, offset_bytes, len_bytes)
     }
 
-    /// Makes a range read as zeroes and keeps (or takes) its space.
+    /// Zeroes a range with allocated space.
     pub(crate) fn zero_range(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         self.zero(FallocateFlags::ZERO_RANGE, offset_bytes, len_bytes)
     }
@@ -171,37 +170,37 @@ impl File {
         })
     }
 
-    /// Makes a range be the same one of another file, without copying it. Where that cannot be, the error is
-    /// [`cannot_share`] or [`cannot_share_range`].
+    /// Shares a range of another file without copying. Without support the error is [`cannot_share`] or
+    /// [`cannot_share_range`].
     pub(crate) fn share_from(&self, from: &Self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let op = Op::Share { from: &from.inner, to: &self.inner, offset_bytes, len_bytes };
         self.watch.share(op, || share::share_range(&from.inner, &self.inner, offset_bytes, len_bytes))
     }
 
-    /// Makes the content, and what is needed to reach it, survive a power cut.
+    /// Makes the content and the metadata needed to reach it durable.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
         self.watch.costly(Op::Sync, || self.inner.sync_data())
     }
 
-    /// The same with everything else that is known of the file, but its name.
+    /// Makes content and all metadata durable, except the name.
     pub(crate) fn sync_all(&self) -> io::Result<()> {
         self.watch.costly(Op::Sync, || self.inner.sync_all())
     }
 
-    /// Asks the kernel to read a range into memory.
+    /// Asks the kernel to read a range ahead.
     pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let len = std::num::NonZeroU64::new(len_bytes);
         Ok(rustix::fs::fadvise(&*self.inner, offset_bytes, len, rustix::fs::Advice::WillNeed)?)
     }
 
-    /// Takes what is in memory and clean out of it, so that the next read asks the disk.
+    /// Drops clean pages, so that the next read uses the disk.
     pub(crate) fn drop_cache(&self) -> io::Result<()> {
         self.watch.run(Op::DropCache(&self.inner), || {
             Ok(rustix::fs::fadvise(&*self.inner, 0, None, rustix::fs::Advice::DontNeed)?)
         })
     }
 
-    /// Where the next data is, at or after an offset.
+    /// Returns the offset of the next data, at or after an offset.
     pub(crate) fn seek_data(&self, offset_bytes: u64) -> io::Result<Option<u64>> {
         match rustix::fs::seek(&*self.inner, SeekFrom::Data(offset_bytes)) {
             Err(rustix::io::Errno::NXIO) => Ok(None),
@@ -209,12 +208,12 @@ impl File {
         }
     }
 
-    /// Where the next hole is, at or after an offset: at the latest the end of the file.
+    /// Returns the offset of the next hole, at or after an offset; at the latest the end of the file.
     pub(crate) fn seek_hole(&self, offset_bytes: u64) -> io::Result<u64> {
         Ok(rustix::fs::seek(&*self.inner, SeekFrom::Hole(offset_bytes))?)
     }
 
-    /// Whether a test has planted this bug here; in a normal build, nobody has.
+    /// Returns true if a test has planted this bug; always false in a normal build.
     #[inline(always)]
     pub(crate) fn has(&self, bug: Bug) -> bool {
         self.watch.has(bug)
@@ -224,18 +223,18 @@ impl File {
         Ok(self.inner.metadata()?.len())
     }
 
-    /// How many names the file has.
+    /// Returns the number of links.
     pub(crate) fn links(&self) -> io::Result<u64> {
         Ok(self.inner.metadata()?.nlink())
     }
 
-    /// What tells the file from all others: its device and its number there.
+    /// Returns device and inode number.
     pub(crate) fn identity(&self) -> io::Result<(u64, u64)> {
         let found = self.inner.metadata()?;
         Ok((found.dev(), found.ino()))
     }
 
-    /// How much of the disk the file takes.
+    /// Returns the allocated bytes.
     pub(crate) fn allocated_bytes(&self) -> io::Result<u64> {
         Ok(self.inner.metadata()?.blocks() * 512)
     }
@@ -253,33 +252,33 @@ impl AsRawFd for File {
     }
 }
 
-/// Whether an error of [`File::share_from`] says that it will never work between these files.
+/// Returns true if an error of [`File::share_from`] means that these files can never share.
 pub(crate) fn cannot_share(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    // A kernel or filesystem that does not know the call answers with one of the middle three.
+    // Kernels and filesystems without the call return one of the middle three.
     let never = [Errno::XDEV, Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS, Errno::PERM];
     never.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Whether an error of [`File::share_from`] leaves it to be tried whether this range can be copied: it is not
-/// aligned to the filesystem's blocks, or what XFS keeps back for its own records is used up, which it calls
-/// a full disk though there is space for data.
+/// Returns true if an error of [`File::share_from`] means that this range must be copied: it is not aligned
+/// to the filesystem's blocks, or the metadata reserve of XFS is exhausted, which it reports as a full disk
+/// although there is space for data.
 pub(crate) fn cannot_share_range(error: &io::Error) -> bool {
     error.raw_os_error() != Some(rustix::io::Errno::IO.raw_os_error())
 }
 
-/// The whole content of a file.
+/// Reads a whole file.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Watch::of(path).run(Op::Read, || std::fs::read(path))
 }
 
-/// Device and number of a file, and its length.
+/// Returns device, inode number and length of a file.
 pub(crate) fn identity_and_len(path: &Path) -> io::Result<((u64, u64), u64)> {
     let found = Watch::of(path).run(Op::Read, || std::fs::metadata(path))?;
     Ok(((found.dev(), found.ino()), found.len()))
 }
 
-/// The length of a file, and how many names it has.
+/// Returns the length and number of links of a file.
 pub(crate) fn len_and_links(path: &Path) -> io::Result<(u64, u64)> {
     let found = Watch::of(path).run(Op::Read, || std::fs::metadata(path))?;
     Ok((found.len(), found.nlink()))
@@ -289,12 +288,12 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     Watch::of(path).run(Op::CreateDir, || std::fs::create_dir(path))
 }
 
-/// Puts a file or folder in the place of another one.
+/// Renames a file or directory, replacing the target.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     Watch::of(from).run(Op::Rename(to), || std::fs::rename(from, to))
 }
 
-/// Gives a file another name, in the same filesystem.
+/// Creates a hard link in the same filesystem.
 pub(crate) fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
     Watch::of(from).run(Op::Link(to), || std::fs::hard_link(from, to))
 }
@@ -307,7 +306,7 @@ pub(crate) fn remove_dir_all(path: &Path) -> io::Result<()> {
     Watch::of(path).run(Op::RemoveTree, || std::fs::remove_dir_all(path))
 }
 
-/// Makes names that were created, renamed or removed in a directory survive a power cut.
+/// Makes created, renamed and removed names in a directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     let handle = Watch::of(dir).run(Op::Open, || std::fs::File::open(dir))?;
     Watch::of(dir).costly(Op::SyncDir, || handle.sync_all())

@@ -1,4 +1,4 @@
-//! Sharing of extents between two files, where the filesystem can do it (XFS with reflink, btrfs).
+//! Sharing of extents between two files (XFS with reflink, btrfs).
 
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 use std::{fs::File, io, os::fd::AsRawFd};
@@ -14,8 +14,7 @@ struct FileCloneRange {
 
 const FICLONERANGE: Opcode = opcode::write::<FileCloneRange>(0x94, 13);
 
-/// Makes a range of one file be the same range of another one, in content and, until one of them is written
-/// to, on disk.
+/// Shares a range of two files on disk until one of them is written.
 pub(super) fn share_range(from: &File, to: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     let range = FileCloneRange {
         src_fd: from.as_raw_fd().into(),

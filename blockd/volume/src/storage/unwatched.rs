@@ -1,4 +1,4 @@
-//! What a normal build has in the place of a test's disk: nothing.
+//! Empty replacement of a test's disk in a normal build.
 
 use super::{Bug, Op};
 use std::{io, path::Path};

@@ -1,4 +1,4 @@
-//! What a power cut leaves.
+//! State after a power cut.
 
 use super::{
     Rng,
@@ -10,11 +10,11 @@ use std::{fs, io, os::unix::fs::FileExt, path::Path};
 const PAGE_BYTES: usize = 4096;
 
 impl Disk {
-    /// Lays down in `into`, which must not exist, what may be on the disk at this moment: everything durable,
-    /// and of everything else what the generator draws.
+    /// Writes a possible state after a power cut to the new directory `into`: all durable data, and a random
+    /// selection of the rest.
     ///
     /// # Errors
-    /// If the filesystem below fails.
+    /// The underlying filesystem fails.
     pub fn power_cut(&self, rng: &mut Rng, into: &Path) -> io::Result<()> {
         self.state.lock().lay_down(0, into, rng)
     }
@@ -24,7 +24,7 @@ impl State {
     fn lay_down(&self, dir: usize, into: &Path, rng: &mut Rng) -> io::Result<()> {
         fs::create_dir(into)?;
         let Some(Node::Dir(names)) = self.nodes.get(dir) else { return Ok(()) };
-        // All names old, all new, or each for itself.
+        // All names old, all new, or each by chance.
         let all = rng.below(4);
         for (name, history) in names {
             let newest = history.len() - 1;

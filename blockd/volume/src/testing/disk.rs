@@ -1,4 +1,4 @@
-//! The disk: counts calls, fails them, and follows what they do.
+//! Simulated disk: counts calls, fails them, and tracks their effects.
 
 use super::{
     Rng,
@@ -15,12 +15,12 @@ use std::{
     sync::Arc,
 };
 
-/// Those that are attached. Tests run in parallel, each in a folder of its own.
+/// Attached disks. Tests run in parallel, each in its own directory.
 static DISKS: RwLock<Vec<Arc<Disk>>> = RwLock::new(Vec::new());
 
 const PAGE_BYTES: u64 = 4096;
 
-/// What kind of call.
+/// Kind of a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "each is the call of that name")]
 pub enum OpKind {
@@ -42,12 +42,12 @@ pub enum OpKind {
 }
 
 impl OpKind {
-    /// Whether a full disk may be the answer.
+    /// Returns true if the call can fail on a full disk.
     pub fn takes_space(self) -> bool {
         !matches!(self, Self::Open | Self::Read | Self::Remove | Self::RemoveTree)
     }
 
-    /// Whether it is a sync of a file or a folder.
+    /// Returns true for syncs of files and directories.
     pub fn is_sync(self) -> bool {
         matches!(self, Self::Sync | Self::SyncDir)
     }
@@ -70,28 +70,28 @@ fn kind_of(op: &Op<'_>) -> Option<OpKind> {
         Op::Link(_) => OpKind::Link,
         Op::Remove => OpKind::Remove,
         Op::RemoveTree => OpKind::RemoveTree,
-        // Advice, which cannot fail.
+        // Advice cannot fail.
         Op::DropCache(_) => return None,
     })
 }
 
-/// A call that was made.
+/// Recorded call.
 #[derive(Clone, Debug)]
 pub struct Operation {
-    /// What it was.
+    /// Kind.
     pub kind: OpKind,
-    /// On what.
+    /// Path.
     pub path: PathBuf,
 }
 
-/// What a call is answered instead of being carried out.
+/// Error of a failed call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FaultError {
-    /// The device failed.
+    /// Device error.
     Io,
-    /// The filesystem is full.
+    /// Filesystem full.
     NoSpace,
-    /// The quota is used up.
+    /// Quota exceeded.
     Quota,
 }
 
@@ -106,25 +106,25 @@ impl FaultError {
     }
 }
 
-/// Which calls fail, and how.
+/// Injected fault.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    /// Of these kinds only; empty: of all.
+    /// Kinds of calls; all if empty.
     pub kinds: Vec<OpKind>,
-    /// On paths that contain this.
+    /// Only paths that contain this text.
     pub path_contains: String,
-    /// So many matching calls are let through first.
+    /// Number of matching calls that succeed first.
     pub skip: u64,
-    /// Every later matching call fails, too.
+    /// All later matching calls fail, too.
     pub persistent: bool,
-    /// The answer.
+    /// Returned error.
     pub error: FaultError,
-    /// So much of a write is carried out all the same.
+    /// Bytes of a failed write that are written anyway.
     pub partial_bytes: usize,
 }
 
 impl Fault {
-    /// Every call fails with this from now on.
+    /// Creates a fault of every call from now on.
     pub fn every(error: FaultError) -> Self {
         Self {
             kinds: vec![],
@@ -136,7 +136,7 @@ impl Fault {
         }
     }
 
-    /// The call with this number from now on, counted from 0, fails.
+    /// Creates a fault of one call, counted from 0.
     pub fn at(number: u64, error: FaultError) -> Self {
         Self { skip: number, persistent: false, ..Self::every(error) }
     }
@@ -151,7 +151,7 @@ impl Fault {
     }
 }
 
-/// A disk under a folder.
+/// Simulated disk under a directory.
 pub struct Disk {
     pub(super) root: PathBuf,
     pub(super) state: Mutex<State>,
@@ -171,7 +171,7 @@ pub(super) struct State {
     rng: Rng,
 }
 
-/// Keeps a disk attached while it lives.
+/// Attachment of a disk, ended on drop.
 pub struct Attached(Arc<Disk>);
 
 impl Deref for Attached {
@@ -188,11 +188,11 @@ impl Drop for Attached {
 }
 
 impl Disk {
-    /// Puts a disk under a folder; what is in the folder is durable. The seed decides what a failed sync
-    /// leaves.
+    /// Attaches a disk to a directory, whose content is durable. The seed decides the effects of failed
+    /// syncs.
     ///
     /// # Errors
-    /// If the folder cannot be read.
+    /// The directory cannot be read.
     pub fn attach(root: &Path, seed: u64) -> io::Result<Attached> {
         let mut nodes = vec![Node::Dir(BTreeMap::new())];
         scan(root, 0, &mut nodes)?;
@@ -217,29 +217,29 @@ impl Disk {
         DISKS.read().iter().find(|disk| path.starts_with(&disk.root)).cloned()
     }
 
-    /// All calls since it was attached.
+    /// Returns all calls since the attachment.
     pub fn operations(&self) -> Vec<Operation> {
         self.state.lock().operations.clone()
     }
 
-    /// Lets calls fail, in addition to those that do already.
+    /// Adds a fault.
     pub fn inject(&self, fault: Fault) {
         self.state.lock().faults.push(fault);
     }
 
-    /// Lets calls succeed again; those that failed are returned.
+    /// Removes all faults and returns the failed calls.
     pub fn mend(&self) -> Vec<Operation> {
         let mut state = self.state.lock();
         state.faults.clear();
         std::mem::take(&mut state.hits)
     }
 
-    /// The calls that have failed since the last [`mend`](Self::mend).
+    /// Returns the calls that failed since the last [`mend`](Self::mend).
     pub fn failed(&self) -> Vec<Operation> {
         self.state.lock().hits.clone()
     }
 
-    /// Carries out what a test does to look around: its calls neither fail nor count.
+    /// Runs inspections of a test: their calls neither fail nor count.
     pub fn aside<T>(&self, look: impl FnOnce() -> T) -> T {
         self.state.lock().is_aside = true;
         let found = look();
@@ -247,30 +247,31 @@ impl Disk {
         found
     }
 
-    /// Cuts the power right before the call with this number, counted from 0 since the disk was attached: it
-    /// and all later ones do nothing and fail.
+    /// Cuts the power right before a call, counted from 0 since the attachment: it and all later ones fail
+    /// without effect.
     pub fn cut_power_before(&self, number: u64) {
         self.state.lock().cut_at = Some(number);
     }
 
-    /// Lets another process go on after one that died where [`cut_power_before`](Self::cut_power_before)
-    /// said, with the power on: what is in memory stays. Whatever the dead one had open must be closed.
+    /// Continues with another process after the death of the first at
+    /// [`cut_power_before`](Self::cut_power_before), with the power on: the page cache stays. Files of the
+    /// dead process must be closed.
     pub fn go_on_without_the_process(&self) {
         let mut state = self.state.lock();
         (state.cut_at, state.is_off) = (None, false);
     }
 
-    /// Whether the power is cut.
+    /// Returns true if the power is cut.
     pub fn is_off(&self) -> bool {
         self.state.lock().is_off
     }
 
-    /// Whether files can share extents from now on, as on XFS; at first they cannot, as on ext4.
+    /// Sets support for shared extents: on as on XFS, initially off as on ext4.
     pub fn set_shares_extents(&self, shares_extents: bool) {
         self.state.lock().shares_extents = shares_extents;
     }
 
-    /// Turns a bug on.
+    /// Activates a planted bug.
     pub fn plant(&self, bug: Bug) {
         self.state.lock().bugs.insert(bug);
     }
@@ -279,10 +280,10 @@ impl Disk {
         self.state.lock().bugs.contains(&bug)
     }
 
-    /// Takes everything clean out of memory: what a failed sync dropped is gone for readers, too.
+    /// Drops all clean pages: data dropped by a failed sync is then lost for readers, too.
     ///
     /// # Errors
-    /// If the filesystem below fails.
+    /// The underlying filesystem fails.
     pub fn evict(&self) -> io::Result<()> {
         let mut state = self.state.lock();
         let mut files = Vec::new();
@@ -298,7 +299,7 @@ impl Disk {
         self.state.lock().find(path.strip_prefix(&self.root).ok()?)
     }
 
-    /// Carries out a sharing of extents by copying, for the files lie wherever the tests run.
+    /// Implements sharing of extents by copying: the tests run on any filesystem.
     pub(super) fn share(&self, path: &Path, node: Option<usize>, op: Op<'_>) -> io::Result<()> {
         let Op::Share { from, to, offset_bytes, len_bytes } = op else { return Ok(()) };
         if !self.state.lock().shares_extents {
@@ -311,7 +312,7 @@ impl Disk {
         })
     }
 
-    /// Carries a call out, or not.
+    /// Runs a call, or fails it.
     pub(super) fn run<T>(
         &self,
         path: &Path,
@@ -370,10 +371,10 @@ impl State {
         })
     }
 
-    /// What a failing call does all the same.
+    /// Applies the effects of a failing call.
     fn fail(&mut self, node: Option<usize>, op: &Op<'_>, fault: &Fault) -> io::Result<()> {
         match *op {
-            // The page cache takes what lies inside one page at once or not at all.
+            // The page cache takes a write inside one page completely or not at all.
             Op::Write { offset_bytes, data, .. }
                 if offset_bytes % PAGE_BYTES + data.len() as u64 <= PAGE_BYTES =>
             {
@@ -407,7 +408,7 @@ impl State {
             Op::Write { file, offset_bytes, data } => {
                 if let Some(node) = self.file(node) {
                     let (offset, data) = match node.is_stale {
-                        // What is dirty is whole pages, with what was wrongly called clean.
+                        // Dirty data is whole pages, including pages wrongly treated as clean.
                         true => pages_around(file, offset_bytes, data.len() as u64)?,
                         false => (offset_bytes, data.to_vec()),
                     };
@@ -479,7 +480,7 @@ impl State {
         self.bind(name, Some(self.nodes.len() - 1));
     }
 
-    /// Lets a name stand for something else.
+    /// Binds a name to another node.
     fn bind(&mut self, name: &Path, node: Option<usize>) {
         let dir = name.parent().and_then(|parent| self.find(parent));
         if let (Some(Node::Dir(names)), Some(last)) =
@@ -489,7 +490,7 @@ impl State {
         }
     }
 
-    /// What a path below the root stands for.
+    /// Returns the node of a path below the root.
     fn find(&self, name: &Path) -> Option<usize> {
         name.components().try_fold(0, |dir, part| match self.nodes.get(dir)? {
             Node::Dir(names) => names.get(part.as_os_str()).and_then(|history| history.last().copied())?,
@@ -521,8 +522,8 @@ impl State {
     }
 }
 
-/// Whether a write clears the first page of a file: that needs no disk, only the page cache. A filesystem
-/// that refuses even that was shut down, and is mounted again before anything is read from it.
+/// Returns true if a write clears the first page of a file: that needs only the page cache. A filesystem that
+/// refuses even that was shut down, and is mounted again before the next read.
 fn clears_page(op: &Op<'_>) -> bool {
     matches!(op, Op::Write { offset_bytes: 0, data, .. }
         if data.len() as u64 == PAGE_BYTES && data.iter().all(|&byte| byte == 0))
@@ -536,7 +537,7 @@ fn pages_around(file: &fs::File, offset_bytes: u64, len_bytes: u64) -> io::Resul
     Ok((start, data))
 }
 
-/// Takes what is in a folder for durable.
+/// Records the content of a directory as durable.
 fn scan(path: &Path, dir: usize, nodes: &mut Vec<Node>) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;

@@ -1,4 +1,4 @@
-//! Files and folders as the disk knows them: what is durable, and what came since.
+//! Files and directories of the simulated disk: durable state and later changes.
 
 use super::Rng;
 use std::{collections::BTreeMap, ffi::OsString};
@@ -6,24 +6,24 @@ use std::{collections::BTreeMap, ffi::OsString};
 const SECTOR_BYTES: usize = 512;
 const PAGE_BYTES: usize = 4096;
 
-/// One file or folder.
+/// File or directory.
 pub(super) enum Node {
-    /// For each name all that it stood for since the folder was last synced; the first is durable, the last
-    /// one is seen.
+    /// For each name, its bindings since the last sync of the directory: the first is durable, the last is
+    /// visible.
     Dir(BTreeMap<OsString, Vec<Option<usize>>>),
     File(FileNode),
 }
 
-/// A file's content.
+/// Content of a file.
 #[derive(Default)]
 pub(super) struct FileNode {
     durable: Vec<u8>,
     pending: Vec<Change>,
-    /// Pages in memory are taken for clean that the disk does not have: a sync failed.
+    /// After a failed sync: pages that the disk lacks are treated as clean.
     pub(super) is_stale: bool,
 }
 
-/// A change of content that no sync has covered yet.
+/// Unsynced change of content.
 pub(super) enum Change {
     Write { offset_bytes: usize, data: Vec<u8> },
     Zero { offset_bytes: usize, len_bytes: usize },
@@ -39,7 +39,7 @@ impl FileNode {
         self.pending.push(change);
     }
 
-    /// What the file is when everything reaches the disk.
+    /// Returns the content once everything reaches the disk.
     pub(super) fn newest(&self) -> Vec<u8> {
         let mut content = self.durable.clone();
         for change in &self.pending {
@@ -54,15 +54,14 @@ impl FileNode {
         }
     }
 
-    /// A sync failed: some of the changes are on disk, and nobody will write the others any more.
+    /// Fails a sync: some changes reach the disk, the others never will.
     pub(super) fn lose(&mut self, rng: &mut Rng) {
         self.durable = self.survivor(rng);
         self.pending.clear();
         self.is_stale = true;
     }
 
-    /// What may be on disk at this moment: each sector, and the length, as it was at some time since the last
-    /// sync.
+    /// Returns a possible content on disk: each sector, and the length, of some time since the last sync.
     pub(super) fn survivor(&self, rng: &mut Rng) -> Vec<u8> {
         let newest = self.pending.len();
         if newest == 0 {
@@ -80,7 +79,7 @@ impl FileNode {
             _ => rng.below(newest as u64 + 1) as usize,
         };
         let whole = any(rng);
-        // All of it at one time, or each page, or each sector at its own.
+        // Of one time for all, for each page, or for each sector.
         let unit_bytes = [None, Some(PAGE_BYTES), Some(SECTOR_BYTES)][rng.below(3) as usize];
         let versions: Vec<usize> = match unit_bytes {
             None => vec![whole],
@@ -114,12 +113,12 @@ impl Change {
         content.resize(len, 0);
     }
 
-    /// Changes those sectors of which `chosen` says so.
+    /// Applies a change to chosen sectors.
     fn apply_where(&self, content: &mut [u8], chosen: impl Fn(usize) -> bool) {
         let (start, end) = match self {
             Self::Write { offset_bytes, data } => (*offset_bytes, offset_bytes + data.len()),
             Self::Zero { offset_bytes, len_bytes } => (*offset_bytes, offset_bytes + len_bytes),
-            // What is cut off does not come back when the file is made longer again.
+            // Truncated data does not return when the file grows again.
             Self::SetLen(len) => (*len, content.len()),
         };
         let end = end.min(content.len());

@@ -1,4 +1,4 @@
-//! How the calls of the crate find the disk that is attached to their folder.
+//! Lookup of the simulated disk of a directory.
 
 use super::disk::Disk;
 use crate::storage::{Bug, Op};
@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-/// One file or name, and the disk that it lies on, if one is attached.
+/// File or name, and its attached disk, if any.
 #[derive(Clone)]
 pub(crate) struct Watch(Option<Watched>);
 
@@ -16,7 +16,7 @@ pub(crate) struct Watch(Option<Watched>);
 struct Watched {
     disk: Arc<Disk>,
     path: PathBuf,
-    /// Of an open file: it stays the same when the name changes.
+    /// Node of an open file; independent of later renames.
     node: Option<usize>,
 }
 
@@ -39,7 +39,7 @@ impl Watch {
         }
     }
 
-    /// For calls that change nothing that can be read: the disk notes them, and the real one is spared.
+    /// Runs a call without visible effects: recorded, but not executed.
     pub(crate) fn costly(&self, op: Op<'_>, real: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         match &self.0 {
             None => real(),
@@ -47,7 +47,7 @@ impl Watch {
         }
     }
 
-    /// For a call that only some filesystems have: a disk does it by copying, or does not have it.
+    /// Runs a call that only some filesystems support: the disk copies, or refuses.
     pub(crate) fn share(&self, op: Op<'_>, real: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         match &self.0 {
             None => real(),

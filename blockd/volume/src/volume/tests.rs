@@ -1,8 +1,7 @@
 use super::*;
 use std::{sync::mpsc, thread};
 
-/// Whoever has a lock for reading and takes it again waits for a writer that has come in between, and that
-/// writer for him.
+/// Taking a read lock recursively deadlocks with a writer that waits in between.
 #[test]
 fn statistics_do_not_wait_for_themselves() {
     let root = tempfile::tempdir().unwrap();
@@ -13,7 +12,7 @@ fn statistics_do_not_wait_for_themselves() {
         let (volume, is_over, ended) = (volume.clone(), is_over.clone(), ended.clone());
         thread::spawn(move || {
             while !is_over.load(Ordering::Relaxed) {
-                // What a commit does.
+                // As a commit does.
                 *volume.kept.write() = Vec::new();
             }
             ended.send(()).unwrap();
