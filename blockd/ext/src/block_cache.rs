@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_stays_within_its_bounds() {
+    fn cache_stays_within_its_bounds() {
         let cache = BlockCache::new(1 << 16);
         for block in 0..100 {
             cache.insert(block, Arc::from([block as u8]));

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_read_is_named() {
+    fn unsupported_filesystem_is_named() {
         assert!(Features { compat: !0, incompat: 0x3_e7d6, ro_compat: !0 }.check().is_ok());
         assert!(said(0x1).contains("compression") && said(0x8).contains("journal_dev"));
         assert!(said(0x1000 | 0x2).contains("dirdata"));

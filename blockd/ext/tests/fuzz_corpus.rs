@@ -22,7 +22,7 @@ fn ext() {
 }
 
 #[test]
-fn an_image_comes_back_from_what_a_fuzzer_changes() {
+fn image_survives_fuzzed_changes() {
     let dir = tempfile::tempdir().unwrap();
     let image = fs::read(common::make(dir.path(), "image", "-t ext2 -b 1024", None, 256)).unwrap();
     assert!(expand(&condense(&image)) == image);

@@ -117,7 +117,7 @@ impl ReadAt for Failing {
 }
 
 #[test]
-fn an_error_of_the_image_is_passed_on_and_leaves_nothing_behind() {
+fn image_error_is_returned_and_not_cached() {
     let source = Arc::new(Failing { image: Bytes(image(KINDS[1])), failing: AtomicBool::new(true) });
     let open = || Filesystem::open(source.clone());
     assert!(open().unwrap_err().is_retryable());
@@ -168,7 +168,7 @@ fn opening_reads_little_whatever_the_size() {
 }
 
 #[test]
-fn a_directory_that_leads_to_one_above_is_damaged() {
+fn directory_cycle_is_reported_as_damage() {
     let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let source = dir.path().join("source");
     fs::create_dir_all(source.join("a/b")).unwrap();
@@ -195,7 +195,7 @@ fn a_directory_that_leads_to_one_above_is_damaged() {
 }
 
 #[test]
-fn an_access_control_list_that_is_none_hides_no_other_attribute() {
+fn invalid_acl_hides_no_other_attribute() {
     let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let source = dir.path().join("source");
     fs::create_dir(&source).unwrap();

@@ -111,7 +111,7 @@ fn data(image: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn what_e2fsck_plays_back_is_what_is_read() {
+fn journal_replay_matches_e2fsck() {
     for (kind, options) in KINDS {
         let made = made(options);
         let mut last = transaction(5, &[0, 1, 2], &[]);
@@ -153,7 +153,7 @@ fn find(image: &[u8], bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn a_damaged_block_in_the_journal_is_not_shown() {
+fn damaged_journal_block_is_not_applied() {
     for (kind, options) in &KINDS[2..4] {
         let made = made(options);
         made.write_journal(kind, &[transaction(1, &[1, 2, 4], &[])]);
@@ -171,7 +171,7 @@ fn a_damaged_block_in_the_journal_is_not_shown() {
 }
 
 #[test]
-fn a_damaged_transaction_ends_the_journal() {
+fn damaged_transaction_ends_journal() {
     for (kind, options) in &KINDS[2..4] {
         let made = made(options);
         made.write_journal(
@@ -195,7 +195,7 @@ fn a_damaged_transaction_ends_the_journal() {
 }
 
 #[test]
-fn the_superblock_that_the_journal_has_is_the_one_that_counts() {
+fn superblock_in_journal_replaces_that_on_disk() {
     let made = made(KINDS[0].1);
     let mut superblock = fs::read(&made.image).unwrap()[BLOCK..2 * BLOCK].to_vec();
     superblock[0x78..0x80].copy_from_slice(b"renamed\0");
@@ -206,7 +206,7 @@ fn the_superblock_that_the_journal_has_is_the_one_that_counts() {
 }
 
 #[test]
-fn a_journal_without_sense_is_an_error() {
+fn invalid_journal_is_an_error() {
     let made = made(KINDS[3].1);
     made.write_journal("-c -v 3", &[transaction(1, &[1], &[])]);
     let image = fs::read(&made.image).unwrap();

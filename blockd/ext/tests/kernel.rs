@@ -168,7 +168,7 @@ const KINDS: [(&str, &str); 5] = [
 ];
 
 #[test]
-fn what_the_kernel_wrote_is_what_is_read() {
+fn kernel_written_files_are_read() {
     for (name, options) in KINDS {
         let dir = scratch();
         let image = make(dir.path(), "image", options, None, 48 << 10);
@@ -192,7 +192,7 @@ fn what_the_kernel_wrote_is_what_is_read() {
 }
 
 #[test]
-fn a_copy_taken_while_it_is_mounted_is_read_as_the_kernel_would() {
+fn copy_of_mounted_filesystem_is_read_as_by_kernel() {
     // With journaled data, blocks of files are in the journal too. Fast commits are left out, so there are
     // none. Nothing else writes: what the kernel does in the background to new filesystems would go on while
     // the copy is taken.

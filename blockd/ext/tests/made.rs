@@ -110,7 +110,7 @@ fn filled() -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn every_set_of_features_is_read() {
+fn feature_combinations_are_read() {
     let (dir, source) = filled();
     for (name, options) in SETS {
         println!("{name}");
@@ -135,7 +135,7 @@ fn every_set_of_features_is_read() {
 }
 
 #[test]
-fn what_is_not_read_is_refused_by_name() {
+fn unsupported_feature_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let image = make(dir.path(), "image", "-t ext2 -b 1024", None, 256);
     let refused = |at: u64, bytes: &[u8]| {
@@ -226,7 +226,7 @@ fn device_nodes_times_and_owners_that_debugfs_makes() {
 }
 
 #[test]
-fn an_encrypted_directory_is_refused_and_its_neighbours_are_not() {
+fn encrypted_directory_is_refused_alone() {
     let dir = tempfile::tempdir().unwrap();
     let image = make(dir.path(), "image", "-t ext4 -b 1024 -I 256 -O encrypt", None, 1024);
     let commands = ["mkdir secret", "mkdir open", "sif secret flags 0x80800"].map(str::to_owned);

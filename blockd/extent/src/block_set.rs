@@ -562,7 +562,7 @@ mod tests {
 
     /// Every other block of a sixteenth of a terabyte, built in different ways.
     #[test]
-    fn the_worst_case_takes_no_more_than_a_bitmap() {
+    fn worst_case_memory_is_a_bitmap() {
         let part = TERABYTE_BLOCKS / 16;
         let every_other = |from: u64| (from..part).step_by(2).map(|block| Extent::new(BlockIndex(block), 1));
         let mut added = BlockSet::new();
@@ -595,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn the_encoding_is_what_the_documentation_says() {
+    fn encoding_matches_documentation() {
         let set = BlockSet::from_iter([Extent::new(BlockIndex(EDGE + 5), 1)]);
         // One shard, number 1; an array container with key 0 and the single member 5.
         let expected = [

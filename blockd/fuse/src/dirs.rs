@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_of_snapshots_are_told_with_work_for_each_piece_and_each_entry_once() {
+    fn large_listing_is_linear_work() {
         let catalog = catalog();
         let (tree, nodes) = (Tree::new(catalog.clone()), Nodes::new());
         let volume = tree.lookup(&Node::Root, b"vol").unwrap();
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_vanished_is_left_out_and_forgotten() {
+    fn vanished_entries_are_skipped_and_forgotten() {
         let (tree, nodes) = (Tree::new(catalog()), Nodes::new());
         let gone = Child::new(b"gone", Node::Snapshot(SnapshotKey("gone".into())), FileType::Directory);
         let there = Child::new(b"there", Node::Snapshot(SnapshotKey("key 5".into())), FileType::Directory);

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_of_this_host_is_understood() {
+    fn host_kernel_replies_are_parsed() {
         assert_eq!(find_mount(Path::new("/")).unwrap(), None);
     }
 }

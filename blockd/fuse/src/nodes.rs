@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_not_more_than_there_may_be_in_all_mounts_together() {
+    fn limit_applies_to_all_mounts_together() {
         let all: &'static AtomicUsize = Box::leak(Box::default());
         let (nodes, others) = (Nodes::within(4, all), Nodes::within(4, all));
         let first = nodes.remember(&Node::Volume("a".into())).unwrap();
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_a_filesystem_take_no_memory_and_all_names_of_one_have_its_number() {
+    fn hard_links_share_inode_numbers_without_memory() {
         let all: &'static AtomicUsize = Box::leak(Box::default());
         let nodes = Nodes::within(10, all);
         let file = |key: &str, part, number| Node::Inside(SnapshotKey(key.into()), FileId { part, number });

@@ -183,7 +183,7 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn the_root_of_a_filesystem_keeps_others_out_that_may_not_enter_it() {
+fn root_mode_denies_other_users() {
     if !is_root() {
         return;
     }
@@ -220,7 +220,7 @@ fn access_lists_hold() {
 
 /// Who mounted it for themselves sees everything, whatever the modes say.
 #[test]
-fn the_mounter_looks_everywhere() {
+fn mount_owner_can_read_everything() {
     if !Path::new("/dev/fuse").exists() {
         eprintln!("LEFT OUT: whoever mounts looks everywhere; that needs FUSE");
         return;

@@ -160,7 +160,7 @@ fn check(files: &dyn FileTree, root: &str) {
 }
 
 #[test]
-fn each_of_the_three_is_read() {
+fn ext2_ext3_and_ext4_are_read() {
     for kind in ["ext2", "ext3", "ext4"] {
         check(&open(make(kind)), "");
     }
@@ -185,7 +185,7 @@ fn partitions_are_directories() {
 }
 
 #[test]
-fn what_is_not_shown_says_so() {
+fn hidden_entries_are_reported() {
     let mut xfs = vec![0; 1 << 20];
     xfs[..4].copy_from_slice(b"XFSB");
     let files = open(xfs);
@@ -250,7 +250,7 @@ fn damaged_images_crash_nothing() {
 }
 
 #[test]
-fn a_filesystem_that_claims_to_be_huge_takes_no_memory() {
+fn filesystem_claiming_huge_size_takes_no_memory() {
     let mut image = make("ext2");
     image[1024 + 4..1024 + 8].copy_from_slice(&u32::MAX.to_le_bytes());
     assert!(open(image).why_nothing(b"/").unwrap().unwrap().contains("larger"));
@@ -262,7 +262,7 @@ fn a_filesystem_that_claims_to_be_huge_takes_no_memory() {
 /// While the store is gone a listing fails after one question, and nothing of it is called damaged; when it
 /// is back, all is well.
 #[test]
-fn an_outage_is_no_damage_and_leaves_nothing_behind() {
+fn store_outage_is_not_damage_and_not_cached() {
     let away = AtomicBool::new(true);
     let image = Arc::new(Away { image: Bytes(make("ext4")), away, asked: AtomicU64::new(0) });
     let open = || ImageFiles::open(image.clone());

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_holds_nobody_up() {
+    fn leaving_client_delays_no_other() {
         let budget = Budget::<Wake>::new(100);
         let (mut first, mut second) = (Asker::default(), Asker::default());
         budget.exhaust();

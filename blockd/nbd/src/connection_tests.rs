@@ -343,7 +343,7 @@ fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_bounded() {
+fn client_not_reading_is_bounded() {
     for len_bytes in [1, 4096, 100_000, 300_000] {
         let mut driver = Driver::attached(LIMITS);
         let (_, charged) = flood(&mut driver, &read_request(1, len_bytes));
@@ -447,7 +447,7 @@ fn late_write_of_a_local_client_that_is_gone_is_dropped() {
 }
 
 #[test]
-fn a_request_larger_than_the_limit_is_taken_alone() {
+fn request_above_limit_is_served_alone() {
     let limits = ConnectionLimits { in_flight_bytes: 100_000, ..LIMITS };
     let mut driver = Driver::attached(limits);
     driver.run(&[read_request(1, 2 << 20), read_request(2, 2 << 20)].concat(), &[1 << 20]);
@@ -515,7 +515,7 @@ fn times_are_kept() {
 }
 
 #[test]
-fn a_payload_that_others_wait_for_must_come() {
+fn stalled_payload_is_dropped_when_others_wait() {
     let at = |driver: &mut Driver, seconds: u64| {
         driver.now += Duration::from_secs(seconds);
         driver.tell(Connection::check_time);
@@ -563,7 +563,7 @@ fn a_payload_that_others_wait_for_must_come() {
 }
 
 #[test]
-fn a_leaving_client_gets_every_reply() {
+fn leaving_client_gets_every_reply() {
     let mut driver = Driver::attached(LIMITS);
     let bye = Request { flags: 0, command: NBD_CMD_DISC, cookie: 9, offset_bytes: 0, len_bytes: 0 }.encode();
     let requests = [read_request(1, 200_000), read_request(2, 200_000), read_request(3, 10), bye].concat();
@@ -598,7 +598,7 @@ fn beyond_the_bound_of_all_only_a_little_is_taken() {
 }
 
 #[test]
-fn the_negotiation_is_answered_before_any_request() {
+fn negotiation_reply_precedes_requests() {
     let mut driver = Driver::new();
     assert!(driver.send_some(usize::MAX), "the greeting");
     let mut input = 3_u32.to_be_bytes().to_vec();
@@ -617,7 +617,7 @@ fn the_negotiation_is_answered_before_any_request() {
 }
 
 #[test]
-fn one_connection_does_not_occupy_all_workers() {
+fn single_connection_does_not_occupy_all_workers() {
     let trim = Request { flags: 0, command: NBD_CMD_TRIM, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
     let mut driver = Driver::attached(LIMITS);
     let input = trim.encode().repeat(3 * MAX_JOBS);
@@ -632,7 +632,7 @@ fn one_connection_does_not_occupy_all_workers() {
 }
 
 #[test]
-fn nothing_more_is_done_for_a_connection_that_was_dropped() {
+fn dropped_connection_gets_no_more_work() {
     let zeroes =
         Request { flags: 0, command: NBD_CMD_WRITE_ZEROES, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
     let mut driver = Driver::attached(LIMITS);
@@ -645,7 +645,7 @@ fn nothing_more_is_done_for_a_connection_that_was_dropped() {
 }
 
 #[test]
-fn a_block_status_with_payload_sees_that_the_export_grew() {
+fn block_status_with_payload_sees_growth() {
     let mut driver = Driver::attached_in(ReplyMode::Extended, LIMITS);
     driver.catalog.0.0.lock().extend([0; 40_000]);
     let offset_bytes = DEVICE_BYTES as u64 - 20_000;
@@ -658,7 +658,7 @@ fn a_block_status_with_payload_sees_that_the_export_grew() {
 }
 
 #[test]
-fn a_choice_of_contexts_that_is_too_long_leaves_none() {
+fn oversized_context_selection_leaves_none() {
     let mut driver = Driver::new();
     let mut hello = 3_u32.to_be_bytes().to_vec();
     let mut option = |option: u32, data: &[u8]| {
@@ -681,7 +681,7 @@ fn a_choice_of_contexts_that_is_too_long_leaves_none() {
 }
 
 #[test]
-fn an_idle_device_of_this_host_stays() {
+fn idle_local_device_stays_connected() {
     let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
     for is_local in [false, true] {
         let client = Client { is_local, ..Client::default() };
@@ -695,7 +695,7 @@ fn an_idle_device_of_this_host_stays() {
 }
 
 #[test]
-fn a_long_list_is_made_as_it_is_read() {
+fn long_listing_is_streamed() {
     let mut driver = Driver::new();
     let hello = [&3_u32.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &NBD_OPT_LIST.to_be_bytes(), &[0; 4]];
     let hello = hello.concat();

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_has_one_budget_for_as_long_as_somebody_uses_it() {
+    fn source_keeps_one_budget_while_in_use() {
         let budgets = FarBudgets::new(800);
         let (one, same, other) = (budgets.of(1), budgets.of(1), budgets.of(2));
         assert!(Arc::ptr_eq(&one[0], &same[0]) && !Arc::ptr_eq(&one[0], &other[0]));

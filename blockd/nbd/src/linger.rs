@@ -81,7 +81,7 @@ mod tests {
     use crate::connection_count::Connections;
 
     #[test]
-    fn each_lingers_until_it_ends_or_its_time_is_over() {
+    fn lingering_sockets_end_or_time_out() {
         let connections = Arc::new(Connections::new(4));
         let now = Instant::now();
         let mut lingering = Lingering::default();

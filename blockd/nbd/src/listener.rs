@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tcp_peer_that_vanishes_is_given_up() {
+    fn vanished_tcp_peer_is_dropped() {
         let (listener, addr) = Listener::tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let client = std::net::TcpStream::connect(addr).unwrap();
         let socket = rustix::net::accept(&listener.socket).unwrap();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_is_left_alone() {
+    fn non_socket_file_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         std::fs::write(&path, b"precious").unwrap();

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_thread_keeps_nothing() {
+    fn dead_thread_keeps_no_connections() {
         let mailbox = Mailbox::new().unwrap();
         mailbox.post(1);
         assert!(!mailbox.is_dead());

@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_negotiated_decides() {
+    fn negotiated_options_decide() {
         let judge = |mode, has_contexts, command, flags, offset_bytes, len_bytes| {
             let terms = Terms { size_bytes: 8 << 40, read_only: false, mode, has_contexts };
             Request { flags, command, cookie: 7, offset_bytes, len_bytes }.judge(&terms)
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_export_is_not_written() {
+    fn read_only_export_refuses_writes() {
         for command in [NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES] {
             assert_eq!(request(command, 0, 0, 512).judge(&terms(MIB, true)), refuse(NBD_EPERM));
         }
@@ -429,7 +429,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_executed_is_in_range(bytes: [u8; REQUEST_LEN_BYTES], size_bytes: u64, read_only: bool) {
+        fn executed_requests_are_in_range(bytes: [u8; REQUEST_LEN_BYTES], size_bytes: u64, read_only: bool) {
             let mut bytes = bytes;
             bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
             // Keep the command among the known ones often enough to matter.

@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_is_gone_is_an_error() {
+    fn disconnected_peer_is_an_error() {
         let mut ring = Ring::new().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let ours = Arc::new(OwnedFd::from(ours));
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_ring_takes_its_operations_with_it() {
+    fn dropped_ring_ends_its_operations() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let ours = Arc::new(OwnedFd::from(ours));
         let mut ring = Ring::new().unwrap();

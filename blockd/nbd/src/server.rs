@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_dies_is_not_given_connections_and_the_first_one_is_missed() {
+    fn dead_thread_gets_no_connections() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("nbd.sock");
         let config =

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_stage_has_its_answer() {
+    fn stages_have_defined_replies() {
         let code = |stage, option, len| match judge(stage, option, len) {
             TlsVerdict::Refuse(refusal) => refusal.reply_type,
             TlsVerdict::Pass => 0,

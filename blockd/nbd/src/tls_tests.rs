@@ -241,7 +241,7 @@ proptest! {
 
     /// A bit that was changed on the way ends the connection, and nothing of it is carried out.
     #[test]
-    fn what_was_tampered_with_is_not_carried_out(at in 0_usize..9_000, step in 1_usize..3_000) {
+    fn tampered_requests_are_not_executed(at in 0_usize..9_000, step in 1_usize..3_000) {
         let mut secure = TlsDriver::attached(&rustls::version::TLS13);
         let data = secure.driver.catalog.0.0.lock().clone();
         let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 512, len_bytes: 9_000 };
@@ -309,7 +309,7 @@ fn noise_instead_of_tls_is_answered_with_an_alert() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_bounded_over_tls() {
+fn client_not_reading_is_bounded_over_tls() {
     for len_bytes in [1, 4096, 300_000] {
         let mut secure = TlsDriver::attached(&rustls::version::TLS13);
         // One send is under way for ever.
@@ -358,7 +358,7 @@ fn with_a_request_that_waits(version: &'static rustls::SupportedProtocolVersion)
 }
 
 #[test]
-fn an_end_that_was_announced_behind_a_request_that_waits_is_not_lost() {
+fn disconnect_behind_waiting_request_is_kept() {
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
         let mut secure = with_a_request_that_waits(version);
         secure.client.send_close_notify();
@@ -374,7 +374,7 @@ fn an_end_that_was_announced_behind_a_request_that_waits_is_not_lost() {
 }
 
 #[test]
-fn new_keys_that_were_asked_for_behind_a_request_that_waits_are_told_first() {
+fn key_update_behind_waiting_request_is_answered_first() {
     let mut secure = with_a_request_that_waits(&rustls::version::TLS13);
     secure.client.refresh_traffic_keys().unwrap();
     secure.client_turn();
@@ -387,7 +387,7 @@ fn new_keys_that_were_asked_for_behind_a_request_that_waits_are_told_first() {
 }
 
 #[test]
-fn an_alert_is_sent_although_a_reply_is_half_sent() {
+fn tls_alert_follows_half_sent_reply() {
     let mut secure = TlsDriver::attached(&rustls::version::TLS13);
     secure.client.writer().write_all(&read_request(1, 600_000)).unwrap();
     secure.client_turn();
@@ -423,7 +423,7 @@ fn replies_share_a_send() {
 }
 
 #[test]
-fn what_comes_with_starttls_in_clear_is_an_attack() {
+fn plaintext_behind_starttls_is_refused() {
     let mut driver = offered();
     let hello = [&3_u32.to_be_bytes()[..], &option(NBD_OPT_STARTTLS), &option(NBD_OPT_LIST)].concat();
     assert!(driver.send_some(usize::MAX));
@@ -450,7 +450,7 @@ fn tls_cannot_be_started_twice() {
 }
 
 #[test]
-fn a_slow_tls_handshake_runs_into_the_same_deadline() {
+fn slow_tls_handshake_hits_deadline() {
     let mut secure = TlsDriver::started(&rustls::version::TLS13);
     secure.client_turn();
     secure.driver.receive_some(&secure.to_server, 100);
@@ -474,7 +474,7 @@ fn shaking_hands() -> TlsDriver {
 }
 
 #[test]
-fn a_handshake_is_computed_on_another_thread_once_for_all_that_came() {
+fn handshake_is_computed_once_on_another_thread() {
     let mut secure = shaking_hands();
     secure.driver.work_some(0);
     assert!(secure.driver.work.is_empty(), "there is nothing more to compute until more comes");
@@ -491,7 +491,7 @@ fn a_handshake_is_computed_on_another_thread_once_for_all_that_came() {
 }
 
 #[test]
-fn a_connection_that_ends_during_the_computation_waits_for_its_session() {
+fn connection_ending_in_handshake_waits_for_session() {
     for is_dropped in [true, false] {
         let mut secure = shaking_hands();
         if is_dropped {
@@ -511,7 +511,7 @@ fn a_connection_that_ends_during_the_computation_waits_for_its_session() {
 }
 
 #[test]
-fn an_idle_connection_ends_if_that_is_asked_for() {
+fn idle_connection_times_out_if_configured() {
     let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
     let wait = |driver: &mut Driver, seconds: u64| {
         driver.now += Duration::from_secs(seconds);

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_vain_is_done_less_and_less() {
+    fn failing_attempts_back_off() {
         let mut vigil = Vigil::default();
         let kept = (0..10_000).filter(|_| keep(&mut vigil, 1, false)).count();
         assert!((10..=20).contains(&kept), "{kept}");
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time() {
+    fn requests_run_one_at_a_time() {
         let (watchman, mut first, mut second) = Default::default();
         let kept = Vigil::begin(&mut first, 1, &watchman);
         assert!(kept.is_some());

@@ -44,7 +44,7 @@ fn requests_that_cannot_be_served_get_the_protocols_error() {
 }
 
 #[test]
-fn what_cannot_be_answered_costs_the_connection() {
+fn unanswerable_request_ends_connection() {
     let server = TestServer::instant(MIB);
     let mut too_long = server.attach();
     too_long.request(NBD_CMD_WRITE, 0, 0, MAX_DISCARD_BYTES + 1);
@@ -162,7 +162,7 @@ fn cut_at_every_byte(server: &TestServer, session: &[u8]) {
 }
 
 #[test]
-fn a_whole_session_in_one_go_is_answered_to_the_end() {
+fn pipelined_session_is_answered_completely() {
     let server = TestServer::start(MemDevice::new(MIB, Mood::Mixed));
     let mut stream = UnixStream::connect(&server.socket).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -175,7 +175,7 @@ fn a_whole_session_in_one_go_is_answered_to_the_end() {
 }
 
 #[test]
-fn a_client_that_vanishes_with_much_in_flight() {
+fn client_vanishing_with_requests_in_flight_is_cleaned_up() {
     let server = TestServer::start(MemDevice::new(8 * MIB, Mood::Blocking));
     server.device.gate.close();
     let mut clients = Vec::new();

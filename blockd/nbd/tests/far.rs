@@ -158,7 +158,7 @@ fn ask_for_much(client: &mut Client) {
 }
 
 #[test]
-fn a_source_that_keeps_silent_takes_no_more_than_its_part_of_the_budget() {
+fn silent_source_is_limited_to_its_budget() {
     let dir = tempfile::tempdir().unwrap();
     let (silent, other, near) = (device(1), device(2), device(NEAR));
     let devices = vec![("silent", silent.clone()), ("other", other.clone()), ("near", near)];
@@ -195,7 +195,7 @@ fn a_source_that_keeps_silent_takes_no_more_than_its_part_of_the_budget() {
 }
 
 #[test]
-fn a_client_that_goes_gives_back_what_waits_for_it() {
+fn leaving_client_returns_its_budget() {
     let dir = tempfile::tempdir().unwrap();
     let silent = device(1);
     let _server = serve(dir.path(), 8 << 20, vec![("silent", silent.clone())]);
@@ -214,7 +214,7 @@ fn a_client_that_goes_gives_back_what_waits_for_it() {
 }
 
 #[test]
-fn a_client_that_closes_its_side_is_told_at_once_that_what_is_far_does_not_come() {
+fn half_closed_client_gets_early_remote_errors() {
     let dir = tempfile::tempdir().unwrap();
     let (by_unix, by_tcp) = (device(1), device(2));
     let server = serve(dir.path(), 8 << 20, vec![("unix", by_unix.clone()), ("tcp", by_tcp.clone())]);
@@ -281,7 +281,7 @@ fn many_wait_for_what_is_far_and_everything_else_goes_on() {
 }
 
 #[test]
-fn who_is_gone_is_not_waited_for() {
+fn gone_client_is_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let (mut server, device, mut client) = start(dir.path());
     client.request(NBD_CMD_READ, 0, FAR_BYTES, 4096);

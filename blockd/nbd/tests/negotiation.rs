@@ -62,7 +62,7 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn the_same_whatever_the_cuts(
+    fn result_is_independent_of_receive_boundaries(
         flags in prop_oneof![Just(3_u32), Just(1), Just(0), any::<u32>()],
         options in proptest::collection::vec(any_option(), 0..6),
         garbage in any::<Vec<u8>>(),
@@ -87,7 +87,7 @@ proptest! {
 }
 
 #[test]
-fn what_ends_a_negotiation() {
+fn negotiation_ends_on_invalid_options() {
     let end = |input: &[u8]| negotiate(input, || 3).2;
     assert_eq!(end(&4_u32.to_be_bytes()), "unknown client flags 0x4");
     assert_eq!(

@@ -224,7 +224,7 @@ fn nbdcopy_there_and_back() {
 }
 
 #[test]
-fn the_nbd_crates_client_reads_what_it_wrote() {
+fn nbd_crate_client_reads_back_writes() {
     let server = TestServer::instant(4 * MIB);
     let mut stream = UnixStream::connect(&server.socket).unwrap();
     let export = nbd::client::handshake(&mut stream, b"vol").unwrap();

@@ -78,7 +78,7 @@ fn list_info_go_abort_and_unknown_options() {
 }
 
 #[test]
-fn every_command_in_every_mood() {
+fn commands_in_all_moods_are_answered() {
     for mood in ALL_GOOD_MOODS {
         let server = TestServer::start(MemDevice::new(64 * MIB, mood));
         let mut client = server.attach();
@@ -117,7 +117,7 @@ fn every_command_in_every_mood() {
 }
 
 #[test]
-fn requests_of_a_connection_run_side_by_side_and_all_are_answered() {
+fn concurrent_requests_are_all_answered() {
     for mood in ALL_GOOD_MOODS {
         let server = TestServer::start(MemDevice::new(8 * MIB, mood));
         let mut client = server.attach();
@@ -139,7 +139,7 @@ fn requests_of_a_connection_run_side_by_side_and_all_are_answered() {
 }
 
 #[test]
-fn a_slow_request_does_not_hold_up_the_others() {
+fn slow_request_does_not_delay_others() {
     let server = TestServer::instant(MIB);
     server.device.gate.close();
     let mut client = server.attach();
@@ -179,7 +179,7 @@ fn failures_of_the_device_reach_the_client_and_nobody_else() {
 }
 
 #[test]
-fn a_read_only_export_says_so_and_is_not_written() {
+fn read_only_export_is_announced_and_refuses_writes() {
     let device = MemDevice { read_only: true, ..MemDevice::new(MIB, Mood::Instant) };
     let server = TestServer::start(device);
     let mut client = server.connect();
@@ -215,7 +215,7 @@ fn tcp_and_several_connections_to_one_export() {
 }
 
 #[test]
-fn the_device_is_held_exactly_while_it_is_used() {
+fn device_is_held_exactly_while_used() {
     let server = TestServer::start(MemDevice::new(MIB, Mood::Blocking));
     assert_eq!(Arc::strong_count(&server.device), 2);
     let mut client = server.attach();
@@ -250,7 +250,7 @@ fn connections_beyond_the_limit_are_closed() {
 }
 
 #[test]
-fn a_negotiation_that_takes_too_long_is_dropped() {
+fn slow_negotiation_is_dropped() {
     let server = TestServer::with(MemDevice::new(MIB, Mood::Instant), |config| {
         // Who does not stand still must be in time, on a busy machine as well.
         config.handshake_timeout = Duration::from_secs(12);
@@ -267,7 +267,7 @@ fn a_negotiation_that_takes_too_long_is_dropped() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_not_received_from() {
+fn client_not_reading_is_not_received_from() {
     let limit = 2 << 20;
     let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Blocking), |config| {
         config.in_flight_bytes_per_connection = limit;
@@ -313,7 +313,7 @@ fn all_connections_share_one_bound_and_none_starves() {
 }
 
 #[test]
-fn who_holds_memory_and_does_not_read_is_dropped_when_others_need_it() {
+fn client_holding_memory_is_dropped_under_pressure() {
     let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Blocking), |config| {
         config.in_flight_bytes_total = 4 << 20;
         config.stalled_send_timeout = Duration::from_millis(300);
@@ -340,7 +340,7 @@ fn request_seen(client: &mut Client, command: u16, len_bytes: u32) {
 }
 
 #[test]
-fn who_announces_payloads_and_does_not_send_them_is_dropped_when_others_need_the_memory() {
+fn client_withholding_payload_is_dropped_under_pressure() {
     let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Instant), |config| {
         config.in_flight_bytes_total = 7 << 20;
         config.stalled_receive_timeout = Duration::from_millis(100);
@@ -359,7 +359,7 @@ fn who_announces_payloads_and_does_not_send_them_is_dropped_when_others_need_the
 }
 
 #[test]
-fn a_payload_that_trickles_is_given_up_for_others() {
+fn trickling_payload_is_dropped_when_others_wait() {
     let timeout = Duration::from_secs(1);
     let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Instant), |config| {
         config.in_flight_bytes_total = 4 << 20;

@@ -201,7 +201,7 @@ fn context_replies(replies: &[OptionReply]) -> Vec<(u32, String)> {
 }
 
 #[test]
-fn every_command_in_both_modes_and_every_mood() {
+fn commands_in_both_modes_and_all_moods_are_answered() {
     for (mode, mood) in BOTH
         .into_iter()
         .flat_map(|mode| [Mood::Instant, Mood::Blocking, Mood::Mixed].map(|mood| (mode, mood)))
@@ -258,7 +258,7 @@ fn every_command_in_both_modes_and_every_mood() {
 }
 
 #[test]
-fn the_devices_errors_come_with_their_text() {
+fn device_errors_are_returned_with_text() {
     for (mode, later) in BOTH.into_iter().flat_map(|mode| [(mode, false), (mode, true)]) {
         for (kind, expected) in [(DeviceErrorKind::Io, NBD_EIO), (DeviceErrorKind::NoSpace, NBD_ENOSPC)] {
             let mood = if later { Mood::FailingLater(kind) } else { Mood::Failing(kind) };
@@ -323,7 +323,7 @@ fn contexts_are_listed_chosen_and_reported() {
 }
 
 #[test]
-fn an_extended_client_chooses_among_its_contexts() {
+fn extended_client_selects_contexts() {
     let server = TestServer::instant(MIB);
     let queries = ["qemu:dirty-bitmap:7", "base:allocation"];
     let (mut client, contexts) = Structured::attach(&server, ReplyMode::Extended, &queries);
@@ -350,7 +350,7 @@ fn an_extended_client_chooses_among_its_contexts() {
 }
 
 #[test]
-fn an_export_that_grows_is_served_beyond_its_old_end() {
+fn grown_export_serves_new_range() {
     let server = TestServer::instant(MIB);
     let mut client = server.attach();
     assert_eq!(client.write(0, MIB as u64, &[7; 512]), NBD_ENOSPC);

@@ -201,7 +201,7 @@ fn without_an_authority_any_client_is_let_in_encrypted() {
 }
 
 #[test]
-fn a_client_in_clear_learns_nothing() {
+fn plaintext_client_learns_nothing() {
     let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Require, true);
     let mut client = Client::tcp(server.addr());
     client.hello(3);
@@ -219,7 +219,7 @@ fn a_client_in_clear_learns_nothing() {
 }
 
 #[test]
-fn what_is_injected_behind_starttls_costs_the_connection() {
+fn injected_bytes_behind_starttls_end_connection() {
     let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Require, true);
     let mut client = Client::tcp(server.addr());
     client.hello(3);
@@ -306,7 +306,7 @@ fn renewed_certificates_are_taken_up() {
 }
 
 #[test]
-fn a_certificate_that_was_taken_back_lets_nobody_in() {
+fn revoked_certificate_is_refused() {
     let authority = Authority::new();
     let (certificate, key) = authority.server();
     let files = TlsFiles {
@@ -370,7 +370,7 @@ fn files_are_checked() {
 }
 
 #[test]
-fn what_was_agreed_on_in_clear_is_forgotten() {
+fn plaintext_negotiation_is_reset_by_tls() {
     let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Allow, false);
     let mut client = Client::tcp(server.addr());
     client.hello(3);

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_missed_is_run_once_on_return() {
+    fn missed_runs_become_one_run() {
         let daily = schedule("daily @03:00");
         let slept = tick(&daily, at("2026-01-01T03:00:00Z"), 0, at("2026-01-11T12:00:00Z"));
         let nominal = at("2026-01-11T03:00:00Z");
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_from_the_future_does_not_stop_backups_until_then() {
+    fn clock_set_back_from_future_resumes_backups() {
         let daily = schedule("daily @03:00");
         let back = tick(&daily, at("2038-01-19T03:00:00Z"), 0, at("2026-01-11T12:00:00Z"));
         assert_eq!(back, Tick::ClockSetBack { dealt_with_until: at("2026-01-11T12:00:00Z") });
@@ -170,7 +170,7 @@ mod tests {
         /// For any gaps between calls: each scheduled time is covered by exactly one run, none runs early,
         /// and none is lost.
         #[test]
-        fn nothing_is_lost_and_nothing_double(
+        fn runs_are_neither_lost_nor_doubled(
             schedule in schedules(),
             start in 1_700_000_000_i64..1_900_000_000,
             delay_s in 0_u32..900,

@@ -12,7 +12,7 @@ fn next(schedule: &str, after: &str) -> String {
 }
 
 #[test]
-fn the_forms_that_people_write() {
+fn common_text_forms_are_parsed() {
     let now = "2026-03-10T12:34:56Z"; // A Tuesday.
     for (schedule, expected) in [
         ("periodic 60", "2026-03-10T13:00:00Z"),
@@ -55,7 +55,7 @@ fn short_months_have_the_thirty_first_on_their_last_day() {
 }
 
 #[test]
-fn when_clocks_change() {
+fn daylight_saving_changes_are_followed() {
     // 2026-03-29 02:00 becomes 03:00 (01:00 UTC); 2026-10-25 03:00 becomes 02:00 (01:00 UTC).
     let daily = "daily 02:30 Europe/Berlin";
     assert_eq!(next(daily, "2026-03-28T12:00:00Z"), "2026-03-29T01:00:00Z");

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_layer_leaves_the_groups_below_as_they_are() {
+    fn new_layer_keeps_lower_groups() {
         let dir = tempfile::tempdir().unwrap();
         let mut layers: Vec<Layer> =
             (0..70).rev().map(|epoch| layer(dir.path(), epoch, &[(epoch, 3)], &[])).collect();

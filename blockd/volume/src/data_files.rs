@@ -524,7 +524,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_write_is_cut_at_multiples_of_the_piece() {
+    fn write_is_split_at_piece_boundaries() {
         let pieces = |mut at: u64, mut len: usize| {
             let mut lens = Vec::new();
             while len > 0 {
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_write_reads_back_whole() {
+    fn long_write_reads_back() {
         let dir = tempfile::tempdir().unwrap();
         let files = DataFiles::create(&dir.path().join("d"), 1 << 20).unwrap();
         let data: Vec<u8> = (0..300_001u32).map(|i| (i % 251) as u8).collect();
@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_across_a_segment_border_reads_back() {
+    fn range_across_segments_reads_back() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("d");
         let size = SEGMENT_BYTES + (1 << 20);
@@ -592,7 +592,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_extended_with_zeroes_and_cut_back_if_nothing_came_of_it() {
+    fn extended_files_are_truncated_without_commit() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("d");
         drop(DataFiles::create(&base, 8192).unwrap());

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_nobody_takes_goes_on_to_the_next_one() {
+    fn unused_turn_passes_to_next_starter() {
         let budget = FlightBudget::new(MAX_FLIGHT_BLOCKS, MAX_FLIGHT_BLOCKS);
         let [one, gone, idle, last] = [[LONG; 1]; 4].map(|wants| Double::new(&budget, &wants));
         for double in [&one, &gone, &idle, &last] {

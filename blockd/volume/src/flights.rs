@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn who_came_late_is_not_told_of_a_failure_that_came_too_early_for_it() {
+    fn late_waiter_ignores_early_failure() {
         for may_succeed in [true, false] {
             let mut flights = Flights::new(10_000, BlockSet::new());
             let (first, then) = telling();
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_waited_long_enough_is_told_and_what_nobody_wants_does_not_set_out() {
+    fn expired_waiters_are_called_and_fetches_dropped() {
         let began = Instant::now();
         let after = |ms| began + Duration::from_millis(ms);
         let mut flights = Flights::new(100_000, BlockSet::new());
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_waits_for_comes_first() {
+    fn awaited_fetches_start_first() {
         let mut flights = Flights::new(100_000, BlockSet::new());
         flights.launch(at(0, 50_000), 1, Urgency::Background);
         let mut background = 0;
@@ -560,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn the_background_begins_around_what_was_read_and_comes_to_everything() {
+    fn hydration_starts_at_reads_and_covers_everything() {
         let mut flights = Flights::new(9000, BlockSet::new());
         let done = Arc::new(AtomicU64::new(0));
         assert!(matches!(flights.want(&[at(5000, 1)], None, counting(&done)), Wish::Waits));
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn the_background_leaves_out_what_the_source_refused() {
+    fn hydration_skips_refused_blocks() {
         let mut flights = Flights::new(3000, BlockSet::new());
         flights.note_hot(BlockIndex(100));
         flights.refuse(at(0, 1024));

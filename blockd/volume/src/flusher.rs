@@ -84,7 +84,7 @@ mod tests {
     };
 
     #[test]
-    fn a_flush_is_covered_by_a_sync_that_began_after_it() {
+    fn flush_is_covered_by_later_sync() {
         let flusher = Arc::new(Flusher::default());
         let clock = Arc::new(AtomicU64::new(0));
         let synced = Arc::new(AtomicU64::new(0));

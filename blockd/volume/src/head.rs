@@ -482,7 +482,7 @@ mod tests {
     const TERABYTE_MAX_BYTES: u64 = 33 << 20;
 
     #[test]
-    fn the_worst_case_takes_as_much_memory_as_is_said() {
+    fn worst_case_memory_matches_documentation() {
         let dir = tempfile::tempdir().unwrap();
         let size_bytes = (1 << 40) / PARTS_OF_TERABYTE;
         let place = Place { dir: dir.path(), volume: VolumeId::from_u64(1), size_bytes };

@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn every_torn_end_is_cut_off_and_every_altered_byte_is_noticed() {
+    fn torn_ends_are_cut_and_altered_bytes_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("l");
         let mut log = HeadLog::create(&path, IDENTITY).unwrap();
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_of_another_head_or_version_is_refused() {
+    fn log_of_other_head_or_version_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("l");
         HeadLog::create(&path, IDENTITY).unwrap();

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_and_every_cut_is_noticed() {
+    fn flipped_bits_and_truncations_are_detected() {
         let bytes = example().encode(ID);
         assert_eq!(LayerSet::decode(&bytes, ID), Ok(example()));
         for at in 0..bytes.len() {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_a_volume_that_grew_since_reads() {
+    fn set_of_grown_volume_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         example().store(dir.path(), ID).unwrap();
         let grown = SetIdentity { blocks: ID.blocks * 2, ..ID };
@@ -190,14 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn the_golden_file_reads_and_is_what_is_written() {
+    fn golden_file_round_trips() {
         let golden = include_bytes!("../tests/golden/layer-v1.set");
         assert_eq!(LayerSet::decode(golden, ID), Ok(example()));
         assert_eq!(example().encode(ID), golden);
     }
 
     #[test]
-    fn what_lies_above_wins() {
+    fn upper_layer_wins() {
         let mut below = example();
         let above = LayerSet {
             held: BlockSet::from_iter([Extent::new(BlockIndex(2), 2)]),

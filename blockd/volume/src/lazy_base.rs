@@ -631,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sync_that_fails_while_blocks_are_written_takes_them_away() {
+    fn failed_sync_drops_blocks_written_meanwhile() {
         let dir = tempfile::tempdir().unwrap();
         let base = base(dir.path());
         let extent = Extent::new(BlockIndex(0), 8);
@@ -672,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_piece_by_piece_is_kept_until_the_answer_is_complete_and_not_behind_it() {
+    fn partial_replies_are_kept_until_completion() {
         const PIECE: usize = 2 * BLOCK;
         let dir = tempfile::tempdir().unwrap();
         let base = base(dir.path());
@@ -736,7 +736,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_at_once_is_not_counted_as_fetched() {
+    fn immediate_failure_is_not_counted_as_fetched() {
         let dir = tempfile::tempdir().unwrap();
         let base = base(dir.path());
         base.set_source(Arc::new(Refusing));

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_put_is_found_by_the_same_arrangement_only() {
+    fn cached_location_applies_to_same_arrangement() {
         let memo = Memo::new(1 << 34);
         let last = BlockIndex((1 << 34) - 1);
         assert_eq!((memo.get(last), memo.heap_bytes()), (None, 0));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_left_when_it_is_too_small_or_its_numbers_are_used_up() {
+    fn small_or_exhausted_table_is_replaced() {
         let mut memo = Memo::new(100);
         memo.put(BlockIndex(1), Found::Zeroes);
         assert_eq!(memo.heap_bytes(), (size_of::<Page>() + PAGE_ENTRIES * 8) as u64);

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_and_every_cut_is_noticed() {
+    fn flipped_bits_and_truncations_are_detected() {
         let bytes = example().encode(VOLUME);
         assert_eq!(Progress::decode(&bytes, VOLUME), Some(example()));
         for at in 0..bytes.len() {
@@ -185,14 +185,14 @@ mod tests {
     }
 
     #[test]
-    fn the_golden_file_reads_and_is_what_is_written() {
+    fn golden_file_round_trips() {
         let golden = include_bytes!("../tests/golden/merge-v1.note");
         assert_eq!(Progress::decode(golden, VOLUME), Some(example()));
         assert_eq!(example().encode(VOLUME), golden);
     }
 
     #[test]
-    fn it_counts_only_for_neighbours_in_the_same_generations() {
+    fn note_applies_only_to_same_generations() {
         let dir = tempfile::tempdir().unwrap();
         let layer = |epoch, file, generation, open| LayerEntry {
             epoch: Epoch(epoch),

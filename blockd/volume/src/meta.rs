@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_and_every_cut_is_noticed() {
+    fn flipped_bits_and_truncations_are_detected() {
         let bytes = example().encode();
         assert_eq!(Meta::decode(&bytes), Ok(example()));
         for at in 0..bytes.len() {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn the_golden_file_reads_and_is_what_is_written() {
+    fn golden_file_round_trips() {
         let golden = include_bytes!("../tests/golden/volume-v1.meta");
         assert_eq!(Meta::decode(golden), Ok(example()));
         assert_eq!(example().encode(), golden);
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_grew_is_written_in_the_second_version() {
+    fn grown_volume_is_written_as_version_2() {
         let golden = include_bytes!("../tests/golden/volume-v2.meta");
         assert_eq!(Meta::decode(golden), Ok(grown()));
         assert_eq!(grown().encode(), golden);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lazy_volume_is_written_in_the_third_version() {
+    fn lazy_volume_is_written_as_version_3() {
         let golden = include_bytes!("../tests/golden/volume-v3.meta");
         let mut lazy = grown();
         lazy.layers[2].lazy = true;

@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn one_flipped_bit_is_no_other_mount() {
+    fn flipped_bit_is_not_another_mount() {
         let number = |number| NonZeroU64::new(number).unwrap();
         for bit in 0..64 {
             assert!(may_be_altered(number(0x1234 ^ 1 << bit), number(0x1234)), "bit {bit}");

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_in_order_are_run_ahead_of_without_gaps_and_others_are_not() {
+    fn sequential_reads_trigger_gapless_readahead() {
         let mut ahead = Readahead::default();
         let mut end = 8;
         for n in 0..20_000u64 {

@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volume_that_was_being_filled_is_taken_up_with_what_it_holds() {
+    fn partial_restore_is_resumed_with_its_blocks() {
         const SIZE_BYTES: u64 = 1 << 20;
         let folder = tempfile::tempdir().unwrap();
         let (dir, id) = (folder.path().join("7"), VolumeId::from_u64(7));

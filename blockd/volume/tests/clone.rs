@@ -128,7 +128,7 @@ fn shared_pair(dir: &Path) -> (Arc<Volume>, Arc<Volume>) {
 }
 
 #[test]
-fn a_merge_writes_only_to_what_is_not_shared() {
+fn merge_writes_only_unshared_files() {
     let dir = tempfile::tempdir().unwrap();
     let (parent, clone) = shared_pair(dir.path());
     let whole = content(&clone);
@@ -177,7 +177,7 @@ fn content_after_reopen(volume: &Arc<Volume>, others: &[Arc<Volume>]) -> Vec<u8>
 }
 
 #[test]
-fn a_reader_of_a_volume_that_has_let_go_is_not_written_under() {
+fn reader_of_unlinked_file_sees_no_writes() {
     let dir = tempfile::tempdir().unwrap();
     let (parent, clone) = shared_pair(dir.path());
     parent.write(5 * BLOCK, &[2; 20 * 4096], false).unwrap();
@@ -200,7 +200,7 @@ fn a_reader_of_a_volume_that_has_let_go_is_not_written_under() {
 }
 
 #[test]
-fn a_clone_that_fails_leaves_nothing_and_can_be_repeated() {
+fn failed_clone_leaves_nothing_and_can_be_retried() {
     let make = |number: Option<(u64, FaultError, bool)>| {
         let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let first = root.path().join("disk-0");
@@ -265,7 +265,7 @@ fn a_clone_that_fails_leaves_nothing_and_can_be_repeated() {
 }
 
 #[test]
-fn what_cannot_be_shared_is_said_clearly() {
+fn unshareable_file_is_a_clear_error() {
     let dir = tempfile::tempdir().unwrap();
     let (parent, _clone) = shared_pair(dir.path());
     let there = dir.path().join("clone");
@@ -288,7 +288,7 @@ fn what_cannot_be_shared_is_said_clearly() {
 }
 
 #[test]
-fn five_hundred_and_twelve_snapshots_read_right_and_merge_to_one_layer() {
+fn stack_of_512_snapshots_reads_and_merges() {
     let dir = tempfile::tempdir().unwrap();
     let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 1024 * BLOCK).unwrap();
     let fill = |number: u64| number as u8 | 1;

@@ -52,7 +52,7 @@ impl Drop for Over<'_> {
 }
 
 #[test]
-fn nothing_that_was_written_before_the_question_is_missing() {
+fn dirty_query_includes_all_earlier_writes() {
     let root = tempfile::tempdir().unwrap();
     let volume =
         Volume::create(&root.path().join("v"), VolumeId::from_u64(5), BLOCKS * BLOCK_SIZE_BYTES).unwrap();

@@ -150,7 +150,7 @@ fn mark_of_a_clean_stop_that_could_not_be_removed_hides_no_loss() {
 }
 
 #[test]
-fn crash_at_any_call_of_a_start_that_loses_nothing_records_nothing() {
+fn crash_in_lossless_start_records_no_loss() {
     let mut call = 0;
     loop {
         let root = tempfile::tempdir().unwrap();

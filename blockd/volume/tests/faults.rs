@@ -172,30 +172,30 @@ fn fail_each_call(name: &str, error: FaultError, persistent: bool) {
 }
 
 #[test]
-fn a_call_that_fails_once_breaks_nothing() {
-    fail_each_call("a_call_that_fails_once_breaks_nothing", FaultError::Io, false);
+fn call_failing_once_breaks_nothing() {
+    fail_each_call("call_failing_once_breaks_nothing", FaultError::Io, false);
 }
 
 #[test]
-fn a_disk_that_goes_on_failing_breaks_nothing() {
-    fail_each_call("a_disk_that_goes_on_failing_breaks_nothing", FaultError::Io, true);
+fn disk_failing_persistently_breaks_nothing() {
+    fail_each_call("disk_failing_persistently_breaks_nothing", FaultError::Io, true);
 }
 
 #[test]
-fn a_disk_that_is_full_for_one_call_breaks_nothing() {
-    fail_each_call("a_disk_that_is_full_for_one_call_breaks_nothing", FaultError::NoSpace, false);
+fn disk_full_for_one_call_breaks_nothing() {
+    fail_each_call("disk_full_for_one_call_breaks_nothing", FaultError::NoSpace, false);
 }
 
 #[test]
-fn a_full_disk_breaks_nothing_and_the_volume_goes_on_when_there_is_space() {
-    let name = "a_full_disk_breaks_nothing_and_the_volume_goes_on_when_there_is_space";
+fn full_disk_breaks_nothing_and_volume_resumes() {
+    let name = "full_disk_breaks_nothing_and_volume_resumes";
     fail_each_call(name, FaultError::Quota, true);
 }
 
 /// A test that finds nothing proves nothing.
 #[test]
-fn a_failed_sync_that_is_forgotten_is_noticed() {
-    let seed = seed_of_test("a_failed_sync_that_is_forgotten_is_noticed");
+fn forgotten_failed_sync_is_detected() {
+    let seed = seed_of_test("forgotten_failed_sync_is_detected");
     let calm =
         Run { fault: None, persistent: false, cut_power: true, seed, bug: Some(Bug::FailedSyncForgotten) };
     assert!(is_noticed(calm, "data"));
@@ -315,8 +315,8 @@ fn calls_of_a_restore(seed: u64) -> u64 {
 }
 
 #[test]
-fn a_restore_that_fails_leaves_no_volume_and_can_be_repeated() {
-    let seed = seed_of_test("a_restore_that_fails_leaves_no_volume_and_can_be_repeated");
+fn failed_restore_leaves_no_volume_and_can_be_retried() {
+    let seed = seed_of_test("failed_restore_leaves_no_volume_and_can_be_retried");
     for (number, error, persistent) in (0..calls_of_a_restore(seed)).flat_map(|number| {
         [FaultError::Io, FaultError::NoSpace].into_iter().flat_map(move |error| {
             [false, true].into_iter().map(move |persistent| (number, error, persistent))
@@ -343,8 +343,8 @@ fn a_restore_that_fails_leaves_no_volume_and_can_be_repeated() {
 }
 
 #[test]
-fn a_restore_that_is_cut_off_leaves_all_or_nothing() {
-    let seed = seed_of_test("a_restore_that_is_cut_off_leaves_all_or_nothing");
+fn interrupted_restore_leaves_all_or_nothing() {
+    let seed = seed_of_test("interrupted_restore_leaves_all_or_nothing");
     for (call, draw) in (0..calls_of_a_restore(seed)).flat_map(|call| (0..4).map(move |draw| (call, draw))) {
         let mut sim = Sim::new(seed.wrapping_add(call * 4 + draw));
         sim.disk.cut_power_before(call);
@@ -387,8 +387,8 @@ fn lost_data_is_not_forgotten_by_an_open_that_fails() {
 }
 
 #[test]
-fn a_close_that_failed_can_be_repeated() {
-    let mut sim = Sim::new(seed_of_test("a_close_that_failed_can_be_repeated"));
+fn failed_close_can_be_retried() {
+    let mut sim = Sim::new(seed_of_test("failed_close_can_be_retried"));
     sim.create(BLOCKS).unwrap();
     sim.apply(Step::Write { start: 0, len: 40, fua: false }).unwrap();
     let log = Fault { path_contains: ".log".into(), ..Fault::every(FaultError::NoSpace) };
@@ -406,8 +406,8 @@ fn a_close_that_failed_can_be_repeated() {
 }
 
 #[test]
-fn what_fails_to_be_made_leaves_nothing() {
-    let sim = Sim::new(seed_of_test("what_fails_to_be_made_leaves_nothing"));
+fn failed_creation_leaves_nothing() {
+    let sim = Sim::new(seed_of_test("failed_creation_leaves_nothing"));
     sim.disk.inject(Fault { path_contains: ".log".into(), ..Fault::every(FaultError::NoSpace) });
     let error = Volume::create(&sim.dir(), ID, 4096).err().unwrap();
     assert_eq!(error.kind(), VolumeErrorKind::NoSpace);
@@ -415,8 +415,8 @@ fn what_fails_to_be_made_leaves_nothing() {
 }
 
 #[test]
-fn a_snapshot_view_tells_of_a_disk_that_cannot_be_read() {
-    let mut sim = Sim::new(seed_of_test("a_snapshot_view_tells_of_a_disk_that_cannot_be_read"));
+fn snapshot_view_reports_read_errors() {
+    let mut sim = Sim::new(seed_of_test("snapshot_view_reports_read_errors"));
     sim.create(BLOCKS).unwrap();
     sim.apply(Step::Write { start: 0, len: 64, fua: false }).unwrap();
     sim.apply(Step::Freeze(1)).unwrap();

@@ -237,7 +237,7 @@ fn no_snapshot_of_a_group_has_an_effect_without_its_cause() {
 
 /// The test above is worth something only if it finds a group whose volumes are frozen one after the other.
 #[test]
-fn a_barrier_for_each_volume_by_itself_is_found() {
+fn separate_barriers_are_detected() {
     let found = find_torn_chain(freeze_one_by_one, 5000).unwrap();
     assert!(found.contains("an effect without its cause"), "{found}");
 }
@@ -292,7 +292,7 @@ fn check_nothing_forgotten(volumes: Vec<Arc<Volume>>, base: &GroupFrozen, blocks
 }
 
 #[test]
-fn a_failure_before_the_barrier_leaves_all_volumes_as_they_were() {
+fn failure_before_barrier_changes_no_volume() {
     let dir = fast_dir();
     let volumes = make(dir.path(), 4, 8);
     let base = freeze_group(&with_id(&volumes, 1)).unwrap();
@@ -312,7 +312,7 @@ fn a_failure_before_the_barrier_leaves_all_volumes_as_they_were() {
 }
 
 #[test]
-fn what_goes_before_the_barrier_can_stop_it_and_what_comes_after_is_not_done_then() {
+fn failed_pre_callback_skips_post_callback() {
     let dir = fast_dir();
     let volumes = make(dir.path(), 3, 8);
     let base = freeze_group(&with_id(&volumes, 1)).unwrap();
@@ -359,7 +359,7 @@ impl From<GroupError> for Stopped {
 }
 
 #[test]
-fn a_failure_after_the_barrier_takes_the_snapshots_of_the_others_back() {
+fn failure_after_barrier_undoes_other_snapshots() {
     let dir = fast_dir();
     let volumes = make(dir.path(), 4, 8);
     let base = freeze_group(&with_id(&volumes, 1)).unwrap();
@@ -379,7 +379,7 @@ fn a_failure_after_the_barrier_takes_the_snapshots_of_the_others_back() {
 }
 
 #[test]
-fn a_volume_that_fails_while_others_are_frozen_stays_readable_after_a_restart() {
+fn volume_failing_in_group_freeze_reopens_after_restart() {
     let dir = fast_dir();
     let volumes = make(dir.path(), 3, 8);
     freeze_group(&with_id(&volumes, 1)).unwrap();
@@ -402,7 +402,7 @@ fn a_volume_that_fails_while_others_are_frozen_stays_readable_after_a_restart() 
 }
 
 #[test]
-fn what_cannot_be_frozen_together_is_refused_before_anything_is_done() {
+fn invalid_group_is_refused_without_changes() {
     let dir = fast_dir();
     let volumes = make(dir.path(), 3, 8);
     let before: Vec<_> = volumes.iter().map(|volume| state(volume)).collect();
@@ -425,7 +425,7 @@ fn what_cannot_be_frozen_together_is_refused_before_anything_is_done() {
 }
 
 #[test]
-fn a_freeze_says_how_long_it_held_writers_for_each_volume_and_for_all() {
+fn freeze_reports_stall_of_volumes_and_group() {
     let dir = fast_dir();
     let volumes = make(dir.path(), 5, 8);
     for (at, volume) in volumes.iter().enumerate() {

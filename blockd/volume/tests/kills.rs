@@ -72,8 +72,8 @@ fn die_before(call: u64, seed: u64) -> u64 {
 }
 
 #[test]
-fn a_process_that_dies_at_any_call_is_followed_by_one_that_can_be_believed() {
-    let name = "a_process_that_dies_at_any_call_is_followed_by_one_that_can_be_believed";
+fn process_death_at_any_call_leaves_consistent_state() {
+    let name = "process_death_at_any_call_leaves_consistent_state";
     let seed = seed_of_test(name);
     let calls = die_before(u64::MAX, seed);
     for call in 0..calls {
@@ -140,8 +140,8 @@ fn new_dir(sim: &Sim) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_restored_volume_that_is_found_after_a_death_stays() {
-    die_while_a_volume_is_made("a_restored_volume_that_is_found_after_a_death_stays", |sim| {
+fn restored_volume_found_after_crash_stays() {
+    die_while_a_volume_is_made("restored_volume_found_after_crash_stays", |sim| {
         let target = RestoreTarget::create(&new_dir(sim), ID, 4 * BLOCK_SIZE_BYTES).ok()?;
         target.write_blocks(BlockIndex(0), &CONTENT).ok()?;
         target.finish().ok().map(|_| ())
@@ -149,8 +149,8 @@ fn a_restored_volume_that_is_found_after_a_death_stays() {
 }
 
 #[test]
-fn a_clone_that_is_found_after_a_death_stays() {
-    die_while_a_volume_is_made("a_clone_that_is_found_after_a_death_stays", |sim| {
+fn clone_found_after_crash_stays() {
+    die_while_a_volume_is_made("clone_found_after_crash_stays", |sim| {
         sim.volume().clone_to(SnapshotId::from_u64(1), &new_dir(sim), ID).ok().map(|_| ())
     });
 }
@@ -209,8 +209,8 @@ fn die_while_rolling_back(call: u64, seed: u64) -> Option<u64> {
 }
 
 #[test]
-fn a_rollback_that_a_death_cuts_off_is_done_or_not() {
-    let seed = seed_of_test("a_rollback_that_a_death_cuts_off_is_done_or_not");
+fn rollback_interrupted_by_crash_is_done_or_not() {
+    let seed = seed_of_test("rollback_interrupted_by_crash_is_done_or_not");
     let mut calls = u64::MAX;
     for (call, draw) in (0..).flat_map(|call| (0..DRAWS).map(move |draw| (call, draw))) {
         if call > calls {

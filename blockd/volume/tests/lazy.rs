@@ -226,7 +226,7 @@ fn ask(volume: &Volume, block: u64) -> mpsc::Receiver<Result<(), VolumeErrorKind
 }
 
 #[test]
-fn readers_wait_as_long_as_the_source_says_whatever_was_before_them() {
+fn readers_time_out_independent_of_earlier_fetches() {
     const MANY: u64 = 40;
     let lazy = Lazy::new(Memory::new(8));
     lazy.source.hold();
@@ -261,7 +261,7 @@ fn readers_wait_as_long_as_the_source_says_whatever_was_before_them() {
 }
 
 #[test]
-fn what_was_read_stays_and_the_rest_is_fetched_once() {
+fn read_blocks_stay_and_rest_is_fetched_once() {
     let mut lazy = Lazy::new(Memory::new(1));
     assert_eq!(lazy.source.fetched_blocks(), 0);
     let mut block = [0; BLOCK];
@@ -287,7 +287,7 @@ fn what_was_read_stays_and_the_rest_is_fetched_once() {
 }
 
 #[test]
-fn the_background_skips_what_the_source_knows_to_be_zeroes() {
+fn hydration_skips_known_zeroes() {
     let lazy = Lazy::new(Memory::new(2));
     let mut block = [0; BLOCK];
     lazy.volume.read(2900 * BLOCK_SIZE_BYTES, &mut block).unwrap();
@@ -347,7 +347,7 @@ fn guests_write_and_freeze_while_the_source_keeps_silent() {
 }
 
 #[test]
-fn a_full_backup_knows_where_the_source_has_data_without_fetching_it() {
+fn full_backup_of_lazy_volume_fetches_no_data() {
     let mut lazy = Lazy::new(Memory::new(4));
     lazy.write(2100 * BLOCK, &[1; BLOCK]);
     let frozen = lazy.volume.freeze(SnapshotId::from_u64(1)).unwrap();
@@ -368,7 +368,7 @@ fn a_full_backup_knows_where_the_source_has_data_without_fetching_it() {
 }
 
 #[test]
-fn a_source_that_fails_fails_just_what_needs_it() {
+fn failing_source_fails_only_its_readers() {
     let mut lazy = Lazy::new(Memory::new(5));
     lazy.source.set_broken(true);
     lazy.write(0, &[3; BLOCK]);
@@ -452,7 +452,7 @@ fn without_its_source_a_volume_opens_and_serves_what_it_has() {
 }
 
 #[test]
-fn clones_snapshots_merges_growth_and_rollbacks_of_a_lazy_volume() {
+fn lazy_volume_supports_all_volume_operations() {
     let mut lazy = Lazy::new(Memory::new(7));
     let id = SnapshotId::from_u64;
     lazy.write(5 * BLOCK + 7, &[1; 9000]);
@@ -499,7 +499,7 @@ fn clones_snapshots_merges_growth_and_rollbacks_of_a_lazy_volume() {
 }
 
 #[test]
-fn a_rollback_of_a_lazy_volume_fetches_what_went() {
+fn rollback_of_lazy_volume_fetches_overwritten_blocks() {
     let mut lazy = Lazy::new(Memory::new(8));
     lazy.volume.freeze(SnapshotId::from_u64(1)).unwrap();
     let before = lazy.model.clone();
@@ -510,7 +510,7 @@ fn a_rollback_of_a_lazy_volume_fetches_what_went() {
 
 /// A process that dies: nothing of it but its files is left. A power cut in all places is for `power.rs`.
 #[test]
-fn what_was_not_written_down_is_fetched_again() {
+fn unlogged_blocks_are_fetched_again() {
     let mut lazy = Lazy::new(Memory::new(9));
     lazy.write(10 * BLOCK, &[5; BLOCK]);
     let mut half = vec![0; 1000 * BLOCK];
@@ -529,7 +529,7 @@ fn what_was_not_written_down_is_fetched_again() {
 
 /// What the kernel could not write back it calls clean, and forgets.
 #[test]
-fn what_a_failed_sync_may_have_lost_is_fetched_again() {
+fn blocks_lost_by_failed_sync_are_fetched_again() {
     let source = Memory::new(12);
     let root = tempfile::tempdir().unwrap();
     let disk = Disk::attach(root.path(), 12).unwrap();
@@ -565,7 +565,7 @@ fn copy_dir(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_request_that_waits_is_told_when_what_it_needs_is_there() {
+fn waiting_request_is_called_when_blocks_arrive() {
     let lazy = Lazy::new(Memory::new(10));
     lazy.source.hold();
     let (tell, told) = mpsc::channel();

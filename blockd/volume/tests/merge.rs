@@ -117,7 +117,7 @@ fn files(dir: &Path, end: &str) -> usize {
 }
 
 #[test]
-fn a_killed_merge_goes_on_where_it_was_written_down() {
+fn killed_merge_continues_at_its_note() {
     let mut bed = Bed::new(BLOCKS, 4);
     assert_eq!((bed.stats().layers, bed.stats().total_bytes), (1, 0));
     assert_eq!(bed.merge(11), (11, false));
@@ -143,7 +143,7 @@ fn a_killed_merge_goes_on_where_it_was_written_down() {
 }
 
 #[test]
-fn a_merge_that_made_way_goes_on_where_it_was() {
+fn paused_merge_continues_where_it_was() {
     let bed = Bed::new(BLOCKS, 4);
     assert_eq!(bed.merge(11), (11, false));
     assert_eq!(bed.merge(u64::MAX), (5, true));
@@ -157,7 +157,7 @@ fn shares(bed: &Bed) -> usize {
 /// Where the disk can share extents, runs that are worth it are not copied. A run counts as little as the
 /// shortest one.
 #[test]
-fn what_can_be_shared_is_not_copied() {
+fn shareable_extents_are_not_copied() {
     let mut bed = Bed::with_runs(BLOCKS, 16, 4);
     bed.disk.set_shares_extents(true);
     assert_eq!(bed.merge(u64::MAX), (4 * 2, true));
@@ -193,7 +193,7 @@ fn short_runs_are_copied_though_they_could_be_shared() {
 
 /// The lower layer's file is made longer for what the upper one holds there; the next process cuts it again.
 #[test]
-fn what_lies_beyond_the_end_of_the_lower_layer_is_copied_again() {
+fn blocks_beyond_lower_layer_are_copied_again() {
     const FIRST: u64 = 40;
     let mut bed = Bed::new(FIRST, 8);
     assert_eq!(bed.merge(u64::MAX), (0, true), "the growth left an empty layer");
@@ -207,7 +207,7 @@ fn what_lies_beyond_the_end_of_the_lower_layer_is_copied_again() {
 }
 
 #[test]
-fn a_note_does_not_outlive_the_space_that_is_given_back() {
+fn note_is_removed_with_freed_space() {
     let mut bed = Bed::new(BLOCKS, 4);
     assert_eq!(bed.merge(9), (9, false));
     assert!(bed.note());
@@ -228,7 +228,7 @@ fn a_note_does_not_outlive_the_space_that_is_given_back() {
 }
 
 #[test]
-fn a_note_that_cannot_be_written_or_read_costs_time_only() {
+fn failed_note_costs_only_time() {
     let mut bed = Bed::new(BLOCKS, 4);
     let full = Fault { path_contains: "volume.merge".into(), ..Fault::every(FaultError::NoSpace) };
     bed.disk.inject(full);

@@ -32,7 +32,7 @@ fn merge(volume: &Volume, at_most_blocks: u64) -> Result<(u64, bool), VolumeErro
 }
 
 #[test]
-fn the_note_of_a_merge_goes_when_another_one_begins() {
+fn new_merge_removes_note_of_other_pair() {
     let root = tempfile::tempdir().unwrap();
     let disk = Disk::attach(root.path(), 1).unwrap();
     let dir = root.path().join("v");

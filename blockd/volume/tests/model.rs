@@ -558,7 +558,7 @@ fn assert_covers(before: &[u8], after: &[u8], data: &BlockSet, zero: &BlockSet) 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 400, ..ProptestConfig::default() })]
     #[test]
-    fn a_volume_is_an_array_of_bytes(steps in prop::collection::vec(step(), 1..40)) {
+    fn volume_behaves_as_byte_array(steps in prop::collection::vec(step(), 1..40)) {
         let dir = tempfile::tempdir().unwrap();
         let mut run = Run::new(dir.path().join("v"));
         for step in &steps {
@@ -571,7 +571,7 @@ proptest! {
 
     /// Everything flushed is there; nothing reads as something that was never there.
     #[test]
-    fn a_power_cut_keeps_what_was_flushed(
+    fn power_cut_keeps_flushed_data(
         before in prop::collection::vec(step(), 1..15),
         after in prop::collection::vec((0..60u64, 1..=255u8), 1..20),
     ) {
@@ -624,7 +624,7 @@ fn sixteen_tebibytes_cost_what_is_in_them() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_and_costs_nothing() {
+fn invalid_request_is_refused_without_effect() {
     let dir = tempfile::tempdir().unwrap();
     for size in [0, 1, 4095, (64 << 40) + 4096, u64::MAX] {
         let error = Volume::create(&dir.path().join("bad"), VolumeId::from_u64(1), size).err().unwrap();
@@ -654,7 +654,7 @@ fn what_makes_no_sense_is_refused_and_costs_nothing() {
 }
 
 #[test]
-fn a_restored_volume_is_clean_and_an_unfinished_one_is_none() {
+fn restored_volume_is_clean_and_partial_one_absent() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v");
     let target = RestoreTarget::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
@@ -676,7 +676,7 @@ fn a_restored_volume_is_clean_and_an_unfinished_one_is_none() {
 }
 
 #[test]
-fn a_missing_or_altered_file_is_named() {
+fn missing_or_altered_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v");
     let volume = Volume::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();

@@ -40,7 +40,7 @@ fn the_one(dir: &Path, contains: &str) -> PathBuf {
 }
 
 #[test]
-fn nothing_is_wrong_with_what_a_dead_process_left_and_nothing_is_changed() {
+fn offline_check_of_crashed_volume_is_clean() {
     let root = tempfile::tempdir().unwrap();
     let dir = left_behind(root.path());
     std::fs::write(dir.join("layer-0000000000000009.g0.set"), b"begun").unwrap();
@@ -72,7 +72,7 @@ fn missing_map_is_named() {
 }
 
 #[test]
-fn what_is_damaged_is_named() {
+fn damage_is_named() {
     type Damage = fn(&Path);
     let flip: Damage = |path| {
         let mut bytes = std::fs::read(path).unwrap();

@@ -31,7 +31,7 @@ const FIRST_LAZY_BLOCKS: u64 = 200;
 /// The tests that lead random lives.
 const WITH_CUTS: &str = "whatever_a_power_cut_leaves_the_volume_stands";
 const WITH_FAULTS: &str = "power_cuts_and_failing_calls_together_break_nothing";
-const LAZY: &str = "a_lazy_volume_stands_whatever_a_power_cut_leaves";
+const LAZY: &str = "lazy_volume_survives_power_cuts";
 
 /// A random life.
 #[derive(Clone, Copy, Default)]
@@ -239,13 +239,13 @@ fn power_cuts_and_failing_calls_together_break_nothing() {
 }
 
 #[test]
-fn a_lazy_volume_stands_whatever_a_power_cut_leaves() {
+fn lazy_volume_survives_power_cuts() {
     live_for(LAZY, Duration::from_secs(10), Plan { lazy: true, ..Plan::default() });
 }
 
 #[test]
-fn each_planted_bug_of_the_hydration_is_found() {
-    let seed = seed_of_test("each_planted_bug_of_the_hydration_is_found");
+fn planted_hydration_bugs_are_found() {
+    let seed = seed_of_test("planted_hydration_bugs_are_found");
     for bug in Bug::FOUND_IN_LAZY_VOLUMES {
         let start = Instant::now();
         let plan = Plan { lazy: true, faults: false, bugs: &[bug] };
@@ -296,8 +296,8 @@ fn cut_before(call: u64, seed: u64, life: &[Step], bugs: &[Bug]) -> u64 {
 }
 
 #[test]
-fn a_cut_at_any_call_of_a_scripted_life_leaves_old_or_new() {
-    let name = "a_cut_at_any_call_of_a_scripted_life_leaves_old_or_new";
+fn power_cut_at_any_call_of_script_leaves_old_or_new() {
+    let name = "power_cut_at_any_call_of_script_leaves_old_or_new";
     let seed = seed_of_test(name);
     let draws = std::env::var("BLOCKD_SOAK_DRAWS").map_or(1, |text| text.parse().expect("a decimal number"));
     let calls = cut_before(u64::MAX, seed, LIFE, &[]);
@@ -313,8 +313,8 @@ fn a_cut_at_any_call_of_a_scripted_life_leaves_old_or_new() {
 
 /// A commit that fails may stand on the disk: what comes next must not pull its files away.
 #[test]
-fn a_commit_in_doubt_is_settled_before_its_files_are_made_anew() {
-    let seed = seed_of_test("a_commit_in_doubt_is_settled_before_its_files_are_made_anew");
+fn uncertain_commit_is_settled_before_files_are_recreated() {
+    let seed = seed_of_test("uncertain_commit_is_settled_before_files_are_recreated");
     for (next, call, draw) in [Step::Freeze(1), Step::Grow(BLOCKS + 9)]
         .into_iter()
         .flat_map(|next| (0..40).flat_map(move |call| (0..4).map(move |draw| (next, call, draw))))
@@ -361,8 +361,8 @@ fn cut_merges(first_seed: u64, time: Duration, bug: Bug) -> (u64, Option<u64>) {
 
 /// A test that finds nothing proves nothing.
 #[test]
-fn each_planted_bug_is_found() {
-    let seed = seed_of_test("each_planted_bug_is_found");
+fn planted_bugs_are_found() {
+    let seed = seed_of_test("planted_bugs_are_found");
     for bug in Bug::FOUND_BY_POWER_CUTS {
         let start = Instant::now();
         let time = TIMEOUT;

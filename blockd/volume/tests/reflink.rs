@@ -104,7 +104,7 @@ fn check(volume: &Volume) {
 }
 
 #[test]
-fn a_merge_moves_extents_and_takes_no_space() {
+fn merge_shares_extents_without_space() {
     let Some(xfs) = Xfs::mount(true) else { return };
     let volume = volume_in(&xfs.dir());
     xfs.fill_up_to(24 * MIB);

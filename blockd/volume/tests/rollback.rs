@@ -115,7 +115,7 @@ impl Bed {
 }
 
 #[test]
-fn a_rollback_puts_back_what_changed_and_copies_only_data() {
+fn rollback_restores_changes_and_copies_only_data() {
     let bed = Bed::new(1);
     let volume = bed.volume.as_ref().unwrap();
     let done = bed.roll_back().unwrap();
@@ -130,7 +130,7 @@ fn a_rollback_puts_back_what_changed_and_copies_only_data() {
 }
 
 #[test]
-fn a_rollback_during_which_somebody_writes_or_who_is_stopped_changes_nothing() {
+fn rollback_with_writes_or_stop_changes_nothing() {
     let bed = Bed::new(2);
     let volume = bed.volume.as_ref().unwrap();
     let error = volume.roll_back(POINT, &|| false).unwrap_err();
@@ -214,23 +214,23 @@ fn fail_each_call(error: FaultError, persistent: bool) {
 }
 
 #[test]
-fn a_call_that_fails_once_leaves_one_of_two_states() {
+fn call_failing_once_leaves_old_or_new_state() {
     fail_each_call(FaultError::Io, false);
 }
 
 #[test]
-fn a_disk_that_goes_on_failing_leaves_one_of_two_states() {
+fn disk_failing_persistently_leaves_old_or_new_state() {
     fail_each_call(FaultError::Io, true);
 }
 
 #[test]
-fn a_full_disk_leaves_one_of_two_states() {
+fn full_disk_leaves_old_or_new_state() {
     fail_each_call(FaultError::NoSpace, false);
     fail_each_call(FaultError::NoSpace, true);
 }
 
 #[test]
-fn a_power_cut_at_any_call_leaves_one_of_two_states() {
+fn power_cut_at_any_call_leaves_old_or_new_state() {
     let calm = Bed::new(4);
     let first = calm.disk.operations().len() as u64;
     calm.roll_back().unwrap();

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_mbr_with_logical_partitions() {
+    fn mbr_logical_partitions_are_listed() {
         let mut image = vec![0; 1000 * 512];
         record(&mut image, 0, &[entry(0x83, 10, 50), entry(0x05, 100, 800), entry(0x83, 990, 100)]);
         record(&mut image, 100, &[entry(0x83, 2, 20), entry(0x05, 200, 100)]);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_chain_of_empty_records_ends() {
+    fn long_chain_of_empty_records_ends() {
         let mut image = vec![0; 1000 * 512];
         record(&mut image, 0, &[entry(0x05, 1, 900)]);
         for sector in 1..900 {
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpt() {
+    fn gpt_partitions_are_listed() {
         assert_eq!(found(&gpt_image()), [(1, 40, 60), (3, 100, 800)], "what lies outside is left out");
         assert_eq!(found(&[0; 4096]), []);
         assert_eq!(found(&[0; 100]), []);

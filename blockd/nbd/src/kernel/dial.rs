@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_the_words_of_the_server() {
+    fn refusal_contains_server_message() {
         let (result, _) = run([greeting(), reply(NBD_REP_ERR_UNKNOWN, b"no such export")].concat());
         assert!(matches!(result, Err(Bad::Refused(reason)) if reason == "no such export"));
         let (result, _) = run([greeting(), reply(NBD_REP_ACK, &[])].concat());

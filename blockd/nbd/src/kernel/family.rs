@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn a_connect_is_what_the_kernel_expects() {
+    fn connect_request_matches_kernel_layout() {
         let fd = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let number = fd.as_raw_fd() as u8;
         let options = AttachOptions {
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn a_reconfigure_names_its_owner_and_leaves_out_what_does_not_change() {
+    fn reconfigure_names_owner_and_changed_fields_only() {
         let bytes = reconfigure(0x21, 9, 5, "me", Some(4096), &[]);
         #[rustfmt::skip]
         let expected = [

@@ -336,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_no_missing_device() {
+    fn refusal_differs_from_missing_device() {
         let connected = || Some(vec![1, 3]);
         assert!(is_no_device(Errno::NODEV, 1, connected));
         assert!(is_no_device(Errno::INVAL, 2, connected));
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_send_is_passed_over_without_waiting() {
+    fn foreign_messages_are_skipped_without_waiting() {
         let (ours, theirs) = (open_socket().unwrap(), open_socket().unwrap());
         let address = rustix::net::getsockname(&ours).unwrap();
         let address = netlink::SocketAddrNetlink::try_from(address).unwrap();
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_answers_with_a_driver_or_with_what_to_load() {
+    fn kernel_reports_driver_or_module_hint() {
         match Kernel::open() {
             Ok(mut kernel) => {
                 kernel.connected().unwrap();

@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn a_request_is_laid_out_as_the_kernel_reads_it() {
+    fn request_layout_matches_kernel() {
         let request = Request::new(0x1c, 1, 1, 7).text(2, "nbd").nested(7, |list| list.u32(1, 5)).finish();
         let expected = [
             40, 0, 0, 0, 0x1c, 0, 5, 0, 7, 0, 0, 0, 0, 0, 0, 0, // header
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_told_from_an_acknowledgement() {
+    fn error_differs_from_acknowledgement() {
         let mut bytes = Vec::new();
         for (sequence, errno) in [(3u32, 0i32), (4, -16)] {
             bytes.extend(36u32.to_ne_bytes());

@@ -24,7 +24,7 @@ fn deleted(snapshots: &[Snapshot<u32>], retention: &Retention) -> Vec<u32> {
 }
 
 #[test]
-fn the_newest_are_kept_as_max_says() {
+fn max_keeps_the_newest() {
     let snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id) * 24)).collect();
     assert_eq!(deleted(&snapshots, &Retention::max(2).unwrap()), [2, 3, 4]);
     assert_eq!(deleted(&snapshots, &Retention::default()), [0_u32; 0]);
@@ -32,7 +32,7 @@ fn the_newest_are_kept_as_max_says() {
 }
 
 #[test]
-fn damaged_ones_take_no_place_and_stop_all_deleting_while_they_are_the_newest() {
+fn damaged_newest_snapshot_stops_deletion() {
     let mut snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id))).collect();
     snapshots[0].health = Health::Bad;
     assert_eq!(deleted(&snapshots, &Retention::max(2).unwrap()), [0_u32; 0]);
@@ -45,7 +45,7 @@ fn damaged_ones_take_no_place_and_stop_all_deleting_while_they_are_the_newest() 
 
 /// A shared bad frame damages all of them; the next, unverified one is good.
 #[test]
-fn a_damaged_history_outlives_the_first_good_one() {
+fn damaged_history_outlives_first_good_snapshot() {
     let mut snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id) * 24)).collect();
     for snapshot in &mut snapshots[1..] {
         snapshot.health = Health::Bad;
@@ -88,7 +88,7 @@ fn damage_of_the_newest_counts_while_it_is_in_use() {
 }
 
 #[test]
-fn the_last_verified_one_stays_though_newer_ones_were_not_looked_at() {
+fn last_verified_snapshot_stays_behind_unverified() {
     let mut snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id))).collect();
     snapshots[3].health = Health::Verified;
     snapshots[4].health = Health::Verified;
@@ -113,7 +113,7 @@ fn dates_and_pins() {
 }
 
 #[test]
-fn one_from_the_future_does_not_push_out_the_others() {
+fn future_snapshot_does_not_displace_others() {
     let snapshots = [made(0, -48), made(1, 1), made(2, 2)];
     let verdicts = decide(&snapshots, &Retention::max(1).unwrap(), now());
     assert_eq!(verdicts[0].1, Verdict::Keep(vec![KeepReason::FromTheFuture]));
@@ -208,7 +208,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn what_must_never_be_deleted_is_not(snapshots in snapshots(), retention in retentions()) {
+    fn protected_snapshots_are_never_deleted(snapshots in snapshots(), retention in retentions()) {
         let verdicts = decide(&snapshots, &retention, now());
         prop_assert_eq!(verdicts.len(), snapshots.len());
         let of = |id: u32| snapshots.iter().find(|snapshot| snapshot.id == id).unwrap();
@@ -252,7 +252,7 @@ proptest! {
 }
 
 #[test]
-fn a_retention_reads_back_as_it_is_written() {
+fn retention_text_parses_back() {
     for text in ["all", "last=14", "last=24,hourly=2,daily=3,weekly=4,monthly=5,yearly=6", "monthly=12"] {
         assert_eq!(text.parse::<Retention>().unwrap().to_string(), text);
     }

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_wrong_bit_is_found_and_two_are_not() {
+    fn single_flipped_bit_is_corrected() {
         let whole = include_bytes!("../../tests/golden/volume-v2.meta");
         let decode = |bytes: &[u8]| Meta::decode(bytes).ok();
         let expected = decode(whole).unwrap();

@@ -304,7 +304,7 @@ fn check(view: &SalvageView, expected: &[u8], may_be_refused: impl Fn(u64) -> bo
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn what_is_shown_is_right_and_what_is_refused_was_damaged(
+    fn salvage_shows_right_content_or_refuses(
         steps in prop::collection::vec(step(), 1..40),
         is_flushed in any::<bool>(),
         is_closed in any::<bool>(),
@@ -388,7 +388,7 @@ impl LazySource for Numbers {
 }
 
 #[test]
-fn a_lazy_volume_shows_what_was_fetched_or_written() {
+fn lazy_volume_salvage_shows_fetched_and_written_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("v");
     let id = VolumeId::from_u64(7);
@@ -450,7 +450,7 @@ fn now(unflushed: [u8; 2]) -> Vec<u8> {
 }
 
 #[test]
-fn what_was_not_flushed_is_unproven() {
+fn unflushed_blocks_are_unproven() {
     let dir = tempfile::tempdir().unwrap();
     let dir = partly_flushed(dir.path());
     let (blocks, why) = refused(&dir, Recovery::Auto, &now([2, 0]));
@@ -466,7 +466,7 @@ fn what_was_not_flushed_is_unproven() {
 }
 
 #[test]
-fn a_log_that_may_have_named_more_hides_what_is_below() {
+fn log_with_unknown_end_hides_lower_layers() {
     let dir = tempfile::tempdir().unwrap();
     let dir = partly_flushed(dir.path());
     let head = Meta::load(&dir).unwrap().layers[0].file;

@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_is_the_kernels() {
+    fn mount_number_equals_sysfs_inode() {
         assert_eq!(FICLONERANGE, 0x4020_940d);
     }
 }
