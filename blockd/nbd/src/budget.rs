@@ -1,16 +1,15 @@
-//! The bound on what all connections together may have in flight, beyond the share that each has anyway.
+//! Budget of the bytes in flight of all connections, beyond the guaranteed share of each.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-/// Counts bytes in flight; whoever finds too many waits for some to be released, in order of arrival: while
-/// somebody waits, nobody else takes anything, so what is in flight becomes less until the first one's bytes
-/// fit, however many they are.
+/// Budget of bytes in flight. Requests beyond it wait for releases in order of arrival: while one waits, no
+/// other takes budget, so that the first one's bytes fit eventually, however many they are.
 ///
-/// `W` wakes the thread of the first one. No release is missed: it either came before the last try of who
-/// waits, which then succeeded, or it sees that there is somebody.
+/// `W` wakes the thread of the first waiter. No release is missed: it either precedes the waiter's last
+/// attempt, which then succeeds, or finds the waiter.
 pub(crate) struct Budget<W> {
     limit_bytes: u64,
     used_bytes: AtomicU64,
@@ -27,11 +26,11 @@ struct Waiter<W> {
     ticket: Ticket,
     bytes: u64,
     wake: W,
-    /// It has been woken, and not tried since.
+    /// Woken, without an attempt since.
     is_woken: bool,
 }
 
-/// A place in the queue.
+/// Position in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
@@ -45,9 +44,8 @@ impl<W: Fn()> Budget<W> {
         }
     }
 
-    /// Takes `bytes` if they fit and nobody waits who came before; else whoever asks waits, with a ticket
-    /// that is theirs until they get what they wait for or [leave](Self::leave). If nothing is in flight,
-    /// anything fits.
+    /// Takes `bytes` if they fit and there is no earlier waiter; otherwise the caller waits with a ticket
+    /// until it succeeds or [leaves](Self::leave). If nothing is in flight, any number fits.
     pub(crate) fn charge(&self, bytes: u64, ticket: &mut Option<Ticket>, wake: impl FnOnce() -> W) -> bool {
         if ticket.is_none() && !self.has_waiters.load(Ordering::SeqCst) && self.try_charge(bytes) {
             return true;
@@ -60,7 +58,7 @@ impl<W: Fn()> Budget<W> {
             queue.waiters.push_back(Waiter { ticket, bytes, wake: wake(), is_woken: false });
             ticket
         });
-        // Before the try: a release after it finds the waiter.
+        // Before the attempt: a release after it finds the waiter.
         self.has_waiters.store(true, Ordering::SeqCst);
         let Some(first) = queue.waiters.front_mut().filter(|first| first.ticket == mine) else {
             return false;
@@ -88,7 +86,7 @@ impl<W: Fn()> Budget<W> {
         used == 0 || used.saturating_add(bytes) <= self.limit_bytes
     }
 
-    /// Gives `bytes` back, and wakes who waits for them.
+    /// Releases `bytes` and wakes the first waiter.
     pub(crate) fn release(&self, bytes: u64) {
         if bytes == 0 {
             return;
@@ -99,7 +97,7 @@ impl<W: Fn()> Budget<W> {
         }
     }
 
-    /// Whoever has the ticket waits no longer.
+    /// Removes a waiter.
     pub(crate) fn leave(&self, ticket: &mut Option<Ticket>) {
         let Some(left) = ticket.take() else {
             return;
@@ -126,7 +124,7 @@ impl<W: Fn()> Budget<W> {
         }
     }
 
-    /// Whether somebody waits for bytes to be released, other than who has this ticket.
+    /// Returns true if another ticket waits for a release.
     pub(crate) fn is_short_for_others(&self, ticket: Option<Ticket>) -> bool {
         self.has_waiters.load(Ordering::SeqCst)
             && self.queue.lock().waiters.iter().any(|waiter| Some(waiter.ticket) != ticket)
@@ -146,12 +144,12 @@ impl<W: Fn()> Budget<W> {
         self.is_short_for_others(None)
     }
 
-    /// Somebody else takes all there is.
+    /// Takes all budget for another connection.
     pub(crate) fn exhaust(&self) {
         self.used_bytes.fetch_add(self.limit_bytes, Ordering::SeqCst);
     }
 
-    /// Somebody else waits for what will never be.
+    /// Adds a waiter that never succeeds.
     pub(crate) fn wait_for_ever(&self, wake: W) {
         let ticket = Ticket(u64::MAX);
         self.queue.lock().waiters.push_back(Waiter { ticket, bytes: u64::MAX, wake, is_woken: true });
@@ -168,7 +166,7 @@ mod tests {
 
     type Wake = Box<dyn Fn()>;
 
-    /// Somebody who asks, and how often they were woken.
+    /// Requester and its number of wake-ups.
     #[derive(Default)]
     struct Asker {
         ticket: Option<Ticket>,

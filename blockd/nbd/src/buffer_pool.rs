@@ -1,24 +1,24 @@
-//! Buffers for payloads, and a bounded store of them for reuse.
+//! Payload buffers and a bounded pool of them.
 
-/// Alignment of a payload in memory: what direct I/O on any disk asks for.
+/// Alignment of a payload in memory, as required for direct I/O.
 const ALIGN_BYTES: usize = 4096;
-/// Room before the payload for the reply's header, so that both go out in one piece.
+/// Space before the payload for the reply's header, so that both are sent together.
 pub(crate) const HEADROOM_BYTES: usize = 64;
-/// The smallest buffer is 4 KiB; each class is twice the one before, up to 64 MiB.
+/// Smallest buffer, 4 KiB; each class is twice the previous one, up to 64 MiB.
 const SMALLEST_BYTES: usize = 4096;
 const CLASSES: usize = 15;
 
-/// Memory for one payload, which starts at a multiple of 4096 and has 64 bytes of room before it.
+/// Memory of a payload, aligned to 4096 with 64 bytes of headroom.
 ///
-/// A `Vec` that never grows: its memory stays where it is when the buffer itself moves, and unlike a `Box` it
-/// makes no claim to be the only way to that memory while the kernel works on it.
+/// A `Vec` that never grows: its memory stays in place when the buffer is moved, and unlike a `Box` it claims
+/// no unique access while the kernel uses it.
 pub(crate) struct Buffer {
     memory: Vec<u8>,
     payload_start: usize,
 }
 
 impl Buffer {
-    /// A buffer for payloads up to `capacity_bytes`.
+    /// Creates a buffer for payloads up to `capacity_bytes`.
     pub(crate) fn new(capacity_bytes: usize) -> Self {
         let memory = vec![0_u8; capacity_bytes + HEADROOM_BYTES + ALIGN_BYTES];
         let first = memory.as_ptr().addr() + HEADROOM_BYTES;
@@ -26,34 +26,34 @@ impl Buffer {
         Self { memory, payload_start }
     }
 
-    /// How much payload fits, in bytes.
+    /// Returns the payload capacity, in bytes.
     pub(crate) fn capacity_bytes(&self) -> usize {
         self.memory.len() - HEADROOM_BYTES - ALIGN_BYTES
     }
 
-    /// All of the payload's room.
+    /// Returns the payload area.
     pub(crate) fn payload(&self) -> &[u8] {
         &self.memory[self.payload_start..]
     }
 
-    /// All of the payload's room.
+    /// Returns the payload area.
     pub(crate) fn payload_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.payload_start..]
     }
 
-    /// Header and payload as one slice: the payload starts at index [`HEADROOM_BYTES`].
+    /// Returns headroom and payload as one slice: the payload starts at index [`HEADROOM_BYTES`].
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn framed(&self) -> &[u8] {
         &self.memory[self.payload_start - HEADROOM_BYTES..]
     }
 
-    /// Header and payload as one slice: the payload starts at index [`HEADROOM_BYTES`].
+    /// Returns headroom and payload as one slice: the payload starts at index [`HEADROOM_BYTES`].
     pub(crate) fn framed_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.payload_start - HEADROOM_BYTES..]
     }
 }
 
-/// Buffers that are not in use, sorted by size; keeps no more than it was told to.
+/// Pool of unused buffers by size, of bounded total size.
 pub(crate) struct BufferPool {
     classes: [Vec<Buffer>; CLASSES],
     kept_bytes: usize,
@@ -65,7 +65,7 @@ impl BufferPool {
         Self { classes: [const { Vec::new() }; CLASSES], kept_bytes: 0, max_kept_bytes }
     }
 
-    /// A buffer for at least `len_bytes` of payload. Its content is whatever was in it last.
+    /// Takes a buffer for at least `len_bytes` of payload, with unspecified content.
     pub(crate) fn take(&mut self, len_bytes: usize) -> Buffer {
         let capacity_bytes = len_bytes.max(SMALLEST_BYTES).next_power_of_two();
         match self.classes.get_mut(class_of(capacity_bytes)).and_then(Vec::pop) {
@@ -77,7 +77,7 @@ impl BufferPool {
         }
     }
 
-    /// Keeps the buffer for later, or frees it if enough are kept.
+    /// Returns a buffer to the pool, or frees it if the pool is full.
     pub(crate) fn give(&mut self, buffer: Buffer) {
         let capacity_bytes = buffer.capacity_bytes();
         if self.kept_bytes + capacity_bytes > self.max_kept_bytes {

@@ -1,6 +1,5 @@
-//! One connection from its greeting to its end, without I/O: it says what to receive and what to send, and is
-//! told what became of that. Receives stop while too much is in flight, so a client that does not read costs
-//! no more than its limit.
+//! State machine of a connection from greeting to end, without I/O: it requests receives and sends, and takes
+//! their results. Receives pause while too much is in flight, so that a client that does not read is bounded.
 
 use std::io;
 use std::ops::Range;
@@ -24,24 +23,22 @@ use crate::transfer_deadline::TransferDeadline;
 use crate::transmission::{self, Pause, Transmission};
 use crate::worker::{Done, Work};
 
-/// Times and bounds of a connection.
+/// Timeouts and limits of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnectionLimits {
     pub(crate) handshake_timeout: Duration,
-    /// How long a connection that is ending may take to send its last replies.
+    /// Timeout for the last replies of an ending connection.
     pub(crate) drain_timeout: Duration,
-    /// How long a client may read next to nothing of its replies while others wait for the memory that they
-    /// hold.
+    /// Timeout without progress in sending replies while others wait for their memory.
     pub(crate) stalled_send_timeout: Duration,
-    /// How long next to nothing of an announced payload may come while others wait for the memory that it was
-    /// promised.
+    /// Timeout without progress of an announced payload while others wait for its memory.
     pub(crate) stalled_receive_timeout: Duration,
     pub(crate) in_flight_bytes: u64,
-    /// How long a connection in transmission may have nothing to do, unless it is from this host.
+    /// Idle timeout in transmission, for clients of other hosts.
     pub(crate) idle_timeout: Option<Duration>,
 }
 
-/// The TLS that a connection can or must use.
+/// TLS that a connection can or must use.
 #[derive(Clone)]
 pub(crate) enum TlsOffer {
     Off,
@@ -49,46 +46,45 @@ pub(crate) enum TlsOffer {
     Require(Arc<TlsIdentity>),
 }
 
-/// How a connection's bytes get to the socket.
+/// Encryption state of a connection.
 enum Security {
     Plain,
-    /// TLS begins when the acknowledgement has been sent.
+    /// TLS starts when the acknowledgement has been sent.
     Starting,
     Tls(Box<TlsSession>),
-    /// The session is with the thread that computes its handshake: nothing is received or sent until it is
-    /// back.
+    /// The handshake thread has the session: nothing is received or sent until it is back.
     Away,
 }
 
 enum Phase {
     Handshake(Handshake),
     Transmission(Box<Transmission>),
-    /// No more input is taken.
+    /// No more input is processed.
     Over,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Life {
     Open,
-    /// Takes nothing new; ends when the requests in flight are answered.
+    /// Accepts no requests; ends when the requests in flight are answered.
     Draining,
-    /// Ends as soon as nothing uses its buffers.
+    /// Ends as soon as its buffers are unused.
     Aborted,
 }
 
-/// The payload that is to be received; its memory may be what others wait for.
+/// Payload being received, whose memory others may wait for.
 struct Payload {
     number: u64,
     deadline: TransferDeadline,
 }
 
-/// A send under way.
+/// Send in progress.
 struct Sending {
     range: Range<usize>,
     charge_bytes: u64,
 }
 
-/// One connection.
+/// Connection.
 pub(crate) struct Connection {
     span: tracing::Span,
     client: Arc<Client>,
@@ -99,29 +95,29 @@ pub(crate) struct Connection {
     security: Security,
     inbox: Inbox,
     flow: Flow,
-    /// A receive is under way. It ends with the first bytes that come.
+    /// A receive is in progress. It ends with the first bytes.
     is_receiving: bool,
     payload: Option<Payload>,
     sending: Option<Sending>,
-    /// For the client to read what there is to send.
+    /// Deadline for the client to read its replies.
     send_deadline: Option<TransferDeadline>,
-    /// The rest of a send that was cut short.
+    /// Rest of a short send.
     rest: Option<Chunk>,
     /// The client has closed its side.
     has_ended: bool,
-    /// Nothing more is taken until everything is sent: the negotiation goes step by step.
+    /// No input is processed until everything is sent: the negotiation is strictly sequential.
     in_step: bool,
-    /// A request waits until others have finished.
+    /// A request waits for others to finish.
     full: bool,
-    /// It did so since the last receive: what is received next may have waited in the socket since then.
+    /// A request waited since the last receive: the next input may have waited in the socket.
     was_full: bool,
     deadline: Option<Instant>,
-    /// When something was received or sent last.
+    /// Time of the last receive or send.
     active_at: Instant,
 }
 
 impl Connection {
-    /// A connection that begins with the greeting.
+    /// Creates a connection that starts with the greeting.
     pub(crate) fn new(
         span: tracing::Span,
         client: Client,
@@ -160,15 +156,15 @@ impl Connection {
         }
     }
 
-    /// Notes the socket of a client of this host, which is gone when it closes its side. Before the first
-    /// request.
+    /// Registers the socket of a local client, which is gone when it closes its side. Call it before the
+    /// first request.
     pub(crate) fn watch_local_peer(&mut self, socket: &Arc<OwnedFd>) {
         if self.client.is_local {
             self.flow.far = Arc::new(FarRequests::of_local(Arc::clone(socket)));
         }
     }
 
-    /// The receive to start now, if there is one.
+    /// Returns the receive to start now, if any.
     pub(crate) fn start_receive(&mut self, now: Instant) -> Option<Transfer> {
         if self.life != Life::Open || self.is_receiving || self.full || self.in_step {
             return None;
@@ -191,7 +187,7 @@ impl Connection {
         Some(transfer)
     }
 
-    /// Whether the phase takes input now.
+    /// Returns true if the current phase accepts input.
     fn wants_input(&self) -> bool {
         match &self.phase {
             Phase::Handshake(_) => self.flow.jobs == 0,
@@ -200,7 +196,7 @@ impl Connection {
         }
     }
 
-    /// Where the phase wants its next input.
+    /// Returns the destination of the next input.
     fn place_for_input(&mut self) -> Option<Transfer> {
         match &mut self.phase {
             Phase::Handshake(_) if self.flow.jobs > 0 => None,
@@ -210,7 +206,7 @@ impl Connection {
         }
     }
 
-    /// Gives the phase its input.
+    /// Passes input to the current phase.
     fn put_input(&mut self, buffer: Buffer, len_bytes: usize, cx: &mut Context<'_>) {
         match &mut self.phase {
             Phase::Transmission(transmission) => {
@@ -221,7 +217,7 @@ impl Connection {
         }
     }
 
-    /// The receive is over.
+    /// Ends a receive.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
         self.is_receiving = false;
         self.active_at = cx.now;
@@ -237,18 +233,18 @@ impl Connection {
         match &mut self.security {
             Security::Tls(session) => session.end_receive(buffer, len_bytes),
             Security::Plain | Security::Starting => self.put_input(buffer, len_bytes, cx),
-            // No receive is under way then.
+            // No receive is in progress then.
             Security::Away => cx.pool.give(buffer),
         }
         if self.life != Life::Open {
             return;
         }
         match result {
-            // The kernel, which then sends the same requests on another connection, or a process that has
+            // Either the kernel, which resends the requests on another connection, or a process that has
             // ended.
             Ok(0) if self.client.is_local => self.abort("the client closed the connection", cx),
             Ok(0) => {
-                // What is near is still answered, for those who close one side only.
+                // Requests on local data are still answered, for clients that close one side only.
                 self.flow.recall();
                 self.drain("the client closed the connection", cx);
             }
@@ -257,7 +253,7 @@ impl Connection {
         }
     }
 
-    /// Takes up what was received.
+    /// Processes received bytes.
     fn take_input(&mut self, cx: &mut Context<'_>) {
         self.advance(cx);
         if matches!(self.security, Security::Tls(_)) {
@@ -265,7 +261,7 @@ impl Connection {
         }
     }
 
-    /// Decrypts for as long as there is somebody to take it.
+    /// Decrypts as long as the phase accepts input.
     fn decrypt(&mut self, cx: &mut Context<'_>) {
         while self.life == Life::Open && !self.full && !self.in_step {
             if self.hand_handshake_over(cx) {
@@ -287,8 +283,7 @@ impl Connection {
         }
     }
 
-    /// Has another thread compute what the handshake needs, if it is not done yet. This one has others to
-    /// serve.
+    /// Hands an incomplete handshake to another thread: its computation would delay other connections.
     fn hand_handshake_over(&mut self, cx: &mut Context<'_>) -> bool {
         match std::mem::replace(&mut self.security, Security::Away) {
             Security::Tls(session) if session.is_handshaking() && session.has_news() => {
@@ -303,7 +298,7 @@ impl Connection {
         }
     }
 
-    /// The session is back.
+    /// Takes the session back.
     fn handshake_done(
         &mut self,
         session: Box<TlsSession>,
@@ -312,7 +307,7 @@ impl Connection {
     ) {
         let session = match self.security {
             Security::Away => session,
-            // It can only come back to where it was taken from.
+            // It can only return to this connection.
             _ => return session.discard(cx.pool),
         };
         self.security = Security::Tls(session);
@@ -332,7 +327,7 @@ impl Connection {
         }
     }
 
-    /// Takes up what the TLS session has come to; whether there is plaintext.
+    /// Processes the result of the TLS session; returns true if there is plaintext.
     fn opened(&mut self, opened: Result<Opened, rustls::Error>, cx: &mut Context<'_>) -> bool {
         let Security::Tls(session) = &mut self.security else {
             return false;
@@ -352,7 +347,7 @@ impl Connection {
             Ok(Opened::Closed) => self.drain("the client closed the TLS session", cx),
             Err(error) => {
                 tracing::info!(parent: &self.span, %error, "the TLS session failed");
-                // The alert that says so goes out; replies cannot.
+                // The alert is still sent; replies cannot be.
                 self.flow.outbox.clear(cx.pool);
                 self.drain("the TLS session failed", cx);
             }
@@ -360,7 +355,7 @@ impl Connection {
         false
     }
 
-    /// The send to start now, if there is one.
+    /// Returns the send to start now, if any.
     pub(crate) fn start_send(&mut self, now: Instant, pool: &mut BufferPool) -> Option<Transfer> {
         if self.sending.is_some() || self.life == Life::Aborted {
             return None;
@@ -379,7 +374,7 @@ impl Connection {
         Some(Transfer { buffer: chunk.buffer, range: chunk.range, all: true })
     }
 
-    /// The next replies, encrypted; behind the last ones of a connection that ends, the announcement of that.
+    /// Encrypts the next replies; the last ones of an ending connection are followed by a close alert.
     fn encrypt(&mut self, pool: &mut BufferPool) -> Option<Chunk> {
         let Security::Tls(session) = &mut self.security else {
             return None;
@@ -394,14 +389,14 @@ impl Connection {
         }
     }
 
-    /// Everything that was to be sent is on its way or sent.
+    /// Returns true if everything is being sent or was sent.
     fn is_flushed(&self) -> bool {
         self.rest.is_none()
             && self.flow.outbox.is_empty()
             && if let Security::Tls(session) = &self.security { session.is_flushed() } else { true }
     }
 
-    /// The send is over.
+    /// Ends a send.
     pub(crate) fn end_send(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
         let Some(Sending { mut range, charge_bytes }) = self.sending.take() else {
             return;
@@ -409,7 +404,7 @@ impl Connection {
         self.active_at = cx.now;
         let len_bytes = *result.as_ref().unwrap_or(&0);
         if let Some(deadline) = &mut self.send_deadline {
-            // Short replies give back more than their length.
+            // Short replies release more than their length.
             let given_back = if len_bytes < range.len() { 0 } else { charge_bytes };
             deadline.moved(given_back.max(len_bytes as u64), cx.now);
         }
@@ -438,8 +433,7 @@ impl Connection {
                 cx.pool.give(buffer);
                 self.flow.release(charge_bytes, cx);
                 let why = format!("sending failed: {error}");
-                // Who disconnected may have closed the socket already: its requests are carried out all the
-                // same.
+                // A client that sent DISC may have closed the socket: its requests are executed anyway.
                 if self.flow.has_taken_leave() && self.life == Life::Draining {
                     self.flow.recall();
                     self.drop_replies(&why, cx.pool);
@@ -450,7 +444,7 @@ impl Connection {
         }
     }
 
-    /// Work that this connection handed out is done.
+    /// Processes the result of work.
     pub(crate) fn work_done(&mut self, done: Done, cx: &mut Context<'_>) {
         self.flow.jobs -= 1;
         match done {
@@ -477,14 +471,14 @@ impl Connection {
         }
     }
 
-    /// Takes up requests that waited for bytes in flight to be released.
+    /// Retries requests that waited for budget.
     pub(crate) fn retry(&mut self, cx: &mut Context<'_>) {
         if self.full {
             self.take_input(cx);
         }
     }
 
-    /// Takes nothing new, and ends when the requests in flight are answered, or after the drain timeout.
+    /// Stops accepting requests and ends when those in flight are answered, or after the drain timeout.
     pub(crate) fn drain(&mut self, why: &str, cx: &mut Context<'_>) {
         if self.life != Life::Open {
             return;
@@ -499,7 +493,7 @@ impl Connection {
         self.deadline = cx.now.checked_add(self.limits.drain_timeout);
     }
 
-    /// Ends at once; what is in flight is not answered.
+    /// Ends at once, without answering requests in flight.
     pub(crate) fn abort(&mut self, why: &str, cx: &mut Context<'_>) {
         self.flow.stop_waiting(cx.budget);
         self.drop_all(why, cx.pool);
@@ -511,7 +505,7 @@ impl Connection {
         self.drop_replies(why, pool);
     }
 
-    /// Sends nothing any more.
+    /// Stops sending.
     fn drop_replies(&mut self, why: &str, pool: &mut BufferPool) {
         if self.life == Life::Aborted {
             return;
@@ -527,7 +521,7 @@ impl Connection {
         self.clear_session(pool);
     }
 
-    /// Looks whether something took too long.
+    /// Checks the timeouts.
     pub(crate) fn check_time(&mut self, cx: &mut Context<'_>) {
         let now = cx.now;
         if self.deadline.is_some_and(|deadline| deadline <= now) {
@@ -571,17 +565,16 @@ impl Connection {
         }
     }
 
-    /// Nothing is received, as so much is in flight: that a client of this host goes, or one whose data may
-    /// be far away, has to be seen in another way.
+    /// Returns true if no receive is in progress because too much is in flight: the disconnect of a local
+    /// client, or of one with remote data, must be detected in another way.
     pub(crate) fn is_to_be_watched(&self) -> bool {
         let is_awaited = self.client.is_local || self.flow.may_wait_for_far_data();
         self.life == Life::Open && self.full && is_awaited
     }
 
-    /// The client has closed its side. One of this host is gone; another one may be, and what it asked for is
-    /// not waited for if it is far away.
+    /// Processes a hang-up. A local client is gone; another one may be, so its remote data is not waited for.
     pub(crate) fn hung_up(&mut self, result: io::Result<()>, cx: &mut Context<'_>) {
-        // When something is received, the end comes behind it.
+        // If input follows, the end of the stream follows behind it.
         if !self.is_to_be_watched() {
             return;
         }
@@ -592,7 +585,7 @@ impl Connection {
         }
     }
 
-    /// When [`check_time`](Self::check_time) should be called next.
+    /// Returns the time of the next [`check_time`](Self::check_time).
     pub(crate) fn next_check(&self) -> Option<Instant> {
         let sending = self.send_deadline.as_ref().filter(|_| self.life != Life::Aborted);
         let receiving = self.payload.as_ref().filter(|_| self.life == Life::Open && self.is_receiving);
@@ -605,9 +598,9 @@ impl Connection {
         checks.into_iter().flatten().min()
     }
 
-    /// When an idle connection ends.
+    /// Returns the end of the idle timeout.
     fn idle_until(&self) -> Option<Instant> {
-        // This host's devices are idle when nobody uses them, and must be there when somebody does.
+        // Kernel devices of this host may be idle and must stay connected.
         let is_waiting =
             self.life == Life::Open && matches!(self.phase, Phase::Transmission(_)) && !self.client.is_local;
         let timeout = self.limits.idle_timeout.filter(|_| is_waiting)?;
@@ -618,22 +611,22 @@ impl Connection {
         self.flow.jobs == 0 && self.sending.is_none() && !self.full && self.is_flushed()
     }
 
-    /// A client that sees its replies, and then the end, may still have to come: it has not closed its side.
+    /// Returns true if the client has not closed its side and may still have to read its replies.
     pub(crate) fn may_linger(&self) -> bool {
         self.life == Life::Draining && !self.has_ended
     }
 
-    /// The receive is to be cancelled: what it brings will not be used.
+    /// Returns true if the receive should be cancelled.
     pub(crate) fn refuses_input(&self) -> bool {
         self.life != Life::Open && self.is_receiving
     }
 
-    /// The socket is to be shut down both ways.
+    /// Returns true if the socket should be shut down.
     pub(crate) fn is_aborted(&self) -> bool {
         self.life == Life::Aborted
     }
 
-    /// Nothing is under way and nothing is left to do.
+    /// Returns true if nothing is in progress or left to do.
     pub(crate) fn is_finished(&self) -> bool {
         let idle = !self.is_receiving && self.sending.is_none() && self.flow.jobs == 0;
         let closed = if let Security::Tls(session) = &self.security { session.is_over() } else { true };
@@ -645,7 +638,7 @@ impl Connection {
         }
     }
 
-    /// How much memory the replies in waiting take, in bytes.
+    /// Returns the memory of queued replies, in bytes.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn held_bytes(&self) -> usize {
         self.flow.outbox.held_bytes()
@@ -656,12 +649,12 @@ impl Connection {
         self.flow.charged_bytes()
     }
 
-    /// Requests are under way on other threads.
+    /// Returns true if requests run on other threads.
     pub(crate) fn has_work(&self) -> bool {
         self.flow.jobs > 0
     }
 
-    /// Gives back what the connection holds.
+    /// Releases all resources of the connection.
     pub(crate) fn release(mut self, pool: &mut BufferPool, budget: &Budget<Wake>) {
         self.inbox.discard(pool);
         if let Security::Tls(session) = self.security {
@@ -671,7 +664,7 @@ impl Connection {
         self.flow.release_all(budget);
     }
 
-    /// Takes from the inbox what can be taken.
+    /// Processes the inbox as far as possible.
     fn advance(&mut self, cx: &mut Context<'_>) {
         if self.life != Life::Open || self.in_step {
             return;
@@ -723,7 +716,7 @@ impl Connection {
         }
     }
 
-    /// The client has been told that TLS may begin.
+    /// Starts TLS after its acknowledgement.
     fn start_tls(&mut self, cx: &mut Context<'_>) {
         let session = match &self.tls {
             TlsOffer::Allow(identity) | TlsOffer::Require(identity) => identity.accept(),
@@ -748,7 +741,7 @@ impl Connection {
         match step {
             Step::NeedInput | Step::Continue => {}
             Step::Lookup(lookup) => self.flow.start(Work::Lookup(lookup, Arc::clone(&self.client)), cx),
-            // What came behind the option, in clear, is not the client's doing, or not what it wants.
+            // Plaintext behind the option is injected or erroneous.
             Step::StartTls if !self.inbox.unread().is_empty() => {
                 self.abort("bytes came between STARTTLS and its acknowledgement", cx);
             }

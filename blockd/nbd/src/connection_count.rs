@@ -1,18 +1,17 @@
-//! How many connections there are, and whether one more may come. Some places are kept for unix sockets:
-//! whoever fills the others over TCP, which may take no right at all, must not lock this host's own devices
-//! out.
+//! Limit of connections. Some are reserved for Unix sockets: clients that fill the others over TCP, possibly
+//! without any privilege, must not lock out kernel devices of this host.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Places that TCP leaves free, where there are enough: at most a quarter of all.
+/// Connections reserved for Unix sockets; at most a quarter of all.
 const RESERVED_FOR_LOCAL: usize = 64;
-/// How often refusals are reported.
+/// Interval of reports of refusals.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// The connections of one server.
+/// Connections of a server.
 pub(crate) struct Connections {
     max: usize,
     max_tcp: usize,
@@ -31,7 +30,7 @@ impl Connections {
         Self { max, max_tcp: max.saturating_sub(reserved).max(1), open: Mutex::default() }
     }
 
-    /// A place for one more connection, unless all that it may have are taken.
+    /// Reserves a connection within the limit.
     pub(crate) fn enter(self: &Arc<Self>, is_tcp: bool) -> Option<Place> {
         let mut open = self.open.lock();
         let is_free = open.tcp + open.local < self.max && !(is_tcp && open.tcp >= self.max_tcp);
@@ -49,7 +48,7 @@ impl Open {
     }
 }
 
-/// A connection's place, until it is dropped.
+/// Reservation of a connection, returned on drop.
 pub(crate) struct Place {
     connections: Arc<Connections>,
     is_tcp: bool,
@@ -61,7 +60,7 @@ impl Drop for Place {
     }
 }
 
-/// Lets a report through now and then: clients that are refused come back at once, and would fill the log.
+/// Rate limit of reports: refused clients reconnect at once and would flood the log.
 #[derive(Default)]
 pub(crate) struct Reports {
     last: Option<Instant>,
@@ -69,7 +68,7 @@ pub(crate) struct Reports {
 }
 
 impl Reports {
-    /// Counts an event; how many there were since the last report, if it is time for one.
+    /// Counts an event; returns the number since the last report if one is due.
     pub(crate) fn count(&mut self, now: Instant) -> Option<u64> {
         self.unreported += 1;
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < REPORT_EVERY) {

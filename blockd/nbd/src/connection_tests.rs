@@ -1,5 +1,5 @@
-//! Connections driven without sockets: bytes arrive in any pieces, sends go out in any pieces, work is done
-//! in any order, and the replies are the same.
+//! Connections driven without sockets: for any receive and send boundaries and any order of work the replies
+//! are the same.
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
@@ -34,7 +34,7 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     idle_timeout: None,
 };
 
-/// Memory that answers at once, or not, depending on the place.
+/// Memory device that answers at once, or not, depending on the offset.
 struct Memory(Mutex<Vec<u8>>);
 
 impl Memory {
@@ -141,7 +141,7 @@ impl Driver {
         Self::over(Single(Memory::new()), limits, tls, client)
     }
 
-    /// One that has been through the negotiation.
+    /// Creates a driver after the negotiation.
     fn attached(limits: ConnectionLimits) -> Self {
         Self::attached_in(ReplyMode::Simple, limits)
     }
@@ -173,7 +173,7 @@ impl Driver {
     }
 }
 
-/// What structured replies say, by cookie: the error number, and the data, put together, or what else came.
+/// Decodes structured replies by cookie: error number and joined data, or other content.
 fn chunks(mut sent: &[u8], extended: bool, reads: &BTreeMap<u64, usize>) -> BTreeMap<u64, (u32, Vec<u8>)> {
     let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     let (mut open, mut replies) = (BTreeMap::new(), BTreeMap::new());
@@ -222,12 +222,12 @@ fn chunks(mut sent: &[u8], extended: bool, reads: &BTreeMap<u64, usize>) -> BTre
     replies
 }
 
-/// How far a request lies from the start of its place.
+/// Returns the offset of a request within its area.
 fn shift_of(cookie: u64) -> usize {
     (cookie as usize * 397) % 1200
 }
 
-/// Replies by cookie.
+/// Decodes replies by cookie.
 fn replies(mut sent: &[u8], reads: &BTreeMap<u64, usize>) -> BTreeMap<u64, (u32, Vec<u8>)> {
     let mut replies = BTreeMap::new();
     while !sent.is_empty() {
@@ -242,7 +242,7 @@ fn replies(mut sent: &[u8], reads: &BTreeMap<u64, usize>) -> BTreeMap<u64, (u32,
     replies
 }
 
-/// Requests that touch different places, so that their order does not matter.
+/// Generates requests on disjoint areas, so that their order does not matter.
 fn any_requests() -> impl Strategy<Value = Vec<(u16, u16, usize)>> {
     let command = prop_oneof![3 => Just(NBD_CMD_READ), 3 => Just(NBD_CMD_WRITE), 1 => 3_u16..9];
     let flags = prop_oneof![4 => Just(0_u16), 1 => 0_u16..32];
@@ -261,7 +261,7 @@ proptest! {
     ) {
         let (mut input, mut reads) = (Vec::new(), BTreeMap::new());
         for (index, (command, flags, len)) in requests.iter().enumerate() {
-            // Every 7th one lies beyond the end.
+            // Every 7th one is beyond the end.
             let place = if index % 7 == 6 { DEVICE_BYTES } else { index * (DEVICE_BYTES / 24) };
             let extended = mode == ReplyMode::Extended;
             let is_write = *command == NBD_CMD_WRITE;
@@ -329,8 +329,8 @@ fn read_request(cookie: u64, len_bytes: u32) -> [u8; REQUEST_LEN_BYTES] {
         .encode()
 }
 
-/// Sends `request` until the connection takes no more, with no reply ever sent; how many bytes it took, and
-/// charged.
+/// Sends `request` until the connection accepts no more, without sending replies; returns accepted and
+/// charged bytes.
 fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
     let mut taken_bytes = 0;
     let input = request.repeat(20_000);
@@ -353,7 +353,7 @@ fn client_not_reading_is_bounded() {
         while driver.send_some(usize::MAX) || driver.work_some(0) {}
         assert!(driver.connection.start_receive(driver.now).is_some());
     }
-    // Refusals count as well.
+    // Refusals are charged too.
     let mut driver = Driver::attached(LIMITS);
     let nonsense = Request { flags: 0, command: 77, cookie: 0, offset_bytes: 0, len_bytes: 0 }.encode();
     assert_eq!(flood(&mut driver, &nonsense).1, LIMITS.in_flight_bytes);
@@ -407,8 +407,8 @@ fn request_of_a_local_client_that_closed_its_side_is_dropped() {
     }
 }
 
-/// A write that is taken up a second after it was received, or may have been, is not carried out for a local
-/// client that has gone: its kernel has sent it again on another connection, and newer writes behind it.
+/// A write processed a second after its possible receipt is dropped if its local client is gone: the kernel
+/// has resent it on another connection, with newer writes behind it.
 #[test]
 fn late_write_of_a_local_client_that_is_gone_is_dropped() {
     let second_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
@@ -493,7 +493,7 @@ fn times_are_kept() {
     assert!(!at(&mut driver, 59));
     assert!(at(&mut driver, 2), "others wait for it");
 
-    // One that reads a little now and then is no better.
+    // Reading a little now and then does not help.
     let mut driver = Driver::attached(LIMITS);
     driver.receive_some(&read_request(1, 300_000), 1000);
     driver.work_some(0);
@@ -521,7 +521,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
         driver.tell(Connection::check_time);
         driver.connection.is_aborted()
     };
-    // One payload is kept in a buffer of its own, the other one is thrown away.
+    // One payload is kept in its own buffer, the other is discarded.
     for offset_bytes in [0, DEVICE_BYTES as u64] {
         let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes, len_bytes: 300_000 };
         let mut driver = Driver::attached(LIMITS);
@@ -545,7 +545,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
             driver.tell(|connection, cx| connection.end_receive(slow.buffer, Ok(1), cx));
         }
     }
-    // One that gets on may take its time.
+    // A client that makes progress is not dropped.
     let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 3 << 20 };
     let mut driver = Driver::attached(LIMITS);
     assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
@@ -577,7 +577,7 @@ fn leaving_client_gets_every_reply() {
 #[test]
 fn beyond_the_bound_of_all_only_a_little_is_taken() {
     let mut driver = Driver::attached(LIMITS);
-    // Others have used everything up.
+    // Others have used all budget.
     driver.budget.exhaust();
     assert_eq!(driver.receive_some(&read_request(1, 300_000), 100), Some(28));
     assert!(driver.work.is_empty());
@@ -592,7 +592,7 @@ fn beyond_the_bound_of_all_only_a_little_is_taken() {
     let (_, charged) = flood(&mut driver, &read_request(1, 4096));
     assert_eq!(charged, crate::flow::GUARANTEED_BYTES);
     assert!(driver.budget.is_exhausted(), "it waits for more");
-    // Whoever goes waits no longer, and holds nobody up.
+    // A leaving client stops waiting and delays no other.
     driver.tell(|connection, cx| connection.abort("the test ends it", cx));
     assert!(!driver.budget.is_exhausted());
 }
@@ -605,7 +605,7 @@ fn negotiation_reply_precedes_requests() {
     input.extend(OPTION_MAGIC.to_be_bytes());
     input.extend(NBD_OPT_EXPORT_NAME.to_be_bytes());
     input.extend(0_u32.to_be_bytes());
-    // Answered from its own buffer, at once: it must not overtake.
+    // Answered at once from its own buffer: it must not overtake.
     input.extend(read_request(1, 200_000));
     assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
     while driver.work_some(0) {}

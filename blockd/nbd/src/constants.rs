@@ -1,5 +1,5 @@
-//! Numbers of the NBD protocol, under the names of the protocol document
-//! (`doc/proto.md` of the NetworkBlockDevice project), grouped by its sections.
+//! Constants of the NBD protocol, with the names and sections of the protocol document (`doc/proto.md` of the
+//! NetworkBlockDevice project).
 
 // "Newstyle negotiation"
 
@@ -29,13 +29,13 @@ pub const NBD_OPT_EXPORT_NAME: u32 = 1;
 pub const NBD_OPT_ABORT: u32 = 2;
 /// List the exports.
 pub const NBD_OPT_LIST: u32 = 3;
-/// Go on encrypted.
+/// Start TLS.
 pub const NBD_OPT_STARTTLS: u32 = 5;
 /// Describe an export.
 pub const NBD_OPT_INFO: u32 = 6;
 /// Describe an export and enter transmission.
 pub const NBD_OPT_GO: u32 = 7;
-/// Answer with structured replies.
+/// Use structured replies.
 pub const NBD_OPT_STRUCTURED_REPLY: u32 = 8;
 /// List the metadata contexts of an export.
 pub const NBD_OPT_LIST_META_CONTEXT: u32 = 9;
@@ -54,7 +54,7 @@ pub const NBD_REP_SERVER: u32 = 2;
 pub const NBD_REP_INFO: u32 = 3;
 /// One metadata context.
 pub const NBD_REP_META_CONTEXT: u32 = 4;
-/// The option is not known here.
+/// The option is not supported.
 pub const NBD_REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 /// The server does not allow it now.
 pub const NBD_REP_ERR_POLICY: u32 = (1 << 31) + 2;
@@ -75,7 +75,7 @@ pub const NBD_REP_ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 pub const NBD_INFO_EXPORT: u16 = 0;
 /// The export's canonical name.
 pub const NBD_INFO_NAME: u16 = 1;
-/// A description for people.
+/// A human-readable description.
 pub const NBD_INFO_DESCRIPTION: u16 = 2;
 /// Minimum, preferred and maximum block size.
 pub const NBD_INFO_BLOCK_SIZE: u16 = 3;
@@ -149,7 +149,7 @@ pub const NBD_CMD_DISC: u16 = 2;
 pub const NBD_CMD_FLUSH: u16 = 3;
 /// Discard a range.
 pub const NBD_CMD_TRIM: u16 = 4;
-/// Bring a range near.
+/// Prefetch a range.
 pub const NBD_CMD_CACHE: u16 = 5;
 /// Fill a range with zeroes.
 pub const NBD_CMD_WRITE_ZEROES: u16 = 6;
@@ -173,15 +173,15 @@ pub const NBD_CMD_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
 
 // "Metadata contexts"
 
-/// The context that tells holes and zeroes.
+/// Context of holes and zeroes.
 pub const BASE_ALLOCATION: &str = "base:allocation";
-/// What the names of dirty bitmaps begin with, as qemu defines them (`docs/interop/nbd.txt`).
+/// Prefix of dirty bitmaps, as defined by qemu (`docs/interop/nbd.txt`).
 pub const DIRTY_BITMAP_PREFIX: &str = "qemu:dirty-bitmap:";
 /// `base:allocation`: no space is allocated.
 pub const STATE_HOLE: u32 = 1 << 0;
 /// `base:allocation`: it reads as zeroes.
 pub const STATE_ZERO: u32 = 1 << 1;
-/// `qemu:dirty-bitmap`: it was written since.
+/// `qemu:dirty-bitmap`: written since.
 pub const STATE_DIRTY: u32 = 1 << 0;
 
 // "Error values"
@@ -201,7 +201,7 @@ pub const NBD_ENOTSUP: u32 = 95;
 /// The server is shutting down.
 pub const NBD_ESHUTDOWN: u32 = 108;
 
-// Lengths that the messages have.
+// Lengths of messages.
 
 /// Bytes of the greeting: two magics and the handshake flags.
 pub const GREETING_LEN_BYTES: usize = 18;
@@ -216,7 +216,7 @@ pub const SIMPLE_REPLY_LEN_BYTES: usize = 16;
 /// Zeroes after the reply to `NBD_OPT_EXPORT_NAME`, unless both sides agreed to leave them out.
 pub const EXPORT_NAME_ZEROES_LEN_BYTES: usize = 124;
 
-// What this server allows.
+// Limits of this server.
 
 /// Smallest request that is served, in bytes.
 pub const MIN_BLOCK_BYTES: u32 = 1;
@@ -224,8 +224,8 @@ pub const MIN_BLOCK_BYTES: u32 = 1;
 pub const PREFERRED_BLOCK_BYTES: u32 = 4096;
 /// Largest payload of a read or a write, in bytes.
 pub const MAX_PAYLOAD_BYTES: u32 = 64 << 20;
-/// Longest payload of a refused write that is received and thrown away, in bytes; one that
-/// announces more loses its connection.
+/// Longest payload of a refused write that is received and discarded, in bytes; a longer one ends the
+/// connection.
 pub const MAX_DISCARD_BYTES: u32 = 128 << 20;
 /// Shortest payload of a block status request: the length of its range.
 pub const STATUS_PAYLOAD_MIN_BYTES: u64 = 8;
@@ -238,7 +238,7 @@ pub const MAX_CONTEXTS: usize = 1024;
 pub const MAX_STATUS_EXTENTS: usize = 8000;
 /// Longest export name that the protocol allows, in bytes.
 pub const MAX_NAME_LEN_BYTES: usize = 4096;
-/// Longest data of an option that is looked at, in bytes; longer data is thrown away and refused.
+/// Longest data of an option that is parsed, in bytes; longer data is discarded and refused.
 pub const MAX_OPTION_LEN_BYTES: u32 = 64 << 10;
-/// Longest data of an option that is thrown away, in bytes; a longer one costs the connection.
+/// Longest data of an option that is discarded, in bytes; a longer one ends the connection.
 pub const MAX_OPTION_DISCARD_BYTES: u32 = 16 << 20;

@@ -1,4 +1,4 @@
-//! What the server serves: [`BlockDevice`] is one export's data, [`ExportCatalog`] finds it by name.
+//! Interfaces of exports: [`BlockDevice`] is the data of an export, [`ExportCatalog`] finds it by name.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,99 +7,97 @@ use crate::constants::{
     BASE_ALLOCATION, NBD_EINVAL, NBD_EIO, NBD_ENOSPC, NBD_ENOTSUP, NBD_EPERM, NBD_ESHUTDOWN,
 };
 
-/// Whether a request was carried out at once or must go to a thread that may block.
+/// Result of a non-blocking attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Carried out.
+    /// Completed.
     Done,
-    /// Carried out; every byte of the range reads as zero. Only [`BlockDevice::try_read`] and
-    /// [`BlockDevice::read`] may say so, and may then leave `buf` as it was: a client that knows holes is
-    /// sent no data at all.
+    /// Completed; every byte of the range is zero. Only returned by [`BlockDevice::try_read`] and
+    /// [`BlockDevice::read`], which may then leave `buf` unchanged: clients that support holes receive no
+    /// data.
     Zeroes,
-    /// It would have to wait for storage or the network; nothing was done.
+    /// The request would wait for storage or network; nothing was done.
     WouldBlock,
 }
 
-/// What a request is about to do with a range.
+/// Access of a request to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Read it.
+    /// Read.
     Read,
-    /// Write or zero it.
+    /// Write or zero.
     Write,
 }
 
-/// Called once, when what a request needs is near or cannot be had. May block as long as the request itself.
+/// Called once, when the data of a request is local or failed. May block as long as the request itself.
 pub type WhenNear = Box<dyn FnOnce(Result<(), DeviceError>) + Send>;
 
-/// How [`BlockDevice::write_zeroes`] is to be carried out.
+/// Options of [`BlockDevice::write_zeroes`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZeroFlags {
-    /// The range's space stays allocated.
+    /// Keep the space allocated.
     pub no_hole: bool,
-    /// Refuse with [`DeviceErrorKind::NotSupported`] rather than take as long as a write of zeroes would.
+    /// Fail with [`DeviceErrorKind::NotSupported`] instead of writing zeroes slowly.
     pub fast: bool,
     /// Durable on return.
     pub fua: bool,
 }
 
-/// A run of bytes with the same status in one metadata context.
+/// Byte range with one status in a metadata context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatusExtent {
-    /// Its length in bytes, at least 1.
+    /// Length in bytes, at least 1.
     pub len_bytes: u64,
-    /// What the context says of it; for `base:allocation`, [`STATE_HOLE`](crate::constants::STATE_HOLE) and
+    /// Status flags; for `base:allocation`, [`STATE_HOLE`](crate::constants::STATE_HOLE) and
     /// [`STATE_ZERO`](crate::constants::STATE_ZERO).
     pub flags: u32,
 }
 
-/// Who asks for an export.
+/// Client of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Client {
-    /// Where the connection comes from, for logs: `unix`, `tcp://192.0.2.7:4321`.
+    /// Peer of the connection, for logs: `unix`, `tcp://192.0.2.7:4321`.
     pub peer: String,
-    /// The names in the certificate that the client has proved to hold; empty without one.
+    /// Names in the verified certificate of the client; empty without one.
     pub certificate_names: Vec<String>,
-    /// It came through a unix socket, which lets in only the server's own user and root.
+    /// Connected through a Unix socket, which admits only the server's user and root.
     pub is_local: bool,
 }
 
-/// One device behind one or more connections.
+/// Device behind one or more connections.
 ///
-/// The server has checked every request before it gets here: ranges lie within `size_bytes()`, reads and
-/// writes are 1 byte to 64 MiB long, a read-only device is never written. Requests run concurrently and in
-/// any order, from any number of threads. The `Arc` of a device is held from the moment its connection enters
-/// transmission until the connection is gone and its last request has finished; it may be dropped on any of
-/// the server's threads, so dropping must not block.
+/// The server checks every request first: ranges are within `size_bytes()`, reads and writes are 1 byte to 64
+/// MiB long, read-only devices are never written. Requests run concurrently, in any order and on any number
+/// of threads. The `Arc` of a device is held from the start of transmission until the connection is gone and
+/// its last request has finished; it may be dropped on any thread of the server, so dropping must not block.
 ///
-/// Buffers given to [`read`](Self::read) and [`write`](Self::write) start at a multiple of 4096 in memory if
-/// the client's request begins at one, fit for direct I/O where offset and length are. Buffers of
-/// [`try_read`](Self::try_read) and [`try_write`](Self::try_write) have no alignment.
+/// Buffers of [`read`](Self::read) and [`write`](Self::write) are aligned to 4096 in memory if the request's
+/// offset is, as required for direct I/O. Buffers of [`try_read`](Self::try_read) and
+/// [`try_write`](Self::try_write) are not aligned.
 pub trait BlockDevice: Send + Sync + 'static {
-    /// Size in bytes. It may grow while connections hold the device, but never shrink: requests beyond the
-    /// size that a client was told are served as soon as the device has grown.
+    /// Returns the size in bytes. It may grow while connections hold the device, but never shrink: requests
+    /// beyond the announced size are served as soon as the device has grown.
     fn size_bytes(&self) -> u64;
 
-    /// Whether writing commands are refused.
+    /// Returns true if writes are refused.
     fn is_read_only(&self) -> bool;
 
-    /// Fills `buf` without waiting for storage or network, or returns [`Progress::WouldBlock`], after which
-    /// the content of `buf` means nothing. Called on the thread that serves the sockets.
+    /// Reads into `buf` without waiting for storage or network, or returns [`Progress::WouldBlock`] with
+    /// unspecified content of `buf`. Called on the thread that serves the sockets.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As for [`read`](Self::read).
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         let _ = (offset_bytes, buf);
         Ok(Progress::WouldBlock)
     }
 
-    /// Brings near what a request needs, if that is so far away (across a network) that no thread should be
-    /// kept waiting for it: then `then` is kept, and called from any thread when the request can be carried
-    /// out, or with the reason why it cannot. Otherwise `then` is given back, which is what happens by
-    /// default. Must not block.
+    /// Fetches remote data of a request, so that no thread waits for it: `then` is kept and called from any
+    /// thread when the request can be executed, or with an error. If no fetch is needed, `then` is returned,
+    /// which is the default. Must not block.
     ///
-    /// The server keeps what waits so in its own books, within a connection's bounds, and serves all others
-    /// meanwhile. If the client goes, it ends what waits by itself, and nothing comes of calling `then`.
+    /// The server keeps such requests within the connection's limits and serves others meanwhile. If the
+    /// client disconnects, the server ends them by itself, and later calls of `then` have no effect.
     fn bring_near(
         &self,
         access: Access,
@@ -111,100 +109,96 @@ pub trait BlockDevice: Send + Sync + 'static {
         Some(then)
     }
 
-    /// Whether [`bring_near`](Self::bring_near) may ever keep a request; spares others the trouble.
+    /// Returns true if [`bring_near`](Self::bring_near) may keep requests.
     fn may_be_far(&self) -> bool {
         false
     }
 
-    /// Where what is far away comes from: devices with the same key wait for the same, and may together have
-    /// only a part of what the server may have in flight. Asked for when a connection enters transmission, of
-    /// devices that [may be far](Self::may_be_far). By default they are all held to be one.
+    /// Returns the source of remote data: devices with the same key share a part of the server's in-flight
+    /// budget. Called at the start of transmission for devices that [may be remote](Self::may_be_far). By
+    /// default all share one key.
     fn source_key(&self) -> u128 {
         0
     }
 
-    /// Fills `buf`; may block. Never returns [`Progress::WouldBlock`].
+    /// Reads into `buf`; may block. Never returns [`Progress::WouldBlock`].
     ///
     /// # Errors
-    /// When the data cannot be had; the client is told the kind.
+    /// The data cannot be read; the client receives the kind.
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError>;
 
-    /// Writes `data` without waiting for storage or network, or does nothing and returns
-    /// [`Progress::WouldBlock`]. Never called for a write with FUA. Called on the thread that serves the
-    /// sockets.
+    /// Writes `data` without waiting for storage or network, or returns [`Progress::WouldBlock`] without
+    /// effect. Never called for FUA writes. Called on the thread that serves the sockets.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
+    /// As for [`write`](Self::write).
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
         let _ = (offset_bytes, data);
         Ok(Progress::WouldBlock)
     }
 
-    /// Writes `data`; with `fua`, it is durable on return. May block. By default it is refused, and so are
-    /// [`trim`](Self::trim) and [`write_zeroes`](Self::write_zeroes): a read-only device has none of them.
+    /// Writes `data`; with `fua`, durable on return. May block. The default refuses it, as those of
+    /// [`trim`](Self::trim) and [`write_zeroes`](Self::write_zeroes) do, for read-only devices.
     ///
     /// # Errors
-    /// When the data could not be written; the client is told the kind.
+    /// The data cannot be written; the client receives the kind.
     fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
         let _ = (offset_bytes, data, fua);
         Err(DeviceError::read_only())
     }
 
-    /// Devices with the same key share their storage, and a [`flush`](Self::flush) of one answers for all of
-    /// them: flushes that wait, of whichever connections, are carried out as one. By default only those of
-    /// the same `Arc` are.
+    /// Returns the key of shared storage: one [`flush`](Self::flush) covers all devices with the same key, so
+    /// their waiting flushes are coalesced. By default only flushes of the same `Arc` are.
     fn flush_key(&self) -> Option<u128> {
         None
     }
 
-    /// Makes durable every write that returned before this call, whichever connection it came from.
+    /// Makes every write that returned before this call durable, for all connections.
     ///
     /// # Errors
-    /// When durability cannot be promised.
+    /// Durability is not certain.
     fn flush(&self) -> Result<(), DeviceError>;
 
-    /// The client no longer needs the range; what it reads as afterwards is the device's choice.
+    /// Discards a range; its later content is up to the device.
     ///
     /// # Errors
-    /// When the device failed.
+    /// The device failed.
     fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
         let _ = (offset_bytes, len_bytes, fua);
         Err(DeviceError::read_only())
     }
 
-    /// Makes the range read as zeroes.
+    /// Zeroes a range.
     ///
     /// # Errors
-    /// When the range could not be zeroed.
+    /// The range cannot be zeroed.
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
         let _ = (offset_bytes, len_bytes, flags);
         Err(DeviceError::read_only())
     }
 
-    /// The client will read the range soon: brings it near, as far as that pays. May block. Does nothing by
-    /// default.
+    /// Prefetches a range that the client will read, as far as useful. May block. The default does nothing.
     ///
     /// # Errors
-    /// When the device failed.
+    /// The device failed.
     fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
         let _ = (offset_bytes, len_bytes);
         Ok(())
     }
 
-    /// The metadata contexts that [`block_status`](Self::block_status) knows, each as `namespace:name`, at
-    /// most 4096 bytes long. May block. By default only `base:allocation`. A name means the same thing for as
-    /// long as the device is held: a device whose names can be reused binds them when it is opened.
+    /// Returns the metadata contexts of [`block_status`](Self::block_status), each as `namespace:name`, at
+    /// most 4096 bytes long. May block. The default has only `base:allocation`. A name keeps its meaning as
+    /// long as the device is held: a device with reusable names binds them when it is opened.
     fn meta_contexts(&self) -> Vec<String> {
         vec![BASE_ALLOCATION.to_owned()]
     }
 
-    /// Appends the status of the range in one metadata context: runs in ascending order, which begin at
-    /// `offset_bytes` and lie within the range. It may stop before the end, but not before the first run, and
-    /// appends at most `max_extents`. Neighbours of the same status should be one run. May block. By default
-    /// all of the range is data.
+    /// Appends the status of a range in one metadata context: at least one and at most `max_extents`
+    /// ascending extents from `offset_bytes` within the range, possibly not up to its end. Neighbours of the
+    /// same status should be joined. May block. The default reports data.
     ///
     /// # Errors
-    /// When the context is not, or no longer, known, or the device failed.
+    /// The context is unknown (any more), or the device failed.
     fn block_status(
         &self,
         context: &str,
@@ -219,7 +213,7 @@ pub trait BlockDevice: Send + Sync + 'static {
     }
 }
 
-/// What kind of failure a device reports; decides the error number that the client gets.
+/// Kind of a device failure; determines the error number of the reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceErrorKind {
@@ -227,18 +221,18 @@ pub enum DeviceErrorKind {
     Io,
     /// The storage is full: `NBD_ENOSPC`.
     NoSpace,
-    /// The request makes no sense to the device: `NBD_EINVAL`.
+    /// The request is invalid for the device: `NBD_EINVAL`.
     InvalidInput,
     /// The device does not allow it: `NBD_EPERM`.
     Permission,
-    /// The device is being taken away: `NBD_ESHUTDOWN`.
+    /// The device is being removed: `NBD_ESHUTDOWN`.
     Shutdown,
-    /// The device cannot do that in the way that was asked for: `NBD_ENOTSUP`.
+    /// The device does not support the request: `NBD_ENOTSUP`.
     NotSupported,
 }
 
 impl DeviceErrorKind {
-    /// The number that stands for this kind in a reply.
+    /// Returns the error number of this kind.
     pub(crate) fn nbd_errno(self) -> u32 {
         match self {
             Self::Io => NBD_EIO,
@@ -251,8 +245,7 @@ impl DeviceErrorKind {
     }
 }
 
-/// A device could not carry a request out. The message is for the log: the protocol has room only for the
-/// kind.
+/// Failure of a device. The message is for the log: simple replies contain only the kind.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct DeviceError {
@@ -261,7 +254,7 @@ pub struct DeviceError {
 }
 
 impl DeviceError {
-    /// An error of `kind`, with one line that says what failed on what.
+    /// Creates an error of `kind` with one line: operation, object and cause.
     pub fn new(kind: DeviceErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
@@ -270,19 +263,19 @@ impl DeviceError {
         Self::new(DeviceErrorKind::Permission, "the device is read-only")
     }
 
-    /// What kind of failure this is.
+    /// Returns the kind.
     #[must_use]
     pub fn kind(&self) -> DeviceErrorKind {
         self.kind
     }
 
-    /// What failed, in one line.
+    /// Returns the message, one line.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// Whether the same request may succeed later.
+    /// Returns true if a retry can succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self.kind {
@@ -294,38 +287,38 @@ impl DeviceError {
     }
 }
 
-/// One export, as a client's list shows it.
+/// Export in a client's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportInfo {
-    /// Name to open it by, at most 4096 bytes.
+    /// Name, at most 4096 bytes.
     pub name: String,
-    /// One line for people; may be empty.
+    /// Human-readable line; may be empty.
     pub description: String,
     /// Size in bytes.
     pub size_bytes: u64,
-    /// Whether writing commands are refused.
+    /// Returns true if writes are refused.
     pub read_only: bool,
 }
 
-/// Looks exports up. Called on threads that may block.
+/// Lookup of exports. Called on threads that may block.
 pub trait ExportCatalog: Send + Sync + 'static {
-    /// The device that `name` stands for; the empty name is the default export.
+    /// Opens the device of `name`; the empty name is the default export.
     ///
     /// # Errors
-    /// When there is none, or it cannot be had now; the client is told why.
+    /// It does not exist or is not available; the client receives the reason.
     fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError>;
 
-    /// All exports that the client may see.
+    /// Returns all exports visible to the client.
     fn list(&self, client: &Client) -> Vec<ExportInfo>;
 
-    /// A part of [`list`](Self::list), which a client is sent part by part: at most `max` exports behind the
-    /// first `skip`, fewer only at the end. To be implemented by a catalog that may have many.
+    /// Returns a part of [`list`](Self::list): at most `max` exports behind the first `skip`, fewer only at
+    /// the end. Implement it for large catalogs.
     fn list_part(&self, client: &Client, skip: usize, max: usize) -> Vec<ExportInfo> {
         self.list(client).into_iter().skip(skip).take(max).collect()
     }
 
-    /// One export's entry in [`list`](Self::list); for the empty name, that of the default export, if it is
-    /// in it. To be implemented by a catalog that may have many.
+    /// Returns the entry of one export in [`list`](Self::list); for the empty name, that of the default
+    /// export if listed. Implement it for large catalogs.
     fn describe(&self, name: &str, client: &Client) -> Option<ExportInfo> {
         let mut list = self.list(client);
         let position = list.iter().position(|info| info.name == name);
@@ -334,29 +327,29 @@ pub trait ExportCatalog: Send + Sync + 'static {
     }
 }
 
-/// Why an export cannot be opened.
+/// Failure to open an export.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
-    /// There is none of that name; for the empty name, there is no default export.
+    /// Unknown name, or no default export.
     #[error("no such export")]
     Unknown,
-    /// It exists, but cannot be served now.
+    /// It exists, but is not available.
     #[error("the export cannot be served now: {reason}")]
     Unavailable {
-        /// What prevents it, in one line that the client is shown.
+        /// Reason, in one line shown to the client.
         reason: String,
     },
-    /// This client may not have it.
+    /// The client has no access.
     #[error("this client may not open the export: {reason}")]
     Denied {
-        /// What it would take, in one line that the client is shown.
+        /// Requirement, in one line shown to the client.
         reason: String,
     },
 }
 
 impl ExportError {
-    /// Whether the same name may open later.
+    /// Returns true if a retry can succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable { .. })

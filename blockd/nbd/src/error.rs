@@ -1,12 +1,11 @@
-//! Errors of starting and stopping a server. What goes wrong on one connection ends that connection and is
-//! logged.
+//! Errors of starting and stopping a server. Errors of a connection end it and are logged.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A server could not be started or stopped.
+/// Failure to start or stop a server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NbdError {
@@ -16,73 +15,73 @@ pub enum NbdError {
          sandbox that allows io_uring_setup"
     )]
     RingSetup {
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// A setting is out of its range.
+    /// A setting is out of range.
     #[error("the NBD server setting {setting} is {value}: {wanted}")]
     InvalidConfig {
-        /// Which setting.
+        /// Setting.
         setting: &'static str,
-        /// What it was set to.
+        /// Given value.
         value: String,
-        /// What would be right.
+        /// Valid range.
         wanted: &'static str,
     },
-    /// The path of the socket is taken by something that is no socket.
+    /// The path of the socket exists and is not a socket.
     #[error("cannot listen on {path}: there is a file that is not a socket, move it away")]
     NotASocket {
-        /// Where.
+        /// Path.
         path: PathBuf,
     },
     /// Another server answers on the socket.
     #[error("cannot listen on {path}: another server answers there, stop it or choose another path")]
     SocketInUse {
-        /// Where.
+        /// Path.
         path: PathBuf,
     },
-    /// The unix socket could not be made.
+    /// The Unix socket could not be created.
     #[error("cannot listen on the unix socket {path}: {doing}")]
     BindUnix {
-        /// Where.
+        /// Path.
         path: PathBuf,
-        /// The step that failed.
+        /// Failed step.
         doing: &'static str,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
     /// The TCP address could not be bound.
     #[error("cannot listen on tcp://{addr}")]
     BindTcp {
-        /// Where.
+        /// Path.
         addr: SocketAddr,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// A thread could not be started, or died while starting.
+    /// A thread could not be started.
     #[error("cannot start the thread {name}")]
     Thread {
-        /// Its name.
+        /// Name.
         name: String,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// Some request had not finished when the time for stopping was over.
+    /// Requests were still running after the shutdown timeout.
     #[error("the NBD server did not stop within {timeout:?}: {running} threads still wait for a device")]
     ShutdownTimeout {
-        /// How long it was waited.
+        /// Timeout.
         timeout: Duration,
-        /// Threads that were left running.
+        /// Number of running threads.
         running: usize,
     },
 }
 
 impl NbdError {
-    /// Whether the same call may succeed later.
+    /// Returns true if a retry can succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -1,5 +1,4 @@
-//! The requests of one connection that its device has taken along, until what they need is near; and whether
-//! anybody still wants to know what becomes of them.
+//! Requests of a connection that wait for remote data, and the liveness of their client.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -12,22 +11,22 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::worker::Job;
 
-/// A client is not replaced by another one in less than this: it takes three round trips to connect and
-/// negotiate, some 100 us here. The system call that checks the socket costs 0.3 us, a tenth of a small
+/// Minimum time in which a client can be replaced by another: three round trips for connection and
+/// negotiation take some 100 us. The system call that checks the socket costs 0.3 us, a tenth of a small
 /// write.
 const MIN_REPLACEMENT_TIME: Duration = Duration::from_micros(250);
-/// Age of input from which on a client of this host may have closed the connection and sent its requests
-/// again on another one: shorter than any request timeout of the kernel, and longer than a client that sends
-/// DISC and closes waits for a ring thread.
+/// Age of input after which a local client may have resent its requests on another connection: shorter than
+/// any request timeout of the kernel, and longer than a client that sends DISC and closes waits for a ring
+/// thread.
 pub(crate) const LATE_AFTER: Duration = Duration::from_millis(500);
 
-/// See the module. Shared by a connection and its requests; the connection bounds how many there are.
+/// Requests waiting for remote data; shared by a connection, which bounds their number, and its requests.
 #[derive(Default)]
 pub(crate) struct FarRequests {
     is_abandoned: AtomicBool,
-    /// The socket, of a client that is gone when it has closed its side.
+    /// Socket of a local client, which is gone when it has closed its side.
     local_peer: Option<Arc<OwnedFd>>,
-    /// The client took its leave: its requests are carried out although it closes the socket.
+    /// The client sent DISC: its requests are executed although it closes the socket.
     is_orderly: AtomicBool,
     books: Mutex<Books>,
 }
@@ -36,36 +35,36 @@ pub(crate) struct FarRequests {
 struct Books {
     waiting: HashMap<u64, Job>,
     next: u64,
-    /// The client has gone: nothing waits any more.
+    /// The client is gone: nothing waits any more.
     is_recalled: bool,
 }
 
-/// One of them.
+/// Key of a waiting request.
 #[derive(Clone, Copy)]
 pub(crate) struct FarKey(u64);
 
 impl FarRequests {
-    /// Those of a client of this host, on this socket. The kernel closes the socket of a connection whose
-    /// request timed out and sends the request again on another one; the first copy must not be carried out
-    /// after that. Such a client never closes only one side.
+    /// Creates the table for a local client on this socket. The kernel closes the socket of a connection
+    /// whose request timed out and resends the request on another one; the first copy must not be executed
+    /// afterwards. Such a client never closes only one side.
     pub(crate) fn of_local(socket: Arc<OwnedFd>) -> Self {
         Self { local_peer: Some(socket), ..Self::default() }
     }
 
-    /// The result of a request that was received at `received` is of no use to its client any more. Checks
-    /// the socket of a request that waited for long, because the ring thread may be busy.
+    /// Returns true if the result of a request received at `received` is no longer useful. Checks the socket
+    /// of requests that waited long, because the ring thread may be busy.
     pub(crate) fn is_abandoned(&self, received: Instant) -> bool {
         self.is_abandoned.load(Ordering::Relaxed)
             || received.elapsed() >= MIN_REPLACEMENT_TIME && self.has_hung_up()
     }
 
-    /// The client of this host had so much time since it sent what was received at `received` that it may
-    /// have replaced the connection, and has closed it.
+    /// Returns true if the local client has closed the connection and had enough time since `received` to
+    /// replace it.
     pub(crate) fn is_stale(&self, received: Instant) -> bool {
         self.local_peer.is_some() && received.elapsed() >= LATE_AFTER && self.has_hung_up()
     }
 
-    /// The client of this host has closed the socket without taking its leave.
+    /// Returns true if the local client closed the socket without DISC.
     fn has_hung_up(&self) -> bool {
         let Some(socket) = self.local_peer.as_ref().filter(|_| !self.is_orderly.load(Ordering::Relaxed))
         else {
@@ -76,7 +75,7 @@ impl FarRequests {
         poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 
-    /// The client takes its leave: the end of the stream is no sign that it is gone.
+    /// Records DISC: the end of the stream is then orderly.
     pub(crate) fn take_leave(&self) {
         self.is_orderly.store(true, Ordering::Relaxed);
     }
@@ -85,13 +84,13 @@ impl FarRequests {
         self.is_orderly.load(Ordering::Relaxed)
     }
 
-    /// Nobody wants to know from now on: what waits has ended.
+    /// Ends all waiting requests without replies.
     pub(crate) fn abandon(&self) {
         self.is_abandoned.store(true, Ordering::Relaxed);
         self.recall();
     }
 
-    /// Nothing waits for what is far from now on: what does has ended.
+    /// Ends all requests that wait for remote data.
     pub(crate) fn recall(&self) {
         let waiting = {
             let mut books = self.books.lock();
@@ -105,7 +104,7 @@ impl FarRequests {
         self.books.lock().is_recalled
     }
 
-    /// Keeps a request until somebody takes it back.
+    /// Stores a request until it is taken.
     pub(crate) fn keep(&self, job: Job) -> FarKey {
         let mut books = self.books.lock();
         let key = books.next;
@@ -114,7 +113,7 @@ impl FarRequests {
         FarKey(key)
     }
 
-    /// Takes a request back, unless somebody has.
+    /// Takes a request, unless it was already taken.
     pub(crate) fn take(&self, key: FarKey) -> Option<Job> {
         self.books.lock().waiting.remove(&key.0)
     }

@@ -1,5 +1,5 @@
-//! What connections to devices that may be far away have in flight: a part of what all may, and each source a
-//! part of that. So a source that keeps silent cannot bring everybody else to a halt.
+//! In-flight budgets of connections to remote-backed devices: a part of the total budget, and a part of that
+//! for each source. So a silent source cannot stall other connections.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -9,12 +9,12 @@ use parking_lot::Mutex;
 use crate::budget::Budget;
 use crate::flow::Wake;
 
-/// What all of them may have of what all connections may.
+/// Divisor of the total budget for all remote-backed connections.
 const ALL_SHARE: u64 = 2;
-/// What those of one source may have of it.
+/// Divisor of the total budget for one source.
 const SOURCE_SHARE: u64 = 8;
 
-/// The budgets of what is far away.
+/// Budgets of remote-backed connections.
 pub(crate) struct FarBudgets {
     all: Arc<Budget<Wake>>,
     source_limit_bytes: u64,
@@ -22,7 +22,7 @@ pub(crate) struct FarBudgets {
 }
 
 impl FarBudgets {
-    /// Where all connections may have so many bytes in flight.
+    /// Creates budgets from the total limit in bytes.
     pub(crate) fn new(limit_bytes: u64) -> Self {
         Self {
             all: Arc::new(Budget::new(limit_bytes / ALL_SHARE)),
@@ -31,13 +31,12 @@ impl FarBudgets {
         }
     }
 
-    /// The budgets that a connection to a device with this source is held to as well, in the order in which
-    /// they are taken from.
+    /// Returns the additional budgets of a connection to this source, in the order of charging.
     pub(crate) fn of(&self, source: u128) -> Vec<Arc<Budget<Wake>>> {
         let mut by_source = self.by_source.lock();
         let known = by_source.get(&source).and_then(Weak::upgrade);
         let budget = known.unwrap_or_else(|| {
-            // There are no more than connections.
+            // Bounded by the number of connections.
             by_source.retain(|_, budget| budget.strong_count() > 0);
             let budget = Arc::new(Budget::new(self.source_limit_bytes));
             by_source.insert(source, Arc::downgrade(&budget));

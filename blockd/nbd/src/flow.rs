@@ -1,5 +1,4 @@
-//! What a connection has in flight: replies to be sent, requests being carried out, and the bytes charged for
-//! both.
+//! Flow control of a connection: queued replies, running requests, and the bytes charged for both.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,62 +11,59 @@ use crate::outbox::Outbox;
 use crate::reply::{ReplyTo, errno_text};
 use crate::worker::Work;
 
-/// Charged for every request on top of its payload: bounds the number of requests in flight, not only their
-/// bytes.
+/// Charge of each request beside its payload: bounds the number of requests in flight.
 pub(crate) const REQUEST_OVERHEAD_BYTES: u64 = 4096;
-/// What a connection may have in flight even when all connections together have used up theirs, in bytes:
-/// slow ones cannot bring the others to a halt.
+/// Guaranteed in-flight bytes of a connection, even if the total budget is exhausted: slow connections cannot
+/// stall others.
 pub(crate) const GUARANTEED_BYTES: u64 = 256 << 10;
-/// Requests of one connection that may wait for a worker or be with one. Some take long and cost next to no
-/// bytes: more of them would keep the workers from everybody else.
+/// Maximum number of a connection's requests that wait for or occupy workers. Some take long and cost few
+/// bytes: more of them would occupy all workers.
 pub(crate) const MAX_JOBS: usize = 64;
-/// The same where the data of some may be far away: those keep no worker, and must not keep the others from
-/// theirs.
+/// The same for remote-backed devices: requests for remote data occupy no worker and must not delay others.
 pub(crate) const MAX_JOBS_FAR: usize = 512;
 
-/// Wakes the ring thread of a connection that waits for the budget.
+/// Wakes the ring thread of a connection that waits for budget.
 pub(crate) type Wake = Box<dyn Fn() + Send>;
 
-/// What a connection may use while it handles an event.
+/// Resources for handling an event of a connection.
 pub(crate) struct Context<'a> {
     pub(crate) pool: &'a mut BufferPool,
     pub(crate) budget: &'a Budget<Wake>,
     pub(crate) far_budgets: &'a FarBudgets,
-    /// What wakes this thread when it is a connection's turn to take from the budget.
+    /// Wakes this thread when a connection can take budget.
     pub(crate) wake: &'a dyn Fn() -> Wake,
-    /// Work for the threads that may block.
+    /// Work for threads that may block.
     pub(crate) work: &'a mut Vec<Work>,
-    /// Counts the requests that were taken up.
+    /// Number of accepted requests.
     pub(crate) requests: &'a mut usize,
     pub(crate) now: Instant,
-    /// Nothing that is received at `now` came before this time, unless it waited in the socket.
+    /// Lower bound of the arrival of input received at `now`, unless it waited in the socket.
     pub(crate) looked_before: Instant,
 }
 
-/// A budget that is not for all.
+/// Additional budget.
 struct Levy {
     budget: Arc<Budget<Wake>>,
     ticket: Option<Ticket>,
 }
 
-/// See the module.
+/// Flow control of a connection.
 pub(crate) struct Flow {
     pub(crate) outbox: Outbox,
-    /// Work handed out and not yet done.
+    /// Outstanding work.
     pub(crate) jobs: usize,
     most_jobs: usize,
-    /// The requests whose data is far away.
+    /// Requests waiting for remote data.
     pub(crate) far: Arc<FarRequests>,
     charged_bytes: u64,
-    /// While a request waits for the budget of all.
+    /// Ticket while a request waits for the total budget.
     ticket: Option<Ticket>,
-    /// Other budgets that are taken from before that of all.
+    /// Additional budgets, charged before the total one.
     levies: Vec<Levy>,
-    /// What the request that waits has taken from the first ones of these: how many they are, and how many
-    /// bytes.
+    /// Number of additional budgets that the waiting request has charged, and the bytes.
     paid: (usize, u64),
     limit_bytes: u64,
-    /// A time at which the input that is taken up had not been received yet, or was just received.
+    /// Lower bound of the receipt of the processed input.
     pub(crate) received_at: Instant,
 }
 
@@ -87,34 +83,34 @@ impl Flow {
         }
     }
 
-    /// The input may be late, and its client has gone: it may have sent the same on another connection.
+    /// Returns true if the input may be late and its client is gone: it may have been resent on another
+    /// connection.
     pub(crate) fn is_stale(&self) -> bool {
         self.far.is_stale(self.received_at)
     }
 
-    /// As much work is handed out as may be.
+    /// Returns true if the maximum of work is outstanding.
     pub(crate) fn has_all_jobs(&self) -> bool {
         self.jobs >= self.most_jobs
     }
 
-    /// The data of some requests may be far away; what is in flight is held to these budgets as well. Before
-    /// the first request.
+    /// Adds budgets for remote data. Call it before the first request.
     pub(crate) fn allow_for_far_data(&mut self, budgets: Vec<Arc<Budget<Wake>>>) {
         self.most_jobs = MAX_JOBS_FAR;
         self.levies = budgets.into_iter().map(|budget| Levy { budget, ticket: None }).collect();
     }
 
-    /// Whether requests may wait for data that is far away.
+    /// Returns true if requests may wait for remote data.
     pub(crate) fn may_wait_for_far_data(&self) -> bool {
         !self.levies.is_empty() && !self.far.is_recalled()
     }
 
-    /// Work that was handed out need not be carried out any more.
+    /// Abandons outstanding work.
     pub(crate) fn abandon(&self) {
         self.far.abandon();
     }
 
-    /// The client took its leave: its requests are carried out, also when it closes the socket.
+    /// Records DISC: requests are executed also after the socket is closed.
     pub(crate) fn take_leave(&self) {
         self.far.take_leave();
     }
@@ -123,13 +119,13 @@ impl Flow {
         self.far.has_taken_leave()
     }
 
-    /// What waits for data that is far away need not wait any more.
+    /// Ends requests that wait for remote data.
     pub(crate) fn recall(&self) {
         self.far.recall();
     }
 
-    /// Charges a request's bytes, or returns `false`: then the request must wait until something is released.
-    /// Up to the guaranteed share it never waits for others.
+    /// Charges a request, or returns false: then it waits for a release. Up to the guaranteed share it never
+    /// waits.
     pub(crate) fn admit(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
         let after = self.charged_bytes.saturating_add(bytes);
         if self.charged_bytes != 0 && after > self.limit_bytes {
@@ -146,13 +142,13 @@ impl Flow {
         true
     }
 
-    /// Takes bytes from each budget that is not for all, in their order, or waits at one of them. What was
-    /// taken is kept while the request waits for the next: those who hold that one do not wait for this.
+    /// Charges the additional budgets in order, or waits at one of them. Charges are kept during the wait:
+    /// holders of the later budget do not wait for the earlier one.
     fn pay(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
         let (count, paid_bytes) = self.paid;
         if paid_bytes != bytes {
-            // Replies that were sent meanwhile have made the request's part of what is shared smaller. It
-            // cannot have grown: what a request is charged is settled when it is first tried.
+            // Replies sent meanwhile have reduced the request's shared part. It cannot have grown: the charge
+            // of a request is fixed at its first attempt.
             for levy in self.levies.iter().take(count) {
                 levy.budget.release(paid_bytes.saturating_sub(bytes));
             }
@@ -174,14 +170,14 @@ impl Flow {
         }
     }
 
-    /// Gives a request's bytes back.
+    /// Releases the bytes of a request.
     pub(crate) fn release(&mut self, bytes: u64, cx: &Context<'_>) {
         let before = self.charged_bytes;
         self.charged_bytes -= bytes;
         self.release_shared(shared(before) - shared(self.charged_bytes), cx.budget);
     }
 
-    /// No request waits for the budget any longer.
+    /// Stops waiting for budget.
     pub(crate) fn stop_waiting(&mut self, budget: &Budget<Wake>) {
         budget.leave(&mut self.ticket);
         let (count, bytes) = std::mem::take(&mut self.paid);
@@ -193,13 +189,13 @@ impl Flow {
         }
     }
 
-    /// Whether other connections wait for the budget.
+    /// Returns true if other connections wait for budget.
     pub(crate) fn others_wait(&self, budget: &Budget<Wake>) -> bool {
         budget.is_short_for_others(self.ticket)
             || self.levies.iter().any(|levy| levy.budget.is_short_for_others(levy.ticket))
     }
 
-    /// Gives everything back.
+    /// Releases everything.
     pub(crate) fn release_all(&mut self, budget: &Budget<Wake>) {
         self.abandon();
         self.stop_waiting(budget);
@@ -212,7 +208,7 @@ impl Flow {
         self.charged_bytes
     }
 
-    /// Hands work out.
+    /// Starts work.
     pub(crate) fn start(&mut self, work: Work, cx: &mut Context<'_>) {
         self.jobs += 1;
         cx.work.push(work);
@@ -228,7 +224,7 @@ impl Flow {
     }
 }
 
-/// How much of what a connection has charged is taken from the budget of all.
+/// Returns the part of a connection's charge that counts against the total budget.
 fn shared(charged_bytes: u64) -> u64 {
     charged_bytes.saturating_sub(GUARANTEED_BYTES)
 }

@@ -1,9 +1,8 @@
-//! The queue of the threads that sync: flushes by device, and other requests that sync.
+//! Queue of the sync threads: flushes by device, and other requests that sync.
 //!
-//! A flush takes as long as the disk needs, and covers everything that was answered before it began. So a
-//! device has one flush under way at a time, of all its connections together; the ones that arrive meanwhile
-//! wait without a thread, and the next one answers all of them. A flush is answered only by one that began
-//! after it arrived.
+//! A flush covers everything that was answered before it started. So a device has one running flush for all
+//! its connections; flushes that arrive meanwhile wait without a thread, and the next one answers all of
+//! them. A flush is answered only by one that started after its arrival.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,12 +12,12 @@ use parking_lot::{Condvar, Mutex};
 use crate::device::{BlockDevice, ExportCatalog};
 use crate::worker::{self, Job};
 
-/// The devices whose flushes are one another's.
+/// Devices whose flushes are coalesced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum FlushKey {
-    /// Those with the same [`BlockDevice::flush_key`].
+    /// Devices with the same [`BlockDevice::flush_key`].
     Shared(u128),
-    /// One device, by its address: the flushes that wait hold it.
+    /// One device, by its address: waiting flushes hold it.
     Own(usize),
 }
 
@@ -28,15 +27,15 @@ impl FlushKey {
     }
 }
 
-/// An item for the threads that sync.
+/// Item of the queue.
 enum SyncItem {
     /// A request other than a flush.
     Job(Job),
-    /// The flushes of this device that wait.
+    /// Waiting flushes of a device.
     Flushes(FlushKey),
 }
 
-/// The queue, as the threads that sync see it.
+/// Consumer side of the queue.
 #[derive(Default)]
 pub(crate) struct SyncItems {
     books: Mutex<Books>,
@@ -46,10 +45,10 @@ pub(crate) struct SyncItems {
 #[derive(Default)]
 struct Books {
     items: VecDeque<SyncItem>,
-    /// There is an entry from the first flush on until no more wait when one ends. Each flush belongs to a
-    /// connection, which bounds how many it has.
+    /// Waiting flushes. An entry exists from the first flush until none waits at the end of one. Connections
+    /// bound their number.
     waiting: HashMap<FlushKey, Vec<Job>>,
-    /// Nobody adds requests any more.
+    /// The queue is closed.
     is_closed: bool,
 }
 
@@ -73,7 +72,7 @@ impl SyncItems {
         }
     }
 
-    /// Flushes once for all that wait. Flushes that arrived meanwhile queue behind the other items.
+    /// Runs one flush for all waiting ones. Flushes that arrived meanwhile queue behind the other items.
     fn flush(&self, key: FlushKey) {
         let jobs = self.books.lock().waiting.get_mut(&key).map(std::mem::take).unwrap_or_default();
         worker::flush_for_all(jobs);
@@ -96,7 +95,7 @@ impl SyncItems {
     }
 }
 
-/// Adds to the queue, and closes it when dropped.
+/// Producer side of the queue; closes it on drop.
 #[derive(Default)]
 pub(crate) struct SyncQueue(Arc<SyncItems>);
 

@@ -1,6 +1,5 @@
-//! The negotiation of one connection as a state machine without I/O: bytes go in, replies and decisions come
-//! out. Where it needs the export catalog it says so with a [`Lookup`], which may be resolved on another
-//! thread.
+//! State machine of the negotiation, without I/O: bytes in, replies and decisions out. Requests to the export
+//! catalog are returned as a [`Lookup`], which may be resolved on another thread.
 
 use std::fmt;
 
@@ -13,17 +12,17 @@ use crate::options::{self, InfoRequest, Refusal};
 use crate::reply::ReplyMode;
 use crate::tls_option::{self, TlsStage, TlsVerdict};
 
-/// What is sent at once of a list of exports, and at most one export beyond it.
+/// Length of a part of an export list, exceeded by at most one export.
 const LIST_PART_BYTES: usize = 128 << 10;
 
-/// The negotiation of one connection.
+/// Negotiation of a connection.
 #[derive(Debug)]
 pub struct Handshake {
     state: State,
     no_zeroes: bool,
     fixed_newstyle: bool,
     mode: ReplyMode,
-    /// The export that metadata contexts were chosen for, and which.
+    /// Selected metadata contexts and their export.
     contexts: Option<(String, Vec<MetaContext>)>,
     tls: TlsStage,
 }
@@ -32,18 +31,18 @@ pub struct Handshake {
 enum State {
     ClientFlags,
     Option,
-    /// The data of an option that is too long is being thrown away.
+    /// Discarding the data of an oversized option.
     Discard {
         option: u32,
         len_bytes: u32,
         remaining_bytes: u32,
     },
-    /// The catalog has been asked.
+    /// Waiting for the catalog.
     List {
-        /// How many exports were listed before.
+        /// Number of listed exports.
         skip: usize,
     },
-    /// A part of the list has been written; the catalog is asked for more when it is sent.
+    /// A part of the list was written; the next one is requested when it is sent.
     ListMore {
         skip: usize,
     },
@@ -59,48 +58,48 @@ enum State {
     Over,
 }
 
-/// What comes next in a negotiation.
+/// Next step of a negotiation.
 #[derive(Debug)]
 pub enum Step {
     /// More bytes are needed; nothing was consumed.
     NeedInput,
-    /// Bytes were consumed and replies may have been written: call again once those are sent.
+    /// Bytes were consumed and replies may have been written: call again once these are sent.
     Continue,
-    /// Resolve this and give the result to [`Handshake::answer`]; until then no more input is taken.
+    /// Resolve this and pass the result to [`Handshake::answer`]; no input is accepted until then.
     Lookup(Lookup),
-    /// Send what was written, then enter transmission.
+    /// Send the output, then enter transmission.
     Transmit(Opened, Agreed),
-    /// Send what was written, start TLS, and call [`Handshake::secured`].
+    /// Send the output, start TLS, and call [`Handshake::secured`].
     StartTls,
-    /// Send what was written, then close.
+    /// Send the output, then close.
     Close(CloseReason),
 }
 
-/// What the two sides have agreed on for the transmission phase.
+/// Negotiated terms of the transmission phase.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Agreed {
-    /// Headers and replies.
+    /// Kind of headers and replies.
     pub mode: ReplyMode,
-    /// What block status reports.
+    /// Contexts of block status.
     pub contexts: Vec<MetaContext>,
 }
 
-/// Why a connection is closed during its negotiation.
+/// Reason for closing a connection during negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The client asked for it.
+    /// The client aborted.
     Aborted,
-    /// The client flags have bits that no protocol of ours defines.
+    /// Unknown client flags.
     UnknownClientFlags(u32),
     /// An option request did not start with its magic.
     BadOptionMagic,
     /// A client that does not speak fixed newstyle sent an option other than EXPORT_NAME.
     NotFixedNewstyle(u32),
-    /// An option announced more data than is worth throwing away.
+    /// An option announced too much data to discard.
     OptionTooLong(u32),
-    /// EXPORT_NAME asked for what cannot be had; that option knows no error reply.
+    /// EXPORT_NAME named an unavailable export; that option has no error reply.
     ExportRefused,
-    /// EXPORT_NAME came before TLS was started; that option knows no error reply.
+    /// EXPORT_NAME before TLS was started; that option has no error reply.
     TlsRequired,
 }
 
@@ -127,13 +126,13 @@ impl Default for Handshake {
 }
 
 impl Handshake {
-    /// A negotiation that waits for the client flags, without TLS.
+    /// Creates a negotiation without TLS that waits for the client flags.
     #[must_use]
     pub fn new() -> Self {
         Self::with_tls(TlsStage::Unavailable)
     }
 
-    /// A negotiation that waits for the client flags.
+    /// Creates a negotiation that waits for the client flags.
     #[must_use]
     pub fn with_tls(tls: TlsStage) -> Self {
         Self {
@@ -146,14 +145,14 @@ impl Handshake {
         }
     }
 
-    /// TLS has been started: what was agreed on before, save the client flags, could be somebody else's wish
-    /// and is forgotten.
+    /// Records the start of TLS: everything negotiated before, except the client flags, may be injected and
+    /// is dropped.
     pub fn secured(&mut self) {
         let (no_zeroes, fixed_newstyle) = (self.no_zeroes, self.fixed_newstyle);
         *self = Self { state: State::Option, no_zeroes, fixed_newstyle, ..Self::with_tls(TlsStage::Active) };
     }
 
-    /// What the server sends before anything is received.
+    /// Returns the greeting of the server.
     #[must_use]
     pub fn greeting() -> [u8; GREETING_LEN_BYTES] {
         let mut bytes = [0; GREETING_LEN_BYTES];
@@ -224,7 +223,7 @@ impl Handshake {
             return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::NotFixedNewstyle(option)));
         }
         if len_bytes > MAX_OPTION_LEN_BYTES {
-            // EXPORT_NAME has no reply that could say so.
+            // EXPORT_NAME has no error reply.
             if option == NBD_OPT_EXPORT_NAME || len_bytes > MAX_OPTION_DISCARD_BYTES {
                 return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::OptionTooLong(len_bytes)));
             }
@@ -318,7 +317,7 @@ impl Handshake {
         meta_context::decode_meta_request(data)
     }
 
-    /// Whatever comes of a new choice, the one before is over.
+    /// A new selection always ends the previous one.
     fn forget_contexts(&mut self, option: u32) {
         if option == NBD_OPT_SET_META_CONTEXT {
             self.contexts = None;
@@ -354,14 +353,13 @@ impl Handshake {
         Step::Continue
     }
 
-    /// What holds for the transmission phase with an export. Contexts that were chosen for another one do
-    /// not.
+    /// Returns the terms for an export. Contexts selected for another export do not apply.
     fn agreed(&mut self, name: &str) -> Agreed {
         let chosen = self.contexts.take().filter(|(chosen_for, _)| chosen_for == name);
         Agreed { mode: self.mode, contexts: chosen.map(|(_, contexts)| contexts).unwrap_or_default() }
     }
 
-    /// What is to be done with an option that must not be served, for reasons of TLS.
+    /// Returns the step for an option that is refused because of TLS.
     fn tls_step(&mut self, option: u32, data_len_bytes: usize, out: &mut Vec<u8>) -> Option<Step> {
         Some(match tls_option::judge(self.tls, option, data_len_bytes) {
             TlsVerdict::Pass => return None,
@@ -371,7 +369,7 @@ impl Handshake {
             }
             TlsVerdict::Start => {
                 options::put_reply(out, option, NBD_REP_ACK, &[]);
-                // Nothing is taken until TLS is there.
+                // No input is accepted until TLS is active.
                 self.state = State::Over;
                 Step::StartTls
             }
@@ -379,8 +377,7 @@ impl Handshake {
         })
     }
 
-    /// Goes on with what the catalog said to the last [`Step::Lookup`]. An answer that was not asked for
-    /// changes nothing.
+    /// Continues with the result of the last [`Step::Lookup`]. An unexpected result has no effect.
     pub fn answer(&mut self, answer: Answer, out: &mut Vec<u8>) -> Step {
         match (std::mem::replace(&mut self.state, State::Option), answer) {
             (State::List { skip }, Answer::List(list)) => {

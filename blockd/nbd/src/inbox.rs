@@ -1,12 +1,12 @@
-//! The receive buffer of a connection.
+//! Receive buffer of a connection.
 
 use crate::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
 use crate::ring::Transfer;
 
-/// Capacity of the receive buffer, in bytes: room for the longest option, and for a good many small writes.
+/// Capacity of the receive buffer, in bytes: for the longest option, and many small writes.
 pub(crate) const INBOX_BYTES: usize = 128 << 10;
 
-/// Bytes received and not yet taken. While a receive is under way the buffer is away.
+/// Received, unconsumed bytes. During a receive the buffer is away.
 pub(crate) struct Inbox {
     buffer: Option<Buffer>,
     start: usize,
@@ -18,7 +18,7 @@ impl Inbox {
         Self { buffer: Some(pool.take(INBOX_BYTES)), start: 0, end: 0 }
     }
 
-    /// What has been received and not been consumed; empty while a receive is under way.
+    /// Returns the unconsumed bytes; empty during a receive.
     pub(crate) fn unread(&self) -> &[u8] {
         self.buffer.as_ref().map_or(&[], |buffer| &buffer.payload()[self.start..self.end])
     }
@@ -33,8 +33,8 @@ impl Inbox {
         }
     }
 
-    /// Starts a receive behind the unread bytes, of at most `max_bytes`. `None` if there is no room or one is
-    /// under way.
+    /// Starts a receive of at most `max_bytes` behind the unread bytes. `None` without space, or during a
+    /// receive.
     pub(crate) fn start_receive(&mut self, max_bytes: usize) -> Option<Transfer> {
         let mut buffer = self.buffer.take()?;
         if self.start > 0 {
@@ -51,13 +51,13 @@ impl Inbox {
         Some(Transfer { buffer, range: from..from + room, all: false })
     }
 
-    /// The receive is over and has added `len_bytes`.
+    /// Ends a receive of `len_bytes`.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, len_bytes: usize) {
         self.buffer = Some(buffer);
         self.end = (self.end + len_bytes).min(INBOX_BYTES);
     }
 
-    /// Gives the buffer up.
+    /// Returns the buffer to the pool.
     pub(crate) fn discard(&mut self, pool: &mut BufferPool) {
         if let Some(buffer) = self.buffer.take() {
             pool.give(buffer);

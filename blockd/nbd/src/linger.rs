@@ -1,6 +1,6 @@
-//! Connections at their end that have said everything. They are closed for writing, and what the client still
-//! sends is received and thrown away until it closes too, for a moment at most: closing a socket with
-//! something unread resets the connection, and the client could lose replies that are on their way.
+//! Lingering close of connections: they are shut down for writing, and further input is discarded until the
+//! client closes, up to a timeout. Closing a socket with unread input resets the connection, and the client
+//! could lose replies in flight.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::connection_count::Place;
 
-/// How long a client may take to close its side.
+/// Timeout for the client to close its side.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// What is received at once.
+/// Length of a discarding receive.
 pub(crate) const SCRAP_BYTES: usize = 16 << 10;
 
 struct Entry {
@@ -20,7 +20,7 @@ struct Entry {
     _place: Place,
 }
 
-/// The sockets of such connections; each has a receive under way.
+/// Lingering sockets; each has a receive in progress.
 #[derive(Default)]
 pub(crate) struct Lingering {
     entries: Vec<Option<Entry>>,
@@ -32,7 +32,7 @@ impl Lingering {
         self.free.len() == self.entries.len()
     }
 
-    /// Adds a socket; its index, and when to look at it again.
+    /// Adds a socket; returns its index and deadline.
     pub(crate) fn insert(&mut self, socket: Arc<OwnedFd>, place: Place, now: Instant) -> (usize, Instant) {
         let until = now.checked_add(TIMEOUT).unwrap_or(now);
         let entry = Some(Entry { socket, until, is_over: false, _place: place });
@@ -46,7 +46,7 @@ impl Lingering {
         (index, until)
     }
 
-    /// A receive is over: the socket, if there is to be another one.
+    /// Ends a receive; returns the socket if another one is needed.
     pub(crate) fn received(&mut self, index: usize, has_ended: bool, now: Instant) -> Option<&Arc<OwnedFd>> {
         let slot = self.entries.get_mut(index)?;
         let is_over = slot.as_ref().is_none_or(|entry| has_ended || entry.is_over || entry.until <= now);
@@ -59,7 +59,7 @@ impl Lingering {
         slot.as_ref().map(|entry| &entry.socket)
     }
 
-    /// The sockets whose time is over, or all of them; each is named once. They are to be shut down.
+    /// Returns sockets past their deadline, or all, each once, to be shut down.
     pub(crate) fn overdue(&mut self, now: Instant, all: bool) -> Vec<Arc<OwnedFd>> {
         let entries = self.entries.iter_mut().flatten();
         let overdue = entries.filter(|entry| !entry.is_over && (all || entry.until <= now)).map(|entry| {
@@ -69,7 +69,7 @@ impl Lingering {
         overdue.collect()
     }
 
-    /// When to look for overdue ones next.
+    /// Returns the next deadline.
     pub(crate) fn next_check(&self) -> Option<Instant> {
         self.entries.iter().flatten().filter(|entry| !entry.is_over).map(|entry| entry.until).min()
     }

@@ -1,4 +1,4 @@
-//! Listening sockets: making them, and what an accepted connection needs.
+//! Listening sockets and the setup of accepted connections.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -19,21 +19,20 @@ use rustix::net::{
 use crate::error::NbdError;
 
 const BACKLOG: i32 = 1024;
-/// A TCP peer that has vanished without a word is given up after about two minutes.
+/// Keep-alive idle time: a vanished TCP peer is dropped after about two minutes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
-/// So is one that does not acknowledge what it was sent: there is no keep-alive while something is on its
-/// way.
+/// Timeout for unacknowledged data: there is no keep-alive while data is in flight.
 const UNACKNOWLEDGED_MS: u32 = 120_000;
 
-/// A listening socket.
+/// Listening socket.
 pub(crate) struct Listener {
     pub(crate) socket: Arc<OwnedFd>,
     pub(crate) is_tcp: bool,
 }
 
-/// Who is at the other end.
+/// Peer of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Peer {
     Unix,

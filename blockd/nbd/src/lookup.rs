@@ -18,7 +18,7 @@ pub enum Lookup {
     },
     /// One export.
     Open {
-        /// Its name.
+        /// Name.
         name: String,
         /// The device is wanted, not only its description.
         keep_device: bool,
@@ -27,7 +27,7 @@ pub enum Lookup {
     },
     /// The metadata contexts of one export.
     Contexts {
-        /// Its name.
+        /// Name.
         name: String,
     },
 }
@@ -52,7 +52,7 @@ pub struct Opened {
     pub name: String,
     /// Size in bytes.
     pub size_bytes: u64,
-    /// Whether writing commands are refused.
+    /// Returns true if writes are refused.
     pub read_only: bool,
     /// The export's entry in the list, if it was wanted and is there.
     pub info: Option<ExportInfo>,

@@ -1,4 +1,4 @@
-//! How other threads reach a ring thread: a queue, and an eventfd that wakes the thread if it sleeps.
+//! Mailbox of a ring thread: a queue, and an eventfd that wakes a sleeping thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam::queue::SegQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
-/// A queue into a ring thread. It has no bound of its own: senders are bounded by the in-flight budget
-/// (results of requests) and by the limit on connections (sockets).
+/// Queue into a ring thread. Senders bound it: by the in-flight budget (results of requests) and by the limit
+/// of connections (sockets).
 pub(crate) struct Mailbox<M> {
     queue: SegQueue<M>,
-    /// The thread is awake, or its eventfd has been written to.
+    /// The thread is awake, or its eventfd was written.
     awake: AtomicBool,
-    /// The thread is gone: nobody will ever look.
+    /// The thread has ended.
     dead: AtomicBool,
     eventfd: Arc<OwnedFd>,
 }
@@ -31,7 +31,7 @@ impl<M> Mailbox<M> {
         })
     }
 
-    /// What the ring thread reads 8 bytes from to be woken.
+    /// Returns the eventfd that the ring thread reads.
     pub(crate) fn eventfd(&self) -> &Arc<OwnedFd> {
         &self.eventfd
     }
@@ -49,7 +49,7 @@ impl<M> Mailbox<M> {
         }
     }
 
-    /// The thread is gone: what is posted is dropped from now on.
+    /// Closes the mailbox: later messages are dropped.
     pub(crate) fn close(&self) {
         self.dead.store(true, Ordering::SeqCst);
         self.discard();
@@ -67,8 +67,7 @@ impl<M> Mailbox<M> {
         self.queue.pop()
     }
 
-    /// The thread is about to sleep: from here on, posting wakes it. `false` if there is something to do
-    /// first.
+    /// Announces sleep: from here on, messages wake the thread. Returns false if there are messages.
     pub(crate) fn may_sleep(&self) -> bool {
         self.awake.store(false, Ordering::SeqCst);
         if self.queue.is_empty() {
@@ -78,7 +77,7 @@ impl<M> Mailbox<M> {
         false
     }
 
-    /// The thread is awake, and will look into its queue before it sleeps again.
+    /// Announces that the thread is awake and will check its queue before it sleeps.
     pub(crate) fn woke(&self) {
         self.awake.store(true, Ordering::SeqCst);
     }

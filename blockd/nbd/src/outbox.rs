@@ -108,7 +108,7 @@ impl Outbox {
         self.full.pop_front().or_else(|| self.open.take_if(|chunk| !chunk.range.is_empty()))
     }
 
-    /// How much memory the replies in waiting take, in bytes.
+    /// Returns the memory of queued replies, in bytes.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn held_bytes(&self) -> usize {
         let chunks = self.open.iter().chain(&self.full).chain(&self.large);

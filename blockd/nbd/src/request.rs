@@ -27,7 +27,7 @@ pub struct Request {
 pub struct Terms {
     /// The export's size, in bytes.
     pub size_bytes: u64,
-    /// Whether writing commands are refused.
+    /// Returns true if writes are refused.
     pub read_only: bool,
     /// What headers and replies were agreed on.
     pub mode: ReplyMode,

@@ -57,16 +57,16 @@ pub enum TlsError {
     Read {
         /// What it should hold.
         what: &'static str,
-        /// Where.
+        /// Path.
         path: PathBuf,
-        /// What the system said.
+        /// System error.
         #[source]
         source: io::Error,
     },
     /// Others can read the private key.
     #[error("the private key {path} has mode {mode:04o}, so others may read it: chmod 600 it")]
     KeyMode {
-        /// Where.
+        /// Path.
         path: PathBuf,
         /// Its mode.
         mode: u32,
@@ -76,9 +76,9 @@ pub enum TlsError {
     Content {
         /// What it should hold.
         what: &'static str,
-        /// Where.
+        /// Path.
         path: PathBuf,
-        /// What is wrong.
+        /// Violation.
         reason: String,
     },
     /// Certificate and key are fine, but not together.
@@ -88,7 +88,7 @@ pub enum TlsError {
         certificate: PathBuf,
         /// The key.
         key: PathBuf,
-        /// What is wrong.
+        /// Violation.
         #[source]
         source: rustls::Error,
     },

@@ -152,7 +152,7 @@ impl TlsDriver {
                 _ => self.server_turn(step),
             };
             idle = if progress { 0 } else { idle + 1 };
-            // Every kind of event has been tried, whatever the sizes.
+            // Every kind of event has been tried.
             if idle > 5 * steps.len() + 5 {
                 let more = self.driver.send_some(step)
                     || self.driver.work_some(step)

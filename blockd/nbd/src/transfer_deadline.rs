@@ -19,7 +19,7 @@ impl TransferDeadline {
         Self { timeout, ends_at: later(now, timeout), moved_bytes: 0 }
     }
 
-    /// So many bytes were moved, or given back.
+    /// Records progress in bytes.
     pub(crate) fn moved(&mut self, bytes: u64, now: Instant) {
         self.moved_bytes = self.moved_bytes.saturating_add(bytes);
         if self.moved_bytes >= HEADWAY_BYTES {
@@ -27,12 +27,12 @@ impl TransferDeadline {
         }
     }
 
-    /// Begins anew.
+    /// Restarts the deadline.
     pub(crate) fn renew(&mut self, now: Instant) {
         *self = Self::new(self.timeout, now);
     }
 
-    /// When the time is over.
+    /// Returns the deadline.
     pub(crate) fn ends_at(&self) -> Instant {
         self.ends_at
     }

@@ -1,5 +1,5 @@
-//! The transmission phase of one connection, without I/O: takes requests from the received bytes, carries out
-//! what can be done at once, and hands the rest to the threads that may block.
+//! Transmission phase of a connection, without I/O: parses requests, executes them at once where possible,
+//! and passes the others to threads that may block.
 
 use std::sync::Arc;
 
@@ -16,41 +16,41 @@ use crate::ring::Transfer;
 use crate::wire::Reader;
 use crate::worker::{DeviceFailure, RequestDone, RequestWork, Success, Work, call_device};
 
-/// A write up to this long is received whole into the inbox; a longer one is received into its own buffer.
+/// Maximum length of a write received into the inbox; a longer one gets its own buffer.
 const INBOX_PAYLOAD_BYTES: usize = 32 << 10;
-/// A read up to this long is answered from a batch, a longer one from its own buffer.
+/// Maximum length of a read answered from a batch; a longer one gets its own buffer.
 const BATCH_READ_BYTES: usize = 32 << 10;
-/// A request up to this long is tried on the ring thread; a longer one would keep the others waiting.
+/// Maximum length of a request executed on the ring thread; a longer one would delay others.
 const INLINE_BYTES: usize = 256 << 10;
 
-/// The transmission phase of one connection.
+/// Transmission phase of a connection.
 pub(crate) struct Transmission {
     device: Arc<dyn BlockDevice>,
     terms: Terms,
     contexts: Arc<[MetaContext]>,
     input: Input,
-    /// The last request was a write with a buffer of its own, and the next one likely is: receive no more
-    /// than its header, so that its payload need not be copied out of the inbox.
+    /// The last request was a write with its own buffer, and the next one likely is: receive only its header,
+    /// so that its payload need not be copied from the inbox.
     expects_large: bool,
     warned: bool,
-    /// How many payloads have been waited for.
+    /// Number of awaited payloads.
     payloads: u64,
-    /// The verdict on the next request, which waits to be admitted: it must not change once a part of its
-    /// charge is paid.
+    /// Verdict on the next request, which waits for admission: it must not change once part of its charge is
+    /// paid.
     judged: Option<Verdict>,
 }
 
-/// What the next received bytes are.
+/// Kind of the next input.
 enum Input {
     Requests,
-    /// The payload of a write; its buffer is away while a receive is under way.
+    /// Payload of a write; its buffer is away during a receive.
     Payload {
         request: Request,
         fua: bool,
         buffer: Option<Buffer>,
         filled_bytes: usize,
     },
-    /// The payload of a request that is refused once it has been received.
+    /// Payload of a request that is refused after its receipt.
     Discard {
         remaining_bytes: usize,
         errno: u32,
@@ -58,7 +58,7 @@ enum Input {
     },
 }
 
-/// Why no more requests are taken.
+/// Reason for not accepting requests.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Pause {
     /// More bytes are needed.
@@ -67,9 +67,9 @@ pub(crate) enum Pause {
     Full,
     /// The client takes its leave.
     Disconnect,
-    /// The client has gone without taking its leave.
+    /// The client is gone without DISC.
     Gone,
-    /// The client broke the protocol in a way that cannot be answered.
+    /// Protocol violation without a possible reply.
     Broken(&'static str),
 }
 
@@ -105,7 +105,7 @@ impl Transmission {
         ReplyTo { mode: self.terms.mode, cookie: request.cookie, offset_bytes: request.offset_bytes }
     }
 
-    /// Starts the receive of what is needed next.
+    /// Starts the next receive.
     pub(crate) fn start_receive(&mut self, inbox: &mut Inbox) -> Option<Transfer> {
         let header_len_bytes = self.header_len_bytes();
         match &mut self.input {
@@ -121,7 +121,7 @@ impl Transmission {
         }
     }
 
-    /// If the next bytes are the payload of a request that has been admitted: which one.
+    /// Returns the number of the admitted payload that is awaited, if any.
     pub(crate) fn awaited_payload(&self) -> Option<u64> {
         (!matches!(self.input, Input::Requests)).then_some(self.payloads)
     }
@@ -137,7 +137,7 @@ impl Transmission {
         }
     }
 
-    /// Takes every request that has been received.
+    /// Processes all received requests.
     pub(crate) fn consume(&mut self, inbox: &mut Inbox, flow: &mut Flow, cx: &mut Context<'_>) -> Pause {
         loop {
             if flow.is_stale() {
@@ -174,7 +174,7 @@ impl Transmission {
         }
     }
 
-    /// The next request, if its header is there; `None` if it makes no sense.
+    /// Decodes the next request, if its header is complete; `None` if it is invalid.
     fn decode(&self, bytes: &[u8]) -> Option<Result<Request, ()>> {
         let request = match self.terms.mode {
             ReplyMode::Simple | ReplyMode::Structured => Request::decode(bytes.first_chunk()?),
@@ -188,7 +188,7 @@ impl Transmission {
         request.judge(&self.terms)
     }
 
-    /// Whether a request lies within the device, which may have grown since the client was told its size.
+    /// Returns true if a request is within the device, which may have grown since the negotiation.
     fn fits(&mut self, request: &Request) -> bool {
         if !request.fits(&self.terms) {
             self.terms.size_bytes = self.terms.size_bytes.max(self.device.size_bytes());
@@ -212,7 +212,7 @@ impl Transmission {
             Verdict::Execute(Operation::BlockStatus { .. }) => true,
             _ => false,
         };
-        // A payload that is taken whole is short, and fits into the inbox.
+        // A payload received with its header is short and fits into the inbox.
         let missing =
             is_taken_whole && inbox.unread().len() < self.header_len_bytes() + payload_len_bytes as usize;
         if missing {
@@ -245,7 +245,7 @@ impl Transmission {
                 self.expects_large = false;
                 self.payloads += 1;
                 self.input = Input::Discard {
-                    // A longer one than is thrown away has cost the connection.
+                    // A payload too long to discard has ended the connection.
                     remaining_bytes: payload_len_bytes as usize,
                     errno,
                     to: self.reply_to(&request),
@@ -323,7 +323,7 @@ impl Transmission {
         cx.pool.give(buffer);
     }
 
-    /// Carries out what has no payload to receive.
+    /// Executes a request without a payload.
     fn execute(&mut self, request: &Request, operation: Operation, flow: &mut Flow, cx: &mut Context<'_>) {
         let charge_bytes = charge(request, operation);
         match operation {
@@ -337,7 +337,7 @@ impl Transmission {
         }
     }
 
-    /// A block status request whose payload, which is in the inbox, has the length of the range and the
+    /// Executes a block status request whose payload in the inbox has the length of the range and the
     /// contexts.
     fn chosen_block_status(
         &mut self,
@@ -364,7 +364,7 @@ impl Transmission {
         }
     }
 
-    /// What a block status payload asks for; `None` if it makes no sense, or a context was not negotiated.
+    /// Parses the payload of a block status; `None` if it is invalid or a context was not negotiated.
     fn choose(&self, payload: &[u8]) -> Option<(u64, Arc<[MetaContext]>)> {
         let mut reader = Reader::new(payload);
         let len_bytes = reader.u64()?;
@@ -372,7 +372,7 @@ impl Transmission {
         let mut is_chosen = vec![false; self.contexts.len()];
         while !reader.is_empty() {
             let id = reader.u32()?;
-            // They are numbered from 1.
+            // Numbered from 1.
             let index = (id as usize).checked_sub(1)?;
             let context = self.contexts.get(index).filter(|context| context.id == id)?;
             if !std::mem::replace(is_chosen.get_mut(index)?, true) {
@@ -470,7 +470,7 @@ impl Transmission {
         flow.reply(&self.reply_to(request), failure.errno, charge_bytes, cx);
     }
 
-    /// Logs the first failure of a device on this connection; the rest would flood the log.
+    /// Logs the first failure of a device on this connection; others would flood the log.
     pub(crate) fn report(&mut self, failure: &DeviceFailure) {
         if std::mem::replace(&mut self.warned, true) {
             tracing::trace!(errno = failure.errno, error = failure.message, "the device refused a request");
@@ -484,7 +484,7 @@ impl Transmission {
     }
 }
 
-/// What a request is charged when it is admitted: the memory that it and its reply may take.
+/// Returns the charge of a request: the maximum memory of it and its reply.
 fn charge(request: &Request, operation: Operation) -> u64 {
     REQUEST_OVERHEAD_BYTES
         + match operation {
@@ -494,14 +494,14 @@ fn charge(request: &Request, operation: Operation) -> u64 {
         }
 }
 
-/// Queues the reply to a structured read of nothing but zeroes.
+/// Queues the reply to a structured read of zeroes.
 fn push_zeroes(to: &ReplyTo, len: usize, charge_bytes: u64, flow: &mut Flow, cx: &mut Context<'_>) {
     // No read is longer than 64 MiB.
     let hole = to.hole(to.offset_bytes, len as u32, true);
     flow.outbox.push_small([&hole, &[]], charge_bytes, cx.pool);
 }
 
-/// Queues the reply to a read whose data, if it is not all zeroes, is in `buffer`.
+/// Queues the reply to a read with its data in `buffer`, unless it is all zeroes.
 fn push_read(
     to: &ReplyTo,
     mut buffer: Buffer,
@@ -528,7 +528,7 @@ fn push_read(
     }
 }
 
-/// Queues the reply to a request that a worker has carried out.
+/// Queues the reply to a request executed by a worker.
 pub(crate) fn finish(done: RequestDone, flow: &mut Flow, cx: &mut Context<'_>) {
     let RequestDone { operation, to, len_bytes, buffer, charge_bytes, result } = done;
     let is_read = matches!(operation, Operation::Read { .. });
@@ -544,7 +544,8 @@ pub(crate) fn finish(done: RequestDone, flow: &mut Flow, cx: &mut Context<'_>) {
         (Ok(Success::Chunks(chunks)), buffer) => {
             let mut charge_bytes = charge_bytes;
             for chunk in &chunks {
-                // All of it goes with the first one, which is there: a block status has at least one context.
+                // The whole charge belongs to the first one, which exists: a block status has at least one
+                // context.
                 flow.outbox.push_small([chunk, &[]], std::mem::take(&mut charge_bytes), cx.pool);
             }
             buffer

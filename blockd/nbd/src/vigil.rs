@@ -1,46 +1,43 @@
-//! Staying awake for a moment before going to sleep: on an idle machine, waking a processor costs more than a
-//! request.
+//! Busy-polling before blocking: on an idle machine, waking a processor costs more than a request.
 //!
-//! It pays for a client that waits for each reply before it sends the next request, and for nobody else: with
-//! more requests on their way a wake-up serves many, and a thread that looks for them takes the processor
-//! from their sender. So a thread does it only while requests come one by one, only one thread of a server
-//! does it at a time, and each time nothing comes within the moment, it is left out for twice as many sleeps.
-//! `kernel-notes/nbd-server.md` has the figures.
+//! It helps only clients that wait for each reply before the next request: with several requests in flight a
+//! wake-up serves many, and a polling thread takes the processor from their sender. So a thread polls only
+//! while requests arrive one by one, only one thread of a server polls at a time, and after each failed poll
+//! twice as many sleeps skip it. `kernel-notes/nbd-server.md` has the figures.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long it lasts: longer than a client on the same machine takes from a reply to its next request.
+/// Duration of a poll: longer than a local client takes from a reply to its next request.
 const LENGTH: Duration = Duration::from_micros(30);
-/// How many sleeps go by without one, at most.
+/// Maximum number of sleeps without a poll.
 const LEFT_OUT_MAX: u32 = 1024;
-/// How many sleeps go by without one after requests that came together.
+/// Number of sleeps without a poll after concurrent requests.
 const LEFT_OUT_BUSY: u32 = 64;
 
-/// Sees to it that one thread at a time stays awake.
+/// Ensures that one thread polls at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Watchman {
     is_awake: AtomicBool,
 }
 
-/// When a thread stays awake, and how that went.
+/// Polling state of a thread.
 #[derive(Debug, Default)]
 pub(crate) struct Vigil {
-    /// Sleeps that are still to go by without one.
+    /// Remaining sleeps without a poll.
     to_leave_out: u32,
-    /// How many went by before the last.
+    /// Number of sleeps skipped before the last poll.
     left_out: u32,
 }
 
-/// A moment awake.
+/// Running poll.
 pub(crate) struct Kept<'a> {
     vigil: &'a mut Vigil,
     watchman: &'a Watchman,
 }
 
 impl Vigil {
-    /// Before a sleep: whether to stay awake this time, so many requests having been taken up since the last
-    /// one.
+    /// Decides before a sleep whether to poll, given the number of requests since the last one.
     pub(crate) fn begin<'a>(&'a mut self, requests: usize, watchman: &'a Watchman) -> Option<Kept<'a>> {
         if requests > 1 {
             self.to_leave_out = self.to_leave_out.max(LEFT_OUT_BUSY);
@@ -54,7 +51,7 @@ impl Vigil {
 }
 
 impl Kept<'_> {
-    /// Stays awake until something has come, or the moment is over.
+    /// Polls until something has arrived or the time is over.
     pub(crate) fn until(self, mut has_come: impl FnMut() -> bool) {
         let began = Instant::now();
         while !has_come() {
@@ -79,7 +76,7 @@ impl Drop for Kept<'_> {
 mod tests {
     use super::*;
 
-    /// Keeps the vigil, if it is time for it, and says so.
+    /// Polls if due and returns true.
     fn keep(vigil: &mut Vigil, requests: usize, comes: bool) -> bool {
         vigil.begin(requests, &Watchman::default()).map(|kept| kept.until(|| comes)).is_some()
     }
@@ -89,7 +86,7 @@ mod tests {
         let mut vigil = Vigil::default();
         let kept = (0..10_000).filter(|_| keep(&mut vigil, 1, false)).count();
         assert!((10..=20).contains(&kept), "{kept}");
-        // One that pays brings it back.
+        // A successful poll resets the back-off.
         while !keep(&mut vigil, 1, true) {}
         assert!((0..100).all(|_| keep(&mut vigil, 1, true)));
     }

@@ -1,13 +1,11 @@
-//! The threads on which requests may block, those that sync, so that no other request waits behind the disk's
-//! slowest operation, those that look exports up, and the one that computes TLS handshakes: apart, so that
-//! clients can connect while every worker waits for a slow device, and that many who connect take the time of
-//! no more than one thread from those who are connected. The queues have no bound of their own: a connection
-//! has a bounded number of requests in them, every lookup and every handshake belongs to one of a bounded
-//! number of connections.
+//! Worker threads: for requests that may block; for syncs, so that no other request waits behind the slowest
+//! disk operation; for lookups of exports; and one for TLS handshakes. They are separate, so that clients can
+//! connect while all workers wait for a slow device, and so that connecting clients use at most one thread.
+//! Connections bound the queues: each has a limited number of requests, lookups and handshakes in them.
 //!
-//! A request whose data is far away does not keep a worker: the device takes it along and gives it back when
-//! the data is there, and whoever does that carries it out. It counts as in flight on its connection all the
-//! while, until the client is gone.
+//! A request for remote data occupies no worker: the device keeps it and returns it when the data has
+//! arrived, on the thread that then executes it. It counts as in flight on its connection until the client is
+//! gone.
 
 use std::any::Any;
 use std::ops::Range;
@@ -34,42 +32,42 @@ use crate::ring_thread::{ConnectionKey, Message};
 use crate::sparse_read::read_with_holes;
 use crate::tls::{Opened, TlsSession};
 
-/// Something that may block, or takes long.
+/// Work that may block or take long.
 pub(crate) enum Work {
     Request(RequestWork),
-    /// With who asks.
+    /// Lookup with its client.
     Lookup(Lookup, Arc<Client>),
-    /// The next step of a TLS handshake.
+    /// Next step of a TLS handshake.
     Handshake(Box<TlsSession>),
 }
 
-/// A request, with what it needs.
+/// Request with its resources.
 pub(crate) struct RequestWork {
     pub(crate) device: Arc<dyn BlockDevice>,
     pub(crate) operation: Operation,
     pub(crate) to: ReplyTo,
     pub(crate) offset_bytes: u64,
     pub(crate) len_bytes: u64,
-    /// For reads and writes.
+    /// Buffer of reads and writes.
     pub(crate) buffer: Option<Buffer>,
-    /// For block status.
+    /// Contexts of block status.
     pub(crate) contexts: Arc<[MetaContext]>,
     pub(crate) charge_bytes: u64,
-    /// Time at which it was received, or a little before.
+    /// Lower bound of the time of receipt.
     pub(crate) received_at: Instant,
-    /// Those of its connection that wait for something far away.
+    /// Requests of its connection that wait for remote data.
     pub(crate) far: Arc<FarRequests>,
 }
 
-/// What became of some work.
+/// Result of work.
 pub(crate) enum Done {
     Request(RequestDone),
     Answer(Answer),
-    /// What the bytes that were received came to.
+    /// Result of the received bytes.
     Handshake(Box<TlsSession>, Result<Opened, rustls::Error>),
 }
 
-/// What became of a request; the device is no longer held.
+/// Result of a request; the device is no longer held.
 pub(crate) struct RequestDone {
     pub(crate) operation: Operation,
     pub(crate) to: ReplyTo,
@@ -79,20 +77,20 @@ pub(crate) struct RequestDone {
     pub(crate) result: Result<Success, DeviceFailure>,
 }
 
-/// What a request that succeeded has to show.
+/// Output of a successful request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Success {
-    /// Nothing, or the data in the buffer.
+    /// None, or the data in the buffer.
     Plain,
-    /// All of the range is zeroes, whatever the buffer has.
+    /// The whole range is zeroes, independent of the buffer.
     Zeroes,
-    /// Chunks that stand ready in this range of the buffer's frame.
+    /// Prepared chunks in this range of the buffer's frame.
     Framed(Range<usize>),
-    /// Chunks of their own, to be sent in this order.
+    /// Separate chunks, to be sent in this order.
     Chunks(Vec<Vec<u8>>),
 }
 
-/// A device refused a request or panicked.
+/// Failure or panic of a device.
 #[derive(Clone, Debug)]
 pub(crate) struct DeviceFailure {
     pub(crate) errno: u32,
@@ -106,15 +104,15 @@ impl From<DeviceError> for DeviceFailure {
 }
 
 impl DeviceFailure {
-    /// Nobody is there any more who would be told.
+    /// Creates the failure of a request whose client is gone.
     fn gone() -> Self {
         Self { errno: NBD_ESHUTDOWN, message: "the connection was dropped".to_owned() }
     }
 }
 
-/// Calls a device; a panic in it is an I/O error.
+/// Calls a device; a panic becomes an I/O error.
 pub(crate) fn call_device<T>(call: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceFailure> {
-    // Whatever the panic left half done is inside the device, which answers for it.
+    // State left by the panic is inside of the device, which is responsible for it.
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(DeviceFailure::from),
         Err(panic) => {
@@ -133,7 +131,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 impl RequestWork {
     pub(crate) fn run(mut self) -> RequestDone {
         let mut buffer = self.buffer.take();
-        // A device that is slow has others waiting: it is not bothered for somebody who is gone.
+        // A slow device has other waiting requests: those of gone clients are skipped.
         let result = if self.far.is_abandoned(self.received_at) {
             Err(DeviceFailure::gone())
         } else {
@@ -142,13 +140,13 @@ impl RequestWork {
         self.ended(buffer, result)
     }
 
-    /// It cannot be carried out.
+    /// Fails the request.
     fn fail(mut self, failure: DeviceFailure) -> RequestDone {
         let buffer = self.buffer.take();
         self.ended(buffer, Err(failure))
     }
 
-    /// What the request will do with its range, if that may need something from afar.
+    /// Returns the access of the request, if it may need remote data.
     fn access(&self) -> Option<Access> {
         match self.operation {
             _ if !self.device.may_be_far() || self.far.is_abandoned(self.received_at) => None,
@@ -172,7 +170,7 @@ impl RequestWork {
     fn carry_out(&self, buffer: Option<&mut Buffer>) -> Result<Success, DeviceError> {
         let (offset_bytes, len_bytes) = (self.offset_bytes, self.len_bytes);
         let device = &*self.device;
-        // Reads and writes are at most 64 MiB long; the others have no buffer.
+        // Reads and writes are at most 64 MiB long; others have no buffer.
         let payload_len = len_bytes as usize;
         match (self.operation, buffer) {
             (Operation::Read { whole }, Some(buffer)) => {
@@ -218,7 +216,7 @@ impl RequestWork {
     }
 }
 
-/// Whether there is an extent, none is empty, and all of them lie within `len_bytes`.
+/// Returns true for at least one extent, none empty, all within `len_bytes`.
 fn lie_within(extents: &[StatusExtent], len_bytes: u64) -> bool {
     let total = extents.iter().try_fold(0_u64, |total, extent| total.checked_add(extent.len_bytes));
     !extents.is_empty()
@@ -251,14 +249,14 @@ impl Work {
     }
 }
 
-/// Work with the way back to whom it is for.
+/// Work with the return path to its connection.
 pub(crate) struct Job {
     pub(crate) work: Work,
     pub(crate) key: ConnectionKey,
     pub(crate) mailbox: Arc<Mailbox<Message>>,
 }
 
-/// Where work goes.
+/// Queues of the worker threads.
 #[derive(Clone)]
 pub(crate) struct Queues {
     pub(crate) requests: Sender<Job>,
@@ -269,7 +267,7 @@ pub(crate) struct Queues {
 }
 
 impl Queues {
-    /// Hands a job to the threads that are for it; they outlive every sender.
+    /// Passes a job to its threads, which outlive every sender.
     pub(crate) fn send(&self, job: Job) {
         let is_sent = match &job.work {
             Work::Request(request) if request.operation.syncs() => {
@@ -287,7 +285,7 @@ impl Queues {
 }
 
 impl Job {
-    /// The device that a flush is for; `None` if it is another job.
+    /// Returns the device of a flush; `None` for other jobs.
     pub(crate) fn flushed_device(&self) -> Option<Arc<dyn BlockDevice>> {
         match &self.work {
             Work::Request(request) if matches!(request.operation, Operation::Flush) => {
@@ -301,8 +299,7 @@ impl Job {
         matches!(&self.work, Work::Request(request) if request.far.is_abandoned(request.received_at))
     }
 
-    /// Leaves the job with its device, if that has to get something from afar first. Otherwise the job comes
-    /// back.
+    /// Leaves the job with its device if remote data must be fetched first; otherwise returns it.
     fn leave_with_device(self) -> Option<Self> {
         let Work::Request(request) = &self.work else { return Some(self) };
         let Some(access) = request.access() else { return Some(self) };
@@ -310,7 +307,7 @@ impl Job {
             (Arc::clone(&request.device), request.offset_bytes, request.len_bytes);
         let far = Arc::clone(&request.far);
         let key = far.keep(self);
-        // Weak: a fetch may take long, and must not keep the socket of a connection that is gone open.
+        // Weak: a long fetch must not keep the socket of a closed connection open.
         let left = Arc::downgrade(&far);
         let then = move |result: Result<(), DeviceError>| {
             if let Some(job) = left.upgrade().and_then(|left| left.take(key)) {
@@ -323,7 +320,7 @@ impl Job {
             Ok(device.bring_near(access, offset_bytes, len_bytes, then))
         });
         match asked {
-            // The client may have gone before it was kept.
+            // The client may have disconnected before the request was stored.
             Ok(None) if far.is_recalled() => {
                 if let Some(job) = far.take(key) {
                     job.end_unwanted();
@@ -332,7 +329,7 @@ impl Job {
             }
             Ok(None) => None,
             Ok(Some(_)) => far.take(key),
-            // It panicked, and nobody else will answer.
+            // It panicked, and no other thread will reply.
             Err(failure) => {
                 if let Some(job) = far.take(key) {
                     job.end(|request| request.fail(failure));
@@ -342,7 +339,7 @@ impl Job {
         }
     }
 
-    /// What it needs is there, or cannot be had.
+    /// Continues when the data has arrived, or failed.
     fn go_on(self, result: Result<(), DeviceError>) {
         match result {
             Ok(()) => self.end(RequestWork::run),
@@ -350,7 +347,7 @@ impl Job {
         }
     }
 
-    /// Nobody wants it any more.
+    /// Ends a job of a gone client.
     pub(crate) fn end_unwanted(self) {
         self.end(|request| request.fail(DeviceFailure::gone()));
     }
@@ -362,27 +359,27 @@ impl Job {
     }
 }
 
-/// What a worker thread does: jobs, until every sender of them is gone and the queue is empty.
+/// Runs jobs until every sender is gone and the queue is empty.
 pub(crate) fn work(jobs: &Receiver<Job>, catalog: &dyn ExportCatalog) {
     for job in jobs {
         serve(job, catalog);
     }
 }
 
-/// Carries a job out, or leaves it with its device.
+/// Executes a job, or leaves it with its device.
 pub(crate) fn serve(job: Job, catalog: &dyn ExportCatalog) {
     let Some(job) = job.leave_with_device() else { return };
     let done = job.work.run(catalog);
     job.mailbox.post(Message::Done(job.key, done));
 }
 
-/// Flushes once for all of these flushes, whose devices have the same flush key.
+/// Runs one flush for flushes with the same flush key.
 pub(crate) fn flush_for_all(jobs: Vec<Job>) {
     let (gone, wanted): (Vec<_>, Vec<_>) = jobs.into_iter().partition(Job::is_abandoned);
     gone.into_iter().for_each(Job::end_unwanted);
     let Some(device) = wanted.first().and_then(Job::flushed_device) else { return };
     let result = call_device(|| device.flush());
-    // A job that is done holds its device no longer.
+    // A finished job no longer holds its device.
     drop(device);
     for job in wanted {
         let result = result.clone().map(|()| Success::Plain);

@@ -1,5 +1,5 @@
-//! The device behind fuzzed connections, in memory: it keeps a log of what changed, answers at once or not
-//! depending on the place, and has places where it fails.
+//! In-memory device of fuzzed connections: it logs changes, answers at once or not depending on the offset,
+//! and fails in some areas.
 
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
@@ -12,16 +12,15 @@ use crate::device::{
     StatusExtent, ZeroFlags,
 };
 
-/// Its size: large enough for every way in which a read or write is carried out.
+/// Size: large enough for every path of reads and writes.
 pub(super) const SIZE_BYTES: usize = 320 << 10;
-/// Its granularity.
+/// Granularity.
 pub(super) const BLOCK_BYTES: usize = 4096;
-/// What it knows beside `base:allocation`: one bitmap in which every other block is dirty, one that is all
-/// clean.
+/// Contexts beside `base:allocation`: a bitmap with every other block dirty, and a clean one.
 pub(super) const BITMAPS: [&str; 2] = ["qemu:dirty-bitmap:odd", "qemu:dirty-bitmap:none"];
-/// Reads and trims of this place fail.
+/// Area where reads and trims fail.
 pub(super) const BAD: Range<usize> = 70 * BLOCK_BYTES..71 * BLOCK_BYTES;
-/// Writes and zeroes to this place fail.
+/// Area where writes and zeroes fail.
 pub(super) const FULL: Range<usize> = 75 * BLOCK_BYTES..76 * BLOCK_BYTES;
 /// Longer zeroes are not fast.
 pub(super) const FAST_ZERO_BYTES: u64 = 64 << 10;
@@ -32,17 +31,17 @@ static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
     (0..SIZE_BYTES).map(byte).collect()
 });
 
-/// What every device holds at first.
+/// Returns the initial content.
 pub(super) fn first_content() -> Vec<u8> {
     CONTENT.clone()
 }
 
-/// Whether a range touches a place.
+/// Returns true if a range touches an area.
 pub(super) fn touches(place: &Range<usize>, offset_bytes: u64, len_bytes: u64) -> bool {
     offset_bytes < place.end as u64 && offset_bytes + len_bytes > place.start as u64
 }
 
-/// Something that changed the content.
+/// Change of content.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(super) enum Change {
     Data { offset_bytes: u64, data: Vec<u8> },
@@ -76,7 +75,7 @@ struct State {
     log: Vec<Change>,
 }
 
-/// See the module.
+/// Flow control of a connection.
 pub(super) struct FuzzDevice {
     read_only: bool,
     state: Mutex<State>,
@@ -87,7 +86,7 @@ impl FuzzDevice {
         Arc::new(Self { read_only, state: Mutex::new(State { content: first_content(), log: Vec::new() }) })
     }
 
-    /// What changed, in order.
+    /// Returns the changes in order.
     pub(super) fn log(&self) -> Vec<Change> {
         self.state.lock().log.clone()
     }
@@ -110,12 +109,12 @@ fn at_once(offset_bytes: u64) -> bool {
     !(offset_bytes / 512).is_multiple_of(3)
 }
 
-/// Whether a bitmap says that a block is dirty.
+/// Returns true if a bitmap reports a block as dirty.
 pub(super) fn is_dirty(context: &str, block: usize) -> bool {
     context == BITMAPS[0] && block % 2 == 1
 }
 
-/// What a context says of a block of `content`.
+/// Returns the flags of a block of `content` in a context.
 pub(super) fn flags_of(context: &str, content: &[u8], block: usize) -> u32 {
     if context == BASE_ALLOCATION {
         let is_zero = content[block * BLOCK_BYTES..][..BLOCK_BYTES].iter().all(|byte| *byte == 0);
@@ -132,7 +131,7 @@ impl BlockDevice for FuzzDevice {
         self.read_only
     }
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        // Whatever is left behind must not be seen.
+        // Old content of the buffer must not be visible.
         buf.fill(0xee);
         if at_once(offset_bytes) { self.read(offset_bytes, buf) } else { Ok(Progress::WouldBlock) }
     }
@@ -203,17 +202,17 @@ impl BlockDevice for FuzzDevice {
     }
 }
 
-/// What an export's name leads to.
+/// Result of opening an export.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Export {
     Writable,
     ReadOnly,
-    /// It exists and cannot be had.
+    /// It exists but is not available.
     Refused,
     Unknown,
 }
 
-/// The export of a name. The default one is writable.
+/// Returns the export of a name. The default one is writable.
 pub(super) fn export(name: &str) -> Export {
     match name {
         "" | "a" => Export::Writable,
@@ -223,10 +222,10 @@ pub(super) fn export(name: &str) -> Export {
     }
 }
 
-/// The exports that a list shows.
+/// Listed exports.
 pub(super) const LISTED: [&str; 3] = ["a", "ro", "busy"];
 
-/// The exports of a fuzzed connection.
+/// Exports of a fuzzed connection.
 pub(super) struct Exports {
     pub(super) writable: Arc<FuzzDevice>,
     pub(super) read_only: Arc<FuzzDevice>,

@@ -1,5 +1,4 @@
-//! A connection without sockets: bytes arrive in any pieces, sends go out in any pieces, work is done in any
-//! order.
+//! Driver of a connection without sockets, with any receive and send boundaries and any order of work.
 
 use std::io;
 use std::time::Instant;
@@ -12,7 +11,7 @@ use crate::far_budgets::FarBudgets;
 use crate::flow::{Context, Wake};
 use crate::worker::{Done, Work};
 
-/// A connection with everything around it.
+/// Connection with its surroundings.
 pub(crate) struct Driver<C> {
     pub(crate) connection: Connection,
     pub(crate) catalog: C,
@@ -22,12 +21,12 @@ pub(crate) struct Driver<C> {
     pub(crate) work: Vec<Work>,
     pub(crate) sent: Vec<u8>,
     pub(crate) now: Instant,
-    /// As of a thread that last looked for completions at this time.
+    /// Time of the thread's last check for completions.
     pub(crate) looked_before: Instant,
 }
 
 impl<C: ExportCatalog> Driver<C> {
-    /// One that is about to send the greeting.
+    /// Creates a driver before the greeting.
     pub(crate) fn over(catalog: C, limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
         let far_budgets = FarBudgets::new(1 << 30);
         let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
@@ -99,7 +98,7 @@ impl<C: ExportCatalog> Driver<C> {
         true
     }
 
-    /// Receives some of `input`; how many bytes.
+    /// Receives part of `input`; returns the number of bytes.
     pub(crate) fn receive_some(&mut self, input: &[u8], max_bytes: usize) -> Option<usize> {
         let mut transfer = self.connection.start_receive(self.now)?;
         let len = transfer.range.len().min(max_bytes).min(input.len());
@@ -111,7 +110,7 @@ impl<C: ExportCatalog> Driver<C> {
         Some(len)
     }
 
-    /// A receive that fails, if one can be started.
+    /// Fails a receive, if one can be started.
     pub(crate) fn fail_receive(&mut self) -> bool {
         let Some(transfer) = self.connection.start_receive(self.now) else {
             return false;
@@ -121,7 +120,7 @@ impl<C: ExportCatalog> Driver<C> {
         true
     }
 
-    /// A send that fails, if there is one.
+    /// Fails a send, if there is one.
     pub(crate) fn fail_send(&mut self) -> bool {
         let Some(transfer) = self.connection.start_send(self.now, &mut self.pool) else {
             return false;
@@ -131,13 +130,13 @@ impl<C: ExportCatalog> Driver<C> {
         true
     }
 
-    /// Runs `input` through the connection with steps of the given sizes, until nothing more happens.
+    /// Feeds `input` in steps of the given sizes until nothing more happens.
     #[cfg(test)]
     pub(crate) fn run(&mut self, input: &[u8], steps: &[usize]) {
         self.run_checked(input, steps, |_| {});
     }
 
-    /// The same with a look at everything after each step.
+    /// Feeds `input` with a check after each step.
     pub(crate) fn run_checked(&mut self, mut input: &[u8], steps: &[usize], check: impl Fn(&Self)) {
         let mut idle = 0;
         for index in 0.. {
@@ -156,7 +155,7 @@ impl<C: ExportCatalog> Driver<C> {
                 },
             };
             idle = if progress { 0 } else { idle + 1 };
-            // Every kind of event has been tried, whatever the sizes.
+            // Every kind of event has been tried.
             if idle > 3 * steps.len() + 3 {
                 let more = self.send_some(step) || self.work_some(step);
                 if !more && (input.is_empty() || self.connection.is_finished()) {

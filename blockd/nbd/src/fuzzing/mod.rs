@@ -1,9 +1,8 @@
-//! What must hold whatever a client, or the kernel, sends; for fuzzing and tests only.
+//! Properties for arbitrary input of clients and the kernel; for fuzzing and tests only.
 //!
-//! A connection is driven without sockets over a device in memory. What the server answers is read by a
-//! parser of its own, written from the protocol document and `PROTOCOL.md` alone, and held against what the
-//! client sent: each request has one reply, of the right form, with an error that the tables allow, and what
-//! was read is what the device held at some moment meanwhile.
+//! A connection is driven without sockets over an in-memory device. An independent parser, written from the
+//! protocol document and `PROTOCOL.md`, checks the replies: each request has one reply of the right form with
+//! an allowed error, and reads return content that the device held at some moment meanwhile.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

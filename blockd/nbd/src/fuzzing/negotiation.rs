@@ -1,5 +1,4 @@
-//! What a client's bytes ask for in the negotiation, and whether a server's bytes answer that, from the
-//! protocol document and `PROTOCOL.md` alone.
+//! Independent check of negotiations, from the protocol document and `PROTOCOL.md`.
 
 use super::device::{BITMAPS, Export, LISTED, SIZE_BYTES, export};
 use super::requests::{Bytes, Terms};
@@ -35,7 +34,7 @@ const MAX_OPTION_BYTES: u64 = 64 << 10;
 const MAX_DISCARD_BYTES: u64 = 16 << 20;
 const MAX_NAME_BYTES: usize = 4096;
 
-/// What an option must be answered with.
+/// Expected reply to an option.
 #[derive(Debug)]
 enum Due {
     Export { read_only: bool, zeroes: bool, mode: ReplyMode },
@@ -46,16 +45,16 @@ enum Due {
     Contexts { option: u32, names: Vec<&'static str> },
 }
 
-/// How a negotiation goes on behind what is due.
+/// Continuation of a negotiation.
 #[derive(Debug)]
 pub(super) enum Next {
     /// The server closes, or waits for more.
     Nothing,
-    /// The transmission phase begins at this byte of the client's.
+    /// The transmission phase starts at this byte of the client.
     Transmission { at: usize, terms: Terms },
 }
 
-/// A negotiation, as the client's bytes have it.
+/// Negotiation as requested by the client's bytes.
 #[derive(Debug)]
 pub(super) struct Negotiation {
     due: Vec<Due>,
@@ -66,7 +65,7 @@ fn contexts() -> [&'static str; 3] {
     ["base:allocation", BITMAPS[0], BITMAPS[1]]
 }
 
-/// A string with its length before it; the error is what it may be refused with.
+/// Reads a string with its length; the error is an allowed refusal.
 fn string(bytes: &mut Bytes<'_>, too_big: &mut bool) -> Option<String> {
     let len = bytes.number(4)? as usize;
     let raw = bytes.take(len)?;
@@ -88,7 +87,7 @@ fn refusal(option: u32, name: &str) -> Option<Due> {
     Some(Due::Refusal { option, errors: vec![code] })
 }
 
-/// Reads what a client sends.
+/// Parses the bytes of a client.
 pub(super) fn read(stream: &[u8]) -> Negotiation {
     let mut reader =
         Reader { bytes: Bytes(stream), due: Vec::new(), mode: ReplyMode::Simple, chosen: None, flags: 0 };
@@ -115,7 +114,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The export whose transmission phase begins, and whether it is read-only.
+    /// Returns the selected export, and whether it is read-only.
     fn read(&mut self) -> Option<(String, bool)> {
         self.flags = self.bytes.number(4).filter(|flags| *flags < 4)?;
         loop {
@@ -252,7 +251,7 @@ fn transmission_flags(read_only: bool, mode: ReplyMode) -> u64 {
 }
 
 impl Negotiation {
-    /// Checks what the server sent; how long that was. `None` if it ends before all that was due.
+    /// Checks the bytes of the server and returns their length; `None` if they end early.
     pub(super) fn check(&self, sent: &[u8]) -> Option<usize> {
         let mut bytes = Bytes(sent);
         assert_eq!(bytes.number(8)?, 0x4e42_444d_4147_4943, "the greeting");
@@ -348,7 +347,7 @@ impl Due {
     }
 }
 
-/// An option as it is sent.
+/// Appends an option.
 pub(super) fn put_option(stream: &mut Vec<u8>, option: u32, data: &[u8]) {
     stream.extend(OPTION_MAGIC.to_be_bytes());
     stream.extend(option.to_be_bytes());
@@ -361,7 +360,7 @@ fn put_string(data: &mut Vec<u8>, text: &str) {
     data.extend(text.as_bytes());
 }
 
-/// The data of GO.
+/// Returns the data of GO.
 pub(super) fn go_data(name: &str, infos: &[u16]) -> Vec<u8> {
     let mut data = Vec::new();
     put_string(&mut data, name);
@@ -370,7 +369,7 @@ pub(super) fn go_data(name: &str, infos: &[u16]) -> Vec<u8> {
     data
 }
 
-/// The data of SET_META_CONTEXT.
+/// Returns the data of SET_META_CONTEXT.
 pub(super) fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
     let mut data = Vec::new();
     put_string(&mut data, name);

@@ -1,11 +1,11 @@
-//! Messages of the kernel's.
+//! Netlink messages of the kernel.
 
 use crate::kernel::read_anything;
 
-/// Reads `data` as a datagram of the kernel's: nothing panics, and nothing is read twice or beyond the end.
+/// Parses `data` as a datagram of the kernel: without panics, and without reading twice or beyond the end.
 ///
 /// # Panics
-/// If something does not hold.
+/// If a property is violated.
 pub fn netlink(data: &[u8]) {
     let (messages, bytes) = read_anything(data);
     // A message has a header of 16 bytes, an attribute one of 4.

@@ -1,6 +1,6 @@
-//! How an input is to be taken: its first bytes say in what pieces, and how the connection ends.
+//! Plan of a fuzzed connection: the first bytes of an input give the boundaries and the end.
 
-/// What becomes of a connection when the input is at its end.
+/// End of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum End {
     /// The client closes it.
@@ -13,19 +13,19 @@ pub(super) enum End {
     Aborted,
 }
 
-/// See the module.
+/// Flow control of a connection.
 pub(super) struct Plan<'a> {
-    /// Bits that choose among what a target can do.
+    /// Bits that select variants of a target.
     pub(super) choice: u8,
     pub(super) end: End,
     /// Sizes of receives and sends.
     pub(super) steps: Vec<usize>,
-    /// The rest of the input.
+    /// Rest of the input.
     pub(super) rest: &'a [u8],
 }
 
 impl<'a> Plan<'a> {
-    /// A byte of choices, one of the end and the number of steps, and two bytes for each step.
+    /// Parses a byte of choices, one of end and number of steps, and two bytes per step.
     pub(super) fn of(data: &'a [u8]) -> Option<Self> {
         let [choice, shape, rest @ ..] = data else {
             return None;
@@ -34,12 +34,12 @@ impl<'a> Plan<'a> {
             0 => End::ReceiveFails,
             1 => End::SendFails,
             2 => End::Aborted,
-            // As it mostly ends.
+            // The usual end.
             _ => End::Closed,
         };
         let (raw, rest) = rest.split_at_checked(2 * (usize::from(shape % 16) + 1))?;
         let size = |raw: &[u8]| match u16::from_le_bytes([raw[0], raw[1]]) {
-            // All there is.
+            // Everything.
             0xff00.. => 1 << 20,
             size => usize::from(size) + 1,
         };

@@ -1,5 +1,4 @@
-//! What a server's bytes say in the transmission phase, read from the protocol document alone, and whether
-//! that answers what was asked.
+//! Independent check of replies in the transmission phase, from the protocol document.
 
 use std::collections::HashMap;
 
@@ -9,20 +8,19 @@ use crate::reply::ReplyMode;
 
 const MAX_STATUS_EXTENTS: usize = 8000;
 
-/// What has come of one request.
+/// Reply to a request.
 #[derive(Default)]
 struct Answer {
     is_over: bool,
     errno: Option<u32>,
-    /// Of a read: where, and what; zeroes for a hole.
+    /// Data of a read by offset; zeroes for a hole.
     pieces: Vec<(u64, Vec<u8>)>,
-    /// Of a block status: a context's id, and its runs.
+    /// Extents of a block status by context id.
     statuses: Vec<(u32, Vec<(u64, u64)>)>,
     chunks: usize,
 }
 
-/// Reads what a server sent. `whole`: the server has had the time to answer everything, and nothing may be
-/// missing.
+/// Parses the bytes of a server. With `whole`, no reply may be missing.
 pub(super) fn check(sent: &[u8], asked: &[Asked], terms: &Terms, changes: &[Change], whole: bool) {
     let mut answers: Vec<Answer> = asked.iter().map(|_| Answer::default()).collect();
     let mut bytes = Bytes(sent);
@@ -77,7 +75,7 @@ fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &m
     assert!(flags <= 1, "the flags of a chunk");
     answer.chunks += 1;
     answer.is_over = flags == 1;
-    // A chunk is there as a whole: from here on nothing may be missing.
+    // The chunk is complete: nothing may be missing from here on.
     match kind {
         0 => assert!(len == 0 && flags == 1, "a chunk that says nothing is the last one"),
         1 => {
@@ -115,7 +113,7 @@ fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &m
     Some(())
 }
 
-/// Whether an answer is one that the request may have, whatever the content.
+/// Checks that a reply is allowed for its request, independent of content.
 fn judge(request: &Asked, answer: &Answer) {
     if let Some(errno) = answer.errno {
         assert!(request.errors.contains(&errno), "error {errno} for {request:?}");
@@ -149,7 +147,7 @@ fn judge(request: &Asked, answer: &Answer) {
     }
 }
 
-/// Every change of the device was asked for, as often as it happened, and what succeeded has happened.
+/// Checks that the changes of the device are exactly the requested ones.
 fn check_changes(asked: &[Asked], answers: &[Answer], changes: &[Change]) {
     let mut counts: HashMap<&Change, [usize; 3]> = HashMap::new();
     for change in changes {
@@ -169,7 +167,7 @@ fn check_changes(asked: &[Asked], answers: &[Answer], changes: &[Change]) {
     }
 }
 
-/// What was read is what the device held at some moment.
+/// Checks that reads returned content that the device held at some moment.
 fn check_content(asked: &[Asked], answers: &[Answer], terms: &Terms, changes: &[Change]) {
     let mut content = first_content();
     let mut pending: Vec<(&Asked, &Answer)> = asked
@@ -190,7 +188,7 @@ fn check_content(asked: &[Asked], answers: &[Answer], terms: &Terms, changes: &[
     for change in changes {
         change.apply(&mut content);
         let range = change.range();
-        // The runs of a block status may reach as far as a whole block.
+        // Extents of a block status may reach to the end of a block.
         let touched = |request: &Asked| {
             let start = request.offset_bytes.saturating_sub(4096);
             let end = request.offset_bytes + request.len_bytes + 4096;
@@ -203,7 +201,7 @@ fn check_content(asked: &[Asked], answers: &[Answer], terms: &Terms, changes: &[
     }
 }
 
-/// Whether runs are what a context says of a content, each as long as can be.
+/// Returns true if extents are the maximal ones of a content in a context.
 fn is_status(context: &str, offset_bytes: u64, runs: &[(u64, u64)], content: &[u8]) -> bool {
     let mut at = offset_bytes as usize;
     let mut before = None;

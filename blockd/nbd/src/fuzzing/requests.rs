@@ -1,4 +1,4 @@
-//! What a client's bytes ask for in the transmission phase, and what `PROTOCOL.md` allows in answer.
+//! Requests of a client in the transmission phase, and the replies allowed by `PROTOCOL.md`.
 
 use super::device::{BAD, Change, FAST_ZERO_BYTES, FULL, SIZE_BYTES, touches};
 use crate::reply::ReplyMode;
@@ -27,36 +27,36 @@ const ENOTSUP: u32 = 95;
 
 const MAX_PAYLOAD_BYTES: u64 = 64 << 20;
 const MAX_DISCARD_BYTES: u64 = 128 << 20;
-/// As much as all reads of an input together may answer: an input that asks for more is cut.
+/// Maximum total length of reads of an input; longer inputs are truncated.
 const MAX_READ_BYTES: u64 = 2 << 20;
 
-/// What was agreed on when the transmission phase began.
+/// Negotiated terms.
 #[derive(Clone, Debug)]
 pub(super) struct Terms {
     pub(super) mode: ReplyMode,
     pub(super) read_only: bool,
-    /// The contexts that were chosen, by their ids from 1 on.
+    /// Selected contexts by id, from 1.
     pub(super) contexts: Vec<String>,
 }
 
-/// A request that came whole.
+/// Complete request.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) command: u16,
     pub(super) flags: u16,
     pub(super) offset_bytes: u64,
     pub(super) len_bytes: u64,
-    /// The ids of the contexts that a block status is to be of.
+    /// Context ids of a block status.
     pub(super) contexts: Vec<u32>,
-    /// What it does to the device, if it succeeds.
+    /// Effect on the device.
     pub(super) change: Option<Change>,
-    /// The errors that may be the answer.
+    /// Allowed errors.
     pub(super) errors: Vec<u32>,
-    /// Whether success may be the answer.
+    /// True if success is allowed.
     pub(super) may_succeed: bool,
 }
 
-/// Numbers off the front of a slice.
+/// Reader of numbers from a slice.
 pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Bytes<'a> {
@@ -71,8 +71,8 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// Takes what a client sends apart into requests. Gives each a cookie of its own, its place among them, in
-/// `stream`, so that every reply can be told; cuts `stream` where it asks for too much.
+/// Splits the bytes of a client into requests. Writes a unique cookie, the index, into each, and truncates
+/// `stream` at the read limit.
 pub(super) fn number_requests(stream: &mut Vec<u8>, terms: &Terms) -> Vec<Asked> {
     let header_len = if terms.mode == ReplyMode::Extended { 32 } else { 28 };
     let magic = if terms.mode == ReplyMode::Extended { 0x21e4_1c71 } else { 0x2560_9513 };
@@ -107,7 +107,7 @@ pub(super) fn number_requests(stream: &mut Vec<u8>, terms: &Terms) -> Vec<Asked>
         let payload_at = at + header_len;
         let payload = usize::try_from(payload_len).ok().and_then(|len| stream.get(payload_at..)?.get(..len));
         let Some(payload) = payload else {
-            // Not there as a whole, or too long to be thrown away: no answer.
+            // Incomplete, or too long to be discarded: no reply.
             let _too_long = !request.errors.is_empty() && payload_len > MAX_DISCARD_BYTES;
             break;
         };
@@ -136,7 +136,7 @@ impl Asked {
         self.offset_bytes.checked_add(self.len_bytes).is_some_and(|end| end <= SIZE_BYTES as u64)
     }
 
-    /// Every error that stands in the way.
+    /// Collects all applicable errors.
     fn refuse(&mut self, terms: &Terms) {
         let extended = terms.mode == ReplyMode::Extended;
         let known = match self.command {
@@ -172,7 +172,7 @@ impl Asked {
         }
     }
 
-    /// It is carried out: what it does, and how the device may fail.
+    /// Records the effect and possible device errors of an executed request.
     fn serve(&mut self, payload: &[u8]) {
         self.may_succeed = true;
         if self.command == BLOCK_STATUS {
@@ -211,7 +211,7 @@ impl Asked {
         self.errors.extend(errno);
     }
 
-    /// The payload of a block status: the length of the range, and ids.
+    /// Parses the payload of a block status: length of the range, and ids.
     fn choose(&mut self, payload: &[u8]) {
         let mut bytes = Bytes(payload);
         self.len_bytes = bytes.number(8).unwrap();
@@ -253,7 +253,7 @@ pub(super) fn compose(mut short: &[u8], mode: ReplyMode) -> Vec<u8> {
         let (offset_bytes, mut len_bytes) =
             if what & 0x40 == 0 { (place * 8 + u64::from(seed % 8), len) } else { (place * 512, len * 8) };
         let mut flags = u16::from(*flags) & 0x3f;
-        // Flags that a mode does not have are tried less often than others.
+        // Flags unknown to a mode are tried less often.
         if what & 0x80 == 0 {
             flags &= if mode == ReplyMode::Extended { 0x3d } else { 0x0d };
         }

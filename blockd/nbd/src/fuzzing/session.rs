@@ -1,4 +1,4 @@
-//! Whole connections of a fuzzed client.
+//! Complete connections of a fuzzed client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +20,9 @@ use crate::handshake::{Handshake, Step};
 use crate::reply::ReplyMode;
 use crate::tls_option::TlsStage;
 
-/// Small enough that inputs reach it.
+/// Small enough to be reached by inputs.
 const IN_FLIGHT_BYTES: u64 = 256 << 10;
-/// What one request is charged at most: all of the device, and its overhead; or a block status.
+/// Maximum charge of a request: the whole device and overhead, or a block status.
 const MAX_CHARGE_BYTES: u64 = SIZE_BYTES as u64 + 4096;
 const LIMITS: ConnectionLimits = ConnectionLimits {
     handshake_timeout: Duration::from_secs(10),
@@ -33,10 +33,10 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     idle_timeout: None,
 };
 
-/// A client that negotiates however it likes, and goes on if it gets that far.
+/// Runs a client with an arbitrary negotiation and its continuation.
 ///
 /// # Panics
-/// If something does not hold.
+/// If a property is violated.
 pub fn handshake(data: &[u8]) {
     let Some(plan) = Plan::of(data) else {
         return;
@@ -49,10 +49,10 @@ pub fn handshake(data: &[u8]) {
     }
 }
 
-/// A client that has been through the negotiation.
+/// Runs a client after the negotiation.
 ///
 /// # Panics
-/// If something does not hold.
+/// If a property is violated.
 pub fn transmission(data: &[u8]) {
     let Some(plan) = Plan::of(data) else {
         return;
@@ -83,7 +83,7 @@ pub fn transmission(data: &[u8]) {
     converse(stream, &plan);
 }
 
-/// Everything is bounded by what was charged, and that by the limit.
+/// Checks that memory is bounded by the charges, and these by the limit.
 fn assert_bounded(driver: &Driver<Exports>) {
     let charged = driver.budget.used_bytes();
     assert!(charged <= IN_FLIGHT_BYTES.max(MAX_CHARGE_BYTES), "{charged} bytes are in flight");
@@ -91,7 +91,7 @@ fn assert_bounded(driver: &Driver<Exports>) {
     assert!(held <= 2 * charged + (512 << 10), "replies take {held} bytes, {charged} are charged");
 }
 
-/// A connection from its greeting to its end.
+/// Runs a connection from greeting to end.
 fn converse(mut stream: Vec<u8>, plan: &Plan<'_>) {
     let negotiation = negotiation::read(&stream);
     let mut asked = Vec::new();
@@ -107,7 +107,7 @@ fn converse(mut stream: Vec<u8>, plan: &Plan<'_>) {
     } else {
         let (first, mut rest) = stream.split_at(stream.len() / 2);
         driver.run_checked(first, &plan.steps, assert_bounded);
-        // Replies pile up.
+        // Replies accumulate.
         while !rest.is_empty()
             && let Some(len) = driver.receive_some(rest, plan.steps[0])
         {
@@ -147,8 +147,7 @@ fn converse(mut stream: Vec<u8>, plan: &Plan<'_>) {
     assert_eq!(Arc::strong_count(&driver.catalog.read_only), 1);
 }
 
-/// A negotiation with TLS, which is taken to begin at once: until then, where it is required, nothing is
-/// served.
+/// Runs a negotiation with TLS, assumed to start at once: until then nothing is served where it is required.
 fn negotiate(stream: &[u8], steps: &[usize], tls: TlsStage) {
     let (catalog, client) = (Exports::new(), Client::default());
     let mut handshake = Handshake::with_tls(tls);
@@ -189,7 +188,7 @@ fn negotiate(stream: &[u8], steps: &[usize], tls: TlsStage) {
     }
 }
 
-/// What is said in clear where TLS is required.
+/// Checks plaintext replies where TLS is required.
 fn assert_refuses(out: &[u8]) {
     if out.is_empty() {
         return;
@@ -200,7 +199,7 @@ fn assert_refuses(out: &[u8]) {
         NBD_OPT_ABORT | NBD_OPT_STARTTLS => vec![NBD_REP_ACK, NBD_REP_ERR_INVALID],
         _ => vec![NBD_REP_ERR_TLS_REQD],
     };
-    // An option that is too long has not been looked at.
+    // An oversized option is not parsed.
     let too_big = (1 << 31) + 9;
     assert!(allowed.contains(&kind) || kind == too_big, "{kind:#x} in answer to option {option} in clear");
 }

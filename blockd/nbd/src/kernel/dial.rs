@@ -1,6 +1,6 @@
-//! The client's side of the negotiation: connections to a server's unix socket that are in transmission.
+//! Client side of the negotiation: connections to a server's Unix socket, ready for transmission.
 //!
-//! Simple replies only: the kernel's driver knows no others.
+//! Simple replies only: the kernel's driver supports no others.
 
 use super::error::DialError;
 use crate::constants::*;
@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-/// How long the server may take for each step.
+/// Timeout of each step of the server.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest reply to an option that is taken, in bytes.
+/// Maximum length of an option reply, in bytes.
 const MAX_REPLY_LEN_BYTES: u32 = 64 << 10;
 
 /// Connections in transmission.
@@ -23,11 +23,11 @@ pub struct Dialed {
     pub sockets: Vec<OwnedFd>,
     /// Size of the export.
     pub size_bytes: u64,
-    /// Its transmission flags.
+    /// Transmission flags.
     pub flags: u16,
 }
 
-/// Opens connections to an export: `wanted` of them if the server says that several are safe, else one.
+/// Opens connections to an export: `wanted` if the server supports several, else one.
 ///
 /// # Errors
 /// There is no server, or it does not serve the export.
@@ -38,7 +38,7 @@ pub fn dial(path: &Path, export: &str, wanted: usize) -> Result<Dialed, DialErro
     let wanted = if dialed.flags & NBD_FLAG_CAN_MULTI_CONN == 0 { 1 } else { wanted };
     while dialed.sockets.len() < wanted {
         let next = negotiate(path, export)?;
-        // A volume that grows just now: the kernel is told the size that all connections know.
+        // The volume may be growing: the kernel gets the size known to all connections.
         dialed.size_bytes = dialed.size_bytes.min(next.size_bytes);
         dialed.sockets.push(next.stream.into());
     }
@@ -62,7 +62,7 @@ fn negotiate(path: &Path, export: &str) -> Result<Negotiated, DialError> {
         Err(Bad::Protocol(what)) => return Err(DialError::Protocol { path: path.to_owned(), what }),
         Err(Bad::Refused(reason)) => return Err(DialError::Refused { export: export.to_owned(), reason }),
     };
-    // The kernel waits on the socket in its own ways.
+    // The kernel has its own timeouts on the socket.
     stream.set_read_timeout(None).map_err(socket("set up"))?;
     stream.set_write_timeout(None).map_err(socket("set up"))?;
     Ok(Negotiated { stream, size_bytes, flags })
@@ -81,7 +81,7 @@ impl From<io::Error> for Bad {
     }
 }
 
-/// Greeting, GO, replies: the size and the transmission flags.
+/// Performs greeting and GO; returns size and transmission flags.
 fn go(stream: &mut (impl Read + Write), export: &str) -> Result<(u64, u16), Bad> {
     let (magic, option_magic, flags): ([u8; 8], [u8; 8], [u8; 2]) =
         (take(stream)?, take(stream)?, take(stream)?);
@@ -104,7 +104,7 @@ fn go(stream: &mut (impl Read + Write), export: &str) -> Result<(u64, u16), Bad>
     request.extend((name_len.saturating_add(6)).to_be_bytes());
     request.extend(name_len.to_be_bytes());
     request.extend(name);
-    // No further information is asked for: size and flags always come.
+    // No information requests: size and flags are always sent.
     request.extend(0u16.to_be_bytes());
     stream.write_all(&request)?;
     let mut found = None;
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A server that has said all it will say, and what it was told.
+    /// Scripted server, and the received bytes.
     struct Script {
         says: io::Cursor<Vec<u8>>,
         heard: Vec<u8>,

@@ -1,64 +1,64 @@
-//! What can go wrong with the kernel's nbd driver, in words that say what to do.
+//! Errors of the kernel's nbd driver, with their remedies.
 
 use std::{io, path::PathBuf};
 
-/// The kernel's nbd driver does not do what was asked for.
+/// Failure of the kernel's nbd driver.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
-    /// The driver is not there.
+    /// The driver is not loaded.
     #[error(
         "the kernel's nbd module is not loaded: run `modprobe nbd`, and put a line `nbd` into /etc/modules-load.d/nbd.conf for the next boot"
     )]
     NoModule,
-    /// It takes more rights.
+    /// The process lacks privileges.
     #[error(
         "the kernel does not let this process {doing}: it needs CAP_SYS_ADMIN (run as root, or give the service that capability)"
     )]
     Denied {
-        /// What was asked for.
+        /// Operation.
         doing: String,
     },
-    /// Someone else has the device.
+    /// Another client uses the device.
     #[error(
         "/dev/nbd{index} is in use by another NBD client: choose another device, or none to get a free one"
     )]
     Busy {
-        /// The device.
+        /// Device.
         index: u32,
     },
-    /// The kernel knows no such device.
+    /// The device does not exist.
     #[error("/dev/nbd{index} is not connected, or belongs to somebody else")]
     NoDevice {
-        /// The device.
+        /// Device.
         index: u32,
     },
-    /// The kernel refused.
+    /// The kernel refused the request.
     #[error("the kernel cannot {doing}: {source}")]
     Refused {
-        /// What was asked for.
+        /// Operation.
         doing: String,
-        /// What it said.
+        /// Error of the kernel.
         source: io::Error,
     },
     /// The netlink socket failed.
     #[error("netlink: cannot {doing}: {source}")]
     Socket {
-        /// What was being done.
+        /// Operation.
         doing: &'static str,
-        /// What the system said.
+        /// System error.
         source: io::Error,
     },
-    /// The kernel said something else than what it should.
+    /// The reply of the kernel is malformed.
     #[error("netlink: the kernel's answer to `{doing}` is not understood")]
     Garbled {
-        /// What was asked for.
+        /// Operation.
         doing: String,
     },
 }
 
 impl KernelError {
-    /// Whether the same call may succeed later.
+    /// Returns true if a retry can succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -71,40 +71,40 @@ impl KernelError {
     }
 }
 
-/// No connection to the server could be made.
+/// Failure to connect to the server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {
     /// The socket failed.
     #[error("cannot {doing} {}: {source}", path.display())]
     Socket {
-        /// What was being done.
+        /// Operation.
         doing: &'static str,
-        /// The server's socket.
+        /// Socket of the server.
         path: PathBuf,
-        /// What the system said.
+        /// System error.
         source: io::Error,
     },
     /// The server does not serve the export.
     #[error("the server does not serve export {export:?}: {reason}")]
     Refused {
-        /// The export.
+        /// Export.
         export: String,
-        /// What the server said.
+        /// Message of the server.
         reason: String,
     },
     /// The server does not follow the protocol.
     #[error("the server at {} does not speak NBD as it should: {what}", path.display())]
     Protocol {
-        /// The server's socket.
+        /// Socket of the server.
         path: PathBuf,
-        /// What is wrong.
+        /// Violation.
         what: &'static str,
     },
 }
 
 impl DialError {
-    /// Whether the same call may succeed later.
+    /// Returns true if a retry can succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         !matches!(self, Self::Protocol { .. })

@@ -1,4 +1,4 @@
-//! What the kernel's `nbd` family takes and says (`linux/nbd-netlink.h`), as netlink messages and back.
+//! Messages of the kernel's `nbd` family (`linux/nbd-netlink.h`).
 
 use super::{
     AttachOptions,
@@ -6,13 +6,13 @@ use super::{
 };
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// The name of the family.
+/// Name of the family.
 pub(super) const FAMILY_NAME: &str = "nbd";
-/// The group that hears of dead connections.
+/// Multicast group for dead connections.
 pub(super) const GROUP_NAME: &str = "nbd_mc_group";
 const VERSION: u8 = 1;
 
-/// The family that knows the families.
+/// Control family.
 pub(super) const CONTROL_FAMILY: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
@@ -43,14 +43,14 @@ const DEVICE_ITEM: u16 = 1;
 const DEVICE_INDEX: u16 = 1;
 const DEVICE_CONNECTED: u16 = 2;
 
-/// Asks for the number of the family and of its group.
+/// Builds a query of the family and group numbers.
 pub(super) fn get_family(sequence: u32) -> Vec<u8> {
     Request::new(CONTROL_FAMILY, CTRL_CMD_GETFAMILY, 1, sequence)
         .text(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME)
         .finish()
 }
 
-/// The number of the family, and of its group.
+/// Parses the numbers of the family and its group.
 pub(super) fn family(attributes: Attributes<'_>) -> Option<(u16, Option<u32>)> {
     let id = attributes.find(CTRL_ATTR_FAMILY_ID).and_then(Attribute::u16)?;
     let groups = attributes.find(CTRL_ATTR_MCAST_GROUPS).map(Attribute::nested);
@@ -65,14 +65,14 @@ pub(super) fn family(attributes: Attributes<'_>) -> Option<(u16, Option<u32>)> {
 fn sockets(request: Request, sockets: &[OwnedFd]) -> Request {
     request.nested(ATTR_SOCKETS, |list| {
         sockets.iter().fold(list, |list, socket| {
-            // A file descriptor is never negative.
+            // File descriptors are never negative.
             let fd = socket.as_raw_fd().cast_unsigned();
             list.nested(SOCK_ITEM, |item| item.u32(SOCK_FD, fd))
         })
     })
 }
 
-/// Makes a device of sockets that are in transmission.
+/// Builds a request to attach sockets in transmission as a device.
 pub(super) fn connect(
     family: u16,
     sequence: u32,
@@ -96,7 +96,7 @@ pub(super) fn connect(
     sockets(request, fds).finish()
 }
 
-/// Gives a device other sockets in place of dead ones, or another size.
+/// Builds a request to replace dead sockets of a device, or to change its size.
 pub(super) fn reconfigure(
     family: u16,
     sequence: u32,
@@ -117,12 +117,12 @@ pub(super) fn reconfigure(
     request.finish()
 }
 
-/// Takes a device away.
+/// Builds a request to disconnect a device.
 pub(super) fn disconnect(family: u16, sequence: u32, index: u32) -> Vec<u8> {
     Request::new(family, CMD_DISCONNECT, VERSION, sequence).u32(ATTR_INDEX, index).finish()
 }
 
-/// Asks which devices are connected; of one device, if it is given.
+/// Builds a query of connected devices, or of one device.
 pub(super) fn status(family: u16, sequence: u32, index: Option<u32>) -> Vec<u8> {
     let request = Request::new(family, CMD_STATUS, VERSION, sequence);
     match index {
@@ -131,12 +131,12 @@ pub(super) fn status(family: u16, sequence: u32, index: Option<u32>) -> Vec<u8> 
     }
 }
 
-/// The number of the device that a message is about.
+/// Parses the device number of a message.
 pub(super) fn index(attributes: Attributes<'_>) -> Option<u32> {
     attributes.find(ATTR_INDEX).and_then(Attribute::u32)
 }
 
-/// The devices of a status, each with whether it is connected.
+/// Parses the devices of a status and their connection state.
 pub(super) fn devices(attributes: Attributes<'_>) -> Vec<(u32, bool)> {
     let list = attributes.find(ATTR_DEVICE_LIST).map(Attribute::nested);
     let items = list.into_iter().flatten().filter(|(kind, _)| *kind == DEVICE_ITEM);

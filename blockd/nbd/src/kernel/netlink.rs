@@ -1,4 +1,4 @@
-//! The conversation with the kernel. Each call waits for its acknowledgement.
+//! Netlink client of the kernel. Each call waits for its acknowledgement.
 
 use super::{
     AttachOptions, Dialed,
@@ -18,10 +18,10 @@ use std::{
     time::Duration,
 };
 
-/// Room for any message of the kernel's: the longest is the status of all devices, 20 bytes each.
+/// Buffer for any message of the kernel: the longest is the status of all devices, 20 bytes each.
 const DATAGRAM_LEN_BYTES: usize = 256 << 10;
 
-/// A conversation with the kernel's nbd driver.
+/// Client of the kernel's nbd driver.
 #[derive(Debug)]
 pub struct Kernel {
     socket: OwnedFd,
@@ -45,10 +45,10 @@ fn open_socket() -> Result<OwnedFd, KernelError> {
 }
 
 impl Kernel {
-    /// Begins a conversation.
+    /// Opens a client.
     ///
     /// # Errors
-    /// [`KernelError::NoModule`] where the driver is not loaded; or netlink cannot be used.
+    /// [`KernelError::NoModule`] if the driver is not loaded; or netlink cannot be used.
     pub fn open() -> Result<Self, KernelError> {
         let socket = open_socket()?;
         let mut kernel =
@@ -271,8 +271,8 @@ pub struct LinkWatch {
 }
 
 impl LinkWatch {
-    /// Waits at most so long for news, or until `wake` can be read: the devices that lost a connection.
-    /// `None` says that news were lost, so that any device may have lost one.
+    /// Waits for notifications up to a timeout, or until `wake` is readable; returns devices that lost a
+    /// connection. `None` means lost notifications: any device may have lost one.
     ///
     /// # Errors
     /// The socket failed.
