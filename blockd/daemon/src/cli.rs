@@ -76,7 +76,7 @@ pub struct Cli {
 
     /// How long it stays frozen at most, in milliseconds
     #[arg(long, hide = true, default_value_t = 0)]
-    pub hold_patience_ms: u64,
+    pub hold_timeout_ms: u64,
 
     /// Print what packages bring beside the program, and exit; not for people
     #[arg(long, hide = true, value_name = "WHAT")]

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let passed = Passed::take();
     let cli = Cli::parse();
     if let Some(mount) = &cli.hold_filesystem {
-        return match hold_filesystem(mount, Duration::from_millis(cli.hold_patience_ms)) {
+        return match hold_filesystem(mount, Duration::from_millis(cli.hold_timeout_ms)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error, 1),
         };

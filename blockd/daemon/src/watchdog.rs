@@ -37,7 +37,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_told_three_times_within_the_patience() {
+    async fn watchdog_is_notified_three_times_per_interval() {
         let told = AtomicUsize::new(0);
         let telling = tell(Duration::from_secs(60), || {
             told.fetch_add(1, Ordering::Relaxed);

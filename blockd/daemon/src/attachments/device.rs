@@ -25,12 +25,12 @@ pub struct System {
     pub(super) root: PathBuf,
     pub(super) driver: Arc<dyn Driver>,
     /// How long a device may take to let go of its connections after it was disconnected.
-    pub(super) disconnect_patience: Duration,
+    pub(super) disconnect_timeout: Duration,
 }
 
 impl Default for System {
     fn default() -> Self {
-        Self { root: "/".into(), driver: Arc::new(OfThisKernel), disconnect_patience: DISCONNECT_TIMEOUT }
+        Self { root: "/".into(), driver: Arc::new(OfThisKernel), disconnect_timeout: DISCONNECT_TIMEOUT }
     }
 }
 

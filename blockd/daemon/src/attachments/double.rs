@@ -59,7 +59,7 @@ impl Double {
         System {
             root: self.root.path().to_owned(),
             driver: Arc::new(Handle(Arc::clone(self))),
-            disconnect_patience: Duration::ZERO,
+            disconnect_timeout: Duration::ZERO,
         }
     }
 

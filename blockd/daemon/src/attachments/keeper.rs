@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_become_rare_and_end_with_the_patience_of_those_who_wait() {
+    fn attempts_back_off_and_end_with_the_timeout() {
         let start = Instant::now();
         let mut due = Due::at(start);
         let mut attempts = Vec::new();

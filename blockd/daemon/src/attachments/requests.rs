@@ -211,7 +211,7 @@ impl Core {
 impl Shared {
     /// The kernel lets go of the connections by itself; who detaches to delete the volume needs them gone.
     fn wait_until_gone(&self, held: &Held, device: Device) {
-        let deadline = Instant::now() + self.system.disconnect_patience;
+        let deadline = Instant::now() + self.system.disconnect_timeout;
         while self.system.is_connected(device) {
             if Instant::now() >= deadline {
                 tracing::warn!(volume = %held.row.volume, name = %held.name, %device, "the device is still open somewhere");

@@ -79,7 +79,7 @@ impl CloudSource {
     /// The source of this volume. To be called on a thread of the runtime.
     pub fn new(core: &Arc<Core>, row: LazyRow) -> Arc<Self> {
         let config = &core.config;
-        let patience_ms = match row.on_store_loss {
+        let timeout_ms = match row.on_store_loss {
             StoreLoss::Stall => config.lazy_stall_ms,
             StoreLoss::Error => config.lazy_error_ms,
         };
@@ -88,7 +88,7 @@ impl CloudSource {
             fetcher: Arc::clone(&core.fetcher),
             handle: Handle::current(),
             row,
-            time_limit: Duration::from_millis(patience_ms),
+            time_limit: Duration::from_millis(timeout_ms),
             reader: tokio::sync::Mutex::default(),
             requests: Mutex::default(),
             deleted: Mutex::default(),

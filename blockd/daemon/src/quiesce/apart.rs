@@ -118,7 +118,7 @@ impl Holder {
         let mut argument = OsString::from("--hold-filesystem=");
         argument.push(&mount.path);
         let mut command = Command::new(program);
-        command.arg(argument).arg(format!("--hold-time_limit-ms={}", time_limit.as_millis()));
+        command.arg(argument).arg(format!("--hold-timeout-ms={}", time_limit.as_millis()));
         command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).current_dir("/");
         let mut child = command.spawn()?;
         let pipes = (child.stdin.take(), child.stdout.take());

@@ -434,8 +434,8 @@ mod tests {
     /// Frozen, and so short of time_limit that the watchdog comes soon; on a busy machine it may come before
     /// all are frozen, and then it gets more.
     fn frozen_for_a_moment(mounts: &[&str]) -> (Arc<Double>, Filesystems) {
-        for patience_ms in [20, 200, 2_000] {
-            let (double, filesystems) = with(mounts, Duration::from_millis(patience_ms));
+        for timeout_ms in [20, 200, 2_000] {
+            let (double, filesystems) = with(mounts, Duration::from_millis(timeout_ms));
             if filesystems.freeze().is_ok() {
                 return (double, filesystems);
             }

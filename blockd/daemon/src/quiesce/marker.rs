@@ -380,15 +380,15 @@ fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> St
 
 /// The step that was to thaw a filesystem at the start, and has not ended.
 fn hanging(mount: &Mounted) -> QuiesceStep {
-    let patience_s = THAW_TIMEOUT.as_secs();
+    let timeout_s = THAW_TIMEOUT.as_secs();
     QuiesceStep {
         kind: QuiesceKind::ThawFs,
         target: mount.path.display().to_string(),
         rule: None,
         started: None,
-        duration_micros: patience_s * 1_000_000,
+        duration_micros: timeout_s * 1_000_000,
         exit_status: None,
-        error: Some(format!("it hangs for {patience_s} s: see what the filesystem lies on")),
+        error: Some(format!("it hangs for {timeout_s} s: see what the filesystem lies on")),
         output: None,
     }
 }

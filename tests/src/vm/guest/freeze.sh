@@ -179,7 +179,7 @@ step "the daemon dies while a freeze waits for what it is to write"
 dd if=/dev/zero of=/mnt/dirty bs=1M count=8 2>/dev/null || fail dd
 kill -STOP $daemon
 mkfifo /tmp/requests
-blockd --hold-filesystem=/mnt --hold-patience-ms=600000 </tmp/requests >/tmp/answers &
+blockd --hold-filesystem=/mnt --hold-timeout-ms=600000 </tmp/requests >/tmp/answers &
 holder=$!
 exec 9>/tmp/requests
 # The number of the device first, then the request.
