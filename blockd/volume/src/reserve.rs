@@ -6,7 +6,8 @@
 //! [releases](Reserve::release) it and is tried again. From then on, and until the file is [whole
 //! again](Reserve::refill), whatever else takes space is refused as on a full disk: clients' writes, and
 //! zeroing that keeps its space, except to blocks whose data the head has; and hydration. The file is not
-//! filled while such an operation runs.
+//! filled while such an operation runs, and not before there is room for all of it: on a full disk an attempt
+//! takes the last blocks for a moment, and a database write at that moment fails.
 //!
 //! The file is truncated and synced, not overwritten: on a filesystem that copies on write, overwriting takes
 //! space. The sync ends the filesystem's transaction, before which ext4, XFS and btrfs may not use freed
@@ -83,6 +84,8 @@ impl Reserve {
     }
 
     /// Releases the space for an operation that found the disk full, to be retried; `None` if there is none.
+    /// Until it is refilled, released space goes to each further operation: what it finds is free, as clients
+    /// take none.
     pub fn release(self: &Arc<Self>) -> Option<Released> {
         let mut state = self.state.lock();
         if state.is_whole {
@@ -96,7 +99,7 @@ impl Reserve {
                 bytes = self.len_bytes,
                 "the disk is full: its space reserve is released to free space"
             );
-        } else if state.users == 0 {
+        } else if !IS_RELEASED.load(Ordering::Relaxed) {
             return None;
         }
         state.users += 1;
@@ -106,7 +109,7 @@ impl Reserve {
     /// Refills the reserve if there is enough space and no operation uses it; returns true if it is complete.
     pub fn refill(&self) -> bool {
         let mut state = self.state.lock();
-        if state.is_whole || state.users > 0 {
+        if state.is_whole || state.users > 0 || !self.has_room() {
             return state.is_whole;
         }
         let filled = rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, self.len_bytes)
@@ -128,6 +131,12 @@ impl Reserve {
             }
         }
         state.is_whole
+    }
+
+    /// Returns true if the filesystem has room for the whole reserve, or does not report its free space.
+    fn has_room(&self) -> bool {
+        rustix::fs::fstatvfs(&self.file)
+            .map_or(true, |found| found.f_bavail.saturating_mul(found.f_frsize) > self.len_bytes)
     }
 }
 
