@@ -1,10 +1,9 @@
-//! Making a snapshot in the store: packs side by side, then the index, then the manifest.
+//! Backup: concurrent packs, then the index, then the manifest.
 //!
-//! Memory is bounded whatever the volume: at most `upload_concurrency` packs exist at once (33 MiB each), one
-//! of them twice while it is put together, and 32 MiB of raw blocks, so 5 * 33 + 32 MiB, or 100 MiB for a
-//! piece of the index after that, is the most by default; memory that lies ready for the next pack counts
-//! among that (192 MiB); besides that some dozen bytes for each 32 MiB of blocks, and the block sets
-//! themselves.
+//! Memory is bounded independent of the volume: at most `upload_concurrency` packs exist at once (33 MiB
+//! each), one of them twice during its assembly, and 32 MiB of raw blocks, so by default 5 * 33 + 32 MiB, and
+//! 100 MiB for a part of the index afterwards; pooled memory is included (192 MiB). In addition some dozen
+//! bytes per 32 MiB of blocks, and the block sets.
 
 use crate::{
     CloudError, CloudsnapId, FORMAT_VERSION,
@@ -30,76 +29,72 @@ use jiff::Timestamp;
 use std::{collections::BTreeMap, future::Future, io, sync::Arc, time::Duration};
 use uuid::Uuid;
 
-/// Objects that are asked for at once after a commit that may not have been the first.
+/// Concurrent object checks after a commit that may be a repetition.
 const CHECK_CONCURRENCY: usize = 8;
-/// How often the store is asked for one of them until it answers: over some 40 seconds, besides what each
-/// request itself is repeated. The snapshot is listed by then, and nobody else looks whether it is whole;
-/// after that the backup fails, and its resumption asks again.
+/// Attempts of each check, over some 40 seconds, in addition to the retries of each request. The snapshot is
+/// listed by then, and no other task checks its completeness; afterwards the backup fails, and its resumption
+/// checks again.
 const CHECK_ATTEMPTS: u32 = 10;
 const CHECK_PAUSE: Duration = Duration::from_millis(200);
 const MAX_CHECK_PAUSE: Duration = Duration::from_secs(10);
 
-/// How long after it began a backup may commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
+/// Maximum time from the start of a backup to its commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
 pub const BACKUP_LIFETIME_S: i64 = 7 * 24 * 3600;
-/// How far the clocks of hosts and stores may be apart, in seconds: a day.
+/// Maximum clock difference of hosts and stores, in seconds: a day.
 pub const MAX_CLOCK_SKEW_S: i64 = 24 * 3600;
 
-/// Gives the content of a frozen point of a volume.
+/// Reader of a frozen point of a volume.
 pub trait BlockReader: Send + Sync {
-    /// Fills `buf` with the blocks of `extents`, one after the other; `buf` is exactly as long as they are.
-    /// Called on threads that may block, by several at once. What lies beyond the end of the volume in its
-    /// last block is zero.
+    /// Reads the blocks of `extents` consecutively into `buf`, which has exactly their length. Called
+    /// concurrently on threads that may block. Bytes beyond the end of the volume in its last block are zero.
     ///
     /// # Errors
-    /// If the blocks cannot be read; the backup fails then.
+    /// The blocks cannot be read; the backup fails.
     fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()>;
 
-    /// Whether a read may wait for more than this host's disks. It is not made by threads then that all tasks
-    /// share.
+    /// Returns true if a read may wait for more than local disks. Then it does not run on shared threads.
     fn may_wait(&self) -> bool {
         false
     }
 }
 
-/// What is to be backed up. For a resumed backup it must be the same as it was, salt included.
+/// Content of a backup. A resumed backup must have the same content, including the salt.
 #[derive(Clone, Debug)]
 pub struct BackupSpec {
-    /// This installation.
+    /// Installation.
     pub cluster: Uuid,
-    /// The volume.
+    /// Volume.
     pub volume: VolumeId,
-    /// The snapshot: a random id that no other backup of the volume has.
+    /// Snapshot: a random id, unique among the backups of the volume.
     pub snapshot: SnapshotId,
-    /// The volume's name.
+    /// Name of the volume.
     pub volume_name: String,
-    /// The snapshot's name, or nothing.
+    /// Name of the snapshot; may be empty.
     pub snapshot_name: String,
-    /// The volume's labels.
+    /// Labels of the volume.
     pub labels: BTreeMap<String, String>,
-    /// The volume's size.
+    /// Size of the volume.
     pub size_bytes: u64,
-    /// When the snapshot was taken.
+    /// Time of the snapshot.
     pub created: Timestamp,
-    /// When the backup began (first began, if it is resumed).
+    /// Start of the backup (of its first run, if resumed).
     pub started: Timestamp,
-    /// Blocks to be read and stored: all that may hold data, or, on a base, all that may have changed to
-    /// data.
+    /// Blocks to store: all that may hold data, or, with a base, all that may have changed to data.
     pub data: BlockSet,
-    /// Blocks that are known to have become zero since the base; none of them in `data`.
+    /// Blocks known to have become zero since the base; disjoint from `data`.
     pub zero: BlockSet,
-    /// What an incremental builds on. It may be a snapshot of another volume, if this one began as what that
-    /// holds.
+    /// Base of an incremental. It may be a snapshot of another volume from which this one was created.
     pub base: Option<Manifest>,
     /// From [`new_delta_salt`], kept for a resumption.
     pub delta_salt: [u8; 32],
-    /// How long the freeze held writes up.
+    /// Stall time of the freeze.
     pub freeze_stall_micros: u64,
-    /// What caused it, such as `Manual`.
+    /// Trigger, such as `Manual`.
     pub trigger: String,
 }
 
 impl BackupSpec {
-    /// The id of the snapshot that it makes.
+    /// Returns the id of the new cloud snapshot.
     pub fn id(&self) -> CloudsnapId {
         CloudsnapId {
             cluster: self.cluster,
@@ -113,10 +108,10 @@ impl BackupSpec {
         DeltaId { cluster: self.cluster, volume: self.volume, snapshot: self.snapshot }
     }
 
-    /// Refuses to go on with a backup whose objects may be taken for garbage.
+    /// Returns an error for a backup whose objects may be collected as garbage.
     fn check_age(&self, now: Timestamp) -> Result<(), CloudError> {
         let age_s = now.as_second().saturating_sub(self.started.as_second());
-        // One that began in the future began by a clock that was wrong.
+        // A start in the future comes from a wrong clock.
         if !(-MAX_CLOCK_SKEW_S..=BACKUP_LIFETIME_S).contains(&age_s) {
             return Err(CloudError::Expired { id: self.id(), started: self.started });
         }
@@ -159,18 +154,18 @@ impl BackupSpec {
     }
 }
 
-/// How a backup uses the machine.
+/// Resource options of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BackupOptions {
-    /// Packs in flight at once; each takes up to 33 MiB.
+    /// Packs in flight; each takes up to 33 MiB.
     pub upload_concurrency: usize,
-    /// Threads that compress and seal; 0 is one for each core.
+    /// Threads that compress and seal; 0 is one per core.
     pub cpu_threads: usize,
-    /// Objects are created, never replaced: what is there already must be what would have been stored. To be
-    /// set where the store was seen to create objects only if they are absent.
+    /// Use create-if-absent: an existing object must have the same content. Set it for stores that support
+    /// create-if-absent, as tested.
     pub write_once: bool,
-    /// An earlier run of this backup may have come as far as the commit, whatever the journal says: journals
-    /// get lost, and programs before this one did not record it.
+    /// An earlier run of this backup may have reached the commit, independent of the journal, which may be
+    /// lost.
     pub resumed: bool,
 }
 
@@ -180,20 +175,20 @@ impl Default for BackupOptions {
     }
 }
 
-/// As many threads as asked for, or as there are cores.
+/// Returns the requested number of threads, or that of cores.
 pub(crate) fn cpu_threads(asked: usize) -> usize {
     if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) }
 }
 
-/// A salt for a new delta.
+/// Creates a salt for a new delta.
 ///
 /// # Errors
-/// [`CloudError::Internal`] if the system gives no randomness.
+/// [`CloudError::Internal`] without system randomness.
 pub fn new_delta_salt() -> Result<[u8; 32], CloudError> {
     random()
 }
 
-/// What all packs of a backup share.
+/// State shared by all packs of a backup.
 pub(crate) struct Job {
     pub spec: Arc<BackupSpec>,
     pub layout: Layout,
@@ -206,11 +201,11 @@ pub(crate) struct Job {
     pub packing: Packing,
     pub work: Work,
     write_once: bool,
-    /// An earlier run may have committed the snapshot, and somebody else have deleted it since.
+    /// An earlier run may have committed the snapshot, and another host may have deleted it since.
     was_committing: bool,
-    /// When this run began.
+    /// Start of this run.
     clock: RunClock,
-    /// There was an earlier run. It did not record that it began to commit, but that is not relied on.
+    /// There was an earlier run. The absence of its commit record is not trusted.
     is_resumed: bool,
 }
 
@@ -346,11 +341,11 @@ impl Job {
         Ok(())
     }
 
-    /// Makes sure that nobody is deleting what was committed.
+    /// Checks that no other host is deleting the committed snapshot.
     ///
-    /// An earlier attempt at the commit may have been carried out, and the snapshot deleted since, by
-    /// somebody who took it for what it was. Whoever does that deletes the manifest once more after the
-    /// objects. So if all objects are there now, that is yet to come, and takes this manifest as well.
+    /// An earlier attempt may have committed the snapshot, and another host may have deleted it since. A
+    /// deletion removes the manifest again after the objects. So if all objects exist now, that second
+    /// removal is still to come, and removes this manifest too.
     async fn check_own(&self, manifest: &Manifest) -> Result<(), CloudError> {
         let delta = self.spec.delta_id();
         let packs = (0..self.layout.pack_count).map(|pack_no| async move {
@@ -371,18 +366,18 @@ impl Job {
         Err(CloudError::DeletedMeanwhile { id: manifest.id(), object })
     }
 
-    /// Deletes the manifest of a snapshot that was committed and must not stay.
+    /// Deletes the manifest of a committed snapshot that must not stay.
     async fn take_back(&self, manifest: &Manifest) -> Result<(), CloudError> {
         let manifest_key = manifest.id().manifest_key();
         insist(|| async { Ok(self.store.delete(&manifest_key).await?) }).await.map(drop)
     }
 
-    /// Whether a pack that an earlier run recorded is still in the store.
+    /// Returns true if a pack recorded by an earlier run is still in the store.
     async fn is_stored(&self, pack_no: u32) -> Result<bool, CloudError> {
         let journal = self.journal.clone();
         let lens = run_blocking(move || journal.frame_lens(pack_no)).await?;
         if lens.unwrap_or_default().iter().all(|len| *len == 0) {
-            // There is no object for blocks that are all zero.
+            // Packs of zero blocks only have no object.
             return Ok(true);
         }
         self.is_there(&self.spec.delta_id().pack_key(pack_no)).await
@@ -396,7 +391,7 @@ impl Job {
         }
     }
 
-    /// Reads, seals, stores and records one pack; returns how many bytes of blocks it holds.
+    /// Reads, seals, stores and records one pack; returns its bytes of blocks.
     async fn pack(self: &Arc<Self>, pack_no: u32) -> Result<usize, CloudError> {
         let pack = self.build(pack_no).await?;
         if let Some(body) = pack.body {
@@ -410,9 +405,9 @@ impl Job {
 
     /// Stores an object of the delta.
     ///
-    /// No other task writes its key, and every attempt of this one writes the same bytes. Should this task be
-    /// running twice all the same (its daemon was copied), objects that can be written only once keep the two
-    /// from mixing: whoever commits has seen that each of them is what it made itself.
+    /// No other task writes its key, and every attempt of this one writes the same bytes. If the task runs
+    /// twice anyway (its daemon was copied), write-once objects keep the two runs apart: the committing run
+    /// has seen that each object is its own.
     pub(crate) async fn put(&self, object: &str, body: Bytes) -> Result<(), CloudError> {
         if !self.write_once {
             return Ok(self.store.put(object, body, PutMode::Overwrite).await?);
@@ -473,7 +468,7 @@ impl Job {
         };
         manifest.format_version = manifest.version_needed();
         let object = manifest.encode(&self.key, &random()?)?;
-        // As late as possible: whoever collects garbage counts on it.
+        // As late as possible: garbage collection relies on it.
         spec.check_age(Timestamp::now())?;
         let journal = self.journal.clone();
         run_blocking(move || journal.record_commit()).await?;
@@ -483,7 +478,7 @@ impl Job {
         if in_doubt {
             self.progress.doubt();
         }
-        // The clock may have been wrong before the put, or the host have slept within it.
+        // The clock may have been wrong before the put, or the host may have been suspended during it.
         if let Err(expired) = spec.check_age(Timestamp::now()) {
             self.take_back(&manifest).await?;
             return Err(expired);
@@ -498,7 +493,7 @@ impl Job {
     }
 }
 
-/// Asks again while the store does not answer.
+/// Retries while the store does not reply.
 async fn insist<T, F>(ask: impl Fn() -> F) -> Result<T, CloudError>
 where
     F: Future<Output = Result<T, CloudError>>,
@@ -517,18 +512,18 @@ where
     ask().await
 }
 
-/// Makes sure that nobody deleted the base of a committed snapshot, and with it deltas that the snapshot
-/// needs, before the commit.
+/// Checks that the base of a committed snapshot, and with it required deltas, was not deleted before the
+/// commit.
 ///
-/// Whoever deletes a snapshot removes its manifest first, then lists the manifests that are left, then
-/// removes the deltas that none of them names. If the base's manifest is still there now, that listing is yet
-/// to come and will show this snapshot; if it is gone, the listing may have been made before the commit.
-/// Until one of the two is known, the backup is not done: whoever goes on with it asks again.
+/// A deletion removes the manifest first, then lists the remaining manifests, then removes deltas that none
+/// of them names. If the base's manifest exists now, that listing is still to come and will show this
+/// snapshot; if it is gone, the listing may have preceded the commit. Until one of the two is certain, the
+/// backup is not done: its resumption checks again.
 ///
 /// # Errors
-/// [`CloudError::BaseDeleted`]; the snapshot's manifest is deleted then. [`CloudError::BaseUnknown`] if the
-/// store does not answer, [`CloudError::NotTakenBack`] if it does not delete the manifest: the snapshot is
-/// listed, and counts for nothing yet.
+/// [`CloudError::BaseDeleted`]; the snapshot's manifest is then deleted. [`CloudError::BaseUnknown`] if the
+/// store does not reply, [`CloudError::NotTakenBack`] if it does not delete the manifest: the snapshot is
+/// listed, but does not count yet.
 pub async fn check_base(
     store: &dyn ObjectStore,
     manifest: &Manifest,

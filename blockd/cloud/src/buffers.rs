@@ -1,23 +1,23 @@
-//! Memory for blocks that are read, sealed and stored, used again for the next ones.
+//! Pooled buffers for blocks that are read, sealed and stored.
 //!
-//! A full backup moves as much memory as the volume has data, three times. If each piece came fresh from the
-//! system, the kernel would have to find, clear and map every page of it: a tenth of the processor's time,
-//! and one of its locks that requests of guests want, too. Buffers begin where direct I/O wants them to.
+//! A full backup moves the volume's data through memory three times. With fresh memory the kernel would
+//! allocate, clear and map every page: a tenth of the CPU time, under a lock that requests of guests also
+//! need. Buffers are aligned for direct I/O.
 
 use parking_lot::Mutex;
 use std::{fmt, mem, sync::Arc};
 
-/// What direct I/O wants: no disk's blocks are larger, and it is a page.
+/// Alignment for direct I/O: a page, and at least the block size of any disk.
 pub(crate) const ALIGNMENT: usize = 4096;
-/// Buffers come in these lengths, so that each can be used for whatever the next one is to hold: a chunk of
-/// frames, and a pack, each with what sealing adds. Memory that is not written to is not taken.
+/// Size classes: a chunk of frames, and a pack, each with the overhead of sealing. Unwritten memory takes no
+/// space.
 const CLASSES: [usize; 2] = [4_352 << 10, 34 << 20];
-/// Shorter ones are not worth it.
+/// Minimum length of pooled buffers.
 const POOLED_FROM_BYTES: usize = 256 << 10;
-/// What is in use and what lies ready for it, together; nothing lies ready beyond that.
+/// Maximum of used and pooled memory together; nothing is pooled beyond it.
 const MAX_KEPT_BYTES: usize = 192 << 20;
 
-/// Buffers that are not in use.
+/// Pool of unused buffers.
 #[derive(Default)]
 pub(crate) struct Buffers {
     state: Mutex<State>,
@@ -31,7 +31,7 @@ struct State {
 }
 
 impl State {
-    /// Lets go of what lies ready until so much more has room.
+    /// Frees pooled buffers to make room.
     fn make_room(&mut self, bytes: usize) {
         while self.in_use_bytes + self.free_bytes + bytes > MAX_KEPT_BYTES {
             let Some(last) = self.free.pop() else { return };
@@ -41,7 +41,7 @@ impl State {
 }
 
 impl Buffers {
-    /// A buffer of `len_bytes` bytes, whatever is in them.
+    /// Returns a buffer of `len_bytes` bytes with unspecified content.
     pub(crate) fn filled(self: &Arc<Self>, len_bytes: usize) -> Buffer {
         let mut buffer = self.take(len_bytes);
         let end = buffer.start + len_bytes;
@@ -49,7 +49,7 @@ impl Buffers {
         buffer
     }
 
-    /// A buffer without content that has room for `len_bytes` bytes.
+    /// Returns an empty buffer with capacity for `len_bytes` bytes.
     pub(crate) fn empty(self: &Arc<Self>, len_bytes: usize) -> Buffer {
         let mut buffer = self.take(len_bytes);
         let start = buffer.start;
@@ -76,7 +76,7 @@ impl Buffers {
                 Vec::with_capacity(capacity)
             }
         };
-        // What was asked for, should the allocator give more.
+        // The requested length; the allocator may return more.
         state.in_use_bytes += capacity;
         drop(state);
         let start = bytes.as_ptr().align_offset(ALIGNMENT);
@@ -90,19 +90,19 @@ impl Buffers {
     }
 }
 
-/// A buffer that goes back when it is dropped.
+/// Buffer that returns to the pool on drop.
 pub(crate) struct Buffer {
     bytes: Vec<u8>,
-    /// Where its content begins.
+    /// Start of its content.
     start: usize,
-    /// The length of its class, if it goes back.
+    /// Length of its class, if pooled.
     pooled_bytes: Option<usize>,
     counted_bytes: usize,
     home: Arc<Buffers>,
 }
 
 impl Buffer {
-    /// Its content, behind some bytes that are not: to be appended to.
+    /// Returns the content, behind alignment bytes, for appending.
     pub(crate) fn appendable(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
@@ -124,7 +124,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut state = self.home.state.lock();
         state.in_use_bytes -= self.counted_bytes;
-        // One that grew, or was given more than was asked for, is of no class.
+        // A buffer that grew, or is larger than requested, has no class.
         let goes_back = self.pooled_bytes == Some(self.bytes.capacity());
         if goes_back && state.in_use_bytes + state.free_bytes + self.counted_bytes <= MAX_KEPT_BYTES {
             state.free_bytes += self.counted_bytes;
@@ -156,10 +156,10 @@ mod tests {
         assert!(two.as_ref().is_empty());
         two.appendable().extend_from_slice(&[1; 9_000]);
         assert_eq!((two.as_ref().as_ptr(), two.as_ref()), (place, &[1; 9_000][..]));
-        // It is in use.
+        // In use.
         assert_ne!(buffers.filled(4 << 20).as_ref().as_ptr(), place);
         drop(two);
-        // Not worth it, and too large.
+        // Too small, and too large.
         for len in [100, 40 << 20] {
             let other = buffers.filled(len);
             assert_ne!(other.as_ref().as_ptr(), place);
@@ -173,7 +173,7 @@ mod tests {
         let buffers = Arc::<Buffers>::default();
         let mut in_flight = std::collections::VecDeque::new();
         for nth in 0..2_000_usize {
-            // As packs come: each of another length, a few at a time, and chunks in between.
+            // Like packs: of different lengths, a few at a time, with chunks in between.
             let len = if nth % 5 == 0 { (20 << 20) + nth * 4_099 } else { (3 << 20) + nth * 97 };
             in_flight.push_back(buffers.empty(len));
             if in_flight.len() > 20 {

@@ -1,15 +1,14 @@
-//! Which blocks changed between two snapshots of one chain: read from the indexes of the deltas between them,
-//! without any data.
+//! Changed blocks between two snapshots of a chain, from the indexes of their deltas, without data.
 
 use crate::{CloudError, Manifest, Repository, fetch::DeltaReader};
 use blockd_extent::{BlockSet, SnapshotId};
 use std::sync::Arc;
 
-/// The blocks that the snapshots after `since`, up to that of the manifest, say anything about: outside of
-/// them both hold the same. Nothing if `since` is not in the manifest's chain.
+/// Returns the blocks in deltas after `since` up to the manifest's snapshot: all other blocks are equal.
+/// `None` if `since` is not in the manifest's chain.
 ///
 /// # Errors
-/// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; whatever the store reports.
+/// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; errors of the store.
 pub async fn changed_blocks(
     repo: &Repository,
     manifest: &Manifest,

@@ -1,5 +1,5 @@
-//! Clocks that deletions and commits rest on: the store's beside this host's, and the time that a run really
-//! took.
+//! Clock checks for deletions and commits: the store's clock beside this host's, and the real duration of a
+//! run.
 
 use crate::{
     ClockUnknownCause, CloudError,
@@ -18,10 +18,10 @@ pub const MAX_CLOCK_DIFFERENCE_S: i64 = 3600;
 /// Pauses before a probe object is looked for again: listings may lag behind.
 const LISTING_PAUSES_MS: [u64; 5] = [250, 500, 1000, 2000, 4000];
 
-/// A run that took longer checks its objects after the commit: they were young enough for every collector,
-/// but none of the clocks that say so was this run's own.
+/// Duration from which a run checks its objects after the commit: they were young enough for every collector,
+/// but by clocks that are not this run's own.
 const LONG_RUN: Duration = Duration::from_secs(3600);
-/// Boot time that passed while the monotonic clock stood still: the host slept.
+/// Difference of boot time and monotonic time that indicates a suspended host.
 const MAX_SUSPENSION: Duration = Duration::from_secs(60);
 
 /// Refuses to go on where the clocks of this host and of the store differ by more than
@@ -45,13 +45,13 @@ pub async fn check_clock(store: &dyn ObjectStore, now: impl Fn() -> Timestamp) -
             }
             listed?
         }
-        // Deleting is what makes room.
+        // Deletion frees space.
         Err(error) if error.kind == StoreErrorKind::NoSpace => {
             error.store_time_unix_s.ok_or_else(|| unknown(store, ClockUnknownCause::NoRoom))?.get()
         }
         Err(error) => return Err(error.into()),
     };
-    // The store looked at its clock between the two.
+    // The store read its clock between the two.
     let ahead_s = after.as_second().saturating_sub(stored_s).min(0)
         + before.as_second().saturating_sub(stored_s).max(0);
     match ahead_s.saturating_abs() > MAX_CLOCK_DIFFERENCE_S {
@@ -78,7 +78,7 @@ fn unknown(store: &dyn ObjectStore, cause: ClockUnknownCause) -> CloudError {
     CloudError::ClockUnknown { store: store.describe().to_owned(), cause }
 }
 
-/// Beginning of a run on the two clocks that nobody sets.
+/// Start of a run on the two clocks that cannot be set.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunClock {
     monotonic: Duration,
@@ -118,7 +118,7 @@ mod tests {
         atomic::{AtomicU32, Ordering::Relaxed},
     };
 
-    /// A store whose first listings are empty, and whose listings may have no times.
+    /// Fake store with delayed listings, possibly without times.
     struct Lagging {
         inner: Arc<MemoryStore>,
         empty: AtomicU32,

@@ -1,42 +1,41 @@
-//! What of a snapshot is damaged, where a read goes on past it.
+//! Damage of a snapshot found by a read that skips it.
 
 use crate::CloudError;
 use blockd_extent::{BlockSet, Extent};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 
-/// Pieces that are described one by one; of more, only the blocks are known.
+/// Maximum number of described damaged parts; of others only the blocks are known.
 pub const MAX_DAMAGE_DESCRIBED: usize = 1000;
 
-/// A damaged piece of an object.
+/// Damaged part of an object.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DamagedPiece {
     /// Key of the object.
     pub object: String,
-    /// Where the piece begins in it.
+    /// Offset of the part.
     pub offset_bytes: u64,
-    /// What does not hold.
+    /// Violation.
     pub what: String,
-    /// The blocks that were to be had from it, in ascending runs.
+    /// Affected blocks, in ascending extents.
     pub blocks: Vec<Extent>,
 }
 
-/// Everything that was found to be damaged.
+/// All damage found.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Damage {
-    /// The pieces, at most [`MAX_DAMAGE_DESCRIBED`] of them.
+    /// Damaged parts, at most [`MAX_DAMAGE_DESCRIBED`].
     pub pieces: Vec<DamagedPiece>,
-    /// How many there are; of those that are not described, one may count again for each snapshot that it was
-    /// met in.
+    /// Number of damaged parts; an undescribed one may count once per snapshot.
     pub total: u64,
-    /// All their blocks.
+    /// All affected blocks.
     pub blocks: BlockSet,
-    /// The blocks by object, of the pieces that are not described too: snapshots are judged by them.
+    /// Affected blocks by object, including undescribed parts: snapshots are judged by them.
     pub(crate) objects: BTreeMap<String, BlockSet>,
 }
 
 impl Damage {
-    /// Whether nothing is damaged.
+    /// Returns true without damage.
     pub fn is_empty(&self) -> bool {
         self.total == 0
     }
@@ -55,12 +54,10 @@ impl Damage {
         }
     }
 
-    /// Adds what was found elsewhere. What is damaged for one snapshot is for another one too: it is one
-    /// piece.
+    /// Merges other damage. A part damaged in several snapshots counts once.
     pub(crate) fn merge(&mut self, damage: Self) {
         let Self { pieces, total, blocks, objects } = damage;
-        // Whether those that are not described are known already cannot be told: too many is better than too
-        // few.
+        // Undescribed parts may be duplicates: over-counting is safe.
         self.total += total.saturating_sub(pieces.len() as u64);
         self.blocks.union_with(&blocks);
         for (object, blocks) in objects {
@@ -84,26 +81,26 @@ impl Damage {
     }
 }
 
-/// Takes down damage from several threads.
+/// Collector of damage from several threads.
 #[derive(Default, Debug)]
 pub(crate) struct DamageList {
     damage: Mutex<Damage>,
 }
 
 impl DamageList {
-    /// Takes down an error of the kind [`CloudError::Damaged`].
+    /// Records an error of kind [`CloudError::Damaged`].
     pub fn add(&self, error: CloudError, blocks: impl IntoIterator<Item = Extent>) {
         self.damage.lock().add(error, blocks);
     }
 
-    /// Which of these blocks are not damaged.
+    /// Returns the undamaged blocks.
     pub fn sound(&self, blocks: impl IntoIterator<Item = Extent>) -> Vec<Extent> {
         let mut sound: BlockSet = blocks.into_iter().collect();
         sound.subtract(&self.damage.lock().blocks);
         sound.extents().collect()
     }
 
-    /// What was taken down so far, sorted by place.
+    /// Returns the recorded damage, sorted by position.
     pub fn take(&self) -> Damage {
         let mut damage = std::mem::take(&mut *self.damage.lock());
         damage.pieces.sort_by(|a, b| (&a.object, a.offset_bytes).cmp(&(&b.object, b.offset_bytes)));
@@ -136,7 +133,7 @@ mod tests {
         other.add(CloudError::damaged("pack", 0, "torn"), [Extent::new(BlockIndex(3), 1)]);
         let mut all = other.take();
         all.merge(damage);
-        // The first of the pack was known, or was not described: it may count twice, and is not lost.
+        // The first part of the pack was known or undescribed: it may count twice, but is not lost.
         let most = MAX_DAMAGE_DESCRIBED as u64;
         assert!((most + 6..=most + 7).contains(&all.total), "{}", all.total);
         assert_eq!(all.pieces.len(), MAX_DAMAGE_DESCRIBED);

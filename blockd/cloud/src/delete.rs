@@ -15,19 +15,19 @@ use blockd_extent::SnapshotId;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::HashSet;
 
-/// Objects that are deleted at once.
+/// Concurrent deletions of objects.
 const DELETE_CONCURRENCY: usize = 8;
 
-/// What a deletion did.
+/// Result of a deletion.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct DeleteReport {
-    /// Deltas whose objects are gone.
+    /// Deltas whose objects were deleted.
     pub deltas_deleted: u32,
-    /// Objects deleted, the manifest included, as far as the store tells.
+    /// Deleted objects, including the manifest, as far as the store reports.
     pub objects_deleted: u64,
-    /// Owners of the deltas that stay.
+    /// Owners of the kept deltas.
     pub kept: Vec<SnapshotId>,
-    /// Why they stay, if it is not just that other snapshots need them.
+    /// Reason for keeping them, if other than use by snapshots.
     pub kept_reason: Option<String>,
 }
 
@@ -85,7 +85,7 @@ pub async fn delete_with_manifest(
     let there = repo.store().delete(&id.manifest_key()).await?;
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
     let deleted = delete_unneeded(repo, manifest, protected, cache, &mut report).await;
-    // Even if that failed half-way, or nothing had to go: its writer may have put the manifest again since.
+    // Also after a partial failure, or without deltas: its writer may have put the manifest again.
     let stays = stay_deleted(repo, &id).await;
     deleted?;
     stays?;
@@ -100,7 +100,7 @@ async fn check_siblings(
 ) -> Result<(), CloudError> {
     let listed = repo.list_for_deletion(None, cache).await?;
     if !listed.iter().any(|found| found.id.as_ref() == Some(id)) {
-        // An earlier attempt deleted the manifest; what is left of it restores nothing.
+        // An earlier attempt deleted the manifest; the rest cannot be restored.
         return Ok(());
     }
     let is_sibling =
@@ -154,11 +154,11 @@ async fn delete_unneeded(
     Ok(())
 }
 
-/// Deletes a manifest again, once objects that it named may be gone.
+/// Deletes a manifest again once its objects may be gone.
 ///
-/// Its writer may not have known that it was committed, and have put it once more. A writer in that doubt
-/// looks at all objects after it has put the manifest, and takes it back if one is gone: so either that look
-/// comes after the deletions, or the manifest came before this.
+/// Its writer may not have known of the commit and may have put it again. Such a writer checks all objects
+/// afterwards and removes the manifest if one is gone: so either that check follows the deletions, or the
+/// manifest was put before this.
 async fn stay_deleted(repo: &Repository, id: &CloudsnapId) -> Result<(), CloudError> {
     if repo.store().delete(&id.manifest_key()).await? {
         tracing::debug!(snapshot = %id, "its writer had put the manifest of the deleted cloud snapshot again, or the store does not tell");
@@ -213,29 +213,29 @@ async fn delete_own(
     Ok(())
 }
 
-/// The owners of the deltas that must stay once a snapshot is gone, or why nobody knows.
+/// Returns the owners of deltas that must stay after a deletion, or the reason why they are unknown.
 async fn still_needed(
     repo: &Repository,
     gone: &CloudsnapId,
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
 ) -> Result<Result<HashSet<SnapshotId>, String>, CloudError> {
-    // Of all volumes: one that was made from a snapshot of this one builds on its deltas.
+    // Of all volumes: a volume created from a snapshot of this one builds on its deltas.
     let mut needed: HashSet<SnapshotId> = protected.iter().copied().collect();
     for left in repo.list_for_deletion(Some(gone), cache).await? {
         match left.manifest {
             Ok(left) => needed.extend(left.deltas().map(|delta| delta.snapshot)),
             Err(error) if error.is_retryable() => return Err(error),
-            // Its name is no snapshot's, so no backup put it there.
+            // Its name is not that of a snapshot, so no backup stored it.
             Err(_) if left.id.is_none() => {}
-            // Nobody knows what it names, so everything stays.
+            // Its deltas are unknown, so everything stays.
             Err(error) => return Ok(Err(format!("a manifest cannot be read: {error}"))),
         }
     }
     Ok(Ok(needed))
 }
 
-/// Removes all objects of a delta; says how many there were.
+/// Deletes all objects of a delta and returns their number.
 async fn delete_delta(repo: &Repository, delta: &Delta) -> Result<u64, CloudError> {
     let id = delta.id();
     let packs = (0..delta.pack_count).map(|pack_no| id.pack_key(pack_no));

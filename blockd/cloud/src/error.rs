@@ -1,92 +1,92 @@
-//! What can go wrong between a volume and its copies in the cloud.
+//! Errors of cloud operations.
 //!
-//! Every error names the object, the place in it and the blocks that it costs, says whether a retry can help,
-//! and never holds anything secret.
+//! Every error names the object, the offset and the affected blocks, says whether a retry can help, and never
+//! contains a secret.
 
 use crate::{CloudsnapId, store::StoreError};
 use blockd_extent::{BlockIndex, Extent};
 use std::{io, path::PathBuf};
 use uuid::Uuid;
 
-/// Everything that this crate's operations report, apart from what plain stores report ([`StoreError`]).
+/// Errors of this crate's operations; [`StoreError`] has those of stores.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CloudError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An object is not what its writer wrote, or not where its writer put it.
+    /// An object was altered or moved.
     #[error("object {key} is damaged at byte {offset_bytes}: {what}{}", affected(*.blocks))]
     Damaged {
         /// Key of the object.
         key: String,
-        /// Where the damaged piece begins in it.
+        /// Offset of the damaged part.
         offset_bytes: u64,
-        /// What does not hold.
+        /// Violation.
         what: String,
-        /// Blocks whose content is lost with it, if it is that narrow.
+        /// Lost blocks, if known.
         blocks: Option<Extent>,
     },
-    /// None of the key slots opens with the passphrase.
+    /// The passphrase opens no key slot.
     #[error("wrong passphrase for the repository at {store}: none of its {slots} key slots opens with it")]
     WrongPassphrase {
-        /// The store.
+        /// Store.
         store: String,
-        /// How many encrypted key slots there are.
+        /// Number of encrypted key slots.
         slots: usize,
     },
-    /// A passphrase is needed and none was given.
+    /// A passphrase is required.
     #[error("the repository at {store} is encrypted: give its passphrase")]
     EncryptedRepository {
-        /// The store.
+        /// Store.
         store: String,
     },
-    /// A passphrase was given and the repository has none.
+    /// A passphrase was given for an unencrypted repository.
     #[error(
         "the repository at {store} was made without a passphrase: open it without one, or use another bucket or directory"
     )]
     PlainRepository {
-        /// The store.
+        /// Store.
         store: String,
     },
-    /// There are more key slots than any repository has.
+    /// Too many key slots.
     #[error(
         "the repository at {store} has {found} key slots where at most {most} are expected: remove foreign objects below blockd/keys/"
     )]
     TooManyKeys {
-        /// The store.
+        /// Store.
         store: String,
-        /// How many there are.
+        /// Number found.
         found: usize,
-        /// How many are read.
+        /// Maximum.
         most: usize,
     },
-    /// No key slot that was tried opened, and some were not tried.
+    /// No tried key slot opened, and some were not tried.
     #[error(
         "opening failed on {store}: no key slot opened, and {left_out} were not tried, because they are too many or cost too much memory or time; remove foreign objects below blockd/keys/ and blockd/keys-copy/"
     )]
     KeySlotsLeftOut {
-        /// The store.
+        /// Store.
         store: String,
         /// The number of slots that were not tried.
         left_out: usize,
     },
-    /// The slot of the key that backups use is not where it was put.
+    /// The slot of the key used by backups is missing.
     #[error(
         "{store} is not what these credentials were made for: {key} is missing; is the disk mounted, is it the right bucket? Without that object no other host can restore what is stored there"
     )]
     KeySlotMissing {
-        /// The store.
+        /// Store.
         store: String,
-        /// The slot's object.
+        /// Object of the slot.
         key: String,
     },
-    /// There are snapshots, but nothing that their keys could be had from.
+    /// There are snapshots but no key slots.
     #[error(
         "{store} holds cloud snapshots but no key slot: what was below blockd/keys/ was deleted or not copied; put it back, without it they cannot be opened"
     )]
     KeySlotsGone {
-        /// The store.
+        /// Store.
         store: String,
     },
     /// The key that this host writes under did not open.
@@ -94,7 +94,7 @@ pub enum CloudError {
         "writing failed on {store}: the slot of key {write_key}, which this host writes under, is missing or damaged; restores go on. Put the slot back; or make a new key (`blockctl credentials rekey --new-data-key`); or write under key {newest}, the newest that is left (`blockctl credentials rekey --accept-key {newest}`)"
     )]
     WriteKeyMissing {
-        /// The store.
+        /// Store.
         store: String,
         /// Id of the key.
         write_key: Uuid,
@@ -106,14 +106,14 @@ pub enum CloudError {
         "writing failed on {store}: key {newest} is newer than key {write_key}, which this host writes under, and was not made by this host; restores go on. If another host made it, accept it (`blockctl credentials rekey --accept-key {newest}`); if not, make a new key (`blockctl credentials rekey --new-data-key`)"
     )]
     WriteKeyNotNewest {
-        /// The store.
+        /// Store.
         store: String,
         /// Id of the key that this host writes under.
         write_key: Uuid,
         /// Id of the newest key that opened.
         newest: Uuid,
     },
-    /// An object was made with a key that this repository was not opened with.
+    /// An object uses an unknown key.
     #[error(
         "{object} was made with key {key_id}, which is not among the opened keys: open the repository again with the passphrase it was made with"
     )]
@@ -123,22 +123,22 @@ pub enum CloudError {
         /// Id of the data key.
         key_id: Uuid,
     },
-    /// An object has a version that this reader does not know.
+    /// An object has an unsupported version.
     #[error("{object} has format version {found}, this program reads version {supported}: use a newer one")]
     UnsupportedVersion {
         /// Key of the object.
         object: String,
-        /// Version that it has.
+        /// Version found.
         found: u16,
-        /// Version that is read.
+        /// Supported version.
         supported: u16,
     },
-    /// No such cloud snapshot.
+    /// The cloud snapshot does not exist.
     #[error("there is no cloud snapshot {id} at {store}")]
     SnapshotNotFound {
-        /// Its id.
+        /// Id.
         id: CloudsnapId,
-        /// The store.
+        /// Store.
         store: String,
     },
     /// Text that is not the id of a cloud snapshot.
@@ -146,16 +146,16 @@ pub enum CloudError {
         "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume>-<snapshot>[-incr]"
     )]
     BadId {
-        /// The text.
+        /// Text.
         given: String,
     },
-    /// What the caller asked for makes no sense.
+    /// Invalid request.
     #[error("{what}")]
     InvalidRequest {
-        /// What is wrong and what would be right.
+        /// Violation and expectation.
         what: String,
     },
-    /// An object of the snapshot is there already, and holds something else.
+    /// An object of the snapshot exists with other content.
     #[error(
         "{key} already holds something else: is a copy of this daemon making the same backup? Start the backup again, which gives it a new name"
     )]
@@ -163,45 +163,44 @@ pub enum CloudError {
         /// Key of the object.
         key: String,
     },
-    /// The snapshot that an incremental builds on was deleted while the incremental was being made.
+    /// The base of an incremental was deleted during the backup.
     #[error("cloud snapshot {base} was deleted while the incremental on it was made: make a full backup")]
     BaseDeleted {
-        /// The base.
+        /// Base.
         base: CloudsnapId,
     },
-    /// A snapshot was committed, and nothing could be learned of the one that it builds on: its deltas may be
-    /// gone.
+    /// A snapshot was committed, but the state of its base is unknown: deltas may be gone.
     #[error(
         "cloud snapshot {id} is in the store; whether its base {base} still is cannot be told yet: {source}; resume the backup when the store answers"
     )]
     BaseUnknown {
-        /// The snapshot; it is listed, and may lack deltas.
+        /// Snapshot; listed, but may lack deltas.
         id: CloudsnapId,
-        /// The base.
+        /// Base.
         base: CloudsnapId,
-        /// What the question met.
+        /// Error of the check.
         source: Box<CloudError>,
     },
-    /// A snapshot was committed whose base is gone, and its manifest could not be deleted.
+    /// A snapshot was committed without its base, and its manifest could not be deleted.
     #[error(
         "cloud snapshot {id} is in the store, its base {base} was deleted, and it cannot be taken back yet: {source}; resume the backup when the store answers"
     )]
     NotTakenBack {
-        /// The snapshot; it is listed, and may lack deltas.
+        /// Snapshot; listed, but may lack deltas.
         id: CloudsnapId,
-        /// The base.
+        /// Base.
         base: CloudsnapId,
-        /// What the deletion met.
+        /// Error of the deletion.
         source: Box<CloudError>,
     },
-    /// Another host deleted the snapshot while it was not known whether it had been committed.
+    /// Another host deleted the snapshot while its commit was uncertain.
     #[error(
         "cloud snapshot {id} was deleted from another host while it was being committed ({object} is gone): start the backup again"
     )]
     DeletedMeanwhile {
-        /// The snapshot; it does not exist.
+        /// Snapshot; it does not exist.
         id: CloudsnapId,
-        /// The first of its objects that is not there.
+        /// First missing object.
         object: String,
     },
     /// A manifest of the same volume cannot be read, so that a deletion could take the last backup that
@@ -222,15 +221,15 @@ pub enum CloudError {
         "clock check failed on {store}: the clock of this host differs from the store's by {ahead_s} s (positive: this host is ahead); nothing is deleted"
     )]
     ClockDiffers {
-        /// The store.
+        /// Store.
         store: String,
-        /// How far this host's clock is ahead, in seconds.
+        /// Lead of this host's clock, in seconds.
         ahead_s: i64,
     },
     /// The store's time is not known.
     #[error("clock check failed on {store}: {cause}; nothing is deleted")]
     ClockUnknown {
-        /// The store.
+        /// Store.
         store: String,
         /// Why it is not known.
         cause: ClockUnknownCause,
@@ -240,7 +239,7 @@ pub enum CloudError {
         "garbage collection failed on {store}: it lists objects of more than {max} deltas; nothing is deleted"
     )]
     TooManyDeltas {
-        /// The store.
+        /// Store.
         store: String,
         /// Most deltas that are held.
         max: usize,
@@ -248,7 +247,7 @@ pub enum CloudError {
     /// A collection of garbage did not end in time.
     #[error("garbage collection failed on {store}: it did not end within {hours} hours")]
     CollectionTimeout {
-        /// The store.
+        /// Store.
         store: String,
         /// The time limit.
         hours: u64,
@@ -258,29 +257,29 @@ pub enum CloudError {
         "cloud snapshots at {store} were deleted during each of {listings} listings of it, so that nobody knows what the others need: try again"
     )]
     Unsettled {
-        /// The store.
+        /// Store.
         store: String,
-        /// How often it was listed.
+        /// Number of listings.
         listings: u32,
     },
-    /// A backup went on for longer than any may.
+    /// A backup exceeded its lifetime.
     #[error(
         "the backup {id} began at {started}: what it stored counts as abandoned after 7 days, so that it cannot be completed any more; start it again"
     )]
     Expired {
-        /// The snapshot that it was to make.
+        /// Intended snapshot.
         id: CloudsnapId,
-        /// When it began.
+        /// Start.
         started: jiff::Timestamp,
     },
-    /// The blocks of the volume could not be read.
+    /// Blocks of the volume could not be read.
     #[error("cannot read {extents} of the volume for pack {pack_no}: {source}")]
     ReadVolume {
-        /// Pack that was being made.
+        /// Pack.
         pack_no: u32,
-        /// What was being read.
+        /// Extents.
         extents: String,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
     /// Restored blocks could not be written.
@@ -288,44 +287,44 @@ pub enum CloudError {
     WriteVolume {
         /// First block of the write.
         start: BlockIndex,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// The record of finished packs failed.
+    /// The backup journal failed.
     #[error("backup journal {}: {what}: {source}", path.display())]
     Journal {
-        /// Its file.
+        /// File.
         path: PathBuf,
-        /// What was being done.
+        /// Operation.
         what: &'static str,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// The record of finished packs is of another backup.
+    /// The backup journal belongs to another backup.
     #[error("backup journal {} is of another backup or was damaged at its head: remove it to start over", path.display())]
     ForeignJournal {
-        /// Its file.
+        /// File.
         path: PathBuf,
     },
-    /// The cache of what was read failed.
+    /// The read cache failed.
     #[error("cannot {what} {} of the cache: {source}", path.display())]
     Cache {
-        /// Its directory or file.
+        /// Directory or file.
         path: PathBuf,
-        /// What was being done.
+        /// Operation.
         what: &'static str,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// The caller cancelled.
+    /// Cancelled by the caller.
     #[error("cancelled")]
     Cancelled,
-    /// A worker thread died or the system gave no randomness.
+    /// A worker thread died, or the system has no randomness.
     #[error("{what} failed: {detail}")]
     Internal {
-        /// What.
+        /// Description.
         what: &'static str,
-        /// Why.
+        /// Cause.
         detail: String,
     },
 }
@@ -349,7 +348,7 @@ fn affected(blocks: Option<Extent>) -> String {
 }
 
 impl CloudError {
-    /// Whether the same request can succeed later without anybody doing anything about it.
+    /// Returns true if a retry can succeed without repair.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store(error) => error.is_retryable(),
@@ -381,7 +380,7 @@ impl CloudError {
         Self::Internal { what: "a worker thread", detail: error.to_string() }
     }
 
-    /// A missing or short object is damage when something authenticated says that it must be there.
+    /// A missing or short object is damage if authenticated data names it.
     pub(crate) fn missing_is_damage(error: StoreError, offset_bytes: u64) -> Self {
         use crate::store::StoreErrorKind as Kind;
         match error.kind {
@@ -396,7 +395,7 @@ impl CloudError {
     }
 }
 
-/// Random bytes from the system.
+/// Returns random bytes from the system.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], CloudError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|e| CloudError::Internal {

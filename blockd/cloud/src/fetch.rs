@@ -1,5 +1,4 @@
-//! Reading one delta: its index, its pages, and the frames that somebody wants, in as few requests as make
-//! sense.
+//! Reads of a delta: index, pages and frames, with few requests.
 
 use crate::{
     CloudError, Repository,
@@ -19,34 +18,34 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
-/// Indexes up to this length are read with one request.
+/// Maximum length of an index read with one request.
 const MAX_WHOLE_INDEX: u64 = 256 << 10;
-/// Frames that are not wanted are read along if that spares a request for no more than this many bytes.
+/// Maximum gap that is read to merge two requests.
 const MAX_GAP: u32 = 512 << 10;
 
-/// What is wrong with a frame that is longer than what came of it.
+/// Message about a truncated frame.
 pub(crate) const NOT_WHOLE: &str = "the frame was not fetched whole";
 
-/// One delta, ready to be read.
+/// Delta open for reading.
 pub(crate) struct DeltaReader {
     pub root: Root,
     id: DeltaId,
     key: DataKey,
     sealer: Sealer,
     store: Arc<dyn ObjectStore>,
-    /// The whole index, if it is small and came with the root.
+    /// Whole index, if small.
     index: Option<Bytes>,
 }
 
-/// A frame that is wanted, and which of its blocks.
+/// Wanted frame and its blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct WantedFrame {
     ordinal: u64,
-    /// Blocks that it has.
+    /// Number of blocks.
     blocks: usize,
     offset_bytes: u32,
     len_bytes: u32,
-    /// Position in the frame, and the blocks of the volume from there on.
+    /// Positions in the frame and their extents of the volume.
     runs: Vec<(u32, Extent)>,
 }
 
@@ -55,22 +54,22 @@ impl WantedFrame {
         self.offset_bytes + self.len_bytes
     }
 
-    /// Its number in the delta.
+    /// Returns its number in the delta.
     pub fn ordinal(&self) -> u64 {
         self.ordinal
     }
 
-    /// Where it begins in its pack, and how long it is stored.
+    /// Returns its offset in the pack and its stored length.
     pub fn place(&self) -> (u64, u64) {
         (self.offset_bytes.into(), self.len_bytes.into())
     }
 
-    /// Positions in the frame, and the blocks of the volume from there on.
+    /// Returns positions in the frame and their extents of the volume.
     pub fn runs(&self) -> &[(u32, Extent)] {
         &self.runs
     }
 
-    /// Its bytes among those that were fetched from `start` on.
+    /// Returns its bytes among those fetched from `start` on.
     pub fn stored<'a>(&self, start: u32, fetched: &'a [u8]) -> Option<&'a [u8]> {
         let from = self.offset_bytes.checked_sub(start)? as usize;
         fetched.get(from..from + self.len_bytes as usize)
@@ -83,7 +82,7 @@ impl WantedFrame {
         }
     }
 
-    /// The blocks of it that are wanted.
+    /// Returns its wanted blocks.
     pub fn wanted(&self) -> impl Iterator<Item = Extent> + '_ {
         self.runs.iter().map(|(_, run)| *run)
     }
@@ -93,18 +92,18 @@ impl WantedFrame {
     }
 }
 
-/// Frames of one pack that are read with one request.
+/// Frames of a pack read with one request.
 #[derive(Clone, Debug)]
 pub(crate) struct FetchJob {
     pack_no: u32,
     pub frames: Vec<WantedFrame>,
 }
 
-/// What takes runs of opened blocks.
+/// Receiver of extents of decrypted blocks.
 pub(crate) type BlockSink = dyn Fn(BlockIndex, &[u8]) -> Result<(), CloudError> + Send + Sync;
 
 impl DeltaReader {
-    /// Reads the root of a delta's index, and checks it against what the manifest says.
+    /// Reads the root of a delta's index and checks it against the manifest.
     pub async fn open(repo: &Repository, delta: &Delta, keep: &mut u64) -> Result<Self, CloudError> {
         let id = delta.id();
         let object = id.index_key();
@@ -157,12 +156,12 @@ impl DeltaReader {
         Ok(Self { root, id, key, sealer, store: repo.store().clone(), index: kept })
     }
 
-    /// Reads one page; none if it has nothing to say.
+    /// Reads a page; `None` if it is empty.
     pub async fn page(self: &Arc<Self>, number: usize) -> Result<Option<Page>, CloudError> {
         self.page_from(&*self.store, number).await
     }
 
-    /// [`page`](Self::page) through another view of the store.
+    /// Reads a [`page`](Self::page) through another view of the store.
     pub async fn page_from(
         self: &Arc<Self>,
         store: &dyn ObjectStore,
@@ -176,10 +175,10 @@ impl DeltaReader {
         let with_blocks = |error: CloudError| error.with_blocks(place.range);
         let len = u64::from(place.sealed_len);
         let sealed = match &self.index {
-            // The root was checked to lie behind all pages, so they are all in it.
+            // The root was checked to follow all pages, so they are all included.
             Some(index) => index.slice(place.offset_bytes as usize..(place.offset_bytes + len) as usize),
             None => {
-                // The first page is read with the header before it, so that the header gets looked at.
+                // The first page is read with the header before it, which is checked.
                 let lead =
                     if place.offset_bytes == OBJECT_HEADER_LEN as u64 { OBJECT_HEADER_LEN as u64 } else { 0 };
                 let fetched = store.get_range(&object, place.offset_bytes - lead, len + lead).await;
@@ -214,7 +213,7 @@ impl DeltaReader {
         Page::parse(plain, place)
     }
 
-    /// The requests that bring the wanted blocks of a page. Blocks of frames that are all zero need none.
+    /// Returns the requests for the wanted blocks of a page. Frames of zeroes need none.
     pub fn jobs(&self, number: usize, page: &Page, wanted: &BlockSet) -> Vec<FetchJob> {
         let Some(place) = self.root.pages.get(number) else { return Vec::new() };
         let mut rank = 0;
@@ -226,14 +225,14 @@ impl DeltaReader {
         group(cut(place, page, ranked), MAX_GAP, u32::MAX)
     }
 
-    /// The frames that hold some blocks of a page, all of which are among its data. For few blocks: what it
-    /// costs does not grow with the page.
+    /// Returns the frames of some data blocks of a page. For few blocks: the cost does not depend on the
+    /// page's size.
     pub fn frames_of(&self, number: usize, page: &Page, wanted: &BlockSet) -> Vec<WantedFrame> {
         let Some(place) = self.root.pages.get(number) else { return Vec::new() };
         cut(place, page, wanted.extents().map(|piece| (page.data.rank(piece.start), piece)))
     }
 
-    /// Opens one frame, whose stored bytes are of no use afterwards.
+    /// Decrypts a frame in place, destroying its stored bytes.
     pub fn open_frame(
         &self,
         frame: &WantedFrame,
@@ -244,18 +243,18 @@ impl DeltaReader {
             .map_err(|what| self.damaged_frame(frame, what))
     }
 
-    /// Says what is wrong with a frame.
+    /// Returns the error of a damaged frame.
     pub fn damaged_frame(&self, frame: &WantedFrame, what: &str) -> CloudError {
         CloudError::damaged(&self.pack_key_of(frame), u64::from(frame.offset_bytes), what)
             .with_blocks(frame.extent())
     }
 
-    /// The object that holds a frame.
+    /// Returns the object of a frame.
     pub fn pack_key_of(&self, frame: &WantedFrame) -> String {
         self.id.pack_key((frame.ordinal / PACK_FRAMES) as u32)
     }
 
-    /// Reads the bytes of a job; returns them with the place in the pack where they begin.
+    /// Reads the bytes of a job; returns them with their offset in the pack.
     pub async fn fetch(&self, job: &FetchJob) -> Result<(u32, Bytes), CloudError> {
         let object = self.id.pack_key(job.pack_no);
         let (start, end) = (job.start(), job.end());
@@ -270,8 +269,7 @@ impl DeltaReader {
         Ok((start, fetched))
     }
 
-    /// Opens frames out of what was fetched from `start` on, and gives their wanted blocks, but not the zero
-    /// ones, to the sink in runs as long as they get.
+    /// Decrypts fetched frames and passes their wanted nonzero blocks to the sink in maximal extents.
     pub fn decode(
         &self,
         frames: &[WantedFrame],
@@ -297,8 +295,8 @@ impl DeltaReader {
     }
 }
 
-/// Cuts runs of blocks, each with its rank among the data blocks of the page, into the frames that hold them.
-/// Frames that are all zero are left out.
+/// Splits extents, each with its rank among the data blocks of the page, by frame. Frames of zeroes are
+/// skipped.
 fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) -> Vec<WantedFrame> {
     let mut frames: Vec<WantedFrame> = Vec::new();
     let frame_blocks = FRAME_BLOCKS as u64;
@@ -314,7 +312,7 @@ fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) 
             match frames.last_mut() {
                 Some(last) if last.ordinal == ordinal => last.runs.push((position as u32, extent)),
                 _ => {
-                    // The page was checked to have a place for every frame of its blocks.
+                    // The page was checked to have a location for every frame.
                     let Some(stored) = page.frames.get(frame as usize) else { continue };
                     let below = frame * frame_blocks;
                     frames.push(WantedFrame {
@@ -332,7 +330,7 @@ fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) 
     frames
 }
 
-/// Puts frames that lie close together into one request, ascending.
+/// Groups neighbouring frames into requests, ascending.
 pub(crate) fn group(frames: Vec<WantedFrame>, gap_most: u32, len_most: u32) -> Vec<FetchJob> {
     let mut jobs: Vec<FetchJob> = Vec::new();
     for frame in frames {
@@ -352,7 +350,7 @@ pub(crate) fn group(frames: Vec<WantedFrame>, gap_most: u32, len_most: u32) -> V
 }
 
 impl FetchJob {
-    /// The request for one frame.
+    /// Returns the request for one frame.
     pub fn alone(pack_no: u32, frame: WantedFrame) -> Self {
         Self { pack_no, frames: vec![frame] }
     }
@@ -361,7 +359,7 @@ impl FetchJob {
         self.pack_no
     }
 
-    /// Where the request begins: at the header, if the first frame of the pack is wanted.
+    /// Returns the start of the request: the header, if the first frame of the pack is wanted.
     fn start(&self) -> u32 {
         match self.frames.first() {
             Some(frame) if frame.offset_bytes > OBJECT_HEADER_LEN as u32 => frame.offset_bytes,
@@ -369,7 +367,7 @@ impl FetchJob {
         }
     }
 
-    /// Where the last frame ends in the pack.
+    /// Returns the end of the last frame in the pack.
     pub fn end(&self) -> u32 {
         self.frames.last().map_or(0, WantedFrame::end)
     }
@@ -381,7 +379,7 @@ impl FetchJob {
         }
     }
 
-    /// The blocks that are wanted.
+    /// Returns the wanted blocks.
     pub fn wanted(&self) -> impl Iterator<Item = Extent> + '_ {
         self.frames.iter().flat_map(WantedFrame::wanted)
     }
@@ -391,11 +389,11 @@ impl FetchJob {
     }
 }
 
-/// So many bytes are given away at once: enough for a write, few enough for the processor's cache, and no
-/// memory that the allocator takes from the kernel anew each time.
+/// Maximum bytes passed at once: enough for a write, small enough for the CPU cache and for memory that the
+/// allocator reuses.
 const MAX_RUN_BYTES: usize = 512 << 10;
 
-/// Consecutive blocks that are not yet given away.
+/// Consecutive blocks not yet passed on.
 #[derive(Default)]
 struct Run {
     start: BlockIndex,

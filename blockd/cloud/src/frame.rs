@@ -1,7 +1,7 @@
-//! Frames: up to 32 blocks, without their zero blocks, compressed, sealed.
+//! Frames: up to 32 blocks without zero blocks, compressed and sealed.
 //!
-//! A frame is the unit that is read and opened: small, so that a single block is cheap to get at, and large
-//! enough that what compression and sealing add does not count.
+//! A frame is the unit of reads: small enough for cheap access to a single block, large enough to amortise
+//! compression and sealing.
 
 use crate::seal::{Domain, Sealer, TAG_LEN_BYTES};
 use blockd_extent::BLOCK_SIZE_BYTES;
@@ -10,31 +10,31 @@ use std::{mem, sync::Arc};
 
 /// Blocks of a full frame.
 pub(crate) const FRAME_BLOCKS: usize = 32;
-/// One block, in bytes.
+/// Bytes of a block.
 pub(crate) const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
-/// What stands before a frame's payload: the codec and the mask of zero blocks.
+/// Length of a frame's header: codec and mask of zero blocks.
 const HEAD_LEN_BYTES: usize = 5;
-/// The shortest frame that is stored.
+/// Minimum stored length of a frame.
 pub(crate) const MIN_STORED_LEN: usize = HEAD_LEN_BYTES + 1 + TAG_LEN_BYTES;
-/// The longest frame: 32 blocks that do not compress.
+/// Maximum stored length of a frame: 32 incompressible blocks.
 pub(crate) const MAX_STORED_LEN: usize = HEAD_LEN_BYTES + FULL_LEN_BYTES + TAG_LEN_BYTES;
-/// All blocks of a full frame.
+/// Bytes of the blocks of a full frame.
 const FULL_LEN_BYTES: usize = FRAME_BLOCKS * BLOCK;
-/// How many full frames' memory lies ready for the next ones.
+/// Maximum number of pooled frame buffers.
 const MAX_SPARE: usize = 16;
 
 const CODEC_RAW: u8 = 0;
 const CODEC_LZ4: u8 = 1;
 
-/// Seals frames; keeps its buffer between them.
+/// Writer of frames with a reused buffer.
 #[derive(Default)]
 pub(crate) struct FrameWriter {
     gathered: Vec<u8>,
 }
 
 impl FrameWriter {
-    /// Appends the frame of `raw` (whole blocks, at most 32) to `out`; returns its stored length, which is 0
-    /// if every block is zero.
+    /// Appends the frame of `raw` (whole blocks, at most 32) to `out`; returns its stored length, 0 if every
+    /// block is zero.
     pub fn append(&mut self, sealer: &Sealer, ordinal: u64, raw: &[u8], out: &mut Vec<u8>) -> u32 {
         debug_assert!(raw.len().is_multiple_of(BLOCK) && (1..=FRAME_BLOCKS).contains(&(raw.len() / BLOCK)));
         let (mut mask, mut blocks) = (0u32, 0);
@@ -74,31 +74,30 @@ impl FrameWriter {
     }
 }
 
-/// Opens frames; keeps its buffers between them.
+/// Reader of frames with reused buffers.
 #[derive(Default)]
 pub(crate) struct FrameReader {
     sealed: Vec<u8>,
     data: Vec<u8>,
 }
 
-/// An opened frame.
+/// Decrypted frame.
 pub(crate) struct OpenFrame<'a> {
     /// Bit `i` is set if block `i` is zero.
     pub zero_mask: u32,
-    /// The other blocks, one after the other.
+    /// Other blocks, consecutively.
     data: &'a [u8],
 }
 
-/// Memory of full frames that were let go, for the next ones. Whoever reads on and on opens as many as go:
-/// fresh memory would have to be cleared and mapped by the kernel for each of them, which takes longer than
-/// to fill it.
+/// Pool of frame buffers. Sequential reads open as many frames as they drop: clearing and mapping fresh
+/// memory takes longer than filling it.
 #[derive(Default)]
 pub(crate) struct FrameMemory {
     spare: Mutex<Vec<Box<[u8]>>>,
 }
 
 impl FrameMemory {
-    /// Memory for so many bytes, whatever is in it.
+    /// Returns memory with unspecified content.
     fn take(&self, len_bytes: usize) -> Box<[u8]> {
         let spare = (len_bytes == FULL_LEN_BYTES).then(|| self.spare.lock().pop()).flatten();
         spare.unwrap_or_else(|| vec![0; len_bytes].into())
@@ -114,7 +113,7 @@ impl FrameMemory {
     }
 }
 
-/// An opened frame that is kept.
+/// Decrypted frame that owns its memory.
 pub(crate) struct OwnedFrame {
     zero_mask: u32,
     data: Box<[u8]>,
@@ -122,10 +121,10 @@ pub(crate) struct OwnedFrame {
 }
 
 impl OwnedFrame {
-    /// Opens a frame of `blocks` blocks, whose stored bytes are of no use afterwards.
+    /// Decrypts a frame of `blocks` blocks, destroying its stored bytes.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A description of the damage.
     pub fn open(
         sealer: &Sealer,
         ordinal: u64,
@@ -146,12 +145,12 @@ impl OwnedFrame {
         Ok(frame)
     }
 
-    /// The content of block `i` of the frame; none if it is zero.
+    /// Returns the content of block `i`; `None` if it is zero.
     pub fn block(&self, i: usize) -> Option<&[u8]> {
         OpenFrame { zero_mask: self.zero_mask, data: &self.data }.block(i)
     }
 
-    /// How much memory its blocks take.
+    /// Returns the memory of its blocks.
     pub fn heap_bytes(&self) -> u64 {
         self.data.len() as u64
     }
@@ -164,7 +163,7 @@ impl Drop for OwnedFrame {
 }
 
 impl<'a> OpenFrame<'a> {
-    /// The content of block `i` of the frame; none if it is zero.
+    /// Returns the content of block `i`; `None` if it is zero.
     pub fn block(&self, i: usize) -> Option<&'a [u8]> {
         let below = (1u32 << i).wrapping_sub(1);
         let position = i - (self.zero_mask & below).count_ones() as usize;
@@ -174,10 +173,10 @@ impl<'a> OpenFrame<'a> {
 }
 
 impl FrameReader {
-    /// Opens a frame of `blocks` blocks.
+    /// Decrypts a frame of `blocks` blocks.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A description of the damage.
     pub fn open<'a>(
         &'a mut self,
         sealer: &Sealer,
@@ -201,10 +200,10 @@ impl FrameReader {
     }
 }
 
-/// A frame that was opened but not unpacked.
+/// Decrypted, compressed frame.
 struct Unsealed<'a> {
     zero_mask: u32,
-    /// Length of the blocks that are not zero.
+    /// Length of the nonzero blocks.
     data_len: usize,
     payload: Payload<'a>,
 }
@@ -216,7 +215,7 @@ enum Payload<'a> {
 }
 
 impl<'a> Unsealed<'a> {
-    /// Opens a frame of `blocks` blocks in place.
+    /// Decrypts a frame of `blocks` blocks in place.
     fn open(
         sealer: &Sealer,
         ordinal: u64,
@@ -242,7 +241,7 @@ impl<'a> Unsealed<'a> {
     }
 }
 
-/// Decompresses a frame's blocks, which fill `data`.
+/// Decompresses a frame's blocks into `data`.
 fn unpack(packed: &[u8], data: &mut [u8]) -> Result<(), &'static str> {
     match lz4_flex::block::decompress_into(packed, data) {
         Ok(len) if len == data.len() => Ok(()),
@@ -250,7 +249,7 @@ fn unpack(packed: &[u8], data: &mut [u8]) -> Result<(), &'static str> {
     }
 }
 
-/// Whether all bytes of a block are zero.
+/// Returns true if all bytes of a block are zero.
 fn is_zero(block: &[u8]) -> bool {
     block.chunks_exact(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
@@ -312,7 +311,7 @@ mod tests {
                 prop_assert_eq!(frame.block(i).unwrap_or(&[0; BLOCK]), block);
                 prop_assert_eq!(frame.block(i).is_none(), kinds[i] == 0);
             }
-            // Into memory that another one left.
+            // Into memory reused from another frame.
             let memory = Arc::<FrameMemory>::default();
             memory.give_back(vec![0xee; FULL_LEN_BYTES].into());
             let kept = OwnedFrame::open(&sealer, 7, kinds.len(), &mut out[6..], &memory).unwrap();
@@ -323,7 +322,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), count in 1..=FRAME_BLOCKS, codec in 0u8..3) {
-            // Correctly sealed nonsense, as a broken writer would make it.
+            // Validly sealed, malformed frames, as of a faulty writer.
             let sealer = sealer(EncryptionMode::Checksummed);
             if let Some(first) = bytes.first_mut() { *first = codec; }
             sealer.seal(Domain::Frame, 0, (count * BLOCK) as u64, &mut bytes, 0);
@@ -347,7 +346,7 @@ mod tests {
         let second = open(&[1; 32]);
         assert_eq!(second.data.as_ptr(), place);
         assert_eq!(second.block(31).unwrap(), [b'a'; BLOCK]);
-        // Shorter ones are as long as they are.
+        // Shorter ones keep their length.
         drop(open(&[2; 31]));
         assert!(memory.spare.lock().is_empty());
         let many: Vec<_> = (0..2 * MAX_SPARE).map(|_| open(&[1; 32])).collect();

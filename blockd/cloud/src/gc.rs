@@ -54,7 +54,7 @@ pub struct GarbageOptions {
 pub struct Leftover {
     /// The installation that made it.
     pub cluster: Uuid,
-    /// The volume.
+    /// Volume.
     pub volume: VolumeId,
     /// The snapshot that it was to become.
     pub snapshot: SnapshotId,
@@ -243,7 +243,7 @@ pub async fn remove_leftovers_of(
                 tracing::warn!(key = listed.key, %error, "what a backup left stays: a manifest cannot be read");
                 return Ok(0);
             }
-            // Its name is no snapshot's, so no backup put it there.
+            // Its name is not that of a snapshot, so no backup stored it.
             (Ok(_), _) | (Err(_), None) => {}
         }
     }

@@ -54,7 +54,7 @@ pub struct IndexRef {
 pub struct Delta {
     /// The installation that made it.
     pub cluster: Uuid,
-    /// The volume.
+    /// Volume.
     pub volume: VolumeId,
     /// The snapshot that owns it.
     pub snapshot: SnapshotId,
@@ -111,7 +111,7 @@ pub struct Manifest {
     pub snapshot: SnapshotId,
     /// The volume's name at that time.
     pub volume_name: String,
-    /// The snapshot's name, or nothing.
+    /// Name of the snapshot; may be empty.
     pub snapshot_name: String,
     /// The volume's labels at that time.
     pub labels: BTreeMap<String, String>,
@@ -127,7 +127,7 @@ pub struct Manifest {
     pub finished: Timestamp,
     /// What caused the backup.
     pub trigger: String,
-    /// How long the freeze held writes up.
+    /// Stall time of the freeze.
     pub freeze_stall_micros: u64,
     /// Bytes of the blocks that had changed, those that became zero included.
     pub dirty_bytes: u64,
@@ -151,7 +151,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Its id.
+    /// Id.
     pub fn id(&self) -> CloudsnapId {
         CloudsnapId {
             cluster: self.cluster,

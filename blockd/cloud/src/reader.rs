@@ -107,7 +107,7 @@ impl SnapshotReader {
         })
     }
 
-    /// The snapshot.
+    /// Returns the snapshot's id.
     pub fn id(&self) -> CloudsnapId {
         self.inner.id
     }

@@ -307,7 +307,7 @@ impl Repository {
         &self.work
     }
 
-    /// The store.
+    /// Store.
     pub fn store(&self) -> &Arc<dyn ObjectStore> {
         &self.store
     }

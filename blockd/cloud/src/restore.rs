@@ -37,7 +37,7 @@ pub trait BlockWriter: Send + Sync {
 /// How a restore uses the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RestoreOptions {
-    /// Packs in flight at once; each takes up to 33 MiB.
+    /// Packs in flight; each takes up to 33 MiB.
     pub download_concurrency: usize,
     /// Threads that open and decompress; 0 is one for each core.
     pub cpu_threads: usize,

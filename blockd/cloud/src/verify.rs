@@ -65,7 +65,7 @@ pub trait BlockCheck: Send + Sync {
 pub struct VerifyOptions {
     /// How thoroughly.
     pub depth: VerifyDepth,
-    /// Packs in flight at once; each takes up to 33 MiB.
+    /// Packs in flight; each takes up to 33 MiB.
     pub download_concurrency: usize,
     /// Threads that open and decompress; 0 is one for each core.
     pub cpu_threads: usize,
@@ -80,7 +80,7 @@ impl Default for VerifyOptions {
 /// Blocks that a snapshot loses.
 #[derive(Clone, PartialEq, Debug)]
 pub struct AffectedSnapshot {
-    /// The snapshot.
+    /// Returns the snapshot's id.
     pub id: CloudsnapId,
     /// The blocks.
     pub blocks: BlockSet,
@@ -102,7 +102,7 @@ pub struct VerifyFinding {
 /// What is known of one snapshot now.
 #[derive(Clone, PartialEq, Debug)]
 pub struct VerifiedSnapshot {
-    /// The snapshot.
+    /// Returns the snapshot's id.
     pub id: CloudsnapId,
     /// Blocks of it that cannot be read; all of them if its manifest cannot.
     pub damaged: BlockSet,

@@ -17,7 +17,7 @@ use uuid::Uuid;
 pub struct WriteKey {
     /// The time when the key was made.
     pub created_unix_s: u64,
-    /// Its id.
+    /// Id.
     pub key_id: Uuid,
 }
 

@@ -45,21 +45,21 @@ use xxhash_rust::xxh3::Xxh3;
 const MAGIC: &[u8; 8] = b"BLKDPIEC";
 const VERSION: u16 = 1;
 const HEADER_LEN: usize = 32;
-/// The longest piece that is kept: more than any page or root of an index that is worth it.
+/// Maximum length of a cached part: larger than any useful page or root of an index.
 const MAX_PIECE_LEN: u64 = 8 << 20;
-/// What a file takes at least.
+/// Minimum space of a file.
 const FILE_GRAIN_BYTES: u64 = 4096;
-/// How old a file's time must be for a use to renew it, so that the order survives a restart at little cost.
+/// Age of a file's time from which a use renews it: keeps the LRU order across restarts at low cost.
 const TOUCH_AFTER: Duration = Duration::from_secs(60);
-/// How often it is said that the cache cannot be written.
+/// Interval of reports about a cache that cannot be written.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
-/// What a piece is found by.
+/// Key of a cached part.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PieceKey([u8; 32]);
 
 impl PieceKey {
-    /// The key of `len_bytes` bytes of an object that belongs to the delta with this salt.
+    /// Returns the key of `len_bytes` bytes of an object of the delta with this salt.
     pub fn new(key_id: Uuid, salt: &[u8; 32], object: &str, offset_bytes: u64, len_bytes: u64) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(b"blockd cached piece v1");
@@ -96,7 +96,7 @@ struct Piece {
     touched: SystemTime,
 }
 
-/// Pieces in files below one directory, of which one process at a time makes use.
+/// Cache in files below a directory, used by one process at a time.
 pub(crate) struct DiskCache {
     dir: PathBuf,
     pieces: Mutex<Lru<PieceKey, Piece>>,
@@ -105,12 +105,12 @@ pub(crate) struct DiskCache {
     damaged: AtomicU64,
 }
 
-/// Whether a directory's name is one that pieces are kept in.
+/// Returns true for names of cache directories.
 fn is_shard(name: &str) -> bool {
     name.len() == 2 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Whether a file's name is one that pieces are written under before they are renamed.
+/// Returns true for names of temporary files.
 fn is_temp(name: &str) -> bool {
     let number = name.strip_suffix(".tmp");
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
@@ -121,8 +121,8 @@ fn grain(len_bytes: u64) -> u64 {
 }
 
 impl DiskCache {
-    /// Opens the cache in a directory, which is made if it is not there; what is in it beyond `most_bytes`
-    /// goes. Blocks for as long as it takes to list it.
+    /// Opens the cache in a directory, which is created if missing, and evicts beyond `most_bytes`. Blocks
+    /// while it lists the directory.
     pub fn open(dir: &Path, most_bytes: u64) -> Result<Self, CloudError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();
@@ -133,7 +133,7 @@ impl DiskCache {
         for shard in fs::read_dir(dir).map_err(failed("list", dir))? {
             let shard = shard.map_err(failed("list", dir))?;
             let digits = shard.file_name();
-            // Whoever names a directory of theirs by mistake loses nothing of what is in it.
+            // Other files of a directory configured by mistake are not touched.
             let Some(digits) = digits.to_str().filter(|name| is_shard(name)) else { continue };
             if !shard.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
@@ -143,7 +143,7 @@ impl DiskCache {
                 let file = file.map_err(failed("list", &shard))?;
                 let name = file.file_name();
                 let Some(name) = name.to_str() else { continue };
-                // That of a link is the link's own.
+                // Metadata of a symbolic link is its own.
                 let Ok(meta) = file.metadata() else { continue };
                 if !meta.is_file() {
                     continue;
@@ -179,7 +179,7 @@ impl DiskCache {
         self.dir.join(&name[..2]).join(name)
     }
 
-    /// The piece, if it is there and whole.
+    /// Returns a valid cached part.
     pub fn get(&self, key: &PieceKey) -> Option<Vec<u8>> {
         let mut room = Vec::new();
         self.read(key, &mut room, |head, piece| (*head == header(key, piece)).then_some(()))?;
@@ -187,8 +187,8 @@ impl DiskCache {
         Some(room)
     }
 
-    /// What `open` makes of the piece, if it is there and is taken by it. Its checksum is not looked at: what
-    /// is sealed is checked by being opened, which is done in place. `room` is used again for the next one.
+    /// Returns the result of `open` on a cached part. The checksum is skipped: decryption, done in place,
+    /// authenticates sealed data. `room` is reused.
     pub fn open_piece<T>(
         &self,
         key: &PieceKey,
@@ -201,7 +201,7 @@ impl DiskCache {
         })
     }
 
-    /// Reads a piece and its header into `room`. Which `check` gives nothing for is damaged, and goes.
+    /// Reads a cached part and its header into `room`; removes it if `check` fails.
     fn read<T>(
         &self,
         key: &PieceKey,
@@ -210,7 +210,7 @@ impl DiskCache {
     ) -> Option<T> {
         let touch = {
             let mut pieces = self.pieces.lock();
-            // Its last use is noted now, whatever comes of it.
+            // The use is recorded independent of the result.
             let piece = pieces.get(key)?;
             piece.touched.elapsed().is_ok_and(|age| age > TOUCH_AFTER)
         };
@@ -248,8 +248,7 @@ impl DiskCache {
         }
     }
 
-    /// Keeps a piece, and lets others go for it. What cannot be written is not kept, which costs nothing but
-    /// time.
+    /// Caches a part, evicting others. A failed write only costs time.
     pub fn put(&self, key: &PieceKey, bytes: &[u8]) {
         if bytes.len() as u64 > MAX_PIECE_LEN || self.pieces.lock().contains(key) {
             return;
@@ -293,7 +292,7 @@ impl DiskCache {
         renamed
     }
 
-    /// Lets a piece go.
+    /// Evicts a part.
     pub fn forget(&self, key: &PieceKey) {
         self.pieces.lock().remove(key);
         let _ = fs::remove_file(self.path(key));
@@ -307,18 +306,18 @@ impl DiskCache {
         }
     }
 
-    /// Bytes that its files take.
+    /// Returns the bytes of its files.
     pub fn bytes(&self) -> u64 {
         self.pieces.lock().bytes()
     }
 
-    /// Pieces that were found damaged since it was opened.
+    /// Returns the number of damaged parts since the cache was opened.
     pub fn damaged(&self) -> u64 {
         self.damaged.load(Relaxed)
     }
 }
 
-/// What stands before the checksum.
+/// Returns the header before the checksum.
 fn header_start(len: usize) -> [u8; 16] {
     let mut start = [0; 16];
     start[..8].copy_from_slice(MAGIC);
@@ -338,7 +337,7 @@ fn header(key: &PieceKey, bytes: &[u8]) -> [u8; HEADER_LEN] {
     header
 }
 
-/// Reads a piece's file into `room`; nothing of one that is longer than any.
+/// Reads a file into `room`, unless it is too long.
 fn read_file(path: &Path, room: &mut Vec<u8>) -> io::Result<()> {
     let file = fs::File::open(path)?;
     let len = file.metadata()?.len();
@@ -346,7 +345,7 @@ fn read_file(path: &Path, room: &mut Vec<u8>) -> io::Result<()> {
     if len > MAX_PIECE_LEN + HEADER_LEN as u64 {
         return Ok(());
     }
-    // One byte more than there is: there is room left, so nothing behind the end is missed.
+    // One byte more than expected, to detect data behind the end.
     room.reserve(len as usize + 1);
     while room.len() as u64 <= len && retry_on_intr(|| read(&file, spare_capacity(room)))? > 0 {}
     Ok(())
@@ -397,7 +396,7 @@ mod tests {
             let bytes = fs::read(&path).unwrap();
             (path, bytes)
         };
-        // As whoever opens a sealed piece sees whether it is right.
+        // As opening a sealed part authenticates it.
         let mut room = Vec::new();
         let mut open = || cache.open_piece(&key(1), &mut room, |piece| (piece == b"content").then_some(()));
         let (_, bytes) = put();
@@ -433,7 +432,7 @@ mod tests {
         assert_eq!(cache.get(&key(1)), None);
         cache.put(&key(1), b"again");
         assert_eq!(cache.get(&key(1)).unwrap(), b"again");
-        // Where the checksum is looked at and where it is not, then those that were cut, and two more.
+        // With and without the checksum, then truncated ones, and two more.
         assert_eq!(cache.damaged() as usize, 3 * bytes_len() - 16 + 2);
     }
 

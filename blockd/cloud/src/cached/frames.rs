@@ -1,4 +1,4 @@
-//! Opened frames: those in memory, and those that somebody is already fetching.
+//! Decrypted frames: in memory, or in flight (single-flight).
 
 use super::lru::Lru;
 use crate::{CloudError, frame::OwnedFrame};
@@ -6,23 +6,23 @@ use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc};
 use tokio::sync::watch;
 
-/// What a frame takes besides its blocks, about.
+/// Approximate overhead of a frame beside its blocks.
 const FRAME_OVERHEAD_BYTES: u64 = 256;
 
-/// Names a frame among all that a cache knows: its delta's number in the cache, and its own in the delta.
+/// Key of a frame: number of its delta in the cache, and its own in the delta.
 pub(crate) type FrameKey = (u64, u64);
 
-/// What came of a frame, for everybody who waits for it.
+/// Result of a fetch, shared by all waiters.
 pub(crate) type FrameResult = Result<Arc<OwnedFrame>, Arc<CloudError>>;
 
 #[derive(Default)]
 struct Progress(Option<FrameResult>);
 
-/// Somebody's wait for a frame that is on its way.
+/// Wait for a frame in flight.
 pub(crate) struct Wait(watch::Receiver<Progress>);
 
 impl Wait {
-    /// Waits for it.
+    /// Waits for the result.
     pub async fn done(mut self) -> FrameResult {
         match self.0.wait_for(|progress| progress.0.is_some()).await {
             Ok(progress) => progress.0.clone().unwrap_or_else(|| Err(gone())),
@@ -38,13 +38,13 @@ fn gone() -> Arc<CloudError> {
     })
 }
 
-/// Where a frame is.
+/// State of a requested frame.
 pub(crate) enum Claim {
     /// In memory.
     Ready(Arc<OwnedFrame>),
-    /// On its way.
+    /// In flight.
     Wait(Wait),
-    /// Nowhere: whoever got this brings it.
+    /// Missing: the caller fetches it.
     Mine(Flight, Wait),
 }
 
@@ -53,18 +53,18 @@ struct Inner {
     flights: HashMap<FrameKey, watch::Receiver<Progress>>,
 }
 
-/// All frames of a cache.
+/// Frames of a cache.
 pub(crate) struct Frames {
     inner: Mutex<Inner>,
 }
 
 impl Frames {
-    /// Keeps up to so many bytes of them.
+    /// Creates a cache of at most this many bytes.
     pub fn new(most_bytes: u64) -> Self {
         Self { inner: Mutex::new(Inner { ready: Lru::new(most_bytes), flights: HashMap::new() }) }
     }
 
-    /// Where a frame is; if it is nowhere, the caller is the one who brings it.
+    /// Returns the state of a frame; if it is missing, the caller must fetch it.
     pub fn claim(self: &Arc<Self>, key: FrameKey) -> Claim {
         let mut inner = self.inner.lock();
         if let Some(frame) = inner.ready.get(&key) {
@@ -78,18 +78,18 @@ impl Frames {
         Claim::Mine(Flight { frames: self.clone(), key, send, over: false }, Wait(receive))
     }
 
-    /// The frame, if it is in memory.
+    /// Returns the frame if it is in memory.
     pub fn ready(&self, key: FrameKey) -> Option<Arc<OwnedFrame>> {
         self.inner.lock().ready.get(&key).cloned()
     }
 
-    /// Bytes of the frames in memory.
+    /// Returns the bytes of frames in memory.
     pub fn bytes(&self) -> u64 {
         self.inner.lock().ready.bytes()
     }
 }
 
-/// The duty to bring a frame. Dropped, it fails for all who wait, and the next one who asks tries again.
+/// Obligation to fetch a frame. Dropping it fails all waiters; the next request tries again.
 pub(crate) struct Flight {
     frames: Arc<Frames>,
     key: FrameKey,
@@ -98,7 +98,7 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    /// Gives the result to all who wait; a frame stays in memory for a while, a failure does not.
+    /// Passes the result to all waiters; a frame is cached, a failure is not.
     pub fn land(mut self, result: FrameResult) {
         let gone = {
             let mut inner = self.frames.inner.lock();
@@ -108,7 +108,7 @@ impl Flight {
                 inner.ready.insert(self.key, frame.clone(), frame.heap_bytes() + FRAME_OVERHEAD_BYTES)
             })
         };
-        // Given back where nobody has to wait for it.
+        // Dropped outside of the lock.
         drop(gone);
         self.over = true;
         self.send.send_replace(Progress(Some(result)));

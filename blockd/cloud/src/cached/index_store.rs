@@ -1,4 +1,4 @@
-//! A store whose indexes are also looked for in the cache on disk.
+//! Store with a disk cache of indexes.
 
 use super::disk::{DiskCache, PieceKey};
 use crate::store::{Answer, Layer, ObjectStore, Request, StoreFuture};
@@ -6,8 +6,8 @@ use bytes::Bytes;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// The store of one delta. What it reads goes to the cache; whoever finds that it is not right reads it again
-/// through one that does not look there first.
+/// Store of one delta with cached reads; a reader that finds an invalid part reads it again through an
+/// uncached store.
 pub(crate) struct IndexStore {
     inner: Arc<dyn ObjectStore>,
     disk: Arc<DiskCache>,
@@ -58,7 +58,7 @@ impl Layer for IndexStore {
                 }
                 disk.put(&piece, &bytes);
             });
-            // What is not kept is fetched again one day.
+            // Uncached parts are fetched again.
             let _ = kept.await;
             Ok(fetched)
         })

@@ -1,4 +1,4 @@
-//! What was used last, up to a number of bytes.
+//! LRU map bounded by bytes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,10 +11,10 @@ struct Entry<V> {
     value: V,
 }
 
-/// A map that forgets what was not used for longest when it holds too many bytes.
+/// Map that evicts the least recently used entries beyond a number of bytes.
 pub(crate) struct Lru<K, V> {
     entries: HashMap<K, Entry<V>>,
-    /// By the moment of the last use, of which no two are the same.
+    /// Keys by unique time of last use.
     order: BTreeMap<u64, K>,
     clock: u64,
     bytes: u64,
@@ -22,12 +22,12 @@ pub(crate) struct Lru<K, V> {
 }
 
 impl<K: Copy + Eq + Hash, V> Lru<K, V> {
-    /// One that holds up to `most_bytes`, by what its callers say that things take.
+    /// Creates a map of at most `most_bytes`, as reported by callers.
     pub fn new(most_bytes: u64) -> Self {
         Self { entries: HashMap::new(), order: BTreeMap::new(), clock: 0, bytes: 0, most_bytes }
     }
 
-    /// What is under the key; it counts as used.
+    /// Returns the value of a key and marks it as used.
     pub fn get(&mut self, key: &K) -> Option<&V> {
         let entry = self.entries.get_mut(key)?;
         self.clock += 1;
@@ -37,13 +37,12 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
         Some(&entry.value)
     }
 
-    /// Whether something is under the key; it does not count as used.
+    /// Returns true if the key is present, without marking it as used.
     pub fn contains(&self, key: &K) -> bool {
         self.entries.contains_key(key)
     }
 
-    /// Puts something under the key, and returns what had to go for it. What is larger than everything
-    /// together is not kept but returned at once.
+    /// Inserts a value and returns evicted ones. A value larger than the capacity is returned at once.
     pub fn insert(&mut self, key: K, value: V, len_bytes: u64) -> Vec<(K, V)> {
         let mut gone: Vec<(K, V)> = self.remove(&key).map(|value| (key, value)).into_iter().collect();
         if len_bytes > self.most_bytes {
@@ -63,7 +62,7 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
         gone
     }
 
-    /// Takes out what is under the key.
+    /// Removes a key.
     pub fn remove(&mut self, key: &K) -> Option<V> {
         let entry = self.entries.remove(key)?;
         self.order.remove(&entry.used);
@@ -78,7 +77,7 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
         Some((key, entry.value))
     }
 
-    /// How many bytes it holds.
+    /// Returns the held bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -90,7 +89,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// The model is a list, the one that was used last at its end.
+        /// The model is a list with the most recently used entry at its end.
         #[test]
         fn what_is_kept_is_what_was_used_last(steps in prop::collection::vec((0u8..3, 0u8..12, 1u64..40), 0..200)) {
             let mut lru = Lru::new(100);

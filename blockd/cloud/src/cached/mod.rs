@@ -1,17 +1,16 @@
-//! Reading snapshots at random, with caches that all readers share.
+//! Random reads of snapshots with shared caches.
 //!
-//! [`SnapshotCache`] holds what is shared: the pages of indexes and the opened frames in memory, the stored
-//! pieces on disk, and who fetches what just now, so that a frame that several want at once is fetched once.
-//! [`CachedSnapshot`] is one snapshot that is open through it.
+//! [`SnapshotCache`] is the shared part: index pages and decrypted frames in memory, stored parts on disk,
+//! and the in-flight table, so that concurrent requests fetch a frame once. [`CachedSnapshot`] is one open
+//! snapshot.
 //!
-//! A first read takes four requests one after the other, however large the snapshot is: the manifest, the
-//! roots of all deltas side by side, the pages of all deltas for that place side by side, and the frames.
-//! Whatever is shown was opened or checked with what the manifest says; where a piece from the cache on disk
-//! does not open, it is fetched from the store.
+//! A first read takes four sequential requests, independent of the snapshot's size: the manifest, the roots
+//! of all deltas concurrently, the pages of all deltas for the range concurrently, and the frames. All
+//! returned data was authenticated or checked against the manifest; a part from the disk cache that fails is
+//! fetched from the store.
 //!
-//! A read waits for the store no longer than the stall timeout. A failure is not remembered: the next read
-//! tries again. A damaged frame fails the reads that need it and no others; the log names the object and the
-//! place in it.
+//! A read waits for the store at most for the stall timeout. Failures are not cached: the next read tries
+//! again. A damaged frame fails only the reads that need it; the log names the object and the offset.
 
 mod disk;
 mod frames;
@@ -48,36 +47,35 @@ use std::{
 use tokio::{runtime::Handle, sync::Semaphore};
 use uuid::Uuid;
 
-/// Most memory that pages of indexes are kept in.
+/// Maximum memory of cached index pages.
 const MAX_PAGES_BYTES: u64 = 32 << 20;
-/// Most memory that whole small indexes of one snapshot are kept in.
+/// Maximum memory of whole small indexes of a snapshot.
 const INDEX_KEEP_BYTES: u64 = 4 << 20;
-/// Roots, or pages, that are asked for at once.
+/// Concurrent requests of roots or pages.
 const INDEX_CONCURRENCY: usize = 32;
-/// Pages that are told apart where several want the same one.
+/// Number of locks for single-flight reads of pages.
 const PAGE_TURNS: usize = 64;
-/// Requests for frames that are under way at once.
+/// Maximum number of frame requests in flight.
 const FETCH_CONCURRENCY: usize = 20;
-/// Of these, how many read ahead at most.
+/// Maximum number of readahead requests among them.
 const AHEAD_CONCURRENCY: usize = 12;
-/// Frames that nobody asked for are read along if that spares a request for no more than this many bytes.
+/// Maximum gap that is read to merge two requests.
 const MAX_GAP_BYTES: u32 = 64 << 10;
-/// The longest request for frames.
+/// Maximum length of a frame request.
 const MAX_FETCH_BYTES: u32 = 2 << 20;
 
-/// What a cache may use.
+/// Options of a cache.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CacheOptions {
-    /// The directory of the cache on disk, of which one process at a time makes use; none: nothing is kept on
-    /// disk.
+    /// Directory of the disk cache, used by one process at a time; `None` disables it.
     pub dir: Option<PathBuf>,
-    /// Most bytes that its files take.
+    /// Maximum bytes of its files.
     pub disk_bytes: u64,
-    /// Most bytes of opened frames in memory.
+    /// Maximum bytes of decrypted frames in memory.
     pub memory_bytes: u64,
-    /// How long a read waits for the store.
+    /// Timeout of a read for the store.
     pub stall_timeout: Duration,
-    /// Most bytes that are read ahead of a reader who reads on and on; 0: none.
+    /// Maximum readahead of a sequential reader, in bytes; 0 disables it.
     pub readahead_bytes: u64,
 }
 
@@ -93,24 +91,24 @@ impl Default for CacheOptions {
     }
 }
 
-/// What a cache did since it was opened.
+/// Counters of a cache since it was opened.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct CacheCounters {
-    /// Frames that came from the store.
+    /// Frames from the store.
     pub frames_fetched: u64,
-    /// Requests that they took.
+    /// Requests for these.
     pub frame_requests: u64,
-    /// Frames that came from the cache on disk.
+    /// Frames from the disk cache.
     pub frames_from_disk: u64,
-    /// Pieces on disk that were damaged.
+    /// Damaged parts on disk.
     pub damaged_pieces: u64,
-    /// Bytes of the files of the cache on disk.
+    /// Bytes of the disk cache's files.
     pub disk_bytes: u64,
-    /// Bytes of the frames in memory.
+    /// Returns the bytes of frames in memory.
     pub memory_bytes: u64,
 }
 
-/// What the readers of any number of snapshots share. Clones are the same cache.
+/// Cache shared by readers of any number of snapshots. Clones share it.
 #[derive(Clone)]
 pub struct SnapshotCache {
     shared: Arc<Shared>,
@@ -122,7 +120,7 @@ impl std::fmt::Debug for SnapshotCache {
     }
 }
 
-/// Names a delta and where it is read from.
+/// Identity of a delta and its store.
 type DeltaKey = (String, Uuid, [u8; 32]);
 
 #[derive(Default)]
@@ -146,14 +144,14 @@ struct Shared {
     counters: Counters,
 }
 
-/// A delta that any number of open snapshots have in their chains.
+/// Delta shared by the chains of open snapshots.
 struct SharedDelta {
-    /// No other delta of this cache ever has it.
+    /// Unique number in this cache.
     number: u64,
     reader: Arc<DeltaReader>,
     key_id: Uuid,
     salt: [u8; 32],
-    /// The store without the cache.
+    /// Store without the cache.
     store: Arc<dyn ObjectStore>,
 }
 
@@ -165,10 +163,10 @@ impl SharedDelta {
 }
 
 impl SnapshotCache {
-    /// Opens a cache; lists its directory, if it has one, so this blocks.
+    /// Opens a cache; blocks while it lists its directory.
     ///
     /// # Errors
-    /// [`CloudError::Cache`] if the directory cannot be made or listed.
+    /// [`CloudError::Cache`] if the directory cannot be created or listed.
     pub fn open(options: CacheOptions) -> Result<Self, CloudError> {
         let disk = match &options.dir {
             Some(dir) => Some(Arc::new(DiskCache::open(dir, options.disk_bytes)?)),
@@ -191,11 +189,11 @@ impl SnapshotCache {
         })
     }
 
-    /// Opens a snapshot: reads the roots of its deltas' indexes, side by side, and checks them against the
-    /// manifest. Must be called in a runtime, which then does what goes on in the background.
+    /// Opens a snapshot: reads the index roots of its deltas concurrently and checks them against the
+    /// manifest. Must be called in a runtime, which runs background work.
     ///
     /// # Errors
-    /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; whatever the store reports, a timeout after the
+    /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; errors of the store, with a timeout after the
     /// stall timeout.
     pub async fn snapshot(
         &self,
@@ -212,7 +210,7 @@ impl SnapshotCache {
         Ok(CachedSnapshot::new(self.shared.clone(), manifest, opened, Handle::current()))
     }
 
-    /// What it did so far.
+    /// Returns the counters.
     pub fn counters(&self) -> CacheCounters {
         let Shared { counters, disk, frames, .. } = &*self.shared;
         CacheCounters {
@@ -227,7 +225,7 @@ impl SnapshotCache {
 }
 
 impl Shared {
-    /// Waits for something from the store, but not for ever.
+    /// Waits for the store with a timeout.
     async fn in_time<T>(
         &self,
         store: &str,
@@ -279,12 +277,12 @@ impl Shared {
         });
         let mut deltas = self.deltas.lock();
         deltas.retain(|_, delta| delta.strong_count() > 0);
-        // Somebody may have opened it meanwhile: then both have one of their own, which is as good.
+        // Another thread may have opened it meanwhile: two copies are harmless.
         deltas.insert(key, Arc::downgrade(&open));
         Ok(open)
     }
 
-    /// A page of a delta's index, if it has anything to say and is in memory, or what is known of it.
+    /// Returns an index page of a delta from memory, or its known emptiness.
     fn ready_page(&self, delta: &SharedDelta, number: usize) -> Option<Option<Arc<Page>>> {
         if delta.reader.root.pages.get(number).is_none_or(|page| page.sealed_len == 0) {
             return Some(None);
@@ -297,7 +295,7 @@ impl Shared {
             return Ok(known);
         }
         let read = async {
-            // Who wants the same page waits for the one who reads it.
+            // Concurrent readers of a page wait for the first.
             let turn = (delta.number as usize).wrapping_mul(31).wrapping_add(number) % PAGE_TURNS;
             let _turn = self.page_turns[turn].lock().await;
             if let Some(known) = self.ready_page(delta, number) {
@@ -318,7 +316,7 @@ impl Shared {
         self.in_time(delta.store.describe(), "a page of an index", read).await
     }
 
-    /// Brings what is on disk, and returns what is not. Blocks for as long as the disk takes.
+    /// Loads frames from disk and returns the missing ones. Blocks on the disk.
     fn bring_from_disk(
         &self,
         delta: &SharedDelta,
@@ -340,8 +338,7 @@ impl Shared {
         missing
     }
 
-    /// Brings frames of one delta, ascending, from the store, in requests side by side. Goes on whoever
-    /// waits.
+    /// Fetches ascending frames of a delta with concurrent requests, independent of waiters.
     fn fetch(
         self: &Arc<Self>,
         runtime: &Handle,
@@ -373,10 +370,10 @@ impl Shared {
                 let opened = tokio::task::spawn_blocking(move || {
                     land_all(&delta, disk.as_deref(), &memory, &job.frames, flights, (start, &bytes));
                 });
-                // Flights that were not landed fail by themselves.
+                // Dropped obligations fail by themselves.
                 let _ = opened.await;
             }
-            // A pack that was cut, or lost its header: what can be had of it is had frame by frame.
+            // A truncated pack, or one without its header: readable frames are fetched one by one.
             Err(error @ CloudError::Damaged { .. }) if job.frames.len() > 1 => {
                 tracing::warn!(%error, "the frames are fetched one by one");
                 for (frame, flight) in job.frames.iter().zip(flights) {
@@ -439,7 +436,7 @@ fn land_all(
             }
         }
     }
-    // When those who wait have theirs.
+    // After the waiters have their results.
     if let Some(disk) = disk {
         for frame in good {
             if let Some(stored) = frame.stored(start, bytes) {

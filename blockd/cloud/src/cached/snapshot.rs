@@ -1,4 +1,4 @@
-//! One snapshot that is open through the cache.
+//! Snapshot opened through the cache.
 
 use super::{
     INDEX_CONCURRENCY, Shared, SharedDelta,
@@ -17,10 +17,10 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
-/// A snapshot that is open for reading at random. Clones share it.
+/// Snapshot open for random reads. Clones share it.
 ///
-/// Each way to read comes twice: for tasks, and for threads that may block. The latter must not be called on
-/// a thread of the runtime.
+/// Each read exists for async tasks and for threads that may block; the latter must not be called on a thread
+/// of the runtime.
 #[derive(Clone)]
 pub struct CachedSnapshot {
     inner: Arc<Inner>,
@@ -33,7 +33,7 @@ struct Inner {
     /// Newest first.
     deltas: Vec<Arc<SharedDelta>>,
     streams: Mutex<Streams>,
-    /// Where there is data in one stretch.
+    /// Data blocks of one extent.
     map: Mutex<Option<(Extent, Arc<BlockSet>)>>,
     runtime: Handle,
 }
@@ -44,30 +44,30 @@ impl std::fmt::Debug for CachedSnapshot {
     }
 }
 
-/// The pages of all deltas for one stretch of the volume, in which each delta has at most one; newest first.
+/// Pages of all deltas for one extent of the volume, with at most one page per delta; newest first.
 struct Stretch {
     range: Extent,
-    /// The delta by its place in the chain, the number of the page, and the page.
+    /// Index of the delta in the chain, number of the page, and the page.
     pages: Vec<(usize, usize, Arc<Page>)>,
 }
 
-/// The frames of one delta that a read needs.
+/// Frames of one delta needed by a read.
 type Wanted = (usize, Vec<WantedFrame>);
 
-/// Frames that somebody has the duty to bring.
+/// Frames to fetch, with their obligations.
 type FramesToBring = Vec<(WantedFrame, Flight)>;
 
-/// Threads that look for the frames of one readahead on disk.
+/// Threads that load the frames of one readahead from disk.
 const LOOKERS: usize = 4;
-/// How many frames a thread is worth.
+/// Minimum number of frames per thread.
 const MIN_LOOKED_AT: usize = 4;
 
-/// A frame that a read needs, and where it will come from.
+/// Source of a frame needed by a read.
 enum Source {
     Ready(Arc<OwnedFrame>),
-    /// It sets out for this read.
+    /// Fetched for this read.
     Mine(Wait),
-    /// It set out before, for somebody else.
+    /// Already in flight for another read.
     Theirs(Wait),
 }
 
@@ -78,28 +78,27 @@ impl CachedSnapshot {
         deltas: Vec<Arc<SharedDelta>>,
         runtime: Handle,
     ) -> Self {
-        // What was read ahead must still be there when it is wanted.
+        // Readahead data must stay until it is needed.
         let ahead = shared.options.readahead_bytes.min(shared.options.memory_bytes / 8 * 3);
         let streams = Mutex::new(Streams::new(ahead / BLOCK_SIZE_BYTES));
         let (id, size_bytes, map) = (manifest.id(), manifest.size_bytes, Mutex::default());
         Self { inner: Arc::new(Inner { shared, id, size_bytes, deltas, streams, map, runtime }) }
     }
 
-    /// The snapshot.
+    /// Returns the snapshot's id.
     pub fn id(&self) -> CloudsnapId {
         self.inner.id
     }
 
-    /// The volume's size at that time, in bytes.
+    /// Returns the size of the volume at that time, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.inner.size_bytes
     }
 
-    /// The content of some blocks, at most 32 MiB of them; beyond the end of the volume it is zeroes.
+    /// Reads at most 32 MiB of blocks; zeroes beyond the end of the volume.
     ///
     /// # Errors
-    /// [`CloudError::Damaged`], which says what is damaged; whatever the store reports, a timeout after the
-    /// stall timeout.
+    /// [`CloudError::Damaged`] with the damage; errors of the store, with a timeout after the stall timeout.
     pub async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, Arc<CloudError>> {
         const MOST: u64 = (32 << 20) / BLOCK_SIZE_BYTES;
         if extent.len_blocks > MOST {
@@ -118,10 +117,10 @@ impl CachedSnapshot {
         Ok(out)
     }
 
-    /// Fills `buf` with the content from `offset_bytes` on, any alignment. Blocks.
+    /// Reads at `offset_bytes`, any alignment, into `buf`. Blocks.
     ///
     /// # Errors
-    /// [`CloudError::InvalidRequest`] if the range does not lie inside the volume; those of
+    /// [`CloudError::InvalidRequest`] if the range is not inside the volume; those of
     /// [`read_blocks`](Self::read_blocks).
     pub fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), Arc<CloudError>> {
         let extent = self.touched(offset_bytes, buf.len())?;
@@ -141,10 +140,10 @@ impl CachedSnapshot {
         Ok(())
     }
 
-    /// The same from memory only: false if the disk or the store would have to be asked.
+    /// Reads from memory only; returns false if disk or store would be needed.
     ///
     /// # Errors
-    /// If the range does not lie inside the volume.
+    /// The range is not inside the volume.
     pub fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, Arc<CloudError>> {
         let extent = self.touched(offset_bytes, buf.len())?;
         let Some(plan) = self.ready_plan(extent) else { return Ok(false) };
@@ -174,7 +173,7 @@ impl CachedSnapshot {
         }
     }
 
-    /// The blocks of a part of the volume that hold data, as far as the index tells; all others are zero.
+    /// Returns the blocks of an extent that hold data according to the index; all others are zero.
     ///
     /// # Errors
     /// Those of [`read_blocks`](Self::read_blocks).
@@ -191,8 +190,8 @@ impl CachedSnapshot {
         Ok(found)
     }
 
-    /// The first run of data, or of nothing, that holds the block at `from`: whether it is data, and where it
-    /// ends. It may end early at the border of what one page of an index describes. Blocks.
+    /// Returns the kind and end of the extent of data or zeroes at `from`. It may end early at the boundary
+    /// of an index page. Blocks.
     ///
     /// # Errors
     /// Those of [`read_blocks`](Self::read_blocks).
@@ -209,8 +208,7 @@ impl CachedSnapshot {
         })
     }
 
-    /// Where there is data in the stretch around a block. The last one is remembered: who asks for one run
-    /// asks for the next.
+    /// Returns the data blocks around a block. The last result is cached for sequential queries.
     fn map_around(&self, block: BlockIndex) -> Result<(Extent, Arc<BlockSet>), Arc<CloudError>> {
         let known = self.inner.map.lock().clone();
         if let Some((range, data)) = known.filter(|(range, _)| range.start <= block && block < range.end()) {
@@ -228,7 +226,7 @@ impl CachedSnapshot {
         Ok((range, data))
     }
 
-    /// What a read needs, asking the store for pages.
+    /// Plans a read, fetching pages from the store.
     async fn plan(&self, extent: Extent) -> Result<Vec<Wanted>, Arc<CloudError>> {
         let mut plan = Vec::new();
         for range in self.inner.stretches(extent) {
@@ -237,7 +235,7 @@ impl CachedSnapshot {
         Ok(plan)
     }
 
-    /// What a read needs, if all pages are in memory.
+    /// Plans a read if all pages are in memory.
     fn ready_plan(&self, extent: Extent) -> Option<Vec<Wanted>> {
         let mut plan = Vec::new();
         for range in self.inner.stretches(extent) {
@@ -248,7 +246,7 @@ impl CachedSnapshot {
 }
 
 impl Stretch {
-    /// Tells, for each delta, newest first, which of the blocks come from it.
+    /// Reports for each delta, newest first, the blocks read from it.
     fn visible(&self, mut tell: impl FnMut(usize, usize, &Page, BlockSet)) {
         let mut left = BlockSet::from_iter([self.range]);
         for (level, number, page) in &self.pages {
@@ -268,7 +266,7 @@ impl Stretch {
 }
 
 impl Inner {
-    /// The stretch that holds a block, in which no delta has more than one page.
+    /// Returns the extent around a block in which each delta has at most one page.
     fn stretch_around(&self, block: BlockIndex) -> Extent {
         let (mut start, mut end) = (BlockIndex(0), Extent::whole(self.size_bytes).end());
         for delta in &self.deltas {
@@ -295,7 +293,7 @@ impl Inner {
         })
     }
 
-    /// The page of each delta for a stretch.
+    /// Returns the page of each delta for an extent.
     fn pages_of(&self, range: Extent) -> impl Iterator<Item = (usize, usize)> + '_ {
         let levels = self.deltas.iter().enumerate();
         levels.filter_map(move |(level, delta)| {
@@ -313,8 +311,7 @@ impl Inner {
         Some(Stretch { range, pages })
     }
 
-    /// The pages of a stretch, all deltas' side by side: which of them say something is known only
-    /// afterwards.
+    /// Loads the pages of an extent concurrently for all deltas: their relevance is known only afterwards.
     async fn load(&self, range: Extent) -> Result<Stretch, Arc<CloudError>> {
         let pages = futures::stream::iter(self.pages_of(range).collect::<Vec<_>>())
             .map(|(level, number)| async move {
@@ -338,8 +335,8 @@ impl Inner {
         });
     }
 
-    /// Sees to it that all frames of a plan come, and says where each comes from. With `here`, those on disk
-    /// are read on this thread.
+    /// Requests all frames of a plan and returns their sources. With `here`, frames on disk are read on this
+    /// thread.
     fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(usize, WantedFrame, Source)> {
         let mut sources = Vec::new();
         for (level, frames) in plan {
@@ -369,8 +366,7 @@ impl Inner {
         sources
     }
 
-    /// Waits for a frame. One that set out before the read and failed sets out once more: the store may be
-    /// back by then.
+    /// Waits for a frame. A failed fetch that started before the read is repeated: the store may be back.
     async fn opened(&self, level: usize, frame: &WantedFrame, source: Source) -> FrameResult {
         let error = match source {
             Source::Ready(opened) => return Ok(opened),
@@ -387,7 +383,7 @@ impl Inner {
         }
     }
 
-    /// Brings frames in the background, from the disk or the store.
+    /// Fetches frames in the background, from disk or store.
     fn bring(&self, delta: &Arc<SharedDelta>, mine: Vec<(WantedFrame, Flight)>, ahead: bool) {
         let (shared, delta, runtime) = (self.shared.clone(), delta.clone(), self.runtime.clone());
         self.runtime.spawn(async move {
@@ -400,8 +396,8 @@ impl Inner {
         });
     }
 
-    /// Notes a read, and reads ahead if it is one of many. Only as far as the pages are in memory: one that
-    /// is not comes with the read that needs it.
+    /// Records a read, and reads ahead for sequential readers, as far as pages are in memory: a missing page
+    /// comes with the read that needs it.
     fn read_ahead(&self, read: Extent) {
         let Some(next) = self.streams.lock().note(read) else { return };
         let next = next.intersection(Extent::whole(self.size_bytes));
@@ -427,9 +423,8 @@ impl Inner {
     }
 }
 
-/// Brings what is on disk, and returns what is not, ascending as it came. To open sealed pieces takes longer
-/// than to read them, so several threads do it: a reader who is told of by [`Streams`] then gets what more
-/// than one processor opens.
+/// Loads frames from disk and returns the missing ones, ascending. Decryption takes longer than reading, so
+/// several threads do it: a sequential reader then gets the throughput of more than one core.
 async fn look_on_disk(
     shared: &Arc<Shared>,
     delta: &Arc<SharedDelta>,
@@ -445,24 +440,22 @@ async fn look_on_disk(
     }
     let mut missing = Vec::new();
     for look in looks {
-        // If it could not be looked at, the flights have failed by themselves.
+        // After a failed load, the obligations have failed by themselves.
         missing.extend(look.await.unwrap_or_default());
     }
     missing
 }
 
-/// Zeroes the buffer of a read of these blocks, unless the frames have all of them: then [`copy`] fills all
-/// of it.
+/// Zeroes the buffer of a read, unless the frames contain all blocks: then [`copy`] fills it.
 fn clear_gaps<'a>(frames: impl Iterator<Item = &'a WantedFrame>, extent: Extent, buf: &mut [u8]) {
-    // No block is wanted from two of them.
+    // No block is wanted from two frames.
     let wanted: u64 = frames.map(WantedFrame::wanted_blocks).sum();
     if wanted < extent.len_blocks {
         buf.fill(0);
     }
 }
 
-/// Copies what is wanted of a frame into the buffer of a read from `offset_bytes` on, blocks that are zero
-/// included.
+/// Copies the wanted blocks of a frame, including zeroes, into the buffer of a read at `offset_bytes`.
 fn copy(frame: &WantedFrame, opened: &OwnedFrame, offset_bytes: u64, buf: &mut [u8]) {
     let end_bytes = offset_bytes + buf.len() as u64;
     for (position, extent) in frame.runs() {

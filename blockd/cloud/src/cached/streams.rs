@@ -1,29 +1,29 @@
-//! Readahead: seeing that somebody reads on and on, and saying what will be wanted next.
+//! Readahead: detection of sequential readers.
 
 use blockd_extent::{BlockIndex, Extent};
 
-/// Readers in different places of one snapshot that are told apart.
+/// Maximum number of streams of a snapshot.
 const MAX_STREAMS: usize = 8;
-/// How far from the expected place a read still belongs to a stream: a kernel that reads ahead itself has
-/// several requests under way, which come in any order.
+/// Maximum distance of a read from the expected position of a stream: the kernel's own readahead has several
+/// requests in flight, in any order.
 const SLACK_BLOCKS: u64 = 512;
-/// Reads one after another that make a stream.
+/// Sequential reads that make a stream.
 const MIN_READS: u32 = 3;
-/// How much the first readahead of a stream brings.
+/// Initial window of a stream.
 const MIN_WINDOW_BLOCKS: u64 = 128;
 
 #[derive(Clone, Copy)]
 struct Stream {
-    /// Where the next read is expected.
+    /// Expected position of the next read.
     next: u64,
-    /// Up to where blocks were asked for ahead.
+    /// End of the requested readahead.
     ahead: u64,
     window: u64,
     reads: u32,
     used: u64,
 }
 
-/// The streams of reads of one snapshot.
+/// Read streams of a snapshot.
 pub(crate) struct Streams {
     streams: Vec<Stream>,
     clock: u64,
@@ -31,13 +31,12 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// None yet. A stream reads ahead by at most so many blocks; 0: nothing is read ahead.
+    /// Creates an empty table with a maximum window in blocks; 0 disables readahead.
     pub fn new(window_most_blocks: u64) -> Self {
         Self { streams: Vec::new(), clock: 0, window_most_blocks }
     }
 
-    /// Notes a read, and says what to read ahead because of it. Each block of a stream is asked for ahead
-    /// once.
+    /// Records a read and returns the extent to read ahead. Each block of a stream is returned once.
     pub fn note(&mut self, read: Extent) -> Option<Extent> {
         if read.is_empty() || self.window_most_blocks == 0 {
             return None;
@@ -69,7 +68,7 @@ impl Streams {
         stream.next = end;
         stream.reads = stream.reads.saturating_add(1);
         let from = stream.ahead.max(end);
-        // In steps that are large enough for requests and small enough for the store never to wait.
+        // In steps large enough for requests and small enough to keep the store busy.
         if stream.reads < MIN_READS || from - end > stream.window / 4 * 3 {
             return None;
         }

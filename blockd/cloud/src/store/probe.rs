@@ -40,7 +40,7 @@ pub enum ProbeError {
     /// An operation said that it worked and did not.
     #[error("the store {store} does not {step}: {what}")]
     Wrong {
-        /// The store.
+        /// Store.
         store: String,
         /// What was tried.
         step: &'static str,

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 pub enum S3Access {
     /// An access key.
     Key {
-        /// Its id.
+        /// Id.
         access_key: Zeroizing<String>,
         /// Its secret.
         secret_key: Zeroizing<String>,
