@@ -1,6 +1,6 @@
-//! The configuration: defaults, then the file, then the command line.
+//! Daemon configuration: defaults, overridden by the file, overridden by the command line.
 //!
-//! A key that is not known is an error that names it: a typo must not turn into a silently used default.
+//! An unknown key is an error that names it, so that a typo never silently selects a default.
 
 mod control;
 mod references;
@@ -24,12 +24,12 @@ use std::{
     str::FromStr,
 };
 
-/// Where the configuration file is looked for when none is named.
+/// Configuration file that is read if the command line names none.
 pub const DEFAULT_CONFIG_PATH: &str = "/etc/blockd/blockd.toml";
-/// Where data is kept when no place is named.
+/// Data directory if none is configured.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/blockd";
 
-/// What is wrong with the configuration.
+/// Reasons why a configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
@@ -37,17 +37,17 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Cause reported by the system.
         source: std::io::Error,
     },
-    /// The file is not what it should be.
+    /// The file is not valid TOML or has an unknown key.
     #[error("configuration {}, line {line}: {what}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where, counted from 1.
+        /// Line number, starting at 1.
         line: usize,
-        /// What is wrong.
+        /// Cause.
         what: String,
     },
     /// A value is out of its range.
@@ -55,40 +55,40 @@ pub enum ConfigError {
     Range {
         /// The key.
         key: &'static str,
-        /// What it is.
+        /// Configured value.
         given: String,
-        /// What it may be.
+        /// Valid values.
         wanted: &'static str,
     },
-    /// The level of the log is none.
+    /// The log level or filter is invalid.
     #[error("log_level: {reason}")]
     LogLevel {
-        /// Why.
+        /// Cause.
         reason: String,
     },
-    /// A group that control sockets are for is not there.
-    #[error("control.sockets: {reason}; the socket would not be served")]
+    /// The group of a control socket does not exist on this host.
+    #[error("control.sockets: {reason}; this socket cannot be served")]
     Group {
-        /// Why.
+        /// Cause.
         reason: String,
     },
-    /// A limit of bandwidth cannot be.
+    /// A bandwidth limit is invalid.
     #[error("limit_upload, limit_download or limit_time_zone: {reason}")]
     Limit {
-        /// Why.
+        /// Cause.
         reason: String,
     },
-    /// A webhook cannot be as it is written.
+    /// A webhook is invalid.
     #[error("webhook `{name}`: {what}")]
     Webhook {
-        /// Its name.
+        /// Name of the webhook.
         name: String,
-        /// What is wrong, without its address.
+        /// Cause, without the webhook's URL.
         what: String,
     },
-    /// Others would read along.
+    /// NBD would be served in clear text to other hosts.
     #[error(
-        "nbd_listen has tcp://{address}, which other hosts can reach, without requiring TLS: set nbd_tls_certificate and nbd_tls_key, or nbd_allow_plaintext = true if the network is trusted"
+        "nbd_listen has tcp://{address}, which other hosts can reach without TLS: set nbd_tls_certificate and nbd_tls_key, or nbd_allow_plaintext = true if the network is trusted"
     )]
     Plaintext {
         /// The address.
@@ -97,42 +97,41 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// Whether the same configuration may be good later.
+    /// Returns true if the same configuration may be valid later.
     pub fn is_retryable(&self) -> bool {
         false
     }
 }
 
-/// How log lines look, and where they go.
+/// Format and destination of log lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// To the journal if stderr goes there, else as text.
+    /// To the systemd journal if stderr is connected to it, otherwise as text.
     #[default]
     Auto,
-    /// For people, to stderr.
+    /// Text for a terminal, to stderr.
     Text,
     /// One JSON object a line, to stderr.
     Json,
-    /// Records with fields, to the journal of systemd.
+    /// Records with fields, to the systemd journal.
     Journal,
 }
 
-/// How much tasks that move data take of a machine on which guests work.
+/// Scheduling priority of tasks that move data, relative to guests on the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskPriority {
-    /// What nobody else wants: their threads have the lowest priority, and they work less as soon as guests
-    /// wait longer.
+    /// Idle: the threads have the lowest priority, and tasks are throttled when guest latency rises.
     #[default]
     Low,
-    /// As much as others, but less as soon as guests wait longer.
+    /// Normal thread priority, but tasks are throttled when guest latency rises.
     Normal,
-    /// As much as they can get.
+    /// No throttling.
     High,
 }
 
-/// Where NBD is served.
+/// Address of an NBD listener.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum NbdAddress {
@@ -148,13 +147,13 @@ impl FromStr for NbdAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(address) = text.strip_prefix("tcp://") {
             return address.parse().map(Self::Tcp).map_err(|_| {
-                format!("`{text}` is no NBD address: after tcp:// comes ADDRESS:PORT, such as tcp://127.0.0.1:10809 or tcp://[::1]:10809")
+                format!("invalid NBD address `{text}`: tcp:// needs ADDRESS:PORT, such as tcp://127.0.0.1:10809 or tcp://[::1]:10809")
             });
         }
         match text.strip_prefix("unix://") {
             Some(path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
             _ => {
-                Err(format!("`{text}` is no NBD address: write tcp://ADDRESS:PORT or unix:///ABSOLUTE/PATH"))
+                Err(format!("invalid NBD address `{text}`: use tcp://ADDRESS:PORT or unix:///ABSOLUTE/PATH"))
             }
         }
     }
@@ -182,7 +181,7 @@ impl fmt::Display for NbdAddress {
     }
 }
 
-/// Whether TCP addresses are served over TLS.
+/// TLS policy of TCP listeners.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NbdTls {
@@ -204,23 +203,23 @@ impl From<NbdTls> for TlsMode {
     }
 }
 
-/// Looking into snapshots.
+/// Browsing of snapshots as files.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BrowseConfig {
-    /// Where snapshots are mounted as files from the start on. Not set: nowhere.
+    /// Mount point of the browse mount that exists from the start. Not set: none.
     pub mountpoint: Option<PathBuf>,
-    /// Cloud snapshots of these credentials are shown there; of all if there is none.
+    /// Credentials whose cloud snapshots are shown; empty: all.
     pub credentials: Vec<CredentialRef>,
-    /// Whether other users may look into mounts, by the modes and owners that are shown.
+    /// Allows other users to read the mounts, subject to the modes and owners that are shown.
     pub allow_other: bool,
-    /// Where pieces of cloud snapshots are cached. Not set: `cache` in the data directory.
+    /// Directory of the frame cache for cloud snapshots. Not set: `cache` in the data directory.
     pub cache_dir: Option<PathBuf>,
-    /// Most bytes that the cache takes.
+    /// Capacity of the cache, in bytes.
     pub cache_bytes: u64,
-    /// How long whoever reads a cloud snapshot waits for the store.
+    /// Timeout of a read from a cloud snapshot, in milliseconds.
     pub stall_timeout_ms: u64,
-    /// How often the stores are listed at most, while somebody looks.
+    /// Minimum interval between listings of a store while the mount is in use, in milliseconds.
     pub refresh_ms: u64,
 }
 
@@ -238,113 +237,113 @@ impl Default for BrowseConfig {
     }
 }
 
-/// Telling metrics to whoever asks.
+/// Metrics endpoint.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
-    /// Where `/metrics`, `/healthz` and `/readyz` are served beside the control socket, in clear and to
-    /// everybody.
+    /// Address that serves `/metrics`, `/healthz` and `/readyz` besides the control socket, in clear text and
+    /// without authentication.
     pub listen: Option<SocketAddr>,
 }
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Directory of everything the daemon keeps.
+    /// Data directory.
     pub data_dir: PathBuf,
-    /// Further NBD addresses beside `DIR/nbd.sock`.
+    /// NBD addresses besides `DIR/nbd.sock`.
     pub nbd_listen: Vec<NbdAddress>,
-    /// How log lines look.
+    /// Log format.
     pub log_format: LogFormat,
-    /// Level or filter of the log.
+    /// Log level or filter.
     pub log_level: String,
-    /// Every how many backups of a volume to a credential one is full; 1 = always.
+    /// Backups per chain: every n-th backup of a volume to a credential is full; 1: all.
     pub full_every: u32,
-    /// How many bytes a second merging layers in the background may copy, over all volumes; 0: as many as it
-    /// can.
+    /// Bandwidth limit of background layer merges over all volumes, in bytes per second; 0: unlimited.
     pub merge_limit_bytes_per_s: u64,
-    /// Backups and restores that move data at once.
+    /// Number of backups and restores that move data concurrently.
     pub task_concurrency: usize,
-    /// What they take of a machine on which guests work.
+    /// Priority of these tasks.
     pub task_priority: TaskPriority,
-    /// How many bytes a second the hydration of one lazy volume may fetch; 0: as many as it can.
+    /// Bandwidth limit of the hydration of one lazy volume, in bytes per second; 0: unlimited.
     pub hydration_limit_bytes_per_s: u64,
-    /// Fetches of at most 4 MiB that the hydration of one lazy volume makes at once.
+    /// Concurrent fetches, of at most 4 MiB each, of the hydration of one lazy volume.
     pub hydration_concurrency: usize,
-    /// How long reads of a lazy volume wait for a store that is gone, if they are to stall.
+    /// Timeout of reads from an unreachable store for lazy volumes with the policy "stall".
     pub lazy_stall_ms: u64,
-    /// The same if they are to fail.
+    /// The same for lazy volumes with the policy "error".
     pub lazy_error_ms: u64,
-    /// What all tasks of the host together send at most, by the time of day. Not set: no limit.
+    /// Upload bandwidth limit over all tasks of the host, by time of day. Not set: unlimited.
     pub limit_upload: Option<DailyLimit>,
-    /// What they receive at most.
+    /// Download bandwidth limit over all tasks of the host.
     pub limit_download: Option<DailyLimit>,
-    /// The time zone of parts of the day in these limits. Not set: UTC.
+    /// Time zone of the times in these limits. Not set: UTC.
     pub limit_time_zone: Option<String>,
-    /// Packs that one backup uploads at once.
+    /// Concurrent pack uploads of one backup.
     pub upload_concurrency: usize,
-    /// Requests that one restore makes at once.
+    /// Concurrent requests of one restore.
     pub download_concurrency: usize,
-    /// Threads that compress and seal; 0 = one per core.
+    /// Threads that compress and encrypt; 0: one per core.
     pub cpu_threads: usize,
-    /// Threads that serve NBD sockets; 0 = one per core.
+    /// Threads that serve NBD sockets; 0: one per core.
     pub ring_threads: usize,
-    /// Threads for NBD requests that must wait for storage.
+    /// Threads for NBD requests that block on storage.
     pub nbd_workers: usize,
-    /// NBD connections at once; a quarter of them, at most 64, is for unix sockets only.
+    /// Maximum number of NBD connections; a quarter of them, at most 64, is reserved for Unix sockets.
     pub nbd_connections: usize,
-    /// NBD connections of one volume at once, for clients that come over TCP.
+    /// Maximum number of TCP connections of one volume.
     pub nbd_connections_per_volume: u64,
-    /// Time that an NBD client has to choose its volume, a TLS handshake included.
+    /// Timeout of the NBD handshake, including the TLS handshake.
     pub nbd_handshake_timeout_ms: u64,
-    /// Time after which an NBD connection over TCP with nothing to do is closed; 0 = never.
+    /// Idle timeout of NBD connections over TCP; 0: none.
     pub nbd_idle_timeout_ms: u64,
-    /// Payload that one NBD connection may have in flight.
+    /// In-flight payload limit of one NBD connection, in bytes.
     pub nbd_connection_in_flight_bytes: u64,
-    /// Payload that all NBD connections together may have in flight.
+    /// In-flight payload limit of all NBD connections, in bytes.
     pub nbd_in_flight_bytes: u64,
-    /// Whether TCP addresses are served over TLS. Not set: they are if there is a certificate.
+    /// TLS policy of TCP listeners. Not set: `require` if there is a certificate.
     pub nbd_tls: Option<NbdTls>,
-    /// The server's certificate chain, PEM.
+    /// Server certificate chain, PEM.
     pub nbd_tls_certificate: Option<PathBuf>,
-    /// The server's private key, PEM.
+    /// Server private key, PEM.
     pub nbd_tls_key: Option<PathBuf>,
-    /// The authorities of client certificates, PEM; if set, clients must have one.
+    /// CA certificates for client certificates, PEM; if set, a client certificate is required.
     pub nbd_tls_client_ca: Option<PathBuf>,
-    /// The authorities' revocation lists, PEM; if set, a client's certificate must not be in them.
+    /// Revocation lists of these CAs, PEM; if set, revoked client certificates are refused.
     pub nbd_tls_client_crl: Option<PathBuf>,
-    /// Whether TCP addresses that other hosts can reach may be served without requiring TLS.
+    /// Allows TCP listeners that other hosts can reach without requiring TLS.
     pub nbd_allow_plaintext: bool,
-    /// Attempts of one request to an object store.
+    /// Maximum attempts of one request to an object store.
     pub store_attempts: u32,
-    /// Time that one request to an object store may take, before its body.
+    /// Timeout of one request to an object store up to the response body.
     pub store_timeout_ms: u64,
-    /// How long whoever asks for something waits for the store's answer before anything is begun.
+    /// Timeout of the pre-flight store requests of a command.
     pub store_answer_ms: u64,
-    /// Time that a stop gives tasks and clients.
+    /// Grace period for tasks and clients at shutdown.
     pub stop_timeout_ms: u64,
-    /// Every how many hours it is looked for what abandoned backups left in the stores; 0: never.
+    /// Interval of garbage collection in the repositories, in hours; 0: never.
     pub gc_every_hours: u32,
-    /// Bytes of the stores' content that background verification reads a day; 0: none. The default costs a
-    /// location of any price little, and proves each snapshot of a small host within days.
+    /// Daily budget of background verification, in bytes read from stores; 0: off. The default costs little
+    /// at any store's prices, and verifies every snapshot of a small host within days.
     pub verify_bytes_per_day: u64,
-    /// Finished tasks that are remembered.
+    /// Number of finished tasks that are kept in the history.
     pub task_history: u32,
-    /// Whether the kernel may write cores of this process, and others of its user look into its memory: there
-    /// are keys in it.
+    /// Allows core dumps, and access to the daemon's memory by other processes of its user: the memory holds
+    /// keys.
     pub core_dumps: bool,
-    /// Looking into snapshots.
+    /// Browsing of snapshots as files.
     pub browse: BrowseConfig,
-    /// Telling metrics to whoever asks.
+    /// Metrics endpoint.
     pub metrics: MetricsConfig,
-    /// Driving the daemon from elsewhere, and as somebody else.
+    /// Remote access to the control API, and roles.
     pub control: ControlConfig,
-    /// Secrets that lie elsewhere.
+    /// External secrets.
     pub secrets: SecretsConfig,
-    /// By volume: the names in client certificates that may have it over TCP. Almost last, as it is a table.
+    /// By volume: names of client certificates that may use it over TCP. Almost last, since TOML puts tables
+    /// after plain values.
     pub nbd_access: BTreeMap<String, Vec<String>>,
-    /// Whom to tell of events. Last, as they are tables.
+    /// Event receivers. Last, since they are an array of tables.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub webhook: Vec<WebhookConfig>,
 }
@@ -403,10 +402,10 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The configuration for this command line.
+    /// Loads the configuration for a command line.
     ///
     /// # Errors
-    /// The file was named but is not there, is no TOML, has an unknown key, or a value is out of range.
+    /// The named file does not exist, is not valid TOML, has an unknown key, or a value is out of range.
     pub fn load(cli: &Cli) -> Result<Self, ConfigError> {
         let mut config = match &cli.config {
             Some(path) => Self::read(path, true)?,
@@ -520,10 +519,10 @@ impl Config {
         range("task_history", self.task_history.into(), 1, 1_000_000, "1 to 1000000")
     }
 
-    /// Looks for what the configuration needs of this host, and the daemon starts without.
+    /// Checks the parts of the configuration that depend on this host; the daemon starts without them.
     ///
     /// # Errors
-    /// A group is not there.
+    /// A group does not exist.
     pub fn check_host(&self) -> Result<(), ConfigError> {
         for socket in &self.control.sockets {
             crate::control::find_group(&socket.group)
@@ -532,7 +531,7 @@ impl Config {
         Ok(())
     }
 
-    /// What all tasks of the host together may move.
+    /// Returns the bandwidth limits over all tasks of the host.
     pub(crate) fn limit_plan(&self) -> Result<LimitPlan, ConfigError> {
         let limits = CredentialLimits {
             upload: self.limit_upload.clone().unwrap_or_default(),
@@ -548,19 +547,19 @@ impl Config {
         let has_certificate = self.nbd_tls_certificate.is_some();
         if has_certificate != self.nbd_tls_key.is_some() {
             let key = if has_certificate { "nbd_tls_key" } else { "nbd_tls_certificate" };
-            return wrong(key, "not set", "set: certificate and key belong together");
+            return wrong(key, "not set", "set: certificate and key are only valid together");
         }
         if self.tls_mode() != NbdTls::Off && !has_certificate {
-            return wrong("nbd_tls_certificate", "not set", "set for nbd_tls to be anything but \"off\"");
+            return wrong("nbd_tls_certificate", "not set", "set unless nbd_tls is \"off\"");
         }
         if self.nbd_tls_client_ca.is_some() && self.tls_mode() == NbdTls::Off {
-            return wrong("nbd_tls_client_ca", "set", "left out without TLS");
+            return wrong("nbd_tls_client_ca", "set", "unset if TLS is off");
         }
         if self.nbd_tls_client_crl.is_some() && self.nbd_tls_client_ca.is_none() {
-            return wrong("nbd_tls_client_ca", "not set", "set for nbd_tls_client_crl to mean anything");
+            return wrong("nbd_tls_client_ca", "not set", "set if nbd_tls_client_crl is set");
         }
         if !self.nbd_access.is_empty() && self.nbd_tls_client_ca.is_none() {
-            return wrong("nbd_tls_client_ca", "not set", "set for nbd_access to know whom it lets in");
+            return wrong("nbd_tls_client_ca", "not set", "set if nbd_access has entries");
         }
         if self.tls_mode() != NbdTls::Require && !self.nbd_allow_plaintext {
             for address in &self.nbd_listen {
@@ -574,13 +573,13 @@ impl Config {
         Ok(())
     }
 
-    /// Whether TCP addresses are served over TLS.
+    /// Returns the effective TLS policy of TCP listeners.
     pub fn tls_mode(&self) -> NbdTls {
         let by_certificate = if self.nbd_tls_certificate.is_some() { NbdTls::Require } else { NbdTls::Off };
         self.nbd_tls.unwrap_or(by_certificate)
     }
 
-    /// The files for TLS, if it is served.
+    /// Returns the TLS files if TLS is served.
     pub fn tls_files(&self) -> Option<TlsFiles> {
         if self.tls_mode() == NbdTls::Off {
             return None;
@@ -593,7 +592,7 @@ impl Config {
         })
     }
 
-    /// The configuration for people, as a TOML document: the addresses of webhooks, which may hold secrets,
+    /// Serializes the configuration for display, as TOML: webhook URLs, which may contain secrets, are shown
     /// without their paths.
     pub fn to_shown_toml(&self) -> String {
         let mut shown = self.clone();
@@ -603,7 +602,7 @@ impl Config {
         shown.to_toml()
     }
 
-    /// The configuration as a TOML document.
+    /// Serializes the configuration as TOML.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
     }
@@ -619,7 +618,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_named_with_its_line() {
+    fn unknown_key_is_named_with_its_line() {
         let error = parse("full_every = 3\n\nuplod_concurrency = 4\n").unwrap_err().to_string();
         assert!(error.starts_with("configuration /etc/x.toml, line 3: "), "{error}");
         assert!(error.contains("uplod_concurrency"), "{error}");
@@ -627,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_wins_over_the_file_and_the_file_over_the_defaults() {
+    fn command_line_overrides_file_and_file_overrides_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         std::fs::write(
@@ -653,33 +652,33 @@ mod tests {
     }
 
     #[test]
-    fn a_named_file_must_exist() {
+    fn named_file_that_is_missing_is_refused() {
         let cli = Cli { config: Some("/nonexistent/blockd.toml".into()), ..Cli::default() };
         let error = Config::load(&cli).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/blockd.toml"), "{error}");
     }
 
     #[test]
-    fn values_out_of_range_are_refused_by_name() {
+    fn value_out_of_range_is_refused_by_name() {
         let config = Config { full_every: 0, ..Config::default() };
         assert_eq!(config.check().unwrap_err().to_string(), "full_every is 0, but must be 1 to 1000");
     }
 
     #[test]
-    fn a_level_of_the_log_that_is_none_is_refused() {
+    fn invalid_log_level_is_refused() {
         let config = Config { log_level: "bogus".into(), ..Config::default() };
         let error = config.check().unwrap_err().to_string();
         assert!(error.starts_with("log_level: ") && error.contains("bogus"), "{error}");
     }
 
     #[test]
-    fn what_is_printed_reads_back() {
+    fn serialized_config_parses_back() {
         let config = Config { nbd_listen: vec!["unix:///run/x.sock".parse().unwrap()], ..Config::default() };
         assert_eq!(parse(&config.to_toml()).unwrap(), config);
     }
 
     #[test]
-    fn limits_are_for_parts_of_the_day_and_checked() {
+    fn daily_limits_are_parsed_and_checked() {
         let text = "limit_upload = \"20M@08:00-18:00,100MiB\"\nlimit_time_zone = \"Europe/Berlin\"\n";
         let config = parse(text).unwrap();
         config.check().unwrap();
@@ -692,7 +691,7 @@ mod tests {
     }
 
     #[test]
-    fn others_read_along_only_if_that_was_asked_for() {
+    fn plaintext_to_other_hosts_needs_explicit_consent() {
         let with = |text: &str| {
             let config = parse(text).unwrap();
             config.check().map(|()| config.tls_mode()).map_err(|error| error.to_string())
@@ -702,9 +701,12 @@ mod tests {
         let error = with(open).unwrap_err();
         assert!(error.contains("0.0.0.0:1") && error.contains("nbd_allow_plaintext"), "{error}");
         assert_eq!(with(&format!("{open}nbd_allow_plaintext = true")), Ok(NbdTls::Off));
-        assert_eq!(with(&format!("{open}{certificate}")), Ok(NbdTls::Require), "it is used if it is there");
+        assert_eq!(with(&format!("{open}{certificate}")), Ok(NbdTls::Require), "a certificate implies TLS");
         let allow = format!("{open}{certificate}nbd_tls = \"allow\"\n");
-        assert!(with(&allow).unwrap_err().contains("nbd_allow_plaintext"), "a client in clear could come");
+        assert!(
+            with(&allow).unwrap_err().contains("nbd_allow_plaintext"),
+            "clients may connect in clear text"
+        );
         assert_eq!(with(&format!("{allow}nbd_allow_plaintext = true")), Ok(NbdTls::Allow));
         for address in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
             assert_eq!(with(&format!("nbd_listen = [\"tcp://{address}\"]")), Ok(NbdTls::Off));
@@ -725,11 +727,11 @@ mod tests {
             format!("{certificate}nbd_tls_client_ca = \"/ca\"\n[nbd_access]\n\"db-*\" = [\"alice\"]\n");
         assert_eq!(with(&full), Ok(NbdTls::Require));
         let config = parse(&full).unwrap();
-        assert_eq!(parse(&config.to_toml()).unwrap(), config, "what is printed reads back");
+        assert_eq!(parse(&config.to_toml()).unwrap(), config, "serialized config parses back");
     }
 
     #[test]
-    fn addresses_say_what_would_be_right() {
+    fn invalid_address_error_names_the_valid_form() {
         for bad in ["127.0.0.1:10809", "tcp://localhost", "unix://relative", "http://x", ""] {
             let error = bad.parse::<NbdAddress>().unwrap_err();
             assert!(error.contains("tcp://"), "{error}");

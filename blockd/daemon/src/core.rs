@@ -1,4 +1,4 @@
-//! What every part of the running daemon shares.
+//! State shared by all parts of the running daemon.
 
 use crate::{
     attachments::Attachments,
@@ -31,110 +31,109 @@ use uuid::Uuid;
 pub struct Core {
     /// The configuration.
     pub config: Config,
-    /// Where everything is, absolute.
+    /// Data directory, absolute.
     pub data_dir: PathBuf,
     /// The database.
     pub db: Arc<Db>,
-    /// Sealing of secrets.
+    /// Encryption of stored secrets.
     pub secrets: Secrets,
-    /// Fetches secrets that lie elsewhere.
+    /// Resolver of external secrets.
     pub(crate) references: Arc<References>,
     /// The volumes.
     pub registry: Arc<Registry>,
-    /// The volumes that are devices of the kernel.
+    /// Volumes attached as kernel block devices.
     pub attachments: Attachments,
     /// Opened repositories.
     pub repositories: Repositories,
     /// Background tasks.
     pub tasks: Tasks,
-    /// What all tasks of the host together may move.
+    /// Bandwidth limits over all tasks of the host.
     pub(crate) bandwidth: Arc<PlannedBandwidth>,
-    /// How the work of tasks is done, so that guests come first.
+    /// Throttling of tasks in favour of guests.
     pub(crate) pressure: Arc<Pressure>,
-    /// What fetches for lazy volumes.
+    /// Fetcher of remote data for lazy volumes.
     pub fetcher: Arc<Fetcher>,
-    /// The sources of the lazy volumes.
+    /// Sources of the lazy volumes.
     pub lazy_sources: parking_lot::Mutex<HashMap<VolumeId, Arc<CloudSource>>>,
-    /// What keeps clients out of the volumes that go back to a cloud snapshot.
+    /// Fences that keep clients out of volumes during a rollback to a cloud snapshot.
     pub(crate) going_back: parking_lot::Mutex<HashMap<VolumeId, RollbackMark>>,
-    /// The id of this installation.
+    /// Id of this installation.
     pub cluster: Uuid,
-    /// The id of this run of the daemon.
+    /// Id of this run of the daemon.
     pub run: Uuid,
-    /// The name of this host.
+    /// Name of this host.
     pub node: String,
-    /// Since when it runs.
+    /// Start time.
     pub started: Instant,
     /// Cancelled when the daemon stops.
     pub stopping: CancelToken,
-    /// The TCP addresses that NBD is served at, once it is.
+    /// TCP addresses of the NBD listeners, once they are bound.
     pub nbd_tcp: OnceLock<Vec<SocketAddr>>,
-    /// The address that metrics are served at, once they are.
+    /// Address of the metrics endpoint, once it is bound.
     pub(crate) metrics_tcp: OnceLock<SocketAddr>,
-    /// Where the control API is served over TCP.
+    /// TCP address of the control API, once it is bound.
     pub(crate) control_tcp: OnceLock<SocketAddr>,
-    /// What is open for looking into.
+    /// Open browse mounts and images.
     pub browse: Browse,
-    /// Wakes the thread that merges layers.
+    /// Wakes the merge thread.
     pub merger: Arc<Wake>,
-    /// Disk space kept for operations that free space; `None` where the filesystem gives none.
+    /// Disk space reserved for operations that free space; `None` if the filesystem cannot reserve any.
     pub(crate) reserve: Option<Arc<blockd_volume::Reserve>>,
-    /// Who waits for events.
+    /// Subscribers to events.
     pub(crate) events: crate::events::Events,
-    /// Who is told of events.
+    /// Webhooks that receive events.
     pub(crate) webhooks: Vec<Arc<crate::webhooks::Webhook>>,
-    /// How far the log was told of events, if it is.
+    /// Position of the log among the event readers; `None` if events are not logged.
     pub(crate) log_reader: Option<crate::db::EventReader>,
-    /// What keeps it from its work.
+    /// Known problems of the daemon.
     pub(crate) health: crate::health::Health,
-    /// What is asked of the stores.
+    /// Metrics of store requests.
     pub(crate) meters: crate::metrics::Meters,
-    /// Wakes the task that looks at the schedules.
+    /// Wakes the scheduler task.
     pub(crate) scheduler: crate::schedules::Scheduler,
-    /// Held while something is admitted that excludes something else: a task on a volume and the volume's
+    /// Held while an operation is admitted that excludes another one: a task on a volume and the volume's
     /// deletion.
     pub admission: tokio::sync::Mutex<()>,
-    /// Snapshots that did not come about and could not be taken back yet.
+    /// Snapshots that failed and could not be removed yet.
     pub(crate) to_undo: parking_lot::Mutex<Vec<(VolumeId, SnapshotId)>>,
-    /// Who may bring something to rest now.
+    /// State of quiesced filesystems and applications.
     pub(crate) resting: crate::quiesce::Resting,
-    /// Rules that cannot be followed here.
+    /// Rules that cannot be applied on this host.
     pub(crate) rule_problems: crate::rules::RuleProblems,
-    /// Why the last reload of the configuration failed, if it did.
+    /// Failure of the last configuration reload, if it failed.
     pub(crate) reload_failed: parking_lot::Mutex<Option<blockd_api::status::ReloadFailure>>,
-    /// The step at which a test wants the daemon to die.
+    /// Step at which a test makes the daemon die.
     #[cfg(test)]
     pub(crate) dies_at: parking_lot::Mutex<Option<&'static str>>,
-    /// What happens at a step because a test wants it.
+    /// Failpoints: actions of a test at a step.
     #[cfg(test)]
     pub(crate) meanwhile: crate::meanwhile::Meanwhile,
 }
 
 impl Core {
-    /// The control socket.
+    /// Returns the path of the control socket.
     pub fn control_socket(&self) -> PathBuf {
         self.data_dir.join("blockd.sock")
     }
 
-    /// The NBD socket that is always there.
+    /// Returns the path of the default NBD socket.
     pub fn nbd_socket(&self) -> PathBuf {
         self.data_dir.join("nbd.sock")
     }
 
-    /// Where a volume's files are.
+    /// Returns the directory of a volume.
     pub fn volume_dir(&self, id: VolumeId) -> PathBuf {
         volume_dir(&self.data_dir, id)
     }
 
-    /// Where a task keeps what it needs to go on after a restart.
+    /// Returns the directory with the resume state of a task.
     pub fn task_dir(&self, id: Uuid) -> PathBuf {
         tasks_dir(&self.data_dir).join(id.to_string())
     }
 
-    /// Marks the end of a step of a task; between any two of them the daemon may be killed. Tests make it
-    /// stop there.
+    /// Marks the end of a step of a task. The daemon may be killed between any two steps; tests stop it here.
     #[cfg(not(test))]
-    #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests have another one")]
+    #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "the test variant uses both")]
     pub(crate) fn reached(&self, _step: &'static str) -> Result<(), crate::error::ServiceError> {
         Ok(())
     }
@@ -149,7 +148,7 @@ impl Core {
         Ok(())
     }
 
-    /// How requests to stores are retried.
+    /// Returns the retry policy of store requests.
     pub fn retry_policy(&self) -> RetryPolicy {
         RetryPolicy {
             attempts: self.config.store_attempts,
@@ -159,25 +158,25 @@ impl Core {
     }
 }
 
-/// Where a volume's files are.
+/// Returns the directory of a volume.
 pub fn volume_dir(data_dir: &Path, id: VolumeId) -> PathBuf {
     data_dir.join("volumes").join(id.to_string())
 }
 
-/// Where tasks keep their files.
+/// Returns the directory of the tasks' files.
 pub fn tasks_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("tasks")
 }
 
-/// A random id that is no other's.
+/// Generates a random non-zero id.
 ///
 /// # Errors
-/// The system has no random bytes.
+/// The system provides no random bytes.
 pub fn random_id() -> Result<u64, crate::secrets::SecretsError> {
     loop {
         let mut bytes = [0; 8];
         crate::secrets::fill_random(&mut bytes)?;
-        // Below 2^63, so that no tool takes it for a negative number.
+        // Below 2^63, so that no tool reads it as a negative number.
         let number = u64::from_le_bytes(bytes) >> 1;
         if number != 0 {
             return Ok(number);

@@ -1,4 +1,4 @@
-//! Who may drive the daemon, from where, and as what.
+//! Access to the control API: listeners, client certificates and roles.
 
 use super::ConfigError;
 use blockd_api::roles::Role;
@@ -6,23 +6,23 @@ use blockd_nbd::TlsFiles;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
-/// The control API beyond its own socket, which only the daemon's user and root can use.
+/// Control API listeners besides the daemon's own socket, which only the daemon's user and root can use.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ControlConfig {
-    /// Where it is served over TCP with TLS, to whoever has a certificate of `client_ca`. Not set: nowhere.
+    /// TCP address served with TLS to clients with a certificate of `client_ca`. Not set: none.
     pub listen: Option<SocketAddr>,
-    /// The server's certificate chain, PEM.
+    /// Server certificate chain, PEM.
     pub certificate: Option<PathBuf>,
-    /// The server's private key, PEM.
+    /// Server private key, PEM.
     pub key: Option<PathBuf>,
-    /// The authorities of client certificates, PEM.
+    /// CA certificates for client certificates, PEM.
     pub client_ca: Option<PathBuf>,
-    /// The authorities' revocation lists, PEM; if set, a client's certificate must not be in them.
+    /// Revocation lists of these CAs, PEM; if set, revoked client certificates are refused.
     pub client_crl: Option<PathBuf>,
-    /// Further sockets on this host, each for one group.
+    /// Additional Unix sockets, each for one group.
     pub sockets: Vec<ControlSocket>,
-    /// By name in a client's certificate: what it may do. `*` stands for every other one.
+    /// Role by name in the client certificate. `*` matches every other name.
     pub roles: BTreeMap<String, Role>,
 }
 
@@ -30,16 +30,17 @@ pub struct ControlConfig {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ControlSocket {
-    /// Where; its directory must exist, be open to the group, and nobody but its owner may write to it.
+    /// Path of the socket. Its directory must exist, be accessible to the group, and be writable by its owner
+    /// only.
     pub path: PathBuf,
-    /// Whose members may use it: a name or a number.
+    /// Group, by name or number, whose members may use the socket.
     pub group: String,
-    /// What they may do.
+    /// Role of the members.
     pub role: Role,
 }
 
 impl ControlConfig {
-    /// The files for TLS, if it is served over TCP.
+    /// Returns the TLS files if the API is served over TCP.
     pub fn tls_files(&self) -> Option<TlsFiles> {
         self.listen?;
         Some(TlsFiles {
@@ -50,13 +51,13 @@ impl ControlConfig {
         })
     }
 
-    /// What somebody with these names may do: the most that any of the names may.
+    /// Returns the role of a client with these certificate names: the highest role of any of them.
     pub fn role_of(&self, names: &[String]) -> Option<Role> {
         let named = names.iter().filter(|name| *name != "*").filter_map(|name| self.roles.get(name)).max();
         named.or_else(|| self.roles.get("*")).copied()
     }
 
-    /// What the members of a socket's group may do, if there still is such a socket.
+    /// Returns the current role of a socket's group; `None` if the socket is no longer configured.
     pub fn role_of_socket(&self, socket: &ControlSocket) -> Option<Role> {
         let is_it = |other: &&ControlSocket| other.path == socket.path && other.group == socket.group;
         self.sockets.iter().find(is_it).map(|socket| socket.role)
@@ -75,7 +76,7 @@ impl ControlConfig {
                     return wrong(
                         key,
                         "not set",
-                        "set: over TCP the API is served only with certificates on both sides",
+                        "set: the control API over TCP requires server and client certificates",
                     );
                 }
             }
@@ -83,7 +84,7 @@ impl ControlConfig {
                 return wrong(
                     "control.roles",
                     "empty",
-                    "a role for at least one name: nobody could do anything",
+                    "a role for at least one name: without roles no client has access",
                 );
             }
         } else if self.certificate.is_some()
@@ -92,7 +93,7 @@ impl ControlConfig {
             || self.client_crl.is_some()
             || !self.roles.is_empty()
         {
-            return wrong("control.listen", "not set", "set for certificates and roles to mean anything");
+            return wrong("control.listen", "not set", "set if certificates or roles are set");
         }
         for (at, socket) in self.sockets.iter().enumerate() {
             if !socket.path.is_absolute() {
@@ -127,7 +128,7 @@ mod tests {
         "listen = \"0.0.0.0:9440\"\ncertificate = \"/c\"\nkey = \"/k\"\nclient_ca = \"/ca\"\n";
 
     #[test]
-    fn over_tcp_there_are_certificates_on_both_sides_and_roles() {
+    fn tcp_listener_requires_certificates_and_roles() {
         let roles = "[roles]\nalice = \"admin\"\n\"*\" = \"read-only\"\n";
         let config = checked(&format!("{WHOLE}{roles}")).unwrap();
         assert!(config.tls_files().is_some_and(|files| files.client_ca.is_some()));
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_several_names_may_do_what_any_of_them_may() {
+    fn client_with_several_names_has_the_highest_role() {
         let roles = "[roles]\nalice = \"admin\"\nhost = \"read-only\"\n";
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let config = checked(&format!("{WHOLE}{roles}")).unwrap();
@@ -153,13 +154,13 @@ mod tests {
         assert_eq!(config.role_of(&[]), None);
         let config = checked(&format!("{WHOLE}{roles}\"*\" = \"operator\"\n")).unwrap();
         assert_eq!(config.role_of(&names(&["bob"])), Some(Role::Operator));
-        assert_eq!(config.role_of(&names(&["host"])), Some(Role::ReadOnly), "a name counts before the star");
-        // A certificate cannot call itself everybody.
+        assert_eq!(config.role_of(&names(&["host"])), Some(Role::ReadOnly), "a name overrides the wildcard");
+        // A certificate cannot select the wildcard by the name `*`.
         assert_eq!(config.role_of(&names(&["*", "host"])), Some(Role::ReadOnly));
     }
 
     #[test]
-    fn a_socket_that_is_left_out_or_another_groups_has_no_role() {
+    fn removed_or_reassigned_socket_has_no_role() {
         let socket = |group: &str| {
             let text = format!("[[sockets]]\npath = \"/run/x\"\ngroup = \"{group}\"\nrole = \"operator\"\n");
             checked(&text).unwrap()
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_has_a_path_of_its_own_and_a_group() {
+    fn socket_needs_an_own_path_and_a_group() {
         let socket = |path: &str, group: &str| {
             format!("[[sockets]]\npath = \"{path}\"\ngroup = \"{group}\"\nrole = \"operator\"\n")
         };

@@ -1,20 +1,20 @@
-//! Secrets that the daemon reads when it needs them.
+//! Configuration of external secrets, which the daemon reads on demand.
 
 use super::ConfigError;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// Sources of secrets, and how long they are kept in memory.
+/// Sources of external secrets, and the caching of their values.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SecretsConfig {
-    /// Longest time for which the output of a program is used.
+    /// Maximum age of cached program output, in seconds.
     pub cache_s: u64,
-    /// Longest time that a task waits, before it does anything, for a secret that cannot be read.
+    /// Timeout of a task, at its start, for a secret that cannot be read, in seconds.
     pub wait_s: u64,
-    /// Time limit of a program that prints a secret.
+    /// Timeout of a program that prints a secret, in milliseconds.
     pub command_timeout_ms: u64,
-    /// The directory that holds all files and programs.
+    /// Directory of all secret files and programs.
     pub file_dir: PathBuf,
 }
 
@@ -55,7 +55,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn secrets_out_of_range_are_refused_by_name() {
+    fn secret_settings_out_of_range_are_refused_by_name() {
         for (text, word) in [
             ("cache_s = 0", "secrets.cache_s is 0"),
             ("wait_s = 86401", "secrets.wait_s is 86401"),

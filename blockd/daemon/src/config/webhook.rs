@@ -30,10 +30,10 @@ pub struct WebhookConfig {
     /// signed.
     #[serde(default)]
     pub secret: Option<SecretRef>,
-    /// Whether the receiver may be another host that is reached without TLS.
+    /// Allows a receiver on another host without TLS.
     #[serde(default)]
     pub allow_http: bool,
-    /// Time limit of one attempt.
+    /// Timeout of one attempt, in milliseconds.
     #[serde(default = "timeout_ms")]
     pub timeout_ms: u64,
 }
@@ -83,7 +83,7 @@ impl WebhookConfig {
     }
 }
 
-/// Checks all of them.
+/// Checks all webhooks.
 pub(super) fn check(webhooks: &[WebhookConfig]) -> Result<(), ConfigError> {
     if webhooks.len() > MAX_WEBHOOKS {
         let given = webhooks.len().to_string();
@@ -100,30 +100,30 @@ pub(super) fn check(webhooks: &[WebhookConfig]) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Whether a word fits a pattern in which `*` stands for any characters.
+/// Returns true if `word` matches a pattern in which `*` stands for any characters.
 fn matches(pattern: &str, word: &str) -> bool {
     let Some((head, tail)) = pattern.split_once('*') else { return pattern == word };
     let Some(rest) = word.strip_prefix(head) else { return false };
     (0..=rest.len()).any(|at| rest.is_char_boundary(at) && matches(tail, &rest[at..]))
 }
 
-/// An address that may hold a secret: only its origin is ever shown.
+/// URL that may contain a secret: only its origin is ever shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct WebhookUrl(Url);
 
 impl WebhookUrl {
-    /// All of it.
+    /// Returns the complete URL.
     pub(crate) fn url(&self) -> &Url {
         &self.0
     }
 
-    /// Scheme, host, and port if it is not the usual one.
+    /// Returns scheme, host, and the port unless it is the default.
     pub fn origin(&self) -> String {
         self.0.origin().ascii_serialization()
     }
 
-    /// The same address with nothing in it that may be a secret.
+    /// Returns the URL without the parts that may contain secrets.
     pub(super) fn shown(&self) -> Self {
         let mut url = self.0.clone();
         if !matches!(url.path(), "" | "/") {
@@ -134,13 +134,13 @@ impl WebhookUrl {
         Self(url)
     }
 
-    /// Whether it is on this host.
+    /// Returns true if the receiver is on this host.
     pub(crate) fn is_loopback(&self) -> bool {
         is_loopback(&self.0)
     }
 }
 
-/// Whether an address is on this host.
+/// Returns true if a URL refers to this host.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host_str() {
         Some("localhost") => true,
@@ -161,7 +161,7 @@ impl fmt::Debug for WebhookUrl {
 impl TryFrom<String> for WebhookUrl {
     type Error = String;
 
-    // What is given stays out of the messages: it may be a secret in the wrong form.
+    // The input stays out of the messages: it may be a secret in the wrong form.
     fn try_from(text: String) -> Result<Self, String> {
         let url = Url::parse(&text)
             .map_err(|error| format!("the url of a webhook must look like https://HOST/PATH: {error}"))?;
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_reads_back_and_what_is_shown_has_no_secret() {
+    fn serialized_webhook_parses_back_and_display_hides_secrets() {
         let text = hook(
             "url = \"https://hooks.example:8443/T0/planted\"\nkinds = [\"*-failed\"]\nmin_severity = \"error\"",
         );
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_named_without_the_address() {
+    fn invalid_webhook_is_refused_without_showing_its_url() {
         let https = "url = \"https://h.example/planted\"\n";
         for (text, word) in [
             (hook("url = \"planted\""), "https://HOST/PATH"),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_and_severities_choose() {
+    fn events_are_filtered_by_kind_and_severity() {
         for (pattern, word, fits) in [
             ("backup-failed", "backup-failed", true),
             ("backup", "backup-failed", false),
