@@ -217,7 +217,7 @@ impl Daemon {
         }
         let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
         let _ = core.nbd_tcp.set(addresses);
-        if let Err(error) = core.take_up_attachments().await {
+        if let Err(error) = core.resume_attachments().await {
             tracing::error!(%error, "attached volumes are not taken up");
         }
         grow_devices_with_volumes(&core);
@@ -374,7 +374,7 @@ impl Daemon {
         let closing = Arc::clone(&core);
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();
-            closing.attachments.rest();
+            closing.attachments.stop_reconnecting();
             closing.stop_browsing();
             for mut server in servers {
                 if let Err(error) = server.shutdown() {

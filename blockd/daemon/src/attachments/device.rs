@@ -1,7 +1,6 @@
-//! What the system knows of a `/dev/nbdN`: whose it is, and who uses it. Read from `/sys`, `/proc` and the
-//! device itself.
+//! State of a `/dev/nbdN` device: its backend and its users. Read from `/sys`, `/proc` and the device itself.
 
-use super::driver::{Conversation, Driver, OfThisKernel};
+use super::driver::{Driver, DriverSession, KernelDriver};
 use blockd_api::attachments::Device;
 use blockd_nbd::kernel::KernelError;
 use rustix::{
@@ -19,24 +18,24 @@ use std::{
 
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where the system's files are and who speaks for its nbd driver; another place and another one in tests.
+/// Root of the system's files and the nbd driver; tests replace both.
 #[derive(Clone, Debug)]
 pub struct System {
     pub(super) root: PathBuf,
     pub(super) driver: Arc<dyn Driver>,
-    /// How long a device may take to let go of its connections after it was disconnected.
+    /// Timeout for a device to release its connections after a disconnect.
     pub(super) disconnect_timeout: Duration,
 }
 
 impl Default for System {
     fn default() -> Self {
-        Self { root: "/".into(), driver: Arc::new(OfThisKernel), disconnect_timeout: DISCONNECT_TIMEOUT }
+        Self { root: "/".into(), driver: Arc::new(KernelDriver), disconnect_timeout: DISCONNECT_TIMEOUT }
     }
 }
 
 impl System {
-    /// Begins a conversation with the driver.
-    pub(super) fn open_driver(&self) -> Result<Box<dyn Conversation>, KernelError> {
+    /// Opens a session with the driver.
+    pub(super) fn open_driver(&self) -> Result<Box<dyn DriverSession>, KernelError> {
         self.driver.open()
     }
 
@@ -44,8 +43,8 @@ impl System {
         self.root.join("sys/block").join(device.name())
     }
 
-    /// The devices that the kernel shows, by what it was told of their backends. One backend may have
-    /// several: a device that was disconnected while it was open is shown until it is closed.
+    /// Returns the kernel's connected devices by backend identifier. One backend may have several: a device
+    /// that was disconnected while open is listed until it is closed.
     pub(super) fn backends(&self) -> BTreeMap<String, BTreeSet<Device>> {
         let entries = std::fs::read_dir(self.root.join("sys/block")).into_iter().flatten().flatten();
         let devices = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<Device>().ok());
@@ -58,29 +57,29 @@ impl System {
         backends
     }
 
-    /// The backend of a device that is connected.
+    /// Returns the backend identifier of a connected device.
     pub(super) fn backend(&self, device: Device) -> Option<String> {
         let dir = self.block(device);
-        // The backend's name stays a moment longer than the connection.
+        // The backend file outlives the connection for a moment.
         if !dir.join("pid").exists() {
             return None;
         }
         Some(std::fs::read_to_string(dir.join("backend")).ok()?.trim().to_owned())
     }
 
-    /// Whether the device is connected, to whatever.
+    /// Returns true if the device is connected, to any backend.
     pub(super) fn is_connected(&self, device: Device) -> bool {
         self.block(device).join("pid").exists()
     }
 
-    /// The size of a device.
+    /// Returns the size of a device.
     pub(super) fn size_bytes(&self, device: Device) -> Option<u64> {
         let sectors: u64 =
             std::fs::read_to_string(self.block(device).join("size")).ok()?.trim().parse().ok()?;
         sectors.checked_mul(512)
     }
 
-    /// A device and its partitions, by name.
+    /// Returns a device and its partitions, by name.
     fn parts(&self, device: Device) -> Vec<(String, PathBuf)> {
         let dir = self.block(device);
         let mut parts = vec![(device.name(), dir.clone())];
@@ -98,8 +97,8 @@ impl System {
         std::fs::read_to_string(self.root.join("proc/self/mountinfo")).unwrap_or_default()
     }
 
-    /// The filesystems that are mounted from a device and its partitions: one mount point of each, one that
-    /// can be reached if there is one.
+    /// Returns the filesystems mounted from a device and its partitions: one mount point of each, preferably
+    /// one that is not covered by another mount.
     pub(super) fn filesystems(&self, device: Device) -> Vec<MountPoint> {
         let mounts = self.mountinfo();
         let best_of = |(name, dir): (String, PathBuf)| {
@@ -110,7 +109,7 @@ impl System {
         self.parts(device).into_iter().filter_map(best_of).collect()
     }
 
-    /// Who uses a device or a partition of it, in words: mounts, swap, other devices on top.
+    /// Describes the users of a device and its partitions: mounts, swap, stacked devices.
     pub(super) fn users(&self, device: Device) -> Vec<String> {
         let parts = self.parts(device);
         let mounts = self.mountinfo();
@@ -132,11 +131,11 @@ impl System {
         users
     }
 
-    /// Takes a device for oneself: nobody can mount it while the descriptor is open. `None` if somebody else
-    /// has.
+    /// Opens a device exclusively, which prevents mounts while the descriptor is open. `None` if another
+    /// process has claimed it.
     ///
     /// # Errors
-    /// It cannot be opened at all.
+    /// The device cannot be opened at all.
     pub(super) fn claim(&self, device: Device) -> io::Result<Option<OwnedFd>> {
         let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
         match rustix::fs::open(self.root.join("dev").join(device.name()), flags, Mode::empty()) {
@@ -147,16 +146,17 @@ impl System {
     }
 }
 
-/// A place where a filesystem is mounted.
+/// Mount point of a filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
     /// The path.
     pub path: PathBuf,
-    /// The path leads to something else, which is mounted over it.
+    /// Another filesystem is mounted over the path.
     pub is_hidden: bool,
 }
 
-/// Where a device is mounted, by its number or, where a filesystem has numbers of its own, by its path.
+/// Returns the mount points of a device, by its number or, for filesystems with device numbers of their own,
+/// by its path.
 fn mount_points(mountinfo: &str, number: &str, path: &str) -> Vec<MountPoint> {
     let mounts = mountinfo.lines().filter_map(|line| {
         // 36 35 98:0 /root /mount/point options … - type source superoptions
@@ -167,22 +167,22 @@ fn mount_points(mountinfo: &str, number: &str, path: &str) -> Vec<MountPoint> {
         let is_there = (!number.is_empty() && found == number) || source == path;
         is_there.then(|| {
             let path = PathBuf::from(unescaped(place));
-            MountPoint { is_hidden: leads_elsewhere(&path, id), path }
+            MountPoint { is_hidden: is_covered(&path, id), path }
         })
     });
     mounts.collect()
 }
 
-/// Whether another mount than this one is found at a path. Without an answer of the kernel it is not known,
-/// and taken for no.
-fn leads_elsewhere(path: &Path, mount_id: &str) -> bool {
+/// Returns true if the path resolves to another mount than this one; false if the kernel does not report the
+/// mount id.
+fn is_covered(path: &Path, mount_id: &str) -> bool {
     let found = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID);
     let Ok(found) = found else { return false };
     let knows = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID);
     knows && mount_id.parse() != Ok(found.stx_mnt_id)
 }
 
-/// `mountinfo` writes blanks and such as three octal digits.
+/// Decodes the octal escapes of blanks and similar characters in `mountinfo`.
 pub(crate) fn unescaped(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn users_are_found_by_number_by_path_and_on_partitions() {
+    fn device_users_are_found_by_number_path_and_partition() {
         let (_dir, system) = system(&[
             ("sys/block/nbd3/dev", "43:96\n"),
             ("sys/block/nbd3/holders/dm-0", ""),
@@ -239,9 +239,9 @@ mod tests {
         assert_eq!(filesystems, [Path::new("/btr"), Path::new("/mnt/my data")]);
     }
 
-    /// `/` is found at its path, and no other mount is.
+    /// The mount of `/` is visible at its path; any other mount at `/` is not.
     #[test]
-    fn a_mount_point_that_something_else_lies_over_is_told() {
+    fn covered_mount_point_is_marked_hidden() {
         let own = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let id = own.lines().rfind(|line| line.split(' ').nth(4) == Some("/")).unwrap();
         let id: u64 = id.split(' ').next().unwrap().parse().unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn only_connected_devices_have_a_backend() {
+    fn disconnected_device_has_no_backend() {
         let (_dir, system) = system(&[
             ("sys/block/nbd0/backend", "me:1\n"),
             ("sys/block/nbd1/backend", "me:2\n"),

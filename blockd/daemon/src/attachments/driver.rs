@@ -1,4 +1,4 @@
-//! The kernel's nbd driver as this module sees it, so that tests can have one without a kernel that has it.
+//! Interface to the kernel's nbd driver, which tests replace by a fake.
 
 use blockd_nbd::kernel::{AttachOptions, Dialed, Kernel, KernelError, LinkWatch};
 use std::{
@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-/// A driver to speak to.
+/// Nbd driver.
 pub(super) trait Driver: Debug + Send + Sync {
-    /// Begins a conversation; see [`Kernel::open`].
-    fn open(&self) -> Result<Box<dyn Conversation>, KernelError>;
+    /// Opens a session; see [`Kernel::open`].
+    fn open(&self) -> Result<Box<dyn DriverSession>, KernelError>;
 }
 
-/// A conversation with the driver; each call as that of [`Kernel`].
-pub(super) trait Conversation {
+/// Session with the driver; each method has the contract of the one of [`Kernel`].
+pub(super) trait DriverSession {
     fn numbers(&self) -> (u16, Option<u32>);
     fn connect(
         &mut self,
@@ -29,22 +29,22 @@ pub(super) trait Conversation {
     fn watch(&self) -> Result<Box<dyn Watch>, KernelError>;
 }
 
-/// News of connections that died; see [`LinkWatch`].
+/// Notifications of dead connections; see [`LinkWatch`].
 pub(super) trait Watch: Send {
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError>;
 }
 
-/// The driver of the kernel that this runs on.
+/// Driver of the running kernel.
 #[derive(Debug)]
-pub(super) struct OfThisKernel;
+pub(super) struct KernelDriver;
 
-impl Driver for OfThisKernel {
-    fn open(&self) -> Result<Box<dyn Conversation>, KernelError> {
+impl Driver for KernelDriver {
+    fn open(&self) -> Result<Box<dyn DriverSession>, KernelError> {
         Ok(Box::new(Kernel::open()?))
     }
 }
 
-impl Conversation for Kernel {
+impl DriverSession for Kernel {
     fn numbers(&self) -> (u16, Option<u32>) {
         Kernel::numbers(self)
     }

@@ -1,9 +1,8 @@
-//! A driver for tests: devices are files in a directory, as the kernel would show them, and it fails as it is
-//! told to.
+//! Fake nbd driver with fault injection: devices are files in a directory, laid out as the kernel shows them.
 
 use super::{
     device::System,
-    driver::{Conversation, Driver, Watch},
+    driver::{Driver, DriverSession, Watch},
 };
 use blockd_nbd::kernel::{AttachOptions, Dialed, KernelError};
 use parking_lot::{Condvar, Mutex};
@@ -16,9 +15,9 @@ use std::{
     time::Duration,
 };
 
-/// Such a driver, and the directory that is `/` to whoever asks it.
+/// Fake driver, and the directory that stands for `/`.
 #[derive(Debug)]
-pub(super) struct Double {
+pub(super) struct FakeDriver {
     root: tempfile::TempDir,
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -27,15 +26,15 @@ pub(super) struct Double {
 #[derive(Default)]
 struct Inner {
     devices: BTreeMap<u32, Vec<OwnedFd>>,
-    /// Devices that somebody has open: they stay visible after they were disconnected.
+    /// Devices held open: they stay visible after a disconnect.
     opened: BTreeSet<u32>,
-    /// What is refused: words that begin what was asked for.
+    /// Prefixes of the requests that fail.
     refused: BTreeSet<&'static str>,
-    /// All that was done.
+    /// All requests so far.
     done: Vec<String>,
     watches: usize,
-    /// Whether watches fail at once.
-    deaf: bool,
+    /// Makes watches fail at once.
+    broken: bool,
     family: u16,
     on_connect: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -46,7 +45,7 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-impl Double {
+impl FakeDriver {
     pub(super) fn new() -> Arc<Self> {
         let root = tempfile::tempdir().unwrap();
         for dir in ["sys/block", "proc/self", "dev"] {
@@ -58,7 +57,7 @@ impl Double {
     pub(super) fn system(self: &Arc<Self>) -> System {
         System {
             root: self.root.path().to_owned(),
-            driver: Arc::new(Handle(Arc::clone(self))),
+            driver: Arc::new(FakeSession(Arc::clone(self))),
             disconnect_timeout: Duration::ZERO,
         }
     }
@@ -67,7 +66,7 @@ impl Double {
         self.root.path().join(format!("sys/block/nbd{index}"))
     }
 
-    /// A connected device that somebody else made.
+    /// Creates a connected device of another program.
     pub(super) fn put(&self, index: u32, backend: &str, size_bytes: u64) {
         let dir = self.block(index);
         std::fs::create_dir_all(&dir).unwrap();
@@ -77,13 +76,13 @@ impl Double {
         std::fs::write(self.root.path().join(format!("dev/nbd{index}")), "").unwrap();
     }
 
-    /// Takes a device away without being asked, as a boot would.
+    /// Removes a device without a request, as a boot does.
     pub(super) fn vanish(&self, index: u32) {
         self.inner.lock().devices.remove(&index);
         std::fs::remove_dir_all(self.block(index)).unwrap();
     }
 
-    /// Has a device be mounted, or not any more. One that was disconnected goes with its last mount.
+    /// Mounts or unmounts a device. A disconnected device disappears with its last mount.
     pub(super) fn mount(&self, index: u32, mounted: bool) {
         let mut inner = self.inner.lock();
         let line = format!("30 22 43:{index} / /mnt rw - ext4 /dev/nbd{index} rw\n");
@@ -99,7 +98,7 @@ impl Double {
         }
     }
 
-    /// Whether requests that begin with this word are refused.
+    /// Sets whether requests with this prefix fail.
     pub(super) fn refuse(&self, word: &'static str, refused: bool) {
         let mut inner = self.inner.lock();
         if refused {
@@ -113,20 +112,20 @@ impl Double {
         self.inner.lock().on_connect = Some(Box::new(run));
     }
 
-    /// The driver is loaded again, under another number.
+    /// Simulates a reload of the driver, which gets another family number.
     pub(super) fn reload(&self) {
         self.inner.lock().family += 1;
     }
 
-    pub(super) fn set_deaf(&self, deaf: bool) {
-        self.inner.lock().deaf = deaf;
+    pub(super) fn set_broken(&self, broken: bool) {
+        self.inner.lock().broken = broken;
     }
 
     pub(super) fn watches(&self) -> usize {
         self.inner.lock().watches
     }
 
-    /// The devices that have connections.
+    /// Returns the devices with connections.
     pub(super) fn connected(&self) -> Vec<u32> {
         self.inner.lock().devices.keys().copied().collect()
     }
@@ -136,12 +135,12 @@ impl Double {
         text.parse::<u64>().unwrap() * 512
     }
 
-    /// What was done since this was asked last.
+    /// Returns the requests since the last call.
     pub(super) fn take_done(&self) -> Vec<String> {
         std::mem::take(&mut self.inner.lock().done)
     }
 
-    /// Waits until this was done, or was refused.
+    /// Waits until this request was made, or failed.
     pub(super) fn wait_for(&self, what: &str) {
         let mut inner = self.inner.lock();
         while !inner.done.iter().any(|done| done == what) {
@@ -150,7 +149,7 @@ impl Double {
         }
     }
 
-    /// Notes a request, and refuses it if it is to be.
+    /// Records a request, and fails it if it is to fail.
     fn note(&self, what: String) -> Result<(), KernelError> {
         let mut inner = self.inner.lock();
         let refused = inner.refused.iter().any(|word| what.starts_with(word));
@@ -165,17 +164,17 @@ impl Double {
 
     fn check_owner(&self, index: u32, backend: &str) -> Result<(), KernelError> {
         let owner = std::fs::read_to_string(self.block(index).join("backend")).unwrap_or_default();
-        // Like the kernel: one that was disconnected takes no other connections, whoever has it open.
+        // Like the kernel: a disconnected device takes no new connections, even while it is open.
         let bound = self.inner.lock().devices.contains_key(&index);
         if bound && owner == backend { Ok(()) } else { Err(KernelError::NoDevice { index }) }
     }
 }
 
 #[derive(Debug)]
-struct Handle(Arc<Double>);
+struct FakeSession(Arc<FakeDriver>);
 
-impl Driver for Handle {
-    fn open(&self) -> Result<Box<dyn Conversation>, KernelError> {
+impl Driver for FakeSession {
+    fn open(&self) -> Result<Box<dyn DriverSession>, KernelError> {
         Ok(Box::new(Self(Arc::clone(&self.0))))
     }
 }
@@ -184,7 +183,7 @@ fn cloned(sockets: &[OwnedFd]) -> Vec<OwnedFd> {
     sockets.iter().map(|socket| socket.try_clone().unwrap()).collect()
 }
 
-impl Conversation for Handle {
+impl DriverSession for FakeSession {
     fn numbers(&self) -> (u16, Option<u32>) {
         (self.0.inner.lock().family, Some(7))
     }
@@ -243,19 +242,19 @@ impl Conversation for Handle {
     fn watch(&self) -> Result<Box<dyn Watch>, KernelError> {
         let mut inner = self.0.inner.lock();
         inner.watches += 1;
-        Ok(Box::new(NoNews { deaf: inner.deaf }))
+        Ok(Box::new(SilentWatch { broken: inner.broken }))
     }
 }
 
-/// Hears of no connection that died.
-struct NoNews {
-    deaf: bool,
+/// Watch that reports no dead connection.
+struct SilentWatch {
+    broken: bool,
 }
 
-impl Watch for NoNews {
+impl Watch for SilentWatch {
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError> {
-        if self.deaf {
-            return Err(KernelError::Socket { doing: "wait", source: std::io::Error::other("deaf") });
+        if self.broken {
+            return Err(KernelError::Socket { doing: "wait", source: std::io::Error::other("broken") });
         }
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
         poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], Some(&timeout)).unwrap();

@@ -1,17 +1,17 @@
-//! Volumes as devices of this host's kernel.
+//! Volumes attached as block devices of this host's kernel.
 //!
-//! The kernel is given connections to this daemon's own NBD socket and keeps the device when they die:
-//! whoever waits for it goes on waiting. At its start the daemon finds its devices again by their backend and
-//! gives them other connections, so that its restart is a pause; a thread does the same for single
+//! The kernel's nbd driver uses connections to the daemon's own NBD socket and keeps the device when they
+//! die: requests wait for new connections. At its start the daemon finds its devices by their backend
+//! identifier and reconnects them, so that a daemon restart is a pause. A thread does the same for single
 //! connections that die.
 
 mod device;
-#[cfg(test)]
-mod double;
 mod driver;
-mod keeper;
+#[cfg(test)]
+mod fake;
+mod reconnect;
 mod requests;
-mod start;
+mod resume;
 #[cfg(test)]
 mod tests;
 
@@ -24,50 +24,50 @@ use blockd_extent::VolumeId;
 use blockd_nbd::kernel::{AttachOptions, DialError, KernelError, dial};
 pub(crate) use device::unescaped;
 pub use device::{MountPoint, System};
-use driver::Conversation;
-use keeper::{Due, Keeper};
+use driver::DriverSession;
 use parking_lot::Mutex;
+use reconnect::{ReconnectThread, RetrySchedule};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 use uuid::Uuid;
 
-/// The attachments of this host.
+/// Attachments of this host.
 #[derive(Debug)]
 pub struct Attachments {
-    shared: Arc<Shared>,
-    keeper: Mutex<Option<Keeper>>,
-    /// Held while one is made or taken away.
+    shared: Arc<AttachmentTable>,
+    thread: Mutex<Option<ReconnectThread>>,
+    /// Held while an attachment is created or removed.
     changes: tokio::sync::Mutex<()>,
 }
 
-/// What requests and the keeper share.
+/// Attachment table shared by request handlers and the reconnect thread.
 #[derive(Debug)]
-struct Shared {
+struct AttachmentTable {
     cluster: Uuid,
     nbd_socket: PathBuf,
     system: System,
-    held: Mutex<BTreeMap<VolumeId, Held>>,
-    /// The volumes whose devices are to be given connections, and when.
-    due: Mutex<BTreeMap<VolumeId, Due>>,
-    /// Held while a device's size is compared and changed: the size that comes last is the largest.
+    held: Mutex<BTreeMap<VolumeId, HeldVolume>>,
+    /// Volumes whose devices need new connections, with the schedule of the attempts.
+    due: Mutex<BTreeMap<VolumeId, RetrySchedule>>,
+    /// Held while a device's size is compared and changed, so that the last size set is the largest.
     sizes: Mutex<()>,
 }
 
-/// A volume that is, or should be, attached.
+/// Volume that is, or should be, attached.
 #[derive(Clone, Debug)]
-struct Held {
+struct HeldVolume {
     name: VolumeName,
     row: AttachmentRow,
-    /// Why the kernel does not have it.
+    /// Reason why the kernel does not have it.
     problem: Option<String>,
 }
 
-impl Held {
+impl HeldVolume {
     fn device(&self) -> Option<Device> {
         self.row.device.map(Device::new)
     }
 }
 
-/// Why something could not be done with a device.
+/// Reasons why an operation on a device failed.
 #[derive(Debug, thiserror::Error)]
 enum AttachError {
     #[error(transparent)]
@@ -75,10 +75,10 @@ enum AttachError {
     #[error(transparent)]
     Dial(#[from] DialError),
     #[error(
-        "volume {name} has {size_bytes} bytes, less than one block of {block_size_bytes}: it cannot be a device"
+        "attach failed on volume {name}: its size of {size_bytes} bytes is less than one block of {block_size_bytes}"
     )]
     TooSmall { name: VolumeName, size_bytes: u64, block_size_bytes: u32 },
-    #[error("{device} is not there any more, or not this volume's")]
+    #[error("{device} no longer exists, or belongs to another volume")]
     Gone { device: Device },
 }
 
@@ -97,21 +97,20 @@ impl AttachError {
 }
 
 impl Attachments {
-    /// No attachments yet.
+    /// Creates an empty table.
     pub fn new(cluster: Uuid, nbd_socket: PathBuf, system: System) -> Self {
         let (held, due, sizes) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let shared = Arc::new(Shared { cluster, nbd_socket, system, held, due, sizes });
-        Self { shared, keeper: Mutex::new(None), changes: tokio::sync::Mutex::new(()) }
+        let shared = Arc::new(AttachmentTable { cluster, nbd_socket, system, held, due, sizes });
+        Self { shared, thread: Mutex::new(None), changes: tokio::sync::Mutex::new(()) }
     }
 
-    /// A volume's attachment, as callers see it.
+    /// Returns the attachment of a volume for the API.
     pub fn describe(&self, volume: VolumeId) -> Option<api::Attachment> {
         let held = self.shared.held.lock().get(&volume).cloned()?;
         Some(self.shared.to_api(volume, &held))
     }
 
-    /// The filesystems that are mounted from a volume's device or its partitions, each by one of its mount
-    /// points.
+    /// Returns the filesystems mounted from a volume's device or its partitions, each with one mount point.
     pub fn filesystems(&self, volume: VolumeId) -> Vec<MountPoint> {
         let Some(held) = self.shared.held.lock().get(&volume).cloned() else { return Vec::new() };
         let backend = self.shared.backend(volume);
@@ -119,10 +118,10 @@ impl Attachments {
         device.map_or_else(Vec::new, |device| self.shared.system.filesystems(device))
     }
 
-    /// Why a volume cannot be deleted, if it is attached.
+    /// Refuses to delete an attached volume.
     ///
     /// # Errors
-    /// It is attached.
+    /// The volume is attached.
     pub fn check_delete(&self, volume: VolumeId) -> Result<(), ApiError> {
         let held = self.shared.held.lock();
         let Some(held) = held.get(&volume) else { return Ok(()) };
@@ -133,14 +132,13 @@ impl Attachments {
         Err(ApiError::new(ErrorCode::VolumeInUse, message))
     }
 
-    /// Ends the thread that reconnects: from now on the devices wait. They are taken up again by the next
-    /// start.
-    pub fn rest(&self) {
-        drop(self.keeper.lock().take());
+    /// Stops the reconnect thread: from now on the devices wait, until the next start reconnects them.
+    pub fn stop_reconnecting(&self) {
+        drop(self.thread.lock().take());
     }
 
-    /// Tells the kernel the size that a volume has now; nothing to do if it is not attached, or the kernel
-    /// knows. Where the kernel refuses, it is told again later. Blocks.
+    /// Sets the device to the volume's current size if the volume is attached and the kernel has a smaller
+    /// one. Retries later if the kernel refuses. Blocks.
     pub fn resized(&self, registry: &Registry, volume: VolumeId) {
         if let Err(error) = self.resize(registry, volume) {
             tracing::error!(%volume, %error, "the device keeps its old size for now");
@@ -166,33 +164,33 @@ impl Attachments {
         Ok(())
     }
 
-    /// Has a device be given connections, and its volume's size, by the thread that does so; again and again.
+    /// Schedules the reconnect thread to reconnect and resize a device until that succeeds.
     fn retry(&self, volume: VolumeId) {
-        self.shared.due.lock().entry(volume).or_insert_with(|| Due::at(Instant::now()));
-        if let Some(keeper) = self.keeper.lock().as_ref()
-            && let Err(error) = keeper.wake()
+        self.shared.due.lock().entry(volume).or_insert_with(|| RetrySchedule::at(Instant::now()));
+        if let Some(thread) = self.thread.lock().as_ref()
+            && let Err(error) = thread.wake()
         {
-            tracing::warn!(%volume, %error, "the thread that reconnects devices is not woken");
+            tracing::warn!(%volume, %error, "waking the reconnect thread failed");
         }
     }
 
-    /// Starts the thread that reconnects, unless it runs and hears of the driver that is loaded now.
-    fn start_keeper(&self, kernel: &dyn Conversation) -> Result<(), KernelError> {
-        let mut keeper = self.keeper.lock();
-        if keeper.as_ref().is_none_or(|keeper| !keeper.hears(kernel)) {
-            *keeper = Some(Keeper::start(Arc::clone(&self.shared), kernel)?);
+    /// Starts the reconnect thread, unless it runs and is subscribed to the driver that is loaded now.
+    fn start_reconnecting(&self, kernel: &dyn DriverSession) -> Result<(), KernelError> {
+        let mut thread = self.thread.lock();
+        if thread.as_ref().is_none_or(|thread| !thread.is_subscribed_to(kernel)) {
+            *thread = Some(ReconnectThread::start(Arc::clone(&self.shared), kernel)?);
         }
         Ok(())
     }
 }
 
-impl Shared {
-    /// What the kernel is told of who is behind a device.
+impl AttachmentTable {
+    /// Returns the backend identifier that the kernel stores for a volume's device.
     fn backend(&self, volume: VolumeId) -> String {
         format!("blockd:{}:{volume}", self.cluster)
     }
 
-    fn to_api(&self, volume: VolumeId, held: &Held) -> api::Attachment {
+    fn to_api(&self, volume: VolumeId, held: &HeldVolume) -> api::Attachment {
         let row = &held.row;
         let device = held.device();
         let connected = device.is_some_and(|device| {
@@ -201,7 +199,7 @@ impl Shared {
         let problem = match (connected, &held.problem) {
             (true, _) => None,
             (false, Some(problem)) => Some(problem.clone()),
-            (false, None) => Some("the device was disconnected by somebody else".to_owned()),
+            (false, None) => Some("the device was disconnected by another program".to_owned()),
         };
         api::Attachment {
             device,
@@ -216,11 +214,11 @@ impl Shared {
         }
     }
 
-    /// Makes a volume a device; gives which one.
+    /// Attaches a volume to the device with this index, or to a free one, and returns the device.
     fn connect(
         &self,
-        kernel: &mut dyn Conversation,
-        held: &Held,
+        kernel: &mut dyn DriverSession,
+        held: &HeldVolume,
         index: Option<u32>,
     ) -> Result<Device, AttachError> {
         let row = &held.row;
@@ -240,11 +238,11 @@ impl Shared {
         Ok(Device::new(kernel.connect(index, &dialed, row.read_only, &options)?))
     }
 
-    /// Gives a device other connections in place of dead ones, and the volume's present size.
+    /// Replaces a device's dead connections, and sets the volume's current size.
     fn reconnect(
         &self,
-        kernel: &mut dyn Conversation,
-        held: &Held,
+        kernel: &mut dyn DriverSession,
+        held: &HeldVolume,
         device: Device,
     ) -> Result<(), AttachError> {
         let backend = self.backend(held.row.volume);
@@ -262,7 +260,7 @@ impl Shared {
     }
 }
 
-/// The kernel's devices have whole blocks: what is beyond the last is not to be reached there.
+/// Rounds down to whole blocks: kernel devices have no partial block at the end.
 fn whole_blocks(size_bytes: u64, block_size_bytes: u32) -> u64 {
     size_bytes - size_bytes % u64::from(block_size_bytes.max(1))
 }

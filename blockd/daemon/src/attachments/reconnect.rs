@@ -1,9 +1,9 @@
-//! The thread that gives devices other connections when some die while the daemon runs: one that timed out,
-//! one that an earlier daemon's death closed only after its successor had started.
+//! Reconnect thread: replaces connections of devices that die while the daemon runs, such as one that timed
+//! out, or one of an earlier daemon that was closed after its successor had started.
 
 use super::{
-    AttachError, Held, Shared,
-    driver::{Conversation, Watch},
+    AttachError, AttachmentTable, HeldVolume,
+    driver::{DriverSession, Watch},
 };
 use blockd_extent::VolumeId;
 use blockd_nbd::kernel::KernelError;
@@ -22,49 +22,53 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a failed attempt rests at first; twice as long after each further one.
-const FIRST_REST: Duration = Duration::from_secs(1);
-/// How long it rests at most.
-const LONGEST_REST: Duration = Duration::from_secs(30);
-/// How long it is waited for news while nothing is to be done.
-const IDLE: Duration = Duration::from_secs(3600);
+/// Delay after the first failed attempt; doubled after each further one.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+/// Maximum delay between attempts.
+const MAX_DELAY: Duration = Duration::from_secs(30);
+/// Timeout of the wait for notifications while no attempt is scheduled.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// A device that is to be given connections.
+/// Schedule of reconnect attempts for a device.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Due {
+pub(super) struct RetrySchedule {
     since: Instant,
     next: Instant,
-    rest: Duration,
+    delay: Duration,
 }
 
-impl Due {
-    /// From now on.
+impl RetrySchedule {
+    /// Schedules the first attempt now.
     pub(super) fn at(now: Instant) -> Self {
-        Self { since: now, next: now, rest: FIRST_REST }
+        Self { since: now, next: now, delay: FIRST_DELAY }
     }
 
-    /// When to try again after an attempt that failed now; `None` when whoever waited has been given errors.
+    /// Returns the schedule after an attempt that failed now; `None` when the time limit has expired and the
+    /// kernel has failed the waiting requests.
     fn after_failure(self, now: Instant, time_limit: Duration) -> Option<Self> {
-        let next = now + self.rest;
-        let rest = (self.rest * 2).min(LONGEST_REST);
-        (next.duration_since(self.since) <= time_limit).then_some(Self { next, rest, ..self })
+        let next = now + self.delay;
+        let delay = (self.delay * 2).min(MAX_DELAY);
+        (next.duration_since(self.since) <= time_limit).then_some(Self { next, delay, ..self })
     }
 }
 
-/// The running thread; it ends with this value.
+/// Handle of the running thread; dropping it ends the thread.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct ReconnectThread {
     stop: Arc<AtomicBool>,
     wake: Arc<OwnedFd>,
-    /// What the driver called its news when it began to listen.
+    /// Netlink family and group numbers at the time of the subscription.
     numbers: (u16, Option<u32>),
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
-    pub(super) fn start(shared: Arc<Shared>, kernel: &dyn Conversation) -> Result<Self, KernelError> {
+impl ReconnectThread {
+    pub(super) fn start(
+        shared: Arc<AttachmentTable>,
+        kernel: &dyn DriverSession,
+    ) -> Result<Self, KernelError> {
         let (watch, numbers) = (kernel.watch()?, kernel.numbers());
-        let failed = |source| KernelError::Socket { doing: "start the thread that listens", source };
+        let failed = |source| KernelError::Socket { doing: "start the reconnect thread", source };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| failed(errno.into()))?;
         let (stop, wake) = (Arc::new(AtomicBool::new(false)), Arc::new(wake));
@@ -74,50 +78,50 @@ impl Keeper {
         Ok(Self { stop, wake, numbers, thread: Some(thread) })
     }
 
-    /// Whether it hears what this driver says: it runs, and the driver was not loaded anew since.
-    pub(super) fn hears(&self, kernel: &dyn Conversation) -> bool {
+    /// Returns true if the thread runs and the driver was not reloaded since its subscription.
+    pub(super) fn is_subscribed_to(&self, kernel: &dyn DriverSession) -> bool {
         self.numbers == kernel.numbers() && !self.has_ended()
     }
 
-    /// Whether its news failed.
+    /// Returns true if the thread ended because its subscription failed.
     pub(super) fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Has it look at once at what is due.
+    /// Makes the thread process the due attempts at once.
     pub(super) fn wake(&self) -> Result<(), Errno> {
         rustix::io::write(&*self.wake, &1u64.to_ne_bytes()).map(|_| ())
     }
 }
 
-impl Drop for Keeper {
+impl Drop for ReconnectThread {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Err(error) = self.wake() {
-            tracing::warn!(%error, "the thread that reconnects devices is not woken");
+            tracing::warn!(%error, "waking the reconnect thread failed");
             return;
         }
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread that reconnects devices panicked");
+            tracing::error!("the reconnect thread panicked");
         }
     }
 }
 
-fn keep(shared: &Shared, mut watch: Box<dyn Watch>, stop: &AtomicBool, wake: &OwnedFd) {
+fn keep(shared: &AttachmentTable, mut watch: Box<dyn Watch>, stop: &AtomicBool, wake: &OwnedFd) {
     loop {
         let next = shared.due.lock().values().map(|due| due.next).min();
-        let time_limit = next.map_or(IDLE, |next| next.saturating_duration_since(Instant::now()));
+        let time_limit = next.map_or(IDLE_TIMEOUT, |next| next.saturating_duration_since(Instant::now()));
         let news = watch.wait(time_limit, wake.as_fd());
         if stop.load(Ordering::Acquire) {
             return;
         }
-        // Only its arrival matters; that there was nothing to read is as good.
+        // Resets the counter; an error means that it was zero already.
         let _ = rustix::io::read(wake, &mut [0; 8]);
         let dead = match news {
             Ok(Some(devices)) => volumes(shared, |device| devices.contains(&device)),
             Ok(None) => volumes(shared, |_| true),
             Err(error) => {
-                tracing::error!(%error, "devices are not reconnected when a connection dies, until a volume is attached");
+                tracing::error!(%error, "subscription to dead connections failed: devices are not reconnected until a volume is attached");
                 return;
             }
         };
@@ -125,9 +129,9 @@ fn keep(shared: &Shared, mut watch: Box<dyn Watch>, stop: &AtomicBool, wake: &Ow
         let due: BTreeMap<_, _> = {
             let mut all = shared.due.lock();
             for volume in dead {
-                all.insert(volume, Due::at(now));
+                all.insert(volume, RetrySchedule::at(now));
             }
-            // Taken out before the attempts: what is noted anew during them stays.
+            // Resumed out before the attempts: entries added during them stay.
             let (now_due, later) =
                 std::mem::take(&mut *all).into_iter().partition(|(_, due)| due.next <= now);
             *all = later;
@@ -141,8 +145,8 @@ fn keep(shared: &Shared, mut watch: Box<dyn Watch>, stop: &AtomicBool, wake: &Ow
     }
 }
 
-/// Notes when a device is tried again, or that it is not.
-fn try_again(shared: &Shared, held: &Held, due: Due) {
+/// Schedules the next attempt, or gives up after the time limit.
+fn try_again(shared: &AttachmentTable, held: &HeldVolume, due: RetrySchedule) {
     let time_limit = Duration::from_secs(held.row.dead_timeout_s);
     let volume = held.row.volume;
     match due.after_failure(Instant::now(), time_limit) {
@@ -150,19 +154,19 @@ fn try_again(shared: &Shared, held: &Held, due: Due) {
             shared.due.lock().entry(volume).or_insert(again);
         }
         None => {
-            tracing::error!(%volume, name = %held.name, "the device has had no connection for so long that its users got errors: detach and attach the volume");
+            tracing::error!(%volume, name = %held.name, "the device had no connection until its dead timeout and its users got I/O errors: detach and attach the volume");
         }
     }
 }
 
-fn volumes(shared: &Shared, wanted: impl Fn(u32) -> bool) -> Vec<VolumeId> {
+fn volumes(shared: &AttachmentTable, wanted: impl Fn(u32) -> bool) -> Vec<VolumeId> {
     let held = shared.held.lock();
     let all = held.iter().filter(|(_, held)| held.row.device.is_some_and(&wanted));
     all.map(|(volume, _)| *volume).collect()
 }
 
-/// Gives a volume's device other connections; the attachment, if that is to be tried again.
-fn reconnect(shared: &Shared, volume: VolumeId) -> Result<(), Held> {
+/// Reconnects a volume's device; returns the attachment if the attempt is to be repeated.
+fn reconnect(shared: &AttachmentTable, volume: VolumeId) -> Result<(), HeldVolume> {
     let Some(held) = shared.held.lock().get(&volume).cloned() else { return Ok(()) };
     let Some(device) = held.device() else { return Ok(()) };
     let result = shared
@@ -179,11 +183,11 @@ fn reconnect(shared: &Shared, volume: VolumeId) -> Result<(), Held> {
             Ok(())
         }
         Err(AttachError::Gone { .. }) => {
-            tracing::debug!(volume = %volume, name = %held.name, %device, "the device was taken away");
+            tracing::debug!(volume = %volume, name = %held.name, %device, "the device was removed");
             Ok(())
         }
         Err(error) => {
-            tracing::warn!(volume = %volume, name = %held.name, %device, %error, "the device waits for a connection");
+            tracing::warn!(volume = %volume, name = %held.name, %device, %error, "reconnecting the device failed; retrying");
             Err(held)
         }
     }
@@ -194,9 +198,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_back_off_and_end_with_the_timeout() {
+    fn reconnect_attempts_back_off_and_end_at_the_dead_timeout() {
         let start = Instant::now();
-        let mut due = Due::at(start);
+        let mut due = RetrySchedule::at(start);
         let mut attempts = Vec::new();
         while let Some(next) = due.after_failure(due.next, Duration::from_secs(120)) {
             attempts.push((next.next - start).as_secs());

@@ -1,6 +1,6 @@
-//! Attaching and detaching on request.
+//! Attach and detach requests.
 
-use super::{AttachError, Held, Shared};
+use super::{AttachError, AttachmentTable, HeldVolume};
 use crate::{
     core::Core,
     db::{AttachmentRow, AttachmentState},
@@ -22,11 +22,11 @@ use std::{
 const DISCONNECT_POLL: Duration = Duration::from_millis(10);
 
 impl Core {
-    /// Makes a volume a device of the kernel. A volume that is attached in the same way already stays as it
-    /// is.
+    /// Attaches a volume as a block device of the kernel. Succeeds without a change if the volume is attached
+    /// with the same options already.
     ///
     /// # Errors
-    /// The kernel has no nbd driver, the device is in use, or the volume is attached in another way.
+    /// The kernel has no nbd driver, the device is in use, or the volume is attached with other options.
     pub async fn attach_volume(
         self: &Arc<Self>,
         wanted: &VolumeRef,
@@ -34,7 +34,7 @@ impl Core {
     ) -> Result<api::Attachment, ServiceError> {
         request.check().map_err(|what| ServiceError::refused(ErrorCode::InvalidRequest, what))?;
         let _changes = self.attachments.changes.lock().await;
-        // A deletion that begins now finds the volume attached; one that has begun is found here.
+        // A deletion that begins now sees the attachment; one that has begun is seen here.
         let admission = self.admission.lock().await;
         let entry = self.registry.find(wanted)?;
         entry.volume()?;
@@ -60,8 +60,11 @@ impl Core {
             return same_or_refused(&entry.name, attached, &row);
         }
         self.attachments.shared.check_closed(&entry.name, entry.id)?;
-        let held =
-            Held { name: entry.name.clone(), row: row.clone(), problem: Some("it is being attached".into()) };
+        let held = HeldVolume {
+            name: entry.name.clone(),
+            row: row.clone(),
+            problem: Some("the attach is in progress".into()),
+        };
         let before = self.attachments.shared.held.lock().insert(entry.id, held.clone());
         drop(admission);
         let held = match self.make_device(held).await {
@@ -76,7 +79,7 @@ impl Core {
             self.undo_attach(held, before).await;
             return Err(error.into());
         }
-        // A growth meanwhile found no device to tell.
+        // A concurrent growth did not see the device.
         let (core, volume) = (Arc::clone(self), entry.id);
         let told = blocking(move || -> Result<(), ServiceError> {
             core.attachments.resized(&core.registry, volume);
@@ -89,16 +92,16 @@ impl Core {
         Ok(attached)
     }
 
-    /// Row, then device; the row with the device is for the caller to store. A crash between leaves a row by
-    /// which the device is found.
-    async fn make_device(self: &Arc<Self>, mut held: Held) -> Result<Held, ServiceError> {
+    /// Stores the row, then attaches the device; the caller stores the row with the device. A crash between
+    /// leaves a row by which the next start finds the device.
+    async fn make_device(self: &Arc<Self>, mut held: HeldVolume) -> Result<HeldVolume, ServiceError> {
         let noted = held.row.clone();
         self.db.run(move |tx| noted.put(tx)).await?;
         let (core, wanted) = (Arc::clone(self), held.clone());
         let device = blocking(move || -> Result<Device, ServiceError> {
             let attach = || -> Result<Device, AttachError> {
                 let mut kernel = core.attachments.shared.system.open_driver()?;
-                core.attachments.start_keeper(&*kernel)?;
+                core.attachments.start_reconnecting(&*kernel)?;
                 core.attachments.shared.connect(&mut *kernel, &wanted, wanted.row.device)
             };
             attach().map_err(|error| ServiceError::Refused(error.to_api()))
@@ -110,10 +113,10 @@ impl Core {
         Ok(held)
     }
 
-    /// Takes a device away that could not be stored: nobody was told of it. One that the kernel does not give
-    /// back stays known, with the row of before it was made, so that it can be detached, and is found by the
-    /// next start.
-    async fn undo_attach(self: &Arc<Self>, held: Held, before: Option<Held>) {
+    /// Detaches a device whose row could not be stored; its client gets an error. If the kernel refuses, the
+    /// attachment is kept in memory with its earlier row, so that it can be detached, and the next start
+    /// finds it.
+    async fn undo_attach(self: &Arc<Self>, held: HeldVolume, before: Option<HeldVolume>) {
         let (volume, name, device) = (held.row.volume, held.name.clone(), held.device());
         let core = Arc::clone(self);
         let gone = blocking(move || -> Result<(), ServiceError> {
@@ -128,13 +131,13 @@ impl Core {
         match gone.await {
             Ok(()) => self.restore_row(volume, before).await,
             Err(error) => {
-                tracing::error!(%volume, %name, device = device.map(|device| device.to_string()), %error, "a device that could not be recorded is left: detach the volume");
+                tracing::error!(%volume, %name, device = device.map(|device| device.to_string()), %error, "detaching an unrecorded device failed: detach the volume");
             }
         }
     }
 
-    /// Puts an attachment back to what it was. What cannot be stored is put right by the next start.
-    async fn restore_row(&self, volume: VolumeId, before: Option<Held>) {
+    /// Restores an attachment's previous state. If the row cannot be stored, the next start corrects it.
+    async fn restore_row(&self, volume: VolumeId, before: Option<HeldVolume>) {
         let row = before.as_ref().map(|before| before.row.clone());
         {
             let mut held = self.attachments.shared.held.lock();
@@ -148,14 +151,14 @@ impl Core {
             None => AttachmentRow::remove(tx, volume),
         });
         if let Err(error) = restored.await {
-            tracing::warn!(%volume, %error, "the row of an attachment that was not made is left until the next start");
+            tracing::warn!(%volume, %error, "restoring the row of a failed attachment failed; the next start retries");
         }
     }
 
-    /// Takes a volume's device away.
+    /// Detaches a volume's device.
     ///
     /// # Errors
-    /// It is not attached, or the device is in use and this is not forced.
+    /// The volume is not attached, or the device is in use and `force` is not set.
     pub async fn detach_volume(
         self: &Arc<Self>,
         wanted: &VolumeRef,
@@ -180,7 +183,7 @@ impl Core {
         Ok(Detached { name: entry.name.to_string(), device })
     }
 
-    fn disconnect(&self, held: &Held, force: bool) -> Result<(), ServiceError> {
+    fn disconnect(&self, held: &HeldVolume, force: bool) -> Result<(), ServiceError> {
         let shared = &self.attachments.shared;
         let volume = held.row.volume;
         let backend = shared.backend(volume);
@@ -189,16 +192,16 @@ impl Core {
         else {
             return Ok(());
         };
-        // Nobody can begin to use the device while this is open.
+        // No other process can mount the device while this is open.
         let claim = if force { None } else { shared.claim(device)? };
         let row = AttachmentRow { state: AttachmentState::Detaching, ..held.row.clone() };
         self.db.transaction(|tx| row.put(tx))?;
         let disconnected =
             shared.system.open_driver().and_then(|mut kernel| kernel.disconnect(device.index()));
         if let Err(error) = disconnected {
-            // A row that stays as it is costs nothing: the next start looks whether the device is in use.
+            // A stale row is harmless: the next start checks whether the device is in use.
             if let Err(error) = self.db.transaction(|tx| held.row.put(tx)) {
-                tracing::warn!(%volume, name = %held.name, %error, "the row of a volume that is still attached says that it is being detached");
+                tracing::warn!(%volume, name = %held.name, %error, "restoring the row failed: an attached volume is recorded as detaching");
             }
             return Err(ServiceError::Refused(AttachError::from(error).to_api()));
         }
@@ -208,49 +211,48 @@ impl Core {
     }
 }
 
-impl Shared {
-    /// The kernel lets go of the connections by itself; who detaches to delete the volume needs them gone.
-    fn wait_until_gone(&self, held: &Held, device: Device) {
+impl AttachmentTable {
+    /// Waits until the kernel has released the connections: a volume can only be deleted without any.
+    fn wait_until_gone(&self, held: &HeldVolume, device: Device) {
         let deadline = Instant::now() + self.system.disconnect_timeout;
         while self.system.is_connected(device) {
             if Instant::now() >= deadline {
-                tracing::warn!(volume = %held.row.volume, name = %held.name, %device, "the device is still open somewhere");
+                tracing::warn!(volume = %held.row.volume, name = %held.name, %device, "the device is still open after the disconnect timeout");
                 break;
             }
             std::thread::sleep(DISCONNECT_POLL);
         }
     }
 
-    /// Refuses a volume that a device of before still carries: what that one has yet to write must not come
-    /// into it.
+    /// Refuses a volume that still has an earlier device: its dirty pages must not reach the volume.
     fn check_closed(&self, name: &VolumeName, volume: VolumeId) -> Result<(), ServiceError> {
-        let named = self.held.lock().get(&volume).and_then(Held::device);
+        let named = self.held.lock().get(&volume).and_then(HeldVolume::device);
         let carriers = self.system.backends().remove(&self.backend(volume)).unwrap_or_default();
         let Some(device) = carriers.into_iter().find(|device| Some(*device) != named) else { return Ok(()) };
         let users = self.users_in_words(device);
         let message = format!(
-            "{device} was detached from volume {name} while it was open, and is still open: {users}: unmount or stop that first"
+            "{device} was detached from volume {name} while open, and is still open: {users}: unmount or stop that first"
         );
         Err(ServiceError::refused(ErrorCode::DeviceInUse, message))
     }
 
-    /// Who has a device that cannot be claimed.
+    /// Describes the users of a device that cannot be claimed.
     fn users_in_words(&self, device: Device) -> String {
         let users = self.system.users(device);
         if users.is_empty() {
-            return format!("{device} is mounted in another namespace, or held by another program");
+            return format!("{device} is mounted in another mount namespace, or held by another program");
         }
         users.join(", ")
     }
 
-    /// Takes a device for oneself and has what is dirty written to the volume.
+    /// Opens a device exclusively and flushes its dirty pages to the volume.
     pub(super) fn claim(&self, device: Device) -> Result<Option<std::os::fd::OwnedFd>, ServiceError> {
         let users = self.system.users(device);
         let claimed = if users.is_empty() { self.system.claim(device) } else { Ok(None) };
         match claimed {
             Ok(Some(claim)) => {
                 rustix::fs::fsync(&claim).map_err(|errno| {
-                    let message = format!("what was written to {device} cannot be made durable ({errno}); `--force` detaches it all the same");
+                    let message = format!("flush failed on {device}: {errno}; `--force` detaches without it");
                     ServiceError::refused(ErrorCode::DeviceFailed, message)
                 })?;
                 Ok(Some(claim))
@@ -260,22 +262,22 @@ impl Shared {
                 Err(ServiceError::refused(ErrorCode::DeviceInUse, message))
             }
             Err(error) => {
-                // Without a way to the device there is still what the kernel lists, and it lists nobody.
-                tracing::warn!(%device, %error, "the device cannot be opened; who uses it is taken from /proc and /sys alone");
+                // The claim is an additional check: /proc and /sys list no users.
+                tracing::warn!(%device, %error, "opening the device failed; its users are determined from /proc and /sys only");
                 Ok(None)
             }
         }
     }
 }
 
-/// More connections than cores only cost; and where one dies, another should be left.
+/// Returns the default number of connections: one per core, but enough that one may die.
 fn default_connections() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (fewest, most) = (*DEFAULT_CONNECTIONS.start(), *DEFAULT_CONNECTIONS.end());
     u32::try_from(cores).unwrap_or(most).clamp(fewest, most)
 }
 
-/// An attachment that is there already answers a request for the same.
+/// Returns an existing attachment for a request with the same options, or refuses the request.
 fn same_or_refused(
     name: &VolumeName,
     attached: api::Attachment,
@@ -293,6 +295,6 @@ fn same_or_refused(
         return Ok(attached);
     }
     let place = attached.device.map_or_else(String::new, |device| format!(" at {device}"));
-    let message = format!("volume {name} is attached{place} already, in another way: detach it first");
+    let message = format!("volume {name} is attached{place} with other options: detach it first");
     Err(ServiceError::refused(ErrorCode::VolumeAttached, message))
 }

@@ -1,6 +1,6 @@
-//! Taking up what an earlier daemon attached.
+//! Resumption of an earlier daemon's attachments at the start.
 
-use super::{AttachError, Held, Shared, driver::Conversation};
+use super::{AttachError, AttachmentTable, HeldVolume, driver::DriverSession};
 use crate::{
     core::Core,
     db::{AttachmentRow, AttachmentState},
@@ -10,86 +10,86 @@ use blockd_api::attachments::Device;
 use blockd_nbd::kernel::KernelError;
 use std::{collections::BTreeSet, sync::Arc};
 
-/// What has become of an attachment.
-enum Taken {
-    /// The device has connections again, or has them for the first time since the boot.
-    Up(Device),
-    /// It cannot be had now.
-    Down(String),
-    /// It is not wanted any more.
-    Over(&'static str),
+/// Outcome of resuming an attachment.
+enum Resumed {
+    /// The device was reconnected, or attached again after a boot.
+    Connected(Device),
+    /// The device cannot be attached now.
+    Failed(String),
+    /// The attachment is no longer wanted.
+    Ended(&'static str),
 }
 
 impl Core {
-    /// Gives the devices of an earlier daemon connections to this one, and attaches after a boot what is to
-    /// come back. NBD must be served already. A device that cannot be had is logged and marked, and one that
-    /// the kernel has is tried again.
+    /// Reconnects the devices of an earlier daemon, and attaches persistent ones again after a boot. NBD must
+    /// be served already. Failures are logged and recorded in the attachment; devices that exist in the
+    /// kernel are retried.
     ///
     /// # Errors
     /// The rows cannot be read.
-    pub async fn take_up_attachments(self: &Arc<Self>) -> Result<(), ServiceError> {
+    pub async fn resume_attachments(self: &Arc<Self>) -> Result<(), ServiceError> {
         let rows = self.db.run(AttachmentRow::all).await?;
         if rows.is_empty() {
             return Ok(());
         }
         let core = Arc::clone(self);
         blocking(move || -> Result<(), ServiceError> {
-            core.take_up_blocking(rows);
+            core.resume_blocking(rows);
             Ok(())
         })
         .await
     }
 
-    fn take_up_blocking(&self, mut rows: Vec<AttachmentRow>) {
+    fn resume_blocking(&self, mut rows: Vec<AttachmentRow>) {
         let attachments = &self.attachments;
-        // The news begin before the first device is given connections: what dies later is heard of.
+        // Subscribed before the first device is reconnected, so that no dead connection is missed.
         let mut kernel = attachments.shared.system.open_driver();
         if let Ok(kernel) = &kernel
-            && let Err(error) = attachments.start_keeper(&**kernel)
+            && let Err(error) = attachments.start_reconnecting(&**kernel)
         {
-            tracing::error!(%error, "connections of devices that die are not replaced");
+            tracing::error!(%error, "starting the reconnect thread failed: dead connections of devices are not replaced");
         }
         let found = attachments.shared.system.backends();
-        // A device that must be a certain one is not given to one that may be any.
+        // Attachments pinned to a device come first, so that no other volume gets their device.
         rows.sort_by_key(|row| !row.pinned);
         for mut row in rows {
             let Some(entry) = self.registry.by_id(row.volume) else { continue };
-            let mut held = Held { name: entry.name.clone(), row: row.clone(), problem: None };
+            let mut held = HeldVolume { name: entry.name.clone(), row: row.clone(), problem: None };
             let volume = row.volume;
             let carriers = found.get(&attachments.shared.backend(volume)).cloned().unwrap_or_default();
-            let (device, taken) = match choose(&held, &carriers) {
+            let (device, resumed) = match choose(&held, &carriers) {
                 Ok(Some(device)) if let Some(loss) = crate::discarded::refuses_devices(&entry) => {
-                    (None, give_up(&mut kernel, device, &loss))
+                    (None, disconnect_stale(&mut kernel, device, &loss))
                 }
-                Ok(device) => (device, self.take_up_one(&mut kernel, &held, device)),
-                Err(problem) => (None, Taken::Down(problem)),
+                Ok(device) => (device, self.resume_one(&mut kernel, &held, device)),
+                Err(problem) => (None, Resumed::Failed(problem)),
             };
-            match taken {
-                Taken::Up(device) => {
+            match resumed {
+                Resumed::Connected(device) => {
                     tracing::info!(%volume, name = %entry.name, %device, "attached again");
                     row.device = Some(device.index());
                     row.state = AttachmentState::Attached;
                 }
-                Taken::Down(problem) => {
-                    tracing::error!(%volume, name = %entry.name, problem, "the volume cannot be attached again");
+                Resumed::Failed(problem) => {
+                    tracing::error!(%volume, name = %entry.name, problem, "attaching the volume again failed");
                     row.state = AttachmentState::Attached;
                     held.problem = Some(problem);
                     if device.is_some() {
                         row.device = device.map(Device::index);
                     }
                 }
-                Taken::Over(why) => {
-                    tracing::info!(%volume, name = %entry.name, why, "the volume is not attached any more");
+                Resumed::Ended(why) => {
+                    tracing::info!(%volume, name = %entry.name, why, "the volume is no longer attached");
                     if let Err(error) = self.db.transaction(|tx| AttachmentRow::remove(tx, volume)) {
-                        tracing::warn!(%volume, name = %entry.name, %error, "the row of an attachment that is over is left until the next start");
+                        tracing::warn!(%volume, name = %entry.name, %error, "removing the row of an ended attachment failed; the next start retries");
                     }
                     continue;
                 }
             }
             if row != held.row {
-                // What the kernel has is what counts: the next start finds the device without the row.
+                // The kernel's state is authoritative: the next start finds the device without the row.
                 if let Err(error) = self.db.transaction(|tx| row.put(tx)) {
-                    tracing::warn!(%volume, name = %entry.name, %error, "the row of an attachment is left as it was before this start");
+                    tracing::warn!(%volume, name = %entry.name, %error, "updating the row of an attachment failed; it keeps its state from before this start");
                 }
                 held.row = row;
             }
@@ -101,27 +101,29 @@ impl Core {
         }
     }
 
-    fn take_up_one(
+    fn resume_one(
         &self,
-        kernel: &mut Result<Box<dyn Conversation>, KernelError>,
-        held: &Held,
+        kernel: &mut Result<Box<dyn DriverSession>, KernelError>,
+        held: &HeldVolume,
         device: Option<Device>,
-    ) -> Taken {
+    ) -> Resumed {
         let shared = &self.attachments.shared;
         let row = &held.row;
         match (device, row.state) {
-            (None, AttachmentState::Attaching) => return Taken::Over("nobody was told of it"),
-            (None, AttachmentState::Detaching) => return Taken::Over("it was being detached"),
+            (None, AttachmentState::Attaching) => {
+                return Resumed::Ended("the attach request was not completed");
+            }
+            (None, AttachmentState::Detaching) => return Resumed::Ended("it was being detached"),
             (None, AttachmentState::Attached) if !row.persistent => {
-                return Taken::Over("the host was started since, and it is not persistent");
+                return Resumed::Ended("the host was rebooted, and the attachment is not persistent");
             }
             _ => {}
         }
         let kernel = match kernel {
             Ok(kernel) => &mut **kernel,
-            Err(error) => return Taken::Down(error.to_string()),
+            Err(error) => return Resumed::Failed(error.to_string()),
         };
-        let taken = match device {
+        let resumed = match device {
             Some(device) if row.state == AttachmentState::Detaching => {
                 return shared.finish_detach(kernel, held, device);
             }
@@ -136,64 +138,68 @@ impl Core {
                 }
             }
         };
-        match taken {
-            Ok(device) => Taken::Up(device),
-            Err(error) => Taken::Down(error.to_string()),
+        match resumed {
+            Ok(device) => Resumed::Connected(device),
+            Err(error) => Resumed::Failed(error.to_string()),
         }
     }
 }
 
-impl Shared {
-    /// Goes on with a detach that was cut off, unless somebody has begun to use the device since, or it was
-    /// forced and somebody still does: nobody was told that it is gone.
-    fn finish_detach(&self, kernel: &mut dyn Conversation, held: &Held, device: Device) -> Taken {
-        let over = Taken::Over("it was being detached");
-        // Without connections, who uses the device would wait for them, and so would what is still to be
+impl AttachmentTable {
+    /// Resumes an interrupted detach, unless the device is in use again, or still in use after a forced
+    /// detach: its client has not been told that the device is gone.
+    fn finish_detach(&self, kernel: &mut dyn DriverSession, held: &HeldVolume, device: Device) -> Resumed {
+        let over = Resumed::Ended("it was being detached");
+        // Without connections, users of the device would wait for them, and its dirty pages could not be
         // written.
         match self.reconnect(kernel, held, device) {
             Ok(()) => {}
-            // The kernel has been told already and waits for whoever has it open.
+            // Disconnected already; the kernel keeps the device until its users close it.
             Err(AttachError::Gone { .. } | AttachError::Kernel(KernelError::NoDevice { .. })) => return over,
-            Err(error) => return Taken::Down(error.to_string()),
+            Err(error) => return Resumed::Failed(error.to_string()),
         }
         let (volume, name) = (held.row.volume, &held.name);
         let _claim = match self.claim(device) {
             Ok(claim) => claim,
             Err(error) => {
-                tracing::warn!(%volume, %name, %device, %error, "the volume was being detached, and stays attached");
-                return Taken::Up(device);
+                tracing::warn!(%volume, %name, %device, %error, "the interrupted detach was not resumed; the volume stays attached");
+                return Resumed::Connected(device);
             }
         };
         match kernel.disconnect(device.index()) {
             Ok(()) => over,
             Err(error) => {
-                tracing::warn!(%volume, %name, %device, %error, "the volume was being detached, and stays attached");
-                Taken::Up(device)
+                tracing::warn!(%volume, %name, %device, %error, "the interrupted detach was not resumed; the volume stays attached");
+                Resumed::Connected(device)
             }
         }
     }
 }
 
-/// Takes away a device that is older than a loss of acknowledged writes: its users get errors instead of
+/// Disconnects a device that is older than a loss of acknowledged writes: its users get errors instead of
 /// silent success.
-fn give_up(kernel: &mut Result<Box<dyn Conversation>, KernelError>, device: Device, loss: &str) -> Taken {
+fn disconnect_stale(
+    kernel: &mut Result<Box<dyn DriverSession>, KernelError>,
+    device: Device,
+    loss: &str,
+) -> Resumed {
     let disconnected = match kernel {
         Ok(kernel) => kernel.disconnect(device.index()).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
     match disconnected {
-        Ok(()) => Taken::Down(format!("{device} was disconnected: {loss}")),
-        Err(error) => Taken::Down(format!("{device} is left without connections ({error}): {loss}")),
+        Ok(()) => Resumed::Failed(format!("{device} was disconnected: {loss}")),
+        Err(error) => Resumed::Failed(format!("{device} is left without connections ({error}): {loss}")),
     }
 }
 
-/// Which of the devices that carry a volume's backend is its device. One that was taken away by force while
-/// it was open carries it too, until it is closed, and what is still to be written there is of a time before:
-/// it must never come into the volume.
-fn choose(held: &Held, carriers: &BTreeSet<Device>) -> Result<Option<Device>, String> {
+/// Selects the volume's device among those with its backend identifier. A device that was detached by force
+/// while open carries the identifier until it is closed; its dirty pages predate the detach and must never
+/// reach the volume.
+fn choose(held: &HeldVolume, carriers: &BTreeSet<Device>) -> Result<Option<Device>, String> {
     match (held.device(), held.row.state) {
         (Some(named), _) if carriers.contains(&named) => return Ok(Some(named)),
-        // It got no device, or has none any more: the others are from before.
+        // The recorded device does not exist: the others predate it.
         (Some(_), AttachmentState::Attaching | AttachmentState::Detaching) => return Ok(None),
         _ => {}
     }
@@ -203,7 +209,7 @@ fn choose(held: &Held, carriers: &BTreeSet<Device>) -> Result<Option<Device>, St
         _ => {
             let devices = carriers.iter().map(Device::to_string).collect::<Vec<_>>().join(", ");
             Err(format!(
-                "{devices} all claim to be this volume's device: unmount them, then detach and attach the volume"
+                "{devices} all claim to be the device of this volume: unmount them, then detach and attach the volume"
             ))
         }
     }

@@ -1,7 +1,6 @@
-//! Tests of daemons in this process whose kernel is a double: real sockets and volumes, devices that are
-//! files.
+//! Tests of in-process daemons with a fake nbd driver: real sockets and volumes, devices that are files.
 
-use super::double::Double;
+use super::fake::FakeDriver;
 use crate::{
     config::Config,
     core::Core,
@@ -19,7 +18,7 @@ const SIZE_BYTES: u64 = 8 << 20;
 
 struct Host {
     daemon: Option<Daemon>,
-    kernel: Arc<Double>,
+    kernel: Arc<FakeDriver>,
     dir: tempfile::TempDir,
 }
 
@@ -29,7 +28,7 @@ fn named(name: &str) -> VolumeRef {
 
 impl Host {
     async fn new() -> Self {
-        let mut host = Self { daemon: None, kernel: Double::new(), dir: tempfile::tempdir().unwrap() };
+        let mut host = Self { daemon: None, kernel: FakeDriver::new(), dir: tempfile::tempdir().unwrap() };
         host.start().await;
         host
     }
@@ -78,13 +77,13 @@ impl Host {
         detached.map(|_| ()).map_err(|error| error.to_api())
     }
 
-    /// The volume's attachment, as callers see it.
+    /// Returns the volume's attachment as the API reports it.
     fn seen(&self, name: &str) -> Option<Attachment> {
         let entry = self.core().registry.by_name(name).unwrap();
         self.core().attachments.describe(entry.id)
     }
 
-    /// The volume's device, if it is one.
+    /// Returns the volume's device, if it is connected.
     fn device(&self, name: &str) -> Option<u32> {
         self.seen(name).filter(|seen| seen.connected)?.device.map(Device::index)
     }
@@ -111,7 +110,7 @@ fn backend(host: &Host, name: &str) -> String {
     host.core().attachments.shared.backend(entry.id)
 }
 
-/// Makes the next start believe that it discarded writes of a volume.
+/// Makes the next start find that writes of a volume were discarded.
 fn lose_map(host: &Host, name: &str) {
     let entry = host.core().registry.by_name(name).unwrap();
     let dir = entry.volume().unwrap().dir().to_owned();
@@ -143,7 +142,7 @@ async fn device_older_than_a_loss_is_disconnected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_was_taken_away_by_force_never_becomes_the_volumes_again() {
+async fn force_detached_device_is_never_attached_again() {
     let mut host = Host::new().await;
     host.create("data").await;
     assert_eq!(host.attach("data").await, Ok(0));
@@ -157,8 +156,7 @@ async fn a_device_that_was_taken_away_by_force_never_becomes_the_volumes_again()
     host.kernel.mount(0, false);
     assert_eq!(host.attach("data").await, Ok(0));
 
-    // Where one that is left comes from a daemon that did not refuse, or is opened later, the row says which
-    // is meant.
+    // A leftover device of a daemon without that check, or one opened later, is distinguished by the row.
     let backend = backend(&host, "data");
     host.kernel.put(3, &backend, SIZE_BYTES);
     host.restart().await;
@@ -169,7 +167,7 @@ async fn a_device_that_was_taken_away_by_force_never_becomes_the_volumes_again()
     assert_eq!(host.device("data"), None);
     let problem = host.seen("data").unwrap().problem.unwrap();
     assert!(problem.contains("/dev/nbd0, /dev/nbd3 all claim"), "{problem}");
-    // What was not attached to the end, or was detached already, is not looked for elsewhere.
+    // For an unfinished attach or detach, no other device is selected.
     for state in [AttachmentState::Attaching, AttachmentState::Detaching] {
         host.kernel.vanish(3);
         host.kernel.put(3, &backend, SIZE_BYTES);
@@ -181,12 +179,12 @@ async fn a_device_that_was_taken_away_by_force_never_becomes_the_volumes_again()
     }
 }
 
-/// A finished attachment cannot be stored while it is there.
+/// Trigger that makes storing a finished attachment fail.
 const NO_END: &str = "CREATE TRIGGER no_end BEFORE INSERT ON attachments WHEN NEW.state = 'attached'
     BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_cannot_be_recorded_is_taken_away_again_or_stays_known() {
+async fn device_that_cannot_be_recorded_is_detached_or_stays_known() {
     let mut host = Host::new().await;
     host.create("data").await;
     host.sql(NO_END);
@@ -205,7 +203,7 @@ async fn a_device_that_cannot_be_recorded_is_taken_away_again_or_stays_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_detach_that_was_cut_off_goes_on_only_if_nobody_uses_the_device() {
+async fn interrupted_detach_resumes_only_if_the_device_is_unused() {
     let mut host = Host::new().await;
     host.create("data").await;
     assert_eq!(host.attach("data").await, Ok(0));
@@ -224,7 +222,7 @@ async fn a_detach_that_was_cut_off_goes_on_only_if_nobody_uses_the_device() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_cannot_be_stored_keeps_no_other_volume_from_its_device() {
+async fn row_that_cannot_be_stored_does_not_block_other_volumes() {
     let mut host = Host::new().await;
     for name in ["one", "two", "three"] {
         host.create(name).await;
@@ -239,7 +237,7 @@ async fn a_row_that_cannot_be_stored_keeps_no_other_volume_from_its_device() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_must_be_a_certain_one_is_not_given_to_another_volume_after_a_boot() {
+async fn pinned_device_is_not_given_to_another_volume_after_boot() {
     let mut host = Host::new().await;
     let names = ["a", "b", "c", "d", "e"];
     for name in names {
@@ -250,7 +248,7 @@ async fn a_device_that_must_be_a_certain_one_is_not_given_to_another_volume_afte
         let request = AttachVolume { persistent: true, device, ..AttachVolume::default() };
         host.attach_with(name, request).await.unwrap();
     }
-    // Rows come in the order of the volumes' ids, which are random: all but one want the same device.
+    // Rows come in the order of the volumes' random ids: all but one want the same device.
     host.change_rows(|row| row.device = Some(40));
     for index in [0, 1, 2, 3, 40] {
         host.kernel.vanish(index);
@@ -263,11 +261,11 @@ async fn a_device_that_must_be_a_certain_one_is_not_given_to_another_volume_afte
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_cannot_be_reconnected_at_the_start_is_tried_again() {
+async fn device_that_fails_to_reconnect_at_start_is_retried() {
     let mut host = Host::new().await;
     host.create("data").await;
     host.attach("data").await.unwrap();
-    // As a daemon leaves it that died before it could store the device.
+    // State left by a daemon that died before it could store the device.
     host.change_rows(|row| {
         *row = AttachmentRow { state: AttachmentState::Attaching, device: None, ..row.clone() }
     });
@@ -282,7 +280,7 @@ async fn a_device_that_cannot_be_reconnected_at_the_start_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_thread_that_reconnects_listens_anew_where_it_hears_nothing_any_more() {
+async fn reconnect_thread_subscribes_again_after_a_driver_reload() {
     let host = Host::new().await;
     for name in ["one", "two", "three", "four"] {
         host.create(name).await;
@@ -291,13 +289,13 @@ async fn the_thread_that_reconnects_listens_anew_where_it_hears_nothing_any_more
     host.attach("two").await.unwrap();
     assert_eq!(host.kernel.watches(), 1);
     host.kernel.reload();
-    host.kernel.set_deaf(true);
+    host.kernel.set_broken(true);
     host.attach("three").await.unwrap();
     assert_eq!(host.kernel.watches(), 2);
-    // That one's news fail at once, and it ends.
-    host.kernel.set_deaf(false);
-    let keeper = &host.core().attachments.keeper;
-    while !keeper.lock().as_ref().unwrap().has_ended() {
+    // The new subscription fails at once, and its thread ends.
+    host.kernel.set_broken(false);
+    let thread = &host.core().attachments.thread;
+    while !thread.lock().as_ref().unwrap().has_ended() {
         std::thread::yield_now();
     }
     host.attach("four").await.unwrap();
@@ -305,12 +303,12 @@ async fn the_thread_that_reconnects_listens_anew_where_it_hears_nothing_any_more
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_has_the_size_that_its_volume_has_last() {
+async fn device_follows_the_growth_of_its_volume() {
     const LARGER_BYTES: u64 = SIZE_BYTES * 2;
     const LARGEST_BYTES: u64 = SIZE_BYTES * 3;
     let mut host = Host::new().await;
     host.create("data").await;
-    // It grows after the kernel was told its size, and before anybody knows the device.
+    // The volume grows after the kernel got its size, and before the device is recorded.
     let core = Arc::clone(host.core());
     host.kernel.on_connect(move || {
         let entry = core.registry.by_name("data").unwrap();
@@ -320,7 +318,7 @@ async fn a_device_has_the_size_that_its_volume_has_last() {
     host.attach("data").await.unwrap();
     assert_eq!(host.kernel.size_bytes(0), LARGER_BYTES);
 
-    // What the kernel refuses it is told again.
+    // A refused resize is retried.
     host.kernel.take_done();
     host.kernel.refuse("resize", true);
     let update = |size_bytes| UpdateVolume { size_bytes: Some(size_bytes), ..UpdateVolume::default() };
@@ -330,7 +328,7 @@ async fn a_device_has_the_size_that_its_volume_has_last() {
     host.kernel.wait_for(&format!("resize 0 {LARGEST_BYTES}"));
     assert_eq!(host.kernel.size_bytes(0), LARGEST_BYTES);
 
-    // It never becomes smaller, and is not told twice.
+    // The device never shrinks, and is not resized twice.
     host.kernel.take_done();
     let entry = host.core().registry.by_name("data").unwrap();
     host.core().attachments.resized(&host.core().registry, entry.id);
@@ -340,7 +338,7 @@ async fn a_device_has_the_size_that_its_volume_has_last() {
     assert_eq!(host.kernel.size_bytes(0), LARGEST_BYTES);
 }
 
-/// A row of volume `data` as a request for no device in particular leaves it.
+/// Returns a row of volume `data` as stored by a request without a device.
 fn row(host: &Host) -> AttachmentRow {
     AttachmentRow {
         volume: host.core().registry.by_name("data").unwrap().id,

@@ -14,7 +14,7 @@ step "attach"
 blockctl volume attach data --persistent --timeout 2s || fail attach
 [ "$(field data device)" = /dev/nbd0 ] && [ "$(field data connected)" = true ] || fail "not shown: $(blockctl -j volume inspect data)"
 blockctl volume attach data --persistent --timeout 2s >/dev/null || fail "attaching again in the same way"
-refused "in another way" blockctl volume attach data --read-only
+refused "with other options" blockctl volume attach data --read-only
 [ "$(cat /sys/block/nbd0/queue/logical_block_size)" = 4096 ] || fail "block size"
 [ "$(cat /sys/block/nbd0/size)" = 2097152 ] || fail size
 [ "$(cat /sys/block/nbd0/queue/fua)" = 1 ] || fail "the device has no FUA"
