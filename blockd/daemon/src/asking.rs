@@ -1,9 +1,9 @@
-//! What a store is asked before something is begun.
+//! Pre-flight store requests, bounded by a timeout and by client cancellation.
 //!
-//! A store may be silent for as long as it likes. Whoever wants something waits for its answer only so long,
-//! here for all requests; then the question is dropped and nothing was begun. The same where whoever wanted
-//! it has gone: what nobody waits for any more, or what somebody was told has failed, is not done when the
-//! store wakes up.
+//! A store may not respond for any length of time. A command waits for its pre-flight requests only until the
+//! timeout; then they are dropped before the operation has changed anything. The same happens when the client
+//! disconnects: an operation that no client waits for, or that was reported as failed, must not start when
+//! the store responds again.
 
 use crate::{
     core::Core,
@@ -15,85 +15,85 @@ use blockd_cloud::{CancelToken, CloudsnapId, Manifest, ManifestCache, Repository
 use std::{future::Future, sync::Arc, time::Duration};
 use uuid::Uuid;
 
-/// How long a store is waited for that is not needed yet, because what it would say is known here.
-const SOON: Duration = Duration::from_secs(3);
+/// Timeout of a pre-flight request whose response is also cached locally.
+const CACHED_FALLBACK_TIMEOUT: Duration = Duration::from_secs(3);
 
 tokio::task_local! {
-    /// Cancelled when whoever asked has gone.
-    static GONE: CancelToken;
+    /// Cancelled when the client disconnects.
+    static CLIENT_CANCEL: CancelToken;
 }
 
-/// Held by whoever waits for an answer: dropped, they have gone.
-pub(crate) struct Waiting(CancelToken);
+/// Guard held by the request handler: dropping it cancels the work.
+pub(crate) struct CancelOnDrop(CancelToken);
 
-impl Drop for Waiting {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.cancel();
     }
 }
 
-/// Work for somebody who may go away before it has begun.
-pub(crate) fn for_who_waits<F: Future>(work: F) -> (Waiting, impl Future<Output = F::Output>) {
-    let gone = CancelToken::new();
-    (Waiting(gone.clone()), GONE.scope(gone, work))
+/// Runs `work` so that dropping the returned guard cancels it until it has begun.
+pub(crate) fn for_who_waits<F: Future>(work: F) -> (CancelOnDrop, impl Future<Output = F::Output>) {
+    let cancel = CancelToken::new();
+    (CancelOnDrop(cancel.clone()), CLIENT_CANCEL.scope(cancel, work))
 }
 
-fn nobody_waits() -> ServiceError {
-    ServiceError::refused(ErrorCode::TaskStopped, "whoever asked for it has gone: nothing was begun")
+fn cancelled_by_client() -> ServiceError {
+    ServiceError::refused(ErrorCode::TaskStopped, "request cancelled by the client; no changes were made")
 }
 
-/// To be asked before something is begun: whether somebody still waits for it.
+/// Checks, before an operation begins, that its client is still connected.
 ///
 /// # Errors
-/// Whoever asked has gone.
+/// The client has disconnected.
 pub(crate) fn is_still_wanted() -> Result<(), ServiceError> {
-    match GONE.try_with(CancelToken::is_cancelled) {
-        Ok(true) => Err(nobody_waits()),
-        // Nobody asked: it is the daemon's own wish.
+    match CLIENT_CANCEL.try_with(CancelToken::is_cancelled) {
+        Ok(true) => Err(cancelled_by_client()),
+        // Without a client it is an internal operation of the daemon.
         Ok(false) | Err(_) => Ok(()),
     }
 }
 
-/// Waits for a store, but only so long, and not for somebody who has gone.
+/// Waits for a store request until the timeout or until the client disconnects.
 pub(crate) async fn in_time<T>(
-    time_limit: Duration,
-    question: impl Future<Output = Result<T, ServiceError>>,
+    timeout: Duration,
+    request: impl Future<Output = Result<T, ServiceError>>,
 ) -> Result<T, ServiceError> {
-    let gone = GONE.try_with(CancelToken::clone).unwrap_or_default();
+    let cancel = CLIENT_CANCEL.try_with(CancelToken::clone).unwrap_or_default();
     tokio::select! {
         biased;
-        () = gone.cancelled() => Err(nobody_waits()),
-        answer = tokio::time::timeout(time_limit, question) => answer.unwrap_or_else(|_| {
-            let message = format!("the store gave no answer within {} ms; nothing was begun, try it again", time_limit.as_millis());
+        () = cancel.cancelled() => Err(cancelled_by_client()),
+        response = tokio::time::timeout(timeout, request) => response.unwrap_or_else(|_| {
+            let message = format!("the store did not respond within {} ms; no changes were made: try again", timeout.as_millis());
             Err(ServiceError::refused(ErrorCode::StoreTimeout, message))
         }),
     }
 }
 
 impl Core {
-    /// Asks a store something before anything is begun.
+    /// Sends a pre-flight request to a store.
     ///
     /// # Errors
-    /// What the question met; it took too long, or whoever asked has gone.
+    /// The request failed or timed out, or the client disconnected.
     pub(crate) async fn ask_store<T>(
         &self,
-        question: impl Future<Output = Result<T, ServiceError>>,
+        request: impl Future<Output = Result<T, ServiceError>>,
     ) -> Result<T, ServiceError> {
-        in_time(Duration::from_millis(self.config.store_answer_ms), question).await
+        in_time(Duration::from_millis(self.config.store_answer_ms), request).await
     }
 
-    /// The repository of a credential, for a question that somebody waits for: it does not wait for what
-    /// tasks may move.
+    /// Opens the repository of a credential for pre-flight requests, which are exempt from the tasks'
+    /// bandwidth limits.
     pub(crate) async fn asked_repository(&self, credential: Uuid) -> Result<Repository, ServiceError> {
         let (repository, _) = self.opened_repository(credential).await?;
         let (store, _) = task_store(Arc::clone(repository.store()), self.retry_policy());
         Ok(repository.with_store(store).with_work(Work::default()))
     }
 
-    /// A manifest, from its store.
+    /// Reads a manifest from its store.
     ///
     /// # Errors
-    /// There is none, it is damaged, or the store does not answer in time.
+    /// There is no manifest, it is damaged, or the store does not respond in time.
     pub(crate) async fn ask_manifest(
         &self,
         credential: Uuid,
@@ -106,30 +106,30 @@ impl Core {
         .await
     }
 
-    /// A manifest for something that can begin without its store: if that does not answer soon, the one that
-    /// is known here. Manifests never change; if it was deleted meanwhile, whoever reads what it names is
-    /// told so.
+    /// Returns a manifest for an operation that can begin without its store: the cached one if the store does
+    /// not respond soon. Manifests never change; if the manifest was deleted since, reads of its objects fail
+    /// with that error.
     ///
     /// # Errors
-    /// Those of [`ask_manifest`](Self::ask_manifest).
+    /// The errors of [`ask_manifest`](Self::ask_manifest).
     pub(crate) async fn manifest_to_begin_with(
         &self,
         credential: Uuid,
         id: &CloudsnapId,
     ) -> Result<Manifest, ServiceError> {
         let (catalog, key) = (Catalog::new(Arc::clone(&self.db), credential), id.manifest_key());
-        let known = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
-        let Some(known) = known.filter(|known| known.id() == *id) else {
+        let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
+        let Some(cached) = cached.filter(|cached| cached.id() == *id) else {
             return self.ask_manifest(credential, id).await;
         };
-        match tokio::time::timeout(SOON, self.ask_manifest(credential, id)).await {
+        match tokio::time::timeout(CACHED_FALLBACK_TIMEOUT, self.ask_manifest(credential, id)).await {
             Ok(Err(error)) if error.to_api().code == ErrorCode::StoreTimeout => {}
             Ok(answer) => return answer,
             Err(_) => {}
         }
         is_still_wanted()?;
-        tracing::info!(cloudsnap = %id, "the store does not answer; the manifest is known here");
-        Ok(known)
+        tracing::info!(cloudsnap = %id, "the store does not respond; using the cached manifest");
+        Ok(cached)
     }
 }
 
@@ -139,7 +139,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::sync::oneshot;
 
-    /// Does something once a store has answered.
+    /// Fake operation that begins once a store has responded.
     async fn begin(answer: oneshot::Receiver<()>, done: Arc<AtomicBool>) -> Result<(), ServiceError> {
         in_time(Duration::from_secs(30), async {
             let _ = answer.await;
@@ -151,29 +151,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_nobody_waits_for_is_not_begun_when_the_store_wakes_up() {
+    async fn cancelled_request_does_not_begin_when_the_store_responds() {
         for goes in [true, false] {
             let (answer, answered) = oneshot::channel();
             let done = Arc::new(AtomicBool::new(false));
-            let (waiting, work) = for_who_waits(begin(answered, Arc::clone(&done)));
+            let (guard, work) = for_who_waits(begin(answered, Arc::clone(&done)));
             let work = tokio::spawn(work);
             tokio::task::yield_now().await;
-            let waiting = (!goes).then_some(waiting);
+            let guard = (!goes).then_some(guard);
             let _ = answer.send(());
             assert_eq!(work.await.unwrap().is_err(), goes);
             assert_eq!(done.load(Ordering::SeqCst), !goes);
-            drop(waiting);
+            drop(guard);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_store_is_an_error_after_a_while_and_its_answer_comes_too_late() {
+    async fn silent_store_times_out_and_its_late_response_is_dropped() {
         let (answer, answered) = oneshot::channel();
         let done = Arc::new(AtomicBool::new(false));
         let error = begin(answered, Arc::clone(&done)).await.unwrap_err().to_api();
         assert_eq!(error.code, ErrorCode::StoreTimeout);
         assert!(error.is_retryable() && error.message.contains("30000 ms"), "{error:?}");
-        assert!(answer.send(()).is_err(), "somebody still listens");
+        assert!(answer.send(()).is_err(), "the request is still polled");
         assert!(!done.load(Ordering::SeqCst));
     }
 }

@@ -1,19 +1,19 @@
-//! The beginning of an id, where it says as much as all of it, and where it does not.
+//! Resolution of unique id prefixes, and refusal of prefixes for destructive requests.
 
 use crate::{core::Core, error::ServiceError};
 use blockd_api::{CredentialRef, ErrorCode, SnapshotRef, VolumeRef};
 use std::fmt::Display;
 
-/// The fewest characters: fewer are hit by mistake.
+/// Minimum length of a prefix: shorter ones match by accident.
 const MIN_LEN: usize = 4;
-/// The most digits of a number: what is longer is taken for all of an id, so that nothing stands for a longer
+/// Maximum length of a numeric prefix: longer numbers are complete ids, so that an id never matches a longer
 /// one by chance.
 const MAX_DIGITS: usize = 15;
 
-/// The one whose id begins with `text`; none if there is none, or if it is too little to tell.
+/// Returns the entry whose id starts with `text`; `None` if there is none or the prefix is too short.
 ///
 /// # Errors
-/// There are several.
+/// Several ids start with `text`.
 pub(crate) fn only_one<T>(
     what: &str,
     text: &str,
@@ -29,14 +29,16 @@ pub(crate) fn only_one<T>(
     match found.count() {
         0 => Ok(first),
         others => {
-            let message =
-                format!("{} {what} have an id that begins with {text}: give more of it", others + 1);
+            let message = format!(
+                "id prefix {text} is ambiguous: it matches {} {what}; give more characters",
+                others + 1
+            );
             Err(ServiceError::refused(ErrorCode::InvalidRequest, message))
         }
     }
 }
 
-/// What is answered where only all of an id would do.
+/// Returns the refusal of a prefix where a complete id is required.
 fn whole_id_wanted(
     code: ErrorCode,
     what: &str,
@@ -45,18 +47,18 @@ fn whole_id_wanted(
     id: &dyn Display,
 ) -> ServiceError {
     let message = format!(
-        "there is no {what} {given}: to delete, roll back or rekey one, give its name or its whole id, which is {id} for {found}"
+        "no {what} {given}: delete, rollback and rekey require the name or the complete id, which is {id} for {found}"
     );
     ServiceError::refused(code, message)
 }
 
-/// What is meant by a request that takes something away. Of names and ids only all of it counts: a beginning
-/// can be of another one a moment later, when what had it is gone.
+/// Lookups for destructive requests. They require complete names and ids: when the matching object is
+/// deleted, a prefix may match another one a moment later.
 impl Core {
-    /// A volume by its name or its whole id.
+    /// Looks up a volume by its name or complete id.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such volume.
     pub(crate) fn whole_volume(&self, wanted: &VolumeRef) -> Result<VolumeRef, ServiceError> {
         let entry = self.registry.find(wanted)?;
         match wanted {
@@ -67,10 +69,10 @@ impl Core {
         }
     }
 
-    /// A snapshot by its whole id, or by its name and that of its volume or the whole id of that.
+    /// Looks up a snapshot by its complete id, or by its name and its volume's name or complete id.
     ///
     /// # Errors
-    /// There is none, or no such volume.
+    /// There is no such snapshot or volume.
     pub(crate) async fn whole_snapshot(&self, wanted: &SnapshotRef) -> Result<SnapshotRef, ServiceError> {
         let id = match wanted {
             SnapshotRef::Named { volume, name } => {
@@ -85,10 +87,10 @@ impl Core {
         Err(whole_id_wanted(ErrorCode::SnapshotNotFound, "snapshot", wanted, &row.name, &row.id))
     }
 
-    /// A credential by its name or its whole UUID.
+    /// Looks up a credential by its name or complete UUID.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such credential.
     pub(crate) async fn whole_credential(
         &self,
         wanted: &CredentialRef,
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_beginning_must_be_long_enough_and_of_one_id_only() {
+    fn id_prefix_must_be_long_enough_and_unique() {
         let ids = ["2724748349674290844", "2724000000000000001", "af563a4d-afd7-48df-90f7-8e8f9414ff77"];
         let found = |text: &str| only_one("volumes", text, ids.into_iter().map(|id| (id.to_owned(), id)));
         assert_eq!(found("27247").unwrap(), Some(ids[0]));
@@ -122,6 +124,10 @@ mod tests {
         }
         let error = found("2724").unwrap_err().to_api();
         assert_eq!(error.code, ErrorCode::InvalidRequest);
-        assert!(error.message.starts_with("2 volumes have an id that begins with 2724"), "{}", error.message);
+        assert!(
+            error.message.contains("prefix 2724 is ambiguous: it matches 2 volumes"),
+            "{}",
+            error.message
+        );
     }
 }
