@@ -166,12 +166,12 @@ fn whoever_mounts_has_the_mount_and_the_daemon_needs_no_rights() {
     world.ctl_of(OTHER).fails(&["browse", "umount", at_home], 1);
     assert!(reads(MEMBER, &latest(&theirs).join("files/plain")));
     let log = world.daemon.log();
-    assert!(log.contains("a mount was handed over"), "{log}");
+    assert!(log.contains("serving a user mount"), "{log}");
     member.json(&["browse", "umount", at_home]);
     // The kernel tells the daemon.
     world.wait_for_mounts(1);
     assert!(fs::read_dir(&theirs.0).unwrap().next().is_none());
-    wait_for("the log to say so", || world.daemon.log().contains("is not served any more").then_some(()));
+    wait_for("the log to say so", || world.daemon.log().contains("user mount ended").then_some(()));
     // What is refused leaves no mount behind.
     member.fails(&["browse", "mount", at_home, "--cred-id", "nobody"], 4);
     assert!(fs::read_dir(&theirs.0).unwrap().next().is_none());

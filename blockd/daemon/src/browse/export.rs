@@ -1,4 +1,4 @@
-//! Cloud snapshots as NBD exports: `cloud:` and the id, read-only.
+//! Cloud snapshots as read-only NBD exports, named `cloud:` and the id.
 
 use super::images::CloudImage;
 use crate::{access::Access, core::Core};
@@ -14,12 +14,12 @@ use std::{
 };
 use tokio::runtime::Handle;
 
-/// What the names of these exports begin with; no volume's name does.
+/// Prefix of the export names; no volume name has it.
 const PREFIX: &str = "cloud:";
-/// After how many runs one answer to a question for the status of blocks ends.
+/// Maximum number of runs examined for one block status reply.
 const MAX_RUNS: usize = 1 << 16;
 
-/// The cloud snapshots of all credentials, as exports.
+/// NBD exports of the cloud snapshots of all credentials.
 #[derive(Clone, Debug)]
 pub(crate) struct CloudExports {
     core: Weak<Core>,
@@ -27,12 +27,12 @@ pub(crate) struct CloudExports {
 }
 
 impl CloudExports {
-    /// Those that this daemon can reach. Must be called in the runtime.
+    /// Creates the exports of this daemon. Must be called in the runtime.
     pub fn new(core: &Arc<Core>) -> Self {
         Self { core: Arc::downgrade(core), runtime: Handle::current() }
     }
 
-    /// Whether a name is one of these exports'.
+    /// Returns true if a name has the prefix of these exports.
     pub fn has_name(name: &str) -> bool {
         name.starts_with(PREFIX)
     }
@@ -46,13 +46,13 @@ impl CloudExports {
         let unavailable = |reason: String| ExportError::Unavailable { reason };
         let id: CloudsnapId =
             name.strip_prefix(PREFIX).and_then(|id| id.parse().ok()).ok_or(ExportError::Unknown)?;
-        // A repository also holds snapshots of other clusters and of renamed volumes, which no list for
+        // A repository also holds snapshots of other clusters and of renamed volumes, which no list of
         // volumes names.
         access.check_listed(name, client)?;
         let core = self.core.upgrade().ok_or_else(|| unavailable("the daemon is stopping".into()))?;
         match core.open_cloudsnap(&self.runtime, &id, None) {
             Ok((snapshot, manifest)) => {
-                // A client that is denied the volume is denied its snapshots, too.
+                // A client without access to the volume has no access to its snapshots.
                 access.check(&manifest.volume_name, client)?;
                 let taken = blockd_api::format_time(manifest.created);
                 let text = format!("cloud snapshot of volume {}, taken {taken}", manifest.volume_name);
@@ -63,7 +63,7 @@ impl CloudExports {
         }
     }
 
-    /// Opens one. Blocks.
+    /// Opens an export. Blocks.
     pub fn open(
         &self,
         name: &str,
@@ -74,7 +74,7 @@ impl CloudExports {
         Ok(Arc::new(CloudDevice { image }))
     }
 
-    /// What is known of one. Blocks.
+    /// Describes an export. Blocks.
     pub fn describe(&self, name: &str, access: &Access, client: &Client) -> Option<ExportInfo> {
         let (image, description) = self.snapshot(name, access, client).ok()?;
         Some(ExportInfo {

@@ -1,4 +1,4 @@
-//! The files inside cloud snapshots, for the control API: directories one by one, and files in pieces.
+//! Files inside cloud snapshots, for the control API: single directories, and byte ranges of files.
 
 use super::images::CloudImage;
 use crate::{core::Core, error::ServiceError};
@@ -15,16 +15,16 @@ use jiff::Timestamp;
 use std::{io, sync::Arc};
 use tokio::runtime::Handle;
 
-/// The longest piece of a file that is read at once.
-const MAX_PIECE_BYTES: u64 = 8 << 20;
-/// Most entries of one directory that are sent.
+/// Maximum length of one read, in bytes.
+const MAX_READ_BYTES: u64 = 8 << 20;
+/// Maximum number of entries returned for a directory.
 const MAX_ENTRIES: usize = 100_000;
-/// Most runs of data of one file that are told at once.
+/// Maximum number of data extents of a file in one response.
 const MAX_RUNS: usize = 1024;
-/// Most steps that are taken to find them: a file may have many short runs that make one.
+/// Maximum number of lookups for one response: many short runs may form one extent.
 const MAX_RUN_STEPS: usize = 1 << 16;
 
-/// The files of a cloud snapshot.
+/// File tree of a cloud snapshot.
 pub(crate) struct FileReader {
     files: Arc<ImageFiles>,
 }
@@ -39,7 +39,7 @@ fn refused(error: &io::Error, path: &FilePath) -> ServiceError {
         io::ErrorKind::ResourceBusy => ErrorCode::CloudsnapInUse,
         _ => ErrorCode::CloudsnapDamaged,
     };
-    ServiceError::refused(code, format!("cannot read {path} in the snapshot: {error}"))
+    ServiceError::refused(code, format!("read failed on {path} in the snapshot: {error}"))
 }
 
 fn kind(kind: inside::FileKind) -> FileKind {
@@ -71,7 +71,7 @@ fn file(path: FilePath, stat: Option<FileStat>, target: Option<Vec<u8>>) -> Snap
 }
 
 impl Core {
-    /// The files of a cloud snapshot. Blocks.
+    /// Opens the file tree of a cloud snapshot. Blocks.
     pub(crate) fn snapshot_files(
         &self,
         snap: &blockd_api::cloudsnaps::CloudsnapId,
@@ -97,10 +97,10 @@ impl Core {
 }
 
 impl FileReader {
-    /// A file, and what is in it if it is a directory.
+    /// Describes a file, and its entries if it is a directory.
     ///
     /// # Errors
-    /// It is not there, or cannot be read.
+    /// The file does not exist or cannot be read.
     pub fn list(&self, query: &ListFiles) -> Result<FileList, ServiceError> {
         let path = &query.path;
         let bytes = path.as_bytes();
@@ -139,21 +139,21 @@ impl FileReader {
         })
     }
 
-    /// A piece of a file, shorter than was asked for only at its end.
+    /// Reads a range of a file; the result is short only at the end of the file.
     ///
     /// # Errors
-    /// It is not there, is no regular file, or cannot be read.
+    /// The file does not exist, is not a regular file, or cannot be read.
     pub fn read(&self, query: &ReadFile) -> Result<Vec<u8>, ServiceError> {
-        let len = usize::try_from(query.len_bytes.min(MAX_PIECE_BYTES)).unwrap_or(0);
+        let len = usize::try_from(query.len_bytes.min(MAX_READ_BYTES)).unwrap_or(0);
         self.files
             .read(query.path.as_bytes(), query.offset_bytes, len)
             .map_err(|error| refused(&error, &query.path))
     }
 
-    /// Where there is data in a file.
+    /// Returns the data extents of a file.
     ///
     /// # Errors
-    /// It is not there, is no regular file, or cannot be read.
+    /// The file does not exist, is not a regular file, or cannot be read.
     pub fn runs(&self, query: &ListFileRuns) -> Result<FileRuns, ServiceError> {
         data_runs(&*self.files, query.path.as_bytes(), query.offset_bytes)
             .map_err(|error| refused(&error, &query.path))
@@ -165,7 +165,7 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
     match stat.kind {
         inside::FileKind::Regular => {}
         inside::FileKind::Directory => return Err(io::ErrorKind::IsADirectory.into()),
-        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
     let size_bytes = stat.size_bytes;
     let mut data: Vec<FileRun> = Vec::new();
@@ -175,7 +175,7 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
             break;
         }
         let run = files.run_at(path, at)?;
-        // Whatever an image says: each step leads forward, and none beyond the end.
+        // A damaged image must not cause a loop: each step advances, at most to the end of the file.
         let end = run.end_bytes.clamp(at + 1, size_bytes);
         if run.is_data {
             let is_full = data.len() >= MAX_RUNS;
@@ -193,7 +193,7 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
 impl ServiceError {
     fn with_image_hint(self) -> Self {
         self.with_hint(|_, _| {
-            Some("the image as a whole can be had: `blockctl browse mount DIR` shows it as disk.img, to be mounted through a loop device")
+            Some("mount the whole image instead: `blockctl browse mount DIR` shows it as disk.img, for a loop device")
         })
     }
 }
@@ -203,8 +203,7 @@ mod tests {
     use super::*;
     use blockd_fuse::{ImageRun, inside::FileEntry};
 
-    /// A file with runs of data that begin at every multiple of `step` and are `data` long, told in pieces of
-    /// `piece` bytes.
+    /// File with data runs of `data` bytes at every multiple of `step`, reported in ranges of `piece` bytes.
     struct Holey {
         size: u64,
         step: u64,
@@ -248,7 +247,7 @@ mod tests {
         }
 
         fn read(&self, _: &[u8], _: u64, _: usize) -> io::Result<Vec<u8>> {
-            unimplemented!("where there is data is known without reading it")
+            unimplemented!("extents are known without reads")
         }
 
         fn run_at(&self, _: &[u8], offset_bytes: u64) -> io::Result<ImageRun> {
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_joined_end_with_the_file_and_are_bounded() {
+    fn data_extents_are_joined_clamped_and_bounded() {
         let file = Holey { size: 1000, step: 300, data: 100, piece: 40 };
         let run = |offset_bytes, len_bytes| FileRun { offset_bytes, len_bytes };
         let found = data_runs(&file, b"/file", 0).unwrap();
@@ -274,7 +273,7 @@ mod tests {
         assert_eq!(found.data, [run(650, 50), run(900, 100)]);
         assert_eq!(data_runs(&file, b"/file", 5000).unwrap().until_bytes, 1000);
 
-        // More runs than are told at once come with the next question, and none twice.
+        // Further extents come with the next request, without duplicates.
         let file = Holey { size: 1 << 24, step: 4096, data: 1024, piece: 1 << 30 };
         let (mut at, mut total, mut questions) = (0, 0, 0);
         while at < file.size {
@@ -285,7 +284,7 @@ mod tests {
         }
         assert_eq!((total, questions), ((1 << 24) / 4, 4));
 
-        // An image that leads nowhere is left in bounded time.
+        // An image without progress is abandoned after a bounded number of steps.
         let file = Holey { size: u64::MAX, step: u64::MAX, data: u64::MAX, piece: 1 };
         assert_eq!(data_runs(&file, b"/file", 0).unwrap().until_bytes, MAX_RUN_STEPS as u64);
         assert_eq!(data_runs(&file, b"/dir", 0).unwrap_err().kind(), io::ErrorKind::IsADirectory);

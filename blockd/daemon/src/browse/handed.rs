@@ -1,5 +1,5 @@
-//! Mounts that users of this host make themselves and hand over: this process needs no right to mount, and
-//! they appear where their users are.
+//! User mounts: local users mount and hand the FUSE descriptor to the daemon, which needs no mount privilege.
+//! The mount appears in the mount namespace of its user.
 
 use super::listing::BrowseCatalog;
 use crate::{
@@ -16,17 +16,17 @@ use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use tokio::runtime::Handle;
 
-/// The longest path of a mount, in bytes.
+/// Maximum length of a mount path, in bytes.
 const MAX_PATH_LEN: usize = 4096;
 
-/// A mount that was handed over.
-pub(super) struct Handed {
+/// User mount.
+pub(super) struct UserMount {
     served: Served,
     credentials: Vec<CredentialRef>,
     since: Timestamp,
 }
 
-impl Handed {
+impl UserMount {
     pub fn describe(&self) -> BrowseMount {
         let mount = self.served.mount();
         BrowseMount {
@@ -41,13 +41,13 @@ impl Handed {
         self.served.is_alive()
     }
 
-    /// Where it is, if a start of the daemon could take it away that finds it dead: no path that another user
-    /// chose is looked at.
-    pub fn to_note(&self) -> Option<&Path> {
+    /// Returns the mount point if the next start may clean it up after a crash: paths chosen by other users
+    /// are never accessed.
+    pub fn path_to_save(&self) -> Option<&Path> {
         (self.is_alive() && self.served.is_own()).then_some(&self.served.mount().mountpoint)
     }
 
-    /// The daemon stops: what its own user made goes with it. Others take theirs away themselves.
+    /// Unmounts the mounts of the daemon's own user at shutdown. Other users unmount theirs.
     pub fn stop(&self) {
         self.served.take_away_own();
     }
@@ -61,23 +61,23 @@ impl Handed {
     }
 }
 
-/// Refuses a path that is none, or that would not be shown as it is.
-fn check_path(mountpoint: &Path) -> Result<(), ServiceError> {
+/// Refuses a path that is relative, too long, or not printable.
+fn check_mount_path(mountpoint: &Path) -> Result<(), ServiceError> {
     let is_plain = |text: &str| text.len() <= MAX_PATH_LEN && !text.chars().any(char::is_control);
     match mountpoint.is_absolute() && mountpoint.to_str().is_some_and(is_plain) {
         true => Ok(()),
         false => Err(ServiceError::refused(
             ErrorCode::InvalidRequest,
-            "where the mount is must be an absolute path without control characters",
+            "the path of the mount must be absolute and without control characters",
         )),
     }
 }
 
 impl Core {
-    /// Serves a mount that a user of this host made. Blocks.
+    /// Serves a mount that a local user has created. Blocks.
     ///
     /// # Errors
-    /// The descriptor is not that of a mount that waits to be served, a credential is unknown, or there are
+    /// The descriptor is not a FUSE mount that waits for its server, a credential is unknown, or there are
     /// too many mounts.
     pub(crate) fn serve_handed(
         self: &Arc<Self>,
@@ -85,14 +85,13 @@ impl Core {
         descriptor: Foreign,
         user: Option<User>,
     ) -> Result<BrowseMount, ServiceError> {
-        check_path(&request.mountpoint)?;
-        // Before anything else is done with it: what is none may be a file of a filesystem that answers
-        // nothing.
+        check_mount_path(&request.mountpoint)?;
+        // Checked before any other use: the descriptor may be a file of a filesystem that hangs.
         descriptor.as_fd().map_or(Err(FuseError::NotFuse), blockd_fuse::check_handed)?;
         let descriptor = descriptor.into_owned().ok_or(FuseError::NotFuse)?;
         let Some(User { uid, gid }) = user else {
             return Err(ServiceError::Internal(
-                "the kernel does not say who hands the mount over".to_owned(),
+                "the kernel does not report the user of the connection".to_owned(),
             ));
         };
         let runtime = Handle::current();
@@ -103,29 +102,29 @@ impl Core {
         if mounts.handed.lock().is_none() {
             return Err(ServiceError::Stopping);
         }
-        let Some(place) = mounts.places.take(uid) else {
-            let message = "too many mounts are served: take one away first (blockctl browse umount)";
+        let Some(slot) = mounts.quota.take(uid) else {
+            let message = "too many mounts are served: unmount one first (blockctl browse umount)";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         };
         let catalog = Arc::new(BrowseCatalog::new(self, request.cred_ids.clone(), runtime));
         let mount = HandedMount { mountpoint: request.mountpoint, uid, gid };
         let shown = mount.mountpoint.display().to_string();
         let on_end = move || {
-            drop(place);
-            tracing::info!(mountpoint = shown, uid, "a mount that was handed over is not served any more");
+            drop(slot);
+            tracing::info!(mountpoint = shown, uid, "user mount ended");
         };
         let options = MountOptions { allow_other: request.allow_other, ..MountOptions::default() };
         let served = blockd_fuse::serve_handed(catalog, descriptor, mount, options, on_end)?;
-        tracing::info!(mountpoint = %served.mount().mountpoint.display(), uid, "a mount was handed over");
-        let handed = Handed { served, credentials: request.cred_ids, since: Timestamp::now() };
+        tracing::info!(mountpoint = %served.mount().mountpoint.display(), uid, "serving a user mount");
+        let handed = UserMount { served, credentials: request.cred_ids, since: Timestamp::now() };
         let reply = handed.describe();
         {
             let mut all = mounts.handed.lock();
             let Some(all) = &mut *all else { return Err(ServiceError::Stopping) };
-            all.retain(Handed::is_alive);
+            all.retain(UserMount::is_alive);
             all.push(handed);
         }
-        mounts.note(self);
+        mounts.save(self);
         Ok(reply)
     }
 }
@@ -135,12 +134,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_shown_as_they_are_or_refused() {
+    fn mount_path_with_control_characters_is_refused() {
         let long = format!("/{}", "x".repeat(MAX_PATH_LEN));
         for (path, is_good) in
             [("/home/a/ä b", true), ("a", false), ("/a\nb", false), ("/\u{1b}[2J", false), (&long, false)]
         {
-            assert_eq!(check_path(Path::new(path)).is_ok(), is_good, "{path:?}");
+            assert_eq!(check_mount_path(Path::new(path)).is_ok(), is_good, "{path:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Snapshots as images: of a store, and of this host's volumes.
+//! Snapshots as images: cloud snapshots, and snapshots of local volumes.
 
 use crate::registry::{Attachment, VolumeEntry};
 use blockd_cloud::{CachedSnapshot, CloudError};
@@ -12,14 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a local snapshot stays open that nobody reads: open, it keeps its volume from being deleted.
+/// Idle time after which a local snapshot is closed: while open, its volume cannot be deleted.
 pub(super) const IDLE: Duration = Duration::from_secs(2);
 
-/// A cloud snapshot.
+/// Image of a cloud snapshot.
 pub(super) struct CloudImage(pub CachedSnapshot);
 
 fn cloud_error(error: &CloudError) -> io::Error {
-    // What it was, and where, is in the log: whoever reads a file is told by a number only.
+    // The cause is in the log: readers of files get an error number only.
     let kind = match error {
         CloudError::InvalidRequest { .. } => io::ErrorKind::InvalidInput,
         CloudError::Damaged { .. } => io::ErrorKind::Other,
@@ -49,13 +49,13 @@ impl Image for CloudImage {
     }
 }
 
-/// A snapshot that is open, and what keeps its volume from being taken away meanwhile.
+/// Open snapshot, and the reference that prevents the deletion of its volume.
 struct OpenView {
     view: SnapshotView,
     _attachment: Attachment,
 }
 
-/// A snapshot of a volume of this host. It is open only while somebody reads it.
+/// Image of a local volume's snapshot, open only while it is read.
 pub(crate) struct LocalImage {
     entry: Arc<VolumeEntry>,
     snapshot: SnapshotId,
@@ -81,7 +81,7 @@ impl LocalImage {
         self.entry.id
     }
 
-    /// Closes it, if nobody has read it for so long, and nobody does just now.
+    /// Closes the snapshot if it was idle for that long and has no read in flight.
     pub fn close(&self, idle: Duration) {
         let mut open = self.open.lock();
         let over =

@@ -1,12 +1,11 @@
-//! All snapshots of this host and of its stores, for whoever looks at a mount.
+//! Listing of all local and cloud snapshots for a mount.
 //!
-//! Stores are asked only when somebody looks, and not more often than the configuration says. Who looks waits
-//! a moment for new lists; if a store takes longer, what was known of it is shown, and the new list when it
-//! is there.
+//! Stores are listed on access, and at most once per configured interval. An access waits a moment for the
+//! new listings; for a slower store it shows the last known one, and the new one once it has arrived.
 
 use super::{
     images::{CloudImage, LocalImage},
-    stores::{Asked, Known, Stores},
+    stores::{ListRequest, ListedSnapshot, Stores},
 };
 use crate::{core::Core, db::Catalog as ManifestCatalog, error::ServiceError};
 use blockd_api::CredentialRef;
@@ -23,41 +22,41 @@ use std::{
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-/// How long whoever looks waits for a new list.
-const TIMEOUT: Duration = Duration::from_millis(1500);
-/// How often this host's own snapshots are listed anew.
-const LOCAL_EVERY: Duration = Duration::from_millis(250);
+/// Timeout of an access for new listings.
+const LISTING_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Minimum interval between listings of local snapshots.
+const LOCAL_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Default)]
-struct State {
+struct ListingState {
     entries: Arc<Vec<SnapshotEntry>>,
     local: Vec<SnapshotEntry>,
     cloud: Vec<SnapshotEntry>,
     stores: Stores,
-    /// When the stores were asked last.
+    /// Time of the last store requests.
     cloud_at: Option<Instant>,
     local_at: Option<Instant>,
-    /// It is being found out which stores are to be asked.
+    /// The set of stores to list is being determined.
     beginning: bool,
-    /// Somebody waited for the first lists.
+    /// An access has waited for the first listings.
     has_waited: bool,
 }
 
-pub(super) struct Shared {
+pub(super) struct SharedListing {
     core: Weak<Core>,
     credentials: Vec<CredentialRef>,
     refresh: Duration,
-    state: Mutex<State>,
+    state: Mutex<ListingState>,
     changed: Condvar,
 }
 
-/// What is shown in one mount.
+/// Snapshot catalog of one mount.
 pub(super) struct BrowseCatalog {
-    shared: Arc<Shared>,
+    shared: Arc<SharedListing>,
     runtime: Handle,
 }
 
-fn gone() -> io::Error {
+fn not_found() -> io::Error {
     io::ErrorKind::NotFound.into()
 }
 
@@ -70,8 +69,8 @@ fn service_error(error: &ServiceError) -> io::Error {
     io::Error::new(kind, api.message)
 }
 
-/// What a key stands for.
-enum Source {
+/// Snapshot that a key refers to.
+enum SnapshotSource {
     Cloud(Uuid, CloudsnapId),
     Local(VolumeId, SnapshotId),
 }
@@ -84,12 +83,12 @@ fn local_key(volume: VolumeId, snapshot: SnapshotId) -> SnapshotKey {
     SnapshotKey(format!("local:{volume}:{snapshot}").into())
 }
 
-fn source(key: &SnapshotKey) -> Option<Source> {
+fn source(key: &SnapshotKey) -> Option<SnapshotSource> {
     let (kind, rest) = key.0.split_once(':')?;
     let (first, second) = rest.split_once(':')?;
     match kind {
-        "cloud" => Some(Source::Cloud(first.parse().ok()?, second.parse().ok()?)),
-        _ => Some(Source::Local(first.parse().ok()?, second.parse().ok()?)),
+        "cloud" => Some(SnapshotSource::Cloud(first.parse().ok()?, second.parse().ok()?)),
+        _ => Some(SnapshotSource::Local(first.parse().ok()?, second.parse().ok()?)),
     }
 }
 
@@ -98,9 +97,9 @@ fn system_time(time: Timestamp) -> SystemTime {
 }
 
 impl BrowseCatalog {
-    /// The snapshots of this host, and of the stores of these credentials; of all stores if none is named.
+    /// Creates the catalog of the local snapshots and those of these credentials; empty: all credentials.
     pub fn new(core: &Arc<Core>, credentials: Vec<CredentialRef>, runtime: Handle) -> Self {
-        let shared = Shared {
+        let shared = SharedListing {
             core: Arc::downgrade(core),
             credentials,
             refresh: Duration::from_millis(core.config.browse.refresh_ms),
@@ -113,13 +112,13 @@ impl BrowseCatalog {
     }
 
     fn core(&self) -> io::Result<Arc<Core>> {
-        self.shared.core.upgrade().ok_or_else(gone)
+        self.shared.core.upgrade().ok_or_else(not_found)
     }
 }
 
-impl Shared {
-    /// Asks the stores that owe no answer, side by side. Each is shown as it answers, and what was known of
-    /// it until then.
+impl SharedListing {
+    /// Lists the stores without a pending request concurrently. Each listing is shown on arrival, and the
+    /// last known one until then.
     async fn list(&self, core: &Core) {
         let rows = core.credential_rows().await;
         let begun = {
@@ -143,14 +142,14 @@ impl Shared {
             let wanted = rows.into_iter().filter(wanted).map(|row| (row.uuid, row.name.to_string()));
             state.stores.begin(wanted)
         };
-        let fresh: Vec<&Asked> = begun.iter().filter(|asked| asked.is_first).collect();
+        let fresh: Vec<&ListRequest> = begun.iter().filter(|asked| asked.is_first).collect();
         for asked in &fresh {
             let known = ManifestCatalog::new(Arc::clone(&core.db), asked.credential).all();
             let known = known.unwrap_or_else(|error| {
                 tracing::warn!(%error, "cached manifests are not shown");
                 Vec::new()
             });
-            let known = known.iter().map(|manifest| Known::of(asked.credential, manifest)).collect();
+            let known = known.iter().map(|manifest| ListedSnapshot::of(asked.credential, manifest)).collect();
             self.state.lock().stores.remember(asked, known);
         }
         if !fresh.is_empty() {
@@ -158,18 +157,18 @@ impl Shared {
         }
         let each = begun.iter().map(|asked| async move {
             let listed = list_store(core, asked.credential).await.map_err(|error| {
-                tracing::warn!(%error, credential = %asked.credential, "the store cannot be listed: what was known of it is shown");
+                tracing::warn!(%error, credential = %asked.credential, "listing the store failed; its last known snapshots are shown");
                 error.to_string()
             });
             self.state.lock().stores.end(asked, listed);
             self.publish_cloud(core);
         });
         futures::future::join_all(each).await;
-        // Also if there was none.
+        // Also if no store was listed.
         self.changed.notify_all();
     }
 
-    /// Puts a list together of what is known of the stores.
+    /// Merges the known listings of all stores.
     fn publish_cloud(&self, core: &Core) {
         let mut state = self.state.lock();
         let local = |name: &str| core.registry.by_name(name).map(|entry| (core.cluster, entry.id));
@@ -180,8 +179,8 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Puts a list together, if there is anything new in it: it may be long, and this is done often.
-    fn publish(&self, core: &Core, state: &mut State, cloud_changed: bool) {
+    /// Rebuilds the combined listing only after a change: it may be long, and this runs often.
+    fn publish(&self, core: &Core, state: &mut ListingState, cloud_changed: bool) {
         let local = local_entries(core);
         state.local_at = Some(Instant::now());
         if cloud_changed || state.local != local {
@@ -190,7 +189,7 @@ impl Shared {
         }
     }
 
-    /// There is something new in a store: whoever looks next waits for its list.
+    /// Invalidates the listing of a store: the next access waits for a new one.
     pub fn renew(&self, credential: Uuid) {
         let mut state = self.state.lock();
         state.stores.renew(credential);
@@ -199,7 +198,7 @@ impl Shared {
     }
 }
 
-async fn list_store(core: &Core, credential: Uuid) -> Result<Vec<Known>, ServiceError> {
+async fn list_store(core: &Core, credential: Uuid) -> Result<Vec<ListedSnapshot>, ServiceError> {
     let listed = async {
         let (repository, _) = core.task_repository(credential).await?;
         let catalog = ManifestCatalog::new(Arc::clone(&core.db), credential);
@@ -207,7 +206,7 @@ async fn list_store(core: &Core, credential: Uuid) -> Result<Vec<Known>, Service
     };
     let listed = super::in_time(&core.config, listed).await?;
     let whole = listed.into_iter().filter_map(|item| item.manifest.ok());
-    Ok(whole.map(|manifest| Known::of(credential, &manifest)).collect())
+    Ok(whole.map(|manifest| ListedSnapshot::of(credential, &manifest)).collect())
 }
 
 fn local_entries(core: &Core) -> Vec<SnapshotEntry> {
@@ -232,7 +231,7 @@ impl Catalog for BrowseCatalog {
         let mut state = shared.state.lock();
         let due = state.cloud_at.is_none_or(|at| at.elapsed() >= shared.refresh);
         let begins = due && !state.beginning;
-        // Who comes while the first lists are made waits for them, too.
+        // Accesses during the first listings wait for them, too.
         let since = if state.has_waited { state.stores.next() } else { 0 };
         if begins {
             state.beginning = true;
@@ -242,13 +241,13 @@ impl Catalog for BrowseCatalog {
             self.runtime.spawn_blocking(move || runtime.block_on(shared.list(&core)));
         }
         if begins || !state.has_waited {
-            let until = Instant::now() + TIMEOUT;
-            let is_done = |state: &State| !state.beginning && state.stores.is_answered(since);
+            let until = Instant::now() + LISTING_TIMEOUT;
+            let is_done = |state: &ListingState| !state.beginning && state.stores.is_answered(since);
             while !is_done(&state) && !shared.changed.wait_until(&mut state, until).timed_out() {}
-            // Whoever comes next does not wait for a slow store again.
+            // The next access does not wait for a slow store again.
             state.has_waited = true;
         }
-        if state.local_at.is_none_or(|at| at.elapsed() >= LOCAL_EVERY) {
+        if state.local_at.is_none_or(|at| at.elapsed() >= LOCAL_INTERVAL) {
             shared.publish(&core, &mut state, false);
         }
         Arc::clone(&state.entries)
@@ -260,19 +259,19 @@ impl Catalog for BrowseCatalog {
 
     fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn Image>> {
         let core = self.core()?;
-        match source(key).ok_or_else(gone)? {
-            Source::Cloud(credential, id) => {
+        match source(key).ok_or_else(not_found)? {
+            SnapshotSource::Cloud(credential, id) => {
                 let opened = core.open_of_credential(&self.runtime, credential, &id);
                 let (snapshot, _) = opened.map_err(|error| {
-                    tracing::warn!(%error, snapshot = %id, "a cloud snapshot cannot be opened");
+                    tracing::warn!(%error, snapshot = %id, "opening a cloud snapshot failed");
                     service_error(&error)
                 })?;
                 Ok(Arc::new(CloudImage(snapshot)))
             }
-            Source::Local(volume, snapshot) => {
-                let entry = core.registry.by_id(volume).ok_or_else(gone)?;
+            SnapshotSource::Local(volume, snapshot) => {
+                let entry = core.registry.by_id(volume).ok_or_else(not_found)?;
                 let points = entry.snapshots();
-                let point = points.iter().find(|point| point.id == snapshot).ok_or_else(gone)?;
+                let point = points.iter().find(|point| point.id == snapshot).ok_or_else(not_found)?;
                 let image = Arc::new(LocalImage::new(entry, snapshot, point.size_bytes));
                 core.browse.local.lock().push(Arc::downgrade(&image));
                 Ok(image)
@@ -282,8 +281,8 @@ impl Catalog for BrowseCatalog {
 
     fn manifest_json(&self, key: &SnapshotKey) -> io::Result<Vec<u8>> {
         let core = self.core()?;
-        let mut json = match source(key).ok_or_else(gone)? {
-            Source::Cloud(credential, id) => {
+        let mut json = match source(key).ok_or_else(not_found)? {
+            SnapshotSource::Cloud(credential, id) => {
                 let catalog = ManifestCatalog::new(Arc::clone(&core.db), credential);
                 let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
                 let manifest = match known {
@@ -295,10 +294,10 @@ impl Catalog for BrowseCatalog {
                 };
                 serde_json::to_vec_pretty(&manifest)?
             }
-            Source::Local(volume, snapshot) => {
-                let entry = core.registry.by_id(volume).ok_or_else(gone)?;
+            SnapshotSource::Local(volume, snapshot) => {
+                let entry = core.registry.by_id(volume).ok_or_else(not_found)?;
                 let points = entry.snapshots();
-                let point = points.iter().find(|point| point.id == snapshot).ok_or_else(gone)?;
+                let point = points.iter().find(|point| point.id == snapshot).ok_or_else(not_found)?;
                 serde_json::to_vec_pretty(&serde_json::json!({
                     "volume": entry.id.to_string(),
                     "volume_name": entry.name,

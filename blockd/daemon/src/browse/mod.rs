@@ -1,17 +1,15 @@
-//! Looking into snapshots: as files through FUSE, as files through the control API, and cloud snapshots over
-//! NBD.
+//! Browsing of snapshots: as files through FUSE and the control API, and cloud snapshots over NBD.
 //!
-//! All of it reads cloud snapshots through one cache, which is opened when it is first needed. What is here
-//! blocks, and is called on threads that may: those of FUSE, of NBD's workers, and of the runtime for
-//! blocking work.
+//! All of it reads cloud snapshots through one cache, which is opened on first use. The functions here block;
+//! their callers are threads of FUSE, NBD workers, and blocking threads of the runtime.
 
 mod export;
 mod files;
 mod handed;
 mod images;
 mod listing;
+mod mount_quota;
 mod mounts;
-mod places;
 mod stores;
 mod turns;
 
@@ -33,14 +31,14 @@ use std::{
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-/// Cloud snapshots that stay open for the next one who asks.
+/// Maximum number of cloud snapshots kept open for reuse.
 const MAX_OPEN: usize = 64;
-/// Images whose files stay open for the next one who asks through the control API.
+/// Maximum number of images whose file trees stay open for the control API.
 const MAX_FILES: usize = 8;
 
 type OpenSnapshot = ((Uuid, CloudsnapId), CachedSnapshot, Arc<Manifest>);
 
-/// What is open for looking into.
+/// Open snapshots, mounts and caches of the browse feature.
 #[derive(Default)]
 pub struct Browse {
     cache: Mutex<Option<SnapshotCache>>,
@@ -48,8 +46,8 @@ pub struct Browse {
     files: Mutex<Vec<(CloudsnapId, Arc<blockd_fuse::inside::ImageFiles>)>>,
     local: Mutex<Vec<Weak<LocalImage>>>,
     mounts: Mounts,
-    /// What is shown in the mounts.
-    listings: Mutex<Vec<Weak<listing::Shared>>>,
+    /// Listings shown in the mounts.
+    listings: Mutex<Vec<Weak<listing::SharedListing>>>,
     pub(crate) turns: turns::Turns,
 }
 
@@ -60,7 +58,7 @@ impl std::fmt::Debug for Browse {
 }
 
 impl Browse {
-    /// Lets go of the local snapshots of a volume that nobody is just reading, so that they can be deleted.
+    /// Closes the idle local snapshots of a volume, so that they can be deleted.
     pub(crate) fn let_go(&self, volume: blockd_extent::VolumeId) {
         self.local.lock().retain(|image| match image.upgrade() {
             Some(image) => {
@@ -73,7 +71,7 @@ impl Browse {
         });
     }
 
-    /// A snapshot came into a store, or went: whoever looks into a mount next sees that.
+    /// Invalidates the listings of a store after a snapshot was created or deleted in it.
     pub(crate) fn renew(&self, credential: Uuid) {
         self.listings.lock().retain(|listing| match listing.upgrade() {
             Some(listing) => {
@@ -84,12 +82,12 @@ impl Browse {
         });
     }
 
-    /// What the cache did so far, if anybody looked into a cloud snapshot.
+    /// Returns the cache counters; `None` before the first use of the cache.
     pub(crate) fn cache_counters(&self) -> Option<CacheCounters> {
         self.cache.lock().as_ref().map(SnapshotCache::counters)
     }
 
-    /// Closes what nobody has read for a while.
+    /// Closes idle local snapshots.
     fn tidy(&self) {
         self.local.lock().retain(|image| match image.upgrade() {
             Some(image) => {
@@ -100,7 +98,7 @@ impl Browse {
         });
     }
 
-    /// Forgets what was opened through a credential.
+    /// Closes the cloud snapshots opened through a credential.
     pub(crate) fn forget(&self, credential: Uuid) {
         self.open.lock().retain(|((of, _), ..)| *of != credential);
         self.files.lock().clear();
@@ -108,14 +106,14 @@ impl Browse {
 }
 
 impl Core {
-    /// Begins what goes on in the background: the mount of the configuration, and closing what nobody reads.
+    /// Starts the background work: the configured mount, and closing idle snapshots.
     pub(crate) fn start_browsing(self: &Arc<Self>) {
         mounts::clean(self);
         let core = Arc::clone(self);
         let mounted = tokio::task::spawn_blocking(move || mounts::mount_configured(&core));
         let core = Arc::downgrade(self);
         tokio::spawn(async move {
-            // It says itself what went wrong.
+            // Failures are logged by the function itself.
             let _ = mounted.await;
             loop {
                 tokio::time::sleep(images::IDLE).await;
@@ -127,7 +125,7 @@ impl Core {
         });
     }
 
-    /// Takes all mounts away. Blocks.
+    /// Unmounts everything. Blocks.
     pub(crate) fn stop_browsing(&self) {
         self.browse.mounts.stop();
         self.browse.files.lock().clear();
@@ -135,7 +133,7 @@ impl Core {
         self.browse.local.lock().clear();
     }
 
-    /// The cache of cloud snapshots. Blocks when it is first asked for, because its directory is listed.
+    /// Returns the cache of cloud snapshots. The first call blocks while the cache directory is listed.
     fn snapshot_cache(&self) -> Result<SnapshotCache, ServiceError> {
         let mut cache = self.browse.cache.lock();
         if let Some(cache) = &*cache {
@@ -154,7 +152,7 @@ impl Core {
         Ok(opened)
     }
 
-    /// Opens a cloud snapshot of a credential for reading at random. Blocks.
+    /// Opens a cloud snapshot of a credential for random reads. Blocks.
     fn open_of_credential(
         &self,
         runtime: &Handle,
@@ -174,7 +172,7 @@ impl Core {
         let cache = self.snapshot_cache()?;
         let (repository, _) = runtime.block_on(self.guest_repository(credential))?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
-        // Manifests never change: one that was read once need not be read again.
+        // Manifests never change: a cached one is valid.
         let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
         let manifest = match known.filter(|manifest| manifest.id() == *id) {
             Some(manifest) => manifest,
@@ -190,7 +188,7 @@ impl Core {
         Ok((snapshot, manifest))
     }
 
-    /// Opens a cloud snapshot through the first credential that leads to it, or through the named one.
+    /// Opens a cloud snapshot through the named credential, or the first one whose repository holds it.
     /// Blocks.
     pub(crate) fn open_cloudsnap(
         &self,
@@ -209,7 +207,7 @@ impl Core {
         for credential in credentials {
             match self.open_of_credential(runtime, credential.uuid, id) {
                 Ok(found) => return Ok(found),
-                // Another error says more than that one of the stores does not have it.
+                // "Not found" in one store is less informative than any other error.
                 Err(error) => match &first_error {
                     Some(first) if !crate::cloudsnaps::is_not_found(first) => {}
                     _ => first_error = Some(error),
@@ -223,7 +221,7 @@ impl Core {
     }
 }
 
-/// Waits for a store no longer than readers do.
+/// Bounds store requests by the timeout of readers.
 pub(crate) async fn in_time<T, E: Into<ServiceError>>(
     config: &crate::config::Config,
     work: impl Future<Output = Result<T, E>>,
@@ -233,12 +231,12 @@ pub(crate) async fn in_time<T, E: Into<ServiceError>>(
         Ok(result) => result.map_err(Into::into),
         Err(_) => Err(ServiceError::refused(
             blockd_api::ErrorCode::StoreTimeout,
-            format!("the store gave no answer within {} ms", time_limit.as_millis()),
+            format!("the store did not respond within {} ms", time_limit.as_millis()),
         )),
     }
 }
 
-/// An error that several wait for, as one of this daemon's.
+/// Converts an error of a single-flight operation, which several callers share.
 fn shared_error(error: Arc<blockd_cloud::CloudError>) -> ServiceError {
     match Arc::try_unwrap(error) {
         Ok(error) => error.into(),

@@ -1,10 +1,9 @@
-//! Mounts: making them, taking them away, and the note of them by which a start takes away what a killed
-//! daemon left.
+//! Browse mounts, and their list, by which a start cleans up after a killed daemon.
 //!
-//! The note is the file `browse-mounts` in the data directory: a path a line. Paths with line breaks are
-//! refused.
+//! The list is the file `browse-mounts` in the data directory: one path per line. Paths with line breaks
+//! are refused.
 
-use super::{handed::Handed, listing::BrowseCatalog, places::Places};
+use super::{handed::UserMount, listing::BrowseCatalog, mount_quota::MountQuota};
 use crate::{core::Core, error::ServiceError};
 use blockd_api::{
     CredentialRef, ErrorCode,
@@ -16,9 +15,9 @@ use parking_lot::Mutex;
 use std::{io::Write, path::Path, sync::Arc};
 use tokio::runtime::Handle;
 
-/// Most mounts at once.
+/// Maximum number of mounts.
 const MAX_MOUNTS: usize = 64;
-const NOTE: &str = "browse-mounts";
+const MOUNTS_FILE: &str = "browse-mounts";
 
 struct Mount {
     mounted: Mounted,
@@ -37,28 +36,28 @@ impl Mount {
     }
 }
 
-/// The mounts of this daemon, and those that were handed over to it.
+/// Mounts created by this daemon, and user mounts.
 #[derive(Default)]
 pub(super) struct Mounts {
-    /// None while the daemon starts or stops.
+    /// `None` while the daemon starts or stops.
     mounts: Mutex<Option<Vec<Mount>>>,
-    /// None while the daemon starts or stops.
-    pub(super) handed: Mutex<Option<Vec<Handed>>>,
-    pub(super) places: Places,
+    /// `None` while the daemon starts or stops.
+    pub(super) handed: Mutex<Option<Vec<UserMount>>>,
+    pub(super) quota: MountQuota,
 }
 
 impl Mounts {
-    /// Takes all away, and lets none be made any more. Those that were handed over are their users' to take
-    /// away: they end with this process.
+    /// Unmounts all and refuses new mounts. User mounts are unmounted by their users: they end with this
+    /// process.
     pub fn stop(&self) {
         let handed = self.handed.lock().take();
-        handed.iter().flatten().for_each(Handed::stop);
+        handed.iter().flatten().for_each(UserMount::stop);
         drop(self.mounts.lock().take());
     }
 
-    /// Notes which there are.
-    pub(super) fn note(&self, core: &Core) {
-        write_note(core, self.mounts.lock().as_deref().unwrap_or_default());
+    /// Writes the list.
+    pub(super) fn save(&self, core: &Core) {
+        write_mounts_file(core, self.mounts.lock().as_deref().unwrap_or_default());
     }
 }
 
@@ -81,16 +80,15 @@ impl From<FuseError> for ServiceError {
     }
 }
 
-/// Whoever has the lock of the daemon's own mounts may take that of those that were handed over, and not the
-/// other way round.
-fn write_note(core: &Core, mounts: &[Mount]) {
-    let path = core.data_dir.join(NOTE);
+/// Writes the list. Lock order: the daemon's own mounts, then the user mounts.
+fn write_mounts_file(core: &Core, mounts: &[Mount]) {
+    let path = core.data_dir.join(MOUNTS_FILE);
     let write = || -> std::io::Result<()> {
         let temp = path.with_extension("tmp");
         let mut file = std::fs::File::create(&temp)?;
         let handed = core.browse.mounts.handed.lock();
         let own = mounts.iter().map(|mount| mount.mounted.mountpoint());
-        for mountpoint in own.chain(handed.iter().flatten().filter_map(Handed::to_note)) {
+        for mountpoint in own.chain(handed.iter().flatten().filter_map(UserMount::path_to_save)) {
             use std::os::unix::ffi::OsStrExt;
             file.write_all(mountpoint.as_os_str().as_bytes())?;
             file.write_all(b"\n")?;
@@ -99,32 +97,32 @@ fn write_note(core: &Core, mounts: &[Mount]) {
         std::fs::rename(&temp, &path)
     };
     if let Err(error) = write() {
-        tracing::warn!(path = %path.display(), %error, "mounts are not noted: a killed daemon would leave them behind");
+        tracing::warn!(path = %path.display(), %error, "writing the list of mounts failed: a killed daemon would leave them behind");
     }
 }
 
-/// Takes away what an earlier daemon left, and allows mounts from now on.
+/// Cleans up the mounts of an earlier daemon, and allows new mounts.
 pub(super) fn clean(core: &Core) {
     use std::os::unix::ffi::OsStrExt;
-    let path = core.data_dir.join(NOTE);
+    let path = core.data_dir.join(MOUNTS_FILE);
     let note = std::fs::read(&path).unwrap_or_default();
     for line in note.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let mountpoint = Path::new(std::ffi::OsStr::from_bytes(line));
         if let Err(error) = blockd_fuse::clean_stale(mountpoint) {
-            tracing::warn!(%error, "a mount that an earlier daemon left stays");
+            tracing::warn!(%error, "cleaning up a mount of an earlier daemon failed");
         }
     }
     *core.browse.mounts.mounts.lock() = Some(Vec::new());
     *core.browse.mounts.handed.lock() = Some(Vec::new());
-    write_note(core, &[]);
+    write_mounts_file(core, &[]);
 }
 
-/// Makes the mount of the configuration, if there is one.
+/// Creates the configured mount, if there is one.
 pub(super) fn mount_configured(core: &Arc<Core>) {
     let config = &core.config.browse;
     let Some(mountpoint) = &config.mountpoint else { return };
     if let Err(error) = core.mount(mountpoint, config.credentials.clone()) {
-        tracing::error!(%error, "snapshots cannot be browsed at the mountpoint of the configuration");
+        tracing::error!(%error, "creating the configured browse mount failed");
     }
 }
 
@@ -140,19 +138,19 @@ impl Core {
         }
         let invalid = |what: &str| Err(ServiceError::refused(ErrorCode::InvalidRequest, what));
         if !mountpoint.is_absolute() || mountpoint.as_os_str().as_encoded_bytes().contains(&b'\n') {
-            return invalid("the directory to mount at must be an absolute path without line breaks");
+            return invalid("the mount point must be an absolute path without line breaks");
         }
         let mut mounts = self.browse.mounts.mounts.lock();
         let Some(all) = &mut *mounts else { return Err(ServiceError::Stopping) };
         all.retain(|mount| mount.mounted.is_alive());
         if all.len() >= MAX_MOUNTS {
-            return invalid("there are too many mounts: take one away first (blockctl browse umount)");
+            return invalid("there are too many mounts: unmount one first (blockctl browse umount)");
         }
-        // Before anything looks into the directory: looking into a mount of our own would wait for this very
-        // thread.
+        // Checked before any access to the directory: an access to one of the daemon's own mounts would wait
+        // for this very thread.
         let taken = |mount: &Mount| mountpoint.starts_with(mount.mounted.mountpoint());
         if all.iter().any(taken) {
-            return invalid("snapshots are mounted there already");
+            return invalid("snapshots are already mounted there");
         }
         let catalog = Arc::new(BrowseCatalog::new(self, credentials.clone(), runtime));
         let options = MountOptions { allow_other: self.config.browse.allow_other, ..MountOptions::default() };
@@ -161,7 +159,7 @@ impl Core {
         let mount = Mount { mounted, credentials, since: Timestamp::now() };
         let reply = mount.describe();
         all.push(mount);
-        write_note(self, all);
+        write_mounts_file(self, all);
         Ok(reply)
     }
 
@@ -173,19 +171,19 @@ impl Core {
         self.mount(&request.mountpoint, request.cred_ids.clone())
     }
 
-    /// Takes a mount away. Blocks.
+    /// Unmounts a browse mount. Blocks.
     ///
     /// # Errors
-    /// There is none, or somebody has files open there.
+    /// There is none, or a process has files open there.
     pub(crate) fn unmount_browse(&self, request: &UnmountBrowse) -> Result<Unmounted, ServiceError> {
         let wanted = resolve(&request.mountpoint);
         let mut mounts = self.browse.mounts.mounts.lock();
         let Some(all) = &mut *mounts else { return Err(ServiceError::Stopping) };
         let found = all.iter().position(|mount| mount.mounted.mountpoint() == wanted);
         let Some(at) = found else {
-            if let Some(uid) = self.handed_by(&wanted) {
+            if let Some(uid) = self.user_of_mount(&wanted) {
                 let message = format!(
-                    "{} was mounted by user {uid}: that user, and root, take it away on this host",
+                    "{} was mounted by user {uid}: only that user and root can unmount it",
                     wanted.display()
                 );
                 return Err(ServiceError::refused(ErrorCode::NotPermitted, message));
@@ -195,18 +193,18 @@ impl Core {
         };
         all[at].mounted.unmount(request.force)?;
         let mount = all.remove(at);
-        write_note(self, all);
+        write_mounts_file(self, all);
         Ok(Unmounted { mountpoint: mount.mounted.mountpoint().to_owned() })
     }
 
-    /// Who handed over the mount that is said to be there.
-    fn handed_by(&self, mountpoint: &Path) -> Option<u32> {
+    /// Returns the user whose mount is at this path.
+    fn user_of_mount(&self, mountpoint: &Path) -> Option<u32> {
         let handed = self.browse.mounts.handed.lock();
         let found = handed.iter().flatten().find(|handed| handed.is_alive() && handed.is_at(mountpoint));
-        found.map(Handed::uid)
+        found.map(UserMount::uid)
     }
 
-    /// The mounts.
+    /// Lists the mounts.
     pub(crate) fn list_browse(&self) -> BrowseMountList {
         let mut mounts = Vec::new();
         if let Some(own) = &mut *self.browse.mounts.mounts.lock() {
@@ -214,8 +212,8 @@ impl Core {
             mounts.extend(own.iter().map(Mount::describe));
         }
         if let Some(handed) = &mut *self.browse.mounts.handed.lock() {
-            handed.retain(Handed::is_alive);
-            mounts.extend(handed.iter().map(Handed::describe));
+            handed.retain(UserMount::is_alive);
+            mounts.extend(handed.iter().map(UserMount::describe));
         }
         BrowseMountList { mounts }
     }

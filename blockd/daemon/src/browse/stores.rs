@@ -1,5 +1,5 @@
-//! What is known of each store: its list as it was last, and what became of the last question for it. Each is
-//! asked by itself, so that one that gives no answer hides nothing of the others.
+//! Last known listing of each store, and the state of its list requests. Stores are listed independently, so
+//! that an unresponsive one does not hide the others.
 
 use super::listing::cloud_key;
 use blockd_cloud::{BackupType, Manifest};
@@ -12,11 +12,11 @@ use std::{
 };
 use uuid::Uuid;
 
-/// What a list needs of a manifest.
+/// Fields of a manifest that a listing shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Known {
+pub(super) struct ListedSnapshot {
     key: SnapshotKey,
-    /// The same snapshot in two places has one.
+    /// Cloud snapshot id, equal for copies reached through several credentials.
     id: String,
     volume: (Uuid, VolumeId),
     volume_name: String,
@@ -26,7 +26,7 @@ pub(super) struct Known {
     data_bytes: u64,
 }
 
-impl Known {
+impl ListedSnapshot {
     pub fn of(credential: Uuid, manifest: &Manifest) -> Self {
         let id = manifest.id();
         let suffix = if manifest.backup_type == BackupType::Incremental { "-incr" } else { "" };
@@ -44,28 +44,28 @@ impl Known {
     }
 }
 
-/// A question for the list of a store.
+/// Pending list request of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Asked {
+pub(super) struct ListRequest {
     pub credential: Uuid,
     number: u64,
-    /// Nothing is known of it yet.
+    /// Set if there is no listing of the store yet.
     pub is_first: bool,
 }
 
 struct StoreList {
     credential: Uuid,
     name: String,
-    known: Vec<Known>,
-    /// The number of the newest question, while it has no answer.
+    known: Vec<ListedSnapshot>,
+    /// Number of the newest request while it is pending.
     asked: Option<u64>,
-    /// That of the newest one that was answered.
+    /// Number of the newest completed request.
     answered: Option<u64>,
-    /// Why that was no list.
+    /// Cause of its failure, if it failed.
     failure: Option<String>,
 }
 
-/// All stores, in the order in which they are asked.
+/// Listings of all stores, in the order of the requests.
 #[derive(Default)]
 pub(super) struct Stores {
     lists: Vec<StoreList>,
@@ -73,8 +73,8 @@ pub(super) struct Stores {
 }
 
 impl Stores {
-    /// Notes which stores there are, and which of them are to be asked now: those that owe no answer.
-    pub fn begin(&mut self, credentials: impl Iterator<Item = (Uuid, String)>) -> Vec<Asked> {
+    /// Updates the set of stores, and starts a request for each store without a pending one.
+    pub fn begin(&mut self, credentials: impl Iterator<Item = (Uuid, String)>) -> Vec<ListRequest> {
         let mut before = std::mem::take(&mut self.lists);
         let mut begun = Vec::new();
         for (credential, name) in credentials {
@@ -89,7 +89,7 @@ impl Stores {
             };
             if list.asked.is_none() {
                 list.asked = Some(self.next);
-                begun.push(Asked { credential, number: self.next, is_first });
+                begun.push(ListRequest { credential, number: self.next, is_first });
                 self.next += 1;
             }
             self.lists.push(list);
@@ -101,8 +101,8 @@ impl Stores {
         self.lists.iter_mut().find(|list| list.credential == credential)
     }
 
-    /// Takes what was known of a store before it was asked, unless it gave an answer meanwhile.
-    pub fn remember(&mut self, asked: &Asked, known: Vec<Known>) {
+    /// Sets the cached listing of a store, unless a request has completed since.
+    pub fn remember(&mut self, asked: &ListRequest, known: Vec<ListedSnapshot>) {
         if let Some(list) = self.list(asked.credential)
             && list.answered.is_none()
         {
@@ -110,9 +110,9 @@ impl Stores {
         }
     }
 
-    /// Takes the answer to a question, unless a later question was answered already. Of a store that gave
-    /// none stays what was known.
-    pub fn end(&mut self, asked: &Asked, answer: Result<Vec<Known>, String>) {
+    /// Completes a request, unless a later one has completed already. After a failure the last known listing
+    /// stays.
+    pub fn end(&mut self, asked: &ListRequest, answer: Result<Vec<ListedSnapshot>, String>) {
         let Some(list) = self.list(asked.credential) else { return };
         if list.asked == Some(asked.number) {
             list.asked = None;
@@ -127,30 +127,30 @@ impl Stores {
         }
     }
 
-    /// There is something new in a store: whatever it answers to the last question may be without that.
+    /// Marks a pending request as stale after a change in the store: its response may lack that change.
     pub fn renew(&mut self, credential: Uuid) {
         if let Some(list) = self.list(credential) {
             list.asked = None;
         }
     }
 
-    /// The number of the next question.
+    /// Returns the number of the next request.
     pub fn next(&self) -> u64 {
         self.next
     }
 
-    /// Whether all questions from this one on have their answers.
+    /// Returns true if all requests from `since` on have completed.
     pub fn is_answered(&self, since: u64) -> bool {
         self.lists.iter().all(|list| list.asked.is_none_or(|number| number < since))
     }
 
-    /// What is to be said of stores that could not be listed.
+    /// Returns a text about the stores that could not be listed.
     pub fn unlisted(&self) -> Option<String> {
         let mut text = String::new();
         for list in &self.lists {
             let why = match (&list.failure, list.answered) {
                 (Some(why), _) => why.as_str(),
-                (None, None) => "it has given no answer yet",
+                (None, None) => "no response yet",
                 (None, Some(_)) => continue,
             };
             let one_line: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -159,19 +159,19 @@ impl Stores {
         }
         (!text.is_empty()).then(|| {
             format!(
-                "The stores of these credentials could not be listed, so what is shown of them is what was known before:\n{text}"
+                "The stores of these credentials could not be listed; their last known snapshots are shown:\n{text}"
             )
         })
     }
 
-    /// Everything that is known, each snapshot once: two credentials may lead to one place. `local` says
-    /// which volume of this host has a name.
+    /// Returns all known snapshots without duplicates: two credentials may reach the same repository. `local`
+    /// returns the volume of this host with a name.
     pub fn entries(&self, local: impl Fn(&str) -> Option<(Uuid, VolumeId)>) -> Vec<SnapshotEntry> {
         let mut seen = BTreeSet::new();
         let all = self.lists.iter().flat_map(|list| &list.known);
-        let found: Vec<&Known> = all.filter(|known| seen.insert(known.id.as_str())).collect();
+        let found: Vec<&ListedSnapshot> = all.filter(|known| seen.insert(known.id.as_str())).collect();
         let dirs = volume_dirs(&found, local);
-        let entry = |known: &&Known| SnapshotEntry {
+        let entry = |known: &&ListedSnapshot| SnapshotEntry {
             key: known.key.clone(),
             volume: dirs.get(&(known.volume, known.volume_name.as_str())).cloned().unwrap_or_default(),
             id: known.snapshot.clone(),
@@ -185,10 +185,10 @@ impl Stores {
 
 type Volume = (Uuid, VolumeId);
 
-/// The directory of each volume: its name, and where several have that name, its id behind it, except for one
-/// of this host.
+/// Returns the directory name of each volume: its name, followed by its id if several volumes share the name;
+/// a volume of this host keeps the plain name.
 fn volume_dirs<'a>(
-    found: &[&'a Known],
+    found: &[&'a ListedSnapshot],
     local: impl Fn(&str) -> Option<Volume>,
 ) -> HashMap<(Volume, &'a str), String> {
     let mut names: BTreeMap<&str, BTreeSet<Volume>> = BTreeMap::new();
@@ -212,8 +212,8 @@ mod tests {
     use super::*;
     use std::time::UNIX_EPOCH;
 
-    fn known(id: &str) -> Known {
-        Known {
+    fn known(id: &str) -> ListedSnapshot {
+        ListedSnapshot {
             key: SnapshotKey(id.into()),
             id: id.into(),
             volume: (Uuid::nil(), VolumeId::from_u64(1)),
@@ -230,20 +230,20 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_gives_no_answer_hides_nothing() {
+    fn unresponsive_store_hides_no_snapshots() {
         let (silent, well) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let names = || [(silent, "silent".to_owned()), (well, "well".to_owned())].into_iter();
         let mut stores = Stores::default();
         let begun = stores.begin(names());
         assert!(begun.len() == 2 && begun.iter().all(|asked| asked.is_first));
         stores.remember(&begun[0], vec![known("of the silent one")]);
-        assert_eq!(ids(&stores), ["of the silent one"], "what was known before is there at once");
+        assert_eq!(ids(&stores), ["of the silent one"], "the cached listing is shown at once");
         stores.end(&begun[1], Ok(vec![known("a"), known("of the silent one")]));
         assert_eq!(ids(&stores), ["of the silent one", "a"], "each once");
         let text = stores.unlisted().unwrap();
-        assert!(text.contains("silent: it has given no answer yet\n") && !text.contains("well"), "{text}");
+        assert!(text.contains("silent: no response yet\n") && !text.contains("well"), "{text}");
 
-        // The next round leaves out the one that owes an answer, and does not wait for it.
+        // The next round skips the store with a pending request, and does not wait for it.
         let since = stores.next();
         let again = stores.begin(names());
         assert!(again.len() == 1 && again[0].credential == well && !again[0].is_first);
@@ -258,13 +258,13 @@ mod tests {
         stores.end(&last[0], Ok(Vec::new()));
         assert!(stores.unlisted().is_none());
         assert_eq!(ids(&stores), ["a", "b"]);
-        // A credential that is gone.
+        // A removed credential.
         stores.begin(names().take(1));
         assert!(ids(&stores).is_empty());
     }
 
     #[test]
-    fn what_was_asked_before_something_new_came_is_no_answer_to_what_came_later() {
+    fn stale_list_request_does_not_replace_a_newer_listing() {
         let store = Uuid::from_u128(1);
         let begin = |stores: &mut Stores| stores.begin([(store, "store".to_owned())].into_iter());
         let mut stores = Stores::default();

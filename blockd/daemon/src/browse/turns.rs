@@ -1,30 +1,31 @@
-//! How many requests may look into snapshots at once.
+//! Limit on concurrent browse requests.
 //!
-//! Each takes a thread that blocks while it waits for work of the runtime, and that work may need such a
-//! thread too: if all of them waited, none would go on. So most threads are kept for the work.
+//! Each request holds a blocking thread while it waits for work of the runtime, which may need a blocking
+//! thread too: if requests held all of them, there would be a deadlock. The limit leaves most threads to that
+//! work.
 
 use crate::error::{ServiceError, blocking};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// Requests at once; the others wait, holding no thread. The runtime has 512 threads that may block.
-const AT_ONCE: usize = 32;
+/// Maximum number of concurrent requests; others wait without a thread. The runtime has 512 blocking threads.
+const MAX_CONCURRENT: usize = 32;
 
-/// Turns of requests that block.
+/// Semaphore of blocking requests.
 pub(crate) struct Turns(Arc<Semaphore>);
 
 impl Default for Turns {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(AT_ONCE)))
+        Self(Arc::new(Semaphore::new(MAX_CONCURRENT)))
     }
 }
 
 impl Turns {
-    /// Does it on a thread that may block, when it is its turn. The turn ends with the work, also if nobody
-    /// waits for that any more.
+    /// Runs `work` on a blocking thread once a permit is free. The permit is held until the work ends, even
+    /// if the caller is dropped.
     ///
     /// # Errors
-    /// Those of the work; or it panicked.
+    /// The work failed or panicked.
     pub async fn run<R: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<R, ServiceError> + Send + 'static,
@@ -44,10 +45,10 @@ mod tests {
     use std::time::Duration;
     use tokio::{runtime::Handle, task::JoinSet};
 
-    /// More requests than there are threads, each of which waits for work that needs one.
+    /// Runs more requests than there are threads, each of which waits for work that needs one.
     #[test]
-    fn requests_leave_threads_to_what_they_wait_for() {
-        let threads = AT_ONCE + 4;
+    fn blocking_requests_leave_threads_to_their_dependencies() {
+        let threads = MAX_CONCURRENT + 4;
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).max_blocking_threads(threads).enable_all().build().unwrap();
         let done = runtime.block_on(async {
@@ -60,7 +61,7 @@ mod tests {
                     turns.run(move || handle.block_on(blocking(move || Ok::<_, ServiceError>(number)))).await
                 });
             }
-            // Far longer than it takes: without turns it would never end.
+            // A generous bound: without the limit this would never end.
             tokio::time::timeout(Duration::from_secs(120), requests.join_all()).await
         });
         runtime.shutdown_background();
