@@ -1,4 +1,4 @@
-//! Starting backups: of one volume or of several from one instant, each to one or several places.
+//! Start of backups: of one volume or a consistency group, to one or several backup locations.
 
 use crate::{
     core::{Core, random_id},
@@ -23,53 +23,54 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// A volume, and the places that it is backed up to.
+/// Volume, and the credentials of its backup locations.
 pub(crate) struct Member {
     pub(crate) volume: VolumeRef,
     pub(crate) credentials: Vec<CredentialRef>,
 }
 
-/// What is asked for with the members.
+/// Options common to all members of a backup request.
 #[derive(Clone, Default)]
 pub(crate) struct Asked {
     /// Full backups.
     pub(crate) full: bool,
-    /// All members are frozen at one instant, and this is its id.
+    /// Id of the consistency group; `None` if members are frozen independently.
     pub(crate) together: Option<Uuid>,
-    /// What each task may move.
+    /// Bandwidth limits of each task.
     pub(crate) limits: TaskLimits,
-    /// What the backups are called.
+    /// Name of the backups.
     pub(crate) name: Option<ObjectName>,
-    /// No rule deletes them.
+    /// Pinned: excluded from retention.
     pub(crate) pinned: bool,
-    /// Until when they are kept in any case, and from when on by no rule.
+    /// Expiry time, which overrides the retention policy.
     pub(crate) expires: Option<Timestamp>,
-    /// What is to be done around the freeze.
+    /// Quiesce actions around the freeze.
     pub(crate) rest: AskedRest,
-    /// The schedule that asks.
+    /// Requesting schedule.
     pub(crate) schedule: Option<Uuid>,
-    /// The snapshots that are backed up stay on this host, under this name.
+    /// Name under which the local snapshots are kept.
     pub(crate) keep_local: Option<SnapshotName>,
 }
 
 impl Asked {
-    /// Owner of the tasks.
+    /// Returns the owner of the tasks.
     fn owner(&self) -> TaskOwner {
         self.schedule.map_or_else(owner::current, |id| TaskOwner::Schedule { id })
     }
 }
 
-/// What all tasks of one instant have in common.
-struct Instant {
+/// Attributes common to all tasks of one point in time.
+struct PointInTime {
     barrier: Option<Barrier>,
     around: Vec<Part>,
 }
 
 impl Core {
-    /// Starts backups of a volume to one or several places: one point in time, and a task for each place.
+    /// Starts backups of a volume to one or several backup locations: one point in time, one task per
+    /// location.
     ///
     /// # Errors
-    /// The volume cannot be used, or one of its backups to one of the places is under way.
+    /// The volume cannot be used, or one of these backups is already running.
     pub async fn start_backup(
         self: &Arc<Self>,
         request: &StartBackup,
@@ -94,15 +95,15 @@ impl Core {
         };
         let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
         let mut ids = tasks.iter().map(|task| task.id);
-        let first = ids.next().ok_or_else(|| ServiceError::Internal("a backup to nowhere".into()))?;
+        let first = ids.next().ok_or_else(|| ServiceError::Internal("backup without a location".into()))?;
         Ok(BackupStarted { task: first, also: ids.collect() })
     }
 
-    /// Starts backups of several volumes, all from one instant.
+    /// Starts backups of a consistency group, all from one point in time.
     ///
     /// # Errors
-    /// No volumes are meant, or too many; one of them cannot be used, or one of its backups to one of the
-    /// places is under way.
+    /// No volumes are selected, or too many; one of them cannot be used, or one of these backups is already
+    /// running.
     pub async fn start_group_backup(
         self: &Arc<Self>,
         request: StartGroupBackup,
@@ -146,7 +147,7 @@ impl Core {
         Ok(GroupBackupStarted { group_id, members: entries.iter().map(started).collect() })
     }
 
-    /// The places that are meant, each once; the only one there is if none is named.
+    /// Resolves the credentials and refuses duplicates; without a reference, the only credential.
     async fn places(
         &self,
         first: Option<&CredentialRef>,
@@ -164,7 +165,7 @@ impl Core {
         Ok(found.into_iter().map(|credential| CredentialRef::Id(credential.uuid)).collect())
     }
 
-    /// Starts backups of all members or of none, with more in the transaction that stores their tasks.
+    /// Starts all backups or none, and runs `and` in the transaction that stores their tasks.
     pub(crate) async fn start_backups(
         self: &Arc<Self>,
         members: &[Member],
@@ -172,17 +173,17 @@ impl Core {
         and: impl FnOnce(&rusqlite::Transaction<'_>, &[TaskRow]) -> Result<(), DbError> + Send + 'static,
     ) -> Result<Vec<TaskRow>, ServiceError> {
         check_limits(asked.limits)?;
-        // Once for all members, and with nobody waiting for it.
+        // Once for all members, and before the lock is taken.
         self.check_rest(&asked.rest).await?;
         let _admission = self.admission.lock().await;
         let entries = members.iter().map(|member| self.registry.find(&member.volume));
         let entries: Vec<Arc<VolumeEntry>> = entries.collect::<Result<_, _>>()?;
         let barrier = asked.together.map(|id| Barrier { id, volumes: members.len() as u64 });
-        // Those of a label are frozen each for itself.
+        // Members selected by label are frozen independently.
         let together = match &barrier {
             Some(barrier) => {
                 let around = self.around(&asked.rest, &entries).await?;
-                Some(Instant { barrier: Some(barrier.clone()), around })
+                Some(PointInTime { barrier: Some(barrier.clone()), around })
             }
             None => None,
         };
@@ -194,23 +195,23 @@ impl Core {
             }
             self.refuse_unless_free(entry, &credentials).await?;
             let alone;
-            let instant = match &together {
+            let point = match &together {
                 Some(together) => together,
                 None => {
                     let around = self.around(&asked.rest, std::slice::from_ref(entry)).await?;
-                    alone = Instant { barrier: None, around };
+                    alone = PointInTime { barrier: None, around };
                     &alone
                 }
             };
-            rows.extend(self.rows_of(entry, &credentials, asked, instant)?);
+            rows.extend(self.rows_of(entry, &credentials, asked, point)?);
             given_up.push((entry.id, credentials));
         }
         self.give_up_older(&given_up, asked.owner()).await?;
         let Some((first, others)) = rows.split_first() else {
-            return Err(ServiceError::Internal("a backup to nowhere".into()));
+            return Err(ServiceError::Internal("backup without a location".into()));
         };
         let (stored, all) = (others.to_vec(), rows.clone());
-        // All of them or none.
+        // All tasks are stored in one transaction.
         let with = move |tx: &rusqlite::Transaction<'_>| {
             and(tx, &all)?;
             stored.iter().try_for_each(|row| row.put(tx))
@@ -223,8 +224,8 @@ impl Core {
         Ok(rows)
     }
 
-    /// Gives up the kept backups of these volumes to these places: resumed, they would make points that are
-    /// older than the new ones. Refuses to discard what its owner may not.
+    /// Discards the resumable backups of these volumes to these locations: resumed, they would create points
+    /// in time older than the new ones. Fails if the caller may not discard one of them.
     async fn give_up_older(
         self: &Arc<Self>,
         members: &[(VolumeId, Vec<CredentialRow>)],
@@ -241,7 +242,7 @@ impl Core {
         let is_refused = |task: &&TaskRow| is_older(task) && !owner::may_discard(&by, &task.owner);
         if let Some(task) = kept.iter().find(is_refused) {
             let message = format!(
-                "a new backup discards backup task {} of {}, which only admins may do",
+                "the new backup would discard backup task {} of {}, which only an admin may do",
                 task.id, task.owner
             );
             let hint = format!("blockctl cloudsnap resume {}", task.id);
@@ -251,7 +252,7 @@ impl Core {
         self.give_up_kept(is_older).await
     }
 
-    /// Refuses a volume that cannot be used, or that something else works on.
+    /// Refuses a volume that cannot be used, or that another task works on.
     async fn refuse_unless_free(
         &self,
         entry: &VolumeEntry,
@@ -265,33 +266,33 @@ impl Core {
         };
         if let Some(task) = self.unfinished_tasks().await?.into_iter().find(is_meant) {
             let message =
-                format!("backup task {} works on volume {}: wait for it to end", task.id, entry.name);
+                format!("backup task {} is running on volume {}: wait for it to end", task.id, entry.name);
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
-        let goes_back = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
+        let is_rollback = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
         let others = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
-        if let Some(task) = others.into_iter().find(goes_back) {
+        if let Some(task) = others.into_iter().find(is_rollback) {
             let message = format!(
-                "restore task {} takes volume {} back and is not done: what it holds now is a mixture",
-                task.id, entry.name
+                "volume {} is partially restored by task {}: resume or discard that restore first",
+                entry.name, task.id
             );
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         Ok(())
     }
 
-    /// The tasks of one volume: one frozen point, and a task for each place.
+    /// Creates the task rows of one volume: one frozen point, one task per location.
     fn rows_of(
         &self,
         entry: &VolumeEntry,
         credentials: &[CredentialRow],
         asked: &Asked,
-        instant: &Instant,
+        point: &PointInTime,
     ) -> Result<Vec<TaskRow>, ServiceError> {
         let snapshot = SnapshotId::from_u64(random_id()?);
         let mut rows = Vec::with_capacity(credentials.len());
         for credential in credentials {
-            // Each has a name of its own: two credentials may lead to one place.
+            // One snapshot id per task: two credentials may reach the same repository.
             let own = SnapshotId::from_u64(random_id()?);
             rows.push(TaskRow {
                 id: Uuid::new_v4(),
@@ -300,7 +301,7 @@ impl Core {
                 volume: Some(entry.id),
                 snapshot: Some(snapshot),
                 credential: credential.uuid,
-                // Whether it is incremental is decided when the point in time is fixed.
+                // Decided when the point in time is fixed.
                 cloudsnap: CloudsnapId {
                     cluster: self.cluster,
                     volume: entry.id,
@@ -316,8 +317,8 @@ impl Core {
                     phase: "pending".into(),
                     force_full: asked.full,
                     run: Some(self.run),
-                    barrier: instant.barrier.clone(),
-                    around: instant.around.clone(),
+                    barrier: point.barrier.clone(),
+                    around: point.around.clone(),
                     schedule: asked.schedule,
                     keep_local: asked.keep_local.clone(),
                     limits: asked.limits,

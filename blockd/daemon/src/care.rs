@@ -1,4 +1,4 @@
-//! Taking care of what is in the stores: verifications, and the collection of what abandoned backups left.
+//! Verification of cloud snapshots, and garbage collection of abandoned backups.
 
 use crate::{
     core::{Core, random_id},
@@ -23,7 +23,7 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Stands where a verification of all cloud snapshots has none of its own.
+/// Placeholder id in the task row of a verification of all cloud snapshots.
 const ALL: u64 = 1;
 
 fn depth(asked: VerifyDepth) -> blockd_cloud::VerifyDepth {
@@ -58,7 +58,7 @@ impl Core {
         };
         if let Some(id) = &snap {
             match self.ask_manifest(credential.uuid, id).await {
-                // A damaged one is what the verification is there for.
+                // Damage is for the verification to report.
                 Err(ServiceError::Cloud(error))
                     if matches!(*error, blockd_cloud::CloudError::Damaged { .. }) => {}
                 answer => drop(answer?),
@@ -68,7 +68,7 @@ impl Core {
         self.begin_verify(&credential, snap, what).await
     }
 
-    /// Starts a verification of one cloud snapshot, or of all under a credential.
+    /// Starts a verification of one cloud snapshot, or of all of a credential.
     pub(crate) async fn begin_verify(
         self: &Arc<Self>,
         credential: &CredentialRow,
@@ -84,7 +84,7 @@ impl Core {
             incremental: false,
         };
         let cloudsnap = snap.unwrap_or(all);
-        // To compare with the volume, a point of it is frozen.
+        // A deep verification compares with a snapshot of the volume.
         let is_deep = verify.depth == blockd_cloud::VerifyDepth::Deep && !verify.background && !verify.all;
         let source = (cloudsnap.cluster == self.cluster && is_deep)
             .then(|| self.registry.by_id(cloudsnap.volume))
@@ -114,10 +114,10 @@ impl Core {
         self.store_and_launch(row, |_| Ok(())).await
     }
 
-    /// Deletes what abandoned backups left in a store, or says what that would be.
+    /// Deletes the garbage of abandoned backups from a store, or reports it in a dry run.
     ///
     /// # Errors
-    /// There is no such credential, or the store cannot be asked.
+    /// There is no such credential, or a store request failed.
     pub async fn collect_garbage(
         self: &Arc<Self>,
         request: &CollectGarbage,
@@ -142,7 +142,8 @@ impl Core {
         now: impl Fn() -> Timestamp,
     ) -> Result<GarbageReport, ServiceError> {
         let (repository, _) = self.task_repository(credential.uuid).await?;
-        // The directory of a disk that is not mounted is empty, and says that nothing is needed.
+        // The mount point of an unmounted disk is empty: without this proof, nothing in it would be
+        // referenced.
         self.ask_store(async { Ok(repository.prove_key_slot().await?) }).await?;
         if !dry_run {
             self.check_store_clock(&repository, credential.uuid).await?;
@@ -162,14 +163,14 @@ impl Core {
                 credential = %credential.name,
                 objects = report.objects_deleted,
                 leftovers = report.garbage.len(),
-                "removed what abandoned backups had left"
+                "garbage of abandoned backups deleted"
             );
         }
         Ok(report)
     }
 
-    /// The cloud snapshot whose last proof or attempt is the oldest, one without any first; none if there is
-    /// none, or all were proved or tried after `before`.
+    /// Returns the cloud snapshot with the oldest proof or attempt, those without any first; `None` if all
+    /// were proved or tried after `before`.
     pub(crate) async fn next_to_verify(
         &self,
         credential: &CredentialRow,
@@ -181,7 +182,7 @@ impl Core {
         let listed = Box::pin(repository.list_manifests(&ManifestFilter::default(), &catalog)).await?;
         let uuid = credential.uuid;
         let proofs = self.db.run(move |tx| Proof::of_repository(tx, uuid)).await?;
-        // A look at the listing is no proof of the content.
+        // A quick verification does not read the content.
         let proofs: BTreeMap<CloudsnapId, Timestamp> = proofs
             .into_iter()
             .filter(|proof| proof.depth > blockd_cloud::VerifyDepth::Quick)

@@ -1,8 +1,7 @@
-//! The long operations of the cloud side, each driven by a thread of its own.
+//! Long operations of the cloud crate, each driven by a blocking thread.
 //!
-//! Their futures hold borrowed closures over which the compiler cannot prove that they may move between
-//! threads; a thread that may block drives them where they are. They end through their cancel token, not by
-//! being dropped.
+//! Their futures hold borrowed closures that the compiler cannot prove to be `Send`; a blocking thread drives
+//! them in place. They end through their cancel token, not by being dropped.
 
 use crate::error::ServiceError;
 use blockd_cloud::{
@@ -30,7 +29,7 @@ where
     }
 }
 
-/// Opens or makes the repository in a store.
+/// Opens or creates the repository in a store.
 pub(crate) async fn open(
     store: Arc<dyn ObjectStore>,
     passphrase: Option<Zeroizing<String>>,
@@ -42,7 +41,7 @@ pub(crate) async fn open(
     .await
 }
 
-/// Opens the repository in a store, and makes none.
+/// Opens an existing repository.
 pub(crate) async fn open_existing(
     store: Arc<dyn ObjectStore>,
     passphrase: Zeroizing<String>,
@@ -51,7 +50,7 @@ pub(crate) async fn open_existing(
     drive(move || async move { Repository::open_existing(store, Some(&passphrase), &known).await }).await
 }
 
-/// Opens the repository in a store that no passphrase protects, and makes none.
+/// Opens an existing unencrypted repository.
 pub(crate) async fn open_unencrypted(
     store: Arc<dyn ObjectStore>,
     known: KnownKeys,
@@ -59,7 +58,7 @@ pub(crate) async fn open_unencrypted(
     drive(move || async move { Repository::open_existing(store, None, &known).await }).await
 }
 
-/// Changes what protects a repository.
+/// Changes the encryption or the passphrase of a repository.
 pub(crate) async fn rekey(
     store: Arc<dyn ObjectStore>,
     request: Rekey,
@@ -67,7 +66,7 @@ pub(crate) async fn rekey(
     drive(move || async move { blockd_cloud::rekey(store, &request).await }).await
 }
 
-/// Makes a backup.
+/// Runs a backup.
 pub(crate) async fn backup(
     repository: Repository,
     spec: Arc<BackupSpec>,
@@ -83,7 +82,7 @@ pub(crate) async fn backup(
     .await
 }
 
-/// Fills a volume from a cloud snapshot.
+/// Restores a cloud snapshot to a volume.
 pub(crate) async fn restore(
     repository: Repository,
     manifest: Manifest,
@@ -100,10 +99,10 @@ pub(crate) async fn restore(
     .await
 }
 
-/// Gives what the content of a cloud snapshot is compared with.
+/// Factory of the references that cloud snapshots are compared with.
 pub(crate) type CheckOf = Box<dyn Fn(&CloudsnapId) -> Option<Arc<dyn BlockCheck>> + Send + Sync>;
 
-/// Proves cloud snapshots.
+/// Verifies cloud snapshots.
 pub(crate) async fn verify(
     repository: Repository,
     ids: Vec<CloudsnapId>,

@@ -1,4 +1,4 @@
-//! Cloud snapshots: listing what is in the stores, and starting the tasks that make, restore and delete them.
+//! Cloud snapshots: listing the repositories, and starting restores.
 
 use crate::{
     asking::is_still_wanted,
@@ -33,7 +33,7 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Stores that are asked for one cloud snapshot at once.
+/// Maximum number of stores that are searched concurrently for one cloud snapshot.
 pub(crate) const ASKED_AT_ONCE: usize = 8;
 
 pub(crate) fn to_api_id(id: &CloudsnapId) -> api::CloudsnapId {
@@ -49,7 +49,7 @@ pub(crate) fn from_api_id(id: &api::CloudsnapId) -> CloudsnapId {
     CloudsnapId { cluster: id.cluster, volume: id.volume, snapshot: id.snapshot, incremental: id.incremental }
 }
 
-/// Labels from a store; what no volume could have is left out.
+/// Returns the labels of a manifest; invalid ones are dropped.
 fn labels(map: &std::collections::BTreeMap<String, String>) -> Labels {
     Labels::try_from(map.clone()).unwrap_or_default()
 }
@@ -88,7 +88,7 @@ fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
     }
 }
 
-/// Tells when a cloud snapshot was verified last, and what that found.
+/// Fills in the time and result of the last verification.
 fn show_proof(metadata: &mut CloudsnapMetadata, proof: Option<&Proof>) {
     let Some(proof) = proof else { return };
     metadata.verified = Some(format_time(proof.verified));
@@ -96,31 +96,31 @@ fn show_proof(metadata: &mut CloudsnapMetadata, proof: Option<&Proof>) {
     metadata.verify_result = Some(if proof.sound { "Sound" } else { "Damaged" }.to_owned());
 }
 
-/// Tells what people said of how long it stays.
+/// Fills in the retention override.
 fn show_mark(metadata: &mut CloudsnapMetadata, mark: Option<&Mark>) {
     let Some(mark) = mark else { return };
     metadata.pinned = mark.pinned.then(|| "true".to_owned());
     metadata.expires = mark.expires.map(format_time);
 }
 
-/// What a list shows, found in all stores that were asked.
+/// Listed cloud snapshots of all stores.
 #[derive(Default)]
 struct Found {
     entries: Vec<Cloudsnap>,
     damaged: Vec<DamagedCloudsnap>,
 }
 
-/// What of a store is listed.
+/// Part of a store that is listed.
 struct Scope {
     filter: ManifestFilter,
     whole_store: bool,
 }
 
 impl Core {
-    /// The cloud snapshots in the stores.
+    /// Lists the cloud snapshots of one or all credentials.
     ///
     /// # Errors
-    /// The only store that was asked cannot be.
+    /// The only store of the query cannot be listed.
     pub async fn list_cloudsnaps(&self, query: &ListCloudsnaps) -> Result<CloudsnapList, ServiceError> {
         let credentials = match &query.cred_id {
             Some(wanted) => vec![self.credential(Some(wanted)).await?],
@@ -128,14 +128,14 @@ impl Core {
         };
         let cluster = match (&query.cloudsnap_id, query.cluster) {
             (Some(id), _) => Some(id.cluster),
-            // Without one: whoever has the bucket and the passphrase sees what is in it.
+            // No cluster: the bucket and the passphrase are sufficient to list all of it.
             (None, cluster) => cluster,
         };
         let volume = match (&query.cloudsnap_id, &query.src) {
             (Some(id), _) => Some(id.volume),
             (None, Some(wanted @ VolumeRef::Id(id))) => match self.registry.find(wanted) {
                 Ok(entry) => Some(entry.id),
-                // One that is not there any more.
+                // A deleted volume.
                 Err(error) if error.to_api().code == ErrorCode::VolumeNotFound => Some(*id),
                 Err(error) => return Err(error),
             },
@@ -153,7 +153,7 @@ impl Core {
         for credential in credentials.iter().filter(|_| !of_stores) {
             self.tasks_as_entries(credential, status, &mut found).await?;
         }
-        // Side by side, and whoever asks for all gets the others if one gives no answer.
+        // Concurrently: with several credentials, an unresponsive store does not hide the others.
         let mut each = Vec::new();
         for credential in credentials.iter().filter(|_| of_stores) {
             let scope = &scope;
@@ -193,7 +193,7 @@ impl Core {
         if let Some(id) = &query.cloudsnap_id {
             found.damaged.retain(|damaged| damaged.id == id.to_string());
         }
-        // Two credentials may lead to one place.
+        // Two credentials may reach the same repository.
         let mut seen = BTreeSet::new();
         found.entries.retain(|entry| seen.insert(entry.id));
         found.entries.sort_by_key(|entry| (entry.timestamp, entry.id));
@@ -236,7 +236,7 @@ impl Core {
                     show_mark(&mut entry.metadata, marks.of(&manifest.id(), uuid, now).as_ref());
                     found.entries.push(entry);
                 }
-                // Deleted between the list and the look at it.
+                // Deleted after it was listed.
                 Err(CloudError::SnapshotNotFound { .. }) => {}
                 Err(error) => found.damaged.push(DamagedCloudsnap {
                     id: item.id.map_or(item.key, |id| id.to_string()),
@@ -248,7 +248,7 @@ impl Core {
         Ok(())
     }
 
-    /// Backups of this daemon that are under way or failed, as entries of a list.
+    /// Adds running and failed backups of this daemon as list entries.
     async fn tasks_as_entries(
         &self,
         credential: &CredentialRow,
@@ -303,7 +303,7 @@ impl Core {
         Ok(())
     }
 
-    /// All that a cloud snapshot's manifest says.
+    /// Returns the details of a cloud snapshot from its manifest.
     ///
     /// # Errors
     /// No store has it, or it is damaged.
@@ -333,7 +333,7 @@ impl Core {
         Ok(CloudsnapDetail { entry, detail })
     }
 
-    /// The cloud snapshot that made a delta: only the one at the bottom of a chain is full.
+    /// Returns the id of the cloud snapshot of a delta: only the last one of a chain is full.
     fn delta_id(&self, delta: &blockd_cloud::Delta, manifest: &Manifest) -> api::CloudsnapId {
         let bottom = manifest.chain.last().is_some_and(|last| last.snapshot == delta.snapshot);
         api::CloudsnapId {
@@ -344,7 +344,7 @@ impl Core {
         }
     }
 
-    /// The manifest, and the credential that leads to it: the named one, or the first that does.
+    /// Finds a manifest and its credential: the named one, or the first one whose repository holds it.
     pub(crate) async fn find_manifest(
         &self,
         id: &CloudsnapId,
@@ -359,7 +359,7 @@ impl Core {
         }
         let names: Vec<String> = credentials.iter().map(|credential| credential.name.to_string()).collect();
         let mut first_error = None;
-        // Side by side, so that several silent stores take no longer than one.
+        // Concurrently, so that several silent stores take no longer than one.
         let asked = credentials.into_iter().map(|credential| async move {
             let answer = self.ask_manifest(credential.uuid, id).await;
             (credential, answer)
@@ -368,7 +368,7 @@ impl Core {
         while let Some((credential, found)) = answers.next().await {
             match found {
                 Ok(manifest) => return Ok((credential, manifest)),
-                // Another error says more than that one of the stores does not have it.
+                // "Not found" in one store is less informative than any other error.
                 Err(error) => match &first_error {
                     Some(first) if !is_not_found(first) => {}
                     _ => first_error = Some(error),
@@ -378,8 +378,7 @@ impl Core {
         Err(match first_error {
             Some(error) if names.len() == 1 || !is_not_found(&error) => error,
             _ => {
-                let message =
-                    format!("there is no cloud snapshot {id} in any of the stores of {}", names.join(", "));
+                let message = format!("no cloud snapshot {id} in any of the stores of {}", names.join(", "));
                 ServiceError::refused(ErrorCode::CloudsnapNotFound, message)
             }
         })
@@ -464,8 +463,7 @@ impl Core {
         }
     }
 
-    /// The row of a volume that a cloud snapshot is brought back to. Under the admission lock, because it may
-    /// choose the name.
+    /// Creates the row of a restored volume. Requires the admission lock, since it may choose a name.
     pub(crate) fn row_of_restored(
         &self,
         manifest: &Manifest,
@@ -485,8 +483,7 @@ impl Core {
         })
     }
 
-    /// The schedules that mean volumes with these labels, by their names, or by their ids where they have
-    /// none.
+    /// Returns the schedules that select volumes with these labels, by name, or by id if they have none.
     pub(crate) async fn schedules_of(&self, labels: &Labels) -> Result<Vec<String>, ServiceError> {
         let labels = labels.clone();
         let found = self.db.run(move |tx| -> Result<_, DbError> {
@@ -501,7 +498,7 @@ impl Core {
         Ok(found.await?)
     }
 
-    /// `<source>-restored-<n>` with the first n that is free.
+    /// Returns the first free name of the form `<source>-restored-<n>`.
     fn free_name(&self, manifest: &Manifest) -> Result<VolumeName, ServiceError> {
         let most = fit_name(&manifest.volume_name);
         for n in 1..=u32::MAX {
@@ -518,7 +515,7 @@ pub(crate) fn is_not_found(error: &ServiceError) -> bool {
     matches!(error, ServiceError::Cloud(error) if matches!(**error, CloudError::SnapshotNotFound { .. }))
 }
 
-/// The name of a volume from a store, made fit to have something appended.
+/// Reduces a volume name from a store to valid characters and a length that leaves room for a suffix.
 fn fit_name(name: &str) -> String {
     const ROOM_BYTES: usize = 100;
     let fit: String =
@@ -539,7 +536,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_from_a_store_are_made_fit() {
+    fn volume_name_from_store_is_sanitized() {
         for (given, fit) in [("data", "data"), ("../x y", "xy"), ("", "volume"), ("ä", "volume"), ("-1", "1")]
         {
             assert_eq!(fit_name(given), fit);

@@ -1,5 +1,5 @@
-//! Giving credentials other keys: what opens the store, and where the passphrase lies. The place stays, with
-//! all that is in it.
+//! Credential updates: new store credentials, and a new source of the passphrase. The backup location stays
+//! the same.
 
 use crate::{
     cloud,
@@ -24,36 +24,35 @@ use blockd_cloud::{
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// The keys of a repository, kept in another way from now on.
+/// Repository keys, and the new source of their passphrase.
 struct Passphrase {
     keys: Vec<DataKey>,
     known: KnownKeys,
-    /// Where the passphrase lies, and what it was; or the keys are kept sealed.
+    /// Reference to the passphrase and its fingerprint; `None` if the keys are stored sealed.
     from: Option<(SecretRef, Fingerprint)>,
 }
 
 impl Core {
-    /// Gives a credential other keys, or another way to its store, once the store was seen to open with them
-    /// and to be the same.
+    /// Rotates the access of a credential after verifying that it opens the same repository.
     ///
-    /// Whoever works with the store goes on, and asks it with the new keys from the next request on.
+    /// Running operations continue and use the new access from their next request on.
     ///
     /// # Errors
-    /// What does not work, or would lead to another place; nothing was changed then.
+    /// The new access does not work, or leads to another repository; nothing was changed then.
     pub async fn update_credential(
         self: &Arc<Self>,
         wanted: &CredentialRef,
         request: UpdateCredential,
     ) -> Result<Credential, ServiceError> {
         let is_lost = |row: &CredentialRow| cannot_be_opened(&self.secrets, row).is_some();
-        // What no passphrase protects can be had from the store again, with nothing given.
+        // The keys of an unencrypted repository can be read from the store again without any input.
         if request.is_empty()
             && !self.credential(Some(wanted)).await.is_ok_and(|row| !row.encrypted && is_lost(&row))
         {
-            return providers::invalid("nothing is to be changed: give at least one flag");
+            return providers::invalid("no change requested: give at least one flag");
         }
-        // Keys that another request adds meanwhile must not get lost. Without a passphrase nobody has to wait
-        // for the store.
+        // Keys that a concurrent request adds must not get lost. Without a passphrase, the lock is not held
+        // during store requests.
         let mut admission = match request.encryption_passphrase {
             Some(_) => Some(self.admission.lock().await),
             None => None,
@@ -86,14 +85,14 @@ impl Core {
         let now = self.credential(Some(&CredentialRef::Id(uuid))).await?;
         if !now.is_opened_as(&before) {
             let message = format!(
-                "credential {} was changed by somebody else meanwhile: look at it (blockctl credentials inspect), and try again",
+                "credential {} was changed concurrently: check it (blockctl credentials inspect), and try again",
                 now.name
             );
             return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
         }
         keep(&mut row.store.connection, limits_of(&now.store.connection));
-        // Whoever gives all secrets anew needs no old key; a lost one cannot open those of other credentials
-        // any more either.
+        // An update that replaces all secrets needs no old key; a lost sealing key cannot open those of other
+        // credentials either.
         let is_anew =
             passphrase.is_some() && (now.store_secret.is_none() || !matches!(change, KeyChange::Stays));
         if !is_anew && self.credential_rows().await?.iter().any(CredentialRow::has_sealed) {
@@ -110,7 +109,7 @@ impl Core {
         }
         if let Some(Passphrase { keys, from, .. }) = &passphrase {
             row.passphrase_from = from.as_ref().map(|(reference, _)| reference.clone());
-            // Keys that a passphrase elsewhere opens do not rest here.
+            // Keys that an external passphrase opens are not stored on this host.
             row.data_keys = match from {
                 Some(_) => Vec::new(),
                 None => self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(keys)?)?,
@@ -133,7 +132,7 @@ impl Core {
         }
         drop(admission);
         if let Err(error) = self.look_at_credentials().await {
-            tracing::warn!(%error, "whether all credentials can be opened is not known");
+            tracing::warn!(%error, "checking whether all credentials can be opened failed");
         }
         self.forget_unneeded_secrets().await;
         tracing::info!(
@@ -147,8 +146,8 @@ impl Core {
         Ok(reply)
     }
 
-    /// Makes sure that a store is that of a credential: it holds the key slots of before. With a passphrase,
-    /// also that it opens them.
+    /// Proves that a store holds the key slots of a credential's repository and, if a passphrase is given,
+    /// that it opens them.
     async fn prove_same(
         &self,
         row: &CredentialRow,
@@ -161,7 +160,7 @@ impl Core {
             (None, None) => {
                 match (self.secrets.open(row.uuid, Purpose::DataKeys, &row.data_keys), &passphrase) {
                     (Ok(keys), _) => Some(decode_keys(&keys)?),
-                    // The store has them, too, and the passphrase opens them there.
+                    // The keys are in the store, too, where the passphrase opens them.
                     (Err(_), StoreKey::Value(_) | StoreKey::From(..)) => None,
                     (Err(_), StoreKey::None) if !row.encrypted => {
                         let opened = cloud::open_unencrypted(store, row.known_keys()).await?;
@@ -185,7 +184,7 @@ impl Core {
                 (Zeroizing::new(resolved.expose().to_owned()), Some((reference, resolved.fingerprint)))
             }
             StoreKey::None => {
-                // Only what it refers to opens it.
+                // Only the referenced passphrase opens it.
                 if let (None, Some(reference)) = (known, &row.passphrase_from) {
                     let resolved = self.resolved_anew(Some(&row.name), reference).await?;
                     let text = resolved.expose().to_owned().into();
@@ -200,7 +199,7 @@ impl Core {
         let lost = all.len() - opened.keys().len();
         if lost > 0 && from.is_some() {
             let message = format!(
-                "{lost} data keys of credential {} are on this host only, and no passphrase opens them: they cannot be had from elsewhere",
+                "{lost} data keys of credential {} exist on this host only, and no passphrase opens them: they cannot be kept in an external secret",
                 row.name
             );
             return Err(ServiceError::refused(ErrorCode::WrongPassphrase, message));
@@ -209,21 +208,21 @@ impl Core {
     }
 }
 
-/// What a store that is another one, or a passphrase that is, means for whoever changes a credential.
+/// Explains, for a credential update, an error that means another store or another passphrase.
 fn explained(error: ServiceError, row: &CredentialRow) -> ServiceError {
     let ServiceError::Cloud(cloud) = &error else { return error };
     let (code, message) = match &**cloud {
         CloudError::WrongPassphrase { store, .. } => (
             ErrorCode::WrongPassphrase,
             format!(
-                "the passphrase does not open the repository at {store}, so it is not the one that holds: look at --encryption-passphrase-from or --encryption-passphrase-file; another passphrase is set with `blockctl credentials rekey {}`",
+                "the passphrase does not open the repository at {store}: check --encryption-passphrase-from or --encryption-passphrase-file; to set another passphrase, use `blockctl credentials rekey {}`",
                 row.name
             ),
         ),
         CloudError::KeySlotMissing { store, key } => (
             ErrorCode::StoreFailed,
             format!(
-                "with these settings {store} is not what credential {} was made for: {key} is missing; another place needs credentials of its own (blockctl credentials create)",
+                "with these settings {store} is not what credential {} was made for: {key} is missing; another backup location needs its own credential (blockctl credentials create)",
                 row.name
             ),
         ),

@@ -1,4 +1,4 @@
-//! Credentials: proving that a store works, keeping what opens it, and opening it again.
+//! Credentials: probing of stores, storage of their secrets, and opening of repositories.
 
 use crate::metrics::MeteredStore;
 use crate::{
@@ -37,42 +37,43 @@ use std::{
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-/// For how long nobody has to look again whether the key slot is in its place.
-const PROVEN_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Validity of a key slot proof.
+const PROOF_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 
-/// How soon it is tried again whether what a reference leads to opens a repository, which it did not.
-const UNOPENED_AGAIN: Duration = Duration::from_secs(60);
+/// Delay before an external passphrase that failed to open a repository is tried again.
+const UNOPENED_RETRY_DELAY: Duration = Duration::from_secs(60);
 
-/// Repositories that were opened since the start, by credential.
+/// Repositories opened since the start, by credential.
 #[derive(Default)]
 pub struct Repositories {
-    /// When the key slot of each was last seen in its place, and where that was.
+    /// Time of the last key slot proof, and the identity of the directory.
     pub(crate) proven: Mutex<HashMap<Uuid, (Instant, Place)>>,
     pub(crate) opened: Mutex<HashMap<Uuid, (Repository, Arc<PlannedBandwidth>)>>,
-    /// Of those whose passphrase lies elsewhere: where, and what it was when they were opened.
+    /// References and fingerprints of the external passphrases that opened them.
     pub(crate) opened_with: Mutex<HashMap<Uuid, (SecretRef, Fingerprint)>>,
-    /// When what such a reference leads to was last seen to open nothing.
+    /// Time at which an external passphrase was last found to open nothing.
     unopened: Mutex<HashMap<Uuid, Instant>>,
-    /// Those to which nothing is written because of their keys, with the reason that was told.
+    /// Repositories refused for writing because of their keys, with the reported reason.
     pub(crate) refused: Mutex<HashMap<Uuid, String>>,
-    /// The store of each, which all who work with it share: its keys change for all of them at once.
+    /// Store client of each, shared by all users, so that a key rotation takes effect for all of them at
+    /// once.
     stores: Mutex<HashMap<Uuid, Arc<RenewableStore>>>,
-    /// How often what opens one of them was changed: who has read the old row opens it once more.
+    /// Number of access changes: a task that opened a repository with an outdated row opens it again.
     changes: AtomicU64,
 }
 
-/// What opens a store.
+/// Secret of a store.
 pub(crate) enum StoreKey {
-    /// Nothing is needed.
+    /// No secret is needed.
     None,
-    /// A secret that is kept here.
+    /// Secret stored on this host.
     Value(Zeroizing<String>),
-    /// One that lies elsewhere, as it was fetched.
+    /// External secret, as it was read.
     From(SecretRef, Arc<Resolved>),
 }
 
-/// What may come to lie elsewhere without anybody asking the store: the device and the inode of a directory.
-/// None of a store that is no directory of this host, or of one that cannot be looked at.
+/// Identity of a local store directory (device and inode), which changes when another filesystem is mounted.
+/// `None` for a remote store, or a directory that cannot be accessed.
 pub(crate) type Place = Option<(u64, u64)>;
 
 fn place_of(store: &StoreRow) -> Place {
@@ -81,20 +82,21 @@ fn place_of(store: &StoreRow) -> Place {
 }
 
 impl Repositories {
-    /// The store of a credential; this one, unless there is one already, which may have newer keys.
+    /// Returns the shared store of a credential: the existing one, which may have newer keys, or a new one
+    /// with this client.
     fn store(&self, uuid: Uuid, client: Arc<dyn ObjectStore>) -> Arc<RenewableStore> {
         let mut stores = self.stores.lock();
         Arc::clone(stores.entry(uuid).or_insert_with(|| Arc::new(RenewableStore::new(client))))
     }
 
-    /// Has the store of a credential be asked through this client from the next request on.
+    /// Replaces the client of a credential's store from the next request on.
     pub(crate) fn renew_store(&self, uuid: Uuid, client: Arc<dyn ObjectStore>) {
         let store = self.store(uuid, Arc::clone(&client));
         store.renew(client);
         self.changes.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Uses this repository from now on, and what it was opened with if that lies elsewhere.
+    /// Replaces an opened repository, and the reference and fingerprint of its external passphrase.
     pub(crate) fn replace(
         &self,
         uuid: Uuid,
@@ -109,12 +111,12 @@ impl Repositories {
         };
         opened.insert(uuid, (repository, bandwidth));
         self.unopened.lock().remove(&uuid);
-        // What was proven was proven of what was there before.
+        // The proof was of the previous repository.
         self.proven.lock().remove(&uuid);
         self.changes.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Forgets one that is deleted.
+    /// Drops the state of a deleted credential.
     fn forget(&self, uuid: Uuid) {
         self.opened.lock().remove(&uuid);
         self.opened_with.lock().remove(&uuid);
@@ -127,12 +129,12 @@ impl Repositories {
 
 #[cfg(test)]
 impl Repositories {
-    /// As after a start: nobody has looked yet whether a key slot is in its place.
+    /// Drops all key slot proofs, as after a start.
     pub fn forget_proofs(&self) {
         self.proven.lock().clear();
     }
 
-    /// Opens them anew when they are needed again.
+    /// Drops all opened repositories; they are opened again on demand.
     pub fn forget_all(&self) {
         self.opened.lock().clear();
         self.stores.lock().clear();
@@ -145,7 +147,7 @@ impl std::fmt::Debug for Repositories {
     }
 }
 
-/// The keys as one secret: for each its length (u16, little-endian) and its bytes.
+/// Encodes the keys as one secret: for each its length (u16, little-endian) and its bytes.
 pub(crate) fn encode_keys(keys: &[DataKey]) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
     let mut encoded = Zeroizing::new(Vec::new());
     for key in keys {
@@ -171,20 +173,20 @@ pub(crate) fn decode_keys(mut encoded: &[u8]) -> Result<Vec<DataKey>, ServiceErr
 }
 
 impl Core {
-    /// Proves that a store works, opens or makes its repository, and keeps the credential.
+    /// Creates a credential after probing the store and opening or creating its repository.
     ///
     /// # Errors
-    /// The name is taken, the store does not do what it must, or the passphrase does not open the repository.
+    /// The name is taken, the store lacks a required feature, or the passphrase does not open the repository.
     pub async fn create_credential(&self, request: CreateCredential) -> Result<Credential, ServiceError> {
         let kind = providers::kind_of(&request.provider);
         let (store_row, secret) = providers::take(request.provider, request.connection, &self.data_dir)?;
         let is_empty = |input: &SecretInput| input.value().is_some_and(blockd_api::Secret::is_empty);
         if request.encryption_passphrase.as_ref().is_some_and(is_empty) {
-            let message = "the encryption passphrase is empty: give one, or leave the flag away";
+            let message = "the encryption passphrase is empty: give one, or omit the flag";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
         let taken = |name: &_| {
-            let message = format!("there is a credential {name} already: choose another name");
+            let message = format!("credential {name} already exists: choose another name");
             ServiceError::refused(ErrorCode::CredentialExists, message)
         };
         let rows = self.credential_rows().await?;
@@ -254,7 +256,7 @@ impl Core {
         Ok(reply)
     }
 
-    /// All credentials.
+    /// Lists all credentials.
     ///
     /// # Errors
     /// The database fails.
@@ -264,30 +266,30 @@ impl Core {
         })
     }
 
-    /// One credential.
+    /// Describes one credential.
     ///
     /// # Errors
-    /// There is none of that name; the database fails.
+    /// There is no such credential, or the database fails.
     pub async fn inspect_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
         Ok(providers::describe(&self.credential(Some(wanted)).await?))
     }
 
-    /// Proves again that a credential's store works and that its keys can be opened.
+    /// Verifies that a credential's store works and that its keys can be opened.
     ///
     /// # Errors
-    /// What does not work.
+    /// The cause of the failure.
     pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
         let mut row = self.credential(Some(wanted)).await?;
         for reference in references_of(&row) {
             self.resolved_anew(Some(&row.name), reference).await?;
         }
-        // What its passphrase opened is not believed either.
+        // Forces the passphrase to be checked again.
         self.repositories
             .opened_with
             .lock()
             .entry(row.uuid)
             .and_modify(|(_, seen)| *seen = Fingerprint::default());
-        // Without the limits of its bandwidth: what is to be seen is the store.
+        // Without bandwidth limits, since the store is to be examined.
         let (opened, _) = self.opened_with_what_holds(row.uuid).await?;
         let (store, _) = task_store(Arc::clone(opened.store()), self.retry_policy());
         let repository = opened.with_store(store);
@@ -304,10 +306,10 @@ impl Core {
         Ok(providers::describe(&row))
     }
 
-    /// Changes what all tasks of a credential together may move, also those that run.
+    /// Changes the bandwidth limits of a credential, also for its running tasks.
     ///
     /// # Errors
-    /// There is none of that name; a limit cannot be; the database fails.
+    /// There is no such credential, a limit is invalid, or the database fails.
     pub async fn limit_credential(
         &self,
         wanted: &CredentialRef,
@@ -319,8 +321,7 @@ impl Core {
         keep(&mut row.store.connection, limits);
         let (uuid, store) = (row.uuid, row.store.clone());
         self.db.run(move |tx| CredentialRow::set_store(tx, uuid, &store)).await?;
-        // Nobody is asked for what opens it while others wait for the lock: whoever opens it reads the new
-        // ones.
+        // No store request under the lock: a repository opened later reads the new limits.
         let opened = self.repositories.opened.lock().get(&uuid).cloned();
         if let Some((_, bandwidth)) = opened {
             bandwidth.replace(plan, Timestamp::now());
@@ -329,7 +330,7 @@ impl Core {
         Ok(providers::describe(&row))
     }
 
-    /// Forgets a credential, with what is known of its backups; the store keeps them.
+    /// Deletes a credential and the local state of its backups; the backups stay in the store.
     ///
     /// # Errors
     /// A task uses it.
@@ -367,7 +368,7 @@ impl Core {
         Ok(Deleted { id: uuid.to_string(), name: row.name.to_string(), warnings: Vec::new() })
     }
 
-    /// The rows of all credentials.
+    /// Returns the rows of all credentials.
     ///
     /// # Errors
     /// The database fails.
@@ -375,11 +376,11 @@ impl Core {
         Ok(self.db.run(CredentialRow::all).await?)
     }
 
-    /// The credential that is meant, by its name, its UUID or the beginning of that; with none named, the
-    /// only one.
+    /// Looks up a credential by its name, its UUID or a unique prefix of it; without one, returns the only
+    /// credential.
     ///
     /// # Errors
-    /// There is none of that name, or none is named and there is not exactly one.
+    /// There is no such credential, or none is named and there is not exactly one.
     pub async fn credential(&self, wanted: Option<&CredentialRef>) -> Result<CredentialRow, ServiceError> {
         let mut rows = self.credential_rows().await?;
         let Some(wanted) = wanted else {
@@ -387,11 +388,11 @@ impl Core {
                 (Some(only), true) => Ok(only),
                 (None, _) => Err(ServiceError::refused(
                     ErrorCode::CredentialRequired,
-                    "there is no credential: create one first (blockctl credentials create)",
+                    "no credentials exist: create one first (blockctl credentials create)",
                 )),
                 (Some(_), false) => Err(ServiceError::refused(
                     ErrorCode::CredentialRequired,
-                    "there are several credentials: say which one with --cred-id",
+                    "several credentials exist: select one with --cred-id",
                 )),
             };
         };
@@ -408,17 +409,17 @@ impl Core {
             (None, CredentialRef::Id(_)) => None,
         };
         found.ok_or_else(|| {
-            ServiceError::refused(ErrorCode::CredentialNotFound, format!("there is no credential {wanted}"))
+            ServiceError::refused(ErrorCode::CredentialNotFound, format!("no credential {wanted}"))
         })
     }
 
-    /// Makes sure that a credential's store is the one that was opened: a disk that is not mounted is an
-    /// empty directory, and takes everything.
+    /// Proves that a credential's store is the one that was opened: the mount point of an unmounted disk is
+    /// an empty directory that accepts all writes.
     ///
     /// # Errors
-    /// It is not, or what the store reports.
+    /// It is another store, or the store fails.
     pub(crate) async fn prove_place(&self, uuid: Uuid, repository: &Repository) -> Result<(), ServiceError> {
-        // Before the proof: what is mounted meanwhile was not proven.
+        // Read before the proof: a filesystem mounted since is not proven.
         let place = self.place(uuid).await?;
         let proven = repository.prove_key_slot().await;
         self.note_key_slots(uuid, repository).await;
@@ -427,18 +428,20 @@ impl Core {
         Ok(())
     }
 
-    /// Whether that was done within a day, and the place is the same as far as this host can tell: of a
-    /// directory, the key slot is looked at each time, because disks that take turns at one mount point may
-    /// have everything else in common. That is a small file of this host, and no request of the task's.
+    /// Returns true if the proof is less than a day old and the directory is still the same. For a local
+    /// directory the key slot is read each time, because disks that alternate at one mount point may have the
+    /// same device and inode numbers; this reads one small local file and is not a request of the task.
     ///
     /// # Errors
-    /// There is no such credential any more.
+    /// The credential no longer exists.
     pub(crate) async fn was_proven_lately(&self, uuid: Uuid) -> Result<bool, ServiceError> {
         let proven = self.repositories.proven.lock().get(&uuid).copied();
-        let Some((at, place)) = proven.filter(|(at, _)| at.elapsed() < PROVEN_FOR) else { return Ok(false) };
+        let Some((at, place)) = proven.filter(|(at, _)| at.elapsed() < PROOF_VALIDITY) else {
+            return Ok(false);
+        };
         let now = self.place(uuid).await?;
         if now != place {
-            tracing::info!(credential = %uuid, since_s = at.elapsed().as_secs(), "the directory of the store is another one than before");
+            tracing::info!(credential = %uuid, since_s = at.elapsed().as_secs(), "the directory of the store has changed");
         }
         if now != place || place.is_none() {
             return Ok(now == place);
@@ -446,7 +449,7 @@ impl Core {
         let (repository, _) = self.opened_repository(uuid).await?;
         let looked_at = repository.prove_key_slot().await;
         if let Err(error) = &looked_at {
-            tracing::info!(credential = %uuid, %error, "the directory of the store has another content than before");
+            tracing::info!(credential = %uuid, %error, "the content of the store's directory has changed");
         }
         Ok(looked_at.is_ok())
     }
@@ -456,24 +459,24 @@ impl Core {
         blocking(move || Ok::<_, ServiceError>(place_of(&row.store))).await
     }
 
-    /// The repository of a credential, with a store of the caller's own that retries and counts its requests.
+    /// Returns the repository of a credential with a store that retries and counts the caller's requests.
     ///
     /// # Errors
-    /// The credential is gone, or its secrets cannot be opened.
+    /// The credential does not exist, or its secrets cannot be opened.
     pub async fn task_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Requests>), ServiceError> {
         let (repository, bandwidth) = self.opened_repository(uuid).await?;
         let (store, requests) = task_store(Arc::clone(repository.store()), self.retry_policy());
-        // Also where there is no limit now: there may be one while the task runs.
+        // Also without a limit: one may be set while the task runs.
         let store = Arc::new(LimitStore::new(store, Arc::clone(bandwidth.bandwidth())));
         let store = Arc::new(LimitStore::new(store, Arc::clone(self.bandwidth.bandwidth())));
         Ok((repository.with_store(store).with_work(self.pressure.work()), requests))
     }
 
-    /// The same for somebody who waits for what is read, such as a guest: nothing of it makes way for guests,
-    /// nor waits for its share of what this host's tasks may move.
+    /// Returns the repository for reads that a guest or user waits for: they are neither throttled in favour
+    /// of guests nor subject to the host's bandwidth limits of tasks.
     ///
     /// # Errors
-    /// Those of [`task_repository`](Self::task_repository).
+    /// The errors of [`task_repository`](Self::task_repository).
     pub(crate) async fn guest_repository(
         &self,
         uuid: Uuid,
@@ -484,16 +487,16 @@ impl Core {
         Ok((repository.with_store(store).with_work(Work::default()), requests))
     }
 
-    /// How what is put into a store is written, if that is a directory.
+    /// Returns the write scheduling of a local directory store.
     fn store_writing(&self, store: &StoreRow) -> Result<Option<Work>, ServiceError> {
         let ProviderRow::Local { .. } = store.provider else { return Ok(None) };
         let writing = self.pressure.writing(self.config.upload_concurrency);
         writing.map(Some).map_err(|error| ServiceError::Internal(error.to_string()))
     }
 
-    /// The repository of a credential. One that is open already is used on where another passphrase was put
-    /// in the place of that which opened it, but opens nothing: that is no reason to stop backups, and needs
-    /// somebody to look at it.
+    /// Returns the opened repository of a credential. If its external passphrase has changed and no longer
+    /// opens the repository, the open keys stay in use: backups continue, and a warning asks for a
+    /// correction.
     pub(crate) async fn opened_repository(
         &self,
         uuid: Uuid,
@@ -501,12 +504,12 @@ impl Core {
         let opened = self.repositories.opened.lock().get(&uuid).cloned();
         let Some(opened) = opened else { return self.opened_with_what_holds(uuid).await };
         let unopened = self.repositories.unopened.lock().get(&uuid).copied();
-        if unopened.is_some_and(|at| at.elapsed() < UNOPENED_AGAIN) {
+        if unopened.is_some_and(|at| at.elapsed() < UNOPENED_RETRY_DELAY) {
             return Ok(opened);
         }
         match self.opened_with_what_holds(uuid).await {
             Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::WrongPassphrase { .. }) => {
-                tracing::warn!(credential = %uuid, %error, "the passphrase was changed where it lies, but opens nothing: the keys that are open are used until the daemon stops; put the old one back, or use credentials rekey");
+                tracing::warn!(credential = %uuid, %error, "the external passphrase was changed and no longer opens the repository: the open keys are used until the daemon stops; restore the old passphrase, or use credentials rekey");
                 self.repositories.unopened.lock().insert(uuid, Instant::now());
                 Ok(opened)
             }
@@ -517,7 +520,7 @@ impl Core {
         }
     }
 
-    /// The same, only if what its reference leads to now opens it.
+    /// Returns the opened repository only if its current external passphrase opens it.
     async fn opened_with_what_holds(
         &self,
         uuid: Uuid,
@@ -539,12 +542,12 @@ impl Core {
                 match opened_with {
                     Some(opened_with) => {
                         self.repositories.opened_with.lock().insert(uuid, opened_with);
-                        // Those that work with the keys of before share its bandwidth.
+                        // Users of the previous keys share its bandwidth limit.
                         let bandwidth = all.get(&uuid).map_or(bandwidth, |(_, shared)| Arc::clone(shared));
                         all.insert(uuid, (repository.clone(), Arc::clone(&bandwidth)));
                         (repository, bandwidth)
                     }
-                    // Another task may have been faster: they share one bandwidth.
+                    // A concurrent task may have opened it: both share one bandwidth limit.
                     None => all.entry(uuid).or_insert((repository, bandwidth)).clone(),
                 }
             };
@@ -554,14 +557,14 @@ impl Core {
         }
     }
 
-    /// Has the limits hold that are stored: they may have changed while the repository was opened.
+    /// Applies the stored limits, which may have changed while the repository was opened.
     async fn take_limits(&self, uuid: Uuid, bandwidth: &PlannedBandwidth) -> Result<(), ServiceError> {
         let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
         bandwidth.replace(LimitPlan::of(&limits_of(&row.store.connection))?, Timestamp::now());
         Ok(())
     }
 
-    /// Whether the passphrase that opened a repository is the one that holds now, if it lies elsewhere.
+    /// Returns true if the repository was opened with the current external passphrase, or has none.
     async fn is_opened_with_what_holds(&self, uuid: Uuid) -> Result<bool, ServiceError> {
         let opened_with = self.repositories.opened_with.lock().get(&uuid).cloned();
         let Some((reference, fingerprint)) = opened_with else { return Ok(true) };
@@ -574,10 +577,10 @@ impl Core {
         }
     }
 
-    /// What opens the store of a stored credential.
+    /// Returns the secret of a stored credential's store.
     ///
     /// # Errors
-    /// It cannot be opened, or had from where it lies.
+    /// The secret cannot be unsealed, or the external secret cannot be read.
     pub(crate) async fn store_key_of(&self, row: &CredentialRow) -> Result<StoreKey, ServiceError> {
         Ok(match (&row.store_secret_from, &row.store_secret) {
             (Some(reference), _) => {
@@ -596,10 +599,10 @@ impl Core {
         })
     }
 
-    /// A client of a store; makes no request to it.
+    /// Creates a store client without sending a request.
     ///
     /// # Errors
-    /// A setting that cannot be right; a directory that is not there.
+    /// A setting is invalid, or the directory does not exist.
     pub(crate) async fn client_of(
         &self,
         store: StoreRow,
@@ -610,10 +613,10 @@ impl Core {
         blocking(move || open_store(&store, &key, writing, &references)).await
     }
 
-    /// The store of a stored credential, with whatever keys it has by then; makes no request to it.
+    /// Returns the store of a stored credential, which follows key rotations; sends no request.
     ///
     /// # Errors
-    /// Its secret cannot be opened, or had from where it lies.
+    /// The secret cannot be unsealed, or the external secret cannot be read.
     pub(crate) async fn store_of(&self, row: &CredentialRow) -> Result<Arc<dyn ObjectStore>, ServiceError> {
         let key = Arc::new(self.store_key_of(row).await?);
         let client = self.client_of(row.store.clone(), key).await?;
@@ -621,7 +624,7 @@ impl Core {
         Ok(Arc::new(MeteredStore::new(shared, self.meters.of(row.uuid))))
     }
 
-    /// Opens a stored credential again; asks its store only if the passphrase lies elsewhere.
+    /// Opens a stored credential's repository again; sends store requests only for an external passphrase.
     async fn reopen(&self, uuid: Uuid) -> Result<Reopened, ServiceError> {
         let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
         let bandwidth = providers::bandwidth(&row.store)?;
@@ -642,7 +645,7 @@ impl Core {
     }
 }
 
-/// A client of a store.
+/// Creates a store client.
 fn open_store(
     store: &StoreRow,
     key: &StoreKey,
@@ -659,10 +662,10 @@ fn open_store(
     }
 }
 
-/// A repository, what its tasks may move, and with what it was opened if that lies elsewhere.
+/// Repository, bandwidth limits, and the reference and fingerprint of its external passphrase.
 type Reopened = (Repository, Arc<PlannedBandwidth>, Option<(SecretRef, Fingerprint)>);
 
-/// Why what is sealed of a credential cannot be opened, if that is so.
+/// Returns the error of unsealing a credential's secrets, if they cannot be unsealed.
 pub(crate) fn cannot_be_opened(secrets: &Secrets, row: &CredentialRow) -> Option<SecretsError> {
     let keys = (!row.data_keys.is_empty()).then_some((Purpose::DataKeys, &row.data_keys));
     let secret = row.store_secret.as_ref().map(|sealed| (Purpose::StoreSecret, sealed));
@@ -670,13 +673,13 @@ pub(crate) fn cannot_be_opened(secrets: &Secrets, row: &CredentialRow) -> Option
     sealed.find_map(|(purpose, sealed)| secrets.open(row.uuid, purpose, sealed).err())
 }
 
-/// A sealed secret that cannot be opened, as callers see it.
+/// Converts the error of a secret that cannot be unsealed.
 pub(crate) fn not_opened(row: &CredentialRow, error: &SecretsError) -> ServiceError {
     let message = format!("credential {}: {error}", row.name);
     ServiceError::refused(ErrorCode::SecretUnavailable, message)
 }
 
-/// Whether a manifest cannot be had because it is not there or not whole: nothing can build on it.
+/// Returns true if a manifest is missing or damaged: no incremental backup can be based on it.
 pub(crate) fn is_gone_or_damaged(error: &CloudError) -> bool {
     matches!(
         error,

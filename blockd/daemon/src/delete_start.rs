@@ -1,4 +1,4 @@
-//! Starting the deletion of a cloud snapshot: asked for by a user, or judged by retention.
+//! Start of cloud snapshot deletions, on request or by a retention policy.
 
 use crate::{
     asking::is_still_wanted,
@@ -33,11 +33,12 @@ impl Core {
     /// There is no such cloud snapshot, or a task uses it.
     pub async fn start_delete(self: &Arc<Self>, request: &StartDelete) -> Result<TaskStarted, ServiceError> {
         let started = self.start_delete_if(request, None).await?;
-        started.ok_or_else(|| ServiceError::Internal("a deletion that nobody judged was not begun".into()))
+        started.ok_or_else(|| ServiceError::Internal("an unconditional deletion was not started".into()))
     }
 
-    /// The same. Of what a rule judged, it is said by what mark it did: if that is not what is said of the
-    /// cloud snapshot any more, nothing is begun, and the rule has to judge anew.
+    /// Starts a deletion. For one by a retention policy, `judged_by` is the retention override that the
+    /// decision was based on: if that has changed, nothing is started, and the policy has to be evaluated
+    /// again.
     pub(crate) async fn start_delete_if(
         self: &Arc<Self>,
         request: &StartDelete,
@@ -79,7 +80,7 @@ impl Core {
         self.store_and_launch(row, |_| Ok(())).await.map(Some)
     }
 
-    /// Whether the manifest is there and damaged, which only force deletes.
+    /// Returns true if the manifest is damaged and `force` is set; refuses a damaged one otherwise.
     async fn has_damaged_manifest(
         &self,
         credential: Uuid,
@@ -98,20 +99,20 @@ impl Core {
             return Ok(true);
         }
         let mut refused = error.to_api();
-        refused.hint =
-            Some(format!("an administrator deletes it all the same with `{}`", delete_command(id)));
+        refused.hint = Some(format!("to delete it anyway, an administrator runs `{}`", delete_command(id)));
         Err(ServiceError::Refused(refused))
     }
 
-    /// Refuses to delete what a task needs that is under way or can be resumed. Under the admission lock.
+    /// Refuses to delete a cloud snapshot that a running or resumable task needs. Requires the admission
+    /// lock.
     async fn refuse_if_used(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
         let chains = self.db.run(|tx| Chain::all(tx, None)).await?;
         let uses = |task: &TaskRow| match task.kind {
             TaskKind::Restore => task.cloudsnap == *id,
             TaskKind::Delete | TaskKind::Verify => false,
             TaskKind::Backup => {
-                // One that has not decided yet may build on the tip of its volume's chain; one that is
-                // resumed looks for it.
+                // A task without a decision yet may use the tip of its volume's chain as its base; a resumed
+                // one looks for it.
                 let undecided = !task.state.is_final()
                     && task.detail.backup_type.is_none()
                     && chains.iter().any(|chain| Some(chain.volume) == task.volume && chain.cloudsnap == *id);
@@ -121,7 +122,7 @@ impl Core {
         let tasks = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
         let Some(task) = tasks.into_iter().find(uses) else { return Ok(()) };
         let how = match task.state.is_final() {
-            true => format!("resume it, or give it up with `blockctl cloudsnap stop {} --discard`", task.id),
+            true => format!("resume it, or discard it with `blockctl cloudsnap stop {} --discard`", task.id),
             false => "wait for it to end".to_owned(),
         };
         let message = format!("cloud snapshot {id} is used by {} task {}: {how}", task.kind, task.id);

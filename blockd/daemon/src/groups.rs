@@ -1,4 +1,4 @@
-//! Snapshots of several volumes at one instant: which volumes are meant, and what is told of them.
+//! Snapshots of consistency groups: selection of the members, and the reply.
 
 use crate::{
     core::{Core, random_id},
@@ -17,11 +17,11 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 impl Core {
-    /// Freezes all volumes that are meant at one instant, or none of them.
+    /// Takes a snapshot of all selected volumes at one point in time, or of none.
     ///
     /// # Errors
-    /// No volumes are meant, or too many; one of them cannot be used or has a snapshot of that name; or one
-    /// fails.
+    /// No volumes are selected, or too many; one of them cannot be used or has a snapshot of that name; or
+    /// one freeze fails.
     pub async fn create_group_snapshot(
         &self,
         request: CreateGroupSnapshot,
@@ -74,7 +74,7 @@ impl Core {
         Ok(GroupSnapshot { group, name, created, snapshots })
     }
 
-    /// The volumes that are meant, by name, each once.
+    /// Returns the selected volumes, sorted by name and without duplicates.
     pub(crate) fn members(
         &self,
         request: &CreateGroupSnapshot,
@@ -104,7 +104,8 @@ impl Core {
                 volumes.iter().map(|wanted| self.registry.find(wanted)).collect::<Result<_, _>>()?
             }
             _ => {
-                let message = "which volumes are meant is not clear: give one of group, label and volumes";
+                let message =
+                    "the selection of volumes is ambiguous: give exactly one of group, label and volumes";
                 return Err(invalid(message.into()));
             }
         };

@@ -1,5 +1,4 @@
-//! Key slots: events about those that were repaired or are damaged, and about keys that this host does not
-//! write under; the slots that it keeps.
+//! Key slots: events about repaired and damaged ones and about refused write keys, and the local copies.
 
 use crate::{
     core::Core,
@@ -12,8 +11,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 impl Core {
-    /// Raises an event for each key slot that was found to be damaged, and keeps the slots of the repository
-    /// for the next repair. A failure is logged only: the store has the slots as well.
+    /// Raises an event for each damaged key slot, and stores the repository's slots for the next repair. A
+    /// failure is only logged: the store has the slots as well.
     pub(crate) async fn note_key_slots(&self, uuid: Uuid, repository: &Repository) {
         if let Err(error) = self.store_key_slots(uuid, repository).await {
             tracing::warn!(credential = %uuid, %error, "storing the key slots failed");
@@ -25,7 +24,7 @@ impl Core {
         let now = Timestamp::now();
         let findings = repository.take_slot_findings();
         let mut known = repository.known_keys();
-        // A repository that was opened for one look may know fewer.
+        // A repository opened for a single lookup may know fewer.
         for slot in row.known_keys().slots {
             known.remember_missing(slot);
         }
@@ -44,7 +43,7 @@ impl Core {
         Ok(())
     }
 
-    /// The event that nothing is written to a repository, once for each reason.
+    /// Returns the event that writes to a repository are refused, once for each reason.
     fn refusal(&self, repository: &Repository, row: &CredentialRow, now: Timestamp) -> Option<NewEvent> {
         let mut refused = self.repositories.refused.lock();
         let Err(error) = repository.check_writable() else {

@@ -1,4 +1,4 @@
-//! Bandwidth by the time of day: of each credential, and of the host.
+//! Bandwidth limits by time of day, of credentials and of the host.
 
 use crate::{core::Core, error::ServiceError};
 use blockd_api::{
@@ -11,12 +11,12 @@ use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
-/// How often it is looked whether another limit holds now.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// The lowest limit of bandwidth: below it even small requests would take minutes.
+/// Interval between checks for a change of the limits.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Minimum bandwidth limit: below it even small requests would take minutes.
 const MIN_BYTES_PER_S: u64 = 1 << 10;
 
-/// What may move when, and where the clock hangs that tells.
+/// Upload and download limits by time of day, with their time zone.
 #[derive(Clone, Debug)]
 pub(crate) struct LimitPlan {
     upload: DailyLimit,
@@ -25,16 +25,16 @@ pub(crate) struct LimitPlan {
 }
 
 impl LimitPlan {
-    /// What these limits mean.
+    /// Creates the plan of these limits.
     ///
     /// # Errors
-    /// One is too low; there is no such time zone.
+    /// A limit is too low, or the time zone is unknown.
     pub(crate) fn of(limits: &CredentialLimits) -> Result<Self, ServiceError> {
         let refused = |message: String| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         for (flag, limit) in [("--limit-upload", &limits.upload), ("--limit-download", &limits.download)] {
             if limit.lowest_bytes_per_s().is_some_and(|lowest| lowest < MIN_BYTES_PER_S) {
                 return refused(format!(
-                    "{flag} is below {MIN_BYTES_PER_S} bytes a second: give more, or none"
+                    "{flag} is below {MIN_BYTES_PER_S} bytes per second: raise or omit it"
                 ));
             }
         }
@@ -44,7 +44,7 @@ impl LimitPlan {
                 Ok(zone) => zone,
                 Err(_) => {
                     return refused(format!(
-                        "there is no time zone {name:?}: give one such as Europe/Berlin, or none for UTC"
+                        "unknown time zone {name:?}: use a name such as Europe/Berlin, or omit it for UTC"
                     ));
                 }
             },
@@ -52,17 +52,17 @@ impl LimitPlan {
         Ok(Self { upload: limits.upload.clone(), download: limits.download.clone(), zone })
     }
 
-    /// Bytes a second that may be sent and received at an instant.
+    /// Returns the limits at a time, in bytes per second.
     fn at(&self, now: Timestamp) -> Rates {
         let time = now.to_zoned(self.zone.clone()).time();
         (self.upload.bytes_per_s_at(time), self.download.bytes_per_s_at(time))
     }
 }
 
-/// Bytes a second that may be sent and received.
+/// Upload and download limit, in bytes per second.
 type Rates = (Option<u64>, Option<u64>);
 
-/// Bandwidth that follows a plan.
+/// Bandwidth limiter that follows a plan.
 #[derive(Debug)]
 pub(crate) struct PlannedBandwidth {
     bandwidth: Arc<Bandwidth>,
@@ -76,18 +76,18 @@ impl PlannedBandwidth {
         Arc::new(Self { bandwidth, state: Mutex::new((plan, (up, down))) })
     }
 
-    /// What tasks are held to.
+    /// Returns the limiter that tasks use.
     pub(crate) fn bandwidth(&self) -> &Arc<Bandwidth> {
         &self.bandwidth
     }
 
-    /// Another plan from now on, also for what waits already.
+    /// Replaces the plan, also for requests that wait already.
     pub(crate) fn replace(&self, plan: LimitPlan, now: Timestamp) {
         self.state.lock().0 = plan;
         self.follow(now);
     }
 
-    /// Has what the plan says hold.
+    /// Applies the plan's current limits.
     pub(crate) fn follow(&self, now: Timestamp) {
         let mut state = self.state.lock();
         let rates = state.0.at(now);
@@ -98,7 +98,7 @@ impl PlannedBandwidth {
     }
 }
 
-/// The limits in what is kept of a credential.
+/// Returns the limits from the stored settings of a credential.
 pub(crate) fn limits_of(connection: &Connection) -> CredentialLimits {
     CredentialLimits {
         upload: DailyLimit {
@@ -113,7 +113,7 @@ pub(crate) fn limits_of(connection: &Connection) -> CredentialLimits {
     }
 }
 
-/// Puts limits into what is kept of a credential.
+/// Sets the limits in the stored settings of a credential.
 pub(crate) fn keep(connection: &mut Connection, limits: CredentialLimits) {
     connection.limit_upload_bytes_per_s = limits.upload.otherwise_bytes_per_s;
     connection.limit_upload_windows = limits.upload.windows;
@@ -122,13 +122,13 @@ pub(crate) fn keep(connection: &mut Connection, limits: CredentialLimits) {
     connection.limit_time_zone = limits.time_zone;
 }
 
-/// Follows all plans until it is aborted.
+/// Applies all plans periodically until the daemon stops.
 pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
     let core = Arc::clone(core);
     tokio::spawn(async move {
         let work = async {
             loop {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
                 let now = Timestamp::now();
                 let opened: Vec<_> = core.repositories.opened.lock().values().cloned().collect();
                 opened.iter().for_each(|(_, planned)| planned.follow(now));
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_that_of_a_clock_on_the_wall_in_summer_and_in_winter() {
+    fn limit_window_follows_local_time_in_summer_and_winter() {
         let berlin = plan("20M@08:00-18:00", "Europe/Berlin");
         for (at, limited) in [
             ("2026-01-15T06:59:59Z", false),
@@ -182,12 +182,12 @@ mod tests {
     }
 
     #[test]
-    fn clocks_that_are_put_forward_and_back() {
-        // On 2026-03-29 two o'clock is three; on 2026-10-25 three o'clock is two once more.
+    fn limit_window_follows_daylight_saving_changes() {
+        // On 2026-03-29 02:00 becomes 03:00; on 2026-10-25 03:00 becomes 02:00.
         let spring = plan("1M@02:00-03:00", "Europe/Berlin");
         for minute in 0..180 {
             let at = Timestamp::from_second(1_774_742_400 + minute * 60).unwrap();
-            assert_eq!(spring.at(at).0, None, "{at}: that hour is left out");
+            assert_eq!(spring.at(at).0, None, "{at}: the skipped hour");
         }
         assert_eq!("2026-03-29T00:00:00Z".parse::<Timestamp>().unwrap().as_second(), 1_774_742_400);
         let autumn = plan("1M@02:30-02:45", "Europe/Berlin");
@@ -199,7 +199,7 @@ mod tests {
             ("2026-10-25T01:44:59Z", true),
             ("2026-10-25T01:45:00Z", false),
         ] {
-            assert_eq!(is_limited(&autumn, at), limited, "{at}: it is there twice");
+            assert_eq!(is_limited(&autumn, at), limited, "{at}: the repeated hour");
         }
         let across = plan("1M@22:00-06:00", "Europe/Berlin");
         let count = |from: &str| {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused() {
+    fn invalid_limit_is_refused_by_name() {
         let limits = |upload: &str, zone: Option<&str>| CredentialLimits {
             upload: upload.parse().unwrap(),
             time_zone: zone.map(str::to_owned),
