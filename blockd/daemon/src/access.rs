@@ -1,11 +1,10 @@
-//! Who may have which volume over NBD: by the names in a client's certificate, and by how many are connected
-//! already.
+//! Access control of volumes over NBD: by the names in client certificates, and by connection count.
 
 use blockd_nbd::{Client, ExportError};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 
-/// The access lists of the configuration.
+/// Access lists of the configuration.
 #[derive(Debug)]
 pub struct Access {
     lists: RwLock<BTreeMap<String, Vec<String>>>,
@@ -19,31 +18,31 @@ impl Default for Access {
 }
 
 impl Access {
-    /// Lists of names by volume, `*` standing for any characters on both sides, and how many connections one
-    /// volume may have.
+    /// Creates the access control from lists of certificate names by volume, in both of which `*` stands for
+    /// any characters, and the maximum number of connections per volume.
     pub fn new(lists: BTreeMap<String, Vec<String>>, max_connections: u64) -> Self {
         Self { lists: RwLock::new(lists), max_connections }
     }
 
-    /// Has other lists hold, for clients that ask from now on.
+    /// Replaces the lists for future connections.
     pub fn replace(&self, lists: BTreeMap<String, Vec<String>>) {
         *self.lists.write() = lists;
     }
 
-    /// How many connections one volume may have for this client to get another. There is no bound for clients
-    /// of unix sockets: others, who may need no right at all, must not lock this host's own devices out.
+    /// Returns the maximum number of connections of a volume for this client. Clients of Unix sockets are
+    /// unlimited: remote clients, which may need no privilege, must not lock out this host's own devices.
     pub fn max_connections(&self, client: &Client) -> u64 {
         if client.is_local { u64::MAX } else { self.max_connections }
     }
 
-    /// True if a client may have a volume. A volume without a list is open to every client; several lists for
-    /// one volume add up. Clients of unix sockets belong to this host's administrator and may have every
-    /// volume.
+    /// Returns true if a client may use a volume. A volume without a list is open to every client; several
+    /// lists for one volume add up. Clients of Unix sockets belong to this host's administrator and may use
+    /// every volume.
     pub fn allows(&self, volume: &str, client: &Client) -> bool {
         client.is_local || self.listed(volume, client).unwrap_or(true)
     }
 
-    /// True if the lists for a name contain the client; none if there is no list for it.
+    /// Returns true if the lists for a name contain the client; `None` if there is no list for it.
     fn listed(&self, name: &str, client: &Client) -> Option<bool> {
         let lists = self.lists.read();
         let mut lists =
@@ -53,7 +52,7 @@ impl Access {
         Some(lists.flatten().any(contains))
     }
 
-    /// As [`allows`](Self::allows), with an error for the client.
+    /// Checks access to a volume; see [`allows`](Self::allows).
     ///
     /// # Errors
     /// Access is denied.
@@ -74,16 +73,16 @@ impl Access {
 }
 
 fn denied(export: &str, client: &Client) -> ExportError {
-    tracing::warn!(export, peer = client.peer, names = ?client.certificate_names, "a client was denied");
+    tracing::warn!(export, peer = client.peer, names = ?client.certificate_names, "NBD access denied");
     let reason = if client.certificate_names.is_empty() {
-        "it is for clients with certificates".to_owned()
+        "access requires a client certificate".to_owned()
     } else {
-        format!("it is not for {}", client.certificate_names.join(", "))
+        format!("access denied for {}", client.certificate_names.join(", "))
     };
     ExportError::Denied { reason }
 }
 
-/// Whether `text` is what `pattern` says, in which `*` stands for any characters, or none.
+/// Returns true if `text` matches `pattern`, in which `*` stands for any number of characters.
 fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
@@ -93,7 +92,7 @@ fn matches(pattern: &str, text: &str) -> bool {
         return rest.is_empty();
     };
     for part in parts {
-        // The first place is as good as any later one: it leaves the most.
+        // The first match is sufficient: it leaves the longest rest.
         let Some(at) = rest.find(part) else {
             return false;
         };
@@ -112,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns() {
+    fn wildcard_pattern_matches_any_characters() {
         for (pattern, text, expected) in [
             ("db", "db", true),
             ("db", "db1", false),
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_for_the_named_only_and_volumes_without_one_for_all() {
+    fn access_list_restricts_its_volumes_only() {
         let list = |volume: &str, names: &[&str]| {
             (volume.to_owned(), names.iter().map(|name| (*name).to_owned()).collect())
         };
@@ -148,16 +147,16 @@ mod tests {
         assert!(access.allows("db", &client(&["x", "db-client"])));
         assert!(access.allows("db", &client(&["a.db.example"])));
         assert!(!access.allows("db", &client(&["web"])));
-        assert!(access.allows("db-shared", &client(&["web"])), "either list will do");
+        assert!(access.allows("db-shared", &client(&["web"])), "any matching list is sufficient");
         assert!(access.allows("db-shared", &client(&["db-client"])));
         assert!(!access.allows("closed", &client(&["db-client"])));
         assert!(access.allows("closed", &Client { is_local: true, ..client(&[]) }));
         let Err(ExportError::Denied { reason }) = access.check("db", &client(&["web"])) else {
-            panic!("it was let in")
+            panic!("access was not denied")
         };
-        assert_eq!(reason, "it is not for web");
+        assert_eq!(reason, "access denied for web");
         assert!(!access.allows("db", &client(&[])));
-        // A star in a certificate is a star, not a wildcard.
+        // A star in a certificate is not a wildcard.
         assert!(!access.allows("db", &client(&["*"])));
         access.replace([list("db", &["web"])].into());
         assert!(access.allows("db", &client(&["web"])) && !access.allows("db", &client(&["db-client"])));

@@ -1,11 +1,11 @@
-//! Sockets of the control API that systemd made and passes on.
+//! Socket activation: control API sockets created and passed by systemd.
 //!
-//! Whoever connects while the daemon is not there yet, or is being restarted, waits in such a socket in place
-//! of being refused, and starts the daemon where it does not run. A socket is known by its address: that of
-//! the daemon's own socket, or of a group's; and it must be the very one that lies there. What cannot be used
-//! is closed, with a line in the log: volumes are served all the same.
+//! Clients that connect before the daemon is up, or during a restart, wait in the socket's backlog instead of
+//! being refused, and start the daemon if it does not run. A socket is identified by its address, which is
+//! that of the daemon's own socket or of a group's, and must be the one bound at that path. Other descriptors
+//! are closed with a log line, and volumes are served nevertheless.
 
-mod place;
+mod bound_file;
 
 use std::{
     fs::Metadata,
@@ -20,45 +20,45 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// What was passed has been taken.
+/// Set once the descriptors have been taken.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Why a passed descriptor is not used.
+/// Reasons why a passed descriptor is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum PassedError {
-    /// The variables, or the descriptors that they tell of, are not what systemd passes.
+    /// The environment variables or the descriptors violate the protocol.
     #[error("LISTEN_PID, LISTEN_FDS: {source}")]
     Protocol {
-        /// What is wrong.
+        /// Cause.
         source: std::io::Error,
     },
-    /// Whoever connects to the path reaches another socket.
-    #[error("{} is another socket than the one that systemd passed: restart the socket unit", path.display())]
+    /// Another socket is bound at the path.
+    #[error("another socket than the one passed by systemd is bound at {}: restart the socket unit", path.display())]
     Other {
-        /// The address of the socket.
+        /// Address of the socket.
         path: PathBuf,
     },
-    /// It is nothing that listens.
-    #[error("descriptor {descriptor} is no listening unix stream socket with a path")]
+    /// The descriptor is not a listening socket.
+    #[error("descriptor {descriptor} is not a listening unix stream socket with a path")]
     Kind {
-        /// Its number, as it was passed.
+        /// Index of the descriptor.
         descriptor: usize,
     },
-    /// Whoever connects to the path does not reach the passed socket.
-    #[error("{} is no socket any more: restart the socket unit", path.display())]
+    /// The path of the socket no longer exists.
+    #[error("the passed socket {} was removed: restart the socket unit", path.display())]
     Gone {
-        /// The address of the socket.
+        /// Address of the socket.
         path: PathBuf,
     },
-    /// Nothing of the configuration has this address.
-    #[error("nothing is configured to be served at {}", path.display())]
+    /// No configured listener has this address.
+    #[error("no listener is configured at {}", path.display())]
     Unknown {
-        /// The address of the socket.
+        /// Address of the socket.
         path: PathBuf,
     },
 }
 
-/// Listening sockets from systemd that nobody uses yet.
+/// Unused listening sockets from systemd.
 #[derive(Debug, Default)]
 pub struct Passed {
     listeners: Vec<(PathBuf, UnixListener)>,
@@ -66,8 +66,8 @@ pub struct Passed {
 }
 
 impl Passed {
-    /// Takes what was passed to this process, once: afterwards nothing is left. Must be called before
-    /// anything else opens files: a descriptor is told by its number.
+    /// Takes the descriptors passed to this process; further calls return none. Must be called before any
+    /// file is opened: the descriptors are identified by their numbers.
     pub fn take() -> Self {
         let mut this = Self::default();
         if TAKEN.swap(true, Ordering::SeqCst) {
@@ -81,8 +81,8 @@ impl Passed {
             }
         };
         for (nth, raw) in descriptors.enumerate() {
-            // SAFETY: the number was given to this process for it to own, it was found to be open, and nobody
-            // has opened anything that could have got it. It is taken once.
+            // SAFETY: the number was passed to this process for it to own, it refers to an open descriptor,
+            // and no file was opened since that could have got it. It is taken once.
             this.add(nth, unsafe { OwnedFd::from_raw_fd(raw) });
         }
         this
@@ -91,8 +91,8 @@ impl Passed {
     fn add(&mut self, descriptor: usize, socket: OwnedFd) {
         match listener(socket) {
             Some((path, _)) if !is_socket(&path) => self.problems.push(PassedError::Gone { path }),
-            // Where the kernel does not tell, an address that fits is believed.
-            Some((path, listener)) if matches!(place::is_at(&listener, &path), Ok(false)) => {
+            // If the kernel does not report the bound file, a matching address is sufficient.
+            Some((path, listener)) if matches!(bound_file::is_bound_at(&listener, &path), Ok(false)) => {
                 self.problems.push(PassedError::Other { path });
             }
             Some(passed) => self.listeners.push(passed),
@@ -100,7 +100,7 @@ impl Passed {
         }
     }
 
-    /// The socket with this address, if there is one.
+    /// Takes the socket with this address, if there is one.
     pub(crate) fn at(&mut self, path: &Path) -> Option<UnixListener> {
         let wanted = std::fs::symlink_metadata(path).ok();
         let is_it = |passed: &Path| passed == path || is_same(passed, wanted.as_ref());
@@ -108,14 +108,14 @@ impl Passed {
         Some(self.listeners.swap_remove(nth).1)
     }
 
-    /// What was passed in vain, when everything that was wanted is taken.
+    /// Returns the problems, including the sockets that no listener has taken.
     pub(crate) fn into_problems(self) -> impl Iterator<Item = PassedError> {
         let unknown = self.listeners.into_iter().map(|(path, _)| PassedError::Unknown { path });
         self.problems.into_iter().chain(unknown)
     }
 }
 
-/// The socket, ready for use, and its address; none if it is anything else.
+/// Returns the non-blocking listener and its path; `None` for any other descriptor.
 fn listener(socket: OwnedFd) -> Option<(PathBuf, UnixListener)> {
     use rustix::net::{SocketType, sockopt};
     let is_stream = sockopt::socket_type(&socket).is_ok_and(|kind| kind == SocketType::STREAM);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_known_by_its_address_whatever_leads_there() {
+    fn passed_socket_is_found_by_any_path_to_it() {
         let dir = tempfile::tempdir().unwrap();
         let (path, real) = (dir.path().join("a.sock"), dir.path().join("real"));
         std::fs::create_dir(&real).unwrap();
@@ -161,33 +161,33 @@ mod tests {
         ]);
         assert!(passed.at(&dir.path().join("c.sock")).is_none());
         assert!(passed.at(&path).is_some());
-        assert!(passed.at(&path).is_none(), "it is given once");
+        assert!(passed.at(&path).is_none(), "a socket is taken once");
         assert!(passed.at(&real.join("b.sock")).is_some());
         assert_eq!(passed.into_problems().count(), 0);
     }
 
     #[test]
-    fn a_socket_in_whose_place_another_one_lies_is_told() {
+    fn socket_replaced_at_its_path_is_reported() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = dir.path().join("a.sock");
         let first = UnixListener::bind(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let second = UnixListener::bind(&path).unwrap();
-        if place::is_at(&second, &path).is_err() {
-            return eprintln!("NOT TESTED: the kernel does not tell where sockets are");
+        if bound_file::is_bound_at(&second, &path).is_err() {
+            return eprintln!("NOT TESTED: the kernel does not report the files of sockets");
         }
         let mut passed = passed(vec![first.into(), second.into()]);
         assert!(passed.at(&path).is_some());
         let problems: Vec<String> = passed.into_problems().map(|problem| problem.to_string()).collect();
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert!(
-            problems[0].contains("a.sock is another socket than the one that systemd passed"),
+            problems[0].starts_with("another socket than the one passed by systemd is bound at"),
             "{problems:?}"
         );
     }
 
     #[test]
-    fn what_cannot_be_served_is_told() {
+    fn unusable_descriptors_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         let gone = UnixListener::bind(path("gone.sock")).unwrap();
@@ -203,12 +203,12 @@ mod tests {
         ]);
         let problems: Vec<String> = passed.into_problems().map(|problem| problem.to_string()).collect();
         for (nth, problem) in problems.iter().take(4).enumerate() {
-            assert_eq!(*problem, format!("descriptor {nth} is no listening unix stream socket with a path"));
+            assert_eq!(
+                *problem,
+                format!("descriptor {nth} is not a listening unix stream socket with a path")
+            );
         }
-        assert!(
-            problems[4].ends_with("gone.sock is no socket any more: restart the socket unit"),
-            "{problems:?}"
-        );
+        assert!(problems[4].ends_with("gone.sock was removed: restart the socket unit"), "{problems:?}");
         assert!(problems[5].ends_with("other.sock"), "{problems:?}");
         assert_eq!(problems.len(), 6);
     }

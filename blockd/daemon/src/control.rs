@@ -1,7 +1,7 @@
-//! Serving the control API: the daemon's own socket, one for each group, and TCP with certificates.
+//! Control API listeners: the daemon's own Unix socket, one socket for each group, and TCP with TLS.
 //!
-//! What is served beside the own socket is there for convenience: where it cannot be, that is an error in the
-//! log, and volumes are served all the same.
+//! The listeners besides the own socket are optional: a failure of one is logged, and volumes are served
+//! nevertheless.
 
 use crate::{
     activation::Passed,
@@ -28,23 +28,23 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What serves the control API.
+/// Running control API listeners.
 #[derive(Debug)]
 pub(crate) struct Control {
     servers: JoinSet<()>,
-    /// With the device and the number of each.
+    /// Paths of the sockets, with device and inode number.
     sockets: Vec<(PathBuf, (u64, u64))>,
-    /// Who may do what, as it holds for connections from now on.
+    /// Current role assignment for new connections.
     pub(crate) roles: Arc<RwLock<ControlConfig>>,
-    /// The certificates of the TCP address, which can be renewed.
+    /// TLS identity of the TCP listener; can be renewed.
     pub(crate) identity: Option<Arc<TlsIdentity>>,
 }
 
 impl Control {
-    /// Serves until `stop`.
+    /// Starts the listeners, which run until `stop`.
     ///
     /// # Errors
-    /// The daemon's own socket cannot be made.
+    /// The daemon's own socket cannot be created.
     pub(crate) async fn start(
         core: &Arc<Core>,
         stop: &CancelToken,
@@ -67,7 +67,7 @@ impl Control {
                 }
                 Err(error) => {
                     let error = with_sources(&error);
-                    tracing::error!(path = %socket.path.display(), %error, "a control socket for a group is not served");
+                    tracing::error!(path = %socket.path.display(), %error, "serving a group's control socket failed");
                     let what =
                         format!("the control socket for group {} is not served: {error}", socket.group);
                     let path = socket.path.display().to_string();
@@ -75,42 +75,42 @@ impl Control {
                         health::CONTROL_SOCKET,
                         &path,
                         what,
-                        "mend that, or control.sockets in the configuration, and restart blockd",
+                        "fix the cause, or control.sockets in the configuration, and restart blockd",
                     );
                 }
             }
         }
         if let (Some(address), Some(files)) = (config.listen, config.tls_files())
-            && let Err(error) = this.listen_to_others(core, address, files, &router, stop).await
+            && let Err(error) = this.listen_on_tcp(core, address, files, &router, stop).await
         {
             let error = with_sources(&error);
-            tracing::error!(%address, %error, "the control API is not served over TCP");
+            tracing::error!(%address, %error, "serving the control API over TCP failed");
             let what = format!("the control API is not served over TCP: {error}");
             core.health.note(
                 health::CONTROL_ADDRESS,
                 "",
                 what,
-                "mend that, or [control] in the configuration, and restart blockd",
+                "fix the cause, or [control] in the configuration, and restart blockd",
             );
         }
-        // Last: whoever finds it finds all the others, too.
+        // Last, so that the other listeners exist when a client finds this socket.
         let own = core.control_socket();
         let listener = match passed.at(&own) {
             Some(listener) => UnixListener::from_std(listener).map_err(file_error("listen at", &own))?,
             None => {
                 let listener = listen(&own)?;
-                this.note_socket(&own);
+                this.record_socket(&own);
                 listener
             }
         };
         this.servers.spawn(serve(listener, Caller::owner, router, stop.clone()));
         for problem in passed.into_problems() {
-            tracing::warn!(%problem, "a socket that systemd passed is not served");
+            tracing::warn!(%problem, "ignoring a socket passed by systemd");
         }
         Ok(this)
     }
 
-    /// Listens for the members of a group; at the socket that systemd made for them, if there is one.
+    /// Listens for the members of a group, at the socket from systemd if there is one.
     fn listen_for_group(
         &mut self,
         core: &Core,
@@ -119,15 +119,15 @@ impl Control {
     ) -> Result<UnixListener, DaemonError> {
         let path = &socket.path;
         if let Some(listener) = passed.at(path) {
-            refuse_wrong_owner(socket).map_err(file_error("listen at", path))?;
+            check_socket_owner(socket).map_err(file_error("listen at", path))?;
             return UnixListener::from_std(listener).map_err(file_error("listen at", path));
         }
         let listener = listen_for_group(core, socket)?;
-        self.note_socket(path);
+        self.record_socket(path);
         Ok(listener)
     }
 
-    async fn listen_to_others(
+    async fn listen_on_tcp(
         &mut self,
         core: &Arc<Core>,
         address: SocketAddr,
@@ -139,7 +139,7 @@ impl Control {
         let listener = bind(core, address).await?;
         let config = &core.config.control;
         if let Some(role) = config.roles.get("*") {
-            tracing::info!(%role, "whoever has a certificate of the clients' authority has this role");
+            tracing::info!(%role, "every client certificate of the configured CA has this role");
         }
         let roles = Arc::clone(&self.roles);
         let remote = Remote::new(router.clone(), Arc::clone(&identity), roles, stop.clone());
@@ -148,33 +148,33 @@ impl Control {
         Ok(())
     }
 
-    /// Remembers which file is to be taken away at the end.
-    fn note_socket(&mut self, path: &Path) {
+    /// Records a socket for removal at shutdown.
+    fn record_socket(&mut self, path: &Path) {
         if let Ok(found) = std::fs::symlink_metadata(path) {
             self.sockets.push((path.to_owned(), (found.dev(), found.ino())));
         }
     }
 
-    /// Waits until all requests under way are answered.
+    /// Waits until all requests are answered.
     pub(crate) async fn ended(&mut self) {
         while self.servers.join_next().await.is_some() {}
     }
 
-    /// Cuts off what goes on.
+    /// Aborts the remaining requests.
     pub(crate) fn abort(&mut self) {
         self.servers.abort_all();
     }
 
-    /// Takes the sockets away.
+    /// Removes the sockets.
     pub(crate) fn remove_sockets(&self) {
         for (path, file) in &self.sockets {
-            // Somebody may have put something of their own there since.
+            // Another program may have replaced the socket.
             let is_ours = |found: std::fs::Metadata| (found.dev(), found.ino()) == *file;
             if std::fs::symlink_metadata(path).is_ok_and(is_ours)
                 && let Err(error) = std::fs::remove_file(path)
                 && error.kind() != std::io::ErrorKind::NotFound
             {
-                tracing::warn!(path = %path.display(), %error, "a control socket is left");
+                tracing::warn!(path = %path.display(), %error, "removing a control socket failed");
             }
         }
     }
@@ -187,17 +187,16 @@ async fn bind(core: &Core, address: SocketAddr) -> Result<TcpListener, DaemonErr
     Ok(listener)
 }
 
-/// Listens for control requests. The directory is locked by this process, so a socket that is there is a dead
-/// one.
+/// Creates the daemon's own socket. The data directory is locked, so an existing socket is stale.
 fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
     remove_socket(path)?;
-    // Nobody else gets into the directory (mode 0700) before the socket's own mode is set.
+    // The directory has mode 0700: other users have no access before the socket's mode is set.
     let listener = UnixListener::bind(path).map_err(file_error("listen at", path))?;
     set_mode(path, 0o600)?;
     Ok(listener)
 }
 
-/// Listens for the members of a group.
+/// Creates a group's socket.
 fn listen_for_group(core: &Core, socket: &ControlSocket) -> Result<UnixListener, DaemonError> {
     let taken = [core.control_socket(), core.nbd_socket()];
     let nbd = core.config.nbd_listen.iter().filter_map(|address| match address {
@@ -205,7 +204,7 @@ fn listen_for_group(core: &Core, socket: &ControlSocket) -> Result<UnixListener,
         NbdAddress::Tcp(_) => None,
     });
     if taken.iter().chain(nbd).any(|path| *path == socket.path) {
-        let taken = std::io::Error::other("something else of this daemon is served there");
+        let taken = std::io::Error::other("another listener of this daemon uses this path");
         return Err(file_error("listen at", &socket.path)(taken));
     }
     make_group_socket(socket)
@@ -215,15 +214,15 @@ fn make_group_socket(socket: &ControlSocket) -> Result<UnixListener, DaemonError
     let ControlSocket { path, group, .. } = socket;
     check_socket_path(path)?;
     let gid = find_group(group).map_err(file_error("find the group of", path))?;
-    refuse_open_directory(path).map_err(file_error("listen at", path))?;
-    refuse_live_socket(path).map_err(file_error("listen at", path))?;
+    check_socket_directory(path).map_err(file_error("listen at", path))?;
+    check_socket_unused(path).map_err(file_error("listen at", path))?;
     remove_socket(path)?;
     let listener = UnixListener::bind(path).map_err(file_error("listen at", path))?;
-    // First nobody, so that the group's rights are never another group's. Nobody else can put anything else
-    // in its place.
+    // Owner only at first, so that the mode never applies to another group. The directory is writable by its
+    // owner only, so no other user can replace the socket.
     set_mode(path, 0o600)?;
     let found = std::fs::symlink_metadata(path).map_err(file_error("look at", path))?;
-    // Who has no right to give files away may still be given the right one by its directory.
+    // Without the privilege to change the group, a setgid directory may have set it already.
     if found.gid() != gid.as_raw() {
         std::os::unix::fs::lchown(path, None, Some(gid.as_raw()))
             .map_err(file_error("give to its group", path))?;
@@ -232,37 +231,40 @@ fn make_group_socket(socket: &ControlSocket) -> Result<UnixListener, DaemonError
     Ok(listener)
 }
 
-/// A role is given to a group, and to nobody else whom systemd may have made the socket for.
-fn refuse_wrong_owner(socket: &ControlSocket) -> std::io::Result<()> {
+/// Refuses a socket from systemd that is accessible to users outside of the group with the role.
+fn check_socket_owner(socket: &ControlSocket) -> std::io::Result<()> {
     let gid = find_group(&socket.group)?;
     let found = std::fs::symlink_metadata(&socket.path)?;
     if found.gid() != gid.as_raw() || found.mode() & 0o007 != 0 {
         let group = &socket.group;
         return Err(std::io::Error::other(format!(
-            "systemd passed a socket that is not for group {group} only: SocketGroup={group} and SocketMode=0660 belong into its unit"
+            "the socket passed by systemd is not restricted to group {group}: set SocketGroup={group} and SocketMode=0660 in its unit"
         )));
     }
     Ok(())
 }
 
-/// Whoever can write to the directory of a socket could put something else in its place.
-fn refuse_open_directory(path: &Path) -> std::io::Result<()> {
+/// Refuses a directory in which other users could replace the socket.
+fn check_socket_directory(path: &Path) -> std::io::Result<()> {
     let dir = path.parent().unwrap_or(path);
     let found = std::fs::metadata(dir)?;
     let own = nix::unistd::geteuid().as_raw();
     if found.uid() != 0 && found.uid() != own {
-        return Err(std::io::Error::other(format!("{} belongs to somebody else", dir.display())));
+        return Err(std::io::Error::other(format!("{} belongs to another user", dir.display())));
     }
     if found.mode() & 0o022 != 0 {
-        return Err(std::io::Error::other(format!("others may write to {}: chmod go-w it", dir.display())));
+        return Err(std::io::Error::other(format!(
+            "others may write to {}: run chmod go-w on it",
+            dir.display()
+        )));
     }
     Ok(())
 }
 
-/// What is served already is somebody's.
-fn refuse_live_socket(path: &Path) -> std::io::Result<()> {
+/// Refuses a path at which another process listens.
+fn check_socket_unused(path: &Path) -> std::io::Result<()> {
     match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(std::io::Error::other("somebody else is served there")),
+        Ok(_) => Err(std::io::Error::other("another process is listening there")),
         Err(_) => Ok(()),
     }
 }
@@ -272,13 +274,13 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), DaemonError> {
     std::fs::set_permissions(path, mode).map_err(file_error("restrict the mode of", path))
 }
 
-/// The group of this name or number.
+/// Looks up a group by name or number.
 pub(crate) fn find_group(group: &str) -> std::io::Result<Gid> {
     if let Ok(number) = group.parse() {
         return Ok(Gid::from_raw(number));
     }
     let found = Group::from_name(group).map_err(std::io::Error::from)?;
-    let missing = || std::io::Error::other(format!("there is no group {group} on this host"));
+    let missing = || std::io::Error::other(format!("no group {group} on this host"));
     found.map(|found| found.gid).ok_or_else(missing)
 }
 
@@ -286,18 +288,18 @@ pub(crate) fn find_group(group: &str) -> std::io::Result<Gid> {
 mod tests {
     use super::*;
     #[test]
-    fn groups_have_names_and_numbers() {
+    fn group_is_found_by_name_or_number() {
         assert_eq!(find_group("root").unwrap(), Gid::from_raw(0));
         assert_eq!(find_group("4711").unwrap(), Gid::from_raw(4711));
         let error = find_group("no-such-group").unwrap_err().to_string();
-        assert_eq!(error, "there is no group no-such-group on this host");
+        assert_eq!(error, "no group no-such-group on this host");
     }
 
     #[tokio::test]
-    async fn a_socket_is_its_groups_and_nobody_elses() {
+    async fn group_socket_is_restricted_to_its_group() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ops.sock");
-        // The test's own group: any other one only root can give it to.
+        // The test's own group: only root may assign another one.
         let group = nix::unistd::getegid().as_raw();
         let socket = ControlSocket {
             path: path.clone(),
@@ -308,15 +310,18 @@ mod tests {
         let found = std::fs::symlink_metadata(&path).unwrap();
         assert_eq!((found.mode() & 0o7777, found.gid()), (0o660, group));
         assert!(
-            make_group_socket(&socket).unwrap_err().to_string().ends_with("somebody else is served there")
+            make_group_socket(&socket)
+                .unwrap_err()
+                .to_string()
+                .ends_with("another process is listening there")
         );
         drop(listener);
-        // What an earlier daemon left is replaced, anything else is not.
+        // A stale socket is replaced, any other file is not.
         make_group_socket(&socket).unwrap();
         std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "somebody's").unwrap();
+        std::fs::write(&path, "a file").unwrap();
         assert!(make_group_socket(&socket).unwrap_err().to_string().starts_with("cannot listen at"));
-        assert_eq!(std::fs::read(&path).unwrap(), b"somebody's");
+        assert_eq!(std::fs::read(&path).unwrap(), b"a file");
         std::fs::remove_file(&path).unwrap();
         set_mode(dir.path(), 0o770).unwrap();
         let error = make_group_socket(&socket).unwrap_err().to_string();

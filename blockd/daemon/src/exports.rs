@@ -1,11 +1,11 @@
 //! Volumes and their snapshots as NBD exports.
 //!
-//! The name of a volume's export is the name of the volume, and the empty name is the only volume where there
-//! is exactly one. `VOLUME@SNAPSHOT` is a snapshot, read-only: by its name, by its id, or `latest` for the
-//! newest. Each volume has a metadata context `qemu:dirty-bitmap:NAME` for each of its snapshots, and a
-//! snapshot has one for each older one.
+//! A volume's export has the volume's name; the empty name selects the only volume if there is exactly one.
+//! `VOLUME@SNAPSHOT` is a read-only snapshot: by name, by id, or `latest` for the newest. Each volume has a
+//! metadata context `qemu:dirty-bitmap:NAME` for each of its snapshots, and a snapshot has one for each older
+//! one.
 //!
-//! `cloud:ID` is a cloud snapshot, read-only. These are not listed: that would ask the stores.
+//! `cloud:ID` is a read-only cloud snapshot. Cloud snapshots are not listed, which would need store requests.
 
 use crate::{
     access::Access,
@@ -28,10 +28,10 @@ use blockd_volume::{
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Instant};
 
-/// The name of the newest snapshot, where none has it for its own.
+/// Alias of the newest snapshot, unless a snapshot has this name.
 pub(crate) const LATEST: &str = "latest";
 
-/// The registry, as the NBD server sees it.
+/// Export catalog of the NBD server, backed by the registry.
 #[derive(Debug, Clone)]
 pub struct Exports {
     registry: Arc<Registry>,
@@ -40,22 +40,22 @@ pub struct Exports {
 }
 
 impl Exports {
-    /// The exports of this registry, for everybody.
+    /// Creates a catalog of all volumes without access control.
     pub fn new(registry: Arc<Registry>) -> Self {
         Self { registry, access: Arc::default(), cloud: None }
     }
 
-    /// The same for some only.
+    /// Adds access control.
     pub fn with_access(self, access: Arc<Access>) -> Self {
         Self { access, ..self }
     }
 
-    /// The same, and cloud snapshots as well.
+    /// Adds the exports of cloud snapshots.
     pub(crate) fn with_cloud(self, cloud: CloudExports) -> Self {
         Self { cloud: Some(cloud), ..self }
     }
 
-    /// The cloud snapshots, if a name is meant for them.
+    /// Returns the cloud exports if the name has their prefix.
     fn cloud(&self, name: &str) -> Option<&CloudExports> {
         self.cloud.as_ref().filter(|_| CloudExports::has_name(name))
     }
@@ -71,7 +71,7 @@ impl Exports {
         }
     }
 
-    /// Whether a volume is served, and the client may know of it.
+    /// Returns true if a volume is served and the client may access it.
     fn is_visible(&self, entry: &VolumeEntry, client: &Client) -> bool {
         matches!(entry.view().state, EntryState::Up(_)) && self.access.allows(entry.name.as_str(), client)
     }
@@ -140,7 +140,7 @@ impl ExportCatalog for Exports {
     }
 }
 
-/// The names of the volume and of the snapshot, if one is meant, in the name of an export.
+/// Splits an export name into the names of the volume and, if present, the snapshot.
 pub(crate) fn split_name(name: &str) -> (&str, Option<&str>) {
     match name.split_once('@') {
         Some((volume, snapshot)) => (volume, Some(snapshot)),
@@ -167,7 +167,7 @@ fn snapshot_info(entry: &VolumeEntry, point: &SnapshotPoint) -> ExportInfo {
     }
 }
 
-/// The snapshot that a client means.
+/// Finds a snapshot by name, id or alias.
 fn find_point<'a>(points: &'a [SnapshotPoint], wanted: &str) -> Option<&'a SnapshotPoint> {
     let named = points.iter().find(|point| point.name.as_str() == wanted || point.id.to_string() == wanted);
     named.or_else(|| points.last().filter(|_| wanted == LATEST))
@@ -181,7 +181,7 @@ fn open_snapshot(
     let points = attachment.entry().snapshots();
     let point = find_point(&points, wanted).ok_or(ExportError::Unknown)?;
     let view = volume.view(point.id).map_err(|error| match error.kind() {
-        // It was deleted a moment ago.
+        // Deleted since the lookup.
         VolumeErrorKind::NotFound => ExportError::Unknown,
         _ => unavailable(ApiError::new(ErrorCode::VolumeFailed, error.to_string())),
     })?;
@@ -225,7 +225,7 @@ fn contexts(points: &[SnapshotPoint]) -> Vec<String> {
     std::iter::once(BASE_ALLOCATION.to_owned()).chain(bitmaps).collect()
 }
 
-/// The snapshot that a context counts from, among those that the connection was opened with.
+/// Returns the base snapshot of a dirty bitmap context, among the snapshots at the time of the connection.
 fn snapshot_of(context: &str, points: &[SnapshotPoint]) -> Result<SnapshotId, DeviceError> {
     let name = context.strip_prefix(DIRTY_BITMAP_PREFIX);
     let point = name.and_then(|name| points.iter().find(|point| point.name.as_str() == name));
@@ -235,11 +235,11 @@ fn snapshot_of(context: &str, points: &[SnapshotPoint]) -> Result<SnapshotId, De
     })
 }
 
-/// One connection's volume.
+/// Volume as seen by one connection.
 struct VolumeDevice {
     volume: Arc<Volume>,
-    /// The snapshots when the connection was opened. A name that is deleted and given to a later snapshot
-    /// must not move a bitmap to that one: the blocks written in between would be reported clean.
+    /// Snapshots at the time of the connection. If a name is deleted and reused for a later snapshot, the
+    /// bitmap must not follow it: the blocks written in between would be reported clean.
     points: Arc<Vec<SnapshotPoint>>,
     attachment: Attachment,
     loss: UnreportedLoss,
@@ -259,7 +259,7 @@ impl VolumeDevice {
         })
     }
 
-    /// Has how long a request took counted, if it was carried out, and that it is under way until then.
+    /// Counts a request as in flight while it runs, and records its latency if it was carried out.
     fn timed<T>(
         &self,
         operation: Operation,
@@ -276,13 +276,12 @@ impl VolumeDevice {
         result
     }
 
-    /// Fails a request for durability of a client that was not told of a loss yet.
+    /// Fails a request that asks for durability if a loss has not been reported to its client yet.
     fn check_durable(&self, is_asked: bool) -> Result<(), DeviceError> {
         if is_asked { self.loss.report(&self.volume) } else { Ok(()) }
     }
 
-    /// Refuses what writes when the volume is read-only, also for clients that were told otherwise when they
-    /// came.
+    /// Refuses writes to a read-only volume, also for clients that connected while it was writable.
     fn check_writable(&self) -> Result<(), DeviceError> {
         if !self.entry().is_read_only() {
             return Ok(());
@@ -300,7 +299,7 @@ fn always(_: &()) -> bool {
     true
 }
 
-/// Has a lazy volume fetch what a request needs; `ask` is the volume's or the snapshot's way to do so.
+/// Starts fetching the blocks that a request needs; `ask` calls the volume or the snapshot.
 fn bring_near(
     access: nbd::Access,
     then: WhenNear,
@@ -317,7 +316,7 @@ fn bring_near(
             then(result.map_err(|error| device_error(&error)));
         }
     };
-    // What was given back is only the wrapping.
+    // The value returned is only the wrapper of the callback.
     ask(access, Box::new(told)).and_then(|_| then.lock().take())
 }
 
@@ -376,8 +375,8 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn flush_key(&self) -> Option<u128> {
-        // A loss is reported to each connection by a flush of its own. Otherwise not the id: a volume that is
-        // opened again does not answer for connections to the one before.
+        // A loss is reported to each connection by a flush of its own. Otherwise the key is the open volume,
+        // not its id: a reopened volume must not flush for connections to its predecessor.
         (!self.loss.is_pending()).then_some(Arc::as_ptr(&self.volume) as usize as u128)
     }
 
@@ -432,7 +431,7 @@ impl BlockDevice for VolumeDevice {
     }
 }
 
-/// One connection's snapshot. While it is open, the snapshot is not deleted, and neither is its volume.
+/// Snapshot as seen by one connection. While it is open, the snapshot and its volume cannot be deleted.
 struct SnapshotDevice {
     view: SnapshotView,
     older: Vec<SnapshotPoint>,
@@ -445,7 +444,7 @@ impl BlockDevice for SnapshotDevice {
     }
 
     fn source_key(&self) -> u128 {
-        // Its volume's: they are fetched from the same.
+        // The key of its volume, which has the same source.
         self.attachment.entry().id.as_u64().into()
     }
 
@@ -539,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn exports_are_found_counted_and_served() {
+    fn volume_exports_are_listed_counted_and_served() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Arc::new(Registry::default());
         let exports = Exports::new(Arc::clone(&registry));
@@ -560,7 +559,7 @@ mod tests {
         assert!(matches!(exports.open("three", &Client::default()), Err(ExportError::Unknown)));
         first.set_state(EntryState::Failed("its disk is gone".into()));
         let Err(ExportError::Unavailable { reason }) = exports.open("one", &Client::default()) else {
-            panic!("it was served")
+            panic!("a failed volume was served")
         };
         assert!(reason.contains("its disk is gone"), "{reason}");
         let names: Vec<_> = exports.list(&Client::default()).into_iter().map(|export| export.name).collect();
@@ -568,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn flushes_are_shared_once_each_connection_was_told_of_a_loss() {
+    fn flushes_are_shared_after_a_loss_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Arc::new(Registry::default());
         let exports = Exports::new(Arc::clone(&registry));
@@ -617,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_are_exports_and_bitmaps() {
+    fn snapshot_exports_have_dirty_bitmap_contexts() {
         const MIB: u64 = 1 << 20;
         let dir = tempfile::tempdir().unwrap();
         let registry = Arc::new(Registry::default());
@@ -653,7 +652,7 @@ mod tests {
             (all.first(), None, None)
         );
         let contexts = ["base:allocation", "qemu:dirty-bitmap:first", "qemu:dirty-bitmap:second"];
-        assert_eq!(device.meta_contexts(), contexts[..1], "a context of a connection that is older");
+        assert_eq!(device.meta_contexts(), contexts[..1], "a connection keeps its contexts");
         let device = open("one").unwrap();
         assert_eq!(device.meta_contexts(), contexts);
         let hole = STATE_HOLE | STATE_ZERO;
@@ -680,7 +679,7 @@ mod tests {
         assert!(matches!(open("one@none"), Err(ExportError::Unknown)));
         assert!(matches!(open("two@first"), Err(ExportError::Unknown)));
 
-        // An open snapshot stays; one that was deleted is no context any more.
+        // An open snapshot cannot be deleted; a deleted one has no context.
         let pinned = open("one@first").unwrap();
         let volume = entry.volume().unwrap();
         assert_eq!(volume.delete_snapshot(first).unwrap_err().kind(), VolumeErrorKind::Busy);
@@ -714,7 +713,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_volume_refuses_what_writes_from_everybody() {
+    fn read_only_volume_refuses_writes_of_all_connections() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Arc::new(Registry::default());
         let exports = Exports::new(Arc::clone(&registry));
@@ -743,7 +742,7 @@ mod tests {
     }
 
     #[test]
-    fn exports_are_for_those_who_may_and_for_so_many() {
+    fn exports_obey_access_lists_and_connection_limits() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Arc::new(Registry::default());
         add(&registry, dir.path(), 1, "one");
@@ -760,13 +759,13 @@ mod tests {
         let first = exports.open("one", &client("alice")).unwrap();
         let _second = exports.open("one", &client("alice")).unwrap();
         let Err(ExportError::Unavailable { reason }) = exports.open("one", &client("alice")) else {
-            panic!("a third one was let in")
+            panic!("the connection limit was exceeded")
         };
         assert!(reason.contains("2 NBD connections"), "{reason}");
         let local = Client { is_local: true, ..Client::default() };
         let this_hosts = [(); 3].map(|()| exports.open("one", &local).unwrap());
         drop((first, this_hosts));
         assert!(exports.open("one", &client("alice")).is_ok());
-        assert!(exports.open("two", &client("bob")).is_ok(), "each volume has its own count");
+        assert!(exports.open("two", &client("bob")).is_ok(), "each volume has its own limit");
     }
 }

@@ -178,7 +178,7 @@ fn what_cannot_be_served_does_not_keep_the_daemon_from_serving() {
     bed.hears("READY=1");
     assert!(answer(ask(&bed.own_socket())).starts_with("HTTP/1.1 200 "));
     daemon.stop();
-    assert!(bed.log().contains("descriptor 0 is no listening unix stream socket"), "{}", bed.log());
+    assert!(bed.log().contains("descriptor 0 is not a listening unix stream socket"), "{}", bed.log());
 }
 
 #[test]

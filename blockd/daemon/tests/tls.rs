@@ -104,7 +104,7 @@ async fn volumes_are_for_those_whose_certificates_say_so() {
     assert!(good && text.trim() == "8388608", "{text}");
     let (good, text) = nbdinfo(&["--size", &daemon.uri("one", &bob)]);
     assert!(!good && text.contains("policy"), "{text}");
-    daemon.wait_for_log("a client was denied");
+    daemon.wait_for_log("NBD access denied");
     assert!(nbdinfo(&["--size", &daemon.uri("two", &bob)]).0, "no list is for it");
     let (_, list) = nbdinfo(&["--list", &daemon.uri("", &bob)]);
     assert!(list.contains("export=\"two\"") && !list.contains("export=\"one\""), "{list}");
