@@ -1,4 +1,4 @@
-//! What volumes and tasks do at this moment.
+//! Current activity of volumes and tasks.
 
 use crate::{
     core::Core,
@@ -10,19 +10,19 @@ use blockd_api::activity::{Activity, OperationActivity, VolumeActivity};
 use std::sync::Arc;
 
 impl Core {
-    /// Counters, to be looked at twice and compared.
+    /// Returns activity counters; clients compute rates from two samples.
     ///
     /// # Errors
-    /// The daemon stops.
+    /// The daemon is stopping.
     pub async fn activity(&self) -> Result<Activity, ServiceError> {
         let entries = self.registry.all();
-        // Taken with the counters, so that rates are right however long the answer is on its way.
+        // Taken together with the counters, so that rates are exact for any response delay.
         let (started, run) = (self.started, self.run);
         let seen = move || {
             let at_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             Ok::<_, ServiceError>((at_micros, entries.iter().map(of_volume).collect::<Vec<_>>()))
         };
-        // Sizes are asked of the filesystem.
+        // Sizes are read from the filesystem.
         let (at_micros, mut volumes) = blocking(seen).await?;
         volumes.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
         let mut tasks = self.tasks.running();

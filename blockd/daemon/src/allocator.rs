@@ -1,37 +1,37 @@
-//! What the allocator does with the large buffers of backups and restores, and with those of connections.
+//! Configuration of glibc's allocator for the large buffers of backups, restores and connections.
 
-/// From this size on memory is taken from the kernel piece by piece, and given back as soon as it is let go.
+/// Minimum size of an allocation with a mapping of its own, which is returned to the kernel when it is freed.
 #[cfg(target_env = "gnu")]
-const MAPPED_FROM_BYTES: libc::c_int = 1 << 20;
-/// How much more than it needs the allocator takes from the kernel for its first arena.
+const MMAP_THRESHOLD_BYTES: libc::c_int = 1 << 20;
+/// Extra memory that the allocator requests from the kernel for its first arena.
 #[cfg(target_env = "gnu")]
-const TAKEN_AHEAD_BYTES: libc::c_int = 0;
+const TOP_PAD_BYTES: libc::c_int = 0;
 
-/// How many arenas the allocator has at most. Memory that one thread takes and another gives back, as frames
-/// of snapshots are, stays in its arena: with eight for each processor, 96 MiB of frames took 240 (`VmRSS`, 2
-/// processors), with four 160.
+/// Maximum number of arenas. Memory that one thread allocates and another frees, such as frames of snapshots,
+/// stays in its arena: with the default of eight per processor, 96 MiB of frames took 240 MiB (`VmRSS`, 2
+/// processors), with four 160 MiB.
 #[cfg(target_env = "gnu")]
 const MAX_ARENAS: libc::c_int = 4;
 
-/// Has large buffers given back to the kernel when they are let go, and no memory touched before it is used.
+/// Returns large buffers to the kernel when they are freed, and touches no memory in advance.
 ///
-/// Left alone, glibc's allocator learns from the first large buffer that is freed to keep up to 32 MiB of
-/// such memory for each of its arenas. Packs are built and sealed on many threads, so a daemon that had made
-/// some backups held hundreds of megabytes for good, and locked in memory at that. It also takes 128 KiB
-/// ahead in its first arena, and zeroes them for the next buffer, though the kernel has: each idle connection
-/// of a thread that happens to use that arena took all of its receive buffer. Must be called before other
-/// threads are there.
+/// By default, glibc raises its mmap threshold after the first large buffer is freed and keeps up to 32 MiB
+/// in each arena. Packs are built and encrypted on many threads, so that after some backups the daemon held
+/// hundreds of megabytes, locked in memory. It also requests 128 KiB in advance in the first arena and zeroes
+/// them for the next buffer, although the kernel has: each idle connection of a thread with that arena had
+/// its whole receive buffer resident. Must be called before other threads exist.
 pub fn set_up() {
     #[cfg(target_env = "gnu")]
     for (parameter, bytes) in [
-        (libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES),
-        (libc::M_TOP_PAD, TAKEN_AHEAD_BYTES),
+        (libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES),
+        (libc::M_TOP_PAD, TOP_PAD_BYTES),
         (libc::M_ARENA_MAX, MAX_ARENAS),
     ] {
-        // SAFETY: it sets a parameter of the allocator, takes no pointer, and no other thread runs yet.
+        // SAFETY: `mallopt` sets a parameter of the allocator, takes no pointer, and no other thread runs
+        // yet.
         let is_set = unsafe { libc::mallopt(parameter, bytes) } == 1;
         if !is_set {
-            tracing::debug!(parameter, "the allocator keeps its own setting");
+            tracing::debug!(parameter, "setting an allocator parameter failed");
         }
     }
 }

@@ -1,9 +1,8 @@
-//! `blockd --check-volumes`: looks at the files of volumes while no daemon runs, and changes nothing.
+//! Offline check of volumes (`blockd --check-volumes`); read-only.
 //!
-//! It takes the lock of the data directory, so that no daemon begins meanwhile, and is refused where one
-//! runs. Names come from the database, which is only read; where that is not possible, the volumes are the
-//! folders that are there. With `--export` it also writes what can be read of one volume to a file
-//! ([`crate::salvage`]).
+//! The check holds the lock of the data directory, so that no daemon can start, and fails while one runs.
+//! Volume names come from the database, which is only read; without it, volumes are the directories found.
+//! With `--export` the readable content of one volume is written to a file ([`crate::salvage`]).
 
 use crate::{
     core::volume_dir,
@@ -20,97 +19,98 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Why volumes could not be checked.
+/// Reasons why the check failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckError {
-    /// There is no such data directory.
-    #[error("there is no data directory {}", .0.display())]
+    /// The data directory does not exist.
+    #[error("no data directory {}", .0.display())]
     NoDirectory(PathBuf),
-    /// A daemon runs, or the lock cannot be taken.
+    /// A daemon is running, or the lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// A volume was named that is not there.
-    #[error("there is no volume {0} in this data directory")]
+    /// A named volume does not exist.
+    #[error("no volume {0} in this data directory")]
     NoSuchVolume(String),
-    /// A name that no volume can have.
-    #[error("`{given}` is no volume: {why}")]
+    /// The argument is not a valid volume name.
+    #[error("invalid volume name `{given}`: {why}")]
     BadName {
-        /// What was given.
+        /// Argument.
         given: String,
-        /// What is wrong with it.
+        /// Cause.
         why: String,
     },
-    /// An image is of one volume.
+    /// `--export` was given without exactly one volume.
     #[error("--export needs exactly one volume: --check-volumes VOLUME --export IMAGE")]
     NotOneVolume,
-    /// No image was written.
+    /// The image was not written.
     #[error("volume {volume}: {source}")]
     Export {
-        /// The volume.
+        /// Volume.
         volume: String,
-        /// The reason.
+        /// Cause.
         source: SalvageError,
     },
-    /// What was found cannot be written.
-    #[error("cannot write what was found: {0}")]
+    /// The report cannot be written.
+    #[error("writing the report failed: {0}")]
     Output(#[from] std::io::Error),
 }
 
 impl CheckError {
-    /// Whether trying again can help.
+    /// Returns true if a retry can succeed.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Lock(error) if error.is_retryable())
     }
 }
 
-/// A volume to be looked at: what it is called, and what its row says.
-struct Wanted {
+/// Volume to check, with its database row.
+struct VolumeToCheck {
     id: VolumeId,
     name: String,
     row: Option<KnownVolume>,
 }
 
-/// What an offline check found, as its JSON says it.
+/// Report of an offline check, serialized as JSON.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckReport {
-    /// Whether nothing is wrong.
+    /// No problem was found.
     pub sound: bool,
-    /// Why the database cannot be read, so that volumes are known by their numbers only.
+    /// Cause if the database cannot be read; volumes are identified by their ids then.
     pub database_error: Option<String>,
-    /// The volumes that were looked at.
+    /// Checked volumes.
     pub volumes: Vec<CheckedVolume>,
 }
 
-/// What was found of one volume.
+/// Result for one volume.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckedVolume {
-    /// Its number.
+    /// Id.
     pub id: VolumeId,
-    /// Its name, or its number where the database cannot be read.
+    /// Name, or the id if the database cannot be read.
     pub volume: String,
-    /// Whether nothing is wrong with it.
+    /// No problem was found in this volume.
     pub sound: bool,
-    /// Why it was not looked at: it was being made, restored or deleted, and the next start decides about it.
+    /// State in which a volume is skipped: it was being created, restored or deleted, and the next start
+    /// completes or undoes that.
     pub skipped: Option<&'static str>,
-    /// Layers that were looked at.
+    /// Number of checked layers.
     pub layers: u64,
-    /// Layers that share data with another volume.
+    /// Number of layers that share data with another volume.
     pub shared_layers: u64,
-    /// Kept block sets of past epochs that were looked at.
+    /// Number of checked block sets of past epochs.
     pub intervals: u64,
-    /// What is wrong, a line each.
+    /// Problems, one line each.
     pub findings: Vec<String>,
-    /// What the next start puts in order and nobody misses, a line each.
+    /// Harmless leftovers that the next start cleans up, one line each.
     pub leftovers: Vec<String>,
-    /// The image that was written.
+    /// Written image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exported: Option<Exported>,
 }
 
-/// How an offline check tells what it found.
+/// Output format of an offline check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CheckFormat {
     /// Lines.
@@ -119,11 +119,11 @@ pub enum CheckFormat {
     Json,
 }
 
-/// Checks the volumes of a data directory, those that are named or all, and writes what it finds; returns
-/// whether nothing is wrong. Exports one of them if `request` is given.
+/// Checks the named volumes, or all, writes a report to `out`, and returns true if no problem was found. If
+/// `request` is given, exports the volume.
 ///
 /// # Errors
-/// A daemon uses the directory, a volume is not there, or `out` cannot be written to.
+/// A daemon uses the directory, a volume does not exist, or `out` cannot be written to.
 pub fn check_volumes(
     data_dir: &Path,
     named: &[String],
@@ -131,9 +131,9 @@ pub fn check_volumes(
     format: CheckFormat,
     out: &mut dyn Write,
 ) -> Result<bool, CheckError> {
-    let report = look(data_dir, named, request)?;
+    let report = run_check(data_dir, named, request)?;
     match format {
-        CheckFormat::Text => tell(&report, out)?,
+        CheckFormat::Text => write_text(&report, out)?,
         CheckFormat::Json => {
             serde_json::to_writer_pretty(&mut *out, &report).map_err(std::io::Error::from)?;
             writeln!(out)?;
@@ -142,7 +142,7 @@ pub fn check_volumes(
     Ok(report.sound)
 }
 
-fn look(
+fn run_check(
     data_dir: &Path,
     named: &[String],
     request: Option<&ExportRequest>,
@@ -160,7 +160,7 @@ fn look(
         Err(error) => (from_folders(data_dir), Some(crate::daemon::with_sources(&error))),
     };
     let mut volumes: Vec<_> =
-        choose(known, named)?.into_iter().map(|volume| look_at(data_dir, volume)).collect();
+        choose(known, named)?.into_iter().map(|volume| check_volume(data_dir, volume)).collect();
     if let (Some(request), [volume]) = (request, &mut volumes[..]) {
         let names = Db::look_for_snapshots(&db, volume.id).unwrap_or_default();
         let exported = export(&volume_dir(data_dir, volume.id), volume.id, &names, request);
@@ -171,7 +171,7 @@ fn look(
     Ok(CheckReport { sound, database_error, volumes })
 }
 
-fn look_at(data_dir: &Path, volume: Wanted) -> CheckedVolume {
+fn check_volume(data_dir: &Path, volume: VolumeToCheck) -> CheckedVolume {
     let dir = volume_dir(data_dir, volume.id);
     let state = volume.row.as_ref().map_or(VolumeState::Up, |row| row.state);
     let mut checked = match state {
@@ -183,11 +183,11 @@ fn look_at(data_dir: &Path, volume: Wanted) -> CheckedVolume {
     {
         let findings = &mut checked.findings;
         if id != row.id {
-            findings.push(format!("{} holds volume {id}, not the one that belongs there", dir.display()));
+            findings.push(format!("{} holds volume {id} instead of the recorded one", dir.display()));
         }
         if size_bytes < row.size_bytes {
             findings.push(format!(
-                "{} holds a volume of {size_bytes} bytes, it must have {}",
+                "{} holds a volume of {size_bytes} bytes instead of {}",
                 dir.display(),
                 row.size_bytes
             ));
@@ -212,19 +212,19 @@ fn look_at(data_dir: &Path, volume: Wanted) -> CheckedVolume {
     }
 }
 
-fn from_row(row: KnownVolume) -> Wanted {
-    Wanted { id: row.id, name: row.name.to_string(), row: Some(row) }
+fn from_row(row: KnownVolume) -> VolumeToCheck {
+    VolumeToCheck { id: row.id, name: row.name.to_string(), row: Some(row) }
 }
 
-fn from_folders(data_dir: &Path) -> Vec<Wanted> {
+fn from_folders(data_dir: &Path) -> Vec<VolumeToCheck> {
     let entries = std::fs::read_dir(data_dir.join("volumes")).into_iter().flatten().flatten();
     let mut ids: Vec<VolumeId> =
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     ids.sort_unstable();
-    ids.into_iter().map(|id| Wanted { id, name: id.to_string(), row: None }).collect()
+    ids.into_iter().map(|id| VolumeToCheck { id, name: id.to_string(), row: None }).collect()
 }
 
-fn choose(volumes: Vec<Wanted>, named: &[String]) -> Result<Vec<Wanted>, CheckError> {
+fn choose(volumes: Vec<VolumeToCheck>, named: &[String]) -> Result<Vec<VolumeToCheck>, CheckError> {
     if named.is_empty() {
         return Ok(volumes);
     }
@@ -235,25 +235,25 @@ fn choose(volumes: Vec<Wanted>, named: &[String]) -> Result<Vec<Wanted>, CheckEr
             why: error.to_string(),
         };
         let reference: VolumeRef = given.parse().map_err(|error| bad(&error))?;
-        let is_meant = |volume: &&Wanted| match &reference {
+        let is_meant = |volume: &&VolumeToCheck| match &reference {
             VolumeRef::Id(id) => volume.id == *id,
             VolumeRef::Name(name) => volume.name == name.as_str(),
         };
         let found = volumes.iter().find(is_meant).ok_or_else(|| CheckError::NoSuchVolume(given.clone()))?;
-        wanted.push(Wanted { id: found.id, name: found.name.clone(), row: found.row.clone() });
+        wanted.push(VolumeToCheck { id: found.id, name: found.name.clone(), row: found.row.clone() });
     }
     Ok(wanted)
 }
 
-fn tell(report: &CheckReport, out: &mut dyn Write) -> std::io::Result<()> {
+fn write_text(report: &CheckReport, out: &mut dyn Write) -> std::io::Result<()> {
     if let Some(error) = &report.database_error {
-        writeln!(out, "The database cannot be read, volumes are known by their numbers only: {error}")?;
+        writeln!(out, "The database cannot be read, volumes are identified by their ids: {error}")?;
     }
     for CheckedVolume { volume, skipped, layers, intervals, findings, leftovers, exported, .. } in
         &report.volumes
     {
         if let Some(state) = skipped {
-            writeln!(out, "Volume {volume} is not there yet or any more ({state}): the next start decides.")?;
+            writeln!(out, "Volume {volume} was skipped ({state}): the next start completes or undoes that.")?;
             continue;
         }
         for finding in findings {
@@ -272,17 +272,17 @@ fn tell(report: &CheckReport, out: &mut dyn Write) -> std::io::Result<()> {
             writeln!(out, "Volume {volume}, left by an interruption: {leftover}")?;
         }
         if let Some(exported) = exported {
-            tell_exported(volume, exported, out)?;
+            write_exported(volume, exported, out)?;
         }
     }
     Ok(())
 }
 
-fn tell_exported(volume: &str, exported: &Exported, out: &mut dyn Write) -> std::io::Result<()> {
+fn write_exported(volume: &str, exported: &Exported, out: &mut dyn Write) -> std::io::Result<()> {
     let Exported { image, size_bytes, data_bytes, unreadable_bytes, unreadable } = exported;
     writeln!(
         out,
-        "Volume {volume}: written to {}: {data_bytes} bytes of data; {unreadable_bytes} of {size_bytes} bytes cannot be read and are zeroes.",
+        "Volume {volume}: exported to {}: {data_bytes} bytes of data; {unreadable_bytes} of {size_bytes} bytes are unreadable and zero in the image.",
         image.display()
     )?;
     for range in unreadable {
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn good_and_bad_volumes_are_told_apart() {
+    fn damaged_volume_is_reported_and_sound_ones_pass() {
         let dir = data_dir();
         assert_eq!(
             check(dir.path(), &["good"]),
@@ -345,14 +345,14 @@ mod tests {
         assert!(!sound);
         assert!(text.contains("Volume good is sound"), "{text}");
         assert!(text.contains("Volume bad: cannot look at"), "{text}");
-        assert!(text.contains("Volume half is not there yet"), "{text}");
+        assert!(text.contains("Volume half was skipped (creating)"), "{text}");
         let none = check_volumes(dir.path(), &["never".to_owned()], None, CheckFormat::Text, &mut Vec::new())
             .unwrap_err();
         assert!(none.to_string().contains("no volume never"), "{none}");
     }
 
     #[test]
-    fn json_says_the_same_for_programs() {
+    fn json_report_has_the_same_findings() {
         let dir = data_dir();
         std::fs::write(dir.path().join("volumes/1/layer-00000000000000ff.data"), b"").unwrap();
         let mut out = Vec::new();
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_in_the_wrong_place_or_too_small_is_noticed() {
+    fn wrong_or_truncated_volume_is_reported() {
         let dir = data_dir();
         std::fs::remove_dir_all(dir.path().join("volumes/2")).unwrap();
         let other = VolumeId::from_u64(7);
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_database_volumes_are_known_by_their_numbers() {
+    fn unreadable_database_falls_back_to_volume_ids() {
         let dir = data_dir();
         std::fs::write(dir.path().join("blockd.db"), b"no database").unwrap();
         let (sound, text) = check(dir.path(), &["1"]);
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_refused_while_a_daemon_has_the_directory() {
+    fn check_is_refused_while_a_daemon_holds_the_lock() {
         let dir = data_dir();
         let _lock = DirLock::take(dir.path()).unwrap();
         let error = check_volumes(dir.path(), &[], None, CheckFormat::Text, &mut Vec::new()).unwrap_err();

@@ -1,5 +1,6 @@
-//! `blockd --check-start`: whether this program could start on a data directory, also while another one runs
-//! on it. It changes nothing, and takes no lock: a package asks it before the daemon that runs is restarted.
+//! Start check (`blockd --check-start`): reports whether this program could start on a data directory, even
+//! while another daemon uses it. It changes nothing and takes no lock; packages run it before they restart
+//! the daemon.
 
 use crate::{
     config::Config,
@@ -16,21 +17,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is wrong with the files that a configuration names, a line each: those of TLS are loaded as at the
-/// start.
+/// Returns the problems of the files that a configuration names, one line each. TLS files are loaded as at
+/// the start.
 pub fn check_files(config: &Config) -> Vec<String> {
     let listeners = [("NBD", config.tls_files()), ("the control API", config.control.tls_files())];
     let loaded = listeners.into_iter().filter_map(|(of, files)| Some((of, TlsIdentity::load(files?).err()?)));
     loaded.map(|(of, error)| format!("TLS of {of}: {}", with_sources(&error))).collect()
 }
 
-/// What would keep this program from starting, or from opening a volume, a line each. What is wrong with a
-/// volume whatever the program is left to `--check-volumes`.
+/// Returns the problems that would prevent a start or the opening of a volume, one line each. Damage to
+/// volumes that does not depend on the program's version is left to `--check-volumes`.
 ///
 /// # Errors
-/// It cannot be found out, in one line.
+/// The check itself failed; the error is one line.
 pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
-    let cannot = |path: &Path, error: &std::io::Error| format!("cannot look at {}: {error}", path.display());
+    let cannot = |path: &Path, error: &std::io::Error| format!("cannot access {}: {error}", path.display());
     let data_dir = std::path::absolute(&config.data_dir).map_err(|error| cannot(&config.data_dir, &error))?;
     let mut problems = check_files(config);
     for name in ["blockd.sock", "nbd.sock"] {
@@ -38,8 +39,8 @@ pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
     }
     match std::fs::metadata(&data_dir) {
         Ok(found) if found.is_dir() => {}
-        Ok(_) => return Ok(vec![format!("{} is no directory", data_dir.display())]),
-        // It is made by the first start.
+        Ok(_) => return Ok(vec![format!("{} is not a directory", data_dir.display())]),
+        // The first start creates it.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(problems),
         Err(error) => return Err(cannot(&data_dir, &error)),
     }
@@ -64,7 +65,7 @@ pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
             .file_name()
             .and_then(|name| name.to_str())
             .is_some_and(|name| name.parse::<VolumeId>().is_ok());
-        // Anything else that is wrong with it was wrong before.
+        // Other damage is not specific to this program's version.
         if is_volume && let Err(error @ VolumeError::NewerFormat { .. }) = Volume::read_identity(&path) {
             problems.push(error.to_string());
         }
@@ -72,8 +73,8 @@ pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
     Ok(problems)
 }
 
-/// Credentials whose secrets could not be opened: a daemon that runs may still know them, and the next one
-/// would not.
+/// Returns the credentials whose secrets cannot be unsealed: a running daemon may hold them in memory, but
+/// the next one could not read them.
 fn lost_credentials(data_dir: &Path, database: &Path) -> Vec<String> {
     let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let secrets = Secrets::load(data_dir, systemd.as_deref());
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_database_and_a_newer_volume_are_told_and_nothing_is_changed() {
+    fn newer_formats_are_reported_and_nothing_is_changed() {
         let dir = tempfile::tempdir().unwrap();
         assert!(check_start(&config(&dir.path().join("none"))).unwrap().is_empty());
         assert!(check_start(&config(dir.path())).unwrap().is_empty());
@@ -118,9 +119,9 @@ mod tests {
         drop(Volume::create(&volume, id, 1 << 20).unwrap());
         let before = listing(dir.path());
         assert!(check_start(&config(dir.path())).unwrap().is_empty());
-        assert_eq!(listing(dir.path()), before, "something was left behind");
+        assert_eq!(listing(dir.path()), before, "the check left no files");
 
-        // What another program has written, and not moved into the database file yet.
+        // Written by another program to the WAL, and not checkpointed yet.
         let other = rusqlite::Connection::open(&path).unwrap();
         other.pragma_update(None, "user_version", 9999).unwrap();
         let meta = volume.join("volume.meta");
@@ -134,7 +135,7 @@ mod tests {
             "{problems:?}"
         );
         drop(other);
-        assert_eq!(check_start(&config(dir.path())).unwrap().len(), 2, "also when nobody has it open");
+        assert_eq!(check_start(&config(dir.path())).unwrap().len(), 2, "also without another connection");
 
         std::fs::write(&path, b"no database at all, but long enough to be looked at").unwrap();
         assert!(check_start(&config(dir.path())).unwrap()[0].contains("database"));

@@ -1,5 +1,4 @@
-//! The command line of `blockd`. What is given here wins over the configuration file, which wins over
-//! defaults.
+//! Command line of `blockd`. Options override the configuration file, which overrides the defaults.
 
 use crate::{
     config::{LogFormat, NbdAddress},
@@ -8,164 +7,157 @@ use crate::{
 use clap::Parser;
 use std::path::PathBuf;
 
-/// Serves volumes over NBD, tracks what is written to them, and backs them up to object storage.
+/// Serves volumes over NBD with changed-block tracking, and backs them up to object storage.
 #[derive(Parser, Debug, Default, Clone)]
 #[command(
     name = "blockd",
     version,
-    about = "Serves volumes over NBD, tracks what is written to them, and backs them up to object storage.",
+    about = "Serves volumes over NBD with changed-block tracking, and backs them up to object storage.",
     after_long_help = CONFIG_HELP
 )]
 pub struct Cli {
-    /// Directory that holds everything the daemon keeps: volumes, database, sockets [default:
-    /// /var/lib/blockd]
+    /// Data directory: volumes, database, sockets [default: /var/lib/blockd]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
-    /// Configuration file, TOML [default: /etc/blockd/blockd.toml, which need not exist]
+    /// Configuration file, TOML [default: /etc/blockd/blockd.toml, may be missing]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// A further place to serve NBD at: tcp://ADDR:PORT or unix:///PATH; may be repeated (DIR/nbd.sock is
-    /// always served)
+    /// Additional NBD listener: tcp://ADDR:PORT or unix:///PATH; may be repeated (DIR/nbd.sock is always
+    /// served)
     #[arg(long = "nbd-listen", value_name = "URL")]
     pub nbd_listen: Vec<NbdAddress>,
 
-    /// How log lines look, and where they go [default: auto]
+    /// Format and destination of log lines [default: auto]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 
-    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,blockd_cloud=debug`
-    /// [default: info]
+    /// Log level: error, warn, info, debug, trace, or a filter such as `info,blockd_cloud=debug` [default:
+    /// info]
     #[arg(long, value_name = "LEVEL", env = "BLOCKD_LOG")]
     pub log_level: Option<String>,
 
-    /// Treat the last stop as a power cut, whatever the boot id says: for data directories restored from an
-    /// image
+    /// Recover as after a power loss, ignoring the boot id: for data directories restored from an image
     #[arg(long)]
     pub after_power_loss: bool,
 
-    /// Check the files of these volumes (of all, if none is named) without starting, change nothing, and
-    /// exit: with 0 if nothing is wrong, with 1 if something is, with 3 if they cannot be checked because a
-    /// daemon runs or one is not there
+    /// Check the files of these volumes (default: all) without starting; read-only. Exit status: 0 sound, 1
+    /// problems found, 3 not checked because a daemon is running or a volume does not exist
     #[arg(long, value_name = "VOLUME", num_args = 0.., conflicts_with = "check_config")]
     pub check_volumes: Option<Vec<String>>,
 
-    /// With --check-volumes VOLUME: write what can be read of the volume to this new file; what cannot be
-    /// read is zero in it and listed
+    /// With --check-volumes VOLUME: export the readable content to this new file; unreadable ranges are zero
+    /// in it and listed
     #[arg(long, value_name = "IMAGE", requires = "check_volumes")]
     pub export: Option<PathBuf>,
 
-    /// With --export: name or id of a snapshot [default: the latest content]
+    /// With --export: snapshot name or id [default: the latest content]
     #[arg(long, requires = "export")]
     pub snapshot: Option<String>,
 
-    /// Say whether this program could start on the data directory, with the configuration, the database and
-    /// the volumes that are there, change nothing, and exit: with 0 if it could, with 1 if not, with 3 if
-    /// that cannot be told; another blockd may run there
+    /// Check whether this program could start on the data directory with its configuration, database and
+    /// volumes; read-only, even while another blockd is running. Exit status: 0 yes, 1 no, 3 unknown
     #[arg(long, conflicts_with_all = ["check_config", "check_volumes"])]
     pub check_start: bool,
 
-    /// With --check-volumes: print what was found as one JSON document
+    /// With --check-volumes: print the report as JSON
     #[arg(long, requires = "check_volumes")]
     pub json: bool,
 
-    /// What the daemon starts to freeze and thaw the filesystem that is mounted there; not for people
+    /// Internal: freeze and thaw the filesystem mounted there
     #[arg(long, hide = true, value_name = "MOUNT")]
     pub hold_filesystem: Option<PathBuf>,
 
-    /// How long it stays frozen at most, in milliseconds
+    /// Internal: timeout of the freeze, in milliseconds
     #[arg(long, hide = true, default_value_t = 0)]
     pub hold_timeout_ms: u64,
 
-    /// Print what packages bring beside the program, and exit; not for people
+    /// Internal: print a generated file of the package, and exit
     #[arg(long, hide = true, value_name = "WHAT")]
     pub generate: Option<Generate>,
 
-    /// Print the configuration that would be used, as TOML, load the certificates and keys that it names, and
-    /// exit: with 0, or with 2 if something of it cannot be used; of the addresses of webhooks only the hosts
-    /// are shown
+    /// Print the effective configuration as TOML, load the certificates and keys that it names, and exit: 0,
+    /// or 2 if a part of it is unusable; webhook URLs are shown without their paths
     #[arg(long)]
     pub check_config: bool,
 }
 
 const CONFIG_HELP: &str = "\
 Keys of the configuration file (defaults in brackets):
-  data_dir              directory of everything the daemon keeps [\"/var/lib/blockd\"]
-  nbd_listen            further NBD addresses, a list of \"tcp://ADDR:PORT\" and \"unix:///PATH\" [[]]
-  log_format            \"text\" or \"json\" to stderr, \"journal\" = records with fields to the journal of systemd, \"auto\" =
-                        journal if stderr goes there, else text [\"auto\"]
-  log_level             level or filter of the log [\"info\"]
-  full_every            every how many backups of a volume to a credential one is full [7]
-  task_concurrency      backups and restores that move data at once; the others wait [2]
-  task_priority         what they take: \"low\" = what guests and others leave, \"normal\" = as others, but less while
-                        guests have to wait, \"high\" = all they can get [\"low\"]
-  hydration_limit_bytes_per_s  what the hydration of one lazy volume may fetch in a second; 0 = no limit [0]
-  hydration_concurrency  fetches of at most 4 MiB that the hydration of one lazy volume makes at once [8]
-  lazy_stall_ms         time that reads of a lazy volume wait for a store that is gone, if they are to stall [600000]
-  lazy_error_ms         the same if they are to fail [20000]
-  limit_upload          what all tasks together send in a second at most, by the time of day, such as
-                        \"20MiB@08:00-18:00,100MiB\"; credentials and tasks have limits of their own besides []
-  limit_download        the same for what they receive []
-  limit_time_zone       the time zone of the times in these limits, such as \"Europe/Berlin\" [UTC]
-  upload_concurrency    packs that one backup uploads at once [4]
-  download_concurrency  requests that one restore makes at once [4]
-  merge_limit_bytes_per_s  what merging layers may copy in a second; 0 = no limit [0]
-  cpu_threads           threads that compress and seal; 0 = one per core [0]
+  data_dir              data directory [\"/var/lib/blockd\"]
+  nbd_listen            additional NBD listeners, a list of \"tcp://ADDR:PORT\" and \"unix:///PATH\" [[]]
+  log_format            \"text\" or \"json\" to stderr, \"journal\" = records with fields to the systemd journal, \"auto\" =
+                        journal if stderr is connected to it, otherwise text [\"auto\"]
+  log_level             log level or filter [\"info\"]
+  full_every            every n-th backup of a volume to a credential is full [7]
+  task_concurrency      backups and restores that move data concurrently; the others are queued [2]
+  task_priority         priority of these tasks: \"low\" = idle CPU and I/O, throttled when guest latency rises, \"normal\" =
+                        throttled when guest latency rises, \"high\" = not throttled [\"low\"]
+  hydration_limit_bytes_per_s  bandwidth limit of the hydration of one lazy volume; 0 = unlimited [0]
+  hydration_concurrency  concurrent fetches, of at most 4 MiB each, of the hydration of one lazy volume [8]
+  lazy_stall_ms         timeout of reads from an unreachable store, for lazy volumes that stall [600000]
+  lazy_error_ms         the same for lazy volumes that fail [20000]
+  limit_upload          upload bandwidth limit over all tasks, by time of day, such as \"20MiB@08:00-18:00,100MiB\" (per
+                        second); credentials and tasks have further limits []
+  limit_download        download bandwidth limit over all tasks []
+  limit_time_zone       time zone of the times in these limits, such as \"Europe/Berlin\" [UTC]
+  upload_concurrency    concurrent pack uploads of one backup [4]
+  download_concurrency  concurrent requests of one restore [4]
+  merge_limit_bytes_per_s  bandwidth limit of layer merges; 0 = unlimited [0]
+  cpu_threads           threads that compress and encrypt; 0 = one per core [0]
   ring_threads          threads that serve NBD sockets; 0 = one per core [0]
-  nbd_workers           threads for NBD requests that must wait for storage, and as many for syncs [8]
-  nbd_connections       NBD connections at once, up to 64 of them for unix sockets only [1024]
-  nbd_connections_per_volume      NBD connections of one volume at once, over TCP [64]
-  nbd_handshake_timeout_ms        time that an NBD client has to choose its volume, a TLS handshake included [10000]
-  nbd_idle_timeout_ms             time after which a TCP connection of NBD with nothing to do is closed; 0 = never [0]
-  nbd_connection_in_flight_bytes  payload that one NBD connection may have in flight [67108864]
-  nbd_in_flight_bytes             payload that all NBD connections together may have in flight [536870912]
-  nbd_tls               TCP over TLS: \"off\", \"allow\", \"require\" [\"require\" with a certificate, else \"off\"]
-  nbd_tls_certificate   the server's certificate, and those that lead to its authority, PEM []
-  nbd_tls_key           its private key, PEM; nobody else may be able to read it []
-  nbd_tls_client_ca     authorities of client certificates, PEM; if set, clients must have one []
-  nbd_tls_client_crl    their revocation lists, PEM; then there must be one of each authority []
+  nbd_workers           threads for NBD requests that block on storage, and as many for flushes [8]
+  nbd_connections       maximum of NBD connections, up to 64 of them reserved for Unix sockets [1024]
+  nbd_connections_per_volume      maximum of TCP connections of one volume [64]
+  nbd_handshake_timeout_ms        timeout of the NBD handshake, including TLS [10000]
+  nbd_idle_timeout_ms             idle timeout of NBD connections over TCP; 0 = none [0]
+  nbd_connection_in_flight_bytes  in-flight payload limit of one NBD connection [67108864]
+  nbd_in_flight_bytes             in-flight payload limit of all NBD connections [536870912]
+  nbd_tls               TLS for TCP: \"off\", \"allow\", \"require\" [\"require\" with a certificate, otherwise \"off\"]
+  nbd_tls_certificate   server certificate chain, PEM []
+  nbd_tls_key           server private key, PEM; readable by its owner only []
+  nbd_tls_client_ca     CA certificates for client certificates, PEM; if set, a client certificate is required []
+  nbd_tls_client_crl    revocation lists, PEM; if set, one of each CA is required []
   nbd_allow_plaintext   serve TCP addresses that other hosts can reach without requiring TLS [false]
-  store_attempts        attempts of one request to an object store [6]
-  store_timeout_ms      time that one request to an object store may take, before its body [60000]
-  store_answer_ms       time that a command such as `cloudsnap restore` waits for the store's answer before it begins; then it
-                        fails, and nothing is done [30000]
-  stop_timeout_ms       time that a stop gives running tasks and clients to come to rest [30000]
-  gc_every_hours        every how many hours what abandoned backups left in the stores is deleted; 0 = never [24]
-  verify_bytes_per_day  bytes that background verification reads a day; 0 = none [1073741824]
-  task_history          finished tasks that `cloudsnap status` remembers [1000]
-  core_dumps            the kernel may write cores of blockd when it crashes, and who runs as its user look into its memory: there
-                        are keys in it [false]
-  [browse]              table: looking into snapshots as files, with the keys that follow here
-  mountpoint            (browse) where snapshots are mounted as files from the start on []
-  credentials           (browse) whose cloud snapshots are shown there; of all credentials if empty [[]]
-  allow_other           (browse) other users may look, by the modes and owners that are shown; needs root, or
+  store_attempts        maximum attempts of one request to an object store [6]
+  store_timeout_ms      timeout of one request to an object store, up to the response body [60000]
+  store_answer_ms       timeout of the pre-flight store requests of a command such as `cloudsnap restore`; after it, the
+                        command fails without changes [30000]
+  stop_timeout_ms       grace period for tasks and clients at shutdown [30000]
+  gc_every_hours        interval of garbage collection in the backup locations; 0 = never [24]
+  verify_bytes_per_day  bytes that background verification reads a day; 0 = off [1073741824]
+  task_history          finished tasks kept in the history of `cloudsnap status` [1000]
+  core_dumps            allow core dumps, and access to the memory of blockd by processes of its user: it holds keys [false]
+  [browse]              table: snapshots as files, with these keys
+  mountpoint            (browse) mount point of snapshots from the start on []
+  credentials           (browse) credentials whose cloud snapshots are shown; empty = all [[]]
+  allow_other           (browse) allow other users, subject to the modes and owners shown; requires root, or
                         user_allow_other in /etc/fuse.conf [false]
-  cache_dir             (browse) where pieces of cloud snapshots are cached, sealed as they are stored [DATA_DIR/cache]
-  cache_bytes           (browse) most bytes that the cache takes [4294967296]
-  stall_timeout_ms      (browse) time that a reader waits for a store before it is given an error [30000]
-  refresh_ms            (browse) how often stores are listed at most, while somebody looks [10000]
-  [metrics]             table: telling metrics to Prometheus, with the key that follows here
-  listen                (metrics) ADDR:PORT where /metrics, /healthz and /readyz are served in clear and to everybody, beside
-                        the control socket; they tell names of volumes and credentials, and no secrets []
-  [control]             table: driving blockd from elsewhere, and as somebody else, with the keys that follow here
-  listen                (control) ADDR:PORT where the control API is served with certificates on both sides []
-  certificate           (control) the server's certificate, and those that lead to its authority, PEM []
-  key                   (control) its private key, PEM; nobody else may be able to read it []
-  client_ca             (control) authorities of client certificates, PEM []
-  client_crl            (control) their revocation lists, PEM; then there must be one of each authority []
-  sockets               (control) [[control.sockets]] with path, group and role: a further socket for a group [[]]
-  [control.roles]       table: NAME = \"read-only\", \"operator\" or \"admin\", the names in client certificates; `*` stands for
-                        every other one [empty]
-  [secrets]             table: secrets that blockd reads when it needs them (`--…-from` of `blockctl credentials create`), with
-                        the keys that follow here
-  cache_s               (secrets) longest time for which the output of a program is used [3600]
-  wait_s                (secrets) longest time that a task waits at its start for a secret that cannot be read [120]
-  command_timeout_ms    (secrets) time limit of a program that prints a secret [10000]
-  file_dir              (secrets) the directory of `file:` and `command:`; others may not read its files nor write to its
-                        programs [\"/etc/blockd/secrets\"]
-  [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], the names in client certificates that may have it over
-                        TCP; `*` stands for any characters; volumes that are not listed are for all [empty]
+  cache_dir             (browse) cache of cloud snapshot frames, encrypted as in the store [DATA_DIR/cache]
+  cache_bytes           (browse) capacity of the cache [4294967296]
+  stall_timeout_ms      (browse) timeout of reads from a store [30000]
+  refresh_ms            (browse) minimum interval between listings of a store [10000]
+  [metrics]             table: metrics for Prometheus, with this key
+  listen                (metrics) ADDR:PORT of /metrics, /healthz and /readyz besides the control socket, in clear text and
+                        without authentication; names of volumes and credentials are visible, secrets are not []
+  [control]             table: remote and delegated access to the control API, with these keys
+  listen                (control) ADDR:PORT of the control API over TLS with client certificates []
+  certificate           (control) server certificate chain, PEM []
+  key                   (control) server private key, PEM; readable by its owner only []
+  client_ca             (control) CA certificates for client certificates, PEM []
+  client_crl            (control) revocation lists, PEM; if set, one of each CA is required []
+  sockets               (control) [[control.sockets]] with path, group and role: an additional socket for a group [[]]
+  [control.roles]       table: NAME = \"read-only\", \"operator\" or \"admin\", by name in the client certificate; `*` matches
+                        every other name [empty]
+  [secrets]             table: external secrets (`--…-from` of `blockctl credentials create`), with these keys
+  cache_s               (secrets) maximum age of cached program output [3600]
+  wait_s                (secrets) timeout of a task, at its start, for a secret that cannot be read [120]
+  command_timeout_ms    (secrets) timeout of a program that prints a secret [10000]
+  file_dir              (secrets) directory of `file:` and `command:`; its files must not be readable and its programs not
+                        writable by other users [\"/etc/blockd/secrets\"]
+  [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], names of client certificates that may use the volume over
+                        TCP; `*` matches any characters; volumes that are not listed are open to all [empty]
   [[webhook]]           tables, at the end: receivers of events, with these keys
   name                  (webhook) name in the log, in metrics and in `blockctl status`
   url                   (webhook) https://HOST/PATH; http:// only to this host, unless allow_http is set
@@ -173,23 +165,22 @@ Keys of the configuration file (defaults in brackets):
   min_severity          (webhook) lowest severity: \"info\", \"warning\", \"error\" [\"info\"]
   secret                (webhook) reference to the secret that signs deliveries, such as \"file:/etc/blockd/secrets/webhook\" []
   allow_http            (webhook) allow a receiver on another host without TLS [false]
-  timeout_ms            (webhook) time limit of one attempt [10000]
+  timeout_ms            (webhook) timeout of one attempt [10000]
 
-On SIGHUP this file is read again: roles, [nbd_access], certificates and log_level hold from then on, what takes a restart is named in the log,
-and one that cannot be changes nothing. Certificates are read again within a minute after their files changed as well.
+SIGHUP reloads this file: roles, [nbd_access], certificates and log_level take effect, other changes are logged as requiring
+a restart, and an invalid file changes nothing. Changed certificate files are also reloaded within a minute.
 
 Environment:
-  BLOCKD_LOG             as --log-level
-  CREDENTIALS_DIRECTORY  if it holds a file blockd.key (32 bytes), that is the key which seals stored secrets; the
-                         others are what `systemd:NAME` refers to
-  JOURNAL_STREAM         says whether stderr goes to the journal of systemd
-  NOTIFY_SOCKET          readiness and stopping are told to systemd there
-  LISTEN_PID, LISTEN_FDS  sockets of the control API that systemd made are served, if their addresses are configured
-  WATCHDOG_USEC          systemd is told three times within this time that the daemon is alive
+  BLOCKD_LOG             same as --log-level
+  CREDENTIALS_DIRECTORY  its file blockd.key (32 bytes), if present, is the key that encrypts stored secrets; the other
+                         files are the targets of `systemd:NAME`
+  JOURNAL_STREAM         set by systemd if stderr is connected to the journal
+  NOTIFY_SOCKET          socket for readiness and stop notifications to systemd
+  LISTEN_PID, LISTEN_FDS  control API sockets passed by systemd; served if their addresses are configured
+  WATCHDOG_USEC          watchdog interval of systemd; blockd notifies it three times per interval
 
-Exit status: 0 stopped cleanly, 1 failed, 2 the command line or the configuration is wrong. With --check-volumes: 0 nothing
-is wrong, 1 something is wrong with a volume or the database, 2 as before, 3 nothing was checked. With --check-start: 0 it
-could start, 1 it could not, 2 as before, 3 that cannot be told.";
+Exit status: 0 stopped cleanly, 1 failed, 2 invalid command line or configuration. With --check-volumes: 0 sound, 1 problems in
+a volume or the database, 2 as above, 3 not checked. With --check-start: 0 could start, 1 could not, 2 as above, 3 unknown.";
 
 #[cfg(test)]
 mod tests {
@@ -197,12 +188,12 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_definition_is_consistent() {
+    fn command_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn every_configuration_key_is_in_the_help() {
+    fn configuration_keys_are_all_in_the_help() {
         let printed = crate::config::Config::default().to_toml();
         for line in printed.lines().filter(|line| !line.starts_with('#')) {
             let key = line.split(" =").next().unwrap();

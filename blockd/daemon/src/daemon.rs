@@ -1,8 +1,8 @@
-//! Starting and stopping, in the order that loses nothing.
+//! Start and stop of the daemon, in an order that loses no data.
 //!
-//! Start: directory, lock, database, volumes, NBD, attached devices, control socket, ready, then what was
-//! left unfinished. Stop: no more requests, tasks to rest at a point they can go on from, no more NBD,
-//! merging, then the volumes are flushed and closed.
+//! Start: directory, lock, database, volumes, NBD, attached devices, control socket, readiness, then
+//! unfinished tasks. Stop: no new requests, tasks to a point from which they can resume, NBD, merges, then
+//! the volumes are flushed and closed.
 
 use crate::{
     access::Access,
@@ -46,16 +46,16 @@ use std::{
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use uuid::Uuid;
 
-/// The longest path that a unix socket can have, in bytes: one less than the room in the address, for the
-/// zero at its end.
+/// Maximum length of a Unix socket path, in bytes: one less than `sun_path`, for the terminating zero.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
-/// How long a stop waits for commands after freezes: less than systemd waits for the stop.
-const REST_TIMEOUT: Duration = Duration::from_secs(180);
+/// Timeout of a stop for post-freeze commands: less than systemd's stop timeout.
+const POST_HOOK_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// How long to wait before it is tried again to serve metrics.
-const METRICS_AGAIN: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(15) };
+/// Delay before binding the metrics address is retried.
+const METRICS_RETRY_DELAY: Duration =
+    if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(15) };
 
-/// Why the daemon could not start, or not stop cleanly.
+/// Reasons why the daemon could not start, or not stop cleanly.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DaemonError {
@@ -71,54 +71,54 @@ pub enum DaemonError {
     /// NBD cannot be served over TLS.
     #[error("cannot serve NBD: {}", with_sources(.0))]
     Tls(TlsError),
-    /// A file, directory or socket cannot be made.
+    /// A file, directory or socket cannot be created or accessed.
     #[error("cannot {action} {}: {source}", path.display())]
     File {
-        /// What was being done.
+        /// Operation.
         action: &'static str,
-        /// To which file.
+        /// Path.
         path: PathBuf,
-        /// What the system said.
+        /// Cause reported by the system.
         source: std::io::Error,
     },
-    /// The path of a socket does not fit into an address.
-    #[error("socket path {} is {len_bytes} bytes long, but the system takes at most {MAX_SOCKET_PATH_BYTES}: use a shorter --data-dir", path.display())]
+    /// A socket path is too long for an address.
+    #[error("socket path {} has {len_bytes} bytes, more than the system's limit of {MAX_SOCKET_PATH_BYTES}: use a shorter --data-dir", path.display())]
     SocketPath {
-        /// The path.
+        /// Path.
         path: PathBuf,
-        /// How long it is.
+        /// Its length.
         len_bytes: usize,
     },
     /// The control API cannot be served over TCP.
     #[error("cannot serve the control API at {address}: {source}")]
     Control {
-        /// Where.
+        /// Address.
         address: SocketAddr,
-        /// What the system said.
+        /// Cause reported by the system.
         source: std::io::Error,
     },
     /// The control API cannot be served over TLS.
     #[error("cannot serve the control API: {}", with_sources(.0))]
     ControlTls(TlsError),
-    /// The configuration cannot be.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
-    /// It is not known which volumes are lazy.
-    #[error("cannot find the sources of lazy volumes: {0}")]
+    /// The sources of lazy volumes could not be determined.
+    #[error("cannot resume lazy volumes: {0}")]
     Lazy(ServiceError),
-    /// NBD is not served any more.
-    #[error("stopped, because NBD could not be served any more: the log says why")]
+    /// The NBD server failed.
+    #[error("stopped after a failure of the NBD server: see the log for the cause")]
     NbdFailed,
-    /// A stop that was not clean: the next start recovers.
+    /// The stop was not clean: the next start recovers.
     #[error("stopped, but not cleanly: {0}")]
     UncleanStop(String),
 }
 
 impl DaemonError {
-    /// Whether trying again can help.
+    /// Returns true if a retry can succeed.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Lock(error) => error.is_retryable(),
@@ -162,18 +162,18 @@ impl std::fmt::Debug for Daemon {
 }
 
 impl Daemon {
-    /// Starts; everything is served when this returns.
+    /// Starts the daemon; everything is served when this returns.
     ///
     /// # Errors
-    /// The directory is in use, or something in it, or a socket, cannot be used.
+    /// The data directory is in use, or it or a socket cannot be used.
     pub async fn start(config: Config, after_power_loss: bool) -> Result<Self, DaemonError> {
         Self::start_with(Passed::default(), config, after_power_loss).await
     }
 
-    /// [`start`](Self::start), with sockets that systemd passed.
+    /// Starts the daemon with the sockets that systemd passed.
     ///
     /// # Errors
-    /// As those of `start`.
+    /// The errors of [`start`](Self::start).
     pub async fn start_with(
         passed: Passed,
         config: Config,
@@ -182,7 +182,7 @@ impl Daemon {
         Self::start_all(System::default(), passed, config, after_power_loss).await
     }
 
-    /// [`start`](Self::start) on a system that may be another than the one that this runs on.
+    /// Starts the daemon on a fake system.
     #[cfg(test)]
     pub(crate) async fn start_on(
         system: System,
@@ -218,11 +218,11 @@ impl Daemon {
         let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
         let _ = core.nbd_tcp.set(addresses);
         if let Err(error) = core.resume_attachments().await {
-            tracing::error!(%error, "attached volumes are not taken up");
+            tracing::error!(%error, "resuming attachments failed");
         }
         grow_devices_with_volumes(&core);
         core.let_go_of_what_is_at_rest();
-        look_at_rules(&core);
+        check_rules(&core);
         core.start_browsing();
         let http_stop = CancelToken::new();
         let control = Control::start(&core, &http_stop, passed).await?;
@@ -236,7 +236,7 @@ impl Daemon {
             Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger), core.reserve.clone(), limit)
                 .map_err(DaemonError::Thread)?;
         if let Err(error) = core.resume_tasks().await {
-            tracing::error!(%error, "unfinished tasks are not taken up");
+            tracing::error!(%error, "resuming unfinished tasks failed");
         }
         let pressure = crate::pressure::start(&core.pressure, &core.registry);
         let limits = crate::limits::start(&core);
@@ -247,7 +247,7 @@ impl Daemon {
         let log = core.log_reader.clone();
         let webhooks = crate::webhooks::start(&core, log);
         if let Err(error) = core.resume_hydrations().await {
-            tracing::error!(%error, "lazy volumes are not hydrated");
+            tracing::error!(%error, "resuming the hydration of lazy volumes failed");
         }
         let scheduler = crate::schedules::start(Arc::clone(&core));
         notify(sd_notify::NotifyState::Ready);
@@ -281,29 +281,29 @@ impl Daemon {
         })
     }
 
-    /// What the daemon's parts share.
+    /// Returns the shared state.
     pub fn core(&self) -> &Arc<Core> {
         &self.core
     }
 
-    /// Reads the TLS certificates again, if they changed. Connections that are there go on.
+    /// Reloads changed TLS certificates. Established connections continue.
     pub async fn renew_certificates(&self) {
         let certificates = self.certificates.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || certificates.renew(false)).await {
-            tracing::error!(%error, "the TLS certificates were not looked at");
+            tracing::error!(%error, "checking the TLS certificates failed");
         }
     }
 
-    /// Waits until NBD is not served any more, although nobody stopped it: the daemon is of no use then, and
-    /// should end, so that it can be started again.
+    /// Waits until the NBD server fails: the daemon should exit then, so that the service manager restarts
+    /// it.
     pub async fn nbd_failed(&self) {
         self.nbd_failed.notified().await;
     }
 
-    /// Stops cleanly: everything acknowledged is durable, and no dirty set is rebuilt at the next start.
+    /// Stops cleanly: all acknowledged writes are durable, and no dirty set is rebuilt at the next start.
     ///
     /// # Errors
-    /// Something did not come to rest in time, or a volume could not be flushed.
+    /// A part did not stop in time, or a volume could not be flushed.
     pub async fn stop(self) -> Result<(), DaemonError> {
         notify(sd_notify::NotifyState::Stopping);
         let Self {
@@ -328,22 +328,22 @@ impl Daemon {
         let mut problems = Vec::new();
         http_stop.cancel();
         core.stopping.cancel();
-        // What it was about to begin is begun after the next start.
+        // Runs that have not begun are begun after the next start.
         let scheduler_abort = scheduler.abort_handle();
         match tokio::time::timeout(time_limit, scheduler).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the scheduler ended badly"),
+            Ok(Err(error)) => tracing::error!(%error, "the scheduler panicked"),
             Err(_) => {
                 scheduler_abort.abort();
-                tracing::warn!("the scheduler was cut off");
+                tracing::warn!("the scheduler did not stop in time and was aborted");
             }
         }
-        // Whoever asks for metrics does not hold up a stop.
+        // Metrics requests must not delay a stop.
         if let Some(metrics) = metrics {
             metrics.abort();
             let _ = metrics.await;
         }
-        let (answered, restless) =
+        let (answered, unfinished) =
             tokio::join!(tokio::time::timeout(time_limit, control.ended()), core.tasks.stop(time_limit));
         pressure.abort();
         limits.abort();
@@ -351,25 +351,25 @@ impl Daemon {
         health.abort();
         let _ = health.await;
         let _ = limits.await;
-        // What is being told is told again after the next start.
+        // An interrupted delivery is repeated after the next start.
         let webhooks_abort = webhooks.abort_handle();
         if tokio::time::timeout(time_limit, webhooks).await.is_err() {
             webhooks_abort.abort();
         }
-        // It holds what the daemon's parts share.
+        // The maintenance task holds the shared state.
         let upkeep_abort = upkeep.abort_handle();
         if tokio::time::timeout(time_limit, upkeep).await.is_err() {
             upkeep_abort.abort();
         }
         if answered.is_err() {
             control.abort();
-            tracing::warn!("requests under way were cut off");
+            tracing::warn!("requests in flight were aborted");
         }
-        if restless > 0 {
-            tracing::warn!(tasks = restless, "tasks were cut off; they go on after the next start");
+        if unfinished > 0 {
+            tracing::warn!(tasks = unfinished, "tasks were aborted; they resume after the next start");
         }
-        if !core.resting.ended(REST_TIMEOUT).await {
-            tracing::warn!("commands after freezes were cut off; the next start runs them");
+        if !core.resting.ended(POST_HOOK_TIMEOUT).await {
+            tracing::warn!("post-freeze commands did not end in time; the next start runs them");
         }
         let closing = Arc::clone(&core);
         let closed = tokio::task::spawn_blocking(move || {
@@ -396,7 +396,7 @@ impl Daemon {
             Err(error) => problems.push(error.to_string()),
         }
         control.remove_sockets();
-        // Its tasks hold what the daemon's parts share, too.
+        // Its tasks hold the shared state, too.
         drop(control);
         drop(core);
         drop(lock);
@@ -412,7 +412,7 @@ impl Daemon {
     }
 }
 
-/// Everything up to the open volumes; blocks.
+/// Prepares everything up to the open volumes. Blocks.
 fn prepare(
     system: System,
     config: Config,
@@ -421,7 +421,7 @@ fn prepare(
     let data_dir = std::path::absolute(&config.data_dir).map_err(file_error("find", &config.data_dir))?;
     files::make_dir(&data_dir).map_err(file_error("make", &data_dir))?;
     let lock = DirLock::take(&data_dir)?;
-    // A directory that was made by hand may be open to others.
+    // An administrator may have created the directory with a wider mode.
     std::fs::set_permissions(&data_dir, std::fs::Permissions::from_mode(0o700))
         .map_err(file_error("restrict the mode of", &data_dir))?;
     for dir in [data_dir.join("volumes"), tasks_dir(&data_dir)] {
@@ -432,7 +432,7 @@ fn prepare(
     let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let secrets = Secrets::load(&data_dir, systemd.as_deref());
     if let Some(problem) = secrets.problem() {
-        tracing::error!(error = %problem, "credentials cannot be used");
+        tracing::error!(error = %problem, "unsealing credentials is not possible");
     }
     let references = References::new(&config, systemd.as_deref());
     let recovery = if after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
@@ -442,14 +442,14 @@ fn prepare(
     let registry = reconcile(&db, &data_dir, &options)?;
     let pressure = Pressure::new(config.task_priority, config.cpu_threads).map_err(DaemonError::Thread)?;
     let mut names: Vec<_> = config.webhook.iter().map(crate::webhooks::reader_name).collect();
-    // Elsewhere the log has lines of its own for what events tell of.
+    // Other log formats have separate lines for the changes that events report.
     if config.log_format == LogFormat::Journal {
         names.push(crate::events::LOG_READER.to_owned());
     }
     let readers = db.transaction::<_, DbError>(|tx| EventReader::take_up(tx, &names))?;
     let reserve = blockd_volume::Reserve::open(&data_dir).map(Arc::new);
     let reserve = reserve.inspect_err(|error| {
-        tracing::warn!(dir = %data_dir.display(), %error, "no disk space is kept for deleting snapshots on a full disk");
+        tracing::warn!(dir = %data_dir.display(), %error, "reserving disk space for snapshot deletion on a full disk failed");
     });
     let core = Core {
         tasks: Tasks::new(config.task_concurrency),
@@ -496,17 +496,17 @@ fn prepare(
     Ok((lock, Arc::new(core)))
 }
 
-/// Tells, beside everything else, of rules that cannot be followed any more.
-fn look_at_rules(core: &Arc<Core>) {
+/// Checks the rules in the background and reports those that can no longer be applied.
+fn check_rules(core: &Arc<Core>) {
     let core = Arc::clone(core);
     tokio::spawn(async move {
         if let Err(error) = core.tell_of_rules_that_cannot_run().await {
-            tracing::warn!(%error, "whether all rules can be followed is not known");
+            tracing::warn!(%error, "checking the rules failed");
         }
     });
 }
 
-/// Has a device grow when its volume does. The kernel is told on a thread of its own: it may take its time.
+/// Resizes a device when its volume grows, on a separate thread, since the kernel may block.
 fn grow_devices_with_volumes(core: &Arc<Core>) {
     let weak = Arc::downgrade(core);
     core.registry.on_resized(Box::new(move |entry, _| {
@@ -517,34 +517,33 @@ fn grow_devices_with_volumes(core: &Arc<Core>) {
             }
         };
         if let Err(error) = std::thread::Builder::new().name("resize".to_owned()).spawn(tell) {
-            tracing::error!(%volume, %error, "the device keeps its old size: detach and attach the volume");
+            tracing::error!(%volume, %error, "resizing the device failed: detach and attach the volume");
         }
     }));
 }
 
-/// Tells the kernel that this thread, and those that it will start, write what others wait for: they may use
-/// the last memory to do so, and never wait for writes to themselves. Must be called before any other thread
-/// is there.
+/// Marks this thread, and those that it starts later, as I/O flushers (`PR_SET_IO_FLUSHER`): they may use
+/// memory reserves for writeback, and never wait for their own writeback. Must be called before other threads
+/// exist.
 pub fn make_io_flusher() {
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
         tracing::debug!(%error, "not marked as an I/O flusher: that needs CAP_SYS_RESOURCE");
     }
 }
 
-/// Keeps this process out of cores, and its memory from who runs as its user: keys are in it. Programs that
-/// it starts are as others.
+/// Disables core dumps and access to this process's memory by other processes of its user: it holds keys.
+/// Child processes are unaffected.
 pub fn hide_memory(config: &Config) {
     if config.core_dumps {
         return;
     }
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!(%error, "others of the same user can look into the memory of this process");
+        tracing::warn!(%error, "other processes of this user can read the memory of this process");
     }
 }
 
-/// Keeps what this process touches in memory: pages that were taken away might have to come back while all
-/// memory waits for this very process to write. Only where nothing limits it, because at a limit later
-/// allocations would fail.
+/// Locks memory: a page reclaimed by the kernel might have to be read while all memory waits for writeback to
+/// this very process. Only without a memlock limit, since allocations beyond a limit would fail.
 pub fn lock_memory() {
     let unlimited = rustix::process::getrlimit(rustix::process::Resource::Memlock).current.is_none();
     let privileged = rustix::thread::capabilities(None)
@@ -553,14 +552,14 @@ pub fn lock_memory() {
         tracing::debug!("memory is not locked: that needs LimitMEMLOCK=infinity or CAP_IPC_LOCK");
         return;
     }
-    // As it is touched: the room that threads have for their stacks is not taken at once.
+    // On fault: thread stacks are not allocated in advance.
     let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
     if let Err(error) = mlockall(flags) {
         tracing::warn!(%error, "memory is not locked");
     }
 }
 
-/// An error and what caused it, in one line.
+/// Formats an error and its causes in one line.
 pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
@@ -580,7 +579,7 @@ pub(crate) fn check_socket_path(path: &Path) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// Removes a socket that an earlier daemon left; anything else in its place is left alone.
+/// Removes a stale socket; any other file at the path is kept.
 pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => {
@@ -590,7 +589,7 @@ pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
     }
 }
 
-/// Serves metrics, or tries to until it can: volumes are served whoever has the address.
+/// Starts the metrics endpoint, and retries until its address is free: volumes are served without it.
 async fn serve_metrics(core: &Arc<Core>, address: SocketAddr, stop: CancelToken) -> JoinHandle<()> {
     let listener = listen_for_metrics(core, address).await;
     let core = Arc::clone(core);
@@ -599,7 +598,7 @@ async fn serve_metrics(core: &Arc<Core>, address: SocketAddr, stop: CancelToken)
         let listener = loop {
             match listener {
                 Some(listener) => break listener,
-                None => tokio::time::sleep(METRICS_AGAIN).await,
+                None => tokio::time::sleep(METRICS_RETRY_DELAY).await,
             }
             listener = listen_for_metrics(&core, address).await;
         };
@@ -612,17 +611,16 @@ async fn listen_for_metrics(core: &Core, address: SocketAddr) -> Option<TcpListe
     match bound.and_then(|listener| Ok((listener.local_addr()?, listener))) {
         Ok((address, listener)) => {
             if core.health.clear(health::METRICS, "") {
-                tracing::info!(%address, "metrics are served now");
+                tracing::info!(%address, "serving metrics");
             }
             let _ = core.metrics_tcp.set(address);
             Some(listener)
         }
         Err(error) => {
             let what = format!("metrics are not served at {address}: {error}");
-            let todo =
-                "free the address, or change metrics.listen and restart blockd; it is tried again by itself";
+            let todo = "free the address, or change metrics.listen and restart blockd; binding is retried automatically";
             if core.health.note(health::METRICS, "", what, todo) {
-                tracing::error!(%address, %error, "metrics are not served for now");
+                tracing::error!(%address, %error, "serving metrics failed; retrying");
             }
             None
         }
@@ -631,6 +629,6 @@ async fn listen_for_metrics(core: &Core, address: SocketAddr) -> Option<TcpListe
 
 pub(crate) fn notify(state: sd_notify::NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "systemd is not told");
+        tracing::warn!(%error, "notifying systemd failed");
     }
 }

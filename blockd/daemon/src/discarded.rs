@@ -1,8 +1,8 @@
 //! Reports of acknowledged writes that a start may have discarded.
 //!
-//! The volume keeps the record. The daemon logs it, makes it an event and a problem of `status`, fails the
-//! first FLUSH of every connection that may belong to a surviving client (`UnreportedLoss`), and gives no
-//! kernel device connections that is older than the loss.
+//! The volume stores the record. The daemon logs it, raises an event, lists it as a problem in `status`,
+//! fails the first FLUSH of every connection of a client that may have survived (`UnreportedLoss`), and does
+//! not reconnect kernel devices that are older than the loss.
 
 use crate::{
     core::Core,
@@ -16,7 +16,7 @@ use blockd_volume::{DiscardedWrites, SurvivingClients, Volume, VolumeError};
 use jiff::Timestamp;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A connection whose client may have survived a loss and was not told yet.
+/// Loss that may have to be reported to the client of a connection.
 #[derive(Debug)]
 pub(crate) struct UnreportedLoss(AtomicBool);
 
@@ -27,12 +27,12 @@ impl UnreportedLoss {
         Self(AtomicBool::new(volume.discarded_writes().is_some_and(concerns)))
     }
 
-    /// Returns whether the next request for durability may have to report a loss. Does not block.
+    /// Returns true if the next request for durability may have to report a loss. Does not block.
     pub(crate) fn is_pending(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Fails the first request that asks for durability, unless the loss was acknowledged meanwhile.
+    /// Fails the first request for durability, unless the loss was acknowledged since.
     pub(crate) fn report(&self, volume: &Volume) -> Result<(), DeviceError> {
         if !self.is_pending() || !self.0.swap(false, Ordering::Relaxed) {
             return Ok(());
@@ -44,7 +44,7 @@ impl UnreportedLoss {
     }
 }
 
-/// Returns the loss in one line.
+/// Describes the loss in one line.
 pub(crate) fn describe(loss: &DiscardedWrites) -> String {
     let clients = match loss.clients {
         SurvivingClients::All => "clients that outlived the daemon",
@@ -52,12 +52,12 @@ pub(crate) fn describe(loss: &DiscardedWrites) -> String {
     };
     let found = format_time(found(loss));
     format!(
-        "writes that {clients} had been answered and not flushed may have been discarded at {found}: {}",
+        "acknowledged but unflushed writes of {clients} may have been discarded at {found}: {}",
         loss.cause
     )
 }
 
-/// Returns the next action of an administrator.
+/// Returns the next action for an administrator.
 pub(crate) fn hint(entry: &VolumeEntry) -> String {
     let name = &entry.name;
     format!(
@@ -70,7 +70,7 @@ fn found(loss: &DiscardedWrites) -> Timestamp {
     Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
 }
 
-/// Returns the loss of a volume as the API shows it.
+/// Returns the loss of a volume for the API.
 pub(crate) fn shown(entry: &VolumeEntry) -> Option<api::DiscardedWrites> {
     let loss = entry.volume().ok()?.discarded_writes()?;
     let clients = match loss.clients {
@@ -80,14 +80,14 @@ pub(crate) fn shown(entry: &VolumeEntry) -> Option<api::DiscardedWrites> {
     Some(api::DiscardedWrites { clients, cause: loss.cause.to_string(), found: found(&loss) })
 }
 
-/// Returns why a kernel device from before the loss must not be given connections.
+/// Returns the reason why a kernel device older than the loss must not be reconnected.
 pub(crate) fn refuses_devices(entry: &VolumeEntry) -> Option<String> {
     let loss = entry.volume().ok()?.discarded_writes()?;
     (loss.clients == SurvivingClients::All).then(|| format!("{}; {}", describe(&loss), hint(entry)))
 }
 
 impl Core {
-    /// Reports all losses that are not acknowledged: to the log, as events, and in `status`.
+    /// Reports all unacknowledged losses: in the log, as events, and in `status`.
     pub(crate) async fn report_discarded_writes(&self) {
         let mut events = Vec::new();
         for entry in self.registry.all() {
@@ -104,12 +104,12 @@ impl Core {
         }
         let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
         if let Err(error) = stored {
-            tracing::warn!(%error, "events of discarded writes cannot be stored");
+            tracing::warn!(%error, "storing the events of discarded writes failed");
         }
         self.events.wake();
     }
 
-    /// Forgets the loss of a volume.
+    /// Deletes the record of a volume's loss.
     pub(crate) fn acknowledge_discarded_writes(
         &self,
         entry: &VolumeEntry,

@@ -1,5 +1,4 @@
-//! One error for everything that the daemon does on request, and the one place where it becomes an
-//! [`ApiError`].
+//! Error type of all daemon operations, and its conversion to an [`ApiError`].
 
 use crate::{db::DbError, secrets::SecretsError};
 use blockd_api::{ApiError, ErrorCode};
@@ -10,11 +9,11 @@ use blockd_cloud::{
 use blockd_volume::{VolumeError, VolumeErrorKind};
 use std::path::PathBuf;
 
-/// Why something that was asked for was not done.
+/// Reasons why an operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServiceError {
-    /// Refused by the daemon itself, with its words for the caller.
+    /// Refused by the daemon, with a message for the client.
     #[error("{0}")]
     Refused(#[from] ApiError),
     /// The database failed.
@@ -23,32 +22,32 @@ pub enum ServiceError {
     /// A volume failed.
     #[error(transparent)]
     Volume(#[from] VolumeError),
-    /// The cloud side failed.
+    /// A cloud operation failed.
     #[error(transparent)]
     Cloud(Box<CloudError>),
-    /// A store failed.
+    /// A store request failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A store does not do what is needed.
+    /// A store lacks a required feature.
     #[error(transparent)]
     Probe(Box<ProbeError>),
-    /// Secrets cannot be sealed or opened.
+    /// Secrets cannot be sealed or unsealed.
     #[error(transparent)]
     Secrets(#[from] SecretsError),
-    /// A file of the daemon's own failed.
+    /// An operation on one of the daemon's files failed.
     #[error("cannot {action} {}: {source}", path.display())]
     File {
-        /// What was being done.
+        /// Operation.
         action: &'static str,
-        /// To which file.
+        /// File.
         path: PathBuf,
-        /// What the system said.
+        /// Cause reported by the system.
         source: std::io::Error,
     },
-    /// The daemon is stopping; what was begun goes on after the next start.
+    /// The daemon is stopping; the task resumes after the next start.
     #[error("the daemon is stopping")]
     Stopping,
-    /// A fault of the daemon.
+    /// A bug in the daemon.
     #[error("internal error: {0}")]
     Internal(String),
 }
@@ -75,12 +74,12 @@ impl From<blockd_api::NameError> for ServiceError {
 }
 
 impl ServiceError {
-    /// A refusal.
+    /// Creates a refusal.
     pub fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
         Self::Refused(ApiError::new(code, message))
     }
 
-    /// Whether the same request can succeed later without anybody doing anything about it.
+    /// Returns true if the same request can succeed later without an administrator's action.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Refused(error) => error.is_retryable(),
@@ -95,15 +94,15 @@ impl ServiceError {
         }
     }
 
-    /// Whether it may be another answer later, also if somebody has to do something about it first: a
-    /// directory is mounted again, credentials or a token are renewed.
+    /// Returns true if a later retry can have another result, also after an administrator's action:
+    /// remounting a directory, rotating credentials or a token.
     pub fn may_change(&self) -> bool {
         let is_secret =
             || matches!(self.to_api().code, ErrorCode::SecretUnavailable | ErrorCode::SecretUnreachable);
         self.is_retryable() || matches!(self, Self::Store(_)) || is_secret()
     }
 
-    /// Whether it means that a task was told to stop, rather than that something failed.
+    /// Returns true if the task was stopped, rather than failed.
     pub fn is_cancelled(&self) -> bool {
         match self {
             Self::Stopping => true,
@@ -112,7 +111,7 @@ impl ServiceError {
         }
     }
 
-    /// The same with a hint that fits what was being done, where there is one for its code.
+    /// Adds an operation-specific hint, if there is one for the error's code.
     #[must_use]
     pub fn with_hint(
         self,
@@ -128,7 +127,7 @@ impl ServiceError {
         }
     }
 
-    /// What went wrong at a store, if that is what it was.
+    /// Returns the kind of a store error.
     fn store_kind(&self) -> Option<StoreErrorKind> {
         match self {
             Self::Store(error) => Some(error.kind),
@@ -137,7 +136,7 @@ impl ServiceError {
         }
     }
 
-    /// The next action where the error of the cloud side, and not its code, determines it.
+    /// Returns the next action for a cloud error whose code does not determine it.
     pub(crate) fn cloud_hint(&self) -> Option<&'static str> {
         match self {
             Self::Cloud(error) => cloud_hint(error),
@@ -145,10 +144,10 @@ impl ServiceError {
         }
     }
 
-    /// The error as callers see it.
+    /// Converts the error for the API.
     pub fn to_api(&self) -> ApiError {
         let code = match self {
-            // It may quote what was given.
+            // The message may quote input with line breaks.
             Self::Refused(error) => return ApiError { message: one_line(&error.message), ..error.clone() },
             Self::Db(error) if error.is_full() => ErrorCode::NoSpace,
             Self::Db(_) | Self::Internal(_) => ErrorCode::Internal,
@@ -168,7 +167,7 @@ impl ServiceError {
     }
 }
 
-/// Line breaks in messages of others become spaces: a message is one line.
+/// Replaces the line breaks of a message by spaces.
 pub(crate) fn one_line(message: &str) -> String {
     message.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
@@ -229,7 +228,7 @@ pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
     }
 }
 
-/// The next action where a listing has no end.
+/// Next action for a listing without an end.
 pub(crate) const ENDLESS_HINT: &str =
     "check who writes to the store: its listing is larger, or slower, than backups explain";
 
@@ -269,20 +268,20 @@ fn store_code(error: &StoreError) -> ErrorCode {
     }
 }
 
-/// What to do about a store that fails like that, whichever it is.
+/// Returns the provider-independent next action for a store error.
 pub(crate) fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
     Some(match kind {
         StoreErrorKind::WrongClock => {
-            "look at `timedatectl` on the host of blockd: its clock should be synchronised (NTP)"
+            "check `timedatectl` on this host: its clock should be synchronised (NTP)"
         }
         StoreErrorKind::WrongRegion => {
-            "look at --s3-region, and at --s3-endpoint if it names a region: both are those of the bucket"
+            "check --s3-region, and --s3-endpoint if it names a region: both must match the bucket"
         }
         StoreErrorKind::WrongStyle => {
-            "make the credentials with --disable-path-style: the store takes no bucket in the path"
+            "create the credentials with --disable-path-style: the store does not accept the bucket in the path"
         }
         StoreErrorKind::WrongScheme => {
-            "look at --s3-disable-ssl (plain HTTP), at http:// or https:// in the endpoint, and at the port"
+            "check --s3-disable-ssl (plain HTTP), the scheme of the endpoint (http:// or https://), and the port"
         }
         _ => return None,
     })
@@ -294,31 +293,31 @@ fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> 
     }
     Some(match code {
         ErrorCode::StoreUnauthorized => {
-            "the store refuses what the credentials were made with: try `blockctl credentials validate`; `blockctl credentials update` gives them new keys"
+            "the store refuses the access key: run `blockctl credentials validate`; `blockctl credentials update` sets a new key"
         }
         ErrorCode::BucketMissing => {
-            "make the bucket or directory first, or look at --bucket, --path and --disable-path-style"
+            "create the bucket or directory first, or check --bucket, --path and --disable-path-style"
         }
-        ErrorCode::StoreUnreachable => "look at whether the server runs, and `blockctl credentials inspect`",
-        ErrorCode::WrongPassphrase => "look at --encryption-passphrase or --encryption-passphrase-file",
+        ErrorCode::StoreUnreachable => "check whether the server runs, and `blockctl credentials inspect`",
+        ErrorCode::WrongPassphrase => "check --encryption-passphrase or --encryption-passphrase-file",
         ErrorCode::PassphraseRequired => "give --encryption-passphrase or --encryption-passphrase-file",
         ErrorCode::RepositoryNotEncrypted => {
-            "leave --encryption-passphrase away, or use another bucket or directory"
+            "omit --encryption-passphrase, or use another bucket or directory"
         }
         ErrorCode::StoreFull => {
-            "make room where the backups go: `blockctl cloudsnap delete`, or a larger place"
+            "free space in the backup location with `blockctl cloudsnap delete`, or enlarge it"
         }
         ErrorCode::NoSpace => {
-            "delete snapshots that are not needed, or make room on the filesystem of the data directory"
+            "delete unneeded snapshots, or free space on the filesystem of the data directory"
         }
         _ => return None,
     })
 }
 
-/// Runs blocking work on a thread that may block.
+/// Runs blocking work on a blocking thread.
 ///
 /// # Errors
-/// Those of the work; or it panicked.
+/// The work failed or panicked.
 pub async fn blocking<R, E>(work: impl FnOnce() -> Result<R, E> + Send + 'static) -> Result<R, ServiceError>
 where
     R: Send + 'static,
@@ -335,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_one_line_and_codes_are_told_apart() {
+    fn api_error_has_a_code_and_a_message_of_one_line() {
         assert_eq!(one_line("a\n  b\r\n\nc "), "a b c");
         let quoted = ServiceError::refused(ErrorCode::InvalidRequest, "unknown field `a\nb`").to_api();
         assert_eq!(quoted.message, "unknown field `a b`");

@@ -1,4 +1,4 @@
-//! Events: what happened that people should know of. They are stored in the transaction of what they tell of.
+//! Events. Each is stored in the transaction of the change that it reports.
 
 use crate::{
     core::Core,
@@ -17,16 +17,16 @@ use parking_lot::Mutex;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
-/// The name of the log among the readers of events.
+/// Name of the log among the event readers.
 pub(crate) const LOG_READER: &str = "journal";
-/// Events that the log is told of at once.
+/// Maximum number of events logged per database query.
 const LOG_BATCH: u32 = 100;
-/// How long to wait before the database is asked once more, if it failed.
-const DATABASE_AGAIN: Duration = Duration::from_secs(5);
-/// Events that a reply has when nothing else is asked for.
+/// Delay before a failed database query is repeated.
+const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Default number of events in a reply.
 const DEFAULT_EVENTS: u32 = 100;
 
-/// Who waits for events, and what was told already.
+/// Waiters for events, and the volumes already reported as degraded.
 #[derive(Debug)]
 pub(crate) struct Events {
     stored: watch::Sender<u64>,
@@ -40,13 +40,13 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Events may have been stored: whoever waits for some looks again.
+    /// Wakes the waiters after events may have been stored.
     pub(crate) fn wake(&self) {
         self.stored.send_modify(|looks| *looks = looks.wrapping_add(1));
     }
 }
 
-/// Tells the log of an event, with a field for everything that is known of it.
+/// Writes an event to the log, with a field for each of its attributes.
 pub(crate) fn log_event(event: &Event) {
     macro_rules! line {
         ($level:ident) => {
@@ -71,14 +71,13 @@ pub(crate) fn log_event(event: &Event) {
     }
 }
 
-/// Tells the log of every event until the daemon stops, each once; or again, if the daemon was killed in
-/// between.
+/// Logs every event until the daemon stops: once each, or twice if the daemon is killed in between.
 pub(crate) async fn log_all(core: Arc<Core>, mut reader: EventReader) {
     let work = async {
         loop {
             if let Err(error) = log_next(&core, &mut reader).await {
-                tracing::warn!(%error, "the log is told of events later");
-                tokio::time::sleep(DATABASE_AGAIN).await;
+                tracing::warn!(%error, "logging events failed; retrying");
+                tokio::time::sleep(DATABASE_RETRY_DELAY).await;
             }
         }
     };
@@ -88,7 +87,7 @@ pub(crate) async fn log_all(core: Arc<Core>, mut reader: EventReader) {
     }
 }
 
-/// Tells the log of the next events, or waits for some.
+/// Logs the next events, or waits for some.
 async fn log_next(core: &Core, reader: &mut EventReader) -> Result<(), ServiceError> {
     let since = reader.dealt_with_until;
     let query = ListEvents { since: Some(since), max: Some(LOG_BATCH), wait_ms: Some(MAX_WAIT_MS) };
@@ -103,7 +102,7 @@ async fn log_next(core: &Core, reader: &mut EventReader) -> Result<(), ServiceEr
 }
 
 impl Core {
-    /// What happened.
+    /// Lists events, optionally waiting for new ones.
     ///
     /// # Errors
     /// The database fails.
@@ -133,7 +132,7 @@ impl Core {
         }
     }
 
-    /// Tells of volumes that stopped to serve requests since the last look.
+    /// Raises an event for each volume that has failed since the last call.
     pub(crate) async fn tell_of_degraded_volumes(&self, now: Timestamp) -> Result<(), ServiceError> {
         let mut events = Vec::new();
         for entry in self.registry.all() {
@@ -148,7 +147,7 @@ impl Core {
                 continue;
             };
             if degraded.insert(entry.id) {
-                let message = format!("volume {} takes no more requests: {reason}", entry.name);
+                let message = format!("volume {} does not accept requests: {reason}", entry.name);
                 let event = NewEvent::new(now, Severity::Error, "volume-degraded", message);
                 events.push(NewEvent { volume: Some(entry.name.clone()), ..event });
             }

@@ -7,25 +7,26 @@ use std::{
     path::Path,
 };
 
-/// Makes what was linked, renamed or removed in a directory durable.
+/// Makes links, renames and removals in a directory durable.
 ///
 /// # Errors
-/// What the system says.
+/// The directory cannot be opened or synced.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Makes a directory (mode 0700) and its missing parents, durably; one that exists is left as it is.
+/// Creates a directory (mode 0700) and its missing parents durably; an existing one is not changed.
 ///
 /// # Errors
-/// What the system says.
+/// A directory cannot be created or synced.
 pub fn make_dir(dir: &Path) -> io::Result<()> {
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
     if dir.is_dir() {
-        // A process that died right after making it has not seen to that. Where it was there before, its
-        // parent may be nobody's business: of another user, or of a filesystem that cannot do this.
+        // A process that died right after creating it may not have synced the parent. Failures are ignored:
+        // the parent of an older directory may belong to another user, or to a filesystem without directory
+        // syncs.
         if let Err(error) = sync_dir(parent.unwrap_or(Path::new("."))) {
-            tracing::debug!(dir = %dir.display(), %error, "the folder above could not be synced");
+            tracing::debug!(dir = %dir.display(), %error, "syncing the parent directory failed");
         }
         return Ok(());
     }
@@ -39,11 +40,10 @@ pub fn make_dir(dir: &Path) -> io::Result<()> {
     sync_dir(parent.unwrap_or(Path::new(".")))
 }
 
-/// Puts a file in place whole: after a crash there is the old one, or the new one, or none, but no part of
-/// one.
+/// Replaces a file atomically: after a crash it has the old or the new content, or does not exist.
 ///
 /// # Errors
-/// What the system says.
+/// The file cannot be written, renamed or synced.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path
         .parent()
@@ -56,10 +56,10 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_dir(dir)
 }
 
-/// Removes a directory with what is in it; one that is gone already is fine.
+/// Removes a directory and its contents; succeeds if it does not exist.
 ///
 /// # Errors
-/// What the system says.
+/// A file cannot be removed.
 pub fn remove_dir(dir: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_replaced_whole() {
+    fn file_is_replaced_atomically() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("a/b");
         make_dir(&inner).unwrap();

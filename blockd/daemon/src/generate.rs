@@ -1,4 +1,4 @@
-//! Generated files of a package: the manual page, completions, and the OpenAPI document.
+//! Generated files of the packages: the manual page, completions, and the OpenAPI document.
 
 use crate::cli::Cli;
 use clap::CommandFactory;
@@ -23,10 +23,10 @@ pub enum Generate {
 }
 
 impl Generate {
-    /// Writes it.
+    /// Writes the file.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// `to` cannot be written to.
     pub fn write(self, to: &mut impl Write) -> io::Result<()> {
         let shell = match self {
             Self::Man => return Man::new(Cli::command()).section("8").render(to),
@@ -52,7 +52,7 @@ mod tests {
             what.write(&mut made).unwrap();
             let text = String::from_utf8(made).unwrap().replace('\\', "");
             for option in ["data-dir", "config", "nbd-listen", "check-volumes", "after-power-loss"] {
-                assert!(text.contains(option), "{what:?} does not tell of {option}");
+                assert!(text.contains(option), "{what:?} lacks {option}");
             }
             if *what == Generate::Man {
                 assert!(text.contains(".TH blockd 8") && text.contains("full_every"), "{text}");

@@ -1,5 +1,5 @@
-//! What keeps the daemon from its work, as far as it notices by itself. It is kept in memory, so that it is
-//! told also when the database takes nothing.
+//! Problems that the daemon detects itself. They are kept in memory, so that they are reported even when the
+//! database cannot be written.
 
 use crate::{
     core::Core,
@@ -17,15 +17,15 @@ use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
-/// How often it is looked how much room there is.
-const LOOK_EVERY: Duration = Duration::from_secs(15);
-/// With less than this there is no room, unless the filesystem is tiny.
+/// Interval between checks of the free space.
+const CHECK_INTERVAL: Duration = Duration::from_secs(15);
+/// Free space below which the data directory is full, except on tiny filesystems.
 const FULL_BYTES: u64 = 16 << 20;
-/// With less than this there is little.
+/// Minimum free space below which it is nearly full.
 const SCARCE_BYTES: u64 = 64 << 20;
 const DATA_DIR: &str = "data-directory";
 
-/// What may be wrong, in words for programs and for labels.
+/// Kinds of problems, as shown by the API and in metric labels.
 pub(crate) const KINDS: [&str; 10] = [
     DATA_DIR,
     CLOCK,
@@ -38,35 +38,35 @@ pub(crate) const KINDS: [&str; 10] = [
     CONTROL_ADDRESS,
     CREDENTIAL,
 ];
-/// The clocks of this host and of a store differ, or the store's is not known.
+/// The clocks of this host and of a store differ, or the store's clock is unknown.
 pub(crate) const CLOCK: &str = "clock";
 /// A start may have discarded acknowledged writes of a volume.
 pub(crate) const DISCARDED_WRITES: &str = "discarded-writes";
-/// Retention deletes nothing of a volume, because a backup that it would keep may not restore.
+/// Retention is suspended for a volume, because a backup that it would keep may not be restorable.
 pub(crate) const RETENTION: &str = "retention";
-/// Garbage is not collected from a store, because its listing has no end.
+/// Garbage collection of a store failed, because its listing has no end.
 pub(crate) const GARBAGE: &str = "garbage";
-/// The schedules cannot be looked at.
+/// The schedules cannot be evaluated.
 pub(crate) const SCHEDULES: &str = "schedules";
-/// Metrics are not served.
+/// The metrics endpoint is not served.
 pub(crate) const METRICS: &str = "metrics";
 /// A control socket for a group is not served.
 pub(crate) const CONTROL_SOCKET: &str = "control-socket";
 /// The control API is not served over TCP.
 pub(crate) const CONTROL_ADDRESS: &str = "control-address";
-/// The secrets of a credential cannot be opened.
+/// The secrets of a credential cannot be unsealed.
 pub(crate) const CREDENTIAL: &str = "credential";
 
-/// What is wrong now.
+/// Current problems.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     problems: Mutex<BTreeMap<(&'static str, String), Problem>>,
-    /// What the database has not taken yet.
-    untold: Mutex<Option<NewEvent>>,
+    /// Event that is not stored in the database yet.
+    pending_event: Mutex<Option<NewEvent>>,
 }
 
 impl Health {
-    /// Notes that something is wrong; true if that was not known.
+    /// Records a problem; returns true if it is new.
     pub(crate) fn note(
         &self,
         kind: &'static str,
@@ -81,41 +81,42 @@ impl Health {
         problems.insert(key, problem).is_none()
     }
 
-    /// Returns whether a problem is known in these words.
+    /// Returns true if the problem is recorded with this text.
     pub(crate) fn is_noted(&self, kind: &'static str, of: &str, what: &str) -> bool {
         self.problems.lock().get(&(kind, of.to_owned())).is_some_and(|problem| problem.what == what)
     }
 
-    /// It is right again; true if it was not.
+    /// Removes a problem; returns true if it was recorded.
     pub(crate) fn clear(&self, kind: &'static str, of: &str) -> bool {
         self.problems.lock().remove(&(kind, of.to_owned())).is_some()
     }
 
-    /// All that is wrong.
+    /// Returns all problems.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         self.problems.lock().values().cloned().collect()
     }
 
-    /// How much is wrong, by kind.
+    /// Returns the number of problems by kind.
     pub(crate) fn counts(&self) -> [(&'static str, usize); KINDS.len()] {
         let problems = self.problems.lock();
         KINDS.map(|kind| (kind, problems.keys().filter(|(of, _)| *of == kind).count()))
     }
 }
 
-/// How much room there is.
+/// Level of free space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Room {
     /// Enough.
     Enough,
-    /// Little.
+    /// Nearly full.
     Scarce,
-    /// So little that writes fail, or soon will.
+    /// Full: writes fail, or will soon.
     Full,
 }
 
 impl Room {
-    /// Of a large filesystem a hundredth is little already; of a tiny one, what it has at most.
+    /// Classifies free space: nearly full below one percent of a large filesystem, or ten percent of a tiny
+    /// one.
     pub(crate) fn of(space: DataSpace) -> Self {
         let DataSpace { total_bytes, free_bytes } = space;
         if free_bytes < FULL_BYTES.min(total_bytes / 50) {
@@ -128,26 +129,26 @@ impl Room {
     }
 }
 
-/// The room that the filesystem of a directory has for whoever is not root.
+/// Returns the space of a directory's filesystem that unprivileged users can use.
 fn space_of(dir: &Path) -> std::io::Result<DataSpace> {
     let found = rustix::fs::statvfs(dir)?;
     let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
     Ok(DataSpace { total_bytes: bytes(found.f_blocks), free_bytes: bytes(found.f_bavail) })
 }
 
-/// Looks at what can be seen from here until the daemon stops.
+/// Runs the periodic checks until the daemon stops.
 pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
     let core = Arc::clone(core);
     tokio::spawn(async move {
         let work = async {
             core.report_discarded_writes().await;
             if let Err(error) = core.look_at_credentials().await {
-                tracing::warn!(%error, "whether all credentials can be opened is not known");
+                tracing::warn!(%error, "checking whether all credentials can be unsealed failed");
             }
             loop {
                 core.look_at_room().await;
-                core.tell_of_room().await;
-                tokio::time::sleep(LOOK_EVERY).await;
+                core.store_pending_event().await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
         };
         tokio::select! {
@@ -158,8 +159,8 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
 }
 
 impl Core {
-    /// Looks how much room the data directory has, and notes if it is too little. None if that cannot be
-    /// found out.
+    /// Checks the free space of the data directory and records a problem if there is too little. `None` if it
+    /// cannot be determined.
     pub(crate) async fn look_at_room(&self) -> Option<DataSpace> {
         let dir = self.data_dir.clone();
         match blocking(move || Ok::<_, ServiceError>(space_of(&dir))).await {
@@ -168,11 +169,11 @@ impl Core {
                 Some(space)
             }
             Ok(Err(error)) => {
-                tracing::warn!(%error, "how much room the data directory has is not known");
+                tracing::warn!(%error, "determining the free space of the data directory failed");
                 None
             }
             Err(error) => {
-                tracing::warn!(%error, "how much room the data directory has is not known");
+                tracing::warn!(%error, "determining the free space of the data directory failed");
                 None
             }
         }
@@ -182,13 +183,13 @@ impl Core {
         let dir = self.data_dir.display();
         let (free, total) = (ByteSize::from_bytes(space.free_bytes), ByteSize::from_bytes(space.total_bytes));
         let todo = format!(
-            "delete snapshots that are not needed, make room on the filesystem of {dir} or enlarge it; tasks that failed are tried again by themselves"
+            "delete unneeded snapshots, free space on the filesystem of {dir} or enlarge it; failed tasks are retried automatically"
         );
         let (severity, what) = match Room::of(space) {
             Room::Enough => {
                 self.health.clear(DATA_DIR, "scarce");
                 if self.health.clear(DATA_DIR, "full") {
-                    tracing::info!(%free, "the data directory has room again");
+                    tracing::info!(%free, "the data directory has free space again");
                 }
                 return;
             }
@@ -202,37 +203,37 @@ impl Core {
             Room::Full => {
                 self.health.clear(DATA_DIR, "scarce");
                 let what = format!(
-                    "the data directory {dir} is full: {free} of {total} are free, so that writes of guests fail and nothing is backed up"
+                    "the data directory {dir} is full: {free} of {total} are free; writes of guests and backups fail"
                 );
                 (Severity::Error, what)
             }
         };
         let of = if severity == Severity::Error { "full" } else { "scarce" };
-        // Said once, however often it is looked.
+        // Reported once per change of level.
         if self.health.note(DATA_DIR, of, what.clone(), todo) {
             match severity {
                 Severity::Error => tracing::error!("{what}"),
                 _ => tracing::warn!("{what}"),
             }
             let event = NewEvent::new(Timestamp::now(), severity, "data-directory-full", what);
-            *self.health.untold.lock() = Some(event);
+            *self.health.pending_event.lock() = Some(event);
         }
     }
 
-    /// Stores what is to be told of room, as soon as there is some.
-    async fn tell_of_room(&self) {
-        let Some(event) = self.health.untold.lock().clone() else { return };
+    /// Stores the pending event about free space once the database accepts it.
+    async fn store_pending_event(&self) {
+        let Some(event) = self.health.pending_event.lock().clone() else { return };
         let stored = event.clone();
         if self.db.run(move |tx| stored.insert(tx)).await.is_ok() {
-            let mut untold = self.health.untold.lock();
-            if *untold == Some(event) {
-                *untold = None;
+            let mut pending_event = self.health.pending_event.lock();
+            if *pending_event == Some(event) {
+                *pending_event = None;
             }
             self.events.wake();
         }
     }
 
-    /// Notes whose secrets cannot be opened: their backups will fail.
+    /// Records a problem for each credential whose secrets cannot be unsealed: its backups will fail.
     pub(crate) async fn look_at_credentials(&self) -> Result<(), ServiceError> {
         let rows = self.credential_rows().await?;
         rows.iter().for_each(|row| self.look_at_credential(row));
@@ -248,11 +249,11 @@ impl Core {
             Some(error) => {
                 let what = format!("credential {} cannot be used: {error}", row.name);
                 let todo = format!(
-                    "put the key back and restart blockd, or blockctl credentials update {}",
+                    "restore the key and restart blockd, or run blockctl credentials update {}",
                     row.name
                 );
                 if self.health.note(CREDENTIAL, &of, what, todo) {
-                    tracing::error!(credential = %row.name, %error, "the secrets of a credential cannot be opened: nothing is backed up with it");
+                    tracing::error!(credential = %row.name, %error, "unsealing the secrets of a credential failed: its backups fail");
                 }
             }
         }
@@ -264,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn little_room_is_told_by_size_and_tiny_filesystems_are_not_always_full() {
+    fn free_space_is_classified_by_filesystem_size() {
         const MIB: u64 = 1 << 20;
         let room = |total_bytes, free_bytes| Room::of(DataSpace { total_bytes, free_bytes });
         for (total, free, expected) in [
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_news_once() {
+    fn recorded_problem_is_new_only_once() {
         let health = Health::default();
         assert!(health.note(SCHEDULES, "begin", "a", "b") && !health.note(SCHEDULES, "begin", "c", "b"));
         assert_eq!(health.problems().first().unwrap().what, "c");

@@ -1,8 +1,8 @@
-//! The blockd daemon: volumes behind NBD, their backups to object storage, and the control API over both.
+//! The blockd daemon: volumes over NBD, their backups to object storage, and the control API for both.
 //!
-//! This crate is where the others meet: `daemon` starts and stops them, `core` is what they share, and each
-//! of `volumes`, `snapshots`, `credentials` and `cloudsnaps` is what can be asked of the daemon, which `http`
-//! serves.
+//! This crate combines the others: `daemon` starts and stops the parts, `core` holds their shared state, and
+//! modules such as `volumes`, `snapshots`, `credentials` and `cloudsnaps` implement the operations that
+//! `http` serves.
 
 mod access;
 pub mod activation;

@@ -1,7 +1,7 @@
-//! The lock that keeps two daemons off one data directory.
+//! Lock that prevents two daemons from using one data directory.
 //!
-//! It is an advisory lock on `DIR/blockd.lock`: the kernel drops it with the process, however that ends. The
-//! file also holds the owner's process id, for the message that a second daemon gets.
+//! It is an advisory lock on `DIR/blockd.lock`: the kernel releases it when the process ends for any reason.
+//! The file also holds the owner's process id, for the error message of a second daemon.
 
 use rustix::fs::{FlockOperation, flock};
 use std::{
@@ -12,34 +12,34 @@ use std::{
     time::Duration,
 };
 
-/// How often a lock that is held is tried once more, and how long each time: a command that a daemon was
-/// about to start when it died has its files for a moment.
-const TRIES: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(10);
+/// Number of further attempts on a held lock, and the delay between them: a child process of a daemon that
+/// died between fork and exec holds the lock for a moment.
+const MAX_RETRIES: u32 = 20;
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Why the data directory could not be locked.
+/// Reasons why the data directory could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another daemon has it.
+    /// Another daemon holds the lock.
     #[error("data directory {} is in use by another blockd{}: stop that one or use another --data-dir", dir.display(), pid_text(.pid))]
     Held {
-        /// The data directory.
+        /// Data directory.
         dir: PathBuf,
-        /// The other daemon, where it could be told.
+        /// Process id of the other daemon, if known.
         pid: Option<u32>,
     },
-    /// The lock file could not be used.
+    /// The lock file cannot be used.
     #[error("cannot lock {}: {source}", path.display())]
     Io {
-        /// The lock file.
+        /// Lock file.
         path: PathBuf,
-        /// What the system said.
+        /// Cause reported by the system.
         source: std::io::Error,
     },
 }
 
 impl LockError {
-    /// Whether trying again can help.
+    /// Returns true if a retry can succeed.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Held { .. })
     }
@@ -49,17 +49,17 @@ fn pid_text(pid: &Option<u32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
-/// The lock; dropped with the process or with this value.
+/// Held lock; released when it is dropped or the process ends.
 #[derive(Debug)]
 pub struct DirLock {
     _file: File,
 }
 
 impl DirLock {
-    /// Takes the lock of this data directory.
+    /// Takes the lock of a data directory.
     ///
     /// # Errors
-    /// Another daemon has it, or the file cannot be made.
+    /// Another daemon holds it, or the file cannot be created.
     pub fn take(dir: &Path) -> Result<Self, LockError> {
         let path = dir.join("blockd.lock");
         let io = |source: std::io::Error| LockError::Io { path: path.clone(), source };
@@ -74,9 +74,9 @@ impl DirLock {
         let mut tries = 0;
         let locked = loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Err(rustix::io::Errno::WOULDBLOCK) if tries < TRIES => {
+                Err(rustix::io::Errno::WOULDBLOCK) if tries < MAX_RETRIES => {
                     tries += 1;
-                    std::thread::sleep(PAUSE);
+                    std::thread::sleep(RETRY_DELAY);
                 }
                 other => break other,
             }
@@ -85,7 +85,7 @@ impl DirLock {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut text = String::new();
-                // Only for the message: a file that cannot be read or holds no number leaves the number out.
+                // Only for the message: without a readable number the process id is omitted.
                 let _ = file.take(32).read_to_string(&mut text);
                 return Err(LockError::Held { dir: dir.to_owned(), pid: text.trim().parse().ok() });
             }
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_is_refused_and_told_who_has_it() {
+    fn second_lock_is_refused_and_names_the_holder() {
         let dir = tempfile::tempdir().unwrap();
         let first = DirLock::take(dir.path()).unwrap();
         let error = DirLock::take(dir.path()).unwrap_err().to_string();

@@ -311,7 +311,7 @@ fn a_start_that_cannot_be_is_refused_in_one_line() {
     let with = |dir: &Path| run(&[&quiet[..], &[dir.to_str().unwrap()]].concat());
 
     let long = dir.path().join("x".repeat(100));
-    assert!(refusal(&with(&long), 1).contains("at most 107"));
+    assert!(refusal(&with(&long), 1).contains("limit of 107"));
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     assert!(refusal(&with(&file.join("below")), 1).contains("file"));
