@@ -1,4 +1,4 @@
-//! The metrics as they are now.
+//! Collection of all metrics for a scrape.
 
 use super::{
     exposition::{Exposition, Labels},
@@ -22,15 +22,15 @@ use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
 
-/// What `Content-Type` says.
+/// `Content-Type` of the exposition.
 pub(crate) const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What the database knows.
+/// Values from the database.
 struct Rows {
     chains: Vec<Chain>,
     credentials: Vec<CredentialRow>,
     proofs: Vec<Proof>,
-    /// How many, by kind and state.
+    /// Number of tasks by kind and state.
     tasks: BTreeMap<(String, &'static str), u64>,
     runs: Vec<(RunState, usize)>,
     next_runs: Vec<(Uuid, Option<Timestamp>)>,
@@ -74,15 +74,15 @@ impl Rows {
     }
 }
 
-/// A volume and how it stands.
-struct Seen {
+/// Volume with its current state.
+struct VolumeSample {
     entry: Arc<VolumeEntry>,
     up: bool,
     connections: u64,
     stats: Option<VolumeStats>,
 }
 
-impl Seen {
+impl VolumeSample {
     fn of(entry: Arc<VolumeEntry>) -> Self {
         let view = entry.view();
         let (stats, is_up) = match &view.state {
@@ -98,7 +98,7 @@ impl Seen {
 }
 
 impl Core {
-    /// All metrics, as text.
+    /// Returns all metrics in text format.
     ///
     /// # Errors
     /// The database fails.
@@ -108,9 +108,10 @@ impl Core {
         let hooks = self.webhooks.clone();
         let rows = self.db.run(move |tx| Rows::read(tx, &hooks, now)).await?;
         let entries = self.registry.all();
-        // Sizes are asked of the filesystem.
-        let seen =
-            blocking(move || Ok::<_, ServiceError>(entries.into_iter().map(Seen::of).collect::<Vec<_>>()));
+        // Sizes are read from the filesystem.
+        let seen = blocking(move || {
+            Ok::<_, ServiceError>(entries.into_iter().map(VolumeSample::of).collect::<Vec<_>>())
+        });
         let seen = seen.await?;
         let mut text = Exposition::default();
         self.of_the_process(&mut text);
@@ -128,7 +129,7 @@ impl Core {
         let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         text.gauge("blockd_build_info", "The version of blockd; always 1.", [(version, 1)]);
         let uptime = self.started.elapsed().as_secs_f64();
-        text.gauge("blockd_uptime_seconds", "How long blockd has run.", [(Vec::new(), uptime)]);
+        text.gauge("blockd_uptime_seconds", "Time since the start of blockd.", [(Vec::new(), uptime)]);
         let memory = resident_bytes().map(|len_bytes| (Vec::new(), len_bytes));
         text.gauge("process_resident_memory_bytes", "Resident memory size in bytes.", memory);
         let files = std::fs::read_dir("/proc/self/fd").ok().map(|files| (Vec::new(), files.count()));
@@ -148,17 +149,17 @@ impl Core {
         let all = || meters.iter().flat_map(|meter| Request::ALL.map(|request| (meter, request)));
         text.histogram(
             "blockd_store_request_duration_seconds",
-            "How long requests to stores took until the end of their answer, each attempt by itself.",
+            "Duration of store requests until the end of the response, each attempt counted separately.",
             all().map(|((name, meter), request)| (each(name, request), meter.times(request))),
         );
         text.counter(
             "blockd_store_request_errors_total",
-            "Attempts at requests to stores that failed.",
+            "Failed attempts of store requests.",
             all().map(|((name, meter), request)| (each(name, request), meter.failed(request))),
         );
         text.counter(
             "blockd_store_sent_bytes_total",
-            "Bytes of bodies sent to stores, each attempt by itself.",
+            "Bytes of bodies sent to stores, each attempt counted separately.",
             meters.iter().map(|(name, meter)| (credential(name), meter.sent_bytes())),
         );
         text.counter(
@@ -176,69 +177,69 @@ impl Core {
         };
         text.gauge(
             "blockd_backup_last_point_timestamp_seconds",
-            "The point in time that the newest backup of the volume under the credential holds; its age is what a loss of this host costs.",
+            "The point in time of the newest backup of the volume to the credential; its age is the data loss if this host fails.",
             rows.chains.iter().filter_map(|chain| Some((target(chain)?, chain.finished.as_second()))),
         );
         let of = |name: &dyn ToString| vec![("credential", name.to_string())];
         text.gauge(
             "blockd_verification_last_timestamp_seconds",
-            "When a cloud snapshot under the credential was last verified; 0 if there are backups and none ever was.",
+            "Time of the last verification of a cloud snapshot of the credential; 0 if there are backups and none was ever verified.",
             rows.credentials.iter().filter_map(|row| {
                 let last = rows.proofs_of(row).map(|proof| proof.verified.as_second()).max();
-                // Where there is nothing, there is nothing to verify.
+                // Without backups there is nothing to verify.
                 let has_backups = rows.chains.iter().any(|chain| chain.credential == row.uuid);
                 Some((of(&row.name), last.or(has_backups.then_some(0))?))
             }),
         );
         text.gauge(
             "blockd_cloudsnaps_damaged",
-            "Cloud snapshots under the credential whose last verification found damage.",
+            "Cloud snapshots of the credential whose last verification found damage.",
             rows.credentials
                 .iter()
                 .map(|row| (of(&row.name), rows.proofs_of(row).filter(|proof| !proof.sound).count())),
         );
         text.gauge(
             "blockd_tasks",
-            "Tasks that are remembered, by what they do and how they are.",
+            "Tasks in the history, by kind and state.",
             rows.tasks.iter().map(|((kind, state), count)| {
                 (vec![("kind", kind.clone()), ("state", (*state).to_owned())], *count)
             }),
         );
         text.counter(
             "blockd_tasks_finished_total",
-            "Tasks that ended, by what they did and how they ended.",
+            "Finished tasks, by kind and final state.",
             self.tasks.ended.counts().map(|(kind, state, count)| {
                 (vec![("kind", kind.to_string()), ("state", state.as_str().to_owned())], count)
             }),
         );
         text.gauge(
             "blockd_schedule_runs_unfinished",
-            "Runs of schedules that have not ended.",
+            "Unfinished runs of schedules.",
             rows.runs.iter().map(|(state, count)| (vec![("state", state.to_string())], *count)),
         );
         text.gauge(
             "blockd_schedule_next_run_timestamp_seconds",
-            "When the next run of the schedule begins.",
+            "Start time of the next run of the schedule.",
             rows.next_runs.iter().filter_map(|(uuid, next)| {
                 Some((vec![("schedule", uuid.to_string())], next.as_ref()?.as_second()))
             }),
         );
         text.gauge(
             "blockd_schedules_overdue",
-            "Schedules whose next run should have begun minutes ago.",
+            "Schedules whose next run is minutes late.",
             [(Vec::new(), rows.overdue)],
         );
         let volumes = self.candidates();
         text.gauge(
             "blockd_backup_wanted_since_timestamp_seconds",
-            "Since when a schedule that is not paused backs up the volume to the credential, whether it ever worked or not.",
+            "Time since which an active schedule backs up the volume to the credential, successfully or not.",
             self.wanted_since(rows, &volumes).into_iter().map(|((volume, credential), since)| {
                 (vec![("volume", volume), ("credential", credential)], since.as_second())
             }),
         );
         text.gauge(
             "blockd_schedule_without_volume",
-            "Whether there is no volume that the schedule chooses, so that it protects nothing.",
+            "1 if the schedule selects no volume and thus protects nothing.",
             rows.schedules.iter().map(|schedule| {
                 let is_without = !engine::chooses_any(&schedule.spec.selector, &volumes);
                 (vec![("schedule", schedule.uuid.to_string())], u64::from(is_without))
@@ -246,7 +247,7 @@ impl Core {
         );
     }
 
-    /// Since when schedules back up which volume to where: by the names of both.
+    /// Returns since when each volume is scheduled for backup to each credential, by the names of both.
     fn wanted_since(&self, rows: &Rows, volumes: &[Candidate]) -> BTreeMap<(String, String), Timestamp> {
         let mut wanted: BTreeMap<(String, String), Timestamp> = BTreeMap::new();
         for schedule in rows.schedules.iter().filter(|schedule| !schedule.paused) {
@@ -269,17 +270,17 @@ impl Core {
         let value = |value: fn(DataSpace) -> u64| space.map(|space| (Vec::new(), value(space)));
         text.gauge(
             "blockd_data_size_bytes",
-            "The size of the filesystem of the data directory.",
+            "Size of the filesystem of the data directory.",
             value(|space| space.total_bytes),
         );
         text.gauge(
             "blockd_data_free_bytes",
-            "What of it blockd can still write.",
+            "Free space of that filesystem for blockd.",
             value(|space| space.free_bytes),
         );
         text.gauge(
             "blockd_problems",
-            "What keeps blockd from its work, by kind, as `blockctl status` tells it.",
+            "Current problems by kind, as listed by `blockctl status`.",
             self.health.counts().map(|(kind, count)| (vec![("kind", kind.to_owned())], count)),
         );
     }
@@ -287,7 +288,7 @@ impl Core {
     fn of_rules(&self, text: &mut Exposition) {
         text.counter(
             "blockd_rule_failures_total",
-            "Commands around snapshots, and freezes and thaws of filesystems, that failed.",
+            "Failed hook commands, filesystem freezes and thaws around snapshots, by phase.",
             self.resting.failures.counts().map(|(phase, count)| (vec![("phase", phase.to_owned())], count)),
         );
     }
@@ -296,7 +297,7 @@ impl Core {
         let of = |name: &str| vec![("webhook", name.to_owned())];
         text.gauge(
             "blockd_webhook_waiting_events",
-            "Events that wait for delivery to the webhook.",
+            "Events waiting for delivery to the webhook.",
             rows.webhooks.iter().map(|hook| (of(&hook.name), hook.waiting)),
         );
         let states: Vec<_> = self.webhooks.iter().map(|hook| (hook.name(), hook.state())).collect();
@@ -322,14 +323,14 @@ impl Core {
         let place = |name: &str| vec![("place", name.to_owned())];
         text.gauge(
             "blockd_cache_bytes",
-            "Bytes of cloud snapshots that are cached for whoever looks into them.",
+            "Bytes of cloud snapshots in the browse cache.",
             counters
                 .iter()
                 .flat_map(|now| [(place("disk"), now.disk_bytes), (place("memory"), now.memory_bytes)]),
         );
         text.counter(
             "blockd_cache_frames_total",
-            "Frames of cloud snapshots that were read, by where they came from.",
+            "Frames of cloud snapshots that were read, by source.",
             counters.iter().flat_map(|now| {
                 let source = |name: &str| vec![("source", name.to_owned())];
                 [(source("disk"), now.frames_from_disk), (source("store"), now.frames_fetched)]
@@ -337,42 +338,42 @@ impl Core {
         );
         text.counter(
             "blockd_cache_damaged_pieces_total",
-            "Pieces of the cache on disk that were found damaged and fetched again.",
+            "Damaged entries of the disk cache that were fetched again.",
             counters.iter().map(|now| (Vec::new(), now.damaged_pieces)),
         );
     }
 }
 
-fn of_volumes(text: &mut Exposition, seen: &[Seen]) {
-    let all = |value: fn(&Seen) -> u64| seen.iter().map(move |seen| (seen.labels(), value(seen)));
+fn of_volumes(text: &mut Exposition, seen: &[VolumeSample]) {
+    let all = |value: fn(&VolumeSample) -> u64| seen.iter().map(move |seen| (seen.labels(), value(seen)));
     let open = |value: fn(&VolumeStats) -> u64| {
         seen.iter().filter_map(move |seen| Some((seen.labels(), value(seen.stats.as_ref()?))))
     };
     text.gauge(
         "blockd_volume_up",
-        "Whether the volume is open and takes requests.",
+        "1 if the volume is open and accepts requests.",
         all(|seen| u64::from(seen.up)),
     );
-    text.gauge("blockd_volume_size_bytes", "The size of the volume.", all(|seen| seen.entry.size_bytes()));
+    text.gauge("blockd_volume_size_bytes", "Size of the volume.", all(|seen| seen.entry.size_bytes()));
     text.gauge("blockd_volume_connections", "NBD connections to the volume.", all(|seen| seen.connections));
     text.gauge(
         "blockd_volume_dirty_bytes",
-        "What was written since the volume was last frozen, in whole blocks.",
+        "Size of the dirty set since the last freeze, in whole blocks.",
         open(|stats| stats.head_dirty_bytes),
     );
     text.gauge(
         "blockd_volume_allocated_bytes",
-        "Disk space of the volume that it shares with no other one.",
+        "Disk space of the volume that is not shared with other volumes.",
         open(|stats| stats.allocated_bytes),
     );
     text.gauge(
         "blockd_volume_tracking_memory_bytes",
-        "About how much memory it takes to know what of the volume was written.",
+        "Approximate memory of the volume's changed-block tracking.",
         open(|stats| stats.tracking_bytes),
     );
     text.gauge(
         "blockd_volume_layers",
-        "Layers of the volume, the head included.",
+        "Layers of the volume, including the head.",
         open(|stats| stats.layers),
     );
     text.gauge("blockd_volume_snapshots", "Snapshots of the volume.", open(|stats| stats.snapshots));
@@ -388,7 +389,7 @@ fn of_volumes(text: &mut Exposition, seen: &[Seen]) {
     );
     text.histogram(
         "blockd_volume_request_duration_seconds",
-        "How long the volume took for requests of NBD clients, once their data was there.",
+        "Duration of the volume's NBD requests, after their payload was received.",
         seen.iter().flat_map(|seen| {
             Operation::ALL.map(|operation| {
                 let mut labels = seen.labels();
@@ -399,7 +400,7 @@ fn of_volumes(text: &mut Exposition, seen: &[Seen]) {
     );
 }
 
-/// What this process has in memory, in bytes.
+/// Returns the resident memory of this process, in bytes.
 fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;

@@ -1,4 +1,4 @@
-//! Prometheus' text format, version 0.0.4.
+//! Prometheus text format, version 0.0.4.
 
 use super::histogram::{BOUNDS_MICROS, Counted};
 use std::fmt::{Display, Write};
@@ -6,12 +6,12 @@ use std::fmt::{Display, Write};
 /// Names and values of labels.
 pub(super) type Labels<'a> = Vec<(&'a str, String)>;
 
-/// Families of metrics as text. A family without samples is left out.
+/// Metric families as text. Families without samples are omitted.
 #[derive(Default)]
 pub(super) struct Exposition(String);
 
 impl Exposition {
-    /// What goes up and down.
+    /// Adds a gauge.
     pub(super) fn gauge<'a, V: Display>(
         &mut self,
         name: &str,
@@ -21,7 +21,7 @@ impl Exposition {
         self.family(name, "gauge", help, samples);
     }
 
-    /// What only grows until the daemon is started again; its name ends with `_total`.
+    /// Adds a counter, whose name ends with `_total`.
     pub(super) fn counter<'a, V: Display>(
         &mut self,
         name: &str,
@@ -47,7 +47,7 @@ impl Exposition {
         }
     }
 
-    /// How long things took, in seconds.
+    /// Adds a histogram of durations, in seconds.
     pub(super) fn histogram<'a>(
         &mut self,
         name: &str,
@@ -73,7 +73,7 @@ impl Exposition {
     }
 
     fn head(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
 
@@ -96,7 +96,7 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// Nanoseconds as seconds, to the last digit.
+/// Formats nanoseconds exactly as seconds.
 fn seconds(nanos: u64) -> String {
     let text = format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_a_strict_reader_takes() {
+    fn exposition_is_accepted_by_a_strict_parser() {
         let mut text = Exposition::default();
         let name = "a\"b\\c\nd".to_owned();
         text.gauge("blockd_x_bytes", "X.", [(vec![("volume", name.clone())], 7)]);

@@ -1,43 +1,43 @@
-//! How long things took, in buckets whose bounds are powers of four.
+//! Histogram of durations with bucket bounds that are powers of four.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-/// Upper bounds of the buckets in microseconds; there is one more for what takes longer.
+/// Upper bounds of the buckets in microseconds; one more bucket holds longer durations.
 pub(super) const BOUNDS_MICROS: [u64; 13] =
     [1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216];
 const BUCKETS: usize = BOUNDS_MICROS.len() + 1;
 
-/// Counters that any thread may add to.
+/// Histogram that any thread may add to.
 #[derive(Debug, Default)]
 pub(super) struct Histogram {
     buckets: [AtomicU64; BUCKETS],
     nanos: AtomicU64,
 }
 
-/// A histogram as it stood.
+/// Snapshot of a histogram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counted {
-    /// How many there were in each bucket, those of smaller ones not included.
+    /// Count of each bucket, excluding the smaller ones.
     pub(super) buckets: [u64; BUCKETS],
-    /// How long all of them took.
+    /// Sum of the durations.
     pub(super) nanos: u64,
 }
 
 impl Counted {
-    /// How many there were.
+    /// Returns the number of durations.
     pub(crate) fn total(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// How long all of them took, in nanoseconds.
+    /// Returns the sum of the durations, in nanoseconds.
     pub(crate) fn nanos(&self) -> u64 {
         self.nanos
     }
 
-    /// How many took longer than `limit`, which is one of the bounds or counts as the next one above.
+    /// Returns the number of durations above `limit`, which is rounded up to the next bound.
     pub(crate) fn above(&self, limit: Duration) -> u64 {
         let nanos = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
         self.buckets.iter().skip(bucket(nanos) + 1).sum()
@@ -59,9 +59,9 @@ impl Histogram {
     }
 }
 
-/// The first bucket whose bound is not below.
+/// Returns the index of the first bucket whose bound is not below.
 fn bucket(nanos: u64) -> usize {
-    // Bound i is 4^i µs: half the number of binary digits that count the microseconds, less the bound itself.
+    // Bound i is 4^i µs: the index is half the number of binary digits of the microseconds minus one.
     let micros = nanos.div_ceil(1_000);
     let digits = u64::BITS - micros.saturating_sub(1).leading_zeros();
     (digits.div_ceil(2) as usize).min(BUCKETS - 1)
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_time_is_in_the_first_bucket_that_holds_it() {
+    fn duration_is_counted_in_the_first_bucket_that_fits() {
         for micros in (0..6_000).chain(BOUNDS_MICROS.iter().flat_map(|bound| [bound - 1, *bound, bound + 1]))
         {
             let expected = BOUNDS_MICROS.iter().position(|bound| micros <= *bound);

@@ -1,4 +1,4 @@
-//! What is asked of the store of each credential, over all tasks.
+//! Metrics of store requests by credential, over all tasks.
 
 use super::histogram::{Counted, Histogram};
 use blockd_cloud::store::{self, Answer, ObjectStore, Operation, StoreError, StoreErrorKind, StoreFuture};
@@ -14,7 +14,7 @@ use std::{
 };
 use uuid::Uuid;
 
-/// What a request does.
+/// Kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
     Put,
@@ -63,7 +63,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// Every attempt at a request, failed ones included.
+    /// Returns the durations of all attempts, including failed ones.
     pub(super) fn times(&self, request: Request) -> Counted {
         let mut counted = Counted::default();
         self.times[request as usize].add_to(&mut counted);
@@ -99,40 +99,40 @@ impl Meter {
     }
 }
 
-/// Whether the store did what it should: whoever asks for what is not there is told so.
+/// Returns true for errors that are regular responses, such as a missing object.
 fn is_answer(kind: StoreErrorKind) -> bool {
     matches!(kind, StoreErrorKind::NotFound | StoreErrorKind::AlreadyExists)
 }
 
-/// The counters of all stores, by credential.
+/// Metrics of all stores, by credential.
 #[derive(Debug, Default)]
 pub(crate) struct Meters(Mutex<HashMap<Uuid, Arc<Meter>>>);
 
 impl Meters {
-    /// That of a credential.
+    /// Returns the metrics of a credential, creating them if needed.
     pub(crate) fn of(&self, credential: Uuid) -> Arc<Meter> {
         Arc::clone(self.0.lock().entry(credential).or_default())
     }
 
-    /// That of a credential, if anything was asked of its store.
+    /// Returns the metrics of a credential if its store was used.
     pub(super) fn get(&self, credential: Uuid) -> Option<Arc<Meter>> {
         self.0.lock().get(&credential).cloned()
     }
 
-    /// Forgets that of a credential.
+    /// Drops the metrics of a deleted credential.
     pub(crate) fn forget(&self, credential: Uuid) {
         self.0.lock().remove(&credential);
     }
 }
 
-/// A store that counts on the way to another one.
+/// Store middleware that counts requests.
 pub(crate) struct MeteredStore {
     inner: Arc<dyn ObjectStore>,
     meter: Arc<Meter>,
 }
 
 impl MeteredStore {
-    /// Counts what is asked of `inner`.
+    /// Wraps `inner`.
     pub(crate) fn new(inner: Arc<dyn ObjectStore>, meter: Arc<Meter>) -> Self {
         Self { inner, meter }
     }
@@ -163,7 +163,7 @@ mod tests {
     use blockd_cloud::testing::{Has, MemoryStore, object_store_suite};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_store_that_is_counted_is_the_store() {
+    async fn metered_store_passes_the_store_suite() {
         let meter = Arc::<Meter>::default();
         let store = MeteredStore::new(Arc::new(MemoryStore::default()), Arc::clone(&meter));
         object_store_suite(Arc::new(store), Has { create_if_absent: true, parts: true }).await;

@@ -1,5 +1,5 @@
-//! A reader of Prometheus' text format for tests, stricter than Prometheus itself: it holds to the naming
-//! conventions too.
+//! Parser of the Prometheus text format for tests. Stricter than Prometheus: it also checks the naming
+//! conventions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ pub(crate) struct Family {
     pub(crate) samples: Vec<Sample>,
 }
 
-/// Reads a whole answer, or says what is wrong with which line.
+/// Parses a complete response; the error names the line.
 pub(crate) fn parse(text: &str) -> Result<BTreeMap<String, Family>, String> {
     let mut families: BTreeMap<String, Family> = BTreeMap::new();
     let (mut open, mut help): (Option<String>, Option<String>) = (None, None);
@@ -169,7 +169,7 @@ fn check_family(family: &Family) -> Result<(), String> {
 }
 
 #[test]
-fn what_is_not_the_format_is_not_taken() {
+fn malformed_exposition_is_rejected() {
     let good = "# HELP blockd_a A.\n# TYPE blockd_a gauge\nblockd_a{v=\"x\"} 1\n";
     assert!(parse(good).is_ok());
     for bad in [

@@ -1,4 +1,4 @@
-//! How long requests to a volume took, and how long those that are under way have been.
+//! Durations of a volume's requests, and the ages of those in flight.
 
 use super::histogram::{Counted, Histogram};
 use std::{
@@ -10,19 +10,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Threads add to different shards, so that they do not take a cache line from one another.
+/// Number of shards. Threads use different shards to avoid contention on cache lines.
 const SHARDS: usize = 8;
 
-/// What a request does.
+/// Kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// It reads.
+    /// Read.
     Read,
-    /// It writes.
+    /// Write.
     Write,
-    /// It makes durable.
+    /// Flush.
     Flush,
-    /// It trims or zeroes.
+    /// Trim or write zeroes.
     Discard,
 }
 
@@ -43,16 +43,16 @@ impl Operation {
 #[repr(align(128))]
 struct Shard {
     took: [Histogram; Operation::ALL.len()],
-    /// The requests that are under way: how many (16 bits), and the sum of when they began (48 bits, which
-    /// may wrap around), in ticks. In one number, so that whoever looks sees both as they belong together.
+    /// Requests in flight: their number (16 bits), and the sum of their start times in ticks (48 bits, modulo
+    /// overflow). Packed into one word, so that a reader sees consistent values.
     under_way: [AtomicU64; Operation::ALL.len()],
 }
 
-/// A tick has so many bits of nanoseconds: 66 µs.
+/// Bits of nanoseconds in a tick: 66 µs.
 const TICK_BITS: u32 = 16;
 const COUNT_BITS: u32 = 16;
 
-/// When ticks are counted from.
+/// Start of the tick count.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 fn ticks(at: Instant) -> u64 {
@@ -60,7 +60,7 @@ fn ticks(at: Instant) -> u64 {
     u64::try_from(nanos).unwrap_or(u64::MAX)
 }
 
-/// A request that is under way, until it is dropped.
+/// Request in flight until it is dropped.
 #[derive(Debug)]
 pub(crate) struct UnderWay<'a> {
     counter: &'a AtomicU64,
@@ -73,7 +73,7 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// The times of one volume.
+/// Request metrics of one volume.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     shards: [Shard; SHARDS],
@@ -83,7 +83,7 @@ thread_local! {
     static SHARD: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// The shard of this thread.
+/// Returns the shard of this thread.
 fn shard() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     SHARD.with(|shard| {
@@ -96,12 +96,12 @@ fn shard() -> usize {
 }
 
 impl Traffic {
-    /// Notes a request that began at an instant and ends now.
+    /// Records a request that started at `began` and ends now.
     pub(crate) fn note(&self, operation: Operation, began: Instant) {
         self.shards[shard()].took[operation as usize].note(began.elapsed());
     }
 
-    /// A request that began at an instant is under way from now on.
+    /// Counts a request that started at `began` as in flight.
     pub(crate) fn begin(&self, operation: Operation, began: Instant) -> UnderWay<'_> {
         let counter = &self.shards[shard()].under_way[operation as usize];
         let added = ticks(began) << COUNT_BITS | 1;
@@ -109,17 +109,17 @@ impl Traffic {
         UnderWay { counter, added }
     }
 
-    /// How many requests are under way, and how long all of them have been, to some 100 µs for each.
+    /// Returns the number of requests in flight and the sum of their ages, with an error of about 100 µs
+    /// each.
     pub(crate) fn under_way(&self, operation: Operation) -> (u64, Duration) {
         let now = ticks(Instant::now());
         let (mut count, mut nanos) = (0, 0u64);
         for shard in &self.shards {
             let seen = shard.under_way[operation as usize].load(Relaxed);
             let here = seen & ((1 << COUNT_BITS) - 1);
-            // What is above the bits of both sums is not known of either, so it is left out of the
-            // difference.
+            // Both sums are known modulo 2^48 only, so the difference is reduced to 48 bits.
             let ages = (here.wrapping_mul(now).wrapping_sub(seen >> COUNT_BITS)) << COUNT_BITS >> COUNT_BITS;
-            // One that began after `now` was taken has no age yet; the sum is below zero then.
+            // A request that began after `now` was taken has no age yet; the sum is negative then.
             let ages = if ages >> (u64::BITS - COUNT_BITS - 1) == 0 { ages } else { 0 };
             count += here;
             nanos = nanos.saturating_add(ages.saturating_mul(1 << TICK_BITS));
@@ -127,7 +127,7 @@ impl Traffic {
         (count, Duration::from_nanos(nanos))
     }
 
-    /// The times of one operation.
+    /// Returns the durations of one operation.
     pub(crate) fn counted(&self, operation: Operation) -> Counted {
         let mut sum = Counted::default();
         self.shards.iter().for_each(|shard| shard.took[operation as usize].add_to(&mut sum));
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_all_threads_noted_is_told_together() {
+    fn counts_of_all_threads_are_summed() {
         let traffic = Traffic::default();
         std::thread::scope(|scope| {
             for _ in 0..SHARDS + 3 {
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_under_way_is_told_with_its_age_until_it_is_done() {
+    fn request_in_flight_is_counted_with_its_age() {
         let traffic = Traffic::default();
         assert_eq!(traffic.under_way(Operation::Write), (0, Duration::ZERO));
         let at = *EPOCH;
@@ -163,7 +163,7 @@ mod tests {
             scope.spawn(|| traffic.begin(Operation::Write, at + Duration::from_secs(3_600))).join().unwrap()
         });
         let (count, age) = traffic.under_way(Operation::Write);
-        // That of the second is not below zero; that of the first is at most what passed since.
+        // The age of the second is clamped to zero; the age of the first is at most the elapsed time.
         assert!(count == 2 && age <= at.elapsed(), "{age:?}");
         drop(second);
         drop(traffic.begin(Operation::Write, Instant::now()));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_add_up() {
+    fn ages_of_requests_in_flight_are_summed() {
         let traffic = Traffic::default();
         let at = *EPOCH;
         let many: Vec<_> = (0..1_000).map(|_| traffic.begin(Operation::Flush, at)).collect();

@@ -1,11 +1,10 @@
-//! Guests come first: while tasks move data, it is watched how long guests' reads and writes take, and the
-//! tasks are given a share of the time that does not make them longer.
+//! Priority of guests over tasks: while tasks move data, the latency of guest requests is monitored, and
+//! tasks are throttled to a share of the time that does not increase it.
 //!
-//! While guests are at work, tasks have their work done by threads of the lowest priority, which mostly take
-//! what is left anyway; the share is for what priorities do not reach, such as a disk that both use. Where
-//! guests are idle tasks work as all else does: on a machine that is busy otherwise, threads of that priority
-//! would hardly ever run. It costs guests nothing: what is looked at is counted for the metrics in any case,
-//! and by the kernel.
+//! While guests are active, tasks use threads of the lowest priority, which mostly run on idle processors;
+//! the share covers what priorities do not reach, such as a shared disk. While guests are idle, tasks use
+//! normal threads: on a host that is busy otherwise, threads of that priority would hardly run. Monitoring
+//! costs guests nothing: it uses counters that metrics and the kernel maintain anyway.
 
 mod governor;
 mod observer;
@@ -15,7 +14,7 @@ use crate::{config::TaskPriority, registry::Registry};
 use blockd_cloud::{Pace, Work, Workers};
 use governor::Governor;
 use observer::Observer;
-use priority::{lower as lower_priority, lower_but_in_turn};
+use priority::{raise_nice, set_idle as lower_priority};
 use std::{
     io,
     sync::{
@@ -26,12 +25,12 @@ use std::{
 };
 use tokio::{sync::Notify, task::JoinHandle};
 
-/// How often it is looked.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Threads beyond one for each core: they wait for a disk.
+/// Sampling interval.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
+/// Threads in addition to one per core, since threads also block on disks.
 const WAITING_THREADS: usize = 4;
 
-/// How the work of tasks is done, and who moves data now.
+/// Execution policy of tasks, and the number of tasks that move data.
 #[derive(Debug)]
 pub(crate) struct Pressure {
     work: Work,
@@ -43,10 +42,10 @@ pub(crate) struct Pressure {
 }
 
 impl Pressure {
-    /// Starts the threads.
+    /// Starts the worker threads.
     ///
     /// # Errors
-    /// A thread cannot be had.
+    /// A thread cannot be started.
     pub(crate) fn new(priority: TaskPriority, cpu_threads: usize) -> io::Result<Self> {
         let cores = match cpu_threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -63,23 +62,23 @@ impl Pressure {
         Ok(Self { work, pace, busy: AtomicUsize::new(0), begun: Notify::new(), is_watched, is_low })
     }
 
-    /// How the work of tasks is done.
+    /// Returns the execution policy of tasks.
     pub(crate) fn work(&self) -> Work {
         self.work.clone()
     }
 
-    /// How a store in a directory is written to, with threads of its own: one that hangs does not hold up
-    /// others.
+    /// Returns the execution policy of writes to a local directory store, with worker threads of its own, so
+    /// that a hanging store does not block others.
     ///
     /// # Errors
-    /// A thread cannot be had.
+    /// A thread cannot be started.
     pub(crate) fn writing(&self, threads: usize) -> io::Result<Work> {
-        let start = || Workers::start("store-write", threads, lower_but_in_turn);
+        let start = || Workers::start("store-write", threads, raise_nice);
         let yielding = self.is_low.then(start).transpose()?;
         Ok(Work { yielding, pace: self.work.pace.clone() })
     }
 
-    /// A task moves data from now on, until this is dropped.
+    /// Counts a task as moving data until the guard is dropped.
     pub(crate) fn begin(&self) -> Busy<'_> {
         self.busy.fetch_add(1, Ordering::SeqCst);
         self.begun.notify_one();
@@ -87,7 +86,7 @@ impl Pressure {
     }
 }
 
-/// A task that moves data.
+/// Guard of a task that moves data.
 pub(crate) struct Busy<'a>(&'a Pressure);
 
 impl Drop for Busy<'_> {
@@ -96,7 +95,7 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// Watches whenever tasks move data, until it is aborted.
+/// Monitors guest latency whenever tasks move data, until it is aborted.
 pub(crate) fn start(pressure: &Arc<Pressure>, registry: &Arc<Registry>) -> JoinHandle<()> {
     let (pressure, registry) = (Arc::clone(pressure), Arc::clone(registry));
     tokio::spawn(async move {
@@ -107,13 +106,13 @@ pub(crate) fn start(pressure: &Arc<Pressure>, registry: &Arc<Registry>) -> JoinH
             pressure.begun.notified().await;
             let (mut governor, mut observer) = (Governor::default(), Observer::new(&registry));
             while pressure.busy.load(Ordering::SeqCst) > 0 {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(SAMPLE_INTERVAL).await;
                 let before = pressure.pace.permille();
-                let share = governor.look(&observer.look(&registry));
+                let share = governor.next_share(&observer.sample(&registry));
                 pressure.pace.set_permille(share);
                 pressure.pace.set_making_way(governor.sees_guests());
                 if share < before {
-                    tracing::debug!(share_permille = share, "guests wait: tasks work less");
+                    tracing::debug!(share_permille = share, "guest latency increased: throttling tasks");
                 }
             }
             pressure.pace.set_permille(governor::ALL_PERMILLE);
@@ -135,7 +134,7 @@ mod tests {
     use std::time::Instant;
 
     #[tokio::test(start_paused = true)]
-    async fn tasks_work_less_while_guests_wait_and_all_the_time_when_they_are_done() {
+    async fn tasks_are_throttled_only_while_guests_suffer() {
         let dir = tempfile::tempdir().unwrap();
         let registry = Arc::new(Registry::default());
         let id = VolumeId::from_u64(1);
@@ -158,12 +157,12 @@ mod tests {
             for _ in 0..100 {
                 entry.traffic.note(Operation::Write, Instant::now().checked_sub(ago).unwrap());
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
             pressure.pace.permille()
         };
-        assert_eq!(after(Duration::from_millis(20)).await, 1000, "nobody moves data");
+        assert_eq!(after(Duration::from_millis(20)).await, 1000, "no task moves data");
         let busy = pressure.begin();
-        // It begins low, and waits for what is usual.
+        // The share is low until the baseline is known.
         let mut shares = Vec::new();
         while !shares.contains(&20) || shares.last().is_none_or(|share| *share < 200) {
             shares.push(after(Duration::ZERO).await);
@@ -175,7 +174,7 @@ mod tests {
         }
         assert!(pressure.pace.permille() < first / 2);
         drop(busy);
-        tokio::time::sleep(2 * LOOK_EVERY).await;
+        tokio::time::sleep(2 * SAMPLE_INTERVAL).await;
         assert_eq!(pressure.pace.permille(), 1000);
         watch.abort();
     }

@@ -1,6 +1,6 @@
-//! What guests' requests were like since the last look, from counters that are there anyway.
+//! Sampling of guest requests from counters that exist for other purposes.
 
-use super::governor::{Requests, Seen};
+use super::governor::{Requests, Sample};
 use crate::{
     metrics::Operation,
     registry::{EntryState, Registry, VolumeEntry},
@@ -15,52 +15,52 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// What takes longer than that is slow.
+/// Duration from which a request is slow.
 const SLOW_FROM: Duration = Duration::from_micros(1_024);
-/// Where the kernel tells of this process's threads.
-const THREADS: &str = "/proc/self/task";
-/// The names of the threads that serve guests begin so.
-const SERVING: &str = "nbd-ring";
-/// The names of the threads that do for guests what waits for a disk begin so.
-const WORKING: &str = "nbd-worker";
+/// Directory of this process's threads.
+const THREADS_DIR: &str = "/proc/self/task";
+/// Name prefix of the threads that serve guests.
+const SERVING_PREFIX: &str = "nbd-ring";
+/// Name prefix of the threads that block on disks for guests.
+const WORKER_PREFIX: &str = "nbd-worker";
 
-/// The requests of a volume since the daemon's start.
+/// Requests of a volume since the daemon's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sums {
     data: Requests,
     flushes: Requests,
 }
 
-/// By volume: those of one that comes or goes are no guest's requests since the last look.
+/// Counters by volume, so that volumes added or removed since the previous sample are excluded.
 type Volumes = HashMap<VolumeId, Sums>;
 
-/// Remembers the look before.
+/// Sampler with the previous counters.
 pub(super) struct Observer {
     serving: Vec<PathBuf>,
     working: Vec<PathBuf>,
     before: Volumes,
-    /// How long the threads that serve guests had waited for a processor.
+    /// Time that the serving threads have waited for a processor.
     waited_nanos: u64,
     at: Instant,
 }
 
 impl Observer {
     pub(super) fn new(registry: &Registry) -> Self {
-        let serving = threads(Path::new(THREADS), SERVING);
-        let working = threads(Path::new(THREADS), WORKING);
+        let serving = threads(Path::new(THREADS_DIR), SERVING_PREFIX);
+        let working = threads(Path::new(THREADS_DIR), WORKER_PREFIX);
         let waited_nanos = serving.iter().map(|thread| waited_nanos(thread)).sum();
         Self { serving, working, before: sums(registry), waited_nanos, at: Instant::now() }
     }
 
-    pub(super) fn look(&mut self, registry: &Registry) -> Seen {
+    pub(super) fn sample(&mut self, registry: &Registry) -> Sample {
         let (now, at) = (sums(registry), Instant::now());
         let waited_nanos = self.serving.iter().map(|thread| waited_nanos(thread)).sum::<u64>();
         let (before, since) = (std::mem::replace(&mut self.before, now), std::mem::replace(&mut self.at, at));
-        let mut seen = Seen { during: at.duration_since(since), ..Seen::default() };
+        let mut seen = Sample { during: at.duration_since(since), ..Sample::default() };
         for (id, now) in &self.before {
             let Some(before) = before.get(id) else { continue };
-            add_more(&mut seen.data, &now.data, &before.data);
-            add_more(&mut seen.flushes, &now.flushes, &before.flushes);
+            add_increase(&mut seen.data, &now.data, &before.data);
+            add_increase(&mut seen.flushes, &now.flushes, &before.flushes);
         }
         let waited_before = std::mem::replace(&mut self.waited_nanos, waited_nanos);
         seen.data.nanos += waited_nanos.saturating_sub(waited_before);
@@ -75,34 +75,34 @@ impl Observer {
     }
 }
 
-/// Adds what there is more of now.
-fn add_more(sum: &mut Requests, now: &Requests, before: &Requests) {
-    // A volume may have been made anew under its id since: then there is less.
+/// Adds the increase of the counters.
+fn add_increase(sum: &mut Requests, now: &Requests, before: &Requests) {
+    // A volume may have been reopened under its id, with smaller counters.
     sum.count += now.count.saturating_sub(before.count);
     sum.nanos += now.nanos.saturating_sub(before.nanos);
     sum.slow += now.slow.saturating_sub(before.slow);
 }
 
-/// The volumes whose requests wait for this host: those of a lazy one wait for a store.
-fn near(registry: &Registry) -> impl Iterator<Item = Arc<VolumeEntry>> {
-    let is_near = |entry: &Arc<VolumeEntry>| match entry.view().state {
+/// Returns the volumes with local data: requests of lazy volumes may wait for a store.
+fn local_volumes(registry: &Registry) -> impl Iterator<Item = Arc<VolumeEntry>> {
+    let is_local = |entry: &Arc<VolumeEntry>| match entry.view().state {
         EntryState::Up(volume) => !volume.is_lazy(),
         _ => false,
     };
-    registry.all().into_iter().filter(is_near)
+    registry.all().into_iter().filter(is_local)
 }
 
 fn of_kind(sums: &mut Sums, operation: Operation) -> &mut Requests {
     if operation == Operation::Flush { &mut sums.flushes } else { &mut sums.data }
 }
 
-/// What reads, writes and makes durable.
-const SEEN: [Operation; 3] = [Operation::Read, Operation::Write, Operation::Flush];
+/// Sampled operations.
+const OPERATIONS: [Operation; 3] = [Operation::Read, Operation::Write, Operation::Flush];
 
 fn sums(registry: &Registry) -> Volumes {
     let sums_of = |entry: Arc<VolumeEntry>| {
         let mut sums = Sums::default();
-        for operation in SEEN {
+        for operation in OPERATIONS {
             let counted = entry.traffic.counted(operation);
             let sum = of_kind(&mut sums, operation);
             sum.count += counted.total();
@@ -111,14 +111,14 @@ fn sums(registry: &Registry) -> Volumes {
         }
         (entry.id, sums)
     };
-    near(registry).map(sums_of).collect()
+    local_volumes(registry).map(sums_of).collect()
 }
 
-/// The requests that are under way now.
+/// Returns the requests in flight.
 fn waiting(registry: &Registry) -> Sums {
     let mut sums = Sums::default();
-    for entry in near(registry) {
-        for operation in SEEN {
+    for entry in local_volumes(registry) {
+        for operation in OPERATIONS {
             let (count, age) = entry.traffic.under_way(operation);
             let sum = of_kind(&mut sums, operation);
             sum.waiting += count;
@@ -129,7 +129,7 @@ fn waiting(registry: &Registry) -> Sums {
     sums
 }
 
-/// The kernel's directories on the threads whose names begin so; none where it has none.
+/// Returns the `/proc` directories of the threads with this name prefix; none without `/proc`.
 fn threads(tasks: &Path, name: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(tasks) else { return Vec::new() };
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -138,13 +138,13 @@ fn threads(tasks: &Path, name: &str) -> Vec<PathBuf> {
     paths.filter(is_named).collect()
 }
 
-/// How long a thread waited for a processor: the second number.
+/// Returns the time that a thread has waited for a processor: the second field of `schedstat`.
 fn waited_nanos(thread: &Path) -> u64 {
     let text = fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
     text.split_ascii_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// Whether a thread waits for a disk now: the state after its name, which is in brackets.
+/// Returns true if a thread is in uninterruptible sleep: the state after its name in parentheses.
 fn waits_for_disk(thread: &Path) -> bool {
     let text = fs::read_to_string(thread.join("stat")).unwrap_or_default();
     text.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('D'))
@@ -179,25 +179,25 @@ mod tests {
     }
 
     #[test]
-    fn what_was_counted_since_the_last_look_is_seen_once() {
+    fn completed_requests_are_sampled_once() {
         let (dir, registry) = (tempfile::tempdir().unwrap(), Registry::default());
         let entry = entry_in(&registry, dir.path(), 1);
         note(&entry, Operation::Write, Duration::ZERO);
         let mut observer = Observer::new(&registry);
-        assert_eq!(observer.look(&registry).data.count, 0);
+        assert_eq!(observer.sample(&registry).data.count, 0);
         note(&entry, Operation::Write, Duration::from_millis(20));
         note(&entry, Operation::Read, Duration::ZERO);
         note(&entry, Operation::Flush, Duration::from_millis(30));
-        let seen = observer.look(&registry);
+        let seen = observer.sample(&registry);
         assert_eq!((seen.data.count, seen.data.slow), (2, 1));
         assert_eq!((seen.flushes.count, seen.flushes.slow), (1, 1));
         assert!(seen.data.nanos >= 20_000_000 && seen.flushes.nanos >= 30_000_000, "{seen:?}");
-        let seen = observer.look(&registry);
+        let seen = observer.sample(&registry);
         assert_eq!((seen.data.count, seen.flushes), (0, Requests::default()));
     }
 
     #[test]
-    fn what_is_under_way_is_seen_as_often_as_it_is_looked_for() {
+    fn requests_in_flight_are_in_every_sample() {
         let (dir, registry) = (tempfile::tempdir().unwrap(), Registry::default());
         let entry = entry_in(&registry, dir.path(), 1);
         let mut observer = Observer::new(&registry);
@@ -208,17 +208,17 @@ mod tests {
             std::thread::yield_now();
         }
         for _ in 0..2 {
-            let seen = observer.look(&registry);
+            let seen = observer.sample(&registry);
             assert_eq!((seen.data.waiting, seen.flushes.waiting), (1, 1));
             assert!(seen.data.waiting_nanos >= 1_900_000 && seen.data.count == 0, "{seen:?}");
         }
         drop((write, flush));
-        let seen = observer.look(&registry);
+        let seen = observer.sample(&registry);
         assert_eq!((seen.data, seen.flushes), (Requests::default(), Requests::default()));
     }
 
     #[test]
-    fn a_volume_that_comes_or_goes_does_not_bring_or_take_what_it_did_before() {
+    fn added_or_removed_volume_is_excluded_from_the_sample() {
         let (dir, registry) = (tempfile::tempdir().unwrap(), Registry::default());
         let (stays, goes) = (entry_in(&registry, dir.path(), 1), entry_in(&registry, dir.path(), 2));
         (0..50).for_each(|_| note(&goes, Operation::Write, Duration::from_millis(20)));
@@ -227,16 +227,16 @@ mod tests {
         for state in [EntryState::Deleting, up] {
             goes.set_state(state);
             note(&stays, Operation::Write, Duration::ZERO);
-            let seen = observer.look(&registry);
+            let seen = observer.sample(&registry);
             assert_eq!((seen.data.count, seen.data.slow), (1, 0), "{seen:?}");
             assert!(seen.data.nanos < 900_000_000, "{seen:?}");
         }
         note(&goes, Operation::Write, Duration::from_millis(20));
-        assert_eq!(observer.look(&registry).data.count, 1);
+        assert_eq!(observer.sample(&registry).data.count, 1);
     }
 
     #[test]
-    fn the_threads_that_serve_are_found_by_name() {
+    fn serving_threads_are_found_by_name() {
         let dir = tempfile::tempdir().unwrap();
         for (number, name, waited) in
             [("1", "blockd\n", "9"), ("2", "nbd-ring-0\n", "30"), ("3", "nbd-ring-1\n", "4")]
@@ -246,14 +246,14 @@ mod tests {
             fs::write(thread.join("comm"), name).unwrap();
             fs::write(thread.join("schedstat"), format!("7 {waited} 1\n")).unwrap();
         }
-        let found = threads(dir.path(), SERVING);
+        let found = threads(dir.path(), SERVING_PREFIX);
         assert_eq!(found.iter().map(|thread| waited_nanos(thread)).sum::<u64>(), 34);
         assert_eq!(waited_nanos(Path::new("/nowhere")), 0);
-        assert!(threads(Path::new("/nowhere"), SERVING).is_empty());
+        assert!(threads(Path::new("/nowhere"), SERVING_PREFIX).is_empty());
     }
 
     #[test]
-    fn a_thread_that_waits_for_a_disk_is_told_from_one_that_sleeps() {
+    fn thread_blocked_on_a_disk_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         for (stat, expected) in [
             ("7 (nbd-worker-0) D 1 7", true),

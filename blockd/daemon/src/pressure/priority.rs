@@ -1,37 +1,38 @@
-//! The lowest priority for a thread.
+//! Low scheduling priorities for threads.
 
-const LOWEST_NICE: libc::c_int = 19;
+const MAX_NICE: libc::c_int = 19;
 
-/// Makes the calling thread one that runs while no other thread wants the processor, and whose disk requests
-/// others pass. Where the system refuses that, it stays as it is.
-pub(crate) fn lower() {
+/// Gives the calling thread the policy `SCHED_IDLE`: it runs while no other thread wants the processor, and
+/// its disk requests have a low priority. If the system refuses, the priority is unchanged.
+pub(crate) fn set_idle() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the thread is the calling one (0), and the parameters are on the stack and only read.
     let is_idle = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) } == 0;
     if !is_idle {
-        tracing::debug!(error = %std::io::Error::last_os_error(), "a thread for tasks keeps its priority");
+        tracing::debug!(error = %std::io::Error::last_os_error(), "lowering the priority of a task thread failed");
     }
 }
 
-/// The lowest priority with which a thread still has its turn, for those that change a filesystem: one that
-/// runs only while no other wants to may hold what every flush on that filesystem waits for.
-pub(crate) fn lower_but_in_turn() {
+/// Gives the calling thread the highest nice value, with which it still gets processor time. For threads that
+/// change a filesystem: an idle-class thread may be preempted while it holds a lock that every flush on that
+/// filesystem needs.
+pub(crate) fn raise_nice() {
     // SAFETY: it takes no pointer; the thread is the calling one (0).
-    let is_lower = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST_NICE) } == 0;
+    let is_lower = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, MAX_NICE) } == 0;
     if !is_lower {
-        tracing::debug!(error = %std::io::Error::last_os_error(), "a thread for tasks keeps its priority");
+        tracing::debug!(error = %std::io::Error::last_os_error(), "lowering the priority of a task thread failed");
     }
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn only_the_thread_that_asks_gets_it() {
+    fn idle_policy_applies_to_the_calling_thread_only() {
         // SAFETY: it takes no pointer.
         let policy = || unsafe { libc::sched_getscheduler(0) };
         let before = policy();
         let lowered = std::thread::spawn(move || {
-            super::lower();
+            super::set_idle();
             policy()
         });
         assert_eq!(lowered.join().unwrap(), libc::SCHED_IDLE);
@@ -39,12 +40,12 @@ mod tests {
     }
 
     #[test]
-    fn who_has_its_turn_is_not_of_the_idle_class() {
+    fn nice_thread_keeps_its_scheduling_policy() {
         // SAFETY: neither takes a pointer.
         let state = || unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) };
         let before = state();
         let lowered = std::thread::spawn(move || {
-            super::lower_but_in_turn();
+            super::raise_nice();
             state()
         });
         assert_eq!(lowered.join().unwrap(), (before.0, 19));
