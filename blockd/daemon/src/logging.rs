@@ -1,4 +1,4 @@
-//! The log: `tracing` events to stderr, as text or as one JSON object a line, or to the journal of systemd.
+//! Log output: `tracing` events to stderr, as text or one JSON object per line, or to the systemd journal.
 
 mod journal;
 
@@ -14,57 +14,57 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, registry, reload,
 
 pub(crate) use journal::EVENT_TARGET;
 
-/// The log level or filter could not be understood, or a log was set up already.
+/// Reasons why the log could not be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// Not a level and not a filter.
+    /// The level or filter is invalid.
     #[error(
-        "log level `{given}` is not understood ({what}): use error, warn, info, debug, trace or a filter such as info,blockd_cloud=debug"
+        "invalid log level `{given}` ({what}): use error, warn, info, debug, trace or a filter such as info,blockd_cloud=debug"
     )]
     BadFilter {
-        /// What was given.
+        /// Input.
         given: String,
-        /// Why it is none.
+        /// Cause.
         what: String,
     },
-    /// The journal was asked for, and there is none.
+    /// The journal was requested and is not available.
     #[error("cannot log to the journal at {}: {source}: use --log-format text", path.display())]
     Journal {
-        /// Where it should listen.
+        /// Socket of the journal.
         path: PathBuf,
-        /// What the system said.
+        /// Cause reported by the system.
         source: std::io::Error,
     },
-    /// This process has a log already.
+    /// The log of this process was configured already.
     #[error("cannot set up the log: {0}")]
     Init(String),
 }
 
 impl LoggingError {
-    /// Whether trying again can help.
+    /// Returns true if a retry can succeed.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Journal { .. })
     }
 }
 
-/// Has another filter hold.
+/// Replaces the filter.
 type Refilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
 
-/// The filter of this process's log.
+/// Setter of the filter of this process's log.
 static REFILTER: OnceLock<Refilter> = OnceLock::new();
 
-/// Refuses what is no level and no filter.
+/// Checks a level or filter.
 ///
 /// # Errors
-/// It is none.
+/// It is invalid.
 pub fn check_level(level: &str) -> Result<(), LoggingError> {
     filter(level).map(drop)
 }
 
-/// Has another level or filter hold from now on.
+/// Sets the level or filter of the running log.
 ///
 /// # Errors
-/// It is none, or there is no log.
+/// It is invalid, or the log is not configured.
 pub fn set_level(level: &str) -> Result<(), LoggingError> {
     let filter = filter(level)?;
     let Some(refilter) = REFILTER.get() else { return Ok(()) };
@@ -74,28 +74,28 @@ pub fn set_level(level: &str) -> Result<(), LoggingError> {
 fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
     let bad = |what: String| LoggingError::BadFilter { given: level.to_owned(), what };
     if level.trim().is_empty() {
-        return Err(bad("it is empty".into()));
+        return Err(bad("empty".into()));
     }
-    // A lone word would be taken for the name of a module, and everything else would be silent.
+    // `EnvFilter` would parse a single word as a module name and silence all other modules.
     let lone_word = level.bytes().all(|byte| byte.is_ascii_alphabetic());
     if lone_word && level.parse::<tracing::level_filters::LevelFilter>().is_err() {
-        return Err(bad("it is no level".into()));
+        return Err(bad("unknown level".into()));
     }
     EnvFilter::builder().parse(level).map_err(|error| bad(error.to_string()))
 }
 
-/// Whether stderr goes to the journal: systemd says with `JOURNAL_STREAM` (device and inode) what it made for
-/// that, and whoever started this process may have put something else in its place.
+/// Returns true if stderr is the stream to the journal that systemd created: `JOURNAL_STREAM` has its device
+/// and inode number, and the parent process may have redirected stderr since.
 fn stderr_is_journal(stream: Option<&str>) -> bool {
     let Some((device, inode)) = stream.and_then(|stream| stream.split_once(':')) else { return false };
     let numbers = device.parse::<u64>().ok().zip(inode.parse::<u64>().ok());
     fstat(std::io::stderr()).is_ok_and(|found| numbers == Some((found.st_dev, found.st_ino)))
 }
 
-/// Sets the log of this process up, once, and says what it is.
+/// Configures the log of this process once, and returns the effective format.
 ///
 /// # Errors
-/// The level is not understood, the journal was asked for and is not there, or there is a log already.
+/// The level is invalid, the journal was requested and is not available, or the log is configured already.
 pub fn init(config: &Config) -> Result<LogFormat, LoggingError> {
     let filter = filter(&config.log_level)?;
     let failed = |error: tracing_subscriber::util::TryInitError| LoggingError::Init(error.to_string());
@@ -105,7 +105,7 @@ pub fn init(config: &Config) -> Result<LogFormat, LoggingError> {
     };
     let (filter, handle) = reload::Layer::new(filter);
     let is_set_up = move |format| {
-        // It is the only log, so nothing was there before.
+        // The first and only setter.
         let _ = REFILTER.set(Box::new(move |filter| handle.reload(filter)));
         Ok(format)
     };
@@ -118,7 +118,7 @@ pub fn init(config: &Config) -> Result<LogFormat, LoggingError> {
             Err(source) if config.log_format == LogFormat::Journal => {
                 return Err(LoggingError::Journal { path: journal::SOCKET.into(), source });
             }
-            // Text goes there as well.
+            // stderr still leads to the journal as text.
             Err(_) => {}
         }
     }
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_and_filters_are_told_from_typos() {
+    fn invalid_level_is_distinguished_from_a_filter() {
         for good in ["info", "DEBUG", "off", "info,blockd_cloud=debug", "blockd_nbd=trace"] {
             assert!(filter(good).is_ok(), "{good}");
         }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_very_stream_that_systemd_made_is_the_journal() {
+    fn only_the_stream_created_by_systemd_is_the_journal() {
         let found = fstat(std::io::stderr()).unwrap();
         let (device, inode) = (found.st_dev, found.st_ino);
         assert!(stderr_is_journal(Some(&format!("{device}:{inode}"))));

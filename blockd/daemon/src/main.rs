@@ -1,5 +1,5 @@
-//! The `blockd` binary: reads the configuration, starts the daemon, reads configuration and TLS certificates
-//! again on SIGHUP, and stops it on SIGTERM or SIGINT.
+//! The `blockd` binary: loads the configuration and runs the daemon. SIGHUP reloads configuration and TLS
+//! certificates, SIGTERM and SIGINT stop the daemon.
 
 use blockd::{
     activation::Passed,
@@ -18,15 +18,15 @@ use clap::Parser;
 use std::{process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The command line or the configuration is wrong.
+/// Invalid command line or configuration.
 const EXIT_USAGE: u8 = 2;
-/// This program could not start where it was asked to look.
+/// The start check found a problem.
 const EXIT_WOULD_NOT_START: u8 = 1;
-/// Something is wrong with a volume that was checked.
+/// The volume check found a problem.
 const EXIT_UNSOUND: u8 = 1;
-/// Volumes could not be checked.
+/// A check could not be performed.
 const EXIT_CANNOT_CHECK: u8 = 3;
-/// How often it is looked whether TLS certificates were renewed.
+/// Interval between checks for renewed TLS certificates.
 const CERTIFICATE_POLL: Duration = Duration::from_secs(60);
 
 fn failed(error: &dyn std::error::Error, status: u8) -> ExitCode {
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
             Err(error) => failed(&error, EXIT_CANNOT_CHECK),
         };
     }
-    // What a later one is compared with.
+    // Compared with reloaded configurations.
     let running = config.clone();
     config.log_format = match logging::init(&config) {
         Ok(format) => format,
@@ -112,7 +112,7 @@ fn main() -> ExitCode {
         Err(error) => return failed(&error, 1),
     };
     let result = runtime.block_on(serve(passed, config, running, &cli));
-    // Whatever still blocks has been told to stop and is not waited for: everything that matters is durable.
+    // Remaining blocking threads have been told to stop and are not waited for: all data is durable.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -143,7 +143,7 @@ async fn serve(
                 break;
             }
             () = daemon.nbd_failed() => {
-                tracing::error!("NBD is not served any more: stopping");
+                tracing::error!("the NBD server failed: stopping");
                 result = Err(DaemonError::NbdFailed);
                 break;
             }

@@ -1,5 +1,5 @@
-//! What systemd does with the daemon: it makes the control socket and passes it on, and its watchdog wants to
-//! hear from it. A shell takes systemd's part: it gives the descriptors their numbers and tells of them.
+//! Socket activation and watchdog. A shell plays the role of systemd: it passes the descriptors and sets the
+//! environment variables.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -17,24 +17,24 @@ use std::{
     time::Duration,
 };
 
-/// Far beyond what anything here takes.
+/// Generous timeout of all waits.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// What is passed becomes descriptor 3, for the process that the daemon will be.
+/// Passes stdin as descriptor 3 to the process that becomes the daemon.
 const PASS: &str = r#"exec 3<&0 0</dev/null; LISTEN_PID=${PASS_TO:-$$} LISTEN_FDS=1 exec "$@""#;
 
-/// A directory, and what is told to systemd's socket in it.
-struct Bed {
+/// Test directory, and the notification socket in it.
+struct TestDir {
     dir: tempfile::TempDir,
-    told: UnixDatagram,
+    notifications: UnixDatagram,
 }
 
-impl Bed {
+impl TestDir {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let told = UnixDatagram::bind(dir.path().join("notify")).unwrap();
-        told.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let notifications = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        notifications.set_read_timeout(Some(TIMEOUT)).unwrap();
         std::fs::create_dir(dir.path().join("data")).unwrap();
-        Self { dir, told }
+        Self { dir, notifications }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -45,7 +45,7 @@ impl Bed {
         self.path("data/blockd.sock")
     }
 
-    /// The daemon, started by a shell that passes it the socket. It may not be ready yet.
+    /// Starts the daemon through a shell that passes it the socket; does not wait for readiness.
     fn start(&self, passed: impl Into<OwnedFd>, env: &[(&str, &str)]) -> Running {
         let mut command = Command::new("sh");
         command.args(["-c", PASS, "sh", env!("CARGO_BIN_EXE_blockd"), "--data-dir"]);
@@ -61,11 +61,11 @@ impl Bed {
         Running(command.spawn().unwrap())
     }
 
-    /// Waits for this message; the others are dropped.
-    fn hears(&self, wanted: &str) {
+    /// Waits for this notification and drops others.
+    fn wait_for(&self, wanted: &str) {
         let mut message = [0; 256];
         loop {
-            let len = self.told.recv(&mut message).unwrap_or_else(|error| {
+            let len = self.notifications.recv(&mut message).unwrap_or_else(|error| {
                 panic!("no {wanted}: {error}\n{}", self.log());
             });
             if message[..len].starts_with(wanted.as_bytes()) {
@@ -95,7 +95,7 @@ impl Drop for Running {
     }
 }
 
-/// Asks for something that everybody may know; somebody else's turn may come first.
+/// Sends a read-only request without waiting for the response.
 fn ask(path: &Path) -> UnixStream {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -110,34 +110,34 @@ fn answer(mut stream: UnixStream) -> String {
 }
 
 #[test]
-fn the_passed_socket_is_served_and_kept_over_restarts() {
-    let bed = Bed::new();
+fn passed_socket_is_served_and_kept_over_restarts() {
+    let bed = TestDir::new();
     let socket = UnixListener::bind(bed.own_socket()).unwrap();
     let inode = std::fs::symlink_metadata(bed.own_socket()).unwrap().ino();
     for _ in 0..2 {
-        // Before the daemon is there.
+        // Before the daemon is running.
         let asked = ask(&bed.own_socket());
         let daemon = bed.start(socket.try_clone().unwrap(), &[]);
         assert!(answer(asked).starts_with("HTTP/1.1 200 "));
-        bed.hears("READY=1");
+        bed.wait_for("READY=1");
         assert!(answer(ask(&bed.own_socket())).starts_with("HTTP/1.1 200 "));
         daemon.stop();
         let left = std::fs::symlink_metadata(bed.own_socket()).unwrap().ino();
-        assert_eq!(left, inode, "what systemd made stays");
+        assert_eq!(left, inode, "the passed socket is not removed");
     }
     assert!(!bed.log().contains("WARN"), "{}", bed.log());
-    // A daemon that is passed nothing replaces it, as it does with what a dead one left.
+    // A daemon without passed sockets replaces it like a stale one.
     let daemon = bed.start(socket, &[("PASS_TO", "1")]);
-    bed.hears("READY=1");
+    bed.wait_for("READY=1");
     assert_ne!(std::fs::symlink_metadata(bed.own_socket()).unwrap().ino(), inode);
     assert!(answer(ask(&bed.own_socket())).starts_with("HTTP/1.1 200 "));
     daemon.stop();
-    assert!(!bed.own_socket().exists(), "its own socket goes with it");
+    assert!(!bed.own_socket().exists(), "the daemon removes a socket of its own");
 }
 
 #[test]
-fn a_socket_of_a_group_has_its_role_and_must_be_the_groups() {
-    let bed = Bed::new();
+fn passed_group_socket_has_its_role_and_checked_mode() {
+    let bed = TestDir::new();
     let path = bed.path("readers.sock");
     let gid = rustix::process::getegid().as_raw();
     let config = format!("[[control.sockets]]\npath = {path:?}\ngroup = \"{gid}\"\nrole = \"read-only\"\n");
@@ -151,58 +151,57 @@ fn a_socket_of_a_group_has_its_role_and_must_be_the_groups() {
     let mut stream = UnixStream::connect(&path).unwrap();
     stream.write_all(b"DELETE /v1/volumes/none HTTP/1.1\r\nHost: blockd\r\n\r\n").unwrap();
     assert!(answer(stream).starts_with("HTTP/1.1 403 "));
-    bed.hears("READY=1");
+    bed.wait_for("READY=1");
     daemon.stop();
     assert!(path.exists());
 
     set_mode(0o666);
     let daemon = bed.start(socket, &[]);
-    bed.hears("READY=1");
-    // The daemon has closed it: nobody listens but this test.
+    bed.wait_for("READY=1");
+    // The daemon has closed it: only this test still has it open.
     assert!(bed.log().contains("SocketMode=0660"), "{}", bed.log());
     assert!(answer(ask(&bed.own_socket())).starts_with("HTTP/1.1 200 "));
     daemon.stop();
 }
 
 #[test]
-fn what_cannot_be_served_does_not_keep_the_daemon_from_serving() {
-    let bed = Bed::new();
+fn unusable_passed_descriptor_does_not_prevent_the_start() {
+    let bed = TestDir::new();
     let other = UnixListener::bind(bed.path("other.sock")).unwrap();
     let daemon = bed.start(other, &[]);
-    bed.hears("READY=1");
+    bed.wait_for("READY=1");
     assert!(answer(ask(&bed.own_socket())).starts_with("HTTP/1.1 200 "));
     daemon.stop();
     assert!(bed.log().contains("other.sock"), "{}", bed.log());
 
     let daemon = bed.start(std::fs::File::open("/dev/null").unwrap(), &[]);
-    bed.hears("READY=1");
+    bed.wait_for("READY=1");
     assert!(answer(ask(&bed.own_socket())).starts_with("HTTP/1.1 200 "));
     daemon.stop();
     assert!(bed.log().contains("descriptor 0 is not a listening unix stream socket"), "{}", bed.log());
 }
 
 #[test]
-fn the_watchdog_hears_from_a_daemon_that_is_alive_and_from_no_other() {
-    let bed = Bed::new();
+fn watchdog_is_notified_only_while_the_daemon_runs() {
+    let bed = TestDir::new();
     let socket = UnixListener::bind(bed.own_socket()).unwrap();
     let daemon = bed.start(socket, &[("WATCHDOG_USEC", "300000")]);
-    bed.hears("READY=1");
+    bed.wait_for("READY=1");
     for _ in 0..3 {
-        bed.hears("WATCHDOG=1");
+        bed.wait_for("WATCHDOG=1");
     }
     kill_process(Pid::from_child(&daemon.0), Signal::STOP).unwrap();
-    // All of its threads: it is told by its parent, which this is.
+    // Waits until all threads have stopped; only the parent, this process, can.
     let stopped = waitpid(Some(Pid::from_child(&daemon.0)), WaitOptions::UNTRACED).unwrap();
     assert!(stopped.is_some_and(|(_, status)| status.stopped()));
-    // What was told before it stood still, however much that is, then nothing for three times as long as it
-    // has.
-    bed.told.set_nonblocking(true).unwrap();
-    while bed.told.recv(&mut [0; 64]).is_ok() {}
-    bed.told.set_nonblocking(false).unwrap();
-    bed.told.set_read_timeout(Some(Duration::from_millis(900))).unwrap();
-    assert!(bed.told.recv(&mut [0; 64]).is_err(), "it is told although the daemon stands still");
+    // Drops the notifications from before the stop; then there must be none for three watchdog intervals.
+    bed.notifications.set_nonblocking(true).unwrap();
+    while bed.notifications.recv(&mut [0; 64]).is_ok() {}
+    bed.notifications.set_nonblocking(false).unwrap();
+    bed.notifications.set_read_timeout(Some(Duration::from_millis(900))).unwrap();
+    assert!(bed.notifications.recv(&mut [0; 64]).is_err(), "a notification of a stopped daemon");
     kill_process(Pid::from_child(&daemon.0), Signal::CONT).unwrap();
-    bed.told.set_read_timeout(Some(TIMEOUT)).unwrap();
-    bed.hears("WATCHDOG=1");
+    bed.notifications.set_read_timeout(Some(TIMEOUT)).unwrap();
+    bed.wait_for("WATCHDOG=1");
     daemon.stop();
 }

@@ -1,5 +1,4 @@
-//! The program itself under something that looks like systemd: its log and its events go to the journal, with
-//! fields.
+//! Log and events of the program in the journal, with fields. A socket stands for the journal.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_api::{
@@ -17,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The journal is where it always is, in a namespace of the daemon's own.
+/// Mounts the journal's directory at its usual path in a private mount namespace.
 const SCRIPT: &str = r#"
     mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal &&
     mount --bind "$1" /run/systemd/journal && shift && exec "$@""#;
@@ -45,17 +44,17 @@ fn start(dir: &Path, args: &[&str]) -> Running {
     Running(command.spawn().unwrap())
 }
 
-/// What a test waits for at most.
+/// Timeout of all waits.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What comes to the journal. It is taken from the socket as it comes: a full one would make the daemon wait
-/// for the test.
+/// Returns the records sent to the journal. A thread reads the socket continuously: with a full queue the
+/// daemon would drop records.
 fn drained(journal: UnixDatagram) -> Receiver<String> {
     let (sender, records) = channel();
     std::thread::spawn(move || {
         let mut bytes = vec![0; 64 << 10];
         while let Ok(len) = journal.recv(&mut bytes) {
-            // The test is over.
+            // The test has ended.
             if sender.send(String::from_utf8_lossy(&bytes[..len]).into_owned()).is_err() {
                 break;
             }
@@ -64,7 +63,7 @@ fn drained(journal: UnixDatagram) -> Receiver<String> {
     records
 }
 
-/// The next record that has this in it.
+/// Returns the next record that contains `part`.
 fn record(records: &Receiver<String>, part: &str, log: &Path) -> String {
     let until = Instant::now() + TIMEOUT;
     while let Ok(text) = records.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -76,7 +75,7 @@ fn record(records: &Receiver<String>, part: &str, log: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn log_and_events_go_to_the_journal_that_stderr_is() {
+async fn log_and_events_go_to_the_journal_behind_stderr() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("journal")).unwrap();
     let journal = UnixDatagram::bind(dir.path().join("journal/socket")).unwrap();
@@ -112,10 +111,10 @@ async fn log_and_events_go_to_the_journal_that_stderr_is() {
         assert!(done.lines().any(|line| line == field), "{field} in {done}");
     }
     assert!(done.contains("\nSNAPSHOT="), "{done}");
-    assert_eq!(std::fs::read_to_string(&log).unwrap(), "", "nothing is said twice");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "", "no record is written twice");
     drop(running);
 
-    // Whoever wants it otherwise has it otherwise.
+    // The option overrides the detection.
     let running = start(dir.path(), &["--log-format", "json"]);
     let until = Instant::now() + Duration::from_secs(60);
     while !std::fs::read_to_string(&log).unwrap().contains("\"message\":\"ready\"") {

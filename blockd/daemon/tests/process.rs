@@ -1,4 +1,4 @@
-//! Tests of the program itself: its command line, its signals, its sockets, and its sudden death.
+//! Tests of the program: command line, signals, sockets, and sudden death.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_api::{
@@ -31,7 +31,7 @@ fn run(args: &[&str]) -> Output {
     blockd().args(args).output().unwrap()
 }
 
-/// What a refused start says: exactly one line.
+/// Returns the message of a refused start: exactly one line.
 fn refusal(output: &Output, status: i32) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(status), "{text}");
@@ -39,7 +39,7 @@ fn refusal(output: &Output, status: i32) -> String {
     text
 }
 
-/// A daemon that is killed when the test ends, however it does.
+/// Daemon that is killed when the test ends.
 struct Running {
     child: Child,
     dir: PathBuf,
@@ -47,7 +47,7 @@ struct Running {
 }
 
 impl Running {
-    /// Starts a daemon and waits until it says that it is ready.
+    /// Starts a daemon and waits for its readiness notification.
     fn start(dir: &Path, args: &[&str]) -> Self {
         Self::start_as(blockd(), dir, args)
     }
@@ -68,7 +68,7 @@ impl Running {
             .spawn()
             .unwrap();
         let mut this = Self { child, client: Client::new(data.join("blockd.sock")), dir: data };
-        // A daemon that ends instead of getting ready fails the test at once, with its log.
+        // A daemon that exits before it is ready fails the test at once, with its log.
         notify.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
         let mut message = [0; 256];
         let len = loop {
@@ -156,7 +156,7 @@ impl Drop for Running {
     }
 }
 
-/// The smallest client that there can be.
+/// Minimal NBD client.
 struct Nbd {
     stream: UnixStream,
     size_bytes: u64,
@@ -189,7 +189,7 @@ impl Nbd {
         self.stream.write_all(payload).unwrap();
         let mut reply = [0; 16];
         self.stream.read_exact(&mut reply).unwrap();
-        assert_eq!(reply[4..8], [0; 4], "an error came back");
+        assert_eq!(reply[4..8], [0; 4], "the request failed");
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
@@ -225,7 +225,7 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn the_command_line_is_checked() {
+fn invalid_command_line_or_configuration_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("c.toml");
     let config_text = config.to_str().unwrap();
@@ -247,7 +247,7 @@ fn the_command_line_is_checked() {
     }
 }
 
-/// A program without the right to look into any process, as which root, too, is just one of its users.
+/// Runs a program without `CAP_SYS_PTRACE`, so that even root is an ordinary user in this respect.
 fn without_ptrace(program: &Path) -> Command {
     if !rustix::process::geteuid().is_root() {
         return Command::new(program);
@@ -258,14 +258,14 @@ fn without_ptrace(program: &Path) -> Command {
 }
 
 #[test]
-fn nobody_who_runs_as_its_user_looks_into_its_memory_unless_that_is_wanted() {
+fn memory_is_hidden_from_other_processes_unless_configured() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("blockd.toml");
     for core_dumps in [false, true] {
         std::fs::write(&config, format!("core_dumps = {core_dumps}\n")).unwrap();
         let program = without_ptrace(Path::new(env!("CARGO_BIN_EXE_blockd")));
         let running = Running::start_as(program, dir.path(), &["--config", config.to_str().unwrap()]);
-        // To open it takes what it takes to trace the process.
+        // Opening it requires the permission to trace the process.
         let open = format!(": < /proc/{}/mem", running.child.id());
         let opened = without_ptrace(Path::new("sh")).args(["-c", &open]).output().unwrap();
         assert_eq!(opened.status.success(), core_dumps, "{opened:?}");
@@ -274,7 +274,7 @@ fn nobody_who_runs_as_its_user_looks_into_its_memory_unless_that_is_wanted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn volumes_are_checked_while_no_daemon_runs() {
+async fn volumes_are_checked_only_without_a_running_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path(), &[]);
     running.create_volume("data", 1 << 20).await;
@@ -301,11 +301,11 @@ async fn volumes_are_checked_while_no_daemon_runs() {
     let output = check(&["data", "--json"]);
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(output.status.code() == Some(1) && found["volumes"][0]["sound"] == false, "{found}");
-    assert_eq!(run(&["--json"]).status.code(), Some(2), "it goes with --check-volumes only");
+    assert_eq!(run(&["--json"]).status.code(), Some(2), "--json requires --check-volumes");
 }
 
 #[test]
-fn a_start_that_cannot_be_is_refused_in_one_line() {
+fn impossible_start_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let quiet = ["--log-level", "off", "--data-dir"];
     let with = |dir: &Path| run(&[&quiet[..], &[dir.to_str().unwrap()]].concat());
@@ -329,7 +329,7 @@ fn a_start_that_cannot_be_is_refused_in_one_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clean_stop_keeps_everything_and_its_files_are_private() {
+async fn clean_stop_keeps_all_writes_and_files_are_private() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path(), &["--nbd-listen", "tcp://127.0.0.1:0", "--log-format", "json"]);
     let mode = |name: &str| std::fs::metadata(running.dir.join(name)).unwrap().permissions().mode() & 0o7777;
@@ -345,7 +345,7 @@ async fn a_clean_stop_keeps_everything_and_its_files_are_private() {
         assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
     }
     let running = Running::start(dir.path(), &[]);
-    // The empty name is the only volume.
+    // The empty name selects the only volume.
     running.nbd("").assert_is(&content);
     running.signal(Signal::INT);
     let mut running = running;
@@ -353,7 +353,7 @@ async fn a_clean_stop_keeps_everything_and_its_files_are_private() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn acknowledged_writes_survive_a_kill_and_are_in_the_next_incremental() {
+async fn acknowledged_writes_survive_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let running = Running::start(dir.path(), &[]);
@@ -383,7 +383,7 @@ async fn acknowledged_writes_survive_a_kill_and_are_in_the_next_incremental() {
     running.terminate();
 }
 
-/// Packs in the store, with what identifies the very file that was put.
+/// Returns the packs in the store with their inode numbers, which identify an upload.
 fn packs(dir: &Path) -> BTreeMap<PathBuf, u64> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -400,11 +400,11 @@ fn packs(dir: &Path) -> BTreeMap<PathBuf, u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_backup_goes_on_and_does_not_send_again_what_was_committed() {
+async fn killed_backup_resumes_without_sending_committed_packs() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let config = dir.path().join("c.toml");
-    // One pack after the other, so that there is something between the first and the last.
+    // One pack at a time, so that the kill happens between packs.
     std::fs::write(&config, "upload_concurrency = 1\n").unwrap();
     let args = ["--config", config.to_str().unwrap()];
     let running = Running::start(dir.path(), &args);
@@ -413,7 +413,7 @@ async fn a_killed_backup_goes_on_and_does_not_send_again_what_was_committed() {
     let content = pattern(1, 192 << 20);
     running.nbd("data").write(0, &content);
     let task = running.start_backup("data").await;
-    // Two packs are there: the first of them is surely in the journal.
+    // With two packs stored, the first one is in the journal.
     let data = store.join("blockd/data");
     let before = loop {
         let found = packs(&data);
@@ -423,7 +423,7 @@ async fn a_killed_backup_goes_on_and_does_not_send_again_what_was_committed() {
         tokio::task::yield_now().await;
     };
     running.kill();
-    assert!(!store.join("blockd/manifests").exists(), "the backup was done before it was killed");
+    assert!(!store.join("blockd/manifests").exists(), "the backup was complete before it was killed");
 
     let running = Running::start(dir.path(), &args);
     let task = running.done(task).await;
@@ -431,7 +431,7 @@ async fn a_killed_backup_goes_on_and_does_not_send_again_what_was_committed() {
     let after = packs(&data);
     assert_eq!(after.len(), 6);
     let kept = before.iter().filter(|(path, inode)| after.get(*path) == Some(inode)).count();
-    assert!(kept >= 1, "everything was sent again");
+    assert!(kept >= 1, "all packs were sent again");
     running.restore(&task.source_volume.unwrap(), "copy").await;
     running.nbd("copy").assert_is(&content);
     running.terminate();

@@ -1,5 +1,4 @@
-//! NBD for other hosts: TLS, access lists, and renewed certificates, with the program itself and libnbd's
-//! tools.
+//! NBD over TCP with TLS, access lists and renewed certificates, tested with the program and libnbd's tools.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 #[path = "../../nbd/tests/common/certs.rs"]
@@ -21,7 +20,7 @@ fn blockd() -> Command {
     command
 }
 
-/// A daemon that is killed when the test ends, however it does.
+/// Daemon that is killed when the test ends.
 struct Running {
     child: Child,
     data: PathBuf,
@@ -38,7 +37,7 @@ impl Drop for Running {
 
 impl Running {
     async fn start(dir: &Path, config: &str) -> Self {
-        // Free a moment ago; nothing else takes ports of loopback here in between.
+        // No other process here takes loopback ports between the probe and the start.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let path = dir.join("blockd.toml");
         std::fs::write(&path, format!("nbd_listen = [\"tcp://127.0.0.1:{port}\"]\n{config}")).unwrap();
@@ -89,7 +88,7 @@ fn nbdinfo(args: &[&str]) -> (bool, String) {
 }
 
 #[tokio::test]
-async fn volumes_are_for_those_whose_certificates_say_so() {
+async fn volume_access_follows_client_certificates() {
     let authority = Authority::new();
     let (certificate, key) = authority.server();
     let dir = tempfile::tempdir().unwrap();
@@ -105,15 +104,15 @@ async fn volumes_are_for_those_whose_certificates_say_so() {
     let (good, text) = nbdinfo(&["--size", &daemon.uri("one", &bob)]);
     assert!(!good && text.contains("policy"), "{text}");
     daemon.wait_for_log("NBD access denied");
-    assert!(nbdinfo(&["--size", &daemon.uri("two", &bob)]).0, "no list is for it");
+    assert!(nbdinfo(&["--size", &daemon.uri("two", &bob)]).0, "a volume without a list is open");
     let (_, list) = nbdinfo(&["--list", &daemon.uri("", &bob)]);
     assert!(list.contains("export=\"two\"") && !list.contains("export=\"one\""), "{list}");
     let local = format!("nbd+unix:///one?socket={}", daemon.data.join("nbd.sock").display());
-    assert!(nbdinfo(&["--size", &local]).0, "the host's own clients may have all");
+    assert!(nbdinfo(&["--size", &local]).0, "local clients may use all volumes");
     let (good, _) = nbdinfo(&["--size", &format!("nbd://localhost:{}/two", daemon.port)]);
     assert!(!good, "TLS is required once there is a certificate");
 
-    // Another authority takes over without a restart.
+    // Another CA replaces the first one without a restart.
     let next = Authority::new();
     let (new_certificate, new_key) = next.server();
     std::fs::copy(new_certificate, certificate).unwrap();
@@ -121,7 +120,7 @@ async fn volumes_are_for_those_whose_certificates_say_so() {
     std::fs::copy(next.ca(), authority.ca()).unwrap();
     kill_process(Pid::from_child(&daemon.child), Signal::HUP).unwrap();
     daemon.wait_for_log("were read again");
-    assert!(!nbdinfo(&["--size", &daemon.uri("one", &alice)]).0, "the old authority is nobody now");
+    assert!(!nbdinfo(&["--size", &daemon.uri("one", &alice)]).0, "the old CA is no longer trusted");
     let (good, text) = nbdinfo(&["--size", &daemon.uri("one", &next.client_dir("alice", false))]);
     assert!(good, "{text}");
     std::fs::write(authority.ca(), "nonsense").unwrap();
@@ -131,7 +130,7 @@ async fn volumes_are_for_those_whose_certificates_say_so() {
 }
 
 #[test]
-fn a_start_that_would_let_others_read_along_is_refused() {
+fn unsafe_or_broken_tls_configuration_is_refused() {
     let authority = Authority::new();
     let (certificate, key) = authority.server();
     let dir = tempfile::tempdir().unwrap();
@@ -150,17 +149,17 @@ fn a_start_that_would_let_others_read_along_is_refused() {
     assert!(text.contains("nbd_allow_plaintext") && text.trim_end().lines().count() == 1, "{text}");
     let config = format!("nbd_tls_certificate = {certificate:?}\nnbd_tls_key = {key:?}\n");
     std::fs::write(&key, "nonsense").unwrap();
-    // Also before it is started.
+    // Also by the checks.
     let text = refused(&["--nbd-listen", "tcp://0.0.0.0:0", "--check-config"], &config, 2);
     assert!(text.starts_with("blockd: TLS of NBD: the private key") && text.lines().count() == 1, "{text}");
     let text = refused(&["--nbd-listen", "tcp://0.0.0.0:0", "--check-start"], &config, 1);
     assert!(text.starts_with("blockd: TLS of NBD: the private key"), "{text}");
     let control = format!(
         "[control]\nlisten = \"127.0.0.1:0\"\ncertificate = {certificate:?}\nkey = {key:?}\nclient_ca = {:?}\n[control.roles]\na = \"admin\"\n",
-        dir.path().join("nobody.pem")
+        dir.path().join("missing.pem")
     );
     let text = refused(&["--check-config"], &control, 2);
-    assert!(text.contains("TLS of the control API: ") && text.contains("nobody.pem"), "{text}");
+    assert!(text.contains("TLS of the control API: ") && text.contains("missing.pem"), "{text}");
     let text = refused(&["--nbd-listen", "tcp://0.0.0.0:0"], &config, 1);
     let last = text.trim_end().lines().last().unwrap();
     assert!(last.starts_with("blockd: cannot serve NBD: the private key"), "{text}");

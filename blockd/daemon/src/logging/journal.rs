@@ -1,9 +1,8 @@
-//! The journal of systemd, in its native protocol: records with fields, one datagram each.
+//! Native protocol of the systemd journal: records with fields, one datagram each.
 //!
-//! Not `tracing-journald`: its socket blocks. The journal may lie on a filesystem of one of this very
-//! daemon's volumes; if it waits for that and the daemon waits for the journal, neither goes on. Here a
-//! record that the journal does not take at once is left out, and the next one that it takes says how many
-//! there were.
+//! `tracing-journald` is not used, since its socket blocks: the journal may be stored on a filesystem of one
+//! of this daemon's volumes, which would be a deadlock. Here a record that the journal does not accept at
+//! once is dropped, and the next accepted record is followed by the number of dropped ones.
 
 use std::{
     fmt::{self, Write as _},
@@ -19,14 +18,14 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
 
-/// Where the journal listens.
+/// Socket of the journal.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
-/// The target of what is told of events.
+/// Target of the log records of events.
 pub(crate) const EVENT_TARGET: &str = "blockd::event";
-/// What is longer is cut.
+/// Maximum length of a value; longer ones are truncated.
 const MAX_VALUE_BYTES: usize = 16 << 10;
 
-/// Names and values as they came.
+/// Recorded fields.
 #[derive(Default)]
 struct Fields {
     message: String,
@@ -55,13 +54,13 @@ impl Visit for Fields {
     }
 }
 
-/// One record on its way.
+/// Record in the journal's format.
 struct Entry(Vec<u8>);
 
 impl Entry {
     fn new(meta: &Metadata<'_>, message: &str) -> Self {
         let mut entry = Self(Vec::with_capacity(512));
-        // As syslog has it; `info` is no notice.
+        // Syslog priorities; `info` is 6, not 5 (notice).
         let priority = match *meta.level() {
             Level::ERROR => "3",
             Level::WARN => "4",
@@ -98,41 +97,41 @@ impl Entry {
     }
 }
 
-/// The name that a field has in the journal. Those that people look for have names of their own; the others
-/// begin with `BLOCKD_`, so that none is taken for a field of the journal itself.
+/// Returns the journal's name of a field. Fields for searches have names of their own; the others have the
+/// prefix `BLOCKD_`, so that none collides with a field of the journal itself.
 fn name_of(target: &str, name: &str) -> String {
     match name {
         "task" => "TASK".into(),
         "credential" => "CREDENTIAL".into(),
         "message_id" | "event" | "volume" | "snapshot" if target == EVENT_TARGET => name.to_ascii_uppercase(),
-        // Elsewhere these are ids on this host.
+        // In other records these are ids of this host.
         "volume" => "VOLUME_ID".into(),
         "snapshot" => "SNAPSHOT_ID".into(),
         "cloudsnap" => "SNAPSHOT".into(),
         _ => {
             let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-            // The journal takes names of up to 64 characters.
+            // Names have at most 64 characters.
             "BLOCKD_".chars().chain(name.chars().map(plain)).take(64).collect()
         }
     }
 }
 
-/// Sends what is logged to the journal.
+/// Layer that sends records to the journal.
 #[derive(Debug)]
 pub(super) struct JournalLayer {
     socket: UnixDatagram,
-    // Not connected: a journal that was started again has another socket there.
+    // Not connected: a restarted journal has another socket at this path.
     path: PathBuf,
     lost: AtomicU64,
 }
 
 impl JournalLayer {
-    /// Looks whether somebody listens there.
+    /// Opens a socket and checks that the journal listens at the path.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
         match socket.send_to(&[], path) {
-            // It is there, and busy.
+            // `WouldBlock` means that the journal exists and is busy.
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(Self { socket, path: path.to_owned(), lost: AtomicU64::new(0) }),
         }
@@ -140,7 +139,7 @@ impl JournalLayer {
 
     fn send(&self, entry: &Entry, without_fields: &Entry) {
         let sent = match self.socket.send_to(&entry.0, &self.path) {
-            // Too much for one datagram.
+            // Too large for one datagram.
             Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                 self.socket.send_to(&without_fields.0, &self.path)
             }
@@ -153,7 +152,8 @@ impl JournalLayer {
         let lost = self.lost.swap(0, Relaxed);
         if lost > 0 {
             let mut entry = Entry(Vec::new());
-            entry.put("MESSAGE", &format!("{lost} records were lost: the journal did not take them"));
+            entry
+                .put("MESSAGE", &format!("{lost} log records were dropped: the journal did not accept them"));
             entry.put("PRIORITY", "4");
             entry.put("SYSLOG_IDENTIFIER", "blockd");
             entry.put("BLOCKD_LOST", &lost.to_string());
@@ -188,9 +188,9 @@ where
         let target = meta.target();
         let mut message = std::mem::take(&mut fields.message);
         if target != EVENT_TARGET {
-            // `journalctl` shows nothing but this, unless it is asked for more.
+            // By default `journalctl` shows the message only.
             for (name, value) in &fields.others {
-                // Writing to a String does not fail.
+                // Writing to a String cannot fail.
                 let _ = write!(message, "{}{name}={value}", if message.is_empty() { "" } else { " " });
             }
         }

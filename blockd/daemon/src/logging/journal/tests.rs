@@ -1,4 +1,4 @@
-//! The journal is a socket here.
+//! Tests with a socket in place of the journal.
 
 use super::*;
 use crate::events::log_event;
@@ -23,7 +23,7 @@ impl Journal {
         self.dir.path().join("socket")
     }
 
-    /// Runs `work` while it takes the records. The first datagram is the look whether it is there.
+    /// Runs `work` with the layer installed. The first, empty datagram is the check of `open`.
     fn during(&self, work: impl FnOnce()) {
         let layer = JournalLayer::open(&self.path()).unwrap();
         assert_eq!(self.socket.recv(&mut [0; 16]).unwrap(), 0);
@@ -37,7 +37,7 @@ impl Journal {
         bytes
     }
 
-    /// The next record, as whoever reads the protocol's description would take it apart.
+    /// Parses the next record as the protocol's documentation describes it.
     fn record(&self) -> BTreeMap<String, String> {
         let bytes = self.datagram();
         let (mut rest, mut fields) = (bytes.as_slice(), BTreeMap::new());
@@ -73,7 +73,7 @@ fn has(record: &BTreeMap<String, String>, expected: &[(&str, &str)]) {
 }
 
 #[test]
-fn records_have_the_fields_of_their_spans_and_text_for_people() {
+fn record_has_the_fields_of_its_spans() {
     let journal = Journal::new();
     journal.during(|| {
         let span = tracing::info_span!("task", task = "t1", kind = "backup", volume = tracing::field::Empty);
@@ -105,7 +105,7 @@ fn records_have_the_fields_of_their_spans_and_text_for_people() {
 }
 
 #[test]
-fn events_have_the_id_of_their_kind_and_what_they_are_about() {
+fn event_record_has_its_message_id_and_object_fields() {
     let journal = Journal::new();
     let event = |kind: &str, severity| blockd_api::events::Event {
         id: 7,
@@ -154,11 +154,11 @@ fn events_have_the_id_of_their_kind_and_what_they_are_about() {
 }
 
 #[test]
-fn a_journal_that_does_not_take_records_holds_nobody_up_and_is_told_what_it_missed() {
+fn full_journal_drops_records_and_reports_their_number() {
     let journal = Journal::new();
     let mut sent = 0;
     journal.during(|| {
-        // Nobody reads: its queue is full at some time. The test ends, because no call waits.
+        // Without a reader the queue fills up. The test ends, because no call blocks.
         for number in 0..10_000 {
             tracing::info!(number, "x");
         }
@@ -168,23 +168,23 @@ fn a_journal_that_does_not_take_records_holds_nobody_up_and_is_told_what_it_miss
         }
         journal.socket.set_nonblocking(false).unwrap();
         tracing::info!("there is room again");
-        // It goes, and another one comes.
+        // The journal restarts with another socket.
         let _ = std::fs::remove_file(journal.path());
-        tracing::info!("nobody is there");
+        tracing::info!("no listener");
     });
     assert!(sent > 0 && sent < 10_000, "{sent} were taken");
     has(&journal.record(), &[("MESSAGE", "there is room again")]);
     has(&journal.record(), &[("BLOCKD_LOST", &(10_000 - sent).to_string()), ("PRIORITY", "4")]);
-    assert!(JournalLayer::open(&journal.path()).is_err(), "nobody is there");
+    assert!(JournalLayer::open(&journal.path()).is_err(), "the socket was removed");
 }
 
 #[test]
-fn what_is_too_much_for_a_record_is_cut() {
+fn oversized_record_is_truncated() {
     let journal = Journal::new();
     let long = "ä".repeat(1 << 20);
     journal.during(|| {
         tracing::info!(long, "short");
-        // More than a datagram can have, each cut or not.
+        // More than a datagram can hold, even truncated.
         let l = long.as_str();
         tracing::info!(
             a = l,
