@@ -18,7 +18,7 @@ impl Default for Access {
 }
 
 impl Access {
-    /// Creates the access control from lists of certificate names by volume, in both of which `*` stands for
+    /// Creates the access control from lists of certificate names by volume, where `*` in either stands for
     /// any characters, and the maximum number of connections per volume.
     pub fn new(lists: BTreeMap<String, Vec<String>>, max_connections: u64) -> Self {
         Self { lists: RwLock::new(lists), max_connections }

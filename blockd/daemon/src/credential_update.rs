@@ -93,9 +93,9 @@ impl Core {
         keep(&mut row.store.connection, limits_of(&now.store.connection));
         // An update that replaces all secrets needs no old key; a lost sealing key cannot open those of other
         // credentials either.
-        let is_anew =
+        let replaces_all_secrets =
             passphrase.is_some() && (now.store_secret.is_none() || !matches!(change, KeyChange::Stays));
-        if !is_anew && self.credential_rows().await?.iter().any(CredentialRow::has_sealed) {
+        if !replaces_all_secrets && self.credential_rows().await?.iter().any(CredentialRow::has_sealed) {
             self.secrets.must_not_be_new()?;
         }
         if !matches!(change, KeyChange::Stays) {

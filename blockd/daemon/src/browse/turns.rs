@@ -45,7 +45,7 @@ mod tests {
     use std::time::Duration;
     use tokio::{runtime::Handle, task::JoinSet};
 
-    /// Runs more requests than there are threads, each of which waits for work that needs one.
+    /// Runs more requests than there are threads; each waits for work that needs one.
     #[test]
     fn blocking_requests_leave_threads_to_their_dependencies() {
         let threads = MAX_CONCURRENT + 4;

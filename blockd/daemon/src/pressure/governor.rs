@@ -371,7 +371,7 @@ mod tests {
         assert!(settled > 700, "{settled}");
     }
 
-    /// A guest keeps 32 requests in flight, of which none or only few complete.
+    /// A guest keeps 32 requests in flight, and none or only few of them complete.
     #[test]
     fn late_requests_in_flight_reduce_the_share_at_once() {
         for comes_back in [0, 1] {
@@ -433,7 +433,7 @@ mod tests {
         assert!(shares[200..].iter().all(|share| *share < 900));
     }
 
-    /// Model of a disk: a guest with one request at a time, each of which takes 8 ms, and up to 30 ms with a
+    /// Model of a disk: a guest sends one request at a time. Each takes 8 ms, and up to 30 ms with a
     /// growing share above three tenths. The guest has fewer requests the more it suffers.
     #[test]
     fn guest_with_one_request_at_a_time_is_not_idle() {

@@ -19,7 +19,11 @@ async fn the_beginning_of_an_id_takes_nothing_away() {
     let told = |error: ClientError, code, whole: &str| match error {
         ClientError::Api(error) => {
             assert_eq!(error.code, code, "{error:?}");
-            assert!(error.message.contains(whole) && error.message.contains("whole id"), "{}", error.message);
+            assert!(
+                error.message.contains(whole) && error.message.contains("complete id"),
+                "{}",
+                error.message
+            );
         }
         other => panic!("{other:?}"),
     };

@@ -145,7 +145,7 @@ async fn keys_that_are_only_here_do_not_go_elsewhere() {
     let before = stored(&host).await;
     let reference = put(&host, "passphrase", "first");
     let error = update(&host, passphrase(reference)).await.unwrap_err();
-    assert!(error.message.contains("1 data keys of credential nas are on this host only"), "{error}");
+    assert!(error.message.contains("1 data keys of credential nas exist on this host only"), "{error}");
     assert_eq!(stored(&host).await, before);
     // Sealed, they are all kept.
     update(&host, passphrase(Secret::new("first".into()))).await.unwrap();
