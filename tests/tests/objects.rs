@@ -127,7 +127,7 @@ fn a_file_is_applied_once_changed_and_taken_back() {
     fs::write(file, changed.replace("date: 14", "date: 32").replace("app: shop", "app: [shop]")).unwrap();
     let error = ctl.fails(&["apply", "-f", file], 2);
     let message = error["message"].as_str().unwrap();
-    assert!(message.contains(": policy.monthly: ") && message.contains(".selectors: "), "{message}");
+    assert!(message.contains(": policy: monthly: ") && message.contains(".selectors.app: "), "{message}");
     assert_eq!(ctl.fails(&["get", "vbs", "nobody"], 4)["code"], "schedule_not_found");
 
     // What needs others goes first, and what holds data stays.

@@ -1,5 +1,4 @@
-//! What opens a location, as far as that may change while the place stays: keys, where they lie, roles, and
-//! how the store is reached.
+//! Access to a location, which can change while its place stays: keys, references, roles and the proxy.
 
 use super::location::Location;
 use crate::{
@@ -13,7 +12,7 @@ use blockd_api::{
     credentials::{Credential, ProviderKind},
 };
 
-/// The fields of a location that say what opens it.
+/// Fields of a location that describe access.
 const FIELDS: [&str; 16] = [
     "location.s3Config.accessKeyID",
     "location.s3Config.secretAccessKey",
@@ -33,28 +32,27 @@ const FIELDS: [&str; 16] = [
     STORE_KEY,
 ];
 
-/// Stands for a secret that is given, and is not shown.
+/// Stands for a given secret, which is not shown.
 const STORE_KEY: &str = "location.secretConfig";
 
-/// Whether a field, by its path, says what opens a location.
+/// Returns true for the path of a field that describes access.
 pub fn is_access(path: &str) -> bool {
     FIELDS
         .iter()
         .any(|field| path.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
-/// A secret that a file gives and that is to be kept on the host, in the place of what opens the store now.
+/// Secret that replaces a reference or identity, and is stored by the daemon.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Moved {
-    /// The field.
+    /// Path of the field.
     pub path: &'static str,
-    /// What it takes the place of.
+    /// Replaced reference or identity.
     pub was: String,
 }
 
 impl Location {
-    /// Whether the file gives a secret that opens the store. Whether it is the one that is kept cannot be
-    /// seen.
+    /// Returns true if the file gives a secret of the store, which cannot be compared with the stored one.
     pub fn gives_store_key(&self) -> bool {
         let one = &self.settings;
         one.s3_secret_key.is_some()
@@ -70,8 +68,7 @@ impl Location {
             || one.swift_token_file.is_some()
     }
 
-    /// The secrets that the file gives where the daemon has none, because they lie elsewhere or the machine
-    /// stands for them.
+    /// Returns the secrets of the file for which the daemon has a reference or identity.
     pub fn moved(&self, is: &Credential) -> Vec<Moved> {
         let one = &self.settings;
         let is_identity = is.auth.as_deref().is_some_and(|auth| auth.ends_with(" identity"));
@@ -86,11 +83,10 @@ impl Location {
         key.into_iter().chain(passphrase).collect()
     }
 
-    /// What has all that it says of what opens the store hold from now on, with its secrets. What it does not
-    /// say stays.
+    /// Returns the request that sets the access of this location, with its secrets; unset fields stay.
     ///
     /// # Errors
-    /// A secret cannot be read, or is of another kind of store.
+    /// A secret cannot be read, or belongs to another kind of store.
     pub fn update(&self, of: CredentialRef, kept: ProviderKind) -> Result<UpdateCredential, Failure> {
         let one = self.settings.clone();
         let args = UpdateArgs {

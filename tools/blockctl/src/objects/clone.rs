@@ -1,73 +1,62 @@
-//! Clones, once each: the new volume is what tells that it was done, with a label that says what it is a
-//! clone of.
+//! Clones: each is made once, as a new volume with a label that names its origin.
 
-use super::Fields;
 use blockd_api::{ObjectName, SnapshotName, SnapshotRef, VolumeName, VolumeRef};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The label of a volume that an object made, with what it is a clone of.
+/// Label of a cloned volume: `SOURCE@SNAPSHOT`.
 pub const CLONED_FROM: &str = "cloned-from";
-/// How the names of snapshots begin that are taken for a clone.
-const TAKEN: &str = "clone-";
+/// Prefix of snapshots that are taken for a clone.
+const SNAPSHOT_PREFIX: &str = "clone-";
 
-/// A clone.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Clone {
-    /// Of which volume.
+/// Clone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VolumeClone {
+    /// Volume to clone.
+    #[serde(rename = "sourceVolume")]
     pub source: VolumeName,
-    /// As it was at this snapshot; at one that is taken for it otherwise.
+    /// Snapshot to clone; a new one by default.
     pub snapshot: Option<SnapshotName>,
-    /// The new volume, if it is called otherwise than the object.
-    pub volume: Option<VolumeName>,
+    destination_volume: Option<VolumeName>,
 }
 
-impl Clone {
-    /// What the new volume is called.
-    pub fn target<'a>(&'a self, name: &'a ObjectName) -> &'a str {
-        self.volume.as_ref().map_or(name.as_str(), VolumeName::as_str)
+impl VolumeClone {
+    /// Names the new volume.
+    ///
+    /// # Errors
+    /// Field and cause.
+    pub fn check(&mut self, name: &ObjectName) -> Result<(), (&'static str, String)> {
+        if self.destination_volume.is_none() {
+            let volume = name.as_str().parse().map_err(|error| ("destinationVolume", format!("{error}")))?;
+            self.destination_volume = Some(volume);
+        }
+        Ok(())
     }
 
-    /// The name of the snapshot that it begins as: one that no snapshot has yet, if it is taken for it.
+    /// Returns the new volume, which [`check`](Self::check) names.
+    pub fn target(&self) -> &str {
+        self.destination_volume.as_ref().map_or("", VolumeName::as_str)
+    }
+
+    /// Returns the name of the snapshot; a unique one if it is to be taken.
     pub fn snapshot_name(&self) -> Option<SnapshotName> {
-        self.snapshot.clone().or_else(|| format!("{TAKEN}{}", Uuid::new_v4()).parse().ok())
+        self.snapshot.clone().or_else(|| format!("{SNAPSHOT_PREFIX}{}", Uuid::new_v4()).parse().ok())
     }
 
-    /// The snapshot of this name, of its source.
+    /// Returns a snapshot of the source.
     pub fn snapshot(&self, name: SnapshotName) -> SnapshotRef {
         SnapshotRef::Named { volume: VolumeRef::Name(self.source.clone()), name }
     }
 
-    /// Whether a clone with this label is what is meant.
+    /// Returns true if a clone with this origin is the one described here.
     pub fn is_of(&self, origin: &str) -> bool {
         origin.split_once('@').is_some_and(|(source, snapshot)| {
             source == self.source.as_str()
                 && match &self.snapshot {
                     Some(wanted) => snapshot == wanted.as_str(),
-                    None => snapshot.starts_with(TAKEN),
+                    None => snapshot.starts_with(SNAPSHOT_PREFIX),
                 }
         })
     }
-
-    /// As it is written.
-    pub fn view(&self, name: &ObjectName) -> Value {
-        let mut view =
-            json!({ "sourceVolume": self.source.as_str(), "destinationVolume": self.target(name) });
-        if let Some(snapshot) = &self.snapshot {
-            view["snapshot"] = snapshot.as_str().into();
-        }
-        view
-    }
-}
-
-/// Reads what is below `spec`.
-pub fn read(fields: &mut Fields<'_>) -> Option<Clone> {
-    if !fields.has("spec") {
-        fields.missing("spec");
-    }
-    let mut spec = fields.fields("spec")?;
-    let source = spec.required("sourceVolume");
-    let (snapshot, volume) = (spec.parsed("snapshot"), spec.parsed("destinationVolume"));
-    spec.finish();
-    Some(Clone { source: source?, snapshot, volume })
 }

@@ -1,6 +1,6 @@
-//! Kinds of objects of other systems, and what to write in their place.
+//! Kinds of objects of other systems.
 
-/// What to write in the place of a kind that clusters have, if it is one.
+/// Returns the replacement of a kind that belongs to clusters.
 pub fn instead_of(kind: &str) -> Option<String> {
     let told = match kind {
         "ApplicationBackup" => {

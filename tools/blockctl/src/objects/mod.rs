@@ -1,24 +1,23 @@
-//! Objects: what there is to be, written in files, and what there is, in the same form.
+//! Objects of declarative configuration, in YAML or JSON.
 //!
-//! An object is nothing that the daemon keeps: each is made of, and shown from, what its API has anyway.
+//! The daemon stores no objects: each is converted to and from the resources of its API.
 
 pub mod access;
 pub mod backup;
 pub mod clone;
-pub mod emit;
-pub mod fields;
+mod document;
 mod foreign;
 pub mod hook;
 pub mod location;
-pub mod node;
+pub mod policy;
 pub mod restore;
-pub mod rules;
 pub mod schedule;
+mod values;
 
 use crate::failure::Failure;
 use blockd_api::ObjectName;
-use fields::{Fields, Problem, Reading};
-use node::Node;
+use document::Document;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
     fmt,
@@ -27,38 +26,36 @@ use std::{
     str::FromStr,
 };
 
-/// What `apiVersion` says where blockctl writes it.
+pub use values::view;
+
+/// `apiVersion` of written objects.
 pub const API_VERSION: &str = "blockd/v1";
-/// The versions that are read: ours, and those of the systems whose fields have the same names.
+/// Accepted versions: ours, and those of systems whose fields have the same names.
 const KNOWN_VERSIONS: [&str; 3] = [API_VERSION, "stork.libopenstorage.org/v1alpha1", "kubedb.com/v1alpha1"];
-/// The longest file of objects, in bytes.
+/// Maximum size of a file, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// What clusters write into the metadata of what they keep, and show with it.
-const KEPT_BY_CLUSTERS: [&str; 7] =
-    ["creationTimestamp", "finalizers", "generation", "managedFields", "resourceVersion", "selfLink", "uid"];
-
-/// What an object is.
+/// Kind of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Where backups go: a credential.
+    /// Credential of a backup location.
     BackupLocation,
-    /// When, for several schedules.
+    /// Rules for several schedules.
     SchedulePolicy,
-    /// What is done around freezes.
+    /// Hooks around snapshots.
     Rule,
-    /// A backup, once.
+    /// Backup, made once.
     VolumeBackup,
-    /// Backups by a schedule.
+    /// Schedule of backups.
     VolumeBackupSchedule,
-    /// A volume out of a backup, once.
+    /// Volume restored from a backup, made once.
     VolumeRestore,
-    /// A volume out of another one's snapshot, once.
+    /// Volume cloned from a snapshot, made once.
     VolumeClone,
 }
 
 impl Kind {
-    /// All kinds; each needs at most those before it.
+    /// All kinds; each depends at most on those before it.
     pub const ALL: [Self; 7] = [
         Self::BackupLocation,
         Self::SchedulePolicy,
@@ -69,7 +66,7 @@ impl Kind {
         Self::VolumeClone,
     ];
 
-    /// As it is written in files.
+    /// Returns the kind as it is written.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::BackupLocation => "BackupLocation",
@@ -79,6 +76,15 @@ impl Kind {
             Self::VolumeBackupSchedule => "VolumeBackupSchedule",
             Self::VolumeRestore => "VolumeRestore",
             Self::VolumeClone => "VolumeClone",
+        }
+    }
+
+    /// Returns the field of the content.
+    const fn field(self) -> &'static str {
+        match self {
+            Self::BackupLocation => "location",
+            Self::SchedulePolicy => "policy",
+            _ => "spec",
         }
     }
 
@@ -101,17 +107,17 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A word that is no kind.
+/// Unknown kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no kind of object: there are BackupLocation, SchedulePolicy, Rule, VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone"
+    "unknown kind `{0}`: expected BackupLocation, SchedulePolicy, Rule, VolumeBackup, VolumeBackupSchedule, VolumeRestore or VolumeClone"
 )]
 pub struct UnknownKind(String);
 
 impl FromStr for Kind {
     type Err = UnknownKind;
 
-    /// Understands a kind in any case, its plural, and its initials.
+    /// Parses a kind in any case, its plural, or its initials.
     fn from_str(text: &str) -> Result<Self, UnknownKind> {
         let word = text.to_ascii_lowercase();
         let singular = match word.strip_suffix("ies") {
@@ -126,42 +132,63 @@ impl FromStr for Kind {
     }
 }
 
-/// What of an object depends on its kind.
+/// Content of an object by kind.
 #[derive(Debug)]
 pub enum Body {
-    /// Of a backup location.
+    /// Backup location.
     Location(Box<location::Location>),
-    /// Of a schedule policy.
-    Policy(rules::Rules),
-    /// Of a rule.
+    /// Schedule policy.
+    Policy(policy::Rules),
+    /// Rule.
     Rule(hook::Hook),
-    /// Of a backup.
+    /// Backup.
     Backup(backup::Backup),
-    /// Of a schedule.
+    /// Schedule.
     Schedule(Box<schedule::Scheduled>),
-    /// Of a restore.
+    /// Restore.
     Restore(restore::Restore),
-    /// Of a clone.
-    Clone(clone::Clone),
+    /// Clone.
+    Clone(clone::VolumeClone),
 }
 
-/// An object in a file.
+/// Problem of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Line, from 1 on.
+    pub line: usize,
+    /// Path in the object, such as `policy.daily.retain`.
+    pub path: String,
+    /// Cause.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: ", self.line)?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Object of a file.
 #[derive(Debug)]
 pub struct Object {
-    /// What it is called.
+    /// Name.
     pub name: ObjectName,
-    /// The file, for messages.
+    /// File, for messages.
     pub file: String,
-    /// The line that it begins in.
+    /// First line.
     pub line: usize,
-    /// What of it means nothing here, and is ignored.
+    /// Ignored fields.
     pub warnings: Vec<Problem>,
-    /// The rest.
+    /// Content.
     pub body: Body,
 }
 
 impl Object {
-    /// What it is.
+    /// Returns the kind.
     pub fn kind(&self) -> Kind {
         match &self.body {
             Body::Location(_) => Kind::BackupLocation,
@@ -174,18 +201,18 @@ impl Object {
         }
     }
 
-    /// It in full, with what is not said filled in and without secrets: two that mean the same are the same.
+    /// Returns the document with all defaults and without secrets: equal objects have equal documents.
     pub fn view(&self) -> Value {
-        let (field, body) = match &self.body {
-            Body::Location(location) => ("location", location.view()),
-            Body::Policy(rules) => ("policy", rules.view()),
-            Body::Rule(hook) => ("spec", hook.view()),
-            Body::Backup(backup) => ("spec", backup.view()),
-            Body::Schedule(schedule) => ("spec", schedule.view()),
-            Body::Restore(restore) => ("spec", restore.view(&self.name)),
-            Body::Clone(clone) => ("spec", clone.view(&self.name)),
+        let body = match &self.body {
+            Body::Location(location) => view(&location.spec),
+            Body::Policy(rules) => view(rules),
+            Body::Rule(hook) => view(hook),
+            Body::Backup(backup) => view(backup),
+            Body::Schedule(schedule) => view(schedule),
+            Body::Restore(restore) => view(restore),
+            Body::Clone(clone) => view(clone),
         };
-        document(self.kind(), self.name.as_str(), field, &body)
+        document(self.kind(), self.name.as_str(), &body)
     }
 }
 
@@ -195,29 +222,36 @@ impl fmt::Display for Object {
     }
 }
 
-/// An object as a document.
-pub fn document(kind: Kind, name: &str, field: &str, body: &Value) -> Value {
-    json!({ "apiVersion": API_VERSION, "kind": kind.as_str(), "metadata": { "name": name }, field: body })
+/// Returns an object as a document.
+pub fn document(kind: Kind, name: &str, body: &Value) -> Value {
+    json!({ "apiVersion": API_VERSION, "kind": kind.as_str(), "metadata": { "name": name }, kind.field(): body })
 }
 
-/// Reads the objects in a file, `-` being stdin.
+/// Returns a document as YAML.
+pub fn yaml(document: &Value) -> String {
+    // JSON is YAML as well; the writer fails on no value of JSON.
+    serde_saphyr::to_string(document).unwrap_or_else(|_| document.to_string())
+}
+
+/// Reads the objects of a file, or of stdin for `-`.
 ///
 /// # Errors
-/// It cannot be read, or something in it is wrong: everything that is, by line and path.
+/// The file cannot be read, or an object is invalid; the message has the first problem of each object.
 pub fn read(path: &Path) -> Result<Vec<Object>, Failure> {
-    let stdin = path.as_os_str() == "-";
-    let shown = if stdin { "stdin".to_owned() } else { path.display().to_string() };
-    let opened = if stdin { Ok(Box::new(io::stdin().lock()) as Box<dyn Read>) } else { open(path) };
+    let is_stdin = path.as_os_str() == "-";
+    let shown = if is_stdin { "stdin".to_owned() } else { path.display().to_string() };
+    let opened = if is_stdin { Ok(Box::new(io::stdin().lock()) as Box<dyn Read>) } else { open(path) };
     let mut text = String::new();
     let read = opened.and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
     read.map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
     if text.len() as u64 > MAX_FILE_BYTES {
         return Err(Failure::usage(format!("{shown} is longer than {MAX_FILE_BYTES} bytes")));
     }
-    let dir = if stdin { PathBuf::from(".") } else { path.parent().map(Path::to_owned).unwrap_or_default() };
+    let dir =
+        if is_stdin { PathBuf::from(".") } else { path.parent().map(Path::to_owned).unwrap_or_default() };
     parse(&text, &shown, &dir).map_err(|problems| {
-        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        Failure::usage(format!("{shown}: {}", told.join("; ")))
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        Failure::usage(format!("{shown}: {}", problems.join("; ")))
     })
 }
 
@@ -225,169 +259,121 @@ fn open(path: &Path) -> io::Result<Box<dyn Read>> {
     Ok(Box::new(std::fs::File::open(path)?))
 }
 
-/// The objects in a text.
+/// Parses the objects of a text.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// The first problem of each object.
 pub fn parse(text: &str, file: &str, dir: &Path) -> Result<Vec<Object>, Vec<Problem>> {
-    let documents = node::documents(text)
-        .map_err(|error| vec![Problem { line: error.line, path: String::new(), what: error.what }])?;
-    let reading = Reading::new(dir);
-    let mut objects: Vec<Object> = Vec::new();
-    for node in &documents {
-        let Some(object) = object(node, file, &reading) else { continue };
-        let is_same = |other: &&Object| other.kind() == object.kind() && other.name == object.name;
-        if let Some(other) = objects.iter().find(is_same) {
-            reading.wrong(
-                object.line,
-                "metadata.name",
-                format!("{object} is in line {} already", other.line),
-            );
+    let documents = document::documents(text).map_err(|problem| vec![problem])?;
+    let (mut objects, mut problems): (Vec<Object>, Vec<Problem>) = (Vec::new(), Vec::new());
+    for document in documents {
+        match object(document, file, dir) {
+            Ok(object) => {
+                let is_same = |other: &&Object| other.kind() == object.kind() && other.name == object.name;
+                if let Some(other) = objects.iter().find(is_same) {
+                    let message = format!("{object} is in line {} already", other.line);
+                    problems.push(Problem { line: object.line, path: "metadata.name".to_owned(), message });
+                }
+                objects.push(object);
+            }
+            Err(problem) => problems.push(problem),
         }
-        objects.push(object);
     }
-    if documents.is_empty() {
-        reading.wrong(1, "", "there is no object in it");
+    if objects.is_empty() && problems.is_empty() {
+        problems.push(Problem { line: 1, path: String::new(), message: "no objects".to_owned() });
     }
-    let problems = reading.problems();
     if problems.is_empty() { Ok(objects) } else { Err(problems) }
 }
 
-fn object(node: &Node, file: &str, reading: &Reading) -> Option<Object> {
-    let mut fields = Fields::of(node, String::new(), reading)?;
-    let line = node.line;
-    let said = fields.peek("kind").and_then(|kind| match &kind.value {
-        node::NodeValue::Scalar { text, .. } => foreign::instead_of(text).map(|told| (kind.line, told)),
-        _ => None,
-    });
-    if let Some((line, told)) = said {
-        // The rest is as that kind has it.
-        reading.wrong(line, "kind", told);
-        return None;
-    }
-    if let Some(version) =
-        fields.required_text("apiVersion").filter(|one| !KNOWN_VERSIONS.contains(&one.as_str()))
-    {
-        fields.wrong(line, "apiVersion", format!("{version:?} is not known: write {API_VERSION}"));
-    }
-    let kind = fields.required::<Kind>("kind");
-    let name = fields.fields("metadata").and_then(|mut metadata| {
-        let name = metadata.required::<ObjectName>("name");
-        // Those of clusters: they mean nothing here, and files that have them are read as they are.
-        let _ = (metadata.node("namespace"), metadata.node("annotations"), metadata.node("labels"));
-        for name in KEPT_BY_CLUSTERS {
-            let _ = metadata.node(name);
-        }
-        metadata.finish();
-        name
-    });
-    if !node_has(node, "metadata") {
-        fields.missing("metadata");
-    }
-    // What was observed is no wish.
-    let _ = fields.node("status");
-    let body = match kind? {
-        Kind::BackupLocation => location::read(&mut fields).map(Box::new).map(Body::Location),
-        Kind::SchedulePolicy => rules::read_policy(&mut fields).map(Body::Policy),
-        Kind::Rule => hook::read(&mut fields).map(Body::Rule),
-        Kind::VolumeBackup => backup::read(&mut fields).map(Body::Backup),
-        Kind::VolumeBackupSchedule => schedule::read(&mut fields).map(Box::new).map(Body::Schedule),
-        Kind::VolumeRestore => restore::read(&mut fields).map(Body::Restore),
-        Kind::VolumeClone => clone::read(&mut fields).map(Body::Clone),
-    };
-    fields.finish();
-    let warnings = reading.take_warnings();
-    Some(Object { name: name?, file: file.to_owned(), line, warnings, body: body? })
+/// Metadata. Clusters add fields without a meaning here.
+#[derive(Deserialize)]
+struct Metadata {
+    name: ObjectName,
 }
 
-fn node_has(node: &Node, name: &str) -> bool {
-    matches!(&node.value, node::NodeValue::Map(fields) if fields.iter().any(|(key, _)| key.name == name))
-}
-
-/// Takes the policy for what becomes of what an object made when the object goes; it stays, unless `Delete`
-/// is allowed.
-fn reclaim_policy(fields: &mut Fields<'_>, may_delete: bool) -> bool {
-    let line = fields.peek("reclaimPolicy").map_or(fields.line, |node| node.line);
-    match fields.text("reclaimPolicy").as_deref() {
-        None | Some("Retain") => false,
-        Some("Delete") if may_delete => true,
-        Some("Delete") => {
-            let path = format!("{}.reclaimPolicy", fields.path);
-            fields.reading.ignored(line, &path, "`retain` says which backups are deleted from the store, always; those that are kept outlive the schedule");
-            false
-        }
-        Some(other) => {
-            fields.wrong(line, "reclaimPolicy", format!("{other:?} is neither Retain nor Delete"));
-            false
-        }
+fn object(mut document: Document, file: &str, dir: &Path) -> Result<Object, Problem> {
+    let kind = document.take::<String>("kind")?;
+    if let Some(message) = foreign::instead_of(&kind) {
+        return Err(document.problem("kind", message));
     }
-}
-
-/// Takes the rule around freezes. The custom resources name one before and one after; here a rule has both
-/// commands.
-fn exec_rule(fields: &mut Fields<'_>) -> Option<blockd_api::RuleName> {
-    let line = fields.peek("postExecRule").map_or(fields.line, |node| node.line);
-    let before: Option<blockd_api::RuleName> = fields.parsed("preExecRule");
-    let after: Option<blockd_api::RuleName> = fields.parsed("postExecRule");
-    if let (Some(before), Some(after)) = (&before, &after)
-        && before != after
-    {
-        fields.wrong(
-            line,
-            "postExecRule",
-            format!(
-                "a rule has the command before and the one after: name {before} here as well, or nothing"
-            ),
+    let kind: Kind =
+        kind.parse().map_err(|error: UnknownKind| document.problem("kind", error.to_string()))?;
+    let version = document.take::<String>("apiVersion")?;
+    if !KNOWN_VERSIONS.contains(&version.as_str()) {
+        return Err(
+            document.problem("apiVersion", format!("unknown version {version:?}: write {API_VERSION}"))
         );
     }
-    before.or(after)
-}
-
-/// Adds the rule to what is shown.
-fn show_rule(rule: Option<&blockd_api::RuleName>, view: &mut serde_json::Map<String, Value>) {
-    if let Some(rule) = rule {
-        view.insert("preExecRule".to_owned(), rule.as_str().into());
-        view.insert("postExecRule".to_owned(), rule.as_str().into());
+    let name = document.take::<Metadata>("metadata")?.name;
+    // The state that a cluster reported.
+    document.fields.remove("status");
+    let mut warnings = Vec::new();
+    let body = body(kind, &name, &mut document, dir, &mut warnings)?;
+    if let Some(field) = document.fields.keys().next() {
+        return Err(document.problem(field, "unknown field"));
     }
+    Ok(Object { name, file: file.to_owned(), line: document.line, warnings, body })
 }
 
-/// Takes a selector of labels: fields, or `key=value` texts.
-fn selectors(fields: &mut Fields<'_>) -> Option<blockd_api::LabelSelector> {
-    let path =
-        if fields.path.is_empty() { "selectors".to_owned() } else { format!("{}.selectors", fields.path) };
-    let node = fields.node("selectors")?;
-    let text = match &node.value {
-        node::NodeValue::Scalar { text, .. } => text.clone(),
-        node::NodeValue::Map(pairs) => {
-            let pair = |(key, value): &(node::Key, Node)| match &value.value {
-                node::NodeValue::Scalar { text, .. } => Some(format!("{}={text}", key.name)),
-                _ => None,
-            };
-            match pairs.iter().map(pair).collect::<Option<Vec<_>>>() {
-                Some(pairs) => pairs.join(","),
-                None => {
-                    fields.reading.wrong(node.line, &path, "labels are text");
-                    return None;
-                }
-            }
-        }
-        _ => {
-            fields.reading.wrong(node.line, &path, "labels are expected here");
-            return None;
-        }
+fn body(
+    kind: Kind,
+    name: &ObjectName,
+    document: &mut Document,
+    dir: &Path,
+    warnings: &mut Vec<Problem>,
+) -> Result<Body, Problem> {
+    let field = kind.field();
+    let at = |document: &Document, (path, message): (&str, String)| {
+        document.problem(&format!("{field}.{path}"), message)
     };
-    let selector: Result<blockd_api::LabelSelector, _> = text.parse();
-    match selector {
-        Ok(selector) if selector.labels().is_empty() => {
-            fields.reading.wrong(node.line, &path, "there are no labels in it");
-            None
+    let mut ignored = |document: &Document, path: &str, reason: &str| {
+        warnings.push(document.problem(&format!("spec.{path}"), format!("this is ignored: {reason}")));
+    };
+    Ok(match kind {
+        Kind::BackupLocation => {
+            let (field, spec) = if document.fields.contains_key("spec") {
+                let storage: location::StorageSpec = document.take("spec")?;
+                for (path, reason) in storage.ignored() {
+                    ignored(document, path, reason);
+                }
+                ("spec", storage.into_location().map_err(|message| document.problem("spec", message))?)
+            } else {
+                (field, document.take(field)?)
+            };
+            let location =
+                location::Location::new(spec, dir).map_err(|message| document.problem(field, message))?;
+            Body::Location(Box::new(location))
         }
-        Ok(selector) => Some(selector),
-        Err(error) => {
-            fields.reading.wrong(node.line, &path, error.to_string());
-            None
+        Kind::SchedulePolicy => {
+            let rules: policy::Rules = document.take(field)?;
+            if rules.is_empty() {
+                let message = "give interval, daily, weekly, monthly, cron or calendar";
+                return Err(document.problem(field, message));
+            }
+            Body::Policy(rules)
         }
-    }
+        Kind::Rule => Body::Rule(document.take(field)?),
+        Kind::VolumeBackup => Body::Backup(document.take(field)?),
+        Kind::VolumeBackupSchedule => {
+            let mut schedule: schedule::Scheduled = document.take(field)?;
+            schedule.check().map_err(|(path, message)| at(document, (&path, message)))?;
+            if schedule.backup().reclaim_policy == backup::ReclaimPolicy::Delete {
+                let reason = "`retain` says which backups are deleted from the store, always; those that are kept outlive the schedule";
+                ignored(document, "template.spec.reclaimPolicy", reason);
+            }
+            Body::Schedule(Box::new(schedule))
+        }
+        Kind::VolumeRestore => {
+            let mut restore: restore::Restore = document.take(field)?;
+            restore.check(name).map_err(|error| at(document, error))?;
+            Body::Restore(restore)
+        }
+        Kind::VolumeClone => {
+            let mut clone: clone::VolumeClone = document.take(field)?;
+            clone.check(name).map_err(|error| at(document, error))?;
+            Body::Clone(clone)
+        }
+    })
 }
 
 #[cfg(test)]

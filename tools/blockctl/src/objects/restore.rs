@@ -1,91 +1,78 @@
-//! Restores, once each: the new volume is what tells that it was done.
+//! Restores: each is made once, as a new volume.
 
-use super::Fields;
 use blockd_api::{CredentialName, ObjectName, VolumeName, cloudsnaps::CloudsnapId};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
 
-/// Which backup.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Source {
-    /// The one of this name, of this volume if there are several.
-    Backup(ObjectName, Option<VolumeName>),
-    /// This one.
+/// Backup of a restore.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Source<'a> {
+    /// Backup of this name, and of this volume if several volumes have one.
+    Backup(&'a ObjectName, Option<&'a VolumeName>),
+    /// Cloud snapshot with this id.
     Cloudsnap(CloudsnapId),
 }
 
-/// A restore.
-#[derive(Clone, Debug, PartialEq)]
+/// Action on an existing volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+enum ReplacePolicy {
+    #[default]
+    Retain,
+    Delete,
+}
+
+/// Restore.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Restore {
-    /// What is restored.
-    pub source: Source,
-    /// Where it is.
+    /// Backup location.
+    #[serde(rename = "backupLocation")]
     pub location: CredentialName,
-    /// The new volume, if it is called otherwise than the object.
-    pub volume: Option<VolumeName>,
-    /// The volume is there at once, and fetches what is read.
+    backup_name: Option<ObjectName>,
+    #[serde(rename = "cloudSnapID")]
+    cloudsnap_id: Option<CloudsnapId>,
+    source_volume: Option<VolumeName>,
+    destination_volume: Option<VolumeName>,
+    #[serde(default, skip_serializing)]
+    replace_policy: ReplacePolicy,
+    /// The volume is available at once and fetches blocks on first access.
+    #[serde(default, skip_serializing)]
     pub lazy: bool,
-    /// Go on past what is damaged.
+    /// Continue past damaged extents.
+    #[serde(default, skip_serializing)]
     pub skip_damaged: bool,
 }
 
 impl Restore {
-    /// What the new volume is called.
-    pub fn target<'a>(&'a self, name: &'a ObjectName) -> &'a str {
-        self.volume.as_ref().map_or(name.as_str(), VolumeName::as_str)
+    /// Checks what the types do not, and names the new volume.
+    ///
+    /// # Errors
+    /// Field and cause.
+    pub fn check(&mut self, name: &ObjectName) -> Result<(), (&'static str, String)> {
+        if self.backup_name.is_some() == self.cloudsnap_id.is_some() {
+            return Err(("backupName", "one of `backupName` and `cloudSnapID` is expected".to_owned()));
+        }
+        if self.replace_policy == ReplacePolicy::Delete {
+            let message = "an existing volume is not replaced: see `blockctl cloudsnap restore --in-place`";
+            return Err(("replacePolicy", message.to_owned()));
+        }
+        if self.lazy && self.skip_damaged {
+            return Err(("skipDamaged", "a lazy volume cannot skip damaged extents".to_owned()));
+        }
+        if self.destination_volume.is_none() {
+            let volume = name.as_str().parse().map_err(|error| ("destinationVolume", format!("{error}")))?;
+            self.destination_volume = Some(volume);
+        }
+        Ok(())
     }
 
-    /// As it is written.
-    pub fn view(&self, name: &ObjectName) -> Value {
-        let mut view = Map::new();
-        view.insert("backupLocation".to_owned(), self.location.as_str().into());
-        view.insert("destinationVolume".to_owned(), self.target(name).into());
-        match &self.source {
-            Source::Backup(backup, volume) => {
-                view.insert("backupName".to_owned(), backup.as_str().into());
-                if let Some(volume) = volume {
-                    view.insert("sourceVolume".to_owned(), volume.as_str().into());
-                }
-            }
-            Source::Cloudsnap(id) => drop(view.insert("cloudSnapID".to_owned(), id.to_string().into())),
-        }
-        view.into()
+    /// Returns the new volume, which [`check`](Self::check) names.
+    pub fn target(&self) -> &str {
+        self.destination_volume.as_ref().map_or("", VolumeName::as_str)
     }
-}
 
-/// Reads what is below `spec`.
-pub fn read(fields: &mut Fields<'_>) -> Option<Restore> {
-    if !fields.has("spec") {
-        fields.missing("spec");
+    /// Returns the backup.
+    pub fn source(&self) -> Option<Source<'_>> {
+        let by_name = self.backup_name.as_ref().map(|name| Source::Backup(name, self.source_volume.as_ref()));
+        by_name.or(self.cloudsnap_id.map(Source::Cloudsnap))
     }
-    let mut spec = fields.fields("spec")?;
-    let line = spec.line;
-    let (has_name, has_id) = (spec.has("backupName"), spec.has("cloudSnapID"));
-    let (backup, id) = (spec.parsed("backupName"), spec.parsed("cloudSnapID"));
-    let source_volume = spec.parsed("sourceVolume");
-    let source = match (has_name, has_id) {
-        (true, false) => backup.map(|backup| Source::Backup(backup, source_volume)),
-        (false, true) => id.map(Source::Cloudsnap),
-        _ => {
-            spec.wrong(line, "backupName", "one of backupName and cloudSnapID is expected");
-            None
-        }
-    };
-    let location = spec.required("backupLocation");
-    let volume = spec.parsed("destinationVolume");
-    match spec.text("replacePolicy").as_deref() {
-        None | Some("Retain") => {}
-        Some("Delete") => spec.wrong(
-            line,
-            "replacePolicy",
-            "a volume that is there is not replaced by an object: see `blockctl cloudsnap restore --in-place`",
-        ),
-        Some(other) => spec.wrong(line, "replacePolicy", format!("{other:?} is not Retain")),
-    }
-    let lazy = spec.flag("lazy").unwrap_or(false);
-    let skip_damaged = spec.flag("skipDamaged").unwrap_or(false);
-    if lazy && skip_damaged {
-        spec.wrong(line, "skipDamaged", "a lazy volume cannot go on past what is damaged");
-    }
-    spec.finish();
-    Some(Restore { source: source?, location: location?, volume, lazy, skip_damaged })
 }

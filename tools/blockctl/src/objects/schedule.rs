@@ -1,55 +1,71 @@
-//! Schedules: a policy or times of their own, and what is backed up where to.
+//! Schedules: a policy or rules of their own, and a backup as their template.
 
 use super::{
-    Fields,
-    backup::Volumes,
-    exec_rule, reclaim_policy,
-    rules::{self, DEFAULT_RETAIN, Rules},
-    show_rule,
+    backup::{ReclaimPolicy, Template, Volumes},
+    policy::Rules,
+    values::{Retain, one_or_many},
 };
 use blockd_api::{
-    CredentialName, CredentialRef, ObjectName, RuleName, VolumeRef,
+    CredentialName, CredentialRef, ObjectName, VolumeName, VolumeRef,
     schedules::{CreateSchedule, PolicyName, Priority, RetainAt, Schedule, Selector, UpdateSchedule},
 };
 use blockd_schedule::{Jitter, Retention};
-use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-/// A schedule.
-#[derive(Clone, Debug, PartialEq)]
+/// Backups that a schedule without a policy and without `retain` keeps.
+const DEFAULT_RETAIN: u32 = 7;
+
+/// Retention in one location.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LocationRetain {
+    backup_location: CredentialName,
+    retain: Retain,
+}
+
+/// Local snapshots of a schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LocalSnapshots {
+    retain: Retain,
+}
+
+/// Object of the template.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TemplateObject {
+    spec: Template,
+}
+
+/// Schedule of backups.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Scheduled {
-    /// When: by this policy.
-    pub policy: Option<PolicyName>,
-    /// When besides.
-    pub rules: Rules,
-    /// There are no runs for now.
-    pub suspend: bool,
-    /// How many are kept of those whose rule does not say it.
-    pub retain: Retention,
-    /// How much later than its time a run may begin, in seconds.
-    pub jitter_s: u32,
-    /// Which runs go first.
-    pub priority: Priority,
-    /// Where to.
-    pub locations: Vec<CredentialName>,
-    /// Of what.
-    pub volumes: Volumes,
-    /// Every backup is full.
-    pub full: bool,
-    /// A rule that is followed around freezes.
-    pub rule: Option<RuleName>,
-    /// Local snapshots are kept as well, and so many of them.
-    pub local: Option<Retention>,
-    /// Places that keep other backups, and which.
-    pub retain_at: BTreeMap<CredentialName, Retention>,
+    schedule_policy_name: Option<PolicyName>,
+    #[serde(default, skip_serializing_if = "Rules::is_empty")]
+    schedule: Rules,
+    #[serde(default)]
+    suspend: bool,
+    /// Unset if the policy sets it.
+    retain: Option<Retain>,
+    #[serde(default, deserialize_with = "one_or_many::deserialize", skip_serializing_if = "Vec::is_empty")]
+    retain_at: Vec<LocationRetain>,
+    local_snapshots: Option<LocalSnapshots>,
+    /// Maximum start delay, in seconds.
+    #[serde(default)]
+    jitter_seconds: u32,
+    #[serde(default)]
+    priority: Priority,
+    template: TemplateObject,
 }
 
 impl Scheduled {
-    /// A schedule of the daemon's; `None` if it names what is not there.
+    /// Converts a schedule of the daemon; `None` if it refers to a missing volume or location.
     pub fn of(
         schedule: &Schedule,
-        volume: impl Fn(&VolumeRef) -> Option<blockd_api::VolumeName>,
-        location: impl Fn(&uuid::Uuid) -> Option<CredentialName>,
+        volume: impl Fn(&VolumeRef) -> Option<VolumeName>,
+        location: impl Fn(&Uuid) -> Option<CredentialName>,
     ) -> Option<Self> {
         let volumes = match &schedule.selector {
             Selector { volume: Some(one), .. } => Volumes::One(volume(one)?),
@@ -57,71 +73,101 @@ impl Scheduled {
             Selector { label: Some(label), .. } => Volumes::Label(label.clone()),
             _ => return None,
         };
-        let retain_at = schedule.retain_at.iter().map(|at| match &at.cred_id {
-            CredentialRef::Id(uuid) => Some((location(uuid)?, at.retain.clone())),
-            CredentialRef::Name(name) => Some((name.clone(), at.retain.clone())),
+        let retain_at = schedule.retain_at.iter().map(|at| {
+            let backup_location = match &at.cred_id {
+                CredentialRef::Id(uuid) => location(uuid)?,
+                CredentialRef::Name(name) => name.clone(),
+            };
+            Some(LocationRetain { backup_location, retain: Retain(at.retain.clone()) })
         });
+        let mut retain_at = retain_at.collect::<Option<Vec<_>>>()?;
+        retain_at.sort_by(|one, other| one.backup_location.cmp(&other.backup_location));
+        let locations = schedule.credentials.iter().map(location).collect::<Option<_>>()?;
+        let has_own_retain = schedule.policy.is_none() || schedule.retain != Retention::default();
         Some(Self {
-            retain_at: retain_at.collect::<Option<_>>()?,
-            policy: schedule.policy.clone(),
-            rules: Rules::of(&schedule.rules),
+            schedule_policy_name: schedule.policy.clone(),
+            schedule: Rules::of(&schedule.rules),
             suspend: schedule.paused,
-            retain: schedule.retain.clone(),
-            jitter_s: schedule.jitter_seconds.max_s,
+            retain: has_own_retain.then(|| Retain(schedule.retain.clone())),
+            retain_at,
+            local_snapshots: schedule.local.clone().map(|retain| LocalSnapshots { retain: Retain(retain) }),
+            jitter_seconds: schedule.jitter_seconds.max_s,
             priority: schedule.priority,
-            locations: schedule.credentials.iter().map(location).collect::<Option<_>>()?,
-            volumes,
-            full: schedule.full,
-            rule: schedule.rule.clone(),
-            local: schedule.local.clone(),
+            template: TemplateObject {
+                spec: Template {
+                    locations,
+                    volumes,
+                    full: schedule.full,
+                    rule: schedule.rule.clone(),
+                    reclaim_policy: ReclaimPolicy::Retain,
+                },
+            },
         })
     }
 
-    /// As it is written.
-    pub fn view(&self) -> Value {
-        let mut template = Map::new();
-        let locations: Vec<&str> = self.locations.iter().map(CredentialName::as_str).collect();
-        let location = match locations.as_slice() {
-            [location] => json!(location),
-            several => json!(several),
-        };
-        if !self.locations.is_empty() {
-            template.insert("backupLocation".to_owned(), location);
+    /// Checks what the types do not, and sets defaults.
+    ///
+    /// # Errors
+    /// Path and cause.
+    pub fn check(&mut self) -> Result<(), (String, String)> {
+        let refused = |path: String, message: &str| Err((path, message.to_owned()));
+        if self.schedule_policy_name.is_none() {
+            if self.schedule.is_empty() {
+                return refused(
+                    "schedulePolicyName".to_owned(),
+                    "`schedulePolicyName` or `schedule` is expected",
+                );
+            }
+            self.retain.get_or_insert_with(|| Retain::last(DEFAULT_RETAIN));
         }
-        self.volumes.show(&mut template);
-        template.insert("full".to_owned(), self.full.into());
-        show_rule(self.rule.as_ref(), &mut template);
-        let mut view = Map::new();
-        if let Some(policy) = &self.policy {
-            view.insert("schedulePolicyName".to_owned(), policy.as_str().into());
+        let backup = &self.template.spec;
+        if backup.locations.is_empty() && self.local_snapshots.is_none() {
+            return refused("template.spec.backupLocation".to_owned(), "missing field `backupLocation`");
         }
-        if !self.rules.is_empty() {
-            view.insert("schedule".to_owned(), self.rules.view());
+        for (index, at) in self.retain_at.iter().enumerate() {
+            let path = format!("retainAt[{index}].backupLocation");
+            let location = &at.backup_location;
+            if !backup.locations.contains(location) {
+                return refused(path, &format!("this schedule makes no backups in {location}"));
+            }
+            if self.retain_at[..index].iter().any(|earlier| earlier.backup_location == *location) {
+                return refused(path, &format!("{location} is listed twice"));
+            }
         }
-        view.insert("suspend".to_owned(), self.suspend.into());
-        // What nobody says of a schedule by a policy is said by that.
-        if self.policy.is_none() || self.retain != Retention::default() {
-            view.insert("retain".to_owned(), rules::retain_view(&self.retain));
+        self.retain_at.sort_by(|one, other| one.backup_location.cmp(&other.backup_location));
+        // All backups are kept by default.
+        if self.schedule_policy_name.is_some() && self.retain == Some(Retain::default()) {
+            self.retain = None;
         }
-        let retain_at = self.retain_at.iter().map(
-            |(place, retain)| json!({ "backupLocation": place.as_str(), "retain": rules::retain_view(retain) }),
-        );
-        if !self.retain_at.is_empty() {
-            view.insert("retainAt".to_owned(), retain_at.collect());
-        }
-        if let Some(local) = &self.local {
-            view.insert("localSnapshots".to_owned(), json!({ "retain": rules::retain_view(local) }));
-        }
-        view.insert("jitterSeconds".to_owned(), self.jitter_s.into());
-        view.insert("priority".to_owned(), self.priority.as_str().into());
-        view.insert("template".to_owned(), json!({ "spec": template }));
-        view.into()
+        Ok(())
     }
 
-    /// What makes it.
+    /// Returns the template of the backups.
+    pub fn backup(&self) -> &Template {
+        &self.template.spec
+    }
+
+    fn retain(&self) -> Retention {
+        self.retain.clone().unwrap_or_default().0
+    }
+
+    fn local(&self) -> Option<Retention> {
+        self.local_snapshots.as_ref().map(|local| local.retain.0.clone())
+    }
+
+    fn retain_at(&self) -> Vec<RetainAt> {
+        let at = |at: &LocationRetain| RetainAt {
+            cred_id: CredentialRef::Name(at.backup_location.clone()),
+            retain: at.retain.0.clone(),
+        };
+        self.retain_at.iter().map(at).collect()
+    }
+
+    /// Returns the request that creates the schedule.
     pub fn create(&self, name: &ObjectName) -> CreateSchedule {
+        let backup = self.backup();
         let mut selector = Selector::default();
-        match &self.volumes {
+        match &backup.volumes {
             Volumes::One(volume) => selector.volume = Some(VolumeRef::Name(volume.clone())),
             Volumes::Group(group) => selector.group = Some(group.clone()),
             Volumes::Label(label) => selector.label = Some(label.clone()),
@@ -129,166 +175,53 @@ impl Scheduled {
         CreateSchedule {
             name: Some(name.clone()),
             selector,
-            cred_ids: self.locations.iter().cloned().map(CredentialRef::Name).collect(),
-            rules: self.rules.to_api(),
-            policy: self.policy.clone(),
-            retain: self.retain.clone(),
-            local: self.local.clone(),
+            cred_ids: backup.locations.iter().cloned().map(CredentialRef::Name).collect(),
+            rules: self.schedule.to_api(),
+            policy: self.schedule_policy_name.clone(),
+            retain: self.retain(),
+            local: self.local(),
             retain_at: self.retain_at(),
-            full: self.full,
-            jitter_seconds: Jitter { max_s: self.jitter_s },
+            full: backup.full,
+            jitter_seconds: Jitter { max_s: self.jitter_seconds },
             priority: self.priority,
-            rule: self.rule.clone(),
+            rule: backup.rule.clone(),
             paused: self.suspend,
         }
     }
 
-    /// What single places keep, as the daemon takes it.
-    pub fn retain_at(&self) -> Vec<RetainAt> {
-        let one = |(place, retain): (&CredentialName, &Retention)| RetainAt {
-            cred_id: CredentialRef::Name(place.clone()),
-            retain: retain.clone(),
-        };
-        self.retain_at.iter().map(one).collect()
-    }
-
-    /// What makes another one like this; what is alike is left out, so that its runs go on.
-    pub fn update(&self, is: &Self) -> UpdateSchedule {
-        fn changed<T: Clone + PartialEq>(is: &T, should: &T) -> Option<T> {
-            (is != should).then(|| should.clone())
+    /// Returns the request that makes another schedule like this one. Equal fields are left out, so that their
+    /// runs go on.
+    pub fn update(&self, current: &Self) -> UpdateSchedule {
+        fn changed<T: PartialEq>(current: &T, wanted: T) -> Option<T> {
+            (*current != wanted).then_some(wanted)
         }
+        let (backup, current_backup) = (self.backup(), current.backup());
         UpdateSchedule {
-            rules: changed(&is.rules, &self.rules).map(|rules| rules.to_api()),
-            policy: if is.policy == self.policy { None } else { self.policy.clone() },
-            retain: changed(&is.retain, &self.retain),
-            local: changed(&is.local, &self.local),
-            retain_at: (is.retain_at != self.retain_at).then(|| self.retain_at()),
-            full: changed(&is.full, &self.full),
-            jitter_seconds: changed(&is.jitter_s, &self.jitter_s).map(|max_s| Jitter { max_s }),
-            priority: changed(&is.priority, &self.priority),
-            rule: changed(&is.rule, &self.rule),
-            paused: changed(&is.suspend, &self.suspend),
+            rules: changed(&current.schedule.to_api(), self.schedule.to_api()),
+            policy: changed(&current.schedule_policy_name, self.schedule_policy_name.clone()).flatten(),
+            retain: changed(&current.retain(), self.retain()),
+            local: changed(&current.local(), self.local()),
+            retain_at: changed(&current.retain_at(), self.retain_at()),
+            full: changed(&current_backup.full, backup.full),
+            jitter_seconds: changed(&current.jitter_seconds, self.jitter_seconds)
+                .map(|max_s| Jitter { max_s }),
+            priority: changed(&current.priority, self.priority),
+            rule: changed(&current_backup.rule, backup.rule.clone()),
+            paused: changed(&current.suspend, self.suspend),
         }
     }
 
-    /// What of another one cannot be made like this, by its path.
-    pub fn fixed(&self, is: &Self) -> Vec<&'static str> {
-        let mut fixed = Vec::new();
-        if is.locations != self.locations {
-            fixed.push("spec.template.spec.backupLocation");
-        }
-        if is.volumes != self.volumes {
-            fixed.push("spec.template.spec.volume");
-        }
-        if is.policy.is_some() && self.policy.is_none() {
-            fixed.push("spec.schedulePolicyName");
-        }
-        fixed
+    /// Returns the paths of fields that cannot be changed.
+    pub fn fixed(&self, current: &Self) -> Vec<&'static str> {
+        let (backup, current_backup) = (self.backup(), current.backup());
+        let fields = [
+            ("spec.template.spec.backupLocation", current_backup.locations != backup.locations),
+            ("spec.template.spec.volume", current_backup.volumes != backup.volumes),
+            (
+                "spec.schedulePolicyName",
+                current.schedule_policy_name.is_some() && self.schedule_policy_name.is_none(),
+            ),
+        ];
+        fields.into_iter().filter_map(|(path, is_changed)| is_changed.then_some(path)).collect()
     }
-}
-
-/// Reads what is below `spec`.
-pub fn read(fields: &mut Fields<'_>) -> Option<Scheduled> {
-    if !fields.has("spec") {
-        fields.missing("spec");
-    }
-    let mut spec = fields.fields("spec")?;
-    let line = spec.line;
-    let has_time = spec.has("schedulePolicyName") || spec.has("schedule");
-    let policy: Option<PolicyName> = spec.parsed("schedulePolicyName");
-    if !has_time {
-        spec.wrong(line, "schedulePolicyName", "this says no time: give schedulePolicyName or schedule");
-    }
-    let rules = spec.fields("schedule").map(|mut schedule| {
-        let rules = rules::read(&mut schedule);
-        schedule.finish();
-        rules
-    });
-    let suspend = spec.flag("suspend").unwrap_or(false);
-    // A policy says itself what it keeps.
-    let default = match &policy {
-        None => Retention { keep_last: DEFAULT_RETAIN, ..Retention::default() },
-        Some(_) => Retention::default(),
-    };
-    let retain = rules::read_retain(&mut spec).unwrap_or(default);
-    let local = spec.fields("localSnapshots").map(|mut local| {
-        if !local.has("retain") {
-            local.missing("retain");
-        }
-        let retain = rules::read_retain(&mut local).unwrap_or_default();
-        local.finish();
-        retain
-    });
-    let retain_at = read_retain_at(&mut spec);
-    let jitter_s = spec.number("jitterSeconds", 0).unwrap_or(0);
-    let priority = match spec.text("priority").as_deref() {
-        None => Priority::default(),
-        Some(word) => Priority::ALL.into_iter().find(|one| one.as_str() == word).unwrap_or_else(|| {
-            spec.wrong(line, "priority", format!("{word:?} is none of low, normal and high"));
-            Priority::default()
-        }),
-    };
-    if !spec.has("template") {
-        spec.missing("template");
-    }
-    let template = spec.fields("template").and_then(|mut template| {
-        if !template.has("spec") {
-            template.missing("spec");
-        }
-        let inner = template.fields("spec");
-        template.finish();
-        inner
-    });
-    spec.finish();
-    let mut template = template?;
-    let locations: Vec<CredentialName> = template.each_parsed("backupLocation");
-    if locations.is_empty() && local.is_none() {
-        template.missing("backupLocation");
-    }
-    for (place, (line, path, _)) in &retain_at {
-        if !locations.contains(place) {
-            let what = format!("nothing is backed up to {place} by this schedule: name one of its places");
-            template.reading.wrong(*line, path, what);
-        }
-    }
-    let volumes = Volumes::read(&mut template);
-    let full = template.flag("full").unwrap_or(false);
-    let rule = exec_rule(&mut template);
-    let _ = reclaim_policy(&mut template, false);
-    template.finish();
-    Some(Scheduled {
-        policy,
-        rules: rules.unwrap_or_default(),
-        suspend,
-        retain,
-        jitter_s,
-        priority,
-        locations,
-        volumes: volumes?,
-        full,
-        rule,
-        local,
-        retain_at: retain_at.into_iter().map(|(place, (_, _, retain))| (place, retain)).collect(),
-    })
-}
-
-/// Takes what is kept in single places, each with the line and the path of the place.
-fn read_retain_at(spec: &mut Fields<'_>) -> BTreeMap<CredentialName, (usize, String, Retention)> {
-    let mut found = BTreeMap::new();
-    for (path, node) in spec.each("retainAt") {
-        let Some(mut one) = Fields::of(node, path, spec.reading) else { continue };
-        let (line, path) = (one.line, format!("{}.backupLocation", one.path));
-        let place: Option<CredentialName> = one.required("backupLocation");
-        if !one.has("retain") {
-            one.missing("retain");
-        }
-        let retain = rules::read_retain(&mut one);
-        one.finish();
-        let (Some(place), Some(retain)) = (place, retain) else { continue };
-        if found.contains_key(&place) {
-            spec.reading.wrong(line, &path, format!("{place} is there already"));
-        }
-        found.insert(place, (line, path, retain));
-    }
-    found
 }

@@ -1,6 +1,5 @@
 use super::*;
 use blockd_api::credentials::{AzureAuth, CreateCredential, ProviderRequest, SwiftAuth};
-use std::collections::BTreeMap;
 
 fn objects(text: &str) -> Vec<Object> {
     parse(text, "test.yaml", Path::new("/dir")).unwrap_or_else(|problems| panic!("{problems:?}"))
@@ -31,62 +30,85 @@ fn kinds_have_several_names() {
     for kind in Kind::ALL {
         assert_eq!(kind.as_str().parse(), Ok(kind));
     }
-    assert!("Volume".parse::<Kind>().unwrap_err().to_string().contains("VolumeRestore and VolumeClone"));
+    assert!("Volume".parse::<Kind>().unwrap_err().to_string().contains("VolumeRestore or VolumeClone"));
 }
 
 #[test]
-fn errors_are_reported_by_path_and_line() {
-    let text = "\
-apiVersion: v2
-kind: SchedulePolicy
-metadata:
-  name: gold
-  nmae: x
-policy:
-  interval: {intervalMinutes: 60, retain: many}
-  daily: {time: \"25:00\", retain: 0}
-  weekly: [{day: Someday, time: \"1:00\"}]
-  monthly: {date: 14}
-  hourly: {}
----
-kind: VolumeBackupSchedule
-apiVersion: blockd/v1
-metadata: {name: nightly}
-spec:
-  schedule:
-    interval: {intervalMinutes: 5, retain: 2.5}
-  retain: {hourly: 3, never: 1}
-  priority: highest
-  template:
-    spec:
-      namespaces: [mysql]
-      reclaimPolicy: Delete
----
-kind: Pod
-apiVersion: blockd/v1
-metadata: {name: -x}
-";
+fn first_error_of_each_object_is_reported_with_line_and_path() {
+    let file = |kind: &str, body: &str| {
+        format!("apiVersion: blockd/v1\nkind: {kind}\nmetadata: {{name: x}}\n{body}\n")
+    };
+    for (kind, body, expected) in [
+        (
+            "SchedulePolicy",
+            "policy:\n  interval:\n    intervalMinutes: 60\n    retain: many",
+            "line 7: policy.interval.retain: invalid value",
+        ),
+        (
+            "SchedulePolicy",
+            "policy:\n  daily: {time: \"1:00\", retain: 0}",
+            "line 5: policy.daily.retain: invalid value: integer `0`, expected a whole",
+        ),
+        (
+            "SchedulePolicy",
+            "policy: {daily: {time: \"25:00\"}}",
+            "line 4: policy: daily: \"25:00\" cannot be the time",
+        ),
+        (
+            "SchedulePolicy",
+            "policy: {weekly: [{day: Someday, time: \"1:00\"}]}",
+            "line 4: policy: weekly: \"Someday\" cannot be the weekday",
+        ),
+        ("SchedulePolicy", "policy: {monthly: {date: 14}}", "line 4: policy: monthly: missing field `time`"),
+        (
+            "SchedulePolicy",
+            "policy: {daily: {time: \"1:00\", day: Mon}}",
+            "line 4: policy: daily: unknown field `day`",
+        ),
+        ("SchedulePolicy", "policy:\n  hourly: {}", "unknown field `hourly`, expected one of"),
+        ("SchedulePolicy", "policy: {}", "line 4: policy: give interval, daily"),
+        ("SchedulePolicy", "polcy: {}", "line 1: policy: missing"),
+        ("VolumeClone", "spec: {sourceVolume: v}\nsepc: 1", "line 5: sepc: unknown field"),
+        ("VolumeBackup", "spec:\n  backupLocation: nas\n  namespaces: [mysql]", "unknown field `namespaces`"),
+        (
+            "VolumeBackup",
+            "spec:\n  backupLocation: nas",
+            "line 4: spec: one of `volume`, `group` and `selectors`",
+        ),
+        (
+            "VolumeBackup",
+            "spec: {backupLocation: [a, b], volume: v}",
+            "line 4: spec: one `backupLocation` is expected",
+        ),
+        ("VolumeBackup", "spec: {volume: v}", "line 4: spec: one `backupLocation` is expected"),
+        (
+            "VolumeBackup",
+            "spec: {backupLocation: a, volume: -x}",
+            "line 4: spec.volume: the volume name \"-x\"",
+        ),
+        ("Pod", "", "line 2: kind: unknown kind `Pod`: expected BackupLocation"),
+    ] {
+        let found = problems(&file(kind, body));
+        assert!(found.len() == 1 && found[0].contains(expected), "{body}: {found:?}");
+    }
+    let schedule = |spec: &str| {
+        problems(&file(
+            "VolumeBackupSchedule",
+            &format!("spec:\n  template: {{spec: {{backupLocation: a, volume: v}}}}\n{spec}"),
+        ))
+    };
     assert_eq!(
-        problems(text),
-        [
-            "line 1: apiVersion: \"v2\" is not known: write blockd/v1",
-            "line 5: metadata.nmae: there is no such field: there are annotations, creationTimestamp, finalizers, generation, labels, managedFields, name, namespace, resourceVersion, selfLink, uid",
-            "line 7: policy.interval.retain: \"many\" is no whole number from 1 on",
-            "line 8: policy.daily.retain: \"0\" is no whole number from 1 on",
-            "line 8: policy.daily: \"25:00\" cannot be the time of a schedule: give HH:MM from 00:00 to 23:59, or 12:00AM to 11:59PM",
-            "line 9: policy.weekly[0]: \"Someday\" cannot be the weekday of a schedule: give Monday to Sunday, or Mon to Sun",
-            "line 10: policy.monthly.time: this is missing",
-            "line 11: policy.hourly: there is no such field: there are calendar, cron, daily, interval, monthly, timeZone, weekly",
-            "line 17: spec.priority: \"highest\" is none of low, normal and high",
-            "line 18: spec.schedule.interval.retain: \"2.5\" is no whole number from 1 on",
-            "line 19: spec.retain.never: there is no such field: there are all, daily, hourly, last, monthly, timeZone, weekly, yearly",
-            "line 23: spec.template.spec.backupLocation: this is missing",
-            "line 23: spec.template.spec.volume: one of volume, group and selectors is expected",
-            "line 23: spec.template.spec.namespaces: there are none here: name a volume, a group, or labels of volumes in selectors",
-            "line 26: kind: `Pod` is no kind of object: there are BackupLocation, SchedulePolicy, Rule, VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone",
-            "line 28: metadata.name: the name \"-x\" must begin with a letter or a digit",
-        ]
+        schedule(""),
+        ["line 4: spec.schedulePolicyName: `schedulePolicyName` or `schedule` is expected"]
     );
+    let found = schedule("  schedulePolicyName: p\n  priority: highest");
+    assert!(found[0].starts_with("line 7: spec.priority: unknown variant `highest`"), "{found:?}");
+    let two = format!("{}---\n{}", file("VolumeClone", "spec: {}"), file("VolumeClone", "spec: []"));
+    let found = problems(&two);
+    assert!(found.len() == 2 && found[1].starts_with("line 9: spec: a list is not expected"), "{found:?}");
+    let version = problems("apiVersion: v2\nkind: Rule\nmetadata: {name: x}\nspec: {freezeFs: true}\n");
+    assert_eq!(version, ["line 1: apiVersion: unknown version \"v2\": write blockd/v1"]);
+    assert!(problems("a: [\n")[0].starts_with("line 1: invalid YAML: "));
 }
 
 #[test]
@@ -123,13 +145,13 @@ fn location_with_missing_field_is_refused() {
 
 #[test]
 fn files_without_objects_or_with_one_twice_are_refused() {
-    assert_eq!(problems("# nothing\n"), ["line 1: there is no object in it"]);
+    assert_eq!(problems("# nothing\n"), ["line 1: no objects"]);
     let one = "apiVersion: blockd/v1\nkind: VolumeClone\nmetadata: {name: a}\nspec: {sourceVolume: v}\n";
     assert_eq!(
         problems(&format!("{one}---\n{one}")),
         ["line 6: metadata.name: VolumeClone/a is in line 1 already"]
     );
-    assert_eq!(problems("[1]"), ["line 1: fields are expected here"]);
+    assert_eq!(problems("[1]"), ["line 1: a mapping is expected"]);
 }
 
 /// The policy of the custom resources that the fields are named after.
@@ -182,11 +204,11 @@ fn rules_are_written_as_they_are_read() {
         "policy: {calendar: {expression: \"Mon..Fri *-*-* 02:30\", retain: all}}",
     ] {
         let first = object(Kind::SchedulePolicy, body);
-        let again = objects(&emit::yaml(&first.view())).remove(0);
+        let again = objects(&yaml(&first.view())).remove(0);
         let (Body::Policy(rules), Body::Policy(same)) = (&first.body, &again.body) else {
             panic!("{first:?}")
         };
-        assert_eq!(rules, same, "{}", emit::yaml(&first.view()));
+        assert_eq!(rules, same, "{}", yaml(&first.view()));
         assert_eq!(first.view(), again.view());
     }
 }
@@ -194,7 +216,7 @@ fn rules_are_written_as_they_are_read() {
 #[test]
 fn minutes_are_the_same_in_every_time_zone() {
     let rules = |when: &str| {
-        rules::Rules::of(&[blockd_api::schedules::Rule { when: when.parse().unwrap(), retain: None }])
+        policy::Rules::of(&[blockd_api::schedules::Rule { when: when.parse().unwrap(), retain: None }])
     };
     assert_eq!(rules("periodic 60 Europe/Berlin"), rules("periodic 60"));
     assert_ne!(rules("daily 01:00 Europe/Berlin"), rules("daily 01:00"));
@@ -349,7 +371,7 @@ fn relative_directory_matches_stored_one() {
         let Body::Location(location) = parse(&text, "f", Path::new(dir)).unwrap().remove(0).body else {
             panic!()
         };
-        assert_eq!(location.view()["path"], kept.to_str().unwrap());
+        assert_eq!(view(&location.spec)["path"], kept.to_str().unwrap());
         let ProviderRequest::Local { path } = location.request(&"x".parse().unwrap()).unwrap().provider
         else {
             panic!()
@@ -364,24 +386,21 @@ fn invalid_location_is_refused() {
     for (body, told) in [
         (
             "spec: {s3: {bucket: b}, gcs: {bucket: b}}",
-            "spec.s3: one of s3, gcs, azure, swift and local is expected, and there are 2",
+            "spec: one of `s3`, `gcs`, `azure`, `swift` and `local` is expected",
         ),
-        ("location: {type: tape, path: b}", "location.type: \"tape\" is no kind of store"),
-        ("location: {type: s3, path: b}", "location.s3Config: this is missing"),
+        ("location: {type: tape, path: b}", "location.type: unknown variant `tape`, expected one of"),
+        ("location: {type: s3, path: b}", "location: missing field `s3Config`"),
         (
             "location: {type: local, path: b, s3Config: {endpoint: e}}",
-            "location.s3Config: this is not for a location of type local",
+            "location: s3Config does not belong to a location of this type",
         ),
-        (
-            "location: {type: s3, path: b, secretConfig: gone}",
-            "location.secretConfig: /dir/gone is no directory",
-        ),
+        ("location: {type: s3, path: b, secretConfig: gone}", "location: secret /dir/gone is no directory"),
         (
             "location: {type: local, path: b, limitUpload: much}",
             "location.limitUpload: \"much\" is not a size",
         ),
         ("{}", "metadata"),
-        ("location: {type: local, path: b}\nspec: {}", "location: one of `location` and `spec` is expected"),
+        ("location: {type: local, path: b}\nspec: {local: {path: b}}", "line 4: location: unknown field"),
     ] {
         let text = if body == "{}" {
             "apiVersion: blockd/v1\nkind: BackupLocation\n".to_owned()
@@ -405,7 +424,7 @@ fn schedule_becomes_request() {
     let request = one.create(&"nightly".parse().unwrap());
     assert_eq!(request.name.as_ref().map(ObjectName::as_str), Some("nightly"));
     assert_eq!(request.cred_ids.len(), 2);
-    assert_eq!((request.retain.keep_last, request.rules.len(), one.suspend), (7, 1, true));
+    assert_eq!((request.retain.keep_last, request.rules.len(), request.paused), (7, 1, true));
     let gold = with(
         "spec: {schedulePolicyName: gold, priority: high, jitterSeconds: 9, template: {spec: {backupLocation: nas, selectors: {app: shop, tier: db}, full: true}}}",
     );
@@ -417,36 +436,39 @@ fn schedule_becomes_request() {
     let ruled = with(
         "spec: {schedulePolicyName: gold, template: {spec: {backupLocation: nas, volume: db, preExecRule: pg, postExecRule: }}}",
     );
-    assert_eq!(ruled.rule.as_ref().map(|rule| rule.as_str()), Some("pg"));
-    assert_eq!(ruled.create(&"nightly".parse().unwrap()).rule, ruled.rule);
-    assert_eq!(
-        ruled.update(&schedule::Scheduled { rule: None, ..ruled.clone() }).rule,
-        Some(ruled.rule.clone())
-    );
+    let rule = ruled.create(&"nightly".parse().unwrap()).rule;
+    assert_eq!(rule.as_ref().map(|rule| rule.as_str()), Some("pg"));
+    let unruled =
+        with("spec: {schedulePolicyName: gold, template: {spec: {backupLocation: nas, volume: db}}}");
+    assert_eq!((ruled.update(&unruled).rule, unruled.update(&ruled).rule), (Some(rule), Some(None)));
     let two = "apiVersion: blockd/v1\nkind: VolumeBackup\nmetadata: {name: a}\nspec:\n  {backupLocation: nas, volume: db, preExecRule: a, postExecRule: b}\n";
-    assert_eq!(
-        problems(two),
-        [
-            "line 5: spec.postExecRule: a rule has the command before and the one after: name a here as well, or nothing"
-        ]
-    );
+    assert_eq!(problems(two), ["line 4: spec: postExecRule: a rule has both hooks: name a, or leave it out"]);
     let local = with(
         "spec: {schedulePolicyName: gold, localSnapshots: {retain: {last: 24, daily: 3}}, template: {spec: {volume: db}}}",
     );
-    assert_eq!(local.local.as_ref().map(ToString::to_string).as_deref(), Some("last=24,daily=3"));
-    assert!(local.create(&"nightly".parse().unwrap()).cred_ids.is_empty());
-    let places = with(
-        "spec: {schedulePolicyName: gold, retainAt: [{backupLocation: b, retain: {last: 2, monthly: 12, timeZone: Europe/Berlin}}, {backupLocation: a, retain: all}], retain: {all: true, timeZone: Asia/Tokyo}, template: {spec: {volume: db, backupLocation: [a, b]}}}",
+    let request = local.create(&"nightly".parse().unwrap());
+    assert_eq!(request.local.as_ref().map(ToString::to_string).as_deref(), Some("last=24,daily=3"));
+    assert!(request.cred_ids.is_empty());
+    let located = |retain_at: &str| {
+        with(&format!(
+            "spec: {{schedulePolicyName: gold, {retain_at} retain: {{all: true, timeZone: Asia/Tokyo}}, template: {{spec: {{volume: db, backupLocation: [a, b]}}}}}}"
+        ))
+    };
+    let places = located(
+        "retainAt: [{backupLocation: b, retain: {last: 2, monthly: 12, timeZone: Europe/Berlin}}, {backupLocation: a, retain: all}],",
     );
+    let request = places.create(&"nightly".parse().unwrap());
     let told: Vec<String> =
-        places.retain_at().iter().map(|at| format!("{} {}", at.cred_id, at.retain)).collect();
+        request.retain_at.iter().map(|at| format!("{} {}", at.cred_id, at.retain)).collect();
     assert_eq!(told, ["a all", "b last=2,monthly=12"]);
     assert_eq!(places.update(&places.clone()).retain_at, None);
-    let without = schedule::Scheduled { retain_at: BTreeMap::new(), ..places.clone() };
+    let without = located("");
     assert_eq!(places.update(&without).retain_at.map(|places| places.len()), Some(2));
     assert_eq!(without.update(&places).retain_at, Some(Vec::new()));
-    // Only what differs is changed.
-    let other = schedule::Scheduled { jitter_s: 1, ..gold.clone() };
+    // Only differing fields are changed.
+    let other = with(
+        "spec: {schedulePolicyName: gold, priority: high, jitterSeconds: 1, template: {spec: {backupLocation: nas, selectors: {app: shop, tier: db}, full: true}}}",
+    );
     let update = gold.update(&other);
     assert_eq!(update.jitter_seconds.map(|jitter| jitter.max_s), Some(9));
     assert!(update.rules.is_none() && update.policy.is_none() && update.paused.is_none());
@@ -456,7 +478,7 @@ fn schedule_becomes_request() {
         ["spec.template.spec.backupLocation", "spec.template.spec.volume", "spec.schedulePolicyName"]
     );
     for spec in [&one, &gold, &ruled, &local, &places] {
-        let text = emit::yaml(&document(Kind::VolumeBackupSchedule, "nightly", "spec", &spec.view()));
+        let text = yaml(&document(Kind::VolumeBackupSchedule, "nightly", &view(spec)));
         let Body::Schedule(again) = objects(&text).remove(0).body else { panic!("{text}") };
         assert_eq!(*again, *spec, "{text}");
     }
@@ -464,20 +486,33 @@ fn schedule_becomes_request() {
 
 #[test]
 fn retention_of_unknown_location_is_refused() {
-    let head = "apiVersion: blockd/v1\nkind: VolumeBackupSchedule\nmetadata: {name: x}\n";
-    let told = problems(&format!(
-        "{head}spec:\n  schedulePolicyName: gold\n  retainAt:\n    - {{backupLocation: c, retain: 1}}\n    - {{backupLocation: a}}\n    - {{retain: 1}}\n    - {{backupLocation: b, retain: {{last: 1, all: true}}}}\n    - {{backupLocation: b, retain: 1}}\n  template: {{spec: {{volume: db, backupLocation: [a, b]}}}}\n"
-    ));
-    assert_eq!(
-        told,
-        [
-            "line 7: spec.retainAt[0].backupLocation: nothing is backed up to c by this schedule: name one of its places",
-            "line 8: spec.retainAt[1].retain: this is missing",
-            "line 9: spec.retainAt[2].backupLocation: this is missing",
-            "line 10: spec.retainAt[3].retain: this keeps all, and only some: leave out `all`, or the numbers",
-            "line 11: spec.retainAt[4].backupLocation: b is there already",
-        ]
-    );
+    let found = |retain_at: &str| {
+        problems(&format!(
+            "apiVersion: blockd/v1\nkind: VolumeBackupSchedule\nmetadata: {{name: x}}\nspec:\n  schedulePolicyName: gold\n  retainAt:\n    - {retain_at}\n  template: {{spec: {{volume: db, backupLocation: [a, b]}}}}\n"
+        ))
+    };
+    for (retain_at, expected) in [
+        (
+            "{backupLocation: c, retain: 1}",
+            "line 7: spec.retainAt[0].backupLocation: this schedule makes no backups in c",
+        ),
+        ("{backupLocation: a}", "line 7: spec.retainAt[0]: missing field `retain`"),
+        ("{retain: 1}", "line 7: spec.retainAt[0]: missing field `backupLocation`"),
+        (
+            "{backupLocation: b, retain: {last: 1, all: true}}",
+            "line 7: spec.retainAt[0].retain: `all` and numbers exclude each other",
+        ),
+        (
+            "{backupLocation: b, retain: {hourly: 0}}",
+            "line 7: spec.retainAt[0].retain: no period is named: write `all` to keep all backups",
+        ),
+        (
+            "{backupLocation: b, retain: 1}\n    - {backupLocation: b, retain: 2}",
+            "line 8: spec.retainAt[1].backupLocation: b is listed twice",
+        ),
+    ] {
+        assert_eq!(found(retain_at), [expected]);
+    }
 }
 
 #[test]
@@ -488,32 +523,31 @@ fn rules_around_freezes_are_written_as_they_are_read() {
         "spec: {postCommand: \"true\"}",
     ] {
         let first = object(Kind::Rule, body);
-        let text = emit::yaml(&first.view());
+        let text = yaml(&first.view());
         let again = objects(&text).remove(0);
         let (Body::Rule(hook), Body::Rule(same)) = (&first.body, &again.body) else { panic!("{first:?}") };
         assert_eq!(hook, same, "{text}");
     }
     let Body::Rule(hook) = object(Kind::Rule, "spec: {preCommand: x, timeout: 2m}").body else { panic!() };
     assert_eq!((hook.quiesce.command_timeout_s, hook.volumes), (Some(120), None));
-    let head = "apiVersion: blockd/v1\nkind: Rule\nmetadata: {name: x}\n";
-    assert_eq!(
-        problems(&format!(
-            "{head}spec:\n  preCommand: \" \"\n  user: -x\n  timeout: 11m\n  onFailure: never\n  freezeFs: maybe\n  volumes: [a b]\n  preExec: y\n"
-        )),
-        [
-            "line 5: spec.preCommand: the pre-command is empty: give a command for /bin/sh, or leave it away",
-            "line 6: spec.user: \"-x\" is no name of a user",
-            "line 7: spec.timeout: 660 s is no time for a command: give 1 s to 600 s",
-            "line 8: spec.onFailure: \"never\" is neither abort nor continue",
-            "line 9: spec.freezeFs: \"maybe\" is neither true nor false",
-            "line 10: spec.volumes[0]: the volume name \"a b\" has the character ' ': only A-Z a-z 0-9 . _ - are allowed",
-            "line 11: spec.preExec: there is no such field: there are freezeFs, groups, onFailure, postCommand, preCommand, timeout, user, volumes",
-        ]
-    );
-    assert_eq!(
-        problems(&format!("{head}spec: {{user: postgres}}\n")),
-        ["line 4: spec: a rule needs something to do: give preCommand, postCommand or freezeFs"]
-    );
+    for (spec, expected) in [
+        ("preCommand: ' '", "line 4: spec: the pre-command is empty"),
+        ("preCommand: x, user: -x", "line 4: spec: \"-x\" is no name of a user"),
+        ("preCommand: x, timeout: 11m", "line 4: spec: 660 s is no time for a command: give 1 s to 600 s"),
+        ("preCommand: x, onFailure: never", "line 4: spec.onFailure: unknown variant `never`"),
+        ("freezeFs: maybe", "line 4: spec.freezeFs: invalid type: string \"maybe\", expected a boolean"),
+        (
+            "freezeFs: true, volumes: [a b]",
+            "line 4: spec.volumes[0]: the volume name \"a b\" has the character ' '",
+        ),
+        ("freezeFs: true, preExec: y", "unknown field `preExec`"),
+        ("user: postgres", "line 4: spec: `preCommand`, `postCommand` or `freezeFs` is required"),
+    ] {
+        let found = problems(&format!(
+            "apiVersion: blockd/v1\nkind: Rule\nmetadata: {{name: x}}\nspec: {{{spec}}}\n"
+        ));
+        assert!(found.len() == 1 && found[0].contains(expected), "{spec}: {found:?}");
+    }
 }
 
 #[test]
@@ -527,7 +561,9 @@ fn backup_and_restore_become_requests() {
         panic!("no backup")
     };
     let request = backup.request(&"b".parse().unwrap());
-    assert!(request.full && backup.reclaim && request.volumes.is_empty());
+    assert!(
+        request.full && backup.reclaim_policy == backup::ReclaimPolicy::Delete && request.volumes.is_empty()
+    );
     assert_eq!(request.group.unwrap().as_str(), "shop");
     assert_eq!(request.name.unwrap().as_str(), "b");
 
@@ -545,18 +581,29 @@ fn backup_and_restore_become_requests() {
     let origin = clone.snapshot(taken[0].clone()).to_string();
     assert!(clone.is_of(&origin) && !clone.is_of("db@mine") && !clone.is_of(&format!("x{origin}")));
     assert_eq!(cloned.view()["spec"], json!({ "sourceVolume": "db", "destinationVolume": "db2" }));
-    let given = clone::Clone { snapshot: Some("mine".parse().unwrap()), ..clone.clone() };
+    let given = {
+        let mut given = clone.clone();
+        given.snapshot = Some("mine".parse().unwrap());
+        given
+    };
     assert!(given.is_of("db@mine") && !given.is_of(&origin));
 
-    let head = "apiVersion: blockd/v1\nkind: VolumeRestore\nmetadata: {name: x}\n";
-    assert_eq!(
-        problems(&format!("{head}spec: {{backupName: b, cloudSnapID: {id}, replacePolicy: Delete}}\n")),
-        [
-            "line 4: spec.backupName: one of backupName and cloudSnapID is expected",
-            "line 4: spec.backupLocation: this is missing",
-            "line 4: spec.replacePolicy: a volume that is there is not replaced by an object: see `blockctl cloudsnap restore --in-place`",
-        ]
-    );
+    for (spec, expected) in [
+        ("backupLocation: nas, backupName: b, cloudSnapID: CLOUDSNAP", "line 4: spec.backupName: one of"),
+        ("backupName: b", "line 4: spec: missing field `backupLocation`"),
+        (
+            "backupLocation: nas, backupName: b, replacePolicy: Delete",
+            "line 4: spec.replacePolicy: an existing volume is not replaced",
+        ),
+        (
+            "backupLocation: nas, backupName: b, lazy: true, skipDamaged: true",
+            "line 4: spec.skipDamaged: a lazy volume",
+        ),
+    ] {
+        let head = "apiVersion: blockd/v1\nkind: VolumeRestore\nmetadata: {name: x}\n";
+        let found = problems(&format!("{head}spec: {{{}}}\n", spec.replace("CLOUDSNAP", id)));
+        assert!(found.len() == 1 && found[0].contains(expected), "{spec}: {found:?}");
+    }
 }
 
 #[test]
@@ -574,9 +621,59 @@ fn proxy_with_password_is_refused_unquoted() {
         format!("{head}location:\n  type: local\n  path: /b\n  proxy: {proxy}\n")
     };
     let found = problems(&file("http://me:planted-secret@proxy:3128/"));
-    assert_eq!(found, ["line 7: location.proxy: a user or password in it would be shown: leave it out"]);
+    assert_eq!(
+        found,
+        ["line 4: location: proxy: a user or password in the URL would be shown: leave it out"]
+    );
     assert_eq!(problems(&file("me:planted-secret@proxy:3128")).len(), 1);
     let fine =
         object(Kind::BackupLocation, "location: {type: local, path: /b, proxy: 'http://proxy:3128/@'}");
     assert_eq!(fine.view()["location"]["proxy"], "http://proxy:3128/@");
+}
+
+#[test]
+fn secret_sources_are_accepted_and_not_shown() {
+    let parse_secret = |text: &str| {
+        parse(
+            &format!(
+                "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {{name: x}}\nlocation:\n  type: local\n  path: /b\n  encryptionKey: {text}\n"
+            ),
+            "f",
+            Path::new("/dir"),
+        )
+    };
+    for (text, reference) in [
+        ("{command: /x/y}", "command:/x/y"),
+        ("{systemd: pass}", "systemd:pass"),
+        ("{from: 'file:/x/y'}", "file:/x/y"),
+    ] {
+        let object = parse_secret(text).unwrap().remove(0);
+        assert_eq!(object.view()["location"]["encryptionKey"]["from"], reference);
+    }
+    for text in ["plain", "{file: key}", "{file: /abs}"] {
+        let object = parse_secret(text).unwrap().remove(0);
+        assert!(
+            object.view()["location"].get("encryptionKey").is_none()
+                && object.view()["location"]["encrypted"] == true
+        );
+    }
+    for (text, expected) in [
+        (
+            "{env: BLOCKCTL_NO_SUCH_VARIABLE}",
+            "line 4: location: encryptionKey: the environment variable BLOCKCTL_NO_SUCH_VARIABLE is empty or unset",
+        ),
+        (
+            "{}",
+            "line 7: location.encryptionKey: one of `file`, `env`, `systemd`, `command` and `from` is expected",
+        ),
+        ("{command: planted}", "line 7: location.encryptionKey: after file: and command: comes"),
+        ("{command: /x, systemd: x}", "line 7: location.encryptionKey: one of"),
+        ("4711", "line 7: location.encryptionKey: a secret is text: write it in quotes"),
+    ] {
+        let found = parse_secret(text).unwrap_err().remove(0).to_string();
+        assert!(
+            found.starts_with(expected) && !found.contains("planted") && !found.contains("4711"),
+            "{found}"
+        );
+    }
 }

@@ -17,7 +17,7 @@ use crate::{
         Body, Kind, Object,
         access::is_access,
         backup::Volumes,
-        clone::{CLONED_FROM, Clone},
+        clone::{CLONED_FROM, VolumeClone},
         hook::Hook,
         location::Location,
     },
@@ -308,7 +308,7 @@ async fn create(context: &Context<'_>, object: &Object, world: &World) -> Result
         }
         Body::Restore(restore) => {
             let (snap, cred_id) = (source(restore, world).map_err(api)?, Some(place(&restore.location)));
-            let volume = Some(volume_name(restore.target(&name))?);
+            let volume = Some(volume_name(restore.target())?);
             if restore.lazy {
                 let request = StartLazyRestore {
                     snap,
@@ -329,7 +329,7 @@ async fn create(context: &Context<'_>, object: &Object, world: &World) -> Result
             return Ok(Done::started(vec![started.task]));
         }
         Body::Clone(clone) => {
-            let target = volume_name(clone.target(&name))?;
+            let target = volume_name(clone.target())?;
             clone_volume(context, clone, target).await?;
         }
     }
@@ -337,7 +337,7 @@ async fn create(context: &Context<'_>, object: &Object, world: &World) -> Result
 }
 
 /// Makes a clone, of a snapshot that is taken now unless one is named.
-async fn clone_volume(context: &Context<'_>, clone: &Clone, name: VolumeName) -> Result<(), Failure> {
+async fn clone_volume(context: &Context<'_>, clone: &VolumeClone, name: VolumeName) -> Result<(), Failure> {
     let client = &context.client;
     let source = VolumeRef::Name(clone.source.clone());
     let no_name = || Failure::usage(format!("no snapshot for a clone of {} can be named", clone.source));

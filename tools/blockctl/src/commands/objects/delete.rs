@@ -10,7 +10,7 @@ use crate::{
     cli::objects::{DeleteArgs, FileArg},
     commands::Context,
     failure::{EXIT_DONE, Failure},
-    objects::{Body, Kind, hook::Hook},
+    objects::{Body, Kind, backup::ReclaimPolicy, hook::Hook},
 };
 use blockd_api::{CredentialRef, RuleName, VolumeRef, rules::RuleTarget};
 
@@ -57,12 +57,14 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure>
             let wanted = objects.into_iter().map(|object| {
                 let name = object.name.to_string();
                 let backups = match &object.body {
-                    Body::Backup(backup) if backup.reclaim => Some(erase::Target {
-                        name: name.clone(),
-                        id: None,
-                        location: Some(backup.location.clone()),
-                        which: erase::Which::All(backup.volumes.clone()),
-                    }),
+                    Body::Backup(backup) if backup.reclaim_policy == ReclaimPolicy::Delete => {
+                        Some(erase::Target {
+                            name: name.clone(),
+                            id: None,
+                            location: Some(backup.location.clone()),
+                            which: erase::Which::All(backup.volumes.clone()),
+                        })
+                    }
                     _ => None,
                 };
                 let kind = object.kind();

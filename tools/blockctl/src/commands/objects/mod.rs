@@ -11,7 +11,7 @@ use super::Context;
 use crate::{
     cli::objects::{DescribeArgs, DiffArgs, FileArg, Format, GetArgs},
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
-    objects::{self, Body, Kind, Object, emit::yaml, hook::Hook},
+    objects::{self, Body, Kind, Object, hook::Hook, yaml},
     table::Table,
 };
 use blockd_api::{ApiError, ClientError, ErrorCode, ObjectName, cloudsnaps::CloudsnapId};

@@ -5,13 +5,14 @@ use crate::objects::{
     Body, Kind, Object,
     access::{Moved, is_access},
     backup::{Backup, Volumes},
-    clone::{CLONED_FROM, Clone},
+    clone::{CLONED_FROM, VolumeClone},
     document,
     hook::Hook,
     location::Location,
+    policy::Rules,
     restore::{Restore, Source},
-    rules::Rules,
     schedule::Scheduled,
+    view,
 };
 use blockd_api::{
     ApiError, CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, ObjectName, VolumeId,
@@ -164,7 +165,7 @@ fn plan_rule(object: &Object, should: &Hook, world: &World) -> Plan {
     if is == *should {
         return Plan::Unchanged;
     }
-    let document = |hook: &Hook| document(Kind::Rule, object.name.as_str(), "spec", &hook.view());
+    let document = |hook: &Hook| document(Kind::Rule, object.name.as_str(), &view(hook));
     Plan::Update(changes(&document(&is), &document(should), false))
 }
 
@@ -329,9 +330,9 @@ pub fn under_way<'a>(
 }
 
 fn plan_restore(object: &Object, restore: &Restore, world: &World) -> Plan {
-    let target = restore.target(&object.name);
+    let target = restore.target();
     let Some(volume) = world.volumes.iter().find(|volume| volume.name.as_str() == target) else {
-        let by_name = matches!(restore.source, Source::Backup(..));
+        let by_name = matches!(restore.source(), Some(Source::Backup(..)));
         return match unlisted(world, &restore.location).filter(|_| by_name) {
             Some(error) => Plan::Refused(
                 Vec::new(),
@@ -361,9 +362,9 @@ fn plan_restore(object: &Object, restore: &Restore, world: &World) -> Plan {
 
 /// The backup that a restore needs, if it is only being made.
 fn awaited(restore: &Restore, world: &World) -> Option<Plan> {
-    let Source::Backup(name, volume) = &restore.source else { return None };
+    let Some(Source::Backup(name, volume)) = restore.source() else { return None };
     source(restore, world).err()?;
-    let is_meant = |task: &&Task| volume.is_none() || task.volume == *volume;
+    let is_meant = |task: &&Task| volume.is_none() || task.volume.as_ref() == volume;
     let making = under_way(world, name, &restore.location).filter(is_meant);
     let tasks: Vec<Uuid> = making.map(|task| task.name).collect();
     (!tasks.is_empty()).then(|| Plan::Await(format!("VolumeBackup/{name}"), tasks))
@@ -390,12 +391,12 @@ fn plan_restored(object: &Object, volume: &Volume, task: &Task) -> Plan {
 /// # Errors
 /// There is none of the name, or there are several.
 pub fn source(restore: &Restore, world: &World) -> Result<CloudsnapId, ApiError> {
-    let (name, volume) = match &restore.source {
-        Source::Cloudsnap(id) => return Ok(*id),
-        Source::Backup(name, volume) => (name, volume),
+    let (name, volume) = match restore.source() {
+        Some(Source::Cloudsnap(id)) => return Ok(id),
+        Some(Source::Backup(name, volume)) => (name, volume),
+        None => return Err(ApiError::new(ErrorCode::InvalidRequest, "the restore names no backup")),
     };
-    let is_meant =
-        |one: &&Cloudsnap| volume.as_ref().is_none_or(|volume| one.src_volume_name == volume.as_str());
+    let is_meant = |one: &&Cloudsnap| volume.is_none_or(|volume| one.src_volume_name == volume.as_str());
     let found: Vec<&Cloudsnap> = backups_named(world, name, &restore.location).filter(is_meant).collect();
     let missing = |what: String| Err(ApiError::new(ErrorCode::CloudsnapNotFound, what));
     match found.as_slice() {
@@ -425,8 +426,8 @@ pub fn listed(several: &[&Cloudsnap]) -> String {
     several.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn plan_clone(object: &Object, clone: &Clone, world: &World) -> Plan {
-    let target = clone.target(&object.name);
+fn plan_clone(object: &Object, clone: &VolumeClone, world: &World) -> Plan {
+    let target = clone.target();
     let Some(volume) = world.volumes.iter().find(|volume| volume.name.as_str() == target) else {
         return Plan::Create;
     };

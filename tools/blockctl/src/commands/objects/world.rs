@@ -3,7 +3,10 @@
 use crate::{
     commands::{Context, schedules::kept},
     failure::Failure,
-    objects::{self, Kind, clone::CLONED_FROM, hook::Hook, location, rules::Rules, schedule::Scheduled},
+    objects::{
+        self, Kind, clone::CLONED_FROM, hook::Hook, location::LocationSpec, policy::Rules,
+        schedule::Scheduled, view,
+    },
 };
 use blockd_api::{
     ApiError, ClientError, CredentialName, CredentialRef, ErrorCode, ObjectName, VolumeName, VolumeRef,
@@ -26,8 +29,6 @@ pub struct Found {
     pub kind: Kind,
     /// What it is called; what has no name is called by its id.
     pub name: String,
-    /// Where its body stands in a document.
-    field: &'static str,
     /// Its body.
     pub body: Value,
     /// What was observed.
@@ -39,7 +40,7 @@ pub struct Found {
 impl Found {
     /// It as a document, with what was observed.
     pub fn document(&self) -> Value {
-        let mut document = objects::document(self.kind, &self.name, self.field, &self.body);
+        let mut document = objects::document(self.kind, &self.name, &self.body);
         document["status"] = self.status.clone();
         document
     }
@@ -52,7 +53,7 @@ impl Found {
 
     /// It as a document of wishes.
     pub fn view(&self) -> Value {
-        objects::document(self.kind, &self.name, self.field, &self.body)
+        objects::document(self.kind, &self.name, &self.body)
     }
 }
 
@@ -208,7 +209,7 @@ impl World {
 
     fn schedule(&self, one: &Schedule) -> Option<Found> {
         // One of a volume that is gone is shown as what it is: nothing that could be applied.
-        let body = self.scheduled(one).map_or_else(|| json!(null), |scheduled| scheduled.view());
+        let body = self.scheduled(one).map_or_else(|| json!(null), |scheduled| view(&scheduled));
         let inner = &body["template"]["spec"];
         let of = ["volume", "group", "selectors"].into_iter().find_map(|name| inner.get(name));
         let of = of.map_or_else(|| "-".to_owned(), plain);
@@ -217,7 +218,6 @@ impl World {
         Some(Found {
             kind: Kind::VolumeBackupSchedule,
             name: one.name.as_ref().map_or_else(|| one.uuid.to_string(), ToString::to_string),
-            field: "spec",
             status: json!({
                 "uuid": one.uuid, "created": one.created, "nextRun": one.next_run, "lastRun": one.last_run,
                 "state": state, "kept": kept(one, &self.policies)
@@ -273,11 +273,10 @@ fn plain(value: &Value) -> String {
 }
 
 fn location(one: &Credential) -> Found {
-    let body = location::view_of(one);
+    let body = view(&LocationSpec::of(one));
     Found {
         kind: Kind::BackupLocation,
         name: one.name.to_string(),
-        field: "location",
         status: json!({
             "uuid": one.uuid, "created": one.created, "authentication": one.auth,
             "createIfAbsent": one.conditional_put, "writeThroughputKbps": one.write_throughput_kbps
@@ -300,22 +299,20 @@ fn policy(one: &Policy) -> Found {
     Found {
         kind: Kind::SchedulePolicy,
         name: one.name.to_string(),
-        field: "policy",
-        body: Rules::of(&one.rules).view(),
+        body: view(&Rules::of(&one.rules)),
         status: json!({}),
         cells: vec![whens.join(", ")],
     }
 }
 
 fn rule(one: &HookRule) -> Found {
-    let body = Hook::of(one).view();
+    let body = view(&Hook::of(one));
     let groups = one.groups.iter().map(|group| format!("group {group}"));
     let of: Vec<String> = one.volumes.iter().map(ToString::to_string).chain(groups).collect();
     let cells = ["preCommand", "postCommand", "freezeFs", "user", "onFailure"].map(|name| plain(&body[name]));
     Found {
         kind: Kind::Rule,
         name: one.name.to_string(),
-        field: "spec",
         status: json!({ "schedules": one.schedules, "problem": one.problem }),
         cells: cells.into_iter().chain([if of.is_empty() { "-".to_owned() } else { of.join(",") }]).collect(),
         body,
@@ -334,7 +331,6 @@ fn backup(one: &Cloudsnap) -> Found {
     Found {
         kind: Kind::VolumeBackup,
         name: backup_name(one),
-        field: "spec",
         body: json!({ "backupLocation": metadata.credential_name, "volume": one.src_volume_name }),
         status: json!({
             "stage": "Final", "status": "Successful", "cloudSnapID": one.id, "timestamp": one.timestamp,
@@ -375,7 +371,6 @@ fn backup_task(label: &str, task: &Task) -> Found {
     Found {
         kind: Kind::VolumeBackup,
         name: label.to_owned(),
-        field: "spec",
         cells: vec![
             volume.clone().unwrap_or_else(|| "-".to_owned()),
             place.clone().unwrap_or_else(|| "-".to_owned()),
@@ -392,7 +387,6 @@ fn restore(volume: &VolumeName, task: &Task) -> Found {
     Found {
         kind: Kind::VolumeRestore,
         name: volume.to_string(),
-        field: "spec",
         cells: vec![
             task.source_volume.clone().unwrap_or_else(|| "-".to_owned()),
             place.clone().unwrap_or_else(|| "-".to_owned()),
@@ -411,7 +405,6 @@ fn clone(volume: &Volume) -> Option<Found> {
     Some(Found {
         kind: Kind::VolumeClone,
         name: volume.name.to_string(),
-        field: "spec",
         body: json!({ "sourceVolume": source, "snapshot": snapshot, "destinationVolume": volume.name }),
         status: json!({ "stage": "Final", "status": "Successful", "volumeID": volume.id, "created": volume.created }),
         cells: vec![origin.clone(), volume.state.to_string()],
