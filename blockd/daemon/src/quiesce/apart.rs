@@ -34,38 +34,38 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a thaw that failed is not tried again.
+/// Pause before a failed thaw is retried.
 const THAW_PAUSE: Duration = Duration::from_secs(1);
 
-/// A filesystem that is open; something else in tests.
+/// Open filesystem, or a fake in tests.
 pub(super) trait Handle {
-    /// As [`Freezer::sync`].
+    /// See [`Freezer::sync`].
     fn sync(&self) -> Result<(), FreezerError>;
-    /// As [`Freezer::freeze`].
+    /// See [`Freezer::freeze`].
     fn freeze(&self) -> Result<(), FreezerError>;
-    /// As [`Freezer::thaw`].
+    /// See [`Freezer::thaw`].
     fn thaw(&self) -> Result<Thawed, FreezerError>;
 }
 
-/// Freezes and thaws from processes of their own.
+/// Freezes and thaws by holder processes, one for each filesystem.
 pub(crate) struct Apart {
     program: PathBuf,
     time_limit: Duration,
     holders: Mutex<HashMap<Mounted, Arc<Mutex<Holder>>>>,
 }
 
-/// The process of one filesystem.
+/// Holder process of a filesystem.
 struct Holder {
-    /// `None` only while it is being dropped.
+    /// `None` only during drop.
     child: Option<Child>,
     requests: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
 impl Apart {
-    /// What is frozen is thawed when there was no word for so long.
+    /// Creates the holders' client. A holder thaws its filesystem after this time without a request.
     pub(crate) fn new(time_limit: Duration) -> Self {
-        // The link leads to the program that runs, also if another one was put in its place since.
+        // The link leads to the running program, also after an upgrade replaced it.
         Self { program: "/proc/self/exe".into(), time_limit, holders: Mutex::default() }
     }
 
@@ -83,7 +83,7 @@ impl Apart {
     fn ask(&self, mount: &Mounted, request: u8) -> Result<Thawed, FreezerError> {
         let result = self.holder(mount)?.lock().ask(request);
         if matches!(result, Err(FreezerError::HolderGone)) {
-            // The next request gets another process.
+            // The next request starts another process.
             self.holders.lock().remove(mount);
         }
         result
@@ -98,7 +98,7 @@ impl Freezer for Apart {
     fn freeze(&self, mount: &Mounted) -> Result<(), FreezerError> {
         let result = self.ask(mount, b'f').map(drop);
         if matches!(result, Err(FreezerError::HolderGone)) {
-            // The process was killed, perhaps after it had frozen it.
+            // The process was killed, perhaps after the freeze.
             let _ = Kernel.thaw(&mount.reachable());
         }
         result
@@ -106,7 +106,7 @@ impl Freezer for Apart {
 
     fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError> {
         match self.ask(mount, b't') {
-            // The process cannot be had: better to wait here than not to thaw.
+            // Without a process, blocking here is better than no thaw.
             Err(FreezerError::NoHolder(_) | FreezerError::HolderGone) => Kernel.thaw(&mount.reachable()),
             other => other,
         }
@@ -124,7 +124,7 @@ impl Holder {
         let pipes = (child.stdin.take(), child.stdout.take());
         match pipes {
             (Some(mut requests), Some(answers)) => {
-                // Who is gone already does not answer the first request, which tells so.
+                // A dead process does not answer the first request, which reports that.
                 let _ = requests.write_all(&mount.device.to_le_bytes());
                 Ok(Self { child: Some(child), requests: Some(requests), answers: BufReader::new(answers) })
             }
@@ -150,7 +150,7 @@ impl Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        // It ends when its pipe does, but may hang in the kernel: nobody waits for it here.
+        // The process ends with its pipe, but may hang in the kernel: no one waits for it here.
         self.requests = None;
         if let Some(mut child) = self.child.take() {
             let reaper = std::thread::Builder::new().name("reap".into());
@@ -161,7 +161,7 @@ impl Drop for Holder {
     }
 }
 
-/// What such a process does: serves requests until their end, and lets go what is frozen then.
+/// Runs a holder process: serves requests until the pipe ends, and thaws its filesystem then.
 ///
 /// # Errors
 /// The pipes fail.
@@ -205,23 +205,22 @@ fn hold<H: Handle>(
             Err(FreezerError::Elsewhere) => "elsewhere\n".to_owned(),
             Err(error) => format!("{}\n", error.errno().unwrap_or(rustix::io::Errno::IO).raw_os_error()),
         };
-        // Who is gone asks nothing more, and the end of the requests tells so.
+        // A daemon that died sends no requests; the end of the pipe reports that.
         let _ = answers.write_all(answer.as_bytes()).and_then(|()| answers.flush());
     };
-    // Nobody else has the descriptor, so this does not end before it is thawed.
+    // No other process has the descriptor, so the process does not end before the thaw.
     while held.deadline.is_some() && held.thaw_again().is_err() {
         std::thread::sleep(THAW_PAUSE);
     }
     result
 }
 
-/// What a holder has frozen.
+/// Filesystem of a holder.
 struct Held<H, O> {
     open: O,
-    /// From the freeze until somebody has asked for the thaw and been told of it: he may ask after it was
-    /// thawed.
+    /// Set from the freeze until the answer to a thaw request, which may follow the thaw.
     frozen: Option<H>,
-    /// When it is to be thawed, unasked; `None` if it is thawed.
+    /// Deadline of the thaw without a request; `None` if it is thawed.
     deadline: Option<Instant>,
 }
 
@@ -248,7 +247,7 @@ impl<H: Handle, O: Fn() -> Result<H, FreezerError>> Held<H, O> {
         }
     }
 
-    /// Thaws what is frozen; if that fails, it is to be tried again soon.
+    /// Thaws the filesystem, and schedules a retry after a failure.
     fn thaw_again(&mut self) -> Result<Thawed, FreezerError> {
         let result = self.frozen.as_ref().map_or(Ok(Thawed::Before), Handle::thaw);
         self.deadline = result.is_err().then(|| Instant::now() + THAW_PAUSE);
@@ -256,7 +255,7 @@ impl<H: Handle, O: Fn() -> Result<H, FreezerError>> Held<H, O> {
     }
 }
 
-/// Waits for a request, or for the end of them, until then.
+/// Waits for a request or the end of the pipe until the deadline.
 fn is_ready(requests: &File, deadline: Option<Instant>) -> io::Result<bool> {
     loop {
         let left = deadline.map(|deadline| {
@@ -276,13 +275,13 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    /// A filesystem that is frozen or not, and says what was done to it.
+    /// Fake filesystem that records calls.
     #[derive(Clone)]
     struct Double {
         frozen: Arc<Mutex<bool>>,
-        /// So many thaws fail.
+        /// Number of thaws that fail.
         failures: Arc<Mutex<usize>>,
-        /// What is mounted at the path.
+        /// Device at the path.
         device: Arc<Mutex<u64>>,
         calls: mpsc::Sender<&'static str>,
     }
@@ -309,7 +308,7 @@ mod tests {
         }
     }
 
-    /// A holder whose requests come through a pipe: what is done, what is answered, and the end of it.
+    /// Holder with a request pipe, its calls and answers, and its end.
     struct Bed {
         requests: Option<io::PipeWriter>,
         answers: BufReader<io::PipeReader>,
@@ -323,7 +322,7 @@ mod tests {
             Self::failing(time_limit, 0)
         }
 
-        /// The first thaws fail.
+        /// Creates a holder whose first thaws fail.
         fn failing(time_limit: Duration, failures: usize) -> Self {
             let (reader, mut requests) = io::pipe().unwrap();
             let (answers, mut writer) = io::pipe().unwrap();
@@ -437,7 +436,7 @@ mod tests {
         assert_eq!(apart.thaw(&mount).unwrap_err().errno(), Some(rustix::io::Errno::NOENT));
     }
 
-    /// Failures to start a process have numbers, too.
+    /// Failures to start a process have error numbers, too.
     #[test]
     fn without_a_process_the_thaw_is_done_here() {
         let dir = tempfile::tempdir().unwrap();
@@ -445,7 +444,7 @@ mod tests {
         mount.device += 1;
         let apart = apart("/no/such/program");
         assert!(matches!(apart.freeze(&mount), Err(FreezerError::NoHolder(_))));
-        // It came as far as to look at what is mounted there.
+        // The check of the mount was reached.
         assert!(matches!(apart.thaw(&mount), Err(FreezerError::Elsewhere)));
     }
 }

@@ -1,14 +1,12 @@
-//! The commands before and after a snapshot.
+//! Pre- and post-commands of a snapshot.
 //!
-//! A command runs in a process group of its own, which is killed when its time is over, so that nothing it
-//! started is left; and when the daemon is gone, by a shell that hears of that through a pipe: the next
-//! daemon runs the command after, which must not be beside it. What is left of a command all the same holds a
-//! lock that the next daemon [waits for](super::marker).
+//! A command runs in its own process group. The group is killed after the timeout, and when the daemon dies:
+//! a wrapper shell notices that by a pipe. The next daemon runs the post-command, which must not run next to
+//! the old command; processes that survive hold a lock, which the next daemon [waits for](super::marker).
 //!
-//! None of the daemon's capabilities go to it. As the daemon's own user it is started by a thread that has
-//! given away what would. As another user it runs by `setpriv`, which needs them, and takes them from it; the
-//! shell that kills it keeps them. Whether the daemon may do that is [tried](super::users) when a rule is
-//! made.
+//! A command gets none of the daemon's capabilities. For the daemon's own user, a thread drops them before it
+//! starts the command. For another user, `setpriv` needs them and drops them; the wrapper shell keeps them to
+//! kill the group. Creating a rule [tests](super::users) whether the daemon may do that.
 
 use blockd_api::{
     RuleName,
@@ -36,60 +34,61 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long the last of what it says is waited for when the command has failed.
+/// Timeout for the last output of a failed command.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// The same when it has not: what comes next must not wait for something that it left running.
+/// Timeout for the last output of a successful command: the next step must not wait for a process that it
+/// left running.
 const LAST_GOOD_WORDS: Duration = Duration::from_millis(20);
 
-/// Search path of commands where the daemon has none.
+/// Search path of commands if the daemon has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// More pieces than a pipe holds are not read in one go.
+/// Maximum number of reads at a time; more than a pipe holds.
 const MAX_PIECES: usize = 4096;
 
-/// How often it is looked whether the daemon stops.
+/// Polling interval for a stop of the daemon.
 const STOP_PAUSE: Duration = Duration::from_millis(50);
 
-/// Runs the command in the place of this shell. Another one kills all of it when standard input ends without
-/// a line. Standard output is the lock, which goes to the command and what it starts; what that says goes to
-/// standard error.
+/// Shell script that replaces itself by the command. A second shell kills the process group when standard
+/// input ends without a line. Standard output is the lock, which the command and its children inherit; their
+/// output goes to standard error.
 const WRAPPER: &str = r#"exec 3<&0 0</dev/null 4>&1 1>&2
 (exec 1>/dev/null 2>&1 4>&-; read -r _ <&3 || kill -s KILL -- "-$$") &
 exec 3<&-
 exec "$@""#;
 
-/// A command to be run.
+/// Command to run.
 #[derive(Clone, Debug)]
 pub(crate) struct Hook<'a> {
-    /// Which of the two.
+    /// Pre-command or post-command.
     pub(crate) kind: QuiesceKind,
-    /// The rule that wants it.
+    /// Rule of the command.
     pub(crate) rule: Option<&'a RuleName>,
-    /// For `/bin/sh -c`.
+    /// Command line for `/bin/sh -c`.
     pub(crate) command: &'a str,
-    /// As whom; as the daemon's own user without it.
+    /// User; the daemon's by default.
     pub(crate) user: Option<&'a str>,
-    /// How long it may take.
+    /// Timeout.
     pub(crate) timeout: Duration,
-    /// Variables of its environment, beside those of the [user](user_environment). None of the daemon's own
-    /// go to it.
+    /// Environment variables, in addition to those of the [user](user_environment). The command inherits none
+    /// of the daemon's.
     pub(crate) env: &'a [(String, String)],
-    /// A file that is locked, and stays so until nothing of the command is left.
+    /// Locked file, which stays locked until all processes of the command have ended.
     pub(crate) lock: Option<&'a File>,
-    /// It is killed when this is told.
+    /// Cancellation: kills the command.
     pub(crate) stopping: Option<&'a CancelToken>,
 }
 
 impl Hook<'_> {
-    /// Runs it and waits for its end; what became of it.
+    /// Runs the command, waits for its end, and returns the result.
     pub(crate) fn run(&self) -> QuiesceStep {
         let (began, started) = (Instant::now(), Timestamp::now());
         let result = self.spawn().and_then(|mut child| {
-            // Not to be closed by a wait.
+            // Waiting would close standard input.
             let leash = child.stdin.take();
             let said = child.stderr.take().map(|pipe| listen(pipe.into())).transpose()?.unwrap_or_default();
             let ended = wait(&mut child, began + self.timeout, self.stopping)?;
-            // What the command left running on purpose is not killed.
+            // Background processes that the command left are not killed.
             let _ = leash.map(|mut leash| leash.write_all(b"\n"));
             Ok((ended, said))
         });
@@ -109,7 +108,7 @@ impl Hook<'_> {
                 (status.code(), Some(failure(status, &said)), said)
             }
         };
-        // What it is and says is for administrators, and the log is read by others, too.
+        // Commands and their output are for administrators; the log has more readers.
         let failed = error.is_some();
         tracing::info!(kind = %self.kind, rule = self.rule.map(tracing::field::display), duration_micros, exit_status, failed, "command run");
         QuiesceStep {
@@ -134,11 +133,11 @@ impl Hook<'_> {
                 let found = User::from_name(name)?;
                 Some(found.ok_or_else(|| io::Error::other(format!("there is no user {name} here")))?)
             }
-            // A container may have no entry for it.
+            // A container may have no passwd entry.
             None => User::from_uid(geteuid()).ok().flatten(),
         };
         if let Some(user) = user {
-            // As the daemon's own there is nothing to change, which it may not be allowed to.
+            // The daemon's own user needs no change, which might be forbidden.
             if user.uid != geteuid() {
                 let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
                 command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups"]);
@@ -158,27 +157,26 @@ impl Hook<'_> {
     }
 }
 
-/// Variables of the daemon's environment that every command gets; no others, which may hold secrets.
+/// Returns the variables of the daemon's environment that every command gets. Others may hold secrets.
 fn inherited_environment() -> impl Iterator<Item = (&'static str, OsString)> {
     let lang = std::env::var_os("LANG").map(|lang| ("LANG", lang));
     [("PATH", std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))].into_iter().chain(lang)
 }
 
-/// Variables of the environment that belong to a user.
+/// Returns the environment variables of a user.
 fn user_environment(user: &User) -> [(&'static str, OsString); 4] {
     let name = || OsString::from(&user.name);
     [("HOME", user.dir.clone().into()), ("USER", name()), ("LOGNAME", name()), ("SHELL", "/bin/sh".into())]
 }
 
-/// Starts a process that has none of the daemon's capabilities, unless it is root's. They belong to threads,
-/// so one that ends with this gives them away.
+/// Starts a process without the daemon's capabilities, except as root. Capabilities belong to threads, so a
+/// temporary thread drops them.
 fn without_capabilities(command: &mut Command) -> io::Result<Child> {
     let start = || {
         clear_ambient_capability_set().map_err(|errno| {
             io::Error::other(format!("cannot take blockd's capabilities from it: {errno}"))
         })?;
-        // Nothing comes of these for who has no others and may gain none, and the unit that sees to that
-        // forbids the call.
+        // Without capabilities there is nothing to drop, and a unit with NoNewPrivileges may forbid the call.
         let cleared = capabilities(None).and_then(|mut sets| {
             sets.inheritable = CapabilitySet::empty();
             set_capabilities(None, sets)
@@ -194,7 +192,7 @@ fn without_capabilities(command: &mut Command) -> io::Result<Child> {
     })
 }
 
-/// What a command says.
+/// Output of a command.
 #[derive(Default)]
 struct Said {
     words: Option<Arc<Mutex<Words>>>,
@@ -202,8 +200,8 @@ struct Said {
 }
 
 impl Said {
-    /// What was said by a command that has ended: all of it, also if the thread that listens has had no
-    /// processor since. Something that it left running may still hold its stderr: nobody waits for that.
+    /// Returns the output of a command that has ended, also if the reader thread had no processor since. It
+    /// does not wait for background processes that hold standard error.
     fn so_far(&self, time_limit: Duration) -> Vec<u8> {
         if let Some(ended) = &self.ended {
             let _ = ended.recv_timeout(time_limit);
@@ -215,15 +213,14 @@ impl Said {
     }
 }
 
-/// What was read of what a command says, and where the rest is. Whoever reads holds the lock.
+/// Output read so far, and its pipe. Readers hold the lock.
 struct Words {
     pipe: File,
     kept: Vec<u8>,
 }
 
 impl Words {
-    /// Reads what is there; whether there may be more. Waits for nothing, so that a command that never stops
-    /// is no reason to stay here.
+    /// Reads the available output without blocking; returns true if there may be more.
     fn take_in(&mut self) -> bool {
         let mut piece = [0; 1024];
         for _ in 0..MAX_PIECES {
@@ -232,7 +229,7 @@ impl Words {
             }
             let Ok(len @ 1..) = self.pipe.read(&mut piece) else { return false };
             self.kept.extend_from_slice(&piece[..len]);
-            // The last of it says how it ended.
+            // The last lines name the cause of a failure.
             if self.kept.len() > 2 * MAX_OUTPUT_BYTES {
                 let surplus = self.kept.len() - MAX_OUTPUT_BYTES;
                 self.kept.drain(..surplus);
@@ -242,19 +239,19 @@ impl Words {
     }
 }
 
-/// Whether a read of the pipe would not wait, within this time, or ever.
+/// Returns true if the pipe becomes readable within the timeout.
 fn is_there(pipe: &File, time_limit: Option<&Timespec>) -> bool {
     loop {
         match poll(&mut [PollFd::new(pipe, PollFlags::IN)], time_limit) {
             Err(rustix::io::Errno::INTR) => {}
             Ok(count) => return count > 0,
-            // A read says what is wrong.
+            // The read returns the error.
             Err(_) => return true,
         }
     }
 }
 
-/// Reads what the command says, on a thread that ends with the last process that could say something.
+/// Reads the output on a thread, which ends when the last process closes the pipe.
 fn listen(pipe: OwnedFd) -> io::Result<Said> {
     let pipe = File::from(pipe);
     let watched = pipe.try_clone()?;
@@ -269,8 +266,8 @@ fn listen(pipe: OwnedFd) -> io::Result<Said> {
     Ok(Said { words: Some(words), ended: Some(ended) })
 }
 
-/// Waits for the end, or until then, or until the daemon stops: who is not done by then is killed, and
-/// everything it started.
+/// Waits for the end, the deadline or a stop of the daemon, and kills the process group in the last two
+/// cases.
 fn wait(
     child: &mut Child,
     deadline: Instant,
@@ -281,7 +278,7 @@ fn wait(
         return child.wait().map(Some);
     }
     if let Some(group) = pid_of(child) {
-        // It may have ended just now.
+        // The command may have ended just now.
         let _ = kill_process_group(group, Signal::KILL);
     }
     child.wait()?;
@@ -387,7 +384,7 @@ mod tests {
         let output = step.output.unwrap();
         let names: Vec<&str> =
             output.lines().filter_map(|line| line.split_once('=')).map(|(n, _)| n).collect();
-        // The shell itself sets the last ones.
+        // The shell sets the last variables itself.
         let known = [
             "PATH",
             "LANG",
@@ -443,7 +440,7 @@ mod tests {
         let said = step.output.unwrap();
         let said: Vec<&str> = said.lines().collect();
         assert_eq!(said[..3], ["nobody", "nogroup", "nobody"], "{said:?}");
-        // Also that is killed.
+        // Background processes are killed as well.
         let user = Some("nobody");
         let slow = Hook { user, timeout: Duration::from_millis(300), ..hook("sleep 600") }.run();
         assert_eq!(slow.error.as_deref(), Some("it was killed after 0 s"));
@@ -481,7 +478,7 @@ mod tests {
         let words = vec![b'x'; 3_000];
         says.write_all(&words).unwrap();
         let said = listen(reads.into()).unwrap();
-        // The thread that listens may not have begun. Something that was left running may say more.
+        // The reader thread may not have started yet, and a background process may write more.
         assert_eq!(said.so_far(Duration::ZERO), words);
         for _ in 0..100 {
             says.write_all(b"more").unwrap();
@@ -497,7 +494,7 @@ mod tests {
         let pid = dir.path().join("pid");
         let began = Instant::now();
         let command = format!("sleep 600 & echo $! > {}.new; mv {0}.new {0}; wait", pid.display());
-        // On a busy machine it may be killed before it has started anything: then it gets more time.
+        // A busy machine may kill the command before it started a child: then the timeout is raised.
         for timeout_s in [0, 1, 4, 16, 64] {
             let timeout = Duration::from_secs(timeout_s).max(Duration::from_millis(500));
             let step = run(&command, timeout);

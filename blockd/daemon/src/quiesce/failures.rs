@@ -1,4 +1,4 @@
-//! How often what is done around freezes failed, since the start.
+//! Failure counts of quiesce steps since the start.
 
 use blockd_api::quiesce::{QuiesceKind, QuiesceStep};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 #[derive(Debug, Default)]
 pub(crate) struct Failures([AtomicU64; PHASES.len()]);
 
-/// The phases, in words for labels.
+/// Phases with their metric labels.
 const PHASES: [(QuiesceKind, &str); 4] = [
     (QuiesceKind::PreCommand, "pre"),
     (QuiesceKind::FreezeFs, "freeze"),
@@ -16,14 +16,14 @@ const PHASES: [(QuiesceKind, &str); 4] = [
 ];
 
 impl Failures {
-    /// Counts those of these steps that failed.
+    /// Counts the failed steps.
     pub(crate) fn note<'a>(&self, steps: impl Iterator<Item = &'a QuiesceStep>) {
         for step in steps.filter(|step| step.error.is_some()) {
             self.note_one(step.kind);
         }
     }
 
-    /// Counts one.
+    /// Counts one failure.
     pub(crate) fn note_one(&self, failed: QuiesceKind) {
         for (count, (kind, _)) in self.0.iter().zip(PHASES) {
             if kind == failed {
@@ -32,7 +32,7 @@ impl Failures {
         }
     }
 
-    /// How many there were of each phase.
+    /// Returns the count of each phase.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.0.iter().zip(PHASES).map(|(count, (_, phase))| (phase, count.load(Relaxed)))
     }

@@ -1,9 +1,9 @@
-//! Filesystems at rest: frozen together, thawed whatever happens.
+//! Filesystem freezes: all filesystems together, with a thaw in every case.
 //!
-//! A frozen filesystem keeps everybody waiting who writes to it, so there are five who thaw it: the one who
-//! froze it, when the barrier is passed; the end of the value that says it is frozen; a watchdog thread,
-//! should both hang; the [process](super::apart) that froze it, should the daemon stand still or be gone; and
-//! the next start of the daemon, told by a [marker](super::marker).
+//! A frozen filesystem blocks all its writers, so there are five ways to thaw it: the freezing thread after
+//! the barrier; the destructor of the guard; a watchdog thread if both hang; the [holder
+//! process](super::apart) if the daemon hangs or dies; and the next start of the daemon, from a
+//! [marker](super::marker).
 
 use super::{
     marker::Mounted,
@@ -18,49 +18,49 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What the kernel can do with a filesystem; something else in tests. All of it is done to that filesystem
-/// alone, whatever is mounted in its place by then.
+/// Kernel operations on a filesystem, or a fake in tests. They affect this filesystem only, also if another
+/// one was mounted over it.
 pub(crate) trait Freezer: Send + Sync {
-    /// Writes back what is dirty, so that the freeze has little to wait for.
+    /// Writes back dirty data, which shortens the freeze.
     fn sync(&self, mount: &Mounted) -> Result<(), FreezerError>;
-    /// Brings the filesystem to rest: all is written, and who writes to it waits.
+    /// Freezes the filesystem: all data is written, and writers block.
     fn freeze(&self, mount: &Mounted) -> Result<(), FreezerError>;
-    /// Lets it go.
+    /// Thaws the filesystem.
     fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError>;
 }
 
-/// How long it is waited until what is dirty is written back, of all filesystems together. What is left makes
-/// the freeze take longer, which has a limit of its own.
+/// Timeout for the writeback of all filesystems. Remaining dirty data prolongs the freeze, which has its own
+/// timeout.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is said of a filesystem that was not at rest when the volumes were frozen, although it had been.
+/// Message for a filesystem that was thawed before the volumes were frozen.
 pub(super) const TOO_EARLY: &str = "it was thawed before the volumes were frozen";
 
-/// Why a filesystem could not be synced, frozen or thawed.
+/// Error of a sync, freeze or thaw.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FreezerError {
-    /// There is no process to do it, so nothing was done.
+    /// No holder process could be started; nothing was done.
     #[error("cannot start a process for it: {0}")]
     NoHolder(#[source] io::Error),
-    /// The process that was to do it is gone: it may have done it, or may be done with it later.
+    /// The holder process died: the operation may be done, or may complete later.
     #[error("the process that freezes it is gone")]
     HolderGone,
-    /// The path leads to another filesystem now, which was left alone.
+    /// Another filesystem is mounted at the path; it was left alone.
     #[error("another filesystem is there now")]
     Elsewhere,
-    /// It was not waited for any longer; it may be done later.
+    /// Timeout; the operation may complete later.
     #[error("it took too long, more than {waited_ms} ms")]
     TooLong {
-        /// How long it was waited for.
+        /// Time waited, in milliseconds.
         waited_ms: u128,
     },
-    /// The kernel does not do it.
+    /// The kernel refused the call.
     #[error(transparent)]
     Call(#[from] io::Error),
 }
 
 impl FreezerError {
-    /// The kernel's number for it.
+    /// Returns the kernel's error number.
     pub(super) fn errno(&self) -> Option<rustix::io::Errno> {
         match self {
             Self::Call(error) => rustix::io::Errno::from_io_error(error),
@@ -69,25 +69,25 @@ impl FreezerError {
     }
 }
 
-/// How a filesystem was found that was to be thawed.
+/// State of a filesystem before a thaw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Thawed {
-    /// It was frozen until now.
+    /// Frozen until now.
     Now,
-    /// Somebody had thawed it before.
+    /// Already thawed.
     Before,
 }
 
-/// A filesystem that is to be at rest.
+/// Filesystem to freeze.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ToFreeze {
-    /// Which one.
+    /// Mount.
     pub(crate) mount: Mounted,
-    /// There is no snapshot unless it is. Of others a failure is only told.
+    /// A failure aborts the snapshot; failures of others are only reported.
     pub(crate) must_rest: bool,
 }
 
-/// Filesystems that are to be at rest for a moment.
+/// Filesystems of one freeze.
 pub(crate) struct Filesystems {
     shared: Arc<Shared>,
     wanted: Vec<ToFreeze>,
@@ -102,48 +102,46 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// In the order in which they were frozen.
+    /// Frozen filesystems in freeze order.
     frozen: Vec<ToFreeze>,
     steps: Vec<QuiesceStep>,
-    /// They are wanted no more: what is frozen from now on is thawed at once.
+    /// The freeze has ended: filesystems frozen from now on are thawed at once.
     ended: bool,
-    /// The watchdog, or somebody else, has thawed one that had to be at rest.
+    /// A required filesystem was thawed early, by the watchdog or another process.
     expired: bool,
-    /// One could not be thawed.
+    /// A filesystem could not be thawed.
     stuck: bool,
-    /// So many are being frozen that are not waited for any more; each is thawed as soon as it is frozen.
+    /// Number of freezes past their deadline; each is thawed on completion.
     late: usize,
 }
 
-/// Why filesystems are not at rest, in one line.
+/// Cause of a failed freeze, in one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct NotAtRest(String);
 
-/// How it ended.
+/// Result of a freeze.
 pub(crate) struct Ended {
-    /// What was done.
+    /// Steps.
     pub(crate) steps: Vec<QuiesceStep>,
-    /// All of them are thawed.
+    /// All filesystems are thawed.
     pub(crate) all_thawed: bool,
-    /// One that had to be at rest was thawed before it was to be: nothing can be said of what was frozen
-    /// meanwhile.
+    /// A required filesystem was thawed early: the snapshot may be inconsistent.
     pub(crate) expired: bool,
 }
 
 impl Filesystems {
-    /// These filesystems, each by one of its mount points; nothing is frozen yet. Once it is, the watchdog
-    /// has time_limit for so long. A third of that time is for those that may fail: one that hangs is let go
-    /// by then, and those that must be at rest have the rest of it.
+    /// Creates a freeze of filesystems, each by one of its mount points; nothing is frozen yet. The watchdog
+    /// thaws everything after the time limit. Optional filesystems get a third of it: one that hangs is given
+    /// up by then, and the required ones have the rest.
     pub(crate) fn new(freezer: Arc<dyn Freezer>, mut wanted: Vec<ToFreeze>, time_limit: Duration) -> Self {
-        // One that may fail may also take long to do so: those that others depend on are not kept frozen for
-        // it.
+        // An optional filesystem may take long to fail: required ones do not stay frozen for it.
         wanted.sort_by_key(|one| one.must_rest);
         let shared = Shared { freezer, state: Mutex::default(), changed: Condvar::new() };
         Self { shared: Arc::new(shared), wanted, time_limit }
     }
 
-    /// Writes back what is dirty. A failure, or one that takes too long, only makes the freeze take longer.
+    /// Writes back dirty data. A failure or timeout only prolongs the freeze.
     pub(crate) fn sync(&self) {
         self.sync_within(SYNC_TIMEOUT);
     }
@@ -166,10 +164,10 @@ impl Filesystems {
         }
     }
 
-    /// Brings them to rest: all that must be, and those of the others that can be in time; or none.
+    /// Freezes all required filesystems, and the optional ones that freeze in time.
     ///
     /// # Errors
-    /// One of those that must rest cannot be frozen; the others are thawed again.
+    /// A required filesystem cannot be frozen; the others are thawed again.
     pub(crate) fn freeze(&self) -> Result<(), NotAtRest> {
         if self.wanted.is_empty() {
             return Ok(());
@@ -182,7 +180,7 @@ impl Filesystems {
         let mut optional_left = self.wanted.iter().filter(|one| !one.must_rest).count();
         for one in &self.wanted {
             let ToFreeze { mount, must_rest } = one;
-            // Without the lock: should this hang, the watchdog can still thaw the others.
+            // Without the lock: if this hangs, the watchdog can still thaw the others.
             let began = Instant::now();
             let result = if *must_rest {
                 self.freeze_one(mount, until)
@@ -200,7 +198,7 @@ impl Filesystems {
             match result {
                 Ok(()) => state.frozen.push(one.clone()),
                 Err(error) => {
-                    // Who was killed may have frozen it, or may yet.
+                    // The killed process may have frozen it, or may still do so.
                     state.stuck |= matches!(error, FreezerError::HolderGone);
                     if !must_rest && !state.ended {
                         continue;
@@ -226,7 +224,7 @@ impl Filesystems {
         Ok(())
     }
 
-    /// Freezes one. If that takes longer than until then, it is thawed again as soon as it is frozen.
+    /// Freezes a filesystem. A freeze that completes after the deadline is thawed at once.
     fn freeze_one(&self, mount: &Mounted, until: Instant) -> Result<(), FreezerError> {
         let (shared, of) = (Arc::clone(&self.shared), mount.clone());
         let work = move || shared.freezer.freeze(&of);
@@ -237,7 +235,7 @@ impl Filesystems {
         frozen.unwrap_or_else(|| Err(too_long(began)))
     }
 
-    /// What is wrong with all of them; nothing if none of them must be at rest, but then it is told.
+    /// Returns the error if a filesystem is required, and reports it otherwise.
     fn unless_any_must(&self, what: String) -> Result<(), NotAtRest> {
         if self.wanted.iter().any(|one| one.must_rest) {
             return Err(NotAtRest(what));
@@ -248,12 +246,12 @@ impl Filesystems {
         Ok(())
     }
 
-    /// Lets all of them go.
+    /// Thaws all filesystems.
     pub(crate) fn thaw(&self) {
         self.shared.thaw(&mut self.shared.state.lock());
     }
 
-    /// What was done; nothing is frozen any more.
+    /// Thaws all filesystems and returns the result.
     pub(crate) fn end(self) -> Ended {
         self.thaw();
         let mut state = self.shared.state.lock();
@@ -285,13 +283,13 @@ impl Drop for Filesystems {
 }
 
 impl Shared {
-    /// Thaws one that nobody waits for any more.
+    /// Thaws a filesystem whose freeze completed late.
     fn let_go(&self, mount: &Mounted, frozen: Result<(), FreezerError>) {
         let left = match frozen {
             Ok(()) => self.freezer.thaw(mount).err(),
-            // Who was killed may have frozen it.
+            // The killed process may have frozen it.
             Err(error @ FreezerError::HolderGone) => Some(error),
-            // Nothing was done.
+            // No operation took place.
             Err(_) => None,
         };
         let mut state = self.state.lock();
@@ -302,12 +300,12 @@ impl Shared {
         }
     }
 
-    /// Thaws what is frozen, the last one first.
+    /// Thaws the frozen filesystems in reverse order.
     fn thaw(&self, state: &mut State) {
         self.thaw_as(state, false);
     }
 
-    /// The same, perhaps because it takes too long.
+    /// Thaws the frozen filesystems, with a cause if it is too early.
     fn thaw_as(&self, state: &mut State, too_early: bool) {
         state.ended = true;
         for ToFreeze { mount, must_rest } in std::mem::take(&mut state.frozen).into_iter().rev() {
@@ -315,7 +313,7 @@ impl Shared {
             let result = self.freezer.thaw(&mount);
             let failed = match result {
                 Ok(Thawed::Now) if !too_early => None,
-                // Who wrote to it since may have done so before the barrier.
+                // A writer may have written before the barrier.
                 Ok(_) => {
                     state.expired |= must_rest;
                     Some(TOO_EARLY.to_owned())
@@ -354,12 +352,11 @@ mod tests {
     use super::*;
     use std::{path::PathBuf, sync::mpsc};
 
-    /// Notes what is asked of it; freezing what is called `bad` fails, and so does thawing what is called
-    /// `stuck`; what is called `loose` does not stay frozen.
+    /// Fake that records calls. Freezing `bad` and thawing `stuck` fail; `loose` does not stay frozen.
     #[derive(Default)]
     struct Double {
         calls: Mutex<Vec<String>>,
-        /// Freezing or syncing what is called `slow` waits for this.
+        /// Gate for freezing or syncing `slow`.
         gate: Mutex<Option<mpsc::Receiver<()>>>,
     }
 
@@ -410,7 +407,7 @@ mod tests {
         }
     }
 
-    /// What ends in `?` may fail.
+    /// Mounts that end in `?` are optional.
     fn with(mounts: &[&str], time_limit: Duration) -> (Arc<Double>, Filesystems) {
         let double = Arc::new(Double::default());
         let wanted = |path: &&str| {
@@ -421,7 +418,7 @@ mod tests {
         (double.clone(), Filesystems::new(double, wanted, time_limit))
     }
 
-    /// What was thawed, by name, and what went wrong with it.
+    /// Returns the thawed mounts and their errors.
     fn thaws(ended: &Ended) -> Vec<(&str, Option<&str>)> {
         let thaws = ended.steps.iter().filter(|step| step.kind == QuiesceKind::ThawFs);
         let mut found: Vec<_> = thaws.map(|step| (step.target.as_str(), step.error.as_deref())).collect();
@@ -431,8 +428,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(600);
 
-    /// Frozen, and so short of time_limit that the watchdog comes soon; on a busy machine it may come before
-    /// all are frozen, and then it gets more.
+    /// Freezes with a short time limit, so that the watchdog fires soon. On a busy machine it may fire before
+    /// all are frozen; then the limit is raised.
     fn frozen_for_a_moment(mounts: &[&str]) -> (Arc<Double>, Filesystems) {
         for timeout_ms in [20, 200, 2_000] {
             let (double, filesystems) = with(mounts, Duration::from_millis(timeout_ms));
@@ -476,11 +473,11 @@ mod tests {
         assert_eq!(double.calls(), ["freeze bad", "freeze c", "freeze a", "thaw a", "thaw c"]);
         let ended = filesystems.end();
         assert!(ended.steps[0].error.is_some() && ended.all_thawed && !ended.expired);
-        // Who must be at rest still decides.
+        // Required filesystems still decide.
         let (double, filesystems) = with(&["bad", "c?"], LONG);
         assert!(filesystems.freeze().unwrap_err().to_string().contains("at bad: "));
         assert_eq!(double.calls(), ["freeze c", "freeze bad", "thaw c"]);
-        // So does who thaws it meanwhile.
+        // An early thaw decides as well.
         for (mounts, expired) in [(["loose?", "a"], false), (["loose", "a?"], true)] {
             let (_, filesystems) = with(&mounts, LONG);
             filesystems.freeze().unwrap();
@@ -488,7 +485,7 @@ mod tests {
             assert_eq!(ended.expired, expired);
             assert_eq!(thaws(&ended), [("a", None), ("loose", Some(TOO_EARLY))]);
         }
-        // One that may fail has a part of it only, which is to be enough on a busy machine.
+        // An optional filesystem has a part of the limit, which must suffice on a busy machine.
         let (double, filesystems) = with(&["a?"], Duration::from_secs(6));
         filesystems.freeze().unwrap();
         double.wait_for("thaw a");
@@ -520,7 +517,7 @@ mod tests {
     #[test]
     fn the_watchdog_thaws_when_nobody_does() {
         let (double, filesystems) = frozen_for_a_moment(&["a", "b"]);
-        // Nobody thaws: the task hangs here.
+        // Without a thaw: the task hangs here.
         double.wait_for("thaw a");
         let ended = filesystems.end();
         assert!(ended.expired && ended.all_thawed);
@@ -539,7 +536,7 @@ mod tests {
         double.wait_for("thaw a");
         let (error, all_thawed) = hanging.join().unwrap();
         assert!(error.contains("took too long") && !all_thawed, "{error}");
-        // Nobody waits for it, so it is not left frozen.
+        // Without a waiting caller it must not stay frozen.
         open.send(()).unwrap();
         double.wait_for("thaw slow");
         assert_eq!(double.calls(), ["freeze a", "thaw a", "freeze slow", "thaw slow"]);
@@ -556,7 +553,7 @@ mod tests {
         let ended = filesystems.end();
         let late = ended.steps.iter().find(|step| step.target == "slow").unwrap();
         assert!(late.error.as_ref().is_some_and(|error| error.contains("took too long")), "{late:?}");
-        // It may be frozen at any moment, for a moment: who thaws later is told.
+        // It may freeze at any moment: a later thaw reports that.
         assert!(!ended.all_thawed && !ended.expired);
         open.send(()).unwrap();
         double.wait_for("thaw slow");

@@ -1,4 +1,4 @@
-//! The system calls that freeze and thaw a filesystem.
+//! System calls that freeze and thaw a filesystem.
 
 use super::{
     apart::Handle,
@@ -17,19 +17,19 @@ const FREEZE: Opcode = opcode::read_write::<std::ffi::c_int>(b'X', 119);
 /// `FITHAW`.
 const THAW: Opcode = opcode::read_write::<std::ffi::c_int>(b'X', 120);
 
-/// The kernel of this host.
+/// Freezer of the host's kernel.
 #[derive(Debug)]
 pub(crate) struct Kernel;
 
-/// A filesystem by a descriptor, which stays with it whatever is mounted at its path meanwhile.
+/// Filesystem by a descriptor, which is independent of later mounts at its path.
 #[derive(Debug)]
 pub(super) struct Open(OwnedFd);
 
 impl Open {
-    /// Opens what is mounted there.
+    /// Opens a mount.
     ///
     /// # Errors
-    /// It cannot be opened; or it is another filesystem by now.
+    /// It cannot be opened, or another filesystem is mounted there.
     pub(super) fn at(mount: &Mounted) -> Result<Self, FreezerError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = rustix::fs::open(&mount.path, flags, Mode::empty()).map_err(io::Error::from)?;
@@ -57,7 +57,7 @@ impl Handle for Open {
         let request = unsafe { NoArg::<THAW>::new() };
         // SAFETY: the request is one that takes any open file of a filesystem and no memory.
         match unsafe { ioctl(&self.0, request) } {
-            // It is not frozen.
+            // The filesystem is not frozen.
             Err(rustix::io::Errno::INVAL) => Ok(Thawed::Before),
             other => Ok(other.map(|()| Thawed::Now).map_err(io::Error::from)?),
         }
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!((FREEZE, THAW), (0xC004_5877, 0xC004_5878));
     }
 
-    /// What cannot be frozen, such as `/proc`, is an error and no more.
+    /// Filesystems that cannot be frozen, such as `/proc`, return an error.
     #[test]
     fn what_cannot_be_frozen_is_an_error() {
         use rustix::io::Errno;

@@ -1,9 +1,9 @@
-//! What a daemon leaves behind while something is at rest, for the next one to let go should it die.
+//! Crash markers of quiesce operations, from which the next daemon resumes them.
 //!
-//! A marker is a file in `quiesce/` of the data directory, durable before the first command runs or the first
-//! filesystem is frozen, and removed when all is let go. Beside it lies its lock: an empty file, for the
-//! marker itself is replaced as the commands after have run, and commands of other users, which hold the
-//! lock, are not to read it.
+//! A marker is a file in `quiesce/` of the data directory. It is durable before the first command runs or the
+//! first filesystem is frozen, and removed after everything is resumed. Its lock is a separate, empty file:
+//! the marker is replaced after each post-command, and commands of other users, which hold the lock, must not
+//! read it.
 
 use super::{
     Hook,
@@ -29,43 +29,43 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where commands after are told whether there is a snapshot.
+/// Environment variable that tells post-commands whether the snapshot was taken.
 pub(super) const TAKEN: &str = "BLOCKD_TAKEN";
-/// How long a filesystem is waited for that somebody is still freezing.
+/// Timeout for a filesystem whose freeze is still in progress.
 const FREEZING_TIMEOUT: Duration = Duration::from_secs(600);
-/// How often it is looked at meanwhile.
+/// Polling interval of such a filesystem.
 const FREEZING_PAUSE: Duration = Duration::from_millis(100);
-/// How long a thaw is waited for at the start, before the commands after run all the same: one filesystem
-/// that hangs must not keep applications, and all other freezes, waiting.
+/// Timeout of a thaw at the start, after which the post-commands run nevertheless: one hanging filesystem
+/// must not block applications and all other freezes.
 const THAW_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
-/// How long commands of the daemon before are waited for. They are killed when it is gone.
+/// Timeout for commands of the previous daemon, which are killed when it dies.
 const COMMANDS_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often it is looked whether they have ended.
+/// Polling interval for their end.
 const COMMANDS_PAUSE: Duration = Duration::from_millis(10);
 
-/// What is at rest, and how it is let go.
+/// Marker of a quiesce operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Marker {
-    /// The filesystems that are frozen, or about to be.
+    /// Filesystems that are frozen or about to be.
     pub(crate) mounts: Vec<Mounted>,
-    /// The commands that are to run afterwards, in this order.
+    /// Post-commands, in order.
     pub(crate) posts: Vec<Post>,
 }
 
-/// A command that is to run afterwards.
+/// Post-command.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Post {
-    /// The rule that wants it.
+    /// Rule of the command.
     pub(crate) rule: Option<RuleName>,
-    /// It.
+    /// Command line.
     pub(crate) command: String,
-    /// As whom.
+    /// User.
     pub(crate) user: Option<String>,
-    /// How long it may take, in seconds.
+    /// Timeout, in seconds.
     pub(crate) timeout_s: u64,
-    /// What it is told.
+    /// Environment variables.
     pub(crate) env: Vec<(String, String)>,
 }
 
@@ -85,26 +85,26 @@ impl Post {
     }
 }
 
-/// A filesystem that was mounted when the marker was written.
+/// Filesystem that was mounted when the marker was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Mounted {
-    /// One of its mount points.
+    /// Mount point.
     pub(crate) path: PathBuf,
-    /// The number of its device, as `stat` gives it: another filesystem may lie at the path by now.
+    /// Device number of `stat`, as another filesystem may be mounted at the path later.
     pub(crate) device: u64,
 }
 
 impl Mounted {
-    /// What is mounted there now.
+    /// Returns the mount at a path.
     ///
     /// # Errors
-    /// It cannot be looked at.
+    /// The path cannot be read.
     pub(crate) fn at(path: PathBuf) -> io::Result<Self> {
         let device = std::fs::metadata(&path)?.dev();
         Ok(Self { path, device })
     }
 
-    /// The same by a path that leads to it, if one does.
+    /// Returns the mount by a path that leads to it, if there is one.
     pub(super) fn reachable(&self) -> Self {
         match self.whereabouts(&mountinfo()) {
             Whereabouts::At(place) => place,
@@ -112,7 +112,7 @@ impl Mounted {
         }
     }
 
-    /// Where it is by now.
+    /// Locates the mount.
     fn whereabouts(&self, mountinfo: &str) -> Whereabouts {
         let leads_there = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.dev() == self.device);
         if leads_there(&self.path) {
@@ -127,7 +127,7 @@ impl Mounted {
         }
     }
 
-    /// What is to be done about it if it is not at its place: nothing if it is not mounted any more.
+    /// Decides about a mount that is not at its path: nothing is done if it is unmounted.
     fn elsewhere(&self, mountinfo: &str) -> Result<Self, LetGo> {
         match self.whereabouts(mountinfo) {
             Whereabouts::At(place) => Ok(place),
@@ -136,7 +136,7 @@ impl Mounted {
         }
     }
 
-    /// Thaws it, if it is frozen.
+    /// Thaws the filesystem if it is frozen.
     fn thaw(&self, freezer: &dyn Freezer, mountinfo: &str) -> LetGo {
         let place = match self.elsewhere(mountinfo) {
             Ok(place) => place,
@@ -148,7 +148,7 @@ impl Mounted {
                 LetGo::Done
             }
             Ok(Thawed::Before) => LetGo::NotFrozen,
-            // It is looked for once more.
+            // The lookup is repeated.
             Err(FreezerError::Elsewhere) => LetGo::Hidden,
             Err(error) => {
                 tracing::error!(mount = %self.path.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
@@ -157,9 +157,8 @@ impl Mounted {
         }
     }
 
-    /// The same for one that is not frozen but may soon be, by somebody who was killed while he waited for it
-    /// in the kernel and will thaw nothing. Only one can be at it: who succeeds in freezing it knows that
-    /// nobody else is.
+    /// Thaws a filesystem that a killed process may still freeze, since its call hangs in the kernel. Only
+    /// one freeze can be in progress: if a freeze succeeds here, no other one is.
     fn make_sure(&self, freezer: &dyn Freezer, mountinfo: &str) -> LetGo {
         let place = match self.elsewhere(mountinfo) {
             Ok(place) => place,
@@ -173,7 +172,7 @@ impl Mounted {
                 tracing::debug!(mount = %self.path.display(), %error, "cannot be frozen, so nobody else does");
                 LetGo::Done
             }
-            // That says nothing of the filesystem.
+            // This error gives no information about the filesystem.
             (FreezerError::NoHolder(_) | FreezerError::HolderGone | FreezerError::TooLong { .. }, _) => {
                 LetGo::NotFrozen
             }
@@ -185,12 +184,12 @@ impl Mounted {
     }
 }
 
-/// What became of a filesystem that is to be let go.
+/// Result of a thaw at the start.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LetGo {
     Done,
     NotFrozen,
-    /// It is mounted, but something else lies over each of its places: it may be frozen.
+    /// Mounted, but hidden by other mounts everywhere: it may be frozen.
     Hidden,
     Failed,
 }
@@ -201,13 +200,13 @@ impl LetGo {
     }
 }
 
-/// Where a filesystem is mounted.
+/// Location of a filesystem.
 enum Whereabouts {
-    /// A path leads there.
+    /// Reachable by a path.
     At(Mounted),
-    /// Somewhere, but no path leads there.
+    /// Mounted, but not reachable.
     Hidden,
-    /// Nowhere.
+    /// Not mounted.
     Gone,
 }
 
@@ -215,7 +214,7 @@ fn mountinfo() -> String {
     std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
 }
 
-/// The places at which a device is mounted. Filesystems with several devices have other numbers there and are
+/// Returns the mount points of a device. Filesystems with several devices have other numbers there and are
 /// not found.
 fn mount_points_of(mountinfo: &str, device: u64) -> Vec<PathBuf> {
     let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
@@ -234,7 +233,7 @@ fn dir(data_dir: &Path) -> PathBuf {
 }
 
 impl Marker {
-    /// Puts it in place, durably; the path is for [`remove`].
+    /// Writes the marker durably and returns its path for [`remove`].
     pub(crate) fn write(&self, data_dir: &Path) -> io::Result<PathBuf> {
         let dir = dir(data_dir);
         files::make_dir(&dir)?;
@@ -244,7 +243,7 @@ impl Marker {
         Ok(path)
     }
 
-    /// Puts it in the place of one that says more.
+    /// Replaces the marker by a shorter one.
     fn rewrite(&self, path: &Path) {
         let written = serde_json::to_vec(self).map_err(io::Error::from);
         if let Err(error) = written.and_then(|bytes| files::write_atomically(path, &bytes)) {
@@ -252,13 +251,13 @@ impl Marker {
         }
     }
 
-    /// Runs the commands after, each once, whatever becomes of this process meanwhile; what each did is told
-    /// as it ends. All of them run, also if one fails.
+    /// Runs each post-command once, also across a crash of this process, and reports each result. A failure
+    /// does not stop the others.
     pub(crate) fn run_posts(&mut self, path: &Path, lock: Option<&File>, mut ended: impl FnMut(QuiesceStep)) {
         while !self.posts.is_empty() {
             ended(self.posts[0].run(lock));
             self.posts.remove(0);
-            // The marker itself goes soon after the last one, unless something is still frozen.
+            // The marker is removed after the last one, unless a filesystem is still frozen.
             self.rewrite(path);
         }
     }
@@ -272,8 +271,8 @@ fn make_lock(path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
 }
 
-/// Takes the lock of a marker, which the commands of this daemon and of those before it hold. What does not
-/// end is waited for so long, and no longer.
+/// Takes the lock of a marker, which commands of this daemon and earlier ones hold. Waits for their end up to
+/// a timeout.
 pub(crate) fn lock(path: &Path) -> io::Result<File> {
     wait_for_lock(&lock_path(path))
 }
@@ -294,8 +293,7 @@ fn wait_for_lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Lets go, apart from the caller, what could not be let go when it should be; the command after has been
-/// run.
+/// Thaws, in the background, filesystems that could not be thawed in time; the post-commands have run.
 pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Freezer>) {
     let ends = marker.mounts.clone().into_iter().map(|mount| (mount, LetGo::NotFrozen)).collect();
     let work = move || settle(vec![Left { path, ends, late: Vec::new() }], &*freezer, &mountinfo);
@@ -304,11 +302,10 @@ pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Free
     }
 }
 
-/// Removes a marker. One that stays lets go at the next start what is not at rest any more, which harms
-/// nobody.
+/// Removes a marker. If that fails, the next start resumes what is already resumed, which is harmless.
 pub(crate) fn remove(path: &Path) {
     remove_file(path);
-    // The lock last: one without a marker is removed by the next start.
+    // The lock last: the next start removes a lock without a marker.
     remove_file(&lock_path(path));
 }
 
@@ -320,8 +317,8 @@ fn remove_file(path: &Path) {
     }
 }
 
-/// Lets go what a daemon that died left at rest: thaws, then runs the commands after, each of which is told
-/// of. When they have run, `done` is called, and what cannot be let go yet is waited for. Blocks.
+/// Resumes what a dead daemon left quiesced: thaws, then runs the post-commands and reports each. Then it
+/// calls `done` and waits for filesystems that cannot be thawed yet. Blocks.
 pub(crate) fn let_go(
     data_dir: &Path,
     freezer: &dyn Freezer,
@@ -340,7 +337,7 @@ fn let_go_among(
 ) {
     let entries = std::fs::read_dir(dir(data_dir)).into_iter().flatten().flatten();
     std::thread::scope(|scope| {
-        // Waiting comes last: what can be let go now is not kept by what cannot.
+        // Waiting comes last: it must not delay what can be resumed now.
         let left =
             entries.filter_map(|entry| Left::let_go(entry.path(), freezer, &mountinfo(), scope, ended));
         let (prompt, late): (Vec<Left>, Vec<Left>) = left.partition(|left| left.late.is_empty());
@@ -353,12 +350,12 @@ fn let_go_among(
     });
 }
 
-/// Whether a daemon that died left something at rest.
+/// Returns true if a dead daemon left markers.
 pub(crate) fn is_something_left(data_dir: &Path) -> bool {
     std::fs::read_dir(dir(data_dir)).into_iter().flatten().next().is_some()
 }
 
-/// Waits for what cannot be let go yet.
+/// Waits for filesystems that cannot be thawed yet.
 fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> String) {
     let deadline = Instant::now() + FREEZING_TIMEOUT;
     loop {
@@ -378,7 +375,7 @@ fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> St
     }
 }
 
-/// The step that was to thaw a filesystem at the start, and has not ended.
+/// Returns the step of a thaw at the start that has not ended.
 fn hanging(mount: &Mounted) -> QuiesceStep {
     let timeout_s = THAW_TIMEOUT.as_secs();
     QuiesceStep {
@@ -393,17 +390,17 @@ fn hanging(mount: &Mounted) -> QuiesceStep {
     }
 }
 
-/// What one marker tells of.
+/// Remainder of one marker.
 struct Left {
     path: PathBuf,
     ends: Vec<(Mounted, LetGo)>,
-    /// Those whose thaw hangs, and where its end is told.
+    /// Mounts whose thaw hangs, with the channel of its result.
     late: Vec<(Mounted, mpsc::Receiver<LetGo>)>,
 }
 
 impl Left {
-    /// Does what needs no waiting: thaws, and runs the command after. A thaw that hangs goes on beside all
-    /// else.
+    /// Does what needs no waiting: thaws, and runs the post-commands. A hanging thaw continues in the
+    /// background.
     fn let_go<'scope, 'env>(
         path: PathBuf,
         freezer: &'env dyn Freezer,
@@ -436,7 +433,7 @@ impl Left {
                 if end == LetGo::Hidden {
                     tracing::error!(mount = %its.path.display(), "a filesystem may still be frozen, and something else is mounted over it: unmount that");
                 }
-                // Whoever waits for it does so until the end.
+                // The waiting thread waits until the end.
                 let _ = tell.send(end);
             };
             if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn_scoped(scope, thaw) {
@@ -453,10 +450,10 @@ impl Left {
             }
         }
         if !marker.posts.is_empty() {
-            // Nothing of the commands of the daemon before runs beside it.
+            // No command of the previous daemon runs next to it.
             let lock = lock(&path);
             for env in marker.posts.iter_mut().map(|post| &mut post.env) {
-                // It died before it could say so to all of them.
+                // The daemon died before it could tell all of them.
                 if env.iter().all(|(name, _)| name != TAKEN) {
                     env.push((TAKEN.to_owned(), "unknown".to_owned()));
                 }
@@ -468,7 +465,7 @@ impl Left {
         Some(Self { path, ends, late })
     }
 
-    /// Waits for the thaws that hang.
+    /// Waits for hanging thaws.
     fn wait_for_thaws(&mut self) {
         for (mount, told) in self.late.drain(..) {
             self.ends.push((mount, told.recv().unwrap_or(LetGo::Failed)));
@@ -479,7 +476,7 @@ impl Left {
         self.ends.iter().any(|(_, end)| end.is_waited_for())
     }
 
-    /// Whether there is nothing to wait for; the marker goes if all is let go.
+    /// Returns true if there is nothing to wait for; removes the marker if everything is resumed.
     fn is_settled(&self) -> bool {
         if self.ends.iter().all(|(_, end)| *end == LetGo::Done) {
             remove(&self.path);
@@ -493,14 +490,14 @@ mod tests {
     use super::*;
     use parking_lot::Mutex;
 
-    /// A filesystem that somebody else freezes all the while, and is done with after so many looks.
+    /// Fake filesystem with a foreign freeze, which ends after a number of polls.
     #[derive(Default)]
     struct Double {
         calls: Mutex<Vec<String>>,
         frozen: Mutex<bool>,
         busy_for: Mutex<usize>,
         fails: bool,
-        /// Why the next freezes fail, the last one first.
+        /// Errors of the next freezes, in reverse order.
         refusals: Mutex<Vec<FreezerError>>,
     }
 
@@ -580,7 +577,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&resumed).unwrap(), "monday\nsecond\n");
     }
 
-    /// One that died in between runs the rest of them.
+    /// A restart in between runs the rest of them.
     #[test]
     fn each_command_after_runs_once_and_all_of_them_do_also_if_one_fails() {
         let dir = tempfile::tempdir().unwrap();
@@ -603,7 +600,7 @@ mod tests {
     #[test]
     fn the_lock_is_held_through_all_commands_after_and_says_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        // Descriptor 4 is the lock: whoever has it reads what it leads to.
+        // Descriptor 4 is the lock: its holder reads the link.
         let posts = vec![post("cat <&4".to_owned()), post("cat <&4".to_owned())];
         let mut marker = Marker { posts, ..marker(dir.path(), &[]) };
         let path = marker.write(dir.path()).unwrap();
@@ -615,13 +612,13 @@ mod tests {
         });
         remove(&path);
         assert!(is_removed(dir.path()));
-        // One that is left alone goes with the next start.
+        // A lock without a marker is removed by the next start.
         make_lock(&lock_path(&path)).unwrap();
         let_go_among(dir.path(), &Double::default(), &String::new, &mut |_| {}, || {});
         assert!(is_removed(dir.path()));
     }
 
-    /// Nobody else thaws it: who freezes it was killed, which he will know when he is done.
+    /// No other process thaws it: the freezing process was killed, which takes effect at the end of its call.
     #[test]
     fn one_that_is_still_being_frozen_is_waited_for_and_thawed() {
         let dir = tempfile::tempdir().unwrap();
@@ -632,7 +629,7 @@ mod tests {
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
     }
 
-    /// Somebody may be freezing it all the same.
+    /// Another process may be freezing it nevertheless.
     #[test]
     fn a_process_that_cannot_be_had_says_nothing_of_the_filesystem() {
         let dir = tempfile::tempdir().unwrap();
@@ -678,7 +675,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(resumed).unwrap(), "\n\n");
     }
 
-    /// Its thaws hang until somebody lets them.
+    /// Fake whose thaws hang until they are released.
     struct Hanging(Mutex<mpsc::Receiver<()>>);
 
     impl Freezer for Hanging {
@@ -736,13 +733,13 @@ mod tests {
         assert_eq!(double.calls(), ["thaw stuck", "thaw stuck"]);
     }
 
-    /// A line of `mountinfo` for a folder.
+    /// Returns a line of `mountinfo` for a directory.
     fn line(mount: &Mounted, place: &Path) -> String {
         let (major, minor) = (rustix::fs::major(mount.device), rustix::fs::minor(mount.device));
         format!("36 35 {major}:{minor} / {} rw - ext4 /dev/x rw\n", place.display())
     }
 
-    /// Something else lies at its path: it is thawed where else it is mounted.
+    /// A filesystem hidden at its path is thawed at another mount point.
     #[test]
     fn one_that_is_hidden_is_thawed_at_another_place() {
         let dir = tempfile::tempdir().unwrap();
@@ -757,7 +754,7 @@ mod tests {
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
     }
 
-    /// Whoever froze it may be gone: it is waited for until it can be reached.
+    /// The freezing process may be gone: the filesystem is thawed when it can be reached.
     #[test]
     fn one_that_is_hidden_everywhere_is_thawed_when_it_comes_to_light() {
         let dir = tempfile::tempdir().unwrap();
@@ -781,7 +778,7 @@ mod tests {
     #[test]
     fn what_could_not_be_let_go_in_time_is_let_go_later() {
         let dir = tempfile::tempdir().unwrap();
-        // The command after has been run by whoever could not let go.
+        // The post-command ran before.
         let marker = marker(dir.path(), &["a"]);
         let path = marker.write(dir.path()).unwrap();
         let double = Arc::new(Double { busy_for: Mutex::new(1), ..Double::default() });

@@ -1,11 +1,10 @@
-//! Bringing applications and filesystems to rest around a freeze.
+//! Quiescing of applications and filesystems around a freeze.
 //!
-//! The commands before run first, those of one part after the other; then, when the volumes' new heads are
-//! ready, the filesystems are frozen, the barrier is passed, and they are thawed; the commands after run
-//! last, in the opposite order. What was brought to rest is let go whatever fails, by the next start of the
-//! daemon if need be. Until that has done so, nothing else is brought to rest. Freezes with commands of the
-//! same volumes or by the same rules take turns: otherwise the command after one could let go what another
-//! has just brought to rest.
+//! The pre-commands run first, part after part. When the volumes' new heads are ready, the filesystems are
+//! frozen, the write barrier passes, and the filesystems are thawed. The post-commands run last, in reverse
+//! order. Everything is resumed after any failure, by the next start of the daemon if necessary; until then
+//! no other freeze quiesces. Freezes with commands for the same volumes or of the same rules run one after
+//! the other: otherwise the post-command of one could resume what another has just quiesced.
 
 mod apart;
 mod command;
@@ -49,25 +48,25 @@ use std::{
 use tokio::sync::watch;
 pub(crate) use users::{UserRefused, try_user};
 
-/// How long filesystems are frozen at most. The barrier takes less than a thousandth of it.
+/// Maximum time of a filesystem freeze. The write barrier takes less than a thousandth of it.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Volumes, and the snapshots that they get.
+/// Volumes with the ids of their new snapshots.
 pub(crate) type Members = Vec<(Arc<Volume>, SnapshotId)>;
 
-/// Who may bring something to rest now.
+/// Admission of quiesce operations.
 #[derive(Debug)]
 pub(crate) struct Resting {
-    /// What failed.
+    /// Cause.
     pub(crate) failures: failures::Failures,
     turns: Turns,
-    /// What an earlier daemon left at rest is let go.
+    /// True once everything that an earlier daemon quiesced has been resumed.
     is_settled: watch::Sender<bool>,
-    /// How many freezes are under way that have brought something to rest, or may have.
+    /// Number of running quiesce operations.
     under_way: Arc<watch::Sender<usize>>,
 }
 
-/// Something may be at rest, until this is dropped.
+/// Guard of a running quiesce operation.
 struct UnderWay(Arc<watch::Sender<usize>>);
 
 impl Drop for UnderWay {
@@ -85,8 +84,7 @@ impl Default for Resting {
 }
 
 impl Resting {
-    /// Waits until these volumes may be brought to rest by these rules, and no others by any of them
-    /// meanwhile.
+    /// Waits for exclusive use of these volumes and rules.
     pub(crate) async fn turn(
         &self,
         around: &[Part],
@@ -95,35 +93,35 @@ impl Resting {
         if around.is_empty() {
             return None;
         }
-        // The sender is there as long as this.
+        // The sender lives as long as `self`.
         let _ = self.is_settled.subscribe().wait_for(|is_settled| *is_settled).await;
         let rules = around.iter().filter_map(|part| part.rule.as_ref()).map(|rule| format!("rule {rule}"));
         Some(self.turns.take(rules.chain(volumes.map(|volume| format!("volume {volume}")))).await)
     }
 
-    /// Waits until nothing is at rest any more, so long; false if something may be still.
+    /// Waits for the end of all quiesce operations; returns false after the time limit.
     pub(crate) async fn ended(&self, time_limit: Duration) -> bool {
         let mut under_way = self.under_way.subscribe();
         tokio::time::timeout(time_limit, under_way.wait_for(|count| *count == 0)).await.is_ok()
     }
 }
 
-/// What is done around one freeze.
+/// Quiesce operation.
 pub(crate) struct Rest {
     parts: Vec<Part>,
     to_freeze: Vec<ToFreeze>,
-    /// What all commands are told.
+    /// Environment of all commands.
     env: Vec<(String, String)>,
     marker: Marker,
     marker_path: Option<PathBuf>,
-    /// Held while commands run, and by them.
+    /// Lock held by the daemon and the commands.
     lock: Option<File>,
     steps: Vec<QuiesceStep>,
-    /// What is to thaw, if not all are thawed.
+    /// Freezer for filesystems that are not thawed yet.
     stuck: Option<Arc<dyn Freezer>>,
-    /// Whoever is told that it failed may know what commands say.
+    /// Error messages may contain the output of commands.
     tells_all: bool,
-    /// The commands before are killed when this is told.
+    /// Cancellation of the pre-commands.
     stopping: Option<CancelToken>,
     _under_way: Option<UnderWay>,
 }
@@ -132,14 +130,14 @@ fn refused(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::QuiesceFailed, message)
 }
 
-/// Each filesystem once, by path; at rest it must be if it must anywhere.
+/// Removes duplicates by path. A filesystem is required if any part requires it.
 fn each_once(mut wanted: Vec<ToFreeze>) -> Vec<ToFreeze> {
     wanted.sort_unstable_by(|a, b| a.mount.path.cmp(&b.mount.path).then(b.must_rest.cmp(&a.must_rest)));
     wanted.dedup_by(|a, b| a.mount == b.mount);
     wanted
 }
 
-/// The step that was to freeze filesystems, of which none could be found.
+/// Returns the failed step of a freeze without filesystems.
 fn not_frozen(why: &ServiceError) -> QuiesceStep {
     QuiesceStep {
         kind: QuiesceKind::FreezeFs,
@@ -154,7 +152,7 @@ fn not_frozen(why: &ServiceError) -> QuiesceStep {
 }
 
 impl Rest {
-    /// What is asked for, for filesystems that are mounted here.
+    /// Creates a quiesce operation for mounted filesystems.
     pub(crate) fn new(
         parts: Vec<Part>,
         to_freeze: Vec<ToFreeze>,
@@ -180,7 +178,7 @@ impl Rest {
         }
     }
 
-    /// A stop of the daemon cuts the commands before short, and waits for those after.
+    /// Cancels the pre-commands when the daemon stops; the stop waits for the post-commands.
     pub(crate) fn heed(&mut self, stopping: &CancelToken, resting: &Resting) {
         if !self.parts.is_empty() {
             self.stopping = Some(stopping.clone());
@@ -189,12 +187,12 @@ impl Rest {
         }
     }
 
-    /// Notes what went wrong before.
+    /// Records earlier failures.
     pub(crate) fn note(&mut self, steps: Vec<QuiesceStep>) {
         self.steps.extend(steps);
     }
 
-    /// Brings to rest, freezes, and thaws. Blocks.
+    /// Quiesces, freezes the volumes, and thaws. Blocks.
     pub(crate) fn freeze(
         &mut self,
         data_dir: &Path,
@@ -226,7 +224,7 @@ impl Rest {
         let filesystems = Filesystems::new(Arc::clone(&freezer), self.to_freeze.clone(), TIMEOUT);
         filesystems.sync();
         let refs: Vec<_> = members.iter().map(|(volume, id)| (&**volume, *id)).collect();
-        // The time stands for the instant of the freeze, so it is taken beside it.
+        // The timestamp stands for the point in time of the freeze, so it is taken next to it.
         let mut now = Timestamp::UNIX_EPOCH;
         let frozen = freeze_group_around(
             &refs,
@@ -269,7 +267,7 @@ impl Rest {
             };
             let step = hook.run();
             if self.stopping.as_ref().is_some_and(CancelToken::is_cancelled) {
-                // The next daemon does it all anew.
+                // The next daemon repeats all of it.
                 self.steps.push(step);
                 return Err(ServiceError::Stopping);
             }
@@ -287,7 +285,7 @@ impl Rest {
         Ok(())
     }
 
-    /// Runs the commands after. Blocks.
+    /// Runs the post-commands. Blocks.
     pub(crate) fn end(&mut self, taken: bool) {
         let said = if taken { "yes" } else { "no" };
         for post in &mut self.marker.posts {
@@ -302,14 +300,13 @@ impl Rest {
         }
     }
 
-    /// What was done so far; `None` if nothing was asked for.
+    /// Returns the report; `None` without quiesce options.
     pub(crate) fn report(&self) -> Option<QuiesceReport> {
         (!self.parts.is_empty()).then(|| QuiesceReport { steps: self.steps.clone() })
     }
 }
 
-/// What was brought to rest, on its way back to whoever asked for it: he may have been cut off meanwhile by a
-/// stop.
+/// Quiesce operation on its way back to the caller, which a stop may have cancelled.
 pub(crate) struct Returned(Option<Rest>);
 
 impl Returned {
@@ -330,12 +327,12 @@ impl Drop for Returned {
     }
 }
 
-/// Whether it is of a filesystem that was thawed too early, so that it is not at rest any more.
+/// Returns true for the step of a filesystem that was thawed early.
 fn is_early(step: &QuiesceStep) -> bool {
     step.error.as_deref() == Some(filesystems::TOO_EARLY)
 }
 
-/// The events that tell of what failed, of these volumes.
+/// Returns events for the failed steps of these volumes.
 pub(crate) fn events_of_failures<'a>(
     steps: impl Iterator<Item = &'a QuiesceStep>,
     volumes: &[VolumeName],
@@ -361,11 +358,11 @@ pub(crate) fn events_of_failures<'a>(
 }
 
 impl Core {
-    /// The filesystems that these parts want frozen, and what failed of those that may fail. One that several
-    /// want must be at rest if it must for any of them.
+    /// Returns the filesystems that these parts freeze, and the failures of optional ones. A filesystem is
+    /// required if any part requires it.
     ///
     /// # Errors
-    /// As of [`filesystems_of`](Self::filesystems_of), where that means that there is no snapshot.
+    /// See [`filesystems_of`](Self::filesystems_of), for required filesystems.
     pub(crate) fn filesystems_for(
         &self,
         around: &[Part],
@@ -386,11 +383,10 @@ impl Core {
         Ok((each_once(wanted), failed))
     }
 
-    /// The filesystems that are mounted from these volumes' devices.
+    /// Returns the filesystems mounted from the devices of these volumes.
     ///
     /// # Errors
-    /// There are none, or one of them cannot be reached; or the daemon's own data is on one, which would wait
-    /// for itself.
+    /// There are none, one cannot be reached, or one holds the daemon's own data, which would deadlock.
     pub(crate) fn filesystems_of(&self, members: &Members) -> Result<Vec<Mounted>, ServiceError> {
         let found: Vec<_> =
             members.iter().flat_map(|(volume, _)| self.attachments.filesystems(volume.id())).collect();
@@ -422,8 +418,8 @@ impl Core {
         Ok(mounts)
     }
 
-    /// Lets go, apart from the caller, what an earlier daemon left at rest. Volumes must be served already: a
-    /// filesystem writes when it is thawed.
+    /// Resumes, in the background, what an earlier daemon left quiesced. The volumes must be served already:
+    /// a filesystem writes when it is thawed.
     pub(crate) fn let_go_of_what_is_at_rest(self: &Arc<Self>) {
         if !marker::is_something_left(&self.data_dir) {
             return;
@@ -448,7 +444,7 @@ impl Core {
     }
 }
 
-/// Stores events that nothing else is stored with.
+/// Stores events in a transaction of their own.
 fn store_events(db: &Db, events: &[NewEvent]) {
     let stored = |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
         events.iter().try_for_each(|event| event.insert(tx))
@@ -468,11 +464,11 @@ mod tests {
     use parking_lot::Mutex;
     use std::io;
 
-    /// A filesystem that writes what it holds back into its volume when it is frozen.
+    /// Fake filesystem that writes dirty data to its volume when it is frozen.
     struct Double {
         volume: Arc<Volume>,
         calls: Mutex<Vec<&'static str>>,
-        /// Where it does not freeze.
+        /// Mount that does not freeze.
         fails: Option<&'static str>,
     }
 
@@ -511,7 +507,7 @@ mod tests {
             Arc::new(Double { volume, calls, fails: fails.then_some("/mnt") })
         }
 
-        /// Commands that note their turn, and what is said of the snapshot.
+        /// Creates an operation whose commands record their order and the result of the snapshot.
         fn rest(&self, pre: &str) -> Rest {
             self.rest_of(vec![self.part("", pre)])
         }
@@ -595,7 +591,7 @@ mod tests {
             host.rest_of(vec![host.part("a", "true"), host.part("b", "exit 2"), host.part("c", "true")]);
         assert!(rest.freeze_with(host.dir.path(), &host.members, host.double(false)).is_err());
         rest.end(false);
-        // The one whose turn did not come is let go as well: it may have been at rest before.
+        // The application whose pre-command did not run is resumed as well: it may have been quiesced before.
         assert_eq!(host.log(), "apre\nbpre\ncpost no\nbpost no\napost no\n");
         assert_eq!(host.markers(), 0);
         let failures: Vec<String> = rest.report().unwrap().failures().collect();
@@ -639,7 +635,7 @@ mod tests {
             let members = vec![(host.members[0].0.clone(), SnapshotId::from_u64(8 + u64::from(taken)))];
             assert_eq!(rest.freeze_with(host.dir.path(), &members, double.clone()).is_ok(), taken);
             rest.end(taken);
-            // The other one is frozen all the same.
+            // The other filesystem is frozen nevertheless.
             let mut calls = double.calls.lock().clone();
             calls.sort_unstable();
             assert_eq!(calls, ["freeze", "freeze", "thaw"], "{bad_must_rest}");
@@ -689,9 +685,9 @@ mod tests {
         let mut rest = host.rest("true");
         let double = host.double(false);
         assert!(rest.freeze_with(host.dir.path(), &host.members, double.clone()).is_err());
-        // The id is taken, which shows before anything is frozen.
+        // The id is taken, which fails before any freeze.
         assert!(double.calls.lock().is_empty());
-        // The old head cannot be finished, which shows after.
+        // The old head cannot be finished, which fails after the freeze.
         let in_the_way = host.members[0].0.dir().join("layer-0000000000000002.g0.set");
         std::fs::create_dir(&in_the_way).unwrap();
         let members = vec![(host.members[0].0.clone(), SnapshotId::from_u64(8))];

@@ -1,4 +1,4 @@
-//! What is to be done around one freeze: that of the request, or that of one or several rules.
+//! Parts of a quiesce operation: the options of the request, or those of one or several rules.
 
 use super::marker::Post;
 use blockd_api::{
@@ -8,19 +8,19 @@ use blockd_api::{
 use blockd_extent::VolumeId;
 use serde::{Deserialize, Serialize};
 
-/// What one rule, or the request itself, wants done.
+/// Quiesce options of one rule, or of the request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// The rule.
+    /// Rule, if any.
     pub rule: Option<RuleName>,
-    /// What it says.
+    /// Options.
     pub quiesce: Quiesce,
-    /// Because of which volumes: the filesystems of these are frozen, if any are.
+    /// Volumes whose filesystems are frozen.
     pub volumes: Vec<VolumeId>,
 }
 
 impl Part {
-    /// A failure before the snapshot means that there is none.
+    /// Returns true if a failure before the snapshot aborts it.
     pub(super) fn aborts(&self) -> bool {
         self.quiesce.on_failure == OnFailure::Abort
     }
@@ -29,7 +29,7 @@ impl Part {
         self.quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S)
     }
 
-    /// What its commands are told.
+    /// Returns the environment of the commands.
     pub(super) fn env(&self, common: &[(String, String)], phase: &str) -> Vec<(String, String)> {
         let mut env = common.to_vec();
         env.push(("BLOCKD_PHASE".to_owned(), phase.to_owned()));
@@ -39,7 +39,7 @@ impl Part {
         env
     }
 
-    /// Its command after.
+    /// Returns the post-command.
     pub(super) fn post(&self, common: &[(String, String)]) -> Option<Post> {
         Some(Post {
             rule: self.rule.clone(),

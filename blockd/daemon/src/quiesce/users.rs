@@ -1,4 +1,4 @@
-//! Whether commands can be run as a user: what the daemon may do depends on its unit, so it is tried.
+//! Test of commands as another user: whether the daemon may run them depends on its unit.
 
 use super::command::Hook;
 use blockd_api::quiesce::QuiesceKind;
@@ -7,46 +7,46 @@ use nix::unistd::{Uid, User, geteuid};
 use rustix::thread::{CapabilitySet, capabilities};
 use std::time::Duration;
 
-/// How long the trial may take; it takes some milliseconds.
+/// Timeout of the test, which takes some milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Where the package has what a unit needs for it.
+/// Path of the drop-in with the required unit settings in the package.
 const DROP_IN: &str = "/usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf";
 
-/// Why no command can be run as a user.
+/// Cause why commands cannot run as a user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UserRefused {
-    /// Nobody is called that.
+    /// Unknown user.
     #[error("there is no user {0} on blockd's host: name one that is there")]
     Unknown(String),
-    /// The daemon may not.
+    /// The daemon lacks the privileges.
     #[error(
         "blockd, which runs as user {own}, cannot run commands as user {user} ({why}): leave the user away, so that they run as {own}, or let \
          blockd do it, by the drop-in {DROP_IN} for blockd.service"
     )]
     NotAllowed {
-        /// As whom they were to run.
+        /// User of the commands.
         user: String,
-        /// As whom the daemon runs.
+        /// User of the daemon.
         own: String,
-        /// What failed.
+        /// Cause.
         why: String,
     },
-    /// It is not known: the daemon stops.
+    /// Unknown, as the daemon stops.
     #[error("blockd stops: whether commands can be run as user {0} was not tried to the end")]
     Stopping(String),
 }
 
-/// Runs a command that does nothing as this user. Blocks.
+/// Runs an empty command as a user. Blocks.
 ///
 /// # Errors
-/// None can be run so.
+/// The command cannot run.
 pub(crate) fn try_user(user: &str, stopping: &CancelToken) -> Result<(), UserRefused> {
     let own = geteuid();
     match User::from_name(user) {
         Ok(None) => return Err(UserRefused::Unknown(user.to_owned())),
-        // As whom everything runs.
+        // Own user.
         Ok(Some(found)) if found.uid == own => return Ok(()),
-        // The trial says it.
+        // The test decides.
         Ok(Some(_)) | Err(_) => {}
     }
     let not_allowed = |why: String| UserRefused::NotAllowed { user: user.to_owned(), own: name_of(own), why };
@@ -66,7 +66,7 @@ pub(crate) fn try_user(user: &str, stopping: &CancelToken) -> Result<(), UserRef
             false => Err(not_allowed(error)),
         };
     }
-    // One that takes too long, and what it started, must be killed.
+    // After the timeout, the command and its children must be killed.
     match capabilities(None) {
         Ok(sets) if !sets.effective.contains(CapabilitySet::KILL) => {
             Err(not_allowed("it could not kill them: that takes CAP_KILL".to_owned()))
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
     use rustix::thread::{remove_capability_from_bounding_set, set_capabilities};
 
-    /// Tries it from a thread whose children lack this.
+    /// Runs the test from a thread whose children lack a capability.
     fn without(lacking: CapabilitySet, user: &'static str) -> Result<(), UserRefused> {
         let trial = move || {
             let mut sets = capabilities(None).unwrap();

@@ -1,23 +1,23 @@
-//! Work that may hang in the kernel, waited for only so long.
+//! Work that may hang in the kernel, with a deadline.
 
 use parking_lot::{Condvar, Mutex};
 use std::{io, sync::Arc, time::Instant};
 
-/// What became of the work.
+/// State of the work.
 enum Attempt<R> {
-    /// It is being done.
+    /// Running.
     UnderWay,
-    /// It is done, and somebody waits for it.
+    /// Done, with a waiting caller.
     Done(R),
-    /// Nobody waits for it any more.
+    /// Abandoned by the caller.
     GivenUp,
 }
 
-/// Does the work on a thread of its own, and waits for it until then. Of what is done later than that, `late`
-/// is told, there; `given_up` is called before that, here. `None` if it is late.
+/// Runs work on a thread of its own and waits for it until the deadline; `None` after it. `given_up` is
+/// called here at the deadline, and `late` on the thread with the result of late work.
 ///
 /// # Errors
-/// There is no thread to be had.
+/// No thread could be started.
 pub(super) fn within<R: Send + 'static>(
     until: Instant,
     work: impl FnOnce() -> R + Send + 'static,
@@ -52,7 +52,7 @@ pub(super) fn within<R: Send + 'static>(
     }
 }
 
-/// From now to then, the part of one of so many that are left.
+/// Returns the share of one of several items in the time until the deadline.
 pub(super) fn share(until: Instant, left: usize) -> Instant {
     let now = Instant::now();
     let parts = u32::try_from(left).unwrap_or(u32::MAX).max(1);
