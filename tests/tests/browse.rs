@@ -247,7 +247,7 @@ fn snapshots_appear_and_vanish_while_mounted() {
 }
 
 #[test]
-fn a_store_that_is_gone_gives_errors_in_time_and_recovers() {
+fn outage_returns_errors_in_time_and_recovers() {
     let world = world();
     let snapshot = world.only();
     let (here, away) = (world.store.dir().to_owned(), world.bed.path("away"));
@@ -267,7 +267,7 @@ fn a_store_that_is_gone_gives_errors_in_time_and_recovers() {
 }
 
 #[test]
-fn a_store_that_cannot_be_listed_hides_nothing() {
+fn unlistable_store_is_reported_as_an_error() {
     let world = world();
     let other = world.bed.store("other");
     let ctl = world.ctl();
@@ -305,7 +305,7 @@ fn a_store_that_cannot_be_listed_hides_nothing() {
 }
 
 #[test]
-fn a_damaged_frame_costs_its_range_and_is_named() {
+fn damaged_frame_fails_its_range_and_is_named() {
     let world = world();
     let packs = world.store.objects("blockd/data/").into_keys().filter(|key| key.contains("/pack-"));
     let pack = packs.max().unwrap();
@@ -341,7 +341,7 @@ fn pieces(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_cache_survives_kills_notices_flipped_bytes_and_no_dead_mount_is_left() {
+fn cache_survives_kills_and_no_dead_mount_is_left() {
     let world = world();
     assert!(same_file(&world.image, &world.only().join("disk.img")));
     let World { bed, store, daemon, image, mount, .. } = world;
@@ -373,7 +373,7 @@ fn the_cache_survives_kills_notices_flipped_bytes_and_no_dead_mount_is_left() {
 }
 
 #[test]
-fn mounts_are_listed_refused_where_they_hide_something_and_taken_away() {
+fn mounts_are_listed_refused_over_files_and_removed() {
     let world = world();
     let ctl = world.ctl();
     let dir = world.mount.0.to_str().unwrap();
@@ -392,7 +392,7 @@ fn mounts_are_listed_refused_where_they_hide_something_and_taken_away() {
 }
 
 #[test]
-fn a_cloud_snapshot_is_an_export() {
+fn cloud_snapshot_is_served_as_an_export() {
     let world = world();
     let id = world.ctl().done_cloudsnaps().remove(0);
     let uri = world.daemon.uri(&format!("cloud:{id}"));
@@ -538,7 +538,7 @@ fn nobody_reads(path: &Path) -> bool {
 }
 
 #[test]
-fn the_mount_of_the_configuration_is_there_at_every_start_and_for_others_only_if_that_is_wanted() {
+fn configured_mount_exists_at_start_and_honors_allow_other() {
     let bed = Bed::new();
     fs::set_permissions(bed.dir(), fs::Permissions::from_mode(0o755)).unwrap();
     let (source, image) = (bed.path("source"), bed.path("image"));

@@ -241,9 +241,9 @@ fn others_see_it_if_whoever_mounts_wants_that_and_may() {
 }
 
 #[test]
-fn a_daemon_that_is_not_roots_mounts_for_others_where_it_may() {
+fn unprivileged_daemon_mounts_for_others_where_permitted() {
     if !is_here(
-        "a_daemon_that_is_not_roots_mounts_for_others_where_it_may",
+        "unprivileged_daemon_mounts_for_others_where_permitted",
         "allow_other of a daemon that is not root's",
     ) {
         return;
@@ -292,11 +292,8 @@ fn threads(pid: u32) -> usize {
 }
 
 #[test]
-fn what_is_no_mount_is_refused_and_nothing_is_left_of_it() {
-    if !is_here(
-        "what_is_no_mount_is_refused_and_nothing_is_left_of_it",
-        "mounts that are handed over wrongly",
-    ) {
+fn invalid_mount_descriptor_is_refused_and_closed() {
+    if !is_here("invalid_mount_descriptor_is_refused_and_closed", "mounts that are handed over wrongly") {
         return;
     }
     let bed = Bed::new();
@@ -353,7 +350,7 @@ fn what_is_no_mount_is_refused_and_nothing_is_left_of_it() {
 }
 
 #[test]
-fn a_descriptor_that_nobody_asked_for_is_closed() {
+fn unrequested_descriptor_is_closed() {
     let bed = Bed::new();
     let daemon = bed.daemon("one").start();
     // A request that is answered only after a while.
@@ -383,8 +380,8 @@ fn cpu_ticks(pid: u32) -> u64 {
 }
 
 #[test]
-fn a_descriptor_that_is_set_not_to_wait_keeps_nobody_busy() {
-    if !is_here("a_descriptor_that_is_set_not_to_wait_keeps_nobody_busy", "descriptors that change") {
+fn nonblocking_descriptor_causes_no_busy_loop() {
+    if !is_here("nonblocking_descriptor_causes_no_busy_loop", "descriptors that change") {
         return;
     }
     let world = world(CONFINED, |_, setup| setup);
@@ -409,11 +406,8 @@ fn a_descriptor_that_is_set_not_to_wait_keeps_nobody_busy() {
 }
 
 #[test]
-fn where_the_daemon_may_not_open_it_only_roots_mounts_are_served() {
-    if !is_here(
-        "where_the_daemon_may_not_open_it_only_roots_mounts_are_served",
-        "descriptors that are shared",
-    ) {
+fn inaccessible_fuse_device_serves_mounts_of_root_only() {
+    if !is_here("inaccessible_fuse_device_serves_mounts_of_root_only", "descriptors that are shared") {
         return;
     }
     let world = world(CONFINED, |_, setup| setup);

@@ -15,7 +15,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn the_places_of_a_data_directory() {
+fn data_directory_has_documented_files() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     assert_eq!(mode(&daemon.seen_data_dir()), 0o700, "the data directory");
@@ -32,7 +32,7 @@ fn the_places_of_a_data_directory() {
 }
 
 #[test]
-fn a_second_daemon_is_refused() {
+fn second_daemon_is_refused() {
     let bed = Bed::new();
     let setup = bed.daemon("a");
     let first = setup.start();
@@ -58,7 +58,7 @@ fn a_second_daemon_is_refused() {
 }
 
 #[test]
-fn the_command_line_of_the_daemon() {
+fn daemon_command_line_is_stable() {
     let bed = Bed::new();
     let run = |args: &[&str]| {
         let output = clean(program("blockd")).args(args).output().unwrap();
@@ -83,7 +83,7 @@ fn the_command_line_of_the_daemon() {
 }
 
 #[test]
-fn it_tells_systemd_when_it_is_ready() {
+fn systemd_is_notified_when_ready() {
     let bed = Bed::new();
     let notify = bed.path("notify");
     let socket = UnixDatagram::bind(&notify).unwrap();
@@ -225,7 +225,7 @@ fn exit_statuses_and_documents() {
 }
 
 #[test]
-fn the_beginning_of_an_id_is_enough_and_the_id_of_a_group_is_that_of_its_tasks() {
+fn id_prefix_is_accepted_and_a_group_id_names_its_tasks() {
     let bed = Bed::new();
     let store = bed.store("store");
     let daemon = bed.daemon("a").start();
@@ -359,7 +359,7 @@ fn commands_as_people_know_them() {
 }
 
 #[test]
-fn the_credentials_may_be_left_out_if_they_are_the_only_ones() {
+fn single_credential_is_the_default() {
     let bed = Bed::new();
     let (one, two) = (bed.store("one"), bed.store("two"));
     let daemon = bed.daemon("a").start();
@@ -512,7 +512,7 @@ fn secrets_stay_secret() {
 }
 
 #[test]
-fn the_key_of_stored_secrets_can_be_lost() {
+fn lost_secret_key_is_reported_and_replaced() {
     let bed = Bed::new();
     let (store, other) = (bed.store("store"), bed.store("other"));
     let daemon = bed.daemon("a").start();

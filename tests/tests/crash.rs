@@ -162,8 +162,8 @@ fn packs(store: &Store) -> BTreeMap<String, store::Version> {
 }
 
 #[test]
-fn a_killed_backup_goes_on_without_sending_again() {
-    let mut rng = Rng::of_test("a_killed_backup_goes_on_without_sending_again");
+fn killed_backup_resumes_without_sending_again() {
+    let mut rng = Rng::of_test("killed_backup_resumes_without_sending_again");
     let bed = Bed::new();
     let store = bed.store("store");
     let mut daemon = bed.daemon("a").config("upload_concurrency = 1").start();
@@ -255,8 +255,8 @@ fn backups_and_restores_killed_anywhere_come_to_their_end() {
 }
 
 #[test]
-fn a_stop_keeps_the_dirty_set_exact() {
-    let mut rng = Rng::of_test("a_stop_keeps_the_dirty_set_exact");
+fn clean_stop_keeps_the_dirty_set_exact() {
+    let mut rng = Rng::of_test("clean_stop_keeps_the_dirty_set_exact");
     let bed = Bed::new();
     let store = bed.store("store");
     let mut daemon = bed.daemon("a").start();
@@ -287,8 +287,8 @@ fn a_stop_keeps_the_dirty_set_exact() {
 }
 
 #[test]
-fn a_stop_under_load_loses_nothing() {
-    let mut rng = Rng::of_test("a_stop_under_load_loses_nothing");
+fn stop_under_load_loses_no_writes() {
+    let mut rng = Rng::of_test("stop_under_load_loses_no_writes");
     let bed = Bed::new();
     let store = bed.store("store");
     let daemon = bed.daemon("a").start();
@@ -316,8 +316,8 @@ fn a_stop_under_load_loses_nothing() {
 }
 
 #[test]
-fn a_backup_that_is_stopped_goes_on() {
-    let mut rng = Rng::of_test("a_backup_that_is_stopped_goes_on");
+fn stopped_backup_resumes() {
+    let mut rng = Rng::of_test("stopped_backup_resumes");
     let bed = Bed::new();
     let store = bed.store("store");
     let daemon = bed.daemon("a").config("upload_concurrency = 1").start();

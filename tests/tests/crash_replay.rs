@@ -188,8 +188,8 @@ fn whatever_a_power_cut_leaves_of_xfs_the_next_backup_is_right() {
 /// What says which backup the next one builds on must be durable before what the older one needed is
 /// forgotten.
 #[test]
-fn a_backup_that_is_told_to_be_done_too_early_is_found() {
-    let name = "a_backup_that_is_told_to_be_done_too_early_is_found";
+fn early_done_state_of_a_backup_is_detected() {
+    let name = "early_done_state_of_a_backup_is_detected";
     with_mounts(name, Filesystem::Xfs, |dir, rng| {
         let omission = Omission { operation: "fsync", files: Files::With("blockd.db") };
         let life = backups::record(Filesystem::Xfs, dir, 4, rng.next_u64(), Some(omission));
@@ -229,8 +229,8 @@ fn a_backup_that_is_told_to_be_done_too_early_is_found() {
 
 /// A test that finds nothing proves nothing.
 #[test]
-fn a_sync_that_is_left_out_is_found() {
-    let name = "a_sync_that_is_left_out_is_found";
+fn omitted_sync_is_detected() {
+    let name = "omitted_sync_is_detected";
     with_mounts(name, Filesystem::Ext4, |dir, rng| {
         let omissions = [
             (Filesystem::Ext4, Omission { operation: "fdatasync", files: Files::With(".data") }),
@@ -255,8 +255,8 @@ fn a_sync_that_is_left_out_is_found() {
 /// A live map that is believed after a power cut says that there is data where there is none: this is what
 /// the daemon would do if it could not tell that its folder was mounted anew.
 #[test]
-fn a_map_that_is_believed_after_a_power_cut_is_found() {
-    let name = "a_map_that_is_believed_after_a_power_cut_is_found";
+fn trusted_map_after_a_power_cut_is_detected() {
+    let name = "trusted_map_after_a_power_cut_is_detected";
     with_mounts(name, Filesystem::Ext4, |dir, rng| {
         let life = record(Filesystem::Ext4, dir, 2 * FEW_STEPS, rng.next_u64(), None);
         let cuts: Vec<_> = life.early_maps.iter().map(|&cut| (cut, Survivors::All)).collect();

@@ -168,13 +168,13 @@ fn every_kind_of_object(test: &str, passphrase: Option<&'static str>) {
 }
 
 #[test]
-fn a_flipped_bit_in_any_object_encrypted() {
-    every_kind_of_object("a_flipped_bit_in_any_object_encrypted", Some("passphrase"));
+fn flipped_bit_in_an_encrypted_object_is_detected() {
+    every_kind_of_object("flipped_bit_in_an_encrypted_object_is_detected", Some("passphrase"));
 }
 
 #[test]
-fn a_flipped_bit_in_any_object_unencrypted() {
-    every_kind_of_object("a_flipped_bit_in_any_object_unencrypted", None);
+fn flipped_bit_in_a_plain_object_is_detected() {
+    every_kind_of_object("flipped_bit_in_a_plain_object_is_detected", None);
 }
 
 #[test]
@@ -334,8 +334,8 @@ fn stores_that_are_not_there() {
 }
 
 #[test]
-fn the_store_is_full() {
-    let mut rng = Rng::of_test("the_store_is_full");
+fn full_store_fails_the_backup_and_resumes() {
+    let mut rng = Rng::of_test("full_store_fails_the_backup_and_resumes");
     let bed = Bed::new();
     let small = bed.path("small");
     let daemon = bed.daemon("a").config("store_attempts = 2").tmpfs(&small, 24 * MIB).start();
@@ -379,8 +379,8 @@ fn write_until_full(client: &mut Nbd, rng: &mut Rng, content: &mut [u8]) -> u32 
 }
 
 #[test]
-fn the_data_directory_is_full() {
-    let mut rng = Rng::of_test("the_data_directory_is_full");
+fn full_data_directory_is_reported() {
+    let mut rng = Rng::of_test("full_data_directory_is_reported");
     let bed = Bed::new();
     let store = bed.store("store");
     let home = bed.path("a");

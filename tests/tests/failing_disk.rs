@@ -40,7 +40,7 @@ fn write(client: &mut Nbd, flags: u16, offset: u64, data: &[u8]) -> Result<(), F
 }
 
 #[test]
-fn a_sync_that_fails_stops_the_volume_until_a_restart() {
+fn failed_sync_stops_the_volume_until_a_restart() {
     let bed = Bed::new();
     let disk = FailingDisk::build(bed.dir());
     let daemon = disk.under(bed.daemon("a")).start();
@@ -196,7 +196,7 @@ fn map_that_cannot_be_synced_at_a_start_fails_its_volume_only() {
 }
 
 #[test]
-fn a_write_that_fails_is_told_and_the_volume_goes_on() {
+fn failed_write_is_reported_and_the_volume_continues() {
     let bed = Bed::new();
     let disk = FailingDisk::build(bed.dir());
     let daemon = disk.under(bed.daemon("a")).start();
@@ -276,7 +276,7 @@ fn full_disk_lets_snapshots_be_deleted_and_merged() {
 }
 
 #[test]
-fn a_full_disk_refuses_writes_until_there_is_room() {
+fn full_disk_refuses_writes_until_space_is_free() {
     let bed = Bed::new();
     let setup = bed.daemon("a");
     let data = setup.data_dir();

@@ -105,7 +105,7 @@ fn causes_come_with_their_effects_over_many_connections() {
 }
 
 #[test]
-fn members_are_chosen_by_group_label_or_name_and_stay_so_over_a_restart() {
+fn group_members_survive_a_restart() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -191,7 +191,7 @@ fn as_made(snapshot: &Value) -> Value {
 }
 
 #[test]
-fn commands_run_around_a_snapshot_and_what_became_of_them_stays_with_it() {
+fn hook_results_are_stored_with_the_snapshot() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -245,7 +245,7 @@ fn commands_run_around_a_snapshot_and_what_became_of_them_stays_with_it() {
 /// A daemon that is killed while an application is at rest lets it go at its next start, and nothing of the
 /// command before runs beside that.
 #[test]
-fn what_was_at_rest_when_the_daemon_was_killed_is_let_go() {
+fn killed_daemon_resumes_quiesced_applications_at_start() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     daemon.ctl().json(&["volume", "create", "db", "--size", "1MiB"]);
@@ -272,7 +272,7 @@ fn what_was_at_rest_when_the_daemon_was_killed_is_let_go() {
 /// A disk that has room for some of the new heads and not for all: nobody is frozen, nothing is left, and
 /// with room it works.
 #[test]
-fn a_full_disk_leaves_no_member_with_a_snapshot() {
+fn full_disk_leaves_no_snapshot_of_the_group() {
     let bed = Bed::new();
     let home = bed.path("a");
     let daemon = bed.daemon("a").tmpfs(&home.join("data"), 32 * MIB).start();

@@ -20,8 +20,8 @@ fn dirty(client: &mut blockd_tests::Nbd, rng: &mut Rng, blocks: u64) -> u64 {
 }
 
 #[test]
-fn an_incremental_uploads_and_reads_what_is_dirty() {
-    let mut rng = Rng::of_test("an_incremental_uploads_and_reads_what_is_dirty");
+fn incremental_reads_and_uploads_dirty_extents_only() {
+    let mut rng = Rng::of_test("incremental_reads_and_uploads_dirty_extents_only");
     let bed = Bed::on_disk();
     let store = bed.store("store");
     let daemon = bed.daemon("a").start();
@@ -169,8 +169,8 @@ fn sixteen_tebibytes_with_few_blocks() {
 }
 
 #[test]
-fn the_policy_of_full_backups() {
-    let mut rng = Rng::of_test("the_policy_of_full_backups");
+fn full_backup_policy_is_followed() {
+    let mut rng = Rng::of_test("full_backup_policy_is_followed");
     let bed = Bed::new();
     let (store, other) = (bed.store("store"), bed.store("other"));
     let daemon = bed.daemon("a").config("full_every = 3").start();

@@ -15,7 +15,7 @@ const MEMORY_MIB: u32 = 320;
 const SYNCED: usize = 20;
 
 #[test]
-fn an_attached_volume_lives_through_crashes_pressure_and_a_power_cut() {
+fn attached_volume_survives_crashes_pressure_and_power_cut() {
     let Some(parts) = Parts::fetch() else { return };
     let bed = Bed::on_disk();
     let machine = Machine::new(parts, bed.dir(), MEMORY_MIB);

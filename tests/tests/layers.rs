@@ -26,8 +26,8 @@ fn space(ctl: &Ctl) -> Vec<(String, u64, u64)> {
 }
 
 #[test]
-fn a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right() {
-    let mut rng = Rng::of_test("a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right");
+fn rolled_back_volume_has_a_correct_next_backup() {
+    let mut rng = Rng::of_test("rolled_back_volume_has_a_correct_next_backup");
     let bed = Bed::new();
     let store = bed.store("store");
     let daemon = bed.daemon("a").start();
@@ -94,8 +94,8 @@ fn a_volume_is_compared_and_rolled_back_and_its_next_backup_is_right() {
 }
 
 #[test]
-fn a_clone_is_there_at_once_and_outlives_its_parent() {
-    let mut rng = Rng::of_test("a_clone_is_there_at_once_and_outlives_its_parent");
+fn clone_is_immediate_and_outlives_its_parent() {
+    let mut rng = Rng::of_test("clone_is_immediate_and_outlives_its_parent");
     let bed = Bed::new();
     let store = bed.store("store");
     let daemon = bed.daemon("a").start();
@@ -150,9 +150,9 @@ fn merging(ctl: &Ctl) -> Option<(u64, u64)> {
 
 /// The daemon is killed in the middle of a merge: the next one goes on by itself, and not from the start.
 #[test]
-fn a_merge_goes_on_by_itself_after_a_kill() {
+fn merge_resumes_after_a_kill() {
     const LOWER: u64 = 128 * MIB;
-    let mut rng = Rng::of_test("a_merge_goes_on_by_itself_after_a_kill");
+    let mut rng = Rng::of_test("merge_resumes_after_a_kill");
     let bed = Bed::new();
     // Twenty seconds for the merge, but where the filesystem shares extents.
     let slow = |bytes_per_s: u64| bed.daemon("a").config(&format!("merge_limit_bytes_per_s = {bytes_per_s}"));

@@ -239,8 +239,8 @@ fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
 }
 
 #[test]
-fn the_next_backup_carries_just_what_was_written() {
-    let mut rng = Rng::of_test("the_next_backup_carries_just_what_was_written");
+fn backup_of_a_lazy_volume_uploads_written_blocks_only() {
+    let mut rng = Rng::of_test("backup_of_a_lazy_volume_uploads_written_blocks_only");
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&[]);
     let ctl = daemon.ctl();
@@ -296,8 +296,8 @@ fn read_in_the_end(client: &mut Nbd, at: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_store_that_is_gone_fails_what_needs_it_or_keeps_it_waiting() {
-    let mut rng = Rng::of_test("a_store_that_is_gone_fails_what_needs_it_or_keeps_it_waiting");
+fn outage_fails_or_blocks_reads_of_a_lazy_volume() {
+    let mut rng = Rng::of_test("outage_fails_or_blocks_reads_of_a_lazy_volume");
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&["lazy_error_ms = 1000", "nbd_workers = 2"]);
     let ctl = daemon.ctl();
@@ -381,8 +381,8 @@ fn snapshots_and_clones_of_a_lazy_volume_are_what_they_were() {
 }
 
 #[test]
-fn a_volume_goes_back_in_place_and_fetches_just_what_differs() {
-    let mut rng = Rng::of_test("a_volume_goes_back_in_place_and_fetches_just_what_differs");
+fn in_place_restore_fetches_differing_blocks_only() {
+    let mut rng = Rng::of_test("in_place_restore_fetches_differing_blocks_only");
     let origin = Origin::new(&mut rng);
     // Where the volume was backed up, its block sets say what differs.
     let daemon = origin.bed.daemon("a").start();
@@ -443,8 +443,8 @@ fn a_volume_goes_back_in_place_and_fetches_just_what_differs() {
 }
 
 #[test]
-fn a_hydrating_volume_can_be_deleted() {
-    let mut rng = Rng::of_test("a_hydrating_volume_can_be_deleted");
+fn hydrating_volume_can_be_deleted() {
+    let mut rng = Rng::of_test("hydrating_volume_can_be_deleted");
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&[]);
     let ctl = daemon.ctl();
@@ -473,8 +473,8 @@ fn wait_for_fetched(ctl: &Ctl, volume: &str, bytes: u64) {
 }
 
 #[test]
-fn a_filesystems_metadata_is_fetched_before_its_files() {
-    let mut rng = Rng::of_test("a_filesystems_metadata_is_fetched_before_its_files");
+fn filesystem_metadata_is_fetched_before_files() {
+    let mut rng = Rng::of_test("filesystem_metadata_is_fetched_before_files");
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
     let ctl = daemon.ctl();
@@ -535,8 +535,8 @@ fn damage(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 const FRAME: u64 = 128 << 10;
 
 #[test]
-fn a_damaged_frame_costs_a_lazy_volume_just_its_blocks() {
-    let mut rng = Rng::of_test("a_damaged_frame_costs_a_lazy_volume_just_its_blocks");
+fn damaged_frame_fails_only_its_blocks_of_a_lazy_volume() {
+    let mut rng = Rng::of_test("damaged_frame_fails_only_its_blocks_of_a_lazy_volume");
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&[]);
     let ctl = daemon.ctl();
@@ -565,8 +565,8 @@ fn a_damaged_frame_costs_a_lazy_volume_just_its_blocks() {
 }
 
 #[test]
-fn a_volume_whose_cloud_snapshot_was_deleted_elsewhere_says_so() {
-    let mut rng = Rng::of_test("a_volume_whose_cloud_snapshot_was_deleted_elsewhere_says_so");
+fn deleted_base_of_a_lazy_volume_is_reported() {
+    let mut rng = Rng::of_test("deleted_base_of_a_lazy_volume_is_reported");
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&[]);
     let ctl = daemon.ctl();
@@ -590,8 +590,8 @@ fn mend(whole: &[(PathBuf, Vec<u8>)]) {
 }
 
 #[test]
-fn a_restore_in_place_that_fails_keeps_clients_out_until_it_is_resumed() {
-    let mut rng = Rng::of_test("a_restore_in_place_that_fails_keeps_clients_out_until_it_is_resumed");
+fn failed_in_place_restore_fences_clients_until_resumed() {
+    let mut rng = Rng::of_test("failed_in_place_restore_fences_clients_until_resumed");
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&[]);
     let ctl = daemon.ctl();
@@ -627,8 +627,8 @@ fn a_restore_in_place_that_fails_keeps_clients_out_until_it_is_resumed() {
 }
 
 #[test]
-fn a_hydration_that_was_stopped_or_failed_is_taken_up_again() {
-    let mut rng = Rng::of_test("a_hydration_that_was_stopped_or_failed_is_taken_up_again");
+fn stopped_or_failed_hydration_resumes() {
+    let mut rng = Rng::of_test("stopped_or_failed_hydration_resumes");
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
     let ctl = daemon.ctl();

@@ -23,7 +23,7 @@ fn limit_of_open_files(pid: u32) -> (String, String) {
 }
 
 #[test]
-fn a_thousand_idle_connections() {
+fn thousand_idle_connections_do_not_block_others() {
     const CONNECTIONS: usize = 1000;
     raise_open_files();
     let bed = Bed::new();
@@ -105,7 +105,7 @@ fn too_few_open_files_are_told() {
 }
 
 #[test]
-fn a_slow_reader_beside_a_fast_writer() {
+fn slow_reader_does_not_block_a_fast_writer() {
     const SIZE: u64 = 64 * MIB;
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();

@@ -32,7 +32,7 @@ fn get(ctl: &Ctl, kind: &str) -> Vec<Value> {
 }
 
 #[test]
-fn a_file_is_applied_once_changed_and_taken_back() {
+fn file_is_applied_once_changed_and_deleted() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -175,7 +175,7 @@ fn object(kind: &str, name: &str, spec: &str) -> String {
 }
 
 #[test]
-fn a_name_means_nothing_to_another_host() {
+fn object_name_belongs_to_its_host() {
     let bed = Bed::new();
     let (a, b) = (bed.daemon("a").start(), bed.daemon("b").start());
     let (a, b) = (a.ctl(), b.ctl());
@@ -221,7 +221,7 @@ fn a_name_means_nothing_to_another_host() {
 }
 
 #[test]
-fn a_name_that_means_several_backups_deletes_none() {
+fn ambiguous_backup_name_deletes_none() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -278,7 +278,7 @@ fn a_name_that_means_several_backups_deletes_none() {
 }
 
 #[test]
-fn a_clone_begins_as_what_the_volume_is_now() {
+fn clone_starts_with_current_content() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -305,8 +305,8 @@ fn a_clone_begins_as_what_the_volume_is_now() {
 }
 
 #[test]
-fn what_is_under_way_is_waited_for_and_what_was_stopped_goes_on() {
-    let mut rng = Rng::of_test("what_is_under_way_is_waited_for_and_what_was_stopped_goes_on");
+fn running_tasks_are_awaited_and_stopped_ones_resume() {
+    let mut rng = Rng::of_test("running_tasks_are_awaited_and_stopped_ones_resume");
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -354,7 +354,7 @@ fn what_is_under_way_is_waited_for_and_what_was_stopped_goes_on() {
 }
 
 #[test]
-fn what_cannot_be_listed_is_neither_there_nor_not() {
+fn unlistable_location_is_an_error() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -392,7 +392,7 @@ fn what_cannot_be_listed_is_neither_there_nor_not() {
 }
 
 #[test]
-fn a_location_that_says_where_its_passphrase_lies_is_given_it_and_keeps_its_place() {
+fn location_passphrase_reference_is_applied_in_place() {
     let bed = Bed::new();
     let (store, dir) = (bed.store("store"), bed.store("objects"));
     let secrets = bed.path("secrets");
@@ -452,8 +452,8 @@ fn a_location_that_says_where_its_passphrase_lies_is_given_it_and_keeps_its_plac
 }
 
 #[test]
-fn what_needs_a_backup_that_is_being_made_waits_and_the_rest_is_done() {
-    let mut rng = Rng::of_test("what_needs_a_backup_that_is_being_made_waits_and_the_rest_is_done");
+fn restore_of_a_running_backup_waits_and_the_rest_applies() {
+    let mut rng = Rng::of_test("restore_of_a_running_backup_waits_and_the_rest_applies");
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -503,7 +503,7 @@ fn what_needs_a_backup_that_is_being_made_waits_and_the_rest_is_done() {
 }
 
 #[test]
-fn the_same_file_can_be_applied_several_times_at_once() {
+fn file_can_be_applied_concurrently() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
@@ -569,7 +569,7 @@ fn the_same_file_can_be_applied_several_times_at_once() {
 }
 
 #[test]
-fn a_prefix_is_part_of_a_location_and_what_means_nothing_is_told() {
+fn prefix_is_part_of_a_location_and_ignored_fields_warn() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();

@@ -5,7 +5,7 @@ use blockd_tests::{BLOCK, Bed, Nbd, wait_for};
 use serde_json::Value;
 
 #[test]
-fn a_group_is_backed_up_events_tell_of_it_and_the_bundle_holds_no_secret() {
+fn group_backup_raises_events_and_bundle_has_no_secret() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").env("PLANTED", "planted-in-the-environment").start();
     let (ctl, near, far) = (daemon.ctl(), bed.store("near"), bed.store("far"));
@@ -60,7 +60,7 @@ fn lines(path: &std::path::Path) -> Vec<String> {
 }
 
 #[test]
-fn a_rule_is_followed_around_the_backups_of_a_group_and_lets_go_after_a_kill() {
+fn group_rule_runs_and_is_resumed_after_a_kill() {
     let bed = Bed::new();
     let mut daemon = bed.daemon("a").start();
     let (ctl, store) = (daemon.ctl(), bed.store("nas"));

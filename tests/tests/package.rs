@@ -64,8 +64,8 @@ fn unzipped(path: &Path) -> String {
 }
 
 #[test]
-fn what_is_in_the_package() {
-    if is_left_out("what_is_in_the_package", cannot_package()) {
+fn package_has_documented_contents() {
+    if is_left_out("package_has_documented_contents", cannot_package()) {
         return;
     }
     let bed = Bed::on_disk();
@@ -157,8 +157,8 @@ fn text<'a>(value: &'a Value, field: &str) -> &'a str {
 }
 
 #[test]
-fn the_bill_of_materials_has_all_that_is_compiled_in() {
-    if is_left_out("the_bill_of_materials_has_all_that_is_compiled_in", missing_tool(&["python3", "cargo"])) {
+fn bill_of_materials_lists_compiled_dependencies() {
+    if is_left_out("bill_of_materials_lists_compiled_dependencies", missing_tool(&["python3", "cargo"])) {
         return;
     }
     let output = Command::new(repository().join("tools/sbom")).output().unwrap();

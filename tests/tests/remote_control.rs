@@ -62,7 +62,7 @@ impl Far {
 }
 
 #[test]
-fn a_certificates_name_says_what_may_be_done() {
+fn certificate_name_sets_the_role() {
     let bed = Bed::new();
     let far = Far::new(&bed, "alice = \"admin\"\nbackup = \"operator\"\nmonitor = \"read-only\"");
     let store = bed.store("store");
@@ -112,7 +112,7 @@ fn a_certificates_name_says_what_may_be_done() {
 }
 
 #[test]
-fn whoever_has_no_certificate_or_another_authoritys_gets_nothing() {
+fn client_without_a_valid_certificate_is_refused() {
     let bed = Bed::new();
     let far = Far::new(&bed, "\"*\" = \"admin\"");
     far.as_whom("anybody", &["status"], 0);
@@ -149,7 +149,7 @@ fn whoever_has_no_certificate_or_another_authoritys_gets_nothing() {
 }
 
 #[test]
-fn who_waits_for_a_task_is_told_at_once_of_what_stays_as_it_is() {
+fn task_watcher_gets_final_states_at_once() {
     let bed = Bed::new();
     let far = Far::new(&bed, "\"*\" = \"admin\"");
     let path = |path: &Path| path.to_str().unwrap().to_owned();
@@ -179,7 +179,7 @@ fn who_waits_for_a_task_is_told_at_once_of_what_stays_as_it_is() {
 }
 
 #[test]
-fn a_reload_takes_roles_away_and_takes_up_certificates_or_changes_nothing() {
+fn reload_replaces_roles_and_certificates_or_changes_nothing() {
     let bed = Bed::new();
     let readers = bed.path("readers.sock");
     let group = rustix::process::getegid().as_raw();
@@ -258,7 +258,7 @@ fn a_reload_takes_roles_away_and_takes_up_certificates_or_changes_nothing() {
 }
 
 #[test]
-fn a_groups_socket_has_the_groups_role() {
+fn group_socket_has_the_role_of_its_group() {
     let bed = Bed::new();
     let path = bed.path("readers.sock");
     let group = rustix::process::getegid().as_raw();

@@ -33,11 +33,11 @@ fn refused(ctl: &Ctl, server: &Seaweed, changes: &[(&str, &str)]) -> Value {
 }
 
 #[test]
-fn the_main_job() {
+fn backup_and_restore_round_trip() {
     if seaweed::is_switched_off() {
         return;
     }
-    let mut rng = Rng::of_test("the_main_job");
+    let mut rng = Rng::of_test("backup_and_restore_round_trip");
     let bed = Bed::new();
     let server = Seaweed::start(&bed.path("weed"));
     let daemon = bed.daemon("a").config("store_attempts = 3").start();
@@ -104,11 +104,11 @@ fn the_main_job() {
 
 /// The secret key rests in a file that the daemon reads when it needs it, and nowhere else.
 #[test]
-fn a_secret_key_in_a_file_opens_the_bucket_and_is_not_kept() {
+fn secret_key_file_opens_the_bucket_and_is_not_stored() {
     if seaweed::is_switched_off() {
         return;
     }
-    let mut rng = Rng::of_test("a_secret_key_in_a_file_opens_the_bucket_and_is_not_kept");
+    let mut rng = Rng::of_test("secret_key_file_opens_the_bucket_and_is_not_stored");
     let bed = Bed::new();
     let server = Seaweed::start(&bed.path("weed"));
     let dir = bed.path("secrets");
@@ -198,11 +198,11 @@ fn filled(ctl: &Ctl, daemon: &Daemon, rng: &mut Rng, packs: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_killed_backup_goes_on_without_sending_again() {
+fn killed_backup_resumes_without_sending_again() {
     if seaweed::is_switched_off() {
         return;
     }
-    let mut rng = Rng::of_test("a_killed_backup_goes_on_without_sending_again");
+    let mut rng = Rng::of_test("killed_backup_resumes_without_sending_again");
     let bed = Bed::new();
     let server = Seaweed::start(&bed.path("weed"));
     let proxy = Proxy::start(server.address());
@@ -241,11 +241,11 @@ fn a_killed_backup_goes_on_without_sending_again() {
 }
 
 #[test]
-fn a_network_that_fails() {
+fn network_faults_are_survived() {
     if seaweed::is_switched_off() {
         return;
     }
-    let mut rng = Rng::of_test("a_network_that_fails");
+    let mut rng = Rng::of_test("network_faults_are_survived");
     let bed = Bed::new();
     let server = Seaweed::start(&bed.path("weed"));
     let proxy = Proxy::start(server.address());
@@ -317,12 +317,12 @@ fn damage_is_found() {
 }
 
 #[test]
-fn an_access_key_is_rotated_while_a_backup_runs() {
+fn access_key_is_rotated_during_a_backup() {
     if seaweed::is_switched_off() {
         return;
     }
     const NEW: (&str, &str) = ("secondadmin", "planted-s3-second-secret-93ad");
-    let mut rng = Rng::of_test("an_access_key_is_rotated_while_a_backup_runs");
+    let mut rng = Rng::of_test("access_key_is_rotated_during_a_backup");
     let bed = Bed::new();
     let server = Seaweed::start(&bed.path("weed"));
     let proxy = Proxy::start(server.address());

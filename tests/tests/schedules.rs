@@ -5,7 +5,7 @@ use blockd_tests::{BLOCK, Bed, Nbd, time_of_another_half_day, wait_for};
 use serde_json::Value;
 
 #[test]
-fn a_schedule_backs_up_a_label_keeps_what_it_should_and_survives_a_kill() {
+fn schedule_of_a_label_retains_and_survives_a_kill() {
     let bed = Bed::new();
     let mut daemon = bed.daemon("a").start();
     let (ctl, store) = (daemon.ctl(), bed.store("s"));

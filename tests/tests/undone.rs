@@ -35,8 +35,8 @@ fn processed(ctl: &Ctl, task: &str, bytes: u64) {
 }
 
 #[test]
-fn a_stopped_backup_and_a_killed_restore_go_on_where_they_were() {
-    let mut rng = Rng::of_test("a_stopped_backup_and_a_killed_restore_go_on_where_they_were");
+fn stopped_backup_and_killed_restore_resume() {
+    let mut rng = Rng::of_test("stopped_backup_and_killed_restore_resume");
     let bed = Bed::new();
     let store = bed.store("store");
     let daemon = bed.daemon("a").config("upload_concurrency = 1").config("download_concurrency = 1").start();
@@ -140,8 +140,8 @@ fn damage_is_named_restored_past_and_healed_by_the_next_backup() {
 }
 
 #[test]
-fn a_changed_passphrase_opens_everything_on_another_host() {
-    let mut rng = Rng::of_test("a_changed_passphrase_opens_everything_on_another_host");
+fn changed_passphrase_opens_backups_on_another_host() {
+    let mut rng = Rng::of_test("changed_passphrase_opens_backups_on_another_host");
     let bed = Bed::new();
     let store = bed.store("store");
     let daemon = bed.daemon("a").start();

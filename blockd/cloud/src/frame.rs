@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_frame_gets_the_memory_of_one_that_went() {
+    fn frame_memory_is_reused() {
         let (sealer, memory) = (sealer(EncryptionMode::Aes256GcmSiv), Arc::<FrameMemory>::default());
         let open = |kinds: &[u8]| {
             let mut stored = Vec::new();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_compress_costs_21_bytes() {
+    fn incompressible_frame_costs_21_bytes() {
         let raw = blocks(&[2; 32], 1);
         let mut out = Vec::new();
         let len =

@@ -170,7 +170,7 @@ async fn write(kind: Kind) -> MemoryStore {
 }
 
 #[tokio::test]
-async fn what_is_written_is_what_it_was() {
+async fn written_objects_equal_the_golden_files() {
     for kind in KINDS {
         let written = write(kind).await.objects();
         if std::env::var_os("BLOCKD_BLESS_GOLDEN").is_some() {
@@ -190,7 +190,7 @@ async fn what_is_written_is_what_it_was() {
 }
 
 #[tokio::test]
-async fn what_was_written_is_read() {
+async fn golden_files_are_readable() {
     for kind in KINDS {
         let files = files(kind);
         let objects = files.objects();

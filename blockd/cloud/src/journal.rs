@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_costs_records_and_never_changes_one() {
+    fn flipped_journal_bit_drops_records_and_changes_none() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let journal = open(&path);
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_lost_a_record_does_not_rule_the_commit_out() {
+    fn journal_with_a_lost_record_leaves_the_commit_open() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let journal = open(&path);
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_of_another_backup_is_refused() {
+    fn journal_of_another_backup_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         open(&path);

@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_opens_with_its_passphrase_only() {
+    fn key_slot_opens_with_its_passphrase_only() {
         let (key, bytes) = create_slot(Some("correct horse"), KdfParams::fast_for_tests(), 42).unwrap();
         let slot = KeySlot::parse(&object(&key), &bytes).unwrap();
         assert_eq!(slot.created_unix_s, 42);
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_found() {
+    fn flipped_bit_in_a_key_slot_is_detected() {
         for passphrase in [Some("p"), None] {
             let (key, bytes) = create_slot(passphrase, KdfParams::fast_for_tests(), 1).unwrap();
             for bit in 0..bytes.len() * 8 {
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_under_another_name_is_refused() {
+    fn key_slot_under_another_name_is_refused() {
         let (_, bytes) = create_slot(None, KdfParams::default(), 1).unwrap();
         let error = KeySlot::parse(&format!("blockd/keys/{}", Uuid::from_u128(5)), &bytes).err().unwrap();
         assert!(error.to_string().contains("another name"), "{error}");

@@ -396,7 +396,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_chain_that_goes_over_to_another_volume_has_a_version_of_its_own() {
+    fn chain_across_volumes_has_its_own_manifest_version() {
         let key = DataKey::fixed(Uuid::from_u128(4), EncryptionMode::Aes256GcmSiv, [1; 32]);
         let find = |id| (id == key.key_id()).then(|| key.clone());
         let mut manifest = sample();

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_delta_of_an_object_is_in_its_name() {
+    fn object_name_contains_its_delta() {
         let delta = DeltaId {
             cluster: Uuid::from_u128(7),
             volume: VolumeId::from_u64(5),

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_share_that_changes_holds_for_who_rests_already() {
+    async fn changed_share_applies_to_a_sleeping_worker() {
         let pace = Arc::new(Pace::default());
         pace.set_permille(100);
         let (took, ()) = futures::join!(rested(&pace, 100), async {

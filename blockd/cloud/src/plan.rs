@@ -171,13 +171,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_carry_has_pages_and_no_packs() {
+    fn plan_of_a_clean_volume_has_pages_and_no_packs() {
         let layout = check(&BlockSet::new(), 3 << 40);
         assert_eq!((layout.pages.len(), layout.pack_count), (3, 0));
     }
 
     #[test]
-    fn a_sparse_volume_of_16_tib_has_a_page_for_each_tib() {
+    fn sparse_volume_of_16_tib_has_one_page_per_tib() {
         let runs: Vec<_> = (0..16).map(|tib| ((tib << 28) + 12_345, 100)).collect();
         let layout = check(&set(&runs), 16 << 40);
         assert_eq!((layout.pages.len(), layout.frames, layout.pack_count), (16, 64, 1));
@@ -209,7 +209,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn every_block_has_its_place(runs in prop::collection::vec((0u64..1 << 20, 1u64..60_000), 0..12), at_border: bool) {
+        fn planned_blocks_cover_the_dirty_set(runs in prop::collection::vec((0u64..1 << 20, 1u64..60_000), 0..12), at_border: bool) {
             let base = if at_border { PAGE_SPAN_BLOCKS - (1 << 19) } else { 0 };
             let runs: Vec<_> = runs.iter().map(|(start, len)| (base + start, *len)).collect();
             check(&set(&runs), 2 << 40);

@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_token_wakes_whoever_waits_and_whoever_comes_later() {
+    async fn cancel_token_wakes_present_and_later_waiters() {
         let token = CancelToken::new();
         let waiter = tokio::spawn({
             let token = token.clone();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_commits_is_not_stopped_until_it_gives_the_commit_up() {
+    fn commit_in_progress_cannot_be_cancelled() {
         let token = CancelToken::new();
         assert!(token.begin_commit());
         assert!(!token.stop_unless_committing() && token.is_committing());

@@ -438,7 +438,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_cache_is_bounded_and_keeps_what_is_used() {
+    fn page_cache_is_bounded_and_keeps_used_pages() {
         let page = || {
             Arc::new(Page {
                 data: BlockSet::new(),

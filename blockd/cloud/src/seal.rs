@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_opens_in_its_place_only() {
+    fn sealed_frame_opens_at_its_position_only() {
         for mode in [EncryptionMode::Checksummed, EncryptionMode::Aes256GcmSiv] {
             let key = DataKey::fixed(Uuid::from_u128(9), mode, [7; 32]);
             let sealer = Sealer::new(&key, &delta(3), &[1; 32]);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cipher_is_rfc_8452() {
+    fn cipher_matches_the_vectors_of_rfc_8452() {
         // Appendix C.2, the first vector with a plaintext.
         let mut key = [0; 32];
         key[0] = 1;

@@ -100,7 +100,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn who_waits_for_a_disk_or_in_the_queue_makes_way_as_before() {
+    async fn waiting_for_a_disk_or_queue_yields_as_before() {
         let pace = Arc::<Pace>::default();
         pace.set_making_way(true);
         let work =
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_waits_for_a_processor_is_told_so() {
+    fn waiting_for_a_processor_is_reported() {
         assert_eq!(waited_nanos("17 42 3\n"), Some(42));
         assert_eq!(waited_nanos(""), None);
         let is_over = AtomicBool::new(false);

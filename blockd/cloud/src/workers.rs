@@ -114,14 +114,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_an_error_and_the_thread_goes_on() {
+    async fn worker_panic_is_an_error_and_the_thread_continues() {
         let workers = Workers::start("test", 1, || {}).unwrap();
         assert_eq!(workers.run(|| panic!("on purpose")).await, Err::<(), _>(Lost::Panicked));
         assert_eq!(workers.run(|| 7).await, Ok(7));
     }
 
     #[tokio::test]
-    async fn what_nobody_waits_for_is_done_all_the_same() {
+    async fn abandoned_work_is_completed() {
         let workers = Workers::start("test", 1, || {}).unwrap();
         let (tell, told) = oneshot::channel();
         let mut given_up = Box::pin(workers.run(move || {

@@ -166,7 +166,7 @@ async fn readers_who_want_the_same_frames_fetch_them_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cache_survives_a_restart_and_a_flipped_byte_is_fetched_again() {
+async fn disk_cache_survives_a_restart_and_refetches_damage() {
     let bed = bed().await;
     let dir = tempfile::tempdir().unwrap();
     let (manifest, expected) = bed.snapshots[4].clone();
@@ -219,7 +219,7 @@ fn files(dir: &Path) -> Vec<std::path::PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_frame_fails_its_range_and_nothing_else() {
+async fn damaged_frame_fails_its_range_only() {
     let bed = bed().await;
     let (manifest, expected) = &bed.snapshots[0];
     let (key, pack) =
@@ -258,7 +258,7 @@ async fn a_damaged_frame_fails_its_range_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_gone_fails_reads_in_bounded_time_and_they_work_when_it_is_back() {
+async fn outage_fails_reads_in_bounded_time_until_the_store_returns() {
     let bed = bed().await;
     let (manifest, expected) = &bed.snapshots[0];
     let patient = cache(None).snapshot(&bed.repo, manifest).await.unwrap();
@@ -285,7 +285,7 @@ async fn a_store_that_is_gone_fails_reads_in_bounded_time_and_they_work_when_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_does_not_fail_by_a_fetch_that_set_out_while_the_store_was_gone() {
+async fn read_survives_a_fetch_started_during_an_outage() {
     let bed = bed().await;
     let (manifest, expected) = &bed.snapshots[0];
     let cache = impatient();
@@ -310,7 +310,7 @@ async fn a_read_does_not_fail_by_a_fetch_that_set_out_while_the_store_was_gone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_byte_takes_three_rounds_of_requests_after_the_manifest() {
+async fn first_byte_takes_three_round_trips_after_the_manifest() {
     let bed = bed().await;
     let cache = cache(None);
     let (manifest, _) = bed.snapshots.last().unwrap();

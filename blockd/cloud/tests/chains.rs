@@ -35,7 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 50, ..ProptestConfig::default() })]
     #[test]
-    fn every_generation_restores_to_its_own_content(
+    fn generations_restore_to_their_own_content(
         generations in prop::collection::vec(prop::collection::vec(step(), 0..12), 1..=9),
         encrypted: bool,
         gone in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
@@ -157,7 +157,7 @@ async fn specs_that_make_no_sense_are_refused() {
 
 /// A volume that began as a snapshot of another one, and whose first backup builds on that.
 #[tokio::test]
-async fn a_chain_may_go_over_to_another_volume_and_keeps_what_it_needs_of_it() {
+async fn chain_across_volumes_keeps_the_deltas_it_needs() {
     let repo = with_slot(&Arc::new(MemoryStore::default()), EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();
     let size = 100 * BLOCK as u64;
@@ -193,7 +193,7 @@ async fn a_chain_may_go_over_to_another_volume_and_keeps_what_it_needs_of_it() {
 }
 
 #[tokio::test]
-async fn a_volume_may_grow() {
+async fn grown_volume_restores_each_generation() {
     let repo = fixed(Arc::new(MemoryStore::default()), EncryptionMode::Checksummed);
     let live = MemoryVolume::default();
     live.set(99, &[1; BLOCK]);
@@ -226,7 +226,7 @@ async fn deltas_that_running_backups_need_stay() {
 }
 
 #[tokio::test]
-async fn a_base_that_is_deleted_meanwhile_takes_the_incremental_back() {
+async fn deleted_base_takes_the_incremental_back() {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Checksummed);
     let live = MemoryVolume::default();
@@ -260,7 +260,7 @@ fn every_other_block(tib: u32) -> BlockSet {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_index_that_is_too_long_for_one_request_goes_in_parts() {
+async fn long_index_is_uploaded_in_parts() {
     let dir = tempfile::tempdir().unwrap();
     let memory: Arc<dyn ObjectStore> = Arc::new(MemoryStore::default());
     let local: Arc<dyn ObjectStore> = Arc::new(LocalStore::open(dir.path()).unwrap());

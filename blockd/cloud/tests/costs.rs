@@ -58,7 +58,7 @@ async fn incompressible_incrementals_cost_what_is_dirty() {
 
 /// Asking for a condition in vain is no reason to doubt the commit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_without_conditions_is_not_asked_for_every_pack() {
+async fn store_without_conditional_put_gets_no_request_per_pack() {
     let repo = fixed(Arc::new(MemoryStore::refusing_conditions()), EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();
     live.set(3, &[7; BLOCK]);
@@ -80,7 +80,7 @@ async fn zero_blocks_cost_nothing() {
 }
 
 #[tokio::test]
-async fn nothing_dirty_is_a_snapshot_all_the_same() {
+async fn clean_volume_makes_a_snapshot() {
     let repo = fixed(Arc::new(MemoryStore::default()), EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();
     let base = chain(&repo, &live, 64 * TIB, 1).await;
@@ -91,7 +91,7 @@ async fn nothing_dirty_is_a_snapshot_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dense_restore_asks_once_for_a_pack() {
+async fn dense_restore_requests_each_pack_once() {
     let repo = fixed(Arc::new(MemoryStore::default()), EncryptionMode::Checksummed);
     let live = MemoryVolume::default();
     for block in 0..30_000 {

@@ -100,7 +100,7 @@ impl Sample {
 const MODES: [Option<&str>; 2] = [Some("correct horse"), None];
 
 #[tokio::test]
-async fn a_flipped_bit_in_any_byte_of_any_object() {
+async fn flipped_bit_in_any_byte_is_detected() {
     for passphrase in MODES {
         let sample = sample(passphrase, 1).await;
         let objects = sample.store.objects();
@@ -120,7 +120,7 @@ async fn a_flipped_bit_in_any_byte_of_any_object() {
 }
 
 #[tokio::test]
-async fn a_flipped_bit_anywhere_in_larger_packs() {
+async fn flipped_bits_in_large_packs_are_detected() {
     for passphrase in MODES {
         let sample = sample(passphrase, 3).await;
         for (key, body) in sample.store.objects() {
@@ -230,7 +230,7 @@ async fn objects_of_an_earlier_attempt_with_another_salt() {
 }
 
 #[tokio::test]
-async fn a_damaged_manifest_is_listed_with_its_error_and_can_be_deleted() {
+async fn damaged_manifest_is_listed_with_its_error_and_deletable() {
     let sample = sample(Some("correct horse"), 1).await;
     let repo = open(sample.store.clone(), sample.passphrase).await.unwrap();
     let (full, incremental) = (sample.snapshots[0].0, sample.snapshots[1].0);

@@ -127,7 +127,7 @@ async fn generations(repo: &Repository) -> (MemoryVolume, Manifest, Manifest) {
 /// second one and deletes that: its manifest is gone when it is read, and the listing does not have the new
 /// one.
 #[tokio::test]
-async fn a_snapshot_made_on_one_that_vanishes_from_a_listing_keeps_its_deltas() {
+async fn snapshot_on_an_unlisted_base_keeps_its_deltas() {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let (live, first, second) = generations(&repo).await;
@@ -155,7 +155,7 @@ async fn a_snapshot_made_on_one_that_vanishes_from_a_listing_keeps_its_deltas() 
 /// The disk of a directory is away while the manifests are listed, and back when deltas are to go: nobody
 /// seemed to need them.
 #[tokio::test]
-async fn a_place_that_is_away_while_it_is_listed_loses_nothing() {
+async fn outage_during_a_listing_deletes_nothing() {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let (live, first, second) = generations(&repo).await;
@@ -189,7 +189,7 @@ async fn a_place_that_is_away_while_it_is_listed_loses_nothing() {
 
 /// The listing lags behind (Swift): what was deleted stays in it, and cannot be read.
 #[tokio::test(start_paused = true)]
-async fn a_manifest_that_stays_listed_after_its_deletion_does_not_hold_others_up() {
+async fn stale_listing_of_a_manifest_does_not_block_deletions() {
     for own in [true, false] {
         let store = Arc::new(MemoryStore::default());
         let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
@@ -216,7 +216,7 @@ async fn a_manifest_that_stays_listed_after_its_deletion_does_not_hold_others_up
 
 /// Its delta stays because somebody needs it; its manifest was put again meanwhile all the same.
 #[tokio::test]
-async fn a_deleted_manifest_that_is_put_again_goes_even_if_no_delta_does() {
+async fn manifest_put_again_after_its_deletion_is_deleted() {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let (_, first, _) = generations(&repo).await;
@@ -288,7 +288,7 @@ impl Doubted {
 const COMMIT: Moment = Moment { operation: "PUT", prefix: "blockd/manifests/", suffix: "" };
 
 #[tokio::test]
-async fn a_snapshot_that_was_deleted_in_doubt_is_not_committed_again() {
+async fn snapshot_deleted_in_doubt_is_not_committed_again() {
     let doubted = Doubted::new().await;
     let error = doubted.go_on(COMMIT, doubted.delete()).await.unwrap_err();
     assert!(matches!(error, CloudError::DeletedMeanwhile { .. }), "{error}");
@@ -304,7 +304,7 @@ async fn a_snapshot_that_was_deleted_in_doubt_is_not_committed_again() {
 
 /// The journal is of a program that did not record the commit, or lost that record.
 #[tokio::test]
-async fn an_earlier_run_is_reason_enough_to_look_whether_all_is_there() {
+async fn earlier_run_causes_a_check_of_its_objects() {
     let mut doubted = Doubted::new().await;
     let forgetful = Arc::new(MemoryJournal::default());
     for pack_no in doubted.journal.completed() {
@@ -320,7 +320,7 @@ async fn an_earlier_run_is_reason_enough_to_look_whether_all_is_there() {
 /// The other host deletes in two halves: the manifest goes before the commit is repeated, the objects go
 /// after its writer looked at them.
 #[tokio::test]
-async fn a_deletion_that_began_before_the_repeated_commit_takes_that_as_well() {
+async fn deletion_covers_a_repeated_commit() {
     let doubted = Doubted::new().await;
     let deletes = Between::new(&doubted.store);
     let (goes_on, waiting) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -353,7 +353,7 @@ async fn a_deletion_that_began_before_the_repeated_commit_takes_that_as_well() {
 
 /// The base is gone or not, and the store does not tell, or does not take the new manifest back.
 #[tokio::test]
-async fn a_backup_that_cannot_ask_for_its_base_is_not_done_and_asks_when_it_goes_on() {
+async fn backup_that_cannot_check_its_base_checks_it_when_resumed() {
     for (is_gone, answers) in [(false, 0), (true, 0), (true, 1)] {
         let store = Arc::new(MemoryStore::default());
         let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
@@ -396,7 +396,7 @@ async fn a_backup_that_cannot_ask_for_its_base_is_not_done_and_asks_when_it_goes
 
 /// The host dies after the commit and before the question.
 #[tokio::test]
-async fn a_backup_that_was_cut_off_before_the_question_for_its_base_asks_when_it_goes_on() {
+async fn backup_cut_off_before_its_base_check_checks_when_resumed() {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();

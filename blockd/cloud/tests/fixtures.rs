@@ -90,7 +90,7 @@ const FULL: &str = "951325819047337067/";
 const FULL_MANIFEST: &str = "-951325819047337067";
 
 #[tokio::test]
-async fn each_damage_is_told_by_its_name() {
+async fn damages_have_distinct_names() {
     let fixtures: &[(&str, &str, Damage, &str)] = &[
         ("a pack is gone", "067/pack-", Damage::Missing, "the object is missing"),
         ("a pack is cut", "067/pack-", Damage::Cut(1000), "the object has 1000 bytes"),

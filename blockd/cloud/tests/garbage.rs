@@ -90,7 +90,7 @@ async fn leftovers_go_when_nobody_can_commit_them_any_more() {
 }
 
 #[tokio::test]
-async fn a_manifest_that_cannot_be_read_keeps_everything() {
+async fn unreadable_manifest_keeps_all_objects() {
     let store = Arc::new(MemoryStore::default());
     let (repo, _, tip) = sample(&store).await;
     // The manifest may name deltas of other volumes.
@@ -128,7 +128,7 @@ async fn leftovers_of_one_backup_stay_where_a_manifest_names_them() {
 }
 
 #[tokio::test]
-async fn a_deletion_needs_no_room() {
+async fn deletion_needs_no_free_space() {
     let store = Arc::new(MemoryStore::default());
     let (repo, ..) = sample(&store).await;
     let faults = Arc::new(FaultStore::new(store));
@@ -138,7 +138,7 @@ async fn a_deletion_needs_no_room() {
 }
 
 #[tokio::test]
-async fn a_backup_that_went_on_for_too_long_does_not_commit() {
+async fn backup_beyond_the_grace_period_does_not_commit() {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();

@@ -102,7 +102,7 @@ async fn thousands_are_listed_with_one_request_and_one_question() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listing_that_is_cut_off_goes_on_where_it_was() {
+async fn interrupted_listing_resumes_at_its_position() {
     let store = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
     let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
     put_many_snapshots(&repo, 1, EACH).await.unwrap();

@@ -74,7 +74,7 @@ impl Layer for LostAnswers {
 
 /// The only copy of the key to everything that will be stored: what arrived badly is put there again.
 #[tokio::test]
-async fn a_key_slot_that_arrived_badly_is_written_anew() {
+async fn key_slot_damaged_in_transit_is_rewritten() {
     for (first, replaced) in [(First::Whole, 0), (First::Cut, 1), (First::Refused, 1)] {
         let inner = Arc::new(MemoryStore::default());
         let store = LostAnswers::new(&inner, first, 1);
@@ -88,7 +88,7 @@ async fn a_key_slot_that_arrived_badly_is_written_anew() {
 }
 
 #[tokio::test]
-async fn a_store_that_lost_one_answer_can_still_do_create_if_absent() {
+async fn lost_answer_does_not_disable_create_if_absent() {
     for (times, conditional_put) in [(1, true), (2, false)] {
         let inner = Arc::new(MemoryStore::default());
         let store = LostAnswers::new(&inner, First::Whole, times);

@@ -36,7 +36,7 @@ impl BlockWriter for Target {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_in_place_is_not_fetched_again() {
+async fn restored_blocks_are_not_fetched_again() {
     let inner = Arc::new(MemoryStore::default());
     let live = MemoryVolume::default();
     // Four packs, with zero blocks in the frames; an incremental on top.

@@ -36,7 +36,7 @@ fn manifests(store: &MemoryStore) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_interrupted_backup_goes_on() {
+async fn interrupted_backup_resumes() {
     let (live, data) = volume();
     let expected = live.content();
     let clean = Arc::new(MemoryStore::default());
@@ -157,7 +157,7 @@ impl BlockReader for Interrupting {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn cancelling_and_failing_reads_leave_no_snapshot_and_can_be_resumed() {
+async fn cancelled_or_failed_backup_leaves_no_snapshot_and_resumes() {
     let (live, data) = volume();
     let at = Extent::new(BlockIndex(50 + 2 * 8192), 1);
     for cancelled in [true, false] {
@@ -187,7 +187,7 @@ async fn cancelling_and_failing_reads_leave_no_snapshot_and_can_be_resumed() {
 }
 
 #[tokio::test]
-async fn a_journal_is_of_one_plan() {
+async fn journal_belongs_to_one_plan() {
     let repo = fixed(Arc::new(MemoryStore::default()), EncryptionMode::Checksummed);
     let spec_of = |blocks: &[u64]| spec(7, SIZE, set(blocks.iter().copied()), set([]), None);
     let binding = JournalBinding::of(&repo, &spec_of(&[1, 2]));
@@ -199,7 +199,7 @@ async fn a_journal_is_of_one_plan() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failing_restore_says_so_and_a_second_one_is_whole() {
+async fn failed_restore_is_reported_and_a_second_one_completes() {
     let (live, data) = volume();
     let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
     let repo = fixed(faults.clone(), EncryptionMode::Aes256GcmSiv);

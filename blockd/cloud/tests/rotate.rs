@@ -26,7 +26,7 @@ fn request(old: &str, new: Option<&str>, new_data_key: bool) -> Rekey {
 }
 
 #[tokio::test]
-async fn a_new_passphrase_opens_what_was_stored_and_the_old_one_nothing() {
+async fn new_passphrase_opens_the_repository_and_the_old_one_fails() {
     let store = Arc::new(MemoryStore::default());
     let repo = open(store.clone(), Some("old")).await.unwrap();
     let live = MemoryVolume::default();
@@ -89,7 +89,7 @@ async fn new_backups_get_the_new_data_key_and_chains_go_on_across_it() {
 }
 
 #[tokio::test]
-async fn a_change_that_was_interrupted_is_finished_by_the_same_call() {
+async fn interrupted_rekey_is_completed_by_the_same_call() {
     for fault in [Fault::BeforeApply, Fault::AfterApply] {
         let mut operation = 0;
         loop {

@@ -574,7 +574,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
 }
 
 #[tokio::test]
-async fn what_is_listed_restores_whatever_happens() {
+async fn listed_snapshots_restore_after_any_fault() {
     let first = number("BLOCKD_SIMULATION_FIRST", 1);
     for seed in first..first + number("BLOCKD_SIMULATION_SEEDS", 24) {
         live(seed, Planted::Nothing).await.unwrap();

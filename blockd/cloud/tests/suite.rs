@@ -32,7 +32,7 @@ async fn on_a_runtime_of_one_thread() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_fails_now_and_then_behind_retries() {
+async fn flaky_store_behind_retries_passes_the_suite() {
     let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
     for operation in (2..5_000).step_by(7) {
         let kinds = [Fault::BeforeApply, Fault::AfterApply, Fault::ShortBody];

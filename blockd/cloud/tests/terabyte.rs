@@ -73,7 +73,7 @@ fn most_memory_bytes() -> u64 {
 
 /// The only test here: nothing else in this process is to take memory meanwhile.
 #[tokio::test(flavor = "current_thread")]
-async fn the_first_byte_of_a_terabyte_takes_four_requests_and_little_memory() {
+async fn first_byte_of_a_terabyte_takes_four_requests() {
     let store = Arc::new(SlowStore::new());
     let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
     let id = {

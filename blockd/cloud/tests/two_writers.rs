@@ -74,7 +74,7 @@ async fn backups_of_their_own_are_both_right_on_any_store() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_task_that_runs_twice_is_never_a_mixture() {
+async fn concurrent_runs_of_a_task_never_mix() {
     let ((left, data), (right, _)) = (volume(1), volume(2));
     let (mut won, mut refused) = (0, 0);
     for round in 0..12u32 {
@@ -107,7 +107,7 @@ async fn one_task_that_runs_twice_is_never_a_mixture() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_task_that_runs_twice_with_the_same_content_is_right() {
+async fn concurrent_runs_with_equal_content_succeed() {
     let repo = fixed(Arc::new(MemoryStore::default()), EncryptionMode::Aes256GcmSiv);
     let (live, data) = volume(3);
     let task = || spec(7, SIZE, data.clone(), BlockSet::new(), None);

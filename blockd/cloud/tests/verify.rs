@@ -75,7 +75,7 @@ fn damaged(report: &VerifyReport, id: CloudsnapId) -> Vec<Extent> {
 }
 
 #[tokio::test]
-async fn what_is_sound_is_found_sound_and_read_once() {
+async fn sound_backup_is_verified_with_one_read() {
     let sample = sample().await;
     for depth in DEPTHS {
         let report = sample.verify(&sample.ids(), depth).await;
@@ -96,7 +96,7 @@ async fn what_is_sound_is_found_sound_and_read_once() {
 }
 
 #[tokio::test]
-async fn a_damaged_frame_is_named_with_what_each_snapshot_loses() {
+async fn damaged_frame_is_named_with_the_lost_extents() {
     let frame = 32 * BLOCK + 21;
     // The second frame of the full one: both see it, but for the block that was freed.
     let sample = sample().await;
@@ -131,7 +131,7 @@ async fn a_damaged_frame_is_named_with_what_each_snapshot_loses() {
 }
 
 #[tokio::test]
-async fn objects_that_are_gone_or_of_another_length_are_found_by_a_listing() {
+async fn missing_or_truncated_objects_are_found_by_a_listing() {
     for depth in DEPTHS {
         for cut in [None, Some(0), Some(1000)] {
             let sample = sample().await;
@@ -207,7 +207,7 @@ async fn content_is_compared_with_what_it_should_be() {
 }
 
 #[tokio::test]
-async fn a_restore_goes_on_past_damage_and_says_what_is_missing() {
+async fn restore_skips_damage_and_lists_the_missing_extents() {
     let frame = 32 * BLOCK + 21;
     let sample = sample().await;
     let pack = sample.pack_of(&sample.full);

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_further_unix_socket_needs_as_many() {
+    fn unix_sockets_raise_the_needed_limit() {
         let mut config = Config { nbd_connections: 500, ..Config::default() };
         assert_eq!(needed(&config), 500 + OTHERS);
         config.nbd_listen =
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_raised() {
+    fn open_files_limit_is_raised() {
         raise(&Config::default());
         let limit = getrlimit(Resource::Nofile);
         assert_eq!(limit.current, limit.maximum);

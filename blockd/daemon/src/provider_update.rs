@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_and_the_identity_of_the_machine_take_each_others_place() {
+    fn key_and_machine_identity_replace_each_other() {
         let mut row = s3(false);
         let change = renew(&mut row, &of(s3_access(None, None, true))).unwrap();
         assert!(matches!(change, KeyChange::Dropped), "{change:?}");
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_others_is_refused() {
+    fn settings_of_other_providers_are_refused() {
         let local = || store(ProviderRow::Local { path: "/srv".into() });
         let message = refused(local(), &of(s3_access(Some("new"), planted(), false)));
         assert!(message.contains("keys of s3") && message.contains("local"), "{message}");
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_empty_is_taken_away() {
+    fn empty_setting_is_removed() {
         let mut row = s3(false);
         row.connection.proxy = Some("http://p:1".into());
         let request = UpdateCredential {

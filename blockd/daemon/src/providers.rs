@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_by_its_flag() {
+    fn invalid_setting_is_refused_by_its_flag() {
         let local = || ProviderRequest::Local { path: "/srv".into() };
         for (connection, flag) in [
             (Connection { proxy: Some("http://p:1".into()), ..Connection::default() }, "--proxy"),
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_kept_plain_and_part_of_the_place() {
+    fn prefix_is_normalized_and_part_of_the_place() {
         let prefix = |prefix: &str| Connection { prefix: Some(prefix.to_owned()), ..Connection::default() };
         let local = |path: &Path| ProviderRequest::Local { path: path.to_owned() };
         let (dir, data_dir) = (tempfile::tempdir().unwrap(), Path::new("/var/lib/blockd"));
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_names_its_own_flags() {
+    fn provider_errors_name_their_own_flags() {
         for (kind, flag) in [
             (ProviderKind::S3, "--s3-secret-key"),
             (ProviderKind::Azure, "--azure-account-key"),

@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_cut_off_is_undone_or_finished_and_the_rest_is_served() {
+    fn reconcile_finishes_interrupted_work_and_serves_the_rest() {
         let host = Host::new();
         let up = host.row(1, "up", VolumeState::Up);
         drop(host.files(up));

@@ -493,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connected_volume_is_not_taken_away_and_a_closed_door_stays_closed() {
+    fn connected_volume_is_not_deleted_and_accepts_no_clients() {
         let dir = tempfile::tempdir().unwrap();
         let volume = Volume::create(&dir.path().join("7"), VolumeId::from_u64(7), 1 << 20).unwrap();
         let entry = entry("data", EntryState::Up(volume));
@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_is_being_made_is_not_taken_away() {
+    fn volume_in_creation_is_not_deleted() {
         let entry = entry("data", EntryState::Creating);
         assert_eq!(entry.begin_delete().err().unwrap().code, ErrorCode::VolumeInUse);
         assert_eq!(entry.attach().err().unwrap().code, ErrorCode::VolumeNotReady);

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_differs_is_named_by_its_table() {
+    fn reload_names_changed_tables() {
         let a = Config::default();
         let mut b = a.clone();
         assert!(differences(&a, &b).is_empty());

@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_next_request_goes_through_the_new_client() {
+    async fn next_request_uses_the_new_client() {
         let store = RenewableStore::new(with("old"));
         assert_eq!(store.get("key", 100).await.unwrap(), "old");
         store.renew(with("new"));
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_is_refused_while_the_keys_change_is_made_once_more() {
+    async fn refused_request_is_retried_with_the_new_keys() {
         let refused = || StoreError::new(StoreErrorKind::Unauthorized, "GET", "key", "store");
         let store = RenewableStore::new(with("old"));
         let (old, asked) = (store.client(), Mutex::new(0));

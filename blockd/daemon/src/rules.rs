@@ -371,7 +371,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_trial_that_waits_keeps_no_other_one_waiting() {
+    async fn waiting_rule_test_blocks_no_other() {
         // Each goes on only when all of them have begun.
         let together = tokio::sync::Barrier::new(TRIALS_AT_ONCE);
         let trials = (0..TRIALS_AT_ONCE).map(|one| {

@@ -254,7 +254,7 @@ fn as_made(mut snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_main_job() {
+async fn backup_and_restore_round_trip() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     host.client.create_credential(&host.credential("nas", Some("correct horse"))).await.unwrap();
@@ -324,7 +324,7 @@ async fn the_main_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_survives_death_between_any_two_steps() {
+async fn backup_survives_a_crash_at_any_step() {
     for step in [
         "backup accepted",
         "backup frozen",
@@ -376,7 +376,7 @@ const NO_END: &str = "CREATE TRIGGER no_end BEFORE INSERT ON tasks WHEN NEW.stat
     BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_in_the_store_waits_for_the_database_and_is_protected_meanwhile() {
+async fn stored_backup_is_protected_until_it_is_recorded() {
     for restart in [false, true] {
         let mut host = Host::new().await;
         let volume = host.create_volume("data").await;
@@ -415,7 +415,7 @@ async fn a_backup_in_the_store_waits_for_the_database_and_is_protected_meanwhile
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_task_runs_until_its_end_is_stored() {
+async fn failed_task_runs_until_its_result_is_stored() {
     let host = Host::new().await;
     host.create_volume("data").await;
     host.create_credential().await;
@@ -432,7 +432,7 @@ async fn a_failed_task_runs_until_its_end_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_only_the_database_knows_protects_what_it_uses() {
+async fn task_in_the_database_protects_its_snapshots() {
     let host = Host::new().await;
     host.create_volume("data").await;
     host.create_credential().await;
@@ -465,7 +465,7 @@ async fn a_task_that_only_the_database_knows_protects_what_it_uses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_database_refuses_is_undone() {
+async fn refused_database_write_is_undone() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     let name = "data".parse().unwrap();
@@ -488,7 +488,7 @@ async fn what_the_database_refuses_is_undone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_cannot_be_recorded_leaves_nothing() {
+async fn unrecorded_volume_leaves_no_files() {
     let host = Host::new().await;
     host.sql(
         "CREATE TRIGGER not_up BEFORE UPDATE ON volumes WHEN NEW.state = 'up'
@@ -507,7 +507,7 @@ async fn a_volume_that_cannot_be_recorded_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_whose_row_may_say_that_it_is_deleted_takes_no_writes() {
+async fn volume_in_deletion_refuses_writes() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     let mut model = Model::new();
@@ -530,7 +530,7 @@ async fn a_volume_whose_row_may_say_that_it_is_deleted_takes_no_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_growth_is_told_whatever_becomes_of_its_row_and_leaves_layers_to_merge() {
+async fn growth_is_answered_if_its_row_fails_and_leaves_merges() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
@@ -558,7 +558,7 @@ async fn a_growth_is_told_whatever_becomes_of_its_row_and_leaves_layers_to_merge
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restore_survives_death_between_any_two_steps() {
+async fn restore_survives_a_crash_at_any_step() {
     for step in ["restore accepted", "restore in place", "restore committed"] {
         let mut host = Host::new().await;
         let volume = host.create_volume("data").await;
@@ -581,7 +581,7 @@ async fn a_restore_survives_death_between_any_two_steps() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delete_survives_death_between_any_two_steps() {
+async fn delete_survives_a_crash_at_any_step() {
     for step in ["delete accepted", "delete out of the store"] {
         let mut host = Host::new().await;
         let volume = host.create_volume("data").await;
@@ -699,7 +699,7 @@ async fn failures_are_told_and_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_use_is_not_taken_away() {
+async fn resources_in_use_are_not_deleted() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     host.create_credential().await;
@@ -771,7 +771,7 @@ async fn snapshots_are_listed_and_deleted_by_name_and_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_cannot_be_opened_does_not_keep_the_others_down() {
+async fn failed_volume_does_not_block_the_others() {
     let mut host = Host::new().await;
     let good = host.create_volume("good").await;
     let bad = host.create_volume("bad").await;
@@ -790,7 +790,7 @@ async fn a_volume_that_cannot_be_opened_does_not_keep_the_others_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_key_costs_only_the_credentials() {
+async fn changed_key_invalidates_credentials_only() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     host.create_credential().await;
@@ -811,7 +811,7 @@ async fn a_changed_key_costs_only_the_credentials() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_daemon_is_refused_and_tasks_are_remembered() {
+async fn second_daemon_is_refused_and_tasks_survive_a_restart() {
     let mut host = Host::new().await;
     let error = Daemon::start(config(host.dir.path()), false).await.unwrap_err().to_string();
     assert!(error.contains("in use by another blockd"), "{error}");
@@ -826,7 +826,7 @@ async fn a_second_daemon_is_refused_and_tasks_are_remembered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_grows_is_backed_up_incrementally_and_restored() {
+async fn grown_volume_is_backed_up_incrementally_and_restored() {
     const GROWN_BYTES: u64 = SIZE_BYTES + (9 << 20) + BLOCK;
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;

@@ -303,7 +303,7 @@ mod tests {
     const SECRET: &[u8] = b"wJalrXUtnFEMI";
 
     #[test]
-    fn what_was_sealed_opens_with_the_same_key_only() {
+    fn sealed_secret_opens_with_its_key_only() {
         let dir = tempfile::tempdir().unwrap();
         let id = Uuid::new_v4();
         let sealed = Secrets::load(dir.path(), None).seal(id, Purpose::StoreSecret, SECRET).unwrap();
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_may_read_is_refused_by_its_use() {
+    fn world_readable_key_is_refused_on_use() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret.key");
         std::fs::write(&path, [7; 32]).unwrap();
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_systemd_is_preferred() {
+    fn systemd_key_is_preferred() {
         let dir = tempfile::tempdir().unwrap();
         let systemd = tempfile::tempdir().unwrap();
         std::fs::write(systemd.path().join(SYSTEMD_CREDENTIAL), [9; 32]).unwrap();
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layout_is_stable() {
+    fn stored_layout_is_stable() {
         // Sealed once with the key 0x07 repeated, by the layout in the module's head.
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret.key");

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_found_again_after_a_restart_and_their_bytes_are_bounded() {
+    fn cache_entries_survive_a_restart_within_the_byte_limit() {
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(dir.path(), 10 * 4096).unwrap();
         for number in 0..30 {
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_or_a_cut_or_another_piece_is_a_miss() {
+    fn damaged_or_foreign_cache_entry_is_a_miss() {
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
         let put = || {
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_writer_left_goes_and_what_is_of_others_stays() {
+    fn leftovers_of_a_killed_writer_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
         cache.put(&key(1), b"content");
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn the_format_is_what_it_was() {
+    fn cache_format_is_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
         cache.put(&key(5), b"golden");

@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_brings_it_for_all_and_who_gives_up_makes_room_for_the_next() {
+    async fn fetch_is_shared_and_passed_on_if_the_fetcher_gives_up() {
         let frames = Arc::new(Frames::new(1 << 20));
         let Claim::Mine(flight, wait) = frames.claim((1, 2)) else { panic!("it is nowhere yet") };
         let Claim::Wait(other) = frames.claim((1, 2)) else { panic!("it is on its way") };

@@ -91,7 +91,7 @@ mod tests {
     proptest! {
         /// The model is a list with the most recently used entry at its end.
         #[test]
-        fn what_is_kept_is_what_was_used_last(steps in prop::collection::vec((0u8..3, 0u8..12, 1u64..40), 0..200)) {
+        fn lru_keeps_the_latest_used_entries(steps in prop::collection::vec((0u8..3, 0u8..12, 1u64..40), 0..200)) {
             let mut lru = Lru::new(100);
             let mut model: Vec<(u8, u64)> = Vec::new();
             for (what, key, len) in steps {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_fits_displaces_nothing() {
+    fn oversized_entry_displaces_no_other() {
         let mut lru = Lru::new(10);
         lru.insert(1, 'a', 5);
         assert_eq!(lru.insert(2, 'b', 11), [(2, 'b')]);

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_on_and_on_finds_it_there() {
+    fn sequential_reads_hit_the_readahead() {
         let mut streams = Streams::new(2048);
         let (mut ahead, mut largest) = (0, 0);
         for at in (0..100_000).step_by(32) {
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn who_jumps_about_gets_nothing_and_disturbs_nobody_for_long() {
+    fn random_reads_trigger_no_readahead() {
         let mut streams = Streams::new(2048);
         for i in 0..1000u64 {
             assert_eq!(streams.note(extent((i * 7_919_993) % 100_000_000, 8)), None);
@@ -125,7 +125,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_read_ahead_is_bounded(reads in prop::collection::vec((0u64..5000, 1u64..300), 0..200)) {
+        fn readahead_is_bounded(reads in prop::collection::vec((0u64..5000, 1u64..300), 0..200)) {
             let mut streams = Streams::new(1024);
             for (start, len) in reads {
                 if let Some(next) = streams.note(extent(start, len)) {

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn it_says_where_it_is_and_nothing_secret() {
+    fn azure_debug_output_has_the_place_and_no_secret() {
         let store = options().open().unwrap();
         assert_eq!(store.describe(), "container backups of acct at Azure");
         let store = AzureOptions { endpoint: Some("http://h:1".into()), ..options() }.open().unwrap();

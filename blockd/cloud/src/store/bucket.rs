@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_store_stored_is_compared_with_what_was_sent() {
+    async fn stored_checksum_is_compared_with_the_sent_one() {
         let stored = |name, value: &str| HttpReply::status(200).header("ETag", "\"t\"").header(name, value);
         let (result, server) = put(stored("Content-MD5", "XUFAKrxLKna5cZ2REBfFkg==")).await;
         result.unwrap();
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pause_that_the_store_asks_for_is_in_the_error() {
+    async fn retry_after_header_is_in_the_error() {
         for (status, pause) in [(503, Some(7)), (429, Some(7)), (500, None), (403, None)] {
             let (result, _) = put(HttpReply::status(status).header("Retry-After", "7")).await;
             assert_eq!(result.unwrap_err().retry_after_s, pause, "{status}");
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wrong_with_the_settings_is_told_apart() {
+    async fn setting_errors_are_distinguished() {
         let xml = |status, code: &str, more: &str| {
             HttpReply::status(status)
                 .body(format!("<Error><Code>{code}</Code><Message>planted-signature</Message>{more}</Error>"))
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_without_tls_is_told_from_one_that_is_away() {
+    async fn plain_http_server_is_distinguished_from_an_absent_one() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("https://{}", listener.local_addr().unwrap());
         // What servers say to a greeting of TLS.
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_proxy_is_asked_in_place_of_the_store() {
+    async fn requests_go_through_the_proxy() {
         let proxy = HttpDouble::start(|_| object()).await;
         let mut options = options("http://store.example:9000");
         options.http.proxy = Some(proxy.url());

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_filesystem_refuses_is_left_to_be_written_otherwise() {
+    fn refused_direct_io_falls_back_to_buffered_writes() {
         let buffers = Arc::<Buffers>::default();
         let content = buffers.filled(2 * DIRECT_FROM_BYTES);
         let file = tempfile::tempfile().unwrap();

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_no_hosts_below_it() {
+    fn ip_address_endpoint_uses_path_style() {
         for address in ["127.0.0.1:8333", "[::1]:8333", "10.1"] {
             let endpoint = Endpoint::parse(address, true).unwrap();
             let error = endpoint.url_of_host_below("bkt").unwrap_err();

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_file_cannot_redirect_the_client() {
+    fn key_file_cannot_redirect_the_client() {
         let text = r#"{"private_key":"-----BEGIN PRIVATE KEY-----","private_key_id":"i","client_email":"e",
             "gcs_base_url":"http://evil.example","disable_oauth":true}"#;
         let only = KeyFile::parse(text).unwrap();

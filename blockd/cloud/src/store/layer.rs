@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_passes_through_says_what_it_is() {
+    async fn layer_reports_the_description_of_its_store() {
         let store: Arc<Noting> = Arc::default();
         let asked: &dyn ObjectStore = &*store;
         asked.put("a", Bytes::from_static(b"content"), PutMode::Overwrite).await.unwrap();
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_store_behind_a_layer_is_the_store() {
+    async fn layered_store_passes_the_store_suite() {
         let store: Arc<Noting> = Arc::default();
         object_store_suite(store, Has { create_if_absent: true, parts: true }).await;
     }

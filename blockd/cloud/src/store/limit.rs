@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_way_is_held_to_its_rate_whoever_asks() {
+    async fn upload_and_download_have_separate_limits() {
         let store = limited(Some(1000), Some(10_000));
         let began = Instant::now();
         let put = |key: &'static str| store.put(key, Bytes::from(vec![1; 500]), PutMode::Overwrite);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_limit_that_changes_holds_for_what_waits_already() {
+    async fn changed_limit_applies_to_waiting_requests() {
         let bandwidth = Arc::new(Bandwidth::new(Some(10), None));
         let store = Arc::new(LimitStore::new(Arc::new(MemoryStore::default()), bandwidth.clone()));
         let put = || store.put("a", Bytes::from(vec![1; 100_000]), PutMode::Overwrite);

@@ -221,14 +221,14 @@ mod tests {
     use std::sync::Arc;
 
     #[tokio::test]
-    async fn a_good_store_passes_and_is_left_clean() {
+    async fn probe_of_a_good_store_passes_and_leaves_no_objects() {
         let store = MemoryStore::default();
         assert!(probe(&store).await.unwrap().conditional_put);
         assert_eq!(store.list("").await.unwrap(), []);
     }
 
     #[tokio::test]
-    async fn a_store_without_conditions_is_found_out() {
+    async fn probe_detects_a_store_without_conditional_put() {
         for store in [MemoryStore::ignoring_conditions(), MemoryStore::refusing_conditions()] {
             assert!(!probe(&store).await.unwrap().conditional_put);
             assert_eq!(store.list("").await.unwrap(), []);
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_failing_step_is_named() {
+    async fn probe_names_the_failed_step() {
         for (operation, word) in
             [(0, "list"), (1, "store an object"), (2, "as it was stored"), (3, "range"), (4, "replace")]
         {

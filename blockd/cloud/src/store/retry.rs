@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_attempt_is_counted_and_attempts_are_bounded() {
+    async fn attempts_are_counted_and_bounded() {
         let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
         let (store, requests) = task_store(faults.clone(), quick(3));
         faults.fail_all(Fault::BeforeApply);
@@ -146,14 +146,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_get_better_is_not_retried() {
+    async fn permanent_errors_are_not_retried() {
         let (store, requests) = task_store(Arc::new(MemoryStore::default()), quick(5));
         assert_eq!(store.get("nothing", 10).await.unwrap_err().kind, StoreErrorKind::NotFound);
         assert_eq!(requests.snapshot().get, 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_asks_for_a_pause_gets_it_within_bounds() {
+    async fn requested_retry_pause_is_kept_within_bounds() {
         for (asked_s, pause_s) in [(7, 7), (10_000, 300)] {
             let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
             faults.fail_at(0, Fault::RetryAfter(asked_s));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_attempt_without_an_answer_ends() {
+    async fn attempt_without_an_answer_times_out() {
         let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
         let (store, requests) = task_store(faults.clone(), quick(2));
         faults.fail_all(Fault::Hang);

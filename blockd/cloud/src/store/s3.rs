@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_endpoint_where_nobody_listens_is_unreachable_and_named() {
+    async fn closed_endpoint_is_unreachable_and_named() {
         // A port that was free a moment ago.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let store = S3Options { endpoint: Some(format!("127.0.0.1:{port}")), ..options() }.open().unwrap();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_secret_is_shown() {
+    fn s3_debug_output_has_no_secret() {
         let shown = format!("{:?}", options());
         assert!(!shown.contains("very-secret") && !shown.contains("AKIAEXAMPLE"), "{shown}");
     }

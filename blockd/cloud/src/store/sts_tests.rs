@@ -85,7 +85,7 @@ fn unix_s(text: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_role_is_asked_for_by_a_signed_request() {
+async fn assume_role_request_is_signed() {
     let double = service("2100-01-01T01:00:00Z").await;
     let taken = credentials(&double).get_credential().await.unwrap();
     assert_eq!((taken.key_id.as_str(), taken.token.as_deref()), ("ASIA0", Some("token0==")));
@@ -120,7 +120,7 @@ async fn credentials_are_kept_and_renewed_before_they_end() {
 }
 
 #[tokio::test]
-async fn what_is_refused_is_said_and_what_still_holds_is_used() {
+async fn refused_role_renewal_is_reported_and_valid_keys_are_used() {
     let asked = AtomicU32::new(0);
     let double = HttpDouble::start(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
         0 => given(0, "2100-01-01T01:00:00Z"),
@@ -164,7 +164,7 @@ async fn answers_that_hold_no_credentials_are_refused() {
 }
 
 #[tokio::test]
-async fn a_bucket_is_asked_with_the_credentials_of_the_role() {
+async fn requests_use_the_credentials_of_the_assumed_role() {
     let double = HttpDouble::start(|request| match request.method.as_str() {
         "POST" => given(7, "2100-01-01T01:00:00Z"),
         _ => HttpReply::status(200)

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_are_kept_and_told_in_their_order() {
+    fn newest_events_are_kept_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap();
         db.transaction::<_, DbError>(|tx| {

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_reads_back_and_goes_with_its_volume() {
+    fn row_round_trips_and_is_deleted_with_its_volume() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let volume = VolumeRow {

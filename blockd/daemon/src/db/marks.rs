@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_of_one_place_and_goes_with_its_credential() {
+    fn pin_belongs_to_one_place_and_goes_with_its_credential() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let id: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();

@@ -362,7 +362,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cluster_id_is_drawn_once() {
+    fn cluster_id_is_created_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blockd.db");
         let id = Db::open(&path).unwrap().cluster_id().unwrap();
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_transaction_leaves_nothing() {
+    fn failed_transaction_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let result: Result<(), DbError> = db.transaction(|tx| {

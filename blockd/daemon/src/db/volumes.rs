@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_reads_back_and_names_are_unique() {
+    fn row_round_trips_and_names_are_unique() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let row = VolumeRow {

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_may_not_is_told_what_it_is_and_what_it_would_have_to_be() {
+    fn denied_caller_learns_its_role_and_the_required_one() {
         let told = |role| {
             let caller = Caller { role, name: "bob".to_owned(), user: None };
             caller.needs(Role::Operator, "POST /v1/volumes").map_err(|Failure(error)| error.to_string())

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_connected_before_the_stop_is_answered() {
+    async fn connection_from_before_the_stop_is_answered() {
         let (mut near, served) = taken_and_told_to_stop().await;
         near.write_all(REQUEST).await.unwrap();
         let mut answer = String::new();
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_goes_away_is_not_served_any_more() {
+    async fn request_of_a_closed_connection_is_dropped() {
         let (mut near, far) = UnixStream::pair().unwrap();
         let (begun, gone) = (CancelToken::new(), CancelToken::new());
         let (begins, goes) = (begun.clone(), gone.clone());
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_says_nothing_or_half_of_something_does_not_hold_the_stop_up() {
+    async fn silent_or_partial_request_does_not_delay_the_stop() {
         for said in [&b""[..], &REQUEST[..20]] {
             let began = Instant::now();
             let (mut near, served) = taken_and_told_to_stop().await;

@@ -313,7 +313,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     #[tokio::test]
-    async fn a_change_is_not_begun_after_its_connection_is_gone() {
+    async fn change_is_not_started_after_its_client_disconnects() {
         let (answer, answered) = oneshot::channel::<()>();
         let begun = Arc::new(AtomicBool::new(false));
         let begins = Arc::clone(&begun);

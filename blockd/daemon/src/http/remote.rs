@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_handshake_goes_first_of_its_own_address() {
+    fn oldest_handshake_of_an_address_is_dropped_first() {
         let handshakes = Handshakes::default();
         let address = |last: u8| IpAddr::from([10, 0, 0, last]);
         let (quiet, quiet_pushed) = handshakes.begin(address(1));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn one_name_does_not_take_all_places() {
+    fn certificate_name_does_not_take_all_connections() {
         let connected = Mutex::default();
         let mut places: Vec<_> = (0..MAX_CONNECTIONS_OF_ONE).map(|_| Place::take(&connected, "a")).collect();
         assert!(places.iter().all(Option::is_some) && Place::take(&connected, "a").is_none());

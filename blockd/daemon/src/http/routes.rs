@@ -61,7 +61,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn what_is_served_is_what_the_table_says() {
+    fn served_routes_match_the_endpoint_table() {
         let served: HashSet<_> = super::super::routes().served.into_iter().collect();
         let said: HashSet<_> = OPERATIONS.iter().map(|one| (one.method, one.path)).collect();
         let missing: Vec<_> = said.difference(&served).collect();

@@ -356,7 +356,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     #[test]
-    fn what_is_asked_for_is_done_and_answered() {
+    fn holder_executes_and_answers_requests() {
         let mut bed = Bed::new(LONG);
         assert_eq!(bed.ask(b's'), "5");
         assert_eq!((bed.ask(b'f').as_str(), bed.next_call()), ("ok", "freeze"));
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_frozen_is_thawed_when_the_daemon_is_gone() {
+    fn holder_thaws_when_the_daemon_dies() {
         let mut bed = Bed::new(LONG);
         assert_eq!((bed.ask(b'f').as_str(), bed.next_call()), ("ok", "freeze"));
         bed.requests = None;
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_frozen_is_thawed_when_there_is_no_word_and_the_thaw_that_comes_too_late_is_told() {
+    fn holder_thaws_without_requests_and_reports_a_late_thaw() {
         let mut bed = Bed::new(Duration::from_millis(20));
         assert_eq!((bed.ask(b'f').as_str(), bed.next_call()), ("ok", "freeze"));
         assert_eq!(bed.next_call(), "thaw");
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_frozen_is_thawed_wherever_its_path_leads_by_then() {
+    fn holder_thaws_its_filesystem_after_the_path_changed() {
         let mut bed = Bed::new(LONG);
         assert_eq!((bed.ask(b'f').as_str(), bed.next_call()), ("ok", "freeze"));
         *bed.device.lock() += 1;
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thaw_that_fails_is_tried_again_without_a_word() {
+    fn failed_thaw_is_retried_without_a_request() {
         let mut bed = Bed::failing(Duration::from_millis(20), 1);
         assert_eq!((bed.ask(b'f').as_str(), bed.next_call()), ("ok", "freeze"));
         assert_eq!((bed.next_call(), bed.next_call()), ("failed", "thaw"));
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thaw_that_was_asked_for_and_fails_is_tried_again_also_when_the_daemon_is_gone() {
+    fn failed_thaw_is_retried_after_the_daemon_died() {
         let mut bed = Bed::failing(LONG, 2);
         assert_eq!((bed.ask(b'f').as_str(), bed.next_call()), ("ok", "freeze"));
         assert_eq!((bed.ask(b't').as_str(), bed.next_call()), ("5", "failed"));
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_killed_is_no_answer() {
+    fn killed_holder_is_no_answer() {
         let dir = tempfile::tempdir().unwrap();
         let mount = Mounted { path: dir.path().join("nothing-is-mounted-here"), device: 1 };
         let apart = apart("/bin/false");

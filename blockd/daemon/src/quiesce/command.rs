@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_holds_nothing_of_what_a_command_is_and_says() {
+    fn log_contains_neither_commands_nor_their_output() {
         struct Log(Arc<Mutex<Vec<u8>>>);
         impl std::io::Write for Log {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_told_what_it_is_for_and_its_exit_status_is_kept() {
+    fn command_gets_its_environment_and_reports_its_exit_status() {
         let good = run("test \"$BLOCKD_SNAPSHOT\" = monday", LONG);
         assert_eq!((good.exit_status, good.error), (Some(0), None));
         let bad = run("echo first >&2; echo cannot lock >&2; exit 3", LONG);
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_says_is_kept_the_last_of_it_wherever_it_says_it() {
+    fn last_command_output_is_kept_from_both_streams() {
         let step = run("echo out; echo err >&2", LONG);
         assert_eq!(step.output.as_deref(), Some("out\nerr\n"));
         assert!(step.started.is_some());
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn it_runs_as_the_user_that_was_named_with_none_of_the_rights_of_the_daemon() {
+    fn command_runs_as_its_user_without_rights_of_the_daemon() {
         let own = User::from_uid(nix::unistd::getuid()).unwrap().unwrap();
         let nobody = Hook { user: Some("no-such-user"), ..hook("true") }.run();
         assert_eq!(nobody.error.as_deref(), Some("it cannot be run: there is no user no-such-user here"));
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn it_has_none_of_the_capabilities_of_the_daemon_whoever_runs_it() {
+    fn command_has_no_capabilities_of_the_daemon() {
         let mut sets = capabilities(None).unwrap();
         let given = CapabilitySet::KILL;
         if !sets.permitted.contains(given) {
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_was_said_before_the_end_is_there_however_busy_the_machine() {
+    fn command_output_is_complete_on_a_busy_machine() {
         let (reads, mut says) = std::io::pipe().unwrap();
         let words = vec![b'x'; 3_000];
         says.write_all(&words).unwrap();
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_too_long_is_killed_with_all_that_it_started() {
+    fn command_is_killed_with_its_children_after_the_timeout() {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
         let began = Instant::now();
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn when_the_daemon_stops_the_command_is_killed() {
+    fn command_is_killed_when_the_daemon_stops() {
         let (stopping, began) = (CancelToken::new(), Instant::now());
         let hook = Hook { stopping: Some(&stopping), ..hook("sleep 600") };
         let step = std::thread::scope(|scope| {
@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn when_the_daemon_is_gone_the_command_and_what_it_started_are_killed() {
+    fn command_is_killed_with_its_children_when_the_daemon_dies() {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
         let command = format!("sleep 600 & echo $! > {}; echo >&2; wait", pid.display());
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_command_leaves_running_holds_the_lock_and_is_not_killed() {
+    fn background_process_holds_the_lock_and_is_not_killed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         std::fs::write(&path, "").unwrap();

@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_cannot_be_frozen_lets_the_others_go() {
+    fn failed_freeze_thaws_the_other_filesystems() {
         let (double, filesystems) = with(&["a", "bad", "c"], LONG);
         let error = filesystems.freeze().unwrap_err().to_string();
         assert!(error.starts_with("cannot freeze the filesystem at bad: "), "{error}");
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_may_fail_lets_nobody_go() {
+    fn failed_optional_freeze_thaws_no_other() {
         let (double, filesystems) = with(&["a", "bad?", "c?"], LONG);
         filesystems.freeze().unwrap();
         filesystems.thaw();
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn one_whose_process_was_killed_may_be_frozen_all_the_same() {
+    fn killed_holder_may_leave_its_filesystem_frozen() {
         let (double, filesystems) = with(&["a", "lost"], LONG);
         assert!(filesystems.freeze().is_err());
         assert_eq!(double.calls(), ["freeze a", "freeze lost", "thaw a"]);
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_thaws_when_nobody_does() {
+    fn watchdog_thaws_without_a_request() {
         let (double, filesystems) = frozen_for_a_moment(&["a", "b"]);
         // Without a thaw: the task hangs here.
         double.wait_for("thaw a");
@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_thaws_the_others_while_one_hangs_in_the_kernel() {
+    fn watchdog_thaws_the_others_while_one_hangs() {
         let (double, filesystems) = with(&["a", "slow"], Duration::from_millis(500));
         let (open, gate) = mpsc::channel();
         *double.gate.lock() = Some(gate);
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_may_fail_and_hangs_is_let_go_and_the_others_are_frozen() {
+    fn hanging_optional_freeze_is_given_up_and_others_are_frozen() {
         let (double, filesystems) = with(&["a", "slow?", "b?"], Duration::from_secs(3));
         let (open, gate) = mpsc::channel();
         *double.gate.lock() = Some(gate);
@@ -560,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_written_back_in_time_is_not_waited_for() {
+    fn slow_writeback_is_not_awaited() {
         let (double, filesystems) = with(&["slow", "a"], LONG);
         let (open, gate) = mpsc::channel();
         *double.gate.lock() = Some(gate);
@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_somebody_else_has_thawed_is_told() {
+    fn foreign_thaw_is_reported() {
         let (_, filesystems) = with(&["a", "loose"], LONG);
         filesystems.freeze().unwrap();
         let ended = filesystems.end();
@@ -579,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_cannot_be_thawed_is_told_and_the_others_are_thawed() {
+    fn failed_thaw_is_reported_and_the_others_are_thawed() {
         let (double, filesystems) = with(&["a", "stuck"], LONG);
         filesystems.freeze().unwrap();
         let ended = filesystems.end();

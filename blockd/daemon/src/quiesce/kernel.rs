@@ -83,14 +83,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_numbers_are_those_of_the_kernel() {
+    fn ioctl_numbers_match_the_kernel() {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
         assert_eq!((FREEZE, THAW), (0xC004_5877, 0xC004_5878));
     }
 
     /// Filesystems that cannot be frozen, such as `/proc`, return an error.
     #[test]
-    fn what_cannot_be_frozen_is_an_error() {
+    fn unfreezable_filesystem_is_an_error() {
         use rustix::io::Errno;
         let error = Kernel.freeze(&Mounted::at("/proc".into()).unwrap()).unwrap_err();
         let refusals = [Errno::OPNOTSUPP, Errno::PERM, Errno::NOTTY];

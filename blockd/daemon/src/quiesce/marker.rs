@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_start_thaws_and_resumes_what_was_at_rest_and_does_so_once() {
+    fn next_start_resumes_quiesced_applications_once() {
         let dir = tempfile::tempdir().unwrap();
         let resumed = dir.path().join("resumed");
         let post = |command: &str| Post {
@@ -579,7 +579,7 @@ mod tests {
 
     /// A restart in between runs the rest of them.
     #[test]
-    fn each_command_after_runs_once_and_all_of_them_do_also_if_one_fails() {
+    fn post_commands_run_once_each_despite_failures() {
         let dir = tempfile::tempdir().unwrap();
         let resumed = dir.path().join("resumed");
         let told = format!(">> {}", resumed.display());
@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_is_held_through_all_commands_after_and_says_nothing() {
+    fn marker_lock_is_empty_and_held_through_all_post_commands() {
         let dir = tempfile::tempdir().unwrap();
         // Descriptor 4 is the lock: its holder reads the link.
         let posts = vec![post("cat <&4".to_owned()), post("cat <&4".to_owned())];
@@ -620,7 +620,7 @@ mod tests {
 
     /// No other process thaws it: the freezing process was killed, which takes effect at the end of its call.
     #[test]
-    fn one_that_is_still_being_frozen_is_waited_for_and_thawed() {
+    fn pending_freeze_is_awaited_and_thawed() {
         let dir = tempfile::tempdir().unwrap();
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let double = Double { busy_for: Mutex::new(2), ..Double::default() };
@@ -631,7 +631,7 @@ mod tests {
 
     /// Another process may be freezing it nevertheless.
     #[test]
-    fn a_process_that_cannot_be_had_says_nothing_of_the_filesystem() {
+    fn missing_holder_leaves_the_filesystem_state_unknown() {
         let dir = tempfile::tempdir().unwrap();
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let refusals = vec![FreezerError::HolderGone, FreezerError::NoHolder(Errno::AGAIN.into())];
@@ -660,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_let_go_does_not_wait_for_what_cannot() {
+    fn resume_does_not_wait_for_a_blocked_filesystem() {
         let dir = tempfile::tempdir().unwrap();
         let resumed = dir.path().join("resumed");
         for name in ["a", "b"] {
@@ -692,7 +692,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thaw_that_hangs_keeps_neither_commands_nor_other_freezes_waiting() {
+    fn hanging_thaw_delays_no_commands_and_no_freezes() {
         let dir = tempfile::tempdir().unwrap();
         let resumed = dir.path().join("resumed");
         let posts = vec![post(format!("echo >> {}", resumed.display()))];
@@ -723,7 +723,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_thawed_is_tried_again() {
+    fn failed_thaw_of_a_marker_is_retried() {
         let dir = tempfile::tempdir().unwrap();
         marker(dir.path(), &["stuck"]).write(dir.path()).unwrap();
         std::fs::write(dir.path().join("quiesce/broken.json"), "{").unwrap();
@@ -741,7 +741,7 @@ mod tests {
 
     /// A filesystem hidden at its path is thawed at another mount point.
     #[test]
-    fn one_that_is_hidden_is_thawed_at_another_place() {
+    fn hidden_filesystem_is_thawed_at_another_mount_point() {
         let dir = tempfile::tempdir().unwrap();
         let mut marker = marker(dir.path(), &["a", "b"]);
         let b = marker.mounts.pop().unwrap();
@@ -756,7 +756,7 @@ mod tests {
 
     /// The freezing process may be gone: the filesystem is thawed when it can be reached.
     #[test]
-    fn one_that_is_hidden_everywhere_is_thawed_when_it_comes_to_light() {
+    fn hidden_filesystem_is_thawed_when_it_becomes_reachable() {
         let dir = tempfile::tempdir().unwrap();
         let mut marker = marker(dir.path(), &["a", "b"]);
         let b = marker.mounts.pop().unwrap();
@@ -776,7 +776,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_let_go_in_time_is_let_go_later() {
+    fn late_thaw_completes_in_the_background() {
         let dir = tempfile::tempdir().unwrap();
         // The post-command ran before.
         let marker = marker(dir.path(), &["a"]);

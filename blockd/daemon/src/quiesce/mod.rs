@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn the_snapshot_has_what_the_freeze_wrote_and_not_what_came_after_the_thaw() {
+    fn snapshot_has_writes_of_the_freeze_and_none_after_the_thaw() {
         let host = Host::new();
         let mut rest = host.rest("true");
         let double = host.double(false);
@@ -564,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_fails_stops_the_snapshot_and_the_other_one_runs_all_the_same() {
+    fn failed_pre_command_aborts_and_the_post_command_runs() {
         let host = Host::new();
         let mut rest = host.rest("echo cannot lock >&2; exit 4");
         let double = host.double(false);
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_followed_one_after_the_other_and_let_go_in_the_opposite_order() {
+    fn rules_run_in_order_and_resume_in_reverse_order() {
         let host = Host::new();
         let mut rest =
             host.rest_of(vec![host.part("a", "true"), host.part("b", "exit 2"), host.part("c", "true")]);
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_fail_does_not_stop_the_snapshot_and_is_told_of() {
+    fn optional_failure_is_reported_and_the_snapshot_taken() {
         let host = Host::new();
         let mut part = host.part("a", "exit 2");
         part.quiesce.on_failure = OnFailure::Continue;
@@ -620,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn of_volumes_that_are_frozen_together_each_has_its_own_way_with_failures() {
+    fn volumes_of_a_group_have_their_own_failure_policy() {
         let host = Host::new();
         let mount = |path: &str| Mounted { path: path.into(), device: 1 };
         let of = |path: &str, must_rest| ToFreeze { mount: mount(path), must_rest };
@@ -645,7 +645,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_brought_to_rest_before_what_an_earlier_daemon_left_is_let_go() {
+    async fn quiesce_waits_for_the_recovery_of_an_earlier_daemon() {
         let resting = Resting::default();
         let host = Host::new();
         let around = [host.part("a", "true")];
@@ -663,7 +663,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filesystem_that_cannot_be_frozen_stops_the_snapshot() {
+    fn failed_filesystem_freeze_aborts_the_snapshot() {
         let host = Host::new();
         let mut rest = host.rest("true");
         let Err(FreezeFailed::Other(error)) =
@@ -679,7 +679,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_frozen_is_thawed_when_the_freeze_of_the_volumes_fails() {
+    fn failed_volume_freeze_thaws_the_filesystems() {
         let host = Host::new();
         host.members[0].0.freeze(host.members[0].1).unwrap();
         let mut rest = host.rest("true");

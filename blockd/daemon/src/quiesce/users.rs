@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_not_change_users_is_told_what_would_be_right() {
+    fn missing_privilege_for_users_names_the_remedy() {
         let stopping = CancelToken::new();
         assert_eq!(try_user("no-such-user", &stopping), Err(UserRefused::Unknown("no-such-user".into())));
         let own = name_of(geteuid());

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_taken_from_one_directory_only_and_if_nobody_else_may_read_them() {
+    fn secret_files_must_be_private_and_in_their_directory() {
         let dir = tempfile::tempdir().unwrap();
         let outside = tempfile::tempdir().unwrap();
         let local = local(dir.path());

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_store_that_refuses_the_old_secret_is_given_the_new_one() {
+    async fn refused_secret_is_resolved_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         put(&path, "planted-1");

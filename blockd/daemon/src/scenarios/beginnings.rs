@@ -7,7 +7,7 @@ use blockd_api::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_beginning_of_an_id_takes_nothing_away() {
+async fn id_prefix_deletes_nothing() {
     let host = Host::new().await;
     let credential = host.create_credential().await.to_string();
     host.create_volume("data").await;

@@ -11,7 +11,7 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_objects_can_be_replaced_an_interrupted_backup_is_given_up() {
+async fn interrupted_backup_is_abandoned_without_conditional_put() {
     for (step, goes_on) in [
         ("backup accepted", false),
         ("backup frozen", false),

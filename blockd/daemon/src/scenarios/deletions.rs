@@ -93,7 +93,7 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delete_keeps_what_a_snapshot_needs_that_the_listing_does_not_show_yet() {
+async fn delete_keeps_deltas_of_an_unlisted_snapshot() {
     for (what, forgotten) in [
         ("in the catalog", "DELETE FROM chains"),
         ("the tip of the chain", "DELETE FROM catalog"),
@@ -114,7 +114,7 @@ async fn a_delete_keeps_what_a_snapshot_needs_that_the_listing_does_not_show_yet
 
 /// What the daemon remembers of snapshots that are gone keeps nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delete_of_the_last_snapshot_leaves_no_data() {
+async fn deleting_the_last_snapshot_leaves_no_data() {
     let host = Host::new().await;
     let (full, incremental, _) = host.two_backups().await;
     host.delete_cloudsnap(&full).await;
@@ -136,7 +136,7 @@ async fn a_delete_of_the_last_snapshot_leaves_no_data() {
 /// The daemon died after its backup was in the store, and before it came back somebody deleted what the
 /// backup builds on.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_that_is_found_in_the_store_is_worth_nothing_without_its_base() {
+async fn stored_backup_without_its_base_is_not_done() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     host.create_credential().await;
@@ -166,7 +166,7 @@ async fn a_backup_that_is_found_in_the_store_is_worth_nothing_without_its_base()
 /// The base is there, or was deleted by another host, and the store does not tell while the backup asks for
 /// it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_whose_base_cannot_be_asked_for_counts_for_nothing_until_it_goes_on() {
+async fn backup_with_an_unchecked_base_counts_after_its_resume() {
     for is_gone in [false, true] {
         let host = Host::new().await;
         let volume = host.create_volume("data").await;

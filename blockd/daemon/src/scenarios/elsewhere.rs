@@ -25,7 +25,7 @@ async fn create(host: &Host) -> CredentialRef {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_passphrase_that_opens_nothing_does_not_stop_what_is_open() {
+async fn wrong_passphrase_does_not_affect_open_repositories() {
     let host = Host::new().await;
     let nas = create(&host).await;
     host.create_volume("data").await;
@@ -42,7 +42,7 @@ async fn a_passphrase_that_opens_nothing_does_not_stop_what_is_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_are_only_open_here_outlast_a_rekey_without_the_secret() {
+async fn open_keys_survive_a_rekey_without_the_secret() {
     let host = Host::new().await;
     let nas = create(&host).await;
     let slots = || {

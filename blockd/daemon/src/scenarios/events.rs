@@ -28,7 +28,7 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_happens_is_told_to_whoever_waits_and_after_a_restart() {
+async fn events_reach_waiting_clients_and_survive_a_restart() {
     let mut host = Host::new().await;
     assert_eq!(host.events_since(0, 0).await, []);
     host.create_credential().await;

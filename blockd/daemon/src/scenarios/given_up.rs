@@ -58,7 +58,7 @@ const DAMAGED: Option<&str> = Some("Damaged");
 
 /// The question for the base has no answer, and before somebody resumes the backup the next night comes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_that_the_next_one_gives_up_is_shown_as_damaged_unless_it_is_whole() {
+async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
     for (is_gone, by_hand) in [(false, false), (true, false), (true, true)] {
         let host = Host::new().await;
         let (base, volume, mut model) = host.one_backup().await;
@@ -111,7 +111,7 @@ async fn a_backup_that_the_next_one_gives_up_is_shown_as_damaged_unless_it_is_wh
 
 /// The daemon died between the commit and the question, and the store was away when it came back.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_earlier_run_may_have_committed_is_looked_at_when_it_is_given_up() {
+async fn abandoned_run_with_a_possible_commit_is_verified() {
     let mut host = Host::new().await;
     let (base, volume, model) = host.one_backup().await;
     *host.core().dies_at.lock() = Some(COMMITTED);
@@ -136,7 +136,7 @@ async fn what_an_earlier_run_may_have_committed_is_looked_at_when_it_is_given_up
 
 /// The store is away when it is given up, and the daemon is started anew before it is back.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_given_up_is_looked_at_when_the_store_is_back() {
+async fn abandoned_backup_is_verified_after_an_outage() {
     let mut host = Host::new().await;
     let (base, volume, _) = host.one_backup().await;
     *host.core().dies_at.lock() = Some(COMMITTED);
@@ -175,7 +175,7 @@ async fn what_was_given_up_is_looked_at_when_the_store_is_back() {
 /// The manifest was deleted when the backup began anew; the request that had put it is carried out once more
 /// after that.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_manifest_that_comes_late_under_a_name_that_was_given_up_is_looked_at() {
+async fn late_manifest_of_an_abandoned_backup_is_verified() {
     let host = Host::new().await;
     let (base, _volume, model) = host.one_backup().await;
     // What the late request brings, as a backup on the same base puts it under a name of its own.
@@ -202,7 +202,7 @@ async fn a_manifest_that_comes_late_under_a_name_that_was_given_up_is_looked_at(
 
 /// Whoever deletes it on another host may take it away once more, with what is made on it by then.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_begins_as_a_backup_in_doubt_does_not_build_on_it() {
+async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
     for dies_at in [None, Some("backup in the store")] {
         let mut host = Host::new().await;
         let (_, volume, mut model) = host.one_backup().await;
@@ -235,7 +235,7 @@ async fn a_volume_that_begins_as_a_backup_in_doubt_does_not_build_on_it() {
 /// The first backup of a volume that began as a snapshot of another one builds on that one's chain. Its plan
 /// has to say so, wherever the run is cut off that made it.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_backup_of_a_lazy_volume_goes_on_where_it_was_cut_off() {
+async fn first_backup_of_a_lazy_volume_resumes() {
     for step in ["backup frozen", "backup planned", COMMITTED, "backup in the store"] {
         for forgets in [false, true] {
             let mut host = Host::new().await;

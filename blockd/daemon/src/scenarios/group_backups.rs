@@ -78,7 +78,7 @@ fn number_in(volume: &Volume) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_volumes_of_a_group_are_backed_up_from_one_instant_to_each_place() {
+async fn group_backup_has_one_point_in_time_in_each_location() {
     let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
     host.create_credential().await;
     host.second_credential(&other).await;
@@ -113,7 +113,7 @@ async fn all_volumes_of_a_group_are_backed_up_from_one_instant_to_each_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_backup_is_of_one_instant_wherever_the_daemon_dies() {
+async fn group_backup_has_one_point_in_time_after_a_crash() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.grouped_volumes().await;
@@ -136,7 +136,7 @@ async fn a_group_backup_is_of_one_instant_wherever_the_daemon_dies() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_volume_that_cannot_be_frozen_leaves_none_of_the_others_backed_up() {
+async fn failed_freeze_of_a_member_backs_up_no_other() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.grouped_volumes().await;
@@ -153,7 +153,7 @@ async fn a_volume_that_cannot_be_frozen_leaves_none_of_the_others_backed_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_schedule_of_a_group_freezes_it_once_for_all_places() {
+async fn group_schedule_freezes_once_for_all_locations() {
     let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
     host.create_credential().await;
     host.second_credential(&other).await;

@@ -29,7 +29,7 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_is_frozen_whole_or_not_at_all_when_the_daemon_dies() {
+async fn group_freeze_is_atomic_across_a_crash() {
     let mut host = Host::new().await;
     drop(host.create_group().await);
     let first = host.freeze_group("first").await.unwrap();
@@ -51,7 +51,7 @@ async fn a_group_is_frozen_whole_or_not_at_all_when_the_daemon_dies() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_fails_leaves_no_other_with_a_snapshot() {
+async fn failed_member_leaves_no_snapshot_of_the_group() {
     let host = Host::new().await;
     let volumes = host.create_group().await;
     for (file, name) in
@@ -72,7 +72,7 @@ async fn a_member_that_fails_leaves_no_other_with_a_snapshot() {
 
 /// A disk that is full when a freeze fails may keep its rows from being removed, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_is_free_again_as_soon_as_the_row_of_a_failed_snapshot_can_be_removed() {
+async fn name_of_a_failed_snapshot_is_free_after_its_removal() {
     let host = Host::new().await;
     let volumes = host.create_group().await;
     let in_the_way = volumes[1].dir().join("layer-0000000000000002.data");
@@ -88,7 +88,7 @@ async fn a_name_is_free_again_as_soon_as_the_row_of_a_failed_snapshot_can_be_rem
 
 /// A volume whose disk hangs must not be waited for by the snapshots of the others.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_left_of_a_failed_snapshot_is_taken_back_by_its_own_volume_only() {
+async fn failed_snapshot_is_removed_from_its_own_volume_only() {
     let host = Host::new().await;
     let volumes = host.create_group().await;
     let in_the_way = volumes[1].dir().join("layer-0000000000000002.data");

@@ -41,7 +41,7 @@ fn of_label(label: &str, when: &str) -> CreateSchedule {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_of_metrics_that_is_taken_keeps_no_volume_down() {
+async fn taken_metrics_address_does_not_block_volumes() {
     let dir = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut config = config(dir.path());
@@ -73,7 +73,7 @@ async fn an_address_of_metrics_that_is_taken_keeps_no_volume_down() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn schedules_that_cannot_be_looked_at_are_told_of_until_they_can() {
+async fn unreadable_schedules_are_reported_until_readable() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -120,7 +120,7 @@ async fn schedules_that_cannot_be_looked_at_are_told_of_until_they_can() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_schedule_that_can_protect_nothing_is_refused_or_told() {
+async fn schedule_without_volumes_is_refused_or_reported() {
     let mut host = Host::new().await;
     host.create_credential().await;
     let mut never = of_label("app=mysql", "daily @21:00");
@@ -142,7 +142,7 @@ async fn a_schedule_that_can_protect_nothing_is_refused_or_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_key_is_told_at_the_start_and_made_good_by_an_update() {
+async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
     let mut host = Host::new().await;
     for (name, passphrase) in [("nas", None), ("safe", Some("tell nobody"))] {
         let mut request = host.credential(name, passphrase);

@@ -52,7 +52,7 @@ async fn layers_that_a_clone_lets_go_of_are_merged_by_its_parent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshots_of_a_volume_that_is_never_backed_up_leave_no_block_sets_behind() {
+async fn snapshots_without_backups_leave_no_block_sets() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     let mut epochs = Vec::new();
@@ -66,7 +66,7 @@ async fn snapshots_of_a_volume_that_is_never_backed_up_leave_no_block_sets_behin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_that_is_being_read_over_nbd_is_not_deleted() {
+async fn snapshot_read_over_nbd_is_not_deleted() {
     use blockd_nbd::{Client as NbdClient, ExportCatalog};
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;

@@ -59,7 +59,7 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pinned_snapshot_stays_until_it_is_unpinned_or_deleted_by_force() {
+async fn pinned_snapshot_stays_until_unpinned_or_forced() {
     let mut host = Host::new().await;
     host.create_volume("v").await;
     let schedule = host.local_schedule("v", 2, &[]).await;
@@ -104,7 +104,7 @@ async fn a_pinned_snapshot_stays_until_it_is_unpinned_or_deleted_by_force() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_copy_is_of_the_same_freeze_and_has_a_retention_of_its_own() {
+async fn copies_share_a_freeze_and_have_their_own_retention() {
     let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
     host.create_credential().await;
     host.second_credential(&other).await;
@@ -194,7 +194,7 @@ async fn each_copy_is_of_the_same_freeze_and_has_a_retention_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_schedule_of_local_snapshots_needs_no_place_and_takes_a_group_at_one_instant() {
+async fn local_snapshot_schedule_freezes_a_group_without_location() {
     let mut host = Host::new().await;
     host.grouped_volumes().await;
     let request = CreateSchedule {
@@ -220,7 +220,7 @@ async fn a_schedule_of_local_snapshots_needs_no_place_and_takes_a_group_at_one_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_local_snapshot_is_kept_through_death_at_any_step() {
+async fn local_snapshot_survives_a_crash_at_any_step() {
     for step in ["local run begun", "group frozen"] {
         let mut host = Host::new().await;
         host.create_volume("v").await;
@@ -253,7 +253,7 @@ async fn a_local_snapshot_is_kept_through_death_at_any_step() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_local_snapshot_stays_though_its_backup_fails_and_while_a_backup_needs_it() {
+async fn local_snapshot_stays_after_a_failed_backup() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -290,7 +290,7 @@ async fn a_local_snapshot_stays_though_its_backup_fails_and_while_a_backup_needs
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_that_takes_long_holds_up_no_local_snapshots() {
+async fn slow_upload_does_not_delay_local_snapshots() {
     let mut host = Host::new().await;
     host.create_credential().await;
     let volume = host.create_volume("v").await;
@@ -320,7 +320,7 @@ async fn an_upload_that_takes_long_holds_up_no_local_snapshots() {
 
 /// With the store away, the backups of a few volumes hold all places for as long as it takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn local_snapshots_are_taken_also_while_there_is_no_place_for_a_backup() {
+async fn local_snapshots_are_taken_without_a_backup_slot() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -341,7 +341,7 @@ async fn local_snapshots_are_taken_also_while_there_is_no_place_for_a_backup() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_volume_is_being_rolled_back_to_stays_until_that_is_done() {
+async fn snapshot_of_a_running_rollback_is_not_deleted() {
     let mut host = Host::new().await;
     host.create_volume("v").await;
     let schedule = host.local_schedule("v", 2, &[]).await;

@@ -109,7 +109,7 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_pinned_is_deleted_only_by_force() {
+async fn pinned_backup_is_deleted_by_force_only() {
     let mut host = Host::new().await;
     let credential = host.create_credential().await;
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
@@ -184,7 +184,7 @@ async fn schedules_go_by_pins_and_dates() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_made_by_hand_expires_but_never_the_last_good_one() {
+async fn manual_backup_expires_unless_it_is_the_last_good_one() {
     let mut host = Host::new().await;
     let credential = host.create_credential().await;
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
@@ -227,7 +227,7 @@ async fn what_was_made_by_hand_expires_but_never_the_last_good_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_said_while_a_store_is_looked_at_is_kept() {
+async fn pin_during_a_listing_is_kept() {
     let mut host = Host::new().await;
     let credential = host.create_credential().await;
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
@@ -262,7 +262,7 @@ async fn what_is_said_while_a_store_is_looked_at_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_pinned_while_a_schedule_judges_is_kept() {
+async fn backup_pinned_during_retention_is_kept() {
     let mut host = Host::new().await;
     let credential = host.create_credential().await;
     host.create_volume("v").await;
@@ -284,7 +284,7 @@ async fn what_is_pinned_while_a_schedule_judges_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_is_refused_holds_up_no_other() {
+async fn refused_deletion_blocks_no_other() {
     let mut host = Host::new().await;
     let credential = host.create_credential().await;
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
@@ -304,7 +304,7 @@ async fn one_that_is_refused_holds_up_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deletion_that_is_taken_up_again_spares_what_was_pinned_since() {
+async fn resumed_deletion_spares_snapshots_pinned_since() {
     let mut host = Host::new().await;
     let credential = host.create_credential().await;
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
@@ -326,7 +326,7 @@ async fn a_deletion_that_is_taken_up_again_spares_what_was_pinned_since() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_said_of_a_backup_before_it_is_done_is_kept() {
+async fn pin_of_a_running_backup_is_kept() {
     let mut host = Host::new().await;
     let credential = host.create_credential().await;
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();

@@ -103,7 +103,7 @@ async fn metrics_say_what_happened() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_fails_is_counted() {
+async fn store_failures_are_counted() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -120,7 +120,7 @@ async fn a_store_that_fails_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_fails_around_snapshots_is_counted_by_phase() {
+async fn quiesce_failures_are_counted_by_phase() {
     let mut host = Host::new().await;
     host.create_volume("v").await;
     let failures = "blockd_rule_failures_total";
@@ -146,7 +146,7 @@ async fn what_fails_around_snapshots_is_counted_by_phase() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_address_of_metrics_tells_and_takes_nothing_else() {
+async fn metrics_listener_serves_metrics_only() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
     config.metrics.listen = Some("127.0.0.1:0".parse().unwrap());

@@ -41,7 +41,7 @@ fn packs(task: &Task) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_asks_for_three_things_beside_its_packs() {
+async fn backup_makes_three_requests_beside_its_packs() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     host.create_credential().await;
@@ -74,7 +74,7 @@ async fn a_backup_asks_for_three_things_beside_its_packs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_incremental_whose_base_is_gone_begins_anew_as_a_full_backup() {
+async fn incremental_without_its_base_becomes_a_full_backup() {
     for dies_at in [None, Some("backup begun anew"), Some("backup planned")] {
         let mut host = Host::new().await;
         let volume = host.create_volume("data").await;
@@ -121,7 +121,7 @@ async fn an_incremental_whose_base_is_gone_begins_anew_as_a_full_backup() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_incremental_is_not_stored_where_another_directory_is_mounted() {
+async fn incremental_is_refused_in_another_directory() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     let credential = host.create_credential().await;
@@ -154,7 +154,7 @@ async fn an_incremental_is_not_stored_where_another_directory_is_mounted() {
 
 /// Two disks with a repository each, and the wrong one is mounted: nothing is stored on it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_that_was_swapped_for_another_repository_is_told_before_anything_is_stored() {
+async fn swapped_repository_directory_is_detected_before_uploads() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     let credential = host.create_credential().await;
@@ -194,7 +194,7 @@ async fn a_directory_that_was_swapped_for_another_repository_is_told_before_anyt
 /// What was begun in one place is not stored in another one, whatever happened between: it goes on when the
 /// place is back.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_that_was_cut_off_waits_for_its_directory() {
+async fn interrupted_backup_waits_for_its_directory() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     host.create_credential().await;
@@ -221,7 +221,7 @@ async fn a_backup_that_was_cut_off_waits_for_its_directory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cloud_snapshot_that_no_store_has_is_looked_for_in_all() {
+async fn unknown_cloud_snapshot_is_searched_in_all_locations() {
     let (host, other) = (Host::new().await, tempfile::tempdir().unwrap());
     host.create_credential().await;
     let unknown = format!("{}/1-2", host.core().cluster);

@@ -42,7 +42,7 @@ async fn asked(socket: &Path, method: &str, path: &str) -> (u16, String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_operation_is_served_to_those_who_may_and_to_nobody_else() {
+async fn operations_are_served_to_permitted_roles_only() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
     let group = nix::unistd::getegid().to_string();

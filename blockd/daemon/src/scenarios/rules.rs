@@ -72,7 +72,7 @@ fn of(volume: &str) -> StartBackup {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_rule_that_is_nearest_to_a_backup_is_followed() {
+async fn most_specific_rule_is_used() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -114,7 +114,7 @@ async fn the_rule_that_is_nearest_to_a_backup_is_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rules_are_kept_across_restarts_and_not_deleted_while_something_has_them() {
+async fn rules_survive_a_restart_and_are_not_deleted_in_use() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -175,7 +175,7 @@ async fn rules_are_kept_across_restarts_and_not_deleted_while_something_has_them
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_that_cannot_be_run_as_their_user_are_refused_at_once_and_told_at_the_start() {
+async fn commands_of_an_unusable_user_are_refused_and_reported() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -235,7 +235,7 @@ async fn commands_that_cannot_be_run_as_their_user_are_refused_at_once_and_told_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_follows_each_rule_of_its_volumes_once_around_one_freeze() {
+async fn group_runs_each_rule_once_around_one_freeze() {
     let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
     host.create_credential().await;
     host.second_credential(&other).await;
@@ -299,7 +299,7 @@ async fn a_group_follows_each_rule_of_its_volumes_once_around_one_freeze() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failed_rule_is_seen_wherever_one_looks() {
+async fn failed_rule_is_reported_in_all_views() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -327,7 +327,7 @@ async fn a_failed_rule_is_seen_wherever_one_looks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_at_rest_is_let_go_by_the_next_daemon_before_the_backup_goes_on() {
+async fn next_daemon_resumes_applications_before_the_backup() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.grouped_volumes().await;
@@ -360,7 +360,7 @@ async fn what_was_at_rest_is_let_go_by_the_next_daemon_before_the_backup_goes_on
 
 /// Nor does anybody whose turn comes in the middle of the stop bring anything to rest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_cuts_the_command_before_short_and_runs_the_one_after() {
+async fn stop_cancels_the_pre_command_and_runs_the_post_command() {
     let mut host = Host::new().await;
     host.create_credential().await;
     for name in ["v", "w"] {
@@ -388,7 +388,7 @@ async fn a_stop_cuts_the_command_before_short_and_runs_the_one_after() {
 
 /// Backups do not wait for the commands of others, and those by one rule take turns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_command_holds_up_only_those_who_follow_the_same_rule() {
+async fn slow_command_delays_only_its_own_rule() {
     let mut host = Host::new().await;
     host.create_credential().await;
     for name in ["slow", "free", "same"] {

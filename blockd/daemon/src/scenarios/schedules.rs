@@ -95,7 +95,7 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_asked_wrongly_is_refused_with_its_reason() {
+async fn invalid_schedule_is_refused_with_its_cause() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -153,7 +153,7 @@ async fn what_is_asked_wrongly_is_refused_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_is_of_one_schedule_and_that_of_a_backup_is_kept_in_the_store() {
+async fn schedule_names_are_unique_and_backup_names_are_stored() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -189,7 +189,7 @@ async fn a_name_is_of_one_schedule_and_that_of_a_backup_is_kept_in_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_schedule_that_protects_nothing_says_so_until_it_does() {
+async fn schedule_without_volumes_warns_until_it_has_some() {
     let mut host = Host::new().await;
     host.create_credential().await;
     let early = CreateSchedule {
@@ -215,7 +215,7 @@ async fn a_schedule_that_protects_nothing_says_so_until_it_does() {
 
 /// Its time zone may be gone from this host.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_schedule_that_cannot_be_read_does_not_keep_the_others_from_their_backups() {
+async fn unreadable_schedule_does_not_block_other_backups() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;

@@ -63,7 +63,7 @@ const KEEP: StopTask = StopTask { discard: false };
 const DISCARD: StopTask = StopTask { discard: true };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_that_was_stopped_goes_on_with_what_is_in_the_store() {
+async fn stopped_backup_resumes_with_the_stored_packs() {
     for restart in [false, true] {
         let mut host = Host::new().await;
         let (volume, mut model) = host.fill("data").await;
@@ -99,7 +99,7 @@ async fn a_backup_that_was_stopped_goes_on_with_what_is_in_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_stopped_is_given_up_by_hand_or_by_a_newer_backup_and_leaves_nothing() {
+async fn abandoned_backup_leaves_no_objects() {
     let host = Host::new().await;
     let (volume, model) = host.fill("data").await;
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
@@ -149,7 +149,7 @@ async fn what_was_stopped_is_given_up_by_hand_or_by_a_newer_backup_and_leaves_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restore_that_was_stopped_fetches_only_what_is_left() {
+async fn stopped_restore_fetches_the_remainder_only() {
     for restart in [false, true] {
         let mut host = Host::new().await;
         let (volume, model) = host.fill("data").await;
@@ -191,7 +191,7 @@ async fn a_restore_that_was_stopped_fetches_only_what_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_fills_up_in_the_middle_costs_nothing_that_was_sent() {
+async fn full_store_keeps_uploaded_packs() {
     let host = Host::new().await;
     let (_, model) = host.fill("data").await;
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
@@ -344,7 +344,7 @@ async fn content_that_is_not_the_volumes_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_is_collected_when_it_is_old_enough_and_nobody_here_needs_it() {
+async fn old_unreferenced_garbage_is_collected() {
     let host = Host::new().await;
     let (volume, model) = host.fill("data").await;
     host.limited(Some(SLOW_BYTES_PER_S), None).await;

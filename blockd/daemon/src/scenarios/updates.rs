@@ -39,7 +39,7 @@ async fn references(host: &Host) -> Vec<SecretRef> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_passphrase_moves_elsewhere_and_back_and_the_history_goes_on() {
+async fn external_passphrase_and_back_keeps_the_history() {
     let mut host = Host::new().await;
     host.client.create_credential(&host.credential("nas", Some("first"))).await.unwrap();
     host.create_volume("data").await;
@@ -80,7 +80,7 @@ async fn a_passphrase_moves_elsewhere_and_back_and_the_history_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_hold_changes_nothing() {
+async fn failed_credential_update_changes_nothing() {
     let host = Host::new().await;
     host.client.create_credential(&host.credential("nas", Some("first"))).await.unwrap();
     let before = stored(&host).await;

@@ -69,7 +69,7 @@ fn copy_all(from: &Path, to: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_several_places_is_not_deleted_by_guess() {
+async fn snapshot_in_several_locations_needs_a_credential_to_delete() {
     let mut host = Host::new().await;
     host.create_volume("data").await;
     let located = |name: &str| {
@@ -104,7 +104,7 @@ async fn what_is_in_several_places_is_not_deleted_by_guess() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restored_volume_has_the_labels_that_are_said_and_tells_of_schedules() {
+async fn restored_volume_has_given_labels_and_reports_schedules() {
     let mut host = Host::new().await;
     host.create_volume("data").await;
     host.create_credential().await;

@@ -128,7 +128,7 @@ fn backups_of_a_rule_that_is_gone_are_kept_by_its_retention() {
 }
 
 #[test]
-fn what_is_deleted_counts_no_more_and_what_is_in_use_stays() {
+fn deleted_backups_do_not_count_and_used_ones_stay() {
     let bench = Bench::new();
     let schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
     for hour in 1..=4 {
@@ -147,7 +147,7 @@ fn what_is_deleted_counts_no_more_and_what_is_in_use_stays() {
 }
 
 #[test]
-fn a_run_that_is_refused_fails_when_the_next_is_due_and_one_of_a_paused_schedule_waits() {
+fn refused_run_fails_at_the_next_and_a_paused_one_waits() {
     let bench = Bench::new();
     let mut schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
     bench.fire(1);
@@ -184,7 +184,7 @@ fn after_the_clock_was_set_back_runs_come_again() {
 }
 
 #[test]
-fn a_schedule_that_cannot_be_read_stops_no_other() {
+fn unreadable_schedule_stops_no_other() {
     let bench = Bench::new();
     let good = bench.schedule(vec![rule("periodic 60", None)], 2);
     let bad = bench.schedule(vec![rule("daily @21:00 Europe/Berlin", None)], 2);
@@ -203,7 +203,7 @@ fn a_schedule_that_cannot_be_read_stops_no_other() {
 }
 
 #[test]
-fn a_schedule_whose_volumes_are_gone_says_so_once() {
+fn schedule_of_deleted_volumes_warns_once() {
     let bench = Bench::new();
     let schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
     let fire = |volumes: &[Candidate], hour| bench.tx(|tx| engine::fire(tx, volumes, at(hour)).map(drop));
@@ -229,7 +229,7 @@ fn a_schedule_whose_volumes_are_gone_says_so_once() {
 }
 
 #[test]
-fn what_deleted_schedules_made_is_forgotten_like_all_that_has_ended() {
+fn runs_of_deleted_schedules_are_forgotten() {
     let bench = Bench::new();
     let (kept, gone) = (
         bench.schedule(vec![rule("periodic 60", None)], 9),
@@ -250,7 +250,7 @@ fn what_deleted_schedules_made_is_forgotten_like_all_that_has_ended() {
 }
 
 #[test]
-fn a_run_that_does_not_begin_is_overdue_after_minutes() {
+fn unstarted_run_is_overdue_after_minutes() {
     let bench = Bench::new();
     let schedule = bench.schedule(vec![Rule { when: "daily 03:00".parse().unwrap(), retain: None }], 1);
     let due = schedule.spec.rules[0].when.next_after(at(0)).unwrap();

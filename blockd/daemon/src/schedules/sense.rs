@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_is_refused() {
+    fn past_schedule_is_refused() {
         let past = Recurrence::utc(blockd_schedule::When::on_calendar("2020-01-01").unwrap());
         let error = refuse_never(&[Rule { when: past, retain: None }], now()).unwrap_err().to_api().message;
         assert!(error.contains("2020-01-01") && error.contains("never comes again"), "{error}");
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jitter_is_at_most_half_of_what_runs_are_apart() {
+    fn jitter_is_at_most_half_of_the_interval() {
         let refused = |text, max_s| {
             let refused = refuse_long_jitter(&rules(text), Jitter { max_s }, now());
             refused.err().map(|error| error.to_api().message)

@@ -382,7 +382,7 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
 }
 
 #[test]
-fn a_run_that_has_not_ended_has_the_next_one_left_out_and_says_so() {
+fn running_run_skips_the_next_one_with_a_warning() {
     let mut world = World::new(1);
     world.volumes.truncate(1);
     let schedule = world.schedule(&[("periodic 60", None)], 4, None);
@@ -406,7 +406,7 @@ fn a_run_that_has_not_ended_has_the_next_one_left_out_and_says_so() {
 }
 
 #[test]
-fn the_urgent_go_first_one_of_a_volume_and_no_more_than_may_run() {
+fn urgent_runs_go_first_within_the_limits() {
     let world = World::new(1);
     let now = world.now();
     let run = |volume: u64, priority| RunRow {

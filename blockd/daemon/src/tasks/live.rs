@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_wakes_who_waits_for_it_and_nothing_else_does() {
+    async fn task_end_wakes_its_waiters_only() {
         const TIMEOUT: Duration = Duration::from_secs(60);
         let live = task();
         let mut first = Box::pin(live.ended());

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn every_seventh_is_full_and_others_build_on_the_one_before() {
+    fn seventh_backup_is_full() {
         let mut kinds = String::new();
         let mut tip: Option<Chain> = None;
         for _ in 0..16 {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layout_is_stable() {
+    fn stored_layout_is_stable() {
         let golden = include_bytes!("../../tests/golden/plan-v2.bin");
         // The base is of another volume.
         let base = id(true);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_of_one_freeze() {
+    fn plan_belongs_to_one_freeze() {
         let plan = plan();
         let snapshot = SnapshotRow {
             id: SnapshotId::from_u64(1),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_or_foreign_plan_is_not_used() {
+    fn damaged_or_foreign_plan_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let volume = VolumeId::from_u64(1);
         let plan = plan();

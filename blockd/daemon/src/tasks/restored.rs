@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_down_is_found_again_and_nothing_more() {
+    fn restored_extents_survive_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let (dir, id, task) = (folder.path().join("1"), VolumeId::from_u64(1), Uuid::from_u128(9));
         let (file, manifest) = (path(&folder.path().join("task")), manifest());

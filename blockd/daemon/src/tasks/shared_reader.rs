@@ -145,7 +145,7 @@ mod tests {
     use blockd_volume::Volume;
 
     #[test]
-    fn what_one_reads_the_other_gets_from_memory_and_the_last_one_closes() {
+    fn shared_reader_reads_once_and_closes_with_the_last_user() {
         let folder = tempfile::tempdir().unwrap();
         let volume = Volume::create(&folder.path().join("1"), VolumeId::from_u64(1), 1 << 20).unwrap();
         volume.write(0, &[7; 8192], false).unwrap();

@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_at_the_listing_takes_nothing_back_and_others_are_told() {
+    fn listing_check_reports_damage_and_deletes_nothing() {
         let now = Timestamp::UNIX_EPOCH;
         let credential = uuid::Uuid::nil();
         let sound = |id, damaged| VerifiedSnapshot { id, damaged, has_manifest: true, digest: None };

@@ -548,14 +548,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_is_named() {
+    fn missing_store_directory_is_named_in_the_error() {
         let error = LocalStore::open("/nonexistent/backups").unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::BucketMissing);
         assert!(error.to_string().contains("/nonexistent/backups"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_directory_that_vanishes_is_not_made_again() {
+    async fn removed_store_directory_is_not_recreated() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("disk");
         fs::create_dir(&root).unwrap();
@@ -688,7 +688,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fallback_for_filesystems_without_nameless_files_publishes_once() {
+    fn fallback_without_o_tmpfile_publishes_once() {
         let dir = tempfile::tempdir().unwrap();
         let to = dir.path().join("object");
         for (content, mode, works) in [

@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_replaced_before_it_ends() {
+    fn swift_token_is_renewed_before_it_expires() {
         let of = |seconds| {
             session(Zeroizing::new(String::new()), "https://x/", Some(Duration::from_secs(seconds)))
         };

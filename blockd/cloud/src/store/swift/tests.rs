@@ -65,7 +65,7 @@ fn hello(_: &HttpRequest) -> HttpReply {
 }
 
 #[tokio::test]
-async fn each_way_of_login_leads_to_the_object() {
+async fn swift_auth_versions_lead_to_the_object() {
     let server = cloud(hello).await;
     let (user, password) = ("someone".to_owned(), Zeroizing::new("planted".to_owned()));
     let v2 = SwiftAccess::V2 {
@@ -107,7 +107,7 @@ async fn each_way_of_login_leads_to_the_object() {
 }
 
 #[tokio::test]
-async fn a_token_is_kept_and_replaced_when_it_is_refused() {
+async fn swift_token_is_reused_and_replaced_after_a_refusal() {
     let server = cloud(hello).await;
     let (one, other) = (v1(&server, "planted"), v1(&server, "planted"));
     let logins = || server.seen().iter().filter(|request| request.path == "/auth/v1.0").count();
@@ -123,7 +123,7 @@ async fn a_token_is_kept_and_replaced_when_it_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_refused_says_so_and_shows_no_secret() {
+async fn refused_swift_login_is_reported_without_secrets() {
     let server = cloud(hello).await;
     let error = v1(&server, "planted wrong").get(KEY, 10).await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Unauthorized, "{error}");
@@ -184,7 +184,7 @@ async fn bodies_that_are_altered_cut_or_late_are_found() {
 }
 
 #[tokio::test]
-async fn an_identity_service_cannot_have_the_token_sent_in_clear() {
+async fn identity_service_cannot_downgrade_the_token_to_http() {
     let authority = Authority::new(
         HttpOptions::default().client(true).unwrap(),
         SwiftAccess::Token { storage_url: "http://h/v1/a".into(), token: "t".to_owned().into() },
@@ -217,7 +217,7 @@ async fn pages_of_a_listing_are_put_together() {
 
 /// Whoever deletes believes a listing: half of one is worse than none, and there must be an end.
 #[tokio::test]
-async fn a_listing_whose_pages_do_not_go_on_is_an_error() {
+async fn listing_with_a_repeated_marker_is_an_error() {
     let again: [fn(&HttpRequest) -> HttpReply; 2] = [
         |_| page(&["blockd/data/a", "blockd/data/b"]),
         |request| match request.path.ends_with("marker=") {

@@ -61,7 +61,7 @@ impl Watched {
 }
 
 #[tokio::test]
-async fn one_descriptor_comes_with_the_bytes() {
+async fn descriptor_arrives_with_its_bytes() {
     let (far, mut near, passed) = pair();
     let mut watched = Watched::new();
     send(&far, HEAD, &[watched.descriptor()]);
@@ -96,7 +96,7 @@ async fn none_and_more_than_one_are_told_apart() {
 }
 
 #[tokio::test]
-async fn what_nobody_wants_is_closed() {
+async fn unwanted_descriptors_are_closed() {
     let (far, mut near, passed) = pair();
     let (mut first, mut late) = (Watched::new(), Watched::new());
     send(&far, HEAD, &[first.descriptor()]);
@@ -109,7 +109,7 @@ async fn what_nobody_wants_is_closed() {
 }
 
 #[tokio::test]
-async fn nothing_is_taken_from_who_may_not_or_asks_for_something_else() {
+async fn descriptors_of_other_requests_are_refused() {
     let closer = || Some(Arc::new(Closer::new(64).unwrap()));
     let others: [(Option<Arc<Closer>>, &[u8]); 4] = [
         (None, HEAD),
@@ -128,7 +128,7 @@ async fn nothing_is_taken_from_who_may_not_or_asks_for_something_else() {
 }
 
 #[tokio::test]
-async fn nothing_is_taken_while_too_much_waits_to_be_closed() {
+async fn descriptors_are_refused_while_too_many_wait_to_be_closed() {
     let closer = Arc::new(Closer::new(2).unwrap());
     let _room = closer.room_for(1).unwrap();
     let (far, mut near, passed) = pair_of(Some(closer));
@@ -140,7 +140,7 @@ async fn nothing_is_taken_while_too_much_waits_to_be_closed() {
 }
 
 #[test]
-fn who_may_only_look_passes_nothing() {
+fn read_only_caller_passes_no_descriptors() {
     let caller = |role| Caller { role, name: String::new(), user: None };
     assert!(may_pass(&caller(Some(Role::Operator))) && may_pass(&Caller::owner()));
     assert!(!may_pass(&caller(Some(Role::ReadOnly))) && !may_pass(&caller(None)));
