@@ -1,18 +1,18 @@
-//! Rows of attachments: which volumes are devices of the kernel, and how.
+//! Rows of attachments: volumes that are kernel devices.
 
 use super::{DbError, UnknownWord, number, parsed, stored};
 use blockd_extent::VolumeId;
 use rusqlite::{Row, Transaction, params};
 use std::str::FromStr;
 
-/// How far an attachment's row and the kernel agree.
+/// State of an attachment's row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AttachmentState {
-    /// The kernel is being asked for the device; nobody was told of it yet.
+    /// In creation: no client was answered yet.
     Attaching,
-    /// The kernel has the device, or shall have it.
+    /// The kernel has the device, or gets it at the next start.
     Attached,
-    /// The device is being taken away.
+    /// The device is being disconnected.
     Detaching,
 }
 
@@ -36,26 +36,26 @@ impl FromStr for AttachmentState {
     }
 }
 
-/// A volume's attachment.
+/// Attachment of a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AttachmentRow {
     /// The volume.
     pub volume: VolumeId,
-    /// How far it has come.
+    /// State.
     pub state: AttachmentState,
-    /// The device that it has, last had, or shall have.
+    /// Current, last or requested device.
     pub device: Option<u32>,
-    /// It must be that device.
+    /// No other device is acceptable.
     pub pinned: bool,
     /// The device refuses writes.
     pub read_only: bool,
-    /// It comes back after a boot.
+    /// It is attached again after a boot.
     pub persistent: bool,
-    /// After how long without a reply a request is sent again.
+    /// Time without a reply before a request is sent again, in seconds.
     pub timeout_s: u64,
-    /// How long requests wait for a connection.
+    /// Time that requests wait for a connection, in seconds.
     pub dead_timeout_s: u64,
-    /// How many connections it has.
+    /// Number of connections.
     pub connections: u32,
     /// Its logical block size.
     pub block_size_bytes: u32,
@@ -89,7 +89,7 @@ impl AttachmentRow {
         Ok(rows)
     }
 
-    /// Makes this the attachment of its volume.
+    /// Stores the attachment of its volume.
     ///
     /// # Errors
     /// The database fails.

@@ -8,11 +8,11 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;
 
-/// Manifests that are read or written at once: others get at the database in between, and a listing that is
-/// cut off leaves no more than that to be done on its thread.
+/// Manifests per transaction: other users of the database run in between, and a cancelled listing leaves at
+/// most this much work on its thread.
 const AT_ONCE: usize = 256;
 
-/// Manifests read from one credential's store. A failure of the database only makes it fetch more.
+/// Manifest cache of one credential. A database error only causes more requests.
 #[derive(Debug, Clone)]
 pub struct Catalog {
     db: Arc<Db>,
@@ -20,12 +20,12 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// The cache of this credential.
+    /// Creates the cache of a credential.
     pub fn new(db: Arc<Db>, credential: Uuid) -> Self {
         Self { db, credential }
     }
 
-    /// Adds a manifest, in a transaction of the caller's.
+    /// Adds a manifest in the caller's transaction.
     ///
     /// # Errors
     /// The database fails.
@@ -56,7 +56,7 @@ impl Catalog {
         Ok(())
     }
 
-    /// Removes a manifest, in a transaction of the caller's.
+    /// Removes a manifest in the caller's transaction.
     ///
     /// # Errors
     /// The database fails.
@@ -68,7 +68,7 @@ impl Catalog {
         Ok(())
     }
 
-    /// All cached manifests. Blocks.
+    /// Returns all cached manifests. Blocks.
     ///
     /// # Errors
     /// The database fails, or a manifest cannot be read.
@@ -91,7 +91,7 @@ impl Catalog {
         }
     }
 
-    /// The cached manifests of every volume, but for that of one snapshot.
+    /// Returns the cached manifests of all volumes, except that of one snapshot.
     ///
     /// # Errors
     /// The database fails.
@@ -105,7 +105,7 @@ impl Catalog {
         })
     }
 
-    /// The deltas that the cached manifests need.
+    /// Returns the deltas that the cached manifests need.
     ///
     /// # Errors
     /// The database fails.
@@ -121,7 +121,7 @@ impl Catalog {
         })
     }
 
-    /// Removes the manifests whose keys are not among these: what is no longer in the store.
+    /// Removes the manifests whose keys are not among these, as the store has them no longer.
     ///
     /// # Errors
     /// The database fails.
@@ -138,7 +138,7 @@ impl Catalog {
         })
     }
 
-    /// The cached manifests of these objects, which lie close to each other, by key.
+    /// Returns the cached manifests of adjacent objects by key.
     fn load_part(&self, objects: &[ObjectInfo]) -> HashMap<String, Manifest> {
         let keys = || objects.iter().map(|object| object.key.as_str());
         let (Some(first), Some(last)) = (keys().min(), keys().max()) else { return HashMap::new() };
@@ -159,7 +159,7 @@ impl Catalog {
             }
             Ok(texts)
         });
-        // Read when the database is free for others again.
+        // Parsed after the database lock is released.
         let read = |(key, text): (String, String)| match serde_json::from_str(&text) {
             Ok(manifest) => Some((key, manifest)),
             Err(error) => {
@@ -259,7 +259,7 @@ mod tests {
 
     const MANIFESTS: u64 = 2 * AT_ONCE as u64 + 3;
 
-    /// How often others had their turn on the same thread until something was done.
+    /// Returns how often other tasks ran on the thread during the work.
     async fn turns_during<T>(work: impl Future<Output = T>) -> (T, u32) {
         let (done, turns) = (Cell::new(false), Cell::new(0));
         let work = async {

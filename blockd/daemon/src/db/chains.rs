@@ -1,4 +1,4 @@
-//! Rows of chains: which backup of a volume to a credential the next incremental builds on.
+//! Rows of chains: the base of the next incremental backup of a volume with a credential.
 
 use super::{DbError, number, parsed, stored};
 use blockd_cloud::CloudsnapId;
@@ -7,20 +7,20 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
-/// The newest backup of a volume to a credential.
+/// Newest backup of a volume with a credential.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Chain {
     /// The volume.
     pub volume: VolumeId,
     /// The credential.
     pub credential: Uuid,
-    /// The epoch that the backup's freeze ended: blocks dirtied later are the next incremental.
+    /// Epoch that the backup's freeze ended: blocks dirtied later belong to the next incremental.
     pub epoch: Epoch,
     /// The backup.
     pub cloudsnap: CloudsnapId,
-    /// How many incrementals there are since the last full one, this one included.
+    /// Number of incrementals since the last full backup, including this one.
     pub incrementals: u64,
-    /// When it was done.
+    /// Completion time.
     pub finished: Timestamp,
 }
 
@@ -38,7 +38,7 @@ impl Chain {
         })
     }
 
-    /// The chain of a volume to a credential.
+    /// Returns the chain of a volume and a credential.
     ///
     /// # Errors
     /// The database fails.
@@ -47,7 +47,7 @@ impl Chain {
         Ok(tx.query_row(&sql, params![volume.to_string(), credential.to_string()], Self::read).optional()?)
     }
 
-    /// All chains; of one volume, if it is given.
+    /// Returns all chains, or those of one volume.
     ///
     /// # Errors
     /// The database fails.
@@ -60,7 +60,7 @@ impl Chain {
         Ok(rows)
     }
 
-    /// Makes this the chain of its volume to its credential.
+    /// Stores the chain, replacing the previous one.
     ///
     /// # Errors
     /// The database fails.
@@ -80,12 +80,12 @@ impl Chain {
         Ok(())
     }
 
-    /// Forgets the chains that end in this backup; true if there was one.
+    /// Removes the chains that end in this backup; returns true if there was one.
     ///
     /// # Errors
     /// The database fails.
     pub fn remove_tip(tx: &Transaction<'_>, cloudsnap: &CloudsnapId) -> Result<bool, DbError> {
-        // Whatever the credential: two of them may lead to one place, and ids are random.
+        // For each credential: two may lead to one repository, and ids are random.
         let rows = tx.execute("DELETE FROM chains WHERE cloudsnap = ?1", [cloudsnap.to_string()])?;
         Ok(rows > 0)
     }

@@ -12,26 +12,26 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use uuid::Uuid;
 
-/// Everything of a store that is no secret.
+/// Public settings of a store.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoreRow {
-    /// Which store.
+    /// Provider.
     #[serde(flatten)]
     pub provider: ProviderRow,
-    /// How it is reached.
+    /// Connection settings.
     pub connection: Connection,
 }
 
-/// Which store.
+/// Provider.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ProviderRow {
-    /// A directory.
+    /// Directory.
     Local {
-        /// Which one.
+        /// Path.
         path: PathBuf,
     },
-    /// A bucket behind the S3 API.
+    /// Bucket with the S3 API.
     S3 {
         /// Host and port, or a URL.
         endpoint: String,
@@ -39,70 +39,70 @@ pub enum ProviderRow {
         region: String,
         /// The bucket.
         bucket: String,
-        /// The id of the access key; empty with `use_iam`.
+        /// Access key id; empty with `use_iam`.
         access_key: String,
         /// Plain HTTP.
         disable_ssl: bool,
         /// The bucket is part of the host name.
         disable_path_style: bool,
-        /// The identity of the machine, in place of a key.
+        /// Machine identity instead of a key.
         use_iam: bool,
-        /// A role that is taken first.
+        /// Role to assume.
         role: Option<AssumedRole>,
         /// Storage class of new objects.
         storage_class: Option<String>,
     },
-    /// A container of Azure.
+    /// Azure container.
     Azure {
         /// The storage account.
         account: String,
         /// The container.
         container: String,
-        /// What proves who asks.
+        /// Authentication.
         auth: AzureAuthRow,
-        /// A server that is not Azure's own.
+        /// Server other than Azure's own.
         endpoint: Option<String>,
         /// Plain HTTP to it.
         disable_ssl: bool,
     },
-    /// A bucket of Google.
+    /// Google bucket.
     Google {
         /// The project.
         project: Option<String>,
         /// The bucket.
         bucket: String,
-        /// The identity of the machine, in place of a key.
+        /// Machine identity instead of a key.
         use_iam: bool,
-        /// A server that is not Google's own.
+        /// Server other than Google's own.
         endpoint: Option<String>,
         /// Plain HTTP to it.
         disable_ssl: bool,
     },
-    /// A container of Swift.
+    /// Swift container.
     Swift {
         /// The container.
         container: String,
-        /// What proves who asks.
+        /// Authentication.
         auth: SwiftAuthRow,
     },
 }
 
-/// What proves to Azure who asks, without the secret.
+/// Azure authentication without the secret.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum AzureAuthRow {
-    /// A key of the account.
+    /// Account key.
     AccountKey,
-    /// A shared access signature.
+    /// Shared access signature.
     Sas,
     /// The managed identity of the machine.
     ManagedIdentity {
-        /// Which one.
+        /// Path.
         client_id: Option<String>,
     },
 }
 
-/// What proves to Swift who asks, without the secret.
+/// Swift authentication without the secret.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum SwiftAuthRow {
@@ -148,30 +148,30 @@ pub enum SwiftAuthRow {
     },
 }
 
-/// A credential: a store, and what opens it.
+/// Credential: a store and the access to it.
 #[derive(Clone, Debug)]
 pub struct CredentialRow {
     /// Its id.
     pub uuid: Uuid,
     /// Its name.
     pub name: CredentialName,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
     /// The store.
     pub store: StoreRow,
-    /// The account's secret, sealed.
+    /// Sealed secret of the account.
     pub store_secret: Option<Vec<u8>>,
-    /// Where the account's secret lies, in place of that.
+    /// Reference of an external secret of the account.
     pub store_secret_from: Option<SecretRef>,
-    /// The repository's keys, sealed; empty if a passphrase that lies elsewhere opens them.
+    /// Sealed keys of the repository; empty with an external passphrase.
     pub data_keys: Vec<u8>,
-    /// Where that passphrase lies.
+    /// Reference of an external passphrase.
     pub passphrase_from: Option<SecretRef>,
-    /// Whether backups are encrypted.
+    /// Backups are encrypted.
     pub encrypted: bool,
-    /// What the probe found.
+    /// Capabilities that the probe found.
     pub capabilities: StoreCapabilities,
-    /// The key slots of the repository as they were last seen whole, to repair the store with. Not secret.
+    /// Last intact key slots of the repository, to repair the store. Not secret.
     pub key_slots: Vec<u8>,
     /// The data key of new backups: the newest that this host made or accepted.
     pub write_key: WriteKey,
@@ -198,7 +198,7 @@ impl CredentialRow {
         })
     }
 
-    /// All credentials, by name.
+    /// Returns all credentials by name.
     ///
     /// # Errors
     /// The database fails.
@@ -236,12 +236,12 @@ impl CredentialRow {
         Ok(())
     }
 
-    /// The facts about the keys that are known before the repository is opened.
+    /// Returns the facts about the keys that are known before the repository is opened.
     pub fn known_keys(&self) -> KnownKeys {
         KnownKeys { write_key: Some(self.write_key), slots: KnownKeys::decode_slots(&self.key_slots) }
     }
 
-    /// Stores key slots as they were last seen whole.
+    /// Stores intact key slots.
     ///
     /// # Errors
     /// The database fails.
@@ -253,7 +253,7 @@ impl CredentialRow {
         Ok(())
     }
 
-    /// Sets the sealed data keys, or where the passphrase lies that opens them, and the key of new backups.
+    /// Sets the sealed data keys or the passphrase's reference, and the key of new backups.
     ///
     /// # Errors
     /// The database fails.
@@ -278,12 +278,12 @@ impl CredentialRow {
         Ok(())
     }
 
-    /// Whether something of it is sealed here.
+    /// Returns true if the row has sealed secrets.
     pub fn has_sealed(&self) -> bool {
         self.store_secret.is_some() || !self.data_keys.is_empty()
     }
 
-    /// Stores what a later probe found.
+    /// Stores the capabilities of a later probe.
     ///
     /// # Errors
     /// The database fails.
@@ -299,7 +299,7 @@ impl CredentialRow {
         Ok(())
     }
 
-    /// Stores another way to reach the store.
+    /// Replaces the settings of the store.
     ///
     /// # Errors
     /// The database fails.
@@ -311,7 +311,7 @@ impl CredentialRow {
         Ok(())
     }
 
-    /// Stores another way to open the store, all of it or nothing.
+    /// Replaces the access to the store atomically.
     ///
     /// # Errors
     /// The database fails.
@@ -332,7 +332,7 @@ impl CredentialRow {
         Ok(())
     }
 
-    /// Whether it is opened as the other one is, whatever their limits.
+    /// Returns true for equal access, regardless of limits.
     pub fn is_opened_as(&self, other: &Self) -> bool {
         let connection = |row: &Self| {
             let connection = &row.store.connection;
@@ -346,7 +346,7 @@ impl CredentialRow {
                 == (&other.data_keys, &other.passphrase_from, other.write_key)
     }
 
-    /// Stores how fast a backup could write.
+    /// Stores the measured write throughput.
     ///
     /// # Errors
     /// The database fails.
@@ -356,7 +356,7 @@ impl CredentialRow {
         Self::set_capabilities(tx, uuid, &row.capabilities)
     }
 
-    /// Removes the row, with those of its chains and its part of the catalog.
+    /// Removes the row with its chains and cached manifests.
     ///
     /// # Errors
     /// The database fails.
@@ -368,7 +368,7 @@ impl CredentialRow {
 
 #[cfg(test)]
 impl CredentialRow {
-    /// A credential of a directory, whose repository has a key of this id.
+    /// Returns a credential of a directory whose repository has a key with this id.
     pub(crate) fn sample(uuid: Uuid, path: &str, key_id: Uuid) -> Self {
         Self {
             uuid,

@@ -1,4 +1,4 @@
-//! Rows of doubts: cloud snapshots of this host that may be listed without being whole.
+//! Rows of doubts: cloud snapshots of this host that may be listed but incomplete.
 
 use super::{DbError, parsed};
 use blockd_cloud::CloudsnapId;
@@ -6,19 +6,19 @@ use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
 
-/// A cloud snapshot of which nothing is known for certain.
+/// Cloud snapshot in doubt.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Doubt {
-    /// Where it may be.
+    /// Credential of the possible location.
     pub credential: Uuid,
     /// The cloud snapshot.
     pub cloudsnap: CloudsnapId,
-    /// Since when nobody goes on with it.
+    /// Time since when no task works on it.
     pub since: Timestamp,
-    /// Its backup was given up: nobody else asks whether it is whole. Otherwise it is done, and may have been
-    /// committed before.
+    /// The backup was abandoned and is only verified here. Otherwise it is done, and may have been committed
+    /// earlier.
     pub given_up: bool,
-    /// It was asked once whether it is whole.
+    /// It was verified once.
     pub looked_at: bool,
 }
 
@@ -35,7 +35,7 @@ impl Doubt {
         })
     }
 
-    /// All of them.
+    /// Returns all rows.
     ///
     /// # Errors
     /// The database fails.
@@ -45,7 +45,7 @@ impl Doubt {
         Ok(rows)
     }
 
-    /// Those of backups that were given up.
+    /// Returns the doubts of abandoned backups.
     ///
     /// # Errors
     /// The database fails.
@@ -56,7 +56,7 @@ impl Doubt {
         Ok(rows)
     }
 
-    /// Whether there is one of this cloud snapshot, wherever it is.
+    /// Returns true for a doubt about this cloud snapshot in any location.
     ///
     /// # Errors
     /// The database fails.

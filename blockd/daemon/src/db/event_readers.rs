@@ -1,20 +1,20 @@
-//! How far those have come who are told of every event once.
+//! Positions of the readers of the event log.
 
 use super::{DbError, number, stored};
 use rusqlite::{OptionalExtension, Transaction, params};
 
-/// Somebody who is told of events.
+/// Reader of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventReader {
     /// Its name.
     pub name: String,
-    /// The last event that it has dealt with.
+    /// Last processed event.
     pub dealt_with_until: u64,
 }
 
 impl EventReader {
-    /// Takes up exactly these readers where they were. One that was not there begins with what happens from
-    /// now on, and one that is not named is forgotten.
+    /// Returns these readers at their positions. A new reader starts with future events, and readers that are
+    /// not named are removed.
     ///
     /// # Errors
     /// The database fails.
@@ -41,13 +41,13 @@ impl EventReader {
                 [name],
                 |row| number(row, 0),
             )?;
-            // A database that was brought back from a copy may know of fewer events.
+            // A database that was restored from a copy may have fewer events.
             readers.push(Self { name: name.clone(), dealt_with_until: u64::min(until, newest) });
         }
         Ok(readers)
     }
 
-    /// Stores how far it has come.
+    /// Stores the position.
     ///
     /// # Errors
     /// The database fails.
@@ -86,7 +86,7 @@ mod tests {
             assert_eq!(EventReader::take_up(tx, &names(&["b"]))?, [reader("b", 2)]);
             reader("b", 99).put(tx)?;
             assert_eq!(EventReader::take_up(tx, &names(&["b"]))?, [reader("b", 2)]);
-            // It was forgotten, so it is a new one.
+            // The reader was removed, so it is new.
             assert_eq!(EventReader::take_up(tx, &names(&["a"]))?, [reader("a", 2)]);
             Ok(())
         })

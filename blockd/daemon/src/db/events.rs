@@ -10,17 +10,17 @@ use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
 
-/// Events that are remembered.
+/// Maximum number of stored events.
 pub const MAX_KEPT: u64 = 10_000;
 
-/// Something that happened and is not stored yet.
+/// Event that is not stored yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewEvent {
-    /// When.
+    /// Time.
     pub at: Timestamp,
-    /// How bad it is.
+    /// Severity.
     pub severity: Severity,
-    /// What it is, in a word.
+    /// Kind.
     pub kind: String,
     /// The volume.
     pub volume: Option<VolumeName>,
@@ -30,12 +30,12 @@ pub struct NewEvent {
     pub task: Option<Uuid>,
     /// The cloud snapshot of the task.
     pub cloudsnap: Option<CloudsnapId>,
-    /// It in words.
+    /// Message.
     pub message: String,
 }
 
 impl NewEvent {
-    /// Of nothing in particular.
+    /// Creates an event without an object.
     pub fn new(
         at: Timestamp,
         severity: Severity,
@@ -46,7 +46,7 @@ impl NewEvent {
         Self { at, severity, kind, volume: None, credential: None, task: None, cloudsnap: None, message }
     }
 
-    /// How a task ended.
+    /// Creates the event of a finished task.
     pub fn of_task(task: &TaskRow, at: Timestamp) -> Self {
         let name = task.kind.to_string();
         let damage = task.detail.findings.as_ref().map_or(0, |findings| findings.damage_total);
@@ -75,7 +75,7 @@ impl NewEvent {
         }
     }
 
-    /// Stores it, and forgets the oldest if there are too many.
+    /// Stores the event, and removes the oldest ones beyond the limit.
     ///
     /// # Errors
     /// The database fails.
@@ -99,7 +99,7 @@ impl NewEvent {
     }
 }
 
-/// The table takes no other words.
+/// The table accepts no other words.
 fn severity(word: &str) -> Severity {
     Severity::ALL.into_iter().find(|known| known.as_str() == word).unwrap_or(Severity::Error)
 }
@@ -120,7 +120,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Event> {
 
 const COLUMNS: &str = "id, at, severity, kind, volume, credential, task, cloudsnap, message";
 
-/// The first so many after one, oldest first.
+/// Returns the next events after a number, oldest first.
 ///
 /// # Errors
 /// The database fails.
@@ -131,7 +131,7 @@ pub fn events_after(tx: &Transaction<'_>, since: u64, max: u32) -> Result<Vec<Ev
     Ok(rows)
 }
 
-/// How many there are after one, by kind and severity.
+/// Counts the events after a number by kind and severity.
 ///
 /// # Errors
 /// The database fails.
@@ -146,7 +146,7 @@ pub fn count_events_after(tx: &Transaction<'_>, since: u64) -> Result<Vec<(Strin
     Ok(rows)
 }
 
-/// The newest so many, oldest first.
+/// Returns the newest events, oldest first.
 ///
 /// # Errors
 /// The database fails.

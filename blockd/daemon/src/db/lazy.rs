@@ -1,4 +1,4 @@
-//! Rows of lazy volumes: those that still need the cloud snapshot that they began as.
+//! Rows of lazy volumes: those that still need their backing snapshot.
 
 use super::{DbError, parsed};
 use blockd_api::lazy::StoreLoss;
@@ -7,18 +7,18 @@ use blockd_extent::VolumeId;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
 
-/// What a lazy volume needs.
+/// Backing of a lazy volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LazyRow {
     /// The volume.
     pub volume: VolumeId,
-    /// Where the cloud snapshot is.
+    /// Credential of the cloud snapshot.
     pub credential: Uuid,
     /// The cloud snapshot.
     pub cloudsnap: CloudsnapId,
-    /// Whether a task fetches the rest.
+    /// A task hydrates the volume.
     pub hydrate: bool,
-    /// What becomes of reads while the store is gone.
+    /// Behavior of reads during an outage of the store.
     pub on_store_loss: StoreLoss,
 }
 
@@ -35,7 +35,7 @@ impl LazyRow {
         })
     }
 
-    /// All of them.
+    /// Returns all rows.
     ///
     /// # Errors
     /// The database fails.
@@ -45,7 +45,7 @@ impl LazyRow {
         Ok(rows)
     }
 
-    /// Adds the row of a volume whose own row is there.
+    /// Adds the row of an existing volume.
     ///
     /// # Errors
     /// The database fails.
@@ -64,7 +64,7 @@ impl LazyRow {
         Ok(())
     }
 
-    /// The volume needs nothing any more.
+    /// Removes the row of a hydrated volume.
     ///
     /// # Errors
     /// The database fails.

@@ -1,4 +1,4 @@
-//! Rows of marks: what people said of how long cloud snapshots stay.
+//! Rows of pins and expiry dates of cloud snapshots.
 
 use super::{DbError, parsed, parsed_if_there, repository_place::Aliases};
 use blockd_cloud::CloudsnapId;
@@ -7,27 +7,27 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::collections::HashMap;
 use uuid::Uuid;
 
-/// What somebody said of how long a cloud snapshot stays.
+/// Pin and expiry date of a cloud snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mark {
     /// The cloud snapshot.
     pub cloudsnap: CloudsnapId,
-    /// The credential under which it was found.
+    /// Credential of the listing.
     pub credential: Uuid,
-    /// No rule deletes it.
+    /// Pinned: retention does not delete it.
     pub pinned: bool,
-    /// Until when it is kept in any case, and from when on by no rule.
+    /// Expiry date: kept until then, deleted after it.
     pub expires: Option<Timestamp>,
 }
 
 const COLUMNS: &str = "cloudsnap, credential, pinned, expires";
 
-/// The name of a cloud snapshot here. Whether it is incremental is decided after its name is.
+/// Returns the key of a cloud snapshot. Its name is known before its type.
 fn key(id: &CloudsnapId) -> String {
     CloudsnapId { incremental: false, ..*id }.to_string()
 }
 
-/// All marks.
+/// All pins and expiry dates.
 #[derive(Debug, Default)]
 pub struct Marks {
     marks: HashMap<(String, Uuid), Mark>,
@@ -35,9 +35,8 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// What holds of a cloud snapshot under a credential: what was said under it, and under the others of the
-    /// repository that it is pinned, or is kept until a date that has not come. Their dates that have come
-    /// delete nothing here.
+    /// Returns the mark of a cloud snapshot with a credential: its own, and pins and future dates of other
+    /// credentials of the repository. Past dates of other credentials delete nothing.
     pub fn of(&self, id: &CloudsnapId, credential: Uuid, now: Timestamp) -> Option<Mark> {
         let own = self.marks.get(&(key(id), credential)).copied();
         let nothing = Mark { cloudsnap: *id, credential, pinned: false, expires: None };
@@ -50,13 +49,13 @@ impl Marks {
         (merged.pinned || merged.expires.is_some()).then_some(merged)
     }
 
-    /// A credential of the repository under which a cloud snapshot is pinned, the given one first.
+    /// Returns a credential of the repository with a pin, preferring the given one.
     pub fn pinned_under(&self, id: &CloudsnapId, credential: Uuid) -> Option<Uuid> {
         let is_pinned = |of: &Uuid| self.marks.get(&(key(id), *of)).is_some_and(|mark| mark.pinned);
         self.aliases.credentials(credential).find(is_pinned)
     }
 
-    /// Those whose date has come and that are not pinned.
+    /// Returns the unpinned cloud snapshots past their expiry date.
     pub fn expired(&self, now: Timestamp) -> impl Iterator<Item = &Mark> {
         self.marks
             .values()
@@ -74,7 +73,7 @@ impl Mark {
         })
     }
 
-    /// All of them.
+    /// Returns all rows.
     ///
     /// # Errors
     /// The database fails.
@@ -85,7 +84,7 @@ impl Mark {
         Ok(Marks { marks, aliases: Aliases::all(tx)? })
     }
 
-    /// The mark of a cloud snapshot under a credential.
+    /// Returns the mark of a cloud snapshot with a credential.
     ///
     /// # Errors
     /// The database fails.
@@ -94,7 +93,7 @@ impl Mark {
         Ok(tx.query_row(&sql, [key(id), credential.to_string()], Self::read).optional()?)
     }
 
-    /// Stores it, or removes it if it says nothing; does nothing if the credential is gone.
+    /// Stores the mark, or removes it if it is empty; does nothing if the credential is gone.
     ///
     /// # Errors
     /// The database fails.
@@ -115,7 +114,7 @@ impl Mark {
         Ok(())
     }
 
-    /// Forgets the mark of a cloud snapshot that is gone from where the credential leads.
+    /// Removes the mark of a deleted cloud snapshot.
     ///
     /// # Errors
     /// The database fails.
@@ -226,7 +225,7 @@ mod tests {
             assert_eq!(Mark::find(tx, &id, elsewhere)?, None);
             CredentialRow::remove(tx, here)?;
             assert_eq!(Mark::find(tx, &id, here)?, None, "nobody could take it back any more");
-            // One that is gone already.
+            // Already deleted.
             mark(here).put(tx)?;
             assert_eq!(Mark::find(tx, &id, here)?, None);
             Ok(())

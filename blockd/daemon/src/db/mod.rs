@@ -1,8 +1,7 @@
-//! What the daemon remembers, in SQLite: volumes, snapshots, credentials, chains, tasks, and a cache of
-//! manifests.
+//! SQLite database: volumes, snapshots, credentials, chains, tasks, and a cache of manifests.
 //!
-//! One connection behind a lock and short transactions only. Every function here blocks: asynchronous code
-//! goes through [`Db::run`].
+//! One connection behind a lock, and short transactions only. All functions block: asynchronous code calls
+//! [`Db::run`].
 
 mod attachments;
 mod catalog;
@@ -52,7 +51,7 @@ use std::{
 };
 use uuid::Uuid;
 
-/// A failure of the database.
+/// Database error.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DbError {
@@ -61,17 +60,17 @@ pub enum DbError {
     Open {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite error.
         source: rusqlite::Error,
     },
-    /// A newer blockd has changed the tables.
+    /// The database has the schema of a newer blockd.
     #[error("database {} has version {found}, this blockd knows up to {known}: use the newer blockd that last ran here", path.display())]
     Newer {
         /// The file.
         path: PathBuf,
-        /// Its version.
+        /// Version found.
         found: i64,
-        /// The newest that is understood.
+        /// Newest known version.
         known: i64,
     },
     /// The tables could not be created; the database is unchanged.
@@ -85,24 +84,24 @@ pub enum DbError {
     /// A statement failed.
     #[error("database: {0}")]
     Sql(#[from] rusqlite::Error),
-    /// The thread that ran the statement is gone.
+    /// The thread of the statement was aborted.
     #[error("database: the request was cut off: {0}")]
     Cut(String),
-    /// A run of a schedule was ended or begun by something else meanwhile.
+    /// A queued run was started or ended concurrently.
     #[error("run {0} does not wait any more")]
     NotQueued(u64),
     /// A value cannot be stored.
     #[error("database: cannot encode {what}: {source}")]
     Encode {
-        /// Of what.
+        /// Type of the value.
         what: &'static str,
-        /// Why not.
+        /// Cause.
         source: serde_json::Error,
     },
 }
 
 impl DbError {
-    /// Whether trying again can help.
+    /// Returns true if a retry can succeed.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Sql(error) => matches!(
@@ -113,12 +112,12 @@ impl DbError {
         }
     }
 
-    /// Whether the filesystem of the database has no room left.
+    /// Returns true for a full filesystem.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Sql(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
     }
 
-    /// Whether a row was read whose content this blockd does not understand.
+    /// Returns true for a row with unknown content.
     pub(crate) fn is_unreadable(&self) -> bool {
         let is_of_row = |error: &rusqlite::Error| {
             matches!(
@@ -131,7 +130,7 @@ impl DbError {
         matches!(self, Self::Sql(error) if is_of_row(error))
     }
 
-    /// Whether a row was refused because another one has the same name.
+    /// Returns true for a duplicate name.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Sql(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation))
     }
@@ -162,8 +161,7 @@ impl Db {
         Ok(Self { connection: Mutex::new(connection) })
     }
 
-    /// [`open`](Self::open) for tests of many transactions: what is committed outlives the process, but no
-    /// power cut.
+    /// [`open`](Self::open) for tests with many transactions: commits survive the process, but no power cut.
     #[cfg(test)]
     pub(crate) fn open_without_power_cuts(path: &Path) -> Result<Self, DbError> {
         let db = Self::open(path)?;
@@ -171,7 +169,7 @@ impl Db {
         Ok(db)
     }
 
-    /// Reads which volumes a database has, of any version, and changes nothing; nobody else may have it open.
+    /// Reads the volumes of a database of any version without changing it. No other process may have it open.
     ///
     /// # Errors
     /// It cannot be opened or read.
@@ -187,7 +185,7 @@ impl Db {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// The snapshots of a volume, by name, in a database that is only read.
+    /// Reads the snapshots of a volume by name, without changing the database.
     ///
     /// # Errors
     /// It cannot be read.
@@ -197,7 +195,7 @@ impl Db {
         Ok(rows.into_iter().map(|row| (row.name.to_string(), row.id)).collect())
     }
 
-    /// Looks whether this program could open a database, which others may have open, and changes nothing.
+    /// Checks that this program can open a database, without changing it. Other processes may have it open.
     ///
     /// # Errors
     /// It is newer than this program, or cannot be read.
@@ -205,7 +203,8 @@ impl Db {
         schema::check(&Self::look(path)?, path)
     }
 
-    /// The credentials in a database of this program's version, which others may have open. Changes nothing.
+    /// Reads the credentials of a database of this program's version without changing it. Other processes may
+    /// have it open.
     ///
     /// # Errors
     /// It cannot be read.
@@ -214,12 +213,11 @@ impl Db {
         CredentialRow::all(&connection.transaction()?)
     }
 
-    /// Opens a database that others may have open, to read from it only.
+    /// Opens a database read-only. Other processes may have it open.
     fn look(path: &Path) -> Result<Connection, DbError> {
         let open = |source| DbError::Open { path: path.to_owned(), source };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-        // Where nothing lies beside it, all is in the file; and whoever reads it as usual would leave
-        // something there.
+        // Without a WAL next to it, the file is complete; a normal open would create files.
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
         let connection = match Path::new(&log).exists() {
@@ -240,10 +238,10 @@ impl Db {
         connection.map_err(open)
     }
 
-    /// Runs `work` in one transaction: all of it is kept, durably, or nothing.
+    /// Runs `work` in one durable transaction.
     ///
     /// # Errors
-    /// Those of `work`, and of the commit.
+    /// Those of `work` and of the commit.
     pub fn transaction<R, E: From<DbError>>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<R, E>,
@@ -256,10 +254,10 @@ impl Db {
         Ok(result)
     }
 
-    /// [`transaction`](Self::transaction), for asynchronous code.
+    /// [`transaction`](Self::transaction) for asynchronous code.
     ///
     /// # Errors
-    /// As there; or the thread was cut off by a stop.
+    /// Those of [`transaction`](Self::transaction), or a stop aborted the thread.
     pub async fn run<R, E>(
         self: &Arc<Self>,
         work: impl FnOnce(&Transaction<'_>) -> Result<R, E> + Send + 'static,
@@ -275,7 +273,7 @@ impl Db {
         }
     }
 
-    /// The id of this installation; drawn when the database is made.
+    /// Returns the id of this installation, which is created with the database.
     ///
     /// # Errors
     /// The database fails.
@@ -303,7 +301,7 @@ impl Db {
     }
 }
 
-/// A column of text, parsed.
+/// Parses a text column.
 fn parsed<T: FromStr>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
@@ -313,7 +311,7 @@ where
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
 }
 
-/// A column of text that may be missing, parsed.
+/// Parses an optional text column.
 fn parsed_if_there<T: FromStr>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
@@ -324,7 +322,7 @@ where
     }
 }
 
-/// A column of JSON that may be missing, parsed.
+/// Parses an optional JSON column.
 fn json_if_there<T: serde::de::DeserializeOwned>(
     row: &rusqlite::Row<'_>,
     column: usize,
@@ -335,20 +333,20 @@ fn json_if_there<T: serde::de::DeserializeOwned>(
     }
 }
 
-/// A column of JSON, parsed.
+/// Parses a JSON column.
 fn json<T: serde::de::DeserializeOwned>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;
     serde_json::from_str(&text)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
 }
 
-/// A column of a non-negative number.
+/// Returns a column with a non-negative number.
 fn number(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let value: i64 = row.get(column)?;
     u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
 }
 
-/// A number as SQLite takes it; what does not fit is cut to the largest that does.
+/// Converts a number for SQLite, limited to the maximum.
 fn stored(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

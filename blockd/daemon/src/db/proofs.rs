@@ -1,4 +1,4 @@
-//! Rows of proofs: what the last verification of each cloud snapshot found.
+//! Rows of proofs: results of the last verification of each cloud snapshot.
 
 use super::{DbError, parsed, repository_place::Aliases};
 use blockd_cloud::{CloudsnapId, VerifyDepth};
@@ -7,29 +7,29 @@ use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params, types::Type};
 use uuid::Uuid;
 
-/// What the last verification of a cloud snapshot found.
+/// Result of the last verification of a cloud snapshot.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Proof {
-    /// The credential under which it was looked at.
+    /// Credential of the verification.
     pub credential: Uuid,
     /// The cloud snapshot.
     pub cloudsnap: CloudsnapId,
-    /// When.
+    /// Time.
     pub verified: Timestamp,
-    /// How thoroughly.
+    /// Depth.
     pub depth: VerifyDepth,
-    /// Whether nothing of it is damaged.
+    /// No damage was found.
     pub sound: bool,
-    /// The blocks of it that cannot be read; none if it is sound, or if nothing of it can be read.
+    /// Unreadable blocks; empty if it is sound or completely unreadable.
     pub damaged: BlockSet,
-    /// Of its content, from the last time that it was brought back whole.
+    /// Digest of its content from the last complete restore.
     pub digest: Option<[u8; 32]>,
 }
 
 const COLUMNS: &str = "credential, cloudsnap, verified, depth, sound, damaged, digest";
 
 fn depth_of(text: &str) -> VerifyDepth {
-    // The table takes no other words.
+    // The table accepts no other words.
     [VerifyDepth::Quick, VerifyDepth::Deep]
         .into_iter()
         .find(|depth| depth.to_string() == text)
@@ -54,7 +54,7 @@ impl Proof {
         })
     }
 
-    /// The proofs of a credential's cloud snapshots.
+    /// Returns the proofs of a credential's cloud snapshots.
     ///
     /// # Errors
     /// The database fails.
@@ -65,9 +65,8 @@ impl Proof {
         Ok(rows)
     }
 
-    /// The proofs of the cloud snapshots in a repository, made under any of its credentials, oldest first. A
-    /// place that is the same by its key ids only may be a copy of the repository: damage there counts,
-    /// soundness does not.
+    /// Returns the proofs of a repository from all its credentials, oldest first. A place that matches by key
+    /// ids only may be a copy of the repository: its damage counts, its soundness does not.
     ///
     /// # Errors
     /// The database fails.
@@ -81,7 +80,7 @@ impl Proof {
         Ok(proofs)
     }
 
-    /// Adds or replaces the proof. A digest that is known stays known.
+    /// Adds or replaces the proof, and keeps a known digest.
     ///
     /// # Errors
     /// The database fails.
@@ -105,7 +104,7 @@ impl Proof {
         Ok(())
     }
 
-    /// Forgets the proof of a cloud snapshot that is gone.
+    /// Removes the proof of a deleted cloud snapshot.
     ///
     /// # Errors
     /// The database fails.

@@ -1,4 +1,4 @@
-//! Rows of rules, and of what has them.
+//! Rows of rules and of their assignments.
 
 use super::{DbError, ScheduleRow, json, parsed, to_json};
 use blockd_api::{GroupName, RuleName, quiesce::Quiesce};
@@ -12,7 +12,7 @@ use uuid::Uuid;
 pub struct RuleRow {
     /// Its name.
     pub name: RuleName,
-    /// What is done.
+    /// Quiesce options.
     pub quiesce: Quiesce,
 }
 
@@ -31,7 +31,7 @@ impl RuleRow {
         Ok(rows)
     }
 
-    /// The rule of this name.
+    /// Returns the rule of this name.
     ///
     /// # Errors
     /// The database fails.
@@ -43,7 +43,7 @@ impl RuleRow {
     /// Adds the row.
     ///
     /// # Errors
-    /// The database fails; a conflict if there is one of this name.
+    /// The database fails; a conflict if the name is taken.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         let quiesce = to_json("rule", &self.quiesce)?;
         tx.execute(
@@ -53,7 +53,7 @@ impl RuleRow {
         Ok(())
     }
 
-    /// Has it say something else; false if there is none of this name.
+    /// Updates the rule; returns false if there is none of this name.
     ///
     /// # Errors
     /// The database fails.
@@ -63,30 +63,30 @@ impl RuleRow {
         Ok(tx.execute(sql, params![self.name.as_str(), quiesce])? > 0)
     }
 
-    /// Removes it; false if there is none of this name.
+    /// Deletes the rule; returns false if there is none of this name.
     ///
     /// # Errors
-    /// The database fails; a conflict if a volume or a group has it.
+    /// The database fails; a conflict if it is assigned.
     pub fn delete(tx: &Transaction<'_>, name: &RuleName) -> Result<bool, DbError> {
         Ok(tx.execute("DELETE FROM rules WHERE name = ?1", [name.as_str()])? > 0)
     }
 }
 
-/// What has rules.
+/// Assignments of rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleUses {
-    /// Volumes that have one of their own.
+    /// Volumes with a rule.
     pub volumes: BTreeMap<VolumeId, RuleName>,
-    /// Groups of volumes.
+    /// Groups with a rule.
     pub groups: BTreeMap<GroupName, RuleName>,
-    /// Schedules.
+    /// Schedules with a rule.
     pub schedules: Vec<(Uuid, RuleName)>,
-    /// Schedules that cannot be read, and what is stored of them.
+    /// Unreadable schedules with their stored text.
     pub unreadable: Vec<(String, String)>,
 }
 
 impl RuleUses {
-    /// All of them.
+    /// Returns all rows.
     ///
     /// # Errors
     /// The database fails.
@@ -105,7 +105,7 @@ impl RuleUses {
         Ok(Self { volumes, groups, schedules, unreadable })
     }
 
-    /// The schedules that have a rule, and of those that cannot be read the ones that may have it.
+    /// Returns the schedules with a rule, including unreadable ones that may have it.
     pub fn schedules_with(&self, rule: &RuleName) -> (Vec<Uuid>, Vec<&str>) {
         let readable = self.schedules.iter().filter(|(_, has)| has == rule).map(|(uuid, _)| *uuid);
         let may_have = |spec: &str| match serde_json::from_str::<serde_json::Value>(spec) {
@@ -116,17 +116,17 @@ impl RuleUses {
         (readable.collect(), unreadable.map(|(key, _)| key.as_str()).collect())
     }
 
-    /// Gives a rule to a volume.
+    /// Assigns a rule to a volume.
     ///
     /// # Errors
-    /// The database fails; a conflict if one of them is not there.
+    /// The database fails; a conflict if one of them does not exist.
     pub fn set_volume(tx: &Transaction<'_>, volume: VolumeId, rule: &RuleName) -> Result<(), DbError> {
         let sql = "INSERT OR REPLACE INTO rules_of_volumes (volume, rule) VALUES (?1, ?2)";
         tx.execute(sql, params![volume.to_string(), rule.as_str()])?;
         Ok(())
     }
 
-    /// Gives a rule to a group.
+    /// Assigns a rule to a group.
     ///
     /// # Errors
     /// The database fails; a conflict if there is no such rule.
@@ -136,7 +136,7 @@ impl RuleUses {
         Ok(())
     }
 
-    /// Relieves a volume of this rule; false if it has another one, or none.
+    /// Unassigns this rule from a volume; returns false if it has another one or none.
     ///
     /// # Errors
     /// The database fails.
@@ -145,7 +145,7 @@ impl RuleUses {
         Ok(tx.execute(sql, params![volume.to_string(), rule.as_str()])? > 0)
     }
 
-    /// Relieves a group of this rule; false if it has another one, or none.
+    /// Unassigns this rule from a group; returns false if it has another one or none.
     ///
     /// # Errors
     /// The database fails.

@@ -13,64 +13,64 @@ use rusqlite::{Row, Transaction, params};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Stands in place of the credential of a run that makes a local snapshot.
+/// Placeholder for the credential in runs of local snapshots.
 pub const LOCAL: Uuid = Uuid::nil();
 
-/// What there is of one copy that a schedule makes.
+/// Kept backups of a schedule in one location.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CopyCount {
-    /// How many there are.
+    /// Number of kept backups.
     pub kept: u64,
-    /// When the newest was begun.
+    /// Start time of the newest.
     pub newest: Option<Timestamp>,
-    /// How the last run is.
+    /// State of the last run.
     pub last_state: Option<RunState>,
 }
 
-/// A run for one volume and one place.
+/// Run of a schedule for one volume and one location.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunRow {
-    /// Its number; 0 until it is stored.
+    /// Number; 0 before it is stored.
     pub id: u64,
     /// The schedule.
     pub schedule: Uuid,
-    /// The rule by which it came; none for one that was asked for.
+    /// Rule; `None` for a manual run.
     pub rule: Option<Recurrence>,
-    /// The instant that the schedule means.
+    /// Scheduled time.
     pub nominal: Timestamp,
-    /// When it was begun.
+    /// Start time.
     pub started: Timestamp,
-    /// How many earlier ones it stands for as well.
+    /// Number of missed runs that it replaces.
     pub missed: u32,
-    /// Which of several that wait goes first.
+    /// Priority in the queue.
     pub priority: Priority,
-    /// A full backup is wanted.
+    /// Full backup.
     pub force_full: bool,
-    /// The volume; none if no volume was found.
+    /// Volume; `None` if none was found.
     pub volume: Option<VolumeId>,
     /// Its name.
     pub volume_name: Option<VolumeName>,
-    /// Where to.
+    /// Credential.
     pub credential: Option<Uuid>,
-    /// How it is.
+    /// State.
     pub state: RunState,
     /// Its task.
     pub task: Option<Uuid>,
-    /// What it made.
+    /// Cloud snapshot.
     pub cloudsnap: Option<CloudsnapId>,
-    /// When it ended.
+    /// End time.
     pub completed: Option<Timestamp>,
-    /// Why it failed, was left out or has to wait.
+    /// Cause of a failure, skip or wait.
     pub reason: Option<String>,
-    /// Its rule, if that had a retention of its own; else nothing, and it counts with all others.
+    /// Rule with its own retention; empty if the run counts with all others.
     pub pool: String,
-    /// That retention, as it was then.
+    /// Retention of the rule at that time.
     pub retain: Option<Retention>,
-    /// The local snapshot that it makes, once that is decided.
+    /// Local snapshot, once its id is known.
     pub snapshot: Option<SnapshotId>,
 }
 
-/// Of a run whose local snapshot is there.
+/// Condition for a run with an existing local snapshot.
 const THERE: &str = "snapshot IN (SELECT id FROM snapshots WHERE state = 'ready' AND internal = 0)";
 const COLUMNS: &str = "id, schedule, rule, nominal, started, missed, priority, force_full, volume, volume_name, credential, state, task, cloudsnap, completed, reason, pool, retain, snapshot";
 
@@ -89,7 +89,7 @@ impl RunRow {
         Ok(Self {
             id: number(row, 0)?,
             schedule: parsed(row, 1)?,
-            // A rule whose time zone is gone from this host is not worth losing the row for.
+            // A rule with an unknown time zone must not make the row unreadable.
             rule: parsed_if_there(row, 2).unwrap_or(None),
             nominal: parsed(row, 3)?,
             started: parsed(row, 4)?,
@@ -105,7 +105,7 @@ impl RunRow {
             completed: parsed_if_there(row, 14)?,
             reason: row.get(15)?,
             pool: row.get(16)?,
-            // As above; without it, all are kept.
+            // As above; without retention, all are kept.
             retain: json_if_there(row, 17).unwrap_or(None),
             snapshot: parsed_if_there(row, 18)?,
         })
@@ -117,7 +117,7 @@ impl RunRow {
         Ok(rows)
     }
 
-    /// Adds the run, unless the same one is there already; returns its number if it was added.
+    /// Adds the run unless it exists; returns its number if it was added.
     ///
     /// # Errors
     /// The database fails.
@@ -153,7 +153,7 @@ impl RunRow {
         Ok((added > 0).then(|| tx.last_insert_rowid().unsigned_abs()))
     }
 
-    /// Stores how the run is now.
+    /// Stores the state of the run.
     ///
     /// # Errors
     /// The database fails.
@@ -174,7 +174,7 @@ impl RunRow {
         Ok(())
     }
 
-    /// Stores how the run is now, if it still waits; false if it does not.
+    /// Stores the state of a run that is still queued; returns false otherwise.
     ///
     /// # Errors
     /// The database fails.
@@ -187,8 +187,7 @@ impl RunRow {
         Ok(waits)
     }
 
-    /// A cloud snapshot is out of its store: the runs that made it count as backups no more, whoever deleted
-    /// it.
+    /// Excludes the runs of a deleted cloud snapshot from retention.
     ///
     /// # Errors
     /// The database fails.
@@ -198,7 +197,7 @@ impl RunRow {
         cloudsnap: &CloudsnapId,
         reason: &str,
     ) -> Result<(), DbError> {
-        // One whose end was not noted yet, or that was taken up again after it failed, made it too.
+        // A run whose end is not recorded yet, or that resumed after a failure, made it too.
         tx.execute(
             "UPDATE schedule_runs SET state = 'expired', completed = coalesce(completed, ?4), reason = ?3
              WHERE cloudsnap = ?1 AND credential = ?2 AND state IN ('done', 'active', 'failed')",
@@ -207,7 +206,7 @@ impl RunRow {
         Ok(())
     }
 
-    /// The clock was set back to `now`: the instants of a rule that are later come again, for other runs.
+    /// Frees the later scheduled times of a rule after the clock was set back: they occur again.
     ///
     /// # Errors
     /// The database fails.
@@ -225,7 +224,7 @@ impl RunRow {
         Ok(())
     }
 
-    /// Those in a state, in the order in which they are to go.
+    /// Returns the runs of a state in queue order.
     ///
     /// # Errors
     /// The database fails.
@@ -233,8 +232,7 @@ impl RunRow {
         Self::select(tx, "WHERE state = ?1 ORDER BY priority DESC, id", [state.as_str()])
     }
 
-    /// Those whose task may have ended: the active ones, and those that failed and whose task was taken up
-    /// again.
+    /// Returns runs whose task may have ended: active ones, and failed ones with a resumed task.
     ///
     /// # Errors
     /// The database fails.
@@ -247,7 +245,7 @@ impl RunRow {
         Self::select(tx, &sql, [])
     }
 
-    /// The run of a schedule for a volume and a place that has not ended.
+    /// Returns the unfinished run of a schedule for a volume and a location.
     ///
     /// # Errors
     /// The database fails.
@@ -265,7 +263,7 @@ impl RunRow {
         Ok(found.into_iter().next())
     }
 
-    /// What a schedule made that is there still.
+    /// Returns the runs of a schedule whose backups exist.
     ///
     /// # Errors
     /// The database fails.
@@ -273,8 +271,7 @@ impl RunRow {
         Self::select(tx, "WHERE state = 'done' AND schedule = ?1 ORDER BY id DESC", [schedule.to_string()])
     }
 
-    /// Local snapshots that are gone, because people deleted them or their volume: the runs that made them
-    /// count no more.
+    /// Excludes runs from retention whose local snapshots were deleted.
     ///
     /// # Errors
     /// The database fails.
@@ -289,7 +286,7 @@ impl RunRow {
         Ok(())
     }
 
-    /// What there is of each copy that a schedule makes, by its place.
+    /// Returns the kept backups of a schedule by location.
     ///
     /// # Errors
     /// The database fails.
@@ -311,12 +308,12 @@ impl RunRow {
         Ok(copies)
     }
 
-    /// Whether it makes a local snapshot.
+    /// Returns true for the run of a local snapshot.
     pub fn is_local(&self) -> bool {
         self.credential == Some(LOCAL)
     }
 
-    /// The newest so many, of schedules whose ids begin so or of one volume if that is given.
+    /// Returns the newest runs, of schedules with an id prefix or of one volume if given.
     ///
     /// # Errors
     /// The database fails.
@@ -333,7 +330,7 @@ impl RunRow {
         )
     }
 
-    /// When a schedule began its last run.
+    /// Returns the start time of a schedule's last run.
     ///
     /// # Errors
     /// The database fails.
@@ -342,7 +339,7 @@ impl RunRow {
         Ok(Self::select(tx, sql, [schedule.to_string()])?.first().map(|run| run.started))
     }
 
-    /// Whether the newest run of a schedule was left out because there was no volume.
+    /// Returns true if the newest run of a schedule was skipped for lack of volumes.
     ///
     /// # Errors
     /// The database fails.
@@ -352,8 +349,8 @@ impl RunRow {
         Ok(newest.first().is_some_and(|run| run.state == RunState::Skipped && run.volume.is_none()))
     }
 
-    /// Forgets the oldest ended runs, so that at most `keep` of them are left. What a schedule made is not
-    /// forgotten while both are there: its retention goes by that.
+    /// Removes the oldest ended runs beyond `keep`. Runs whose schedule and backup exist stay, as retention
+    /// needs them.
     ///
     /// # Errors
     /// The database fails.
@@ -368,7 +365,7 @@ impl RunRow {
         Ok(())
     }
 
-    /// As replies have it.
+    /// Converts to the API type.
     pub fn to_api(&self) -> Run {
         Run {
             id: self.id,

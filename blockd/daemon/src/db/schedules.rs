@@ -1,4 +1,4 @@
-//! Rows of schedules and of the policies that they share.
+//! Rows of schedules and policies.
 
 use super::{DbError, json, parsed, parsed_if_there, runs::LOCAL, to_json};
 use blockd_api::schedules::{PolicyName, Priority, Rule, Selector};
@@ -10,39 +10,39 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// What of a schedule is not searched for.
+/// Columns of a schedule that are stored as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScheduleSpec {
     /// What it is called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
-    /// Which volumes; one volume is named by its id.
+    /// Volumes; a single volume by its id.
     pub selector: Selector,
-    /// Where to.
+    /// Credential.
     pub credentials: Vec<Uuid>,
-    /// When, beside the rules of the policy.
+    /// Rules, in addition to those of the policy.
     pub rules: Vec<Rule>,
-    /// How many backups are kept of those whose rule does not say it.
+    /// Retention of backups whose rule has none.
     pub retain: Retention,
     /// Every backup is full.
     pub full: bool,
-    /// How much later than its time a run may begin.
+    /// Maximum start delay.
     pub jitter: Jitter,
-    /// Which runs go first.
+    /// Priority.
     pub priority: Priority,
-    /// So many local snapshots are kept; none are made without it.
+    /// Retention of local snapshots; without it, none are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Retention>,
-    /// Places that keep other backups than `retain` and the rules say.
+    /// Locations with their own retention.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub retain_at: BTreeMap<Uuid, Retention>,
-    /// A rule that is followed around its freezes.
+    /// Rule with the hooks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleName>,
 }
 
 impl ScheduleSpec {
-    /// Where copies are made: the credentials, and [`LOCAL`] first if local snapshots are kept.
+    /// Returns the credentials of the copies, with [`LOCAL`] first for local snapshots.
     pub fn places(&self) -> impl Iterator<Item = Uuid> {
         self.local.is_some().then_some(LOCAL).into_iter().chain(self.credentials.iter().copied())
     }
@@ -53,19 +53,19 @@ impl ScheduleSpec {
 pub struct ScheduleRow {
     /// Its id.
     pub uuid: Uuid,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
-    /// There are no runs for now.
+    /// Paused.
     pub paused: bool,
-    /// The policy whose rules hold as well.
+    /// Policy with further rules.
     pub policy: Option<PolicyName>,
-    /// The rest.
+    /// Further state.
     pub spec: ScheduleSpec,
 }
 
 const COLUMNS: &str = "uuid, created, paused, policy, spec";
 
-/// A row by its key, or why it cannot be read.
+/// Key and row, or the error of an unreadable row.
 pub type Named<T> = (String, Result<T, DbError>);
 
 impl ScheduleRow {
@@ -87,8 +87,8 @@ impl ScheduleRow {
         Ok(Self::each(tx)?.into_iter().filter_map(|(_, row)| row.ok()).collect())
     }
 
-    /// All schedules, oldest first, or why one cannot be read: its time zone, or that of its policy, may be
-    /// gone from this host. The others must go on.
+    /// Returns all schedules, oldest first, with the errors of unreadable ones: a time zone may be missing on
+    /// this host. The others must continue.
     ///
     /// # Errors
     /// The database fails.
@@ -109,8 +109,8 @@ impl ScheduleRow {
         Ok(each)
     }
 
-    /// The schedules that cannot be read, by their ids, and what is stored of each: what they may need must
-    /// stay.
+    /// Returns the ids of unreadable schedules with their stored text: backups and rules that they may need
+    /// must stay.
     ///
     /// # Errors
     /// The database fails.
@@ -126,7 +126,7 @@ impl ScheduleRow {
         Ok(found)
     }
 
-    /// Whether there is one of this id, readable or not.
+    /// Returns true for an existing schedule, readable or not.
     ///
     /// # Errors
     /// The database fails.
@@ -135,7 +135,7 @@ impl ScheduleRow {
         Ok(tx.query_row(sql, [uuid.to_string()], |row| row.get(0))?)
     }
 
-    /// The schedule of this id.
+    /// Returns a schedule by id.
     ///
     /// # Errors
     /// The database fails.
@@ -147,7 +147,7 @@ impl ScheduleRow {
     /// Adds or replaces the row.
     ///
     /// # Errors
-    /// The database fails; or there is no such policy.
+    /// The database fails, or there is no such policy.
     pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
             "INSERT INTO schedules (uuid, created, paused, policy, spec) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -172,7 +172,7 @@ impl ScheduleRow {
         Ok(())
     }
 
-    /// All rules that hold: its own and those of its policy.
+    /// Returns its own rules and those of its policy.
     ///
     /// # Errors
     /// The database fails.
@@ -184,7 +184,7 @@ impl ScheduleRow {
         Ok(rules)
     }
 
-    /// Up to when all runs of a rule are dealt with, if it has run or waited before.
+    /// Returns the time up to which the runs of a rule are processed.
     ///
     /// # Errors
     /// The database fails.
@@ -194,7 +194,7 @@ impl ScheduleRow {
         Ok(tx.query_row(sql, params, |row| parsed(row, 0)).optional()?)
     }
 
-    /// Everything of a rule is dealt with up to an instant.
+    /// Sets the time up to which the runs of a rule are processed.
     ///
     /// # Errors
     /// The database fails.
@@ -211,7 +211,7 @@ impl ScheduleRow {
         Ok(())
     }
 
-    /// Forgets the cursors: all rules begin anew at the next look.
+    /// Removes the cursors: all rules start again at the next pass.
     ///
     /// # Errors
     /// The database fails.
@@ -255,7 +255,7 @@ impl PolicyRow {
         Ok(all)
     }
 
-    /// The policy of this name.
+    /// Returns the policy of this name.
     ///
     /// # Errors
     /// The database fails.
@@ -267,7 +267,7 @@ impl PolicyRow {
     /// Adds the row.
     ///
     /// # Errors
-    /// The database fails; a conflict if there is one of this name.
+    /// The database fails; a conflict if the name is taken.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         let rules = to_json("policy", &self.rules)?;
         tx.execute(
@@ -277,7 +277,7 @@ impl PolicyRow {
         Ok(())
     }
 
-    /// Gives it other rules; false if there is none of this name.
+    /// Replaces the rules; returns false if there is none of this name.
     ///
     /// # Errors
     /// The database fails.
@@ -287,7 +287,7 @@ impl PolicyRow {
         Ok(tx.execute(sql, params![self.name.as_str(), rules])? > 0)
     }
 
-    /// Removes it; false if there is none of this name.
+    /// Deletes the policy; returns false if there is none of this name.
     ///
     /// # Errors
     /// The database fails; a conflict if a schedule uses it.

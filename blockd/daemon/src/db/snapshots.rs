@@ -8,19 +8,19 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::str::FromStr;
 
-/// How far a snapshot's row and its volume agree.
+/// State of a snapshot's row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SnapshotState {
-    /// The volume may or may not have it yet; nobody was told of it.
+    /// In creation: the volume may have it or not; no client was answered.
     Creating,
-    /// It is there.
+    /// Ready.
     Ready,
-    /// The volume may or may not have it still.
+    /// In deletion: the volume may still have it.
     Deleting,
 }
 
 impl SnapshotState {
-    /// The word for it.
+    /// Returns the word in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Creating => "creating",
@@ -51,21 +51,21 @@ pub struct SnapshotRow {
     pub name: SnapshotName,
     /// When it was taken.
     pub created: Timestamp,
-    /// How far it has come.
+    /// State.
     pub state: SnapshotState,
-    /// Whether a backup made it for itself: such a one is not shown.
+    /// Internal snapshot of a backup, which is not listed.
     pub internal: bool,
-    /// The epoch that its freeze ended; 0 while it is being made.
+    /// Epoch that its freeze ended; 0 in creation.
     pub epoch: Epoch,
-    /// What was dirtied since the freeze before.
+    /// Bytes dirtied since the previous freeze.
     pub dirty_bytes: u64,
-    /// How long writes stood still.
+    /// Stall time of writes, in microseconds.
     pub freeze_stall_micros: u64,
-    /// What it has in common with those that were taken at the same instant.
+    /// Group snapshot of the same point in time.
     pub taken_with: Option<SnapshotGroup>,
-    /// What was done around it.
+    /// Quiesce report.
     pub quiesce: Option<QuiesceReport>,
-    /// It stays until somebody says otherwise. Only [`set_pinned`](Self::set_pinned) changes it.
+    /// Pinned: it stays until it is unpinned. Only [`set_pinned`](Self::set_pinned) changes it.
     pub pinned: bool,
 }
 
@@ -89,7 +89,7 @@ impl SnapshotRow {
         })
     }
 
-    /// All snapshots, oldest first; of one volume, if it is given.
+    /// Returns all snapshots, or those of one volume, oldest first.
     ///
     /// # Errors
     /// The database fails.
@@ -128,7 +128,7 @@ impl SnapshotRow {
         Ok(())
     }
 
-    /// Stores everything that is not known before the freeze.
+    /// Stores the fields that the freeze determines.
     ///
     /// # Errors
     /// The database fails.
@@ -150,7 +150,7 @@ impl SnapshotRow {
         Ok(())
     }
 
-    /// Sets how far a snapshot has come.
+    /// Sets the state of a snapshot.
     ///
     /// # Errors
     /// The database fails.
@@ -159,7 +159,7 @@ impl SnapshotRow {
         Ok(())
     }
 
-    /// Has a snapshot stay until somebody says otherwise, or not; false if it is not there any more.
+    /// Pins or unpins a snapshot; returns false if there is none.
     ///
     /// # Errors
     /// The database fails.
@@ -168,7 +168,7 @@ impl SnapshotRow {
         Ok(tx.execute(sql, params![id.to_string(), pinned])? > 0)
     }
 
-    /// Whether it was said of a snapshot that it stays.
+    /// Returns true for a pinned snapshot.
     ///
     /// # Errors
     /// The database fails.
@@ -177,7 +177,7 @@ impl SnapshotRow {
         Ok(tx.query_row(sql, [id.to_string()], |row| row.get(0)).optional()?.unwrap_or(false))
     }
 
-    /// Has a snapshot deleted that a backup made for itself; one that is kept stays.
+    /// Marks an internal snapshot of a backup for deletion; others stay.
     ///
     /// # Errors
     /// The database fails.
@@ -187,7 +187,7 @@ impl SnapshotRow {
         Ok(())
     }
 
-    /// The snapshot, if it is there and stays: not one that a backup made for itself.
+    /// Returns a snapshot, unless it is internal to a backup.
     ///
     /// # Errors
     /// The database fails.

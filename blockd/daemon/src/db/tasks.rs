@@ -14,16 +14,16 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use uuid::Uuid;
 
-/// What a task does.
+/// Kind of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TaskKind {
-    /// Brings a volume's content to a store.
+    /// Backup.
     Backup,
-    /// Makes a volume from a cloud snapshot.
+    /// Restore.
     Restore,
-    /// Removes a cloud snapshot.
+    /// Deletion of a cloud snapshot.
     Delete,
-    /// Proves that cloud snapshots can be read.
+    /// Verification of cloud snapshots.
     Verify,
 }
 
@@ -54,23 +54,23 @@ impl FromStr for TaskKind {
     }
 }
 
-/// How far a task has come.
+/// State of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TaskState {
-    /// Not begun, or waiting for others to end.
+    /// Queued.
     Pending,
-    /// At work.
+    /// Running.
     Active,
-    /// Ended well.
+    /// Succeeded.
     Done,
-    /// Ended with an error.
+    /// Failed.
     Failed,
-    /// Stopped by somebody, and can be taken up again.
+    /// Stopped by a user; can be resumed.
     Stopped,
 }
 
 impl TaskState {
-    /// The word for it.
+    /// Returns the word in the database.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -81,7 +81,7 @@ impl TaskState {
         }
     }
 
-    /// Whether nothing more will happen by itself.
+    /// Returns true for a final state.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Stopped)
     }
@@ -97,14 +97,14 @@ impl FromStr for TaskState {
     }
 }
 
-/// A restore into a volume that is there already.
+/// In-place restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct InPlace {
-    /// The snapshot that holds what the volume was before.
+    /// Snapshot of the previous content.
     pub before: SnapshotId,
-    /// It goes when the restore is done.
+    /// The snapshot is deleted after the restore.
     pub discard: bool,
-    /// Every block below this one is what it shall be, durably.
+    /// All blocks below this one are restored durably.
     pub done_below: u64,
 }
 
@@ -113,106 +113,105 @@ pub struct InPlace {
 pub struct Barrier {
     /// Its id.
     pub id: Uuid,
-    /// How many volumes there are.
+    /// Number of volumes.
     pub volumes: u64,
 }
 
-/// What a task tells about itself and needs to go on after a restart.
+/// Task state that is reported and needed to resume after a restart.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TaskDetail {
-    /// The volume's name when the task was made; none for a delete.
+    /// Name of the volume when the task was created; `None` for a deletion.
     pub volume_name: Option<VolumeName>,
-    /// The credential's name when the task was made.
+    /// Name of the credential when the task was created.
     pub credential_name: String,
-    /// What it is at.
+    /// Phase.
     pub phase: String,
-    /// Bytes that it is about.
+    /// Total bytes.
     pub bytes_total: u64,
-    /// How many of them are behind it.
+    /// Processed bytes.
     pub bytes_processed: u64,
     /// Bytes sent to the store.
     pub bytes_uploaded: u64,
     /// Bytes fetched from the store.
     pub bytes_downloaded: u64,
-    /// Bytes dirtied since the backup that this one builds on; the data of the volume for a full one.
+    /// Bytes dirtied since the base backup; the data of the volume for a full backup.
     pub bytes_dirty: u64,
     /// Requests made.
     pub requests: RequestCounts,
-    /// Whether the point in time that a backup holds is fixed.
+    /// The volume of the backup is frozen.
     pub frozen: bool,
-    /// How long the freeze held writes up.
+    /// Stall time of writes by the freeze, in microseconds.
     pub freeze_stall_micros: u64,
-    /// When it ended.
+    /// End time.
     pub completed: Option<Timestamp>,
-    /// Full or incremental, once that is decided.
+    /// Full or incremental, once it is decided.
     pub backup_type: Option<BackupType>,
-    /// Something that people should know, such as why a full backup was made.
+    /// Note for the user, such as the reason of a full backup.
     pub note: Option<String>,
-    /// Why it failed.
+    /// Error of a failed task.
     pub error: Option<ApiError>,
-    /// How often it was taken up again after a restart.
+    /// Number of resumes after restarts.
     pub resumed: u32,
-    /// Somebody asked for a full backup.
+    /// A full backup was requested.
     pub force_full: bool,
-    /// It ended without being done, and what it needs to go on is kept.
+    /// The task ended without success and can be resumed.
     pub kept: bool,
-    /// Its commit was begun, so that what it makes may exist.
+    /// The commit was started, so its cloud snapshot may exist.
     pub may_be_committed: bool,
-    /// The run of the daemon that it was asked of.
+    /// Run of the daemon that created it.
     pub run: Option<Uuid>,
-    /// How much it may move in a second.
+    /// Bandwidth limits.
     pub limits: TaskLimits,
-    /// A restore goes on past what is damaged.
+    /// The restore skips damaged extents.
     pub skip_damaged: bool,
-    /// What a verification is to look at.
+    /// Scope of a verification.
     pub verify: Option<VerifyWhat>,
-    /// What a verification, or a restore past damage, found.
+    /// Findings of a verification or of a restore that skips damage.
     pub findings: Option<Findings>,
-    /// The restore's volume is there already, and this fetches the rest of it.
+    /// The restore hydrates a lazy volume.
     pub lazy: bool,
-    /// The restore goes into a volume that was there before.
+    /// In-place restore.
     pub in_place: Option<InPlace>,
-    /// What whoever asked for the backup called it.
+    /// Name that the user gave the backup.
     pub label: Option<ObjectName>,
-    /// Somebody deletes also what is pinned or has a damaged manifest.
+    /// The deletion includes pinned snapshots and damaged manifests.
     pub force: bool,
-    /// The manifest of what is deleted was damaged when the deletion was asked for.
+    /// The manifest was damaged when the deletion was requested.
     pub damaged: bool,
-    /// Retention asked for the deletion.
+    /// The deletion was requested by retention.
     pub by_retention: bool,
-    /// No rule deletes what the backup makes.
+    /// The backup is pinned.
     pub pinned: bool,
-    /// Until when that is kept in any case, and from when on by no rule.
+    /// Expiry date of the backup: kept until then, deleted after it.
     pub expires: Option<Timestamp>,
-    /// The backup holds the same instant as those of other volumes.
+    /// Group barrier of the backup.
     pub barrier: Option<Barrier>,
-    /// What is to be done around the freeze of a backup.
+    /// Quiesce parts of the backup.
     pub around: Vec<crate::quiesce::Part>,
-    /// What was.
+    /// Quiesce report.
     pub quiesce: Option<blockd_api::quiesce::QuiesceReport>,
-    /// The schedule that asked for it.
+    /// Schedule that started it.
     pub schedule: Option<Uuid>,
-    /// The snapshot that is backed up stays when the backup is done, under this name.
+    /// Name under which the snapshot stays after the backup.
     pub keep_local: Option<SnapshotName>,
-    /// Grows with each change.
+    /// Version, which grows with each change.
     pub version: u64,
 }
 
-/// What a verification looks at.
+/// Scope of a verification.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VerifyWhat {
-    /// How thoroughly.
+    /// Depth.
     pub depth: VerifyDepth,
-    /// At all cloud snapshots under the credential, or at the one of the row.
+    /// All cloud snapshots of the credential instead of the row's one.
     pub all: bool,
-    /// Nobody asked for it: it takes its time.
+    /// Background verification with low priority.
     pub background: bool,
 }
 
 impl TaskDetail {
-    /// Whether its volume was there before it, or is used before it ends: it stays whatever becomes of the
-    /// task.
+    /// Returns true if its volume existed before or is used before the end: it stays after a failure.
     pub fn is_of_volume_in_use(&self) -> bool {
         self.lazy || self.in_place.is_some()
     }
@@ -225,29 +224,29 @@ pub struct TaskRow {
     pub id: Uuid,
     /// What it does.
     pub kind: TaskKind,
-    /// How far it is.
+    /// State.
     pub state: TaskState,
-    /// The volume on this host that it works with.
+    /// Local volume.
     pub volume: Option<VolumeId>,
-    /// The snapshot on this host that it works with.
+    /// Local snapshot.
     pub snapshot: Option<SnapshotId>,
     /// The credential.
     pub credential: Uuid,
-    /// The cloud snapshot that it makes, reads or removes.
+    /// Cloud snapshot that it creates, reads or deletes.
     pub cloudsnap: CloudsnapId,
-    /// The cloud snapshot that an incremental builds on.
+    /// Base of an incremental backup.
     pub base: Option<CloudsnapId>,
-    /// When it was asked for.
+    /// Creation time.
     pub created: Timestamp,
     /// The caller, schedule or daemon that started it.
     pub owner: TaskOwner,
-    /// The rest.
+    /// Further state.
     pub detail: TaskDetail,
 }
 
-/// States that are final.
+/// Final states.
 const ENDED: &str = "'done', 'failed', 'stopped'";
-/// Of a task that can be taken up again.
+/// Condition for a resumable task.
 const KEPT: &str = "state IN ('stopped', 'failed') AND json_extract(detail, '$.kept') = 1";
 const COLUMNS: &str =
     "id, kind, state, volume, snapshot, credential, cloudsnap, base, created, owner, detail";
@@ -263,7 +262,7 @@ where
 }
 
 impl TaskRow {
-    /// Its cloud snapshot, once it is decided that there is one.
+    /// Returns its cloud snapshot, once it is decided.
     pub(crate) fn decided_cloudsnap(&self) -> Option<CloudsnapId> {
         let is_decided = match self.kind {
             TaskKind::Backup => self.detail.backup_type.is_some(),
@@ -289,7 +288,7 @@ impl TaskRow {
         })
     }
 
-    /// The task of this id.
+    /// Returns a task by id.
     ///
     /// # Errors
     /// The database fails.
@@ -298,7 +297,7 @@ impl TaskRow {
         Ok(tx.query_row(&sql, [id.to_string()], Self::read).optional()?)
     }
 
-    /// The tasks that have not ended, oldest first.
+    /// Returns the unfinished tasks, oldest first.
     ///
     /// # Errors
     /// The database fails.
@@ -310,7 +309,7 @@ impl TaskRow {
         Ok(rows)
     }
 
-    /// The tasks that ended without being done and can be taken up again, oldest first.
+    /// Returns the resumable tasks, oldest first.
     ///
     /// # Errors
     /// The database fails.
@@ -321,7 +320,7 @@ impl TaskRow {
         Ok(rows)
     }
 
-    /// Whether a task other than this one needs a snapshot on this host, now or when it is taken up again.
+    /// Returns true if another task needs a local snapshot, now or when it resumes.
     ///
     /// # Errors
     /// The database fails.
@@ -334,7 +333,7 @@ impl TaskRow {
         Ok(others > 0)
     }
 
-    /// A task that needs a snapshot on this host, now or when it is taken up again.
+    /// Returns a task that needs a local snapshot, now or when it resumes.
     ///
     /// # Errors
     /// The database fails.
@@ -345,7 +344,7 @@ impl TaskRow {
         Ok(tx.query_row(&sql, [snapshot.to_string()], |row| parsed(row, 0)).optional()?)
     }
 
-    /// All tasks, newest first.
+    /// Returns all tasks, newest first.
     ///
     /// # Errors
     /// The database fails.
@@ -380,8 +379,7 @@ impl TaskRow {
         Ok(())
     }
 
-    /// Replaces the row unless it has ended meanwhile: progress that is stored late must not bring a task
-    /// back.
+    /// Replaces the row of an unfinished task: late progress must not revive an ended one.
     ///
     /// # Errors
     /// The database fails.
@@ -392,8 +390,7 @@ impl TaskRow {
         }
     }
 
-    /// Forgets the oldest finished tasks, so that at most `keep` of them are left. Those that can be taken up
-    /// again stay.
+    /// Removes the oldest finished tasks beyond `keep`. Resumable ones stay.
     ///
     /// # Errors
     /// The database fails.

@@ -7,16 +7,16 @@ use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use std::{fmt, str::FromStr};
 
-/// How far a volume's row and its files agree.
+/// State of a volume's row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum VolumeState {
-    /// Its files are being made; nobody was told of it yet.
+    /// In creation: no client was answered yet.
     Creating,
-    /// A restore task fills it.
+    /// A restore task writes to it.
     Restoring,
-    /// It is there.
+    /// Ready.
     Up,
-    /// Its files are being removed.
+    /// In deletion: its files are being removed.
     Deleting,
 }
 
@@ -31,7 +31,7 @@ impl VolumeState {
     }
 }
 
-/// A word that the database must not hold.
+/// Unknown word in the database.
 #[derive(Debug)]
 pub struct UnknownWord(pub String);
 
@@ -64,26 +64,26 @@ pub struct VolumeRow {
     pub size_bytes: u64,
     /// Its labels.
     pub labels: Labels,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
-    /// How far it has come.
+    /// State.
     pub state: VolumeState,
-    /// Whether NBD clients may only read it.
+    /// Read-only for NBD clients.
     pub read_only: bool,
-    /// The group that it is frozen with.
+    /// Consistency group.
     pub group: Option<GroupName>,
 }
 
-/// What every version of the database knows about a volume.
+/// Columns of a volume in each database version.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KnownVolume {
     /// Its id.
     pub id: VolumeId,
     /// Its name.
     pub name: VolumeName,
-    /// Its size, in bytes; its files may say more, not less.
+    /// Size, in bytes; its files may be larger, not smaller.
     pub size_bytes: u64,
-    /// How far it has come.
+    /// State.
     pub state: VolumeState,
 }
 
@@ -135,7 +135,7 @@ impl VolumeRow {
         Ok(())
     }
 
-    /// Sets how far a volume has come.
+    /// Sets the state of a volume.
     ///
     /// # Errors
     /// The database fails.
@@ -144,7 +144,7 @@ impl VolumeRow {
         Ok(())
     }
 
-    /// Notes that a volume has grown; a size that is smaller than what is there already says nothing.
+    /// Stores a larger size; a smaller one is ignored.
     ///
     /// # Errors
     /// The database fails.
@@ -156,7 +156,7 @@ impl VolumeRow {
         Ok(())
     }
 
-    /// Sets whether NBD clients may only read a volume.
+    /// Makes a volume read-only or writable for NBD clients.
     ///
     /// # Errors
     /// The database fails.
@@ -165,7 +165,7 @@ impl VolumeRow {
         Ok(())
     }
 
-    /// Sets what volumes are chosen by: their labels and their group.
+    /// Sets the labels and the group of a volume.
     ///
     /// # Errors
     /// The database fails.
