@@ -121,7 +121,7 @@ fn is_damage(error: &ServiceError) -> bool {
 
 /// Fetches some of what is not there; `false` if nothing was left that is not on its way.
 async fn fetch_some(core: &Core, live: &LiveTask, volume: &Arc<Volume>) -> Result<bool, ServiceError> {
-    // Others may move data while this one waits for a store.
+    // Other tasks may move data while this one waits for a store.
     let _slot = core.tasks.slot(&live.cancel).await?;
     let limit = core.config.hydration_limit_bytes_per_s;
     let (enough, most_at_once) = match limit {

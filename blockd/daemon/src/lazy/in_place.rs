@@ -34,14 +34,14 @@ use std::{future::Future, sync::Arc};
 use uuid::Uuid;
 
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
-/// After so many bytes the volume is flushed and it is written down how far it is.
+/// Bytes between two flushes with recorded progress.
 const NOTE_EVERY_BYTES: u64 = 64 << 20;
 
 impl Core {
-    /// Starts to make a volume again what it was at a cloud snapshot.
+    /// Starts an in-place restore of a volume.
     ///
     /// # Errors
-    /// There is no such cloud snapshot or volume, the volume is in use or too small.
+    /// There is no such cloud snapshot or volume, or the volume is in use or too small.
     pub async fn start_in_place(
         self: &Arc<Self>,
         request: &StartInPlace,
@@ -117,8 +117,7 @@ impl Core {
         }
     }
 
-    /// Keeps clients out of the volumes that an earlier run of the daemon was taking back, or has left in
-    /// part only; to be called before anybody is served.
+    /// Fences the volumes of unfinished in-place restores, before the first client is served.
     ///
     /// # Errors
     /// The database fails.
@@ -126,13 +125,13 @@ impl Core {
         let mut tasks = self.db.run(TaskRow::unfinished).await?;
         tasks.extend(self.kept_tasks().await?);
         for task in tasks.iter().filter(|task| task.detail.in_place.is_some()) {
-            // What cannot be marked is not open to clients either.
+            // A volume that cannot be fenced is not open to clients either.
             let _ = self.keep_clients_out(task);
         }
         Ok(())
     }
 
-    /// Keeps clients out of the volume of a restore in place, if they are not yet; nothing for other tasks.
+    /// Fences the volume of an in-place restore, unless it is fenced; does nothing for other tasks.
     ///
     /// # Errors
     /// The volume is gone, not open or in use.
@@ -149,14 +148,13 @@ impl Core {
     }
 }
 
-/// Whether a restore in place may have written something: until it is done, its volume is neither the one nor
-/// the other.
+/// Returns true if an in-place restore may have written: until it is done, its volume is a mixture.
 pub(crate) fn has_begun(row: &TaskRow) -> bool {
-    // Stored right before the first write.
+    // Stored before the first write.
     row.detail.in_place.is_some() && row.detail.bytes_total > 0
 }
 
-/// Why clients are kept out, behind the name of the volume.
+/// Returns the message to fenced clients, after the name of the volume.
 fn keeps_out(row: &TaskRow) -> String {
     match row.state {
         TaskState::Failed | TaskState::Stopped => format!(
@@ -167,7 +165,7 @@ fn keeps_out(row: &TaskRow) -> String {
     }
 }
 
-/// Has clients be told how their volume stands now.
+/// Updates the message to fenced clients.
 fn tell_who_is_kept_out(core: &Core, row: &TaskRow) {
     let going_back = core.going_back.lock();
     if let Some(mark) = row.volume.and_then(|id| going_back.get(&id)) {
@@ -175,7 +173,7 @@ fn tell_who_is_kept_out(core: &Core, row: &TaskRow) {
     }
 }
 
-/// Lets clients in again.
+/// Removes the fence.
 pub(crate) fn let_go(core: &Core, row: &TaskRow) {
     if let Some(volume) = row.volume.filter(|_| row.detail.in_place.is_some()) {
         core.going_back.lock().remove(&volume);
@@ -187,7 +185,7 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     tell_who_is_kept_out(core, &row);
     let result = run_to_the_end(core, live).await;
     if result.is_err() {
-        // It may stay so.
+        // The state may stay.
         tell_who_is_kept_out(core, &TaskRow { state: TaskState::Failed, ..live.view() });
     }
     result
@@ -218,7 +216,7 @@ async fn run_to_the_end(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         if error.is_cancelled() {
             return Err(error);
         }
-        // Whatever a store says may change: its directory is mounted again, its credentials are renewed.
+        // Store errors may be temporary: a directory is mounted again, credentials are renewed.
         if !error.may_change() {
             return Err(in_part(error, &live.view(), &entry, &before));
         }
@@ -245,7 +243,7 @@ async fn run_to_the_end(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     Ok(done)
 }
 
-/// The error of a restore that fails for good, with what that means for the volume.
+/// Returns the error of a permanently failed restore, with its consequence for the volume.
 fn in_part(error: ServiceError, row: &TaskRow, entry: &VolumeEntry, before: &SnapshotRow) -> ServiceError {
     if !has_begun(row) {
         return error;
@@ -258,7 +256,7 @@ fn in_part(error: ServiceError, row: &TaskRow, entry: &VolumeEntry, before: &Sna
     ServiceError::refused(error.to_api().code, message)
 }
 
-/// Does remote work, unless the task is told to come to rest: a store may be silent for long.
+/// Runs remote work until the task is cancelled: a store may be silent for long.
 async fn unless_stopped<T>(
     live: &LiveTask,
     work: impl Future<Output = Result<T, ServiceError>>,
@@ -270,14 +268,14 @@ async fn unless_stopped<T>(
     }
 }
 
-/// Goes on from the last flush to the end.
+/// Resumes at the last flush.
 async fn go_back(
     core: &Arc<Core>,
     live: &LiveTask,
     volume: &Arc<Volume>,
     before: &SnapshotRow,
 ) -> Result<(), ServiceError> {
-    // Others may move data while this one waits for a store.
+    // Other tasks may move data while this one waits for a store.
     let _slot = core.tasks.slot(&live.cancel).await?;
     let row = live.view();
     let done_below = row.detail.in_place.map_or(0, |plan| plan.done_below);
@@ -298,7 +296,7 @@ async fn go_back(
     write_all(core, live, volume, &source, &left).await
 }
 
-/// The snapshot of what the volume was before: that of an earlier run, or a new one.
+/// Returns the snapshot of the previous content: that of an earlier run, or a new one.
 async fn frozen(core: &Core, entry: &Arc<VolumeEntry>, plan: InPlace) -> Result<SnapshotRow, ServiceError> {
     let id = entry.id;
     let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
@@ -317,7 +315,7 @@ async fn frozen(core: &Core, entry: &Arc<VolumeEntry>, plan: InPlace) -> Result<
     first(core.freeze_together(wanted).await?)
 }
 
-/// The blocks that may differ, and how that is known.
+/// Returns the blocks that may differ, and the source of this knowledge.
 async fn differing(
     core: &Core,
     volume: &Arc<Volume>,
@@ -339,7 +337,7 @@ async fn differing(
     Ok((blocks, "everything is compared, because the blocks that differ are not known here"))
 }
 
-/// What was written since the last backup; nothing if that is not known any more.
+/// Returns the blocks written since the last backup; `None` if unknown.
 async fn changed_since(
     volume: &Arc<Volume>,
     chain: &Chain,
@@ -362,8 +360,8 @@ async fn changed_since(
     .await
 }
 
-/// What the backups between the cloud snapshot and the last one changed; nothing if it is not one of that
-/// one's chain.
+/// Returns the blocks changed by the backups after the cloud snapshot; `None` if it is not in the chain of
+/// the last one.
 async fn between(source: &SnapshotSource, chain: &Chain) -> Result<Option<BlockSet>, ServiceError> {
     if chain.cloudsnap == source.id() {
         return Ok(Some(BlockSet::new()));
@@ -392,7 +390,7 @@ async fn write_all(
             let piece = Extent::between(at, BlockIndex(at.0 + CHUNK_BLOCKS).min(run.end()));
             at = piece.end();
             let data = unless_stopped(live, source.read_blocks(piece)).await?;
-            // A write is never left alone: nobody may be let in while one goes on.
+            // A write is always awaited: the fence must not end during a write.
             let target = Arc::clone(volume);
             blocking(move || write_piece(&target, piece, &data)).await?;
             unnoted_bytes += piece.len_bytes();
@@ -411,7 +409,7 @@ async fn write_all(
     note(core, live, volume, BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES)).await
 }
 
-/// Writes down that everything below a block is done, once it is durable.
+/// Records that all blocks below a limit are durable.
 async fn note(
     core: &Core,
     live: &LiveTask,
@@ -429,7 +427,7 @@ async fn note(
     Ok(())
 }
 
-/// Writes those blocks of a piece that are not what they shall be, so that nothing else becomes dirty.
+/// Writes the differing blocks of an extent, so that no other block becomes dirty.
 fn write_piece(volume: &Volume, piece: Extent, wanted: &[u8]) -> Result<(), VolumeError> {
     let mut found = vec![0; wanted.len()];
     volume.read(piece.offset_bytes(), &mut found)?;

@@ -1,4 +1,4 @@
-//! Hydration fetches the metadata of filesystems first. A hint: nothing fails if it cannot be found.
+//! Hydration of filesystem metadata first. This is a hint: nothing fails without it.
 
 use super::CloudSource;
 use crate::core::Core;
@@ -19,18 +19,17 @@ use std::{
 };
 use tokio::sync::Semaphore;
 
-/// Ranges of a filesystem's metadata that are asked for first.
+/// Maximum number of metadata ranges that are fetched first.
 const MAX_METADATA_RANGES: usize = 32_768;
 
-/// Looks for the metadata of a volume's filesystems in the background, and has its hydration fetch that
-/// first.
+/// Searches the filesystem metadata of a volume in the background, and makes its hydration fetch it first.
 pub(super) fn prefer_metadata(core: &Arc<Core>, volume: &Arc<Volume>) {
     let source = core.lazy_sources.lock().get(&volume.id()).cloned();
     let Some(source) = source else { return };
     let (volume, stopping) = (Arc::downgrade(volume), core.stopping.clone());
-    // Not waited for: the store may be unreachable.
+    // In the background: the store may be unreachable.
     tokio::spawn(async move {
-        // Few at a time: each takes a thread, and needs others to come to its end.
+        // Few at a time: each takes a thread and needs others to complete.
         let Ok(turn) = LOOKS.acquire().await else { return };
         let look = tokio::task::spawn_blocking(move || {
             let Some(size_bytes) = volume.upgrade().map(|volume| volume.size_bytes()) else { return };
@@ -52,28 +51,27 @@ pub(super) fn prefer_metadata(core: &Arc<Core>, volume: &Arc<Volume>) {
     });
 }
 
-/// What is read at once of a snapshot: 256 KiB.
+/// Blocks per read of a snapshot: 256 KiB.
 const UNIT_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
-/// The most units that are read to find metadata, 64 MiB: what a hostile image would have read lies
-/// scattered.
+/// Maximum number of units read to find metadata, 64 MiB: a hostile image may scatter it.
 const MAX_UNITS: u64 = 256;
-/// How long a unit is waited for: it is only a hint.
+/// Timeout of a unit.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Volumes whose metadata is looked for at once.
+/// Maximum number of concurrent searches.
 static LOOKS: Semaphore = Semaphore::const_new(2);
-/// Units that are kept for the next read: descriptors of groups lie beside each other, bitmaps are not read.
+/// Number of cached units: group descriptors are adjacent, and bitmaps are not read.
 const UNITS_KEPT: usize = 8;
 
-/// The snapshot that a volume began as, for whoever looks for its filesystems. Not the volume: what is read
-/// of that counts as wanted by a guest.
+/// Backing snapshot of a volume, for the filesystem search. Reads of the volume itself would count as guest
+/// reads.
 struct SourceImage {
     source: Arc<CloudSource>,
-    /// Whoever looks ends with it.
+    /// The search ends with the volume.
     volume: Weak<Volume>,
     stopping: CancelToken,
     size_bytes: u64,
     units: Mutex<VecDeque<(u64, Arc<Vec<u8>>)>>,
-    /// How many units may still be read.
+    /// Number of units that may still be read.
     left: AtomicU64,
 }
 

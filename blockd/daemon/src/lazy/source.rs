@@ -1,8 +1,8 @@
-//! A cloud snapshot as the source of a lazy volume.
+//! Cloud snapshot as the source of a lazy volume.
 //!
-//! It is opened when it is first needed, so that a daemon starts while its store is gone. How long a reader
-//! may have to wait is the volume's policy. A fetch takes no longer than that by itself; one that had to wait
-//! for its turn may come too late.
+//! It is opened on first use, so that a daemon starts while its store is unreachable. The volume's policy
+//! limits the wait of a reader. A fetch keeps this limit by itself; one that had to wait for a slot may
+//! exceed it.
 
 use super::fetcher::Fetcher;
 use crate::{
@@ -28,16 +28,15 @@ use std::{
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-/// After how long a fetch that failed is tried again; twice as long each time, up to the second.
+/// Pause before a failed fetch is retried; doubled each time, up to the second value.
 const PAUSE_MS: u64 = 100;
 const LONGEST_PAUSE_MS: u64 = 2_000;
-/// How often what is damaged is looked at again: a store that goes away in the midst of a request may look
-/// like that.
+/// Number of repeated reads after damage: an outage during a request may look like damage.
 const LOOKS_AT_DAMAGE: u32 = 3;
-/// How long it may take to find out whether a snapshot of which something is missing was deleted.
+/// Timeout of the check whether an incomplete snapshot was deleted.
 const LOOK_FOR_DELETION: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// See the module documentation.
 pub struct CloudSource {
     core: Weak<Core>,
     fetcher: Arc<Fetcher>,
@@ -46,7 +45,7 @@ pub struct CloudSource {
     time_limit: Duration,
     reader: tokio::sync::Mutex<Option<SnapshotReader>>,
     requests: Mutex<Option<Arc<Requests>>>,
-    /// That the snapshot was deleted, once that was seen.
+    /// Error of a deleted snapshot, once it was observed.
     deleted: Mutex<Option<SourceError>>,
 }
 
@@ -56,7 +55,7 @@ impl std::fmt::Debug for CloudSource {
     }
 }
 
-/// Damage as an error, by its first piece.
+/// Returns the error of the first damage.
 fn damage_error(damage: &Damage) -> Option<SourceError> {
     let piece = damage.pieces.first()?;
     let blocks = damage.blocks.first().zip(damage.blocks.last());
@@ -69,14 +68,13 @@ fn damage_error(damage: &Damage) -> Option<SourceError> {
     Some(source_error(&error.into()))
 }
 
-/// Whatever a store says may change: its directory is mounted again, its credentials are renewed. Damage
-/// stays.
+/// Store errors may be temporary: a directory is mounted again, credentials are renewed. Damage is permanent.
 fn source_error(error: &ServiceError) -> SourceError {
     SourceError::new(error.to_api().message, error.may_change())
 }
 
 impl CloudSource {
-    /// The source of this volume. To be called on a thread of the runtime.
+    /// Creates the source of a volume, on a thread of the runtime.
     pub fn new(core: &Arc<Core>, row: LazyRow) -> Arc<Self> {
         let config = &core.config;
         let timeout_ms = match row.on_store_loss {
@@ -95,25 +93,25 @@ impl CloudSource {
         })
     }
 
-    /// That the snapshot was deleted, if that was seen since the last [`look_again`](Self::look_again).
+    /// Returns the error of a deleted snapshot, if it was observed since the last
+    /// [`look_again`](Self::look_again).
     pub(super) fn deleted(&self) -> Option<SourceError> {
         self.deleted.lock().clone()
     }
 
-    /// It may have been put back.
+    /// Forgets the deletion, as the snapshot may have been restored.
     pub(super) fn look_again(&self) {
         *self.deleted.lock() = None;
     }
 
-    /// Why blocks cannot be had that seem to be damaged: of a snapshot that was deleted, everything is
-    /// missing.
+    /// Returns the cause of apparent damage: all objects of a deleted snapshot are missing.
     async fn reason(&self, error: SourceError) -> SourceError {
         let look = async {
             let core = self.core.upgrade()?;
             let (repository, _) = core.guest_repository(self.row.credential).await.ok()?;
             match repository.manifest(&self.row.cloudsnap).await {
                 Err(CloudError::SnapshotNotFound { store, .. }) => {
-                    // The directory of a disk that is not mounted is empty, too.
+                    // The directory of an unmounted disk is empty, too.
                     if let Err(error) = repository.prove_key_slot().await {
                         return Some(SourceError::new(error.to_string(), true));
                     }
@@ -134,12 +132,12 @@ impl CloudSource {
         }
     }
 
-    /// The requests that were made.
+    /// Returns the request counts.
     pub fn requests(&self) -> RequestCounts {
         self.requests.lock().as_ref().map(|requests| requests.snapshot()).unwrap_or_default()
     }
 
-    /// The snapshot, opened.
+    /// Opens the snapshot.
     async fn reader(&self) -> Result<SnapshotReader, SourceError> {
         let mut opened = self.reader.lock().await;
         if let Some(reader) = &*opened {
@@ -170,7 +168,7 @@ impl CloudSource {
         reader.read_blocks(extent).await.map_err(|error| source_error(&error.into()))
     }
 
-    /// Gives what is left of some blocks to a sink; what is damaged is left then.
+    /// Writes the remaining blocks to a sink; damaged blocks remain.
     async fn read_to(&self, left: &Mutex<BlockSet>, sink: &FetchSink) -> Result<(), SourceError> {
         let reader = self.reader().await?;
         let wanted: Vec<Extent> = left.lock().extents().collect();
@@ -188,17 +186,17 @@ impl CloudSource {
         first.map_or(Ok(()), Err)
     }
 
-    /// What the snapshot holds, for a thread that may block.
+    /// Reads an extent on a thread that may block.
     ///
     /// # Errors
-    /// It cannot be had in that time, nor within the volume's time_limit, or is damaged.
+    /// It is unavailable within the timeout and the volume's limit, or damaged.
     pub(super) fn read_blocking(&self, extent: Extent, time_limit: Duration) -> Result<Vec<u8>, SourceError> {
         let read = tokio::time::timeout(time_limit, self.patiently(|| self.read(extent)));
         let late = || Err(SourceError::new("the store gave no answer in time", true));
         self.handle.block_on(async { read.await.unwrap_or_else(|_| late()) })
     }
 
-    /// Tries until it succeeds, it makes no sense any more, or the time is over.
+    /// Retries until success, a permanent error or the timeout.
     async fn patiently<T, F: Future<Output = Result<T, SourceError>>>(
         &self,
         mut attempt: impl FnMut() -> F,
@@ -217,8 +215,8 @@ impl CloudSource {
             };
             let error = match tried {
                 Ok(data) => return Ok(data),
-                // Not because the daemon stops: whoever is told of an error is told that its data is lost,
-                // whoever is told nothing asks the next daemon.
+                // Not for a stop of the daemon: an error means lost data to a client, but without an answer
+                // it asks the next daemon.
                 Err(error) if !error.is_retryable() => {
                     looks += 1;
                     if looks >= LOOKS_AT_DAMAGE {
@@ -236,7 +234,7 @@ impl CloudSource {
     }
 }
 
-/// A source that the volume and the task that hydrates it share.
+/// Source shared by a volume and its hydration.
 #[derive(Clone, Debug)]
 pub struct SharedSource(pub Arc<CloudSource>);
 
@@ -248,7 +246,7 @@ impl LazySource for SharedSource {
             let left = Mutex::new(BlockSet::from_iter([extent]));
             let attempt = || async {
                 match source.read_to(&left, &sink).await {
-                    // The volume has no use for it, whatever the source says next.
+                    // The volume does not need it any more.
                     Err(_) if sink.has_failed() => Ok(()),
                     result => result,
                 }
@@ -267,7 +265,7 @@ impl LazySource for SharedSource {
                     "blocks of a lazy volume could not be fetched"
                 );
             }
-            // It carries out what waited for it.
+            // It executes the waiting requests.
             tokio::task::spawn_blocking(move || match result {
                 Ok(()) => reply.end(Ok(())),
                 Err(error) => reply.end_without(left, error),
@@ -282,7 +280,7 @@ impl LazySource for SharedSource {
     fn wake_after(&self, delay: Duration, wake: Box<dyn FnOnce() + Send>) {
         self.0.handle.spawn(async move {
             tokio::time::sleep(delay).await;
-            // It tells clients, which may take as long as their requests.
+            // It answers clients, which may take as long as their requests.
             tokio::task::spawn_blocking(wake);
         });
     }
@@ -306,10 +304,10 @@ impl LazySource for SharedSource {
     }
 }
 
-/// The most blocks that are read at once: 4 MiB.
+/// Maximum number of blocks per read: 4 MiB.
 pub(super) const CHUNK_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
 
-/// A cloud snapshot that a task reads.
+/// Cloud snapshot that a task reads.
 pub(super) struct SnapshotSource {
     credential: Uuid,
     id: CloudsnapId,
@@ -319,7 +317,7 @@ pub(super) struct SnapshotSource {
 }
 
 impl SnapshotSource {
-    /// Opens it.
+    /// Opens the cloud snapshot.
     pub(super) async fn open(
         core: &Core,
         live: &LiveTask,
@@ -351,13 +349,13 @@ impl SnapshotSource {
         self.requests.snapshot()
     }
 
-    /// The content of some blocks; what lies beyond the snapshot's end is zeroes.
+    /// Reads blocks; those beyond the snapshot's end are zero.
     pub(super) async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, ServiceError> {
         let reader = self.reader.clone();
         cloud::drive(move || async move { reader.read_blocks(extent).await }).await
     }
 
-    /// The blocks that may have data.
+    /// Returns the blocks that may have data.
     pub(super) async fn data_blocks(&self) -> Result<BlockSet, ServiceError> {
         let reader = self.reader.clone();
         cloud::drive(move || async move { reader.data_blocks(Extent::whole(reader.size_bytes())).await })

@@ -38,7 +38,7 @@ use jiff::Timestamp;
 use std::{io, path::Path, sync::Arc};
 use uuid::Uuid;
 
-/// A volume's error as an I/O error; the kind of a full disk is kept.
+/// Converts a volume error to an I/O error; the kind of a full disk is kept.
 pub(super) fn to_io(error: VolumeError) -> io::Error {
     let kind = match error.kind() {
         VolumeErrorKind::NoSpace => io::ErrorKind::StorageFull,
@@ -55,7 +55,7 @@ pub(super) fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError>
     }
 }
 
-/// What caused a backup, as its manifest and listings have it.
+/// Returns the trigger of a backup for its manifest and listings.
 pub(crate) fn trigger_of(row: &TaskRow) -> &'static str {
     if row.detail.schedule.is_some() { "Scheduled" } else { "Manual" }
 }
@@ -102,17 +102,17 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     Ok(done)
 }
 
-/// A frozen point, and how it is stored.
+/// Frozen snapshot with its store settings.
 struct Frozen {
     entry: Arc<VolumeEntry>,
     volume: Arc<Volume>,
     snapshot: SnapshotRow,
-    /// The store creates objects only if they are absent.
+    /// The store supports create-if-absent.
     write_once: bool,
 }
 
-/// Brings the frozen point to the store under the task's name; the manifest that is there then, and whether
-/// it may have been there before.
+/// Uploads the frozen snapshot under the task's name. Returns the manifest and true if it may have existed
+/// before.
 async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manifest, bool), ServiceError> {
     let Frozen { entry, volume, snapshot, write_once } = frozen;
     let row = live.view();
@@ -139,7 +139,7 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
         volume: volume_id,
         snapshot: row.cloudsnap.snapshot,
         volume_name: entry.name.to_string(),
-        // The local snapshot goes when the backup is done: what somebody called the backup stays.
+        // The local snapshot is deleted after the backup; the backup's name stays.
         snapshot_name: row
             .detail
             .label
@@ -165,7 +165,7 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
     });
     core.store_progress(live).await;
 
-    // Of one that was found nobody knows how often it was put.
+    // It is unknown how often an existing manifest was put.
     let Some(manifest) = committed else {
         let manifest =
             upload(core, volume, &spec, &repository, Arc::clone(&progress), live, *write_once).await?;
@@ -177,10 +177,10 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
     Ok((manifest, true))
 }
 
-/// The manifest that an earlier run put into a store whose objects can be replaced, if it did.
+/// Returns the manifest that an earlier run put into a store without create-if-absent.
 ///
-/// There, nothing tells a daemon that goes on after a restart from a copy of it that does the same: what else
-/// may be in the store already is given up. The next backup has another name there and carries everything.
+/// There, a restarted daemon cannot be distinguished from a copy of it: other stored objects are abandoned.
+/// The next backup has another name and is a full one.
 async fn committed_before(
     core: &Core,
     live: &LiveTask,
@@ -192,7 +192,7 @@ async fn committed_before(
     if task.detail.run == Some(core.run) {
         return Ok(None);
     }
-    // Without a plan nothing was put yet, but the copy has the same id, and would make a plan of its own.
+    // Without a plan nothing was put yet, but a copy has the same id and would make its own plan.
     let base_volume = task.base.map_or(volume, |base| base.volume);
     if let Some(plan) = blocking(move || Plan::load(&dir, task.id, base_volume)).await? {
         let id = CloudsnapId { incremental: plan.base.is_some(), ..task.cloudsnap };
@@ -202,7 +202,7 @@ async fn committed_before(
             _ => {}
         }
     }
-    // Of a place that is not there, nothing can be told.
+    // An unavailable repository gives no information.
     core.prove_place(task.credential, repository).await?;
     let message = format!(
         "the backup was interrupted, and {} cannot create an object only if it is absent, so that it is not safe to go on with it: start it again",
@@ -232,7 +232,7 @@ async fn upload(
     })
     .await?;
     let options = BackupOptions {
-        // Memory is bounded for all places together.
+        // The memory limit covers all locations together.
         upload_concurrency: (core.config.upload_concurrency / core.tasks.sharing(snapshot).max(1)).max(1),
         cpu_threads: core.config.cpu_threads,
         write_once,
@@ -253,14 +253,14 @@ async fn upload(
         Ok::<_, ServiceError>(())
     });
     if let Err(error) = closed.await {
-        // The snapshot may be in the store: that must not be forgotten because of this.
+        // The snapshot may be in the store: this error must not hide that.
         tracing::warn!(%error, "the snapshot of the backup is not closed");
     }
     result
 }
 
-/// The journal of this backup. One that belongs to another plan or is damaged is begun anew: it saves work,
-/// and says whether the commit was begun. What is not known is taken for begun.
+/// Opens the journal of this backup. A damaged journal, or one of another plan, is recreated. The journal
+/// saves work and records the start of the commit, which is assumed if unknown.
 fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, CloudError> {
     match FileJournal::open(path, binding) {
         Err(CloudError::ForeignJournal { .. }) => {
@@ -278,12 +278,11 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
     }
 }
 
-/// The store lists the backup, so it must not fail any more: this ends when it is stored here too. If the
-/// daemon stops before, the next start does the rest.
+/// Records a committed backup. The store lists it, so it must not fail any more: this retries until the
+/// database has it, and the next start completes it if the daemon stops.
 ///
-/// One whose commit was in doubt may be about to vanish by another host's deletion, with the deltas of
-/// whatever is made on it by then. So nothing is: the next backup builds on the one that this one would have
-/// followed.
+/// Another host may be deleting a backup with a doubtful commit, together with the deltas of backups based on
+/// it. So it is no base: the next backup uses the one before it.
 async fn commit(
     core: &Core,
     live: &LiveTask,
@@ -298,7 +297,7 @@ async fn commit(
         credential: row.credential,
         epoch: snapshot.epoch,
         cloudsnap: id,
-        // One delta for the full backup at the bottom, and one for each incremental since.
+        // One delta for the full backup, and one for each incremental.
         incrementals: manifest.chain.len() as u64,
         finished: snapshot.created,
     };
@@ -325,8 +324,7 @@ async fn commit(
     .await
 }
 
-/// Stores how long what was made stays, as far as whoever asked for it said so. Since it is in the store,
-/// somebody may have said something of it already: a pin stays, and so does a date.
+/// Stores the requested pin and expiry date. A pin or date that was set meanwhile stays.
 fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudsnapId) -> Result<(), DbError> {
     let asked = Mark {
         cloudsnap: id,
@@ -347,13 +345,12 @@ fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudsnapId) -> R
     }
 }
 
-/// The mark by which nothing else on this host is built on it either, such as a volume that is restored from
-/// it.
+/// Marks a cloud snapshot as no base for anything on this host, such as a volume restored from it.
 fn committed_in_doubt(credential: Uuid, cloudsnap: CloudsnapId) -> Doubt {
     Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: false, looked_at: false }
 }
 
-/// Lets go of the snapshot that was taken for a backup, unless another backup goes on with it or may.
+/// Releases the snapshot of a backup, unless another backup needs it.
 fn release_snapshot(tx: &rusqlite::Transaction<'_>, task: Uuid, snapshot: SnapshotId) -> Result<(), DbError> {
     match TaskRow::others_need(tx, task, snapshot)? {
         true => Ok(()),
@@ -361,7 +358,7 @@ fn release_snapshot(tx: &rusqlite::Transaction<'_>, task: Uuid, snapshot: Snapsh
     }
 }
 
-/// How fast the store took data, if enough was sent to tell.
+/// Returns the write throughput of the store, if enough data was sent to measure it.
 fn measured_write_speed(live: &LiveTask) -> Option<u64> {
     const ENOUGH_BYTES: u64 = 16 << 20;
     let (bytes, seconds) = live.upload();
@@ -375,7 +372,7 @@ pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Resu
     }
 }
 
-/// Takes the snapshot off its volume that a task made for itself.
+/// Deletes the internal snapshot of a task.
 pub(super) async fn drop_snapshot_of(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
     let (volume, snapshot) = ids(row)?;
     let Some(volume) = core.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
@@ -384,8 +381,7 @@ pub(super) async fn drop_snapshot_of(core: &Core, row: &TaskRow) -> Result<(), S
     core.drop_snapshot(volume, snapshot).await
 }
 
-/// Drops the snapshot that was taken for the backup, the block sets that nobody needs any more, and the
-/// task's files.
+/// Deletes the snapshot of the backup, unneeded block sets and the task's files.
 pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
     let (volume, snapshot) = ids(row)?;
     let mut dropped = Ok(());

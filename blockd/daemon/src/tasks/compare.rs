@@ -1,5 +1,4 @@
-//! Comparing what comes back from a store with the volume that it was made of, where that has not changed
-//! since.
+//! Comparison of restored content with the volume, for blocks that did not change since.
 
 use super::backup::to_io;
 use blockd_cloud::BlockCheck;
@@ -8,10 +7,10 @@ use blockd_volume::{Changes, SnapshotView};
 use parking_lot::{Mutex, RwLock};
 use std::io;
 
-/// How much is compared at once.
+/// Blocks per comparison.
 const PIECE_BLOCKS: u64 = 256;
 
-/// A volume at rest, and which of its blocks are as they were in the backup.
+/// Snapshot of a volume and its blocks that are unchanged since the backup.
 pub(super) struct Against {
     view: RwLock<Option<SnapshotView>>,
     unchanged: BlockSet,
@@ -20,18 +19,19 @@ pub(super) struct Against {
     seen: Mutex<Seen>,
 }
 
-/// What was compared.
+/// Result of a comparison.
 #[derive(Default, Debug)]
 pub(super) struct Seen {
     given: BlockSet,
-    /// Blocks that are not as they should be.
+    /// Differing blocks.
     pub(super) differing: BlockSet,
-    /// How many were compared.
+    /// Number of compared blocks.
     pub(super) compared_blocks: u64,
 }
 
 impl Against {
-    /// Compares with `view`; `since` are the changes since the backup, `all` those since the volume was made.
+    /// Creates a comparison with `view`; `since` are the changes since the backup, `all` those since the
+    /// volume's creation.
     pub(super) fn new(view: SnapshotView, since: &Changes, all: Changes, size_bytes: u64) -> Self {
         let mut unchanged = BlockSet::from_iter([Extent::whole(size_bytes.min(view.size_bytes()))]);
         unchanged.subtract(&since.data);
@@ -59,7 +59,7 @@ impl Against {
         Ok(())
     }
 
-    /// Looks at the blocks that were not given: they are zero in the backup. Then closes the view.
+    /// Compares the remaining blocks, which are zero in the backup, and closes the view.
     ///
     /// # Errors
     /// The volume cannot be read.

@@ -1,7 +1,7 @@
-//! Deleting a cloud snapshot: its manifest first, then the data that no other snapshot needs.
+//! Deletion of a cloud snapshot: its manifest first, then the data that no other snapshot needs.
 //!
-//! The manifest is kept in the task's directory before it is deleted from the store, so that a delete which
-//! was cut off still knows what to remove.
+//! The manifest is copied to the task's directory before it is deleted from the store, so that an interrupted
+//! deletion still knows the objects.
 
 use super::{LiveTask, clean_files, secrets};
 use crate::{
@@ -28,7 +28,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     if row.detail.by_retention && row.detail.run != Some(core.run) {
         refuse_if_not_begun(&repository, &row).await?;
     }
-    // The directory of a disk that is not mounted is empty, and says that nothing is needed.
+    // The directory of an unmounted disk is empty and would need no objects.
     repository.prove_key_slot().await?;
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
     let manifest = kept_manifest(core, live, &repository, &row).await?;
@@ -49,7 +49,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     };
     let report = tokio::select! {
         report = delete => report?,
-        // Everything that was done so far is harmless to do again.
+        // All steps so far can be repeated.
         () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
     };
     tracing::info!(
@@ -80,8 +80,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     Ok(done)
 }
 
-/// Refuses a deletion that retention judged before the daemon was restarted, unless it deleted something:
-/// what the judgement relied on may be lost since.
+/// Refuses a deletion that retention decided before a restart of the daemon, unless it has deleted something:
+/// the decision may be outdated.
 async fn refuse_if_not_begun(repository: &Repository, row: &TaskRow) -> Result<(), ServiceError> {
     let id = row.cloudsnap;
     match repository.manifest(&id).await {
@@ -96,8 +96,8 @@ async fn refuse_if_not_begun(repository: &Repository, row: &TaskRow) -> Result<(
     }
 }
 
-/// The manifest, kept on this host from now on; none if it was damaged when the deletion was asked for, and
-/// is so or gone.
+/// Returns the manifest after copying it to this host; `None` if it was damaged at the request and is still
+/// damaged or gone.
 async fn kept_manifest(
     core: &Core,
     live: &LiveTask,
@@ -129,15 +129,15 @@ async fn kept_manifest(
 
 fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {
     match std::fs::read(path) {
-        // One that is not whole is fetched again.
+        // An incomplete copy is fetched again.
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(ServiceError::File { action: "read", path: path.to_owned(), source }),
     }
 }
 
-/// The deltas that backups under way build on, or make; of any volume, because one that was made from a
-/// snapshot of this one builds on its deltas.
+/// Returns the deltas that running backups use or create, of all volumes: a volume restored from a snapshot
+/// uses its deltas.
 async fn protected(core: &Core) -> Result<Vec<SnapshotId>, ServiceError> {
     let backups = core.unfinished_tasks().await?.into_iter().filter(|task| task.kind == TaskKind::Backup);
     let deltas = backups
@@ -145,9 +145,8 @@ async fn protected(core: &Core) -> Result<Vec<SnapshotId>, ServiceError> {
     Ok(deltas.collect())
 }
 
-/// The deltas that are needed by what this host remembers of the store, whatever volume it is of: one that
-/// was made from a snapshot of this one builds on its deltas. The listing of some stores lags behind what was
-/// stored (Swift), and must not be what a delta is lost by.
+/// Returns the deltas that the cached manifests need, of all volumes: a volume restored from a snapshot uses
+/// its deltas. Listings of some stores lag behind (Swift), and a delta must not be lost by that.
 async fn known_to_be_needed(
     core: &Core,
     row: &TaskRow,

@@ -24,30 +24,28 @@ use std::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// After so long no request of a backup that was given up is under way any more: they have time limits of
-/// minutes.
+/// Time after which no request of an abandoned backup is in flight: their timeouts are minutes.
 const LATE_S: i64 = 3600;
-/// After so long nobody looks any more; a verification finds it.
+/// Time after which a doubt is dropped; a verification finds the damage.
 const LIFETIME_S: i64 = 30 * 24 * 3600;
-/// How long one look may take.
+/// Timeout of one check.
 const LOOK_LIMIT: Duration = Duration::from_secs(120);
-/// How long a store is left alone after it failed: at first, and at most.
+/// First and maximum pause after a failure of a store.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
-/// Stores that failed: when they are asked again, and after how long the next time.
+/// Failed stores with the time of the next attempt and the pause after it.
 pub(crate) type Failing = HashMap<Uuid, (Instant, Duration)>;
 
-/// The name under which a backup may be listed, if it was given up now: as far as is known, it may have begun
-/// to commit.
+/// Returns the name under which an abandoned backup may be listed: its commit may have started.
 pub(super) async fn may_be_listed(core: &Core, row: &TaskRow) -> Option<CloudsnapId> {
     if row.kind != TaskKind::Backup {
         return None;
     }
-    // What another run of the daemon did is not known; it may have died before it wrote it down.
+    // The work of another run of the daemon is unknown; it may have died before it was recorded.
     if row.detail.run == Some(core.run) && !row.detail.may_be_committed {
         return None;
     }
-    // The row may be older than the plan, without which nothing is stored.
+    // The row may be older than the plan, without which no objects are stored.
     let (dir, task, volume) =
         (core.task_dir(row.id), row.id, row.base.map(|base| base.volume).or(row.volume)?);
     let plan = blocking(move || Plan::load(&dir, task, volume)).await;
@@ -61,18 +59,18 @@ pub(super) async fn may_be_listed(core: &Core, row: &TaskRow) -> Option<Cloudsna
     }
 }
 
-/// The doubt about a backup that is given up now.
+/// Returns the doubt about an abandoned backup.
 pub(super) fn doubt(credential: Uuid, cloudsnap: CloudsnapId) -> Doubt {
     Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: true, looked_at: false }
 }
 
-/// The name that a backup had before it began anew: what is listed under it was deleted, and may come late.
+/// Returns the doubt about the former name of a restarted backup: its listing was deleted, and may reappear
+/// late.
 pub(super) fn begun_anew(credential: Uuid, given_up: CloudsnapId) -> Doubt {
     Doubt { looked_at: true, ..doubt(credential, given_up) }
 }
 
-/// Whether a cloud snapshot is listed, or may be, of which this host does not know that it is whole and
-/// stays: nothing is to be built on it.
+/// Returns true for a cloud snapshot that may be listed but incomplete: it is no base for a backup.
 ///
 /// # Errors
 /// The database fails.
@@ -88,7 +86,7 @@ pub(crate) fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudsnapId) -> R
 }
 
 impl Core {
-    /// Looks at what was given up, as far as stores answer: one that fails keeps just its own waiting.
+    /// Verifies abandoned backups in reachable stores; a failing store delays only its own.
     ///
     /// # Errors
     /// The database fails.
@@ -144,14 +142,14 @@ impl Core {
             CancelToken::new(),
         )
         .await?;
-        // A directory whose disk is away is empty. If it comes back in the middle of this, what is found is
-        // wrong until the look after.
+        // The directory of an unmounted disk is empty. If it is mounted during the check, the result is wrong
+        // until the next check.
         repository.prove_key_slot().await?;
         let stored = doubt.clone();
         self.db
             .run(move |tx| -> Result<(), DbError> {
                 note(tx, &stored, &report, now)?;
-                // What is there stays in doubt, as something on which nothing is to be built.
+                // An existing backup stays in doubt, so that it is no base.
                 match (is_late, report.snapshots.is_empty()) {
                     (true, true) => Doubt::remove(tx, credential, &id),
                     (true, false) => Doubt { given_up: false, looked_at: true, ..stored }.put(tx),
@@ -164,7 +162,7 @@ impl Core {
     }
 }
 
-/// Stores what was found, as a verification does.
+/// Stores the result like a verification.
 fn note(
     tx: &rusqlite::Transaction<'_>,
     doubt: &Doubt,

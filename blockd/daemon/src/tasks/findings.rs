@@ -1,12 +1,12 @@
-//! What a verification or a restore past damage found, cut to what a person can read.
+//! Findings of a verification or a restore that skips damage, limited to a readable size.
 
 use blockd_api::tasks::{AffectedCloudsnap, ByteRange, DamageFinding, Findings};
 use blockd_cloud::{Damage, VerifyReport};
 use blockd_extent::{BlockSet, Extent};
 
-/// Most damaged pieces that are listed.
+/// Maximum number of listed damages.
 const MAX_LISTED: usize = 100;
-/// Most cloud snapshots and ranges that are listed with each.
+/// Maximum number of affected cloud snapshots and ranges per damage.
 const MAX_AFFECTED: usize = 32;
 
 fn range(extent: Extent) -> ByteRange {
@@ -21,7 +21,7 @@ fn affected(cloudsnap: &str, blocks: &BlockSet) -> AffectedCloudsnap {
     }
 }
 
-/// Those of a verification.
+/// Returns the findings of a verification.
 pub(super) fn of_report(report: &VerifyReport) -> Findings {
     let damaged = report.snapshots.iter().filter(|snapshot| !snapshot.is_sound());
     let damage = report.findings.iter().take(MAX_LISTED).map(|finding| DamageFinding {
@@ -46,7 +46,7 @@ pub(super) fn of_report(report: &VerifyReport) -> Findings {
     }
 }
 
-/// Those of a restore that went on past damage.
+/// Returns the findings of a restore that skipped damage.
 pub(super) fn of_restore(cloudsnap: &str, damage: &Damage) -> Findings {
     let listed = damage.pieces.iter().take(MAX_LISTED).map(|piece| DamageFinding {
         object: piece.object.clone(),

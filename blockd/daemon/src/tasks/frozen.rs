@@ -1,5 +1,4 @@
-//! The point in time that a backup holds: the one that an earlier run took, or a new one; of all volumes of a
-//! group at once.
+//! Snapshot of a backup: that of an earlier run, or a new one; for all volumes of a group at once.
 
 use super::LiveTask;
 use crate::{
@@ -17,10 +16,10 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Points that failed and are remembered. Tasks of one that is older than so many others have ended long ago.
+/// Maximum number of remembered failed freezes. Tasks of older ones ended long ago.
 const MAX_FAILED: usize = 256;
 
-/// Points that did not come about, each shared by several backups.
+/// Failed freezes, each shared by several backups.
 #[derive(Debug, Default)]
 pub(super) struct FailedPoints(VecDeque<(String, ApiError, Option<QuiesceReport>)>);
 
@@ -38,7 +37,7 @@ impl FailedPoints {
     }
 }
 
-/// The snapshot that is backed up: the one that an earlier run took, or a new one.
+/// Returns the snapshot to back up: that of an earlier run, or a new one.
 pub(super) async fn frozen(
     core: &Core,
     live: &LiveTask,
@@ -51,10 +50,10 @@ pub(super) async fn frozen(
         Some(barrier) => format!("barrier {}", barrier.id),
         None => format!("snapshot {id}"),
     };
-    // Other points do not wait for the commands around this one.
+    // Other freezes do not wait for the hooks of this one.
     let _turn = core.tasks.freezing.take([point.clone()]).await;
     if core.stopping.is_cancelled() {
-        // What another one was about to freeze may be half done; the next start looks after it.
+        // A concurrent freeze may be incomplete; the next start handles it.
         return Err(ServiceError::Stopping);
     }
     let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(volume))).await?;
@@ -99,7 +98,7 @@ pub(super) async fn frozen(
     }
 }
 
-/// What the snapshot is called: one that stays has a name that people see.
+/// Returns the name of the snapshot; one that stays has a visible name.
 fn name_of(task: &TaskRow, id: Uuid) -> Result<SnapshotName, ServiceError> {
     match &task.detail.keep_local {
         Some(name) => Ok(name.clone()),
@@ -107,7 +106,7 @@ fn name_of(task: &TaskRow, id: Uuid) -> Result<SnapshotName, ServiceError> {
     }
 }
 
-/// The point of one volume.
+/// Freezes one volume.
 fn alone(
     live: &LiveTask,
     entry: &Arc<VolumeEntry>,
@@ -124,7 +123,7 @@ fn alone(
     })
 }
 
-/// The points of all volumes of a barrier.
+/// Freezes all volumes of a barrier.
 async fn all_of(core: &Core, barrier: &Barrier, task: &TaskRow) -> Result<Wanted, ServiceError> {
     let of_barrier =
         |task: &TaskRow| task.detail.barrier.as_ref().is_some_and(|other| other.id == barrier.id);
@@ -153,7 +152,7 @@ async fn all_of(core: &Core, barrier: &Barrier, task: &TaskRow) -> Result<Wanted
         })?;
         members.push((entry, snapshot));
     }
-    // As commands are told of them.
+    // Names for the environment of commands.
     members.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     let group =
         SnapshotGroup { group_id: barrier.id, group: None, members: barrier.volumes, group_stall_micros: 0 };

@@ -1,4 +1,4 @@
-//! A task that has not ended, as the rest of the daemon sees it while it runs.
+//! Unfinished task as the other parts of the daemon see it.
 
 use crate::db::{TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_api::{ApiError, tasks::TaskLimits};
@@ -18,7 +18,7 @@ use std::{
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// A run's counters, and what earlier runs of the same task had counted.
+/// Counters of a run, and totals of earlier runs of the task.
 struct Run {
     progress: Arc<Progress>,
     since: Instant,
@@ -32,13 +32,13 @@ struct State {
     run: Option<Run>,
 }
 
-/// A task that has not ended.
+/// Unfinished task.
 pub struct LiveTask {
     /// Its id.
     pub id: Uuid,
     /// What it does.
     pub kind: TaskKind,
-    /// Tells it to come to rest: because the daemon stops, or because somebody stops it.
+    /// Cancellation, by a stop of the daemon or a user.
     pub cancel: CancelToken,
     stop_wanted: AtomicBool,
     bandwidth: Arc<Bandwidth>,
@@ -66,7 +66,7 @@ fn add(a: RequestCounts, b: RequestCounts) -> RequestCounts {
 }
 
 impl State {
-    /// Takes the run's counters over into the row; true if that changed something.
+    /// Copies the run's counters to the row; returns true after a change.
     fn refresh(&mut self) -> bool {
         let Some(run) = &self.run else { return false };
         let now = run.progress.snapshot();
@@ -83,7 +83,7 @@ impl State {
 }
 
 impl LiveTask {
-    /// A task in this state.
+    /// Creates a task with this row.
     pub fn new(row: TaskRow) -> Self {
         let (version, _) = watch::channel(row.detail.version);
         Self {
@@ -101,25 +101,25 @@ impl LiveTask {
         }
     }
 
-    /// The repository, held to what the task may move in a second.
+    /// Returns the repository with the bandwidth limits of the task.
     pub fn limited(&self, repository: &Repository) -> Repository {
         let store = LimitStore::new(Arc::clone(repository.store()), Arc::clone(&self.bandwidth));
         repository.with_store(Arc::new(store))
     }
 
-    /// Changes how much it may move in a second.
+    /// Changes the bandwidth limits.
     pub fn set_limits(&self, limits: TaskLimits) {
         self.bandwidth.set(limits.limit_upload_bytes_per_s, limits.limit_download_bytes_per_s);
         self.detail(|detail| detail.limits = limits);
     }
 
-    /// Stops it for good, unless it has begun to commit: then it comes to its end by itself.
+    /// Stops the task, unless its commit has started: then it completes.
     pub fn stop(&self) {
         self.stop_wanted.store(true, Ordering::SeqCst);
         self.cancel.stop_unless_committing();
     }
 
-    /// What it had begun to commit is given up, and it goes on with something else: it can be stopped again.
+    /// Abandons the started commit: the task can be stopped again.
     pub fn commits_again(&self) {
         self.cancel.end_commit();
         if self.is_stop_wanted() {
@@ -127,12 +127,12 @@ impl LiveTask {
         }
     }
 
-    /// Whether somebody stopped it.
+    /// Returns true after a stop by a user.
     pub fn is_stop_wanted(&self) -> bool {
         self.stop_wanted.load(Ordering::SeqCst)
     }
 
-    /// The task as it is now.
+    /// Returns the current row.
     pub fn view(&self) -> TaskRow {
         let mut state = self.state.lock();
         state.refresh();
@@ -151,12 +151,12 @@ impl LiveTask {
         self.bump(&mut state);
     }
 
-    /// Changes what is told of the task.
+    /// Changes the detail of the row.
     pub fn detail(&self, change: impl FnOnce(&mut TaskDetail)) {
         self.update(|row| change(&mut row.detail));
     }
 
-    /// It goes to work: these counters are its own from now on.
+    /// Attaches the counters of a run.
     pub fn begin(&self, progress: Arc<Progress>) {
         let mut state = self.state.lock();
         state.row.state = TaskState::Active;
@@ -172,7 +172,7 @@ impl LiveTask {
         self.bump(&mut state);
     }
 
-    /// Bytes that this run uploaded, and in how many seconds so far.
+    /// Returns the bytes uploaded by this run and its duration in seconds.
     pub fn upload(&self) -> (u64, f64) {
         let state = self.state.lock();
         state.run.as_ref().map_or((0, 0.0), |run| {
@@ -180,7 +180,7 @@ impl LiveTask {
         })
     }
 
-    /// Looks at the counters; true if they moved.
+    /// Updates the row from the counters; returns true after a change.
     pub fn refresh(&self) -> bool {
         let mut state = self.state.lock();
         let changed = state.refresh();
@@ -190,14 +190,14 @@ impl LiveTask {
         changed
     }
 
-    /// The run is over: its counters stay as they are now.
+    /// Detaches the counters at the end of a run.
     pub fn detach(&self) {
         let mut state = self.state.lock();
         state.refresh();
         state.run = None;
     }
 
-    /// The row that ends the task; not yet seen by others.
+    /// Returns the final row, which is not visible yet.
     pub fn final_row(&self, state: TaskState, error: Option<ApiError>) -> TaskRow {
         let mut row = self.view();
         row.state = state;
@@ -211,31 +211,31 @@ impl LiveTask {
         row
     }
 
-    /// Makes this the row that others see; the run is over.
+    /// Makes the row visible and ends the run.
     pub fn set_row(&self, row: TaskRow) {
         let mut state = self.state.lock();
         state.run = None;
         state.row = row;
     }
 
-    /// It has come to rest, and nobody finds it any more: tells those who wait.
+    /// Wakes the waiters of an ended task.
     pub fn end(&self) {
         let version = self.state.lock().row.detail.version;
         self.version.send_replace(version);
         self.over.send_replace(true);
     }
 
-    /// Waits until the task has come to rest.
+    /// Waits for the end of the task.
     pub async fn ended(&self) {
         let mut watched = self.over.subscribe();
-        // The sender lives as long as `self`, so the wait cannot be cut off.
+        // The sender lives as long as `self`, so the wait cannot fail.
         let _ = watched.wait_for(|is_over| *is_over).await;
     }
 
     /// Waits until the version is above this one.
     pub async fn changed_since(&self, version: u64) {
         let mut watched = self.version.subscribe();
-        // The sender lives as long as `self`, so the wait cannot be cut off.
+        // The sender lives as long as `self`, so the wait cannot fail.
         let _ = watched.wait_for(|now| *now > version).await;
     }
 }
@@ -278,7 +278,7 @@ mod tests {
         live.detail(|detail| detail.bytes_total = 1);
         live.stop();
         assert!(futures::poll!(first.as_mut()).is_pending(), "it was only told to stop");
-        // Ready only if it is woken: nobody else polls it again.
+        // Ready only after a wake-up: no other poll follows.
         let woken = async { tokio::join!(first, async { live.end() }) };
         tokio::time::timeout(TIMEOUT, woken).await.expect("nobody was woken");
         tokio::time::timeout(TIMEOUT, live.ended()).await.expect("it has ended before");

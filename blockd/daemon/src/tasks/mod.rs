@@ -1,8 +1,7 @@
-//! Background tasks: backups, restores and deletes of cloud snapshots.
+//! Background tasks: backups, restores and deletions of cloud snapshots.
 //!
-//! A task's row is in the database before anything else happens, so that whatever cuts it off, the next start
-//! finds it and goes on. Each step is made such that doing it again is harmless: rows first, then disk or
-//! store, then rows.
+//! A task's row is in the database before anything else happens, so that the next start finds and resumes an
+//! interrupted task. Each step is idempotent: rows first, then disk or store, then rows.
 
 pub mod backup;
 mod compare;
@@ -54,31 +53,31 @@ use tokio::{
 use tracing::Instrument;
 use uuid::Uuid;
 
-/// How often a task's progress is looked at.
+/// Polling interval of a task's progress.
 const LOOK_MS: u64 = 200;
-/// Every how many looks it is stored.
+/// Number of polls per stored progress.
 const LOOKS_PER_STORE: u32 = 5;
-/// How long to wait before what must not be lost is given to the database once more.
+/// Pause before a required database write is retried.
 const STORE_AGAIN_MS: u64 = if cfg!(test) { 20 } else { 3_000 };
 
-/// The tasks that have not ended.
+/// Unfinished tasks.
 #[derive(Debug)]
 pub struct Tasks {
     live: Mutex<HashMap<Uuid, Arc<LiveTask>>>,
     running: Mutex<JoinSet<()>>,
     slots: Semaphore,
     closed: AtomicBool,
-    /// The frozen points that backups read.
+    /// Snapshots that backups read.
     readers: Arc<Readers>,
-    /// Of several backups with one point, the first one freezes.
+    /// Serializes the freezes of backups that share a snapshot.
     freezing: Turns,
-    /// The points that did not come about.
+    /// Failed freezes.
     failed: Mutex<FailedPoints>,
-    /// How many ended since the start.
+    /// Number of ended tasks since the start.
     pub(crate) ended: Ended,
 }
 
-/// The tasks that ended, by kind and state.
+/// Ended tasks by kind and state.
 #[derive(Debug, Default)]
 pub(crate) struct Ended([[AtomicU64; Ended::STATES.len()]; Ended::KINDS.len()]);
 
@@ -97,7 +96,7 @@ impl Ended {
         }
     }
 
-    /// How many there were of each, also of those that there were none of.
+    /// Returns all counts, including zeros.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (TaskKind, TaskState, u64)> {
         self.0.iter().zip(Self::KINDS).flat_map(|(counts, kind)| {
             let counts = counts.iter().zip(Self::STATES);
@@ -107,7 +106,7 @@ impl Ended {
 }
 
 impl Tasks {
-    /// No tasks yet; at most `concurrency` of them will move data at once.
+    /// Creates the task table; at most `concurrency` tasks move data at once.
     pub fn new(concurrency: usize) -> Self {
         Self {
             live: Mutex::default(),
@@ -121,18 +120,18 @@ impl Tasks {
         }
     }
 
-    /// All tasks that have not ended.
+    /// Returns the unfinished tasks.
     pub fn running(&self) -> Vec<TaskRow> {
         let live: Vec<_> = self.live.lock().values().cloned().collect();
         live.iter().map(|task| task.view()).collect()
     }
 
-    /// How many tasks that have not ended share a snapshot on this host.
+    /// Returns the number of unfinished tasks with a local snapshot.
     fn sharing(&self, snapshot: SnapshotId) -> usize {
         self.live.lock().values().filter(|task| task.view().snapshot == Some(snapshot)).count()
     }
 
-    /// Waits for its turn to move data.
+    /// Waits for a slot to move data.
     ///
     /// # Errors
     /// The daemon stops.
@@ -143,7 +142,7 @@ impl Tasks {
         }
     }
 
-    /// Does something of no task, which a stop waits for as well.
+    /// Runs work without a task; a stop waits for it as well.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         if self.closed.load(Ordering::SeqCst) {
             return;
@@ -153,8 +152,8 @@ impl Tasks {
         running.spawn(work);
     }
 
-    /// Takes no more tasks and waits until those that run have come to rest; the daemon's stop token must be
-    /// cancelled. Returns how many did not in this time.
+    /// Accepts no more tasks and waits for the end of the running ones; the daemon's stop token must be
+    /// cancelled. Returns the number of tasks that did not end in time.
     pub async fn stop(&self, time_limit: Duration) -> usize {
         self.closed.store(true, Ordering::SeqCst);
         let mut running = std::mem::take(&mut *self.running.lock());
@@ -167,13 +166,13 @@ impl Tasks {
 }
 
 impl Core {
-    /// Stores a new task's row in `tx` of the caller's making and then starts it.
+    /// Starts a task whose row the caller stored.
     pub(crate) fn launch(self: &Arc<Self>, row: TaskRow) {
         let span = tracing::info_span!(parent: None, "task", task = %row.id, kind = %row.kind, volume = row.volume.map(tracing::field::display));
         let live = Arc::new(LiveTask::new(row));
         self.tasks.live.lock().insert(live.id, Arc::clone(&live));
         if self.tasks.closed.load(Ordering::SeqCst) {
-            // It is in the database: the next start takes it up.
+            // The row is in the database: the next start resumes it.
             return;
         }
         let core = Arc::clone(self);
@@ -182,7 +181,7 @@ impl Core {
         running.spawn(async move { run(&core, &live).await }.instrument(span));
     }
 
-    /// Takes up what an earlier run of the daemon left unfinished.
+    /// Resumes the unfinished tasks of an earlier run of the daemon.
     ///
     /// # Errors
     /// The database fails.
@@ -198,8 +197,7 @@ impl Core {
         Ok(())
     }
 
-    /// All tasks that have not ended, those included that only the database knows of: they go on after the
-    /// next start.
+    /// Returns all unfinished tasks, including those in the database only, which resume at the next start.
     ///
     /// # Errors
     /// The database fails.
@@ -238,10 +236,10 @@ impl Core {
         }
     }
 
-    /// One task; waits for a change first, if that is wanted.
+    /// Returns a task, after an optional wait for a change.
     ///
     /// # Errors
-    /// There is none of this id.
+    /// There is no task with this id.
     pub async fn task(&self, id: Uuid, wait: &WaitTask) -> Result<api::Task, ServiceError> {
         let live = self.tasks.live.lock().get(&id).cloned();
         if let Some(live) = live {
@@ -258,7 +256,7 @@ impl Core {
             .ok_or_else(|| ServiceError::refused(ErrorCode::TaskNotFound, format!("there is no task {id}")))
     }
 
-    /// All tasks that are remembered, newest first.
+    /// Returns all stored tasks, newest first.
     ///
     /// # Errors
     /// The database fails.
@@ -272,7 +270,7 @@ impl Core {
             }
         }
         let prefix = query.name.as_deref().unwrap_or_default();
-        // All backups of one instant are found by its id.
+        // The id of a group snapshot finds all its backups.
         let is_meant = |row: &&TaskRow| {
             let barrier = row.detail.barrier.as_ref().map(|barrier| barrier.id);
             [Some(row.id), barrier].iter().flatten().any(|id| id.to_string().starts_with(prefix))
@@ -336,7 +334,7 @@ impl Core {
         }
     }
 
-    /// Stores how far a task is. A failure is only logged: the row that is there is still true, if older.
+    /// Stores the progress of a task. A failure is only logged: the stored row is still correct, if older.
     pub(crate) async fn store_progress(&self, live: &LiveTask) {
         let view = live.view();
         if let Err(error) = self.db.run(move |tx| view.put_progress(tx)).await {
@@ -344,7 +342,7 @@ impl Core {
         }
     }
 
-    /// Ends a task: `with` is done in the same transaction as its last row.
+    /// Ends a task; `with` runs in the transaction of its final row.
     pub(crate) async fn finish(
         &self,
         live: &LiveTask,
@@ -367,7 +365,7 @@ impl Core {
     }
 }
 
-/// The type of a backup, as replies have it.
+/// Converts the type of a backup to the API.
 pub(crate) fn backup_type(from: blockd_cloud::BackupType) -> api::BackupType {
     match from {
         blockd_cloud::BackupType::Full => api::BackupType::Full,

@@ -41,22 +41,22 @@ const VERSION: u16 = 2;
 const HEADER_BYTES: usize = 136;
 const V1_HEADER_BYTES: usize = 128;
 
-/// Full, or on what.
+/// Type of a backup with its reason or base.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision<'a> {
-    /// Everything, and why.
+    /// Full backup.
     Full {
-        /// In words for people.
+        /// Reason.
         why: &'static str,
     },
-    /// What changed since this one.
+    /// Incremental backup.
     Incremental {
-        /// The backup before.
+        /// Base.
         base: &'a Chain,
     },
 }
 
-/// Full or incremental: the first is full, then come `full_every - 1` incrementals, then a full one again.
+/// Decides between full and incremental: a full backup, then `full_every - 1` incrementals, and so on.
 pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: Epoch) -> Decision<'_> {
     let Some(base) = chain else {
         return Decision::Full { why: "the first backup of this volume to this credential" };
@@ -73,22 +73,22 @@ pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: 
     Decision::Incremental { base }
 }
 
-/// What a backup carries.
+/// Plan of a backup.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Plan {
-    /// The task it belongs to.
+    /// Task.
     pub task: Uuid,
-    /// The epoch that the freeze ended.
+    /// Epoch that the freeze ended.
     pub epoch: Epoch,
-    /// When that was; kept to the microsecond.
+    /// Time of the freeze, in microseconds.
     pub frozen: Timestamp,
-    /// What an incremental builds on.
+    /// Base of an incremental.
     pub base: Option<CloudsnapId>,
     /// Salt of the delta's keys.
     pub salt: [u8; 32],
-    /// When the backup began.
+    /// Start time of the backup.
     pub started: Timestamp,
-    /// Blocks to be read.
+    /// Blocks to read.
     pub data: BlockSet,
     /// Blocks known to be zero.
     pub zero: BlockSet,
@@ -99,7 +99,7 @@ fn path(dir: &Path) -> PathBuf {
 }
 
 impl Plan {
-    /// Whether it was made for this freeze: block sets of another one say nothing about it.
+    /// Returns true for the plan of this freeze: the block sets of another one do not apply.
     pub fn is_of(&self, snapshot: &SnapshotRow) -> bool {
         let frozen = (snapshot.epoch, snapshot.created.as_microsecond());
         (self.epoch, self.frozen.as_microsecond()) == frozen
@@ -187,7 +187,7 @@ impl Plan {
         })
     }
 
-    /// Keeps the plan, durably.
+    /// Saves the plan durably.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn stored_layout_is_stable() {
         let golden = include_bytes!("../../tests/golden/plan-v2.bin");
-        // The base is of another volume.
+        // The base belongs to another volume.
         let base = id(true);
         let plan_v2 = Plan { base: Some(CloudsnapId { volume: VolumeId::from_u64(2), ..base }), ..plan() };
         assert_eq!(plan_v2.encode(), golden);
@@ -300,7 +300,7 @@ mod tests {
             id: SnapshotId::from_u64(1),
             volume: VolumeId::from_u64(1),
             name: "s".parse().unwrap(),
-            // The row is finer than the file.
+            // The row has a finer resolution than the file.
             created: plan.frozen + jiff::SignedDuration::from_nanos(700),
             state: crate::db::SnapshotState::Ready,
             internal: true,

@@ -25,7 +25,7 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// The plan that an earlier run kept, or a new one, and the manifest that it builds on.
+/// Returns the plan of an earlier run or a new one, with the manifest of its base.
 pub(super) async fn planned(
     core: &Core,
     live: &LiveTask,
@@ -53,7 +53,7 @@ pub(super) async fn planned(
         let base = match plan.base {
             Some(id) => match base_manifest(repository, catalog, id).await {
                 Ok(base) => Some(base),
-                // Of one that cannot be read nothing is known: what was committed on it must stay.
+                // An unreadable plan gives no information: a commit based on it must stay.
                 Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::SnapshotNotFound { .. }) => {
                     tracing::warn!(base = %id, %error, "what the interrupted backup builds on is gone");
                     return Err(CloudError::BaseDeleted { base: id }.into());
@@ -78,7 +78,7 @@ pub(super) async fn planned(
     Ok((plan, base))
 }
 
-/// A manifest to build on.
+/// Returns the manifest of a base.
 async fn base_manifest(
     repository: &Repository,
     catalog: &Catalog,
@@ -124,7 +124,7 @@ async fn make_plan(
                 }
             }
             Err(ServiceError::Cloud(error)) if is_gone_or_damaged(&error) => {
-                // Of a place that is not there, nothing is to be forgotten.
+                // An unavailable repository is no reason to remove records.
                 core.prove_place(credential, repository).await?;
                 note = "the last backup is gone from the store or cannot be read";
                 tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
@@ -133,8 +133,8 @@ async fn make_plan(
             Err(error) => return Err(error),
         },
     }
-    // Before anything is stored: a disk that is not mounted is an empty directory, and takes everything. The
-    // base of an incremental is looked for in any case, after the commit.
+    // Before the first upload: an unmounted disk is an empty directory that accepts everything. The base of
+    // an incremental is checked after the commit in every case.
     if found.is_none() || !core.was_proven_lately(credential).await? {
         core.prove_place(credential, repository).await?;
     }
@@ -151,7 +151,7 @@ async fn make_plan(
         frozen: snapshot.created,
         base: base.as_ref().map(Manifest::id),
         salt: new_delta_salt()?,
-        // To the microsecond, as the plan's file has it: every run must put the same time into the manifest.
+        // In microseconds, as in the plan's file: each run must put the same time into the manifest.
         started: Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap_or(snapshot.created),
         data: changes.data,
         zero: changes.zero,
@@ -159,8 +159,7 @@ async fn make_plan(
     Ok((plan, base, note))
 }
 
-/// Adds to what changed the blocks that the base has lost, as far as a verification found out: the volume has
-/// them.
+/// Adds the damaged blocks of the base, as known from verifications: the volume has them.
 async fn heal(
     core: &Core,
     volume: &Arc<Volume>,
@@ -210,7 +209,7 @@ pub(super) async fn begin_anew(core: &Core, live: &LiveTask, base: CloudsnapId) 
     let (volume, _) = ids(&row)?;
     let (repository, _) = core.task_repository(row.credential).await?;
     core.prove_place(row.credential, &repository).await?;
-    // An earlier run may have committed it without looking for its base.
+    // An earlier run may have committed it without checking its base.
     let given_up = CloudsnapId { incremental: true, ..row.cloudsnap };
     repository.store().delete(&given_up.manifest_key()).await?;
     tracing::warn!(%base, %given_up, "the backup begins anew as a full one, because what it builds on is gone from the store");
@@ -225,7 +224,7 @@ pub(super) async fn begin_anew(core: &Core, live: &LiveTask, base: CloudsnapId) 
     live.update(|row| {
         row.cloudsnap = name;
         row.base = None;
-        // Nobody but this run knows that name.
+        // Only this run knows that name.
         row.detail.run = Some(run);
         row.detail.may_be_committed = false;
         row.detail.backup_type = None;
@@ -234,7 +233,7 @@ pub(super) async fn begin_anew(core: &Core, live: &LiveTask, base: CloudsnapId) 
     core.db
         .run(move |tx| -> Result<(), DbError> {
             forget_tip(tx, credential, base)?;
-            // A request that put it may still be under way.
+            // A put request may still be in flight.
             begun_anew(credential, given_up).put(tx)?;
             TaskRow::put(&stored, tx)
         })

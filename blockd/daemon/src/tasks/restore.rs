@@ -1,7 +1,7 @@
-//! A restore: a new volume is filled beside its final place and moved there when it is whole.
+//! Restore: a new volume is filled in a temporary directory, which is renamed when it is complete.
 //!
-//! The volume's row is `restoring` until then. A run that was cut off goes on with the blocks that are not in
-//! place yet; one that was cut off after the move only has its rows to set.
+//! The volume's row is `restoring` until then. An interrupted run resumes with the missing blocks; after the
+//! rename only the rows are left.
 
 use super::{
     LiveTask, clean_files, findings,
@@ -52,7 +52,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     Ok(done)
 }
 
-/// The volume, if an earlier run had moved it to its place.
+/// Opens the volume if an earlier run had renamed it.
 async fn already_whole(dir: PathBuf) -> Result<Option<Arc<Volume>>, ServiceError> {
     blocking(move || -> Result<_, VolumeError> {
         if !dir.exists() {
@@ -108,11 +108,11 @@ async fn fill(
     let failed = result.is_err();
     let volume = blocking(move || -> Result<Option<Arc<Volume>>, VolumeError> {
         if failed && let Err(error) = writer.checkpoint() {
-            // It costs some of what was restored.
+            // This loses some restored blocks.
             tracing::warn!(%error, "what was restored last is not written down");
         }
         match writer.take() {
-            // What becomes of the half volume is decided with the end of the task.
+            // The end of the task decides about the incomplete volume.
             Some(_) if failed => Ok(None),
             Some(target) => target.finish().map(Some),
             None => Ok(None),
@@ -128,7 +128,7 @@ async fn fill(
     volume?.ok_or_else(|| ServiceError::Internal("the restored volume is gone".into()))
 }
 
-/// The half volume that an earlier run left and what is in place of it, or an empty one.
+/// Opens the incomplete volume of an earlier run with its restored blocks, or creates an empty one.
 fn take_up(
     dir: &Path,
     id: VolumeId,
@@ -156,12 +156,11 @@ pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Resu
     }
 }
 
-/// Removes the half volume's files, if it is not whole, but not its rows: taken up again, the restore begins
-/// anew.
+/// Removes the files of an incomplete volume, but not its rows: a resumed restore starts again.
 pub(super) async fn make_room(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
     let (dir, file) = (core.volume_dir(volume_id(row)?), restored::path(&core.task_dir(row.id)));
     blocking(move || {
-        // First what says that blocks are in place.
+        // First the record of the restored blocks.
         let forgotten = restored::forget(&file);
         forgotten.map_err(|source| ServiceError::File { action: "remove", path: file, source })?;
         Ok::<_, ServiceError>(RestoreTarget::discard(&dir)?)
@@ -169,7 +168,7 @@ pub(super) async fn make_room(core: &Core, row: &TaskRow) -> Result<(), ServiceE
     .await
 }
 
-/// Removes the half volume.
+/// Removes an incomplete volume.
 pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
     let id = volume_id(row)?;
     let dir = core.volume_dir(id);
@@ -181,7 +180,7 @@ pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceEr
     clean_files(core, row.id).await
 }
 
-/// Removes a volume's files, whole or half restored.
+/// Removes the files of a complete or incomplete volume.
 pub(crate) fn remove_half(dir: &Path) -> Result<(), VolumeError> {
     Volume::delete_files(dir)?;
     RestoreTarget::discard(dir)

@@ -41,20 +41,20 @@ use xxhash_rust::xxh3::xxh3_64;
 const MAGIC: &[u8; 8] = b"BLKDRSTR";
 const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 80;
-/// How much is restored before it is made durable and written down.
+/// Bytes between two durable records.
 const RECORD_EVERY_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 
-/// Where the file of a task is.
+/// Returns the path of a task's file.
 pub(super) fn path(task_dir: &Path) -> PathBuf {
     task_dir.join("restored")
 }
 
-/// What is in place.
+/// Restored blocks.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(super) struct InPlace {
-    /// Blocks that need not be restored any more.
+    /// Blocks that need no restore any more.
     pub(super) settled: BlockSet,
-    /// Blocks that were written.
+    /// Written blocks.
     pub(super) written: BlockSet,
 }
 
@@ -70,7 +70,7 @@ fn header(task: Uuid, manifest: &Manifest) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// Takes a record off the front; none if there is no whole one.
+/// Takes the first record; `None` if it is incomplete.
 fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     let (head, rest) = bytes.split_first_chunk::<8>()?;
     let len = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize;
@@ -85,7 +85,7 @@ fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     Some((settled, written))
 }
 
-/// Forgets what is in place, before the volume that it is about is thrown away.
+/// Removes the record of restored blocks, before its volume is removed.
 ///
 /// # Errors
 /// The file cannot be removed.
@@ -97,8 +97,8 @@ pub(super) fn forget(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads what an earlier run of this restore wrote down, and where its last whole record ends; none if there
-/// is nothing to go on with.
+/// Reads the records of an earlier run and the end of its last complete record; `None` if there is nothing to
+/// resume.
 pub(super) fn load(path: &Path, task: Uuid, manifest: &Manifest) -> io::Result<Option<(InPlace, u64)>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -127,22 +127,21 @@ pub(super) fn load(path: &Path, task: Uuid, manifest: &Manifest) -> io::Result<O
     Ok(Some((found, end as u64)))
 }
 
-/// The open file.
+/// Open file.
 struct Record {
     file: File,
     pending: InPlace,
     pending_bytes: u64,
 }
 
-/// A volume being filled, as the cloud side writes it. Taken away when told, not when the last thread lets
-/// go.
+/// Writer of a volume for the cloud crate. The volume is removed on request, not with the last thread.
 pub(super) struct Writer {
     target: RwLock<Option<RestoreTarget>>,
     record: Mutex<Record>,
 }
 
 impl Writer {
-    /// Begins the file of a restore that starts over.
+    /// Creates the file of a new restore.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -158,7 +157,7 @@ impl Writer {
         Self::append(target, path, HEADER_BYTES as u64)
     }
 
-    /// Goes on behind the last whole record.
+    /// Appends to the last complete record.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -169,12 +168,12 @@ impl Writer {
         Ok(Self { target: RwLock::new(Some(target)), record: Mutex::new(record) })
     }
 
-    /// Takes the volume away; waits for writes that still run, and keeps later ones out.
+    /// Removes the volume from the writer, after running writes; later writes fail.
     pub(super) fn take(&self) -> Option<RestoreTarget> {
         self.target.write().take()
     }
 
-    /// Makes durable what was restored so far, then writes it down.
+    /// Syncs the restored blocks, then records them.
     ///
     /// # Errors
     /// The disk is full or fails.
@@ -303,7 +302,7 @@ mod tests {
         writer.settled(&[blocks(0, 9), blocks(20, 1)]).unwrap();
         assert_eq!(load(&file, task, &manifest).unwrap().unwrap().0, InPlace::default());
         writer.checkpoint().unwrap();
-        // So much that it is written down by itself; then something that is not.
+        // Enough for an automatic record, then less.
         writer.settled(&[blocks(256, 256)]).unwrap();
         writer.settled(&[blocks(1000, 1)]).unwrap();
         let expected = InPlace {
@@ -313,7 +312,7 @@ mod tests {
         let (found, end) = load(&file, task, &manifest).unwrap().unwrap();
         assert_eq!(found, expected);
 
-        // A record that is torn, or was never whole, is dropped, and the next one goes into its place.
+        // A torn record is dropped, and the next one takes its place.
         let whole = std::fs::read(&file).unwrap();
         assert_eq!(end, whole.len() as u64);
         for len in HEADER_BYTES..whole.len() {
@@ -331,7 +330,7 @@ mod tests {
         let (found, _) = load(&file, task, &manifest).unwrap().unwrap();
         assert_eq!(found.settled.len_blocks(), expected.settled.len_blocks() + 300);
 
-        // Of another restore, nothing is believed.
+        // Records of another restore are ignored.
         assert_eq!(load(&file, Uuid::nil(), &manifest).unwrap(), None);
         let mut other = manifest;
         other.delta.salt = [8; 32];

@@ -1,7 +1,6 @@
-//! The secrets of a task, before it moves data: a program that fails for a moment is waited for, while no
-//! caller waits for the task. What a backup is of was frozen before that: it is of the moment for which it
-//! was asked, its local copy needs no secret, and the volumes of a group do not depend on whose secret comes
-//! first.
+//! Secrets of a task, before it moves data: a failing secret program is retried, as no caller waits for the
+//! task. A backup is frozen before that: it has the requested point in time, its local copy needs no secret,
+//! and the volumes of a group do not depend on the order of secrets.
 
 use super::LiveTask;
 use crate::{
@@ -15,17 +14,16 @@ use blockd_cloud::{Repository, store::Requests};
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::SemaphorePermit, time::Instant};
 
-/// The first pause; each one is twice as long as the one before, up to the longest.
+/// First pause; each one is twice as long as the one before, up to the maximum.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often a turn is given back because a secret is away again.
+/// Maximum number of returned slots because a secret is unavailable again.
 const MAX_ROUNDS: u32 = 8;
 
-/// Waits until the secrets of a task's credential can be had, for
-/// [`wait_s`](crate::config::SecretsConfig::wait_s) at most.
+/// Waits for the secrets of a task's credential, at most [`wait_s`](crate::config::SecretsConfig::wait_s).
 ///
 /// # Errors
-/// One cannot be had for good, or not in that time; the task is told to stop.
+/// A secret is unavailable permanently or for this time, or the task is stopped.
 pub(super) async fn wait_for(core: &Core, live: &LiveTask) -> Result<(), ServiceError> {
     let credential = core.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
     let until = Instant::now() + Duration::from_secs(core.config.secrets.wait_s);
@@ -39,8 +37,8 @@ pub(super) async fn wait_for(core: &Core, live: &LiveTask) -> Result<(), Service
     Ok(())
 }
 
-/// A turn to move data, with the secrets at hand: a turn is not held while they are waited for, because
-/// others could move theirs.
+/// Takes a slot to move data, with available secrets. The slot is not held while the task waits for secrets,
+/// so that other tasks can use it.
 ///
 /// # Errors
 /// Those of [`wait_for`]; the daemon stops.
@@ -48,7 +46,7 @@ pub(super) async fn slot<'a>(core: &'a Core, live: &LiveTask) -> Result<Semaphor
     for _ in 1..MAX_ROUNDS {
         wait_for(core, live).await?;
         let slot = core.tasks.slot(&live.cancel).await?;
-        // The turn may have come hours later.
+        // The slot may have become free hours later.
         if !is_away(core, live).await? {
             return Ok(slot);
         }
@@ -57,7 +55,7 @@ pub(super) async fn slot<'a>(core: &'a Core, live: &LiveTask) -> Result<Semaphor
     core.tasks.slot(&live.cancel).await
 }
 
-/// Whether a secret cannot be had at this moment, and may be in the next.
+/// Returns true if a secret is temporarily unavailable.
 async fn is_away(core: &Core, live: &LiveTask) -> Result<bool, ServiceError> {
     let credential = core.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
     for reference in references_of(&credential) {
@@ -68,10 +66,10 @@ async fn is_away(core: &Core, live: &LiveTask) -> Result<bool, ServiceError> {
     Ok(false)
 }
 
-/// The repository of a task, once its secrets can be had.
+/// Opens the repository of a task, once its secrets are available.
 ///
 /// # Errors
-/// Those of [`wait_for`], and of [`Core::task_repository`].
+/// Those of [`wait_for`] and of [`Core::task_repository`].
 pub(super) async fn repository(
     core: &Core,
     live: &LiveTask,
@@ -93,7 +91,7 @@ async fn resolve(
     let found = loop {
         let attempt = core.references.resolve(reference);
         let error = match &failed {
-            // The first attempt has all the time that it takes, however short the wait is to be.
+            // The first attempt has no timeout, regardless of the wait.
             None => attempt.await,
             Some(error) => match tokio::time::timeout_at(until, attempt).await {
                 Ok(found) => found,

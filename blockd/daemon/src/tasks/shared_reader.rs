@@ -1,5 +1,5 @@
-//! The frozen point of a volume, as one or several backups of it read it: what one of them reads the others
-//! get from memory, as long as they keep up with each other.
+//! Reader of a frozen snapshot for several backups: one reads from disk, the others get the data from memory
+//! while they keep up.
 
 use super::backup::to_io;
 use blockd_cloud::BlockReader;
@@ -12,10 +12,10 @@ use std::{
     sync::Arc,
 };
 
-/// Reads that are kept for the others, of up to 4 MiB each.
+/// Maximum number of shared reads, of up to 4 MiB each.
 const MAX_KEPT: usize = 16;
 
-/// The points that are being read.
+/// Snapshots with readers.
 #[derive(Default)]
 pub struct Readers {
     open: Mutex<HashMap<SnapshotId, (usize, Arc<Point>)>>,
@@ -27,16 +27,16 @@ impl std::fmt::Debug for Readers {
     }
 }
 
-/// What was read, once it was.
+/// Data of a read, once it is complete.
 type Filled = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
 
 struct Point {
-    /// Dropped when the last backup is over, not when the last thread lets go.
+    /// Dropped with the last backup, not with the last thread.
     view: RwLock<Option<SnapshotView>>,
     kept: Mutex<VecDeque<(Vec<Extent>, Filled)>>,
 }
 
-/// One backup's share of a frozen point.
+/// Reader of one backup.
 pub(super) struct Reader {
     readers: Arc<Readers>,
     snapshot: SnapshotId,
@@ -44,7 +44,7 @@ pub(super) struct Reader {
 }
 
 impl Readers {
-    /// Opens a point, or joins those that read it already.
+    /// Opens a snapshot, or joins its readers.
     ///
     /// # Errors
     /// It cannot be opened.
@@ -74,13 +74,13 @@ impl Readers {
 }
 
 impl Reader {
-    /// This backup reads no more; closes the point if it was the last one.
+    /// Leaves; the last reader closes the snapshot.
     pub(super) fn close(&self) {
         let mut all = self.readers.open.lock();
         let Some((users, _)) = all.get_mut(&self.snapshot) else { return };
         *users -= 1;
         if *users == 1 {
-            // Whoever is left reads for itself.
+            // The last reader reads directly.
             self.point.kept.lock().clear();
         }
         if *users == 0 {
@@ -99,8 +99,8 @@ impl Point {
         view.read_extents(extents, buf).map_err(to_io)
     }
 
-    /// The place of these extents, and whether somebody else reads or has read them. Whoever takes what
-    /// others keep makes room.
+    /// Returns the slot of these extents and true if another reader fills it. Taking a slot frees it for
+    /// others.
     fn place(&self, extents: &[Extent]) -> Filled {
         let mut kept = self.kept.lock();
         if let Some((_, filled)) = kept.iter().find(|(other, _)| other == extents) {
@@ -125,7 +125,7 @@ impl BlockReader for Reader {
             return self.point.read(extents, buf);
         }
         let place = self.point.place(extents);
-        // Whoever comes while it is being read waits here, and finds it.
+        // Readers that arrive during the read wait here.
         let mut filled = place.lock();
         match &*filled {
             Some(bytes) if bytes.len() == buf.len() => buf.copy_from_slice(bytes),
@@ -158,7 +158,7 @@ mod tests {
         let mut buf = vec![0; 8192];
         one.read_extents(&extents, &mut buf).unwrap();
         assert_eq!(buf, [7; 8192]);
-        // Seen by taking away what it would be read from.
+        // Checked by removing the source.
         *one.point.view.write() = None;
         buf.fill(0);
         two.read_extents(&extents, &mut buf).unwrap();

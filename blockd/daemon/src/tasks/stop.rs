@@ -23,10 +23,10 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Whether a task that met this may go on from where it was, once somebody has done something about it.
+/// Returns true if a task can resume after the cause of this error is fixed.
 fn can_go_on(error: &ServiceError) -> bool {
     if error.to_api().code == ErrorCode::NoSpace {
-        // What would be kept is what the volumes on this host need the room of.
+        // Local volumes need the space that a kept task would occupy.
         return false;
     }
     match error {
@@ -55,7 +55,7 @@ fn can_go_on(error: &ServiceError) -> bool {
     }
 }
 
-/// Refuses limits below which even small requests would take minutes.
+/// Refuses limits below which small requests would take minutes.
 pub(crate) fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
     const MIN_BYTES_PER_S: u64 = 1 << 10;
     let given = [limits.limit_upload_bytes_per_s, limits.limit_download_bytes_per_s];
@@ -66,16 +66,16 @@ pub(crate) fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
     Ok(())
 }
 
-/// Whether what a task needs to go on is worth keeping.
+/// Returns true if the state for a resume is worth keeping.
 fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool {
     if row.detail.is_of_volume_in_use() {
-        // Whatever it met: it costs nothing, and without it nobody could go on. Before a restore in place has
-        // begun, the volume is what it was.
+        // After any error: it costs nothing, and a resume needs it. Before an in-place restore has started,
+        // the volume is unchanged.
         let is_there = error.to_api().code != ErrorCode::VolumeNotFound;
         return is_there && (row.detail.lazy || in_place::has_begun(row));
     }
     match row.kind {
-        // Before that nothing was sent, and the point in time is no more than a moment old.
+        // Before that nothing was sent, and the point in time is recent.
         TaskKind::Backup => stopped || (row.detail.backup_type.is_some() && can_go_on(error)),
         TaskKind::Restore => stopped || (row.detail.bytes_processed > 0 && can_go_on(error)),
         TaskKind::Delete => stopped || can_go_on(error),
@@ -83,7 +83,7 @@ fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool 
     }
 }
 
-/// `listed` is the name of a backup that may be listed all the same.
+/// `listed` is the name of a backup that may be listed nevertheless.
 fn mark_given_up(
     tx: &rusqlite::Transaction<'_>,
     row: &TaskRow,
@@ -106,7 +106,7 @@ async fn clean_up(core: &Arc<Core>, row: &TaskRow) -> Result<(), ServiceError> {
             remove_leftovers(core, row);
             backup::clean_up(core, row).await
         }
-        // The volume is in use, with what was fetched.
+        // The volume is in use, with the fetched blocks.
         TaskKind::Restore if row.detail.is_of_volume_in_use() => {
             in_place::let_go(core, row);
             Ok(())
@@ -116,15 +116,14 @@ async fn clean_up(core: &Arc<Core>, row: &TaskRow) -> Result<(), ServiceError> {
     }
 }
 
-/// Removes what a backup left in the store, where it is sure that nobody can commit it: it never began to,
-/// and this run of the daemon is the only one that ever knew its name. All else waits for the collection of
-/// garbage.
+/// Deletes the objects of a backup that cannot be committed any more: its commit never started, and only this
+/// run of the daemon knows its name. All other objects wait for garbage collection.
 fn remove_leftovers(core: &Arc<Core>, row: &TaskRow) {
     if row.detail.run != Some(core.run) || row.detail.may_be_committed || row.detail.backup_type.is_none() {
         return;
     }
     let (core, row) = (Arc::clone(core), row.clone());
-    // Only space is lost if this fails, so nobody waits for it.
+    // A failure loses only space, so it runs in the background.
     tokio::spawn(async move {
         let removed = async {
             let (repository, _) = core.task_repository(row.credential).await?;
@@ -146,8 +145,8 @@ fn remove_leftovers(core: &Arc<Core>, row: &TaskRow) {
     });
 }
 
-/// Ends a task that is not done: first its rows, then what it leaves behind. Until its rows are stored it
-/// counts as running, because the next start would take it up again.
+/// Ends an unsuccessful task: first its rows, then its files and objects. It counts as running until its rows
+/// are stored, because the next start would resume it.
 ///
 /// # Errors
 /// The daemon stops before the rows are stored.
@@ -171,7 +170,7 @@ pub(super) async fn end_undone(
     };
     row.detail.kept = kept;
     if !kept && row.kind == TaskKind::Restore && !row.detail.is_of_volume_in_use() {
-        // The rows may need the room that the half volume takes.
+        // The rows may need the space of the incomplete volume.
         if let Err(error) = restore::make_room(core, &row).await {
             tracing::warn!(%error, "the half restored volume is removed later");
         }
@@ -204,11 +203,10 @@ pub(super) async fn end_undone(
 }
 
 impl Core {
-    /// Stops a task and waits until it has come to rest; one that has ended already is given up, if that is
-    /// wanted.
+    /// Stops a task and waits for its end. With `discard`, a stopped task is abandoned.
     ///
     /// # Errors
-    /// There is no such task, or it has ended and there is nothing to stop.
+    /// There is no such task, or it has ended.
     pub async fn stop_task(self: &Arc<Self>, id: Uuid, request: StopTask) -> Result<api::Task, ServiceError> {
         let live = self.tasks.live.lock().get(&id).cloned();
         let was_live = live.is_some();
@@ -231,7 +229,7 @@ impl Core {
         Ok(self.task_to_api(&row))
     }
 
-    /// Whether a task deletes a cloud snapshot, or takes a volume back to one.
+    /// Returns true for a deletion or an in-place restore.
     ///
     /// # Errors
     /// There is no such task.
@@ -240,10 +238,10 @@ impl Core {
         Ok(row.kind == TaskKind::Delete || row.detail.in_place.is_some())
     }
 
-    /// Takes up a task again that was stopped or failed.
+    /// Resumes a stopped or failed task.
     ///
     /// # Errors
-    /// There is no such task, or nothing of it was kept.
+    /// There is no such task, or it cannot be resumed.
     pub async fn resume_task(self: &Arc<Self>, id: Uuid) -> Result<api::Task, ServiceError> {
         let _admission = self.admission.lock().await;
         if self.stopping.is_cancelled() {
@@ -260,7 +258,7 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
         self.refuse_if_busy(&row).await?;
-        // Somebody may have pinned it while nothing deleted it.
+        // It may have been pinned meanwhile.
         if row.kind == TaskKind::Delete && !row.detail.force {
             self.refuse_if_pinned(&row.cloudsnap, row.credential).await?;
         }
@@ -277,7 +275,7 @@ impl Core {
         Ok(self.task_to_api(&row))
     }
 
-    /// Changes how much a task may move in a second: at once if it runs, otherwise when it is taken up again.
+    /// Changes the bandwidth limits of a task: at once if it runs, otherwise when it resumes.
     ///
     /// # Errors
     /// There is no such task, it is done, or a limit is too low.
@@ -301,11 +299,11 @@ impl Core {
         Ok(self.task_to_api(&row))
     }
 
-    /// Another task may have begun meanwhile that must not run beside this one.
+    /// Refuses a resume next to a conflicting task that was started meanwhile.
     async fn refuse_if_busy(&self, row: &TaskRow) -> Result<(), ServiceError> {
         let is_of_same_volume = |other: &TaskRow| row.volume.is_some() && other.volume == row.volume;
         let same = |other: &TaskRow| match row.kind {
-            // What it would freeze is a mixture.
+            // A freeze would capture a mixture.
             TaskKind::Backup if other.detail.in_place.is_some() => is_of_same_volume(other),
             TaskKind::Restore if row.detail.in_place.is_some() => is_of_same_volume(other),
             TaskKind::Restore if row.detail.lazy => {
@@ -333,7 +331,7 @@ impl Core {
         row.ok_or_else(|| ServiceError::refused(ErrorCode::TaskNotFound, format!("there is no task {id}")))
     }
 
-    /// The tasks that were kept to be taken up again.
+    /// Returns the resumable tasks.
     ///
     /// # Errors
     /// The database fails.
@@ -341,7 +339,7 @@ impl Core {
         Ok(self.db.run(TaskRow::kept).await?)
     }
 
-    /// Gives up kept tasks for which this holds. The caller holds the admission.
+    /// Abandons the resumable tasks that match. The caller holds the admission lock.
     ///
     /// # Errors
     /// The database fails.
@@ -357,15 +355,15 @@ impl Core {
         Ok(())
     }
 
-    /// Gives up the tasks that were kept for so long that they could not be completed any more.
+    /// Abandons tasks that were kept too long to be completed.
     ///
     /// # Errors
     /// The database fails.
     pub(crate) async fn give_up_expired(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
         let _admission = self.admission.lock().await;
         let is_old = |row: &TaskRow| match row.detail.is_of_volume_in_use() {
-            // They can be completed as long as there is the volume; clients must not be let into a mixture by
-            // themselves.
+            // They can be completed as long as the volume exists; clients must not see a mixture without a
+            // user's decision.
             true => row.volume.is_none_or(|id| self.registry.by_id(id).is_none()),
             false => now.as_second().saturating_sub(row.created.as_second()) > BACKUP_LIFETIME_S,
         };

@@ -1,8 +1,6 @@
-//! A verification: cloud snapshots are proved to be readable, and what was found is written down with each of
-//! them.
+//! Verification: reads cloud snapshots and records a proof for each.
 //!
-//! What is damaged makes the task fail, with everything that was found; the next backup that builds on a
-//! damaged one carries those blocks again.
+//! Damage fails the task with all findings; the next backup on a damaged one uploads those blocks again.
 
 use super::{
     LiveTask, backup,
@@ -31,7 +29,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let row = live.view();
     let what = row.detail.verify.ok_or_else(|| ServiceError::Internal("a verification of nothing".into()))?;
     let _slot = match what.background {
-        // It must not keep a backup waiting, and the other way round it would wait for nothing.
+        // It must not delay a backup, and it need not wait for one.
         true => None,
         false => Some(secrets::slot(core, live).await?),
     };
@@ -126,7 +124,7 @@ fn summary(found: &Findings) -> String {
     )
 }
 
-/// One that nobody asked for reads no faster than its budget allows.
+/// Limits a background verification to its budget.
 fn paced(core: &Core, repository: Repository, what: VerifyWhat) -> Repository {
     if !what.background {
         return repository;
@@ -137,8 +135,8 @@ fn paced(core: &Core, repository: Repository, what: VerifyWhat) -> Repository {
     repository.with_store(store)
 }
 
-/// What the content is compared with: the volume as it is now, where it has not changed since that backup.
-/// Just for the newest backup of a volume it is known where that is.
+/// Returns the current volume for a comparison of the blocks that did not change since the backup. They are
+/// known for the newest backup of a volume only.
 async fn compared_with(
     core: &Arc<Core>,
     row: &TaskRow,
@@ -157,7 +155,7 @@ async fn compared_with(
     let Ok(volume) = entry.volume() else { return Ok(None) };
     let size_bytes = match repository.manifest(&row.cloudsnap).await {
         Ok(manifest) => manifest.size_bytes,
-        // The verification says what is wrong with it.
+        // The verification reports its problem.
         Err(_) => return Ok(None),
     };
     let rows = core.db.run(move |tx| SnapshotRow::all(tx, None)).await?;
@@ -182,7 +180,7 @@ async fn compared_with(
     }
 }
 
-/// Lets go of the point of the volume that was frozen to compare with.
+/// Deletes the snapshot that was taken for the comparison.
 async fn drop_own_snapshot(core: &Arc<Core>, row: &TaskRow) {
     let Some(snapshot) = row.snapshot else { return };
     let marked = core.db.run(move |tx| SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)).await;
@@ -195,7 +193,7 @@ async fn drop_own_snapshot(core: &Arc<Core>, row: &TaskRow) {
     }
 }
 
-/// Blocks that are whole in the store and are not what the volume holds.
+/// Adds blocks that are intact in the store but differ from the volume.
 fn add_differences(report: &mut VerifyReport, id: CloudsnapId, differing: &BlockSet) {
     if differing.is_empty() {
         return;
@@ -216,7 +214,7 @@ fn add_differences(report: &mut VerifyReport, id: CloudsnapId, differing: &Block
     }
 }
 
-/// Compares digests with those of before; returns how many bytes were compared.
+/// Compares digests with the recorded ones; returns the number of compared bytes.
 fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudsnapId, Proof>) -> u64 {
     let mut compared = false;
     for snapshot in &mut report.snapshots {
@@ -237,8 +235,7 @@ fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudsnapId
     if compared { report.block_bytes } else { 0 }
 }
 
-/// What is to be remembered of each cloud snapshot, of those included that were not asked for and lose
-/// something.
+/// Returns the proof of each cloud snapshot, including others that the damage affects.
 pub(super) fn proofs(
     report: &VerifyReport,
     known: &BTreeMap<CloudsnapId, Proof>,
@@ -276,13 +273,13 @@ pub(super) fn proofs(
         for proof in proofs.values_mut().filter(|proof| !proof.sound) {
             let Some(before) = known.get(&proof.cloudsnap) else { continue };
             if before.depth > VerifyDepth::Quick {
-                // It adds to what was read before, and takes nothing of that back.
+                // It adds to earlier findings and removes none.
                 proof.damaged.union_with(&before.damaged);
                 (proof.depth, proof.verified) = (before.depth, before.verified);
             }
         }
     }
-    // A look at the listing says nothing of what was read before.
+    // A quick verification does not replace findings of a read.
     let is_news = |proof: &Proof| match known.get(&proof.cloudsnap) {
         Some(before) => {
             !proof.sound || proof.depth > VerifyDepth::Quick || before.depth == VerifyDepth::Quick
