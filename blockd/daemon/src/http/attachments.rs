@@ -25,7 +25,7 @@ pub(super) async fn detach(
     Body(request): Body<DetachVolume>,
 ) -> Answer<Detached> {
     if request.force {
-        // What was not written yet is lost.
+        // Unwritten data is lost.
         caller.needs(Role::Admin, "a forced detach")?;
     }
     detached(async move { core.detach_volume(&volume, &request).await }).await

@@ -1,4 +1,4 @@
-//! Mounts of snapshots, and the files inside cloud snapshots.
+//! Mounts of snapshots, and files in cloud snapshots.
 
 use super::{Answer, Asked, Body, Failure, Reply, caller::Caller, passed::Descriptor};
 use crate::{core::Core, error::ServiceError};
@@ -9,7 +9,7 @@ use blockd_api::browse::{
 };
 use std::sync::Arc;
 
-/// Does what waits for stores on a thread of its own, when it is its turn.
+/// Runs blocking store access on a thread of its own, within a limit.
 async fn in_turn<R: Send + 'static>(
     core: Arc<Core>,
     work: impl FnOnce(&Arc<Core>) -> Result<R, ServiceError> + Send + 'static,
@@ -54,7 +54,7 @@ pub(super) async fn list_files(
     Ok(Reply(in_turn(core, list).await?))
 }
 
-/// The bytes of a file as they are.
+/// Streams a file.
 pub(super) async fn read_file(
     State(core): State<Arc<Core>>,
     Asked(query): Asked<ReadFile>,

@@ -1,7 +1,7 @@
-//! Who asks, and whether that is allowed.
+//! Callers and their permissions.
 //!
-//! Each listener says who comes through it; the table of operations says what that must be allowed. An
-//! operation that the table does not know is for nobody but admins.
+//! Each listener determines its callers; the endpoint table has the required role of each operation.
+//! Operations that are not in the table are for admins only.
 
 use super::Failure;
 use crate::{error::ServiceError, owner};
@@ -13,18 +13,18 @@ use axum::{
 };
 use blockd_api::{ErrorCode, operations::role_for, roles::Role, tasks::TaskOwner};
 
-/// Who asks.
+/// Caller of the API.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
-    /// What it may do; nothing, if there is none.
+    /// Role; `None` allows nothing.
     pub role: Option<Role>,
-    /// What it is called where it is refused and in the log.
+    /// Name for refusals and the log.
     pub name: String,
-    /// Which user of this host it is, where the kernel says so.
+    /// User of this host, as reported by the kernel.
     pub user: Option<User>,
 }
 
-/// A user of this host.
+/// User of this host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct User {
     pub uid: u32,
@@ -32,17 +32,17 @@ pub(crate) struct User {
 }
 
 impl Caller {
-    /// Whoever can use the daemon's own socket.
+    /// Returns the caller of the daemon's own socket.
     pub(crate) fn owner() -> Self {
         Self { role: Some(Role::Admin), name: "the daemon's own socket".to_owned(), user: None }
     }
 
-    /// Whether it may see what only admins may.
+    /// Returns true for an admin.
     pub(crate) fn is_admin(&self) -> bool {
         self.role == Some(Role::Admin)
     }
 
-    /// Returns it as the owner of the tasks that it starts.
+    /// Returns the owner of the tasks that this caller starts.
     pub(crate) fn as_owner(&self) -> TaskOwner {
         TaskOwner::Caller {
             name: self.name.clone(),
@@ -51,13 +51,13 @@ impl Caller {
         }
     }
 
-    /// True if it started the tasks of this owner, with the same or another role.
+    /// Returns true if this caller started the tasks of the owner, with any role.
     pub(crate) fn owns(&self, owner: &TaskOwner) -> bool {
         matches!(owner, TaskOwner::Caller { name, uid, .. }
             if *name == self.name && *uid == self.user.map(|user| user.uid))
     }
 
-    /// Refuses what asks for more than this caller has.
+    /// Refuses a request above the caller's role.
     pub(crate) fn needs(&self, role: Role, for_what: &str) -> Result<(), Failure> {
         if self.role.is_some_and(|has| has >= role) {
             return Ok(());
@@ -82,10 +82,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// Lets a request through if its caller may do what it asks for.
+/// Passes a request if the caller's role permits it.
 pub(super) async fn guard(caller: Caller, path: MatchedPath, request: Request, then: Next) -> Response {
-    // Only browsers say where a page came from, and a page of somebody else's must not use the certificate in
-    // them.
+    // Only browsers send an origin, and a foreign page must not use their certificate.
     if ["origin", "sec-fetch-site"].iter().any(|name| request.headers().contains_key(*name)) {
         let message = "requests of web pages are not taken";
         return Failure(ServiceError::refused(ErrorCode::Forbidden, message)).into_response();

@@ -1,7 +1,7 @@
-//! Closing descriptors that others made.
+//! Close of foreign descriptors.
 //!
-//! To close a file waits for the filesystem that it is on, which may be one that never answers: nobody can be
-//! made to stop waiting there. So one thread does nothing else, and what waits for it is bounded.
+//! A close may block on the filesystem of the file, without a way to interrupt it. So one thread closes them,
+//! with a bounded queue.
 
 use std::{
     io,
@@ -14,20 +14,19 @@ use std::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many descriptors of others there are at once: those that a request needs, and those that are to be
-/// closed.
+/// Maximum number of foreign descriptors, in requests and in the queue.
 const MOST: usize = 64;
 
 type Queued = (OwnedFd, OwnedSemaphorePermit);
 
-/// A thread that closes descriptors.
+/// Thread that closes descriptors.
 pub(super) struct Closer {
     room: Arc<Semaphore>,
     queue: SyncSender<Queued>,
 }
 
 impl Closer {
-    /// One with room for so many, which ends when nobody has anything to close any more.
+    /// Starts a closer with this capacity, which ends with its last user.
     pub(super) fn new(most: usize) -> io::Result<Self> {
         let (queue, queued) = sync_channel::<Queued>(most);
         std::thread::Builder::new().name("close-passed".into()).spawn(move || {
@@ -39,27 +38,27 @@ impl Closer {
         Ok(Self { room: Arc::new(Semaphore::new(most)), queue })
     }
 
-    /// That of this process, if its thread could be started.
+    /// Returns the closer of this process, if its thread could be started.
     pub(super) fn shared() -> Option<Arc<Self>> {
         static SHARED: LazyLock<Option<Arc<Closer>>> = LazyLock::new(|| Closer::new(MOST).map(Arc::new).ok());
         SHARED.clone()
     }
 
-    /// Room for so many descriptors that are about to come.
+    /// Reserves capacity for descriptors.
     pub(super) fn room_for(&self, count: u32) -> Option<Room> {
         let permits = Arc::clone(&self.room).try_acquire_many_owned(count).ok()?;
         Some(Room { permits, queue: self.queue.clone() })
     }
 }
 
-/// Room for descriptors that are about to come.
+/// Reserved capacity.
 pub(super) struct Room {
     permits: OwnedSemaphorePermit,
     queue: SyncSender<Queued>,
 }
 
 impl Room {
-    /// One that came. None, and it is left open, if there is no room for it.
+    /// Wraps a received descriptor. `None` without capacity; the descriptor stays open then.
     pub(super) fn take(&mut self, descriptor: OwnedFd) -> Option<Foreign> {
         let descriptor = ManuallyDrop::new(descriptor);
         let permit = self.permits.split(1)?;
@@ -68,19 +67,19 @@ impl Room {
     }
 }
 
-/// A descriptor of somebody else's. Dropped, it is closed by a thread that may wait.
+/// Foreign descriptor, which a thread that may block closes on drop.
 pub(crate) struct Foreign {
     held: Option<Queued>,
     queue: SyncSender<Queued>,
 }
 
 impl Foreign {
-    /// The descriptor, for who has seen what it is.
+    /// Returns the descriptor.
     pub(crate) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         self.held.as_ref().map(|(descriptor, _)| descriptor.as_fd())
     }
 
-    /// The descriptor for good: it was seen to be one whose closing does not wait.
+    /// Returns the descriptor, after a check that its close does not block.
     pub(crate) fn into_owned(mut self) -> Option<OwnedFd> {
         self.held.take().map(|(descriptor, _)| descriptor)
     }
@@ -89,8 +88,7 @@ impl Foreign {
 impl Drop for Foreign {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
-            // The queue has room for all that there are; were it otherwise, one that is left open does less
-            // harm.
+            // The queue has capacity for all; otherwise a leaked descriptor is the lesser harm.
             let _ = self.queue.try_send(held).map_err(ManuallyDrop::new);
         }
     }

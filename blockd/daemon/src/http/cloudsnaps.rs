@@ -30,7 +30,7 @@ pub(super) async fn inspect(
     Ok(Reply(core.inspect_cloudsnap(&query).await?))
 }
 
-/// Refuses an expiry date: it leads to a deletion.
+/// Refuses an expiry date, which causes a deletion.
 fn may_expire(caller: &Caller, expires: Option<Timestamp>) -> Result<(), Failure> {
     match expires {
         Some(_) => caller.needs(Role::Admin, "setting an expiry date"),
@@ -109,7 +109,7 @@ pub(super) async fn mark(
     Body(request): Body<MarkCloudsnap>,
 ) -> Answer<CloudsnapMark> {
     if request.pinned != Some(true) || request.expires.is_some() || request.never_expires {
-        // It leads to a deletion.
+        // An expiry date causes a deletion.
         caller.needs(Role::Admin, "taking a pin back, or setting a date")?;
     }
     detached(async move { core.mark_cloudsnap(&request).await }).await

@@ -1,7 +1,7 @@
-//! One request a connection, from whoever is at its other end, within bounds.
+//! Connections with one request each, within limits.
 //!
-//! A caller's role is looked up when it connects, so a connection ends with its request: what was taken from
-//! somebody is not theirs for as long as they keep a connection.
+//! A caller's role is looked up on connect, so a connection ends with its request: a revoked role does not
+//! live on in an open connection.
 
 use super::{
     caller::{Caller, User},
@@ -27,18 +27,18 @@ use tokio::{
 };
 use tower_service::Service;
 
-/// How long a request's head may take.
+/// Timeout of a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connections to one socket at once; more wait in the kernel.
+/// Maximum number of connections of a socket; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 256;
-/// How long a connection that was taken before the daemon was told to stop has to say what it wants: who
-/// connected is answered, so that a restart behind a socket that stays refuses nobody.
+/// Timeout of the request on a connection from before the stop: it is answered, so that a restart behind an
+/// activated socket refuses no client.
 const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long nothing is accepted after that failed: there may be no descriptors left.
+/// Pause after a failed accept: there may be no descriptors left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves whoever comes through a socket, until told to stop, then ends when the requests under way are
-/// answered. Who that is is asked for each connection.
+/// Serves a socket until the stop, and ends after the running requests. The caller is determined for each
+/// connection.
 pub(crate) async fn serve(
     listener: UnixListener,
     caller: impl Fn() -> Caller,
@@ -58,7 +58,7 @@ pub(crate) async fn serve(
     serve_each(listener, MAX_CONNECTIONS, &until, connection).await;
 }
 
-/// A socket that connections are accepted from.
+/// Listening socket.
 pub(super) trait Listen {
     type Stream;
 
@@ -81,8 +81,8 @@ impl Listen for TcpListener {
     }
 }
 
-/// Serves at most `limit` connections at once, each by a task of its own; more wait in the kernel. When told
-/// to stop, it ends after the connections that it has accepted.
+/// Serves at most `limit` connections, each by a task; more wait in the kernel. Ends at the stop, after the
+/// accepted connections.
 pub(super) async fn serve_each<L: Listen, F>(
     listener: L,
     limit: usize,
@@ -122,8 +122,8 @@ pub(super) async fn serve_each<L: Listen, F>(
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves one connection to its end. When told to stop, a request that is under way or comes at once is
-/// answered. The request is given the descriptors that came before it was read.
+/// Serves one connection to its end. At the stop, a running or immediate request is answered. The request
+/// gets the descriptors that came before it was read.
 pub(super) async fn serve_one<S>(
     stream: S,
     caller: Caller,
@@ -148,7 +148,7 @@ pub(super) async fn serve_one<S>(
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
         () = stop.cancelled() => {
-            // Told to shut down before it has read a request, hyper closes the connection at once.
+            // Hyper closes a connection at once if it is shut down before a request was read.
             let asks = tokio::time::timeout(LAST_REQUEST_TIMEOUT, begun.cancelled());
             tokio::select! {
                 ended = served.as_mut() => ended,
@@ -157,7 +157,7 @@ pub(super) async fn serve_one<S>(
                         served.as_mut().graceful_shutdown();
                         served.await
                     }
-                    // Half a head, or nothing.
+                    // A partial head, or none.
                     Err(_) => Ok(()),
                 }
             }
@@ -180,7 +180,7 @@ mod tests {
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: blockd\r\n\r\n";
 
-    /// A connection that was taken by one that is told to stop, and the task that serves it.
+    /// Returns an accepted connection and its server task, which is stopping.
     async fn taken_and_told_to_stop() -> (UnixStream, tokio::task::JoinHandle<()>) {
         let (near, far) = UnixStream::pair().unwrap();
         let router = Router::new().route("/", get(async || "still here"));
@@ -189,14 +189,14 @@ mod tests {
         let served = tokio::spawn(async move {
             serve_one(far, Caller::owner(), Passed::default(), router, &told).await;
         });
-        // On one thread, the task waits for a request when this goes on.
+        // On one thread, the task waits for a request when this continues.
         tokio::task::yield_now().await;
         stop.cancel();
         tokio::task::yield_now().await;
         (near, served)
     }
 
-    /// A listener with connections that are accepted at once.
+    /// Fake listener with queued connections.
     struct Queued(std::cell::RefCell<Vec<usize>>);
 
     impl Listen for Queued {
@@ -221,7 +221,7 @@ mod tests {
         let served = serve_each(Queued(vec![3, 2, 1, 0].into()), 2, &stop, connection);
         let test = async {
             assert_eq!((begins.recv().await, begins.recv().await), (Some(0), Some(1)));
-            // On one thread, the server has had its turn after each of these.
+            // On one thread, the server runs after each of these.
             for _ in 0..100 {
                 tokio::task::yield_now().await;
             }
@@ -245,7 +245,7 @@ mod tests {
         served.await.unwrap();
     }
 
-    /// Cancels when it is dropped.
+    /// Cancels on drop.
     struct Held(CancelToken);
 
     impl Drop for Held {

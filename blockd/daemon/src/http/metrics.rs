@@ -1,4 +1,4 @@
-//! Metrics, and whether the daemon is well. The same on the control socket and at an address of its own.
+//! Metrics and health checks, on the control socket and on a separate address.
 
 use super::{
     Failure,
@@ -25,23 +25,22 @@ use std::{
 };
 use tokio::net::{TcpListener, TcpStream};
 
-/// How long the database may take before the daemon counts as not ready.
+/// Timeout of the database, after which the daemon counts as not ready.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
-/// The addresses that tell and change nothing.
+/// Returns the read-only routes.
 pub(super) fn routes() -> Routes {
     Routes::default().get(paths::METRICS, show).get(paths::HEALTHZ, healthz).get(paths::READYZ, readyz)
 }
 
-/// Connections at once; more wait in the kernel.
+/// Maximum number of connections; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 64;
-/// Connections of one address at once; more are closed, so that one client does not take the places of all
-/// others.
+/// Maximum number of connections of one address; more are closed, so that one client cannot use up all.
 const MAX_PER_ADDRESS: usize = 8;
-/// Time limit of a connection: a client that does not read its reply must not keep the place of another one.
+/// Time limit of a connection: a client that does not read its reply must not block others.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Serves nothing but these until told to stop.
+/// Serves these routes only, until the stop.
 pub async fn serve(listener: TcpListener, core: Arc<Core>, stop: CancelToken) {
     serve_router(listener, routes().into_router().with_state(core), stop).await;
 }
@@ -50,14 +49,14 @@ pub async fn serve(listener: TcpListener, core: Arc<Core>, stop: CancelToken) {
 #[derive(Default)]
 struct Addresses(Mutex<HashMap<IpAddr, usize>>);
 
-/// A connection of an address.
+/// Connection slot of an address.
 struct Place {
     addresses: Arc<Addresses>,
     address: IpAddr,
 }
 
 impl Addresses {
-    /// `None` if the address has as many connections as it may have.
+    /// Takes a slot; `None` if the address has too many connections.
     fn place(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
         let mut addresses = self.0.lock();
         let count = addresses.entry(address).or_default();
@@ -107,12 +106,12 @@ async fn show(State(core): State<Arc<Core>>) -> Result<Response, Failure> {
     Ok(([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response())
 }
 
-/// It answers, so it lives.
+/// Liveness: returns success if the daemon answers.
 async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether it can do its work: it does not stop, it has room, and its database answers.
+/// Readiness: fails if the daemon stops, its disk is full, or its database does not answer.
 async fn readyz(State(core): State<Arc<Core>>) -> Result<&'static str, Failure> {
     if core.stopping.is_cancelled() {
         return Err(Failure(ServiceError::Stopping));
@@ -139,7 +138,7 @@ mod tests {
         net::TcpSocket,
     };
 
-    /// Connects from an address of loopback.
+    /// Connects from a loopback address.
     async fn connect_from(last: u8, to: std::net::SocketAddr) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(([127, 0, 0, last], 0).into()).unwrap();
@@ -168,7 +167,7 @@ mod tests {
             let open = stream.try_read(&mut [0]).unwrap_err();
             assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock);
         }
-        // A place is free when a connection has ended.
+        // The end of a connection frees its slot.
         let addresses = Arc::new(Addresses::default());
         let mut places: Vec<_> = (0..MAX_PER_ADDRESS).map(|_| addresses.place(address.ip())).collect();
         assert!(places.iter().all(Option::is_some) && addresses.place(address.ip()).is_none());
@@ -201,7 +200,7 @@ mod tests {
                 stream.read_to_end(&mut Vec::new()).await.unwrap();
             }
         };
-        // The clock moves on whenever no task can run.
+        // The paused clock advances when no task can run.
         tokio::time::timeout(Duration::from_secs(3600), test).await.unwrap();
         stop.cancel();
         served.await.unwrap();

@@ -1,7 +1,7 @@
-//! The control API: HTTP over unix sockets and over TLS, JSON in and out.
+//! Control API: JSON over HTTP, on Unix sockets and TLS.
 //!
-//! What changes something runs apart from the connection that asked for it, so that a client that goes away
-//! does not cut it off half way. Every error leaves here as the same JSON body.
+//! Changes run apart from their connection, so that a disconnecting client does not interrupt them. All
+//! errors have the same JSON body.
 
 mod attachments;
 mod browse;
@@ -52,10 +52,10 @@ use std::{
 };
 use tracing::Instrument;
 
-/// The longest request body: names, labels and secrets, nothing larger.
+/// Maximum size of a request body: names, labels and secrets.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
 
-/// Everything that is served, for callers that the connection knows.
+/// Returns the router, for callers identified by the connection.
 pub(crate) fn router(core: Arc<Core>) -> Router {
     routes()
         .into_router()
@@ -143,11 +143,11 @@ fn routes() -> Routes {
         .post(paths::TASK_RESUME, tasks::resume)
 }
 
-/// Numbers and logs each request with who makes it, and turns a panic into an error.
+/// Numbers and logs each request with its caller, and converts a panic to an error.
 async fn watch(State(next): State<Arc<AtomicU64>>, request: Request, then: Next) -> Response {
     let number = next.fetch_add(1, Ordering::Relaxed);
     let caller = request.extensions().get::<Caller>();
-    // All members of a group come through one socket.
+    // All members of a group share one socket.
     let uid = caller.and_then(|caller| caller.user).map(|user| user.uid);
     let caller = caller.map_or("?", |caller| &caller.name);
     let (method, path) = (request.method(), request.uri().path());
@@ -189,7 +189,7 @@ async fn wrong_method(request: Request) -> Failure {
     Failure(ServiceError::refused(ErrorCode::MethodNotAllowed, message))
 }
 
-/// An error on its way out.
+/// Error response.
 pub(crate) struct Failure(ServiceError);
 
 impl<E: Into<ServiceError>> From<E> for Failure {
@@ -206,8 +206,7 @@ impl IntoResponse for Failure {
         if status.is_server_error() {
             tracing::warn!(code = %error.code, error = %error.message, "the request failed");
         } else if matches!(error.code, ErrorCode::InvalidRequest | ErrorCode::QuiesceFailed) {
-            // The message may quote what was given, and that may be a secret in the wrong place; or what a
-            // command said.
+            // The message may contain input with a misplaced secret, or the output of a command.
             tracing::debug!(code = %error.code, "the request was refused");
         } else {
             tracing::debug!(code = %error.code, error = %error.message, "the request was refused");
@@ -223,7 +222,7 @@ fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
     }
 }
 
-/// A reply.
+/// JSON reply.
 struct Reply<T>(T);
 
 impl<T: Serialize> IntoResponse for Reply<T> {
@@ -234,8 +233,8 @@ impl<T: Serialize> IntoResponse for Reply<T> {
 
 type Answer<T> = Result<Reply<T>, Failure>;
 
-/// Runs a change apart from its connection, and waits for it. What asks a store before it begins does not
-/// begin if the connection is gone by then.
+/// Runs a change apart from its connection, and waits for it. A change with a preflight request to a store
+/// does not start if the client has disconnected by then.
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Answer<T> {
@@ -250,7 +249,7 @@ fn invalid(message: impl Into<String>) -> Failure {
     Failure(ServiceError::Refused(ApiError::new(ErrorCode::InvalidRequest, message)))
 }
 
-/// A JSON body. An empty one stands for `{}`.
+/// JSON body. An empty body stands for `{}`.
 struct Body<T>(T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
@@ -273,7 +272,7 @@ fn body_failure(error: &BytesRejection) -> Failure {
     invalid(format!("the request cannot be read: {}", error.body_text()))
 }
 
-/// The query of the address.
+/// Query parameters.
 struct Asked<T>(T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
@@ -287,7 +286,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
     }
 }
 
-/// The part of the address that names something.
+/// Path parameter.
 struct Named<T>(T);
 
 impl<T, S> FromRequestParts<S> for Named<T>
@@ -326,7 +325,7 @@ mod tests {
         let given_up = tokio::time::timeout(Duration::from_millis(20), detached(change)).await;
         assert!(given_up.is_err());
         let _ = answer.send(());
-        // It ends, one way or the other.
+        // The request ends in either way.
         while Arc::strong_count(&begun) > 1 {
             tokio::task::yield_now().await;
         }

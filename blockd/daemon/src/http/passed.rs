@@ -1,8 +1,8 @@
-//! Descriptors that come with a request through a unix socket.
+//! Descriptors passed with a request through a Unix socket.
 //!
-//! Only who may hand a mount over, and begins to ask for that, can pass any: for all others the kernel drops
-//! what comes, before this process has it. One is kept for the request that is being read, and none is taken
-//! when it was read. What is not wanted is closed where that may wait.
+//! Only a caller who may hand over a mount, and whose request starts like that, can pass descriptors: for all
+//! others the kernel drops them before this process gets them. One is kept for the request that is being
+//! read, and none is accepted after it. Unwanted ones are closed by a thread that may block.
 
 use super::{
     Failure,
@@ -30,22 +30,22 @@ use tokio::{
     net::UnixStream,
 };
 
-/// How many descriptors are taken at once: one more than is wanted, to see that there were more.
+/// Descriptors accepted per message: one more than needed, to detect surplus ones.
 const AT_ONCE: usize = 2;
-/// The space for them, which the kernel fills: with padding, more may fit.
+/// Space for control messages; with padding, more may fit.
 const SPACE_LEN: usize = rustix::cmsg_space!(ScmRights(AT_ONCE));
-/// No more than these fit into it.
+/// Maximum number of descriptors in this space.
 #[allow(clippy::cast_possible_truncation, reason = "it is some tens of bytes")]
 const MAX_FIT: u32 = (SPACE_LEN / size_of::<i32>()) as u32;
 
 #[derive(Default)]
 struct Kept {
     descriptor: Option<Foreign>,
-    /// Whether there were more.
+    /// More than one descriptor came.
     were_more: bool,
-    /// Whether what came was not taken, as there are too many already.
+    /// Descriptors were refused, as there are too many already.
     had_no_room: bool,
-    /// Whether nothing is taken any more.
+    /// No more descriptors are accepted.
     is_over: bool,
 }
 
@@ -59,12 +59,12 @@ impl Kept {
     }
 }
 
-/// What came through a connection so far.
+/// Descriptors of a connection.
 #[derive(Clone, Default)]
 pub(super) struct Passed(Arc<Mutex<Kept>>);
 
 impl Passed {
-    /// What came so far, for the request that was read; what comes later is not taken.
+    /// Takes the descriptors of the request; later ones are refused.
     pub(super) fn take(&self) -> Self {
         let mut kept = self.0.lock();
         let taken = std::mem::take(&mut *kept);
@@ -72,7 +72,7 @@ impl Passed {
         Self(Arc::new(Mutex::new(taken)))
     }
 
-    /// The only one that came.
+    /// Returns the single descriptor.
     fn only(&self) -> Result<Foreign, &'static str> {
         let mut kept = self.0.lock();
         match kept.descriptor.take() {
@@ -89,7 +89,7 @@ impl Passed {
     }
 }
 
-/// The one descriptor that came with a request.
+/// Descriptor passed with a request.
 pub(super) struct Descriptor(pub(super) Foreign);
 
 impl<S: Send + Sync> FromRequestParts<S> for Descriptor {
@@ -101,37 +101,37 @@ impl<S: Send + Sync> FromRequestParts<S> for Descriptor {
     }
 }
 
-/// Whether this caller may hand anything over.
+/// Returns true if the caller may pass descriptors.
 pub(super) fn may_pass(caller: &Caller) -> bool {
     let least = role_for("POST", paths::BROWSE_HANDED).unwrap_or(Role::Admin);
     caller.role.is_some_and(|has| has >= least)
 }
 
-/// A connection that keeps what descriptor comes through it.
+/// Connection that receives descriptors.
 pub(super) struct Receiving {
     stream: UnixStream,
     passed: Passed,
-    /// None if nothing is taken from this caller.
+    /// `None` if no descriptors are accepted from this caller.
     closer: Option<Arc<Closer>>,
-    /// Whether the request is one that hands something over, as soon as its beginning is there.
+    /// True if the request passes a descriptor, once its head is known.
     is_wanted: OnceCell<bool>,
 }
 
 impl Receiving {
-    /// The connection, and where its descriptors go, if there is who closes them.
+    /// Creates a connection that accepts descriptors if there is a closer.
     pub(super) fn new(stream: UnixStream, closer: Option<Arc<Closer>>) -> (Self, Passed) {
         let passed = Passed::default();
         (Self { stream, passed: passed.clone(), closer, is_wanted: OnceCell::new() }, passed)
     }
 
-    /// Whether the request begins as one that hands something over.
+    /// Returns true if the request's head matches one with a descriptor.
     fn is_wanted(&self) -> io::Result<bool> {
         if let Some(is_wanted) = self.is_wanted.get() {
             return Ok(*is_wanted);
         }
         let head = format!("POST {} ", paths::BROWSE_HANDED);
         let mut begin = vec![0; head.len()];
-        // A look without room for descriptors takes none.
+        // A peek without space for descriptors accepts none.
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let (count, _) =
             rustix::io::retry_on_intr(|| rustix::net::recv(&self.stream, &mut begin[..], flags))?;
@@ -147,7 +147,7 @@ impl Receiving {
         let mut kept = self.passed.0.lock();
         let closer = closer.filter(|_| !kept.is_over);
         let mut room = closer.and_then(|closer| closer.room_for(MAX_FIT));
-        // The kernel itself drops what there is no room for.
+        // The kernel drops descriptors without space.
         let mut space = [MaybeUninit::uninit(); SPACE_LEN];
         let mut control = match &room {
             Some(_) => RecvAncillaryBuffer::new(&mut space),

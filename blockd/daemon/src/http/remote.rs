@@ -1,9 +1,7 @@
-//! The control API over TCP: TLS with certificates on both sides, and what a caller may do by the names in
-//! its own.
+//! Control API over TCP: mutual TLS, with roles by the names in the client's certificate.
 //!
-//! Whoever can reach the port can open connections, so what happens before a certificate was shown is
-//! bounded, and never holds up whoever comes later: where there are too many handshakes, the oldest ones have
-//! to go.
+//! Any host can open connections, so all work before the client's certificate is bounded and never delays
+//! later clients: with too many handshakes, the oldest ones are dropped.
 
 use super::{
     caller::Caller,
@@ -29,17 +27,17 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tracing::Instrument;
 
-/// Connections at once of one name.
+/// Maximum number of connections of one name.
 const MAX_CONNECTIONS_OF_ONE: usize = 32;
-/// Connections at once of all names.
+/// Maximum number of connections of all names.
 const MAX_CONNECTIONS: usize = 256;
-/// Handshakes under way: of one address, and of all.
+/// Maximum number of handshakes of one address.
 const MAX_HANDSHAKES_OF_ONE: usize = 16;
 const MAX_HANDSHAKES: usize = 256;
-/// How long a handshake may take.
+/// Timeout of a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What serves it.
+/// TLS listener of the control API.
 pub(crate) struct Remote {
     router: Router,
     identity: Arc<TlsIdentity>,
@@ -60,7 +58,7 @@ impl Remote {
         Self { router, identity, roles, handshakes, connected, stop }
     }
 
-    /// Serves until told to stop, then ends when the requests under way are answered.
+    /// Serves until the stop, and ends after the running requests.
     pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener) {
         let mut connections = JoinSet::new();
         loop {
@@ -68,7 +66,7 @@ impl Remote {
                 () = self.stop.cancelled() => break,
                 next = listener.accept() => next,
             };
-            // What has ended is not kept.
+            // Ended connections are removed.
             while connections.try_join_next().is_some() {}
             match next {
                 Ok((stream, peer)) => {
@@ -86,7 +84,7 @@ impl Remote {
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        // Replies are small, and somebody waits for each.
+        // Replies are small, and a client waits for each.
         let _ = stream.set_nodelay(true);
         let (number, pushed_out) = self.handshakes.begin(peer.ip());
         let acceptor = TlsAcceptor::from(self.identity.server_config());
@@ -96,7 +94,7 @@ impl Remote {
             session = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)) => Some(session),
         };
         self.handshakes.end(number);
-        // Whoever can reach the port can bring this about, so it is no line of an ordinary log.
+        // Any host can cause this, so it is not logged by default.
         let session = match session {
             Some(Ok(Ok(session))) => session,
             Some(Ok(Err(error))) => return tracing::debug!(%error, "a control connection was refused"),
@@ -116,7 +114,7 @@ impl Remote {
     }
 }
 
-/// A connection among those of its name.
+/// Connection slot of a name.
 struct Place<'a> {
     connected: &'a Mutex<HashMap<String, usize>>,
     name: String,
@@ -145,7 +143,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// The handshakes under way, the oldest first.
+/// Running handshakes, oldest first.
 #[derive(Default)]
 struct Handshakes(Mutex<Waiting>);
 
@@ -156,7 +154,7 @@ struct Waiting {
 }
 
 impl Handshakes {
-    /// One more; its number, and what tells it that it has to go for a newer one.
+    /// Adds a handshake; returns its number and the token that drops it for a newer one.
     fn begin(&self, peer: IpAddr) -> (u64, CancelToken) {
         let mut waiting = self.0.lock();
         let of_peer = waiting.queue.iter().filter(|(_, from, _)| *from == peer).count();
@@ -190,7 +188,7 @@ mod tests {
         let (quiet, quiet_pushed) = handshakes.begin(address(1));
         let noisy: Vec<_> = (0..=MAX_HANDSHAKES_OF_ONE).map(|_| handshakes.begin(address(2)).1).collect();
         assert!(noisy[0].is_cancelled() && !noisy[1].is_cancelled() && !quiet_pushed.is_cancelled());
-        // From everywhere: then whoever waits longest.
+        // Of all addresses: the oldest one.
         for other in 0..MAX_HANDSHAKES {
             let [high, low] = u16::try_from(other).unwrap().to_be_bytes();
             handshakes.begin(IpAddr::from([10, 1, high, low]));

@@ -1,4 +1,4 @@
-//! Routes that can be told: what is served is compared with the table of operations.
+//! Router with a list of its routes, which is compared with the endpoint table.
 
 use crate::core::Core;
 use axum::{
@@ -9,7 +9,7 @@ use axum::{
 use blockd_api::operations::Method;
 use std::sync::Arc;
 
-/// A router, and what it serves.
+/// Router and its routes.
 #[derive(Default)]
 pub(super) struct Routes {
     router: Router<Arc<Core>>,
@@ -49,7 +49,7 @@ impl Routes {
         self.on(Method::Delete, path, handler)
     }
 
-    /// The router itself.
+    /// Returns the router.
     pub(super) fn into_router(self) -> Router<Arc<Core>> {
         self.router
     }

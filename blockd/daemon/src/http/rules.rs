@@ -1,4 +1,4 @@
-//! Rules around freezes.
+//! Rules.
 
 use super::{Answer, Body, Failure, Named, Reply, caller::Caller, detached};
 use crate::core::Core;
@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 type Shared = State<Arc<Core>>;
 
-/// Commands run as the user of the daemon, which is root more often than not. The rules that admins gave to
-/// volumes apply to every snapshot; only admins replace or skip them.
+/// Commands run as the user of the daemon, usually root. Rules that admins assigned to volumes apply to every
+/// snapshot; only admins replace or skip them.
 pub(super) fn may_run(
     caller: &Caller,
     quiesce: &Quiesce,
@@ -33,7 +33,7 @@ pub(super) fn may_run(
     Ok(())
 }
 
-/// What commands are and say may hold secrets, so only those see it who may have them run.
+/// Hides commands and their output, which may contain secrets, from callers who may not run them.
 pub(super) fn hide_commands(caller: &Caller, report: Option<&mut QuiesceReport>) {
     if let Some(report) = report.filter(|_| !caller.is_admin()) {
         report.hide_commands();

@@ -101,7 +101,7 @@ pub(super) async fn mark(
     Body(request): Body<MarkSnapshot>,
 ) -> Answer<Snapshot> {
     if !request.pinned {
-        // It leads to a deletion.
+        // An expiry date causes a deletion.
         caller.needs(Role::Admin, "taking a pin back")?;
     }
     let Reply(marked) = detached(async move { core.pin_snapshot(&snapshot, request.pinned).await }).await?;

@@ -1,4 +1,4 @@
-//! What the daemon says of itself.
+//! Status of the daemon.
 
 use super::{Answer, Reply};
 use crate::{
@@ -16,7 +16,7 @@ use std::sync::{Arc, LazyLock};
 
 static OPENAPI: LazyLock<String> = LazyLock::new(blockd_api::openapi::document_text);
 
-/// The OpenAPI document.
+/// Returns the OpenAPI document.
 pub(super) async fn openapi() -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], OPENAPI.as_str())
 }

@@ -18,7 +18,7 @@ pub(super) async fn list(
     Ok(Reply(list))
 }
 
-/// As the caller may see it.
+/// Hides what the caller may not see.
 fn shown(caller: &Caller, Reply(mut task): Reply<Task>) -> Reply<Task> {
     hide_commands(caller, task.quiesce.as_mut());
     Reply(task)

@@ -54,7 +54,7 @@ pub(super) async fn update(
     Named(volume): Named<VolumeRef>,
     Body(request): Body<UpdateVolume>,
 ) -> Answer<Volume> {
-    // Groups and labels say which schedules protect it.
+    // Groups and labels determine the schedules.
     if request != (UpdateVolume { size_bytes: request.size_bytes, ..UpdateVolume::default() }) {
         caller.needs(Role::Admin, "changing anything but the size of a volume")?;
     }

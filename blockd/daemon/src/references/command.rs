@@ -24,7 +24,7 @@ struct Group(Option<Pid>);
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(leader) = self.0 {
-            // All may have ended by themselves.
+            // All processes may have ended already.
             let _ = kill_process_group(leader, Signal::KILL);
         }
     }
@@ -75,12 +75,12 @@ async fn printed(program: &Path) -> Result<Zeroizing<String>, ReferenceError> {
     let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
     let group = Group(leader);
     let output = child.stdout.take().ok_or_else(|| failed(program, "it has no output".to_owned()))?;
-    // Large enough not to be moved as it grows.
+    // Large enough not to be reallocated.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES as usize + 1));
     let read = output.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).await;
     read.map_err(|error| failed(program, error.to_string()))?;
     let status = match bytes.len() as u64 > MAX_SECRET_BYTES {
-        // It may wait for the rest to be read.
+        // The program may wait for the rest to be read.
         true => return secret_of(&bytes),
         false => child.wait().await.map_err(|error| failed(program, error.to_string()))?,
     };
@@ -125,7 +125,7 @@ mod tests {
         let programs = programs();
         assert_eq!(programs.run("echo planted", LONG).await.unwrap(), "planted");
         assert_eq!(programs.run("cat; printf 'two words \\r\\n'", LONG).await.unwrap(), "two words ");
-        // The shell itself sets PWD and the like.
+        // The shell sets PWD and similar variables itself.
         let seen = programs.run("/usr/bin/env", LONG).await.unwrap();
         let names: Vec<_> =
             seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();

@@ -1,10 +1,9 @@
-//! Why a secret that lies elsewhere cannot be had. No message has anything of a secret, or of what others
-//! wrote.
+//! Errors of external secrets. No message contains a part of a secret or of a program's output.
 
 use blockd_api::ErrorCode;
 use std::path::PathBuf;
 
-/// Why a secret could not be fetched.
+/// Error of an external secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReferenceError {
@@ -13,10 +12,10 @@ pub enum ReferenceError {
         "systemd gave blockd no credentials: add LoadCredential={name}:FILE to blockd.service, and restart it"
     )]
     NoCredentials {
-        /// The name that was asked for.
+        /// Requested name.
         name: String,
     },
-    /// There is no such credential.
+    /// Unknown credential.
     #[error(
         "systemd gave blockd no credential {name}: add LoadCredential={name}:FILE to blockd.service, and restart it"
     )]
@@ -24,49 +23,49 @@ pub enum ReferenceError {
         /// Its name.
         name: String,
     },
-    /// It is something that the daemon itself needs.
+    /// The credential belongs to the daemon itself.
     #[error("{what} is blockd's own, and no secret of a store: give another one")]
     Own {
-        /// What it is.
+        /// Purpose.
         what: String,
     },
-    /// A file lies where none is taken from.
+    /// File outside of the permitted directory.
     #[error("{} does not lie below {}: move it there, or change secrets.file_dir", path.display(), dir.display())]
     Outside {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// Where files are taken from.
+        /// Permitted directory.
         dir: PathBuf,
     },
-    /// A file cannot be read.
+    /// Unreadable file.
     #[error("cannot read {}: {what}", path.display())]
     File {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// What is wrong.
+        /// Cause.
         what: String,
     },
-    /// There is no such file.
+    /// Missing file.
     #[error("cannot read {}: it is not there", path.display())]
     NoFile {
-        /// The file.
+        /// File.
         path: PathBuf,
     },
-    /// Others may read a file.
+    /// File that other users can read.
     #[error("{} has mode {mode:04o}, so others may read the secret: chmod 600 it", path.display())]
     Exposed {
-        /// The file.
+        /// File.
         path: PathBuf,
         /// Its mode.
         mode: u32,
     },
-    /// What is there cannot be a secret.
+    /// Content that cannot be a secret.
     #[error("the secret {what}")]
     Unusable {
-        /// Why not.
+        /// Cause.
         what: &'static str,
     },
-    /// A program that is not run.
+    /// Refused program.
     #[error("cannot run {}: {what}", path.display())]
     Command {
         /// The program.
@@ -74,7 +73,7 @@ pub enum ReferenceError {
         /// The reason.
         what: &'static str,
     },
-    /// A program that failed.
+    /// Failed program.
     #[error("{} failed: {what}", path.display())]
     CommandFailed {
         /// The program.
@@ -82,10 +81,10 @@ pub enum ReferenceError {
         /// The reason.
         what: String,
     },
-    /// A fault of the daemon.
+    /// Internal error.
     #[error("internal error: {what}")]
     Internal {
-        /// What happened.
+        /// Cause.
         what: String,
     },
 }
@@ -96,7 +95,7 @@ impl ReferenceError {
         matches!(self, Self::CommandFailed { .. })
     }
 
-    /// Its error code in the API.
+    /// Returns the error code of the API.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Internal { .. } => ErrorCode::Internal,

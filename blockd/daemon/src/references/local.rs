@@ -1,4 +1,4 @@
-//! Secrets on this host: credentials of systemd, and files.
+//! Secrets on this host: systemd credentials and files.
 
 use super::ReferenceError;
 use crate::secrets::SYSTEMD_CREDENTIAL;
@@ -10,20 +10,20 @@ use std::{
 };
 use zeroize::Zeroizing;
 
-/// The longest secret, in bytes, as in `blockctl`.
+/// Maximum size of a secret, in bytes, as in `blockctl`.
 pub(super) const MAX_SECRET_BYTES: u64 = 64 << 10;
 
-/// Where the secrets of this host are.
+/// Directories of secrets on this host.
 #[derive(Debug)]
 pub(super) struct Local {
-    /// Where systemd put credentials.
+    /// Directory of systemd credentials.
     pub systemd_dir: Option<PathBuf>,
-    /// The directory that holds all files and programs.
+    /// Directory of secret files and programs.
     pub file_dir: PathBuf,
 }
 
 impl Local {
-    /// A credential of systemd; blocks.
+    /// Reads a systemd credential; blocks.
     pub fn credential(&self, name: &str) -> Result<Zeroizing<String>, ReferenceError> {
         // A user who may create credentials could send it to a store of their own.
         if name == SYSTEMD_CREDENTIAL {
@@ -35,16 +35,16 @@ impl Local {
         if !path.exists() {
             return Err(ReferenceError::NoCredential { name: name.to_owned() });
         }
-        // systemd keeps that directory to the service; the mode shown there is that of its access list.
+        // systemd restricts the directory to the service; the shown mode is that of its access list.
         read(&path, false)
     }
 
-    /// A file; blocks.
+    /// Reads a file; blocks.
     pub fn file(&self, path: &Path) -> Result<Zeroizing<String>, ReferenceError> {
         read(&self.beneath(path)?, true)
     }
 
-    /// The path of a file without links, which lies below the directory of secrets; blocks.
+    /// Resolves a path below the directory of secrets, without links; blocks.
     pub fn beneath(&self, path: &Path) -> Result<PathBuf, ReferenceError> {
         let real = |path: &Path| {
             let failed = |error: std::io::Error| file_error(path, &error);
@@ -69,10 +69,10 @@ fn file_error(path: &Path, error: &std::io::Error) -> ReferenceError {
     ReferenceError::File { path: path.to_owned(), what }
 }
 
-/// Reads a text; one line end at its end is not part of it.
+/// Reads a text without one trailing line end.
 fn read(path: &Path, check_mode: bool) -> Result<Zeroizing<String>, ReferenceError> {
     let failed = |error: std::io::Error| file_error(path, &error);
-    // Without waiting for whoever writes into a pipe.
+    // Without waiting for the writer of a pipe.
     let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(nonblock).open(path).map_err(failed)?;
     let found = file.metadata().map_err(failed)?;
@@ -86,13 +86,13 @@ fn read(path: &Path, check_mode: bool) -> Result<Zeroizing<String>, ReferenceErr
     if found.len() > MAX_SECRET_BYTES {
         return Err(ReferenceError::Unusable { what: "is longer than 64 KiB" });
     }
-    // Not moved as it grows.
+    // Not reallocated.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES as usize + 1));
     file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     secret_of(&bytes)
 }
 
-/// The text of a secret, without one line end at the end.
+/// Returns the text of a secret without one trailing line end.
 pub(super) fn secret_of(bytes: &[u8]) -> Result<Zeroizing<String>, ReferenceError> {
     if bytes.len() as u64 > MAX_SECRET_BYTES {
         return Err(ReferenceError::Unusable { what: "is longer than 64 KiB" });

@@ -180,7 +180,7 @@ impl References {
         (cached.read.elapsed() < longest).then(|| Arc::clone(&cached.value))
     }
 
-    /// Reads a value again that is not fresh, while callers use the cached one.
+    /// Refreshes a stale value, while callers use the cached one.
     fn refresh_in_background(self: &Arc<Self>, reference: &SecretRef, fresh: Duration) {
         {
             let mut slots = self.slots.lock();

@@ -1,5 +1,5 @@
-//! A store whose secret lies elsewhere. A new secret counts when it is fetched, and at the latest when the
-//! store refuses the old one.
+//! Store with an external secret. A new secret is used after it is fetched, at the latest when the store
+//! refuses the old one.
 
 use super::{Fingerprint, ReferenceError, References, Resolved};
 use crate::{db::StoreRow, error::ServiceError, providers};
@@ -10,21 +10,21 @@ use std::{future::Future, sync::Arc};
 
 type Client = Arc<dyn ObjectStore>;
 
-/// A store, opened with what a reference leads to.
+/// Store opened with an external secret.
 pub(crate) struct ReferencedStore {
     row: StoreRow,
     reference: SecretRef,
     references: Arc<References>,
     describe: String,
-    /// The client, and the secret that it was made with.
+    /// Client with the fingerprint of its secret.
     client: Mutex<(Fingerprint, Client)>,
 }
 
 impl ReferencedStore {
-    /// Opens it with a secret that was fetched.
+    /// Opens the store with a fetched secret.
     ///
     /// # Errors
-    /// A setting that cannot be right, or the secret.
+    /// A setting or the secret is invalid.
     pub fn open(
         row: StoreRow,
         reference: SecretRef,
@@ -36,7 +36,7 @@ impl ReferencedStore {
         Ok(Self { row, reference, references, describe, client: Mutex::new((secret.fingerprint, client)) })
     }
 
-    /// The client for a secret.
+    /// Returns the client for a secret.
     fn client_for(&self, secret: &Resolved, request: Request<'_>) -> Result<Client, StoreError> {
         let mut client = self.client.lock();
         if client.0 != secret.fingerprint {
@@ -52,7 +52,7 @@ impl ReferencedStore {
     }
 
     fn failed(&self, error: &ReferenceError, request: Request<'_>) -> StoreError {
-        // What may be over by itself is tried again.
+        // Temporary errors are retried.
         let kind = match error.is_retryable() {
             true => StoreErrorKind::Other,
             false => StoreErrorKind::Unauthorized,
@@ -115,7 +115,7 @@ mod tests {
     use blockd_api::credentials::Connection;
     use std::{collections::VecDeque, os::unix::fs::PermissionsExt, path::Path};
 
-    /// What the store takes, and what it was given.
+    /// Accepted secret and received secrets.
     type Shared = Arc<Mutex<(String, VecDeque<String>)>>;
 
     async fn answer(State(shared): State<Shared>, headers: HeaderMap) -> (StatusCode, &'static str) {
@@ -153,17 +153,17 @@ mod tests {
         let store = ReferencedStore::open(row, reference, Arc::clone(&references), &resolved).unwrap();
         assert_eq!(store.get("a", 100).await.unwrap(), "object");
 
-        // Another one at both ends: nobody has to be told.
+        // A change at both ends needs no request.
         shared.lock().0 = "planted-2".to_owned();
         put(&path, "planted-2");
         assert_eq!(store.get("a", 100).await.unwrap(), "object");
-        // At one end only: the store is asked with it once.
+        // A change at one end only: the store is asked with it once.
         shared.lock().0 = "planted-3".to_owned();
         shared.lock().1.clear();
         let error = store.get("a", 100).await.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Unauthorized, "{error}");
         assert_eq!(shared.lock().1, ["planted-2"]);
-        // Without it nothing is asked, when what is known is too old.
+        // Without a secret the store is not asked after the cached value has expired.
         std::fs::remove_file(&path).unwrap();
         tokio::time::sleep(super::super::LOCAL_CACHE).await;
         let error = store.get("a", 100).await.unwrap_err();

@@ -1,8 +1,8 @@
-//! What the scheduler does to the database: each step is one transaction, and the time is an argument.
+//! Transactions of the scheduler: each step is one transaction, with the time as an argument.
 //!
-//! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that
-//! stores the task. So a daemon that is killed between any two of them finds, at its next start, what is left
-//! to do.
+//! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the
+//! transaction that stores the task. So a daemon that is killed between two of them finds the remaining work
+//! at its next start.
 
 use super::uses::Uses;
 use crate::db::{
@@ -24,13 +24,13 @@ use uuid::Uuid;
 
 use crate::registry::Tags;
 
-/// Ended runs that are remembered, beside those whose backups are there still.
+/// Maximum number of ended runs, in addition to those with existing backups.
 pub(crate) const MAX_ENDED_RUNS: u32 = 10_000;
 
-/// A run that is this much late is overdue: the scheduler looks several times a minute.
+/// Delay after which a run is overdue: the scheduler runs several times a minute.
 const OVERDUE_AFTER: SignedDuration = SignedDuration::from_mins(5);
 
-/// A volume that schedules may be for.
+/// Volume that schedules may select.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
     pub(crate) id: VolumeId,
@@ -38,7 +38,7 @@ pub(crate) struct Candidate {
     pub(crate) tags: Tags,
 }
 
-/// Whether a volume is meant.
+/// Returns true if the selector matches the volume.
 pub(crate) fn is_meant(selector: &Selector, volume: &Candidate) -> bool {
     let named = match &selector.volume {
         Some(blockd_api::VolumeRef::Id(id)) => *id == volume.id,
@@ -50,25 +50,25 @@ pub(crate) fn is_meant(selector: &Selector, volume: &Candidate) -> bool {
         || selector.label.as_ref().is_some_and(|label| volume.tags.labels.matches(label))
 }
 
-/// Whether one of these volumes is meant.
+/// Returns true if the selector matches one of these volumes.
 pub(crate) fn chooses_any(selector: &Selector, volumes: &[Candidate]) -> bool {
     volumes.iter().any(|volume| is_meant(selector, volume))
 }
 
-/// What begins the runs of a schedule.
+/// Cause of runs of a schedule.
 struct Cause<'a> {
     rule: Option<&'a Rule>,
     nominal: Timestamp,
     missed: u32,
 }
 
-/// With which others the backups of a rule count, and what is kept of them, if the rule says it.
+/// Returns the retention pool of a rule and its retention, if it has its own.
 fn pool_of(rule: &Rule) -> Option<(String, Retention)> {
     rule.retain.clone().map(|retain| (rule.when.to_string(), retain))
 }
 
-/// Adds the runs of a schedule, one for each volume and place. A volume whose last run is under way, or waits
-/// for its turn, is left out; one that was refused until now fails, so that somebody sees it.
+/// Adds the runs of a schedule, one for each volume and location. A volume with a running or queued run is
+/// skipped; a run that was refused until now fails, which is reported.
 fn add_runs(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -112,7 +112,7 @@ fn add_runs(
             let mut run =
                 RunRow { volume: id, volume_name: name, credential: Some(credential), ..run.clone() };
             if run.is_local() {
-                // They have a retention of their own.
+                // They have their own retention.
                 (run.pool, run.retain) = (String::new(), None);
             }
             let earlier = RunRow::unfinished(tx, schedule.uuid, volume.id, credential)?;
@@ -135,7 +135,7 @@ fn add_runs(
             });
         }
     }
-    // Said once, not at each instant of a schedule whose volumes are gone.
+    // Reported once, not for each run of a schedule without volumes.
     if runs.is_empty() && (cause.rule.is_none() || !RunRow::found_no_volume(tx, schedule.uuid)?) {
         runs.push(skipped(run, "no volume is chosen by the schedule's selector".into()));
     }
@@ -154,7 +154,7 @@ fn add_runs(
     Ok(added)
 }
 
-/// Adds the runs that are due at `now`, and says when the next look is needed.
+/// Adds the runs that are due at `now`, and returns the time of the next pass.
 pub(crate) fn fire(
     tx: &Transaction<'_>,
     volumes: &[Candidate],
@@ -166,7 +166,7 @@ pub(crate) fn fire(
         let delay_s = schedule.spec.jitter.delay_s(schedule.uuid.as_u128());
         for rule in schedule.rules(tx)? {
             let Some(dealt_with_until) = schedule.cursor(tx, &rule.when)? else {
-                // A rule that was not there before begins now.
+                // A new rule starts now.
                 schedule.set_cursor(tx, &rule.when, now)?;
                 look_at(now);
                 continue;
@@ -208,7 +208,7 @@ pub(crate) fn fire(
     Ok(next)
 }
 
-/// Adds runs that somebody asked for.
+/// Adds manual runs.
 pub(crate) fn run_now(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -218,7 +218,7 @@ pub(crate) fn run_now(
     add_runs(tx, schedule, &Cause { rule: None, nominal: now, missed: 0 }, volumes, now)
 }
 
-/// When the next run of a schedule begins, its jitter included.
+/// Returns the start of the next run, including jitter.
 pub(crate) fn next_run(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -241,8 +241,7 @@ pub(crate) fn next_run(
     Ok(next)
 }
 
-/// Since when the next run of a schedule should have begun, if that is so long ago that something must keep
-/// it from it.
+/// Returns the time since when the next run is overdue.
 pub(crate) fn overdue_since(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -264,8 +263,8 @@ pub(crate) fn overdue_since(
     Ok(since)
 }
 
-/// Takes over how the tasks of runs ended, and which local snapshots are there; those of runs without a task
-/// are being made by this daemon if they are in `freezing`. Returns whether one did well.
+/// Records the results of the runs' tasks and the existing local snapshots; those in `freezing` are in
+/// progress in this daemon. Returns true if one succeeded.
 pub(crate) fn settle(
     tx: &Transaction<'_>,
     freezing: &HashSet<SnapshotId>,
@@ -313,13 +312,13 @@ pub(crate) fn settle(
     Ok(any_done)
 }
 
-/// What failed around a freeze, and did not stop it.
+/// Returns the failures of a quiesce operation that did not abort it.
 pub(crate) fn failures_of(report: Option<&QuiesceReport>) -> Option<String> {
     let failures: Vec<String> = report.into_iter().flat_map(QuiesceReport::failures).collect();
     (!failures.is_empty()).then(|| failures.join("; "))
 }
 
-/// Ends the run of a local snapshot, if it has come to its end; whether it did well.
+/// Ends a completed run of a local snapshot; returns true if it succeeded.
 fn settle_local(
     tx: &Transaction<'_>,
     mut run: RunRow,
@@ -340,7 +339,7 @@ fn settle_local(
     let task = run.task.map(|task| TaskRow::find(tx, task)).transpose()?.flatten();
     match (run.task, task) {
         (Some(_), Some(task)) if !task.state.is_final() => return Ok(false),
-        // Whoever deleted it did so before anybody looked.
+        // It was deleted before the check.
         (Some(_), Some(task)) if task.detail.frozen => {
             run.state = RunState::Expired;
             run.reason = Some("its snapshot was deleted".into());
@@ -350,7 +349,7 @@ fn settle_local(
             let why = task.and_then(|task| task.detail.error).map(|error| error.message);
             run.reason = why.or_else(|| Some("its backup was stopped before the freeze".into()));
         }
-        // The daemon died, and nothing is left of the freeze: it is made anew.
+        // The daemon died, and nothing is left of the freeze: it is repeated.
         (None, _) => {
             tracing::info!(run = run.id, "the local snapshot of the run is taken anew");
             let queued = RunRow { state: RunState::Queued, snapshot: None, reason: None, ..run };
@@ -363,17 +362,17 @@ fn settle_local(
     Ok(false)
 }
 
-/// Runs that begin together: all places of one volume, and all volumes of a group, hold one instant.
+/// Runs that start together: all locations of a volume, and all volumes of a group, share one point in time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Batch {
-    /// The runs.
+    /// Runs.
     pub(crate) runs: Vec<RunRow>,
-    /// They are of a group of volumes.
+    /// The runs belong to a group of volumes.
     pub(crate) is_group: bool,
 }
 
 impl Batch {
-    /// Whether a run came from the same cause, and begins with these.
+    /// Returns true if a run has the same cause and starts with these.
     fn takes(&self, run: &RunRow, is_group: bool) -> bool {
         self.runs.first().is_some_and(|first| {
             let cause = |run: &RunRow| (run.schedule, run.rule.clone(), run.nominal, run.started);
@@ -385,29 +384,29 @@ impl Batch {
         self.runs.iter().filter_map(|run| run.volume).collect()
     }
 
-    /// Nothing of it goes to any store: there are local snapshots to be taken, which takes no time.
+    /// Returns true for local snapshots only, which need no upload.
     pub(crate) fn is_local(&self) -> bool {
         self.runs.iter().all(RunRow::is_local)
     }
 
-    /// What of it goes to no store, if anything: that waits for nobody's upload.
+    /// Returns the local part, which waits for no upload.
     pub(crate) fn only_local(self) -> Option<Self> {
         let runs: Vec<RunRow> = self.runs.into_iter().filter(RunRow::is_local).collect();
         (!runs.is_empty()).then_some(Self { runs, ..self })
     }
 }
 
-/// What may begin now.
+/// Runs that may start now.
 #[derive(Clone, Debug)]
 pub(crate) struct Ready {
-    /// All candidates, no two for a volume but those of one batch, the more urgent ones first.
+    /// All candidates, most urgent first; at most one batch per volume.
     pub(crate) batches: Vec<Batch>,
-    /// How many of them may be under way as well. Which ones is not decided here: some are refused when they
-    /// begin, and must not hold up the others.
+    /// Number of free slots. The choice is made later: some batches are refused at the start, and must not
+    /// block others.
     pub(crate) places: usize,
 }
 
-/// The runs that may begin now.
+/// Returns the runs that may start now.
 pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError> {
     let is_group = |schedule: &ScheduleRow| schedule.spec.selector.group.is_some();
     let schedules = ScheduleRow::all(tx)?;
@@ -425,7 +424,7 @@ pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, D
         .collect();
     let mut waiting: Vec<Batch> = Vec::new();
     for run in RunRow::in_state(tx, RunState::Queued)? {
-        // What somebody asked for is done, paused or not.
+        // Manual runs start also while paused.
         if run.rule.is_some() && paused.contains(&run.schedule) {
             continue;
         }
@@ -445,27 +444,26 @@ pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, D
         if is_local || volumes.is_disjoint(&busy) {
             batches.push(batch);
         } else {
-            // Local snapshots do not wait for the upload of another backup.
+            // Local snapshots do not wait for another upload.
             batches.extend(batch.only_local());
         }
         if !is_local {
-            // Also those of a batch that must wait are taken, so that others do not go first for ever.
+            // Volumes of a waiting batch count as taken, so that it does not starve.
             busy.extend(volumes);
         }
     }
     Ok(Ready { batches, places: concurrency.saturating_sub(active.len()) })
 }
 
-/// Notes that a run's task is stored, in the transaction that stores it. Fails, and so that with it, if the
-/// run does not wait any more.
+/// Records the task of a run in the transaction that stores the task. Fails if the run is no longer queued.
 pub(crate) fn begun(tx: &Transaction<'_>, run: &RunRow, task: &TaskRow) -> Result<(), DbError> {
     let (id, cloudsnap) = (Some(task.id), Some(task.cloudsnap));
     let begun = RunRow { state: RunState::Active, task: id, cloudsnap, reason: None, ..run.clone() };
     if begun.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
 }
 
-/// Notes which local snapshot a run is to make, beside the backup of this task or by itself. Fails if the run
-/// does not wait any more.
+/// Records the local snapshot of a run, with or without the task of a backup. Fails if the run is no longer
+/// queued.
 pub(crate) fn begun_local(
     tx: &Transaction<'_>,
     run: &RunRow,
@@ -477,12 +475,12 @@ pub(crate) fn begun_local(
     if begun.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
 }
 
-/// Notes why a run has to wait.
+/// Records the cause of a wait.
 pub(crate) fn waits(tx: &Transaction<'_>, run: &RunRow, reason: String) -> Result<(), DbError> {
     RunRow { reason: Some(reason), ..run.clone() }.update_queued(tx).map(drop)
 }
 
-/// Ends a run that waits; false if it does not wait any more.
+/// Ends a queued run; returns false if it is no longer queued.
 pub(crate) fn end_queued(
     tx: &Transaction<'_>,
     run: &RunRow,
@@ -493,33 +491,32 @@ pub(crate) fn end_queued(
     RunRow { state, completed: Some(now), reason: Some(reason), ..run.clone() }.update_queued(tx)
 }
 
-/// What becomes of one backup that a schedule made.
+/// Retention decision for a backup of a schedule.
 #[derive(Clone, Debug)]
 pub(crate) struct Judgement {
     pub(crate) run: RunRow,
     pub(crate) cloudsnap: CloudsnapId,
     pub(crate) credential: Uuid,
     pub(crate) verdict: Verdict,
-    /// Its rule is gone: the retention that it had then holds.
+    /// The rule was removed: its last retention applies.
     pub(crate) is_of_gone_rule: bool,
-    /// What people said of it, by which it was judged, too.
+    /// Pin and expiry date, which were considered.
     pub(crate) mark: Option<Mark>,
 }
 
-/// What the last proof says of a content.
+/// Returns the condition that the last proof found.
 pub(crate) fn health(proof: Option<&Proof>) -> Health {
     match proof {
         Some(proof) if !proof.sound => Health::Bad,
-        // A look at manifests and lengths is no proof of content.
+        // A quick verification is no proof of content.
         Some(proof) if proof.depth != VerifyDepth::Quick => Health::Verified,
         _ => Health::Unverified,
     }
 }
 
-/// What becomes of the backups that a schedule made. Those of a rule with a retention of its own count for
-/// themselves, all others together, and each volume and place for itself. Those of a rule that is gone are
-/// kept by the retention that it had then: none that is stricter may come to hold for them without anybody
-/// saying so.
+/// Applies the retention to the backups of a schedule. Rules with their own retention count separately, all
+/// others together, for each volume and location. Backups of a removed rule keep its last retention: a
+/// stricter one must not apply without a user's decision.
 pub(crate) fn judge(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -544,7 +541,7 @@ pub(crate) fn judge(
     for run in RunRow::kept(tx, schedule.uuid)? {
         let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) else { continue };
         let is_of_gone_rule = run.rule.as_ref().is_some_and(|of| rules.iter().all(|rule| rule.when != *of));
-        // What is said of a place goes before what is said of rules.
+        // The retention of a location has precedence over that of rules.
         let at_place = schedule.spec.retain_at.get(&credential).map(|at| (String::new(), at.clone()));
         let (pool, retain) =
             at_place.or_else(|| own(&run)).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
@@ -573,7 +570,7 @@ pub(crate) fn judge(
     Ok(judged)
 }
 
-/// What becomes of one local snapshot that a schedule made.
+/// Retention decision for a local snapshot of a schedule.
 #[derive(Clone, Debug)]
 pub(crate) struct LocalJudgement {
     pub(crate) run: RunRow,
@@ -582,8 +579,8 @@ pub(crate) struct LocalJudgement {
     pub(crate) verdict: Verdict,
 }
 
-/// What becomes of the local snapshots that a schedule made, and of no others; each volume for itself. Of a
-/// schedule that makes none any more, all stay.
+/// Applies the retention to the local snapshots of a schedule, for each volume. If the schedule takes none
+/// any more, all stay.
 pub(crate) fn judge_local(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
@@ -620,7 +617,7 @@ pub(crate) fn judge_local(
     Ok(judged)
 }
 
-/// What a schedule made that is gone: nothing of it is deleted by itself.
+/// Keeps all backups of a deleted schedule.
 pub(crate) fn judge_gone(
     tx: &Transaction<'_>,
     schedule: Uuid,

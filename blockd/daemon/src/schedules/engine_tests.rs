@@ -1,4 +1,4 @@
-//! The steps of the scheduler that years of schedules do not come by.
+//! Tests of scheduler steps that the simulation does not reach.
 
 use super::engine::{self, Candidate};
 use crate::{
@@ -79,7 +79,7 @@ impl Bench {
         self.tx(|tx| RunRow::in_state(tx, RunState::Queued))
     }
 
-    /// Makes the backups of the runs that wait.
+    /// Completes the backups of queued runs.
     fn work(&self, number: u64) {
         for run in self.queued() {
             let done = RunRow { state: RunState::Done, cloudsnap: Some(snap(number)), ..run };
@@ -122,7 +122,7 @@ fn backups_of_a_rule_that_is_gone_are_kept_by_its_retention() {
     schedule.spec.rules = vec![rule("periodic 120", Some(2))];
     bench.tx(|tx| schedule.put(tx));
     assert_eq!(bench.deleted(&schedule, 6), [0_u64; 0]);
-    // Said of the rule itself, it holds.
+    // The retention of the rule itself applies.
     schedule.spec.rules = vec![rule("periodic 60", Some(2))];
     assert_eq!(bench.deleted(&schedule, 6), [3, 2, 1]);
 }
@@ -138,7 +138,7 @@ fn deleted_backups_do_not_count_and_used_ones_stay() {
     assert_eq!(bench.deleted(&schedule, 5), [2, 1]);
     bench.tx(|tx| task(TaskKind::Restore, snap(2)).put(tx));
     assert_eq!(bench.deleted(&schedule, 5), [1]);
-    // Somebody deletes the newest: the next one takes its place.
+    // A user deletes the newest: the next one takes its place.
     bench.tx(|tx| RunRow::expire(tx, CREDENTIAL, &snap(4), "gone"));
     let judged = bench.tx(|tx| engine::judge(tx, &schedule, at(5)));
     assert_eq!(judged[0].cloudsnap, snap(3));
@@ -157,7 +157,7 @@ fn refused_run_fails_at_the_next_and_a_paused_one_waits() {
     let runs = bench.tx(|tx| RunRow::history(tx, None, None, 9));
     assert_eq!((runs[0].state, runs[1].state), (RunState::Queued, RunState::Failed));
     assert!(runs[1].reason.as_ref().unwrap().ends_with("the volume is in use"), "{runs:?}");
-    // It does not begin after all.
+    // The run does not start.
     let begun = bench.db.transaction(|tx| engine::begun(tx, &first, &task(TaskKind::Backup, snap(1))));
     assert!(matches!(begun, Err(DbError::NotQueued(id)) if id == first.id), "{begun:?}");
 
@@ -177,7 +177,7 @@ fn after_the_clock_was_set_back_runs_come_again() {
         bench.fire(hour);
         bench.work(1);
     }
-    // Once to see it, once for the run that is due then.
+    // Once to notice it, once for the run that is due then.
     bench.fire(0);
     bench.fire(1);
     assert_eq!(bench.queued().len(), 1);
@@ -217,7 +217,7 @@ fn schedule_of_deleted_volumes_warns_once() {
     );
     let events = bench.tx(|tx| crate::db::events_after(tx, 0, 99));
     assert_eq!(events.iter().filter(|event| event.kind == "run-skipped").count(), 1, "{events:?}");
-    // Whoever asks is answered; and once there was a volume, it is said again.
+    // A manual run is answered, and once there was a volume, the warning is repeated.
     bench.tx(|tx| engine::run_now(tx, &schedule, &[], at(6)));
     assert_eq!(told().len(), 2);
     fire(&[volume()], 7);

@@ -1,4 +1,4 @@
-//! The checks that come before a pass of retention deletes anything.
+//! Checks before a retention pass deletes anything.
 
 use super::engine::Judgement;
 use crate::{
@@ -21,15 +21,15 @@ use uuid::Uuid;
 /// State of the backups that a pass would keep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kept {
-    /// All are there, their manifests can be read, and the last good one has all of its objects.
+    /// All exist with readable manifests, and the last good one has all objects.
     Whole,
-    /// Some are gone, and were taken out of the books.
+    /// Some are gone, and were removed from the records.
     Fewer,
-    /// A manifest cannot be read, or objects of the last good one are missing: nothing may be deleted.
+    /// A manifest is unreadable, or objects of the last good one are missing: nothing may be deleted.
     Doubtful,
 }
 
-/// A place that was proven, and the manifests of a volume there, all of which can be read.
+/// Proven location with the readable manifests of a volume.
 pub(crate) struct ProvenPlace {
     credential: Uuid,
     like: CloudsnapId,
@@ -39,25 +39,25 @@ pub(crate) struct ProvenPlace {
     pub(crate) listed: Vec<ListedManifest>,
 }
 
-/// The reason for which retention stops on a volume, and what to do about it.
+/// Cause why retention stops for a volume, and the remedy.
 struct Obstacle {
     what: String,
     hint: String,
 }
 
 impl Core {
-    /// Proves a place and reads the manifests of a volume there, before retention judges them or deletes any.
-    /// Returns none, and stops retention, if one cannot be read.
+    /// Proves a location and reads the manifests of a volume there, before retention decides. Returns `None`
+    /// and stops retention if one is unreadable.
     ///
     /// # Errors
-    /// The key slot is not there, or the store fails.
+    /// The key slot is missing, or the store fails.
     pub(crate) async fn prove_for_retention(
         &self,
         credential: Uuid,
         like: &CloudsnapId,
     ) -> Result<Option<ProvenPlace>, ServiceError> {
         let (repository, requests) = self.task_repository(credential).await?;
-        // The directory of a disk that is not mounted is empty, and says that nothing is there.
+        // The directory of an unmounted disk is empty.
         repository.prove_key_slot().await?;
         self.reached("place proven")?;
         let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
@@ -70,8 +70,8 @@ impl Core {
         Ok(Some(ProvenPlace { credential, like: *like, repository, requests, catalog, listed }))
     }
 
-    /// Checks that the last good backups of a volume, which stay, have all of their objects. Otherwise
-    /// retention stops, and nothing of the volume may be deleted.
+    /// Checks that the last good backups of a volume, which stay, have all objects. Otherwise retention
+    /// stops, and nothing of the volume may be deleted.
     ///
     /// # Errors
     /// The store fails.
@@ -90,7 +90,7 @@ impl Core {
         Ok(true)
     }
 
-    /// Checks the backups of a volume that a pass keeps in a place, before it deletes any other.
+    /// Checks the backups of a volume that a pass keeps in a location, before it deletes others.
     pub(super) async fn check_kept(
         &self,
         credential: Uuid,
@@ -134,10 +134,10 @@ impl Core {
         }
     }
 
-    /// Marks the run as expired whose backup its store does not have any more.
+    /// Marks the run of a missing backup as expired.
     ///
     /// # Errors
-    /// The place does not prove to be the right one: its disk may have gone away since it was asked.
+    /// The location cannot be proven: its disk may have been unmounted meanwhile.
     pub(super) async fn expire_run_of_gone(
         &self,
         credential: Uuid,
@@ -151,8 +151,8 @@ impl Core {
         Ok(self.db.run(expired).await?)
     }
 
-    /// Refuses deletions where the clocks of this host and of a store differ, and reports that once. A time
-    /// by which something is judged to be deleted is taken after this check.
+    /// Refuses deletions if the clocks of this host and of a store differ, and reports it once. The time of a
+    /// decision is taken after this check.
     pub(crate) async fn check_store_clock(
         &self,
         repository: &Repository,
@@ -185,8 +185,7 @@ impl Core {
         Err(error)
     }
 
-    /// Looks whether these cloud snapshots and all of their objects are in the store; returns the first thing
-    /// that is wrong.
+    /// Checks that these cloud snapshots and their objects are in the store; returns the first problem.
     async fn check_quickly(
         &self,
         place: ProvenPlace,
@@ -210,14 +209,14 @@ impl Core {
         if let Some(finding) = report.findings.first() {
             return Ok(Some(format!("object {} is damaged: {}", finding.object, finding.what)));
         }
-        // One that is gone is no finding.
+        // A missing one is no finding.
         let is_sound =
             |id: &&CloudsnapId| report.snapshots.iter().any(|one| one.id == **id && one.is_sound());
         let unproven = ids.iter().find(|id| !is_sound(id));
         Ok(unproven.map(|id| format!("cloud snapshot {id} is listed, and its manifest is not there")))
     }
 
-    /// Reports, once, that retention deletes nothing of a volume in a place.
+    /// Reports once that retention has stopped for a volume in a location.
     async fn stop_retention(
         &self,
         credential: Uuid,
@@ -244,11 +243,11 @@ impl Core {
     }
 }
 
-/// Returns why a manifest of a volume cannot be read, if there is such a one. An object whose name is that of
-/// no cloud snapshot counts as well: it may be one of the volume.
+/// Returns the cause of an unreadable manifest of a volume. An object with an unknown name counts as well, as
+/// it may belong to the volume.
 ///
 /// # Errors
-/// If reading failed in a way that may pass.
+/// A read failed with a temporary error.
 fn unreadable(listed: &[ListedManifest]) -> Result<Option<Obstacle>, ServiceError> {
     let mut passing = None;
     for found in listed {
@@ -275,7 +274,7 @@ fn unreadable(listed: &[ListedManifest]) -> Result<Option<Obstacle>, ServiceErro
     passing.map_or(Ok(None), |error| Err(ServiceError::refused(ErrorCode::StoreFailed, error.to_string())))
 }
 
-/// The command that deletes a cloud snapshot whose manifest is damaged.
+/// Returns the command that deletes a cloud snapshot with a damaged manifest.
 pub(crate) fn delete_command(id: &CloudsnapId) -> String {
     format!("blockctl cloudsnap delete --snap {id} --force")
 }

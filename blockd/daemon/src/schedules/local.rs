@@ -1,8 +1,7 @@
-//! Local snapshots that schedules keep: those that no backup is made of, and the deletion of those that are
-//! kept no more.
+//! Local snapshots of schedules: runs without a backup, and the deletion of surplus ones.
 //!
-//! A run has the id of its snapshot before anything is frozen. So whoever comes after a daemon that died
-//! knows whether the snapshot came about; if it did not, nothing is left of it, and the run is begun anew.
+//! A run has the id of its snapshot before the freeze. So the next daemon knows after a crash whether the
+//! snapshot was taken; if not, nothing is left of it, and the run starts again.
 
 use super::{
     engine::{self, Batch, failures_of},
@@ -25,14 +24,14 @@ use jiff::Timestamp;
 use std::{collections::HashSet, sync::Arc, time::Instant};
 use uuid::Uuid;
 
-/// The name of the snapshots of one instant of a schedule.
+/// Returns the name of a schedule's snapshots of one point in time.
 pub(super) fn snapshot_name(schedule: Uuid, now: Timestamp) -> Result<SnapshotName, ServiceError> {
     let of = schedule.simple().to_string();
     let of = of.get(..8).unwrap_or_default();
     Ok(format!("sched-{of}-{}", now.strftime("%Y%m%dT%H%M%S.%3fZ")).parse()?)
 }
 
-/// Snapshots that are to be taken now.
+/// Snapshots to take now.
 struct Begun {
     runs: Vec<RunRow>,
     entries: Vec<(Arc<VolumeEntry>, SnapshotId)>,
@@ -41,8 +40,7 @@ struct Begun {
     around: Vec<Part>,
 }
 
-/// Snapshots that are being taken, until this is dropped: whatever ends the work, the next look at the
-/// schedules sees what became of it.
+/// Guard of snapshots in progress: after any end, the next pass of the scheduler sees their result.
 struct Freezing {
     core: Arc<Core>,
     ids: Vec<SnapshotId>,
@@ -62,7 +60,7 @@ impl Drop for Freezing {
 }
 
 impl Core {
-    /// Begins runs that take local snapshots, all of one instant.
+    /// Starts runs of local snapshots with one point in time.
     pub(super) async fn begin_local(
         self: &Arc<Self>,
         batch: Batch,
@@ -96,7 +94,7 @@ impl Core {
             group_stall_micros: 0,
         });
         let ids: Vec<SnapshotId> = entries.iter().map(|(_, id)| *id).collect();
-        // Before they are in the database: nobody must take them for those of a daemon that died.
+        // Before they are in the database, so that they are not taken for those of a dead daemon.
         let freezing = Freezing::new(Arc::clone(self), ids.clone());
         let (noted, snapshots) = (runs.clone(), ids);
         let stored = self.db.run(move |tx| {
@@ -105,7 +103,7 @@ impl Core {
         });
         match stored.await {
             Ok(()) => {}
-            // Somebody deleted the schedule meanwhile.
+            // The schedule was deleted meanwhile.
             Err(DbError::NotQueued(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
@@ -120,7 +118,7 @@ impl Core {
         Ok(())
     }
 
-    /// Takes the snapshots. The next look at the schedules sees that they are there.
+    /// Takes the snapshots. The next pass of the scheduler sees them.
     async fn take_local(self: &Arc<Self>, begun: Begun, schedule: Uuid) {
         let Begun { runs, entries, name, group, around } = begun;
         let members: Vec<_> = entries.iter().map(|(entry, id)| (Arc::clone(entry), *id)).collect();
@@ -134,7 +132,7 @@ impl Core {
                 let failures = failures_of(report.as_ref());
                 tracing::info!(%schedule, snapshots = rows.len(), ?failures, "local snapshots taken");
             }
-            // The next start begins them anew.
+            // The next start repeats them.
             Err(ServiceError::Stopping) => {}
             Err(error) => {
                 let reason = error.to_api().message;
@@ -168,8 +166,7 @@ impl Core {
         Ok(())
     }
 
-    /// Deletes the local snapshots that the retention of the schedules does not keep. One that somebody reads
-    /// stays until he is done with it.
+    /// Deletes the local snapshots that the retention does not keep. One with readers stays until they end.
     pub(super) async fn delete_surplus_snapshots(
         self: &Arc<Self>,
         now: Timestamp,
@@ -192,7 +189,7 @@ impl Core {
             if delays.get(&key(&id)).is_some_and(|delay| delay.until > Instant::now()) {
                 continue;
             }
-            // It may be the one that the volume is being rolled back to: it is judged again.
+            // It may be the target of a running rollback: it is judged again.
             let entry = judgement.run.volume.and_then(|volume| self.registry.by_id(volume));
             if entry.is_some_and(|entry| entry.is_rolling_back()) {
                 continue;

@@ -1,4 +1,4 @@
-//! Schedules: what can be asked of them, and the task that runs them.
+//! Schedules: requests, and the task that runs them.
 
 pub(crate) mod engine;
 #[cfg(test)]

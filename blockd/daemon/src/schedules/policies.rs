@@ -1,4 +1,4 @@
-//! Policies that several schedules share.
+//! Policies, which several schedules share.
 
 use super::sense::refuse_never;
 use crate::{
@@ -12,7 +12,7 @@ use blockd_api::{
 };
 use jiff::Timestamp;
 
-/// Refuses too many rules, and the same one twice.
+/// Refuses too many rules, and duplicates.
 pub(super) fn check_rules(rules: &[Rule]) -> Result<(), ServiceError> {
     let invalid = |message| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
     if rules.len() > MAX_RULES {
@@ -35,10 +35,10 @@ pub(super) fn not_found(name: &PolicyName) -> ServiceError {
 }
 
 impl Core {
-    /// Makes a policy.
+    /// Creates a policy.
     ///
     /// # Errors
-    /// It has no rules, or too many; or there is one of this name.
+    /// It has no rules or too many, or the name is taken.
     pub async fn create_policy(&self, request: Policy) -> Result<Policy, ServiceError> {
         check_rules(&request.rules)?;
         refuse_none(&request.rules)?;
@@ -55,7 +55,7 @@ impl Core {
         }
     }
 
-    /// All policies.
+    /// Returns all policies.
     ///
     /// # Errors
     /// The database fails.
@@ -64,7 +64,7 @@ impl Core {
         Ok(PolicyList { policies: rows.into_iter().map(to_api).collect() })
     }
 
-    /// One policy.
+    /// Returns a policy.
     ///
     /// # Errors
     /// There is none of this name.
@@ -74,10 +74,10 @@ impl Core {
         row.map(to_api).ok_or_else(|| not_found(&name))
     }
 
-    /// Gives a policy other rules, for all schedules that use it.
+    /// Replaces the rules of a policy for all schedules that use it.
     ///
     /// # Errors
-    /// There is none of this name, or the rules are not taken.
+    /// There is none of this name, or the rules are invalid.
     pub async fn update_policy(
         &self,
         name: PolicyName,
@@ -90,7 +90,7 @@ impl Core {
         let stored = row.clone();
         let updated = self.db.run(move |tx| -> Result<bool, ServiceError> {
             let found = stored.update(tx)?;
-            // A schedule must not get a rule by it that it has itself.
+            // A schedule must not get a duplicate of its own rule.
             for schedule in ScheduleRow::all(tx)? {
                 if schedule.policy.as_ref() == Some(&stored.name) {
                     let refused = |error: ServiceError| {

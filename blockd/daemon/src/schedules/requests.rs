@@ -1,4 +1,4 @@
-//! What can be asked of schedules.
+//! Requests about schedules.
 
 use super::{
     engine::{self, Candidate},
@@ -27,7 +27,7 @@ use rusqlite::Transaction;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Runs that a reply tells of when nothing else is asked for.
+/// Default number of runs in a reply.
 const DEFAULT_HISTORY: u32 = 100;
 
 fn no_schedule(uuid: Uuid) -> ServiceError {
@@ -94,7 +94,7 @@ fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<ScheduleRow, ServiceError> {
     ScheduleRow::find(tx, uuid)?.ok_or_else(|| no_schedule(uuid))
 }
 
-/// Refuses a name that another schedule has.
+/// Refuses the name of another schedule.
 fn refuse_second(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Result<(), ServiceError> {
     let Some(name) = name else { return Ok(()) };
     let Some(other) = ScheduleRow::all(tx)?.into_iter().find(|row| row.spec.name.as_ref() == Some(name))
@@ -105,7 +105,7 @@ fn refuse_second(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Result<(), 
     Err(ServiceError::refused(ErrorCode::ScheduleExists, message))
 }
 
-/// Stores a schedule whose policy must be there, and whose rules begin now.
+/// Stores a schedule with an existing policy; its rules start now.
 fn put(
     tx: &Transaction<'_>,
     row: &ScheduleRow,
@@ -133,14 +133,14 @@ fn put(
 }
 
 impl ScheduleRow {
-    /// Refuses too many rules, and the same one twice, those of the policy included.
+    /// Refuses too many rules and duplicates, including those of the policy.
     pub(super) fn check(&self, tx: &Transaction<'_>) -> Result<(), ServiceError> {
         check_rules(&self.rules(tx)?)
     }
 }
 
 impl Core {
-    /// Refuses a credential that a schedule needs.
+    /// Refuses to delete the credential of a schedule.
     pub(crate) async fn refuse_if_scheduled(&self, credential: Uuid, name: &str) -> Result<(), ServiceError> {
         let found = self.db.run(move |tx| -> Result<_, DbError> {
             let readable = ScheduleRow::all(tx)?.into_iter();
@@ -158,7 +158,7 @@ impl Core {
         Err(ServiceError::refused(ErrorCode::CredentialInUse, message))
     }
 
-    /// What becomes of the schedules that were for a volume that is gone, where they have no other one.
+    /// Returns the schedules that have no volumes left after a deletion.
     ///
     /// # Errors
     /// The database fails.
@@ -181,23 +181,23 @@ impl Core {
         Ok(told.collect())
     }
 
-    /// The volumes that schedules may be for.
+    /// Returns the volumes that schedules may select.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let entries = self.registry.all().into_iter();
         let there = entries.filter(|entry| !matches!(entry.view().state, EntryState::Deleting));
         there.map(|entry| Candidate { id: entry.id, name: entry.name.clone(), tags: entry.tags() }).collect()
     }
 
-    /// Makes a schedule.
+    /// Creates a schedule.
     ///
     /// # Errors
-    /// Nothing says when, or for what; there is no such volume, credential or policy.
+    /// It has no rules or no selector, or there is no such volume, credential or policy.
     pub async fn create_schedule(&self, request: CreateSchedule) -> Result<Schedule, ServiceError> {
         let given = &request.selector;
         let selector = match (&given.volume, &given.group, &given.label) {
             (Some(volume), None, None) => {
                 let entry = self.registry.find(volume)?;
-                // By its id: another volume may get the name one day.
+                // By id: another volume may get the name later.
                 Selector { volume: Some(VolumeRef::Id(entry.id)), ..Selector::default() }
             }
             (None, Some(_), None) => given.clone(),
@@ -209,7 +209,7 @@ impl Core {
             }
         };
         let mut credentials = Vec::new();
-        // Local snapshots need no place.
+        // Local snapshots need no location.
         if request.cred_ids.is_empty() && request.local.is_none() {
             credentials.push(self.credential(None).await?.uuid);
         }
@@ -262,7 +262,7 @@ impl Core {
         Ok(schedule)
     }
 
-    /// All schedules.
+    /// Returns all schedules.
     ///
     /// # Errors
     /// The database fails.
@@ -283,10 +283,10 @@ impl Core {
         Ok(list.await?)
     }
 
-    /// One schedule.
+    /// Returns a schedule.
     ///
     /// # Errors
-    /// There is none of this id.
+    /// There is none with this id.
     pub async fn schedule(&self, uuid: Uuid) -> Result<Schedule, ServiceError> {
         let (now, volumes) = (Timestamp::now(), self.candidates());
         let found = self
@@ -295,10 +295,10 @@ impl Core {
         found.await
     }
 
-    /// Changes a schedule.
+    /// Updates a schedule.
     ///
     /// # Errors
-    /// There is none of this id, or what it would become is not taken.
+    /// There is none with this id, or the result would be invalid.
     pub async fn update_schedule(
         &self,
         uuid: Uuid,
@@ -318,7 +318,7 @@ impl Core {
         let volumes = self.candidates();
         let changed = self.db.run(move |tx| {
             let mut row = find(tx, uuid)?;
-            // What came about by the policy must not keep anybody from a pause.
+            // A problem of the policy must not prevent a pause.
             let must_check = request.rules.is_some() || request.policy.is_some();
             let must_fit = must_check || request.jitter_seconds.is_some();
             if let Some(rules) = &request.rules {
@@ -326,7 +326,7 @@ impl Core {
             }
             if let Some(paused) = request.paused {
                 if row.paused && !paused {
-                    // What was left out while it was paused is not caught up on.
+                    // Runs skipped during a pause are not made up for.
                     ScheduleRow::clear_cursors(tx, uuid)?;
                 }
                 row.paused = paused;
@@ -359,15 +359,15 @@ impl Core {
         Ok(schedule)
     }
 
-    /// Deletes a schedule. Runs that wait are left out; what is under way goes on, and what was made stays.
+    /// Deletes a schedule. Queued runs are skipped, running ones continue, and backups stay.
     ///
     /// # Errors
-    /// There is none of this id.
+    /// There is none with this id.
     pub async fn delete_schedule(&self, uuid: Uuid) -> Result<Deleted, ServiceError> {
         let now = Timestamp::now();
         self.db
             .run(move |tx| -> Result<(), ServiceError> {
-                // Also one that cannot be read.
+                // Also an unreadable one.
                 if !ScheduleRow::exists(tx, uuid)? {
                     return Err(no_schedule(uuid));
                 }
@@ -381,10 +381,10 @@ impl Core {
         Ok(Deleted { id: uuid.to_string(), name: String::new(), warnings: Vec::new() })
     }
 
-    /// Runs a schedule now, paused or not.
+    /// Runs a schedule now, also while it is paused.
     ///
     /// # Errors
-    /// There is none of this id.
+    /// There is none with this id.
     pub async fn run_schedule(&self, uuid: Uuid) -> Result<RunList, ServiceError> {
         let (now, volumes) = (Timestamp::now(), self.candidates());
         let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
@@ -395,13 +395,13 @@ impl Core {
         Ok(RunList { runs })
     }
 
-    /// What schedules did, newest first.
+    /// Returns the runs of schedules, newest first.
     ///
     /// # Errors
     /// There is no such volume.
     pub async fn list_runs(&self, query: ListRuns) -> Result<RunList, ServiceError> {
         let volume = match &query.volume {
-            // It may be gone: what was done to it is told still.
+            // The volume may be gone: its runs are still listed.
             Some(VolumeRef::Id(id)) => Some(*id),
             Some(name) => Some(self.registry.find(name)?.id),
             None => None,
@@ -419,16 +419,16 @@ impl Core {
         Ok(RunList { runs: rows.iter().map(RunRow::to_api).collect() })
     }
 
-    /// What a schedule's retention keeps and would delete now, with the reasons. Changes nothing.
+    /// Returns what a schedule's retention would keep and delete now, with reasons. Changes nothing.
     ///
     /// # Errors
-    /// There is none of this id.
+    /// There is none with this id.
     pub async fn plan_retention(&self, uuid: Uuid) -> Result<RetentionPlan, ServiceError> {
         let now = Timestamp::now();
         let judged = self.db.run(move |tx| -> Result<_, ServiceError> {
             match ScheduleRow::find(tx, uuid)? {
                 Some(row) => Ok((engine::judge(tx, &row, now)?, engine::judge_local(tx, &row, now)?)),
-                // What it made is told of as long as it is known.
+                // Its backups are listed as long as they are known.
                 None => match engine::judge_gone(tx, uuid)? {
                     (judged, local) if judged.is_empty() && local.is_empty() => Err(no_schedule(uuid)),
                     both => Ok(both),
@@ -460,7 +460,7 @@ impl Core {
         Ok(RetentionPlan { cloudsnaps: told.collect(), snapshots })
     }
 
-    /// What is kept in places of a schedule that has these.
+    /// Returns the retention of single locations of a schedule.
     async fn retain_at(
         &self,
         given: &[RetainAt],

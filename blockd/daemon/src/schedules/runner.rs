@@ -1,5 +1,4 @@
-//! The task that looks at the schedules: adds runs that are due, begins those whose turn it is, and deletes
-//! what is not kept any more.
+//! Scheduler task: adds due runs, starts queued ones, and deletes what retention does not keep.
 
 use super::{
     engine::{self, Batch, Judgement, Ready},
@@ -29,16 +28,16 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle};
 use uuid::Uuid;
 
-/// The longest time between two looks: clocks are set, and hosts sleep, without anybody being told.
+/// Maximum time between two passes: clocks are set and hosts suspend without notice.
 const MAX_WAIT_MS: u64 = 20_000;
-/// The shortest time between two looks.
+/// Minimum time between two passes.
 const MIN_WAIT_MS: u64 = 50;
-/// After how long a deletion that did not succeed is tried again; twice as long each time.
+/// First pause before a failed deletion is retried; doubled each time.
 const DELETE_AGAIN_S: u64 = 5;
-/// The longest such time.
+/// Maximum pause.
 const MAX_DELETE_AGAIN_S: u64 = 3_600;
 
-/// What the scheduler does, in words.
+/// Descriptions of the scheduler's steps.
 const ADDING: &str = "making runs that are due";
 const BEGINNING: &str = "beginning runs";
 const DELETING_LOCAL: &str = "deleting local snapshots that are not kept";
@@ -54,7 +53,7 @@ pub(crate) struct Scheduler {
     pub(super) freezing: Mutex<HashSet<SnapshotId>>,
 }
 
-/// When a deletion may be asked for again.
+/// Time of the next attempt of a deletion.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Delay {
     pub(super) until: Instant,
@@ -74,7 +73,7 @@ impl Delay {
     }
 }
 
-/// When the deletions that did not succeed may be asked for again, by credential and cloud snapshot.
+/// Times of the next attempts of failed deletions, by credential and cloud snapshot.
 pub(crate) type Delays = HashMap<(Uuid, String), Delay>;
 
 fn delay_key(judgement: &Judgement) -> (Uuid, String) {
@@ -86,22 +85,21 @@ fn is_delayed(delays: &Delays, judgement: &Judgement) -> bool {
 }
 
 impl Scheduler {
-    /// Something has changed: a schedule, or a task has ended.
+    /// Wakes the scheduler after a change of a schedule or the end of a task.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
         self.judge.notify_one();
     }
 }
 
-/// Looks at the schedules until the daemon stops.
+/// Runs the scheduler until the daemon stops.
 pub(crate) fn start(core: Arc<Core>) -> JoinHandle<()> {
-    // Deletions wait for stores; backups must not wait for them.
+    // Deletions wait for stores; backups must not.
     tokio::spawn(async move { tokio::join!(begin_runs(&core), delete_runs(&core)) }.map(drop))
 }
 
-/// Does a pass, and no more of it once the daemon stops: each step is a transaction, and what is left of it
-/// is done after the next start. None if the daemon stops, or if the pass failed, which is told until one
-/// succeeds.
+/// Runs a pass until the daemon stops: each step is a transaction, and the next start does the rest. Returns
+/// `None` for a stop or a failure, which is reported until a pass succeeds.
 async fn guarded<T>(
     core: &Core,
     what: &'static str,
@@ -128,7 +126,7 @@ async fn guarded<T>(
     }
 }
 
-/// What of the schedules does not work is told while that is so, and logged once.
+/// Reports a failed step of the scheduler while it lasts, and logs it once.
 fn failed(core: &Core, what: &'static str, error: &str) {
     let told = format!("schedules: {what} fails: {error}");
     if core.health.note(SCHEDULES, what, told, "mend the cause; it is tried again several times a minute") {
@@ -162,7 +160,7 @@ async fn begin_runs(core: &Arc<Core>) {
 async fn delete_runs(core: &Arc<Core>) {
     let mut delays = Delays::new();
     loop {
-        // A store that is away must not keep local snapshots, nor the other way round.
+        // An unreachable store must not keep local snapshots, nor the other way round.
         let local = core.delete_surplus_snapshots(Timestamp::now(), &mut delays);
         if guarded(core, DELETING_LOCAL, local).await.is_err()
             || guarded(core, DELETING, core.delete_surplus(Timestamp::now, &mut delays)).await.is_err()
@@ -178,7 +176,7 @@ async fn delete_runs(core: &Arc<Core>) {
 }
 
 impl Core {
-    /// One look at the schedules; says when the next one is needed.
+    /// Runs one pass; returns the time of the next one.
     pub(crate) async fn scheduler_pass(
         self: &Arc<Self>,
         now: Timestamp,
@@ -194,12 +192,12 @@ impl Core {
             })
             .await?;
         self.events.wake();
-        // A run whose task has ended may be one too many, which only `settle` has noted.
+        // A run with an ended task may be surplus, as only `settle` knows.
         self.scheduler.judge.notify_one();
         let mut failing = None;
         for batch in batches {
-            // Without a place, which uploads to a store that is away may hold for days, there are local
-            // snapshots still.
+            // Without a free slot, which uploads to an unreachable store may hold for days, local snapshots
+            // continue.
             let batch = if places == 0 { batch.only_local() } else { Some(batch) };
             let Some(batch) = batch else { continue };
             let is_local = batch.is_local();
@@ -208,7 +206,7 @@ impl Core {
                 Ok(true) if !is_local => places -= 1,
                 Ok(_) => {}
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
-                // The others must go on; these are tried again at the next look.
+                // The others must continue; these are retried in the next pass.
                 Err(error) => {
                     tracing::debug!(?first, %error, "runs could not be begun");
                     failing = Some(error);
@@ -223,7 +221,7 @@ impl Core {
         Ok(next)
     }
 
-    /// Begins runs from one instant, or ends those that cannot begin; says whether they have begun.
+    /// Starts the runs of a batch, or ends those that cannot start; returns true if they started.
     async fn begin_batch(self: &Arc<Self>, batch: Batch, now: Timestamp) -> Result<bool, ServiceError> {
         let known: HashSet<Uuid> = self.credential_rows().await?.iter().map(|row| row.uuid).collect();
         let is_known =
@@ -288,15 +286,15 @@ impl Core {
                 Ok(true)
             }
             Err(ServiceError::Stopping) => Err(ServiceError::Stopping),
-            // Somebody deleted the schedule meanwhile.
+            // The schedule was deleted meanwhile.
             Err(ServiceError::Db(DbError::NotQueued(run))) => {
                 tracing::info!(schedule = %first.schedule, run, "the run does not wait any more");
                 Ok(false)
             }
-            // A backup that somebody asked for goes first; this one waits.
+            // A manual backup goes first; this one waits.
             Err(error) if error.to_api().code == ErrorCode::VolumeInUse || error.is_retryable() => {
                 let reason = error.to_api().message;
-                // It is tried at every look, and said once.
+                // It is retried in each pass, and reported once.
                 if first.reason.as_ref() != Some(&reason) {
                     tracing::warn!(schedule = %first.schedule, run = first.id, %reason, "the run waits");
                 }
@@ -306,12 +304,12 @@ impl Core {
                 self.db.run(waits).await?;
                 Ok(false)
             }
-            // Those that need no store are begun by themselves.
+            // Runs without a store start separately.
             Err(error) => self.end_runs(stored, error.to_api().message, now).await.map(|()| false),
         }
     }
 
-    /// Ends runs that did not begin.
+    /// Ends runs that did not start.
     pub(super) async fn end_runs(
         &self,
         runs: Vec<RunRow>,
@@ -336,7 +334,7 @@ impl Core {
         Ok(())
     }
 
-    /// What the retention of the schedules says of each backup at a time.
+    /// Returns the retention decisions for all backups at a time.
     async fn judged(&self, now: Timestamp) -> Result<Vec<Judgement>, ServiceError> {
         let judged = self.db.run(move |tx| -> Result<_, DbError> {
             let mut judged = Vec::new();
@@ -348,15 +346,15 @@ impl Core {
         Ok(judged.await?)
     }
 
-    /// Starts the deletion of what the retention of the schedules does not keep. The run counts as a backup
-    /// until the deletion has ended, so that one which fails is judged, and tried, again.
+    /// Starts the deletions of surplus backups. A run counts as a backup until the end of the deletion, so
+    /// that a failed one is judged and retried.
     pub(crate) async fn delete_surplus(
         self: &Arc<Self>,
         now: impl Fn() -> Timestamp,
         delays: &mut Delays,
     ) -> Result<(), ServiceError> {
-        // The clock of this host may be wrong. This judgement says in which stores something may be deleted;
-        // the one by which it is deleted comes after the clocks were compared.
+        // The clock of this host may be wrong. This decision only selects the stores; the decision to delete
+        // follows the comparison of clocks.
         let mut surplus = self.judged(now()).await?;
         surplus.retain(|judgement| judgement.verdict.is_delete());
         let wanted: HashSet<_> = surplus.iter().map(delay_key).collect();
@@ -369,7 +367,7 @@ impl Core {
         let (mut surplus, kept): (Vec<_>, Vec<_>) =
             self.judged(now()).await?.into_iter().partition(|judgement| judgement.verdict.is_delete());
         surplus.retain(|judgement| checked.contains(&judgement.credential) && !is_delayed(delays, judgement));
-        // What was looked at in this pass: whether all that is kept of a volume in a place is there.
+        // Results of this pass: the kept backups of a volume in a location are complete.
         let mut whole: HashMap<(Uuid, Uuid, VolumeId), Kept> = HashMap::new();
         for judgement in surplus {
             let (id, credential) = (judgement.cloudsnap, judgement.credential);
@@ -382,7 +380,7 @@ impl Core {
                 whole.insert(of, found);
                 match found {
                     Kept::Whole => {}
-                    // It is judged again, without those that are gone.
+                    // It is judged again without the missing ones.
                     Kept::Fewer => return Ok(None),
                     Kept::Doubtful => {
                         let what = "a backup that would be kept is not known to restore";
@@ -413,7 +411,7 @@ impl Core {
                         }
                     }
                 }
-                // The store may be away, or the backup in use.
+                // The store may be unreachable, or the backup in use.
                 Err(error) => tracing::warn!(cloudsnap = %id, %error, "not deleted yet"),
             }
             delays.entry(delay_key(&judgement)).or_default().lengthen();
@@ -421,8 +419,8 @@ impl Core {
         self.reached("surplus looked at")
     }
 
-    /// Compares the clock of this host with that of each store in which something is not kept any more;
-    /// returns the credentials of those where it is right.
+    /// Compares the clock of this host with each store that has surplus backups; returns the credentials with
+    /// matching clocks.
     async fn check_clocks(
         self: &Arc<Self>,
         surplus: &[Judgement],
@@ -432,7 +430,7 @@ impl Core {
         for credential in checked.clone() {
             let check = async {
                 let (repository, _) = self.task_repository(credential).await?;
-                // The directory of a disk that is not mounted takes no probe object.
+                // The directory of an unmounted disk must not get a probe object.
                 repository.prove_key_slot().await?;
                 self.check_store_clock(&repository, credential).await
             };

@@ -1,4 +1,4 @@
-//! Whether a schedule can do what it is made for: its runs come, and none is put off until the next one.
+//! Plausibility of schedules: runs occur, and jitter does not delay them until the next one.
 
 use super::engine::{self, Candidate};
 use crate::error::ServiceError;
@@ -9,14 +9,14 @@ use blockd_api::{
 use blockd_schedule::{Jitter, Recurrence};
 use jiff::Timestamp;
 
-/// Runs that are looked at to find how far apart they are.
+/// Number of runs considered for the shortest interval.
 const LOOK_AHEAD: usize = 64;
 
 fn invalid(message: String) -> ServiceError {
     ServiceError::refused(ErrorCode::InvalidRequest, message)
 }
 
-/// Refuses a rule that is over.
+/// Refuses a rule without future runs.
 pub(super) fn refuse_never(rules: &[Rule], now: Timestamp) -> Result<(), ServiceError> {
     match rules.iter().find(|rule| rule.when.next_after(now).is_none()) {
         Some(rule) => Err(invalid(format!(
@@ -27,7 +27,7 @@ pub(super) fn refuse_never(rules: &[Rule], now: Timestamp) -> Result<(), Service
     }
 }
 
-/// The shortest time between two of the next runs, in seconds.
+/// Returns the shortest interval between the next runs, in seconds.
 fn shortest_s(recurrence: &Recurrence, now: Timestamp) -> Option<i64> {
     let mut at = recurrence.next_after(now)?;
     let mut shortest: Option<i64> = None;
@@ -40,7 +40,7 @@ fn shortest_s(recurrence: &Recurrence, now: Timestamp) -> Option<i64> {
     shortest
 }
 
-/// Refuses a jitter that puts off runs by more than half of the time until the next one.
+/// Refuses a jitter above half of the shortest interval.
 pub(super) fn refuse_long_jitter(rules: &[Rule], jitter: Jitter, now: Timestamp) -> Result<(), ServiceError> {
     for rule in rules.iter().filter(|_| jitter.max_s > 0) {
         let Some(apart_s) = shortest_s(&rule.when, now) else { continue };
@@ -55,7 +55,7 @@ pub(super) fn refuse_long_jitter(rules: &[Rule], jitter: Jitter, now: Timestamp)
     Ok(())
 }
 
-/// What whoever makes or changes a schedule should know of it.
+/// Returns warnings about a created or updated schedule.
 pub(super) fn warnings(selector: &Selector, volumes: &[Candidate]) -> Vec<String> {
     if engine::chooses_any(selector, volumes) {
         return Vec::new();

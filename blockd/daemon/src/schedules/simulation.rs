@@ -1,5 +1,5 @@
-//! Years of schedules against a simulated clock: the scheduler's transactions, a store that is a list, and a
-//! daemon that is killed between any two of them.
+//! Simulation of years of schedules with a simulated clock: the scheduler's transactions, a list as the
+//! store, and a daemon that is killed between any two steps.
 
 use super::engine::{self, Batch, Candidate};
 use crate::{
@@ -30,12 +30,12 @@ struct World {
     random: u64,
     volumes: Vec<Candidate>,
     credential: Uuid,
-    /// What is in the store, by volume.
+    /// Stored backups by volume.
     store: BTreeMap<VolumeId, BTreeSet<String>>,
     deaths: u32,
-    /// The local snapshots that the daemon is about to take; it forgets them when it dies.
+    /// Local snapshots that the daemon is taking; lost on a crash.
     freezing: HashSet<SnapshotId>,
-    /// The snapshots that people took.
+    /// Manual snapshots.
     by_hand: BTreeSet<SnapshotId>,
 }
 
@@ -90,7 +90,7 @@ impl World {
         self.db.as_ref().unwrap().transaction(work).unwrap()
     }
 
-    /// Now and then the daemon dies here: nothing but the database is left of it.
+    /// Crashes the daemon with some probability: only the database survives.
     fn dies(&mut self) -> bool {
         if self.roll(25) > 0 {
             return false;
@@ -133,7 +133,7 @@ impl World {
         row
     }
 
-    /// One look of the scheduler, which may die after each transaction.
+    /// Runs one pass of the scheduler, which may crash after each transaction.
     fn pass(&mut self) {
         let (now, volumes) = (self.now(), self.volumes.clone());
         let freezing = self.freezing.clone();
@@ -210,7 +210,7 @@ impl World {
                 }
                 let there = self.store.entry(judgement.cloudsnap.volume).or_default();
                 there.remove(&judgement.cloudsnap.to_string());
-                // The deletion is a task by now, but the run may not know it.
+                // The deletion is a task now, but the run may not know it.
                 if self.dies() {
                     return;
                 }
@@ -219,7 +219,7 @@ impl World {
         }
     }
 
-    /// Takes a snapshot that stays, if a schedule wants it.
+    /// Takes a local snapshot if a schedule requires it.
     fn freeze(&mut self, volume: VolumeId, id: SnapshotId) {
         let wanted = self.tx(|tx| RunRow::in_state(tx, RunState::Active));
         if wanted.iter().any(|run| run.snapshot == Some(id)) {
@@ -249,7 +249,7 @@ impl World {
         self.tx(|tx| SnapshotRow::all(tx, None)).iter().map(|row| row.id).collect()
     }
 
-    /// Some of the backups that are under way come to their end.
+    /// Completes some of the running backups.
     fn work(&mut self) {
         for mut task in self.tx(TaskRow::unfinished) {
             let busy =
@@ -258,7 +258,7 @@ impl World {
             match self.roll(10) {
                 0 | 1 => continue,
                 2 => task.state = TaskState::Failed,
-                // The snapshot is there, and its backup fails.
+                // The snapshot exists, and its backup fails.
                 3 => {
                     self.freeze(task.volume.unwrap(), task.snapshot.unwrap());
                     task.detail.frozen = true;
@@ -287,8 +287,8 @@ fn named(rule: &Recurrence, from: Timestamp, until: Timestamp) -> Vec<Timestamp>
     all
 }
 
-/// Two years of daily and weekly backups of two volumes, with sleeps of minutes to weeks and deaths at any
-/// moment.
+/// Two years of daily and weekly backups of two volumes, with suspends of minutes to weeks and crashes at any
+/// time.
 #[test]
 fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
     for seed in [1, 2] {
@@ -310,8 +310,7 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
                 world.pass();
                 world.work();
             }
-            // People take snapshots, and delete some of those of the schedule, but none so late that no other
-            // comes in its place.
+            // Users take snapshots and delete some of the schedule's, early enough for a replacement.
             match world.roll(60) {
                 0 => {
                     let id = SnapshotId::from_u64(world.roll(1 << 40) + 1);
@@ -329,7 +328,7 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
                 _ => {}
             }
         }
-        // What is under way comes to its end.
+        // Running backups complete.
         for _ in 0..200 {
             world.pass();
             world.work();
@@ -353,13 +352,13 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
                 let distinct: BTreeSet<&Timestamp> = nominal.iter().collect();
                 assert_eq!(distinct.len(), nominal.len(), "a run was made twice");
                 assert!(nominal.iter().all(|at| named.contains(at)), "a run that nobody named");
-                // Each instant that was named has a run, or one that stands for it.
+                // Each scheduled time has a run or a replacement.
                 let covered: usize = of.iter().map(|run| 1 + run.missed as usize).sum();
                 assert_eq!(covered, named.len(), "seed {seed}, {}", rule.when);
                 assert!(of.iter().all(|run| !matches!(run.state, RunState::Queued | RunState::Active)));
             }
         }
-        // What is in the store is what the retention keeps, and the database knows all of it.
+        // The store holds what the retention keeps, and the database knows all of it.
         let kept = world.tx(|tx| RunRow::kept(tx, schedule.uuid));
         for volume in &world.volumes {
             let is_mine = |run: &&RunRow| run.volume == Some(volume.id) && !run.is_local();
@@ -373,7 +372,7 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
             let local = kept.iter().filter(|run| run.volume == Some(volume.id) && run.is_local());
             assert_eq!(local.count(), 5);
         }
-        // On the host there are those that the retention keeps, and all that people took.
+        // The host has the snapshots that the retention keeps, and all manual ones.
         let known = kept.iter().filter(|run| run.is_local()).filter_map(|run| run.snapshot);
         let known: BTreeSet<SnapshotId> = known.chain(world.by_hand.iter().copied()).collect();
         assert_eq!(known, world.snapshots());
@@ -397,7 +396,7 @@ fn running_run_skips_the_next_one_with_a_warning() {
     assert_eq!(states, [RunState::Queued, RunState::Skipped]);
     let reason = runs[0].reason.clone().unwrap();
     assert!(reason.contains(&format!("run {} has not ended: it is queued", runs[1].id)), "{reason}");
-    // No volume at all is said as well.
+    // A run without volumes is reported as well.
     world.now_s += 4_500;
     let now = world.now();
     world.tx(|tx| engine::fire(tx, &[], now));
@@ -448,6 +447,6 @@ fn urgent_runs_go_first_within_the_limits() {
         Ok(())
     });
     assert_eq!(ready(9), [(2, Priority::High), (3, Priority::Normal), (1, Priority::Low)]);
-    // Also those for which there is no place: some of those before them may be refused.
+    // Including those without a free slot: earlier ones may be refused.
     assert_eq!(ready(2).len(), 3);
 }

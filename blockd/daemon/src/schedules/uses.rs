@@ -1,5 +1,5 @@
-//! Cloud snapshots that retention must not touch, or must not rely on, because of tasks, lazy volumes and
-//! doubts.
+//! Cloud snapshots that retention must not delete, or must not count as good, because of tasks, lazy volumes
+//! and doubts.
 
 use crate::db::{Aliases, DbError, Doubt, LazyRow, TaskKind, TaskRow};
 use blockd_cloud::CloudsnapId;
@@ -9,15 +9,14 @@ use rusqlite::Transaction;
 use std::collections::HashSet;
 use uuid::Uuid;
 
-/// A cloud snapshot in a repository. A task names the one that it makes before it decides whether that is
-/// incremental.
+/// Cloud snapshot in a repository. A task names its cloud snapshot before it decides on its type.
 type Named = (Uuid, Uuid, VolumeId, SnapshotId);
 
 fn named(credential: Uuid, id: &CloudsnapId) -> Named {
     (credential, id.cluster, id.volume, id.snapshot)
 }
 
-/// The cloud snapshots in use and in doubt, under each credential of their repositories.
+/// Cloud snapshots in use and in doubt, for each credential of their repositories.
 #[derive(Debug)]
 pub(crate) struct Uses {
     in_use: HashSet<Named>,
@@ -25,8 +24,8 @@ pub(crate) struct Uses {
 }
 
 impl Uses {
-    /// Reads them. Tasks that were stopped or failed and can be resumed count as well: a resumed backup may
-    /// take back what it committed, if its base is gone.
+    /// Reads them. Resumable tasks count as well: a resumed backup may take its commit back if its base is
+    /// gone.
     ///
     /// # Errors
     /// The database fails.
@@ -47,7 +46,7 @@ impl Uses {
                     let needed = task.base.iter().chain([id]);
                     uses.in_use.extend(needed.flat_map(|id| under(task.credential, id)));
                 }
-                // Retention tries again what failed.
+                // Retention retries a failed deletion.
                 TaskKind::Delete if task.state.is_final() => {
                     uses.in_doubt.extend(under(task.credential, id));
                 }

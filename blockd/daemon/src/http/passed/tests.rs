@@ -1,4 +1,4 @@
-//! What is taken from whom.
+//! Tests of passed descriptors.
 
 use super::*;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -9,7 +9,7 @@ use std::{
 };
 use tokio::io::AsyncReadExt;
 
-/// The beginning of a request that hands something over.
+/// Head of a request with a descriptor.
 const HEAD: &[u8] = b"POST /v1/browse/handed HTTP/1.1\r\n";
 
 fn pair_of(closer: Option<Arc<Closer>>) -> (std::os::unix::net::UnixStream, Receiving, Passed) {
@@ -36,7 +36,7 @@ async fn read(near: &mut Receiving, count: usize) -> Vec<u8> {
     bytes
 }
 
-/// A pipe whose reading end says when the last copy of its writing end was closed.
+/// Pipe whose reader detects the last close of its writing end.
 struct Watched(std::io::PipeReader, Option<std::io::PipeWriter>);
 
 impl Watched {
@@ -49,11 +49,11 @@ impl Watched {
         self.1.as_ref().unwrap().as_fd()
     }
 
-    /// Whether nobody but the test has the writing end; with that the test's is closed.
+    /// Closes the test's writing end, and returns true if there was no other.
     fn is_closed_elsewhere(&mut self) -> bool {
         self.1 = None;
         let mut polled = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN)];
-        // Another thread closes it.
+        // Another thread closes the descriptor.
         let now = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
         rustix::event::poll(&mut polled, Some(&now)).unwrap();
         polled[0].revents().contains(rustix::event::PollFlags::HUP)
@@ -81,7 +81,7 @@ async fn none_and_more_than_one_are_told_apart() {
     send(&far, HEAD, &[]);
     read(&mut near, HEAD.len()).await;
     assert!(passed.take().only().err().unwrap().starts_with("no descriptor"));
-    // In one message, in several, and more than there is room for.
+    // In one message, in several, and more than fit.
     for (count, times) in [(2, 1), (1, 2), (16, 1), (3, 3)] {
         let (far, mut near, passed) = pair();
         let mut watched = Watched::new();
