@@ -1,8 +1,7 @@
-//! How long cloud snapshots stay, as people say: pins, and dates on which they expire.
+//! Pins and expiry dates of cloud snapshots.
 //!
-//! Kept in the database of this host. A manifest never changes, and retention is only ever done by the host
-//! whose schedules made the backups: what would delete by itself reads the same database. Whoever deletes by
-//! hand on another host is not kept from it.
+//! They are in the database of this host: manifests never change, and retention runs only on the host whose
+//! schedules made the backups. They do not prevent a manual deletion on another host.
 
 use crate::{
     asking::is_still_wanted,
@@ -28,13 +27,13 @@ use std::{
 };
 use uuid::Uuid;
 
-/// After how long a store is looked at again in which something has expired that could not be deleted.
+/// Pause before a store with undeleted expired snapshots is checked again.
 const LOOK_AGAIN: Duration = Duration::from_secs(3_600);
 
-/// When what has expired was last looked at, by credential and volume, and for which cloud snapshots.
+/// Times of the last checks of expired cloud snapshots, by credential and volume.
 pub(crate) type Looks = HashMap<(Uuid, Uuid, VolumeId), (Instant, BTreeSet<CloudsnapId>)>;
 
-/// Refuses a date that has come already: whatever it is set for would be deleted at once.
+/// Refuses a past date, which would delete at once.
 pub(crate) fn refuse_past(expires: Option<Timestamp>) -> Result<(), ServiceError> {
     match expires {
         Some(expires) if expires <= Timestamp::now() => {
@@ -46,10 +45,10 @@ pub(crate) fn refuse_past(expires: Option<Timestamp>) -> Result<(), ServiceError
 }
 
 impl Core {
-    /// Says how long a cloud snapshot stays.
+    /// Sets or removes the pin and expiry date of a cloud snapshot.
     ///
     /// # Errors
-    /// There is none of this id, it is being deleted, or the date is past.
+    /// There is none with this id, it is being deleted, or the date is past.
     pub async fn mark_cloudsnap(&self, request: &MarkCloudsnap) -> Result<CloudsnapMark, ServiceError> {
         let invalid = |message: &str| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         if request.expires.is_some() && request.never_expires {
@@ -62,10 +61,10 @@ impl Core {
         let id = from_api_id(&request.snap);
         let (credential, _) = self.find_manifest(&id, request.cred_id.as_ref()).await?;
         self.reached("mark asked for")?;
-        // A deletion looks for pins under the same lock.
+        // Deletions check for pins under the same lock.
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
-        // One that was under way may have ended since.
+        // A running deletion may have ended since.
         self.ask_manifest(credential.uuid, &id).await?;
         is_still_wanted()?;
         let request = request.clone();
@@ -77,16 +76,16 @@ impl Core {
             mark.put(tx)?;
             Ok(Mark::all(tx)?.of(&id, mark.credential, Timestamp::now()))
         });
-        // What holds, also if it was said under another credential of the repository.
+        // The effective mark, including other credentials of the repository.
         let holds = stored.await?;
         let (pinned, expires) = (holds.is_some_and(|mark| mark.pinned), holds.and_then(|mark| mark.expires));
         tracing::info!(cloudsnap = %id, pinned, expires = expires.map(tracing::field::display), "marked");
-        // Its schedules judge anew.
+        // Its schedules judge again.
         self.scheduler.wake();
         Ok(CloudsnapMark { id: to_api_id(&id), pinned, expires })
     }
 
-    /// Refuses what somebody said stays. Under the admission lock.
+    /// Refuses to delete a pinned cloud snapshot. Requires the admission lock.
     pub(crate) async fn refuse_if_pinned(
         &self,
         id: &CloudsnapId,
@@ -100,9 +99,8 @@ impl Core {
         Err(ServiceError::refused(ErrorCode::CloudsnapPinned, message))
     }
 
-    /// Starts the deletion of what has expired and was made by no schedule; the schedules judge their own.
-    /// The last good backup of a volume in a place is never deleted, and none while the newest is known to be
-    /// damaged.
+    /// Starts the deletion of expired backups that no schedule made; schedules judge their own. The last good
+    /// backup of a volume in a location is never deleted, and none while the newest is known to be damaged.
     pub(crate) async fn delete_expired(
         self: &Arc<Self>,
         now: impl Fn() -> Timestamp,
@@ -116,7 +114,7 @@ impl Core {
         }
         looks.retain(|of, _| expired.contains_key(of));
         for (of, ids) in expired {
-            // The same again needs no look at the store every minute.
+            // An unchanged situation needs no check of the store every minute.
             if looks.get(&of).is_some_and(|(at, known)| at.elapsed() < LOOK_AGAIN && *known == ids) {
                 continue;
             }
@@ -171,7 +169,7 @@ impl Core {
                 }
                 Ok(None) => tracing::info!(cloudsnap = %id, "how long it stays was said anew meanwhile"),
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
-                // It may be in use; the others are not.
+                // It may be in use, unlike the others.
                 Err(error) => tracing::warn!(cloudsnap = %id, %error, "what has expired is not deleted yet"),
             }
         }
@@ -179,7 +177,7 @@ impl Core {
             ids.iter().filter(|one| !manifests.iter().any(|manifest| manifest.snapshot == one.snapshot));
         for id in gone {
             if let Err(error) = self.forget_mark_of(credential, *id).await {
-                // Each for itself: one that cannot be looked at says nothing of the others.
+                // Separately: a failure of one does not affect the others.
                 tracing::warn!(cloudsnap = %id, %error, "whether what has expired is there still is not known");
             }
         }
@@ -219,7 +217,7 @@ impl Core {
         Ok(verdicts.map(judged).collect())
     }
 
-    /// Starts the deletion of what was judged by this mark; none if something else was said of it since.
+    /// Starts a deletion that was decided with this mark; does nothing if the mark has changed since.
     pub(crate) async fn start_judged_delete(
         self: &Arc<Self>,
         id: &CloudsnapId,
@@ -230,8 +228,7 @@ impl Core {
         self.start_delete_if(&request, Some(judged_by)).await
     }
 
-    /// Whether what is said of a cloud snapshot is what it was judged by, and no pin. Under the admission
-    /// lock.
+    /// Returns true if the mark is the one of the decision, and no pin. Requires the admission lock.
     pub(crate) async fn is_judged_by(
         &self,
         id: &CloudsnapId,
@@ -243,10 +240,10 @@ impl Core {
         Ok(!mark.is_some_and(|mark| mark.pinned) && said(mark) == said(judged_by))
     }
 
-    /// Forgets the mark of what is not in its store any more.
+    /// Removes the mark of a cloud snapshot that its store has no longer.
     async fn forget_mark_of(&self, credential: Uuid, id: CloudsnapId) -> Result<(), ServiceError> {
         let (repository, _) = self.task_repository(credential).await?;
-        // A listing may lag behind, and may hold what cannot be read.
+        // A listing may lag behind, and may contain unreadable manifests.
         for incremental in [false, true] {
             match Box::pin(repository.manifest(&CloudsnapId { incremental, ..id })).await {
                 Err(CloudError::SnapshotNotFound { .. }) => {}
@@ -260,11 +257,11 @@ impl Core {
     }
 }
 
-/// What becomes of a cloud snapshot.
+/// Decision about a cloud snapshot.
 struct Judged {
     id: CloudsnapId,
     verdict: Verdict,
-    /// What was said of it, by which it was judged.
+    /// Mark of the decision.
     mark: Option<Mark>,
 }
 

@@ -1,4 +1,4 @@
-//! For tests: what somebody else does at just the moment at which it matters.
+//! Test hook: runs a concurrent action at an exact step.
 
 use crate::core::Core;
 use parking_lot::Mutex;
@@ -6,7 +6,7 @@ use std::fmt;
 
 type Deed = Box<dyn FnOnce(&Core) + Send>;
 
-/// What happens once, when a step is reached.
+/// Action that runs once at a step.
 #[derive(Default)]
 pub(crate) struct Meanwhile(Mutex<Option<(&'static str, Deed)>>);
 
@@ -17,12 +17,12 @@ impl fmt::Debug for Meanwhile {
 }
 
 impl Meanwhile {
-    /// Has something done when the step is reached the next time.
+    /// Sets the action of the next pass of a step.
     pub(crate) fn at(&self, step: &'static str, deed: impl FnOnce(&Core) + Send + 'static) {
         *self.0.lock() = Some((step, Box::new(deed)));
     }
 
-    /// Whether it has happened.
+    /// Returns true after the action has run.
     pub(crate) fn is_over(&self) -> bool {
         self.0.lock().is_none()
     }

@@ -16,13 +16,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// After how long a merge that failed is tried again.
+/// Pause before a failed merge is retried.
 const TRY_AGAIN: Duration = Duration::from_secs(60);
 
-/// How often a space reserve that is not whole is tried to be filled.
+/// Interval of attempts to refill the space reserve.
 const REFILL_EVERY: Duration = Duration::from_secs(1);
 
-/// How often a merge that waits for its turn looks whether it shall stop.
+/// Polling interval for a stop of a throttled merge.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Wakes and stops the thread.
@@ -100,10 +100,10 @@ impl Drop for Merger {
     }
 }
 
-/// Lets only so many bytes a second pass.
+/// Rate limiter in bytes per second.
 struct Pace {
     limit_bytes_per_s: u64,
-    /// From when on the next piece may be copied.
+    /// Time from which the next copy may start.
     next: Mutex<Instant>,
 }
 
@@ -112,7 +112,7 @@ impl Pace {
         Self { limit_bytes_per_s, next: Mutex::new(Instant::now()) }
     }
 
-    /// Waits until so many bytes may be copied; `false`, at once, when `stop` says so.
+    /// Waits until the bytes may be copied; returns false at once when `stop` is true.
     fn pass(&self, bytes: u64, stop: &dyn Fn() -> bool) -> bool {
         if self.limit_bytes_per_s == 0 || bytes == 0 {
             return !stop();
@@ -154,13 +154,13 @@ fn run(registry: &Registry, wake: &Wake, reserve: Option<&Arc<Reserve>>, pace: &
     }
 }
 
-/// Merges what can be merged on all volumes; whether a merge failed.
+/// Merges layers of all volumes; returns true if a merge failed.
 fn merge_all(registry: &Registry, wake: &Wake, reserve: Option<&Arc<Reserve>>, pace: &Pace) -> bool {
-    // A merge may let go of a file that another volume shares, whose layers can be merged then. Each pass but
-    // the last has one layer less, so there is an end.
+    // A merge may release a shared file, which makes layers of another volume mergeable. Each pass but the
+    // last removes a layer, so the loop ends.
     let mut failed = true;
     let mut merged = true;
-    // Held to the end: what one merge frees goes to the next one.
+    // Held to the end: the next merge uses the space that one frees.
     let mut space = None;
     while merged && !wake.stop.load(Ordering::Relaxed) {
         (failed, merged) = (false, false);
@@ -174,18 +174,18 @@ fn merge_all(registry: &Registry, wake: &Wake, reserve: Option<&Arc<Reserve>>, p
     failed
 }
 
-/// What became of the merges of a volume.
+/// Result of the merges of a volume.
 enum Merged {
-    /// Nothing is left that can be merged now.
+    /// No more layers can be merged now.
     All {
-        /// How many pairs of layers were merged.
+        /// Number of merged pairs of layers.
         pairs: u64,
     },
-    /// One failed; trying again later may help.
+    /// A merge failed; a retry may succeed.
     Failed,
 }
 
-/// Merges what can be merged on a volume.
+/// Merges layers of a volume.
 fn merge(
     entry: &VolumeEntry,
     wake: &Wake,
@@ -195,7 +195,7 @@ fn merge(
 ) -> Merged {
     let mut pairs = 0;
     loop {
-        // Taken anew for each pair, so that a delete need not wait for all of them.
+        // Taken for each pair, so that a delete need not wait for all of them.
         let upkeep = entry.upkeep.lock();
         let EntryState::Up(volume) = entry.view().state else { return Merged::All { pairs } };
         if wake.stop.load(Ordering::Relaxed) || entry.stop_upkeep.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! Serving NBD: from the configuration to running servers; and certificates that are renewed meanwhile.
+//! NBD servers, from the configuration to running servers, and renewal of their certificates.
 
 use crate::{
     access::Access,
@@ -14,11 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long an NBD address may be in use before that is an error, and how often it is tried meanwhile.
+/// Timeout for an NBD address in use, and the interval of attempts.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 const LISTEN_RETRY: Duration = Duration::from_millis(50);
 
-/// What serves NBD.
+/// NBD servers.
 #[derive(Debug)]
 pub(crate) struct Nbd {
     pub(crate) servers: Vec<Server>,
@@ -26,7 +26,7 @@ pub(crate) struct Nbd {
     pub(crate) access: Arc<Access>,
 }
 
-/// All certificates, which can be renewed.
+/// All renewable certificates.
 #[derive(Debug, Clone)]
 pub(crate) struct Certificates(Vec<Arc<TlsIdentity>>);
 
@@ -35,14 +35,13 @@ impl Certificates {
         Self(identities.into_iter().flatten().collect())
     }
 
-    /// Whether the files of all but one can be used, of which others are to be used from now on.
+    /// Checks the files of all certificates except one that gets other files.
     pub(crate) fn check_but(&self, moved: Option<&Arc<TlsIdentity>>) -> Result<(), TlsError> {
         let stay = self.0.iter().filter(|identity| !moved.is_some_and(|moved| Arc::ptr_eq(moved, identity)));
         stay.into_iter().try_for_each(|identity| identity.check())
     }
 
-    /// Reads the files again, if they changed or it `must`; what cannot be used is reported, and the old ones
-    /// stay.
+    /// Reads changed files, or all with `must`; unusable files are reported, and the old certificates stay.
     pub(crate) fn renew(&self, must: bool) {
         for identity in self.0.iter().filter(|identity| must || identity.has_changed()) {
             match identity.reload() {
@@ -64,7 +63,7 @@ impl Certificates {
 /// # Errors
 /// Certificates cannot be used, or an address not be listened on.
 pub(crate) async fn start(core: &Arc<Core>, config: &Config) -> Result<Nbd, DaemonError> {
-    // The directory is locked by this process: whatever still answers at its socket belongs to a dead one.
+    // This process holds the lock of the directory: an existing socket is stale.
     remove_socket(&core.nbd_socket())?;
     let identity = match config.tls_files() {
         Some(files) => Some(load_identity(files).await.map_err(DaemonError::Tls)?),
@@ -121,9 +120,8 @@ pub(crate) async fn load_identity(files: TlsFiles) -> Result<Arc<TlsIdentity>, T
     })
 }
 
-/// Starts one NBD server. After a kill the kernel takes a while to cancel what the dead process had submitted
-/// to its rings, and its listening sockets live until then: an address in use is tried again before it is
-/// believed.
+/// Starts an NBD server. After a kill, the kernel takes a while to cancel submitted ring operations, and
+/// listening sockets live until then: an address in use is retried before it is an error.
 async fn start_server(
     settings: &ServerConfig,
     exports: &Arc<dyn ExportCatalog>,

@@ -1,14 +1,13 @@
-//! How many files the daemon may have open: every connection is one, and what a login or a container starts
-//! with is often too low for the connections that the configuration allows. The limit that a process may
-//! raise by itself is raised.
+//! Limit of open files: each connection is one, and the default of a login or container is often too low for
+//! the configured connections. The soft limit is raised.
 
 use crate::config::{Config, NbdAddress};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What is open beside connections: the files of volumes, databases, rings and requests to stores.
+/// Open files other than connections: volumes, databases, rings and store requests.
 const OTHERS: u64 = 1024;
 
-/// Raises the soft limit of open files to the hard one, and says if that is too low for what is configured.
+/// Raises the soft limit of open files to the hard one, and warns if that is too low for the configuration.
 pub fn raise(config: &Config) {
     let before = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: before.maximum, maximum: before.maximum };
@@ -20,7 +19,7 @@ pub fn raise(config: &Config) {
         }
     };
     let needed = needed(config);
-    // No limit at all has no number.
+    // Unlimited has no number.
     let limit_text = limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
     if limit.is_some_and(|limit| limit < needed) {
         tracing::warn!(
@@ -33,8 +32,8 @@ pub fn raise(config: &Config) {
     }
 }
 
-/// How many files may be open at once with this configuration. Each further unix socket counts its
-/// connections apart.
+/// Returns the maximum number of open files with this configuration. Further Unix sockets have separate
+/// connection limits.
 fn needed(config: &Config) -> u64 {
     let further = config.nbd_listen.iter().filter(|address| matches!(address, NbdAddress::Unix(_))).count();
     let connections = u64::try_from(config.nbd_connections).unwrap_or(u64::MAX);

@@ -1,7 +1,7 @@
-//! The owner of the tasks that a request starts.
+//! Owner of the tasks that a request starts.
 //!
-//! Requests reach the code that creates tasks by many ways, so the owner goes with the request's future and
-//! not through each signature. Work outside of a request is the daemon's own.
+//! Requests reach the code that creates tasks on many paths, so the owner is a task-local value and not a
+//! parameter. Work outside of a request belongs to the daemon.
 
 use blockd_api::{roles::Role, tasks::TaskOwner};
 use std::future::Future;
@@ -15,8 +15,8 @@ pub(crate) fn current() -> TaskOwner {
     OWNER.try_with(Clone::clone).unwrap_or(TaskOwner::Daemon)
 }
 
-/// True if an owner may discard what is kept of a task of another one: an operator only of tasks that it
-/// started.
+/// Returns true if an owner may discard a kept task of another one: operators may discard their own tasks
+/// only.
 pub(crate) fn may_discard(by: &TaskOwner, of: &TaskOwner) -> bool {
     let TaskOwner::Caller { name, role, uid } = by else { return true };
     let is_same = matches!(of, TaskOwner::Caller { name: other, uid: of, .. } if (name, uid) == (other, of));

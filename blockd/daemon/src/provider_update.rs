@@ -1,4 +1,4 @@
-//! What may change of a store that is kept: what proves who asks, and how it is reached; never where it is.
+//! Changes of a store: authentication and connection, but never its place.
 
 use crate::{
     db::{AzureAuthRow, ProviderRow, StoreRow, SwiftAuthRow},
@@ -11,18 +11,18 @@ use blockd_api::{
     credentials::{AssumedRole, AzureAuth, ProviderKind},
 };
 
-/// What becomes of the secret that opens a store.
+/// Change of the secret of a store.
 #[derive(Debug)]
 pub(crate) enum KeyChange {
-    /// It stays.
+    /// Unchanged.
     Stays,
     /// None is needed any more.
     Dropped,
-    /// This one takes its place.
+    /// Replaced.
     To(SecretInput),
 }
 
-/// What to look at when a store fails like that with new settings.
+/// Returns the hint for a store error with new settings.
 pub(crate) fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> {
     let keys = match kind {
         ProviderKind::S3 => {
@@ -36,7 +36,7 @@ pub(crate) fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> 
         _ => return None,
     };
     match code {
-        // Of some stores each account has buckets of its own.
+        // In some stores each account has its own buckets.
         ErrorCode::StoreUnauthorized | ErrorCode::BucketMissing => Some(keys),
         ErrorCode::StoreUnreachable => {
             Some("look at --proxy and --ca-certificate, and whether the server runs")
@@ -45,10 +45,10 @@ pub(crate) fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> 
     }
 }
 
-/// Puts what is asked for into what is kept, and says what becomes of the secret.
+/// Applies the requested changes to the stored settings, and returns the change of the secret.
 ///
 /// # Errors
-/// What is not for a store of this kind, contradicts itself, or is missing.
+/// A setting does not belong to this provider, contradicts another one, or is missing.
 pub(crate) fn renew(store: &mut StoreRow, request: &UpdateCredential) -> Result<KeyChange, ServiceError> {
     let kept = kind(&store.provider);
     if kept == ProviderKind::Local && (request.proxy.is_some() || request.ca_certificates.is_some()) {
@@ -153,7 +153,7 @@ fn s3_key(
     if !has_key {
         return Ok(KeyChange::Stays);
     }
-    // In the place of the machine's identity come both.
+    // Replacing the machine identity needs both.
     if let Some(new) = access_key.or_else(|| by_machine.then(String::new)) {
         *id = given("--s3-access-key", new)?;
     }

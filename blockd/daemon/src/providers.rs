@@ -1,4 +1,4 @@
-//! Kinds of stores: what a request becomes, how the store is opened again, and what is shown of it.
+//! Providers: conversion of requests, opening of stores, and their description.
 
 use crate::{
     db::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow},
@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use zeroize::Zeroizing;
 
-/// The kind that is asked for.
+/// Returns the provider of a request.
 pub(crate) fn kind_of(request: &ProviderRequest) -> ProviderKind {
     match request {
         ProviderRequest::Local { .. } => ProviderKind::Local,
@@ -40,13 +40,13 @@ pub(crate) fn kind(row: &ProviderRow) -> ProviderKind {
     }
 }
 
-/// What to look at when a store of this kind fails like that.
+/// Returns the hint for an error of a store of this provider.
 pub(crate) fn hint(
     kind: ProviderKind,
     code: ErrorCode,
     store: Option<StoreErrorKind>,
 ) -> Option<&'static str> {
-    // What the store said itself says more than what kind of error that was.
+    // The store's own message is more specific than the kind of the error.
     let said = store.filter(|_| kind == ProviderKind::S3 || store == Some(StoreErrorKind::WrongClock));
     if let Some(hint) = said.and_then(store_hint) {
         return Some(hint);
@@ -113,10 +113,10 @@ pub(crate) fn given_secret(flag: &str, secret: Option<SecretInput>) -> Result<Se
     }
 }
 
-/// What is kept of a request, and the secret, which is kept sealed or referred to.
+/// Returns the settings of a request to store, and its secret, which is sealed or referenced.
 ///
 /// # Errors
-/// What is missing, contradicts itself, or cannot work.
+/// A setting is missing, contradictory or invalid.
 pub(crate) fn take(
     request: ProviderRequest,
     mut connection: Connection,
@@ -260,10 +260,10 @@ fn check_directory(path: &Path, prefix: Option<&str>, data_dir: &Path) -> Result
     Ok(())
 }
 
-/// Makes the client of a store; asks the server nothing yet. A directory is written to as `writing` says.
+/// Creates the client of a store, without a request. `writing` applies to directories.
 ///
 /// # Errors
-/// A setting that cannot be right; a directory that is not there.
+/// A setting is invalid, or a directory is missing.
 pub(crate) fn open(
     row: &StoreRow,
     secret: Option<&str>,
@@ -370,10 +370,10 @@ fn swift_access(auth: SwiftAuthRow, secret: Zeroizing<String>) -> SwiftAccess {
     }
 }
 
-/// The bandwidth that all tasks of a credential share.
+/// Returns the bandwidth limit that all tasks of a credential share.
 ///
 /// # Errors
-/// What is kept of its limits is no limit.
+/// The stored limits are invalid.
 pub(crate) fn bandwidth(row: &StoreRow) -> Result<Arc<PlannedBandwidth>, ServiceError> {
     Ok(PlannedBandwidth::new(LimitPlan::of(&limits_of(&row.connection))?, Timestamp::now()))
 }

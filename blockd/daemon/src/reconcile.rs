@@ -1,5 +1,5 @@
-//! Bringing rows and disk together at the start: what an earlier run began and did not end is finished or
-//! undone, and every volume that should be there is opened.
+//! Reconciliation of rows and files at the start: interrupted operations are completed or undone, and all
+//! volumes are opened.
 
 use crate::{
     core::{tasks_dir, volume_dir},
@@ -18,14 +18,14 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Opens the volumes and puts in order what was left. A volume that cannot be opened is in the registry with
-/// the reason.
+/// Opens the volumes and reconciles the rest. A volume that cannot be opened is in the registry with its
+/// error.
 ///
 /// # Errors
 /// The database fails.
 pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Registry, DbError> {
     let (volumes, snapshots, unfinished) = db.transaction(|tx| -> Result<_, DbError> {
-        // What was kept to be taken up again needs the same as what goes on now.
+        // Resumable tasks need the same as running ones.
         let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
         Ok((VolumeRow::all(tx)?, SnapshotRow::all(tx, None)?, tasks.collect::<Vec<_>>()))
     })?;
@@ -69,7 +69,7 @@ pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Regi
     Ok(registry)
 }
 
-/// Ends the creation, restore or deletion of a volume that was cut off: nobody was told that it is there.
+/// Removes a volume after an interrupted creation, restore or deletion: no client was answered.
 fn remove_volume(db: &Db, data_dir: &Path, row: &VolumeRow, registry: &Registry) -> Result<(), DbError> {
     match remove_half(&volume_dir(data_dir, row.id)) {
         Ok(()) => {
@@ -87,8 +87,7 @@ fn remove_volume(db: &Db, data_dir: &Path, row: &VolumeRow, registry: &Registry)
 
 type Opened = (VolumeRow, Result<Arc<Volume>, VolumeError>);
 
-/// How many volumes are opened at once: each waits for its disk most of the time, and their syncs go
-/// together.
+/// Number of volumes opened concurrently: each waits mostly for its disk, and their syncs combine.
 const OPEN_AT_ONCE: usize = 32;
 
 /// Opens volumes on several threads: each reads its own files.
@@ -100,7 +99,7 @@ fn open_all(data_dir: &Path, rows: &[VolumeRow], options: &OpenOptions) -> Vec<O
         while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
             let dir = volume_dir(data_dir, row.id);
             let volume = Volume::open(&dir, options).and_then(|volume| {
-                // It may be larger: it grew, and the row was not written any more.
+                // It may be larger: it grew before its row was written.
                 if volume.id() == row.id && volume.size_bytes() >= row.size_bytes {
                     return Ok(volume);
                 }
@@ -128,8 +127,7 @@ fn open_all(data_dir: &Path, rows: &[VolumeRow], options: &OpenOptions) -> Vec<O
     })
 }
 
-/// Snapshots that were being taken are undone, those that were being deleted are deleted, and those that
-/// nobody knows too.
+/// Undoes snapshots in creation, and deletes those in deletion and unknown ones.
 fn reconcile_snapshots(
     db: &Db,
     row: &VolumeRow,
@@ -181,8 +179,8 @@ fn remove_leftover_tasks(data_dir: &Path, unfinished: &[TaskRow]) {
     }
 }
 
-/// Files that belong to no volume are left alone: they may be all that somebody has of one. What a removal or
-/// a restore that was cut off left is removed.
+/// Leaves files of unknown volumes alone, as they may be the only copy, and removes leftovers of interrupted
+/// removals and restores.
 fn look_at_unknown_files(data_dir: &Path, registry: &Registry) {
     let dir = data_dir.join("volumes");
     for name in names(&dir) {

@@ -1,8 +1,7 @@
-//! The volumes of this host as they are now: which are open, which are being filled, which failed, and who
-//! uses them.
+//! Registry of the host's volumes with their states and connections.
 //!
-//! An entry's state and its count of connections change under one lock, so that a volume is never taken away
-//! from a client that was just let in.
+//! An entry's state and its number of connections change under one lock, so that a volume is never removed
+//! under a client that has just connected.
 
 use crate::metrics::Traffic;
 use crate::{
@@ -23,27 +22,27 @@ use std::{
     },
 };
 
-/// What can be done with a volume.
+/// State of a volume.
 #[derive(Clone)]
 pub enum EntryState {
-    /// It is open.
+    /// Open.
     Up(Arc<Volume>),
-    /// Its files are being made.
+    /// In creation.
     Creating,
     /// A restore fills it.
     Restoring,
-    /// It could not be opened.
+    /// Failed to open.
     Failed(String),
-    /// It is being removed.
+    /// In deletion.
     Deleting,
 }
 
 struct Inner {
     state: EntryState,
     connections: u64,
-    /// Nobody gets in, because it is being rolled back; what they are told.
+    /// Message to clients during a rollback, which fences the volume.
     rolling_back: Option<String>,
-    /// Why it stopped taking writes, if it did after it was opened.
+    /// Cause of a stop of writes since it was opened.
     fault: Option<String>,
 }
 
@@ -53,7 +52,7 @@ pub struct VolumeEntry {
     pub id: VolumeId,
     /// Its name.
     pub name: VolumeName,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
     tags: Mutex<Tags>,
     /// Held while layers are merged or files removed: never both at once.
@@ -61,16 +60,16 @@ pub struct VolumeEntry {
     /// The size that its row had.
     row_size_bytes: u64,
     read_only: AtomicBool,
-    /// The snapshots that people made, for those who may not wait for the database or for a freeze.
+    /// User snapshots, for callers that must not wait for the database or a freeze.
     snapshots: Mutex<Arc<Vec<SnapshotPoint>>>,
-    /// Tells a merge to come to an end.
+    /// Stops a merge.
     pub stop_upkeep: AtomicBool,
-    /// How long requests of clients took.
+    /// Latencies of client requests.
     pub(crate) traffic: Traffic,
     inner: Mutex<Inner>,
 }
 
-/// What volumes are chosen by.
+/// Labels and group of a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tags {
     /// Its labels.
@@ -88,7 +87,7 @@ pub struct SnapshotPoint {
     pub name: SnapshotName,
     /// The last epoch that is in it.
     pub epoch: Epoch,
-    /// When it was made.
+    /// Creation time.
     pub created: Timestamp,
     /// The size that the volume had then.
     pub size_bytes: u64,
@@ -100,13 +99,13 @@ impl std::fmt::Debug for VolumeEntry {
     }
 }
 
-/// How a volume stands, for a reply.
+/// View of a volume for a reply.
 pub struct EntryView {
     /// What can be done with it.
     pub state: EntryState,
     /// Clients connected.
     pub connections: u64,
-    /// Why it stopped taking writes.
+    /// Cause of a stop of writes.
     pub fault: Option<String>,
 }
 
@@ -136,7 +135,7 @@ impl VolumeEntry {
         }
     }
 
-    /// Whether NBD clients may only read it.
+    /// Returns true if NBD clients may only read it.
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Acquire)
     }
@@ -146,7 +145,7 @@ impl VolumeEntry {
         self.read_only.store(read_only, Ordering::Release);
     }
 
-    /// What it is chosen by.
+    /// Returns the labels and the group.
     pub fn tags(&self) -> Tags {
         self.tags.lock().clone()
     }
@@ -156,7 +155,7 @@ impl VolumeEntry {
         *self.tags.lock() = tags;
     }
 
-    /// Lets clients see a snapshot, if it is there and was made by people.
+    /// Makes a user snapshot visible to clients.
     pub fn show_snapshot(&self, row: &SnapshotRow) {
         if row.internal || row.state != SnapshotState::Ready {
             return;
@@ -176,7 +175,7 @@ impl VolumeEntry {
         points.sort_unstable_by_key(|point| point.epoch);
     }
 
-    /// Hides a snapshot from clients that look for it from now on.
+    /// Hides a snapshot from new clients.
     pub fn hide_snapshot(&self, id: SnapshotId) {
         Arc::make_mut(&mut self.snapshots.lock()).retain(|point| point.id != id);
     }
@@ -186,12 +185,12 @@ impl VolumeEntry {
         Arc::clone(&self.snapshots.lock())
     }
 
-    /// How many snapshots people made.
+    /// Returns the number of user snapshots.
     pub fn snapshot_count(&self) -> usize {
         self.snapshots.lock().len()
     }
 
-    /// How it stands.
+    /// Returns the view of the volume.
     pub fn view(&self) -> EntryView {
         let inner = self.inner.lock();
         EntryView { state: inner.state.clone(), connections: inner.connections, fault: inner.fault.clone() }
@@ -233,10 +232,10 @@ impl VolumeEntry {
         self.attach_up_to(u64::MAX)
     }
 
-    /// Lets a client in, unless so many are in already.
+    /// Adds a client connection up to a maximum.
     ///
     /// # Errors
-    /// It is not open, and why; or there are too many.
+    /// The volume is not open, with the cause, or there are too many connections.
     pub fn attach_up_to(
         self: &Arc<Self>,
         max_connections: u64,
@@ -260,7 +259,7 @@ impl VolumeEntry {
         Ok(Attachment { entry: Arc::clone(self) })
     }
 
-    /// Sets what can be done with it.
+    /// Sets the state.
     pub fn set_state(&self, state: EntryState) {
         self.inner.lock().state = state;
     }
@@ -274,11 +273,11 @@ impl VolumeEntry {
         }
     }
 
-    /// Closes the door for a delete: nobody gets in any more. Returns the state before, for
+    /// Starts a deletion: no client can connect any more. Returns the previous state for
     /// [`Self::undo_delete`].
     ///
     /// # Errors
-    /// Clients are connected, or it is being made, restored or deleted already.
+    /// Clients are connected, or it is in creation, restore or deletion.
     pub fn begin_delete(&self) -> Result<EntryState, ApiError> {
         let mut inner = self.inner.lock();
         let name = &self.name;
@@ -318,7 +317,7 @@ impl VolumeEntry {
         Err(ApiError::new(ErrorCode::VolumeInUse, format!("volume {} {why}", self.name)))
     }
 
-    /// Whether it is being rolled back.
+    /// Returns true during a rollback.
     pub(crate) fn is_rolling_back(&self) -> bool {
         self.inner.lock().rolling_back.is_some()
     }
@@ -356,7 +355,7 @@ impl Drop for RollbackMark {
 }
 
 impl RollbackMark {
-    /// What clients are told from now on, behind the name of the volume.
+    /// Sets the message to clients, after the name of the volume.
     pub fn say(&self, why: String) {
         self.entry.inner.lock().rolling_back = Some(why);
     }
@@ -382,10 +381,10 @@ impl Drop for Attachment {
     }
 }
 
-/// Is told that a volume has a new size, in bytes. It must not block.
+/// Callback for a new size of a volume, in bytes. It must not block.
 pub type Resized = Box<dyn Fn(&VolumeEntry, u64) + Send + Sync>;
 
-/// All volumes of this host.
+/// Volumes of this host.
 #[derive(Default)]
 pub struct Registry {
     entries: RwLock<BTreeMap<VolumeName, Arc<VolumeEntry>>>,
@@ -399,17 +398,17 @@ impl std::fmt::Debug for Registry {
 }
 
 impl Registry {
-    /// Adds a volume, in place of one of the same name.
+    /// Adds a volume, replacing one of the same name.
     pub fn insert(&self, entry: Arc<VolumeEntry>) {
         self.entries.write().insert(entry.name.clone(), entry);
     }
 
-    /// Has `listener` called after each growth of a volume, when the new size is durable.
+    /// Registers a callback after each durable growth of a volume.
     pub fn on_resized(&self, listener: Resized) {
         self.resized.write().push(listener);
     }
 
-    /// Tells everybody who wants to know that a volume has a new size.
+    /// Reports the new size of a volume to the callbacks.
     pub fn announce_size(&self, entry: &VolumeEntry) {
         let size_bytes = entry.size_bytes();
         for listener in self.resized.read().iter() {
@@ -436,7 +435,7 @@ impl Registry {
         self.entries.write().remove(&entry.name);
     }
 
-    /// All volumes, by name.
+    /// Returns all volumes by name.
     pub fn all(&self) -> Vec<Arc<VolumeEntry>> {
         self.entries.read().values().cloned().collect()
     }
@@ -452,10 +451,10 @@ impl Registry {
         self.entries.read().values().find(|entry| entry.id == id).cloned()
     }
 
-    /// The volume that is meant: by its name, its id, or the beginning of an id that no other one has.
+    /// Finds a volume by name, id or unique id prefix.
     ///
     /// # Errors
-    /// There is none, or there are several.
+    /// There is none, or the prefix is ambiguous.
     pub fn find(&self, wanted: &VolumeRef) -> Result<Arc<VolumeEntry>, ServiceError> {
         let found = match wanted {
             VolumeRef::Id(id) => match self.by_id(*id) {

@@ -1,4 +1,4 @@
-//! Changing the passphrase and the data key of what is stored under a credential.
+//! Rotation of the passphrase and the data key of a repository.
 
 use crate::{
     cloud,
@@ -18,11 +18,11 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 impl Core {
-    /// Changes the passphrase, the data key of new backups, or both; with neither, finds the data keys that
-    /// other hosts made.
+    /// Rotates the passphrase, the data key of new backups, or both; with neither, finds data keys of other
+    /// hosts.
     ///
     /// # Errors
-    /// The passphrase opens nothing, or a backup to this place is under way and its data key would change.
+    /// The passphrase opens no key slot, or the data key would change during a running backup.
     pub async fn rekey_credential(
         self: &Arc<Self>,
         wanted: &CredentialRef,
@@ -43,10 +43,10 @@ impl Core {
         }
         let (base, before, bandwidth) = match self.opened_repository(uuid).await {
             Ok((before, bandwidth)) => (Arc::clone(before.store()), before.keys().to_vec(), bandwidth),
-            // What the reference leads to may be the new passphrase already, or gone.
+            // The reference may already return the new passphrase, or be gone.
             Err(_) if row.passphrase_from.is_some() && request.passphrase.is_some() => {
                 let store = self.store_of(&row).await?;
-                // Nobody else may have the keys that were opened while it was not.
+                // Only this process may have the keys that were opened meanwhile.
                 let opened = self.repositories.opened.lock().get(&uuid).cloned();
                 match opened {
                     Some((opened, bandwidth)) => (store, opened.keys().to_vec(), bandwidth),
@@ -81,7 +81,7 @@ impl Core {
         };
         let (repository, done) = cloud::rekey(store, rekey).await?;
         if changes_write_key {
-            // What they stored is sealed under the key of before. Not sooner: the passphrase might have been
+            // Their objects are sealed with the previous key. Not earlier: the passphrase might have been
             // wrong.
             self.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
         }
@@ -91,13 +91,13 @@ impl Core {
         let known = repository.known_keys();
         let repository = Repository::from_saved_keys(Arc::clone(&base), keys, &known)?;
         let passphrase_from = match new_passphrase {
-            // Nobody else has the keys whose slots are gone.
+            // Only this process has the keys of missing slots.
             _ if lost > 0 => None,
             StoreKey::From(reference, _) => Some(reference),
             StoreKey::Value(_) => None,
             StoreKey::None => row.passphrase_from.clone(),
         };
-        // Keys that a passphrase elsewhere opens do not rest here.
+        // Keys of an external passphrase are not stored here.
         let keys = match &passphrase_from {
             Some(_) => Vec::new(),
             None => self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(repository.keys())?)?,
@@ -105,7 +105,7 @@ impl Core {
         let opened_with = match &passphrase_from {
             Some(reference) => {
                 let now = self.references.resolve(reference).await;
-                // If it is gone meanwhile, whoever needs it next is told.
+                // If it is gone meanwhile, its next user gets an error.
                 Some((reference.clone(), now.map(|now| now.fingerprint).unwrap_or_default()))
             }
             None => None,

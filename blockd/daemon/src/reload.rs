@@ -1,4 +1,4 @@
-//! Taking up a configuration that was changed, while the daemon runs: all of what can be, or nothing.
+//! Reload of the configuration: all reloadable settings, or none.
 
 use crate::{
     config::{Config, ConfigError},
@@ -11,17 +11,17 @@ use blockd_api::{events::Severity, status::ReloadFailure};
 use blockd_nbd::{TlsError, TlsIdentity};
 use jiff::Timestamp;
 
-/// Why a new configuration is not taken up: nothing has changed then.
+/// Error of a reload, which changed no setting.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReloadError {
-    /// It cannot be read, or cannot be.
+    /// Unreadable or invalid configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Its level of the log is none.
+    /// Invalid log level.
     #[error(transparent)]
     Level(#[from] LoggingError),
-    /// Its certificates cannot be used.
+    /// Unusable certificates.
     #[error("{}", with_sources(.0))]
     Tls(TlsError),
     /// A fault of the daemon.
@@ -30,19 +30,18 @@ pub enum ReloadError {
 }
 
 impl ReloadError {
-    /// Whether trying again can help, without anybody changing anything.
+    /// Returns true if a retry can succeed without a change.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Tls(error) if error.is_retryable())
     }
 }
 
 impl Daemon {
-    /// Has what can change of a configuration hold: who may do what, the certificates, and the level of the
-    /// log. `running` is what holds now, and is what holds afterwards; what takes a restart is named in the
-    /// log.
+    /// Applies the reloadable settings: roles, certificates and the log level. Updates `running`, and logs
+    /// settings that need a restart.
     ///
     /// # Errors
-    /// Something in it cannot be used: then nothing of it is.
+    /// A setting is invalid: then none is applied.
     pub async fn reload(&self, running: &mut Config, new: Config) -> Result<(), ReloadError> {
         logging::check_level(&new.log_level)?;
         let control = self.control.identity.clone().zip(new.control.tls_files());
@@ -64,7 +63,7 @@ impl Daemon {
         *self.control.roles.write() = new.control.clone();
         self.access.replace(new.nbd_access.clone());
 
-        // What is served where was decided at the start.
+        // The listeners were determined at the start.
         let mut holds = running.clone();
         holds.log_level.clone_from(&new.log_level);
         holds.nbd_access.clone_from(&new.nbd_access);
@@ -118,7 +117,7 @@ fn compare(prefix: &str, a: &toml::Table, b: &toml::Table, found: &mut Vec<Strin
     }
 }
 
-/// Takes a configuration up. If it cannot be, the log, the events and the status tell so.
+/// Reloads the configuration on SIGHUP. A failure is in the log, the events and the status.
 pub async fn on_hangup(daemon: &Daemon, running: &mut Config, new: Result<Config, ConfigError>) {
     let taken_up = match new {
         Ok(new) => daemon.reload(running, new).await,
@@ -129,7 +128,7 @@ pub async fn on_hangup(daemon: &Daemon, running: &mut Config, new: Result<Config
         *core.reload_failed.lock() = None;
         return;
     };
-    // What the parser of the file says has a line for each line that it shows.
+    // The parser's message has several lines.
     let (at, error) = (Timestamp::now(), one_line(&error.to_string()));
     tracing::error!(%error, "the new configuration is not used, and nothing has changed");
     let message = format!("the new configuration is not used, and nothing has changed: {error}");

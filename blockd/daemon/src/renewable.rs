@@ -1,5 +1,4 @@
-//! A store whose client can be replaced under those who work with it: each request goes through the one that
-//! is there when it begins.
+//! Store with a replaceable client: each request uses the client current at its start.
 
 use blockd_cloud::store::{Answer, ObjectStore, Request, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
@@ -7,19 +6,19 @@ use std::{future::Future, sync::Arc};
 
 type Client = Arc<dyn ObjectStore>;
 
-/// One place, whatever keys open it.
+/// One place, regardless of the keys.
 pub(crate) struct RenewableStore {
     describe: String,
     client: Mutex<Client>,
 }
 
 impl RenewableStore {
-    /// One that is asked through this client.
+    /// Creates a store with this client.
     pub fn new(client: Client) -> Self {
         Self { describe: client.describe().to_owned(), client: Mutex::new(client) }
     }
 
-    /// Is asked through this client from the next request on. What is under way goes on as it began.
+    /// Replaces the client for the next requests. Running requests continue with the old one.
     pub fn renew(&self, client: Client) {
         *self.client.lock() = client;
     }
@@ -87,12 +86,12 @@ mod tests {
             if !Arc::ptr_eq(&client, &old) {
                 return client.get("key", 100).await;
             }
-            // Somebody changes the keys, and has the old ones revoked.
+            // A user rotates the keys and revokes the old ones.
             store.renew(with("new"));
             Err(refused())
         };
         assert_eq!(store.run(get).await.unwrap(), "new");
-        // Who is refused with keys that are new is refused.
+        // A refusal with new keys is final.
         let still = async |_: Client| {
             *asked.lock() += 1;
             Err::<(), _>(refused())

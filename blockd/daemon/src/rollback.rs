@@ -1,8 +1,8 @@
-//! Comparing snapshots, and rolling a volume back to one.
+//! Snapshot comparison and rollback.
 //!
-//! A rollback keeps clients out, freezes what the volume is now unless that is to be discarded, and lets the
-//! volume lay what changed since the snapshot on top. It is one commit of the volume; the catalog only ever
-//! learns of the snapshot that keeps the state before.
+//! A rollback fences clients, takes a snapshot of the current content unless it is discarded, and writes the
+//! changed blocks to a new layer. It is one commit of the volume; the database only gets the snapshot of the
+//! previous content.
 
 use crate::{
     core::{Core, random_id},
@@ -23,10 +23,10 @@ use std::sync::Arc;
 const EXTENTS_AT_ONCE: usize = 1 << 15;
 
 impl Core {
-    /// What changed in a volume from one snapshot to another one, or to now.
+    /// Returns the extents that changed between two snapshots, or since one.
     ///
     /// # Errors
-    /// The volume cannot be used, a snapshot is not there, or the second is not newer than the first.
+    /// The volume is unusable, a snapshot does not exist, or the second is not newer.
     pub async fn diff_snapshots(
         &self,
         wanted: &VolumeRef,
@@ -104,11 +104,11 @@ impl Core {
         })
     }
 
-    /// Makes a volume again what it was at a snapshot.
+    /// Rolls a volume back to a snapshot.
     ///
     /// # Errors
-    /// The volume is in use or cannot be used, the snapshot is not there, or the disk is full or fails: the
-    /// volume is as it was before.
+    /// The volume is in use or unusable, the snapshot does not exist, or the disk is full or fails: the
+    /// volume is unchanged.
     pub async fn restore_snapshot(
         &self,
         wanted: &VolumeRef,

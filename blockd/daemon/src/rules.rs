@@ -1,4 +1,4 @@
-//! Rules: what can be asked of them, and which are followed around a freeze.
+//! Rules: requests, and selection of the rules around a freeze.
 
 use crate::{
     core::Core,
@@ -21,26 +21,26 @@ use rusqlite::Transaction;
 use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 use uuid::Uuid;
 
-/// What a request says of the rest around its freeze.
+/// Quiesce options of a request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AskedRest {
-    /// What is to be done.
+    /// Options.
     pub(crate) quiesce: Quiesce,
     /// A rule that is to be followed.
     pub(crate) rule: Option<RuleName>,
-    /// No rule is to be followed.
+    /// Rules are skipped.
     pub(crate) no_rule: bool,
-    /// What holds if nothing of this is said: the schedule's rule.
+    /// Default: the schedule's rule.
     pub(crate) scheduled: Option<RuleName>,
 }
 
-/// How long it may take to find out whether commands can run as a user.
+/// Timeout of the test of commands as a user.
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How many rules are tried at once when the daemon begins: each may wait for a server that does not answer.
+/// Number of rules tested concurrently at the start: each may wait for an unresponsive directory server.
 const TRIALS_AT_ONCE: usize = 8;
 
-/// Rules whose commands cannot be run here any more, and why: as the daemon found when it began.
+/// Rules whose commands cannot run, with the cause found at the start.
 pub(crate) type RuleProblems = Mutex<BTreeMap<RuleName, String>>;
 
 fn invalid(message: impl Into<String>) -> ServiceError {
@@ -67,7 +67,7 @@ fn check(quiesce: &Quiesce) -> Result<(), ServiceError> {
     quiesce.check().map_err(invalid)
 }
 
-/// What the trials came to, as they end.
+/// Returns the results of tests as they end.
 fn side_by_side<F: Future>(trials: impl IntoIterator<Item = F>) -> impl Stream<Item = F::Output> {
     stream::iter(trials).buffer_unordered(TRIALS_AT_ONCE)
 }
@@ -77,13 +77,13 @@ fn user_of(quiesce: &Quiesce) -> Option<&str> {
     quiesce.user.as_deref().filter(|_| quiesce.has_command())
 }
 
-/// The parts for these volumes, of which each has its own rule, or else that of its group.
+/// Returns the parts for volumes, each with its own rule or that of its group.
 fn parts_of(
     tx: &Transaction<'_>,
     members: &[(VolumeId, Option<blockd_api::GroupName>)],
 ) -> Result<Vec<Part>, ServiceError> {
     let uses = RuleUses::all(tx)?;
-    // By name, so that everybody can tell the order.
+    // By name, for a predictable order.
     let mut found: BTreeMap<RuleName, Vec<VolumeId>> = BTreeMap::new();
     for (volume, group) in members {
         let of_group = || group.as_ref().and_then(|group| uses.groups.get(group));
@@ -99,8 +99,7 @@ fn parts_of(
 }
 
 impl Core {
-    /// Refuses what a request says of the rest around its freeze if it says several things at once, or what
-    /// cannot be done. It may take long, so nothing else may wait for it.
+    /// Refuses contradictory or impossible quiesce options. May take long, so it runs without locks.
     pub(crate) async fn check_rest(&self, asked: &AskedRest) -> Result<(), ServiceError> {
         let said = [!asked.quiesce.is_nothing(), asked.rule.is_some(), asked.no_rule];
         if said.iter().filter(|is_said| **is_said).count() > 1 {
@@ -110,8 +109,8 @@ impl Core {
         self.refuse_user(&asked.quiesce).await
     }
 
-    /// What is to be done around a freeze of these volumes: what the request says, which was
-    /// [looked at](Self::check_rest) before, or else the rule of its schedule, or else those of the volumes.
+    /// Returns the quiesce parts for these volumes: the [checked](Self::check_rest) options of the request,
+    /// or the rule of its schedule, or those of the volumes.
     ///
     /// # Errors
     /// There is no such rule.
@@ -146,7 +145,7 @@ impl Core {
         let stopping = self.stopping.clone();
         let name = user.clone();
         let trial = blocking(move || Ok::<_, ServiceError>(try_user(&user, &stopping)));
-        // Who a user is may be asked of a server that does not answer.
+        // A user lookup may wait for an unresponsive directory server.
         let Ok(tried) = tokio::time::timeout(TRIAL_TIMEOUT, trial).await else {
             return Err(invalid(format!(
                 "whether blockd can run commands as user {name} could not be found out within {} s: see whether `getent passwd \
@@ -160,16 +159,15 @@ impl Core {
         })
     }
 
-    /// Refuses a rule, on its way to something, that is not there or whose commands cannot be run as their
-    /// user.
+    /// Refuses to assign a rule that does not exist or whose commands cannot run as their user.
     pub(crate) async fn refuse_rule(&self, name: &RuleName) -> Result<(), ServiceError> {
         let wanted = name.clone();
         let row = self.db.run(move |tx| find(tx, &wanted)).await?;
         self.refuse_user(&row.quiesce).await
     }
 
-    /// Tells of rules whose commands cannot be run as their user any more: the unit, or the users of the
-    /// host, may be others than when they were made.
+    /// Reports rules whose commands cannot run as their user any more: the unit or the users of the host may
+    /// have changed.
     pub(crate) async fn tell_of_rules_that_cannot_run(&self) -> Result<(), ServiceError> {
         let rules = self.db.run(RuleRow::all).await?;
         let trials = rules.into_iter().map(|rule| async move {
@@ -214,10 +212,10 @@ impl Core {
         }
     }
 
-    /// Makes a rule.
+    /// Creates a rule.
     ///
     /// # Errors
-    /// It says nothing, or what cannot be done, as by its user; or there is one of this name.
+    /// It has no options, its commands cannot run, or the name is taken.
     pub async fn create_rule(&self, request: CreateRule) -> Result<HookRule, ServiceError> {
         check(&request.quiesce)?;
         self.refuse_user(&request.quiesce).await?;
@@ -239,7 +237,7 @@ impl Core {
         }
     }
 
-    /// All rules.
+    /// Returns all rules.
     ///
     /// # Errors
     /// The database fails.
@@ -249,7 +247,7 @@ impl Core {
         Ok(RuleList { rules: rows.into_iter().map(|row| self.describe_rule(row, &uses)).collect() })
     }
 
-    /// One rule.
+    /// Returns a rule.
     ///
     /// # Errors
     /// There is none of this name.
@@ -260,11 +258,10 @@ impl Core {
         Ok(self.describe_rule(row, &uses))
     }
 
-    /// Has a rule say something else, for all that have it. What is accepted already follows what it said
-    /// then.
+    /// Updates a rule for all its assignments. Accepted operations use the previous version.
     ///
     /// # Errors
-    /// There is none of this name; or it would say nothing, or what cannot be done.
+    /// There is none of this name, it would have no options, or its commands cannot run.
     pub async fn update_rule(&self, name: RuleName, request: UpdateRule) -> Result<HookRule, ServiceError> {
         check(&request.quiesce)?;
         self.refuse_user(&request.quiesce).await?;
@@ -304,7 +301,7 @@ impl Core {
         }
         let wanted = name.clone();
         let deleted = self.db.run(move |tx| -> Result<bool, DbError> {
-            // A schedule may have got it meanwhile.
+            // It may have been assigned to a schedule meanwhile.
             let uses = RuleUses::all(tx)?;
             let (schedules, unreadable) = uses.schedules_with(&wanted);
             let is_free = schedules.is_empty() && unreadable.is_empty();
@@ -321,11 +318,11 @@ impl Core {
         }
     }
 
-    /// Gives a rule to a volume or a group, or takes it away there.
+    /// Assigns a rule to a volume or group, or unassigns it.
     ///
     /// # Errors
-    /// There is no such rule or volume, or not just one of them is named; what is named does not have the
-    /// rule; or the daemon may not run its commands as their user.
+    /// There is no such rule or volume, not exactly one target is named, the target does not have the rule,
+    /// or the daemon may not run its commands as their user.
     pub async fn assign_rule(
         &self,
         name: RuleName,
@@ -372,7 +369,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_rule_test_blocks_no_other() {
-        // Each goes on only when all of them have begun.
+        // Each continues when all have started.
         let together = tokio::sync::Barrier::new(TRIALS_AT_ONCE);
         let trials = (0..TRIALS_AT_ONCE).map(|one| {
             let together = &together;

@@ -1,7 +1,7 @@
-//! `blockd --check-volumes VOLUME --export IMAGE`: writes what can be read of a damaged volume to a file.
+//! `blockd --check-volumes VOLUME --export IMAGE`: writes the readable content of a damaged volume to a file.
 //!
-//! The image is sparse. Ranges whose content cannot be proven are zero in it and listed in the report;
-//! nothing in the volume's directory is changed.
+//! The image is sparse. Ranges whose content cannot be proven are zero and listed in the report; the volume's
+//! directory is not changed.
 
 use blockd_extent::{Extent, SnapshotId, VolumeId};
 use blockd_volume::{Content, OpenOptions, Salvage, SalvageView, VolumeError};
@@ -25,15 +25,15 @@ pub struct ExportRequest {
     pub image: PathBuf,
     /// Name or id of a snapshot; `None` for the latest content.
     pub snapshot: Option<String>,
-    /// How the daemon would open the volume.
+    /// Options with which the daemon would open the volume.
     pub options: OpenOptions,
 }
 
-/// Why no image was written.
+/// Error of an export without an image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SalvageError {
-    /// Nothing can be proven, or the disk fails.
+    /// No content can be proven, or the disk fails.
     #[error("nothing can be read of the volume: {0}")]
     Volume(#[from] VolumeError),
     /// The directory holds another volume.
@@ -41,7 +41,7 @@ pub enum SalvageError {
     WrongVolume {
         /// The volume that belongs there.
         wanted: VolumeId,
-        /// The volume that is there.
+        /// Volume found.
         found: VolumeId,
     },
     /// The volume has no such snapshot.
@@ -77,7 +77,7 @@ pub struct Exported {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UnreadableRange {
-    /// Its first byte.
+    /// Offset of the first byte.
     pub offset_bytes: u64,
     /// Its length.
     pub length_bytes: u64,
@@ -85,11 +85,11 @@ pub struct UnreadableRange {
     pub why: String,
 }
 
-/// Writes what can be read of a volume, or of one of its snapshots, to a new file. `dir` is the volume's
-/// directory, `names` are its snapshots by name as the database knows them.
+/// Writes the readable content of a volume or snapshot to a new file. `dir` is the volume's directory,
+/// `names` are its snapshots in the database.
 ///
 /// # Errors
-/// Nothing of the volume can be proven, there is no such snapshot, or the image cannot be written.
+/// No content can be proven, there is no such snapshot, or the image cannot be written.
 pub fn export(
     dir: &Path,
     id: VolumeId,

@@ -1,7 +1,7 @@
-//! Tests of whole daemons in this process: real sockets, real volumes, a local directory as the store.
+//! Tests of complete daemons in this process: real sockets, real volumes, a local directory as the store.
 //!
-//! A daemon is told to die at a step: its task stops there as if it had been killed, and the next daemon on
-//! the same directory must bring the task to its end.
+//! A crash at a step stops the task there as if the daemon had been killed; the next daemon on the same
+//! directory must complete the task.
 
 use crate::{
     config::{Config, WebhookConfig},
@@ -57,7 +57,7 @@ struct Host {
     client: Client,
     dir: tempfile::TempDir,
     store: Arc<tempfile::TempDir>,
-    /// Whom the daemon tells of events from its next start on.
+    /// Webhooks from the next start on.
     webhooks: Vec<WebhookConfig>,
 }
 
@@ -173,14 +173,14 @@ impl Host {
         self.core().db.transaction(run).unwrap();
     }
 
-    /// Waits until the daemon was told to die at its step and its tasks have come to rest, and replaces it.
+    /// Waits for the crash at its step and the end of the tasks, and starts the next daemon.
     async fn die_and_start(&mut self) {
         self.core().stopping.cancelled().await;
         self.stop().await;
         self.start().await;
     }
 
-    /// No snapshots, intervals' snapshots or task files are left by tasks that ended.
+    /// Asserts that ended tasks left no snapshots, block sets or files.
     fn assert_tidy(&self) {
         let rows = self.core().db.transaction(|tx| SnapshotRow::all(tx, None)).unwrap();
         assert_eq!(rows, vec![]);
@@ -244,7 +244,7 @@ fn api_code<T: std::fmt::Debug>(result: Result<T, ClientError>) -> ErrorCode {
     }
 }
 
-/// Snapshots without what they cost, which making them does not tell.
+/// Removes the space figures of snapshots, which a creation does not report.
 fn as_made(mut snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
     for snapshot in &mut snapshots {
         assert!(snapshot.exclusive_bytes.is_some() && snapshot.shared_bytes.is_some());
@@ -287,7 +287,7 @@ async fn backup_and_restore_round_trip() {
     let restored = host.client.volume(&"two".parse().unwrap()).await.unwrap();
     assert_eq!(restored.labels.to_string(), "app=mysql,tier=db");
 
-    // After a clean stop the chain goes on, and nothing is dirty that was not written.
+    // After a clean stop the chain continues, and only written blocks are dirty.
     host.stop().await;
     host.start().await;
     let volume = host.volume("data");
@@ -346,7 +346,7 @@ async fn backup_survives_a_crash_at_any_step() {
         let task = host.start_backup("data", false).await;
         host.core().stopping.cancelled().await;
         if step != "backup accepted" {
-            // The point in time is fixed: what is written later is not in it.
+            // The point in time is fixed: later writes are not in it.
             model.write(&volume, 30 << 20, 3, 1 << 20);
         }
         drop(volume);
@@ -371,7 +371,7 @@ async fn backup_survives_a_crash_at_any_step() {
     }
 }
 
-/// Ends of tasks cannot be stored while it is there, as if the disk of the database were full.
+/// Trigger that refuses to store ends of tasks, like a full disk of the database.
 const NO_END: &str = "CREATE TRIGGER no_end BEFORE INSERT ON tasks WHEN NEW.state IN ('done', 'failed')
     BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
 
@@ -522,7 +522,7 @@ async fn volume_in_deletion_refuses_writes() {
     assert!(volume.write(0, &[1], false).is_err());
     drop(volume);
     host.sql("DROP TRIGGER no_change");
-    // The row was not changed: the volume is there, with all that was written.
+    // The row is unchanged: the volume exists with all writes.
     host.stop().await;
     host.start().await;
     model.assert_is(&host.volume("data"));
@@ -712,7 +712,7 @@ async fn resources_in_use_are_not_deleted() {
     assert_eq!(api_code(host.client.delete_volume(&"data".parse().unwrap()).await), ErrorCode::VolumeInUse);
     drop(attachment);
 
-    // A task that rests at a step is a task at work to everybody else.
+    // A task that is paused at a step counts as running.
     *host.core().dies_at.lock() = Some("backup planned");
     let task = host.start_backup("data", false).await;
     host.core().stopping.cancelled().await;
@@ -734,7 +734,7 @@ async fn resources_in_use_are_not_deleted() {
     host.die_and_start().await;
     host.done(task).await;
 
-    // Now all of it may go; what is in the store stays.
+    // Now all of it may be deleted; stored backups stay.
     host.client.delete_volume(&"data".parse().unwrap()).await.unwrap();
     assert_eq!(std::fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
     assert_eq!(host.list().await.len(), 2);

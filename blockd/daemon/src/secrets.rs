@@ -37,7 +37,7 @@ const KEY_BYTES: usize = 32;
 /// Name of the key in systemd's credentials directory.
 pub const SYSTEMD_CREDENTIAL: &str = "blockd.key";
 
-/// What a sealed secret is for; part of what it is bound to.
+/// Purpose of a sealed secret, which is part of its associated data.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
     /// The secret key of an object store account.
@@ -55,7 +55,7 @@ impl Purpose {
     }
 }
 
-/// Why a secret could not be sealed or opened.
+/// Error of sealing or opening a secret.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SecretsError {
     /// The key file cannot be used.
@@ -63,38 +63,38 @@ pub enum SecretsError {
     Key {
         /// The key file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Cause.
         what: String,
     },
     /// There are sealed secrets, but no key.
     #[error("{} is gone, and with it the secrets of this credential: put the file back, or give the credential all its secrets again (blockctl credentials update)", path.display())]
     KeyLost {
-        /// Where the key should be.
+        /// Expected path of the key.
         path: PathBuf,
     },
     /// The secret was sealed with another key.
     #[error("the secrets of this credential were sealed with another key than {}: put the old key back, or give the credential all its secrets again (blockctl credentials update)", path.display())]
     KeyChanged {
-        /// Where the key is.
+        /// Path of the key.
         path: PathBuf,
     },
-    /// The sealed bytes are not what was written for this credential.
+    /// The sealed bytes were not written for this credential.
     #[error(
         "the stored secrets of credential {credential} are damaged ({what}): give it all its secrets again (blockctl credentials update)"
     )]
     Damaged {
-        /// Whose they are.
+        /// Credential.
         credential: Uuid,
-        /// What does not hold.
+        /// Failed check.
         what: &'static str,
     },
-    /// No random bytes.
+    /// Random bytes are unavailable.
     #[error("cannot get random bytes: {0}")]
     Random(String),
 }
 
 impl SecretsError {
-    /// Whether trying again can help.
+    /// Returns true if a retry can succeed.
     pub fn is_retryable(&self) -> bool {
         false
     }
@@ -128,7 +128,7 @@ impl SealingKey {
 
 enum State {
     Ready(Box<SealingKey>),
-    /// No key file yet: it is made when the first secret is sealed.
+    /// No key file yet: it is created for the first secret.
     Absent,
     Unusable(SecretsError),
 }
@@ -147,8 +147,8 @@ impl std::fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// Looks for the key: in `systemd_dir` (the value of `CREDENTIALS_DIRECTORY`) if there is one there, else
-    /// in the data directory.
+    /// Loads the key from `systemd_dir` (the value of `CREDENTIALS_DIRECTORY`) if it has one, else from the
+    /// data directory.
     pub fn load(data_dir: &Path, systemd_dir: Option<&Path>) -> Self {
         if let Some(path) = systemd_dir.map(|dir| dir.join(SYSTEMD_CREDENTIAL))
             && path.exists()
@@ -167,7 +167,7 @@ impl Secrets {
         Self { path, state: Mutex::new(state) }
     }
 
-    /// What is wrong with the key, if something is: for the log at the start.
+    /// Returns a problem of the key for the log at the start.
     pub fn problem(&self) -> Option<SecretsError> {
         match &*self.state.lock() {
             State::Unusable(error) => Some(error.clone()),
@@ -175,10 +175,10 @@ impl Secrets {
         }
     }
 
-    /// Refuses if there is no key yet: for whoever has secrets that were sealed with one.
+    /// Fails if there is no key, for callers with sealed secrets.
     ///
     /// # Errors
-    /// The key is gone, or cannot be used.
+    /// The key is missing or unusable.
     pub fn must_not_be_new(&self) -> Result<(), SecretsError> {
         match &*self.state.lock() {
             State::Ready(_) => Ok(()),
@@ -218,10 +218,10 @@ impl Secrets {
         Ok(sealed)
     }
 
-    /// Opens a sealed secret of this credential.
+    /// Opens a sealed secret of a credential.
     ///
     /// # Errors
-    /// The key is lost, another one, or not usable; or the bytes are not what was sealed for this credential.
+    /// The key is missing, different or unusable, or the bytes were not sealed for this credential.
     pub fn open(
         &self,
         credential: Uuid,
@@ -272,7 +272,7 @@ fn read_key(path: &Path, check_mode: bool) -> Result<SealingKey, SecretsError> {
     Ok(SealingKey::new(&key))
 }
 
-/// Makes the key under a temporary name and moves it in place when it is durable: a crash leaves no half key.
+/// Creates the key under a temporary name and links it when it is durable: a crash leaves no partial key.
 fn make_key(path: &Path) -> Result<SealingKey, SecretsError> {
     let bad = |error: std::io::Error| SecretsError::Key { path: path.to_owned(), what: error.to_string() };
     let mut key = Zeroizing::new([0; KEY_BYTES]);
@@ -286,7 +286,7 @@ fn make_key(path: &Path) -> Result<SealingKey, SecretsError> {
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(bad)?;
     file.write_all(key.as_slice()).map_err(bad)?;
     file.sync_all().map_err(bad)?;
-    // A link, unlike a rename, does not replace a key that appeared meanwhile.
+    // A link, unlike a rename, does not replace an existing key.
     std::fs::hard_link(&temporary, path).map_err(bad)?;
     std::fs::remove_file(&temporary).map_err(bad)?;
     if let Some(dir) = path.parent() {

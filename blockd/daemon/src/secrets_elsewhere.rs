@@ -10,7 +10,7 @@ use crate::{
 use blockd_api::{ApiError, CredentialName, SecretInput, SecretRef};
 use std::sync::Arc;
 
-/// A secret that cannot be had, as callers see it.
+/// Returns the error of an unavailable secret for callers.
 pub(crate) fn unresolved(
     credential: Option<&CredentialName>,
     reference: &SecretRef,
@@ -37,10 +37,10 @@ impl Core {
         self.references.keep_only(&needed.collect());
     }
 
-    /// What opens a store, of a request: a secret that lies elsewhere is fetched now.
+    /// Returns the store secret of a request; an external one is fetched now.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// It is unavailable.
     pub(crate) async fn store_key(&self, given: Option<&SecretInput>) -> Result<StoreKey, ServiceError> {
         Ok(match given {
             None => StoreKey::None,
@@ -51,10 +51,10 @@ impl Core {
         })
     }
 
-    /// A secret, fetched now.
+    /// Fetches a secret now.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// It is unavailable.
     pub(crate) async fn resolved_anew(
         &self,
         credential: Option<&CredentialName>,

@@ -1,4 +1,4 @@
-//! Taking, listing and deleting local snapshots, and what backups do with their own.
+//! Local snapshots: creation, listing and deletion, including the internal ones of backups.
 
 use crate::{
     beginnings::only_one,
@@ -20,17 +20,17 @@ use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
 
-/// Snapshots that are to be taken at one instant.
+/// Snapshots of one point in time to take.
 pub(crate) struct Wanted {
-    /// Of which volumes, and the id that each one gets.
+    /// Volumes with the ids of their snapshots.
     pub(crate) members: Vec<(Arc<VolumeEntry>, SnapshotId)>,
     /// The name of each.
     pub(crate) name: SnapshotName,
-    /// Whether a backup makes them for itself.
+    /// Internal snapshots of a backup.
     pub(crate) internal: bool,
-    /// What they have in common, if they were asked for as a group.
+    /// Group snapshot, if any.
     pub(crate) group: Option<SnapshotGroup>,
-    /// What is to be done around them.
+    /// Quiesce parts.
     pub(crate) around: Vec<Part>,
     /// The schedule that wants them.
     pub(crate) schedule: Option<Uuid>,
@@ -54,7 +54,7 @@ impl Wanted {
         }
     }
 
-    /// What commands around the freeze are told.
+    /// Returns the environment of the hooks.
     fn env(&self) -> Vec<(String, String)> {
         let volumes: Vec<_> = self.members.iter().map(|(entry, _)| entry.name.as_str()).collect();
         let ids: Vec<_> = self.members.iter().map(|(entry, _)| entry.id.to_string()).collect();
@@ -75,7 +75,7 @@ impl Wanted {
         env
     }
 
-    /// Writes down in the rows what the freeze did.
+    /// Stores the results of the freeze in the rows.
     fn note(
         &self,
         rows: &mut [SnapshotRow],
@@ -112,9 +112,9 @@ impl Wanted {
     }
 }
 
-/// Why volumes were not frozen.
+/// Error of a freeze.
 pub(crate) enum FreezeFailed {
-    /// One of them failed.
+    /// A volume failed.
     Volume(VolumeId, VolumeError),
     /// Something else did.
     Other(ServiceError),
@@ -167,15 +167,15 @@ impl Core {
         first(self.freeze_together(wanted).await?)
     }
 
-    /// The snapshots of one instant.
+    /// Takes snapshots of one point in time.
     ///
-    /// Rows, then freeze, then rows, each time all of them in one transaction: a crash between leaves rows
-    /// that say what to undo, and after the last one all snapshots are there.
+    /// Rows, then freeze, then rows, each time in one transaction: a crash in between leaves rows that tell
+    /// what to undo, and after the last transaction all snapshots exist.
     pub(crate) async fn freeze_together(&self, wanted: Wanted) -> Result<Vec<SnapshotRow>, ServiceError> {
         self.freeze_and_tell(wanted, &mut None).await
     }
 
-    /// [`freeze_together`](Self::freeze_together), which tells what was done around it also if it fails.
+    /// [`freeze_together`](Self::freeze_together), with the quiesce report also after a failure.
     pub(crate) async fn freeze_and_tell(
         &self,
         wanted: Wanted,
@@ -192,14 +192,14 @@ impl Core {
             () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
         };
         if !wanted.around.is_empty() && self.stopping.is_cancelled() {
-            // Nothing is brought to rest any more.
+            // Everything is resumed.
             return Err(ServiceError::Stopping);
         }
         let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
         let found = self.filesystems_for(&wanted.around, &volumes);
         let (to_freeze, not_frozen) =
             found.inspect_err(|_| self.resting.failures.note_one(QuiesceKind::FreezeFs))?;
-        // Whoever says himself what is run is an admin; what becomes of tasks, everybody may see.
+        // Only admins give commands in requests, but all roles see the results of tasks.
         let tells_all = !wanted.internal && wanted.around.iter().all(|part| part.rule.is_none());
         let mut rest = Rest::new(wanted.around.clone(), to_freeze, wanted.env(), tells_all);
         rest.heed(&self.stopping, &self.resting);
@@ -226,14 +226,14 @@ impl Core {
         *report = rest.await.ok().and_then(|rest| rest.report());
         self.tell_of_failures(&wanted, report.as_ref(), is_taken).await;
         if let Err(error) = taken {
-            // Nobody was told of them.
+            // No client was answered.
             self.undo_snapshots(volumes).await;
             return Err(error);
         }
         if report.is_some() {
             rows.iter_mut().for_each(|row| row.quiesce.clone_from(report));
             let ready = rows.clone();
-            // They are there, whatever becomes of what is said of them.
+            // The snapshots exist, regardless of their rows.
             if let Err(error) = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await {
                 tracing::warn!(%error, "what ran after the snapshot is not kept");
             }
@@ -244,7 +244,7 @@ impl Core {
         Ok(rows)
     }
 
-    /// Tells of what failed around a freeze.
+    /// Reports failures around a freeze.
     async fn tell_of_failures(&self, wanted: &Wanted, report: Option<&QuiesceReport>, is_taken: bool) {
         let Some(report) = report.filter(|report| report.failures().next().is_some()) else { return };
         self.resting.failures.note(report.steps.iter());
@@ -257,7 +257,7 @@ impl Core {
         self.events.wake();
     }
 
-    /// Freezes volumes on a thread that may block, with what is to be done around it.
+    /// Freezes volumes on a blocking thread, with quiescing.
     async fn freeze_at_rest(
         &self,
         volumes: &Members,
@@ -294,8 +294,8 @@ impl Core {
         inserted.await
     }
 
-    /// Takes back what a freeze left that did not come about. What cannot be undone now, because the disk is
-    /// full, is undone before the next snapshot is taken, or by the next start.
+    /// Undoes a failed freeze. What cannot be undone on a full disk is undone before the next snapshot or by
+    /// the next start.
     async fn undo_snapshots(&self, volumes: Members) {
         for (volume, id) in volumes {
             let volume_id = volume.id();
@@ -306,14 +306,13 @@ impl Core {
         }
     }
 
-    /// Takes back what could not be taken back before, of these volumes: its row keeps a name that nobody
-    /// has.
+    /// Retries the undo of failed snapshots of these volumes, whose rows still occupy names.
     async fn undo_rest(&self, volumes: &[(Arc<Volume>, SnapshotId)]) {
         let is_meant =
             |&mut (id, _): &mut (VolumeId, SnapshotId)| volumes.iter().any(|(volume, _)| volume.id() == id);
         let rest: Vec<_> = self.to_undo.lock().extract_if(.., is_meant).collect();
         for (volume, id) in rest {
-            // One that is deleted or cannot be opened takes its snapshots along, or leaves them to the next
+            // A deleted volume takes its snapshots along; one that cannot be opened leaves them to the next
             // start.
             let Some(volume) = self.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
                 continue;
@@ -356,7 +355,7 @@ impl Core {
         Ok(SnapshotList { snapshots })
     }
 
-    /// One snapshot that people made.
+    /// Returns a user snapshot.
     ///
     /// # Errors
     /// There is none.
@@ -367,7 +366,7 @@ impl Core {
         Ok(to_api(&row, &entry, space.iter().find(|space| space.id == row.id), &self.nbd_socket()))
     }
 
-    /// The row of a snapshot that people made, by its name, its id or the beginning of that.
+    /// Returns the row of a user snapshot by name, id or id prefix.
     pub(crate) async fn find_snapshot(&self, wanted: &SnapshotRef) -> Result<SnapshotRow, ServiceError> {
         let volume = match wanted {
             SnapshotRef::Named { volume, .. } => Some(self.registry.find(volume)?.id),
@@ -392,7 +391,7 @@ impl Core {
         })
     }
 
-    /// Pins a snapshot, so that it stays until somebody says otherwise; or takes that back.
+    /// Pins or unpins a snapshot.
     ///
     /// # Errors
     /// There is none, or it is being deleted.
@@ -414,10 +413,10 @@ impl Core {
         self.inspect_snapshot(&SnapshotRef::Id(id)).await
     }
 
-    /// Deletes a snapshot, one that is pinned by force only; its layer is merged in the background.
+    /// Deletes a snapshot, a pinned one with `force` only; its layer is merged in the background.
     ///
     /// # Errors
-    /// There is none, it is pinned, or somebody reads it.
+    /// There is none, it is pinned, or it has readers.
     pub async fn delete_snapshot(&self, wanted: &SnapshotRef, force: bool) -> Result<Deleted, ServiceError> {
         let row = self.find_snapshot(wanted).await?;
         let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
@@ -461,7 +460,7 @@ impl Core {
         Ok(Deleted { id: id.to_string(), name: row.name.to_string(), warnings: Vec::new() })
     }
 
-    /// Takes a snapshot whose row is `deleting` off its volume, then removes the row.
+    /// Removes a snapshot in deletion from its volume, then its row.
     pub(crate) async fn drop_snapshot(
         &self,
         volume: Arc<Volume>,
@@ -471,8 +470,7 @@ impl Core {
             let volume = Arc::clone(&volume);
             blocking(move || match volume.delete_snapshot(id) {
                 Err(error) if error.kind() == VolumeErrorKind::NotFound => Ok(()),
-                // A volume that was closed meanwhile deletes nothing; what it does not have needs no
-                // deleting.
+                // A closed volume deletes nothing; a missing snapshot needs no deletion.
                 Err(_) if volume.snapshots().iter().all(|snapshot| snapshot.id != id) => Ok(()),
                 other => other,
             })
@@ -534,14 +532,14 @@ pub(crate) fn first(rows: Vec<SnapshotRow>) -> Result<SnapshotRow, ServiceError>
     rows.into_iter().next().ok_or_else(|| ServiceError::Internal("a freeze left no snapshot".into()))
 }
 
-/// What the snapshots of a volume cost; nothing if it cannot be asked.
+/// Returns the space of a volume's snapshots; empty if it is unknown.
 pub(crate) async fn space_of(entry: &VolumeEntry) -> Result<Vec<SnapshotSpace>, ServiceError> {
     let Ok(volume) = entry.volume() else { return Ok(Vec::new()) };
     // Walks over all sets of the volume: not for the threads that serve requests.
     blocking(move || Ok::<_, VolumeError>(volume.snapshot_space())).await
 }
 
-/// What clients are told of it; `socket` is where its export is served.
+/// Converts to the API; `socket` serves its export.
 pub(crate) fn to_api(
     row: &SnapshotRow,
     entry: &VolumeEntry,
@@ -574,7 +572,7 @@ pub(crate) fn to_api(
     }
 }
 
-/// Lets clients see a snapshot. The volume is asked for it, which may have to wait for a freeze and its disk.
+/// Makes a snapshot visible to clients. This may wait for a freeze and the disk.
 async fn show(entry: &Arc<VolumeEntry>, row: &SnapshotRow) {
     let (entry, row) = (Arc::clone(entry), row.clone());
     let (volume, snapshot) = (entry.id, row.id);

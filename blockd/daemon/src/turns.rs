@@ -1,4 +1,4 @@
-//! Turns: of those who work on the same thing, one does at a time.
+//! Keyed locks: one holder per key at a time.
 
 use parking_lot::Mutex;
 use std::{
@@ -7,11 +7,11 @@ use std::{
 };
 use tokio::sync::OwnedMutexGuard;
 
-/// Who works on what.
+/// Keyed locks.
 #[derive(Debug, Default)]
 pub(crate) struct Turns(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
 
-/// Everything that was asked for, until this is dropped.
+/// Guard of all requested keys.
 #[derive(Debug)]
 pub(crate) struct Turn {
     _guards: Vec<OwnedMutexGuard<()>>,
@@ -23,16 +23,16 @@ impl Turns {
         if let Some(turn) = turns.get(key).and_then(Weak::upgrade) {
             return turn;
         }
-        // Those that nobody works on any more are forgotten.
+        // Unused keys are removed.
         turns.retain(|_, turn| turn.strong_count() > 0);
         let turn = Arc::default();
         turns.insert(key.to_owned(), Arc::downgrade(&turn));
         turn
     }
 
-    /// Waits until nobody else works on any of these.
+    /// Waits for exclusive use of all keys.
     pub(crate) async fn take(&self, keys: impl IntoIterator<Item = String>) -> Turn {
-        // Everybody takes them in the same order, so that nobody waits for one who waits for him.
+        // Keys are taken in a fixed order, which prevents deadlocks.
         let keys: BTreeSet<String> = keys.into_iter().collect();
         let mut guards = Vec::with_capacity(keys.len());
         for key in keys {

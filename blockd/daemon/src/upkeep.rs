@@ -1,6 +1,5 @@
-//! What is done in the background for what is in the stores: garbage is collected, tasks that were kept for
-//! too long are given up, what is listed of those that were is looked at, and cloud snapshots are verified, a
-//! little at a time.
+//! Maintenance of the stores: garbage collection, expiry of resumable tasks, checks of abandoned backups, and
+//! background verification.
 
 use crate::{
     core::Core,
@@ -16,15 +15,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};
 use uuid::Uuid;
 
-/// How often it is looked whether there is something to do.
+/// Interval of maintenance passes.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// A cloud snapshot is not verified again within this time, however much of the budget is left.
 const VERIFY_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(24);
-/// How long an attempt is remembered: longer than any round through what is in the stores needs.
+/// Lifetime of a recorded attempt: longer than a round through all stores.
 const ATTEMPTS_KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
 
-/// When the verification of each cloud snapshot under a credential was last begun. An attempt that fails for
-/// another reason than damage leaves no proof, and without this the same one would be next for ever.
+/// Start times of the last verification attempts. An attempt that fails without finding damage leaves no
+/// proof, and without this the same cloud snapshot would always be next.
 pub(crate) type Attempts = HashMap<(Uuid, CloudsnapId), Timestamp>;
 
 /// Does it until the daemon stops.
@@ -32,7 +31,7 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
     let core = Arc::clone(core);
     tokio::spawn(async move {
         let work = async {
-            // Not at once: a start has more urgent things to do.
+            // Not at once: a start has more urgent work.
             let mut collect_at = Instant::now() + gc_interval(&core).min(Duration::from_secs(3600));
             let mut attempts = Attempts::new();
             let mut expired = Looks::default();
@@ -103,8 +102,7 @@ fn is_endless(error: &ServiceError) -> bool {
     }
 }
 
-/// Starts the verification of what was verified the longest ago, unless one is under way: it takes its time
-/// by itself.
+/// Starts the verification with the oldest proof, unless one is running.
 async fn verify_next(core: &Arc<Core>, attempts: &mut Attempts) -> Result<(), ServiceError> {
     let is_verifying = core.unfinished_tasks().await?.iter().any(|task| task.kind == TaskKind::Verify);
     if is_verifying {
@@ -124,7 +122,7 @@ async fn verify_next(core: &Arc<Core>, attempts: &mut Attempts) -> Result<(), Se
     Ok(())
 }
 
-/// Begins with another credential each time, so that none with many cloud snapshots keeps the others waiting.
+/// Rotates the credentials, so that one with many cloud snapshots does not starve the others.
 fn in_turn(mut credentials: Vec<CredentialRow>) -> Vec<CredentialRow> {
     if !credentials.is_empty() {
         let minute = Timestamp::now().as_second().unsigned_abs() / LOOK_EVERY.as_secs();

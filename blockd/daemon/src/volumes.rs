@@ -45,11 +45,10 @@ impl Core {
         self.describe(&entry).await
     }
 
-    /// Makes a volume that begins as what another one was at a snapshot; it is durable and served when this
-    /// returns.
+    /// Creates a clone of a snapshot; it is durable and served on return.
     ///
     /// # Errors
-    /// The name is taken, there is no such snapshot, or the files cannot be shared or made.
+    /// The name is taken, there is no such snapshot, or the files cannot be shared or created.
     pub async fn clone_volume(
         self: &Arc<Self>,
         wanted: &VolumeRef,
@@ -75,7 +74,7 @@ impl Core {
         let lazy = rows.into_iter().find(|lazy| lazy.volume == parent.id);
         let lazy = lazy.map(|lazy| LazyRow { volume: id, ..lazy });
         let made = self.add_volume(row, lazy, move || volume.clone_to(snapshot, &dir, id)).await;
-        // It may have made way.
+        // The name may be free now.
         self.merger.wake();
         let entry = made?;
         if let Some(lazy) = lazy {
@@ -85,7 +84,7 @@ impl Core {
         self.describe(&entry).await
     }
 
-    /// Looks whether what lies in a volume's folder is what it believes to have.
+    /// Checks that a volume's directory matches its metadata.
     ///
     /// # Errors
     /// The volume is not open.
@@ -105,8 +104,8 @@ impl Core {
         })
     }
 
-    /// Adds a volume whose files `make` makes, and which may be lazy. Until it is up, nobody can use it; the
-    /// name is taken from now on.
+    /// Adds a volume, perhaps a lazy one, whose files `make` creates. The name is reserved at once; the
+    /// volume is usable when it is up.
     async fn add_volume(
         &self,
         row: VolumeRow,
@@ -125,7 +124,7 @@ impl Core {
         Ok(entry)
     }
 
-    /// Row, then files, then row: a crash between leaves a row that says what to undo.
+    /// Row, then files, then row: a crash in between leaves a row that tells what to undo.
     async fn make_volume(
         &self,
         row: VolumeRow,
@@ -153,7 +152,7 @@ impl Core {
         Ok(volume)
     }
 
-    /// Removes what there is of a volume that could not be made. What is left is removed by the next start.
+    /// Removes the remains of a failed creation. The next start removes the rest.
     pub(crate) async fn unmake_volume(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
         let dir = self.volume_dir(id);
         self.lazy_sources.lock().remove(&id);
@@ -161,7 +160,7 @@ impl Core {
             if let Some(volume) = volume
                 && let Err(error) = volume.close()
             {
-                // Nobody has written to it: only its end matters.
+                // It has no writes: errors of its close do not matter.
                 tracing::debug!(volume = %id, %error, "closing before the removal");
             }
             Volume::delete_files(&dir)
@@ -189,7 +188,7 @@ impl Core {
         Ok(VolumeList { volumes: entries.map(|entry| self.to_api(&entry, &facts)).collect() })
     }
 
-    /// One volume.
+    /// Returns a volume.
     ///
     /// # Errors
     /// There is none of that name.
@@ -300,11 +299,11 @@ impl Core {
         }
     }
 
-    /// Changes what was asked for, size first: the volume is longer and durably so when this returns.
+    /// Applies the requested changes, size first: a growth is durable on return.
     ///
     /// # Errors
-    /// There is nothing to change, the volume cannot be used, the size is smaller than the present one, or
-    /// the disk fails.
+    /// There is nothing to change, the volume is unusable, the size is smaller than the current one, or the
+    /// disk fails.
     pub async fn update_volume(
         self: &Arc<Self>,
         wanted: &VolumeRef,
@@ -341,7 +340,7 @@ impl Core {
         labels: Option<Labels>,
         group: Option<Option<GroupName>>,
     ) -> Result<(), ServiceError> {
-        // One at a time, or one of two changes at once could be undone by the other.
+        // One at a time, or concurrent changes could undo each other.
         let _admission = self.admission.lock().await;
         let mut tags = entry.tags();
         tags.labels = labels.unwrap_or(tags.labels);
@@ -368,15 +367,15 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
         if size_bytes == present {
-            // Whoever was not told, or did not hear, is told again: asking again is how one sees to that.
+            // The size is announced again, so that a repeated request reaches clients that missed it.
             self.registry.announce_size(entry);
             return Ok(());
         }
         let grown = blocking(move || volume.grow(size_bytes)).await;
-        // Also after a failure: it may have come from what follows the commit.
+        // Also after a failure, which may follow the commit.
         let (id, now) = (entry.id, entry.size_bytes());
         if now > present {
-            // The volume has that size whatever becomes of the row.
+            // The volume has that size regardless of its row.
             self.registry.announce_size(entry);
             // The head of before has become a layer that no snapshot keeps.
             self.merger.wake();
@@ -416,7 +415,7 @@ impl Core {
         }
         self.browse.let_go(entry.id);
         let before = entry.begin_delete()?;
-        // What was kept of backups can never be taken up again.
+        // Resumable backups can never be resumed again.
         let volume_id = entry.id;
         if let Err(error) = self.give_up_kept(move |task| task.volume == Some(volume_id)).await {
             tracing::warn!(volume = %entry.id, %error, "what was kept of its tasks is left");
@@ -427,19 +426,19 @@ impl Core {
             self.take_back_delete(&entry, before, &error).await;
             return Err(error.into());
         }
-        // From here on the volume is gone whatever happens: the next start finishes what this one leaves.
+        // From here on the volume is gone in any event: the next start completes the deletion.
         let volume = match before {
             EntryState::Up(volume) => Some(volume),
             _ => None,
         };
         if let Err(error) = self.remove_volume_files(&entry, volume).await {
-            // Asking again goes on where this ended.
+            // A repeated request continues here.
             entry.set_state(EntryState::Failed(format!("its removal failed: {error}")));
             return Err(error);
         }
         self.registry.remove(&entry);
         self.lazy_sources.lock().remove(&id);
-        // What it shared with others may be theirs alone now, and can be merged.
+        // Layers shared with other volumes may be mergeable now.
         self.merger.wake();
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
         let gone = Candidate { id, name: entry.name.clone(), tags: entry.tags() };
@@ -450,7 +449,7 @@ impl Core {
         Ok(Deleted { id: id.to_string(), name: entry.name.to_string(), warnings })
     }
 
-    /// Refuses to let snapshots go with their volume that somebody said are to stay.
+    /// Refuses to delete a volume with pinned snapshots.
     async fn refuse_pinned(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
         const MAX_NAMED: usize = 10;
         let id = entry.id;
@@ -471,14 +470,13 @@ impl Core {
         Err(ServiceError::refused(ErrorCode::SnapshotPinned, message))
     }
 
-    /// Opens a volume again whose row may or may not say that it is being deleted: a commit that failed may
-    /// have become durable all the same, and then the next start would delete what was written since. If the
-    /// row cannot be set back, nothing more is written.
+    /// Reopens a volume whose row may be in deletion: a failed commit may be durable nevertheless, and then
+    /// the next start would delete later writes. If the row cannot be reset, the volume refuses writes.
     async fn take_back_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &DbError) {
         let id = entry.id;
         let volume = match before {
             EntryState::Up(volume) => volume,
-            // It takes no writes anyway.
+            // It accepts no writes anyway.
             before => return entry.undo_delete(before),
         };
         let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await else {
@@ -508,7 +506,7 @@ impl Core {
             if let Some(volume) = volume
                 && let Err(error) = volume.close()
             {
-                // Its content is about to be removed: only its end matters.
+                // Its content is about to be removed: errors of its close do not matter.
                 tracing::debug!(volume = %entry.id, %error, "closing before the removal");
             }
             Volume::delete_files(&dir)
@@ -518,9 +516,9 @@ impl Core {
     }
 }
 
-/// What the database knows about volumes, read at once.
+/// Facts about volumes, read in one transaction.
 struct Facts {
-    /// The tasks of restores in place.
+    /// Tasks of in-place restores.
     going_back: Vec<TaskRow>,
     snapshots: Vec<SnapshotRow>,
     chains: Vec<Chain>,

@@ -1,8 +1,7 @@
-//! Telling systemd's watchdog that the daemon is alive.
+//! Notifications of systemd's watchdog.
 //!
-//! What is told is that the runtime, which the control API, the scheduler and all tasks run on, still takes
-//! turns. A disk or a store that does not answer keeps nobody from that: to be started again would not mend
-//! them, and would cut off all who wait.
+//! They confirm that the runtime of the control API, the scheduler and the tasks makes progress. An
+//! unresponsive disk or store does not stop them: a restart would not help, and would disconnect all clients.
 
 use std::time::Duration;
 use tokio::{
@@ -10,12 +9,12 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-/// How often it is told within the time after which the daemon is taken for dead.
+/// Notifications per watchdog timeout.
 const TIMES: u32 = 3;
 /// However short that time is.
 const MIN_PERIOD: Duration = Duration::from_millis(1);
 
-/// Tells it until the task is aborted; nothing where no watchdog waits for that.
+/// Notifies until the task is aborted; `None` without a watchdog.
 pub(crate) fn start() -> Option<JoinHandle<()>> {
     let time_limit = sd_notify::watchdog_enabled().filter(|time_limit| !time_limit.is_zero())?;
     Some(tokio::spawn(tell(time_limit, || crate::daemon::notify(sd_notify::NotifyState::Watchdog))))
@@ -23,7 +22,7 @@ pub(crate) fn start() -> Option<JoinHandle<()>> {
 
 async fn tell(time_limit: Duration, alive: impl Fn()) {
     let mut turns = interval((time_limit / TIMES).max(MIN_PERIOD));
-    // After a standstill once is enough.
+    // After a stall once is enough.
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         turns.tick().await;

@@ -245,7 +245,7 @@ impl Webhook {
         }
     }
 
-    /// One attempt.
+    /// Makes one attempt.
     async fn post(&self, core: &Core, client: &Client, event: &Event) -> Result<(), DeliveryError> {
         let body = serde_json::to_vec(event)?;
         let (id, timestamp_s) = (format!("{}-{}", core.cluster, event.id), Timestamp::now().as_second());

@@ -1,25 +1,24 @@
-//! In which store a cloud snapshot is, where nobody says it.
+//! Locates the repository that holds a cloud snapshot.
 
 use crate::{cloudsnaps::ASKED_AT_ONCE, core::Core, db::CredentialRow, error::ServiceError};
 use blockd_api::{CredentialRef, ErrorCode};
 use blockd_cloud::{CloudError, CloudsnapId};
 use futures::StreamExt;
 
-/// What is to be done with a cloud snapshot.
+/// Purpose of the lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// It is read: any place that has it will do.
+    /// Read: any repository that holds it is suitable.
     Read,
-    /// It goes: there must be no doubt which one is meant.
+    /// Deletion: the repository must be unambiguous.
     Delete,
 }
 
 impl Core {
-    /// The credential of a request about a cloud snapshot: the named one, the only one, or the one whose
-    /// store has it.
+    /// Returns the credential of a cloud snapshot: the named one, the only one, or one whose store has it.
     ///
     /// # Errors
-    /// There is none of that name, no store has the cloud snapshot, or several have what is to be deleted.
+    /// There is none of that name, no store has the cloud snapshot, or several have one to delete.
     pub(crate) async fn credential_with(
         &self,
         id: &CloudsnapId,
@@ -74,7 +73,7 @@ impl Core {
         }
     }
 
-    /// Whether a cloud snapshot is in the store of a credential, whatever it looks like.
+    /// Returns true if the store of a credential has the cloud snapshot, intact or not.
     async fn is_in(
         &self,
         row: &CredentialRow,
@@ -85,7 +84,7 @@ impl Core {
             Ok(_) => Ok(true),
             Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::Damaged { .. }) => Ok(true),
             Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::SnapshotNotFound { .. }) => {
-                // The directory of a disk that is not mounted is empty, and says that nothing is there.
+                // The directory of an unmounted disk is empty.
                 if purpose == Purpose::Delete {
                     self.ask_store(async {
                         let repository = self.asked_repository(row.uuid).await?;
