@@ -7,9 +7,9 @@ use std::{
     sync::Arc,
 };
 
-/// How much of them is kept, in bytes.
+/// Size of the cache, in bytes.
 const KEPT_BYTES: usize = 2 << 20;
-/// How many of them are kept at least.
+/// Minimum number of cached blocks.
 const MIN_KEPT: usize = 16;
 
 #[derive(Default)]

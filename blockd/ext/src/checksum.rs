@@ -10,7 +10,7 @@ static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC32C_PARAMETE
 static CRC32_BIG_ENDIAN: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_MPEG_2);
 static CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_MODBUS);
 
-/// What the first piece continues.
+/// Initial value of a checksum.
 pub(crate) const START: u32 = !0;
 
 /// The CRC-32C of some pieces, one behind the other, continued from `seed`.

@@ -10,7 +10,7 @@ use crate::{
 use std::ops::ControlFlow;
 
 const HEADER_LEN: usize = 8;
-/// The entry that holds the checksum of a block: its length, and the byte that says so.
+/// Length of the entry with a block's checksum.
 const TAIL_LEN: usize = 12;
 const TAIL_KIND: u8 = 0xde;
 /// Bytes of a directory that are read at most.
@@ -27,7 +27,7 @@ const NODE_TABLE_AT: usize = 8;
 pub struct DirEntry {
     /// The name: any bytes but `/` and zero, never `.` or `..`.
     pub name: Vec<u8>,
-    /// What it is the name of.
+    /// Inode of the name.
     pub inode: InodeNumber,
 }
 
@@ -42,7 +42,7 @@ fn entry_len(stored: u16, block_len: usize) -> usize {
     }
 }
 
-/// Whether a name means what it says to those who are told it.
+/// Returns true for a name that a system call could have created.
 fn is_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
@@ -50,8 +50,8 @@ fn is_name(name: &[u8]) -> bool {
 type Visit<'a> = dyn FnMut(&[u8], InodeNumber) -> ControlFlow<()> + 'a;
 
 impl Filesystem {
-    /// The names in a directory, in the order in which they are stored; at most so many. Names that no system
-    /// call could have made are left out, as nobody could ask for them.
+    /// Returns the names in a directory in storage order, up to a maximum. Names that no system call could
+    /// have created are skipped, as no lookup could find them.
     ///
     /// # Errors
     /// It is no directory, is encrypted, has more entries, is damaged, or the image cannot be read.
@@ -73,10 +73,10 @@ impl Filesystem {
         }
     }
 
-    /// What a name in a directory is the name of.
+    /// Looks up a name in a directory.
     ///
     /// # Errors
-    /// [`ExtError::NotFound`], and what [`read_dir`](Self::read_dir) reports.
+    /// [`ExtError::NotFound`], and those of [`read_dir`](Self::read_dir).
     pub fn lookup(&self, dir: &Inode, name: &[u8]) -> Result<InodeNumber, ExtError> {
         let mut left = MAX_LOOKUP_BYTES;
         self.lookup_within(dir, name, &mut left)

@@ -10,13 +10,13 @@ use std::{io, sync::Arc};
 
 /// Bytes at random places. What they are must not change while they are read.
 pub trait ReadAt: Send + Sync {
-    /// How many there are.
+    /// Returns the size, in bytes.
     fn size_bytes(&self) -> u64;
 
-    /// Fills `buf` with those from `offset_bytes` on, all of which lie inside.
+    /// Fills `buf` from `offset_bytes` on; the range is inside the image.
     ///
     /// # Errors
-    /// They cannot be read, now or ever.
+    /// They cannot be read, temporarily or permanently.
     fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()>;
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn read(source: &dyn ReadAt, offset_bytes: u64, buf: &mut [u8]) -> Re
 pub(crate) struct Disk {
     source: Arc<dyn ReadAt>,
     block_len: u32,
-    /// How many blocks there are; all of them lie inside the image.
+    /// Number of blocks, all inside the image.
     blocks: u64,
     overlay: Overlay,
     cache: BlockCache,
@@ -59,7 +59,7 @@ impl Disk {
         &*self.source
     }
 
-    /// It has so many blocks, all of which lie inside the image.
+    /// Sets the number of blocks, all inside the image.
     pub fn set_blocks(&mut self, blocks: u64) {
         self.blocks = blocks;
     }
@@ -69,12 +69,12 @@ impl Disk {
         self.block_len as usize
     }
 
-    /// How many blocks there are.
+    /// Returns the number of blocks.
     pub fn blocks(&self) -> u64 {
         self.blocks
     }
 
-    /// Whether these blocks exist; block 0 holds no file's data.
+    /// Returns true if these blocks exist; block 0 holds no file data.
     pub fn has(&self, block: u64, count: u64) -> bool {
         block > 0 && block.checked_add(count).is_some_and(|end| end <= self.blocks)
     }

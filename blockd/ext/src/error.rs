@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! Errors.
 
 use crate::InodeNumber;
 use std::{fmt, io};
@@ -31,7 +31,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Why something cannot be read.
+/// Error of the reader.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExtError {
@@ -41,40 +41,40 @@ pub enum ExtError {
     /// It is well, as far as one can tell, but not read here.
     #[error("it uses {what}, which is not read here")]
     Unsupported {
-        /// What it uses.
+        /// Unsupported feature.
         what: String,
     },
     /// Something is not as it should be.
     #[error("{place} is damaged: {what}")]
     Damaged {
-        /// What is damaged.
+        /// Damaged place.
         place: Place,
-        /// What is wrong with it.
+        /// Cause.
         what: &'static str,
     },
     /// The image could not be read.
     #[error("cannot read {len_bytes} bytes at {offset_bytes}: {source}")]
     Read {
-        /// Where, in bytes from the beginning of the image.
+        /// Offset in the image, in bytes.
         offset_bytes: u64,
-        /// How many bytes.
+        /// Length, in bytes.
         len_bytes: usize,
-        /// What the image said.
+        /// Error of the image.
         source: io::Error,
     },
     /// There is no file of that name.
     #[error("it is not there")]
     NotFound,
-    /// What is not a directory was used as one.
+    /// Not a directory.
     #[error("it is not a directory")]
     NotADirectory,
     /// A directory was used as a file.
     #[error("it is a directory")]
     IsADirectory,
-    /// What is no regular file was used as one.
+    /// Not a regular file.
     #[error("it is not a regular file")]
     NotAFile,
-    /// What is no symbolic link was used as one.
+    /// Not a symbolic link.
     #[error("it is not a symbolic link")]
     NotALink,
     /// A path leads through more links than any system follows.
@@ -89,8 +89,7 @@ pub enum ExtError {
 }
 
 impl ExtError {
-    /// Whether the same can succeed later without anybody doing anything about it: if reading the image
-    /// failed, for it may be far away.
+    /// Returns true if a retry can succeed: a read of the image failed, which may be remote.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Read { .. })
     }

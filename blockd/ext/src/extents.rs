@@ -25,7 +25,7 @@ struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// What these bytes are; `depth` is the one that a node at that place has, if it is known.
+    /// Parses an extent node; `depth` is its expected depth, if known.
     fn parse(inode: &Inode, bytes: &'a [u8], depth: Option<u16>) -> Result<Self, ExtError> {
         if le16(bytes, 0) != MAGIC {
             return inode.damaged("a node of its extent tree is none");

@@ -1,4 +1,4 @@
-//! What a filesystem may use (section "The Super Block": `s_feature_compat`, `s_feature_incompat`,
+//! Features of a filesystem (section "The Super Block": `s_feature_compat`, `s_feature_incompat`,
 //! `s_feature_ro_compat`).
 
 use crate::ExtError;
@@ -59,12 +59,12 @@ impl Features {
         self.incompat & bit != 0
     }
 
-    /// One that only matters to whoever writes; so what is unknown of them is no hindrance.
+    /// Returns true for a feature that concerns writers only; unknown ones are ignored.
     pub fn has_ro_compat(self, bit: u32) -> bool {
         self.ro_compat & bit != 0
     }
 
-    /// Whether everything that is needed to read it is known here.
+    /// Checks that all features needed for reading are supported.
     pub fn check(self) -> Result<(), ExtError> {
         let mut unread = Vec::new();
         for at in 0..u32::BITS {

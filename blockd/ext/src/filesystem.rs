@@ -16,18 +16,18 @@ const MAX_LINK_LEN: u64 = 4096;
 /// A shorter target stands in `i_block`.
 const FAST_LINK_LEN: u64 = 60;
 
-/// What is known of a filesystem as a whole.
+/// Information about a filesystem.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Info {
     /// Length of a block in bytes.
     pub block_len_bytes: u32,
-    /// How long it is, in bytes.
+    /// Size, in bytes.
     pub size_bytes: u64,
     /// Its name.
     pub label: Vec<u8>,
-    /// What tells it from others.
+    /// UUID.
     pub uuid: [u8; 16],
-    /// What became of its journal.
+    /// State of its journal.
     pub journal: JournalState,
 }
 
@@ -45,11 +45,10 @@ impl std::fmt::Debug for Filesystem {
 }
 
 impl Filesystem {
-    /// Opens it as it stands there, whatever its journal holds: good for finding out [where things
-    /// lie](Self::metadata).
+    /// Opens it without journal replay, which suffices to find [the metadata](Self::metadata).
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// See [`open`](Self::open).
     pub fn open_as_is(source: Arc<dyn ReadAt>) -> Result<Self, ExtError> {
         let superblock = superblock::read(&*source)?;
         let disk = Disk::new(source, superblock.block_len, superblock.blocks);
@@ -95,7 +94,7 @@ impl Filesystem {
         Ok(this)
     }
 
-    /// What is known of it as a whole.
+    /// Returns information about the filesystem.
     pub fn info(&self) -> Info {
         Info {
             block_len_bytes: self.superblock.block_len,
@@ -160,7 +159,7 @@ impl Filesystem {
         Ok(Run { is_data: run.stored.is_some(), end_bytes })
     }
 
-    /// Where a symbolic link leads, as it stands there.
+    /// Returns the target of a symbolic link.
     ///
     /// # Errors
     /// It is no link, is encrypted, is damaged, or the image cannot be read.

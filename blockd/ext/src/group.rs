@@ -16,7 +16,7 @@ const WIDE_LEN: usize = 64;
 /// In `bg_flags`: no inode of the group was ever used (`EXT4_BG_INODE_UNINIT`).
 const INODES_UNUSED: u16 = 0x1;
 
-/// Where the metadata of a group lies, in blocks.
+/// Block numbers of a group's metadata.
 pub(crate) struct Group {
     pub block_bitmap: u64,
     pub inode_bitmap: u64,
@@ -26,7 +26,7 @@ pub(crate) struct Group {
 }
 
 impl Filesystem {
-    /// Whether a group begins with a copy of the superblock.
+    /// Returns true if a group starts with a copy of the superblock.
     fn has_superblock(&self, group: u32) -> bool {
         let sb = self.superblock();
         let power_of = |base: u32| {
@@ -70,7 +70,7 @@ impl Filesystem {
         self.descriptor_place(group).0
     }
 
-    /// How many groups there are.
+    /// Returns the number of groups.
     pub(crate) fn groups(&self) -> u32 {
         let sb = self.superblock();
         let groups = (sb.blocks - u64::from(sb.first_data_block)).div_ceil(sb.blocks_per_group.into());
@@ -78,7 +78,7 @@ impl Filesystem {
         u32::try_from(groups).unwrap_or(u32::MAX)
     }
 
-    /// What the descriptor of a group says; what it points to is not checked.
+    /// Returns the descriptor of a group; its targets are not checked.
     pub(crate) fn group(&self, group: u32) -> Result<Group, ExtError> {
         let sb = self.superblock();
         let (block, within) = self.descriptor_place(group);

@@ -3,7 +3,7 @@
 use crate::{ExtError, Filesystem, Inode, bytes::le32, map::BlockRun};
 
 const DIRECT: u64 = 12;
-/// Where in `i_block` the pointer to pointers is, and those one and two levels above it.
+/// Offsets of the indirect, double-indirect and triple-indirect pointers in `i_block`.
 const INDIRECT_AT: [usize; 3] = [48, 52, 56];
 
 impl Filesystem {

@@ -3,7 +3,7 @@
 use crate::{ExtError, Filesystem, Inode, xattr::INLINE_REST};
 
 impl Filesystem {
-    /// What is stored behind the bytes in `i_block`: the extended attribute `system.data`.
+    /// Returns the inline data after `i_block`: the extended attribute `system.data`.
     pub(crate) fn inline_rest(&self, inode: &Inode) -> Result<Vec<u8>, ExtError> {
         for entry in self.inode_xattr_entries(inode)? {
             if entry.is(INLINE_REST) {

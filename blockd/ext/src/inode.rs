@@ -41,7 +41,7 @@ impl fmt::Display for InodeNumber {
     }
 }
 
-/// What a file is.
+/// File type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileKind {
     /// A regular file.
@@ -63,9 +63,9 @@ pub enum FileKind {
 /// The device that a device node stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Device {
-    /// Which driver.
+    /// Major number.
     pub major: u32,
-    /// Which of its devices.
+    /// Minor number.
     pub minor: u32,
 }
 
@@ -100,24 +100,24 @@ impl From<Timestamp> for SystemTime {
     }
 }
 
-/// What is known of a file without reading it.
+/// Inode.
 #[derive(Clone, Debug)]
 pub struct Inode {
     /// Its number.
     pub number: InodeNumber,
-    /// What it is.
+    /// File type.
     pub kind: FileKind,
     /// The permission bits, with those above them (07777).
     pub mode: u16,
-    /// Who owns it.
+    /// Owner.
     pub uid: u32,
     /// The group that owns it.
     pub gid: u32,
-    /// How many names it has.
+    /// Number of links.
     pub links: u16,
     /// Its length in bytes.
     pub size_bytes: u64,
-    /// How much room it takes, in bytes.
+    /// Allocated space, in bytes.
     pub allocated_bytes: u64,
     /// When it was read.
     pub accessed: Timestamp,
@@ -134,14 +134,14 @@ pub struct Inode {
     pub(crate) block: [u8; 60],
     /// The block of its extended attributes; 0 if there is none.
     pub(crate) xattr_block: u64,
-    /// What lies behind the fields that are known to this inode: extended attributes.
+    /// Bytes after the fixed fields: extended attributes.
     pub(crate) behind: Box<[u8]>,
-    /// What checksums of what hangs on it continue.
+    /// Seed of dependent checksums.
     pub(crate) checksum_seed: u32,
 }
 
 impl Inode {
-    /// Whether its content, and the names in it, are encrypted.
+    /// Returns true for encrypted content and names.
     pub fn is_encrypted(&self) -> bool {
         self.flags & flag::ENCRYPTED != 0
     }
@@ -177,12 +177,12 @@ fn device_of(block: &[u8; 60]) -> Device {
     }
 }
 
-/// Where the fields end that this inode has, in bytes from its beginning.
+/// Returns the end of the fixed fields, in bytes.
 fn fields_end(raw: &[u8]) -> usize {
     if raw.len() > OLD_LEN { OLD_LEN + usize::from(le16(raw, 0x80)) } else { OLD_LEN }
 }
 
-/// How long a file can be, by the way in which its blocks are found.
+/// Returns the maximum size of a file with this block mapping.
 fn size_most(flags: u32, block_len: u64) -> u64 {
     let pointers = block_len / 4;
     let blocks = if flags & flag::INLINE_DATA != 0 {

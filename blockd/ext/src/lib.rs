@@ -57,7 +57,7 @@ pub use journal::JournalState;
 pub use map::Run;
 pub use xattr::Xattr;
 
-/// Whether there is such a filesystem, by its magic.
+/// Returns true for an ext filesystem, by its magic.
 ///
 /// # Errors
 /// [`ExtError::Read`].

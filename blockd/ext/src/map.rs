@@ -1,13 +1,13 @@
-//! Which blocks of a file are where.
+//! Block mapping of files.
 
 use crate::{ExtError, Filesystem, Inode, inode::flag};
 
 /// A run of bytes of a file that are all stored somewhere, or all zeroes that are stored nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
-    /// Whether they are stored. What was allocated and never written is not.
+    /// The blocks have data. Unwritten allocated blocks have none.
     pub is_data: bool,
-    /// Where the run ends, in bytes from the beginning of the file. More of the same kind may follow.
+    /// End of the extent in the file, in bytes. An extent of the same kind may follow.
     pub end_bytes: u64,
 }
 
@@ -16,18 +16,17 @@ pub struct Run {
 pub(crate) struct BlockRun {
     /// The first of them in the filesystem; none if they are zeroes that are stored nowhere.
     pub stored: Option<u64>,
-    /// How many.
+    /// Number of blocks.
     pub len: u64,
 }
 
 impl Filesystem {
-    /// The run that begins with a block of a file. There are fewer than 2³² × 2³² of them, whatever stands in
-    /// the image.
+    /// Returns the extent at a block of a file. There are fewer than 2³² × 2³² of them in any image.
     pub(crate) fn block_run(&self, inode: &Inode, block: u64) -> Result<BlockRun, ExtError> {
         if inode.has(flag::EXTENTS) { self.extent_run(inode, block) } else { self.indirect_run(inode, block) }
     }
 
-    /// Fills `buf` with bytes of a file, whatever its length, from `offset_bytes` on.
+    /// Fills `buf` with bytes of a file from `offset_bytes` on, without a check of its size.
     pub(crate) fn read_blocks(
         &self,
         inode: &Inode,

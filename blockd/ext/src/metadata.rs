@@ -1,12 +1,11 @@
-//! Where the metadata of a filesystem lies: what a mount, and whoever looks for files, reads before anything
-//! else.
+//! Location of a filesystem's metadata, which a mount or a file search reads first.
 
 use crate::{ExtError, Filesystem, InodeNumber, features::bit};
 use std::ops::Range;
 
 /// The superblock and the boot block before it.
 const SUPERBLOCK_END_BYTES: u64 = 4096;
-/// The journal of a filesystem is longer than that only if somebody says so.
+/// Maximum number of journal extents; more only in a crafted image.
 const MAX_JOURNAL_RUNS: usize = 4096;
 
 impl Filesystem {
@@ -67,7 +66,7 @@ impl Filesystem {
         }
         let block_len = u64::from(self.superblock().block_len);
         let runs = self.inode(InodeNumber(number)).and_then(|journal| {
-            // Of one that was played back nobody reads more than its superblock.
+            // Only the superblock of a clean journal is read.
             let is_needed = self.superblock().features.has_incompat(bit::INCOMPAT_RECOVER);
             let len = if is_needed { journal.size_bytes.div_ceil(block_len) } else { 1 };
             let (mut runs, mut at) = (Vec::new(), 0);

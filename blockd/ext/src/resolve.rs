@@ -50,7 +50,7 @@ impl Filesystem {
             }
             let next = self.inode(self.lookup_within(&here, &part, &mut bytes_left)?)?;
             if next.kind != FileKind::Symlink || left.is_empty() {
-                // Whoever went down such a way would never come to its end.
+                // Such a path would never end.
                 if next.kind == FileKind::Directory
                     && (next.number == here.number || above.contains(&next.number))
                 {

@@ -21,7 +21,7 @@ const INODE_LEN_OLD: u16 = 128;
 const DESC_LEN_32: u16 = 32;
 const DESC_LEN_64: u16 = 64;
 
-/// What it says, as far as it matters here; checked.
+/// Checked fields of the superblock.
 #[derive(Clone, Debug)]
 pub(crate) struct Superblock {
     pub features: Features,
@@ -39,11 +39,11 @@ pub(crate) struct Superblock {
     pub journal_device: u32,
     pub uuid: [u8; 16],
     pub label: Vec<u8>,
-    /// What checksums of metadata continue.
+    /// Seed of metadata checksums.
     pub checksum_seed: u32,
 }
 
-/// Whether the magic is there.
+/// Returns true if the magic matches.
 pub(crate) fn is_there(source: &dyn ReadAt) -> Result<bool, ExtError> {
     if source.size_bytes() < OFFSET_BYTES + LEN as u64 {
         return Ok(false);
@@ -71,7 +71,7 @@ pub(crate) fn place(block_len: u32) -> (u64, usize) {
     }
 }
 
-/// What these bytes say, if a filesystem like that can lie in an image of `size_bytes`.
+/// Parses a superblock of a filesystem that fits into an image of `size_bytes`.
 pub(crate) fn parse(bytes: &[u8; LEN], size_bytes: u64) -> Result<Superblock, ExtError> {
     let wrong = |what| damaged(Place::Superblock, what);
     if le16(bytes, MAGIC_AT) != MAGIC {
@@ -156,7 +156,7 @@ pub(crate) fn parse(bytes: &[u8; LEN], size_bytes: u64) -> Result<Superblock, Ex
 }
 
 impl Superblock {
-    /// Whether metadata has checksums.
+    /// Returns true for metadata with checksums.
     pub fn has_checksums(&self) -> bool {
         self.features.has_ro_compat(bit::RO_COMPAT_METADATA_CSUM)
     }

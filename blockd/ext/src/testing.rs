@@ -1,9 +1,9 @@
-//! What must hold of an image that holds anything at all.
+//! Invariants of readable images.
 
 use crate::{FileKind, Filesystem, InodeNumber, ReadAt};
 use std::{io, sync::Arc};
 
-/// How much is looked at, so that one image takes no longer than another: files, bytes of each, runs of each.
+/// Limits per image: files, bytes of each, extents of each.
 const MAX_FILES: usize = 60;
 const MAX_FILE_LEN: usize = 100_000;
 const MAX_RUNS: usize = 64;
@@ -108,7 +108,7 @@ pub fn expand(data: &[u8]) -> Vec<u8> {
     image
 }
 
-/// What [`expand`] makes this image of, if it is no longer than that can make.
+/// Returns the input from which [`expand`] makes this image, if it is short enough.
 pub fn condense(image: &[u8]) -> Vec<u8> {
     let count = u16::try_from(image.len() / PIECE_LEN).unwrap_or(u16::MAX);
     let mut data = count.to_le_bytes().to_vec();

@@ -23,7 +23,7 @@ const POSIX_ACL_ACCESS: u8 = 2;
 const POSIX_ACL_DEFAULT: u8 = 3;
 /// The rest of a file that lies in its inode.
 pub(crate) const INLINE_REST: (u8, &[u8]) = (7, b"data");
-/// What an encrypted file is encrypted with.
+/// Index of the encryption attribute.
 const ENCRYPTION: u8 = 9;
 
 /// An extended attribute.
@@ -35,7 +35,7 @@ pub struct Xattr {
     pub value: Vec<u8>,
 }
 
-/// What an attribute's name begins with, by the number that is stored in its place.
+/// Returns the prefix of an attribute name by its stored index.
 fn prefix(index: u8) -> Option<&'static str> {
     Some(match index {
         0 => "",
@@ -50,7 +50,7 @@ fn prefix(index: u8) -> Option<&'static str> {
     })
 }
 
-/// Where a value is. Entries may share one: it is copied only for who asks for it.
+/// Location of a value. Entries may share one, so it is copied on request only.
 enum Value<'a> {
     Here(&'a [u8]),
     Inode(InodeNumber, u32),
@@ -174,8 +174,8 @@ impl Filesystem {
             }
             let Some(prefix) = prefix(entry.index) else { continue };
             let name = [prefix.as_bytes(), entry.name].concat();
-            // The first of a name hides those behind it, as in the kernel. One without a name nobody could
-            // ask for.
+            // The first entry of a name hides later ones, as in the kernel. An entry without a name cannot be
+            // requested.
             if name.is_empty() || name.contains(&0) || !names.insert(name.clone()) {
                 continue;
             }

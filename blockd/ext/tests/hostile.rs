@@ -97,7 +97,7 @@ fn damaged_images_crash_nothing() {
     }
 }
 
-/// Fails each read after some, until it is told not to.
+/// Fake image whose reads fail after some, until it is repaired.
 struct Failing {
     image: Bytes,
     failing: AtomicBool,

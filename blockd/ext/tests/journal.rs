@@ -15,7 +15,7 @@ use std::{
 const BLOCK: usize = 1024;
 const FILE_BLOCKS: usize = 64;
 
-/// How `debugfs` writes a journal, and what the filesystem is.
+/// Journal options of `debugfs` with the filesystem's options.
 const KINDS: [(&str, &str); 5] = [
     ("", "-t ext4 -b 1024 -I 256 -O has_journal,extents,^64bit,^metadata_csum"),
     ("", "-t ext4 -b 1024 -I 256 -O has_journal,extents,64bit,^metadata_csum"),
@@ -94,7 +94,7 @@ impl Made {
         debugfs(&self.image, &commands);
     }
 
-    /// What e2fsck makes of a copy.
+    /// Returns a copy replayed by e2fsck.
     fn played_back(&self) -> Vec<u8> {
         let copy = self.dir.path().join("played-back");
         fs::copy(&self.image, &copy).unwrap();

@@ -1,7 +1,7 @@
-//! Filesystems that the kernel wrote: what it shows of them is what is read, also of a copy taken while its
-//! journal was in use.
+//! Tests with filesystems written by the kernel: the reader returns the same as the kernel, also from a copy
+//! taken with a live journal.
 //!
-//! These need root and a loop device; without, they say so and look at nothing.
+//! They need root and a loop device, and are skipped with a message otherwise.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
@@ -18,7 +18,7 @@ use std::{
 
 const ALL: Compare = Compare { nanoseconds: true, dir_times: true, xattrs: true, owners: true, room: true };
 
-/// Where images lie: in memory if that can be, as much is synced to them.
+/// Directory of images, in memory if possible, as they are synced often.
 fn scratch() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let dir = if memory.is_dir() { memory } else { Path::new(env!("CARGO_TARGET_TMPDIR")) };
@@ -31,7 +31,7 @@ struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts it; none where that is not possible, and says so.
+    /// Mounts the image; `None` with a message if that is impossible.
     fn new(image: &Path, at: PathBuf, options: &str) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
         let output = tool("mount").args(["-o", options]).arg(image).arg(&at).output().unwrap();
@@ -54,8 +54,8 @@ fn set_xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::setxattr(path, name, value, XattrFlags::empty()).unwrap();
 }
 
-/// What only a kernel makes: preallocated ranges, punched holes, deep trees, large directories, lists of
-/// access.
+/// Creates structures that only a kernel makes: preallocated ranges, punched holes, deep trees, large
+/// directories, access lists.
 fn fill(root: &Path, has_extents: bool) {
     fs::create_dir_all(root.join("many")).unwrap();
     for number in 0..2000 {
@@ -121,8 +121,7 @@ fn fill(root: &Path, has_extents: bool) {
     fs::hard_link(&with, root.join("many/again")).unwrap();
 }
 
-/// Where data and holes are, to the block: the kernel may show data where there is a hole, but no hole where
-/// there is data.
+/// Compares data and holes by block: the kernel may report data for a hole, but no hole for data.
 fn check_holes(fs: &blockd_ext::Filesystem, root: &Path) {
     for name in ["sparse", "punched", "allocated", "scattered"] {
         let Ok(file) = File::open(root.join(name)) else { continue };

@@ -1,4 +1,4 @@
-//! Where metadata lies, as dumpe2fs says it does.
+//! Tests of the metadata location against dumpe2fs.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! What is shown, as whoever shows it sees it: a list of snapshots, and readers of their images.
+//! Source of the view: a list of snapshots, and readers of their images.
 
 use std::{fmt, io, sync::Arc, time::SystemTime};
 
@@ -19,8 +19,7 @@ pub struct SnapshotEntry {
     pub key: SnapshotKey,
     /// The directory that it is in: any text, escaped where it is shown.
     pub volume: String,
-    /// What follows the time in its name: any text, escaped where it is shown, not the same for two of one
-    /// volume.
+    /// Id after the time in the name: any text, escaped on display, unique in a volume.
     pub id: String,
     /// When it was taken.
     pub created: SystemTime,
@@ -33,9 +32,9 @@ pub struct SnapshotEntry {
 /// A run of bytes of an image that are all data, or are all nothing and read as zeroes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ImageRun {
-    /// Whether it is data.
+    /// The range has data.
     pub is_data: bool,
-    /// Where it ends, in bytes from the beginning of the image. More of the same kind may follow.
+    /// End in the image, in bytes. A range of the same kind may follow.
     pub end_bytes: u64,
 }
 
@@ -44,11 +43,10 @@ pub trait Image: Send + Sync {
     /// Its size in bytes.
     fn size_bytes(&self) -> u64;
 
-    /// Fills `buf` with the bytes from `offset_bytes` on, all of which lie inside. May block, but not for
-    /// ever.
+    /// Fills `buf` from `offset_bytes` on. May block for a bounded time.
     ///
     /// # Errors
-    /// They cannot be had, or do not lie inside.
+    /// The range is unavailable or not inside the image.
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()>;
 
     /// The same if it can be had at once: false if not, and `buf` may hold anything then.
@@ -67,13 +65,12 @@ pub trait Image: Send + Sync {
     fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun>;
 }
 
-/// Where snapshots come from.
+/// Source of snapshots.
 pub trait Catalog: Send + Sync + 'static {
-    /// All snapshots, as new as the catalog can say without keeping anybody waiting for long. The same list,
-    /// rather than an equal one, if nothing changed.
+    /// Returns all snapshots, as recent as possible without a long wait. An unchanged list is the same `Arc`.
     fn snapshots(&self) -> Arc<Vec<SnapshotEntry>>;
 
-    /// What whoever looks at the list should know of what is not in it, as a text; none if there is nothing.
+    /// Returns a text about stores missing in the list, if any.
     fn unlisted(&self) -> Option<String> {
         None
     }
@@ -84,9 +81,9 @@ pub trait Catalog: Send + Sync + 'static {
     /// It is gone, or cannot be read.
     fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn Image>>;
 
-    /// What is known of a snapshot, as JSON.
+    /// Returns the manifest of a snapshot as JSON.
     ///
     /// # Errors
-    /// It is gone, or cannot be read.
+    /// It is gone or unreadable.
     fn manifest_json(&self, key: &SnapshotKey) -> io::Result<Vec<u8>>;
 }

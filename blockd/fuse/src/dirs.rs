@@ -16,12 +16,12 @@ use std::{
     time::Duration,
 };
 
-/// What listings say instead of a number that is not known yet.
+/// Inode number of listings for entries without a number.
 const UNKNOWN_INO: u64 = 0xffff_ffff;
 /// Entries of all directories that are open at once: others may open them too, and each takes memory until it
 /// is closed.
 const MAX_LISTED: usize = 2_000_000;
-/// What comes before the children.
+/// Entries before the children.
 const DOTS: [&[u8]; 2] = [b".", b".."];
 
 /// The entries of an open directory; they count until it is closed.
@@ -33,10 +33,10 @@ pub(crate) struct Listed {
 /// An entry with what is known of it.
 pub(crate) struct FullEntry<'a> {
     pub ino: u64,
-    /// Where to go on behind it.
+    /// Offset of the next entry.
     pub next: u64,
     pub name: &'a [u8],
-    /// How long that may be believed.
+    /// Time to live.
     pub ttl: Duration,
     pub attr: FileAttr,
 }

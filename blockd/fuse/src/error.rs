@@ -1,19 +1,19 @@
-//! What can go wrong with a mount.
+//! Errors of mounts.
 
 use std::{io, path::PathBuf};
 
-/// Why a mount was not made, or not taken away.
+/// Error of a mount or unmount.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FuseError {
     /// The directory to mount at cannot be used.
     #[error("cannot {action} {}: {source}", path.display())]
     Mountpoint {
-        /// What was being done with it.
+        /// Operation.
         action: &'static str,
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// System error.
         source: io::Error,
     },
     /// There are files in the directory, which a mount would hide.
@@ -33,20 +33,19 @@ pub enum FuseError {
     Refused {
         /// The directory.
         path: PathBuf,
-        /// What it said.
+        /// Message.
         said: String,
     },
-    /// What was handed over is no descriptor of `/dev/fuse`.
+    /// The descriptor is not of `/dev/fuse`.
     #[error("what was handed over is no descriptor of /dev/fuse")]
     NotFuse,
-    /// What was handed over is a descriptor with which nothing is mounted that waits to be served.
+    /// The descriptor has no mount that waits for a server.
     #[error("nothing that waits to be served is mounted with the descriptor that was handed over")]
     NotMounted,
     /// The descriptor that was handed over does not work.
     #[error("the descriptor that was handed over cannot be used: {0}")]
     Descriptor(io::Error),
-    /// Whoever handed the descriptor over would share its flags, and this process may not open one of its
-    /// own.
+    /// The sender of the descriptor would share its flags, and this process may not open its own.
     #[error(
         "mounts of other users than root are served only through a descriptor of blockd's own, and it cannot open /dev/fuse ({0}): give its unit DeviceAllow=/dev/fuse rw, and its user the right to open it"
     )]
@@ -56,10 +55,10 @@ pub enum FuseError {
     Mount {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// System error.
         source: io::Error,
     },
-    /// Somebody has files open there.
+    /// The mount has open files.
     #[error("{} is in use: close what is open there, or let go of it by force", path.display())]
     Busy {
         /// The directory.
@@ -70,7 +69,7 @@ pub enum FuseError {
     Unmount {
         /// The directory.
         path: PathBuf,
-        /// What it said.
+        /// Message.
         said: String,
     },
     /// A thread could not be started.
@@ -79,7 +78,7 @@ pub enum FuseError {
 }
 
 impl FuseError {
-    /// Whether the same can succeed later without anybody doing anything about it.
+    /// Returns true if a retry can succeed.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Busy { .. } | Self::Thread(_))
     }

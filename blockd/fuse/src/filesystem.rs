@@ -37,7 +37,7 @@ const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 /// After how many runs a search for data or a hole gives up, and says that there is data.
 const MAX_RUNS: usize = 1 << 16;
-/// How much may be open at once: whoever serves a mount beside this process can keep from it what was closed.
+/// Maximum number of open files: a second server of a mount can hide closes from this process.
 const MAX_OPEN: usize = 4096;
 
 /// Something that is open.
@@ -60,7 +60,7 @@ struct Shared {
 pub(crate) struct BrowseFilesystem {
     shared: Arc<Shared>,
     pool: Pool,
-    /// Whether the kernel is to say who may do what, because others than the mounter may look.
+    /// The kernel checks permissions, because other users may access the mount.
     checks_access: bool,
 }
 
@@ -258,8 +258,8 @@ impl Filesystem for BrowseFilesystem {
         for flag in wanted {
             let _ = config.add_capabilities(flag);
         }
-        // The group's bits of a file with an access list are the most that the list gives anybody. Taken for
-        // the group's they would let in whom the list refuses.
+        // With an access list, the group bits are the mask of the list. As group permissions they would admit
+        // users that the list refuses.
         if self.checks_access && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
             tracing::error!("the kernel cannot check access lists, so other users are not let in");
             return Err(io::ErrorKind::Unsupported.into());

@@ -1,7 +1,7 @@
-//! `fusermount3`, which mounts and unmounts for those who have no right to, as themselves.
+//! `fusermount3`, which mounts and unmounts for unprivileged users.
 //!
-//! To mount, it is given one end of a pair of sockets, and sends the descriptor of `/dev/fuse` through it
-//! that whoever serves the mount reads from.
+//! To mount, it gets one end of a socket pair, and sends the descriptor of `/dev/fuse` through it, from which
+//! the server reads.
 
 use crate::FuseError;
 use rustix::{
@@ -18,7 +18,7 @@ use std::{
 };
 
 const PROGRAM: &str = "fusermount3";
-/// How long it may take.
+/// Timeout.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// The most of what it says that is passed on, in bytes.
 const MAX_SAID: u64 = 4096;
@@ -48,13 +48,13 @@ pub(crate) fn mount(mountpoint: &Path, options: &str) -> Result<OwnedFd, FuseErr
     // What it says tells more than that it sent nothing.
     end(child).map_err(refused)?;
     received.map_err(|error| {
-        // It is mounted, and nobody can serve it.
+        // It is mounted without a possible server.
         let left = unmount(mountpoint, true).err().map(|left| format!("; {left}")).unwrap_or_default();
         refused(format!("{PROGRAM} gave no descriptor: {error}{left}"))
     })
 }
 
-/// Takes away what is mounted there; by `force` also if somebody has files open.
+/// Unmounts; with `force` also with open files.
 pub(crate) fn unmount(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
     let failed = |said: String| FuseError::Unmount { path: mountpoint.to_owned(), said };
     let mut command = program();

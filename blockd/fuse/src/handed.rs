@@ -1,9 +1,9 @@
-//! Serving a mount that somebody else made, who handed its descriptor of `/dev/fuse` over.
+//! Mounts made by another process that passed its descriptor of `/dev/fuse`.
 //!
-//! Whoever hands it over keeps the mount: it is in their namespace, the kernel lets only them look into it,
-//! or those whom they let, and they take it away. They may keep a copy of the descriptor as well, and steal
-//! the requests of their own mount, or answer them, also those that say what the kernel has closed or forgot:
-//! so what is kept for a mount is bounded. Nor must they keep threads here for ever, or busy.
+//! The sender owns the mount: it is in the sender's namespace, the kernel restricts access to the sender or
+//! those it admits, and the sender unmounts it. The sender may keep a copy of the descriptor and steal or
+//! answer requests of the mount, including those that report closed or forgotten files: so the state of a
+//! mount is bounded. It must not block threads here for ever or keep them busy either.
 
 use crate::{
     Catalog, FuseError, MountOptions, filesystem::BrowseFilesystem, fusermount, mount::SESSION_THREADS,
@@ -30,24 +30,23 @@ use std::{
 const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// `FUSE_DEV_IOC_CLONE`.
 const CLONE: Opcode = opcode::read::<u32>(229, 0);
-/// How long the kernel's first request may take, which waits already if something is mounted.
+/// Timeout of the kernel's first request, which is pending if the mount exists.
 const FIRST_REQUEST_TIMEOUT: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
-/// How long the answer to it may take.
+/// Timeout of its answer.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A mount that was handed over.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HandedMount {
-    /// Where it is, as whoever made it says.
+    /// Mount point as given by the maker.
     pub mountpoint: PathBuf,
-    /// Who made it: what is no file inside an image is theirs.
+    /// User who made it and owns all nodes except files inside images.
     pub uid: u32,
-    /// And of which group.
+    /// Group of the maker.
     pub gid: u32,
 }
 
-/// A mount of somebody else's that is served. It is served until it is taken away by whoever may, or this
-/// process ends.
+/// Served mount of another process. It is served until it is unmounted or this process ends.
 #[derive(Debug)]
 pub struct Served {
     mount: HandedMount,
@@ -61,20 +60,19 @@ impl Served {
         &self.mount
     }
 
-    /// Whether it is still there.
+    /// Returns true while it is mounted.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !self.ended.load(Relaxed)
     }
 
-    /// Whether it was made by the user of this process, who may take it away as well as its maker.
+    /// Returns true if the user of this process made it and may unmount it.
     #[must_use]
     pub fn is_own(&self) -> bool {
         self.mount.uid == rustix::process::geteuid().as_raw()
     }
 
-    /// Takes it away, even if somebody has files open there, if it is its own user's and this process sees
-    /// it; any other is left alone.
+    /// Unmounts it, also with open files, if it belongs to the own user and is visible to this process.
     pub fn take_away_own(&self) {
         let mountpoint = &self.mount.mountpoint;
         let is_seen =
@@ -89,7 +87,7 @@ impl Served {
     }
 }
 
-/// Calls back when whatever it was given to has ended, however that was.
+/// Callback on drop, at any end of its owner.
 struct OnEnd<F: FnOnce()>(Option<F>);
 
 impl<F: FnOnce()> Drop for OnEnd<F> {
@@ -100,12 +98,12 @@ impl<F: FnOnce()> Drop for OnEnd<F> {
     }
 }
 
-/// Serves a catalog through a descriptor of a mount that was just made. May block for some seconds. `on_end`
-/// is called when nothing is left that reads from the descriptor, also if this fails.
+/// Serves a catalog through a descriptor of a new mount. May block for some seconds. `on_end` is called when
+/// all readers of the descriptor have ended, also after an error.
 ///
 /// # Errors
-/// It is no descriptor of `/dev/fuse`, nothing is mounted with it, somebody else serves it, or it would have
-/// to be shared with somebody who could keep threads here busy with that.
+/// It is no descriptor of `/dev/fuse`, has no mount, has another server, or would have to be shared with a
+/// process that could keep threads here busy.
 pub fn serve_handed(
     catalog: Arc<dyn Catalog>,
     descriptor: OwnedFd,
@@ -134,7 +132,7 @@ pub fn serve_handed(
         let session = match Session::from_fd(filesystem, descriptor, SessionACL::All, config) {
             Ok(session) => session,
             Err(error) => {
-                // Nobody may wait any more.
+                // No request may wait any more.
                 let _ = send.send(Err(error));
                 return;
             }
@@ -150,7 +148,7 @@ pub fn serve_handed(
     match receive.recv_timeout(HANDSHAKE_TIMEOUT) {
         Ok(Ok(())) => Ok(Served { mount, ended }),
         Ok(Err(error)) => Err(FuseError::Descriptor(error)),
-        // Somebody took the request away since it was seen.
+        // Another server took the request since it was seen.
         Err(_) => Err(FuseError::NotMounted),
     }
 }
@@ -189,13 +187,12 @@ struct Description {
     is_at_hand: bool,
 }
 
-/// A descriptor of the same mount that shares no flags with that of whoever handed it over: set not to wait,
-/// it would have threads here ask over and over. It takes opening `/dev/fuse`, or, where that is not in
-/// sight, the device that was handed over, which is the same one. Where both are refused, the descriptor of
-/// somebody who can do as much to this process anyway is used as it is.
+/// Returns a descriptor of the same mount that shares no flags with the sender's: in non-blocking mode,
+/// threads here would poll without end. It opens `/dev/fuse`, or the passed device if that is not visible. If
+/// both are refused, the descriptor is used as it is if its sender has full power over this process anyway.
 ///
 /// # Errors
-/// It is somebody else's, or cannot be used.
+/// It belongs to another user, or cannot be used.
 fn own_description(descriptor: OwnedFd, uid: u32) -> Result<Description, FuseError> {
     let error = match fresh_description("/dev/fuse", &descriptor) {
         Ok(descriptor) => return Ok(Description { descriptor, is_at_hand: true }),

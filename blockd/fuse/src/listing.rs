@@ -57,7 +57,7 @@ impl Listing {
         Self { entries, volumes, by_key }
     }
 
-    /// Whether it was made of this list.
+    /// Returns true for a listing of these entries.
     pub fn is_of(&self, entries: &Arc<Vec<SnapshotEntry>>) -> bool {
         Arc::ptr_eq(&self.entries, entries)
     }

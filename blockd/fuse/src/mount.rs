@@ -1,7 +1,7 @@
-//! Mounting the tree, and taking it away again.
+//! Mount and unmount of the tree.
 //!
-//! `fusermount3` does both where the process has no right to. A mount whose process died answers everything
-//! with `ENOTCONN` until it is taken away: whoever starts again calls [`clean_stale`].
+//! `fusermount3` does both for an unprivileged process. A mount whose server died returns `ENOTCONN` until it
+//! is unmounted: a restarted server calls [`clean_stale`].
 
 use crate::{
     Catalog, FuseError, filesystem::BrowseFilesystem, fusermount, mountinfo::resolve, tree::Tree,
@@ -19,18 +19,18 @@ use std::{
     },
 };
 
-/// How the kernel shows the mount: the type is `fuse.` and this.
+/// Subtype of the mount: its type is `fuse.` and this.
 const SUBTYPE: &str = "blockd";
 /// Threads that take requests from the kernel.
 pub(crate) const SESSION_THREADS: usize = 2;
-/// What the kernel reads ahead, where that can be set: as much as one request brings.
+/// Readahead of the kernel, where it can be set: the size of one request.
 const READAHEAD_KIB: u32 = 1024;
 
-/// How a tree is mounted.
+/// Mount options.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MountOptions {
-    /// Whether other users may see it, by the modes and owners that are shown. Unless this is root's process,
-    /// `user_allow_other` must stand in `/etc/fuse.conf`.
+    /// Other users may access it, by the shown modes and owners. Except for root, this needs
+    /// `user_allow_other` in `/etc/fuse.conf`.
     pub allow_other: bool,
     /// Threads for requests that wait for a store.
     pub threads: usize,
@@ -42,12 +42,12 @@ impl Default for MountOptions {
     }
 }
 
-/// A mounted tree. Dropped, it is unmounted, even if somebody has files open there.
+/// Mounted tree. Drop unmounts it, also with open files.
 #[derive(Debug)]
 pub struct Mounted {
     mountpoint: PathBuf,
     session: Option<BackgroundSession>,
-    /// Whether it was taken away already, while somebody may still have files open.
+    /// It is unmounted already, perhaps with open files.
     gone: AtomicBool,
 }
 
@@ -121,21 +121,21 @@ pub(crate) fn raise_readahead(mountpoint: &Path) {
 }
 
 impl Mounted {
-    /// Where it is.
+    /// Returns the mount point.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
     }
 
-    /// Whether it is still there: somebody else may have taken it away.
+    /// Returns true while it is mounted; other processes may unmount it.
     pub fn is_alive(&self) -> bool {
         let ended = |session: &BackgroundSession| session.guard.is_finished();
         !self.gone.load(Relaxed) && !self.session.as_ref().is_none_or(ended)
     }
 
-    /// Takes it away; by `force` also if somebody has files open there, which then give errors.
+    /// Unmounts it; with `force` also with open files, which return errors then.
     ///
     /// # Errors
-    /// [`FuseError::Busy`]; the mount is there as before, then.
+    /// [`FuseError::Busy`]; the mount is unchanged then.
     pub fn unmount(&self, force: bool) -> Result<(), FuseError> {
         if !self.is_alive() {
             return Ok(());
@@ -153,7 +153,7 @@ impl Drop for Mounted {
         {
             tracing::warn!(%error, "a mount is left behind");
         }
-        // Not joined: its threads end when the last file is closed that somebody has open there.
+        // Not joined: its threads end with the last open file.
         drop(self.session.take());
     }
 }

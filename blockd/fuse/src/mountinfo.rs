@@ -1,4 +1,4 @@
-//! Which mounts of snapshots this process sees, and whose they are: `/proc/self/mountinfo`.
+//! Snapshot mounts visible to this process and their owners, from `/proc/self/mountinfo`.
 
 use std::{
     ffi::OsString,
@@ -7,30 +7,29 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What the kernel calls them.
+/// Filesystem type.
 const TYPE: &[u8] = b"fuse.blockd";
 
 /// A mount of snapshots.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SeenMount {
-    /// Where it is.
+    /// Returns the mount point.
     pub mountpoint: PathBuf,
-    /// Whose it is: besides root, only this user can take it away.
+    /// Owner, who can unmount it like root.
     pub uid: u32,
 }
 
-/// The path without links above it, and without looking at what it leads to itself, which may be a mount that
-/// nobody serves.
+/// Resolves the parent of a path, without access to the path itself, which may be a mount without a server.
 #[must_use]
 pub fn resolve(path: &Path) -> PathBuf {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.to_owned() };
     parent.canonicalize().map_or_else(|_| path.to_owned(), |parent| parent.join(name))
 }
 
-/// The mount of snapshots at this path, which is no link. Asks nobody who may be gone.
+/// Returns the snapshot mount at this path, which is no link, without access to its server.
 ///
 /// # Errors
-/// The kernel does not say what is mounted.
+/// The mount table is unreadable.
 pub fn find_mount(path: &Path) -> io::Result<Option<SeenMount>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?, path))
 }

@@ -1,4 +1,4 @@
-//! Names of directories, from texts that anybody may have written.
+//! Directory names from untrusted texts.
 
 use std::fmt::Write as _;
 

@@ -12,13 +12,13 @@ use std::{
     },
 };
 
-/// How many nodes may be remembered for the kernel at once, in all mounts of this process: about 48 MiB.
-/// Whoever serves a mount beside this process can keep from it what the kernel forgot.
+/// Maximum number of nodes known to the kernel in all mounts of this process: about 48 MiB. A second server
+/// of a mount can hide forgets from this process.
 const MAX_NODES: usize = 1 << 18;
-/// How many are remembered.
+/// Number of nodes known to the kernel.
 static REMEMBERED: AtomicUsize = AtomicUsize::new(0);
-/// Numbers from here on are of files inside images, of which nothing is remembered: below these bits is the
-/// file's number in its filesystem, and in them which filesystem it is.
+/// Shift of inode numbers of files inside images, which need no state: the low bits are the file's number in
+/// its filesystem, the high bits the filesystem.
 const INSIDE_SHIFT: u32 = 32;
 
 /// A place in the tree.
@@ -26,17 +26,17 @@ const INSIDE_SHIFT: u32 = 32;
 pub(crate) enum Node {
     /// The mount itself.
     Root,
-    /// What is said of stores that could not be listed.
+    /// Text about unlistable stores.
     Unlisted,
     /// The snapshots of one volume, by the name of its directory.
     Volume(Arc<str>),
     /// The link to the newest snapshot of a volume.
     Latest(Arc<str>),
-    /// What there is of a snapshot.
+    /// Directory of a snapshot.
     Snapshot(SnapshotKey),
     /// Its image.
     Image(SnapshotKey),
-    /// What is known of it.
+    /// Manifest of a snapshot.
     Manifest(SnapshotKey),
     /// The files in it.
     Files(SnapshotKey),
@@ -46,22 +46,21 @@ pub(crate) enum Node {
 
 struct Known {
     node: Node,
-    /// How often the kernel was told of it, less what it said that it forgot.
+    /// Lookup count of the kernel, less its forgets.
     lookups: u64,
 }
 
-/// Where the numbers of a filesystem begin.
+/// Key of a filesystem's numbers.
 type TreeKey = (SnapshotKey, u32);
 
 struct Table {
     by_ino: HashMap<u64, Known>,
     by_node: HashMap<Node, u64>,
     next: u64,
-    /// The filesystems in images that the kernel was told of, by snapshot and partition: they are as few as
-    /// those, and stay.
+    /// Filesystems in images known to the kernel, by snapshot and partition; few, so they stay.
     trees: HashMap<TreeKey, u32>,
     by_tree: HashMap<u32, TreeKey>,
-    /// How often a node was looked for.
+    /// Number of lookups.
     #[cfg(test)]
     looked_up: u64,
 }
@@ -75,7 +74,7 @@ impl Table {
 /// All nodes that the kernel knows.
 pub(crate) struct Nodes {
     table: Mutex<Table>,
-    /// How many there may be, and how many there are in all mounts.
+    /// Maximum and current number in all mounts.
     most: usize,
     remembered: &'static AtomicUsize,
 }
@@ -125,7 +124,7 @@ impl Nodes {
         Ok(())
     }
 
-    /// The node of a number that the kernel was told.
+    /// Returns the node of an inode number.
     pub fn get(&self, ino: u64) -> Option<Node> {
         let table = self.table.lock();
         match split(ino) {
@@ -137,10 +136,10 @@ impl Nodes {
         }
     }
 
-    /// The number of a node, of which the kernel is told once more.
+    /// Returns the number of a node and increments its lookup count.
     ///
     /// # Errors
-    /// The kernel knows too many.
+    /// The kernel knows too many nodes.
     pub fn remember(&self, node: &Node) -> io::Result<u64> {
         let mut table = self.table.lock();
         #[cfg(test)]
@@ -177,7 +176,7 @@ impl Nodes {
         Ok(ino)
     }
 
-    /// The number of a node, if the kernel was told of it.
+    /// Returns the number of a node known to the kernel.
     pub fn number_of(&self, node: &Node) -> Option<u64> {
         #[cfg(test)]
         {
@@ -193,13 +192,13 @@ impl Nodes {
         }
     }
 
-    /// How often a node was looked for so far.
+    /// Returns the number of lookups so far.
     #[cfg(test)]
     pub fn looked_up(&self) -> u64 {
         self.table.lock().looked_up
     }
 
-    /// The kernel forgot so many times that it was told of a number.
+    /// Subtracts forgets of the kernel from the lookup count of a number.
     pub fn forget(&self, ino: u64, lookups: u64) {
         if ino == ROOT_INO || split(ino).is_some() {
             return;

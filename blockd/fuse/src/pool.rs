@@ -18,7 +18,7 @@ impl Pool {
             let receive = receive.clone();
             std::thread::Builder::new().name(format!("browse-{number}")).spawn(move || {
                 while let Ok(work) = receive.recv() {
-                    // A request that panics fails: its reply says so when it is dropped.
+                    // A panicking request fails: its reply reports that on drop.
                     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
                         tracing::error!("a request for a browsed file panicked");
                     }
@@ -30,7 +30,7 @@ impl Pool {
 
     /// Has one of the threads do it. Waits if too many requests wait already.
     pub fn run(&self, work: impl FnOnce() + Send + 'static) {
-        // The threads live as long as the pool. Were they gone, the reply would say so when it is dropped.
+        // The threads live as long as the pool. Otherwise the reply reports the failure on drop.
         let _ = self.send.send(Box::new(work));
     }
 }

@@ -1,4 +1,4 @@
-//! What is where: the nodes below each node, and what is known of each.
+//! Tree of nodes with their children and attributes.
 
 use crate::{
     Catalog, Image, SnapshotKey,
@@ -17,9 +17,9 @@ use std::{
 
 /// Images, and filesystems in them, that are kept open for the next one who asks.
 const MAX_OPEN: usize = 32;
-/// How long the kernel may believe what can change: that there is such a snapshot.
+/// Time to live of attributes that can change: the existence of a snapshot.
 pub(crate) const TTL_CHANGING: Duration = Duration::from_secs(1);
-/// How long it may believe what cannot.
+/// Time to live of constant attributes.
 pub(crate) const TTL_FIXED: Duration = Duration::from_secs(3600);
 
 const IMAGE_NAME: &[u8] = b"disk.img";
@@ -34,9 +34,9 @@ pub(crate) struct Child {
     pub name: Vec<u8>,
     pub node: Node,
     pub kind: FileType,
-    /// What is known of it already.
+    /// Known attributes.
     pub stat: Option<FileStat>,
-    /// Whether it is known to be damaged.
+    /// Known damage.
     pub damaged: bool,
 }
 
@@ -79,8 +79,7 @@ impl<K, V> Default for Recent<K, V> {
 struct Opened {
     images: Recent<SnapshotKey, Arc<dyn Image>>,
     files: Recent<SnapshotKey, Arc<ImageFiles>>,
-    /// What is known of the roots of those that were opened so far; nothing where there is no filesystem, or
-    /// there are several.
+    /// Attributes of the roots of opened images; `None` without a filesystem, or with several.
     roots: HashMap<SnapshotKey, Option<FileStat>>,
 }
 
@@ -111,13 +110,13 @@ fn file_type(kind: FileKind) -> FileType {
 }
 
 impl Tree {
-    /// What is no file inside an image belongs to the user of this process.
+    /// Creates a tree whose nodes, except files inside images, belong to the user of this process.
     pub fn new(catalog: Arc<dyn Catalog>) -> Self {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         Self::of_owner(catalog, uid, gid)
     }
 
-    /// What is no file inside an image belongs to this user and group.
+    /// Creates a tree whose nodes, except files inside images, belong to this user and group.
     pub fn of_owner(catalog: Arc<dyn Catalog>, uid: u32, gid: u32) -> Self {
         let listing = Mutex::new(Arc::new(Listing::new(catalog.snapshots())));
         Self { catalog, listing, opened: Mutex::default(), since: SystemTime::now(), uid, gid }
@@ -158,7 +157,7 @@ impl Tree {
         Ok(files)
     }
 
-    /// What is known of the root of the filesystem that a snapshot holds, if it is one. May block.
+    /// Returns the attributes of the root of a snapshot's single filesystem. May block.
     fn root(&self, key: &SnapshotKey) -> io::Result<Option<FileStat>> {
         if let Some(root) = self.opened.lock().roots.get(key) {
             return Ok(*root);
@@ -168,7 +167,7 @@ impl Tree {
         Ok(root)
     }
 
-    /// Whether what is known of a node can be said without waiting for a store.
+    /// Returns true if the attributes of a node are available without a store.
     pub fn is_quick(node: &Node) -> bool {
         matches!(
             node,
@@ -224,7 +223,7 @@ impl Tree {
         Ok(Node::Inside(key.clone(), self.files(key)?.lookup_in(dir, name)?))
     }
 
-    /// What is below a node, in the order in which it is shown. May block as [`lookup`](Self::lookup) does.
+    /// Returns the children of a node in display order. May block like [`lookup`](Self::lookup).
     pub fn children(&self, node: &Node) -> io::Result<Vec<Child>> {
         let listing = self.listing();
         match node {
@@ -275,17 +274,17 @@ impl Tree {
         Ok(self.files(key)?.entries_of(dir)?.into_iter().map(child).collect())
     }
 
-    /// What is known of a snapshot. May block.
+    /// Returns the manifest of a snapshot. May block.
     pub fn manifest(&self, key: &SnapshotKey) -> io::Result<Vec<u8>> {
         self.catalog.manifest_json(key)
     }
 
-    /// What is said of stores that could not be listed.
+    /// Text about unlistable stores.
     pub fn unlisted(&self) -> io::Result<Vec<u8>> {
         self.catalog.unlisted().map(String::into_bytes).ok_or_else(gone)
     }
 
-    /// Where a link leads. May block for links inside images.
+    /// Returns the target of a link. May block for links inside images.
     pub fn link(&self, node: &Node) -> io::Result<Vec<u8>> {
         match node {
             Node::Latest(volume) => {
@@ -308,13 +307,13 @@ impl Tree {
         }
     }
 
-    /// What is known of a node, with the number it has, and how long that may be believed. May block, unless
-    /// it [`is_quick`](Self::is_quick).
+    /// Returns the attributes of a node with its number and their time to live. May block, unless it
+    /// [`is_quick`](Self::is_quick).
     pub fn attr(&self, node: &Node, ino: u64) -> io::Result<(FileAttr, Duration)> {
         self.attr_in(&self.listing(), node, ino)
     }
 
-    /// The same, by a list that the caller has: whoever asks for many asks for that once.
+    /// Returns the attributes with a given listing, which callers share among many nodes.
     pub fn attr_in(&self, listing: &Listing, node: &Node, ino: u64) -> io::Result<(FileAttr, Duration)> {
         let of = |key: &SnapshotKey| listing.find(key).ok_or_else(gone);
         let make = |kind, perm, size, time| self.make_attr(ino, kind, perm, size, time);
@@ -360,17 +359,17 @@ impl Tree {
         })
     }
 
-    /// What is known of an entry of a directory, by the list of snapshots. May block.
+    /// Returns the attributes of a directory entry with a given listing. May block.
     pub fn child_attr(&self, listing: &Listing, child: &Child, ino: u64) -> io::Result<(FileAttr, Duration)> {
         match (&child.stat, &child.node) {
             (Some(stat), Node::Inside(key, ..)) => {
                 let created = listing.find(key).ok_or_else(gone)?.created;
                 Ok((self.file_attr(stat, ino, created), TTL_FIXED))
             }
-            // It is there, and whoever wants more of it is told that it is damaged.
+            // It exists; further access returns an error for the damage.
             _ if child.damaged => Ok((self.make_attr(ino, child.kind, 0, 0, self.since), Duration::ZERO)),
-            // Whoever lists a snapshot opens no image. Nobody may look in by this, and the kernel asks before
-            // it believes it.
+            // A listing opens no image. It grants no access, as the kernel asks again before it uses the
+            // attributes.
             (None, Node::Files(key)) if !self.opened.lock().roots.contains_key(key) => {
                 Ok((self.make_attr(ino, child.kind, 0, 0, self.since), Duration::ZERO))
             }

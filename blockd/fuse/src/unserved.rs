@@ -1,4 +1,4 @@
-//! A mount that this process makes for somebody else to serve.
+//! Mount of this process for another server.
 
 use crate::{
     FuseError, fusermount,
@@ -14,7 +14,7 @@ use std::{
 const OPTIONS: &str = "ro,nosuid,nodev,noatime,fsname=blockd,subtype=blockd";
 const OPTIONS_FOR_OTHERS: &str = "allow_other,default_permissions";
 
-/// A mount that nobody serves yet: whoever looks at it waits. Dropped, it is taken away again.
+/// Mount without a server: access blocks. Drop unmounts it.
 #[derive(Debug)]
 pub struct UnservedMount {
     mountpoint: PathBuf,
@@ -38,13 +38,13 @@ impl UnservedMount {
         Ok(Self { mountpoint, descriptor, is_kept: false })
     }
 
-    /// Where it is, without links.
+    /// Returns the mount point without links.
     #[must_use]
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
     }
 
-    /// What whoever is to serve it must be given. There is only one, so that the mount ends with its server.
+    /// Takes the descriptor for the server. There is only one, so that the mount ends with its server.
     pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptor.take()
     }
@@ -59,7 +59,7 @@ impl UnservedMount {
 
 impl Drop for UnservedMount {
     fn drop(&mut self) {
-        // First, so that nobody waits for an answer any more.
+        // First, so that no request waits for an answer.
         drop(self.descriptor.take());
         if !self.is_kept
             && let Err(error) = fusermount::unmount(&self.mountpoint, true)
@@ -69,11 +69,10 @@ impl Drop for UnservedMount {
     }
 }
 
-/// Takes away a mount that was made by [`UnservedMount::make`], whoever serves it, and also if nobody does;
-/// by `force` also if somebody has files open there.
+/// Unmounts a mount of [`UnservedMount::make`], with or without a server; with `force` also with open files.
 ///
 /// # Errors
-/// [`FuseError::Busy`]; or it is another user's.
+/// [`FuseError::Busy`], or it belongs to another user.
 pub fn take_away(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
     fusermount::unmount(mountpoint, force)
 }

@@ -1,5 +1,4 @@
-//! Who may look at what in a mount that is for others, too: by the modes, owners and access lists of the
-//! image.
+//! Tests of access to a mount by other users: modes, owners and access lists of the image.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 use blockd_fuse::{Catalog, Image, ImageRun, MountOptions, Mounted, SnapshotEntry, SnapshotKey, mount};
@@ -89,7 +88,7 @@ fn image(dir: &Path, root_mode: u16) -> Vec<u8> {
     let made =
         tool("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(&source).arg(&image).arg("8M").status();
     assert!(made.unwrap().success());
-    // One user may read and write, and the group, of which another is, nothing.
+    // One user may read and write; the group, with another user, has no access.
     let given = acl(&[
         (OWNER, 6, NOBODY),
         (USER, 6, 7000),
@@ -189,7 +188,7 @@ fn root_mode_denies_other_users() {
     }
     let world = World::new(true);
     for (volume, root, mode) in [("open", "", 0o755), ("closed", "", 0o700), ("disk", "p1", 0o700)] {
-        // Whoever lists it first has it believed by the kernel.
+        // The kernel caches the attributes of the first listing.
         let snapshot = world.mounted.mountpoint().join(volume).join("latest");
         fs::read_dir(snapshot).unwrap().for_each(drop);
         fs::read_dir(world.path(volume, "")).unwrap().for_each(drop);
@@ -218,7 +217,7 @@ fn access_lists_hold() {
     }
 }
 
-/// Who mounted it for themselves sees everything, whatever the modes say.
+/// The owner of a private mount can read everything, regardless of modes.
 #[test]
 fn mount_owner_can_read_everything() {
     if !Path::new("/dev/fuse").exists() {

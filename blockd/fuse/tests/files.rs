@@ -19,7 +19,7 @@ use std::{
 
 struct Bytes(Vec<u8>);
 
-/// Gives no answer while it is told so, as a store that is gone.
+/// Fake catalog with a switchable outage.
 struct Away {
     image: Bytes,
     away: AtomicBool,

@@ -1,10 +1,8 @@
-//! What a client that reads notices of others that only begin TLS handshakes: `handshakes [SECONDS]
-//! [THREADS]`.
+//! Latency of a reading client under a flood of TLS handshakes: `handshakes [SECONDS] [THREADS]`.
 //!
-//! The others cost themselves next to nothing: each sends the same first message again and again, on a new
-//! connection, and goes away when the server has answered, which takes the server a key exchange and a
-//! signature (RSA, 2048 bits, the slowest that is common). One thread serves all sockets, so that whatever it
-//! computes is time that the reader waits.
+//! The flood is cheap for its clients: each sends the same first message on new connections and disconnects
+//! after the answer, which costs the server a key exchange and a signature (RSA, 2048 bits, the slowest
+//! common one). One thread serves all sockets, so all its computing delays the reader.
 
 use std::error::Error;
 use std::io::{Read, Write};

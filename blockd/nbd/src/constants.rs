@@ -124,9 +124,9 @@ pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 pub const NBD_REPLY_FLAG_DONE: u16 = 1 << 0;
 /// No data.
 pub const NBD_REPLY_TYPE_NONE: u16 = 0;
-/// Where, and the data.
+/// Offset and data.
 pub const NBD_REPLY_TYPE_OFFSET_DATA: u16 = 1;
-/// Where, and how many zeroes.
+/// Offset and number of zeroes.
 pub const NBD_REPLY_TYPE_OFFSET_HOLE: u16 = 2;
 /// A context's number, and (u32 length, u32 flags) for each extent.
 pub const NBD_REPLY_TYPE_BLOCK_STATUS: u16 = 5;

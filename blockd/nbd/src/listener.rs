@@ -60,8 +60,7 @@ impl Listener {
         Ok((Self { socket: Arc::new(OwnedFd::from(socket)), is_tcp: true }, local_addr))
     }
 
-    /// Listens on a unix socket that only its owner can connect to. A socket at the path that nobody answers
-    /// on is replaced.
+    /// Listens on a Unix socket for its owner only. A stale socket at the path is replaced.
     pub(crate) fn unix(path: &Path) -> Result<(Self, UnixSocketFile), NbdError> {
         let failed =
             |doing| move |source: io::Error| NbdError::BindUnix { path: path.to_owned(), doing, source };
@@ -128,7 +127,7 @@ fn make_way(path: &Path) -> Result<(), NbdError> {
     }
 }
 
-/// Whether somebody listens on a unix socket; does not wait for a listener that is slow to accept.
+/// Returns true if a Unix socket has a listener, without waiting for a slow one.
 fn is_answered(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -146,7 +145,7 @@ pub(crate) struct UnixSocketFile {
     identity: [i64; 4],
 }
 
-/// What tells a file from another one that took its place and got its inode.
+/// Returns the identity of a file, which differs from a successor with the same inode.
 fn identity(metadata: &Metadata) -> [i64; 4] {
     [metadata.dev().cast_signed(), metadata.ino().cast_signed(), metadata.mtime(), metadata.mtime_nsec()]
 }

@@ -1,5 +1,5 @@
-//! What a negotiation asks the export catalog, and what that answers. A list is asked for in parts, so that
-//! one with very many exports costs no more memory than any other, however slowly it is read.
+//! Queries of a negotiation to the export catalog. A list is requested in parts, so that one with many
+//! exports needs no more memory, however slowly it is read.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub(crate) const LIST_PART: usize = 1024;
 pub enum Lookup {
     /// Some of the exports: the first of them, or those behind as many as were listed already.
     List {
-        /// How many were listed already.
+        /// Number of exports to skip.
         skip: usize,
     },
     /// One export.
@@ -32,7 +32,7 @@ pub enum Lookup {
     },
 }
 
-/// What the catalog said.
+/// Answer of the catalog.
 #[derive(Debug)]
 pub enum Answer {
     /// To [`Lookup::List`].

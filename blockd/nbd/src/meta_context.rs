@@ -12,7 +12,7 @@ use crate::wire::Reader;
 /// A metadata context that a client has chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetaContext {
-    /// What stands for it in replies.
+    /// Id in replies.
     pub id: u32,
     /// Its full name.
     pub name: String,

@@ -5,7 +5,7 @@ use crate::device::ExportInfo;
 use crate::reply::ReplyMode;
 use crate::wire::Reader;
 
-/// What a client asks for with `NBD_OPT_INFO` or `NBD_OPT_GO`.
+/// Request of `NBD_OPT_INFO` or `NBD_OPT_GO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InfoRequest {
     /// The export's name; empty for the default one.
@@ -16,7 +16,7 @@ pub(crate) struct InfoRequest {
     pub(crate) wants_description: bool,
 }
 
-/// Why an option is refused: the reply's type and its message.
+/// Refusal of an option: the reply's type and message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) reply_type: u32,
@@ -131,7 +131,7 @@ pub(crate) fn put_info_text(out: &mut Vec<u8>, option: u32, info_type: u16, text
     put_reply(out, option, NBD_REP_INFO, &[&info_type.to_be_bytes(), clip(text).as_bytes()]);
 }
 
-/// What transmission with an export allows.
+/// Returns the transmission flags of an export.
 pub(crate) fn transmission_flags(read_only: bool, mode: ReplyMode) -> u16 {
     let always = NBD_FLAG_HAS_FLAGS
         | NBD_FLAG_SEND_FLUSH

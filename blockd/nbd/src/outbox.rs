@@ -12,9 +12,9 @@ pub(crate) const BATCH_BYTES: usize = 128 << 10;
 /// Bytes that go out in one send.
 pub(crate) struct Chunk {
     pub(crate) buffer: Buffer,
-    /// What to send of the buffer's frame.
+    /// Range of the buffer's frame to send.
     pub(crate) range: Range<usize>,
-    /// What the replies in it have charged, in bytes.
+    /// Bytes charged by its replies.
     pub(crate) charge_bytes: u64,
 }
 

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use crate::constants::*;
 use crate::device::StatusExtent;
 
-/// What kind of headers and replies were negotiated.
+/// Negotiated headers and replies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReplyMode {
     /// Compact requests, simple replies.
@@ -27,7 +27,7 @@ const MAX_HEADER_BYTES: usize = 48;
 /// Whom a reply is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyTo {
-    /// What was negotiated.
+    /// Negotiated mode.
     pub mode: ReplyMode,
     /// The request's cookie.
     pub cookie: u64,
@@ -115,8 +115,8 @@ impl ReplyTo {
         bytes
     }
 
-    /// What stands before `len_bytes` of a read's data that lie at `offset_bytes`; `done` if nothing follows
-    /// them. A simple reply has all of its data in one piece.
+    /// Returns the header before `len_bytes` of read data at `offset_bytes`; `done` for the last. A simple
+    /// reply has one header for all its data.
     #[must_use]
     pub fn data(&self, offset_bytes: u64, len_bytes: usize, done: bool) -> Header {
         match self.mode {
@@ -136,7 +136,7 @@ impl ReplyTo {
             .put(&len_bytes.to_be_bytes())
     }
 
-    /// What one metadata context says. Not for simple replies.
+    /// Returns the header of one metadata context. Not for simple replies.
     #[must_use]
     pub fn block_status(&self, context_id: u32, extents: &[StatusExtent], done: bool) -> Vec<u8> {
         debug_assert!(self.mode != ReplyMode::Simple);
@@ -190,7 +190,7 @@ impl ReplyTo {
     }
 }
 
-/// What an error number means, for people.
+/// Returns the description of an error number.
 #[must_use]
 pub fn errno_text(errno: u32) -> &'static str {
     match errno {

@@ -16,20 +16,20 @@ pub struct Request {
     pub command: u16,
     /// Chosen by the client, given back with the reply.
     pub cookie: u64,
-    /// Where, in bytes.
+    /// Offset, in bytes.
     pub offset_bytes: u64,
-    /// How much, in bytes. Not more than `u32::MAX` unless extended headers were negotiated.
+    /// Length, in bytes. At most `u32::MAX` without extended headers.
     pub len_bytes: u64,
 }
 
-/// What a request is judged against.
+/// Terms of the negotiation, against which requests are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// The export's size, in bytes.
     pub size_bytes: u64,
     /// Returns true if writes are refused.
     pub read_only: bool,
-    /// What headers and replies were agreed on.
+    /// Negotiated headers and replies.
     pub mode: ReplyMode,
     /// Metadata contexts were chosen.
     pub has_contexts: bool,
@@ -197,14 +197,14 @@ impl Request {
         Ok(Operation::BlockStatus { one, chosen: false })
     }
 
-    /// Whether the range lies within the export.
+    /// Returns true for a range within the export.
     #[must_use]
     pub fn fits(&self, terms: &Terms) -> bool {
         self.offset_bytes.checked_add(self.len_bytes).is_some_and(|end| end <= terms.size_bytes)
     }
 }
 
-/// What to do with a request.
+/// Action for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Carry it out.
@@ -242,7 +242,7 @@ pub enum Operation {
     },
     /// Fill with zeroes.
     WriteZeroes(ZeroFlags),
-    /// Bring near.
+    /// Prefetch.
     Cache,
     /// Report what the metadata contexts say.
     BlockStatus {
@@ -254,7 +254,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether it waits for the disk to make data durable.
+    /// Returns true for a command that syncs data to the disk.
     pub(crate) fn syncs(self) -> bool {
         match self {
             Self::Flush => true,

@@ -21,9 +21,9 @@ use crate::buffer_pool::Buffer;
 
 const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 2048;
-/// Completions of cancellations carry this instead of an index; nobody waits for them.
+/// User data of cancellations, whose completions are ignored.
 const CANCELLATION: u64 = u64::MAX;
-/// How often a dropped ring looks for the last completions, and how long each time.
+/// Number of waits of a dropped ring for the last completions, and the time of each.
 const DRAIN_ROUNDS: usize = 50;
 const DRAIN_WAIT: Duration = Duration::from_millis(100);
 
@@ -36,7 +36,7 @@ pub(crate) struct Transfer {
     pub(crate) all: bool,
 }
 
-/// What became of an operation.
+/// Completion of an operation.
 pub(crate) struct Completion {
     /// As given when it was started.
     pub(crate) tag: u64,
@@ -52,7 +52,7 @@ pub(crate) enum Outcome {
     HungUp(io::Result<()>),
 }
 
-/// What an operation is about.
+/// Subject of an operation.
 enum Subject {
     Transfer(Buffer),
     Accept,
@@ -121,7 +121,7 @@ impl Ring {
         self.push(index, entry);
     }
 
-    /// Waits until the peer of a socket has closed its side, whatever it has sent that nobody has received.
+    /// Waits until the peer of a socket has closed its side, regardless of unread data.
     pub(crate) fn hang_up(&mut self, fd: &Arc<OwnedFd>, tag: u64) {
         let events = u32::from(PollFlags::RDHUP.bits());
         let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events).build();
@@ -294,7 +294,7 @@ fn complete(operation: InFlight, result: io::Result<i32>) -> Completion {
         }
         Subject::HangUp => Outcome::HungUp(result.map(|_| ())),
         Subject::Accept => Outcome::Accepted(result.map(|fd: RawFd| {
-            // SAFETY: the result of a successful accept is a descriptor that nobody else knows of.
+            // SAFETY: the result of a successful accept is a new descriptor with no other owner.
             unsafe { OwnedFd::from_raw_fd(fd) }
         })),
     };
@@ -316,7 +316,7 @@ unsafe fn push_or_submit(uring: &mut IoUring, entry: &squeue::Entry) -> io::Resu
         .map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, "the submission queue stays full"))
 }
 
-/// A ring with completions that interrupt nobody, as far as this kernel knows how.
+/// Creates a ring whose completions cause no interrupts, if the kernel supports that.
 fn setup() -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(COMPLETIONS).dontfork();
@@ -331,7 +331,8 @@ fn setup() -> io::Result<IoUring> {
     if cooperative.is_ok() { cooperative } else { builder.build(SUBMISSIONS) }
 }
 
-/// Whether a failed wait only means that nothing completed, or that completions have to be reaped first.
+/// Returns true for a wait error that only means that nothing completed, or that completions must be reaped
+/// first.
 fn is_passing(error: &io::Error) -> bool {
     let passing =
         [rustix::io::Errno::INTR, rustix::io::Errno::TIME, rustix::io::Errno::BUSY, rustix::io::Errno::AGAIN];

@@ -25,12 +25,12 @@ use crate::ring::{Completion, Outcome, Ring, Transfer};
 use crate::vigil::{Vigil, Watchman};
 use crate::worker::{Done, Job, Queues, Work};
 
-/// How long to leave a listening socket alone when the system has no resources for another connection.
+/// Pause of accepts when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long connections that were aborted at the end of a shutdown may take to let go of the ring.
+/// Time for aborted connections to release the ring at the end of a shutdown.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
-/// What other threads tell a ring thread.
+/// Message to a ring thread.
 pub(crate) enum Message {
     /// Serve this connection.
     Adopt(Newcomer),
@@ -60,7 +60,7 @@ pub(crate) struct ConnectionKey {
     generation: u32,
 }
 
-/// What the threads of a server share.
+/// State shared by the threads of a server.
 pub(crate) struct Shared {
     pub(crate) budget: Budget<Wake>,
     pub(crate) far_budgets: FarBudgets,
@@ -70,9 +70,9 @@ pub(crate) struct Shared {
     pub(crate) next_id: AtomicUsize,
     pub(crate) tcp_tls: TlsOffer,
     pub(crate) unix_tls: TlsOffer,
-    /// What the buffer pool of each ring thread may keep, in bytes.
+    /// Size of each ring thread's buffer pool, in bytes.
     pub(crate) pool_bytes: usize,
-    /// Whose turn it is to stay awake.
+    /// Selects the thread that busy-polls.
     pub(crate) watchman: Watchman,
 }
 
@@ -86,7 +86,7 @@ struct Entry {
     place: Place,
 }
 
-/// Whether an operation is under way that ends when the client closes its side.
+/// State of the operation that ends when the client closes its side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
     None,
@@ -99,7 +99,7 @@ struct Slot {
     entry: Option<Entry>,
 }
 
-/// What a completion belongs to, packed into its tag.
+/// Owner of a completion, packed into its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tag {
     Wake,
@@ -498,7 +498,7 @@ impl RingThread {
         }
     }
 
-    /// Receives what nobody wants.
+    /// Receives and discards data.
     fn throw_away(&mut self, socket: &Arc<OwnedFd>, buffer: Buffer, index: usize) {
         let transfer = Transfer { buffer, range: 0..SCRAP_BYTES, all: false };
         self.ring.recv(socket, transfer, Tag::Linger(index).pack());
@@ -572,7 +572,7 @@ impl Drop for RingThread {
     }
 }
 
-/// Whether a failed accept says nothing about the next one.
+/// Returns true for an accept error that concerns one connection only.
 fn is_about_one_connection(error: &io::Error) -> bool {
     let about_one = [Errno::CONNABORTED, Errno::INTR, Errno::PROTO, Errno::AGAIN];
     error.raw_os_error().is_some_and(|code| about_one.iter().any(|errno| errno.raw_os_error() == code))

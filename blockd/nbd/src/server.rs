@@ -31,13 +31,13 @@ const MAX_POOL_BYTES: u64 = 64 << 20;
 const LOOKUP_THREADS: usize = 2;
 /// Threads that compute TLS handshakes: what clients that only connect can take from the others.
 const HANDSHAKE_THREADS: usize = 1;
-/// What threads need beyond the shutdown timeout to drop what they gave up.
+/// Time beyond the shutdown timeout in which threads drop aborted connections.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
 /// Settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Where to put a unix socket, if any. It gets mode 0600.
+    /// Path of a Unix socket with mode 0600, if any.
     pub unix_path: Option<PathBuf>,
     /// TCP addresses to listen on; port 0 takes a free one.
     pub tcp: Vec<SocketAddr>,
@@ -48,21 +48,20 @@ pub struct ServerConfig {
     /// Connections beyond this many are closed at once; a quarter of them, at most 64, is kept for the unix
     /// socket. Default 1024.
     pub max_connections: usize,
-    /// How long a client may take to get from connecting to transmission. Default 10 s.
+    /// Timeout from connect to transmission. Default 10 s.
     pub handshake_timeout: Duration,
-    /// How long a connection in transmission may receive and answer nothing before it is closed; those of
-    /// unix sockets, which may be this host's devices, are not. Default: for ever.
+    /// Idle time after which a connection in transmission is closed, except on Unix sockets, which may be
+    /// this host's devices. Default: no limit.
     pub idle_timeout: Option<Duration>,
-    /// How long a connection that is ending, because the client disconnects, may take to carry out its last
-    /// requests and send their replies. Default 30 s.
+    /// Time for a disconnecting client's last requests and replies. Default 30 s.
     pub drain_timeout: Duration,
-    /// How long a client may take to read 1 MiB of its replies, or the rest of them, while others wait for
-    /// the memory that they hold. Default 60 s.
+    /// Time for a client to read 1 MiB of its replies, or the rest, while others wait for the memory. Default
+    /// 60 s.
     pub stalled_send_timeout: Duration,
-    /// How long a client that has announced a payload may take to send 1 MiB of it, or the rest, while others
-    /// wait for the memory that is kept for it. Default 10 s.
+    /// Time for a client to send 1 MiB of an announced payload, or the rest, while others wait for the
+    /// memory. Default 10 s.
     pub stalled_receive_timeout: Duration,
-    /// How long [`Server::shutdown`] lets requests in flight finish. Default 10 s.
+    /// Time for requests in flight at [`Server::shutdown`]. Default 10 s.
     pub shutdown_timeout: Duration,
     /// Payload bytes, plus 4 KiB a request, that one connection may have in flight; it is not received from
     /// beyond that. A single request of any size is always taken. Default 64 MiB.
@@ -72,10 +71,9 @@ pub struct ServerConfig {
     pub in_flight_bytes_total: u64,
     /// Certificates for TLS.
     pub tls: Option<Arc<TlsIdentity>>,
-    /// Whether TCP is served over TLS. Default: it is not, so anybody who gets there can read and write
-    /// everything.
+    /// TLS mode of TCP. Default: none, so each client that can connect has full access.
     pub tcp_tls: TlsMode,
-    /// Whether the unix socket is served over TLS. Default: it is not.
+    /// TLS mode of the Unix socket. Default: none.
     pub unix_tls: TlsMode,
 }
 
@@ -160,7 +158,7 @@ struct Running {
     mailboxes: Vec<Arc<Mailbox<Message>>>,
     queues: Queues,
     threads: Vec<JoinHandle<()>>,
-    /// Every thread holds a sender: when all are gone, the receiver says so.
+    /// Each thread holds a sender: the receiver reports the end of all.
     alive: Receiver<Infallible>,
 }
 
@@ -290,7 +288,7 @@ impl Server {
             self.spawn(format!("nbd-ring-{index}"), move || {
                 match RingThread::new(index, shared, mailbox, queues, listeners) {
                     Ok(mut thread) => {
-                        // Whoever starts the server waits for this, or has given up.
+                        // The starting thread waits for this, or has given up.
                         let _ = ready.send(Ok(()));
                         drop(ready);
                         end.is_expected = false;
@@ -340,14 +338,14 @@ impl Server {
         &self.tcp_addrs
     }
 
-    /// Where the unix socket is, if there is one.
+    /// Returns the path of the Unix socket, if any.
     #[must_use]
     pub fn unix_path(&self) -> Option<&std::path::Path> {
         self.unix_path.as_deref()
     }
 
-    /// Has `listener` called when the server accepts no more connections although nobody stopped it; at once
-    /// if it is so already. It is then to be shut down: what it still serves ends with its connections.
+    /// Registers a callback for an unexpected end of accepts; it is called at once if that has happened. The
+    /// server should be shut down then: it only serves its remaining connections.
     pub fn on_failure(&self, listener: FailureListener) {
         self.failure.listen(listener);
     }
@@ -363,7 +361,7 @@ impl Server {
         let Some(running) = self.running.take() else {
             return Ok(());
         };
-        // Before the listening sockets are closed, so that nobody can have taken the path over.
+        // Before the listening sockets are closed, so that no other process can have taken the path.
         self.socket_file = None;
         let started = Instant::now();
         let stop_at = started.checked_add(self.shutdown_timeout).unwrap_or(started);
@@ -465,7 +463,7 @@ mod tests {
         assert!(failed.try_recv().is_err());
         mailboxes[0].post(Message::Die);
         failed.recv_timeout(TIMEOUT).unwrap();
-        // Whoever asks too late is told all the same.
+        // A late registration is called as well.
         let (sender, failed) = bounded(1);
         server.on_failure(Box::new(move || sender.send(()).unwrap()));
         failed.recv_timeout(TIMEOUT).unwrap();

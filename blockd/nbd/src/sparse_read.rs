@@ -1,8 +1,8 @@
-//! Long reads for clients that know structured replies: zeroes are told, not sent.
+//! Long reads for clients with structured replies: zeroes are sent as holes.
 //!
-//! The data is read to where it would be anyway, and then moved together in the same buffer, each piece
-//! behind its own header. What a header needs is less than the hole before it, and the first one goes into
-//! the buffer's headroom, so nothing is ever written over data that has yet to be moved.
+//! The data is read to its normal position and then compacted in the same buffer, each chunk after its own
+//! header. A header is smaller than the hole before it, and the first one uses the buffer's headroom, so no
+//! unmoved data is overwritten.
 
 use crate::buffer_pool::{Buffer, HEADROOM_BYTES};
 use crate::constants::{BASE_ALLOCATION, STATE_ZERO};

@@ -1,6 +1,5 @@
-//! Noticing the end of a ring thread, however it comes: a ring that fails, or a panic. Connections are handed
-//! to it no longer, and if it was the one that accepts them, whoever started the server is told that it
-//! serves no more.
+//! Detection of the end of a ring thread, by a failed ring or a panic. It gets no more connections, and if it
+//! was the accepting one, the owner of the server is notified.
 
 use std::sync::Arc;
 
@@ -9,10 +8,10 @@ use parking_lot::Mutex;
 use crate::mailbox::Mailbox;
 use crate::ring_thread::Message;
 
-/// Is told that a server accepts no more connections. To be quick: it is called on a thread that ends.
+/// Callback for the end of accepts. It must be quick: it runs on an ending thread.
 pub type FailureListener = Box<dyn FnOnce() + Send>;
 
-/// Whether a server still accepts connections, and who wants to know when it does not.
+/// State of a server's accepts, and the callback for their end.
 #[derive(Default)]
 pub(crate) struct Failure(Mutex<State>);
 
@@ -52,7 +51,7 @@ pub(crate) struct ThreadEnd {
     pub(crate) mailbox: Arc<Mailbox<Message>>,
     /// The first thread accepts for all.
     pub(crate) failure: Arc<Failure>,
-    /// It ends because it was told to, or was never there.
+    /// The end was requested, or the thread was never started.
     pub(crate) is_expected: bool,
 }
 

@@ -1,8 +1,8 @@
-//! The TLS session of one connection, without I/O: received bytes go in, what the client says comes out, and
-//! replies become bytes to send.
+//! TLS session of a connection, without I/O: it converts received bytes to plaintext and replies to bytes to
+//! send.
 //!
-//! Plaintext is decrypted only for somebody who takes it, and replies are encrypted only into a buffer that
-//! is sent next; so a session holds one buffer of each kind, whatever its client does.
+//! Plaintext is decrypted only on demand, and replies are encrypted only into the next send buffer; so a
+//! session holds one buffer of each kind, whatever its client does.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ use crate::tls_names::certificate_names;
 
 /// Capacity of the buffer for received bytes: more than the longest handshake message that rustls takes.
 const CIPHER_INBOX_BYTES: usize = 128 << 10;
-/// What goes out in one send at most, and the buffer for a few small replies.
+/// Maximum size of one send, and of the buffer for small replies.
 const SEALED_BYTES: usize = 256 << 10;
 const SEALED_FEW_BYTES: usize = 16 << 10;
 /// The most plaintext of one record.
@@ -24,7 +24,7 @@ const RECORD_BYTES: usize = 16 << 10;
 /// Room for what a record has beside its plaintext, and for a key update before it.
 const RECORD_OVERHEAD_BYTES: usize = 128;
 
-/// What the received bytes came to.
+/// Result of received bytes.
 #[derive(Debug)]
 pub(crate) enum Opened {
     /// So many bytes of plaintext.
@@ -49,26 +49,25 @@ pub(crate) struct TlsSession {
     plain_start: usize,
     /// Records of the session itself, to be sent before anything that is encrypted later.
     records: Vec<u8>,
-    /// What is left of a chunk that did not fit into one send.
+    /// Rest of a chunk that did not fit into one send.
     sealing: Option<Chunk>,
     is_established: bool,
     /// Bytes were received that the handshake has not seen.
     has_news: bool,
-    /// The client has said that it sends nothing more. The session says so once, to whoever asks it for
-    /// anything.
+    /// The client has closed its side. The session reports that once, at the next call.
     peer_closed: bool,
     /// Nothing more can be encrypted: our end was announced, or the session is broken.
     is_over: bool,
 }
 
-/// What to encrypt.
+/// Data to encrypt.
 enum Seal<'a> {
     Nothing,
     Data(&'a [u8], &'a mut [u8]),
     Close(&'a mut [u8]),
 }
 
-/// Where [`TlsSession::drive`] came to.
+/// Result of [`TlsSession::drive`].
 enum Driven {
     Plain(usize),
     Idle,
@@ -115,7 +114,7 @@ impl TlsSession {
         self.session.is_handshaking() && !self.is_over
     }
 
-    /// Whether [`shake_hands`](Self::shake_hands) would get any further.
+    /// Returns true if [`shake_hands`](Self::shake_hands) would make progress.
     pub(crate) fn has_news(&self) -> bool {
         self.has_news
     }
@@ -127,7 +126,7 @@ impl TlsSession {
     /// As [`open`](Self::open).
     pub(crate) fn shake_hands(&mut self) -> Result<Opened, rustls::Error> {
         self.has_news = false;
-        // Requests that came with the end of the handshake are kept for whoever opens them.
+        // Requests that came with the end of the handshake are kept for `open`.
         self.open(&mut [])
     }
 
@@ -142,10 +141,10 @@ impl TlsSession {
         self.incoming.unread().len() == CIPHER_INBOX_BYTES
     }
 
-    /// Decrypts into `plain`, as much as one record has.
+    /// Decrypts up to one record into `plain`.
     ///
     /// # Errors
-    /// When the client broke the protocol, or is not let in; the alert that says so is sent next.
+    /// The client broke the protocol or is refused; the alert is sent next.
     pub(crate) fn open(&mut self, plain: &mut [u8]) -> Result<Opened, rustls::Error> {
         let kept = &self.plain[self.plain_start..];
         if !kept.is_empty() {
@@ -186,7 +185,7 @@ impl TlsSession {
         }
     }
 
-    /// Whether the handshake has just been completed; with the names in the client's certificate.
+    /// Returns the names in the client's certificate once the handshake is complete.
     pub(crate) fn established(&mut self) -> Option<Vec<String>> {
         if self.is_established || self.session.is_handshaking() {
             return None;
@@ -428,12 +427,12 @@ struct Sealed {
     buffer: Buffer,
     capacity_bytes: usize,
     len_bytes: usize,
-    /// What the replies that are wholly in it, or end in it, have charged.
+    /// Bytes charged by the replies that are completely in it or end in it.
     charge_bytes: u64,
 }
 
 impl Sealed {
-    /// How much plaintext fits, in bytes.
+    /// Returns the size of plaintext that fits, in bytes.
     fn plain_room_bytes(&self) -> usize {
         let room_bytes = self.capacity_bytes - self.len_bytes;
         let whole = room_bytes / (RECORD_BYTES + RECORD_OVERHEAD_BYTES);

@@ -1,5 +1,5 @@
-//! Who the server is, and whom it trusts: certificate, key and the clients' authorities, read from PEM files
-//! and read again when they were renewed.
+//! TLS identity of the server: certificate, key and client authorities from PEM files, reloaded after a
+//! renewal.
 
 use std::fs::Metadata;
 use std::io;
@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 /// The longest file that is read for a private key, in bytes.
 const MAX_KEY_FILE_LEN: u64 = 64 << 10;
 
-/// Where the server's certificate and key are, and the authorities that it trusts; all PEM.
+/// Paths of the server's certificate, key and trusted authorities; all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// The server's certificate, followed by those that lead to an authority.
@@ -36,7 +36,7 @@ pub struct TlsFiles {
     pub client_crl: Option<PathBuf>,
 }
 
-/// Whether a listening socket is served over TLS.
+/// TLS mode of a listening socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TlsMode {
     /// Never.
@@ -55,7 +55,7 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("cannot read the {what} {path}")]
     Read {
-        /// What it should hold.
+        /// Expected content.
         what: &'static str,
         /// Path.
         path: PathBuf,
@@ -74,7 +74,7 @@ pub enum TlsError {
     /// A file does not hold what it should.
     #[error("the {what} {path} cannot be used: {reason}")]
     Content {
-        /// What it should hold.
+        /// Expected content.
         what: &'static str,
         /// Path.
         path: PathBuf,
@@ -95,19 +95,19 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// Whether the same call may succeed later, without anybody changing the files.
+    /// Returns true if a retry can succeed without a change of the files.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::Interrupted)
     }
 }
 
-/// What a server is and trusts. Connections take what was loaded last.
+/// TLS identity of a server. Connections use the last loaded files.
 #[derive(Debug)]
 pub struct TlsIdentity {
     files: RwLock<TlsFiles>,
     current: RwLock<Arc<rustls::ServerConfig>>,
-    /// What tells the loaded files from later ones.
+    /// Stamps of the loaded files.
     seen: Mutex<Vec<Option<FileStamp>>>,
 }
 
@@ -137,10 +137,10 @@ impl TlsIdentity {
         Ok(())
     }
 
-    /// Whether the files could be read again now.
+    /// Checks that the files can be loaded.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// See [`load`](Self::load).
     pub fn check(&self) -> Result<(), TlsError> {
         let files = self.files.read().clone();
         read(&files).map(drop)
@@ -159,19 +159,19 @@ impl TlsIdentity {
         Ok(())
     }
 
-    /// Whether a file is not the one that was tried to load last.
+    /// Returns true if a file has changed since the last attempt to load it.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         *self.seen.lock() != stamps(&self.files.read())
     }
 
-    /// Whether clients must have certificates.
+    /// Returns true if clients need certificates.
     #[must_use]
     pub fn wants_client_certificates(&self) -> bool {
         self.files.read().client_ca.is_some()
     }
 
-    /// What was loaded last, for a server of another protocol that goes by the same files.
+    /// Returns the last loaded configuration, for a server of another protocol with the same files.
     #[must_use]
     pub fn server_config(&self) -> Arc<rustls::ServerConfig> {
         Arc::clone(&self.current.read())
@@ -190,8 +190,8 @@ fn stamps(files: &TlsFiles) -> Vec<Option<FileStamp>> {
     paths.into_iter().map(|path| path?.metadata().ok().map(stamp)).collect()
 }
 
-/// What there is to encrypt with. TLS 1.2 has no way to change keys, and with AES-GCM they are used up after
-/// 2^24 records, which is 256 GiB: only ChaCha20 lasts there. TLS 1.3 changes them by itself.
+/// Returns the cipher suites. TLS 1.2 cannot change keys, and AES-GCM keys last for 2^24 records, 256 GiB:
+/// only ChaCha20 is offered there. TLS 1.3 updates keys by itself.
 fn provider() -> CryptoProvider {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.cipher_suites.retain(|suite| match suite {
@@ -229,7 +229,7 @@ fn read(files: &TlsFiles) -> Result<rustls::ServerConfig, TlsError> {
     Ok(config)
 }
 
-/// Who decides whether a client's certificate is good.
+/// Returns the verifier of client certificates.
 fn verifier(
     authorities: &Path,
     revoked: Option<&Path>,
@@ -257,7 +257,7 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
     pem_of(what, "CERTIFICATE", path)
 }
 
-/// All parts of one kind of a PEM file, of which there must be one.
+/// Returns all sections of one kind of a PEM file, at least one.
 fn pem_of<T: PemObject>(what: &'static str, kind: &str, path: &Path) -> Result<Vec<T>, TlsError> {
     let text =
         std::fs::read(path).map_err(|source| TlsError::Read { what, path: path.to_owned(), source })?;
@@ -277,7 +277,7 @@ fn private_key(path: &Path) -> Result<Arc<dyn SigningKey>, TlsError> {
     let mut file = std::fs::File::open(path).map_err(failed)?;
     let found = file.metadata().map_err(failed)?;
     let mode = found.mode() & 0o7777;
-    // A group that may read keys is common (`ssl-cert`); everybody is not.
+    // A group with access to keys is common (`ssl-cert`); access for all users is not.
     if mode & 0o007 != 0 {
         return Err(TlsError::KeyMode { path: path.to_owned(), mode });
     }

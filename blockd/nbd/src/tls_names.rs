@@ -1,6 +1,5 @@
-//! The names in a client's certificate: its subject's common name, and its alternative names that are DNS
-//! names, e-mail addresses or URIs. The certificate has been verified before, so whatever is odd here is left
-//! out, not reported.
+//! Names in a client's certificate: its common name, and its alternative names of type DNS, e-mail or URI.
+//! The certificate is verified before, so invalid names are skipped, not reported.
 
 /// DER tags.
 const BOOLEAN: u8 = 0x01;

@@ -4,7 +4,7 @@
 use crate::constants::*;
 use crate::options::Refusal;
 
-/// How far a negotiation is with TLS.
+/// TLS stage of a negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsStage {
     /// It cannot be had here.
@@ -17,7 +17,7 @@ pub enum TlsStage {
     Active,
 }
 
-/// What to do with an option, as far as TLS is concerned.
+/// TLS decision about an option.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum TlsVerdict {
     /// Serve it.

@@ -32,7 +32,7 @@ struct TlsDriver {
     client: ClientConnection,
     /// Sealed, and not yet received by the connection.
     to_server: Vec<u8>,
-    /// What the client has read.
+    /// Data read by the client.
     received: Vec<u8>,
     /// Sent by the connection, and already read.
     seen_bytes: usize,

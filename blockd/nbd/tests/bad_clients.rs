@@ -142,7 +142,7 @@ fn sessions_cut_at_every_byte() {
     server.wait_until_detached();
 }
 
-/// Every byte but those inside of the long payload near the end, of which some.
+/// Cuts a session at every byte, except within the long payload, where it samples.
 fn cut_at_every_byte(server: &TestServer, session: &[u8]) {
     let (long, end) = (session.len() - 40_000, session.len() - 40);
     let cuts = (0..long).chain((long..end).step_by(997)).chain(end..=session.len());
@@ -215,7 +215,7 @@ fn half_a_header_and_then_silence_costs_nothing() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// Whatever comes after a good beginning, the server goes on.
+    /// Garbage after a valid start does not affect the server.
     #[test]
     fn garbage_does_not_hurt(
         prefix in 0_usize..900,

@@ -1,4 +1,4 @@
-//! Requests whose data has to come from afar wait without a thread, and nobody waits along.
+//! Tests of requests with remote data: they wait without a thread and delay no other.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod common;
@@ -29,7 +29,7 @@ const PIECE_BYTES: u32 = 512 << 10;
 struct FarDevice {
     source: u128,
     waiting: Mutex<Vec<WhenNear>>,
-    /// How many connections have let go of it.
+    /// Number of connections that released it.
     left: Mutex<usize>,
     changed: Condvar,
 }
@@ -50,7 +50,7 @@ impl FarDevice {
     }
 }
 
-/// What a connection has of a device.
+/// Handle of a connection.
 struct Opened(Arc<FarDevice>);
 
 impl Drop for Opened {
@@ -166,7 +166,7 @@ fn silent_source_is_limited_to_its_budget() {
     let mut client = connect(dir.path(), "silent");
     ask_for_much(&mut client);
     let mut waiting = silent.take_waiting(2);
-    // Most of the budget is there for whoever does not need that source.
+    // Most of the budget is free for requests that do not need that source.
     assert_eq!(connect(dir.path(), "near").read(0, 6 << 20).0, 0);
     let mut elsewhere = connect(dir.path(), "other");
     elsewhere.request(NBD_CMD_READ, 0, FAR_BYTES, PIECE_BYTES);

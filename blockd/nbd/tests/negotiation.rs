@@ -1,5 +1,4 @@
-//! The negotiation without sockets: whatever the bytes and however they are cut, it answers the same and
-//! never panics.
+//! Tests of the negotiation without sockets: any bytes in any pieces give the same answers and no panic.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod common;

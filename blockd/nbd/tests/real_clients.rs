@@ -170,7 +170,7 @@ h.shutdown()
     server.wait_until_detached();
 }
 
-/// What a client agrees on is in its own trace.
+/// The negotiated features are in the client's trace.
 #[test]
 fn qemu_takes_extended_headers() {
     let server = TestServer::instant(4 * MIB);

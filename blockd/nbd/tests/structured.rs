@@ -122,7 +122,7 @@ impl Structured {
         errno(&self.run(command, flags, offset_bytes, len_bytes, b""))
     }
 
-    /// What a read brought, put together, and how many bytes of it came as holes.
+    /// Returns the assembled data of a read, and the number of bytes sent as holes.
     fn read(&mut self, flags: u16, offset_bytes: u64, len_bytes: u64) -> (Vec<u8>, usize) {
         let chunks = self.run(NBD_CMD_READ, flags, offset_bytes, len_bytes, b"");
         assert!(flags & NBD_CMD_FLAG_DF == 0 || chunks.len() == 1, "in one piece");

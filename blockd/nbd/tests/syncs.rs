@@ -20,7 +20,7 @@ const FLUSHES: usize = 10;
 struct State {
     /// Flushes, and writes with FUA, that began.
     syncs_begun: usize,
-    /// How many of them may end.
+    /// Number of syncs that may end.
     syncs_allowed: usize,
     sync_fails: bool,
     writes_begun: usize,

@@ -1,5 +1,5 @@
-//! TLS over sockets: who is let in, what the clients that people use say, and that nobody who misbehaves
-//! costs more than his connection. libnbd's and qemu's tools must be installed.
+//! Tests of TLS over sockets: admission, errors of real clients, and isolation of misbehaving ones. They need
+//! libnbd's and qemu's tools.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 #[path = "common/certs.rs"]
@@ -330,7 +330,7 @@ fn revoked_certificate_is_refused() {
     let error = refused(Arc::clone(&mallory));
     assert!(error.contains("CertificateRevoked"), "{error}");
 
-    // A renewed list is for those who come later; one of another authority says nothing about anybody.
+    // A renewed list applies to later connections; one of another authority has no effect.
     server.authority.revoke(&["mallory", "alice"]);
     assert!(server.identity.has_changed());
     server.identity.reload().unwrap();
@@ -377,7 +377,7 @@ fn plaintext_negotiation_is_reset_by_tls() {
     assert_eq!(client.option(NBD_OPT_STRUCTURED_REPLY, b"")[0].0, NBD_REP_ACK);
     let mut client = server.start_tls(client, server.authority.client_config(None)).unwrap();
     client.option(NBD_OPT_GO, &info_request(b"vol", &[]));
-    // A simple reply, which `read` checks: nobody asked for another one within TLS.
+    // A simple reply, which `read` checks: no other one was negotiated within TLS.
     assert_eq!(client.read(0, 7), (0, vec![0; 7]));
     client.disconnect();
 }

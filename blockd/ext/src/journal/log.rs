@@ -28,12 +28,12 @@ const FAST_COMMIT_BLOCKS: u32 = 256;
 const MIN_BLOCKS: u32 = 1024;
 /// Linux makes none that is longer.
 const MAX_BLOCKS: u32 = 10_240_000;
-/// What fast commits begin with: a tag and the length of what follows it, all with the lowest byte first.
+/// Head of a fast commit: a tag and the length of its value, little-endian.
 const FAST_HEAD: [u8; 4] = [0x0a, 0, 8, 0];
 /// Pieces that a journal may lie in.
 const MAX_PIECES: usize = 1 << 16;
 
-/// How transactions are checked.
+/// Checksums of transactions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Checksums {
     None,
@@ -60,14 +60,14 @@ pub(super) struct Log<'a> {
     /// The ring: its first block, and the one behind its last.
     first: u32,
     end: u32,
-    /// Where the oldest transaction begins, and its number.
+    /// Start of the oldest transaction, and its number.
     pub start: u32,
     pub sequence: u32,
     pub checksums: Checksums,
     pub checksum_seed: u32,
-    /// Whether numbers of blocks have 64 bits.
+    /// 64-bit block numbers.
     pub wide: bool,
-    /// How many blocks there is room for: the filesystem may just have grown.
+    /// Number of blocks that fit: the filesystem may have just grown.
     pub room_blocks: u64,
     /// The transaction that fast commits follow, if there are any.
     pub fast_tid: Option<u32>,
@@ -180,7 +180,7 @@ impl<'a> Log<'a> {
         Ok(())
     }
 
-    /// What the fast commits behind the ring say that they follow.
+    /// Returns the transaction that the fast commits follow.
     fn find_fast_tid(
         &self,
         fs: &Filesystem,
@@ -216,7 +216,7 @@ impl<'a> Log<'a> {
         }
     }
 
-    /// How many blocks the ring has.
+    /// Returns the number of blocks of the ring.
     pub fn ring_len(&self) -> u32 {
         self.end - self.first
     }

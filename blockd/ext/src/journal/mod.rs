@@ -9,7 +9,7 @@ pub(crate) use overlay::{Overlay, Patch};
 use crate::{ExtError, Filesystem, InodeNumber, ReadAt};
 use log::Log;
 
-/// What became of the journal of a filesystem.
+/// State of a filesystem's journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum JournalState {
     /// There is none.
@@ -18,13 +18,13 @@ pub enum JournalState {
     Clean,
     /// It was played back in memory.
     Replayed {
-        /// How many transactions it held.
+        /// Number of transactions.
         transactions: u32,
-        /// How many blocks are taken from it.
+        /// Number of replayed blocks.
         blocks: u32,
-        /// Whether it breaks off in a damaged transaction, which was left out with those behind it.
+        /// The journal ends in a damaged transaction, which was skipped with those after it.
         damaged: bool,
-        /// Whether fast commits follow, which are not played back: what was synced last is missing.
+        /// Fast commits follow, which are not replayed: the last synced data is missing.
         fast_commits: bool,
     },
 }

@@ -1,9 +1,8 @@
-//! Which blocks are to be taken from the journal.
+//! Overlay of blocks from the journal.
 
 use crate::checksum::crc32c;
 
-/// What a block that the journal cannot hold as it is has in place of its first four bytes: the journal's
-/// magic.
+/// Journal magic, which the journal escapes at the start of a block.
 const ESCAPED: [u8; 4] = 0xc03b_3998_u32.to_be_bytes();
 
 /// The checksum of a block in the journal.
@@ -17,7 +16,7 @@ pub(crate) enum BlockChecksum {
     Whole(u32),
 }
 
-/// Where the journal has a block.
+/// Position of a block in the journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Patch {
     /// The block of the filesystem that it lies in.
@@ -26,7 +25,7 @@ pub(crate) struct Patch {
     pub sequence: u32,
     /// Its checksum, which is checked when it is read.
     pub checksum: BlockChecksum,
-    /// Whether its first four bytes are to be put back.
+    /// The first four bytes must be restored.
     pub escaped: bool,
 }
 
@@ -35,7 +34,7 @@ pub(crate) struct Patch {
 pub(crate) struct Overlay {
     /// By their numbers, in order. A table without gaps: there may be many, and they are kept.
     patches: Box<[(u64, Patch)]>,
-    /// What checksums of blocks in the journal continue.
+    /// Seed of the checksums of journal blocks.
     checksum_seed: u32,
 }
 
@@ -56,7 +55,7 @@ impl Overlay {
         self.patches.get(index).map(|(_, patch)| *patch)
     }
 
-    /// Whether there is any from `first` to `last`.
+    /// Returns true for a block from `first` to `last`.
     pub fn has_any(&self, first: u64, last: u64) -> bool {
         let from = self.patches.partition_point(|(block, _)| *block < first);
         self.patches.get(from).is_some_and(|(block, _)| *block <= last)

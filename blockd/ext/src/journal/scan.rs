@@ -1,9 +1,8 @@
-//! Which transactions a journal holds, and what they write and revoke (sections "Block Header" to "Commit
+//! Scan of a journal's transactions with their blocks and revocations (sections "Block Header" to "Commit
 //! Block" of the journal).
 //!
-//! As in the kernel and in e2fsck, the journal ends where a block is not what must come next, and a
-//! transaction whose checksums are wrong ends it too. Blocks are checked against their own checksums when
-//! they are read.
+//! As in the kernel and in e2fsck, the journal ends at an unexpected block or at a transaction with a wrong
+//! checksum. Blocks are checked against their own checksums when they are read.
 
 use super::{
     log::{Checksums, Log, MAGIC},
@@ -43,7 +42,7 @@ struct Write {
     patch: Patch,
 }
 
-/// What a journal holds.
+/// Result of a scan.
 #[derive(Default)]
 pub(super) struct Scanned {
     /// The last write of each block. If that is revoked, so are those before it.
@@ -56,7 +55,7 @@ pub(super) struct Scanned {
     pub next: u32,
 }
 
-/// Whether a transaction came later than another one. Their numbers begin again when they reach their end.
+/// Returns true if a transaction is later than another one. Numbers wrap around.
 fn is_later(sequence: u32, than: u32) -> bool {
     sequence.wrapping_sub(than).cast_signed() > 0
 }
@@ -81,7 +80,7 @@ struct Open {
     revoked: Vec<u64>,
     /// The checksum of everything so far, where there is one of the whole transaction.
     sum: u32,
-    /// Whether a block of it does not match its checksum.
+    /// A block does not match its checksum.
     wrong: bool,
 }
 
@@ -99,7 +98,7 @@ pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
 fn scan_at_most(log: &Log<'_>, max_blocks: u64) -> Result<Scanned, ExtError> {
     let mut scanned = Scanned { next: log.sequence, ..Scanned::default() };
     let (mut at, mut sequence, mut blocks_left) = (log.start, log.sequence, max_blocks);
-    // What is left of the ring: whoever comes around has seen everything.
+    // Remaining blocks of the ring, which bounds the scan.
     let mut left = log.ring_len();
     let mut open = Open::new();
     let mut last_commit_seconds = 0;

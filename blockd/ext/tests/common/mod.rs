@@ -126,7 +126,7 @@ pub fn system_xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     found
 }
 
-/// What of a file is compared beside its content.
+/// Compared properties of a file, in addition to its content.
 #[derive(Clone, Copy)]
 pub struct Compare {
     /// Times with their nanoseconds, and not to the second.
@@ -135,7 +135,7 @@ pub struct Compare {
     pub dir_times: bool,
     pub xattrs: bool,
     pub owners: bool,
-    /// How much room regular files take.
+    /// Allocated space of regular files.
     pub room: bool,
 }
 

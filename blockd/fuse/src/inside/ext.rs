@@ -11,9 +11,9 @@ use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 const MAX_MOUNT_ENTRIES: usize = 1_000_000;
 /// Inodes that are kept for the next read: of the files that were read last.
 const MAX_INODES: usize = 64;
-/// What the names that are kept take at most, in bytes.
+/// Maximum size of cached names, in bytes.
 const MAX_NAMES_BYTES: usize = 4 << 20;
-/// What those of the directory that was listed last take at most, which are kept whatever the others take.
+/// Maximum size of the names of the last listed directory, which are kept in any case.
 const MAX_NEWEST_BYTES: usize = 64 << 20;
 
 /// An image, as the reader wants it.
@@ -29,7 +29,7 @@ impl ReadAt for Source {
     }
 }
 
-/// Whether there is such a filesystem, by its magic.
+/// Returns true for such a filesystem, by its magic.
 pub(super) fn is_there(image: &Arc<dyn Image>) -> io::Result<bool> {
     blockd_ext::is_there(&Source(Arc::clone(image))).map_err(|error| convert(&error))
 }
@@ -59,10 +59,10 @@ pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn Files>> {
     Ok(Arc::new(ExtTree { fs, large: Mutex::new(()), inodes, names, numbered, numbered_names }))
 }
 
-/// Where its metadata lies, in bytes, without playing its journal back: at most so many ranges.
+/// Returns the byte ranges of its metadata without journal replay, up to a maximum.
 ///
 /// # Errors
-/// As [`open`].
+/// See [`open`].
 pub(super) fn metadata(image: Arc<dyn Image>, most: usize) -> io::Result<Vec<Range<u64>>> {
     let found = Filesystem::open_as_is(Arc::new(Source(image))).map(|fs| fs.metadata(most));
     found.map_err(|error| convert(&error))
@@ -117,7 +117,7 @@ fn stat_of(inode: &Inode) -> FileStat {
 /// The names of a directory, sorted.
 type Names = Arc<Vec<(Vec<u8>, InodeNumber)>>;
 
-/// The directories that were listed last: whoever lists one asks for what is in it.
+/// Names of the last listed directories: lookups follow a listing.
 struct KnownNames<K> {
     dirs: VecDeque<(K, Names)>,
     len_bytes: usize,
@@ -200,14 +200,14 @@ impl ExtTree {
 
     fn entries(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>> {
         let (dir, above) = self.fs.resolve_with_above(path).map_err(|error| convert(&error))?;
-        // Whoever went down there would never come to an end.
+        // A walk down there would never end.
         let is_above = |number: &InodeNumber| *number == dir.number || above.contains(number);
         let (found, names) = self.listed(&dir, max_entries, is_above)?;
         self.names.lock().insert(path.to_vec(), names);
         Ok(found)
     }
 
-    /// What is in a directory, and its names but those that lead above.
+    /// Returns the entries of a directory, without `.` and `..`.
     fn listed(
         &self,
         dir: &Inode,
@@ -218,7 +218,7 @@ impl ExtTree {
         let _listing = is_large.then(|| large::begin(&self.large)).transpose()?;
         let mut entries = self.fs.read_dir(dir, max_entries).map_err(|error| convert(&error))?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
-        // Two of one name cannot be told apart.
+        // Entries with equal names cannot be distinguished.
         entries.dedup_by(|b, a| a.name == b.name);
         let mut names: Vec<_> = entries.into_iter().map(|entry| (entry.name, entry.inode)).collect();
         let mut found = Vec::with_capacity(names.len());
@@ -276,7 +276,7 @@ fn file_xattr(xattr: blockd_ext::Xattr) -> FileXattr {
     FileXattr { name: xattr.name, value: xattr.value }
 }
 
-/// Whether it is the store that gives no answer.
+/// Returns true for an outage of the store.
 fn is_outage(error: &ExtError) -> bool {
     matches!(error, ExtError::Read { source, .. } if source.kind() == io::ErrorKind::TimedOut)
 }

@@ -18,17 +18,17 @@ pub(super) const NOTICE: &[u8] = b"/NO-FILES.txt";
 /// Partitions that stay open: each keeps what its filesystem remembers.
 const MAX_PARTS: usize = 4;
 
-/// The files of an image. Partitions are opened when somebody looks at them.
+/// Files of an image. Partitions are opened on first access.
 pub struct ImageFiles {
     image: Arc<dyn Image>,
     pub(super) inside: Inside,
     /// Those that were looked at last, the last one behind the others.
     parts: Mutex<VecDeque<(u32, Content)>>,
-    /// What is known of the roots of partitions, as far as somebody asked.
+    /// Attributes of the roots of accessed partitions.
     part_roots: Mutex<HashMap<u32, FileStat>>,
 }
 
-/// Where a path leads.
+/// Target of a path.
 enum Place<'a> {
     /// The directory of all partitions.
     Parts(&'a [Partition]),
@@ -90,7 +90,7 @@ impl ImageFiles {
         Ok(Self { image, inside, parts: Mutex::default(), part_roots: Mutex::default() })
     }
 
-    /// Why there are no files at a path, if that is because there is no filesystem that is shown.
+    /// Returns the reason why a path has no files, if there is no supported filesystem.
     ///
     /// # Errors
     /// The image cannot be read.
@@ -101,8 +101,8 @@ impl ImageFiles {
         })
     }
 
-    /// What is known of the root of the filesystem, if the image holds one and no partitions: it says who may
-    /// look at what is below.
+    /// Returns the attributes of the filesystem's root, if the image has one and no partitions: they restrict
+    /// access to everything below.
     ///
     /// # Errors
     /// The image cannot be read, or is damaged there.
@@ -113,7 +113,7 @@ impl ImageFiles {
         }
     }
 
-    /// What is known of the root of a partition.
+    /// Returns the attributes of a partition's root.
     pub(super) fn part_root(&self, part: Partition) -> io::Result<FileStat> {
         if let Some(stat) = self.part_roots.lock().get(&part.number) {
             return Ok(*stat);
@@ -153,7 +153,7 @@ impl ImageFiles {
         Some(content)
     }
 
-    /// What the numbers of the files of the partition have in common that a path leads into.
+    /// Returns the high bits of the file numbers of a path's partition.
     fn part_bits(&self, path: &[u8]) -> u64 {
         match &self.inside {
             Inside::Whole(_) => 0,

@@ -1,7 +1,7 @@
-//! The files inside an image: which filesystems there are, and reading them.
+//! Files inside an image: detection and reading of filesystems.
 //!
-//! An image is written by whoever had the volume, so nothing in it is believed. What reads it may fail; it
-//! never writes, leads nowhere out of the image, and takes no more memory and time than its bounds.
+//! Images are untrusted, as their volumes had arbitrary writers. Readers may fail, but never write, never
+//! leave the image, and keep their limits of memory and time.
 
 mod ext;
 mod image_files;
@@ -16,7 +16,7 @@ use crate::{Image, ImageRun};
 use partitions::Partition;
 use std::{io, ops::Range, sync::Arc, time::SystemTime};
 
-/// What a file is.
+/// File type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileKind {
     /// A regular file.
@@ -35,25 +35,25 @@ pub enum FileKind {
     Socket,
 }
 
-/// What is known of a file without reading it.
+/// Inode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileStat {
-    /// What it is.
+    /// File type.
     pub kind: FileKind,
     /// Its number in its filesystem, which all its names have in common; 0 if it is in none. Where an image
     /// has partitions, that of its partition stands above the lowest 32 bits.
     pub number: u64,
     /// Its length in bytes.
     pub size_bytes: u64,
-    /// How much room it takes, in bytes.
+    /// Allocated space, in bytes.
     pub allocated_bytes: u64,
     /// The permission bits, with those above them (07777).
     pub mode: u16,
-    /// Who owns it.
+    /// Owner.
     pub uid: u32,
     /// The group that owns it.
     pub gid: u32,
-    /// How many names it has.
+    /// Number of links.
     pub links: u32,
     /// The device that it stands for, as major and minor number, if it is a device node.
     pub device: Option<(u32, u32)>,
@@ -81,22 +81,22 @@ pub struct FileEntry {
     pub name: Vec<u8>,
     /// The number of what it is the name of.
     pub number: u32,
-    /// What is known of it; none if that is damaged.
+    /// Attributes; `None` if they are damaged.
     pub stat: Option<FileStat>,
 }
 
-/// A filesystem that is asked by the numbers of its files: whoever holds one needs no path.
+/// Filesystem accessed by file numbers instead of paths.
 pub trait NumberedFiles: Send + Sync {
-    /// What is known of a file.
+    /// Returns the attributes of a file.
     ///
     /// # Errors
-    /// As [`FileTree::stat`], here and below.
+    /// See [`FileTree::stat`], here and below.
     fn stat_of(&self, number: u32) -> io::Result<FileStat>;
 
-    /// What a name in a directory is the name of.
+    /// Looks up a name in a directory.
     ///
     /// # Errors
-    /// It is not there, or leads to where nobody comes to an end.
+    /// It does not exist, or is part of a loop.
     fn lookup_in(&self, dir: u32, name: &[u8]) -> io::Result<u32>;
 
     /// The entries of a directory, sorted by name. Those that lead to itself or to the root are damaged.
@@ -105,10 +105,10 @@ pub trait NumberedFiles: Send + Sync {
     /// As [`FileTree::read_dir`].
     fn entries_of(&self, dir: u32) -> io::Result<Vec<FileEntry>>;
 
-    /// Where a symbolic link leads.
+    /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// As [`FileTree::read_link`].
+    /// See [`FileTree::read_link`].
     fn link_of(&self, number: u32) -> io::Result<Vec<u8>>;
 
     /// Bytes of a regular file.
@@ -133,10 +133,10 @@ pub trait NumberedFiles: Send + Sync {
 /// A filesystem that is open for reading. Paths begin with `/`, and their last parts are not followed if they
 /// are links.
 pub trait FileTree: Send + Sync {
-    /// What is known of a file.
+    /// Returns the attributes of a file.
     ///
     /// # Errors
-    /// It is not there, or the filesystem is damaged there.
+    /// It does not exist, or the filesystem is damaged there.
     fn stat(&self, path: &[u8]) -> io::Result<FileStat>;
 
     /// The entries of a directory, sorted by name.
@@ -147,10 +147,10 @@ pub trait FileTree: Send + Sync {
     /// if other large directories are listed.
     fn read_dir(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>>;
 
-    /// Where a symbolic link leads, as it stands there.
+    /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// It is not there, is no link, or the filesystem is damaged there.
+    /// It does not exist, is no link, or the filesystem is damaged there.
     fn read_link(&self, path: &[u8]) -> io::Result<Vec<u8>>;
 
     /// The bytes of a regular file from `offset_bytes` on, fewer than `len` only at its end.
@@ -175,7 +175,7 @@ pub trait FileTree: Send + Sync {
 /// A filesystem that can be asked both ways.
 pub trait Files: FileTree + NumberedFiles {}
 
-/// What an image, or a part of one, holds.
+/// Content of an image or partition.
 #[derive(Clone)]
 pub enum Content {
     /// Files.
@@ -184,7 +184,7 @@ pub enum Content {
     Nothing(String),
 }
 
-/// What an image holds.
+/// Content of an image.
 #[derive(Clone)]
 pub enum Inside {
     /// A filesystem, or nothing, without partitions.
@@ -242,9 +242,8 @@ pub fn look_at_part(image: &Arc<dyn Image>, part: Partition) -> io::Result<Conte
     content(Arc::new(Part { image: image.clone(), part }))
 }
 
-/// Where the metadata of the filesystems of an image lies, as ranges of its bytes, at most `most` for each:
-/// what whoever mounts it reads first. Of filesystems that are not shown as files nothing is known, nor of
-/// one that is damaged.
+/// Returns the byte ranges of an image's filesystem metadata, at most `most` for each: a mount reads them
+/// first. Unsupported and damaged filesystems are skipped.
 ///
 /// # Errors
 /// The image cannot be read.
@@ -286,12 +285,12 @@ fn content(image: Arc<dyn Image>) -> io::Result<Content> {
     Ok(Content::Nothing(what))
 }
 
-/// Whether an error is about what the image holds, and not about reading it.
+/// Returns true for an error in the content, not of reading it.
 fn is_about_content(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::Unsupported)
 }
 
-/// What else is there, by its magic.
+/// Returns the kind of other content by its magic.
 fn other_kind(image: &dyn Image) -> io::Result<Option<&'static str>> {
     let kinds: [(u64, &[u8], &str); 7] = [
         (0, b"XFSB", "an XFS filesystem"),

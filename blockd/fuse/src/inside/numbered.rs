@@ -1,5 +1,4 @@
-//! The files of an image by numbers: whoever asks by them needs no path, and two names of one file are one
-//! file.
+//! Files of an image by number instead of path; hard links have the same number.
 
 use super::{
     Content, FileStat, FileXattr, Files, ImageFiles, Inside,
@@ -35,7 +34,7 @@ pub struct NamedFile {
     pub name: Vec<u8>,
     /// The file.
     pub file: FileId,
-    /// What is known of it; none if that is damaged.
+    /// Attributes; `None` if they are damaged.
     pub stat: Option<FileStat>,
 }
 
@@ -61,10 +60,10 @@ impl ImageFiles {
         })
     }
 
-    /// What is known of a file.
+    /// Returns the attributes of a file.
     ///
     /// # Errors
-    /// It is not there, or the image is damaged there.
+    /// It does not exist, or the image is damaged there.
     pub fn stat_of(&self, file: FileId) -> io::Result<FileStat> {
         match self.spot(file)? {
             Spot::Parts(_) => Ok(dir()),
@@ -74,10 +73,10 @@ impl ImageFiles {
         }
     }
 
-    /// What a name in a directory is the name of.
+    /// Looks up a name in a directory.
     ///
     /// # Errors
-    /// It is not there, or the image is damaged there.
+    /// It does not exist, or the image is damaged there.
     pub fn lookup_in(&self, dir: FileId, name: &[u8]) -> io::Result<FileId> {
         match self.spot(dir)? {
             Spot::Parts(parts) => {
@@ -93,10 +92,10 @@ impl ImageFiles {
         }
     }
 
-    /// What is in a directory, sorted by name.
+    /// Returns the entries of a directory, sorted by name.
     ///
     /// # Errors
-    /// It is none, or the image is damaged there.
+    /// It is no directory, or the image is damaged there.
     pub fn entries_of(&self, dir: FileId) -> io::Result<Vec<NamedFile>> {
         match self.spot(dir)? {
             Spot::Parts(parts) => {
@@ -128,10 +127,10 @@ impl ImageFiles {
         }
     }
 
-    /// Where a symbolic link leads.
+    /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// It is none, or the image is damaged there.
+    /// It is no link, or the image is damaged there.
     pub fn link_of(&self, file: FileId) -> io::Result<Vec<u8>> {
         match self.spot(file)? {
             Spot::Files(files) => files.link_of(file.number),

@@ -14,9 +14,9 @@ const SECTOR_SIZES: [u64; 2] = [512, 4096];
 pub struct Partition {
     /// Its number in the table, from 1, as the kernel numbers it.
     pub number: u32,
-    /// Where it begins, in bytes.
+    /// Start, in bytes.
     pub offset_bytes: u64,
-    /// How long it is, in bytes.
+    /// Size, in bytes.
     pub len_bytes: u64,
 }
 

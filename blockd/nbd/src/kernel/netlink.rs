@@ -126,7 +126,7 @@ impl Kernel {
         self.change(&request, index, "change the size of")
     }
 
-    /// Takes a device away, whoever uses it.
+    /// Disconnects a device, also in use.
     ///
     /// # Errors
     /// There is no such device, or the kernel refuses.
@@ -177,7 +177,7 @@ impl Kernel {
     }
 
     fn next_sequence(&mut self) -> u32 {
-        // 0 stands for what nobody asked for.
+        // 0 marks an unsolicited message.
         self.sequence = self.sequence.wrapping_add(1).max(1);
         self.sequence
     }
@@ -216,8 +216,7 @@ impl Kernel {
     }
 }
 
-/// Whether the kernel refused because there is no such device. `EINVAL` can mean that, or that it does not
-/// like the request.
+/// Returns true if the kernel reported a missing device. `EINVAL` can mean that, or an invalid request.
 fn is_no_device(errno: Errno, index: u32, connected: impl FnOnce() -> Option<Vec<u32>>) -> bool {
     match errno {
         Errno::NODEV => true,
@@ -353,7 +352,7 @@ mod tests {
         let (wake, _kept) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut watch = LinkWatch { socket: ours, family: 0, datagram: vec![0; 4096] };
         if rustix::net::sendto(&theirs, b"not the kernel's", SendFlags::empty(), &address).is_err() {
-            // The system lets no process send to another one: nobody is to be passed over.
+            // Only the kernel can send to this socket.
             return;
         }
         assert_eq!(watch.wait(Duration::from_secs(60), wake.as_fd()).unwrap(), Some(Vec::new()));

@@ -96,9 +96,9 @@ impl Request {
 /// A message that was received.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Message<'a> {
-    /// What a request led to: 0, or an error number.
+    /// Result of a request: 0, or an error number.
     Outcome {
-        /// Of which request.
+        /// Request.
         sequence: u32,
         /// The error number, positive; 0 if it succeeded.
         errno: i32,
@@ -107,11 +107,11 @@ pub(super) enum Message<'a> {
     Generic {
         /// The request that it answers; 0 for what was not asked for.
         sequence: u32,
-        /// Of which family.
+        /// Family.
         family: u16,
-        /// What it is.
+        /// File type.
         command: u8,
-        /// What it says.
+        /// Attributes.
         attributes: Attributes<'a>,
     },
     /// The end of a message in parts, or one that says nothing.
@@ -178,7 +178,7 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-/// What an attribute holds.
+/// Value of an attribute.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Attribute<'a> {
     payload: &'a [u8],
