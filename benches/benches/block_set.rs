@@ -1,4 +1,4 @@
-//! What tracking a write costs: one insert into a block set.
+//! Cost of tracking a write: one insert into a block set.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! What a frame of 32 blocks costs on one core: compressed and sealed, and opened again, beside copying it.
+//! Cost of a frame of 32 blocks on one core: compress and seal, and open, compared with a copy.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 

@@ -1,5 +1,4 @@
-//! How fast all cores together compress and seal what a file holds, from memory to memory: the most that a
-//! backup can reach here.
+//! Rate at which all cores compress and seal a file from memory to memory: the upper bound of a backup.
 //!
 //! `cargo bench -p blockd-benches --bench seal -- FILE` prints JSON; `tools/bench backup` compares with it.
 

@@ -79,14 +79,14 @@ impl ExportCatalog for Served {
     }
 }
 
-/// What one pass took.
+/// Result of a pass.
 #[derive(Clone, Copy)]
 struct Pass {
     cpu_ns: f64,
     writes_per_s: f64,
 }
 
-/// What this process used of the processors, fio not counted.
+/// Returns the CPU time of this process, without fio.
 fn cpu() -> Duration {
     let used = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
@@ -134,7 +134,7 @@ fn main() {
     let dir = tempfile::tempdir_in(std::env::var_os("TMPDIR").unwrap_or("/var/tmp".into())).unwrap();
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        // Whoever comes first in a round has the other one's written pages to wait for.
+        // The first pass of a round waits for the written pages of the other one.
         let order = if round % 2 == 0 { [true, false] } else { [false, true] };
         for tracked in order {
             let passes = passes(dir.path(), tracked);

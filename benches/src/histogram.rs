@@ -1,6 +1,6 @@
 //! Times of many operations in little memory.
 
-/// Sub-buckets of each power of two: a value is told to 1/16 of itself.
+/// Sub-buckets of each power of two: the resolution is 1/16.
 const SUB: usize = 16;
 
 /// Counts values by their size.
@@ -43,7 +43,7 @@ impl Histogram {
         self.max = self.max.max(other.max);
     }
 
-    /// How many values were counted.
+    /// Returns the number of values.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
@@ -61,7 +61,7 @@ impl Histogram {
         0
     }
 
-    /// How many, median, 99 %, 99.9 % and the largest, as a JSON object.
+    /// Returns count, median, 99 %, 99.9 % and maximum as a JSON object.
     pub fn to_json(&self) -> String {
         let at = |part| self.at_per_million(part);
         format!(

@@ -26,22 +26,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many blocks of each volume are written, spread over all of it.
+/// Number of written blocks per volume, spread over all of it.
 const BLOCKS: u64 = 1024;
 /// Writes that take less are not remembered one by one.
 const SHORT: Duration = Duration::from_micros(20);
 /// For so long behind its barrier, a freeze is near: writers find new heads, whose files have no pages yet.
 const NEAR: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_millis(20);
-/// What a volume may have: no more freezes than this.
+/// Maximum number of freezes per volume.
 const MAX_FREEZES: u64 = 500;
-/// How many volumes are made at the same time.
+/// Number of volumes created concurrently.
 const MAKERS: u64 = 8;
 
 /// From the start of the bench, in nanoseconds.
 type Span = (u64, u64);
 
-/// What the writers and the freezing thread share.
+/// State shared by the writers and the freezing thread.
 struct Load {
     volumes: Vec<Arc<Volume>>,
     origin: Instant,
@@ -53,7 +53,7 @@ struct Load {
 
 struct Long {
     span: Span,
-    /// How long the thread waited for a CPU meanwhile.
+    /// Time the thread waited for a CPU.
     waited_ns: u64,
 }
 
@@ -62,7 +62,7 @@ struct Written {
     long: Vec<Long>,
     /// Writes while nothing was frozen.
     quiet: Histogram,
-    /// Writes of which a part was during a freeze.
+    /// Writes that overlapped a freeze.
     during: Histogram,
     /// Those of them that were under way at a barrier or began soon after it.
     near: Histogram,
@@ -79,7 +79,7 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap()
 }
 
-/// How long a thread has waited for a CPU in all.
+/// Total wait for a CPU of a thread.
 struct CpuWaits {
     file: File,
     last_ns: u64,
@@ -90,7 +90,7 @@ impl CpuWaits {
         Self { file: File::open("/proc/thread-self/schedstat").unwrap(), last_ns: 0 }
     }
 
-    /// How long it was since this was asked last.
+    /// Returns the wait since the last call.
     fn since_last_ns(&mut self) -> u64 {
         let mut text = [0; 64];
         let len = self.file.read_at(&mut text, 0).unwrap();

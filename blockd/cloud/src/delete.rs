@@ -66,11 +66,11 @@ pub async fn delete_snapshot(
     }
 }
 
-/// Deletes a snapshot whose manifest is at hand, be the manifest object still there or not.
+/// Deletes a snapshot with a given manifest, whether or not the manifest object still exists.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`], and nothing was deleted; whatever the
-/// store reports.
+/// [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`], without any deletion; errors of the
+/// store.
 pub async fn delete_with_manifest(
     repo: &Repository,
     manifest: &Manifest,
@@ -166,12 +166,11 @@ async fn stay_deleted(repo: &Repository, id: &CloudsnapId) -> Result<(), CloudEr
     Ok(())
 }
 
-/// Deletes a snapshot whose manifest is damaged, or was until an earlier attempt deleted it. Only its own
-/// delta goes: the others that it named are not known. Nothing but the manifest goes while another manifest
-/// cannot be read.
+/// Deletes a snapshot with a damaged manifest, which an earlier attempt may have deleted. Only its own delta
+/// is deleted, as the others are unknown. While another manifest is unreadable, only the manifest is deleted.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; whatever the store reports. Calling it again finishes the work.
+/// [`CloudError::KeySlotMissing`]; errors of the store. A repeated call completes the work.
 pub async fn delete_damaged(
     repo: &Repository,
     id: &CloudsnapId,

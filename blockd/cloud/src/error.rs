@@ -213,7 +213,7 @@ pub enum CloudError {
         id: CloudsnapId,
         /// Key of the manifest that cannot be read.
         key: String,
-        /// Why it cannot be read.
+        /// Cause.
         source: Box<CloudError>,
     },
     /// The clocks of this host and of the store differ, so that ages and dates mean nothing.
@@ -231,7 +231,7 @@ pub enum CloudError {
     ClockUnknown {
         /// Store.
         store: String,
-        /// Why it is not known.
+        /// Cause.
         cause: ClockUnknownCause,
     },
     /// More deltas are listed than a collection of garbage holds in memory.

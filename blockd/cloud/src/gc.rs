@@ -1,9 +1,9 @@
-//! Collecting garbage: objects of deltas that no manifest names and none ever will.
+//! Garbage collection: objects of deltas that no manifest references or ever will.
 //!
-//! A backup that was abandoned leaves packs without a manifest. They cannot be told from those of a backup
-//! under way on another host, except by their age: no backup commits later than [`BACKUP_LIFETIME_S`] after
-//! it began, so a delta whose oldest object is older than that, and by what clocks may be apart, belongs to
-//! no backup that can still commit. The argument is in `FORMAT.md`, "Garbage".
+//! An abandoned backup leaves packs without a manifest. Only their age distinguishes them from those of a
+//! running backup on another host: no backup commits later than [`BACKUP_LIFETIME_S`] after its start, so a
+//! delta whose oldest object is older than that plus the clock tolerance belongs to no backup that can still
+//! commit. The argument is in `FORMAT.md`, "Garbage".
 
 use crate::{
     CloudError,
@@ -24,7 +24,7 @@ use std::{
 };
 use uuid::Uuid;
 
-/// How old what was made to try a store out must be to be garbage, in seconds.
+/// Age at which probe objects are garbage, in seconds.
 const PROBE_AGE_S: i64 = MAX_CLOCK_SKEW_S;
 
 /// Deltas whose objects are listed and deleted together.
@@ -32,24 +32,24 @@ const DELTAS_AT_ONCE: usize = 64;
 /// Listings that are asked for at once.
 const LISTINGS_AT_ONCE: usize = 8;
 
-/// Most deltas of which a collection keeps numbers: some hundred megabytes.
+/// Maximum number of deltas in a collection: some hundred megabytes.
 const MAX_DELTAS: usize = 2_000_000;
 /// Time limit of a collection in hours: a store that answers slowly, with ever new pages, must not hold up
 /// the others.
 const MAX_HOURS: u64 = 6;
 
-/// How garbage is collected.
+/// Options of a garbage collection.
 #[derive(Clone, Debug)]
 pub struct GarbageOptions {
     /// The time.
     pub now: Timestamp,
     /// Only says what would be deleted.
     pub dry_run: bool,
-    /// Snapshots whose deltas stay, whatever their age: those of backups that this host knows of.
+    /// Snapshots whose deltas stay regardless of age: those of known backups of this host.
     pub protected: BTreeSet<SnapshotId>,
 }
 
-/// What an abandoned backup left.
+/// Objects of an abandoned backup.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Leftover {
     /// The installation that made it.
@@ -58,20 +58,20 @@ pub struct Leftover {
     pub volume: VolumeId,
     /// The snapshot that it was to become.
     pub snapshot: SnapshotId,
-    /// How many objects there are.
+    /// Number of objects.
     pub objects: u64,
-    /// How long they are together.
+    /// Total size, in bytes.
     pub len_bytes: u64,
     /// When the first of them was stored, by the store's clock; none if the store does not say.
     pub since: Option<Timestamp>,
 }
 
-/// What was found, and what became of it.
+/// Result of a collection.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct GarbageReport {
     /// Leftovers that were deleted, or would be in a dry run.
     pub garbage: Vec<Leftover>,
-    /// What no manifest names and is not old enough yet: backups under way, or abandoned lately.
+    /// Unreferenced objects within the grace period: running or recently abandoned backups.
     pub young: Vec<Leftover>,
     /// The volumes of manifests that cannot be read, with the reason. While there is one, nothing of any
     /// volume is deleted: a volume that began as a snapshot of another one names its deltas.
@@ -84,14 +84,14 @@ pub struct GarbageReport {
     pub objects_deleted: u64,
 }
 
-/// Deletes the objects of deltas that no manifest names and none ever will.
+/// Deletes the objects of deltas that no manifest references or ever will.
 ///
-/// Needs no room in the store: nothing is written. Whatever runs beside it, from this daemon or from others,
-/// loses nothing.
+/// Writes nothing, so it needs no space in the store. Concurrent operations of this or other daemons lose no
+/// objects.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; [`CloudError::TooManyDeltas`]; [`CloudError::CollectionTimeout`]; whatever
-/// the store reports; calling it again goes on.
+/// [`CloudError::KeySlotMissing`]; [`CloudError::TooManyDeltas`]; [`CloudError::CollectionTimeout`]; errors
+/// of the store; a repeated call continues.
 pub async fn collect_garbage(
     repo: &Repository,
     options: &GarbageOptions,
@@ -161,7 +161,7 @@ async fn collect(
     Ok(report)
 }
 
-/// What there is of each delta. Reads the listing page by page and keeps no names, because there may be
+/// Returns the totals of each delta. Reads the listing page by page and keeps no names, as there may be
 /// millions.
 async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, CloudError> {
     let mut deltas: BTreeMap<DeltaId, Leftover> = BTreeMap::new();
@@ -211,14 +211,13 @@ async fn delete_deltas(repo: &Repository, some: &[Leftover]) -> Result<u64, Clou
     delete_objects(repo, listed.into_iter().flatten().map(|object| object.key)).await
 }
 
-/// Removes what one backup left of which the caller **knows** that nobody, on no host, can still commit it:
-/// it never began to, and the run that made it was the only one that ever knew its name.
+/// Deletes the objects of a backup of which the caller **knows** that no host can still commit it: its commit
+/// never started, and only the calling run knew its name.
 ///
-/// Nothing is removed if a manifest names it all the same, or cannot be read; a collection decides then.
+/// If a manifest references it or is unreadable, nothing is deleted, and a collection decides.
 ///
 /// # Errors
-/// [`CloudError::KeySlotMissing`]; whatever the store reports; what is left then is garbage of a later
-/// collection.
+/// [`CloudError::KeySlotMissing`]; errors of the store; remaining objects are garbage of a later collection.
 pub async fn remove_leftovers_of(
     repo: &Repository,
     cluster: Uuid,
@@ -260,7 +259,7 @@ fn is_garbage(since: Option<Timestamp>, now: Timestamp, age_s: i64) -> bool {
 }
 
 impl Manifest {
-    /// Whether a delta of this snapshot id is its own or in its chain.
+    /// Returns true if the snapshot's delta is its own or in its chain.
     pub fn needs(&self, snapshot: SnapshotId) -> bool {
         self.deltas().any(|delta| delta.snapshot == snapshot)
     }

@@ -46,7 +46,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Where a page is, as the root says.
+/// Reference to a page in the root.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PageRef {
     /// The stretch of the volume that it covers.
@@ -57,7 +57,7 @@ pub(crate) struct PageRef {
     pub data_blocks: u32,
     /// Its length as stored; 0 if it describes nothing and is left out.
     pub sealed_len: u32,
-    /// Where it begins in the index.
+    /// Offset in the index, in bytes.
     pub offset_bytes: u64,
     /// The tag that it was sealed with.
     pub tag: [u8; TAG_LEN_BYTES],
@@ -176,7 +176,7 @@ impl Root {
     }
 }
 
-/// Where a frame is stored.
+/// Location of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct FramePlace {
     pub offset_bytes: u32,
@@ -190,7 +190,7 @@ pub(crate) struct Page {
     pub data: BlockSet,
     /// Blocks that became zero.
     pub zero: BlockSet,
-    /// Where the frames are, in order.
+    /// Locations of the frames, in order.
     pub frames: Vec<FramePlace>,
     /// About how much memory it takes.
     pub heap_bytes: usize,

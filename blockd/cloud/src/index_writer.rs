@@ -147,16 +147,15 @@ impl IndexUpload {
         Ok(())
     }
 
-    /// Whether the object was made of its parts although the store did not say so: the answer got lost, and
-    /// then the store knows of no such upload. The last part holds the root, which holds the tags of all
-    /// pages.
+    /// Returns true if the multipart upload was completed although the answer was lost: the store does not
+    /// know the upload any more. The last part has the root with the tags of all pages.
     async fn is_complete(&self, last_at: u64, last: &[u8]) -> bool {
         let found = self.job.store.get_range(&self.object, last_at, last.len() as u64).await;
         found.is_ok_and(|found| found[..] == *last)
     }
 }
 
-/// Where the next frame goes in its pack.
+/// Positions of frames in packs.
 #[derive(Clone, Copy, Default)]
 struct PackLengths {
     /// Stored bytes of the frames so far in the pack that the next frame belongs to.

@@ -1,10 +1,9 @@
-//! What of a backup is already in the store, so that an interrupted one goes on instead of starting over.
+//! Journal of the packs in the store, from which an interrupted backup resumes.
 //!
-//! The record of a pack is written after the store has said that it holds the pack, so everything recorded is
-//! there. The lengths of the pack's frames are kept with it, because the index is made of them at the end.
+//! The record of a pack is written after the store has confirmed the pack, so each recorded pack is stored.
+//! It has the lengths of the pack's frames, as the index is made from them at the end.
 //!
-//! A record without frames for pack number 2^32 - 1, which no backup has, says that the manifest was about to
-//! be put.
+//! A record without frames for pack number 2^32 - 1, which no backup has, marks the start of the commit.
 
 use crate::{BackupSpec, CloudError, Repository, frame::MAX_STORED_LEN, plan::PACK_FRAMES};
 use parking_lot::Mutex;
@@ -49,11 +48,11 @@ pub trait BackupJournal: Send + Sync {
     /// [`CloudError::Journal`].
     fn record_commit(&self) -> Result<(), CloudError>;
 
-    /// Whether the manifest was ever about to be put.
+    /// Returns true if the commit was started.
     fn may_be_committed(&self) -> bool;
 }
 
-/// What a journal belongs to: the same snapshot, salt, key and blocks, or it is of another backup.
+/// Binding of a journal to a snapshot, salt, key and blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct JournalBinding([u8; 32]);
 
@@ -91,7 +90,7 @@ pub struct FileJournal {
 struct State {
     file: File,
     end: u64,
-    /// Where the record of each pack begins.
+    /// Offset of each pack's record.
     records: BTreeMap<u32, u64>,
 }
 

@@ -26,7 +26,7 @@ const CHECKSUM_AT: usize = PROOF_AT + TAG_LEN_BYTES;
 
 const KDF_NONE: u8 = 0;
 const KDF_ARGON2ID: u8 = 1;
-/// What a slot may ask of whoever opens it: 1 GiB, 16 passes, 16 lanes.
+/// Maximum cost of opening a slot: 1 GiB, 16 passes, 16 lanes.
 const MAX_KDF: KdfParams = KdfParams { m_kib: 1 << 20, t: 16, p: 16 };
 
 /// The key that everything of a repository is sealed with, one way or another.
@@ -58,7 +58,7 @@ impl DataKey {
         self.key_id
     }
 
-    /// How it protects.
+    /// Returns the encryption mode.
     pub fn mode(&self) -> EncryptionMode {
         self.mode
     }
@@ -67,7 +67,7 @@ impl DataKey {
         &self.secret
     }
 
-    /// The key as bytes, **in clear**: whoever keeps them must seal them first.
+    /// Returns the key as bytes, **in clear**: callers must seal them before they store them.
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(50));
         bytes.extend_from_slice(&[1, self.mode.byte()]);
@@ -103,7 +103,7 @@ impl fmt::Debug for DataKey {
     }
 }
 
-/// How much work Argon2id makes of a passphrase.
+/// Cost parameters of Argon2id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KdfParams {
     /// Memory, in KiB.

@@ -25,7 +25,7 @@ pub(crate) const VERSION_FOREIGN_CHAIN: u16 = 2;
 /// The longest chain that is written or read.
 pub(crate) const MAX_CHAIN: usize = 4096;
 
-/// Whether a snapshot's own delta stands alone.
+/// Type of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupType {
@@ -35,12 +35,12 @@ pub enum BackupType {
     Incremental,
 }
 
-/// Where the index of a delta is, and what its root must be.
+/// Location of a delta's index, and the expected root.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct IndexRef {
     /// Length of the object, in bytes.
     pub len_bytes: u64,
-    /// Where the root begins in it.
+    /// Offset of the root, in bytes.
     pub root_offset_bytes: u64,
     /// Length of the root as stored.
     pub root_len_bytes: u64,
@@ -60,18 +60,18 @@ pub struct Delta {
     pub snapshot: SnapshotId,
     /// The data key that it is sealed with.
     pub key_id: Uuid,
-    /// What the delta's own key is derived with.
+    /// Salt of the delta's key.
     #[serde(with = "hex32")]
     pub salt: [u8; 32],
     /// Its index.
     pub index: IndexRef,
-    /// How many packs it has; packs without bytes are not stored.
+    /// Number of packs; empty packs are not stored.
     pub pack_count: u32,
-    /// How many frames.
+    /// Number of frames.
     pub frames: u64,
-    /// How many blocks it carries.
+    /// Number of blocks with data.
     pub data_blocks: u64,
-    /// How many blocks it says became zero.
+    /// Number of blocks that became zero.
     pub zero_blocks: u64,
     /// Bytes of its packs and index together.
     pub stored_bytes: u64,
@@ -119,13 +119,13 @@ pub struct Manifest {
     pub size_bytes: u64,
     /// When the snapshot was taken: the moment whose content it holds.
     pub created: Timestamp,
-    /// Whether its own delta stands alone.
+    /// Type of the backup.
     pub backup_type: BackupType,
     /// When the backup began.
     pub started: Timestamp,
     /// When everything but the manifest was stored.
     pub finished: Timestamp,
-    /// What caused the backup.
+    /// Trigger of the backup.
     pub trigger: String,
     /// Stall time of the freeze.
     pub freeze_stall_micros: u64,

@@ -30,7 +30,7 @@ pub struct CloudsnapId {
     pub volume: VolumeId,
     /// The snapshot that it was made from.
     pub snapshot: SnapshotId,
-    /// Whether its own delta is an incremental.
+    /// Its own delta is incremental.
     pub incremental: bool,
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn parse_uuid(text: &str) -> Option<Uuid> {
     (uuid.to_string() == text).then_some(uuid)
 }
 
-/// What a delta belongs to; its objects' keys follow from it.
+/// Identity of a delta, which determines the keys of its objects.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct DeltaId {
     pub cluster: Uuid,

@@ -127,7 +127,7 @@ impl Candidates {
         self.slots.iter().any(|slot| slot.mode == EncryptionMode::Aes256GcmSiv)
     }
 
-    /// Whether a slot that opened holds no longer: the store has none but later ones, of another passphrase.
+    /// Returns true if an opened slot is outdated: the store has later slots of another passphrase only.
     fn is_outdated(&self, key: &DataKey, slot: &KeySlot) -> bool {
         let mut genuine = self.in_store.iter().filter(|stored| stored.is_of(key)).peekable();
         genuine.peek().is_some() && genuine.all(|stored| stored.generation > slot.generation)
@@ -164,7 +164,7 @@ async fn open_slots(
     let encrypted = candidates.iter().filter(|one| one.is_encrypted()).count();
     let describe = || store.describe().to_owned();
     let opened: Vec<Opened> = match passphrase {
-        // Where there is a single encrypted slot, a plain one proves nothing: anybody can put one there.
+        // Next to an encrypted slot, a plain one proves nothing: each writer of the bucket can put one.
         None if encrypted > 0 => return Err(CloudError::EncryptedRepository { store: describe() }),
         None => candidates.iter().filter_map(Candidates::open_plain).collect(),
         Some(passphrase) => {

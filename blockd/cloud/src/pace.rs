@@ -1,4 +1,4 @@
-//! How much of its time work that nobody waits for may take.
+//! Time share of background work.
 
 use parking_lot::Mutex;
 use std::{
@@ -15,7 +15,7 @@ const MAX_REST: Duration = Duration::from_secs(2);
 /// make way.
 const STARVED_FROM: Duration = Duration::from_secs(2);
 
-/// The share of its time that each thread works, set by somebody who watches what else goes on.
+/// Share of time that each worker thread may work, set by the load monitor.
 #[derive(Debug)]
 pub struct Pace {
     share_permille: Mutex<u32>,
@@ -56,8 +56,8 @@ impl Pace {
         self.makes_way.store(makes_way, Relaxed);
     }
 
-    /// Whether the next piece of work makes way. On a machine that has no time left for what makes way, some
-    /// do not all the same, so that a task gets on.
+    /// Returns true if the next work item yields. On a fully loaded machine some items do not yield, so that
+    /// a task makes progress.
     pub(crate) fn makes_way(&self) -> bool {
         self.makes_way.load(Relaxed) && !self.is_starved.swap(false, Relaxed)
     }
@@ -69,7 +69,7 @@ impl Pace {
         }
     }
 
-    /// How long to rest after so much work.
+    /// Returns the rest after an amount of work.
     fn rest_for(&self, worked: Duration) -> Duration {
         let share = self.permille();
         (worked * (WHOLE_PERMILLE - share) / share).min(MAX_REST)

@@ -14,7 +14,7 @@ use crate::{
 /// Length of the header of packs and indexes, in bytes.
 pub(crate) const OBJECT_HEADER_LEN: usize = 64;
 
-/// What an object that begins with the common header is.
+/// Kind of an object with the common header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ObjectKind {
     Pack(u32),
@@ -73,8 +73,7 @@ pub(crate) fn check_object_header(
     Err(CloudError::damaged(object, at as u64, what))
 }
 
-/// What sealed frames of these lengths in blocks may take, in bytes, and what lz4 wants beyond the worst case
-/// of the last one.
+/// Returns the maximum size of sealed frames of these lengths in blocks, including the slack of lz4.
 pub(crate) fn sealed_len_most(sizes: &[usize]) -> usize {
     sizes.iter().sum::<usize>() * BLOCK + sizes.len() * 21 + (16 << 10)
 }

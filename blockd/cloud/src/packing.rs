@@ -26,12 +26,12 @@ const MAX_RAW_CHUNKS: usize = 8;
 /// Chunks that are read while others are sealed.
 const CHUNKS_AHEAD: usize = 2;
 
-/// What bounds the making of packs, and the memory that they are made in.
+/// Limits and memory of pack assembly.
 pub(crate) struct Packing {
     building: Semaphore,
     raw: Semaphore,
     cores: Semaphore,
-    /// Whoever puts a pack together has it in memory twice.
+    /// Assembling a pack needs its memory twice.
     assembling: Semaphore,
     buffers: Arc<Buffers>,
 }
@@ -50,7 +50,7 @@ impl Packing {
 
 /// A pack that is to be stored.
 pub(crate) struct Pack {
-    /// How much its blocks are.
+    /// Size of its blocks, in bytes.
     pub raw_len_bytes: usize,
     /// None if all of its blocks are zero.
     pub body: Option<Bytes>,

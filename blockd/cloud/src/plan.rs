@@ -1,8 +1,7 @@
-//! The layout of a delta, known before anything is read.
+//! Layout of a delta, determined before any read.
 //!
-//! Which block goes into which frame, which frame into which pack and which stretch of the volume into which
-//! index page follows from the set of blocks alone. So packs can be made in any order, by anybody, again and
-//! again, and are always the same.
+//! The set of blocks alone determines the frame of each block, the pack of each frame and the index page of
+//! each extent. So packs can be created in any order, by any run, and are always the same.
 
 use crate::{CloudError, frame::FRAME_BLOCKS};
 use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES};
@@ -34,7 +33,7 @@ impl PageSpan {
     }
 }
 
-/// Where every data block of a delta goes.
+/// Layout of the data blocks of a delta.
 pub(crate) struct Layout {
     pub pages: Vec<PageSpan>,
     pub frames: u64,
@@ -98,7 +97,7 @@ impl Layout {
         }
     }
 
-    /// How many blocks each frame of a pack has, in order.
+    /// Returns the numbers of blocks of a pack's frames, in order.
     pub fn frame_sizes(&self, pack_no: u32) -> Vec<usize> {
         let (first, end) = self.pack_frames(pack_no);
         (first..end)

@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// What a task is doing.
+/// Phase of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -42,7 +42,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// How far a backup or a restore is; written by the task, read by anybody at any time.
+/// Progress of a backup or restore; written by the task, readable at any time.
 #[derive(Debug)]
 pub struct Progress {
     phase: AtomicU8,
@@ -55,7 +55,7 @@ pub struct Progress {
 /// [`Progress`] at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ProgressSnapshot {
-    /// What the task is doing.
+    /// Phase.
     pub phase: Phase,
     /// Bytes of blocks to move in all. A restore learns it on the way, so it may shrink there.
     pub bytes_total: u64,
@@ -159,7 +159,7 @@ const CANCELLED: u8 = 1;
 const COMMITTING: u8 = 2;
 
 impl CancelToken {
-    /// A token that nobody has used yet.
+    /// Creates an unused token.
     pub fn new() -> Self {
         Self::default()
     }
@@ -170,7 +170,7 @@ impl CancelToken {
         self.inner.changed.notify_waiters();
     }
 
-    /// Tells it, unless it has begun to commit; whether it was told.
+    /// Cancels, unless the commit has started; returns true if it was cancelled.
     pub fn stop_unless_committing(&self) -> bool {
         let stop = |state| (state & COMMITTING == 0).then_some(state | CANCELLED);
         let told = self.inner.state.fetch_update(SeqCst, SeqCst, stop).is_ok();
@@ -180,28 +180,27 @@ impl CancelToken {
         told
     }
 
-    /// The task begins to commit; false if it was told to stop before.
+    /// Starts the commit; returns false if it was cancelled before.
     pub(crate) fn begin_commit(&self) -> bool {
         self.inner.state.fetch_or(COMMITTING, SeqCst) & CANCELLED == 0
     }
 
-    /// What the task had begun to commit does not exist and will not, so that it may be stopped for good
-    /// again.
+    /// Ends a commit that did not happen and will not, so that the task can be cancelled again.
     pub fn end_commit(&self) {
         self.inner.state.fetch_and(!COMMITTING, SeqCst);
     }
 
-    /// Whether the task has begun to commit: what it makes may exist from then on.
+    /// Returns true once the commit has started: its snapshot may exist from then on.
     pub fn is_committing(&self) -> bool {
         self.inner.state.load(SeqCst) & COMMITTING != 0
     }
 
-    /// Whether it was told.
+    /// Returns true after a cancellation.
     pub fn is_cancelled(&self) -> bool {
         self.inner.state.load(SeqCst) & CANCELLED != 0
     }
 
-    /// Waits until it is told.
+    /// Waits for the cancellation.
     pub async fn cancelled(&self) {
         loop {
             // Registered before the look, so that a cancel in between is not missed.

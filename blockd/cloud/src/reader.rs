@@ -48,7 +48,7 @@ struct Inner {
     work: Work,
 }
 
-/// What a read of many blocks did.
+/// Totals of a bulk read.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct FetchTotals {
     pub requests: u64,
@@ -58,7 +58,7 @@ pub(crate) struct FetchTotals {
 /// Blocks that have been given away, all that are not zero.
 pub(crate) type Settled = Arc<dyn Fn(&[Extent]) -> Result<(), CloudError> + Send + Sync>;
 
-/// How many blocks are read at once.
+/// Parameters of a bulk read.
 #[derive(Default)]
 pub(crate) struct BulkRead<'a> {
     pub progress: Option<&'a Progress>,
@@ -77,7 +77,7 @@ impl SnapshotReader {
     /// Opens a snapshot: reads the roots of its deltas' indexes and checks them against the manifest.
     ///
     /// # Errors
-    /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; whatever the store reports.
+    /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; errors of the store.
     pub async fn open(repo: &Repository, manifest: &Manifest) -> Result<Self, CloudError> {
         Self::open_with(repo, manifest, 0).await
     }
@@ -117,11 +117,10 @@ impl SnapshotReader {
         self.inner.size_bytes
     }
 
-    /// The content of some blocks, at most 32 MiB of them; beyond the end of the volume it is zeroes.
+    /// Reads at most 32 MiB of blocks; those beyond the end of the volume are zero.
     ///
     /// # Errors
-    /// [`CloudError::Damaged`], which says what is damaged and which blocks are lost; whatever the store
-    /// reports.
+    /// [`CloudError::Damaged`] with the damage and the lost blocks; errors of the store.
     pub async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, CloudError> {
         const MOST: u64 = (32 << 20) / BLOCK_SIZE_BYTES;
         if extent.len_blocks > MOST {
@@ -143,12 +142,12 @@ impl SnapshotReader {
         Ok(bytes)
     }
 
-    /// Gives the blocks of a stretch that are not zeroes to `take`, as they come: in no order, and on several
-    /// threads, some of which may still do so when this was given up. What is damaged is left out and told:
-    /// frames, each without its neighbours, and what a damaged page of the index says nothing about any more.
+    /// Passes the non-zero blocks of an extent to `take`, unordered and on several threads, some of which may
+    /// still run after a cancellation. Damaged frames, and blocks behind a damaged index page, are skipped
+    /// and reported.
     ///
     /// # Errors
-    /// What the store and `take` report.
+    /// Those of the store and of `take`.
     pub async fn read_sound_blocks_to(
         &self,
         extent: Extent,
@@ -163,12 +162,11 @@ impl SnapshotReader {
         Ok(damage.take())
     }
 
-    /// The blocks of a stretch of the volume that may hold data: those that
-    /// [`data_blocks`](Self::data_blocks) has, and those of which a damaged page of the index says nothing
-    /// any more.
+    /// Returns the blocks of an extent that may have data: those of [`data_blocks`](Self::data_blocks), and
+    /// those behind a damaged index page.
     ///
     /// # Errors
-    /// What the store reports.
+    /// Those of the store.
     pub async fn data_blocks_at_most(&self, extent: Extent) -> Result<BlockSet, CloudError> {
         let damage = Arc::new(DamageList::default());
         let what = BulkRead { damage: Some(&damage), ..BulkRead::default() };
@@ -208,7 +206,7 @@ impl SnapshotReader {
         self.read_in_bulk(extent, sink, concurrency, &what).await
     }
 
-    /// [`read_into`](Self::read_into), but for what is left out, with more to be told.
+    /// [`read_into`](Self::read_into) with skipped damage and totals.
     pub(crate) async fn read_in_bulk(
         &self,
         extent: Extent,

@@ -29,9 +29,9 @@ const MAX_SLOT_FINDINGS: usize = 64;
 const MAX_MANIFESTS_FOR_PROOF: usize = 16;
 /// Manifests that are asked for at once when listing.
 const READ_CONCURRENCY: usize = 16;
-/// Manifests that a cache is told of at once: as many are lost to it if a listing is cut off.
+/// Manifests per write to the cache; as many are lost if a listing is interrupted.
 const KEPT_AT_ONCE: usize = 256;
-/// How often a store is listed until no snapshot is deleted meanwhile.
+/// Maximum number of listings until no snapshot is deleted meanwhile.
 const MAX_SETTLING_LISTINGS: u32 = 16;
 /// Listings that are made at once; there is a pause before each further one.
 const LISTINGS_WITHOUT_PAUSE: u32 = 2;
@@ -41,7 +41,7 @@ const MAX_SETTLING_PAUSE: Duration = Duration::from_secs(10);
 /// In how many listings after a pause a manifest must be that is not there, until it counts as deleted.
 const MAX_MISSES: u32 = 3;
 
-/// How a repository is opened.
+/// Options to open a repository.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct OpenOptions {
     /// The work that goes into a key slot, should one have to be made.
@@ -188,10 +188,10 @@ impl Repository {
         }))
     }
 
-    /// Checks both copies of the slots of all keys, and repairs them where it can.
+    /// Checks both copies of all key slots, and repairs them if possible.
     ///
     /// # Errors
-    /// Whatever the store reports that says nothing of a slot.
+    /// Errors of the store that are not about a slot.
     pub async fn check_key_slots(&self) -> Result<Vec<SlotFinding>, CloudError> {
         let ids = self.keys.iter().map(DataKey::key_id);
         let all = slots::read_all(&*self.store, ids).await?;
@@ -218,8 +218,8 @@ impl Repository {
         Ok((is_there, findings))
     }
 
-    /// Whether the store holds something that only a holder of a data key can have written: a slot of a key,
-    /// or a manifest. An empty directory, in the place of a disk that is not mounted, does not.
+    /// Returns true if the store has an object that only a holder of a data key can have written: a key slot
+    /// or a manifest. The empty directory of an unmounted disk has none.
     pub(crate) async fn is_own_place(&self) -> Result<bool, CloudError> {
         let ids = self.keys.iter().map(DataKey::key_id);
         let all = slots::read_all(&*self.store, ids).await?;
@@ -302,7 +302,7 @@ impl Repository {
         Self { work, ..self }
     }
 
-    /// How the work is done.
+    /// Returns the worker settings.
     pub(crate) fn work(&self) -> &Work {
         &self.work
     }
@@ -318,7 +318,7 @@ impl Repository {
         &self.keys
     }
 
-    /// Whether what is stored is encrypted.
+    /// Returns true for an encrypted repository.
     pub fn is_encrypted(&self) -> bool {
         self.key().mode() == EncryptionMode::Aes256GcmSiv
     }
@@ -332,10 +332,10 @@ impl Repository {
         self.keys.iter().find(|key| key.key_id() == key_id).cloned()
     }
 
-    /// Reads one snapshot's manifest.
+    /// Reads the manifest of a snapshot.
     ///
     /// # Errors
-    /// [`CloudError::SnapshotNotFound`]; [`CloudError::Damaged`]; whatever the store reports.
+    /// [`CloudError::SnapshotNotFound`]; [`CloudError::Damaged`]; errors of the store.
     pub async fn manifest(&self, id: &CloudsnapId) -> Result<Manifest, CloudError> {
         let path = id.manifest_key();
         match self.store.get(&path, MAX_MANIFEST_LEN).await {
@@ -445,8 +445,8 @@ impl Repository {
         })
     }
 
-    /// Manifests that were listed, in the same order; none for each that is gone. The cache is asked for all
-    /// of them at once, and is told of many at once.
+    /// Reads listed manifests in order; `None` for each missing one. The cache is read once and written in
+    /// batches.
     async fn read_all_listed(
         &self,
         listed: Vec<ObjectInfo>,
@@ -548,7 +548,7 @@ pub(crate) async fn run_blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|error| CloudError::worker(&error))?
 }
 
-/// Which snapshots to list; the default is all.
+/// Filter of a listing; all snapshots by default.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct ManifestFilter {
     /// Those of one installation.
@@ -571,9 +571,9 @@ pub struct ListedManifest {
 /// Remembers manifests by key; they never change. Only manifests that were read and authenticated are stored
 /// in it.
 pub trait ManifestCache: Send + Sync {
-    /// What was stored under the key, whatever is there now.
+    /// Returns the manifest cached under the key, regardless of the store.
     fn load(&self, key: &str) -> Option<Manifest>;
-    /// What was stored under the key, if it was read from an object of this version.
+    /// Returns the manifest cached under the key from this version of the object.
     fn load_version(&self, key: &str, version: &str) -> Option<Manifest>;
     /// The same for many objects: what there is, by key. To be done in one go where that is faster, and
     /// elsewhere than on a thread of the runtime where it takes long.

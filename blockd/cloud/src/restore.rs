@@ -34,7 +34,7 @@ pub trait BlockWriter: Send + Sync {
     }
 }
 
-/// How a restore uses the machine.
+/// Options of a restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RestoreOptions {
     /// Packs in flight; each takes up to 33 MiB.
@@ -49,24 +49,24 @@ impl Default for RestoreOptions {
     }
 }
 
-/// What of a snapshot is restored.
+/// Restore request.
 #[derive(Clone, Default, Debug)]
 pub struct RestoreRequest {
     /// Blocks that an earlier run restored.
     pub skip: BlockSet,
-    /// Goes on past what is damaged: those blocks are not written, and the summary lists them. A damaged root
-    /// of an index still ends the restore, because nothing below it can be told apart.
+    /// Skips damaged blocks and lists them in the summary. A damaged root of an index still fails the
+    /// restore, as the blocks below it are unknown.
     pub skip_damaged: bool,
 }
 
-/// What a restore did.
+/// Summary of a restore.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct RestoreSummary {
     /// Blocks that were in the frames read and visible; those of them that are zero were not written.
     pub blocks: u64,
     /// Requests for frames.
     pub frame_requests: u64,
-    /// What was left out because it is damaged, if that was asked for.
+    /// Skipped damage, if requested.
     pub damage: Damage,
 }
 
@@ -118,7 +118,7 @@ async fn run(
     progress.enter(Phase::Planning);
     let reader = SnapshotReader::open_with(repo, manifest, options.cpu_threads).await?;
     progress.begin(manifest.deltas().map(|delta| delta.data_blocks * BLOCK_SIZE_BYTES).sum());
-    // What an earlier run put in place is told along, as if there had been no interruption.
+    // Blocks restored by an earlier run are reported as well, as without an interruption.
     progress.processed(request.skip.len_blocks() * BLOCK_SIZE_BYTES);
     let told = writer.clone();
     let settled = move |extents: &[Extent]| {

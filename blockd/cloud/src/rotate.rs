@@ -1,7 +1,7 @@
-//! Changing what protects a repository: its passphrase, and the data key of new backups.
+//! Rotation of a repository's passphrase and of the data key of new backups.
 //!
-//! A new passphrase wraps the same data keys anew: what is stored stays as it is. A new data key has a slot
-//! of its own; what was sealed under the older ones goes on to be read with them.
+//! A new passphrase wraps the same data keys: stored objects stay unchanged. A new data key has its own slot;
+//! objects sealed with older keys are still read with them.
 
 use crate::{
     CloudError, KdfParams, KnownKeys, Repository,
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-/// What is to be changed.
+/// Rotation request.
 #[derive(Clone, Default)]
 pub struct Rekey {
     /// The passphrase that opens the repository now.
@@ -42,14 +42,14 @@ impl std::fmt::Debug for Rekey {
     }
 }
 
-/// What was changed.
+/// Result of a rotation.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Rekeyed {
     /// Key slots that open with the new passphrase, and did not before.
     pub rewrapped: usize,
-    /// Key slots that open with neither passphrase: those of somebody else, left as they are.
+    /// Number of foreign key slots, which open with neither passphrase and stay unchanged.
     pub foreign: usize,
-    /// Whether there is a new data key.
+    /// A new data key was created.
     pub new_data_key: bool,
 }
 
@@ -95,7 +95,7 @@ pub async fn rekey(
             done.rewrapped += usize::from(rewrap(&*store, one, wanted, request.kdf).await?);
         }
     }
-    // The new one must be the newest of those that open, whatever the clocks of hosts say.
+    // The new key must be the newest of those that open, regardless of the hosts' clocks.
     let newest = unlocked.iter().map(|one| one.slot.created_unix_s).max().unwrap_or_default();
     let mut opened: Vec<Opened> = unlocked.into_iter().map(|one| (one.key, one.slot)).collect();
     if request.new_data_key {
@@ -119,7 +119,7 @@ struct Unlocked<'a> {
     key: DataKey,
     slot: KeySlot,
     stored: &'a StoredSlot,
-    /// Whether the new passphrase opened it, or the only one.
+    /// The new or only passphrase opened it.
     is_wanted: bool,
 }
 
@@ -173,7 +173,7 @@ fn accepted(unlocked: &[Unlocked<'_>], request: &Rekey) -> Result<Option<WriteKe
     }
 }
 
-/// Whether a store without key slots is the right one all the same.
+/// Returns true if a store without key slots is the right one nevertheless.
 async fn holds_manifests_of(
     store: &Arc<dyn ObjectStore>,
     unlocked: &[Unlocked<'_>],

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 /// Length of what sealing adds, in bytes.
 pub(crate) const TAG_LEN_BYTES: usize = 16;
 
-/// How a repository protects what it stores.
+/// Encryption mode of a repository.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EncryptionMode {
@@ -44,7 +44,7 @@ impl EncryptionMode {
         }
     }
 
-    /// How manifests name it: `none` or `aes-256-gcm-siv`.
+    /// Returns the name in manifests: `none` or `aes-256-gcm-siv`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Checksummed => "none",
@@ -59,7 +59,7 @@ impl fmt::Display for EncryptionMode {
     }
 }
 
-/// What kind of thing is sealed; part of its nonce.
+/// Kind of a sealed item, which is part of its nonce.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Domain {
     Frame = 1,
@@ -132,7 +132,7 @@ fn checksum(aad: &[u8], bytes: &[u8]) -> [u8; TAG_LEN_BYTES] {
     hasher.digest128().to_le_bytes()
 }
 
-/// What says whose a piece is: the associated data up to the domain.
+/// Length of the associated data before the domain, which identifies the owner of an item.
 const PLACE_LEN_BYTES: usize = 83;
 const AAD_LEN_BYTES: usize = PLACE_LEN_BYTES + 20;
 

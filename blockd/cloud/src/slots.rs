@@ -67,7 +67,7 @@ impl SlotFinding {
         }
     }
 
-    /// Whether the object is as it should be now.
+    /// Returns true if the object is intact now.
     pub fn is_repaired(&self) -> bool {
         self.repair == SlotRepair::Done
     }
@@ -118,8 +118,8 @@ impl StoredSlot {
     }
 }
 
-/// The ids of all slots of which a copy is in the store, and the time when the older copy was stored (seconds
-/// since 1970, the latest possible if the store does not tell). Two listings.
+/// Returns the ids of all slots with a copy in the store, and the time of the older copy (seconds since 1970,
+/// the maximum if unknown). Two listings.
 ///
 /// # Errors
 /// Those of the store.
@@ -196,9 +196,9 @@ pub(crate) struct SlotCheck {
     faults: Vec<Fault>,
     /// The genuine slot to repair with.
     pub source: Option<KeySlot>,
-    /// Whether `source` is in the store, which proves that the store is the right one.
+    /// `source` is in the store, which proves that the store is the right one.
     pub is_in_store: bool,
-    /// Whether both copies are genuine and differ: a passphrase change was interrupted.
+    /// Both copies are genuine and differ: a passphrase change was interrupted.
     differs: bool,
 }
 
@@ -239,13 +239,13 @@ impl SlotCheck {
         }
     }
 
-    /// Whether a repair needs proof that the store is the right one.
+    /// Returns true if a repair needs proof that the store is the right one.
     pub fn needs_place(&self) -> bool {
         !self.is_in_store && self.source.is_some() && !self.faults.is_empty()
     }
 
-    /// Writes the copies with faults again, from the genuine slot. `is_place_proven` says whether the store
-    /// is known to be the right one though no copy of this slot says so.
+    /// Rewrites faulty copies from the genuine slot. `is_place_proven` is true if the store is known to be
+    /// the right one without a copy of this slot.
     pub async fn repair(&self, store: &dyn ObjectStore, is_place_proven: bool) -> Vec<SlotFinding> {
         let mut findings = Vec::new();
         for fault in &self.faults {

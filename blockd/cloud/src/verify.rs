@@ -27,7 +27,7 @@ use std::{
 /// Readers of indexes that are kept while damage is traced.
 const MAX_READERS: usize = 64;
 
-/// How thoroughly snapshots are proved.
+/// Depth of a verification.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VerifyDepth {
@@ -60,10 +60,10 @@ pub trait BlockCheck: Send + Sync {
     fn blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()>;
 }
 
-/// How snapshots are proved.
+/// Options of a verification.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VerifyOptions {
-    /// How thoroughly.
+    /// Depth.
     pub depth: VerifyDepth,
     /// Packs in flight; each takes up to 33 MiB.
     pub download_concurrency: usize,
@@ -91,22 +91,22 @@ pub struct AffectedSnapshot {
 pub struct VerifyFinding {
     /// Key of the object.
     pub object: String,
-    /// Where in it.
+    /// Offset, in bytes.
     pub offset_bytes: u64,
-    /// What is wrong.
+    /// Cause.
     pub what: String,
     /// The snapshots that lose blocks with it; may be none, if newer ones hide all of them.
     pub affects: Vec<AffectedSnapshot>,
 }
 
-/// What is known of one snapshot now.
+/// Result for one snapshot.
 #[derive(Clone, PartialEq, Debug)]
 pub struct VerifiedSnapshot {
     /// Returns the snapshot's id.
     pub id: CloudsnapId,
     /// Blocks of it that cannot be read; all of them if its manifest cannot.
     pub damaged: BlockSet,
-    /// Whether its manifest opened.
+    /// The manifest opened.
     pub has_manifest: bool,
     /// Of its content, if that was brought back whole: the SHA-256 of each block that is not zero, its number
     /// before it, all of them exclusive-ored.
@@ -114,25 +114,25 @@ pub struct VerifiedSnapshot {
 }
 
 impl VerifiedSnapshot {
-    /// Whether nothing of it is damaged.
+    /// Returns true without damage.
     pub fn is_sound(&self) -> bool {
         self.has_manifest && self.damaged.is_empty()
     }
 }
 
-/// What a verification found.
+/// Report of a verification.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct VerifyReport {
     /// Every snapshot that was asked for and is there.
     pub snapshots: Vec<VerifiedSnapshot>,
-    /// What does not hold, by object; at most [`MAX_DAMAGE_DESCRIBED`](crate::MAX_DAMAGE_DESCRIBED).
+    /// Findings by object; at most [`MAX_DAMAGE_DESCRIBED`](crate::MAX_DAMAGE_DESCRIBED).
     pub findings: Vec<VerifyFinding>,
     /// Snapshots that were not asked for and lose blocks too, with all that they lose.
     pub others: Vec<AffectedSnapshot>,
     /// Key slots that were damaged, missing or forged. They are among the findings, affect no snapshot, and
     /// some were repaired.
     pub slots: Vec<SlotFinding>,
-    /// How much does not hold, what is not described included.
+    /// Total number of findings, including those not described.
     pub findings_total: u64,
     /// Deltas that were looked at.
     pub deltas: u64,
@@ -469,7 +469,7 @@ impl Hiding<'_> {
                     blocks.subtract(&page.data);
                     blocks.subtract(&page.zero);
                 }
-                // What it hides cannot be told: it is a finding of its own.
+                // The hidden blocks are unknown: it is a separate finding.
                 Ok(None) | Err(CloudError::Damaged { .. }) => {}
                 Err(error) => return Err(error),
             }

@@ -1,4 +1,4 @@
-//! How backups, restores and verifications have done what takes a processor or a disk.
+//! Execution of CPU and disk work of backups, restores and verifications.
 
 use crate::{CloudError, Pace, Workers, repository::run_blocking, workers::Lost};
 use std::{
@@ -8,21 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where the kernel tells how long the calling thread ran, and how long it waited for a processor.
+/// File with the calling thread's run time and its wait for a processor.
 const SCHEDSTAT: &str = "/proc/thread-self/schedstat";
 
 thread_local! {
-    /// What the thread had waited in all when it was last asked.
+    /// Total wait of the thread at the last call.
     static WAITED_NANOS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Where the work is done, and what share of the time it may take. By default on the runtime's threads that
-/// may block, all of the time.
+/// Threads of the work and its share of time. By default the runtime's blocking threads, without a limit.
 #[derive(Clone, Debug, Default)]
 pub struct Work {
     /// Threads of a low priority, for the times when the pace says that work makes way.
     pub yielding: Option<Workers>,
-    /// What share of the time it takes, and whether it makes way.
+    /// Time share and priority.
     pub pace: Option<Arc<Pace>>,
 }
 
@@ -33,8 +32,7 @@ impl Work {
         pace.makes_way().then_some((workers, pace))
     }
 
-    /// Has a piece of work done, and rests for as long as the pace wants: whoever holds the permission for
-    /// the next piece holds it until then.
+    /// Runs a work item, and rests as the pace requires: the permit of the next item is held until then.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, CloudError> + Send + 'static,
@@ -79,8 +77,8 @@ async fn make_way<T: Send + 'static>(
     Ok(done)
 }
 
-/// How long the calling thread waited for a processor since it was last asked, so also before it took up its
-/// work. Nothing where the kernel does not tell.
+/// Returns the calling thread's wait for a processor since the last call, including the time before its work.
+/// Zero if the kernel does not report it.
 fn waited_for_processor() -> Duration {
     let waited = fs::read_to_string(SCHEDSTAT).ok().and_then(|text| waited_nanos(&text)).unwrap_or(0);
     Duration::from_nanos(waited.saturating_sub(WAITED_NANOS.replace(waited)))
@@ -115,7 +113,7 @@ mod tests {
             if pace.makes_way() {
                 break;
             }
-            // On a busy machine somebody may have, once.
+            // On a busy machine one thread may have waited.
             tries += 1;
             assert!(tries < 20, "nobody waited for a processor");
         }

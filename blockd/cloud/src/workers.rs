@@ -1,8 +1,8 @@
-//! Threads for the work of backups, restores and verifications, apart from those that anybody waits for.
+//! Worker threads of backups, restores and verifications, separate from latency-sensitive threads.
 //!
-//! They are few and stay as they are, so whoever makes them can give them a priority of their own: a
-//! runtime's threads serve all, and an unprivileged process cannot raise again what it lowered. Work waits in
-//! a queue that has room for as much as there are threads; whoever has more waits until there is room.
+//! They are few and permanent, so they can have their own priority: a runtime's threads serve all, and an
+//! unprivileged process cannot raise a lowered priority again. The queue has one slot per thread; callers
+//! wait for a slot.
 
 use crossbeam::channel::{Sender, bounded};
 use std::{
@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, oneshot};
 /// One piece of work.
 type Work = Box<dyn FnOnce() + Send>;
 
-/// Why there is no result.
+/// Cause of a missing result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum Lost {
     /// The work panicked.
@@ -31,7 +31,7 @@ pub(crate) enum Lost {
 #[derive(Clone)]
 pub struct Workers {
     queue: Sender<Work>,
-    /// As many as the queue has room for: whoever holds one of them does not wait to put something in.
+    /// Permits for the queue's slots: a holder enqueues without a wait.
     room: Arc<Semaphore>,
     threads: usize,
 }
@@ -64,7 +64,7 @@ impl Workers {
         Ok(Self { queue, room: Arc::new(Semaphore::new(threads)), threads })
     }
 
-    /// Has a piece of work done and waits for it. It is done to its end also if nobody waits any more.
+    /// Runs a work item and waits for it. The item completes also if the caller is cancelled.
     ///
     /// # Errors
     /// The work panicked.

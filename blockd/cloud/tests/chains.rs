@@ -1,5 +1,4 @@
-//! What was backed up comes back: chains of incrementals against a model, and layouts that cross every
-//! border.
+//! Tests of restores: chains of incrementals against a model, and layouts across all boundaries.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;

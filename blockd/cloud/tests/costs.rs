@@ -1,4 +1,4 @@
-//! What things cost: bytes and requests, never time.
+//! Tests of costs in bytes and requests.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;

@@ -17,7 +17,7 @@ use tokio::{runtime::Handle, sync::Notify};
 
 const SIZE: u64 = 1000 * BLOCK as u64;
 
-/// When somebody else gets in between: an operation, and what its key begins with and ends in.
+/// Moment of a concurrent action: an operation with a prefix and suffix of its key.
 #[derive(Clone, Copy)]
 struct Moment {
     operation: &'static str,
@@ -25,7 +25,7 @@ struct Moment {
     suffix: &'static str,
 }
 
-/// A store in front of another one that lets somebody do something at a chosen moment.
+/// Store that runs a concurrent action at a chosen moment.
 struct Between {
     inner: Arc<MemoryStore>,
     /// Done after the operation at the moment, once.
@@ -152,8 +152,8 @@ async fn snapshot_on_an_unlisted_base_keeps_its_deltas() {
     assert_eq!(restored(&repo, &third).await.unwrap(), live.content());
 }
 
-/// The disk of a directory is away while the manifests are listed, and back when deltas are to go: nobody
-/// seemed to need them.
+/// A disk is unmounted while the manifests are listed, and mounted again before deltas are deleted: they
+/// seemed unused.
 #[tokio::test]
 async fn outage_during_a_listing_deletes_nothing() {
     let store = Arc::new(MemoryStore::default());
@@ -214,7 +214,7 @@ async fn stale_listing_of_a_manifest_does_not_block_deletions() {
     }
 }
 
-/// Its delta stays because somebody needs it; its manifest was put again meanwhile all the same.
+/// Its delta stays because it is used; its manifest was put again meanwhile.
 #[tokio::test]
 async fn manifest_put_again_after_its_deletion_is_deleted() {
     let store = Arc::new(MemoryStore::default());

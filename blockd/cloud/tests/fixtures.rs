@@ -1,4 +1,4 @@
-//! Damaged repositories, made of the golden ones, and what people are told of each.
+//! Tests of damaged repositories, made from the golden ones, and of their error messages.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
 
 mod common;
@@ -12,7 +12,7 @@ use std::{fs, path::Path, sync::Arc};
 
 const PASSPHRASE: &str = "correct horse battery staple";
 
-/// How an object is damaged.
+/// Damage of an object.
 #[derive(Clone, Copy)]
 enum Damage {
     Missing,
@@ -21,7 +21,7 @@ enum Damage {
     FlipLast(usize),
     Cut(usize),
     Version(u16),
-    /// What another object of the same kind holds.
+    /// Content of another object of the same kind.
     Swapped(&'static str),
 }
 

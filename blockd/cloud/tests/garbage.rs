@@ -1,4 +1,4 @@
-//! What abandoned backups left is found and removed, and nothing that a snapshot needs, now or later.
+//! Tests of garbage collection: objects of abandoned backups are deleted, and no object of a snapshot.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
@@ -76,7 +76,7 @@ async fn leftovers_go_when_nobody_can_commit_them_any_more() {
     assert_eq!(leftover.since, Some(Timestamp::from_second(1000).unwrap()));
     assert_eq!(store.objects().len(), before.len() - 1, "a dry run deletes nothing");
 
-    // What this host knows of stays, whatever its age.
+    // Known backups of this host stay regardless of age.
     let report = collect(&repo, limit * 9, false, &[3]).await;
     assert_eq!(report.objects_deleted, 0);
 

@@ -32,7 +32,7 @@ struct Counting {
 }
 
 impl Counting {
-    /// How often it was asked for one, for many, and told of many.
+    /// Returns the numbers of single reads, batch reads and batch writes.
     fn take(&self) -> (u64, u64, u64) {
         (self.one.swap(0, Relaxed), self.many.swap(0, Relaxed), self.stored.swap(0, Relaxed))
     }
@@ -88,7 +88,7 @@ async fn thousands_are_listed_with_one_request_and_one_question() {
     };
     assert_eq!(ids(&first), ids(&again));
 
-    // A new one is read by itself, and one that is gone is not shown, whatever the cache has.
+    // A new one is read separately, and a deleted one is not listed, regardless of the cache.
     let gone = again[17].id.unwrap();
     let manifest = repo.manifest(&gone).await.unwrap();
     let before = (store.operations(), cache.take());

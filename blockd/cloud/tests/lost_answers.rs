@@ -14,18 +14,18 @@ use std::sync::{
     atomic::{AtomicU32, Ordering::SeqCst},
 };
 
-/// What becomes of a creation.
+/// Fate of a creation.
 #[derive(Clone, Copy, PartialEq)]
 enum First {
     /// It is carried out, and its answer is lost.
     Whole,
     /// It arrives without its last byte, and its answer is lost.
     Cut,
-    /// Nothing is carried out: somebody else was there before.
+    /// Refused: the object exists.
     Refused,
 }
 
-/// A store whose first creations are tried twice, the second time by whoever is behind it.
+/// Store whose first creations run twice, with a lost answer.
 struct LostAnswers {
     inner: Arc<MemoryStore>,
     first: First,

@@ -46,8 +46,8 @@ async fn interrupted_backup_resumes() {
     assert_eq!(operations, 3 + 2, "three packs with bytes, the index, the manifest");
 
     for fault in [Fault::BeforeApply, Fault::AfterApply, Fault::NoSpace, Fault::Unauthorized] {
-        // A full store stays full, and credentials that have expired are not good again; all else comes alone
-        // or for good.
+        // A full store stays full, and expired credentials stay invalid; other errors occur once or
+        // permanently.
         let stays = matches!(fault, Fault::NoSpace | Fault::Unauthorized);
         let ways: &[bool] = if stays { &[true] } else { &[false, true] };
         for &network_gone in ways {

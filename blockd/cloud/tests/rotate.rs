@@ -52,7 +52,7 @@ async fn new_passphrase_opens_the_repository_and_the_old_one_fails() {
     let reopened = open(store.clone(), Some("new")).await.unwrap();
     let manifest = reopened.manifest(&done.id()).await.unwrap();
     assert_eq!(restored(&reopened, &manifest).await.unwrap(), live.content());
-    // Whoever has the repository open goes on.
+    // Open repositories continue.
     repo.prove_key_slot().await.unwrap();
 
     let error = rekey(store.clone(), &request("old", Some("newer"), false)).await.unwrap_err();

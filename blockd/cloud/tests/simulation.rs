@@ -40,7 +40,7 @@ const SIZE: u64 = 4096 * BLOCK as u64;
 const STEPS: u64 = 40;
 const DAY_S: i64 = 24 * 3600;
 
-/// What is made wrong on purpose, to see that it is found.
+/// Planted bugs, which the simulation must find.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Planted {
     Nothing,
@@ -48,23 +48,23 @@ enum Planted {
     WrongClock,
     /// Listings do not show the newest manifests.
     LaggingListings,
-    /// What is stored is sometimes not what was sent.
+    /// Stored data sometimes differs from the sent data.
     RottenWrites,
-    /// Whoever deletes lists the manifests once, and passes over those that are gone when they are read.
+    /// Deletions list the manifests once, and skip those that are gone when they are read.
     VanishedPassedOver,
-    /// What was deleted is not deleted again after its objects, though its writer may put it again.
+    /// A manifest is not deleted again after its objects, though its writer may put it again.
     DeletedOnce,
-    /// Whoever asks whether an object is there is told that it is.
+    /// Existence checks always succeed.
     PresenceTakenForGranted,
 }
 
 impl Planted {
-    /// Whether it shows when a snapshot is deleted whose daemon does not know that it was committed.
+    /// Returns true for a bug that shows when a snapshot is deleted whose daemon does not know of its commit.
     fn is_of_doubts(self) -> bool {
         matches!(self, Self::DeletedOnce | Self::PresenceTakenForGranted)
     }
 
-    /// What the daemons do next. What is to be found in a life should happen in it often.
+    /// Chooses the next actions of the daemons, with a bias to those that reveal the planted bug.
     fn choice(self, dice: &mut Noise) -> [u64; 2] {
         // What one deletes is what the other one's new backup rests on, or what it is about to complete.
         let crossed = match (self, dice.next() % 2) {
@@ -84,7 +84,7 @@ impl Planted {
     }
 }
 
-/// What one deletion or collection of a daemon has seen and done, for planted bugs.
+/// Observations and actions of one deletion or collection, for planted bugs.
 #[derive(Default)]
 struct Deletion {
     /// The manifests as they were first listed, without those that were gone when they were read.
@@ -93,12 +93,12 @@ struct Deletion {
     deleted: BTreeSet<String>,
 }
 
-/// How far each daemon is, counted in requests and not in time: how threads are scheduled changes nothing.
+/// Progress of each daemon in requests, not in time, so that thread scheduling has no effect.
 #[derive(Default)]
 struct Pace {
     requests: [AtomicU64; 2],
     is_idle: [AtomicBool; 2],
-    /// How many requests of each wait for the other one.
+    /// Number of requests of each daemon that wait for the other one.
     waiting: [AtomicU64; 2],
 }
 
@@ -321,12 +321,12 @@ struct Daemon {
     next_snapshot: u64,
 }
 
-/// What is to be listed, and what it must restore to.
+/// Expected listing and contents.
 #[derive(Default)]
 struct Expected {
     content: BTreeMap<CloudsnapId, Content>,
     committed: BTreeSet<CloudsnapId>,
-    /// Somebody was asked to delete them; their daemons may have completed them all the same.
+    /// Deletions that were requested; the daemons may have completed the backups nevertheless.
     deleted: BTreeSet<CloudsnapId>,
 }
 

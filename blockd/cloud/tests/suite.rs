@@ -75,8 +75,8 @@ async fn object_store_on_each_wrapper_by_itself() {
     let memory = || Arc::new(MemoryStore::default());
     object_store_suite(Arc::new(CountingStore::new(memory(), Arc::default())), ALL).await;
     object_store_suite(Arc::new(LimitStore::new(memory(), Arc::new(Bandwidth::new(None, None)))), ALL).await;
-    // Retries over a store that fails now and then, but not where an answer that is lost cannot be told from
-    // another's success.
+    // Retries over a flaky store, except where a lost answer cannot be distinguished from another writer's
+    // success.
     let faults = Arc::new(FaultStore::new(memory()));
     for operation in (2..5_000).step_by(7) {
         let kinds = [Fault::BeforeApply, Fault::ShortBody];

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long the store takes for each request, in the test's own time.
+/// Latency of each request, in the test's paused time.
 const DELAY: Duration = Duration::from_secs(1);
 
 /// A store that takes its time and counts what it is asked for.
@@ -64,7 +64,7 @@ impl Layer for SlowStore {
     }
 }
 
-/// The most memory that this process had since it was last told to begin anew.
+/// Returns the peak memory of this process since the last reset.
 fn most_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -1,5 +1,4 @@
-//! Two daemons that by mistake make backups of the same volume id, into one store: whatever is listed is
-//! right.
+//! Tests of two daemons with the same volume id and store: each listed snapshot is correct.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;

@@ -113,7 +113,7 @@ async fn damaged_frame_is_named_with_the_lost_extents() {
         assert_eq!(damaged(&report, sample.full.id()), [Extent::new(BlockIndex(32), 32)]);
         assert_eq!(damaged(&report, sample.incremental.id()), both);
     }
-    // Whoever is asked for one of them is told of the other too.
+    // A verification of one reports the other as well.
     let report = sample.verify(&sample.ids()[..1], VerifyDepth::Frames).await;
     let told: Vec<_> = report.findings[0].affects.iter().map(|affected| affected.id).collect();
     assert_eq!((report.snapshots.len(), told.len()), (1, 2));
@@ -153,7 +153,7 @@ async fn missing_or_truncated_objects_are_found_by_a_listing() {
         let report = sample.verify(&sample.ids(), depth).await;
         assert!(report.findings.iter().any(|finding| finding.object == pack), "{depth:?}");
         assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), 32)]);
-        // The index: nothing below it can be told apart.
+        // The index: blocks below it are unknown.
         let sample = self::sample().await;
         let index = sample.pack_of(&sample.full).replace("pack-00000000", "index");
         sample.store.remove(&index).unwrap();

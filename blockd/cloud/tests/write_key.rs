@@ -33,7 +33,7 @@ async fn backup(repo: &Repository, snapshot: u64) -> Manifest {
     run(repo, spec, &live).await.unwrap().manifest
 }
 
-/// The error of a backup, of which nothing is stored.
+/// Returns the error of a backup that stores no objects.
 async fn refused(repo: &Repository, store: &MemoryStore) -> CloudError {
     let before = store.objects();
     let spec = spec(99, 1 << 30, set([1]), set([]), None);

@@ -101,7 +101,7 @@ impl std::fmt::Debug for VolumeEntry {
 
 /// View of a volume for a reply.
 pub struct EntryView {
-    /// What can be done with it.
+    /// State.
     pub state: EntryState,
     /// Clients connected.
     pub connections: u64,

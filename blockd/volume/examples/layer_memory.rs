@@ -54,7 +54,7 @@ fn make(dir: &Path, layers: u64, has_zeroes: bool) {
     }
 }
 
-/// What of this process is in memory and in no file, in KiB.
+/// Returns the anonymous memory of this process, in KiB.
 fn anonymous_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();

@@ -76,7 +76,7 @@ impl fmt::Display for DiscardCause {
 /// Acknowledged writes that a start may have discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiscardedWrites {
-    /// Clients that may have survived; none of them was told.
+    /// Clients that may have survived without an error.
     pub clients: SurvivingClients,
     /// Reason of the last loss.
     pub cause: DiscardCause,

@@ -53,7 +53,7 @@ pub enum VolumeError {
     Damaged {
         /// File.
         path: PathBuf,
-        /// What does not hold.
+        /// Failed check.
         what: String,
     },
     /// A file has a newer format.

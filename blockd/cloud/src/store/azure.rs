@@ -9,7 +9,7 @@ use super::{
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use zeroize::Zeroizing;
 
-/// What proves who asks for a container of Azure.
+/// Authentication for an Azure container.
 #[derive(Clone)]
 pub enum AzureAccess {
     /// A key of the storage account, in base64 as Azure shows it.
@@ -19,26 +19,26 @@ pub enum AzureAccess {
     SharedAccessSignature(Zeroizing<String>),
     /// The managed identity of the machine, from its metadata service.
     ManagedIdentity {
-        /// Which one, if the machine has several.
+        /// Client id, if the machine has several identities.
         client_id: Option<String>,
     },
 }
 
-/// Where a container is and how it is asked.
+/// Settings of a container.
 #[derive(Clone)]
 pub struct AzureOptions {
     /// Name of the storage account.
     pub account: String,
     /// The container.
     pub container: String,
-    /// What proves who asks.
+    /// Authentication.
     pub access: AzureAccess,
     /// `host` or `host:port` of a server that is not Azure's own; the account is then the first part of the
     /// path.
     pub endpoint: Option<String>,
     /// Plain HTTP where the endpoint names no scheme.
     pub disable_ssl: bool,
-    /// How it is reached.
+    /// HTTP options.
     pub http: HttpOptions,
 }
 
@@ -52,7 +52,7 @@ impl std::fmt::Debug for AzureOptions {
     }
 }
 
-/// Whether a name is one that Azure gives to accounts and containers: it becomes part of addresses.
+/// Returns true for a valid name of an Azure account or container, which becomes part of URLs.
 fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }

@@ -23,7 +23,7 @@ use object_store::{
 };
 use std::{future::Future, num::NonZero, sync::Arc, time::Duration};
 
-/// What the library's clients have in common.
+/// Common interface of the library's clients.
 pub(super) trait BucketClient:
     object_store::ObjectStore + MultipartStore + PaginatedListStore
 {
@@ -100,7 +100,7 @@ impl BucketStore {
         }
     }
 
-    /// Compares what the store says that it stored with what was sent, where it says so.
+    /// Compares the checksum reported by the store with the sent data, if there is one.
     async fn check_stored(
         &self,
         operation: &'static str,
@@ -490,7 +490,7 @@ mod tests {
 
     #[tokio::test]
     async fn redirections_are_not_followed() {
-        // They would carry what proves who asks to somebody else.
+        // They would send credentials to another host.
         let elsewhere = HttpDouble::start(|_| object()).await;
         let to = format!("{}/bkt/a/b", elsewhere.url());
         let server = HttpDouble::start(move |_| HttpReply::status(307).header("Location", to.clone())).await;

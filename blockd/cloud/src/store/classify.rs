@@ -1,4 +1,4 @@
-//! What an error of `object_store` means for a backup, and one line about it.
+//! Classification of `object_store` errors with a one-line message.
 
 use super::StoreErrorKind;
 use object_store::{
@@ -7,8 +7,7 @@ use object_store::{
 };
 use std::error::Error as StdError;
 
-/// Whether an error is about who asks, and how that is proven: answers may then repeat parts of the
-/// credentials.
+/// Returns true for an authentication error, whose response may contain parts of the credentials.
 pub(super) fn is_about_access(kind: StoreErrorKind) -> bool {
     matches!(kind, StoreErrorKind::Unauthorized | StoreErrorKind::WrongRegion | StoreErrorKind::WrongClock)
 }
@@ -20,7 +19,7 @@ fn between<'a>(text: &'a str, tag: &str) -> Option<&'a str> {
     Some(&text[start..end])
 }
 
-/// What a server says, or the client of what it said, where the two sides do not agree on TLS.
+/// Messages of servers and clients that disagree about TLS.
 const SCHEMES_DIFFER: [&str; 5] = [
     // Plain HTTP to a server with TLS, as nginx, Go, Apache and the client of one that answers with an alert
     // have it.
@@ -39,7 +38,7 @@ fn expected_region(text: &str) -> Option<&str> {
     between(text, "Region").filter(plain)
 }
 
-/// What an error of the client means that it gave in an operation, and one line about it.
+/// Classifies a client error of an operation, with a one-line message.
 pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind, String) {
     use StoreErrorKind as Kind;
     let mut chain = Vec::new();

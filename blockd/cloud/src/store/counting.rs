@@ -34,7 +34,7 @@ impl Requests {
     }
 }
 
-/// How often a store was asked, by kind.
+/// Request counts by kind.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RequestCounts {

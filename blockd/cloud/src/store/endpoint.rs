@@ -40,7 +40,7 @@ impl Endpoint {
         if self.tls { "https" } else { "http" }
     }
 
-    /// Whether it is a server of Amazon's.
+    /// Returns true for a server of Amazon.
     pub(super) fn is_amazons(&self) -> bool {
         let name = self.host.split(':').next().unwrap_or_default();
         name.ends_with(".amazonaws.com") || name.ends_with(".amazonaws.com.cn")

@@ -10,7 +10,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-/// What proves who asks for a bucket of Google.
+/// Authentication for a Google bucket.
 #[derive(Clone)]
 pub enum GoogleAccess {
     /// The content of a service account's key file (JSON).
@@ -20,18 +20,18 @@ pub enum GoogleAccess {
     Instance,
 }
 
-/// Where a bucket is and how it is asked.
+/// Settings of a bucket.
 #[derive(Clone)]
 pub struct GoogleOptions {
     /// The bucket.
     pub bucket: String,
-    /// What proves who asks.
+    /// Authentication.
     pub access: GoogleAccess,
     /// `host` or `host:port` of a server that is not Google's own.
     pub endpoint: Option<String>,
     /// Plain HTTP where the endpoint names no scheme.
     pub disable_ssl: bool,
-    /// How it is reached.
+    /// HTTP options.
     pub http: HttpOptions,
 }
 
@@ -44,7 +44,7 @@ impl std::fmt::Debug for GoogleOptions {
     }
 }
 
-/// What a key file must have. Others of its members are of no use here, and some would redirect the client.
+/// Required members of a key file. Others are ignored, as some would redirect the client.
 #[derive(Deserialize)]
 struct KeyFile {
     private_key: String,

@@ -14,17 +14,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// How long a connection may take.
+/// Timeout of a connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an unused connection is kept.
+/// Lifetime of an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// After how long an idle peer is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Where machines ask who they are: never through a proxy.
+/// Metadata services of machines, which are never reached through a proxy.
 const METADATA_HOSTS: [&str; 4] =
     ["169.254.169.254", "169.254.170.2", "metadata", "metadata.google.internal"];
 
-/// How a store is reached over HTTP.
+/// HTTP options of a store.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HttpOptions {
     /// Certificates of further authorities that are trusted, as PEM.
@@ -64,7 +64,7 @@ impl HttpOptions {
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_keepalive(KEEPALIVE)
-            // Bytes that nobody acknowledges for so long end the connection: the stall limit of uploads.
+            // Unacknowledged data for this time ends the connection: the stall limit of uploads.
             .tcp_user_timeout(self.stall_timeout);
         if let Some(pem) = &self.ca_certificates_pem {
             let certificates = Certificate::from_pem_bundle(pem.as_bytes())
@@ -117,7 +117,7 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
     out
 }
 
-/// What answers said beside their body, kept for the operation that is under way.
+/// Hints from response headers for the running operation.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Hints {
     /// For how many seconds the store wants to be left alone.
@@ -186,14 +186,14 @@ impl HttpService for Watched {
         Box::pin(async move {
             let answer = self.client_for(request.uri().host()).call(request).await?;
             let hints = read_hints(answer.status(), answer.headers());
-            // Tokens may be fetched outside any operation: there is nobody to tell then.
+            // Tokens may be fetched outside of an operation, without a recipient.
             let _ = HINTS.try_with(|cell| cell.set(hints));
             Ok(answer)
         })
     }
 }
 
-/// What the head of an answer says.
+/// Reads the hints of a response head.
 fn read_hints(status: StatusCode, headers: &header::HeaderMap) -> Hints {
     let mut hints = Hints { date_unix_s: date_unix_s(headers), ..Hints::default() };
     if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
@@ -228,7 +228,7 @@ pub(super) fn date_unix_s(headers: &header::HeaderMap) -> Option<i64> {
     Some(date.timestamp().as_second())
 }
 
-/// The pause that an answer asks for, in seconds; it may say so by a date. Very long ones are cut short.
+/// Returns the pause of a `Retry-After` header, in seconds or as a date, limited to a maximum.
 pub(super) fn retry_after_s(headers: &header::HeaderMap) -> Option<u16> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {

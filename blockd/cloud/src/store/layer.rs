@@ -4,7 +4,7 @@ use super::{ListPage, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFut
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// What a store is asked to do.
+/// Operation of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operation {
     /// [`ObjectStore::put`].
@@ -42,10 +42,10 @@ impl Operation {
     }
 }
 
-/// What is asked of a store, as far as it concerns those who pass it on.
+/// Request to a store, as far as middleware needs it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request<'a> {
-    /// What is to be done.
+    /// Operation.
     pub operation: Operation,
     /// The key or prefix.
     pub key: &'a str,
@@ -75,7 +75,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What a request is answered with.
+/// Answer to a request.
 pub trait Answer: Send {
     /// The length of its body.
     fn received_bytes(&self) -> u64 {
@@ -94,8 +94,8 @@ impl Answer for Bytes {
     }
 }
 
-/// A store in front of another one. It says in [`around`](Self::around) what is done with whatever is asked,
-/// and has methods of its own for what it treats in another way. It is an [`ObjectStore`] by that.
+/// Middleware in front of a store. [`around`](Self::around) wraps all requests; other methods override single
+/// operations. Each layer is an [`ObjectStore`].
 pub trait Layer: Send + Sync {
     /// [`ObjectStore::describe`].
     fn describe(&self) -> &str;

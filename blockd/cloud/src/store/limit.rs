@@ -5,9 +5,9 @@ use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 
-/// How much may be saved up while nothing moves, in seconds of the rate.
+/// Maximum burst, in seconds of the rate.
 const MAX_SAVED_S: f64 = 1.0;
-/// The longest that anybody sleeps without looking again.
+/// Maximum sleep before the limit is read again.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// One direction.
@@ -24,7 +24,7 @@ struct Flow {
     bytes_per_s: Option<u64>,
     /// Bytes of all bodies so far.
     booked: f64,
-    /// How many of them the rate had room for; ahead of them by what is saved up.
+    /// Bytes cleared by the rate, plus the burst.
     cleared: f64,
     at: Instant,
 }
@@ -131,7 +131,7 @@ impl Bandwidth {
         self.down.set(download_bytes_per_s);
     }
 
-    /// Whether anything is limited.
+    /// Returns true if there is a limit.
     pub fn is_limited(&self) -> bool {
         self.up.is_limited() || self.down.is_limited()
     }

@@ -56,7 +56,7 @@ const MAX_PAGES: usize = 1_000_000;
 /// Most pages without an object in a row, after which a listing is taken for one without an end.
 const MAX_EMPTY_PAGES: usize = 1000;
 
-/// What becomes of an object that is already there.
+/// Behavior for an existing object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PutMode {
     /// It stays, and the put fails with [`StoreErrorKind::AlreadyExists`], where the store can do that.
@@ -88,7 +88,7 @@ pub struct ListPage {
     pub next: Option<String>,
 }
 
-/// What every operation of a store returns.
+/// Future of a store operation.
 pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// A place that keeps objects under keys.
@@ -96,7 +96,7 @@ pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 /// Keys are relative paths of plain characters (letters, digits, `-`, `_`, `.`, `/`), see [`check_key`]. A
 /// put is durable and visible as a whole, or not at all, when it returns.
 pub trait ObjectStore: Send + Sync {
-    /// Where it is, for messages: the kind and the address, nothing secret.
+    /// Returns the kind and address for messages, without secrets.
     fn describe(&self) -> &str;
 
     /// Stores an object.
@@ -220,7 +220,7 @@ impl<'a, S: ObjectStore + ?Sized> Pages<'a, S> {
     }
 }
 
-/// What kind of thing went wrong at a store.
+/// Kind of a store error.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
@@ -250,7 +250,7 @@ pub enum StoreErrorKind {
     Throttled,
     /// The answer was cut short.
     ShortBody,
-    /// What was stored or read is not what was sent, by its checksum.
+    /// The checksum of stored or read data does not match.
     Altered,
     /// The object ends before the range that was asked for.
     RangeBeyondEnd,
@@ -260,14 +260,14 @@ pub enum StoreErrorKind {
     BadKey,
     /// The store does not know how to do that.
     Unsupported,
-    /// How the store was set up cannot be right.
+    /// Invalid configuration.
     Misconfigured,
     /// Anything else.
     Other,
 }
 
 impl StoreErrorKind {
-    /// Whether asking again can help.
+    /// Returns true if a retry can succeed.
     pub const fn is_retryable(self) -> bool {
         matches!(
             self,
@@ -316,7 +316,7 @@ impl StoreErrorKind {
 /// A failed operation of a store.
 #[derive(Debug)]
 pub struct StoreError {
-    /// What kind of failure.
+    /// Kind.
     pub kind: StoreErrorKind,
     /// The operation: `PUT`, `GET`, `DELETE`, `LIST`, `MULTIPART`, `OPEN`.
     pub operation: &'static str,
@@ -331,7 +331,7 @@ pub struct StoreError {
     /// The store's clock when it refused, in seconds since 1970, if it is known; only of
     /// [`StoreErrorKind::NoSpace`].
     pub store_time_unix_s: Option<NonZero<i64>>,
-    /// What caused it.
+    /// Source.
     pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -358,7 +358,7 @@ impl StoreError {
         self
     }
 
-    /// Whether asking again can help.
+    /// Returns true if a retry can succeed.
     pub fn is_retryable(&self) -> bool {
         self.kind.is_retryable()
     }
@@ -380,7 +380,7 @@ impl std::error::Error for StoreError {
     }
 }
 
-/// Whether a key (or, with a final `/` or a partial last name, a prefix) is one that every store takes alike.
+/// Returns true for a key (or, with a final `/` or a partial last name, a prefix) that all stores accept.
 pub fn check_key(key: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     key.len() <= 900

@@ -32,10 +32,10 @@ pub fn plain_prefix(given: &str) -> Result<Option<String>, BadPrefix> {
     }
 }
 
-/// What of a store lies below a prefix.
+/// Part of a store below a prefix.
 pub struct PrefixStore {
     inner: Arc<dyn ObjectStore>,
-    /// What stands before each key, with its slash.
+    /// Prefix of each key, with its slash.
     before: String,
     description: String,
 }

@@ -1,8 +1,8 @@
-//! What a store really does, found out by doing it.
+//! Probe of a store's behavior.
 //!
-//! Servers that accept a condition on a put and ignore it are common, so a store is believed only in what it
-//! was seen to do: objects come back as they were put, whole and by range, are listed, go away, and
-//! create-if-absent has one winner, also of two at once.
+//! Servers that accept and ignore a condition on a put are common, so only observed behavior counts: objects
+//! are returned as they were put, whole and by range, are listed and deleted, and create-if-absent has one
+//! winner, also of two concurrent writers.
 
 use super::{ObjectStore, PutMode, StoreError, StoreErrorKind};
 use bytes::Bytes;
@@ -10,31 +10,31 @@ use serde::{Deserialize, Serialize};
 use std::time::Instant;
 use uuid::Uuid;
 
-/// How many times two creators race for one key.
+/// Number of races of two creators for one key.
 const RACES: u32 = 4;
 /// The object that rates are measured with, in bytes.
 const SAMPLE_LEN_BYTES: usize = 4 << 20;
 
-/// What a store was seen to do.
+/// Observed capabilities of a store.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoreCapabilities {
     /// Create-if-absent keeps what is there, and has one winner of two at once.
     pub conditional_put: bool,
-    /// How fast one object of 4 MiB was stored, in bytes per second.
+    /// Write rate of one object of 4 MiB, in bytes per second.
     pub write_bytes_per_s: u64,
-    /// How fast it was read, in bytes per second.
+    /// Read rate of this object, in bytes per second.
     pub read_bytes_per_s: u64,
 }
 
-/// Why a store cannot be used.
+/// Error of a probe.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// An operation failed.
     #[error("the store fails to {step}: {source}")]
     Failed {
-        /// What was tried.
+        /// Step.
         step: &'static str,
-        /// How it failed.
+        /// Error.
         source: StoreError,
     },
     /// An operation said that it worked and did not.
@@ -42,9 +42,9 @@ pub enum ProbeError {
     Wrong {
         /// Store.
         store: String,
-        /// What was tried.
+        /// Step.
         step: &'static str,
-        /// What was seen.
+        /// Observation.
         what: String,
     },
 }
@@ -58,7 +58,7 @@ impl ProbeError {
         }
     }
 
-    /// Whether the same probe can succeed later.
+    /// Returns true if a retry can succeed.
     pub fn is_retryable(&self) -> bool {
         self.store_error().is_some_and(StoreError::is_retryable)
     }
@@ -148,7 +148,7 @@ impl Probe<'_> {
         Ok(StoreCapabilities { conditional_put, write_bytes_per_s, read_bytes_per_s })
     }
 
-    /// Whether create-if-absent can be relied on.
+    /// Returns true if create-if-absent is reliable.
     async fn conditional_put(&self) -> Result<bool, ProbeError> {
         let step = "create an object";
         let failed = |source| ProbeError::Failed { step, source };

@@ -9,16 +9,16 @@ const SLOWEST_BYTES_PER_S: u64 = 64 << 10;
 /// The longest pause that a store can ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// How often and how patiently a store is asked.
+/// Retry policy of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RetryPolicy {
-    /// How often a request is made at most; at least 1.
+    /// Maximum number of attempts; at least 1.
     pub attempts: u32,
     /// The pause after the first failure; it doubles with each one.
     pub base_ms: u64,
     /// The longest pause.
     pub max_ms: u64,
-    /// How long one attempt may take, besides the time its body takes at 64 KiB/s.
+    /// Timeout of one attempt, in addition to the time of its body at 64 KiB/s.
     pub request_timeout_ms: u64,
 }
 

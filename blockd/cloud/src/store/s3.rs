@@ -11,7 +11,7 @@ use object_store::aws::AmazonS3Builder;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// What proves who asks for a bucket of S3.
+/// Authentication for an S3 bucket.
 #[derive(Clone)]
 pub enum S3Access {
     /// An access key.
@@ -25,7 +25,7 @@ pub enum S3Access {
     Instance,
 }
 
-/// Where a bucket is and how it is asked.
+/// Settings of a bucket.
 #[derive(Clone)]
 pub struct S3Options {
     /// `host`, `host:port`, or either with `http://` or `https://`; Amazon's own for the region if there is
@@ -35,9 +35,9 @@ pub struct S3Options {
     pub region: String,
     /// The bucket.
     pub bucket: String,
-    /// What proves who asks.
+    /// Authentication.
     pub access: S3Access,
-    /// A role that whoever asks takes first.
+    /// Role to assume.
     pub role: Option<S3Role>,
     /// Plain HTTP where the endpoint names no scheme.
     pub disable_ssl: bool,
@@ -45,7 +45,7 @@ pub struct S3Options {
     pub virtual_hosted_style: bool,
     /// Storage class of new objects; without one the bucket's own.
     pub storage_class: Option<String>,
-    /// How it is reached.
+    /// HTTP options.
     pub http: HttpOptions,
 }
 

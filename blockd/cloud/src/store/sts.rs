@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-/// How long credentials are asked to hold; every role allows that.
+/// Requested lifetime of credentials, which each role allows.
 const LIFETIME_S: u32 = 3600;
 /// So long before they end, others are asked for.
 const RENEW_BEFORE_S: i64 = 300;
@@ -28,7 +28,7 @@ const RENEW_BEFORE_S: i64 = 300;
 const UNUSABLE_BEFORE_S: i64 = 10;
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER_LEN: usize = 64 << 10;
-/// How long one request may take.
+/// Timeout of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// The longest role and external id that Amazon allows.
 const MAX_ARN_LEN: usize = 2048;
@@ -39,7 +39,7 @@ const EXTERNAL_ID_LEN: std::ops::RangeInclusive<usize> = 2..=1224;
 pub struct S3Role {
     /// Its name, such as `arn:aws:iam::123456789012:role/backup`.
     pub arn: String,
-    /// What its owner wants to be told by those that take it.
+    /// External id that the role's owner requires.
     pub external_id: Option<String>,
     /// `host`, `host:port`, or either with `http://` or `https://` of the service that gives it; without one,
     /// Amazon's of the region, or the server of the bucket if that is not Amazon's.
@@ -47,7 +47,7 @@ pub struct S3Role {
 }
 
 impl S3Role {
-    /// What is wrong with it, if something is.
+    /// Checks the role.
     pub(super) fn check(&self) -> Result<(), String> {
         let plain = |text: &str, more: &[u8]| {
             text.bytes().all(|byte| byte.is_ascii_alphanumeric() || more.contains(&byte))
@@ -69,7 +69,7 @@ impl S3Role {
     }
 }
 
-/// How long nobody asks again after that failed, as long as there are credentials that hold.
+/// Pause after a failed renewal while valid credentials exist.
 const ASK_AGAIN_AFTER_S: i64 = 30;
 
 /// The address of Amazon's service for a region.
@@ -83,13 +83,13 @@ pub(super) struct RoleCredentials {
     role: S3Role,
     url: String,
     region: String,
-    /// Who takes the role.
+    /// Credentials that assume the role.
     base: AwsCredentialProvider,
     client: reqwest::Client,
     held: Mutex<Option<Held>>,
-    /// Of whoever asks.
+    /// Lock of the renewal.
     turn: tokio::sync::Mutex<()>,
-    /// When it is asked again, after that failed while credentials are held: nobody waits for it sooner.
+    /// Time of the next renewal after a failure with valid credentials.
     ask_again_unix_s: AtomicI64,
 }
 
@@ -133,7 +133,7 @@ impl RoleCredentials {
         ClientError::Generic { store: "STS", source }
     }
 
-    /// What is held, if it holds for longer than that.
+    /// Returns the credentials if they are valid for longer than this.
     fn held_for(&self, now_unix_s: i64, least_s: i64) -> Option<Arc<AwsCredential>> {
         let held = self.held.lock();
         let held = held.as_ref().filter(|held| held.until_unix_s.saturating_sub(now_unix_s) > least_s)?;
@@ -144,8 +144,8 @@ impl RoleCredentials {
         if let Some(fresh) = self.held_for(now_unix_s, RENEW_BEFORE_S) {
             return Ok(fresh);
         }
-        // One asks; whoever has something that still holds does not wait for it, nor ask soon after it
-        // failed.
+        // One request renews; others with valid credentials neither wait for it nor retry soon after a
+        // failure.
         let usable = self.held_for(now_unix_s, UNUSABLE_BEFORE_S);
         let failed_lately = now_unix_s < self.ask_again_unix_s.load(Ordering::Relaxed);
         let _turn = match (usable, self.turn.try_lock()) {
@@ -156,7 +156,7 @@ impl RoleCredentials {
         if let Some(fresh) = self.held_for(now_unix_s, RENEW_BEFORE_S) {
             return Ok(fresh);
         }
-        // Before it is asked: whoever gives up in between has not learned anything either.
+        // Before the request: a request cancelled in between gives no information.
         self.ask_again_unix_s.store(now_unix_s.saturating_add(ASK_AGAIN_AFTER_S), Ordering::Relaxed);
         match self.ask().await {
             Ok(given) => {

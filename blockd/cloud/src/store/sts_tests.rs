@@ -135,7 +135,7 @@ async fn refused_role_renewal_is_reported_and_valid_keys_are_used() {
     assert_eq!(at("2100-01-01T00:00:00Z").await.unwrap().key_id, "ASIA0");
     assert_eq!(at("2100-01-01T00:58:00Z").await.unwrap().key_id, "ASIA0", "they still hold");
     assert_eq!(double.seen().len(), 2);
-    // Nobody asks at once again; after a while somebody does.
+    // No request follows at once; after a pause one does.
     assert_eq!(at("2100-01-01T00:58:29Z").await.unwrap().key_id, "ASIA0");
     assert_eq!(double.seen().len(), 2);
     assert_eq!(at("2100-01-01T00:58:30Z").await.unwrap().key_id, "ASIA0");

@@ -34,7 +34,7 @@ const ROOT: &str = "integration/";
 const NAME: &str = "blockd";
 const LONGEST_BYTES: u64 = 1 << 30;
 
-/// What a store has of which not all have it.
+/// Optional capabilities of a store.
 #[derive(Clone, Copy, Debug)]
 pub struct Has {
     /// It creates objects only if they are absent.
@@ -43,8 +43,7 @@ pub struct Has {
     pub parts: bool,
 }
 
-/// What of `object_store`'s integration tests applies to our stores; what they hold below `integration/` is
-/// deleted.
+/// Runs the applicable integration tests of `object_store`; objects below `integration/` are deleted.
 ///
 /// # Panics
 /// If a test fails.

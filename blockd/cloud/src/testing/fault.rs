@@ -20,7 +20,7 @@ pub enum Fault {
     BeforeApply,
     /// Everything is done, and an error is returned all the same.
     AfterApply,
-    /// A body comes back without its last byte, as an error that says so.
+    /// A body is returned without its last byte, as an error.
     ShortBody,
     /// A body comes back with one bit changed (in the middle).
     FlipBit,
@@ -57,7 +57,7 @@ impl FaultStore {
         Self { inner, operations: AtomicU64::new(0), planned: Mutex::default() }
     }
 
-    /// How many operations it was asked for.
+    /// Returns the number of operations.
     pub fn operations(&self) -> u64 {
         self.operations.load(SeqCst)
     }

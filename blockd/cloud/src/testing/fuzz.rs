@@ -1,8 +1,8 @@
-//! What must hold of a bucket's objects that hold anything at all.
+//! Fuzz entry points for the objects of a bucket.
 //!
-//! The first byte of an input says which object it is, and whether it is sealed here: behind seals that do
-//! not open, nothing of a parser would be reached. [`objects`] takes all kinds; [`manifests`],
-//! [`frame_tables`] and [`key_slots`] spend all their time on one.
+//! The first byte of an input selects the object, and whether it is sealed here: behind seals that do not
+//! open, no parser would be reached. [`objects`] takes all kinds; [`manifests`], [`frame_tables`] and
+//! [`key_slots`] take one each.
 
 use crate::{
     CloudsnapId, EncryptionMode, FORMAT_VERSION, KdfParams, Manifest,
@@ -191,7 +191,7 @@ fn names(bytes: &[u8]) {
         assert_eq!(id.to_string(), text, "an id has one text");
         assert_eq!(CloudsnapId::from_manifest_key(&id.manifest_key()), Some(id));
     }
-    // What is collected as garbage is told by its name.
+    // Garbage is recognized by its name.
     if let Some(delta) = DeltaId::of_object(text) {
         assert!(text.starts_with(&delta.prefix()), "an object of a delta lies below it");
     }

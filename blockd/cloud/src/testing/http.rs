@@ -28,7 +28,7 @@ impl HttpRequest {
     }
 }
 
-/// What it is answered with.
+/// Response.
 #[derive(Clone, Default, Debug)]
 pub struct HttpReply {
     /// The status.

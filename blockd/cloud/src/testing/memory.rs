@@ -50,7 +50,7 @@ impl MemoryStore {
         self.objects.lock().clone()
     }
 
-    /// Puts an object in place, whatever was there.
+    /// Inserts or replaces an object.
     pub fn insert(&self, key: &str, body: impl Into<Bytes>) {
         self.objects.lock().insert(key.to_owned(), body.into());
         self.stamp(key);

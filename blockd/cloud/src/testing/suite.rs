@@ -1,4 +1,4 @@
-//! What every store must do, and what every repository on any store must do.
+//! Test suite for stores, and for repositories on any store.
 
 use crate::{
     BackupOptions, BackupSpec, BlockReader, BlockWriter, CancelToken, CloudError, KdfParams, Manifest,

@@ -23,7 +23,7 @@ const SIZE_BYTES: u64 = 1 << 40;
 const BLOCKS: u64 = SIZE_BYTES / BLOCK_SIZE_BYTES;
 const PACK_BLOCKS: u64 = PACK_FRAMES * FRAME_BLOCKS as u64;
 const PACKS: u64 = BLOCKS / PACK_BLOCKS;
-/// What a frame of ordinary data takes.
+/// Size of a frame of ordinary data.
 const FRAME_LEN: u32 = 70_001;
 /// Packs that are there: at the beginning, at the end, and within index pages.
 const MADE: [u64; 4] = [0, 12_345, 20_000, PACKS - 1];
@@ -40,7 +40,7 @@ impl Tebibyte {
         MADE.into_iter().zip(0..).map(|(pack, n)| BlockIndex(pack * PACK_BLOCKS + 1000 * n + 77))
     }
 
-    /// What a block holds: its number plus one, again and again.
+    /// Returns the content of a block: its number plus one, repeated.
     pub fn content(block: BlockIndex) -> [u8; BLOCK] {
         let mut bytes = [0; BLOCK];
         bytes.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&(block.0 + 1).to_le_bytes()));
@@ -95,8 +95,7 @@ impl BlockReader for Numbered {
     }
 }
 
-/// A store that says of every object that it is there, to whoever asks for its first byte only: who resumes a
-/// backup does.
+/// Fake store that confirms each object to a request for its first byte, as a resumed backup makes it.
 struct Claiming(Arc<dyn ObjectStore>);
 
 impl Layer for Claiming {

@@ -1,4 +1,4 @@
-//! Identity of the repository that a credential leads to, whatever the access to it.
+//! Identity of the repository of a credential, regardless of the access to it.
 
 use super::{CredentialRow, DbError, ProviderRow, SwiftAuthRow};
 use rusqlite::Transaction;
@@ -8,8 +8,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Server, bucket and prefix of a repository. Two credentials with the same place lead to the same cloud
-/// snapshots, with whatever keys, roles and spellings of the endpoint they do.
+/// Server, bucket and prefix of a repository. Credentials with the same place have the same cloud snapshots,
+/// regardless of keys, roles and spellings of the endpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct RepositoryPlace {
     kind: &'static str,

@@ -13,7 +13,7 @@ use uuid::Uuid;
 /// Columns of a schedule that are stored as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScheduleSpec {
-    /// What it is called.
+    /// Name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
     /// Volumes; a single volume by its id.

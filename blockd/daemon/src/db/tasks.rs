@@ -108,7 +108,7 @@ pub struct InPlace {
     pub done_below: u64,
 }
 
-/// What backups of several volumes have in common, which hold one instant.
+/// Barrier shared by backups of several volumes with one point in time.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Barrier {
     /// Its id.
@@ -222,7 +222,7 @@ impl TaskDetail {
 pub struct TaskRow {
     /// Its id.
     pub id: Uuid,
-    /// What it does.
+    /// Kind.
     pub kind: TaskKind,
     /// State.
     pub state: TaskState,

@@ -28,8 +28,7 @@ const STEP_BYTES: u64 = 4 << 20;
 const ROUND_BYTES: u64 = 16 * STEP_BYTES;
 /// Steps in that time at most: they are short where scattered places are preferred.
 const MAX_STEPS: u64 = 256;
-/// How long to wait for what others fetch, or for a store that failed; twice as long each time, up to the
-/// second.
+/// Pause for fetches of others, or after a store error; doubled each time, up to the second value.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
@@ -109,7 +108,7 @@ fn without(refused_bytes: u64, damage: Option<ServiceError>) -> ServiceError {
     }
 }
 
-/// Whether the source refuses a part for good; the rest may come all the same.
+/// Returns true for permanent damage of a part; the rest can be fetched nevertheless.
 fn is_damage(error: &ServiceError) -> bool {
     match error {
         ServiceError::Volume(VolumeError::NotFetched { failure: FetchFailure::Source(error), .. }) => {
@@ -148,7 +147,7 @@ async fn fetch_some(core: &Core, live: &LiveTask, volume: &Arc<Volume>) -> Resul
     for result in results {
         match result {
             Ok(bytes) => fetched_bytes += bytes.unwrap_or(0),
-            // Damage is told of once only, all else comes again.
+            // Damage is reported once only; other errors recur.
             Err(error) if failed.is_none() || is_damage(&error) => failed = Some(error),
             Err(_) => {}
         }
@@ -163,7 +162,7 @@ async fn fetch_some(core: &Core, live: &LiveTask, volume: &Arc<Volume>) -> Resul
     Ok(fetched_bytes > 0)
 }
 
-/// Pauses, longer each time, unless the task is told to come to rest.
+/// Pauses with exponential backoff until the task is cancelled.
 pub(super) async fn wait(live: &LiveTask, pause: &mut Duration) -> Result<(), ServiceError> {
     tokio::select! {
         () = tokio::time::sleep(*pause) => {}

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 impl Core {
-    /// Gives the lazy volumes their sources; to be called before anybody is served.
+    /// Attaches the sources of lazy volumes, before the first client is served.
     ///
     /// # Errors
     /// The database fails.
@@ -122,7 +122,7 @@ impl Core {
             credential: lazy.credential,
             epoch: Volume::LAZY_BASE_EPOCH,
             cloudsnap: lazy.cloudsnap,
-            // The first backup builds on the snapshot, whatever that itself builds on.
+            // The first backup is based on the backing snapshot.
             incrementals: 0,
             finished: manifest.created,
         };
@@ -213,8 +213,8 @@ impl Core {
         Ok(task)
     }
 
-    /// Starts hydrations whose task is not in the database, because the daemon ended between the volume and
-    /// the task, and those that failed. One that somebody stopped waits until somebody resumes it.
+    /// Starts hydrations without a task in the database, because the daemon ended in between, and failed
+    /// ones. Stopped ones wait for a resume by a user.
     ///
     /// # Errors
     /// The database fails.
@@ -272,7 +272,7 @@ impl Core {
         self.registry.by_id(id).map_or_else(|| id.to_string(), |entry| entry.name.to_string())
     }
 
-    /// How much of a volume is there, for a reply; nothing if that is all.
+    /// Returns the hydration state for a reply; `None` for a complete volume.
     pub(crate) fn hydration(&self, volume: &Volume, rows: &[LazyRow]) -> Option<Hydration> {
         let found = volume.hydration()?;
         let row = rows.iter().find(|row| row.volume == volume.id())?;

@@ -36,7 +36,7 @@ struct State {
 pub struct LiveTask {
     /// Its id.
     pub id: Uuid,
-    /// What it does.
+    /// Kind.
     pub kind: TaskKind,
     /// Cancellation, by a stop of the daemon or a user.
     pub cancel: CancelToken,

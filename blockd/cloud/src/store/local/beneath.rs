@@ -95,7 +95,7 @@ pub(super) fn open_file_to_write(dir: &OwnedFd, name: &str) -> io::Result<File> 
     Ok(openat(dir, name, flags, Mode::empty())?.into())
 }
 
-/// What is known of a name in a directory, without following it; `None` if it is gone.
+/// Returns the attributes of a name in a directory without following links; `None` if it is gone.
 pub(super) fn stat(dir: &OwnedFd, name: &str) -> io::Result<Option<Statx>> {
     match statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS) {
         Ok(found) => Ok(Some(found)),

@@ -1,8 +1,8 @@
-//! A directory as an object store.
+//! Directory as an object store.
 //!
-//! An object is written to a file that has no name yet, made durable, and then linked under its key, so that
-//! it is there as a whole or not at all, whatever is killed when. Where the filesystem knows no nameless
-//! files, a hidden temporary name does the same; names that begin with a dot are never listed.
+//! An object is written to an unnamed file (`O_TMPFILE`), synced, and then linked under its key, so that it
+//! exists completely or not at all after a kill. On filesystems without unnamed files, a hidden temporary
+//! name does the same; names that start with a dot are never listed.
 
 mod beneath;
 mod listing;
@@ -68,7 +68,7 @@ impl LocalStore {
         Ok(Self { root: Arc::new(root), description, work: None })
     }
 
-    /// The same, whose objects are written that way: nobody waits for those but tasks.
+    /// Returns the store with background writes of objects, for which only tasks wait.
     #[must_use]
     pub fn with_work(self, work: Work) -> Self {
         Self { work: Some(work), ..self }
@@ -138,7 +138,7 @@ impl LocalStore {
     }
 }
 
-/// What an I/O error means for a store; `root` says whether it happened at the directory itself.
+/// Classifies an I/O error; `root` is true for an error of the directory itself.
 fn kind_of(error: &io::Error, root: bool) -> StoreErrorKind {
     use io::ErrorKind as Io;
     match error.kind() {
@@ -273,7 +273,7 @@ impl Place {
     }
 }
 
-/// Whether an error says something about the put itself, not about the filesystem's lack of nameless files.
+/// Returns true for an error of the put itself, not of missing unnamed files.
 fn is_final(error: &io::Error) -> bool {
     use io::ErrorKind as Io;
     matches!(

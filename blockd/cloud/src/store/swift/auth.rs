@@ -14,12 +14,12 @@ use zeroize::Zeroizing;
 
 /// A token is replaced so long before it ends.
 const MARGIN: Duration = Duration::from_secs(30);
-/// How long the identity service may take to answer.
+/// Timeout of the identity service.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest answer of the identity service that is read.
 const MAX_ANSWER_LEN: usize = 4 << 20;
 
-/// What proves who asks for a container of Swift.
+/// Authentication for a Swift container.
 #[derive(Clone)]
 pub enum SwiftAccess {
     /// Auth v1, as Swift's own `tempauth` and many gateways have it.
@@ -63,7 +63,7 @@ pub enum SwiftAccess {
         /// Region of the catalog; the first one without it.
         region: Option<String>,
     },
-    /// A token that somebody else got. When it ends, the store cannot be used any more.
+    /// External token. When it expires, the store is unusable.
     Token {
         /// URL of the account.
         storage_url: String,
@@ -73,7 +73,7 @@ pub enum SwiftAccess {
 }
 
 impl SwiftAccess {
-    /// What is asked first.
+    /// Returns the first URL.
     pub(super) fn url(&self) -> &str {
         match self {
             Self::V1 { auth_url, .. } | Self::V2 { auth_url, .. } | Self::V3 { auth_url, .. } => auth_url,
@@ -96,7 +96,7 @@ pub(super) struct Authority {
     client: Client,
     access: SwiftAccess,
     allow_http: bool,
-    /// Whoever finds none gets one, and the others wait for it.
+    /// The first request without a session logs in, and the others wait for it.
     session: Mutex<Option<Session>>,
 }
 
@@ -166,7 +166,7 @@ impl Authority {
         Ok(session)
     }
 
-    /// The catalog must not send the token where nobody would have sent it, or in clear.
+    /// The catalog must not direct the token to an unexpected host or to plain HTTP.
     fn check_url(&self, url: &str) -> Result<(), StoreError> {
         let at = self.access.url();
         let parsed = Url::parse(url).map_err(|_| odd(at, "the object store's address is not a URL"))?;
@@ -254,7 +254,7 @@ fn v1(answer: &Response, at: &str) -> Result<Session, StoreError> {
     Ok(session(token, &url, lasts.map(Duration::from_secs)))
 }
 
-/// How long it is until then; nothing is known of what cannot be read.
+/// Returns the time until a date; `None` if it is unreadable.
 fn time_until(text: &str) -> Option<Duration> {
     let until: Timestamp = text.parse().ok()?;
     until.duration_since(Timestamp::now()).try_into().ok()

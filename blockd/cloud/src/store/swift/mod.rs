@@ -27,17 +27,17 @@ use serde_json::json;
 use std::{fmt::Write, num::NonZero, time::Duration};
 use uuid::Uuid;
 
-/// Where segments lie.
+/// Prefix of segments.
 const SEGMENTS_PREFIX: &str = "blockd-parts/";
 
-/// Where a container is and how it is asked.
+/// Settings of a container.
 #[derive(Clone)]
 pub struct SwiftOptions {
     /// The container.
     pub container: String,
-    /// What proves who asks.
+    /// Authentication.
     pub access: SwiftAccess,
-    /// How it is reached.
+    /// HTTP options.
     pub http: HttpOptions,
 }
 
@@ -183,7 +183,7 @@ impl SwiftStore {
             StatusCode::CONFLICT | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
                 Kind::Throttled
             }
-            // What Swift answers to whoever is beyond its limit of requests.
+            // Response of Swift to a client above its rate limit.
             _ if status.as_u16() == 498 || status.is_server_error() => Kind::Throttled,
             _ => Kind::Other,
         };

@@ -115,7 +115,7 @@ async fn swift_token_is_reused_and_replaced_after_a_refusal() {
         one.get(KEY, 10).await.unwrap();
     }
     assert_eq!(logins(), 1);
-    // Whoever logs in now makes the first one's token worthless.
+    // A new login invalidates the first token.
     other.get(KEY, 10).await.unwrap();
     let many = futures::future::join_all((0..8).map(|_| one.get(KEY, 10))).await;
     assert!(many.into_iter().all(|body| body.unwrap() == b"hello"[..]));
@@ -215,7 +215,7 @@ async fn pages_of_a_listing_are_put_together() {
     assert_eq!(names, ["blockd/data/a", "blockd/data/b", "blockd/data/c"]);
 }
 
-/// Whoever deletes believes a listing: half of one is worse than none, and there must be an end.
+/// Deletions rely on listings: a partial one is worse than none, and it must end.
 #[tokio::test]
 async fn listing_with_a_repeated_marker_is_an_error() {
     let again: [fn(&HttpRequest) -> HttpReply; 2] = [
