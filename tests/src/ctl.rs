@@ -16,18 +16,18 @@ pub struct Ctl {
     user: Option<(u32, u32)>,
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Debug)]
 pub struct Run {
     /// Exit status.
     pub code: i32,
-    /// What it printed.
+    /// Standard output.
     pub stdout: String,
-    /// What it said beside that.
+    /// Standard error.
     pub stderr: String,
 }
 
-/// A command without the variables of whoever runs the tests.
+/// Creates a command without the caller's environment variables.
 pub fn clean(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for name in [
@@ -60,7 +60,7 @@ pub fn clean(program: impl AsRef<OsStr>) -> Command {
     ] {
         command.env_remove(name);
     }
-    // Nobody's contexts.
+    // No contexts.
     command.env("XDG_CONFIG_HOME", "/nonexistent");
     command
 }
@@ -109,7 +109,7 @@ impl Ctl {
         }
     }
 
-    /// Runs it with `--json`, whatever the exit status: that, and the one document.
+    /// Runs it with `--json`; returns the exit status and the document.
     pub fn document(&self, args: &[&str]) -> (i32, Value) {
         let mut all = vec!["--json"];
         all.extend(args);
@@ -226,7 +226,7 @@ impl Ctl {
         self.fails(&["volume", "inspect", "never"], 4);
     }
 
-    /// The cloud snapshots that are Done, whoever made them, oldest first.
+    /// Returns the Done cloud snapshots of all hosts, oldest first.
     pub fn done_cloudsnaps(&self) -> Vec<String> {
         let list = self.json(&["cloudsnap", "list"]);
         let done = list.as_array().expect("a list").iter().filter(|entry| entry["Status"] == "Done");
@@ -254,7 +254,7 @@ impl Task {
         self.text("sourceVolume")
     }
 
-    /// Whether it made an incremental.
+    /// Returns true for an incremental backup.
     pub fn is_incremental(&self) -> bool {
         self.text("backupType") == "incremental"
     }
@@ -274,12 +274,12 @@ impl Task {
         self.0["requests"][kind].as_u64().unwrap_or_else(|| panic!("no requests.{kind} in {:#}", self.0))
     }
 
-    /// Whether the point in time that it backs up is fixed.
+    /// Returns true after the freeze.
     pub fn is_frozen(&self) -> bool {
         self.0["freezeStallMicros"].is_u64()
     }
 
-    /// Whether it ended.
+    /// Returns true for an ended task.
     pub fn is_over(&self) -> bool {
         self.state().ends_with("-Done") || self.state().ends_with("-Failed")
     }

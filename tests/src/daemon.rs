@@ -14,7 +14,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
 };
 
-/// How to start a daemon.
+/// Setup of a daemon.
 #[derive(Clone, Debug)]
 pub struct Setup {
     home: PathBuf,
@@ -65,8 +65,7 @@ impl Setup {
         self
     }
 
-    /// Gives it a small file system of its own, seen by nobody else, at this directory: what fills up is
-    /// that.
+    /// Mounts a small private filesystem at this directory, which can be filled.
     #[must_use]
     pub fn tmpfs(mut self, dir: &Path, size_bytes: u64) -> Self {
         self.tmpfs = Some((dir.to_owned(), size_bytes));
@@ -241,7 +240,7 @@ impl Daemon {
         Nbd::open(&self.nbd_socket(), export)
     }
 
-    /// Where an export is.
+    /// Returns the URI of an export.
     pub fn uri(&self, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.nbd_socket().display())
     }
@@ -273,7 +272,7 @@ impl Daemon {
         }
     }
 
-    /// What it has logged since it was started.
+    /// Returns its log since the start.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }

@@ -39,7 +39,7 @@ impl Disk {
     /// Unmounts it.
     ///
     /// # Panics
-    /// If somebody uses it.
+    /// If it is in use.
     pub fn unmount(mut self) {
         if let Some(mount) = self.mount.take() {
             mount.end().unwrap_or_else(|what| panic!("{what}"));

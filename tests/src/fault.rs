@@ -1,5 +1,5 @@
-//! A disk that fails when it is told to: a library that is preloaded into the daemon
-//! (`tests/shim/failing_disk.c`), and the file that says which of its system calls fail.
+//! Fault injection for disks: a library preloaded into the daemon (`tests/shim/failing_disk.c`), and the file
+//! that selects the failing system calls.
 
 use crate::{
     Setup,
@@ -57,7 +57,7 @@ impl FailingDisk {
         self.set("");
     }
 
-    /// Nobody reads half a line.
+    /// Readers never see a partial line.
     fn set(&self, text: &str) {
         let new = self.control.with_extension("new");
         std::fs::write(&new, text).expect("the new control file");

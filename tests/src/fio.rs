@@ -9,14 +9,14 @@ pub struct Fio {
     child: Child,
 }
 
-/// How it ended.
+/// Result.
 pub struct Ended {
     /// Its output.
     pub output: Output,
 }
 
 impl Fio {
-    /// Starts it on this URI with these further arguments; whatever it writes carries checksums.
+    /// Starts fio on a URI with further arguments; all its writes have checksums.
     pub fn start(dir: &std::path::Path, uri: &str, args: &[&str]) -> Self {
         let mut command = Command::new(tool("fio"));
         command.current_dir(dir).args([

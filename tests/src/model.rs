@@ -1,4 +1,4 @@
-//! What a volume must hold, and random requests that keep to it.
+//! Model of a volume, and random requests against it.
 
 use crate::{
     BLOCK, KIB, MIB, Nbd, Rng,

@@ -67,7 +67,7 @@ pub struct Nbd {
     flags: u16,
 }
 
-/// Why a request failed: the server said so, or the connection broke.
+/// Failure of a request: an error of the server, or a broken connection.
 #[derive(Debug)]
 pub enum Failure {
     /// The server's error number.

@@ -32,7 +32,7 @@ pub fn make_package(dir: &Path, version: &str) -> PathBuf {
     PathBuf::from(path.trim())
 }
 
-/// What this machine would be if other things were done to it.
+/// Private copy-on-write view of this machine's filesystem.
 pub struct System {
     dir: PathBuf,
 }
@@ -72,7 +72,7 @@ impl System {
         }
     }
 
-    /// Where a path of the system is seen.
+    /// Returns the host path of a path of the system.
     pub fn path(&self, path: &str) -> PathBuf {
         self.dir.join("root").join(path.trim_start_matches('/'))
     }
@@ -122,7 +122,7 @@ impl System {
 pub struct Started(Child);
 
 impl Started {
-    /// Whether it has ended.
+    /// Returns true if it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.0.try_wait().expect("wait").is_some()
     }

@@ -1,9 +1,7 @@
-//! Ports of loopback for servers that must be told theirs before they start, and ports at which nobody
-//! answers.
+//! Loopback ports for servers that need a fixed port, and ports without a listener.
 //!
-//! A port that the kernel gave out and that was let go can be given to somebody else before the server takes
-//! it: to another test that asks for one, or to a connection as its own end. So they come from below those
-//! that the kernel gives out.
+//! A released ephemeral port can be reused before the server binds it: by another test, or by a connection.
+//! So these ports are below the ephemeral range.
 
 use rustix::net::{AddressFamily, SocketType, bind, socket};
 use std::{
@@ -12,15 +10,14 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// Where the search begins, and how many ports there are from there on.
+/// Start of the search, and number of ports.
 const FIRST: u16 = 10_240;
 const COUNT: u16 = 12_000;
 
-/// How many were looked at in this process.
+/// Number of ports tried in this process.
 static LOOKED_AT: AtomicU32 = AtomicU32::new(0);
 
-/// A port that nobody listens on, and no other caller in this process gets; with `above`, the port so many
-/// above is free as well.
+/// Returns a free port, unique in this process; with `above`, the port at this distance is free as well.
 ///
 /// # Panics
 /// If there is none.
@@ -69,7 +66,7 @@ impl Refusing {
         Self { address, _socket: socket }
     }
 
-    /// Where nobody answers.
+    /// Returns an address without a listener.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

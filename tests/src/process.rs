@@ -44,15 +44,15 @@ pub fn memory_bytes(pid: u32, field: &str) -> u64 {
     kib << 10
 }
 
-/// How many files a process has open.
+/// Returns the number of open files of a process.
 pub fn open_files(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).expect("/proc/<pid>/fd").count()
 }
 
-/// Where the programs of this build are: beside the test's own directory.
+/// Returns the path of a program of this build, next to the test's directory.
 ///
 /// # Panics
-/// If they were not built.
+/// If it was not built.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test");
     let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
@@ -86,7 +86,7 @@ pub fn tool(name: &str) -> PathBuf {
         _ => panic!("nobody said which package brings {name}"),
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // Not in everybody's PATH, and of use to everybody.
+    // Not in each user's PATH.
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     let found = places.map(|dir: PathBuf| dir.join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| {
@@ -128,12 +128,12 @@ pub fn in_own_mounts(test: &str, script: &str) -> bool {
     false
 }
 
-/// What a process said on both streams.
+/// Returns both output streams of a process.
 pub fn both(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Bytes that the process read: from files by system calls, and from disks by whatever way.
+/// Returns the bytes that the process read: by system calls, and from disks.
 pub fn bytes_read(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/io")).expect("/proc/<pid>/io");
     let field = |name: &str| -> u64 {

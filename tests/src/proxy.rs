@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Condvar, Mutex},
 };
 
-/// What is done with a request.
+/// Fault of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// It is answered with 503 and not forwarded.
@@ -18,7 +18,7 @@ pub enum Fault {
     LostReply,
     /// The reply breaks off in the middle of its body.
     CutReply,
-    /// It is neither forwarded nor answered until the proxy is told to let go.
+    /// Neither forwarded nor answered until the proxy releases it.
     Hold,
 }
 
@@ -81,7 +81,7 @@ impl Proxy {
         Self { shared, address }
     }
 
-    /// Where it listens.
+    /// Returns the listening address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -41,7 +41,7 @@ impl Rng {
         from + self.below(to - from + 1)
     }
 
-    /// Whether something happens that happens once in `n` times.
+    /// Returns true once in `n` times on average.
     pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }

@@ -30,7 +30,7 @@ pub struct Seaweed {
     ports: Vec<u16>,
 }
 
-/// What the server reads of who may do what: the owners of these keys may do everything.
+/// Returns the server's identities: these keys have full access.
 fn identities(keys: &[(&str, &str)]) -> String {
     let owner = |(access_key, secret_key): &(&str, &str)| {
         serde_json::json!({
@@ -42,7 +42,7 @@ fn identities(keys: &[(&str, &str)]) -> String {
     serde_json::json!({"identities": keys.iter().map(owner).collect::<Vec<_>>()}).to_string()
 }
 
-/// Whether the tests with a real S3 server are switched off.
+/// Returns true if the tests with a real S3 server are switched off.
 pub fn is_switched_off() -> bool {
     let off = std::env::var_os("BLOCKD_TEST_WITHOUT_S3").is_some_and(|value| value == "1");
     if off {
@@ -121,7 +121,7 @@ impl Seaweed {
         Self::start_on(&self.dir.clone(), self.ports.clone(), keys)
     }
 
-    /// Where it listens.
+    /// Returns the listening address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -152,7 +152,7 @@ impl Seaweed {
     }
 }
 
-/// Whether a GET of this path is answered with 200.
+/// Returns true if a GET of this path returns 200.
 fn answers(address: SocketAddr, path: &str) -> bool {
     let ask = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(address)?;

@@ -39,18 +39,17 @@ pub struct Server {
     children: Vec<Child>,
     /// The provider, and what else is always given.
     pub flags: Vec<(&'static str, String)>,
-    /// What to give in place of what is right, so that the store refuses it; the flag is what the error must
-    /// name.
+    /// Wrong value that the store refuses, and the flag that the error must name.
     pub wrong: (&'static str, String),
     /// Text that no message may hold.
     pub secret: String,
-    /// Whether it is known to create objects only if they are absent.
+    /// The store supports create-if-absent.
     pub conditional_put: bool,
-    /// Where its memcached listens, for Swift.
+    /// Address of memcached, for Swift.
     pub memcached: Option<SocketAddr>,
 }
 
-/// Whether the tests of a store are switched off by `BLOCKD_TEST_WITHOUT_<name>=1`.
+/// Returns true if the tests of a store are switched off by `BLOCKD_TEST_WITHOUT_<name>=1`.
 pub fn is_switched_off(name: &str) -> bool {
     let variable = format!("BLOCKD_TEST_WITHOUT_{name}");
     let off = std::env::var_os(&variable).is_some_and(|value| value == "1");
@@ -60,12 +59,12 @@ pub fn is_switched_off(name: &str) -> bool {
     off
 }
 
-/// What a variable of the tests with Ceph's gateway says.
+/// Returns a variable of the tests with Ceph's gateway.
 fn ceph_setting(name: &str) -> Option<String> {
     std::env::var(format!("BLOCKD_TEST_CEPH_{name}")).ok().filter(|value| !value.is_empty())
 }
 
-/// Whether there is a gateway of Ceph to be tested with; says how to have one if there is none.
+/// Returns true with a Ceph gateway to test; otherwise prints how to get one.
 pub fn has_ceph() -> bool {
     let has = ceph_setting("ENDPOINT").is_some()
         || std::env::var_os("BLOCKD_TEST_WITH_CEPH").is_some_and(|value| value == "1");
@@ -106,7 +105,7 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
 }
 
-/// The status of the answer to a request, or nothing while nobody answers.
+/// Returns the status of a request; `None` without an answer.
 fn status(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<u16> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;

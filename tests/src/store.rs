@@ -14,7 +14,7 @@ pub struct Store {
     dir: PathBuf,
 }
 
-/// What tells one version of an object's file from another one.
+/// Version of an object's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
     inode: u64,

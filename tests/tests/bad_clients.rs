@@ -1,4 +1,5 @@
-//! NBD clients that break the protocol get its error or are dropped; everybody else is served as before.
+//! Tests of NBD clients that break the protocol: they get an error or are disconnected; all others are
+//! served.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{

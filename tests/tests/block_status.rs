@@ -1,5 +1,4 @@
-//! Where a volume has data, and what changed since a snapshot, as other people's tools see it: exact to the
-//! block, against a model.
+//! Tests of block status and changed blocks with foreign tools: exact to the block, against a model.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
@@ -11,12 +10,12 @@ use std::collections::BTreeMap;
 const SIZE: u64 = 16 * MIB;
 const BLOCKS: usize = (SIZE / BLOCK) as usize;
 
-/// What the tools call a hole, and zeroes with space.
+/// Extent types of the tools.
 const DATA: u64 = 0;
 const HOLE: u64 = 3;
 const ZERO: u64 = 2;
 
-/// What a volume must hold, and what must be known of each of its blocks.
+/// Model of a volume with the expected state of each block.
 struct Model {
     content: Vec<u8>,
     allocation: Vec<u64>,
@@ -56,7 +55,7 @@ impl Model {
     fn snapshot(&mut self, daemon: &Daemon, name: &str) {
         daemon.ctl().json(&["snapshot", "create", "vol", "--name", name]);
         self.snapshots.insert(name.to_owned(), (self.content.clone(), vec![false; BLOCKS]));
-        // Space that was kept is of no use in a layer that nobody writes to any more.
+        // Allocated zeroes are of no use in a frozen layer.
         self.allocation.iter_mut().filter(|what| **what == ZERO).for_each(|what| *what = HOLE);
     }
 }
@@ -154,7 +153,7 @@ fn maps_are_exact_to_the_block() {
         model.change(&mut client, &mut rng);
     }
     check(&bed, &daemon, &model);
-    // What changed before the oldest snapshot that is left is nobody's business; the rest stays as it is.
+    // Changes before the oldest remaining snapshot are dropped; the rest stays.
     daemon.ctl().json(&["snapshot", "delete", "vol@second"]);
     model.snapshots.remove("second");
     check(&bed, &daemon, &model);

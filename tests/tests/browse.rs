@@ -13,7 +13,7 @@ use std::{
 
 const IMAGE_BYTES: u64 = 64 * MIB;
 
-/// A mount, taken away in the end whatever happens.
+/// Mount, which is unmounted on drop.
 struct Mount(PathBuf);
 
 impl Drop for Mount {
@@ -37,7 +37,7 @@ fn setup(bed: &Bed) -> Setup {
     bed.daemon("one").config("store_attempts = 2").config("[browse]").config("refresh_ms = 200")
 }
 
-/// Files of all kinds, some of which lie far from others.
+/// Creates files of all kinds, some at distant offsets.
 fn fill(dir: &Path) {
     fs::create_dir_all(dir.join("deep/er")).unwrap();
     let noise: Vec<u8> =
@@ -350,7 +350,7 @@ fn cache_survives_kills_and_no_dead_mount_is_left() {
     drop(daemon.kill());
     // What was being written is there under another name.
     let before = pieces(&cache);
-    // The kernel answers for nobody now; the next daemon takes the mount away.
+    // The mount has no server now; the next daemon unmounts it.
     wait_for("the mount to be dead", || fs::read_dir(&mount.0).is_err().then_some(()));
     for path in before.iter().step_by(2) {
         let mut bytes = fs::read(path).unwrap();
@@ -530,7 +530,7 @@ fn holes_are_copied_out_without_being_read() {
     assert!((6..20).contains(&asked), "{asked} requests");
 }
 
-/// Whether somebody who owns nothing can read this.
+/// Returns true if the user `nobody` can read this.
 fn nobody_reads(path: &Path) -> bool {
     let who = ["--reuid=65534", "--regid=65534", "--clear-groups", "--", "cat", "--"];
     let args: Vec<&str> = who.into_iter().chain([path.to_str().unwrap()]).collect();
@@ -584,7 +584,7 @@ fn configured_mount_exists_at_start_and_honors_allow_other() {
             }
         }
         assert_eq!(daemon.ctl().json(&["browse", "list"])[0]["mountpoint"], mount.0.to_str().unwrap());
-        // The next start takes the dead one away and mounts anew.
+        // The next start unmounts the dead one and mounts again.
         drop(daemon.kill());
     }
 

@@ -19,8 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Who the daemon is, who may ask it as a member of its group, and who may not: users that every Debian has,
-/// as `fusermount3` looks for their names.
+/// Users of the daemon, of a group member and of a stranger: each Debian has them, as `fusermount3` looks up
+/// their names.
 const DAEMON: u32 = 2;
 const MEMBER: u32 = 1;
 const OTHER: u32 = 65534;
@@ -30,7 +30,7 @@ const ORDINARY: &str =
 /// As the packaged unit has it: no `/dev/fuse`, and nothing that could mount.
 const CONFINED: &str = "mount --bind /dev/null /dev/fuse\nexport PATH=/nonexistent";
 
-/// Taken away in the end whatever happens.
+/// Unmounted on drop.
 struct Mount(PathBuf);
 
 impl Drop for Mount {
@@ -39,7 +39,7 @@ impl Drop for Mount {
     }
 }
 
-/// Whether the test is to be done here: if it can be at all, in a namespace where users may mount.
+/// Returns true if the test can run here, in a namespace where users may mount.
 fn is_here(test: &str, what: &str) -> bool {
     if !rustix::process::geteuid().is_root() {
         eprintln!("LEFT OUT: {what}; that needs root");
@@ -130,7 +130,7 @@ fn whoever_mounts_has_the_mount_and_the_daemon_needs_no_rights() {
     let (at_root, at_home) = (roots.0.to_str().unwrap(), theirs.0.to_str().unwrap());
     let latest = |mount: &Mount| mount.0.join("vol/latest");
 
-    // Root's: for root, and for nobody else.
+    // A mount of root for root only.
     let mount = world.daemon.ctl().json(&["browse", "mount", at_root]);
     assert_eq!((mount["mountpoint"].as_str(), mount["uid"].as_u64()), (Some(at_root), Some(0)));
     wait_for("the snapshot", || fs::read(latest(&roots).join("files/plain")).ok());
@@ -161,7 +161,7 @@ fn whoever_mounts_has_the_mount_and_the_daemon_needs_no_rights() {
     assert!(!reads(OTHER, &latest(&theirs).join("files/plain")));
     world.wait_for_mounts(2);
 
-    // Nobody else takes it away, and nothing is mounted over it.
+    // Other users cannot unmount it or mount over it.
     member.fails(&["browse", "mount", at_home], 2);
     world.ctl_of(OTHER).fails(&["browse", "umount", at_home], 1);
     assert!(reads(MEMBER, &latest(&theirs).join("files/plain")));
@@ -212,8 +212,7 @@ fn others_see_it_if_whoever_mounts_wants_that_and_may() {
         assert!(!reads(OTHER, &latest.join(name)), "{name} is for its owner");
     }
 
-    // A user may only where /etc/fuse.conf says so: in a namespace of their own, which the daemon is not in,
-    // either.
+    // A user needs /etc/fuse.conf for that, or a separate namespace without the daemon.
     let at_home = theirs.0.to_str().unwrap();
     let error = world.ctl_of(MEMBER).fails(&["browse", "mount", at_home, "--allow-other"], 1);
     assert!(error["message"].as_str().unwrap().contains("user_allow_other"), "{error:#}");
@@ -314,7 +313,7 @@ fn invalid_mount_descriptor_is_refused_and_closed() {
     let unmounted = || fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
     refused(unmounted().into(), "nothing that waits to be served");
 
-    // Somebody who took the kernel's first request themselves.
+    // A sender that took the kernel's first request itself.
     let mount = Mount(bed.path("mnt"));
     let mut unserved = UnservedMount::make(&mount.0, false).unwrap();
     let descriptor = unserved.take_descriptor().unwrap();
@@ -372,7 +371,7 @@ fn unrequested_descriptor_is_closed() {
     assert!(reply.starts_with("HTTP/1.1 404"), "{reply}");
 }
 
-/// What a process has computed, in ticks of a hundredth of a second.
+/// Returns the CPU time of a process, in ticks of 10 ms.
 fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields = stat.rsplit_once(')').unwrap().1;
@@ -393,12 +392,12 @@ fn nonblocking_descriptor_causes_no_busy_loop() {
     wait_for("the snapshot", || fs::read(mount.0.join("vol/latest/files/plain")).ok());
     let flags = rustix::fs::fcntl_getfl(&kept).unwrap();
     rustix::fs::fcntl_setfl(&kept, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
-    // It is asked something, so that whoever waits goes around once.
+    // A request makes a waiting thread poll once.
     assert!(fs::read_dir(&mount.0).unwrap().next().is_some());
     let (began, before) = (Instant::now(), cpu_ticks(world.daemon.pid()));
     wait_for("two seconds", || (began.elapsed() > Duration::from_secs(2)).then_some(()));
     let ticks = cpu_ticks(world.daemon.pid()) - before;
-    // It may have been longer than that; whoever keeps a thread busy takes all of it.
+    // The interval may have been longer; a busy thread uses all of it.
     let most = began.elapsed().as_millis() as u64 / 10 * 3 / 10;
     assert!(ticks < most, "{ticks} hundredths of a second in {:?}", began.elapsed());
     assert!(fs::read_dir(&mount.0).unwrap().next().is_some());

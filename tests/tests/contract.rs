@@ -1,5 +1,5 @@
-//! What scripts of users rely on: exit statuses, one JSON document, names and columns, sockets, secrets that
-//! stay secret.
+//! Tests of the interface for scripts: exit statuses, one JSON document, names and columns, sockets, hidden
+//! secrets.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{Bed, Ctl, KIB, MIB, Rng, assert_same, ctl::clean, process::program, wait_for};
@@ -145,7 +145,7 @@ fn exit_statuses_and_documents() {
         &["cloudsnap", "backup", "none"],
     ] {
         let (code, document) = ctl.document(args);
-        // Without any credentials a backup cannot begin, whatever the volume.
+        // Without credentials no backup can start.
         assert!(
             code == 2 || (args.contains(&"backup") && [2, 4].contains(&code)),
             "{args:?}: {code} {document:#}"
@@ -409,7 +409,7 @@ fn local_snapshots() {
         4 * 64 * KIB,
         "snapshots of people change nothing of what a backup carries"
     );
-    // One snapshot is kept: its layer and what lies above stay apart, all else becomes one.
+    // One snapshot is kept: its layer and those above stay separate, all others are merged.
     wait_for("the layers to be merged", || {
         (ctl.volume("vol")["layers"].as_u64().unwrap() <= 3).then_some(())
     });

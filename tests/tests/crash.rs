@@ -14,7 +14,7 @@ fn written(ctl: &Ctl, volume: &str) -> u64 {
     ctl.volume(volume)["io"]["writes"].as_u64().unwrap()
 }
 
-/// Whether the daemon found a volume as a killed one leaves it.
+/// Returns true if the daemon recovered a volume after a kill.
 fn recovered(daemon: &Daemon) -> bool {
     daemon.log().contains("took over the unsynced blocks")
 }
@@ -222,7 +222,7 @@ fn backups_and_restores_killed_anywhere_come_to_their_end() {
         client.close();
         let ctl = daemon.ctl();
         let backup = ctl.start_backup("vol");
-        // The moment is told by what the daemon answers, not by a clock.
+        // An answer of the daemon, not a clock, determines the moment.
         for _ in 0..rng.below(6) {
             ctl.task(&backup);
         }

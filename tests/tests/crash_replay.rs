@@ -29,7 +29,8 @@ fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a decimal number"))
 }
 
-/// Where the power is cut: right after each flush, and once between each two where there is anything between.
+/// Returns the positions of power cuts: after each flush, and once between each two flushes with requests in
+/// between.
 fn all_cuts(recording: &Recording, rng: &mut Rng) -> Vec<(usize, Survivors)> {
     let mut cuts = Vec::new();
     let mut last = 0;
@@ -185,8 +186,7 @@ fn whatever_a_power_cut_leaves_of_xfs_the_next_backup_is_right() {
     replay_backups("whatever_a_power_cut_leaves_of_xfs_the_next_backup_is_right", Filesystem::Xfs);
 }
 
-/// What says which backup the next one builds on must be durable before what the older one needed is
-/// forgotten.
+/// The chain must be durable before the block sets of the older backup are removed.
 #[test]
 fn early_done_state_of_a_backup_is_detected() {
     let name = "early_done_state_of_a_backup_is_detected";
@@ -252,8 +252,8 @@ fn omitted_sync_is_detected() {
     });
 }
 
-/// A live map that is believed after a power cut says that there is data where there is none: this is what
-/// the daemon would do if it could not tell that its folder was mounted anew.
+/// A live map trusted after a power cut claims missing data: the daemon would do that if it could not detect
+/// the remount.
 #[test]
 fn trusted_map_after_a_power_cut_is_detected() {
     let name = "trusted_map_after_a_power_cut_is_detected";

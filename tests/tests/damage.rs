@@ -1,4 +1,4 @@
-//! What is wrong is named, no wrong data is given out, and nothing counts as Done that is not.
+//! Tests of damage: it is named, no wrong data is returned, and no incomplete backup counts as Done.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
@@ -414,7 +414,7 @@ fn full_data_directory_is_reported() {
         (code == 0).then(|| Task(document).snap().to_owned())
     });
     assert_eq!(ctl.done_cloudsnaps(), [snap]);
-    // A restore that does not fit fails, says so, and leaves the rest as it was.
+    // A restore that does not fit fails with an error and leaves the rest unchanged.
     let other = bed.daemon("b").start();
     other.ctl().add_local("nas", store.dir(), None);
     other.ctl().create_volume("large", "64MiB");
@@ -483,7 +483,7 @@ impl Layers {
     }
 }
 
-/// What lies in the folder of a volume.
+/// Returns the files of a volume's directory.
 fn files_of(daemon: &std::path::Path, id: &str) -> std::path::PathBuf {
     daemon.join("volumes").join(id)
 }

@@ -57,7 +57,7 @@ fn with_mounts(
     }
 }
 
-/// Where a database has its two volumes, and its socket.
+/// Paths of a database's two volumes and its socket.
 struct Places {
     data: PathBuf,
     log: PathBuf,
@@ -92,13 +92,13 @@ impl Places {
     }
 }
 
-/// What was answered of each ledger at an instant.
+/// Returns the answered counts of the ledgers at a point in time.
 fn answered_of(ledgers: &[AtomicU64]) -> Vec<u64> {
     ledgers.iter().map(|ledger| ledger.load(Ordering::SeqCst)).collect()
 }
 
-/// What is there of each ledger, as `CLIENT COUNT LAST` a line, is all that was answered before, none that
-/// was not asked for by the end, and nothing is missing between.
+/// Checks the ledgers found, as lines `CLIENT COUNT LAST`: they have all entries answered before, none
+/// requested after the end, and no gaps.
 fn assert_ledgers(found: &str, before: &[u64], after: &[u64]) {
     let lines: Vec<Vec<u64>> = found
         .lines()
@@ -161,7 +161,7 @@ fn under_load<T>(
     })
 }
 
-/// Runs a new schedule once, until so many runs are done, of which no rule failed; gives them.
+/// Runs a new schedule once until a number of runs without failed rules is done, and returns them.
 fn run_scheduled(ctl: &Ctl, of: &[&str], runs: usize) -> Value {
     let time = time_of_another_half_day();
     let create = ["cloudsnap", "schedules", "create", "--daily", &time];

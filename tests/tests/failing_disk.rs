@@ -11,7 +11,7 @@ use blockd_tests::{
 };
 use std::process::Command;
 
-/// What libnbd says that the last of these calls of its Python module failed with; `none` if it did not.
+/// Returns the libnbd error of the last of these Python calls; `none` after success.
 fn libnbd_errno(daemon: &Daemon, calls: &str) -> String {
     let script = format!(
         "import nbd, errno\nh = nbd.NBD()\nh.connect_uri({:?})\ntry:\n    {calls}\n    print('none')\n\

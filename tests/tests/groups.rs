@@ -39,7 +39,7 @@ fn volume_of(chain: u64, write: u64) -> usize {
     ((write * step + chain) % VOLUMES) as usize
 }
 
-/// What a chain must have left in each volume when its last write was this one.
+/// Returns the cells of a chain in each volume after this last write.
 fn cells_after(chain: u64, last: u64) -> Vec<u64> {
     let mut cells = vec![0; VOLUMES as usize];
     for write in last.saturating_sub(VOLUMES - 1).max(1)..=last {
@@ -236,7 +236,7 @@ fn hook_results_are_stored_with_the_snapshot() {
     let error = ctl.fails(&["snapshot", "create", "db", "--freeze-fs"], 1);
     assert!(error["message"].as_str().unwrap().contains("leave --freeze-fs away"), "{error}");
     ctl.fails(&["snapshot", "create", "db", "--pre-command", " "], 2);
-    // A command after that fails is told, and the snapshot stays.
+    // A failed post-command is reported, and the snapshot stays.
     let taken = ctl.json(&["snapshot", "create", "db", "--name", "three", "--post-command", "exit 5"]);
     let step = &taken["quiesce"]["steps"][0];
     assert_eq!((&step["exitStatus"], step["error"].as_str()), (&Value::from(5), Some("exit status 5")));
@@ -251,7 +251,7 @@ fn killed_daemon_resumes_quiesced_applications_at_start() {
     daemon.ctl().json(&["volume", "create", "db", "--size", "1MiB"]);
     let (begun, resumed) = (bed.path("begun"), bed.path("resumed"));
     let pre = format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 600", begun.display());
-    // One that has ended and was not waited for by anybody is there as well.
+    // A process that has ended without being reaped exists as well.
     let post = format!(
         "grep -q '^State:.[^ZX]' /proc/$(head -n 1 {})/status && echo beside > {1}.new || echo alone > {1}.new; mv {1}.new {1}",
         begun.display(),
@@ -269,8 +269,8 @@ fn killed_daemon_resumes_quiesced_applications_at_start() {
     assert_eq!(daemon.ctl().json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
 }
 
-/// A disk that has room for some of the new heads and not for all: nobody is frozen, nothing is left, and
-/// with room it works.
+/// A disk with space for some of the new heads only: no volume is frozen, no files are left, and it works
+/// with enough space.
 #[test]
 fn full_disk_leaves_no_snapshot_of_the_group() {
     let bed = Bed::new();

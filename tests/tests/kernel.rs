@@ -11,7 +11,7 @@ use blockd_tests::{
 
 /// The guest's memory: little, so that more is soon dirtied than there is.
 const MEMORY_MIB: u32 = 320;
-/// How many files are synced before the power is cut.
+/// Number of files synced before the power cut.
 const SYNCED: usize = 20;
 
 #[test]

@@ -1,4 +1,4 @@
-//! What users do with the layers of a volume: compare snapshots, see what they cost, and go back to one.
+//! Tests of layers: snapshot comparison, space, and rollback.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{BLOCK, Bed, Ctl, MIB, Rng, wait_for};
@@ -141,7 +141,7 @@ fn clone_is_immediate_and_outlives_its_parent() {
     assert!(daemon.nbd("copy").read_all() == expected);
 }
 
-/// How much of the merge under way is done, and of how much; `None` if nothing is to be merged.
+/// Returns the progress and total of the running merge; `None` without one.
 fn merging(ctl: &Ctl) -> Option<(u64, u64)> {
     let volume = ctl.volume("vol");
     let number = |field: &str| volume["merging"][field].as_u64();
@@ -175,7 +175,7 @@ fn merge_resumes_after_a_kill() {
         found => Some(found),
     });
     drop(daemon.kill());
-    // As slow as may be: neither over nor as far again, from the start, when somebody looks.
+    // Slow enough to be observed in progress.
     let daemon = slow(MIB).start();
     let ctl = daemon.ctl();
     match seen {

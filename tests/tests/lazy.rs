@@ -1,5 +1,5 @@
-//! Volumes that are restored lazily: used at once, whatever becomes of the store and the daemon, and whole in
-//! the end.
+//! Tests of lazy restore: volumes are usable at once, survive outages and crashes, and are complete in the
+//! end.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{
@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-/// Where the file system is; behind it there is room for writers.
+/// Size of the filesystem; the space after it is for writers.
 const FILES: u64 = 48 * MIB;
 const SIZE: u64 = 80 * MIB;
 
@@ -129,7 +129,7 @@ fn done_bytes(ctl: &Ctl, volume: &str) -> u64 {
     ctl.volume(volume)["hydration"]["doneBytes"].as_u64().unwrap_or(SIZE)
 }
 
-/// Reads places of the file system until the connection breaks or it is told to stop.
+/// Reads from the filesystem until the connection breaks or it is stopped.
 fn read_files(socket: &Path, content: &[u8], rng: &mut Rng, stop: &AtomicBool, count: &AtomicU64) {
     let Ok(mut client) = Nbd::try_open(socket, "now") else { return };
     while !stop.load(Ordering::SeqCst) {
@@ -205,7 +205,7 @@ fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
             if round % 2 == 0 {
                 origin.take_store_away();
                 let before = writes.load(Ordering::SeqCst);
-                // Whole blocks are written on, whatever the readers wait for.
+                // Writes of whole blocks continue while readers wait.
                 wait_for("writes without a store", || {
                     (writes.load(Ordering::SeqCst) > before + 50).then_some(())
                 });
@@ -348,7 +348,7 @@ fn outage_fails_or_blocks_reads_of_a_lazy_volume() {
     let found = read_in_the_end(&mut client, places[9]);
     assert!(found == origin.content[places[9] as usize..][..BLOCK as usize]);
     client.close();
-    // Nobody is kept from stopping or deleting.
+    // Stop and delete are not blocked.
     ctl.json(&["volume", "delete", "fails"]);
     drop(daemon.stop());
 }
@@ -478,7 +478,7 @@ fn filesystem_metadata_is_fetched_before_files() {
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
     let ctl = daemon.ctl();
-    // So slow that the files are not there for half a minute, however late somebody looks.
+    // Slow enough that the files are missing for half a minute.
     limit_download(&ctl, Some("512KiB"));
     let image = origin.bed.path("origin");
     fs::write(&image, &origin.content).unwrap();
@@ -491,8 +491,8 @@ fn filesystem_metadata_is_fetched_before_files() {
     // Of the last group, which lies behind most files.
     let (block, table) = (number("Block size:"), number("Inode table at "));
     lazy(&ctl, &origin.snap, "now", &["--on-store-loss", "error"]);
-    // One fetch of 4 MiB may be under way before anybody knows where the metadata lies; in their order the
-    // inodes of the last one come behind all of 16 MiB.
+    // One fetch of 4 MiB may be in flight before the metadata is located; in block order the last inodes
+    // follow after 16 MiB.
     wait_for_fetched(&ctl, "now", 9 * MIB);
     origin.take_store_away();
     let mut client = daemon.nbd("now");
@@ -531,7 +531,7 @@ fn damage(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     whole
 }
 
-/// What is sealed in one piece.
+/// Size of a frame.
 const FRAME: u64 = 128 << 10;
 
 #[test]

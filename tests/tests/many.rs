@@ -1,4 +1,4 @@
-//! Thousands of snapshots: what it takes to list them.
+//! Tests with thousands of snapshots and their listings.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_cloud::{KdfParams, OpenOptions, Repository, store::LocalStore, testing::put_many_snapshots};
@@ -16,7 +16,7 @@ const VOLUMES: u64 = 5;
 const EACH: u64 = 1_000;
 const ALL: u64 = VOLUMES * EACH;
 
-/// A mount, taken away in the end whatever happens.
+/// Mount, which is unmounted on drop.
 struct Mount(PathBuf);
 
 impl Drop for Mount {
@@ -40,7 +40,7 @@ fn requests(daemon: &Daemon) -> (u64, u64) {
     (count("list"), count("get"))
 }
 
-/// What each look took, for people.
+/// Prints the time of an operation.
 fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let done = work();
@@ -72,7 +72,7 @@ fn thousands_of_snapshots_are_listed_with_one_request() {
         let repo = Repository::open(store, None, &options).await.unwrap();
         put_many_snapshots(&repo, VOLUMES, EACH).await.unwrap();
     });
-    // Looked at anew just when that is wanted.
+    // Verified again on request only.
     let setup = || bed.daemon("one").config("[browse]").config("refresh_ms = 3600000");
     let daemon = setup().start();
     let ctl = daemon.ctl();

@@ -1,4 +1,4 @@
-//! What the `object_store` library's own integration tests ask of a store, on ours, over real servers.
+//! The integration tests of the `object_store` library with our stores and real servers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_cloud::{

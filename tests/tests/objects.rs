@@ -15,7 +15,7 @@ fn example(dir: &Path) -> String {
     fs::read_to_string(source).unwrap()
 }
 
-/// What was done with each object, `KIND/NAME RESULT`.
+/// Returns the results as `KIND/NAME RESULT`.
 fn results(document: &Value) -> Vec<String> {
     let objects = document["objects"].as_array().unwrap_or_else(|| panic!("{document:#}"));
     objects
@@ -169,7 +169,7 @@ fn location(name: &str, dir: &Path) -> String {
     )
 }
 
-/// An object of which all is in one line.
+/// Returns an object in one line.
 fn object(kind: &str, name: &str, spec: &str) -> String {
     format!("apiVersion: blockd/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n")
 }
@@ -283,7 +283,7 @@ fn clone_starts_with_current_content() {
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
     ctl.create_volume("db", "8MiB");
-    // Somebody's own, and no reason to begin there.
+    // A foreign volume, which is not used.
     ctl.json(&["snapshot", "create", "db", "--name", "clone-test"]);
     let clone = file(bed.dir(), "clone.yaml", &object("VolumeClone", "test", "sourceVolume: db"));
     let mut origins = vec!["clone-test".to_owned()];
@@ -312,7 +312,7 @@ fn running_tasks_are_awaited_and_stopped_ones_resume() {
     let ctl = daemon.ctl();
     let store = bed.store("one");
     let dir = store.dir().to_str().unwrap();
-    // At this speed nothing ends while somebody looks.
+    // At this rate no task ends during the test.
     for (name, limit) in [("up", "--limit-upload"), ("down", "--limit-download")] {
         ctl.json(&["credentials", "create", name, "--provider", "local", "--path", dir, limit, "1KiB"]);
     }
@@ -459,7 +459,7 @@ fn restore_of_a_running_backup_waits_and_the_rest_applies() {
     let ctl = daemon.ctl();
     let store = bed.store("one");
     let dir = store.dir().to_str().unwrap();
-    // At this speed nothing ends while somebody looks.
+    // At this rate no task ends during the test.
     let slow = ["--path", dir, "--limit-upload", "1KiB", "--limit-download", "1GiB"];
     ctl.json(&[["credentials", "create", "nas", "--provider", "local"].as_slice(), &slow].concat());
     ctl.create_volume("vol", "8MiB");

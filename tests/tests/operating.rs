@@ -1,4 +1,4 @@
-//! What an operator looks at: events, group backups, and the bundle for those who help.
+//! Tests of operation: events, group backups, and the support bundle.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{BLOCK, Bed, Nbd, wait_for};
@@ -54,7 +54,7 @@ fn group_backup_raises_events_and_bundle_has_no_secret() {
     ctl.fails(&["support-bundle", "--output", path], 1);
 }
 
-/// What each line of the log of commands says.
+/// Returns the lines of the command log.
 fn lines(path: &std::path::Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }

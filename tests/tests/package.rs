@@ -250,7 +250,7 @@ impl Host {
         Ok(Self { system })
     }
 
-    /// What systemd was asked since this was called last.
+    /// Returns the calls of systemd since the last call.
     fn asked(&self) -> Vec<String> {
         let log = self.system.path("/var/log/systemctl.log");
         let text = fs::read_to_string(&log).unwrap_or_default();

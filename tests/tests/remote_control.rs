@@ -1,5 +1,4 @@
-//! Driving a daemon from elsewhere and as somebody else: certificates, roles, sockets of groups, and names
-//! for daemons.
+//! Tests of remote control: certificates, roles, group sockets, and contexts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_tests::{Bed, Ctl, certs::Authority, ctl::clean, process::program, wait_for};
@@ -36,7 +35,7 @@ impl Far {
         Self { daemon, authority, address: format!("localhost:{port}") }
     }
 
-    /// The flags of somebody with a certificate of this name.
+    /// Returns the flags of a client with a certificate of this name.
     fn flags(&self, name: &str) -> Vec<String> {
         let (cert, key) = self.authority.sign(name, &[]);
         let path = |path: &Path| path.to_str().unwrap().to_owned();
@@ -49,11 +48,11 @@ impl Far {
         flags.flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     }
 
-    /// Runs `blockctl` as somebody, with this exit status expected; what the error says.
+    /// Runs `blockctl` as a client, expects an exit status, and returns the error.
     fn as_whom(&self, name: &str, args: &[&str], code: i32) -> String {
         let flags = self.flags(name);
         let all: Vec<&str> = flags.iter().map(String::as_str).chain(args.iter().copied()).collect();
-        // The socket that the variable names is nobody's: what answers is the address.
+        // The socket of the variable has no server: the address answers.
         let ctl = Ctl::new(Path::new("/nonexistent/blockd.sock"));
         let (got, document) = ctl.document(&all);
         assert_eq!(got, code, "{name}: {args:?}: {document:#}");
@@ -96,7 +95,7 @@ fn certificate_name_sets_the_role() {
     let said = far.as_whom("stranger", &["status"], 1);
     assert!(said.contains("stranger has no role"), "{said}");
     assert_eq!(far.daemon.ctl().json(&["snapshot", "list", "db"]).as_array().unwrap().len(), 1);
-    // Whoever may not begin a deletion may not take one up again or end it.
+    // A caller who may not start a deletion may neither resume nor stop one.
     let list = far.daemon.ctl().json(&["cloudsnap", "list"]);
     let snap = list[0]["ID"].as_str().unwrap_or_else(|| panic!("{list:#}")).to_owned();
     far.as_whom("alice", &["cloudsnap", "delete", "--snap", &snap], 0);
@@ -135,7 +134,7 @@ fn client_without_a_valid_certificate_is_refused() {
     let error = ctl.fails(&[&by_number[..], &["status"]].concat(), 3);
     assert!(error["message"].as_str().unwrap().contains("certificate"), "{error}");
 
-    // In clear there is nothing to be had, and whoever says nothing holds nobody up.
+    // Plaintext is refused, and a silent client delays no other.
     let silent: Vec<_> = (0..300).map(|_| TcpStream::connect(&far.address).unwrap()).collect();
     let mut clear = TcpStream::connect(&far.address).unwrap();
     clear.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -217,7 +216,7 @@ fn reload_replaces_roles_and_certificates_or_changes_nothing() {
     reload(&text, done);
     far.as_whom("backup", &["volume", "list"], 0);
 
-    // One that cannot be changes nothing, whatever else is in it.
+    // An invalid configuration changes no setting.
     reload(&format!("{less}\n[secrets]\nnonsense = 1\n"), "the new configuration is not used");
     far.as_whom("backup", &["volume", "list"], 0);
     let told = wait_for("the status to say so", failed);

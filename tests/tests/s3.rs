@@ -265,7 +265,7 @@ fn network_faults_are_survived() {
     });
     daemon.nbd("vol").write(0, &content[MIB as usize..MIB as usize + 4096]);
     let wanted = daemon.content("vol");
-    // The reply to the commit is lost every time: whatever the task says, the list must say the same.
+    // The reply to the commit is always lost: the listing must match the result of the task.
     let (code, document) = ctl.document(&["cloudsnap", "backup", "vol", "--wait"]);
     proxy.judge(|_, _| None);
     let listed = ctl.done_cloudsnaps();
@@ -328,7 +328,7 @@ fn access_key_is_rotated_during_a_backup() {
     let proxy = Proxy::start(server.address());
     let secrets = bed.path("secrets");
     std::fs::create_dir(&secrets).unwrap();
-    // What is held is given up and sent again, however long the server takes to start anew.
+    // Held requests are dropped and sent again, however long the server takes to restart.
     let table = format!("upload_concurrency = 2\nstore_attempts = 30\n[secrets]\nfile_dir = {secrets:?}");
     let daemon = bed.daemon("a").config(&table).start();
     let ctl = daemon.ctl();

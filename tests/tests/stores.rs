@@ -96,8 +96,8 @@ fn main_job(test: &str, bed: &Bed, server: &Server) {
     }
 }
 
-/// A data directory is copied, and both daemons go on with the same volume into the same store: what each of
-/// them backs up is what its own volume held, whoever asks for it.
+/// A data directory is copied, and both daemons continue with the same volume and store: each backup has the
+/// content of its own volume.
 fn two_copies(test: &str, bed: &Bed, add: &dyn Fn(&Ctl)) {
     let mut rng = Rng::of_test(test);
     let first = bed.daemon("first").start();

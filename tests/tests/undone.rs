@@ -16,7 +16,7 @@ fn fill(daemon: &Daemon, rng: &mut Rng) {
     client.close();
 }
 
-/// So slow that a task has far to go when somebody looks, however late that is.
+/// Adds a location slow enough to observe a running task.
 fn add_slow(ctl: &Ctl, name: &str, dir: &Path, limit: &str) {
     let dir = dir.to_str().unwrap();
     ctl.json(&["credentials", "create", name, "--provider", "local", "--path", dir, limit, "5MiB"]);

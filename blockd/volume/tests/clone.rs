@@ -1,4 +1,4 @@
-//! Clones: parent and clone go their own ways, and nobody writes to what the other one reads.
+//! Tests of clones: parent and clone are independent, and neither writes to shared layers.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -118,7 +118,7 @@ fn parents_and_clones_go_their_own_ways() {
     }
 }
 
-/// Two layers, of which the clone shares the lower one; the upper one holds more than the lower one does.
+/// Returns a volume with two layers, whose lower, smaller one is shared with a clone.
 fn shared_pair(dir: &Path) -> (Arc<Volume>, Arc<Volume>) {
     let parent = Volume::create(&dir.join("parent"), VolumeId::from_u64(1), BLOCKS * BLOCK).unwrap();
     parent.write(0, &[1; 10 * 4096], false).unwrap();

@@ -15,7 +15,7 @@ const BLOCKS: u64 = 4096;
 const BLOCKS_A_ROUND: u64 = 256;
 const BASE: SnapshotId = SnapshotId::from_u64(1);
 
-/// What was dirtied since a snapshot, of blocks that are written one after the other.
+/// Dirty set since a snapshot, for sequential writes.
 #[derive(Debug, PartialEq, Eq)]
 struct Dirty {
     /// So many of the first blocks, without a gap.

@@ -93,7 +93,7 @@ fn start_in_another_mount_records_a_loss_for_all_clients() {
     let dir = dir.path().join("v");
     drop(create(&dir));
     alter(&dir, MOUNT_AT, &u64::MAX.to_le_bytes());
-    // Filesystems without a mount number cannot be told apart.
+    // Filesystems without a mount id cannot be distinguished.
     let loss = found(&open(&dir, false));
     assert!(loss.is_none_or(|loss| loss == (SurvivingClients::All, DiscardCause::OtherMount)), "{loss:?}");
 }

@@ -1,8 +1,8 @@
-//! Every single call on a volume's files is failed once, and for good, while a volume goes through its life.
+//! Fault injection: each call on a volume's files fails once, or permanently, during a scripted life.
 //!
-//! A run counts the calls; then, for each of them, the same life is led again on a disk that fails that one,
-//! or all from that one on until two steps have failed. Whatever fails: no panic, an error that names the
-//! file, nothing that was answered is forgotten, and the step can be repeated once the disk is mended.
+//! A run counts the calls; then the same life runs again for each of them on a disk that fails this call, or
+//! all calls from it on until two steps have failed. After any failure: no panic, an error that names the
+//! file, no answered write is lost, and the step can be repeated once the disk is repaired.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -110,13 +110,13 @@ impl Run {
     fn look(self, sim: &mut Sim) {
         if sim.volume().failure().is_none() {
             sim.observe();
-            // Whatever is clean in memory is the same on the disk.
+            // Clean state in memory equals the disk.
             sim.disk.evict().unwrap();
             sim.check();
         }
     }
 
-    /// What was flushed survives, whatever happened before; and the volume works.
+    /// Flushed writes survive, and the volume works.
     fn end(self, sim: &mut Sim) {
         if sim.volume().failure().is_some() {
             self.open_again(sim, &mut 0);
@@ -348,7 +348,7 @@ fn interrupted_restore_leaves_all_or_nothing() {
     for (call, draw) in (0..calls_of_a_restore(seed)).flat_map(|call| (0..4).map(move |draw| (call, draw))) {
         let mut sim = Sim::new(seed.wrapping_add(call * 4 + draw));
         sim.disk.cut_power_before(call);
-        // What the last calls are for may do without them, but nobody hears of it.
+        // The last calls are optional; their failure is not reported.
         let _ = restore(&sim);
         assert!(sim.disk.is_off());
         sim.cut_power();
@@ -361,8 +361,8 @@ fn interrupted_restore_leaves_all_or_nothing() {
     }
 }
 
-/// The kernel tells of lost data once. Whoever hears of it and then fails must not leave a map that is
-/// believed.
+/// The kernel reports lost data once. An open that gets the report and then fails must not leave a trusted
+/// map.
 #[test]
 fn lost_data_is_not_forgotten_by_an_open_that_fails() {
     let seed = seed_of_test("lost_data_is_not_forgotten_by_an_open_that_fails");

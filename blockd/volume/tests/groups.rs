@@ -76,8 +76,7 @@ impl Chain {
         self.answered.store(number, Ordering::SeqCst);
     }
 
-    /// What is wrong with the chain's cells, one of each volume: they must be those of the first so many
-    /// writes.
+    /// Checks the cells of a chain, one of each volume: they must be those of a prefix of its writes.
     fn check(&self, cells: &[u64], at_least: u64, at_most: u64) -> Option<String> {
         let last = cells.iter().copied().max().unwrap_or(0);
         let mut expected = vec![0; cells.len()];
@@ -97,7 +96,7 @@ impl Chain {
     }
 }
 
-/// Starts the chains, every third of which goes from hand to hand between two threads.
+/// Starts the chains; two threads alternate in every third.
 fn start(
     chains: &[Arc<Chain>],
     volumes: &Arc<Vec<Arc<Volume>>>,
@@ -119,7 +118,7 @@ fn start(
                     chain.write(&volumes, number);
                     let _ = next.send(number + 1);
                 }
-                // Whoever waits for a turn hears that there is none.
+                // A waiting thread learns that there is no turn.
                 let _ = next.send(0);
             }));
         }
@@ -250,7 +249,7 @@ fn files(volume: &Volume) -> Vec<PathBuf> {
     all
 }
 
-/// What of a volume a failed freeze must leave as it was.
+/// State of a volume that a failed freeze must preserve.
 fn state(volume: &Volume) -> (Vec<PathBuf>, Vec<u8>, u64, u64) {
     let meta = std::fs::read(volume.dir().join("volume.meta")).unwrap();
     let stats = volume.stats();
@@ -263,8 +262,8 @@ fn write_some(volumes: &[Arc<Volume>], block: u64, byte: u8) {
     }
 }
 
-/// What was written since snapshot 1 was taken, block 1 and later, must be in the next incremental of every
-/// volume, and the volumes must be found again as they are.
+/// The writes since snapshot 1, block 1 and later, must be in the next incremental of each volume, and the
+/// volumes must reopen unchanged.
 fn check_nothing_forgotten(volumes: Vec<Arc<Volume>>, base: &GroupFrozen, blocks: &[u64]) {
     let frozen = freeze_group(&with_id(&volumes, 99)).unwrap();
     for (at, volume) in volumes.iter().enumerate() {
@@ -479,7 +478,7 @@ fn groups_that_overlap_do_not_wait_for_each_other_for_ever() {
     for _ in 0..4 {
         ends.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap();
     }
-    // A close comes in between, and then nobody waits either.
+    // A close in between leaves no waiter.
     let closer = {
         let volumes = volumes.clone();
         thread::spawn(move || volumes[1].close().unwrap())

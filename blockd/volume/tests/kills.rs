@@ -1,5 +1,5 @@
-//! The process dies at any call, the machine does not: everything that was answered is found by the next
-//! process, and what that one is told to keep rests on nothing that only memory has.
+//! Process crashes at each call without a power cut: the next process finds all answered writes, and its
+//! durable state does not depend on unsynced data.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -84,13 +84,13 @@ fn process_death_at_any_call_leaves_consistent_state() {
     eprintln!("{name}: {calls} calls");
 }
 
-/// How often each call is the last one.
+/// Number of runs per call.
 const DRAWS: u64 = 4;
-/// What a restore or a clone is made of, and what it must hold.
+/// Content of a restore or clone.
 const CONTENT: [u8; BLOCK_SIZE_BYTES as usize] = [7; BLOCK_SIZE_BYTES as usize];
 
-/// A volume that appears by a rename: whoever finds it after the maker's death may keep it, and then a power
-/// cut must not take it back.
+/// Crashes the creation of a volume that appears by a rename: if the next process finds it, a power cut must
+/// not remove it.
 fn die_while_a_volume_is_made(name: &str, make: impl Fn(&Sim) -> Option<()> + std::panic::RefUnwindSafe) {
     let seed = seed_of_test(name);
     let (mut found, mut calls) = (0, u64::MAX);
@@ -107,7 +107,7 @@ fn die_while_a_volume_is_made(name: &str, make: impl Fn(&Sim) -> Option<()> + st
     assert!(found > DRAWS, "nobody died between the rename and the end");
 }
 
-/// Whether the volume was there after the death, and how many calls it took if nobody died.
+/// Returns true if the volume exists after the crash, and the number of calls without a crash.
 fn die_while_making(call: u64, seed: u64, make: impl Fn(&Sim) -> Option<()>) -> (bool, Option<u64>) {
     let mut sim = Sim::new(seed);
     sim.create(BLOCKS).unwrap();
@@ -161,8 +161,8 @@ fn content_of(volume: &Volume) -> Vec<u8> {
     bytes
 }
 
-/// The process dies before a call of a rollback: the volume is what it was, or what it was to become, and
-/// stays it. How many calls it took if nobody died.
+/// Crashes a rollback before a call: the volume has its old or its new content, and keeps it. Returns the
+/// number of calls without a crash.
 fn die_while_rolling_back(call: u64, seed: u64) -> Option<u64> {
     const BLOCK: u64 = BLOCK_SIZE_BYTES;
     let mut sim = Sim::new(seed);

@@ -24,7 +24,7 @@ const BLOCKS: u64 = 3000;
 const SIZE_BYTES: u64 = BLOCKS * BLOCK_SIZE_BYTES;
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How a source behaves.
+/// Behavior of a source.
 #[derive(Default)]
 struct Mood {
     is_held: bool,
@@ -32,10 +32,10 @@ struct Mood {
     /// Blocks that it can never give.
     bad: BlockSet,
     held: Vec<(Extent, FetchReply)>,
-    /// How often it was asked for what somebody waits for.
+    /// Number of requests for waiting readers.
     for_readers: usize,
     time_limit: Option<Duration>,
-    /// What is to be called when somebody's time_limit is over.
+    /// Callbacks of expired readers.
     wakes: Vec<Wake>,
 }
 
@@ -97,7 +97,7 @@ impl Memory {
         self.mood.lock().is_broken = is_broken;
     }
 
-    /// Waits until somebody waits for the source.
+    /// Waits until a reader waits for the source.
     fn wait_for_held(&self, count: usize) {
         let mut mood = self.mood.lock();
         while mood.held.len() < count {
@@ -169,7 +169,7 @@ struct Lazy {
     dir: std::path::PathBuf,
     source: Arc<Memory>,
     volume: Arc<Volume>,
-    /// What the volume must read as.
+    /// Expected content of the volume.
     model: Vec<u8>,
 }
 
@@ -214,7 +214,7 @@ fn assert_reads(volume: &Volume, wanted: &[u8]) {
     assert_eq!(wrong, None, "the first block that differs");
 }
 
-/// Asks for a block; what becomes of that is told later.
+/// Requests a block; the result comes later.
 fn ask(volume: &Volume, block: u64) -> mpsc::Receiver<Result<(), VolumeErrorKind>> {
     let (told, hears) = mpsc::channel();
     let then = Box::new(move |result: Result<(), blockd_volume::VolumeError>| {
@@ -231,10 +231,9 @@ fn readers_time_out_independent_of_earlier_fetches() {
     let lazy = Lazy::new(Memory::new(8));
     lazy.source.hold();
     let take_wakes = || std::mem::take(&mut lazy.source.mood.lock().wakes);
-    // The time_limit of these is over at once, as soon as somebody looks. Not all of what they wait for is
-    // under way.
+    // The limit of these expires at the first check. Not all of their blocks are in flight.
     lazy.source.mood.lock().time_limit = Some(Duration::ZERO);
-    // In no order that looks like somebody reads on and on.
+    // In an order without a sequential pattern.
     let places: Vec<u64> = (0..MANY).map(|n| n * 17 % MANY * 64).collect();
     let impatient: Vec<_> = places.iter().map(|place| ask(&lazy.volume, *place)).collect();
     let under_way = lazy.source.mood.lock().held.len();
@@ -255,7 +254,7 @@ fn readers_time_out_independent_of_earlier_fetches() {
     let for_readers = lazy.source.mood.lock().for_readers;
     lazy.source.let_go();
     assert_eq!(patient.try_recv(), Ok(Ok(())));
-    // What nobody waited for any more was not fetched.
+    // Blocks without a waiter were not fetched.
     assert_eq!(lazy.source.mood.lock().for_readers, for_readers);
     lazy.check();
 }
@@ -527,7 +526,7 @@ fn unlogged_blocks_are_fetched_again() {
     assert_reads(&volume, &lazy.model);
 }
 
-/// What the kernel could not write back it calls clean, and forgets.
+/// The kernel marks pages with failed writeback as clean and drops them.
 #[test]
 fn blocks_lost_by_failed_sync_are_fetched_again() {
     let source = Memory::new(12);
@@ -547,7 +546,7 @@ fn blocks_lost_by_failed_sync_are_fetched_again() {
     disk.mend();
     disk.evict().unwrap();
     assert_reads(&volume, &source.data);
-    // A guest is told of nothing: it was promised nothing.
+    // A guest gets no error, as no write was acknowledged as durable.
     volume.write(0, &[1; BLOCK], true).unwrap();
     assert!(volume.hydrate_next().unwrap().is_none() && volume.end_hydration().unwrap());
     disk.evict().unwrap();

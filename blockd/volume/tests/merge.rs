@@ -17,7 +17,7 @@ const BLOCKS: u64 = 64;
 /// Merges write down how far they are after so many blocks.
 const NOTE_BLOCKS: u64 = 4;
 
-/// What a block holds that was written in this round.
+/// Returns the content of a block written in a round.
 fn content(block: u64, round: u64) -> Vec<u8> {
     let mut data = vec![0; BLOCK_SIZE_BYTES as usize];
     data[..8].copy_from_slice(&(block << 8 | round).to_le_bytes());
@@ -34,9 +34,8 @@ struct Bed {
 }
 
 impl Bed {
-    /// A volume in which a layer of the even blocks, of a time when it had fewer blocks, lies below one of
-    /// every so many blocks; nobody needs them apart, and merging the upper one into the lower one copies
-    /// less.
+    /// Creates a volume with a layer of the even blocks, from before it grew, below a layer of every n-th
+    /// block; merging down copies less.
     fn new(first_blocks: u64, step: u64) -> Self {
         Self::with_runs(first_blocks, step, 1)
     }
@@ -154,8 +153,7 @@ fn shares(bed: &Bed) -> usize {
     bed.disk.operations().iter().filter(|call| call.kind == OpKind::Share).count()
 }
 
-/// Where the disk can share extents, runs that are worth it are not copied. A run counts as little as the
-/// shortest one.
+/// On a disk that can share extents, long extents are not copied.
 #[test]
 fn shareable_extents_are_not_copied() {
     let mut bed = Bed::with_runs(BLOCKS, 16, 4);

@@ -79,7 +79,7 @@ struct Frozen {
     id: SnapshotId,
     epoch: Epoch,
     content: Vec<u8>,
-    /// What each block was at the freeze.
+    /// Blocks at the freeze.
     blocks: Vec<Block>,
     /// Blocks dirtied since, those in front of the end.
     dirty: Vec<bool>,
@@ -87,7 +87,7 @@ struct Frozen {
     dirty_until: Vec<(SnapshotId, Vec<bool>)>,
 }
 
-/// What a volume must know of a block.
+/// Expected state of a block.
 #[derive(Clone, Copy, Default)]
 struct Block {
     has_data: bool,
@@ -304,7 +304,7 @@ impl Run {
         self.history.push((done.epoch, self.model.clone()));
     }
 
-    /// What each snapshot costs, asking every block of every point.
+    /// Checks the space of each snapshot, block by block.
     fn check_space(&self) {
         let found = self.volume.snapshot_space();
         assert_eq!(found.len(), self.snapshots.len());
@@ -329,7 +329,7 @@ impl Run {
         }
     }
 
-    /// What changed between any two points, block by block.
+    /// Checks the differences between any two points, block by block.
     fn check_differences(&self) {
         for (number, from) in self.snapshots.iter().enumerate() {
             let now = self.volume.difference(from.id, None).unwrap();
@@ -446,7 +446,7 @@ fn check_difference(found: &Difference, changed: &[bool], then: &[Block]) {
     assert_eq!((found.data_bytes(), found.zero_bytes()), (data_bytes, zero_bytes));
 }
 
-/// What an answer about a range consists of.
+/// Extents of an answer.
 type FoundRuns<T> = Vec<(u64, T)>;
 
 fn allocation(runs: Result<Vec<blockd_volume::AllocationRun>, VolumeError>) -> FoundRuns<Allocation> {
@@ -457,7 +457,7 @@ fn dirty(runs: Result<Vec<blockd_volume::DirtyRun>, VolumeError>) -> FoundRuns<b
     runs.unwrap().into_iter().map(|run| (run.len_bytes, run.dirty)).collect()
 }
 
-/// What the model says of a block, as the volume would say it.
+/// Answer of the model about a block.
 trait Says<T> {
     fn says(&self) -> T;
 }
@@ -534,7 +534,7 @@ fn is_hole(file: &File, block: u64) -> bool {
     }
 }
 
-/// Where the two differ first, in front of the end of the shorter one.
+/// Returns the first difference before the end of the shorter one.
 fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     a.iter().zip(b).position(|(x, y)| x != y)
 }

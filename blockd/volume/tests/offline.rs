@@ -1,4 +1,4 @@
-//! Checking the files of a volume that nobody has open.
+//! Tests of the offline check.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

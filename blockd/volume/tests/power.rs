@@ -198,7 +198,7 @@ fn live(seed: u64, plan: Plan<'_>) {
     }
 }
 
-/// How long a planted bug is looked for, which takes seconds on a machine that has nothing else to do.
+/// Timeout of the search for a planted bug, which takes seconds on an idle machine.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Leads lives until one fails or the time is over; how many, and the seed of the one that failed.

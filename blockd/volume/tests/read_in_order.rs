@@ -12,14 +12,14 @@ use std::sync::{
 
 const MIB: u64 = 1 << 20;
 const SIZE_BYTES: u64 = 2048 * MIB;
-/// What a client has asked for and not got: eight requests of 1 MiB.
+/// Outstanding data of a client: eight requests of 1 MiB.
 const DEPTH_BYTES: u64 = 8 * MIB;
-/// What a restore has on its way as it is configured at first: four packs.
+/// Data in flight of a restore with defaults: four packs.
 const RESTORE_BYTES: u64 = 4 * 32 * MIB;
-/// What lazy reading may have in memory at once, if all of it comes at the same moment.
+/// Maximum memory of lazy reads if all data arrives at once.
 const MAX_HELD_BYTES: u64 = 160 * MIB;
 
-/// A store that answers when it is told to.
+/// Fake store that answers on request.
 #[derive(Default)]
 struct Slow {
     held: Mutex<Vec<(Extent, FetchReply)>>,

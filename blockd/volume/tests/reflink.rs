@@ -1,6 +1,6 @@
-//! Merges on a real XFS that shares extents: they take no space, because nothing is copied.
+//! Tests of merges on a real XFS with shared extents: they take no space, as no data is copied.
 //!
-//! Needs root, loop devices and `mkfs.xfs`; says so and proves nothing where they are missing.
+//! They need root, loop devices and `mkfs.xfs`, and are skipped with a message otherwise.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

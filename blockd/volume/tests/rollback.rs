@@ -18,7 +18,7 @@ const BLOCK: u64 = 4096;
 const POINT: SnapshotId = SnapshotId::from_u64(1);
 const BEFORE: SnapshotId = SnapshotId::from_u64(2);
 
-/// A volume with a history, on a disk that does as it is told.
+/// Volume with a history on a simulated disk.
 struct Bed {
     root: tempfile::TempDir,
     disk: Attached,
@@ -73,7 +73,7 @@ impl Bed {
         self.volume.as_ref().unwrap().roll_back(POINT, &|| true)
     }
 
-    /// Whether the volume was rolled back; nothing else but the state before is possible.
+    /// Returns true if the volume was rolled back; otherwise it must have the previous state.
     fn is_back(&self, volume: &Volume) -> bool {
         let found = content(volume);
         assert!(found == self.before || found == self.at_point, "it is neither as before nor rolled back");
@@ -157,7 +157,7 @@ fn rollback_with_writes_or_stop_changes_nothing() {
     assert!(bed.is_back(volume));
 }
 
-/// What becomes of the volume after a call failed.
+/// End of a volume after a failed call.
 #[derive(Clone, Copy, Debug)]
 enum End {
     GoOn,

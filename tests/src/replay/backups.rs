@@ -21,16 +21,16 @@ const SECTORS: u64 = (2 << 20) / SECTOR_BYTES;
 pub const WRONG: &str = "holds what the volume never held while it was made";
 /// The same of one that was made after a power cut.
 pub const DIFFERS: &str = "differs first";
-/// Findings that say that nobody knows any more what has to be backed up.
+/// Finding of lost change tracking.
 pub const FORGOTTEN: &str = "what changed since the last backup was forgotten";
 /// Writes between two backups, at most.
 const MAX_WRITES: u64 = 12;
 
 /// A recorded life.
 pub struct BackupLife {
-    /// What the disk was asked for.
+    /// Recorded requests of the disk.
     pub recording: Recording,
-    /// What the store held meanwhile.
+    /// Recorded states of the store.
     pub store: StoreHistory,
     /// From this position on there are a volume and a place to back it up to.
     pub ready: usize,
@@ -40,9 +40,9 @@ pub struct BackupLife {
 struct Backup {
     span: Span,
     snap: String,
-    /// What had been answered when it was asked for.
+    /// Acknowledged content at the request.
     before: Vec<u8>,
-    /// What was written until it was done, one after the other.
+    /// Writes until its end, in order.
     changes: Vec<Change>,
 }
 
@@ -60,7 +60,7 @@ impl Change {
         content[self.range()].copy_from_slice(&self.data);
     }
 
-    /// Whether this is `before` with some blocks of the change: it was under way when the volume was frozen.
+    /// Returns true for `before` with some blocks of the change, which was in flight at the freeze.
     fn is_half_done(&self, before: &[u8], content: &[u8]) -> bool {
         let Range { start, end } = self.range();
         let mut after = before.to_vec();
@@ -78,7 +78,7 @@ impl Change {
 }
 
 impl Backup {
-    /// Whether this is what the volume held at one instant between the request and the end.
+    /// Returns true if the volume had this content at some time between request and end.
     fn may_hold(&self, content: &[u8]) -> bool {
         let mut state = self.before.clone();
         if content.len() != state.len() {
@@ -100,7 +100,7 @@ struct Load {
     daemon: Daemon,
     client: Option<Nbd>,
     last_version: u64,
-    /// What was answered.
+    /// Acknowledged content.
     content: Vec<u8>,
     /// Since the last backup was asked for.
     changes: Vec<Change>,
@@ -274,14 +274,14 @@ impl BackupLife {
             let was_there = self.store.has(snap, cut);
             let is_known = match of_life {
                 Some(backup) => backup.may_hold(&content),
-                // Another name is one of a backup that was under way and began anew.
+                // Another name belongs to a running backup that restarted.
                 None => self
                     .backups
                     .iter()
                     .any(|backup| !backup.span.is_certain(cut) && backup.may_hold(&content)),
             };
-            // What was not in the store by then may have been frozen after the power cut: nobody has written
-            // since.
+            // A backup missing in the store by then may have been frozen after the power cut, without later
+            // writes.
             if !is_known && (was_there || content != now) {
                 return Err(format!("backup {snap} {WRONG}"));
             }

@@ -1,5 +1,5 @@
-//! Real filesystems on images and on recorded disks, in a mount namespace of one thread: whatever happens to
-//! the test, no mount outlives it, and loop devices go with their mounts.
+//! Real filesystems on images and recorded disks, in a mount namespace of one thread: no mount outlives the
+//! test, and loop devices end with their mounts.
 
 use crate::{
     Rng,
@@ -24,7 +24,7 @@ pub enum Filesystem {
     Xfs,
 }
 
-/// What is missing here to mount filesystems.
+/// Returns a missing requirement for mounts, if any.
 pub fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("root: only it may mount".into());
@@ -109,8 +109,8 @@ fn text(path: &Path) -> &str {
 }
 
 impl Filesystem {
-    /// Why a filesystem of this kind cannot be mounted here, if it cannot. The mounts of this thread must be
-    /// its own.
+    /// Returns the reason why this filesystem cannot be mounted here, if any. The thread must have its own
+    /// mount namespace.
     pub fn why_not(self, dir: &Path) -> Option<String> {
         let image = dir.join("probe.img");
         self.make(&image);

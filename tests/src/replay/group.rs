@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-/// Where both members have the link of the chain that they were given last.
+/// Sector of the last link of the chain in both members.
 const CHAIN_SECTOR: u64 = 300;
 /// The most rounds of the chain during a snapshot.
 const MAX_ROUNDS: u64 = 30;
@@ -89,9 +89,8 @@ impl Load<'_> {
     }
 }
 
-/// Group snapshots are there for all members or for none, whatever a power cut left: `found` are the names of
-/// the snapshots that each of the volumes has. A member's snapshot that somebody deleted by itself says
-/// nothing.
+/// Checks that group snapshots exist for all members or none after a power cut: `found` are the snapshot
+/// names of each volume. Individually deleted ones are ignored.
 pub(super) fn all_or_none(
     volumes: &[VolumeHistory],
     found: &[Vec<String>],

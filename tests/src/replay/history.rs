@@ -1,7 +1,7 @@
-//! What was done to the volumes of a daemon and when: the model that what a power cut leaves is held to.
+//! History of a daemon's volumes: the model for states after a power cut.
 //!
-//! Time is the length of the recorded disk's log. Whatever was answered when the log had so many requests
-//! rests on these alone; whatever was asked for when it had so many cannot be seen in what came before.
+//! Time is the length of the recorded disk's log. An operation answered at a length depends on these requests
+//! only; one requested at a length cannot affect earlier requests.
 
 /// The unit that may be torn, and that holds one version.
 pub const SECTOR_BYTES: u64 = 512;
@@ -11,32 +11,32 @@ pub const NEVER: usize = usize::MAX;
 /// When something was asked for, and when it was answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Span {
-    /// How long the log was before it was asked for.
+    /// Length of the log before the request.
     pub asked: usize,
-    /// How long the log was after it was answered.
+    /// Length of the log after the answer.
     pub answered: usize,
 }
 
 impl Span {
-    /// Whether a power cut at `cut` must leave it done.
+    /// Returns true if it must survive a power cut at `cut`.
     pub fn is_certain(self, cut: usize) -> bool {
         self.answered <= cut
     }
 
-    /// Whether a power cut at `cut` may leave it done.
+    /// Returns true if it may survive a power cut at `cut`.
     pub fn is_possible(self, cut: usize) -> bool {
         self.asked < cut
     }
 }
 
-/// What a write put into a sector.
+/// Content that a write put into a sector.
 #[derive(Clone, Copy, Debug)]
 pub struct Content {
-    /// Which write; 0 for zeroes.
+    /// Number of the write; 0 for zeroes.
     pub version: u64,
-    /// How long the log was before it was sent.
+    /// Length of the log before it was sent.
     pub sent: usize,
-    /// How long the log was after a flush of it was answered.
+    /// Length of the log after its flush was answered.
     pub flushed: usize,
 }
 
@@ -64,15 +64,15 @@ pub struct VolumeHistory {
     pub deleted: Option<Span>,
     /// The sizes that it was given, and when; the first when it was made.
     pub sizes: Vec<(Span, u64)>,
-    /// What each sector held, oldest first; the first is what it was made with.
+    /// Contents of each sector, oldest first; the first is the initial one.
     pub sectors: Vec<Vec<Content>>,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<SnapshotHistory>,
-    /// Which contents were answered and not flushed: the sector, and which of its contents.
+    /// Answered but unflushed contents: the sector, and the index of its content.
     unflushed: Vec<(usize, usize)>,
 }
 
-/// What a power cut may leave of something.
+/// Presence after a power cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Presence {
     /// It must be there.
@@ -109,12 +109,12 @@ impl VolumeHistory {
         }
     }
 
-    /// How many sectors it has now.
+    /// Returns the current number of sectors.
     pub fn len(&self) -> u64 {
         self.sectors.len() as u64
     }
 
-    /// Whether it has none.
+    /// Returns true without sectors.
     pub fn is_empty(&self) -> bool {
         self.sectors.is_empty()
     }
@@ -136,7 +136,7 @@ impl VolumeHistory {
         }
     }
 
-    /// How far the writes have come that no flush covers yet: for [`flushed`](Self::flushed).
+    /// Returns the position of unflushed writes, for [`flushed`](Self::flushed).
     pub fn written(&self) -> usize {
         self.unflushed.len()
     }
@@ -170,7 +170,7 @@ impl VolumeHistory {
         all.filter(|(_, snapshot)| snapshot.deleted.is_none()).map(|(nth, _)| nth).collect()
     }
 
-    /// Whether a power cut at `cut` may leave it.
+    /// Returns its presence after a power cut at `cut`.
     pub fn presence(&self, cut: usize) -> Presence {
         presence(self.made, self.deleted, cut)
     }
@@ -192,13 +192,13 @@ impl VolumeHistory {
 }
 
 impl SnapshotHistory {
-    /// Whether a power cut at `cut` may leave it.
+    /// Returns its presence after a power cut at `cut`.
     pub fn presence(&self, cut: usize) -> Presence {
         presence(self.made, self.deleted, cut)
     }
 }
 
-/// What a write of a version puts into a sector.
+/// Returns the content of a version of a sector.
 pub fn sector_content(sector: u64, version: u64) -> [u8; SECTOR_BYTES as usize] {
     let mut content = [0; SECTOR_BYTES as usize];
     if version != 0 {

@@ -35,7 +35,7 @@ impl Image {
         Ok(image)
     }
 
-    /// How long it is.
+    /// Returns the size, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }

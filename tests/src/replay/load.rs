@@ -29,11 +29,11 @@ const BATCH: u64 = 8;
 
 /// A recorded life.
 pub struct Life {
-    /// What the disk was asked for.
+    /// Recorded requests of the disk.
     pub recording: Recording,
-    /// What was done to the volumes.
+    /// Histories of the volumes.
     pub volumes: Vec<VolumeHistory>,
-    /// How often each kind of step was taken.
+    /// Number of steps of each kind.
     pub steps: Vec<(&'static str, u64)>,
     /// Positions right after a live map was written out with bits whose data was not.
     pub early_maps: Vec<usize>,
@@ -44,7 +44,7 @@ pub struct Life {
 pub struct Omission {
     /// `fdatasync` or `fsync`.
     pub operation: &'static str,
-    /// Whose files.
+    /// Files.
     pub files: Files,
 }
 

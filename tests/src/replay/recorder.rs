@@ -31,21 +31,21 @@ const EINVAL: u32 = 22;
 const MAX_BYTES: u64 = 64 << 20;
 const SECTOR_BYTES: u64 = 512;
 
-/// What the disk was asked for.
+/// Recorded requests of the disk.
 #[derive(Debug)]
 pub enum Entry {
     /// New content.
     Write {
-        /// Where.
+        /// Offset, in bytes.
         offset_bytes: u64,
-        /// What.
+        /// Data.
         data: Vec<u8>,
     },
     /// Zeroes.
     Zero {
-        /// Where.
+        /// Offset, in bytes.
         offset_bytes: u64,
-        /// How many.
+        /// Length, in bytes.
         len_bytes: u64,
     },
     /// All before it is durable.
@@ -109,12 +109,12 @@ impl Recorder {
         Ok(Self { shared, socket: socket.to_owned(), base, listener: Some(listener) })
     }
 
-    /// Where it is.
+    /// Returns the URI.
     pub fn uri(&self) -> String {
         format!("nbd+unix:///?socket={}", self.socket.display())
     }
 
-    /// How many requests the log has by now.
+    /// Returns the number of logged requests.
     pub fn position(&self) -> usize {
         self.shared.state().log.len()
     }
@@ -236,13 +236,13 @@ fn greet(stream: &mut UnixStream, size_bytes: u64) -> io::Result<()> {
     }
 }
 
-/// What the disk was at first, and all that it was asked for since.
+/// Initial state of a disk and its later requests.
 pub struct Recording {
     base: Image,
     log: Vec<Entry>,
 }
 
-/// What a power cut leaves of the requests that no flush covers.
+/// Fate of unflushed requests in a power cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Survivors {
     /// All of them.
@@ -258,12 +258,12 @@ pub enum Survivors {
 }
 
 impl Recording {
-    /// How many requests there are.
+    /// Returns the number of requests.
     pub fn len(&self) -> usize {
         self.log.len()
     }
 
-    /// Whether there is none.
+    /// Returns true without requests.
     pub fn is_empty(&self) -> bool {
         self.log.is_empty()
     }
@@ -288,7 +288,7 @@ pub struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    /// What a power cut right before the request at `position` leaves. Positions must not go back.
+    /// Returns the state after a power cut before the request at `position`. Positions must not decrease.
     pub fn cut(&mut self, position: usize, survivors: Survivors, rng: &mut Rng) -> Image {
         assert!(position >= self.durable_until, "positions must not go back");
         let log = &self.recording.log;
@@ -317,7 +317,7 @@ impl Replay<'_> {
         image
     }
 
-    /// How many requests before `position` no flush covers, as of the last [`cut`](Self::cut).
+    /// Returns the number of unflushed requests before `position`, as of the last [`cut`](Self::cut).
     pub fn volatile(&self, position: usize) -> usize {
         position - self.durable_until
     }
@@ -338,7 +338,7 @@ fn apply_some(entry: &Entry, image: &mut Image, unit_bytes: u64, rng: &mut Rng) 
     });
 }
 
-/// Carries a request out, sector by sector, where `chosen` says so.
+/// Executes the chosen sectors of a request.
 fn apply(entry: &Entry, image: &mut Image, mut chosen: impl FnMut(u64) -> bool) {
     let (offset_bytes, len_bytes) = match entry {
         Entry::Write { offset_bytes, data } => (*offset_bytes, data.len() as u64),

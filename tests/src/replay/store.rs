@@ -19,7 +19,7 @@ pub struct StoreHistory {
     store: Store,
     /// Every version of every object, by its inode, which stays in use by that.
     archive: PathBuf,
-    /// What was there when the disk was asked for so many things before, and until the next one.
+    /// Objects by the number of disk requests from which on they existed.
     states: Arc<Mutex<Vec<(usize, Objects)>>>,
 }
 
@@ -68,12 +68,12 @@ impl StoreHistory {
             .unwrap_or_default()
     }
 
-    /// Whether a cloud snapshot was in the store before request `cut` of the disk.
+    /// Returns true if a cloud snapshot was in the store before request `cut` of the disk.
     pub fn has(&self, snap: &str, cut: usize) -> bool {
         self.at(cut).contains_key(&format!("blockd/manifests/{snap}"))
     }
 
-    /// How often the store was seen to change.
+    /// Returns the number of observed changes of the store.
     pub fn changes(&self) -> usize {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).len()
     }

@@ -25,7 +25,7 @@ pub fn verify(volumes: &[VolumeHistory], cut: usize, image: &Image, dir: &Path) 
     finding(|| on(setup, image, dir, |daemon| verify_daemon(volumes, cut, daemon)))
 }
 
-/// What ends a test elsewhere is a finding here.
+/// Converts a panic to a finding.
 pub(super) fn finding(check: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     let checked = catch_unwind(AssertUnwindSafe(check));
     checked.unwrap_or_else(|panic| {
@@ -144,7 +144,7 @@ fn verify_volume(volume: &VolumeHistory, cut: usize, daemon: &Daemon, ctl: &Ctl)
     }
 }
 
-/// Whether the tracked changes from one point to another have all that differs.
+/// Checks that the tracked changes between two points cover all differences.
 fn covers(
     ctl: &Ctl,
     volume: &str,

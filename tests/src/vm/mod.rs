@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-/// How long the guest may be silent: an emulated machine on a busy host is slow.
+/// Timeout of the guest's output: an emulated machine on a busy host is slow.
 const SILENCE: Duration = Duration::from_secs(300);
 
 /// A machine that can be booted, again and again with the same disk.

@@ -1,5 +1,5 @@
-//! What a machine is made of: the kernel, the emulator and busybox that `tools/test-vm-image` fetched, and a
-//! disk with the programs under test on it.
+//! Parts of a machine: the kernel, the emulator and busybox from `tools/test-vm-image`, and a disk with the
+//! programs under test.
 
 use super::cpio::Archive;
 use crate::process::{die_with_parent, program, repository};
@@ -10,14 +10,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// What the guest runs beside the programs under test.
+/// Further programs of the guest.
 const TOOLS: [&str; 5] = ["bash", "fio", "perl", "mke2fs", "e2fsck"];
 /// Size of the guest's disk; the file is sparse.
 const DISK_BYTES: u64 = 6 << 30;
 /// The exit status of `tools/test-vm-image` where there can be no machine.
 const CANNOT: i32 = 3;
 
-/// Where the fetched parts are.
+/// Paths of the fetched parts.
 #[derive(Clone, Debug)]
 pub struct Parts {
     dir: PathBuf,

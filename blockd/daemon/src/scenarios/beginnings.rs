@@ -1,4 +1,4 @@
-//! What takes something away wants all of a name or of an id; what looks takes the beginning of an id.
+//! Tests of id prefixes: deletions need a complete name or id, lookups accept a prefix.
 
 use super::*;
 use blockd_api::{

@@ -46,7 +46,7 @@ async fn interrupted_backup_is_abandoned_without_conditional_put() {
         assert_eq!(host.list().await.len(), 1 + usize::from(goes_on), "{step}");
         let next = host.backup("data", false).await;
         assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");
-        // One that was found there is not built on: nobody knows how often it was put.
+        // A found manifest is no base: it is unknown how often it was put.
         assert_eq!(next.bytes_dirty, 1 << 20, "{step}");
         host.assert_tidy();
         model.assert_is(&*host.restore(&next.source_volume.unwrap(), "copy").await);

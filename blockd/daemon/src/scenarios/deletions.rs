@@ -112,7 +112,7 @@ async fn delete_keeps_deltas_of_an_unlisted_snapshot() {
     }
 }
 
-/// What the daemon remembers of snapshots that are gone keeps nothing.
+/// Records of deleted snapshots keep no objects.
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_the_last_snapshot_leaves_no_data() {
     let host = Host::new().await;
@@ -133,8 +133,7 @@ async fn deleting_the_last_snapshot_leaves_no_data() {
     assert_eq!(found, Vec::<PathBuf>::new());
 }
 
-/// The daemon died after its backup was in the store, and before it came back somebody deleted what the
-/// backup builds on.
+/// The daemon died after the commit, and the base of the backup was deleted before its restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn stored_backup_without_its_base_is_not_done() {
     let mut host = Host::new().await;

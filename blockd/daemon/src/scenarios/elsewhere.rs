@@ -4,7 +4,7 @@ use super::*;
 use blockd_api::{CredentialRef, Secret, SecretInput, credentials::RekeyCredential};
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-/// What lies on this host is read again after this.
+/// Time after which local secrets are read again.
 const CACHED: Duration = Duration::from_millis(2_200);
 
 fn put(host: &Host, text: &str) {

@@ -31,12 +31,12 @@ impl Host {
         (base, volume, model)
     }
 
-    /// What is done every minute, at that time.
+    /// Runs the maintenance pass of a time.
     async fn look(&self, now: Timestamp) {
         self.core().look_at_doubts(now, &mut Failing::default()).await.unwrap();
     }
 
-    /// What a deletion leaves of it: nothing, if no other one was seen to need it.
+    /// Deletes its objects, as a deletion does that saw no other user.
     fn lose(&self, snap: &str) {
         fs::remove_file(self.manifest_of(snap)).unwrap();
         let id: CloudsnapId = snap.parse().unwrap();
@@ -45,7 +45,7 @@ impl Host {
             .unwrap();
     }
 
-    /// What the list says of one.
+    /// Returns the result of a cloud snapshot in the listing.
     async fn result_of(&self, snap: &str) -> Option<String> {
         let listed = self.list().await;
         let found = listed.into_iter().find(|listed| listed.id.to_string() == snap).expect("it is listed");
@@ -56,7 +56,7 @@ impl Host {
 const SOUND: Option<&str> = Some("Sound");
 const DAMAGED: Option<&str> = Some("Damaged");
 
-/// The question for the base has no answer, and before somebody resumes the backup the next night comes.
+/// The base check has no answer, and the next scheduled backup comes before a resume.
 #[tokio::test(flavor = "multi_thread")]
 async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
     for (is_gone, by_hand) in [(false, false), (true, false), (true, true)] {
@@ -134,7 +134,7 @@ async fn abandoned_run_with_a_possible_commit_is_verified() {
     model.assert_is(&*host.restore(&next, "copy").await);
 }
 
-/// The store is away when it is given up, and the daemon is started anew before it is back.
+/// The store is unreachable when the backup is abandoned, and the daemon restarts before it returns.
 #[tokio::test(flavor = "multi_thread")]
 async fn abandoned_backup_is_verified_after_an_outage() {
     let mut host = Host::new().await;
@@ -172,8 +172,7 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     assert!(host.doubts().iter().all(|doubt| doubt.looked_at));
 }
 
-/// The manifest was deleted when the backup began anew; the request that had put it is carried out once more
-/// after that.
+/// The manifest was deleted when the backup restarted; its put request is executed again after that.
 #[tokio::test(flavor = "multi_thread")]
 async fn late_manifest_of_an_abandoned_backup_is_verified() {
     let host = Host::new().await;
@@ -200,7 +199,7 @@ async fn late_manifest_of_an_abandoned_backup_is_verified() {
     model.assert_is(&*host.restore(&full.source_volume.unwrap(), "copy").await);
 }
 
-/// Whoever deletes it on another host may take it away once more, with what is made on it by then.
+/// A deletion on another host may remove it again, with backups based on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
     for dies_at in [None, Some("backup in the store")] {
@@ -232,8 +231,8 @@ async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
     }
 }
 
-/// The first backup of a volume that began as a snapshot of another one builds on that one's chain. Its plan
-/// has to say so, wherever the run is cut off that made it.
+/// The first backup of a lazy volume is based on its backing snapshot. The plan must record that, wherever
+/// its run is interrupted.
 #[tokio::test(flavor = "multi_thread")]
 async fn first_backup_of_a_lazy_volume_resumes() {
     for step in ["backup frozen", "backup planned", COMMITTED, "backup in the store"] {
@@ -265,8 +264,8 @@ async fn first_backup_of_a_lazy_volume_resumes() {
             drop(clone);
             host.stop().await;
             if forgets {
-                // The row is as old as the task: nobody stored what was planned, and what this host knew of
-                // the store is gone.
+                // The row is as old as the task: the plan was not stored in it, and the manifest cache is
+                // gone.
                 let db = rusqlite::Connection::open(host.dir.path().join("data/blockd.db")).unwrap();
                 db.execute_batch("DELETE FROM catalog; UPDATE tasks SET base = NULL WHERE state <> 'done'")
                     .unwrap();

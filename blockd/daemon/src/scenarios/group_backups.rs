@@ -54,7 +54,7 @@ impl Host {
     }
 }
 
-/// Writes one number after the other to each volume in turn, until it is told to stop.
+/// Writes increasing numbers to the volumes in turn until it is stopped.
 fn count_up(
     volumes: Vec<Arc<Volume>>,
     stop: Arc<std::sync::atomic::AtomicBool>,

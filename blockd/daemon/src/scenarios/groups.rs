@@ -34,7 +34,7 @@ async fn group_freeze_is_atomic_across_a_crash() {
     drop(host.create_group().await);
     let first = host.freeze_group("first").await.unwrap();
     assert_eq!((first.snapshots.len(), first.group.members), (3, 3));
-    // All volumes have their snapshot and no row says so yet.
+    // All volumes have their snapshot, but no row has it yet.
     *host.core().dies_at.lock() = Some("group frozen");
     assert!(host.freeze_group("second").await.is_err());
     for entry in host.core().registry.all() {

@@ -1,4 +1,4 @@
-//! What the daemon tells of itself when something keeps it from its work.
+//! Tests of the health report.
 
 use super::{Host, Model, api_code, config};
 use crate::{check_start::check_start, daemon::Daemon};
@@ -102,7 +102,7 @@ async fn unreadable_schedules_are_reported_until_readable() {
     assert!(!runs.is_empty());
     let listed = host.client.list_schedules().await.unwrap().schedules.remove(0);
     assert_eq!(listed.overdue_since, None);
-    // What a schedule made says so, in the store as well.
+    // Backups of a schedule name it, in the store as well.
     let list = host.list().await;
     assert_eq!(list[0].metadata.cloudsnap_type, "Scheduled");
     host.backup("v", false).await;

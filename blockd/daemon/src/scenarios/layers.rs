@@ -14,7 +14,7 @@ impl Host {
     }
 }
 
-/// Neither of two volumes merges what both have; when one lets go of it, the other one does at once.
+/// Shared layers are merged once one of two volumes releases them.
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_that_a_clone_lets_go_of_are_merged_by_its_parent() {
     let host = Host::new().await;

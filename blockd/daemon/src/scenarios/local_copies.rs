@@ -142,7 +142,7 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // What each place keeps is what was said of it, and what was made by hand is nobody's.
+    // Each location keeps its own retention, and manual backups belong to no schedule.
     let mut stored = std::collections::BTreeMap::new();
     for entry in host.list().await {
         *stored.entry(entry.metadata.credential_name.clone()).or_insert(0) += 1;
@@ -269,7 +269,7 @@ async fn local_snapshot_stays_after_a_failed_backup() {
     std::fs::remove_file(host.store.path()).unwrap();
     std::fs::rename(&hidden, host.store.path()).unwrap();
 
-    // One that a task may still go on with cannot be deleted, by whomever.
+    // A snapshot of a resumable task cannot be deleted.
     let wanted = blockd_api::SnapshotRef::Id(first.id);
     let stopped = "UPDATE tasks SET state = 'stopped', detail = json_set(detail, '$.kept', json('true'))";
     host.sql(stopped);

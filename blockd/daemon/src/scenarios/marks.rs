@@ -21,7 +21,7 @@ use std::{
 };
 use uuid::Uuid;
 
-/// What a thing takes at most that takes moments.
+/// Timeout of short operations.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn mark(snap: &str) -> MarkCloudsnap {
@@ -55,7 +55,7 @@ fn task(kind: TaskKind, state: TaskState, snap: &str, credential: Uuid) -> TaskR
     }
 }
 
-/// Stores what somebody says just now.
+/// Stores a mark as of now.
 pub(super) fn say(core: &Core, mark: Mark) {
     core.db.transaction(|tx| mark.put(tx)).unwrap();
 }
@@ -99,7 +99,7 @@ impl Host {
         self.list().await.iter().map(|entry| entry.id.to_string()).collect()
     }
 
-    /// What would be done at another time, until the deletions have ended.
+    /// Runs the expiry of a time, and waits for the deletions.
     pub(super) async fn expire_at(&self, now: Timestamp) {
         self.core().delete_expired(|| now, &mut Looks::default()).await.unwrap();
         for task in self.core().unfinished_tasks().await.unwrap() {
@@ -214,7 +214,7 @@ async fn manual_backup_expires_unless_it_is_the_last_good_one() {
     host.expire_at(later).await;
     assert_eq!(host.ids().await, [newer.as_str()]);
 
-    // Somebody else deletes one whose date is known here: the date is forgotten.
+    // Another host deletes one with a date here: the date is removed.
     let dated = MarkCloudsnap { expires: Some(tomorrow), ..mark(&newer) };
     host.client.mark_cloudsnap(&dated).await.unwrap();
     let id = stored_id(&newer);

@@ -1,4 +1,4 @@
-//! What a running daemon tells of itself to Prometheus.
+//! Tests of the metrics of a running daemon.
 
 use super::{Host, Model, config};
 use crate::{
@@ -160,13 +160,13 @@ async fn metrics_listener_serves_metrics_only() {
         assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {head}");
         assert_eq!(body.contains("blockd_build_info"), path == "/metrics");
     }
-    // Somebody who asks and never goes does not hold up the end.
+    // A connected client does not delay the stop.
     let idle = tokio::net::TcpStream::connect(address).await.unwrap();
     daemon.stop().await.unwrap();
     drop(idle);
 }
 
-/// What the files for Prometheus and Grafana ask for is told.
+/// The alerts and the dashboard use existing metrics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alerts_and_dashboard_name_metrics_that_there_are() {
     let mut host = Host::new().await;

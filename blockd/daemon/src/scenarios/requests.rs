@@ -1,4 +1,4 @@
-//! What backups ask of the store, and what becomes of them where something that they did not ask for is gone.
+//! Tests of the requests of backups, and of missing objects that they did not check.
 
 use super::*;
 use crate::db::Chain;
@@ -96,7 +96,7 @@ async fn incremental_without_its_base_becomes_a_full_backup() {
             drop(volume);
             host.stop().await;
             if step == "backup planned" {
-                // Deleted while nobody was there, and forgotten: the kept plan has nothing to build on.
+                // Deleted and removed from the cache while the daemon was down: the kept plan has no base.
                 fs::remove_file(host.store.path().join("blockd/manifests").join(&base)).unwrap();
                 rusqlite::Connection::open(host.dir.path().join("data/blockd.db"))
                     .unwrap()
@@ -191,8 +191,7 @@ async fn swapped_repository_directory_is_detected_before_uploads() {
     host.assert_tidy();
 }
 
-/// What was begun in one place is not stored in another one, whatever happened between: it goes on when the
-/// place is back.
+/// A backup started in one repository is not stored in another one: it resumes when the repository returns.
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_backup_waits_for_its_directory() {
     let mut host = Host::new().await;

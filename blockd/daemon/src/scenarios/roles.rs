@@ -1,4 +1,4 @@
-//! What the table of operations says is what the daemon serves, and what it lets callers do.
+//! Tests of the endpoint table against the served operations and roles.
 
 use super::*;
 use crate::{
@@ -23,7 +23,7 @@ use tokio::{
 /// The status and the error's code of an answer.
 async fn asked(socket: &Path, method: &str, path: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(socket).await.unwrap();
-    // What is asked for is wrong in itself, so that nothing is done by whoever may do it.
+    // The requests are invalid, so that permitted callers change nothing.
     let body = "[]";
     let length = body.len();
     let request = format!(

@@ -1,5 +1,4 @@
-//! Rules around the freezes of backups: which are followed, what becomes of a backup when one fails, and that
-//! everything is let go whenever the daemon dies.
+//! Tests of rules around backups: selection, failures, and resume after a crash.
 
 use super::*;
 use crate::config::ControlSocket;
@@ -18,7 +17,7 @@ impl Host {
         self.dir.path().join("log").display().to_string()
     }
 
-    /// What commands noted since the last look.
+    /// Returns the commands' log since the last call.
     fn log(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
         let _ = std::fs::remove_file(self.log_path());
@@ -188,7 +187,7 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
     let update = UpdateRule { quiesce: bad.clone() };
     assert_eq!(api_code(host.client.update_rule(&name, &update).await), ErrorCode::InvalidRequest);
     let inline = StartBackup { quiesce: bad.clone(), ..of("v") };
-    // Also while others are admitted, for nobody shall wait for the trial.
+    // Also while others are admitted, as no operation waits for the test.
     let admission = host.core().admission.lock().await;
     let refused = tokio::time::timeout(std::time::Duration::from_secs(60), host.client.start_backup(&inline));
     assert_eq!(api_code(refused.await.unwrap()), ErrorCode::InvalidRequest);
@@ -262,7 +261,7 @@ async fn group_runs_each_rule_once_around_one_freeze() {
         assert_eq!(host.log(), [format!("{rule}:pre {volume}"), format!("{rule}:post {volume} yes")]);
     }
 
-    // One of them fails: no volume is backed up to any place, and everything is let go.
+    // One of them fails: no volume is backed up to any location, and everything is resumed.
     host.client
         .update_rule(
             &"own".parse().unwrap(),
@@ -305,7 +304,7 @@ async fn failed_rule_is_reported_in_all_views() {
     host.create_volume("v").await;
     host.rule("late", host.noting("true", "echo planted >&2; exit 7")).await;
     host.rule("early", host.noting("echo planted >&2; exit 9", "true")).await;
-    // The backup is made: what is to be let go may be at rest still.
+    // The backup is made: the resume may be pending.
     let run = host.run_of(Some("late")).await;
     let said = "the post-command of rule late failed (exit status 7)";
     assert_eq!((run.state, run.reason.as_deref()), (RunState::Done, Some(said)));
@@ -318,7 +317,7 @@ async fn failed_rule_is_reported_in_all_views() {
     assert_eq!((run.state, run.reason.as_deref()), (RunState::Failed, Some(said)));
     assert_eq!(host.list().await.len(), 1);
     assert_eq!(host.log(), ["late:pre v", "late:post v yes", "early:pre v", "early:post v no"]);
-    // Nothing of what commands say is where everybody looks.
+    // Command output is not visible to all roles.
     let events = host.client.list_events(&ListEvents::default()).await.unwrap();
     let (runs, events) = (format!("{:?}", host.runs().await), format!("{events:?}"));
     assert!(!runs.contains("planted") && !events.contains("planted"), "{runs} {events}");
@@ -358,7 +357,7 @@ async fn next_daemon_resumes_applications_before_the_backup() {
     host.stop().await;
 }
 
-/// Nor does anybody whose turn comes in the middle of the stop bring anything to rest.
+/// Operations queued during the stop do not quiesce either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stop_cancels_the_pre_command_and_runs_the_post_command() {
     let mut host = Host::new().await;
@@ -459,7 +458,7 @@ async fn only_admins_have_commands_run_and_see_what_they_are() {
     };
     assert_eq!(api_code(operator.create_schedule(&scheduled).await), ErrorCode::Forbidden);
 
-    // What an admin gave to the volume is followed whoever backs it up.
+    // A rule assigned by an admin applies to backups of all callers.
     let target = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
     admin.assign_rule(&"pg".parse().unwrap(), &target).await.unwrap();
     let task = operator.start_backup(&of("v")).await.unwrap().task;

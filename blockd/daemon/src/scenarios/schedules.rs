@@ -128,8 +128,8 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     let resume = UpdateSchedule { paused: Some(false), ..UpdateSchedule::default() };
     assert!(host.client.update_schedule(schedule.uuid, &resume).await.unwrap().next_run.is_some());
 
-    // One that begins paused makes no runs by itself, and what it did is told by the beginning of its id,
-    // also when it is gone.
+    // A paused schedule makes no scheduled runs; its history is available by id prefix, also after its
+    // deletion.
     let asleep = CreateSchedule { paused: true, ..wanting.clone() };
     let asleep = host.client.create_schedule(&asleep).await.unwrap();
     assert_eq!((asleep.paused, asleep.next_run), (true, None));

@@ -1,4 +1,4 @@
-//! A store that says nothing: whoever asks is told so after a while, and nothing is begun.
+//! Tests of an unresponsive store: requests time out, and no change is started.
 
 use super::*;
 use blockd_api::{
@@ -29,7 +29,7 @@ async fn host() -> (Host, Arc<FaultStore>, Uuid, Cloudsnap) {
     (host, faults, credential, list.cloudsnaps.into_iter().next().unwrap())
 }
 
-/// What somebody is told who asks a silent store.
+/// Returns the error of a request to an unresponsive store.
 async fn answer<T>(asked: impl Future<Output = Result<T, crate::error::ServiceError>>) -> Option<ErrorCode> {
     let answer = tokio::time::timeout(Duration::from_secs(60), asked).await;
     answer.expect("whoever asks waits without a bound").err().map(|error| error.to_api().code)

@@ -115,7 +115,7 @@ async fn abandoned_backup_leaves_no_objects() {
     let given_up = host.client.stop_task(task, &DISCARD).await.unwrap();
     assert!(!given_up.resumable);
     host.assert_tidy();
-    // What it had stored goes too: nobody else can commit it.
+    // Its objects are deleted too: no other run can commit it.
     while host.packs() > 0 {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
@@ -127,7 +127,7 @@ async fn abandoned_backup_leaves_no_objects() {
     host.assert_tidy();
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
 
-    // One that nobody takes up again for a week is given up.
+    // A task that is not resumed for a week is abandoned.
     host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let request = StartBackup { full: true, ..StartBackup::of("data".parse().unwrap()) };
@@ -357,7 +357,7 @@ async fn old_unreferenced_garbage_is_collected() {
     // It can be taken up again.
     let report = host.core().collect_garbage_of(&credential, false, || later).await.unwrap();
     assert_eq!((report.garbage.len(), host.packs()), (0, packs));
-    // Nobody knows of it any more.
+    // It is unknown now.
     host.sql("DELETE FROM tasks");
     let dry = host.client.collect_garbage(&CollectGarbage { dry_run: true, cred_id: None }).await.unwrap();
     assert_eq!((dry.garbage.len(), dry.young.len(), dry.objects_deleted), (0, 1, 0));

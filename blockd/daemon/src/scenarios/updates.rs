@@ -26,7 +26,7 @@ async fn update(host: &Host, request: UpdateCredential) -> Result<Credential, Ap
     host.core().update_credential(&nas, request).await.map_err(|error| error.to_api())
 }
 
-/// What is stored of the only credential: the sealed keys, and where the passphrase lies.
+/// Returns the sealed keys and the passphrase reference of the only credential.
 async fn stored(host: &Host) -> (Vec<u8>, Option<SecretRef>) {
     let row = host.core().credential_rows().await.unwrap().pop().unwrap();
     (row.data_keys, row.passphrase_from)

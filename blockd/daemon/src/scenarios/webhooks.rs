@@ -26,7 +26,7 @@ pub(super) fn hook(url: &str) -> WebhookConfig {
     toml::from_str(&format!("name = \"ops\"\nurl = \"{url}\"\ntimeout_ms = 20000\n")).unwrap()
 }
 
-/// What the receiver does with a delivery.
+/// Action of the receiver.
 #[derive(Clone, Copy)]
 enum Answer {
     /// Takes it, or not.
@@ -52,7 +52,7 @@ impl Delivery {
 
 struct Receiver {
     address: SocketAddr,
-    /// What it does with the next ones; it takes those after.
+    /// Actions for the next deliveries; later ones are accepted.
     answers: Arc<Mutex<VecDeque<Answer>>>,
     deliveries: UnboundedReceiver<Delivery>,
     server: JoinHandle<()>,
@@ -262,7 +262,7 @@ async fn slow_receiver_blocks_nothing_and_gets_events_after_a_restart() {
     assert!(told.iter().all(|event| event.kind == "backup-done") && told.is_sorted_by_key(|event| event.id));
     host.webhook_when(|status| status.delivered == 3).await;
 
-    // What was told is not told again, and who is new hears nothing of the past.
+    // Deliveries are not repeated, and new receivers get no past events.
     host.stop().await;
     let mut other = Receiver::new(&[]).await;
     host.webhooks.push(WebhookConfig { name: "other".into(), ..hook(&other.url()) });

@@ -1,5 +1,5 @@
-//! Where cloud snapshots are: prefixes as places of their own, and credentials that nobody names; and what
-//! becomes of the labels of what is restored from there.
+//! Tests of locating cloud snapshots: prefixes as separate repositories, requests without a credential, and
+//! labels of restored volumes.
 
 use super::*;
 use blockd_api::{
@@ -80,14 +80,14 @@ async fn snapshot_in_several_locations_needs_a_credential_to_delete() {
     host.client.create_credential(&located("one")).await.unwrap();
     let started = host.client.start_backup(&StartBackup::of("data".parse().unwrap())).await.unwrap();
     let id = host.done(started.task).await.source_volume.unwrap();
-    // Somebody copied the whole place.
+    // The whole repository was copied.
     copy_all(&host.store.path().join("one"), &host.store.path().join("two"));
     host.client.create_credential(&located("two")).await.unwrap();
     let request = StartDelete::of(id.parse().unwrap());
     let Err(ClientError::Api(error)) = host.client.start_delete(&request).await else { panic!("deleted") };
     assert_eq!(error.code, ErrorCode::CredentialRequired);
     assert!(error.message.contains("one and two") && error.message.contains("--cred-id"), "{error}");
-    // Where one cannot be asked, nobody knows that it is in the other one only.
+    // If one is unreachable, the snapshot may be in both.
     let named = StartDelete { cred_id: Some("one".parse().unwrap()), ..request.clone() };
     let deleted = host.client.start_delete(&named).await.unwrap();
     host.done(deleted.task).await;

@@ -1,4 +1,4 @@
-//! A volume on a disk that does as it is told, beside a model of what it may hold.
+//! Volume on a simulated disk, with a model of its possible contents.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
@@ -52,7 +52,7 @@ pub enum Step {
         start: u64,
         len: u64,
     },
-    /// Fetches what nobody asked for yet, once.
+    /// Runs one hydration step.
     Hydrate,
     /// Makes durable what was fetched.
     SyncHydration,
@@ -63,7 +63,7 @@ pub enum Step {
 /// After how many blocks a merge writes down how far it is: with each seed another one of these.
 const NOTE_EVERY_BLOCKS: [u64; 3] = [1, 3, 100];
 
-/// How many blocks a volume with the scripted life begins with.
+/// Initial number of blocks of the scripted life.
 pub const BLOCKS: u64 = 24;
 
 /// A life with everything in it. Sectors have 512 bytes, blocks eight of them.
@@ -110,7 +110,7 @@ pub struct Sim {
     root: tempfile::TempDir,
     generation: u64,
     bugs: Vec<Bug>,
-    /// Whether the filesystem can do that: of half of the seeds.
+    /// The filesystem can share extents, for half of the seeds.
     shares_extents: bool,
     note_every_bytes: u64,
     /// Since the volume was last open, data may have been lost,
@@ -175,7 +175,7 @@ impl Sim {
         self.root.path().join(format!("disk-{}", self.generation))
     }
 
-    /// Where the volume is.
+    /// Returns the directory of the volume.
     pub fn dir(&self) -> PathBuf {
         self.disk_root().join("v")
     }
@@ -200,8 +200,8 @@ impl Sim {
         Ok(())
     }
 
-    /// What is looked at: the volume itself, or, because looking at a lazy one would fetch all of it, what
-    /// another process finds in a copy of its folder.
+    /// Returns the volume to check: itself, or for a lazy one, whose check would fetch all of it, a copy of
+    /// its directory opened anew.
     fn looked_at(&self) -> Arc<Volume> {
         let Some(source) = &self.source else { return self.volume().clone() };
         let copy = self.root.path().join("looked-at");
@@ -282,7 +282,7 @@ impl Sim {
         result
     }
 
-    /// With `BLOCKD_TEST_TRACE` set, the life is told step by step.
+    /// Prints a step if `BLOCKD_TEST_TRACE` is set.
     fn tell(&self, what: impl FnOnce(&Self)) {
         if std::env::var_os("BLOCKD_TEST_TRACE").is_some() {
             what(self);

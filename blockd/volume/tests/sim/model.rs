@@ -1,5 +1,5 @@
-//! What a volume may hold: for each sector the versions that it may read as now, and those that a power cut
-//! may leave.
+//! Model of a volume: for each sector the versions that it may read as, and those that may survive a power
+//! cut.
 
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex};
 use blockd_volume::Volume;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 pub const SECTOR_BYTES: u64 = 512;
 pub const SECTORS_PER_BLOCK: u64 = BLOCK_SIZE_BYTES / SECTOR_BYTES;
 
-/// What a sector holds: 0 for zeroes, or the number of the write.
+/// Content of a sector: 0 for zeroes, or the number of the write.
 pub type Version = u64;
 
 #[derive(Clone)]
@@ -38,7 +38,7 @@ impl Sector {
 
 #[derive(Clone)]
 pub struct Snapshot {
-    /// What it may hold; more than one if a freeze with this id failed before.
+    /// Possible contents; several if a freeze with this id failed before.
     contents: Vec<Vec<Version>>,
     /// It must be there.
     is_certain: bool,
@@ -56,7 +56,7 @@ pub struct Model {
     last_version: Version,
 }
 
-/// What a write of a version puts into a sector.
+/// Returns the content of a version of a sector.
 pub fn content_of(sector: u64, version: Version) -> [u8; SECTOR_BYTES as usize] {
     let mut content = [0; SECTOR_BYTES as usize];
     if version != 0 {

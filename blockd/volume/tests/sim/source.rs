@@ -1,4 +1,4 @@
-//! What a lazy volume under test begins as.
+//! Backing snapshot of a lazy volume under test.
 
 use super::model::{SECTOR_BYTES, SECTORS_PER_BLOCK, Version, content_of};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};

@@ -189,8 +189,8 @@ impl Scheduled {
         }
     }
 
-    /// Returns the request that makes another schedule like this one. Equal fields are left out, so that their
-    /// runs go on.
+    /// Returns the request that makes another schedule like this one. Equal fields are left out, so that
+    /// their runs go on.
     pub fn update(&self, current: &Self) -> UpdateSchedule {
         fn changed<T: PartialEq>(current: &T, wanted: T) -> Option<T> {
             (*current != wanted).then_some(wanted)

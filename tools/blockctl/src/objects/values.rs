@@ -257,7 +257,7 @@ impl<'de> Deserialize<'de> for SecretSource {
     }
 }
 
-/// Sources of a secret, of which one is given.
+/// Sources of a secret; exactly one is given.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sources {

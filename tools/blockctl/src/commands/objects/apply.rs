@@ -37,11 +37,11 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// What was done with an object.
+/// Result of an object.
 struct Done {
     result: &'static str,
     tasks: Vec<Uuid>,
-    /// What it needs, which is not done yet.
+    /// Unfinished dependency.
     awaited: Option<String>,
 }
 
@@ -63,7 +63,7 @@ impl Done {
     }
 }
 
-/// How often it is looked again at what somebody else made meanwhile.
+/// Maximum number of retries after a concurrent creation.
 const MAX_LOOKS: usize = 4;
 
 /// `apply`: the objects one after the other, up to the first that cannot be made so.
@@ -139,8 +139,7 @@ async fn apply_all(
     Ok(status)
 }
 
-/// Whether a key that the file itself gives is another one than before cannot be seen: nobody shows the one
-/// that is in use.
+/// Warns that a key in the file cannot be compared with the stored one.
 fn tell_of_given_key(context: &Context<'_>, object: &Object) {
     if let Body::Location(location) = &object.body
         && location.gives_store_key()
@@ -152,7 +151,7 @@ fn tell_of_given_key(context: &Context<'_>, object: &Object) {
     }
 }
 
-/// What there is now; also in the stores, if something was stored since.
+/// Reloads the current state, including the stores after a backup.
 async fn reload(
     context: &Context<'_>,
     mut world: World,
@@ -167,8 +166,7 @@ async fn reload(
     Ok(now)
 }
 
-/// Does what is planned. Where somebody else made it meanwhile, it is looked at again, as if it had been
-/// there.
+/// Executes a plan. After a concurrent creation, the object is planned again.
 async fn make(
     context: &Context<'_>,
     object: &Object,
@@ -195,7 +193,7 @@ async fn make(
     }
 }
 
-/// Whether this is what is answered where an object is there already, or is being made.
+/// Returns true for the error of an existing object, or one in creation.
 fn is_there(object: &Object, code: ErrorCode) -> bool {
     match code {
         ErrorCode::CredentialExists
@@ -392,7 +390,7 @@ async fn update(
     Ok(())
 }
 
-/// What opens a location is proven first: if it does not, nothing of it is changed.
+/// Updates a location. New access is verified first: if it fails, no field is changed.
 async fn update_location(
     context: &Context<'_>,
     name: &ObjectName,
@@ -451,7 +449,7 @@ async fn give_rule(
     Ok(())
 }
 
-/// Whether another rule of the same call says that it has this.
+/// Returns true if another rule of the same call has this target.
 fn is_called_for<T: PartialEq>(
     world: &World,
     name: &RuleName,

@@ -14,14 +14,13 @@ use crate::{
 };
 use blockd_api::{CredentialRef, RuleName, VolumeRef, rules::RuleTarget};
 
-/// What is to go.
+/// Object to delete.
 struct Wanted {
     kind: Kind,
     name: String,
-    /// The backups that go, if it is one, and if somebody named it or its object says that what it made goes
-    /// with it.
+    /// Backups to delete, if a backup was named or has `reclaimPolicy: Delete`.
     backups: Option<erase::Target>,
-    /// What of those that have it goes with it, if it is a rule whose object says which they are.
+    /// Assignments to remove with a rule.
     rule: Option<Hook>,
 }
 
@@ -150,7 +149,7 @@ async fn delete(
                 None => Ok("kept in the store"),
             };
         }
-        // Their volumes are in use, maybe: that is for whoever knows.
+        // Their volumes may be in use, so they stay.
         Kind::VolumeRestore | Kind::VolumeClone => return Ok("kept as a volume"),
     }
     Ok("deleted")

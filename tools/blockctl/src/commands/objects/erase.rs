@@ -12,7 +12,7 @@ use blockd_api::{
     tasks::{StopTask, Task, TaskKind, TaskStage},
 };
 
-/// Of which volumes.
+/// Selection of volumes.
 #[derive(Debug)]
 pub enum Which {
     /// Of this one, or of any: one backup at most.
@@ -21,20 +21,20 @@ pub enum Which {
     All(Volumes),
 }
 
-/// Which backups.
+/// Backups to delete.
 #[derive(Debug)]
 pub struct Target {
-    /// What they are called.
+    /// Name.
     pub name: String,
     /// The one with this id, if the name is one.
     pub id: Option<CloudsnapId>,
-    /// Where; in every location otherwise.
+    /// Location; all by default.
     pub location: Option<CredentialName>,
-    /// Of which volumes.
+    /// Selection of volumes.
     pub which: Which,
 }
 
-/// What of a name is in a store.
+/// Returns the stored backups of a name.
 fn named<'a>(world: &'a World, target: &'a Target) -> impl Iterator<Item = &'a Cloudsnap> {
     world.cloudsnaps.iter().flatten().filter(|found| {
         let is_meant = match target.id {
@@ -62,10 +62,10 @@ fn tasks<'a>(world: &'a World, target: &'a Target) -> impl Iterator<Item = &'a T
     })
 }
 
-/// Whether there is something of the name.
+/// Returns true for an existing backup of the name.
 ///
 /// # Errors
-/// That is not known: a location where it may be cannot be listed.
+/// A location that may have it cannot be listed.
 pub fn is_there(world: &World, target: &Target) -> Result<bool, ApiError> {
     let is_stored = named(world, target).next().is_some();
     // An id is of one cloud snapshot, wherever else it may be.

@@ -89,12 +89,12 @@ fn show_warnings(object: &Object, document: &mut Value) {
     }
 }
 
-/// Whether what is in the stores says what is to be done.
+/// Returns true for kinds whose plan needs the content of stores.
 fn about_stores(kind: Kind) -> bool {
     matches!(kind, Kind::VolumeBackup | Kind::VolumeRestore)
 }
 
-/// What there is, as far as these objects are about it.
+/// Loads the state that these objects need.
 async fn world_for(context: &Context<'_>, objects: &[Object]) -> Result<World, Failure> {
     let mut world = World::load(context).await?;
     world.called = rules_of(objects);
@@ -113,7 +113,7 @@ fn rules_of(objects: &[Object]) -> Vec<(ObjectName, Hook)> {
     objects.iter().filter_map(rule).collect()
 }
 
-/// What of the stores these objects are about.
+/// Returns the stores that these objects need.
 fn scope_of(objects: &[Object]) -> Scope {
     let location = |object: &Object| match &object.body {
         Body::Backup(backup) => Some(backup.location.clone()),
@@ -123,7 +123,7 @@ fn scope_of(objects: &[Object]) -> Scope {
     Scope { locations: Some(objects.iter().filter_map(location).collect()), id: None }
 }
 
-/// What there is, as far as a kind, and what has this name, is about it.
+/// Loads the state that a kind needs.
 async fn world_for_kind(context: &Context<'_>, kind: Kind, scope: &Scope) -> Result<World, Failure> {
     let mut world = World::load(context).await?;
     if kind == Kind::VolumeBackup {
@@ -136,7 +136,7 @@ fn api(error: ApiError) -> Failure {
     Failure::Client(ClientError::Api(error))
 }
 
-/// What there is of a kind, or the one of this name.
+/// Returns the objects of a kind, or the one of a name.
 async fn found(context: &Context<'_>, kind: Kind, name: Option<&str>) -> Result<Vec<Found>, Failure> {
     let id = name.and_then(|name| name.parse::<CloudsnapId>().ok());
     let world = world_for_kind(context, kind, &Scope { locations: None, id }).await?;
@@ -174,7 +174,7 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Result<u8, Failure> {
             _ => output.document(&json!({ "items": documents }))?,
         }
     } else if args.output == Format::Yaml {
-        // Somebody who asks for all of them means to apply them.
+        // A listing of all is meant to be applied.
         let (rest, mut texts, mut names) =
             (if args.name.is_some() { "" } else { ", and is left out" }, Vec::new(), BTreeSet::new());
         for one in &found {

@@ -1,4 +1,4 @@
-//! What would have to be done for an object to be as its file says.
+//! Plans of changes that make an object match its file.
 
 use super::world::{World, backup_name};
 use crate::objects::{
@@ -29,15 +29,15 @@ use uuid::Uuid;
 /// A field that is not as it should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// Where it is.
+    /// Returns the URI.
     pub path: String,
-    /// What it is.
+    /// Current value.
     pub is: Option<Value>,
-    /// What it should be.
+    /// Wanted value.
     pub should: Option<Value>,
 }
 
-/// What is to be done.
+/// Plan of an object.
 #[derive(Debug)]
 pub enum Plan {
     /// Nothing.
@@ -89,7 +89,7 @@ fn refused(object: &Object, code: ErrorCode, what: &str) -> ApiError {
     ApiError::new(code, format!("{object}: {what}"))
 }
 
-/// What is to be done for an object.
+/// Returns the plan of an object.
 pub fn plan(object: &Object, world: &World) -> Plan {
     match &object.body {
         Body::Location(location) => plan_location(object, location, world),
@@ -156,7 +156,7 @@ fn plan_rule(object: &Object, should: &Hook, world: &World) -> Plan {
     }
     let Some(rule) = rule else { return Plan::Create };
     let is = Hook::of(rule);
-    // What has it, if nothing is said of that, is whatever has it.
+    // Without a list, the assignments stay as they are.
     let is = Hook {
         volumes: is.volumes.filter(|_| should.volumes.is_some()),
         groups: is.groups.filter(|_| should.groups.is_some()),
@@ -169,8 +169,7 @@ fn plan_rule(object: &Object, should: &Hook, world: &World) -> Plan {
     Plan::Update(changes(&document(&is), &document(should), false))
 }
 
-/// Whether all that is to have a rule can have it: it is there, and none of it is taken from a rule that this
-/// call says nothing of.
+/// Checks the targets of a rule: they exist, and none belongs to a rule outside of this call.
 fn check_targets(object: &Object, should: &Hook, world: &World) -> Result<(), ApiError> {
     for name in should.volumes.iter().flatten() {
         if world.volume(name).is_none() {
@@ -245,7 +244,7 @@ pub fn members<'a>(world: &'a World, volumes: &'a Volumes) -> impl Iterator<Item
     })
 }
 
-/// Whether what has this volume's id and name is of one of the volumes that are meant.
+/// Returns true if a volume with this id and name is selected.
 fn is_of(world: &World, volumes: &Volumes, id: Option<VolumeId>, name: &str) -> bool {
     let is_one = |volume: &Volume| id.map_or(volume.name.as_str() == name, |id| volume.id == id);
     if members(world, volumes).any(is_one) {
@@ -255,18 +254,18 @@ fn is_of(world: &World, volumes: &Volumes, id: Option<VolumeId>, name: &str) -> 
     matches!(volumes, Volumes::One(wanted) if wanted.as_str() == name && world.volume(wanted).is_none())
 }
 
-/// Whether a cloud snapshot is of one of the volumes that are meant.
+/// Returns true if a cloud snapshot belongs to a selected volume.
 pub fn is_backup_of(world: &World, volumes: &Volumes, one: &Cloudsnap) -> bool {
     is_of(world, volumes, Some(one.src_volume_id), &one.src_volume_name)
 }
 
-/// Whether a task backs up one of the volumes that are meant.
+/// Returns true if a task backs up a selected volume.
 pub fn is_task_of(world: &World, volumes: &Volumes, task: &Task) -> bool {
     let id = task.source_volume.as_ref().and_then(|id| id.parse::<CloudsnapId>().ok()).map(|id| id.volume);
     is_of(world, volumes, id, task.volume.as_ref().map_or("", VolumeName::as_str))
 }
 
-/// Those of the volumes that are meant which have no backup of this name, and of which none is under way.
+/// Returns the selected volumes without a finished or running backup of this name.
 pub fn not_backed_up<'a>(
     world: &'a World,
     name: &'a ObjectName,
@@ -308,7 +307,7 @@ fn plan_backup(object: &Object, backup: &Backup, world: &World) -> Plan {
     Plan::Create
 }
 
-/// Why it is not known what is in a location, if it is not.
+/// Returns the error of a location that could not be listed.
 pub fn unlisted(world: &World, location: &CredentialName) -> Option<ApiError> {
     let error = world.unlisted.get(location.as_str())?;
     let message = format!("BackupLocation/{location} cannot be listed: {}", error.message);
@@ -345,7 +344,7 @@ fn plan_restore(object: &Object, restore: &Restore, world: &World) -> Plan {
         task.state.kind == TaskKind::Restore
             && task.volume.as_ref().is_some_and(|volume| volume.as_str() == target)
     };
-    // The newest comes first. Of a volume that was restored long ago nobody may know any more what it was.
+    // The newest comes first. The task of an old restore may be gone.
     let task = world.tasks.iter().find(of_target);
     let was = task.and_then(|task| task.source_volume.clone());
     let wanted = source(restore, world).ok().map(|id| id.to_string());
@@ -370,7 +369,7 @@ fn awaited(restore: &Restore, world: &World) -> Option<Plan> {
     (!tasks.is_empty()).then(|| Plan::Await(format!("VolumeBackup/{name}"), tasks))
 }
 
-/// What is to be done for a volume that this task restores, or did.
+/// Returns the plan for a volume with this restore task.
 fn plan_restored(object: &Object, volume: &Volume, task: &Task) -> Plan {
     let is_whole = volume.state == VolumeState::Up && volume.hydration.is_none();
     match task.state.stage {

@@ -1,11 +1,11 @@
-//! What was done with each object, also where a command ends half way.
+//! Results of a command by object, also after a failure in between.
 
 use crate::{commands::Context, failure::Failure, objects::Kind};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use uuid::Uuid;
 
-/// What was done, and what is still to be done.
+/// Finished and remaining objects.
 #[derive(Debug)]
 pub struct Record {
     done: Vec<Value>,
@@ -36,14 +36,14 @@ impl Record {
         self.done.push(document);
     }
 
-    /// What else there is to be said of the last one.
+    /// Extends the result of the last object.
     pub fn add(&mut self, more: impl FnOnce(&mut Value)) {
         if let Some(document) = self.done.last_mut() {
             more(document);
         }
     }
 
-    /// How the tasks of the last one ended.
+    /// Records the states of the last object's tasks.
     pub fn ended(&mut self, states: &[String]) {
         if let Some(document) = self.done.last_mut().filter(|_| !states.is_empty()) {
             document["states"] = json!(states);

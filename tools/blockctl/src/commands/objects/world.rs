@@ -1,4 +1,4 @@
-//! What there is, as objects.
+//! State of the daemon as objects.
 
 use crate::{
     commands::{Context, schedules::kept},
@@ -25,15 +25,15 @@ use uuid::Uuid;
 /// An object that is there.
 #[derive(Debug)]
 pub struct Found {
-    /// What it is.
+    /// Current value.
     pub kind: Kind,
-    /// What it is called; what has no name is called by its id.
+    /// Name, or id without a name.
     pub name: String,
     /// Its body.
     pub body: Value,
-    /// What was observed.
+    /// Observed status.
     pub status: Value,
-    /// What a table says of it, behind its name.
+    /// Table cells after the name.
     pub cells: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ impl Found {
         document
     }
 
-    /// Whether nobody gave it a name, and its id is shown: that is no name that could be given.
+    /// Returns true without a name that can be applied.
     pub fn has_no_name(&self) -> bool {
         let is_uuid = self.kind == Kind::VolumeBackupSchedule && Uuid::try_parse(&self.name).is_ok();
         is_uuid || self.name.parse::<ObjectName>().is_err()
@@ -70,19 +70,18 @@ pub fn columns(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-/// What the daemon has.
+/// Resources of the daemon.
 #[derive(Debug, Default)]
 pub struct World {
     pub credentials: Vec<Credential>,
     pub policies: Vec<Policy>,
     pub rules: Vec<HookRule>,
-    /// Why nothing is known of rules: they are shown to admins only.
+    /// Error if rules are hidden: they are for admins only.
     pub rules_hidden: Option<ApiError>,
     pub schedules: Vec<Schedule>,
     pub volumes: Vec<Volume>,
     pub tasks: Vec<Task>,
-    /// What this daemon stored, once under each location that leads to it; what others stored is there only
-    /// if [`Scope::id`] asked for it.
+    /// Backups of this daemon, once for each location; those of other hosts only by [`Scope::id`].
     pub cloudsnaps: Option<Vec<Cloudsnap>>,
     /// The rules that the same call is about.
     pub called: Vec<(ObjectName, Hook)>,
@@ -90,12 +89,12 @@ pub struct World {
     pub unlisted: BTreeMap<String, ApiError>,
 }
 
-/// What of the stores matters.
+/// Scope of a listing.
 #[derive(Debug, Default)]
 pub struct Scope {
     /// Only these locations; all of them otherwise.
     pub locations: Option<Vec<CredentialName>>,
-    /// Only this cloud snapshot, whoever made it; all that this daemon made otherwise.
+    /// This cloud snapshot of any host; otherwise all of this daemon.
     pub id: Option<CloudsnapId>,
 }
 
@@ -122,10 +121,9 @@ impl World {
         })
     }
 
-    /// Loads what is in the stores as well, once; stores that cannot be asked are told of.
+    /// Loads the content of stores once; unreachable ones are reported.
     ///
-    /// A name means something on the host that gave it: other hosts' backups in the same place are none of
-    /// its objects.
+    /// A name belongs to its host: backups of other hosts in the same location are not its objects.
     pub async fn load_stores(&mut self, context: &Context<'_>, scope: &Scope) -> Result<(), Failure> {
         if self.cloudsnaps.is_some() || self.credentials.is_empty() {
             return Ok(());
@@ -159,7 +157,7 @@ impl World {
         Ok(())
     }
 
-    /// Refuses a kind of which nothing may be seen.
+    /// Refuses a hidden kind.
     pub fn refuse_hidden(&self, kind: Kind) -> Result<(), Failure> {
         match &self.rules_hidden {
             Some(error) if kind == Kind::Rule => Err(ClientError::Api(error.clone()).into()),
@@ -177,7 +175,7 @@ impl World {
         self.volumes.iter().find(|volume| volume.name == *name)
     }
 
-    /// What is there of a kind.
+    /// Returns the objects of a kind.
     pub fn of(&self, kind: Kind) -> Vec<Found> {
         match kind {
             Kind::BackupLocation => self.credentials.iter().map(location).collect(),
@@ -319,7 +317,7 @@ fn rule(one: &HookRule) -> Found {
     }
 }
 
-/// What a backup is called: its own name, or its id if the daemon had to make one.
+/// Returns the name of a backup, or its id if the daemon generated the name.
 pub fn backup_name(one: &Cloudsnap) -> String {
     let name = one.metadata.snapshot_name.as_deref().unwrap_or_default();
     let is_made = name.strip_prefix("backup-").is_some_and(|rest| Uuid::try_parse(rest).is_ok());
@@ -346,7 +344,7 @@ fn backup(one: &Cloudsnap) -> Found {
     }
 }
 
-/// How far a task is, in the words that such objects have for it.
+/// Returns the stage and status of a task in the words of the custom resources.
 fn stage(task: &Task) -> (&'static str, &'static str) {
     match task.state.stage {
         TaskStage::Pending => ("Initial", "Pending"),
