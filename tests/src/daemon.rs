@@ -81,7 +81,7 @@ impl Setup {
 
     /// Starts it with this limit of open files, which it cannot raise.
     #[must_use]
-    pub fn open_files_at_most(mut self, hard: u64) -> Self {
+    pub fn max_open_files(mut self, hard: u64) -> Self {
         self.open_files = Some((hard, Some(hard)));
         self
     }

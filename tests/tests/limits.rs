@@ -97,7 +97,7 @@ fn connections_of_one_volume_and_in_all_have_their_limits() {
 #[test]
 fn too_few_open_files_are_told() {
     let bed = Bed::new();
-    let daemon = bed.daemon("a").open_files_at_most(2000).config("nbd_connections = 1000").start();
+    let daemon = bed.daemon("a").max_open_files(2000).config("nbd_connections = 1000").start();
     let log = daemon.log();
     let said = log.lines().find(|line| line.contains("too few files may be open"));
     assert!(said.is_some_and(|line| line.contains("WARN") && line.contains("LimitNOFILE")), "{log}");

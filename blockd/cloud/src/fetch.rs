@@ -331,15 +331,15 @@ fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) 
 }
 
 /// Groups neighbouring frames into requests, ascending.
-pub(crate) fn group(frames: Vec<WantedFrame>, gap_most: u32, len_most: u32) -> Vec<FetchJob> {
+pub(crate) fn group(frames: Vec<WantedFrame>, max_gap: u32, max_len: u32) -> Vec<FetchJob> {
     let mut jobs: Vec<FetchJob> = Vec::new();
     for frame in frames {
         let pack_no = (frame.ordinal / PACK_FRAMES) as u32;
         match jobs.last_mut() {
             Some(job)
                 if job.pack_no == pack_no
-                    && frame.offset_bytes - job.end() <= gap_most
-                    && frame.end() - job.start() <= len_most =>
+                    && frame.offset_bytes - job.end() <= max_gap
+                    && frame.end() - job.start() <= max_len =>
             {
                 job.frames.push(frame);
             }

@@ -84,11 +84,11 @@ impl Delta {
 
     fn check(&self) -> Result<(), &'static str> {
         let index = &self.index;
-        let blocks_most = MAX_VOLUME_BYTES / blockd_extent::BLOCK_SIZE_BYTES;
+        let max_blocks = MAX_VOLUME_BYTES / blockd_extent::BLOCK_SIZE_BYTES;
         if u64::from(self.pack_count) != self.frames.div_ceil(PACK_FRAMES) || self.frames > self.data_blocks {
             return Err("the packs and frames of a delta do not add up");
         }
-        if self.data_blocks > blocks_most || self.zero_blocks > blocks_most {
+        if self.data_blocks > max_blocks || self.zero_blocks > max_blocks {
             return Err("a delta has more blocks than the largest volume");
         }
         if index.root_offset_bytes.checked_add(index.root_len_bytes) != Some(index.len_bytes) {

@@ -74,7 +74,7 @@ pub(crate) fn check_object_header(
 }
 
 /// Returns the maximum size of sealed frames of these lengths in blocks, including the slack of lz4.
-pub(crate) fn sealed_len_most(sizes: &[usize]) -> usize {
+pub(crate) fn max_sealed_len(sizes: &[usize]) -> usize {
     sizes.iter().sum::<usize>() * BLOCK + sizes.len() * 21 + (16 << 10)
 }
 

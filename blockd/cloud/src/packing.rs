@@ -8,7 +8,7 @@ use crate::{
     backup::Job,
     buffers::{Buffer, Buffers},
     frame::BLOCK,
-    pack::{OBJECT_HEADER_LEN, ObjectKind, object_header, seal_frames, sealed_len_most},
+    pack::{OBJECT_HEADER_LEN, ObjectKind, max_sealed_len, object_header, seal_frames},
     work::Work,
 };
 use blockd_extent::Extent;
@@ -111,7 +111,7 @@ impl Job {
         let job = self.clone();
         self.work
             .run(move || {
-                let mut sealed = job.packing.buffers.empty(sealed_len_most(&sizes));
+                let mut sealed = job.packing.buffers.empty(max_sealed_len(&sizes));
                 let lens = seal_frames(&job.sealer, first_frame, &sizes, raw.as_ref(), sealed.appendable());
                 Ok(Chunk { sealed, lens })
             })

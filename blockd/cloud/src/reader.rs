@@ -167,7 +167,7 @@ impl SnapshotReader {
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn data_blocks_at_most(&self, extent: Extent) -> Result<BlockSet, CloudError> {
+    pub async fn possible_data_blocks(&self, extent: Extent) -> Result<BlockSet, CloudError> {
         let damage = Arc::new(DamageList::default());
         let what = BulkRead { damage: Some(&damage), ..BulkRead::default() };
         let mut found = BlockSet::new();

@@ -4,8 +4,8 @@ use crate::{
     core::{Core, random_id},
     db::{Catalog, CredentialRow, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat},
     error::{ServiceError, blocking},
+    locate::Purpose,
     upkeep::Attempts,
-    whereabouts::Purpose,
 };
 use blockd_api::{
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},

@@ -9,9 +9,9 @@ use crate::{
         VolumeRow, VolumeState,
     },
     error::{ServiceError, blocking},
+    locate::Purpose,
     registry::{EntryState, VolumeEntry},
     tasks::{backup::trigger_of, backup_type, stop::check_limits},
-    whereabouts::Purpose,
 };
 use blockd_api::{
     CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,

@@ -6,8 +6,8 @@ use crate::{
     core::Core,
     db::{Chain, Mark, TaskDetail, TaskKind, TaskRow, TaskState},
     error::ServiceError,
+    locate::Purpose,
     schedules::delete_command,
-    whereabouts::Purpose,
 };
 use blockd_api::{ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};
 use blockd_cloud::{CloudError, CloudsnapId};

@@ -36,6 +36,7 @@ mod health;
 mod key_slots;
 mod layers;
 mod local_copies;
+mod locate;
 mod marks;
 mod metrics;
 mod requests;
@@ -47,7 +48,6 @@ mod silent;
 mod undone;
 mod updates;
 mod webhooks;
-mod whereabouts;
 
 const SIZE_BYTES: u64 = 64 << 20;
 const BLOCK: u64 = 4096;

@@ -183,7 +183,7 @@ fn fields_end(raw: &[u8]) -> usize {
 }
 
 /// Returns the maximum size of a file with this block mapping.
-fn size_most(flags: u32, block_len: u64) -> u64 {
+fn max_size(flags: u32, block_len: u64) -> u64 {
     let pointers = block_len / 4;
     let blocks = if flags & flag::INLINE_DATA != 0 {
         // An inode is no longer than a block.
@@ -254,7 +254,7 @@ impl Filesystem {
             || (kind == FileKind::Directory && sb.features.has_incompat(bit::INCOMPAT_LARGEDIR));
         let size_bytes = join(if has_high_size { le32(raw, 0x6c) } else { 0 }, le32(raw, 0x4));
         let reaches = kind == FileKind::Regular || kind == FileKind::Directory;
-        if reaches && size_bytes > size_most(flags, sb.block_len.into()) {
+        if reaches && size_bytes > max_size(flags, sb.block_len.into()) {
             return wrong("it is longer than it can be");
         }
         let huge = sb.features.has_ro_compat(bit::RO_COMPAT_HUGE_FILE);
@@ -317,10 +317,10 @@ mod tests {
 
     #[test]
     fn files_are_as_long_as_their_maps_reach() {
-        assert_eq!(size_most(flag::EXTENTS, 4096), 1 << 44);
-        assert_eq!(size_most(flag::INLINE_DATA | flag::EXTENTS, 4096), 4096);
-        assert_eq!(size_most(0, 1024), (12 + 256 + 65_536 + 16_777_216) * 1024);
-        assert_eq!(size_most(0, 65_536) / 65_536, 12 + 16_384 + (1 << 28) + (1 << 42));
+        assert_eq!(max_size(flag::EXTENTS, 4096), 1 << 44);
+        assert_eq!(max_size(flag::INLINE_DATA | flag::EXTENTS, 4096), 4096);
+        assert_eq!(max_size(0, 1024), (12 + 256 + 65_536 + 16_777_216) * 1024);
+        assert_eq!(max_size(0, 65_536) / 65_536, 12 + 16_384 + (1 << 28) + (1 << 42));
     }
 
     #[test]

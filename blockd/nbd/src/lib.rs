@@ -48,6 +48,7 @@ mod ring;
 mod ring_thread;
 mod server;
 mod sparse_read;
+mod spin;
 #[cfg(test)]
 #[path = "../tests/common/certs.rs"]
 mod test_certs;
@@ -58,7 +59,6 @@ mod tls_names;
 mod tls_option;
 mod transfer_deadline;
 mod transmission;
-mod vigil;
 mod wire;
 mod worker;
 

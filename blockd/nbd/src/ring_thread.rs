@@ -22,7 +22,7 @@ use crate::linger::{Lingering, SCRAP_BYTES};
 use crate::listener::{Listener, Peer};
 use crate::mailbox::Mailbox;
 use crate::ring::{Completion, Outcome, Ring, Transfer};
-use crate::vigil::{Vigil, Watchman};
+use crate::spin::{SpinLock, SpinPoller};
 use crate::worker::{Done, Job, Queues, Work};
 
 /// Pause of accepts when the system has no resources for another connection.
@@ -73,7 +73,7 @@ pub(crate) struct Shared {
     /// Size of each ring thread's buffer pool, in bytes.
     pub(crate) pool_bytes: usize,
     /// Selects the thread that busy-polls.
-    pub(crate) watchman: Watchman,
+    pub(crate) spin_lock: SpinLock,
 }
 
 struct Entry {
@@ -148,7 +148,7 @@ pub(crate) struct RingThread {
     work: Vec<Work>,
     /// Requests that were taken up since the last wait.
     requests: usize,
-    vigil: Vigil,
+    spin: SpinPoller,
     slots: Vec<Slot>,
     free: Vec<u32>,
     live: usize,
@@ -190,7 +190,7 @@ impl RingThread {
             pool,
             work: Vec::new(),
             requests: 0,
-            vigil: Vigil::default(),
+            spin: SpinPoller::default(),
             slots: Vec::new(),
             free: Vec::new(),
             live: 0,
@@ -232,7 +232,7 @@ impl RingThread {
             };
             let requests = std::mem::take(&mut self.requests);
             if timeout != Some(Duration::ZERO)
-                && let Some(kept) = self.vigil.begin(requests, &self.shared.watchman)
+                && let Some(kept) = self.spin.begin(requests, &self.shared.spin_lock)
             {
                 kept.until(self.ring.start_and_look()?);
             }

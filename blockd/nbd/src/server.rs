@@ -20,9 +20,9 @@ use crate::flushes::SyncQueue;
 use crate::listener::{Listener, UnixSocketFile};
 use crate::mailbox::Mailbox;
 use crate::ring_thread::{Message, RingThread, Shared};
+use crate::spin::SpinLock;
 use crate::thread_end::{Failure, FailureListener, ThreadEnd};
 use crate::tls_identity::{TlsIdentity, TlsMode};
-use crate::vigil::Watchman;
 use crate::worker::{self, Job, Queues};
 
 /// The most that buffer pools keep for reuse on one ring thread, in bytes.
@@ -413,7 +413,7 @@ fn share(config: &ServerConfig, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared
         tcp_tls: config.offer(config.tcp_tls),
         unix_tls: config.offer(config.unix_tls),
         pool_bytes: usize::try_from(per_thread.min(MAX_POOL_BYTES)).unwrap_or(0),
-        watchman: Watchman::default(),
+        spin_lock: SpinLock::default(),
     }
 }
 

@@ -20,10 +20,10 @@ use crate::{
     core::{Core, random_id},
     db::{Chain, InPlace, SnapshotRow, SnapshotState, TaskDetail, TaskKind, TaskRow, TaskState},
     error::{ServiceError, blocking},
+    locate::Purpose,
     registry::VolumeEntry,
     snapshots::{Wanted, first},
     tasks::{LiveTask, stop::check_limits},
-    whereabouts::Purpose,
 };
 use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, cloudsnaps::RestoreStarted, lazy::StartInPlace};
 use blockd_cloud::{Manifest, changed_blocks};

@@ -19,9 +19,9 @@ use crate::{
         Catalog, Chain, DbError, LazyRow, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow, VolumeState,
     },
     error::{ServiceError, blocking},
+    locate::Purpose,
     registry::{EntryState, VolumeEntry},
     tasks::doubts::is_in_doubt,
-    whereabouts::Purpose,
 };
 use blockd_api::{
     ErrorCode,

@@ -291,7 +291,7 @@ impl LazySource for SharedSource {
             let ask = async {
                 let found = async {
                     let reader = source.reader().await?;
-                    reader.data_blocks_at_most(extent).await.map_err(|error| source_error(&error.into()))
+                    reader.possible_data_blocks(extent).await.map_err(|error| source_error(&error.into()))
                 };
                 match found.await {
                     Ok(found) => Ok(found),

@@ -106,33 +106,33 @@ impl Mounted {
 
     /// Returns the mount by a path that leads to it, if there is one.
     pub(super) fn reachable(&self) -> Self {
-        match self.whereabouts(&mountinfo()) {
-            Whereabouts::At(place) => place,
-            Whereabouts::Hidden | Whereabouts::Gone => self.clone(),
+        match self.locate(&mountinfo()) {
+            MountLocation::At(place) => place,
+            MountLocation::Hidden | MountLocation::Gone => self.clone(),
         }
     }
 
     /// Locates the mount.
-    fn whereabouts(&self, mountinfo: &str) -> Whereabouts {
+    fn locate(&self, mountinfo: &str) -> MountLocation {
         let leads_there = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.dev() == self.device);
         if leads_there(&self.path) {
-            return Whereabouts::At(self.clone());
+            return MountLocation::At(self.clone());
         }
         let places = mount_points_of(mountinfo, self.device);
         let is_mounted = !places.is_empty();
         match places.into_iter().find(|path| leads_there(path)) {
-            Some(path) => Whereabouts::At(Self { path, device: self.device }),
-            None if is_mounted => Whereabouts::Hidden,
-            None => Whereabouts::Gone,
+            Some(path) => MountLocation::At(Self { path, device: self.device }),
+            None if is_mounted => MountLocation::Hidden,
+            None => MountLocation::Gone,
         }
     }
 
     /// Decides about a mount that is not at its path: nothing is done if it is unmounted.
     fn elsewhere(&self, mountinfo: &str) -> Result<Self, LetGo> {
-        match self.whereabouts(mountinfo) {
-            Whereabouts::At(place) => Ok(place),
-            Whereabouts::Hidden => Err(LetGo::Hidden),
-            Whereabouts::Gone => Err(LetGo::Done),
+        match self.locate(mountinfo) {
+            MountLocation::At(place) => Ok(place),
+            MountLocation::Hidden => Err(LetGo::Hidden),
+            MountLocation::Gone => Err(LetGo::Done),
         }
     }
 
@@ -201,7 +201,7 @@ impl LetGo {
 }
 
 /// Location of a filesystem.
-enum Whereabouts {
+enum MountLocation {
     /// Reachable by a path.
     At(Mounted),
     /// Mounted, but not reachable.

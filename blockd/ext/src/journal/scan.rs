@@ -92,10 +92,10 @@ impl Open {
 
 /// Goes through the journal once.
 pub(super) fn scan(log: &Log<'_>) -> Result<Scanned, ExtError> {
-    scan_at_most(log, MAX_READ_BYTES / log.block_len as u64)
+    scan_limited(log, MAX_READ_BYTES / log.block_len as u64)
 }
 
-fn scan_at_most(log: &Log<'_>, max_blocks: u64) -> Result<Scanned, ExtError> {
+fn scan_limited(log: &Log<'_>, max_blocks: u64) -> Result<Scanned, ExtError> {
     let mut scanned = Scanned { next: log.sequence, ..Scanned::default() };
     let (mut at, mut sequence, mut blocks_left) = (log.start, log.sequence, max_blocks);
     // Remaining blocks of the ring, which bounds the scan.
@@ -295,9 +295,9 @@ mod tests {
                 let end = 1 + (transactions * TRANSACTION) as u32;
                 Log::of_one_piece(&source, BLOCK_LEN, end, checksums)
             };
-            let scanned = scan_at_most(&of(7), 7 * cost).unwrap();
+            let scanned = scan_limited(&of(7), 7 * cost).unwrap();
             assert_eq!((scanned.transactions, source.0.load(Relaxed)), (7, 7 * cost));
-            let refused = scan_at_most(&of(7), 7 * cost - 1).err().unwrap();
+            let refused = scan_limited(&of(7), 7 * cost - 1).err().unwrap();
             assert!(refused.to_string().contains("longer"), "{refused}");
             assert!(source.0.load(Relaxed) < 14 * cost, "more was read than may be");
         }
