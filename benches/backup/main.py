@@ -27,8 +27,8 @@ LARGE_BYTES = 16 << 40
 ROOM_FACTOR = 14
 
 EPILOG = """\
-An ext4 on a device of 8 GiB is filled with files of this machine. Everybody makes a full backup of it; then 2,000 random blocks of 4 KiB and
-32 MiB in one run are written with bytes that do not compress, and everybody makes the next backup, and restores that. What is restored is
+An ext4 on a device of 8 GiB is filled with files of this machine. Each system makes a full backup of it; then 2,000 random blocks of 4 KiB and
+32 MiB in one run are written with bytes that do not compress, and each system makes the next backup and restores it. What is restored is
 compared. blockd does the same with a volume of 16 TiB that holds the same filesystem.
 
 restic and borg read the image of the device; borg cuts it into fixed chunks and does not encrypt. qemu-img (zstd) and the floors, cp and rclone, know

@@ -80,7 +80,7 @@ class Local:
 
 
 def free_ports():
-    """A port with nobody on it, nor on the one 10000 above, which the server takes as well."""
+    """Returns a free port whose neighbour 10000 above, which the server uses as well, is free too."""
     while True:
         with socket.socket() as first:
             first.bind(("127.0.0.1", 0))
@@ -95,7 +95,7 @@ def free_ports():
 
 
 class S3:
-    """A bucket of a SeaweedFS on this machine, whose own processor time is in nobody's figures."""
+    """Bucket of a SeaweedFS on this machine, whose CPU time is not counted."""
 
     name = "s3"
     bucket = "bkt"

@@ -34,7 +34,7 @@ written over NBD; CALL is the time until it is answered, WORST is about that. Le
 As root, it works on an ext4 of its own, in a sparse file that is mounted without discard.
 
 Goals: HOLD p99 up to 100 us for one volume and 1 ms for a group; ADDED up to 1 ms with one writer, 5 ms under full
-load; whatever the size.
+load, for each size.
 """
 
 

@@ -67,7 +67,7 @@ def arguments():
         description="Measures 4k random writes of a guest alone and beside full backups of its volume.",
         epilog=EPILOG,
     )
-    parser.add_argument("--data", type=size, default=2 << 30, help="size of the volume, all of which is data [2G]")
+    parser.add_argument("--data", type=size, default=2 << 30, help="size of the volume, completely filled with data [2G]")
     parser.add_argument("--seconds", type=number(1), default=10, help="how long each pass takes [10]")
     parser.add_argument("--rounds", type=number(1), default=5, help="passes of each kind [5]")
     parser.add_argument("--iops", type=number(0), default=2000, help="writes a second; 0 for as many as there are answers [2000]")
@@ -163,7 +163,7 @@ class Backups:
         return self
 
     def __exit__(self, *_):
-        # What runs goes to its end, which is soon: nobody is in its way any more.
+        # The running task ends soon: no other load is left.
         self.is_over.set()
         self.thread.join()
         if self.failed:

@@ -29,7 +29,7 @@ to SeaweedFS, and restored through a proxy that holds each request back for DELA
   unhydrated  reading a fresh clone in order, 8 requests of 1 MiB at a time, beside a plain restore's rate; 5 of each in turns, medians
   hydrated    reading a lazy volume that is all there, beside a plain volume; interleaved, medians
   mounted     from the command until a file of a lazy volume's ext4 was read, through nbdfuse and a loop device; as root only
-  disk.img    of a browsed snapshot, by a daemon started anew each time: from the start of daemon and mount until the image is seen,
+  disk.img    of a browsed snapshot, by a daemon that is restarted each time: from the start of daemon and mount until the image is seen,
               4 KiB at a random place, then in order; beside restic mount, borg mount (from a directory), rclone mount of the raw
               image, and s3backer (blocks of 128 KiB), as far as they are there: apt-get install restic borgbackup rclone s3backer
   full TiB    a snapshot in a directory whose index is that of a full TiB, made for this: first bytes of fresh clones and of the export

@@ -16,7 +16,7 @@ The manifests of many snapshots are put into a directory that serves as store, a
 
   first list    cloudsnap list, which reads every manifest
   list          the same again: median
-  first look    ls -l of the mount, of every volume and every snapshot, by a daemon that was started anew
+  first look    ls -l of the mount, of every volume and every snapshot, by a restarted daemon
   look          the same again, with nothing in the kernel's caches: median
 
 Goal: a list and a look within 250 ms.
@@ -41,7 +41,7 @@ def arguments():
 class Daemon:
     def __init__(self, target, dir):
         self.target, self.dir = target, dir
-        # Listed anew at every look.
+        # Listed again each time.
         (dir / "blockd.toml").write_text("[browse]\nrefresh_ms = 100\n")
         self.start()
 

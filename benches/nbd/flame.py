@@ -39,7 +39,7 @@ class Frame:
 
 
 class Recorder:
-    """Samples a process until it is told to stop."""
+    """Samples a process until it is stopped."""
 
     def __init__(self, pid, directory, name):
         self.picture = Path(directory) / f"{name}.svg"

@@ -18,7 +18,7 @@ import servers
 import workloads
 
 EPILOG = """\
-Every round takes every server in turn, so that whatever else the machine does hits all alike. The client is fio's
+Every round takes every server in turn, so that other load of the machine affects all equally. The client is fio's
 nbd engine over a unix socket; the random numbers are the same for all. A pass on a new disk (or behind
 snapshots) ends when every block was touched once. CPU is that of the server's process with all its threads, and
 that of fio, for each operation; what the kernel does later in its own threads is in neither.

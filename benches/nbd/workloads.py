@@ -130,7 +130,7 @@ def warm_memory(size_bytes):
 
     A virtual machine's host takes free memory back (free page reporting) and hands it out again slowly: 1.8 ms a MiB were
     seen where memory used a moment before took 0.3. Without this the pass that happens to take more new page cache than
-    the one before it pays for that, whichever server it is.
+    the one before it pays for that, with any server.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     mmap.mmap(-1, size_bytes * 5 // 4, flags=flags).close()

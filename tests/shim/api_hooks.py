@@ -1,4 +1,4 @@
-"""What schemathesis is told of blockd: names of things that are there, and which errors are faults.
+"""Hooks of schemathesis: names of existing resources, and the errors that count as faults.
 
 Read by tools/fuzz-api; API_FUZZ_KNOWN is a JSON object of what was made before.
 """
@@ -10,7 +10,7 @@ import zlib
 import schemathesis
 
 KNOWN = json.loads(os.environ.get("API_FUZZ_KNOWN", "{}"))
-# Errors that say something of the daemon, whatever was asked.
+# Errors that are faults of the daemon for any request.
 FAULTS = {"internal", "unknown", "volume_failed"}
 
 
@@ -49,7 +49,7 @@ def before_call(context, case, kwargs):
 
 @schemathesis.check
 def no_fault(context, response, case):
-    """No error says that the daemon is at fault, whatever was sent."""
+    """Checks that no request causes an internal error."""
     if response.status_code < 500:
         return
     error = response.json().get("error", {})

@@ -2,7 +2,7 @@
 """Stands between blockd and fake-gcs-server, which is an emulator: neither of them is Google Cloud Storage.
 
 The emulator refuses the puts of the XML API, so they are turned into those of the JSON API; it answers 500 where a bucket is
-missing, which becomes what Google says; and it asks nobody for a
+missing, which becomes what Google says; and it needs no
 password, so tokens are looked at here: the key they were signed with must be the one that is named on the command line
 (the signature itself is not checked).
 

@@ -23,7 +23,7 @@ dpkg --install one.deb
 is "$(state)" "inactive inactive "
 is "$(systemctl is-enabled blockd.service blockd.socket blockd-attach@.service | tr '\n' ' ')" "disabled disabled disabled "
 
-# Whoever asks starts the daemon.
+# A request starts the daemon.
 systemctl start blockd.socket
 is "$(state)" "active inactive "
 blockctl volume create kept --size 64MiB
@@ -49,7 +49,7 @@ blockctl snapshot create kept --pre-command 'mkdir -m 0700 /run/blockd/hold && m
 systemctl reload blockd.service
 blockctl volume list
 
-# None of the daemon's capabilities are theirs, whoever runs them, so none of them becomes root.
+# Commands get none of the daemon's capabilities as any user, so none of them becomes root.
 no_capabilities() { # no_capabilities [FLAG…]
     is "$(blockctl -j snapshot create kept "$@" --pre-command "awk '/^Cap(Prm|Eff|Amb)/ { print \$2 }' /proc/self/status" |
         jq -r '.quiesce.steps[0].output' | tr '\n' ' ')" "0000000000000000 0000000000000000 0000000000000000  "
@@ -75,7 +75,7 @@ install -D -m 0644 "$example" /etc/systemd/system/blockd.service.d/rule-users.co
 systemctl daemon-reload
 systemctl restart blockd.service
 blockctl rule update pg --user postgres --pre-command 'id -un; id -Gn; grep CapEff /proc/self/status'
-# Three lines, the last of which is that there are no capabilities.
+# Three lines; the last one shows that there are no capabilities.
 is "$(blockctl -j snapshot create kept | jq -r '.quiesce.steps[0].output' | tr -s '[:space:]' ' ')" "postgres $(id -Gn postgres) CapEff: 0000000000000000 "
 no_capabilities
 no_capabilities --user blockd
@@ -85,7 +85,7 @@ if said=$(blockctl snapshot create kept 2>&1); then exit 1; fi
 [[ $said == *"killed after 1 s"* ]]
 # What was killed may still be on its way out.
 until_is "" pgrep --euid postgres
-# What was possible, and is no more, is told at the start.
+# A rule that became impossible is reported at the start.
 rm /etc/systemd/system/blockd.service.d/rule-users.conf
 systemctl daemon-reload
 systemctl restart blockd.service
@@ -96,7 +96,7 @@ must_be_refused blockctl rule assign pg --group shop
 blockctl rule unassign pg --volume kept
 blockctl rule delete pg
 
-# A restart refuses nobody.
+# A restart refuses no client.
 before=$(main_pid)
 touch /run/blockd/left-by-a-command
 systemctl restart blockd.service &
@@ -105,7 +105,7 @@ wait
 [ "$(main_pid)" != "$before" ]
 [ -e /run/blockd/left-by-a-command ]
 
-# One that stands still is replaced, soon, so that the test is short; before and after this nobody has to be so quick.
+# One that stands still is replaced, soon, so that the test is short; all other steps have more time.
 short=/etc/systemd/system/blockd.service.d/short.conf
 printf '[Service]\nWatchdogSec=3s\n' >"$short"
 systemctl daemon-reload

@@ -6,7 +6,7 @@
 set -euo pipefail
 
 if [ "${1:-}" != --inside ]; then
-    # A control group for all of it, of which nothing is left.
+    # A control group for all of it, which is removed at the end.
     hierarchy=$(findmnt --noheadings --first-only --types cgroup2 --output TARGET)
     ours=$(sed -n 's/^0:://p' /proc/self/cgroup)
     group=$hierarchy${ours%/}/blockd-test-$$
@@ -45,7 +45,7 @@ ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs -o mode=0755 tmpfs "$root/run"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 
-# Nothing but what is tested: no services of this machine, no kernel modules; and nobody who forbids packages to start services, as
+# Nothing but what is tested: no services of this machine, no kernel modules; and no policy that forbids packages to start services, as
 # containers do.
 # Links that lead out of a root lead nowhere else from inside of it.
 chroot "$root" /bin/bash -c 'rm -rf /{etc,lib,usr/lib}/systemd/system/*.{wants,requires} /etc/systemd/system/*.service.d \
@@ -76,6 +76,6 @@ mkdir "$root/tmp/out"
 mount --bind "$dir" "$root/tmp/out"
 hostname blockd-test
 cd "$root"
-# Of some 10,000 messages of the start of a machine nobody wants one.
+# The start of a machine logs some 10,000 messages, all irrelevant.
 exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" \
     /lib/systemd/systemd --system --unit=steps.target --log-target=console --log-level=warning --show-status=no

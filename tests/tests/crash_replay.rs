@@ -128,13 +128,13 @@ fn replay(name: &str, filesystem: Filesystem) {
 }
 
 #[test]
-fn whatever_a_power_cut_leaves_of_ext4_the_volumes_stand() {
-    replay("whatever_a_power_cut_leaves_of_ext4_the_volumes_stand", Filesystem::Ext4);
+fn power_cut_on_ext4_keeps_volumes_consistent() {
+    replay("power_cut_on_ext4_keeps_volumes_consistent", Filesystem::Ext4);
 }
 
 #[test]
-fn whatever_a_power_cut_leaves_of_xfs_the_volumes_stand() {
-    replay("whatever_a_power_cut_leaves_of_xfs_the_volumes_stand", Filesystem::Xfs);
+fn power_cut_on_xfs_keeps_volumes_consistent() {
+    replay("power_cut_on_xfs_keeps_volumes_consistent", Filesystem::Xfs);
 }
 
 /// The same for a life of backups, from where there is something to back up.
@@ -177,13 +177,13 @@ fn replay_backups(name: &str, filesystem: Filesystem) {
 }
 
 #[test]
-fn whatever_a_power_cut_leaves_of_ext4_the_next_backup_is_right() {
-    replay_backups("whatever_a_power_cut_leaves_of_ext4_the_next_backup_is_right", Filesystem::Ext4);
+fn power_cut_on_ext4_keeps_the_next_backup_correct() {
+    replay_backups("power_cut_on_ext4_keeps_the_next_backup_correct", Filesystem::Ext4);
 }
 
 #[test]
-fn whatever_a_power_cut_leaves_of_xfs_the_next_backup_is_right() {
-    replay_backups("whatever_a_power_cut_leaves_of_xfs_the_next_backup_is_right", Filesystem::Xfs);
+fn power_cut_on_xfs_keeps_the_next_backup_correct() {
+    replay_backups("power_cut_on_xfs_keeps_the_next_backup_correct", Filesystem::Xfs);
 }
 
 /// The chain must be durable before the block sets of the older backup are removed.

@@ -44,7 +44,7 @@ alive() {
     wait $writing || fail "a write to $1 failed"
 }
 
-# Begins a write to the second filesystem that goes on until it is let go.
+# Starts a write to the second filesystem that blocks until the thaw.
 hold() {
     perl -e 'pipe(R, W); syscall(275, fileno(R), 0, 1, 0, 4096, 0)' >/mnt2/held &
     holding=$!
@@ -136,7 +136,7 @@ for _ in $(seq 10); do
     hold
     begin_frozen still
     kill -STOP $daemon
-    holder_of /mnt || fail "nobody holds it"
+    holder_of /mnt || fail "it has no holder process"
     is_frozen= && in_call "$holder" "$HOLDING" && is_frozen=1 && break
     kill -CONT $daemon
     let_go
@@ -147,7 +147,7 @@ done
 becomes_true in_call "$holder" "$THAW" || fail "the process that froze it does not thaw it: $(cat "/proc/$holder/syscall")"
 kill -CONT $daemon
 # The second one is held all the while: the daemon cannot have come to its own thaw.
-becomes_true is_gone $waiting || fail "nobody thawed it"
+becomes_true is_gone $waiting || fail "it was not thawed"
 is_gone $creating && fail "nothing was held: $(cat /tmp/said)"
 alive /mnt
 let_go
@@ -165,7 +165,7 @@ for who in alone "with those who freeze"; do
     stop_daemon KILL
     wait $creating && fail "there is a snapshot of a daemon that died"
     start_daemon
-    becomes_true is_gone $waiting || fail "nobody thawed it"
+    becomes_true is_gone $waiting || fail "it was not thawed"
     alive /mnt
     # Who freezes the second one is at it still, dead or alive, and is done now.
     let_go
@@ -191,7 +191,7 @@ stop_daemon KILL
 waits_or_answers() { in_call $holder "$FREEZE" || [ -s /tmp/answers ]; }
 becomes_true waits_or_answers || fail "it does something else: $(cat /proc/$holder/syscall)"
 [ ! -s /tmp/answers ] || fail "the freeze did not wait for the daemon: $(cat /tmp/answers)"
-# Nobody else may have the other end of the pipe.
+# No other process may have the other end of the pipe.
 start_daemon 9>&-
 becomes_true grep -q ok /tmp/answers || fail "it was not frozen: $(cat /tmp/answers)"
 touch /mnt/touched 9>&- &

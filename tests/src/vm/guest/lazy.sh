@@ -50,7 +50,7 @@ step "a lazy volume is mounted while it hydrates"
 blockctl cloudsnap restore --snap "$snap" --volume lazy --lazy >/tmp/restore 2>&1 || fail "restore: $(cat /tmp/restore)"
 blockctl volume attach lazy --persistent --timeout 2s --device /dev/nbd0 >/dev/null || fail "attach lazy"
 mount -t ext4 /dev/nbd0 /mnt || fail "mount lazy"
-is_hydrated && fail "it is hydrated before anybody looked at it"
+is_hydrated && fail "it is hydrated before the first check"
 load 4M 1 &
 load=$!
 [ "$(pieces /mnt/lazy 0)" = "$begins" ] || fail "files differ while it hydrates"
@@ -68,7 +68,7 @@ start_daemon
 is_hydrated && fail "it is hydrated right after the start"
 wait $reading || fail "files cannot be read"
 [ "$(cat /tmp/middles)" = "$middles" ] || fail "files differ after the daemon died"
-is_hydrated && fail "it hydrated before anybody let it"
+is_hydrated && fail "it hydrated before it was released"
 echo "hydrated $(hydrated_bytes) bytes after the daemon's end"
 
 step "whole files are read while it hydrates as fast as it can"

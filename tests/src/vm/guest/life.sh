@@ -33,7 +33,7 @@ blockctl volume attach other --read-only --connections 1 --block-size 512 --devi
 if dd if=/dev/zero of=/dev/nbd3 bs=4096 count=1 conv=fsync 2>/dev/null; then fail "a read-only device was written"; fi
 blockctl volume detach /dev/nbd3 >/dev/null || fail "detach other"
 blockctl volume create third --size 64MiB >/dev/null
-blockctl volume attach third --device /dev/nbd3 >/dev/null || fail "a device that was let go"
+blockctl volume attach third --device /dev/nbd3 >/dev/null || fail "attach a detached device"
 blockctl volume create fourth --size 64MiB >/dev/null
 refused "/dev/nbd3 is in use by another" blockctl volume attach fourth --device /dev/nbd3
 blockctl volume detach third >/dev/null || fail "detach third"
