@@ -615,7 +615,7 @@ fn failed_in_place_restore_fences_clients_until_resumed() {
     let Err(refused) = Nbd::try_open(&daemon.nbd_socket(), "vol") else { panic!("a mixture is served") };
     assert!(format!("{refused:?}").contains(&resume), "{refused:?}");
     let error = ctl.fails(&["cloudsnap", "backup", "vol"], 5);
-    assert!(error["message"].as_str().unwrap().contains("mixture"), "{error:#}");
+    assert!(error["message"].as_str().unwrap().contains("partially restored"), "{error:#}");
     let error = ctl.fails(&args, 5);
     assert!(error["message"].as_str().unwrap().contains("resume"), "{error:#}");
     mend(&whole);
