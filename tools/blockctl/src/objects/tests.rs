@@ -67,7 +67,7 @@ fn first_error_of_each_object_is_reported_with_line_and_path() {
         ),
         ("SchedulePolicy", "policy:\n  hourly: {}", "unknown field `hourly`, expected one of"),
         ("SchedulePolicy", "policy: {}", "line 4: policy: give interval, daily"),
-        ("SchedulePolicy", "polcy: {}", "line 1: policy: missing"),
+        ("SchedulePolicy", "rules: {}", "line 1: policy: missing"),
         ("VolumeClone", "spec: {sourceVolume: v}\nsepc: 1", "line 5: sepc: unknown field"),
         ("VolumeBackup", "spec:\n  backupLocation: nas\n  namespaces: [mysql]", "unknown field `namespaces`"),
         (
