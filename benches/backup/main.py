@@ -32,8 +32,8 @@ An ext4 on a device of 8 GiB is filled with files of this machine. Each system m
 compared. blockd does the same with a volume of 16 TiB that holds the same filesystem.
 
 restic and borg read the image of the device; borg cuts it into fixed chunks and does not encrypt. qemu-img (zstd) and the floors, cp and rclone, know
-no incremental. rclone sends just the image's data. CPU is that of the tool; of blockd, its daemon. SeaweedFS runs on the same cores, and counts for
-nobody. Requests are known of blockd only. Caches are not dropped: the image and the volume are in memory if there is enough of it.
+no incremental. rclone sends just the image's data. CPU is that of the tool; of blockd, its daemon. SeaweedFS runs on the same cores, and is not
+counted. Requests are known of blockd only. Caches are not dropped: the image and the volume are in memory if there is enough of it.
 
 `seal` is lz4 and AES-256-GCM-SIV from memory to memory on all cores, over the same data.
 """

@@ -1,10 +1,8 @@
-//! What tracking dirty blocks costs: the same server and the same volume, with the tracking and with it left
-//! out.
+//! Cost of dirty tracking: the same server and volume with and without tracking.
 //!
 //! Both serve a new volume over NBD in this process to fio, 4 KiB random writes that touch each block once,
-//! and then once more; passes take turns. What decides is this process's CPU time for each write, which other
-//! work on the machine disturbs least; the writes a second stand beside it. `cargo bench -p blockd-benches
-//! --bench tracking -- ROUNDS`
+//! and then once more; passes alternate. The result is this process's CPU time per write, which other load
+//! disturbs least, next to the writes per second. `cargo bench -p blockd-benches --bench tracking -- ROUNDS`
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 

@@ -83,7 +83,7 @@ pub fn tool(name: &str) -> PathBuf {
         "mke2fs" | "e2fsck" | "debugfs" | "dumpe2fs" => "e2fsprogs",
         "fusermount3" => "fuse3",
         "cp" => "coreutils",
-        _ => panic!("nobody said which package brings {name}"),
+        _ => panic!("no package is known for {name}"),
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Not in each user's PATH.

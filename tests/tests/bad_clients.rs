@@ -235,7 +235,7 @@ fn clients_that_read_no_replies() {
     let status = std::fs::read_to_string(format!("/proc/{}/status", served.daemon.pid())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
-    assert!(peak_kib < 1 << 20, "the daemon took {peak_kib} KiB for replies that nobody reads");
+    assert!(peak_kib < 1 << 20, "the daemon took {peak_kib} KiB for unread replies");
     drop(stuck);
     served.assert_unharmed();
 }

@@ -531,7 +531,7 @@ fn holes_are_copied_out_without_being_read() {
 }
 
 /// Returns true if the user `nobody` can read this.
-fn nobody_reads(path: &Path) -> bool {
+fn is_readable_by_others(path: &Path) -> bool {
     let who = ["--reuid=65534", "--regid=65534", "--clear-groups", "--", "cat", "--"];
     let args: Vec<&str> = who.into_iter().chain([path.to_str().unwrap()]).collect();
     process::run_tool("setpriv", &args).status.success()
@@ -576,11 +576,14 @@ fn configured_mount_exists_at_start_and_honors_allow_other() {
         let daemon = setup(allow_other, &mount.0).start();
         let dir = mount.0.join("vol/latest");
         wait_for("the snapshot", || fs::read(dir.join("files/secret")).ok());
-        let seen = |name: &str| !is_root || nobody_reads(&dir.join(name)) == allow_other;
+        let seen = |name: &str| !is_root || is_readable_by_others(&dir.join(name)) == allow_other;
         assert!(seen("files/plain") && seen("manifest.json"), "others: {allow_other}");
         if is_root {
             for name in ["files/secret", "files/closed/plain", "disk.img"] {
-                assert!(!nobody_reads(&dir.join(name)), "{name} is for its owner, others: {allow_other}");
+                assert!(
+                    !is_readable_by_others(&dir.join(name)),
+                    "{name} is for its owner, others: {allow_other}"
+                );
             }
         }
         assert_eq!(daemon.ctl().json(&["browse", "list"])[0]["mountpoint"], mount.0.to_str().unwrap());
@@ -590,7 +593,7 @@ fn configured_mount_exists_at_start_and_honors_allow_other() {
 
     // What cannot be mounted is said, and everything else goes on.
     let daemon = setup(false, &source).start();
-    wait_for("the log to say so", || daemon.log().contains("is not empty").then_some(()));
+    wait_for("the log message", || daemon.log().contains("is not empty").then_some(()));
     assert_eq!(daemon.ctl().json(&["browse", "list"]).as_array().map(Vec::len), Some(0));
     assert!(fs::metadata(source.join("plain")).is_ok());
 }

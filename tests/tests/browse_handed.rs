@@ -118,9 +118,9 @@ impl World {
 }
 
 #[test]
-fn whoever_mounts_has_the_mount_and_the_daemon_needs_no_rights() {
+fn mount_belongs_to_its_user_and_daemon_needs_no_privilege() {
     if !is_here(
-        "whoever_mounts_has_the_mount_and_the_daemon_needs_no_rights",
+        "mount_belongs_to_its_user_and_daemon_needs_no_privilege",
         "mounts of other users than the daemon's",
     ) {
         return;
@@ -171,7 +171,7 @@ fn whoever_mounts_has_the_mount_and_the_daemon_needs_no_rights() {
     // The kernel tells the daemon.
     world.wait_for_mounts(1);
     assert!(fs::read_dir(&theirs.0).unwrap().next().is_none());
-    wait_for("the log to say so", || world.daemon.log().contains("user mount ended").then_some(()));
+    wait_for("the log message", || world.daemon.log().contains("user mount ended").then_some(()));
     // What is refused leaves no mount behind.
     member.fails(&["browse", "mount", at_home, "--cred-id", "nobody"], 4);
     assert!(fs::read_dir(&theirs.0).unwrap().next().is_none());
@@ -198,8 +198,8 @@ fn whoever_mounts_has_the_mount_and_the_daemon_needs_no_rights() {
 }
 
 #[test]
-fn others_see_it_if_whoever_mounts_wants_that_and_may() {
-    if !is_here("others_see_it_if_whoever_mounts_wants_that_and_may", "mounts for other users") {
+fn other_users_see_the_mount_with_allow_other() {
+    if !is_here("other_users_see_the_mount_with_allow_other", "mounts for other users") {
         return;
     }
     let world = world(CONFINED, |_, setup| setup);

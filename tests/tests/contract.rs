@@ -114,9 +114,9 @@ fn systemd_is_notified_when_ready() {
 #[test]
 fn exit_statuses_and_documents() {
     let bed = Bed::new();
-    let nobody = Ctl::new(&bed.path("nobody.sock"));
-    let error = nobody.fails(&["status"], 3);
-    assert!(error["message"].as_str().unwrap().contains("nobody.sock"), "{error:#}");
+    let absent = Ctl::new(&bed.path("absent.sock"));
+    let error = absent.fails(&["status"], 3);
+    assert!(error["message"].as_str().unwrap().contains("absent.sock"), "{error:#}");
 
     let daemon = bed.daemon("a").start();
     let store = bed.store("store");

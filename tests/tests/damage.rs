@@ -282,8 +282,8 @@ fn stores_that_are_not_there() {
     let error = ctl.fails(&["credentials", "create", "nas", "--provider", "local", "--path", missing], 1);
     assert_eq!(error["code"], "bucket_missing", "{error:#}");
     assert_names(&error, &[missing]);
-    let nobody = Refusing::new();
-    let endpoint = nobody.address().to_string();
+    let closed = Refusing::new();
+    let endpoint = closed.address().to_string();
     let s3 = [
         "credentials",
         "create",
@@ -393,7 +393,7 @@ fn full_data_directory_is_reported() {
     assert_eq!(
         write_until_full(&mut client, &mut rng, &mut content),
         errno::ENOSPC,
-        "a full disk must be told as such"
+        "a full disk must be reported as such"
     );
     let acknowledged =
         content.chunks(MIB as usize).take_while(|piece| piece.iter().any(|byte| *byte != 0)).count() as u64;

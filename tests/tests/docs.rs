@@ -2,7 +2,7 @@
 //! own.
 //!
 //! A page's `console` blocks are one shell session. Lines that begin with `$ ` are commands; the lines below
-//! are their output, of which `...` matches any number of lines and words with digits match each other. A
+//! are their output, where `...` matches any number of lines and words with digits match each other. A
 //! comment `# exits with N` promises another exit status than 0. Blocks of `console,host` (systemd, root or
 //! hardware) and `console,account` (a cloud account) are not carried out; their `blockctl` commands run
 //! without a daemon, which shows that the command line is valid. `<!-- test … -->` holds commands that a page

@@ -94,7 +94,7 @@ fn failed_sync_stops_the_volume_until_a_restart() {
 }
 
 #[test]
-fn whatever_waits_for_the_disk_is_told_that_a_sync_failed() {
+fn requests_waiting_for_the_disk_get_the_sync_error() {
     let bed = Bed::new();
     let disk = FailingDisk::build(bed.dir());
     let daemon = disk.under(bed.daemon("a")).start();
@@ -146,9 +146,9 @@ fn discarded_writes_fail_the_first_flush_of_each_connection() {
     let (mut one, mut two) = (daemon.nbd("vol"), daemon.nbd("vol"));
     assert_same("the last flush", &one.read(0, 12288), &[vec![1; 4096], vec![0; 8192]].concat());
     assert_eq!(refused(flush(&mut one)), errno::EIO);
-    flush(&mut one).expect("the client was told");
+    flush(&mut one).expect("the client got the error");
     assert_eq!(refused(write(&mut two, flag::FUA, 0, &[3; 4096])), errno::EIO);
-    write(&mut two, flag::FUA, 0, &[3; 4096]).expect("the client was told");
+    write(&mut two, flag::FUA, 0, &[3; 4096]).expect("the client got the error");
     flush(&mut daemon.nbd("other")).expect("nothing of it was lost");
 
     let shown = daemon.ctl().volume("vol");

@@ -136,8 +136,8 @@ fn group_members_survive_a_restart() {
     let error = ctl.fails(&["snapshot", "create-group", "--group", "shop", "--name", "two"], 5);
     assert!(error["message"].as_str().unwrap().contains("volume db has a snapshot two already"), "{error}");
     for (args, code, part) in [
-        (vec!["--group", "nobody"], 4, "no volume is in group nobody"),
-        (vec!["--label", "app=nobody"], 4, "no volume has the labels app=nobody"),
+        (vec!["--group", "empty"], 4, "no volume is in group empty"),
+        (vec!["--label", "app=none"], 4, "no volume has the labels app=none"),
         (vec!["--volumes", "db,db"], 2, "volume db is named twice"),
         (vec!["--volumes", "db,missing"], 4, "there is no volume missing"),
     ] {

@@ -189,7 +189,7 @@ fn full_backup_policy_is_followed() {
         "every 3rd is full, as the setting says"
     );
     assert!(next(&[]) && !next(&["--full"]), "--full makes a full one at will");
-    assert_eq!([next(&[]), next(&[]), next(&[])], [true, true, false], "and the count starts anew");
+    assert_eq!([next(&[]), next(&[]), next(&[])], [true, true, false], "and the count restarts");
     // Another place has a chain of its own.
     ctl.add_local("other", other.dir(), None);
     assert!(!next(&["--cred-id", "other"]), "the first one to a place is full");

@@ -114,9 +114,9 @@ fn certificate_name_sets_the_role() {
 fn client_without_a_valid_certificate_is_refused() {
     let bed = Bed::new();
     let far = Far::new(&bed, "\"*\" = \"admin\"");
-    far.as_whom("anybody", &["status"], 0);
+    far.as_whom("stranger", &["status"], 0);
     let other = Authority::new(&bed.path("other"));
-    let (cert, key) = other.sign("anybody", &[]);
+    let (cert, key) = other.sign("stranger", &[]);
     let ctl = Ctl::new(Path::new("/nonexistent/blockd.sock"));
     let path = |path: &Path| path.to_str().unwrap().to_owned();
     let (ca, other_ca, cert, key) = (path(&far.authority.ca()), path(&other.ca()), path(&cert), path(&key));
@@ -141,7 +141,7 @@ fn client_without_a_valid_certificate_is_refused() {
     let mut answer = Vec::new();
     let _ = clear.read_to_end(&mut answer);
     assert!(!String::from_utf8_lossy(&answer).contains("HTTP"), "{}", String::from_utf8_lossy(&answer));
-    far.as_whom("anybody", &["status"], 0);
+    far.as_whom("stranger", &["status"], 0);
     // A stop does not wait for it either.
     let _ = far.daemon.stop();
     drop(silent);
@@ -152,9 +152,9 @@ fn task_watcher_gets_final_states_at_once() {
     let bed = Bed::new();
     let far = Far::new(&bed, "\"*\" = \"admin\"");
     let path = |path: &Path| path.to_str().unwrap().to_owned();
-    let (cert, key) = far.authority.sign("anybody", &[]);
+    let (cert, key) = far.authority.sign("stranger", &[]);
     let other = Authority::new(&bed.path("other"));
-    let (foreign_cert, foreign_key) = other.sign("anybody", &[]);
+    let (foreign_cert, foreign_key) = other.sign("stranger", &[]);
     let (late_cert, late_key) = far.authority.sign_until(2021, "late", &[]);
     let by_number = far.address.replace("localhost", "127.0.0.1");
     let (ca, other_ca) = (far.authority.ca(), other.ca());
@@ -194,7 +194,7 @@ fn reload_replaces_roles_and_certificates_or_changes_nothing() {
         let before = seen(word);
         std::fs::write(&config, text).unwrap();
         far.daemon.hang_up();
-        wait_for("the log to say so", || (seen(word) > before).then_some(()));
+        wait_for("the log message", || (seen(word) > before).then_some(()));
     };
     let done = "the configuration was read again";
     let failed = || far.daemon.ctl().json(&["status"])["reloadFailed"]["error"].as_str().map(str::to_owned);
@@ -219,7 +219,7 @@ fn reload_replaces_roles_and_certificates_or_changes_nothing() {
     // An invalid configuration changes no setting.
     reload(&format!("{less}\n[secrets]\nnonsense = 1\n"), "the new configuration is not used");
     far.as_whom("backup", &["volume", "list"], 0);
-    let told = wait_for("the status to say so", failed);
+    let told = wait_for("the problem in the status", failed);
     assert!(told.contains("nonsense") && !told.contains('\n'), "{told}");
     let nowhere = bed.path("nowhere.pem");
     let line = text.lines().find(|line| line.starts_with("certificate = ")).unwrap();

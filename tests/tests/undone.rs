@@ -57,7 +57,7 @@ fn stopped_backup_and_killed_restore_resume() {
     client.close();
     let daemon = daemon.kill().start();
     let ctl = daemon.ctl();
-    assert_eq!(ctl.task(&task).state(), "Backup-Stopped", "nobody asked it to go on");
+    assert_eq!(ctl.task(&task).state(), "Backup-Stopped", "it was not resumed");
     let garbage = ctl.json(&["cloudsnap", "gc", "--dry-run"]);
     assert_eq!(garbage["garbage"], Value::Array(Vec::new()), "{garbage:#}");
     lift_limits(&ctl, "slow");

@@ -27,8 +27,8 @@ struct Shared {
     requests: AtomicU64,
 }
 
-/// Passes on what comes. A request is known by its method at the beginning of what is read: nobody sends the
-/// next one before the reply to the one before has come.
+/// Forwards data. The method at the start of a read identifies a request: clients send no request before the
+/// previous reply.
 fn pump(mut from: TcpStream, mut to: TcpStream, requests: Option<&Shared>) -> io::Result<()> {
     let mut buf = vec![0; BUFFER_BYTES];
     loop {

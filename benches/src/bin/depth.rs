@@ -1,6 +1,6 @@
-//! Random reads of 4 KiB from volumes of 1, 8, 64 and 512 frozen layers below an empty head, beside the same
-//! reads from as many plain files with the same blocks: what the depth costs, and how much of that is the
-//! kernel's. The volumes take turns, so that whatever else the machine does meets all of them.
+//! Random reads of 4 KiB from volumes of 1, 8, 64 and 512 frozen layers below an empty head, compared with
+//! the same reads from as many plain files with the same blocks: the cost of depth, and the kernel's share of
+//! it. The volumes alternate, so that other load affects all of them.
 //!
 //! `run` is how many neighbouring blocks lie in one layer: with 1 each block is in another layer than its
 //! neighbours, the worst there can be, also for the kernel, whose page cache of a file then has one page a

@@ -1,13 +1,13 @@
 //! The engine of `tools/bench freeze`: freezes a group of volumes again and again under random writes, and
 //! prints one JSON document with what each freeze cost.
 //!
-//! Of each freeze, the longest write that was under way during its barrier is told; so is that of as many
-//! instants at which nothing was frozen, which is what the machine does by itself. And the times of all
-//! writes are told apart by whether a freeze was under way, from its first file to its last commit, and
-//! whether its barrier was or had just been.
+//! For each freeze it reports the longest write in progress during its barrier, and the same for as many
+//! moments without a freeze, as the machine's own noise. It separates the times of all writes by whether a
+//! freeze was in progress, from its first file to its last commit, and whether its barrier was or had just
+//! been.
 //!
-//! A writer that waits for a CPU waits in the middle of a write, whoever has that CPU. So of long writes it
-//! is also told how long they took without that, by what the kernel says of the thread's waiting.
+//! A writer that waits for a CPU waits in the middle of a write. So long writes are also reported without the
+//! thread's wait for a CPU, as the kernel measures it.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench that cannot measure ends with a panic")]
 

@@ -258,12 +258,12 @@ impl Client {
         self.send(Method::PATCH, &paths::volume(volume), request, CALL_TIMEOUT).await
     }
 
-    /// Deletes a volume and its local snapshots, none of which may be pinned; cloud snapshots stay.
+    /// Deletes a volume and its unpinned local snapshots; fails if one is pinned. Cloud snapshots stay.
     pub async fn delete_volume(&self, volume: &VolumeRef) -> Result<Deleted, ClientError> {
         self.delete(&paths::volume(volume)).await
     }
 
-    /// Deletes a volume and its local snapshots, including pinned ones.
+    /// Deletes a volume and its unpinned local snapshots; fails if one is pinned. Cloud snapshots stay.
     pub async fn delete_volume_by_force(&self, volume: &VolumeRef) -> Result<Deleted, ClientError> {
         let bad = |source| ClientError::BadRequest { what: "DELETE of a volume".to_owned(), source };
         let query = DeleteVolume { force: true };

@@ -209,24 +209,22 @@ pub(crate) struct Job {
     is_resumed: bool,
 }
 
-/// Backs up a frozen point of a volume: reads the blocks of the spec, and nothing else, and stores them as a
-/// snapshot.
+/// Backs up a frozen volume: reads the blocks of the spec, and no others, and stores them as a snapshot.
 ///
-/// It lists nothing and asks for no object's metadata. What the journal says is in the store is not read or
-/// sent again; one byte of each such pack is fetched before the commit, because much may have happened since
-/// it was stored, and a pack that is gone is made again. After the commit of an incremental the base's
-/// manifest is asked for once: should another host have deleted it meanwhile, deltas that this one needs may
-/// be gone too, so the new manifest is taken back. Where an earlier attempt may have been the commit, there
-/// was an earlier run, or the backup began more than an hour ago or the host slept meanwhile, one byte of
-/// every object is fetched after it, because a collector with another clock may have deleted that snapshot.
-/// [`Progress::was_in_doubt`] says so of the former.
+/// It makes no LIST and no HEAD request. Packs recorded in the journal are neither read nor sent again; one
+/// byte of each is fetched before the commit, because it may have been deleted since, and a missing pack is
+/// created again. After the commit of an incremental the base's manifest is requested once: if another host
+/// has deleted it meanwhile, required deltas may be gone too, so the new manifest is deleted. If an earlier
+/// attempt may have been the commit, after an earlier run, more than an hour after the start, or after a
+/// suspend, one byte of every object is fetched after the commit, because a collector with another clock may
+/// have deleted it. [`Progress::was_in_doubt`] reports the first case.
 ///
 /// # Errors
 /// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`];
 /// [`CloudError::BaseUnknown`] and [`CloudError::NotTakenBack`], after which the snapshot is listed and the
-/// backup is to be resumed; [`CloudError::DeletedMeanwhile`]; [`CloudError::ReadVolume`];
-/// [`CloudError::Journal`]; whatever the store reports. What was stored stays there for a resumption, and
-/// does not count as a snapshot.
+/// backup must be resumed; [`CloudError::DeletedMeanwhile`]; [`CloudError::ReadVolume`];
+/// [`CloudError::Journal`]; errors of the store. Stored objects stay for a resume, and do not count as a
+/// snapshot.
 pub async fn backup(
     repo: &Repository,
     spec: Arc<BackupSpec>,

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_the_lengths_no_more_lies_ready_than_is_bounded() {
+    fn pooled_buffers_stay_within_the_limit() {
         let buffers = Arc::<Buffers>::default();
         let mut in_flight = std::collections::VecDeque::new();
         for nth in 0..2_000_usize {

@@ -24,13 +24,13 @@ const LONG_RUN: Duration = Duration::from_secs(3600);
 /// Difference of boot time and monotonic time that indicates a suspended host.
 const MAX_SUSPENSION: Duration = Duration::from_secs(60);
 
-/// Refuses to go on where the clocks of this host and of the store differ by more than
-/// [`MAX_CLOCK_DIFFERENCE_S`]: the ages and dates that a deletion goes by would be wrong. Puts, lists and
-/// deletes one small object; where the store has no room for it, the date of the refusal is the store's time.
+/// Fails if the clocks of this host and of the store differ by more than [`MAX_CLOCK_DIFFERENCE_S`]: the ages
+/// and dates of deletions would be wrong. Puts, lists and deletes one small object; if the store has no space
+/// for it, the date of the refusal is the store's time.
 ///
 /// # Errors
-/// [`CloudError::ClockDiffers`]; [`CloudError::ClockUnknown`] if the store's time is not known; whatever the
-/// store reports.
+/// [`CloudError::ClockDiffers`]; [`CloudError::ClockUnknown`] if the store's time is unknown; errors of the
+/// store.
 pub async fn check_clock(store: &dyn ObjectStore, now: impl Fn() -> Timestamp) -> Result<(), CloudError> {
     let prefix = format!("{PROBE_PREFIX}{}/", Uuid::new_v4());
     let key = format!("{prefix}clock");

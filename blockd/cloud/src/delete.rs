@@ -40,18 +40,18 @@ pub enum UnreadableSiblings {
     KeepDeltas,
 }
 
-/// Deletes a snapshot. Deltas of the snapshots in `protected` stay: backups that are running build on them.
+/// Deletes a snapshot. Deltas of the snapshots in `protected` stay: running backups use them.
 ///
-/// Before any delta goes, the store has to prove that it is the one that was opened: a directory whose disk
-/// was away when the manifests were listed says that nothing is needed.
+/// Before any delta is deleted, the store must prove that it is the one that was opened: the directory of a
+/// disk that was unmounted during the listing of manifests would need no delta.
 ///
-/// A snapshot whose manifest is damaged goes too; of its deltas just its own, because the others are not
-/// known.
+/// A snapshot with a damaged manifest is deleted too, but only with its own delta, because the others are
+/// unknown.
 ///
 /// # Errors
 /// [`CloudError::SnapshotNotFound`]; [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`];
-/// whatever the store reports. Calling it, or [`delete_with_manifest`] once the manifest is gone, again
-/// finishes the work.
+/// errors of the store. A repeated call, or [`delete_with_manifest`] once the manifest is gone, completes the
+/// work.
 pub async fn delete_snapshot(
     repo: &Repository,
     id: &CloudsnapId,

@@ -171,7 +171,7 @@ pub enum CloudError {
     },
     /// A snapshot was committed, but the state of its base is unknown: deltas may be gone.
     #[error(
-        "cloud snapshot {id} is in the store; whether its base {base} still is cannot be told yet: {source}; resume the backup when the store answers"
+        "cloud snapshot {id} is in the store; its base {base} could not be checked yet: {source}; resume the backup when the store answers"
     )]
     BaseUnknown {
         /// Snapshot; listed, but may lack deltas.
@@ -254,7 +254,7 @@ pub enum CloudError {
     },
     /// Snapshots were deleted all the time while the store was being listed.
     #[error(
-        "cloud snapshots at {store} were deleted during each of {listings} listings of it, so that nobody knows what the others need: try again"
+        "cloud snapshots at {store} were deleted during each of {listings} listings of it, so that the needed objects are unknown: try again"
     )]
     Unsettled {
         /// Store.

@@ -211,7 +211,7 @@ async fn delete_deltas(repo: &Repository, some: &[Leftover]) -> Result<u64, Clou
     delete_objects(repo, listed.into_iter().flatten().map(|object| object.key)).await
 }
 
-/// Deletes the objects of a backup of which the caller **knows** that no host can still commit it: its commit
+/// Deletes the objects of a backup. The caller must **know** that no host can still commit it: its commit
 /// never started, and only the calling run knew its name.
 ///
 /// If a manifest references it or is unreadable, nothing is deleted, and a collection decides.

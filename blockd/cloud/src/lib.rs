@@ -1,9 +1,8 @@
-//! The cloud format: how snapshots of volumes rest in object stores, and come back.
+//! Cloud format: snapshots of volumes in object stores.
 //!
-//! A snapshot owns one delta, the blocks that changed, in frames, packs and an index, and a manifest that
-//! names that delta and all those below it; the manifest is put last and is the commit. The format is written
-//! down byte for byte in `FORMAT.md`; volumes are known here only as block sets and as whoever reads and
-//! writes blocks.
+//! A snapshot owns one delta, the changed blocks, in frames, packs and an index, and a manifest that names
+//! that delta and all those below it; the manifest is put last and is the commit. `FORMAT.md` defines the
+//! format byte for byte; volumes are known here only as block sets, readers and writers.
 
 mod backup;
 mod buffers;

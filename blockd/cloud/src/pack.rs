@@ -1,7 +1,7 @@
 //! Packs: objects of up to 256 frames, and the header that packs and indexes share.
 //!
-//! A pack can be made from the layout alone, whatever became of all others; its header repeats whose it is,
-//! so that a misplaced object is named before a frame in it is tried.
+//! A pack can be created from the layout alone, independently of the others; its header identifies its owner,
+//! so that a misplaced object is detected before a frame in it is opened.
 
 use crate::{
     CloudError, FORMAT_VERSION,
@@ -78,8 +78,8 @@ pub(crate) fn max_sealed_len(sizes: &[usize]) -> usize {
     sizes.iter().sum::<usize>() * BLOCK + sizes.len() * 21 + (16 << 10)
 }
 
-/// Seals the frames of `raw`, the first of which has the number `first_frame`, one after the other to the end
-/// of `out`; `sizes` are their lengths in blocks. Returns their stored lengths.
+/// Seals the frames of `raw`, starting with number `first_frame`, one after the other to the end of `out`;
+/// `sizes` are their lengths in blocks. Returns their stored lengths.
 pub(crate) fn seal_frames(
     sealer: &Sealer,
     first_frame: u64,

@@ -120,9 +120,8 @@ impl Progress {
         self.in_doubt.store(true, Relaxed);
     }
 
-    /// Whether the snapshot that a backup committed may have been committed before: another host may be
-    /// deleting it, and take the manifest away once more. Nothing should be built on it. See `FORMAT.md`,
-    /// "Deleting".
+    /// Returns true if the commit may have happened before: another host may be deleting the snapshot, and
+    /// delete the manifest again. It must not be used as a base. See `FORMAT.md`, "Deleting".
     pub fn was_in_doubt(&self) -> bool {
         self.in_doubt.load(Relaxed)
     }

@@ -142,9 +142,9 @@ impl SnapshotReader {
         Ok(bytes)
     }
 
-    /// Passes the non-zero blocks of an extent to `take`, unordered and on several threads, some of which may
-    /// still run after a cancellation. Damaged frames, and blocks behind a damaged index page, are skipped
-    /// and reported.
+    /// Passes the non-zero blocks of an extent to `take`, unordered and on several threads, which may still
+    /// run after a cancellation. Damaged frames, and blocks behind a damaged index page, are skipped and
+    /// reported.
     ///
     /// # Errors
     /// Those of the store and of `take`.

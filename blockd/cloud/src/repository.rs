@@ -128,15 +128,15 @@ impl std::fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Opens what is in a store, or begins a repository there if there is none.
+    /// Opens the repository of a store, or creates one.
     ///
-    /// The passphrase's bytes are used as they are (UTF-8, not normalised). Copies of key slots that are
-    /// missing or damaged are written again, see [`take_slot_findings`](Self::take_slot_findings).
+    /// The passphrase is used as UTF-8 bytes, not normalised. Missing or damaged copies of key slots are
+    /// rewritten, see [`take_slot_findings`](Self::take_slot_findings).
     ///
     /// # Errors
     /// [`CloudError::WrongPassphrase`], [`CloudError::EncryptedRepository`] and
-    /// [`CloudError::PlainRepository`] if the passphrase does not fit what is there; [`CloudError::Damaged`]
-    /// if both copies of a key slot are damaged and no other slot opens; whatever the store reports.
+    /// [`CloudError::PlainRepository`] if the passphrase does not fit the repository; [`CloudError::Damaged`]
+    /// if both copies of a key slot are damaged and no other slot opens; errors of the store.
     pub async fn open(
         store: Arc<dyn ObjectStore>,
         passphrase: Option<&str>,
@@ -159,13 +159,12 @@ impl Repository {
         opening::open(store, passphrase, known, None).await
     }
 
-    /// Proves that the store is the one that was opened and that others can open what is stored there: a slot
-    /// of the key that new backups use is in its place. One GET if the slot is whole; otherwise it is
-    /// repaired if possible.
+    /// Proves that the store is the one that was opened and that other hosts can open the repository: a slot
+    /// of the key of new backups is in its place. One GET if the slot is intact; otherwise it is repaired if
+    /// possible.
     ///
     /// # Errors
-    /// [`CloudError::KeySlotMissing`] if neither copy is there; [`CloudError::Damaged`]; whatever the store
-    /// reports.
+    /// [`CloudError::KeySlotMissing`] if neither copy exists; [`CloudError::Damaged`]; errors of the store.
     pub async fn prove_key_slot(&self) -> Result<(), CloudError> {
         let key = self.key();
         let first = slots::read_copy(&*self.store, 0, key.key_id()).await?;
@@ -380,21 +379,21 @@ impl Repository {
         Ok(self.read_all_listed(listed, cache).await.into_iter().flatten().collect())
     }
 
-    /// Every snapshot of the store, for whoever wants to know what is needed: none that is there all the time
-    /// is missing, and none that was made on one which was deleted meanwhile. At least two listings. `gone`
-    /// was deleted by the caller and is left out, be it listed or not.
+    /// Returns all snapshots of the store, to determine the needed objects: no snapshot that exists
+    /// throughout is missing, and none that is based on one deleted meanwhile. At least two listings. `gone`
+    /// was deleted by the caller and is skipped, listed or not.
     ///
-    /// A manifest that is gone when it is asked for named deltas that nobody has seen now; so did one that
-    /// was deleted before its turn in a listing of many pages. Another snapshot may have been made on it
-    /// since the listing passed that one's place, so the store is listed again, until a listing has all that
-    /// the one before it had, and all of that was read. Manifests that were read and then deleted count.
+    /// A manifest that is gone when it is read named unknown deltas; so did one that was deleted before its
+    /// turn in a listing of many pages. Another snapshot may have been committed on it after the listing
+    /// passed that one's position, so the store is listed again, until a listing has all manifests of the
+    /// previous one, and all of them were read. Manifests that were read and then deleted count.
     ///
-    /// Where listings lag behind, one that is long deleted stays in them for a while: listings that follow
-    /// are made after a pause, and what was not there after three of them counts as deleted. What was made on
-    /// it was committed before, so the last of those listings has that.
+    /// Lagging listings show a deleted manifest for a while: later listings follow after a pause, and a
+    /// manifest that is missing after three of them counts as deleted. A snapshot based on it was committed
+    /// before, so the last of those listings has it.
     ///
     /// # Errors
-    /// What the store reports of a listing; [`CloudError::Unsettled`].
+    /// Errors of a listing; [`CloudError::Unsettled`].
     pub(crate) async fn list_for_deletion(
         &self,
         gone: Option<&CloudsnapId>,

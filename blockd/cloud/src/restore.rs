@@ -22,12 +22,12 @@ pub trait BlockWriter: Send + Sync {
     /// If they cannot be written; the restore fails then.
     fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()>;
 
-    /// Is told of blocks all of which that are not zero have been written. What remembers them, durably,
-    /// after what was written is durable itself, can leave them out of a later run with
+    /// Called with extents whose non-zero blocks have all been written. An implementation that records them
+    /// durably, after the written data is durable, can exclude them from a later run with
     /// [`RestoreRequest::skip`]. Called like [`write_blocks`](Self::write_blocks).
     ///
     /// # Errors
-    /// If it cannot be remembered; the restore fails then.
+    /// The record failed; the restore fails then.
     fn settled(&self, extents: &[Extent]) -> io::Result<()> {
         let _ = extents;
         Ok(())
@@ -70,12 +70,11 @@ pub struct RestoreSummary {
     pub damage: Damage,
 }
 
-/// Restores a snapshot: gives every block that is not zero to the writer, whose volume must read as zeroes
-/// before.
+/// Restores a snapshot: passes every non-zero block to the writer, whose volume must read as zeroes before.
 ///
 /// # Errors
-/// [`CloudError::Cancelled`]; [`CloudError::Damaged`], which says what is damaged;
-/// [`CloudError::WriteVolume`]; whatever the store reports. What was written by then is right, but not all.
+/// [`CloudError::Cancelled`]; [`CloudError::Damaged`] with the damage; [`CloudError::WriteVolume`]; errors of
+/// the store. Blocks written by then are correct, but incomplete.
 pub async fn restore(
     repo: &Repository,
     manifest: &Manifest,

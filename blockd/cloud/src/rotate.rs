@@ -53,17 +53,17 @@ pub struct Rekeyed {
     pub new_data_key: bool,
 }
 
-/// Changes the passphrase, the data key of new backups, or both, and opens the repository with what holds
-/// then. With neither, it just opens it again, which finds the data keys that another host made.
+/// Rotates the passphrase, the data key of new backups, or both, and opens the repository with the result.
+/// With neither, it only reopens the repository, which finds data keys of other hosts.
 ///
-/// All slots are opened before the first one is written. Each copy of a slot is replaced by itself, so that
-/// at any time each slot opens with the one passphrase or the other; after an interruption the same call with
-/// the same passphrases does the rest. Other hosts go on with the data keys that they have, find a new one
-/// when they open the repository again, and write under it once it is accepted there.
+/// All slots are opened before the first one is written. Each copy of a slot is replaced separately, so that
+/// at any time each slot opens with one of the two passphrases; after an interruption the same call with the
+/// same passphrases completes the rotation. Other hosts continue with their data keys, find a new one when
+/// they reopen the repository, and use it for writes once it is accepted there.
 ///
 /// # Errors
 /// [`CloudError::WrongPassphrase`] if no slot opens with either; [`CloudError::PlainRepository`];
-/// [`CloudError::InvalidRequest`], also if the accepted key is not the newest; whatever the store reports.
+/// [`CloudError::InvalidRequest`], also if the accepted key is not the newest; errors of the store.
 pub async fn rekey(
     store: Arc<dyn ObjectStore>,
     request: &Rekey,

@@ -142,16 +142,15 @@ pub struct VerifyReport {
     pub block_bytes: u64,
 }
 
-/// Proves snapshots, and checks both copies of the key slots, without which no other host can read them.
-/// Copies that are damaged or missing are written again where a genuine one is known.
+/// Verifies snapshots, and checks both copies of the key slots, which other hosts need. Damaged or missing
+/// copies are rewritten if a genuine one is known.
 ///
-/// `check_of` gives what the content of a snapshot is compared with, where that is known; it is asked at the
-/// depth [`VerifyDepth::Deep`] only. Damage is reported, not returned as an error. A snapshot that was
-/// deleted meanwhile is left out.
+/// `check_of` returns the content to compare a snapshot with, if known; it is called at the depth
+/// [`VerifyDepth::Deep`] only. Damage is reported, not returned as an error. A snapshot that was deleted
+/// meanwhile is skipped.
 ///
 /// # Errors
-/// [`CloudError::Cancelled`]; what a check reports; whatever the store reports that says nothing of what it
-/// holds.
+/// [`CloudError::Cancelled`]; errors of a check; errors of the store that are not about its content.
 pub async fn verify(
     repo: &Repository,
     ids: &[CloudsnapId],

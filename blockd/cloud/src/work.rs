@@ -115,7 +115,7 @@ mod tests {
             }
             // On a busy machine one thread may have waited.
             tries += 1;
-            assert!(tries < 20, "nobody waited for a processor");
+            assert!(tries < 20, "no thread waited for a processor");
         }
     }
 

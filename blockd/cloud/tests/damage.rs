@@ -83,7 +83,7 @@ impl Sample {
             return;
         }
         let errors = self.errors(damaged).await;
-        assert!(!errors.is_empty(), "{label}: nobody noticed");
+        assert!(!errors.is_empty(), "{label}: not detected");
         for error in &errors {
             assert!(error.to_string().contains(key), "{label}: {error}");
             assert!(!error.is_retryable(), "{label}: {error}");
@@ -174,7 +174,7 @@ async fn swapped_objects() {
                 damaged.insert(left_key, right_body.clone());
                 damaged.insert(right_key, left_body.clone());
                 let errors = sample.errors(damaged).await;
-                assert!(!errors.is_empty(), "{left_key} and {right_key}: nobody noticed");
+                assert!(!errors.is_empty(), "{left_key} and {right_key}: not detected");
                 for error in errors {
                     let text = error.to_string();
                     assert!(text.contains(left_key) || text.contains(right_key), "{text}");

@@ -62,7 +62,7 @@ impl Between {
 
 impl Layer for Between {
     fn describe(&self) -> &str {
-        "store with somebody in between"
+        "store with a concurrent action"
     }
 
     fn around<'a, T: Answer + 'a>(
@@ -269,7 +269,7 @@ impl Doubted {
         let (repo, cancel) = (self.repo.with_store(between.clone()), CancelToken::new());
         let reader = Arc::new(self.live.fork());
         let done = run_with(&repo, self.spec.clone(), reader, self.journal.clone(), &cancel).await;
-        assert!(between.before.lock().is_none(), "nobody came in between");
+        assert!(between.before.lock().is_none(), "the action did not run");
         Ok(done?.manifest)
     }
 
@@ -373,8 +373,7 @@ async fn backup_that_cannot_check_its_base_checks_it_when_resumed() {
         // A pack, the index and the manifest are stored; then that many answers more.
         let faults = Arc::new(FaultStore::new(store.clone()));
         faults.fail_from(3 + answers, Fault::Unauthorized);
-        let error =
-            go_on(&repo.with_store(faults)).await.err().expect("a backup that nobody knows to be whole");
+        let error = go_on(&repo.with_store(faults)).await.err().expect("a backup in doubt");
         match answers {
             0 => assert!(matches!(error, CloudError::BaseUnknown { .. }), "{error}"),
             _ => assert!(matches!(error, CloudError::NotTakenBack { .. }), "{error}"),

@@ -53,7 +53,7 @@ async fn sample(store: &Arc<MemoryStore>) -> (Repository, MemoryVolume, blockd_c
 }
 
 #[tokio::test]
-async fn leftovers_go_when_nobody_can_commit_them_any_more() {
+async fn leftovers_without_a_possible_commit_are_deleted() {
     let store = Arc::new(MemoryStore::default());
     let (repo, live, tip) = sample(&store).await;
     let before = store.objects();
@@ -121,7 +121,7 @@ async fn leftovers_of_one_backup_stay_where_a_manifest_names_them() {
     let mut flipped = body.clone();
     flipped[70] ^= 1;
     store.insert(&key, flipped);
-    assert_eq!(remove(3).await, 0, "nobody knows what it names");
+    assert_eq!(remove(3).await, 0, "its references are unknown");
     store.insert(&key, body);
     assert_eq!(remove(3).await, 2);
     assert_eq!(restored(&repo, &tip).await.unwrap(), live.content());

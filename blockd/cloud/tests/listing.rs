@@ -55,7 +55,7 @@ impl ManifestCache for Counting {
     }
 
     fn store_version(&self, _: &str, _: &str, _: &Manifest) {
-        unreachable!("it is told of many at once")
+        unreachable!("the cache is written in batches")
     }
 
     fn store_versions<'a>(&'a self, manifests: &'a [(&'a ObjectInfo, &'a Manifest)]) -> BoxFuture<'a, ()> {

@@ -72,7 +72,7 @@ async fn restored_blocks_are_not_fetched_again() {
         target.written.lock().remove_extent(Extent::whole(SIZE));
         let before = faults.operations();
         let told_bytes = once(&target).await.unwrap();
-        assert_eq!(told_bytes, whole_bytes, "what was in place before is told, too: {operation}");
+        assert_eq!(told_bytes, whole_bytes, "restored blocks are reported, too: {operation}");
         let mut again = target.written.lock().clone();
         again.intersect_with(&in_place);
         assert!(again.is_empty(), "written twice after {operation}");

@@ -1,8 +1,8 @@
-//! Two daemons on one bucket: backups, resumptions, deletions, collections of garbage and verifications at
-//! the same time, through a store that fails, is slow, and is cut off, day after day. What is listed restores
-//! to what was frozen, whatever happened.
+//! Simulation of two daemons on one bucket: backups, resumes, deletions, garbage collections and
+//! verifications at the same time, through a store that fails, is slow, and is cut off, day after day. Each
+//! listed snapshot must restore to its frozen content.
 //!
-//! `BLOCKD_SIMULATION_SEEDS` says how many lives are lived (24); `BLOCKD_SIMULATION_FIRST` where they begin.
+//! `BLOCKD_SIMULATION_SEEDS` is the number of lives (24); `BLOCKD_SIMULATION_FIRST` is the first seed.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
@@ -599,6 +599,6 @@ async fn planted_bugs_are_found() {
                 break;
             }
         }
-        assert!(found.is_some(), "nobody noticed: {planted:?}");
+        assert!(found.is_some(), "not detected: {planted:?}");
     }
 }

@@ -186,7 +186,7 @@ impl Core {
             StoreKey::None => {
                 // Only the referenced passphrase opens it.
                 if let (None, Some(reference)) = (known, &row.passphrase_from) {
-                    let resolved = self.resolved_anew(Some(&row.name), reference).await?;
+                    let resolved = self.resolve_again(Some(&row.name), reference).await?;
                     let text = resolved.expose().to_owned().into();
                     cloud::open_existing(store, text, row.known_keys()).await?;
                 }

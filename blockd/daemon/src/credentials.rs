@@ -281,7 +281,7 @@ impl Core {
     pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
         let mut row = self.credential(Some(wanted)).await?;
         for reference in references_of(&row) {
-            self.resolved_anew(Some(&row.name), reference).await?;
+            self.resolve_again(Some(&row.name), reference).await?;
         }
         // Forces the passphrase to be checked again.
         self.repositories

@@ -167,7 +167,7 @@ impl Core {
                 Ok(Some(started)) => {
                     tracing::info!(cloudsnap = %id, task = %started.task, %verdict, "not kept any more");
                 }
-                Ok(None) => tracing::info!(cloudsnap = %id, "how long it stays was said anew meanwhile"),
+                Ok(None) => tracing::info!(cloudsnap = %id, "its pin or expiry date has changed meanwhile"),
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 // It may be in use, unlike the others.
                 Err(error) => tracing::warn!(cloudsnap = %id, %error, "what has expired is not deleted yet"),

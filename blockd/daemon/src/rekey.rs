@@ -59,7 +59,7 @@ impl Core {
         let passphrase = match (&request.passphrase, &row.passphrase_from) {
             (Some(passphrase), _) => Zeroizing::new(passphrase.expose().to_owned()),
             (None, Some(reference)) => {
-                Zeroizing::new(self.resolved_anew(Some(&row.name), reference).await?.expose().to_owned())
+                Zeroizing::new(self.resolve_again(Some(&row.name), reference).await?.expose().to_owned())
             }
             (None, None) => {
                 let message = "give the passphrase that holds now: it is not known here";

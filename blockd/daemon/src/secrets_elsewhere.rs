@@ -31,7 +31,7 @@ impl Core {
     pub(crate) async fn forget_unneeded_secrets(&self) {
         let rows = match self.credential_rows().await {
             Ok(rows) => rows,
-            Err(error) => return tracing::debug!(%error, "secrets that nobody needs are not forgotten yet"),
+            Err(error) => return tracing::debug!(%error, "unused secrets stay cached for now"),
         };
         let needed = rows.iter().flat_map(references_of).cloned();
         self.references.keep_only(&needed.collect());
@@ -46,7 +46,7 @@ impl Core {
             None => StoreKey::None,
             Some(SecretInput::Value(secret)) => StoreKey::Value(secret.expose().to_owned().into()),
             Some(SecretInput::From(reference)) => {
-                StoreKey::From(reference.clone(), self.resolved_anew(None, reference).await?)
+                StoreKey::From(reference.clone(), self.resolve_again(None, reference).await?)
             }
         })
     }
@@ -55,12 +55,12 @@ impl Core {
     ///
     /// # Errors
     /// It is unavailable.
-    pub(crate) async fn resolved_anew(
+    pub(crate) async fn resolve_again(
         &self,
         credential: Option<&CredentialName>,
         reference: &SecretRef,
     ) -> Result<Arc<Resolved>, ServiceError> {
-        let resolved = self.references.resolve_anew(reference).await;
+        let resolved = self.references.resolve_uncached(reference).await;
         resolved.map_err(|error| unresolved(credential, reference, &error))
     }
 }

@@ -1,16 +1,13 @@
-//! A reader of ext2, ext3 and ext4: files, directories, links and extended attributes of an image that
-//! anybody may have written.
+//! Reader of ext2, ext3 and ext4: files, directories, links and extended attributes of an untrusted image.
 //!
-//! It is pure: it reads through [`ReadAt`], does nothing else, and writes nothing. A journal that was not
-//! played back is played back in memory ([`JournalState`]): a table says which blocks are to be taken from
-//! the journal.
+//! It is pure: it only reads through [`ReadAt`]. A journal that was not replayed is replayed in memory
+//! ([`JournalState`]): a table selects the blocks from the journal.
 //!
-//! Nothing in an image is believed. Each number is checked against what the image can hold before anything is
-//! made of it, each step leads deeper into a tree of bounded depth or forward in a list of bounded length,
-//! and what is not as it should be is an [`ExtError`] that names the place. Where there are checksums of
-//! metadata, everything that is read is checked against them.
+//! The image is untrusted. Each number is checked against the image's limits before use, each step goes
+//! deeper into a tree of bounded depth or forward in a list of bounded length, and each violation is an
+//! [`ExtError`] that names the place. Metadata with checksums is checked against them.
 //!
-//! The words are those of the kernel's documentation, "ext4 Data Structures and Algorithms"
+//! The terms are those of the kernel's documentation, "ext4 Data Structures and Algorithms"
 //! (`Documentation/filesystems/ext4`); comments name its sections.
 //!
 //! # What it does not read

@@ -138,7 +138,7 @@ fn image_error_is_returned_and_not_cached() {
 
 /// A filesystem of 1 TiB costs no more to open than a small one.
 #[test]
-fn opening_reads_little_whatever_the_size() {
+fn open_reads_little_at_any_size() {
     let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("image");
     File::create(&path).unwrap().set_len(1 << 40).unwrap();

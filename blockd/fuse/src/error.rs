@@ -59,7 +59,7 @@ pub enum FuseError {
         source: io::Error,
     },
     /// The mount has open files.
-    #[error("{} is in use: close what is open there, or let go of it by force", path.display())]
+    #[error("{} is in use: close its open files, or unmount with --force", path.display())]
     Busy {
         /// The directory.
         path: PathBuf,

@@ -8,12 +8,11 @@
 //! DIR/<volume>/latest                      a link to the newest
 //! ```
 //!
-//! Whoever serves a mount need not be who made it: [`UnservedMount`] is made with the rights of the one, in
-//! their namespace, and [`serve_handed`] serves it in the other, who then needs no right to mount.
+//! The server of a mount may differ from its maker: [`UnservedMount`] is made with the maker's rights and in
+//! its namespace, and [`serve_handed`] serves it in another process, which needs no right to mount.
 //!
-//! Where the snapshots come from is not known here: a [`Catalog`] lists them and opens their images. Requests
-//! that may have to wait for a store are done by threads of their own, so that listing goes on while a store
-//! hangs.
+//! The source of snapshots is abstract: a [`Catalog`] lists them and opens their images. Requests that may
+//! wait for a store run on separate threads, so that listings continue during an outage.
 
 mod catalog;
 mod dirs;

@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(
             nodes.remember(&Node::Volume("a".into())).unwrap(),
             first,
-            "those that are known are told again"
+            "known nodes are returned again"
         );
         nodes.forget(first, 2);
         nodes.remember(&Node::Volume("b".into())).unwrap();

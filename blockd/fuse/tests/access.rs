@@ -76,7 +76,7 @@ const USER: u16 = 2;
 const GROUP: u16 = 4;
 const MASK: u16 = 16;
 const OTHER: u16 = 32;
-const NOBODY: u32 = u32::MAX;
+const NO_ID: u32 = u32::MAX;
 
 /// A filesystem whose root has such a mode.
 fn image(dir: &Path, root_mode: u16) -> Vec<u8> {
@@ -89,21 +89,11 @@ fn image(dir: &Path, root_mode: u16) -> Vec<u8> {
         tool("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(&source).arg(&image).arg("8M").status();
     assert!(made.unwrap().success());
     // One user may read and write; the group, with another user, has no access.
-    let given = acl(&[
-        (OWNER, 6, NOBODY),
-        (USER, 6, 7000),
-        (GROUP, 0, NOBODY),
-        (MASK, 6, NOBODY),
-        (OTHER, 0, NOBODY),
-    ]);
+    let given =
+        acl(&[(OWNER, 6, NO_ID), (USER, 6, 7000), (GROUP, 0, NO_ID), (MASK, 6, NO_ID), (OTHER, 0, NO_ID)]);
     // All may read but one.
-    let refused = acl(&[
-        (OWNER, 6, NOBODY),
-        (USER, 0, 8000),
-        (GROUP, 4, NOBODY),
-        (MASK, 4, NOBODY),
-        (OTHER, 4, NOBODY),
-    ]);
+    let refused =
+        acl(&[(OWNER, 6, NO_ID), (USER, 0, 8000), (GROUP, 4, NO_ID), (MASK, 4, NO_ID), (OTHER, 4, NO_ID)]);
     let (a, b) = (dir.join("acl a"), dir.join("acl b"));
     fs::write(&a, given).unwrap();
     fs::write(&b, refused).unwrap();
@@ -221,7 +211,7 @@ fn access_lists_hold() {
 #[test]
 fn mount_owner_can_read_everything() {
     if !Path::new("/dev/fuse").exists() {
-        eprintln!("LEFT OUT: whoever mounts looks everywhere; that needs FUSE");
+        eprintln!("LEFT OUT: access of the mount's owner; it needs FUSE");
         return;
     }
     let world = World::new(false);
@@ -229,6 +219,6 @@ fn mount_owner_can_read_everything() {
         assert_eq!(fs::read(path).unwrap(), b"content");
     }
     if is_root() {
-        assert!(!reads(9000, 9000, &world.path("open", "plain")), "nobody else does");
+        assert!(!reads(9000, 9000, &world.path("open", "plain")), "other users cannot");
     }
 }

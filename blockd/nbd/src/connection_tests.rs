@@ -488,7 +488,7 @@ fn times_are_kept() {
     let transfer = driver.receive_some(&read_request(2, 100), 1000);
     assert_eq!(transfer, Some(28));
     let _sending = driver.connection.start_send(driver.now, &mut driver.pool).unwrap();
-    assert!(!at(&mut driver, 61), "a slow reader hurts nobody");
+    assert!(!at(&mut driver, 61), "a slow reader delays no other");
     driver.budget.wait_for_ever(Box::new(|| {}));
     assert!(!at(&mut driver, 59));
     assert!(at(&mut driver, 2), "others wait for it");
@@ -529,7 +529,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
         let _first = driver.connection.start_receive(driver.now).unwrap();
         let soon = driver.now + Duration::from_secs(10);
         assert_eq!(driver.connection.next_check(), Some(soon));
-        assert!(!at(&mut driver, 11), "nobody waits");
+        assert!(!at(&mut driver, 11), "no request waits");
         driver.budget.wait_for_ever(Box::new(|| {}));
         assert!(!at(&mut driver, 9));
         assert!(at(&mut driver, 1), "others wait");
@@ -686,8 +686,9 @@ fn idle_local_device_stays_connected() {
     for is_local in [false, true] {
         let client = Client { is_local, ..Client::default() };
         let mut driver = Driver::of_client(limits, TlsOffer::Off, client);
-        let go = [&3_u32.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
-        driver.run(&go, &[1 << 20]);
+        let request =
+            [&3_u32.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
+        driver.run(&request, &[1 << 20]);
         driver.now += Duration::from_secs(61);
         driver.tell(Connection::check_time);
         assert_eq!(driver.connection.start_receive(driver.now).is_some(), is_local);

@@ -120,9 +120,7 @@ fn make_way(path: &Path) -> Result<(), NbdError> {
     }
     match is_answered(path) {
         Ok(true) => Err(NbdError::SocketInUse { path: path.to_owned() }),
-        Ok(false) => {
-            std::fs::remove_file(path).map_err(failed("a socket that nobody answers on could not be removed"))
-        }
+        Ok(false) => std::fs::remove_file(path).map_err(failed("a stale socket could not be removed")),
         Err(error) => Err(failed("it could not be found out whether another server answers there")(error)),
     }
 }
@@ -176,7 +174,7 @@ mod tests {
         assert!(path.exists());
         // Keeps the inode, so that the second file cannot get it.
         std::fs::hard_link(&path, dir.path().join("kept")).unwrap();
-        let (_listener, second) = Listener::unix(&path).expect("nobody answers there any more");
+        let (_listener, second) = Listener::unix(&path).expect("the socket is stale");
         drop(file);
         assert!(path.exists(), "the file is the second one's");
         drop(second);

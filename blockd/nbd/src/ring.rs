@@ -484,6 +484,6 @@ mod tests {
         drop(ring);
         assert_eq!(Arc::strong_count(&ours), 1, "the table was freed");
         drop(ours);
-        assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "and the kernel let go of the socket");
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "and the kernel released the socket");
     }
 }

@@ -2,7 +2,7 @@
 //! send.
 //!
 //! Plaintext is decrypted only on demand, and replies are encrypted only into the next send buffer; so a
-//! session holds one buffer of each kind, whatever its client does.
+//! session holds one buffer of each kind for any client.
 
 use std::ops::Range;
 

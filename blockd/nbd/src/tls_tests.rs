@@ -505,7 +505,7 @@ fn connection_ending_in_handshake_waits_for_session() {
         secure.driver.work_some(0);
         while secure.driver.send_some(usize::MAX) {}
         assert!(secure.driver.connection.is_finished());
-        assert_eq!(secure.driver.sent.is_empty(), is_dropped, "who is dropped is told nothing");
+        assert_eq!(secure.driver.sent.is_empty(), is_dropped, "a dropped client gets no alert");
         secure.assert_ends();
     }
 }

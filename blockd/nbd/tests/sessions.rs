@@ -46,7 +46,7 @@ fn list_info_go_abort_and_unknown_options() {
     assert_eq!(list, [(NBD_REP_SERVER, b"\0\0\0\x03volthe volume vol".to_vec()), (NBD_REP_ACK, vec![])]);
     assert_eq!(client.option(NBD_OPT_LIST, b"x")[0].0, NBD_REP_ERR_INVALID);
     for option in [0, 4, 12, 0xffff_ffff] {
-        let replies = client.option(option, b"whatever");
+        let replies = client.option(option, b"payload");
         assert_eq!(replies.len(), 1);
         assert_eq!(replies[0].0, NBD_REP_ERR_UNSUP);
     }
@@ -152,7 +152,7 @@ fn slow_request_does_not_delay_others() {
 }
 
 #[test]
-fn failures_of_the_device_reach_the_client_and_nobody_else() {
+fn device_errors_reach_their_client_only() {
     let kinds = [
         (DeviceErrorKind::Io, NBD_EIO),
         (DeviceErrorKind::NoSpace, NBD_ENOSPC),

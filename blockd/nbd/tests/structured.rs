@@ -298,8 +298,8 @@ fn contexts_are_listed_chosen_and_reported() {
     // Chosen for one export, they do not hold for another; here: the same one under its other name.
     let set = client.option(NBD_OPT_SET_META_CONTEXT, &meta_request(b"", &["base:allocation"]));
     assert_eq!(context_replies(&set).len(), 1);
-    let go = client.option(NBD_OPT_GO, &info_request(b"vol", &[]));
-    assert_eq!(go.last().unwrap().0, NBD_REP_ACK);
+    let replies = client.option(NBD_OPT_GO, &info_request(b"vol", &[]));
+    assert_eq!(replies.last().unwrap().0, NBD_REP_ACK);
     let mut client = Structured { client, mode: ReplyMode::Structured, next_cookie: 1 };
     assert_eq!(client.command(NBD_CMD_BLOCK_STATUS, 0, 0, 4096), NBD_EINVAL);
 
@@ -368,8 +368,8 @@ fn extended_headers_come_once_and_include_structured_replies() {
     assert_eq!(client.option(NBD_OPT_STRUCTURED_REPLY, b"")[0].0, NBD_REP_ACK);
     assert_eq!(client.option(NBD_OPT_EXTENDED_HEADERS, b"")[0].0, NBD_REP_ACK);
     assert_eq!(client.option(NBD_OPT_STRUCTURED_REPLY, b"")[0].0, NBD_REP_ERR_EXT_HEADER_REQD);
-    let go = client.option(NBD_OPT_GO, &info_request(b"vol", &[]));
-    let flags = u16::from_be_bytes(go[0].1[10..12].try_into().unwrap());
+    let replies = client.option(NBD_OPT_GO, &info_request(b"vol", &[]));
+    let flags = u16::from_be_bytes(replies[0].1[10..12].try_into().unwrap());
     let expected =
         NBD_FLAG_SEND_DF | NBD_FLAG_BLOCK_STAT_PAYLOAD | NBD_FLAG_SEND_FAST_ZERO | NBD_FLAG_SEND_CACHE;
     assert_eq!(flags & expected, expected);

@@ -58,7 +58,7 @@ impl Gate {
             state.syncs_begun += 1;
             number = state.syncs_begun;
         });
-        self.wait("a sync was never let go", |state| state.syncs_allowed >= number);
+        self.wait("a sync was never released", |state| state.syncs_allowed >= number);
         match self.state.lock().unwrap().sync_fails {
             true => Err(DeviceError::new(DeviceErrorKind::NoSpace, "the test wants it")),
             false => Ok(()),
@@ -94,7 +94,7 @@ impl BlockDevice for Opened {
 
     fn write(&self, _: u64, _: &[u8], fua: bool) -> Result<(), DeviceError> {
         self.0.change(|state| state.writes_begun += 1);
-        self.0.wait("a write was never let go", |state| !state.writes_held);
+        self.0.wait("a write was never released", |state| !state.writes_held);
         if fua { self.0.sync() } else { Ok(()) }
     }
 

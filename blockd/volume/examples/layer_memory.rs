@@ -1,8 +1,8 @@
-//! How much memory a frozen layer of 1 TiB takes after it was opened, in the worst case: every other block of
-//! 4 KiB was written. Prints it for 1 and for 8 layers, which have the union of their sets besides, and for
-//! one half of whose blocks are zeroes.
+//! Memory of a frozen layer of 1 TiB after it was opened, in the worst case: every other block of 4 KiB was
+//! written. Prints it for 1 and for 8 layers, which also have the union of their sets, and for one with
+//! zeroes in half of its blocks.
 //!
-//! The set files are made by another process, as `layer_set.rs` describes them: writing half a terabyte would
+//! Another process creates the set files, as `layer_set.rs` describes them: writing half a terabyte would
 //! show no more.
 #![allow(clippy::unwrap_used, reason = "an example that cannot measure ends with a panic")]
 

@@ -1,14 +1,14 @@
-//! A thread that closes removed files.
+//! Thread that closes removed files.
 //!
-//! The last close of a file that has no name any more frees its blocks. On ext4 that takes tens of seconds
-//! for a large layer of scattered writes; on a filesystem that is mounted with `discard` and has no journal,
-//! each extent is discarded at once. A stack of layers is released by whichever thread used it last, often
-//! one that serves a flush, a write or a read, and its client counts that time as part of the request. So
-//! [`storage::File`](crate::storage::File) hands such files to this thread when it is dropped.
+//! The last close of a removed file frees its blocks. On ext4 that takes tens of seconds for a large layer of
+//! scattered writes; on a filesystem mounted with `discard` and without a journal, each extent is discarded
+//! at once. The last user releases a stack of layers, often a thread that serves a flush, a write or a read,
+//! and its client counts that time as part of the request. So [`storage::File`](crate::storage::File) passes
+//! such files to this thread on drop.
 //!
-//! Merges produce these files, and who merges [waits](wait_for_removed_files) for them to be closed. So the
-//! queue holds at most one removed layer of each merge thread, the removed files of freezes, of which each
-//! waits while there are more than [`MAX_WAITING`], and layers that a reader kept open.
+//! Merges produce these files, and the merge thread [waits](wait_for_removed_files) until they are closed. So
+//! the queue holds at most one removed layer of each merge thread, the removed files of freezes, which wait
+//! while there are more than [`MAX_WAITING`], and layers that a reader kept open.
 
 use parking_lot::{Condvar, Mutex};
 use std::{collections::VecDeque, thread};

@@ -1,11 +1,11 @@
-//! Names of a volume's files, and writing small files so that they are there whole or not at all.
+//! Names of a volume's files, and atomic writes of small files.
 //!
 //! | file | what |
 //! |---|---|
-//! | `volume.meta` | which layers and snapshots there are ([`crate::meta`]); whatever it does not name is garbage |
+//! | `volume.meta` | layers and snapshots ([`crate::meta`]); unreferenced files are garbage |
 //! | `layer-<file>.data` (`.data.1`, …) | a layer's data, sparse, with the offsets of the volume |
 //! | `layer-<file>.map`, `.log` | of the head only: [`crate::live_map`], [`crate::head_log`] |
-//! | `layer-<file>.g<n>.set` | of a frozen layer: [`crate::layer_set`], generation n; generation 0 is the interval set |
+//! | `layer-<file>.g<n>.set` | frozen layers: [`crate::layer_set`], generation n; 0 is the interval set |
 //!
 //! `<file>` is the epoch in which the layer was made, as 16 hexadecimal digits.
 

@@ -273,8 +273,8 @@ impl Flights {
         }
     }
 
-    /// Ends a fetch of which some blocks failed: an error for waiters of these blocks only. Permanently
-    /// failed blocks are excluded from hydration.
+    /// Ends a partially failed fetch: an error for waiters of the failed blocks only. Permanently failed
+    /// blocks are excluded from hydration.
     ///
     /// If a retry can succeed, the fetch runs once more for waiters that joined it while it was running.
     pub(crate) fn landed_without(
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_wants_the_same_waits_for_one_flight() {
+    fn concurrent_readers_share_one_fetch() {
         let mut flights = Flights::new(10_000, BlockSet::new());
         let done = Arc::new(AtomicU64::new(0));
         for _ in 0..3 {
@@ -521,7 +521,7 @@ mod tests {
         while flights.next_to_start().is_some() {}
 
         assert_eq!(flights.next_look(), Some(after(1000)));
-        assert_eq!(flights.next_look(), None, "somebody looks already");
+        assert_eq!(flights.next_look(), None, "a check is scheduled already");
         assert_eq!(flights.look(after(999)).len(), 0);
         assert_eq!(flights.next_look(), Some(after(1000)));
         flights.look(after(1001)).into_iter().for_each(Call::make);

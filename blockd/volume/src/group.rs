@@ -1,18 +1,17 @@
-//! Freezing several volumes at one instant.
+//! Freeze of several volumes at one point in time.
 //!
 //! The barrier of a [freeze](crate::freeze) is the exchange of a pointer under a lock. The barrier of a group
-//! is the same for all of its volumes, with all the locks held together at one instant: a write that was
-//! acknowledged before another one was issued entered its head before the other one entered its own, so it is
-//! not possible that the later one lies before the instant and the earlier one behind it, whichever volumes
-//! and connections they were on.
+//! is the same for all of its volumes, while all locks are held: if a write was acknowledged before another
+//! one was issued, it entered its head before the other one entered its own, so the later one cannot be
+//! before the barrier and the earlier one behind it, on any volumes and connections.
 //!
-//! Everything that takes time happens before or after: the new heads are made and committed before, several
-//! at a time, and the old heads are finished after. What fails before the instant leaves everything as it
-//! was; what fails after it takes the snapshots of the others back, whose layers are merged later like any
-//! that no snapshot needs.
+//! Slow work happens before or after the barrier: the new heads are created and committed before, several at
+//! a time, and the old heads are finished after. A failure before the barrier leaves everything unchanged; a
+//! failure after it undoes the snapshots of the others, whose layers are merged later like all layers without
+//! a snapshot.
 //!
-//! Locks are taken in the order of the volumes' ids, so that two groups that share volumes cannot wait for
-//! each other. Everybody else holds the `admin` of one volume at a time and waits for no other volume's.
+//! Locks are taken in the order of the volumes' ids, so that two groups that share volumes cannot deadlock.
+//! Other operations hold the `admin` of one volume at a time and wait for no other volume's.
 
 use crate::{
     closer,

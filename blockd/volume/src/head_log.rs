@@ -1,9 +1,8 @@
-//! The head's log: which blocks it holds, as far as a power cut may ask.
+//! Log of the head's blocks, for recovery after a power cut.
 //!
-//! A record names blocks whose data was synced *before* the record was written, so a block in the log has its
-//! data on disk, whatever else was lost. A flush appends at most one record: the blocks that the head came to
-//! hold since the last one. Records are never changed; a log that grew well beyond what it says is written
-//! anew and renamed.
+//! A record has blocks whose data was synced *before* the record was written, so a block in the log has its
+//! data on disk in every case. A flush appends at most one record: the blocks that the head has acquired
+//! since the last one. Records never change; an oversized log is rewritten and renamed.
 //!
 //! # File
 //!
@@ -18,14 +17,13 @@
 //! | 16–23 | xxh3-64, seeded with the volume id xor the epoch, of bytes 0–15 and the payload |
 //! | 24– | the payload: a block set in its own encoding |
 //!
-//! All integers are little-endian. What follows the last valid record is zeroes that were written ahead, or
-//! the torn end of a record whose flush was never answered, and is cut off; but a valid record behind a
-//! damaged one means that the file was altered. At least one zero follows, unless the disk was full: a file
-//! that ends with a record may have been cut.
+//! All integers are little-endian. The last valid record is followed by preallocated zeroes, or by the torn
+//! end of a record whose flush was never answered, which is cut off; but a valid record after a damaged one
+//! means that the file was altered. At least one zero follows, unless the disk was full: a file that ends
+//! with a record may have been truncated.
 //!
-//! The zeroes are there for speed: a record that only overwrites what is written and within the file's size
-//! leaves the filesystem nothing but data to sync, where a record that made the file grow would cost a commit
-//! of its journal.
+//! The zeroes are for speed: a record within the file's size that overwrites written blocks needs only a sync
+//! of data, where a growing file would cost a commit of the filesystem's journal.
 
 use crate::{
     error::{IoContext, VolumeError},

@@ -713,7 +713,7 @@ mod tests {
         assert!(!base.has_all(&[extent]), "it may not be all");
         reply.end(Ok(()));
         assert!(hears.recv().unwrap().is_ok());
-        assert!(sink.put(BlockIndex(8), &[9; BLOCK]).is_err(), "it may be somebody else's by now");
+        assert!(sink.put(BlockIndex(8), &[9; BLOCK]).is_err(), "it may have another owner by now");
         let data = BlockSet::from_iter([Extent::new(BlockIndex(8), 2), Extent::new(BlockIndex(12), 1)]);
         assert_eq!(base.present().0, data);
         let mut found = vec![9; extent.len_bytes() as usize];

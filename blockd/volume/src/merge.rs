@@ -1,7 +1,7 @@
 //! Merge of two neighbouring layers that no snapshot separates.
 //!
 //! The lower layer of a pair must be neither a snapshot nor read as one; then either layer can take in the
-//! other, whichever copies less. *Down*: blocks of the upper layer overwrite those of the lower one,
+//! other, so that less is copied. *Down*: blocks of the upper layer overwrite those of the lower one,
 //! invisibly, because the upper layer hides them until the commit. *Up*: blocks that only the lower layer
 //! holds are copied into the upper one's file, whose block set does not name them until the commit. The
 //! commit is one `volume.meta`; before it, nothing has changed, and the merge continues from its last

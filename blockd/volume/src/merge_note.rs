@@ -1,9 +1,8 @@
-//! How far a merge has come, written down now and then, so that the next process need not begin again.
+//! Progress note of a merge, from which the next process resumes.
 //!
-//! A hint and nothing more: whoever loses it copies again. It is believed only as long as `volume.meta` names
-//! both layers in these generations; the commit of the merge gives the target another one, so a note that
-//! outlives its merge is garbage. What it says is true when it is written: the data of those blocks was
-//! synced before.
+//! A hint only: without it, blocks are copied again. It is trusted only as long as `volume.meta` has both
+//! layers in these generations; the commit of the merge gives the target another one, so a stale note is
+//! garbage. Its statement is true when it is written: the data of those blocks was synced before.
 //!
 //! # File
 //!
@@ -19,7 +18,7 @@
 //! | 32 | file epoch u64 of the layer that takes them in |
 //! | 40 | generation u32 of that layer |
 //! | 44 | 0 u32 |
-//! | 48 | block u64: the data of all blocks below it that are to be copied is in the target's file, and durable |
+//! | 48 | block u64: all blocks below it that are to be copied are durable in the target's file |
 //! | 56 | 0 u64 |
 //! | 64 | xxh3-64 of everything before it |
 
@@ -126,7 +125,7 @@ impl Progress {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the note of a merge cannot be read: the merge begins anew");
+                tracing::warn!(path = %path.display(), %error, "the note of a merge is unreadable: the merge restarts");
                 return None;
             }
         };

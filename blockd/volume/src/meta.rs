@@ -7,7 +7,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 0–7 | magic `BLKDVOL1` |
-//! | 8–11 | version: 1 if every layer has the size of the volume, otherwise 2; 3 if the bottom layer is lazy |
+//! | 8–11 | version: 1 if all layers have the volume's size, else 2; 3 if the bottom layer is lazy |
 //! | 12–15 | zero |
 //! | 16–23 | volume id |
 //! | 24–31 | size in bytes, which is the size of the topmost layer |
@@ -16,11 +16,13 @@
 //! | 44–47 | number of snapshots |
 //! | 48–51 | number of kept intervals |
 //! | 52–55 | zero |
-//! | 24 a layer, top first | epoch u64, file epoch u64, generation u32, state u32 (0 open: has a map and a log; 1 frozen: has a set; 2, in version 3, lazy: has a log) |
+//! | 24 a layer, top first | epoch u64, file epoch u64, generation u32, state u32 (see below) |
 //! | in versions 2 and 3, 8 more a layer | the layer's size in bytes u64 |
 //! | 32 a snapshot | id u64, epoch u64, made at (unix ms) u64, stall in ns u64 |
 //! | 8 an interval | epoch u64, whose set is generation 0 of the layer made in that epoch |
 //! | 8 | xxh3-64 of everything before it |
+//!
+//! States: 0 open, with a map and a log; 1 frozen, with a set; 2, in version 3, lazy, with a log.
 //!
 //! A snapshot is the layer with its epoch and all below it, and has that layer's size. Layers' epochs
 //! descend, and so do their sizes, because a volume only grows; of the open layers the topmost is the head,

@@ -1,13 +1,13 @@
-//! Disk space that is kept for operations that free space.
+//! Disk space reserve for operations that free space.
 //!
-//! To delete a snapshot, blockd writes to its database and commits a new `volume.meta`; to merge the layers
-//! then, it copies blocks and writes a set. On a full disk none of that succeeds, so nothing would ever free
-//! the space. A preallocated file in the data directory keeps some. An operation that finds the disk full
-//! [releases](Reserve::release) it and is tried again. From then on, and until the file is [whole
-//! again](Reserve::refill), whatever else takes space is refused as on a full disk: clients' writes, and
-//! zeroing that keeps its space, except to blocks whose data the head has; and hydration. The file is not
-//! filled while such an operation runs, and not before there is room for all of it: on a full disk an attempt
-//! takes the last blocks for a moment, and a database write at that moment fails.
+//! Deleting a snapshot writes to the database and commits a new `volume.meta`; the merge of its layers copies
+//! blocks and writes a set. On a full disk all of that fails, so the space would never be freed. A
+//! preallocated file in the data directory reserves some. An operation that finds the disk full
+//! [releases](Reserve::release) it and is retried. From then on, and until the file is [whole
+//! again](Reserve::refill), other allocations are refused as on a full disk: clients' writes, and zeroing
+//! that keeps its space, except to blocks whose data the head has; and hydration. The file is not filled
+//! while such an operation runs, and not before there is room for all of it: on a full disk an attempt takes
+//! the last blocks for a moment, and a database write at that moment fails.
 //!
 //! The file is truncated and synced, not overwritten: on a filesystem that copies on write, overwriting takes
 //! space. The sync ends the filesystem's transaction, before which ext4, XFS and btrfs may not use freed

@@ -98,7 +98,7 @@ impl<'a> Flight<'_, 'a> {
         self.busy += 1;
         // SAFETY: `target` lies in `buf`, which is borrowed until `run` returns or unwinds, and both only
         // happen after `Drop` has reaped every read that is under way; the pieces' byte ranges do not
-        // overlap, and nobody touches them in between. The file is kept open by the piece that the slot
+        // overlap, and no other code touches them. The file is kept open by the piece that the slot
         // borrows.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {

@@ -189,7 +189,7 @@ impl Volume {
         // layer.
         let is_untouched = old_head.writers.are_done() && old_head.dirty_blocks() == 0;
         if old_head.epoch != plan.old_head || !is_untouched {
-            return Err(self.interrupted("somebody wrote to it meanwhile"));
+            return Err(self.interrupted("it was written meanwhile"));
         }
         let entry = |epoch, open| LayerEntry {
             epoch,

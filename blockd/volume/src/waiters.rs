@@ -25,7 +25,7 @@ struct Waiting {
 }
 
 /// Pending call of a waiter, to be made without locks.
-#[must_use = "somebody waits for it"]
+#[must_use = "a reader waits for it"]
 pub(crate) struct Call {
     then: Then,
     result: Result<(), FetchFailure>,

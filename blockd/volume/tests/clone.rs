@@ -143,7 +143,7 @@ fn merge_writes_only_unshared_files() {
     assert_eq!(parent.stats().layers, 2);
     assert!(content(&clone) == whole && content(&parent) == expected);
     let own = (clone.stats().shared_bytes, clone.stats().allocated_bytes);
-    assert_eq!(own, (0, 10 * BLOCK), "the parent has let go");
+    assert_eq!(own, (0, 10 * BLOCK), "the parent has released it");
 
     // Both of a pair are shared: it stays.
     let (parent, clone) = shared_pair(&{

@@ -419,8 +419,8 @@ fn invalid_group_is_refused_without_changes() {
     assert_eq!((error.volume, error.source.kind()), (volumes[2].id(), VolumeErrorKind::Closed));
     assert_eq!(before, volumes.iter().map(|volume| state(volume)).collect::<Vec<_>>());
 
-    let nobody = freeze_group(&[]).unwrap();
-    assert!(nobody.members.is_empty());
+    let empty = freeze_group(&[]).unwrap();
+    assert!(empty.members.is_empty());
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn die_while_a_volume_is_made(name: &str, make: impl Fn(&Sim) -> Option<()> + st
         found += u64::from(is_there);
         calls = took.map_or(calls, |took| took.min(calls));
     }
-    assert!(found > DRAWS, "nobody died between the rename and the end");
+    assert!(found > DRAWS, "no crash between the rename and the end");
 }
 
 /// Returns true if the volume exists after the crash, and the number of calls without a crash.

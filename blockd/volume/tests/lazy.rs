@@ -101,7 +101,7 @@ impl Memory {
     fn wait_for_held(&self, count: usize) {
         let mut mood = self.mood.lock();
         while mood.held.len() < count {
-            assert!(!self.changed.wait_for(&mut mood, TIMEOUT).timed_out(), "nobody asked");
+            assert!(!self.changed.wait_for(&mut mood, TIMEOUT).timed_out(), "no request came");
         }
     }
 
@@ -250,7 +250,7 @@ fn readers_time_out_independent_of_earlier_fetches() {
     let patient = ask(&lazy.volume, places[0] + 1);
     take_wakes().into_iter().for_each(|wake| wake());
     assert!(patient.try_recv().is_err(), "its time is not over");
-    assert_eq!(take_wakes().len(), 1, "somebody looks again");
+    assert_eq!(take_wakes().len(), 1, "a reader checks again");
     let for_readers = lazy.source.mood.lock().for_readers;
     lazy.source.let_go();
     assert_eq!(patient.try_recv(), Ok(Ok(())));
@@ -588,7 +588,7 @@ fn waiting_request_is_called_when_blocks_arrive() {
     lazy.source.hold();
     assert!(ask(Access::Read, 2800 * BLOCK_SIZE_BYTES, 4096));
     lazy.volume.close().unwrap();
-    assert!(!told.recv_timeout(TIMEOUT).unwrap(), "a closed volume keeps nobody waiting");
+    assert!(!told.recv_timeout(TIMEOUT).unwrap(), "a closed volume fails its waiters");
     let source = Arc::downgrade(&lazy.source);
     drop(lazy);
     assert!(source.upgrade().is_none(), "the source that has not answered and the volume hold each other");

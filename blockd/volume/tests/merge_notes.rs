@@ -58,7 +58,7 @@ fn new_merge_removes_note_of_other_pair() {
     // Now another pair comes first: the third layer and the second one.
     volume.delete_snapshot(id(2)).unwrap();
     assert_eq!(merge(&volume, 0), Ok((0, false)));
-    assert!(!note.exists(), "it speaks of a merge that nobody goes on with");
+    assert!(!note.exists(), "the note of a dropped merge");
 
     drop(volume);
     let volume: Arc<Volume> = Volume::open(&dir, &OpenOptions::default()).unwrap();

@@ -29,7 +29,7 @@ const MAX_SNAPSHOTS: usize = 4;
 const FIRST_LAZY_BLOCKS: u64 = 200;
 
 /// The tests that lead random lives.
-const WITH_CUTS: &str = "whatever_a_power_cut_leaves_the_volume_stands";
+const WITH_CUTS: &str = "power_cut_keeps_the_volume_consistent";
 const WITH_FAULTS: &str = "power_cuts_and_failing_calls_together_break_nothing";
 const LAZY: &str = "lazy_volume_survives_power_cuts";
 
@@ -229,7 +229,7 @@ fn live_for(name: &str, time: Duration, plan: Plan<'_>) {
 }
 
 #[test]
-fn whatever_a_power_cut_leaves_the_volume_stands() {
+fn power_cut_keeps_the_volume_consistent() {
     live_for(WITH_CUTS, Duration::from_secs(10), Plan::default());
 }
 
@@ -378,7 +378,7 @@ fn planted_bugs_are_found() {
 
 /// For `tools/soak-volume`.
 #[test]
-#[ignore = "takes as long as it is told to"]
+#[ignore = "runs for a given time"]
 fn soak() {
     let number = |name: &str, otherwise: u64| {
         std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a decimal number"))

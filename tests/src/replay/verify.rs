@@ -80,7 +80,7 @@ fn present<'a, T>(
     }
     match known == found.len() {
         true => Ok(there),
-        false => Err(format!("nobody made all of these: {what} {found:?}")),
+        false => Err(format!("not all of these were requested: {what} {found:?}")),
     }
 }
 

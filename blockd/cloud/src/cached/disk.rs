@@ -1,8 +1,8 @@
-//! The cache on disk: pieces of objects as they are stored, so sealed where the repository is.
+//! Disk cache: frames and index pages as they are stored, so sealed in an encrypted repository.
 //!
-//! What the store would learn from its objects is all that somebody learns who gets hold of the cache;
-//! nothing that is encrypted in the store is in clear here. (A repository without a passphrase is in clear in
-//! both places.) Each piece is a file of its own, so that the least recently used ones can go one by one.
+//! The cache reveals no more than the objects in the store; encrypted data is never stored here in clear. (A
+//! repository without a passphrase is in clear in both places.) Each entry is a separate file, so that the
+//! least recently used ones can be removed one by one.
 //!
 //! The file `<2 hex digits>/<64 hex digits>` holds the piece whose key has these digits (the first two again
 //! as the directory). Its bytes, integers little-endian:
@@ -18,9 +18,9 @@
 //!
 //! The key is SHA-256 of `"blockd cached piece v1"`, key id (16 bytes), salt of the delta (32), offset (u64),
 //! length (u64) and the object's key. A file is written under another name and renamed, without an fsync:
-//! after a power cut it may be anything, which the checksum finds. What is left of it under its other name, a
-//! number and `.tmp`, is removed when the cache is opened; names that are none of these are not ours and are
-//! left alone. No version that differs is read: it is a miss.
+//! after a power cut its content is arbitrary, which the checksum detects. Files with the temporary name, a
+//! number and `.tmp`, are removed when the cache is opened; files with other names are foreign and stay. An
+//! entry of another version is a miss.
 
 use super::lru::Lru;
 use crate::CloudError;

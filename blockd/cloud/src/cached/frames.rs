@@ -32,10 +32,7 @@ impl Wait {
 }
 
 fn gone() -> Arc<CloudError> {
-    Arc::new(CloudError::Internal {
-        what: "fetching a frame",
-        detail: "whoever fetched it was stopped".into(),
-    })
+    Arc::new(CloudError::Internal { what: "fetching a frame", detail: "the fetch was cancelled".into() })
 }
 
 /// State of a requested frame.
@@ -134,7 +131,7 @@ mod tests {
         let Claim::Wait(other) = frames.claim((1, 2)) else { panic!("it is on its way") };
         drop(flight);
         assert!(wait.done().await.is_err() && other.done().await.is_err());
-        let Claim::Mine(flight, _) = frames.claim((1, 2)) else { panic!("nobody brings it") };
+        let Claim::Mine(flight, _) = frames.claim((1, 2)) else { panic!("no fetch is running") };
         let Claim::Wait(other) = frames.claim((1, 2)) else { panic!("it is on its way") };
         flight.land(Err(gone()));
         assert!(other.done().await.is_err());

@@ -66,7 +66,7 @@ mod tests {
     };
 
     #[test]
-    fn all_of_it_is_there_whatever_its_length_and_place() {
+    fn direct_writes_of_any_length_and_offset_are_complete() {
         let buffers = Arc::<Buffers>::default();
         let dir = tempfile::tempdir().unwrap();
         let mib = DIRECT_FROM_BYTES;

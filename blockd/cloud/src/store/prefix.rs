@@ -10,7 +10,7 @@ const MAX_PREFIX_BYTES: usize = 512;
 /// A text that is no prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{given:?} is no prefix: expected up to {MAX_PREFIX_BYTES} letters, digits, '-', '_' and '.' in parts separated by '/', none of which is empty or begins with a dot, such as demo or hosts/a"
+    "{given:?} is no prefix: expected up to {MAX_PREFIX_BYTES} letters, digits, '-', '_' and '.' in parts separated by '/' that are not empty and do not begin with a dot, such as demo or hosts/a"
 )]
 pub struct BadPrefix {
     /// The text as it was given.

@@ -167,7 +167,7 @@ impl RoleCredentials {
             }
             Err(error) => match self.held_for(now_unix_s, UNUSABLE_BEFORE_S) {
                 Some(held) => {
-                    tracing::warn!(role = %self.role.arn, %error, "the role is not given anew yet; its credentials still hold for a while");
+                    tracing::warn!(role = %self.role.arn, %error, "renewing the role failed; its credentials are still valid");
                     Ok(held)
                 }
                 None => Err(error),

@@ -297,5 +297,5 @@ pub async fn repository_suite(store: Arc<dyn ObjectStore>, passphrase: Option<&s
         }
     }
     assert!(store.list("blockd/manifests/").await.unwrap().is_empty());
-    assert!(store.list("blockd/data/").await.unwrap().is_empty(), "deltas that nobody needs are left");
+    assert!(store.list("blockd/data/").await.unwrap().is_empty(), "unused deltas are left");
 }

@@ -119,10 +119,10 @@ impl Core {
         let handed = UserMount { served, credentials: request.cred_ids, since: Timestamp::now() };
         let reply = handed.describe();
         {
-            let mut all = mounts.handed.lock();
-            let Some(all) = &mut *all else { return Err(ServiceError::Stopping) };
-            all.retain(UserMount::is_alive);
-            all.push(handed);
+            let mut open = mounts.handed.lock();
+            let Some(open) = open.as_mut() else { return Err(ServiceError::Stopping) };
+            open.retain(UserMount::is_alive);
+            open.push(handed);
         }
         mounts.save(self);
         Ok(reply)

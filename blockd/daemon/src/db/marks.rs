@@ -224,7 +224,7 @@ mod tests {
             );
             assert_eq!(Mark::find(tx, &id, elsewhere)?, None);
             CredentialRow::remove(tx, here)?;
-            assert_eq!(Mark::find(tx, &id, here)?, None, "nobody could take it back any more");
+            assert_eq!(Mark::find(tx, &id, here)?, None, "it could not be undone any more");
             // Already deleted.
             mark(here).put(tx)?;
             assert_eq!(Mark::find(tx, &id, here)?, None);

@@ -78,7 +78,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
         let caller = parts.extensions.get::<Self>().cloned();
-        caller.ok_or_else(|| Failure(ServiceError::Internal("nobody knows who asks".to_owned())))
+        caller.ok_or_else(|| Failure(ServiceError::Internal("the caller is unknown".to_owned())))
     }
 }
 

@@ -1,8 +1,8 @@
-//! The thread that drives what lazy volumes fetch.
+//! Thread that drives the fetches of lazy volumes.
 //!
-//! The futures of the cloud side may not move between threads, and a thread for each would be taken from
-//! everybody else while a store is silent. So one thread drives all of them side by side; what needs the
-//! processor or the disk goes to threads that are there for it.
+//! The futures of the cloud crate cannot move between threads, and a thread for each would exhaust the pool
+//! while a store is silent. So one thread drives all of them concurrently; CPU and disk work goes to worker
+//! threads.
 
 use std::{future::Future, pin::Pin, sync::OnceLock};
 use tokio::{

@@ -1,8 +1,8 @@
-//! The task that fetches the rest of a lazy volume.
+//! Task that hydrates a lazy volume.
 //!
-//! It never gives up because a store is gone: it waits and goes on. What is damaged is left out until the
-//! rest is there, and then the task fails. What was fetched stays, so a run that was cut off goes on where it
-//! was. When all is there, the volume becomes one like any other and lets go of its cloud snapshot.
+//! It never fails for an outage: it waits and continues. Damaged parts are skipped until the rest is fetched,
+//! and then the task fails. Fetched blocks stay, so an interrupted run resumes. A completely hydrated volume
+//! becomes a normal one and releases its backing snapshot.
 
 use crate::{
     core::Core,
@@ -101,7 +101,7 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
 /// The end of a hydration that had to leave something out.
 fn without(refused_bytes: u64, damage: Option<ServiceError>) -> ServiceError {
     let all_else =
-        format!("{refused_bytes} bytes of the cloud snapshot cannot be read; all else was fetched");
+        format!("{refused_bytes} bytes of the cloud snapshot cannot be read; the rest was fetched");
     match damage.map(|damage| damage.to_api()) {
         Some(damage) => ServiceError::refused(damage.code, format!("{all_else}: {}", damage.message)),
         None => ServiceError::refused(ErrorCode::StoreFailed, all_else),

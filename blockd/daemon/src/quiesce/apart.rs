@@ -1,19 +1,18 @@
-//! Freezing filesystems from processes of their own, one for each.
+//! Holder processes, which freeze one filesystem each.
 //!
-//! Who freezes a filesystem waits in the kernel until all of it is written, and nothing can end that, not
-//! even `kill -9`. If the filesystem lies on a volume of this daemon, it is this daemon that has to write.
-//! Were it a thread of the daemon that waits, a daemon that is killed just then would neither write nor end,
-//! and the next one could not start. A process that has nothing of the daemon's but two pipes waits until the
-//! next daemon serves the volume.
+//! A freeze waits in the kernel until all data is written, and cannot be interrupted, not even by `kill -9`.
+//! If the filesystem is on a volume of this daemon, this daemon has to write the data. If one of its threads
+//! waited, a daemon killed at this moment would neither write nor end, and the next one could not start. A
+//! holder process, which shares only two pipes with the daemon, waits until the next daemon serves the
+//! volume.
 //!
-//! Such a process thaws what it has frozen when it is told to, when the daemon is gone, which closes its
-//! pipe, and when it has been told nothing for too long, because the daemon stands still.
+//! A holder thaws its filesystem on request, when the daemon dies, which closes the pipe, and when no request
+//! came for too long, because the daemon hangs.
 //!
-//! It is told first, in eight bytes, little-endian, the number of the device that is to be mounted at the
-//! path. Each request is a byte, `s`, `f` or `t`: sync, freeze, thaw. Each answer is a line: `ok`; `before`
-//! for a filesystem that was not frozen any more when it was to be thawed; `elsewhere` if another one is
-//! mounted there, which was left alone; or an error's number. What it has frozen it thaws by the descriptor
-//! it froze it by, for the path may lead elsewhere by then.
+//! The first message, of eight bytes, little-endian, is the expected device number of the mount. Each request
+//! is a byte, `s`, `f` or `t`: sync, freeze, thaw. Each answer is a line: `ok`; `before` if the filesystem
+//! was already thawed at a thaw; `elsewhere` if another filesystem is mounted there, which was left alone; or
+//! an error number. The holder thaws by the descriptor of the freeze, as the path may lead elsewhere by then.
 
 use super::{
     filesystems::{Freezer, FreezerError, Thawed},

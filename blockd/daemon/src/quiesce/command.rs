@@ -428,8 +428,8 @@ mod tests {
     #[test]
     fn command_runs_as_its_user_without_rights_of_the_daemon() {
         let own = User::from_uid(nix::unistd::getuid()).unwrap().unwrap();
-        let nobody = Hook { user: Some("no-such-user"), ..hook("true") }.run();
-        assert_eq!(nobody.error.as_deref(), Some("it cannot be run: there is no user no-such-user here"));
+        let unknown = Hook { user: Some("no-such-user"), ..hook("true") }.run();
+        assert_eq!(unknown.error.as_deref(), Some("it cannot be run: there is no user no-such-user here"));
         if !own.uid.is_root() {
             eprintln!("=== SKIPPED: only root can run commands as another user ===");
             return;
@@ -548,7 +548,7 @@ mod tests {
         assert_eq!(hook.run().exit_status, Some(0));
         drop(lock);
         let other = File::open(&path).unwrap();
-        assert!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err(), "nobody holds the lock");
+        assert!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err(), "the lock is free");
         std::fs::write(&go, "\n").unwrap();
         flock(&other, FlockOperation::LockExclusive).unwrap();
     }

@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_forgets_to_thaw_thaws_all_the_same() {
+    fn dropped_freeze_thaws() {
         let (double, filesystems) = with(&["a"], LONG);
         filesystems.freeze().unwrap();
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {

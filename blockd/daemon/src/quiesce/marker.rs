@@ -169,7 +169,7 @@ impl Mounted {
             (_, Some(Errno::BUSY)) => self.thaw(freezer, mountinfo),
             (FreezerError::Elsewhere, _) => LetGo::NotFrozen,
             (_, Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOENT)) => {
-                tracing::debug!(mount = %self.path.display(), %error, "cannot be frozen, so nobody else does");
+                tracing::debug!(mount = %self.path.display(), %error, "cannot be frozen, so no other freeze is in progress");
                 LetGo::Done
             }
             // This error gives no information about the filesystem.
@@ -443,7 +443,7 @@ impl Left {
                 Ok(end) => ends.push((mount.clone(), end)),
                 Err(mpsc::RecvTimeoutError::Disconnected) => ends.push((mount.clone(), LetGo::Failed)),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    tracing::error!(mount = %mount.path.display(), "the thaw of a filesystem hangs: what else is at rest is let go without it");
+                    tracing::error!(mount = %mount.path.display(), "the thaw of a filesystem hangs: everything else is resumed without it");
                     ended(hanging(mount));
                     late.push((mount.clone(), told));
                 }
@@ -785,7 +785,7 @@ mod tests {
         let_go_later(path, &marker, Arc::clone(&double) as Arc<dyn Freezer>);
         let deadline = Instant::now() + Duration::from_secs(60);
         while !is_removed(dir.path()) {
-            assert!(Instant::now() < deadline, "never let go: {:?}", double.calls());
+            assert!(Instant::now() < deadline, "never thawed: {:?}", double.calls());
             std::thread::yield_now();
         }
         assert_eq!(double.calls(), ["freeze a", "thaw a"]);

@@ -347,7 +347,7 @@ pub(crate) fn events_of_failures<'a>(
             (QuiesceKind::PreCommand | QuiesceKind::FreezeFs, true) => "the snapshot was taken all the same",
             (QuiesceKind::ThawFs, false) if is_early(step) => "no snapshot was taken",
             (QuiesceKind::ThawFs, true) if is_early(step) => "the snapshot was taken all the same",
-            _ => "what it was to let go may be at rest still",
+            _ => "the application may still be quiesced",
         };
         let message = format!("around a freeze{of}, {failure}: {what}");
         let event = NewEvent::new(Timestamp::now(), Severity::Error, "rule-failed", message);

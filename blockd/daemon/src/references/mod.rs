@@ -135,7 +135,7 @@ impl References {
     ///
     /// # Errors
     /// It cannot be read.
-    pub async fn resolve_anew(&self, reference: &SecretRef) -> Result<Arc<Resolved>, ReferenceError> {
+    pub async fn resolve_uncached(&self, reference: &SecretRef) -> Result<Arc<Resolved>, ReferenceError> {
         let gate = Arc::clone(&self.slots.lock().entry(reference.clone()).or_default().gate);
         let _reading = gate.lock().await;
         self.read_and_cache(reference).await
@@ -192,7 +192,7 @@ impl References {
         }
         let (this, reference) = (Arc::clone(self), reference.clone());
         tokio::spawn(async move {
-            let Err(error) = this.resolve_anew(&reference).await else { return };
+            let Err(error) = this.resolve_uncached(&reference).await else { return };
             let mut slots = this.slots.lock();
             let Some(cached) = slots.get_mut(&reference).and_then(|slot| slot.cached.as_mut()) else {
                 return;

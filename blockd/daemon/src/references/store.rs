@@ -79,7 +79,7 @@ impl ReferencedStore {
             }
             Ok(_) => result,
             Err(error) => {
-                tracing::debug!(reference = %self.reference, %error, "the store refused the secret, and it cannot be fetched anew");
+                tracing::debug!(reference = %self.reference, %error, "the store refused the secret, and fetching it again failed");
                 result
             }
         }

@@ -156,7 +156,7 @@ async fn stored_backup_without_its_base_is_not_done() {
     assert_eq!((full.backup_type, full.resumed), (Some(BackupType::Full), 1), "{full:?}");
     let full = full.source_volume.unwrap();
     let listed: Vec<_> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
-    assert_eq!(listed, [full.as_str()], "nobody is shown what cannot be restored");
+    assert_eq!(listed, [full.as_str()], "a backup that cannot be restored is not listed");
     model.assert_is(&*host.restore(&full, "copy").await);
     assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
     host.assert_tidy();
@@ -183,7 +183,7 @@ async fn backup_with_an_unchecked_base_counts_after_its_resume() {
         let failed = host.wait(task).await;
         assert_eq!((failed.state.stage, failed.resumable), (TaskStage::Failed, true), "{failed:?}");
         let message = failed.error.unwrap().message;
-        assert!(message.contains("cannot be told yet"), "{message}");
+        assert!(message.contains("could not be checked yet"), "{message}");
         let made = failed.source_volume.unwrap();
         assert!(host.manifest(&made).is_file(), "it is in the store");
         let seen = host.client.volume(&"data".parse().unwrap()).await.unwrap();

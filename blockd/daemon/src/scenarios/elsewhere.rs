@@ -50,9 +50,9 @@ async fn open_keys_survive_a_rekey_without_the_secret() {
         files.filter(|path| path.contains("key")).collect::<Vec<String>>()
     };
     let before = slots();
-    let anew =
+    let rekey =
         RekeyCredential { passphrase: None, new_passphrase: None, new_data_key: true, accept_key: None };
-    host.core().rekey_credential(&nas, anew).await.unwrap();
+    host.core().rekey_credential(&nas, rekey).await.unwrap();
     let keys =
         || host.core().repositories.opened.lock().values().map(|(one, _)| one.keys().len()).sum::<usize>();
     assert_eq!((before.len(), slots().len(), keys()), (2, 4, 2), "{:?}", slots());

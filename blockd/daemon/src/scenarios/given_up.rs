@@ -90,7 +90,7 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
         let damage = host.client.list_events(&ListEvents::default()).await.unwrap().events;
         let damage = damage.iter().filter(|event| event.cloudsnap.as_deref() == Some(&left));
         let damage = damage.filter(|event| event.kind == "damage-found").count();
-        assert_eq!(damage, usize::from(is_gone), "it is told once");
+        assert_eq!(damage, usize::from(is_gone), "it is reported once");
         if !is_gone {
             frozen.assert_is(&*host.restore(&left, "left").await);
         }
@@ -105,7 +105,7 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
         }
         host.look(Timestamp::now() + LATER).await;
         assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
-        assert_eq!(host.doubts(), vec![], "nobody asks any more");
+        assert_eq!(host.doubts(), vec![], "no check is left");
     }
 }
 
@@ -184,7 +184,7 @@ async fn late_manifest_of_an_abandoned_backup_is_verified() {
     fs::remove_file(host.manifest_of(&lost)).unwrap();
     host.lose(&base);
     let full = host.backup("data", false).await;
-    assert_eq!(full.backup_type, Some(BackupType::Full), "it began anew");
+    assert_eq!(full.backup_type, Some(BackupType::Full), "it restarted");
     let doubts = host.doubts();
     assert!(doubts.len() == 1 && doubts[0].looked_at && doubts[0].cloudsnap.incremental, "{doubts:?}");
 

@@ -144,7 +144,7 @@ async fn schedule_without_volumes_is_refused_or_reported() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
     let mut host = Host::new().await;
-    for (name, passphrase) in [("nas", None), ("safe", Some("tell nobody"))] {
+    for (name, passphrase) in [("nas", None), ("safe", Some("a secret"))] {
         let mut request = host.credential(name, passphrase);
         let place = host.store.path().join(name);
         std::fs::create_dir(&place).unwrap();
@@ -167,12 +167,11 @@ async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
         let (client, wanted) = (&host.client, name.parse::<CredentialRef>().unwrap());
         async move { client.update_credential(&wanted, &request).await }
     };
-    assert!(update("safe", UpdateCredential::default()).await.is_err(), "nobody said the passphrase");
+    assert!(update("safe", UpdateCredential::default()).await.is_err(), "without the passphrase");
     let secret = |text: &str| Some(blockd_api::Secret::new(text.into()).into());
     let wrong = UpdateCredential { encryption_passphrase: secret("a guess"), ..UpdateCredential::default() };
     assert_eq!(api_code(update("safe", wrong).await), ErrorCode::WrongPassphrase);
-    let right =
-        UpdateCredential { encryption_passphrase: secret("tell nobody"), ..UpdateCredential::default() };
+    let right = UpdateCredential { encryption_passphrase: secret("a secret"), ..UpdateCredential::default() };
     update("safe", right).await.unwrap();
     assert_eq!(host.problems().await.len(), 1);
     // What no passphrase protects needs none.

@@ -94,7 +94,7 @@ async fn backup_without_any_key_slot_puts_it_back() {
 }
 
 /// A credential whose passphrase lies in a file, so that its keys are opened at each start.
-async fn create_opened_anew(host: &Host) -> CredentialRef {
+async fn create_reopened(host: &Host) -> CredentialRef {
     let path = host.dir.path().join("secrets/passphrase");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, "first").unwrap();
@@ -126,7 +126,7 @@ async fn refused_backup(host: &Host) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn backup_without_the_newest_key_slot_is_refused() {
     let mut host = Host::new().await;
-    let nas = create_opened_anew(&host).await;
+    let nas = create_reopened(&host).await;
     host.create_volume("data").await;
     let first = host.backup("data", true).await.source_volume.unwrap();
     host.core().rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() }).await.unwrap();
@@ -154,7 +154,7 @@ async fn backup_without_the_newest_key_slot_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn key_of_another_host_is_used_once_accepted() {
     let mut host = Host::new().await;
-    let nas = create_opened_anew(&host).await;
+    let nas = create_reopened(&host).await;
     host.create_volume("data").await;
     host.backup("data", true).await;
     let before = pinned(&host).await;

@@ -75,7 +75,7 @@ async fn backup_makes_three_requests_beside_its_packs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn incremental_without_its_base_becomes_a_full_backup() {
-    for dies_at in [None, Some("backup begun anew"), Some("backup planned")] {
+    for dies_at in [None, Some("backup restarted as full"), Some("backup planned")] {
         let mut host = Host::new().await;
         let volume = host.create_volume("data").await;
         host.create_credential().await;

@@ -201,7 +201,7 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
     host.start().await;
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while host.failures().await.is_empty() {
-        assert!(std::time::Instant::now() < deadline, "nothing is told");
+        assert!(std::time::Instant::now() < deadline, "no problem is reported");
         tokio::task::yield_now().await;
     }
     let (severity, message) = host.failures().await.remove(0);
@@ -341,7 +341,7 @@ async fn next_daemon_resumes_applications_before_the_backup() {
     assert_eq!(
         host.log(),
         ["all:pre a b c", "all:post a b c unknown", "all:pre a b c", "all:post a b c yes"],
-        "the second freeze must not begin before the first one is let go"
+        "the second freeze must not start before the first one is resumed"
     );
     // The point in time is fixed, and what follows it is done once.
     for step in ["backup accepted", "backup frozen", "backup planned", "backup in the store"] {

@@ -104,8 +104,8 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     let error = host.client.create_schedule(&never).await.unwrap_err();
     assert!(error.to_string().contains("say when"), "{error}");
     assert_eq!(host.client.list_schedules().await.unwrap().schedules, []);
-    let nobody = CreateSchedule { rules: vec![rule("periodic 5")], ..CreateSchedule::default() };
-    let error = host.client.create_schedule(&nobody).await.unwrap_err();
+    let unselective = CreateSchedule { rules: vec![rule("periodic 5")], ..CreateSchedule::default() };
+    let error = host.client.create_schedule(&unselective).await.unwrap_err();
     assert!(error.to_string().contains("one of volume, group and label"), "{error}");
     let gold = "gold".parse().unwrap();
     let wanting =

@@ -32,11 +32,11 @@ async fn host() -> (Host, Arc<FaultStore>, Uuid, Cloudsnap) {
 /// Returns the error of a request to an unresponsive store.
 async fn answer<T>(asked: impl Future<Output = Result<T, crate::error::ServiceError>>) -> Option<ErrorCode> {
     let answer = tokio::time::timeout(Duration::from_secs(60), asked).await;
-    answer.expect("whoever asks waits without a bound").err().map(|error| error.to_api().code)
+    answer.expect("the request has no timeout").err().map(|error| error.to_api().code)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_asks_is_told_and_nothing_is_begun() {
+async fn unresponsive_store_times_out_and_starts_no_change() {
     let (host, faults, credential, snap) = host().await;
     let core = host.core();
     let restore = StartRestore { volume: Some("plain".parse().unwrap()), ..StartRestore::of(snap.id) };

@@ -133,13 +133,13 @@ async fn keys_that_are_only_here_do_not_go_elsewhere() {
     let slots: Vec<String> =
         walk(host.store.path()).into_iter().filter(|path| path.contains("key")).collect();
     let nas: CredentialRef = "nas".parse().unwrap();
-    let anew = blockd_api::credentials::RekeyCredential {
+    let rekey = blockd_api::credentials::RekeyCredential {
         passphrase: Some(Secret::new("first".into())),
         new_passphrase: None,
         new_data_key: true,
         accept_key: None,
     };
-    host.core().rekey_credential(&nas, anew).await.unwrap();
+    host.core().rekey_credential(&nas, rekey).await.unwrap();
     slots.iter().for_each(|slot| std::fs::remove_file(host.store.path().join(slot)).unwrap());
     host.sql("UPDATE credentials SET key_slots = x''");
     let before = stored(&host).await;

@@ -241,7 +241,7 @@ async fn slow_receiver_blocks_nothing_and_gets_events_after_a_restart() {
     host.backup("v", false).await;
     let began = std::time::Instant::now();
     host.stop().await;
-    assert!(began.elapsed() < std::time::Duration::from_secs(120), "a stop waits for nobody");
+    assert!(began.elapsed() < std::time::Duration::from_secs(120), "the stop waits for a receiver");
 
     // One that is gone.
     let address = receiver.stop().await;

@@ -196,7 +196,7 @@ pub(crate) fn fire(
                     look_at(now);
                 }
                 Tick::ClockSetBack { dealt_with_until } => {
-                    tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, "the clock was set back: the schedule begins anew");
+                    tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, "the clock was set back: the schedule starts again");
                     RunRow::free_later(tx, schedule.uuid, &rule.when, now)?;
                     schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
                     look_at(now);
@@ -351,7 +351,7 @@ fn settle_local(
         }
         // The daemon died, and nothing is left of the freeze: it is repeated.
         (None, _) => {
-            tracing::info!(run = run.id, "the local snapshot of the run is taken anew");
+            tracing::info!(run = run.id, "the local snapshot of the run is taken again");
             let queued = RunRow { state: RunState::Queued, snapshot: None, reason: None, ..run };
             queued.update(tx)?;
             return Ok(false);

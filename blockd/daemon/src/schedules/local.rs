@@ -138,7 +138,7 @@ impl Core {
                 let reason = error.to_api().message;
                 tracing::error!(%schedule, %reason, "the runs of local snapshots failed");
                 if let Err(error) = self.fail_local(runs, reason).await {
-                    tracing::warn!(%error, "that the runs failed is not kept: they are begun anew");
+                    tracing::warn!(%error, "the failure of the runs could not be stored: they are repeated");
                 }
             }
         }

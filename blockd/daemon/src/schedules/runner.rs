@@ -393,7 +393,7 @@ impl Core {
             match attempt.await {
                 Ok(None) => continue,
                 Ok(Some(None)) => {
-                    tracing::info!(cloudsnap = %id, "how long it stays was said anew meanwhile");
+                    tracing::info!(cloudsnap = %id, "its pin or expiry date has changed meanwhile");
                 }
                 Ok(Some(Some(started))) => {
                     tracing::info!(cloudsnap = %id, task = %started.task, verdict = %judgement.verdict, "not kept any more");

@@ -351,7 +351,7 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
                 let nominal: Vec<Timestamp> = of.iter().map(|run| run.nominal).collect();
                 let distinct: BTreeSet<&Timestamp> = nominal.iter().collect();
                 assert_eq!(distinct.len(), nominal.len(), "a run was made twice");
-                assert!(nominal.iter().all(|at| named.contains(at)), "a run that nobody named");
+                assert!(nominal.iter().all(|at| named.contains(at)), "an unscheduled run");
                 // Each scheduled time has a run or a replacement.
                 let covered: usize = of.iter().map(|run| 1 + run.missed as usize).sum();
                 assert_eq!(covered, named.len(), "seed {seed}, {}", rule.when);

@@ -16,7 +16,7 @@ use super::{
     LiveTask, clean_files,
     frozen::frozen,
     plan::Plan,
-    planning::{begin_anew, planned},
+    planning::{planned, restart_as_full},
     secrets,
 };
 use crate::{
@@ -85,8 +85,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let (manifest, in_doubt) = match first {
         Err(ServiceError::Cloud(error)) => match *error {
             CloudError::BaseDeleted { base } => {
-                begin_anew(core, live, base).await?;
-                core.reached("backup begun anew")?;
+                restart_as_full(core, live, base).await?;
+                core.reached("backup restarted as full")?;
                 attempt(core, live, &frozen).await?
             }
             other => return Err(other.into()),

@@ -1,10 +1,10 @@
-//! What is listed of backups that were given up: whether it is whole is looked at, and shown.
+//! Verification of abandoned backups that may be listed.
 //!
-//! A backup that was cut off between its commit and the question for its base is listed, and asks when it is
-//! resumed. One that is given up never asks; so its objects are looked for here, as soon as the store
-//! answers, and once more an hour later, because a request that nobody waits for any more may be carried out
-//! late, as may a deletion that was under way. Nothing is deleted: what is not whole is shown as damaged,
-//! like everything that a verification finds, and nothing of this host is built on it in either case.
+//! A backup interrupted between its commit and the check of its base is listed, and repeats the check when it
+//! resumes. An abandoned one never does; so its objects are checked here, as soon as the store answers, and
+//! once more an hour later, because an abandoned request or a running deletion may be executed late. Nothing
+//! is deleted: an incomplete backup is shown as damaged, like other findings of a verification, and this host
+//! does not use it as a base in either case.
 
 use super::{plan::Plan, verify::proofs};
 use crate::{
@@ -66,7 +66,7 @@ pub(super) fn doubt(credential: Uuid, cloudsnap: CloudsnapId) -> Doubt {
 
 /// Returns the doubt about the former name of a restarted backup: its listing was deleted, and may reappear
 /// late.
-pub(super) fn begun_anew(credential: Uuid, given_up: CloudsnapId) -> Doubt {
+pub(super) fn doubt_of_restart(credential: Uuid, given_up: CloudsnapId) -> Doubt {
     Doubt { looked_at: true, ..doubt(credential, given_up) }
 }
 

@@ -280,7 +280,7 @@ mod tests {
         assert!(futures::poll!(first.as_mut()).is_pending(), "it was only told to stop");
         // Ready only after a wake-up: no other poll follows.
         let woken = async { tokio::join!(first, async { live.end() }) };
-        tokio::time::timeout(TIMEOUT, woken).await.expect("nobody was woken");
+        tokio::time::timeout(TIMEOUT, woken).await.expect("no waiter was woken");
         tokio::time::timeout(TIMEOUT, live.ended()).await.expect("it has ended before");
     }
 }

@@ -18,7 +18,7 @@
 //! | 104 | 8 | when that was, microseconds since 1970 (signed) |
 //! | 112 | 8 | length d of the set of data blocks |
 //! | 120 | 8 | length z of the set of zero blocks |
-//! | 128 | 8 | volume of the base, which is another one on a lazy volume's first backup (zero for a full one) |
+//! | 128 | 8 | volume of the base, another one for a lazy volume's first backup (zero for a full one) |
 //! | 136 | d + z | both sets |
 //! | 136 + d + z | 8 | xxh3-64 of all before |
 //!
@@ -198,9 +198,8 @@ impl Plan {
             .map_err(|source| file("write", &path(dir), source))
     }
 
-    /// The plan that was kept, if there is one that is whole. One that is not is left to be made anew:
-    /// nothing was committed with it. One of version 1 does not say which volume its base is of:
-    /// `v1_base_volume`.
+    /// Loads the saved plan, if it is intact. A damaged one is replaced: no commit used it. Version 1 does
+    /// not name the volume of its base: `v1_base_volume`.
     ///
     /// # Errors
     /// The file cannot be read.

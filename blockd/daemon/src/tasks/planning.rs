@@ -1,15 +1,14 @@
-//! Deciding what a backup carries: a full one or an incremental one, on what, and which blocks.
+//! Decision about a backup: full or incremental, the base, and the blocks.
 //!
-//! What an incremental builds on is taken from this host's memory of the store, which has it word for word:
-//! manifests do not change. Whether it is still there is asked once, after the commit, because only that
-//! counts (see "Committing" in the format's description); if it is not, the backup begins anew as a full one
-//! under another name.
+//! The base of an incremental comes from this host's manifest cache, which is exact, as manifests never
+//! change. Its existence is checked once, after the commit, because only that counts (see "Committing" in the
+//! format's description); if it is gone, the backup restarts as a full one under another name.
 
 use super::{
     LiveTask,
     backup::ids,
     clean_files,
-    doubts::begun_anew,
+    doubts::doubt_of_restart,
     plan::{Decision, Plan, decide},
 };
 use crate::{
@@ -44,7 +43,7 @@ pub(super) async fn planned(
         tracing::warn!(
             planned = %plan.epoch,
             frozen = %snapshot.epoch,
-            "the kept plan of the backup is of another freeze: it is made anew, and everything is sent again"
+            "the kept plan of the backup belongs to another freeze: it is replaced, and everything is sent again"
         );
         clean_files(core, task).await?;
     }
@@ -204,7 +203,11 @@ fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudsnapId
 /// # Errors
 /// The place is not the one that was opened, so that nothing is known to be gone; the store or the database
 /// fails.
-pub(super) async fn begin_anew(core: &Core, live: &LiveTask, base: CloudsnapId) -> Result<(), ServiceError> {
+pub(super) async fn restart_as_full(
+    core: &Core,
+    live: &LiveTask,
+    base: CloudsnapId,
+) -> Result<(), ServiceError> {
     let row = live.view();
     let (volume, _) = ids(&row)?;
     let (repository, _) = core.task_repository(row.credential).await?;
@@ -212,7 +215,7 @@ pub(super) async fn begin_anew(core: &Core, live: &LiveTask, base: CloudsnapId) 
     // An earlier run may have committed it without checking its base.
     let given_up = CloudsnapId { incremental: true, ..row.cloudsnap };
     repository.store().delete(&given_up.manifest_key()).await?;
-    tracing::warn!(%base, %given_up, "the backup begins anew as a full one, because what it builds on is gone from the store");
+    tracing::warn!(%base, %given_up, "the backup restarts as a full one, because its base is gone from the store");
     let name = CloudsnapId {
         cluster: core.cluster,
         volume,
@@ -234,7 +237,7 @@ pub(super) async fn begin_anew(core: &Core, live: &LiveTask, base: CloudsnapId) 
         .run(move |tx| -> Result<(), DbError> {
             forget_tip(tx, credential, base)?;
             // A put request may still be in flight.
-            begun_anew(credential, given_up).put(tx)?;
+            doubt_of_restart(credential, given_up).put(tx)?;
             TaskRow::put(&stored, tx)
         })
         .await?;

@@ -1,5 +1,4 @@
-//! Which blocks of a volume that is being restored are in place, kept in a file, so that a restore that was
-//! cut off goes on with what is left.
+//! Record of a restore's blocks in a file, from which an interrupted restore resumes.
 //!
 //! Layout, little-endian. A header:
 //!
@@ -13,7 +12,7 @@
 //! | 64 | 8 | size of the volume in bytes |
 //! | 72 | 8 | xxh3-64 of all before |
 //!
-//! and then records, each of which adds to what those before it say:
+//! and then records, which add up:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -22,8 +21,8 @@
 //! | s + w | both sets |
 //! | 8 | xxh3-64 of the record before |
 //!
-//! A record is written after what it is about has been made durable. What follows the last whole record was
-//! being written when the run was cut off, and is dropped.
+//! A record is written after its blocks are durable. Bytes after the last complete record were in progress at
+//! the interruption, and are dropped.
 
 use super::backup::to_io;
 use blockd_cloud::{BlockWriter, Manifest};

@@ -1,11 +1,11 @@
-//! Tasks that end without being done: stopped by somebody, or failed. What they need to go on is kept where
-//! that makes sense, and they are taken up again, or given up.
+//! Tasks that end without success: stopped by a user, or failed. Their state for a resume is kept where that
+//! is useful, and they are resumed or abandoned.
 //!
-//! Kept are: of a backup its snapshot, its plan and its journal, so that what is in the store already is not
-//! sent again; of a restore the half volume and which blocks of it are in place; of a hydration nothing but
-//! its row; of a restore in place that has begun to write, that clients stay out of the mixture; of a delete
-//! the manifest. A backup that is kept is given up when a newer one of the same volume to the same credential
-//! begins, and when it is too old to commit. What may be listed of it then is looked at (see [`doubts`]).
+//! The kept state is: of a backup its snapshot, plan and journal, so that stored packs are not sent again; of
+//! a restore the incomplete volume and the record of its blocks; of a hydration only its row; of an in-place
+//! restore that has started to write, the fence of clients from the mixture; of a deletion the manifest. A
+//! kept backup is abandoned when a newer one of the same volume and credential starts, and when it is too old
+//! to commit. Its possible listing is verified then (see [`doubts`]).
 
 use super::{LiveTask, backup, clean_files, doubts, restore};
 use crate::{

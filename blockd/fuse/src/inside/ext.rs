@@ -13,7 +13,7 @@ const MAX_MOUNT_ENTRIES: usize = 1_000_000;
 const MAX_INODES: usize = 64;
 /// Maximum size of cached names, in bytes.
 const MAX_NAMES_BYTES: usize = 4 << 20;
-/// Maximum size of the names of the last listed directory, which are kept in any case.
+/// Maximum size of the names of the last listed directory, which always stay cached.
 const MAX_NEWEST_BYTES: usize = 64 << 20;
 
 /// An image, as the reader wants it.

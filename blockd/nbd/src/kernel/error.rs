@@ -28,7 +28,7 @@ pub enum KernelError {
         index: u32,
     },
     /// The device does not exist.
-    #[error("/dev/nbd{index} is not connected, or belongs to somebody else")]
+    #[error("/dev/nbd{index} is not connected, or belongs to another server")]
     NoDevice {
         /// Device.
         index: u32,

@@ -340,7 +340,7 @@ mod tests {
         assert!(is_no_device(Errno::NODEV, 1, connected));
         assert!(is_no_device(Errno::INVAL, 2, connected));
         assert!(!is_no_device(Errno::INVAL, 3, connected));
-        assert!(!is_no_device(Errno::INVAL, 2, || None), "nobody knows");
+        assert!(!is_no_device(Errno::INVAL, 2, || None), "unknown");
         assert!(!is_no_device(Errno::BUSY, 2, connected));
     }
 

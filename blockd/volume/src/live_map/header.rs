@@ -34,7 +34,7 @@ pub(crate) enum Rejection {
     OtherBoot,
     #[error("the filesystem was unmounted since it was written")]
     OtherMount,
-    #[error("the start was told that the host lost power")]
+    #[error("the start was given --after-power-loss")]
     PowerLoss,
     #[error("its header cannot be read: {0}")]
     Unreadable(std::io::Error),

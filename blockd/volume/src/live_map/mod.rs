@@ -1,21 +1,20 @@
-//! The head's block set in a form that survives the death of the process.
+//! Block set of the head in a form that survives a process crash.
 //!
-//! Two bitmaps in memory, a bit a block: `held` (the head has the block) and `zero` (the head has it and its
-//! data is all zeroes). They are what this process goes by. Each new bit of `held` is also written to a
-//! sparse file, after the data of its block and before the request is answered; the page cache outlives the
-//! process, so the next one finds every acknowledged block after `kill -9`.
+//! Two bitmaps in memory, one bit per block: `held` (the head has the block) and `zero` (the head has it and
+//! its data is all zeroes). They are authoritative for this process. Each new bit of `held` is also written
+//! to a sparse file, after the data of its block and before the answer of the request; the page cache
+//! outlives the process, so the next one finds every acknowledged block after `kill -9`.
 //!
-//! The file is written with `pwrite`, not through a mapping. A store through a mapping has no error to
-//! return: where the filesystem was shut down or is full it kills the process (SIGBUS), and a page whose
-//! writeback failed is dropped by reclaim together with its bits. Here memory stays right whatever becomes of
-//! the file, a failed `pwrite` is the error of one write, and a failed writeback is found by
-//! [`LiveMap::sync`], which then writes the file again.
+//! The file is written with `pwrite`, not through a mapping. A store through a mapping cannot return an
+//! error: after a filesystem shutdown or on a full one it kills the process (SIGBUS), and reclaim drops a
+//! page with a failed writeback together with its bits. Here memory stays correct regardless of the file, a
+//! failed `pwrite` is the error of one write, and a failed writeback is found by [`LiveMap::sync`], which
+//! then rewrites the file.
 //!
-//! The kernel may write the file to disk at any time, before the data that a bit stands for. It is therefore
-//! believed only by the boot that wrote it, and only while the filesystem stays mounted ([`crate::mount`]):
-//! its header holds the boot id and the number of the mount. After a power cut the head's log decides
-//! ([`crate::head_log`]). `zero` is not stored: the data file has those zeroes anyway, and its holes show
-//! most of them.
+//! The kernel may write the file back at any time, before the data of a bit. It is therefore trusted only in
+//! the boot that wrote it, and only while the filesystem stays mounted ([`crate::mount`]): its header has the
+//! boot id and the number of the mount. After a power cut the head's log decides ([`crate::head_log`]).
+//! `zero` is not stored: the data file has those zeroes anyway, and its holes show most of them.
 //!
 //! # File
 //!
@@ -207,13 +206,12 @@ impl LiveMap {
         self.sync_file()
     }
 
-    /// Opens the map of an earlier process and makes sure that the disk took it, or returns why it is not
-    /// believed.
+    /// Opens the map of an earlier process after syncing it, or returns why it is not trusted.
     ///
-    /// The sync comes first: of a map whose writeback failed, the kernel may have dropped pages, and the next
-    /// sync alone reports that.
+    /// The sync comes first: the kernel may have dropped pages of a map with a failed writeback, and only the
+    /// next sync reports that.
     ///
-    /// Without `believe` it is rejected in any case, and only the header is read.
+    /// Without `believe` it is always rejected, and only the header is read.
     ///
     /// # Errors
     /// If a map that is to be believed cannot be opened or read, or is damaged: another attempt may succeed,
@@ -373,7 +371,7 @@ impl LiveMap {
         self.file.sync_data().during("sync", &self.path)
     }
 
-    /// Writes the whole bitmap to a file that nobody owns, and owns it once all of it is on the disk.
+    /// Writes the whole bitmap to a disowned file, and owns the file once it is synced.
     fn write_again(&self) -> Result<(), VolumeError> {
         // Bits written before the failed sync are in memory from here on.
         self.writing.iter().for_each(|lock| drop(lock.lock()));

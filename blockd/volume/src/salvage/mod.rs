@@ -1,13 +1,11 @@
-//! Reading a volume that cannot be opened, because files of it are missing, cut short or altered.
+//! Reader of volumes that cannot be opened, because files are missing, truncated or altered.
 //!
-//! Nothing is written below the volume's folder. What is shown is what the volume would have shown; a block
-//! of which that cannot be proven is an error and nowhere guessed:
+//! Nothing is written below the volume's directory. A read returns what the volume would have returned, or an
+//! error if that cannot be proven:
 //!
-//! * A block that a layer holds whose data is not there is lost, unless the layer's set says that it is
-//!   zeroes.
-//! * A layer of which it is not known what it holds hides every block below it that no newer layer holds: it
-//!   may hold it.
-//! * What a layer does not hold, or is too short to hold, is asked of the layers below, as always.
+//! * A held block without its data is lost, unless the layer's set declares it as zeroes.
+//! * A layer with unknown blocks hides every block below it that no newer layer holds: it may hold it.
+//! * Blocks that a layer does not hold, or that are beyond its end, are read from the layers below.
 //!
 //! `volume.meta` says which layers there are, and nothing is proven without it. One flipped bit in it, or in
 //! a small set, is found by trying each ([`mend`]). Data has no checksums of its own, so what a disk alters

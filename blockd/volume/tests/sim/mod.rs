@@ -201,7 +201,7 @@ impl Sim {
     }
 
     /// Returns the volume to check: itself, or for a lazy one, whose check would fetch all of it, a copy of
-    /// its directory opened anew.
+    /// its directory opened again.
     fn looked_at(&self) -> Arc<Volume> {
         let Some(source) = &self.source else { return self.volume().clone() };
         let copy = self.root.path().join("looked-at");

@@ -117,7 +117,7 @@ pub struct UnknownKind(String);
 impl FromStr for Kind {
     type Err = UnknownKind;
 
-    /// Parses a kind in any case, its plural, or its initials.
+    /// Parses a kind, case-insensitive, its plural, or its initials.
     fn from_str(text: &str) -> Result<Self, UnknownKind> {
         let word = text.to_ascii_lowercase();
         let singular = match word.strip_suffix("ies") {

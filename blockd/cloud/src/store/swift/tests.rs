@@ -67,7 +67,7 @@ fn hello(_: &HttpRequest) -> HttpReply {
 #[tokio::test]
 async fn swift_auth_versions_lead_to_the_object() {
     let server = cloud(hello).await;
-    let (user, password) = ("someone".to_owned(), Zeroizing::new("planted".to_owned()));
+    let (user, password) = ("tester".to_owned(), Zeroizing::new("planted".to_owned()));
     let v2 = SwiftAccess::V2 {
         auth_url: format!("{}/v2.0", server.url()),
         user: user.clone(),
@@ -94,13 +94,13 @@ async fn swift_auth_versions_lead_to_the_object() {
     };
     assert_eq!(
         login("/v2.0/tokens"),
-        json!({"auth": {"passwordCredentials": {"username": "someone", "password": "planted"}, "tenantName": "ten"}})
+        json!({"auth": {"passwordCredentials": {"username": "tester", "password": "planted"}, "tenantName": "ten"}})
     );
     assert_eq!(
         login("/v3/auth/tokens"),
         json!({"auth": {
             "identity": {"methods": ["password"], "password": {"user": {
-                "name": "someone", "domain": {"name": "ud"}, "password": "planted"}}},
+                "name": "tester", "domain": {"name": "ud"}, "password": "planted"}}},
             "scope": {"project": {"name": "pro", "domain": {"name": "pd"}}}}})
     );
     assert_eq!(seen.last().unwrap().path, format!("/v1/AUTH_x/box/{KEY}"));
