@@ -22,7 +22,7 @@ use crate::linger::{Lingering, SCRAP_BYTES};
 use crate::listener::{Listener, Peer};
 use crate::mailbox::Mailbox;
 use crate::ring::{Completion, Outcome, Ring, Transfer};
-use crate::spin::{SpinLock, SpinPoller};
+use crate::spin::{SpinPermit, SpinPoller};
 use crate::worker::{Done, Job, Queues, Work};
 
 /// Pause of accepts when the system has no resources for another connection.
@@ -73,7 +73,7 @@ pub(crate) struct Shared {
     /// Size of each ring thread's buffer pool, in bytes.
     pub(crate) pool_bytes: usize,
     /// Selects the thread that busy-polls.
-    pub(crate) spin_lock: SpinLock,
+    pub(crate) spin_permit: SpinPermit,
 }
 
 struct Entry {
@@ -232,7 +232,7 @@ impl RingThread {
             };
             let requests = std::mem::take(&mut self.requests);
             if timeout != Some(Duration::ZERO)
-                && let Some(kept) = self.spin.begin(requests, &self.shared.spin_lock)
+                && let Some(kept) = self.spin.begin(requests, &self.shared.spin_permit)
             {
                 kept.until(self.ring.start_and_look()?);
             }

@@ -20,7 +20,7 @@ use crate::flushes::SyncQueue;
 use crate::listener::{Listener, UnixSocketFile};
 use crate::mailbox::Mailbox;
 use crate::ring_thread::{Message, RingThread, Shared};
-use crate::spin::SpinLock;
+use crate::spin::SpinPermit;
 use crate::thread_end::{Failure, FailureListener, ThreadEnd};
 use crate::tls_identity::{TlsIdentity, TlsMode};
 use crate::worker::{self, Job, Queues};
@@ -413,7 +413,7 @@ fn share(config: &ServerConfig, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared
         tcp_tls: config.offer(config.tcp_tls),
         unix_tls: config.offer(config.unix_tls),
         pool_bytes: usize::try_from(per_thread.min(MAX_POOL_BYTES)).unwrap_or(0),
-        spin_lock: SpinLock::default(),
+        spin_permit: SpinPermit::default(),
     }
 }
 

@@ -17,7 +17,7 @@ const SKIPPED_WHEN_BUSY: u32 = 64;
 
 /// Ensures that one thread polls at a time.
 #[derive(Debug, Default)]
-pub(crate) struct SpinLock {
+pub(crate) struct SpinPermit {
     is_spinning: AtomicBool,
 }
 
@@ -33,12 +33,12 @@ pub(crate) struct SpinPoller {
 /// Running poll.
 pub(crate) struct Spin<'a> {
     poller: &'a mut SpinPoller,
-    lock: &'a SpinLock,
+    permit: &'a SpinPermit,
 }
 
 impl SpinPoller {
     /// Decides before a sleep whether to poll, given the number of requests since the last one.
-    pub(crate) fn begin<'a>(&'a mut self, requests: usize, spin_lock: &'a SpinLock) -> Option<Spin<'a>> {
+    pub(crate) fn begin<'a>(&'a mut self, requests: usize, spin_permit: &'a SpinPermit) -> Option<Spin<'a>> {
         if requests > 1 {
             self.to_skip = self.to_skip.max(SKIPPED_WHEN_BUSY);
         }
@@ -46,8 +46,8 @@ impl SpinPoller {
             self.to_skip -= 1;
             return None;
         }
-        (!spin_lock.is_spinning.swap(true, Ordering::Acquire))
-            .then_some(Spin { poller: self, lock: spin_lock })
+        (!spin_permit.is_spinning.swap(true, Ordering::Acquire))
+            .then_some(Spin { poller: self, permit: spin_permit })
     }
 }
 
@@ -69,7 +69,7 @@ impl Spin<'_> {
 
 impl Drop for Spin<'_> {
     fn drop(&mut self) {
-        self.lock.is_spinning.store(false, Ordering::Release);
+        self.permit.is_spinning.store(false, Ordering::Release);
     }
 }
 
@@ -77,16 +77,16 @@ impl Drop for Spin<'_> {
 mod tests {
     use super::*;
 
-    /// Polls if due and returns true.
+    /// Polls if one is due, and returns whether one was.
     fn poll(spin: &mut SpinPoller, requests: usize, comes: bool) -> bool {
-        spin.begin(requests, &SpinLock::default()).map(|spin_guard| spin_guard.until(|| comes)).is_some()
+        spin.begin(requests, &SpinPermit::default()).map(|spin| spin.until(|| comes)).is_some()
     }
 
     #[test]
     fn failing_attempts_back_off() {
         let mut spin = SpinPoller::default();
-        let spin_guard = (0..10_000).filter(|_| poll(&mut spin, 1, false)).count();
-        assert!((10..=20).contains(&spin_guard), "{spin_guard}");
+        let polls = (0..10_000).filter(|_| poll(&mut spin, 1, false)).count();
+        assert!((10..=20).contains(&polls), "{polls}");
         // A successful poll resets the back-off.
         while !poll(&mut spin, 1, true) {}
         assert!((0..100).all(|_| poll(&mut spin, 1, true)));
@@ -101,12 +101,12 @@ mod tests {
     }
 
     #[test]
-    fn requests_run_one_at_a_time() {
-        let (spin_lock, mut first, mut second) = Default::default();
-        let spin_guard = SpinPoller::begin(&mut first, 1, &spin_lock);
-        assert!(spin_guard.is_some());
-        assert!(SpinPoller::begin(&mut second, 1, &spin_lock).is_none());
-        drop(spin_guard);
-        assert!(SpinPoller::begin(&mut second, 1, &spin_lock).is_some());
+    fn poll_is_refused_while_another_runs() {
+        let (spin_permit, mut first, mut second) = Default::default();
+        let poll = SpinPoller::begin(&mut first, 1, &spin_permit);
+        assert!(poll.is_some());
+        assert!(SpinPoller::begin(&mut second, 1, &spin_permit).is_none());
+        drop(poll);
+        assert!(SpinPoller::begin(&mut second, 1, &spin_permit).is_some());
     }
 }

@@ -1,5 +1,6 @@
 //! Clones: each is made once, as a new volume with a label that names its origin.
 
+use super::values::name_volume;
 use blockd_api::{ObjectName, SnapshotName, SnapshotRef, VolumeName, VolumeRef};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -27,11 +28,7 @@ impl VolumeClone {
     /// # Errors
     /// Field and cause.
     pub fn check(&mut self, name: &ObjectName) -> Result<(), (&'static str, String)> {
-        if self.destination_volume.is_none() {
-            let volume = name.as_str().parse().map_err(|error| ("destinationVolume", format!("{error}")))?;
-            self.destination_volume = Some(volume);
-        }
-        Ok(())
+        name_volume(&mut self.destination_volume, name)
     }
 
     /// Returns the new volume, which [`check`](Self::check) names.

@@ -1,5 +1,6 @@
 //! Restores: each is made once, as a new volume.
 
+use super::values::name_volume;
 use blockd_api::{CredentialName, ObjectName, VolumeName, cloudsnaps::CloudsnapId};
 use serde::{Deserialize, Serialize};
 
@@ -58,11 +59,7 @@ impl Restore {
         if self.lazy && self.skip_damaged {
             return Err(("skipDamaged", "a lazy volume cannot skip damaged extents".to_owned()));
         }
-        if self.destination_volume.is_none() {
-            let volume = name.as_str().parse().map_err(|error| ("destinationVolume", format!("{error}")))?;
-            self.destination_volume = Some(volume);
-        }
-        Ok(())
+        name_volume(&mut self.destination_volume, name)
     }
 
     /// Returns the new volume, which [`check`](Self::check) names.

@@ -1,6 +1,6 @@
 //! Values that several kinds of objects share.
 
-use blockd_api::{LabelSelector, Labels, Secret, SecretRef};
+use blockd_api::{LabelSelector, Labels, ObjectName, Secret, SecretRef, VolumeName};
 use blockd_schedule::{Retention, Zone};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -15,6 +15,20 @@ use std::{
     marker::PhantomData,
     path::{Path, PathBuf},
 };
+
+/// Names the new volume of an object after the object, unless it has a name.
+///
+/// # Errors
+/// Field and cause: the object's name is no name of a volume.
+pub fn name_volume(
+    volume: &mut Option<VolumeName>,
+    object: &ObjectName,
+) -> Result<(), (&'static str, String)> {
+    if volume.is_none() {
+        *volume = Some(object.as_str().parse().map_err(|error| ("destinationVolume", format!("{error}")))?);
+    }
+    Ok(())
+}
 
 /// One value, or a list of values.
 pub mod one_or_many {
@@ -139,7 +153,7 @@ struct RetainPeriods {
     time_zone: Option<Zone>,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
 fn is_zero(count: &u32) -> bool {
     *count == 0
 }
