@@ -108,7 +108,7 @@ impl Proxy {
     }
 
     /// Lets those that are held go on, and holds no more.
-    pub fn let_go(&self) {
+    pub fn release(&self) {
         self.shared.lock().letting_go = true;
         self.shared.changed.notify_all();
     }
@@ -117,7 +117,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        self.let_go();
+        self.release();
         // Wakes the thread that accepts; if that fails it is gone already.
         let _ = TcpStream::connect(self.address);
     }

@@ -74,7 +74,7 @@ fn sessions_cut_anywhere() {
 }
 
 #[test]
-fn half_handshakes_that_stay() {
+fn stalled_handshakes_are_closed() {
     let served = Served::start();
     let half: Vec<Nbd> = (0..100)
         .map(|nth| {

@@ -164,7 +164,7 @@ fn data_runs(path: &Path) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn images_and_files_are_what_was_backed_up() {
+fn images_and_files_match_the_backup() {
     let world = world();
     let snapshot = world.only();
     let disk = snapshot.join("disk.img");

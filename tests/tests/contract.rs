@@ -440,7 +440,7 @@ fn assert_tree_is_free_of_secrets(dir: &Path) {
 }
 
 #[test]
-fn secrets_stay_secret() {
+fn secrets_are_absent_from_all_output() {
     let bed = Bed::new();
     let store = bed.store("store");
     let setup = bed.daemon("a").arg("--log-level").arg("trace").config("store_attempts = 1");

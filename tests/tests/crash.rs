@@ -125,7 +125,7 @@ fn fio_verifies_after_kills() {
 }
 
 #[test]
-fn fio_with_many_requests_reads_nothing_wrong() {
+fn fio_verification_with_deep_queues_succeeds() {
     let mut rng = Rng::of_test("fio_with_many_requests_reads_nothing_wrong");
     let bed = Bed::new();
     let mut daemon = bed.daemon("a").start();
@@ -162,7 +162,7 @@ fn packs(store: &Store) -> BTreeMap<String, store::Version> {
 }
 
 #[test]
-fn killed_backup_resumes_without_sending_again() {
+fn killed_backup_resumes_without_repeated_uploads() {
     let mut rng = Rng::of_test("killed_backup_resumes_without_sending_again");
     let bed = Bed::new();
     let store = bed.store("store");
@@ -206,7 +206,7 @@ fn killed_backup_resumes_without_sending_again() {
 }
 
 #[test]
-fn backups_and_restores_killed_anywhere_come_to_their_end() {
+fn killed_backups_and_restores_complete_after_restart() {
     let mut rng = Rng::of_test("backups_and_restores_killed_anywhere_come_to_their_end");
     let bed = Bed::new();
     let store = bed.store("store");

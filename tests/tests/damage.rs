@@ -495,7 +495,7 @@ fn alter(path: &std::path::Path, at: usize, bits: u8) {
 }
 
 #[test]
-fn damaged_volume_is_refused_and_what_can_be_read_is_exported() {
+fn damaged_volume_is_refused_and_salvageable() {
     let mut rng = Rng::of_test("damaged_volume_is_refused_and_what_can_be_read_is_exported");
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();

@@ -208,7 +208,7 @@ fn pages() -> Vec<PathBuf> {
 }
 
 #[test]
-fn commands_of_the_documentation_do_what_it_shows() {
+fn documented_commands_print_the_documented_output() {
     let mut failures = Vec::new();
     for page in pages() {
         match execute(&page) {

@@ -55,7 +55,7 @@ fn snapshots_of(taken: &Value) -> Vec<(String, String)> {
 }
 
 #[test]
-fn causes_come_with_their_effects_over_many_connections() {
+fn events_over_many_connections_keep_causal_order() {
     const FREEZES: u64 = 100;
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();

@@ -354,7 +354,7 @@ fn outage_fails_or_blocks_reads_of_a_lazy_volume() {
 }
 
 #[test]
-fn snapshots_and_clones_of_a_lazy_volume_are_what_they_were() {
+fn snapshots_and_clones_of_a_lazy_volume_keep_content() {
     let mut rng = Rng::of_test("snapshots_and_clones_of_a_lazy_volume_are_what_they_were");
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&[]);

@@ -95,7 +95,7 @@ fn connections_of_one_volume_and_in_all_have_their_limits() {
 }
 
 #[test]
-fn too_few_open_files_are_told() {
+fn low_open_file_limit_is_reported() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").max_open_files(2000).config("nbd_connections = 1000").start();
     let log = daemon.log();

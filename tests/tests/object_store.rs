@@ -3,7 +3,7 @@
 
 use blockd_cloud::{
     store::{
-        AzureAccess, AzureOptions, GoogleAccess, GoogleOptions, HttpOptions, ObjectStore, RetryPolicy,
+        AzureAccess, AzureOptions, BlobStore, GoogleAccess, GoogleOptions, HttpOptions, RetryPolicy,
         S3Access, S3Options, SwiftAccess, SwiftOptions, task_store,
     },
     testing::{Has, object_store_suite},
@@ -15,7 +15,7 @@ use blockd_tests::{
 };
 use std::sync::Arc;
 
-fn run(store: impl ObjectStore + 'static, has: Has) {
+fn run(store: impl BlobStore + 'static, has: Has) {
     // As tasks have it.
     let (store, requests) = task_store(Arc::new(store), RetryPolicy::default());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

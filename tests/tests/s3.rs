@@ -198,7 +198,7 @@ fn filled(ctl: &Ctl, daemon: &Daemon, rng: &mut Rng, packs: u64) -> Vec<u8> {
 }
 
 #[test]
-fn killed_backup_resumes_without_sending_again() {
+fn killed_backup_resumes_without_repeated_uploads() {
     if seaweed::is_switched_off() {
         return;
     }
@@ -235,7 +235,7 @@ fn killed_backup_resumes_without_sending_again() {
     for path in &committed {
         assert!(!sent_again.contains(path), "{path} was sent again");
     }
-    proxy.let_go();
+    proxy.release();
     ctl.restore(task.snap(), "again");
     assert_same("what was restored", &daemon.content("again"), &content);
 }
@@ -380,7 +380,7 @@ fn access_key_is_rotated_during_a_backup() {
     let error = ctl.fails(&["credentials", "validate", "old"], 1);
     assert_eq!(error["code"], "store_unauthorized", "{error:#}");
     ctl.json(&["credentials", "delete", "old"]);
-    proxy.let_go();
+    proxy.release();
     let task = ctl.wait_task(&task);
     assert_eq!((task.state(), task.is_incremental()), ("Backup-Done", true), "{task:?}");
     ctl.json(&["credentials", "validate", "s3"]);

@@ -13,7 +13,7 @@
 
 use blockd_benches::histogram::Histogram;
 use blockd_extent::{SnapshotId, VolumeId};
-use blockd_volume::{GroupError, Volume, freeze_group_around};
+use blockd_volume::{GroupError, Volume, freeze_group_with};
 use std::{
     fs::File,
     os::unix::fs::FileExt,
@@ -138,7 +138,7 @@ fn freeze(load: &Load, number: u64) -> Frozen {
     let mut barrier = (0, 0);
     load.freezing.store(true, Ordering::Relaxed);
     let began = nanos(load.origin.elapsed());
-    let frozen = freeze_group_around::<GroupError>(
+    let frozen = freeze_group_with::<GroupError>(
         &members,
         || {
             barrier.0 = nanos(load.origin.elapsed());

@@ -344,7 +344,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_have_one_text_and_come_back() {
+    fn paths_round_trip_through_their_text() {
         for (bytes, text) in [
             (b"/a b/\xc3\xa4".as_slice(), "/a b/ä"),
             (b"/50%/\n\x1b", "/50%25/%0A%1B"),
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_of_a_shell_begin_at_the_root() {
+    fn shell_paths_start_at_the_root() {
         for (given, path) in [("etc/passwd", "/etc/passwd"), ("//a/./b/", "/a/b"), ("", "/"), ("/", "/")] {
             assert_eq!(FilePath::from_root(given.as_bytes()).to_string(), path);
         }

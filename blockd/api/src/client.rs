@@ -19,7 +19,7 @@ use crate::{
         CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
     },
     endpoint::Stream,
-    handing::Handing,
+    fd_passing::Handing,
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     paths,
     snapshots::{
@@ -28,7 +28,7 @@ use crate::{
     },
     status::Status,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
-    tls_trouble,
+    tls_diagnosis,
     volumes::{
         CloneVolume, CreateVolume, DeleteVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList,
     },
@@ -161,8 +161,8 @@ impl ClientError {
         match self {
             Self::SocketMissing { .. } | Self::Refused { .. } | Self::Timeout { .. } => true,
             // A restarted daemon refuses the same certificate.
-            Self::Connect { source, .. } => tls_trouble::advice(source).is_none(),
-            Self::Broken { source, .. } => tls_trouble::advice(source).is_none(),
+            Self::Connect { source, .. } => tls_diagnosis::advice(source).is_none(),
+            Self::Broken { source, .. } => tls_diagnosis::advice(source).is_none(),
             Self::PermissionDenied { .. } | Self::NoSocket { .. } => false,
             Self::BadReply { .. } | Self::BadRequest { .. } => false,
             Self::Api(error) => error.is_retryable(),
@@ -178,8 +178,8 @@ impl ClientError {
             Self::BadReply { .. } => {
                 Some("blockctl and blockd should be of the same version, see `blockctl status`")
             }
-            Self::Connect { source, .. } => tls_trouble::advice(source),
-            Self::Broken { source, .. } => tls_trouble::advice(source),
+            Self::Connect { source, .. } => tls_diagnosis::advice(source),
+            Self::Broken { source, .. } => tls_diagnosis::advice(source),
             Self::Api(error) => error.hint.as_deref(),
             _ => None,
         }

@@ -1,6 +1,6 @@
 //! Endpoints of a daemon: its Unix socket, or a TLS address with a client certificate.
 
-use crate::handing::Handing;
+use crate::fd_passing::Handing;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},

@@ -14,14 +14,14 @@ pub mod credentials;
 mod endpoint;
 mod error;
 pub mod events;
-mod handing;
+mod fd_passing;
+mod labels;
 pub mod lazy;
 mod limits;
 mod metrics;
 mod names;
 pub mod openapi;
 pub mod operations;
-mod pairs;
 pub mod paths;
 pub mod quiesce;
 pub mod roles;
@@ -35,7 +35,7 @@ pub mod snapshots;
 pub mod status;
 pub mod tasks;
 mod text;
-mod tls_trouble;
+mod tls_diagnosis;
 mod uri;
 pub mod volumes;
 
@@ -43,12 +43,12 @@ pub use blockd_extent::{Epoch, SnapshotId, VolumeId};
 pub use client::{Client, ClientError};
 pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
+pub use labels::{LabelSelector, Labels, PairsError};
 pub use limits::{DailyLimit, LimitError, LimitWindow, MAX_LIMIT_WINDOWS};
 pub use names::{
     CredentialName, CredentialRef, GroupName, GroupRef, NameError, ObjectName, RuleName, SnapshotName,
     SnapshotRef, VolumeName, VolumeRef,
 };
-pub use pairs::{LabelSelector, Labels, PairsError};
 pub use secret::Secret;
 pub use secret_ref::{MAX_SECRET_REF_BYTES, SecretInput, SecretRef, SecretRefError};
 pub use size::{ByteSize, SizeError, check_volume_size};

@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_say_what_is_right() {
+    fn messages_name_the_valid_form() {
         let message = |text: &str| text.parse::<VolumeName>().unwrap_err().to_string();
         assert_eq!(
             message("a b"),

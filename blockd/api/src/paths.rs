@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_leave_out_what_is_not_asked() {
+    fn queries_omit_unset_parameters() {
         assert_eq!(with_query(CLOUDSNAPS, &ListCloudsnaps::default()).unwrap(), "/v1/cloudsnaps?all=false");
         let query = ListCloudsnaps {
             label: Some("a=b c,d=e&f".parse().unwrap()),

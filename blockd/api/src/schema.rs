@@ -100,12 +100,12 @@ impl JsonSchema for Labels {
         json_schema!({
             "description": "Labels by their keys; neither keys nor values have commas or control characters, keys have no =",
             "type": "object",
-            "maxProperties": crate::pairs::MAX_PAIRS,
-            "propertyNames": { "pattern": "^[^,=\\x00-\\x1f\\x7f-\\x9f]+$", "maxLength": crate::pairs::MAX_KEY_BYTES },
+            "maxProperties": crate::labels::MAX_PAIRS,
+            "propertyNames": { "pattern": "^[^,=\\x00-\\x1f\\x7f-\\x9f]+$", "maxLength": crate::labels::MAX_KEY_BYTES },
             "additionalProperties": {
                 "type": "string",
                 "pattern": "^[^,\\x00-\\x1f\\x7f-\\x9f]*$",
-                "maxLength": crate::pairs::MAX_VALUE_BYTES
+                "maxLength": crate::labels::MAX_VALUE_BYTES
             }
         })
     }
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_take_what_parsers_take() {
+    fn patterns_accept_the_same_inputs_as_parsers() {
         let names = ["a", "db-1", "0a", "1.2", "A_b.c-d", "9-9", "1-"];
         let bad = ["", " a", "a b", "-a", ".a", "12", "a/b", "a@b", "ä"];
         same::<VolumeName>(&names, &bad);

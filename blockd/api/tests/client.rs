@@ -87,7 +87,7 @@ async fn requests_are_http_with_json() {
 }
 
 #[tokio::test]
-async fn errors_of_the_daemon_come_through() {
+async fn daemon_errors_are_reported_with_their_exit_status() {
     let server =
         Server::saying("409 Conflict", r#"{"error":{"code":"volume_in_use","message":"m","hint":"h"}}"#);
     let error = server.client().delete_volume(&"db".parse().unwrap()).await.unwrap_err();

@@ -19,7 +19,7 @@ use crate::{
     progress::{CancelToken, Phase, Progress},
     repository::{Repository, run_blocking},
     seal::Sealer,
-    store::{ObjectStore, PutMode, StoreErrorKind},
+    store::{BlobStore, PutMode, StoreErrorKind},
     work::Work,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent, SnapshotId, VolumeId};
@@ -194,7 +194,7 @@ pub(crate) struct Job {
     pub layout: Layout,
     pub key: DataKey,
     pub sealer: Sealer,
-    pub store: Arc<dyn ObjectStore>,
+    pub store: Arc<dyn BlobStore>,
     pub reader: Arc<dyn BlockReader>,
     pub journal: Arc<dyn BackupJournal>,
     progress: Arc<Progress>,
@@ -523,7 +523,7 @@ where
 /// store does not reply, [`CloudError::NotTakenBack`] if it does not delete the manifest: the snapshot is
 /// listed, but does not count yet.
 pub async fn check_base(
-    store: &dyn ObjectStore,
+    store: &dyn BlobStore,
     manifest: &Manifest,
     base: &Manifest,
 ) -> Result<(), CloudError> {

@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_used_again_and_begins_where_direct_io_wants_it() {
+    fn buffers_are_reused_and_aligned_for_direct_io() {
         let buffers = Arc::<Buffers>::default();
         let mut one = buffers.filled(4 << 20);
         assert_eq!(one.as_ref(), vec![0; 4 << 20]);

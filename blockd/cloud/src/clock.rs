@@ -4,7 +4,7 @@
 use crate::{
     ClockUnknownCause, CloudError,
     names::PROBE_PREFIX,
-    store::{ObjectStore, PutMode, StoreErrorKind},
+    store::{BlobStore, PutMode, StoreErrorKind},
 };
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -31,7 +31,7 @@ const MAX_SUSPENSION: Duration = Duration::from_secs(60);
 /// # Errors
 /// [`CloudError::ClockDiffers`]; [`CloudError::ClockUnknown`] if the store's time is unknown; errors of the
 /// store.
-pub async fn check_clock(store: &dyn ObjectStore, now: impl Fn() -> Timestamp) -> Result<(), CloudError> {
+pub async fn check_clock(store: &dyn BlobStore, now: impl Fn() -> Timestamp) -> Result<(), CloudError> {
     let prefix = format!("{PROBE_PREFIX}{}/", Uuid::new_v4());
     let key = format!("{prefix}clock");
     let before = now();
@@ -61,7 +61,7 @@ pub async fn check_clock(store: &dyn ObjectStore, now: impl Fn() -> Timestamp) -
 }
 
 /// Returns when an object was stored, by the store's clock; waits some seconds until a listing has it.
-async fn listed_time(store: &dyn ObjectStore, prefix: &str, key: &str) -> Result<i64, CloudError> {
+async fn listed_time(store: &dyn BlobStore, prefix: &str, key: &str) -> Result<i64, CloudError> {
     let mut pauses = LISTING_PAUSES_MS.into_iter();
     loop {
         if let Some(found) = store.list(prefix).await?.into_iter().find(|object| object.key == key) {
@@ -74,7 +74,7 @@ async fn listed_time(store: &dyn ObjectStore, prefix: &str, key: &str) -> Result
     }
 }
 
-fn unknown(store: &dyn ObjectStore, cause: ClockUnknownCause) -> CloudError {
+fn unknown(store: &dyn BlobStore, cause: ClockUnknownCause) -> CloudError {
     CloudError::ClockUnknown { store: store.describe().to_owned(), cause }
 }
 
@@ -110,7 +110,7 @@ fn read(clock: ClockId) -> Duration {
 mod tests {
     use super::*;
     use crate::{
-        store::{Answer, Layer, ListPage, Request, StoreFuture},
+        store::{ListPage, Middleware, Request, Response, StoreFuture},
         testing::{Fault, FaultStore, MemoryStore},
     };
     use std::sync::{
@@ -125,15 +125,15 @@ mod tests {
         has_times: bool,
     }
 
-    impl Layer for Lagging {
+    impl Middleware for Lagging {
         fn describe(&self) -> &str {
             "lagging"
         }
 
-        fn around<'a, T: Answer + 'a>(
+        fn wrap<'a, T: Response + 'a>(
             &'a self,
             _: Request<'a>,
-            ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+            ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
         ) -> StoreFuture<'a, T> {
             ask(self.inner.clone())
         }

@@ -86,7 +86,7 @@ pub async fn delete_with_manifest(
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
     let deleted = delete_unneeded(repo, manifest, protected, cache, &mut report).await;
     // Also after a partial failure, or without deltas: its writer may have put the manifest again.
-    let stays = stay_deleted(repo, &id).await;
+    let stays = refuse_recommit(repo, &id).await;
     deleted?;
     stays?;
     Ok(report)
@@ -159,7 +159,7 @@ async fn delete_unneeded(
 /// Its writer may not have known of the commit and may have put it again. Such a writer checks all objects
 /// afterwards and removes the manifest if one is gone: so either that check follows the deletions, or the
 /// manifest was put before this.
-async fn stay_deleted(repo: &Repository, id: &CloudsnapId) -> Result<(), CloudError> {
+async fn refuse_recommit(repo: &Repository, id: &CloudsnapId) -> Result<(), CloudError> {
     if repo.store().delete(&id.manifest_key()).await? {
         tracing::debug!(snapshot = %id, "its writer had put the manifest of the deleted cloud snapshot again, or the store does not tell");
     }
@@ -180,7 +180,7 @@ pub async fn delete_damaged(
     let there = repo.store().delete(&id.manifest_key()).await?;
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
     let deleted = delete_own(repo, id, protected, cache, &mut report).await;
-    let stays = stay_deleted(repo, id).await;
+    let stays = refuse_recommit(repo, id).await;
     deleted?;
     stays?;
     Ok(report)

@@ -11,7 +11,7 @@ use crate::{
     plan::PACK_FRAMES,
     repository::run_blocking,
     seal::{Domain, Sealer},
-    store::ObjectStore,
+    store::BlobStore,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use bytes::Bytes;
@@ -32,7 +32,7 @@ pub(crate) struct DeltaReader {
     id: DeltaId,
     key: DataKey,
     sealer: Sealer,
-    store: Arc<dyn ObjectStore>,
+    store: Arc<dyn BlobStore>,
     /// Whole index, if small.
     index: Option<Bytes>,
 }
@@ -164,7 +164,7 @@ impl DeltaReader {
     /// Reads a [`page`](Self::page) through another view of the store.
     pub async fn page_from(
         self: &Arc<Self>,
-        store: &dyn ObjectStore,
+        store: &dyn BlobStore,
         number: usize,
     ) -> Result<Option<Page>, CloudError> {
         let Some(place) = self.root.pages.get(number).copied().filter(|page| page.sealed_len > 0) else {

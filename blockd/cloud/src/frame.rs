@@ -292,7 +292,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn frames_come_back(kinds in prop::collection::vec(0u8..3, 1..=FRAME_BLOCKS), seed: u64, encrypted: bool) {
+        fn frames_round_trip(kinds in prop::collection::vec(0u8..3, 1..=FRAME_BLOCKS), seed: u64, encrypted: bool) {
             let mode = if encrypted { EncryptionMode::Aes256GcmSiv } else { EncryptionMode::Checksummed };
             let sealer = sealer(mode);
             let raw = blocks(&kinds, seed);
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn incompressible_frame_costs_21_bytes() {
+    fn incompressible_frame_adds_21_bytes() {
         let raw = blocks(&[2; 32], 1);
         let mut out = Vec::new();
         let len =

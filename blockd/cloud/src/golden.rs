@@ -6,7 +6,7 @@
 use crate::{
     BackupOptions, BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest,
     MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions, backup, keys, restore,
-    store::ObjectStore,
+    store::BlobStore,
     testing::{MemoryStore, MemoryVolume},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
@@ -194,7 +194,7 @@ async fn golden_files_are_readable() {
     for kind in KINDS {
         let files = files(kind);
         let objects = files.objects();
-        let store: Arc<dyn ObjectStore> = Arc::new(files);
+        let store: Arc<dyn BlobStore> = Arc::new(files);
         let repo = Repository::open(store, kind.passphrase(), &OpenOptions::default()).await.unwrap();
         let listed = repo.list_manifests(&crate::ManifestFilter::default(), &NoCache).await.unwrap();
         assert_eq!(listed.len(), 2);

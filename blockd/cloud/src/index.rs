@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn roots_come_back_and_find_their_pages() {
+    fn roots_round_trip_and_locate_their_pages() {
         let root = root(&data(&[(0, 300_000), (PAGE_SPAN_BLOCKS * 2, 5)]), 3 << 40);
         let back = Root::parse(&root.encode()).unwrap();
         assert_eq!(back, root);
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_say_where_frames_are() {
+    fn pages_locate_frames() {
         let (bytes, place) = page();
         let page = Page::parse(&bytes, &place).unwrap();
         let places: Vec<_> = page.frames.iter().map(|f| (f.offset_bytes, f.len_bytes)).collect();

@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn any_cut_leaves_the_whole_records_before_it() {
+    fn truncated_journal_keeps_complete_records() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let journal = open(&path);

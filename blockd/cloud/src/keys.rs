@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn saved_keys_come_back_and_show_nothing() {
+    fn saved_keys_round_trip_and_hide_their_bytes() {
         let (key, _) = create_slot(Some("p"), KdfParams::fast_for_tests(), 1).unwrap();
         let back = DataKey::from_bytes(&key.to_bytes()).unwrap();
         assert_eq!((back.key_id, back.mode, back.secret()), (key.key_id, key.mode, key.secret()));

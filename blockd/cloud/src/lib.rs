@@ -6,7 +6,7 @@
 
 mod backup;
 mod buffers;
-mod cached;
+mod cache;
 mod changed;
 mod clock;
 mod damage;
@@ -23,7 +23,6 @@ mod journal;
 mod keys;
 mod manifest;
 mod names;
-mod opening;
 mod pace;
 mod pack;
 mod packing;
@@ -39,6 +38,7 @@ mod slots;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod unlock;
 mod verify;
 mod work;
 mod workers;
@@ -48,7 +48,7 @@ pub use backup::{
     BACKUP_LIFETIME_S, BackupOptions, BackupSpec, BlockReader, MAX_CLOCK_SKEW_S, backup, check_base,
     new_delta_salt,
 };
-pub use cached::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
+pub use cache::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
 pub use changed::changed_blocks;
 pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use damage::{Damage, DamagedPiece, MAX_DAMAGE_DESCRIBED};
@@ -65,9 +65,7 @@ pub use reader::SnapshotReader;
 pub use repository::{
     KnownKeys, ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache, OpenOptions, Repository,
 };
-pub use restore::{
-    BlockWriter, RestoreOptions, RestoreRequest, RestoreSummary, restore, restore_what_is_left,
-};
+pub use restore::{BlockWriter, RestoreOptions, RestoreRequest, RestoreSummary, restore, restore_damaged};
 pub use rotate::{Rekey, Rekeyed, rekey};
 pub use seal::EncryptionMode;
 pub use slots::{SlotFinding, SlotRepair};

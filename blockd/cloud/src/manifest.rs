@@ -371,7 +371,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn manifests_come_back_and_every_flipped_bit_is_found() {
+    fn manifests_round_trip_and_flipped_bits_are_errors() {
         for mode in [EncryptionMode::Checksummed, EncryptionMode::Aes256GcmSiv] {
             let key = DataKey::fixed(Uuid::from_u128(4), mode, [1; 32]);
             let find = |id| (id == key.key_id()).then(|| key.clone());

@@ -5,10 +5,10 @@ use crate::{
     keys::{DataKey, KdfParams, KeySlot, SLOT_LEN_BYTES},
     manifest::{MAX_MANIFEST_LEN, Manifest},
     names::MANIFESTS_PREFIX,
-    opening,
     seal::EncryptionMode,
     slots::{self, SlotCheck, SlotFinding, StoredSlot},
-    store::{ObjectInfo, ObjectStore, PutMode, StoreErrorKind},
+    store::{BlobStore, ObjectInfo, PutMode, StoreErrorKind},
+    unlock,
     work::Work,
     write_key::{WriteKey, Writing},
 };
@@ -51,7 +51,7 @@ pub struct OpenOptions {
 /// A store whose keys are known.
 #[derive(Clone)]
 pub struct Repository {
-    store: Arc<dyn ObjectStore>,
+    store: Arc<dyn BlobStore>,
     keys: Arc<Vec<DataKey>>,
     writing: Writing,
     slots: Arc<Mutex<SlotMemory>>,
@@ -138,11 +138,11 @@ impl Repository {
     /// [`CloudError::PlainRepository`] if the passphrase does not fit the repository; [`CloudError::Damaged`]
     /// if both copies of a key slot are damaged and no other slot opens; errors of the store.
     pub async fn open(
-        store: Arc<dyn ObjectStore>,
+        store: Arc<dyn BlobStore>,
         passphrase: Option<&str>,
         options: &OpenOptions,
     ) -> Result<Self, CloudError> {
-        opening::open(store, passphrase, &KnownKeys::default(), Some(options)).await
+        unlock::open(store, passphrase, &KnownKeys::default(), Some(options)).await
     }
 
     /// Opens what is in a store, and makes nothing: for a store that is known to hold a repository. A disk
@@ -152,11 +152,11 @@ impl Repository {
     /// # Errors
     /// Those of [`open`](Self::open); [`CloudError::KeySlotMissing`] if there is no repository.
     pub async fn open_existing(
-        store: Arc<dyn ObjectStore>,
+        store: Arc<dyn BlobStore>,
         passphrase: Option<&str>,
         known: &KnownKeys,
     ) -> Result<Self, CloudError> {
-        opening::open(store, passphrase, known, None).await
+        unlock::open(store, passphrase, known, None).await
     }
 
     /// Proves that the store is the one that was opened and that other hosts can open the repository: a slot
@@ -258,7 +258,7 @@ impl Repository {
 
     /// A repository whose keys opened; without a pinned one, the first is used for new backups.
     pub(crate) fn opened(
-        store: Arc<dyn ObjectStore>,
+        store: Arc<dyn BlobStore>,
         mut keys: Vec<DataKey>,
         memory: SlotMemory,
         pinned: Option<WriteKey>,
@@ -273,7 +273,7 @@ impl Repository {
     /// # Errors
     /// [`CloudError::InvalidRequest`] if there is no key, or some encrypt and some do not.
     pub fn from_saved_keys(
-        store: Arc<dyn ObjectStore>,
+        store: Arc<dyn BlobStore>,
         keys: Vec<DataKey>,
         known: &KnownKeys,
     ) -> Result<Self, CloudError> {
@@ -291,7 +291,7 @@ impl Repository {
 
     /// The same repository through another view of its store, such as one that counts a task's requests.
     #[must_use]
-    pub fn with_store(&self, store: Arc<dyn ObjectStore>) -> Self {
+    pub fn with_store(&self, store: Arc<dyn BlobStore>) -> Self {
         Self { store, ..self.clone() }
     }
 
@@ -307,7 +307,7 @@ impl Repository {
     }
 
     /// Store.
-    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+    pub fn store(&self) -> &Arc<dyn BlobStore> {
         &self.store
     }
 

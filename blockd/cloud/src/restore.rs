@@ -83,14 +83,14 @@ pub async fn restore(
     progress: Arc<Progress>,
     cancel: &CancelToken,
 ) -> Result<RestoreSummary, CloudError> {
-    restore_what_is_left(repo, manifest, writer, &RestoreRequest::default(), options, progress, cancel).await
+    restore_damaged(repo, manifest, writer, &RestoreRequest::default(), options, progress, cancel).await
 }
 
 /// [`restore`], but for what an earlier run restored, and past damage if that is wanted.
 ///
 /// # Errors
 /// As there; what is damaged is none if it is to be skipped, unless it is the root of an index.
-pub async fn restore_what_is_left(
+pub async fn restore_damaged(
     repo: &Repository,
     manifest: &Manifest,
     writer: Arc<dyn BlockWriter>,

@@ -8,11 +8,11 @@ use crate::{
     error::random,
     keys::{DataKey, KeySlot, SlotTimes, create_slot, encode_slot},
     names::KEYS_PREFIX,
-    opening::{self, Candidates, Opened},
     repository::{run_blocking, seconds_since_1970},
     slot_limits::{self, Budget, MAX_SLOTS},
     slots::{self, StoredSlot},
-    store::ObjectStore,
+    store::BlobStore,
+    unlock::{self, Candidates, Opened},
     write_key::WriteKey,
 };
 use std::sync::Arc;
@@ -64,10 +64,7 @@ pub struct Rekeyed {
 /// # Errors
 /// [`CloudError::WrongPassphrase`] if no slot opens with either; [`CloudError::PlainRepository`];
 /// [`CloudError::InvalidRequest`], also if the accepted key is not the newest; errors of the store.
-pub async fn rekey(
-    store: Arc<dyn ObjectStore>,
-    request: &Rekey,
-) -> Result<(Repository, Rekeyed), CloudError> {
+pub async fn rekey(store: Arc<dyn BlobStore>, request: &Rekey) -> Result<(Repository, Rekeyed), CloudError> {
     let wanted = request.new_passphrase.as_ref().unwrap_or(&request.passphrase);
     if wanted.is_empty() || request.passphrase.is_empty() {
         return Err(CloudError::InvalidRequest { what: "the passphrase is empty: give one".into() });
@@ -111,7 +108,7 @@ pub async fn rekey(
     // As they are now: what was replaced is no fault.
     let stored = slots::read_all(&*store, opened.iter().map(|(key, _)| key.key_id())).await?;
     let known = KnownKeys { write_key, slots: opened.iter().map(|(_, slot)| slot.clone()).collect() };
-    Ok((opening::complete(store, opened, &stored, &known).await?, done))
+    Ok((unlock::complete(store, opened, &stored, &known).await?, done))
 }
 
 /// A slot that opened, with the copies of it in the store.
@@ -126,7 +123,7 @@ struct Unlocked<'a> {
 /// Opens all slots with the passphrase that is to hold, or with the one that holds now. Returns the number of
 /// those that open with neither, too.
 async fn unlock<'a>(
-    store: &dyn ObjectStore,
+    store: &dyn BlobStore,
     stored: &'a [StoredSlot],
     request: &Rekey,
 ) -> Result<(Vec<Unlocked<'a>>, usize), CloudError> {
@@ -175,7 +172,7 @@ fn accepted(unlocked: &[Unlocked<'_>], request: &Rekey) -> Result<Option<WriteKe
 
 /// Returns true if a store without key slots is the right one nevertheless.
 async fn holds_manifests_of(
-    store: &Arc<dyn ObjectStore>,
+    store: &Arc<dyn BlobStore>,
     unlocked: &[Unlocked<'_>],
 ) -> Result<bool, CloudError> {
     let keys = unlocked.iter().map(|one| one.key.clone()).collect();
@@ -185,7 +182,7 @@ async fn holds_manifests_of(
 /// Has both copies of a slot open with the new passphrase, and no other. Returns whether one had to be
 /// written.
 async fn rewrap(
-    store: &dyn ObjectStore,
+    store: &dyn BlobStore,
     one: &mut Unlocked<'_>,
     passphrase: &Zeroizing<String>,
     kdf: KdfParams,

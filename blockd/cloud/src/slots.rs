@@ -8,7 +8,7 @@ use crate::{
     CloudError,
     keys::{DataKey, KeySlot, SLOT_LEN_BYTES},
     names::{KEY_COPIES_PREFIX, KEYS_PREFIX, parse_uuid},
-    store::{ObjectStore, PutMode, StoreError, StoreErrorKind},
+    store::{BlobStore, PutMode, StoreError, StoreErrorKind},
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -123,7 +123,7 @@ impl StoredSlot {
 ///
 /// # Errors
 /// Those of the store.
-pub(crate) async fn list_ids(store: &dyn ObjectStore) -> Result<BTreeMap<Uuid, i64>, CloudError> {
+pub(crate) async fn list_ids(store: &dyn BlobStore) -> Result<BTreeMap<Uuid, i64>, CloudError> {
     let mut ids = BTreeMap::new();
     for prefix in PREFIXES {
         for object in store.list(prefix).await? {
@@ -141,11 +141,7 @@ pub(crate) async fn list_ids(store: &dyn ObjectStore) -> Result<BTreeMap<Uuid, i
 ///
 /// # Errors
 /// An error of the store that says nothing of the object.
-pub(crate) async fn read_copy(
-    store: &dyn ObjectStore,
-    copy: usize,
-    key_id: Uuid,
-) -> Result<Copy, CloudError> {
+pub(crate) async fn read_copy(store: &dyn BlobStore, copy: usize, key_id: Uuid) -> Result<Copy, CloudError> {
     let object = object_of(copy, key_id);
     match store.get(&object, SLOT_LEN_BYTES as u64).await {
         Ok(bytes) => Ok(KeySlot::parse(&object, &bytes).map_or_else(Copy::Bad, Copy::Slot)),
@@ -170,7 +166,7 @@ pub(crate) async fn read_copy(
 /// # Errors
 /// Those of [`read_copy`].
 pub(crate) async fn read_all(
-    store: &dyn ObjectStore,
+    store: &dyn BlobStore,
     ids: impl IntoIterator<Item = Uuid>,
 ) -> Result<Vec<StoredSlot>, CloudError> {
     let read = ids.into_iter().map(|key_id| async move {
@@ -246,7 +242,7 @@ impl SlotCheck {
 
     /// Rewrites faulty copies from the genuine slot. `is_place_proven` is true if the store is known to be
     /// the right one without a copy of this slot.
-    pub async fn repair(&self, store: &dyn ObjectStore, is_place_proven: bool) -> Vec<SlotFinding> {
+    pub async fn repair(&self, store: &dyn BlobStore, is_place_proven: bool) -> Vec<SlotFinding> {
         let mut findings = Vec::new();
         for fault in &self.faults {
             let object = object_of(fault.copy, self.key_id);
@@ -279,7 +275,7 @@ impl SlotCheck {
 }
 
 async fn rewrite(
-    store: &dyn ObjectStore,
+    store: &dyn BlobStore,
     object: &str,
     slot: &KeySlot,
     is_missing: bool,
@@ -296,7 +292,7 @@ async fn rewrite(
 }
 
 /// Puts an object only if it is absent, where the store can do that.
-pub(crate) async fn create(store: &dyn ObjectStore, key: &str, body: Bytes) -> Result<(), StoreError> {
+pub(crate) async fn create(store: &dyn BlobStore, key: &str, body: Bytes) -> Result<(), StoreError> {
     match store.put(key, body.clone(), PutMode::CreateIfAbsent).await {
         Err(error) if error.kind == StoreErrorKind::Unsupported => {
             store.put(key, body, PutMode::Overwrite).await
@@ -309,7 +305,7 @@ pub(crate) async fn create(store: &dyn ObjectStore, key: &str, body: Bytes) -> R
 ///
 /// # Errors
 /// Those of the store.
-pub(crate) async fn put_new(store: &dyn ObjectStore, slot: &KeySlot) -> Result<(), CloudError> {
+pub(crate) async fn put_new(store: &dyn BlobStore, slot: &KeySlot) -> Result<(), CloudError> {
     let body = Bytes::copy_from_slice(slot.bytes());
     for copy in WRITE_ORDER {
         let object = object_of(copy, slot.key_id);
@@ -332,7 +328,7 @@ pub(crate) async fn put_new(store: &dyn ObjectStore, slot: &KeySlot) -> Result<(
 /// # Errors
 /// Those of the store. Copies that were not reached hold the slot of before.
 pub(crate) async fn replace(
-    store: &dyn ObjectStore,
+    store: &dyn BlobStore,
     stored: &StoredSlot,
     slot: &KeySlot,
 ) -> Result<bool, CloudError> {

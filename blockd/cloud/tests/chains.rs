@@ -6,7 +6,7 @@ mod common;
 use blockd_cloud::{
     BackupSpec, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache, SnapshotReader,
     UnreadableSiblings, changed_blocks, delete_snapshot,
-    store::{LocalStore, ObjectStore},
+    store::{BlobStore, LocalStore},
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent, SnapshotId};
@@ -204,7 +204,7 @@ async fn grown_volume_restores_each_generation() {
 }
 
 #[tokio::test]
-async fn deltas_that_running_backups_need_stay() {
+async fn deltas_of_running_backups_are_kept() {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Checksummed);
     let live = MemoryVolume::default();
@@ -261,8 +261,8 @@ fn every_other_block(tib: u32) -> BlockSet {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_index_is_uploaded_in_parts() {
     let dir = tempfile::tempdir().unwrap();
-    let memory: Arc<dyn ObjectStore> = Arc::new(MemoryStore::default());
-    let local: Arc<dyn ObjectStore> = Arc::new(LocalStore::open(dir.path()).unwrap());
+    let memory: Arc<dyn BlobStore> = Arc::new(MemoryStore::default());
+    let local: Arc<dyn BlobStore> = Arc::new(LocalStore::open(dir.path()).unwrap());
     let zero = every_other_block(3);
     assert!(zero.contains(BlockIndex(1)) && !zero.contains(BlockIndex(2)));
     for store in [memory, local] {

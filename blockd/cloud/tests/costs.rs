@@ -23,7 +23,7 @@ async fn chain(repo: &blockd_cloud::Repository, live: &MemoryVolume, size: u64, 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn incompressible_incrementals_cost_what_is_dirty() {
+async fn incompressible_incremental_uploads_dirty_bytes_only() {
     // A sparse volume of 16 TiB, with six incrementals below.
     let store = Arc::new(MemoryStore::default());
     let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);

@@ -257,7 +257,7 @@ async fn damaged_manifest_is_listed_with_its_error_and_deletable() {
 }
 
 #[tokio::test]
-async fn two_who_begin_at_once_and_a_plain_slot_among_encrypted_ones() {
+async fn concurrent_initialisation_creates_one_key() {
     let store = Arc::new(MemoryStore::default());
     let other = Arc::new(MemoryStore::default());
     let (first, second) =

@@ -6,7 +6,9 @@ mod common;
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache,
     Repository, UnreadableSiblings, delete_with_manifest,
-    store::{Answer, Layer, ListPage, ObjectInfo, ObjectStore, Operation, PutMode, Request, StoreFuture},
+    store::{
+        BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, Response, StoreFuture,
+    },
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use common::{BLOCK, restored, run, run_with, set, spec, with_slot};
@@ -60,15 +62,15 @@ impl Between {
     }
 }
 
-impl Layer for Between {
+impl Middleware for Between {
     fn describe(&self) -> &str {
         "store with a concurrent action"
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         request: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
             if let Some(act) = Self::take(&self.before, request) {
@@ -83,7 +85,7 @@ impl Layer for Between {
     }
 
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
-        self.around(Request::new(Operation::List, prefix), move |store| {
+        self.wrap(Request::new(Operation::List, prefix), move |store| {
             Box::pin(async move {
                 let mut listed = store.list_page(prefix, page).await?;
                 let still = self.still_listed.lock().clone().filter(|object| object.key.starts_with(prefix));
@@ -155,7 +157,7 @@ async fn snapshot_on_an_unlisted_base_keeps_its_deltas() {
 /// A disk is unmounted while the manifests are listed, and mounted again before deltas are deleted: they
 /// seemed unused.
 #[tokio::test]
-async fn outage_during_a_listing_deletes_nothing() {
+async fn outage_during_a_listing_stops_deletions() {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let (live, first, second) = generations(&repo).await;
@@ -216,7 +218,7 @@ async fn stale_listing_of_a_manifest_does_not_block_deletions() {
 
 /// Its delta stays because it is used; its manifest was put again meanwhile.
 #[tokio::test]
-async fn manifest_put_again_after_its_deletion_is_deleted() {
+async fn manifest_restored_after_its_deletion_is_deleted() {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let (_, first, _) = generations(&repo).await;

@@ -7,7 +7,7 @@ use blockd_cloud::{
     BACKUP_LIFETIME_S, CancelToken, CloudError, EncryptionMode, GarbageOptions, GarbageReport,
     MAX_CLOCK_SKEW_S, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
     store::{
-        Answer, LIST_MAX_OBJECTS, Layer, ListPage, ObjectInfo, ObjectStore, Operation, Request,
+        BlobStore, LIST_MAX_OBJECTS, ListPage, Middleware, ObjectInfo, Operation, Request, Response,
         StoreErrorKind, StoreFuture,
     },
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
@@ -107,7 +107,7 @@ async fn unreadable_manifest_keeps_all_objects() {
 }
 
 #[tokio::test]
-async fn leftovers_of_one_backup_stay_where_a_manifest_names_them() {
+async fn leftovers_named_by_a_manifest_are_kept() {
     let store = Arc::new(MemoryStore::default());
     let (repo, live, tip) = sample(&store).await;
     let id = tip.id();
@@ -160,7 +160,7 @@ async fn backup_beyond_the_grace_period_does_not_commit() {
 
 /// A store that lists more objects than fit into one listing, page by page.
 struct Crowded {
-    inner: Arc<dyn ObjectStore>,
+    inner: Arc<dyn BlobStore>,
 }
 
 impl Crowded {
@@ -183,15 +183,15 @@ impl Crowded {
     }
 }
 
-impl Layer for Crowded {
+impl Middleware for Crowded {
     fn describe(&self) -> &str {
         "crowded"
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         _: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         ask(self.inner.clone())
     }
@@ -200,7 +200,7 @@ impl Layer for Crowded {
         let number: usize = page.map_or(0, |page| page.parse().unwrap());
         match prefix == "blockd/data/" && number < Self::PAGES {
             true => Box::pin(async move { Ok(Self::page(number)) }),
-            false => self.around(Request::new(Operation::List, prefix), move |store| {
+            false => self.wrap(Request::new(Operation::List, prefix), move |store| {
                 Box::pin(async move { store.list_page(prefix, None).await })
             }),
         }
@@ -222,29 +222,29 @@ async fn millions_of_objects_do_not_end_the_collection() {
 
 /// A store whose listing of the data has no end.
 struct Endless {
-    inner: Arc<dyn ObjectStore>,
+    inner: Arc<dyn BlobStore>,
     /// Each object is of another delta, or all are of one.
     many_deltas: bool,
     page_len: u64,
     page_takes: Duration,
 }
 
-impl Layer for Endless {
+impl Middleware for Endless {
     fn describe(&self) -> &str {
         "endless"
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         _: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         ask(self.inner.clone())
     }
 
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         if prefix != "blockd/data/" {
-            return self.around(Request::new(Operation::List, prefix), move |store| {
+            return self.wrap(Request::new(Operation::List, prefix), move |store| {
                 Box::pin(async move { store.list_page(prefix, page).await })
             });
         }

@@ -7,7 +7,7 @@ mod common;
 use blockd_cloud::{
     CancelToken, CloudError, CloudsnapId, KdfParams, KnownKeys, NoCache, Progress, Rekey, Repository,
     SlotFinding, SlotRepair, VerifyDepth, VerifyOptions, VerifyReport, rekey,
-    store::ObjectStore,
+    store::BlobStore,
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
     verify,
 };
@@ -238,7 +238,7 @@ async fn old_slot_put_back_after_rekey_is_replaced() {
 async fn remembered_slot_of_old_passphrase_does_not_open() {
     let sample = sample(MODES[0]).await;
     let known = sample.repo.known_keys();
-    let store = sample.store.clone() as Arc<dyn ObjectStore>;
+    let store = sample.store.clone() as Arc<dyn BlobStore>;
     rekey(store.clone(), &request("correct horse", Some("new"), KnownKeys::default())).await.unwrap();
     let error = Repository::open_existing(store.clone(), MODES[0], &known).await.unwrap_err();
     assert!(matches!(error, CloudError::WrongPassphrase { .. }), "{error}");

@@ -4,7 +4,9 @@
 mod common;
 
 use blockd_cloud::{
-    store::{Answer, Layer, ObjectStore, PutMode, Request, StoreError, StoreErrorKind, StoreFuture, probe},
+    store::{
+        BlobStore, Middleware, PutMode, Request, Response, StoreError, StoreErrorKind, StoreFuture, probe,
+    },
     testing::MemoryStore,
 };
 use bytes::Bytes;
@@ -39,15 +41,15 @@ impl LostAnswers {
     }
 }
 
-impl Layer for LostAnswers {
+impl Middleware for LostAnswers {
     fn describe(&self) -> &str {
         "lost answers"
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         _: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         ask(self.inner.clone())
     }

@@ -4,7 +4,7 @@
 mod common;
 
 use blockd_cloud::{
-    BlockWriter, CancelToken, EncryptionMode, Progress, RestoreOptions, RestoreRequest, restore_what_is_left,
+    BlockWriter, CancelToken, EncryptionMode, Progress, RestoreOptions, RestoreRequest, restore_damaged,
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
@@ -56,7 +56,7 @@ async fn restored_blocks_are_not_fetched_again() {
         let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
         let told = progress.clone();
         let options = RestoreOptions { download_concurrency: 1, cpu_threads: 1 };
-        let done = restore_what_is_left(&repo, &tip, target.clone(), &request, &options, progress, &cancel);
+        let done = restore_damaged(&repo, &tip, target.clone(), &request, &options, progress, &cancel);
         done.await.map(|_| told.snapshot().bytes_processed)
     };
     let whole_bytes = once(&Arc::default()).await.unwrap();

@@ -6,7 +6,7 @@ mod common;
 
 use blockd_cloud::{
     BlockReader, CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository,
-    store::{LocalStore, ObjectStore, StoreErrorKind},
+    store::{BlobStore, LocalStore, StoreErrorKind},
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
@@ -107,7 +107,7 @@ async fn interrupted_backup_resumes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn packs_that_went_missing_between_two_runs_are_sent_again() {
+async fn packs_missing_on_resume_are_uploaded_again() {
     let (live, data) = volume();
     for gone in [vec![], vec![0], vec![0, 1, 3]] {
         let dir = tempfile::tempdir().unwrap();
@@ -164,7 +164,7 @@ async fn cancelled_or_failed_backup_leaves_no_snapshot_and_resumes() {
         let dir = tempfile::tempdir().unwrap();
         let (path, bucket) = (dir.path().join("journal"), dir.path().join("bucket"));
         std::fs::create_dir(&bucket).unwrap();
-        let store: Arc<dyn ObjectStore> = Arc::new(LocalStore::open(&bucket).unwrap());
+        let store: Arc<dyn BlobStore> = Arc::new(LocalStore::open(&bucket).unwrap());
         let repo = fixed(store.clone(), EncryptionMode::Checksummed);
         let spec = spec(7, SIZE, data.clone(), set([]), None);
         let cancel = CancelToken::new();

@@ -5,7 +5,7 @@ mod common;
 
 use blockd_cloud::{
     CloudError, KdfParams, KnownKeys, Rekey, Rekeyed, rekey,
-    store::ObjectStore,
+    store::BlobStore,
     testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
 };
 use common::{BLOCK, open, restored, run, set, spec};
@@ -66,7 +66,7 @@ async fn new_passphrase_opens_the_repository_and_the_old_one_fails() {
 }
 
 #[tokio::test]
-async fn new_backups_get_the_new_data_key_and_chains_go_on_across_it() {
+async fn new_data_key_applies_to_new_backups_of_a_chain() {
     let store = Arc::new(MemoryStore::default());
     let repo = open(store.clone(), Some("p")).await.unwrap();
     let live = MemoryVolume::default();
@@ -101,7 +101,7 @@ async fn interrupted_rekey_is_completed_by_the_same_call() {
             let faults = Arc::new(FaultStore::new(store.clone()));
             faults.fail_at(operation, fault);
             let request = request("old", Some("new"), false);
-            let outcome = rekey(faults.clone() as Arc<dyn ObjectStore>, &request).await;
+            let outcome = rekey(faults.clone() as Arc<dyn BlobStore>, &request).await;
             if outcome.is_ok() {
                 assert!(operation > 6, "it was never interrupted");
                 break;

@@ -12,8 +12,8 @@ use blockd_cloud::{
     Manifest, ManifestFilter, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings, VerifyDepth,
     VerifyOptions, backup, collect_garbage, delete_with_manifest,
     store::{
-        Answer, Layer, ListPage, ObjectInfo, ObjectStore, Operation, PutMode, Request, Requests, RetryPolicy,
-        StoreError, StoreErrorKind, StoreFuture, task_store,
+        BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, Requests, Response,
+        RetryPolicy, StoreError, StoreErrorKind, StoreFuture, task_store,
     },
     testing::{MemoryStore, MemoryVolume},
     verify,
@@ -216,15 +216,15 @@ impl Net {
     }
 }
 
-impl Layer for Net {
+impl Middleware for Net {
     fn describe(&self) -> &str {
         "simulated store"
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         request: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         self.ask(request, ask(self.bucket.clone()))
     }

@@ -3,7 +3,7 @@
 
 use blockd_cloud::{
     store::{
-        Bandwidth, CountingStore, HttpOptions, LimitStore, LocalStore, ObjectStore, RetryPolicy, S3Access,
+        Bandwidth, BlobStore, CountingStore, HttpOptions, LimitStore, LocalStore, RetryPolicy, S3Access,
         S3Options, probe, task_store,
     },
     testing::{Fault, FaultStore, Has, MemoryStore, object_store_suite, repository_suite, store_suite},
@@ -61,7 +61,7 @@ async fn object_store_on_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn object_store_on_a_directory_and_on_a_task_s_stack_over_it() {
     let dir = tempfile::tempdir().unwrap();
-    let local: Arc<dyn ObjectStore> = Arc::new(LocalStore::open(dir.path()).unwrap());
+    let local: Arc<dyn BlobStore> = Arc::new(LocalStore::open(dir.path()).unwrap());
     object_store_suite(local.clone(), ALL).await;
     let (counted, requests) = task_store(local, patient());
     let limited = Arc::new(LimitStore::new(counted, Arc::new(Bandwidth::new(Some(1 << 30), Some(1 << 30)))));
@@ -113,7 +113,7 @@ async fn s3_server() {
     store_suite(&store).await;
     let capabilities = probe(&store).await.unwrap();
     eprintln!("{capabilities:?}");
-    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    let store: Arc<dyn BlobStore> = Arc::new(store);
     object_store_suite(store.clone(), Has { create_if_absent: capabilities.conditional_put, parts: true })
         .await;
     repository_suite(store.clone(), Some("correct horse")).await;

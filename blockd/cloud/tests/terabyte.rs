@@ -5,7 +5,7 @@ mod common;
 
 use blockd_cloud::{
     CacheOptions, EncryptionMode, SnapshotCache, SnapshotReader,
-    store::{Answer, Layer, ObjectStore, Operation, Request, StoreFuture},
+    store::{BlobStore, Middleware, Operation, Request, Response, StoreFuture},
     testing::{MemoryStore, Tebibyte},
 };
 use blockd_extent::Extent;
@@ -40,15 +40,15 @@ impl SlowStore {
     }
 }
 
-impl Layer for SlowStore {
+impl Middleware for SlowStore {
     fn describe(&self) -> &str {
         "slow"
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         request: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
             if matches!(request.operation, Operation::Get | Operation::GetRange) {

@@ -6,7 +6,7 @@ mod common;
 use blockd_cloud::{
     BackupOptions, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestFilter,
     MemoryJournal, NoCache, Progress, Repository, backup,
-    store::{ObjectStore, Requests},
+    store::{BlobStore, Requests},
     testing::{MemoryStore, MemoryVolume},
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
@@ -54,7 +54,7 @@ async fn check_listed(repo: &Repository, volumes: &[&MemoryVolume]) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn backups_of_their_own_are_both_right_on_any_store() {
+async fn concurrent_backups_restore_on_every_store() {
     for store in
         [MemoryStore::default(), MemoryStore::ignoring_conditions(), MemoryStore::refusing_conditions()]
     {
@@ -77,7 +77,7 @@ async fn concurrent_runs_of_a_task_never_mix() {
     let ((left, data), (right, _)) = (volume(1), volume(2));
     let (mut won, mut refused) = (0, 0);
     for round in 0..12u32 {
-        let store: Arc<dyn ObjectStore> = Arc::new(MemoryStore::default());
+        let store: Arc<dyn BlobStore> = Arc::new(MemoryStore::default());
         let repo = fixed(store, EncryptionMode::Aes256GcmSiv);
         // The same id, salt and keys: a daemon and a copy of it whose frozen points should be the same, and
         // are not.

@@ -6,7 +6,7 @@ mod common;
 
 use blockd_cloud::{
     BlockCheck, CancelToken, CloudsnapId, EncryptionMode, Manifest, NoCache, Progress, Repository,
-    RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore_what_is_left,
+    RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore_damaged,
     testing::{MemoryStore, MemoryVolume},
     verify,
 };
@@ -192,7 +192,7 @@ impl BlockCheck for Against {
 }
 
 #[tokio::test]
-async fn content_is_compared_with_what_it_should_be() {
+async fn content_comparison_reports_each_difference() {
     let sample = sample().await;
     sample.live.set(77, &[1; BLOCK]);
     let against = Arc::new(Against { live: sample.live.fork(), differing: Default::default() });
@@ -217,7 +217,7 @@ async fn restore_skips_damage_and_lists_the_missing_extents() {
         let request = RestoreRequest { skip_damaged, ..RestoreRequest::default() };
         let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
         let options = RestoreOptions::default();
-        let done = restore_what_is_left(
+        let done = restore_damaged(
             &sample.repo,
             &sample.incremental,
             target.clone(),

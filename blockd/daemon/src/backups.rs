@@ -4,11 +4,11 @@ use crate::{
     core::{Core, random_id},
     db::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState},
     error::ServiceError,
-    marks::refuse_past,
     owner,
     quiesce::Part,
     registry::VolumeEntry,
-    rules::AskedRest,
+    retention_overrides::refuse_past,
+    rules::QuiesceRequest,
     tasks::stop::check_limits,
 };
 use blockd_api::{
@@ -31,7 +31,7 @@ pub(crate) struct Member {
 
 /// Options common to all members of a backup request.
 #[derive(Clone, Default)]
-pub(crate) struct Asked {
+pub(crate) struct BackupRequest {
     /// Full backups.
     pub(crate) full: bool,
     /// Id of the consistency group; `None` if members are frozen independently.
@@ -45,14 +45,14 @@ pub(crate) struct Asked {
     /// Expiry time, which overrides the retention policy.
     pub(crate) expires: Option<Timestamp>,
     /// Quiesce actions around the freeze.
-    pub(crate) rest: AskedRest,
+    pub(crate) rest: QuiesceRequest,
     /// Requesting schedule.
     pub(crate) schedule: Option<Uuid>,
     /// Name under which the local snapshots are kept.
     pub(crate) keep_local: Option<SnapshotName>,
 }
 
-impl Asked {
+impl BackupRequest {
     /// Returns the owner of the tasks.
     fn owner(&self) -> TaskOwner {
         self.schedule.map_or_else(owner::current, |id| TaskOwner::Schedule { id })
@@ -62,7 +62,7 @@ impl Asked {
 /// Attributes common to all tasks of one point in time.
 struct PointInTime {
     barrier: Option<Barrier>,
-    around: Vec<Part>,
+    quiesce_rules: Vec<Part>,
 }
 
 impl Core {
@@ -78,20 +78,20 @@ impl Core {
         let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
         let member = Member { volume: request.volume.clone(), credentials };
         refuse_past(request.expires)?;
-        let asked = Asked {
+        let asked = BackupRequest {
             full: request.full,
             together: None,
             limits: request.limits,
             name: request.name.clone(),
             pinned: request.pinned,
             expires: request.expires,
-            rest: AskedRest {
+            rest: QuiesceRequest {
                 quiesce: request.quiesce.clone(),
                 rule: request.rule.clone(),
                 no_rule: request.no_rule,
                 scheduled: None,
             },
-            ..Asked::default()
+            ..BackupRequest::default()
         };
         let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
         let mut ids = tasks.iter().map(|task| task.id);
@@ -123,20 +123,20 @@ impl Core {
         };
         let members: Vec<Member> = entries.iter().map(member).collect();
         let group_id = Uuid::new_v4();
-        let asked = Asked {
+        let asked = BackupRequest {
             full: request.full,
             together: Some(group_id),
             limits: request.limits,
             name: request.name,
             pinned: request.pinned,
             expires: request.expires,
-            rest: AskedRest {
+            rest: QuiesceRequest {
                 quiesce: request.quiesce,
                 rule: request.rule,
                 no_rule: request.no_rule,
                 scheduled: None,
             },
-            ..Asked::default()
+            ..BackupRequest::default()
         };
         let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
         let started = |entry: &Arc<VolumeEntry>| MemberStarted {
@@ -169,7 +169,7 @@ impl Core {
     pub(crate) async fn start_backups(
         self: &Arc<Self>,
         members: &[Member],
-        asked: &Asked,
+        asked: &BackupRequest,
         and: impl FnOnce(&rusqlite::Transaction<'_>, &[TaskRow]) -> Result<(), DbError> + Send + 'static,
     ) -> Result<Vec<TaskRow>, ServiceError> {
         check_limits(asked.limits)?;
@@ -182,8 +182,8 @@ impl Core {
         // Members selected by label are frozen independently.
         let together = match &barrier {
             Some(barrier) => {
-                let around = self.around(&asked.rest, &entries).await?;
-                Some(PointInTime { barrier: Some(barrier.clone()), around })
+                let quiesce_rules = self.quiesce_for(&asked.rest, &entries).await?;
+                Some(PointInTime { barrier: Some(barrier.clone()), quiesce_rules })
             }
             None => None,
         };
@@ -198,8 +198,8 @@ impl Core {
             let point = match &together {
                 Some(together) => together,
                 None => {
-                    let around = self.around(&asked.rest, std::slice::from_ref(entry)).await?;
-                    alone = PointInTime { barrier: None, around };
+                    let quiesce_rules = self.quiesce_for(&asked.rest, std::slice::from_ref(entry)).await?;
+                    alone = PointInTime { barrier: None, quiesce_rules };
                     &alone
                 }
             };
@@ -286,7 +286,7 @@ impl Core {
         &self,
         entry: &VolumeEntry,
         credentials: &[CredentialRow],
-        asked: &Asked,
+        asked: &BackupRequest,
         point: &PointInTime,
     ) -> Result<Vec<TaskRow>, ServiceError> {
         let snapshot = SnapshotId::from_u64(random_id()?);
@@ -318,7 +318,7 @@ impl Core {
                     force_full: asked.full,
                     run: Some(self.run),
                     barrier: point.barrier.clone(),
-                    around: point.around.clone(),
+                    quiesce_rules: point.quiesce_rules.clone(),
                     schedule: asked.schedule,
                     keep_local: asked.keep_local.clone(),
                     limits: asked.limits,

@@ -155,14 +155,14 @@ fn run_check(
     }
     let _lock = DirLock::take(data_dir)?;
     let db = data_dir.join("blockd.db");
-    let (known, database_error) = match Db::look_for_volumes(&db) {
+    let (known, database_error) = match Db::find_volumes(&db) {
         Ok(rows) => (rows.into_iter().map(from_row).collect(), None),
         Err(error) => (from_folders(data_dir), Some(crate::daemon::with_sources(&error))),
     };
     let mut volumes: Vec<_> =
         choose(known, named)?.into_iter().map(|volume| check_volume(data_dir, volume)).collect();
     if let (Some(request), [volume]) = (request, &mut volumes[..]) {
-        let names = Db::look_for_snapshots(&db, volume.id).unwrap_or_default();
+        let names = Db::find_snapshots(&db, volume.id).unwrap_or_default();
         let exported = export(&volume_dir(data_dir, volume.id), volume.id, &names, request);
         let failed = |source| CheckError::Export { volume: volume.volume.clone(), source };
         volume.exported = Some(exported.map_err(failed)?);

@@ -78,7 +78,7 @@ pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
 fn lost_credentials(data_dir: &Path, database: &Path) -> Vec<String> {
     let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let secrets = Secrets::load(data_dir, systemd.as_deref());
-    let rows = Db::look_for_credentials(database).unwrap_or_default();
+    let rows = Db::find_credentials(database).unwrap_or_default();
     let told = rows.iter().filter_map(|row| {
         let error = cannot_be_opened(&secrets, row)?;
         Some(format!("credential {} could not be used: {error}", row.name))

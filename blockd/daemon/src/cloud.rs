@@ -7,8 +7,8 @@ use crate::error::ServiceError;
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BlockCheck, BlockReader, BlockWriter, CancelToken, CloudError,
     CloudsnapId, KnownKeys, Manifest, ManifestCache, OpenOptions, Progress, Rekey, Rekeyed, Repository,
-    RestoreOptions, RestoreRequest, RestoreSummary, VerifyOptions, VerifyReport, restore_what_is_left,
-    store::ObjectStore,
+    RestoreOptions, RestoreRequest, RestoreSummary, VerifyOptions, VerifyReport, restore_damaged,
+    store::BlobStore,
 };
 use std::{future::Future, sync::Arc};
 use tracing::Instrument;
@@ -31,7 +31,7 @@ where
 
 /// Opens or creates the repository in a store.
 pub(crate) async fn open(
-    store: Arc<dyn ObjectStore>,
+    store: Arc<dyn BlobStore>,
     passphrase: Option<Zeroizing<String>>,
 ) -> Result<Repository, ServiceError> {
     drive(move || async move {
@@ -43,7 +43,7 @@ pub(crate) async fn open(
 
 /// Opens an existing repository.
 pub(crate) async fn open_existing(
-    store: Arc<dyn ObjectStore>,
+    store: Arc<dyn BlobStore>,
     passphrase: Zeroizing<String>,
     known: KnownKeys,
 ) -> Result<Repository, ServiceError> {
@@ -52,7 +52,7 @@ pub(crate) async fn open_existing(
 
 /// Opens an existing unencrypted repository.
 pub(crate) async fn open_unencrypted(
-    store: Arc<dyn ObjectStore>,
+    store: Arc<dyn BlobStore>,
     known: KnownKeys,
 ) -> Result<Repository, ServiceError> {
     drive(move || async move { Repository::open_existing(store, None, &known).await }).await
@@ -60,7 +60,7 @@ pub(crate) async fn open_unencrypted(
 
 /// Changes the encryption or the passphrase of a repository.
 pub(crate) async fn rekey(
-    store: Arc<dyn ObjectStore>,
+    store: Arc<dyn BlobStore>,
     request: Rekey,
 ) -> Result<(Repository, Rekeyed), ServiceError> {
     drive(move || async move { blockd_cloud::rekey(store, &request).await }).await
@@ -94,7 +94,7 @@ pub(crate) async fn restore(
 ) -> Result<RestoreSummary, ServiceError> {
     drive(move || async move {
         let (repo, manifest) = (&repository, &manifest);
-        restore_what_is_left(repo, manifest, writer, &request, &options, progress, &cancel).await
+        restore_damaged(repo, manifest, writer, &request, &options, progress, &cancel).await
     })
     .await
 }

@@ -1,15 +1,15 @@
 //! Cloud snapshots: listing the repositories, and starting restores.
 
 use crate::{
-    asking::is_still_wanted,
     browse::in_time,
     core::{Core, random_id},
     db::{
-        Catalog, CredentialRow, DbError, Mark, Proof, ScheduleRow, TaskDetail, TaskKind, TaskRow, TaskState,
-        VolumeRow, VolumeState,
+        Catalog, CredentialRow, DbError, Proof, RetentionOverride, ScheduleRow, TaskDetail, TaskKind,
+        TaskRow, TaskState, VolumeRow, VolumeState,
     },
     error::{ServiceError, blocking},
     locate::Purpose,
+    preflight::check_cancelled,
     registry::{EntryState, VolumeEntry},
     tasks::{backup::trigger_of, backup_type, stop::check_limits},
 };
@@ -97,7 +97,7 @@ fn show_proof(metadata: &mut CloudsnapMetadata, proof: Option<&Proof>) {
 }
 
 /// Fills in the retention override.
-fn show_mark(metadata: &mut CloudsnapMetadata, mark: Option<&Mark>) {
+fn show_mark(metadata: &mut CloudsnapMetadata, mark: Option<&RetentionOverride>) {
     let Some(mark) = mark else { return };
     metadata.pinned = mark.pinned.then(|| "true".to_owned());
     metadata.expires = mark.expires.map(format_time);
@@ -221,9 +221,9 @@ impl Core {
             blocking(move || catalog.keep_only(&keys)).await?;
         }
         let uuid = credential.uuid;
-        let known = self
-            .db
-            .run(move |tx| -> Result<_, DbError> { Ok((Proof::of_repository(tx, uuid)?, Mark::all(tx)?)) });
+        let known = self.db.run(move |tx| -> Result<_, DbError> {
+            Ok((Proof::of_repository(tx, uuid)?, RetentionOverride::all(tx)?))
+        });
         let (proofs, marks) = known.await?;
         let now = Timestamp::now();
         let proofs: BTreeMap<CloudsnapId, Proof> =
@@ -324,9 +324,9 @@ impl Core {
         };
         let mut entry = entry(&manifest, &credential);
         let uuid = credential.uuid;
-        let known = self
-            .db
-            .run(move |tx| -> Result<_, DbError> { Ok((Proof::of_repository(tx, uuid)?, Mark::all(tx)?)) });
+        let known = self.db.run(move |tx| -> Result<_, DbError> {
+            Ok((Proof::of_repository(tx, uuid)?, RetentionOverride::all(tx)?))
+        });
         let (proofs, marks) = known.await?;
         show_proof(&mut entry.metadata, proofs.iter().rfind(|proof| proof.cloudsnap == id));
         show_mark(&mut entry.metadata, marks.of(&id, uuid, Timestamp::now()).as_ref());
@@ -421,7 +421,7 @@ impl Core {
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
-        is_still_wanted()?;
+        check_cancelled()?;
         self.refuse_if_deleting(&id).await?;
         let row = self.row_of_restored(
             &manifest,

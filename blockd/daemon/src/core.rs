@@ -97,7 +97,7 @@ pub struct Core {
     /// Snapshots that failed and could not be removed yet.
     pub(crate) to_undo: parking_lot::Mutex<Vec<(VolumeId, SnapshotId)>>,
     /// State of quiesced filesystems and applications.
-    pub(crate) resting: crate::quiesce::Resting,
+    pub(crate) resting: crate::quiesce::QuiesceState,
     /// Rules that cannot be applied on this host.
     pub(crate) rule_problems: crate::rules::RuleProblems,
     /// Failure of the last configuration reload, if it failed.
@@ -107,7 +107,7 @@ pub struct Core {
     pub(crate) dies_at: parking_lot::Mutex<Option<&'static str>>,
     /// Failpoints: actions of a test at a step.
     #[cfg(test)]
-    pub(crate) meanwhile: crate::meanwhile::Meanwhile,
+    pub(crate) failpoint: crate::failpoint::Failpoint,
 }
 
 impl Core {
@@ -140,7 +140,7 @@ impl Core {
 
     #[cfg(test)]
     pub(crate) fn reached(&self, step: &'static str) -> Result<(), crate::error::ServiceError> {
-        self.meanwhile.reached(self, step);
+        self.failpoint.reached(self, step);
         if *self.dies_at.lock() == Some(step) {
             self.stopping.cancel();
             return Err(crate::error::ServiceError::Stopping);

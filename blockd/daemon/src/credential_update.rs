@@ -19,7 +19,7 @@ use blockd_api::{
 };
 use blockd_cloud::{
     CloudError, DataKey, KnownKeys, Repository,
-    store::{ObjectStore, probe, task_store},
+    store::{BlobStore, probe, task_store},
 };
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -131,7 +131,7 @@ impl Core {
             self.repositories.replace(uuid, repository, bandwidth, from);
         }
         drop(admission);
-        if let Err(error) = self.look_at_credentials().await {
+        if let Err(error) = self.check_credentials().await {
             tracing::warn!(%error, "checking whether all credentials can be opened failed");
         }
         self.forget_unneeded_secrets().await;
@@ -152,7 +152,7 @@ impl Core {
         &self,
         row: &CredentialRow,
         passphrase: StoreKey,
-        store: Arc<dyn ObjectStore>,
+        store: Arc<dyn BlobStore>,
     ) -> Result<Option<Passphrase>, ServiceError> {
         let opened = self.repositories.opened.lock().get(&row.uuid).map(|(opened, _)| opened.keys().to_vec());
         let known = match (opened, &row.passphrase_from) {

@@ -2,18 +2,18 @@
 
 use crate::metrics::MeteredStore;
 use crate::{
-    beginnings::only_one,
     cloud,
     core::Core,
     db::{CredentialRow, DbError, ProviderRow, StoreRow},
     error::{ServiceError, blocking},
+    external_secrets::{references_of, unresolved},
     health,
+    id_prefix::only_one,
     limits::{LimitPlan, PlannedBandwidth, keep, limits_of},
     providers,
     references::{Fingerprint, References, Resolved, store::ReferencedStore},
     renewable::RenewableStore,
     secrets::{Purpose, Secrets, SecretsError},
-    secrets_elsewhere::{references_of, unresolved},
 };
 use blockd_api::{
     CredentialRef, Deleted, ErrorCode, SecretInput, SecretRef,
@@ -21,7 +21,7 @@ use blockd_api::{
 };
 use blockd_cloud::{
     CloudError, DataKey, Repository, Work,
-    store::{LimitStore, ObjectStore, Requests, probe, task_store},
+    store::{BlobStore, LimitStore, Requests, probe, task_store},
 };
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -84,13 +84,13 @@ fn place_of(store: &StoreRow) -> Place {
 impl Repositories {
     /// Returns the shared store of a credential: the existing one, which may have newer keys, or a new one
     /// with this client.
-    fn store(&self, uuid: Uuid, client: Arc<dyn ObjectStore>) -> Arc<RenewableStore> {
+    fn store(&self, uuid: Uuid, client: Arc<dyn BlobStore>) -> Arc<RenewableStore> {
         let mut stores = self.stores.lock();
         Arc::clone(stores.entry(uuid).or_insert_with(|| Arc::new(RenewableStore::new(client))))
     }
 
     /// Replaces the client of a credential's store from the next request on.
-    pub(crate) fn renew_store(&self, uuid: Uuid, client: Arc<dyn ObjectStore>) {
+    pub(crate) fn renew_store(&self, uuid: Uuid, client: Arc<dyn BlobStore>) {
         let store = self.store(uuid, Arc::clone(&client));
         store.renew(client);
         self.changes.fetch_add(1, Ordering::SeqCst);
@@ -290,7 +290,7 @@ impl Core {
             .entry(row.uuid)
             .and_modify(|(_, seen)| *seen = Fingerprint::default());
         // Without bandwidth limits, since the store is to be examined.
-        let (opened, _) = self.opened_with_what_holds(row.uuid).await?;
+        let (opened, _) = self.open_with_current_secrets(row.uuid).await?;
         let (store, _) = task_store(Arc::clone(opened.store()), self.retry_policy());
         let repository = opened.with_store(store);
         let kind = providers::kind(&row.store.provider);
@@ -502,12 +502,12 @@ impl Core {
         uuid: Uuid,
     ) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
         let opened = self.repositories.opened.lock().get(&uuid).cloned();
-        let Some(opened) = opened else { return self.opened_with_what_holds(uuid).await };
+        let Some(opened) = opened else { return self.open_with_current_secrets(uuid).await };
         let unopened = self.repositories.unopened.lock().get(&uuid).copied();
         if unopened.is_some_and(|at| at.elapsed() < UNOPENED_RETRY_DELAY) {
             return Ok(opened);
         }
-        match self.opened_with_what_holds(uuid).await {
+        match self.open_with_current_secrets(uuid).await {
             Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::WrongPassphrase { .. }) => {
                 tracing::warn!(credential = %uuid, %error, "the external passphrase was changed and no longer opens the repository: the open keys are used until the daemon stops; restore the old passphrase, or use credentials rekey");
                 self.repositories.unopened.lock().insert(uuid, Instant::now());
@@ -521,13 +521,13 @@ impl Core {
     }
 
     /// Returns the opened repository only if its current external passphrase opens it.
-    async fn opened_with_what_holds(
+    async fn open_with_current_secrets(
         &self,
         uuid: Uuid,
     ) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
         let opened = self.repositories.opened.lock().get(&uuid).cloned();
         if let Some(opened) = &opened
-            && self.is_opened_with_what_holds(uuid).await?
+            && self.opens_with_current_secrets(uuid).await?
         {
             return Ok(opened.clone());
         }
@@ -565,7 +565,7 @@ impl Core {
     }
 
     /// Returns true if the repository was opened with the current external passphrase, or has none.
-    async fn is_opened_with_what_holds(&self, uuid: Uuid) -> Result<bool, ServiceError> {
+    async fn opens_with_current_secrets(&self, uuid: Uuid) -> Result<bool, ServiceError> {
         let opened_with = self.repositories.opened_with.lock().get(&uuid).cloned();
         let Some((reference, fingerprint)) = opened_with else { return Ok(true) };
         match self.references.resolve(&reference).await {
@@ -607,7 +607,7 @@ impl Core {
         &self,
         store: StoreRow,
         key: Arc<StoreKey>,
-    ) -> Result<Arc<dyn ObjectStore>, ServiceError> {
+    ) -> Result<Arc<dyn BlobStore>, ServiceError> {
         let writing = self.store_writing(&store)?;
         let references = Arc::clone(&self.references);
         blocking(move || open_store(&store, &key, writing, &references)).await
@@ -617,7 +617,7 @@ impl Core {
     ///
     /// # Errors
     /// The secret cannot be unsealed, or the external secret cannot be read.
-    pub(crate) async fn store_of(&self, row: &CredentialRow) -> Result<Arc<dyn ObjectStore>, ServiceError> {
+    pub(crate) async fn store_of(&self, row: &CredentialRow) -> Result<Arc<dyn BlobStore>, ServiceError> {
         let key = Arc::new(self.store_key_of(row).await?);
         let client = self.client_of(row.store.clone(), key).await?;
         let shared = self.repositories.store(row.uuid, client);
@@ -651,7 +651,7 @@ fn open_store(
     key: &StoreKey,
     writing: Option<Work>,
     references: &Arc<References>,
-) -> Result<Arc<dyn ObjectStore>, ServiceError> {
+) -> Result<Arc<dyn BlobStore>, ServiceError> {
     match key {
         StoreKey::None => providers::open(store, None, writing),
         StoreKey::Value(secret) => providers::open(store, Some(secret), writing),
@@ -680,7 +680,7 @@ pub(crate) fn not_opened(row: &CredentialRow, error: &SecretsError) -> ServiceEr
 }
 
 /// Returns true if a manifest is missing or damaged: no incremental backup can be based on it.
-pub(crate) fn is_gone_or_damaged(error: &CloudError) -> bool {
+pub(crate) fn is_missing_or_damaged(error: &CloudError) -> bool {
     matches!(
         error,
         CloudError::SnapshotNotFound { .. } | CloudError::Damaged { .. } | CloudError::UnknownKey { .. }

@@ -18,6 +18,7 @@ use crate::{
     files, health, http,
     limits::PlannedBandwidth,
     lock::{DirLock, LockError},
+    maintenance,
     merger::{Merger, Wake},
     nbd::{self, Certificates},
     pressure::Pressure,
@@ -26,7 +27,7 @@ use crate::{
     registry::EntryState,
     secrets::Secrets,
     tasks::Tasks,
-    upkeep, watchdog,
+    watchdog,
 };
 use blockd_cloud::CancelToken;
 use blockd_nbd::{NbdError, Server, TlsError};
@@ -208,7 +209,7 @@ impl Daemon {
             check_socket_path(path)?;
         }
         core.take_up_lazy_volumes().await.map_err(DaemonError::Lazy)?;
-        core.keep_clients_out_of_what_goes_back().await.map_err(DaemonError::Lazy)?;
+        core.fence_volumes_in_rollback().await.map_err(DaemonError::Lazy)?;
         let nbd::Nbd { servers, identity, access } = nbd::start(&core, &config).await?;
         let nbd_failed = Arc::new(Notify::new());
         for server in &servers {
@@ -221,7 +222,7 @@ impl Daemon {
             tracing::error!(%error, "resuming attachments failed");
         }
         grow_devices_with_volumes(&core);
-        core.let_go_of_what_is_at_rest();
+        core.release_quiesced();
         check_rules(&core);
         core.start_browsing();
         let http_stop = CancelToken::new();
@@ -242,7 +243,7 @@ impl Daemon {
         let limits = crate::limits::start(&core);
         let references = crate::references::start(&core.references);
         crate::map_sync::start(&core);
-        let upkeep = upkeep::start(&core);
+        let upkeep = maintenance::start(&core);
         let health = crate::health::start(&core);
         let log = core.log_reader.clone();
         let webhooks = crate::webhooks::start(&core, log);
@@ -485,13 +486,13 @@ fn prepare(
         scheduler: crate::schedules::Scheduler::default(),
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),
-        resting: crate::quiesce::Resting::default(),
+        resting: crate::quiesce::QuiesceState::default(),
         rule_problems: crate::rules::RuleProblems::default(),
         reload_failed: parking_lot::Mutex::default(),
         #[cfg(test)]
         dies_at: parking_lot::Mutex::new(None),
         #[cfg(test)]
-        meanwhile: crate::meanwhile::Meanwhile::default(),
+        failpoint: crate::failpoint::Failpoint::default(),
     };
     Ok((lock, Arc::new(core)))
 }

@@ -1,12 +1,12 @@
 //! Start of cloud snapshot deletions, on request or by a retention policy.
 
 use crate::{
-    asking::is_still_wanted,
     cloudsnaps::from_api_id,
     core::Core,
-    db::{Chain, Mark, TaskDetail, TaskKind, TaskRow, TaskState},
+    db::{Chain, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState},
     error::ServiceError,
     locate::Purpose,
+    preflight::check_cancelled,
     schedules::delete_command,
 };
 use blockd_api::{ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};
@@ -42,13 +42,13 @@ impl Core {
     pub(crate) async fn start_delete_if(
         self: &Arc<Self>,
         request: &StartDelete,
-        judged_by: Option<Option<Mark>>,
+        judged_by: Option<Option<RetentionOverride>>,
     ) -> Result<Option<TaskStarted>, ServiceError> {
         let id = from_api_id(&request.snap);
         let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Delete).await?;
         let damaged = self.has_damaged_manifest(credential.uuid, &id, request.force).await?;
         let _admission = self.admission.lock().await;
-        is_still_wanted()?;
+        check_cancelled()?;
         self.refuse_if_deleting(&id).await?;
         self.refuse_if_needed(&id).await?;
         match judged_by {

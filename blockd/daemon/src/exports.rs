@@ -18,7 +18,7 @@ use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_extent::SnapshotId;
 use blockd_nbd::{
     self as nbd, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo,
-    Progress, StatusExtent, WhenNear, ZeroFlags,
+    OnFetched, Progress, StatusExtent, ZeroFlags,
     constants::{BASE_ALLOCATION, DIRTY_BITMAP_PREFIX, STATE_DIRTY, STATE_HOLE, STATE_ZERO},
 };
 use blockd_volume::{
@@ -300,11 +300,11 @@ fn always(_: &()) -> bool {
 }
 
 /// Starts fetching the blocks that a request needs; `ask` calls the volume or the snapshot.
-fn bring_near(
+fn prefetch_async(
     access: nbd::Access,
-    then: WhenNear,
-    ask: impl FnOnce(volume::Access, volume::WhenNear) -> Option<volume::WhenNear>,
-) -> Option<WhenNear> {
+    then: OnFetched,
+    ask: impl FnOnce(volume::Access, volume::OnFetched) -> Option<volume::OnFetched>,
+) -> Option<OnFetched> {
     let access = match access {
         nbd::Access::Read => volume::Access::Read,
         nbd::Access::Write => volume::Access::Write,
@@ -321,7 +321,7 @@ fn bring_near(
 }
 
 impl BlockDevice for VolumeDevice {
-    fn may_be_far(&self) -> bool {
+    fn may_be_remote(&self) -> bool {
         self.volume.is_lazy()
     }
 
@@ -329,14 +329,16 @@ impl BlockDevice for VolumeDevice {
         self.entry().id.as_u64().into()
     }
 
-    fn bring_near(
+    fn prefetch_async(
         &self,
         access: nbd::Access,
         offset_bytes: u64,
         len_bytes: u64,
-        then: WhenNear,
-    ) -> Option<WhenNear> {
-        bring_near(access, then, |access, then| self.volume.when_near(access, offset_bytes, len_bytes, then))
+        then: OnFetched,
+    ) -> Option<OnFetched> {
+        prefetch_async(access, then, |access, then| {
+            self.volume.on_fetched(access, offset_bytes, len_bytes, then)
+        })
     }
 
     fn size_bytes(&self) -> u64 {
@@ -439,7 +441,7 @@ struct SnapshotDevice {
 }
 
 impl BlockDevice for SnapshotDevice {
-    fn may_be_far(&self) -> bool {
+    fn may_be_remote(&self) -> bool {
         self.view.is_lazy()
     }
 
@@ -448,15 +450,15 @@ impl BlockDevice for SnapshotDevice {
         self.attachment.entry().id.as_u64().into()
     }
 
-    fn bring_near(
+    fn prefetch_async(
         &self,
         access: nbd::Access,
         offset_bytes: u64,
         len_bytes: u64,
-        then: WhenNear,
-    ) -> Option<WhenNear> {
-        bring_near(access, then, |access, then| match access {
-            volume::Access::Read => self.view.when_near(offset_bytes, len_bytes, then),
+        then: OnFetched,
+    ) -> Option<OnFetched> {
+        prefetch_async(access, then, |access, then| match access {
+            volume::Access::Read => self.view.on_fetched(offset_bytes, len_bytes, then),
             volume::Access::Write => Some(then),
         })
     }

@@ -4,7 +4,7 @@ use crate::{
     core::{Core, random_id},
     error::ServiceError,
     registry::VolumeEntry,
-    rules::AskedRest,
+    rules::QuiesceRequest,
     snapshots::{Wanted, space_of, to_api},
 };
 use blockd_api::{
@@ -27,14 +27,14 @@ impl Core {
         request: CreateGroupSnapshot,
     ) -> Result<GroupSnapshot, ServiceError> {
         let entries = self.members(&request)?;
-        let asked = AskedRest {
+        let asked = QuiesceRequest {
             quiesce: request.quiesce,
             rule: request.rule,
             no_rule: request.no_rule,
             scheduled: None,
         };
         self.check_rest(&asked).await?;
-        let around = self.around(&asked, &entries).await?;
+        let quiesce_rules = self.quiesce_for(&asked, &entries).await?;
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
         let group = SnapshotGroup {
             group_id: Uuid::new_v4(),
@@ -51,7 +51,7 @@ impl Core {
             name: name.clone(),
             internal: false,
             group: Some(group.clone()),
-            around,
+            quiesce_rules,
             schedule: None,
         };
         let rows = self.freeze_together(wanted).await?;

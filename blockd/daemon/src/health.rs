@@ -142,11 +142,11 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
     tokio::spawn(async move {
         let work = async {
             core.report_discarded_writes().await;
-            if let Err(error) = core.look_at_credentials().await {
+            if let Err(error) = core.check_credentials().await {
                 tracing::warn!(%error, "checking whether all credentials can be unsealed failed");
             }
             loop {
-                core.look_at_room().await;
+                core.check_free_space().await;
                 core.store_pending_event().await;
                 tokio::time::sleep(CHECK_INTERVAL).await;
             }
@@ -161,7 +161,7 @@ pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
 impl Core {
     /// Checks the free space of the data directory and records a problem if there is too little. `None` if it
     /// cannot be determined.
-    pub(crate) async fn look_at_room(&self) -> Option<DataSpace> {
+    pub(crate) async fn check_free_space(&self) -> Option<DataSpace> {
         let dir = self.data_dir.clone();
         match blocking(move || Ok::<_, ServiceError>(space_of(&dir))).await {
             Ok(Ok(space)) => {
@@ -234,15 +234,15 @@ impl Core {
     }
 
     /// Records a problem for each credential whose secrets cannot be unsealed: its backups will fail.
-    pub(crate) async fn look_at_credentials(&self) -> Result<(), ServiceError> {
+    pub(crate) async fn check_credentials(&self) -> Result<(), ServiceError> {
         let rows = self.credential_rows().await?;
-        rows.iter().for_each(|row| self.look_at_credential(row));
+        rows.iter().for_each(|row| self.check_credential(row));
         let is_there = |of: &String| rows.iter().any(|row| row.uuid.to_string() == *of);
         self.health.problems.lock().retain(|(kind, of), _| *kind != CREDENTIAL || is_there(of));
         Ok(())
     }
 
-    fn look_at_credential(&self, row: &CredentialRow) {
+    fn check_credential(&self, row: &CredentialRow) {
         let of = row.uuid.to_string();
         match cannot_be_opened(&self.secrets, row) {
             None => drop(self.health.clear(CREDENTIAL, &of)),

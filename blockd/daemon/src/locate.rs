@@ -87,7 +87,7 @@ impl Core {
                 // The directory of an unmounted disk is empty.
                 if purpose == Purpose::Delete {
                     self.ask_store(async {
-                        let repository = self.asked_repository(row.uuid).await?;
+                        let repository = self.repository_for_client(row.uuid).await?;
                         Ok(repository.prove_key_slot().await?)
                     })
                     .await?;

@@ -11,8 +11,8 @@ use blockd_api::{
 };
 use blockd_cloud::Work;
 use blockd_cloud::store::{
-    AzureAccess, AzureOptions, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, ObjectStore,
-    PrefixStore, S3Access, S3Options, S3Role, StoreErrorKind, SwiftAccess, SwiftOptions, plain_prefix,
+    AzureAccess, AzureOptions, BlobStore, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, PrefixStore,
+    S3Access, S3Options, S3Role, StoreErrorKind, SwiftAccess, SwiftOptions, plain_prefix,
 };
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
@@ -268,14 +268,14 @@ pub(crate) fn open(
     row: &StoreRow,
     secret: Option<&str>,
     writing: Option<Work>,
-) -> Result<Arc<dyn ObjectStore>, ServiceError> {
+) -> Result<Arc<dyn BlobStore>, ServiceError> {
     let http = HttpOptions {
         ca_certificates_pem: row.connection.ca_certificates.clone(),
         proxy: row.connection.proxy.clone(),
         ..HttpOptions::default()
     };
     let secret = || Zeroizing::new(secret.unwrap_or_default().to_owned());
-    let store: Arc<dyn ObjectStore> = match &row.provider {
+    let store: Arc<dyn BlobStore> = match &row.provider {
         ProviderRow::Local { path } => {
             let store = LocalStore::open(path)?;
             Arc::new(match writing {

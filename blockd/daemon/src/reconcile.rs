@@ -65,7 +65,7 @@ pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Regi
         registry.insert(entry);
     }
     remove_leftover_tasks(data_dir, &unfinished);
-    look_at_unknown_files(data_dir, &registry);
+    report_unknown_files(data_dir, &registry);
     Ok(registry)
 }
 
@@ -181,7 +181,7 @@ fn remove_leftover_tasks(data_dir: &Path, unfinished: &[TaskRow]) {
 
 /// Leaves files of unknown volumes alone, as they may be the only copy, and removes leftovers of interrupted
 /// removals and restores.
-fn look_at_unknown_files(data_dir: &Path, registry: &Registry) {
+fn report_unknown_files(data_dir: &Path, registry: &Registry) {
     let dir = data_dir.join("volumes");
     for name in names(&dir) {
         let (id, kind) = name.split_once('.').unwrap_or((&name, ""));
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_ended_tasks_go_and_unknown_volumes_stay() {
+    fn files_of_ended_tasks_are_removed_unknown_volumes_kept() {
         let host = Host::new();
         let task = host.dir.path().join("tasks").join(Uuid::new_v4().to_string());
         std::fs::create_dir(&task).unwrap();

@@ -5,9 +5,9 @@
 
 use crate::metrics::Traffic;
 use crate::{
-    beginnings::only_one,
     db::{SnapshotRow, SnapshotState, VolumeRow},
     error::ServiceError,
+    id_prefix::only_one,
 };
 use blockd_api::{ApiError, ErrorCode, GroupName, Labels, SnapshotName, VolumeName, VolumeRef};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
@@ -356,7 +356,7 @@ impl Drop for RollbackMark {
 
 impl RollbackMark {
     /// Sets the message to clients, after the name of the volume.
-    pub fn say(&self, why: String) {
+    pub fn set_reason(&self, why: String) {
         self.entry.inner.lock().rolling_back = Some(why);
     }
 }

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn known_keys_stay_and_come_before_opened_ones() {
+    fn known_keys_take_precedence_over_opened_slots() {
         let ids = |keys: Vec<DataKey>| keys.iter().map(|key| key.key_id().as_bytes()[0]).collect::<Vec<_>>();
         let opened = [key(1, 9), key(1, 2)];
         let before = [key(1, 2), key(1, 1), key(0, 5)];

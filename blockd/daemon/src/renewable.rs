@@ -1,10 +1,10 @@
 //! Store with a replaceable client: each request uses the client current at its start.
 
-use blockd_cloud::store::{Answer, ObjectStore, Request, StoreError, StoreErrorKind, StoreFuture};
+use blockd_cloud::store::{BlobStore, Request, Response, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{future::Future, sync::Arc};
 
-type Client = Arc<dyn ObjectStore>;
+type Client = Arc<dyn BlobStore>;
 
 /// One place, regardless of the keys.
 pub(crate) struct RenewableStore {
@@ -43,15 +43,15 @@ impl RenewableStore {
     }
 }
 
-impl blockd_cloud::store::Layer for RenewableStore {
+impl blockd_cloud::store::Middleware for RenewableStore {
     fn describe(&self) -> &str {
         &self.describe
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         _: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         Box::pin(self.run(ask))
     }

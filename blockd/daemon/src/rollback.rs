@@ -118,7 +118,7 @@ impl Core {
         let entry = self.registry.find(wanted)?;
         let snapshot = self.snapshot_of(&entry, &request.snapshot).await?;
         self.attachments.check_delete(entry.id)?;
-        self.browse.let_go(entry.id);
+        self.browse.release(entry.id);
         let (volume, mark) = entry.begin_rollback()?;
         drop(admission);
         let kept = match request.discard {
@@ -130,7 +130,7 @@ impl Core {
                     name: SnapshotName::before_restore(Timestamp::now()),
                     internal: false,
                     group: None,
-                    around: Vec::new(),
+                    quiesce_rules: Vec::new(),
                     schedule: None,
                 };
                 Some(first(self.freeze_together(wanted).await?)?)

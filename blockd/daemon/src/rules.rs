@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 /// Quiesce options of a request.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct AskedRest {
+pub(crate) struct QuiesceRequest {
     /// Options.
     pub(crate) quiesce: Quiesce,
     /// A rule that is to be followed.
@@ -100,7 +100,7 @@ fn parts_of(
 
 impl Core {
     /// Refuses contradictory or impossible quiesce options. May take long, so it runs without locks.
-    pub(crate) async fn check_rest(&self, asked: &AskedRest) -> Result<(), ServiceError> {
+    pub(crate) async fn check_rest(&self, asked: &QuiesceRequest) -> Result<(), ServiceError> {
         let said = [!asked.quiesce.is_nothing(), asked.rule.is_some(), asked.no_rule];
         if said.iter().filter(|is_said| **is_said).count() > 1 {
             return Err(invalid("give a rule, or no rule, or what is to be done: only one of them"));
@@ -114,9 +114,9 @@ impl Core {
     ///
     /// # Errors
     /// There is no such rule.
-    pub(crate) async fn around(
+    pub(crate) async fn quiesce_for(
         &self,
-        asked: &AskedRest,
+        asked: &QuiesceRequest,
         members: &[Arc<VolumeEntry>],
     ) -> Result<Vec<Part>, ServiceError> {
         let volumes: Vec<VolumeId> = members.iter().map(|entry| entry.id).collect();

@@ -23,24 +23,24 @@ use blockd_volume::{Volume, VolumeErrorKind};
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
 
-mod beginnings;
 mod copies;
 mod deletions;
 pub(crate) mod dying;
-mod elsewhere;
 mod events;
 mod given_up;
 mod group_backups;
 mod groups;
 mod health;
+mod id_prefixes;
 mod key_slots;
 mod layers;
 mod local_copies;
 mod locate;
-mod marks;
 mod metrics;
+mod other_hosts;
 mod requests;
 mod retention;
+mod retention_overrides;
 mod roles;
 mod rules;
 mod schedules;
@@ -614,7 +614,7 @@ fn walk(dir: &Path) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_are_told_and_leave_nothing() {
+async fn failures_are_reported_and_leave_no_files() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     let backup = StartBackup::of("data".parse().unwrap());

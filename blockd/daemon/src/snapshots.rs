@@ -1,13 +1,13 @@
 //! Local snapshots: creation, listing and deletion, including the internal ones of backups.
 
 use crate::{
-    beginnings::only_one,
     core::{Core, random_id},
     db::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
-    quiesce::{Members, Part, Rest, Returned, events_of_failures},
+    id_prefix::only_one,
+    quiesce::{Members, Part, QuiesceOperation, Returned, events_of_failures},
     registry::{EntryState, VolumeEntry},
-    rules::AskedRest,
+    rules::QuiesceRequest,
 };
 use blockd_api::{
     Deleted, ErrorCode, GroupRef, SnapshotName, SnapshotRef, VolumeRef,
@@ -31,7 +31,7 @@ pub(crate) struct Wanted {
     /// Group snapshot, if any.
     pub(crate) group: Option<SnapshotGroup>,
     /// Quiesce parts.
-    pub(crate) around: Vec<Part>,
+    pub(crate) quiesce_rules: Vec<Part>,
     /// The schedule that wants them.
     pub(crate) schedule: Option<Uuid>,
 }
@@ -139,16 +139,16 @@ impl Core {
         let entry = self.registry.find(wanted)?;
         let id = SnapshotId::from_u64(random_id()?);
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
-        let asked = AskedRest {
+        let asked = QuiesceRequest {
             quiesce: request.quiesce,
             rule: request.rule,
             no_rule: request.no_rule,
             scheduled: None,
         };
         self.check_rest(&asked).await?;
-        let around = self.around(&asked, &[Arc::clone(&entry)]).await?;
+        let quiesce_rules = self.quiesce_for(&asked, &[Arc::clone(&entry)]).await?;
         let members = vec![(Arc::clone(&entry), id)];
-        let wanted = Wanted { members, name, internal: false, group: None, around, schedule: None };
+        let wanted = Wanted { members, name, internal: false, group: None, quiesce_rules, schedule: None };
         let row = first(self.freeze_together(wanted).await?)?;
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
@@ -162,8 +162,8 @@ impl Core {
         id: SnapshotId,
         name: SnapshotName,
     ) -> Result<SnapshotRow, ServiceError> {
-        let (members, around) = (vec![(Arc::clone(entry), id)], Vec::new());
-        let wanted = Wanted { members, name, internal: true, group: None, around, schedule: None };
+        let (members, quiesce_rules) = (vec![(Arc::clone(entry), id)], Vec::new());
+        let wanted = Wanted { members, name, internal: true, group: None, quiesce_rules, schedule: None };
         first(self.freeze_together(wanted).await?)
     }
 
@@ -188,25 +188,26 @@ impl Core {
         let ids = volumes.iter().map(|(volume, _)| volume.id());
         let _turn = tokio::select! {
             biased;
-            turn = self.resting.turn(&wanted.around, ids) => turn,
+            turn = self.resting.turn(&wanted.quiesce_rules, ids) => turn,
             () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
         };
-        if !wanted.around.is_empty() && self.stopping.is_cancelled() {
+        if !wanted.quiesce_rules.is_empty() && self.stopping.is_cancelled() {
             // Everything is resumed.
             return Err(ServiceError::Stopping);
         }
         let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
-        let found = self.filesystems_for(&wanted.around, &volumes);
+        let found = self.filesystems_for(&wanted.quiesce_rules, &volumes);
         let (to_freeze, not_frozen) =
             found.inspect_err(|_| self.resting.failures.note_one(QuiesceKind::FreezeFs))?;
         // Only admins give commands in requests, but all roles see the results of tasks.
-        let tells_all = !wanted.internal && wanted.around.iter().all(|part| part.rule.is_none());
-        let mut rest = Rest::new(wanted.around.clone(), to_freeze, wanted.env(), tells_all);
+        let tells_all = !wanted.internal && wanted.quiesce_rules.iter().all(|part| part.rule.is_none());
+        let mut rest =
+            QuiesceOperation::new(wanted.quiesce_rules.clone(), to_freeze, wanted.env(), tells_all);
         rest.heed(&self.stopping, &self.resting);
         rest.note(not_frozen);
         self.undo_rest(&volumes).await;
         self.insert_snapshots(&wanted, rows.clone()).await?;
-        let (frozen, rest) = self.freeze_at_rest(&volumes, rest).await?;
+        let (frozen, rest) = self.freeze_quiesced(&volumes, rest).await?;
         let taken = match frozen {
             Ok((frozen, now)) => {
                 wanted.note(&mut rows, &frozen, now, rest.report().as_ref());
@@ -258,11 +259,11 @@ impl Core {
     }
 
     /// Freezes volumes on a blocking thread, with quiescing.
-    async fn freeze_at_rest(
+    async fn freeze_quiesced(
         &self,
         volumes: &Members,
-        mut rest: Rest,
-    ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeFailed>, Rest), ServiceError> {
+        mut rest: QuiesceOperation,
+    ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeFailed>, QuiesceOperation), ServiceError> {
         let (data_dir, volumes) = (self.data_dir.clone(), volumes.clone());
         let work = blocking(move || {
             let frozen = rest.freeze(&data_dir, &volumes);
@@ -431,7 +432,7 @@ impl Core {
                         format!("snapshot {shown} is pinned: unpin it first, or delete it by force");
                     return Err(ServiceError::refused(ErrorCode::SnapshotPinned, message));
                 }
-                let needed_by = TaskRow::who_needs(tx, id)?;
+                let needed_by = TaskRow::task_in_need(tx, id)?;
                 if needed_by.is_none() {
                     SnapshotRow::set_state(tx, id, SnapshotState::Deleting)?;
                 }
@@ -446,7 +447,7 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::SnapshotInUse, message));
         }
         entry.hide_snapshot(id);
-        self.browse.let_go(entry.id);
+        self.browse.release(entry.id);
         if let Err(error) = self.drop_snapshot(volume, id).await {
             let busy = matches!(&error, ServiceError::Volume(error) if error.kind() == VolumeErrorKind::Busy);
             if busy {

@@ -413,7 +413,7 @@ impl Core {
         if !force {
             self.refuse_pinned(&entry).await?;
         }
-        self.browse.let_go(entry.id);
+        self.browse.release(entry.id);
         let before = entry.begin_delete()?;
         // Resumable backups can never be resumed again.
         let volume_id = entry.id;
@@ -423,7 +423,7 @@ impl Core {
         drop(admission);
         let id = entry.id;
         if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await {
-            self.take_back_delete(&entry, before, &error).await;
+            self.undo_delete(&entry, before, &error).await;
             return Err(error.into());
         }
         // From here on the volume is gone in any event: the next start completes the deletion.
@@ -472,7 +472,7 @@ impl Core {
 
     /// Reopens a volume whose row may be in deletion: a failed commit may be durable nevertheless, and then
     /// the next start would delete later writes. If the row cannot be reset, the volume refuses writes.
-    async fn take_back_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &DbError) {
+    async fn undo_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &DbError) {
         let id = entry.id;
         let volume = match before {
             EntryState::Up(volume) => volume,

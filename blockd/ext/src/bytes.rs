@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_lie_where_they_are_and_nowhere_else() {
+    fn inode_numbers_resolve_to_their_blocks_only() {
         let bytes = [1, 2, 3, 4, 5, 6, 7, 8];
         assert_eq!((le16(&bytes, 6), le32(&bytes, 1)), (0x0807, 0x0504_0302));
         assert_eq!((be16(&bytes, 0), be32(&bytes, 4)), (0x0102, 0x0506_0708));

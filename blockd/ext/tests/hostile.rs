@@ -71,7 +71,7 @@ impl Random {
 }
 
 #[test]
-fn damaged_images_crash_nothing() {
+fn damaged_images_are_errors_without_a_panic() {
     for (number, kind) in KINDS.into_iter().enumerate() {
         let good = image(kind);
         assert!(explore(good.clone()) >= 60, "{kind}");

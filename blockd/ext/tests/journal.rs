@@ -222,7 +222,7 @@ fn invalid_journal_is_an_error() {
 }
 
 #[test]
-fn fast_commits_that_are_not_played_back_are_told() {
+fn unreplayed_fast_commits_are_reported() {
     // A shorter journal has no room for them.
     let made = made(&format!("{} -J size=2", KINDS[3].1));
     made.write_journal("-c -v 3", &[transaction(1, &[1], &[])]);

@@ -167,7 +167,7 @@ fn unsupported_feature_is_refused_by_name() {
 }
 
 #[test]
-fn paths_lead_through_links_and_never_out() {
+fn paths_resolve_links_within_the_filesystem() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     fs::create_dir_all(source.join("a/b/c")).unwrap();

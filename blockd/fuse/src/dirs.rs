@@ -195,7 +195,7 @@ mod tests {
         let listed = Listed::new(opened, &open).unwrap();
 
         let pieces = entries.div_ceil(ROOM);
-        let before = (catalog.asked.load(Relaxed), nodes.looked_up());
+        let before = (catalog.asked.load(Relaxed), nodes.lookups());
         let mut full: Vec<(u64, Vec<u8>)> = Vec::new();
         loop {
             let offset = full.last().map_or(0, |(next, _)| *next);
@@ -214,10 +214,10 @@ mod tests {
         }
         let asked = catalog.asked.load(Relaxed) - before.0;
         assert_eq!(asked, pieces + 1, "once a piece, and once to see that it is over");
-        let looked_up = nodes.looked_up() - before.1;
-        assert!(looked_up <= (entries + 2 * pieces) as u64, "{looked_up} for {entries} entries");
+        let lookups = nodes.lookups() - before.1;
+        assert!(lookups <= (entries + 2 * pieces) as u64, "{lookups} for {entries} entries");
 
-        let before = nodes.looked_up();
+        let before = nodes.lookups();
         let mut brief: Vec<(u64, Vec<u8>)> = Vec::new();
         loop {
             let offset = brief.last().map_or(0, |(next, _)| *next);
@@ -234,8 +234,8 @@ mod tests {
                 break;
             }
         }
-        let looked_up = nodes.looked_up() - before;
-        assert!(looked_up <= (entries + pieces) as u64, "{looked_up} for {entries} entries");
+        let lookups = nodes.lookups() - before;
+        assert!(lookups <= (entries + pieces) as u64, "{lookups} for {entries} entries");
 
         assert!(full == brief && full.len() == entries);
         let all = names(&full);

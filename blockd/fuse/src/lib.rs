@@ -18,8 +18,8 @@ mod catalog;
 mod dirs;
 mod error;
 mod filesystem;
+mod foreign_mount;
 mod fusermount;
-mod handed;
 pub mod inside;
 mod listing;
 mod mount;
@@ -30,12 +30,12 @@ mod pool;
 #[cfg(test)]
 mod testing;
 mod tree;
-mod unserved;
+mod user_mount;
 
 pub use catalog::{Catalog, Image, ImageRun, SnapshotEntry, SnapshotKey};
 pub use error::FuseError;
-pub use handed::{HandedMount, Served, check_handed, serve_handed};
+pub use foreign_mount::{UnservedMount, take_away};
 pub use mount::{MountOptions, Mounted, clean_stale, mount};
 pub use mountinfo::{SeenMount, find_mount, resolve};
 pub use names::{escape, time_name};
-pub use unserved::{UnservedMount, take_away};
+pub use user_mount::{HandedMount, Served, check_handed, serve_handed};

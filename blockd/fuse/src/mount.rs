@@ -4,8 +4,8 @@
 //! is unmounted: a restarted server calls [`clean_stale`].
 
 use crate::{
-    Catalog, FuseError, filesystem::BrowseFilesystem, fusermount, mountinfo::resolve, tree::Tree,
-    unserved::refuse_second,
+    Catalog, FuseError, filesystem::BrowseFilesystem, foreign_mount::refuse_second, fusermount,
+    mountinfo::resolve, tree::Tree,
 };
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use rustix::io::Errno;

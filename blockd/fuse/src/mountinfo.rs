@@ -87,7 +87,7 @@ mod tests {
 ";
 
     #[test]
-    fn mounts_are_found_with_whose_they_are() {
+    fn mounts_are_found_with_their_owner() {
         let uid = |path: &str| parse(SEEN, Path::new(path)).map(|seen| seen.uid);
         assert_eq!(uid("/mnt/a b\\"), Some(1000));
         assert_eq!(uid("/mnt/twice"), Some(7));

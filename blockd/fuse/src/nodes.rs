@@ -62,7 +62,7 @@ struct Table {
     by_tree: HashMap<u32, TreeKey>,
     /// Number of lookups.
     #[cfg(test)]
-    looked_up: u64,
+    lookups: u64,
 }
 
 impl Table {
@@ -108,7 +108,7 @@ impl Nodes {
                 trees: HashMap::new(),
                 by_tree: HashMap::new(),
                 #[cfg(test)]
-                looked_up: 0,
+                lookups: 0,
             }),
             most,
             remembered,
@@ -144,7 +144,7 @@ impl Nodes {
         let mut table = self.table.lock();
         #[cfg(test)]
         {
-            table.looked_up += 1;
+            table.lookups += 1;
         }
         if let Node::Inside(key, file) = node {
             let tree_key = (key.clone(), file.part);
@@ -180,7 +180,7 @@ impl Nodes {
     pub fn number_of(&self, node: &Node) -> Option<u64> {
         #[cfg(test)]
         {
-            self.table.lock().looked_up += 1;
+            self.table.lock().lookups += 1;
         }
         let table = self.table.lock();
         match node {
@@ -194,8 +194,8 @@ impl Nodes {
 
     /// Returns the number of lookups so far.
     #[cfg(test)]
-    pub fn looked_up(&self) -> u64 {
-        self.table.lock().looked_up
+    pub fn lookups(&self) -> u64 {
+        self.table.lock().lookups
     }
 
     /// Subtracts forgets of the kernel from the lookup count of a number.
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn limit_applies_to_all_mounts_together() {
+    fn limit_is_shared_by_all_mounts() {
         let all: &'static AtomicUsize = Box::leak(Box::default());
         let (nodes, others) = (Nodes::within(4, all), Nodes::within(4, all));
         let first = nodes.remember(&Node::Volume("a".into())).unwrap();

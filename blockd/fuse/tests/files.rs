@@ -189,11 +189,11 @@ fn hidden_entries_are_reported() {
     let mut xfs = vec![0; 1 << 20];
     xfs[..4].copy_from_slice(b"XFSB");
     let files = open(xfs);
-    assert!(files.why_nothing(b"/").unwrap().unwrap().contains("XFS"));
+    assert!(files.unreadable_reason(b"/").unwrap().unwrap().contains("XFS"));
     let notice = files.read(b"/NO-FILES.txt", 0, 1000).unwrap();
     let notice = String::from_utf8(notice).unwrap();
     assert!(notice.contains("XFS") && notice.contains("mount -o ro,loop,norecovery "), "{notice}");
-    assert!(open(vec![0; 100]).why_nothing(b"/").unwrap().is_some());
+    assert!(open(vec![0; 100]).unreadable_reason(b"/").unwrap().is_some());
 }
 
 /// Everything that can be reached, but not for ever.
@@ -219,7 +219,7 @@ fn explore(files: &dyn FileTree) {
 }
 
 #[test]
-fn damaged_images_crash_nothing() {
+fn damaged_images_are_errors_without_a_panic() {
     let good = make("ext4");
     // Where metadata lies: what is not zero in the first part.
     let places: Vec<usize> = (1024..good.len().min(3 << 20)).filter(|at| good[*at] != 0).collect();
@@ -253,10 +253,10 @@ fn damaged_images_crash_nothing() {
 fn filesystem_claiming_huge_size_takes_no_memory() {
     let mut image = make("ext2");
     image[1024 + 4..1024 + 8].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert!(open(image).why_nothing(b"/").unwrap().unwrap().contains("larger"));
+    assert!(open(image).unreadable_reason(b"/").unwrap().unwrap().contains("larger"));
     let mut image = make("ext2");
     image[1024 + 32..1024 + 36].copy_from_slice(&0u32.to_le_bytes());
-    assert!(open(image).why_nothing(b"/").unwrap().is_some());
+    assert!(open(image).unreadable_reason(b"/").unwrap().is_some());
 }
 
 /// While the store is gone a listing fails after one question, and nothing of it is called damaged; when it

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_bounded_and_who_waits_is_woken_once_they_fit() {
+    fn budget_is_bounded_and_wakes_waiters_that_fit() {
         let budget = Budget::<Wake>::new(100);
         let mut asker = Asker::default();
         assert!(asker.ask(&budget, 1000), "an empty budget takes anything");

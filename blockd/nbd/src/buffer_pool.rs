@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_come_back_up_to_the_bound() {
+    fn buffers_are_pooled_up_to_the_bound() {
         let mut pool = BufferPool::new(20_000);
         let mut buffer = pool.take(8000);
         buffer.payload_mut()[0] = 42;

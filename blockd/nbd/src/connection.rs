@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use crate::budget::Budget;
 use crate::buffer_pool::{Buffer, BufferPool};
 use crate::device::Client;
-use crate::far::{FarRequests, LATE_AFTER};
 use crate::flow::{Context, Flow, Wake};
 use crate::handshake::{Answer, Handshake, Step};
 use crate::inbox::{INBOX_BYTES, Inbox};
 use crate::outbox::Chunk;
+use crate::remote_reads::{LATE_AFTER, RemoteReads};
 use crate::ring::Transfer;
 use crate::tls::{Opened, TlsSession};
 use crate::tls_identity::TlsIdentity;
@@ -160,7 +160,7 @@ impl Connection {
     /// first request.
     pub(crate) fn watch_local_peer(&mut self, socket: &Arc<OwnedFd>) {
         if self.client.is_local {
-            self.flow.far = Arc::new(FarRequests::of_local(Arc::clone(socket)));
+            self.flow.far = Arc::new(RemoteReads::of_local(Arc::clone(socket)));
         }
     }
 
@@ -264,7 +264,7 @@ impl Connection {
     /// Decrypts as long as the phase accepts input.
     fn decrypt(&mut self, cx: &mut Context<'_>) {
         while self.life == Life::Open && !self.full && !self.in_step {
-            if self.hand_handshake_over(cx) {
+            if self.start_handshake_job(cx) {
                 return;
             }
             let Some(mut place) = self.place_for_input() else {
@@ -284,7 +284,7 @@ impl Connection {
     }
 
     /// Hands an incomplete handshake to another thread: its computation would delay other connections.
-    fn hand_handshake_over(&mut self, cx: &mut Context<'_>) -> bool {
+    fn start_handshake_job(&mut self, cx: &mut Context<'_>) -> bool {
         match std::mem::replace(&mut self.security, Security::Away) {
             Security::Tls(session) if session.is_handshaking() && session.has_news() => {
                 self.flow.start(Work::Handshake(session), cx);
@@ -568,7 +568,7 @@ impl Connection {
     /// Returns true if no receive is in progress because too much is in flight: the disconnect of a local
     /// client, or of one with remote data, must be detected in another way.
     pub(crate) fn is_to_be_watched(&self) -> bool {
-        let is_awaited = self.client.is_local || self.flow.may_wait_for_far_data();
+        let is_awaited = self.client.is_local || self.flow.may_wait_for_remote_data();
         self.life == Life::Open && self.full && is_awaited
     }
 
@@ -759,8 +759,8 @@ impl Connection {
                     "the client entered transmission"
                 );
                 self.deadline = None;
-                if device.may_be_far() {
-                    self.flow.allow_for_far_data(cx.far_budgets.of(device.source_key()));
+                if device.may_be_remote() {
+                    self.flow.extend_for_remote_data(cx.remote_budgets.of(device.source_key()));
                 }
                 let transmission = Transmission::new(device, opened.size_bytes, opened.read_only, agreed);
                 self.phase = Phase::Transmission(Box::new(transmission));

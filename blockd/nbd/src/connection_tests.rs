@@ -308,7 +308,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_ends_a_connection_and_leaves_nothing(
+    fn random_bytes_end_a_connection_and_release_its_budget(
         noise in proptest::collection::vec(any::<u8>(), 0..3000),
         good in any::<bool>(),
         steps in proptest::collection::vec(1_usize..5000, 1..8),
@@ -410,7 +410,7 @@ fn request_of_a_local_client_that_closed_its_side_is_dropped() {
 /// A write processed a second after its possible receipt is dropped if its local client is gone: the kernel
 /// has resent it on another connection, with newer writes behind it.
 #[test]
-fn late_write_of_a_local_client_that_is_gone_is_dropped() {
+fn late_write_of_a_disconnected_local_client_is_dropped() {
     let second_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
     for (waited_in_inbox, is_gone) in [(true, true), (true, false), (false, true), (false, false)] {
         let client = Client { is_local: true, ..Client::default() };

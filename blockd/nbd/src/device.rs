@@ -30,7 +30,7 @@ pub enum Access {
 }
 
 /// Called once, when the data of a request is local or failed. May block as long as the request itself.
-pub type WhenNear = Box<dyn FnOnce(Result<(), DeviceError>) + Send>;
+pub type OnFetched = Box<dyn FnOnce(Result<(), DeviceError>) + Send>;
 
 /// Options of [`BlockDevice::write_zeroes`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,24 +98,24 @@ pub trait BlockDevice: Send + Sync + 'static {
     ///
     /// The server keeps such requests within the connection's limits and serves others meanwhile. If the
     /// client disconnects, the server ends them by itself, and later calls of `then` have no effect.
-    fn bring_near(
+    fn prefetch_async(
         &self,
         access: Access,
         offset_bytes: u64,
         len_bytes: u64,
-        then: WhenNear,
-    ) -> Option<WhenNear> {
+        then: OnFetched,
+    ) -> Option<OnFetched> {
         let _ = (access, offset_bytes, len_bytes);
         Some(then)
     }
 
-    /// Returns true if [`bring_near`](Self::bring_near) may keep requests.
-    fn may_be_far(&self) -> bool {
+    /// Returns true if [`prefetch_async`](Self::prefetch_async) may keep requests.
+    fn may_be_remote(&self) -> bool {
         false
     }
 
     /// Returns the source of remote data: devices with the same key share a part of the server's in-flight
-    /// budget. Called at the start of transmission for devices that [may be remote](Self::may_be_far). By
+    /// budget. Called at the start of transmission for devices that [may be remote](Self::may_be_remote). By
     /// default all share one key.
     fn source_key(&self) -> u128 {
         0

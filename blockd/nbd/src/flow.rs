@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use crate::budget::{Budget, Ticket};
 use crate::buffer_pool::BufferPool;
-use crate::far::FarRequests;
-use crate::far_budgets::FarBudgets;
 use crate::outbox::Outbox;
+use crate::remote_budgets::RemoteBudgets;
+use crate::remote_reads::RemoteReads;
 use crate::reply::{ReplyTo, errno_text};
 use crate::worker::Work;
 
@@ -29,7 +29,7 @@ pub(crate) type Wake = Box<dyn Fn() + Send>;
 pub(crate) struct Context<'a> {
     pub(crate) pool: &'a mut BufferPool,
     pub(crate) budget: &'a Budget<Wake>,
-    pub(crate) far_budgets: &'a FarBudgets,
+    pub(crate) remote_budgets: &'a RemoteBudgets,
     /// Wakes this thread when a connection can take budget.
     pub(crate) wake: &'a dyn Fn() -> Wake,
     /// Work for threads that may block.
@@ -42,7 +42,7 @@ pub(crate) struct Context<'a> {
 }
 
 /// Additional budget.
-struct Levy {
+struct Reservation {
     budget: Arc<Budget<Wake>>,
     ticket: Option<Ticket>,
 }
@@ -54,12 +54,12 @@ pub(crate) struct Flow {
     pub(crate) jobs: usize,
     most_jobs: usize,
     /// Requests waiting for remote data.
-    pub(crate) far: Arc<FarRequests>,
+    pub(crate) far: Arc<RemoteReads>,
     charged_bytes: u64,
     /// Ticket while a request waits for the total budget.
     ticket: Option<Ticket>,
     /// Additional budgets, charged before the total one.
-    levies: Vec<Levy>,
+    levies: Vec<Reservation>,
     /// Number of additional budgets that the waiting request has charged, and the bytes.
     paid: (usize, u64),
     limit_bytes: u64,
@@ -95,13 +95,13 @@ impl Flow {
     }
 
     /// Adds budgets for remote data. Call it before the first request.
-    pub(crate) fn allow_for_far_data(&mut self, budgets: Vec<Arc<Budget<Wake>>>) {
+    pub(crate) fn extend_for_remote_data(&mut self, budgets: Vec<Arc<Budget<Wake>>>) {
         self.most_jobs = MAX_JOBS_FAR;
-        self.levies = budgets.into_iter().map(|budget| Levy { budget, ticket: None }).collect();
+        self.levies = budgets.into_iter().map(|budget| Reservation { budget, ticket: None }).collect();
     }
 
     /// Returns true if requests may wait for remote data.
-    pub(crate) fn may_wait_for_far_data(&self) -> bool {
+    pub(crate) fn may_wait_for_remote_data(&self) -> bool {
         !self.levies.is_empty() && !self.far.is_recalled()
     }
 

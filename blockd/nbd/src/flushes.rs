@@ -38,12 +38,12 @@ enum SyncItem {
 /// Consumer side of the queue.
 #[derive(Default)]
 pub(crate) struct SyncItems {
-    books: Mutex<Books>,
+    books: Mutex<FlushState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Books {
+struct FlushState {
     items: VecDeque<SyncItem>,
     /// Waiting flushes. An entry exists from the first flush until none waits at the end of one. Connections
     /// bound their number.
@@ -53,7 +53,7 @@ struct Books {
 }
 
 impl SyncItems {
-    fn push(&self, books: &mut Books, item: SyncItem) {
+    fn push(&self, books: &mut FlushState, item: SyncItem) {
         books.items.push_back(item);
         self.changed.notify_one();
     }

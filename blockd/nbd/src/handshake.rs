@@ -68,7 +68,7 @@ pub enum Step {
     /// Resolve this and pass the result to [`Handshake::answer`]; no input is accepted until then.
     Lookup(Lookup),
     /// Send the output, then enter transmission.
-    Transmit(Opened, Agreed),
+    Transmit(Opened, NegotiatedExport),
     /// Send the output, start TLS, and call [`Handshake::secured`].
     StartTls,
     /// Send the output, then close.
@@ -77,7 +77,7 @@ pub enum Step {
 
 /// Negotiated terms of the transmission phase.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Agreed {
+pub struct NegotiatedExport {
     /// Kind of headers and replies.
     pub mode: ReplyMode,
     /// Contexts of block status.
@@ -354,9 +354,12 @@ impl Handshake {
     }
 
     /// Returns the terms for an export. Contexts selected for another export do not apply.
-    fn agreed(&mut self, name: &str) -> Agreed {
+    fn agreed(&mut self, name: &str) -> NegotiatedExport {
         let chosen = self.contexts.take().filter(|(chosen_for, _)| chosen_for == name);
-        Agreed { mode: self.mode, contexts: chosen.map(|(_, contexts)| contexts).unwrap_or_default() }
+        NegotiatedExport {
+            mode: self.mode,
+            contexts: chosen.map(|(_, contexts)| contexts).unwrap_or_default(),
+        }
     }
 
     /// Returns the step for an option that is refused because of TLS.

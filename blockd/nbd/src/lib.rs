@@ -26,8 +26,6 @@ mod connection_tests;
 pub mod constants;
 mod device;
 mod error;
-mod far;
-mod far_budgets;
 mod flow;
 mod flushes;
 #[cfg(any(test, feature = "testing"))]
@@ -42,6 +40,8 @@ mod mailbox;
 pub mod meta_context;
 mod options;
 mod outbox;
+mod remote_budgets;
+mod remote_reads;
 pub mod reply;
 pub mod request;
 mod ring;
@@ -64,7 +64,7 @@ mod worker;
 
 pub use device::{
     Access, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo,
-    Progress, StatusExtent, WhenNear, ZeroFlags,
+    OnFetched, Progress, StatusExtent, ZeroFlags,
 };
 pub use error::NbdError;
 pub use server::{Server, ServerConfig};

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn long_bytes_stay_in_order() {
+    fn large_transfers_keep_byte_order() {
         let mut pool = BufferPool::new(0);
         let mut outbox = Outbox::default();
         let bytes: Vec<u8> = (0..3 * BATCH_BYTES + 17).map(|index| (index % 251) as u8).collect();

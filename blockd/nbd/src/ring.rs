@@ -144,7 +144,7 @@ impl Ring {
     ///
     /// # Errors
     /// When the kernel refuses to go on with this ring.
-    pub(crate) fn start_and_look(&mut self) -> io::Result<impl FnMut() -> bool> {
+    pub(crate) fn start_and_poll(&mut self) -> io::Result<impl FnMut() -> bool> {
         match self.uring.submit() {
             Err(error) if !is_passing(&error) => return Err(error),
             _ => {}

@@ -16,11 +16,11 @@ use crate::buffer_pool::{Buffer, BufferPool};
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::connection_count::{Connections, Place, Reports};
 use crate::device::Client;
-use crate::far_budgets::FarBudgets;
 use crate::flow::{Context, Wake};
 use crate::linger::{Lingering, SCRAP_BYTES};
 use crate::listener::{Listener, Peer};
 use crate::mailbox::Mailbox;
+use crate::remote_budgets::RemoteBudgets;
 use crate::ring::{Completion, Outcome, Ring, Transfer};
 use crate::spin::{SpinPermit, SpinPoller};
 use crate::worker::{Done, Job, Queues, Work};
@@ -33,7 +33,7 @@ const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// Message to a ring thread.
 pub(crate) enum Message {
     /// Serve this connection.
-    Adopt(Newcomer),
+    Adopt(NewConnection),
     /// Work is done.
     Done(ConnectionKey, Done),
     /// Bytes in flight were released.
@@ -46,7 +46,7 @@ pub(crate) enum Message {
 }
 
 /// An accepted connection.
-pub(crate) struct Newcomer {
+pub(crate) struct NewConnection {
     socket: OwnedFd,
     peer: Peer,
     tls: TlsOffer,
@@ -63,7 +63,7 @@ pub(crate) struct ConnectionKey {
 /// State shared by the threads of a server.
 pub(crate) struct Shared {
     pub(crate) budget: Budget<Wake>,
-    pub(crate) far_budgets: FarBudgets,
+    pub(crate) remote_budgets: RemoteBudgets,
     pub(crate) limits: ConnectionLimits,
     pub(crate) mailboxes: Vec<Arc<Mailbox<Message>>>,
     pub(crate) connections: Arc<Connections>,
@@ -234,7 +234,7 @@ impl RingThread {
             if timeout != Some(Duration::ZERO)
                 && let Some(kept) = self.spin.begin(requests, &self.shared.spin_permit)
             {
-                kept.until(self.ring.start_and_look()?);
+                kept.until(self.ring.start_and_poll()?);
             }
             let result = self.ring.wait(timeout, &mut completions);
             self.mailbox.woke();
@@ -354,7 +354,7 @@ impl RingThread {
         };
         let shared = Arc::clone(&self.shared);
         let tls = if listener.is_tcp { &shared.tcp_tls } else { &shared.unix_tls };
-        let newcomer = Newcomer { socket, peer, tls: tls.clone(), place };
+        let newcomer = NewConnection { socket, peer, tls: tls.clone(), place };
         for _ in 0..shared.mailboxes.len() {
             self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
             if self.next_thread == self.id {
@@ -370,8 +370,8 @@ impl RingThread {
         self.adopt(newcomer);
     }
 
-    fn adopt(&mut self, newcomer: Newcomer) {
-        let Newcomer { socket, peer, tls, place } = newcomer;
+    fn adopt(&mut self, newcomer: NewConnection) {
+        let NewConnection { socket, peer, tls, place } = newcomer;
         if self.stop_at.is_some() {
             return;
         }
@@ -407,7 +407,7 @@ impl RingThread {
         act(&mut Context {
             pool: &mut self.pool,
             budget: &self.shared.budget,
-            far_budgets: &self.shared.far_budgets,
+            remote_budgets: &self.shared.remote_budgets,
             wake: &wake,
             work: &mut self.work,
             requests: &mut self.requests,

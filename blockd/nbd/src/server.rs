@@ -15,10 +15,10 @@ use crate::connection::{ConnectionLimits, TlsOffer};
 use crate::connection_count::Connections;
 use crate::device::ExportCatalog;
 use crate::error::NbdError;
-use crate::far_budgets::FarBudgets;
 use crate::flushes::SyncQueue;
 use crate::listener::{Listener, UnixSocketFile};
 use crate::mailbox::Mailbox;
+use crate::remote_budgets::RemoteBudgets;
 use crate::ring_thread::{Message, RingThread, Shared};
 use crate::spin::SpinPermit;
 use crate::thread_end::{Failure, FailureListener, ThreadEnd};
@@ -398,7 +398,7 @@ fn share(config: &ServerConfig, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared
     let per_thread = config.in_flight_bytes_total / mailboxes.len() as u64;
     Shared {
         budget: Budget::new(config.in_flight_bytes_total),
-        far_budgets: FarBudgets::new(config.in_flight_bytes_total),
+        remote_budgets: RemoteBudgets::new(config.in_flight_bytes_total),
         limits: ConnectionLimits {
             handshake_timeout: config.handshake_timeout,
             drain_timeout: config.drain_timeout,

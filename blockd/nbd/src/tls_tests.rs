@@ -258,7 +258,7 @@ proptest! {
 }
 
 #[test]
-fn sessions_cut_at_every_byte_leave_nothing() {
+fn sessions_cut_at_every_byte_release_their_budget() {
     let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 500 };
     let input =
         [&option(NBD_OPT_EXPORT_NAME)[..], &write.encode(), &[1; 500], &read_request(2, 100)].concat();
@@ -295,7 +295,7 @@ fn sessions_cut_at_every_byte_leave_nothing() {
 }
 
 #[test]
-fn noise_instead_of_tls_is_answered_with_an_alert() {
+fn random_bytes_instead_of_tls_get_an_alert() {
     for noise in
         [&b"GET / HTTP/1.1\r\n\r\n"[..], &option(NBD_OPT_LIST), &[22, 3, 1, 0xff, 0xff, 0], &[0; 3000]]
     {

@@ -7,7 +7,7 @@ use crate::buffer_pool::{Buffer, HEADROOM_BYTES};
 use crate::constants::*;
 use crate::device::{BlockDevice, Progress};
 use crate::flow::{Context, Flow, REQUEST_OVERHEAD_BYTES};
-use crate::handshake::Agreed;
+use crate::handshake::NegotiatedExport;
 use crate::inbox::{INBOX_BYTES, Inbox};
 use crate::meta_context::MetaContext;
 use crate::reply::{ReplyMode, ReplyTo};
@@ -78,9 +78,9 @@ impl Transmission {
         device: Arc<dyn BlockDevice>,
         size_bytes: u64,
         read_only: bool,
-        agreed: Agreed,
+        agreed: NegotiatedExport,
     ) -> Self {
-        let Agreed { mode, contexts } = agreed;
+        let NegotiatedExport { mode, contexts } = agreed;
         let terms = Terms { size_bytes, read_only, mode, has_contexts: !contexts.is_empty() };
         Self {
             device,

@@ -18,14 +18,14 @@ use crossbeam::channel::{Receiver, Sender};
 use crate::buffer_pool::Buffer;
 use crate::constants::{MAX_STATUS_EXTENTS, NBD_EIO, NBD_ESHUTDOWN};
 use crate::device::{
-    Access, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, Progress, StatusExtent,
-    WhenNear,
+    Access, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, OnFetched, Progress,
+    StatusExtent,
 };
-use crate::far::FarRequests;
 use crate::flushes::SyncQueue;
 use crate::handshake::{Answer, Lookup};
 use crate::mailbox::Mailbox;
 use crate::meta_context::MetaContext;
+use crate::remote_reads::RemoteReads;
 use crate::reply::ReplyTo;
 use crate::request::Operation;
 use crate::ring_thread::{ConnectionKey, Message};
@@ -56,7 +56,7 @@ pub(crate) struct RequestWork {
     /// Lower bound of the time of receipt.
     pub(crate) received_at: Instant,
     /// Requests of its connection that wait for remote data.
-    pub(crate) far: Arc<FarRequests>,
+    pub(crate) far: Arc<RemoteReads>,
 }
 
 /// Result of work.
@@ -149,7 +149,7 @@ impl RequestWork {
     /// Returns the access of the request, if it may need remote data.
     fn access(&self) -> Option<Access> {
         match self.operation {
-            _ if !self.device.may_be_far() || self.far.is_abandoned(self.received_at) => None,
+            _ if !self.device.may_be_remote() || self.far.is_abandoned(self.received_at) => None,
             Operation::Read { .. } => Some(Access::Read),
             Operation::Write { .. } | Operation::WriteZeroes(_) => Some(Access::Write),
             _ => None,
@@ -314,10 +314,10 @@ impl Job {
                 job.go_on(result);
             }
         };
-        let mut then = Some(Box::new(then) as WhenNear);
+        let mut then = Some(Box::new(then) as OnFetched);
         let asked = call_device(|| {
             let Some(then) = then.take() else { return Ok(None) };
-            Ok(device.bring_near(access, offset_bytes, len_bytes, then))
+            Ok(device.prefetch_async(access, offset_bytes, len_bytes, then))
         });
         match asked {
             // The client may have disconnected before the request was stored.

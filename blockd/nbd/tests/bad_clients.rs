@@ -196,7 +196,7 @@ fn client_vanishing_with_requests_in_flight_is_cleaned_up() {
 }
 
 #[test]
-fn half_a_header_and_then_silence_costs_nothing() {
+fn stalled_partial_header_holds_no_budget() {
     let server = TestServer::with(MemDevice::new(MIB, Mood::Instant), |config| config.ring_threads = 1);
     let mut silent: Vec<Client> = (0..20).map(|_| server.attach()).collect();
     for (index, client) in silent.iter_mut().enumerate() {

@@ -52,7 +52,7 @@ fn nbdinfo_sees_the_export() {
 }
 
 #[test]
-fn qemu_io_reads_what_it_wrote() {
+fn qemu_io_reads_back_its_writes() {
     for server in servers() {
         let commands = [
             "write -P 0xa5 1000 3000",
@@ -240,7 +240,7 @@ fn nbd_crate_client_reads_back_writes() {
 }
 
 #[test]
-fn fio_verifies_what_it_wrote() {
+fn fio_verification_succeeds() {
     let dir = tempfile::tempdir().unwrap();
     for server in servers() {
         let output = Command::new("fio")

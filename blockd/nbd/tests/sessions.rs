@@ -387,7 +387,7 @@ fn trickling_payload_is_dropped_when_others_wait() {
 }
 
 #[test]
-fn shutdown_answers_what_is_in_flight_and_removes_the_socket() {
+fn shutdown_answers_requests_in_flight() {
     let mut server = TestServer::start(MemDevice::new(MIB, Mood::Blocking));
     server.device.gate.close();
     let mut client = server.attach();
@@ -456,7 +456,7 @@ fn settings_and_addresses_are_checked() {
 }
 
 #[test]
-fn replies_are_not_lost_to_a_client_that_goes_on_sending() {
+fn replies_are_sent_while_the_client_keeps_sending() {
     let server = TestServer::instant(MIB);
     let mut client = server.attach();
     client.request(NBD_CMD_READ, 0, 0, 4096);

@@ -361,7 +361,7 @@ fn grown_export_serves_new_range() {
 }
 
 #[test]
-fn extended_headers_come_once_and_include_structured_replies() {
+fn extended_headers_imply_structured_replies() {
     let server = TestServer::instant(MIB);
     let mut client = server.connect();
     client.hello(3);

@@ -202,7 +202,7 @@ fn writes_go_on_while_every_sync_thread_waits_for_the_disk() {
 }
 
 #[test]
-fn queued_writes_of_a_local_client_that_is_gone_are_dropped() {
+fn queued_writes_of_a_disconnected_client_are_dropped() {
     // More than a connection may have queued: nothing is received then.
     const WRITES: usize = 100;
     let dir = tempfile::tempdir().unwrap();

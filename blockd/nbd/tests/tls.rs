@@ -201,7 +201,7 @@ fn without_an_authority_any_client_is_let_in_encrypted() {
 }
 
 #[test]
-fn plaintext_client_learns_nothing() {
+fn plaintext_client_gets_no_export_information() {
     let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Require, true);
     let mut client = Client::tcp(server.addr());
     client.hello(3);

@@ -70,7 +70,7 @@ fn daylight_saving_changes_are_followed() {
 }
 
 #[test]
-fn errors_say_what_is_wrong_and_what_would_be_right() {
+fn errors_name_the_cause_and_the_valid_form() {
     for (schedule, wrong, right) in [
         ("", "empty", "daily HH:MM"),
         ("dayly 12:00", "\"dayly\"", "daily HH:MM"),
@@ -229,7 +229,7 @@ proptest! {
 
     /// Compares with every minute of a year and a half, with its clock changes.
     #[test]
-    fn as_a_look_at_each_minute_finds(
+    fn next_run_matches_a_minute_by_minute_search(
         spec in specs(),
         zone in prop::sample::select(&ZONES[..]),
         begin_day in 14_000_i64..22_000,
@@ -252,7 +252,7 @@ proptest! {
     }
 
     #[test]
-    fn texts_come_back(spec in specs(), zone in prop::sample::select(&ZONES[..])) {
+    fn texts_round_trip(spec in specs(), zone in prop::sample::select(&ZONES[..])) {
         if let Ok(schedule) = format!("{} {zone}", spec.text).parse::<Recurrence>() {
             let again: Recurrence = schedule.to_string().parse().unwrap();
             prop_assert_eq!(again, schedule);

@@ -51,7 +51,7 @@ pub struct DirtyRun {
 }
 
 /// Signal that enough was found.
-pub(crate) struct Enough;
+pub(crate) struct LimitReached;
 
 /// Joins extents to maximal byte ranges, clipped to the requested range.
 pub(crate) struct Runs<T> {
@@ -71,17 +71,17 @@ impl<T: Copy + PartialEq> Runs<T> {
         Extent::touching(self.offset_bytes, self.end_bytes - self.offset_bytes)
     }
 
-    pub(crate) fn add(&mut self, run: Extent, what: T) -> Result<(), Enough> {
+    pub(crate) fn add(&mut self, run: Extent, what: T) -> Result<(), LimitReached> {
         let from = run.offset_bytes().max(self.offset_bytes);
         let len_bytes = (run.offset_bytes() + run.len_bytes()).min(self.end_bytes) - from;
         self.steps += 1;
         let full = self.found.len() >= self.most;
         match self.found.last_mut() {
             Some(last) if last.1 == what => last.0 += len_bytes,
-            _ if full => return Err(Enough),
+            _ if full => return Err(LimitReached),
             _ => self.found.push((len_bytes, what)),
         }
-        if self.steps >= STEPS { Err(Enough) } else { Ok(()) }
+        if self.steps >= STEPS { Err(LimitReached) } else { Ok(()) }
     }
 }
 
@@ -111,7 +111,7 @@ fn allocation(
 }
 
 /// Splits an extent of zeroes by allocated space.
-fn add_zeroes(runs: &mut Runs<Allocation>, head: Option<&Head>, run: Extent) -> Result<(), Enough> {
+fn add_zeroes(runs: &mut Runs<Allocation>, head: Option<&Head>, run: Extent) -> Result<(), LimitReached> {
     let Some(head) = head else { return runs.add(run, Allocation::Hole) };
     let mut at = run.start;
     for kept in head.kept_space(run).extents() {

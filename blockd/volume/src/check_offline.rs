@@ -11,7 +11,7 @@ use crate::{
     files,
     head_log::{HeadLog, Identity},
     layer_set::{LayerSet, SetIdentity},
-    live_map::{LiveMap, Look},
+    live_map::{Inspection, LiveMap},
     meta::{LayerEntry, Meta},
     open::unnamed_files,
     volume::Volume,
@@ -97,9 +97,9 @@ fn check_set(dir: &Path, meta: &Meta, layer: &LayerEntry) -> Result<(), VolumeEr
 /// Returns what the next start discards because the map of an open layer is missing or damaged.
 fn check_map(dir: &Path, meta: &Meta, layer: &LayerEntry) -> Option<String> {
     let path = files::map_path(dir, layer.file);
-    let what = match LiveMap::look(&path, meta.volume, layer.file, layer.size_bytes / BLOCK_SIZE_BYTES) {
-        Ok(Look::Believed(_) | Look::Outlived) => return None,
-        Ok(Look::Doubtful(what)) => what,
+    let what = match LiveMap::inspect(&path, meta.volume, layer.file, layer.size_bytes / BLOCK_SIZE_BYTES) {
+        Ok(Inspection::Believed(_) | Inspection::Outlived) => return None,
+        Ok(Inspection::Doubtful(what)) => what,
         Err(error) => error.to_string(),
     };
     Some(format!("{what}; the next start discards writes that were answered and not flushed"))
@@ -114,7 +114,7 @@ fn check_log(
     let blocks = layer.size_bytes / BLOCK_SIZE_BYTES;
     let identity = Identity { volume: meta.volume, epoch: layer.file, blocks };
     let path = files::log_path(dir, layer.file);
-    let torn_bytes = HeadLog::look(&path, identity)?.torn_bytes;
+    let torn_bytes = HeadLog::inspect(&path, identity)?.torn_bytes;
     if torn_bytes > 0 {
         let what = "of a record that was never answered; the next start cuts them off";
         leftovers.push(format!("{} ends in {torn_bytes} bytes {what}", path.display()));

@@ -38,7 +38,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Returns true if the copy continues.
-    pub(crate) fn goes_on(&self) -> bool {
+    pub(crate) fn may_continue(&self) -> bool {
         (self.go_on)(0)
     }
 

@@ -61,7 +61,7 @@ impl Cover {
         }
     }
 
-    fn add_held_to(&self, union: &mut BlockSet) {
+    fn union_held_into(&self, union: &mut BlockSet) {
         match self {
             // Only frozen layers are grouped.
             Self::Open(_) => {}
@@ -114,7 +114,7 @@ fn grouped(mut covers: Vec<Cover>, known: &Known) -> Vec<Cover> {
 fn group(members: &[Cover]) -> Group {
     let mut held = BlockSet::new();
     for member in members {
-        member.add_held_to(&mut held);
+        member.union_held_into(&mut held);
     }
     held.optimize();
     Group { held, members: members.to_vec() }
@@ -249,7 +249,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
         #[test]
-        fn covers_say_what_every_layer_says(
+        fn covers_agree_with_every_layer(
             sets in prop::collection::vec((runs(), runs()), 1..80),
             gone in 0..80usize,
             start in 0..BLOCKS,

@@ -120,9 +120,9 @@ impl DataFiles {
     }
 
     /// Fetches a range and waits for it; needed before reads that bypass this type.
-    pub(crate) fn bring(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+    pub(crate) fn fetch_extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         match &self.lazy {
-            Some(lazy) if !lazy.has(offset_bytes, len_bytes) => lazy.bring_bytes(offset_bytes, len_bytes),
+            Some(lazy) if !lazy.has(offset_bytes, len_bytes) => lazy.fetch_bytes(offset_bytes, len_bytes),
             _ => Ok(()),
         }
     }
@@ -149,7 +149,7 @@ impl DataFiles {
     }
 
     /// Opens the existing files of a layer without changes; also returns missing ranges with reasons.
-    pub(crate) fn open_what_is_left(base: &Path, size_bytes: u64) -> Result<(Self, Vec<Gap>), VolumeError> {
+    pub(crate) fn open_for_salvage(base: &Path, size_bytes: u64) -> Result<(Self, Vec<Gap>), VolumeError> {
         let (mut segments, mut gaps) = (Vec::new(), Vec::new());
         for (number, len) in (0u64..).zip(segment_lens(size_bytes)) {
             let path = segment_path(base, number);
@@ -272,7 +272,7 @@ impl DataFiles {
 
     /// Reads a range; fetches missing blocks first.
     pub(crate) fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), VolumeError> {
-        self.bring(offset_bytes, buf.len() as u64)?;
+        self.fetch_extents(offset_bytes, buf.len() as u64)?;
         self.but_zeroes(offset_bytes, buf, &mut |at, part| self.read_files(at, part).map(|()| true))?;
         Ok(())
     }
@@ -613,7 +613,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "testing")]
-    fn sync_goes_on_after_a_segment_that_failed() {
+    fn sync_continues_after_a_failed_segment() {
         use crate::testing::{Disk, Fault, FaultError, OpKind};
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::attach(dir.path(), 1).unwrap();

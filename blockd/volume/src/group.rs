@@ -72,7 +72,7 @@ pub struct GroupError {
 /// Then no member has its snapshot, and all continue without lost writes or dirty blocks. If the disk refuses
 /// even the removal of a committed snapshot, that one stays listed and can be deleted later.
 pub fn freeze_group(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError> {
-    freeze_group_around(members, || Ok(()), || ())
+    freeze_group_with(members, || Ok(()), || ())
 }
 
 /// Runs [`freeze_group`] with callbacks right before and right after the barrier, when all slow preparation
@@ -83,7 +83,7 @@ pub fn freeze_group(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, Gr
 /// # Errors
 /// As for [`freeze_group`], or `before` fails; then nothing changes. A panic of `before` or `after` is passed
 /// on after the group was undone or finished.
-pub fn freeze_group_around<E: From<GroupError>>(
+pub fn freeze_group_with<E: From<GroupError>>(
     members: &[(&Volume, SnapshotId)],
     before: impl FnOnce() -> Result<(), E>,
     after: impl FnOnce(),
@@ -371,7 +371,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn panic_around_the_barrier_keeps_the_intervals_whole() {
+    fn panic_at_the_barrier_keeps_the_intervals_consistent() {
         for is_before in [true, false] {
             let dir = tempfile::tempdir().unwrap();
             let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(5), 1 << 20).unwrap();
@@ -383,7 +383,7 @@ mod tests {
                     assert!(!is_before, "the test wants it");
                     Ok::<(), GroupError>(())
                 };
-                freeze_group_around(&members, before, || panic!("the test wants it"))
+                freeze_group_with(&members, before, || panic!("the test wants it"))
             }));
             assert!(panicked.is_err());
             assert_eq!(volume.snapshots().len(), 1 + usize::from(!is_before));

@@ -108,7 +108,7 @@ impl Head {
     /// distinguishes damage from a power cut.
     pub(crate) fn check_recoverable(place: Place<'_>, epoch: Epoch) -> Result<(), VolumeError> {
         DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
-        HeadLog::look(&files::log_path(place.dir, epoch), place.log_identity(epoch)).map(drop)
+        HeadLog::inspect(&files::log_path(place.dir, epoch), place.log_identity(epoch)).map(drop)
     }
 
     /// Recovers a head after a clean stop, the death of the process, or a power cut. A loss of acknowledged
@@ -150,7 +150,7 @@ impl Head {
         let mut unlogged = BlockSet::new();
         let map = match found {
             Some(found) => {
-                unlogged = found.map.held_set();
+                unlogged = found.map.snapshot_of_held();
                 unlogged.subtract(&logged);
                 if found.clean && !unlogged.is_empty() {
                     tracing::error!(volume = %place.volume, blocks = unlogged.len_blocks(), "the log lacks blocks of a head that was closed cleanly; the map has them");
@@ -375,7 +375,7 @@ impl Head {
         let tracked = self.tracked.lock();
         let mut noted = tracked.logged.clone();
         noted.union_with(&tracked.unlogged);
-        let map = self.map.held_set();
+        let map = self.map.snapshot_of_held();
         let (mut only_noted, mut only_map) = (noted.clone(), map.clone());
         only_noted.subtract(&map);
         only_map.subtract(&noted);

@@ -62,7 +62,7 @@ pub(crate) struct HeadLog {
 }
 
 /// Content of a log that was only inspected.
-pub(crate) struct LookedLog {
+pub(crate) struct InspectedLog {
     /// Blocks named by the log.
     pub(crate) named: BlockSet,
     /// Length of its torn end.
@@ -238,14 +238,14 @@ impl HeadLog {
     }
 
     /// Reads a log without changes.
-    pub(crate) fn look(path: &Path, identity: Identity) -> Result<LookedLog, VolumeError> {
+    pub(crate) fn inspect(path: &Path, identity: Identity) -> Result<InspectedLog, VolumeError> {
         let bytes = storage::read(path).during("read", path)?;
         let found = Parsed::from(path, &bytes, identity)?;
         let behind = &bytes[found.end_bytes..];
         // Zeroes are written ahead.
         let torn = behind.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let ends_as_written = torn == 0 && !behind.is_empty();
-        Ok(LookedLog { named: found.held, torn_bytes: torn as u64, ends_as_written })
+        Ok(InspectedLog { named: found.held, torn_bytes: torn as u64, ends_as_written })
     }
 
     /// Returns all blocks that a damaged log still names, without changes. A record with a valid checksum is
@@ -361,7 +361,7 @@ mod tests {
 
         for cut in HEADER_BYTES..=whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            assert!(!HeadLog::look(&path, IDENTITY).unwrap().ends_as_written, "cut at {cut}");
+            assert!(!HeadLog::inspect(&path, IDENTITY).unwrap().ends_as_written, "cut at {cut}");
             let (mut log, found) = HeadLog::open(&path, IDENTITY).unwrap();
             let expected = if cut == whole.len() {
                 both.clone()
@@ -371,7 +371,7 @@ mod tests {
                 BlockSet::new()
             };
             assert_eq!(found, expected, "cut at {cut}");
-            assert!(HeadLog::look(&path, IDENTITY).unwrap().ends_as_written, "cut at {cut}, and opened");
+            assert!(HeadLog::inspect(&path, IDENTITY).unwrap().ends_as_written, "cut at {cut}, and opened");
             log.append(&set(7000, 1)).unwrap();
             assert!(HeadLog::open(&path, IDENTITY).unwrap().1.contains(BlockIndex(7000)));
         }
@@ -379,7 +379,7 @@ mod tests {
             let mut bytes = ahead.clone();
             bytes[at] ^= 0x10;
             std::fs::write(&path, &bytes).unwrap();
-            assert!(!HeadLog::look(&path, IDENTITY).unwrap().ends_as_written, "byte {at}");
+            assert!(!HeadLog::inspect(&path, IDENTITY).unwrap().ends_as_written, "byte {at}");
         }
         // A flipped bit before the last record is damage; in the last one it looks like a torn end.
         for at in 0..first_end {
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn compaction_keeps_what_the_log_says() {
+    fn compacted_log_describes_the_same_set() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("l");
         let mut log = HeadLog::create(&path, IDENTITY).unwrap();

@@ -10,7 +10,7 @@ use crate::{
     files,
     head::{Head, Place},
     layer_set::{LayerSet, SetIdentity},
-    lazy::{Hydration, LazySource, WhenNear},
+    lazy::{Hydration, LazySource, OnFetched},
     lazy_base::LazyBase,
     meta::{self, LayerEntry, Meta},
     open::{load_lazy, sync_parent},
@@ -205,22 +205,22 @@ impl Volume {
     ///
     /// So a server needs no waiting thread per request. A request made afterwards does not wait for the
     /// source, except after a disk error.
-    pub fn when_near(
+    pub fn on_fetched(
         &self,
         access: Access,
         offset_bytes: u64,
         len_bytes: u64,
-        then: WhenNear,
-    ) -> Option<WhenNear> {
+        then: OnFetched,
+    ) -> Option<OnFetched> {
         if self.check_range(offset_bytes, len_bytes).is_err() {
             // The request itself returns the error.
             return Some(then);
         }
-        when_near(&self.current(), access, offset_bytes, len_bytes, then)
+        on_fetched(&self.current(), access, offset_bytes, len_bytes, then)
     }
 
     /// Fetches missing blocks that a write covers in part; returns false if that would block and may not.
-    pub(crate) fn bring_edges(
+    pub(crate) fn fetch_edges(
         &self,
         offset_bytes: u64,
         len_bytes: u64,
@@ -237,7 +237,7 @@ impl Volume {
                 return Ok(false);
             }
             self.check_usable()?;
-            base.bring(&wanted).map_err(|failure| base.failed(edge, failure))?;
+            base.fetch_extents(&wanted).map_err(|failure| base.failed(edge, failure))?;
         }
         Ok(true)
     }
@@ -249,22 +249,22 @@ impl SnapshotView {
         self.stack.lazy().is_some_and(|base| !base.is_complete())
     }
 
-    /// Runs [`Volume::when_near`] for a read of the snapshot.
-    pub fn when_near(&self, offset_bytes: u64, len_bytes: u64, then: WhenNear) -> Option<WhenNear> {
+    /// Runs [`Volume::on_fetched`] for a read of the snapshot.
+    pub fn on_fetched(&self, offset_bytes: u64, len_bytes: u64, then: OnFetched) -> Option<OnFetched> {
         if self.check_range(offset_bytes, len_bytes).is_err() {
             return Some(then);
         }
-        when_near(&self.stack, Access::Read, offset_bytes, len_bytes, then)
+        on_fetched(&self.stack, Access::Read, offset_bytes, len_bytes, then)
     }
 }
 
-fn when_near(
+fn on_fetched(
     stack: &Stack,
     access: Access,
     offset_bytes: u64,
     len_bytes: u64,
-    then: WhenNear,
-) -> Option<WhenNear> {
+    then: OnFetched,
+) -> Option<OnFetched> {
     let Some(base) = stack.lazy().filter(|base| !base.is_complete()) else { return Some(then) };
     let wanted: Vec<Extent> = match access {
         Access::Read => lazy_runs(stack, Extent::touching(offset_bytes, len_bytes)),

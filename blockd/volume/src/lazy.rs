@@ -271,4 +271,4 @@ pub struct Hydration {
 }
 
 /// Called when the awaited blocks are present, or failed.
-pub type WhenNear = Box<dyn FnOnce(Result<(), crate::VolumeError>) + Send>;
+pub type OnFetched = Box<dyn FnOnce(Result<(), crate::VolumeError>) + Send>;

@@ -8,11 +8,11 @@
 use crate::{
     data_files::DataFiles,
     error::VolumeError,
+    fetch_budget::{FetchBudget, Room, Starter},
     files,
-    flight_budget::{FlightBudget, Room, Starter},
-    flights::{Flights, Wish},
     head::Place,
     head_log::{HeadLog, Identity},
+    in_flight::{FetchRequest, InFlightTable},
     lazy::{Arrivals, FetchFailure, FetchReply, Hydration, LazySource, Loss, SourceError, Urgency},
     storage::Bug,
     waiters::{Call, Then},
@@ -42,7 +42,7 @@ pub(crate) struct LazyBase {
     /// Separate handles: those of the layer refer to this.
     files: DataFiles,
     source: RwLock<Option<Arc<dyn LazySource>>>,
-    flights: Mutex<Flights>,
+    flights: Mutex<InFlightTable>,
     /// All blocks are present.
     complete: AtomicBool,
     /// False once the volume was closed; read-locked during writes.
@@ -54,7 +54,7 @@ pub(crate) struct LazyBase {
     /// Extents that were surveyed for zeroes.
     surveyed: Mutex<BlockSet>,
     /// Shared with all other lazy volumes.
-    budget: Arc<FlightBudget>,
+    budget: Arc<FetchBudget>,
 }
 
 struct Log {
@@ -76,17 +76,17 @@ impl LazyBase {
 
     /// Opens a base.
     pub(crate) fn open(place: Place<'_>, file: Epoch) -> Result<Arc<Self>, VolumeError> {
-        Self::open_within(place, file, FlightBudget::of_process())
+        Self::open_within(place, file, FetchBudget::of_process())
     }
 
     fn open_within(
         place: Place<'_>,
         file: Epoch,
-        budget: Arc<FlightBudget>,
+        budget: Arc<FetchBudget>,
     ) -> Result<Arc<Self>, VolumeError> {
         let data = DataFiles::open(&files::data_path(place.dir, file), place.size_bytes)?;
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, file), Self::identity(place, file))?;
-        let mut flights = Flights::new(place.blocks(), logged.clone());
+        let mut flights = InFlightTable::new(place.blocks(), logged.clone());
         for hole in data.holes(place.size_bytes, MAX_RANGES)? {
             for run in logged.extents_in(Extent::inside(hole.start, hole.end - hole.start)) {
                 flights.zero.insert_extent(run);
@@ -117,7 +117,7 @@ impl LazyBase {
     }
 
     /// Returns the source, or an error without one.
-    fn asked_source(&self) -> Result<Arc<dyn LazySource>, FetchFailure> {
+    fn source_for_fetch(&self) -> Result<Arc<dyn LazySource>, FetchFailure> {
         let missing = || if *self.open.read() { FetchFailure::NoSource } else { FetchFailure::Closed };
         self.source().ok_or_else(missing)
     }
@@ -170,9 +170,9 @@ impl LazyBase {
         };
         self.start_flights();
         match wish {
-            Wish::Granted(then) => return Some(then),
-            Wish::Waits => self.mind_the_time(),
-            Wish::Refused(then) => then(Err(FetchFailure::TooMany)),
+            FetchRequest::Granted(then) => return Some(then),
+            FetchRequest::Waits => self.mind_the_time(),
+            FetchRequest::Refused(then) => then(Err(FetchFailure::TooMany)),
         }
         None
     }
@@ -180,31 +180,31 @@ impl LazyBase {
     /// Schedules the next timeout check with the source.
     fn mind_the_time(self: &Arc<Self>) {
         let Some(source) = self.source() else { return };
-        let Some(next) = self.flights.lock().next_look() else { return };
+        let Some(next) = self.flights.lock().next_poll_at() else { return };
         let base = Arc::downgrade(self);
-        let look = move || {
+        let poll = move || {
             let Some(base) = base.upgrade() else { return };
             // A separate statement: callbacks may request again, and the lock is held to the end of this one.
-            let calls = base.flights.lock().look(Instant::now());
+            let calls = base.flights.lock().poll(Instant::now());
             tell(calls);
             base.mind_the_time();
         };
-        source.wake_after(next.saturating_duration_since(Instant::now()), Box::new(look));
+        source.wake_after(next.saturating_duration_since(Instant::now()), Box::new(poll));
     }
 
     /// Waits until blocks are present.
-    pub(crate) fn bring(self: &Arc<Self>, wanted: &[Extent]) -> Result<(), FetchFailure> {
+    pub(crate) fn fetch_extents(self: &Arc<Self>, wanted: &[Extent]) -> Result<(), FetchFailure> {
         wait(|then| self.want(wanted, then).is_none())
     }
 
     /// Waits until a byte range is present; errors are those of the volume.
-    pub(crate) fn bring_bytes(
+    pub(crate) fn fetch_bytes(
         self: &Arc<Self>,
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<(), VolumeError> {
         let extent = Extent::touching(offset_bytes, len_bytes);
-        self.bring(&[extent]).map_err(|failure| self.failed(extent.start, failure))
+        self.fetch_extents(&[extent]).map_err(|failure| self.failed(extent.start, failure))
     }
 
     /// Requests blocks in the background.
@@ -250,7 +250,7 @@ impl LazyBase {
                 self.budget.pass_on(&self.starter());
                 return;
             };
-            let source = match self.asked_source() {
+            let source = match self.source_for_fetch() {
                 Ok(source) => source,
                 Err(failure) => {
                     drop(room);
@@ -453,7 +453,7 @@ impl LazyBase {
         if self.surveyed.lock().contains(block) {
             return Ok(());
         }
-        let source = self.asked_source()?;
+        let source = self.source_for_fetch()?;
         let data = source.data_blocks(stretch)?;
         let open = self.open.read();
         if !*open {
@@ -631,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_sync_drops_blocks_written_meanwhile() {
+    fn failed_sync_drops_blocks_written_during_it() {
         let dir = tempfile::tempdir().unwrap();
         let base = base(dir.path());
         let extent = Extent::new(BlockIndex(0), 8);
@@ -758,7 +758,7 @@ mod tests {
     fn two_readers_in_order_share_one_budget() {
         const MIB_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
         let (blocks, most) = (96 * MIB_BLOCKS, 16 * MIB_BLOCKS);
-        let budget = FlightBudget::new(most, 12 * MIB_BLOCKS);
+        let budget = FetchBudget::new(most, 12 * MIB_BLOCKS);
         let source = Arc::new(Held::default());
         let dirs = [1, 2].map(|_| tempfile::tempdir().unwrap());
         let bases = [1, 2].map(|number: u64| {

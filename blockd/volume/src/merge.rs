@@ -328,7 +328,7 @@ impl Work<'_> {
         let mut zero = self.from.set.zero.clone();
         zero.intersect_with(self.blocks);
         for run in zero.extents() {
-            if !copier.goes_on() {
+            if !copier.may_continue() {
                 return Ok(Some(start));
             }
             self.data.punch(run.offset_bytes(), run.len_bytes(), false)?;

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn several_streams_are_told_apart() {
+    fn interleaved_streams_are_detected() {
         let mut ahead = Readahead::default();
         let mut found = 0;
         for n in 0..100 {

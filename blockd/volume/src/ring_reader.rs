@@ -49,7 +49,7 @@ impl RingReader {
         match &mut self.ring {
             // A single part gains nothing from the ring.
             Some(ring) if pieces.len() > 1 || pieces.iter().any(|p| p.len_bytes as u64 > READ_MAX_BYTES) => {
-                let result = Flight { ring, slots: [const { None }; DEPTH], busy: 0 }.run(pieces, buf);
+                let result = InFlightRead { ring, slots: [const { None }; DEPTH], busy: 0 }.run(pieces, buf);
                 if result.is_err() {
                     self.ring = None;
                 }
@@ -63,13 +63,13 @@ impl RingReader {
 }
 
 /// Reads of one call. The kernel owns `busy` slots.
-struct Flight<'ring, 'a> {
+struct InFlightRead<'ring, 'a> {
     ring: &'ring mut IoUring,
     slots: [Option<Slot<'a>>; DEPTH],
     busy: usize,
 }
 
-impl<'a> Flight<'_, 'a> {
+impl<'a> InFlightRead<'_, 'a> {
     fn run(mut self, pieces: &'a [Piece], buf: &mut [u8]) -> Result<(), VolumeError> {
         let mut wanted = pieces.iter().flat_map(slots_of).peekable();
         while self.busy > 0 || wanted.peek().is_some() {
@@ -152,7 +152,7 @@ impl<'a> Flight<'_, 'a> {
     }
 }
 
-impl Drop for Flight<'_, '_> {
+impl Drop for InFlightRead<'_, '_> {
     /// The kernel may still write into the borrowed buffer: wait until it has finished.
     fn drop(&mut self) {
         while self.busy > 0 {

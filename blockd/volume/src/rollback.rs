@@ -33,9 +33,9 @@ pub struct RolledBack {
 }
 
 /// Allows new epochs again on drop.
-struct Rolling<'a>(&'a Volume);
+struct RollbackGuard<'a>(&'a Volume);
 
-impl Drop for Rolling<'_> {
+impl Drop for RollbackGuard<'_> {
     fn drop(&mut self) {
         self.0.rollback_shown.end();
         let _admin = self.0.admin.lock();
@@ -93,7 +93,7 @@ impl Volume {
     }
 
     /// Replaces the head by an empty one and prevents further replacements.
-    fn begin_rollback(&self) -> Result<(Plan, Rolling<'_>), VolumeError> {
+    fn begin_rollback(&self) -> Result<(Plan, RollbackGuard<'_>), VolumeError> {
         let mut admin = self.admin.lock();
         self.check_usable()?;
         self.finish_open_layers(&mut admin)?;
@@ -110,7 +110,7 @@ impl Volume {
         let old_head = head_of(&self.current()).epoch;
         let plan = Plan { old_head, layer, new_head: layer.next(), size_bytes: self.size_bytes() };
         drop(admin);
-        Ok((plan, Rolling(self)))
+        Ok((plan, RollbackGuard(self)))
     }
 
     fn rollback_identity(&self, file: Epoch, plan: Plan) -> SetIdentity {

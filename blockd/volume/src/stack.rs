@@ -10,7 +10,7 @@ use crate::{
     layer_set::LayerSet,
     lazy_base::LazyBase,
     live_map::BlockState,
-    memo::{Found, Memo},
+    location_cache::{Found, LocationCache},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent};
 use std::{borrow::Cow, sync::Arc};
@@ -82,7 +82,7 @@ pub(crate) struct Stack {
     layers: Vec<Layer>,
     covers: Vec<Cover>,
     /// Cache of block locations, with enough frozen layers.
-    memo: Option<Memo>,
+    memo: Option<LocationCache>,
 }
 
 /// Source of an extent: a layer's data, or `None` for zeroes.
@@ -99,7 +99,7 @@ impl Stack {
         let blocks = layers.first().map_or(0, Layer::size_bytes) / BLOCK_SIZE_BYTES;
         let memo = is_deep.then(|| match &old.memo {
             Some(memo) => memo.next(blocks),
-            None => Memo::new(blocks),
+            None => LocationCache::new(blocks),
         });
         Self { layers, covers, memo }
     }
@@ -126,7 +126,7 @@ impl Stack {
 
     /// Returns the approximate memory of data derived from several layers.
     pub(crate) fn cover_bytes(&self) -> u64 {
-        cover::heap_bytes(&self.covers) + self.memo.as_ref().map_or(0, Memo::heap_bytes)
+        cover::heap_bytes(&self.covers) + self.memo.as_ref().map_or(0, LocationCache::heap_bytes)
     }
 
     /// Reports the source of each extent of a range, ascending.
@@ -171,7 +171,12 @@ impl Stack {
     }
 
     /// Returns the source of a block, cached unless it is in an open layer.
-    fn source_of<'a>(&'a self, mut covers: &'a [Cover], memo: &Memo, block: BlockIndex) -> Source<'a> {
+    fn source_of<'a>(
+        &'a self,
+        mut covers: &'a [Cover],
+        memo: &LocationCache,
+        block: BlockIndex,
+    ) -> Source<'a> {
         while let Some((Cover::Open(head), below)) = covers.split_first() {
             match head.state(block) {
                 BlockState::Absent => covers = below,

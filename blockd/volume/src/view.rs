@@ -122,7 +122,7 @@ impl SnapshotView {
         }
         let pieces = plan(&self.stack, extents, buf)?;
         for piece in &pieces {
-            piece.data.bring(piece.offset_bytes, piece.len_bytes as u64)?;
+            piece.data.fetch_extents(piece.offset_bytes, piece.len_bytes as u64)?;
         }
         let idle = self.rings.lock().pop();
         let mut ring = match idle {

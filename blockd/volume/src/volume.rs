@@ -118,9 +118,9 @@ pub struct VolumeStats {
 }
 
 /// Write in progress: the freeze of its stack cannot finish before it ends.
-pub(crate) struct Entered(Arc<Stack>);
+pub(crate) struct StackGuard(Arc<Stack>);
 
-impl Entered {
+impl StackGuard {
     pub(crate) fn stack(&self) -> &Arc<Stack> {
         &self.0
     }
@@ -130,7 +130,7 @@ impl Entered {
     }
 }
 
-impl Drop for Entered {
+impl Drop for StackGuard {
     fn drop(&mut self) {
         self.head().writers.leave();
     }
@@ -213,12 +213,12 @@ impl Volume {
     }
 
     /// Starts a write: enters the head, so that its freeze waits for the end of the write.
-    pub(crate) fn enter(&self) -> Result<Entered, VolumeError> {
+    pub(crate) fn enter(&self) -> Result<StackGuard, VolumeError> {
         let stack = self.stack.read();
         // Under the lock, so that `close` can wait for earlier writes.
         self.check_usable()?;
         head_of(&stack).writers.enter();
-        Ok(Entered(stack.clone()))
+        Ok(StackGuard(stack.clone()))
     }
 
     /// Returns the reason of a failed volume, which acknowledges nothing.

@@ -13,7 +13,7 @@ use crate::{
     read::{Start, from_disk, read_stack},
     reserve,
     stack::{Layer, Stack},
-    volume::{Entered, Volume},
+    volume::{StackGuard, Volume},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, ByteOffset, Extent};
 use std::sync::atomic::Ordering;
@@ -46,7 +46,7 @@ impl Volume {
         if data.is_empty() {
             return self.check_usable().map(|()| true);
         }
-        if !self.bring_edges(offset_bytes, data.len() as u64, may_wait)? {
+        if !self.fetch_edges(offset_bytes, data.len() as u64, may_wait)? {
             return Ok(false);
         }
         let entered = self.enter()?;
@@ -193,7 +193,7 @@ fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeEr
 
 /// Returns the extents of a range that may be nonzero. The others are zeroes in every layer, at the last
 /// freeze and now, so they are not dirty.
-fn not_yet_zero(entered: &Entered, range: Extent) -> Result<Vec<Extent>, VolumeError> {
+fn not_yet_zero(entered: &StackGuard, range: Extent) -> Result<Vec<Extent>, VolumeError> {
     let mut runs: Vec<Extent> = Vec::new();
     let mut add = |run: Extent| match runs.last_mut() {
         Some(last) if last.end() == run.start => last.len_blocks += run.len_blocks,

@@ -86,7 +86,7 @@ impl Side {
 }
 
 #[test]
-fn parents_and_clones_go_their_own_ways() {
+fn parents_and_clones_diverge_independently() {
     for seed in 0..40 {
         let mut rng = Rng::new(seed);
         let dir = tempfile::tempdir().unwrap();

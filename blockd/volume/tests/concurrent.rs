@@ -35,7 +35,7 @@ impl Random {
 /// snapshot no older than what was acknowledged before the freeze and no newer than what was begun before its
 /// end.
 #[test]
-fn parts_of_a_block_are_never_lost_to_each_other() {
+fn concurrent_partial_writes_of_a_block_are_all_kept() {
     let dir = fast_dir();
     let path = dir.path().join("v");
     let volume = Volume::create(&path, VolumeId::from_u64(1), BLOCKS * 4096).unwrap();

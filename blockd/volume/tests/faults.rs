@@ -172,22 +172,22 @@ fn fail_each_call(name: &str, error: FaultError, persistent: bool) {
 }
 
 #[test]
-fn call_failing_once_breaks_nothing() {
+fn single_failed_call_loses_no_data() {
     fail_each_call("call_failing_once_breaks_nothing", FaultError::Io, false);
 }
 
 #[test]
-fn disk_failing_persistently_breaks_nothing() {
+fn persistently_failing_disk_loses_no_data() {
     fail_each_call("disk_failing_persistently_breaks_nothing", FaultError::Io, true);
 }
 
 #[test]
-fn disk_full_for_one_call_breaks_nothing() {
+fn full_disk_in_one_call_loses_no_data() {
     fail_each_call("disk_full_for_one_call_breaks_nothing", FaultError::NoSpace, false);
 }
 
 #[test]
-fn full_disk_breaks_nothing_and_volume_resumes() {
+fn full_disk_loses_no_data_and_volume_resumes() {
     let name = "full_disk_breaks_nothing_and_volume_resumes";
     fail_each_call(name, FaultError::Quota, true);
 }
@@ -242,7 +242,7 @@ fn fail_map(sim: &Sim, kind: OpKind, persistent: bool) {
 }
 
 #[test]
-fn map_after_a_writeback_error_is_written_again() {
+fn map_is_rewritten_after_a_writeback_error() {
     let mut sim = with_unflushed_block("map_after_a_writeback_error_is_written_again");
     fail_map(&sim, OpKind::Sync, false);
     sim.volume().sync_maps().unwrap();
@@ -253,7 +253,7 @@ fn map_after_a_writeback_error_is_written_again() {
 }
 
 #[test]
-fn map_that_cannot_be_written_again_stops_the_volume() {
+fn map_that_cannot_be_rewritten_stops_the_volume() {
     let mut sim = with_unflushed_block("map_that_cannot_be_written_again_stops_the_volume");
     fail_map(&sim, OpKind::Sync, true);
     sim.volume().sync_maps().unwrap_err();

@@ -5,7 +5,7 @@
 
 use blockd_extent::{BlockIndex, Epoch, Extent, SnapshotId, VolumeId};
 use blockd_volume::{
-    GroupError, GroupFrozen, OpenOptions, Volume, VolumeErrorKind, freeze_group, freeze_group_around,
+    GroupError, GroupFrozen, OpenOptions, Volume, VolumeErrorKind, freeze_group, freeze_group_with,
     freeze_one_by_one,
 };
 use std::{
@@ -317,7 +317,7 @@ fn failed_pre_callback_skips_post_callback() {
     let base = freeze_group(&with_id(&volumes, 1)).unwrap();
     write_some(&volumes, 1, 1);
     let before: Vec<_> = volumes.iter().map(|volume| state(volume)).collect();
-    let stopped = freeze_group_around(
+    let stopped = freeze_group_with(
         &with_id(&volumes, 2),
         || Err(Stopped(None)),
         || panic!("what comes after was done without what goes before"),
@@ -328,7 +328,7 @@ fn failed_pre_callback_skips_post_callback() {
     // What is written between the two is in the snapshot if it was answered before the barrier, and not after
     // it.
     let write = |byte| write_some(&volumes, 2, byte);
-    let frozen = freeze_group_around(
+    let frozen = freeze_group_with(
         &with_id(&volumes, 2),
         || {
             write(2);

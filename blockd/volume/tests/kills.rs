@@ -140,7 +140,7 @@ fn new_dir(sim: &Sim) -> std::path::PathBuf {
 }
 
 #[test]
-fn restored_volume_found_after_crash_stays() {
+fn restored_volume_found_after_crash_is_kept() {
     die_while_a_volume_is_made("restored_volume_found_after_crash_stays", |sim| {
         let target = RestoreTarget::create(&new_dir(sim), ID, 4 * BLOCK_SIZE_BYTES).ok()?;
         target.write_blocks(BlockIndex(0), &CONTENT).ok()?;
@@ -149,7 +149,7 @@ fn restored_volume_found_after_crash_stays() {
 }
 
 #[test]
-fn clone_found_after_crash_stays() {
+fn clone_found_after_crash_is_kept() {
     die_while_a_volume_is_made("clone_found_after_crash_stays", |sim| {
         sim.volume().clone_to(SnapshotId::from_u64(1), &new_dir(sim), ID).ok().map(|_| ())
     });

@@ -220,7 +220,7 @@ fn ask(volume: &Volume, block: u64) -> mpsc::Receiver<Result<(), VolumeErrorKind
     let then = Box::new(move |result: Result<(), blockd_volume::VolumeError>| {
         told.send(result.map_err(|error| error.kind())).unwrap();
     });
-    let kept = volume.when_near(Access::Read, block * BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES, then);
+    let kept = volume.on_fetched(Access::Read, block * BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES, then);
     assert!(kept.is_none(), "block {block} was there");
     hears
 }
@@ -260,7 +260,7 @@ fn readers_time_out_independent_of_earlier_fetches() {
 }
 
 #[test]
-fn read_blocks_stay_and_rest_is_fetched_once() {
+fn read_blocks_are_kept_and_others_fetched_once() {
     let mut lazy = Lazy::new(Memory::new(1));
     assert_eq!(lazy.source.fetched_blocks(), 0);
     let mut block = [0; BLOCK];
@@ -387,7 +387,7 @@ fn failing_source_fails_only_its_readers() {
 }
 
 #[test]
-fn damage_costs_just_the_blocks_that_the_source_cannot_give() {
+fn damage_fails_only_reads_of_damaged_blocks() {
     for seed in 0..24 {
         let mut rng = Rng::new(1000 + seed);
         let source = Memory::with(seed, seed % 2 == 0);
@@ -436,7 +436,7 @@ fn damage_costs_just_the_blocks_that_the_source_cannot_give() {
 }
 
 #[test]
-fn without_its_source_a_volume_opens_and_serves_what_it_has() {
+fn lazy_volume_without_its_source_serves_local_blocks() {
     let mut lazy = Lazy::new(Memory::new(6));
     lazy.write(77 * BLOCK, &[3; BLOCK]);
     lazy.volume.close().unwrap();
@@ -571,7 +571,7 @@ fn waiting_request_is_called_when_blocks_arrive() {
     let ask = |access, offset, len| {
         let tell = tell.clone();
         let then = Box::new(move |result: Result<(), _>| tell.send(result.is_ok()).unwrap());
-        lazy.volume.when_near(access, offset, len, then).is_none()
+        lazy.volume.on_fetched(access, offset, len, then).is_none()
     };
     assert!(ask(Access::Read, 0, 4096));
     assert!(ask(Access::Read, 100, 1 << 20));

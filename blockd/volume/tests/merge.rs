@@ -226,7 +226,7 @@ fn note_is_removed_with_freed_space() {
 }
 
 #[test]
-fn failed_note_costs_only_time() {
+fn failed_note_forces_a_full_comparison() {
     let mut bed = Bed::new(BLOCKS, 4);
     let full = Fault { path_contains: "volume.merge".into(), ..Fault::every(FaultError::NoSpace) };
     bed.disk.inject(full);

@@ -600,7 +600,7 @@ proptest! {
 }
 
 #[test]
-fn sixteen_tebibytes_cost_what_is_in_them() {
+fn sixteen_tebibyte_volume_uses_memory_for_data_only() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v");
     let volume = Volume::create(&path, VolumeId::from_u64(1), 16 << 40).unwrap();
@@ -707,7 +707,7 @@ fn missing_or_altered_file_is_named() {
 }
 
 #[test]
-fn kept_space_is_told_from_holes_until_it_is_punched_or_frozen() {
+fn preallocated_space_is_distinct_from_holes() {
     let dir = tempfile::tempdir().unwrap();
     let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 8 * 4096).unwrap();
     let runs = || allocation(volume.allocation(0, 8 * 4096, 9));

@@ -234,7 +234,7 @@ fn power_cut_keeps_the_volume_consistent() {
 }
 
 #[test]
-fn power_cuts_and_failing_calls_together_break_nothing() {
+fn power_cuts_with_failing_calls_lose_no_flushed_data() {
     live_for(WITH_FAULTS, Duration::from_secs(10), Plan { faults: true, ..Plan::default() });
 }
 

@@ -52,7 +52,7 @@ fn reading_in_order_waits_hardly_more_often_than_a_restore() {
                 result.unwrap();
                 counted.fetch_add(MIB, Relaxed);
             });
-            if let Some(then) = volume.when_near(Access::Read, asked, MIB, then) {
+            if let Some(then) = volume.on_fetched(Access::Read, asked, MIB, then) {
                 // As a server does when nothing has to be waited for.
                 volume.read(asked, &mut buf).unwrap();
                 then(Ok(()));

@@ -158,14 +158,14 @@ impl Failure {
             Self::Write { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
                 Some("it is left as it is: name another file, or remove this one first".into())
             }
-            Self::Interrupted { task } => Some(look_at(*task)),
+            Self::Interrupted { task } => Some(status_hint(*task)),
             Self::TooDeep { .. } => Some(
                 "no program makes such a tree: take a part of it, or the image (`blockctl browse mount DIR`)"
                     .into(),
             ),
             Self::TooManyFiles { .. } => Some("take a part of them".into()),
             Self::Lost { task, .. } => {
-                Some(format!("the task goes on when blockd is back; {}", look_at(*task)))
+                Some(format!("the task goes on when blockd is back; {}", status_hint(*task)))
             }
             _ => None,
         }
@@ -198,7 +198,7 @@ impl Failure {
     }
 }
 
-fn look_at(task: Uuid) -> String {
+fn status_hint(task: Uuid) -> String {
     format!(
         "look at it with `blockctl cloudsnap status --name {task}`, or wait again with `blockctl cloudsnap status --name {task} --wait`"
     )

@@ -4,6 +4,7 @@
 //! everything else to stderr, and with `--json` exactly one document to stdout.
 
 mod cli;
+mod cloudsnap_ref;
 mod commands;
 mod contexts;
 mod failure;
@@ -11,7 +12,6 @@ mod objects;
 mod output;
 mod progress;
 mod secrets;
-mod snap;
 mod table;
 mod wait;
 
@@ -24,7 +24,7 @@ use std::{ffi::OsString, process::ExitCode};
 /// Returns the reason for refusing words known from other tools.
 fn not_here(error: &clap::Error, args: &[OsString]) -> Option<String> {
     let args: Vec<String> = args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-    cli::elsewhere::reason(error, &args)
+    cli::unsupported::reason(error, &args)
 }
 
 fn main() -> ExitCode {

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_say_how_far_and_how_long() {
+    fn progress_lines_show_percentage_and_eta() {
         assert_eq!(line(&seen(0, 0), 5.0), "Backup-Active: uploading");
         assert_eq!(line(&seen(0, 4096), 5.0), "Backup-Active: uploading (4 KiB)");
         assert_eq!(

@@ -372,7 +372,7 @@ af563a4d-afd7-48df-90f7-8e8f9414ff77   nas    /srv/backup   false        true   
 }
 
 #[test]
-fn secrets_reach_the_daemon_and_nothing_else() {
+fn secrets_reach_the_daemon_only() {
     use std::{io::Write, process::Stdio};
     let fake = Fake::start(vec![("POST /v1/credentials", ok(credential("s", "s3")))]);
     let line = "cred create s --provider s3 --s3-endpoint http://h:1 --bucket b --s3-secret-key-file -";
@@ -418,7 +418,7 @@ fn secrets_reach_the_daemon_and_nothing_else() {
 }
 
 #[test]
-fn cloudsnaps_are_listed_with_what_is_wrong() {
+fn damaged_cloudsnaps_are_listed_with_the_cause() {
     let list = json!({
         "cloudsnaps": [cloudsnap("59-60"), cloudsnap("59-61-incr")],
         "damaged": [{"id": snap("59-62-incr"), "credential": CREDENTIAL, "reason": "a bit is flipped"}],
@@ -634,7 +634,7 @@ fn color_option_overrides_environment() {
 }
 
 #[test]
-fn secrets_that_others_can_read_are_told_of() {
+fn secrets_readable_by_others_are_reported() {
     use std::os::unix::fs::PermissionsExt;
     let fake = Fake::start(vec![("POST /v1/credentials", ok(credential("nas", "local")))]);
     let dir = tempfile::tempdir().unwrap();
@@ -673,7 +673,7 @@ fn status_options_active_and_max_filter_tasks() {
 }
 
 #[test]
-fn numbers_that_keep_nothing_are_refused() {
+fn retention_of_zero_is_refused() {
     let fake = Fake::start(Vec::new());
     for line in [
         "cs sched create db --periodic 60 --keep-daily 0",

@@ -31,7 +31,7 @@ fn fake() -> Fake {
 }
 
 #[test]
-fn once_prints_what_happened_between_two_looks() {
+fn once_prints_the_rates_between_two_samples() {
     let ran = fake().run("top --once --interval 0.1");
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
     assert!(

@@ -123,7 +123,7 @@ impl AzureOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{ObjectStore, StoreErrorKind};
+    use crate::store::{BlobStore, StoreErrorKind};
 
     fn options() -> AzureOptions {
         AzureOptions {

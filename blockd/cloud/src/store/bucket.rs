@@ -6,7 +6,7 @@
 //! again, what was stored) comes from the HTTP client.
 
 use super::{
-    ListPage, ObjectInfo, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key,
+    BlobStore, ListPage, ObjectInfo, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key,
     check_prefix,
     classify::{classify, is_about_access},
     http::{Hints, with_hints},
@@ -171,7 +171,7 @@ impl BucketStore {
     }
 }
 
-impl ObjectStore for BucketStore {
+impl BlobStore for BucketStore {
     fn describe(&self) -> &str {
         &self.description
     }
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_that_say_no_code_are_told_by_their_status() {
+    async fn error_response_without_code_is_classified_by_status() {
         for status in [401, 403] {
             let server = HttpDouble::start(move |_| HttpReply::status(status).body("<html>no</html>")).await;
             let store = options(&server.url()).open().unwrap();

@@ -1,6 +1,6 @@
 //! Counting what is asked of a store: requests by kind and bytes both ways, every attempt included.
 
-use super::{Answer, ObjectStore, Operation, Request, StoreFuture};
+use super::{BlobStore, Operation, Request, Response, StoreFuture};
 use serde::{Deserialize, Serialize};
 use std::sync::{
     Arc,
@@ -63,26 +63,26 @@ impl RequestCounts {
 
 /// A store that counts on the way to another one.
 pub struct CountingStore {
-    inner: Arc<dyn ObjectStore>,
+    inner: Arc<dyn BlobStore>,
     requests: Arc<Requests>,
 }
 
 impl CountingStore {
     /// Counts everything that is asked of `inner` in `requests`.
-    pub fn new(inner: Arc<dyn ObjectStore>, requests: Arc<Requests>) -> Self {
+    pub fn new(inner: Arc<dyn BlobStore>, requests: Arc<Requests>) -> Self {
         Self { inner, requests }
     }
 }
 
-impl super::Layer for CountingStore {
+impl super::Middleware for CountingStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         request: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         let requests = &*self.requests;
         let counter = match request.operation {

@@ -1,6 +1,6 @@
 //! Bandwidth: what is sent to a store and what comes from it, held to so many bytes a second.
 
-use super::{Answer, ObjectStore, Operation, Request, StoreFuture};
+use super::{BlobStore, Operation, Request, Response, StoreFuture};
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
@@ -143,26 +143,26 @@ impl Bandwidth {
 /// is within the limit. It belongs in front of the retrying store, whose time limits would count the waiting;
 /// bodies that are sent again are therefore not counted.
 pub struct LimitStore {
-    inner: Arc<dyn ObjectStore>,
+    inner: Arc<dyn BlobStore>,
     bandwidth: Arc<Bandwidth>,
 }
 
 impl LimitStore {
     /// Holds what goes through `inner` to `bandwidth`.
-    pub fn new(inner: Arc<dyn ObjectStore>, bandwidth: Arc<Bandwidth>) -> Self {
+    pub fn new(inner: Arc<dyn BlobStore>, bandwidth: Arc<Bandwidth>) -> Self {
         Self { inner, bandwidth }
     }
 }
 
-impl super::Layer for LimitStore {
+impl super::Middleware for LimitStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         request: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         let Bandwidth { up, down } = &*self.bandwidth;
         Box::pin(async move {
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_limit_nothing_waits() {
+    async fn unlimited_rate_never_waits() {
         let began = Instant::now();
         store_suite(&limited(None, None)).await;
         assert_eq!(began.elapsed(), Duration::ZERO);

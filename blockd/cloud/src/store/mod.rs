@@ -1,9 +1,9 @@
-//! Object stores: the six things that a backup needs of a bucket, and what can be wrong with one.
+//! Object stores: the six operations of a bucket that backups use, and the classification of their errors.
 //!
-//! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] hold objects; [`CountingStore`]
-//! counts what is asked of a store, [`RetryStore`] asks again, with bounds, [`LimitStore`] holds back what
-//! would exceed a bandwidth, and [`PrefixStore`] is a part of a store. They stack, as each [`Layer`] does: a
-//! task has one counter and one retrier of its own over a shared store.
+//! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] are clients. The others are
+//! [`Middleware`]: [`CountingStore`] counts requests, [`RetryStore`] repeats failed ones within bounds,
+//! [`LimitStore`] enforces a bandwidth limit and [`PrefixStore`] confines requests to a prefix. A task has a
+//! counter and a retry policy of its own over a shared client.
 
 mod azure;
 mod bucket;
@@ -13,9 +13,9 @@ mod direct;
 mod endpoint;
 mod google;
 mod http;
-mod layer;
 mod limit;
 mod local;
+mod middleware;
 mod prefix;
 mod probe;
 mod retry;
@@ -28,9 +28,9 @@ pub use bucket::BucketStore;
 pub use counting::{CountingStore, RequestCounts, Requests};
 pub use google::{GoogleAccess, GoogleOptions};
 pub use http::HttpOptions;
-pub use layer::{Answer, Layer, Operation, Request};
 pub use limit::{Bandwidth, LimitStore};
 pub use local::LocalStore;
+pub use middleware::{Middleware, Operation, Request, Response};
 pub use prefix::{BadPrefix, PrefixStore, plain_prefix};
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use retry::{RetryPolicy, RetryStore, task_store};
@@ -45,7 +45,7 @@ use std::{fmt, num::NonZero, sync::Arc};
 /// The size of every part of a multipart upload but the last, in bytes.
 pub const PART_LEN_BYTES: usize = 16 << 20;
 
-/// Most objects that [`ObjectStore::list`] returns; more below one prefix are refused, because they would all
+/// Most objects that [`BlobStore::list`] returns; more below one prefix are refused, because they would all
 /// be in memory.
 pub const LIST_MAX_OBJECTS: usize = 2_000_000;
 
@@ -95,7 +95,7 @@ pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 ///
 /// Keys are relative paths of plain characters (letters, digits, `-`, `_`, `.`, `/`), see [`check_key`]. A
 /// put is durable and visible as a whole, or not at all, when it returns.
-pub trait ObjectStore: Send + Sync {
+pub trait BlobStore: Send + Sync {
     /// Returns the kind and address for messages, without secrets.
     fn describe(&self) -> &str;
 
@@ -183,7 +183,7 @@ pub(crate) struct Pages<'a, S: ?Sized> {
     empty_pages: usize,
 }
 
-impl<'a, S: ObjectStore + ?Sized> Pages<'a, S> {
+impl<'a, S: BlobStore + ?Sized> Pages<'a, S> {
     pub(crate) fn new(store: &'a S, prefix: &'a str) -> Self {
         Self { store, prefix, next: None, is_over: false, pages: 0, empty_pages: 0 }
     }
@@ -191,7 +191,7 @@ impl<'a, S: ObjectStore + ?Sized> Pages<'a, S> {
     /// The objects of the next page; `None` after the last one.
     ///
     /// # Errors
-    /// Those of [`ObjectStore::list_page`]; [`StoreErrorKind::Other`] if the pages do not go on,
+    /// Those of [`BlobStore::list_page`]; [`StoreErrorKind::Other`] if the pages do not go on,
     /// [`StoreErrorKind::TooLarge`] if there are more than [`MAX_PAGES`]: half a list is worse than none for
     /// a caller who deletes.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<ObjectInfo>>, StoreError> {
@@ -413,7 +413,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_stay_below_their_root() {
+    fn keys_outside_of_the_root_are_refused() {
         for good in ["a", "blockd/keys/0-1_2.x", "a/b/c"] {
             assert!(check_key(good), "{good}");
         }

@@ -1,6 +1,6 @@
 //! A part of a store: everything lies below one prefix, as if that were the whole of it.
 
-use super::{ListPage, ObjectInfo, ObjectStore, PutMode, StoreFuture, check_key};
+use super::{BlobStore, ListPage, ObjectInfo, PutMode, StoreFuture, check_key};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub fn plain_prefix(given: &str) -> Result<Option<String>, BadPrefix> {
 
 /// Part of a store below a prefix.
 pub struct PrefixStore {
-    inner: Arc<dyn ObjectStore>,
+    inner: Arc<dyn BlobStore>,
     /// Prefix of each key, with its slash.
     before: String,
     description: String,
@@ -42,41 +42,41 @@ pub struct PrefixStore {
 
 impl PrefixStore {
     /// Of `inner` what lies below `prefix`, which is as [`plain_prefix`] makes it.
-    pub fn new(inner: Arc<dyn ObjectStore>, prefix: &str) -> Self {
+    pub fn new(inner: Arc<dyn BlobStore>, prefix: &str) -> Self {
         let description = format!("{}, below {prefix}", inner.describe());
         Self { inner, before: format!("{prefix}/"), description }
     }
 
     /// The key in the whole store; the store refuses it if what is below the prefix is no key.
-    fn whole(&self, key: &str) -> String {
+    fn full_key(&self, key: &str) -> String {
         format!("{}{key}", self.before)
     }
 }
 
-impl ObjectStore for PrefixStore {
+impl BlobStore for PrefixStore {
     fn describe(&self) -> &str {
         &self.description
     }
 
     fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        Box::pin(async move { self.inner.put(&self.whole(key), body, mode).await })
+        Box::pin(async move { self.inner.put(&self.full_key(key), body, mode).await })
     }
 
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(async move { self.inner.get(&self.whole(key), max_len_bytes).await })
+        Box::pin(async move { self.inner.get(&self.full_key(key), max_len_bytes).await })
     }
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        Box::pin(async move { self.inner.get_range(&self.whole(key), offset_bytes, len_bytes).await })
+        Box::pin(async move { self.inner.get_range(&self.full_key(key), offset_bytes, len_bytes).await })
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(async move { self.inner.delete(&self.whole(key)).await })
+        Box::pin(async move { self.inner.delete(&self.full_key(key)).await })
     }
 
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         Box::pin(async move {
-            let listed = self.inner.list_page(&self.whole(prefix), page).await?;
+            let listed = self.inner.list_page(&self.full_key(prefix), page).await?;
             let own = |info: ObjectInfo| {
                 let key = info.key.strip_prefix(&self.before)?.to_owned();
                 Some(ObjectInfo { key, ..info })
@@ -92,12 +92,12 @@ impl ObjectStore for PrefixStore {
         dry_run: bool,
     ) -> StoreFuture<'a, u64> {
         Box::pin(
-            async move { self.inner.remove_unfinished(&self.whole(prefix), before_unix_s, dry_run).await },
+            async move { self.inner.remove_unfinished(&self.full_key(prefix), before_unix_s, dry_run).await },
         )
     }
 
     fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        Box::pin(async move { self.inner.multipart_start(&self.whole(key)).await })
+        Box::pin(async move { self.inner.multipart_start(&self.full_key(key)).await })
     }
 
     fn multipart_put<'a>(
@@ -107,7 +107,7 @@ impl ObjectStore for PrefixStore {
         part_no: u32,
         body: Bytes,
     ) -> StoreFuture<'a, String> {
-        Box::pin(async move { self.inner.multipart_put(&self.whole(key), upload_id, part_no, body).await })
+        Box::pin(async move { self.inner.multipart_put(&self.full_key(key), upload_id, part_no, body).await })
     }
 
     fn multipart_complete<'a>(
@@ -116,11 +116,11 @@ impl ObjectStore for PrefixStore {
         upload_id: &'a str,
         tags: &'a [String],
     ) -> StoreFuture<'a, ()> {
-        Box::pin(async move { self.inner.multipart_complete(&self.whole(key), upload_id, tags).await })
+        Box::pin(async move { self.inner.multipart_complete(&self.full_key(key), upload_id, tags).await })
     }
 
     fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
-        Box::pin(async move { self.inner.multipart_abort(&self.whole(key), upload_id).await })
+        Box::pin(async move { self.inner.multipart_abort(&self.full_key(key), upload_id).await })
     }
 }
 
@@ -143,10 +143,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everything_lies_below_the_prefix_and_nothing_else_is_seen() {
+    async fn prefix_store_confines_all_requests() {
         let dir = tempfile::tempdir().unwrap();
-        let whole: Arc<dyn ObjectStore> = Arc::new(LocalStore::open(dir.path()).unwrap());
-        let part = |prefix| PrefixStore::new(Arc::clone(&whole), prefix);
+        let full_key: Arc<dyn BlobStore> = Arc::new(LocalStore::open(dir.path()).unwrap());
+        let part = |prefix| PrefixStore::new(Arc::clone(&full_key), prefix);
         let (one, other) = (part("demo"), part("demo2/x"));
         let put = |store: &'static str| Bytes::from_static(store.as_bytes());
         one.put("a/k", put("one"), PutMode::CreateIfAbsent).await.unwrap();
@@ -157,7 +157,7 @@ mod tests {
         let upload = one.multipart_start("a/left").await.unwrap();
         one.multipart_abort("a/left", &upload).await.unwrap();
         let keys = |listed: Vec<ObjectInfo>| listed.into_iter().map(|info| info.key).collect::<Vec<_>>();
-        assert_eq!(keys(whole.list("").await.unwrap()), ["demo/a/big", "demo/a/k", "demo2/x/a/k"]);
+        assert_eq!(keys(full_key.list("").await.unwrap()), ["demo/a/big", "demo/a/k", "demo2/x/a/k"]);
         for prefix in ["", "a/"] {
             assert_eq!(keys(one.list(prefix).await.unwrap()), ["a/big", "a/k"]);
         }

@@ -4,7 +4,7 @@
 //! are returned as they were put, whole and by range, are listed and deleted, and create-if-absent has one
 //! winner, also of two concurrent writers.
 
-use super::{ObjectStore, PutMode, StoreError, StoreErrorKind};
+use super::{BlobStore, PutMode, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -65,7 +65,7 @@ impl ProbeError {
 }
 
 struct Probe<'a> {
-    store: &'a dyn ObjectStore,
+    store: &'a dyn BlobStore,
     prefix: String,
 }
 
@@ -73,7 +73,7 @@ struct Probe<'a> {
 ///
 /// # Errors
 /// [`ProbeError`], which names the step that failed.
-pub async fn probe(store: &dyn ObjectStore) -> Result<StoreCapabilities, ProbeError> {
+pub async fn probe(store: &dyn BlobStore) -> Result<StoreCapabilities, ProbeError> {
     let probe = Probe { store, prefix: format!("blockd/probe/{}/", Uuid::new_v4()) };
     let result = probe.run().await;
     if result.is_err() {

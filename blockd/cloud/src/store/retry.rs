@@ -1,6 +1,6 @@
 //! Asking again: bounded exponential backoff with jitter, and a time limit on every request.
 
-use super::{Answer, CountingStore, ObjectStore, Operation, Request, Requests, StoreErrorKind, StoreFuture};
+use super::{BlobStore, CountingStore, Operation, Request, Requests, Response, StoreErrorKind, StoreFuture};
 use std::{sync::Arc, time::Duration};
 
 /// The slowest rate at which a body is still waited for, in bytes per second.
@@ -45,7 +45,7 @@ impl RetryPolicy {
 }
 
 /// The store of one task: requests to `base` are retried by `policy`, and every attempt is counted.
-pub fn task_store(base: Arc<dyn ObjectStore>, policy: RetryPolicy) -> (Arc<dyn ObjectStore>, Arc<Requests>) {
+pub fn task_store(base: Arc<dyn BlobStore>, policy: RetryPolicy) -> (Arc<dyn BlobStore>, Arc<Requests>) {
     let requests = Arc::new(Requests::default());
     let counted = Arc::new(CountingStore::new(base, requests.clone()));
     (Arc::new(RetryStore::new(counted, policy)), requests)
@@ -56,26 +56,26 @@ pub fn task_store(base: Arc<dyn ObjectStore>, policy: RetryPolicy) -> (Arc<dyn O
 /// An attempt whose answer is lost may have been carried out: a create-if-absent that was retried can
 /// therefore report that the object exists although it was this very request that made it.
 pub struct RetryStore {
-    inner: Arc<dyn ObjectStore>,
+    inner: Arc<dyn BlobStore>,
     policy: RetryPolicy,
 }
 
 impl RetryStore {
     /// Retries requests to `inner` by `policy`.
-    pub fn new(inner: Arc<dyn ObjectStore>, policy: RetryPolicy) -> Self {
+    pub fn new(inner: Arc<dyn BlobStore>, policy: RetryPolicy) -> Self {
         Self { inner, policy }
     }
 }
 
-impl super::Layer for RetryStore {
+impl super::Middleware for RetryStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         request: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         let body_len_bytes = match request.operation {
             // A long answer, or much to do for the store: they get the time of a large body.

@@ -133,7 +133,7 @@ impl S3Options {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{ObjectStore, StoreErrorKind};
+    use crate::store::{BlobStore, StoreErrorKind};
 
     fn options() -> S3Options {
         S3Options {

@@ -134,26 +134,26 @@ impl RoleCredentials {
     }
 
     /// Returns the credentials if they are valid for longer than this.
-    fn held_for(&self, now_unix_s: i64, least_s: i64) -> Option<Arc<AwsCredential>> {
+    fn valid_for(&self, now_unix_s: i64, least_s: i64) -> Option<Arc<AwsCredential>> {
         let held = self.held.lock();
         let held = held.as_ref().filter(|held| held.until_unix_s.saturating_sub(now_unix_s) > least_s)?;
         Some(held.credential.clone())
     }
 
     async fn credential(&self, now_unix_s: i64) -> Result<Arc<AwsCredential>, ClientError> {
-        if let Some(fresh) = self.held_for(now_unix_s, RENEW_BEFORE_S) {
+        if let Some(fresh) = self.valid_for(now_unix_s, RENEW_BEFORE_S) {
             return Ok(fresh);
         }
         // One request renews; others with valid credentials neither wait for it nor retry soon after a
         // failure.
-        let usable = self.held_for(now_unix_s, UNUSABLE_BEFORE_S);
+        let usable = self.valid_for(now_unix_s, UNUSABLE_BEFORE_S);
         let failed_lately = now_unix_s < self.ask_again_unix_s.load(Ordering::Relaxed);
         let _turn = match (usable, self.turn.try_lock()) {
             (Some(usable), turn) if failed_lately || turn.is_err() => return Ok(usable),
             (_, Ok(turn)) => turn,
             (_, Err(_)) => self.turn.lock().await,
         };
-        if let Some(fresh) = self.held_for(now_unix_s, RENEW_BEFORE_S) {
+        if let Some(fresh) = self.valid_for(now_unix_s, RENEW_BEFORE_S) {
             return Ok(fresh);
         }
         // Before the request: a request cancelled in between gives no information.
@@ -165,7 +165,7 @@ impl RoleCredentials {
                 *self.held.lock() = Some(given);
                 Ok(credential)
             }
-            Err(error) => match self.held_for(now_unix_s, UNUSABLE_BEFORE_S) {
+            Err(error) => match self.valid_for(now_unix_s, UNUSABLE_BEFORE_S) {
                 Some(held) => {
                     tracing::warn!(role = %self.role.arn, %error, "renewing the role failed; its credentials are still valid");
                     Ok(held)

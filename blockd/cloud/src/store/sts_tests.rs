@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    store::{HttpOptions, ObjectStore, S3Access, S3Options, StoreErrorKind},
+    store::{BlobStore, HttpOptions, S3Access, S3Options, StoreErrorKind},
     testing::{HttpDouble, HttpReply, HttpRequest as Seen},
 };
 use sha2::{Digest, Sha256};
@@ -105,7 +105,7 @@ async fn assume_role_request_is_signed() {
 }
 
 #[tokio::test]
-async fn credentials_are_kept_and_renewed_before_they_end() {
+async fn credentials_are_renewed_before_they_expire() {
     let double = service("2100-01-01T01:00:00Z").await;
     let role = credentials(&double);
     let at = |text| role.credential(unix_s(text));

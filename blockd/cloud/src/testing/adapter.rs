@@ -48,7 +48,7 @@ pub struct Has {
 /// # Panics
 /// If a test fails.
 #[allow(clippy::expect_used, clippy::panic, reason = "a failed test panics")]
-pub async fn object_store_suite(store: Arc<dyn store::ObjectStore>, has: Has) {
+pub async fn object_store_suite(store: Arc<dyn store::BlobStore>, has: Has) {
     let adapter = Adapter { store };
     integration::put_get_delete_list(&adapter).await;
     integration::get_opts(&adapter).await;
@@ -77,7 +77,7 @@ pub async fn object_store_suite(store: Arc<dyn store::ObjectStore>, has: Has) {
 
 #[derive(Clone)]
 struct Adapter {
-    store: Arc<dyn store::ObjectStore>,
+    store: Arc<dyn store::BlobStore>,
 }
 
 impl fmt::Display for Adapter {

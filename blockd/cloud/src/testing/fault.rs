@@ -1,6 +1,8 @@
 //! A store that fails at a chosen operation, in a chosen way.
 
-use crate::store::{Answer, Layer, ObjectStore, Operation, Request, StoreError, StoreErrorKind, StoreFuture};
+use crate::store::{
+    BlobStore, Middleware, Operation, Request, Response, StoreError, StoreErrorKind, StoreFuture,
+};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{
@@ -38,7 +40,7 @@ pub enum Fault {
 
 /// A store in front of another one that fails on purpose; it counts its operations from 0.
 pub struct FaultStore {
-    inner: Arc<dyn ObjectStore>,
+    inner: Arc<dyn BlobStore>,
     operations: AtomicU64,
     planned: Mutex<Plan>,
 }
@@ -53,7 +55,7 @@ struct Plan {
 
 impl FaultStore {
     /// A store that behaves, until told otherwise.
-    pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
+    pub fn new(inner: Arc<dyn BlobStore>) -> Self {
         Self { inner, operations: AtomicU64::new(0), planned: Mutex::default() }
     }
 
@@ -141,15 +143,15 @@ fn flip(body: &Bytes) -> Bytes {
     body.into()
 }
 
-impl Layer for FaultStore {
+impl Middleware for FaultStore {
     fn describe(&self) -> &str {
         "faulty store"
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         request: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         self.run(request, |answer| answer, ask(self.inner.clone()))
     }

@@ -1,7 +1,7 @@
 //! A store in memory, with every object in reach of a test.
 
 use crate::store::{
-    ListPage, ObjectInfo, ObjectStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture,
+    BlobStore, ListPage, ObjectInfo, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture,
     check_key, check_prefix,
 };
 use bytes::Bytes;
@@ -91,7 +91,7 @@ impl MemoryStore {
     }
 }
 
-impl ObjectStore for MemoryStore {
+impl BlobStore for MemoryStore {
     fn describe(&self) -> &str {
         "memory"
     }

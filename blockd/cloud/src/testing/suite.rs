@@ -4,7 +4,7 @@ use crate::{
     BackupOptions, BackupSpec, BlockReader, BlockWriter, CancelToken, CloudError, KdfParams, Manifest,
     ManifestFilter, MemoryCache, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions,
     SnapshotReader, backup, delete_snapshot, new_delta_salt, restore,
-    store::{ObjectStore, PART_LEN_BYTES, PutMode, Requests, StoreErrorKind},
+    store::{BlobStore, PART_LEN_BYTES, PutMode, Requests, StoreErrorKind},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use bytes::Bytes;
@@ -92,7 +92,7 @@ impl BlockWriter for MemoryVolume {
 /// # Panics
 /// If it does anything else than it should.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
-pub async fn store_suite(store: &dyn ObjectStore) {
+pub async fn store_suite(store: &dyn BlobStore) {
     let key = "suite/a/object-1";
     let body = Bytes::from((0..100_000u32).map(|i| (i % 251) as u8).collect::<Vec<u8>>());
     let kind = |result: Result<Bytes, crate::store::StoreError>| result.unwrap_err().kind;
@@ -187,7 +187,7 @@ impl Numbers {
 /// # Panics
 /// If anything is not as it should be.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
-pub async fn repository_suite(store: Arc<dyn ObjectStore>, passphrase: Option<&str>) {
+pub async fn repository_suite(store: Arc<dyn BlobStore>, passphrase: Option<&str>) {
     const BLOCKS: u64 = 20_000;
     let options = OpenOptions { kdf: KdfParams::fast_for_tests() };
     let repo = Repository::open(store.clone(), passphrase, &options).await.unwrap();

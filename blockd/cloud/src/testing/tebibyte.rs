@@ -10,7 +10,7 @@ use crate::{
     frame::FRAME_BLOCKS,
     new_delta_salt,
     plan::PACK_FRAMES,
-    store::{Answer, Layer, ObjectStore, Request, Requests, StoreErrorKind, StoreFuture},
+    store::{BlobStore, Middleware, Request, Requests, Response, StoreErrorKind, StoreFuture},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use bytes::Bytes;
@@ -96,17 +96,17 @@ impl BlockReader for Numbered {
 }
 
 /// Fake store that confirms each object to a request for its first byte, as a resumed backup makes it.
-struct Claiming(Arc<dyn ObjectStore>);
+struct Claiming(Arc<dyn BlobStore>);
 
-impl Layer for Claiming {
+impl Middleware for Claiming {
     fn describe(&self) -> &str {
         self.0.describe()
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         _: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         ask(self.0.clone())
     }

@@ -6,7 +6,7 @@ use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BlockReader, CancelToken, CloudError, DataKey, EncryptionMode,
     KdfParams, KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup,
     restore,
-    store::{ObjectStore, RequestCounts, Requests, RetryPolicy, task_store},
+    store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store},
     testing::{MemoryStore, MemoryVolume, key_slot},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
@@ -21,7 +21,7 @@ pub fn options() -> OpenOptions {
     OpenOptions { kdf: KdfParams::fast_for_tests() }
 }
 
-pub async fn open(store: Arc<dyn ObjectStore>, passphrase: Option<&str>) -> Result<Repository, CloudError> {
+pub async fn open(store: Arc<dyn BlobStore>, passphrase: Option<&str>) -> Result<Repository, CloudError> {
     Repository::open(store, passphrase, &options()).await
 }
 
@@ -30,7 +30,7 @@ fn fixed_key(mode: EncryptionMode) -> DataKey {
 }
 
 /// A repository without key slots: nothing can be deleted from it.
-pub fn fixed(store: Arc<dyn ObjectStore>, mode: EncryptionMode) -> Repository {
+pub fn fixed(store: Arc<dyn BlobStore>, mode: EncryptionMode) -> Repository {
     let key = fixed_key(mode);
     Repository::from_saved_keys(store, vec![key], &KnownKeys::default()).unwrap()
 }

@@ -184,7 +184,7 @@ const NO_END: &str = "CREATE TRIGGER no_end BEFORE INSERT ON attachments WHEN NE
     BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn device_that_cannot_be_recorded_is_detached_or_stays_known() {
+async fn unrecorded_device_is_detached_or_kept_in_memory() {
     let mut host = Host::new().await;
     host.create("data").await;
     host.sql(NO_END);

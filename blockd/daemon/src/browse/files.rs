@@ -104,7 +104,7 @@ impl FileReader {
     pub fn list(&self, query: &ListFiles) -> Result<FileList, ServiceError> {
         let path = &query.path;
         let bytes = path.as_bytes();
-        let why = self.files.why_nothing(bytes).map_err(|error| refused(&error, path))?;
+        let why = self.files.unreadable_reason(bytes).map_err(|error| refused(&error, path))?;
         if let Some(why) = why {
             return Err(ServiceError::refused(ErrorCode::NoFiles, why).with_image_hint());
         }

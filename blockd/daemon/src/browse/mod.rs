@@ -5,13 +5,13 @@
 
 mod export;
 mod files;
-mod handed;
 mod images;
 mod listing;
 mod mount_quota;
 mod mounts;
+mod request_limit;
 mod stores;
-mod turns;
+mod user_mounts;
 
 pub(crate) use export::CloudExports;
 
@@ -48,7 +48,7 @@ pub struct Browse {
     mounts: Mounts,
     /// Listings shown in the mounts.
     listings: Mutex<Vec<Weak<listing::SharedListing>>>,
-    pub(crate) turns: turns::Turns,
+    pub(crate) requests: request_limit::RequestLimit,
 }
 
 impl std::fmt::Debug for Browse {
@@ -59,7 +59,7 @@ impl std::fmt::Debug for Browse {
 
 impl Browse {
     /// Closes the idle local snapshots of a volume, so that they can be deleted.
-    pub(crate) fn let_go(&self, volume: blockd_extent::VolumeId) {
+    pub(crate) fn release(&self, volume: blockd_extent::VolumeId) {
         self.local.lock().retain(|image| match image.upgrade() {
             Some(image) => {
                 if image.volume() == volume {

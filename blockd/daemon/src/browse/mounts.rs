@@ -3,7 +3,7 @@
 //! The list is the file `browse-mounts` in the data directory: one path per line. Paths with line breaks
 //! are refused.
 
-use super::{handed::UserMount, listing::BrowseCatalog, mount_quota::MountQuota};
+use super::{listing::BrowseCatalog, mount_quota::MountQuota, user_mounts::UserMount};
 use crate::{core::Core, error::ServiceError};
 use blockd_api::{
     CredentialRef, ErrorCode,

@@ -69,7 +69,7 @@ mod tests {
     use jiff::Timestamp;
 
     #[test]
-    fn readers_begin_now_and_go_on_where_they_were() {
+    fn event_readers_resume_at_their_cursor() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap();
         let tell = |tx: &Transaction<'_>| {

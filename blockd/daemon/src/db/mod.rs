@@ -11,9 +11,9 @@ mod doubts;
 mod event_readers;
 mod events;
 mod lazy;
-mod marks;
 mod proofs;
 mod repository_place;
+mod retention_overrides;
 mod rules;
 mod runs;
 mod schedules;
@@ -30,9 +30,9 @@ pub use doubts::Doubt;
 pub use event_readers::EventReader;
 pub use events::{NewEvent, count_events_after, events_after, newest_events};
 pub use lazy::LazyRow;
-pub use marks::{Mark, Marks};
 pub use proofs::Proof;
 pub(crate) use repository_place::Aliases;
+pub use retention_overrides::{RetentionOverride, RetentionOverrides};
 pub use rules::{RuleRow, RuleUses};
 pub use runs::{CopyCount, LOCAL, RunRow};
 pub use schedules::{PolicyRow, ScheduleRow, ScheduleSpec};
@@ -173,7 +173,7 @@ impl Db {
     ///
     /// # Errors
     /// It cannot be opened or read.
-    pub fn look_for_volumes(path: &Path) -> Result<Vec<KnownVolume>, DbError> {
+    pub fn find_volumes(path: &Path) -> Result<Vec<KnownVolume>, DbError> {
         let open = |source| DbError::Open { path: path.to_owned(), source };
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(open)?;
         let mut statement =
@@ -189,8 +189,8 @@ impl Db {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn look_for_snapshots(path: &Path, volume: VolumeId) -> Result<Vec<(String, SnapshotId)>, DbError> {
-        let mut connection = Self::look(path)?;
+    pub fn find_snapshots(path: &Path, volume: VolumeId) -> Result<Vec<(String, SnapshotId)>, DbError> {
+        let mut connection = Self::inspect(path)?;
         let rows = SnapshotRow::all(&connection.transaction()?, Some(volume))?;
         Ok(rows.into_iter().map(|row| (row.name.to_string(), row.id)).collect())
     }
@@ -200,7 +200,7 @@ impl Db {
     /// # Errors
     /// It is newer than this program, or cannot be read.
     pub fn check_version(path: &Path) -> Result<(), DbError> {
-        schema::check(&Self::look(path)?, path)
+        schema::check(&Self::inspect(path)?, path)
     }
 
     /// Reads the credentials of a database of this program's version without changing it. Other processes may
@@ -208,13 +208,13 @@ impl Db {
     ///
     /// # Errors
     /// It cannot be read.
-    pub(crate) fn look_for_credentials(path: &Path) -> Result<Vec<CredentialRow>, DbError> {
-        let mut connection = Self::look(path)?;
+    pub(crate) fn find_credentials(path: &Path) -> Result<Vec<CredentialRow>, DbError> {
+        let mut connection = Self::inspect(path)?;
         CredentialRow::all(&connection.transaction()?)
     }
 
     /// Opens a database read-only. Other processes may have it open.
-    fn look(path: &Path) -> Result<Connection, DbError> {
+    fn inspect(path: &Path) -> Result<Connection, DbError> {
         let open = |source| DbError::Open { path: path.to_owned(), source };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         // Without a WAL next to it, the file is complete; a normal open would create files.

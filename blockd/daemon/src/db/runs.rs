@@ -343,7 +343,7 @@ impl RunRow {
     ///
     /// # Errors
     /// The database fails.
-    pub fn found_no_volume(tx: &Transaction<'_>, schedule: Uuid) -> Result<bool, DbError> {
+    pub fn matched_no_volume(tx: &Transaction<'_>, schedule: Uuid) -> Result<bool, DbError> {
         let newest =
             Self::select(tx, "WHERE schedule = ?1 ORDER BY id DESC LIMIT 1", [schedule.to_string()])?;
         Ok(newest.first().is_some_and(|run| run.state == RunState::Skipped && run.volume.is_none()))

@@ -212,7 +212,7 @@ CREATE TABLE cloudsnap_marks (
     PRIMARY KEY (cloudsnap, credential)
 ) STRICT;
 
--- Hooks around freezes, by name.
+-- Hooks quiesce_rules freezes, by name.
 CREATE TABLE rules (
     name    TEXT PRIMARY KEY,
     quiesce TEXT NOT NULL                   -- JSON

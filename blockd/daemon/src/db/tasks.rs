@@ -188,7 +188,7 @@ pub struct TaskDetail {
     /// Group barrier of the backup.
     pub barrier: Option<Barrier>,
     /// Quiesce parts of the backup.
-    pub around: Vec<crate::quiesce::Part>,
+    pub quiesce_rules: Vec<crate::quiesce::Part>,
     /// Quiesce report.
     pub quiesce: Option<blockd_api::quiesce::QuiesceReport>,
     /// Schedule that started it.
@@ -337,7 +337,7 @@ impl TaskRow {
     ///
     /// # Errors
     /// The database fails.
-    pub fn who_needs(tx: &Transaction<'_>, snapshot: SnapshotId) -> Result<Option<Uuid>, DbError> {
+    pub fn task_in_need(tx: &Transaction<'_>, snapshot: SnapshotId) -> Result<Option<Uuid>, DbError> {
         let sql = format!(
             "SELECT id FROM tasks WHERE snapshot = ?1 AND (state IN ('pending', 'active') OR ({KEPT})) LIMIT 1"
         );

@@ -1,6 +1,6 @@
 //! Attaching and detaching.
 
-use super::{Answer, Body, Named, caller::Caller, detached};
+use super::{Body, HandlerResult, Named, caller::Caller, detached};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
@@ -14,7 +14,7 @@ pub(super) async fn attach(
     State(core): State<Arc<Core>>,
     Named(volume): Named<VolumeRef>,
     Body(request): Body<AttachVolume>,
-) -> Answer<Attachment> {
+) -> HandlerResult<Attachment> {
     detached(async move { core.attach_volume(&volume, request).await }).await
 }
 
@@ -23,7 +23,7 @@ pub(super) async fn detach(
     caller: Caller,
     Named(volume): Named<VolumeRef>,
     Body(request): Body<DetachVolume>,
-) -> Answer<Detached> {
+) -> HandlerResult<Detached> {
     if request.force {
         // Unwritten data is lost.
         caller.needs(Role::Admin, "a forced detach")?;

@@ -1,6 +1,6 @@
 //! Mounts of snapshots, and files in cloud snapshots.
 
-use super::{Answer, Asked, Body, Failure, Reply, caller::Caller, passed::Descriptor};
+use super::{Body, Failure, HandlerResult, Input, Reply, caller::Caller, passed_fds::Descriptor};
 use crate::{core::Core, error::ServiceError};
 use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::browse::{
@@ -15,17 +15,17 @@ async fn in_turn<R: Send + 'static>(
     work: impl FnOnce(&Arc<Core>) -> Result<R, ServiceError> + Send + 'static,
 ) -> Result<R, ServiceError> {
     let worker = Arc::clone(&core);
-    core.browse.turns.run(move || work(&worker)).await
+    core.browse.requests.run(move || work(&worker)).await
 }
 
-pub(super) async fn mounts(State(core): State<Arc<Core>>) -> Answer<BrowseMountList> {
+pub(super) async fn mounts(State(core): State<Arc<Core>>) -> HandlerResult<BrowseMountList> {
     Ok(Reply(in_turn(core, |core| Ok(core.list_browse())).await?))
 }
 
 pub(super) async fn mount(
     State(core): State<Arc<Core>>,
     Body(request): Body<MountBrowse>,
-) -> Answer<BrowseMount> {
+) -> HandlerResult<BrowseMount> {
     Ok(Reply(in_turn(core, move |core| core.mount_browse(&request)).await?))
 }
 
@@ -34,7 +34,7 @@ pub(super) async fn serve_handed(
     caller: Caller,
     Descriptor(descriptor): Descriptor,
     Body(request): Body<HandMount>,
-) -> Answer<BrowseMount> {
+) -> HandlerResult<BrowseMount> {
     let serve = move |core: &Arc<Core>| core.serve_handed(request, descriptor, caller.user);
     Ok(Reply(in_turn(core, serve).await?))
 }
@@ -42,14 +42,14 @@ pub(super) async fn serve_handed(
 pub(super) async fn unmount(
     State(core): State<Arc<Core>>,
     Body(request): Body<UnmountBrowse>,
-) -> Answer<Unmounted> {
+) -> HandlerResult<Unmounted> {
     Ok(Reply(in_turn(core, move |core| core.unmount_browse(&request)).await?))
 }
 
 pub(super) async fn list_files(
     State(core): State<Arc<Core>>,
-    Asked(query): Asked<ListFiles>,
-) -> Answer<FileList> {
+    Input(query): Input<ListFiles>,
+) -> HandlerResult<FileList> {
     let list = move |core: &Arc<Core>| core.snapshot_files(&query.snap, query.cred_id.as_ref())?.list(&query);
     Ok(Reply(in_turn(core, list).await?))
 }
@@ -57,7 +57,7 @@ pub(super) async fn list_files(
 /// Streams a file.
 pub(super) async fn read_file(
     State(core): State<Arc<Core>>,
-    Asked(query): Asked<ReadFile>,
+    Input(query): Input<ReadFile>,
 ) -> Result<impl IntoResponse, Failure> {
     let read = move |core: &Arc<Core>| core.snapshot_files(&query.snap, query.cred_id.as_ref())?.read(&query);
     Ok(([(CONTENT_TYPE, "application/octet-stream")], in_turn(core, read).await?))
@@ -65,8 +65,8 @@ pub(super) async fn read_file(
 
 pub(super) async fn list_file_runs(
     State(core): State<Arc<Core>>,
-    Asked(query): Asked<ListFileRuns>,
-) -> Answer<FileRuns> {
+    Input(query): Input<ListFileRuns>,
+) -> HandlerResult<FileRuns> {
     let runs = move |core: &Arc<Core>| core.snapshot_files(&query.snap, query.cred_id.as_ref())?.runs(&query);
     Ok(Reply(in_turn(core, runs).await?))
 }

@@ -1,6 +1,6 @@
 //! Cloud snapshots.
 
-use super::{Answer, Asked, Body, Failure, Reply, caller::Caller, detached, rules::may_run};
+use super::{Body, Failure, HandlerResult, Input, Reply, caller::Caller, detached, rules::may_run};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
@@ -18,15 +18,15 @@ use std::sync::Arc;
 
 pub(super) async fn list(
     State(core): State<Arc<Core>>,
-    Asked(query): Asked<ListCloudsnaps>,
-) -> Answer<CloudsnapList> {
+    Input(query): Input<ListCloudsnaps>,
+) -> HandlerResult<CloudsnapList> {
     Ok(Reply(core.list_cloudsnaps(&query).await?))
 }
 
 pub(super) async fn inspect(
     State(core): State<Arc<Core>>,
-    Asked(query): Asked<InspectCloudsnap>,
-) -> Answer<CloudsnapDetail> {
+    Input(query): Input<InspectCloudsnap>,
+) -> HandlerResult<CloudsnapDetail> {
     Ok(Reply(core.inspect_cloudsnap(&query).await?))
 }
 
@@ -51,7 +51,7 @@ pub(super) async fn backup(
     State(core): State<Arc<Core>>,
     caller: Caller,
     Body(request): Body<StartBackup>,
-) -> Answer<BackupStarted> {
+) -> HandlerResult<BackupStarted> {
     may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
     may_expire(&caller, request.expires)?;
     may_limit(&caller, request.limits)?;
@@ -62,7 +62,7 @@ pub(super) async fn backup_group(
     State(core): State<Arc<Core>>,
     caller: Caller,
     Body(request): Body<StartGroupBackup>,
-) -> Answer<GroupBackupStarted> {
+) -> HandlerResult<GroupBackupStarted> {
     may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
     may_expire(&caller, request.expires)?;
     may_limit(&caller, request.limits)?;
@@ -73,7 +73,7 @@ pub(super) async fn restore(
     State(core): State<Arc<Core>>,
     caller: Caller,
     Body(request): Body<StartRestore>,
-) -> Answer<RestoreStarted> {
+) -> HandlerResult<RestoreStarted> {
     may_limit(&caller, request.limits)?;
     detached(async move { core.start_restore(&request).await }).await
 }
@@ -81,14 +81,14 @@ pub(super) async fn restore(
 pub(super) async fn restore_lazy(
     State(core): State<Arc<Core>>,
     Body(request): Body<StartLazyRestore>,
-) -> Answer<LazyRestored> {
+) -> HandlerResult<LazyRestored> {
     detached(async move { core.start_lazy_restore(&request).await }).await
 }
 
 pub(super) async fn restore_in_place(
     State(core): State<Arc<Core>>,
     Body(request): Body<StartInPlace>,
-) -> Answer<RestoreStarted> {
+) -> HandlerResult<RestoreStarted> {
     detached(async move {
         let request = StartInPlace { volume: core.whole_volume(&request.volume)?, ..request };
         core.start_in_place(&request).await
@@ -99,7 +99,7 @@ pub(super) async fn restore_in_place(
 pub(super) async fn delete(
     State(core): State<Arc<Core>>,
     Body(request): Body<StartDelete>,
-) -> Answer<TaskStarted> {
+) -> HandlerResult<TaskStarted> {
     detached(async move { core.start_delete(&request).await }).await
 }
 
@@ -107,7 +107,7 @@ pub(super) async fn mark(
     State(core): State<Arc<Core>>,
     caller: Caller,
     Body(request): Body<MarkCloudsnap>,
-) -> Answer<CloudsnapMark> {
+) -> HandlerResult<CloudsnapMark> {
     if request.pinned != Some(true) || request.expires.is_some() || request.never_expires {
         // An expiry date causes a deletion.
         caller.needs(Role::Admin, "taking a pin back, or setting a date")?;
@@ -118,13 +118,13 @@ pub(super) async fn mark(
 pub(super) async fn verify(
     State(core): State<Arc<Core>>,
     Body(request): Body<StartVerify>,
-) -> Answer<TaskStarted> {
+) -> HandlerResult<TaskStarted> {
     detached(async move { core.start_verify(&request).await }).await
 }
 
 pub(super) async fn collect_garbage(
     State(core): State<Arc<Core>>,
     Body(request): Body<CollectGarbage>,
-) -> Answer<GarbageCollected> {
+) -> HandlerResult<GarbageCollected> {
     detached(async move { core.collect_garbage(&request).await }).await
 }

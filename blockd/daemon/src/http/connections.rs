@@ -5,8 +5,8 @@
 
 use super::{
     caller::{Caller, User},
-    closing::Closer,
-    passed::{Passed, Receiving, may_pass},
+    fd_closer::Closer,
+    passed_fds::{PassedFds, Receiving, may_pass},
 };
 use axum::{Router, body::Body};
 use blockd_cloud::CancelToken;
@@ -127,16 +127,16 @@ pub(super) async fn serve_each<L: Listen, F>(
 pub(super) async fn serve_one<S>(
     stream: S,
     caller: Caller,
-    passed: Passed,
+    passed: PassedFds,
     router: Router,
     stop: &CancelToken,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let begun = CancelToken::new();
-    let has_begun = begun.clone();
+    let has_started = begun.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        has_begun.cancel();
+        has_started.cancel();
         request.extensions_mut().insert(caller.clone());
         request.extensions_mut().insert(passed.take());
         router.clone().call(request.map(Body::new))
@@ -187,7 +187,7 @@ mod tests {
         let stop = CancelToken::new();
         let told = stop.clone();
         let served = tokio::spawn(async move {
-            serve_one(far, Caller::owner(), Passed::default(), router, &told).await;
+            serve_one(far, Caller::owner(), PassedFds::default(), router, &told).await;
         });
         // On one thread, the task waits for a request when this continues.
         tokio::task::yield_now().await;
@@ -269,7 +269,7 @@ mod tests {
         };
         let router = Router::new().route("/", get(handler));
         let served = tokio::spawn(async move {
-            serve_one(far, Caller::owner(), Passed::default(), router, &CancelToken::new()).await;
+            serve_one(far, Caller::owner(), PassedFds::default(), router, &CancelToken::new()).await;
         });
         near.write_all(REQUEST).await.unwrap();
         begun.cancelled().await;

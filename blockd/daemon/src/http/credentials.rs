@@ -1,6 +1,6 @@
 //! Credentials.
 
-use super::{Answer, Body, Named, Reply, detached};
+use super::{Body, HandlerResult, Named, Reply, detached};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
@@ -15,25 +15,25 @@ use std::sync::Arc;
 pub(super) async fn create(
     State(core): State<Arc<Core>>,
     Body(request): Body<CreateCredential>,
-) -> Answer<Credential> {
+) -> HandlerResult<Credential> {
     detached(async move { core.create_credential(request).await }).await
 }
 
-pub(super) async fn list(State(core): State<Arc<Core>>) -> Answer<CredentialList> {
+pub(super) async fn list(State(core): State<Arc<Core>>) -> HandlerResult<CredentialList> {
     Ok(Reply(core.list_credentials().await?))
 }
 
 pub(super) async fn inspect(
     State(core): State<Arc<Core>>,
     Named(credential): Named<CredentialRef>,
-) -> Answer<Credential> {
+) -> HandlerResult<Credential> {
     Ok(Reply(core.inspect_credential(&credential).await?))
 }
 
 pub(super) async fn validate(
     State(core): State<Arc<Core>>,
     Named(credential): Named<CredentialRef>,
-) -> Answer<Credential> {
+) -> HandlerResult<Credential> {
     detached(async move { core.validate_credential(&credential).await }).await
 }
 
@@ -41,14 +41,14 @@ pub(super) async fn update(
     State(core): State<Arc<Core>>,
     Named(credential): Named<CredentialRef>,
     Body(request): Body<UpdateCredential>,
-) -> Answer<Credential> {
+) -> HandlerResult<Credential> {
     detached(async move { core.update_credential(&credential, request).await }).await
 }
 
 pub(super) async fn delete(
     State(core): State<Arc<Core>>,
     Named(credential): Named<CredentialRef>,
-) -> Answer<Deleted> {
+) -> HandlerResult<Deleted> {
     detached(async move { core.delete_credential(&core.whole_credential(&credential).await?).await }).await
 }
 
@@ -56,7 +56,7 @@ pub(super) async fn rekey(
     State(core): State<Arc<Core>>,
     Named(credential): Named<CredentialRef>,
     Body(request): Body<RekeyCredential>,
-) -> Answer<CredentialRekeyed> {
+) -> HandlerResult<CredentialRekeyed> {
     detached(async move { core.rekey_credential(&core.whole_credential(&credential).await?, request).await })
         .await
 }
@@ -65,6 +65,6 @@ pub(super) async fn limit(
     State(core): State<Arc<Core>>,
     Named(credential): Named<CredentialRef>,
     Body(limits): Body<CredentialLimits>,
-) -> Answer<Credential> {
+) -> HandlerResult<Credential> {
     detached(async move { core.limit_credential(&credential, limits).await }).await
 }

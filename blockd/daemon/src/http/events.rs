@@ -1,6 +1,6 @@
 //! Events.
 
-use super::{Answer, Asked, Reply};
+use super::{HandlerResult, Input, Reply};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::events::{EventList, ListEvents};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 pub(super) async fn list(
     State(core): State<Arc<Core>>,
-    Asked(query): Asked<ListEvents>,
-) -> Answer<EventList> {
+    Input(query): Input<ListEvents>,
+) -> HandlerResult<EventList> {
     Ok(Reply(core.list_events(&query).await?))
 }

@@ -4,7 +4,7 @@ use super::{
     Failure,
     caller::Caller,
     connections::{serve_each, serve_one},
-    passed::Passed,
+    passed_fds::PassedFds,
     routes::Routes,
 };
 use crate::{core::Core, db::DbError, error::ServiceError, health::Room, metrics::TEXT_FORMAT};
@@ -92,7 +92,7 @@ async fn serve_router(listener: TcpListener, router: Router, stop: CancelToken) 
                 tracing::debug!(?peer, "a metrics connection was closed: its address has too many");
                 return;
             };
-            let served = serve_one(stream, caller, Passed::default(), router, &stop);
+            let served = serve_one(stream, caller, PassedFds::default(), router, &stop);
             if tokio::time::timeout(CONNECTION_TIMEOUT, served).await.is_err() {
                 tracing::debug!("a metrics connection was closed at its time limit");
             }
@@ -116,7 +116,7 @@ async fn readyz(State(core): State<Arc<Core>>) -> Result<&'static str, Failure> 
     if core.stopping.is_cancelled() {
         return Err(Failure(ServiceError::Stopping));
     }
-    let room = core.look_at_room().await.map(Room::of);
+    let room = core.check_free_space().await.map(Room::of);
     if room == Some(Room::Full) {
         let message = format!("the data directory {} is full", core.data_dir.display());
         return Err(Failure(ServiceError::refused(ErrorCode::NoSpace, message)));

@@ -6,13 +6,13 @@
 mod attachments;
 mod browse;
 pub(crate) mod caller;
-mod closing;
 mod cloudsnaps;
 pub(crate) mod connections;
 mod credentials;
 mod events;
+mod fd_closer;
 pub(crate) mod metrics;
-mod passed;
+mod passed_fds;
 pub(crate) mod remote;
 mod routes;
 mod rules;
@@ -36,7 +36,7 @@ use axum::{
 };
 use blockd_api::{ApiError, ErrorBody, ErrorCode, paths};
 use caller::Caller;
-pub(crate) use closing::Foreign;
+pub(crate) use fd_closer::Foreign;
 use futures::FutureExt;
 use routes::Routes;
 use serde::{Serialize, de::DeserializeOwned};
@@ -231,14 +231,14 @@ impl<T: Serialize> IntoResponse for Reply<T> {
     }
 }
 
-type Answer<T> = Result<Reply<T>, Failure>;
+type HandlerResult<T> = Result<Reply<T>, Failure>;
 
 /// Runs a change apart from its connection, and waits for it. A change with a preflight request to a store
 /// does not start if the client has disconnected by then.
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
-) -> Answer<T> {
-    let (_waiting, work) = crate::asking::for_who_waits(work.in_current_span());
+) -> HandlerResult<T> {
+    let (_waiting, work) = crate::preflight::with_client_cancellation(work.in_current_span());
     match tokio::spawn(crate::owner::scope(crate::owner::current(), work)).await {
         Ok(result) => Ok(Reply(result?)),
         Err(error) => Err(Failure(ServiceError::Internal(error.to_string()))),
@@ -273,9 +273,9 @@ fn body_failure(error: &BytesRejection) -> Failure {
 }
 
 /// Query parameters.
-struct Asked<T>(T);
+struct Input<T>(T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Input<T> {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
@@ -318,7 +318,7 @@ mod tests {
         let begins = Arc::clone(&begun);
         let change = async move {
             let question = async { Ok(answered.await.is_ok()) };
-            crate::asking::in_time(Duration::from_secs(60), question).await?;
+            crate::preflight::in_time(Duration::from_secs(60), question).await?;
             begins.store(true, Ordering::SeqCst);
             Ok(())
         };

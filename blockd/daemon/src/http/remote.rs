@@ -6,7 +6,7 @@
 use super::{
     caller::Caller,
     connections::{ACCEPT_PAUSE, serve_one},
-    passed::Passed,
+    passed_fds::PassedFds,
 };
 use crate::config::ControlConfig;
 use axum::Router;
@@ -110,7 +110,7 @@ impl Remote {
         };
         tracing::debug!(name, ?role, "a control connection");
         let caller = Caller { role, name, user: None };
-        serve_one(session, caller, Passed::default(), self.router.clone(), &self.stop).await;
+        serve_one(session, caller, PassedFds::default(), self.router.clone(), &self.stop).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rules.
 
-use super::{Answer, Body, Failure, Named, Reply, caller::Caller, detached};
+use super::{Body, Failure, HandlerResult, Named, Reply, caller::Caller, detached};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
@@ -40,15 +40,15 @@ pub(super) fn hide_commands(caller: &Caller, report: Option<&mut QuiesceReport>)
     }
 }
 
-pub(super) async fn list(State(core): Shared) -> Answer<RuleList> {
+pub(super) async fn list(State(core): Shared) -> HandlerResult<RuleList> {
     Ok(Reply(core.list_rules().await?))
 }
 
-pub(super) async fn create(State(core): Shared, Body(request): Body<CreateRule>) -> Answer<HookRule> {
+pub(super) async fn create(State(core): Shared, Body(request): Body<CreateRule>) -> HandlerResult<HookRule> {
     detached(async move { core.create_rule(request).await }).await
 }
 
-pub(super) async fn inspect(State(core): Shared, Named(rule): Named<RuleName>) -> Answer<HookRule> {
+pub(super) async fn inspect(State(core): Shared, Named(rule): Named<RuleName>) -> HandlerResult<HookRule> {
     Ok(Reply(core.rule(rule).await?))
 }
 
@@ -56,11 +56,11 @@ pub(super) async fn update(
     State(core): Shared,
     Named(rule): Named<RuleName>,
     Body(request): Body<UpdateRule>,
-) -> Answer<HookRule> {
+) -> HandlerResult<HookRule> {
     detached(async move { core.update_rule(rule, request).await }).await
 }
 
-pub(super) async fn delete(State(core): Shared, Named(rule): Named<RuleName>) -> Answer<Deleted> {
+pub(super) async fn delete(State(core): Shared, Named(rule): Named<RuleName>) -> HandlerResult<Deleted> {
     detached(async move { core.delete_rule(rule).await }).await
 }
 
@@ -68,7 +68,7 @@ pub(super) async fn assign(
     State(core): Shared,
     Named(rule): Named<RuleName>,
     Body(target): Body<RuleTarget>,
-) -> Answer<HookRule> {
+) -> HandlerResult<HookRule> {
     detached(async move { core.assign_rule(rule, target, true).await }).await
 }
 
@@ -76,6 +76,6 @@ pub(super) async fn unassign(
     State(core): Shared,
     Named(rule): Named<RuleName>,
     Body(target): Body<RuleTarget>,
-) -> Answer<HookRule> {
+) -> HandlerResult<HookRule> {
     detached(async move { core.assign_rule(rule, target, false).await }).await
 }

@@ -1,6 +1,6 @@
 //! Schedules, their policies and their runs.
 
-use super::{Answer, Asked, Body, Named, Reply, detached};
+use super::{Body, HandlerResult, Input, Named, Reply, detached};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
@@ -15,15 +15,18 @@ use uuid::Uuid;
 
 type Shared = State<Arc<Core>>;
 
-pub(super) async fn list(State(core): Shared) -> Answer<ScheduleList> {
+pub(super) async fn list(State(core): Shared) -> HandlerResult<ScheduleList> {
     Ok(Reply(core.list_schedules().await?))
 }
 
-pub(super) async fn create(State(core): Shared, Body(request): Body<CreateSchedule>) -> Answer<Schedule> {
+pub(super) async fn create(
+    State(core): Shared,
+    Body(request): Body<CreateSchedule>,
+) -> HandlerResult<Schedule> {
     detached(async move { core.create_schedule(request).await }).await
 }
 
-pub(super) async fn inspect(State(core): Shared, Named(schedule): Named<Uuid>) -> Answer<Schedule> {
+pub(super) async fn inspect(State(core): Shared, Named(schedule): Named<Uuid>) -> HandlerResult<Schedule> {
     Ok(Reply(core.schedule(schedule).await?))
 }
 
@@ -31,35 +34,38 @@ pub(super) async fn update(
     State(core): Shared,
     Named(schedule): Named<Uuid>,
     Body(request): Body<UpdateSchedule>,
-) -> Answer<Schedule> {
+) -> HandlerResult<Schedule> {
     detached(async move { core.update_schedule(schedule, request).await }).await
 }
 
-pub(super) async fn delete(State(core): Shared, Named(schedule): Named<Uuid>) -> Answer<Deleted> {
+pub(super) async fn delete(State(core): Shared, Named(schedule): Named<Uuid>) -> HandlerResult<Deleted> {
     detached(async move { core.delete_schedule(schedule).await }).await
 }
 
-pub(super) async fn run(State(core): Shared, Named(schedule): Named<Uuid>) -> Answer<RunList> {
+pub(super) async fn run(State(core): Shared, Named(schedule): Named<Uuid>) -> HandlerResult<RunList> {
     detached(async move { core.run_schedule(schedule).await }).await
 }
 
-pub(super) async fn retention(State(core): Shared, Named(schedule): Named<Uuid>) -> Answer<RetentionPlan> {
+pub(super) async fn retention(
+    State(core): Shared,
+    Named(schedule): Named<Uuid>,
+) -> HandlerResult<RetentionPlan> {
     Ok(Reply(core.plan_retention(schedule).await?))
 }
 
-pub(super) async fn history(State(core): Shared, Asked(query): Asked<ListRuns>) -> Answer<RunList> {
+pub(super) async fn history(State(core): Shared, Input(query): Input<ListRuns>) -> HandlerResult<RunList> {
     Ok(Reply(core.list_runs(query).await?))
 }
 
-pub(super) async fn policies(State(core): Shared) -> Answer<PolicyList> {
+pub(super) async fn policies(State(core): Shared) -> HandlerResult<PolicyList> {
     Ok(Reply(core.list_policies().await?))
 }
 
-pub(super) async fn create_policy(State(core): Shared, Body(request): Body<Policy>) -> Answer<Policy> {
+pub(super) async fn create_policy(State(core): Shared, Body(request): Body<Policy>) -> HandlerResult<Policy> {
     detached(async move { core.create_policy(request).await }).await
 }
 
-pub(super) async fn policy(State(core): Shared, Named(name): Named<PolicyName>) -> Answer<Policy> {
+pub(super) async fn policy(State(core): Shared, Named(name): Named<PolicyName>) -> HandlerResult<Policy> {
     Ok(Reply(core.policy(name).await?))
 }
 
@@ -67,10 +73,13 @@ pub(super) async fn update_policy(
     State(core): Shared,
     Named(name): Named<PolicyName>,
     Body(request): Body<UpdatePolicy>,
-) -> Answer<Policy> {
+) -> HandlerResult<Policy> {
     detached(async move { core.update_policy(name, request).await }).await
 }
 
-pub(super) async fn delete_policy(State(core): Shared, Named(name): Named<PolicyName>) -> Answer<Deleted> {
+pub(super) async fn delete_policy(
+    State(core): Shared,
+    Named(name): Named<PolicyName>,
+) -> HandlerResult<Deleted> {
     detached(async move { core.delete_policy(name).await }).await
 }

@@ -1,7 +1,7 @@
 //! Snapshots.
 
 use super::{
-    Answer, Asked, Body, Named, Reply,
+    Body, HandlerResult, Input, Named, Reply,
     caller::Caller,
     detached,
     rules::{hide_commands, may_run},
@@ -23,7 +23,7 @@ pub(super) async fn create(
     caller: Caller,
     Named(volume): Named<VolumeRef>,
     Body(request): Body<CreateSnapshot>,
-) -> Answer<Snapshot> {
+) -> HandlerResult<Snapshot> {
     may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
     let Reply(mut made) = detached(async move { core.create_snapshot(&volume, request).await }).await?;
     hide_commands(&caller, made.quiesce.as_mut());
@@ -34,7 +34,7 @@ pub(super) async fn create_group(
     State(core): State<Arc<Core>>,
     caller: Caller,
     Body(request): Body<CreateGroupSnapshot>,
-) -> Answer<GroupSnapshot> {
+) -> HandlerResult<GroupSnapshot> {
     may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
     let Reply(mut made) = detached(async move { core.create_group_snapshot(request).await }).await?;
     made.snapshots.iter_mut().for_each(|snapshot| hide_commands(&caller, snapshot.quiesce.as_mut()));
@@ -50,15 +50,15 @@ pub(super) async fn inspect(
     State(core): State<Arc<Core>>,
     caller: Caller,
     Named(snapshot): Named<SnapshotRef>,
-) -> Answer<Snapshot> {
+) -> HandlerResult<Snapshot> {
     Ok(Reply(shown(&caller, core.inspect_snapshot(&snapshot).await?)))
 }
 
 pub(super) async fn list(
     State(core): State<Arc<Core>>,
     caller: Caller,
-    Asked(query): Asked<ListSnapshots>,
-) -> Answer<SnapshotList> {
+    Input(query): Input<ListSnapshots>,
+) -> HandlerResult<SnapshotList> {
     let mut list = core.list_snapshots(&query).await?;
     list.snapshots = list.snapshots.into_iter().map(|snapshot| shown(&caller, snapshot)).collect();
     Ok(Reply(list))
@@ -67,8 +67,8 @@ pub(super) async fn list(
 pub(super) async fn diff(
     State(core): State<Arc<Core>>,
     Named(volume): Named<VolumeRef>,
-    Asked(query): Asked<DiffSnapshots>,
-) -> Answer<SnapshotDiff> {
+    Input(query): Input<DiffSnapshots>,
+) -> HandlerResult<SnapshotDiff> {
     Ok(Reply(core.diff_snapshots(&volume, &query).await?))
 }
 
@@ -76,7 +76,7 @@ pub(super) async fn restore(
     State(core): State<Arc<Core>>,
     Named(volume): Named<VolumeRef>,
     Body(request): Body<RestoreSnapshot>,
-) -> Answer<SnapshotRestored> {
+) -> HandlerResult<SnapshotRestored> {
     detached(async move {
         let volume = core.whole_volume(&volume)?;
         let request = RestoreSnapshot { snapshot: core.whole_snapshot(&request.snapshot).await?, ..request };
@@ -88,8 +88,8 @@ pub(super) async fn restore(
 pub(super) async fn delete(
     State(core): State<Arc<Core>>,
     Named(snapshot): Named<SnapshotRef>,
-    Asked(query): Asked<DeleteSnapshot>,
-) -> Answer<Deleted> {
+    Input(query): Input<DeleteSnapshot>,
+) -> HandlerResult<Deleted> {
     detached(async move { core.delete_snapshot(&core.whole_snapshot(&snapshot).await?, query.force).await })
         .await
 }
@@ -99,7 +99,7 @@ pub(super) async fn mark(
     caller: Caller,
     Named(snapshot): Named<SnapshotRef>,
     Body(request): Body<MarkSnapshot>,
-) -> Answer<Snapshot> {
+) -> HandlerResult<Snapshot> {
     if !request.pinned {
         // An expiry date causes a deletion.
         caller.needs(Role::Admin, "taking a pin back")?;

@@ -1,6 +1,6 @@
 //! Status of the daemon.
 
-use super::{Answer, Reply};
+use super::{HandlerResult, Reply};
 use crate::{
     config::NbdAddress,
     core::Core,
@@ -21,12 +21,12 @@ pub(super) async fn openapi() -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], OPENAPI.as_str())
 }
 
-pub(super) async fn activity(State(core): State<Arc<Core>>) -> Answer<Activity> {
+pub(super) async fn activity(State(core): State<Arc<Core>>) -> HandlerResult<Activity> {
     Ok(Reply(core.activity().await?))
 }
 
-pub(super) async fn show(State(core): State<Arc<Core>>) -> Answer<Status> {
-    let data_space = core.look_at_room().await;
+pub(super) async fn show(State(core): State<Arc<Core>>) -> HandlerResult<Status> {
+    let data_space = core.check_free_space().await;
     let hooks = core.webhooks.clone();
     let rows = core.db.run(move |tx| -> Result<_, DbError> {
         let told = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<Vec<_>, _>>()?;

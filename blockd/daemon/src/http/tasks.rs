@@ -1,6 +1,8 @@
 //! Tasks.
 
-use super::{Answer, Asked, Body, Failure, Named, Reply, caller::Caller, detached, rules::hide_commands};
+use super::{
+    Body, Failure, HandlerResult, Input, Named, Reply, caller::Caller, detached, rules::hide_commands,
+};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::roles::Role;
@@ -11,8 +13,8 @@ use uuid::Uuid;
 pub(super) async fn list(
     State(core): State<Arc<Core>>,
     caller: Caller,
-    Asked(query): Asked<ListTasks>,
-) -> Answer<TaskList> {
+    Input(query): Input<ListTasks>,
+) -> HandlerResult<TaskList> {
     let mut list = core.list_tasks(&query).await?;
     list.tasks.iter_mut().for_each(|task| hide_commands(&caller, task.quiesce.as_mut()));
     Ok(Reply(list))
@@ -28,8 +30,8 @@ pub(super) async fn show(
     State(core): State<Arc<Core>>,
     caller: Caller,
     Named(task): Named<Uuid>,
-    Asked(wait): Asked<WaitTask>,
-) -> Answer<Task> {
+    Input(wait): Input<WaitTask>,
+) -> HandlerResult<Task> {
     Ok(shown(&caller, Reply(core.task(task, &wait).await?)))
 }
 
@@ -58,7 +60,7 @@ pub(super) async fn stop(
     caller: Caller,
     Named(task): Named<Uuid>,
     Body(request): Body<StopTask>,
-) -> Answer<Task> {
+) -> HandlerResult<Task> {
     may_stop(&core, &caller, task).await?;
     Ok(shown(&caller, detached(async move { core.stop_task(task, request).await }).await?))
 }
@@ -67,7 +69,7 @@ pub(super) async fn resume(
     State(core): State<Arc<Core>>,
     caller: Caller,
     Named(task): Named<Uuid>,
-) -> Answer<Task> {
+) -> HandlerResult<Task> {
     may_resume(&core, &caller, task).await?;
     Ok(shown(&caller, detached(async move { core.resume_task(task).await }).await?))
 }
@@ -77,6 +79,6 @@ pub(super) async fn limit(
     caller: Caller,
     Named(task): Named<Uuid>,
     Body(limits): Body<TaskLimits>,
-) -> Answer<Task> {
+) -> HandlerResult<Task> {
     Ok(shown(&caller, detached(async move { core.limit_task(task, limits).await }).await?))
 }

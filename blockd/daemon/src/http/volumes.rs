@@ -1,6 +1,6 @@
 //! Volumes.
 
-use super::{Answer, Asked, Body, Named, Reply, caller::Caller, detached};
+use super::{Body, HandlerResult, Input, Named, Reply, caller::Caller, detached};
 use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
@@ -15,14 +15,14 @@ use std::sync::Arc;
 pub(super) async fn create(
     State(core): State<Arc<Core>>,
     Body(request): Body<CreateVolume>,
-) -> Answer<Volume> {
+) -> HandlerResult<Volume> {
     detached(async move { core.create_volume(request).await }).await
 }
 
 pub(super) async fn check(
     State(core): State<Arc<Core>>,
     Named(volume): Named<VolumeRef>,
-) -> Answer<VolumeCheck> {
+) -> HandlerResult<VolumeCheck> {
     Ok(Reply(core.check_volume(&volume).await?))
 }
 
@@ -30,21 +30,21 @@ pub(super) async fn clone(
     State(core): State<Arc<Core>>,
     Named(volume): Named<VolumeRef>,
     Body(request): Body<CloneVolume>,
-) -> Answer<Volume> {
+) -> HandlerResult<Volume> {
     detached(async move { core.clone_volume(&volume, request).await }).await
 }
 
 pub(super) async fn list(
     State(core): State<Arc<Core>>,
-    Asked(query): Asked<ListVolumes>,
-) -> Answer<VolumeList> {
+    Input(query): Input<ListVolumes>,
+) -> HandlerResult<VolumeList> {
     Ok(Reply(core.list_volumes(&query).await?))
 }
 
 pub(super) async fn inspect(
     State(core): State<Arc<Core>>,
     Named(volume): Named<VolumeRef>,
-) -> Answer<Volume> {
+) -> HandlerResult<Volume> {
     Ok(Reply(core.inspect_volume(&volume).await?))
 }
 
@@ -53,7 +53,7 @@ pub(super) async fn update(
     caller: Caller,
     Named(volume): Named<VolumeRef>,
     Body(request): Body<UpdateVolume>,
-) -> Answer<Volume> {
+) -> HandlerResult<Volume> {
     // Groups and labels determine the schedules.
     if request != (UpdateVolume { size_bytes: request.size_bytes, ..UpdateVolume::default() }) {
         caller.needs(Role::Admin, "changing anything but the size of a volume")?;
@@ -64,7 +64,7 @@ pub(super) async fn update(
 pub(super) async fn delete(
     State(core): State<Arc<Core>>,
     Named(volume): Named<VolumeRef>,
-    Asked(query): Asked<DeleteVolume>,
-) -> Answer<Deleted> {
+    Input(query): Input<DeleteVolume>,
+) -> HandlerResult<Deleted> {
     detached(async move { core.delete_volume(&core.whole_volume(&volume)?, query.force).await }).await
 }

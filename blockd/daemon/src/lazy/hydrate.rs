@@ -48,7 +48,7 @@ pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     volume.retry_refused();
     let source = core.lazy_sources.lock().get(&id).cloned();
     if let Some(source) = &source {
-        source.look_again();
+        source.recheck();
     }
     let mut damage = None;
     loop {

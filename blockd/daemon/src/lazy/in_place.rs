@@ -16,11 +16,11 @@ use super::{
     source::{CHUNK_BLOCKS, SnapshotSource},
 };
 use crate::{
-    asking::is_still_wanted,
     core::{Core, random_id},
     db::{Chain, InPlace, SnapshotRow, SnapshotState, TaskDetail, TaskKind, TaskRow, TaskState},
     error::{ServiceError, blocking},
     locate::Purpose,
+    preflight::check_cancelled,
     registry::VolumeEntry,
     snapshots::{Wanted, first},
     tasks::{LiveTask, stop::check_limits},
@@ -52,7 +52,7 @@ impl Core {
         let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
 
         let _admission = self.admission.lock().await;
-        is_still_wanted()?;
+        check_cancelled()?;
         self.refuse_if_deleting(&id).await?;
         let entry = self.registry.find(&request.volume)?;
         let tasks = self.unfinished_tasks().await?;
@@ -101,7 +101,7 @@ impl Core {
                 ..TaskDetail::default()
             },
         };
-        mark.say(keeps_out(&row));
+        mark.set_reason(fence_reason(&row));
         self.going_back.lock().insert(entry.id, mark);
         match self.store_and_launch(row, |_| Ok(())).await {
             Ok(started) => Ok(RestoreStarted {
@@ -121,7 +121,7 @@ impl Core {
     ///
     /// # Errors
     /// The database fails.
-    pub(crate) async fn keep_clients_out_of_what_goes_back(&self) -> Result<(), ServiceError> {
+    pub(crate) async fn fence_volumes_in_rollback(&self) -> Result<(), ServiceError> {
         let mut tasks = self.db.run(TaskRow::unfinished).await?;
         tasks.extend(self.kept_tasks().await?);
         for task in tasks.iter().filter(|task| task.detail.in_place.is_some()) {
@@ -142,20 +142,20 @@ impl Core {
         }
         let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
         let (_, mark) = self.registry.by_id(id).ok_or_else(gone)?.begin_rollback()?;
-        mark.say(keeps_out(task));
+        mark.set_reason(fence_reason(task));
         self.going_back.lock().insert(id, mark);
         Ok(())
     }
 }
 
 /// Returns true if an in-place restore may have written: until it is done, its volume is a mixture.
-pub(crate) fn has_begun(row: &TaskRow) -> bool {
+pub(crate) fn has_started(row: &TaskRow) -> bool {
     // Stored before the first write.
     row.detail.in_place.is_some() && row.detail.bytes_total > 0
 }
 
 /// Returns the message to fenced clients, after the name of the volume.
-fn keeps_out(row: &TaskRow) -> String {
+fn fence_reason(row: &TaskRow) -> String {
     match row.state {
         TaskState::Failed | TaskState::Stopped => format!(
             "was restored in part only from cloud snapshot {}: resume it, `blockctl cloudsnap resume --name {}`",
@@ -166,15 +166,15 @@ fn keeps_out(row: &TaskRow) -> String {
 }
 
 /// Updates the message to fenced clients.
-fn tell_who_is_kept_out(core: &Core, row: &TaskRow) {
+fn warn_fenced_clients(core: &Core, row: &TaskRow) {
     let going_back = core.going_back.lock();
     if let Some(mark) = row.volume.and_then(|id| going_back.get(&id)) {
-        mark.say(keeps_out(row));
+        mark.set_reason(fence_reason(row));
     }
 }
 
 /// Removes the fence.
-pub(crate) fn let_go(core: &Core, row: &TaskRow) {
+pub(crate) fn release(core: &Core, row: &TaskRow) {
     if let Some(volume) = row.volume.filter(|_| row.detail.in_place.is_some()) {
         core.going_back.lock().remove(&volume);
     }
@@ -182,11 +182,11 @@ pub(crate) fn let_go(core: &Core, row: &TaskRow) {
 
 pub(crate) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
-    tell_who_is_kept_out(core, &row);
+    warn_fenced_clients(core, &row);
     let result = run_to_the_end(core, live).await;
     if result.is_err() {
         // The state may stay.
-        tell_who_is_kept_out(core, &TaskRow { state: TaskState::Failed, ..live.view() });
+        warn_fenced_clients(core, &TaskRow { state: TaskState::Failed, ..live.view() });
     }
     result
 }
@@ -233,7 +233,7 @@ async fn run_to_the_end(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     core.reached("going back done")?;
     live.detail(|detail| detail.phase = "done".into());
     let done = core.finish(live, |_| Ok(())).await?;
-    let_go(core, &done);
+    release(core, &done);
     if plan.discard
         && let Err(error) = core.delete_snapshot(&SnapshotRef::Id(plan.before), false).await
     {
@@ -245,7 +245,7 @@ async fn run_to_the_end(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
 
 /// Returns the error of a permanently failed restore, with its consequence for the volume.
 fn in_part(error: ServiceError, row: &TaskRow, entry: &VolumeEntry, before: &SnapshotRow) -> ServiceError {
-    if !has_begun(row) {
+    if !has_started(row) {
         return error;
     }
     let message = format!(
@@ -309,7 +309,7 @@ async fn frozen(core: &Core, entry: &Arc<VolumeEntry>, plan: InPlace) -> Result<
         name: SnapshotName::before_restore(Timestamp::now()),
         internal: false,
         group: None,
-        around: Vec::new(),
+        quiesce_rules: Vec::new(),
         schedule: None,
     };
     first(core.freeze_together(wanted).await?)
@@ -368,7 +368,7 @@ async fn between(source: &SnapshotSource, chain: &Chain) -> Result<Option<BlockS
     }
     let tip: Manifest = match source.repository().manifest(&chain.cloudsnap).await {
         Ok(tip) => tip,
-        Err(error) if crate::credentials::is_gone_or_damaged(&error) => return Ok(None),
+        Err(error) if crate::credentials::is_missing_or_damaged(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let (repository, since) = (source.repository().clone(), source.id().snapshot);

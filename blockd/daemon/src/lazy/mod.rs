@@ -13,13 +13,13 @@ pub use fetcher::Fetcher;
 pub use source::{CloudSource, SharedSource};
 
 use crate::{
-    asking::is_still_wanted,
     core::Core,
     db::{
         Catalog, Chain, DbError, LazyRow, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow, VolumeState,
     },
     error::{ServiceError, blocking},
     locate::Purpose,
+    preflight::check_cancelled,
     registry::{EntryState, VolumeEntry},
     tasks::doubts::is_in_doubt,
 };
@@ -75,7 +75,7 @@ impl Core {
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
-        is_still_wanted()?;
+        check_cancelled()?;
         self.refuse_if_deleting(&id).await?;
         let row = self.row_of_restored(
             &manifest,

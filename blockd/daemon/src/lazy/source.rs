@@ -94,13 +94,13 @@ impl CloudSource {
     }
 
     /// Returns the error of a deleted snapshot, if it was observed since the last
-    /// [`look_again`](Self::look_again).
+    /// [`recheck`](Self::recheck).
     pub(super) fn deleted(&self) -> Option<SourceError> {
         self.deleted.lock().clone()
     }
 
     /// Forgets the deletion, as the snapshot may have been restored.
-    pub(super) fn look_again(&self) {
+    pub(super) fn recheck(&self) {
         *self.deleted.lock() = None;
     }
 

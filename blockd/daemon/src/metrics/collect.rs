@@ -104,7 +104,7 @@ impl Core {
     /// The database fails.
     pub(crate) async fn metrics_text(&self) -> Result<String, ServiceError> {
         let now = Timestamp::now();
-        let space = self.look_at_room().await;
+        let space = self.check_free_space().await;
         let hooks = self.webhooks.clone();
         let rows = self.db.run(move |tx| Rows::read(tx, &hooks, now)).await?;
         let entries = self.registry.all();
@@ -251,7 +251,7 @@ impl Core {
     fn wanted_since(&self, rows: &Rows, volumes: &[Candidate]) -> BTreeMap<(String, String), Timestamp> {
         let mut wanted: BTreeMap<(String, String), Timestamp> = BTreeMap::new();
         for schedule in rows.schedules.iter().filter(|schedule| !schedule.paused) {
-            let meant = volumes.iter().filter(|volume| engine::is_meant(&schedule.spec.selector, volume));
+            let meant = volumes.iter().filter(|volume| engine::is_selected(&schedule.spec.selector, volume));
             for volume in meant {
                 let created = self.registry.by_id(volume.id).map(|entry| entry.created);
                 let since = created.map_or(schedule.created, |created| created.max(schedule.created));

@@ -1,7 +1,7 @@
 //! Metrics of store requests by credential, over all tasks.
 
 use super::histogram::{Counted, Histogram};
-use blockd_cloud::store::{self, Answer, ObjectStore, Operation, StoreError, StoreErrorKind, StoreFuture};
+use blockd_cloud::store::{self, BlobStore, Operation, Response, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
@@ -127,26 +127,26 @@ impl Meters {
 
 /// Store middleware that counts requests.
 pub(crate) struct MeteredStore {
-    inner: Arc<dyn ObjectStore>,
+    inner: Arc<dyn BlobStore>,
     meter: Arc<Meter>,
 }
 
 impl MeteredStore {
     /// Wraps `inner`.
-    pub(crate) fn new(inner: Arc<dyn ObjectStore>, meter: Arc<Meter>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn BlobStore>, meter: Arc<Meter>) -> Self {
         Self { inner, meter }
     }
 }
 
-impl blockd_cloud::store::Layer for MeteredStore {
+impl blockd_cloud::store::Middleware for MeteredStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         request: store::Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         self.meter.sent_bytes.fetch_add(request.sent_bytes, Relaxed);
         Box::pin(async move {

@@ -62,12 +62,12 @@ fn ticks(at: Instant) -> u64 {
 
 /// Request in flight until it is dropped.
 #[derive(Debug)]
-pub(crate) struct UnderWay<'a> {
+pub(crate) struct ActiveRequest<'a> {
     counter: &'a AtomicU64,
     added: u64,
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for ActiveRequest<'_> {
     fn drop(&mut self) {
         self.counter.fetch_sub(self.added, Relaxed);
     }
@@ -102,11 +102,11 @@ impl Traffic {
     }
 
     /// Counts a request that started at `began` as in flight.
-    pub(crate) fn begin(&self, operation: Operation, began: Instant) -> UnderWay<'_> {
+    pub(crate) fn begin(&self, operation: Operation, began: Instant) -> ActiveRequest<'_> {
         let counter = &self.shards[shard()].under_way[operation as usize];
         let added = ticks(began) << COUNT_BITS | 1;
         counter.fetch_add(added, Relaxed);
-        UnderWay { counter, added }
+        ActiveRequest { counter, added }
     }
 
     /// Returns the number of requests in flight and the sum of their ages, with an error of about 100 µs

@@ -122,7 +122,7 @@ enum TaskActivity {
 
 /// Judge of requests of one kind.
 #[derive(Debug, Default)]
-struct Judge {
+struct BaselineJudge {
     /// Requests since the last judgement.
     pending: Requests,
     during: Duration,
@@ -135,7 +135,7 @@ struct Judge {
     is_active: bool,
 }
 
-impl Judge {
+impl BaselineJudge {
     /// Returns true if the requests suffer; `None` if there are too few to judge.
     fn update(&mut self, seen: &Requests, during: Duration, tasks: TaskActivity) -> Option<bool> {
         self.pending.count += seen.count;
@@ -194,8 +194,8 @@ impl Judge {
 /// Controller of the share.
 #[derive(Debug, Default)]
 pub(super) struct Governor {
-    data: Judge,
-    flushes: Judge,
+    data: BaselineJudge,
+    flushes: BaselineJudge,
     /// Duration of the current stall.
     stalled: Duration,
     /// Time at the minimum share.
@@ -419,7 +419,7 @@ mod tests {
 
     /// Model: each request takes 20 µs, and 10 µs more for each tenth of the time above three tenths.
     #[test]
-    fn share_settles_where_guests_begin_to_suffer() {
+    fn share_settles_below_the_guest_latency_limit() {
         let mut governor = Governor::default();
         let mut share = FIRST_PERMILLE;
         let mut shares = Vec::new();

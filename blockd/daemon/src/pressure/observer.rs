@@ -26,13 +26,13 @@ const WORKER_PREFIX: &str = "nbd-worker";
 
 /// Requests of a volume since the daemon's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sums {
+struct CounterSums {
     data: Requests,
     flushes: Requests,
 }
 
 /// Counters by volume, so that volumes added or removed since the previous sample are excluded.
-type Volumes = HashMap<VolumeId, Sums>;
+type Volumes = HashMap<VolumeId, CounterSums>;
 
 /// Sampler with the previous counters.
 pub(super) struct Observer {
@@ -92,7 +92,7 @@ fn local_volumes(registry: &Registry) -> impl Iterator<Item = Arc<VolumeEntry>> 
     registry.all().into_iter().filter(is_local)
 }
 
-fn of_kind(sums: &mut Sums, operation: Operation) -> &mut Requests {
+fn of_kind(sums: &mut CounterSums, operation: Operation) -> &mut Requests {
     if operation == Operation::Flush { &mut sums.flushes } else { &mut sums.data }
 }
 
@@ -101,7 +101,7 @@ const OPERATIONS: [Operation; 3] = [Operation::Read, Operation::Write, Operation
 
 fn sums(registry: &Registry) -> Volumes {
     let sums_of = |entry: Arc<VolumeEntry>| {
-        let mut sums = Sums::default();
+        let mut sums = CounterSums::default();
         for operation in OPERATIONS {
             let counted = entry.traffic.counted(operation);
             let sum = of_kind(&mut sums, operation);
@@ -115,8 +115,8 @@ fn sums(registry: &Registry) -> Volumes {
 }
 
 /// Returns the requests in flight.
-fn waiting(registry: &Registry) -> Sums {
-    let mut sums = Sums::default();
+fn waiting(registry: &Registry) -> CounterSums {
+    let mut sums = CounterSums::default();
     for entry in local_volumes(registry) {
         for operation in OPERATIONS {
             let (count, age) = entry.traffic.under_way(operation);

@@ -100,11 +100,11 @@ impl Hook<'_> {
                     true => "it was killed, because blockd stops".to_owned(),
                     false => format!("it was killed after {} s", self.timeout.as_secs()),
                 };
-                (None, Some(error), said.so_far(LAST_WORDS))
+                (None, Some(error), said.output_yet(LAST_WORDS))
             }
-            Ok((Some(status), said)) if status.success() => (Some(0), None, said.so_far(LAST_GOOD_WORDS)),
+            Ok((Some(status), said)) if status.success() => (Some(0), None, said.output_yet(LAST_GOOD_WORDS)),
             Ok((Some(status), said)) => {
-                let said = said.so_far(LAST_WORDS);
+                let said = said.output_yet(LAST_WORDS);
                 (status.code(), Some(failure(status, &said)), said)
             }
         };
@@ -194,15 +194,15 @@ fn without_capabilities(command: &mut Command) -> io::Result<Child> {
 
 /// Output of a command.
 #[derive(Default)]
-struct Said {
+struct CommandOutput {
     words: Option<Arc<Mutex<Words>>>,
     ended: Option<mpsc::Receiver<()>>,
 }
 
-impl Said {
+impl CommandOutput {
     /// Returns the output of a command that has ended, also if the reader thread had no processor since. It
     /// does not wait for background processes that hold standard error.
-    fn so_far(&self, time_limit: Duration) -> Vec<u8> {
+    fn output_yet(&self, time_limit: Duration) -> Vec<u8> {
         if let Some(ended) = &self.ended {
             let _ = ended.recv_timeout(time_limit);
         }
@@ -252,7 +252,7 @@ fn is_there(pipe: &File, time_limit: Option<&Timespec>) -> bool {
 }
 
 /// Reads the output on a thread, which ends when the last process closes the pipe.
-fn listen(pipe: OwnedFd) -> io::Result<Said> {
+fn listen(pipe: OwnedFd) -> io::Result<CommandOutput> {
     let pipe = File::from(pipe);
     let watched = pipe.try_clone()?;
     let words = Arc::new(Mutex::new(Words { pipe, kept: Vec::new() }));
@@ -263,7 +263,7 @@ fn listen(pipe: OwnedFd) -> io::Result<Said> {
         drop(end);
     };
     std::thread::Builder::new().name("hook-stderr".into()).spawn(listener)?;
-    Ok(Said { words: Some(words), ended: Some(ended) })
+    Ok(CommandOutput { words: Some(words), ended: Some(ended) })
 }
 
 /// Waits for the end, the deadline or a stop of the daemon, and kills the process group in the last two
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn command_runs_as_its_user_without_rights_of_the_daemon() {
+    fn command_runs_as_its_user_without_daemon_privileges() {
         let own = User::from_uid(nix::unistd::getuid()).unwrap().unwrap();
         let unknown = Hook { user: Some("no-such-user"), ..hook("true") }.run();
         assert_eq!(unknown.error.as_deref(), Some("it cannot be run: there is no user no-such-user here"));
@@ -479,13 +479,13 @@ mod tests {
         says.write_all(&words).unwrap();
         let said = listen(reads.into()).unwrap();
         // The reader thread may not have started yet, and a background process may write more.
-        assert_eq!(said.so_far(Duration::ZERO), words);
+        assert_eq!(said.output_yet(Duration::ZERO), words);
         for _ in 0..100 {
             says.write_all(b"more").unwrap();
-            assert!(said.so_far(Duration::ZERO).ends_with(b"more"));
+            assert!(said.output_yet(Duration::ZERO).ends_with(b"more"));
         }
         drop(says);
-        assert!(said.so_far(Duration::from_secs(60)).len() >= words.len());
+        assert!(said.output_yet(Duration::from_secs(60)).len() >= words.len());
     }
 
     #[test]

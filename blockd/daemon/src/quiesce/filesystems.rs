@@ -6,8 +6,8 @@
 //! [marker](super::marker).
 
 use super::{
+    deadline::{share, with_deadline},
     marker::Mounted,
-    within::{share, within},
 };
 use blockd_api::quiesce::{QuiesceKind, QuiesceStep};
 use parking_lot::{Condvar, Mutex};
@@ -80,7 +80,7 @@ pub(crate) enum Thawed {
 
 /// Filesystem to freeze.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ToFreeze {
+pub(crate) struct FreezeTarget {
     /// Mount.
     pub(crate) mount: Mounted,
     /// A failure aborts the snapshot; failures of others are only reported.
@@ -90,7 +90,7 @@ pub(crate) struct ToFreeze {
 /// Filesystems of one freeze.
 pub(crate) struct Filesystems {
     shared: Arc<Shared>,
-    wanted: Vec<ToFreeze>,
+    wanted: Vec<FreezeTarget>,
     time_limit: Duration,
 }
 
@@ -103,7 +103,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// Frozen filesystems in freeze order.
-    frozen: Vec<ToFreeze>,
+    frozen: Vec<FreezeTarget>,
     steps: Vec<QuiesceStep>,
     /// The freeze has ended: filesystems frozen from now on are thawed at once.
     ended: bool,
@@ -118,7 +118,7 @@ struct State {
 /// Cause of a failed freeze, in one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct NotAtRest(String);
+pub(crate) struct QuiesceFailed(String);
 
 /// Result of a freeze.
 pub(crate) struct Ended {
@@ -134,7 +134,11 @@ impl Filesystems {
     /// Creates a freeze of filesystems, each by one of its mount points; nothing is frozen yet. The watchdog
     /// thaws everything after the time limit. Optional filesystems get a third of it: one that hangs is given
     /// up by then, and the required ones have the rest.
-    pub(crate) fn new(freezer: Arc<dyn Freezer>, mut wanted: Vec<ToFreeze>, time_limit: Duration) -> Self {
+    pub(crate) fn new(
+        freezer: Arc<dyn Freezer>,
+        mut wanted: Vec<FreezeTarget>,
+        time_limit: Duration,
+    ) -> Self {
         // An optional filesystem may take long to fail: required ones do not stay frozen for it.
         wanted.sort_by_key(|one| one.must_rest);
         let shared = Shared { freezer, state: Mutex::default(), changed: Condvar::new() };
@@ -148,12 +152,12 @@ impl Filesystems {
 
     fn sync_within(&self, time_limit: Duration) {
         let until = Instant::now() + time_limit;
-        for (at, ToFreeze { mount, .. }) in self.wanted.iter().enumerate() {
+        for (at, FreezeTarget { mount, .. }) in self.wanted.iter().enumerate() {
             let (shared, of) = (Arc::clone(&self.shared), mount.clone());
             let work = move || shared.freezer.sync(&of);
             let left = self.wanted.len() - at;
             let began = Instant::now();
-            let done = within(share(until, left), work, drop, || {});
+            let done = with_deadline(share(until, left), work, drop, || {});
             let error = match done {
                 Ok(Some(Ok(()))) => continue,
                 Ok(Some(Err(error))) => error,
@@ -168,7 +172,7 @@ impl Filesystems {
     ///
     /// # Errors
     /// A required filesystem cannot be frozen; the others are thawed again.
-    pub(crate) fn freeze(&self) -> Result<(), NotAtRest> {
+    pub(crate) fn freeze(&self) -> Result<(), QuiesceFailed> {
         if self.wanted.is_empty() {
             return Ok(());
         }
@@ -179,7 +183,7 @@ impl Filesystems {
         let (until, optional_until) = (began + self.time_limit, began + self.time_limit / 3);
         let mut optional_left = self.wanted.iter().filter(|one| !one.must_rest).count();
         for one in &self.wanted {
-            let ToFreeze { mount, must_rest } = one;
+            let FreezeTarget { mount, must_rest } = one;
             // Without the lock: if this hangs, the watchdog can still thaw the others.
             let began = Instant::now();
             let result = if *must_rest {
@@ -209,7 +213,7 @@ impl Filesystems {
                         return self
                             .unless_any_must(format!("freezing {} took too long", mount.path.display()));
                     }
-                    return Err(NotAtRest(format!(
+                    return Err(QuiesceFailed(format!(
                         "cannot freeze the filesystem at {}: {error}",
                         mount.path.display()
                     )));
@@ -229,16 +233,16 @@ impl Filesystems {
         let (shared, of) = (Arc::clone(&self.shared), mount.clone());
         let work = move || shared.freezer.freeze(&of);
         let (shared, of) = (Arc::clone(&self.shared), mount.clone());
-        let late = move |frozen: Result<(), FreezerError>| shared.let_go(&of, frozen);
+        let late = move |frozen: Result<(), FreezerError>| shared.release(&of, frozen);
         let began = Instant::now();
-        let frozen = within(until, work, late, || self.shared.state.lock().late += 1)?;
+        let frozen = with_deadline(until, work, late, || self.shared.state.lock().late += 1)?;
         frozen.unwrap_or_else(|| Err(too_long(began)))
     }
 
     /// Returns the error if a filesystem is required, and reports it otherwise.
-    fn unless_any_must(&self, what: String) -> Result<(), NotAtRest> {
+    fn unless_any_must(&self, what: String) -> Result<(), QuiesceFailed> {
         if self.wanted.iter().any(|one| one.must_rest) {
-            return Err(NotAtRest(what));
+            return Err(QuiesceFailed(what));
         }
         let place = self.wanted.first().map_or(Path::new("the filesystems"), |one| &one.mount.path);
         let step = step(QuiesceKind::FreezeFs, place, Instant::now(), Some(what));
@@ -284,7 +288,7 @@ impl Drop for Filesystems {
 
 impl Shared {
     /// Thaws a filesystem whose freeze completed late.
-    fn let_go(&self, mount: &Mounted, frozen: Result<(), FreezerError>) {
+    fn release(&self, mount: &Mounted, frozen: Result<(), FreezerError>) {
         let left = match frozen {
             Ok(()) => self.freezer.thaw(mount).err(),
             // The killed process may have frozen it.
@@ -308,7 +312,7 @@ impl Shared {
     /// Thaws the frozen filesystems, with a cause if it is too early.
     fn thaw_as(&self, state: &mut State, too_early: bool) {
         state.ended = true;
-        for ToFreeze { mount, must_rest } in std::mem::take(&mut state.frozen).into_iter().rev() {
+        for FreezeTarget { mount, must_rest } in std::mem::take(&mut state.frozen).into_iter().rev() {
             let began = Instant::now();
             let result = self.freezer.thaw(&mount);
             let failed = match result {
@@ -412,7 +416,7 @@ mod tests {
         let double = Arc::new(Double::default());
         let wanted = |path: &&str| {
             let mount = Mounted { path: PathBuf::from(path.trim_end_matches('?')), device: 1 };
-            ToFreeze { mount, must_rest: !path.ends_with('?') }
+            FreezeTarget { mount, must_rest: !path.ends_with('?') }
         };
         let wanted = mounts.iter().map(wanted).collect();
         (double.clone(), Filesystems::new(double, wanted, time_limit))

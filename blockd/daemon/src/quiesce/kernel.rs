@@ -1,8 +1,8 @@
 //! System calls that freeze and thaw a filesystem.
 
 use super::{
-    apart::Handle,
     filesystems::{Freezer, FreezerError, Thawed},
+    holder::Handle,
     marker::Mounted,
 };
 use rustix::{
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn another_filesystem_that_lies_there_now_is_left_alone() {
+    fn other_filesystem_at_the_mount_point_is_not_thawed() {
         let mut mount = Mounted::at("/proc".into()).unwrap();
         mount.device += 1;
         assert!(matches!(Kernel.sync(&mount), Err(FreezerError::Elsewhere)));

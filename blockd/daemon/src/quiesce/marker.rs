@@ -128,57 +128,57 @@ impl Mounted {
     }
 
     /// Decides about a mount that is not at its path: nothing is done if it is unmounted.
-    fn elsewhere(&self, mountinfo: &str) -> Result<Self, LetGo> {
+    fn at_other_mount(&self, mountinfo: &str) -> Result<Self, ReleaseReason> {
         match self.locate(mountinfo) {
             MountLocation::At(place) => Ok(place),
-            MountLocation::Hidden => Err(LetGo::Hidden),
-            MountLocation::Gone => Err(LetGo::Done),
+            MountLocation::Hidden => Err(ReleaseReason::Hidden),
+            MountLocation::Gone => Err(ReleaseReason::Done),
         }
     }
 
     /// Thaws the filesystem if it is frozen.
-    fn thaw(&self, freezer: &dyn Freezer, mountinfo: &str) -> LetGo {
-        let place = match self.elsewhere(mountinfo) {
+    fn thaw(&self, freezer: &dyn Freezer, mountinfo: &str) -> ReleaseReason {
+        let place = match self.at_other_mount(mountinfo) {
             Ok(place) => place,
             Err(end) => return end,
         };
         match freezer.thaw(&place) {
             Ok(Thawed::Now) => {
                 tracing::warn!(mount = %self.path.display(), "thawed what was left frozen");
-                LetGo::Done
+                ReleaseReason::Done
             }
-            Ok(Thawed::Before) => LetGo::NotFrozen,
+            Ok(Thawed::Before) => ReleaseReason::NotFrozen,
             // The lookup is repeated.
-            Err(FreezerError::Elsewhere) => LetGo::Hidden,
+            Err(FreezerError::Elsewhere) => ReleaseReason::Hidden,
             Err(error) => {
                 tracing::error!(mount = %self.path.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
-                LetGo::Failed
+                ReleaseReason::Failed
             }
         }
     }
 
     /// Thaws a filesystem that a killed process may still freeze, since its call hangs in the kernel. Only
     /// one freeze can be in progress: if a freeze succeeds here, no other one is.
-    fn make_sure(&self, freezer: &dyn Freezer, mountinfo: &str) -> LetGo {
-        let place = match self.elsewhere(mountinfo) {
+    fn make_sure(&self, freezer: &dyn Freezer, mountinfo: &str) -> ReleaseReason {
+        let place = match self.at_other_mount(mountinfo) {
             Ok(place) => place,
             Err(end) => return end,
         };
         let Err(error) = freezer.freeze(&place) else { return self.thaw(freezer, mountinfo) };
         match (&error, error.errno()) {
             (_, Some(Errno::BUSY)) => self.thaw(freezer, mountinfo),
-            (FreezerError::Elsewhere, _) => LetGo::NotFrozen,
+            (FreezerError::Elsewhere, _) => ReleaseReason::NotFrozen,
             (_, Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOENT)) => {
                 tracing::debug!(mount = %self.path.display(), %error, "cannot be frozen, so no other freeze is in progress");
-                LetGo::Done
+                ReleaseReason::Done
             }
             // This error gives no information about the filesystem.
             (FreezerError::NoHolder(_) | FreezerError::HolderGone | FreezerError::TooLong { .. }, _) => {
-                LetGo::NotFrozen
+                ReleaseReason::NotFrozen
             }
             (FreezerError::Call(_), _) => {
                 tracing::error!(mount = %self.path.display(), %error, "a filesystem may still become frozen: try `fsfreeze --unfreeze`");
-                LetGo::Failed
+                ReleaseReason::Failed
             }
         }
     }
@@ -186,7 +186,7 @@ impl Mounted {
 
 /// Result of a thaw at the start.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum LetGo {
+enum ReleaseReason {
     Done,
     NotFrozen,
     /// Mounted, but hidden by other mounts everywhere: it may be frozen.
@@ -194,7 +194,7 @@ enum LetGo {
     Failed,
 }
 
-impl LetGo {
+impl ReleaseReason {
     fn is_waited_for(self) -> bool {
         matches!(self, Self::NotFrozen | Self::Hidden)
     }
@@ -294,8 +294,8 @@ fn wait_for_lock(path: &Path) -> io::Result<File> {
 }
 
 /// Thaws, in the background, filesystems that could not be thawed in time; the post-commands have run.
-pub(crate) fn let_go_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Freezer>) {
-    let ends = marker.mounts.clone().into_iter().map(|mount| (mount, LetGo::NotFrozen)).collect();
+pub(crate) fn release_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Freezer>) {
+    let ends = marker.mounts.clone().into_iter().map(|mount| (mount, ReleaseReason::NotFrozen)).collect();
     let work = move || settle(vec![Left { path, ends, late: Vec::new() }], &*freezer, &mountinfo);
     if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
         tracing::error!(%error, "filesystems that were left frozen are thawed by the next start");
@@ -319,16 +319,16 @@ fn remove_file(path: &Path) {
 
 /// Resumes what a dead daemon left quiesced: thaws, then runs the post-commands and reports each. Then it
 /// calls `done` and waits for filesystems that cannot be thawed yet. Blocks.
-pub(crate) fn let_go(
+pub(crate) fn release(
     data_dir: &Path,
     freezer: &dyn Freezer,
     ended: &mut dyn FnMut(QuiesceStep),
     done: impl FnOnce(),
 ) {
-    let_go_among(data_dir, freezer, &mountinfo, ended, done);
+    release_among(data_dir, freezer, &mountinfo, ended, done);
 }
 
-fn let_go_among(
+fn release_among(
     data_dir: &Path,
     freezer: &dyn Freezer,
     mountinfo: &dyn Fn() -> String,
@@ -339,7 +339,7 @@ fn let_go_among(
     std::thread::scope(|scope| {
         // Waiting comes last: it must not delay what can be resumed now.
         let left =
-            entries.filter_map(|entry| Left::let_go(entry.path(), freezer, &mountinfo(), scope, ended));
+            entries.filter_map(|entry| Left::release(entry.path(), freezer, &mountinfo(), scope, ended));
         let (prompt, late): (Vec<Left>, Vec<Left>) = left.partition(|left| left.late.is_empty());
         done();
         settle(prompt, freezer, mountinfo);
@@ -393,15 +393,15 @@ fn hanging(mount: &Mounted) -> QuiesceStep {
 /// Remainder of one marker.
 struct Left {
     path: PathBuf,
-    ends: Vec<(Mounted, LetGo)>,
+    ends: Vec<(Mounted, ReleaseReason)>,
     /// Mounts whose thaw hangs, with the channel of its result.
-    late: Vec<(Mounted, mpsc::Receiver<LetGo>)>,
+    late: Vec<(Mounted, mpsc::Receiver<ReleaseReason>)>,
 }
 
 impl Left {
     /// Does what needs no waiting: thaws, and runs the post-commands. A hanging thaw continues in the
     /// background.
-    fn let_go<'scope, 'env>(
+    fn release<'scope, 'env>(
         path: PathBuf,
         freezer: &'env dyn Freezer,
         mountinfo: &str,
@@ -430,7 +430,7 @@ impl Left {
             let (its, mountinfo) = (mount.clone(), mountinfo.to_owned());
             let thaw = move || {
                 let end = its.thaw(freezer, &mountinfo);
-                if end == LetGo::Hidden {
+                if end == ReleaseReason::Hidden {
                     tracing::error!(mount = %its.path.display(), "a filesystem may still be frozen, and something else is mounted over it: unmount that");
                 }
                 // The waiting thread waits until the end.
@@ -441,7 +441,9 @@ impl Left {
             }
             match told.recv_timeout(THAW_TIMEOUT) {
                 Ok(end) => ends.push((mount.clone(), end)),
-                Err(mpsc::RecvTimeoutError::Disconnected) => ends.push((mount.clone(), LetGo::Failed)),
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    ends.push((mount.clone(), ReleaseReason::Failed));
+                }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     tracing::error!(mount = %mount.path.display(), "the thaw of a filesystem hangs: everything else is resumed without it");
                     ended(hanging(mount));
@@ -468,7 +470,7 @@ impl Left {
     /// Waits for hanging thaws.
     fn wait_for_thaws(&mut self) {
         for (mount, told) in self.late.drain(..) {
-            self.ends.push((mount, told.recv().unwrap_or(LetGo::Failed)));
+            self.ends.push((mount, told.recv().unwrap_or(ReleaseReason::Failed)));
         }
     }
 
@@ -478,7 +480,7 @@ impl Left {
 
     /// Returns true if there is nothing to wait for; removes the marker if everything is resumed.
     fn is_settled(&self) -> bool {
-        if self.ends.iter().all(|(_, end)| *end == LetGo::Done) {
+        if self.ends.iter().all(|(_, end)| *end == ReleaseReason::Done) {
             remove(&self.path);
         }
         !self.is_waited_for()
@@ -570,8 +572,8 @@ mod tests {
         let marker = Marker { posts, ..marker(dir.path(), &["a", "b"]) };
         marker.write(dir.path()).unwrap();
         let double = Double { frozen: Mutex::new(true), ..Double::default() };
-        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
-        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw b", "thaw a", "freeze a", "thaw a"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
         assert_eq!(std::fs::read_to_string(&resumed).unwrap(), "monday\nsecond\n");
@@ -593,7 +595,7 @@ mod tests {
         let again = || std::fs::read_to_string(&resumed).unwrap();
         assert_eq!(again(), "one\ntwo\nthree\n");
         let mut open = false;
-        let_go_among(dir.path(), &Double::default(), &String::new, &mut |_| panic!("again"), || open = true);
+        release_among(dir.path(), &Double::default(), &String::new, &mut |_| panic!("again"), || open = true);
         assert!(open && is_removed(dir.path()));
     }
 
@@ -614,7 +616,7 @@ mod tests {
         assert!(is_removed(dir.path()));
         // A lock without a marker is removed by the next start.
         make_lock(&lock_path(&path)).unwrap();
-        let_go_among(dir.path(), &Double::default(), &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &Double::default(), &String::new, &mut |_| {}, || {});
         assert!(is_removed(dir.path()));
     }
 
@@ -624,7 +626,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let double = Double { busy_for: Mutex::new(2), ..Double::default() };
-        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw a", "freeze a", "thaw a", "freeze a", "thaw a"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
     }
@@ -636,7 +638,7 @@ mod tests {
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let refusals = vec![FreezerError::HolderGone, FreezerError::NoHolder(Errno::AGAIN.into())];
         let double = Double { refusals: Mutex::new(refusals), ..Double::default() };
-        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw a", "freeze a", "freeze a", "freeze a", "thaw a"]);
         assert!(is_removed(dir.path()));
     }
@@ -654,7 +656,7 @@ mod tests {
             marker(dir.path(), &["a"]).write(dir.path()).unwrap();
             let refusals = Mutex::new(vec![FreezerError::Call(errno.into())]);
             let double = Double { refusals, ..Double::default() };
-            let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+            release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
             assert_eq!(is_removed(dir.path()), removed, "{errno}");
         }
     }
@@ -668,7 +670,7 @@ mod tests {
             Marker { posts, ..marker(dir.path(), &[name]) }.write(dir.path()).unwrap();
         }
         let double = Double { busy_for: Mutex::new(3), ..Double::default() };
-        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         let calls = double.calls();
         assert!(calls[..2].iter().all(|call| call.starts_with("thaw")), "{calls:?}");
         assert!(is_removed(dir.path()));
@@ -700,7 +702,7 @@ mod tests {
         let (go, told) = mpsc::channel();
         let (began, mut failures) = (Instant::now(), Vec::new());
         let mut ended = |step: QuiesceStep| failures.extend(step.failure());
-        let_go_among(dir.path(), &Hanging(Mutex::new(told)), &String::new, &mut ended, || {
+        release_among(dir.path(), &Hanging(Mutex::new(told)), &String::new, &mut ended, || {
             assert!(began.elapsed() < Duration::from_secs(40), "it waited for the thaw");
             assert!(resumed.exists() && !is_removed(dir.path()));
             go.send(()).unwrap();
@@ -710,14 +712,14 @@ mod tests {
     }
 
     #[test]
-    fn another_filesystem_that_lies_there_now_is_left_alone() {
+    fn other_filesystem_at_the_mount_point_is_not_thawed() {
         let dir = tempfile::tempdir().unwrap();
         let mut marker = marker(dir.path(), &["a", "gone"]);
         marker.mounts[0].device += 1;
         std::fs::remove_dir(dir.path().join("gone")).unwrap();
         marker.write(dir.path()).unwrap();
         let double = Double::default();
-        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), Vec::<String>::new());
         assert!(is_removed(dir.path()));
     }
@@ -728,8 +730,8 @@ mod tests {
         marker(dir.path(), &["stuck"]).write(dir.path()).unwrap();
         std::fs::write(dir.path().join("quiesce/broken.json"), "{").unwrap();
         let double = Double { fails: true, ..Double::default() };
-        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
-        let_go_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw stuck", "thaw stuck"]);
     }
 
@@ -749,7 +751,7 @@ mod tests {
         marker.write(dir.path()).unwrap();
         let double = Double { frozen: Mutex::new(true), ..Double::default() };
         let mounts = line(&b, Path::new("/proc")) + &line(&b, &b.path);
-        let_go_among(dir.path(), &double, &|| mounts.clone(), &mut |_| {}, || {});
+        release_among(dir.path(), &double, &|| mounts.clone(), &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw b"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
     }
@@ -769,7 +771,7 @@ mod tests {
             let hidden = line(&b, Path::new("/proc"));
             if looks.get() <= 3 { hidden } else { hidden + &line(&b, &b.path) }
         };
-        let_go_among(dir.path(), &double, &mounts, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &mounts, &mut |_| {}, || {});
         assert!(looks.get() > 3);
         assert_eq!(double.calls(), ["freeze b", "thaw b"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
@@ -782,7 +784,7 @@ mod tests {
         let marker = marker(dir.path(), &["a"]);
         let path = marker.write(dir.path()).unwrap();
         let double = Arc::new(Double { busy_for: Mutex::new(1), ..Double::default() });
-        let_go_later(path, &marker, Arc::clone(&double) as Arc<dyn Freezer>);
+        release_later(path, &marker, Arc::clone(&double) as Arc<dyn Freezer>);
         let deadline = Instant::now() + Duration::from_secs(60);
         while !is_removed(dir.path()) {
             assert!(Instant::now() < deadline, "never thawed: {:?}", double.calls());

@@ -6,25 +6,23 @@
 //! no other freeze quiesces. Freezes with commands for the same volumes or of the same rules run one after
 //! the other: otherwise the post-command of one could resume what another has just quiesced.
 
-mod apart;
 mod command;
+mod deadline;
 mod failures;
 mod filesystems;
+mod holder;
 mod kernel;
 mod marker;
 mod parts;
 mod users;
-mod within;
 
 use crate::{
     core::Core,
     db::{Db, DbError, NewEvent},
     error::ServiceError,
+    keyed_locks::{KeyedGuard, KeyedLocks},
     snapshots::FreezeFailed,
-    turns::{Turn, Turns},
 };
-use apart::Apart;
-pub use apart::hold_filesystem;
 use blockd_api::{
     ErrorCode, VolumeName,
     events::Severity,
@@ -32,9 +30,11 @@ use blockd_api::{
 };
 use blockd_cloud::CancelToken;
 use blockd_extent::{SnapshotId, VolumeId};
-use blockd_volume::{GroupFrozen, Volume, freeze_group_around};
+use blockd_volume::{GroupFrozen, Volume, freeze_group_with};
 use command::Hook;
-use filesystems::{Filesystems, Freezer, ToFreeze};
+use filesystems::{Filesystems, FreezeTarget, Freezer};
+use holder::HolderProcess;
+pub use holder::hold_filesystem;
 use jiff::Timestamp;
 use marker::{Marker, Mounted};
 pub use parts::Part;
@@ -56,10 +56,10 @@ pub(crate) type Members = Vec<(Arc<Volume>, SnapshotId)>;
 
 /// Admission of quiesce operations.
 #[derive(Debug)]
-pub(crate) struct Resting {
+pub(crate) struct QuiesceState {
     /// Cause.
     pub(crate) failures: failures::Failures,
-    turns: Turns,
+    locks: KeyedLocks,
     /// True once everything that an earlier daemon quiesced has been resumed.
     is_settled: watch::Sender<bool>,
     /// Number of running quiesce operations.
@@ -67,36 +67,37 @@ pub(crate) struct Resting {
 }
 
 /// Guard of a running quiesce operation.
-struct UnderWay(Arc<watch::Sender<usize>>);
+struct ActiveOperations(Arc<watch::Sender<usize>>);
 
-impl Drop for UnderWay {
+impl Drop for ActiveOperations {
     fn drop(&mut self) {
         self.0.send_modify(|count| *count -= 1);
     }
 }
 
-impl Default for Resting {
+impl Default for QuiesceState {
     fn default() -> Self {
         let under_way = Arc::new(watch::channel(0).0);
         let is_settled = watch::channel(true).0;
-        Self { failures: failures::Failures::default(), turns: Turns::default(), is_settled, under_way }
+        Self { failures: failures::Failures::default(), locks: KeyedLocks::default(), is_settled, under_way }
     }
 }
 
-impl Resting {
+impl QuiesceState {
     /// Waits for exclusive use of these volumes and rules.
     pub(crate) async fn turn(
         &self,
-        around: &[Part],
+        quiesce_rules: &[Part],
         volumes: impl Iterator<Item = VolumeId>,
-    ) -> Option<Turn> {
-        if around.is_empty() {
+    ) -> Option<KeyedGuard> {
+        if quiesce_rules.is_empty() {
             return None;
         }
         // The sender lives as long as `self`.
         let _ = self.is_settled.subscribe().wait_for(|is_settled| *is_settled).await;
-        let rules = around.iter().filter_map(|part| part.rule.as_ref()).map(|rule| format!("rule {rule}"));
-        Some(self.turns.take(rules.chain(volumes.map(|volume| format!("volume {volume}")))).await)
+        let rules =
+            quiesce_rules.iter().filter_map(|part| part.rule.as_ref()).map(|rule| format!("rule {rule}"));
+        Some(self.locks.take(rules.chain(volumes.map(|volume| format!("volume {volume}")))).await)
     }
 
     /// Waits for the end of all quiesce operations; returns false after the time limit.
@@ -107,9 +108,9 @@ impl Resting {
 }
 
 /// Quiesce operation.
-pub(crate) struct Rest {
+pub(crate) struct QuiesceOperation {
     parts: Vec<Part>,
-    to_freeze: Vec<ToFreeze>,
+    to_freeze: Vec<FreezeTarget>,
     /// Environment of all commands.
     env: Vec<(String, String)>,
     marker: Marker,
@@ -123,7 +124,7 @@ pub(crate) struct Rest {
     tells_all: bool,
     /// Cancellation of the pre-commands.
     stopping: Option<CancelToken>,
-    _under_way: Option<UnderWay>,
+    _under_way: Option<ActiveOperations>,
 }
 
 fn refused(message: impl Into<String>) -> ServiceError {
@@ -131,7 +132,7 @@ fn refused(message: impl Into<String>) -> ServiceError {
 }
 
 /// Removes duplicates by path. A filesystem is required if any part requires it.
-fn each_once(mut wanted: Vec<ToFreeze>) -> Vec<ToFreeze> {
+fn each_once(mut wanted: Vec<FreezeTarget>) -> Vec<FreezeTarget> {
     wanted.sort_unstable_by(|a, b| a.mount.path.cmp(&b.mount.path).then(b.must_rest.cmp(&a.must_rest)));
     wanted.dedup_by(|a, b| a.mount == b.mount);
     wanted
@@ -151,11 +152,11 @@ fn not_frozen(why: &ServiceError) -> QuiesceStep {
     }
 }
 
-impl Rest {
+impl QuiesceOperation {
     /// Creates a quiesce operation for mounted filesystems.
     pub(crate) fn new(
         parts: Vec<Part>,
-        to_freeze: Vec<ToFreeze>,
+        to_freeze: Vec<FreezeTarget>,
         env: Vec<(String, String)>,
         tells_all: bool,
     ) -> Self {
@@ -179,11 +180,11 @@ impl Rest {
     }
 
     /// Cancels the pre-commands when the daemon stops; the stop waits for the post-commands.
-    pub(crate) fn heed(&mut self, stopping: &CancelToken, resting: &Resting) {
+    pub(crate) fn heed(&mut self, stopping: &CancelToken, resting: &QuiesceState) {
         if !self.parts.is_empty() {
             self.stopping = Some(stopping.clone());
             resting.under_way.send_modify(|count| *count += 1);
-            self._under_way = Some(UnderWay(Arc::clone(&resting.under_way)));
+            self._under_way = Some(ActiveOperations(Arc::clone(&resting.under_way)));
         }
     }
 
@@ -198,7 +199,7 @@ impl Rest {
         data_dir: &Path,
         members: &Members,
     ) -> Result<(GroupFrozen, Timestamp), FreezeFailed> {
-        self.freeze_with(data_dir, members, Arc::new(Apart::new(TIMEOUT)))
+        self.freeze_with(data_dir, members, Arc::new(HolderProcess::new(TIMEOUT)))
     }
 
     fn freeze_with(
@@ -226,7 +227,7 @@ impl Rest {
         let refs: Vec<_> = members.iter().map(|(volume, id)| (&**volume, *id)).collect();
         // The timestamp stands for the point in time of the freeze, so it is taken next to it.
         let mut now = Timestamp::UNIX_EPOCH;
-        let frozen = freeze_group_around(
+        let frozen = freeze_group_with(
             &refs,
             || {
                 let at_rest = filesystems.freeze();
@@ -296,7 +297,7 @@ impl Rest {
         self.marker.run_posts(&path, self.lock.as_ref(), |step| steps.push(step));
         match self.stuck.take() {
             None => marker::remove(&path),
-            Some(freezer) => marker::let_go_later(path, &self.marker, freezer),
+            Some(freezer) => marker::release_later(path, &self.marker, freezer),
         }
     }
 
@@ -307,14 +308,14 @@ impl Rest {
 }
 
 /// Quiesce operation on its way back to the caller, which a stop may have cancelled.
-pub(crate) struct Returned(Option<Rest>);
+pub(crate) struct Returned(Option<QuiesceOperation>);
 
 impl Returned {
-    pub(crate) fn new(rest: Rest) -> Self {
+    pub(crate) fn new(rest: QuiesceOperation) -> Self {
         Self(Some(rest))
     }
 
-    pub(crate) fn take(mut self) -> Option<Rest> {
+    pub(crate) fn take(mut self) -> Option<QuiesceOperation> {
         self.0.take()
     }
 }
@@ -365,16 +366,16 @@ impl Core {
     /// See [`filesystems_of`](Self::filesystems_of), for required filesystems.
     pub(crate) fn filesystems_for(
         &self,
-        around: &[Part],
+        quiesce_rules: &[Part],
         members: &Members,
-    ) -> Result<(Vec<ToFreeze>, Vec<QuiesceStep>), ServiceError> {
+    ) -> Result<(Vec<FreezeTarget>, Vec<QuiesceStep>), ServiceError> {
         let (mut wanted, mut failed) = (Vec::new(), Vec::new());
-        for part in around.iter().filter(|part| part.quiesce.freeze_fs) {
+        for part in quiesce_rules.iter().filter(|part| part.quiesce.freeze_fs) {
             let is_its = |(volume, _): &&(Arc<Volume>, SnapshotId)| part.volumes.contains(&volume.id());
             match self.filesystems_of(&members.iter().filter(is_its).cloned().collect()) {
                 Ok(found) => {
                     let must_rest = part.aborts();
-                    wanted.extend(found.into_iter().map(|mount| ToFreeze { mount, must_rest }));
+                    wanted.extend(found.into_iter().map(|mount| FreezeTarget { mount, must_rest }));
                 }
                 Err(error) if part.aborts() => return Err(error),
                 Err(error) => failed.push(QuiesceStep { rule: part.rule.clone(), ..not_frozen(&error) }),
@@ -420,7 +421,7 @@ impl Core {
 
     /// Resumes, in the background, what an earlier daemon left quiesced. The volumes must be served already:
     /// a filesystem writes when it is thawed.
-    pub(crate) fn let_go_of_what_is_at_rest(self: &Arc<Self>) {
+    pub(crate) fn release_quiesced(self: &Arc<Self>) {
         if !marker::is_something_left(&self.data_dir) {
             return;
         }
@@ -435,7 +436,7 @@ impl Core {
                 store_events(&core.db, &events_of_failures(std::iter::once(&step), &[], false));
                 core.events.wake();
             };
-            marker::let_go(&core.data_dir, &Apart::new(TIMEOUT), &mut ended, settled);
+            marker::release(&core.data_dir, &HolderProcess::new(TIMEOUT), &mut ended, settled);
         };
         if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
             tracing::error!(%error, "filesystems that were left frozen are not thawed");
@@ -508,14 +509,14 @@ mod tests {
         }
 
         /// Creates an operation whose commands record their order and the result of the snapshot.
-        fn rest(&self, pre: &str) -> Rest {
+        fn rest(&self, pre: &str) -> QuiesceOperation {
             self.rest_of(vec![self.part("", pre)])
         }
 
-        fn rest_of(&self, parts: Vec<Part>) -> Rest {
+        fn rest_of(&self, parts: Vec<Part>) -> QuiesceOperation {
             let must_rest = parts.iter().any(Part::aborts);
             let mount = Mounted { path: "/mnt".into(), device: 1 };
-            Rest::new(parts, vec![ToFreeze { mount, must_rest }], Vec::new(), true)
+            QuiesceOperation::new(parts, vec![FreezeTarget { mount, must_rest }], Vec::new(), true)
         }
 
         fn part(&self, name: &str, pre: &str) -> Part {
@@ -540,7 +541,7 @@ mod tests {
         }
     }
 
-    fn kinds(rest: &Rest) -> Vec<String> {
+    fn kinds(rest: &QuiesceOperation) -> Vec<String> {
         rest.report().unwrap().steps.iter().map(|step| step.kind.to_string()).collect()
     }
 
@@ -623,13 +624,13 @@ mod tests {
     fn volumes_of_a_group_have_their_own_failure_policy() {
         let host = Host::new();
         let mount = |path: &str| Mounted { path: path.into(), device: 1 };
-        let of = |path: &str, must_rest| ToFreeze { mount: mount(path), must_rest };
+        let of = |path: &str, must_rest| FreezeTarget { mount: mount(path), must_rest };
         let mut may = host.part("may", "true");
         may.quiesce.on_failure = OnFailure::Continue;
         let parts = || vec![may.clone(), host.part("must", "true")];
         for (bad_must_rest, taken) in [(false, true), (true, false)] {
             let to_freeze = vec![of("/good", !bad_must_rest), of("/bad", bad_must_rest)];
-            let mut rest = Rest::new(parts(), to_freeze, Vec::new(), true);
+            let mut rest = QuiesceOperation::new(parts(), to_freeze, Vec::new(), true);
             let (volume, calls) = (host.members[0].0.clone(), Mutex::default());
             let double = Arc::new(Double { volume, calls, fails: Some("/bad") });
             let members = vec![(host.members[0].0.clone(), SnapshotId::from_u64(8 + u64::from(taken)))];
@@ -646,17 +647,17 @@ mod tests {
 
     #[tokio::test]
     async fn quiesce_waits_for_the_recovery_of_an_earlier_daemon() {
-        let resting = Resting::default();
+        let resting = QuiesceState::default();
         let host = Host::new();
-        let around = [host.part("a", "true")];
+        let quiesce_rules = [host.part("a", "true")];
         let volume = || [VolumeId::from_u64(1)].into_iter();
         resting.is_settled.send_replace(false);
         assert!(resting.turn(&[], volume()).await.is_none());
-        let mut turn = Box::pin(resting.turn(&around, volume()));
+        let mut turn = Box::pin(resting.turn(&quiesce_rules, volume()));
         assert!(tokio::time::timeout(Duration::from_millis(20), &mut turn).await.is_err());
         resting.is_settled.send_replace(true);
         let turn = turn.await;
-        let mut other = Box::pin(resting.turn(&around, [VolumeId::from_u64(2)].into_iter()));
+        let mut other = Box::pin(resting.turn(&quiesce_rules, [VolumeId::from_u64(2)].into_iter()));
         assert!(tokio::time::timeout(Duration::from_millis(20), &mut other).await.is_err());
         drop(turn);
         other.await;

@@ -4,11 +4,11 @@
 use super::{Fingerprint, ReferenceError, References, Resolved};
 use crate::{db::StoreRow, error::ServiceError, providers};
 use blockd_api::SecretRef;
-use blockd_cloud::store::{Answer, ObjectStore, Request, StoreError, StoreErrorKind, StoreFuture};
+use blockd_cloud::store::{BlobStore, Request, Response, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{future::Future, sync::Arc};
 
-type Client = Arc<dyn ObjectStore>;
+type Client = Arc<dyn BlobStore>;
 
 /// Store opened with an external secret.
 pub(crate) struct ReferencedStore {
@@ -86,15 +86,15 @@ impl ReferencedStore {
     }
 }
 
-impl blockd_cloud::store::Layer for ReferencedStore {
+impl blockd_cloud::store::Middleware for ReferencedStore {
     fn describe(&self) -> &str {
         &self.describe
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         request: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         Box::pin(self.run(request, ask))
     }

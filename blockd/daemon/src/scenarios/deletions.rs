@@ -2,7 +2,7 @@
 //! a daemon comes back to a backup that is in the store already.
 
 use super::*;
-use blockd_cloud::store::{Answer, Layer, ListPage, ObjectInfo, ObjectStore, Request, StoreFuture};
+use blockd_cloud::store::{BlobStore, ListPage, Middleware, ObjectInfo, Request, Response, StoreFuture};
 use std::path::PathBuf;
 
 impl Host {
@@ -33,20 +33,20 @@ impl Host {
 
 /// A store whose listings lag behind: they leave a key out, or still have objects that are gone.
 struct Lagging {
-    inner: Arc<dyn ObjectStore>,
+    inner: Arc<dyn BlobStore>,
     hidden: String,
     stale: Vec<ObjectInfo>,
 }
 
-impl Layer for Lagging {
+impl Middleware for Lagging {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         _: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         ask(Arc::clone(&self.inner))
     }
@@ -79,7 +79,7 @@ impl Host {
     }
 
     fn lag(&self, hidden: String, stale: Vec<ObjectInfo>) -> impl FnOnce(&Self) + use<> {
-        let set = |host: &Self, store: Arc<dyn ObjectStore>| {
+        let set = |host: &Self, store: Arc<dyn BlobStore>| {
             let mut opened = host.core().repositories.opened.lock();
             let (repository, _) = opened.values_mut().next().unwrap();
             let before = Arc::clone(repository.store());

@@ -3,7 +3,7 @@
 use crate::core::Core;
 use blockd_cloud::{
     CancelToken, Repository,
-    store::{Answer, Layer, ObjectStore, PutMode, Request, StoreFuture},
+    store::{BlobStore, Middleware, PutMode, Request, Response, StoreFuture},
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub(crate) const COMMITTED: &str = "backup put";
 
 struct Dying {
-    inner: Arc<dyn ObjectStore>,
+    inner: Arc<dyn BlobStore>,
     stopping: CancelToken,
 }
 
@@ -25,15 +25,15 @@ pub(crate) fn dying(core: &Core, repository: &Repository) -> Repository {
     repository.with_store(Arc::new(Dying { inner, stopping: core.stopping.clone() }))
 }
 
-impl Layer for Dying {
+impl Middleware for Dying {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
-    fn around<'a, T: Answer + 'a>(
+    fn wrap<'a, T: Response + 'a>(
         &'a self,
         _: Request<'a>,
-        ask: impl Fn(Arc<dyn ObjectStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         ask(Arc::clone(&self.inner))
     }

@@ -32,8 +32,8 @@ impl Host {
     }
 
     /// Runs the maintenance pass of a time.
-    async fn look(&self, now: Timestamp) {
-        self.core().look_at_doubts(now, &mut Failing::default()).await.unwrap();
+    async fn check_once(&self, now: Timestamp) {
+        self.core().check_doubts(now, &mut Failing::default()).await.unwrap();
     }
 
     /// Deletes its objects, as a deletion does that saw no other user.
@@ -82,7 +82,7 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
             host.client.stop_task(task, &StopTask { discard: true }).await.unwrap();
         }
         let next = host.backup("data", false).await;
-        host.look(Timestamp::now()).await;
+        host.check_once(Timestamp::now()).await;
         let expected = if is_gone { BackupType::Full } else { BackupType::Incremental };
         assert_eq!(next.backup_type, Some(expected));
         let result = host.result_of(&left).await;
@@ -100,10 +100,10 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
         // The deletion of the base, or a request that put the manifest, comes to its end long after.
         if !is_gone {
             host.lose(&base);
-            host.look(Timestamp::now()).await;
+            host.check_once(Timestamp::now()).await;
             assert_eq!(host.result_of(&left).await.as_deref(), SOUND, "it is not asked for all the time");
         }
-        host.look(Timestamp::now() + LATER).await;
+        host.check_once(Timestamp::now() + LATER).await;
         assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
         assert_eq!(host.doubts(), vec![], "no check is left");
     }
@@ -129,7 +129,7 @@ async fn abandoned_run_with_a_possible_commit_is_verified() {
     assert!(host.manifest_of(&left).is_file(), "it was committed");
     host.lose(&base);
     let next = host.backup("data", false).await.source_volume.unwrap();
-    host.look(Timestamp::now()).await;
+    host.check_once(Timestamp::now()).await;
     assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
     model.assert_is(&*host.restore(&next, "copy").await);
 }
@@ -149,10 +149,10 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     host.start().await;
     let left = host.wait(task).await.source_volume.unwrap();
     host.client.stop_task(task, &StopTask { discard: true }).await.unwrap();
-    host.look(Timestamp::now()).await;
+    host.check_once(Timestamp::now()).await;
     // An empty directory in the place of the store says nothing either.
     fs::create_dir(host.store.path()).unwrap();
-    host.look(Timestamp::now() + LATER).await;
+    host.check_once(Timestamp::now() + LATER).await;
     fs::remove_dir(host.store.path()).unwrap();
     host.stop().await;
     host.start().await;
@@ -163,11 +163,11 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     let mut failing = Failing::default();
     let inside = host.store.path().join("blockd");
     fs::rename(&inside, &away).unwrap();
-    host.core().look_at_doubts(Timestamp::now(), &mut failing).await.unwrap();
+    host.core().check_doubts(Timestamp::now(), &mut failing).await.unwrap();
     fs::rename(&away, &inside).unwrap();
-    host.core().look_at_doubts(Timestamp::now(), &mut failing).await.unwrap();
+    host.core().check_doubts(Timestamp::now(), &mut failing).await.unwrap();
     assert_eq!((failing.len(), host.result_of(&left).await), (1, None));
-    host.look(Timestamp::now()).await;
+    host.check_once(Timestamp::now()).await;
     assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
     assert!(host.doubts().iter().all(|doubt| doubt.looked_at));
 }
@@ -191,9 +191,9 @@ async fn late_manifest_of_an_abandoned_backup_is_verified() {
     // The name of the manifest is bound to its content, so the one that is late has to be that of the row.
     host.sql(&format!("UPDATE doubts SET cloudsnap = '{lost}'"));
     fs::write(host.manifest_of(&lost), body).unwrap();
-    host.look(Timestamp::now()).await;
+    host.check_once(Timestamp::now()).await;
     assert_eq!(host.result_of(&lost).await, None, "it was looked for once");
-    host.look(Timestamp::now() + LATER).await;
+    host.check_once(Timestamp::now() + LATER).await;
     assert_eq!(host.result_of(&lost).await.as_deref(), DAMAGED, "it lacks its base");
     assert_eq!(host.doubts(), vec![]);
     model.assert_is(&*host.restore(&full.source_volume.unwrap(), "copy").await);

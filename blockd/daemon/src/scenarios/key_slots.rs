@@ -21,7 +21,7 @@ impl Host {
     }
 
     /// Puts them back.
-    pub(super) fn bring_key_slots(&self, from: &Path) {
+    pub(super) fn upload_key_slots(&self, from: &Path) {
         for name in KEY_SLOTS {
             std::fs::rename(from.join(name), self.store.path().join("blockd").join(name)).unwrap();
         }

@@ -16,7 +16,7 @@ impl Host {
 
 /// Shared layers are merged once one of two volumes releases them.
 #[tokio::test(flavor = "multi_thread")]
-async fn layers_that_a_clone_lets_go_of_are_merged_by_its_parent() {
+async fn layers_released_by_a_clone_are_merged_by_its_parent() {
     let host = Host::new().await;
     // The merger looks at it before it looks at the clone.
     let parent = host.create_volume("a").await;

@@ -253,7 +253,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn local_snapshot_stays_after_a_failed_backup() {
+async fn local_snapshot_is_kept_after_a_failed_backup() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;

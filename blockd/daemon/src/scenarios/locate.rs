@@ -9,7 +9,7 @@ use blockd_api::{
 use std::path::Path;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn places_below_prefixes_are_apart_and_found_by_what_is_in_them() {
+async fn locations_with_different_prefixes_are_distinct() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     let mut model = Model::new();

@@ -53,7 +53,7 @@ fn value(families: &Families, family: &str, name: &str, labels: &[(&str, &str)])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_say_what_happened() {
+async fn metrics_count_the_requests_served() {
     let mut host = Host::new().await;
     host.families().await;
     host.create_credential().await;

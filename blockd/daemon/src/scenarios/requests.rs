@@ -24,7 +24,7 @@ impl Host {
     }
 
     /// From now on the directory that is there has the device and the inode of the one that was.
-    fn takes_for_the_one_before(&self, credential: Uuid) {
+    fn replace_spelling(&self, credential: Uuid) {
         let found = fs::metadata(self.store.path()).unwrap();
         let proven = (Instant::now(), Some((found.dev(), found.ino())));
         self.core().repositories.proven.lock().insert(credential, proven);
@@ -138,7 +138,7 @@ async fn incremental_is_refused_in_another_directory() {
 
     // Nor if it has the device and the inode of the one before, as disks may that take turns at one mount
     // point.
-    host.takes_for_the_one_before(credential);
+    host.replace_spelling(credential);
     let failed = host.wait(host.start_backup("data", false).await).await;
     assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", false), "{failed:?}");
     assert!(walk(host.store.path()).is_empty(), "{:?}", walk(host.store.path()));
@@ -175,7 +175,7 @@ async fn swapped_repository_directory_is_detected_before_uploads() {
         fs::rename(&between, two).unwrap();
     };
     swap(host.store.path(), other.store.path());
-    host.takes_for_the_one_before(credential);
+    host.replace_spelling(credential);
     let before = walk(host.store.path());
     let failed = host.wait(host.start_backup("data", false).await).await;
     assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", false), "{failed:?}");

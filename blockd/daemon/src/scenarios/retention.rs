@@ -1,9 +1,9 @@
 //! Retention beside damage: what it would delete may be the last backup that restores.
 
-use super::{Host, api_code, dying, marks::say};
+use super::{Host, api_code, dying, retention_overrides::store_override};
 use crate::{
-    db::{Mark, TaskRow},
-    marks::Looks,
+    db::{RetentionOverride, TaskRow},
+    retention_overrides::RecentListings,
     schedules::Delays,
 };
 use blockd_api::{
@@ -247,7 +247,7 @@ async fn backup_committed_in_doubt_is_no_last_good_of_expiry() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn listed_manifest_that_is_gone_stops_retention() {
+async fn missing_listed_manifest_stops_retention() {
     let mut host = Host::new().await;
     let (snaps, schedule) = host.two_kept().await;
     // Its manifest is in the cache from here on.
@@ -284,7 +284,7 @@ async fn pin_holds_under_a_symlink_to_the_repository() {
     std::os::unix::fs::symlink(host.store.path(), &link).unwrap();
     let other = host.other_credential(link).await;
     let cloudsnap = host.stored(&snap);
-    say(host.core(), Mark { cloudsnap, credential, pinned: true, expires: None });
+    store_override(host.core(), RetentionOverride { cloudsnap, credential, pinned: true, expires: None });
     let delete = StartDelete::of(snap.parse().unwrap()).under(other);
     match host.client.start_delete(&delete).await.unwrap_err() {
         ClientError::Api(error) => {
@@ -302,7 +302,10 @@ async fn date_holds_under_another_credential_of_the_repository() {
     let (snaps, schedule) = host.two_kept().await;
     let other = host.other_credential(format!("{}/./", host.store.path().display())).await;
     let cloudsnap = host.stored(&snaps[0]);
-    say(host.core(), Mark { cloudsnap, credential: other, pinned: false, expires: Some(tomorrow()) });
+    store_override(
+        host.core(),
+        RetentionOverride { cloudsnap, credential: other, pinned: false, expires: Some(tomorrow()) },
+    );
     host.keep(schedule, 1).await;
     let plan = host.client.plan_retention(schedule).await.unwrap().cloudsnaps;
     let of_old = plan.iter().find(|planned| planned.cloudsnap.to_string() == snaps[0]).unwrap();
@@ -311,20 +314,20 @@ async fn date_holds_under_another_credential_of_the_repository() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn date_set_under_another_credential_meanwhile_is_kept() {
+async fn date_set_concurrently_under_another_credential_is_kept() {
     let mut host = Host::new().await;
     let dated = host.one_dated().await;
     host.backup("v", true).await;
     let other = host.other_credential(format!("{}/./", host.store.path().display())).await;
-    let said = Mark {
+    let said = RetentionOverride {
         cloudsnap: host.stored(&dated),
         credential: other,
         pinned: false,
         expires: Some(later() + SignedDuration::from_hours(24)),
     };
-    host.core().meanwhile.at("expired judged", move |core| say(core, said));
+    host.core().failpoint.at("expired judged", move |core| store_override(core, said));
     host.expire_at(later()).await;
-    assert!(host.core().meanwhile.is_over());
+    assert!(host.core().failpoint.is_over());
     assert!(host.manifest_path(&dated).exists());
     host.stop().await;
 }
@@ -382,10 +385,10 @@ async fn store_unmounted_within_a_pass_expires_no_run() {
     let (_, schedule) = host.two_kept().await;
     let (store, away) = (host.store.path().to_owned(), host.store.path().with_extension("away"));
     let (unmounted, (over, is_over)) = (away.clone(), tokio::sync::oneshot::channel());
-    host.core().meanwhile.at("place proven", move |core| {
+    host.core().failpoint.at("place proven", move |core| {
         fs::rename(&store, &unmounted).unwrap();
         fs::create_dir(&store).unwrap();
-        core.meanwhile.at("surplus looked at", move |_| over.send(()).unwrap());
+        core.failpoint.at("surplus looked at", move |_| over.send(()).unwrap());
     });
     host.keep(schedule, 1).await;
     is_over.await.unwrap();
@@ -404,7 +407,7 @@ async fn deletion_of_retention_is_judged_again_after_a_restart() {
     let dated = host.one_dated().await;
     let newest = host.backup("v", true).await.source_volume.unwrap();
     *host.core().dies_at.lock() = Some("delete accepted");
-    host.core().delete_expired(later, &mut Looks::default()).await.unwrap();
+    host.core().delete_expired(later, &mut RecentListings::default()).await.unwrap();
     let task = host.core().db.transaction(TaskRow::unfinished).unwrap().remove(0);
     host.core().stopping.cancelled().await;
     host.lose_pack(&newest);

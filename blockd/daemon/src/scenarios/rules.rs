@@ -416,7 +416,7 @@ async fn slow_command_delays_only_its_own_rule() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_admins_have_commands_run_and_see_what_they_are() {
+async fn commands_are_visible_to_admins_only() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
     let group = nix::unistd::getegid().to_string();

@@ -482,7 +482,7 @@ async fn limits_of_a_task_hold_and_are_lifted_while_it_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_of_a_credential_change_for_what_runs_and_are_kept() {
+async fn credential_limit_update_applies_to_running_tasks() {
     let mut host = Host::new().await;
     let (_, model) = host.fill("data").await;
     host.create_credential().await;
@@ -506,7 +506,7 @@ async fn limits_of_a_credential_change_for_what_runs_and_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tasks_begin_with_limits_of_their_own() {
+async fn tasks_start_with_their_own_limits() {
     let host = Host::new().await;
     let (_, model) = host.fill("data").await;
     host.create_credential().await;

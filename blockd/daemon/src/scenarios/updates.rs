@@ -35,7 +35,7 @@ async fn stored(host: &Host) -> (Vec<u8>, Option<SecretRef>) {
 /// The references of the only credential.
 async fn references(host: &Host) -> Vec<SecretRef> {
     let row = host.core().credential_rows().await.unwrap().pop().unwrap();
-    crate::secrets_elsewhere::references_of(&row).cloned().collect()
+    crate::external_secrets::references_of(&row).cloned().collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,12 +122,12 @@ async fn failed_credential_update_changes_nothing() {
     assert_eq!(stored(&host).await, before);
 
     host.move_key_slots(&host.store.path().join("foreign"));
-    host.bring_key_slots(&aside);
+    host.upload_key_slots(&aside);
     update(&host, passphrase(right)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_are_only_here_do_not_go_elsewhere() {
+async fn local_keys_are_not_uploaded() {
     let host = Host::new().await;
     host.client.create_credential(&host.credential("nas", Some("first"))).await.unwrap();
     let slots: Vec<String> =

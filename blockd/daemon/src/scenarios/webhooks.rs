@@ -219,7 +219,7 @@ async fn failed_deliveries_are_retried_and_rejected_ones_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_receiver_blocks_nothing_and_gets_events_after_a_restart() {
+async fn slow_receiver_gets_its_events_after_a_restart() {
     let mut receiver = Receiver::new(&[Hold]).await;
     // Time enough for an answer on a busy machine: what is answered late comes again.
     let webhook = WebhookConfig { timeout_ms: 5_000, ..hook(&receiver.url()) };

@@ -6,7 +6,8 @@
 
 use super::uses::Uses;
 use crate::db::{
-    DbError, Mark, NewEvent, Proof, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow, TaskState,
+    DbError, NewEvent, Proof, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow,
+    TaskState,
 };
 use blockd_api::{
     SnapshotName, VolumeName,
@@ -39,7 +40,7 @@ pub(crate) struct Candidate {
 }
 
 /// Returns true if the selector matches the volume.
-pub(crate) fn is_meant(selector: &Selector, volume: &Candidate) -> bool {
+pub(crate) fn is_selected(selector: &Selector, volume: &Candidate) -> bool {
     let named = match &selector.volume {
         Some(blockd_api::VolumeRef::Id(id)) => *id == volume.id,
         Some(blockd_api::VolumeRef::Name(name)) => *name == volume.name,
@@ -52,7 +53,7 @@ pub(crate) fn is_meant(selector: &Selector, volume: &Candidate) -> bool {
 
 /// Returns true if the selector matches one of these volumes.
 pub(crate) fn chooses_any(selector: &Selector, volumes: &[Candidate]) -> bool {
-    volumes.iter().any(|volume| is_meant(selector, volume))
+    volumes.iter().any(|volume| is_selected(selector, volume))
 }
 
 /// Cause of runs of a schedule.
@@ -105,7 +106,7 @@ fn add_runs(
         ..run
     };
     let mut runs = Vec::new();
-    let meant = volumes.iter().filter(|volume| is_meant(&schedule.spec.selector, volume));
+    let meant = volumes.iter().filter(|volume| is_selected(&schedule.spec.selector, volume));
     for volume in meant {
         for credential in schedule.spec.places() {
             let (id, name) = (Some(volume.id), Some(volume.name.clone()));
@@ -136,7 +137,7 @@ fn add_runs(
         }
     }
     // Reported once, not for each run of a schedule without volumes.
-    if runs.is_empty() && (cause.rule.is_none() || !RunRow::found_no_volume(tx, schedule.uuid)?) {
+    if runs.is_empty() && (cause.rule.is_none() || !RunRow::matched_no_volume(tx, schedule.uuid)?) {
         runs.push(skipped(run, "no volume is chosen by the schedule's selector".into()));
     }
     let mut added = Vec::new();
@@ -373,7 +374,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// Returns true if a run has the same cause and starts with these.
-    fn takes(&self, run: &RunRow, is_group: bool) -> bool {
+    fn accepts(&self, run: &RunRow, is_group: bool) -> bool {
         self.runs.first().is_some_and(|first| {
             let cause = |run: &RunRow| (run.schedule, run.rule.clone(), run.nominal, run.started);
             cause(first) == cause(run) && (is_group || first.volume == run.volume)
@@ -429,7 +430,7 @@ pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, D
             continue;
         }
         let is_group = groups.contains(&run.schedule);
-        match waiting.iter_mut().find(|batch| batch.takes(&run, is_group)) {
+        match waiting.iter_mut().find(|batch| batch.accepts(&run, is_group)) {
             Some(batch) => batch.runs.push(run),
             None => waiting.push(Batch { runs: vec![run], is_group }),
         }
@@ -456,23 +457,23 @@ pub(crate) fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, D
 }
 
 /// Records the task of a run in the transaction that stores the task. Fails if the run is no longer queued.
-pub(crate) fn begun(tx: &Transaction<'_>, run: &RunRow, task: &TaskRow) -> Result<(), DbError> {
+pub(crate) fn record_start(tx: &Transaction<'_>, run: &RunRow, task: &TaskRow) -> Result<(), DbError> {
     let (id, cloudsnap) = (Some(task.id), Some(task.cloudsnap));
-    let begun = RunRow { state: RunState::Active, task: id, cloudsnap, reason: None, ..run.clone() };
-    if begun.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
+    let record_start = RunRow { state: RunState::Active, task: id, cloudsnap, reason: None, ..run.clone() };
+    if record_start.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
 }
 
 /// Records the local snapshot of a run, with or without the task of a backup. Fails if the run is no longer
 /// queued.
-pub(crate) fn begun_local(
+pub(crate) fn record_local_start(
     tx: &Transaction<'_>,
     run: &RunRow,
     snapshot: SnapshotId,
     task: Option<Uuid>,
 ) -> Result<(), DbError> {
     let snapshot = Some(snapshot);
-    let begun = RunRow { state: RunState::Active, task, snapshot, reason: None, ..run.clone() };
-    if begun.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
+    let record_start = RunRow { state: RunState::Active, task, snapshot, reason: None, ..run.clone() };
+    if record_start.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
 }
 
 /// Records the cause of a wait.
@@ -501,7 +502,7 @@ pub(crate) struct Judgement {
     /// The rule was removed: its last retention applies.
     pub(crate) is_of_gone_rule: bool,
     /// Pin and expiry date, which were considered.
-    pub(crate) mark: Option<Mark>,
+    pub(crate) mark: Option<RetentionOverride>,
 }
 
 /// Returns the condition that the last proof found.
@@ -535,7 +536,7 @@ pub(crate) fn judge(
             proofs.insert((*credential, proof.cloudsnap.to_string()), proof);
         }
     }
-    let marks = Mark::all(tx)?;
+    let marks = RetentionOverride::all(tx)?;
     let mut pools = BTreeMap::new();
     let mut runs = BTreeMap::new();
     for run in RunRow::kept(tx, schedule.uuid)? {
@@ -595,7 +596,7 @@ pub(crate) fn judge_local(
         let snapshot = Snapshot {
             id: run.id,
             created: run.started,
-            condition: match TaskRow::who_needs(tx, id)? {
+            condition: match TaskRow::task_in_need(tx, id)? {
                 Some(_) => Condition::InUse,
                 None => Condition::Done,
             },
@@ -618,7 +619,7 @@ pub(crate) fn judge_local(
 }
 
 /// Keeps all backups of a deleted schedule.
-pub(crate) fn judge_gone(
+pub(crate) fn judge_deleted(
     tx: &Transaction<'_>,
     schedule: Uuid,
 ) -> Result<(Vec<Judgement>, Vec<LocalJudgement>), DbError> {

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 const CREDENTIAL: Uuid = Uuid::from_u128(9);
 
-struct Bench {
+struct EngineFixture {
     db: Arc<Db>,
     _dir: tempfile::TempDir,
 }
@@ -38,7 +38,7 @@ fn volume() -> Candidate {
     Candidate { id: VolumeId::from_u64(1), name: "v".parse().unwrap(), tags }
 }
 
-impl Bench {
+impl EngineFixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let db = Arc::new(Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap());
@@ -111,8 +111,8 @@ fn task(kind: TaskKind, cloudsnap: CloudsnapId) -> TaskRow {
 }
 
 #[test]
-fn backups_of_a_rule_that_is_gone_are_kept_by_its_retention() {
-    let bench = Bench::new();
+fn backups_of_a_deleted_rule_keep_its_retention() {
+    let bench = EngineFixture::new();
     let mut schedule = bench.schedule(vec![rule("periodic 60", Some(5))], 1);
     for hour in 1..=5 {
         bench.fire(hour);
@@ -128,8 +128,8 @@ fn backups_of_a_rule_that_is_gone_are_kept_by_its_retention() {
 }
 
 #[test]
-fn deleted_backups_do_not_count_and_used_ones_stay() {
-    let bench = Bench::new();
+fn deleted_backups_do_not_count_and_used_ones_are_kept() {
+    let bench = EngineFixture::new();
     let schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
     for hour in 1..=4 {
         bench.fire(hour);
@@ -148,7 +148,7 @@ fn deleted_backups_do_not_count_and_used_ones_stay() {
 
 #[test]
 fn refused_run_fails_at_the_next_and_a_paused_one_waits() {
-    let bench = Bench::new();
+    let bench = EngineFixture::new();
     let mut schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
     bench.fire(1);
     let first = bench.queued().remove(0);
@@ -158,8 +158,9 @@ fn refused_run_fails_at_the_next_and_a_paused_one_waits() {
     assert_eq!((runs[0].state, runs[1].state), (RunState::Queued, RunState::Failed));
     assert!(runs[1].reason.as_ref().unwrap().ends_with("the volume is in use"), "{runs:?}");
     // The run does not start.
-    let begun = bench.db.transaction(|tx| engine::begun(tx, &first, &task(TaskKind::Backup, snap(1))));
-    assert!(matches!(begun, Err(DbError::NotQueued(id)) if id == first.id), "{begun:?}");
+    let record_start =
+        bench.db.transaction(|tx| engine::record_start(tx, &first, &task(TaskKind::Backup, snap(1))));
+    assert!(matches!(record_start, Err(DbError::NotQueued(id)) if id == first.id), "{record_start:?}");
 
     schedule.paused = true;
     bench.tx(|tx| schedule.put(tx));
@@ -170,8 +171,8 @@ fn refused_run_fails_at_the_next_and_a_paused_one_waits() {
 }
 
 #[test]
-fn after_the_clock_was_set_back_runs_come_again() {
-    let bench = Bench::new();
+fn runs_after_a_clock_set_back_are_planned() {
+    let bench = EngineFixture::new();
     bench.schedule(vec![rule("periodic 60", None)], 2);
     for hour in [1, 2, 3] {
         bench.fire(hour);
@@ -185,7 +186,7 @@ fn after_the_clock_was_set_back_runs_come_again() {
 
 #[test]
 fn unreadable_schedule_stops_no_other() {
-    let bench = Bench::new();
+    let bench = EngineFixture::new();
     let good = bench.schedule(vec![rule("periodic 60", None)], 2);
     let bad = bench.schedule(vec![rule("daily @21:00 Europe/Berlin", None)], 2);
     bench.tx(|tx| {
@@ -204,7 +205,7 @@ fn unreadable_schedule_stops_no_other() {
 
 #[test]
 fn schedule_of_deleted_volumes_warns_once() {
-    let bench = Bench::new();
+    let bench = EngineFixture::new();
     let schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
     let fire = |volumes: &[Candidate], hour| bench.tx(|tx| engine::fire(tx, volumes, at(hour)).map(drop));
     let told = || bench.tx(|tx| RunRow::history(tx, None, None, 99));
@@ -230,7 +231,7 @@ fn schedule_of_deleted_volumes_warns_once() {
 
 #[test]
 fn runs_of_deleted_schedules_are_forgotten() {
-    let bench = Bench::new();
+    let bench = EngineFixture::new();
     let (kept, gone) = (
         bench.schedule(vec![rule("periodic 60", None)], 9),
         bench.schedule(vec![rule("periodic 60", None)], 9),
@@ -251,7 +252,7 @@ fn runs_of_deleted_schedules_are_forgotten() {
 
 #[test]
 fn unstarted_run_is_overdue_after_minutes() {
-    let bench = Bench::new();
+    let bench = EngineFixture::new();
     let schedule = bench.schedule(vec![Rule { when: "daily 03:00".parse().unwrap(), retain: None }], 1);
     let due = schedule.spec.rules[0].when.next_after(at(0)).unwrap();
     let overdue = |schedule: &ScheduleRow, minutes: i64| {

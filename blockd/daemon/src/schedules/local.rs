@@ -13,7 +13,7 @@ use crate::{
     error::ServiceError,
     quiesce::Part,
     registry::VolumeEntry,
-    rules::AskedRest,
+    rules::QuiesceRequest,
     snapshots::Wanted,
 };
 use blockd_api::{
@@ -32,12 +32,12 @@ pub(super) fn snapshot_name(schedule: Uuid, now: Timestamp) -> Result<SnapshotNa
 }
 
 /// Snapshots to take now.
-struct Begun {
+struct StartedRun {
     runs: Vec<RunRow>,
     entries: Vec<(Arc<VolumeEntry>, SnapshotId)>,
     name: SnapshotName,
     group: Option<SnapshotGroup>,
-    around: Vec<Part>,
+    quiesce_rules: Vec<Part>,
 }
 
 /// Guard of snapshots in progress: after any end, the next pass of the scheduler sees their result.
@@ -81,10 +81,11 @@ impl Core {
         let of = first.schedule;
         let name = snapshot_name(of, now)?;
         let selector = schedule.as_ref().and_then(|row| row.spec.selector.group.clone());
-        let rest = AskedRest { scheduled: schedule.and_then(|row| row.spec.rule), ..AskedRest::default() };
+        let rest =
+            QuiesceRequest { scheduled: schedule.and_then(|row| row.spec.rule), ..QuiesceRequest::default() };
         let volumes: Vec<_> = entries.iter().map(|(entry, _)| Arc::clone(entry)).collect();
-        let around = match self.around(&rest, &volumes).await {
-            Ok(around) => around,
+        let quiesce_rules = match self.quiesce_for(&rest, &volumes).await {
+            Ok(quiesce_rules) => quiesce_rules,
             Err(error) => return self.end_runs(runs, error.to_api().message, now).await,
         };
         let group = batch.is_group.then(|| SnapshotGroup {
@@ -99,7 +100,7 @@ impl Core {
         let (noted, snapshots) = (runs.clone(), ids);
         let stored = self.db.run(move |tx| {
             let mut both = noted.iter().zip(snapshots);
-            both.try_for_each(|(run, snapshot)| engine::begun_local(tx, run, snapshot, None))
+            both.try_for_each(|(run, snapshot)| engine::record_local_start(tx, run, snapshot, None))
         });
         match stored.await {
             Ok(()) => {}
@@ -109,9 +110,9 @@ impl Core {
         }
         self.reached("local run begun")?;
         let core = Arc::clone(self);
-        let begun = Begun { runs, entries, name, group, around };
+        let record_start = StartedRun { runs, entries, name, group, quiesce_rules };
         self.tasks.spawn(async move {
-            core.take_local(begun, of).await;
+            core.take_local(record_start, of).await;
             drop(freezing);
             core.scheduler.wake();
         });
@@ -119,10 +120,11 @@ impl Core {
     }
 
     /// Takes the snapshots. The next pass of the scheduler sees them.
-    async fn take_local(self: &Arc<Self>, begun: Begun, schedule: Uuid) {
-        let Begun { runs, entries, name, group, around } = begun;
+    async fn take_local(self: &Arc<Self>, record_start: StartedRun, schedule: Uuid) {
+        let StartedRun { runs, entries, name, group, quiesce_rules } = record_start;
         let members: Vec<_> = entries.iter().map(|(entry, id)| (Arc::clone(entry), *id)).collect();
-        let wanted = Wanted { members, name, internal: false, group, around, schedule: Some(schedule) };
+        let wanted =
+            Wanted { members, name, internal: false, group, quiesce_rules, schedule: Some(schedule) };
         let mut report = None;
         match self.freeze_and_tell(wanted, &mut report).await {
             Ok(rows) => {

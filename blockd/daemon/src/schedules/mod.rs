@@ -3,17 +3,17 @@
 pub(crate) mod engine;
 #[cfg(test)]
 mod engine_tests;
-mod kept;
 mod local;
+mod plausibility;
 mod policies;
 mod requests;
+mod retention_checks;
 mod runner;
-mod sense;
 #[cfg(test)]
 mod simulation;
 mod uses;
 
-pub(crate) use kept::delete_command;
+pub(crate) use retention_checks::delete_command;
 #[cfg(test)]
 pub(crate) use runner::Delays;
 pub(crate) use runner::{Scheduler, start};

@@ -1,6 +1,6 @@
 //! Policies, which several schedules share.
 
-use super::sense::refuse_never;
+use super::plausibility::refuse_never;
 use crate::{
     core::Core,
     db::{DbError, PolicyRow, ScheduleRow},

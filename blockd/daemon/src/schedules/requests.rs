@@ -2,8 +2,8 @@
 
 use super::{
     engine::{self, Candidate},
+    plausibility,
     policies::{check_rules, not_found},
-    sense,
 };
 use crate::{
     cloudsnaps::to_api_id,
@@ -128,7 +128,7 @@ fn put(
             row.set_cursor(tx, &rule.when, now)?;
         }
     }
-    let warnings = sense::warnings(&row.spec.selector, volumes);
+    let warnings = plausibility::warnings(&row.spec.selector, volumes);
     Ok(Schedule { warnings, ..to_api(tx, row, volumes, now)? })
 }
 
@@ -168,7 +168,7 @@ impl Core {
             let rows = ScheduleRow::all(tx)?.into_iter();
             let was_for = |row: &ScheduleRow| {
                 let selector = &row.spec.selector;
-                engine::is_meant(selector, &gone) && !engine::chooses_any(selector, &volumes)
+                engine::is_selected(selector, &gone) && !engine::chooses_any(selector, &volumes)
             };
             Ok(rows.filter(was_for).map(|row| (row.uuid, row.spec.name)).collect::<Vec<_>>())
         });
@@ -252,8 +252,8 @@ impl Core {
         let made = self.db.run(move |tx| {
             refuse_second(tx, row.spec.name.as_ref())?;
             row.check(tx)?;
-            sense::refuse_never(&row.spec.rules, now)?;
-            sense::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
+            plausibility::refuse_never(&row.spec.rules, now)?;
+            plausibility::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
             put(tx, &row, &volumes, now)
         });
         let schedule = made.await?;
@@ -322,7 +322,7 @@ impl Core {
             let must_check = request.rules.is_some() || request.policy.is_some();
             let must_fit = must_check || request.jitter_seconds.is_some();
             if let Some(rules) = &request.rules {
-                sense::refuse_never(rules, now)?;
+                plausibility::refuse_never(rules, now)?;
             }
             if let Some(paused) = request.paused {
                 if row.paused && !paused {
@@ -350,7 +350,7 @@ impl Core {
                 row.check(tx)?;
             }
             if must_fit {
-                sense::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
+                plausibility::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
             }
             put(tx, &row, &volumes, now)
         });
@@ -429,7 +429,7 @@ impl Core {
             match ScheduleRow::find(tx, uuid)? {
                 Some(row) => Ok((engine::judge(tx, &row, now)?, engine::judge_local(tx, &row, now)?)),
                 // Its backups are listed as long as they are known.
-                None => match engine::judge_gone(tx, uuid)? {
+                None => match engine::judge_deleted(tx, uuid)? {
                     (judged, local) if judged.is_empty() && local.is_empty() => Err(no_schedule(uuid)),
                     both => Ok(both),
                 },

@@ -2,16 +2,16 @@
 
 use super::{
     engine::{self, Batch, Judgement, Ready},
-    kept::Kept,
     local::snapshot_name,
+    retention_checks::RetentionCheck,
 };
 use crate::{
-    backups::{Asked, Member},
+    backups::{BackupRequest, Member},
     core::Core,
     db::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow},
     error::ServiceError,
     health::SCHEDULES,
-    rules::AskedRest,
+    rules::QuiesceRequest,
 };
 use blockd_api::{CredentialRef, ErrorCode, VolumeRef, events::Severity, schedules::RunState};
 use blockd_extent::{SnapshotId, VolumeId};
@@ -253,31 +253,32 @@ impl Core {
         let member = |(volume, credentials)| Member { volume: VolumeRef::Id(volume), credentials };
         let members: Vec<Member> = places.into_iter().map(member).collect();
         let together = batch.is_group.then(Uuid::new_v4);
-        let begun = runs.clone();
+        let record_start = runs.clone();
         let keep_local = match local.is_empty() {
             true => None,
             false => Some(snapshot_name(of, now)?),
         };
-        let rest = AskedRest { scheduled: schedule.and_then(|row| row.spec.rule), ..AskedRest::default() };
-        let asked = Asked {
+        let rest =
+            QuiesceRequest { scheduled: schedule.and_then(|row| row.spec.rule), ..QuiesceRequest::default() };
+        let asked = BackupRequest {
             full: first.force_full,
             together,
             rest,
             schedule: Some(of),
             keep_local,
-            ..Asked::default()
+            ..BackupRequest::default()
         };
         let started = self.start_backups(&members, &asked, move |tx, tasks| {
-            begun.iter().try_for_each(|run| {
+            record_start.iter().try_for_each(|run| {
                 if run.is_local() {
                     let of_volume = |task: &&TaskRow| task.volume == run.volume;
                     let Some(task) = tasks.iter().find(of_volume) else { return Ok(()) };
                     let Some(snapshot) = task.snapshot else { return Ok(()) };
-                    return engine::begun_local(tx, run, snapshot, Some(task.id));
+                    return engine::record_local_start(tx, run, snapshot, Some(task.id));
                 }
                 let is_its =
                     |task: &&TaskRow| task.volume == run.volume && Some(task.credential) == run.credential;
-                tasks.iter().find(is_its).map_or(Ok(()), |task| engine::begun(tx, run, task))
+                tasks.iter().find(is_its).map_or(Ok(()), |task| engine::record_start(tx, run, task))
             })
         });
         match started.await {
@@ -368,7 +369,7 @@ impl Core {
             self.judged(now()).await?.into_iter().partition(|judgement| judgement.verdict.is_delete());
         surplus.retain(|judgement| checked.contains(&judgement.credential) && !is_delayed(delays, judgement));
         // Results of this pass: the kept backups of a volume in a location are complete.
-        let mut whole: HashMap<(Uuid, Uuid, VolumeId), Kept> = HashMap::new();
+        let mut whole: HashMap<(Uuid, Uuid, VolumeId), RetentionCheck> = HashMap::new();
         for judgement in surplus {
             let (id, credential) = (judgement.cloudsnap, judgement.credential);
             let of = (credential, id.cluster, id.volume);
@@ -379,10 +380,10 @@ impl Core {
                 };
                 whole.insert(of, found);
                 match found {
-                    Kept::Whole => {}
+                    RetentionCheck::Whole => {}
                     // It is judged again without the missing ones.
-                    Kept::Fewer => return Ok(None),
-                    Kept::Doubtful => {
+                    RetentionCheck::Fewer => return Ok(None),
+                    RetentionCheck::Doubtful => {
                         let what = "a backup that would be kept is not known to restore";
                         return Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, what));
                     }
@@ -400,7 +401,7 @@ impl Core {
                 }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 Err(error) if error.to_api().code == ErrorCode::CloudsnapNotFound => {
-                    match self.expire_run_of_gone(credential, id).await {
+                    match self.expire_run_of_deleted(credential, id).await {
                         Ok(()) => {
                             tracing::info!(cloudsnap = %id, verdict = %judgement.verdict, "not kept any more, and gone already");
                             continue;

@@ -150,7 +150,7 @@ impl World {
         for run in local.into_iter().flat_map(|batch| batch.runs) {
             let snapshot = SnapshotId::from_u64(self.roll(1 << 40) + 1);
             self.freezing.insert(snapshot);
-            self.tx(|tx| engine::begun_local(tx, &run, snapshot, None));
+            self.tx(|tx| engine::record_local_start(tx, &run, snapshot, None));
             if self.dies() {
                 return;
             }
@@ -182,9 +182,9 @@ impl World {
                 detail: TaskDetail::default(),
             };
             self.tx(|tx| {
-                engine::begun(tx, &run, &task)?;
+                engine::record_start(tx, &run, &task)?;
                 if let Some(local) = &local {
-                    engine::begun_local(tx, local, snapshot, Some(task.id))?;
+                    engine::record_local_start(tx, local, snapshot, Some(task.id))?;
                 }
                 task.put(tx)
             });
@@ -197,7 +197,7 @@ impl World {
                 if !judgement.verdict.is_delete() {
                     continue;
                 }
-                assert_eq!(self.tx(|tx| TaskRow::who_needs(tx, judgement.snapshot)), None);
+                assert_eq!(self.tx(|tx| TaskRow::task_in_need(tx, judgement.snapshot)), None);
                 self.tx(|tx| SnapshotRow::remove(tx, judgement.snapshot));
                 if self.dies() {
                     return;
@@ -290,7 +290,7 @@ fn named(rule: &Recurrence, from: Timestamp, until: Timestamp) -> Vec<Timestamp>
 /// Two years of daily and weekly backups of two volumes, with suspends of minutes to weeks and crashes at any
 /// time.
 #[test]
-fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
+fn simulated_years_run_each_schedule_exactly_once() {
     for seed in [1, 2] {
         let mut world = World::new(seed);
         let begin = world.now();
@@ -320,7 +320,7 @@ fn years_lose_no_run_make_none_twice_and_keep_what_they_should() {
                 1 if world.now_s < end_s - 120 * DAY_S => {
                     let of_schedule = world.snapshots().difference(&world.by_hand).next().copied();
                     if let Some(id) = of_schedule
-                        && world.tx(|tx| TaskRow::who_needs(tx, id)).is_none()
+                        && world.tx(|tx| TaskRow::task_in_need(tx, id)).is_none()
                     {
                         world.tx(|tx| SnapshotRow::remove(tx, id));
                     }

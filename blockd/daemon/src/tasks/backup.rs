@@ -13,17 +13,18 @@
 //! a full one.
 
 use super::{
-    LiveTask, clean_files,
-    frozen::frozen,
+    LiveTask,
+    backup_type::{planned, restart_as_full},
+    clean_files,
+    freeze::snapshot_for_backup,
     plan::Plan,
-    planning::{planned, restart_as_full},
     secrets,
 };
 use crate::{
     cloud,
     core::Core,
-    credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, CredentialRow, DbError, Doubt, Mark, SnapshotRow, TaskRow},
+    credentials::is_missing_or_damaged,
+    db::{Catalog, Chain, CredentialRow, DbError, Doubt, RetentionOverride, SnapshotRow, TaskRow},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
 };
@@ -68,7 +69,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     })?;
     let volume = entry.volume()?;
     core.reached("backup accepted")?;
-    let snapshot = frozen(core, live, &entry, snapshot_id).await?;
+    let snapshot = snapshot_for_backup(core, live, &entry, snapshot_id).await?;
     live.detail(|detail| {
         detail.frozen = true;
         detail.freeze_stall_micros = snapshot.freeze_stall_micros;
@@ -198,7 +199,7 @@ async fn committed_before(
         let id = CloudsnapId { incremental: plan.base.is_some(), ..task.cloudsnap };
         match repository.manifest(&id).await {
             Ok(manifest) if manifest.delta.salt == plan.salt => return Ok(Some(manifest)),
-            Err(error) if !is_gone_or_damaged(&error) => return Err(error.into()),
+            Err(error) if !is_missing_or_damaged(&error) => return Err(error.into()),
             _ => {}
         }
     }
@@ -326,15 +327,15 @@ async fn commit(
 
 /// Stores the requested pin and expiry date. A pin or date that was set meanwhile stays.
 fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudsnapId) -> Result<(), DbError> {
-    let asked = Mark {
+    let asked = RetentionOverride {
         cloudsnap: id,
         credential: row.credential,
         pinned: row.detail.pinned,
         expires: row.detail.expires,
     };
-    match Mark::find(tx, &id, row.credential)? {
+    match RetentionOverride::find(tx, &id, row.credential)? {
         Some(said) => {
-            let merged = Mark {
+            let merged = RetentionOverride {
                 pinned: said.pinned || asked.pinned,
                 expires: said.expires.or(asked.expires),
                 ..asked

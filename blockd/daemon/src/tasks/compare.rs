@@ -11,7 +11,7 @@ use std::io;
 const PIECE_BLOCKS: u64 = 256;
 
 /// Snapshot of a volume and its blocks that are unchanged since the backup.
-pub(super) struct Against {
+pub(super) struct DiffBase {
     view: RwLock<Option<SnapshotView>>,
     unchanged: BlockSet,
     /// Blocks that may hold data.
@@ -29,7 +29,7 @@ pub(super) struct Seen {
     pub(super) compared_blocks: u64,
 }
 
-impl Against {
+impl DiffBase {
     /// Creates a comparison with `view`; `since` are the changes since the backup, `all` those since the
     /// volume's creation.
     pub(super) fn new(view: SnapshotView, since: &Changes, all: Changes, size_bytes: u64) -> Self {
@@ -80,7 +80,7 @@ impl Against {
     }
 }
 
-impl BlockCheck for Against {
+impl BlockCheck for DiffBase {
     fn blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()> {
         let whole = Extent::new(start, data.len() as u64 / BLOCK_SIZE_BYTES);
         self.seen.lock().given.insert_extent(whole);

@@ -6,8 +6,8 @@
 use super::{LiveTask, clean_files, secrets};
 use crate::{
     core::Core,
-    credentials::is_gone_or_damaged,
-    db::{Catalog, Chain, Doubt, Mark, Proof, RunRow, TaskKind, TaskRow},
+    credentials::is_missing_or_damaged,
+    db::{Catalog, Chain, Doubt, Proof, RetentionOverride, RunRow, TaskKind, TaskRow},
     error::{ServiceError, blocking},
     files,
 };
@@ -26,7 +26,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     live.begin(progress);
     core.store_progress(live).await;
     if row.detail.by_retention && row.detail.run != Some(core.run) {
-        refuse_if_not_begun(&repository, &row).await?;
+        refuse_unstarted(&repository, &row).await?;
     }
     // The directory of an unmounted disk is empty and would need no objects.
     repository.prove_key_slot().await?;
@@ -66,7 +66,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
             Chain::remove_tip(tx, &id)?;
             Proof::remove(tx, &id)?;
             Doubt::remove(tx, credential, &id)?;
-            Mark::remove(tx, &id, credential)?;
+            RetentionOverride::remove(tx, &id, credential)?;
             RunRow::expire(tx, credential, &id, &format!("deleted by task {task}"))?;
             Catalog::remove(tx, credential, &id.manifest_key())
         })
@@ -82,7 +82,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
 
 /// Refuses a deletion that retention decided before a restart of the daemon, unless it has deleted something:
 /// the decision may be outdated.
-async fn refuse_if_not_begun(repository: &Repository, row: &TaskRow) -> Result<(), ServiceError> {
+async fn refuse_unstarted(repository: &Repository, row: &TaskRow) -> Result<(), ServiceError> {
     let id = row.cloudsnap;
     match repository.manifest(&id).await {
         Err(CloudError::SnapshotNotFound { .. }) => Ok(()),
@@ -170,7 +170,7 @@ async fn known_to_be_needed(
         }
         match repository.manifest(&tip).await {
             Ok(manifest) => manifests.push(manifest),
-            Err(error) if is_gone_or_damaged(&error) => {}
+            Err(error) if is_missing_or_damaged(&error) => {}
             Err(error) => return Err(error.into()),
         }
     }

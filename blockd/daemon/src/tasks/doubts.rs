@@ -90,7 +90,7 @@ impl Core {
     ///
     /// # Errors
     /// The database fails.
-    pub(crate) async fn look_at_doubts(
+    pub(crate) async fn check_doubts(
         &self,
         now: Timestamp,
         failing: &mut Failing,
@@ -111,7 +111,8 @@ impl Core {
                 continue;
             }
             let id = doubt.cloudsnap;
-            let looked = tokio::time::timeout(LOOK_LIMIT, self.look_at(&doubt, now, age_s >= LATE_S)).await;
+            let looked =
+                tokio::time::timeout(LOOK_LIMIT, self.check_doubt(&doubt, now, age_s >= LATE_S)).await;
             let error = match looked {
                 Ok(Ok(())) => {
                     failing.remove(&credential);
@@ -127,7 +128,7 @@ impl Core {
         Ok(())
     }
 
-    async fn look_at(&self, doubt: &Doubt, now: Timestamp, is_late: bool) -> Result<(), ServiceError> {
+    async fn check_doubt(&self, doubt: &Doubt, now: Timestamp, is_late: bool) -> Result<(), ServiceError> {
         let (credential, id) = (doubt.credential, doubt.cloudsnap);
         let (repository, requests) = self.task_repository(credential).await?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential);

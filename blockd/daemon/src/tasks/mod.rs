@@ -4,22 +4,22 @@
 //! interrupted task. Each step is idempotent: rows first, then disk or store, then rows.
 
 pub mod backup;
+mod backup_type;
+mod checkpoint;
 mod compare;
 pub mod delete;
 pub(crate) mod doubts;
 mod findings;
-mod frozen;
+mod freeze;
 mod live;
 pub mod plan;
-mod planning;
 pub mod restore;
-mod restored;
 mod secrets;
 mod shared_reader;
 pub(crate) mod stop;
 mod verify;
 
-use frozen::FailedPoints;
+use freeze::FailedPoints;
 pub use live::LiveTask;
 use shared_reader::Readers;
 
@@ -27,8 +27,8 @@ use crate::{
     core::Core,
     db::{DbError, NewEvent, TaskKind, TaskRow, TaskState},
     error::ServiceError,
+    keyed_locks::KeyedLocks,
     lazy::{hydrate, in_place},
-    turns::Turns,
 };
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
@@ -70,7 +70,7 @@ pub struct Tasks {
     /// Snapshots that backups read.
     readers: Arc<Readers>,
     /// Serializes the freezes of backups that share a snapshot.
-    freezing: Turns,
+    freezing: KeyedLocks,
     /// Failed freezes.
     failed: Mutex<FailedPoints>,
     /// Number of ended tasks since the start.
@@ -114,7 +114,7 @@ impl Tasks {
             slots: Semaphore::new(concurrency),
             closed: AtomicBool::new(false),
             readers: Arc::default(),
-            freezing: Turns::default(),
+            freezing: KeyedLocks::default(),
             failed: Mutex::default(),
             ended: Ended::default(),
         }

@@ -4,9 +4,9 @@
 //! rename only the rows are left.
 
 use super::{
-    LiveTask, clean_files, findings,
-    restored::{self, InPlace, Writer},
-    secrets,
+    LiveTask,
+    checkpoint::{self, InPlace, Writer},
+    clean_files, findings, secrets,
 };
 use crate::{
     cloud,
@@ -37,7 +37,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     })?;
     let dir = core.volume_dir(id);
     core.reached("restore accepted")?;
-    let volume = match already_whole(dir.clone()).await? {
+    let volume = match restored_volume(dir.clone()).await? {
         Some(volume) => volume,
         None => fill(core, live, &entry, dir).await?,
     };
@@ -53,7 +53,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
 }
 
 /// Opens the volume if an earlier run had renamed it.
-async fn already_whole(dir: PathBuf) -> Result<Option<Arc<Volume>>, ServiceError> {
+async fn restored_volume(dir: PathBuf) -> Result<Option<Arc<Volume>>, ServiceError> {
     blocking(move || -> Result<_, VolumeError> {
         if !dir.exists() {
             return Ok(None);
@@ -84,7 +84,7 @@ async fn fill(
         Some(manifest) => manifest,
         None => repository.manifest(&row.cloudsnap).await?,
     };
-    let (id, task, file) = (entry.id, live.id, restored::path(&core.task_dir(live.id)));
+    let (id, task, file) = (entry.id, live.id, checkpoint::path(&core.task_dir(live.id)));
     let wanted = manifest.clone();
     let (writer, in_place) = blocking(move || take_up(&dir, id, task, &file, &wanted)).await?;
     if !in_place.settled.is_empty() {
@@ -137,13 +137,13 @@ fn take_up(
     manifest: &Manifest,
 ) -> Result<(Arc<Writer>, InPlace), ServiceError> {
     let failed = |action| move |source| ServiceError::File { action, path: file.to_owned(), source };
-    if let Some((in_place, end)) = restored::load(file, task, manifest).map_err(failed("read"))?
+    if let Some((in_place, end)) = checkpoint::load(file, task, manifest).map_err(failed("read"))?
         && let Some(target) = RestoreTarget::reopen(dir, id, manifest.size_bytes, in_place.written.clone())?
     {
         let writer = Writer::append(target, file, end).map_err(failed("open"))?;
         return Ok((Arc::new(writer), in_place));
     }
-    restored::forget(file).map_err(failed("remove"))?;
+    checkpoint::forget(file).map_err(failed("remove"))?;
     let target = RestoreTarget::create(dir, id, manifest.size_bytes)?;
     let writer = Writer::begin(target, file, task, manifest).map_err(failed("write"))?;
     Ok((Arc::new(writer), InPlace::default()))
@@ -158,10 +158,10 @@ pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Resu
 
 /// Removes the files of an incomplete volume, but not its rows: a resumed restore starts again.
 pub(super) async fn make_room(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
-    let (dir, file) = (core.volume_dir(volume_id(row)?), restored::path(&core.task_dir(row.id)));
+    let (dir, file) = (core.volume_dir(volume_id(row)?), checkpoint::path(&core.task_dir(row.id)));
     blocking(move || {
         // First the record of the restored blocks.
-        let forgotten = restored::forget(&file);
+        let forgotten = checkpoint::forget(&file);
         forgotten.map_err(|source| ServiceError::File { action: "remove", path: file, source })?;
         Ok::<_, ServiceError>(RestoreTarget::discard(&dir)?)
     })

@@ -6,8 +6,8 @@ use super::LiveTask;
 use crate::{
     core::Core,
     error::ServiceError,
+    external_secrets::{references_of, unresolved},
     references::ReferenceError,
-    secrets_elsewhere::{references_of, unresolved},
 };
 use blockd_api::{CredentialRef, SecretRef};
 use blockd_cloud::{Repository, store::Requests};

@@ -72,7 +72,7 @@ fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool 
         // After any error: it costs nothing, and a resume needs it. Before an in-place restore has started,
         // the volume is unchanged.
         let is_there = error.to_api().code != ErrorCode::VolumeNotFound;
-        return is_there && (row.detail.lazy || in_place::has_begun(row));
+        return is_there && (row.detail.lazy || in_place::has_started(row));
     }
     match row.kind {
         // Before that nothing was sent, and the point in time is recent.
@@ -108,7 +108,7 @@ async fn clean_up(core: &Arc<Core>, row: &TaskRow) -> Result<(), ServiceError> {
         }
         // The volume is in use, with the fetched blocks.
         TaskKind::Restore if row.detail.is_of_volume_in_use() => {
-            in_place::let_go(core, row);
+            in_place::release(core, row);
             Ok(())
         }
         TaskKind::Restore => restore::clean_up(core, row).await,

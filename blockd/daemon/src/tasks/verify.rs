@@ -4,7 +4,7 @@
 
 use super::{
     LiveTask, backup,
-    compare::{Against, Seen},
+    compare::{DiffBase, Seen},
     findings, secrets,
 };
 use crate::{
@@ -142,7 +142,7 @@ async fn compared_with(
     row: &TaskRow,
     what: VerifyWhat,
     repository: &Repository,
-) -> Result<Option<Arc<Against>>, ServiceError> {
+) -> Result<Option<Arc<DiffBase>>, ServiceError> {
     let (Some(volume), Some(snapshot), VerifyDepth::Deep, false) =
         (row.volume, row.snapshot, what.depth, what.all)
     else {
@@ -169,7 +169,7 @@ async fn compared_with(
     let changes = blocking(move || -> Result<_, ServiceError> {
         let since = volume.changes(Some(chain.epoch), frozen.epoch)?;
         let all = volume.changes(None, frozen.epoch)?;
-        Ok(Against::new(volume.view(snapshot)?, &since, all, size_bytes))
+        Ok(DiffBase::new(volume.view(snapshot)?, &since, all, size_bytes))
     });
     match changes.await {
         Ok(against) => Ok(Some(Arc::new(against))),
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn content_that_changed_since_it_was_recorded_is_told() {
+    fn content_changed_since_its_record_is_reported() {
         let digest = |byte| Some([byte; 32]);
         let snapshot =
             VerifiedSnapshot { id: id(1), damaged: BlockSet::new(), has_manifest: true, digest: digest(1) };

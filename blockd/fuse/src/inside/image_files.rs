@@ -1,7 +1,7 @@
 //! All files of an image under one root: those of its filesystem, or a directory for each partition.
 
 use super::{
-    Content, FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, Inside, look, look_at_part,
+    Content, FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, Inside, inspect, inspect_partition,
     partitions::Partition,
 };
 use crate::{Image, ImageRun};
@@ -86,7 +86,7 @@ impl ImageFiles {
     /// # Errors
     /// The image cannot be read.
     pub fn open(image: Arc<dyn Image>) -> io::Result<Self> {
-        let inside = look(&image)?;
+        let inside = inspect(&image)?;
         Ok(Self { image, inside, parts: Mutex::default(), part_roots: Mutex::default() })
     }
 
@@ -94,7 +94,7 @@ impl ImageFiles {
     ///
     /// # Errors
     /// The image cannot be read.
-    pub fn why_nothing(&self, path: &[u8]) -> io::Result<Option<String>> {
+    pub fn unreadable_reason(&self, path: &[u8]) -> io::Result<Option<String>> {
         Ok(match self.place(path)? {
             Place::Nothing(why, _) => Some(why),
             _ => None,
@@ -130,7 +130,7 @@ impl ImageFiles {
         if let Some(content) = self.open_part(part.number) {
             return Ok(content);
         }
-        let content = look_at_part(&self.image, part)?;
+        let content = inspect_partition(&self.image, part)?;
         // Another thread may have been faster.
         if let Some(content) = self.open_part(part.number) {
             return Ok(content);

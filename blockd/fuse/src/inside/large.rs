@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_listing_begins_when_another_one_ends() {
+    fn queued_listing_starts_when_another_one_ends() {
         let (listings, one, other) = (LargeListings::new(1), Mutex::new(()), Mutex::new(()));
         let deadline = Instant::now() + Duration::from_secs(600);
         std::thread::scope(|scope| {

@@ -224,7 +224,7 @@ impl Image for Part {
 ///
 /// # Errors
 /// The image cannot be read.
-pub fn look(image: &Arc<dyn Image>) -> io::Result<Inside> {
+pub fn inspect(image: &Arc<dyn Image>) -> io::Result<Inside> {
     if !ext::is_there(image)? {
         let parts = partitions::partitions(&**image)?;
         if !parts.is_empty() {
@@ -238,7 +238,7 @@ pub fn look(image: &Arc<dyn Image>) -> io::Result<Inside> {
 ///
 /// # Errors
 /// The image cannot be read.
-pub fn look_at_part(image: &Arc<dyn Image>, part: Partition) -> io::Result<Content> {
+pub fn inspect_partition(image: &Arc<dyn Image>, part: Partition) -> io::Result<Content> {
     content(Arc::new(Part { image: image.clone(), part }))
 }
 

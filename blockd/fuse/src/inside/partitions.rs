@@ -227,7 +227,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_table_makes_it_panic_or_go_on_for_ever(flips in prop::collection::vec((0usize..2048, any::<u8>()), 1..40), logical in any::<bool>()) {
+        fn arbitrary_partition_tables_end_without_a_panic(flips in prop::collection::vec((0usize..2048, any::<u8>()), 1..40), logical in any::<bool>()) {
             let mut image = gpt_image();
             if logical {
                 record(&mut image, 0, &[entry(0x05, 1, 900)]);

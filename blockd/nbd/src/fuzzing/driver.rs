@@ -7,8 +7,8 @@ use crate::budget::Budget;
 use crate::buffer_pool::BufferPool;
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::device::{Client, ExportCatalog};
-use crate::far_budgets::FarBudgets;
 use crate::flow::{Context, Wake};
+use crate::remote_budgets::RemoteBudgets;
 use crate::worker::{Done, Work};
 
 /// Connection with its surroundings.
@@ -17,7 +17,7 @@ pub(crate) struct Driver<C> {
     pub(crate) catalog: C,
     pub(crate) pool: BufferPool,
     pub(crate) budget: Budget<Wake>,
-    far_budgets: FarBudgets,
+    remote_budgets: RemoteBudgets,
     pub(crate) work: Vec<Work>,
     pub(crate) sent: Vec<u8>,
     pub(crate) now: Instant,
@@ -28,13 +28,13 @@ pub(crate) struct Driver<C> {
 impl<C: ExportCatalog> Driver<C> {
     /// Creates a driver before the greeting.
     pub(crate) fn over(catalog: C, limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
-        let far_budgets = FarBudgets::new(1 << 30);
+        let remote_budgets = RemoteBudgets::new(1 << 30);
         let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
         let now = Instant::now();
         let mut cx = Context {
             pool: &mut pool,
             budget: &budget,
-            far_budgets: &far_budgets,
+            remote_budgets: &remote_budgets,
             wake: &|| Box::new(|| {}),
             work: &mut work,
             requests: &mut 0,
@@ -47,7 +47,7 @@ impl<C: ExportCatalog> Driver<C> {
             catalog,
             pool,
             budget,
-            far_budgets,
+            remote_budgets,
             work,
             sent: Vec::new(),
             now,
@@ -61,7 +61,7 @@ impl<C: ExportCatalog> Driver<C> {
             &mut Context {
                 pool: &mut self.pool,
                 budget: &self.budget,
-                far_budgets: &self.far_budgets,
+                remote_budgets: &self.remote_budgets,
                 wake: &|| Box::new(|| {}),
                 work: &mut self.work,
                 requests: &mut 0,

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn size_and_flags_are_learnt() {
+    fn size_and_flags_are_negotiated() {
         let info = [0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 1, 0x6d];
         let says = [
             greeting(),

@@ -29,7 +29,7 @@ pub struct AttachOptions {
 /// Reads a datagram in every way that one is read, for fuzzing: how many messages it has, and how many bytes
 /// of text and lists of devices.
 #[cfg(any(test, feature = "testing"))]
-pub(crate) fn read_anything(datagram: &[u8]) -> (usize, usize) {
+pub(crate) fn parse_datagram(datagram: &[u8]) -> (usize, usize) {
     let (mut count, mut bytes) = (0, 0);
     for message in wire::messages(datagram) {
         count += 1;

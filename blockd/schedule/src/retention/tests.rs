@@ -88,7 +88,7 @@ fn damage_of_the_newest_counts_while_it_is_in_use() {
 }
 
 #[test]
-fn last_verified_snapshot_stays_behind_unverified() {
+fn last_verified_snapshot_is_kept_beside_unverified_ones() {
     let mut snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id))).collect();
     snapshots[3].health = Health::Verified;
     snapshots[4].health = Health::Verified;

@@ -114,9 +114,9 @@ impl Rejected {
 }
 
 /// State of a map that is only inspected.
-pub(crate) enum Look {
+pub(crate) enum Inspection {
     /// A start would believe it.
-    Believed(Looked),
+    Believed(InspectedMap),
     /// Valid, but written before the last boot or mount: the log decides.
     Outlived,
     /// Missing, or with an invalid header: its blocks are unknown.
@@ -124,7 +124,7 @@ pub(crate) enum Look {
 }
 
 /// Blocks of a map that a start would believe.
-pub(crate) struct Looked {
+pub(crate) struct InspectedMap {
     pub(crate) held: BlockSet,
     /// First block whose bit is missing in a truncated file.
     pub(crate) unread: Option<BlockIndex>,
@@ -288,13 +288,13 @@ impl LiveMap {
     }
 
     /// Reads the map of an earlier process, as far as a start would believe it, and changes nothing.
-    pub(crate) fn look(
+    pub(crate) fn inspect(
         path: &Path,
         volume: VolumeId,
         epoch: Epoch,
         blocks: u64,
-    ) -> Result<Look, VolumeError> {
-        let doubtful = |what: &str| Look::Doubtful(format!("{}: {what}", path.display()));
+    ) -> Result<Inspection, VolumeError> {
+        let doubtful = |what: &str| Inspection::Doubtful(format!("{}: {what}", path.display()));
         let file = match File::open_to_read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(doubtful("it is missing")),
             other => other.during("open", path)?,
@@ -310,7 +310,7 @@ impl LiveMap {
             return Ok(doubtful(what));
         }
         if header.rejection(&identity, &file)?.is_some() {
-            return Ok(Look::Outlived);
+            return Ok(Inspection::Outlived);
         }
         let end = HEADER_BYTES + bitmap_bytes(blocks);
         let there = file.len_bytes().during("look at", path)?.min(end);
@@ -320,7 +320,7 @@ impl LiveMap {
         })?;
         let unread = BlockIndex(there.saturating_sub(HEADER_BYTES) * 8);
         let unread = (there < end && unread.0 < blocks).then_some(unread);
-        Ok(Look::Believed(Looked { held, unread }))
+        Ok(Inspection::Believed(InspectedMap { held, unread }))
     }
 
     /// Records, durably, whether the log names all that the map names.
@@ -523,7 +523,7 @@ impl LiveMap {
     }
 
     /// Returns every block that the head holds.
-    pub(crate) fn held_set(&self) -> BlockSet {
+    pub(crate) fn snapshot_of_held(&self) -> BlockSet {
         self.held.to_set()
     }
 

@@ -37,7 +37,7 @@ proptest! {
         }
         let mut both = zero.clone();
         both.intersect_with(&held);
-        prop_assert_eq!(map.held_set(), held.clone());
+        prop_assert_eq!(map.snapshot_of_held(), held.clone());
         let mut found = map.zero_set();
         found.intersect_with(&held);
         prop_assert_eq!(found, both);
@@ -58,7 +58,7 @@ proptest! {
         // The next process reads the same bits from the file.
         drop(map);
         let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS, true).unwrap().unwrap();
-        prop_assert_eq!(found.map.held_set(), held);
+        prop_assert_eq!(found.map.snapshot_of_held(), held);
     }
 }
 
@@ -67,26 +67,26 @@ fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m");
     let (id, epoch) = (VolumeId::from_u64(7), Epoch(3));
-    let look = || match LiveMap::look(&path, id, epoch, BLOCKS).unwrap() {
-        Look::Believed(found) => Some(found),
-        Look::Doubtful(_) => None,
-        Look::Outlived => panic!("it is of this boot and mount"),
+    let inspect = || match LiveMap::inspect(&path, id, epoch, BLOCKS).unwrap() {
+        Inspection::Believed(found) => Some(found),
+        Inspection::Doubtful(_) => None,
+        Inspection::Outlived => panic!("it is of this boot and mount"),
     };
-    assert!(look().is_none());
+    assert!(inspect().is_none());
     let map = LiveMap::create_unowned(&path, id, epoch, BLOCKS).unwrap();
     let runs = [extent(3, 70), extent(BLOCKS_PER_CHUNK * 2, 1), extent(BLOCKS - 1, 1)];
     for run in runs {
         map.set_held(run, || (), |(), _| {}).unwrap();
     }
-    assert!(look().is_none());
+    assert!(inspect().is_none());
     let opened = LiveMap::open(&path, id, epoch, BLOCKS, true).unwrap();
     assert!(matches!(opened, Err(Rejected { why: Rejection::Unfinished, clean: false })));
     map.own().unwrap();
-    let found = look().unwrap();
+    let found = inspect().unwrap();
     assert_eq!((found.held, found.unread), (BlockSet::from_iter(runs), None));
     drop(map);
     let before = std::fs::read(&path).unwrap();
-    look();
+    inspect();
     assert!(std::fs::read(&path).unwrap() == before, "a look changed it");
     // No flipped bit makes it a header of another boot or mount; all fields but two are checked.
     for bit in 0..HEADER_READ_BYTES * 8 {
@@ -94,15 +94,15 @@ fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
         bad[bit / 8] ^= 1 << (bit % 8);
         std::fs::write(&path, &bad).unwrap();
         let may_pass = bit == CLEAN_AT * 8 || (MOUNT_AT..MOUNT_AT + 8).contains(&(bit / 8));
-        assert!(look().is_none() || may_pass, "bit {bit}");
+        assert!(inspect().is_none() || may_pass, "bit {bit}");
     }
     let mut other = before.clone();
     other[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES].copy_from_slice(b"01234567-89ab-cdef-0123-456789abcdef");
     std::fs::write(&path, other).unwrap();
-    assert!(matches!(LiveMap::look(&path, id, epoch, BLOCKS), Ok(Look::Outlived)));
+    assert!(matches!(LiveMap::inspect(&path, id, epoch, BLOCKS), Ok(Inspection::Outlived)));
     std::fs::write(&path, &before).unwrap();
     File::open(&path).unwrap().set_len(HEADER_BYTES + 8).unwrap();
-    let found = look().unwrap();
+    let found = inspect().unwrap();
     assert_eq!((found.held, found.unread), (BlockSet::from_iter([extent(3, 61)]), Some(BlockIndex(64))));
     let opened = LiveMap::open(&path, id, epoch, BLOCKS, true);
     assert!(matches!(opened, Err(VolumeError::Damaged { .. })));
@@ -120,7 +120,7 @@ fn map_of_a_dead_process_is_believed_in_its_boot_and_mount_only() {
         |volume, epoch| LiveMap::open(&path, VolumeId::from_u64(volume), Epoch(epoch), BLOCKS, true).unwrap();
     let found = open(7, 3).unwrap();
     assert!(!found.clean);
-    assert_eq!(found.map.held_set(), BlockSet::from_iter([far]));
+    assert_eq!(found.map.snapshot_of_held(), BlockSet::from_iter([far]));
     found.map.set_clean(true).unwrap();
     drop(found);
     for (volume, epoch) in [(8, 3), (7, 4)] {
@@ -172,5 +172,5 @@ fn threads_that_set_bits_of_one_word_lose_none_in_the_file() {
     });
     drop(map);
     let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS, true).unwrap();
-    assert_eq!(found.unwrap().map.held_set(), BlockSet::from_iter([extent(0, 4096)]));
+    assert_eq!(found.unwrap().map.snapshot_of_held(), BlockSet::from_iter([extent(0, 4096)]));
 }

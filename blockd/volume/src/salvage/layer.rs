@@ -1,6 +1,6 @@
 //! Remains of a layer.
 
-use super::{blocks_of, mend::Mender};
+use super::{blocks_of, repair::Repairer};
 use crate::{
     data_files::{DataFiles, Gap},
     error::VolumeError,
@@ -9,7 +9,7 @@ use crate::{
     head_log::{HeadLog, Identity},
     layer_set::{LayerSet, SetIdentity},
     lazy_base::LazyBase,
-    live_map::{LiveMap, Look},
+    live_map::{Inspection, LiveMap},
     meta::{LayerEntry, Meta},
     stack::FrozenLayer,
 };
@@ -43,11 +43,11 @@ impl Rescued {
         meta: &Meta,
         entry: &LayerEntry,
         believe_map: bool,
-        mender: &mut Mender,
+        mender: &mut Repairer,
     ) -> Result<Self, VolumeError> {
         let place = Place { dir, volume: meta.volume, size_bytes: entry.size_bytes };
         let base = files::data_path(dir, entry.file);
-        let (data, gaps) = DataFiles::open_what_is_left(&base, entry.size_bytes)?;
+        let (data, gaps) = DataFiles::open_for_salvage(&base, entry.size_bytes)?;
         let mut tracked = match (entry.open, entry.lazy) {
             (true, _) => open_layer(place, entry.file, believe_map),
             (false, true) => lazy_base(place, entry.file),
@@ -104,7 +104,7 @@ fn every_block_but(known: &BlockSet, blocks: u64) -> BlockSet {
     others
 }
 
-fn frozen_layer(place: Place<'_>, entry: &LayerEntry, mender: &mut Mender) -> Tracked {
+fn frozen_layer(place: Place<'_>, entry: &LayerEntry, mender: &mut Repairer) -> Tracked {
     let blocks = blocks_of(entry.size_bytes);
     let identity =
         SetIdentity { volume: place.volume, file: entry.file, generation: entry.generation, blocks };
@@ -120,7 +120,7 @@ fn frozen_layer(place: Place<'_>, entry: &LayerEntry, mender: &mut Mender) -> Tr
 /// Returns the blocks of a log, and its damage if it may have named others.
 fn logged(place: Place<'_>, file: Epoch, identity: Identity) -> (BlockSet, Option<String>) {
     let path = files::log_path(place.dir, file);
-    match HeadLog::look(&path, identity) {
+    match HeadLog::inspect(&path, identity) {
         Ok(log) if log.ends_as_written => (log.named, None),
         Ok(log) => {
             let what = match log.torn_bytes {
@@ -142,10 +142,13 @@ fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
     let (held, log_damage) = logged(place, file, place.log_identity(file));
     let mut unknown = Vec::new();
     let map_path = files::map_path(place.dir, file);
-    let map =
-        if believe_map { LiveMap::look(&map_path, place.volume, file, blocks) } else { Ok(Look::Outlived) };
+    let map = if believe_map {
+        LiveMap::inspect(&map_path, place.volume, file, blocks)
+    } else {
+        Ok(Inspection::Outlived)
+    };
     match map {
-        Ok(Look::Believed(map)) => {
+        Ok(Inspection::Believed(map)) => {
             let readable = Extent::between(BlockIndex(0), map.unread.unwrap_or(BlockIndex(blocks)));
             let mut missed = held.slice(readable);
             missed.subtract(&map.held);
@@ -168,12 +171,12 @@ fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
                 unknown.push((behind, format!("{} is cut short", map_path.display())));
             }
         }
-        Ok(Look::Outlived) => {
+        Ok(Inspection::Outlived) => {
             if let Some(what) = log_damage {
                 unknown.push((every_block_but(&held, blocks), what));
             }
         }
-        Ok(Look::Doubtful(what)) => unknown.push((every_block_but(&held, blocks), what)),
+        Ok(Inspection::Doubtful(what)) => unknown.push((every_block_but(&held, blocks), what)),
         Err(error) => unknown.push((every_block_but(&held, blocks), error.to_string())),
     }
     unknown.retain(|(blocks, _)| !blocks.is_empty());

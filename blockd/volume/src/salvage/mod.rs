@@ -12,7 +12,7 @@
 //! in it is not noticed here.
 
 mod layer;
-mod mend;
+mod repair;
 #[cfg(test)]
 mod tests;
 
@@ -27,7 +27,7 @@ use crate::{
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
 use layer::Rescued;
-use mend::Mender;
+use repair::Repairer;
 use std::{path::Path, time::Duration};
 
 /// Remains of a damaged volume.
@@ -64,7 +64,7 @@ impl Salvage {
     /// `volume.meta` is missing, damaged beyond one bit or of a newer format: then nothing can be proven.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self, VolumeError> {
         let believe_map = options.recovery == Recovery::Auto;
-        let mut mender = Mender::new();
+        let mut mender = Repairer::new();
         let meta = mender.meta(dir)?;
         let layers = meta
             .layers

@@ -304,7 +304,7 @@ fn check(view: &SalvageView, expected: &[u8], may_be_refused: impl Fn(u64) -> bo
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn salvage_shows_right_content_or_refuses(
+    fn salvage_serves_correct_content_or_an_error(
         steps in prop::collection::vec(step(), 1..40),
         is_flushed in any::<bool>(),
         is_closed in any::<bool>(),
@@ -328,7 +328,7 @@ proptest! {
         let Model { dir, now, snapshots, volume, .. } = model;
         let identity = |layer: &Truth| Identity { volume: volume.id(), epoch: layer.epoch, blocks: layer.blocks };
         for layer in layers.iter_mut().filter(|layer| layer.open) {
-            layer.proven = HeadLog::look(&layer.tracking[0], identity(layer)).unwrap().named;
+            layer.proven = HeadLog::inspect(&layer.tracking[0], identity(layer)).unwrap().named;
             prop_assert!(layer.proven == layer.set.held || !(is_flushed || is_closed || is_power_loss));
         }
         drop(volume);

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap backup-group`
 
-use super::{cloudsnap::WaitArg, limits::TaskLimitArgs, marks::KeepArgs, rules::RestArgs};
+use super::{cloudsnap::WaitArg, limits::TaskLimitArgs, pins::KeepArgs, rules::RestArgs};
 use blockd_api::{CredentialRef, GroupName, LabelSelector, VolumeRef};
 use clap::Args;
 

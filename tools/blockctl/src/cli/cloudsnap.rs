@@ -3,17 +3,17 @@
 use super::schedules::{HistoryArgs, SchedulesCommand};
 use super::{
     backup_group::{BACKUP_GROUP_HELP, BackupGroupArgs},
-    care::{
-        GC_HELP, GcArgs, LIMIT_HELP, LimitArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP,
-        VerifyArgs,
-    },
     files,
     lazy::{CLONE_HELP, CloneArgs, LazyArgs, NewLabelsArgs},
     limits::TaskLimitArgs,
-    marks::{EXPIRE_HELP, ExpireArgs, KeepArgs, PIN_HELP, PinArgs, UNPIN_HELP},
+    maintenance::{
+        GC_HELP, GcArgs, LIMIT_HELP, LimitArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP,
+        VerifyArgs,
+    },
+    pins::{EXPIRE_HELP, ExpireArgs, KeepArgs, PIN_HELP, PinArgs, UNPIN_HELP},
     rules::RestArgs,
 };
-use crate::snap::SnapRef;
+use crate::cloudsnap_ref::SnapRef;
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
     cloudsnaps::{CloudsnapId, CloudsnapStatus},
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn backup_takes_its_volume_both_ways() {
+    fn backup_accepts_volume_as_flag_or_argument() {
         for line in [
             "cloudsnap backup vol --full --cred-id nas",
             "cs backup --volume vol -f --cr nas",

@@ -1,7 +1,7 @@
 //! `blockctl cloudsnap catalog`, `cat`, `cp` and `diff`: the files inside cloud snapshots.
 
 use super::cloudsnap::CredentialArg;
-use crate::snap::SnapRef;
+use crate::cloudsnap_ref::SnapRef;
 use clap::Args;
 use std::{ffi::OsString, path::PathBuf};
 

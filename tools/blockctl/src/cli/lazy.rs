@@ -1,7 +1,7 @@
 //! Lazy and in-place modes of `blockctl cloudsnap restore`, and `blockctl cloudsnap clone`.
 
 use super::cloudsnap::CredentialArg;
-use crate::snap::SnapRef;
+use crate::cloudsnap_ref::SnapRef;
 use blockd_api::{Labels, VolumeName, VolumeRef, lazy::StoreLoss};
 use clap::Args;
 

@@ -2,19 +2,18 @@
 
 pub mod backup_group;
 pub mod browse;
-pub mod care;
 pub mod cloudsnap;
+pub mod completions;
 pub mod context;
 pub mod credential_update;
 pub mod credentials;
-pub mod elsewhere;
 pub mod events;
-pub mod extras;
 pub mod files;
 pub mod lazy;
 pub mod limits;
-pub mod marks;
+pub mod maintenance;
 pub mod objects;
+pub mod pins;
 #[cfg(test)]
 mod pxctl;
 pub mod rekey;
@@ -22,6 +21,7 @@ pub mod rules;
 pub mod schedules;
 pub mod snapshot;
 pub mod top;
+pub mod unsupported;
 pub mod volume;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -178,11 +178,11 @@ pub enum Command {
     #[command(after_help = events::BUNDLE_HELP)]
     SupportBundle(events::BundleArgs),
     /// Print a completion script for a shell
-    #[command(after_help = extras::COMPLETIONS_HELP)]
-    Completions(extras::CompletionsArgs),
+    #[command(after_help = completions::COMPLETIONS_HELP)]
+    Completions(completions::CompletionsArgs),
     /// Print the man page, or write all to a directory
-    #[command(after_help = extras::MAN_HELP)]
-    Man(extras::ManArgs),
+    #[command(after_help = completions::MAN_HELP)]
+    Man(completions::ManArgs),
 }
 
 /// Returns the parser.
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn global_flags_stand_anywhere() {
+    fn global_flags_are_accepted_in_any_position() {
         for line in
             ["-j --socket /s volume list", "volume -j list --socket /s", "volume list --json --socket=/s"]
         {

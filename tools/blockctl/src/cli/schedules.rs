@@ -620,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_keep_nothing_are_seen() {
+    fn retention_of_zero_is_detected() {
         assert_eq!(create("cs sched c db -p 60 --keep-last 9").retain.max, Some(9));
         assert_eq!(create("cs sched c db -p 60 --keep-weekly 0").retain.nothing(), Some("keep-weekly"));
         assert_eq!(create("cs sched c db -p 60 --local-keep-daily 0").local.nothing(), Some("keep-daily"));

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn create_takes_its_flags_anywhere() {
+    fn create_accepts_flags_in_any_position() {
         for line in [
             "volume create db --size 8GiB --label a=b,c=d",
             "volume c --label=a=b,c=d --size=8G db",
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lines_say_what_is_right() {
+    fn invalid_lines_name_the_valid_form() {
         for (line, part) in [
             ("volume create db", "--size"),
             ("volume create 42 --size 1G", "looks like an id"),

@@ -41,5 +41,5 @@ pub async fn run(context: &Context<'_>, args: BackupGroupArgs) -> Result<u8, Fai
         lines.extend(ids);
     }
     let tasks = started.members.iter().flat_map(|member| member.tasks.iter().copied()).collect();
-    cloudsnap::begun_together(context, tasks, &started, &lines, wait.wait).await
+    cloudsnap::report_group_start(context, tasks, &started, &lines, wait.wait).await
 }

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap …`
 
-use super::{Context, care, copy_files, counted, files, lazy, marks, or_dash, task_status};
+use super::{Context, copy_files, counted, files, lazy, maintenance, or_dash, pins, task_status};
 use crate::{
     cli::{
         cloudsnap::{BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs},
@@ -34,14 +34,14 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Restore(args) => restore(context, args).await,
         CloudsnapCommand::Clone(args) => lazy::clone(context, args).await,
         CloudsnapCommand::Delete(args) => delete(context, args).await,
-        CloudsnapCommand::Stop(args) => care::stop(context, args).await,
-        CloudsnapCommand::Resume(args) => care::resume(context, args).await,
-        CloudsnapCommand::Limit(args) => care::limit(context, args).await,
-        CloudsnapCommand::Pin(args) => marks::pin(context, args, true).await,
-        CloudsnapCommand::Unpin(args) => marks::pin(context, args, false).await,
-        CloudsnapCommand::Expire(args) => marks::expire(context, args).await,
-        CloudsnapCommand::Verify(args) => care::verify(context, args).await,
-        CloudsnapCommand::Gc(args) => care::gc(context, args).await,
+        CloudsnapCommand::Stop(args) => maintenance::stop(context, args).await,
+        CloudsnapCommand::Resume(args) => maintenance::resume(context, args).await,
+        CloudsnapCommand::Limit(args) => maintenance::limit(context, args).await,
+        CloudsnapCommand::Pin(args) => pins::pin(context, args, true).await,
+        CloudsnapCommand::Unpin(args) => pins::pin(context, args, false).await,
+        CloudsnapCommand::Expire(args) => pins::expire(context, args).await,
+        CloudsnapCommand::Verify(args) => maintenance::verify(context, args).await,
+        CloudsnapCommand::Gc(args) => maintenance::gc(context, args).await,
         CloudsnapCommand::Catalog(args) => files::catalog(context, args).await,
         CloudsnapCommand::Cat(args) => files::cat(context, args).await,
         CloudsnapCommand::Cp(args) => copy_files::run(context, args).await,
@@ -74,15 +74,15 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
     let started = context.client.start_backup(&request).await?;
     let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     if started.also.is_empty() {
-        return begun(context, started.task, &started, &line(&started.task), args.wait.wait).await;
+        return report_start(context, started.task, &started, &line(&started.task), args.wait.wait).await;
     }
     let tasks: Vec<Uuid> = std::iter::once(started.task).chain(started.also.iter().copied()).collect();
     let lines: Vec<String> = tasks.iter().map(line).collect();
-    begun_together(context, tasks, &started, &lines, args.wait.wait).await
+    report_group_start(context, tasks, &started, &lines, args.wait.wait).await
 }
 
 /// Reports started tasks, and waits for them with `--wait`.
-pub(super) async fn begun_together<T: Serialize>(
+pub(super) async fn report_group_start<T: Serialize>(
     context: &Context<'_>,
     tasks: Vec<Uuid>,
     started: &T,
@@ -132,18 +132,18 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure
         "Cloudsnap restore started successfully on volume: {} with task name:{}",
         started.volume_id, started.task
     );
-    begun(context, started.task, &started, &line, args.wait.wait).await
+    report_start(context, started.task, &started, &line, args.wait.wait).await
 }
 
 async fn delete(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure> {
     let request = StartDelete { snap: args.snap, cred_id: args.credential.cred_id, force: args.force };
     let started = context.client.start_delete(&request).await?;
     let line = format!("Cloudsnap delete started successfully with task name:{}", started.task);
-    begun(context, started.task, &started, &line, args.wait.wait).await
+    report_start(context, started.task, &started, &line, args.wait.wait).await
 }
 
 /// Reports a started task, and waits for it with `--wait`.
-pub(super) async fn begun<T: Serialize>(
+pub(super) async fn report_start<T: Serialize>(
     context: &Context<'_>,
     task: Uuid,
     started: &T,
@@ -174,7 +174,7 @@ pub(super) async fn follow(context: &Context<'_>, task: Uuid) -> Result<u8, Fail
 fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
     let output = context.output;
     if let Some(findings) = &task.findings {
-        care::show_findings(output, findings)?;
+        maintenance::show_findings(output, findings)?;
     }
     for failure in task.quiesce.iter().flat_map(QuiesceReport::failures) {
         output.note(format!("warning: {failure}"));
@@ -356,7 +356,7 @@ fn list_table(list: &CloudsnapList) -> Table {
             entry.metadata.cloudsnap_type.clone(),
             entry.status.to_string(),
             verified(&entry.metadata),
-            marks::kept(&entry.metadata),
+            pins::kept(&entry.metadata),
         ];
         table.row(row.into_iter().take(shown));
     }

@@ -2,14 +2,14 @@
 //!
 //! The content of a snapshot is untrusted. Files are created where there is none, or replace others if the
 //! user asks for it. Directories of the destination are held by descriptor (see
-//! [`held_dir`](super::held_dir)), so nothing is written outside of it, also if another user renames its
+//! [`dir_handle`](super::dir_handle)), so nothing is written outside of it, also if another user renames its
 //! directories or replaces them by symbolic links during the copy.
 
 use super::{
     Context, counted,
+    dir_handle::{DirHandle, Original, Staged, raise_open_files},
     files::{Source, check_count, check_depth, typed_or_escaped},
-    held_dir::{HeldDir, Original, Staged, raise_open_files},
-    pieces::{Piece, Pieces},
+    sparse_reader::{Piece, Pieces},
 };
 use crate::{
     cli::files::CpArgs,
@@ -89,7 +89,7 @@ struct RefusedXattr {
 
 impl Copied {
     /// Adds to the number of found files, up to the limit.
-    fn note_found(&mut self, count: usize, from: &FilePath) -> Result<(), Failure> {
+    fn count_found(&mut self, count: usize, from: &FilePath) -> Result<(), Failure> {
         self.found = self.found.saturating_add(count);
         check_count(self.found, from)
     }
@@ -207,22 +207,22 @@ enum Existing {
 }
 
 /// Opens the destination directory; with the new name of the copy, unless the directory itself was named.
-fn open_destination(to: &Path) -> Result<(Arc<HeldDir>, Option<OsString>), Failure> {
+fn open_destination(to: &Path) -> Result<(Arc<DirHandle>, Option<OsString>), Failure> {
     let failed = |source| Failure::Write { path: to.to_owned(), source };
-    match HeldDir::open(to) {
+    match DirHandle::open(to) {
         Ok(dir) => return Ok((Arc::new(dir), None)),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
         Err(error) => return Err(failed(error)),
     }
     let name = to.file_name().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-    let parent = HeldDir::open(to.parent().unwrap_or(Path::new(""))).map_err(failed)?;
+    let parent = DirHandle::open(to.parent().unwrap_or(Path::new(""))).map_err(failed)?;
     Ok((Arc::new(parent), Some(name.to_owned())))
 }
 
 /// Entry of a destination directory; without a name, the directory itself.
 #[derive(Debug)]
 struct Target {
-    dir: Arc<HeldDir>,
+    dir: Arc<DirHandle>,
     name: Option<OsString>,
 }
 
@@ -246,7 +246,7 @@ enum Step {
     /// Copies a file, link or directory.
     Copy(SnapshotFile, Target),
     /// Sets the attributes of a directory that was created here, when all its entries are complete.
-    Finish(SnapshotFile, Arc<HeldDir>),
+    Finish(SnapshotFile, Arc<DirHandle>),
 }
 
 /// Appends the entries of a directory to the steps and counts them: a directory that contains itself would
@@ -254,11 +254,11 @@ enum Step {
 fn queue_entries(
     left: &mut Vec<Step>,
     entries: Vec<SnapshotFile>,
-    to: &Arc<HeldDir>,
+    to: &Arc<DirHandle>,
     from: &FilePath,
     copied: &mut Copied,
 ) -> Result<(), Failure> {
-    copied.note_found(entries.len(), from)?;
+    copied.count_found(entries.len(), from)?;
     left.extend(entries.into_iter().map(|entry| {
         let name = OsStr::from_bytes(entry.path.name()).to_owned();
         Step::Copy(entry, Target { dir: Arc::clone(to), name: Some(name) })
@@ -269,7 +269,7 @@ fn queue_entries(
 /// Copy of a tree.
 struct Tree<'a> {
     source: &'a Source<'a>,
-    top: &'a HeldDir,
+    top: &'a DirHandle,
     existing: Existing,
     copied: &'a mut Copied,
 }
@@ -279,7 +279,7 @@ impl Tree<'_> {
     /// and times when their entries are complete; existing ones keep theirs.
     async fn copy(mut self, first: SnapshotFile, to: Target) -> Result<(), Failure> {
         let from = first.path.clone();
-        self.copied.note_found(1, &from)?;
+        self.copied.count_found(1, &from)?;
         let mut left = vec![Step::Copy(first, to)];
         while let Some(step) = left.pop() {
             let (file, to) = match step {
@@ -371,7 +371,7 @@ impl Tree<'_> {
         Ok(())
     }
 
-    async fn finish_dir(&mut self, file: &SnapshotFile, dir: &HeldDir) -> Result<(), Failure> {
+    async fn finish_dir(&mut self, file: &SnapshotFile, dir: &DirHandle) -> Result<(), Failure> {
         let failed = |source| Failure::Write { path: dir.path().to_owned(), source };
         let xattrs = readable(self.source.xattrs(&file.path).await)?;
         let dir = dir.to_file().map_err(failed)?;
@@ -510,7 +510,7 @@ mod tests {
         };
         let mut copied = Copied { found: MAX_FILES - 2, ..Copied::default() };
         let at = tempfile::tempdir().unwrap();
-        let (mut left, to) = (Vec::new(), Arc::new(HeldDir::open(at.path()).unwrap()));
+        let (mut left, to) = (Vec::new(), Arc::new(DirHandle::open(at.path()).unwrap()));
         queue_entries(&mut left, vec![file(b"a"), file(b"b")], &to, &from, &mut copied).unwrap();
         let Step::Copy(_, target) = &left[1] else { panic!("{left:?}") };
         assert_eq!(target.path(), at.path().join("b"));

@@ -3,7 +3,7 @@
 use super::{
     Context,
     copy_files::readable,
-    pieces::{Pieces, Stream},
+    sparse_reader::{Pieces, Stream},
 };
 use crate::{
     cli::files::{CatArgs, CatalogArgs, DiffFilesArgs},
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn modes_look_as_people_know_them() {
+    fn modes_are_formatted_like_ls() {
         for (kind, mode, text) in [
             (FileKind::File, 0o644, "-rw-r--r--"),
             (FileKind::Directory, 0o1777, "drwxrwxrwt"),

@@ -19,14 +19,14 @@ const MAX_EVENTS: usize = 5;
 /// Problem with its remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Trouble {
+pub struct HealthProblem {
     /// Problem.
     pub what: String,
     /// Remedy.
     pub todo: String,
 }
 
-impl Trouble {
+impl HealthProblem {
     fn new(what: String, todo: impl Into<String>) -> Self {
         Self { what, todo: todo.into() }
     }
@@ -54,28 +54,29 @@ pub struct Known {
 }
 
 /// Returns all problems, the worst first.
-pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
-    let told = known.problems.iter().map(|problem| Trouble::new(problem.what.clone(), problem.todo.clone()));
-    let mut found: Vec<Trouble> = told.collect();
+pub fn troubles(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
+    let lines =
+        known.problems.iter().map(|problem| HealthProblem::new(problem.what.clone(), problem.todo.clone()));
+    let mut found: Vec<HealthProblem> = lines.collect();
     for volume in &known.volumes {
         let name = &volume.name;
         if volume.state == VolumeState::Failed {
             let reason = volume.state_reason.as_deref().unwrap_or("unknown cause");
-            found.push(Trouble::new(
+            found.push(HealthProblem::new(
                 format!("volume {name} is not served: {reason}"),
                 format!("blockctl volume inspect {name}; a cloud snapshot of it can be restored under another name"),
             ));
         }
         let problem = volume.attachment.as_ref().and_then(|attachment| attachment.problem.as_ref());
         if let Some(problem) = problem {
-            found.push(Trouble::new(
+            found.push(HealthProblem::new(
                 format!("volume {name} has no device: {problem}"),
                 format!("blockctl volume attach {name}"),
             ));
         }
     }
     if let Some(failed) = &known.reload_failed {
-        found.push(Trouble::new(
+        found.push(HealthProblem::new(
             format!(
                 "the configuration was changed and does not hold, since {}: {}",
                 format_time(failed.at),
@@ -85,7 +86,7 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<Trouble> {
         ));
     }
     for schedule in &known.schedules.unreadable {
-        found.push(Trouble::new(
+        found.push(HealthProblem::new(
             format!("schedule {} makes no backups: {}", schedule.uuid, schedule.error),
             format!("blockctl cloudsnap schedules delete --uuid {}, and make it again", schedule.uuid),
         ));
@@ -105,10 +106,10 @@ fn called(schedule: &Schedule) -> String {
 }
 
 /// Returns overdue schedules.
-fn overdue_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
+fn overdue_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
     known.schedules.schedules.iter().filter_map(|schedule| {
         let since = format_time(schedule.overdue_since?);
-        Some(Trouble::new(
+        Some(HealthProblem::new(
             format!("schedule {} is overdue since {since}: nothing is backed up by it", called(schedule)),
             "the log of blockd says what keeps it from its work",
         ))
@@ -116,11 +117,11 @@ fn overdue_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
 }
 
 /// Returns schedules that protect no volume, for example because of a mistyped label.
-fn idle_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
+fn idle_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
     let idle = known.schedules.schedules.iter().filter(|schedule| schedule.without_volume);
     idle.map(|schedule| {
         let name = called(schedule);
-        Trouble::new(
+        HealthProblem::new(
             format!("schedule {name} protects nothing: there is no volume that it chooses"),
             format!(
                 "blockctl cloudsnap schedules list shows what it chooses; if that is wrong, blockctl cloudsnap schedules delete --uuid {}, and make it again",
@@ -131,7 +132,7 @@ fn idle_schedules(known: &Known) -> impl Iterator<Item = Trouble> {
 }
 
 /// Returns failures of the newest run of each schedule, volume and location.
-fn failed_runs(known: &Known) -> Vec<Trouble> {
+fn failed_runs(known: &Known) -> Vec<HealthProblem> {
     let (mut seen, mut found) = (Vec::new(), Vec::new());
     for run in &known.runs {
         let of = (run.schedule, run.volume_id, run.credential);
@@ -146,7 +147,7 @@ fn failed_runs(known: &Known) -> Vec<Trouble> {
             let volume =
                 run.volume.as_ref().map_or_else(|| "no volume".to_owned(), |name| format!("volume {name}"));
             let reason = run.reason.as_deref().unwrap_or("unknown cause");
-            found.push(Trouble::new(
+            found.push(HealthProblem::new(
                 format!("the newest scheduled backup of {volume} failed: {reason}"),
                 format!(
                     "blockctl cloudsnap history --uuid {}; again with blockctl cloudsnap schedules run-now",
@@ -159,12 +160,12 @@ fn failed_runs(known: &Known) -> Vec<Trouble> {
 }
 
 /// Returns tasks that can be resumed.
-fn kept_tasks(known: &Known) -> Vec<Trouble> {
+fn kept_tasks(known: &Known) -> Vec<HealthProblem> {
     let kept = known.tasks.iter().filter(|task| task.resumable && task.state.stage.is_over());
     kept.map(|task| {
         let of = task.volume.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
         let how = if task.state.stage == TaskStage::Stopped { "was stopped" } else { "failed" };
-        Trouble::new(
+        HealthProblem::new(
             format!("{}{of} {how}, and can be taken up again", task.state.kind.title().to_lowercase()),
             format!("blockctl cloudsnap resume --name {}", task.name),
         )
@@ -173,12 +174,12 @@ fn kept_tasks(known: &Known) -> Vec<Trouble> {
 }
 
 /// Webhooks with failing or missed deliveries.
-fn failing_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = Trouble> {
+fn failing_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = HealthProblem> {
     known.webhooks.iter().filter_map(move |hook| {
         let (name, origin) = (&hook.name, &hook.origin);
         if let (Some(since), Some(error)) = (hook.failing_since, &hook.error) {
             let waiting = super::counted(hook.waiting, "event");
-            return Some(Trouble::new(
+            return Some(HealthProblem::new(
                 format!(
                     "webhook {name} has been failing since {}: {error}; {waiting} waiting",
                     format_time(since)
@@ -192,7 +193,7 @@ fn failing_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = Troub
             at >= a_day_before(now) && hook.last_delivered.is_none_or(|delivered| delivered < at)
         });
         (undelivered > 0 && is_news).then(|| {
-            Trouble::new(
+            HealthProblem::new(
                 format!("{} not delivered to webhook {name}", super::counted(undelivered, "event")),
                 format!("see blockd's log for the reason and `blockctl events` for the events (webhook at {origin})"),
             )
@@ -206,7 +207,7 @@ fn a_day_before(now: Timestamp) -> Timestamp {
 }
 
 /// Returns errors of the last day without a later success.
-fn recent(known: &Known, now: Timestamp) -> Vec<Trouble> {
+fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
     let since = a_day_before(now);
     let is_recent = |event: &&Event| event.severity == Severity::Error && event.at >= since;
     // A failed backup is reported by its run or task, or a later one succeeded.
@@ -233,7 +234,10 @@ fn recent(known: &Known, now: Timestamp) -> Vec<Trouble> {
     events
         .take(MAX_EVENTS)
         .map(|event| {
-            Trouble::new(event.message.clone(), format!("blockctl events --errors (event {})", event.id))
+            HealthProblem::new(
+                event.message.clone(),
+                format!("blockctl events --errors (event {})", event.id),
+            )
         })
         .collect()
 }
@@ -265,7 +269,7 @@ mod tests {
         }
     }
 
-    fn told(parts: &Value) -> Vec<String> {
+    fn lines(parts: &Value) -> Vec<String> {
         troubles(&known(parts), NOW.parse().unwrap()).into_iter().map(|one| one.what).collect()
     }
 
@@ -286,7 +290,7 @@ mod tests {
 
     #[test]
     fn empty_state_has_no_problems() {
-        assert!(told(&json!({})).is_empty());
+        assert!(lines(&json!({})).is_empty());
     }
 
     #[test]
@@ -298,34 +302,34 @@ mod tests {
         }]);
         let failed =
             json!({ "schedules": schedule, "runs": [run(3, "skipped"), run(2, "failed"), run(1, "done")] });
-        assert_eq!(told(&failed), ["the newest scheduled backup of volume db failed: the store is full"]);
+        assert_eq!(lines(&failed), ["the newest scheduled backup of volume db failed: the store is full"]);
         let good = json!({ "schedules": schedule, "runs": [run(2, "done"), run(1, "failed")] });
-        assert!(told(&good).is_empty());
-        assert!(told(&json!({ "runs": [run(1, "failed")] })).is_empty());
+        assert!(lines(&good).is_empty());
+        assert!(lines(&json!({ "runs": [run(1, "failed")] })).is_empty());
 
         let mut idle = good;
         idle["schedules"][0]["withoutVolume"] = json!(true);
         idle["schedules"][0]["name"] = json!("nightly");
-        assert_eq!(told(&idle), ["schedule nightly protects nothing: there is no volume that it chooses"]);
+        assert_eq!(lines(&idle), ["schedule nightly protects nothing: there is no volume that it chooses"]);
         idle["schedules"][0]["withoutVolume"] = json!(false);
         idle["schedules"][0]["overdueSince"] = json!("2026-11-22T11:00:00Z");
         assert_eq!(
-            told(&idle),
+            lines(&idle),
             ["schedule nightly is overdue since Sun, 22 Nov 2026 11:00:00 UTC: nothing is backed up by it"]
         );
         idle["problems"] =
             json!([{ "kind": "data-directory", "what": "it is full", "todo": "make room", "since": NOW }]);
-        assert_eq!(told(&idle).first().unwrap(), "it is full", "the worst comes first");
+        assert_eq!(lines(&idle).first().unwrap(), "it is full", "the worst comes first");
     }
 
     #[test]
-    fn errors_of_the_last_day_are_told_newest_first() {
+    fn errors_of_the_last_day_are_listed_newest_first() {
         let events = json!({ "events": [
             event(1, "2026-11-21T11:59:00Z", "damage-found"),
             event(2, "2026-11-21T12:01:00Z", "store-unreachable"),
             event(3, "2026-11-22T11:00:00Z", "damage-found"),
         ] });
-        assert_eq!(told(&events), ["damage-found 3", "store-unreachable 2"]);
+        assert_eq!(lines(&events), ["damage-found 3", "store-unreachable 2"]);
     }
 
     #[test]
@@ -337,19 +341,19 @@ mod tests {
             "io": { "reads": 0, "writes": 0, "bytesRead": 0, "bytesWritten": 0, "flushes": 0 }, "lastBackups": []
         }]);
         let parts = json!({ "volumes": volume, "events": [degraded] });
-        assert_eq!(told(&parts), ["volume db is not served: its disk is gone"]);
+        assert_eq!(lines(&parts), ["volume db is not served: its disk is gone"]);
         // A volume that is served again or gone has no other report.
         degraded["volume"] = json!("other");
-        assert_eq!(told(&json!({ "volumes": volume, "events": [degraded] })).len(), 2);
+        assert_eq!(lines(&json!({ "volumes": volume, "events": [degraded] })).len(), 2);
     }
 
     #[test]
     fn failed_reload_is_reported_until_success() {
         let events = json!([event(1, NOW, "reload-failed")]);
-        assert!(told(&json!({ "events": events })).is_empty());
+        assert!(lines(&json!({ "events": events })).is_empty());
         let parts = json!({ "events": events, "reloadFailed": { "at": NOW, "error": "no such key" } });
-        let told = told(&parts);
-        assert!(told.len() == 1 && told[0].ends_with(": no such key"), "{told:?}");
+        let lines = lines(&parts);
+        assert!(lines.len() == 1 && lines[0].ends_with(": no such key"), "{lines:?}");
     }
 
     #[test]
@@ -361,13 +365,13 @@ mod tests {
             }] })
         };
         assert_eq!(
-            told(&hook(Some("2026-11-22T11:00:00Z"), 0)),
+            lines(&hook(Some("2026-11-22T11:00:00Z"), 0)),
             [
                 "webhook ops has been failing since Sun, 22 Nov 2026 11:00:00 UTC: no answer within 9 ms; 2 events waiting"
             ]
         );
-        assert_eq!(told(&hook(None, 3)), ["3 events not delivered to webhook ops"]);
-        assert!(told(&hook(None, 0)).is_empty());
+        assert_eq!(lines(&hook(None, 3)), ["3 events not delivered to webhook ops"]);
+        assert!(lines(&hook(None, 0)).is_empty());
 
         // Reported until a later delivery, or for a day.
         for (undelivered, delivered, is_told) in [
@@ -379,13 +383,13 @@ mod tests {
             let mut passing = hook(None, 2);
             passing["webhooks"][0]["lastUndelivered"] = json!(undelivered);
             passing["webhooks"][0]["lastDelivered"] = json!(delivered);
-            assert_eq!(told(&passing).is_empty(), !is_told, "{undelivered} {delivered:?}");
+            assert_eq!(lines(&passing).is_empty(), !is_told, "{undelivered} {delivered:?}");
         }
     }
 
     #[test]
     fn unreadable_secret_is_a_problem() {
         let parts = json!({ "unreadable": [{ "uuid": "x", "error": "no such time zone" }] });
-        assert_eq!(told(&parts), ["schedule x makes no backups: no such time zone"]);
+        assert_eq!(lines(&parts), ["schedule x makes no backups: no such time zone"]);
     }
 }

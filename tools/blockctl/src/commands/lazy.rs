@@ -1,6 +1,6 @@
 //! Lazy restores, clones of cloud snapshots, and in-place restores.
 
-use super::{Context, cloudsnap::begun};
+use super::{Context, cloudsnap::report_start};
 use crate::{
     cli::{cloudsnap::RestoreArgs, lazy::CloneArgs},
     failure::{EXIT_DONE, Failure},
@@ -22,7 +22,7 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Fai
             "Cloudsnap restore started successfully on volume: {} with task name:{}",
             started.volume_id, started.task
         );
-        return begun(context, started.task, &started, &line, wait).await;
+        return report_start(context, started.task, &started, &line, wait).await;
     }
     let request = StartLazyRestore {
         snap,
@@ -41,7 +41,7 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Fai
         "Volume successfully created: {} ({}); the rest of it is fetched by task name:{task}",
         restored.volume_id, restored.volume
     );
-    begun(context, task, &restored, &line, wait).await
+    report_start(context, task, &restored, &line, wait).await
 }
 
 /// Prints the schedules that include a new volume.

@@ -3,24 +3,24 @@
 mod backup_group;
 mod browse;
 mod bundle;
-mod care;
 mod cloudsnap;
+mod completions;
 mod context;
 mod copy_files;
 pub mod credential_update;
 mod credentials;
+mod dir_handle;
 mod events;
-mod extras;
 mod files;
 mod health;
-mod held_dir;
 mod lazy;
-mod marks;
+mod maintenance;
 mod objects;
-mod pieces;
+mod pins;
 mod rules;
 mod schedules;
 mod snapshot;
+mod sparse_reader;
 mod status;
 pub mod stores;
 mod task_status;
@@ -48,8 +48,8 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
     let command = match cli.command {
         // These commands need no daemon.
         Command::Context(command) => return context::run(&cli.global, output, command),
-        Command::Completions(args) => return extras::completions(output, &args),
-        Command::Man(args) => return extras::man(output, &args),
+        Command::Completions(args) => return completions::completions(output, &args),
+        Command::Man(args) => return completions::man(output, &args),
         command => command,
     };
     let endpoint = contexts::resolve(&cli.global, |name| std::env::var_os(name))?;

@@ -68,13 +68,13 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
         RuleCommand::Assign(args) => {
             let target = RuleTarget { volume: args.volume, group: args.group };
             let rule = client.assign_rule(&args.name.name, &target).await?;
-            let line = format!("Rule {} is that of {} now", rule.name, said(&target));
+            let line = format!("Rule {} is that of {} now", rule.name, describe(&target));
             (rule, line)
         }
         RuleCommand::Unassign(args) => {
             let target = RuleTarget { volume: args.volume, group: args.group };
             let rule = client.unassign_rule(&args.name.name, &target).await?;
-            let line = format!("Rule {} is that of {} no more", rule.name, said(&target));
+            let line = format!("Rule {} is that of {} no more", rule.name, describe(&target));
             (rule, line)
         }
     };
@@ -85,7 +85,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
     Ok(EXIT_DONE)
 }
 
-fn said(target: &RuleTarget) -> String {
+fn describe(target: &RuleTarget) -> String {
     match (&target.volume, &target.group) {
         (Some(volume), _) => format!("volume {volume}"),
         (None, Some(group)) => format!("group {group}"),

@@ -45,7 +45,11 @@ pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Result<u8,
 }
 
 /// Prints the document or a line.
-fn say<T: Serialize>(context: &Context<'_>, document: &T, line: impl AsRef<str>) -> Result<u8, Failure> {
+fn print_line<T: Serialize>(
+    context: &Context<'_>,
+    document: &T,
+    line: impl AsRef<str>,
+) -> Result<u8, Failure> {
     if context.output.is_json() {
         context.output.document(document)?;
     } else {
@@ -112,7 +116,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> 
     warn(context, &schedule.warnings);
     let next = or_dash(schedule.next_run.map(format_time));
     let line = format!("Cloudsnap schedule created successfully, UUID:{} (next run {next})", schedule.uuid);
-    say(context, &schedule, line)
+    print_line(context, &schedule, line)
 }
 
 fn selector(selector: &Selector) -> String {
@@ -302,7 +306,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> 
         ));
     }
     let schedule = context.client.update_schedule(uuid, &request).await?;
-    say(context, &schedule, "Cloudsnap schedule updated successfully")
+    print_line(context, &schedule, "Cloudsnap schedule updated successfully")
 }
 
 async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Result<u8, Failure> {
@@ -310,7 +314,7 @@ async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Result<u8
     let request = UpdateSchedule { paused: Some(paused), ..UpdateSchedule::default() };
     let schedule = context.client.update_schedule(uuid, &request).await?;
     let done = if paused { "paused" } else { "resumed" };
-    say(context, &schedule, format!("Cloudsnap schedule {done} successfully"))
+    print_line(context, &schedule, format!("Cloudsnap schedule {done} successfully"))
 }
 
 async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Result<u8, Failure> {
@@ -355,7 +359,7 @@ async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
 async fn delete(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
     let uuid = find(context, args).await?;
     let deleted = context.client.delete_schedule(uuid).await?;
-    say(context, &deleted, "Cloudsnap schedule deleted successfully")
+    print_line(context, &deleted, "Cloudsnap schedule deleted successfully")
 }
 
 async fn retention(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
@@ -438,12 +442,12 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Result<u8,
         PolicyCommand::Create(args) => {
             let policy =
                 context.client.create_policy(&Policy { rules: rules(&args)?, name: args.name }).await?;
-            say(context, &policy, format!("Schedule policy {} created successfully", policy.name))
+            print_line(context, &policy, format!("Schedule policy {} created successfully", policy.name))
         }
         PolicyCommand::Update(args) => {
             let request = UpdatePolicy { rules: rules(&args)? };
             let policy = context.client.update_policy(&args.name, &request).await?;
-            say(context, &policy, format!("Schedule policy {} updated successfully", policy.name))
+            print_line(context, &policy, format!("Schedule policy {} updated successfully", policy.name))
         }
         PolicyCommand::List => {
             let list = context.client.list_policies().await?;
@@ -455,7 +459,7 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Result<u8,
         }
         PolicyCommand::Delete(args) => {
             let deleted = context.client.delete_policy(&args.name).await?;
-            say(context, &deleted, format!("Schedule policy {} deleted successfully", deleted.name))
+            print_line(context, &deleted, format!("Schedule policy {} deleted successfully", deleted.name))
         }
     }
 }

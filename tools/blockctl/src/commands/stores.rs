@@ -26,7 +26,7 @@ pub fn request(args: CreateArgs) -> Result<CreateCredential, Failure> {
     let provider = settings
         .provider
         .ok_or_else(|| Failure::usage("--provider is missing: local, s3, azure, google or swift"))?;
-    refuse_what_belongs_to_others(&settings, provider)?;
+    refuse_settings_of_others(&settings, provider)?;
     refuse_two_on_stdin(&settings, file.as_deref())?;
     let encryption_passphrase = Sources {
         what: "encryption passphrase",
@@ -74,7 +74,7 @@ fn read_settings(path: &Path) -> Result<Settings, Failure> {
     Err(Failure::usage(format!("--file {}: line {line}: {what}", path.display())))
 }
 
-fn refuse_what_belongs_to_others(settings: &Settings, chosen: Provider) -> Result<(), Failure> {
+fn refuse_settings_of_others(settings: &Settings, chosen: Provider) -> Result<(), Failure> {
     let groups = [
         (Provider::Local, "local", settings.local()),
         (Provider::S3, "s3", settings.s3()),

@@ -65,7 +65,7 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, F
             output.table(&rules::steps_table(report))?;
         }
     }
-    say_what_failed(context, &args, &tasks);
+    print_failures(context, &args, &tasks);
     Ok(EXIT_DONE)
 }
 
@@ -84,7 +84,7 @@ async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Fa
 }
 
 /// Selects the failed tasks to explain, and the number of others.
-fn told(tasks: &[Task], is_asked: bool, now: Timestamp) -> (Vec<&Task>, usize) {
+fn shown_tasks(tasks: &[Task], is_asked: bool, now: Timestamp) -> (Vec<&Task>, usize) {
     let is_told = |task: &&Task| {
         let is_new = task.completed.is_none_or(|at| now.duration_since(at) < TOLD_FOR);
         task.state.stage == TaskStage::Failed && (is_asked || is_new)
@@ -95,8 +95,8 @@ fn told(tasks: &[Task], is_asked: bool, now: Timestamp) -> (Vec<&Task>, usize) {
     (failed, more)
 }
 
-fn say_what_failed(context: &Context<'_>, args: &StatusArgs, tasks: &[Task]) {
-    let (failed, more) = told(tasks, args.name().is_some(), Timestamp::now());
+fn print_failures(context: &Context<'_>, args: &StatusArgs, tasks: &[Task]) {
+    let (failed, more) = shown_tasks(tasks, args.name().is_some(), Timestamp::now());
     for task in failed {
         let (reason, hint) = reason(task);
         let resumable = if task.resumable { " (can be resumed)" } else { "" };
@@ -130,7 +130,7 @@ impl Shown {
 }
 
 /// Waits for an interrupt.
-async fn told_to_end(interrupt: &mut Signals, terminate: &mut Signals) {
+async fn wait_for_signal(interrupt: &mut Signals, terminate: &mut Signals) {
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
@@ -138,7 +138,7 @@ async fn told_to_end(interrupt: &mut Signals, terminate: &mut Signals) {
 }
 
 /// Fetches the tasks. Waits for a daemon that restarts.
-async fn look_again(
+async fn poll_status(
     context: &Context<'_>,
     args: &StatusArgs,
     shown: &mut Shown,
@@ -183,8 +183,8 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> 
     loop {
         let seen = tokio::select! {
             biased;
-            () = told_to_end(&mut interrupt, &mut terminate) => None,
-            seen = look_again(context, args, &mut shown, &last) => Some(seen?),
+            () = wait_for_signal(&mut interrupt, &mut terminate) => None,
+            seen = poll_status(context, args, &mut shown, &last) => Some(seen?),
         };
         let Some(tasks) = seen else { return end_early(context, shown, &last) };
         last = table(&tasks).render(context.output.is_colored());
@@ -196,7 +196,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> 
         });
         let written = tokio::select! {
             written = &mut writing => written,
-            () = told_to_end(&mut interrupt, &mut terminate) => {
+            () = wait_for_signal(&mut interrupt, &mut terminate) => {
                 // Dropping the screen restores the terminal.
                 let _ = timeout(LAST_WRITE_LIMIT, writing).await;
                 return Ok(EXIT_INTERRUPTED);
@@ -211,11 +211,11 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> 
         }
         if tasks.iter().all(|task| task.state.stage.is_over()) {
             keep_last(context, shown, &last)?;
-            say_what_failed(context, args, &tasks);
+            print_failures(context, args, &tasks);
             return Ok(EXIT_DONE);
         }
         let is_ended = tokio::select! {
-            () = told_to_end(&mut interrupt, &mut terminate) => true,
+            () = wait_for_signal(&mut interrupt, &mut terminate) => true,
             () = sleep(WATCH_INTERVAL) => false,
         };
         if is_ended {
@@ -309,12 +309,12 @@ mod tests {
         let mut tasks = vec![task("Done", 1)];
         tasks.extend((2..22).map(|minutes| task("Failed", minutes)));
         tasks.push(task("Failed", 61));
-        let (failed, more) = told(&tasks, false, now);
+        let (failed, more) = shown_tasks(&tasks, false, now);
         assert_eq!((failed.len(), more), (3, 17));
         assert_eq!(failed[0].completed, tasks[1].completed);
-        let (failed, more) = told(&tasks[tasks.len() - 1..], false, now);
+        let (failed, more) = shown_tasks(&tasks[tasks.len() - 1..], false, now);
         assert_eq!((failed.len(), more), (0, 0));
-        let (failed, more) = told(&tasks, true, now);
+        let (failed, more) = shown_tasks(&tasks, true, now);
         assert_eq!((failed.len(), more), (21, 0));
     }
 }

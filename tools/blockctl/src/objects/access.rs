@@ -44,7 +44,7 @@ pub fn is_access(path: &str) -> bool {
 
 /// Secret that replaces a reference or identity, and is stored by the daemon.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Moved {
+pub struct MovedField {
     /// Path of the field.
     pub path: &'static str,
     /// Replaced reference or identity.
@@ -69,7 +69,7 @@ impl Location {
     }
 
     /// Returns the secrets of the file for which the daemon has a reference or identity.
-    pub fn moved(&self, is: &Credential) -> Vec<Moved> {
+    pub fn moved(&self, is: &Credential) -> Vec<MovedField> {
         let one = &self.settings;
         let is_identity = is.auth.as_deref().is_some_and(|auth| auth.ends_with(" identity"));
         let key = is.store_key_from.as_ref().map(ToString::to_string);
@@ -77,9 +77,9 @@ impl Location {
         let passphrase = is.encryption_key_from.as_ref().map(ToString::to_string);
         let gives_passphrase =
             one.encryption_passphrase.is_some() || one.encryption_passphrase_file.is_some();
-        let key = key.filter(|_| self.gives_store_key()).map(|was| Moved { path: STORE_KEY, was });
+        let key = key.filter(|_| self.gives_store_key()).map(|was| MovedField { path: STORE_KEY, was });
         let passphrase = passphrase.filter(|_| gives_passphrase);
-        let passphrase = passphrase.map(|was| Moved { path: "location.encryptionKey", was });
+        let passphrase = passphrase.map(|was| MovedField { path: "location.encryptionKey", was });
         key.into_iter().chain(passphrase).collect()
     }
 

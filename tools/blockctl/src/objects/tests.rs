@@ -112,7 +112,7 @@ fn first_error_of_each_object_is_reported_with_line_and_path() {
 }
 
 #[test]
-fn kinds_of_clusters_are_told_what_stands_for_them() {
+fn unsupported_cluster_kinds_name_their_replacement() {
     let text = "\
 apiVersion: stork.libopenstorage.org/v1alpha1
 kind: ApplicationBackup
@@ -195,7 +195,7 @@ policy:
 }
 
 #[test]
-fn rules_are_written_as_they_are_read() {
+fn rules_round_trip() {
     for body in [
         "policy: {interval: {intervalMinutes: 15}}",
         "policy: {timeZone: Europe/Berlin, daily: [{time: \"01:00\", retain: 3}, {time: \"13:00\"}], interval: {intervalMinutes: 60}}",
@@ -314,7 +314,7 @@ fn storage_blocks_of_snapshots_are_understood() {
 
 /// The storage blocks of KubeDB's own examples, and what `kubectl get` shows with them.
 #[test]
-fn storage_blocks_are_taken_as_they_are_shown() {
+fn storage_blocks_round_trip() {
     let dir = tempfile::tempdir().unwrap();
     for secret in ["s3-secret", "gcs-secret", "azure-secret", "swift-secret"] {
         std::fs::create_dir(dir.path().join(secret)).unwrap();
@@ -516,7 +516,7 @@ fn retention_of_unknown_location_is_refused() {
 }
 
 #[test]
-fn rules_around_freezes_are_written_as_they_are_read() {
+fn quiesce_rules_round_trip() {
     for body in [
         "spec: {preCommand: hold begin, postCommand: \"a: b\\n# c\", user: postgres, timeout: 2m, onFailure: continue, freezeFs: true, volumes: [b, a, b], groups: [shop]}",
         "spec: {freezeFs: true, volumes: [], groups: shop}",

@@ -1,6 +1,6 @@
 //! Walks through the directories of a store: listings, and what uploads that did not end left.
 
-use super::{Place, beneath};
+use super::{Place, open_at};
 use crate::store::{ListPage, ObjectInfo, StoreError, StoreErrorKind, check_key};
 use rustix::fs::{AtFlags, FileType, Statx, unlinkat};
 use std::{cmp::Ordering, os::fd::OwnedFd};
@@ -19,8 +19,8 @@ struct Level {
 impl Level {
     /// Opens a directory; `None` if it is not there, or no longer.
     fn open(place: &Place, dir: &OwnedFd, name: &str, path: String) -> Result<Option<Self>, StoreError> {
-        let opened = beneath::open_dir(dir, name)
-            .and_then(|dir| Ok((beneath::names(&dir, beneath::MAX_NAMES_BYTES)?, dir)));
+        let opened = open_at::open_dir(dir, name)
+            .and_then(|dir| Ok((open_at::names(&dir, open_at::MAX_NAMES_BYTES)?, dir)));
         match opened {
             Ok((names, dir)) => Ok(Some(Self { dir, path, names: names.into_iter() })),
             Err(error) => match place.io(error) {
@@ -68,10 +68,10 @@ pub(super) fn list_page(place: &Place, after: Option<&str>) -> Result<ListPage, 
         if !key.starts_with(prefix) || !check_key(&key) || (is_before && !is_above) {
             continue;
         }
-        let Some(found) = beneath::stat(&level.dir, &name).map_err(|error| place.io(error))? else {
+        let Some(found) = open_at::stat(&level.dir, &name).map_err(|error| place.io(error))? else {
             continue;
         };
-        match beneath::type_of(&found) {
+        match open_at::type_of(&found) {
             FileType::Directory => {
                 let path = format!("{key}/");
                 let below = Level::open(place, &level.dir, &name, path)?;
@@ -109,10 +109,10 @@ pub(super) fn remove_unfinished(place: &Place, before_unix_s: i64, dry_run: bool
             }
             continue;
         };
-        let Some(found) = beneath::stat(&level.dir, &name).map_err(|error| place.io(error))? else {
+        let Some(found) = open_at::stat(&level.dir, &name).map_err(|error| place.io(error))? else {
             continue;
         };
-        match beneath::type_of(&found) {
+        match open_at::type_of(&found) {
             FileType::Directory => {
                 let path = format!("{}{name}/", level.path);
                 if check_key(path.trim_end_matches('/')) && path.starts_with(prefix) {
@@ -136,7 +136,7 @@ pub(super) fn remove_unfinished(place: &Place, before_unix_s: i64, dry_run: bool
 /// again.
 fn remove_if_empty(above: &OwnedFd, done: &Level, before_unix_s: i64) {
     let name = done.path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    let found = beneath::stat(above, name);
+    let found = open_at::stat(above, name);
     if found.is_ok_and(|found| found.is_some_and(|found| found.stx_mtime.tv_sec < before_unix_s)) {
         // Most are not empty.
         let _ = unlinkat(above, name, AtFlags::REMOVEDIR);

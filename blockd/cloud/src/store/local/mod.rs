@@ -4,11 +4,11 @@
 //! exists completely or not at all after a kill. On filesystems without unnamed files, a hidden temporary
 //! name does the same; names that start with a dot are never listed.
 
-mod beneath;
 mod listing;
+mod open_at;
 
 use super::{
-    ListPage, ObjectStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking,
+    BlobStore, ListPage, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking,
     check_key, check_prefix, direct::write_file,
 };
 use crate::Work;
@@ -183,7 +183,7 @@ impl Place {
     }
 
     fn open_root(&self) -> Result<OwnedFd, StoreError> {
-        beneath::open_root(&self.root).map_err(|error| {
+        open_at::open_root(&self.root).map_err(|error| {
             let kind = kind_of(&error, true);
             self.error(kind).with_detail(error.to_string())
         })
@@ -201,18 +201,18 @@ impl Place {
 
     fn open_parent(&self) -> Result<OwnedFd, StoreError> {
         let root = self.open_root()?;
-        beneath::open_dir(&root, self.parts().0).map_err(|error| self.io(error))
+        open_at::open_dir(&root, self.parts().0).map_err(|error| self.io(error))
     }
 
     /// Opens the object's directory and makes what is missing of it; never the root.
     fn make_parent(&self) -> Result<OwnedFd, StoreError> {
         let root = self.open_root()?;
-        beneath::make_dir(&root, self.parts().0).map_err(|error| self.io(error))
+        open_at::make_dir(&root, self.parts().0).map_err(|error| self.io(error))
     }
 
     fn open_object(&self) -> Result<File, StoreError> {
         let root = self.open_root()?;
-        beneath::open_file(&root, &self.key).map_err(|error| self.io(error))
+        open_at::open_file(&root, &self.key).map_err(|error| self.io(error))
     }
 
     fn put(&self, body: &[u8], mode: PutMode) -> Result<(), StoreError> {
@@ -229,7 +229,7 @@ impl Place {
         let times = Timestamps { last_access: now, last_modification: now };
         let touched = self.open_root().ok().and_then(|root| {
             futimens(&root, &times).ok()?;
-            Some(beneath::stat(&root, ".").ok()??.stx_ctime.tv_sec)
+            Some(open_at::stat(&root, ".").ok()??.stx_ctime.tv_sec)
         });
         StoreError { store_time_unix_s: touched.and_then(NonZero::new), ..error }
     }
@@ -249,7 +249,7 @@ impl Place {
 
     fn put_in(&self, dir: &OwnedFd, body: &[u8], mode: PutMode) -> io::Result<()> {
         let name = self.name();
-        if mode == PutMode::CreateIfAbsent && beneath::stat(dir, name)?.is_some() {
+        if mode == PutMode::CreateIfAbsent && open_at::stat(dir, name)?.is_some() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let linked = match nameless(dir) {
@@ -292,7 +292,7 @@ fn sync_dir(dir: &OwnedFd) -> io::Result<()> {
 }
 
 fn nameless(dir: &OwnedFd) -> io::Result<File> {
-    Ok(openat(dir, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, beneath::FILE_MODE)?.into())
+    Ok(openat(dir, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, open_at::FILE_MODE)?.into())
 }
 
 /// Gives a nameless file its name.
@@ -326,7 +326,7 @@ struct Temporary<'a> {
 impl<'a> Temporary<'a> {
     fn create(dir: &'a OwnedFd) -> io::Result<Self> {
         let name = hidden_name();
-        Ok(Self { file: beneath::create_file(dir, &name)?, dir, name })
+        Ok(Self { file: open_at::create_file(dir, &name)?, dir, name })
     }
 
     fn publish(self, to: &str, mode: PutMode) -> io::Result<()> {
@@ -353,7 +353,7 @@ fn parts_file(place: &Place, upload_id: &str) -> Result<String, StoreError> {
     Ok(format!("{PARTS}{id}"))
 }
 
-impl ObjectStore for LocalStore {
+impl BlobStore for LocalStore {
     fn describe(&self) -> &str {
         &self.description
     }
@@ -432,7 +432,7 @@ impl ObjectStore for LocalStore {
         self.run("MULTIPART", key, |place| {
             let id = Uuid::new_v4().to_string();
             let dir = place.make_parent()?;
-            beneath::create_file(&dir, &parts_file(&place, &id)?).map_err(|e| place.io(e))?;
+            open_at::create_file(&dir, &parts_file(&place, &id)?).map_err(|e| place.io(e))?;
             Ok(id)
         })
     }
@@ -448,7 +448,7 @@ impl ObjectStore for LocalStore {
         self.write("MULTIPART", key, move |place| {
             let dir = place.open_parent()?;
             let name = parts_file(&place, &upload_id)?;
-            let file = beneath::open_file_to_write(&dir, &name).map_err(|e| place.io(e))?;
+            let file = open_at::open_file_to_write(&dir, &name).map_err(|e| place.io(e))?;
             let offset = u64::from(part_no) * PART_LEN_BYTES as u64;
             file.write_all_at(&body, offset).map_err(|e| place.io(e))?;
             Ok(format!("{part_no}:{}", body.len()))
@@ -466,7 +466,7 @@ impl ObjectStore for LocalStore {
         self.write("MULTIPART", key, move |place| {
             let dir = place.open_parent()?;
             let name = parts_file(&place, &upload_id)?;
-            let file = beneath::open_file_to_write(&dir, &name).map_err(|e| place.io(e))?;
+            let file = open_at::open_file_to_write(&dir, &name).map_err(|e| place.io(e))?;
             let mut expected_bytes = 0;
             for (no, tag) in tags.iter().enumerate() {
                 let len = tag.strip_prefix(&format!("{no}:")).and_then(|len| len.parse::<u64>().ok());
@@ -601,7 +601,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = LocalStore::open(dir.path()).unwrap();
         let fifo = dir.path().join("object");
-        rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, beneath::FILE_MODE, 0).unwrap();
+        rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, open_at::FILE_MODE, 0).unwrap();
         // Opening it in the usual way would wait for a writer, for ever.
         assert!(store.get("object", 100).await.unwrap_err().to_string().contains("not a regular file"));
         assert!(store.get_range("object", 0, 1).await.is_err());
@@ -617,7 +617,7 @@ mod tests {
         let upload = store.multipart_start("a/b/parts").await.unwrap();
         let tag = store.multipart_put("a/b/parts", &upload, 0, Bytes::from_static(b"x")).await.unwrap();
         store.multipart_complete("a/b/parts", &upload, &[tag]).await.unwrap();
-        let root = beneath::open_root(dir.path()).unwrap();
+        let root = open_at::open_root(dir.path()).unwrap();
         let temporary = Temporary::create(&root).unwrap();
         temporary.publish("other", PutMode::Overwrite).unwrap();
         for (name, mode) in
@@ -696,7 +696,7 @@ mod tests {
             (b"two", PutMode::CreateIfAbsent, false),
             (b"three", PutMode::Overwrite, true),
         ] {
-            let root = beneath::open_root(dir.path()).unwrap();
+            let root = open_at::open_root(dir.path()).unwrap();
             let temporary = Temporary::create(&root).unwrap();
             write_file(&temporary.file, content).unwrap();
             assert_eq!(temporary.publish("object", mode).is_ok(), works);

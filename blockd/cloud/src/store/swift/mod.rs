@@ -15,8 +15,7 @@ pub use auth::SwiftAccess;
 
 use self::auth::Authority;
 use super::{
-    ListPage, ObjectStore, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key,
-    check_prefix,
+    BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key, check_prefix,
     http::{HttpOptions, chain, date_unix_s, misconfigured, retry_after_s},
 };
 use bytes::{Bytes, BytesMut};
@@ -304,7 +303,7 @@ impl SwiftStore {
     }
 }
 
-impl ObjectStore for SwiftStore {
+impl BlobStore for SwiftStore {
     fn describe(&self) -> &str {
         &self.description
     }

@@ -203,7 +203,7 @@ fn page(names: &[&str]) -> HttpReply {
 }
 
 #[tokio::test]
-async fn pages_of_a_listing_are_put_together() {
+async fn pages_of_a_listing_are_concatenated() {
     let server = cloud(|request| match request.path.split("marker=").nth(1) {
         Some("") => page(&["blockd/data/a", "blockd/data/b"]),
         Some("blockd/data/b") => page(&["blockd/data/c"]),

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_entry_of_the_journal_remains_what_was_said() {
+    fn journal_entries_are_reduced_to_their_message() {
         let line = r#"{"__REALTIME_TIMESTAMP":"17","_PID":"3","SYSLOG_IDENTIFIER":"blockd","PRIORITY":"6","MESSAGE":"command run","BLOCKD_COMMAND":"planted","BLOCKD_ERROR":"planted","VOLUME_ID":"7"}"#;
         let kept = entry(line).unwrap();
         let wanted = json!({ "atMicros": "17", "PRIORITY": "6", "MESSAGE": "command run", "BLOCKD_COMMAND": REMOVED, "BLOCKD_ERROR": REMOVED, "VOLUME_ID": "7" });
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_that_are_in_use_are_told_of() {
+    fn devices_in_use_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         for (name, size) in [("nbd0", "0"), ("nbd1", "131072"), ("sda", "9")] {
             fs::create_dir(dir.path().join(name)).unwrap();

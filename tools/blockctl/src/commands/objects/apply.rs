@@ -5,9 +5,8 @@ use super::{
     plan::{Change, Plan, credential_name, limits, members, not_backed_up, place, plan, source},
     read,
     record::Record,
-    scope_of, show_warnings, warn,
-    world::{Scope, World},
-    world_for,
+    resources::{ResourceSet, Scope},
+    scope_of, show_warnings, warn, world_for,
 };
 use crate::{
     cli::objects::ApplyArgs,
@@ -80,7 +79,7 @@ async fn apply_all(
     context: &Context<'_>,
     args: &ApplyArgs,
     objects: Vec<Object>,
-    mut world: World,
+    mut world: ResourceSet,
     record: &mut Record,
 ) -> Result<u8, Failure> {
     let stores = objects.iter().any(|one| about_stores(one.kind())).then(|| scope_of(&objects));
@@ -154,12 +153,12 @@ fn tell_of_given_key(context: &Context<'_>, object: &Object) {
 /// Reloads the current state, including the stores after a backup.
 async fn reload(
     context: &Context<'_>,
-    mut world: World,
+    mut world: ResourceSet,
     stores: Option<&Scope>,
     is_stored: bool,
-) -> Result<World, Failure> {
+) -> Result<ResourceSet, Failure> {
     let cloudsnaps = world.cloudsnaps.take().filter(|_| !is_stored);
-    let mut now = World { cloudsnaps, called: world.called, ..World::load(context).await? };
+    let mut now = ResourceSet { cloudsnaps, called: world.called, ..ResourceSet::load(context).await? };
     if let Some(scope) = stores {
         now.load_stores(context, scope).await?;
     }
@@ -171,7 +170,7 @@ async fn make(
     context: &Context<'_>,
     object: &Object,
     mut planned: Plan,
-    world: &mut World,
+    world: &mut ResourceSet,
     stores: Option<&Scope>,
 ) -> Result<Done, Failure> {
     let mut looks = 0;
@@ -244,7 +243,7 @@ async fn carry_out(
     context: &Context<'_>,
     object: &Object,
     planned: Plan,
-    world: &World,
+    world: &ResourceSet,
 ) -> Result<Done, Failure> {
     match planned {
         Plan::Unchanged => Ok(Done::only("unchanged")),
@@ -262,7 +261,7 @@ async fn carry_out(
     }
 }
 
-async fn create(context: &Context<'_>, object: &Object, world: &World) -> Result<Done, Failure> {
+async fn create(context: &Context<'_>, object: &Object, world: &ResourceSet) -> Result<Done, Failure> {
     let client = &context.client;
     let name = object.name.clone();
     match &object.body {
@@ -361,7 +360,7 @@ async fn update(
     context: &Context<'_>,
     object: &Object,
     changes: &[Change],
-    world: &World,
+    world: &ResourceSet,
 ) -> Result<(), Failure> {
     let client = &context.client;
     match &object.body {
@@ -396,7 +395,7 @@ async fn update_location(
     name: &ObjectName,
     location: &Location,
     changes: &[Change],
-    world: &World,
+    world: &ResourceSet,
 ) -> Result<(), Failure> {
     let limits = limits(world, name, location.limits());
     let place = place(&credential_name(name).map_err(api)?);
@@ -419,7 +418,7 @@ async fn give_rule(
     context: &Context<'_>,
     name: &RuleName,
     hook: &Hook,
-    world: &World,
+    world: &ResourceSet,
 ) -> Result<(), Failure> {
     let of_volume =
         |volume: &VolumeName| RuleTarget { volume: Some(VolumeRef::Name(volume.clone())), group: None };
@@ -451,7 +450,7 @@ async fn give_rule(
 
 /// Returns true if another rule of the same call has this target.
 fn is_called_for<T: PartialEq>(
-    world: &World,
+    world: &ResourceSet,
     name: &RuleName,
     said: impl Fn(&Hook) -> Option<&[T]>,
     one: &T,

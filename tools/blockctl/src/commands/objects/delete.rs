@@ -3,7 +3,7 @@
 use super::{
     api, erase, missing, read,
     record::Record,
-    world::{Scope, World},
+    resources::{ResourceSet, Scope},
     world_for,
 };
 use crate::{
@@ -39,7 +39,7 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure>
                 name: name.clone(),
                 id,
                 location: args.location,
-                which: erase::Which::Only(args.volume),
+                which: erase::DeleteScope::Only(args.volume),
             };
             let is_there = match kind {
                 Kind::VolumeBackup => erase::is_there(&world, &target).map_err(api)?,
@@ -61,7 +61,7 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure>
                             name: name.clone(),
                             id: None,
                             location: Some(backup.location.clone()),
-                            which: erase::Which::All(backup.volumes.clone()),
+                            which: erase::DeleteScope::All(backup.volumes.clone()),
                         })
                     }
                     _ => None,
@@ -85,7 +85,7 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure>
 async fn delete_all(
     context: &Context<'_>,
     wanted: &[Wanted],
-    world: &mut World,
+    world: &mut ResourceSet,
     dry_run: bool,
     record: &mut Record,
 ) -> Result<u8, Failure> {
@@ -104,7 +104,7 @@ async fn delete_all(
 async fn delete(
     context: &Context<'_>,
     one: &Wanted,
-    world: &mut World,
+    world: &mut ResourceSet,
     dry_run: bool,
 ) -> Result<&'static str, Failure> {
     let client = &context.client;

@@ -3,7 +3,7 @@
 use super::{
     api,
     plan::{is_backup_of, is_task_of, listed, place, unlisted},
-    world::{World, backup_name},
+    resources::{ResourceSet, backup_name},
 };
 use crate::{commands::Context, failure::Failure, objects::backup::Volumes, wait::follow};
 use blockd_api::{
@@ -14,7 +14,7 @@ use blockd_api::{
 
 /// Selection of volumes.
 #[derive(Debug)]
-pub enum Which {
+pub enum DeleteScope {
     /// Of this one, or of any: one backup at most.
     Only(Option<VolumeName>),
     /// Of those that an object says: all there are.
@@ -31,11 +31,11 @@ pub struct Target {
     /// Location; all by default.
     pub location: Option<CredentialName>,
     /// Selection of volumes.
-    pub which: Which,
+    pub which: DeleteScope,
 }
 
 /// Returns the stored backups of a name.
-fn named<'a>(world: &'a World, target: &'a Target) -> impl Iterator<Item = &'a Cloudsnap> {
+fn named<'a>(world: &'a ResourceSet, target: &'a Target) -> impl Iterator<Item = &'a Cloudsnap> {
     world.cloudsnaps.iter().flatten().filter(|found| {
         let is_meant = match target.id {
             Some(id) => found.id == id,
@@ -47,17 +47,17 @@ fn named<'a>(world: &'a World, target: &'a Target) -> impl Iterator<Item = &'a C
 }
 
 /// The backups of the name that are not done.
-fn tasks<'a>(world: &'a World, target: &'a Target) -> impl Iterator<Item = &'a Task> {
+fn tasks<'a>(world: &'a ResourceSet, target: &'a Target) -> impl Iterator<Item = &'a Task> {
     world.tasks.iter().filter(|task| {
         task.state.kind == TaskKind::Backup
             && (!task.state.stage.is_over() || task.resumable)
             && task.label.as_ref().is_some_and(|label| label.as_str() == target.name)
             && target.location.as_ref().is_none_or(|place| task.credential_name.as_ref() == Some(place))
             && match &target.which {
-                Which::Only(volume) => {
+                DeleteScope::Only(volume) => {
                     volume.as_ref().is_none_or(|volume| task.volume.as_ref() == Some(volume))
                 }
-                Which::All(volumes) => is_task_of(world, volumes, task),
+                DeleteScope::All(volumes) => is_task_of(world, volumes, task),
             }
     })
 }
@@ -66,7 +66,7 @@ fn tasks<'a>(world: &'a World, target: &'a Target) -> impl Iterator<Item = &'a T
 ///
 /// # Errors
 /// A location that may have it cannot be listed.
-pub fn is_there(world: &World, target: &Target) -> Result<bool, ApiError> {
+pub fn is_there(world: &ResourceSet, target: &Target) -> Result<bool, ApiError> {
     let is_stored = named(world, target).next().is_some();
     // An id is of one cloud snapshot, wherever else it may be.
     if !(target.id.is_some() && is_stored) {
@@ -86,19 +86,19 @@ pub fn is_there(world: &World, target: &Target) -> Result<bool, ApiError> {
 ///
 /// # Errors
 /// There are several, and it is not said which.
-fn chosen<'a>(world: &'a World, target: &'a Target) -> Result<Vec<&'a Cloudsnap>, ApiError> {
+fn chosen<'a>(world: &'a ResourceSet, target: &'a Target) -> Result<Vec<&'a Cloudsnap>, ApiError> {
     let mut found: Vec<&Cloudsnap> = named(world, target)
         .filter(|one| match &target.which {
-            Which::Only(volume) => {
+            DeleteScope::Only(volume) => {
                 volume.as_ref().is_none_or(|volume| volume.as_str() == one.src_volume_name)
             }
-            Which::All(volumes) => is_backup_of(world, volumes, one),
+            DeleteScope::All(volumes) => is_backup_of(world, volumes, one),
         })
         .collect();
     // Two locations may lead to one place.
     found.sort_by_key(|one| one.id);
     found.dedup_by_key(|one| one.id);
-    if matches!(target.which, Which::Only(_)) && found.len() > 1 {
+    if matches!(target.which, DeleteScope::Only(_)) && found.len() > 1 {
         let what = format!(
             "VolumeBackup/{} is there several times ({}): say which with --location and --volume, or give its id in place of the name",
             target.name,
@@ -113,7 +113,7 @@ fn chosen<'a>(world: &'a World, target: &'a Target) -> Result<Vec<&'a Cloudsnap>
 pub async fn erase(
     context: &Context<'_>,
     target: &Target,
-    world: &World,
+    world: &ResourceSet,
     dry_run: bool,
 ) -> Result<&'static str, Failure> {
     let client = &context.client;

@@ -5,7 +5,7 @@ mod delete;
 mod erase;
 mod plan;
 mod record;
-mod world;
+mod resources;
 
 use super::Context;
 use crate::{
@@ -16,9 +16,9 @@ use crate::{
 };
 use blockd_api::{ApiError, ClientError, ErrorCode, ObjectName, cloudsnaps::CloudsnapId};
 use plan::{Change, Plan, plan};
+use resources::{Found, ResourceSet, Scope, columns};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use world::{Found, Scope, World, columns};
 
 /// The result for what tasks are making already.
 const UNDER_WAY: &str = "under way";
@@ -95,8 +95,8 @@ fn about_stores(kind: Kind) -> bool {
 }
 
 /// Loads the state that these objects need.
-async fn world_for(context: &Context<'_>, objects: &[Object]) -> Result<World, Failure> {
-    let mut world = World::load(context).await?;
+async fn world_for(context: &Context<'_>, objects: &[Object]) -> Result<ResourceSet, Failure> {
+    let mut world = ResourceSet::load(context).await?;
     world.called = rules_of(objects);
     if objects.iter().any(|one| about_stores(one.kind())) {
         world.load_stores(context, &scope_of(objects)).await?;
@@ -124,8 +124,8 @@ fn scope_of(objects: &[Object]) -> Scope {
 }
 
 /// Loads the state that a kind needs.
-async fn world_for_kind(context: &Context<'_>, kind: Kind, scope: &Scope) -> Result<World, Failure> {
-    let mut world = World::load(context).await?;
+async fn world_for_kind(context: &Context<'_>, kind: Kind, scope: &Scope) -> Result<ResourceSet, Failure> {
+    let mut world = ResourceSet::load(context).await?;
     if kind == Kind::VolumeBackup {
         world.load_stores(context, scope).await?;
     }

@@ -1,9 +1,9 @@
 //! Plans of changes that make an object match its file.
 
-use super::world::{World, backup_name};
+use super::resources::{ResourceSet, backup_name};
 use crate::objects::{
     Body, Kind, Object,
-    access::{Moved, is_access},
+    access::{MovedField, is_access},
     backup::{Backup, Volumes},
     clone::{CLONED_FROM, VolumeClone},
     document,
@@ -90,7 +90,7 @@ fn refused(object: &Object, code: ErrorCode, what: &str) -> ApiError {
 }
 
 /// Returns the plan of an object.
-pub fn plan(object: &Object, world: &World) -> Plan {
+pub fn plan(object: &Object, world: &ResourceSet) -> Plan {
     match &object.body {
         Body::Location(location) => plan_location(object, location, world),
         Body::Policy(rules) => plan_policy(object, rules, world),
@@ -102,16 +102,16 @@ pub fn plan(object: &Object, world: &World) -> Plan {
     }
 }
 
-fn view_of(kind: Kind, name: &str, world: &World) -> Option<Value> {
+fn view_of(kind: Kind, name: &str, world: &ResourceSet) -> Option<Value> {
     world.of(kind).into_iter().find(|found| found.name == name).map(|found| found.view())
 }
 
-fn plan_location(object: &Object, location: &Location, world: &World) -> Plan {
+fn plan_location(object: &Object, location: &Location, world: &ResourceSet) -> Plan {
     let Some(is) = view_of(Kind::BackupLocation, object.name.as_str(), world) else { return Plan::Create };
     let mut changes = changes(&is, &object.view(), true);
     let credential = world.credentials.iter().find(|one| one.name.as_str() == object.name.as_str());
     let moved = credential.map(|one| location.moved(one)).unwrap_or_default();
-    changes.extend(moved.into_iter().map(|Moved { path, was }| Change {
+    changes.extend(moved.into_iter().map(|MovedField { path, was }| Change {
         path: path.to_owned(),
         is: Some(was.into()),
         should: Some("kept on this host".into()),
@@ -135,7 +135,7 @@ fn plan_location(object: &Object, location: &Location, world: &World) -> Plan {
     Plan::Refused(changes, error)
 }
 
-fn plan_policy(object: &Object, rules: &Rules, world: &World) -> Plan {
+fn plan_policy(object: &Object, rules: &Rules, world: &ResourceSet) -> Plan {
     let Some(is) = world.policies.iter().find(|policy| policy.name.as_str() == object.name.as_str()) else {
         return Plan::Create;
     };
@@ -146,7 +146,7 @@ fn plan_policy(object: &Object, rules: &Rules, world: &World) -> Plan {
     Plan::Update(changes(&view, &object.view(), false))
 }
 
-fn plan_rule(object: &Object, should: &Hook, world: &World) -> Plan {
+fn plan_rule(object: &Object, should: &Hook, world: &ResourceSet) -> Plan {
     if let Some(error) = &world.rules_hidden {
         return Plan::Refused(Vec::new(), error.clone());
     }
@@ -170,7 +170,7 @@ fn plan_rule(object: &Object, should: &Hook, world: &World) -> Plan {
 }
 
 /// Checks the targets of a rule: they exist, and none belongs to a rule outside of this call.
-fn check_targets(object: &Object, should: &Hook, world: &World) -> Result<(), ApiError> {
+fn check_targets(object: &Object, should: &Hook, world: &ResourceSet) -> Result<(), ApiError> {
     for name in should.volumes.iter().flatten() {
         if world.volume(name).is_none() {
             return Err(refused(object, ErrorCode::VolumeNotFound, &format!("there is no volume {name}")));
@@ -200,7 +200,7 @@ fn check_targets(object: &Object, should: &Hook, world: &World) -> Result<(), Ap
     Ok(())
 }
 
-fn plan_schedule(object: &Object, should: &Scheduled, world: &World) -> Plan {
+fn plan_schedule(object: &Object, should: &Scheduled, world: &ResourceSet) -> Plan {
     let Some(one) = world.schedules.iter().find(|one| one.name.as_ref() == Some(&object.name)) else {
         return Plan::Create;
     };
@@ -225,7 +225,7 @@ fn plan_schedule(object: &Object, should: &Scheduled, world: &World) -> Plan {
 
 /// The cloud snapshots of a name in a place.
 pub fn backups_named<'a>(
-    world: &'a World,
+    world: &'a ResourceSet,
     name: &'a ObjectName,
     place: &'a CredentialName,
 ) -> impl Iterator<Item = &'a Cloudsnap> {
@@ -236,7 +236,7 @@ pub fn backups_named<'a>(
 }
 
 /// The volumes that are meant, as they are now.
-pub fn members<'a>(world: &'a World, volumes: &'a Volumes) -> impl Iterator<Item = &'a Volume> {
+pub fn members<'a>(world: &'a ResourceSet, volumes: &'a Volumes) -> impl Iterator<Item = &'a Volume> {
     world.volumes.iter().filter(move |volume| match volumes {
         Volumes::One(name) => volume.name == *name,
         Volumes::Group(group) => volume.group.as_ref() == Some(group),
@@ -245,7 +245,7 @@ pub fn members<'a>(world: &'a World, volumes: &'a Volumes) -> impl Iterator<Item
 }
 
 /// Returns true if a volume with this id and name is selected.
-fn is_of(world: &World, volumes: &Volumes, id: Option<VolumeId>, name: &str) -> bool {
+fn is_of(world: &ResourceSet, volumes: &Volumes, id: Option<VolumeId>, name: &str) -> bool {
     let is_one = |volume: &Volume| id.map_or(volume.name.as_str() == name, |id| volume.id == id);
     if members(world, volumes).any(is_one) {
         return true;
@@ -255,19 +255,19 @@ fn is_of(world: &World, volumes: &Volumes, id: Option<VolumeId>, name: &str) -> 
 }
 
 /// Returns true if a cloud snapshot belongs to a selected volume.
-pub fn is_backup_of(world: &World, volumes: &Volumes, one: &Cloudsnap) -> bool {
+pub fn is_backup_of(world: &ResourceSet, volumes: &Volumes, one: &Cloudsnap) -> bool {
     is_of(world, volumes, Some(one.src_volume_id), &one.src_volume_name)
 }
 
 /// Returns true if a task backs up a selected volume.
-pub fn is_task_of(world: &World, volumes: &Volumes, task: &Task) -> bool {
+pub fn is_task_of(world: &ResourceSet, volumes: &Volumes, task: &Task) -> bool {
     let id = task.source_volume.as_ref().and_then(|id| id.parse::<CloudsnapId>().ok()).map(|id| id.volume);
     is_of(world, volumes, id, task.volume.as_ref().map_or("", VolumeName::as_str))
 }
 
 /// Returns the selected volumes without a finished or running backup of this name.
 pub fn not_backed_up<'a>(
-    world: &'a World,
+    world: &'a ResourceSet,
     name: &'a ObjectName,
     backup: &'a Backup,
 ) -> impl Iterator<Item = &'a Volume> {
@@ -278,7 +278,7 @@ pub fn not_backed_up<'a>(
     })
 }
 
-fn plan_backup(object: &Object, backup: &Backup, world: &World) -> Plan {
+fn plan_backup(object: &Object, backup: &Backup, world: &ResourceSet) -> Plan {
     let there = || backups_named(world, &object.name, &backup.location);
     let being_made = || under_way(world, &object.name, &backup.location);
     if let Some(error) = unlisted(world, &backup.location) {
@@ -308,7 +308,7 @@ fn plan_backup(object: &Object, backup: &Backup, world: &World) -> Plan {
 }
 
 /// Returns the error of a location that could not be listed.
-pub fn unlisted(world: &World, location: &CredentialName) -> Option<ApiError> {
+pub fn unlisted(world: &ResourceSet, location: &CredentialName) -> Option<ApiError> {
     let error = world.unlisted.get(location.as_str())?;
     let message = format!("BackupLocation/{location} cannot be listed: {}", error.message);
     Some(ApiError { message, ..error.clone() })
@@ -316,7 +316,7 @@ pub fn unlisted(world: &World, location: &CredentialName) -> Option<ApiError> {
 
 /// The tasks that make a backup of a name in a place now.
 pub fn under_way<'a>(
-    world: &'a World,
+    world: &'a ResourceSet,
     name: &'a ObjectName,
     place: &'a CredentialName,
 ) -> impl Iterator<Item = &'a Task> {
@@ -328,7 +328,7 @@ pub fn under_way<'a>(
     })
 }
 
-fn plan_restore(object: &Object, restore: &Restore, world: &World) -> Plan {
+fn plan_restore(object: &Object, restore: &Restore, world: &ResourceSet) -> Plan {
     let target = restore.target();
     let Some(volume) = world.volumes.iter().find(|volume| volume.name.as_str() == target) else {
         let by_name = matches!(restore.source(), Some(Source::Backup(..)));
@@ -360,7 +360,7 @@ fn plan_restore(object: &Object, restore: &Restore, world: &World) -> Plan {
 }
 
 /// The backup that a restore needs, if it is only being made.
-fn awaited(restore: &Restore, world: &World) -> Option<Plan> {
+fn awaited(restore: &Restore, world: &ResourceSet) -> Option<Plan> {
     let Some(Source::Backup(name, volume)) = restore.source() else { return None };
     source(restore, world).err()?;
     let is_meant = |task: &&Task| volume.is_none() || task.volume.as_ref() == volume;
@@ -389,7 +389,7 @@ fn plan_restored(object: &Object, volume: &Volume, task: &Task) -> Plan {
 ///
 /// # Errors
 /// There is none of the name, or there are several.
-pub fn source(restore: &Restore, world: &World) -> Result<CloudsnapId, ApiError> {
+pub fn source(restore: &Restore, world: &ResourceSet) -> Result<CloudsnapId, ApiError> {
     let (name, volume) = match restore.source() {
         Some(Source::Cloudsnap(id)) => return Ok(id),
         Some(Source::Backup(name, volume)) => (name, volume),
@@ -425,7 +425,7 @@ pub fn listed(several: &[&Cloudsnap]) -> String {
     several.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn plan_clone(object: &Object, clone: &VolumeClone, world: &World) -> Plan {
+fn plan_clone(object: &Object, clone: &VolumeClone, world: &ResourceSet) -> Plan {
     let target = clone.target();
     let Some(volume) = world.volumes.iter().find(|volume| volume.name.as_str() == target) else {
         return Plan::Create;
@@ -443,7 +443,7 @@ fn plan_clone(object: &Object, clone: &VolumeClone, world: &World) -> Plan {
 
 /// The limits that a location should have: what it says, and else what it has.
 pub fn limits(
-    world: &World,
+    world: &ResourceSet,
     name: &ObjectName,
     said: (Option<&DailyLimit>, Option<&DailyLimit>, Option<&String>),
 ) -> CredentialLimits {

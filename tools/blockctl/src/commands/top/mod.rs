@@ -1,6 +1,6 @@
 //! `blockctl top`
 
-mod picture;
+mod rates;
 pub(super) mod screen;
 
 use super::{Context, counted, or_dash};
@@ -9,7 +9,7 @@ use crate::{
     failure::{EXIT_DONE, Failure},
 };
 use blockd_api::ClientError;
-use picture::{Looks, Picture};
+use rates::{ActivityRates, Sampler};
 use rustix::process::{Signal, getpid, kill_process};
 use screen::Screen;
 use std::{
@@ -22,7 +22,7 @@ use tokio::{
 };
 
 pub async fn run(context: &Context<'_>, args: TopArgs) -> Result<u8, Failure> {
-    let mut looks = Looks::new(context.client.activity().await?);
+    let mut looks = Sampler::new(context.client.activity().await?);
     if args.once {
         sleep(args.interval).await;
         let picture = looks.next(context.client.activity().await?, args.sort);
@@ -37,7 +37,7 @@ pub async fn run(context: &Context<'_>, args: TopArgs) -> Result<u8, Failure> {
 }
 
 /// Prints tables until an interrupt or a closed pipe.
-async fn print(context: &Context<'_>, mut looks: Looks, args: &TopArgs) -> Result<u8, Failure> {
+async fn print(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Result<u8, Failure> {
     let mut is_first = true;
     loop {
         sleep(args.interval).await;
@@ -58,23 +58,23 @@ async fn print(context: &Context<'_>, mut looks: Looks, args: &TopArgs) -> Resul
     }
 }
 
-fn line(picture: &Picture) -> Result<String, Failure> {
+fn line(picture: &ActivityRates) -> Result<String, Failure> {
     let text = serde_json::to_string(picture).map_err(|error| Failure::Stdout { source: error.into() })?;
     Ok(text + "\n")
 }
 
 /// Action of a key or signal.
-enum Wish {
+enum Fetch {
     End,
     Rest,
 }
 
-struct Wishes {
+struct FetchQueue {
     ends: [Signals; 3],
     rest: Signals,
 }
 
-impl Wishes {
+impl FetchQueue {
     fn new() -> io::Result<Self> {
         let ends = [
             signal(SignalKind::interrupt())?,
@@ -84,20 +84,20 @@ impl Wishes {
         Ok(Self { ends, rest: signal(SignalKind::from_raw(Signal::TSTP.as_raw()))? })
     }
 
-    async fn next(&mut self) -> Wish {
+    async fn next(&mut self) -> Fetch {
         let [interrupt, terminate, hangup] = &mut self.ends;
         tokio::select! {
-            _ = interrupt.recv() => Wish::End,
-            _ = terminate.recv() => Wish::End,
-            _ = hangup.recv() => Wish::End,
-            _ = self.rest.recv() => Wish::Rest,
+            _ = interrupt.recv() => Fetch::End,
+            _ = terminate.recv() => Fetch::End,
+            _ = hangup.recv() => Fetch::End,
+            _ = self.rest.recv() => Fetch::Rest,
         }
     }
 }
 
 /// Draws on the terminal until an interrupt. Waits for a daemon that restarts.
-async fn draw(context: &Context<'_>, mut looks: Looks, args: &TopArgs) -> Result<u8, Failure> {
-    let mut wishes = Wishes::new().map_err(|source| Failure::Runtime { source })?;
+async fn draw(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Result<u8, Failure> {
+    let mut wishes = FetchQueue::new().map_err(|source| Failure::Runtime { source })?;
     let failed = |source| Failure::Stdout { source };
     let enter = || Screen::<Stdout>::enter(io::stdout()).map_err(failed);
     let mut screen = enter()?;
@@ -110,8 +110,8 @@ async fn draw(context: &Context<'_>, mut looks: Looks, args: &TopArgs) -> Result
         };
         let seen = tokio::select! {
             wish = wishes.next() => match wish {
-                Wish::End => return Ok(EXIT_DONE),
-                Wish::Rest => {
+                Fetch::End => return Ok(EXIT_DONE),
+                Fetch::Rest => {
                     drop(screen);
                     // The shell owns the terminal while the process is stopped.
                     let _ = kill_process(getpid(), Signal::STOP);

@@ -1,0 +1,140 @@
+//! Decrypted frames: in memory, or in flight (single-flight).
+
+use super::lru::Lru;
+use crate::{CloudError, frame::OwnedFrame};
+use parking_lot::Mutex;
+use std::{collections::HashMap, sync::Arc};
+use tokio::sync::watch;
+
+/// Approximate overhead of a frame beside its blocks.
+const FRAME_OVERHEAD_BYTES: u64 = 256;
+
+/// Key of a frame: number of its delta in the cache, and its own in the delta.
+pub(crate) type FrameKey = (u64, u64);
+
+/// Result of a fetch, shared by all waiters.
+pub(crate) type FrameResult = Result<Arc<OwnedFrame>, Arc<CloudError>>;
+
+#[derive(Default)]
+struct Progress(Option<FrameResult>);
+
+/// Wait for a frame in flight.
+pub(crate) struct Wait(watch::Receiver<Progress>);
+
+impl Wait {
+    /// Waits for the result.
+    pub async fn done(mut self) -> FrameResult {
+        match self.0.wait_for(|progress| progress.0.is_some()).await {
+            Ok(progress) => progress.0.clone().unwrap_or_else(|| Err(gone())),
+            Err(_) => Err(gone()),
+        }
+    }
+}
+
+fn gone() -> Arc<CloudError> {
+    Arc::new(CloudError::Internal { what: "fetching a frame", detail: "the fetch was cancelled".into() })
+}
+
+/// State of a requested frame.
+pub(crate) enum Claim {
+    /// In memory.
+    Ready(Arc<OwnedFrame>),
+    /// In flight.
+    Wait(Wait),
+    /// Missing: the caller fetches it.
+    Mine(Obligation, Wait),
+}
+
+struct Inner {
+    ready: Lru<FrameKey, Arc<OwnedFrame>>,
+    flights: HashMap<FrameKey, watch::Receiver<Progress>>,
+}
+
+/// Frames of a cache.
+pub(crate) struct Frames {
+    inner: Mutex<Inner>,
+}
+
+impl Frames {
+    /// Creates a cache of at most this many bytes.
+    pub fn new(most_bytes: u64) -> Self {
+        Self { inner: Mutex::new(Inner { ready: Lru::new(most_bytes), flights: HashMap::new() }) }
+    }
+
+    /// Returns the state of a frame; if it is missing, the caller must fetch it.
+    pub fn claim(self: &Arc<Self>, key: FrameKey) -> Claim {
+        let mut inner = self.inner.lock();
+        if let Some(frame) = inner.ready.get(&key) {
+            return Claim::Ready(frame.clone());
+        }
+        if let Some(flight) = inner.flights.get(&key) {
+            return Claim::Wait(Wait(flight.clone()));
+        }
+        let (send, receive) = watch::channel(Progress::default());
+        inner.flights.insert(key, receive.clone());
+        Claim::Mine(Obligation { frames: self.clone(), key, send, over: false }, Wait(receive))
+    }
+
+    /// Returns the frame if it is in memory.
+    pub fn ready(&self, key: FrameKey) -> Option<Arc<OwnedFrame>> {
+        self.inner.lock().ready.get(&key).cloned()
+    }
+
+    /// Returns the bytes of frames in memory.
+    pub fn bytes(&self) -> u64 {
+        self.inner.lock().ready.bytes()
+    }
+}
+
+/// Obligation to fetch a frame. Dropping it fails all waiters; the next request tries again.
+pub(crate) struct Obligation {
+    frames: Arc<Frames>,
+    key: FrameKey,
+    send: watch::Sender<Progress>,
+    over: bool,
+}
+
+impl Obligation {
+    /// Passes the result to all waiters; a frame is cached, a failure is not.
+    pub fn land(mut self, result: FrameResult) {
+        let gone = {
+            let mut inner = self.frames.inner.lock();
+            inner.flights.remove(&self.key);
+            let frame = result.as_ref().ok();
+            frame.map(|frame| {
+                inner.ready.insert(self.key, frame.clone(), frame.heap_bytes() + FRAME_OVERHEAD_BYTES)
+            })
+        };
+        // Dropped outside of the lock.
+        drop(gone);
+        self.over = true;
+        self.send.send_replace(Progress(Some(result)));
+    }
+}
+
+impl Drop for Obligation {
+    fn drop(&mut self) {
+        if !self.over {
+            self.frames.inner.lock().flights.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn fetch_is_shared_and_passed_on_if_the_fetcher_gives_up() {
+        let frames = Arc::new(Frames::new(1 << 20));
+        let Claim::Mine(flight, wait) = frames.claim((1, 2)) else { panic!("it is nowhere yet") };
+        let Claim::Wait(other) = frames.claim((1, 2)) else { panic!("it is on its way") };
+        drop(flight);
+        assert!(wait.done().await.is_err() && other.done().await.is_err());
+        let Claim::Mine(flight, _) = frames.claim((1, 2)) else { panic!("no fetch is running") };
+        let Claim::Wait(other) = frames.claim((1, 2)) else { panic!("it is on its way") };
+        flight.land(Err(gone()));
+        assert!(other.done().await.is_err());
+        assert!(matches!(frames.claim((1, 2)), Claim::Mine(..)), "a failure is not remembered");
+    }
+}

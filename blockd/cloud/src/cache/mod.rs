@@ -1,0 +1,447 @@
+//! Random reads of snapshots with shared caches.
+//!
+//! [`SnapshotCache`] is the shared part: index pages and decrypted frames in memory, stored parts on disk,
+//! and the in-flight table, so that concurrent requests fetch a frame once. [`CachedSnapshot`] is one open
+//! snapshot.
+//!
+//! A first read takes four sequential requests, independent of the snapshot's size: the manifest, the roots
+//! of all deltas concurrently, the pages of all deltas for the range concurrently, and the frames. All
+//! returned data was authenticated or checked against the manifest; a part from the disk cache that fails is
+//! fetched from the store.
+//!
+//! A read waits for the store at most for the stall timeout. Failures are not cached: the next read tries
+//! again. A damaged frame fails only the reads that need it; the log names the object and the offset.
+
+mod disk;
+mod frames;
+mod index_store;
+mod lru;
+mod snapshot;
+mod streams;
+
+pub use snapshot::CachedSnapshot;
+
+use crate::{
+    CloudError, Manifest, Repository,
+    fetch::{DeltaReader, FetchJob, NOT_WHOLE, WantedFrame, group},
+    frame::FrameMemory,
+    index::Page,
+    manifest::Delta,
+    store::{BlobStore, StoreError, StoreErrorKind},
+};
+use disk::{DiskCache, PieceKey};
+use frames::{Frames, Obligation};
+use futures::{StreamExt, TryStreamExt};
+use index_store::IndexStore;
+use lru::Lru;
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{runtime::Handle, sync::Semaphore};
+use uuid::Uuid;
+
+/// Maximum memory of cached index pages.
+const MAX_PAGES_BYTES: u64 = 32 << 20;
+/// Maximum memory of whole small indexes of a snapshot.
+const INDEX_KEEP_BYTES: u64 = 4 << 20;
+/// Concurrent requests of roots or pages.
+const INDEX_CONCURRENCY: usize = 32;
+/// Number of locks for single-flight reads of pages.
+const PAGE_TURNS: usize = 64;
+/// Maximum number of frame requests in flight.
+const FETCH_CONCURRENCY: usize = 20;
+/// Maximum number of readahead requests among them.
+const AHEAD_CONCURRENCY: usize = 12;
+/// Maximum gap that is read to merge two requests.
+const MAX_GAP_BYTES: u32 = 64 << 10;
+/// Maximum length of a frame request.
+const MAX_FETCH_BYTES: u32 = 2 << 20;
+
+/// Options of a cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CacheOptions {
+    /// Directory of the disk cache, used by one process at a time; `None` disables it.
+    pub dir: Option<PathBuf>,
+    /// Maximum bytes of its files.
+    pub disk_bytes: u64,
+    /// Maximum bytes of decrypted frames in memory.
+    pub memory_bytes: u64,
+    /// Timeout of a read for the store.
+    pub stall_timeout: Duration,
+    /// Maximum readahead of a sequential reader, in bytes; 0 disables it.
+    pub readahead_bytes: u64,
+}
+
+impl Default for CacheOptions {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            disk_bytes: 4 << 30,
+            memory_bytes: 56 << 20,
+            stall_timeout: Duration::from_secs(30),
+            readahead_bytes: 32 << 20,
+        }
+    }
+}
+
+/// Counters of a cache since it was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct CacheCounters {
+    /// Frames from the store.
+    pub frames_fetched: u64,
+    /// Requests for these.
+    pub frame_requests: u64,
+    /// Frames from the disk cache.
+    pub frames_from_disk: u64,
+    /// Damaged parts on disk.
+    pub damaged_pieces: u64,
+    /// Bytes of the disk cache's files.
+    pub disk_bytes: u64,
+    /// Returns the bytes of frames in memory.
+    pub memory_bytes: u64,
+}
+
+/// Cache shared by readers of any number of snapshots. Clones share it.
+#[derive(Clone)]
+pub struct SnapshotCache {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for SnapshotCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotCache").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+/// Identity of a delta and its store.
+type DeltaKey = (String, Uuid, [u8; 32]);
+
+#[derive(Default)]
+struct Counters {
+    fetched: AtomicU64,
+    requests: AtomicU64,
+    from_disk: AtomicU64,
+}
+
+struct Shared {
+    options: CacheOptions,
+    disk: Option<Arc<DiskCache>>,
+    frames: Arc<Frames>,
+    memory: Arc<FrameMemory>,
+    pages: Mutex<Lru<(u64, usize), Arc<Page>>>,
+    page_turns: [tokio::sync::Mutex<()>; PAGE_TURNS],
+    deltas: Mutex<HashMap<DeltaKey, Weak<SharedDelta>>>,
+    next_delta: AtomicU64,
+    fetches: Arc<Semaphore>,
+    ahead: Arc<Semaphore>,
+    counters: Counters,
+}
+
+/// Delta shared by the chains of open snapshots.
+struct SharedDelta {
+    /// Unique number in this cache.
+    number: u64,
+    reader: Arc<DeltaReader>,
+    key_id: Uuid,
+    salt: [u8; 32],
+    /// Store without the cache.
+    store: Arc<dyn BlobStore>,
+}
+
+impl SharedDelta {
+    fn piece(&self, frame: &WantedFrame) -> PieceKey {
+        let (offset_bytes, len_bytes) = frame.place();
+        PieceKey::new(self.key_id, &self.salt, &self.reader.pack_key_of(frame), offset_bytes, len_bytes)
+    }
+}
+
+impl SnapshotCache {
+    /// Opens a cache; blocks while it lists its directory.
+    ///
+    /// # Errors
+    /// [`CloudError::Cache`] if the directory cannot be created or listed.
+    pub fn open(options: CacheOptions) -> Result<Self, CloudError> {
+        let disk = match &options.dir {
+            Some(dir) => Some(Arc::new(DiskCache::open(dir, options.disk_bytes)?)),
+            None => None,
+        };
+        Ok(Self {
+            shared: Arc::new(Shared {
+                disk,
+                frames: Arc::new(Frames::new(options.memory_bytes)),
+                memory: Arc::default(),
+                options,
+                pages: Mutex::new(Lru::new(MAX_PAGES_BYTES)),
+                page_turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+                deltas: Mutex::default(),
+                next_delta: AtomicU64::new(1),
+                fetches: Arc::new(Semaphore::new(FETCH_CONCURRENCY)),
+                ahead: Arc::new(Semaphore::new(AHEAD_CONCURRENCY)),
+                counters: Counters::default(),
+            }),
+        })
+    }
+
+    /// Opens a snapshot: reads the index roots of its deltas concurrently and checks them against the
+    /// manifest. Must be called in a runtime, which runs background work.
+    ///
+    /// # Errors
+    /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; errors of the store, with a timeout after the
+    /// stall timeout.
+    pub async fn snapshot(
+        &self,
+        repo: &Repository,
+        manifest: &Manifest,
+    ) -> Result<CachedSnapshot, Arc<CloudError>> {
+        let keep = INDEX_KEEP_BYTES / (manifest.chain.len() as u64 + 1);
+        let deltas: Vec<Delta> = manifest.deltas().cloned().collect();
+        let opened = futures::stream::iter(deltas)
+            .map(|delta| async move { self.shared.delta(repo, &delta, keep).await })
+            .buffered(INDEX_CONCURRENCY)
+            .try_collect::<Vec<_>>();
+        let opened = self.shared.in_time(repo.store().describe(), "the index", opened).await?;
+        Ok(CachedSnapshot::new(self.shared.clone(), manifest, opened, Handle::current()))
+    }
+
+    /// Returns the counters.
+    pub fn counters(&self) -> CacheCounters {
+        let Shared { counters, disk, frames, .. } = &*self.shared;
+        CacheCounters {
+            frames_fetched: counters.fetched.load(Relaxed),
+            frame_requests: counters.requests.load(Relaxed),
+            frames_from_disk: counters.from_disk.load(Relaxed),
+            damaged_pieces: disk.as_ref().map_or(0, |disk| disk.damaged()),
+            disk_bytes: disk.as_ref().map_or(0, |disk| disk.bytes()),
+            memory_bytes: frames.bytes(),
+        }
+    }
+}
+
+impl Shared {
+    /// Waits for the store with a timeout.
+    async fn in_time<T>(
+        &self,
+        store: &str,
+        what: &str,
+        work: impl Future<Output = Result<T, CloudError>>,
+    ) -> Result<T, CloudError> {
+        match tokio::time::timeout(self.options.stall_timeout, work).await {
+            Ok(result) => result,
+            Err(_) => {
+                let waited = format!("waited {} ms", self.options.stall_timeout.as_millis());
+                Err(StoreError::new(StoreErrorKind::Timeout, "GET", what, store).with_detail(waited).into())
+            }
+        }
+    }
+
+    async fn delta(
+        &self,
+        repo: &Repository,
+        delta: &Delta,
+        keep: u64,
+    ) -> Result<Arc<SharedDelta>, CloudError> {
+        let place = format!("{} {}", repo.store().describe(), delta.id().prefix());
+        let key = (place, delta.key_id, delta.salt);
+        if let Some(open) = self.deltas.lock().get(&key).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let reader = match &self.disk {
+            None => DeltaReader::open(repo, delta, &mut keep.clone()).await?,
+            Some(disk) => {
+                let through = |look_first| {
+                    let names = (delta.key_id, delta.salt);
+                    let store = IndexStore::new(repo.store().clone(), disk.clone(), names, look_first);
+                    repo.with_store(Arc::new(store))
+                };
+                match DeltaReader::open(&through(true), delta, &mut keep.clone()).await {
+                    Err(CloudError::Damaged { .. }) => {
+                        DeltaReader::open(&through(false), delta, &mut keep.clone()).await?
+                    }
+                    opened => opened?,
+                }
+            }
+        };
+        let open = Arc::new(SharedDelta {
+            number: self.next_delta.fetch_add(1, Relaxed),
+            reader: Arc::new(reader),
+            key_id: delta.key_id,
+            salt: delta.salt,
+            store: repo.store().clone(),
+        });
+        let mut deltas = self.deltas.lock();
+        deltas.retain(|_, delta| delta.strong_count() > 0);
+        // Another thread may have opened it meanwhile: two copies are harmless.
+        deltas.insert(key, Arc::downgrade(&open));
+        Ok(open)
+    }
+
+    /// Returns an index page of a delta from memory, or its known emptiness.
+    fn ready_page(&self, delta: &SharedDelta, number: usize) -> Option<Option<Arc<Page>>> {
+        if delta.reader.root.pages.get(number).is_none_or(|page| page.sealed_len == 0) {
+            return Some(None);
+        }
+        self.pages.lock().get(&(delta.number, number)).map(|page| Some(page.clone()))
+    }
+
+    async fn page(&self, delta: &Arc<SharedDelta>, number: usize) -> Result<Option<Arc<Page>>, CloudError> {
+        if let Some(known) = self.ready_page(delta, number) {
+            return Ok(known);
+        }
+        let read = async {
+            // Concurrent readers of a page wait for the first.
+            let turn = (delta.number as usize).wrapping_mul(31).wrapping_add(number) % PAGE_TURNS;
+            let _turn = self.page_turns[turn].lock().await;
+            if let Some(known) = self.ready_page(delta, number) {
+                return Ok(known);
+            }
+            let page = match (delta.reader.page(number).await, &self.disk) {
+                (Err(CloudError::Damaged { .. }), Some(disk)) => {
+                    let names = (delta.key_id, delta.salt);
+                    let fresh = IndexStore::new(delta.store.clone(), disk.clone(), names, false);
+                    delta.reader.page_from(&fresh, number).await
+                }
+                (page, _) => page,
+            };
+            let Some(page) = page?.map(Arc::new) else { return Ok(None) };
+            self.pages.lock().insert((delta.number, number), page.clone(), page.heap_bytes as u64);
+            Ok(Some(page))
+        };
+        self.in_time(delta.store.describe(), "a page of an index", read).await
+    }
+
+    /// Loads frames from disk and returns the missing ones. Blocks on the disk.
+    fn fetch_from_disk(
+        &self,
+        delta: &SharedDelta,
+        wanted: Vec<(WantedFrame, Obligation)>,
+    ) -> Vec<(WantedFrame, Obligation)> {
+        let Some(disk) = &self.disk else { return wanted };
+        let (mut room, mut missing) = (Vec::new(), Vec::new());
+        for (frame, flight) in wanted {
+            let open = |stored: &mut [u8]| delta.reader.open_frame(&frame, stored, &self.memory).ok();
+            let opened = disk.open_piece(&delta.piece(&frame), &mut room, open);
+            match opened {
+                Some(opened) => {
+                    self.counters.from_disk.fetch_add(1, Relaxed);
+                    flight.land(Ok(Arc::new(opened)));
+                }
+                None => missing.push((frame, flight)),
+            }
+        }
+        missing
+    }
+
+    /// Fetches ascending frames of a delta with concurrent requests, independent of waiters.
+    fn fetch(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        delta: &Arc<SharedDelta>,
+        wanted: Vec<(WantedFrame, Obligation)>,
+        limit: &Arc<Semaphore>,
+    ) {
+        let (frames, flights): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+        let mut flights = flights.into_iter();
+        for job in group(frames, MAX_GAP_BYTES, MAX_FETCH_BYTES) {
+            let flights: Vec<Obligation> = flights.by_ref().take(job.frames.len()).collect();
+            let (shared, delta, limit) = (self.clone(), delta.clone(), limit.clone());
+            runtime.spawn(async move { shared.fetch_job(&delta, job, flights, &limit).await });
+        }
+    }
+
+    async fn fetch_job(
+        &self,
+        delta: &Arc<SharedDelta>,
+        job: FetchJob,
+        flights: Vec<Obligation>,
+        limit: &Semaphore,
+    ) {
+        let fetched = self.fetch_bytes(delta, &job, limit).await;
+        match fetched {
+            Ok((start, bytes)) => {
+                let (delta, disk, memory) = (delta.clone(), self.disk.clone(), self.memory.clone());
+                self.counters.fetched.fetch_add(flights.len() as u64, Relaxed);
+                let opened = tokio::task::spawn_blocking(move || {
+                    land_all(&delta, disk.as_deref(), &memory, &job.frames, flights, (start, &bytes));
+                });
+                // Dropped obligations fail by themselves.
+                let _ = opened.await;
+            }
+            // A truncated pack, or one without its header: readable frames are fetched one by one.
+            Err(error @ CloudError::Damaged { .. }) if job.frames.len() > 1 => {
+                tracing::warn!(%error, "the frames are fetched one by one");
+                for (frame, flight) in job.frames.iter().zip(flights) {
+                    let alone = FetchJob::alone(job.pack_no(), frame.clone());
+                    Box::pin(self.fetch_job(delta, alone, vec![flight], limit)).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a part of a cloud snapshot cannot be read");
+                let error = Arc::new(error);
+                flights.into_iter().for_each(|flight| flight.land(Err(error.clone())));
+            }
+        }
+    }
+
+    async fn fetch_bytes(
+        &self,
+        delta: &SharedDelta,
+        job: &FetchJob,
+        limit: &Semaphore,
+    ) -> Result<(u32, bytes::Bytes), CloudError> {
+        let object = job.frames.first().map_or_else(String::new, |frame| delta.reader.pack_key_of(frame));
+        let work = async {
+            // Neither semaphore is ever closed.
+            let _turn = limit.acquire().await;
+            self.counters.requests.fetch_add(1, Relaxed);
+            delta.reader.fetch(job).await
+        };
+        self.in_time(delta.store.describe(), &object, work).await
+    }
+}
+
+fn land_all(
+    delta: &SharedDelta,
+    disk: Option<&DiskCache>,
+    memory: &Arc<FrameMemory>,
+    frames: &[WantedFrame],
+    flights: Vec<Obligation>,
+    (start, bytes): (u32, &[u8]),
+) {
+    let mut room = Vec::new();
+    let mut good = Vec::with_capacity(frames.len());
+    for (frame, flight) in frames.iter().zip(flights) {
+        let opened = match frame.stored(start, bytes) {
+            Some(stored) => {
+                room.clear();
+                room.extend_from_slice(stored);
+                delta.reader.open_frame(frame, &mut room, memory)
+            }
+            None => Err(delta.reader.damaged_frame(frame, NOT_WHOLE)),
+        };
+        match opened {
+            Ok(opened) => {
+                good.push(frame);
+                flight.land(Ok(Arc::new(opened)));
+            }
+            Err(error) => {
+                tracing::error!(%error, "a frame of a cloud snapshot is damaged");
+                flight.land(Err(Arc::new(error)));
+            }
+        }
+    }
+    // After the waiters have their results.
+    if let Some(disk) = disk {
+        for frame in good {
+            if let Some(stored) = frame.stored(start, bytes) {
+                disk.put(&delta.piece(frame), stored);
+            }
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! Snapshot opened through the cache.
+
+use super::{
+    INDEX_CONCURRENCY, Shared, SharedDelta,
+    frames::{Claim, FrameResult, Obligation, Wait},
+    streams::Streams,
+};
+use crate::{
+    CloudError, CloudsnapId, Manifest,
+    fetch::WantedFrame,
+    frame::{BLOCK, OwnedFrame},
+    index::Page,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+
+/// Snapshot open for random reads. Clones share it.
+///
+/// Each read exists for async tasks and for threads that may block; the latter must not be called on a thread
+/// of the runtime.
+#[derive(Clone)]
+pub struct CachedSnapshot {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    id: CloudsnapId,
+    size_bytes: u64,
+    /// Newest first.
+    deltas: Vec<Arc<SharedDelta>>,
+    streams: Mutex<Streams>,
+    /// Data blocks of one extent.
+    map: Mutex<Option<(Extent, Arc<BlockSet>)>>,
+    runtime: Handle,
+}
+
+impl std::fmt::Debug for CachedSnapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CachedSnapshot").field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
+
+/// Pages of all deltas for one extent of the volume, with at most one page per delta; newest first.
+struct FrameRun {
+    range: Extent,
+    /// Index of the delta in the chain, number of the page, and the page.
+    pages: Vec<(usize, usize, Arc<Page>)>,
+}
+
+/// Frames of one delta needed by a read.
+type Wanted = (usize, Vec<WantedFrame>);
+
+/// Frames to fetch, with their obligations.
+type FramesToFetch = Vec<(WantedFrame, Obligation)>;
+
+/// Threads that load the frames of one readahead from disk.
+const LOOKERS: usize = 4;
+/// Minimum number of frames per thread.
+const MIN_LOOKED_AT: usize = 4;
+
+/// Source of a frame needed by a read.
+enum Source {
+    Ready(Arc<OwnedFrame>),
+    /// Fetched for this read.
+    Mine(Wait),
+    /// Already in flight for another read.
+    Theirs(Wait),
+}
+
+impl CachedSnapshot {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        manifest: &Manifest,
+        deltas: Vec<Arc<SharedDelta>>,
+        runtime: Handle,
+    ) -> Self {
+        // Readahead data must stay until it is needed.
+        let ahead = shared.options.readahead_bytes.min(shared.options.memory_bytes / 8 * 3);
+        let streams = Mutex::new(Streams::new(ahead / BLOCK_SIZE_BYTES));
+        let (id, size_bytes, map) = (manifest.id(), manifest.size_bytes, Mutex::default());
+        Self { inner: Arc::new(Inner { shared, id, size_bytes, deltas, streams, map, runtime }) }
+    }
+
+    /// Returns the snapshot's id.
+    pub fn id(&self) -> CloudsnapId {
+        self.inner.id
+    }
+
+    /// Returns the size of the volume at that time, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes
+    }
+
+    /// Reads at most 32 MiB of blocks; zeroes beyond the end of the volume.
+    ///
+    /// # Errors
+    /// [`CloudError::Damaged`] with the damage; errors of the store, with a timeout after the stall timeout.
+    pub async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, Arc<CloudError>> {
+        const MOST: u64 = (32 << 20) / BLOCK_SIZE_BYTES;
+        if extent.len_blocks > MOST {
+            let what =
+                format!("at most {MOST} blocks are read at once, {} were asked for", extent.len_blocks);
+            return Err(Arc::new(CloudError::InvalidRequest { what }));
+        }
+        let mut out = vec![0; extent.len_bytes() as usize];
+        let inside = extent.intersection(Extent::whole(self.inner.size_bytes));
+        let plan = self.plan(inside).await?;
+        self.inner.read_ahead(extent);
+        for (level, frame, source) in self.inner.claim(plan, false) {
+            let opened = self.inner.opened(level, &frame, source).await?;
+            copy(&frame, &opened, extent.offset_bytes(), &mut out);
+        }
+        Ok(out)
+    }
+
+    /// Reads at `offset_bytes`, any alignment, into `buf`. Blocks.
+    ///
+    /// # Errors
+    /// [`CloudError::InvalidRequest`] if the range is not inside the volume; those of
+    /// [`read_blocks`](Self::read_blocks).
+    pub fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), Arc<CloudError>> {
+        let extent = self.touched(offset_bytes, buf.len())?;
+        let plan = match self.ready_plan(extent) {
+            Some(plan) => plan,
+            None => self.inner.runtime.block_on(self.plan(extent))?,
+        };
+        self.inner.read_ahead(extent);
+        clear_gaps(plan.iter().flat_map(|(_, frames)| frames), extent, buf);
+        for (level, frame, source) in self.inner.claim(plan, true) {
+            let opened = match source {
+                Source::Ready(opened) => opened,
+                source => self.inner.runtime.block_on(self.inner.opened(level, &frame, source))?,
+            };
+            copy(&frame, &opened, offset_bytes, buf);
+        }
+        Ok(())
+    }
+
+    /// Reads from memory only; returns false if disk or store would be needed.
+    ///
+    /// # Errors
+    /// The range is not inside the volume.
+    pub fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, Arc<CloudError>> {
+        let extent = self.touched(offset_bytes, buf.len())?;
+        let Some(plan) = self.ready_plan(extent) else { return Ok(false) };
+        let mut found = Vec::new();
+        for (level, frames) in plan {
+            for frame in frames {
+                let key = (self.inner.deltas[level].number, frame.ordinal());
+                let Some(opened) = self.inner.shared.frames.ready(key) else { return Ok(false) };
+                found.push((frame, opened));
+            }
+        }
+        self.inner.read_ahead(extent);
+        clear_gaps(found.iter().map(|(frame, _)| frame), extent, buf);
+        found.iter().for_each(|(frame, opened)| copy(frame, opened, offset_bytes, buf));
+        Ok(true)
+    }
+
+    fn touched(&self, offset_bytes: u64, len: usize) -> Result<Extent, Arc<CloudError>> {
+        match offset_bytes.checked_add(len as u64) {
+            Some(end) if end <= self.inner.size_bytes => Ok(Extent::touching(offset_bytes, len as u64)),
+            _ => Err(Arc::new(CloudError::InvalidRequest {
+                what: format!(
+                    "{len} bytes at offset {offset_bytes} do not lie inside a snapshot of {} bytes",
+                    self.inner.size_bytes
+                ),
+            })),
+        }
+    }
+
+    /// Returns the blocks of an extent that hold data according to the index; all others are zero.
+    ///
+    /// # Errors
+    /// Those of [`read_blocks`](Self::read_blocks).
+    pub async fn data_blocks(&self, extent: Extent) -> Result<BlockSet, Arc<CloudError>> {
+        let mut found = BlockSet::new();
+        let inside = extent.intersection(Extent::whole(self.inner.size_bytes));
+        let stretches = futures::stream::iter(self.inner.stretches(inside))
+            .map(|range| self.inner.load(range))
+            .buffered(4);
+        futures::pin_mut!(stretches);
+        while let Some(stretch) = stretches.try_next().await? {
+            stretch.visible(|_, _, _, visible| found.union_with(&visible));
+        }
+        Ok(found)
+    }
+
+    /// Returns the kind and end of the extent of data or zeroes at `from`. It may end early at the boundary
+    /// of an index page. Blocks.
+    ///
+    /// # Errors
+    /// Those of [`read_blocks`](Self::read_blocks).
+    pub fn run_at(&self, from: BlockIndex) -> Result<(bool, BlockIndex), Arc<CloudError>> {
+        let end = Extent::whole(self.inner.size_bytes).end();
+        if from >= end {
+            return Ok((false, from));
+        }
+        let (range, data) = self.visible_extent_at(from)?;
+        Ok(match data.extents_in(Extent::between(from, range.end())).next() {
+            Some(run) if run.start == from => (true, run.end()),
+            Some(run) => (false, run.start),
+            None => (false, range.end()),
+        })
+    }
+
+    /// Returns the data blocks around a block. The last result is cached for sequential queries.
+    fn visible_extent_at(&self, block: BlockIndex) -> Result<(Extent, Arc<BlockSet>), Arc<CloudError>> {
+        let known = self.inner.map.lock().clone();
+        if let Some((range, data)) = known.filter(|(range, _)| range.start <= block && block < range.end()) {
+            return Ok((range, data));
+        }
+        let range = self.inner.frame_run_at(block);
+        let stretch = match self.inner.ready(range) {
+            Some(stretch) => stretch,
+            None => self.inner.runtime.block_on(self.inner.load(range))?,
+        };
+        let mut data = BlockSet::new();
+        stretch.visible(|_, _, _, visible| data.union_with(&visible));
+        let data = Arc::new(data);
+        *self.inner.map.lock() = Some((range, data.clone()));
+        Ok((range, data))
+    }
+
+    /// Plans a read, fetching pages from the store.
+    async fn plan(&self, extent: Extent) -> Result<Vec<Wanted>, Arc<CloudError>> {
+        let mut plan = Vec::new();
+        for range in self.inner.stretches(extent) {
+            self.inner.add_to_plan(&self.inner.load(range).await?, &mut plan);
+        }
+        Ok(plan)
+    }
+
+    /// Plans a read if all pages are in memory.
+    fn ready_plan(&self, extent: Extent) -> Option<Vec<Wanted>> {
+        let mut plan = Vec::new();
+        for range in self.inner.stretches(extent) {
+            self.inner.add_to_plan(&self.inner.ready(range)?, &mut plan);
+        }
+        Some(plan)
+    }
+}
+
+impl FrameRun {
+    /// Reports for each delta, newest first, the blocks read from it.
+    fn visible(&self, mut tell: impl FnMut(usize, usize, &Page, BlockSet)) {
+        let mut left = BlockSet::from_iter([self.range]);
+        for (level, number, page) in &self.pages {
+            let data = page.data.slice(self.range);
+            let mut visible = data.clone();
+            visible.intersect_with(&left);
+            left.subtract(&data);
+            left.subtract(&page.zero.slice(self.range));
+            if !visible.is_empty() {
+                tell(*level, *number, page, visible);
+            }
+            if left.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Returns the extent around a block in which each delta has at most one page.
+    fn frame_run_at(&self, block: BlockIndex) -> Extent {
+        let (mut start, mut end) = (BlockIndex(0), Extent::whole(self.size_bytes).end());
+        for delta in &self.deltas {
+            let root = &delta.reader.root;
+            match root.pages.get(root.pages_in(Extent::new(block, 1)).start) {
+                Some(page) => {
+                    start = start.max(page.range.start);
+                    end = end.min(page.range.end());
+                }
+                // The volume was smaller then.
+                None => start = start.max(root.pages.last().map_or(start, |page| page.range.end())),
+            }
+        }
+        Extent::between(start, end)
+    }
+
+    fn stretches(&self, extent: Extent) -> impl Iterator<Item = Extent> + '_ {
+        let (mut from, end) = (extent.start, extent.end());
+        std::iter::from_fn(move || {
+            let until = (from < end).then(|| self.frame_run_at(from).end().min(end))?;
+            let range = Extent::between(from, until);
+            from = until;
+            Some(range)
+        })
+    }
+
+    /// Returns the page of each delta for an extent.
+    fn pages_of(&self, range: Extent) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let levels = self.deltas.iter().enumerate();
+        levels.filter_map(move |(level, delta)| {
+            delta.reader.root.pages_in(range).next().map(|number| (level, number))
+        })
+    }
+
+    fn ready(&self, range: Extent) -> Option<FrameRun> {
+        let mut pages = Vec::new();
+        for (level, number) in self.pages_of(range) {
+            if let Some(page) = self.shared.ready_page(&self.deltas[level], number)? {
+                pages.push((level, number, page));
+            }
+        }
+        Some(FrameRun { range, pages })
+    }
+
+    /// Loads the pages of an extent concurrently for all deltas: their relevance is known only afterwards.
+    async fn load(&self, range: Extent) -> Result<FrameRun, Arc<CloudError>> {
+        let pages = futures::stream::iter(self.pages_of(range).collect::<Vec<_>>())
+            .map(|(level, number)| async move {
+                let page = self.shared.page(&self.deltas[level], number).await?;
+                Ok::<_, CloudError>(page.map(|page| (level, number, page)))
+            })
+            .buffered(INDEX_CONCURRENCY)
+            .try_filter_map(|page| async move { Ok(page) });
+        match pages.try_collect().await {
+            Ok(pages) => Ok(FrameRun { range, pages }),
+            Err(error) => {
+                tracing::warn!(%error, snapshot = %self.id, "a part of a cloud snapshot cannot be read");
+                Err(Arc::new(error))
+            }
+        }
+    }
+
+    fn add_to_plan(&self, stretch: &FrameRun, plan: &mut Vec<Wanted>) {
+        stretch.visible(|level, number, page, visible| {
+            plan.push((level, self.deltas[level].reader.frames_of(number, page, &visible)));
+        });
+    }
+
+    /// Requests all frames of a plan and returns their sources. With `here`, frames on disk are read on this
+    /// thread.
+    fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(usize, WantedFrame, Source)> {
+        let mut sources = Vec::new();
+        for (level, frames) in plan {
+            let delta = &self.deltas[level];
+            let mut mine: Vec<(WantedFrame, Obligation)> = Vec::new();
+            for frame in frames {
+                let source = match self.shared.frames.claim((delta.number, frame.ordinal())) {
+                    Claim::Ready(opened) => Source::Ready(opened),
+                    Claim::Wait(wait) => Source::Theirs(wait),
+                    Claim::Mine(flight, wait) => {
+                        mine.push((frame.clone(), flight));
+                        Source::Mine(wait)
+                    }
+                };
+                sources.push((level, frame, source));
+            }
+            if mine.is_empty() {
+                continue;
+            }
+            if here {
+                let missing = self.shared.fetch_from_disk(delta, mine);
+                self.shared.fetch(&self.runtime, delta, missing, &self.shared.fetches);
+            } else {
+                self.fetch_frames(delta, mine, false);
+            }
+        }
+        sources
+    }
+
+    /// Waits for a frame. A failed fetch that started before the read is repeated: the store may be back.
+    async fn opened(&self, level: usize, frame: &WantedFrame, source: Source) -> FrameResult {
+        let error = match source {
+            Source::Ready(opened) => return Ok(opened),
+            Source::Mine(wait) => return wait.done().await,
+            Source::Theirs(wait) => match wait.done().await {
+                Ok(opened) => return Ok(opened),
+                Err(error) => error,
+            },
+        };
+        match self.claim(vec![(level, vec![frame.clone()])], false).pop() {
+            Some((_, _, Source::Ready(opened))) => Ok(opened),
+            Some((_, _, Source::Mine(wait) | Source::Theirs(wait))) => wait.done().await,
+            None => Err(error),
+        }
+    }
+
+    /// Fetches frames in the background, from disk or store.
+    fn fetch_frames(&self, delta: &Arc<SharedDelta>, mine: Vec<(WantedFrame, Obligation)>, ahead: bool) {
+        let (shared, delta, runtime) = (self.shared.clone(), delta.clone(), self.runtime.clone());
+        self.runtime.spawn(async move {
+            let missing = match &shared.disk {
+                None => mine,
+                Some(_) => lookup_on_disk(&shared, &delta, mine).await,
+            };
+            let limit = if ahead { &shared.ahead } else { &shared.fetches };
+            shared.fetch(&runtime, &delta, missing, limit);
+        });
+    }
+
+    /// Records a read, and reads ahead for sequential readers, as far as pages are in memory: a missing page
+    /// comes with the read that needs it.
+    fn read_ahead(&self, read: Extent) {
+        let Some(next) = self.streams.lock().note(read) else { return };
+        let next = next.intersection(Extent::whole(self.size_bytes));
+        let mut plan = Vec::new();
+        for range in self.stretches(next) {
+            let Some(stretch) = self.ready(range) else { break };
+            self.add_to_plan(&stretch, &mut plan);
+        }
+        for (level, frames) in plan {
+            let delta = &self.deltas[level];
+            let mine = frames.into_iter().filter_map(|frame| {
+                let key = (delta.number, frame.ordinal());
+                match self.shared.frames.claim(key) {
+                    Claim::Mine(flight, _) => Some((frame, flight)),
+                    _ => None,
+                }
+            });
+            let mine: Vec<_> = mine.collect();
+            if !mine.is_empty() {
+                self.fetch_frames(delta, mine, true);
+            }
+        }
+    }
+}
+
+/// Loads frames from disk and returns the missing ones, ascending. Decryption takes longer than reading, so
+/// several threads do it: a sequential reader then gets the throughput of more than one core.
+async fn lookup_on_disk(
+    shared: &Arc<Shared>,
+    delta: &Arc<SharedDelta>,
+    mut mine: FramesToFetch,
+) -> FramesToFetch {
+    let each = mine.len().div_ceil(LOOKERS).max(MIN_LOOKED_AT);
+    let mut looks = Vec::with_capacity(LOOKERS);
+    while !mine.is_empty() {
+        let rest = mine.split_off(mine.len().min(each));
+        let part = std::mem::replace(&mut mine, rest);
+        let (shared, delta) = (shared.clone(), delta.clone());
+        looks.push(tokio::task::spawn_blocking(move || shared.fetch_from_disk(&delta, part)));
+    }
+    let mut missing = Vec::new();
+    for look in looks {
+        // After a failed load, the obligations have failed by themselves.
+        missing.extend(look.await.unwrap_or_default());
+    }
+    missing
+}
+
+/// Zeroes the buffer of a read, unless the frames contain all blocks: then [`copy`] fills it.
+fn clear_gaps<'a>(frames: impl Iterator<Item = &'a WantedFrame>, extent: Extent, buf: &mut [u8]) {
+    // No block is wanted from two frames.
+    let wanted: u64 = frames.map(WantedFrame::wanted_blocks).sum();
+    if wanted < extent.len_blocks {
+        buf.fill(0);
+    }
+}
+
+/// Copies the wanted blocks of a frame, including zeroes, into the buffer of a read at `offset_bytes`.
+fn copy(frame: &WantedFrame, opened: &OwnedFrame, offset_bytes: u64, buf: &mut [u8]) {
+    let end_bytes = offset_bytes + buf.len() as u64;
+    for (position, extent) in frame.runs() {
+        for i in 0..extent.len_blocks {
+            let at = (extent.start.0 + i) * BLOCK_SIZE_BYTES;
+            let (from, to) = (at.max(offset_bytes), (at + BLOCK as u64).min(end_bytes));
+            if from >= to {
+                continue;
+            }
+            let out = &mut buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize];
+            match opened.block(*position as usize + i as usize) {
+                Some(block) => out.copy_from_slice(&block[(from - at) as usize..(to - at) as usize]),
+                None => out.fill(0),
+            }
+        }
+    }
+}

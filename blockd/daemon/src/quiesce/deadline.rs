@@ -1,0 +1,60 @@
+//! Work that may hang in the kernel, with a deadline.
+
+use parking_lot::{Condvar, Mutex};
+use std::{io, sync::Arc, time::Instant};
+
+/// State of the work.
+enum Attempt<R> {
+    /// Running.
+    ActiveOperations,
+    /// Done, with a waiting caller.
+    Done(R),
+    /// Abandoned by the caller.
+    GivenUp,
+}
+
+/// Runs work on a thread of its own and waits for it until the deadline; `None` after it. `given_up` is
+/// called here at the deadline, and `late` on the thread with the result of late work.
+///
+/// # Errors
+/// No thread could be started.
+pub(super) fn with_deadline<R: Send + 'static>(
+    until: Instant,
+    work: impl FnOnce() -> R + Send + 'static,
+    late: impl FnOnce(R) + Send + 'static,
+    given_up: impl FnOnce(),
+) -> io::Result<Option<R>> {
+    let shared = Arc::new((Mutex::new(Attempt::ActiveOperations), Condvar::new()));
+    let there = Arc::clone(&shared);
+    let run = move || {
+        let result = work();
+        let (attempt, done) = &*there;
+        let mut attempt = attempt.lock();
+        if matches!(*attempt, Attempt::GivenUp) {
+            drop(attempt);
+            return late(result);
+        }
+        *attempt = Attempt::Done(result);
+        done.notify_all();
+    };
+    std::thread::Builder::new().name("quiesce".into()).spawn(run)?;
+    let (attempt, done) = &*shared;
+    let mut attempt = attempt.lock();
+    while matches!(*attempt, Attempt::ActiveOperations) && Instant::now() < until {
+        done.wait_until(&mut attempt, until);
+    }
+    if matches!(*attempt, Attempt::ActiveOperations) {
+        given_up();
+    }
+    match std::mem::replace(&mut *attempt, Attempt::GivenUp) {
+        Attempt::Done(result) => Ok(Some(result)),
+        Attempt::ActiveOperations | Attempt::GivenUp => Ok(None),
+    }
+}
+
+/// Returns the share of one of several items in the time until the deadline.
+pub(super) fn share(until: Instant, left: usize) -> Instant {
+    let now = Instant::now();
+    let parts = u32::try_from(left).unwrap_or(u32::MAX).max(1);
+    now + until.saturating_duration_since(now) / parts
+}

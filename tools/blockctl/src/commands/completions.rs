@@ -1,0 +1,59 @@
+//! `blockctl completions` and `blockctl man`
+
+use crate::{
+    cli::{
+        self,
+        completions::{CompletionsArgs, ManArgs},
+    },
+    failure::{EXIT_DONE, Failure},
+    output::Output,
+};
+use clap_mangen::Man;
+use serde_json::json;
+use std::{fs, path::Path};
+
+pub fn completions(output: &Output, args: &CompletionsArgs) -> Result<u8, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut cli::command(), "blockctl", &mut script);
+    if output.is_json() {
+        let script = String::from_utf8_lossy(&script);
+        output.document(&json!({ "shell": args.shell.to_string(), "script": script }))?;
+    } else {
+        output.raw(&script)?;
+    }
+    Ok(EXIT_DONE)
+}
+
+pub fn man(output: &Output, args: &ManArgs) -> Result<u8, Failure> {
+    if let Some(dir) = &args.dir {
+        fs::create_dir_all(dir).map_err(|source| Failure::Write { path: dir.clone(), source })?;
+        let mut command = cli::command().disable_help_subcommand(true);
+        command.build();
+        let mut pages = Vec::new();
+        write_pages(command, dir, &mut pages)?;
+        if output.is_json() {
+            output.document(&json!({ "pages": pages }))?;
+        } else {
+            pages.iter().try_for_each(|page| output.line(page))?;
+        }
+        return Ok(EXIT_DONE);
+    }
+    let mut page = Vec::new();
+    Man::new(cli::command()).render(&mut page).map_err(|source| Failure::Stdout { source })?;
+    if output.is_json() {
+        output.document(&json!({ "page": String::from_utf8_lossy(&page) }))?;
+    } else {
+        output.raw(&page)?;
+    }
+    Ok(EXIT_DONE)
+}
+
+/// Writes the pages of a command and its subcommands.
+fn write_pages(command: clap::Command, dir: &Path, pages: &mut Vec<String>) -> Result<(), Failure> {
+    let below: Vec<_> = command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().collect();
+    let page = Man::new(command);
+    let failed = |source| Failure::Write { path: dir.join(page.get_filename()), source };
+    let path = page.generate_to(dir).map_err(failed)?;
+    pages.push(path.display().to_string());
+    below.into_iter().try_for_each(|sub| write_pages(sub, dir, pages))
+}

@@ -1,0 +1,191 @@
+//! `blockctl cloudsnap stop`, `resume`, `verify` and `gc`
+
+use super::{Context, cloudsnap::report_start, counted, or_dash};
+use crate::{
+    cli::maintenance::{GcArgs, LimitArgs, ResumeArgs, StopArgs, VerifyArgs},
+    failure::{EXIT_DONE, EXIT_FAILED, Failure},
+    output::Output,
+    table::Table,
+};
+use blockd_api::{
+    ApiError, ByteSize, ErrorCode,
+    cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify},
+    format_time,
+    tasks::{Findings, ListTasks, StopTask, Task, TaskLimits, TaskStage},
+};
+
+/// Resolves a task by its id prefix.
+async fn task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure> {
+    let name = name.ok_or_else(|| Failure::usage("name the task"))?;
+    let query = ListTasks { name: Some(name.to_owned()) };
+    let mut tasks = context.client.list_tasks(&query).await?.tasks;
+    match (tasks.pop(), tasks.is_empty()) {
+        (Some(task), true) => Ok(task),
+        (Some(_), false) => Err(Failure::usage(format!(
+            "{} begin with {name}: give more of the id",
+            counted(tasks.len() as u64 + 1, "task")
+        ))),
+        (None, _) => {
+            let error =
+                ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
+            Err(blockd_api::ClientError::Api(error).into())
+        }
+    }
+}
+
+pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Result<u8, Failure> {
+    let id = task(context, args.task.name()).await?.name;
+    let task = context.client.stop_task(id, &StopTask { discard: args.discard }).await?;
+    let output = context.output;
+    let noun = task.kind.title().to_ascii_lowercase();
+    let stopped = match task.state.stage {
+        TaskStage::Done => format!("Cloudsnap {noun} {id} was done before it could be stopped."),
+        TaskStage::Failed if !args.discard => {
+            format!("Cloudsnap {noun} {id} failed before it could be stopped.")
+        }
+        _ if task.resumable => {
+            format!(
+                "Cloudsnap {noun} stopped successfully: {id} (take it up again with `blockctl cloudsnap resume --name {id}`)"
+            )
+        }
+        _ => format!("Cloudsnap {noun} given up successfully: {id}"),
+    };
+    match output.is_json() {
+        true => output.document(&task)?,
+        false => output.line(stopped)?,
+    }
+    Ok(EXIT_DONE)
+}
+
+pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Result<u8, Failure> {
+    let id = task(context, args.task.name()).await?.name;
+    let task = context.client.resume_task(id).await?;
+    let noun = task.kind.title().to_ascii_lowercase();
+    let line = format!("Cloudsnap {noun} resumed successfully with id: {id}");
+    report_start(context, id, &task, &line, args.wait.wait).await
+}
+
+pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Result<u8, Failure> {
+    let id = task(context, args.task.name()).await?.name;
+    let bytes = |size: Option<ByteSize>| size.map(ByteSize::as_bytes);
+    let limits = TaskLimits {
+        limit_upload_bytes_per_s: bytes(args.limit_upload),
+        limit_download_bytes_per_s: bytes(args.limit_download),
+    };
+    let task = context.client.limit_task(id, &limits).await?;
+    let output = context.output;
+    let shown =
+        |size: Option<ByteSize>| size.map_or_else(|| "no limit".to_owned(), |size| format!("{size}/s"));
+    match output.is_json() {
+        true => output.document(&task)?,
+        false => output.line(format!(
+            "Cloudsnap task limited successfully: {id} (upload {}, download {})",
+            shown(args.limit_upload),
+            shown(args.limit_download)
+        ))?,
+    }
+    Ok(EXIT_DONE)
+}
+
+pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Result<u8, Failure> {
+    let snap = match args.id() {
+        Some(snap) => Some(snap.resolve(context, args.credential.cred_id.as_ref()).await?),
+        None => None,
+    };
+    let request = StartVerify { snap, depth: args.depth(), cred_id: args.credential.cred_id };
+    let started = context.client.start_verify(&request).await?;
+    let line = format!("Cloudsnap verify started successfully with id: {}", started.task);
+    report_start(context, started.task, &started, &line, args.wait.wait).await
+}
+
+/// Prints the damage found by a verification.
+pub(super) fn show_findings(output: &Output, findings: &Findings) -> Result<(), Failure> {
+    let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
+    if findings.damage.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new(&["OBJECT", "OFFSET", "CLOUD-SNAP-ID", "LOST", "RANGES", "WHAT"]);
+    for damage in &findings.damage {
+        let offset = damage.offset_bytes.to_string();
+        if damage.affects.is_empty() {
+            let dash = || "-".to_owned();
+            table.row([damage.object.clone(), offset.clone(), dash(), dash(), dash(), damage.what.clone()]);
+        }
+        for affected in &damage.affects {
+            let ranges = affected.ranges.iter().take(4);
+            let ranges: Vec<_> =
+                ranges.map(|range| format!("{}+{}", range.offset_bytes, range.len_bytes)).collect();
+            let more = if affected.ranges.len() > 4 { " …" } else { "" };
+            table.row([
+                damage.object.clone(),
+                offset.clone(),
+                affected.cloudsnap.clone(),
+                if affected.lost_bytes == 0 { "-".to_owned() } else { size(affected.lost_bytes) },
+                if ranges.is_empty() { "-".to_owned() } else { format!("{}{more}", ranges.join(",")) },
+                damage.what.clone(),
+            ]);
+        }
+    }
+    output.table(&table)?;
+    let listed = findings.damage.len() as u64;
+    if listed < findings.damage_total {
+        output.note(format!("{listed} of {} are shown.", findings.damage_total));
+    }
+    Ok(())
+}
+
+pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Result<u8, Failure> {
+    let request = CollectGarbage { dry_run: args.dry_run, cred_id: args.credential.cred_id };
+    let collected = context.client.collect_garbage(&request).await?;
+    let output = context.output;
+    if output.is_json() {
+        output.document(&collected)?;
+    } else {
+        show_garbage(output, &collected)?;
+    }
+    for reason in &collected.unknown {
+        output
+            .note(format!("warning: no leftovers were deleted, because a manifest cannot be read: {reason}"));
+    }
+    // Part of the possible garbage was not examined.
+    Ok(if collected.unknown.is_empty() { EXIT_DONE } else { EXIT_FAILED })
+}
+
+fn show_garbage(output: &Output, collected: &GarbageCollected) -> Result<(), Failure> {
+    let mut table = Table::new(&["CLOUD-SNAP-ID", "OBJECTS", "SIZE", "SINCE", "STATUS"]);
+    let status = if collected.dry_run { "would be deleted" } else { "deleted" };
+    let rows = collected.garbage.iter().map(|leftover| (leftover, status.to_owned()));
+    let young = collected.young.iter().map(|leftover| {
+        let from = leftover.deleted_from.map(format_time);
+        (
+            leftover,
+            from.map_or_else(|| "kept: its age is not known".to_owned(), |at| format!("kept until {at}")),
+        )
+    });
+    let rows: Vec<(&Leftover, String)> = rows.chain(young).collect();
+    if !rows.is_empty() {
+        for (leftover, status) in rows {
+            table.row([
+                leftover.cloudsnap.clone(),
+                leftover.objects.to_string(),
+                ByteSize::from_bytes(leftover.len_bytes).to_string(),
+                or_dash(leftover.since.map(format_time)),
+                status,
+            ]);
+        }
+        output.table(&table)?;
+    }
+    let total: u64 = collected.garbage.iter().map(|leftover| leftover.len_bytes).sum();
+    let size = ByteSize::from_bytes(total);
+    let objects = collected.garbage.iter().map(|leftover| leftover.objects).sum();
+    output.line(match collected.dry_run {
+        true => format!("{} of abandoned backups would be deleted ({size}).", counted(objects, "object")),
+        false => format!("{} deleted ({size}).", counted(collected.objects_deleted, "object")),
+    })?;
+    if collected.unfinished > 0 {
+        let done = if collected.dry_run { "would be removed" } else { "removed" };
+        let count = counted(collected.unfinished, "file");
+        output.line(format!("{count} of uploads that did not end {done}."))?;
+    }
+    Ok(())
+}

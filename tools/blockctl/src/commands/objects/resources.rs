@@ -1,0 +1,410 @@
+//! State of the daemon as objects.
+
+use crate::{
+    commands::{Context, schedules::kept},
+    failure::Failure,
+    objects::{
+        self, Kind, clone::CLONED_FROM, hook::Hook, location::LocationSpec, policy::Rules,
+        schedule::Scheduled, view,
+    },
+};
+use blockd_api::{
+    ApiError, ClientError, CredentialName, CredentialRef, ErrorCode, ObjectName, VolumeName, VolumeRef,
+    cloudsnaps::{Cloudsnap, CloudsnapId, ListCloudsnaps},
+    credentials::Credential,
+    format_time,
+    rules::HookRule,
+    schedules::{Policy, Schedule},
+    tasks::{ListTasks, Task, TaskKind, TaskStage},
+    volumes::{ListVolumes, Volume},
+};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// An object that is there.
+#[derive(Debug)]
+pub struct Found {
+    /// Current value.
+    pub kind: Kind,
+    /// Name, or id without a name.
+    pub name: String,
+    /// Its body.
+    pub body: Value,
+    /// Observed status.
+    pub status: Value,
+    /// Table cells after the name.
+    pub cells: Vec<String>,
+}
+
+impl Found {
+    /// It as a document, with what was observed.
+    pub fn document(&self) -> Value {
+        let mut document = objects::document(self.kind, &self.name, &self.body);
+        document["status"] = self.status.clone();
+        document
+    }
+
+    /// Returns true without a name that can be applied.
+    pub fn has_no_name(&self) -> bool {
+        let is_uuid = self.kind == Kind::VolumeBackupSchedule && Uuid::try_parse(&self.name).is_ok();
+        is_uuid || self.name.parse::<ObjectName>().is_err()
+    }
+
+    /// It as a document of wishes.
+    pub fn view(&self) -> Value {
+        objects::document(self.kind, &self.name, &self.body)
+    }
+}
+
+/// The columns of a table, behind the name.
+pub fn columns(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::BackupLocation => &["NAME", "TYPE", "PATH", "ENCRYPTED", "UUID"],
+        Kind::SchedulePolicy => &["NAME", "SCHEDULE"],
+        Kind::Rule => &["NAME", "PRE-COMMAND", "POST-COMMAND", "FREEZE-FS", "USER", "ON-FAILURE", "OF"],
+        Kind::VolumeBackup => &["NAME", "VOLUME", "LOCATION", "CREATED", "STATUS"],
+        Kind::VolumeBackupSchedule => &["NAME", "OF", "LOCATION", "SCHEDULE", "NEXT-RUN", "STATUS"],
+        Kind::VolumeRestore => &["NAME", "CLOUD-SNAP-ID", "LOCATION", "STATUS"],
+        Kind::VolumeClone => &["NAME", "OF", "STATUS"],
+    }
+}
+
+/// Resources of the daemon.
+#[derive(Debug, Default)]
+pub struct ResourceSet {
+    pub credentials: Vec<Credential>,
+    pub policies: Vec<Policy>,
+    pub rules: Vec<HookRule>,
+    /// Error if rules are hidden: they are for admins only.
+    pub rules_hidden: Option<ApiError>,
+    pub schedules: Vec<Schedule>,
+    pub volumes: Vec<Volume>,
+    pub tasks: Vec<Task>,
+    /// Backups of this daemon, once for each location; those of other hosts only by [`Scope::id`].
+    pub cloudsnaps: Option<Vec<Cloudsnap>>,
+    /// The rules that the same call is about.
+    pub called: Vec<(ObjectName, Hook)>,
+    /// The locations that were asked in vain, and why.
+    pub unlisted: BTreeMap<String, ApiError>,
+}
+
+/// Scope of a listing.
+#[derive(Debug, Default)]
+pub struct Scope {
+    /// Only these locations; all of them otherwise.
+    pub locations: Option<Vec<CredentialName>>,
+    /// This cloud snapshot of any host; otherwise all of this daemon.
+    pub id: Option<CloudsnapId>,
+}
+
+impl ResourceSet {
+    /// All but what is in the stores.
+    pub async fn load(context: &Context<'_>) -> Result<Self, Failure> {
+        let client = &context.client;
+        let (rules, rules_hidden) = match client.list_rules().await {
+            Ok(list) => (list.rules, None),
+            Err(ClientError::Api(error)) if error.code == ErrorCode::Forbidden => (Vec::new(), Some(error)),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self {
+            rules,
+            rules_hidden,
+            credentials: client.list_credentials().await?.credentials,
+            policies: client.list_policies().await?.policies,
+            schedules: client.list_schedules().await?.schedules,
+            volumes: client.list_volumes(&ListVolumes::default()).await?.volumes,
+            tasks: client.list_tasks(&ListTasks::default()).await?.tasks,
+            cloudsnaps: None,
+            called: Vec::new(),
+            unlisted: BTreeMap::new(),
+        })
+    }
+
+    /// Loads the content of stores once; unreachable ones are reported.
+    ///
+    /// A name belongs to its host: backups of other hosts in the same location are not its objects.
+    pub async fn load_stores(&mut self, context: &Context<'_>, scope: &Scope) -> Result<(), Failure> {
+        if self.cloudsnaps.is_some() || self.credentials.is_empty() {
+            return Ok(());
+        }
+        let own = match scope.id {
+            Some(_) => None,
+            None => Some(context.client.status().await?.cluster_id),
+        };
+        let mut found = Vec::new();
+        for one in &self.credentials {
+            if scope.locations.as_ref().is_some_and(|wanted| !wanted.contains(&one.name)) {
+                continue;
+            }
+            // One by one: a cloud snapshot is listed once only, also if two credentials lead to it.
+            let query = ListCloudsnaps {
+                cred_id: Some(CredentialRef::Id(one.uuid)),
+                cluster: own,
+                cloudsnap_id: scope.id,
+                ..ListCloudsnaps::default()
+            };
+            match context.client.list_cloudsnaps(&query).await {
+                Ok(list) => found.extend(list.cloudsnaps),
+                Err(ClientError::Api(error)) => {
+                    context.output.note(format!("warning: BackupLocation/{}: {}", one.name, error.message));
+                    self.unlisted.insert(one.name.to_string(), error);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.cloudsnaps = Some(found);
+        Ok(())
+    }
+
+    /// Refuses a hidden kind.
+    pub fn refuse_hidden(&self, kind: Kind) -> Result<(), Failure> {
+        match &self.rules_hidden {
+            Some(error) if kind == Kind::Rule => Err(ClientError::Api(error.clone()).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The rule of this name.
+    pub fn rule(&self, name: &str) -> Option<&HookRule> {
+        self.rules.iter().find(|rule| rule.name.as_str() == name)
+    }
+
+    /// The volume of this name.
+    pub fn volume(&self, name: &VolumeName) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| volume.name == *name)
+    }
+
+    /// Returns the objects of a kind.
+    pub fn of(&self, kind: Kind) -> Vec<Found> {
+        match kind {
+            Kind::BackupLocation => self.credentials.iter().map(location).collect(),
+            Kind::SchedulePolicy => self.policies.iter().map(policy).collect(),
+            Kind::Rule => self.rules.iter().map(rule).collect(),
+            Kind::VolumeBackup => self.backups(),
+            Kind::VolumeBackupSchedule => {
+                self.schedules.iter().filter_map(|one| self.schedule(one)).collect()
+            }
+            Kind::VolumeRestore => self.restores(),
+            Kind::VolumeClone => self.volumes.iter().filter_map(clone).collect(),
+        }
+    }
+
+    /// A schedule in the form of objects; `None` if it names what is not there.
+    pub fn scheduled(&self, one: &Schedule) -> Option<Scheduled> {
+        let volume = |wanted: &VolumeRef| -> Option<VolumeName> {
+            let is_meant = |volume: &&Volume| match wanted {
+                VolumeRef::Id(id) => volume.id == *id,
+                VolumeRef::Name(name) => volume.name == *name,
+            };
+            self.volumes.iter().find(is_meant).map(|volume| volume.name.clone())
+        };
+        let place = |wanted: &Uuid| -> Option<CredentialName> {
+            self.credentials.iter().find(|one| one.uuid == *wanted).map(|one| one.name.clone())
+        };
+        Scheduled::of(one, volume, place)
+    }
+
+    fn schedule(&self, one: &Schedule) -> Option<Found> {
+        // One of a volume that is gone is shown as what it is: nothing that could be applied.
+        let body = self.scheduled(one).map_or_else(|| json!(null), |scheduled| view(&scheduled));
+        let inner = &body["template"]["spec"];
+        let of = ["volume", "group", "selectors"].into_iter().find_map(|name| inner.get(name));
+        let of = of.map_or_else(|| "-".to_owned(), plain);
+        let place = plain(&inner["backupLocation"]);
+        let state = if one.paused { "paused" } else { "active" };
+        Some(Found {
+            kind: Kind::VolumeBackupSchedule,
+            name: one.name.as_ref().map_or_else(|| one.uuid.to_string(), ToString::to_string),
+            status: json!({
+                "uuid": one.uuid, "created": one.created, "nextRun": one.next_run, "lastRun": one.last_run,
+                "state": state, "kept": kept(one, &self.policies)
+            }),
+            cells: vec![
+                of,
+                place,
+                one.schedule.clone(),
+                one.next_run.map_or_else(|| "-".to_owned(), format_time),
+                state.to_owned(),
+            ],
+            body,
+        })
+    }
+
+    fn backups(&self) -> Vec<Found> {
+        let mut found: Vec<Found> = self.cloudsnaps.iter().flatten().map(backup).collect();
+        for task in self.tasks.iter().filter(|task| task.state.kind == TaskKind::Backup) {
+            let Some(label) = &task.label else { continue };
+            let is_same = |one: &Found| one.name == label.as_str() && one.status["task"] == json!(task.name);
+            if task.state.stage == TaskStage::Done || found.iter().any(is_same) {
+                continue;
+            }
+            found.push(backup_task(label.as_str(), task));
+        }
+        found
+    }
+
+    fn restores(&self) -> Vec<Found> {
+        let mut found: Vec<Found> = Vec::new();
+        // The newest comes first, and it is what the volume is.
+        for task in self.tasks.iter().filter(|task| task.state.kind == TaskKind::Restore) {
+            let Some(volume) = &task.volume else { continue };
+            if !found.iter().any(|one| one.name == volume.as_str()) {
+                found.push(restore(volume, task));
+            }
+        }
+        found
+    }
+}
+
+/// A value as one word of a table.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(","),
+        Value::Object(fields) => {
+            fields.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect::<Vec<_>>().join(",")
+        }
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn location(one: &Credential) -> Found {
+    let body = view(&LocationSpec::of(one));
+    Found {
+        kind: Kind::BackupLocation,
+        name: one.name.to_string(),
+        status: json!({
+            "uuid": one.uuid, "created": one.created, "authentication": one.auth,
+            "createIfAbsent": one.conditional_put, "writeThroughputKbps": one.write_throughput_kbps
+        }),
+        cells: vec![
+            one.provider.to_string(),
+            match &one.prefix {
+                Some(prefix) => format!("{}/{prefix}", plain(&body["path"])),
+                None => plain(&body["path"]),
+            },
+            one.encryption.to_string(),
+            one.uuid.to_string(),
+        ],
+        body,
+    }
+}
+
+fn policy(one: &Policy) -> Found {
+    let whens: Vec<String> = one.rules.iter().map(|rule| rule.when.to_string()).collect();
+    Found {
+        kind: Kind::SchedulePolicy,
+        name: one.name.to_string(),
+        body: view(&Rules::of(&one.rules)),
+        status: json!({}),
+        cells: vec![whens.join(", ")],
+    }
+}
+
+fn rule(one: &HookRule) -> Found {
+    let body = view(&Hook::of(one));
+    let groups = one.groups.iter().map(|group| format!("group {group}"));
+    let of: Vec<String> = one.volumes.iter().map(ToString::to_string).chain(groups).collect();
+    let cells = ["preCommand", "postCommand", "freezeFs", "user", "onFailure"].map(|name| plain(&body[name]));
+    Found {
+        kind: Kind::Rule,
+        name: one.name.to_string(),
+        status: json!({ "schedules": one.schedules, "problem": one.problem }),
+        cells: cells.into_iter().chain([if of.is_empty() { "-".to_owned() } else { of.join(",") }]).collect(),
+        body,
+    }
+}
+
+/// Returns the name of a backup, or its id if the daemon generated the name.
+pub fn backup_name(one: &Cloudsnap) -> String {
+    let name = one.metadata.snapshot_name.as_deref().unwrap_or_default();
+    let is_made = name.strip_prefix("backup-").is_some_and(|rest| Uuid::try_parse(rest).is_ok());
+    if name.is_empty() || is_made { one.id.to_string() } else { name.to_owned() }
+}
+
+fn backup(one: &Cloudsnap) -> Found {
+    let metadata = &one.metadata;
+    Found {
+        kind: Kind::VolumeBackup,
+        name: backup_name(one),
+        body: json!({ "backupLocation": metadata.credential_name, "volume": one.src_volume_name }),
+        status: json!({
+            "stage": "Final", "status": "Successful", "cloudSnapID": one.id, "timestamp": one.timestamp,
+            "backupType": metadata.backup_type, "sizeBytes": metadata.size_bytes, "storedBytes": metadata.stored_bytes,
+            "verified": metadata.verified, "verifyResult": metadata.verify_result
+        }),
+        cells: vec![
+            one.src_volume_name.clone(),
+            metadata.credential_name.clone(),
+            format_time(one.timestamp),
+            "Successful".to_owned(),
+        ],
+    }
+}
+
+/// Returns the stage and status of a task in the words of the custom resources.
+fn stage(task: &Task) -> (&'static str, &'static str) {
+    match task.state.stage {
+        TaskStage::Pending => ("Initial", "Pending"),
+        TaskStage::Active => ("Volumes", "InProgress"),
+        TaskStage::Done => ("Final", "Successful"),
+        TaskStage::Stopped => ("Final", "Stopped"),
+        _ => ("Final", "Failed"),
+    }
+}
+
+fn task_status(task: &Task) -> Value {
+    let (stage, status) = stage(task);
+    json!({
+        "stage": stage, "status": status, "task": task.name, "started": task.started, "completed": task.completed,
+        "cloudSnapID": task.source_volume, "reason": task.error.as_ref().map(|error| error.message.as_str())
+    })
+}
+
+fn backup_task(label: &str, task: &Task) -> Found {
+    let place = task.credential_name.as_ref().map(ToString::to_string);
+    let volume = task.volume.as_ref().map(ToString::to_string);
+    Found {
+        kind: Kind::VolumeBackup,
+        name: label.to_owned(),
+        cells: vec![
+            volume.clone().unwrap_or_else(|| "-".to_owned()),
+            place.clone().unwrap_or_else(|| "-".to_owned()),
+            format_time(task.started),
+            stage(task).1.to_owned(),
+        ],
+        body: json!({ "backupLocation": place, "volume": volume }),
+        status: task_status(task),
+    }
+}
+
+fn restore(volume: &VolumeName, task: &Task) -> Found {
+    let place = task.credential_name.as_ref().map(ToString::to_string);
+    Found {
+        kind: Kind::VolumeRestore,
+        name: volume.to_string(),
+        cells: vec![
+            task.source_volume.clone().unwrap_or_else(|| "-".to_owned()),
+            place.clone().unwrap_or_else(|| "-".to_owned()),
+            stage(task).1.to_owned(),
+        ],
+        body: json!({
+            "backupLocation": place, "cloudSnapID": task.source_volume, "destinationVolume": volume
+        }),
+        status: task_status(task),
+    }
+}
+
+fn clone(volume: &Volume) -> Option<Found> {
+    let origin = volume.labels.as_map().get(CLONED_FROM)?;
+    let (source, snapshot) = origin.split_once('@')?;
+    Some(Found {
+        kind: Kind::VolumeClone,
+        name: volume.name.to_string(),
+        body: json!({ "sourceVolume": source, "snapshot": snapshot, "destinationVolume": volume.name }),
+        status: json!({ "stage": "Final", "status": "Successful", "volumeID": volume.id, "created": volume.created }),
+        cells: vec![origin.clone(), volume.state.to_string()],
+    })
+}

@@ -1,0 +1,406 @@
+//! Changes between two samples of a daemon's activity.
+
+use crate::{cli::top::SortKey, table::Table};
+use blockd_api::{
+    ByteSize, VolumeId,
+    activity::{Activity, OperationActivity, VolumeActivity},
+    format_duration,
+    tasks::Task,
+};
+use serde::Serialize;
+use std::collections::HashMap;
+use uuid::Uuid;
+
+/// Changes between two samples.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ActivityRates {
+    /// Time between the samples.
+    pub interval_seconds: f64,
+    /// Volumes, sorted.
+    pub volumes: Vec<VolumeLine>,
+    /// Active tasks.
+    pub tasks: Vec<TaskLine>,
+}
+
+/// Line of a volume.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeLine {
+    pub id: VolumeId,
+    pub name: String,
+    pub up: bool,
+    pub connections: u64,
+    pub dirty_bytes: u64,
+    pub read_bytes_per_second: f64,
+    pub written_bytes_per_second: f64,
+    pub read: Rate,
+    pub write: Rate,
+    pub flush: Rate,
+    pub discard: Rate,
+}
+
+/// Requests of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rate {
+    pub per_second: f64,
+    /// Mean latency; `None` without requests.
+    pub latency_micros: Option<f64>,
+    /// Requests in flight.
+    pub under_way: u64,
+}
+
+/// Line of a task.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskLine {
+    pub name: Uuid,
+    pub state: String,
+    pub volume: Option<String>,
+    pub phase: String,
+    pub bytes_processed: u64,
+    pub bytes_total: u64,
+    pub bytes_per_second: Option<f64>,
+    pub eta_seconds: Option<f64>,
+}
+
+impl VolumeLine {
+    fn iops(&self) -> f64 {
+        [self.read, self.write, self.flush, self.discard].iter().map(|rate| rate.per_second).sum()
+    }
+
+    fn under_way(&self) -> u64 {
+        [self.read, self.write, self.flush, self.discard].iter().map(|rate| rate.under_way).sum()
+    }
+
+    /// Returns the sort key, descending.
+    fn key(&self, sort: SortKey) -> f64 {
+        match sort {
+            SortKey::Iops => self.iops(),
+            SortKey::Throughput => self.read_bytes_per_second + self.written_bytes_per_second,
+            SortKey::Latency => {
+                let of = |rate: Rate| rate.latency_micros.unwrap_or(0.0);
+                of(self.read).max(of(self.write))
+            }
+            SortKey::Dirty => self.dirty_bytes as f64,
+            SortKey::Name => 0.0,
+        }
+    }
+}
+
+/// Collected samples.
+pub struct Sampler {
+    last: Activity,
+    /// First sample of each task: time in microseconds, and bytes.
+    first: HashMap<Uuid, (u64, u64)>,
+}
+
+impl Sampler {
+    /// Creates the collection from a first sample.
+    pub fn new(activity: Activity) -> Self {
+        let first = first_of(&activity, &HashMap::new());
+        Self { last: activity, first }
+    }
+
+    /// Adds a sample and returns the changes since the previous one.
+    pub fn next(&mut self, now: Activity, sort: SortKey) -> ActivityRates {
+        // A restarted daemon counts from zero on another clock: this is its first sample.
+        let is_same = now.run == self.last.run && now.at_micros > self.last.at_micros;
+        if !is_same {
+            self.first.clear();
+        }
+        let before: HashMap<VolumeId, &VolumeActivity> = match is_same {
+            true => self.last.volumes.iter().map(|volume| (volume.id, volume)).collect(),
+            false => HashMap::new(),
+        };
+        let micros = if is_same { now.at_micros - self.last.at_micros } else { 0 };
+        let seconds = micros as f64 / 1e6;
+        let mut volumes: Vec<_> = now
+            .volumes
+            .iter()
+            .map(|volume| line(volume, before.get(&volume.id).copied().unwrap_or(volume), seconds))
+            .collect();
+        volumes.sort_by(|a, b| b.key(sort).total_cmp(&a.key(sort)).then_with(|| a.name.cmp(&b.name)));
+        let was: HashMap<Uuid, u64> = match is_same {
+            true => self.last.tasks.iter().map(|task| (task.name, task.bytes_processed)).collect(),
+            false => HashMap::new(),
+        };
+        self.first = first_of(&now, &self.first);
+        let tasks = now.tasks.iter().map(|task| {
+            let rate = was.get(&task.name).map(|was| per_second(*was, task.bytes_processed, seconds));
+            self.task_line(task, rate, now.at_micros)
+        });
+        let tasks = tasks.collect();
+        self.last = now;
+        ActivityRates { interval_seconds: seconds, volumes, tasks }
+    }
+
+    fn task_line(&self, task: &Task, bytes_per_second: Option<f64>, at_micros: u64) -> TaskLine {
+        // The average over all samples: the current rate is a poor predictor.
+        let mean = self.first.get(&task.name).map(|(since, bytes)| {
+            per_second(*bytes, task.bytes_processed, at_micros.saturating_sub(*since) as f64 / 1e6)
+        });
+        let left = task.bytes_total.saturating_sub(task.bytes_processed) as f64;
+        let eta = mean.filter(|mean| *mean >= 1.0 && task.bytes_total > 0).map(|mean| left / mean);
+        TaskLine {
+            name: task.name,
+            state: task.state.to_string(),
+            volume: task.volume.as_ref().map(ToString::to_string),
+            phase: task.phase.clone(),
+            bytes_processed: task.bytes_processed,
+            bytes_total: task.bytes_total,
+            bytes_per_second,
+            eta_seconds: eta,
+        }
+    }
+}
+
+/// Returns the first sample of each task.
+fn first_of(activity: &Activity, known: &HashMap<Uuid, (u64, u64)>) -> HashMap<Uuid, (u64, u64)> {
+    let first = |task: &Task| {
+        let now = (activity.at_micros, task.bytes_processed);
+        // A restarted task starts over.
+        let known = known.get(&task.name).filter(|(_, bytes)| *bytes <= task.bytes_processed);
+        (task.name, known.copied().unwrap_or(now))
+    };
+    activity.tasks.iter().map(first).collect()
+}
+
+/// Returns the rate per second. A counter that decreased was reset.
+fn per_second(before: u64, now: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { now.saturating_sub(before) as f64 / seconds } else { 0.0 }
+}
+
+fn line(now: &VolumeActivity, before: &VolumeActivity, seconds: f64) -> VolumeLine {
+    let rate = |now: OperationActivity, before: OperationActivity| {
+        let requests = now.requests.saturating_sub(before.requests);
+        let took = now.took_micros.saturating_sub(before.took_micros);
+        Rate {
+            per_second: per_second(before.requests, now.requests, seconds),
+            latency_micros: (requests > 0).then(|| took as f64 / requests as f64),
+            under_way: now.under_way,
+        }
+    };
+    VolumeLine {
+        id: now.id,
+        name: now.name.to_string(),
+        up: now.up,
+        connections: now.connections,
+        dirty_bytes: now.dirty_bytes,
+        read_bytes_per_second: per_second(before.read_bytes, now.read_bytes, seconds),
+        written_bytes_per_second: per_second(before.written_bytes, now.written_bytes, seconds),
+        read: rate(now.read, before.read),
+        write: rate(now.write, before.write),
+        flush: rate(now.flush, before.flush),
+        discard: rate(now.discard, before.discard),
+    }
+}
+
+/// Formats a rate, with a decimal place for small ones.
+fn count(per_second: f64) -> String {
+    if per_second > 0.0 && per_second < 10.0 {
+        format!("{per_second:.1}")
+    } else {
+        format!("{per_second:.0}")
+    }
+}
+
+fn mebibytes(bytes_per_second: f64) -> String {
+    format!("{:.1}", bytes_per_second / f64::from(1 << 20))
+}
+
+fn latency(rate: Rate) -> String {
+    match rate.latency_micros {
+        None => "-".into(),
+        Some(micros) if micros < 999.5 => format!("{micros:.0} µs"),
+        Some(micros) if micros < 999_500.0 => format!("{:.1} ms", micros / 1e3),
+        Some(micros) => format!("{:.1} s", micros / 1e6),
+    }
+}
+
+impl ActivityRates {
+    /// Returns the summary line.
+    pub fn headline(&self) -> String {
+        let sum = |value: fn(&VolumeLine) -> f64| self.volumes.iter().map(value).sum::<f64>();
+        format!(
+            "{}: {} requests/s, {} MiB/s read, {} MiB/s written; {}; over {}",
+            super::counted(self.volumes.len() as u64, "volume"),
+            count(sum(VolumeLine::iops)),
+            mebibytes(sum(|volume| volume.read_bytes_per_second)),
+            mebibytes(sum(|volume| volume.written_bytes_per_second)),
+            super::counted(self.tasks.len() as u64, "task"),
+            format_duration(self.interval_seconds),
+        )
+    }
+
+    /// Returns the table of volumes.
+    pub fn volume_table(&self) -> Table {
+        let mut table = Table::new(&[
+            "VOLUME",
+            "READ/S",
+            "WRITE/S",
+            "FLUSH/S",
+            "READ MIB/S",
+            "WRITE MIB/S",
+            "READ LAT",
+            "WRITE LAT",
+            "FLUSH LAT",
+            "WAITING",
+            "DIRTY",
+            "STATE",
+        ]);
+        for volume in &self.volumes {
+            table.row([
+                volume.name.clone(),
+                count(volume.read.per_second),
+                count(volume.write.per_second + volume.discard.per_second),
+                count(volume.flush.per_second),
+                mebibytes(volume.read_bytes_per_second),
+                mebibytes(volume.written_bytes_per_second),
+                latency(volume.read),
+                latency(volume.write),
+                latency(volume.flush),
+                volume.under_way().to_string(),
+                ByteSize::from_bytes(volume.dirty_bytes).to_string(),
+                if volume.up { "up".into() } else { "failed".into() },
+            ]);
+        }
+        table
+    }
+
+    /// Returns the table of tasks.
+    pub fn task_table(&self) -> Table {
+        let mut table = Table::new(&["TASK", "STATE", "VOLUME", "PHASE", "DONE", "OF", "RATE", "ETA"]);
+        for task in &self.tasks {
+            let bytes = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
+            table.row([
+                task.name.to_string(),
+                task.state.clone(),
+                super::or_dash(task.volume.as_ref()),
+                task.phase.clone(),
+                bytes(task.bytes_processed),
+                if task.bytes_total > 0 { bytes(task.bytes_total) } else { "-".into() },
+                task.bytes_per_second.map_or_else(|| "-".into(), |rate| format!("{} MiB/s", mebibytes(rate))),
+                task.eta_seconds.map_or_else(|| "-".into(), |seconds| format_duration(seconds.round())),
+            ]);
+        }
+        table
+    }
+
+    /// Renders everything as text.
+    pub fn render(&self, color: bool) -> String {
+        let mut text = self.headline() + "\n\n" + &self.volume_table().render(color);
+        if !self.tasks.is_empty() {
+            text += "\n";
+            text += &self.task_table().render(color);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn operation(requests: u64, took_micros: u64) -> Value {
+        json!({ "requests": requests, "tookMicros": took_micros, "underWay": 1 })
+    }
+
+    fn volume(name: &str, factor: u64) -> Value {
+        json!({
+            "id": name.len().to_string(), "name": name, "up": true, "connections": 1, "dirtyBytes": factor << 20,
+            "readBytes": factor << 20, "writtenBytes": factor << 21, "read": operation(factor * 100, factor * 20_000),
+            "write": operation(factor * 10, factor * 50_000), "flush": operation(0, 0), "discard": operation(0, 0),
+        })
+    }
+
+    fn task(processed: u64) -> Value {
+        json!({
+            "name": "3f4f0a67-e12a-4d35-81ad-985657757352", "type": "backup", "sourceVolume": null, "volume": "db",
+            "state": "Backup-Active", "node": "h", "owner": {"kind": "daemon"}, "credential": "af563a4d-afd7-48df-90f7-8e8f9414ff77",
+            "credentialName": "nas", "phase": "uploading", "bytesTotal": 100 << 20, "bytesProcessed": processed << 20,
+            "bytesUploaded": 0, "bytesDownloaded": 0, "bytesDirty": 0,
+            "requests": {"put": 0, "get": 0, "list": 0, "delete": 0, "head": 0}, "freezeStallMicros": null,
+            "started": "2026-11-22T12:00:00Z", "completed": null, "timeElapsed": 1.0, "backupType": null, "error": null,
+            "resumed": 0, "version": 1,
+        })
+    }
+
+    fn activity(run: u128, at_s: u64, volumes: &[Value], tasks: &[Value]) -> Activity {
+        let run = Uuid::from_u128(run);
+        let all = json!({ "run": run, "atMicros": at_s * 1_000_000, "volumes": volumes, "tasks": tasks });
+        serde_json::from_value(all).unwrap()
+    }
+
+    #[test]
+    fn rates_and_latencies_cover_the_sampled_interval() {
+        let mut looks = Sampler::new(activity(1, 10, &[volume("db", 1), volume("log", 5)], &[task(10)]));
+        let picture = looks
+            .next(activity(1, 12, &[volume("db", 5), volume("log", 5)], &[task(30)]), SortKey::Throughput);
+        let db = &picture.volumes[0];
+        assert_eq!((db.name.as_str(), db.read.per_second, db.write.per_second), ("db", 200.0, 20.0));
+        assert_eq!((db.read.latency_micros, db.write.latency_micros), (Some(200.0), Some(5000.0)));
+        assert_eq!((db.read_bytes_per_second, db.written_bytes_per_second), (2_097_152.0, 4_194_304.0));
+        assert_eq!((db.flush.latency_micros, db.under_way()), (None, 4));
+        let log = &picture.volumes[1];
+        assert_eq!((log.iops(), log.read.latency_micros, log.dirty_bytes), (0.0, None, 5 << 20));
+        let task = &picture.tasks[0];
+        // 20 MiB in 2 s, 70 MiB left.
+        assert_eq!((task.bytes_per_second, task.eta_seconds), (Some(10_485_760.0), Some(7.0)));
+        let text = picture.render(false);
+        let expected = "\
+2 volumes: 220 requests/s, 2.0 MiB/s read, 4.0 MiB/s written; 1 task; over 2s
+
+VOLUME   READ/S   WRITE/S   FLUSH/S   READ MIB/S   WRITE MIB/S   READ LAT   WRITE LAT   FLUSH LAT   WAITING   DIRTY   STATE
+db       200      20        0         2.0          4.0           200 µs     5.0 ms      -           4         5 MiB   up
+log      0        0         0         0.0          0.0           -          -           -           4         5 MiB   up
+
+TASK                                   STATE           VOLUME   PHASE       DONE     OF        RATE         ETA
+3f4f0a67-e12a-4d35-81ad-985657757352   Backup-Active   db       uploading   30 MiB   100 MiB   10.0 MiB/s   7s
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn restarted_daemon_or_volume_starts_new_samples() {
+        let mut looks = Sampler::new(activity(1, 10, &[volume("db", 9)], &[task(90)]));
+        let picture = looks.next(activity(2, 1, &[volume("db", 1)], &[task(95)]), SortKey::Iops);
+        assert_eq!((picture.volumes[0].iops(), picture.volumes[0].read.latency_micros), (0.0, None));
+        assert_eq!((picture.tasks[0].bytes_per_second, picture.tasks[0].eta_seconds), (None, None));
+        let picture = looks.next(activity(2, 2, &[volume("db", 2)], &[task(96)]), SortKey::Iops);
+        assert_eq!(picture.volumes[0].read.per_second, 100.0);
+        assert_eq!(picture.tasks[0].eta_seconds, Some(4.0));
+        // The volume was reopened, one task restarted, another is new.
+        let picture =
+            looks.next(activity(2, 3, &[volume("db", 1), volume("new", 4)], &[task(50)]), SortKey::Iops);
+        assert!(picture.volumes.iter().all(|volume| volume.iops() == 0.0), "{picture:?}");
+        assert_eq!((picture.tasks[0].bytes_per_second, picture.tasks[0].eta_seconds), (Some(0.0), None));
+    }
+
+    #[test]
+    fn volumes_are_sorted_by_the_requested_key() {
+        let before = [volume("a", 1), volume("bb", 1), volume("ccc", 1)];
+        let mut after = [volume("a", 2), volume("bb", 4), volume("ccc", 3)];
+        after[0]["dirtyBytes"] = json!(1u64 << 40);
+        after[2]["write"]["tookMicros"] = json!(9_000_000);
+        let order = |sort| {
+            let mut looks = Sampler::new(activity(1, 1, &before, &[]));
+            let picture = looks.next(activity(1, 2, &after, &[]), sort);
+            picture.volumes.iter().map(|volume| volume.name.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(order(SortKey::Name), [1, 2, 3]);
+        assert_eq!(order(SortKey::Iops), [2, 3, 1]);
+        assert_eq!(order(SortKey::Throughput), [2, 3, 1]);
+        assert_eq!(order(SortKey::Latency), [3, 1, 2]);
+        assert_eq!(order(SortKey::Dirty), [1, 2, 3]);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let of = |micros| latency(Rate { latency_micros: Some(micros), ..Rate::default() });
+        assert_eq!([of(0.4), of(999.4), of(999.6), of(999_600.0)], ["0 µs", "999 µs", "1.0 ms", "1.0 s"]);
+        assert_eq!([count(0.0), count(0.5), count(12.6)], ["0", "0.5", "13"]);
+    }
+}
