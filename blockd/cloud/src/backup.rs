@@ -439,7 +439,7 @@ impl Job {
             stored_bytes,
         };
         let chain = spec.base.iter().flat_map(Manifest::deltas).cloned().collect();
-        let mut manifest = Manifest {
+        let manifest = Manifest {
             format_version: FORMAT_VERSION,
             cluster: spec.cluster,
             volume: spec.volume,
@@ -464,7 +464,6 @@ impl Job {
             delta,
             chain,
         };
-        manifest.format_version = manifest.version_needed();
         let object = manifest.encode(&self.key, &random()?)?;
         // As late as possible: garbage collection relies on it.
         spec.check_age(Timestamp::now())?;

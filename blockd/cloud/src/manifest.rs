@@ -18,10 +18,6 @@ const MAGIC: &[u8; 8] = b"BLKDMNFT";
 const HEADER_LEN_BYTES: usize = 64;
 /// The longest manifest that is read.
 pub(crate) const MAX_MANIFEST_LEN: u64 = 16 << 20;
-/// The version of a manifest whose chain goes over to another volume, from which its own was made without
-/// being copied: an older reader would not understand it, and its deletes would not know that deltas are
-/// needed by it.
-pub(crate) const VERSION_FOREIGN_CHAIN: u16 = 2;
 /// The longest chain that is written or read.
 pub(crate) const MAX_CHAIN: usize = 4096;
 
@@ -166,12 +162,6 @@ impl Manifest {
         std::iter::once(&self.delta).chain(&self.chain)
     }
 
-    /// The version that a manifest must have that names these deltas.
-    pub(crate) fn version_needed(&self) -> u16 {
-        let is_foreign = |delta: &Delta| (delta.cluster, delta.volume) != (self.cluster, self.volume);
-        if self.chain.iter().any(is_foreign) { VERSION_FOREIGN_CHAIN } else { FORMAT_VERSION }
-    }
-
     fn check(&self, id: &CloudsnapId) -> Result<(), &'static str> {
         if self.id() != *id || self.delta.snapshot != self.snapshot {
             return Err("it is of another snapshot than its name says");
@@ -185,8 +175,8 @@ impl Manifest {
         if (self.delta.cluster, self.delta.volume) != (self.cluster, self.volume) {
             return Err("its own delta is of another volume");
         }
-        if self.format_version != self.version_needed() {
-            return Err("its version is not that of what it names");
+        if self.format_version != FORMAT_VERSION {
+            return Err("its body has another version than its header");
         }
         self.deltas().try_for_each(Delta::check)
     }
@@ -237,11 +227,11 @@ impl Manifest {
             return Err(damaged(0, "it does not begin as a manifest does"));
         }
         let version = u16::from_le_bytes([header[8], header[9]]);
-        if ![FORMAT_VERSION, VERSION_FOREIGN_CHAIN].contains(&version) {
+        if version != FORMAT_VERSION {
             return Err(CloudError::UnsupportedVersion {
                 object: path,
                 found: version,
-                supported: VERSION_FOREIGN_CHAIN,
+                supported: FORMAT_VERSION,
             });
         }
         let mode =
@@ -275,9 +265,6 @@ impl Manifest {
         let manifest: Self = serde_json::from_slice(body).map_err(|e| {
             damaged(HEADER_LEN_BYTES, &format!("its body is not what this version reads: {e}"))
         })?;
-        if manifest.format_version != version {
-            return Err(damaged(8, "its header and its body have different versions"));
-        }
         manifest.check(id).map_err(|what| damaged(HEADER_LEN_BYTES, what))?;
         Ok(manifest)
     }
@@ -396,21 +383,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn chain_across_volumes_has_its_own_manifest_version() {
+    fn unknown_version_is_refused() {
         let key = DataKey::fixed(Uuid::from_u128(4), EncryptionMode::Aes256GcmSiv, [1; 32]);
         let find = |id| (id == key.key_id()).then(|| key.clone());
-        let mut manifest = sample();
-        manifest.chain = vec![Delta { volume: VolumeId::from_u64(77), ..manifest.delta.clone() }];
-        manifest.format_version = manifest.version_needed();
-        let id = manifest.id();
+        let manifest = Manifest { format_version: FORMAT_VERSION + 1, ..sample() };
         let bytes = manifest.encode(&key, &[2; 32]).unwrap();
-        assert_eq!(bytes[8..10], [2, 0]);
-        assert_eq!(Manifest::decode(&bytes, &id, find).unwrap(), manifest);
-        for wrong in [1, 3] {
-            let mut other = bytes.clone();
-            other[8] = wrong;
-            assert!(Manifest::decode(&other, &id, find).is_err());
-        }
+        let refused = Manifest::decode(&bytes, &manifest.id(), find);
+        assert!(matches!(refused, Err(CloudError::UnsupportedVersion { found: 2, .. })), "{refused:?}");
     }
 
     #[test]
@@ -423,8 +402,7 @@ pub(crate) mod tests {
             |m: &mut Manifest| m.delta.frames = 7_000,
             |m: &mut Manifest| m.size_bytes = 0,
             |m: &mut Manifest| m.delta.volume = VolumeId::from_u64(77),
-            |m: &mut Manifest| m.format_version = VERSION_FOREIGN_CHAIN,
-            |m: &mut Manifest| m.chain = vec![Delta { volume: VolumeId::from_u64(77), ..m.delta.clone() }],
+            |m: &mut Manifest| m.format_version = FORMAT_VERSION + 1,
             |m: &mut Manifest| m.chain = vec![m.delta.clone(); MAX_CHAIN + 1],
             |m: &mut Manifest| m.delta.index.root_offset_bytes = u64::MAX,
         ] {

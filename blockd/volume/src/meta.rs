@@ -7,7 +7,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 0–7 | magic `BLKDVOL1` |
-//! | 8–11 | version: 1 if all layers have the volume's size, else 2; 3 if the bottom layer is lazy |
+//! | 8–11 | version, 1 |
 //! | 12–15 | zero |
 //! | 16–23 | volume id |
 //! | 24–31 | size in bytes, which is the size of the topmost layer |
@@ -16,13 +16,12 @@
 //! | 44–47 | number of snapshots |
 //! | 48–51 | number of kept intervals |
 //! | 52–55 | zero |
-//! | 24 a layer, top first | epoch u64, file epoch u64, generation u32, state u32 (see below) |
-//! | in versions 2 and 3, 8 more a layer | the layer's size in bytes u64 |
+//! | 32 a layer, top first | epoch u64, file epoch u64, generation u32, state u32 (below), size (bytes) u64 |
 //! | 32 a snapshot | id u64, epoch u64, made at (unix ms) u64, stall in ns u64 |
 //! | 8 an interval | epoch u64, whose set is generation 0 of the layer made in that epoch |
 //! | 8 | xxh3-64 of everything before it |
 //!
-//! States: 0 open, with a map and a log; 1 frozen, with a set; 2, in version 3, lazy, with a log.
+//! States: 0 open, with a map and a log; 1 frozen, with a set; 2 lazy, with a log.
 //!
 //! A snapshot is the layer with its epoch and all below it, and has that layer's size. Layers' epochs
 //! descend, and so do their sizes, because a volume only grows; of the open layers the topmost is the head,
@@ -38,12 +37,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDVOL1";
-/// Version of volumes that never grew: all layers have the size of the volume.
-const VERSION_ONE_SIZE: u32 = 1;
-/// Version with a size for each layer.
-const VERSION_SIZES: u32 = 2;
-/// Newest version: the bottom layer may be lazy.
-const VERSION: u32 = 3;
+const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 56;
 
 /// Content of the file.
@@ -83,16 +77,10 @@ pub(crate) struct SnapshotEntry {
 
 impl Meta {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let one_size = self.layers.iter().all(|layer| layer.size_bytes == self.size_bytes);
-        let version = match self.layers.iter().any(|layer| layer.lazy) {
-            true => VERSION,
-            false if one_size => VERSION_ONE_SIZE,
-            false => VERSION_SIZES,
-        };
         let mut out = Vec::new();
         out.extend_from_slice(MAGIC);
         let mut word = |value: u64| out.extend_from_slice(&value.to_le_bytes());
-        word(u64::from(version));
+        word(u64::from(VERSION));
         word(self.volume.as_u64());
         word(self.size_bytes);
         word(self.next_epoch.0);
@@ -103,9 +91,7 @@ impl Meta {
             word(layer.file.0);
             let state = u64::from(!layer.open) + u64::from(layer.lazy);
             word(u64::from(layer.generation) | state << 32);
-            if version > VERSION_ONE_SIZE {
-                word(layer.size_bytes);
-            }
+            word(layer.size_bytes);
         }
         for snapshot in &self.snapshots {
             word(snapshot.id.as_u64());
@@ -142,8 +128,8 @@ impl Meta {
             return Err("it is not a volume".into());
         }
         let version = word()?;
-        if !(u64::from(VERSION_ONE_SIZE)..=u64::from(VERSION)).contains(&version) {
-            return Err(format!("it has version {version}, which there never was"));
+        if version != u64::from(VERSION) {
+            return Err(format!("its version {version} is invalid"));
         }
         let volume = VolumeId::from_u64(word()?);
         let size_bytes = word()?;
@@ -154,11 +140,10 @@ impl Meta {
         let mut meta =
             Self { volume, size_bytes, next_epoch, layers: vec![], snapshots: vec![], intervals: vec![] };
         for _ in 0..layer_count {
-            let (epoch, file, rest) = (Epoch(word()?), Epoch(word()?), word()?);
-            let size_bytes = if version > u64::from(VERSION_ONE_SIZE) { word()? } else { size_bytes };
+            let (epoch, file, rest, size_bytes) = (Epoch(word()?), Epoch(word()?), word()?, word()?);
             let (generation, state) = (rest as u32, rest >> 32);
-            if state > 2 || (state == 2 && version < u64::from(VERSION)) {
-                return Err("a layer has a state that there never was".into());
+            if state > 2 {
+                return Err(format!("the state {state} of a layer is invalid"));
             }
             let (open, lazy) = (state == 0, state == 2);
             meta.layers.push(LayerEntry { epoch, file, generation, open, lazy, size_bytes });
@@ -262,8 +247,8 @@ mod tests {
 
     #[test]
     fn flipped_bits_and_truncations_are_detected() {
-        let bytes = example().encode();
-        assert_eq!(Meta::decode(&bytes), Ok(example()));
+        let bytes = lazy().encode();
+        assert_eq!(Meta::decode(&bytes), Ok(lazy()));
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
@@ -275,8 +260,8 @@ mod tests {
     #[test]
     fn golden_file_round_trips() {
         let golden = include_bytes!("../tests/golden/volume-v1.meta");
-        assert_eq!(Meta::decode(golden), Ok(example()));
-        assert_eq!(example().encode(), golden);
+        assert_eq!(Meta::decode(golden), Ok(lazy()));
+        assert_eq!(lazy().encode(), golden);
     }
 
     fn grown() -> Meta {
@@ -286,17 +271,15 @@ mod tests {
         meta
     }
 
+    fn lazy() -> Meta {
+        let mut meta = grown();
+        meta.layers[2].lazy = true;
+        meta
+    }
+
     #[test]
-    fn grown_volume_is_written_as_version_2() {
-        let golden = include_bytes!("../tests/golden/volume-v2.meta");
-        assert_eq!(Meta::decode(golden), Ok(grown()));
-        assert_eq!(grown().encode(), golden);
-        for at in 0..golden.len() {
-            let mut bad = golden.to_vec();
-            bad[at] ^= 1;
-            assert!(Meta::decode(&bad).is_err(), "byte {at}");
-            assert!(Meta::decode(&golden[..at]).is_err(), "cut at {at}");
-        }
+    fn growing_layer_sizes_are_checked() {
+        assert_eq!(Meta::decode(&grown().encode()), Ok(grown()));
         let mut shrunk = grown();
         shrunk.layers[2].size_bytes = 5 << 30;
         assert!(Meta::decode(&shrunk.encode()).unwrap_err().contains("sizes"));
@@ -306,21 +289,11 @@ mod tests {
     }
 
     #[test]
-    fn lazy_volume_is_written_as_version_3() {
-        let golden = include_bytes!("../tests/golden/volume-v3.meta");
-        let mut lazy = grown();
-        lazy.layers[2].lazy = true;
-        assert_eq!(Meta::decode(golden), Ok(lazy.clone()));
-        assert_eq!(lazy.encode(), golden);
-        let mut wrong = lazy.clone();
+    fn lazy_layer_above_the_bottom_is_refused() {
+        let mut wrong = lazy();
         wrong.layers[1].open = false;
         wrong.layers[1].lazy = true;
         assert!(Meta::decode(&wrong.encode()).unwrap_err().contains("bottom"));
-        for at in 0..golden.len() {
-            let mut bad = golden.to_vec();
-            bad[at] ^= 1;
-            assert!(Meta::decode(&bad).is_err(), "byte {at}");
-        }
     }
 
     #[test]

@@ -188,14 +188,12 @@ async fn committed_before(
     repository: &Repository,
 ) -> Result<Option<Manifest>, ServiceError> {
     let task = live.view();
-    let (volume, _) = ids(&task)?;
     let dir = core.task_dir(live.id);
     if task.detail.run == Some(core.run) {
         return Ok(None);
     }
     // Without a plan nothing was put yet, but a copy has the same id and would make its own plan.
-    let base_volume = task.base.map_or(volume, |base| base.volume);
-    if let Some(plan) = blocking(move || Plan::load(&dir, task.id, base_volume)).await? {
+    if let Some(plan) = blocking(move || Plan::load(&dir, task.id)).await? {
         let id = CloudsnapId { incremental: plan.base.is_some(), ..task.cloudsnap };
         match repository.manifest(&id).await {
             Ok(manifest) if manifest.delta.salt == plan.salt => return Ok(Some(manifest)),

@@ -34,9 +34,8 @@ pub(super) async fn planned(
     catalog: &Catalog,
 ) -> Result<(Plan, Option<Manifest>), ServiceError> {
     repository.check_writable()?;
-    let (task, volume_id, dir) = (live.id, snapshot.volume, core.task_dir(live.id));
-    let base_volume = live.view().base.map_or(volume_id, |base| base.volume);
-    let kept = blocking(move || Plan::load(&dir, task, base_volume)).await?;
+    let (task, dir) = (live.id, core.task_dir(live.id));
+    let kept = blocking(move || Plan::load(&dir, task)).await?;
     if let Some(plan) = &kept
         && !plan.is_of(snapshot)
     {

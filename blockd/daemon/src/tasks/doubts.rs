@@ -46,9 +46,8 @@ pub(super) async fn may_be_listed(core: &Core, row: &TaskRow) -> Option<Cloudsna
         return None;
     }
     // The row may be older than the plan, without which no objects are stored.
-    let (dir, task, volume) =
-        (core.task_dir(row.id), row.id, row.base.map(|base| base.volume).or(row.volume)?);
-    let plan = blocking(move || Plan::load(&dir, task, volume)).await;
+    let (dir, task) = (core.task_dir(row.id), row.id);
+    let plan = blocking(move || Plan::load(&dir, task)).await;
     match plan {
         Ok(Some(plan)) => Some(CloudsnapId { incremental: plan.base.is_some(), ..row.cloudsnap }),
         Ok(None) => row.detail.backup_type.is_some().then_some(row.cloudsnap),

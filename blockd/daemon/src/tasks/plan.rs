@@ -1,12 +1,12 @@
-//! The plan of a backup, kept in a file from before the first upload until the commit: a run that was cut off
-//! goes on with exactly the same blocks, salt and base, so that what it sent before is still good.
+//! Checkpoint of a backup, kept from before the first upload until the commit: a resumed backup uses the same
+//! blocks, salt and base, so its earlier uploads remain valid.
 //!
 //! Layout, little-endian:
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | magic `BLKDPLAN` |
-//! | 8 | 2 | version, 2 |
+//! | 8 | 2 | version, 1 |
 //! | 10 | 1 | 0 full, 1 incremental on a full one, 2 incremental on an incremental one |
 //! | 11 | 5 | zero |
 //! | 16 | 16 | the task |
@@ -21,8 +21,6 @@
 //! | 128 | 8 | volume of the base, another one for a lazy volume's first backup (zero for a full one) |
 //! | 136 | d + z | both sets |
 //! | 136 + d + z | 8 | xxh3-64 of all before |
-//!
-//! Version 1 is read as well: it has no volume of the base, and the sets begin at 128.
 
 use crate::{
     db::{Chain, SnapshotRow},
@@ -37,9 +35,8 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDPLAN";
-const VERSION: u16 = 2;
+const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 136;
-const V1_HEADER_BYTES: usize = 128;
 
 /// Type of a backup with its reason or base.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,16 +125,14 @@ impl Plan {
         bytes
     }
 
-    fn decode(bytes: &[u8], task: Uuid, v1_base_volume: VolumeId) -> Result<Self, &'static str> {
+    fn decode(bytes: &[u8], task: Uuid) -> Result<Self, &'static str> {
         let (body, sum) = bytes.split_last_chunk::<8>().ok_or("it is too short")?;
-        if body.len() < V1_HEADER_BYTES || body[..8] != *MAGIC {
+        if body.len() < HEADER_BYTES || body[..8] != *MAGIC {
             return Err("it is no plan of a backup");
         }
-        let header_bytes = match u16::from_le_bytes([body[8], body[9]]) {
-            1 => V1_HEADER_BYTES,
-            VERSION => HEADER_BYTES,
-            _ => return Err("it is of another version of blockd"),
-        };
+        if u16::from_le_bytes([body[8], body[9]]) != VERSION {
+            return Err("it is of another version of blockd");
+        }
         if xxh3_64(body) != u64::from_le_bytes(*sum) {
             return Err("its checksum does not hold");
         }
@@ -152,10 +147,7 @@ impl Plan {
             0 => None,
             kind @ (1 | 2) => Some(CloudsnapId {
                 cluster: Uuid::from_slice(&body[64..80]).map_err(|_| "its base is no id")?,
-                volume: match header_bytes {
-                    V1_HEADER_BYTES => v1_base_volume,
-                    _ => VolumeId::from_u64(number(128)?),
-                },
+                volume: VolumeId::from_u64(number(128)?),
                 snapshot: SnapshotId::from_u64(number(80)?),
                 incremental: kind == 2,
             }),
@@ -163,7 +155,7 @@ impl Plan {
         };
         let data_len = usize::try_from(number(112)?).map_err(|_| "its lengths do not fit")?;
         let zero_len = usize::try_from(number(120)?).map_err(|_| "its lengths do not fit")?;
-        let sets = body.get(header_bytes..).ok_or("it is too short")?;
+        let sets = body.get(HEADER_BYTES..).ok_or("it is too short")?;
         if data_len.checked_add(zero_len) != Some(sets.len()) {
             return Err("its lengths do not fit");
         }
@@ -198,19 +190,18 @@ impl Plan {
             .map_err(|source| file("write", &path(dir), source))
     }
 
-    /// Loads the saved plan, if it is intact. A damaged one is replaced: no commit used it. Version 1 does
-    /// not name the volume of its base: `v1_base_volume`.
+    /// Loads the saved plan, if it is intact. A damaged one is replaced: no commit used it.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn load(dir: &Path, task: Uuid, v1_base_volume: VolumeId) -> Result<Option<Self>, ServiceError> {
+    pub fn load(dir: &Path, task: Uuid) -> Result<Option<Self>, ServiceError> {
         let path = path(dir);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ServiceError::File { action: "read", path, source }),
         };
-        match Self::decode(&bytes, task, v1_base_volume) {
+        match Self::decode(&bytes, task) {
             Ok(plan) => Ok(Some(plan)),
             Err(what) => {
                 tracing::warn!(path = %path.display(), what, "the kept plan of a backup is not used");
@@ -282,14 +273,12 @@ mod tests {
 
     #[test]
     fn stored_layout_is_stable() {
-        let golden = include_bytes!("../../tests/golden/plan-v2.bin");
+        let golden = include_bytes!("../../tests/golden/plan-v1.bin");
         // The base belongs to another volume.
-        let base = id(true);
-        let plan_v2 = Plan { base: Some(CloudsnapId { volume: VolumeId::from_u64(2), ..base }), ..plan() };
-        assert_eq!(plan_v2.encode(), golden);
-        assert_eq!(Plan::decode(golden, plan().task, VolumeId::from_u64(1)), Ok(plan_v2));
-        let old = include_bytes!("../../tests/golden/plan-v1.bin");
-        assert_eq!(Plan::decode(old, plan().task, VolumeId::from_u64(1)), Ok(plan()));
+        let base = CloudsnapId { volume: VolumeId::from_u64(2), ..id(true) };
+        let plan = Plan { base: Some(base), ..plan() };
+        assert_eq!(plan.encode(), golden);
+        assert_eq!(Plan::decode(golden, plan.task), Ok(plan));
     }
 
     #[test]
@@ -318,18 +307,17 @@ mod tests {
     #[test]
     fn damaged_or_foreign_plan_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
-        let volume = VolumeId::from_u64(1);
         let plan = plan();
-        assert!(Plan::load(dir.path(), plan.task, volume).unwrap().is_none());
+        assert!(Plan::load(dir.path(), plan.task).unwrap().is_none());
         plan.save(dir.path()).unwrap();
-        assert_eq!(Plan::load(dir.path(), plan.task, volume).unwrap(), Some(plan.clone()));
-        assert!(Plan::load(dir.path(), Uuid::nil(), volume).unwrap().is_none());
+        assert_eq!(Plan::load(dir.path(), plan.task).unwrap(), Some(plan.clone()));
+        assert!(Plan::load(dir.path(), Uuid::nil()).unwrap().is_none());
         let good = plan.encode();
         for byte in 0..good.len() {
             let mut bad = good.clone();
             bad[byte] ^= 1;
-            assert!(Plan::decode(&bad, plan.task, volume).is_err(), "byte {byte}");
-            assert!(Plan::decode(&good[..byte], plan.task, volume).is_err(), "{byte} bytes");
+            assert!(Plan::decode(&bad, plan.task).is_err(), "byte {byte}");
+            assert!(Plan::decode(&good[..byte], plan.task).is_err(), "{byte} bytes");
         }
     }
 }

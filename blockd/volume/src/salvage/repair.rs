@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn single_flipped_bit_is_corrected() {
-        let whole = include_bytes!("../../tests/golden/volume-v2.meta");
+        let whole = include_bytes!("../../tests/golden/volume-v1.meta");
         let decode = |bytes: &[u8]| Meta::decode(bytes).ok();
         let expected = decode(whole).unwrap();
         for bit in 0..whole.len() * 8 {
