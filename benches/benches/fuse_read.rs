@@ -13,12 +13,11 @@
 
 use blockd_cloud::{
     BackupOptions, BackupSpec, CacheOptions, CachedSnapshot, CancelToken, KdfParams, MemoryJournal,
-    OpenOptions, Progress, Repository, SnapshotCache, backup, new_delta_salt,
-    store::Requests,
-    testing::{MemoryStore, MemoryVolume},
+    OpenOptions, Progress, Repository, SnapshotCache, backup, new_delta_salt, testing::MemoryVolume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_fuse::{Catalog, Image, ImageRun, MountOptions, SnapshotEntry, SnapshotKey};
+use blockd_store::{Requests, testing::MemoryStore};
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
     LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, Request,

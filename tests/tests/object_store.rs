@@ -1,11 +1,9 @@
 //! The integration tests of the `object_store` library with our stores and real servers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_cloud::{
-    store::{
-        AzureAccess, AzureOptions, BlobStore, GoogleAccess, GoogleOptions, HttpOptions, RetryPolicy,
-        S3Access, S3Options, SwiftAccess, SwiftOptions, task_store,
-    },
+use blockd_store::{
+    AzureAccess, AzureOptions, BlobStore, GoogleAccess, GoogleOptions, HttpOptions, RetryPolicy, S3Access,
+    S3Options, SwiftAccess, SwiftOptions, task_store,
     testing::{Has, object_store_suite},
 };
 use blockd_tests::{

@@ -3,7 +3,8 @@
 //!
 //! `cargo run -p blockd-cloud --example many_snapshots -- DIR VOLUMES SNAPSHOTS-OF-EACH`
 
-use blockd_cloud::{OpenOptions, Repository, store::LocalStore, testing::put_many_snapshots};
+use blockd_cloud::{OpenOptions, Repository, testing::put_many_snapshots};
+use blockd_store::LocalStore;
 use std::{error::Error, sync::Arc};
 
 #[tokio::main]

@@ -4,7 +4,8 @@
 //!
 //! `cargo run -p blockd-cloud --example tebibyte -- DIR`
 
-use blockd_cloud::{OpenOptions, Repository, store::LocalStore, testing::Tebibyte};
+use blockd_cloud::{OpenOptions, Repository, testing::Tebibyte};
+use blockd_store::LocalStore;
 use std::{error::Error, sync::Arc};
 
 #[tokio::main]

@@ -19,10 +19,9 @@ use crate::{
     progress::{CancelToken, Phase, Progress},
     repository::{Repository, run_blocking},
     seal::Sealer,
-    store::{BlobStore, PutMode, StoreErrorKind},
-    work::Work,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;

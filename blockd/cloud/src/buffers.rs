@@ -4,11 +4,10 @@
 //! allocate, clear and map every page: a tenth of the CPU time, under a lock that requests of guests also
 //! need. Buffers are aligned for direct I/O.
 
+use blockd_store::ALIGNMENT_BYTES;
 use parking_lot::Mutex;
 use std::{fmt, mem, sync::Arc};
 
-/// Alignment for direct I/O: a page, and at least the block size of any disk.
-pub(crate) const ALIGNMENT: usize = 4096;
 /// Size classes: a chunk of frames, and a pack, each with the overhead of sealing. Unwritten memory takes no
 /// space.
 const CLASSES: [usize; 2] = [4_352 << 10, 34 << 20];
@@ -58,7 +57,7 @@ impl Buffers {
     }
 
     fn take(self: &Arc<Self>, len_bytes: usize) -> Buffer {
-        let needed = len_bytes + ALIGNMENT;
+        let needed = len_bytes + ALIGNMENT_BYTES;
         let class = CLASSES.into_iter().find(|class| (POOLED_FROM_BYTES..=*class).contains(&needed));
         let capacity = class.unwrap_or(needed);
         let mut state = self.state.lock();
@@ -79,10 +78,10 @@ impl Buffers {
         // The requested length; the allocator may return more.
         state.in_use_bytes += capacity;
         drop(state);
-        let start = bytes.as_ptr().align_offset(ALIGNMENT);
+        let start = bytes.as_ptr().align_offset(ALIGNMENT_BYTES);
         Buffer {
             bytes,
-            start: if start < ALIGNMENT { start } else { 0 },
+            start: if start < ALIGNMENT_BYTES { start } else { 0 },
             pooled_bytes: class,
             counted_bytes: capacity,
             home: Arc::clone(self),
@@ -148,7 +147,7 @@ mod tests {
         let buffers = Arc::<Buffers>::default();
         let mut one = buffers.filled(4 << 20);
         assert_eq!(one.as_ref(), vec![0; 4 << 20]);
-        assert_eq!(one.as_ref().as_ptr().align_offset(ALIGNMENT), 0);
+        assert_eq!(one.as_ref().as_ptr().align_offset(ALIGNMENT_BYTES), 0);
         one.as_mut().fill(7);
         let place = one.as_ref().as_ptr();
         drop(one);

@@ -1,11 +1,8 @@
 //! Clock checks for deletions and commits: the store's clock beside this host's, and the real duration of a
 //! run.
 
-use crate::{
-    ClockUnknownCause, CloudError,
-    names::PROBE_PREFIX,
-    store::{BlobStore, PutMode, StoreErrorKind},
-};
+use crate::{ClockUnknownCause, CloudError, names::PROBE_PREFIX};
+use blockd_store::{BlobStore, PutMode, StoreErrorKind};
 use bytes::Bytes;
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
@@ -109,8 +106,8 @@ fn read(clock: ClockId) -> Duration {
 #[cfg(all(test, feature = "testing"))]
 mod tests {
     use super::*;
-    use crate::{
-        store::{ListPage, Middleware, Request, Response, StoreFuture},
+    use blockd_store::{
+        ListPage, Middleware, Request, Response, StoreFuture,
         testing::{Fault, FaultStore, MemoryStore},
     };
     use std::sync::{

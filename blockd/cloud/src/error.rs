@@ -3,8 +3,9 @@
 //! Every error names the object, the offset and the affected blocks, says whether a retry can help, and never
 //! contains a secret.
 
-use crate::{CloudsnapId, store::StoreError};
+use crate::CloudsnapId;
 use blockd_extent::{BlockIndex, Extent};
+use blockd_store::{Lost, StoreError};
 use std::{io, path::PathBuf};
 use uuid::Uuid;
 
@@ -347,6 +348,12 @@ fn affected(blocks: Option<Extent>) -> String {
     blocks.map_or_else(String::new, |blocks| format!(" ({blocks} cannot be read)"))
 }
 
+impl From<Lost> for CloudError {
+    fn from(lost: Lost) -> Self {
+        Self::worker(&lost)
+    }
+}
+
 impl CloudError {
     /// Returns true if a retry can succeed without repair.
     pub fn is_retryable(&self) -> bool {
@@ -382,7 +389,7 @@ impl CloudError {
 
     /// A missing or short object is damage if authenticated data names it.
     pub(crate) fn missing_is_damage(error: StoreError, offset_bytes: u64) -> Self {
-        use crate::store::StoreErrorKind as Kind;
+        use blockd_store::StoreErrorKind as Kind;
         match error.kind {
             Kind::NotFound => Self::damaged(&error.key, offset_bytes, "the object is missing"),
             Kind::ShortBody | Kind::RangeBeyondEnd => Self::damaged(

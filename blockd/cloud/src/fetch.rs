@@ -11,9 +11,9 @@ use crate::{
     plan::PACK_FRAMES,
     repository::run_blocking,
     seal::{Domain, Sealer},
-    store::BlobStore,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_store::BlobStore;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;

@@ -12,9 +12,9 @@ use crate::{
     manifest::{Delta, Manifest},
     names::{DATA_PREFIX, DeltaId, PROBE_PREFIX, ROOT_PREFIX},
     repository::{ManifestCache, NoCache, Repository},
-    store::{ObjectInfo, Pages},
 };
 use blockd_extent::{SnapshotId, VolumeId};
+use blockd_store::{ObjectInfo, Pages};
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use std::{

@@ -6,10 +6,10 @@
 use crate::{
     BackupOptions, BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest,
     MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions, backup, keys, restore,
-    store::BlobStore,
-    testing::{MemoryStore, MemoryVolume},
+    testing::MemoryVolume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_store::{BlobStore, testing::MemoryStore};
 use jiff::Timestamp;
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 use uuid::Uuid;

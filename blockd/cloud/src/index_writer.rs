@@ -11,9 +11,9 @@ use crate::{
     pack::{OBJECT_HEADER_LEN, ObjectKind, object_header},
     plan::{PACK_FRAMES, PageSpan},
     seal::Domain,
-    store::PART_LEN_BYTES,
 };
 use blockd_extent::{BlockSet, Extent};
+use blockd_store::PART_LEN_BYTES;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
@@ -68,9 +68,9 @@ impl IndexUpload {
             let work = job.work.clone();
             let seal = move || {
                 let sealed = seal_page(&job, number as u64, &span, &mut lengths)?;
-                Ok((sealed, lengths))
+                Ok::<_, CloudError>((sealed, lengths))
             };
-            let (sealed, lengths) = work.run(seal).await?;
+            let (sealed, lengths) = work.run(seal).await??;
             packs = lengths;
             pages.push(PageRef {
                 range: span.range,

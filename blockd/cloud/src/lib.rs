@@ -23,7 +23,6 @@ mod journal;
 mod keys;
 mod manifest;
 mod names;
-mod pace;
 mod pack;
 mod packing;
 mod plan;
@@ -35,13 +34,10 @@ mod rotate;
 mod seal;
 mod slot_limits;
 mod slots;
-pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod unlock;
 mod verify;
-mod work;
-mod workers;
 mod write_key;
 
 pub use backup::{
@@ -59,7 +55,6 @@ pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams, KeySlot};
 pub use manifest::{BackupType, Delta, IndexRef, Manifest};
 pub use names::CloudsnapId;
-pub use pace::Pace;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use reader::SnapshotReader;
 pub use repository::{
@@ -73,8 +68,6 @@ pub use verify::{
     AffectedSnapshot, BlockCheck, VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
     verify,
 };
-pub use work::Work;
-pub use workers::Workers;
 pub use write_key::WriteKey;
 
 /// The version of the format that is written and read.

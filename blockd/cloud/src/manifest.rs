@@ -6,9 +6,9 @@ use crate::{
     names::DeltaId,
     plan::PACK_FRAMES,
     seal::{Cipher, Domain, EncryptionMode, TAG_LEN_BYTES, nonce},
-    store::RequestCounts,
 };
 use blockd_extent::{MAX_VOLUME_BYTES, SnapshotId, VolumeId};
+use blockd_store::RequestCounts;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

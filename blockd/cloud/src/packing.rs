@@ -9,9 +9,9 @@ use crate::{
     buffers::{Buffer, Buffers},
     frame::BLOCK,
     pack::{OBJECT_HEADER_LEN, ObjectKind, max_sealed_len, object_header, seal_frames},
-    work::Work,
 };
 use blockd_extent::Extent;
+use blockd_store::Work;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use std::sync::Arc;
@@ -94,7 +94,7 @@ impl Job {
             for chunk in chunks {
                 body.appendable().extend_from_slice(chunk.sealed.as_ref());
             }
-            Ok(Bytes::from_owner(body))
+            Bytes::from_owner(body)
         });
         Ok(Pack { raw_len_bytes, body: Some(body.await?), lens })
     }
@@ -109,13 +109,15 @@ impl Job {
         let raw = self.read(pack_no, first_frame, &sizes).await?;
         let _core = self.packing.cores.acquire().await;
         let job = self.clone();
-        self.work
+        let chunk = self
+            .work
             .run(move || {
                 let mut sealed = job.packing.buffers.empty(max_sealed_len(&sizes));
                 let lens = seal_frames(&job.sealer, first_frame, &sizes, raw.as_ref(), sealed.appendable());
-                Ok(Chunk { sealed, lens })
+                Chunk { sealed, lens }
             })
-            .await
+            .await?;
+        Ok(chunk)
     }
 
     /// The blocks of some frames.
@@ -134,7 +136,7 @@ impl Job {
             })?;
             Ok(raw)
         };
-        elsewhere.as_ref().unwrap_or(&self.work).run(read).await
+        elsewhere.as_ref().unwrap_or(&self.work).run(read).await?
     }
 }
 

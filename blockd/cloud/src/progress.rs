@@ -1,6 +1,6 @@
 //! Watching a task and stopping it.
 
-use crate::store::{RequestCounts, Requests};
+use blockd_store::{RequestCounts, Requests};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,

@@ -12,9 +12,9 @@ use crate::{
     index::Page,
     progress::Progress,
     repository::run_blocking,
-    work::Work,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_store::Work;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::try_join_all};
 use parking_lot::Mutex;
@@ -318,7 +318,7 @@ impl SnapshotReader {
                 });
                 let opened = opened.await;
                 drop(core);
-                opened
+                opened?
             }
         });
         try_join_all(chunks).await?;

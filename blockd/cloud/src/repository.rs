@@ -7,12 +7,11 @@ use crate::{
     names::MANIFESTS_PREFIX,
     seal::EncryptionMode,
     slots::{self, SlotCheck, SlotFinding, StoredSlot},
-    store::{BlobStore, ObjectInfo, PutMode, StoreErrorKind},
     unlock,
-    work::Work,
     write_key::{WriteKey, Writing},
 };
 use blockd_extent::VolumeId;
+use blockd_store::{BlobStore, ObjectInfo, PutMode, StoreErrorKind, Work};
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture};
 use parking_lot::Mutex;

@@ -11,10 +11,10 @@ use crate::{
     repository::{run_blocking, seconds_since_1970},
     slot_limits::{self, Budget, MAX_SLOTS},
     slots::{self, StoredSlot},
-    store::BlobStore,
     unlock::{self, Candidates, Opened},
     write_key::WriteKey,
 };
+use blockd_store::BlobStore;
 use std::sync::Arc;
 use uuid::Uuid;
 use zeroize::Zeroizing;

@@ -8,8 +8,8 @@ use crate::{
     CloudError,
     keys::{DataKey, KeySlot, SLOT_LEN_BYTES},
     names::{KEY_COPIES_PREFIX, KEYS_PREFIX, parse_uuid},
-    store::{BlobStore, PutMode, StoreError, StoreErrorKind},
 };
+use blockd_store::{BlobStore, PutMode, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::BTreeMap;

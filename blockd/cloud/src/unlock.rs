@@ -8,8 +8,8 @@ use crate::{
     seal::EncryptionMode,
     slot_limits::{self, Budget},
     slots::{self, SlotCheck, StoredSlot},
-    store::BlobStore,
 };
+use blockd_store::BlobStore;
 use std::{cmp::Reverse, sync::Arc};
 use zeroize::Zeroizing;
 

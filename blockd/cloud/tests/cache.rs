@@ -3,12 +3,12 @@
 
 mod common;
 
-use blockd_cloud::{
-    CacheOptions, CloudError, Manifest, Repository, SnapshotCache,
-    store::StoreErrorKind,
-    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
-};
+use blockd_cloud::{CacheOptions, CloudError, Manifest, Repository, SnapshotCache, testing::MemoryVolume};
 use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_store::{
+    StoreErrorKind,
+    testing::{Fault, FaultStore, MemoryStore},
+};
 use common::{BLOCK, Noise, open, run, set, spec};
 use std::{
     collections::BTreeMap,

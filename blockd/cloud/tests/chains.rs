@@ -5,11 +5,13 @@ mod common;
 
 use blockd_cloud::{
     BackupSpec, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache, SnapshotReader,
-    UnreadableSiblings, changed_blocks, delete_snapshot,
-    store::{BlobStore, LocalStore},
-    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
+    UnreadableSiblings, changed_blocks, delete_snapshot, testing::MemoryVolume,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent, SnapshotId};
+use blockd_store::{
+    BlobStore, LocalStore,
+    testing::{Fault, FaultStore, MemoryStore},
+};
 use common::{BLOCK, Noise, fixed, restored, run, run_with, set, spec, with_slot};
 use proptest::prelude::*;
 use std::sync::Arc;

@@ -3,11 +3,9 @@
 
 mod common;
 
-use blockd_cloud::{
-    EncryptionMode, Manifest,
-    testing::{MemoryStore, MemoryVolume},
-};
+use blockd_cloud::{EncryptionMode, Manifest, testing::MemoryVolume};
 use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_store::testing::MemoryStore;
 use common::{BLOCK, Noise, fixed, restored_with, run, set, spec};
 use std::sync::Arc;
 

@@ -5,10 +5,10 @@ mod common;
 
 use blockd_cloud::{
     CloudError, CloudsnapId, EncryptionMode, ManifestFilter, NoCache, Repository, UnreadableSiblings,
-    delete_snapshot,
-    testing::{MemoryStore, MemoryVolume},
+    delete_snapshot, testing::MemoryVolume,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_store::testing::MemoryStore;
 use bytes::Bytes;
 use common::{BLOCK, Noise, fixed, open, restored, run, set, spec};
 use std::{collections::BTreeMap, sync::Arc};

@@ -5,11 +5,11 @@ mod common;
 
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache,
-    Repository, UnreadableSiblings, delete_with_manifest,
-    store::{
-        BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, Response, StoreFuture,
-    },
-    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
+    Repository, UnreadableSiblings, delete_with_manifest, testing::MemoryVolume,
+};
+use blockd_store::{
+    BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, Response, StoreFuture,
+    testing::{Fault, FaultStore, MemoryStore},
 };
 use common::{BLOCK, restored, run, run_with, set, spec, with_slot};
 use futures::future::BoxFuture;

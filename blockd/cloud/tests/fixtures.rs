@@ -4,9 +4,9 @@
 mod common;
 
 use blockd_cloud::{
-    CancelToken, EncryptionMode, ManifestFilter, NoCache, Progress, VerifyDepth, VerifyOptions,
-    testing::MemoryStore, verify,
+    CancelToken, EncryptionMode, ManifestFilter, NoCache, Progress, VerifyDepth, VerifyOptions, verify,
 };
+use blockd_store::testing::MemoryStore;
 use common::{open, requests};
 use std::{fs, path::Path, sync::Arc};
 

@@ -6,10 +6,11 @@ mod common;
 
 use blockd_cloud::{
     CancelToken, CloudError, CloudsnapId, KdfParams, KnownKeys, NoCache, Progress, Rekey, Repository,
-    SlotFinding, SlotRepair, VerifyDepth, VerifyOptions, VerifyReport, rekey,
-    store::BlobStore,
-    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
-    verify,
+    SlotFinding, SlotRepair, VerifyDepth, VerifyOptions, VerifyReport, rekey, testing::MemoryVolume, verify,
+};
+use blockd_store::{
+    BlobStore,
+    testing::{Fault, FaultStore, MemoryStore},
 };
 use common::{BLOCK, open, requests, run, set, spec};
 use std::{collections::BTreeMap, sync::Arc};

@@ -5,9 +5,11 @@ mod common;
 
 use blockd_cloud::{
     CloudsnapId, EncryptionMode, Manifest, ManifestCache, ManifestFilter, MemoryCache, NoCache,
-    UnreadableSiblings, delete_snapshot,
-    store::ObjectInfo,
-    testing::{Fault, FaultStore, MemoryStore, put_many_snapshots},
+    UnreadableSiblings, delete_snapshot, testing::put_many_snapshots,
+};
+use blockd_store::{
+    ObjectInfo,
+    testing::{Fault, FaultStore, MemoryStore},
 };
 use common::fixed;
 use futures::future::BoxFuture;

@@ -3,10 +3,8 @@
 
 mod common;
 
-use blockd_cloud::{
-    store::{
-        BlobStore, Middleware, PutMode, Request, Response, StoreError, StoreErrorKind, StoreFuture, probe,
-    },
+use blockd_store::{
+    BlobStore, Middleware, PutMode, Request, Response, StoreError, StoreErrorKind, StoreFuture, probe,
     testing::MemoryStore,
 };
 use bytes::Bytes;

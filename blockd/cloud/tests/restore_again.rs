@@ -5,9 +5,10 @@ mod common;
 
 use blockd_cloud::{
     BlockWriter, CancelToken, EncryptionMode, Progress, RestoreOptions, RestoreRequest, restore_damaged,
-    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
+    testing::MemoryVolume,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_store::testing::{Fault, FaultStore, MemoryStore};
 use common::{BLOCK, fixed, requests, run, set, spec};
 use parking_lot::Mutex;
 use std::{io, sync::Arc};

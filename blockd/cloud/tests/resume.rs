@@ -6,10 +6,13 @@ mod common;
 
 use blockd_cloud::{
     BlockReader, CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository,
-    store::{BlobStore, LocalStore, StoreErrorKind},
-    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
+    testing::MemoryVolume,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_store::{
+    BlobStore, LocalStore, StoreErrorKind,
+    testing::{Fault, FaultStore, MemoryStore},
+};
 use common::{BLOCK, fixed, restored, run, run_with, set, spec};
 use std::{io, path::Path, sync::Arc};
 

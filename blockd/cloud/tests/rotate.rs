@@ -3,10 +3,10 @@
 
 mod common;
 
-use blockd_cloud::{
-    CloudError, KdfParams, KnownKeys, Rekey, Rekeyed, rekey,
-    store::BlobStore,
-    testing::{Fault, FaultStore, MemoryStore, MemoryVolume},
+use blockd_cloud::{CloudError, KdfParams, KnownKeys, Rekey, Rekeyed, rekey, testing::MemoryVolume};
+use blockd_store::{
+    BlobStore,
+    testing::{Fault, FaultStore, MemoryStore},
 };
 use common::{BLOCK, open, restored, run, set, spec};
 use std::sync::Arc;

@@ -10,15 +10,13 @@ mod common;
 use blockd_cloud::{
     BackupOptions, BackupSpec, CancelToken, CloudError, CloudsnapId, EncryptionMode, GarbageOptions,
     Manifest, ManifestFilter, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings, VerifyDepth,
-    VerifyOptions, backup, collect_garbage, delete_with_manifest,
-    store::{
-        BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, Requests, Response,
-        RetryPolicy, StoreError, StoreErrorKind, StoreFuture, task_store,
-    },
-    testing::{MemoryStore, MemoryVolume},
-    verify,
+    VerifyOptions, backup, collect_garbage, delete_with_manifest, testing::MemoryVolume, verify,
 };
 use blockd_extent::{BlockSet, SnapshotId};
+use blockd_store::{
+    BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, Requests, Response,
+    RetryPolicy, StoreError, StoreErrorKind, StoreFuture, task_store, testing::MemoryStore,
+};
 use bytes::Bytes;
 use common::{BLOCK, Noise, fixed, requests, restored, set, spec, with_slot};
 use futures::future::join_all;

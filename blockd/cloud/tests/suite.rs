@@ -1,12 +1,11 @@
 //! The suites over every store that needs nothing to be installed, and over an S3 server if there is one.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
-use blockd_cloud::{
-    store::{
-        Bandwidth, BlobStore, CountingStore, HttpOptions, LimitStore, LocalStore, RetryPolicy, S3Access,
-        S3Options, probe, task_store,
-    },
-    testing::{Fault, FaultStore, Has, MemoryStore, object_store_suite, repository_suite, store_suite},
+use blockd_cloud::testing::repository_suite;
+use blockd_store::{
+    Bandwidth, BlobStore, CountingStore, HttpOptions, LimitStore, LocalStore, RetryPolicy, S3Access,
+    S3Options, probe, task_store,
+    testing::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite},
 };
 use std::sync::Arc;
 
@@ -126,7 +125,7 @@ async fn s3_server() {
         change(&mut options);
         async move { options.open().unwrap().list("blockd/keys/").await.unwrap_err() }
     };
-    use blockd_cloud::store::StoreErrorKind as Kind;
+    use blockd_store::StoreErrorKind as Kind;
     let error = refused(|o| {
         if let S3Access::Key { secret_key, .. } = &mut o.access {
             *secret_key = "wrong".to_owned().into();

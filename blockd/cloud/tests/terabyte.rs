@@ -3,12 +3,9 @@
 
 mod common;
 
-use blockd_cloud::{
-    CacheOptions, EncryptionMode, SnapshotCache, SnapshotReader,
-    store::{BlobStore, Middleware, Operation, Request, Response, StoreFuture},
-    testing::{MemoryStore, Tebibyte},
-};
+use blockd_cloud::{CacheOptions, EncryptionMode, SnapshotCache, SnapshotReader, testing::Tebibyte};
 use blockd_extent::Extent;
+use blockd_store::{BlobStore, Middleware, Operation, Request, Response, StoreFuture, testing::MemoryStore};
 use common::fixed;
 use std::{
     sync::{

@@ -5,11 +5,10 @@ mod common;
 
 use blockd_cloud::{
     BackupOptions, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestFilter,
-    MemoryJournal, NoCache, Progress, Repository, backup,
-    store::{BlobStore, Requests},
-    testing::{MemoryStore, MemoryVolume},
+    MemoryJournal, NoCache, Progress, Repository, backup, testing::MemoryVolume,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_store::{BlobStore, Requests, testing::MemoryStore};
 use common::{BLOCK, fixed, restored, spec};
 use std::sync::Arc;
 

@@ -7,10 +7,10 @@ mod common;
 use blockd_cloud::{
     BlockCheck, CancelToken, CloudsnapId, EncryptionMode, Manifest, NoCache, Progress, Repository,
     RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore_damaged,
-    testing::{MemoryStore, MemoryVolume},
-    verify,
+    testing::MemoryVolume, verify,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_store::testing::MemoryStore;
 use common::{BLOCK, Noise, requests, run, set, spec, with_slot};
 use std::{collections::BTreeMap, io, sync::Arc};
 

@@ -6,8 +6,9 @@ mod common;
 use blockd_cloud::{
     CloudError, CloudsnapId, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest, Rekey, Repository,
     rekey,
-    testing::{MemoryStore, MemoryVolume, key_slot_made_at},
+    testing::{MemoryVolume, key_slot_made_at},
 };
+use blockd_store::testing::MemoryStore;
 use common::{BLOCK, open, restored, run, set, spec};
 use std::sync::Arc;
 use uuid::Uuid;

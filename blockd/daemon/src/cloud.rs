@@ -8,8 +8,8 @@ use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BlockCheck, BlockReader, BlockWriter, CancelToken, CloudError,
     CloudsnapId, KnownKeys, Manifest, ManifestCache, OpenOptions, Progress, Rekey, Rekeyed, Repository,
     RestoreOptions, RestoreRequest, RestoreSummary, VerifyOptions, VerifyReport, restore_damaged,
-    store::BlobStore,
 };
+use blockd_store::BlobStore;
 use std::{future::Future, sync::Arc};
 use tracing::Instrument;
 use zeroize::Zeroizing;

@@ -15,8 +15,9 @@ use crate::{
     secrets::Secrets,
     tasks::Tasks,
 };
-use blockd_cloud::{CancelToken, store::RetryPolicy};
+use blockd_cloud::CancelToken;
 use blockd_extent::{SnapshotId, VolumeId};
+use blockd_store::RetryPolicy;
 use std::{
     collections::HashMap,
     net::SocketAddr,

@@ -17,10 +17,8 @@ use crate::{
 use blockd_api::{
     CredentialRef, ErrorCode, SecretRef, credential_update::UpdateCredential, credentials::Credential,
 };
-use blockd_cloud::{
-    CloudError, DataKey, KnownKeys, Repository,
-    store::{BlobStore, probe, task_store},
-};
+use blockd_cloud::{CloudError, DataKey, KnownKeys, Repository};
+use blockd_store::{BlobStore, probe, task_store};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 

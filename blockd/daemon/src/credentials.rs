@@ -19,10 +19,8 @@ use blockd_api::{
     CredentialRef, Deleted, ErrorCode, SecretInput, SecretRef,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialList},
 };
-use blockd_cloud::{
-    CloudError, DataKey, Repository, Work,
-    store::{BlobStore, LimitStore, Requests, probe, task_store},
-};
+use blockd_cloud::{CloudError, DataKey, Repository};
+use blockd_store::{BlobStore, LimitStore, Requests, Work, probe, task_store};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{

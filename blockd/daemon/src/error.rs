@@ -2,10 +2,8 @@
 
 use crate::{db::DbError, secrets::SecretsError};
 use blockd_api::{ApiError, ErrorCode};
-use blockd_cloud::{
-    ClockUnknownCause, CloudError,
-    store::{ProbeError, StoreError, StoreErrorKind},
-};
+use blockd_cloud::{ClockUnknownCause, CloudError};
+use blockd_store::{ProbeError, StoreError, StoreErrorKind};
 use blockd_volume::{VolumeError, VolumeErrorKind};
 use std::path::PathBuf;
 

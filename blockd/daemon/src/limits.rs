@@ -5,7 +5,7 @@ use blockd_api::{
     DailyLimit, ErrorCode,
     credentials::{Connection, CredentialLimits},
 };
-use blockd_cloud::store::Bandwidth;
+use blockd_store::Bandwidth;
 use jiff::{Timestamp, tz::TimeZone};
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};

@@ -9,7 +9,8 @@ use crate::{
     retention_overrides::RecentListings,
     tasks::doubts::Failing,
 };
-use blockd_cloud::{CloudError, CloudsnapId, VerifyDepth, store::StoreErrorKind};
+use blockd_cloud::{CloudError, CloudsnapId, VerifyDepth};
+use blockd_store::StoreErrorKind;
 use jiff::{SignedDuration, Timestamp};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};

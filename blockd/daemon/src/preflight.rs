@@ -11,7 +11,8 @@ use crate::{
     error::{ServiceError, blocking},
 };
 use blockd_api::ErrorCode;
-use blockd_cloud::{CancelToken, CloudsnapId, Manifest, ManifestCache, Repository, Work, store::task_store};
+use blockd_cloud::{CancelToken, CloudsnapId, Manifest, ManifestCache, Repository};
+use blockd_store::{Work, task_store};
 use std::{future::Future, sync::Arc, time::Duration};
 use uuid::Uuid;
 

@@ -9,8 +9,8 @@ use blockd_api::{
     ErrorCode, SecretInput,
     credentials::{AzureAuth, Connection, Credential, ProviderKind, ProviderRequest, SwiftAuth},
 };
-use blockd_cloud::Work;
-use blockd_cloud::store::{
+use blockd_store::Work;
+use blockd_store::{
     AzureAccess, AzureOptions, BlobStore, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, PrefixStore,
     S3Access, S3Options, S3Role, StoreErrorKind, SwiftAccess, SwiftOptions, plain_prefix,
 };

@@ -13,7 +13,8 @@ use blockd_api::{
     CredentialRef, ErrorCode,
     credentials::{CredentialRekeyed, RekeyCredential},
 };
-use blockd_cloud::{DataKey, KdfParams, Rekey, Repository, store::task_store};
+use blockd_cloud::{DataKey, KdfParams, Rekey, Repository};
+use blockd_store::task_store;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 

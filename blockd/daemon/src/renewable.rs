@@ -1,6 +1,6 @@
 //! Store with a replaceable client: each request uses the client current at its start.
 
-use blockd_cloud::store::{BlobStore, Request, Response, StoreError, StoreErrorKind, StoreFuture};
+use blockd_store::{BlobStore, Request, Response, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{future::Future, sync::Arc};
 
@@ -43,7 +43,7 @@ impl RenewableStore {
     }
 }
 
-impl blockd_cloud::store::Middleware for RenewableStore {
+impl blockd_store::Middleware for RenewableStore {
     fn describe(&self) -> &str {
         &self.describe
     }
@@ -60,7 +60,7 @@ impl blockd_cloud::store::Middleware for RenewableStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_cloud::testing::MemoryStore;
+    use blockd_store::testing::MemoryStore;
 
     fn with(content: &'static str) -> Client {
         let store = MemoryStore::default();

@@ -1,7 +1,7 @@
 //! Store with a disk cache of indexes.
 
 use super::disk::{DiskCache, PieceKey};
-use crate::store::{BlobStore, Middleware, Request, Response, StoreFuture};
+use blockd_store::{BlobStore, Middleware, Request, Response, StoreFuture};
 use bytes::Bytes;
 use std::sync::Arc;
 use uuid::Uuid;

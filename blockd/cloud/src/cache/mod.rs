@@ -27,8 +27,8 @@ use crate::{
     frame::FrameMemory,
     index::Page,
     manifest::Delta,
-    store::{BlobStore, StoreError, StoreErrorKind},
 };
+use blockd_store::{BlobStore, StoreError, StoreErrorKind};
 use disk::{DiskCache, PieceKey};
 use frames::{Frames, Obligation};
 use futures::{StreamExt, TryStreamExt};

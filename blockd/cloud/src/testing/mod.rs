@@ -1,12 +1,8 @@
-//! Stores that fail on purpose, and suites that any store must pass; for tests only.
+//! Repositories made to order, and the suite that any of them must pass; for tests only.
 
-mod adapter;
-mod fault;
 mod frames;
 #[allow(clippy::expect_used, clippy::panic, reason = "what does not hold is to be found")]
 mod fuzz;
-mod http;
-mod memory;
 mod snapshots;
 mod suite;
 mod tebibyte;
@@ -17,17 +13,13 @@ use crate::{
     slots::object_of,
 };
 
-pub use adapter::{Has, object_store_suite};
-pub use fault::{Fault, FaultStore};
 pub use frames::FrameBench;
 pub use fuzz::{
     frame_tables as fuzz_frame_tables, key_slots as fuzz_key_slots, manifests as fuzz_manifests,
     objects as fuzz_objects,
 };
-pub use http::{HttpDouble, HttpReply, HttpRequest};
-pub use memory::MemoryStore;
 pub use snapshots::put_many_snapshots;
-pub use suite::{MemoryVolume, repository_suite, store_suite};
+pub use suite::{MemoryVolume, repository_suite};
 pub use tebibyte::Tebibyte;
 
 /// The slot of a key as a repository holds it: both objects and their content.

@@ -1,11 +1,8 @@
 //! Snapshots by the thousand: manifests as they would be, without what they name.
 
-use crate::{
-    BackupType, CloudError, Delta, IndexRef, Manifest, Repository,
-    error::random,
-    store::{PutMode, RequestCounts},
-};
+use crate::{BackupType, CloudError, Delta, IndexRef, Manifest, Repository, error::random};
 use blockd_extent::{SnapshotId, VolumeId};
+use blockd_store::{PutMode, RequestCounts};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use uuid::Uuid;

@@ -4,10 +4,9 @@ use crate::{
     BackupOptions, BackupSpec, BlockReader, BlockWriter, CancelToken, CloudError, KdfParams, Manifest,
     ManifestFilter, MemoryCache, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions,
     SnapshotReader, backup, delete_snapshot, new_delta_salt, restore,
-    store::{BlobStore, PART_LEN_BYTES, PutMode, Requests, StoreErrorKind},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
-use bytes::Bytes;
+use blockd_store::{BlobStore, Requests};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, io, sync::Arc};
@@ -84,89 +83,6 @@ impl BlockWriter for MemoryVolume {
             }
         }
         Ok(())
-    }
-}
-
-/// Everything that is asked of a store; it must be empty below `suite/`.
-///
-/// # Panics
-/// If it does anything else than it should.
-#[allow(clippy::unwrap_used, reason = "a failed test panics")]
-pub async fn store_suite(store: &dyn BlobStore) {
-    let key = "suite/a/object-1";
-    let body = Bytes::from((0..100_000u32).map(|i| (i % 251) as u8).collect::<Vec<u8>>());
-    let kind = |result: Result<Bytes, crate::store::StoreError>| result.unwrap_err().kind;
-    assert_eq!(kind(store.get(key, 1 << 20).await), StoreErrorKind::NotFound);
-    assert_eq!(kind(store.get_range(key, 0, 1).await), StoreErrorKind::NotFound);
-    assert!(store.list("suite/").await.unwrap().is_empty());
-    let _ = store.delete(key).await.unwrap();
-
-    store.put(key, body.clone(), PutMode::CreateIfAbsent).await.unwrap();
-    assert_eq!(store.get(key, 1 << 20).await.unwrap(), body);
-    assert_eq!(store.get(key, body.len() as u64).await.unwrap(), body);
-    assert_eq!(kind(store.get(key, body.len() as u64 - 1).await), StoreErrorKind::TooLarge);
-    assert_eq!(store.get_range(key, 500, 1000).await.unwrap(), body.slice(500..1500));
-    assert_eq!(store.get_range(key, 0, body.len() as u64).await.unwrap(), body);
-    for (offset, len) in [(99_999, 2), (100_000, 1), (200_000, 10), (0, 100_001)] {
-        let error = store.get_range(key, offset, len).await.unwrap_err();
-        assert_eq!(error.kind, StoreErrorKind::RangeBeyondEnd, "{offset}+{len}: {error}");
-        assert!(error.to_string().contains(key), "{error}");
-    }
-    store.put(key, Bytes::from_static(b"new"), PutMode::Overwrite).await.unwrap();
-    assert_eq!(store.get(key, 100).await.unwrap(), b"new"[..]);
-    store.put(key, Bytes::new(), PutMode::Overwrite).await.unwrap();
-    assert_eq!(store.get(key, 100).await.unwrap(), b""[..]);
-
-    // Listings: by prefix, whole, sorted.
-    let mut keys = vec![key.to_owned()];
-    for i in [3, 1, 10, 2] {
-        keys.push(format!("suite/a/object-{i:02}"));
-        keys.push(format!("suite/b/{i}/x"));
-    }
-    for key in &keys[1..] {
-        store.put(key, Bytes::from_static(b"x"), PutMode::Overwrite).await.unwrap();
-    }
-    keys.sort();
-    let listed = async |prefix: &str| -> Vec<String> {
-        store.list(prefix).await.unwrap().into_iter().map(|object| object.key).collect()
-    };
-    assert_eq!(listed("suite/").await, keys);
-    assert_eq!(
-        listed("suite/a/object-0").await,
-        ["suite/a/object-01", "suite/a/object-02", "suite/a/object-03"]
-    );
-    assert_eq!(listed("suite/b/1").await, ["suite/b/1/x", "suite/b/10/x"]);
-    assert_eq!(listed("suite/nothing/").await, [""; 0]);
-    assert_eq!(store.list("suite/a/object-01").await.unwrap()[0].size_bytes, 1);
-
-    // Parts: two and a bit, and one that is given up.
-    let long = Bytes::from((0..PART_LEN_BYTES * 2 + 5).map(|i| (i % 253) as u8).collect::<Vec<u8>>());
-    let parts = "suite/parts";
-    let id = store.multipart_start(parts).await.unwrap();
-    let mut tags = Vec::new();
-    for part_no in 0..3u32 {
-        let from = part_no as usize * PART_LEN_BYTES;
-        let part = long.slice(from..(from + PART_LEN_BYTES).min(long.len()));
-        tags.push(store.multipart_put(parts, &id, part_no, part).await.unwrap());
-    }
-    assert_eq!(kind(store.get(parts, 1 << 30).await), StoreErrorKind::NotFound);
-    store.multipart_complete(parts, &id, &tags).await.unwrap();
-    assert!(store.get(parts, 1 << 30).await.unwrap() == long);
-    let id = store.multipart_start(parts).await.unwrap();
-    store.multipart_put(parts, &id, 0, Bytes::from_static(b"never")).await.unwrap();
-    store.multipart_abort(parts, &id).await.unwrap();
-    assert!(store.get(parts, 1 << 30).await.unwrap() == long);
-    keys.push(parts.to_owned());
-
-    for key in &keys {
-        store.delete(key).await.unwrap();
-        store.delete(key).await.unwrap();
-        assert_eq!(kind(store.get(key, 100).await), StoreErrorKind::NotFound);
-    }
-    assert!(store.list("suite/").await.unwrap().is_empty());
-    for bad in ["../x", "/x", "x//y", "x/.y", ""] {
-        let error = store.put(bad, Bytes::new(), PutMode::Overwrite).await.unwrap_err();
-        assert_eq!(error.kind, StoreErrorKind::BadKey);
     }
 }
 

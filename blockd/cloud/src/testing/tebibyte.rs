@@ -6,13 +6,10 @@
 
 use crate::{
     BackupJournal, BackupOptions, BackupSpec, BlockReader, CancelToken, CloudError, Manifest, MemoryJournal,
-    Progress, Repository, backup,
-    frame::FRAME_BLOCKS,
-    new_delta_salt,
-    plan::PACK_FRAMES,
-    store::{BlobStore, Middleware, Request, Requests, Response, StoreErrorKind, StoreFuture},
+    Progress, Repository, backup, frame::FRAME_BLOCKS, new_delta_salt, plan::PACK_FRAMES,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_store::{BlobStore, Middleware, Request, Requests, Response, StoreErrorKind, StoreFuture};
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::{collections::BTreeMap, io, sync::Arc};

@@ -6,10 +6,10 @@ use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BlockReader, CancelToken, CloudError, DataKey, EncryptionMode,
     KdfParams, KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup,
     restore,
-    store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store},
-    testing::{MemoryStore, MemoryVolume, key_slot},
+    testing::{MemoryVolume, key_slot},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store, testing::MemoryStore};
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;

@@ -1,8 +1,9 @@
 //! The cached manifests of one credential.
 
 use super::{Db, DbError, json, to_json};
-use blockd_cloud::{CloudsnapId, Manifest, ManifestCache, store::ObjectInfo};
+use blockd_cloud::{CloudsnapId, Manifest, ManifestCache};
 use blockd_extent::SnapshotId;
+use blockd_store::ObjectInfo;
 use futures::future::BoxFuture;
 use rusqlite::{OptionalExtension, Transaction, params};
 use std::{collections::HashMap, sync::Arc};
@@ -252,9 +253,9 @@ impl ManifestCache for Catalog {
 mod tests {
     use super::*;
     use blockd_cloud::{
-        DataKey, EncryptionMode, KnownKeys, NoCache, Repository,
-        testing::{MemoryStore, put_many_snapshots},
+        DataKey, EncryptionMode, KnownKeys, NoCache, Repository, testing::put_many_snapshots,
     };
+    use blockd_store::testing::MemoryStore;
     use std::cell::Cell;
 
     const MANIFESTS: u64 = 2 * AT_ONCE as u64 + 3;

@@ -5,7 +5,8 @@ use blockd_api::{
     CredentialName, SecretRef,
     credentials::{AssumedRole, Connection},
 };
-use blockd_cloud::{KnownKeys, WriteKey, store::StoreCapabilities};
+use blockd_cloud::{KnownKeys, WriteKey};
+use blockd_store::StoreCapabilities;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use serde::{Deserialize, Serialize};

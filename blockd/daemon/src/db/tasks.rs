@@ -6,8 +6,9 @@ use blockd_api::{
     ApiError, ObjectName, SnapshotName, VolumeName,
     tasks::{Findings, TaskLimits, TaskOwner},
 };
-use blockd_cloud::{BackupType, CloudsnapId, VerifyDepth, store::RequestCounts};
+use blockd_cloud::{BackupType, CloudsnapId, VerifyDepth};
 use blockd_extent::{SnapshotId, VolumeId};
+use blockd_store::RequestCounts;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};

@@ -13,11 +13,9 @@ use crate::{
     tasks::LiveTask,
 };
 use blockd_api::lazy::StoreLoss;
-use blockd_cloud::{
-    CloudError, CloudsnapId, Damage, ManifestCache, Repository, SnapshotReader,
-    store::{RequestCounts, Requests},
-};
+use blockd_cloud::{CloudError, CloudsnapId, Damage, ManifestCache, Repository, SnapshotReader};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_store::{RequestCounts, Requests};
 use blockd_volume::{FetchReply, FetchSink, LazySource, SourceError, Urgency};
 use parking_lot::Mutex;
 use std::{

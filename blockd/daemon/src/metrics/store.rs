@@ -1,7 +1,7 @@
 //! Metrics of store requests by credential, over all tasks.
 
 use super::histogram::{Counted, Histogram};
-use blockd_cloud::store::{self, BlobStore, Operation, Response, StoreError, StoreErrorKind, StoreFuture};
+use blockd_store::{BlobStore, Operation, Response, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
@@ -138,14 +138,14 @@ impl MeteredStore {
     }
 }
 
-impl blockd_cloud::store::Middleware for MeteredStore {
+impl blockd_store::Middleware for MeteredStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
 
     fn wrap<'a, T: Response + 'a>(
         &'a self,
-        request: store::Request<'a>,
+        request: blockd_store::Request<'a>,
         ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         self.meter.sent_bytes.fetch_add(request.sent_bytes, Relaxed);
@@ -160,7 +160,7 @@ impl blockd_cloud::store::Middleware for MeteredStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_cloud::testing::{Has, MemoryStore, object_store_suite};
+    use blockd_store::testing::{Has, MemoryStore, object_store_suite};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn metered_store_passes_the_store_suite() {

@@ -11,7 +11,7 @@ mod observer;
 mod priority;
 
 use crate::{config::TaskPriority, registry::Registry};
-use blockd_cloud::{Pace, Work, Workers};
+use blockd_store::{Pace, Work, Workers};
 use governor::Governor;
 use observer::Observer;
 use priority::{raise_nice, set_idle as lower_priority};

@@ -4,7 +4,7 @@
 use super::{Fingerprint, ReferenceError, References, Resolved};
 use crate::{db::StoreRow, error::ServiceError, providers};
 use blockd_api::SecretRef;
-use blockd_cloud::store::{BlobStore, Request, Response, StoreError, StoreErrorKind, StoreFuture};
+use blockd_store::{BlobStore, Request, Response, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{future::Future, sync::Arc};
 
@@ -86,7 +86,7 @@ impl ReferencedStore {
     }
 }
 
-impl blockd_cloud::store::Middleware for ReferencedStore {
+impl blockd_store::Middleware for ReferencedStore {
     fn describe(&self) -> &str {
         &self.describe
     }

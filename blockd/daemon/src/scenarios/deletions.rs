@@ -2,7 +2,7 @@
 //! a daemon comes back to a backup that is in the store already.
 
 use super::*;
-use blockd_cloud::store::{BlobStore, ListPage, Middleware, ObjectInfo, Request, Response, StoreFuture};
+use blockd_store::{BlobStore, ListPage, Middleware, ObjectInfo, Request, Response, StoreFuture};
 use std::path::PathBuf;
 
 impl Host {

@@ -1,10 +1,8 @@
 //! A daemon that dies right after the commit of a backup, before it asked anything about it.
 
 use crate::core::Core;
-use blockd_cloud::{
-    CancelToken, Repository,
-    store::{BlobStore, Middleware, PutMode, Request, Response, StoreFuture},
-};
+use blockd_cloud::{CancelToken, Repository};
+use blockd_store::{BlobStore, Middleware, PutMode, Request, Response, StoreFuture};
 use bytes::Bytes;
 use std::sync::Arc;
 

@@ -6,7 +6,7 @@ use blockd_api::{
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     tasks::TaskLimits,
 };
-use blockd_cloud::testing::{Fault, FaultStore};
+use blockd_store::testing::{Fault, FaultStore};
 use std::time::Duration;
 
 /// A host that does not wait long, with a backup in a store that can be made silent.

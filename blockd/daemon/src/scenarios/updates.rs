@@ -115,7 +115,7 @@ async fn failed_credential_update_changes_nothing() {
     let right = put(&host, "right", "first");
     let error = update(&host, passphrase(right.clone())).await.unwrap_err();
     assert!(error.message.contains("is not what credential nas was made for"), "{error}");
-    let store = blockd_cloud::store::LocalStore::open(host.store.path()).unwrap();
+    let store = blockd_store::LocalStore::open(host.store.path()).unwrap();
     crate::cloud::open(Arc::new(store), Some("first".to_owned().into())).await.unwrap();
     let error = update(&host, passphrase(right.clone())).await.unwrap_err();
     assert!(error.message.contains("is not what credential nas was made for"), "{error}");

@@ -11,9 +11,10 @@ use crate::{
 use blockd_api::{ErrorCode, events::Severity};
 use blockd_cloud::{
     CloudError, CloudsnapId, ListedManifest, ManifestFilter, Progress, Repository, VerifyDepth,
-    VerifyOptions, check_clock, store::Requests,
+    VerifyOptions, check_clock,
 };
 use blockd_schedule::KeepReason;
+use blockd_store::Requests;
 use jiff::Timestamp;
 use std::{collections::HashSet, sync::Arc};
 use uuid::Uuid;

@@ -2,10 +2,8 @@
 
 use crate::db::{TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_api::{ApiError, tasks::TaskLimits};
-use blockd_cloud::{
-    CancelToken, Progress, Repository,
-    store::{Bandwidth, LimitStore, RequestCounts},
-};
+use blockd_cloud::{CancelToken, Progress, Repository};
+use blockd_store::{Bandwidth, LimitStore, RequestCounts};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{

@@ -10,7 +10,8 @@ use crate::{
     references::ReferenceError,
 };
 use blockd_api::{CredentialRef, SecretRef};
-use blockd_cloud::{Repository, store::Requests};
+use blockd_cloud::Repository;
+use blockd_store::Requests;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::SemaphorePermit, time::Instant};
 

@@ -17,9 +17,9 @@ use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
 use blockd_cloud::{
     AffectedSnapshot, BlockCheck, CloudsnapId, ManifestFilter, Progress, Repository, VerifiedSnapshot,
     VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
-    store::{Bandwidth, LimitStore},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
+use blockd_store::{Bandwidth, LimitStore};
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,0 +1,502 @@
+//! A bucket behind one of the clients of `object_store`.
+//!
+//! Its requests are made with explicit credentials always, unless instance identity was asked for (the
+//! library would otherwise ask the instance metadata service), and without its retries:
+//! [`RetryStore`](crate::RetryStore) does that, and counts. What the library drops of answers (when to ask
+//! again, what was stored) comes from the HTTP client.
+
+use super::{
+    classify::{classify, is_about_access},
+    http::{Hints, with_hints},
+};
+use crate::{
+    BlobStore, ListPage, ObjectInfo, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key,
+    check_prefix,
+};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use md5::{Digest, Md5};
+use object_store::{
+    Attribute, Attributes, BackoffConfig, GetOptions, GetRange, ObjectStoreExt as _, PutMultipartOptions,
+    PutOptions, PutPayload, RetryConfig,
+    list::{PaginatedListOptions, PaginatedListStore},
+    multipart::{MultipartStore, PartId},
+    path::Path,
+};
+use std::{future::Future, num::NonZero, sync::Arc, time::Duration};
+
+/// Common interface of the library's clients.
+pub(super) trait BucketClient:
+    object_store::ObjectStore + MultipartStore + PaginatedListStore
+{
+}
+
+impl<T: object_store::ObjectStore + MultipartStore + PaginatedListStore> BucketClient for T {}
+
+/// The library makes each request once.
+pub(super) fn no_retries() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_secs(1) }
+}
+
+/// A bucket of S3 or Google, or a container of Azure.
+pub struct BucketStore {
+    client: Arc<dyn BucketClient>,
+    description: String,
+    attributes: Attributes,
+    stall_timeout: Duration,
+}
+
+impl BucketStore {
+    pub(super) fn new(
+        client: impl BucketClient,
+        description: String,
+        storage_class: Option<&str>,
+        stall_timeout: Duration,
+    ) -> Self {
+        let mut attributes = Attributes::new();
+        if let Some(class) = storage_class {
+            attributes.insert(Attribute::StorageClass, class.to_owned().into());
+        }
+        Self { client: Arc::new(client), description, attributes, stall_timeout }
+    }
+
+    fn path(&self, operation: &'static str, key: &str) -> Result<Path, StoreError> {
+        let bad = || StoreError::new(StoreErrorKind::BadKey, operation, key, &self.description);
+        if !check_key(key) {
+            return Err(bad());
+        }
+        Path::parse(key).map_err(|_| bad())
+    }
+
+    fn error(&self, operation: &'static str, key: &str, error: object_store::Error) -> StoreError {
+        let (kind, detail) = classify(operation, &error);
+        let mut out = StoreError::new(kind, operation, key, &self.description).with_detail(detail);
+        // The answer's text is not kept: some servers repeat the request's signature in it.
+        if !is_about_access(kind) {
+            out.source = Some(Arc::new(error));
+        }
+        out
+    }
+
+    /// Runs one operation of the client; what its answers say beside goes into the error, or comes back.
+    async fn ask<T>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        work: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<(T, Hints), StoreError> {
+        let (result, hints) = with_hints(work).await;
+        match result {
+            Ok(value) => Ok((value, hints)),
+            Err(error) => {
+                let mut error = self.error(operation, key, error);
+                error.retry_after_s = hints.retry_after_s;
+                if error.kind == StoreErrorKind::NoSpace {
+                    error.store_time_unix_s = hints.date_unix_s.and_then(NonZero::new);
+                }
+                if let (StoreErrorKind::WrongRegion, Some(host)) = (error.kind, hints.redirects_to) {
+                    error = error.with_detail(format!("redirects to {host}"));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Compares the checksum reported by the store with the sent data, if there is one.
+    async fn check_stored(
+        &self,
+        operation: &'static str,
+        key: &str,
+        sent: Bytes,
+        hints: Hints,
+    ) -> Result<(), StoreError> {
+        let Some(stored) = hints.stored_md5 else { return Ok(()) };
+        let sent: [u8; 16] =
+            blocking(operation, key, &self.description, move || Ok(Md5::digest(&sent).into())).await?;
+        if sent == stored {
+            return Ok(());
+        }
+        Err(StoreError::new(StoreErrorKind::Altered, operation, key, &self.description)
+            .with_detail("the store's MD5 of what it stored is not that of what was sent"))
+    }
+
+    async fn fetch(
+        &self,
+        key: &str,
+        range: Option<std::ops::Range<u64>>,
+        max_len_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        let path = self.path("GET", key)?;
+        let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
+        let (answer, _) = self.ask("GET", key, self.client.get_opts(&path, options)).await?;
+        let len_bytes = answer.range.end.saturating_sub(answer.range.start);
+        let fail =
+            |kind, detail: String| StoreError::new(kind, "GET", key, &self.description).with_detail(detail);
+        if range.is_some_and(|range| range != answer.range) {
+            return Err(fail(
+                StoreErrorKind::RangeBeyondEnd,
+                format!("the object has {} bytes", answer.meta.size),
+            ));
+        }
+        if len_bytes > max_len_bytes {
+            return Err(fail(
+                StoreErrorKind::TooLarge,
+                format!("{len_bytes} bytes, at most {max_len_bytes} are expected"),
+            ));
+        }
+        let mut body = BytesMut::with_capacity(len_bytes as usize);
+        let mut stream = answer.into_stream();
+        loop {
+            let Ok(next) = tokio::time::timeout(self.stall_timeout, stream.next()).await else {
+                let waited = self.stall_timeout.as_secs();
+                let detail =
+                    format!("nothing arrived for {waited} s after {} of {len_bytes} bytes", body.len());
+                return Err(fail(StoreErrorKind::Timeout, detail));
+            };
+            let Some(piece) = next else { break };
+            let piece = piece.map_err(|error| self.error("GET", key, error))?;
+            if (body.len() + piece.len()) as u64 > len_bytes {
+                return Err(fail(
+                    StoreErrorKind::Other,
+                    "the body is longer than its announced length".into(),
+                ));
+            }
+            body.extend_from_slice(&piece);
+        }
+        if body.len() as u64 != len_bytes {
+            return Err(fail(
+                StoreErrorKind::ShortBody,
+                format!("{} of {len_bytes} bytes arrived", body.len()),
+            ));
+        }
+        Ok(body.freeze())
+    }
+}
+
+impl BlobStore for BucketStore {
+    fn describe(&self) -> &str {
+        &self.description
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let path = self.path("PUT", key)?;
+            let mode = match mode {
+                PutMode::CreateIfAbsent => object_store::PutMode::Create,
+                PutMode::Overwrite => object_store::PutMode::Overwrite,
+            };
+            let options = PutOptions { mode, attributes: self.attributes.clone(), ..PutOptions::default() };
+            let put = self.client.put_opts(&path, PutPayload::from(body.clone()), options);
+            match self.ask("PUT", key, put).await {
+                Ok((_, hints)) => self.check_stored("PUT", key, body, hints).await,
+                // A bucket that is not there answers a put with "not found", and nothing else can.
+                Err(mut error) if error.kind == StoreErrorKind::NotFound => {
+                    error.kind = StoreErrorKind::BucketMissing;
+                    Err(error)
+                }
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(self.fetch(key, None, max_len_bytes))
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            if len_bytes == 0 {
+                return Ok(Bytes::new());
+            }
+            self.fetch(key, Some(offset_bytes..offset_bytes.saturating_add(len_bytes)), len_bytes).await
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let path = self.path("DELETE", key)?;
+            match self.ask("DELETE", key, self.client.delete(&path)).await {
+                // S3 does not tell whether there was one.
+                Ok(_) => Ok(true),
+                Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
+        Box::pin(async move {
+            if !check_prefix(prefix) {
+                return Err(StoreError::new(StoreErrorKind::BadKey, "LIST", prefix, &self.description));
+            }
+            let options = PaginatedListOptions {
+                page_token: page.map(str::to_owned),
+                ..PaginatedListOptions::default()
+            };
+            // A character less: the client leaves an object of Azure out whose key is the prefix.
+            let mut shorter = prefix.chars();
+            if !prefix.ends_with('/') {
+                shorter.next_back();
+            }
+            let shorter = Some(shorter.as_str()).filter(|prefix| !prefix.is_empty());
+            let listed = self.client.list_paginated(shorter, options);
+            let listed = match self.ask("LIST", prefix, listed).await {
+                Ok((listed, _)) => listed,
+                Err(mut error) => {
+                    if error.kind == StoreErrorKind::NotFound {
+                        error.kind = StoreErrorKind::BucketMissing;
+                    }
+                    return Err(error);
+                }
+            };
+            let objects = listed.result.objects.into_iter().filter_map(|found| {
+                let key = found.location.to_string();
+                let tag = found.e_tag.unwrap_or_default();
+                let version = format!("{tag}-{}-{}", found.size, found.last_modified.timestamp_millis());
+                let modified_unix_s = Some(found.last_modified.timestamp());
+                let is_key = key.starts_with(prefix) && check_key(&key);
+                is_key.then_some(ObjectInfo { key, size_bytes: found.size, version, modified_unix_s })
+            });
+            Ok(ListPage { objects: objects.collect(), next: listed.page_token })
+        })
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        Box::pin(async move {
+            let path = self.path("MULTIPART", key)?;
+            let options =
+                PutMultipartOptions { attributes: self.attributes.clone(), ..PutMultipartOptions::default() };
+            let start = self.client.create_multipart_opts(&path, options);
+            Ok(self.ask("MULTIPART", key, start).await?.0)
+        })
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        Box::pin(async move {
+            let path = self.path("MULTIPART", key)?;
+            let upload_id = upload_id.to_owned();
+            let payload = PutPayload::from(body.clone());
+            let put = self.client.put_part(&path, &upload_id, part_no as usize, payload);
+            let (part, hints) = self.ask("MULTIPART", key, put).await?;
+            self.check_stored("MULTIPART", key, body, hints).await?;
+            Ok(part.content_id)
+        })
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let path = self.path("MULTIPART", key)?;
+            let parts = tags.iter().map(|tag| PartId { content_id: tag.clone() }).collect();
+            let upload_id = upload_id.to_owned();
+            let complete = self.client.complete_multipart(&path, &upload_id, parts);
+            self.ask("MULTIPART", key, complete).await.map(drop)
+        })
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let path = self.path("MULTIPART", key)?;
+            let upload_id = upload_id.to_owned();
+            self.ask("MULTIPART", key, self.client.abort_multipart(&path, &upload_id)).await.map(drop)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        HttpOptions, S3Access, S3Options,
+        testing::{HttpDouble, HttpReply},
+    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn options(endpoint: &str) -> S3Options {
+        S3Options {
+            endpoint: Some(endpoint.to_owned()),
+            region: "us-east-1".into(),
+            bucket: "bkt".into(),
+            access: S3Access::Key {
+                access_key: "AKIAEXAMPLE".to_owned().into(),
+                secret_key: "very-secret".to_owned().into(),
+            },
+            role: None,
+            disable_ssl: false,
+            virtual_hosted_style: false,
+            storage_class: Some("STANDARD_IA".into()),
+            // Who answers is in time, on a busy machine as well.
+            http: HttpOptions { stall_timeout: Duration::from_secs(10), ..HttpOptions::default() },
+        }
+    }
+
+    fn object() -> HttpReply {
+        HttpReply::status(200)
+            .header("ETag", "\"tag\"")
+            .header("Last-Modified", "Sat, 21 Nov 2026 12:00:00 GMT")
+            .body("hello")
+    }
+
+    async fn put(reply: HttpReply) -> (Result<(), StoreError>, HttpDouble) {
+        let server = HttpDouble::start(move |_| reply.clone()).await;
+        let store = options(&server.url()).open().unwrap();
+        (store.put("a/b", Bytes::from_static(b"hello"), PutMode::Overwrite).await, server)
+    }
+
+    #[tokio::test]
+    async fn stored_checksum_is_compared_with_the_sent_one() {
+        let stored = |name, value: &str| HttpReply::status(200).header("ETag", "\"t\"").header(name, value);
+        let (result, server) = put(stored("Content-MD5", "XUFAKrxLKna5cZ2REBfFkg==")).await;
+        result.unwrap();
+        assert_eq!(server.seen()[0].header("x-amz-storage-class"), "STANDARD_IA");
+        put(stored("x-goog-hash", "crc32c=mnG7TA==,md5=XUFAKrxLKna5cZ2REBfFkg==")).await.0.unwrap();
+        put(stored("x-other", "")).await.0.unwrap();
+        for (name, value) in [
+            ("Content-MD5", "1B2M2Y8AsgTpgAmY7PhCfg=="),
+            ("x-goog-hash", "crc32c=mnG7TA==, md5=1B2M2Y8AsgTpgAmY7PhCfg=="),
+        ] {
+            let error = put(stored(name, value)).await.0.unwrap_err();
+            assert_eq!(error.kind, StoreErrorKind::Altered, "{error}");
+            assert!(error.is_retryable());
+        }
+    }
+
+    #[tokio::test]
+    async fn retry_after_header_is_in_the_error() {
+        for (status, pause) in [(503, Some(7)), (429, Some(7)), (500, None), (403, None)] {
+            let (result, _) = put(HttpReply::status(status).header("Retry-After", "7")).await;
+            assert_eq!(result.unwrap_err().retry_after_s, pause, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn refusal_of_a_full_store_has_its_date() {
+        let date = "Sat, 21 Nov 2026 12:00:00 GMT";
+        let full = HttpReply::status(507).body("<Error><Code>XMinioStorageFull</Code></Error>");
+        for (reply, expected) in
+            [(full.clone().header("Date", date), Some(1_795_262_400)), (full.header("Date", "soon"), None)]
+        {
+            let error = put(reply).await.0.unwrap_err();
+            let told = error.store_time_unix_s.map(NonZero::get);
+            assert_eq!((error.kind, told), (StoreErrorKind::NoSpace, expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn setting_errors_are_distinguished() {
+        let xml = |status, code: &str, more: &str| {
+            HttpReply::status(status)
+                .body(format!("<Error><Code>{code}</Code><Message>planted-signature</Message>{more}</Error>"))
+        };
+        let plain = "<title>400 The plain HTTP request was sent to HTTPS port</title>";
+        for (reply, kind, words) in [
+            (xml(403, "RequestTimeTooSkewed", ""), StoreErrorKind::WrongClock, "clock"),
+            (xml(403, "SecondLevelDomainForbidden", ""), StoreErrorKind::WrongStyle, "name of the host"),
+            (
+                xml(400, "AuthorizationHeaderMalformed", "<Region>eu-central-1</Region>"),
+                StoreErrorKind::WrongRegion,
+                "eu-central-1 is expected",
+            ),
+            (xml(400, "AuthorizationHeaderMalformed", ""), StoreErrorKind::Unauthorized, "access denied"),
+            (xml(301, "PermanentRedirect", ""), StoreErrorKind::WrongRegion, "another region"),
+            (xml(400, "InvalidStorageClass", ""), StoreErrorKind::Misconfigured, "settings"),
+            (HttpReply::status(400).body(plain), StoreErrorKind::WrongScheme, "TLS"),
+            (HttpReply::status(407).body("who are you"), StoreErrorKind::Unreachable, "407"),
+        ] {
+            let error = put(reply).await.0.unwrap_err();
+            assert_eq!(error.kind, kind, "{error}");
+            let told = format!("{error} {:?}", error.source);
+            assert!(told.contains(words), "{told}");
+            if is_about_access(kind) {
+                assert!(!told.contains("planted"), "{told}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn error_response_without_code_is_classified_by_status() {
+        for status in [401, 403] {
+            let server = HttpDouble::start(move |_| HttpReply::status(status).body("<html>no</html>")).await;
+            let store = options(&server.url()).open().unwrap();
+            for error in [store.get("a", 100).await.unwrap_err(), store.list("a/").await.unwrap_err()] {
+                assert_eq!(error.kind, StoreErrorKind::Unauthorized, "{status} {error}");
+                assert!(!error.is_retryable());
+            }
+        }
+        for status in [301, 302, 307, 308] {
+            let server = HttpDouble::start(move |_| {
+                HttpReply::status(status)
+                    .header("Location", "https://eu.example:8443/b/a?X-Signature=planted")
+            });
+            let server = server.await;
+            let store = options(&server.url()).open().unwrap();
+            for error in [store.get("a", 100).await.unwrap_err(), store.list("a/").await.unwrap_err()] {
+                assert_eq!(error.kind, StoreErrorKind::WrongRegion, "{status} {error}");
+                assert!(!error.is_retryable());
+                let told = format!("{error} {:?}", error.source);
+                assert!(
+                    told.contains("redirects to eu.example:8443)") && !told.contains("planted"),
+                    "{told}"
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn plain_http_server_is_distinguished_from_an_absent_one() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("https://{}", listener.local_addr().unwrap());
+        // What servers say to a greeting of TLS.
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut greeting = [0; 1];
+                if stream.read_exact(&mut greeting).await.is_ok() {
+                    let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+                }
+            }
+        });
+        let error = options(&endpoint).open().unwrap().get("a", 100).await.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::WrongScheme, "{error}");
+    }
+
+    #[tokio::test]
+    async fn bodies_that_stall_or_end_early_are_given_up() {
+        for (reply, kind) in [
+            (HttpReply { stall: Duration::from_secs(60), ..object() }, StoreErrorKind::Timeout),
+            (HttpReply { cut_bytes: 2, ..object() }, StoreErrorKind::ShortBody),
+        ] {
+            let server = HttpDouble::start(move |_| reply.clone()).await;
+            let error = options(&server.url()).open().unwrap().get("a", 100).await.unwrap_err();
+            assert_eq!(error.kind, kind, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_go_through_the_proxy() {
+        let proxy = HttpDouble::start(|_| object()).await;
+        let mut options = options("http://store.example:9000");
+        options.http.proxy = Some(proxy.url());
+        assert_eq!(options.open().unwrap().get("a/b", 100).await.unwrap(), b"hello"[..]);
+        assert_eq!(proxy.seen()[0].path, "http://store.example:9000/bkt/a/b");
+    }
+
+    #[tokio::test]
+    async fn redirections_are_not_followed() {
+        // They would send credentials to another host.
+        let elsewhere = HttpDouble::start(|_| object()).await;
+        let to = format!("{}/bkt/a/b", elsewhere.url());
+        let server = HttpDouble::start(move |_| HttpReply::status(307).header("Location", to.clone())).await;
+        assert!(options(&server.url()).open().unwrap().get("a/b", 100).await.is_err());
+        assert!(elsewhere.seen().is_empty());
+    }
+}

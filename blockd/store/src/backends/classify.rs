@@ -1,0 +1,159 @@
+//! Classification of `object_store` errors with a one-line message.
+
+use crate::StoreErrorKind;
+use object_store::{
+    Error as ClientError,
+    client::{HttpError, HttpErrorKind},
+};
+use std::error::Error as StdError;
+
+/// Returns true for an authentication error, whose response may contain parts of the credentials.
+pub(super) fn is_about_access(kind: StoreErrorKind) -> bool {
+    matches!(kind, StoreErrorKind::Unauthorized | StoreErrorKind::WrongRegion | StoreErrorKind::WrongClock)
+}
+
+/// The part of an XML answer between two tags.
+fn between<'a>(text: &'a str, tag: &str) -> Option<&'a str> {
+    let start = text.find(&format!("<{tag}>"))? + tag.len() + 2;
+    let end = text[start..].find("</")? + start;
+    Some(&text[start..end])
+}
+
+/// Messages of servers and clients that disagree about TLS.
+const SCHEMES_DIFFER: [&str; 5] = [
+    // Plain HTTP to a server with TLS, as nginx, Go, Apache and the client of one that answers with an alert
+    // have it.
+    "plain HTTP request was sent to HTTPS port",
+    "HTTP request to an HTTPS server",
+    "plain HTTP to an SSL-enabled server",
+    "invalid HTTP version parsed",
+    // TLS to a server without it.
+    "InvalidContentType",
+];
+
+/// The region that a server asks for, if it names one.
+fn expected_region(text: &str) -> Option<&str> {
+    let plain =
+        |region: &&str| !region.is_empty() && region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    between(text, "Region").filter(plain)
+}
+
+/// Classifies a client error of an operation, with a one-line message.
+pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind, String) {
+    use StoreErrorKind as Kind;
+    let mut chain = Vec::new();
+    let mut at: Option<&(dyn StdError + 'static)> = Some(error);
+    let mut http = None;
+    while let Some(source) = at {
+        if let Some(found) = source.downcast_ref::<HttpError>() {
+            http = Some(found.kind());
+        }
+        chain.push(source.to_string());
+        at = source.source();
+    }
+    let text = chain.join(" ");
+    let code = between(&text, "Code").unwrap_or_default();
+    let said = match (code, between(&text, "Message")) {
+        ("", _) => chain.last().cloned().unwrap_or_default(),
+        (code, Some(message)) => format!("{code}: {message}"),
+        (code, None) => code.to_owned(),
+    };
+    let status = |code: &str| text.contains(&format!("status code: {code}"));
+    let region = expected_region(&text);
+    let kind = match code {
+        "RequestTimeTooSkewed" | "RequestExpired" => Kind::WrongClock,
+        "SecondLevelDomainForbidden" => Kind::WrongStyle,
+        "PermanentRedirect" | "IllegalLocationConstraintException" => Kind::WrongRegion,
+        "AuthorizationHeaderMalformed" if region.is_some() => Kind::WrongRegion,
+        "InvalidStorageClass" => Kind::Misconfigured,
+        "NoSuchBucket"
+        | "ContainerNotFound"
+        | "ContainerBeingDeleted"
+        | "InvalidBucketName"
+        | "InvalidResourceName" => Kind::BucketMissing,
+        "AccessDenied"
+        | "InvalidAccessKeyId"
+        | "InvalidClientTokenId"
+        | "MissingAuthenticationToken"
+        | "RegionDisabledException"
+        | "SignatureDoesNotMatch"
+        | "AuthorizationHeaderMalformed"
+        | "ExpiredToken"
+        | "InvalidToken"
+        | "AllAccessDisabled"
+        | "AccountProblem"
+        | "AccountIsDisabled"
+        | "AuthenticationFailed"
+        | "AuthenticationRequired"
+        | "AuthorizationFailure"
+        | "AuthorizationPermissionMismatch"
+        | "AuthorizationProtocolMismatch"
+        | "AuthorizationResourceTypeMismatch"
+        | "AuthorizationServiceMismatch"
+        | "AuthorizationSourceIPMismatch"
+        | "InsufficientAccountPermissions"
+        | "InvalidAuthenticationInfo"
+        | "InvalidSecurity"
+        | "NoAuthenticationInformation"
+        | "UnauthorizedBlobOverwrite" => Kind::Unauthorized,
+        "SlowDown"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestLimitExceeded"
+        | "ServerBusy"
+        | "OperationTimedOut"
+        | "ServiceUnavailable"
+        | "InternalError"
+        | "RequestTimeout"
+        | "TooManyRequests"
+        | "OperationAborted"
+        | "ConditionalRequestConflict" => Kind::Throttled,
+        "QuotaExceeded"
+        | "InsufficientStorage"
+        | "XMinioStorageFull"
+        | "InsufficientCapacity"
+        | "ServiceQuotaExceeded" => Kind::NoSpace,
+        "InvalidRange" => Kind::RangeBeyondEnd,
+        "NotImplemented" => Kind::Unsupported,
+        "PreconditionFailed" | "BlobAlreadyExists" => Kind::AlreadyExists,
+        _ => match error {
+            ClientError::NotFound { .. } => Kind::NotFound,
+            ClientError::AlreadyExists { .. } | ClientError::Precondition { .. } => Kind::AlreadyExists,
+            ClientError::NotImplemented { .. } | ClientError::NotSupported { .. } => Kind::Unsupported,
+            ClientError::PermissionDenied { .. } | ClientError::Unauthenticated { .. } => Kind::Unauthorized,
+            // Elsewhere it has an error of its own, and this is the answer of a service that gives out
+            // tokens.
+            _ if operation == "LIST" && status("404") => Kind::NotFound,
+            _ if SCHEMES_DIFFER.iter().any(|words| text.contains(words)) => Kind::WrongScheme,
+            _ if text.contains("redirect without LOCATION") => Kind::WrongRegion,
+            // Whose body has no code, as that of a proxy in front of it. Some clients have no error of their
+            // own for it in lists.
+            _ if status("401") || status("403") => Kind::Unauthorized,
+            _ if ["301", "302", "307", "308"].into_iter().any(status) => Kind::WrongRegion,
+            _ if status("501") => Kind::Unsupported,
+            _ if status("507") => Kind::NoSpace,
+            _ if status("416") => Kind::RangeBeyondEnd,
+            // The answer of a proxy, which says no more.
+            _ if status("407") => Kind::Unreachable,
+            _ if ["429", "500", "502", "503", "504"].into_iter().any(status) => Kind::Throttled,
+            _ => match http {
+                Some(HttpErrorKind::Connect | HttpErrorKind::Request) => Kind::Unreachable,
+                Some(HttpErrorKind::Timeout) => Kind::Timeout,
+                Some(HttpErrorKind::Interrupted | HttpErrorKind::Decode) => Kind::ShortBody,
+                // The client reports a range that the server clipped to the object's end by its own error.
+                _ if text.contains("Requested range") || text.contains("range started at") => {
+                    Kind::RangeBeyondEnd
+                }
+                _ => Kind::Other,
+            },
+        },
+    };
+    // Errors of access say enough themselves, and what servers add may repeat parts of the credentials.
+    let detail = match (kind, region) {
+        (Kind::WrongRegion, Some(region)) => format!("{code}: {region} is expected"),
+        (Kind::WrongRegion, None) if code.is_empty() => "it redirects and does not say where to".to_owned(),
+        (kind, _) if is_about_access(kind) => code.to_owned(),
+        _ => said,
+    };
+    (kind, detail)
+}

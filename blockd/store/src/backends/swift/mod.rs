@@ -1,0 +1,463 @@
+//! OpenStack Swift, by its own API.
+//!
+//! Swift has no create-if-absent that one could rely on: `If-None-Match: *` is looked at before the body is
+//! taken in, so two creators at once both succeed. This store therefore refuses it outright, and the writer
+//! does without (see `FORMAT.md`, "Two writers").
+//!
+//! What arrives in parts becomes a static large object. Its segments lie beside the keys of the format, below
+//! `blockd-parts/`, and go with the object; those of uploads that did not end go with the next collection of
+//! garbage.
+
+mod auth;
+mod listing;
+
+pub use auth::SwiftAccess;
+
+use self::auth::Authority;
+use super::http::{HttpOptions, chain, date_unix_s, misconfigured, retry_after_s};
+use crate::{
+    BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key, check_prefix,
+};
+use bytes::{Bytes, BytesMut};
+use md5::{Digest, Md5};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header::CONTENT_LENGTH};
+use serde::Deserialize;
+use serde_json::json;
+use std::{fmt::Write, num::NonZero, time::Duration};
+use uuid::Uuid;
+
+/// Prefix of segments.
+const SEGMENTS_PREFIX: &str = "blockd-parts/";
+
+/// Settings of a container.
+#[derive(Clone)]
+pub struct SwiftOptions {
+    /// The container.
+    pub container: String,
+    /// Authentication.
+    pub access: SwiftAccess,
+    /// HTTP options.
+    pub http: HttpOptions,
+}
+
+impl std::fmt::Debug for SwiftOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SwiftOptions").field("container", &self.container).finish_non_exhaustive()
+    }
+}
+
+/// A container of Swift.
+pub struct SwiftStore {
+    client: reqwest::Client,
+    authority: Authority,
+    container: String,
+    description: String,
+    stall_timeout: Duration,
+}
+
+impl SwiftOptions {
+    /// Makes a client; asks the server nothing yet.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Misconfigured`], which says which setting is wrong.
+    pub fn open(&self) -> Result<SwiftStore, StoreError> {
+        let wrong = |detail: String| misconfigured("Swift", &self.container, detail);
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+        if self.container.is_empty() || self.container.len() > 256 || !self.container.bytes().all(plain) {
+            return Err(wrong("the container's name has letters, digits, '-', '.' and '_' only".into()));
+        }
+        let mut access = self.access.clone();
+        let url = match &mut access {
+            SwiftAccess::V1 { auth_url: url, .. }
+            | SwiftAccess::V2 { auth_url: url, .. }
+            | SwiftAccess::V3 { auth_url: url, .. }
+            | SwiftAccess::Token { storage_url: url, .. } => url,
+        };
+        *url = url.trim().trim_end_matches('/').to_owned();
+        let parsed = Url::parse(url)
+            .map_err(|error| wrong(format!("the address is not a URL like https://HOST/PATH: {error}")))?;
+        let allow_http = match parsed.scheme() {
+            "https" => false,
+            "http" => true,
+            scheme => return Err(wrong(format!("the URL's scheme {scheme} is neither http nor https"))),
+        };
+        if !parsed.username().is_empty() || parsed.password().is_some() || parsed.query().is_some() {
+            return Err(wrong(
+                "the URL has a user, a password or a query: it is just https://HOST/PATH".into(),
+            ));
+        }
+        let description = format!("container {} of Swift at {url}", self.container);
+        let client = self.http.client(allow_http).map_err(wrong)?;
+        Ok(SwiftStore {
+            authority: Authority::new(client.clone(), access, allow_http),
+            client,
+            container: self.container.clone(),
+            description,
+            stall_timeout: self.http.stall_timeout,
+        })
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+fn text_of<'a>(answer: &'a Response, name: &str) -> Option<&'a str> {
+    answer.headers().get(name)?.to_str().ok()
+}
+
+impl SwiftStore {
+    fn fail(&self, kind: StoreErrorKind, operation: &'static str, key: &str, detail: String) -> StoreError {
+        StoreError::new(kind, operation, key, &self.description).with_detail(detail)
+    }
+
+    fn check(&self, operation: &'static str, key: &str) -> Result<(), StoreError> {
+        match check_key(key) {
+            true => Ok(()),
+            false => Err(StoreError::new(StoreErrorKind::BadKey, operation, key, &self.description)),
+        }
+    }
+
+    /// Makes a request with a token; once more with a new one if that is refused.
+    async fn ask(
+        &self,
+        operation: &'static str,
+        key: &str,
+        method: &Method,
+        query: &str,
+        with: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, StoreError> {
+        let mut session =
+            self.authority.session(None).await.map_err(|error| self.of_auth(operation, key, error))?;
+        let mut first = true;
+        loop {
+            let object = if operation == "LIST" { String::new() } else { format!("/{key}") };
+            let url = format!("{}/{}{object}{query}", session.storage_url, self.container);
+            let request = self.client.request(method.clone(), url);
+            let answer = with(request.header("X-Auth-Token", session.token.as_str())).send().await;
+            let response = answer.map_err(|error| self.of_client(operation, key, &error))?;
+            let status = response.status();
+            if status == StatusCode::UNAUTHORIZED && first {
+                first = false;
+                let again = self.authority.session(Some(&session.token)).await;
+                session = again.map_err(|error| self.of_auth(operation, key, error))?;
+                continue;
+            }
+            if status.is_success() {
+                return Ok(response);
+            }
+            return Err(self.of_status(operation, key, &response));
+        }
+    }
+
+    fn of_auth(&self, operation: &'static str, key: &str, error: StoreError) -> StoreError {
+        StoreError { operation, key: key.to_owned(), store: self.description.clone(), ..error }
+    }
+
+    fn of_client(&self, operation: &'static str, key: &str, error: &reqwest::Error) -> StoreError {
+        let kind = if error.is_timeout() {
+            StoreErrorKind::Timeout
+        } else if error.is_body() || error.is_decode() {
+            StoreErrorKind::ShortBody
+        } else {
+            StoreErrorKind::Unreachable
+        };
+        self.fail(kind, operation, key, chain(error))
+    }
+
+    fn of_status(&self, operation: &'static str, key: &str, answer: &Response) -> StoreError {
+        use StoreErrorKind as Kind;
+        let status = answer.status();
+        let kind = match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Unauthorized,
+            // Nothing but a missing container answers puts and listings like that.
+            StatusCode::NOT_FOUND if matches!(operation, "PUT" | "LIST" | "MULTIPART") => Kind::BucketMissing,
+            StatusCode::NOT_FOUND => Kind::NotFound,
+            StatusCode::RANGE_NOT_SATISFIABLE => Kind::RangeBeyondEnd,
+            StatusCode::UNPROCESSABLE_ENTITY => Kind::Altered,
+            StatusCode::INSUFFICIENT_STORAGE | StatusCode::PAYLOAD_TOO_LARGE => Kind::NoSpace,
+            StatusCode::CONFLICT | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+                Kind::Throttled
+            }
+            // Response of Swift to a client above its rate limit.
+            _ if status.as_u16() == 498 || status.is_server_error() => Kind::Throttled,
+            _ => Kind::Other,
+        };
+        let detail = if kind == Kind::Unauthorized { String::new() } else { status.to_string() };
+        let mut error = self.fail(kind, operation, key, detail);
+        error.retry_after_s = retry_after_s(answer.headers());
+        if kind == Kind::NoSpace {
+            error.store_time_unix_s = date_unix_s(answer.headers()).and_then(NonZero::new);
+        }
+        error
+    }
+
+    /// The body of an answer, of a known length where there is one.
+    async fn body(
+        &self,
+        operation: &'static str,
+        key: &str,
+        mut answer: Response,
+        max_len_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        let announced = answer.content_length();
+        if announced.is_some_and(|len| len > max_len_bytes) {
+            let detail =
+                format!("{} bytes, at most {max_len_bytes} are expected", announced.unwrap_or_default());
+            return Err(self.fail(StoreErrorKind::TooLarge, operation, key, detail));
+        }
+        let mut body = BytesMut::with_capacity(announced.unwrap_or(1 << 16) as usize);
+        loop {
+            let Ok(next) = tokio::time::timeout(self.stall_timeout, answer.chunk()).await else {
+                let detail = format!(
+                    "nothing arrived for {} s after {} bytes",
+                    self.stall_timeout.as_secs(),
+                    body.len()
+                );
+                return Err(self.fail(StoreErrorKind::Timeout, operation, key, detail));
+            };
+            let next = next.map_err(|error| {
+                let cut = self.fail(StoreErrorKind::ShortBody, operation, key, chain(&error));
+                if error.is_timeout() { self.of_client(operation, key, &error) } else { cut }
+            })?;
+            let Some(piece) = next else { break };
+            if (body.len() + piece.len()) as u64 > max_len_bytes {
+                let detail = format!("more than the {max_len_bytes} bytes that are expected");
+                return Err(self.fail(StoreErrorKind::TooLarge, operation, key, detail));
+            }
+            body.extend_from_slice(&piece);
+        }
+        match announced {
+            Some(announced) if announced != body.len() as u64 => {
+                let detail = format!("{} of {announced} bytes arrived", body.len());
+                Err(self.fail(StoreErrorKind::ShortBody, operation, key, detail))
+            }
+            _ => Ok(body.freeze()),
+        }
+    }
+
+    async fn md5(&self, operation: &'static str, key: &str, body: &Bytes) -> Result<String, StoreError> {
+        let body = body.clone();
+        blocking(operation, key, &self.description, move || Ok(hex(&Md5::digest(&body)))).await
+    }
+
+    async fn put_object(
+        &self,
+        operation: &'static str,
+        key: &str,
+        body: Bytes,
+    ) -> Result<String, StoreError> {
+        let md5 = self.md5(operation, key, &body).await?;
+        // The server refuses a body that is not the announced one (422). Said also of an empty object, for
+        // which the client would leave it away and Swift refuse the request.
+        let with = |request: RequestBuilder| {
+            request.header("ETag", &md5).header(CONTENT_LENGTH, body.len()).body(body.clone())
+        };
+        self.ask(operation, key, &Method::PUT, "", with).await?;
+        Ok(md5)
+    }
+
+    fn segments(key: &str, upload_id: &str) -> String {
+        format!("{SEGMENTS_PREFIX}{key}/{upload_id}/")
+    }
+
+    async fn delete_object(&self, key: &str) -> Result<bool, StoreError> {
+        // Segments go only if they are asked to, and a plain object refuses to be asked.
+        let head = self.ask("DELETE", key, &Method::HEAD, "", |request| request).await;
+        let in_parts = match head {
+            Ok(answer) => text_of(&answer, "x-static-large-object").is_some_and(|text| text == "True"),
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let query = if in_parts { "?multipart-manifest=delete" } else { "" };
+        let answer = match self
+            .ask("DELETE", key, &Method::DELETE, query, |request| {
+                request.header("Accept", "application/json")
+            })
+            .await
+        {
+            Ok(answer) => answer,
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        if in_parts {
+            #[derive(Deserialize)]
+            struct Deleted {
+                #[serde(rename = "Response Status")]
+                status: String,
+            }
+            let body = self.body("DELETE", key, answer, 1 << 20).await?;
+            let status = serde_json::from_slice(&body).map_or_else(
+                |_| "an answer that is not understood".to_owned(),
+                |deleted: Deleted| deleted.status,
+            );
+            if !status.starts_with("200") {
+                let detail = format!("its parts could not all be deleted: {status}");
+                return Err(self.fail(StoreErrorKind::Other, "DELETE", key, detail));
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl BlobStore for SwiftStore {
+    fn describe(&self) -> &str {
+        &self.description
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            self.check("PUT", key)?;
+            if mode == PutMode::CreateIfAbsent {
+                let detail = "Swift cannot create an object only if it is absent".to_owned();
+                return Err(self.fail(StoreErrorKind::Unsupported, "PUT", key, detail));
+            }
+            self.put_object("PUT", key, body).await.map(drop)
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            self.check("GET", key)?;
+            let answer = self.ask("GET", key, &Method::GET, "", |request| request).await?;
+            // The tag of an object in parts is not the MD5 of its content.
+            let in_parts = text_of(&answer, "x-static-large-object").is_some();
+            let tag = text_of(&answer, "etag").map(|tag| tag.trim_matches('"').to_owned());
+            let body = self.body("GET", key, answer, max_len_bytes).await?;
+            if let Some(tag) = tag.filter(|tag| !in_parts && tag.len() == 32)
+                && self.md5("GET", key, &body).await? != tag
+            {
+                let detail = "the MD5 of what arrived is not the one that the store has".to_owned();
+                return Err(self.fail(StoreErrorKind::Altered, "GET", key, detail));
+            }
+            Ok(body)
+        })
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            self.check("GET", key)?;
+            if len_bytes == 0 {
+                return Ok(Bytes::new());
+            }
+            let last = offset_bytes.saturating_add(len_bytes) - 1;
+            let range = format!("bytes={offset_bytes}-{last}");
+            let with = |request: RequestBuilder| request.header("Range", &range);
+            let answer = self.ask("GET", key, &Method::GET, "", with).await?;
+            let beyond = |len: u64| {
+                let detail = format!("{len} bytes from {offset_bytes} on are there");
+                self.fail(StoreErrorKind::RangeBeyondEnd, "GET", key, detail)
+            };
+            match answer.content_length() {
+                Some(len) if answer.status() == StatusCode::PARTIAL_CONTENT && len < len_bytes => {
+                    return Err(beyond(len));
+                }
+                _ if answer.status() == StatusCode::PARTIAL_CONTENT => {}
+                // Of an empty object Swift has no ranges: it answers with the whole of it.
+                Some(0) => return Err(beyond(0)),
+                _ => {
+                    let detail = "the server ignores ranges".to_owned();
+                    return Err(self.fail(StoreErrorKind::Unsupported, "GET", key, detail));
+                }
+            }
+            let body = self.body("GET", key, answer, len_bytes).await?;
+            if body.len() as u64 != len_bytes {
+                return Err(beyond(body.len() as u64));
+            }
+            Ok(body)
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            self.check("DELETE", key)?;
+            self.delete_object(key).await
+        })
+    }
+
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
+        Box::pin(async move {
+            if !check_prefix(prefix) {
+                return Err(StoreError::new(StoreErrorKind::BadKey, "LIST", prefix, &self.description));
+            }
+            self.page_of(prefix, page.unwrap_or_default()).await
+        })
+    }
+
+    fn remove_unfinished<'a>(
+        &'a self,
+        prefix: &'a str,
+        before_unix_s: i64,
+        dry_run: bool,
+    ) -> StoreFuture<'a, u64> {
+        Box::pin(self.remove_unused_segments(prefix, before_unix_s, dry_run))
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        Box::pin(async move {
+            self.check("MULTIPART", key)?;
+            Ok(Uuid::new_v4().to_string())
+        })
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        Box::pin(async move {
+            self.check("MULTIPART", key)?;
+            let segment = format!("{}{part_no:08}", Self::segments(key, upload_id));
+            let len = body.len();
+            let md5 = self.put_object("MULTIPART", &segment, body).await?;
+            Ok(format!("{md5}-{len}"))
+        })
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            self.check("MULTIPART", key)?;
+            let segments = Self::segments(key, upload_id);
+            let list = tags.iter().enumerate().map(|(part_no, tag)| {
+                let (md5, len) = tag.split_once('-')?;
+                let path = format!("/{}/{segments}{part_no:08}", self.container);
+                Some(json!({"path": path, "etag": md5, "size_bytes": len.parse::<u64>().ok()?}))
+            });
+            let list: Option<Vec<_>> = list.collect();
+            let list = list.ok_or_else(|| {
+                self.fail(
+                    StoreErrorKind::Other,
+                    "MULTIPART",
+                    key,
+                    "a part's tag is not one of Swift's".into(),
+                )
+            })?;
+            let body = serde_json::Value::Array(list).to_string();
+            let with = |request: RequestBuilder| request.body(body.clone());
+            self.ask("MULTIPART", key, &Method::PUT, "?multipart-manifest=put", with).await.map(drop)
+        })
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            self.check("MULTIPART", key)?;
+            for segment in self.list(&Self::segments(key, upload_id)).await? {
+                self.delete_object(&segment.key).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

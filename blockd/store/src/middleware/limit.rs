@@ -1,0 +1,254 @@
+//! Bandwidth: what is sent to a store and what comes from it, held to so many bytes a second.
+
+use crate::{BlobStore, Operation, Request, Response, StoreFuture};
+use parking_lot::Mutex;
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::Notify, time::Instant};
+
+/// Maximum burst, in seconds of the rate.
+const MAX_SAVED_S: f64 = 1.0;
+/// Maximum sleep before the limit is read again.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// One direction.
+#[derive(Debug)]
+struct Bucket {
+    flow: Mutex<Flow>,
+    /// The rate has changed.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Flow {
+    /// None: as fast as it goes.
+    bytes_per_s: Option<u64>,
+    /// Bytes of all bodies so far.
+    booked: f64,
+    /// Bytes cleared by the rate, plus the burst.
+    cleared: f64,
+    at: Instant,
+}
+
+impl Flow {
+    fn advance(&mut self) {
+        let now = Instant::now();
+        match self.bytes_per_s {
+            None => self.cleared = self.booked,
+            Some(rate) => {
+                let rate = rate as f64;
+                let more = now.duration_since(self.at).as_secs_f64() * rate;
+                self.cleared = (self.cleared + more).min(self.booked + rate * MAX_SAVED_S);
+            }
+        }
+        self.at = now;
+    }
+}
+
+impl Bucket {
+    fn new(bytes_per_s: Option<u64>) -> Self {
+        let flow = Flow {
+            bytes_per_s: bytes_per_s.map(|rate| rate.max(1)),
+            booked: 0.0,
+            cleared: 0.0,
+            at: Instant::now(),
+        };
+        Self { flow: Mutex::new(flow), changed: Notify::new() }
+    }
+
+    fn set(&self, bytes_per_s: Option<u64>) {
+        let mut flow = self.flow.lock();
+        flow.advance();
+        flow.bytes_per_s = bytes_per_s.map(|rate| rate.max(1));
+        // What waits under the old rate goes by the new one.
+        flow.advance();
+        drop(flow);
+        self.changed.notify_waiters();
+    }
+
+    fn is_limited(&self) -> bool {
+        self.flow.lock().bytes_per_s.is_some()
+    }
+
+    /// Books so many bytes; gives what has to be cleared before they may go.
+    fn book(&self, bytes: u64) -> f64 {
+        let mut flow = self.flow.lock();
+        flow.advance();
+        let before = flow.booked;
+        // The bytes go out as fast as the line takes them; what follows waits for the rate.
+        flow.booked += bytes as f64;
+        if flow.bytes_per_s.is_none() {
+            flow.cleared = flow.booked;
+        }
+        before
+    }
+
+    async fn wait(&self, bytes: u64) {
+        let before = self.book(bytes);
+        loop {
+            // Registered before the look, so that a change in between is not missed.
+            let changed = self.changed.notified();
+            let left = {
+                let mut flow = self.flow.lock();
+                flow.advance();
+                let missing = before - flow.cleared;
+                match flow.bytes_per_s {
+                    // Less than a byte is what counting in seconds leaves.
+                    Some(rate) if missing >= 1.0 => missing / rate as f64,
+                    _ => return,
+                }
+            };
+            let nap = Duration::try_from_secs_f64(left).unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+            tokio::select! {
+                () = tokio::time::sleep(nap) => {}
+                () = changed => {}
+            }
+        }
+    }
+}
+
+/// The bandwidth of one credential, shared by all its tasks, or of one task.
+#[derive(Debug)]
+pub struct Bandwidth {
+    up: Bucket,
+    down: Bucket,
+}
+
+impl Default for Bandwidth {
+    fn default() -> Self {
+        Self::new(None, None)
+    }
+}
+
+impl Bandwidth {
+    /// At most so many bytes a second each way; `None` is as fast as it goes.
+    pub fn new(upload_bytes_per_s: Option<u64>, download_bytes_per_s: Option<u64>) -> Self {
+        Self { up: Bucket::new(upload_bytes_per_s), down: Bucket::new(download_bytes_per_s) }
+    }
+
+    /// Changes both, also for what waits already.
+    pub fn set(&self, upload_bytes_per_s: Option<u64>, download_bytes_per_s: Option<u64>) {
+        self.up.set(upload_bytes_per_s);
+        self.down.set(download_bytes_per_s);
+    }
+
+    /// Returns true if there is a limit.
+    pub fn is_limited(&self) -> bool {
+        self.up.is_limited() || self.down.is_limited()
+    }
+}
+
+/// A store that holds bodies back.
+///
+/// Each body is booked as a whole: it goes at the speed of the line, and the next one waits until the average
+/// is within the limit. It belongs in front of the retrying store, whose time limits would count the waiting;
+/// bodies that are sent again are therefore not counted.
+pub struct LimitStore {
+    inner: Arc<dyn BlobStore>,
+    bandwidth: Arc<Bandwidth>,
+}
+
+impl LimitStore {
+    /// Holds what goes through `inner` to `bandwidth`.
+    pub fn new(inner: Arc<dyn BlobStore>, bandwidth: Arc<Bandwidth>) -> Self {
+        Self { inner, bandwidth }
+    }
+}
+
+impl crate::Middleware for LimitStore {
+    fn describe(&self) -> &str {
+        self.inner.describe()
+    }
+
+    fn wrap<'a, T: Response + 'a>(
+        &'a self,
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        let Bandwidth { up, down } = &*self.bandwidth;
+        Box::pin(async move {
+            match request.operation {
+                Operation::Put | Operation::MultipartPut => up.wait(request.sent_bytes).await,
+                Operation::Get => down.wait(0).await,
+                Operation::GetRange => down.wait(request.wanted_bytes).await,
+                _ => {}
+            }
+            let answer = ask(self.inner.clone()).await?;
+            if request.operation == Operation::Get {
+                // Its length is known only now: what follows waits for it.
+                down.book(answer.received_bytes());
+            }
+            Ok(answer)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        PutMode,
+        testing::{MemoryStore, store_suite},
+    };
+    use bytes::Bytes;
+
+    fn limited(up: Option<u64>, down: Option<u64>) -> LimitStore {
+        LimitStore::new(Arc::new(MemoryStore::default()), Arc::new(Bandwidth::new(up, down)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn upload_and_download_have_separate_limits() {
+        let store = limited(Some(1000), Some(10_000));
+        let began = Instant::now();
+        let put = |key: &'static str| store.put(key, Bytes::from(vec![1; 500]), PutMode::Overwrite);
+        // A second's worth is saved up at most; with none used, 20 puts of half a second take about nine and
+        // a half.
+        for results in [futures::join!(put("a"), put("b")), futures::join!(put("c"), put("d"))] {
+            results.0.unwrap();
+            results.1.unwrap();
+        }
+        for _ in 0..16 {
+            put("e").await.unwrap();
+        }
+        let took = began.elapsed().as_secs_f64();
+        assert!((8.0..10.1).contains(&took), "20 bodies of 500 bytes at 1000 bytes/s took {took} s");
+        let began = Instant::now();
+        for _ in 0..200 {
+            store.get("a", 1000).await.unwrap();
+        }
+        for _ in 0..200 {
+            store.get_range("a", 0, 500).await.unwrap();
+        }
+        let took = began.elapsed().as_secs_f64();
+        assert!((18.0..20.1).contains(&took), "400 bodies of 500 bytes at 10000 bytes/s took {took} s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_limit_applies_to_waiting_requests() {
+        let bandwidth = Arc::new(Bandwidth::new(Some(10), None));
+        let store = Arc::new(LimitStore::new(Arc::new(MemoryStore::default()), bandwidth.clone()));
+        let put = || store.put("a", Bytes::from(vec![1; 100_000]), PutMode::Overwrite);
+        put().await.unwrap();
+        let began = Instant::now();
+        // At the old rate it would go after hours.
+        let (put, ()) = futures::join!(put(), async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            bandwidth.set(Some(10_000), None);
+        });
+        put.unwrap();
+        let took = began.elapsed().as_secs_f64();
+        assert!((14.0..15.5).contains(&took), "{took} s");
+        bandwidth.set(None, None);
+        assert!(!bandwidth.is_limited());
+        let began = Instant::now();
+        store.put("a", Bytes::from(vec![1; 100_000]), PutMode::Overwrite).await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unlimited_rate_never_waits() {
+        let began = Instant::now();
+        store_suite(&limited(None, None)).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        store_suite(&limited(Some(100 << 20), Some(1 << 30))).await;
+    }
+}

@@ -1,0 +1,301 @@
+//! Stores in front of other ones, which pass on what they are asked.
+
+mod counting;
+mod limit;
+mod prefix;
+mod retry;
+
+pub use counting::{CountingStore, RequestCounts, Requests};
+pub use limit::{Bandwidth, LimitStore};
+pub use prefix::{BadPrefix, PrefixStore, plain_prefix};
+pub use retry::{RetryPolicy, RetryStore, task_store};
+
+use crate::{BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Operation of a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// [`BlobStore::put`].
+    Put,
+    /// [`BlobStore::get`].
+    Get,
+    /// [`BlobStore::get_range`].
+    GetRange,
+    /// [`BlobStore::delete`], [`BlobStore::remove_unfinished`].
+    Delete,
+    /// [`BlobStore::list_page`].
+    List,
+    /// [`BlobStore::multipart_start`].
+    MultipartStart,
+    /// [`BlobStore::multipart_put`].
+    MultipartPut,
+    /// [`BlobStore::multipart_complete`].
+    MultipartComplete,
+    /// [`BlobStore::multipart_abort`].
+    MultipartAbort,
+}
+
+impl Operation {
+    /// As errors name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Put => "PUT",
+            Self::Get | Self::GetRange => "GET",
+            Self::Delete => "DELETE",
+            Self::List => "LIST",
+            Self::MultipartStart | Self::MultipartPut | Self::MultipartComplete | Self::MultipartAbort => {
+                "MULTIPART"
+            }
+        }
+    }
+}
+
+/// Request to a store, as far as middleware needs it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request<'a> {
+    /// Operation.
+    pub operation: Operation,
+    /// The key or prefix.
+    pub key: &'a str,
+    /// The length of the body that goes to the store.
+    pub sent_bytes: u64,
+    /// The most that the body of the answer may have.
+    pub wanted_bytes: u64,
+}
+
+impl<'a> Request<'a> {
+    /// One without bodies.
+    pub const fn new(operation: Operation, key: &'a str) -> Self {
+        Self { operation, key, sent_bytes: 0, wanted_bytes: 0 }
+    }
+
+    /// An error of this request at a store.
+    pub fn failed(&self, kind: StoreErrorKind, store: &str) -> StoreError {
+        StoreError::new(kind, self.operation.name(), self.key, store)
+    }
+
+    const fn sending(self, body: &Bytes) -> Self {
+        Self { sent_bytes: body.len() as u64, ..self }
+    }
+
+    const fn wanting(self, wanted_bytes: u64) -> Self {
+        Self { wanted_bytes, ..self }
+    }
+}
+
+/// Answer to a request.
+pub trait Response: Send {
+    /// The length of its body.
+    fn received_bytes(&self) -> u64 {
+        0
+    }
+}
+
+impl Response for () {}
+impl Response for bool {}
+impl Response for String {}
+impl Response for u64 {}
+impl Response for ListPage {}
+impl Response for Bytes {
+    fn received_bytes(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+/// Middleware in front of a store. [`wrap`](Self::wrap) wraps all requests; other methods override single
+/// operations. Each layer is an [`BlobStore`].
+pub trait Middleware: Send + Sync {
+    /// [`BlobStore::describe`].
+    fn describe(&self) -> &str;
+
+    /// Does what is asked. `ask` asks the store that it is given, as often as it is called.
+    fn wrap<'a, T: Response + 'a>(
+        &'a self,
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T>;
+
+    /// [`BlobStore::put`].
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        self.wrap(Request::new(Operation::Put, key).sending(&body), move |store| {
+            let body = body.clone();
+            Box::pin(async move { store.put(key, body, mode).await })
+        })
+    }
+
+    /// [`BlobStore::get`].
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.wrap(Request::new(Operation::Get, key).wanting(max_len_bytes), move |store| {
+            Box::pin(async move { store.get(key, max_len_bytes).await })
+        })
+    }
+
+    /// [`BlobStore::get_range`].
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        self.wrap(Request::new(Operation::GetRange, key).wanting(len_bytes), move |store| {
+            Box::pin(async move { store.get_range(key, offset_bytes, len_bytes).await })
+        })
+    }
+
+    /// [`BlobStore::delete`].
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        self.wrap(Request::new(Operation::Delete, key), move |store| {
+            Box::pin(async move { store.delete(key).await })
+        })
+    }
+
+    /// [`BlobStore::list_page`].
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
+        self.wrap(Request::new(Operation::List, prefix), move |store| {
+            Box::pin(async move { store.list_page(prefix, page).await })
+        })
+    }
+}
+
+impl<L: Middleware> BlobStore for L {
+    fn describe(&self) -> &str {
+        Middleware::describe(self)
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
+        Middleware::put(self, key, body, mode)
+    }
+
+    fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Middleware::get(self, key, max_len_bytes)
+    }
+
+    fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
+        Middleware::get_range(self, key, offset_bytes, len_bytes)
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
+        Middleware::delete(self, key)
+    }
+
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
+        Middleware::list_page(self, prefix, page)
+    }
+
+    fn remove_unfinished<'a>(
+        &'a self,
+        prefix: &'a str,
+        before_unix_s: i64,
+        dry_run: bool,
+    ) -> StoreFuture<'a, u64> {
+        self.wrap(Request::new(Operation::Delete, prefix), move |store| {
+            Box::pin(async move { store.remove_unfinished(prefix, before_unix_s, dry_run).await })
+        })
+    }
+
+    fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
+        self.wrap(Request::new(Operation::MultipartStart, key), move |store| {
+            Box::pin(async move { store.multipart_start(key).await })
+        })
+    }
+
+    fn multipart_put<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        part_no: u32,
+        body: Bytes,
+    ) -> StoreFuture<'a, String> {
+        self.wrap(Request::new(Operation::MultipartPut, key).sending(&body), move |store| {
+            let body = body.clone();
+            Box::pin(async move { store.multipart_put(key, upload_id, part_no, body).await })
+        })
+    }
+
+    fn multipart_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload_id: &'a str,
+        tags: &'a [String],
+    ) -> StoreFuture<'a, ()> {
+        self.wrap(Request::new(Operation::MultipartComplete, key), move |store| {
+            Box::pin(async move { store.multipart_complete(key, upload_id, tags).await })
+        })
+    }
+
+    fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
+        self.wrap(Request::new(Operation::MultipartAbort, key), move |store| {
+            Box::pin(async move { store.multipart_abort(key, upload_id).await })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Has, MemoryStore, object_store_suite};
+    use parking_lot::Mutex;
+
+    /// Notes what is asked, by operation and key, with the lengths of what went either way.
+    #[derive(Default)]
+    struct Noting {
+        inner: Arc<MemoryStore>,
+        noted: Mutex<Vec<(Operation, String, u64, u64)>>,
+    }
+
+    impl Middleware for Noting {
+        fn describe(&self) -> &str {
+            "noting"
+        }
+
+        fn wrap<'a, T: Response + 'a>(
+            &'a self,
+            request: Request<'a>,
+            ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+        ) -> StoreFuture<'a, T> {
+            Box::pin(async move {
+                let answer = ask(self.inner.clone()).await;
+                let received_bytes = answer.as_ref().map_or(0, Response::received_bytes);
+                assert!(received_bytes <= request.wanted_bytes, "{request:?}");
+                let noted = (request.operation, request.key.to_owned(), request.sent_bytes, received_bytes);
+                self.noted.lock().push(noted);
+                answer
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn layer_reports_the_description_of_its_store() {
+        let store: Arc<Noting> = Arc::default();
+        let asked: &dyn BlobStore = &*store;
+        asked.put("a", Bytes::from_static(b"content"), PutMode::Overwrite).await.unwrap();
+        assert_eq!(asked.get("a", 10).await.unwrap(), "content");
+        assert_eq!(asked.get_range("a", 3, 2).await.unwrap(), "te");
+        assert_eq!(asked.list("").await.unwrap().len(), 1);
+        assert!(asked.delete("a").await.unwrap());
+        let upload = asked.multipart_start("b").await.unwrap();
+        let tag = asked.multipart_put("b", &upload, 0, Bytes::from_static(b"part")).await.unwrap();
+        asked.multipart_complete("b", &upload, &[tag]).await.unwrap();
+        let upload = asked.multipart_start("c").await.unwrap();
+        asked.multipart_abort("c", &upload).await.unwrap();
+        let expected = [
+            (Operation::Put, "a", 7, 0),
+            (Operation::Get, "a", 0, 7),
+            (Operation::GetRange, "a", 0, 2),
+            (Operation::List, "", 0, 0),
+            (Operation::Delete, "a", 0, 0),
+            (Operation::MultipartStart, "b", 0, 0),
+            (Operation::MultipartPut, "b", 4, 0),
+            (Operation::MultipartComplete, "b", 0, 0),
+            (Operation::MultipartStart, "c", 0, 0),
+            (Operation::MultipartAbort, "c", 0, 0),
+        ];
+        assert_eq!(
+            *store.noted.lock(),
+            expected.map(|(what, key, sent, got)| (what, key.to_owned(), sent, got))
+        );
+    }
+
+    #[tokio::test]
+    async fn layered_store_passes_the_store_suite() {
+        let store: Arc<Noting> = Arc::default();
+        object_store_suite(store, Has { create_if_absent: true, parts: true }).await;
+    }
+}
