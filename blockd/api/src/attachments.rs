@@ -1,8 +1,8 @@
 //! Kernel devices: attach and detach.
 
+pub use blockd_extent::{NbdDevice, NbdDeviceError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
 
 /// Default range of connections of a device: one per core within this range.
 pub const DEFAULT_CONNECTIONS: std::ops::RangeInclusive<u32> = 2..=4;
@@ -19,7 +19,7 @@ pub const DEFAULT_DEAD_TIMEOUT_S: u64 = 600;
 pub struct AttachVolume {
     /// Device; a free one by default.
     #[serde(default)]
-    pub device: Option<Device>,
+    pub device: Option<NbdDevice>,
     /// Read-only device.
     #[serde(default)]
     pub read_only: bool,
@@ -76,7 +76,7 @@ pub struct DetachVolume {
 #[serde(rename_all = "camelCase")]
 pub struct Attachment {
     /// Device; `None` while there is none.
-    pub device: Option<Device>,
+    pub device: Option<NbdDevice>,
     /// True if the kernel device is connected.
     pub connected: bool,
     /// Reason for a missing connection; `None` if connected.
@@ -102,91 +102,12 @@ pub struct Detached {
     /// Name of the volume.
     pub name: String,
     /// Detached device.
-    pub device: Option<Device>,
-}
-
-/// Device of the kernel's nbd driver, such as `/dev/nbd7`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Device {
-    index: u32,
-}
-
-impl Device {
-    /// Returns the device of this number.
-    pub const fn new(index: u32) -> Self {
-        Self { index }
-    }
-
-    /// Returns the number.
-    pub const fn index(self) -> u32 {
-        self.index
-    }
-
-    /// Returns the name, such as `nbd7`.
-    pub fn name(self) -> String {
-        format!("nbd{}", self.index)
-    }
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "/dev/nbd{}", self.index)
-    }
-}
-
-impl From<Device> for String {
-    fn from(device: Device) -> Self {
-        device.to_string()
-    }
-}
-
-impl TryFrom<String> for Device {
-    type Error = DeviceError;
-    fn try_from(text: String) -> Result<Self, DeviceError> {
-        text.parse()
-    }
-}
-
-impl FromStr for Device {
-    type Err = DeviceError;
-
-    fn from_str(text: &str) -> Result<Self, DeviceError> {
-        let wrong = || DeviceError { given: text.to_owned() };
-        let number = text.strip_prefix("/dev/").unwrap_or(text).strip_prefix("nbd").ok_or_else(wrong)?;
-        let plain =
-            number.bytes().all(|byte| byte.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
-        // The kernel's minor numbers are far smaller.
-        match number.parse() {
-            Ok(index) if plain && index < 1 << 20 => Ok(Self { index }),
-            _ => Err(wrong()),
-        }
-    }
-}
-
-/// Text that names no device.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is no NBD device: write /dev/nbd0, /dev/nbd1, …")]
-pub struct DeviceError {
-    /// Given text.
-    pub given: String,
+    pub device: Option<NbdDevice>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn devices_are_written_in_one_way() {
-        assert_eq!("/dev/nbd12".parse::<Device>().unwrap(), Device::new(12));
-        assert_eq!("nbd0".parse::<Device>().unwrap().to_string(), "/dev/nbd0");
-        for wrong in
-            ["", "/dev/nbd", "/dev/nbd01", "/dev/nbd0p1", "/dev/nbd+1", "/dev/sda", "/dev/nbd99999999999"]
-        {
-            assert!(wrong.parse::<Device>().is_err(), "{wrong}");
-        }
-        assert_eq!(serde_json::to_string(&Device::new(3)).unwrap(), "\"/dev/nbd3\"");
-    }
 
     #[test]
     fn numbers_out_of_range_are_refused() {

@@ -6,7 +6,7 @@
 use crate::{
     CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
     LimitWindow, ObjectName, RuleName, Secret, SecretInput, SecretRef, SnapshotName, SnapshotRef, VolumeName,
-    VolumeRef, attachments::Device, browse::FilePath, cloudsnaps::CloudsnapId, schedules::PolicyName,
+    VolumeRef, browse::FilePath, cloudsnaps::CloudsnapId, schedules::PolicyName,
     tasks::TaskState,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -56,8 +56,6 @@ text_schema! {
         "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/[1-9][0-9]{0,19}-[1-9][0-9]{0,19}(-incr)?$";
     TaskState: "What a task does and how far it is",
         "pattern": "^(Backup|Restore|Delete|Verify)-(Pending|Active|Done|Failed|Stopped)$";
-    Device: "A device of the kernel's nbd driver", "pattern": "^(/dev/)?nbd(0|[1-9][0-9]{0,6})$",
-        "examples": ["/dev/nbd7"];
     FilePath: "A path inside a snapshot; bytes that are no text, control characters and % are % and two hexadecimal digits",
         "examples": ["/etc/passwd"];
     LimitWindow: "What may move in a part of each day: bytes a second, and from when until when",
@@ -114,6 +112,7 @@ impl JsonSchema for Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_extent::NbdDevice;
 
     /// Returns the pattern of a type, to check that it accepts every text of the parser.
     fn pattern_of<T: JsonSchema>() -> String {
@@ -154,6 +153,6 @@ mod tests {
             ],
         );
         same::<TaskState>(&["Backup-Active", "Verify-Stopped"], &["", "backup-Active", "Done-Backup"]);
-        same::<Device>(&["/dev/nbd7", "nbd0"], &["", "sda", "/dev/nbd", "/dev/nbd07"]);
+        same::<NbdDevice>(&["/dev/nbd7", "nbd0"], &["", "sda", "/dev/nbd", "/dev/nbd07"]);
     }
 }

@@ -7,7 +7,7 @@
 use crate::{
     access::Access,
     activation::Passed,
-    attachments::{Attachments, System},
+    attachments::Attachments,
     browse::Browse,
     config::{Config, ConfigError, LogFormat},
     control::Control,
@@ -31,6 +31,7 @@ use crate::{
 };
 use blockd_cloud::CancelToken;
 use blockd_nbd::{NbdError, Server, TlsError};
+use blockd_nbd_kernel::System;
 use blockd_volume::{OpenOptions, Recovery};
 use jiff::Timestamp;
 use rustix::{

@@ -8,12 +8,14 @@ mod block_set;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
 mod ids;
+mod nbd_device;
 
 pub use block::{
     BLOCK_SHIFT, BLOCK_SIZE_BYTES, BlockIndex, ByteOffset, Extent, MAX_VOLUME_BLOCKS, MAX_VOLUME_BYTES,
 };
 pub use block_set::{BlockSet, ExtentsIn, GapsIn};
 pub use ids::{Epoch, SnapshotId, VolumeId};
+pub use nbd_device::{NbdDevice, NbdDeviceError};
 
 /// Invalid encoding of blocks or ids.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

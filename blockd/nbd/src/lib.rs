@@ -32,7 +32,6 @@ mod flushes;
 pub mod fuzzing;
 pub mod handshake;
 mod inbox;
-pub mod kernel;
 mod linger;
 mod listener;
 mod lookup;

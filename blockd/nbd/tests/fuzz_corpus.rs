@@ -26,8 +26,3 @@ fn handshake() {
 fn transmission() {
     replay("transmission", blockd_nbd::fuzzing::transmission);
 }
-
-#[test]
-fn netlink() {
-    replay("netlink", blockd_nbd::fuzzing::netlink);
-}

@@ -1,10 +1,6 @@
 //! Fake nbd driver with fault injection: devices are files in a directory, laid out as the kernel shows them.
 
-use super::{
-    device::System,
-    driver::{Driver, DriverSession, Watch},
-};
-use blockd_nbd::kernel::{AttachOptions, Dialed, KernelError};
+use blockd_nbd_kernel::{AttachOptions, Dialed, Driver, DriverSession, KernelError, System, Watch};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
@@ -55,11 +51,7 @@ impl FakeDriver {
     }
 
     pub(super) fn system(self: &Arc<Self>) -> System {
-        System {
-            root: self.root.path().to_owned(),
-            driver: Arc::new(FakeSession(Arc::clone(self))),
-            disconnect_timeout: Duration::ZERO,
-        }
+        System::new(self.root.path().to_owned(), Arc::new(FakeSession(Arc::clone(self))), Duration::ZERO)
     }
 
     fn block(&self, index: u32) -> PathBuf {

@@ -5,8 +5,6 @@
 //! identifier and reconnects them, so that a daemon restart is a pause. A thread does the same for single
 //! connections that die.
 
-mod device;
-mod driver;
 #[cfg(test)]
 mod fake;
 mod reconnect;
@@ -18,13 +16,10 @@ mod tests;
 use crate::{db::AttachmentRow, registry::Registry};
 use blockd_api::{
     ApiError, ErrorCode, VolumeName,
-    attachments::{self as api, Device},
+    attachments::{self as api, NbdDevice},
 };
 use blockd_extent::VolumeId;
-use blockd_nbd::kernel::{AttachOptions, DialError, KernelError, dial};
-pub(crate) use device::unescaped;
-pub use device::{MountPoint, System};
-use driver::DriverSession;
+use blockd_nbd_kernel::{AttachOptions, DialError, DriverSession, KernelError, MountPoint, System, dial};
 use parking_lot::Mutex;
 use reconnect::{ReconnectThread, RetrySchedule};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
@@ -62,8 +57,8 @@ struct HeldVolume {
 }
 
 impl HeldVolume {
-    fn device(&self) -> Option<Device> {
-        self.row.device.map(Device::new)
+    fn device(&self) -> Option<NbdDevice> {
+        self.row.device.map(NbdDevice::new)
     }
 }
 
@@ -79,7 +74,7 @@ enum AttachError {
     )]
     TooSmall { name: VolumeName, size_bytes: u64, block_size_bytes: u32 },
     #[error("{device} no longer exists, or belongs to another volume")]
-    Gone { device: Device },
+    Gone { device: NbdDevice },
 }
 
 impl AttachError {
@@ -220,7 +215,7 @@ impl AttachmentTable {
         kernel: &mut dyn DriverSession,
         held: &HeldVolume,
         index: Option<u32>,
-    ) -> Result<Device, AttachError> {
+    ) -> Result<NbdDevice, AttachError> {
         let row = &held.row;
         let mut dialed = dial(&self.nbd_socket, held.name.as_str(), row.connections as usize)?;
         let size_bytes = dialed.size_bytes;
@@ -235,7 +230,7 @@ impl AttachmentTable {
             dead_timeout_s: row.dead_timeout_s,
             backend: self.backend(row.volume),
         };
-        Ok(Device::new(kernel.connect(index, &dialed, row.read_only, &options)?))
+        Ok(NbdDevice::new(kernel.connect(index, &dialed, row.read_only, &options)?))
     }
 
     /// Replaces a device's dead connections, and sets the volume's current size.
@@ -243,7 +238,7 @@ impl AttachmentTable {
         &self,
         kernel: &mut dyn DriverSession,
         held: &HeldVolume,
-        device: Device,
+        device: NbdDevice,
     ) -> Result<(), AttachError> {
         let backend = self.backend(held.row.volume);
         if self.system.backend(device).as_ref() != Some(&backend) {

@@ -1,12 +1,9 @@
 //! Reconnect thread: replaces connections of devices that die while the daemon runs, such as one that timed
 //! out, or one of an earlier daemon that was closed after its successor had started.
 
-use super::{
-    AttachError, AttachmentTable, HeldVolume,
-    driver::{DriverSession, Watch},
-};
+use super::{AttachError, AttachmentTable, HeldVolume};
 use blockd_extent::VolumeId;
-use blockd_nbd::kernel::KernelError;
+use blockd_nbd_kernel::{DriverSession, KernelError, Watch};
 use rustix::{
     event::{EventfdFlags, eventfd},
     io::Errno,

@@ -10,7 +10,7 @@ use blockd_api::{
     ErrorCode, VolumeName, VolumeRef,
     attachments::{
         self as api, AttachVolume, DEFAULT_BLOCK_SIZE_BYTES, DEFAULT_CONNECTIONS, DEFAULT_DEAD_TIMEOUT_S,
-        DEFAULT_TIMEOUT_S, DetachVolume, Detached, Device,
+        DEFAULT_TIMEOUT_S, DetachVolume, Detached, NbdDevice,
     },
 };
 use blockd_extent::VolumeId;
@@ -45,7 +45,7 @@ impl Core {
         let row = AttachmentRow {
             volume: entry.id,
             state: AttachmentState::Attaching,
-            device: request.device.map(Device::index),
+            device: request.device.map(NbdDevice::index),
             pinned: request.device.is_some(),
             read_only: request.read_only,
             persistent: request.persistent,
@@ -98,8 +98,8 @@ impl Core {
         let noted = held.row.clone();
         self.db.run(move |tx| noted.put(tx)).await?;
         let (core, wanted) = (Arc::clone(self), held.clone());
-        let device = blocking(move || -> Result<Device, ServiceError> {
-            let attach = || -> Result<Device, AttachError> {
+        let device = blocking(move || -> Result<NbdDevice, ServiceError> {
+            let attach = || -> Result<NbdDevice, AttachError> {
                 let mut kernel = core.attachments.shared.system.open_driver()?;
                 core.attachments.start_reconnecting(&*kernel)?;
                 core.attachments.shared.connect(&mut *kernel, &wanted, wanted.row.device)
@@ -213,8 +213,8 @@ impl Core {
 
 impl AttachmentTable {
     /// Waits until the kernel has released the connections: a volume can only be deleted without any.
-    fn wait_until_gone(&self, held: &HeldVolume, device: Device) {
-        let deadline = Instant::now() + self.system.disconnect_timeout;
+    fn wait_until_gone(&self, held: &HeldVolume, device: NbdDevice) {
+        let deadline = Instant::now() + self.system.disconnect_timeout();
         while self.system.is_connected(device) {
             if Instant::now() >= deadline {
                 tracing::warn!(volume = %held.row.volume, name = %held.name, %device, "the device is still open after the disconnect timeout");
@@ -237,7 +237,7 @@ impl AttachmentTable {
     }
 
     /// Describes the users of a device that cannot be claimed.
-    fn users_in_words(&self, device: Device) -> String {
+    fn users_in_words(&self, device: NbdDevice) -> String {
         let users = self.system.users(device);
         if users.is_empty() {
             return format!("{device} is mounted in another mount namespace, or held by another program");
@@ -246,7 +246,7 @@ impl AttachmentTable {
     }
 
     /// Opens a device exclusively and flushes its dirty pages to the volume.
-    pub(super) fn claim(&self, device: Device) -> Result<Option<std::os::fd::OwnedFd>, ServiceError> {
+    pub(super) fn claim(&self, device: NbdDevice) -> Result<Option<std::os::fd::OwnedFd>, ServiceError> {
         let users = self.system.users(device);
         let claimed = if users.is_empty() { self.system.claim(device) } else { Ok(None) };
         match claimed {
@@ -283,7 +283,7 @@ fn same_or_refused(
     attached: api::Attachment,
     row: &AttachmentRow,
 ) -> Result<api::Attachment, ServiceError> {
-    let device_fits = row.device.is_none() || row.device == attached.device.map(Device::index);
+    let device_fits = row.device.is_none() || row.device == attached.device.map(NbdDevice::index);
     let same = device_fits
         && attached.read_only == row.read_only
         && attached.persistent == row.persistent

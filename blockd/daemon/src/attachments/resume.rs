@@ -1,19 +1,19 @@
 //! Resumption of an earlier daemon's attachments at the start.
 
-use super::{AttachError, AttachmentTable, HeldVolume, driver::DriverSession};
+use super::{AttachError, AttachmentTable, HeldVolume};
 use crate::{
     core::Core,
     db::{AttachmentRow, AttachmentState},
     error::{ServiceError, blocking},
 };
-use blockd_api::attachments::Device;
-use blockd_nbd::kernel::KernelError;
+use blockd_api::attachments::NbdDevice;
+use blockd_nbd_kernel::{DriverSession, KernelError};
 use std::{collections::BTreeSet, sync::Arc};
 
 /// Outcome of resuming an attachment.
 enum Resumed {
     /// The device was reconnected, or attached again after a boot.
-    Connected(Device),
+    Connected(NbdDevice),
     /// The device cannot be attached now.
     Failed(String),
     /// The attachment is no longer wanted.
@@ -75,7 +75,7 @@ impl Core {
                     row.state = AttachmentState::Attached;
                     held.problem = Some(problem);
                     if device.is_some() {
-                        row.device = device.map(Device::index);
+                        row.device = device.map(NbdDevice::index);
                     }
                 }
                 Resumed::Ended(why) => {
@@ -105,7 +105,7 @@ impl Core {
         &self,
         kernel: &mut Result<Box<dyn DriverSession>, KernelError>,
         held: &HeldVolume,
-        device: Option<Device>,
+        device: Option<NbdDevice>,
     ) -> Resumed {
         let shared = &self.attachments.shared;
         let row = &held.row;
@@ -148,7 +148,7 @@ impl Core {
 impl AttachmentTable {
     /// Resumes an interrupted detach, unless the device is in use again, or still in use after a forced
     /// detach: its client has not been told that the device is gone.
-    fn finish_detach(&self, kernel: &mut dyn DriverSession, held: &HeldVolume, device: Device) -> Resumed {
+    fn finish_detach(&self, kernel: &mut dyn DriverSession, held: &HeldVolume, device: NbdDevice) -> Resumed {
         let over = Resumed::Ended("it was being detached");
         // Without connections, users of the device would wait for them, and its dirty pages could not be
         // written.
@@ -180,7 +180,7 @@ impl AttachmentTable {
 /// silent success.
 fn disconnect_stale(
     kernel: &mut Result<Box<dyn DriverSession>, KernelError>,
-    device: Device,
+    device: NbdDevice,
     loss: &str,
 ) -> Resumed {
     let disconnected = match kernel {
@@ -196,7 +196,7 @@ fn disconnect_stale(
 /// Selects the volume's device among those with its backend identifier. A device that was detached by force
 /// while open carries the identifier until it is closed; its dirty pages predate the detach and must never
 /// reach the volume.
-fn choose(held: &HeldVolume, carriers: &BTreeSet<Device>) -> Result<Option<Device>, String> {
+fn choose(held: &HeldVolume, carriers: &BTreeSet<NbdDevice>) -> Result<Option<NbdDevice>, String> {
     match (held.device(), held.row.state) {
         (Some(named), _) if carriers.contains(&named) => return Ok(Some(named)),
         // The recorded device does not exist: the others predate it.
@@ -207,7 +207,7 @@ fn choose(held: &HeldVolume, carriers: &BTreeSet<Device>) -> Result<Option<Devic
     match (carriers_in_order.next(), carriers_in_order.next()) {
         (only, None) => Ok(only.copied()),
         _ => {
-            let devices = carriers.iter().map(Device::to_string).collect::<Vec<_>>().join(", ");
+            let devices = carriers.iter().map(NbdDevice::to_string).collect::<Vec<_>>().join(", ");
             Err(format!(
                 "{devices} all claim to be the device of this volume: unmount them, then detach and attach the volume"
             ))

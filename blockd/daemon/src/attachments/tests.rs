@@ -9,7 +9,7 @@ use crate::{
 };
 use blockd_api::{
     ApiError, ErrorCode, VolumeRef,
-    attachments::{AttachVolume, Attachment, DetachVolume, Device},
+    attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
     volumes::{CreateVolume, UpdateVolume},
 };
 use std::sync::Arc;
@@ -85,7 +85,7 @@ impl Host {
 
     /// Returns the volume's device, if it is connected.
     fn device(&self, name: &str) -> Option<u32> {
-        self.seen(name).filter(|seen| seen.connected)?.device.map(Device::index)
+        self.seen(name).filter(|seen| seen.connected)?.device.map(NbdDevice::index)
     }
 
     fn rows(&self) -> Vec<AttachmentRow> {
@@ -244,7 +244,7 @@ async fn pinned_device_is_not_given_to_another_volume_after_boot() {
         host.create(name).await;
     }
     for name in names {
-        let device = (name == "c").then(|| Device::new(40));
+        let device = (name == "c").then(|| NbdDevice::new(40));
         let request = AttachVolume { persistent: true, device, ..AttachVolume::default() };
         host.attach_with(name, request).await.unwrap();
     }

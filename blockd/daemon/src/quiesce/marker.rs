@@ -9,11 +9,12 @@ use super::{
     Hook,
     filesystems::{Freezer, FreezerError, Thawed},
 };
-use crate::{attachments::unescaped, files};
+use crate::files;
 use blockd_api::{
     RuleName,
     quiesce::{QuiesceKind, QuiesceStep},
 };
+use blockd_nbd_kernel::unescaped;
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,

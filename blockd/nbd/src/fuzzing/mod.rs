@@ -1,4 +1,4 @@
-//! Properties for arbitrary input of clients and the kernel; for fuzzing and tests only.
+//! Properties for arbitrary input of clients; for fuzzing and tests only.
 //!
 //! A connection is driven without sockets over an in-memory device. An independent parser, written from the
 //! protocol document and `PROTOCOL.md`, checks the replies: each request has one reply of the right form with
@@ -13,7 +13,6 @@
 mod device;
 mod driver;
 mod negotiation;
-mod netlink;
 mod plan;
 mod replies;
 mod requests;
@@ -21,5 +20,4 @@ mod session;
 
 #[cfg(test)]
 pub(crate) use driver::Driver;
-pub use netlink::netlink;
 pub use session::{handshake, transmission};

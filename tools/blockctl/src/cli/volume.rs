@@ -2,7 +2,7 @@
 
 use blockd_api::{
     ByteSize, GroupName, LabelSelector, Labels, NameError, SnapshotRef, VolumeName, VolumeRef,
-    attachments::Device, check_volume_size,
+    attachments::NbdDevice, check_volume_size,
 };
 use clap::{Args, Subcommand};
 
@@ -182,7 +182,7 @@ pub struct AttachArgs {
     pub volume: VolumeRef,
     /// Device, such as /dev/nbd7 [default: a free one]
     #[arg(long)]
-    pub device: Option<Device>,
+    pub device: Option<NbdDevice>,
     /// Attach read-only
     #[arg(long)]
     pub read_only: bool,
@@ -220,7 +220,7 @@ pub enum DetachTarget {
     /// A volume.
     Volume(VolumeRef),
     /// The volume attached to this device.
-    Device(Device),
+    Device(NbdDevice),
 }
 
 impl std::str::FromStr for DetachTarget {
@@ -231,7 +231,7 @@ impl std::str::FromStr for DetachTarget {
             return text
                 .parse()
                 .map(Self::Device)
-                .map_err(|error: blockd_api::attachments::DeviceError| error.to_string());
+                .map_err(|error: blockd_api::attachments::NbdDeviceError| error.to_string());
         }
         text.parse().map(Self::Volume).map_err(|error: blockd_api::NameError| error.to_string())
     }
@@ -386,13 +386,13 @@ mod tests {
         };
         assert_eq!(
             (args.device, args.timeout, args.dead_timeout),
-            (Some(Device::new(7)), Some(45), Some(3600))
+            (Some(NbdDevice::new(7)), Some(45), Some(3600))
         );
         let target = |line| match volume(line) {
             VolumeCommand::Detach(args) => args.target,
             other => panic!("{other:?}"),
         };
-        assert_eq!(target("volume detach /dev/nbd7"), DetachTarget::Device(Device::new(7)));
+        assert_eq!(target("volume detach /dev/nbd7"), DetachTarget::Device(NbdDevice::new(7)));
         assert_eq!(target("volume detach nbd7"), DetachTarget::Volume("nbd7".parse().unwrap()));
         assert_eq!(parse_seconds("2d"), Ok(172_800));
         assert!(

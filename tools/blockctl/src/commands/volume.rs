@@ -11,7 +11,7 @@ use crate::{
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, SnapshotId, SnapshotRef, VolumeRef,
-    attachments::{AttachVolume, Attachment, DetachVolume, Device},
+    attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
     format_time,
     snapshots::{ListSnapshots, Snapshot},
     volumes::{
@@ -281,7 +281,7 @@ async fn detach(context: &Context<'_>, args: DetachArgs) -> Result<(), Failure> 
 }
 
 /// Returns the volume attached to a device.
-async fn volume_at(context: &Context<'_>, device: Device) -> Result<VolumeRef, Failure> {
+async fn volume_at(context: &Context<'_>, device: NbdDevice) -> Result<VolumeRef, Failure> {
     let list = context.client.list_volumes(&ListVolumes::default()).await?;
     let found = list.volumes.into_iter().find(|volume| {
         volume.attachment.as_ref().is_some_and(|attachment| attachment.device == Some(device))

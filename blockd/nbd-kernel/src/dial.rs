@@ -2,8 +2,8 @@
 //!
 //! Simple replies only: the kernel's driver supports no others.
 
-use super::error::DialError;
-use crate::constants::*;
+use crate::error::DialError;
+use blockd_nbd::constants::*;
 use std::{
     io::{self, Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},

@@ -1,12 +1,12 @@
 //! Netlink client of the kernel. Each call waits for its acknowledgement.
 
-use super::{
+use crate::{
     AttachOptions, Dialed,
     error::KernelError,
     family,
     wire::{Attributes, Message, messages},
 };
-use crate::constants::NBD_FLAG_READ_ONLY;
+use blockd_nbd::constants::NBD_FLAG_READ_ONLY;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,

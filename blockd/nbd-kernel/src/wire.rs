@@ -24,13 +24,13 @@ const ATTRIBUTE_LEN_BYTES: usize = 4;
 
 /// A request that is being put together.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(crate) struct Request {
     bytes: Vec<u8>,
 }
 
 impl Request {
     /// A request with an acknowledgement.
-    pub(super) fn new(family: u16, command: u8, version: u8, sequence: u32) -> Self {
+    pub(crate) fn new(family: u16, command: u8, version: u8, sequence: u32) -> Self {
         let mut bytes = Vec::with_capacity(256);
         // The length is known at the end.
         bytes.extend(0u32.to_ne_bytes());
@@ -52,19 +52,19 @@ impl Request {
     }
 
     /// A number of 32 bits.
-    pub(super) fn u32(mut self, kind: u16, value: u32) -> Self {
+    pub(crate) fn u32(mut self, kind: u16, value: u32) -> Self {
         self.attribute(kind, &value.to_ne_bytes());
         self
     }
 
     /// A number of 64 bits.
-    pub(super) fn u64(mut self, kind: u16, value: u64) -> Self {
+    pub(crate) fn u64(mut self, kind: u16, value: u64) -> Self {
         self.attribute(kind, &value.to_ne_bytes());
         self
     }
 
     /// A text, ended by a zero.
-    pub(super) fn text(mut self, kind: u16, value: &str) -> Self {
+    pub(crate) fn text(mut self, kind: u16, value: &str) -> Self {
         let mut payload = value.as_bytes().to_vec();
         payload.push(0);
         self.attribute(kind, &payload);
@@ -72,7 +72,7 @@ impl Request {
     }
 
     /// Attributes in an attribute.
-    pub(super) fn nested(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
+    pub(crate) fn nested(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
         let start = self.bytes.len();
         self.attribute(kind | NLA_F_NESTED, &[]);
         let mut filled = fill(self);
@@ -84,7 +84,7 @@ impl Request {
     }
 
     /// The bytes to send.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         let len_bytes = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         if let Some(place) = self.bytes.first_chunk_mut() {
             *place = len_bytes.to_ne_bytes();
@@ -95,7 +95,7 @@ impl Request {
 
 /// A message that was received.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Message<'a> {
+pub(crate) enum Message<'a> {
     /// Result of a request: 0, or an error number.
     Outcome {
         /// Request.
@@ -119,7 +119,7 @@ pub(super) enum Message<'a> {
 }
 
 /// The messages in one datagram.
-pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let len_bytes = usize::try_from(u32_at(rest, 0)?).ok()?;
@@ -155,13 +155,13 @@ fn parse(message: &[u8]) -> Message<'_> {
 
 /// Attributes, one after the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Attributes<'a> {
+pub(crate) struct Attributes<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Attributes<'a> {
     /// The first attribute of a type.
-    pub(super) fn find(self, kind: u16) -> Option<Attribute<'a>> {
+    pub(crate) fn find(self, kind: u16) -> Option<Attribute<'a>> {
         let mut all = self;
         all.find_map(|(found, attribute)| (found == kind).then_some(attribute))
     }
@@ -180,34 +180,34 @@ impl<'a> Iterator for Attributes<'a> {
 
 /// Value of an attribute.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Attribute<'a> {
+pub(crate) struct Attribute<'a> {
     payload: &'a [u8],
 }
 
 impl<'a> Attribute<'a> {
     /// A number of 8 bits.
-    pub(super) fn u8(self) -> Option<u8> {
+    pub(crate) fn u8(self) -> Option<u8> {
         self.payload.first().copied()
     }
 
     /// A number of 16 bits.
-    pub(super) fn u16(self) -> Option<u16> {
+    pub(crate) fn u16(self) -> Option<u16> {
         u16_at(self.payload, 0)
     }
 
     /// A number of 32 bits.
-    pub(super) fn u32(self) -> Option<u32> {
+    pub(crate) fn u32(self) -> Option<u32> {
         u32_at(self.payload, 0)
     }
 
     /// A text; without the zero at its end.
-    pub(super) fn text(self) -> Option<&'a str> {
+    pub(crate) fn text(self) -> Option<&'a str> {
         let end = self.payload.iter().position(|byte| *byte == 0).unwrap_or(self.payload.len());
         std::str::from_utf8(self.payload.get(..end)?).ok()
     }
 
     /// Attributes.
-    pub(super) fn nested(self) -> Attributes<'a> {
+    pub(crate) fn nested(self) -> Attributes<'a> {
         Attributes { rest: self.payload }
     }
 }

@@ -1,6 +1,6 @@
 //! Interface to the kernel's nbd driver, which tests replace by a fake.
 
-use blockd_nbd::kernel::{AttachOptions, Dialed, Kernel, KernelError, LinkWatch};
+use crate::{AttachOptions, Dialed, Kernel, KernelError, LinkWatch};
 use std::{
     fmt::Debug,
     os::fd::{BorrowedFd, OwnedFd},
@@ -8,14 +8,16 @@ use std::{
 };
 
 /// Nbd driver.
-pub(super) trait Driver: Debug + Send + Sync {
+pub trait Driver: Debug + Send + Sync {
     /// Opens a session; see [`Kernel::open`].
     fn open(&self) -> Result<Box<dyn DriverSession>, KernelError>;
 }
 
-/// Session with the driver; each method has the contract of the one of [`Kernel`].
-pub(super) trait DriverSession {
+/// Session with the driver.
+pub trait DriverSession {
+    /// Returns the numbers of the family and of its group; see [`Kernel::numbers`].
     fn numbers(&self) -> (u16, Option<u32>);
+    /// Connects a device and returns its index; see [`Kernel::connect`].
     fn connect(
         &mut self,
         index: Option<u32>,
@@ -23,20 +25,25 @@ pub(super) trait DriverSession {
         read_only: bool,
         options: &AttachOptions,
     ) -> Result<u32, KernelError>;
+    /// Replaces dead sockets; see [`Kernel::reconnect`].
     fn reconnect(&mut self, index: u32, backend: &str, sockets: &[OwnedFd]) -> Result<(), KernelError>;
+    /// Sets the size; see [`Kernel::resize`].
     fn resize(&mut self, index: u32, backend: &str, size_bytes: u64) -> Result<(), KernelError>;
+    /// Disconnects a device; see [`Kernel::disconnect`].
     fn disconnect(&mut self, index: u32) -> Result<(), KernelError>;
+    /// Subscribes to dead connections; see [`Kernel::watch`].
     fn watch(&self) -> Result<Box<dyn Watch>, KernelError>;
 }
 
 /// Notifications of dead connections; see [`LinkWatch`].
-pub(super) trait Watch: Send {
+pub trait Watch: Send {
+    /// Waits for a dead connection, the timeout or `wake`; see [`LinkWatch::wait`].
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError>;
 }
 
 /// Driver of the running kernel.
 #[derive(Debug)]
-pub(super) struct KernelDriver;
+pub struct KernelDriver;
 
 impl Driver for KernelDriver {
     fn open(&self) -> Result<Box<dyn DriverSession>, KernelError> {
@@ -45,6 +52,7 @@ impl Driver for KernelDriver {
 }
 
 impl DriverSession for Kernel {
+    /// Returns the numbers of the family and of its group; see [`Kernel::numbers`].
     fn numbers(&self) -> (u16, Option<u32>) {
         Kernel::numbers(self)
     }

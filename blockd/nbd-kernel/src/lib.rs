@@ -4,14 +4,20 @@
 //! created it: a process with its backend identifier can replace dead sockets.
 
 mod dial;
+mod driver;
 mod error;
 mod family;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 mod netlink;
+mod system;
 mod wire;
 
 pub use dial::{Dialed, dial};
+pub use driver::{Driver, DriverSession, KernelDriver, Watch};
 pub use error::{DialError, KernelError};
 pub use netlink::{Kernel, LinkWatch};
+pub use system::{MountPoint, System, unescaped};
 
 /// Options of a device.
 #[derive(Clone, PartialEq, Eq, Debug)]

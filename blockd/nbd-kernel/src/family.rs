@@ -1,19 +1,19 @@
 //! Messages of the kernel's `nbd` family (`linux/nbd-netlink.h`).
 
-use super::{
+use crate::{
     AttachOptions,
     wire::{Attribute, Attributes, Request},
 };
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Name of the family.
-pub(super) const FAMILY_NAME: &str = "nbd";
+pub(crate) const FAMILY_NAME: &str = "nbd";
 /// Multicast group for dead connections.
-pub(super) const GROUP_NAME: &str = "nbd_mc_group";
+pub(crate) const GROUP_NAME: &str = "nbd_mc_group";
 const VERSION: u8 = 1;
 
 /// Control family.
-pub(super) const CONTROL_FAMILY: u16 = 0x10;
+pub(crate) const CONTROL_FAMILY: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
@@ -21,11 +21,11 @@ const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
 const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
 const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
 
-pub(super) const CMD_CONNECT: u8 = 1;
+pub(crate) const CMD_CONNECT: u8 = 1;
 const CMD_DISCONNECT: u8 = 2;
 const CMD_RECONFIGURE: u8 = 3;
-pub(super) const CMD_LINK_DEAD: u8 = 4;
-pub(super) const CMD_STATUS: u8 = 5;
+pub(crate) const CMD_LINK_DEAD: u8 = 4;
+pub(crate) const CMD_STATUS: u8 = 5;
 
 const ATTR_INDEX: u16 = 1;
 const ATTR_SIZE_BYTES: u16 = 2;
@@ -44,14 +44,14 @@ const DEVICE_INDEX: u16 = 1;
 const DEVICE_CONNECTED: u16 = 2;
 
 /// Builds a query of the family and group numbers.
-pub(super) fn get_family(sequence: u32) -> Vec<u8> {
+pub(crate) fn get_family(sequence: u32) -> Vec<u8> {
     Request::new(CONTROL_FAMILY, CTRL_CMD_GETFAMILY, 1, sequence)
         .text(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME)
         .finish()
 }
 
 /// Parses the numbers of the family and its group.
-pub(super) fn family(attributes: Attributes<'_>) -> Option<(u16, Option<u32>)> {
+pub(crate) fn family(attributes: Attributes<'_>) -> Option<(u16, Option<u32>)> {
     let id = attributes.find(CTRL_ATTR_FAMILY_ID).and_then(Attribute::u16)?;
     let groups = attributes.find(CTRL_ATTR_MCAST_GROUPS).map(Attribute::nested);
     let group = groups.into_iter().flatten().find_map(|(_, group)| {
@@ -73,7 +73,7 @@ fn sockets(request: Request, sockets: &[OwnedFd]) -> Request {
 }
 
 /// Builds a request to attach sockets in transmission as a device.
-pub(super) fn connect(
+pub(crate) fn connect(
     family: u16,
     sequence: u32,
     index: Option<u32>,
@@ -97,7 +97,7 @@ pub(super) fn connect(
 }
 
 /// Builds a request to replace dead sockets of a device, or to change its size.
-pub(super) fn reconfigure(
+pub(crate) fn reconfigure(
     family: u16,
     sequence: u32,
     index: u32,
@@ -118,12 +118,12 @@ pub(super) fn reconfigure(
 }
 
 /// Builds a request to disconnect a device.
-pub(super) fn disconnect(family: u16, sequence: u32, index: u32) -> Vec<u8> {
+pub(crate) fn disconnect(family: u16, sequence: u32, index: u32) -> Vec<u8> {
     Request::new(family, CMD_DISCONNECT, VERSION, sequence).u32(ATTR_INDEX, index).finish()
 }
 
 /// Builds a query of connected devices, or of one device.
-pub(super) fn status(family: u16, sequence: u32, index: Option<u32>) -> Vec<u8> {
+pub(crate) fn status(family: u16, sequence: u32, index: Option<u32>) -> Vec<u8> {
     let request = Request::new(family, CMD_STATUS, VERSION, sequence);
     match index {
         Some(index) => request.u32(ATTR_INDEX, index).finish(),
@@ -132,12 +132,12 @@ pub(super) fn status(family: u16, sequence: u32, index: Option<u32>) -> Vec<u8> 
 }
 
 /// Parses the device number of a message.
-pub(super) fn index(attributes: Attributes<'_>) -> Option<u32> {
+pub(crate) fn index(attributes: Attributes<'_>) -> Option<u32> {
     attributes.find(ATTR_INDEX).and_then(Attribute::u32)
 }
 
 /// Parses the devices of a status and their connection state.
-pub(super) fn devices(attributes: Attributes<'_>) -> Vec<(u32, bool)> {
+pub(crate) fn devices(attributes: Attributes<'_>) -> Vec<(u32, bool)> {
     let list = attributes.find(ATTR_DEVICE_LIST).map(Attribute::nested);
     let items = list.into_iter().flatten().filter(|(kind, _)| *kind == DEVICE_ITEM);
     items
@@ -151,8 +151,8 @@ pub(super) fn devices(attributes: Attributes<'_>) -> Vec<(u32, bool)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::{Message, messages};
     use super::*;
+    use crate::wire::{Message, messages};
 
     fn attributes(bytes: &[u8]) -> Attributes<'_> {
         match messages(bytes).next() {

@@ -1,6 +1,6 @@
-//! Netlink messages of the kernel.
+//! Properties for arbitrary netlink messages; for fuzzing and tests only.
 
-use crate::kernel::parse_datagram;
+use crate::parse_datagram;
 
 /// Parses `data` as a datagram of the kernel: without panics, and without reading twice or beyond the end.
 ///

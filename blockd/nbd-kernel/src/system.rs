@@ -1,8 +1,8 @@
 //! State of a `/dev/nbdN` device: its backend and its users. Read from `/sys`, `/proc` and the device itself.
 
-use super::driver::{Driver, DriverSession, KernelDriver};
-use blockd_api::attachments::Device;
-use blockd_nbd::kernel::KernelError;
+use crate::KernelError;
+use crate::driver::{Driver, DriverSession, KernelDriver};
+use blockd_extent::NbdDevice;
 use rustix::{
     fs::{AtFlags, Mode, OFlags, StatxFlags},
     io::Errno,
@@ -21,10 +21,9 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Root of the system's files and the nbd driver; tests replace both.
 #[derive(Clone, Debug)]
 pub struct System {
-    pub(super) root: PathBuf,
-    pub(super) driver: Arc<dyn Driver>,
-    /// Timeout for a device to release its connections after a disconnect.
-    pub(super) disconnect_timeout: Duration,
+    root: PathBuf,
+    driver: Arc<dyn Driver>,
+    disconnect_timeout: Duration,
 }
 
 impl Default for System {
@@ -34,20 +33,30 @@ impl Default for System {
 }
 
 impl System {
+    /// Creates a system from the directory that stands for `/`, a driver, and the timeout of a disconnect.
+    pub fn new(root: PathBuf, driver: Arc<dyn Driver>, disconnect_timeout: Duration) -> Self {
+        Self { root, driver, disconnect_timeout }
+    }
+
+    /// Returns the timeout for a device to release its connections after a disconnect.
+    pub fn disconnect_timeout(&self) -> Duration {
+        self.disconnect_timeout
+    }
+
     /// Opens a session with the driver.
-    pub(super) fn open_driver(&self) -> Result<Box<dyn DriverSession>, KernelError> {
+    pub fn open_driver(&self) -> Result<Box<dyn DriverSession>, KernelError> {
         self.driver.open()
     }
 
-    fn block(&self, device: Device) -> PathBuf {
+    fn block(&self, device: NbdDevice) -> PathBuf {
         self.root.join("sys/block").join(device.name())
     }
 
     /// Returns the kernel's connected devices by backend identifier. One backend may have several: a device
     /// that was disconnected while open is listed until it is closed.
-    pub(super) fn backends(&self) -> BTreeMap<String, BTreeSet<Device>> {
+    pub fn backends(&self) -> BTreeMap<String, BTreeSet<NbdDevice>> {
         let entries = std::fs::read_dir(self.root.join("sys/block")).into_iter().flatten().flatten();
-        let devices = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<Device>().ok());
+        let devices = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<NbdDevice>().ok());
         let mut backends = BTreeMap::<_, BTreeSet<_>>::new();
         for device in devices {
             if let Some(backend) = self.backend(device) {
@@ -58,7 +67,7 @@ impl System {
     }
 
     /// Returns the backend identifier of a connected device.
-    pub(super) fn backend(&self, device: Device) -> Option<String> {
+    pub fn backend(&self, device: NbdDevice) -> Option<String> {
         let dir = self.block(device);
         // The backend file outlives the connection for a moment.
         if !dir.join("pid").exists() {
@@ -68,19 +77,19 @@ impl System {
     }
 
     /// Returns true if the device is connected, to any backend.
-    pub(super) fn is_connected(&self, device: Device) -> bool {
+    pub fn is_connected(&self, device: NbdDevice) -> bool {
         self.block(device).join("pid").exists()
     }
 
     /// Returns the size of a device.
-    pub(super) fn size_bytes(&self, device: Device) -> Option<u64> {
+    pub fn size_bytes(&self, device: NbdDevice) -> Option<u64> {
         let sectors: u64 =
             std::fs::read_to_string(self.block(device).join("size")).ok()?.trim().parse().ok()?;
         sectors.checked_mul(512)
     }
 
     /// Returns a device and its partitions, by name.
-    fn parts(&self, device: Device) -> Vec<(String, PathBuf)> {
+    fn parts(&self, device: NbdDevice) -> Vec<(String, PathBuf)> {
         let dir = self.block(device);
         let mut parts = vec![(device.name(), dir.clone())];
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
@@ -99,7 +108,7 @@ impl System {
 
     /// Returns the filesystems mounted from a device and its partitions: one mount point of each, preferably
     /// one that is not covered by another mount.
-    pub(super) fn filesystems(&self, device: Device) -> Vec<MountPoint> {
+    pub fn filesystems(&self, device: NbdDevice) -> Vec<MountPoint> {
         let mounts = self.mountinfo();
         let best_of = |(name, dir): (String, PathBuf)| {
             let number = std::fs::read_to_string(dir.join("dev")).unwrap_or_default();
@@ -110,7 +119,7 @@ impl System {
     }
 
     /// Describes the users of a device and its partitions: mounts, swap, stacked devices.
-    pub(super) fn users(&self, device: Device) -> Vec<String> {
+    pub fn users(&self, device: NbdDevice) -> Vec<String> {
         let parts = self.parts(device);
         let mounts = self.mountinfo();
         let swaps = std::fs::read_to_string(self.root.join("proc/swaps")).unwrap_or_default();
@@ -136,7 +145,7 @@ impl System {
     ///
     /// # Errors
     /// The device cannot be opened at all.
-    pub(super) fn claim(&self, device: Device) -> io::Result<Option<OwnedFd>> {
+    pub fn claim(&self, device: NbdDevice) -> io::Result<Option<OwnedFd>> {
         let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
         match rustix::fs::open(self.root.join("dev").join(device.name()), flags, Mode::empty()) {
             Ok(fd) => Ok(Some(fd)),
@@ -183,7 +192,7 @@ fn is_covered(path: &Path, mount_id: &str) -> bool {
 }
 
 /// Decodes the octal escapes of blanks and similar characters in `mountinfo`.
-pub(crate) fn unescaped(text: &str) -> String {
+pub fn unescaped(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
@@ -220,7 +229,7 @@ mod tests {
                 "Filename Type Size Used Priority\n/dev/nbd30 partition 1 0 -2\n/dev/nbd3p1 partition 1 0 -2\n",
             ),
         ]);
-        let mut users = system.users(Device::new(3));
+        let mut users = system.users(NbdDevice::new(3));
         users.sort();
         assert_eq!(
             users,
@@ -232,9 +241,9 @@ mod tests {
                 "/dev/nbd3p1 is used for swap",
             ]
         );
-        assert!(system.users(Device::new(4)).is_empty());
+        assert!(system.users(NbdDevice::new(4)).is_empty());
         let mut filesystems: Vec<_> =
-            system.filesystems(Device::new(3)).into_iter().map(|place| place.path).collect();
+            system.filesystems(NbdDevice::new(3)).into_iter().map(|place| place.path).collect();
         filesystems.sort();
         assert_eq!(filesystems, [Path::new("/btr"), Path::new("/mnt/my data")]);
     }
@@ -249,7 +258,7 @@ mod tests {
         let found = |mountinfo: &str| {
             let (_dir, system) =
                 system(&[("sys/block/nbd0/dev", "43:0\n"), ("proc/self/mountinfo", mountinfo)]);
-            system.filesystems(Device::new(0))
+            system.filesystems(NbdDevice::new(0))
         };
         let place = |path: &str, is_hidden| vec![MountPoint { path: path.into(), is_hidden }];
         assert_eq!(found(&line(id, "/")), place("/", false));
@@ -266,9 +275,9 @@ mod tests {
             ("sys/block/nbd1/size", "2048\n"),
             ("sys/block/sda/size", "1\n"),
         ]);
-        let of_me = |number, index| (format!("me:{number}"), BTreeSet::from([Device::new(index)]));
+        let of_me = |number, index| (format!("me:{number}"), BTreeSet::from([NbdDevice::new(index)]));
         assert_eq!(system.backends(), BTreeMap::from([of_me(2, 1)]));
-        assert_eq!(system.size_bytes(Device::new(1)), Some(1 << 20));
-        assert_eq!(system.backend(Device::new(0)), None);
+        assert_eq!(system.size_bytes(NbdDevice::new(1)), Some(1 << 20));
+        assert_eq!(system.backend(NbdDevice::new(0)), None);
     }
 }
