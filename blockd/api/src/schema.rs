@@ -6,8 +6,7 @@
 use crate::{
     CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
     LimitWindow, ObjectName, RuleName, Secret, SecretInput, SecretRef, SnapshotName, SnapshotRef, VolumeName,
-    VolumeRef, browse::FilePath, cloudsnaps::CloudsnapId, schedules::PolicyName,
-    tasks::TaskState,
+    VolumeRef, browse::FilePath, cloudsnaps::CloudsnapId, schedules::PolicyName, tasks::TaskState,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;

@@ -1,9 +1,9 @@
-//! ext2, ext3 and ext4, through `blockd-ext`, which believes nothing that it reads and bounds what each
+//! ext2, ext3 and ext4, through `blockd-ext4`, which believes nothing that it reads and bounds what each
 //! question costs.
 
 use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, NumberedFiles, large};
 use crate::Image;
-use blockd_ext::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt};
+use blockd_ext4::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt};
 use parking_lot::Mutex;
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
@@ -31,7 +31,7 @@ impl ReadAt for Source {
 
 /// Returns true for such a filesystem, by its magic.
 pub(super) fn is_there(image: &Arc<dyn Image>) -> io::Result<bool> {
-    blockd_ext::is_there(&Source(Arc::clone(image))).map_err(|error| convert(&error))
+    blockd_ext4::is_there(&Source(Arc::clone(image))).map_err(|error| convert(&error))
 }
 
 /// Opens it.
@@ -85,15 +85,15 @@ fn convert(error: &ExtError) -> io::Error {
     io::Error::new(kind, error.to_string())
 }
 
-fn kind_of(kind: blockd_ext::FileKind) -> FileKind {
+fn kind_of(kind: blockd_ext4::FileKind) -> FileKind {
     match kind {
-        blockd_ext::FileKind::BlockDevice => FileKind::BlockDevice,
-        blockd_ext::FileKind::CharDevice => FileKind::CharDevice,
-        blockd_ext::FileKind::Directory => FileKind::Directory,
-        blockd_ext::FileKind::Fifo => FileKind::Fifo,
-        blockd_ext::FileKind::Regular => FileKind::Regular,
-        blockd_ext::FileKind::Socket => FileKind::Socket,
-        blockd_ext::FileKind::Symlink => FileKind::Symlink,
+        blockd_ext4::FileKind::BlockDevice => FileKind::BlockDevice,
+        blockd_ext4::FileKind::CharDevice => FileKind::CharDevice,
+        blockd_ext4::FileKind::Directory => FileKind::Directory,
+        blockd_ext4::FileKind::Fifo => FileKind::Fifo,
+        blockd_ext4::FileKind::Regular => FileKind::Regular,
+        blockd_ext4::FileKind::Socket => FileKind::Socket,
+        blockd_ext4::FileKind::Symlink => FileKind::Symlink,
     }
 }
 
@@ -272,7 +272,7 @@ impl ExtTree {
     }
 }
 
-fn file_xattr(xattr: blockd_ext::Xattr) -> FileXattr {
+fn file_xattr(xattr: blockd_ext4::Xattr) -> FileXattr {
     FileXattr { name: xattr.name, value: xattr.value }
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use blockd_ext::{
+use blockd_ext4::{
     Filesystem, ReadAt,
     testing::{Bytes, explore},
 };
@@ -187,7 +187,7 @@ fn directory_cycle_is_reported_as_damage() {
     ] {
         let found = fs.resolve(path.as_bytes());
         assert_eq!(found.is_ok(), is_there, "{path}");
-        assert!(is_there || matches!(found, Err(blockd_ext::ExtError::Damaged { .. })), "{path}");
+        assert!(is_there || matches!(found, Err(blockd_ext4::ExtError::Damaged { .. })), "{path}");
     }
     let (inode, above) = fs.resolve_with_above(b"/a/b").unwrap();
     let numbers = [fs.resolve(b"/").unwrap().number, fs.resolve(b"/a").unwrap().number];

@@ -3,7 +3,7 @@
 
 mod common;
 
-use blockd_ext::testing::{condense, expand, explore, fuzz};
+use blockd_ext4::testing::{condense, expand, explore, fuzz};
 use std::{fs, path::Path};
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use blockd_ext::{ExtError, Filesystem, JournalState};
+use blockd_ext4::{ExtError, Filesystem, JournalState};
 use common::{ImageFile, content, debugfs, make, noise, open, run, tool};
 use std::{
     fs::{self, File},

@@ -1,7 +1,7 @@
 //! Images made by e2fsprogs, and comparing what is read of them with a directory of the system.
 #![allow(dead_code, reason = "each test uses a part of this")]
 
-use blockd_ext::{FileKind, Filesystem, Inode, InodeNumber, ReadAt};
+use blockd_ext4::{FileKind, Filesystem, Inode, InodeNumber, ReadAt};
 use std::{
     collections::BTreeMap,
     fs::{self, File},

@@ -6,7 +6,7 @@
 
 mod common;
 
-use blockd_ext::{InodeNumber, JournalState};
+use blockd_ext4::{InodeNumber, JournalState};
 use common::{Compare, compare, content, make, noise, open, run, tool};
 use rustix::fs::{FallocateFlags, XattrFlags, fallocate};
 use std::{
@@ -22,7 +22,7 @@ const ALL: Compare = Compare { nanoseconds: true, dir_times: true, xattrs: true,
 fn scratch() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let dir = if memory.is_dir() { memory } else { Path::new(env!("CARGO_TARGET_TMPDIR")) };
-    tempfile::Builder::new().prefix("blockd-ext-").tempdir_in(dir).unwrap()
+    tempfile::Builder::new().prefix("blockd-ext4-").tempdir_in(dir).unwrap()
 }
 
 /// A mounted image, until it is dropped.
@@ -122,7 +122,7 @@ fn fill(root: &Path, has_extents: bool) {
 }
 
 /// Compares data and holes by block: the kernel may report data for a hole, but no hole for data.
-fn check_holes(fs: &blockd_ext::Filesystem, root: &Path) {
+fn check_holes(fs: &blockd_ext4::Filesystem, root: &Path) {
     for name in ["sparse", "punched", "allocated", "scattered"] {
         let Ok(file) = File::open(root.join(name)) else { continue };
         let inode = fs.resolve(name.as_bytes()).unwrap();

@@ -4,7 +4,7 @@
 
 mod common;
 
-use blockd_ext::{
+use blockd_ext4::{
     Device, ExtError, FileKind, Filesystem, InodeNumber, JournalState, Place, Timestamp, testing::Bytes,
 };
 use common::{Compare, ImageFile, compare, debugfs, make, noise, open};
