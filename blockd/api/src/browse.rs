@@ -1,6 +1,6 @@
 //! Browsing: mounts of snapshots, and files of cloud snapshots.
 
-use crate::{CredentialRef, cloudsnaps::CloudsnapId, paths::encode};
+use crate::{CredentialRef, cloudsnaps::CloudSnapshotId, paths::encode};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -195,7 +195,7 @@ impl From<FilePath> for String {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListFiles {
     /// Cloud snapshot.
-    pub snap: CloudsnapId,
+    pub snap: CloudSnapshotId,
     /// File or directory.
     pub path: FilePath,
     /// Include the entries of a directory.
@@ -214,7 +214,7 @@ pub struct ListFiles {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReadFile {
     /// Cloud snapshot.
-    pub snap: CloudsnapId,
+    pub snap: CloudSnapshotId,
     /// Regular file.
     pub path: FilePath,
     /// Start offset, in bytes.
@@ -231,7 +231,7 @@ pub struct ReadFile {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListFileRuns {
     /// Cloud snapshot.
-    pub snap: CloudsnapId,
+    pub snap: CloudSnapshotId,
     /// Regular file.
     pub path: FilePath,
     /// Start offset, in bytes.

@@ -2,7 +2,7 @@
 
 use crate::{
     CredentialRef, GroupName, LabelSelector, NameError, ObjectName, RuleName, SnapshotId, SnapshotName,
-    VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudsnapId,
+    VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
 };
 use blockd_schedule::{Jitter, Recurrence, Retention, Verdict};
 use jiff::Timestamp;
@@ -376,7 +376,7 @@ pub struct Run {
     /// Task, once started.
     pub task: Option<Uuid>,
     /// Cloud snapshot.
-    pub cloudsnap: Option<CloudsnapId>,
+    pub cloudsnap: Option<CloudSnapshotId>,
     /// End time.
     pub completed: Option<Timestamp>,
     /// Reason of a failed or skipped run; for a completed one, failures of its hooks.
@@ -416,7 +416,7 @@ pub struct Judged {
     /// Run that made it.
     pub run: u64,
     /// Backup.
-    pub cloudsnap: CloudsnapId,
+    pub cloudsnap: CloudSnapshotId,
     /// Volume.
     pub volume: Option<VolumeName>,
     /// Mount point.

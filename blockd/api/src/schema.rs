@@ -6,7 +6,7 @@
 use crate::{
     CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
     LimitWindow, ObjectName, RuleName, Secret, SecretInput, SecretRef, SnapshotName, SnapshotRef, VolumeName,
-    VolumeRef, browse::FilePath, cloudsnaps::CloudsnapId, schedules::PolicyName, tasks::TaskState,
+    VolumeRef, browse::FilePath, schedules::PolicyName, tasks::TaskState,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
@@ -51,8 +51,6 @@ text_schema! {
         "pattern": NAME, "maxLength": NAME_MAX_LEN;
     LabelSelector: "Labels that are asked for: key=value, several separated by commas",
         "examples": ["app=shop,tier=db"];
-    CloudsnapId: "<cluster>/<volume>-<snapshot>, and -incr if it is incremental",
-        "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/[1-9][0-9]{0,19}-[1-9][0-9]{0,19}(-incr)?$";
     TaskState: "What a task does and how far it is",
         "pattern": "^(Backup|Restore|Delete|Verify)-(Pending|Active|Done|Failed|Stopped)$";
     FilePath: "A path inside a snapshot; bytes that are no text, control characters and % are % and two hexadecimal digits",
@@ -111,7 +109,7 @@ impl JsonSchema for Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_extent::NbdDevice;
+    use blockd_extent::{CloudSnapshotId, NbdDevice};
 
     /// Returns the pattern of a type, to check that it accepts every text of the parser.
     fn pattern_of<T: JsonSchema>() -> String {
@@ -139,7 +137,7 @@ mod tests {
         same::<VolumeRef>(&["a", "0a", "42"], &["", "-a", "a b"]);
         same::<SnapshotRef>(&["v@monday", "7@monday", "7"], &["", "x", "0", "07", "v@", "@s"]);
         same::<CredentialRef>(&["nas", "af563a4d-afd7-48df-90f7-8e8f9414ff77"], &["", "1", "-"]);
-        same::<CloudsnapId>(
+        same::<CloudSnapshotId>(
             &[
                 "2e4d4b67-95d7-481e-aec5-14223ac55170/1-2",
                 "2e4d4b67-95d7-481e-aec5-14223ac55170/590114184663672482-951325819047337066-incr",

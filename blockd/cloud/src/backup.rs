@@ -6,7 +6,7 @@
 //! bytes per 32 MiB of blocks, and the block sets.
 
 use crate::{
-    CloudError, CloudsnapId, FORMAT_VERSION,
+    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey,
     clock::{MAX_CLOCK_DIFFERENCE_S, RunClock},
     error::random,
     index_writer::{StoredIndex, write_index},
@@ -94,8 +94,8 @@ pub struct BackupSpec {
 
 impl BackupSpec {
     /// Returns the id of the new cloud snapshot.
-    pub fn id(&self) -> CloudsnapId {
-        CloudsnapId {
+    pub fn id(&self) -> CloudSnapshotId {
+        CloudSnapshotId {
             cluster: self.cluster,
             volume: self.volume,
             snapshot: self.snapshot,

@@ -6,7 +6,7 @@
 //! only space, and the same call with the manifest at hand takes it away.
 
 use crate::{
-    CloudError, CloudsnapId,
+    CloudError, CloudSnapshotId, ManifestKey,
     manifest::{Delta, Manifest},
     names::DeltaId,
     repository::{ManifestCache, Repository},
@@ -54,7 +54,7 @@ pub enum UnreadableSiblings {
 /// work.
 pub async fn delete_snapshot(
     repo: &Repository,
-    id: &CloudsnapId,
+    id: &CloudSnapshotId,
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
     unreadable: UnreadableSiblings,
@@ -95,7 +95,7 @@ pub async fn delete_with_manifest(
 /// Refuses the deletion of a snapshot that is there while another manifest of its volume cannot be read.
 async fn check_siblings(
     repo: &Repository,
-    id: &CloudsnapId,
+    id: &CloudSnapshotId,
     cache: &dyn ManifestCache,
 ) -> Result<(), CloudError> {
     let listed = repo.list_for_deletion(None, cache).await?;
@@ -104,7 +104,7 @@ async fn check_siblings(
         return Ok(());
     }
     let is_sibling =
-        |found: &CloudsnapId| (found.cluster, found.volume) == (id.cluster, id.volume) && found != id;
+        |found: &CloudSnapshotId| (found.cluster, found.volume) == (id.cluster, id.volume) && found != id;
     for found in listed {
         if !found.id.as_ref().is_some_and(is_sibling) {
             continue;
@@ -159,7 +159,7 @@ async fn delete_unneeded(
 /// Its writer may not have known of the commit and may have put it again. Such a writer checks all objects
 /// afterwards and removes the manifest if one is gone: so either that check follows the deletions, or the
 /// manifest was put before this.
-async fn refuse_recommit(repo: &Repository, id: &CloudsnapId) -> Result<(), CloudError> {
+async fn refuse_recommit(repo: &Repository, id: &CloudSnapshotId) -> Result<(), CloudError> {
     if repo.store().delete(&id.manifest_key()).await? {
         tracing::debug!(snapshot = %id, "its writer had put the manifest of the deleted cloud snapshot again, or the store does not tell");
     }
@@ -173,7 +173,7 @@ async fn refuse_recommit(repo: &Repository, id: &CloudsnapId) -> Result<(), Clou
 /// [`CloudError::KeySlotMissing`]; errors of the store. A repeated call completes the work.
 pub async fn delete_damaged(
     repo: &Repository,
-    id: &CloudsnapId,
+    id: &CloudSnapshotId,
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
 ) -> Result<DeleteReport, CloudError> {
@@ -189,7 +189,7 @@ pub async fn delete_damaged(
 /// Deletes the delta of a deleted snapshot, unless another one needs it.
 async fn delete_own(
     repo: &Repository,
-    id: &CloudsnapId,
+    id: &CloudSnapshotId,
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
     report: &mut DeleteReport,
@@ -215,7 +215,7 @@ async fn delete_own(
 /// Returns the owners of deltas that must stay after a deletion, or the reason why they are unknown.
 async fn still_needed(
     repo: &Repository,
-    gone: &CloudsnapId,
+    gone: &CloudSnapshotId,
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
 ) -> Result<Result<HashSet<SnapshotId>, String>, CloudError> {

@@ -3,7 +3,7 @@
 //! Every error names the object, the offset and the affected blocks, says whether a retry can help, and never
 //! contains a secret.
 
-use crate::CloudsnapId;
+use crate::CloudSnapshotId;
 use blockd_extent::{BlockIndex, Extent};
 use blockd_store::{Lost, StoreError};
 use std::{io, path::PathBuf};
@@ -138,17 +138,9 @@ pub enum CloudError {
     #[error("there is no cloud snapshot {id} at {store}")]
     SnapshotNotFound {
         /// Id.
-        id: CloudsnapId,
+        id: CloudSnapshotId,
         /// Store.
         store: String,
-    },
-    /// Text that is not the id of a cloud snapshot.
-    #[error(
-        "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume>-<snapshot>[-incr]"
-    )]
-    BadId {
-        /// Text.
-        given: String,
     },
     /// Invalid request.
     #[error("{what}")]
@@ -168,7 +160,7 @@ pub enum CloudError {
     #[error("cloud snapshot {base} was deleted while the incremental on it was made: make a full backup")]
     BaseDeleted {
         /// Base.
-        base: CloudsnapId,
+        base: CloudSnapshotId,
     },
     /// A snapshot was committed, but the state of its base is unknown: deltas may be gone.
     #[error(
@@ -176,9 +168,9 @@ pub enum CloudError {
     )]
     BaseUnknown {
         /// Snapshot; listed, but may lack deltas.
-        id: CloudsnapId,
+        id: CloudSnapshotId,
         /// Base.
-        base: CloudsnapId,
+        base: CloudSnapshotId,
         /// Error of the check.
         source: Box<CloudError>,
     },
@@ -188,9 +180,9 @@ pub enum CloudError {
     )]
     NotTakenBack {
         /// Snapshot; listed, but may lack deltas.
-        id: CloudsnapId,
+        id: CloudSnapshotId,
         /// Base.
-        base: CloudsnapId,
+        base: CloudSnapshotId,
         /// Error of the deletion.
         source: Box<CloudError>,
     },
@@ -200,7 +192,7 @@ pub enum CloudError {
     )]
     DeletedMeanwhile {
         /// Snapshot; it does not exist.
-        id: CloudsnapId,
+        id: CloudSnapshotId,
         /// First missing object.
         object: String,
     },
@@ -211,7 +203,7 @@ pub enum CloudError {
     )]
     SiblingUnreadable {
         /// The snapshot that stays.
-        id: CloudsnapId,
+        id: CloudSnapshotId,
         /// Key of the manifest that cannot be read.
         key: String,
         /// Cause.
@@ -269,7 +261,7 @@ pub enum CloudError {
     )]
     Expired {
         /// Intended snapshot.
-        id: CloudsnapId,
+        id: CloudSnapshotId,
         /// Start.
         started: jiff::Timestamp,
     },

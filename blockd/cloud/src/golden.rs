@@ -5,8 +5,8 @@
 
 use crate::{
     BackupOptions, BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest,
-    MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions, backup, keys, restore,
-    testing::MemoryVolume,
+    ManifestKey, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions, backup, keys,
+    restore, testing::MemoryVolume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_store::{BlobStore, testing::MemoryStore};

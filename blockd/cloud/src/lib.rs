@@ -44,6 +44,7 @@ pub use backup::{
     BACKUP_LIFETIME_S, BackupOptions, BackupSpec, BlockReader, MAX_CLOCK_SKEW_S, backup, check_base,
     new_delta_salt,
 };
+pub use blockd_extent::CloudSnapshotId;
 pub use cache::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
 pub use changed::changed_blocks;
 pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
@@ -54,7 +55,7 @@ pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_le
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams, KeySlot};
 pub use manifest::{BackupType, Delta, IndexRef, Manifest};
-pub use names::CloudsnapId;
+pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use reader::SnapshotReader;
 pub use repository::{

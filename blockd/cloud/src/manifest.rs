@@ -1,7 +1,7 @@
 //! Manifests: what makes a snapshot exist, and says everything that is needed to read it.
 
 use crate::{
-    CloudError, CloudsnapId, FORMAT_VERSION,
+    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey,
     keys::DataKey,
     names::DeltaId,
     plan::PACK_FRAMES,
@@ -139,7 +139,7 @@ pub struct Manifest {
     pub compression: String,
     /// The snapshot that an incremental was made on.
     #[serde(default)]
-    pub base: Option<CloudsnapId>,
+    pub base: Option<CloudSnapshotId>,
     /// Its own delta.
     pub delta: Delta,
     /// The deltas below it, newest first.
@@ -148,8 +148,8 @@ pub struct Manifest {
 
 impl Manifest {
     /// Id.
-    pub fn id(&self) -> CloudsnapId {
-        CloudsnapId {
+    pub fn id(&self) -> CloudSnapshotId {
+        CloudSnapshotId {
             cluster: self.cluster,
             volume: self.volume,
             snapshot: self.snapshot,
@@ -162,7 +162,7 @@ impl Manifest {
         std::iter::once(&self.delta).chain(&self.chain)
     }
 
-    fn check(&self, id: &CloudsnapId) -> Result<(), &'static str> {
+    fn check(&self, id: &CloudSnapshotId) -> Result<(), &'static str> {
         if self.id() != *id || self.delta.snapshot != self.snapshot {
             return Err("it is of another snapshot than its name says");
         }
@@ -215,7 +215,7 @@ impl Manifest {
     /// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`], [`CloudError::UnknownKey`].
     pub(crate) fn decode(
         object: &[u8],
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
         find_key: impl Fn(Uuid) -> Option<DataKey>,
     ) -> Result<Self, CloudError> {
         let path = id.manifest_key();
@@ -375,9 +375,9 @@ pub(crate) mod tests {
             for len in 0..bytes.len() {
                 assert!(Manifest::decode(&bytes[..len], &id, find).is_err());
             }
-            let moved = CloudsnapId { snapshot: SnapshotId::from_u64(99), ..id };
+            let moved = CloudSnapshotId { snapshot: SnapshotId::from_u64(99), ..id };
             assert!(Manifest::decode(&bytes, &moved, find).is_err());
-            let moved = CloudsnapId { incremental: true, ..id };
+            let moved = CloudSnapshotId { incremental: true, ..id };
             assert!(Manifest::decode(&bytes, &moved, find).is_err());
         }
     }

@@ -4,7 +4,7 @@
 //! and no pack is read twice, and nothing is read that is not visible, apart from small gaps.
 
 use crate::{
-    CloudError, CloudsnapId, Manifest, Repository,
+    CloudError, CloudSnapshotId, Manifest, Repository,
     backup::cpu_threads,
     damage::{Damage, DamageList},
     fetch::{BlockSink, DeltaReader, FetchJob},
@@ -39,7 +39,7 @@ pub struct SnapshotReader {
 }
 
 struct Inner {
-    id: CloudsnapId,
+    id: CloudSnapshotId,
     size_bytes: u64,
     /// Newest first.
     deltas: Vec<Arc<DeltaReader>>,
@@ -108,7 +108,7 @@ impl SnapshotReader {
     }
 
     /// Returns the snapshot's id.
-    pub fn id(&self) -> CloudsnapId {
+    pub fn id(&self) -> CloudSnapshotId {
         self.inner.id
     }
 

@@ -1,7 +1,7 @@
 //! A repository: a store, and the keys to what is in it.
 
 use crate::{
-    CloudError, CloudsnapId,
+    CloudError, CloudSnapshotId, ManifestKey,
     keys::{DataKey, KdfParams, KeySlot, SLOT_LEN_BYTES},
     manifest::{MAX_MANIFEST_LEN, Manifest},
     names::MANIFESTS_PREFIX,
@@ -225,7 +225,7 @@ impl Repository {
             return Ok(true);
         }
         let listed = self.store.list(MANIFESTS_PREFIX).await?;
-        let ids = listed.iter().filter_map(|object| CloudsnapId::from_manifest_key(&object.key));
+        let ids = listed.iter().filter_map(|object| CloudSnapshotId::from_manifest_key(&object.key));
         for id in ids.take(MAX_MANIFESTS_FOR_PROOF) {
             match self.manifest(&id).await {
                 Ok(_) => return Ok(true),
@@ -334,7 +334,7 @@ impl Repository {
     ///
     /// # Errors
     /// [`CloudError::SnapshotNotFound`]; [`CloudError::Damaged`]; errors of the store.
-    pub async fn manifest(&self, id: &CloudsnapId) -> Result<Manifest, CloudError> {
+    pub async fn manifest(&self, id: &CloudSnapshotId) -> Result<Manifest, CloudError> {
         let path = id.manifest_key();
         match self.store.get(&path, MAX_MANIFEST_LEN).await {
             Ok(object) => Manifest::decode(&object, id, |key_id| self.find_key(key_id)),
@@ -371,7 +371,7 @@ impl Repository {
         };
         let listed = self.store.list(&prefix).await?;
         let is_wanted = |object: &ObjectInfo| {
-            let id = CloudsnapId::from_manifest_key(&object.key);
+            let id = CloudSnapshotId::from_manifest_key(&object.key);
             filter.volume.is_none_or(|volume| id.is_none_or(|id| id.volume == volume))
         };
         let listed: Vec<ObjectInfo> = listed.into_iter().filter(is_wanted).collect();
@@ -395,10 +395,10 @@ impl Repository {
     /// Errors of a listing; [`CloudError::Unsettled`].
     pub(crate) async fn list_for_deletion(
         &self,
-        gone: Option<&CloudsnapId>,
+        gone: Option<&CloudSnapshotId>,
         cache: &dyn ManifestCache,
     ) -> Result<Vec<ListedManifest>, CloudError> {
-        let gone = gone.map(CloudsnapId::manifest_key);
+        let gone = gone.map(CloudSnapshotId::manifest_key);
         let mut read: BTreeMap<String, ListedManifest> = BTreeMap::new();
         let mut before: Option<Vec<String>> = None;
         let mut misses: HashMap<String, u32> = HashMap::new();
@@ -455,7 +455,7 @@ impl Repository {
         for part in listed.chunks(KEPT_AT_ONCE) {
             let mut read = Vec::with_capacity(part.len());
             for object in part {
-                let id = CloudsnapId::from_manifest_key(&object.key);
+                let id = CloudSnapshotId::from_manifest_key(&object.key);
                 let known = cached.remove(&object.key).filter(|known| Some(known.id()) == id);
                 read.push(async move {
                     let is_new = known.is_none();
@@ -481,7 +481,7 @@ impl Repository {
     /// A manifest that was listed, and may be known; none if it is gone.
     async fn read_listed(&self, object: &ObjectInfo, known: Option<Manifest>) -> Option<ListedManifest> {
         let key = object.key.clone();
-        let Some(id) = CloudsnapId::from_manifest_key(&key) else {
+        let Some(id) = CloudSnapshotId::from_manifest_key(&key) else {
             let error = CloudError::damaged(&key, 0, "its name is not that of a cloud snapshot");
             return Some(ListedManifest { key, id: None, manifest: Err(error) });
         };
@@ -561,7 +561,7 @@ pub struct ListedManifest {
     /// Key of the manifest.
     pub key: String,
     /// The snapshot's id, if the key is one's.
-    pub id: Option<CloudsnapId>,
+    pub id: Option<CloudSnapshotId>,
     /// The manifest, or why it cannot be read.
     pub manifest: Result<Manifest, CloudError>,
 }

@@ -5,7 +5,7 @@
 //! snapshots that lose blocks with it: those in which no newer delta hides them.
 
 use crate::{
-    CloudError, CloudsnapId, Damage, Manifest, Repository, SnapshotReader,
+    CloudError, CloudSnapshotId, Damage, Manifest, ManifestKey, Repository, SnapshotReader,
     damage::DamageList,
     fetch::{BlockSink, DeltaReader},
     manifest::Delta,
@@ -81,7 +81,7 @@ impl Default for VerifyOptions {
 #[derive(Clone, PartialEq, Debug)]
 pub struct AffectedSnapshot {
     /// Returns the snapshot's id.
-    pub id: CloudsnapId,
+    pub id: CloudSnapshotId,
     /// The blocks.
     pub blocks: BlockSet,
 }
@@ -103,7 +103,7 @@ pub struct VerifyFinding {
 #[derive(Clone, PartialEq, Debug)]
 pub struct VerifiedSnapshot {
     /// Returns the snapshot's id.
-    pub id: CloudsnapId,
+    pub id: CloudSnapshotId,
     /// Blocks of it that cannot be read; all of them if its manifest cannot.
     pub damaged: BlockSet,
     /// The manifest opened.
@@ -153,9 +153,9 @@ pub struct VerifyReport {
 /// [`CloudError::Cancelled`]; errors of a check; errors of the store that are not about its content.
 pub async fn verify(
     repo: &Repository,
-    ids: &[CloudsnapId],
+    ids: &[CloudSnapshotId],
     options: &VerifyOptions,
-    check_of: &(dyn Fn(&CloudsnapId) -> Option<Arc<dyn BlockCheck>> + Send + Sync),
+    check_of: &(dyn Fn(&CloudSnapshotId) -> Option<Arc<dyn BlockCheck>> + Send + Sync),
     cache: &dyn ManifestCache,
     progress: Arc<Progress>,
     cancel: &CancelToken,
@@ -169,9 +169,9 @@ pub async fn verify(
 
 async fn run(
     repo: &Repository,
-    ids: &[CloudsnapId],
+    ids: &[CloudSnapshotId],
     options: &VerifyOptions,
-    check_of: &(dyn Fn(&CloudsnapId) -> Option<Arc<dyn BlockCheck>> + Send + Sync),
+    check_of: &(dyn Fn(&CloudSnapshotId) -> Option<Arc<dyn BlockCheck>> + Send + Sync),
     cache: &dyn ManifestCache,
     progress: Arc<Progress>,
 ) -> Result<VerifyReport, CloudError> {
@@ -397,13 +397,13 @@ async fn trace(
     found: Damage,
     cache: &dyn ManifestCache,
     report: &mut VerifyReport,
-) -> Result<BTreeMap<CloudsnapId, BlockSet>, CloudError> {
-    let mut damaged: BTreeMap<CloudsnapId, BlockSet> = BTreeMap::new();
+) -> Result<BTreeMap<CloudSnapshotId, BlockSet>, CloudError> {
+    let mut damaged: BTreeMap<CloudSnapshotId, BlockSet> = BTreeMap::new();
     report.findings_total += found.total;
     if found.is_empty() {
         return Ok(damaged);
     }
-    let mut all: BTreeMap<CloudsnapId, Manifest> =
+    let mut all: BTreeMap<CloudSnapshotId, Manifest> =
         manifests.iter().map(|manifest| (manifest.id(), manifest.clone())).collect();
     let volumes: BTreeSet<_> = all.keys().map(|id| (id.cluster, id.volume)).collect();
     for (cluster, volume) in volumes {
@@ -445,7 +445,7 @@ async fn trace(
         let (object, offset_bytes, what) = (piece.object, piece.offset_bytes, piece.what);
         report.findings.push(VerifyFinding { object, offset_bytes, what, affects });
     }
-    let asked: BTreeSet<CloudsnapId> = manifests.iter().map(Manifest::id).collect();
+    let asked: BTreeSet<CloudSnapshotId> = manifests.iter().map(Manifest::id).collect();
     let others = damaged.iter().filter(|(id, _)| !asked.contains(id));
     report.others = others.map(|(id, blocks)| AffectedSnapshot { id: *id, blocks: blocks.clone() }).collect();
     Ok(damaged)

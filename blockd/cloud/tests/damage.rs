@@ -4,8 +4,8 @@
 mod common;
 
 use blockd_cloud::{
-    CloudError, CloudsnapId, EncryptionMode, ManifestFilter, NoCache, Repository, UnreadableSiblings,
-    delete_snapshot, testing::MemoryVolume,
+    CloudError, CloudSnapshotId, EncryptionMode, ManifestFilter, ManifestKey, NoCache, Repository,
+    UnreadableSiblings, delete_snapshot, testing::MemoryVolume,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_store::testing::MemoryStore;
@@ -18,7 +18,7 @@ type Content = BTreeMap<u64, Box<[u8]>>;
 struct Sample {
     store: Arc<MemoryStore>,
     passphrase: Option<&'static str>,
-    snapshots: Vec<(CloudsnapId, Content)>,
+    snapshots: Vec<(CloudSnapshotId, Content)>,
 }
 
 /// A full backup, and an incremental with a trim on it. With `packs`, the full one has so many packs.

@@ -4,8 +4,8 @@
 mod common;
 
 use blockd_cloud::{
-    BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache,
-    Repository, UnreadableSiblings, delete_with_manifest, testing::MemoryVolume,
+    BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestKey, MemoryJournal,
+    NoCache, Repository, UnreadableSiblings, delete_with_manifest, testing::MemoryVolume,
 };
 use blockd_store::{
     BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, Response, StoreFuture,

@@ -5,7 +5,7 @@ mod common;
 
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CancelToken, CloudError, EncryptionMode, GarbageOptions, GarbageReport,
-    MAX_CLOCK_SKEW_S, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
+    MAX_CLOCK_SKEW_S, ManifestKey, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
     testing::MemoryVolume,
 };
 use blockd_extent::SnapshotId;

@@ -5,7 +5,7 @@
 mod common;
 
 use blockd_cloud::{
-    CancelToken, CloudError, CloudsnapId, KdfParams, KnownKeys, NoCache, Progress, Rekey, Repository,
+    CancelToken, CloudError, CloudSnapshotId, KdfParams, KnownKeys, NoCache, Progress, Rekey, Repository,
     SlotFinding, SlotRepair, VerifyDepth, VerifyOptions, VerifyReport, rekey, testing::MemoryVolume, verify,
 };
 use blockd_store::{
@@ -22,7 +22,7 @@ const MODES: [Option<&str>; 2] = [Some("correct horse"), None];
 struct Sample {
     store: Arc<MemoryStore>,
     repo: Repository,
-    snapshot: CloudsnapId,
+    snapshot: CloudSnapshotId,
     passphrase: Option<&'static str>,
 }
 

@@ -4,7 +4,7 @@
 mod common;
 
 use blockd_cloud::{
-    CloudsnapId, EncryptionMode, Manifest, ManifestCache, ManifestFilter, MemoryCache, NoCache,
+    CloudSnapshotId, EncryptionMode, Manifest, ManifestCache, ManifestFilter, MemoryCache, NoCache,
     UnreadableSiblings, delete_snapshot, testing::put_many_snapshots,
 };
 use blockd_store::{
@@ -85,7 +85,7 @@ async fn thousands_are_listed_with_one_request_and_one_question() {
     let again = repo.list_manifests(&everything, &cache).await.unwrap();
     assert_eq!(store.operations() - before, 1, "just the listing");
     assert_eq!(cache.take(), (0, 1, 0));
-    let ids = |listed: &[blockd_cloud::ListedManifest]| -> Vec<Option<CloudsnapId>> {
+    let ids = |listed: &[blockd_cloud::ListedManifest]| -> Vec<Option<CloudSnapshotId>> {
         listed.iter().map(|one| one.id).collect()
     };
     assert_eq!(ids(&first), ids(&again));

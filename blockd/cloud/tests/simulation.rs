@@ -8,9 +8,9 @@
 mod common;
 
 use blockd_cloud::{
-    BackupOptions, BackupSpec, CancelToken, CloudError, CloudsnapId, EncryptionMode, GarbageOptions,
-    Manifest, ManifestFilter, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings, VerifyDepth,
-    VerifyOptions, backup, collect_garbage, delete_with_manifest, testing::MemoryVolume, verify,
+    BackupOptions, BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions,
+    Manifest, ManifestFilter, ManifestKey, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings,
+    VerifyDepth, VerifyOptions, backup, collect_garbage, delete_with_manifest, testing::MemoryVolume, verify,
 };
 use blockd_extent::{BlockSet, SnapshotId};
 use blockd_store::{
@@ -314,7 +314,7 @@ struct Daemon {
     live: MemoryVolume,
     /// Blocks changed since the tip was frozen; and since the backup that is under way was.
     dirty: BlockSet,
-    tip: Option<CloudsnapId>,
+    tip: Option<CloudSnapshotId>,
     kept: Option<Kept>,
     next_snapshot: u64,
 }
@@ -322,10 +322,10 @@ struct Daemon {
 /// Expected listing and contents.
 #[derive(Default)]
 struct Expected {
-    content: BTreeMap<CloudsnapId, Content>,
-    committed: BTreeSet<CloudsnapId>,
+    content: BTreeMap<CloudSnapshotId, Content>,
+    committed: BTreeSet<CloudSnapshotId>,
     /// Deletions that were requested; the daemons may have completed the backups nevertheless.
-    deleted: BTreeSet<CloudsnapId>,
+    deleted: BTreeSet<CloudSnapshotId>,
 }
 
 impl Daemon {
@@ -495,7 +495,7 @@ impl Daemon {
 async fn look(
     bucket: &Arc<MemoryStore>,
     expected: &Expected,
-    unconfirmed: &[CloudsnapId],
+    unconfirmed: &[CloudSnapshotId],
 ) -> Result<(), String> {
     let repo = fixed(bucket.clone(), EncryptionMode::Aes256GcmSiv);
     let listed = repo.list_manifests(&ManifestFilter::default(), &NoCache).await.unwrap();

@@ -5,8 +5,8 @@
 mod common;
 
 use blockd_cloud::{
-    BlockCheck, CancelToken, CloudsnapId, EncryptionMode, Manifest, NoCache, Progress, Repository,
-    RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore_damaged,
+    BlockCheck, CancelToken, CloudSnapshotId, EncryptionMode, Manifest, ManifestKey, NoCache, Progress,
+    Repository, RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore_damaged,
     testing::MemoryVolume, verify,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
@@ -42,7 +42,7 @@ async fn sample() -> Sample {
 }
 
 impl Sample {
-    fn ids(&self) -> [CloudsnapId; 2] {
+    fn ids(&self) -> [CloudSnapshotId; 2] {
         [self.full.id(), self.incremental.id()]
     }
 
@@ -56,7 +56,7 @@ impl Sample {
         self.store.insert(key, body);
     }
 
-    async fn verify(&self, ids: &[CloudsnapId], depth: VerifyDepth) -> VerifyReport {
+    async fn verify(&self, ids: &[CloudSnapshotId], depth: VerifyDepth) -> VerifyReport {
         let options = VerifyOptions { depth, ..VerifyOptions::default() };
         let progress = Arc::new(Progress::new(requests()));
         let cancel = CancelToken::new();
@@ -68,7 +68,7 @@ impl Sample {
     }
 }
 
-fn damaged(report: &VerifyReport, id: CloudsnapId) -> Vec<Extent> {
+fn damaged(report: &VerifyReport, id: CloudSnapshotId) -> Vec<Extent> {
     let found = report.snapshots.iter().find(|snapshot| snapshot.id == id).unwrap();
     assert_eq!(found.is_sound(), found.damaged.is_empty());
     found.damaged.extents().collect()
@@ -199,7 +199,7 @@ async fn content_comparison_reports_each_difference() {
     let options = VerifyOptions { depth: VerifyDepth::Deep, ..VerifyOptions::default() };
     let check: Arc<dyn BlockCheck> = against.clone();
     let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
-    let of = |id: &CloudsnapId| (*id == sample.incremental.id()).then(|| check.clone());
+    let of = |id: &CloudSnapshotId| (*id == sample.incremental.id()).then(|| check.clone());
     let ids = sample.ids();
     let report = verify(&sample.repo, &ids, &options, &of, &NoCache, progress, &cancel);
     assert_eq!(report.await.unwrap().findings_total, 0);

@@ -4,7 +4,7 @@
 mod common;
 
 use blockd_cloud::{
-    CloudError, CloudsnapId, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest, Rekey, Repository,
+    CloudError, CloudSnapshotId, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest, Rekey, Repository,
     rekey,
     testing::{MemoryVolume, key_slot_made_at},
 };
@@ -48,7 +48,7 @@ fn first_key(repo: &Repository) -> Uuid {
 }
 
 /// A repository with a second data key, a backup under each, and what the host remembers.
-async fn sample() -> (Arc<MemoryStore>, Repository, [CloudsnapId; 2]) {
+async fn sample() -> (Arc<MemoryStore>, Repository, [CloudSnapshotId; 2]) {
     let store = Arc::new(MemoryStore::default());
     let old = open(store.clone(), Some(PASSPHRASE)).await.unwrap();
     let first = backup(&old, 1).await.id();

@@ -17,7 +17,7 @@ use blockd_api::{
     snapshots::CreateGroupSnapshot,
     tasks::{TaskLimits, TaskOwner},
 };
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -302,7 +302,7 @@ impl Core {
                 snapshot: Some(snapshot),
                 credential: credential.uuid,
                 // Decided when the point in time is fixed.
-                cloudsnap: CloudsnapId {
+                cloudsnap: CloudSnapshotId {
                     cluster: self.cluster,
                     volume: entry.id,
                     snapshot: own,

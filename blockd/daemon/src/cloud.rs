@@ -6,7 +6,7 @@
 use crate::error::ServiceError;
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BlockCheck, BlockReader, BlockWriter, CancelToken, CloudError,
-    CloudsnapId, KnownKeys, Manifest, ManifestCache, OpenOptions, Progress, Rekey, Rekeyed, Repository,
+    CloudSnapshotId, KnownKeys, Manifest, ManifestCache, OpenOptions, Progress, Rekey, Rekeyed, Repository,
     RestoreOptions, RestoreRequest, RestoreSummary, VerifyOptions, VerifyReport, restore_damaged,
 };
 use blockd_store::BlobStore;
@@ -100,12 +100,12 @@ pub(crate) async fn restore(
 }
 
 /// Factory of the references that cloud snapshots are compared with.
-pub(crate) type CheckOf = Box<dyn Fn(&CloudsnapId) -> Option<Arc<dyn BlockCheck>> + Send + Sync>;
+pub(crate) type CheckOf = Box<dyn Fn(&CloudSnapshotId) -> Option<Arc<dyn BlockCheck>> + Send + Sync>;
 
 /// Verifies cloud snapshots.
 pub(crate) async fn verify(
     repository: Repository,
-    ids: Vec<CloudsnapId>,
+    ids: Vec<CloudSnapshotId>,
     options: VerifyOptions,
     check_of: CheckOf,
     cache: Arc<dyn ManifestCache>,

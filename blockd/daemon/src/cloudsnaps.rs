@@ -23,7 +23,7 @@ use blockd_api::{
     format_time,
     tasks::{BackupType, TaskStarted},
 };
-use blockd_cloud::{CloudError, CloudsnapId, Manifest, ManifestFilter};
+use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
 use blockd_extent::VolumeId;
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -36,19 +36,6 @@ use uuid::Uuid;
 /// Maximum number of stores that are searched concurrently for one cloud snapshot.
 pub(crate) const ASKED_AT_ONCE: usize = 8;
 
-pub(crate) fn to_api_id(id: &CloudsnapId) -> api::CloudsnapId {
-    api::CloudsnapId {
-        cluster: id.cluster,
-        volume: id.volume,
-        snapshot: id.snapshot,
-        incremental: id.incremental,
-    }
-}
-
-pub(crate) fn from_api_id(id: &api::CloudsnapId) -> CloudsnapId {
-    CloudsnapId { cluster: id.cluster, volume: id.volume, snapshot: id.snapshot, incremental: id.incremental }
-}
-
 /// Returns the labels of a manifest; invalid ones are dropped.
 fn labels(map: &std::collections::BTreeMap<String, String>) -> Labels {
     Labels::try_from(map.clone()).unwrap_or_default()
@@ -56,7 +43,7 @@ fn labels(map: &std::collections::BTreeMap<String, String>) -> Labels {
 
 fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
     Cloudsnap {
-        id: to_api_id(&manifest.id()),
+        id: manifest.id(),
         src_volume_id: manifest.volume,
         src_volume_name: manifest.volume_name.clone(),
         timestamp: manifest.created,
@@ -226,7 +213,7 @@ impl Core {
         });
         let (proofs, marks) = known.await?;
         let now = Timestamp::now();
-        let proofs: BTreeMap<CloudsnapId, Proof> =
+        let proofs: BTreeMap<CloudSnapshotId, Proof> =
             proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
         for item in listed {
             match item.manifest {
@@ -269,7 +256,7 @@ impl Core {
             let (size_bytes, labels) =
                 volume.map_or((0, Labels::default()), |volume| (volume.size_bytes(), volume.tags().labels));
             found.entries.push(Cloudsnap {
-                id: to_api_id(&row.cloudsnap),
+                id: row.cloudsnap,
                 src_volume_id: row.cloudsnap.volume,
                 src_volume_name: name.clone(),
                 timestamp: row.created,
@@ -308,7 +295,7 @@ impl Core {
     /// # Errors
     /// No store has it, or it is damaged.
     pub async fn inspect_cloudsnap(&self, query: &InspectCloudsnap) -> Result<CloudsnapDetail, ServiceError> {
-        let id = from_api_id(&query.id);
+        let id = query.id;
         let (credential, manifest) = self.find_manifest(&id, query.cred_id.as_ref()).await?;
         let chain = manifest.chain.iter();
         let stored = |delta: &blockd_cloud::Delta| delta.stored_bytes;
@@ -334,9 +321,9 @@ impl Core {
     }
 
     /// Returns the id of the cloud snapshot of a delta: only the last one of a chain is full.
-    fn delta_id(&self, delta: &blockd_cloud::Delta, manifest: &Manifest) -> api::CloudsnapId {
+    fn delta_id(&self, delta: &blockd_cloud::Delta, manifest: &Manifest) -> api::CloudSnapshotId {
         let bottom = manifest.chain.last().is_some_and(|last| last.snapshot == delta.snapshot);
-        api::CloudsnapId {
+        api::CloudSnapshotId {
             cluster: delta.cluster,
             volume: delta.volume,
             snapshot: delta.snapshot,
@@ -347,7 +334,7 @@ impl Core {
     /// Finds a manifest and its credential: the named one, or the first one whose repository holds it.
     pub(crate) async fn find_manifest(
         &self,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
         wanted: Option<&CredentialRef>,
     ) -> Result<(CredentialRow, Manifest), ServiceError> {
         let credentials = match wanted {
@@ -415,7 +402,7 @@ impl Core {
         request: &StartRestore,
     ) -> Result<RestoreStarted, ServiceError> {
         check_limits(request.limits)?;
-        let id = from_api_id(&request.snap);
+        let id = request.snap;
         let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
         let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;

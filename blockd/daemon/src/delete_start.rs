@@ -1,7 +1,6 @@
 //! Start of cloud snapshot deletions, on request or by a retention policy.
 
 use crate::{
-    cloudsnaps::from_api_id,
     core::Core,
     db::{Chain, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState},
     error::ServiceError,
@@ -10,13 +9,13 @@ use crate::{
     schedules::delete_command,
 };
 use blockd_api::{ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};
-use blockd_cloud::{CloudError, CloudsnapId};
+use blockd_cloud::{CloudError, CloudSnapshotId};
 use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
 impl Core {
-    pub(crate) async fn refuse_if_deleting(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+    pub(crate) async fn refuse_if_deleting(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
         let deleting = |task: &TaskRow| task.kind == TaskKind::Delete && task.cloudsnap == *id;
         match self.unfinished_tasks().await?.into_iter().find(deleting) {
             Some(task) => Err(ServiceError::refused(
@@ -44,7 +43,7 @@ impl Core {
         request: &StartDelete,
         judged_by: Option<Option<RetentionOverride>>,
     ) -> Result<Option<TaskStarted>, ServiceError> {
-        let id = from_api_id(&request.snap);
+        let id = request.snap;
         let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Delete).await?;
         let damaged = self.has_damaged_manifest(credential.uuid, &id, request.force).await?;
         let _admission = self.admission.lock().await;
@@ -84,7 +83,7 @@ impl Core {
     async fn has_damaged_manifest(
         &self,
         credential: Uuid,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
         force: bool,
     ) -> Result<bool, ServiceError> {
         let error = match self.ask_manifest(credential, id).await {
@@ -105,7 +104,7 @@ impl Core {
 
     /// Refuses to delete a cloud snapshot that a running or resumable task needs. Requires the admission
     /// lock.
-    async fn refuse_if_used(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+    async fn refuse_if_used(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
         let chains = self.db.run(|tx| Chain::all(tx, None)).await?;
         let uses = |task: &TaskRow| match task.kind {
             TaskKind::Restore => task.cloudsnap == *id,

@@ -204,7 +204,7 @@ pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
         CloudError::SnapshotNotFound { .. }
         | CloudError::BaseDeleted { .. }
         | CloudError::DeletedMeanwhile { .. } => ErrorCode::CloudsnapNotFound,
-        CloudError::BadId { .. } | CloudError::InvalidRequest { .. } => ErrorCode::InvalidRequest,
+        CloudError::InvalidRequest { .. } => ErrorCode::InvalidRequest,
         CloudError::TooManyKeys { .. }
         | CloudError::KeySlotsLeftOut { .. }
         | CloudError::Conflict { .. }

@@ -2,7 +2,7 @@
 
 use crate::{cloudsnaps::ASKED_AT_ONCE, core::Core, db::CredentialRow, error::ServiceError};
 use blockd_api::{CredentialRef, ErrorCode};
-use blockd_cloud::{CloudError, CloudsnapId};
+use blockd_cloud::{CloudError, CloudSnapshotId};
 use futures::StreamExt;
 
 /// Purpose of the lookup.
@@ -21,7 +21,7 @@ impl Core {
     /// There is none of that name, no store has the cloud snapshot, or several have one to delete.
     pub(crate) async fn credential_with(
         &self,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
         wanted: Option<&CredentialRef>,
         purpose: Purpose,
     ) -> Result<CredentialRow, ServiceError> {
@@ -77,7 +77,7 @@ impl Core {
     async fn is_in(
         &self,
         row: &CredentialRow,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
         purpose: Purpose,
     ) -> Result<bool, ServiceError> {
         match self.ask_manifest(row.uuid, id).await {

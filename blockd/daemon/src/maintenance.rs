@@ -9,7 +9,7 @@ use crate::{
     retention_overrides::RecentListings,
     tasks::doubts::Failing,
 };
-use blockd_cloud::{CloudError, CloudsnapId, VerifyDepth};
+use blockd_cloud::{CloudError, CloudSnapshotId, VerifyDepth};
 use blockd_store::StoreErrorKind;
 use jiff::{SignedDuration, Timestamp};
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -25,7 +25,7 @@ const ATTEMPTS_KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// Start times of the last verification attempts. An attempt that fails without finding damage leaves no
 /// proof, and without this the same cloud snapshot would always be next.
-pub(crate) type Attempts = HashMap<(Uuid, CloudsnapId), Timestamp>;
+pub(crate) type Attempts = HashMap<(Uuid, CloudSnapshotId), Timestamp>;
 
 /// Does it until the daemon stops.
 pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {

@@ -11,7 +11,7 @@ use crate::{
     error::{ServiceError, blocking},
 };
 use blockd_api::ErrorCode;
-use blockd_cloud::{CancelToken, CloudsnapId, Manifest, ManifestCache, Repository};
+use blockd_cloud::{CancelToken, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository};
 use blockd_store::{Work, task_store};
 use std::{future::Future, sync::Arc, time::Duration};
 use uuid::Uuid;
@@ -100,7 +100,7 @@ impl Core {
     pub(crate) async fn ask_manifest(
         &self,
         credential: Uuid,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
     ) -> Result<Manifest, ServiceError> {
         self.ask_store(Box::pin(async {
             let repository = self.repository_for_client(credential).await?;
@@ -118,7 +118,7 @@ impl Core {
     pub(crate) async fn manifest_to_begin_with(
         &self,
         credential: Uuid,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
     ) -> Result<Manifest, ServiceError> {
         let (catalog, key) = (Catalog::new(Arc::clone(&self.db), credential), id.manifest_key());
         let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;

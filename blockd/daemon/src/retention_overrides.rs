@@ -4,7 +4,6 @@
 //! schedules made the backups. They do not prevent a manual deletion on another host.
 
 use crate::{
-    cloudsnaps::{from_api_id, to_api_id},
     core::Core,
     db::{DbError, Proof, RetentionOverride, RunRow, ScheduleRow},
     error::ServiceError,
@@ -16,7 +15,7 @@ use blockd_api::{
     cloudsnaps::{CloudsnapMark, MarkCloudsnap, StartDelete},
     tasks::TaskStarted,
 };
-use blockd_cloud::{CloudError, CloudsnapId, Manifest};
+use blockd_cloud::{CloudError, CloudSnapshotId, Manifest};
 use blockd_extent::VolumeId;
 use blockd_schedule::{KeepReason, Retention, Snapshot, Verdict, decide};
 use jiff::Timestamp;
@@ -31,7 +30,7 @@ use uuid::Uuid;
 const LOOK_AGAIN: Duration = Duration::from_secs(3_600);
 
 /// Times of the last checks of expired cloud snapshots, by credential and volume.
-pub(crate) type RecentListings = HashMap<(Uuid, Uuid, VolumeId), (Instant, BTreeSet<CloudsnapId>)>;
+pub(crate) type RecentListings = HashMap<(Uuid, Uuid, VolumeId), (Instant, BTreeSet<CloudSnapshotId>)>;
 
 /// Refuses a past date, which would delete at once.
 pub(crate) fn refuse_past(expires: Option<Timestamp>) -> Result<(), ServiceError> {
@@ -58,7 +57,7 @@ impl Core {
             return invalid("say what is to be changed: pinned, expires or neverExpires");
         }
         refuse_past(request.expires)?;
-        let id = from_api_id(&request.snap);
+        let id = request.snap;
         let (credential, _) = self.find_manifest(&id, request.cred_id.as_ref()).await?;
         self.reached("mark asked for")?;
         // Deletions check for pins under the same lock.
@@ -87,13 +86,13 @@ impl Core {
         tracing::info!(cloudsnap = %id, pinned, expires = expires.map(tracing::field::display), "marked");
         // Its schedules judge again.
         self.scheduler.wake();
-        Ok(CloudsnapMark { id: to_api_id(&id), pinned, expires })
+        Ok(CloudsnapMark { id: id, pinned, expires })
     }
 
     /// Refuses to delete a pinned cloud snapshot. Requires the admission lock.
     pub(crate) async fn refuse_if_pinned(
         &self,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
         credential: Uuid,
     ) -> Result<(), ServiceError> {
         let Some(under) = self.db.run(RetentionOverride::all).await?.pinned_under(id, credential) else {
@@ -113,7 +112,7 @@ impl Core {
         now: impl Fn() -> Timestamp,
         looks: &mut RecentListings,
     ) -> Result<(), ServiceError> {
-        let mut expired: HashMap<_, BTreeSet<CloudsnapId>> = HashMap::new();
+        let mut expired: HashMap<_, BTreeSet<CloudSnapshotId>> = HashMap::new();
         let at = now();
         for mark in self.db.run(move |tx| expired_by_hand(tx, at)).await? {
             let id = mark.cloudsnap;
@@ -141,7 +140,7 @@ impl Core {
     async fn delete_expired_of(
         self: &Arc<Self>,
         credential: Uuid,
-        ids: &BTreeSet<CloudsnapId>,
+        ids: &BTreeSet<CloudSnapshotId>,
         now: impl Fn() -> Timestamp,
     ) -> Result<(), ServiceError> {
         let Some(like) = ids.first() else { return Ok(()) };
@@ -155,7 +154,7 @@ impl Core {
             std::mem::take(&mut place.listed).into_iter().filter_map(|item| item.manifest.ok()).collect();
         let judged = self.judge_expired(credential, &manifests, now).await?;
         self.reached("expired judged")?;
-        let is_meant = |id: &CloudsnapId| {
+        let is_meant = |id: &CloudSnapshotId| {
             ids.iter()
                 .any(|one| (one.cluster, one.volume, one.snapshot) == (id.cluster, id.volume, id.snapshot))
         };
@@ -202,7 +201,7 @@ impl Core {
             Ok((Proof::of_repository(tx, credential)?, RetentionOverride::all(tx)?, Uses::all(tx)?))
         });
         let (proofs, marks, uses) = known.await?;
-        let proofs: BTreeMap<CloudsnapId, Proof> =
+        let proofs: BTreeMap<CloudSnapshotId, Proof> =
             proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
         let snapshots: Vec<_> = manifests
             .iter()
@@ -227,18 +226,18 @@ impl Core {
     /// Starts a deletion that was decided with this mark; does nothing if the mark has changed since.
     pub(crate) async fn start_judged_delete(
         self: &Arc<Self>,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
         credential: Uuid,
         judged_by: Option<RetentionOverride>,
     ) -> Result<Option<TaskStarted>, ServiceError> {
-        let request = StartDelete::of(to_api_id(id)).under(credential);
+        let request = StartDelete::of(*id).under(credential);
         self.start_delete_if(&request, Some(judged_by)).await
     }
 
     /// Returns true if the mark is the one of the decision, and no pin. Requires the admission lock.
     pub(crate) async fn is_judged_by(
         &self,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
         credential: Uuid,
         judged_by: Option<RetentionOverride>,
     ) -> Result<bool, ServiceError> {
@@ -248,11 +247,11 @@ impl Core {
     }
 
     /// Removes the mark of a cloud snapshot that its store has no longer.
-    async fn forget_mark_of(&self, credential: Uuid, id: CloudsnapId) -> Result<(), ServiceError> {
+    async fn forget_mark_of(&self, credential: Uuid, id: CloudSnapshotId) -> Result<(), ServiceError> {
         let (repository, _) = self.task_repository(credential).await?;
         // A listing may lag behind, and may contain unreadable manifests.
         for incremental in [false, true] {
-            match Box::pin(repository.manifest(&CloudsnapId { incremental, ..id })).await {
+            match Box::pin(repository.manifest(&CloudSnapshotId { incremental, ..id })).await {
                 Err(CloudError::SnapshotNotFound { .. }) => {}
                 Err(error) => return Err(error.into()),
                 Ok(_) => return Ok(()),
@@ -266,7 +265,7 @@ impl Core {
 
 /// Decision about a cloud snapshot.
 struct VerdictOfOverride {
-    id: CloudsnapId,
+    id: CloudSnapshotId,
     verdict: Verdict,
     /// Mark of the decision.
     mark: Option<RetentionOverride>,

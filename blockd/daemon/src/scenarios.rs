@@ -437,7 +437,7 @@ async fn task_in_the_database_protects_its_snapshots() {
     host.create_volume("data").await;
     host.create_credential().await;
     let task = host.backup("data", false).await;
-    let id: blockd_cloud::CloudsnapId = task.source_volume.unwrap().parse().unwrap();
+    let id: blockd_cloud::CloudSnapshotId = task.source_volume.unwrap().parse().unwrap();
     let snapshot = SnapshotId::from_u64(77);
     let store = |state| {
         let find = task.name;

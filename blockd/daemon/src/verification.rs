@@ -12,7 +12,7 @@ use blockd_api::{
     tasks::TaskStarted,
 };
 use blockd_cloud::{
-    BACKUP_LIFETIME_S, CloudsnapId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, ManifestFilter,
+    BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, ManifestFilter,
     collect_garbage,
 };
 use blockd_extent::{SnapshotId, VolumeId};
@@ -51,7 +51,7 @@ impl Core {
     /// # Errors
     /// There is no such credential or cloud snapshot.
     pub async fn start_verify(self: &Arc<Self>, request: &StartVerify) -> Result<TaskStarted, ServiceError> {
-        let snap = request.snap.as_ref().map(crate::cloudsnaps::from_api_id);
+        let snap = request.snap;
         let credential = match &snap {
             Some(id) => self.credential_with(id, request.cred_id.as_ref(), Purpose::Read).await?,
             None => self.credential(request.cred_id.as_ref()).await?,
@@ -72,12 +72,12 @@ impl Core {
     pub(crate) async fn begin_verify(
         self: &Arc<Self>,
         credential: &CredentialRow,
-        snap: Option<CloudsnapId>,
+        snap: Option<CloudSnapshotId>,
         verify: VerifyWhat,
     ) -> Result<TaskStarted, ServiceError> {
         let _admission = self.admission.lock().await;
         crate::preflight::check_cancelled()?;
-        let all = CloudsnapId {
+        let all = CloudSnapshotId {
             cluster: self.cluster,
             volume: VolumeId::from_u64(ALL),
             snapshot: SnapshotId::from_u64(ALL),
@@ -176,20 +176,20 @@ impl Core {
         credential: &CredentialRow,
         before: Timestamp,
         attempts: &Attempts,
-    ) -> Result<Option<CloudsnapId>, ServiceError> {
+    ) -> Result<Option<CloudSnapshotId>, ServiceError> {
         let (repository, _) = self.task_repository(credential.uuid).await?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
         let listed = Box::pin(repository.list_manifests(&ManifestFilter::default(), &catalog)).await?;
         let uuid = credential.uuid;
         let proofs = self.db.run(move |tx| Proof::of_repository(tx, uuid)).await?;
         // A quick verification does not read the content.
-        let proofs: BTreeMap<CloudsnapId, Timestamp> = proofs
+        let proofs: BTreeMap<CloudSnapshotId, Timestamp> = proofs
             .into_iter()
             .filter(|proof| proof.depth > blockd_cloud::VerifyDepth::Quick)
             .map(|proof| (proof.cloudsnap, proof.verified))
             .collect();
         let ids = listed.into_iter().filter_map(|listed| listed.id);
-        let last = |id: &CloudsnapId| proofs.get(id).max(attempts.get(&(uuid, *id))).copied();
+        let last = |id: &CloudSnapshotId| proofs.get(id).max(attempts.get(&(uuid, *id))).copied();
         let oldest = ids.min_by_key(|id| (last(id), *id));
         Ok(oldest.filter(|id| last(id).is_none_or(|last| last < before)))
     }

@@ -5,6 +5,7 @@
 
 mod block;
 mod block_set;
+mod cloud_snapshot_id;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
 mod ids;
@@ -14,6 +15,7 @@ pub use block::{
     BLOCK_SHIFT, BLOCK_SIZE_BYTES, BlockIndex, ByteOffset, Extent, MAX_VOLUME_BLOCKS, MAX_VOLUME_BYTES,
 };
 pub use block_set::{BlockSet, ExtentsIn, GapsIn};
+pub use cloud_snapshot_id::{BadCloudSnapshotId, CloudSnapshotId};
 pub use ids::{Epoch, SnapshotId, VolumeId};
 pub use nbd_device::{NbdDevice, NbdDeviceError};
 

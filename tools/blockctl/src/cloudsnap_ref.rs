@@ -3,7 +3,7 @@
 use crate::{commands::Context, failure::Failure};
 use blockd_api::{
     ApiError, ClientError, CredentialRef, ErrorCode,
-    cloudsnaps::{CloudsnapId, ListCloudsnaps},
+    cloudsnaps::{CloudSnapshotId, ListCloudsnaps},
 };
 use std::{fmt, str::FromStr};
 
@@ -36,7 +36,7 @@ impl FromStr for SnapRef {
         let is_known = |c: char| c.is_ascii_hexdigit() || "-/incr".contains(c);
         let len = plain.chars().filter(char::is_ascii_alphanumeric).count();
         let is_long = len >= MIN_LEN && plain.chars().all(is_known);
-        match is_long || plain.parse::<CloudsnapId>().is_ok() {
+        match is_long || plain.parse::<CloudSnapshotId>().is_ok() {
             true => Ok(Self(plain)),
             false => Err(BadSnapRef { given: text.to_owned() }),
         }
@@ -51,8 +51,8 @@ impl fmt::Display for SnapRef {
 
 impl SnapRef {
     /// Returns the id if it is complete.
-    fn whole(&self) -> Option<CloudsnapId> {
-        let id: CloudsnapId = self.0.parse().ok()?;
+    fn whole(&self) -> Option<CloudSnapshotId> {
+        let id: CloudSnapshotId = self.0.parse().ok()?;
         (id.incremental || id.snapshot.to_string().len() > MAX_DIGITS).then_some(id)
     }
 
@@ -82,12 +82,12 @@ impl SnapRef {
         &self,
         context: &Context<'_>,
         cred_id: Option<&CredentialRef>,
-    ) -> Result<CloudsnapId, Failure> {
+    ) -> Result<CloudSnapshotId, Failure> {
         if let Some(id) = self.whole() {
             return Ok(id);
         }
         let query = ListCloudsnaps { cred_id: cred_id.cloned(), ..ListCloudsnaps::default() };
-        let as_given = self.0.parse::<CloudsnapId>().ok();
+        let as_given = self.0.parse::<CloudSnapshotId>().ok();
         let list = match (context.client.list_cloudsnaps(&query).await, as_given) {
             (Ok(list), _) => list,
             // The daemon's error is more specific.
@@ -95,18 +95,18 @@ impl SnapRef {
             (Err(error), None) => return Err(error.into()),
         };
         let damaged = list.damaged.iter().filter_map(|one| one.id.parse().ok());
-        let all: Vec<CloudsnapId> = list.cloudsnaps.iter().map(|one| one.id).chain(damaged).collect();
+        let all: Vec<CloudSnapshotId> = list.cloudsnaps.iter().map(|one| one.id).chain(damaged).collect();
         if let Some(id) = as_given.filter(|id| all.contains(id)) {
             return Ok(id);
         }
         let mut found: Vec<String> =
-            all.iter().map(CloudsnapId::to_string).filter(|id| self.is_of(id)).collect();
+            all.iter().map(CloudSnapshotId::to_string).filter(|id| self.is_of(id)).collect();
         found.sort_unstable();
         found.dedup();
         match found.as_slice() {
-            [only] => only
-                .parse()
-                .map_err(|error: blockd_api::cloudsnaps::BadCloudsnapId| Failure::usage(error.to_string())),
+            [only] => only.parse().map_err(|error: blockd_api::cloudsnaps::BadCloudSnapshotId| {
+                Failure::usage(error.to_string())
+            }),
             [] => {
                 let message = format!("there is no cloud snapshot {self}, nor one whose id begins like this");
                 Err(ClientError::Api(ApiError::new(ErrorCode::CloudsnapNotFound, message)).into())

@@ -6,7 +6,7 @@ use super::{
     streams::Streams,
 };
 use crate::{
-    CloudError, CloudsnapId, Manifest,
+    CloudError, CloudSnapshotId, Manifest,
     fetch::WantedFrame,
     frame::{BLOCK, OwnedFrame},
     index::Page,
@@ -28,7 +28,7 @@ pub struct CachedSnapshot {
 
 struct Inner {
     shared: Arc<Shared>,
-    id: CloudsnapId,
+    id: CloudSnapshotId,
     size_bytes: u64,
     /// Newest first.
     deltas: Vec<Arc<SharedDelta>>,
@@ -86,7 +86,7 @@ impl CachedSnapshot {
     }
 
     /// Returns the snapshot's id.
-    pub fn id(&self) -> CloudsnapId {
+    pub fn id(&self) -> CloudSnapshotId {
         self.inner.id
     }
 

@@ -5,7 +5,7 @@
 //! [`key_slots`] take one each.
 
 use crate::{
-    CloudsnapId, EncryptionMode, FORMAT_VERSION, KdfParams, Manifest,
+    CloudSnapshotId, EncryptionMode, FORMAT_VERSION, KdfParams, Manifest, ManifestKey,
     frame::{BLOCK, FRAME_BLOCKS, FrameReader, MAX_STORED_LEN},
     index::{Page, Root},
     keys::{DataKey, KeySlot},
@@ -17,7 +17,7 @@ use blockd_extent::{SnapshotId, VolumeId};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
-const ID: CloudsnapId = CloudsnapId {
+const ID: CloudSnapshotId = CloudSnapshotId {
     cluster: Uuid::from_u128(1),
     volume: VolumeId::from_u64(2),
     snapshot: SnapshotId::from_u64(3),
@@ -187,9 +187,9 @@ fn names(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
-    if let Ok(id) = text.parse::<CloudsnapId>() {
+    if let Ok(id) = text.parse::<CloudSnapshotId>() {
         assert_eq!(id.to_string(), text, "an id has one text");
-        assert_eq!(CloudsnapId::from_manifest_key(&id.manifest_key()), Some(id));
+        assert_eq!(CloudSnapshotId::from_manifest_key(&id.manifest_key()), Some(id));
     }
     // Garbage is recognized by its name.
     if let Some(delta) = DeltaId::of_object(text) {

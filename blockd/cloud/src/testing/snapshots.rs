@@ -1,6 +1,6 @@
 //! Snapshots by the thousand: manifests as they would be, without what they name.
 
-use crate::{BackupType, CloudError, Delta, IndexRef, Manifest, Repository, error::random};
+use crate::{BackupType, CloudError, Delta, IndexRef, Manifest, ManifestKey, Repository, error::random};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_store::{PutMode, RequestCounts};
 use jiff::{SignedDuration, Timestamp};

@@ -2,7 +2,7 @@
 
 use super::images::CloudImage;
 use crate::{access::Access, core::Core};
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use blockd_fuse::Image;
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportError, ExportInfo, Progress, StatusExtent,
@@ -44,7 +44,7 @@ impl CloudExports {
         client: &Client,
     ) -> Result<(CloudImage, String), ExportError> {
         let unavailable = |reason: String| ExportError::Unavailable { reason };
-        let id: CloudsnapId =
+        let id: CloudSnapshotId =
             name.strip_prefix(PREFIX).and_then(|id| id.parse().ok()).ok_or(ExportError::Unknown)?;
         // A repository also holds snapshots of other clusters and of renamed volumes, which no list of
         // volumes names.

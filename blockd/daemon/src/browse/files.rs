@@ -9,7 +9,7 @@ use blockd_api::{
         SnapshotXattr,
     },
 };
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use blockd_fuse::inside::{self, FileStat, FileTree, FileXattr, ImageFiles};
 use jiff::Timestamp;
 use std::{io, sync::Arc};
@@ -74,11 +74,11 @@ impl Core {
     /// Opens the file tree of a cloud snapshot. Blocks.
     pub(crate) fn snapshot_files(
         &self,
-        snap: &blockd_api::cloudsnaps::CloudsnapId,
+        snap: &blockd_api::cloudsnaps::CloudSnapshotId,
         cred_id: Option<&CredentialRef>,
     ) -> Result<FileReader, ServiceError> {
-        let id: CloudsnapId = crate::cloudsnaps::from_api_id(snap);
-        let found = |files: &[(CloudsnapId, Arc<ImageFiles>)]| {
+        let id: CloudSnapshotId = *snap;
+        let found = |files: &[(CloudSnapshotId, Arc<ImageFiles>)]| {
             files.iter().find(|(other, _)| *other == id).map(|(_, files)| Arc::clone(files))
         };
         if let Some(files) = found(&self.browse.files.lock()) {

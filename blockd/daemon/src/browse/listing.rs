@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{core::Core, db::Catalog as ManifestCatalog, error::ServiceError};
 use blockd_api::CredentialRef;
-use blockd_cloud::{CloudsnapId, Manifest, ManifestFilter};
+use blockd_cloud::{CloudSnapshotId, Manifest, ManifestFilter, ManifestKey};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_fuse::{Catalog, Image, SnapshotEntry, SnapshotKey};
 use jiff::Timestamp;
@@ -71,11 +71,11 @@ fn service_error(error: &ServiceError) -> io::Error {
 
 /// Snapshot that a key refers to.
 enum SnapshotSource {
-    Cloud(Uuid, CloudsnapId),
+    Cloud(Uuid, CloudSnapshotId),
     Local(VolumeId, SnapshotId),
 }
 
-pub(super) fn cloud_key(credential: Uuid, id: &CloudsnapId) -> SnapshotKey {
+pub(super) fn cloud_key(credential: Uuid, id: &CloudSnapshotId) -> SnapshotKey {
     SnapshotKey(format!("cloud:{credential}:{id}").into())
 }
 

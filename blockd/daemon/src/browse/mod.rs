@@ -20,7 +20,9 @@ use crate::{
     db::{Catalog, CredentialRow},
     error::ServiceError,
 };
-use blockd_cloud::{CacheCounters, CacheOptions, CachedSnapshot, CloudsnapId, Manifest, SnapshotCache};
+use blockd_cloud::{
+    CacheCounters, CacheOptions, CachedSnapshot, CloudSnapshotId, Manifest, ManifestKey, SnapshotCache,
+};
 use images::LocalImage;
 use mounts::Mounts;
 use parking_lot::Mutex;
@@ -36,14 +38,14 @@ const MAX_OPEN: usize = 64;
 /// Maximum number of images whose file trees stay open for the control API.
 const MAX_FILES: usize = 8;
 
-type OpenSnapshot = ((Uuid, CloudsnapId), CachedSnapshot, Arc<Manifest>);
+type OpenSnapshot = ((Uuid, CloudSnapshotId), CachedSnapshot, Arc<Manifest>);
 
 /// Open snapshots, mounts and caches of the browse feature.
 #[derive(Default)]
 pub struct Browse {
     cache: Mutex<Option<SnapshotCache>>,
     open: Mutex<Vec<OpenSnapshot>>,
-    files: Mutex<Vec<(CloudsnapId, Arc<blockd_fuse::inside::ImageFiles>)>>,
+    files: Mutex<Vec<(CloudSnapshotId, Arc<blockd_fuse::inside::ImageFiles>)>>,
     local: Mutex<Vec<Weak<LocalImage>>>,
     mounts: Mounts,
     /// Listings shown in the mounts.
@@ -157,7 +159,7 @@ impl Core {
         &self,
         runtime: &Handle,
         credential: Uuid,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
     ) -> Result<(CachedSnapshot, Arc<Manifest>), ServiceError> {
         let key = (credential, *id);
         {
@@ -193,7 +195,7 @@ impl Core {
     pub(crate) fn open_cloudsnap(
         &self,
         runtime: &Handle,
-        id: &CloudsnapId,
+        id: &CloudSnapshotId,
         wanted: Option<&blockd_api::CredentialRef>,
     ) -> Result<(CachedSnapshot, Arc<Manifest>), ServiceError> {
         let credentials: Vec<CredentialRow> = match wanted {

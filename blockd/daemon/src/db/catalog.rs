@@ -1,7 +1,7 @@
 //! The cached manifests of one credential.
 
 use super::{Db, DbError, json, to_json};
-use blockd_cloud::{CloudsnapId, Manifest, ManifestCache};
+use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey};
 use blockd_extent::SnapshotId;
 use blockd_store::ObjectInfo;
 use futures::future::BoxFuture;
@@ -96,7 +96,7 @@ impl Catalog {
     ///
     /// # Errors
     /// The database fails.
-    pub fn all_but(&self, snapshot: &CloudsnapId) -> Result<Vec<Manifest>, DbError> {
+    pub fn all_but(&self, snapshot: &CloudSnapshotId) -> Result<Vec<Manifest>, DbError> {
         let key = snapshot.manifest_key();
         self.db.transaction(|tx| {
             let mut statement =

@@ -1,7 +1,7 @@
 //! Rows of chains: the base of the next incremental backup of a volume with a credential.
 
 use super::{DbError, number, parsed, stored};
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{Epoch, VolumeId};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -17,7 +17,7 @@ pub struct Chain {
     /// Epoch that the backup's freeze ended: blocks dirtied later belong to the next incremental.
     pub epoch: Epoch,
     /// The backup.
-    pub cloudsnap: CloudsnapId,
+    pub cloudsnap: CloudSnapshotId,
     /// Number of incrementals since the last full backup, including this one.
     pub incrementals: u64,
     /// Completion time.
@@ -84,7 +84,7 @@ impl Chain {
     ///
     /// # Errors
     /// The database fails.
-    pub fn remove_tip(tx: &Transaction<'_>, cloudsnap: &CloudsnapId) -> Result<bool, DbError> {
+    pub fn remove_tip(tx: &Transaction<'_>, cloudsnap: &CloudSnapshotId) -> Result<bool, DbError> {
         // For each credential: two may lead to one repository, and ids are random.
         let rows = tx.execute("DELETE FROM chains WHERE cloudsnap = ?1", [cloudsnap.to_string()])?;
         Ok(rows > 0)

@@ -1,7 +1,7 @@
 //! Rows of doubts: cloud snapshots of this host that may be listed but incomplete.
 
 use super::{DbError, parsed};
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
@@ -12,7 +12,7 @@ pub struct Doubt {
     /// Credential of the possible location.
     pub credential: Uuid,
     /// The cloud snapshot.
-    pub cloudsnap: CloudsnapId,
+    pub cloudsnap: CloudSnapshotId,
     /// Time since when no task works on it.
     pub since: Timestamp,
     /// The backup was abandoned and is only verified here. Otherwise it is done, and may have been committed
@@ -60,7 +60,7 @@ impl Doubt {
     ///
     /// # Errors
     /// The database fails.
-    pub fn is_of(tx: &Transaction<'_>, cloudsnap: &CloudsnapId) -> Result<bool, DbError> {
+    pub fn is_of(tx: &Transaction<'_>, cloudsnap: &CloudSnapshotId) -> Result<bool, DbError> {
         let sql = "SELECT EXISTS (SELECT 1 FROM doubts WHERE cloudsnap = ?1)";
         Ok(tx.query_row(sql, [cloudsnap.to_string()], |row| row.get(0))?)
     }
@@ -90,7 +90,11 @@ impl Doubt {
     ///
     /// # Errors
     /// The database fails.
-    pub fn remove(tx: &Transaction<'_>, credential: Uuid, cloudsnap: &CloudsnapId) -> Result<(), DbError> {
+    pub fn remove(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        cloudsnap: &CloudSnapshotId,
+    ) -> Result<(), DbError> {
         tx.execute(
             "DELETE FROM doubts WHERE credential = ?1 AND cloudsnap = ?2",
             params![credential.to_string(), cloudsnap.to_string()],
@@ -109,7 +113,7 @@ mod tests {
     fn rows_read_back_and_those_without_a_credential_are_not_there() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-        let cloudsnap = CloudsnapId {
+        let cloudsnap = CloudSnapshotId {
             cluster: Uuid::from_u128(3),
             volume: VolumeId::from_u64(1),
             snapshot: SnapshotId::from_u64(u64::MAX),

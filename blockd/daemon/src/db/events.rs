@@ -5,7 +5,7 @@ use blockd_api::{
     ErrorCode, VolumeName,
     events::{Event, Severity},
 };
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
@@ -29,7 +29,7 @@ pub struct NewEvent {
     /// The task.
     pub task: Option<Uuid>,
     /// The cloud snapshot of the task.
-    pub cloudsnap: Option<CloudsnapId>,
+    pub cloudsnap: Option<CloudSnapshotId>,
     /// Message.
     pub message: String,
 }

@@ -2,7 +2,7 @@
 
 use super::{DbError, parsed};
 use blockd_api::lazy::StoreLoss;
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::VolumeId;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
@@ -15,7 +15,7 @@ pub struct LazyRow {
     /// Credential of the cloud snapshot.
     pub credential: Uuid,
     /// The cloud snapshot.
-    pub cloudsnap: CloudsnapId,
+    pub cloudsnap: CloudSnapshotId,
     /// A task hydrates the volume.
     pub hydrate: bool,
     /// Behavior of reads during an outage of the store.

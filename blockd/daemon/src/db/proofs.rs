@@ -1,7 +1,7 @@
 //! Rows of proofs: results of the last verification of each cloud snapshot.
 
 use super::{DbError, parsed, repository_place::Aliases};
-use blockd_cloud::{CloudsnapId, VerifyDepth};
+use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::BlockSet;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params, types::Type};
@@ -13,7 +13,7 @@ pub struct Proof {
     /// Credential of the verification.
     pub credential: Uuid,
     /// The cloud snapshot.
-    pub cloudsnap: CloudsnapId,
+    pub cloudsnap: CloudSnapshotId,
     /// Time.
     pub verified: Timestamp,
     /// Depth.
@@ -108,7 +108,7 @@ impl Proof {
     ///
     /// # Errors
     /// The database fails.
-    pub fn remove(tx: &Transaction<'_>, cloudsnap: &CloudsnapId) -> Result<(), DbError> {
+    pub fn remove(tx: &Transaction<'_>, cloudsnap: &CloudSnapshotId) -> Result<(), DbError> {
         tx.execute("DELETE FROM proofs WHERE cloudsnap = ?1", [cloudsnap.to_string()])?;
         Ok(())
     }
@@ -123,7 +123,7 @@ mod tests {
     fn soundness_in_a_copy_of_a_repository_hides_no_damage() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-        let cloudsnap: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
+        let cloudsnap: CloudSnapshotId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
         let [here, spelled, copy] = [7, 8, 9].map(Uuid::from_u128);
         let key = Uuid::from_u128(1);
         let proof = |credential, second, sound| Proof {

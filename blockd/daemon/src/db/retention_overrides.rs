@@ -1,7 +1,7 @@
 //! Rows of pins and expiry dates of cloud snapshots.
 
 use super::{DbError, parsed, parsed_if_there, repository_place::Aliases};
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RetentionOverride {
     /// The cloud snapshot.
-    pub cloudsnap: CloudsnapId,
+    pub cloudsnap: CloudSnapshotId,
     /// Credential of the listing.
     pub credential: Uuid,
     /// Pinned: retention does not delete it.
@@ -23,8 +23,8 @@ pub struct RetentionOverride {
 const COLUMNS: &str = "cloudsnap, credential, pinned, expires";
 
 /// Returns the key of a cloud snapshot. Its name is known before its type.
-fn key(id: &CloudsnapId) -> String {
-    CloudsnapId { incremental: false, ..*id }.to_string()
+fn key(id: &CloudSnapshotId) -> String {
+    CloudSnapshotId { incremental: false, ..*id }.to_string()
 }
 
 /// All pins and expiry dates.
@@ -37,7 +37,7 @@ pub struct RetentionOverrides {
 impl RetentionOverrides {
     /// Returns the mark of a cloud snapshot with a credential: its own, and pins and future dates of other
     /// credentials of the repository. Past dates of other credentials delete nothing.
-    pub fn of(&self, id: &CloudsnapId, credential: Uuid, now: Timestamp) -> Option<RetentionOverride> {
+    pub fn of(&self, id: &CloudSnapshotId, credential: Uuid, now: Timestamp) -> Option<RetentionOverride> {
         let own = self.marks.get(&(key(id), credential)).copied();
         let nothing = RetentionOverride { cloudsnap: *id, credential, pinned: false, expires: None };
         let mut merged = own.unwrap_or(nothing);
@@ -50,7 +50,7 @@ impl RetentionOverrides {
     }
 
     /// Returns a credential of the repository with a pin, preferring the given one.
-    pub fn pinned_under(&self, id: &CloudsnapId, credential: Uuid) -> Option<Uuid> {
+    pub fn pinned_under(&self, id: &CloudSnapshotId, credential: Uuid) -> Option<Uuid> {
         let is_pinned = |of: &Uuid| self.marks.get(&(key(id), *of)).is_some_and(|mark| mark.pinned);
         self.aliases.credentials(credential).find(is_pinned)
     }
@@ -88,7 +88,11 @@ impl RetentionOverride {
     ///
     /// # Errors
     /// The database fails.
-    pub fn find(tx: &Transaction<'_>, id: &CloudsnapId, credential: Uuid) -> Result<Option<Self>, DbError> {
+    pub fn find(
+        tx: &Transaction<'_>,
+        id: &CloudSnapshotId,
+        credential: Uuid,
+    ) -> Result<Option<Self>, DbError> {
         let sql = format!("SELECT {COLUMNS} FROM cloudsnap_marks WHERE cloudsnap = ?1 AND credential = ?2");
         Ok(tx.query_row(&sql, [key(id), credential.to_string()], Self::read).optional()?)
     }
@@ -118,7 +122,7 @@ impl RetentionOverride {
     ///
     /// # Errors
     /// The database fails.
-    pub fn remove(tx: &Transaction<'_>, id: &CloudsnapId, credential: Uuid) -> Result<(), DbError> {
+    pub fn remove(tx: &Transaction<'_>, id: &CloudSnapshotId, credential: Uuid) -> Result<(), DbError> {
         tx.execute(
             "DELETE FROM cloudsnap_marks WHERE cloudsnap = ?1 AND credential = ?2",
             [key(id), credential.to_string()],
@@ -136,8 +140,8 @@ mod tests {
     fn marks_are_of_the_snapshot_whether_incremental_or_not() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-        let id: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr".parse().unwrap();
-        let full = CloudsnapId { incremental: false, ..id };
+        let id: CloudSnapshotId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr".parse().unwrap();
+        let full = CloudSnapshotId { incremental: false, ..id };
         let at = |second| Timestamp::from_second(second).unwrap();
         let (here, elsewhere) = (Uuid::from_u128(7), Uuid::from_u128(8));
         let mark =
@@ -173,7 +177,7 @@ mod tests {
     fn marks_of_all_credentials_of_a_repository_protect() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-        let id: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
+        let id: CloudSnapshotId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
         let [here, spelled, linked, elsewhere] = [7, 8, 9, 10].map(Uuid::from_u128);
         let (key, other_key) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let at = |second| Timestamp::from_second(second).unwrap();
@@ -214,7 +218,7 @@ mod tests {
     fn pin_is_deleted_with_its_credential() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-        let id: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
+        let id: CloudSnapshotId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
         let (here, elsewhere) = (Uuid::from_u128(7), Uuid::from_u128(8));
         let mark = |credential| RetentionOverride { cloudsnap: id, credential, pinned: true, expires: None };
         db.transaction::<_, DbError>(|tx| {

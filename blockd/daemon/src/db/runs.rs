@@ -5,7 +5,7 @@ use blockd_api::{
     VolumeName,
     schedules::{Priority, Run, RunState},
 };
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Recurrence, Retention};
 use jiff::Timestamp;
@@ -57,7 +57,7 @@ pub struct RunRow {
     /// Its task.
     pub task: Option<Uuid>,
     /// Cloud snapshot.
-    pub cloudsnap: Option<CloudsnapId>,
+    pub cloudsnap: Option<CloudSnapshotId>,
     /// End time.
     pub completed: Option<Timestamp>,
     /// Cause of a failure, skip or wait.
@@ -194,7 +194,7 @@ impl RunRow {
     pub fn expire(
         tx: &Transaction<'_>,
         credential: Uuid,
-        cloudsnap: &CloudsnapId,
+        cloudsnap: &CloudSnapshotId,
         reason: &str,
     ) -> Result<(), DbError> {
         // A run whose end is not recorded yet, or that resumed after a failure, made it too.
@@ -381,7 +381,7 @@ impl RunRow {
             snapshot: self.snapshot,
             state: self.state,
             task: self.task,
-            cloudsnap: self.cloudsnap.as_ref().map(crate::cloudsnaps::to_api_id),
+            cloudsnap: self.cloudsnap,
             completed: self.completed,
             reason: self.reason.clone(),
         }

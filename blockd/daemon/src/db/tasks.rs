@@ -6,7 +6,7 @@ use blockd_api::{
     ApiError, ObjectName, SnapshotName, VolumeName,
     tasks::{Findings, TaskLimits, TaskOwner},
 };
-use blockd_cloud::{BackupType, CloudsnapId, VerifyDepth};
+use blockd_cloud::{BackupType, CloudSnapshotId, VerifyDepth};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_store::RequestCounts;
 use jiff::Timestamp;
@@ -234,9 +234,9 @@ pub struct TaskRow {
     /// The credential.
     pub credential: Uuid,
     /// Cloud snapshot that it creates, reads or deletes.
-    pub cloudsnap: CloudsnapId,
+    pub cloudsnap: CloudSnapshotId,
     /// Base of an incremental backup.
-    pub base: Option<CloudsnapId>,
+    pub base: Option<CloudSnapshotId>,
     /// Creation time.
     pub created: Timestamp,
     /// The caller, schedule or daemon that started it.
@@ -264,7 +264,7 @@ where
 
 impl TaskRow {
     /// Returns its cloud snapshot, once it is decided.
-    pub(crate) fn decided_cloudsnap(&self) -> Option<CloudsnapId> {
+    pub(crate) fn decided_cloudsnap(&self) -> Option<CloudSnapshotId> {
         let is_decided = match self.kind {
             TaskKind::Backup => self.detail.backup_type.is_some(),
             TaskKind::Verify => self.detail.verify.is_some_and(|verify| !verify.all),
@@ -421,7 +421,7 @@ mod tests {
             volume: Some(VolumeId::from_u64(1)),
             snapshot: Some(SnapshotId::from_u64(u64::MAX)),
             credential: Uuid::new_v4(),
-            cloudsnap: CloudsnapId {
+            cloudsnap: CloudSnapshotId {
                 cluster: Uuid::new_v4(),
                 volume: VolumeId::from_u64(1),
                 snapshot: SnapshotId::from_u64(2),

@@ -47,7 +47,7 @@ impl Core {
         request: &StartInPlace,
     ) -> Result<RestoreStarted, ServiceError> {
         check_limits(request.limits)?;
-        let id = crate::cloudsnaps::from_api_id(&request.snap);
+        let id = request.snap;
         let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
         let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
 

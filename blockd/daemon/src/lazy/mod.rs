@@ -27,7 +27,7 @@ use blockd_api::{
     ErrorCode,
     lazy::{Hydration, LazyRestored, StartLazyRestore},
 };
-use blockd_cloud::{CloudsnapId, Manifest};
+use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
 use blockd_extent::VolumeId;
 use blockd_volume::Volume;
 use jiff::Timestamp;
@@ -69,7 +69,7 @@ impl Core {
         self: &Arc<Self>,
         request: &StartLazyRestore,
     ) -> Result<LazyRestored, ServiceError> {
-        let id = crate::cloudsnaps::from_api_id(&request.snap);
+        let id = request.snap;
         let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
         let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
@@ -238,7 +238,7 @@ impl Core {
     }
 
     /// Refuses to take a cloud snapshot away that a lazy volume needs.
-    pub(crate) async fn refuse_if_needed(&self, id: &CloudsnapId) -> Result<(), ServiceError> {
+    pub(crate) async fn refuse_if_needed(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
         let needs = |row: &LazyRow| row.cloudsnap == *id;
         let Some(row) = self.db.run(LazyRow::all).await?.into_iter().find(needs) else { return Ok(()) };
         let name = self.volume_name(row.volume);

@@ -13,7 +13,9 @@ use crate::{
     tasks::LiveTask,
 };
 use blockd_api::lazy::StoreLoss;
-use blockd_cloud::{CloudError, CloudsnapId, Damage, ManifestCache, Repository, SnapshotReader};
+use blockd_cloud::{
+    CloudError, CloudSnapshotId, Damage, ManifestCache, ManifestKey, Repository, SnapshotReader,
+};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use blockd_store::{RequestCounts, Requests};
 use blockd_volume::{FetchReply, FetchSink, LazySource, SourceError, Urgency};
@@ -308,7 +310,7 @@ pub(super) const CHUNK_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
 /// Cloud snapshot that a task reads.
 pub(super) struct SnapshotSource {
     credential: Uuid,
-    id: CloudsnapId,
+    id: CloudSnapshotId,
     repository: Repository,
     reader: SnapshotReader,
     requests: Arc<Requests>,
@@ -320,7 +322,7 @@ impl SnapshotSource {
         core: &Core,
         live: &LiveTask,
         credential: Uuid,
-        id: CloudsnapId,
+        id: CloudSnapshotId,
     ) -> Result<Self, ServiceError> {
         let (repository, requests) = core.guest_repository(credential).await?;
         let repository = live.limited(&repository);
@@ -335,7 +337,7 @@ impl SnapshotSource {
         self.credential
     }
 
-    pub(super) fn id(&self) -> CloudsnapId {
+    pub(super) fn id(&self) -> CloudSnapshotId {
         self.id
     }
 

@@ -2,13 +2,14 @@
 //! a daemon comes back to a backup that is in the store already.
 
 use super::*;
+use blockd_cloud::ManifestKey;
 use blockd_store::{BlobStore, ListPage, Middleware, ObjectInfo, Request, Response, StoreFuture};
 use std::path::PathBuf;
 
 impl Host {
     /// The file of a snapshot's manifest in the store.
     fn manifest(&self, snap: &str) -> PathBuf {
-        let id: blockd_cloud::CloudsnapId = snap.parse().unwrap();
+        let id: blockd_cloud::CloudSnapshotId = snap.parse().unwrap();
         self.store.path().join(id.manifest_key())
     }
 
@@ -64,13 +65,13 @@ impl Middleware for Lagging {
 impl Host {
     /// Leaves a manifest out of the listings of the only store; returns what ends that.
     fn hide_from_listings(&self, snap: &str) -> impl FnOnce(&Self) + use<> {
-        let id: blockd_cloud::CloudsnapId = snap.parse().unwrap();
+        let id: blockd_cloud::CloudSnapshotId = snap.parse().unwrap();
         self.lag(id.manifest_key(), Vec::new())
     }
 
     /// Removes the manifest of a snapshot, which the listings of the only store show all the same.
     pub(super) async fn lose_listed_manifest(&self, snap: &str) {
-        let id: blockd_cloud::CloudsnapId = snap.parse().unwrap();
+        let id: blockd_cloud::CloudSnapshotId = snap.parse().unwrap();
         let key = id.manifest_key();
         let store = Arc::clone(self.core().repositories.opened.lock().values().next().unwrap().0.store());
         let stale = store.list(&key).await.unwrap().into_iter().filter(|object| object.key == key).collect();

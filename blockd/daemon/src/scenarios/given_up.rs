@@ -4,7 +4,7 @@
 use super::{dying::COMMITTED, *};
 use crate::{db::Doubt, tasks::doubts::Failing};
 use blockd_api::{events::ListEvents, lazy::StartLazyRestore, tasks::StopTask};
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use jiff::{SignedDuration, Timestamp};
 use std::{fs, path::PathBuf};
 
@@ -39,7 +39,7 @@ impl Host {
     /// Deletes its objects, as a deletion does that saw no other user.
     fn lose(&self, snap: &str) {
         fs::remove_file(self.manifest_of(snap)).unwrap();
-        let id: CloudsnapId = snap.parse().unwrap();
+        let id: CloudSnapshotId = snap.parse().unwrap();
         let (cluster, volume, snapshot) = (id.cluster, id.volume, id.snapshot);
         fs::remove_dir_all(self.store.path().join(format!("blockd/data/{cluster}/{volume}/{snapshot}")))
             .unwrap();

@@ -13,6 +13,7 @@ use blockd_api::{
     events::ListEvents,
     schedules::UpdateSchedule,
 };
+use blockd_cloud::ManifestKey;
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use std::{
@@ -52,8 +53,8 @@ impl Host {
         self.client.update_schedule(schedule, &update).await.unwrap();
     }
 
-    fn stored(&self, snap: &str) -> blockd_cloud::CloudsnapId {
-        crate::cloudsnaps::from_api_id(&snap.parse().unwrap())
+    fn stored(&self, snap: &str) -> blockd_cloud::CloudSnapshotId {
+        snap.parse().unwrap()
     }
 
     fn manifest_path(&self, snap: &str) -> PathBuf {

@@ -2,17 +2,17 @@
 
 use super::{Host, api_code};
 use crate::{
-    cloudsnaps::from_api_id,
     core::Core,
     db::{DbError, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState},
     retention_overrides::RecentListings,
 };
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
-    cloudsnaps::{CloudsnapId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
+    cloudsnaps::{CloudSnapshotId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
     events::ListEvents,
     schedules::RunState,
 };
+use blockd_cloud::ManifestKey;
 use blockd_schedule::{KeepReason, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use std::{
@@ -34,8 +34,8 @@ fn mark(snap: &str) -> MarkCloudsnap {
     }
 }
 
-fn stored_id(snap: &str) -> blockd_cloud::CloudsnapId {
-    from_api_id(&snap.parse().unwrap())
+fn stored_id(snap: &str) -> blockd_cloud::CloudSnapshotId {
+    snap.parse().unwrap()
 }
 
 /// A task of a cloud snapshot, as the database has it.
@@ -76,7 +76,7 @@ impl Host {
         tokio::time::timeout(TIMEOUT, looking).await.expect("what is not kept is not deleted");
     }
 
-    fn mark_of(&self, id: &blockd_cloud::CloudsnapId, credential: Uuid) -> Option<RetentionOverride> {
+    fn mark_of(&self, id: &blockd_cloud::CloudSnapshotId, credential: Uuid) -> Option<RetentionOverride> {
         self.core().db.transaction(|tx| RetentionOverride::find(tx, id, credential)).unwrap()
     }
 
@@ -141,7 +141,8 @@ async fn pinned_backup_is_deleted_by_force_only() {
     ] {
         assert_eq!(api_code(host.client.mark_cloudsnap(&wrong).await), ErrorCode::InvalidRequest);
     }
-    let nothing: CloudsnapId = CloudsnapId { snapshot: "7".parse().unwrap(), ..snap.parse().unwrap() };
+    let nothing: CloudSnapshotId =
+        CloudSnapshotId { snapshot: "7".parse().unwrap(), ..snap.parse().unwrap() };
     let unknown = MarkCloudsnap { pinned: Some(true), ..mark(&nothing.to_string()) };
     assert_eq!(api_code(host.client.mark_cloudsnap(&unknown).await), ErrorCode::CloudsnapNotFound);
 

@@ -6,6 +6,7 @@ use blockd_api::{
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     tasks::TaskLimits,
 };
+use blockd_cloud::ManifestKey;
 use blockd_store::testing::{Fault, FaultStore};
 use std::time::Duration;
 
@@ -65,7 +66,7 @@ async fn unresponsive_store_times_out_and_starts_no_change() {
     assert_eq!(answer(core.start_lazy_restore(&lazy)).await, None);
     assert!(core.registry.by_name("lazy").is_some());
     let lazy = StartLazyRestore { volume: Some("other".parse().unwrap()), ..lazy };
-    let key = crate::cloudsnaps::from_api_id(&snap.id).manifest_key();
+    let key = snap.id.manifest_key();
     core.db.run(move |tx| crate::db::Catalog::remove(tx, credential, &key)).await.unwrap();
     assert_eq!(answer(core.start_lazy_restore(&lazy)).await, silent);
     assert_eq!(answer(core.start_restore(&restore)).await, silent);

@@ -15,7 +15,7 @@ use blockd_api::{
     quiesce::QuiesceReport,
     schedules::{Rule, RunState, Selector},
 };
-use blockd_cloud::{CloudsnapId, VerifyDepth};
+use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Condition, Health, KeepReason, Retention, Snapshot, Tick, Verdict, decide, tick};
 use jiff::{SignedDuration, Timestamp};
@@ -496,7 +496,7 @@ pub(crate) fn end_queued(
 #[derive(Clone, Debug)]
 pub(crate) struct Judgement {
     pub(crate) run: RunRow,
-    pub(crate) cloudsnap: CloudsnapId,
+    pub(crate) cloudsnap: CloudSnapshotId,
     pub(crate) credential: Uuid,
     pub(crate) verdict: Verdict,
     /// The rule was removed: its last retention applies.

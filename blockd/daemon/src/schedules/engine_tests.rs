@@ -6,7 +6,7 @@ use crate::{
     registry::Tags,
 };
 use blockd_api::schedules::{Priority, Rule, RunState, Selector};
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Jitter, KeepReason, Retention, Verdict};
 use jiff::Timestamp;
@@ -28,9 +28,9 @@ fn rule(when: &str, keep: Option<u32>) -> Rule {
     Rule { when: when.parse().unwrap(), retain: keep.map(|keep| Retention::max(keep).unwrap()) }
 }
 
-fn snap(number: u64) -> CloudsnapId {
+fn snap(number: u64) -> CloudSnapshotId {
     let (volume, snapshot) = (VolumeId::from_u64(1), SnapshotId::from_u64(number));
-    CloudsnapId { cluster: CREDENTIAL, volume, snapshot, incremental: false }
+    CloudSnapshotId { cluster: CREDENTIAL, volume, snapshot, incremental: false }
 }
 
 fn volume() -> Candidate {
@@ -94,7 +94,7 @@ impl EngineFixture {
     }
 }
 
-fn task(kind: TaskKind, cloudsnap: CloudsnapId) -> TaskRow {
+fn task(kind: TaskKind, cloudsnap: CloudSnapshotId) -> TaskRow {
     TaskRow {
         id: Uuid::new_v4(),
         kind,

@@ -6,7 +6,6 @@ use super::{
     policies::{check_rules, not_found},
 };
 use crate::{
-    cloudsnaps::to_api_id,
     core::Core,
     db::{DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec},
     error::ServiceError,
@@ -451,7 +450,7 @@ impl Core {
                 .then(|| judgement.run.rule.as_ref().map(ToString::to_string))
                 .flatten(),
             run: judgement.run.id,
-            cloudsnap: to_api_id(&judgement.cloudsnap),
+            cloudsnap: judgement.cloudsnap,
             volume: judgement.run.volume_name.clone(),
             credential: judgement.credential,
             created: judgement.run.started,

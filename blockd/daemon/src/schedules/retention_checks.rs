@@ -10,8 +10,8 @@ use crate::{
 };
 use blockd_api::{ErrorCode, events::Severity};
 use blockd_cloud::{
-    CloudError, CloudsnapId, ListedManifest, ManifestFilter, Progress, Repository, VerifyDepth,
-    VerifyOptions, check_clock,
+    CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
+    VerifyDepth, VerifyOptions, check_clock,
 };
 use blockd_schedule::KeepReason;
 use blockd_store::Requests;
@@ -33,7 +33,7 @@ pub(super) enum RetentionCheck {
 /// Proven location with the readable manifests of a volume.
 pub(crate) struct ProvenPlace {
     credential: Uuid,
-    like: CloudsnapId,
+    like: CloudSnapshotId,
     repository: Repository,
     requests: Arc<Requests>,
     catalog: Catalog,
@@ -55,7 +55,7 @@ impl Core {
     pub(crate) async fn prove_for_retention(
         &self,
         credential: Uuid,
-        like: &CloudsnapId,
+        like: &CloudSnapshotId,
     ) -> Result<Option<ProvenPlace>, ServiceError> {
         let (repository, requests) = self.task_repository(credential).await?;
         // The directory of an unmounted disk is empty.
@@ -79,7 +79,7 @@ impl Core {
     pub(crate) async fn check_last_good(
         &self,
         place: ProvenPlace,
-        last_good: Vec<CloudsnapId>,
+        last_good: Vec<CloudSnapshotId>,
     ) -> Result<bool, ServiceError> {
         let (credential, like) = (place.credential, place.like);
         if let Some(what) = self.check_quickly(place, last_good).await? {
@@ -95,7 +95,7 @@ impl Core {
     pub(super) async fn check_kept(
         &self,
         credential: Uuid,
-        like: &CloudsnapId,
+        like: &CloudSnapshotId,
         kept: &[Judgement],
     ) -> Result<RetentionCheck, ServiceError> {
         let is_selected = |judgement: &&Judgement| {
@@ -142,7 +142,7 @@ impl Core {
     pub(super) async fn expire_run_of_deleted(
         &self,
         credential: Uuid,
-        id: CloudsnapId,
+        id: CloudSnapshotId,
     ) -> Result<(), ServiceError> {
         let (repository, _) = self.task_repository(credential).await?;
         repository.prove_key_slot().await?;
@@ -190,13 +190,13 @@ impl Core {
     async fn check_quickly(
         &self,
         place: ProvenPlace,
-        ids: Vec<CloudsnapId>,
+        ids: Vec<CloudSnapshotId>,
     ) -> Result<Option<String>, ServiceError> {
         if ids.is_empty() {
             return Ok(Some("no backup of it is known to be good".to_owned()));
         }
         let options = VerifyOptions { depth: VerifyDepth::Quick, ..VerifyOptions::default() };
-        let no_check = |_: &CloudsnapId| None;
+        let no_check = |_: &CloudSnapshotId| None;
         let report = cloud::verify(
             place.repository,
             ids.clone(),
@@ -212,7 +212,7 @@ impl Core {
         }
         // A missing one is no finding.
         let is_sound =
-            |id: &&CloudsnapId| report.snapshots.iter().any(|one| one.id == **id && one.is_sound());
+            |id: &&CloudSnapshotId| report.snapshots.iter().any(|one| one.id == **id && one.is_sound());
         let unproven = ids.iter().find(|id| !is_sound(id));
         Ok(unproven.map(|id| format!("cloud snapshot {id} is listed, and its manifest is not there")))
     }
@@ -221,7 +221,7 @@ impl Core {
     async fn stop_retention(
         &self,
         credential: Uuid,
-        like: &CloudsnapId,
+        like: &CloudSnapshotId,
         obstacle: Obstacle,
     ) -> Result<(), ServiceError> {
         let volume = self.registry.by_id(like.volume).map(|entry| entry.name.clone());
@@ -276,10 +276,10 @@ fn unreadable(listed: &[ListedManifest]) -> Result<Option<Obstacle>, ServiceErro
 }
 
 /// Returns the command that deletes a cloud snapshot with a damaged manifest.
-pub(crate) fn delete_command(id: &CloudsnapId) -> String {
+pub(crate) fn delete_command(id: &CloudSnapshotId) -> String {
     format!("blockctl cloudsnap delete --snap {id} --force")
 }
 
-fn stopped_key(credential: Uuid, like: &CloudsnapId) -> String {
+fn stopped_key(credential: Uuid, like: &CloudSnapshotId) -> String {
     format!("{credential}/{}", like.volume)
 }

@@ -10,7 +10,7 @@ use crate::{
     registry::Tags,
 };
 use blockd_api::schedules::{Priority, Rule, RunState, Selector};
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Jitter, Recurrence, Retention};
 use jiff::Timestamp;
@@ -175,7 +175,7 @@ impl World {
                 volume: Some(volume),
                 snapshot: Some(snapshot),
                 credential: self.credential,
-                cloudsnap: CloudsnapId { cluster: self.credential, volume, snapshot, incremental: false },
+                cloudsnap: CloudSnapshotId { cluster: self.credential, volume, snapshot, incremental: false },
                 base: None,
                 created: now,
                 owner: blockd_api::tasks::TaskOwner::Daemon,

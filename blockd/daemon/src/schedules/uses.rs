@@ -2,7 +2,7 @@
 //! and doubts.
 
 use crate::db::{Aliases, DbError, Doubt, LazyRow, TaskKind, TaskRow};
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::Condition;
 use rusqlite::Transaction;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 /// Cloud snapshot in a repository. A task names its cloud snapshot before it decides on its type.
 type Named = (Uuid, Uuid, VolumeId, SnapshotId);
 
-fn named(credential: Uuid, id: &CloudsnapId) -> Named {
+fn named(credential: Uuid, id: &CloudSnapshotId) -> Named {
     (credential, id.cluster, id.volume, id.snapshot)
 }
 
@@ -32,7 +32,7 @@ impl Uses {
     pub(crate) fn all(tx: &Transaction<'_>) -> Result<Self, DbError> {
         let aliases = Aliases::all(tx)?;
         let mut uses = Self { in_use: HashSet::new(), in_doubt: HashSet::new() };
-        let under = |credential, id: &CloudsnapId| {
+        let under = |credential, id: &CloudSnapshotId| {
             let id = *id;
             aliases.credentials(credential).map(move |credential| named(credential, &id)).collect::<Vec<_>>()
         };
@@ -61,7 +61,7 @@ impl Uses {
     }
 
     /// Returns the condition of a listed cloud snapshot.
-    pub(crate) fn condition(&self, credential: Uuid, id: &CloudsnapId) -> Condition {
+    pub(crate) fn condition(&self, credential: Uuid, id: &CloudSnapshotId) -> Condition {
         let name = named(credential, id);
         match (self.in_use.contains(&name), self.in_doubt.contains(&name)) {
             (true, _) => Condition::InUse,

@@ -30,8 +30,8 @@ use crate::{
 };
 use blockd_api::{CredentialRef, ErrorCode};
 use blockd_cloud::{
-    BackupJournal, BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudsnapId, FileJournal,
-    JournalBinding, Manifest, Progress, Repository, check_base,
+    BackupJournal, BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudSnapshotId,
+    FileJournal, JournalBinding, Manifest, ManifestKey, Progress, Repository, check_base,
 };
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
@@ -194,7 +194,7 @@ async fn committed_before(
     }
     // Without a plan nothing was put yet, but a copy has the same id and would make its own plan.
     if let Some(plan) = blocking(move || Plan::load(&dir, task.id)).await? {
-        let id = CloudsnapId { incremental: plan.base.is_some(), ..task.cloudsnap };
+        let id = CloudSnapshotId { incremental: plan.base.is_some(), ..task.cloudsnap };
         match repository.manifest(&id).await {
             Ok(manifest) if manifest.delta.salt == plan.salt => return Ok(Some(manifest)),
             Err(error) if !is_missing_or_damaged(&error) => return Err(error.into()),
@@ -324,7 +324,7 @@ async fn commit(
 }
 
 /// Stores the requested pin and expiry date. A pin or date that was set meanwhile stays.
-fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudsnapId) -> Result<(), DbError> {
+fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudSnapshotId) -> Result<(), DbError> {
     let asked = RetentionOverride {
         cloudsnap: id,
         credential: row.credential,
@@ -345,7 +345,7 @@ fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudsnapId) -> R
 }
 
 /// Marks a cloud snapshot as no base for anything on this host, such as a volume restored from it.
-fn committed_in_doubt(credential: Uuid, cloudsnap: CloudsnapId) -> Doubt {
+fn committed_in_doubt(credential: Uuid, cloudsnap: CloudSnapshotId) -> Doubt {
     Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: false, looked_at: false }
 }
 

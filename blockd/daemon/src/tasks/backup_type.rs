@@ -17,7 +17,9 @@ use crate::{
     db::{Catalog, Chain, DbError, Proof, SnapshotRow, TaskRow},
     error::{ServiceError, blocking},
 };
-use blockd_cloud::{CloudError, CloudsnapId, Manifest, ManifestCache, Repository, new_delta_salt};
+use blockd_cloud::{
+    CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository, new_delta_salt,
+};
 use blockd_extent::{Epoch, SnapshotId};
 use blockd_volume::{Changes, Volume, VolumeErrorKind};
 use jiff::Timestamp;
@@ -80,7 +82,7 @@ pub(super) async fn planned(
 async fn base_manifest(
     repository: &Repository,
     catalog: &Catalog,
-    id: CloudsnapId,
+    id: CloudSnapshotId,
 ) -> Result<Manifest, ServiceError> {
     let (cache, key) = (catalog.clone(), id.manifest_key());
     let cached = blocking(move || Ok::<_, ServiceError>(cache.load(&key))).await?;
@@ -162,7 +164,7 @@ async fn heal(
     core: &Core,
     volume: &Arc<Volume>,
     row: &TaskRow,
-    base: CloudsnapId,
+    base: CloudSnapshotId,
     until: Epoch,
     mut changes: Changes,
 ) -> Result<Changes, ServiceError> {
@@ -183,12 +185,12 @@ async fn heal(
     Ok(changes)
 }
 
-async fn forget_chain(core: &Core, credential: Uuid, tip: CloudsnapId) -> Result<(), ServiceError> {
+async fn forget_chain(core: &Core, credential: Uuid, tip: CloudSnapshotId) -> Result<(), ServiceError> {
     core.db.run(move |tx| forget_tip(tx, credential, tip)).await?;
     Ok(())
 }
 
-fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudsnapId) -> Result<(), DbError> {
+fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudSnapshotId) -> Result<(), DbError> {
     Chain::remove_tip(tx, &tip)?;
     Catalog::remove(tx, credential, &tip.manifest_key())
 }
@@ -205,17 +207,17 @@ fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudsnapId
 pub(super) async fn restart_as_full(
     core: &Core,
     live: &LiveTask,
-    base: CloudsnapId,
+    base: CloudSnapshotId,
 ) -> Result<(), ServiceError> {
     let row = live.view();
     let (volume, _) = ids(&row)?;
     let (repository, _) = core.task_repository(row.credential).await?;
     core.prove_place(row.credential, &repository).await?;
     // An earlier run may have committed it without checking its base.
-    let given_up = CloudsnapId { incremental: true, ..row.cloudsnap };
+    let given_up = CloudSnapshotId { incremental: true, ..row.cloudsnap };
     repository.store().delete(&given_up.manifest_key()).await?;
     tracing::warn!(%base, %given_up, "the backup restarts as a full one, because its base is gone from the store");
-    let name = CloudsnapId {
+    let name = CloudSnapshotId {
         cluster: core.cluster,
         volume,
         snapshot: SnapshotId::from_u64(random_id()?),

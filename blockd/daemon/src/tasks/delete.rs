@@ -13,8 +13,8 @@ use crate::{
 };
 use blockd_api::ErrorCode;
 use blockd_cloud::{
-    CloudError, Manifest, ManifestCache, Progress, Repository, UnreadableSiblings, delete_damaged,
-    delete_with_manifest,
+    CloudError, Manifest, ManifestCache, ManifestKey, Progress, Repository, UnreadableSiblings,
+    delete_damaged, delete_with_manifest,
 };
 use blockd_extent::SnapshotId;
 use std::{path::Path, sync::Arc};

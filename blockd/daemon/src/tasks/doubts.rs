@@ -14,7 +14,9 @@ use crate::{
     error::{ServiceError, blocking},
 };
 use blockd_api::events::Severity;
-use blockd_cloud::{CancelToken, CloudsnapId, Progress, VerifyDepth, VerifyOptions, VerifyReport};
+use blockd_cloud::{
+    CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport,
+};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,7 +39,7 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 pub(crate) type Failing = HashMap<Uuid, (Instant, Duration)>;
 
 /// Returns the name under which an abandoned backup may be listed: its commit may have started.
-pub(super) async fn may_be_listed(core: &Core, row: &TaskRow) -> Option<CloudsnapId> {
+pub(super) async fn may_be_listed(core: &Core, row: &TaskRow) -> Option<CloudSnapshotId> {
     if row.kind != TaskKind::Backup {
         return None;
     }
@@ -49,7 +51,7 @@ pub(super) async fn may_be_listed(core: &Core, row: &TaskRow) -> Option<Cloudsna
     let (dir, task) = (core.task_dir(row.id), row.id);
     let plan = blocking(move || Plan::load(&dir, task)).await;
     match plan {
-        Ok(Some(plan)) => Some(CloudsnapId { incremental: plan.base.is_some(), ..row.cloudsnap }),
+        Ok(Some(plan)) => Some(CloudSnapshotId { incremental: plan.base.is_some(), ..row.cloudsnap }),
         Ok(None) => row.detail.backup_type.is_some().then_some(row.cloudsnap),
         Err(error) => {
             tracing::warn!(task = %row.id, %error, "the kept plan of a backup that is given up cannot be read");
@@ -59,13 +61,13 @@ pub(super) async fn may_be_listed(core: &Core, row: &TaskRow) -> Option<Cloudsna
 }
 
 /// Returns the doubt about an abandoned backup.
-pub(super) fn doubt(credential: Uuid, cloudsnap: CloudsnapId) -> Doubt {
+pub(super) fn doubt(credential: Uuid, cloudsnap: CloudSnapshotId) -> Doubt {
     Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: true, looked_at: false }
 }
 
 /// Returns the doubt about the former name of a restarted backup: its listing was deleted, and may reappear
 /// late.
-pub(super) fn doubt_of_restart(credential: Uuid, given_up: CloudsnapId) -> Doubt {
+pub(super) fn doubt_of_restart(credential: Uuid, given_up: CloudSnapshotId) -> Doubt {
     Doubt { looked_at: true, ..doubt(credential, given_up) }
 }
 
@@ -73,7 +75,7 @@ pub(super) fn doubt_of_restart(credential: Uuid, given_up: CloudsnapId) -> Doubt
 ///
 /// # Errors
 /// The database fails.
-pub(crate) fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudsnapId) -> Result<bool, DbError> {
+pub(crate) fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudSnapshotId) -> Result<bool, DbError> {
     if Doubt::is_of(tx, id)? {
         return Ok(true);
     }
@@ -173,7 +175,7 @@ fn note(
     let Some(found) = report.snapshots.first() else {
         return Catalog::remove(tx, credential, &id.manifest_key());
     };
-    let known: BTreeMap<CloudsnapId, Proof> =
+    let known: BTreeMap<CloudSnapshotId, Proof> =
         Proof::of_repository(tx, credential)?.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
     proofs(report, &known, credential, VerifyDepth::Quick, now).iter().try_for_each(|proof| proof.put(tx))?;
     if found.is_sound() {

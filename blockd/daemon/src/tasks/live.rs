@@ -241,7 +241,7 @@ impl LiveTask {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_cloud::CloudsnapId;
+    use blockd_cloud::CloudSnapshotId;
     use blockd_extent::{SnapshotId, VolumeId};
     use std::time::Duration;
 
@@ -254,7 +254,7 @@ mod tests {
             volume: Some(volume),
             snapshot: None,
             credential: Uuid::from_u128(2),
-            cloudsnap: CloudsnapId {
+            cloudsnap: CloudSnapshotId {
                 cluster: Uuid::from_u128(3),
                 volume,
                 snapshot: SnapshotId::from_u64(4),

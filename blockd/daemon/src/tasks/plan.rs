@@ -27,7 +27,7 @@ use crate::{
     error::ServiceError,
     files,
 };
-use blockd_cloud::CloudsnapId;
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ pub struct Plan {
     /// Time of the freeze, in microseconds.
     pub frozen: Timestamp,
     /// Base of an incremental.
-    pub base: Option<CloudsnapId>,
+    pub base: Option<CloudSnapshotId>,
     /// Salt of the delta's keys.
     pub salt: [u8; 32],
     /// Start time of the backup.
@@ -145,7 +145,7 @@ impl Plan {
         }
         let base = match body[10] {
             0 => None,
-            kind @ (1 | 2) => Some(CloudsnapId {
+            kind @ (1 | 2) => Some(CloudSnapshotId {
                 cluster: Uuid::from_slice(&body[64..80]).map_err(|_| "its base is no id")?,
                 volume: VolumeId::from_u64(number(128)?),
                 snapshot: SnapshotId::from_u64(number(80)?),
@@ -227,9 +227,9 @@ mod tests {
         }
     }
 
-    fn id(incremental: bool) -> CloudsnapId {
+    fn id(incremental: bool) -> CloudSnapshotId {
         let snapshot = SnapshotId::from_u64(0x0102_0304_0506_0708);
-        CloudsnapId { cluster: Uuid::from_u128(7), volume: VolumeId::from_u64(1), snapshot, incremental }
+        CloudSnapshotId { cluster: Uuid::from_u128(7), volume: VolumeId::from_u64(1), snapshot, incremental }
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
     fn stored_layout_is_stable() {
         let golden = include_bytes!("../../tests/golden/plan-v1.bin");
         // The base belongs to another volume.
-        let base = CloudsnapId { volume: VolumeId::from_u64(2), ..id(true) };
+        let base = CloudSnapshotId { volume: VolumeId::from_u64(2), ..id(true) };
         let plan = Plan { base: Some(base), ..plan() };
         assert_eq!(plan.encode(), golden);
         assert_eq!(Plan::decode(golden, plan.task), Ok(plan));

@@ -16,7 +16,9 @@ use crate::{
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::ErrorCode;
-use blockd_cloud::{BlockWriter, Manifest, ManifestCache, Progress, RestoreOptions, RestoreRequest};
+use blockd_cloud::{
+    BlockWriter, Manifest, ManifestCache, ManifestKey, Progress, RestoreOptions, RestoreRequest,
+};
 use blockd_extent::VolumeId;
 use blockd_volume::{OpenOptions, RestoreTarget, Volume, VolumeError};
 use std::{

@@ -18,7 +18,7 @@ use blockd_api::{
     ErrorCode,
     tasks::{self as api, StopTask, TaskLimits},
 };
-use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudsnapId, remove_leftovers_of};
+use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, remove_leftovers_of};
 use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -87,7 +87,7 @@ fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool 
 fn mark_given_up(
     tx: &rusqlite::Transaction<'_>,
     row: &TaskRow,
-    listed: Option<CloudsnapId>,
+    listed: Option<CloudSnapshotId>,
 ) -> Result<(), DbError> {
     if let Some(listed) = listed {
         doubts::doubt(row.credential, listed).put(tx)?;

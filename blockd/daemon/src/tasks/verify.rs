@@ -15,8 +15,8 @@ use crate::{
 };
 use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
 use blockd_cloud::{
-    AffectedSnapshot, BlockCheck, CloudsnapId, ManifestFilter, Progress, Repository, VerifiedSnapshot,
-    VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
+    AffectedSnapshot, BlockCheck, CloudSnapshotId, ManifestFilter, ManifestKey, Progress, Repository,
+    VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use blockd_store::{Bandwidth, LimitStore};
@@ -95,7 +95,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     };
     let credential = row.credential;
     let known = core.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
-    let known: BTreeMap<CloudsnapId, Proof> =
+    let known: BTreeMap<CloudSnapshotId, Proof> =
         known.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
     let recorded = compare_with_recorded(&mut report, &known);
     let proofs = proofs(&report, &known, row.credential, what.depth, Timestamp::now());
@@ -194,7 +194,7 @@ async fn drop_own_snapshot(core: &Arc<Core>, row: &TaskRow) {
 }
 
 /// Adds blocks that are intact in the store but differ from the volume.
-fn add_differences(report: &mut VerifyReport, id: CloudsnapId, differing: &BlockSet) {
+fn add_differences(report: &mut VerifyReport, id: CloudSnapshotId, differing: &BlockSet) {
     if differing.is_empty() {
         return;
     }
@@ -215,7 +215,7 @@ fn add_differences(report: &mut VerifyReport, id: CloudsnapId, differing: &Block
 }
 
 /// Compares digests with the recorded ones; returns the number of compared bytes.
-fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudsnapId, Proof>) -> u64 {
+fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudSnapshotId, Proof>) -> u64 {
     let mut compared = false;
     for snapshot in &mut report.snapshots {
         let recorded = known.get(&snapshot.id).and_then(|proof| proof.digest);
@@ -238,7 +238,7 @@ fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudsnapId
 /// Returns the proof of each cloud snapshot, including others that the damage affects.
 pub(super) fn proofs(
     report: &VerifyReport,
-    known: &BTreeMap<CloudsnapId, Proof>,
+    known: &BTreeMap<CloudSnapshotId, Proof>,
     credential: uuid::Uuid,
     depth: VerifyDepth,
     now: Timestamp,
@@ -252,7 +252,7 @@ pub(super) fn proofs(
         damaged: snapshot.damaged.clone(),
         digest: snapshot.digest,
     };
-    let mut proofs: BTreeMap<CloudsnapId, Proof> =
+    let mut proofs: BTreeMap<CloudSnapshotId, Proof> =
         report.snapshots.iter().map(|snapshot| (snapshot.id, of(snapshot))).collect();
     for affected in report.findings.iter().flat_map(|finding| &finding.affects).chain(&report.others) {
         if report.snapshots.iter().any(|snapshot| snapshot.id == affected.id) {
@@ -294,8 +294,8 @@ mod tests {
     use super::*;
     use blockd_extent::{BlockIndex, Extent, SnapshotId, VolumeId};
 
-    fn id(snapshot: u64) -> CloudsnapId {
-        CloudsnapId {
+    fn id(snapshot: u64) -> CloudSnapshotId {
+        CloudSnapshotId {
             cluster: uuid::Uuid::nil(),
             volume: VolumeId::from_u64(1),
             snapshot: SnapshotId::from_u64(snapshot),

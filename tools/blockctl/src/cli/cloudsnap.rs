@@ -16,7 +16,7 @@ use super::{
 use crate::cloudsnap_ref::SnapRef;
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
-    cloudsnaps::{CloudsnapId, CloudsnapStatus},
+    cloudsnaps::{CloudSnapshotId, CloudsnapStatus},
 };
 use clap::{
     Args, Subcommand,
@@ -320,7 +320,7 @@ pub struct RestoreArgs {
 pub struct DeleteArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
-    pub snap: CloudsnapId,
+    pub snap: CloudSnapshotId,
     /// Delete a pinned or damaged cloud snapshot
     #[arg(short, long)]
     pub force: bool,

@@ -1,7 +1,7 @@
 //! `blockctl cloudsnap pin`, `unpin` and `expire`
 
 use super::cloudsnap::CredentialArg;
-use blockd_api::cloudsnaps::CloudsnapId;
+use blockd_api::cloudsnaps::CloudSnapshotId;
 use clap::Args;
 use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
 
@@ -33,7 +33,7 @@ Examples:
 pub struct PinArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
-    pub snap: CloudsnapId,
+    pub snap: CloudSnapshotId,
     /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
@@ -44,7 +44,7 @@ pub struct PinArgs {
 pub struct ExpireArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
-    pub snap: CloudsnapId,
+    pub snap: CloudSnapshotId,
     /// Date or time in UTC, or hours, days or weeks from now: 2027-01-31, 2027-01-31T12:00:00Z, 30d
     #[arg(long, value_name = "DATE", required_unless_present = "never", value_parser = expiry)]
     pub at: Option<Timestamp>,

@@ -13,8 +13,8 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, ClientError, ErrorCode,
     cloudsnaps::{
-        CloudsnapDetail, CloudsnapId, CloudsnapList, CloudsnapMetadata, CloudsnapStatus, DamagedCloudsnap,
-        InspectCloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore,
+        CloudSnapshotId, CloudsnapDetail, CloudsnapList, CloudsnapMetadata, CloudsnapStatus,
+        DamagedCloudsnap, InspectCloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore,
     },
     format_duration, format_time,
     quiesce::QuiesceReport,
@@ -290,7 +290,7 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<u8, Failure> {
 }
 
 /// A named snapshot that does not exist is an error, not an empty list.
-fn unknown(id: &CloudsnapId, query: &ListCloudsnaps) -> ClientError {
+fn unknown(id: &CloudSnapshotId, query: &ListCloudsnaps) -> ClientError {
     let status = query.status.map(|status| format!(" that is {status}")).unwrap_or_default();
     let place = query.cred_id.as_ref().map(|place| format!(" at {place}")).unwrap_or_default();
     let message = format!("there is no cloud snapshot {id}{status}{place}");
@@ -317,7 +317,7 @@ fn entries(list: &CloudsnapList) -> Result<Vec<Value>, Failure> {
 
 /// Returns the volume id of a damaged entry, if its name is complete.
 fn volume_id(damaged: &DamagedCloudsnap) -> Option<String> {
-    damaged.id.parse::<CloudsnapId>().ok().map(|id| id.volume.to_string())
+    damaged.id.parse::<CloudSnapshotId>().ok().map(|id| id.volume.to_string())
 }
 
 fn list_table(list: &CloudsnapList) -> Table {

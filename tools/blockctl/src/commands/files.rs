@@ -15,7 +15,7 @@ use blockd_api::{
         FileKind, FileList, FilePath, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotFile,
         SnapshotXattr,
     },
-    cloudsnaps::CloudsnapId,
+    cloudsnaps::CloudSnapshotId,
 };
 use serde::Serialize;
 use std::{
@@ -36,7 +36,7 @@ const MAX_DEPTH: usize = 1024;
 /// Cloud snapshot whose files are read.
 pub struct Source<'a> {
     pub context: &'a Context<'a>,
-    pub snap: CloudsnapId,
+    pub snap: CloudSnapshotId,
     pub cred_id: Option<CredentialRef>,
 }
 
@@ -178,7 +178,7 @@ async fn walk(
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct CatalogDocument<'a> {
-    snap: CloudsnapId,
+    snap: CloudSnapshotId,
     path: &'a FilePath,
     files: Vec<SnapshotFile>,
 }
@@ -267,8 +267,8 @@ struct ChangedFile {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct DiffDocument {
-    from: CloudsnapId,
-    to: CloudsnapId,
+    from: CloudSnapshotId,
+    to: CloudSnapshotId,
     files: Vec<ChangedFile>,
 }
 

@@ -1,7 +1,7 @@
 //! Restores: each is made once, as a new volume.
 
 use super::values::name_volume;
-use blockd_api::{CredentialName, ObjectName, VolumeName, cloudsnaps::CloudsnapId};
+use blockd_api::{CredentialName, ObjectName, VolumeName, cloudsnaps::CloudSnapshotId};
 use serde::{Deserialize, Serialize};
 
 /// Backup of a restore.
@@ -10,7 +10,7 @@ pub enum Source<'a> {
     /// Backup of this name, and of this volume if several volumes have one.
     Backup(&'a ObjectName, Option<&'a VolumeName>),
     /// Cloud snapshot with this id.
-    Cloudsnap(CloudsnapId),
+    Cloudsnap(CloudSnapshotId),
 }
 
 /// Action on an existing volume.
@@ -30,7 +30,7 @@ pub struct Restore {
     pub location: CredentialName,
     backup_name: Option<ObjectName>,
     #[serde(rename = "cloudSnapID")]
-    cloudsnap_id: Option<CloudsnapId>,
+    cloudsnap_id: Option<CloudSnapshotId>,
     source_volume: Option<VolumeName>,
     destination_volume: Option<VolumeName>,
     #[serde(default, skip_serializing)]

@@ -8,7 +8,7 @@ use super::{
 use crate::{commands::Context, failure::Failure, objects::backup::Volumes, wait::follow};
 use blockd_api::{
     ApiError, CredentialName, ErrorCode, VolumeName,
-    cloudsnaps::{Cloudsnap, CloudsnapId, StartDelete},
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, StartDelete},
     tasks::{StopTask, Task, TaskKind, TaskStage},
 };
 
@@ -27,7 +27,7 @@ pub struct Target {
     /// Name.
     pub name: String,
     /// The one with this id, if the name is one.
-    pub id: Option<CloudsnapId>,
+    pub id: Option<CloudSnapshotId>,
     /// Location; all by default.
     pub location: Option<CredentialName>,
     /// Selection of volumes.

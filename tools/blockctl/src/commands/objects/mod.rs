@@ -14,7 +14,7 @@ use crate::{
     objects::{self, Body, Kind, Object, hook::Hook, yaml},
     table::Table,
 };
-use blockd_api::{ApiError, ClientError, ErrorCode, ObjectName, cloudsnaps::CloudsnapId};
+use blockd_api::{ApiError, ClientError, ErrorCode, ObjectName, cloudsnaps::CloudSnapshotId};
 use plan::{Change, Plan, plan};
 use resources::{Found, ResourceSet, Scope, columns};
 use serde_json::{Value, json};
@@ -138,7 +138,7 @@ fn api(error: ApiError) -> Failure {
 
 /// Returns the objects of a kind, or the one of a name.
 async fn found(context: &Context<'_>, kind: Kind, name: Option<&str>) -> Result<Vec<Found>, Failure> {
-    let id = name.and_then(|name| name.parse::<CloudsnapId>().ok());
+    let id = name.and_then(|name| name.parse::<CloudSnapshotId>().ok());
     let world = world_for_kind(context, kind, &Scope { locations: None, id }).await?;
     world.refuse_hidden(kind)?;
     let mut found = world.of(kind);

@@ -17,7 +17,7 @@ use crate::objects::{
 use blockd_api::{
     ApiError, CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, ObjectName, VolumeId,
     VolumeName,
-    cloudsnaps::{Cloudsnap, CloudsnapId},
+    cloudsnaps::{CloudSnapshotId, Cloudsnap},
     credentials::CredentialLimits,
     rules::HookRule,
     tasks::{Task, TaskKind, TaskStage},
@@ -261,7 +261,8 @@ pub fn is_backup_of(world: &ResourceSet, volumes: &Volumes, one: &Cloudsnap) -> 
 
 /// Returns true if a task backs up a selected volume.
 pub fn is_task_of(world: &ResourceSet, volumes: &Volumes, task: &Task) -> bool {
-    let id = task.source_volume.as_ref().and_then(|id| id.parse::<CloudsnapId>().ok()).map(|id| id.volume);
+    let id =
+        task.source_volume.as_ref().and_then(|id| id.parse::<CloudSnapshotId>().ok()).map(|id| id.volume);
     is_of(world, volumes, id, task.volume.as_ref().map_or("", VolumeName::as_str))
 }
 
@@ -389,7 +390,7 @@ fn plan_restored(object: &Object, volume: &Volume, task: &Task) -> Plan {
 ///
 /// # Errors
 /// There is none of the name, or there are several.
-pub fn source(restore: &Restore, world: &ResourceSet) -> Result<CloudsnapId, ApiError> {
+pub fn source(restore: &Restore, world: &ResourceSet) -> Result<CloudSnapshotId, ApiError> {
     let (name, volume) = match restore.source() {
         Some(Source::Cloudsnap(id)) => return Ok(id),
         Some(Source::Backup(name, volume)) => (name, volume),

@@ -10,7 +10,7 @@ use crate::{
 };
 use blockd_api::{
     ApiError, ClientError, CredentialName, CredentialRef, ErrorCode, ObjectName, VolumeName, VolumeRef,
-    cloudsnaps::{Cloudsnap, CloudsnapId, ListCloudsnaps},
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, ListCloudsnaps},
     credentials::Credential,
     format_time,
     rules::HookRule,
@@ -95,7 +95,7 @@ pub struct Scope {
     /// Only these locations; all of them otherwise.
     pub locations: Option<Vec<CredentialName>>,
     /// This cloud snapshot of any host; otherwise all of this daemon.
-    pub id: Option<CloudsnapId>,
+    pub id: Option<CloudSnapshotId>,
 }
 
 impl ResourceSet {
