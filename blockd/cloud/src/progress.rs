@@ -12,7 +12,7 @@ use std::{
         },
     },
 };
-use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// Phase of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -138,24 +138,28 @@ impl Progress {
     }
 }
 
-/// Tells a task to stop; all clones are one token.
+/// Stop request of a task; all clones are one token.
 ///
-/// A backup that has begun to commit can still be cut off ([`cancel`](Self::cancel)), as a stop of the daemon
-/// does, but not stopped for good ([`stop_unless_committing`](Self::stop_unless_committing)): whether its
-/// snapshot exists would not be known.
+/// A backup that has begun to commit can still be cancelled ([`cancel`](Self::cancel)), as a stop of the
+/// daemon does, but not stopped for good ([`stop_unless_committing`](Self::stop_unless_committing)): the
+/// caller could not know whether its snapshot exists.
 #[derive(Clone, Default, Debug)]
 pub struct CancelToken {
-    inner: Arc<CancelState>,
+    token: CancellationToken,
+    state: Arc<AtomicU8>,
 }
 
-#[derive(Default, Debug)]
-struct CancelState {
-    state: AtomicU8,
-    changed: Notify,
-}
-
-const CANCELLED: u8 = 1;
+/// The task was stopped for good.
+const STOPPED: u8 = 1;
+/// The commit has begun.
 const COMMITTING: u8 = 2;
+
+impl From<CancellationToken> for CancelToken {
+    /// Creates a token that is cancelled with its parent.
+    fn from(parent: CancellationToken) -> Self {
+        Self { token: parent.child_token(), state: Arc::default() }
+    }
+}
 
 impl CancelToken {
     /// Creates an unused token.
@@ -163,52 +167,44 @@ impl CancelToken {
         Self::default()
     }
 
-    /// Tells it; cannot be taken back.
+    /// Cancels the task, permanently.
     pub fn cancel(&self) {
-        self.inner.state.fetch_or(CANCELLED, SeqCst);
-        self.inner.changed.notify_waiters();
+        self.token.cancel();
     }
 
     /// Cancels, unless the commit has started; returns true if it was cancelled.
     pub fn stop_unless_committing(&self) -> bool {
-        let stop = |state| (state & COMMITTING == 0).then_some(state | CANCELLED);
-        let told = self.inner.state.fetch_update(SeqCst, SeqCst, stop).is_ok();
-        if told {
-            self.inner.changed.notify_waiters();
+        let stop = |state| (state & COMMITTING == 0).then_some(state | STOPPED);
+        let is_stopped = self.state.fetch_update(SeqCst, SeqCst, stop).is_ok();
+        if is_stopped {
+            self.token.cancel();
         }
-        told
+        is_stopped
     }
 
     /// Starts the commit; returns false if it was cancelled before.
     pub(crate) fn begin_commit(&self) -> bool {
-        self.inner.state.fetch_or(COMMITTING, SeqCst) & CANCELLED == 0
+        self.state.fetch_or(COMMITTING, SeqCst) & STOPPED == 0 && !self.token.is_cancelled()
     }
 
-    /// Ends a commit that did not happen and will not, so that the task can be cancelled again.
+    /// Ends a commit that did not happen and will not, so that the task can be stopped again.
     pub fn end_commit(&self) {
-        self.inner.state.fetch_and(!COMMITTING, SeqCst);
+        self.state.fetch_and(!COMMITTING, SeqCst);
     }
 
     /// Returns true once the commit has started: its snapshot may exist from then on.
     pub fn is_committing(&self) -> bool {
-        self.inner.state.load(SeqCst) & COMMITTING != 0
+        self.state.load(SeqCst) & COMMITTING != 0
     }
 
     /// Returns true after a cancellation.
     pub fn is_cancelled(&self) -> bool {
-        self.inner.state.load(SeqCst) & CANCELLED != 0
+        self.token.is_cancelled()
     }
 
     /// Waits for the cancellation.
     pub async fn cancelled(&self) {
-        loop {
-            // Registered before the look, so that a cancel in between is not missed.
-            let changed = self.inner.changed.notified();
-            if self.is_cancelled() {
-                return;
-            }
-            changed.await;
-        }
+        self.token.cancelled().await;
     }
 }
 
@@ -216,18 +212,13 @@ impl CancelToken {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn cancel_token_wakes_present_and_later_waiters() {
-        let token = CancelToken::new();
-        let waiter = tokio::spawn({
-            let token = token.clone();
-            async move { token.cancelled().await }
-        });
-        tokio::task::yield_now().await;
-        token.cancel();
-        waiter.await.unwrap();
-        token.cancelled().await;
-        assert!(token.is_cancelled());
+    #[test]
+    fn cancelled_parent_cancels_the_task() {
+        let parent = CancellationToken::new();
+        let token = CancelToken::from(parent.clone());
+        assert!(!token.is_cancelled());
+        parent.cancel();
+        assert!(token.is_cancelled() && !token.begin_commit());
     }
 
     #[test]

@@ -13,7 +13,6 @@ use crate::{
     nbd::load_identity,
 };
 use axum::Router;
-use blockd_cloud::CancelToken;
 use blockd_nbd::{TlsFiles, TlsIdentity};
 use nix::unistd::{Gid, Group};
 use parking_lot::RwLock;
@@ -27,6 +26,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 /// Running control API listeners.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Control {
     /// The daemon's own socket cannot be created.
     pub(crate) async fn start(
         core: &Arc<Core>,
-        stop: &CancelToken,
+        stop: &CancellationToken,
         mut passed: Passed,
     ) -> Result<Self, DaemonError> {
         let config = &core.config.control;
@@ -133,7 +133,7 @@ impl Control {
         address: SocketAddr,
         files: TlsFiles,
         router: &Router,
-        stop: &CancelToken,
+        stop: &CancellationToken,
     ) -> Result<(), DaemonError> {
         let identity = load_identity(files).await.map_err(DaemonError::ControlTls)?;
         let listener = bind(core, address).await?;

@@ -15,7 +15,6 @@ use crate::{
     secrets::Secrets,
     tasks::Tasks,
 };
-use blockd_cloud::CancelToken;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_store::RetryPolicy;
 use std::{
@@ -25,6 +24,7 @@ use std::{
     sync::{Arc, OnceLock},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// The daemon's state. Always behind an `Arc`.
@@ -67,7 +67,7 @@ pub struct Core {
     /// Start time.
     pub started: Instant,
     /// Cancelled when the daemon stops.
-    pub stopping: CancelToken,
+    pub stopping: CancellationToken,
     /// TCP addresses of the NBD listeners, once they are bound.
     pub nbd_tcp: OnceLock<Vec<SocketAddr>>,
     /// Address of the metrics endpoint, once it is bound.

@@ -29,7 +29,6 @@ use crate::{
     tasks::Tasks,
     watchdog,
 };
-use blockd_cloud::CancelToken;
 use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_nbd_kernel::System;
 use blockd_volume::{OpenOptions, Recovery};
@@ -46,6 +45,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Maximum length of a Unix socket path, in bytes: one less than `sun_path`, for the terminating zero.
@@ -143,7 +143,7 @@ pub struct Daemon {
     nbd_failed: Arc<Notify>,
     pub(crate) certificates: Certificates,
     pub(crate) control: Control,
-    http_stop: CancelToken,
+    http_stop: CancellationToken,
     metrics: Option<JoinHandle<()>>,
     merger: Merger,
     limits: JoinHandle<()>,
@@ -226,7 +226,7 @@ impl Daemon {
         core.release_quiesced();
         check_rules(&core);
         core.start_browsing();
-        let http_stop = CancelToken::new();
+        let http_stop = CancellationToken::new();
         let control = Control::start(&core, &http_stop, passed).await?;
         let certificates = Certificates::new([identity, control.identity.clone()]);
         let metrics = match config.metrics.listen {
@@ -474,7 +474,7 @@ fn prepare(
         run: Uuid::new_v4(),
         node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         started: Instant::now(),
-        stopping: CancelToken::new(),
+        stopping: CancellationToken::new(),
         nbd_tcp: OnceLock::new(),
         metrics_tcp: OnceLock::new(),
         control_tcp: OnceLock::new(),
@@ -592,7 +592,7 @@ pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
 }
 
 /// Starts the metrics endpoint, and retries until its address is free: volumes are served without it.
-async fn serve_metrics(core: &Arc<Core>, address: SocketAddr, stop: CancelToken) -> JoinHandle<()> {
+async fn serve_metrics(core: &Arc<Core>, address: SocketAddr, stop: CancellationToken) -> JoinHandle<()> {
     let listener = listen_for_metrics(core, address).await;
     let core = Arc::clone(core);
     tokio::spawn(async move {

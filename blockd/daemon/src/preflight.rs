@@ -11,9 +11,10 @@ use crate::{
     error::{ServiceError, blocking},
 };
 use blockd_api::ErrorCode;
-use blockd_cloud::{CancelToken, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository};
+use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository};
 use blockd_store::{Work, task_store};
 use std::{future::Future, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Timeout of a pre-flight request whose response is also cached locally.
@@ -21,11 +22,11 @@ const CACHED_FALLBACK_TIMEOUT: Duration = Duration::from_secs(3);
 
 tokio::task_local! {
     /// Cancelled when the client disconnects.
-    static CLIENT_CANCEL: CancelToken;
+    static CLIENT_CANCEL: CancellationToken;
 }
 
 /// Guard held by the request handler: dropping it cancels the work.
-pub(crate) struct CancelOnDrop(CancelToken);
+pub(crate) struct CancelOnDrop(CancellationToken);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
@@ -37,7 +38,7 @@ impl Drop for CancelOnDrop {
 pub(crate) fn with_client_cancellation<F: Future>(
     work: F,
 ) -> (CancelOnDrop, impl Future<Output = F::Output>) {
-    let cancel = CancelToken::new();
+    let cancel = CancellationToken::new();
     (CancelOnDrop(cancel.clone()), CLIENT_CANCEL.scope(cancel, work))
 }
 
@@ -50,7 +51,7 @@ fn cancelled_by_client() -> ServiceError {
 /// # Errors
 /// The client has disconnected.
 pub(crate) fn check_cancelled() -> Result<(), ServiceError> {
-    match CLIENT_CANCEL.try_with(CancelToken::is_cancelled) {
+    match CLIENT_CANCEL.try_with(CancellationToken::is_cancelled) {
         Ok(true) => Err(cancelled_by_client()),
         // Without a client it is an internal operation of the daemon.
         Ok(false) | Err(_) => Ok(()),
@@ -62,7 +63,7 @@ pub(crate) async fn in_time<T>(
     timeout: Duration,
     request: impl Future<Output = Result<T, ServiceError>>,
 ) -> Result<T, ServiceError> {
-    let cancel = CLIENT_CANCEL.try_with(CancelToken::clone).unwrap_or_default();
+    let cancel = CLIENT_CANCEL.try_with(CancellationToken::clone).unwrap_or_default();
     tokio::select! {
         biased;
         () = cancel.cancelled() => Err(cancelled_by_client()),

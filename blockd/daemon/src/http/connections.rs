@@ -9,7 +9,6 @@ use super::{
     passed_fds::{PassedFds, Receiving, may_pass},
 };
 use axum::{Router, body::Body};
-use blockd_cloud::CancelToken;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
@@ -25,6 +24,7 @@ use tokio::{
     sync::Semaphore,
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 /// Timeout of a request's head.
@@ -43,7 +43,7 @@ pub(crate) async fn serve(
     listener: UnixListener,
     caller: impl Fn() -> Caller,
     router: Router,
-    stop: CancelToken,
+    stop: CancellationToken,
 ) {
     let until = stop.clone();
     let connection = move |stream: UnixStream| {
@@ -86,7 +86,7 @@ impl Listen for TcpListener {
 pub(super) async fn serve_each<L: Listen, F>(
     listener: L,
     limit: usize,
-    stop: &CancelToken,
+    stop: &CancellationToken,
     connection: impl Fn(L::Stream) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
@@ -129,11 +129,11 @@ pub(super) async fn serve_one<S>(
     caller: Caller,
     passed: PassedFds,
     router: Router,
-    stop: &CancelToken,
+    stop: &CancellationToken,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let begun = CancelToken::new();
+    let begun = CancellationToken::new();
     let has_started = begun.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         has_started.cancel();
@@ -184,7 +184,7 @@ mod tests {
     async fn taken_and_told_to_stop() -> (UnixStream, tokio::task::JoinHandle<()>) {
         let (near, far) = UnixStream::pair().unwrap();
         let router = Router::new().route("/", get(async || "still here"));
-        let stop = CancelToken::new();
+        let stop = CancellationToken::new();
         let told = stop.clone();
         let served = tokio::spawn(async move {
             serve_one(far, Caller::owner(), PassedFds::default(), router, &told).await;
@@ -209,7 +209,7 @@ mod tests {
 
     #[tokio::test]
     async fn listener_at_its_limit_accepts_when_a_connection_ends() {
-        let (stop, ends) = (CancelToken::new(), [(); 4].map(|()| CancelToken::new()));
+        let (stop, ends) = (CancellationToken::new(), [(); 4].map(|()| CancellationToken::new()));
         let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
         let connection = |number: usize| {
             let (begun, end) = (begun.clone(), ends[number].clone());
@@ -228,7 +228,7 @@ mod tests {
             assert!(begins.try_recv().is_err(), "a third connection at a limit of two");
             ends[1].cancel();
             assert_eq!(begins.recv().await, Some(2));
-            ends.iter().for_each(CancelToken::cancel);
+            ends.iter().for_each(CancellationToken::cancel);
             assert_eq!(begins.recv().await, Some(3));
             stop.cancel();
         };
@@ -246,7 +246,7 @@ mod tests {
     }
 
     /// Cancels on drop.
-    struct Held(CancelToken);
+    struct Held(CancellationToken);
 
     impl Drop for Held {
         fn drop(&mut self) {
@@ -257,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn request_of_a_closed_connection_is_dropped() {
         let (mut near, far) = UnixStream::pair().unwrap();
-        let (begun, gone) = (CancelToken::new(), CancelToken::new());
+        let (begun, gone) = (CancellationToken::new(), CancellationToken::new());
         let (begins, goes) = (begun.clone(), gone.clone());
         let handler = move || {
             let (begins, held) = (begins.clone(), Held(goes.clone()));
@@ -269,7 +269,7 @@ mod tests {
         };
         let router = Router::new().route("/", get(handler));
         let served = tokio::spawn(async move {
-            serve_one(far, Caller::owner(), PassedFds::default(), router, &CancelToken::new()).await;
+            serve_one(far, Caller::owner(), PassedFds::default(), router, &CancellationToken::new()).await;
         });
         near.write_all(REQUEST).await.unwrap();
         begun.cancelled().await;

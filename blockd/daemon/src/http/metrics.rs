@@ -15,7 +15,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use blockd_api::{ErrorCode, paths, roles::Role};
-use blockd_cloud::CancelToken;
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -24,6 +23,7 @@ use std::{
     time::Duration,
 };
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 /// Timeout of the database, after which the daemon counts as not ready.
 const READY_WITHIN: Duration = Duration::from_secs(5);
@@ -41,7 +41,7 @@ const MAX_PER_ADDRESS: usize = 8;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves these routes only, until the stop.
-pub async fn serve(listener: TcpListener, core: Arc<Core>, stop: CancelToken) {
+pub async fn serve(listener: TcpListener, core: Arc<Core>, stop: CancellationToken) {
     serve_router(listener, routes().into_router().with_state(core), stop).await;
 }
 
@@ -79,7 +79,7 @@ impl Drop for Place {
     }
 }
 
-async fn serve_router(listener: TcpListener, router: Router, stop: CancelToken) {
+async fn serve_router(listener: TcpListener, router: Router, stop: CancellationToken) {
     let until = stop.clone();
     let addresses = Arc::new(Addresses::default());
     let connection = move |stream: TcpStream| {
@@ -148,7 +148,7 @@ mod tests {
     #[tokio::test]
     async fn connections_of_one_address_leave_places_for_others() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, stop) = (listener.local_addr().unwrap(), CancelToken::new());
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let router = Router::new().route("/", get(async || "served"));
         let served = tokio::spawn(serve_router(listener, router, stop.clone()));
         let mut idle = Vec::new();
@@ -183,7 +183,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn idle_metrics_connections_are_closed_and_others_served() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, stop) = (listener.local_addr().unwrap(), CancelToken::new());
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let router = Router::new().route("/", get(async || "served"));
         let served = tokio::spawn(serve_router(listener, router, stop.clone()));
         let mut idle = Vec::new();

@@ -10,7 +10,6 @@ use super::{
 };
 use crate::config::ControlConfig;
 use axum::Router;
-use blockd_cloud::CancelToken;
 use blockd_nbd::{TlsIdentity, certificate_names};
 use parking_lot::{Mutex, RwLock};
 use std::{
@@ -25,6 +24,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 /// Maximum number of connections of one name.
@@ -44,7 +44,7 @@ pub(crate) struct Remote {
     roles: Arc<RwLock<ControlConfig>>,
     handshakes: Handshakes,
     connected: Mutex<HashMap<String, usize>>,
-    stop: CancelToken,
+    stop: CancellationToken,
 }
 
 impl Remote {
@@ -52,7 +52,7 @@ impl Remote {
         router: Router,
         identity: Arc<TlsIdentity>,
         roles: Arc<RwLock<ControlConfig>>,
-        stop: CancelToken,
+        stop: CancellationToken,
     ) -> Self {
         let (handshakes, connected) = (Handshakes::default(), Mutex::default());
         Self { router, identity, roles, handshakes, connected, stop }
@@ -150,12 +150,12 @@ struct Handshakes(Mutex<Waiting>);
 #[derive(Default)]
 struct Waiting {
     next: u64,
-    queue: VecDeque<(u64, IpAddr, CancelToken)>,
+    queue: VecDeque<(u64, IpAddr, CancellationToken)>,
 }
 
 impl Handshakes {
     /// Adds a handshake; returns its number and the token that drops it for a newer one.
-    fn begin(&self, peer: IpAddr) -> (u64, CancelToken) {
+    fn begin(&self, peer: IpAddr) -> (u64, CancellationToken) {
         let mut waiting = self.0.lock();
         let of_peer = waiting.queue.iter().filter(|(_, from, _)| *from == peer).count();
         let oldest = if of_peer >= MAX_HANDSHAKES_OF_ONE {
@@ -166,7 +166,7 @@ impl Handshakes {
         if let Some((_, _, push_out)) = oldest.and_then(|oldest| waiting.queue.remove(oldest)) {
             push_out.cancel();
         }
-        let (number, push_out) = (waiting.next, CancelToken::new());
+        let (number, push_out) = (waiting.next, CancellationToken::new());
         waiting.next += 1;
         waiting.queue.push_back((number, peer, push_out.clone()));
         (number, push_out)

@@ -2,7 +2,6 @@
 
 use super::CloudSource;
 use crate::core::Core;
-use blockd_cloud::CancelToken;
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use blockd_fuse::{Image, ImageRun, inside};
 use blockd_volume::Volume;
@@ -18,6 +17,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 /// Maximum number of metadata ranges that are fetched first.
 const MAX_METADATA_RANGES: usize = 32_768;
@@ -68,7 +68,7 @@ struct SourceImage {
     source: Arc<CloudSource>,
     /// The search ends with the volume.
     volume: Weak<Volume>,
-    stopping: CancelToken,
+    stopping: CancellationToken,
     size_bytes: u64,
     units: Mutex<VecDeque<(u64, Arc<Vec<u8>>)>>,
     /// Number of units that may still be read.

@@ -12,7 +12,6 @@ use blockd_api::{
     RuleName,
     quiesce::{MAX_OUTPUT_BYTES, QuiesceKind, QuiesceStep},
 };
-use blockd_cloud::CancelToken;
 use jiff::Timestamp;
 use nix::unistd::{User, geteuid};
 use parking_lot::Mutex;
@@ -33,6 +32,7 @@ use std::{
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
+use tokio_util::sync::CancellationToken;
 
 /// Timeout for the last output of a failed command.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -76,7 +76,7 @@ pub(crate) struct Hook<'a> {
     /// Locked file, which stays locked until all processes of the command have ended.
     pub(crate) lock: Option<&'a File>,
     /// Cancellation: kills the command.
-    pub(crate) stopping: Option<&'a CancelToken>,
+    pub(crate) stopping: Option<&'a CancellationToken>,
 }
 
 impl Hook<'_> {
@@ -96,7 +96,7 @@ impl Hook<'_> {
         let (exit_status, error, said) = match result {
             Err(error) => (None, Some(format!("it cannot be run: {error}")), Vec::new()),
             Ok((None, said)) => {
-                let error = match self.stopping.is_some_and(CancelToken::is_cancelled) {
+                let error = match self.stopping.is_some_and(CancellationToken::is_cancelled) {
                     true => "it was killed, because blockd stops".to_owned(),
                     false => format!("it was killed after {} s", self.timeout.as_secs()),
                 };
@@ -271,7 +271,7 @@ fn listen(pipe: OwnedFd) -> io::Result<CommandOutput> {
 fn wait(
     child: &mut Child,
     deadline: Instant,
-    stopping: Option<&CancelToken>,
+    stopping: Option<&CancellationToken>,
 ) -> io::Result<Option<ExitStatus>> {
     let ended = wait_until(child, deadline, stopping);
     if matches!(ended, Ok(true)) {
@@ -285,7 +285,7 @@ fn wait(
     ended.map(|_| None)
 }
 
-fn wait_until(child: &Child, deadline: Instant, stopping: Option<&CancelToken>) -> io::Result<bool> {
+fn wait_until(child: &Child, deadline: Instant, stopping: Option<&CancellationToken>) -> io::Result<bool> {
     let pid = pid_of(child).ok_or(io::ErrorKind::NotFound)?;
     let ended = pidfd_open(pid, PidfdFlags::empty())?;
     loop {
@@ -510,7 +510,7 @@ mod tests {
 
     #[test]
     fn command_is_killed_when_the_daemon_stops() {
-        let (stopping, began) = (CancelToken::new(), Instant::now());
+        let (stopping, began) = (CancellationToken::new(), Instant::now());
         let hook = Hook { stopping: Some(&stopping), ..hook("sleep 600") };
         let step = std::thread::scope(|scope| {
             let running = scope.spawn(|| hook.run());

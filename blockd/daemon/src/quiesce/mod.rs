@@ -28,7 +28,6 @@ use blockd_api::{
     events::Severity,
     quiesce::{QuiesceKind, QuiesceReport, QuiesceStep},
 };
-use blockd_cloud::CancelToken;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{GroupFrozen, Volume, freeze_group_with};
 use command::Hook;
@@ -46,6 +45,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 pub(crate) use users::{UserRefused, try_user};
 
 /// Maximum time of a filesystem freeze. The write barrier takes less than a thousandth of it.
@@ -123,7 +123,7 @@ pub(crate) struct QuiesceOperation {
     /// Error messages may contain the output of commands.
     tells_all: bool,
     /// Cancellation of the pre-commands.
-    stopping: Option<CancelToken>,
+    stopping: Option<CancellationToken>,
     _under_way: Option<ActiveOperations>,
 }
 
@@ -180,7 +180,7 @@ impl QuiesceOperation {
     }
 
     /// Cancels the pre-commands when the daemon stops; the stop waits for the post-commands.
-    pub(crate) fn heed(&mut self, stopping: &CancelToken, resting: &QuiesceState) {
+    pub(crate) fn heed(&mut self, stopping: &CancellationToken, resting: &QuiesceState) {
         if !self.parts.is_empty() {
             self.stopping = Some(stopping.clone());
             resting.under_way.send_modify(|count| *count += 1);
@@ -267,7 +267,7 @@ impl QuiesceOperation {
                 stopping: self.stopping.as_ref(),
             };
             let step = hook.run();
-            if self.stopping.as_ref().is_some_and(CancelToken::is_cancelled) {
+            if self.stopping.as_ref().is_some_and(CancellationToken::is_cancelled) {
                 // The next daemon repeats all of it.
                 self.steps.push(step);
                 return Err(ServiceError::Stopping);

@@ -2,10 +2,10 @@
 
 use super::command::Hook;
 use blockd_api::quiesce::QuiesceKind;
-use blockd_cloud::CancelToken;
 use nix::unistd::{Uid, User, geteuid};
 use rustix::thread::{CapabilitySet, capabilities};
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// Timeout of the test, which takes some milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ pub(crate) enum UserRefused {
 ///
 /// # Errors
 /// The command cannot run.
-pub(crate) fn try_user(user: &str, stopping: &CancelToken) -> Result<(), UserRefused> {
+pub(crate) fn try_user(user: &str, stopping: &CancellationToken) -> Result<(), UserRefused> {
     let own = geteuid();
     match User::from_name(user) {
         Ok(None) => return Err(UserRefused::Unknown(user.to_owned())),
@@ -91,14 +91,14 @@ mod tests {
             sets.effective.remove(lacking);
             remove_capability_from_bounding_set(lacking).unwrap();
             set_capabilities(None, sets).unwrap();
-            try_user(user, &CancelToken::new())
+            try_user(user, &CancellationToken::new())
         };
         std::thread::spawn(trial).join().unwrap()
     }
 
     #[test]
     fn missing_privilege_for_users_names_the_remedy() {
-        let stopping = CancelToken::new();
+        let stopping = CancellationToken::new();
         assert_eq!(try_user("no-such-user", &stopping), Err(UserRefused::Unknown("no-such-user".into())));
         let own = name_of(geteuid());
         assert_eq!(try_user(&own, &stopping), Ok(()));

@@ -1,17 +1,18 @@
 //! A daemon that dies right after the commit of a backup, before it asked anything about it.
 
 use crate::core::Core;
-use blockd_cloud::{CancelToken, Repository};
+use blockd_cloud::Repository;
 use blockd_store::{BlobStore, Middleware, PutMode, Request, Response, StoreFuture};
 use bytes::Bytes;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// The step at which it does.
 pub(crate) const COMMITTED: &str = "backup put";
 
 struct Dying {
     inner: Arc<dyn BlobStore>,
-    stopping: CancelToken,
+    stopping: CancellationToken,
 }
 
 /// The repository, through a store whose daemon dies when a manifest was put, if it is to die at that step.

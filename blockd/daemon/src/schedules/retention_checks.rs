@@ -204,7 +204,7 @@ impl Core {
             Box::new(no_check),
             Arc::new(place.catalog),
             Arc::new(Progress::new(place.requests)),
-            self.stopping.clone(),
+            self.stopping.clone().into(),
         )
         .await?;
         if let Some(finding) = report.findings.first() {
