@@ -5,7 +5,6 @@ use crate::{
     db::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState},
     error::ServiceError,
     owner,
-    quiesce::Part,
     registry::VolumeEntry,
     retention_overrides::refuse_past,
     rules::QuiesceRequest,
@@ -19,6 +18,7 @@ use blockd_api::{
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
+use blockd_quiesce::QuiescePart;
 use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -62,7 +62,7 @@ impl BackupRequest {
 /// Attributes common to all tasks of one point in time.
 struct PointInTime {
     barrier: Option<Barrier>,
-    quiesce_rules: Vec<Part>,
+    quiesce_rules: Vec<QuiescePart>,
 }
 
 impl Core {

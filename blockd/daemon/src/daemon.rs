@@ -15,7 +15,7 @@ use crate::{
     credentials::Repositories,
     db::{Db, DbError, EventReader},
     error::ServiceError,
-    files, health, http,
+    health, http,
     limits::PlannedBandwidth,
     lock::{DirLock, LockError},
     maintenance,
@@ -421,13 +421,13 @@ fn prepare(
     after_power_loss: bool,
 ) -> Result<(DirLock, Arc<Core>), DaemonError> {
     let data_dir = std::path::absolute(&config.data_dir).map_err(file_error("find", &config.data_dir))?;
-    files::make_dir(&data_dir).map_err(file_error("make", &data_dir))?;
+    blockd_files::make_dir(&data_dir).map_err(file_error("make", &data_dir))?;
     let lock = DirLock::take(&data_dir)?;
     // An administrator may have created the directory with a wider mode.
     std::fs::set_permissions(&data_dir, std::fs::Permissions::from_mode(0o700))
         .map_err(file_error("restrict the mode of", &data_dir))?;
     for dir in [data_dir.join("volumes"), tasks_dir(&data_dir)] {
-        files::make_dir(&dir).map_err(file_error("make", &dir))?;
+        blockd_files::make_dir(&dir).map_err(file_error("make", &dir))?;
     }
     let db = Db::open(&data_dir.join("blockd.db"))?;
     let cluster = db.cluster_id()?;
@@ -487,7 +487,7 @@ fn prepare(
         scheduler: crate::schedules::Scheduler::default(),
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),
-        resting: crate::quiesce::QuiesceState::default(),
+        resting: blockd_quiesce::Admission::default(),
         rule_problems: crate::rules::RuleProblems::default(),
         reload_failed: parking_lot::Mutex::default(),
         #[cfg(test)]

@@ -9,10 +9,10 @@ use blockd::{
     config::Config,
     daemon::{Daemon, DaemonError},
     logging,
-    quiesce::hold_filesystem,
     reload::on_hangup,
     salvage::ExportRequest,
 };
+use blockd_quiesce::hold_filesystem;
 use blockd_volume::{OpenOptions, Recovery};
 use clap::Parser;
 use std::{process::ExitCode, time::Duration};

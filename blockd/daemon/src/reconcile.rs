@@ -172,7 +172,7 @@ fn remove_leftover_tasks(data_dir: &Path, unfinished: &[TaskRow]) {
     let dir = tasks_dir(data_dir);
     for name in names(&dir) {
         if name.parse::<Uuid>().is_ok_and(|id| !kept.contains(&id))
-            && let Err(error) = crate::files::remove_dir(&dir.join(&name))
+            && let Err(error) = blockd_files::remove_dir(&dir.join(&name))
         {
             tracing::warn!(task = name, %error, "files of a task that has ended cannot be removed");
         }
@@ -191,7 +191,7 @@ fn report_unknown_files(data_dir: &Path, registry: &Registry) {
         }
         let path = dir.join(&name);
         if id.is_some() && matches!(kind, "deleted" | "restoring") {
-            match crate::files::remove_dir(&path) {
+            match blockd_files::remove_dir(&path) {
                 Ok(()) => tracing::info!(path = %path.display(), "removed what was left of a volume"),
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "what is left of a volume cannot be removed");

@@ -4,7 +4,6 @@ use crate::{
     core::Core,
     db::{DbError, NewEvent, RuleRow, RuleUses},
     error::{ServiceError, blocking},
-    quiesce::{Part, UserRefused, try_user},
     registry::VolumeEntry,
 };
 use blockd_api::{
@@ -14,6 +13,7 @@ use blockd_api::{
     rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
 };
 use blockd_extent::VolumeId;
+use blockd_quiesce::{QuiescePart, UserRefused, try_user};
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -81,7 +81,7 @@ fn user_of(quiesce: &Quiesce) -> Option<&str> {
 fn parts_of(
     tx: &Transaction<'_>,
     members: &[(VolumeId, Option<blockd_api::GroupName>)],
-) -> Result<Vec<Part>, ServiceError> {
+) -> Result<Vec<QuiescePart>, ServiceError> {
     let uses = RuleUses::all(tx)?;
     // By name, for a predictable order.
     let mut found: BTreeMap<RuleName, Vec<VolumeId>> = BTreeMap::new();
@@ -93,7 +93,7 @@ fn parts_of(
     }
     let part = |(name, volumes): (RuleName, Vec<VolumeId>)| {
         let quiesce = find(tx, &name)?.quiesce;
-        Ok(Part { rule: Some(name), quiesce, volumes })
+        Ok(QuiescePart { rule: Some(name), quiesce, volumes })
     };
     found.into_iter().map(part).collect()
 }
@@ -118,10 +118,10 @@ impl Core {
         &self,
         asked: &QuiesceRequest,
         members: &[Arc<VolumeEntry>],
-    ) -> Result<Vec<Part>, ServiceError> {
+    ) -> Result<Vec<QuiescePart>, ServiceError> {
         let volumes: Vec<VolumeId> = members.iter().map(|entry| entry.id).collect();
         if !asked.quiesce.is_nothing() {
-            return Ok(vec![Part { rule: None, quiesce: asked.quiesce.clone(), volumes }]);
+            return Ok(vec![QuiescePart { rule: None, quiesce: asked.quiesce.clone(), volumes }]);
         }
         if asked.no_rule {
             return Ok(Vec::new());
@@ -132,7 +132,7 @@ impl Core {
             .run(move |tx| match named {
                 Some(name) => {
                     let quiesce = find(tx, &name)?.quiesce;
-                    Ok(vec![Part { rule: Some(name), quiesce, volumes }])
+                    Ok(vec![QuiescePart { rule: Some(name), quiesce, volumes }])
                 }
                 None => parts_of(tx, &groups),
             })

@@ -290,7 +290,7 @@ fn make_key(path: &Path) -> Result<SealingKey, SecretsError> {
     std::fs::hard_link(&temporary, path).map_err(bad)?;
     std::fs::remove_file(&temporary).map_err(bad)?;
     if let Some(dir) = path.parent() {
-        crate::files::sync_dir(dir).map_err(bad)?;
+        blockd_files::sync_dir(dir).map_err(bad)?;
     }
     Ok(SealingKey::new(&key))
 }

@@ -5,7 +5,7 @@ use crate::{
     db::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
     id_prefix::only_one,
-    quiesce::{Members, Part, QuiesceOperation, Returned, events_of_failures},
+    quiesce::events_of_failures,
     registry::{EntryState, VolumeEntry},
     rules::QuiesceRequest,
 };
@@ -15,7 +15,8 @@ use blockd_api::{
     snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotGroup, SnapshotList},
 };
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
-use blockd_volume::{GroupError, GroupFrozen, SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
+use blockd_quiesce::{FreezeError, Members, QuiesceOperation, QuiescePart, Returned};
+use blockd_volume::{GroupFrozen, SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
@@ -31,7 +32,7 @@ pub(crate) struct Wanted {
     /// Group snapshot, if any.
     pub(crate) group: Option<SnapshotGroup>,
     /// Quiesce parts.
-    pub(crate) quiesce_rules: Vec<Part>,
+    pub(crate) quiesce_rules: Vec<QuiescePart>,
     /// The schedule that wants them.
     pub(crate) schedule: Option<Uuid>,
 }
@@ -98,10 +99,11 @@ impl Wanted {
     }
 
     /// Of several volumes: the one at which it failed, by its name.
-    fn say_which(&self, failed: FreezeFailed) -> ServiceError {
+    fn say_which(&self, failed: FreezeError) -> ServiceError {
         let (volume, source) = match failed {
-            FreezeFailed::Other(error) => return error,
-            FreezeFailed::Volume(volume, source) => (volume, source),
+            FreezeError::Quiesce(error) => return error.into(),
+            FreezeError::Volume { volume, source } => (volume, source),
+            other => return ServiceError::Internal(other.to_string()),
         };
         let found = self.members.iter().find(|(entry, _)| entry.id == volume);
         let (Some((entry, _)), Some(_)) = (found, &self.group) else { return source.into() };
@@ -109,20 +111,6 @@ impl Wanted {
         error.message =
             format!("no volume was frozen, because volume {} failed: {}", entry.name, error.message);
         ServiceError::Refused(error)
-    }
-}
-
-/// Error of a freeze.
-pub(crate) enum FreezeFailed {
-    /// A volume failed.
-    Volume(VolumeId, VolumeError),
-    /// Something else did.
-    Other(ServiceError),
-}
-
-impl From<GroupError> for FreezeFailed {
-    fn from(GroupError { volume, source }: GroupError) -> Self {
-        Self::Volume(volume, source)
     }
 }
 
@@ -188,7 +176,7 @@ impl Core {
         let ids = volumes.iter().map(|(volume, _)| volume.id());
         let _turn = tokio::select! {
             biased;
-            turn = self.resting.turn(&wanted.quiesce_rules, ids) => turn,
+            turn = self.resting.admit(&wanted.quiesce_rules, ids) => turn,
             () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
         };
         if !wanted.quiesce_rules.is_empty() && self.stopping.is_cancelled() {
@@ -203,8 +191,8 @@ impl Core {
         let tells_all = !wanted.internal && wanted.quiesce_rules.iter().all(|part| part.rule.is_none());
         let mut rest =
             QuiesceOperation::new(wanted.quiesce_rules.clone(), to_freeze, wanted.env(), tells_all);
-        rest.heed(&self.stopping, &self.resting);
-        rest.note(not_frozen);
+        rest.stop_with(&self.stopping, &self.resting);
+        rest.add_steps(not_frozen);
         self.undo_rest(&volumes).await;
         self.insert_snapshots(&wanted, rows.clone()).await?;
         let (frozen, rest) = self.freeze_quiesced(&volumes, rest).await?;
@@ -221,7 +209,7 @@ impl Core {
         let is_taken = taken.is_ok();
         let rest = blocking(move || {
             let mut rest = rest;
-            rest.end(is_taken);
+            rest.resume(is_taken);
             Ok::<_, ServiceError>(rest)
         });
         *report = rest.await.ok().and_then(|rest| rest.report());
@@ -263,7 +251,7 @@ impl Core {
         &self,
         volumes: &Members,
         mut rest: QuiesceOperation,
-    ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeFailed>, QuiesceOperation), ServiceError> {
+    ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeError>, QuiesceOperation), ServiceError> {
         let (data_dir, volumes) = (self.data_dir.clone(), volumes.clone());
         let work = blocking(move || {
             let frozen = rest.freeze(&data_dir, &volumes);

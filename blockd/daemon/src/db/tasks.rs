@@ -189,7 +189,7 @@ pub struct TaskDetail {
     /// Group barrier of the backup.
     pub barrier: Option<Barrier>,
     /// Quiesce parts of the backup.
-    pub quiesce_rules: Vec<crate::quiesce::Part>,
+    pub quiesce_rules: Vec<blockd_quiesce::QuiescePart>,
     /// Quiesce report.
     pub quiesce: Option<blockd_api::quiesce::QuiesceReport>,
     /// Schedule that started it.

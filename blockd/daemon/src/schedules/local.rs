@@ -11,7 +11,6 @@ use crate::{
     core::{Core, random_id},
     db::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow},
     error::ServiceError,
-    quiesce::Part,
     registry::VolumeEntry,
     rules::QuiesceRequest,
     snapshots::Wanted,
@@ -20,6 +19,7 @@ use blockd_api::{
     SnapshotName, SnapshotRef, events::Severity, schedules::RunState, snapshots::SnapshotGroup,
 };
 use blockd_extent::SnapshotId;
+use blockd_quiesce::QuiescePart;
 use jiff::Timestamp;
 use std::{collections::HashSet, sync::Arc, time::Instant};
 use uuid::Uuid;
@@ -37,7 +37,7 @@ struct StartedRun {
     entries: Vec<(Arc<VolumeEntry>, SnapshotId)>,
     name: SnapshotName,
     group: Option<SnapshotGroup>,
-    quiesce_rules: Vec<Part>,
+    quiesce_rules: Vec<QuiescePart>,
 }
 
 /// Guard of snapshots in progress: after any end, the next pass of the scheduler sees their result.

@@ -90,7 +90,7 @@ fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
 /// The file cannot be removed.
 pub(super) fn forget(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
-        Ok(()) => crate::files::sync_dir(path.parent().unwrap_or(Path::new("."))),
+        Ok(()) => blockd_files::sync_dir(path.parent().unwrap_or(Path::new("."))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
@@ -151,8 +151,8 @@ impl Writer {
         manifest: &Manifest,
     ) -> io::Result<Self> {
         let dir = path.parent().unwrap_or(Path::new("."));
-        crate::files::make_dir(dir)?;
-        crate::files::write_atomically(path, &header(task, manifest))?;
+        blockd_files::make_dir(dir)?;
+        blockd_files::write_atomically(path, &header(task, manifest))?;
         Self::append(target, path, HEADER_BYTES as u64)
     }
 

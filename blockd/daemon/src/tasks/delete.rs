@@ -9,7 +9,6 @@ use crate::{
     credentials::is_missing_or_damaged,
     db::{Catalog, Chain, Doubt, Proof, RetentionOverride, RunRow, TaskKind, TaskRow},
     error::{ServiceError, blocking},
-    files,
 };
 use blockd_api::ErrorCode;
 use blockd_cloud::{
@@ -120,7 +119,8 @@ async fn kept_manifest(
     let text = serde_json::to_vec(&manifest)
         .map_err(|error| ServiceError::Internal(format!("cannot encode a manifest: {error}")))?;
     blocking(move || {
-        let written = files::make_dir(&dir).and_then(|()| files::write_atomically(&path, &text));
+        let written =
+            blockd_files::make_dir(&dir).and_then(|()| blockd_files::write_atomically(&path, &text));
         written.map_err(|source| ServiceError::File { action: "write", path, source })
     })
     .await?;

@@ -27,7 +27,6 @@ use crate::{
     core::Core,
     db::{DbError, NewEvent, TaskKind, TaskRow, TaskState},
     error::ServiceError,
-    keyed_locks::KeyedLocks,
     lazy::{hydrate, in_place},
 };
 use blockd_api::{
@@ -36,6 +35,7 @@ use blockd_api::{
 };
 use blockd_cloud::CancelToken;
 use blockd_extent::SnapshotId;
+use blockd_quiesce::KeyedLocks;
 use futures::FutureExt;
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -456,7 +456,7 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
 async fn clean_files(core: &Core, id: Uuid) -> Result<(), ServiceError> {
     let path = core.task_dir(id);
     crate::error::blocking(move || {
-        crate::files::remove_dir(&path).map_err(|source| ServiceError::File {
+        blockd_files::remove_dir(&path).map_err(|source| ServiceError::File {
             action: "remove",
             path,
             source,

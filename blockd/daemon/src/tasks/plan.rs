@@ -25,7 +25,6 @@
 use crate::{
     db::{Chain, SnapshotRow},
     error::ServiceError,
-    files,
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
@@ -185,8 +184,8 @@ impl Plan {
     /// The file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), ServiceError> {
         let file = |action, path: &Path, source| ServiceError::File { action, path: path.to_owned(), source };
-        files::make_dir(dir).map_err(|source| file("make", dir, source))?;
-        files::write_atomically(&path(dir), &self.encode())
+        blockd_files::make_dir(dir).map_err(|source| file("make", dir, source))?;
+        blockd_files::write_atomically(&path(dir), &self.encode())
             .map_err(|source| file("write", &path(dir), source))
     }
 

@@ -1,6 +1,6 @@
 //! Test of commands as another user: whether the daemon may run them depends on its unit.
 
-use super::command::Hook;
+use crate::command::Hook;
 use blockd_api::quiesce::QuiesceKind;
 use nix::unistd::{Uid, User, geteuid};
 use rustix::thread::{CapabilitySet, capabilities};
@@ -14,7 +14,7 @@ const DROP_IN: &str = "/usr/share/doc/blockd/examples/systemd/blockd-rule-users.
 
 /// Cause why commands cannot run as a user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum UserRefused {
+pub enum UserRefused {
     /// Unknown user.
     #[error("there is no user {0} on blockd's host: name one that is there")]
     Unknown(String),
@@ -40,7 +40,7 @@ pub(crate) enum UserRefused {
 ///
 /// # Errors
 /// The command cannot run.
-pub(crate) fn try_user(user: &str, stopping: &CancellationToken) -> Result<(), UserRefused> {
+pub fn try_user(user: &str, stopping: &CancellationToken) -> Result<(), UserRefused> {
     let own = geteuid();
     match User::from_name(user) {
         Ok(None) => return Err(UserRefused::Unknown(user.to_owned())),

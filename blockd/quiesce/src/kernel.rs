@@ -1,6 +1,6 @@
 //! System calls that freeze and thaw a filesystem.
 
-use super::{
+use crate::{
     filesystems::{Freezer, FreezerError, Thawed},
     holder::Handle,
     marker::Mounted,
@@ -23,14 +23,14 @@ pub(crate) struct Kernel;
 
 /// Filesystem by a descriptor, which is independent of later mounts at its path.
 #[derive(Debug)]
-pub(super) struct Open(OwnedFd);
+pub(crate) struct Open(OwnedFd);
 
 impl Open {
     /// Opens a mount.
     ///
     /// # Errors
     /// It cannot be opened, or another filesystem is mounted there.
-    pub(super) fn at(mount: &Mounted) -> Result<Self, FreezerError> {
+    pub(crate) fn at(mount: &Mounted) -> Result<Self, FreezerError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = rustix::fs::open(&mount.path, flags, Mode::empty()).map_err(io::Error::from)?;
         match rustix::fs::fstat(&directory).map_err(io::Error::from)?.st_dev == mount.device {

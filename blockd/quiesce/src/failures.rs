@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Counts by phase.
 #[derive(Debug, Default)]
-pub(crate) struct Failures([AtomicU64; PHASES.len()]);
+pub struct Failures([AtomicU64; PHASES.len()]);
 
 /// Phases with their metric labels.
 const PHASES: [(QuiesceKind, &str); 4] = [
@@ -17,14 +17,14 @@ const PHASES: [(QuiesceKind, &str); 4] = [
 
 impl Failures {
     /// Counts the failed steps.
-    pub(crate) fn note<'a>(&self, steps: impl Iterator<Item = &'a QuiesceStep>) {
+    pub fn note<'a>(&self, steps: impl Iterator<Item = &'a QuiesceStep>) {
         for step in steps.filter(|step| step.error.is_some()) {
             self.note_one(step.kind);
         }
     }
 
     /// Counts one failure.
-    pub(crate) fn note_one(&self, failed: QuiesceKind) {
+    pub fn note_one(&self, failed: QuiesceKind) {
         for (count, (kind, _)) in self.0.iter().zip(PHASES) {
             if kind == failed {
                 count.fetch_add(1, Relaxed);
@@ -33,7 +33,7 @@ impl Failures {
     }
 
     /// Returns the count of each phase.
-    pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.0.iter().zip(PHASES).map(|(count, (_, phase))| (phase, count.load(Relaxed)))
     }
 }

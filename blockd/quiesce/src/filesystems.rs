@@ -2,10 +2,10 @@
 //!
 //! A frozen filesystem blocks all its writers, so there are five ways to thaw it: the freezing thread after
 //! the barrier; the destructor of the guard; a watchdog thread if both hang; the [holder
-//! process](super::apart) if the daemon hangs or dies; and the next start of the daemon, from a
-//! [marker](super::marker).
+//! process](crate::holder) if the daemon hangs or dies; and the next start of the daemon, from a
+//! [marker](crate::marker).
 
-use super::{
+use crate::{
     deadline::{share, with_deadline},
     marker::Mounted,
 };
@@ -34,7 +34,7 @@ pub(crate) trait Freezer: Send + Sync {
 const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Message for a filesystem that was thawed before the volumes were frozen.
-pub(super) const TOO_EARLY: &str = "it was thawed before the volumes were frozen";
+pub(crate) const THAWED_EARLY: &str = "it was thawed before the volumes were frozen";
 
 /// Error of a sync, freeze or thaw.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +61,7 @@ pub(crate) enum FreezerError {
 
 impl FreezerError {
     /// Returns the kernel's error number.
-    pub(super) fn errno(&self) -> Option<rustix::io::Errno> {
+    pub(crate) fn errno(&self) -> Option<rustix::io::Errno> {
         match self {
             Self::Call(error) => rustix::io::Errno::from_io_error(error),
             Self::NoHolder(_) | Self::HolderGone | Self::Elsewhere | Self::TooLong { .. } => None,
@@ -80,11 +80,20 @@ pub(crate) enum Thawed {
 
 /// Filesystem to freeze.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FreezeTarget {
+pub struct FreezeTarget {
     /// Mount.
-    pub(crate) mount: Mounted,
+    pub mount: Mounted,
     /// A failure aborts the snapshot; failures of others are only reported.
-    pub(crate) must_rest: bool,
+    pub required: bool,
+}
+
+impl FreezeTarget {
+    /// Removes duplicates by path. A filesystem is required if any of its duplicates is.
+    pub fn unique(mut targets: Vec<Self>) -> Vec<Self> {
+        targets.sort_unstable_by(|a, b| a.mount.path.cmp(&b.mount.path).then(b.required.cmp(&a.required)));
+        targets.dedup_by(|a, b| a.mount == b.mount);
+        targets
+    }
 }
 
 /// Filesystems of one freeze.
@@ -140,7 +149,7 @@ impl Filesystems {
         time_limit: Duration,
     ) -> Self {
         // An optional filesystem may take long to fail: required ones do not stay frozen for it.
-        wanted.sort_by_key(|one| one.must_rest);
+        wanted.sort_by_key(|one| one.required);
         let shared = Shared { freezer, state: Mutex::default(), changed: Condvar::new() };
         Self { shared: Arc::new(shared), wanted, time_limit }
     }
@@ -181,12 +190,12 @@ impl Filesystems {
         }
         let began = Instant::now();
         let (until, optional_until) = (began + self.time_limit, began + self.time_limit / 3);
-        let mut optional_left = self.wanted.iter().filter(|one| !one.must_rest).count();
+        let mut optional_left = self.wanted.iter().filter(|one| !one.required).count();
         for one in &self.wanted {
-            let FreezeTarget { mount, must_rest } = one;
+            let FreezeTarget { mount, required } = one;
             // Without the lock: if this hangs, the watchdog can still thaw the others.
             let began = Instant::now();
-            let result = if *must_rest {
+            let result = if *required {
                 self.freeze_one(mount, until)
             } else {
                 optional_left -= 1;
@@ -204,11 +213,11 @@ impl Filesystems {
                 Err(error) => {
                     // The killed process may have frozen it, or may still do so.
                     state.stuck |= matches!(error, FreezerError::HolderGone);
-                    if !must_rest && !state.ended {
+                    if !required && !state.ended {
                         continue;
                     }
                     self.shared.thaw(&mut state);
-                    if !must_rest {
+                    if !required {
                         drop(state);
                         return self
                             .unless_any_must(format!("freezing {} took too long", mount.path.display()));
@@ -241,7 +250,7 @@ impl Filesystems {
 
     /// Returns the error if a filesystem is required, and reports it otherwise.
     fn unless_any_must(&self, what: String) -> Result<(), QuiesceFailed> {
-        if self.wanted.iter().any(|one| one.must_rest) {
+        if self.wanted.iter().any(|one| one.required) {
             return Err(QuiesceFailed(what));
         }
         let place = self.wanted.first().map_or(Path::new("the filesystems"), |one| &one.mount.path);
@@ -271,7 +280,7 @@ impl Filesystems {
             while !state.ended {
                 if shared.changed.wait_until(&mut state, deadline).timed_out() && !state.ended {
                     tracing::error!("filesystems were frozen for too long and are thawed");
-                    state.expired |= state.frozen.iter().any(|one| one.must_rest);
+                    state.expired |= state.frozen.iter().any(|one| one.required);
                     shared.thaw_as(&mut state, true);
                 }
             }
@@ -312,15 +321,15 @@ impl Shared {
     /// Thaws the frozen filesystems, with a cause if it is too early.
     fn thaw_as(&self, state: &mut State, too_early: bool) {
         state.ended = true;
-        for FreezeTarget { mount, must_rest } in std::mem::take(&mut state.frozen).into_iter().rev() {
+        for FreezeTarget { mount, required } in std::mem::take(&mut state.frozen).into_iter().rev() {
             let began = Instant::now();
             let result = self.freezer.thaw(&mount);
             let failed = match result {
                 Ok(Thawed::Now) if !too_early => None,
                 // A writer may have written before the barrier.
                 Ok(_) => {
-                    state.expired |= must_rest;
-                    Some(TOO_EARLY.to_owned())
+                    state.expired |= required;
+                    Some(THAWED_EARLY.to_owned())
                 }
                 Err(error) => {
                     tracing::error!(mount = %mount.path.display(), %error, "a filesystem cannot be thawed: try `fsfreeze --unfreeze`");
@@ -416,7 +425,7 @@ mod tests {
         let double = Arc::new(Double::default());
         let wanted = |path: &&str| {
             let mount = Mounted { path: PathBuf::from(path.trim_end_matches('?')), device: 1 };
-            FreezeTarget { mount, must_rest: !path.ends_with('?') }
+            FreezeTarget { mount, required: !path.ends_with('?') }
         };
         let wanted = mounts.iter().map(wanted).collect();
         (double.clone(), Filesystems::new(double, wanted, time_limit))
@@ -487,7 +496,7 @@ mod tests {
             filesystems.freeze().unwrap();
             let ended = filesystems.end();
             assert_eq!(ended.expired, expired);
-            assert_eq!(thaws(&ended), [("a", None), ("loose", Some(TOO_EARLY))]);
+            assert_eq!(thaws(&ended), [("a", None), ("loose", Some(THAWED_EARLY))]);
         }
         // An optional filesystem has a part of the limit, which must suffice on a busy machine.
         let (double, filesystems) = with(&["a?"], Duration::from_secs(6));
@@ -495,7 +504,7 @@ mod tests {
         double.wait_for("thaw a");
         let ended = filesystems.end();
         assert!(!ended.expired);
-        assert_eq!(thaws(&ended), [("a", Some(TOO_EARLY))]);
+        assert_eq!(thaws(&ended), [("a", Some(THAWED_EARLY))]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Parts of a quiesce operation: the options of the request, or those of one or several rules.
 
-use super::marker::Post;
+use crate::marker::Post;
 use blockd_api::{
     RuleName,
     quiesce::{DEFAULT_COMMAND_TIMEOUT_S, OnFailure, Quiesce},
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// Quiesce options of one rule, or of the request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
+pub struct QuiescePart {
     /// Rule, if any.
     pub rule: Option<RuleName>,
     /// Options.
@@ -19,18 +19,18 @@ pub struct Part {
     pub volumes: Vec<VolumeId>,
 }
 
-impl Part {
+impl QuiescePart {
     /// Returns true if a failure before the snapshot aborts it.
-    pub(super) fn aborts(&self) -> bool {
+    pub fn is_required(&self) -> bool {
         self.quiesce.on_failure == OnFailure::Abort
     }
 
-    pub(super) fn timeout_s(&self) -> u64 {
+    pub(crate) fn timeout_s(&self) -> u64 {
         self.quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S)
     }
 
     /// Returns the environment of the commands.
-    pub(super) fn env(&self, common: &[(String, String)], phase: &str) -> Vec<(String, String)> {
+    pub(crate) fn env(&self, common: &[(String, String)], phase: &str) -> Vec<(String, String)> {
         let mut env = common.to_vec();
         env.push(("BLOCKD_PHASE".to_owned(), phase.to_owned()));
         if let Some(rule) = &self.rule {
@@ -40,7 +40,7 @@ impl Part {
     }
 
     /// Returns the post-command.
-    pub(super) fn post(&self, common: &[(String, String)]) -> Option<Post> {
+    pub(crate) fn post(&self, common: &[(String, String)]) -> Option<Post> {
         Some(Post {
             rule: self.rule.clone(),
             command: self.quiesce.post_command.clone()?,

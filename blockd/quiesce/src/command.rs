@@ -2,11 +2,11 @@
 //!
 //! A command runs in its own process group. The group is killed after the timeout, and when the daemon dies:
 //! a wrapper shell notices that by a pipe. The next daemon runs the post-command, which must not run next to
-//! the old command; processes that survive hold a lock, which the next daemon [waits for](super::marker).
+//! the old command; processes that survive hold a lock, which the next daemon [waits for](crate::marker).
 //!
 //! A command gets none of the daemon's capabilities. For the daemon's own user, a thread drops them before it
 //! starts the command. For another user, `setpriv` needs them and drops them; the wrapper shell keeps them to
-//! kill the group. Creating a rule [tests](super::users) whether the daemon may do that.
+//! kill the group. Creating a rule [tests](crate::users) whether the daemon may do that.
 
 use blockd_api::{
     RuleName,

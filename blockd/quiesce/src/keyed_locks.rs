@@ -9,11 +9,11 @@ use tokio::sync::OwnedMutexGuard;
 
 /// Keyed locks.
 #[derive(Debug, Default)]
-pub(crate) struct KeyedLocks(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
+pub struct KeyedLocks(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
 
 /// Guard of all requested keys.
 #[derive(Debug)]
-pub(crate) struct KeyedGuard {
+pub struct KeyedGuard {
     _guards: Vec<OwnedMutexGuard<()>>,
 }
 
@@ -31,7 +31,7 @@ impl KeyedLocks {
     }
 
     /// Waits for exclusive use of all keys.
-    pub(crate) async fn take(&self, keys: impl IntoIterator<Item = String>) -> KeyedGuard {
+    pub async fn take(&self, keys: impl IntoIterator<Item = String>) -> KeyedGuard {
         // Keys are taken in a fixed order, which prevents deadlocks.
         let keys: BTreeSet<String> = keys.into_iter().collect();
         let mut guards = Vec::with_capacity(keys.len());

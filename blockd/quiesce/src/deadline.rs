@@ -5,8 +5,8 @@ use std::{io, sync::Arc, time::Instant};
 
 /// State of the work.
 enum Attempt<R> {
-    /// Running.
-    ActiveOperations,
+    /// The work runs.
+    Running,
     /// Done, with a waiting caller.
     Done(R),
     /// Abandoned by the caller.
@@ -18,13 +18,13 @@ enum Attempt<R> {
 ///
 /// # Errors
 /// No thread could be started.
-pub(super) fn with_deadline<R: Send + 'static>(
+pub(crate) fn with_deadline<R: Send + 'static>(
     until: Instant,
     work: impl FnOnce() -> R + Send + 'static,
     late: impl FnOnce(R) + Send + 'static,
     given_up: impl FnOnce(),
 ) -> io::Result<Option<R>> {
-    let shared = Arc::new((Mutex::new(Attempt::ActiveOperations), Condvar::new()));
+    let shared = Arc::new((Mutex::new(Attempt::Running), Condvar::new()));
     let there = Arc::clone(&shared);
     let run = move || {
         let result = work();
@@ -40,20 +40,20 @@ pub(super) fn with_deadline<R: Send + 'static>(
     std::thread::Builder::new().name("quiesce".into()).spawn(run)?;
     let (attempt, done) = &*shared;
     let mut attempt = attempt.lock();
-    while matches!(*attempt, Attempt::ActiveOperations) && Instant::now() < until {
+    while matches!(*attempt, Attempt::Running) && Instant::now() < until {
         done.wait_until(&mut attempt, until);
     }
-    if matches!(*attempt, Attempt::ActiveOperations) {
+    if matches!(*attempt, Attempt::Running) {
         given_up();
     }
     match std::mem::replace(&mut *attempt, Attempt::GivenUp) {
         Attempt::Done(result) => Ok(Some(result)),
-        Attempt::ActiveOperations | Attempt::GivenUp => Ok(None),
+        Attempt::Running | Attempt::GivenUp => Ok(None),
     }
 }
 
 /// Returns the share of one of several items in the time until the deadline.
-pub(super) fn share(until: Instant, left: usize) -> Instant {
+pub(crate) fn share(until: Instant, left: usize) -> Instant {
     let now = Instant::now();
     let parts = u32::try_from(left).unwrap_or(u32::MAX).max(1);
     now + until.saturating_duration_since(now) / parts

@@ -14,7 +14,7 @@
 //! was already thawed at a thaw; `elsewhere` if another filesystem is mounted there, which was left alone; or
 //! an error number. The holder thaws by the descriptor of the freeze, as the path may lead elsewhere by then.
 
-use super::{
+use crate::{
     filesystems::{Freezer, FreezerError, Thawed},
     kernel::{Kernel, Open},
     marker::Mounted,
@@ -37,7 +37,7 @@ use std::{
 const THAW_PAUSE: Duration = Duration::from_secs(1);
 
 /// Open filesystem, or a fake in tests.
-pub(super) trait Handle {
+pub(crate) trait Handle {
     /// See [`Freezer::sync`].
     fn sync(&self) -> Result<(), FreezerError>;
     /// See [`Freezer::freeze`].

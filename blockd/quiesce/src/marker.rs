@@ -5,15 +5,15 @@
 //! the marker is replaced after each post-command, and commands of other users, which hold the lock, must not
 //! read it.
 
-use super::{
-    Hook,
+use crate::{
+    command::Hook,
     filesystems::{Freezer, FreezerError, Thawed},
 };
-use crate::files;
 use blockd_api::{
     RuleName,
     quiesce::{QuiesceKind, QuiesceStep},
 };
+use blockd_files as files;
 use blockd_nbd_kernel::unescaped;
 use rustix::{
     fs::{FlockOperation, flock},
@@ -31,7 +31,7 @@ use std::{
 };
 
 /// Environment variable that tells post-commands whether the snapshot was taken.
-pub(super) const TAKEN: &str = "BLOCKD_TAKEN";
+pub(crate) const TAKEN: &str = "BLOCKD_TAKEN";
 /// Timeout for a filesystem whose freeze is still in progress.
 const FREEZING_TIMEOUT: Duration = Duration::from_secs(600);
 /// Polling interval of such a filesystem.
@@ -88,11 +88,11 @@ impl Post {
 
 /// Filesystem that was mounted when the marker was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct Mounted {
+pub struct Mounted {
     /// Mount point.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// Device number of `stat`, as another filesystem may be mounted at the path later.
-    pub(crate) device: u64,
+    pub device: u64,
 }
 
 impl Mounted {
@@ -100,13 +100,13 @@ impl Mounted {
     ///
     /// # Errors
     /// The path cannot be read.
-    pub(crate) fn at(path: PathBuf) -> io::Result<Self> {
+    pub fn at(path: PathBuf) -> io::Result<Self> {
         let device = std::fs::metadata(&path)?.dev();
         Ok(Self { path, device })
     }
 
     /// Returns the mount by a path that leads to it, if there is one.
-    pub(super) fn reachable(&self) -> Self {
+    pub(crate) fn reachable(&self) -> Self {
         match self.locate(&mountinfo()) {
             MountLocation::At(place) => place,
             MountLocation::Hidden | MountLocation::Gone => self.clone(),
