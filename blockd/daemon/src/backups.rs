@@ -2,7 +2,6 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState},
     error::ServiceError,
     owner,
     registry::VolumeEntry,
@@ -16,6 +15,7 @@ use blockd_api::{
     snapshots::CreateGroupSnapshot,
     tasks::{TaskLimits, TaskOwner},
 };
+use blockd_catalog::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_quiesce::QuiescePart;

@@ -6,11 +6,11 @@
 
 use crate::{
     core::volume_dir,
-    db::{Db, KnownVolume, VolumeState},
     lock::{DirLock, LockError},
     salvage::{ExportRequest, Exported, SalvageError, export},
 };
 use blockd_api::VolumeRef;
+use blockd_catalog::{Db, KnownVolume, VolumeState};
 use blockd_extent::VolumeId;
 use blockd_volume::{Checked, Volume};
 use serde::Serialize;
@@ -294,7 +294,7 @@ fn write_exported(volume: &str, exported: &Exported, out: &mut dyn Write) -> std
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::db::{DbError, VolumeRow};
+    use blockd_catalog::{DbError, VolumeRow};
     use jiff::Timestamp;
 
     const SIZE_BYTES: u64 = 1 << 20;

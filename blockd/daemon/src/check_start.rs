@@ -6,9 +6,9 @@ use crate::{
     config::Config,
     credentials::cannot_be_opened,
     daemon::{check_socket_path, with_sources},
-    db::Db,
     secrets::Secrets,
 };
+use blockd_catalog::Db;
 use blockd_extent::VolumeId;
 use blockd_nbd::TlsIdentity;
 use blockd_volume::{Volume, VolumeError};

@@ -3,10 +3,6 @@
 use crate::{
     browse::in_time,
     core::{Core, random_id},
-    db::{
-        Catalog, CredentialRow, DbError, Proof, RetentionOverride, ScheduleRow, TaskDetail, TaskKind,
-        TaskRow, TaskState, VolumeRow, VolumeState,
-    },
     error::{ServiceError, blocking},
     locate::Purpose,
     preflight::check_cancelled,
@@ -22,6 +18,10 @@ use blockd_api::{
     },
     format_time,
     tasks::{BackupType, TaskStarted},
+};
+use blockd_catalog::{
+    Catalog, CredentialRow, DbError, Proof, RetentionOverride, ScheduleRow, TaskDetail, TaskKind, TaskRow,
+    TaskState, VolumeRow, VolumeState,
 };
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
 use blockd_extent::VolumeId;

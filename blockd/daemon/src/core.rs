@@ -5,7 +5,6 @@ use crate::{
     browse::Browse,
     config::Config,
     credentials::Repositories,
-    db::Db,
     lazy::{CloudSource, Fetcher},
     limits::PlannedBandwidth,
     merger::Wake,
@@ -15,6 +14,7 @@ use crate::{
     secrets::Secrets,
     tasks::Tasks,
 };
+use blockd_catalog::Db;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_store::RetryPolicy;
 use std::{
@@ -85,7 +85,7 @@ pub struct Core {
     /// Webhooks that receive events.
     pub(crate) webhooks: Vec<Arc<crate::webhooks::Webhook>>,
     /// Position of the log among the event readers; `None` if events are not logged.
-    pub(crate) log_reader: Option<crate::db::EventReader>,
+    pub(crate) log_reader: Option<blockd_catalog::EventReader>,
     /// Known problems of the daemon.
     pub(crate) health: crate::health::Health,
     /// Metrics of store requests.

@@ -5,7 +5,6 @@ use crate::{
     cloud,
     core::Core,
     credentials::{StoreKey, cannot_be_opened, decode_keys, encode_keys, not_opened},
-    db::CredentialRow,
     error::ServiceError,
     limits::{keep, limits_of},
     provider_update::{KeyChange, hint, renew},
@@ -17,6 +16,7 @@ use crate::{
 use blockd_api::{
     CredentialRef, ErrorCode, SecretRef, credential_update::UpdateCredential, credentials::Credential,
 };
+use blockd_catalog::CredentialRow;
 use blockd_cloud::{CloudError, DataKey, KnownKeys, Repository};
 use blockd_store::{BlobStore, probe, task_store};
 use std::sync::Arc;

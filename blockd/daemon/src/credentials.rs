@@ -4,7 +4,6 @@ use crate::metrics::MeteredStore;
 use crate::{
     cloud,
     core::Core,
-    db::{CredentialRow, DbError, ProviderRow, StoreRow},
     error::{ServiceError, blocking},
     external_secrets::{references_of, unresolved},
     health,
@@ -19,6 +18,7 @@ use blockd_api::{
     CredentialRef, Deleted, ErrorCode, SecretInput, SecretRef,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialList},
 };
+use blockd_catalog::{CredentialRow, DbError, ProviderRow, StoreRow};
 use blockd_cloud::{CloudError, DataKey, Repository};
 use blockd_store::{BlobStore, LimitStore, Requests, Work, probe, task_store};
 use jiff::Timestamp;

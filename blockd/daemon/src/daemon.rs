@@ -13,7 +13,6 @@ use crate::{
     control::Control,
     core::{Core, tasks_dir},
     credentials::Repositories,
-    db::{Db, DbError, EventReader},
     error::ServiceError,
     health, http,
     limits::PlannedBandwidth,
@@ -29,6 +28,7 @@ use crate::{
     tasks::Tasks,
     watchdog,
 };
+use blockd_catalog::{Db, DbError, EventReader};
 use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_nbd_kernel::System;
 use blockd_volume::{OpenOptions, Recovery};

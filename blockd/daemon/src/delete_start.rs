@@ -1,14 +1,10 @@
 //! Start of cloud snapshot deletions, on request or by a retention policy.
 
 use crate::{
-    core::Core,
-    db::{Chain, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState},
-    error::ServiceError,
-    locate::Purpose,
-    preflight::check_cancelled,
-    schedules::delete_command,
+    core::Core, error::ServiceError, locate::Purpose, preflight::check_cancelled, schedules::delete_command,
 };
 use blockd_api::{ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};
+use blockd_catalog::{Chain, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{CloudError, CloudSnapshotId};
 use jiff::Timestamp;
 use std::sync::Arc;

@@ -6,11 +6,11 @@
 
 use crate::{
     core::Core,
-    db::NewEvent,
     health,
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{events::Severity, format_time, volumes as api};
+use blockd_catalog::NewEvent;
 use blockd_nbd::{Client, DeviceError, DeviceErrorKind};
 use blockd_volume::{DiscardedWrites, SurvivingClients, Volume, VolumeError};
 use jiff::Timestamp;

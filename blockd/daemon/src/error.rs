@@ -1,7 +1,8 @@
 //! Error type of all daemon operations, and its conversion to an [`ApiError`].
 
-use crate::{db::DbError, secrets::SecretsError};
+use crate::secrets::SecretsError;
 use blockd_api::{ApiError, ErrorCode};
+use blockd_catalog::DbError;
 use blockd_cloud::{ClockUnknownCause, CloudError};
 use blockd_store::{ProbeError, StoreError, StoreErrorKind};
 use blockd_volume::{VolumeError, VolumeErrorKind};

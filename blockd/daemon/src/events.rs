@@ -1,16 +1,11 @@
 //! Events. Each is stored in the transaction of the change that it reports.
 
-use crate::{
-    core::Core,
-    db::{DbError, EventReader, NewEvent, events_after, newest_events},
-    error::ServiceError,
-    logging::EVENT_TARGET,
-    registry::EntryState,
-};
+use crate::{core::Core, error::ServiceError, logging::EVENT_TARGET, registry::EntryState};
 use blockd_api::{
     MAX_WAIT_MS,
     events::{Event, EventKind, EventList, ListEvents, MAX_EVENTS, Severity},
 };
+use blockd_catalog::{DbError, EventReader, NewEvent, events_after, newest_events};
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use parking_lot::Mutex;

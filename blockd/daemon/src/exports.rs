@@ -515,10 +515,8 @@ impl BlockDevice for SnapshotDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        db::{SnapshotRow, SnapshotState, VolumeRow, VolumeState},
-        registry::VolumeEntry,
-    };
+    use crate::registry::VolumeEntry;
+    use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow, VolumeState};
     use blockd_extent::VolumeId;
 
     fn add(registry: &Registry, dir: &std::path::Path, number: u64, name: &str) -> Arc<VolumeEntry> {

@@ -3,11 +3,11 @@
 use crate::{
     core::Core,
     credentials::StoreKey,
-    db::CredentialRow,
     error::ServiceError,
     references::{ReferenceError, Resolved},
 };
 use blockd_api::{ApiError, CredentialName, SecretInput, SecretRef};
+use blockd_catalog::CredentialRow;
 use std::sync::Arc;
 
 /// Returns the error of an unavailable secret for callers.

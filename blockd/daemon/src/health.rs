@@ -4,7 +4,6 @@
 use crate::{
     core::Core,
     credentials::cannot_be_opened,
-    db::{CredentialRow, NewEvent},
     error::{ServiceError, blocking},
 };
 use blockd_api::{
@@ -12,6 +11,7 @@ use blockd_api::{
     events::Severity,
     status::{DataSpace, Problem},
 };
+use blockd_catalog::{CredentialRow, NewEvent};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};

@@ -1,11 +1,8 @@
 //! Key slots: events about repaired and damaged ones and about refused write keys, and the local copies.
 
-use crate::{
-    core::Core,
-    db::{CredentialRow, DbError, NewEvent},
-    error::ServiceError,
-};
+use crate::{core::Core, error::ServiceError};
 use blockd_api::{CredentialRef, events::Severity};
+use blockd_catalog::{CredentialRow, DbError, NewEvent};
 use blockd_cloud::{Repository, SlotFinding};
 use jiff::Timestamp;
 use uuid::Uuid;

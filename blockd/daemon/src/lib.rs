@@ -22,7 +22,6 @@ pub mod core;
 mod credential_update;
 mod credentials;
 pub mod daemon;
-pub mod db;
 mod delete_start;
 pub mod discarded;
 mod error;

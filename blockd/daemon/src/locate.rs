@@ -1,7 +1,8 @@
 //! Locates the repository that holds a cloud snapshot.
 
-use crate::{cloudsnaps::ASKED_AT_ONCE, core::Core, db::CredentialRow, error::ServiceError};
+use crate::{cloudsnaps::ASKED_AT_ONCE, core::Core, error::ServiceError};
 use blockd_api::{CredentialRef, ErrorCode};
+use blockd_catalog::CredentialRow;
 use blockd_cloud::{CloudError, CloudSnapshotId};
 use futures::StreamExt;
 

@@ -3,12 +3,12 @@
 
 use crate::{
     core::Core,
-    db::{CredentialRow, TaskKind, VerifyWhat},
     error::{ENDLESS_HINT, ServiceError},
     health,
     retention_overrides::RecentListings,
     tasks::doubts::Failing,
 };
+use blockd_catalog::{CredentialRow, TaskKind, VerifyWhat};
 use blockd_cloud::{CloudError, CloudSnapshotId, VerifyDepth};
 use blockd_store::StoreErrorKind;
 use jiff::{SignedDuration, Timestamp};

@@ -7,10 +7,10 @@
 
 use crate::{
     core::Core,
-    db::Catalog,
     error::{ServiceError, blocking},
 };
 use blockd_api::ErrorCode;
+use blockd_catalog::Catalog;
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository};
 use blockd_store::{Work, task_store};
 use std::{future::Future, sync::Arc, time::Duration};

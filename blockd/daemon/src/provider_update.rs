@@ -1,7 +1,6 @@
 //! Changes of a store: authentication and connection, but never its place.
 
 use crate::{
-    db::{AzureAuthRow, ProviderRow, StoreRow, SwiftAuthRow},
     error::ServiceError,
     providers::{given, given_secret, invalid, kind},
 };
@@ -10,6 +9,7 @@ use blockd_api::{
     credential_update::{NewAccess, UpdateCredential},
     credentials::{AssumedRole, AzureAuth, ProviderKind},
 };
+use blockd_catalog::{AzureAuthRow, ProviderRow, StoreRow, SwiftAuthRow};
 
 /// Change of the secret of a store.
 #[derive(Debug)]

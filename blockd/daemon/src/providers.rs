@@ -1,7 +1,6 @@
 //! Providers: conversion of requests, opening of stores, and their description.
 
 use crate::{
-    db::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow},
     error::{ServiceError, store_hint},
     limits::{LimitPlan, PlannedBandwidth, limits_of},
 };
@@ -9,6 +8,7 @@ use blockd_api::{
     ErrorCode, SecretInput,
     credentials::{AzureAuth, Connection, Credential, ProviderKind, ProviderRequest, SwiftAuth},
 };
+use blockd_catalog::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow};
 use blockd_store::Work;
 use blockd_store::{
     AzureAccess, AzureOptions, BlobStore, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, PrefixStore,

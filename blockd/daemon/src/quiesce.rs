@@ -1,16 +1,13 @@
 //! Quiesce operations of this daemon: the filesystems on attached volumes, the release at the start, and the
 //! events of failures.
 
-use crate::{
-    core::Core,
-    db::{Db, DbError, NewEvent},
-    error::ServiceError,
-};
+use crate::{core::Core, error::ServiceError};
 use blockd_api::{
     ErrorCode, VolumeName,
     events::Severity,
     quiesce::{QuiesceKind, QuiesceStep},
 };
+use blockd_catalog::{Db, DbError, NewEvent};
 use blockd_extent::SnapshotId;
 use blockd_quiesce::{FreezeTarget, Members, Mounted, QuiesceError, QuiescePart, was_thawed_early};
 use blockd_volume::Volume;

@@ -3,10 +3,10 @@
 
 use crate::{
     core::{tasks_dir, volume_dir},
-    db::{Db, DbError, SnapshotRow, SnapshotState, TaskKind, TaskRow, VolumeRow, VolumeState},
     registry::{EntryState, Registry, VolumeEntry},
     tasks::restore::remove_half,
 };
+use blockd_catalog::{Db, DbError, SnapshotRow, SnapshotState, TaskKind, TaskRow, VolumeRow, VolumeState};
 use blockd_volume::{OpenOptions, Volume, VolumeError, VolumeErrorKind};
 use std::{
     collections::BTreeSet,

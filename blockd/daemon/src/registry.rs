@@ -4,12 +4,9 @@
 //! under a client that has just connected.
 
 use crate::metrics::Traffic;
-use crate::{
-    db::{SnapshotRow, SnapshotState, VolumeRow},
-    error::ServiceError,
-    id_prefix::only_one,
-};
+use crate::{error::ServiceError, id_prefix::only_one};
 use blockd_api::{ApiError, ErrorCode, GroupName, Labels, SnapshotName, VolumeName, VolumeRef};
+use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::Volume;
 use jiff::Timestamp;
@@ -475,7 +472,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::db::VolumeState;
+    use blockd_catalog::VolumeState;
 
     fn entry(name: &str, state: EntryState) -> Arc<VolumeEntry> {
         let row = VolumeRow {

@@ -4,7 +4,6 @@ use crate::{
     cloud,
     core::Core,
     credentials::{StoreKey, encode_keys},
-    db::{CredentialRow, TaskKind},
     error::ServiceError,
     providers,
     secrets::Purpose,
@@ -13,6 +12,7 @@ use blockd_api::{
     CredentialRef, ErrorCode,
     credentials::{CredentialRekeyed, RekeyCredential},
 };
+use blockd_catalog::{CredentialRow, TaskKind};
 use blockd_cloud::{DataKey, KdfParams, Rekey, Repository};
 use blockd_store::task_store;
 use std::sync::Arc;

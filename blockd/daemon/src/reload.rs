@@ -3,11 +3,11 @@
 use crate::{
     config::{Config, ConfigError},
     daemon::{Daemon, with_sources},
-    db::NewEvent,
     error::one_line,
     logging::{self, LoggingError},
 };
 use blockd_api::{events::Severity, status::ReloadFailure};
+use blockd_catalog::NewEvent;
 use blockd_nbd::{TlsError, TlsIdentity};
 use jiff::Timestamp;
 

@@ -5,7 +5,6 @@
 
 use crate::{
     core::Core,
-    db::{DbError, Proof, RetentionOverride, RunRow, ScheduleRow},
     error::ServiceError,
     preflight::check_cancelled,
     schedules::{Uses, engine},
@@ -15,6 +14,7 @@ use blockd_api::{
     cloudsnaps::{CloudsnapMark, MarkCloudsnap, StartDelete},
     tasks::TaskStarted,
 };
+use blockd_catalog::{DbError, Proof, RetentionOverride, RunRow, ScheduleRow};
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest};
 use blockd_extent::VolumeId;
 use blockd_schedule::{KeepReason, Retention, Snapshot, Verdict, decide};

@@ -6,7 +6,6 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{SnapshotRow, SnapshotState},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
     snapshots::{Wanted, first, to_api},
@@ -15,6 +14,7 @@ use blockd_api::{
     ErrorCode, SnapshotName, SnapshotRef, VolumeRef,
     snapshots::{DiffExtent, DiffKind, DiffSnapshots, RestoreSnapshot, SnapshotDiff, SnapshotRestored},
 };
+use blockd_catalog::{SnapshotRow, SnapshotState};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent, SnapshotId};
 use jiff::Timestamp;
 use std::sync::Arc;

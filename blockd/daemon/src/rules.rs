@@ -2,7 +2,6 @@
 
 use crate::{
     core::Core,
-    db::{DbError, NewEvent, RuleRow, RuleUses},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
 };
@@ -12,6 +11,7 @@ use blockd_api::{
     quiesce::Quiesce,
     rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
 };
+use blockd_catalog::{DbError, NewEvent, RuleRow, RuleUses};
 use blockd_extent::VolumeId;
 use blockd_quiesce::{QuiescePart, UserRefused, try_user};
 use futures::{Stream, StreamExt, stream};

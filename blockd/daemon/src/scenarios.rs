@@ -7,7 +7,6 @@ use crate::{
     config::{Config, WebhookConfig},
     core::Core,
     daemon::Daemon,
-    db::{DbError, SnapshotRow, TaskRow, TaskState},
     registry::EntryState,
 };
 use blockd_api::{
@@ -18,6 +17,7 @@ use blockd_api::{
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
 };
+use blockd_catalog::{DbError, SnapshotRow, TaskRow, TaskState};
 use blockd_extent::SnapshotId;
 use blockd_volume::{Volume, VolumeErrorKind};
 use std::{path::Path, sync::Arc};

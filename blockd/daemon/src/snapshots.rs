@@ -2,7 +2,6 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow},
     error::{ServiceError, blocking},
     id_prefix::only_one,
     quiesce::events_of_failures,
@@ -14,6 +13,7 @@ use blockd_api::{
     quiesce::{QuiesceKind, QuiesceReport},
     snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotGroup, SnapshotList},
 };
+use blockd_catalog::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_quiesce::{FreezeError, Members, QuiesceOperation, QuiescePart, Returned};
 use blockd_volume::{GroupFrozen, SnapshotSpace, Volume, VolumeError, VolumeErrorKind};

@@ -2,7 +2,6 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{Catalog, CredentialRow, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat},
     error::{ServiceError, blocking},
     locate::Purpose,
     maintenance::Attempts,
@@ -11,6 +10,7 @@ use blockd_api::{
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
     tasks::TaskStarted,
 };
+use blockd_catalog::{Catalog, CredentialRow, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat};
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, ManifestFilter,
     collect_garbage,

@@ -2,10 +2,6 @@
 
 use crate::{
     core::{Core, random_id},
-    db::{
-        Chain, CredentialRow, DbError, LazyRow, RuleUses, SnapshotRow, TaskRow, TaskState, VolumeRow,
-        VolumeState,
-    },
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
     schedules::engine::Candidate,
@@ -16,6 +12,9 @@ use blockd_api::{
     volumes::{
         self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList,
     },
+};
+use blockd_catalog::{
+    Chain, CredentialRow, DbError, LazyRow, RuleUses, SnapshotRow, TaskRow, TaskState, VolumeRow, VolumeState,
 };
 use blockd_extent::VolumeId;
 use blockd_volume::{MergeStats, Volume, VolumeError};

@@ -8,7 +8,6 @@
 use crate::{
     config::{Config, WebhookConfig},
     core::Core,
-    db::{DbError, EventReader, count_events_after},
     error::ServiceError,
     events::log_all,
 };
@@ -18,6 +17,7 @@ use blockd_api::{
     events::{Event, ListEvents},
     status::WebhookStatus,
 };
+use blockd_catalog::{DbError, EventReader, count_events_after};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use reqwest::{Client, StatusCode, header, redirect::Policy};

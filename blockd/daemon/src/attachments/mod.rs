@@ -13,11 +13,12 @@ mod resume;
 #[cfg(test)]
 mod tests;
 
-use crate::{db::AttachmentRow, registry::Registry};
+use crate::registry::Registry;
 use blockd_api::{
     ApiError, ErrorCode, VolumeName,
     attachments::{self as api, NbdDevice},
 };
+use blockd_catalog::AttachmentRow;
 use blockd_extent::VolumeId;
 use blockd_nbd_kernel::{AttachOptions, DialError, DriverSession, KernelError, MountPoint, System, dial};
 use parking_lot::Mutex;

@@ -3,7 +3,6 @@
 use super::{AttachError, AttachmentTable, HeldVolume};
 use crate::{
     core::Core,
-    db::{AttachmentRow, AttachmentState},
     error::{ServiceError, blocking},
 };
 use blockd_api::{
@@ -13,6 +12,7 @@ use blockd_api::{
         DEFAULT_TIMEOUT_S, DetachVolume, Detached, NbdDevice,
     },
 };
+use blockd_catalog::{AttachmentRow, AttachmentState};
 use blockd_extent::VolumeId;
 use std::{
     sync::Arc,

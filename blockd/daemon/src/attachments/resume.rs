@@ -3,10 +3,10 @@
 use super::{AttachError, AttachmentTable, HeldVolume};
 use crate::{
     core::Core,
-    db::{AttachmentRow, AttachmentState},
     error::{ServiceError, blocking},
 };
 use blockd_api::attachments::NbdDevice;
+use blockd_catalog::{AttachmentRow, AttachmentState};
 use blockd_nbd_kernel::{DriverSession, KernelError};
 use std::{collections::BTreeSet, sync::Arc};
 

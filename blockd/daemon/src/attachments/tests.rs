@@ -1,17 +1,13 @@
 //! Tests of in-process daemons with a fake nbd driver: real sockets and volumes, devices that are files.
 
 use super::fake::FakeDriver;
-use crate::{
-    config::Config,
-    core::Core,
-    daemon::Daemon,
-    db::{AttachmentRow, AttachmentState, DbError},
-};
+use crate::{config::Config, core::Core, daemon::Daemon};
 use blockd_api::{
     ApiError, ErrorCode, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
     volumes::{CreateVolume, UpdateVolume},
 };
+use blockd_catalog::{AttachmentRow, AttachmentState, DbError};
 use std::sync::Arc;
 
 const SIZE_BYTES: u64 = 8 << 20;

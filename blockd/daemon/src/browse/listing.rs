@@ -7,8 +7,9 @@ use super::{
     images::{CloudImage, LocalImage},
     stores::{ListRequest, ListedSnapshot, Stores},
 };
-use crate::{core::Core, db::Catalog as ManifestCatalog, error::ServiceError};
+use crate::{core::Core, error::ServiceError};
 use blockd_api::CredentialRef;
+use blockd_catalog::Catalog as ManifestCatalog;
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestFilter, ManifestKey};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_fuse::{Catalog, Image, SnapshotEntry, SnapshotKey};
@@ -132,7 +133,7 @@ impl SharedListing {
                     return;
                 }
             };
-            let wanted = |row: &crate::db::CredentialRow| {
+            let wanted = |row: &blockd_catalog::CredentialRow| {
                 let is = |wanted: &CredentialRef| match wanted {
                     CredentialRef::Id(uuid) => row.uuid == *uuid,
                     CredentialRef::Name(name) => row.name == *name,

@@ -15,11 +15,8 @@ mod user_mounts;
 
 pub(crate) use export::CloudExports;
 
-use crate::{
-    core::Core,
-    db::{Catalog, CredentialRow},
-    error::ServiceError,
-};
+use crate::{core::Core, error::ServiceError};
+use blockd_catalog::{Catalog, CredentialRow};
 use blockd_cloud::{
     CacheCounters, CacheOptions, CachedSnapshot, CloudSnapshotId, Manifest, ManifestKey, SnapshotCache,
 };

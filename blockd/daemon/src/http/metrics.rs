@@ -7,7 +7,7 @@ use super::{
     passed_fds::PassedFds,
     routes::Routes,
 };
-use crate::{core::Core, db::DbError, error::ServiceError, health::Room, metrics::TEXT_FORMAT};
+use crate::{core::Core, error::ServiceError, health::Room, metrics::TEXT_FORMAT};
 use axum::{
     Router,
     extract::State,
@@ -15,6 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use blockd_api::{ErrorCode, paths, roles::Role};
+use blockd_catalog::DbError;
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, hash_map::Entry},

@@ -1,17 +1,13 @@
 //! Status of the daemon.
 
 use super::{HandlerResult, Reply};
-use crate::{
-    config::NbdAddress,
-    core::Core,
-    db::{CredentialRow, DbError, SnapshotRow},
-    registry::EntryState,
-};
+use crate::{config::NbdAddress, core::Core, registry::EntryState};
 use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::{
     activity::Activity,
     status::{Counts, Status},
 };
+use blockd_catalog::{CredentialRow, DbError, SnapshotRow};
 use std::sync::{Arc, LazyLock};
 
 static OPENAPI: LazyLock<String> = LazyLock::new(blockd_api::openapi::document_text);

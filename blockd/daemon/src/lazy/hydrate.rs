@@ -6,12 +6,12 @@
 
 use crate::{
     core::Core,
-    db::{LazyRow, TaskRow, TaskState},
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
     tasks::LiveTask,
 };
 use blockd_api::ErrorCode;
+use blockd_catalog::{LazyRow, TaskRow, TaskState};
 use blockd_volume::{FetchFailure, Volume, VolumeError};
 use futures::StreamExt;
 use std::{

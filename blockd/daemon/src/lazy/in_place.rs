@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     core::{Core, random_id},
-    db::{Chain, InPlace, SnapshotRow, SnapshotState, TaskDetail, TaskKind, TaskRow, TaskState},
     error::{ServiceError, blocking},
     locate::Purpose,
     preflight::check_cancelled,
@@ -26,6 +25,7 @@ use crate::{
     tasks::{LiveTask, stop::check_limits},
 };
 use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, cloudsnaps::RestoreStarted, lazy::StartInPlace};
+use blockd_catalog::{Chain, InPlace, SnapshotRow, SnapshotState, TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{Manifest, changed_blocks};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};

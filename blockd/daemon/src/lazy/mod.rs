@@ -14,9 +14,6 @@ pub use source::{CloudSource, SharedSource};
 
 use crate::{
     core::Core,
-    db::{
-        Catalog, Chain, DbError, LazyRow, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow, VolumeState,
-    },
     error::{ServiceError, blocking},
     locate::Purpose,
     preflight::check_cancelled,
@@ -26,6 +23,9 @@ use crate::{
 use blockd_api::{
     ErrorCode,
     lazy::{Hydration, LazyRestored, StartLazyRestore},
+};
+use blockd_catalog::{
+    Catalog, Chain, DbError, LazyRow, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow, VolumeState,
 };
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
 use blockd_extent::VolumeId;

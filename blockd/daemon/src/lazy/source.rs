@@ -8,11 +8,11 @@ use super::fetcher::Fetcher;
 use crate::{
     cloud,
     core::Core,
-    db::{Catalog, LazyRow},
     error::{ServiceError, blocking},
     tasks::LiveTask,
 };
 use blockd_api::lazy::StoreLoss;
+use blockd_catalog::{Catalog, LazyRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Damage, ManifestCache, ManifestKey, Repository, SnapshotReader,
 };

@@ -7,7 +7,6 @@ use super::{
 };
 use crate::{
     core::Core,
-    db::{Chain, CredentialRow, DbError, Proof, RunRow, ScheduleRow, TaskRow},
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
     schedules::engine::{self, Candidate},
@@ -17,6 +16,7 @@ use blockd_api::{
     schedules::RunState,
     status::{DataSpace, WebhookStatus},
 };
+use blockd_catalog::{Chain, CredentialRow, DbError, Proof, RunRow, ScheduleRow, TaskRow};
 use blockd_volume::VolumeStats;
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};

@@ -125,10 +125,10 @@ pub(crate) fn start(pressure: &Arc<Pressure>, registry: &Arc<Registry>) -> JoinH
 mod tests {
     use super::*;
     use crate::{
-        db::{VolumeRow, VolumeState},
         metrics::Operation,
         registry::{EntryState, VolumeEntry},
     };
+    use blockd_catalog::{VolumeRow, VolumeState};
     use blockd_extent::VolumeId;
     use blockd_volume::Volume;
     use std::time::Instant;

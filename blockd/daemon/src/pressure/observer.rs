@@ -153,7 +153,7 @@ fn waits_for_disk(thread: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::db::{VolumeRow, VolumeState};
+    use blockd_catalog::{VolumeRow, VolumeState};
     use blockd_volume::Volume;
 
     fn entry_in(registry: &Registry, dir: &Path, number: u64) -> Arc<VolumeEntry> {

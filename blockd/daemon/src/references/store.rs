@@ -2,8 +2,9 @@
 //! refuses the old one.
 
 use super::{Fingerprint, ReferenceError, References, Resolved};
-use crate::{db::StoreRow, error::ServiceError, providers};
+use crate::{error::ServiceError, providers};
 use blockd_api::SecretRef;
+use blockd_catalog::StoreRow;
 use blockd_store::{BlobStore, Request, Response, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{future::Future, sync::Arc};
@@ -103,16 +104,14 @@ impl blockd_store::Middleware for ReferencedStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{Config, SecretsConfig},
-        db::{ProviderRow, SwiftAuthRow},
-    };
+    use crate::config::{Config, SecretsConfig};
     use axum::{
         Router,
         extract::State,
         http::{HeaderMap, StatusCode},
     };
     use blockd_api::credentials::Connection;
+    use blockd_catalog::{ProviderRow, SwiftAuthRow};
     use std::{collections::VecDeque, os::unix::fs::PermissionsExt, path::Path};
 
     /// Accepted secret and received secrets.

@@ -2,8 +2,9 @@
 //! built on those that are in doubt.
 
 use super::{dying::COMMITTED, *};
-use crate::{db::Doubt, tasks::doubts::Failing};
+use crate::tasks::doubts::Failing;
 use blockd_api::{events::ListEvents, lazy::StartLazyRestore, tasks::StopTask};
+use blockd_catalog::Doubt;
 use blockd_cloud::CloudSnapshotId;
 use jiff::{SignedDuration, Timestamp};
 use std::{fs, path::PathBuf};

@@ -1,8 +1,8 @@
 //! Tests of the requests of backups, and of missing objects that they did not check.
 
 use super::*;
-use crate::db::Chain;
 use blockd_api::cloudsnaps::InspectCloudsnap;
+use blockd_catalog::Chain;
 use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, time::Instant};
 
 impl Host {

@@ -1,11 +1,7 @@
 //! Retention beside damage: what it would delete may be the last backup that restores.
 
 use super::{Host, api_code, dying, retention_overrides::store_override};
-use crate::{
-    db::{RetentionOverride, TaskRow},
-    retention_overrides::RecentListings,
-    schedules::Delays,
-};
+use crate::{retention_overrides::RecentListings, schedules::Delays};
 use blockd_api::{
     ClientError, ErrorCode,
     cloudsnaps::{MarkCloudsnap, StartDelete},
@@ -13,6 +9,7 @@ use blockd_api::{
     events::ListEvents,
     schedules::UpdateSchedule,
 };
+use blockd_catalog::{RetentionOverride, TaskRow};
 use blockd_cloud::ManifestKey;
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use jiff::{SignedDuration, Timestamp};

@@ -1,17 +1,14 @@
 //! Pins, and dates on which cloud snapshots expire.
 
 use super::{Host, api_code};
-use crate::{
-    core::Core,
-    db::{DbError, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState},
-    retention_overrides::RecentListings,
-};
+use crate::{core::Core, retention_overrides::RecentListings};
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     cloudsnaps::{CloudSnapshotId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
     events::ListEvents,
     schedules::RunState,
 };
+use blockd_catalog::{DbError, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::ManifestKey;
 use blockd_schedule::{KeepReason, Verdict};
 use jiff::{SignedDuration, Timestamp};

@@ -1,10 +1,7 @@
 //! Tests of the endpoint table against the served operations and roles.
 
 use super::*;
-use crate::{
-    config::ControlSocket,
-    db::{TaskRow, TaskState},
-};
+use crate::config::ControlSocket;
 use blockd_api::{
     cloudsnaps::{MarkCloudsnap, StartGroupBackup, StartRestore},
     operations::OPERATIONS,
@@ -12,6 +9,7 @@ use blockd_api::{
     snapshots::CreateSnapshot,
     tasks::{StopTask, TaskLimits, TaskOwner},
 };
+use blockd_catalog::{TaskRow, TaskState};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use std::path::Path;

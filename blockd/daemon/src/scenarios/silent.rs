@@ -67,7 +67,7 @@ async fn unresponsive_store_times_out_and_starts_no_change() {
     assert!(core.registry.by_name("lazy").is_some());
     let lazy = StartLazyRestore { volume: Some("other".parse().unwrap()), ..lazy };
     let key = snap.id.manifest_key();
-    core.db.run(move |tx| crate::db::Catalog::remove(tx, credential, &key)).await.unwrap();
+    core.db.run(move |tx| blockd_catalog::Catalog::remove(tx, credential, &key)).await.unwrap();
     assert_eq!(answer(core.start_lazy_restore(&lazy)).await, silent);
     assert_eq!(answer(core.start_restore(&restore)).await, silent);
     assert_eq!(answer(core.start_in_place(&in_place)).await, silent);

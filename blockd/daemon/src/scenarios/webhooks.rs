@@ -116,7 +116,7 @@ impl Host {
 
     fn emit(&self, kind: &str, severity: Severity) {
         let event =
-            crate::db::NewEvent::new(jiff::Timestamp::now(), severity, kind, format!("this is {kind}"));
+            blockd_catalog::NewEvent::new(jiff::Timestamp::now(), severity, kind, format!("this is {kind}"));
         self.core().db.transaction(|tx| event.insert(tx)).unwrap();
         self.core().events.wake();
     }

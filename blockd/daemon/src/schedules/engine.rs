@@ -5,15 +5,15 @@
 //! at its next start.
 
 use super::uses::Uses;
-use crate::db::{
-    DbError, NewEvent, Proof, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow,
-    TaskState,
-};
 use blockd_api::{
     SnapshotName, VolumeName,
     events::Severity,
     quiesce::QuiesceReport,
     schedules::{Rule, RunState, Selector},
+};
+use blockd_catalog::{
+    DbError, NewEvent, Proof, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow,
+    TaskState,
 };
 use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::{SnapshotId, VolumeId};

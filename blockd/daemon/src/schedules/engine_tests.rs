@@ -1,11 +1,11 @@
 //! Tests of scheduler steps that the simulation does not reach.
 
 use super::engine::{self, Candidate};
-use crate::{
-    db::{Db, DbError, RunRow, ScheduleRow, ScheduleSpec, TaskDetail, TaskKind, TaskRow, TaskState},
-    registry::Tags,
-};
+use crate::registry::Tags;
 use blockd_api::schedules::{Priority, Rule, RunState, Selector};
+use blockd_catalog::{
+    Db, DbError, RunRow, ScheduleRow, ScheduleSpec, TaskDetail, TaskKind, TaskRow, TaskState,
+};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Jitter, KeepReason, Retention, Verdict};
@@ -216,7 +216,7 @@ fn schedule_of_deleted_volumes_warns_once() {
         told().iter().map(|run| (run.state, run.volume)).collect::<Vec<_>>(),
         [(RunState::Skipped, None)]
     );
-    let events = bench.tx(|tx| crate::db::events_after(tx, 0, 99));
+    let events = bench.tx(|tx| blockd_catalog::events_after(tx, 0, 99));
     assert_eq!(events.iter().filter(|event| event.kind == "run-skipped").count(), 1, "{events:?}");
     // A manual run is answered, and once there was a volume, the warning is repeated.
     bench.tx(|tx| engine::run_now(tx, &schedule, &[], at(6)));

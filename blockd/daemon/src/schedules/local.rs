@@ -9,7 +9,6 @@ use super::{
 };
 use crate::{
     core::{Core, random_id},
-    db::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow},
     error::ServiceError,
     registry::VolumeEntry,
     rules::QuiesceRequest,
@@ -18,6 +17,7 @@ use crate::{
 use blockd_api::{
     SnapshotName, SnapshotRef, events::Severity, schedules::RunState, snapshots::SnapshotGroup,
 };
+use blockd_catalog::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow};
 use blockd_extent::SnapshotId;
 use blockd_quiesce::QuiescePart;
 use jiff::Timestamp;

@@ -1,15 +1,12 @@
 //! Policies, which several schedules share.
 
 use super::plausibility::refuse_never;
-use crate::{
-    core::Core,
-    db::{DbError, PolicyRow, ScheduleRow},
-    error::ServiceError,
-};
+use crate::{core::Core, error::ServiceError};
 use blockd_api::{
     Deleted, ErrorCode,
     schedules::{MAX_RULES, Policy, PolicyList, PolicyName, Rule, UpdatePolicy},
 };
+use blockd_catalog::{DbError, PolicyRow, ScheduleRow};
 use jiff::Timestamp;
 
 /// Refuses too many rules, and duplicates.
@@ -97,7 +94,11 @@ impl Core {
                         let message = format!("schedule {}: {}", schedule.uuid, error.to_api().message);
                         ServiceError::refused(error.to_api().code, message)
                     };
-                    schedule.check(tx).map_err(refused)?;
+                    schedule
+                        .rules(tx)
+                        .map_err(ServiceError::from)
+                        .and_then(|rules| check_rules(&rules))
+                        .map_err(refused)?;
                 }
             }
             Ok(found)

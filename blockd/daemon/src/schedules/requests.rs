@@ -5,13 +5,7 @@ use super::{
     plausibility,
     policies::{check_rules, not_found},
 };
-use crate::{
-    core::Core,
-    db::{DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec},
-    error::ServiceError,
-    registry::EntryState,
-    rules::refuse_unknown,
-};
+use crate::{core::Core, error::ServiceError, registry::EntryState, rules::refuse_unknown};
 use blockd_api::{
     CredentialRef, Deleted, ErrorCode, ObjectName, VolumeRef,
     schedules::{
@@ -20,6 +14,7 @@ use blockd_api::{
         UpdateSchedule,
     },
 };
+use blockd_catalog::{DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec};
 use blockd_schedule::Retention;
 use jiff::Timestamp;
 use rusqlite::Transaction;
@@ -129,13 +124,6 @@ fn put(
     }
     let warnings = plausibility::warnings(&row.spec.selector, volumes);
     Ok(Schedule { warnings, ..to_api(tx, row, volumes, now)? })
-}
-
-impl ScheduleRow {
-    /// Refuses too many rules and duplicates, including those of the policy.
-    pub(super) fn check(&self, tx: &Transaction<'_>) -> Result<(), ServiceError> {
-        check_rules(&self.rules(tx)?)
-    }
 }
 
 impl Core {
@@ -250,7 +238,7 @@ impl Core {
         let volumes = self.candidates();
         let made = self.db.run(move |tx| {
             refuse_second(tx, row.spec.name.as_ref())?;
-            row.check(tx)?;
+            check_rules(&row.rules(tx)?)?;
             plausibility::refuse_never(&row.spec.rules, now)?;
             plausibility::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
             put(tx, &row, &volumes, now)
@@ -346,7 +334,7 @@ impl Core {
             row.spec.retain_at = retain_at.unwrap_or(row.spec.retain_at);
             row.spec.rule = request.rule.unwrap_or(row.spec.rule);
             if must_check {
-                row.check(tx)?;
+                check_rules(&row.rules(tx)?)?;
             }
             if must_fit {
                 plausibility::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;

@@ -1,14 +1,9 @@
 //! Checks before a retention pass deletes anything.
 
 use super::engine::Judgement;
-use crate::{
-    cloud,
-    core::Core,
-    db::{Catalog, NewEvent, RunRow},
-    error::ServiceError,
-    health,
-};
+use crate::{cloud, core::Core, error::ServiceError, health};
 use blockd_api::{ErrorCode, events::Severity};
+use blockd_catalog::{Catalog, NewEvent, RunRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
     VerifyDepth, VerifyOptions, check_clock,

@@ -8,12 +8,12 @@ use super::{
 use crate::{
     backups::{BackupRequest, Member},
     core::Core,
-    db::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow},
     error::ServiceError,
     health::SCHEDULES,
     rules::QuiesceRequest,
 };
 use blockd_api::{CredentialRef, ErrorCode, VolumeRef, events::Severity, schedules::RunState};
+use blockd_catalog::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
 use futures::FutureExt;
 use jiff::Timestamp;

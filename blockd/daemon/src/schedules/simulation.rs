@@ -2,14 +2,12 @@
 //! store, and a daemon that is killed between any two steps.
 
 use super::engine::{self, Batch, Candidate};
-use crate::{
-    db::{
-        Db, DbError, RunRow, ScheduleRow, ScheduleSpec, SnapshotRow, SnapshotState, TaskDetail, TaskKind,
-        TaskRow, TaskState, VolumeRow, VolumeState,
-    },
-    registry::Tags,
-};
+use crate::registry::Tags;
 use blockd_api::schedules::{Priority, Rule, RunState, Selector};
+use blockd_catalog::{
+    Db, DbError, RunRow, ScheduleRow, ScheduleSpec, SnapshotRow, SnapshotState, TaskDetail, TaskKind,
+    TaskRow, TaskState, VolumeRow, VolumeState,
+};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Jitter, Recurrence, Retention};

@@ -1,7 +1,7 @@
 //! Cloud snapshots that retention must not delete, or must not count as good, because of tasks, lazy volumes
 //! and doubts.
 
-use crate::db::{Aliases, DbError, Doubt, LazyRow, TaskKind, TaskRow};
+use blockd_catalog::{Aliases, DbError, Doubt, LazyRow, TaskKind, TaskRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::Condition;

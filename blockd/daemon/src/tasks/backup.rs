@@ -24,11 +24,13 @@ use crate::{
     cloud,
     core::Core,
     credentials::is_missing_or_damaged,
-    db::{Catalog, Chain, CredentialRow, DbError, Doubt, RetentionOverride, SnapshotRow, TaskRow},
     error::{ServiceError, blocking},
     registry::VolumeEntry,
 };
 use blockd_api::{CredentialRef, ErrorCode};
+use blockd_catalog::{
+    Catalog, Chain, CredentialRow, DbError, Doubt, RetentionOverride, SnapshotRow, TaskRow,
+};
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudSnapshotId,
     FileJournal, JournalBinding, Manifest, ManifestKey, Progress, Repository, check_base,

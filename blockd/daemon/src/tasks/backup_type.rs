@@ -14,9 +14,9 @@ use super::{
 use crate::{
     core::{Core, random_id},
     credentials::is_missing_or_damaged,
-    db::{Catalog, Chain, DbError, Proof, SnapshotRow, TaskRow},
     error::{ServiceError, blocking},
 };
+use blockd_catalog::{Catalog, Chain, DbError, Proof, SnapshotRow, TaskRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository, new_delta_salt,
 };

@@ -7,10 +7,10 @@ use super::{LiveTask, clean_files, secrets};
 use crate::{
     core::Core,
     credentials::is_missing_or_damaged,
-    db::{Catalog, Chain, Doubt, Proof, RetentionOverride, RunRow, TaskKind, TaskRow},
     error::{ServiceError, blocking},
 };
 use blockd_api::ErrorCode;
+use blockd_catalog::{Catalog, Chain, Doubt, Proof, RetentionOverride, RunRow, TaskKind, TaskRow};
 use blockd_cloud::{
     CloudError, Manifest, ManifestCache, ManifestKey, Progress, Repository, UnreadableSiblings,
     delete_damaged, delete_with_manifest,

@@ -10,10 +10,10 @@ use super::{plan::Plan, verify::proofs};
 use crate::{
     cloud,
     core::Core,
-    db::{Catalog, CredentialRow, DbError, Doubt, NewEvent, Proof, TaskKind, TaskRow},
     error::{ServiceError, blocking},
 };
 use blockd_api::events::Severity;
+use blockd_catalog::{Catalog, CredentialRow, DbError, Doubt, NewEvent, Proof, TaskKind, TaskRow};
 use blockd_cloud::{
     CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport,
 };

@@ -1,14 +1,9 @@
 //! Snapshot of a backup: that of an earlier run, or a new one; for all volumes of a group at once.
 
 use super::LiveTask;
-use crate::{
-    core::Core,
-    db::{Barrier, SnapshotRow, SnapshotState, TaskRow},
-    error::ServiceError,
-    registry::VolumeEntry,
-    snapshots::Wanted,
-};
+use crate::{core::Core, error::ServiceError, registry::VolumeEntry, snapshots::Wanted};
 use blockd_api::{ApiError, ErrorCode, SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
+use blockd_catalog::{Barrier, SnapshotRow, SnapshotState, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
 use std::{
     collections::{BTreeMap, VecDeque},

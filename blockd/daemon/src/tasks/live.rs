@@ -1,7 +1,7 @@
 //! Unfinished task as the other parts of the daemon see it.
 
-use crate::db::{TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_api::{ApiError, tasks::TaskLimits};
+use blockd_catalog::{TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{CancelToken, Progress, Repository};
 use blockd_store::{Bandwidth, LimitStore, RequestCounts};
 use jiff::Timestamp;

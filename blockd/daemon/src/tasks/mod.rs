@@ -25,7 +25,6 @@ use shared_reader::Readers;
 
 use crate::{
     core::Core,
-    db::{DbError, NewEvent, TaskKind, TaskRow, TaskState},
     error::ServiceError,
     lazy::{hydrate, in_place},
 };
@@ -33,6 +32,7 @@ use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     tasks::{self as api, ListTasks, Requests, TaskList, WaitTask},
 };
+use blockd_catalog::{DbError, NewEvent, TaskKind, TaskRow, TaskState};
 use blockd_cloud::CancelToken;
 use blockd_extent::SnapshotId;
 use blockd_quiesce::KeyedLocks;

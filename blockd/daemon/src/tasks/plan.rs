@@ -22,10 +22,8 @@
 //! | 136 | d + z | both sets |
 //! | 136 + d + z | 8 | xxh3-64 of all before |
 
-use crate::{
-    db::{Chain, SnapshotRow},
-    error::ServiceError,
-};
+use crate::error::ServiceError;
+use blockd_catalog::{Chain, SnapshotRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -289,7 +287,7 @@ mod tests {
             name: "s".parse().unwrap(),
             // The row has a finer resolution than the file.
             created: plan.frozen + jiff::SignedDuration::from_nanos(700),
-            state: crate::db::SnapshotState::Ready,
+            state: blockd_catalog::SnapshotState::Ready,
             internal: true,
             epoch: plan.epoch,
             dirty_bytes: 0,

@@ -11,11 +11,11 @@ use super::{
 use crate::{
     cloud,
     core::Core,
-    db::{Catalog, DbError, TaskRow, VolumeRow, VolumeState},
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::ErrorCode;
+use blockd_catalog::{Catalog, DbError, TaskRow, VolumeRow, VolumeState};
 use blockd_cloud::{
     BlockWriter, Manifest, ManifestCache, ManifestKey, Progress, RestoreOptions, RestoreRequest,
 };

@@ -8,16 +8,12 @@
 //! to commit. Its possible listing is verified then (see [`doubts`]).
 
 use super::{LiveTask, backup, clean_files, doubts, restore};
-use crate::{
-    core::Core,
-    db::{DbError, NewEvent, TaskKind, TaskRow, TaskState},
-    error::ServiceError,
-    lazy::in_place,
-};
+use crate::{core::Core, error::ServiceError, lazy::in_place};
 use blockd_api::{
     ErrorCode,
     tasks::{self as api, StopTask, TaskLimits},
 };
+use blockd_catalog::{DbError, NewEvent, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, remove_leftovers_of};
 use jiff::Timestamp;
 use std::sync::Arc;

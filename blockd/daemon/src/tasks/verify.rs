@@ -10,10 +10,10 @@ use super::{
 use crate::{
     cloud,
     core::Core,
-    db::{Catalog, Chain, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyWhat},
     error::{ServiceError, blocking},
 };
 use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
+use blockd_catalog::{Catalog, Chain, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyWhat};
 use blockd_cloud::{
     AffectedSnapshot, BlockCheck, CloudSnapshotId, ManifestFilter, ManifestKey, Progress, Repository,
     VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,

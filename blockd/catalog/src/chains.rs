@@ -1,6 +1,6 @@
 //! Rows of chains: the base of the next incremental backup of a volume with a credential.
 
-use super::{DbError, number, parsed, stored};
+use crate::{DbError, number, parsed, stored};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{Epoch, VolumeId};
 use jiff::Timestamp;

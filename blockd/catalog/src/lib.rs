@@ -31,7 +31,7 @@ pub use event_readers::EventReader;
 pub use events::{NewEvent, count_events_after, events_after, newest_events};
 pub use lazy::LazyRow;
 pub use proofs::Proof;
-pub(crate) use repository_place::Aliases;
+pub use repository_place::{Alias, Aliases};
 pub use retention_overrides::{RetentionOverride, RetentionOverrides};
 pub use rules::{RuleRow, RuleUses};
 pub use runs::{CopyCount, LOCAL, RunRow};
@@ -118,7 +118,7 @@ impl DbError {
     }
 
     /// Returns true for a row with unknown content.
-    pub(crate) fn is_unreadable(&self) -> bool {
+    pub fn is_unreadable(&self) -> bool {
         let is_of_row = |error: &rusqlite::Error| {
             matches!(
                 error,
@@ -162,8 +162,11 @@ impl Db {
     }
 
     /// [`open`](Self::open) for tests with many transactions: commits survive the process, but no power cut.
-    #[cfg(test)]
-    pub(crate) fn open_without_power_cuts(path: &Path) -> Result<Self, DbError> {
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    #[cfg(any(test, feature = "testing"))]
+    pub fn open_without_power_cuts(path: &Path) -> Result<Self, DbError> {
         let db = Self::open(path)?;
         db.connection.lock().execute_batch("PRAGMA synchronous = OFF")?;
         Ok(db)
@@ -208,7 +211,7 @@ impl Db {
     ///
     /// # Errors
     /// It cannot be read.
-    pub(crate) fn find_credentials(path: &Path) -> Result<Vec<CredentialRow>, DbError> {
+    pub fn find_credentials(path: &Path) -> Result<Vec<CredentialRow>, DbError> {
         let mut connection = Self::inspect(path)?;
         CredentialRow::all(&connection.transaction()?)
     }

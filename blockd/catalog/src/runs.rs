@@ -1,6 +1,6 @@
 //! Rows of runs of schedules.
 
-use super::{DbError, json_if_there, number, parsed, parsed_if_there, stored, to_json};
+use crate::{DbError, json_if_there, number, parsed, parsed_if_there, stored, to_json};
 use blockd_api::{
     VolumeName,
     schedules::{Priority, Run, RunState},

@@ -1,6 +1,6 @@
 //! Rows of lazy volumes: those that still need their backing snapshot.
 
-use super::{DbError, parsed};
+use crate::{DbError, parsed};
 use blockd_api::lazy::StoreLoss;
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::VolumeId;

@@ -1,6 +1,6 @@
 //! Rows of events.
 
-use super::{DbError, TaskKind, TaskRow, TaskState, number, parsed, parsed_if_there, stored};
+use crate::{DbError, TaskKind, TaskRow, TaskState, number, parsed, parsed_if_there, stored};
 use blockd_api::{
     ErrorCode, VolumeName,
     events::{Event, Severity},

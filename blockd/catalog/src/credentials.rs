@@ -1,6 +1,6 @@
 //! Rows of credentials.
 
-use super::{DbError, json, number, parsed, parsed_if_there, stored, to_json};
+use crate::{DbError, json, number, parsed, parsed_if_there, stored, to_json};
 use blockd_api::{
     CredentialName, SecretRef,
     credentials::{AssumedRole, Connection},
@@ -370,7 +370,7 @@ impl CredentialRow {
 #[cfg(test)]
 impl CredentialRow {
     /// Returns a credential of a directory whose repository has a key with this id.
-    pub(crate) fn sample(uuid: Uuid, path: &str, key_id: Uuid) -> Self {
+    pub fn sample(uuid: Uuid, path: &str, key_id: Uuid) -> Self {
         Self {
             uuid,
             name: format!("c-{uuid}").parse().unwrap(),

@@ -1,6 +1,6 @@
 //! The cached manifests of one credential.
 
-use super::{Db, DbError, json, to_json};
+use crate::{Db, DbError, json, to_json};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey};
 use blockd_extent::SnapshotId;
 use blockd_store::ObjectInfo;

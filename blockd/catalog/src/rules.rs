@@ -1,6 +1,6 @@
 //! Rows of rules and of their assignments.
 
-use super::{DbError, ScheduleRow, json, parsed, to_json};
+use crate::{DbError, ScheduleRow, json, parsed, to_json};
 use blockd_api::{GroupName, RuleName, quiesce::Quiesce};
 use blockd_extent::VolumeId;
 use rusqlite::{OptionalExtension, Row, Transaction, params};

@@ -1,6 +1,6 @@
 //! Rows of attachments: volumes that are kernel devices.
 
-use super::{DbError, UnknownWord, number, parsed, stored};
+use crate::{DbError, UnknownWord, number, parsed, stored};
 use blockd_extent::VolumeId;
 use rusqlite::{Row, Transaction, params};
 use std::str::FromStr;

@@ -1,6 +1,6 @@
 //! Rows of schedules and policies.
 
-use super::{DbError, json, parsed, parsed_if_there, runs::LOCAL, to_json};
+use crate::{DbError, json, parsed, parsed_if_there, runs::LOCAL, to_json};
 use blockd_api::schedules::{PolicyName, Priority, Rule, Selector};
 use blockd_api::{ObjectName, RuleName};
 use blockd_schedule::{Jitter, Recurrence, Retention};

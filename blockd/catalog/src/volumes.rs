@@ -1,6 +1,6 @@
 //! Rows of volumes.
 
-use super::{DbError, json, number, parsed, parsed_if_there, stored, to_json};
+use crate::{DbError, json, number, parsed, parsed_if_there, stored, to_json};
 use blockd_api::{GroupName, Labels, VolumeName};
 use blockd_extent::VolumeId;
 use jiff::Timestamp;

@@ -1,7 +1,7 @@
 //! Rows of tasks.
 
-use super::volumes::UnknownWord;
-use super::{DbError, json, parsed, to_json};
+use crate::volumes::UnknownWord;
+use crate::{DbError, json, parsed, to_json};
 use blockd_api::{
     ApiError, ObjectName, SnapshotName, VolumeName,
     tasks::{Findings, TaskLimits, TaskOwner},
@@ -72,7 +72,7 @@ pub enum TaskState {
 
 impl TaskState {
     /// Returns the word in the database.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
             Self::Active => "active",
@@ -264,7 +264,7 @@ where
 
 impl TaskRow {
     /// Returns its cloud snapshot, once it is decided.
-    pub(crate) fn decided_cloudsnap(&self) -> Option<CloudSnapshotId> {
+    pub fn decided_cloudsnap(&self) -> Option<CloudSnapshotId> {
         let is_decided = match self.kind {
             TaskKind::Backup => self.detail.backup_type.is_some(),
             TaskKind::Verify => self.detail.verify.is_some_and(|verify| !verify.all),

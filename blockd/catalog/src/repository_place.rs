@@ -1,6 +1,6 @@
 //! Identity of the repository of a credential, regardless of the access to it.
 
-use super::{CredentialRow, DbError, ProviderRow, SwiftAuthRow};
+use crate::{CredentialRow, DbError, ProviderRow, SwiftAuthRow};
 use rusqlite::Transaction;
 use std::{
     collections::{BTreeSet, HashMap},
@@ -50,25 +50,26 @@ impl RepositoryPlace {
 
 /// Another credential that leads to the repository of a credential.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Alias {
-    pub(crate) credential: Uuid,
+pub struct Alias {
+    /// The credential.
+    pub credential: Uuid,
     /// Server, bucket and prefix are the same. Otherwise only key ids are: the place has another spelling, or
     /// is a copy.
-    pub(crate) is_same_place: bool,
+    pub is_same_place: bool,
 }
 
 /// The credentials that lead to one repository: their places are the same, or they share a key id. Key ids
 /// are random for each repository, and tell one that is reached through a symlink, another host name or
 /// another kind of access.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct Aliases(HashMap<Uuid, Vec<Alias>>);
+pub struct Aliases(HashMap<Uuid, Vec<Alias>>);
 
 impl Aliases {
     /// Returns those of all credentials.
     ///
     /// # Errors
     /// The database fails.
-    pub(crate) fn all(tx: &Transaction<'_>) -> Result<Self, DbError> {
+    pub fn all(tx: &Transaction<'_>) -> Result<Self, DbError> {
         let known: Vec<(Uuid, RepositoryPlace, BTreeSet<Uuid>)> = CredentialRow::all(tx)?
             .iter()
             .map(|row| {
@@ -89,12 +90,12 @@ impl Aliases {
     }
 
     /// Returns the other credentials of a repository.
-    pub(crate) fn of(&self, credential: Uuid) -> &[Alias] {
+    pub fn of(&self, credential: Uuid) -> &[Alias] {
         self.0.get(&credential).map_or(&[], Vec::as_slice)
     }
 
     /// Returns all credentials of a repository, the given one first.
-    pub(crate) fn credentials(&self, credential: Uuid) -> impl Iterator<Item = Uuid> {
+    pub fn credentials(&self, credential: Uuid) -> impl Iterator<Item = Uuid> {
         std::iter::once(credential).chain(self.of(credential).iter().map(|alias| alias.credential))
     }
 }

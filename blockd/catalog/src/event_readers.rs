@@ -1,6 +1,6 @@
 //! Positions of the readers of the event log.
 
-use super::{DbError, number, stored};
+use crate::{DbError, number, stored};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 /// Reader of events.

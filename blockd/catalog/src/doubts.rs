@@ -1,6 +1,6 @@
 //! Rows of doubts: cloud snapshots of this host that may be listed but incomplete.
 
-use super::{DbError, parsed};
+use crate::{DbError, parsed};
 use blockd_cloud::CloudSnapshotId;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};

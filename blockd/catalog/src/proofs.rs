@@ -1,6 +1,6 @@
 //! Rows of proofs: results of the last verification of each cloud snapshot.
 
-use super::{DbError, parsed, repository_place::Aliases};
+use crate::{DbError, parsed, repository_place::Aliases};
 use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::BlockSet;
 use jiff::Timestamp;

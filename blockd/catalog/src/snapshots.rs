@@ -1,7 +1,7 @@
 //! Rows of snapshots.
 
-use super::volumes::UnknownWord;
-use super::{DbError, json_if_there, number, parsed, stored, to_json};
+use crate::volumes::UnknownWord;
+use crate::{DbError, json_if_there, number, parsed, stored, to_json};
 use blockd_api::{SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use jiff::Timestamp;

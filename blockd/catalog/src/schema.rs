@@ -1,6 +1,6 @@
 //! The tables, from one file, and their version.
 
-use super::DbError;
+use crate::DbError;
 use rusqlite::Connection;
 use std::path::Path;
 
@@ -9,7 +9,7 @@ const SCHEMA: &str = include_str!("schema.sql");
 const VERSION: i64 = 1;
 
 /// Creates the tables in a new database and refuses one of another version.
-pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {
+pub(crate) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbError> {
     if version(connection, path)? == VERSION {
         return Ok(());
     }
@@ -22,7 +22,7 @@ pub(super) fn apply(connection: &mut Connection, path: &Path) -> Result<(), DbEr
 }
 
 /// Refuses a database of another version.
-pub(super) fn check(connection: &Connection, path: &Path) -> Result<(), DbError> {
+pub(crate) fn check(connection: &Connection, path: &Path) -> Result<(), DbError> {
     version(connection, path).map(drop)
 }
 
