@@ -6,11 +6,11 @@ use crate::{
     config::Config,
     credentials::cannot_be_opened,
     daemon::{check_socket_path, with_sources},
-    secrets::Secrets,
 };
 use blockd_catalog::Db;
 use blockd_extent::VolumeId;
 use blockd_nbd::TlsIdentity;
+use blockd_secrets::Secrets;
 use blockd_volume::{Volume, VolumeError};
 use std::{
     io::ErrorKind,

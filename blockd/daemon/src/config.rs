@@ -3,11 +3,10 @@
 //! An unknown key is an error that names it, so that a typo never silently selects a default.
 
 mod control;
-mod references;
 mod webhook;
 
+pub use blockd_secrets::SecretsConfig;
 pub use control::{ControlConfig, ControlSocket};
-pub use references::SecretsConfig;
 pub use webhook::{WebhookConfig, WebhookUrl};
 
 use crate::cli::Cli;
@@ -494,7 +493,11 @@ impl Config {
         range("nbd_in_flight_bytes", self.nbd_in_flight_bytes, low, high, wanted)?;
         self.check_tls()?;
         self.control.check()?;
-        self.secrets.check()?;
+        self.secrets.check().map_err(|error| ConfigError::Range {
+            key: error.key,
+            given: error.given,
+            wanted: error.wanted,
+        })?;
         webhook::check(&self.webhook)?;
         self.limit_plan()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;

@@ -9,13 +9,13 @@ use crate::{
     limits::PlannedBandwidth,
     merger::Wake,
     pressure::Pressure,
-    references::References,
     registry::{Registry, RollbackMark},
-    secrets::Secrets,
     tasks::Tasks,
 };
 use blockd_catalog::Db;
 use blockd_extent::{SnapshotId, VolumeId};
+use blockd_secrets::References;
+use blockd_secrets::Secrets;
 use blockd_store::RetryPolicy;
 use std::{
     collections::HashMap,
@@ -173,10 +173,10 @@ pub fn tasks_dir(data_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The system provides no random bytes.
-pub fn random_id() -> Result<u64, crate::secrets::SecretsError> {
+pub fn random_id() -> Result<u64, blockd_secrets::SecretsError> {
     loop {
         let mut bytes = [0; 8];
-        crate::secrets::fill_random(&mut bytes)?;
+        blockd_secrets::fill_random(&mut bytes)?;
         // Below 2^63, so that no tool reads it as a negative number.
         let number = u64::from_le_bytes(bytes) >> 1;
         if number != 0 {

@@ -9,15 +9,15 @@ use crate::{
     limits::{keep, limits_of},
     provider_update::{KeyChange, hint, renew},
     providers,
-    references::Fingerprint,
     rekey::known_and_opened,
-    secrets::Purpose,
 };
 use blockd_api::{
     CredentialRef, ErrorCode, SecretRef, credential_update::UpdateCredential, credentials::Credential,
 };
 use blockd_catalog::CredentialRow;
 use blockd_cloud::{CloudError, DataKey, KnownKeys, Repository};
+use blockd_secrets::Fingerprint;
+use blockd_secrets::Purpose;
 use blockd_store::{BlobStore, probe, task_store};
 use std::sync::Arc;
 use zeroize::Zeroizing;

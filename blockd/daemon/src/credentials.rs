@@ -10,9 +10,8 @@ use crate::{
     id_prefix::only_one,
     limits::{LimitPlan, PlannedBandwidth, keep, limits_of},
     providers,
-    references::{Fingerprint, References, Resolved, store::ReferencedStore},
+    referenced_store::ReferencedStore,
     renewable::RenewableStore,
-    secrets::{Purpose, Secrets, SecretsError},
 };
 use blockd_api::{
     CredentialRef, Deleted, ErrorCode, SecretInput, SecretRef,
@@ -20,6 +19,8 @@ use blockd_api::{
 };
 use blockd_catalog::{CredentialRow, DbError, ProviderRow, StoreRow};
 use blockd_cloud::{CloudError, DataKey, Repository};
+use blockd_secrets::{Fingerprint, References, Resolved};
+use blockd_secrets::{Purpose, Secrets, SecretsError};
 use blockd_store::{BlobStore, LimitStore, Requests, Work, probe, task_store};
 use jiff::Timestamp;
 use parking_lot::Mutex;

@@ -22,15 +22,15 @@ use crate::{
     nbd::{self, Certificates},
     pressure::Pressure,
     reconcile::reconcile,
-    references::References,
     registry::EntryState,
-    secrets::Secrets,
     tasks::Tasks,
     watchdog,
 };
 use blockd_catalog::{Db, DbError, EventReader};
 use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_nbd_kernel::System;
+use blockd_secrets::References;
+use blockd_secrets::Secrets;
 use blockd_volume::{OpenOptions, Recovery};
 use jiff::Timestamp;
 use rustix::{
@@ -242,7 +242,7 @@ impl Daemon {
         }
         let pressure = crate::pressure::start(&core.pressure, &core.registry);
         let limits = crate::limits::start(&core);
-        let references = crate::references::start(&core.references);
+        let references = blockd_secrets::start_expiry(&core.references);
         crate::map_sync::start(&core);
         let upkeep = maintenance::start(&core);
         let health = crate::health::start(&core);
@@ -436,7 +436,7 @@ fn prepare(
     if let Some(problem) = secrets.problem() {
         tracing::error!(error = %problem, "unsealing credentials is not possible");
     }
-    let references = References::new(&config, systemd.as_deref());
+    let references = References::new(&config.secrets, systemd.as_deref());
     let recovery = if after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
     let has_tcp =
         config.nbd_listen.iter().any(|address| matches!(address, crate::config::NbdAddress::Tcp(_)));

@@ -1,9 +1,9 @@
 //! Error type of all daemon operations, and its conversion to an [`ApiError`].
 
-use crate::secrets::SecretsError;
 use blockd_api::{ApiError, ErrorCode};
 use blockd_catalog::DbError;
 use blockd_cloud::{ClockUnknownCause, CloudError};
+use blockd_secrets::SecretsError;
 use blockd_store::{ProbeError, StoreError, StoreErrorKind};
 use blockd_volume::{VolumeError, VolumeErrorKind};
 use std::path::PathBuf;

@@ -1,13 +1,9 @@
 //! The secrets that credentials refer to.
 
-use crate::{
-    core::Core,
-    credentials::StoreKey,
-    error::ServiceError,
-    references::{ReferenceError, Resolved},
-};
+use crate::{core::Core, credentials::StoreKey, error::ServiceError};
 use blockd_api::{ApiError, CredentialName, SecretInput, SecretRef};
 use blockd_catalog::CredentialRow;
+use blockd_secrets::{ReferenceError, Resolved};
 use std::sync::Arc;
 
 /// Returns the error of an unavailable secret for callers.

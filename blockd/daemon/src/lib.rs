@@ -54,7 +54,7 @@ mod provider_update;
 mod providers;
 mod quiesce;
 mod reconcile;
-mod references;
+mod referenced_store;
 pub mod registry;
 mod rekey;
 pub mod reload;
@@ -66,7 +66,6 @@ pub mod salvage;
 #[cfg(test)]
 mod scenarios;
 mod schedules;
-pub mod secrets;
 mod snapshots;
 pub mod tasks;
 mod verification;

@@ -6,7 +6,6 @@ use crate::{
     credentials::{StoreKey, encode_keys},
     error::ServiceError,
     providers,
-    secrets::Purpose,
 };
 use blockd_api::{
     CredentialRef, ErrorCode,
@@ -14,6 +13,7 @@ use blockd_api::{
 };
 use blockd_catalog::{CredentialRow, TaskKind};
 use blockd_cloud::{DataKey, KdfParams, Rekey, Repository};
+use blockd_secrets::Purpose;
 use blockd_store::task_store;
 use std::sync::Arc;
 use zeroize::Zeroizing;

@@ -85,7 +85,7 @@ impl State {
 #[derive(Debug, thiserror::Error)]
 enum DeliveryError {
     #[error("the secret of the webhook cannot be read: {0}")]
-    Secret(#[from] crate::references::ReferenceError),
+    Secret(#[from] blockd_secrets::ReferenceError),
     #[error("the secret of the webhook is not valid: {0}")]
     Signature(#[from] standardwebhooks::WebhookError),
     #[error("the event cannot be encoded: {0}")]

@@ -1,5 +1,5 @@
-//! Admission of quiesce operations: one at a time for each volume and rule, and none before the release of what
-//! an earlier daemon left quiesced.
+//! Admission of quiesce operations: one at a time for each volume and rule, and none before the release of
+//! everything that an earlier daemon left quiesced.
 
 use crate::{
     failures::Failures,

@@ -12,13 +12,13 @@
 //! An incremental whose base turns out to be gone after step 4 goes back to step 2 under another name, and is
 //! a full one.
 
+use super::secrets;
 use super::{
     LiveTask,
     backup_type::{planned, restart_as_full},
     clean_files,
     freeze::snapshot_for_backup,
     plan::Plan,
-    secrets,
 };
 use crate::{
     cloud,

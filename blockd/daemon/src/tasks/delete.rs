@@ -3,7 +3,8 @@
 //! The manifest is copied to the task's directory before it is deleted from the store, so that an interrupted
 //! deletion still knows the objects.
 
-use super::{LiveTask, clean_files, secrets};
+use super::secrets;
+use super::{LiveTask, clean_files};
 use crate::{
     core::Core,
     credentials::is_missing_or_damaged,

@@ -3,10 +3,11 @@
 //! The volume's row is `restoring` until then. An interrupted run resumes with the missing blocks; after the
 //! rename only the rows are left.
 
+use super::secrets;
 use super::{
     LiveTask,
     checkpoint::{self, InPlace, Writer},
-    clean_files, findings, secrets,
+    clean_files, findings,
 };
 use crate::{
     cloud,

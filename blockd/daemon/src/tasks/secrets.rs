@@ -7,10 +7,10 @@ use crate::{
     core::Core,
     error::ServiceError,
     external_secrets::{references_of, unresolved},
-    references::ReferenceError,
 };
 use blockd_api::{CredentialRef, SecretRef};
 use blockd_cloud::Repository;
+use blockd_secrets::ReferenceError;
 use blockd_store::Requests;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::SemaphorePermit, time::Instant};

@@ -2,10 +2,11 @@
 //!
 //! Damage fails the task with all findings; the next backup on a damaged one uploads those blocks again.
 
+use super::secrets;
 use super::{
     LiveTask, backup,
     compare::{DiffBase, Seen},
-    findings, secrets,
+    findings,
 };
 use crate::{
     cloud,

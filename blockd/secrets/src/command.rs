@@ -4,8 +4,8 @@
 //! run, and belongs to root or to the daemon's user. It gets no arguments, no input and an empty environment:
 //! the script sets what it needs.
 
-use super::{
-    ReferenceError,
+use crate::{
+    error::ReferenceError,
     local::{Local, MAX_SECRET_BYTES, secret_of},
 };
 use rustix::process::{Pid, Signal, geteuid, kill_process_group};

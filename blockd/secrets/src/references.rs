@@ -1,20 +1,12 @@
 //! Secrets that the daemon reads when it needs them, keeps in memory for a bounded time, and does not store.
 //!
 //! Files and credentials of systemd are read again after a few seconds. What a program prints is used for
-//! [`SecretsConfig::cache_s`](crate::config::SecretsConfig::cache_s) at most. After a quarter of that the
+//! [`SecretsConfig::cache_s`] at most. After a quarter of that the
 //! program runs again in the background, so that a new value is used soon, and a program that fails finds a
 //! value that stays valid for a while.
 
-mod command;
-mod error;
-mod local;
-pub(crate) mod store;
-
-pub(crate) use error::ReferenceError;
-
-use crate::config::Config;
+use crate::{command, error::ReferenceError, local::Local, sealing::fill_random, settings::SecretsConfig};
 use blockd_api::SecretRef;
-use local::Local;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
@@ -27,7 +19,7 @@ use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
 /// Time for which a file or a credential of systemd is not read again.
-const LOCAL_CACHE: Duration = Duration::from_secs(2);
+pub const LOCAL_CACHE: Duration = Duration::from_secs(2);
 /// Shortest time between two attempts to refresh a value in the background.
 const REFRESH_PAUSE: Duration = Duration::from_secs(15);
 /// Shortest time between two reads of a value that a store refused.
@@ -36,7 +28,7 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A secret that was read.
-pub(crate) struct Resolved {
+pub struct Resolved {
     text: Zeroizing<String>,
     /// Distinguishes it from other secrets; reveals nothing of it to another process.
     pub fingerprint: Fingerprint,
@@ -50,7 +42,7 @@ impl Resolved {
 }
 
 /// A salted hash of a secret.
-pub(crate) type Fingerprint = [u8; 32];
+pub type Fingerprint = [u8; 32];
 
 struct Cached {
     value: Arc<Resolved>,
@@ -73,7 +65,7 @@ struct Slot {
 }
 
 /// Reads and caches secrets.
-pub(crate) struct References {
+pub struct References {
     local: Arc<Local>,
     cache: Duration,
     command_timeout: Duration,
@@ -88,17 +80,16 @@ impl std::fmt::Debug for References {
 }
 
 impl References {
-    /// Takes the settings of a configuration; reads nothing yet.
-    pub fn new(config: &Config, systemd_dir: Option<&Path>) -> Arc<Self> {
-        let local =
-            Local { systemd_dir: systemd_dir.map(PathBuf::from), file_dir: config.secrets.file_dir.clone() };
+    /// Creates a cache from settings and the directory of systemd's credentials; reads nothing yet.
+    pub fn new(config: &SecretsConfig, systemd_dir: Option<&Path>) -> Arc<Self> {
+        let local = Local { systemd_dir: systemd_dir.map(PathBuf::from), file_dir: config.file_dir.clone() };
         let mut salt = [0; 32];
         // Without random bytes fingerprints still tell secrets apart.
-        let _ = crate::secrets::fill_random(&mut salt);
+        let _ = fill_random(&mut salt);
         Arc::new(Self {
             local: Arc::new(local),
-            cache: Duration::from_secs(config.secrets.cache_s),
-            command_timeout: Duration::from_millis(config.secrets.command_timeout_ms),
+            cache: Duration::from_secs(config.cache_s),
+            command_timeout: Duration::from_millis(config.command_timeout_ms),
             salt,
             slots: Mutex::default(),
         })
@@ -271,8 +262,8 @@ impl References {
     }
 }
 
-/// Drops expired values until it is aborted.
-pub(crate) fn start(references: &Arc<References>) -> JoinHandle<()> {
+/// Starts a task that drops expired values until it is aborted.
+pub fn start_expiry(references: &Arc<References>) -> JoinHandle<()> {
     let references = Arc::clone(references);
     tokio::spawn(async move {
         loop {

@@ -1,6 +1,5 @@
 //! Configuration of external secrets, which the daemon reads on demand.
 
-use super::ConfigError;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -29,8 +28,24 @@ impl Default for SecretsConfig {
     }
 }
 
+/// A setting out of its range.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{key} is {given}: expected {wanted}")]
+pub struct SettingError {
+    /// Name of the setting.
+    pub key: &'static str,
+    /// Given value.
+    pub given: String,
+    /// Valid values.
+    pub wanted: &'static str,
+}
+
 impl SecretsConfig {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    /// Checks the range of each setting.
+    ///
+    /// # Errors
+    /// A value is out of its range.
+    pub fn check(&self) -> Result<(), SettingError> {
         let bounded = [
             ("secrets.cache_s", self.cache_s, 1..=604_800, "1 to 604800 (a week)"),
             ("secrets.wait_s", self.wait_s, 0..=86_400, "0 to 86400 (a day)"),
@@ -38,12 +53,12 @@ impl SecretsConfig {
         ];
         for (key, given, range, wanted) in bounded {
             if !range.contains(&given) {
-                return Err(ConfigError::Range { key, given: given.to_string(), wanted });
+                return Err(SettingError { key, given: given.to_string(), wanted });
             }
         }
         if !self.file_dir.is_absolute() {
             let given = "a relative path".into();
-            return Err(ConfigError::Range { key: "secrets.file_dir", given, wanted: "an absolute path" });
+            return Err(SettingError { key: "secrets.file_dir", given, wanted: "an absolute path" });
         }
         Ok(())
     }
@@ -51,20 +66,19 @@ impl SecretsConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Config;
-    use std::path::Path;
+    use super::*;
 
     #[test]
     fn secret_settings_out_of_range_are_refused_by_name() {
-        for (text, word) in [
-            ("cache_s = 0", "secrets.cache_s is 0"),
-            ("wait_s = 86401", "secrets.wait_s is 86401"),
-            ("command_timeout_ms = 99", "secrets.command_timeout_ms is 99"),
-            ("file_dir = \"x\"", "secrets.file_dir"),
+        let default = SecretsConfig::default;
+        default().check().unwrap();
+        for (config, key) in [
+            (SecretsConfig { cache_s: 0, ..default() }, "secrets.cache_s"),
+            (SecretsConfig { wait_s: 86_401, ..default() }, "secrets.wait_s"),
+            (SecretsConfig { command_timeout_ms: 99, ..default() }, "secrets.command_timeout_ms"),
+            (SecretsConfig { file_dir: "x".into(), ..default() }, "secrets.file_dir"),
         ] {
-            let config = Config::parse(&format!("[secrets]\n{text}"), Path::new("/etc/x.toml")).unwrap();
-            let error = config.check().unwrap_err().to_string();
-            assert!(error.contains(word), "{text}: {error}");
+            assert_eq!(config.check().unwrap_err().key, key);
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Secrets on this host: systemd credentials and files.
 
-use super::ReferenceError;
-use crate::secrets::SYSTEMD_CREDENTIAL;
+use crate::{error::ReferenceError, sealing::SYSTEMD_CREDENTIAL};
 use std::{
     fs::File,
     io::{ErrorKind, Read},

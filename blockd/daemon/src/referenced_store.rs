@@ -1,10 +1,10 @@
 //! Store with an external secret. A new secret is used after it is fetched, at the latest when the store
 //! refuses the old one.
 
-use super::{Fingerprint, ReferenceError, References, Resolved};
 use crate::{error::ServiceError, providers};
 use blockd_api::SecretRef;
 use blockd_catalog::StoreRow;
+use blockd_secrets::{Fingerprint, ReferenceError, References, Resolved};
 use blockd_store::{BlobStore, Request, Response, StoreError, StoreErrorKind, StoreFuture};
 use parking_lot::Mutex;
 use std::{future::Future, sync::Arc};
@@ -104,7 +104,6 @@ impl blockd_store::Middleware for ReferencedStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, SecretsConfig};
     use axum::{
         Router,
         extract::State,
@@ -112,6 +111,7 @@ mod tests {
     };
     use blockd_api::credentials::Connection;
     use blockd_catalog::{ProviderRow, SwiftAuthRow};
+    use blockd_secrets::SecretsConfig;
     use std::{collections::VecDeque, os::unix::fs::PermissionsExt, path::Path};
 
     /// Accepted secret and received secrets.
@@ -142,7 +142,7 @@ mod tests {
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
 
         let secrets = SecretsConfig { file_dir: dir.path().to_owned(), ..SecretsConfig::default() };
-        let references = References::new(&Config { secrets, ..Config::default() }, None);
+        let references = References::new(&secrets, None);
         let reference: SecretRef = format!("file:{}", path.display()).parse().unwrap();
         let row = StoreRow {
             provider: ProviderRow::Swift { container: "c".into(), auth: SwiftAuthRow::Token { storage_url } },
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(shared.lock().1, ["planted-2"]);
         // Without a secret the store is not asked after the cached value has expired.
         std::fs::remove_file(&path).unwrap();
-        tokio::time::sleep(super::super::LOCAL_CACHE).await;
+        tokio::time::sleep(blockd_secrets::LOCAL_CACHE).await;
         let error = store.get("a", 100).await.unwrap_err();
         assert!(error.to_string().contains("it is not there") && !error.is_retryable(), "{error}");
         assert!(!error.to_string().contains("planted"), "{error}");

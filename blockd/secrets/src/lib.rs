@@ -1,0 +1,15 @@
+//! Secrets: sealing of those that the database holds, and references to those outside of the daemon.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "these are tests"))]
+
+mod command;
+mod error;
+mod local;
+mod references;
+mod sealing;
+mod settings;
+
+pub use error::ReferenceError;
+pub use references::{Fingerprint, LOCAL_CACHE, References, Resolved, start_expiry};
+pub use sealing::{Purpose, SYSTEMD_CREDENTIAL, Secrets, SecretsError, fill_random};
+pub use settings::{SecretsConfig, SettingError};
