@@ -306,7 +306,8 @@ impl Job {
                 self.progress.processed(blocks as u64 * BLOCK_SIZE_BYTES);
             }
         }
-        let missing = done.iter().enumerate().filter(|(_, done)| !**done).map(|(pack_no, _)| pack_no as u32);
+        let missing: Vec<u32> =
+            (0..self.layout.pack_count).filter(|pack_no| !done[*pack_no as usize]).collect();
         let mut packs =
             futures::stream::iter(missing).map(|pack_no| self.pack(pack_no)).buffer_unordered(concurrency);
         while let Some(pack) = packs.next().await {

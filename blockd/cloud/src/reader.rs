@@ -16,7 +16,7 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use blockd_store::Work;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, future::try_join_all};
+use futures::{FutureExt, StreamExt, TryStreamExt, future::try_join_all};
 use parking_lot::Mutex;
 use std::{collections::HashMap, io, sync::Arc};
 use tokio::sync::{Semaphore, mpsc};
@@ -171,11 +171,10 @@ impl SnapshotReader {
         let damage = Arc::new(DamageList::default());
         let what = BulkRead { damage: Some(&damage), ..BulkRead::default() };
         let mut found = BlockSet::new();
-        self.visible_but(extent, &what, async |_, _, _, visible| {
-            found.union_with(&visible);
-            Ok(())
-        })
-        .await?;
+        let mut pages = self.visible(extent, &what);
+        while let Some(page) = pages.next().await? {
+            found.union_with(&page.visible);
+        }
         found.union_with(&damage.take().blocks);
         Ok(found)
     }
@@ -186,11 +185,11 @@ impl SnapshotReader {
     /// Those of [`read_blocks`](Self::read_blocks).
     pub async fn data_blocks(&self, extent: Extent) -> Result<BlockSet, CloudError> {
         let mut found = BlockSet::new();
-        self.visible(extent, async |_, _, _, visible| {
-            found.union_with(&visible);
-            Ok(())
-        })
-        .await?;
+        let what = BulkRead::default();
+        let mut pages = self.visible(extent, &what);
+        while let Some(page) = pages.next().await? {
+            found.union_with(&page.visible);
+        }
         Ok(found)
     }
 
@@ -218,8 +217,8 @@ impl SnapshotReader {
         // The planner runs ahead of the requests by no more than this many.
         let (send, receive) = mpsc::channel::<(Arc<DeltaReader>, FetchJob)>(4);
         let plan = async move {
-            let send = &send;
-            self.visible_but(extent, what, async |delta, number, page, visible| {
+            let mut pages = self.visible(extent, what);
+            while let Some(VisiblePage { delta, number, page, visible }) = pages.next().await? {
                 let jobs = delta.jobs(number, &page, &visible);
                 if let Some(progress) = progress {
                     // Blocks that are hidden by newer ones, or zero, are not moved.
@@ -235,18 +234,17 @@ impl SnapshotReader {
                 }
                 for job in jobs {
                     // The other half only goes away with this one.
-                    let _ = send.send((delta.clone(), job)).await;
+                    let _ = send.send((Arc::clone(&delta), job)).await;
                 }
-                Ok(())
-            })
-            .await
+            }
+            Ok(())
         };
         let jobs = futures::stream::unfold(receive, |mut receive| async move {
             let job = receive.recv().await?;
             Some((job, receive))
         });
         let fetch = jobs
-            .map(|(delta, job)| self.fetch_one(delta, job, sink.clone(), what))
+            .map(|(delta, job)| self.fetch_one(delta, job, sink.clone(), what).boxed())
             .buffer_unordered(concurrency.max(1))
             .try_fold(FetchTotals::default(), |totals, blocks| async move {
                 Ok(FetchTotals { requests: totals.requests + 1, blocks: totals.blocks + blocks })
@@ -321,7 +319,7 @@ impl SnapshotReader {
                 opened?
             }
         });
-        try_join_all(chunks).await?;
+        try_join_all(chunks.collect::<Vec<_>>()).await?;
         if let Some(settled) = &what.settled {
             let extents = match what.damage {
                 None => job.wanted().collect(),
@@ -336,58 +334,19 @@ impl SnapshotReader {
         Ok(blocks)
     }
 
-    /// Finds, for each page of each delta, which of its data blocks are visible, and tells.
-    pub(crate) async fn visible(
-        &self,
-        extent: Extent,
-        tell: impl AsyncFnMut(&Arc<DeltaReader>, usize, Arc<Page>, BlockSet) -> Result<(), CloudError>,
-    ) -> Result<(), CloudError> {
-        self.visible_but(extent, &BulkRead::default(), tell).await
-    }
-
-    async fn visible_but(
-        &self,
-        extent: Extent,
-        what: &BulkRead<'_>,
-        mut tell: impl AsyncFnMut(&Arc<DeltaReader>, usize, Arc<Page>, BlockSet) -> Result<(), CloudError>,
-    ) -> Result<(), CloudError> {
+    /// Returns a walk over the pages of all deltas, with the data blocks that are visible in each.
+    pub(crate) fn visible<'a>(&'a self, extent: Extent, what: &'a BulkRead<'a>) -> VisiblePages<'a> {
         let whole = extent.intersection(Extent::whole(self.inner.size_bytes));
-        let mut start = whole.start.0;
-        while start < whole.end().0 {
-            let end = ((start / REGION_BLOCKS + 1) * REGION_BLOCKS).min(whole.end().0);
-            let region = Extent::between(BlockIndex(start), BlockIndex(end));
-            start = end;
-            let mut left = BlockSet::from_iter([region]);
-            if let Some(skip) = what.skip {
-                left.subtract(&skip.slice(region));
-            }
-            for (level, delta) in self.inner.deltas.iter().enumerate() {
-                for number in delta.root.pages_in(region) {
-                    let page = match (self.page(level, number).await, what.damage) {
-                        (Err(error @ CloudError::Damaged { .. }), Some(damage)) => {
-                            // Which of these blocks it says anything about is lost, and so is what lies below
-                            // them.
-                            let range = delta.root.pages.get(number).map_or(region, |page| page.range);
-                            let lost: Vec<_> = left.extents_in(range).collect();
-                            damage.add(error, lost);
-                            left.remove_extent(range);
-                            continue;
-                        }
-                        (page, _) => page?,
-                    };
-                    let Some(page) = page else { continue };
-                    let mut visible = page.data.clone();
-                    visible.intersect_with(&left);
-                    left.subtract(&page.data);
-                    left.subtract(&page.zero);
-                    tell(delta, number, page, visible).await?;
-                }
-                if left.is_empty() {
-                    break;
-                }
-            }
+        VisiblePages {
+            reader: self,
+            what,
+            next_start: whole.start.0,
+            end: whole.end().0,
+            region: Extent::between(whole.start, whole.start),
+            left: BlockSet::new(),
+            level: 0,
+            pages: 0..0,
         }
-        Ok(())
     }
 
     async fn page(&self, level: usize, number: usize) -> Result<Option<Arc<Page>>, CloudError> {
@@ -398,6 +357,87 @@ impl SnapshotReader {
         let page = Arc::new(page);
         self.inner.pages.lock().insert((level, number), page.clone());
         Ok(Some(page))
+    }
+}
+
+/// A page of a delta with the blocks that no newer delta hides.
+pub(crate) struct VisiblePage {
+    pub delta: Arc<DeltaReader>,
+    pub number: usize,
+    pub page: Arc<Page>,
+    pub visible: BlockSet,
+}
+
+/// Walk over the pages of all deltas, region by region, from the newest delta down.
+pub(crate) struct VisiblePages<'a> {
+    reader: &'a SnapshotReader,
+    what: &'a BulkRead<'a>,
+    /// First block of the next region.
+    next_start: u64,
+    end: u64,
+    region: Extent,
+    /// Blocks of the region that no page has yet.
+    left: BlockSet,
+    /// Next delta.
+    level: usize,
+    /// Pages of the current delta in the region.
+    pages: std::ops::Range<usize>,
+}
+
+impl VisiblePages<'_> {
+    /// Returns the next page; `None` after the last one.
+    pub(crate) async fn next(&mut self) -> Result<Option<VisiblePage>, CloudError> {
+        loop {
+            let Some(number) = self.pages.next() else {
+                if !self.next_delta() {
+                    return Ok(None);
+                }
+                continue;
+            };
+            let level = self.level - 1;
+            let delta = &self.reader.inner.deltas[level];
+            let page = match (self.reader.page(level, number).await, self.what.damage) {
+                (Err(error @ CloudError::Damaged { .. }), Some(damage)) => {
+                    // The blocks of a damaged page are lost, and so are those that it may hide.
+                    let range = delta.root.pages.get(number).map_or(self.region, |page| page.range);
+                    let lost: Vec<_> = self.left.extents_in(range).collect();
+                    damage.add(error, lost);
+                    self.left.remove_extent(range);
+                    continue;
+                }
+                (page, _) => page?,
+            };
+            let Some(page) = page else { continue };
+            let mut visible = page.data.clone();
+            visible.intersect_with(&self.left);
+            self.left.subtract(&page.data);
+            self.left.subtract(&page.zero);
+            return Ok(Some(VisiblePage { delta: Arc::clone(delta), number, page, visible }));
+        }
+    }
+
+    /// Enters the next delta of the region, or the newest one of the next region; false at the end.
+    fn next_delta(&mut self) -> bool {
+        if self.left.is_empty() || self.level == self.reader.inner.deltas.len() {
+            if self.next_start >= self.end {
+                return false;
+            }
+            let end = ((self.next_start / REGION_BLOCKS + 1) * REGION_BLOCKS).min(self.end);
+            self.region = Extent::between(BlockIndex(self.next_start), BlockIndex(end));
+            self.next_start = end;
+            self.left = BlockSet::from_iter([self.region]);
+            if let Some(skip) = self.what.skip {
+                self.left.subtract(&skip.slice(self.region));
+            }
+            self.level = 0;
+            if self.reader.inner.deltas.is_empty() {
+                return true;
+            }
+        }
+        let delta = &self.reader.inner.deltas[self.level];
+        self.pages = delta.root.pages_in(self.region);
+        self.level += 1;
+        true
     }
 }
 

@@ -191,7 +191,7 @@ impl Repository {
     /// # Errors
     /// Errors of the store that are not about a slot.
     pub async fn check_key_slots(&self) -> Result<Vec<SlotFinding>, CloudError> {
-        let ids = self.keys.iter().map(DataKey::key_id);
+        let ids = self.keys.iter().map(DataKey::key_id).collect();
         let all = slots::read_all(&*self.store, ids).await?;
         let remembered = self.slots.lock().remembered.clone();
         let mut findings = Vec::new();
@@ -219,7 +219,7 @@ impl Repository {
     /// Returns true if the store has an object that only a holder of a data key can have written: a key slot
     /// or a manifest. The empty directory of an unmounted disk has none.
     pub(crate) async fn is_own_place(&self) -> Result<bool, CloudError> {
-        let ids = self.keys.iter().map(DataKey::key_id);
+        let ids = self.keys.iter().map(DataKey::key_id).collect();
         let all = slots::read_all(&*self.store, ids).await?;
         if all.iter().zip(self.keys.iter()).any(|(stored, key)| stored.genuine(key).is_some()) {
             return Ok(true);

@@ -106,7 +106,7 @@ pub async fn rekey(store: Arc<dyn BlobStore>, request: &Rekey) -> Result<(Reposi
         done.new_data_key = true;
     }
     // As they are now: what was replaced is no fault.
-    let stored = slots::read_all(&*store, opened.iter().map(|(key, _)| key.key_id())).await?;
+    let stored = slots::read_all(&*store, opened.iter().map(|(key, _)| key.key_id()).collect()).await?;
     let known = KnownKeys { write_key, slots: opened.iter().map(|(_, slot)| slot.clone()).collect() };
     Ok((unlock::complete(store, opened, &stored, &known).await?, done))
 }

@@ -165,10 +165,7 @@ pub(crate) async fn read_copy(store: &dyn BlobStore, copy: usize, key_id: Uuid) 
 ///
 /// # Errors
 /// Those of [`read_copy`].
-pub(crate) async fn read_all(
-    store: &dyn BlobStore,
-    ids: impl IntoIterator<Item = Uuid>,
-) -> Result<Vec<StoredSlot>, CloudError> {
+pub(crate) async fn read_all(store: &dyn BlobStore, ids: Vec<Uuid>) -> Result<Vec<StoredSlot>, CloudError> {
     let read = ids.into_iter().map(|key_id| async move {
         let copies = [read_copy(store, 0, key_id).await?, read_copy(store, 1, key_id).await?];
         Ok::<_, CloudError>(StoredSlot { key_id, copies })

@@ -2,9 +2,8 @@
 //! the same.
 
 use crate::{
-    cloud,
     core::Core,
-    credentials::{StoreKey, cannot_be_opened, decode_keys, encode_keys, not_opened},
+    credentials::{StoreKey, cannot_be_opened, decode_keys, encode_keys, not_opened, open_existing},
     error::ServiceError,
     limits::{keep, limits_of},
     provider_update::{KeyChange, hint, renew},
@@ -161,7 +160,7 @@ impl Core {
                     // The keys are in the store, too, where the passphrase opens them.
                     (Err(_), StoreKey::Value(_) | StoreKey::From(..)) => None,
                     (Err(_), StoreKey::None) if !row.encrypted => {
-                        let opened = cloud::open_unencrypted(store, row.known_keys()).await?;
+                        let opened = open_existing(store, None, row.known_keys()).await?;
                         let (keys, known) = (opened.keys().to_vec(), opened.known_keys());
                         return Ok(Some(Passphrase { keys, known, from: None }));
                     }
@@ -186,12 +185,12 @@ impl Core {
                 if let (None, Some(reference)) = (known, &row.passphrase_from) {
                     let resolved = self.resolve_again(Some(&row.name), reference).await?;
                     let text = resolved.expose().to_owned().into();
-                    cloud::open_existing(store, text, row.known_keys()).await?;
+                    open_existing(store, Some(text), row.known_keys()).await?;
                 }
                 return Ok(None);
             }
         };
-        let opened = cloud::open_existing(store, text, row.known_keys()).await?;
+        let opened = open_existing(store, Some(text), row.known_keys()).await?;
         self.note_key_slots(row.uuid, &opened).await;
         let all = known_and_opened(known.as_deref().unwrap_or_default(), opened.keys());
         let lost = all.len() - opened.keys().len();

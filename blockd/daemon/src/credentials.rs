@@ -2,9 +2,8 @@
 
 use crate::metrics::MeteredStore;
 use crate::{
-    cloud,
     core::Core,
-    error::{ServiceError, blocking},
+    error::{ServiceError, blocking, spawned},
     external_secrets::{references_of, unresolved},
     health,
     id_prefix::only_one,
@@ -18,7 +17,7 @@ use blockd_api::{
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialList},
 };
 use blockd_catalog::{CredentialRow, DbError, ProviderRow, StoreRow};
-use blockd_cloud::{CloudError, DataKey, Repository};
+use blockd_cloud::{CloudError, DataKey, KnownKeys, OpenOptions, Repository};
 use blockd_secrets::{Fingerprint, References, Resolved};
 use blockd_secrets::{Purpose, Secrets, SecretsError};
 use blockd_store::{BlobStore, LimitStore, Requests, Work, probe, task_store};
@@ -207,7 +206,12 @@ impl Core {
             StoreKey::Value(text) => Some(text.clone()),
             StoreKey::From(_, resolved) => Some(resolved.expose().to_owned().into()),
         };
-        let repository = cloud::open(store, opens).await.map_err(explain)?;
+        let repository = spawned(async move {
+            let passphrase = opens.as_ref().map(|text: &Zeroizing<String>| text.as_str());
+            Repository::open(store, passphrase, &OpenOptions::default()).await
+        })
+        .await
+        .map_err(explain)?;
 
         let known = repository.known_keys();
         let write_key =
@@ -638,10 +642,23 @@ impl Core {
         let passphrase = passphrase.map_err(|error| unresolved(Some(&row.name), reference, &error))?;
         let (patient, _) = task_store(Arc::clone(&store), self.retry_policy());
         let passphrase_text = passphrase.expose().to_owned().into();
-        let repository = cloud::open_existing(patient, passphrase_text, row.known_keys()).await?;
+        let repository = open_existing(patient, Some(passphrase_text), row.known_keys()).await?;
         let opened_with = (reference.clone(), passphrase.fingerprint);
         Ok((repository.with_store(store), bandwidth, Some(opened_with)))
     }
+}
+
+/// Opens an existing repository.
+pub(crate) async fn open_existing(
+    store: Arc<dyn BlobStore>,
+    passphrase: Option<Zeroizing<String>>,
+    known: KnownKeys,
+) -> Result<Repository, ServiceError> {
+    spawned(async move {
+        let passphrase = passphrase.as_ref().map(|text| text.as_str());
+        Repository::open_existing(store, passphrase, &known).await
+    })
+    .await
 }
 
 /// Creates a store client.

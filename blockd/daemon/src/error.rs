@@ -7,6 +7,7 @@ use blockd_secrets::SecretsError;
 use blockd_store::{ProbeError, StoreError, StoreErrorKind};
 use blockd_volume::{VolumeError, VolumeErrorKind};
 use std::path::PathBuf;
+use tracing::Instrument;
 
 /// Reasons why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -323,6 +324,23 @@ where
     E: Into<ServiceError> + Send + 'static,
 {
     match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(error) => Err(ServiceError::Internal(error.to_string())),
+    }
+}
+
+/// Runs a future on a task of its own, which goes on if the caller is dropped.
+///
+/// # Errors
+/// The work failed or panicked.
+pub async fn spawned<R, E>(
+    work: impl Future<Output = Result<R, E>> + Send + 'static,
+) -> Result<R, ServiceError>
+where
+    R: Send + 'static,
+    E: Into<ServiceError> + Send + 'static,
+{
+    match tokio::spawn(work.in_current_span()).await {
         Ok(result) => result.map_err(Into::into),
         Err(error) => Err(ServiceError::Internal(error.to_string())),
     }

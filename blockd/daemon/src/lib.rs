@@ -14,7 +14,6 @@ pub mod browse;
 pub mod check;
 pub mod check_start;
 pub mod cli;
-mod cloud;
 mod cloudsnaps;
 pub mod config;
 mod control;

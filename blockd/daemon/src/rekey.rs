@@ -1,10 +1,9 @@
 //! Rotation of the passphrase and the data key of a repository.
 
 use crate::{
-    cloud,
     core::Core,
     credentials::{StoreKey, encode_keys},
-    error::ServiceError,
+    error::{ServiceError, spawned},
     providers,
 };
 use blockd_api::{
@@ -80,7 +79,7 @@ impl Core {
             kdf: KdfParams::default(),
             known: row.known_keys(),
         };
-        let (repository, done) = cloud::rekey(store, rekey).await?;
+        let (repository, done) = spawned(async move { blockd_cloud::rekey(store, &rekey).await }).await?;
         if changes_write_key {
             // Their objects are sealed with the previous key. Not earlier: the passphrase might have been
             // wrong.

@@ -86,7 +86,7 @@ impl Core {
         tracing::info!(cloudsnap = %id, pinned, expires = expires.map(tracing::field::display), "marked");
         // Its schedules judge again.
         self.scheduler.wake();
-        Ok(CloudsnapMark { id: id, pinned, expires })
+        Ok(CloudsnapMark { id, pinned, expires })
     }
 
     /// Refuses to delete a pinned cloud snapshot. Requires the admission lock.

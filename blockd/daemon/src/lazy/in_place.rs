@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     core::{Core, random_id},
-    error::{ServiceError, blocking},
+    error::{ServiceError, blocking, spawned},
     locate::Purpose,
     preflight::check_cancelled,
     registry::VolumeEntry,
@@ -372,7 +372,7 @@ async fn between(source: &SnapshotSource, chain: &Chain) -> Result<Option<BlockS
         Err(error) => return Err(error.into()),
     };
     let (repository, since) = (source.repository().clone(), source.id().snapshot);
-    crate::cloud::drive(move || async move { changed_blocks(&repository, &tip, since).await }).await
+    spawned(async move { changed_blocks(&repository, &tip, since).await }).await
 }
 
 async fn write_all(

@@ -6,9 +6,8 @@
 
 use super::fetcher::Fetcher;
 use crate::{
-    cloud,
     core::Core,
-    error::{ServiceError, blocking},
+    error::{ServiceError, blocking, spawned},
     tasks::LiveTask,
 };
 use blockd_api::lazy::StoreLoss;
@@ -328,8 +327,7 @@ impl SnapshotSource {
         let repository = live.limited(&repository);
         let manifest = Box::pin(repository.manifest(&id)).await?;
         let opened = repository.clone();
-        let reader =
-            cloud::drive(move || async move { SnapshotReader::open(&opened, &manifest).await }).await?;
+        let reader = spawned(async move { SnapshotReader::open(&opened, &manifest).await }).await?;
         Ok(Self { credential, id, repository, reader, requests })
     }
 
@@ -352,13 +350,12 @@ impl SnapshotSource {
     /// Reads blocks; those beyond the snapshot's end are zero.
     pub(super) async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, ServiceError> {
         let reader = self.reader.clone();
-        cloud::drive(move || async move { reader.read_blocks(extent).await }).await
+        spawned(async move { reader.read_blocks(extent).await }).await
     }
 
     /// Returns the blocks that may have data.
     pub(super) async fn data_blocks(&self) -> Result<BlockSet, ServiceError> {
         let reader = self.reader.clone();
-        cloud::drive(move || async move { reader.data_blocks(Extent::whole(reader.size_bytes())).await })
-            .await
+        spawned(async move { reader.data_blocks(Extent::whole(reader.size_bytes())).await }).await
     }
 }

@@ -6,6 +6,7 @@ use blockd_api::{
     credential_update::{NewAccess, UpdateCredential},
     credentials::Credential,
 };
+use blockd_cloud::{OpenOptions, Repository};
 use std::os::unix::fs::PermissionsExt;
 
 /// A secret in a file, and where it lies.
@@ -116,7 +117,7 @@ async fn failed_credential_update_changes_nothing() {
     let error = update(&host, passphrase(right.clone())).await.unwrap_err();
     assert!(error.message.contains("is not what credential nas was made for"), "{error}");
     let store = blockd_store::LocalStore::open(host.store.path()).unwrap();
-    crate::cloud::open(Arc::new(store), Some("first".to_owned().into())).await.unwrap();
+    Repository::open(Arc::new(store), Some("first"), &OpenOptions::default()).await.unwrap();
     let error = update(&host, passphrase(right.clone())).await.unwrap_err();
     assert!(error.message.contains("is not what credential nas was made for"), "{error}");
     assert_eq!(stored(&host).await, before);

@@ -1,12 +1,16 @@
 //! Checks before a retention pass deletes anything.
 
 use super::engine::Judgement;
-use crate::{cloud, core::Core, error::ServiceError, health};
+use crate::{
+    core::Core,
+    error::{ServiceError, spawned},
+    health,
+};
 use blockd_api::{ErrorCode, events::Severity};
 use blockd_catalog::{Catalog, NewEvent, RunRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
-    VerifyDepth, VerifyOptions, check_clock,
+    VerifyDepth, VerifyOptions, check_clock, verify,
 };
 use blockd_schedule::KeepReason;
 use blockd_store::Requests;
@@ -191,16 +195,12 @@ impl Core {
             return Ok(Some("no backup of it is known to be good".to_owned()));
         }
         let options = VerifyOptions { depth: VerifyDepth::Quick, ..VerifyOptions::default() };
-        let no_check = |_: &CloudSnapshotId| None;
-        let report = cloud::verify(
-            place.repository,
-            ids.clone(),
-            options,
-            Box::new(no_check),
-            Arc::new(place.catalog),
-            Arc::new(Progress::new(place.requests)),
-            self.stopping.clone().into(),
-        )
+        let (checked, cancel) = (ids.clone(), self.stopping.clone().into());
+        let report = spawned(async move {
+            let progress = Arc::new(Progress::new(place.requests));
+            let catalog = place.catalog;
+            verify(&place.repository, &checked, &options, &|_| None, &catalog, progress, &cancel).await
+        })
         .await?;
         if let Some(finding) = report.findings.first() {
             return Ok(Some(format!("object {} is damaged: {}", finding.object, finding.what)));

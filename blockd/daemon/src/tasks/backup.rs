@@ -21,10 +21,9 @@ use super::{
     plan::Plan,
 };
 use crate::{
-    cloud,
     core::Core,
     credentials::is_missing_or_damaged,
-    error::{ServiceError, blocking},
+    error::{ServiceError, blocking, spawned},
     registry::VolumeEntry,
 };
 use blockd_api::{CredentialRef, ErrorCode};
@@ -239,16 +238,12 @@ async fn upload(
         write_once,
         resumed: row.detail.run != Some(core.run) || row.detail.resumed > 0,
     };
-    let result = cloud::backup(
-        repository.clone(),
-        Arc::clone(spec),
-        Arc::clone(&reader) as Arc<dyn BlockReader>,
-        Arc::new(journal),
-        options,
-        progress,
-        cancel,
-    );
-    let result = result.await;
+    let (repository, spec) = (repository.clone(), Arc::clone(spec));
+    let blocks = Arc::clone(&reader) as Arc<dyn BlockReader>;
+    let result = spawned(async move {
+        blockd_cloud::backup(&repository, spec, blocks, Arc::new(journal), &options, progress, &cancel).await
+    })
+    .await;
     let closed = blocking(move || {
         reader.close();
         Ok::<_, ServiceError>(())

@@ -8,14 +8,13 @@
 
 use super::{plan::Plan, verify::proofs};
 use crate::{
-    cloud,
     core::Core,
-    error::{ServiceError, blocking},
+    error::{ServiceError, blocking, spawned},
 };
 use blockd_api::events::Severity;
 use blockd_catalog::{Catalog, CredentialRow, DbError, Doubt, NewEvent, Proof, TaskKind, TaskRow};
 use blockd_cloud::{
-    CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport,
+    CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport, verify,
 };
 use jiff::Timestamp;
 use std::{
@@ -134,15 +133,11 @@ impl Core {
         let (repository, requests) = self.task_repository(credential).await?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         let options = VerifyOptions { depth: VerifyDepth::Quick, download_concurrency: 1, cpu_threads: 1 };
-        let report = cloud::verify(
-            repository.clone(),
-            vec![id],
-            options,
-            Box::new(|_| None),
-            Arc::new(catalog),
-            Arc::new(Progress::new(requests)),
-            CancelToken::new(),
-        )
+        let checked = repository.clone();
+        let report = spawned(async move {
+            let (progress, cancel) = (Arc::new(Progress::new(requests)), CancelToken::new());
+            verify(&checked, &[id], &options, &|_| None, &catalog, progress, &cancel).await
+        })
         .await?;
         // The directory of an unmounted disk is empty. If it is mounted during the check, the result is wrong
         // until the next check.

@@ -10,15 +10,15 @@ use super::{
     clean_files, findings,
 };
 use crate::{
-    cloud,
     core::Core,
-    error::{ServiceError, blocking},
+    error::{ServiceError, blocking, spawned},
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::ErrorCode;
 use blockd_catalog::{Catalog, DbError, TaskRow, VolumeRow, VolumeState};
 use blockd_cloud::{
     BlockWriter, Manifest, ManifestCache, ManifestKey, Progress, RestoreOptions, RestoreRequest,
+    restore_damaged,
 };
 use blockd_extent::VolumeId;
 use blockd_volume::{OpenOptions, RestoreTarget, Volume, VolumeError};
@@ -98,15 +98,10 @@ async fn fill(
         cpu_threads: core.config.cpu_threads,
     };
     let request = RestoreRequest { skip: in_place.settled, skip_damaged: row.detail.skip_damaged };
-    let result = cloud::restore(
-        repository,
-        manifest,
-        Arc::clone(&writer) as Arc<dyn BlockWriter>,
-        request,
-        options,
-        progress,
-        live.cancel.clone(),
-    )
+    let (blocks, cancel) = (Arc::clone(&writer) as Arc<dyn BlockWriter>, live.cancel.clone());
+    let result = spawned(async move {
+        restore_damaged(&repository, &manifest, blocks, &request, &options, progress, &cancel).await
+    })
     .await;
     let failed = result.is_err();
     let volume = blocking(move || -> Result<Option<Arc<Volume>>, VolumeError> {

@@ -9,9 +9,8 @@ use super::{
     findings,
 };
 use crate::{
-    cloud,
     core::Core,
-    error::{ServiceError, blocking},
+    error::{ServiceError, blocking, spawned},
 };
 use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
 use blockd_catalog::{Catalog, Chain, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyWhat};
@@ -55,13 +54,14 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         cpu_threads: if what.background { 1 } else { core.config.cpu_threads },
     };
     let (check, meant) = (against.clone(), row.cloudsnap);
-    let check_of: cloud::CheckOf = Box::new(move |id| {
+    let check_of = move |id: &CloudSnapshotId| {
         check.clone().filter(|_| *id == meant).map(|against| against as Arc<dyn BlockCheck>)
-    });
-    let cache = Arc::new(catalog);
-    let slots_of = repository.clone();
-    let report =
-        cloud::verify(repository, ids, options, check_of, cache, progress, live.cancel.clone()).await;
+    };
+    let (slots_of, cancel) = (repository.clone(), live.cancel.clone());
+    let report = spawned(async move {
+        blockd_cloud::verify(&repository, &ids, &options, &check_of, &catalog, progress, &cancel).await
+    })
+    .await;
     let seen = match against {
         Some(against) => {
             let done = report.is_ok();
