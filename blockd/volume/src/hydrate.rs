@@ -110,9 +110,7 @@ impl Volume {
     /// The source or the disk fails; a retry is possible.
     pub fn hydrate_next(&self) -> Result<Option<u64>, VolumeError> {
         self.check_usable()?;
-        if reserve::is_released() {
-            return Err(self.no_space("hydrate"));
-        }
+        reserve::check_free("hydrate", &self.dir)?;
         match self.current().lazy() {
             Some(base) => base.hydrate_next(),
             None => Ok(None),

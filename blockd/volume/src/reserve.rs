@@ -5,14 +5,15 @@
 //! preallocated file in the data directory reserves some. An operation that finds the disk full
 //! [releases](Reserve::release) it and is retried. From then on, and until the file is [whole
 //! again](Reserve::refill), other allocations are refused as on a full disk: clients' writes, and zeroing
-//! that keeps its space, except to blocks whose data the head has; and hydration. The file is not filled
-//! while such an operation runs, and not before there is room for all of it: on a full disk an attempt takes
-//! the last blocks for a moment, and a database write at that moment fails.
+//! that keeps its space, except to blocks whose data the head has; hydration; restores; and rollbacks. The
+//! file is not filled while such an operation runs, and not before there is room for all of it: on a full
+//! disk an attempt takes the last blocks for a moment, and a database write at that moment fails.
 //!
 //! The file is truncated and synced, not overwritten: on a filesystem that copies on write, overwriting takes
 //! space. The sync ends the filesystem's transaction, before which ext4, XFS and btrfs may not use freed
 //! blocks again.
 
+use crate::error::VolumeError;
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use std::{
@@ -39,6 +40,19 @@ static IS_RELEASED: AtomicBool = AtomicBool::new(false);
 #[inline]
 pub(crate) fn is_released() -> bool {
     IS_RELEASED.load(Ordering::Relaxed)
+}
+
+/// Returns an error as on a full disk while the reserve is released.
+pub(crate) fn check_free(action: &'static str, path: &Path) -> Result<(), VolumeError> {
+    match is_released() {
+        true => Err(no_space(action, path)),
+        false => Ok(()),
+    }
+}
+
+/// Returns the error of a full disk.
+pub(crate) fn no_space(action: &'static str, path: &Path) -> VolumeError {
+    VolumeError::Io { action, path: path.to_owned(), source: rustix::io::Errno::NOSPC.into() }
 }
 
 /// Space reserve of a data directory. A process has at most one.

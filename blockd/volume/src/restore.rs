@@ -11,7 +11,7 @@ use crate::{
     layer_set::{LayerSet, SetIdentity},
     meta::{self, LayerEntry, Meta},
     open::{OpenOptions, sibling, sync_parent},
-    storage,
+    reserve, storage,
     volume::Volume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};
@@ -109,6 +109,7 @@ impl RestoreTarget {
             let message = format!("{} bytes at block {start} are no whole blocks of the volume", data.len());
             return Err(VolumeError::InvalidInput(message));
         }
+        reserve::check_free("restore to", &self.building)?;
         let extent = Extent::new(start, len_blocks);
         self.data.write(extent.offset_bytes(), data)?;
         self.held.lock().insert_extent(extent);

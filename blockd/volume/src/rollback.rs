@@ -13,6 +13,7 @@ use crate::{
     head::{Head, Place},
     layer_set::{LayerSet, SetIdentity},
     meta::{LayerEntry, Meta},
+    reserve,
     stack::{FrozenLayer, Layer, Stack},
     view::SnapshotView,
     volume::{Volume, head_of},
@@ -147,6 +148,7 @@ impl Volume {
                     shown.add(part.len_bytes());
                     return Ok(());
                 };
+                reserve::check_free("roll back", &self.dir)?;
                 match copier.copy(from, part, &data)? {
                     true => Ok(()),
                     false => Err(self.interrupted("it was stopped")),

@@ -83,7 +83,7 @@ impl Volume {
     }
 
     pub(crate) fn no_space(&self, action: &'static str) -> VolumeError {
-        VolumeError::Io { action, path: self.dir.clone(), source: rustix::io::Errno::NOSPC.into() }
+        reserve::no_space(action, &self.dir)
     }
 
     /// Frees the space of all whole blocks of a range; they read as zeroes afterwards. Partial blocks at the

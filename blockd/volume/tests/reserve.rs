@@ -3,8 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use blockd_extent::{SnapshotId, VolumeId};
-use blockd_volume::{Reserve, Volume, VolumeErrorKind};
+use blockd_extent::{BlockIndex, SnapshotId, VolumeId};
+use blockd_volume::{Reserve, RestoreTarget, Volume, VolumeErrorKind};
 use std::sync::Arc;
 
 #[test]
@@ -13,6 +13,11 @@ fn released_reserve_refuses_new_blocks_until_it_is_refilled() {
     let reserve = Arc::new(Reserve::open(dir.path()).unwrap());
     let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(5), 1 << 20).unwrap();
     volume.write(0, &[1; 4096], false).unwrap();
+    let overwritten = Volume::create(&dir.path().join("o"), VolumeId::from_u64(6), 1 << 20).unwrap();
+    overwritten.write(0, &[1; 4096], false).unwrap();
+    overwritten.freeze(SnapshotId::from_u64(2)).unwrap();
+    overwritten.write(0, &[2; 4096], false).unwrap();
+    let restored = RestoreTarget::create(&dir.path().join("r"), VolumeId::from_u64(7), 1 << 20).unwrap();
     let file = dir.path().join("space.reserve");
     let blocks = || std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
     assert!(blocks() > 0);
@@ -39,6 +44,10 @@ fn released_reserve_refuses_new_blocks_until_it_is_refilled() {
     }
     assert_eq!((used(), volume.stats().head_dirty_bytes), (before, 4096));
     volume.write_zeroes(16384, 8192, false, false).unwrap();
+    let roll_back = || overwritten.roll_back(SnapshotId::from_u64(2), &|| true).map(drop);
+    for refused in [restored.write_blocks(BlockIndex(0), &[7; 4096]), roll_back()] {
+        assert_eq!(refused.unwrap_err().kind(), VolumeErrorKind::NoSpace);
+    }
     volume.freeze(SnapshotId::from_u64(1)).unwrap();
     volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
     assert_eq!(volume.failure(), None);
@@ -51,4 +60,6 @@ fn released_reserve_refuses_new_blocks_until_it_is_refilled() {
     drop(third);
     assert!(reserve.refill() && blocks() > 0);
     volume.write(4096, &[2; 4096], false).unwrap();
+    restored.write_blocks(BlockIndex(0), &[7; 4096]).unwrap();
+    roll_back().unwrap();
 }
