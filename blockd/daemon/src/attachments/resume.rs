@@ -57,8 +57,10 @@ impl Core {
             let mut held = HeldVolume { name: entry.name.clone(), row: row.clone(), problem: None };
             let volume = row.volume;
             let carriers = found.get(&attachments.shared.backend(volume)).cloned().unwrap_or_default();
+            let mut is_stale = false;
             let (device, resumed) = match choose(&held, &carriers) {
                 Ok(Some(device)) if let Some(loss) = crate::discarded::refuses_devices(&entry) => {
+                    is_stale = true;
                     (None, disconnect_stale(&mut kernel, device, &loss))
                 }
                 Ok(device) => (device, self.resume_one(&mut kernel, &held, device)),
@@ -92,6 +94,11 @@ impl Core {
                     tracing::warn!(%volume, name = %entry.name, %error, "updating the row of an attachment failed; it keeps its state from before this start");
                 }
                 held.row = row;
+            }
+            if is_stale {
+                // The kernel shows the device until its users close it, even disconnected. Without its number
+                // it counts as not connected and gets no sockets; the stored row keeps it for the next start.
+                held.row.device = None;
             }
             let waits = held.problem.is_some() && device.is_some();
             attachments.shared.held.lock().insert(volume, held);

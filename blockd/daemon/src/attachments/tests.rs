@@ -138,6 +138,49 @@ async fn device_older_than_a_loss_is_disconnected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn mounted_device_older_than_a_loss_counts_as_disconnected() {
+    let mut host = Host::new().await;
+    host.create("lost").await;
+    let lost = host.attach("lost").await.unwrap();
+    host.kernel.mount(lost, true);
+    lose_map(&host, "lost");
+    host.restart().await;
+    // The kernel shows the device until it is unmounted.
+    let seen = host.seen("lost").unwrap();
+    assert!(!seen.connected, "{seen:?}");
+    assert!(seen.problem.is_some_and(|problem| problem.contains("discarded")));
+    let acknowledge = UpdateVolume { acknowledge_discarded_writes: true, ..UpdateVolume::default() };
+    host.core().update_volume(&named("lost"), acknowledge).await.unwrap();
+    let refused = host.attach("lost").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::DeviceInUse, "{refused}");
+    host.kernel.mount(lost, false);
+    assert_eq!(host.attach("lost").await, Ok(lost));
+}
+
+/// The kernel refuses the disconnect: the device waits for connections, and must not get any.
+#[tokio::test(flavor = "multi_thread")]
+async fn stale_device_gets_no_sockets_when_its_volume_grows() {
+    let mut host = Host::new().await;
+    host.create("lost").await;
+    host.create("kept").await;
+    let lost = host.attach("lost").await.unwrap();
+    lose_map(&host, "lost");
+    host.kernel.refuse("disconnect", true);
+    host.kernel.take_done();
+    host.restart().await;
+    host.kernel.wait_for(&format!("refused: disconnect {lost}"));
+    // A failed resize is repeated with new connections.
+    host.kernel.refuse("resize", true);
+    let update = UpdateVolume { size_bytes: Some(SIZE_BYTES * 2), ..UpdateVolume::default() };
+    host.core().update_volume(&named("lost"), update).await.unwrap();
+    let kept = host.attach("kept").await.unwrap();
+    let update = UpdateVolume { size_bytes: Some(SIZE_BYTES * 2), ..UpdateVolume::default() };
+    host.core().update_volume(&named("kept"), update).await.unwrap();
+    host.kernel.wait_for(&format!("reconnect {kept}"));
+    assert!(!host.kernel.take_done().contains(&format!("reconnect {lost}")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn force_detached_device_is_never_attached_again() {
     let mut host = Host::new().await;
     host.create("data").await;
