@@ -7,7 +7,7 @@ use crate::{
     core::Core,
     error::ServiceError,
     preflight::check_cancelled,
-    schedules::{Uses, engine},
+    schedules::{Uses, engine, is_relied_on},
 };
 use blockd_api::{
     CredentialRef, ErrorCode,
@@ -17,7 +17,7 @@ use blockd_api::{
 use blockd_catalog::{DbError, Proof, RetentionOverride, RunRow, ScheduleRow};
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest};
 use blockd_extent::VolumeId;
-use blockd_schedule::{KeepReason, Retention, Snapshot, Verdict, decide};
+use blockd_schedule::{Retention, Snapshot, Verdict, decide};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -158,14 +158,14 @@ impl Core {
             ids.iter()
                 .any(|one| (one.cluster, one.volume, one.snapshot) == (id.cluster, id.volume, id.snapshot))
         };
-        let last_good = judged.iter().filter(|one| one.verdict.is_kept_as(KeepReason::LastGood));
-        let last_good = last_good.map(|one| one.id).collect();
+        let relied_on = judged.iter().filter(|one| is_relied_on(&one.verdict));
+        let relied_on = relied_on.map(|one| one.id).collect();
         let (surplus, kept): (Vec<VerdictOfOverride>, Vec<VerdictOfOverride>) =
             judged.into_iter().filter(|one| is_meant(&one.id)).partition(|one| one.verdict.is_delete());
         for VerdictOfOverride { id, verdict, .. } in kept {
             tracing::info!(cloudsnap = %id, %verdict, "it has expired, and stays");
         }
-        if !surplus.is_empty() && !self.check_last_good(place, last_good).await? {
+        if !surplus.is_empty() && !self.check_relied_on(place, relied_on).await? {
             return Ok(());
         }
         for VerdictOfOverride { id, verdict, mark } in surplus {

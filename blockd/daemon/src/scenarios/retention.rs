@@ -4,7 +4,7 @@ use super::{Host, api_code, dying, retention_overrides::store_override};
 use crate::{retention_overrides::RecentListings, schedules::Delays};
 use blockd_api::{
     ClientError, ErrorCode,
-    cloudsnaps::{MarkCloudsnap, StartDelete},
+    cloudsnaps::{MarkCloudsnap, StartDelete, StartVerify, VerifyDepth},
     credentials::ProviderRequest,
     events::ListEvents,
     schedules::UpdateSchedule,
@@ -201,6 +201,24 @@ async fn missing_pack_of_the_newest_backup_stops_expiry() {
     host.expire_at(later()).await;
     assert_eq!(host.ids().await, [whole]);
     assert!(host.client.status().await.unwrap().problems.iter().all(|problem| problem.kind != "retention"));
+    host.stop().await;
+}
+
+/// The newest backup is unverified, and the last verified one lost objects since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn missing_pack_of_the_last_verified_backup_stops_expiry() {
+    let mut host = Host::new().await;
+    let dated = host.one_dated().await;
+    let verified = host.backup("v", true).await.source_volume.unwrap();
+    let snap = Some(verified.parse().unwrap());
+    let verify = StartVerify { snap, depth: VerifyDepth::Frames, ..StartVerify::default() };
+    host.done(host.client.start_verify(&verify).await.unwrap().task).await;
+    let newest = host.backup("v", true).await.source_volume.unwrap();
+    host.lose_pack(&verified);
+    host.expire_at(later()).await;
+    assert_eq!(host.ids().await, [dated, verified, newest]);
+    let event = host.event("retention-stopped").await;
+    assert!(event.message.contains("missing"), "{event:?}");
     host.stop().await;
 }
 

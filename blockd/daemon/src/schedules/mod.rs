@@ -13,7 +13,7 @@ mod runner;
 mod simulation;
 mod uses;
 
-pub(crate) use retention_checks::delete_command;
+pub(crate) use retention_checks::{delete_command, is_relied_on};
 #[cfg(test)]
 pub(crate) use runner::Delays;
 pub(crate) use runner::{Scheduler, start};

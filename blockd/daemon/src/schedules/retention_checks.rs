@@ -12,7 +12,8 @@ use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
     VerifyDepth, VerifyOptions, check_clock, verify,
 };
-use blockd_schedule::KeepReason;
+
+use blockd_schedule::{KeepReason, Verdict};
 use blockd_store::Requests;
 use jiff::Timestamp;
 use std::{collections::HashSet, sync::Arc};
@@ -21,11 +22,11 @@ use uuid::Uuid;
 /// State of the backups that a pass would keep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum RetentionCheck {
-    /// All exist with readable manifests, and the last good one has all objects.
+    /// All exist with readable manifests, and those relied on have all objects.
     Whole,
     /// Some are gone, and were removed from the records.
     Fewer,
-    /// A manifest is unreadable, or objects of the last good one are missing: nothing may be deleted.
+    /// A manifest is unreadable, or objects of one relied on are missing: nothing may be deleted.
     Doubtful,
 }
 
@@ -70,18 +71,18 @@ impl Core {
         Ok(Some(ProvenPlace { credential, like: *like, repository, requests, catalog, listed }))
     }
 
-    /// Checks that the last good backups of a volume, which stay, have all objects. Otherwise retention
-    /// stops, and nothing of the volume may be deleted.
+    /// Checks that the backups that retention [relies on](is_relied_on) have all objects. Otherwise
+    /// retention stops, and nothing of the volume may be deleted.
     ///
     /// # Errors
     /// The store fails.
-    pub(crate) async fn check_last_good(
+    pub(crate) async fn check_relied_on(
         &self,
         place: ProvenPlace,
-        last_good: Vec<CloudSnapshotId>,
+        relied_on: Vec<CloudSnapshotId>,
     ) -> Result<bool, ServiceError> {
         let (credential, like) = (place.credential, place.like);
-        if let Some(what) = self.check_quickly(place, last_good).await? {
+        if let Some(what) = self.check_quickly(place, relied_on).await? {
             let hint = "verify its cloud snapshots, make a new full backup, then delete the damaged ones with `blockctl cloudsnap delete`";
             self.stop_retention(credential, &like, Obstacle { what, hint: hint.to_owned() }).await?;
             return Ok(false);
@@ -125,10 +126,9 @@ impl Core {
         if found == RetentionCheck::Fewer {
             return Ok(found);
         }
-        let last_good =
-            kept.iter().filter(is_selected).filter(|one| one.verdict.is_kept_as(KeepReason::LastGood));
-        let last_good = last_good.map(|judgement| judgement.cloudsnap).collect();
-        match self.check_last_good(place, last_good).await? {
+        let relied_on = kept.iter().filter(is_selected).filter(|one| is_relied_on(&one.verdict));
+        let relied_on = relied_on.map(|judgement| judgement.cloudsnap).collect();
+        match self.check_relied_on(place, relied_on).await? {
             true => Ok(RetentionCheck::Whole),
             false => Ok(RetentionCheck::Doubtful),
         }
@@ -237,6 +237,12 @@ impl Core {
         self.events.wake();
         Ok(())
     }
+}
+
+/// Returns true for the backups that remain restorable if all others are lost: the last good one, and the
+/// last verified one, because the content of the last good one may be unverified.
+pub(crate) fn is_relied_on(verdict: &Verdict) -> bool {
+    verdict.is_kept_as(KeepReason::LastGood) || verdict.is_kept_as(KeepReason::LastVerified)
 }
 
 /// Returns the cause of an unreadable manifest of a volume. An object with an unknown name counts as well, as
