@@ -223,6 +223,19 @@ async fn missing_pack_of_the_last_verified_backup_stops_expiry() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn repaired_key_slot_does_not_stop_expiry() {
+    let mut host = Host::new().await;
+    host.one_dated().await;
+    let newest = host.backup("v", true).await.source_volume.unwrap();
+    let files = super::walk(&host.store.path().join("blockd/keys-copy"));
+    damage(&PathBuf::from(&files[0]));
+    host.expire_at(later()).await;
+    assert_eq!(host.ids().await, [newest]);
+    assert!(!host.has_event("retention-stopped").await);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kept_backup_in_doubt_is_no_last_good_of_expiry() {
     let mut host = Host::new().await;
     let base = host.one_dated().await;

@@ -202,7 +202,9 @@ impl Core {
             verify(&place.repository, &checked, &options, &|_| None, &catalog, progress, &cancel).await
         })
         .await?;
-        if let Some(finding) = report.findings.first() {
+        let is_repaired =
+            |object: &str| report.slots.iter().any(|one| one.object == object && one.is_repaired());
+        if let Some(finding) = report.findings.iter().find(|finding| !is_repaired(&finding.object)) {
             return Ok(Some(format!("object {} is damaged: {}", finding.object, finding.what)));
         }
         // A missing one is no finding.
