@@ -495,6 +495,11 @@ pub(crate) fn data_ranges<'a>(
     })
 }
 
+/// Returns true if a write takes several calls, between which another write can reach the file.
+pub(crate) fn is_split(offset_bytes: u64, len: usize) -> bool {
+    piece_len(offset_bytes, len) < len
+}
+
 /// Returns the length of one write call: up to the next multiple of [`PIECE_BYTES`].
 fn piece_len(offset_bytes: u64, len: usize) -> usize {
     len.min((PIECE_BYTES - offset_bytes % PIECE_BYTES) as usize)

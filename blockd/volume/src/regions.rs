@@ -1,6 +1,8 @@
-//! Locks over regions of a head, so that copy-up and zeroing are exclusive.
+//! Locks over regions of a head, so that copy-up, zeroing and large writes are exclusive.
 //!
-//! Writes lock their regions shared: they are not ordered (overlapping concurrent writes have either result).
+//! Writes of one call lock their regions shared: the lock of the file orders them. Larger ones lock
+//! exclusively, because they take several calls. A client that timed out repeats its write on another
+//! connection; the rest of the first copy would overwrite what is written after the answer of the second one.
 //! Copy-up and zeroing lock exclusively, because they access a block's state and data in several steps. A
 //! region is 1 MiB; regions share 256 locks.
 
@@ -35,6 +37,10 @@ impl Regions {
 
     pub(crate) fn exclusive(&self, extent: Extent) -> Held<RwLockWriteGuard<'_, ()>> {
         self.lock(extent, |stripe| Some(stripe.write())).unwrap_or(Held::Many { _guards: Vec::new() })
+    }
+
+    pub(crate) fn try_exclusive(&self, extent: Extent) -> Option<Held<RwLockWriteGuard<'_, ()>>> {
+        self.lock(extent, RwLock::try_write)
     }
 
     /// Locks stripes in ascending order, each once, which avoids deadlocks.

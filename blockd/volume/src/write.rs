@@ -7,6 +7,7 @@
 //! waits for it.
 
 use crate::{
+    data_files,
     error::VolumeError,
     head::{Head, ZeroHow},
     live_map::BlockState,
@@ -61,13 +62,19 @@ impl Volume {
                 copy_up(entered.stack(), head, edge)?;
             }
         }
-        let _regions = match may_wait {
-            true => head.regions.shared(touched),
-            false => match head.regions.try_shared(touched) {
-                Some(regions) => regions,
+        let (_shared, _alone);
+        match (data_files::is_split(offset_bytes, data.len()), may_wait) {
+            (false, true) => _shared = head.regions.shared(touched),
+            (true, true) => _alone = head.regions.exclusive(touched),
+            (false, false) => match head.regions.try_shared(touched) {
+                Some(regions) => _shared = regions,
                 None => return Ok(false),
             },
-        };
+            (true, false) => match head.regions.try_exclusive(touched) {
+                Some(regions) => _alone = regions,
+                None => return Ok(false),
+            },
+        }
         head.write(offset_bytes, data)?;
         self.counters.writes.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);

@@ -205,3 +205,31 @@ fn writes_go_on_while_the_volume_grows() {
     drop(volume);
     check(&Volume::open(&path, &OpenOptions::default()).unwrap());
 }
+
+/// A client repeats a write on another connection after a timeout, while the first copy is still in progress.
+/// The first copy must not overwrite parts of what is written after the answer of the second one.
+#[test]
+fn overlapping_large_writes_do_not_interleave() {
+    const LEN_BYTES: usize = 1 << 20;
+    let dir = fast_dir();
+    let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 4 << 20).unwrap();
+    let barrier = std::sync::Barrier::new(2);
+    for round in 0..100 {
+        let at = round % 3 * 4096;
+        std::thread::scope(|scope| {
+            for byte in [1, 2] {
+                let (volume, barrier) = (&volume, &barrier);
+                scope.spawn(move || {
+                    let data = vec![byte; LEN_BYTES];
+                    barrier.wait();
+                    if !volume.try_write(at, &data).unwrap() {
+                        volume.write(at, &data, false).unwrap();
+                    }
+                });
+            }
+        });
+        let mut found = vec![0; LEN_BYTES];
+        volume.read(at, &mut found).unwrap();
+        assert!(found.iter().all(|byte| *byte == found[0]), "round {round}: parts of both writes");
+    }
+}
