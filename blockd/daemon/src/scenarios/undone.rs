@@ -3,6 +3,7 @@
 
 use super::*;
 use blockd_api::{
+    CredentialRef,
     cloudsnaps::{CollectGarbage, StartVerify, VerifyDepth},
     credentials::CredentialLimits,
     tasks::{StopTask, TaskLimits},
@@ -301,6 +302,35 @@ async fn damage_is_found_shown_restored_past_and_healed() {
     let task = verify(Some(&next), VerifyDepth::Frames).await;
     assert_eq!(task.findings.unwrap().damaged_snapshots, Vec::<String>::new());
     host.assert_tidy();
+}
+
+/// A verification with another credential of the repository found the damage, after a sound one.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_found_with_another_credential_is_healed() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let own = CredentialRef::Id(host.create_credential().await);
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    let full = host.backup("data", false).await.source_volume.unwrap();
+    let mut other = host.credential("other", None);
+    other.provider = ProviderRequest::Local { path: host.store.path().join(".") };
+    let other = CredentialRef::Id(host.client.create_credential(&other).await.unwrap().uuid);
+    let verify = async |cred_id: &CredentialRef| {
+        let (snap, cred_id) = (Some(full.parse().unwrap()), Some(cred_id.clone()));
+        let request = StartVerify { snap, depth: VerifyDepth::Frames, cred_id };
+        host.wait(host.client.start_verify(&request).await.unwrap().task).await.state.stage
+    };
+    assert_eq!(verify(&own).await, TaskStage::Done);
+    let pack = walk(host.store.path()).into_iter().find(|path| path.contains("/pack-")).unwrap();
+    let mut bytes = std::fs::read(&pack).unwrap();
+    bytes[64 + (200 << 10)] ^= 1;
+    std::fs::write(&pack, &bytes).unwrap();
+    assert_eq!(verify(&other).await, TaskStage::Failed);
+    model.write(&volume, 10 << 20, 5, 4096);
+    let backup = StartBackup { cred_id: Some(own), ..StartBackup::of("data".parse().unwrap()) };
+    let next = host.done(host.client.start_backup(&backup).await.unwrap().task).await;
+    assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), (128 << 10) + 4096));
 }
 
 #[tokio::test(flavor = "multi_thread")]

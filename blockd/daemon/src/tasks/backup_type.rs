@@ -20,7 +20,7 @@ use blockd_catalog::{Catalog, Chain, DbError, Proof, SnapshotRow, TaskRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository, new_delta_salt,
 };
-use blockd_extent::{Epoch, SnapshotId};
+use blockd_extent::{BlockSet, Epoch, SnapshotId};
 use blockd_volume::{Changes, Volume, VolumeErrorKind};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -170,8 +170,12 @@ async fn heal(
 ) -> Result<Changes, ServiceError> {
     let credential = row.credential;
     let proofs = core.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
-    let lost = proofs.into_iter().find(|proof| proof.cloudsnap == base).map(|proof| proof.damaged);
-    let Some(mut lost) = lost.filter(|lost| !lost.is_empty()) else { return Ok(changes) };
+    // Any credential of the repository may have found some.
+    let mut lost = BlockSet::new();
+    proofs.iter().filter(|proof| proof.cloudsnap == base).for_each(|proof| lost.union_with(&proof.damaged));
+    if lost.is_empty() {
+        return Ok(changes);
+    }
     let volume = Arc::clone(volume);
     let all = blocking(move || volume.changes(None, until)).await?;
     lost.subtract(&changes.data);
