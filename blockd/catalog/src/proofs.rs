@@ -5,6 +5,7 @@ use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::BlockSet;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params, types::Type};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Result of the last verification of a cloud snapshot.
@@ -78,6 +79,38 @@ impl Proof {
         }
         proofs.sort_by_key(|proof| proof.verified);
         Ok(proofs)
+    }
+
+    /// Returns the proofs from the credentials of a credential's place, oldest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn of_place(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Self>, DbError> {
+        let mut proofs = Self::all(tx, credential)?;
+        for alias in Aliases::all(tx)?.of(credential).iter().filter(|alias| alias.is_same_place) {
+            proofs.extend(Self::all(tx, alias.credential)?);
+        }
+        proofs.sort_by_key(|proof| proof.verified);
+        Ok(proofs)
+    }
+
+    /// Returns the times at which damage was found in places that match by key ids only: copies of the
+    /// repository, or other spellings of its place.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn damage_in_copies(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+    ) -> Result<BTreeMap<CloudSnapshotId, Timestamp>, DbError> {
+        let mut found = BTreeMap::new();
+        for alias in Aliases::all(tx)?.of(credential).iter().filter(|alias| !alias.is_same_place) {
+            for proof in Self::all(tx, alias.credential)?.into_iter().filter(|proof| !proof.sound) {
+                let last = found.entry(proof.cloudsnap).or_insert(proof.verified);
+                *last = proof.verified.max(*last);
+            }
+        }
+        Ok(found)
     }
 
     /// Adds or replaces the proof, and keeps a known digest.

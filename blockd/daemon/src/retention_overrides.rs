@@ -7,20 +7,20 @@ use crate::{
     core::Core,
     error::ServiceError,
     preflight::check_cancelled,
-    schedules::{Uses, engine, is_relied_on},
+    schedules::{KnownHealth, Uses, is_relied_on},
 };
 use blockd_api::{
     CredentialRef, ErrorCode,
     cloudsnaps::{CloudsnapMark, MarkCloudsnap, StartDelete},
     tasks::TaskStarted,
 };
-use blockd_catalog::{DbError, Proof, RetentionOverride, RunRow, ScheduleRow};
+use blockd_catalog::{DbError, RetentionOverride, RunRow, ScheduleRow};
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest};
 use blockd_extent::VolumeId;
 use blockd_schedule::{Retention, Snapshot, Verdict, decide};
 use jiff::Timestamp;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -198,21 +198,20 @@ impl Core {
         now: Timestamp,
     ) -> Result<Vec<VerdictOfOverride>, ServiceError> {
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((Proof::of_repository(tx, credential)?, RetentionOverride::all(tx)?, Uses::all(tx)?))
+            Ok((KnownHealth::of(tx, credential)?, RetentionOverride::all(tx)?, Uses::all(tx)?))
         });
-        let (proofs, marks, uses) = known.await?;
-        let proofs: BTreeMap<CloudSnapshotId, Proof> =
-            proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+        let (known, marks, uses) = known.await?;
         let snapshots: Vec<_> = manifests
             .iter()
             .map(|manifest| {
                 let id = manifest.id();
                 let mark = marks.of(&id, credential, now);
+                let (condition, health) = known.judge(&id, uses.condition(credential, &id));
                 Snapshot {
                     id,
                     created: manifest.created,
-                    condition: uses.condition(credential, &id),
-                    health: engine::health(proofs.get(&id)),
+                    condition,
+                    health,
                     pinned: mark.is_some_and(|mark| mark.pinned),
                     expires: mark.and_then(|mark| mark.expires),
                 }

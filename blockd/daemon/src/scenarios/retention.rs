@@ -9,7 +9,7 @@ use blockd_api::{
     events::ListEvents,
     schedules::UpdateSchedule,
 };
-use blockd_catalog::{RetentionOverride, TaskRow};
+use blockd_catalog::{Proof, RetentionOverride, TaskRow};
 use blockd_cloud::ManifestKey;
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use jiff::{SignedDuration, Timestamp};
@@ -339,6 +339,40 @@ async fn date_holds_under_another_credential_of_the_repository() {
     let plan = host.client.plan_retention(schedule).await.unwrap().cloudsnaps;
     let of_old = plan.iter().find(|planned| planned.cloudsnap.to_string() == snaps[0]).unwrap();
     assert_eq!(of_old.verdict, Verdict::Keep(vec![KeepReason::NotExpired]));
+    host.stop().await;
+}
+
+/// The other place may be a copy of the repository: its damage is none of this one's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_in_a_possible_copy_deletes_nothing() {
+    let mut host = Host::new().await;
+    let (snaps, schedule) = host.two_kept().await;
+    let own = host.core().credential_rows().await.unwrap()[0].uuid;
+    let link = host.dir.path().join("link");
+    std::os::unix::fs::symlink(host.store.path(), &link).unwrap();
+    let other = host.other_credential(link).await;
+    let prove = |credential, snap: &str, sound| {
+        let cloudsnap = host.stored(snap);
+        let (verified, depth) = (Timestamp::now(), blockd_cloud::VerifyDepth::Frames);
+        let (damaged, digest) = (Default::default(), None);
+        let proof = Proof { credential, cloudsnap, verified, depth, sound, damaged, digest };
+        host.core().db.transaction(|tx| proof.put(tx)).unwrap();
+    };
+    let verdicts = async || {
+        let plan = host.client.plan_retention(schedule).await.unwrap().cloudsnaps;
+        let of = |snap: &String| plan.iter().find(|planned| planned.cloudsnap.to_string() == *snap).unwrap();
+        snaps.iter().map(|snap| of(snap).verdict.clone()).collect::<Vec<_>>()
+    };
+    prove(own, &snaps[1], true);
+    prove(other, &snaps[0], false);
+    assert!(!verdicts().await[0].is_delete());
+    prove(own, &snaps[0], true);
+    prove(other, &snaps[1], false);
+    let found = verdicts().await;
+    assert!(found[0].is_kept_as(KeepReason::LastGood), "it may be damaged here, too: {found:?}");
+    assert!(found[1].is_kept_as(KeepReason::NoneBetter), "{found:?}");
+    prove(own, &snaps[1], true);
+    assert!(verdicts().await[1].is_kept_as(KeepReason::LastGood));
     host.stop().await;
 }
 

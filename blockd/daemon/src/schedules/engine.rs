@@ -4,7 +4,7 @@
 //! transaction that stores the task. So a daemon that is killed between two of them finds the remaining work
 //! at its next start.
 
-use super::uses::Uses;
+use super::{known_health::KnownHealth, uses::Uses};
 use blockd_api::{
     SnapshotName, VolumeName,
     events::Severity,
@@ -12,15 +12,14 @@ use blockd_api::{
     schedules::{Rule, RunState, Selector},
 };
 use blockd_catalog::{
-    DbError, NewEvent, Proof, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow,
-    TaskState,
+    DbError, NewEvent, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow, TaskState,
 };
-use blockd_cloud::{CloudSnapshotId, VerifyDepth};
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Condition, Health, KeepReason, Retention, Snapshot, Tick, Verdict, decide, tick};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Transaction;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, btree_map::Entry};
 use uuid::Uuid;
 
 use crate::registry::Tags;
@@ -505,16 +504,6 @@ pub(crate) struct Judgement {
     pub(crate) mark: Option<RetentionOverride>,
 }
 
-/// Returns the condition that the last proof found.
-pub(crate) fn health(proof: Option<&Proof>) -> Health {
-    match proof {
-        Some(proof) if !proof.sound => Health::Bad,
-        // A quick verification is no proof of content.
-        Some(proof) if proof.depth != VerifyDepth::Quick => Health::Verified,
-        _ => Health::Unverified,
-    }
-}
-
 /// Applies the retention to the backups of a schedule. Rules with their own retention count separately, all
 /// others together, for each volume and location. Backups of a removed rule keep its last retention: a
 /// stricter one must not apply without a user's decision.
@@ -530,12 +519,7 @@ pub(crate) fn judge(
         None => Some((run.pool.clone(), run.retain.clone().unwrap_or_default())),
     };
     let uses = Uses::all(tx)?;
-    let mut proofs = BTreeMap::new();
-    for credential in &schedule.spec.credentials {
-        for proof in Proof::of_repository(tx, *credential)? {
-            proofs.insert((*credential, proof.cloudsnap.to_string()), proof);
-        }
-    }
+    let mut known = BTreeMap::new();
     let marks = RetentionOverride::all(tx)?;
     let mut pools = BTreeMap::new();
     let mut runs = BTreeMap::new();
@@ -547,12 +531,16 @@ pub(crate) fn judge(
         let (pool, retain) =
             at_place.or_else(|| own(&run)).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
         let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
-        let health = health(proofs.get(&(credential, cloudsnap.to_string())));
+        let known = match known.entry(credential) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(KnownHealth::of(tx, credential)?),
+        };
+        let (condition, health) = known.judge(&cloudsnap, uses.condition(credential, &cloudsnap));
         let mark = marks.of(&cloudsnap, credential, now);
         let snapshot = Snapshot {
             id: run.id,
             created: run.started,
-            condition: uses.condition(credential, &cloudsnap),
+            condition,
             health,
             pinned: mark.is_some_and(|mark| mark.pinned),
             expires: mark.and_then(|mark| mark.expires),

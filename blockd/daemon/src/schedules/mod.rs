@@ -3,6 +3,7 @@
 pub(crate) mod engine;
 #[cfg(test)]
 mod engine_tests;
+mod known_health;
 mod local;
 mod plausibility;
 mod policies;
@@ -13,6 +14,7 @@ mod runner;
 mod simulation;
 mod uses;
 
+pub(crate) use known_health::KnownHealth;
 pub(crate) use retention_checks::{delete_command, is_relied_on};
 #[cfg(test)]
 pub(crate) use runner::Delays;
