@@ -137,12 +137,18 @@ impl Proof {
         Ok(())
     }
 
-    /// Removes the proof of a deleted cloud snapshot.
+    /// Removes the proofs of a cloud snapshot that was deleted from a credential's place. Copies of the
+    /// repository keep theirs.
     ///
     /// # Errors
     /// The database fails.
-    pub fn remove(tx: &Transaction<'_>, cloudsnap: &CloudSnapshotId) -> Result<(), DbError> {
-        tx.execute("DELETE FROM proofs WHERE cloudsnap = ?1", [cloudsnap.to_string()])?;
+    pub fn remove(tx: &Transaction<'_>, credential: Uuid, cloudsnap: &CloudSnapshotId) -> Result<(), DbError> {
+        let sql = "DELETE FROM proofs WHERE cloudsnap = ?1 AND credential = ?2";
+        let aliases = Aliases::all(tx)?;
+        let same = aliases.of(credential).iter().filter(|alias| alias.is_same_place);
+        for credential in same.map(|alias| alias.credential).chain([credential]) {
+            tx.execute(sql, [cloudsnap.to_string(), credential.to_string()])?;
+        }
         Ok(())
     }
 }
@@ -151,6 +157,31 @@ impl Proof {
 mod tests {
     use super::super::{CredentialRow, Db};
     use super::*;
+
+    #[test]
+    fn deletion_in_one_place_keeps_the_proofs_of_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let cloudsnap: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
+        let [here, spelled, copy] = [7, 8, 9].map(Uuid::from_u128);
+        let key = Uuid::from_u128(1);
+        db.transaction::<_, DbError>(|tx| {
+            CredentialRow::sample(here, "/backup", key).insert(tx)?;
+            CredentialRow::sample(spelled, "/backup/.", key).insert(tx)?;
+            CredentialRow::sample(copy, "/copy", key).insert(tx)?;
+            for credential in [here, spelled, copy] {
+                let (verified, depth, sound) = (Timestamp::UNIX_EPOCH, VerifyDepth::Frames, false);
+                let (damaged, digest) = (BlockSet::new(), None);
+                Proof { credential, cloudsnap, verified, depth, sound, damaged, digest }.put(tx)?;
+            }
+            Proof::remove(tx, here, &cloudsnap)?;
+            let left =
+                [here, spelled, copy].map(|credential| Proof::all(tx, credential).map(|all| all.len()));
+            assert_eq!(left.map(Result::unwrap), [0, 0, 1]);
+            Ok(())
+        })
+        .unwrap();
+    }
 
     #[test]
     fn soundness_in_a_copy_of_a_repository_hides_no_damage() {

@@ -64,7 +64,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let done = core
         .finish(live, move |tx| {
             Chain::remove_tip(tx, &id)?;
-            Proof::remove(tx, &id)?;
+            Proof::remove(tx, credential, &id)?;
             Doubt::remove(tx, credential, &id)?;
             RetentionOverride::remove(tx, &id, credential)?;
             RunRow::expire(tx, credential, &id, &format!("deleted by task {task}"))?;
