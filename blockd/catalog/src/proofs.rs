@@ -142,7 +142,11 @@ impl Proof {
     ///
     /// # Errors
     /// The database fails.
-    pub fn remove(tx: &Transaction<'_>, credential: Uuid, cloudsnap: &CloudSnapshotId) -> Result<(), DbError> {
+    pub fn remove(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        cloudsnap: &CloudSnapshotId,
+    ) -> Result<(), DbError> {
         let sql = "DELETE FROM proofs WHERE cloudsnap = ?1 AND credential = ?2";
         let aliases = Aliases::all(tx)?;
         let same = aliases.of(credential).iter().filter(|alias| alias.is_same_place);
@@ -162,7 +166,7 @@ mod tests {
     fn deletion_in_one_place_keeps_the_proofs_of_others() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-        let cloudsnap: CloudsnapId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
+        let cloudsnap: CloudSnapshotId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
         let [here, spelled, copy] = [7, 8, 9].map(Uuid::from_u128);
         let key = Uuid::from_u128(1);
         db.transaction::<_, DbError>(|tx| {

@@ -1,7 +1,7 @@
 //! Retention beside damage: what it would delete may be the last backup that restores.
 
 use super::{Host, api_code, dying, retention_overrides::store_override};
-use crate::{retention_overrides::RecentListings, schedules::Delays};
+use crate::{maintenance::Attempts, retention_overrides::RecentListings, schedules::Delays};
 use blockd_api::{
     ClientError, ErrorCode,
     cloudsnaps::{MarkCloudsnap, StartDelete, StartVerify, VerifyDepth},
@@ -366,6 +366,9 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
     prove(own, &snaps[1], true);
     prove(other, &snaps[0], false);
     assert!(!verdicts().await[0].is_delete());
+    let credential = host.core().credential_rows().await.unwrap().into_iter().find(|row| row.uuid == own);
+    let next = host.core().next_to_verify(&credential.unwrap(), later(), &Attempts::new()).await.unwrap();
+    assert_eq!(next, Some(host.stored(&snaps[0])), "it was not verified here");
     prove(own, &snaps[0], true);
     prove(other, &snaps[1], false);
     let found = verdicts().await;
