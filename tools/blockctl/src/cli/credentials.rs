@@ -90,9 +90,10 @@ pub enum CredentialsCommand {
 }
 
 /// Storage provider.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
+    #[default]
     Local,
     S3,
     Azure,

@@ -1,22 +1,14 @@
 //! Backups: objects of their own, and templates of schedules.
 
-use super::values::{one_or_many, selectors};
+use super::{
+    document::{FieldError, Spec},
+    values::{one_as_value, one_or_many, selectors},
+};
 use blockd_api::{
     CredentialName, CredentialRef, GroupName, LabelSelector, ObjectName, RuleName, VolumeName, VolumeRef,
-    cloudsnaps::StartGroupBackup,
+    cloudsnaps::StartGroupBackup, schedules::Selector,
 };
 use serde::{Deserialize, Serialize};
-
-/// Volumes of a backup.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Volumes {
-    /// One volume.
-    One(VolumeName),
-    /// The members of a group.
-    Group(GroupName),
-    /// The volumes with these labels.
-    Label(LabelSelector),
-}
 
 /// Fate of backups whose object is deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,128 +20,118 @@ pub enum ReclaimPolicy {
     Delete,
 }
 
-/// Template of the backups of a schedule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "BackupSpec", into = "BackupSpec")]
-pub struct Template {
-    /// Backup locations.
-    pub locations: Vec<CredentialName>,
-    /// Volumes.
-    pub volumes: Volumes,
-    /// Full backups.
-    pub full: bool,
-    /// Rule with the hooks.
-    pub rule: Option<RuleName>,
-    /// Fate of the backups after the object.
-    pub reclaim_policy: ReclaimPolicy,
-}
-
-/// Backup.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Template", into = "Template")]
-pub struct Backup {
-    /// Backup location.
-    pub location: CredentialName,
-    /// Volumes.
-    pub volumes: Volumes,
-    /// Full backup.
-    pub full: bool,
-    /// Rule with the hooks.
-    pub rule: Option<RuleName>,
-    /// Fate of the backups after the object.
-    pub reclaim_policy: ReclaimPolicy,
-}
-
-/// Backup as it is written.
-#[derive(Clone, Default, Serialize, Deserialize)]
+/// Backup, or template of the backups of a schedule.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct BackupSpec {
-    #[serde(with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
-    backup_location: Vec<CredentialName>,
-    volume: Option<VolumeName>,
+pub struct Backup {
+    /// Backup locations; one, except for schedules.
+    #[serde(
+        deserialize_with = "one_or_many",
+        serialize_with = "one_as_value",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub backup_location: Vec<CredentialName>,
+    /// Volume.
+    pub volume: Option<VolumeName>,
     group: Option<GroupName>,
     #[serde(with = "selectors")]
     selectors: Option<LabelSelector>,
-    full: bool,
+    /// Full backups.
+    pub full: bool,
     pre_exec_rule: Option<RuleName>,
     post_exec_rule: Option<RuleName>,
+    /// Fate of the backups after the object.
     #[serde(skip_serializing)]
-    reclaim_policy: ReclaimPolicy,
-}
-
-impl TryFrom<BackupSpec> for Template {
-    type Error = String;
-
-    fn try_from(spec: BackupSpec) -> Result<Self, String> {
-        let volumes = match (spec.volume, spec.group, spec.selectors) {
-            (Some(volume), None, None) => Volumes::One(volume),
-            (None, Some(group), None) => Volumes::Group(group),
-            (None, None, Some(label)) => Volumes::Label(label),
-            _ => return Err("one of `volume`, `group` and `selectors` is expected".to_owned()),
-        };
-        let rule = match (spec.pre_exec_rule, spec.post_exec_rule) {
-            (Some(before), Some(after)) if before != after => {
-                return Err(format!("postExecRule: a rule has both hooks: name {before}, or leave it out"));
-            }
-            (before, after) => before.or(after),
-        };
-        let (locations, full, reclaim_policy) = (spec.backup_location, spec.full, spec.reclaim_policy);
-        Ok(Self { locations, volumes, full, rule, reclaim_policy })
-    }
-}
-
-impl From<Template> for BackupSpec {
-    fn from(template: Template) -> Self {
-        let mut spec = Self {
-            backup_location: template.locations,
-            full: template.full,
-            pre_exec_rule: template.rule.clone(),
-            post_exec_rule: template.rule,
-            ..Self::default()
-        };
-        match template.volumes {
-            Volumes::One(volume) => spec.volume = Some(volume),
-            Volumes::Group(group) => spec.group = Some(group),
-            Volumes::Label(label) => spec.selectors = Some(label),
-        }
-        spec
-    }
-}
-
-impl TryFrom<Template> for Backup {
-    type Error = &'static str;
-
-    fn try_from(template: Template) -> Result<Self, &'static str> {
-        let Template { mut locations, volumes, full, rule, reclaim_policy } = template;
-        match (locations.pop(), locations.is_empty()) {
-            (Some(location), true) => Ok(Self { location, volumes, full, rule, reclaim_policy }),
-            _ => Err("one `backupLocation` is expected"),
-        }
-    }
-}
-
-impl From<Backup> for Template {
-    fn from(backup: Backup) -> Self {
-        let Backup { location, volumes, full, rule, reclaim_policy } = backup;
-        Self { locations: vec![location], volumes, full, rule, reclaim_policy }
-    }
+    pub reclaim_policy: ReclaimPolicy,
 }
 
 impl Backup {
+    /// Creates the template of a schedule.
+    pub fn template(
+        backup_location: Vec<CredentialName>,
+        volume: Option<VolumeName>,
+        selector: &Selector,
+        full: bool,
+        rule: Option<&RuleName>,
+    ) -> Self {
+        let (group, selectors) = (selector.group.clone(), selector.label.clone());
+        let (pre_exec_rule, post_exec_rule) = (rule.cloned(), rule.cloned());
+        Self {
+            backup_location,
+            volume,
+            group,
+            selectors,
+            full,
+            pre_exec_rule,
+            post_exec_rule,
+            ..Self::default()
+        }
+    }
+
+    /// Checks the volumes and the rule.
+    ///
+    /// # Errors
+    /// The cause.
+    pub fn check_template(&mut self) -> Result<(), String> {
+        let given = [self.volume.is_some(), self.group.is_some(), self.selectors.is_some()];
+        if given.into_iter().filter(|is_given| *is_given).count() != 1 {
+            return Err("one of `volume`, `group` and `selectors` is expected".to_owned());
+        }
+        match (&self.pre_exec_rule, &self.post_exec_rule) {
+            (Some(before), Some(after)) if before != after => {
+                Err(format!("postExecRule: a rule has both hooks: name {before}, or leave it out"))
+            }
+            (before, after) => {
+                let rule = before.as_ref().or(after.as_ref()).cloned();
+                (self.pre_exec_rule, self.post_exec_rule) = (rule.clone(), rule);
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns the first location.
+    pub fn location(&self) -> Option<&CredentialName> {
+        self.backup_location.first()
+    }
+
+    /// Returns the locations of a request.
+    pub fn credentials(&self) -> impl Iterator<Item = CredentialRef> {
+        self.backup_location.iter().cloned().map(CredentialRef::Name)
+    }
+
+    /// Returns the volumes.
+    pub fn selector(&self) -> Selector {
+        let volume = self.volume.clone().map(VolumeRef::Name);
+        Selector { volume, group: self.group.clone(), label: self.selectors.clone() }
+    }
+
+    /// Returns the rule with the hooks.
+    pub fn rule(&self) -> Option<RuleName> {
+        self.pre_exec_rule.clone()
+    }
+
     /// Returns the request of the backup.
     pub fn request(&self, name: &ObjectName) -> StartGroupBackup {
-        let mut request = StartGroupBackup {
+        let Selector { volume, group, label } = self.selector();
+        StartGroupBackup {
+            volumes: volume.into_iter().collect(),
+            group,
+            label,
             full: self.full,
-            cred_id: Some(CredentialRef::Name(self.location.clone())),
+            cred_id: self.credentials().next(),
             name: Some(name.clone()),
-            rule: self.rule.clone(),
+            rule: self.rule(),
             ..StartGroupBackup::default()
-        };
-        match &self.volumes {
-            Volumes::One(volume) => request.volumes.push(VolumeRef::Name(volume.clone())),
-            Volumes::Group(group) => request.group = Some(group.clone()),
-            Volumes::Label(label) => request.label = Some(label.clone()),
         }
-        request
+    }
+}
+
+impl Spec for Backup {
+    fn check(&mut self, _: &str) -> Result<(), FieldError> {
+        self.check_template().map_err(|message| (String::new(), message))?;
+        match self.backup_location.len() {
+            1 => Ok(()),
+            _ => Err((String::new(), "one `backupLocation` is expected".to_owned())),
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! YAML documents (JSON is YAML) with the lines of their fields.
+//!
+//! A document is read as a tree first, because its kind decides the type of its content. Each part is then
+//! taken as its type, whose errors name field and line. Conversions of foreign kinds remove fields without a
+//! meaning here with [`Document::ignore`] before, or report them afterwards with [`Document::warn`].
 
-use super::Problem;
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, MapAccess, SeqAccess, Visitor},
@@ -9,14 +12,46 @@ use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use std::{collections::BTreeMap, fmt};
 
+/// Path in a content and cause.
+pub type FieldError = (String, String);
+
+/// Content of an object that can be checked beyond its type.
+pub trait Spec: DeserializeOwned {
+    /// Checks the content of the object `name`, and sets defaults.
+    ///
+    /// # Errors
+    /// The first invalid field; its path is empty for the whole content.
+    fn check(&mut self, name: &str) -> Result<(), FieldError>;
+}
+
+/// Problem of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Line, from 1 on.
+    pub line: usize,
+    /// Path in the object, such as `policy.daily.retain`.
+    pub path: String,
+    /// Cause.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let colon = if self.path.is_empty() { "" } else { ": " };
+        write!(f, "line {}: {}{colon}{}", self.line, self.path, self.message)
+    }
+}
+
 /// Document of a file.
 #[derive(Debug)]
 pub struct Document {
     /// First line, from 1 on.
     pub line: usize,
+    /// Fields that are ignored.
+    pub warnings: Vec<Problem>,
     /// Fields. Those without a value are left out.
-    pub fields: Map<String, Value>,
-    /// Lines by path, such as `policy.daily.retain`.
+    fields: Map<String, Value>,
+    /// Lines by path, such as `.policy.daily.retain`.
     lines: BTreeMap<String, usize>,
 }
 
@@ -26,43 +61,61 @@ pub struct Document {
 /// The text is no YAML, or a document is no mapping.
 pub fn documents(text: &str) -> Result<Vec<Document>, Problem> {
     let options = serde_saphyr::options! { strict_booleans: true, leading_zero_numbers_as_strings: true };
+    let problem = |line, message| Problem { line, path: String::new(), message };
     let nodes =
         serde_saphyr::from_multiple_with_options::<Spanned<Node>>(text, options).map_err(|error| {
             let line = error.location().map_or(1, |location| line_of(&location));
-            Problem {
-                line,
-                path: String::new(),
-                message: format!("invalid YAML: {}", error.without_snippet()),
-            }
+            problem(line, format!("invalid YAML: {}", error.without_snippet()))
         })?;
-    nodes.into_iter().map(Document::new).collect()
+    let document = |Spanned { value: Node { value, lines }, referenced, .. }: Spanned<Node>| {
+        let line = line_of(&referenced);
+        match value {
+            Value::Object(fields) => {
+                Ok(Document { line, warnings: Vec::new(), fields, lines: lines.into_iter().collect() })
+            }
+            _ => Err(problem(line, "a mapping is expected".to_owned())),
+        }
+    };
+    nodes.into_iter().map(document).collect()
 }
 
 impl Document {
-    fn new(node: Spanned<Node>) -> Result<Self, Problem> {
-        let line = line_of(&node.referenced);
-        let mut lines = BTreeMap::new();
-        match node.value.into_value("", &mut lines) {
-            Value::Object(fields) => Ok(Self { line, fields, lines }),
-            _ => Err(Problem { line, path: String::new(), message: "a mapping is expected".to_owned() }),
-        }
-    }
-
-    /// Returns the line of a field, or that of the nearest field around it.
-    pub fn line_of(&self, path: &str) -> usize {
-        let mut path = path;
-        loop {
-            match (self.lines.get(path), path.rfind(['.', '['])) {
-                (Some(line), _) => return *line,
-                (None, Some(end)) => path = &path[..end],
-                (None, None) => return self.line,
-            }
-        }
-    }
-
-    /// Returns a problem of a field.
+    /// Returns a problem of a field, with its line or that of the nearest field around it.
     pub fn problem(&self, path: &str, message: impl Into<String>) -> Problem {
-        Problem { line: self.line_of(path), path: path.to_owned(), message: message.into() }
+        let mut place = format!(".{path}");
+        while !place.is_empty() && !self.lines.contains_key(&place) {
+            place.truncate(place.rfind(['.', '[']).unwrap_or(0));
+        }
+        let line = self.lines.get(&place).copied().unwrap_or(self.line);
+        Problem { line, path: path.to_owned(), message: message.into() }
+    }
+
+    /// Warns that a field is ignored.
+    pub fn warn(&mut self, path: &str, reason: &str) {
+        let warning = self.problem(path, format!("this is ignored: {reason}"));
+        self.warnings.push(warning);
+    }
+
+    /// Removes a field, and warns that it is ignored if it was given.
+    pub fn ignore(&mut self, path: &str, reason: &str) {
+        let (parents, name) = path.rsplit_once('.').unwrap_or(("", path));
+        let parent = parents
+            .split('.')
+            .filter(|step| !step.is_empty())
+            .try_fold(&mut self.fields, |fields, step| fields.get_mut(step)?.as_object_mut());
+        if parent.is_some_and(|fields| fields.remove(name).is_some()) {
+            self.warn(path, reason);
+        }
+    }
+
+    /// Returns true if a field is given.
+    pub fn has(&self, name: &str) -> bool {
+        self.fields.contains_key(name)
+    }
+
+    /// Returns the fields that are not taken.
+    pub fn rest(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
     }
 
     /// Takes a field as its type.
@@ -84,47 +137,43 @@ impl Document {
             self.problem(&path, error.inner().to_string())
         })
     }
+
+    /// Takes a field as the content of an object.
+    ///
+    /// # Errors
+    /// The field is missing, has another type, or does not pass its checks.
+    pub fn spec<T: Spec>(&mut self, field: &str, name: &str) -> Result<T, Problem> {
+        let mut spec: T = self.take(field)?;
+        spec.check(name).map_err(|(path, message)| {
+            let dot = if path.is_empty() { "" } else { "." };
+            self.problem(&format!("{field}{dot}{path}"), message)
+        })?;
+        Ok(spec)
+    }
 }
 
 fn line_of(location: &serde_saphyr::Location) -> usize {
     usize::try_from(location.line()).unwrap_or(usize::MAX)
 }
 
-/// YAML node.
-enum Node {
-    Scalar(Value),
-    List(Vec<Spanned<Node>>),
-    Map(Vec<(Spanned<String>, Spanned<Node>)>),
+/// YAML value without empty fields, and the lines of its fields by path.
+struct Node {
+    value: Value,
+    lines: Vec<(String, usize)>,
 }
 
 impl Node {
-    /// Returns the value without empty fields, and collects the lines of the fields.
-    fn into_value(self, path: &str, lines: &mut BTreeMap<String, usize>) -> Value {
-        match self {
-            Self::Scalar(value) => value,
-            Self::List(items) => items
-                .into_iter()
-                .enumerate()
-                .map(|(index, item)| {
-                    let path = format!("{path}[{index}]");
-                    lines.insert(path.clone(), line_of(&item.referenced));
-                    item.value.into_value(&path, lines)
-                })
-                .collect(),
-            Self::Map(fields) => {
-                let mut map = Map::new();
-                for (name, field) in fields {
-                    let path =
-                        if path.is_empty() { name.value.clone() } else { format!("{path}.{}", name.value) };
-                    lines.insert(path.clone(), line_of(&name.referenced));
-                    let value = field.value.into_value(&path, lines);
-                    if !value.is_null() {
-                        map.insert(name.value, value);
-                    }
-                }
-                map.into()
-            }
-        }
+    /// Adds the lines of an inner node and returns its value.
+    fn adopt(&mut self, step: &str, line: usize, inner: Self) -> Value {
+        self.lines.push((step.to_owned(), line));
+        self.lines.extend(inner.lines.into_iter().map(|(path, line)| (format!("{step}{path}"), line)));
+        inner.value
+    }
+}
+
+impl<T: Into<Value>> From<T> for Node {
+    fn from(value: T) -> Self {
+        Self { value: value.into(), lines: Vec::new() }
     }
 }
 
@@ -136,58 +185,45 @@ impl<'de> Deserialize<'de> for Node {
 
 struct NodeVisitor;
 
+/// Visits of scalars, which become values of JSON.
+macro_rules! scalars {
+    ($($visit:ident: $type:ty),+) => {
+        $(fn $visit<E>(self, value: $type) -> Result<Node, E> {
+            Ok(value.into())
+        })+
+    };
+}
+
 impl<'de> Visitor<'de> for NodeVisitor {
     type Value = Node;
+
+    scalars!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64, visit_str: &str);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a YAML value")
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
-        Ok(Node::Scalar(value.into()))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
-        Ok(Node::Scalar(value.into()))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
-        Ok(Node::Scalar(value.into()))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        Ok(Node::Scalar(value.into()))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
-        Ok(Node::Scalar(value.into()))
-    }
-
     fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Scalar(Value::Null))
-    }
-
-    fn visit_none<E>(self) -> Result<Node, E> {
-        Ok(Node::Scalar(Value::Null))
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-        deserializer.deserialize_any(self)
+        Ok(Value::Null.into())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
-        let mut list = Vec::new();
-        while let Some(item) = items.next_element()? {
-            list.push(item);
+        let (mut node, mut list) = (Node::from(()), Vec::new());
+        while let Some(item) = items.next_element::<Spanned<Node>>()? {
+            let step = format!("[{}]", list.len());
+            list.push(node.adopt(&step, line_of(&item.referenced), item.value));
         }
-        Ok(Node::List(list))
+        Ok(Node { value: list.into(), ..node })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Node, A::Error> {
-        let mut map = Vec::new();
-        while let Some(field) = fields.next_entry()? {
-            map.push(field);
+        let (mut node, mut map) = (Node::from(()), Map::new());
+        while let Some((name, inner)) = fields.next_entry::<Spanned<String>, Node>()? {
+            let value = node.adopt(&format!(".{}", name.value), line_of(&name.referenced), inner);
+            if !value.is_null() {
+                map.insert(name.value, value);
+            }
         }
-        Ok(Node::Map(map))
+        Ok(Node { value: map.into(), ..node })
     }
 }

@@ -1,50 +1,55 @@
 //! Rules: hooks around snapshots, and the volumes and groups they are assigned to.
 
-use super::values::some_list;
+use super::{
+    document::{FieldError, Spec},
+    values::some_list,
+};
 use crate::cli::volume::parse_seconds;
 use blockd_api::{
-    GroupName, VolumeName,
+    GroupName, VolumeName, VolumeRef,
     quiesce::{DEFAULT_COMMAND_TIMEOUT_S, OnFailure, Quiesce},
-    rules::HookRule,
+    rules::{HookRule, RuleTarget},
 };
 use serde::{Deserialize, Serialize};
 
 /// Rule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "HookSpec", into = "HookSpec")]
-pub struct Hook {
-    /// Hooks.
-    pub quiesce: Quiesce,
-    /// Volumes with this rule; unset leaves the assignment alone.
-    pub volumes: Option<Vec<VolumeName>>,
-    /// Groups with this rule; unset leaves the assignment alone.
-    pub groups: Option<Vec<GroupName>>,
-}
-
-/// Rule as it is written.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct HookSpec {
+pub struct Hook {
     pre_command: Option<String>,
     post_command: Option<String>,
     user: Option<String>,
     timeout: Option<String>,
     freeze_fs: bool,
     on_failure: OnFailure,
+    /// Volumes with this rule; unset leaves the assignment alone.
     #[serde(deserialize_with = "some_list")]
-    volumes: Option<Vec<VolumeName>>,
+    pub volumes: Option<Vec<VolumeName>>,
+    /// Groups with this rule; unset leaves the assignment alone.
     #[serde(deserialize_with = "some_list")]
-    groups: Option<Vec<GroupName>>,
+    pub groups: Option<Vec<GroupName>>,
 }
 
 impl Hook {
     /// Converts a rule of the daemon.
     pub fn of(rule: &HookRule) -> Self {
-        let (volumes, groups) = (Some(rule.volumes.clone()), Some(rule.groups.clone()));
-        Self { quiesce: rule.quiesce.clone(), volumes, groups }.normalized()
+        let quiesce = rule.quiesce.clone();
+        let timeout_s = quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S);
+        let mut hook = Self {
+            pre_command: quiesce.pre_command,
+            post_command: quiesce.post_command,
+            user: quiesce.user,
+            timeout: Some(format!("{timeout_s}s")),
+            freeze_fs: quiesce.freeze_fs,
+            on_failure: quiesce.on_failure,
+            volumes: Some(rule.volumes.clone()),
+            groups: Some(rule.groups.clone()),
+        };
+        hook.sort();
+        hook
     }
 
-    fn normalized(mut self) -> Self {
+    fn sort(&mut self) {
         if let Some(volumes) = &mut self.volumes {
             volumes.sort_unstable();
             volumes.dedup();
@@ -53,43 +58,53 @@ impl Hook {
             groups.sort_unstable();
             groups.dedup();
         }
-        self.quiesce.command_timeout_s.get_or_insert(DEFAULT_COMMAND_TIMEOUT_S);
-        self
+    }
+
+    /// Returns the options of a request.
+    ///
+    /// # Errors
+    /// The timeout is no time.
+    pub fn quiesce(&self) -> Result<Quiesce, String> {
+        Ok(Quiesce {
+            freeze_fs: self.freeze_fs,
+            pre_command: self.pre_command.clone(),
+            post_command: self.post_command.clone(),
+            command_timeout_s: self.timeout.as_deref().map(parse_seconds).transpose()?,
+            user: self.user.clone(),
+            on_failure: self.on_failure,
+        })
+    }
+
+    /// Returns the volumes and groups with this rule, and those of a kind that is not listed as `None`.
+    pub fn targets(&self) -> [Option<Vec<RuleTarget>>; 2] {
+        let volume =
+            |name: &VolumeName| RuleTarget { volume: Some(VolumeRef::Name(name.clone())), group: None };
+        let group = |name: &GroupName| RuleTarget { volume: None, group: Some(name.clone()) };
+        let volumes = self.volumes.as_ref().map(|names| names.iter().map(volume).collect());
+        [volumes, self.groups.as_ref().map(|names| names.iter().map(group).collect())]
     }
 }
 
-impl TryFrom<HookSpec> for Hook {
-    type Error = String;
-
-    fn try_from(spec: HookSpec) -> Result<Self, String> {
-        let quiesce = Quiesce {
-            freeze_fs: spec.freeze_fs,
-            pre_command: spec.pre_command,
-            post_command: spec.post_command,
-            command_timeout_s: spec.timeout.as_deref().map(parse_seconds).transpose()?,
-            user: spec.user,
-            on_failure: spec.on_failure,
-        };
-        quiesce.check()?;
-        if quiesce.is_nothing() {
-            return Err("`preCommand`, `postCommand` or `freezeFs` is required".to_owned());
-        }
-        Ok(Self { quiesce, volumes: spec.volumes, groups: spec.groups }.normalized())
+/// Formats a target as `volume NAME` or `group NAME`.
+pub fn label(target: &RuleTarget) -> String {
+    match (&target.volume, &target.group) {
+        (Some(volume), _) => format!("volume {volume}"),
+        (None, group) => format!("group {}", group.as_ref().map_or("", GroupName::as_str)),
     }
 }
 
-impl From<Hook> for HookSpec {
-    fn from(hook: Hook) -> Self {
-        let timeout_s = hook.quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S);
-        Self {
-            pre_command: hook.quiesce.pre_command,
-            post_command: hook.quiesce.post_command,
-            user: hook.quiesce.user,
-            timeout: Some(format!("{timeout_s}s")),
-            freeze_fs: hook.quiesce.freeze_fs,
-            on_failure: hook.quiesce.on_failure,
-            volumes: hook.volumes,
-            groups: hook.groups,
-        }
+impl Spec for Hook {
+    fn check(&mut self, _: &str) -> Result<(), FieldError> {
+        let checked = self.quiesce().and_then(|quiesce| {
+            quiesce.check()?;
+            if quiesce.is_nothing() {
+                return Err("`preCommand`, `postCommand` or `freezeFs` is required".to_owned());
+            }
+            Ok(quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S))
+        });
+        let timeout_s = checked.map_err(|message| (String::new(), message))?;
+        self.timeout = Some(format!("{timeout_s}s"));
+        self.sort();
+        Ok(())
     }
 }

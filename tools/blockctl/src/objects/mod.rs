@@ -2,22 +2,21 @@
 //!
 //! The daemon stores no objects: each is converted to and from the resources of its API.
 
-pub mod access;
 pub mod backup;
-pub mod clone;
 mod document;
 mod foreign;
 pub mod hook;
 pub mod location;
+mod location_spec;
 pub mod policy;
-pub mod restore;
 pub mod schedule;
 mod values;
+pub mod volumes;
 
 use crate::failure::Failure;
 use blockd_api::ObjectName;
-use document::Document;
-use serde::Deserialize;
+use document::{Document, Problem};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
     fmt,
@@ -35,8 +34,8 @@ const KNOWN_VERSIONS: [&str; 3] = [API_VERSION, "stork.libopenstorage.org/v1alph
 /// Maximum size of a file, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// Kind of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Kind of an object; each depends at most on those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Kind {
     /// Credential of a backup location.
     BackupLocation,
@@ -55,7 +54,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All kinds; each depends at most on those before it.
+    /// All kinds.
     pub const ALL: [Self; 7] = [
         Self::BackupLocation,
         Self::SchedulePolicy,
@@ -66,19 +65,6 @@ impl Kind {
         Self::VolumeClone,
     ];
 
-    /// Returns the kind as it is written.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::BackupLocation => "BackupLocation",
-            Self::SchedulePolicy => "SchedulePolicy",
-            Self::Rule => "Rule",
-            Self::VolumeBackup => "VolumeBackup",
-            Self::VolumeBackupSchedule => "VolumeBackupSchedule",
-            Self::VolumeRestore => "VolumeRestore",
-            Self::VolumeClone => "VolumeClone",
-        }
-    }
-
     /// Returns the field of the content.
     const fn field(self) -> &'static str {
         match self {
@@ -87,23 +73,11 @@ impl Kind {
             _ => "spec",
         }
     }
-
-    const fn short(self) -> &'static str {
-        match self {
-            Self::BackupLocation => "bl",
-            Self::SchedulePolicy => "sp",
-            Self::Rule => "r",
-            Self::VolumeBackup => "vb",
-            Self::VolumeBackupSchedule => "vbs",
-            Self::VolumeRestore => "vr",
-            Self::VolumeClone => "vc",
-        }
-    }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+        fmt::Debug::fmt(self, f)
     }
 }
 
@@ -125,15 +99,17 @@ impl FromStr for Kind {
             None => word.strip_suffix('s').unwrap_or(&word).to_owned(),
         };
         let is_meant = |kind: &Self| {
-            let name = kind.as_str().to_ascii_lowercase();
-            name == word || name == singular || kind.short() == word
+            let name = kind.to_string();
+            let initials: String = name.chars().filter(char::is_ascii_uppercase).collect();
+            [&word, &singular].contains(&&name.to_ascii_lowercase()) || initials.to_ascii_lowercase() == word
         };
         Self::ALL.into_iter().find(is_meant).ok_or_else(|| UnknownKind(text.to_owned()))
     }
 }
 
 /// Content of an object by kind.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
 pub enum Body {
     /// Backup location.
     Location(Box<location::Location>),
@@ -142,39 +118,20 @@ pub enum Body {
     /// Rule.
     Rule(hook::Hook),
     /// Backup.
-    Backup(backup::Backup),
+    Backup(Box<backup::Backup>),
     /// Schedule.
-    Schedule(Box<schedule::Scheduled>),
+    Schedule(Box<schedule::ScheduleSpec>),
     /// Restore.
-    Restore(restore::Restore),
+    Restore(volumes::Restore),
     /// Clone.
-    Clone(clone::VolumeClone),
-}
-
-/// Problem of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Line, from 1 on.
-    pub line: usize,
-    /// Path in the object, such as `policy.daily.retain`.
-    pub path: String,
-    /// Cause.
-    pub message: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: ", self.line)?;
-        if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
-        }
-        f.write_str(&self.message)
-    }
+    Clone(volumes::VolumeClone),
 }
 
 /// Object of a file.
 #[derive(Debug)]
 pub struct Object {
+    /// Kind.
+    pub kind: Kind,
     /// Name.
     pub name: ObjectName,
     /// File, for messages.
@@ -188,43 +145,26 @@ pub struct Object {
 }
 
 impl Object {
-    /// Returns the kind.
-    pub fn kind(&self) -> Kind {
-        match &self.body {
-            Body::Location(_) => Kind::BackupLocation,
-            Body::Policy(_) => Kind::SchedulePolicy,
-            Body::Rule(_) => Kind::Rule,
-            Body::Backup(_) => Kind::VolumeBackup,
-            Body::Schedule(_) => Kind::VolumeBackupSchedule,
-            Body::Restore(_) => Kind::VolumeRestore,
-            Body::Clone(_) => Kind::VolumeClone,
-        }
-    }
-
     /// Returns the document with all defaults and without secrets: equal objects have equal documents.
     pub fn view(&self) -> Value {
-        let body = match &self.body {
-            Body::Location(location) => view(&location.spec),
-            Body::Policy(rules) => view(rules),
-            Body::Rule(hook) => view(hook),
-            Body::Backup(backup) => view(backup),
-            Body::Schedule(schedule) => view(schedule),
-            Body::Restore(restore) => view(restore),
-            Body::Clone(clone) => view(clone),
-        };
-        document(self.kind(), self.name.as_str(), &body)
+        document(self.kind, self.name.as_str(), &view(&self.body))
+    }
+
+    /// Returns true for another object of the same kind and name.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.name == other.name
     }
 }
 
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.kind(), self.name)
+        write!(f, "{}/{}", self.kind, self.name)
     }
 }
 
 /// Returns an object as a document.
 pub fn document(kind: Kind, name: &str, body: &Value) -> Value {
-    json!({ "apiVersion": API_VERSION, "kind": kind.as_str(), "metadata": { "name": name }, kind.field(): body })
+    json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": { "name": name }, kind.field(): body })
 }
 
 /// Returns a document as YAML.
@@ -269,8 +209,7 @@ pub fn parse(text: &str, file: &str, dir: &Path) -> Result<Vec<Object>, Vec<Prob
     for document in documents {
         match object(document, file, dir) {
             Ok(object) => {
-                let is_same = |other: &&Object| other.kind() == object.kind() && other.name == object.name;
-                if let Some(other) = objects.iter().find(is_same) {
+                if let Some(other) = objects.iter().find(|other| other.is_same(&object)) {
                     let message = format!("{object} is in line {} already", other.line);
                     problems.push(Problem { line: object.line, path: "metadata.name".to_owned(), message });
                 }
@@ -293,87 +232,38 @@ struct Metadata {
 
 fn object(mut document: Document, file: &str, dir: &Path) -> Result<Object, Problem> {
     let kind = document.take::<String>("kind")?;
-    if let Some(message) = foreign::instead_of(&kind) {
+    if let Some(message) = foreign::replacement(&kind) {
         return Err(document.problem("kind", message));
     }
     let kind: Kind =
         kind.parse().map_err(|error: UnknownKind| document.problem("kind", error.to_string()))?;
     let version = document.take::<String>("apiVersion")?;
     if !KNOWN_VERSIONS.contains(&version.as_str()) {
-        return Err(
-            document.problem("apiVersion", format!("unknown version {version:?}: write {API_VERSION}"))
-        );
+        let message = format!("unknown version {version:?}: write {API_VERSION}");
+        return Err(document.problem("apiVersion", message));
     }
     let name = document.take::<Metadata>("metadata")?.name;
-    // The state that a cluster reported.
-    document.fields.remove("status");
-    let mut warnings = Vec::new();
-    let body = body(kind, &name, &mut document, dir, &mut warnings)?;
-    if let Some(field) = document.fields.keys().next() {
+    let (field, text) = (kind.field(), name.as_str());
+    let body = match kind {
+        Kind::BackupLocation => Body::Location(Box::new(location::Location::take(&mut document, dir)?)),
+        Kind::SchedulePolicy => Body::Policy(document.spec(field, text)?),
+        Kind::Rule => Body::Rule(document.spec(field, text)?),
+        Kind::VolumeBackup => Body::Backup(Box::new(document.spec(field, text)?)),
+        Kind::VolumeBackupSchedule => Body::Schedule(Box::new(document.spec(field, text)?)),
+        Kind::VolumeRestore => Body::Restore(document.spec(field, text)?),
+        Kind::VolumeClone => Body::Clone(document.spec(field, text)?),
+    };
+    if let Body::Schedule(schedule) = &body
+        && schedule.backup().reclaim_policy == backup::ReclaimPolicy::Delete
+    {
+        let reason = "`retain` says which backups are deleted from the store, always; those that are kept outlive the schedule";
+        document.warn("spec.template.spec.reclaimPolicy", reason);
+    }
+    // A cluster reports its state in `status`.
+    if let Some(field) = document.rest().find(|field| *field != "status") {
         return Err(document.problem(field, "unknown field"));
     }
-    Ok(Object { name, file: file.to_owned(), line: document.line, warnings, body })
-}
-
-fn body(
-    kind: Kind,
-    name: &ObjectName,
-    document: &mut Document,
-    dir: &Path,
-    warnings: &mut Vec<Problem>,
-) -> Result<Body, Problem> {
-    let field = kind.field();
-    let at = |document: &Document, (path, message): (&str, String)| {
-        document.problem(&format!("{field}.{path}"), message)
-    };
-    let mut ignored = |document: &Document, path: &str, reason: &str| {
-        warnings.push(document.problem(&format!("spec.{path}"), format!("this is ignored: {reason}")));
-    };
-    Ok(match kind {
-        Kind::BackupLocation => {
-            let (field, spec) = if document.fields.contains_key("spec") {
-                let storage: location::StorageSpec = document.take("spec")?;
-                for (path, reason) in storage.ignored() {
-                    ignored(document, path, reason);
-                }
-                ("spec", storage.into_location().map_err(|message| document.problem("spec", message))?)
-            } else {
-                (field, document.take(field)?)
-            };
-            let location =
-                location::Location::new(spec, dir).map_err(|message| document.problem(field, message))?;
-            Body::Location(Box::new(location))
-        }
-        Kind::SchedulePolicy => {
-            let rules: policy::Rules = document.take(field)?;
-            if rules.is_empty() {
-                let message = "give interval, daily, weekly, monthly, cron or calendar";
-                return Err(document.problem(field, message));
-            }
-            Body::Policy(rules)
-        }
-        Kind::Rule => Body::Rule(document.take(field)?),
-        Kind::VolumeBackup => Body::Backup(document.take(field)?),
-        Kind::VolumeBackupSchedule => {
-            let mut schedule: schedule::Scheduled = document.take(field)?;
-            schedule.check().map_err(|(path, message)| at(document, (&path, message)))?;
-            if schedule.backup().reclaim_policy == backup::ReclaimPolicy::Delete {
-                let reason = "`retain` says which backups are deleted from the store, always; those that are kept outlive the schedule";
-                ignored(document, "template.spec.reclaimPolicy", reason);
-            }
-            Body::Schedule(Box::new(schedule))
-        }
-        Kind::VolumeRestore => {
-            let mut restore: restore::Restore = document.take(field)?;
-            restore.check(name).map_err(|error| at(document, error))?;
-            Body::Restore(restore)
-        }
-        Kind::VolumeClone => {
-            let mut clone: clone::VolumeClone = document.take(field)?;
-            clone.check(name).map_err(|error| at(document, error))?;
-            Body::Clone(clone)
-        }
-    })
+    Ok(Object { kind, name, file: file.to_owned(), line: document.line, warnings: document.warnings, body })
 }
 
 #[cfg(test)]

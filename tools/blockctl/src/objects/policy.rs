@@ -1,33 +1,40 @@
 //! Rules of schedule policies and schedules: the blocks `interval`, `daily`, `weekly`, `monthly`, `cron` and
 //! `calendar`.
 
-use super::values::{Retain, one_or_many};
+use super::{
+    document::{FieldError, Spec},
+    values::{Retain, one_as_value, one_or_many, view},
+};
 use blockd_api::schedules::Rule;
 use blockd_schedule::{Recurrence, When, Zone};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+/// Blocks in their order, and the fields of their times.
+const BLOCKS: [(&str, &[&str]); 6] = [
+    ("interval", &["intervalMinutes"]),
+    ("daily", &["time"]),
+    ("weekly", &["day", "time"]),
+    ("monthly", &["date", "time"]),
+    ("cron", &["expression"]),
+    ("calendar", &["expression"]),
+];
 
 /// Rules in the order of the blocks.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "Blocks", into = "Blocks")]
-pub struct Rules(Vec<Rule>);
+#[derive(Clone, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "Blocks")]
+pub struct Rules(pub Vec<Rule>);
 
 impl Rules {
     /// Orders the rules of the daemon.
     pub fn of(rules: &[Rule]) -> Self {
         let mut rules = rules.to_vec();
-        for rule in &mut rules {
+        for rule in rules.iter_mut().filter(|rule| !is_timed(rule)) {
             // An interval is the same in every time zone.
-            if let When::Periodic { .. } = rule.when.when {
-                rule.when.zone = Zone::utc();
-            }
+            rule.when.zone = Zone::utc();
         }
         rules.sort_by_key(|rule| (block_index(&rule.when.when), rule.when.to_string()));
         Self(rules)
-    }
-
-    /// Returns the rules of a request.
-    pub fn to_api(&self) -> Vec<Rule> {
-        self.0.clone()
     }
 
     /// Returns true without rules.
@@ -36,8 +43,29 @@ impl Rules {
     }
 }
 
+impl Spec for Rules {
+    fn check(&mut self, _: &str) -> Result<(), FieldError> {
+        match self.is_empty() {
+            true => {
+                Err((String::new(), "give interval, daily, weekly, monthly, cron or calendar".to_owned()))
+            }
+            false => Ok(()),
+        }
+    }
+}
+
+fn is_timed(rule: &Rule) -> bool {
+    !matches!(rule.when.when, When::Periodic { .. })
+}
+
+fn block_index(when: &When) -> usize {
+    // The text of an interval begins with `periodic`.
+    let text = when.to_string();
+    BLOCKS.iter().position(|(name, _)| text.starts_with(name)).unwrap_or(0)
+}
+
 /// Rule as it is written; which fields belong to it depends on the name of the block.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Block {
     interval_minutes: Option<u32>,
@@ -50,154 +78,110 @@ struct Block {
 }
 
 /// Blocks of a policy.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Blocks {
-    time_zone: Option<Zone>,
-    #[serde(with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    time_zone: Zone,
+    #[serde(deserialize_with = "one_or_many")]
     interval: Vec<Block>,
-    #[serde(with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "one_or_many")]
     daily: Vec<Block>,
-    #[serde(with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "one_or_many")]
     weekly: Vec<Block>,
-    #[serde(with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "one_or_many")]
     monthly: Vec<Block>,
-    #[serde(with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "one_or_many")]
     cron: Vec<Block>,
-    #[serde(with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "one_or_many")]
     calendar: Vec<Block>,
 }
 
-/// Names of the blocks, in their order.
-const NAMES: [&str; 6] = ["interval", "daily", "weekly", "monthly", "cron", "calendar"];
-
-fn block_index(when: &When) -> usize {
-    match when {
-        When::Periodic { .. } => 0,
-        When::Daily { .. } => 1,
-        When::Weekly { .. } => 2,
-        When::Monthly { .. } => 3,
-        When::Cron(_) => 4,
-        _ => 5,
-    }
-}
-
-impl Blocks {
-    fn lists(self) -> [Vec<Block>; 6] {
-        [self.interval, self.daily, self.weekly, self.monthly, self.cron, self.calendar]
-    }
-}
-
 impl Block {
-    /// Returns the fields that say when, each if it is set.
-    fn words(&self) -> [(&'static str, Option<String>); 5] {
-        [
-            ("intervalMinutes", self.interval_minutes.map(|minutes| minutes.to_string())),
-            ("day", self.day.clone()),
-            ("date", self.date.map(|date| date.to_string())),
-            ("time", self.time.clone()),
-            ("expression", self.expression.clone()),
-        ]
-    }
-
-    fn rule(self, index: usize, zone: &Zone) -> Result<Rule, String> {
-        let expected: &[&str] = match NAMES[index] {
-            "interval" => &["intervalMinutes"],
-            "daily" => &["time"],
-            "weekly" => &["day", "time"],
-            "monthly" => &["date", "time"],
-            _ => &["expression"],
-        };
+    fn rule(self, name: &str, fields: &[&str], zone: &Zone) -> Result<Rule, String> {
         let mut words = Vec::new();
-        for (name, word) in self.words() {
-            match (word, expected.contains(&name)) {
+        for (field, word) in [
+            ("intervalMinutes", self.interval_minutes.map(|minutes| minutes.to_string())),
+            ("day", self.day),
+            ("date", self.date.map(|date| date.to_string())),
+            ("time", self.time),
+            ("expression", self.expression),
+        ] {
+            match (word, fields.contains(&field)) {
                 (Some(word), true) => words.push(word),
-                (None, true) => return Err(format!("missing field `{name}`")),
-                (Some(_), false) => return Err(format!("unknown field `{name}`")),
+                (None, true) => return Err(format!("missing field `{field}`")),
+                (Some(_), false) => return Err(format!("unknown field `{field}`")),
                 (None, false) => {}
             }
         }
         let text = words.join("@");
         let zone = self.time_zone.unwrap_or_else(|| zone.clone());
-        let when = match NAMES[index] {
-            "interval" => When::periodic(&text),
-            "daily" => When::daily(&text),
-            "weekly" => When::weekly(&text),
-            "monthly" => When::monthly(&text),
-            "cron" => When::cron(&text),
+        let when = match name {
             // The expression may name a time zone itself.
-            _ => {
-                let when = Recurrence::on_calendar(&text, &zone).map_err(|error| error.to_string())?;
-                return Ok(Rule { when, retain: self.retain.map(|retain| retain.0) });
-            }
+            "calendar" => Recurrence::on_calendar(&text, &zone),
+            _ => format!("{name} {text}").parse().map(|when| Recurrence { when, zone }),
         };
         let when = when.map_err(|error| error.to_string())?;
-        Ok(Rule { when: Recurrence { when, zone }, retain: self.retain.map(|retain| retain.0) })
+        Ok(Rule { when, retain: self.retain.map(|retain| retain.0) })
     }
 }
 
 impl TryFrom<Blocks> for Rules {
     type Error = String;
 
-    fn try_from(mut blocks: Blocks) -> Result<Self, String> {
-        let zone = blocks.time_zone.take().unwrap_or_default();
+    fn try_from(blocks: Blocks) -> Result<Self, String> {
+        let Blocks { time_zone, interval, daily, weekly, monthly, cron, calendar } = blocks;
         let mut rules = Vec::new();
-        for (index, list) in blocks.lists().into_iter().enumerate() {
+        for ((name, fields), list) in BLOCKS.iter().zip([interval, daily, weekly, monthly, cron, calendar]) {
             for block in list {
-                let rule = block.rule(index, &zone).map_err(|error| format!("{}: {error}", NAMES[index]))?;
-                rules.push(rule);
+                let rule = block.rule(name, fields, &time_zone);
+                rules.push(rule.map_err(|error| format!("{name}: {error}"))?);
             }
         }
         Ok(Self::of(&rules))
     }
 }
 
-impl From<Rules> for Blocks {
-    fn from(rules: Rules) -> Self {
-        let is_timed = |rule: &&Rule| !matches!(rule.when.when, When::Periodic { .. });
-        let mut zones: Vec<&Zone> = rules.0.iter().filter(is_timed).map(|rule| &rule.when.zone).collect();
-        zones.dedup();
-        let common = match zones.as_slice() {
-            [zone] => (*zone).clone(),
-            _ => Zone::utc(),
-        };
-        let mut blocks = Self::default();
-        for rule in &rules.0 {
-            let block = Block {
-                retain: rule.retain.clone().map(Retain),
-                time_zone: (rule.when.zone != common && is_timed(&rule)).then(|| rule.when.zone.clone()),
-                ..Block::default()
-            };
-            blocks.add(block, &rule.when.when);
-        }
-        blocks.time_zone = (common != Zone::utc()).then_some(common);
-        blocks
+/// Returns a rule as a block.
+fn block_of(rule: &Rule, common: &Zone) -> Value {
+    // The text of a time is its kind and its fields, such as `weekly Thursday@22:13`.
+    let text = rule.when.when.to_string();
+    let words = text.split_once(' ').map_or("", |(_, words)| words);
+    let words: Vec<&str> = match &rule.when.when {
+        When::Periodic { .. } => vec![words.trim_end_matches("min")],
+        When::Cron(_) | When::OnCalendar(_) => vec![words],
+        _ => words.split('@').filter(|word| !word.is_empty()).collect(),
+    };
+    let value = |word: &str| word.parse::<u32>().map_or_else(|_| word.into(), Value::from);
+    let fields = BLOCKS[block_index(&rule.when.when)].1.iter().zip(words);
+    let mut block: Map<String, Value> =
+        fields.map(|(field, word)| ((*field).to_owned(), value(word))).collect();
+    if let Some(retain) = &rule.retain {
+        block.insert("retain".to_owned(), view(&Retain(retain.clone())));
     }
+    if is_timed(rule) && rule.when.zone != *common {
+        block.insert("timeZone".to_owned(), rule.when.zone.to_string().into());
+    }
+    block.into()
 }
 
-impl Blocks {
-    /// Adds a rule, with the fields that say when.
-    fn add(&mut self, block: Block, when: &When) {
-        // The text of a time is its kind and its fields, such as `weekly Thursday@22:13`.
-        let text = when.to_string();
-        let fields = text.split_once(' ').map_or("", |(_, fields)| fields);
-        let (first, time) = fields.split_once('@').unwrap_or((fields, ""));
-        let (list, block) = match block_index(when) {
-            0 => {
-                let interval_minutes = first.strip_suffix("min").unwrap_or(first).parse().ok();
-                (&mut self.interval, Block { interval_minutes, ..block })
+impl Serialize for Rules {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let timed = self.0.iter().filter(|rule| is_timed(rule));
+        let mut zones: Vec<Zone> = timed.map(|rule| rule.when.zone.clone()).collect();
+        zones.dedup();
+        let common = zones.pop().filter(|_| zones.is_empty()).unwrap_or_default();
+        let mut fields = Map::new();
+        for (index, (name, _)) in BLOCKS.iter().enumerate() {
+            let rules = self.0.iter().filter(|rule| block_index(&rule.when.when) == index);
+            let blocks: Vec<Value> = rules.map(|rule| block_of(rule, &common)).collect();
+            if !blocks.is_empty() {
+                let list = one_as_value(&blocks, serde_json::value::Serializer);
+                fields.insert((*name).to_owned(), list.unwrap_or_default());
             }
-            1 => (&mut self.daily, Block { time: Some(time.to_owned()), ..block }),
-            2 => {
-                let (day, time) = (Some(first.to_owned()), Some(time.to_owned()));
-                (&mut self.weekly, Block { day, time, ..block })
-            }
-            3 => {
-                (&mut self.monthly, Block { date: first.parse().ok(), time: Some(time.to_owned()), ..block })
-            }
-            4 => (&mut self.cron, Block { expression: Some(fields.to_owned()), ..block }),
-            _ => (&mut self.calendar, Block { expression: Some(fields.to_owned()), ..block }),
-        };
-        list.push(block);
+        }
+        if common != Zone::utc() {
+            fields.insert("timeZone".to_owned(), common.to_string().into());
+        }
+        fields.serialize(serializer)
     }
 }

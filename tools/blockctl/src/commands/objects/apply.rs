@@ -1,12 +1,13 @@
 //! `blockctl apply`
 
 use super::{
-    RESUMED, UNDER_WAY, WAITING, about_stores, api,
-    plan::{Change, Plan, credential_name, limits, members, not_backed_up, place, plan, source},
+    RESUMED, api, load, parse_name,
+    plan::{Change, Plan, plan},
     read,
     record::Record,
-    resources::{ResourceSet, Scope},
-    scope_of, show_warnings, warn, world_for,
+    reload,
+    resources::ResourceSet,
+    show_warnings, warn,
 };
 use crate::{
     cli::objects::ApplyArgs,
@@ -14,20 +15,20 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Failure},
     objects::{
         Body, Kind, Object,
-        access::is_access,
-        backup::Volumes,
-        clone::{CLONED_FROM, VolumeClone},
+        backup::Backup,
         hook::Hook,
-        location::Location,
+        location::{Location, is_access},
+        schedule,
+        volumes::{CLONED_FROM, Restore, VolumeClone},
     },
     wait::follow,
 };
 use blockd_api::{
-    ClientError, ErrorCode, GroupName, Labels, ObjectName, RuleName, VolumeName, VolumeRef,
-    cloudsnaps::{StartBackup, StartRestore},
+    ClientError, CredentialRef, ErrorCode, Labels, ObjectName, RuleName, VolumeRef,
+    cloudsnaps::{StartBackup, StartGroupBackup, StartRestore},
     lazy::{StartLazyRestore, StoreLoss},
-    rules::{CreateRule, RuleTarget, UpdateRule},
-    schedules::{Policy, PolicyName, UpdatePolicy},
+    rules::{CreateRule, UpdateRule},
+    schedules::{Policy, UpdatePolicy},
     snapshots::CreateSnapshot,
     tasks::TaskStage,
     volumes::CloneVolume,
@@ -44,105 +45,93 @@ struct Done {
     awaited: Option<String>,
 }
 
-impl Done {
-    fn only(result: &'static str) -> Self {
-        Self::by(result, Vec::new())
-    }
-
-    fn by(result: &'static str, tasks: Vec<Uuid>) -> Self {
-        Self { result, tasks, awaited: None }
-    }
-
-    fn started(tasks: Vec<Uuid>) -> Self {
-        Self::by("started", tasks)
-    }
-
-    fn waiting(awaited: String) -> Self {
-        Self { awaited: Some(awaited), ..Self::only(WAITING) }
-    }
-}
-
 /// Maximum number of retries after a concurrent creation.
-const MAX_LOOKS: usize = 4;
+const MAX_RETRIES: usize = 4;
 
-/// `apply`: the objects one after the other, up to the first that cannot be made so.
+/// Applies the objects in order, up to the first failure.
 pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> {
     let objects = read(&args.from)?;
     warn(context, &objects);
-    let world = world_for(context, &objects).await?;
-    let mut record = Record::of(objects.iter().map(|one| (one.kind(), one.name.to_string())));
-    let ended = apply_all(context, &args, objects, world, &mut record).await;
+    let resources = load(context, &objects).await?;
+    let mut record = Record::of(objects.iter().map(|one| (one.kind, one.name.to_string())));
+    let ended = apply_all(context, &args, &objects, resources, &mut record).await;
     record.finish(context, ended)
 }
 
 async fn apply_all(
     context: &Context<'_>,
     args: &ApplyArgs,
-    objects: Vec<Object>,
-    mut world: ResourceSet,
+    objects: &[Object],
+    mut resources: ResourceSet,
     record: &mut Record,
 ) -> Result<u8, Failure> {
-    let stores = objects.iter().any(|one| about_stores(one.kind())).then(|| scope_of(&objects));
     let mut status = EXIT_DONE;
     for object in objects {
         record.begin();
-        let (shown, kind) = (object.to_string(), object.kind());
-        let mut planned = plan(&object, &world);
+        let mut planned = plan(object, &resources);
         if let (Plan::Await(_, tasks), true, false) = (&planned, args.wait, args.dry_run) {
             for task in tasks {
                 follow(&context.client, *task, context.output).await?;
             }
-            world = reload(context, world, stores.as_ref(), true).await?;
-            planned = plan(&object, &world);
+            resources = reload(context, objects, resources, true).await?;
+            planned = plan(object, &resources);
         }
         let is_change = !matches!(planned, Plan::Unchanged | Plan::Await(..));
         if matches!(planned, Plan::Unchanged) {
-            tell_of_given_key(context, &object);
+            note_uncompared_key(context, object);
         }
         let done = match args.dry_run {
             true => would(planned)?,
-            false => make(context, &object, planned, &mut world, stores.as_ref()).await?,
+            false => make(context, object, planned, objects, &mut resources).await?,
         };
-        let what = match (args.dry_run, done.tasks.as_slice(), &done.awaited) {
-            (true, ..) => format!("{shown} {} (dry run)", done.result),
-            (false, _, Some(awaited)) => format!("{shown} {} for {awaited}", done.result),
-            (false, [], None) => format!("{shown} {}", done.result),
-            (false, tasks, None) => {
-                let tasks: Vec<String> = tasks.iter().map(ToString::to_string).collect();
-                format!("{shown} {} (task {})", done.result, tasks.join(", "))
-            }
-        };
-        record.done(done.result, &done.tasks);
-        record.add(|document| {
-            show_warnings(&object, document);
-            if let Some(awaited) = &done.awaited {
-                document["waitsFor"] = json!(awaited);
-            }
-        });
-        if !context.output.is_json() {
-            context.output.line(what)?;
-        }
-        // What failed says more.
+        report(context, args, object, &done, record)?;
+        // The status of a failed task wins.
         if done.awaited.is_some() && status == EXIT_DONE && !args.dry_run {
             status = EXIT_WAITING;
         }
-        if args.wait && !wait(context, &shown, &done.tasks, record).await? {
+        if args.wait && !wait(context, object, &done.tasks, record).await? {
             status = EXIT_FAILED;
         }
         if is_change && !args.dry_run {
-            // A new place may hold what another host stored.
-            let is_stored = !done.tasks.is_empty() || kind == Kind::BackupLocation;
-            world = reload(context, world, stores.as_ref(), is_stored).await?;
+            // A new location may have backups of another host.
+            let is_stored = !done.tasks.is_empty() || object.kind == Kind::BackupLocation;
+            resources = reload(context, objects, resources, is_stored).await?;
         }
     }
     Ok(status)
 }
 
+fn report(
+    context: &Context<'_>,
+    args: &ApplyArgs,
+    object: &Object,
+    done: &Done,
+    record: &mut Record,
+) -> Result<(), Failure> {
+    let document = record.done(done.result);
+    show_warnings(object, document);
+    if !done.tasks.is_empty() {
+        document["tasks"] = json!(done.tasks);
+    }
+    if let Some(awaited) = &done.awaited {
+        document["waitsFor"] = json!(awaited);
+    }
+    if context.output.is_json() {
+        return Ok(());
+    }
+    let tasks: Vec<String> = done.tasks.iter().map(ToString::to_string).collect();
+    let more = match (args.dry_run, &done.awaited) {
+        (true, _) => " (dry run)".to_owned(),
+        (false, Some(awaited)) => format!(" for {awaited}"),
+        (false, None) if tasks.is_empty() => String::new(),
+        (false, None) => format!(" (task {})", tasks.join(", ")),
+    };
+    context.output.line(format!("{object} {}{more}", done.result))
+}
+
 /// Warns that a key in the file cannot be compared with the stored one.
-fn tell_of_given_key(context: &Context<'_>, object: &Object) {
-    if let Body::Location(location) = &object.body
-        && location.gives_store_key()
-    {
+fn note_uncompared_key(context: &Context<'_>, object: &Object) {
+    if matches!(&object.body, Body::Location(location) if location.gives_store_key()) {
         context.output.note(format!(
             "note: {object}: the key in the file is not compared with the one in use; if it is another one: blockctl credentials update {}",
             object.name
@@ -150,57 +139,42 @@ fn tell_of_given_key(context: &Context<'_>, object: &Object) {
     }
 }
 
-/// Reloads the current state, including the stores after a backup.
-async fn reload(
-    context: &Context<'_>,
-    mut world: ResourceSet,
-    stores: Option<&Scope>,
-    is_stored: bool,
-) -> Result<ResourceSet, Failure> {
-    let cloudsnaps = world.cloudsnaps.take().filter(|_| !is_stored);
-    let mut now = ResourceSet { cloudsnaps, called: world.called, ..ResourceSet::load(context).await? };
-    if let Some(scope) = stores {
-        now.load_stores(context, scope).await?;
-    }
-    Ok(now)
-}
-
 /// Executes a plan. After a concurrent creation, the object is planned again.
 async fn make(
     context: &Context<'_>,
     object: &Object,
     mut planned: Plan,
-    world: &mut ResourceSet,
-    stores: Option<&Scope>,
+    objects: &[Object],
+    resources: &mut ResourceSet,
 ) -> Result<Done, Failure> {
-    let mut looks = 0;
+    let mut retries = 0;
     loop {
-        let may_look = matches!(planned, Plan::Create) && looks < MAX_LOOKS;
-        let error = match carry_out(context, object, planned, world).await {
-            Err(Failure::Client(ClientError::Api(error))) if may_look && is_there(object, error.code) => {
+        let may_retry = matches!(planned, Plan::Create) && retries < MAX_RETRIES;
+        let error = match execute(context, object, planned, resources).await {
+            Err(Failure::Client(ClientError::Api(error))) if may_retry && is_existing(object, error.code) => {
                 error
             }
             done => return done,
         };
-        looks += 1;
-        *world = reload(context, std::mem::take(world), stores, true).await?;
-        planned = plan(object, world);
-        if object.kind() == Kind::VolumeBackup && matches!(planned, Plan::Create) {
-            // What is in the way is another backup of the volume.
+        retries += 1;
+        *resources = reload(context, objects, std::mem::take(resources), true).await?;
+        planned = plan(object, resources);
+        if object.kind == Kind::VolumeBackup && matches!(planned, Plan::Create) {
+            // Another backup of the volume is running.
             return Err(api(error));
         }
     }
 }
 
 /// Returns true for the error of an existing object, or one in creation.
-fn is_there(object: &Object, code: ErrorCode) -> bool {
+fn is_existing(object: &Object, code: ErrorCode) -> bool {
     match code {
         ErrorCode::CredentialExists
         | ErrorCode::PolicyExists
         | ErrorCode::RuleExists
         | ErrorCode::ScheduleExists
         | ErrorCode::VolumeExists => true,
-        ErrorCode::VolumeInUse => object.kind() == Kind::VolumeBackup,
+        ErrorCode::VolumeInUse => object.kind == Kind::VolumeBackup,
         _ => false,
     }
 }
@@ -208,7 +182,7 @@ fn is_there(object: &Object, code: ErrorCode) -> bool {
 /// Waits for tasks; false if one of them is not done.
 async fn wait(
     context: &Context<'_>,
-    shown: &str,
+    object: &Object,
     tasks: &[Uuid],
     record: &mut Record,
 ) -> Result<bool, Failure> {
@@ -216,129 +190,135 @@ async fn wait(
     for task in tasks {
         let ended = follow(&context.client, *task, context.output).await?;
         states.push(ended.state.to_string());
-        if ended.state.stage == TaskStage::Done {
-            continue;
+        if ended.state.stage != TaskStage::Done {
+            all_done = false;
+            let why = ended.error.map_or_else(|| "it was stopped".to_owned(), |error| error.message);
+            context.output.note(format!("error: {object}: {}: {why}", ended.state));
         }
-        all_done = false;
-        let why = ended.error.map_or_else(|| "it was stopped".to_owned(), |error| error.message);
-        context.output.note(format!("error: {shown}: {}: {why}", ended.state));
     }
-    record.ended(&states);
+    if !states.is_empty() {
+        record.last()["states"] = json!(states);
+    }
     Ok(all_done)
 }
 
+/// Returns the result of a plan that is not executed.
 fn would(planned: Plan) -> Result<Done, Failure> {
-    Ok(Done::only(match planned {
-        Plan::Await(awaited, _) => return Ok(Done::waiting(awaited)),
-        Plan::Unchanged => "unchanged",
-        Plan::Wait(_) => UNDER_WAY,
-        Plan::Resume(_) => RESUMED,
-        Plan::Create => "created",
-        Plan::Update(_) => "configured",
-        Plan::Refused(_, error) => return Err(api(error)),
-    }))
+    let done = Done { result: planned.result(), tasks: Vec::new(), awaited: None };
+    match planned {
+        Plan::Await(awaited, _) => Ok(Done { awaited: Some(awaited), ..done }),
+        Plan::Refused(_, error) => Err(api(error)),
+        _ => Ok(done),
+    }
 }
 
-async fn carry_out(
+async fn execute(
     context: &Context<'_>,
     object: &Object,
     planned: Plan,
-    world: &ResourceSet,
+    resources: &ResourceSet,
 ) -> Result<Done, Failure> {
     match planned {
-        Plan::Unchanged => Ok(Done::only("unchanged")),
-        Plan::Wait(tasks) => Ok(Done::by(UNDER_WAY, tasks)),
-        Plan::Await(awaited, _) => Ok(Done::waiting(awaited)),
+        Plan::Wait(tasks) => Ok(Done { tasks, ..would(Plan::Wait(Vec::new()))? }),
         Plan::Resume(task) => {
             context.client.resume_task(task).await?;
-            Ok(Done::by(RESUMED, vec![task]))
+            Ok(Done { result: RESUMED, tasks: vec![task], awaited: None })
         }
-        Plan::Refused(_, error) => Err(api(error)),
-        Plan::Create => create(context, object, world).await,
+        Plan::Create => {
+            let tasks = create(context, object, resources).await?;
+            let is_task = matches!(object.body, Body::Backup(_) | Body::Restore(_));
+            Ok(Done { result: if is_task { "started" } else { "created" }, tasks, awaited: None })
+        }
         Plan::Update(changes) => {
-            update(context, object, &changes, world).await.map(|()| Done::only("configured"))
+            update(context, object, &changes, resources).await?;
+            would(Plan::Update(changes))
         }
+        planned => would(planned),
     }
 }
 
-async fn create(context: &Context<'_>, object: &Object, world: &ResourceSet) -> Result<Done, Failure> {
+/// Creates the resource of an object and returns its tasks.
+async fn create(
+    context: &Context<'_>,
+    object: &Object,
+    resources: &ResourceSet,
+) -> Result<Vec<Uuid>, Failure> {
     let client = &context.client;
-    let name = object.name.clone();
+    let name = &object.name;
     match &object.body {
         Body::Location(location) => {
-            let request = location.request(&credential_name(&name).map_err(api)?)?;
-            client.create_credential(&request).await?;
+            client.create_credential(&location.request(&parse_name(name)?)?).await?;
         }
         Body::Policy(rules) => {
-            let request = Policy { name: policy_name(&name)?, rules: rules.to_api() };
-            client.create_policy(&request).await?;
+            client.create_policy(&Policy { name: parse_name(name)?, rules: rules.0.clone() }).await?;
         }
         Body::Rule(hook) => {
-            let name = rule_name(&name)?;
-            let quiesce = hook.quiesce.clone();
+            let name: RuleName = parse_name(name)?;
+            let quiesce = hook.quiesce().map_err(Failure::usage)?;
             client.create_rule(&CreateRule { name: name.clone(), quiesce }).await?;
-            give_rule(context, &name, hook, world).await?;
+            assign(context, &name, hook, resources).await?;
         }
         Body::Schedule(schedule) => {
-            client.create_schedule(&schedule.create(&name)).await?;
+            client.create_schedule(&schedule.request(name)).await?;
         }
-        Body::Backup(backup) => {
-            if let Volumes::One(volume) = &backup.volumes {
-                let request = StartBackup {
-                    full: backup.full,
-                    cred_id: Some(place(&backup.location)),
-                    name: Some(name),
-                    rule: backup.rule.clone(),
-                    ..StartBackup::of(VolumeRef::Name(volume.clone()))
-                };
-                return Ok(Done::started(vec![client.start_backup(&request).await?.task]));
-            }
-            let mut request = backup.request(&name);
-            let missing: Vec<VolumeRef> =
-                not_backed_up(world, &name, backup).map(|volume| VolumeRef::Id(volume.id)).collect();
-            if !missing.is_empty() && missing.len() < members(world, &backup.volumes).count() {
-                // The others have theirs.
-                (request.group, request.label, request.volumes) = (None, None, missing);
-            }
-            let started = client.start_group_backup(&request).await?;
-            return Ok(Done::started(started.members.into_iter().flat_map(|member| member.tasks).collect()));
-        }
-        Body::Restore(restore) => {
-            let (snap, cred_id) = (source(restore, world).map_err(api)?, Some(place(&restore.location)));
-            let volume = Some(volume_name(restore.target())?);
-            if restore.lazy {
-                let request = StartLazyRestore {
-                    snap,
-                    volume,
-                    cred_id,
-                    hydrate: true,
-                    on_store_loss: StoreLoss::default(),
-                    labels: None,
-                };
-                let started = client.start_lazy_restore(&request).await?;
-                tell_schedules(context, &started.volume, &started.schedules);
-                return Ok(Done::started(started.task.into_iter().collect()));
-            }
-            let skip_damaged = restore.skip_damaged;
-            let request = StartRestore { volume, cred_id, skip_damaged, ..StartRestore::of(snap) };
-            let started = client.start_restore(&request).await?;
-            tell_schedules(context, &started.volume, &started.schedules);
-            return Ok(Done::started(vec![started.task]));
-        }
-        Body::Clone(clone) => {
-            let target = volume_name(clone.target())?;
-            clone_volume(context, clone, target).await?;
-        }
+        Body::Backup(backup) => return start_backup(context, name, backup, resources).await,
+        Body::Restore(restore) => return start_restore(context, restore, resources).await,
+        Body::Clone(clone) => clone_volume(context, clone).await?,
     }
-    Ok(Done::only("created"))
+    Ok(Vec::new())
 }
 
-/// Makes a clone, of a snapshot that is taken now unless one is named.
-async fn clone_volume(context: &Context<'_>, clone: &VolumeClone, name: VolumeName) -> Result<(), Failure> {
+async fn start_backup(
+    context: &Context<'_>,
+    name: &ObjectName,
+    backup: &Backup,
+    resources: &ResourceSet,
+) -> Result<Vec<Uuid>, Failure> {
+    let mut request = backup.request(name);
+    if let Some(volume) = backup.selector().volume {
+        let StartGroupBackup { full, cred_id, name, rule, .. } = request;
+        let request = StartBackup { full, cred_id, name, rule, ..StartBackup::of(volume) };
+        return Ok(vec![context.client.start_backup(&request).await?.task]);
+    }
+    let missing = resources.not_backed_up(name.as_str(), backup);
+    if !missing.is_empty() && missing.len() < resources.members(&backup.selector()).count() {
+        // The other volumes have a backup.
+        request.volumes = missing.iter().map(|volume| VolumeRef::Id(volume.id)).collect();
+        (request.group, request.label) = (None, None);
+    }
+    let started = context.client.start_group_backup(&request).await?;
+    Ok(started.members.into_iter().flat_map(|member| member.tasks).collect())
+}
+
+async fn start_restore(
+    context: &Context<'_>,
+    restore: &Restore,
+    resources: &ResourceSet,
+) -> Result<Vec<Uuid>, Failure> {
+    let snap = resources.source(restore).map_err(api)?;
+    let (volume, skip_damaged) = (restore.destination_volume.clone(), restore.skip_damaged);
+    let cred_id = Some(CredentialRef::Name(restore.location.clone()));
+    let (volume, schedules, tasks) = if restore.lazy {
+        let on_store_loss = StoreLoss::default();
+        let request = StartLazyRestore { snap, volume, cred_id, hydrate: true, on_store_loss, labels: None };
+        let started = context.client.start_lazy_restore(&request).await?;
+        (started.volume, started.schedules, started.task.into_iter().collect())
+    } else {
+        let request = StartRestore { volume, cred_id, skip_damaged, ..StartRestore::of(snap) };
+        let started = context.client.start_restore(&request).await?;
+        (started.volume, started.schedules, vec![started.task])
+    };
+    tell_schedules(context, &volume, &schedules);
+    Ok(tasks)
+}
+
+/// Clones a named snapshot, or one that is taken now.
+async fn clone_volume(context: &Context<'_>, clone: &VolumeClone) -> Result<(), Failure> {
     let client = &context.client;
     let source = VolumeRef::Name(clone.source.clone());
-    let no_name = || Failure::usage(format!("no snapshot for a clone of {} can be named", clone.source));
-    let snapshot_name = clone.snapshot_name().ok_or_else(no_name)?;
+    let (Some(snapshot_name), Some(name)) = (clone.snapshot_name(), clone.destination_volume.clone()) else {
+        return Err(Failure::usage(format!("no snapshot for a clone of {} can be named", clone.source)));
+    };
     let snapshot = clone.snapshot(snapshot_name.clone());
     let origin = BTreeMap::from([(CLONED_FROM.to_owned(), snapshot.to_string())]);
     let labels = Labels::try_from(origin).map_err(|error| Failure::usage(error.to_string()))?;
@@ -360,30 +340,32 @@ async fn update(
     context: &Context<'_>,
     object: &Object,
     changes: &[Change],
-    world: &ResourceSet,
+    resources: &ResourceSet,
 ) -> Result<(), Failure> {
-    let client = &context.client;
+    let (client, name) = (&context.client, object.name.as_str());
     match &object.body {
-        Body::Location(location) => update_location(context, &object.name, location, changes, world).await?,
+        Body::Location(location) => update_location(context, name, location, changes, resources).await?,
         Body::Policy(rules) => {
-            let request = UpdatePolicy { rules: rules.to_api() };
-            client.update_policy(&policy_name(&object.name)?, &request).await?;
+            let request = UpdatePolicy { rules: rules.0.clone() };
+            client.update_policy(&parse_name(&object.name)?, &request).await?;
         }
         Body::Rule(hook) => {
-            let name = rule_name(&object.name)?;
-            let is = world.rule(name.as_str()).map(Hook::of);
-            if is.is_none_or(|is| is.quiesce != hook.quiesce) {
-                client.update_rule(&name, &UpdateRule { quiesce: hook.quiesce.clone() }).await?;
+            let rule: RuleName = parse_name(&object.name)?;
+            let quiesce = hook.quiesce().map_err(Failure::usage)?;
+            let is_target = |path: &str| path == "spec.volumes" || path == "spec.groups";
+            if changes.iter().any(|change| !is_target(&change.path)) {
+                client.update_rule(&rule, &UpdateRule { quiesce }).await?;
             }
-            give_rule(context, &name, hook, world).await?;
+            assign(context, &rule, hook, resources).await?;
         }
         Body::Schedule(schedule) => {
-            let found = world.schedules.iter().find(|one| one.name.as_ref() == Some(&object.name));
-            if let Some((found, is)) = found.and_then(|one| Some((one, world.scheduled(one)?))) {
-                client.update_schedule(found.uuid, &schedule.update(&is)).await?;
+            let found = resources.schedule(name);
+            if let Some((found, current)) = found.and_then(|one| Some((one, resources.schedule_spec(one)?))) {
+                let (current, wanted) = (current.request(&object.name), schedule.request(&object.name));
+                client.update_schedule(found.uuid, &schedule::update(&current, wanted)).await?;
             }
         }
-        // What is made once is made or not.
+        // These are made once.
         Body::Backup(_) | Body::Restore(_) | Body::Clone(_) => {}
     }
     Ok(())
@@ -392,81 +374,44 @@ async fn update(
 /// Updates a location. New access is verified first: if it fails, no field is changed.
 async fn update_location(
     context: &Context<'_>,
-    name: &ObjectName,
+    name: &str,
     location: &Location,
     changes: &[Change],
-    world: &ResourceSet,
+    resources: &ResourceSet,
 ) -> Result<(), Failure> {
-    let limits = limits(world, name, location.limits());
-    let place = place(&credential_name(name).map_err(api)?);
-    let (access, others): (Vec<&Change>, Vec<&Change>) =
-        changes.iter().partition(|change| is_access(&change.path));
-    let is = world.credentials.iter().find(|one| one.name.as_str() == name.as_str());
-    if let Some(is) = is.filter(|_| !access.is_empty()) {
-        let request = location.update(place.clone(), is.provider)?;
-        context.client.update_credential(&place, &request).await?;
+    let Some(current) = resources.credential(name) else { return Ok(()) };
+    let credential = CredentialRef::Name(current.name.clone());
+    if changes.iter().any(|change| is_access(&change.path)) {
+        let request = location.update(credential.clone(), current.provider)?;
+        context.client.update_credential(&credential, &request).await?;
     }
-    if !others.is_empty() {
-        context.client.limit_credential(&place, &limits).await?;
+    if changes.iter().any(|change| !is_access(&change.path)) {
+        context.client.limit_credential(&credential, &location.limits(current)).await?;
     }
     Ok(())
 }
 
-/// Has just those volumes and groups have a rule that it says. They are given it first: if that fails,
-/// nothing is without the rule that it had. What another rule of the same call is to have is left to it.
-async fn give_rule(
+/// Assigns a rule to exactly its targets. Assignments come first: if one fails, no volume is without the rule
+/// that it had. Targets of another rule of the files are left to it.
+async fn assign(
     context: &Context<'_>,
     name: &RuleName,
     hook: &Hook,
-    world: &ResourceSet,
+    resources: &ResourceSet,
 ) -> Result<(), Failure> {
-    let of_volume =
-        |volume: &VolumeName| RuleTarget { volume: Some(VolumeRef::Name(volume.clone())), group: None };
-    let of_group = |group: &GroupName| RuleTarget { volume: None, group: Some(group.clone()) };
-    let (mut taken, mut given) = (Vec::new(), Vec::new());
-    let is = world.rule(name.as_str());
-    if let Some(should) = &hook.volumes {
-        let has = is.map_or(&[][..], |rule| rule.volumes.as_slice());
-        let is_others = |one: &&VolumeName| is_called_for(world, name, |hook| hook.volumes.as_deref(), *one);
-        let gone = |one: &&VolumeName| !should.contains(one) && !is_others(one);
-        taken.extend(has.iter().filter(gone).map(of_volume));
-        given.extend(should.iter().filter(|one| !has.contains(one)).map(of_volume));
+    let current = resources.rule(name.as_str()).map(|rule| Hook::of(rule).targets()).unwrap_or_default();
+    let others = resources.file_rules.iter().filter(|(other, _)| other.as_str() != name.as_str());
+    let others: Vec<_> = others.flat_map(|(_, hook)| hook.targets()).flatten().flatten().collect();
+    let mut removed = Vec::new();
+    for (has, wanted) in current.into_iter().zip(hook.targets()) {
+        let (has, Some(wanted)) = (has.unwrap_or_default(), wanted) else { continue };
+        for target in wanted.iter().filter(|target| !has.contains(target)) {
+            context.client.assign_rule(name, target).await?;
+        }
+        removed.extend(has.into_iter().filter(|target| !wanted.contains(target) && !others.contains(target)));
     }
-    if let Some(should) = &hook.groups {
-        let has = is.map_or(&[][..], |rule| rule.groups.as_slice());
-        let is_others = |one: &&GroupName| is_called_for(world, name, |hook| hook.groups.as_deref(), *one);
-        let gone = |one: &&GroupName| !should.contains(one) && !is_others(one);
-        taken.extend(has.iter().filter(gone).map(of_group));
-        given.extend(should.iter().filter(|one| !has.contains(one)).map(of_group));
-    }
-    for target in &given {
-        context.client.assign_rule(name, target).await?;
-    }
-    for target in &taken {
+    for target in &removed {
         context.client.unassign_rule(name, target).await?;
     }
     Ok(())
-}
-
-/// Returns true if another rule of the same call has this target.
-fn is_called_for<T: PartialEq>(
-    world: &ResourceSet,
-    name: &RuleName,
-    said: impl Fn(&Hook) -> Option<&[T]>,
-    one: &T,
-) -> bool {
-    let others = world.called.iter().filter(|(other, _)| other.as_str() != name.as_str());
-    others.into_iter().any(|(_, hook)| said(hook).is_some_and(|said| said.contains(one)))
-}
-
-fn rule_name(name: &ObjectName) -> Result<RuleName, Failure> {
-    name.as_str().parse().map_err(|error: blockd_api::NameError| Failure::usage(error.to_string()))
-}
-
-fn policy_name(name: &ObjectName) -> Result<PolicyName, Failure> {
-    name.as_str().parse().map_err(|error: blockd_api::NameError| Failure::usage(error.to_string()))
-}
-
-fn volume_name(name: &str) -> Result<VolumeName, Failure> {
-    name.parse().map_err(|error: blockd_api::NameError| Failure::usage(error.to_string()))
 }

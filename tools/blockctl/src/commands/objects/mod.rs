@@ -1,8 +1,8 @@
 //! `blockctl apply`, `get`, `describe`, `diff` and `delete`
 
 mod apply;
+mod backups;
 mod delete;
-mod erase;
 mod plan;
 mod record;
 mod resources;
@@ -11,32 +11,34 @@ use super::Context;
 use crate::{
     cli::objects::{DescribeArgs, DiffArgs, FileArg, Format, GetArgs},
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
-    objects::{self, Body, Kind, Object, hook::Hook, yaml},
+    objects::{self, Body, Kind, Object, hook::label, yaml},
     table::Table,
 };
-use blockd_api::{ApiError, ClientError, ErrorCode, ObjectName, cloudsnaps::CloudSnapshotId};
-use plan::{Change, Plan, plan};
+use blockd_api::{ApiError, ClientError, ErrorCode, NameError, ObjectName, cloudsnaps::CloudSnapshotId};
+use plan::{Plan, plan};
 use resources::{Found, ResourceSet, Scope, columns};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+};
 
-/// The result for what tasks are making already.
+/// Result of an object that tasks are making.
 const UNDER_WAY: &str = "under way";
-/// The result for what needs something that is not done yet.
+/// Result of an object with an unfinished dependency.
 const WAITING: &str = "waiting";
-/// The result for what a task is made to go on with.
+/// Result of an object whose task is resumed.
 const RESUMED: &str = "resumed";
 
 pub use apply::run as apply;
 pub use delete::run as delete;
 
-/// The objects in all files, in an order in which each needs at most those before it.
+/// Reads the objects of all files, each after those that it depends on.
 fn read(from: &FileArg) -> Result<Vec<Object>, Failure> {
     let mut all: Vec<Object> = Vec::new();
     for file in &from.file {
         for object in objects::read(file)? {
-            let is_same = |other: &&Object| other.kind() == object.kind() && other.name == object.name;
-            if let Some(other) = all.iter().find(is_same) {
+            if let Some(other) = all.iter().find(|other| other.is_same(&object)) {
                 let message =
                     format!("{}: line {}: {object} is in {} already", object.file, object.line, other.file);
                 return Err(Failure::usage(message));
@@ -45,21 +47,19 @@ fn read(from: &FileArg) -> Result<Vec<Object>, Failure> {
         }
     }
     refuse_two_rules(&all)?;
-    all.sort_by_key(Object::kind);
+    all.sort_by_key(|object| object.kind);
     Ok(all)
 }
 
-/// Refuses a volume or a group that is to have two rules: it has one, and each would take it from the other.
+/// Refuses a volume or group with two rules: it has one, and each would take it from the other.
 fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
-    let mut has: BTreeMap<String, &Object> = BTreeMap::new();
+    let mut rules: BTreeMap<String, &Object> = BTreeMap::new();
     for object in objects {
         let Body::Rule(hook) = &object.body else { continue };
-        let volumes = hook.volumes.iter().flatten().map(|name| format!("volume {name}"));
-        let groups = hook.groups.iter().flatten().map(|name| format!("group {name}"));
-        for what in volumes.chain(groups) {
-            if let Some(other) = has.insert(what.clone(), object) {
+        for target in hook.targets().iter().flatten().flatten().map(label) {
+            if let Some(other) = rules.insert(target.clone(), object) {
                 let message = format!(
-                    "{}: line {}: {what} cannot have {object}: it has {other} already, in {}, line {}",
+                    "{}: line {}: {target} cannot have {object}: it has {other} already, in {}, line {}",
                     object.file, object.line, other.file, other.line
                 );
                 return Err(Failure::usage(message));
@@ -69,7 +69,7 @@ fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tells people what of objects is ignored.
+/// Prints the warnings of objects as text.
 fn warn(context: &Context<'_>, objects: &[Object]) {
     if context.output.is_json() {
         return;
@@ -81,7 +81,7 @@ fn warn(context: &Context<'_>, objects: &[Object]) {
     }
 }
 
-/// Tells programs what of an object is ignored.
+/// Adds the warnings of an object to its document.
 fn show_warnings(object: &Object, document: &mut Value) {
     let warnings: Vec<String> = object.warnings.iter().map(ToString::to_string).collect();
     if !warnings.is_empty() {
@@ -89,59 +89,59 @@ fn show_warnings(object: &Object, document: &mut Value) {
     }
 }
 
-/// Returns true for kinds whose plan needs the content of stores.
-fn about_stores(kind: Kind) -> bool {
-    matches!(kind, Kind::VolumeBackup | Kind::VolumeRestore)
+/// Loads the resources that objects need.
+async fn load(context: &Context<'_>, objects: &[Object]) -> Result<ResourceSet, Failure> {
+    reload(context, objects, ResourceSet::default(), true).await
 }
 
-/// Loads the state that these objects need.
-async fn world_for(context: &Context<'_>, objects: &[Object]) -> Result<ResourceSet, Failure> {
-    let mut world = ResourceSet::load(context).await?;
-    world.called = rules_of(objects);
-    if objects.iter().any(|one| about_stores(one.kind())) {
-        world.load_stores(context, &scope_of(objects)).await?;
+/// Loads the resources again; the content of stores only if it changed.
+async fn reload(
+    context: &Context<'_>,
+    objects: &[Object],
+    old: ResourceSet,
+    is_stored: bool,
+) -> Result<ResourceSet, Failure> {
+    let mut resources = ResourceSet::load(context).await?;
+    resources.cloudsnaps = old.cloudsnaps.filter(|_| !is_stored);
+    let (mut locations, mut needs_stores) = (Vec::new(), false);
+    for object in objects {
+        match &object.body {
+            Body::Rule(hook) => resources.file_rules.push((object.name.clone(), hook.clone())),
+            Body::Backup(backup) => locations.extend(backup.location().cloned()),
+            Body::Restore(restore) => locations.push(restore.location.clone()),
+            _ => {}
+        }
+        needs_stores |= matches!(object.body, Body::Backup(_) | Body::Restore(_));
     }
-    Ok(world)
+    if needs_stores {
+        resources.load_stores(context, &Scope { locations: Some(locations), id: None }).await?;
+    }
+    Ok(resources)
 }
 
-/// The rules among objects.
-fn rules_of(objects: &[Object]) -> Vec<(ObjectName, Hook)> {
-    let rule = |object: &Object| match &object.body {
-        Body::Rule(hook) => Some((object.name.clone(), hook.clone())),
-        _ => None,
-    };
-    objects.iter().filter_map(rule).collect()
-}
-
-/// Returns the stores that these objects need.
-fn scope_of(objects: &[Object]) -> Scope {
-    let location = |object: &Object| match &object.body {
-        Body::Backup(backup) => Some(backup.location.clone()),
-        Body::Restore(restore) => Some(restore.location.clone()),
-        _ => None,
-    };
-    Scope { locations: Some(objects.iter().filter_map(location).collect()), id: None }
-}
-
-/// Loads the state that a kind needs.
-async fn world_for_kind(context: &Context<'_>, kind: Kind, scope: &Scope) -> Result<ResourceSet, Failure> {
-    let mut world = ResourceSet::load(context).await?;
+/// Loads the resources of a kind.
+async fn load_kind(context: &Context<'_>, kind: Kind, scope: &Scope) -> Result<ResourceSet, Failure> {
+    let mut resources = ResourceSet::load(context).await?;
     if kind == Kind::VolumeBackup {
-        world.load_stores(context, scope).await?;
+        resources.load_stores(context, scope).await?;
     }
-    Ok(world)
+    resources.refuse_hidden(kind)?;
+    Ok(resources)
 }
 
 fn api(error: ApiError) -> Failure {
     Failure::Client(ClientError::Api(error))
 }
 
-/// Returns the objects of a kind, or the one of a name.
+/// Converts the name of an object to that of its resource; both have the same rules.
+fn parse_name<T: FromStr<Err = NameError>>(name: &ObjectName) -> Result<T, Failure> {
+    name.as_str().parse().map_err(|error: NameError| Failure::usage(error.to_string()))
+}
+
+/// Returns the objects of a kind, or of a name.
 async fn found(context: &Context<'_>, kind: Kind, name: Option<&str>) -> Result<Vec<Found>, Failure> {
     let id = name.and_then(|name| name.parse::<CloudSnapshotId>().ok());
-    let world = world_for_kind(context, kind, &Scope { locations: None, id }).await?;
-    world.refuse_hidden(kind)?;
-    let mut found = world.of(kind);
+    let mut found = load_kind(context, kind, &Scope { locations: None, id }).await?.of(kind);
     if let Some(name) = name {
         found.retain(|one| one.name == name || (id.is_some() && one.status["cloudSnapID"] == name));
         if found.is_empty() {
@@ -174,10 +174,10 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Result<u8, Failure> {
             _ => output.document(&json!({ "items": documents }))?,
         }
     } else if args.output == Format::Yaml {
-        // A listing of all is meant to be applied.
-        let (rest, mut texts, mut names) =
-            (if args.name.is_some() { "" } else { ", and is left out" }, Vec::new(), BTreeSet::new());
-        for one in &found {
+        // A listing of all can be applied.
+        let rest = if args.name.is_some() { "" } else { ", and is left out" };
+        let (mut texts, mut names) = (Vec::new(), BTreeSet::new());
+        for (one, document) in found.iter().zip(&documents) {
             let why = if one.has_no_name() {
                 Some("has no name: it cannot be applied")
             } else if args.name.is_none() && !names.insert(&one.name) {
@@ -189,16 +189,14 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Result<u8, Failure> {
                 output.note(format!("warning: {}/{} {why}{rest}", one.kind, one.name));
             }
             if args.name.is_some() || why.is_none() {
-                texts.push(yaml(&one.document()));
+                texts.push(yaml(document));
             }
         }
         output.raw(texts.join("---\n").as_bytes())?;
     } else {
         let mut table = Table::new(columns(args.kind));
         for one in found {
-            let mut row = vec![one.name];
-            row.extend(one.cells);
-            table.row(row);
+            table.row([one.name].into_iter().chain(one.cells));
         }
         output.table(&table)?;
     }
@@ -222,51 +220,25 @@ pub async fn describe(context: &Context<'_>, args: DescribeArgs) -> Result<u8, F
 pub async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<u8, Failure> {
     let objects = read(&args.from)?;
     warn(context, &objects);
-    let world = world_for(context, &objects).await?;
+    let resources = load(context, &objects).await?;
     let (mut documents, mut differs) = (Vec::new(), false);
     for object in &objects {
-        let planned = plan(object, &world);
-        let (result, changes, reason) = match &planned {
-            Plan::Unchanged => ("unchanged", &[][..], None),
-            Plan::Wait(_) => (UNDER_WAY, &[][..], None),
-            Plan::Await(..) => (WAITING, &[][..], None),
-            Plan::Resume(_) => (RESUMED, &[][..], None),
-            Plan::Create => ("created", &[][..], None),
-            Plan::Update(changes) => ("configured", changes.as_slice(), None),
-            Plan::Refused(changes, error) => ("refused", changes.as_slice(), Some(&error.message)),
-        };
+        let planned = plan(object, &resources);
         differs |= !matches!(planned, Plan::Unchanged | Plan::Wait(_));
-        if context.output.is_json() {
-            let changes: Vec<Value> = changes
-                .iter()
-                .map(|change| json!({ "path": change.path, "is": change.is, "should": change.should }))
-                .collect();
-            let mut document = json!({
-                "kind": object.kind().as_str(), "name": object.name, "result": result, "changes": changes, "reason": reason
-            });
-            show_warnings(object, &mut document);
-            documents.push(document);
+        if !context.output.is_json() {
+            show(context, object, &planned)?;
             continue;
         }
-        match &planned {
-            Plan::Unchanged => {}
-            Plan::Wait(_) | Plan::Await(..) | Plan::Resume(_) => {
-                context.output.line(format!("  {object} {result}"))?;
-            }
-            Plan::Create => {
-                context.output.line(format!("+ {object}"))?;
-                for line in yaml(&object.view()).lines() {
-                    context.output.line(format!("+   {line}"))?;
-                }
-            }
-            Plan::Update(_) | Plan::Refused(..) => {
-                context.output.line(format!("  {object}"))?;
-                changes.iter().try_for_each(|change| show(context, change))?;
-                if let Some(reason) = reason {
-                    context.output.note(format!("error: {reason}"));
-                }
-            }
-        }
+        let reason = match &planned {
+            Plan::Refused(_, error) => Some(&error.message),
+            _ => None,
+        };
+        let mut document = json!({
+            "kind": object.kind, "name": object.name, "result": planned.result(), "changes": planned.changes(),
+            "reason": reason
+        });
+        show_warnings(object, &mut document);
+        documents.push(document);
     }
     if context.output.is_json() {
         context.output.document(&json!({ "objects": documents }))?;
@@ -274,11 +246,29 @@ pub async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<u8, Failure> 
     Ok(if differs { EXIT_FAILED } else { EXIT_DONE })
 }
 
-fn show(context: &Context<'_>, change: &Change) -> Result<(), Failure> {
-    for (sign, value) in [('-', &change.is), ('+', &change.should)] {
-        if let Some(value) = value {
-            context.output.line(format!("{sign}   {}: {value}", change.path))?;
+/// Writes a plan as text.
+fn show(context: &Context<'_>, object: &Object, planned: &Plan) -> Result<(), Failure> {
+    let output = context.output;
+    match planned {
+        Plan::Unchanged => return Ok(()),
+        Plan::Wait(_) | Plan::Await(..) | Plan::Resume(_) => {
+            output.line(format!("  {object} {}", planned.result()))?;
         }
+        Plan::Create => {
+            output.line(format!("+ {object}"))?;
+            yaml(&object.view()).lines().try_for_each(|line| output.line(format!("+   {line}")))?;
+        }
+        Plan::Update(_) | Plan::Refused(..) => output.line(format!("  {object}"))?,
+    }
+    for change in planned.changes() {
+        for (sign, value) in [('-', &change.is), ('+', &change.should)] {
+            if let Some(value) = value {
+                output.line(format!("{sign}   {}: {value}", change.path))?;
+            }
+        }
+    }
+    if let Plan::Refused(_, error) = planned {
+        output.note(format!("error: {}", error.message));
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! State of the daemon as objects.
+//! Resources of the daemon, and their form as objects.
 
 use crate::{
     commands::{Context, schedules::kept},
     failure::Failure,
     objects::{
-        self, Kind, clone::CLONED_FROM, hook::Hook, location::LocationSpec, policy::Rules,
-        schedule::Scheduled, view,
+        self, Kind, hook::Hook, location::view_of, policy::Rules, schedule::ScheduleSpec, view,
+        volumes::CLONED_FROM,
     },
 };
 use blockd_api::{
@@ -22,14 +22,14 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// An object that is there.
+/// Resource in the form of an object.
 #[derive(Debug)]
 pub struct Found {
-    /// Current value.
+    /// Kind.
     pub kind: Kind,
     /// Name, or id without a name.
     pub name: String,
-    /// Its body.
+    /// Content.
     pub body: Value,
     /// Observed status.
     pub status: Value,
@@ -38,11 +38,16 @@ pub struct Found {
 }
 
 impl Found {
-    /// It as a document, with what was observed.
+    /// Returns the document with its status.
     pub fn document(&self) -> Value {
-        let mut document = objects::document(self.kind, &self.name, &self.body);
+        let mut document = self.view();
         document["status"] = self.status.clone();
         document
+    }
+
+    /// Returns the document without its status.
+    pub fn view(&self) -> Value {
+        objects::document(self.kind, &self.name, &self.body)
     }
 
     /// Returns true without a name that can be applied.
@@ -50,14 +55,9 @@ impl Found {
         let is_uuid = self.kind == Kind::VolumeBackupSchedule && Uuid::try_parse(&self.name).is_ok();
         is_uuid || self.name.parse::<ObjectName>().is_err()
     }
-
-    /// It as a document of wishes.
-    pub fn view(&self) -> Value {
-        objects::document(self.kind, &self.name, &self.body)
-    }
 }
 
-/// The columns of a table, behind the name.
+/// Returns the columns of a table.
 pub fn columns(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::BackupLocation => &["NAME", "TYPE", "PATH", "ENCRYPTED", "UUID"],
@@ -83,14 +83,14 @@ pub struct ResourceSet {
     pub tasks: Vec<Task>,
     /// Backups of this daemon, once for each location; those of other hosts only by [`Scope::id`].
     pub cloudsnaps: Option<Vec<Cloudsnap>>,
-    /// The rules that the same call is about.
-    pub called: Vec<(ObjectName, Hook)>,
-    /// The locations that were asked in vain, and why.
+    /// Rules of the files of this command.
+    pub file_rules: Vec<(ObjectName, Hook)>,
+    /// Locations that cannot be listed, and the errors.
     pub unlisted: BTreeMap<String, ApiError>,
 }
 
 /// Scope of a listing.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Scope {
     /// Only these locations; all of them otherwise.
     pub locations: Option<Vec<CredentialName>>,
@@ -99,7 +99,7 @@ pub struct Scope {
 }
 
 impl ResourceSet {
-    /// All but what is in the stores.
+    /// Loads all resources without the content of stores.
     pub async fn load(context: &Context<'_>) -> Result<Self, Failure> {
         let client = &context.client;
         let (rules, rules_hidden) = match client.list_rules().await {
@@ -115,9 +115,7 @@ impl ResourceSet {
             schedules: client.list_schedules().await?.schedules,
             volumes: client.list_volumes(&ListVolumes::default()).await?.volumes,
             tasks: client.list_tasks(&ListTasks::default()).await?.tasks,
-            cloudsnaps: None,
-            called: Vec::new(),
-            unlisted: BTreeMap::new(),
+            ..Self::default()
         })
     }
 
@@ -165,14 +163,24 @@ impl ResourceSet {
         }
     }
 
-    /// The rule of this name.
+    /// Returns the rule of a name.
     pub fn rule(&self, name: &str) -> Option<&HookRule> {
         self.rules.iter().find(|rule| rule.name.as_str() == name)
     }
 
-    /// The volume of this name.
+    /// Returns the volume of a name.
     pub fn volume(&self, name: &VolumeName) -> Option<&Volume> {
         self.volumes.iter().find(|volume| volume.name == *name)
+    }
+
+    /// Returns the credential of a location.
+    pub fn credential(&self, name: &str) -> Option<&Credential> {
+        self.credentials.iter().find(|one| one.name.as_str() == name)
+    }
+
+    /// Returns the schedule of a name.
+    pub fn schedule(&self, name: &str) -> Option<&Schedule> {
+        self.schedules.iter().find(|one| schedule_name(one) == name)
     }
 
     /// Returns the objects of a kind.
@@ -182,53 +190,50 @@ impl ResourceSet {
             Kind::SchedulePolicy => self.policies.iter().map(policy).collect(),
             Kind::Rule => self.rules.iter().map(rule).collect(),
             Kind::VolumeBackup => self.backups(),
-            Kind::VolumeBackupSchedule => {
-                self.schedules.iter().filter_map(|one| self.schedule(one)).collect()
-            }
+            Kind::VolumeBackupSchedule => self.schedules.iter().map(|one| self.found_schedule(one)).collect(),
             Kind::VolumeRestore => self.restores(),
             Kind::VolumeClone => self.volumes.iter().filter_map(clone).collect(),
         }
     }
 
-    /// A schedule in the form of objects; `None` if it names what is not there.
-    pub fn scheduled(&self, one: &Schedule) -> Option<Scheduled> {
-        let volume = |wanted: &VolumeRef| -> Option<VolumeName> {
-            let is_meant = |volume: &&Volume| match wanted {
-                VolumeRef::Id(id) => volume.id == *id,
-                VolumeRef::Name(name) => volume.name == *name,
-            };
-            self.volumes.iter().find(is_meant).map(|volume| volume.name.clone())
-        };
-        let place = |wanted: &Uuid| -> Option<CredentialName> {
-            self.credentials.iter().find(|one| one.uuid == *wanted).map(|one| one.name.clone())
-        };
-        Scheduled::of(one, volume, place)
+    /// Returns the object of a kind and name.
+    pub fn find(&self, kind: Kind, name: &str) -> Option<Found> {
+        self.of(kind).into_iter().find(|found| found.name == name)
     }
 
-    fn schedule(&self, one: &Schedule) -> Option<Found> {
-        // One of a volume that is gone is shown as what it is: nothing that could be applied.
-        let body = self.scheduled(one).map_or_else(|| json!(null), |scheduled| view(&scheduled));
-        let inner = &body["template"]["spec"];
-        let of = ["volume", "group", "selectors"].into_iter().find_map(|name| inner.get(name));
-        let of = of.map_or_else(|| "-".to_owned(), plain);
-        let place = plain(&inner["backupLocation"]);
+    /// Converts a schedule; `None` if it refers to a missing volume or location.
+    pub fn schedule_spec(&self, one: &Schedule) -> Option<ScheduleSpec> {
+        let volume = |wanted: &VolumeRef| -> Option<VolumeName> {
+            self.volumes.iter().find(|volume| is_volume(volume, wanted)).map(|volume| volume.name.clone())
+        };
+        let location = |wanted: &Uuid| -> Option<CredentialName> {
+            self.credentials.iter().find(|one| one.uuid == *wanted).map(|one| one.name.clone())
+        };
+        ScheduleSpec::of(one, volume, location)
+    }
+
+    fn found_schedule(&self, one: &Schedule) -> Found {
+        // The schedule of a deleted volume has no content that could be applied.
+        let body = self.schedule_spec(one).map_or(Value::Null, |spec| view(&spec));
+        let backup = &body["template"]["spec"];
+        let volumes = ["volume", "group", "selectors"].into_iter().find_map(|name| backup.get(name));
         let state = if one.paused { "paused" } else { "active" };
-        Some(Found {
+        Found {
             kind: Kind::VolumeBackupSchedule,
-            name: one.name.as_ref().map_or_else(|| one.uuid.to_string(), ToString::to_string),
+            name: schedule_name(one),
             status: json!({
                 "uuid": one.uuid, "created": one.created, "nextRun": one.next_run, "lastRun": one.last_run,
                 "state": state, "kept": kept(one, &self.policies)
             }),
             cells: vec![
-                of,
-                place,
+                plain(volumes.unwrap_or(&Value::Null)),
+                plain(&backup["backupLocation"]),
                 one.schedule.clone(),
                 one.next_run.map_or_else(|| "-".to_owned(), format_time),
                 state.to_owned(),
             ],
             body,
-        })
+        }
     }
 
     fn backups(&self) -> Vec<Found> {
@@ -239,31 +244,52 @@ impl ResourceSet {
             if task.state.stage == TaskStage::Done || found.iter().any(is_same) {
                 continue;
             }
-            found.push(backup_task(label.as_str(), task));
+            let body = json!({ "backupLocation": task.credential_name, "volume": task.volume });
+            let cells =
+                vec![plain(&body["volume"]), plain(&body["backupLocation"]), format_time(task.started)];
+            found.push(task_object(Kind::VolumeBackup, label.to_string(), task, body, cells));
         }
         found
     }
 
     fn restores(&self) -> Vec<Found> {
         let mut found: Vec<Found> = Vec::new();
-        // The newest comes first, and it is what the volume is.
+        // The newest comes first, and describes the volume.
         for task in self.tasks.iter().filter(|task| task.state.kind == TaskKind::Restore) {
             let Some(volume) = &task.volume else { continue };
-            if !found.iter().any(|one| one.name == volume.as_str()) {
-                found.push(restore(volume, task));
+            if found.iter().any(|one| one.name == volume.as_str()) {
+                continue;
             }
+            let body = json!({
+                "backupLocation": task.credential_name, "cloudSnapID": task.source_volume, "destinationVolume": volume
+            });
+            let cells = vec![plain(&body["cloudSnapID"]), plain(&body["backupLocation"])];
+            found.push(task_object(Kind::VolumeRestore, volume.to_string(), task, body, cells));
         }
         found
     }
 }
 
-/// A value as one word of a table.
+/// Returns true if a reference is the one of this volume.
+pub fn is_volume(volume: &Volume, wanted: &VolumeRef) -> bool {
+    match wanted {
+        VolumeRef::Id(id) => volume.id == *id,
+        VolumeRef::Name(name) => volume.name == *name,
+    }
+}
+
+fn schedule_name(one: &Schedule) -> String {
+    one.name.as_ref().map_or_else(|| one.uuid.to_string(), ToString::to_string)
+}
+
+/// Formats a value as one word of a table.
 fn plain(value: &Value) -> String {
+    let joined = |words: Vec<String>| words.join(",");
     match value {
         Value::String(text) => text.clone(),
-        Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(","),
+        Value::Array(items) => joined(items.iter().map(plain).collect()),
         Value::Object(fields) => {
-            fields.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect::<Vec<_>>().join(",")
+            joined(fields.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect())
         }
         Value::Null => "-".to_owned(),
         other => other.to_string(),
@@ -271,7 +297,8 @@ fn plain(value: &Value) -> String {
 }
 
 fn location(one: &Credential) -> Found {
-    let body = view(&LocationSpec::of(one));
+    let body = view_of(one);
+    let prefix = one.prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
     Found {
         kind: Kind::BackupLocation,
         name: one.name.to_string(),
@@ -281,10 +308,7 @@ fn location(one: &Credential) -> Found {
         }),
         cells: vec![
             one.provider.to_string(),
-            match &one.prefix {
-                Some(prefix) => format!("{}/{prefix}", plain(&body["path"])),
-                None => plain(&body["path"]),
-            },
+            plain(&body["path"]) + &prefix,
             one.encryption.to_string(),
             one.uuid.to_string(),
         ],
@@ -294,13 +318,8 @@ fn location(one: &Credential) -> Found {
 
 fn policy(one: &Policy) -> Found {
     let whens: Vec<String> = one.rules.iter().map(|rule| rule.when.to_string()).collect();
-    Found {
-        kind: Kind::SchedulePolicy,
-        name: one.name.to_string(),
-        body: view(&Rules::of(&one.rules)),
-        status: json!({}),
-        cells: vec![whens.join(", ")],
-    }
+    let (body, cells) = (view(&Rules::of(&one.rules)), vec![whens.join(", ")]);
+    Found { kind: Kind::SchedulePolicy, name: one.name.to_string(), body, status: json!({}), cells }
 }
 
 fn rule(one: &HookRule) -> Found {
@@ -325,18 +344,18 @@ pub fn backup_name(one: &Cloudsnap) -> String {
 }
 
 fn backup(one: &Cloudsnap) -> Found {
-    let metadata = &one.metadata;
+    let (metadata, volume) = (&one.metadata, &one.src_volume_name);
     Found {
         kind: Kind::VolumeBackup,
         name: backup_name(one),
-        body: json!({ "backupLocation": metadata.credential_name, "volume": one.src_volume_name }),
+        body: json!({ "backupLocation": metadata.credential_name, "volume": volume }),
         status: json!({
             "stage": "Final", "status": "Successful", "cloudSnapID": one.id, "timestamp": one.timestamp,
             "backupType": metadata.backup_type, "sizeBytes": metadata.size_bytes, "storedBytes": metadata.stored_bytes,
             "verified": metadata.verified, "verifyResult": metadata.verify_result
         }),
         cells: vec![
-            one.src_volume_name.clone(),
+            volume.clone(),
             metadata.credential_name.clone(),
             format_time(one.timestamp),
             "Successful".to_owned(),
@@ -344,57 +363,22 @@ fn backup(one: &Cloudsnap) -> Found {
     }
 }
 
-/// Returns the stage and status of a task in the words of the custom resources.
-fn stage(task: &Task) -> (&'static str, &'static str) {
-    match task.state.stage {
+/// Returns the object that a task makes, with its stage and status in the words of the custom resources.
+fn task_object(kind: Kind, name: String, task: &Task, body: Value, mut cells: Vec<String>) -> Found {
+    let (stage, status) = match task.state.stage {
         TaskStage::Pending => ("Initial", "Pending"),
         TaskStage::Active => ("Volumes", "InProgress"),
         TaskStage::Done => ("Final", "Successful"),
         TaskStage::Stopped => ("Final", "Stopped"),
         _ => ("Final", "Failed"),
-    }
-}
-
-fn task_status(task: &Task) -> Value {
-    let (stage, status) = stage(task);
-    json!({
+    };
+    cells.push(status.to_owned());
+    let reason = task.error.as_ref().map(|error| error.message.as_str());
+    let status = json!({
         "stage": stage, "status": status, "task": task.name, "started": task.started, "completed": task.completed,
-        "cloudSnapID": task.source_volume, "reason": task.error.as_ref().map(|error| error.message.as_str())
-    })
-}
-
-fn backup_task(label: &str, task: &Task) -> Found {
-    let place = task.credential_name.as_ref().map(ToString::to_string);
-    let volume = task.volume.as_ref().map(ToString::to_string);
-    Found {
-        kind: Kind::VolumeBackup,
-        name: label.to_owned(),
-        cells: vec![
-            volume.clone().unwrap_or_else(|| "-".to_owned()),
-            place.clone().unwrap_or_else(|| "-".to_owned()),
-            format_time(task.started),
-            stage(task).1.to_owned(),
-        ],
-        body: json!({ "backupLocation": place, "volume": volume }),
-        status: task_status(task),
-    }
-}
-
-fn restore(volume: &VolumeName, task: &Task) -> Found {
-    let place = task.credential_name.as_ref().map(ToString::to_string);
-    Found {
-        kind: Kind::VolumeRestore,
-        name: volume.to_string(),
-        cells: vec![
-            task.source_volume.clone().unwrap_or_else(|| "-".to_owned()),
-            place.clone().unwrap_or_else(|| "-".to_owned()),
-            stage(task).1.to_owned(),
-        ],
-        body: json!({
-            "backupLocation": place, "cloudSnapID": task.source_volume, "destinationVolume": volume
-        }),
-        status: task_status(task),
-    }
+        "cloudSnapID": task.source_volume, "reason": reason
+    });
+    Found { kind, name, body, status, cells }
 }
 
 fn clone(volume: &Volume) -> Option<Found> {
