@@ -3,7 +3,7 @@
 use super::{
     document::{Document, Problem},
     foreign,
-    location_spec::LocationSpec,
+    location_fields::{LocationFields, STORK},
     values::view,
 };
 use crate::{
@@ -63,13 +63,20 @@ impl Location {
     /// # Errors
     /// The first invalid field.
     pub fn take(document: &mut Document, dir: &Path) -> Result<Self, Problem> {
-        let (field, spec) = match document.has("spec") {
-            true => ("spec", foreign::storage(document)?),
-            false => ("location", document.take::<LocationSpec>("location")?),
+        let (field, fields) = match document.has("spec") {
+            true => ("spec", foreign::storage(document, dir)?),
+            false => ("location", LocationFields::take(document, "location", STORK, dir)?),
         };
-        let encrypted = spec.encrypted;
-        let settings = spec.into_settings(dir).map_err(|message| document.problem(field, message))?;
-        Ok(Self { settings, encrypted })
+        let (settings, encrypted) = fields.into_settings(document)?;
+        let location = Self { settings, encrypted };
+        let message = if location.settings.proxy.as_deref().is_some_and(has_user) {
+            "proxy: a user or password in the URL would be shown: leave it out"
+        } else if location.has_passphrase() && encrypted == Some(false) {
+            "encrypted: a location with an encryptionKey is encrypted"
+        } else {
+            return Ok(location);
+        };
+        Err(document.problem(field, message))
     }
 
     fn has_passphrase(&self) -> bool {
@@ -268,4 +275,10 @@ pub fn view_of(one: &Credential) -> Value {
         "limitDownload": download, "limitTimeZone": one.limit_time_zone,
         "encryptionKey": from(&one.encryption_key_from), "encrypted": one.encryption
     }))
+}
+
+/// Returns true if a URL has a user, and perhaps a password.
+fn has_user(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@'))
 }

@@ -7,7 +7,7 @@ mod document;
 mod foreign;
 pub mod hook;
 pub mod location;
-mod location_spec;
+mod location_fields;
 pub mod policy;
 pub mod schedule;
 mod values;
