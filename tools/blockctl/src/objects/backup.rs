@@ -69,9 +69,6 @@ impl Backup {
     }
 
     /// Checks the volumes and the rule.
-    ///
-    /// # Errors
-    /// The cause.
     pub fn check_template(&mut self) -> Result<(), String> {
         let given = [self.volume.is_some(), self.group.is_some(), self.selectors.is_some()];
         if given.into_iter().filter(|is_given| *is_given).count() != 1 {

@@ -18,9 +18,6 @@ pub type FieldError = (String, String);
 /// Content of an object that can be checked beyond its type.
 pub trait Spec: DeserializeOwned {
     /// Checks the content of the object `name`, and sets defaults.
-    ///
-    /// # Errors
-    /// The first invalid field; its path is empty for the whole content.
     fn check(&mut self, name: &str) -> Result<(), FieldError>;
 }
 
@@ -56,9 +53,6 @@ pub struct Document {
 }
 
 /// Parses the documents of a text.
-///
-/// # Errors
-/// The text is no YAML, or a document is no mapping.
 pub fn documents(text: &str) -> Result<Vec<Document>, Problem> {
     let options = serde_saphyr::options! { strict_booleans: true, leading_zero_numbers_as_strings: true };
     let problem = |line, message| Problem { line, path: String::new(), message };
@@ -119,9 +113,6 @@ impl Document {
     }
 
     /// Takes a field as its type.
-    ///
-    /// # Errors
-    /// The field is missing or has another type.
     pub fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, Problem> {
         let value = self.fields.remove(name).ok_or_else(|| self.problem(name, "missing"))?;
         if value.is_array() {
@@ -139,9 +130,6 @@ impl Document {
     }
 
     /// Takes a field as the content of an object.
-    ///
-    /// # Errors
-    /// The field is missing, has another type, or does not pass its checks.
     pub fn spec<T: Spec>(&mut self, field: &str, name: &str) -> Result<T, Problem> {
         let mut spec: T = self.take(field)?;
         spec.check(name).map_err(|(path, message)| {

@@ -66,9 +66,6 @@ pub fn replacement(kind: &str) -> Option<String> {
 }
 
 /// Takes a storage section as a location.
-///
-/// # Errors
-/// A field is invalid, or not exactly one store is given.
 pub fn storage<'a>(document: &mut Document, dir: &'a Path) -> Result<LocationFields<'a>, Problem> {
     for (path, reason) in IGNORED_FIELDS {
         document.ignore(path, reason);

@@ -2,7 +2,7 @@
 
 use super::{
     document::{FieldError, Spec},
-    values::some_list,
+    values::some_set,
 };
 use crate::cli::volume::parse_seconds;
 use blockd_api::{
@@ -11,6 +11,7 @@ use blockd_api::{
     rules::{HookRule, RuleTarget},
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Rule.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,11 +24,11 @@ pub struct Hook {
     freeze_fs: bool,
     on_failure: OnFailure,
     /// Volumes with this rule; unset leaves the assignment alone.
-    #[serde(deserialize_with = "some_list")]
-    pub volumes: Option<Vec<VolumeName>>,
+    #[serde(deserialize_with = "some_set")]
+    pub volumes: Option<BTreeSet<VolumeName>>,
     /// Groups with this rule; unset leaves the assignment alone.
-    #[serde(deserialize_with = "some_list")]
-    pub groups: Option<Vec<GroupName>>,
+    #[serde(deserialize_with = "some_set")]
+    pub groups: Option<BTreeSet<GroupName>>,
 }
 
 impl Hook {
@@ -35,35 +36,19 @@ impl Hook {
     pub fn of(rule: &HookRule) -> Self {
         let quiesce = rule.quiesce.clone();
         let timeout_s = quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S);
-        let mut hook = Self {
+        Self {
             pre_command: quiesce.pre_command,
             post_command: quiesce.post_command,
             user: quiesce.user,
             timeout: Some(format!("{timeout_s}s")),
             freeze_fs: quiesce.freeze_fs,
             on_failure: quiesce.on_failure,
-            volumes: Some(rule.volumes.clone()),
-            groups: Some(rule.groups.clone()),
-        };
-        hook.sort();
-        hook
-    }
-
-    fn sort(&mut self) {
-        if let Some(volumes) = &mut self.volumes {
-            volumes.sort_unstable();
-            volumes.dedup();
-        }
-        if let Some(groups) = &mut self.groups {
-            groups.sort_unstable();
-            groups.dedup();
+            volumes: Some(rule.volumes.iter().cloned().collect()),
+            groups: Some(rule.groups.iter().cloned().collect()),
         }
     }
 
     /// Returns the options of a request.
-    ///
-    /// # Errors
-    /// The timeout is no time.
     pub fn quiesce(&self) -> Result<Quiesce, String> {
         Ok(Quiesce {
             freeze_fs: self.freeze_fs,
@@ -104,7 +89,6 @@ impl Spec for Hook {
         });
         let timeout_s = checked.map_err(|message| (String::new(), message))?;
         self.timeout = Some(format!("{timeout_s}s"));
-        self.sort();
         Ok(())
     }
 }

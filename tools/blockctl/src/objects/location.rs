@@ -3,7 +3,7 @@
 use super::{
     document::{Document, Problem},
     foreign,
-    location_fields::{LocationFields, STORK},
+    location_fields::{LocationFields, STORK, is_secret},
     values::view,
 };
 use crate::{
@@ -59,9 +59,6 @@ impl Serialize for Location {
 
 impl Location {
     /// Takes a location, or a storage section, from a document; paths are relative to its directory.
-    ///
-    /// # Errors
-    /// The first invalid field.
     pub fn take(document: &mut Document, dir: &Path) -> Result<Self, Problem> {
         let (field, fields) = match document.has("spec") {
             true => ("spec", foreign::storage(document, dir)?),
@@ -90,22 +87,11 @@ impl Location {
     /// Returns true if the file gives a secret of the store, which cannot be compared with the stored one.
     pub fn gives_store_key(&self) -> bool {
         let one = &self.settings;
-        let values = [
-            &one.s3_secret_key,
-            &one.azure_account_key,
-            &one.azure_sas_token,
-            &one.swift_key,
-            &one.swift_token,
-        ];
-        let files = [
-            &one.s3_secret_key_file,
-            &one.azure_account_key_file,
-            &one.azure_sas_token_file,
-            &one.google_json_key_file,
-            &one.swift_key_file,
-            &one.swift_token_file,
-        ];
-        values.into_iter().any(Option::is_some) || files.into_iter().any(Option::is_some)
+        let is_key = |flag: &str| is_secret(flag.trim_start_matches("--").trim_end_matches("-file"));
+        [one.s3(), one.azure(), one.google(), one.swift()]
+            .iter()
+            .flatten()
+            .any(|(flag, setting)| is_key(flag) && setting.is_given())
     }
 
     /// Returns the paths of secrets in the file for which the daemon has a reference or identity, and these.
@@ -119,9 +105,6 @@ impl Location {
     }
 
     /// Returns the request that creates the credential, with its secrets.
-    ///
-    /// # Errors
-    /// A required setting is missing or cannot be read.
     pub fn request(&self, name: &CredentialName) -> Result<CreateCredential, Failure> {
         let args = CreateArgs { name: name.clone(), file: None, settings: self.settings.clone() };
         let request = stores::request(args).map_err(|error| match error {
@@ -140,9 +123,6 @@ impl Location {
     }
 
     /// Returns the request that sets the access of this location, with its secrets; unset fields stay.
-    ///
-    /// # Errors
-    /// A secret cannot be read, or belongs to another kind of store.
     pub fn update(&self, of: CredentialRef, kept: ProviderKind) -> Result<UpdateCredential, Failure> {
         macro_rules! args {
             ($($field:ident)+) => {{

@@ -106,7 +106,8 @@ fn is_in(known: &str, section: &str) -> bool {
     split(known).0 == section || (split(known).0 == "*" && !section.is_empty())
 }
 
-fn is_secret(setting: &str) -> bool {
+/// Returns true for a setting with a secret.
+pub fn is_secret(setting: &str) -> bool {
     SECRETS.split(' ').any(|secret| secret == setting)
 }
 
@@ -123,9 +124,6 @@ pub struct LocationFields<'a> {
 
 impl<'a> LocationFields<'a> {
     /// Takes the fields of a table; paths are relative to a directory.
-    ///
-    /// # Errors
-    /// The first unknown field, or invalid secret.
     pub fn take(
         document: &mut Document,
         root: &'static str,
@@ -249,9 +247,6 @@ impl<'a> LocationFields<'a> {
     }
 
     /// Converts the fields to settings, and the field `encrypted`.
-    ///
-    /// # Errors
-    /// The first invalid field.
     pub fn into_settings(mut self, document: &Document) -> Result<(Settings, Option<bool>), Problem> {
         self.complete().map_err(|message| document.problem(self.root, message))?;
         self.values.remove(IGNORED);

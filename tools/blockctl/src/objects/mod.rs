@@ -81,18 +81,11 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Unknown kind.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "unknown kind `{0}`: expected BackupLocation, SchedulePolicy, Rule, VolumeBackup, VolumeBackupSchedule, VolumeRestore or VolumeClone"
-)]
-pub struct UnknownKind(String);
-
 impl FromStr for Kind {
-    type Err = UnknownKind;
+    type Err = String;
 
     /// Parses a kind, case-insensitive, its plural, or its initials.
-    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+    fn from_str(text: &str) -> Result<Self, String> {
         let word = text.to_ascii_lowercase();
         let singular = match word.strip_suffix("ies") {
             Some(stem) => format!("{stem}y"),
@@ -103,7 +96,9 @@ impl FromStr for Kind {
             let initials: String = name.chars().filter(char::is_ascii_uppercase).collect();
             [&word, &singular].contains(&&name.to_ascii_lowercase()) || initials.to_ascii_lowercase() == word
         };
-        Self::ALL.into_iter().find(is_meant).ok_or_else(|| UnknownKind(text.to_owned()))
+        let kinds = "BackupLocation, SchedulePolicy, Rule, VolumeBackup, VolumeBackupSchedule, VolumeRestore or VolumeClone";
+        let unknown = || format!("unknown kind `{text}`: expected {kinds}");
+        Self::ALL.into_iter().find(is_meant).ok_or_else(unknown)
     }
 }
 
@@ -111,28 +106,19 @@ impl FromStr for Kind {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Body {
-    /// Backup location.
     Location(Box<location::Location>),
-    /// Schedule policy.
     Policy(policy::Rules),
-    /// Rule.
     Rule(hook::Hook),
-    /// Backup.
     Backup(Box<backup::Backup>),
-    /// Schedule.
     Schedule(Box<schedule::ScheduleSpec>),
-    /// Restore.
     Restore(volumes::Restore),
-    /// Clone.
     Clone(volumes::VolumeClone),
 }
 
 /// Object of a file.
 #[derive(Debug)]
 pub struct Object {
-    /// Kind.
     pub kind: Kind,
-    /// Name.
     pub name: ObjectName,
     /// File, for messages.
     pub file: String,
@@ -140,7 +126,6 @@ pub struct Object {
     pub line: usize,
     /// Ignored fields.
     pub warnings: Vec<Problem>,
-    /// Content.
     pub body: Body,
 }
 
@@ -174,9 +159,6 @@ pub fn yaml(document: &Value) -> String {
 }
 
 /// Reads the objects of a file, or of stdin for `-`.
-///
-/// # Errors
-/// The file cannot be read, or an object is invalid; the message has the first problem of each object.
 pub fn read(path: &Path) -> Result<Vec<Object>, Failure> {
     let is_stdin = path.as_os_str() == "-";
     let shown = if is_stdin { "stdin".to_owned() } else { path.display().to_string() };
@@ -200,9 +182,6 @@ fn open(path: &Path) -> io::Result<Box<dyn Read>> {
 }
 
 /// Parses the objects of a text.
-///
-/// # Errors
-/// The first problem of each object.
 pub fn parse(text: &str, file: &str, dir: &Path) -> Result<Vec<Object>, Vec<Problem>> {
     let documents = document::documents(text).map_err(|problem| vec![problem])?;
     let (mut objects, mut problems): (Vec<Object>, Vec<Problem>) = (Vec::new(), Vec::new());
@@ -235,8 +214,7 @@ fn object(mut document: Document, file: &str, dir: &Path) -> Result<Object, Prob
     if let Some(message) = foreign::replacement(&kind) {
         return Err(document.problem("kind", message));
     }
-    let kind: Kind =
-        kind.parse().map_err(|error: UnknownKind| document.problem("kind", error.to_string()))?;
+    let kind: Kind = kind.parse().map_err(|error: String| document.problem("kind", error))?;
     let version = document.take::<String>("apiVersion")?;
     if !KNOWN_VERSIONS.contains(&version.as_str()) {
         let message = format!("unknown version {version:?}: write {API_VERSION}");

@@ -95,7 +95,7 @@ fn kinds_have_several_names() {
     for kind in Kind::ALL {
         assert_eq!(kind.to_string().parse(), Ok(kind));
     }
-    assert!("Volume".parse::<Kind>().unwrap_err().to_string().contains("VolumeRestore or VolumeClone"));
+    assert!("Volume".parse::<Kind>().unwrap_err().contains("VolumeRestore or VolumeClone"));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 use std::{
+    collections::BTreeSet,
     fmt,
     marker::PhantomData,
     path::{Path, PathBuf},
@@ -44,10 +45,12 @@ pub fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> R
 }
 
 /// Reads an optional value or list of values.
-pub fn some_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    from: D,
-) -> Result<Option<Vec<T>>, D::Error> {
-    one_or_many(from).map(Some)
+pub fn some_set<'de, D, T>(from: D) -> Result<Option<BTreeSet<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Ord,
+{
+    Ok(Some(one_or_many(from)?.into_iter().collect()))
 }
 
 /// Writes a list of one value as this value.

@@ -124,9 +124,6 @@ impl ResourceSet {
     }
 
     /// Returns the cloud snapshot of a restore.
-    ///
-    /// # Errors
-    /// The name selects none, or several.
     pub fn source(&self, restore: &Restore) -> Result<CloudSnapshotId, ApiError> {
         let (name, volume) = match restore.source() {
             Some(Source::Cloudsnap(id)) => return Ok(id),
@@ -180,13 +177,11 @@ pub enum DeleteScope {
 /// Backups to delete.
 #[derive(Debug)]
 pub struct Target {
-    /// Name.
     pub name: String,
     /// Id, if the name is one.
     pub id: Option<CloudSnapshotId>,
     /// Location; all by default.
     pub location: Option<CredentialName>,
-    /// Volumes.
     pub scope: DeleteScope,
 }
 
@@ -215,9 +210,6 @@ impl Target {
     }
 
     /// Returns true for an existing backup of the name.
-    ///
-    /// # Errors
-    /// A location that may have it cannot be listed.
     pub fn exists(&self, resources: &ResourceSet) -> Result<bool, Failure> {
         let is_stored = !self.stored(resources).is_empty();
         // An id selects one cloud snapshot, in any location.
@@ -235,9 +227,6 @@ impl Target {
     }
 
     /// Returns the cloud snapshots and tasks to delete.
-    ///
-    /// # Errors
-    /// Several backups have the name and none is selected, one is running, or one is pinned.
     fn selected<'a>(
         &'a self,
         resources: &'a ResourceSet,

@@ -21,7 +21,6 @@ use uuid::Uuid;
 /// Difference of a field.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
-    /// Path.
     pub path: String,
     /// Current value.
     pub is: Option<Value>,

@@ -42,9 +42,6 @@ impl Record {
     }
 
     /// Writes the document of the command, or in text what the lines of the objects do not have.
-    ///
-    /// # Errors
-    /// The failure of the command, unless it is written.
     pub fn finish(mut self, context: &Context<'_>, ended: Result<u8, Failure>) -> Result<u8, Failure> {
         let output = context.output;
         let failed = usize::from(self.is_begun).min(self.left.len());

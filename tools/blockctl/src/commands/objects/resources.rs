@@ -25,13 +25,10 @@ use uuid::Uuid;
 /// Resource in the form of an object.
 #[derive(Debug)]
 pub struct Found {
-    /// Kind.
     pub kind: Kind,
     /// Name, or id without a name.
     pub name: String,
-    /// Content.
     pub body: Value,
-    /// Observed status.
     pub status: Value,
     /// Table cells after the name.
     pub cells: Vec<String>,
