@@ -2,7 +2,7 @@
 
 use super::{
     document::{Document, Problem},
-    location_fields::{Field, IGNORED, LocationFields, SECRET_DIR},
+    location_fields::{Dialect, IGNORED, LocationFields, SECRET_DIR},
 };
 use std::path::Path;
 
@@ -31,8 +31,10 @@ const KINDS: [(&str, &str); 9] = [
     ),
 ];
 const LOCAL_SNAPSHOTS: &str = "local snapshots are made by `blockctl snapshot create`, and by the `localSnapshots` of a VolumeBackupSchedule";
-/// Fields of the storage section of KubeDB's snapshots.
-const STORAGE: &[Field] = &[
+/// Storage section of KubeDB's snapshots.
+const STORAGE: &Dialect =
+    &Dialect { root: "spec", sections: &["s3", "gcs", "azure", "swift", "local"], fields: STORAGE_FIELDS };
+const STORAGE_FIELDS: &[(&str, &str)] = &[
     ("storageSecretName", SECRET_DIR),
     ("*.bucket", "path"),
     ("*.container", "path"),
@@ -40,8 +42,14 @@ const STORAGE: &[Field] = &[
     ("*.prefix", "prefix"),
     ("s3.endpoint", "s3-endpoint"),
     ("s3.region", "s3-region"),
-    ("*.endpoint", IGNORED),
-    ("*.region", IGNORED),
+    ("gcs.endpoint", IGNORED),
+    ("gcs.region", IGNORED),
+    ("azure.endpoint", IGNORED),
+    ("azure.region", IGNORED),
+    ("swift.endpoint", IGNORED),
+    ("swift.region", IGNORED),
+    ("local.endpoint", IGNORED),
+    ("local.region", IGNORED),
     ("encryptionKey", "encryption-passphrase"),
     ("proxy", "proxy"),
     ("caCertificate", "ca-certificate"),
@@ -49,9 +57,6 @@ const STORAGE: &[Field] = &[
     ("limitDownload", "limit-download"),
     ("limitTimeZone", "limit-time-zone"),
 ];
-/// Sections of stores, and their providers.
-const STORES: [(&str, &str); 5] =
-    [("s3", "s3"), ("gcs", "google"), ("azure", "azure"), ("swift", "swift"), ("local", "local")];
 /// Fields of a storage section without a meaning outside of a cluster.
 const IGNORED_FIELDS: [(&str, &str); 3] = [
     ("spec.databaseName", "a location is for all volumes; a VolumeBackup names one"),
@@ -70,19 +75,17 @@ pub fn storage<'a>(document: &mut Document, dir: &'a Path) -> Result<LocationFie
     for (path, reason) in IGNORED_FIELDS {
         document.ignore(path, reason);
     }
-    let mut fields = LocationFields::take(document, "spec", STORAGE, dir)?;
-    let store = |section: &String| STORES.iter().find(|(name, _)| name == section);
-    if let Some(section) = fields.sections.iter().find(|section| store(section).is_none()) {
-        return Err(document.problem(&format!("spec.{section}"), format!("unknown field `{section}`")));
-    }
+    let mut fields = LocationFields::take(document, STORAGE, dir)?;
     let [section] = fields.sections.as_slice() else {
         return Err(document.problem("spec", "one of `s3`, `gcs`, `azure`, `swift` and `local` is expected"));
     };
+    if !fields.has("path") {
+        return Err(document.problem(&format!("spec.{section}"), "missing field `bucket`"));
+    }
     if section == "s3" && !fields.has("s3-endpoint") {
         return Err(document.problem("spec", "s3: missing field `endpoint`"));
     }
-    if let Some((_, provider)) = store(section) {
-        fields.set_provider(provider);
-    }
+    let provider = section.clone();
+    fields.set_provider(&provider);
     Ok(fields)
 }

@@ -62,7 +62,7 @@ impl Location {
     pub fn take(document: &mut Document, dir: &Path) -> Result<Self, Problem> {
         let (field, fields) = match document.has("spec") {
             true => ("spec", foreign::storage(document, dir)?),
-            false => ("location", LocationFields::take(document, "location", STORK, dir)?),
+            false => ("location", LocationFields::take(document, STORK, dir)?),
         };
         let (settings, encrypted) = fields.into_settings(document)?;
         let location = Self { settings, encrypted };

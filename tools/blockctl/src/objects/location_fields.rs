@@ -10,8 +10,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// Path of a field, where `*` is any section, and its setting.
-pub type Field = (&'static str, &'static str);
+/// Fields of locations of one system.
+pub struct Dialect {
+    /// Field of the content.
+    pub root: &'static str,
+    /// Fields with fields of their own.
+    pub sections: &'static [&'static str],
+    /// Paths of fields, where `*` is any section, and their settings.
+    pub fields: &'static [(&'static str, &'static str)],
+}
 
 /// Directory with a file for each key of a secret.
 pub const SECRET_DIR: &str = "secret-dir";
@@ -20,8 +27,13 @@ pub const IGNORED: &str = "ignored";
 const ENCRYPTED: &str = "encrypted";
 const STORE_TYPE: &str = "provider";
 
-/// Fields of a location, as Stork's custom resource writes them.
-pub const STORK: &[Field] = &[
+/// Location as Stork's custom resource writes it.
+pub const STORK: &Dialect = &Dialect {
+    root: "location",
+    sections: &["s3Config", "azureConfig", "googleConfig", "swiftConfig"],
+    fields: STORK_FIELDS,
+};
+const STORK_FIELDS: &[(&str, &str)] = &[
     ("type", STORE_TYPE),
     ("path", "path"),
     ("prefix", "prefix"),
@@ -114,55 +126,56 @@ pub fn is_secret(setting: &str) -> bool {
 /// Values of a location by setting.
 pub struct LocationFields<'a> {
     dir: &'a Path,
-    /// Field of the content.
-    root: &'static str,
-    table: &'static [Field],
+    dialect: &'static Dialect,
     /// Sections that are given.
     pub sections: Vec<String>,
     values: Map<String, Value>,
 }
 
 impl<'a> LocationFields<'a> {
-    /// Takes the fields of a table; paths are relative to a directory.
-    pub fn take(
-        document: &mut Document,
-        root: &'static str,
-        table: &'static [Field],
-        dir: &'a Path,
-    ) -> Result<Self, Problem> {
-        let mut fields = Self { dir, root, table, sections: Vec::new(), values: Map::new() };
-        for (name, value) in document.take::<Map<String, Value>>(root)? {
+    /// Takes the fields of a location; paths are relative to a directory.
+    pub fn take(document: &mut Document, dialect: &'static Dialect, dir: &'a Path) -> Result<Self, Problem> {
+        let mut fields = Self { dir, dialect, sections: Vec::new(), values: Map::new() };
+        for (name, value) in document.take::<Map<String, Value>>(dialect.root)? {
+            let is_section = dialect.sections.contains(&name.as_str());
             match value {
-                Value::Object(inner) if table.iter().any(|(known, _)| is_in(known, &name)) => {
+                Value::Object(inner) if is_section => {
                     for (field, value) in inner {
                         fields.put(document, &format!("{name}.{field}"), value)?;
                     }
                     fields.sections.push(name);
                 }
+                _ if is_section => return Err(fields.problem(document, &name, "a mapping is expected")),
                 value => fields.put(document, &name, value)?,
             }
         }
         Ok(fields)
     }
 
+    /// Returns a problem of a field.
+    fn problem(&self, document: &Document, path: &str, message: impl Into<String>) -> Problem {
+        let dot = if path.is_empty() { "" } else { "." };
+        document.problem(&format!("{}{dot}{path}", self.dialect.root), message)
+    }
+
     /// Sets the setting of a field.
     fn put(&mut self, document: &Document, path: &str, value: Value) -> Result<(), Problem> {
-        let place = format!("{}.{path}", self.root);
         let (section, name) = split(path);
-        let mut siblings = self.table.iter().filter(|(known, _)| is_in(known, section));
-        let Some((_, setting)) = siblings.clone().find(|(known, _)| split(known).1 == name) else {
-            let known: Vec<String> =
-                siblings.by_ref().map(|(known, _)| format!("`{}`", split(known).1)).collect();
-            let message = format!("unknown field `{name}`, expected one of {}", known.join(", "));
-            return Err(document.problem(&place, message));
+        let siblings = || self.dialect.fields.iter().filter(|(known, _)| is_in(known, section));
+        let Some((_, setting)) = siblings().find(|(known, _)| split(known).1 == name) else {
+            let mut known: Vec<&str> = siblings().map(|(known, _)| split(known).1).collect();
+            known.extend(self.dialect.sections.iter().filter(|_| section.is_empty()));
+            let message = format!("unknown field `{name}`, expected one of `{}`", known.join("`, `"));
+            return Err(self.problem(document, path, message));
         };
         if !is_secret(setting) {
             self.values.insert((*setting).to_owned(), value);
             return Ok(());
         }
-        let refused = |message| document.problem(self.root, format!("{path}: {message}"));
+        let refused = |message: String| self.problem(document, "", format!("{path}: {message}"));
         let secret = SecretSource::deserialize(value);
-        let (suffix, value) = match secret.map_err(|error| document.problem(&place, error.to_string()))? {
+        let secret = secret.map_err(|error| self.problem(document, path, error.to_string()))?;
+        let (suffix, value) = match secret {
             SecretSource::File(path) => ("-file", absolute(self.dir, &path).display().to_string()),
             SecretSource::Reference(from) => ("-from", from.to_string()),
             _ if *setting == "google-json-key" => {
@@ -221,8 +234,11 @@ impl<'a> LocationFields<'a> {
         if let Some(prefix) = self.text("prefix").map(|prefix| prefix.trim_matches('/').to_owned()) {
             self.values.insert("prefix".to_owned(), Some(prefix).filter(|prefix| !prefix.is_empty()).into());
         }
-        let Some(Value::String(dir)) = self.values.remove(SECRET_DIR) else { return Ok(()) };
-        self.read_secret(&provider, &absolute(self.dir, Path::new(&dir)))
+        match self.values.remove(SECRET_DIR) {
+            Some(Value::String(dir)) => self.read_secret(&provider, &absolute(self.dir, Path::new(&dir))),
+            Some(_) => Err("the directory of a secret is text".to_owned()),
+            None => Ok(()),
+        }
     }
 
     /// Reads the keys of a secret directory for settings that no field sets.
@@ -248,23 +264,21 @@ impl<'a> LocationFields<'a> {
 
     /// Converts the fields to settings, and the field `encrypted`.
     pub fn into_settings(mut self, document: &Document) -> Result<(Settings, Option<bool>), Problem> {
-        self.complete().map_err(|message| document.problem(self.root, message))?;
+        self.complete().map_err(|message| self.problem(document, "", message))?;
         self.values.remove(IGNORED);
         let encrypted = self.values.remove(ENCRYPTED).map(bool::deserialize).transpose();
-        let encrypted = encrypted
-            .map_err(|error| document.problem(&format!("{}.{ENCRYPTED}", self.root), error.to_string()))?;
+        let encrypted = encrypted.map_err(|error| self.problem(document, ENCRYPTED, error.to_string()))?;
         let provider = self.text(STORE_TYPE).unwrap_or_default().to_owned();
-        let settings = serde_path_to_error::deserialize(Value::from(self.values)).map_err(
-            |error: serde_path_to_error::Error<serde_json::Error>| {
-                let setting = error.path().to_string();
-                let is_it = |(path, known): &&Field| {
-                    *known == setting && path.split_once("Config.").is_none_or(|(of, _)| of == provider)
-                };
-                let path =
-                    self.table.iter().find(is_it).map(|(path, _)| format!(".{path}")).unwrap_or_default();
-                document.problem(&format!("{}{path}", self.root), error.inner().to_string())
-            },
-        )?;
+        let values = Value::from(std::mem::take(&mut self.values));
+        let settings: Result<Settings, _> = serde_path_to_error::deserialize(values);
+        let settings = settings.map_err(|error| {
+            let setting = error.path().to_string();
+            let is_it = |(path, known): &&(&str, &str)| {
+                *known == setting && path.split_once("Config.").is_none_or(|(of, _)| of == provider)
+            };
+            let field = self.dialect.fields.iter().find(is_it);
+            self.problem(document, field.map_or("", |(path, _)| path), error.inner().to_string())
+        })?;
         Ok((settings, encrypted))
     }
 }
