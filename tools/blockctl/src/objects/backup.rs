@@ -33,41 +33,19 @@ pub struct Backup {
     pub backup_location: Vec<CredentialName>,
     /// Volume.
     pub volume: Option<VolumeName>,
-    group: Option<GroupName>,
+    pub(super) group: Option<GroupName>,
     #[serde(with = "selectors")]
-    selectors: Option<LabelSelector>,
+    pub(super) selectors: Option<LabelSelector>,
     /// Full backups.
     pub full: bool,
-    pre_exec_rule: Option<RuleName>,
-    post_exec_rule: Option<RuleName>,
+    pub(super) pre_exec_rule: Option<RuleName>,
+    pub(super) post_exec_rule: Option<RuleName>,
     /// Fate of the backups after the object.
     #[serde(skip_serializing)]
     pub reclaim_policy: ReclaimPolicy,
 }
 
 impl Backup {
-    /// Creates the template of a schedule.
-    pub fn template(
-        backup_location: Vec<CredentialName>,
-        volume: Option<VolumeName>,
-        selector: &Selector,
-        full: bool,
-        rule: Option<&RuleName>,
-    ) -> Self {
-        let (group, selectors) = (selector.group.clone(), selector.label.clone());
-        let (pre_exec_rule, post_exec_rule) = (rule.cloned(), rule.cloned());
-        Self {
-            backup_location,
-            volume,
-            group,
-            selectors,
-            full,
-            pre_exec_rule,
-            post_exec_rule,
-            ..Self::default()
-        }
-    }
-
     /// Checks the volumes and the rule.
     pub fn check_template(&mut self) -> Result<(), String> {
         let given = [self.volume.is_some(), self.group.is_some(), self.selectors.is_some()];

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
     fmt,
+    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
     str::FromStr,
@@ -162,9 +163,11 @@ pub fn yaml(document: &Value) -> String {
 pub fn read(path: &Path) -> Result<Vec<Object>, Failure> {
     let is_stdin = path.as_os_str() == "-";
     let shown = if is_stdin { "stdin".to_owned() } else { path.display().to_string() };
-    let opened = if is_stdin { Ok(Box::new(io::stdin().lock()) as Box<dyn Read>) } else { open(path) };
     let mut text = String::new();
-    let read = opened.and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
+    let read = match is_stdin {
+        true => io::stdin().lock().take(MAX_FILE_BYTES + 1).read_to_string(&mut text),
+        false => File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)),
+    };
     read.map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
     if text.len() as u64 > MAX_FILE_BYTES {
         return Err(Failure::usage(format!("{shown} is longer than {MAX_FILE_BYTES} bytes")));
@@ -175,10 +178,6 @@ pub fn read(path: &Path) -> Result<Vec<Object>, Failure> {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         Failure::usage(format!("{shown}: {}", problems.join("; ")))
     })
-}
-
-fn open(path: &Path) -> io::Result<Box<dyn Read>> {
-    Ok(Box::new(std::fs::File::open(path)?))
 }
 
 /// Parses the objects of a text.

@@ -81,8 +81,16 @@ impl ScheduleSpec {
         });
         let mut retain_at = retain_at.collect::<Option<Vec<_>>>()?;
         retain_at.sort_by(|one, other| one.backup_location.cmp(&other.backup_location));
-        let locations = schedule.credentials.iter().map(location).collect::<Option<_>>()?;
-        let (full, rule) = (schedule.full, schedule.rule.as_ref());
+        let spec = Backup {
+            backup_location: schedule.credentials.iter().map(location).collect::<Option<_>>()?,
+            volume,
+            group: schedule.selector.group.clone(),
+            selectors: schedule.selector.label.clone(),
+            full: schedule.full,
+            pre_exec_rule: schedule.rule.clone(),
+            post_exec_rule: schedule.rule.clone(),
+            ..Backup::default()
+        };
         let has_own_retain = schedule.policy.is_none() || schedule.retain != Retention::default();
         Some(Self {
             schedule_policy_name: schedule.policy.clone(),
@@ -93,9 +101,7 @@ impl ScheduleSpec {
             local_snapshots: schedule.local.clone().map(|retain| LocalSnapshots { retain: Retain(retain) }),
             jitter_seconds: schedule.jitter_seconds.max_s,
             priority: schedule.priority,
-            template: TemplateObject {
-                spec: Backup::template(locations, volume, &schedule.selector, full, rule),
-            },
+            template: TemplateObject { spec },
         })
     }
 

@@ -7,6 +7,7 @@ use crate::objects::{
     hook::{Hook, label},
     location::is_access,
     schedule::fixed,
+    view,
     volumes::{CLONED_FROM, Restore, Source, VolumeClone},
 };
 use blockd_api::{
@@ -128,13 +129,12 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
         check_targets(object, hook, resources)?;
     }
     let Some(mut found) = resources.find(object.kind, name) else { return Ok(Plan::Create) };
-    if let Body::Rule(hook) = &object.body {
+    if let (Body::Rule(hook), Some(rule)) = (&object.body, resources.rule(name)) {
         // Without a list, the assignments stay as they are.
-        let fields = [("volumes", hook.volumes.is_some()), ("groups", hook.groups.is_some())];
-        for (field, _) in fields.into_iter().filter(|(_, is_given)| !is_given) {
-            found.body[field].take();
-        }
-        found.body = crate::objects::view(&found.body);
+        let mut current = Hook::of(rule);
+        current.volumes = current.volumes.filter(|_| hook.volumes.is_some());
+        current.groups = current.groups.filter(|_| hook.groups.is_some());
+        found.body = view(&current);
     }
     let is_location = matches!(object.body, Body::Location(_));
     let mut changes = changes(&found.view(), &object.view(), is_location);
@@ -152,16 +152,13 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
             immutable(&fixed.collect::<Vec<_>>(), ErrorCode::CredentialExists, cause)
         }
         Body::Schedule(wanted) => {
-            match resources.schedule(name).and_then(|one| resources.schedule_spec(one)) {
-                None => {
-                    let cause = "its volume is gone: delete the schedule first";
-                    Some((ErrorCode::ScheduleExists, cause.to_owned()))
-                }
-                Some(current) => {
-                    let fixed = fixed(&current.request(&object.name), &wanted.request(&object.name));
-                    let cause = "cannot be changed: delete the schedule first, its backups stay";
-                    immutable(&fixed, ErrorCode::ScheduleExists, cause)
-                }
+            let current = resources.schedule(name).and_then(|one| resources.schedule_spec(one));
+            let fixed = current.map(|spec| fixed(&spec.request(&object.name), &wanted.request(&object.name)));
+            let gone = "its volume is gone: delete the schedule first".to_owned();
+            let cause = "cannot be changed: delete the schedule first, its backups stay";
+            match fixed {
+                None => Some((ErrorCode::ScheduleExists, gone)),
+                Some(fixed) => immutable(&fixed, ErrorCode::ScheduleExists, cause),
             }
         }
         _ => None,
