@@ -5,11 +5,12 @@ use blockd_schedule::Jitter;
 const REFUSED: &str = include_str!("../../tests/objects/refused.txt");
 const ACCEPTED: &str = include_str!("../../tests/objects/accepted.txt");
 
-/// Case of a file: object, expectation, and expected request.
+/// Case of a file: object, expectation, and for accepted ones the request and the warnings.
 struct Case<'a> {
     text: String,
     expected: &'a str,
     request: &'a str,
+    warnings: Vec<&'a str>,
 }
 
 fn cases(text: &str) -> impl Iterator<Item = Case<'_>> {
@@ -17,12 +18,20 @@ fn cases(text: &str) -> impl Iterator<Item = Case<'_>> {
         let (head, rest) = case.split_once('\n').unwrap_or((case, ""));
         let (kind, expected) = head.split_once(" =>").unwrap();
         let (version, kind) = kind.split_once(' ').unwrap_or((API_VERSION, kind));
-        let (request, body) = match rest.strip_prefix(">>> ") {
-            Some(rest) => rest.split_once('\n').unwrap(),
-            None => ("", rest),
+        let (mut request, mut warnings, mut body) = ("", Vec::new(), rest);
+        while let Some((line, rest)) = body.split_once('\n') {
+            match line.split_at_checked(4) {
+                Some((">>> ", line)) => request = line,
+                Some(("!!! ", line)) => warnings.push(line),
+                _ => break,
+            }
+            body = rest;
+        }
+        let text = match kind {
+            "-" => body.to_owned(),
+            kind => text_of(kind, body).replace(API_VERSION, version),
         };
-        let text = text_of(kind, body).replace(API_VERSION, version);
-        Case { text, expected: expected.trim(), request }
+        Case { text, expected: expected.trim(), request, warnings }
     })
 }
 
@@ -117,11 +126,14 @@ fn accepted_object_has_view_and_request() {
     let json = |text: &str| -> Value {
         serde_json::from_str(&text.replace("DIR", dir.path().to_str().unwrap())).unwrap()
     };
-    for Case { text, expected, request: wanted } in cases(ACCEPTED) {
-        let first = parse_in(dir.path(), &text).unwrap().remove(0);
+    for Case { text, expected, request: wanted, warnings } in cases(ACCEPTED) {
+        let first = parse_in(dir.path(), &text).unwrap_or_else(|found| panic!("{text}: {found:?}")).remove(0);
         assert!(expected.is_empty() || view(&first.body) == json(expected), "{text}: {}", first.view());
         assert!(wanted.is_empty() || has(&request(&first), &json(wanted)), "{text}: {:#}", request(&first));
         assert!(!format!("{first:?}").contains("planted") && !first.view().to_string().contains("planted"));
+        let found: Vec<String> = first.warnings.iter().map(ToString::to_string).collect();
+        let is_it = |(found, expected): (&String, &&str)| found.starts_with(*expected);
+        assert!(found.len() == warnings.len() && found.iter().zip(&warnings).all(is_it), "{text}: {found:?}");
         // A view has no secrets, no schemes of endpoints, and not the way of a restore.
         let again = parse_in(dir.path(), &yaml(&first.view())).unwrap().remove(0);
         if first.kind != Kind::BackupLocation {
@@ -162,34 +174,6 @@ fn minutes_are_the_same_in_every_time_zone() {
     assert_ne!(rules("daily 01:00 Europe/Berlin"), rules("daily 01:00"));
 }
 
-/// Checks the storage blocks of KubeDB's own examples, with the metadata that `kubectl get` shows.
-#[test]
-fn ignored_fields_become_warnings_with_lines() {
-    let dir = dir_with_secret();
-    let ignored = |text: &str| {
-        let object = parse_in(dir.path(), text).unwrap().remove(0);
-        let warnings: Vec<String> = object.warnings.iter().map(ToString::to_string).collect();
-        (view(&object.body)["prefix"].as_str().map(ToOwned::to_owned), warnings)
-    };
-    for (block, prefix, count) in [
-        ("s3: {endpoint: 's3.amazonaws.com', bucket: kubedb-qa, prefix: demo}", Some("demo"), 2),
-        ("gcs: {bucket: bucket-for-snapshot, prefix: /demo/}", Some("demo"), 2),
-        ("azure: {container: bucket-for-snapshot, prefix: demo}", Some("demo"), 2),
-        ("swift: {container: bucket-for-snapshot, prefix: demo}", Some("demo"), 2),
-        ("local: {path: /repo, volumeSource: {emptyDir: {}}}", None, 3),
-    ] {
-        let secret = if count == 2 { "  storageSecretName: secret\n" } else { "" };
-        let (found, warnings) = ignored(&format!(
-            "apiVersion: kubedb.com/v1alpha1\nkind: BackupLocation\nmetadata:\n  creationTimestamp: 2017-06-28T12:14:48Z\n  name: local-snapshot\n  namespace: default\n  resourceVersion: \"2000\"\n  selfLink: /apis/x\n  uid: 617e3487-5bfb-11e7-bb52-08002711f4aa\n  labels:\n    kubedb.com/kind: Postgres\nspec:\n  databaseName: postgres-db\n{secret}  {block}\n  resources:\n    requests:\n      memory: \"64Mi\"\n      cpu: \"250m\"\n"
-        ));
-        assert_eq!((found.as_deref(), warnings.len()), (prefix, count), "{block}: {warnings:?}");
-        assert!(warnings[0].starts_with("line 13: spec.databaseName: this is ignored"), "{warnings:?}");
-    }
-    let spec = "spec:\n  schedulePolicyName: p\n  template:\n    spec:\n      backupLocation: mysql\n      volume: db\n      reclaimPolicy: Delete";
-    let (_, warnings) = ignored(&text_of("VolumeBackupSchedule", spec));
-    assert!(warnings[0].starts_with("line 10: spec.template.spec.reclaimPolicy: this is ignored"));
-}
-
 #[test]
 fn relative_directory_matches_stored_one() {
     let here = std::env::current_dir().unwrap();
@@ -209,7 +193,7 @@ fn schedule_update_has_only_differing_fields() {
         .filter(|case| case.text.contains("VolumeBackupSchedule"))
         .map(|case| schedule(&case.text))
         .collect();
-    let [one, gold, ruled, _, located] = accepted.as_slice() else { panic!("{accepted:?}") };
+    let [one, gold, ruled, _, located, ..] = accepted.as_slice() else { panic!("{accepted:?}") };
     let update = |wanted: &CreateSchedule, is: &CreateSchedule| schedule::update(is, wanted.clone());
     let rule = ruled.rule.clone();
     let unruled = CreateSchedule { rule: None, ..ruled.clone() };
