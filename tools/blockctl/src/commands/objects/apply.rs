@@ -1,7 +1,7 @@
 //! `blockctl apply`
 
 use super::{
-    RESUMED, api, load, parse_name,
+    RESUMED, UNDER_WAY, api, load, parse_name,
     plan::{Change, Plan, plan},
     read,
     record::Record,
@@ -27,7 +27,7 @@ use blockd_api::{
     ClientError, CredentialRef, ErrorCode, Labels, ObjectName, RuleName, VolumeRef,
     cloudsnaps::{StartBackup, StartGroupBackup, StartRestore},
     lazy::{StartLazyRestore, StoreLoss},
-    rules::{CreateRule, UpdateRule},
+    rules::{CreateRule, RuleTarget, UpdateRule},
     schedules::{Policy, UpdatePolicy},
     snapshots::CreateSnapshot,
     tasks::TaskStage,
@@ -48,85 +48,286 @@ struct Done {
 /// Maximum number of retries after a concurrent creation.
 const MAX_RETRIES: usize = 4;
 
+/// Application of the objects of some files.
+struct Apply<'a> {
+    context: &'a Context<'a>,
+    args: &'a ApplyArgs,
+    objects: &'a [Object],
+    resources: ResourceSet,
+    record: Record,
+}
+
 /// Applies the objects in order, up to the first failure.
 pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> {
     let objects = read(&args.from)?;
     warn(context, &objects);
     let resources = load(context, &objects).await?;
-    let mut record = Record::of(objects.iter().map(|one| (one.kind, one.name.to_string())));
-    let ended = apply_all(context, &args, &objects, resources, &mut record).await;
-    record.finish(context, ended)
+    let record = Record::of(objects.iter().map(|one| (one.kind, one.name.to_string())));
+    let mut apply = Apply { context, args: &args, objects: &objects, resources, record };
+    let ended = apply.all().await;
+    apply.record.finish(context, ended)
 }
 
-async fn apply_all(
-    context: &Context<'_>,
-    args: &ApplyArgs,
-    objects: &[Object],
-    mut resources: ResourceSet,
-    record: &mut Record,
-) -> Result<u8, Failure> {
-    let mut status = EXIT_DONE;
-    for object in objects {
-        record.begin();
-        let mut planned = plan(object, &resources);
-        if let (Plan::Await(_, tasks), true, false) = (&planned, args.wait, args.dry_run) {
-            for task in tasks {
-                follow(&context.client, *task, context.output).await?;
+impl Apply<'_> {
+    async fn all(&mut self) -> Result<u8, Failure> {
+        let (context, is_real) = (self.context, !self.args.dry_run);
+        let mut status = EXIT_DONE;
+        for object in self.objects {
+            self.record.begin();
+            let mut planned = plan(object, &self.resources);
+            if let (Plan::Await(_, tasks), true, true) = (&planned, self.args.wait, is_real) {
+                for task in tasks {
+                    follow(&context.client, *task, context.output).await?;
+                }
+                self.reload(true).await?;
+                planned = plan(object, &self.resources);
             }
-            resources = reload(context, objects, resources, true).await?;
-            planned = plan(object, &resources);
+            let is_change = !matches!(planned, Plan::Unchanged | Plan::Await(..));
+            if matches!(planned, Plan::Unchanged) {
+                note_uncompared_key(context, object);
+            }
+            let done = if is_real { self.make(object, planned).await? } else { would(planned)? };
+            self.report(object, &done)?;
+            // The status of a failed task wins.
+            if done.awaited.is_some() && status == EXIT_DONE && is_real {
+                status = EXIT_WAITING;
+            }
+            if self.args.wait && !self.wait(object, &done.tasks).await? {
+                status = EXIT_FAILED;
+            }
+            if is_change && is_real {
+                // A new location may have backups of another host.
+                self.reload(!done.tasks.is_empty() || object.kind == Kind::BackupLocation).await?;
+            }
         }
-        let is_change = !matches!(planned, Plan::Unchanged | Plan::Await(..));
-        if matches!(planned, Plan::Unchanged) {
-            note_uncompared_key(context, object);
-        }
-        let done = match args.dry_run {
-            true => would(planned)?,
-            false => make(context, object, planned, objects, &mut resources).await?,
-        };
-        report(context, args, object, &done, record)?;
-        // The status of a failed task wins.
-        if done.awaited.is_some() && status == EXIT_DONE && !args.dry_run {
-            status = EXIT_WAITING;
-        }
-        if args.wait && !wait(context, object, &done.tasks, record).await? {
-            status = EXIT_FAILED;
-        }
-        if is_change && !args.dry_run {
-            // A new location may have backups of another host.
-            let is_stored = !done.tasks.is_empty() || object.kind == Kind::BackupLocation;
-            resources = reload(context, objects, resources, is_stored).await?;
-        }
+        Ok(status)
     }
-    Ok(status)
-}
 
-fn report(
-    context: &Context<'_>,
-    args: &ApplyArgs,
-    object: &Object,
-    done: &Done,
-    record: &mut Record,
-) -> Result<(), Failure> {
-    let document = record.done(done.result);
-    show_warnings(object, document);
-    if !done.tasks.is_empty() {
-        document["tasks"] = json!(done.tasks);
+    async fn reload(&mut self, is_stored: bool) -> Result<(), Failure> {
+        let old = std::mem::take(&mut self.resources);
+        self.resources = reload(self.context, self.objects, old, is_stored).await?;
+        Ok(())
     }
-    if let Some(awaited) = &done.awaited {
-        document["waitsFor"] = json!(awaited);
+
+    fn report(&mut self, object: &Object, done: &Done) -> Result<(), Failure> {
+        let document = self.record.done(done.result);
+        show_warnings(object, document);
+        if !done.tasks.is_empty() {
+            document["tasks"] = json!(done.tasks);
+        }
+        if let Some(awaited) = &done.awaited {
+            document["waitsFor"] = json!(awaited);
+        }
+        if self.context.output.is_json() {
+            return Ok(());
+        }
+        let tasks: Vec<String> = done.tasks.iter().map(ToString::to_string).collect();
+        let more = match (self.args.dry_run, &done.awaited) {
+            (true, _) => " (dry run)".to_owned(),
+            (false, Some(awaited)) => format!(" for {awaited}"),
+            (false, None) if tasks.is_empty() => String::new(),
+            (false, None) => format!(" (task {})", tasks.join(", ")),
+        };
+        self.context.output.line(format!("{object} {}{more}", done.result))
     }
-    if context.output.is_json() {
-        return Ok(());
+
+    /// Waits for tasks; false if one of them is not done.
+    async fn wait(&mut self, object: &Object, tasks: &[Uuid]) -> Result<bool, Failure> {
+        let output = self.context.output;
+        let (mut states, mut all_done) = (Vec::new(), true);
+        for task in tasks {
+            let ended = follow(&self.context.client, *task, output).await?;
+            states.push(ended.state.to_string());
+            if ended.state.stage != TaskStage::Done {
+                all_done = false;
+                let why = ended.error.map_or_else(|| "it was stopped".to_owned(), |error| error.message);
+                output.note(format!("error: {object}: {}: {why}", ended.state));
+            }
+        }
+        if !states.is_empty() {
+            self.record.last()["states"] = json!(states);
+        }
+        Ok(all_done)
     }
-    let tasks: Vec<String> = done.tasks.iter().map(ToString::to_string).collect();
-    let more = match (args.dry_run, &done.awaited) {
-        (true, _) => " (dry run)".to_owned(),
-        (false, Some(awaited)) => format!(" for {awaited}"),
-        (false, None) if tasks.is_empty() => String::new(),
-        (false, None) => format!(" (task {})", tasks.join(", ")),
-    };
-    context.output.line(format!("{object} {}{more}", done.result))
+
+    /// Executes a plan. After a concurrent creation, the object is planned again.
+    async fn make(&mut self, object: &Object, mut planned: Plan) -> Result<Done, Failure> {
+        let mut retries = 0;
+        loop {
+            let may_retry = matches!(planned, Plan::Create) && retries < MAX_RETRIES;
+            let error = match self.execute(object, planned).await {
+                Err(Failure::Client(ClientError::Api(error)))
+                    if may_retry && is_existing(object, error.code) =>
+                {
+                    error
+                }
+                done => return done,
+            };
+            retries += 1;
+            self.reload(true).await?;
+            planned = plan(object, &self.resources);
+            if object.kind == Kind::VolumeBackup && matches!(planned, Plan::Create) {
+                // Another backup of the volume is running.
+                return Err(api(error));
+            }
+        }
+    }
+
+    async fn execute(&self, object: &Object, planned: Plan) -> Result<Done, Failure> {
+        match planned {
+            Plan::Wait(tasks) => Ok(Done { result: UNDER_WAY, tasks, awaited: None }),
+            Plan::Resume(task) => {
+                self.context.client.resume_task(task).await?;
+                Ok(Done { result: RESUMED, tasks: vec![task], awaited: None })
+            }
+            Plan::Create => {
+                let tasks = self.create(object).await?;
+                let is_task = matches!(object.body, Body::Backup(_) | Body::Restore(_));
+                Ok(Done { result: if is_task { "started" } else { "created" }, tasks, awaited: None })
+            }
+            Plan::Update(changes) => {
+                self.update(object, &changes).await?;
+                would(Plan::Update(changes))
+            }
+            planned => would(planned),
+        }
+    }
+
+    /// Creates the resource of an object and returns its tasks.
+    async fn create(&self, object: &Object) -> Result<Vec<Uuid>, Failure> {
+        let (client, name) = (&self.context.client, &object.name);
+        match &object.body {
+            Body::Location(location) => {
+                client.create_credential(&location.request(&parse_name(name)?)?).await?;
+            }
+            Body::Policy(rules) => {
+                client.create_policy(&Policy { name: parse_name(name)?, rules: rules.0.clone() }).await?;
+            }
+            Body::Rule(hook) => {
+                let name: RuleName = parse_name(name)?;
+                let quiesce = hook.quiesce().map_err(Failure::usage)?;
+                client.create_rule(&CreateRule { name: name.clone(), quiesce }).await?;
+                self.assign(&name, hook).await?;
+            }
+            Body::Schedule(schedule) => {
+                client.create_schedule(&schedule.request(name)).await?;
+            }
+            Body::Backup(backup) => return self.start_backup(name, backup).await,
+            Body::Restore(restore) => return self.start_restore(restore).await,
+            Body::Clone(clone) => clone_volume(self.context, clone).await?,
+        }
+        Ok(Vec::new())
+    }
+
+    async fn start_backup(&self, name: &ObjectName, backup: &Backup) -> Result<Vec<Uuid>, Failure> {
+        let (client, resources) = (&self.context.client, &self.resources);
+        let mut request = backup.request(name);
+        if let Some(volume) = backup.selector().volume {
+            let StartGroupBackup { full, cred_id, name, rule, .. } = request;
+            let request = StartBackup { full, cred_id, name, rule, ..StartBackup::of(volume) };
+            return Ok(vec![client.start_backup(&request).await?.task]);
+        }
+        let missing = resources.not_backed_up(name.as_str(), backup);
+        if !missing.is_empty() && missing.len() < resources.members(&backup.selector()).count() {
+            // The other volumes have a backup.
+            request.volumes = missing.iter().map(|volume| VolumeRef::Id(volume.id)).collect();
+            (request.group, request.label) = (None, None);
+        }
+        let started = client.start_group_backup(&request).await?;
+        Ok(started.members.into_iter().flat_map(|member| member.tasks).collect())
+    }
+
+    async fn start_restore(&self, restore: &Restore) -> Result<Vec<Uuid>, Failure> {
+        let client = &self.context.client;
+        let snap = self.resources.source(restore).map_err(api)?;
+        let (volume, skip_damaged) = (restore.destination_volume.clone(), restore.skip_damaged);
+        let cred_id = Some(CredentialRef::Name(restore.location.clone()));
+        let (volume, schedules, tasks) = if restore.lazy {
+            let on_store_loss = StoreLoss::default();
+            let request =
+                StartLazyRestore { snap, volume, cred_id, hydrate: true, on_store_loss, labels: None };
+            let started = client.start_lazy_restore(&request).await?;
+            (started.volume, started.schedules, started.task.into_iter().collect())
+        } else {
+            let request = StartRestore { volume, cred_id, skip_damaged, ..StartRestore::of(snap) };
+            let started = client.start_restore(&request).await?;
+            (started.volume, started.schedules, vec![started.task])
+        };
+        tell_schedules(self.context, &volume, &schedules);
+        Ok(tasks)
+    }
+
+    async fn update(&self, object: &Object, changes: &[Change]) -> Result<(), Failure> {
+        let (client, name) = (&self.context.client, object.name.as_str());
+        match &object.body {
+            Body::Location(location) => self.update_location(name, location, changes).await?,
+            Body::Policy(rules) => {
+                let request = UpdatePolicy { rules: rules.0.clone() };
+                client.update_policy(&parse_name(&object.name)?, &request).await?;
+            }
+            Body::Rule(hook) => {
+                let rule: RuleName = parse_name(&object.name)?;
+                let quiesce = hook.quiesce().map_err(Failure::usage)?;
+                let is_target = |path: &str| path == "spec.volumes" || path == "spec.groups";
+                if changes.iter().any(|change| !is_target(&change.path)) {
+                    client.update_rule(&rule, &UpdateRule { quiesce }).await?;
+                }
+                self.assign(&rule, hook).await?;
+            }
+            Body::Schedule(schedule) => {
+                let found = self.resources.schedule(name);
+                let found = found.and_then(|one| Some((one.uuid, self.resources.schedule_spec(one)?)));
+                if let Some((uuid, current)) = found {
+                    let (current, wanted) = (current.request(&object.name), schedule.request(&object.name));
+                    client.update_schedule(uuid, &schedule::update(&current, wanted)).await?;
+                }
+            }
+            // These are made once.
+            Body::Backup(_) | Body::Restore(_) | Body::Clone(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Updates a location. New access is verified first: if it fails, no field is changed.
+    async fn update_location(
+        &self,
+        name: &str,
+        location: &Location,
+        changes: &[Change],
+    ) -> Result<(), Failure> {
+        let Some(current) = self.resources.credential(name) else { return Ok(()) };
+        let credential = CredentialRef::Name(current.name.clone());
+        if changes.iter().any(|change| is_access(&change.path)) {
+            let request = location.update(credential.clone(), current.provider)?;
+            self.context.client.update_credential(&credential, &request).await?;
+        }
+        if changes.iter().any(|change| !is_access(&change.path)) {
+            self.context.client.limit_credential(&credential, &location.limits(current)).await?;
+        }
+        Ok(())
+    }
+
+    /// Assigns a rule to exactly its targets. Assignments come first: if one fails, no volume is without the
+    /// rule that it had. Targets of another rule of the files are left to it.
+    async fn assign(&self, name: &RuleName, hook: &Hook) -> Result<(), Failure> {
+        let (client, resources) = (&self.context.client, &self.resources);
+        let current = resources.rule(name.as_str()).map(|rule| Hook::of(rule).targets()).unwrap_or_default();
+        let others = resources.file_rules.iter().filter(|(other, _)| other.as_str() != name.as_str());
+        let others: Vec<_> = others.flat_map(|(_, hook)| hook.targets()).flatten().flatten().collect();
+        let mut removed = Vec::new();
+        for (has, wanted) in current.into_iter().zip(hook.targets()) {
+            let (has, Some(wanted)) = (has.unwrap_or_default(), wanted) else { continue };
+            for target in wanted.iter().filter(|target| !has.contains(target)) {
+                client.assign_rule(name, target).await?;
+            }
+            let is_free = |target: &RuleTarget| !wanted.contains(target) && !others.contains(target);
+            removed.extend(has.into_iter().filter(is_free));
+        }
+        for target in &removed {
+            client.unassign_rule(name, target).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Warns that a key in the file cannot be compared with the stored one.
@@ -136,33 +337,6 @@ fn note_uncompared_key(context: &Context<'_>, object: &Object) {
             "note: {object}: the key in the file is not compared with the one in use; if it is another one: blockctl credentials update {}",
             object.name
         ));
-    }
-}
-
-/// Executes a plan. After a concurrent creation, the object is planned again.
-async fn make(
-    context: &Context<'_>,
-    object: &Object,
-    mut planned: Plan,
-    objects: &[Object],
-    resources: &mut ResourceSet,
-) -> Result<Done, Failure> {
-    let mut retries = 0;
-    loop {
-        let may_retry = matches!(planned, Plan::Create) && retries < MAX_RETRIES;
-        let error = match execute(context, object, planned, resources).await {
-            Err(Failure::Client(ClientError::Api(error))) if may_retry && is_existing(object, error.code) => {
-                error
-            }
-            done => return done,
-        };
-        retries += 1;
-        *resources = reload(context, objects, std::mem::take(resources), true).await?;
-        planned = plan(object, resources);
-        if object.kind == Kind::VolumeBackup && matches!(planned, Plan::Create) {
-            // Another backup of the volume is running.
-            return Err(api(error));
-        }
     }
 }
 
@@ -179,29 +353,6 @@ fn is_existing(object: &Object, code: ErrorCode) -> bool {
     }
 }
 
-/// Waits for tasks; false if one of them is not done.
-async fn wait(
-    context: &Context<'_>,
-    object: &Object,
-    tasks: &[Uuid],
-    record: &mut Record,
-) -> Result<bool, Failure> {
-    let (mut states, mut all_done) = (Vec::new(), true);
-    for task in tasks {
-        let ended = follow(&context.client, *task, context.output).await?;
-        states.push(ended.state.to_string());
-        if ended.state.stage != TaskStage::Done {
-            all_done = false;
-            let why = ended.error.map_or_else(|| "it was stopped".to_owned(), |error| error.message);
-            context.output.note(format!("error: {object}: {}: {why}", ended.state));
-        }
-    }
-    if !states.is_empty() {
-        record.last()["states"] = json!(states);
-    }
-    Ok(all_done)
-}
-
 /// Returns the result of a plan that is not executed.
 fn would(planned: Plan) -> Result<Done, Failure> {
     let done = Done { result: planned.result(), tasks: Vec::new(), awaited: None };
@@ -210,106 +361,6 @@ fn would(planned: Plan) -> Result<Done, Failure> {
         Plan::Refused(_, error) => Err(api(error)),
         _ => Ok(done),
     }
-}
-
-async fn execute(
-    context: &Context<'_>,
-    object: &Object,
-    planned: Plan,
-    resources: &ResourceSet,
-) -> Result<Done, Failure> {
-    match planned {
-        Plan::Wait(tasks) => Ok(Done { tasks, ..would(Plan::Wait(Vec::new()))? }),
-        Plan::Resume(task) => {
-            context.client.resume_task(task).await?;
-            Ok(Done { result: RESUMED, tasks: vec![task], awaited: None })
-        }
-        Plan::Create => {
-            let tasks = create(context, object, resources).await?;
-            let is_task = matches!(object.body, Body::Backup(_) | Body::Restore(_));
-            Ok(Done { result: if is_task { "started" } else { "created" }, tasks, awaited: None })
-        }
-        Plan::Update(changes) => {
-            update(context, object, &changes, resources).await?;
-            would(Plan::Update(changes))
-        }
-        planned => would(planned),
-    }
-}
-
-/// Creates the resource of an object and returns its tasks.
-async fn create(
-    context: &Context<'_>,
-    object: &Object,
-    resources: &ResourceSet,
-) -> Result<Vec<Uuid>, Failure> {
-    let client = &context.client;
-    let name = &object.name;
-    match &object.body {
-        Body::Location(location) => {
-            client.create_credential(&location.request(&parse_name(name)?)?).await?;
-        }
-        Body::Policy(rules) => {
-            client.create_policy(&Policy { name: parse_name(name)?, rules: rules.0.clone() }).await?;
-        }
-        Body::Rule(hook) => {
-            let name: RuleName = parse_name(name)?;
-            let quiesce = hook.quiesce().map_err(Failure::usage)?;
-            client.create_rule(&CreateRule { name: name.clone(), quiesce }).await?;
-            assign(context, &name, hook, resources).await?;
-        }
-        Body::Schedule(schedule) => {
-            client.create_schedule(&schedule.request(name)).await?;
-        }
-        Body::Backup(backup) => return start_backup(context, name, backup, resources).await,
-        Body::Restore(restore) => return start_restore(context, restore, resources).await,
-        Body::Clone(clone) => clone_volume(context, clone).await?,
-    }
-    Ok(Vec::new())
-}
-
-async fn start_backup(
-    context: &Context<'_>,
-    name: &ObjectName,
-    backup: &Backup,
-    resources: &ResourceSet,
-) -> Result<Vec<Uuid>, Failure> {
-    let mut request = backup.request(name);
-    if let Some(volume) = backup.selector().volume {
-        let StartGroupBackup { full, cred_id, name, rule, .. } = request;
-        let request = StartBackup { full, cred_id, name, rule, ..StartBackup::of(volume) };
-        return Ok(vec![context.client.start_backup(&request).await?.task]);
-    }
-    let missing = resources.not_backed_up(name.as_str(), backup);
-    if !missing.is_empty() && missing.len() < resources.members(&backup.selector()).count() {
-        // The other volumes have a backup.
-        request.volumes = missing.iter().map(|volume| VolumeRef::Id(volume.id)).collect();
-        (request.group, request.label) = (None, None);
-    }
-    let started = context.client.start_group_backup(&request).await?;
-    Ok(started.members.into_iter().flat_map(|member| member.tasks).collect())
-}
-
-async fn start_restore(
-    context: &Context<'_>,
-    restore: &Restore,
-    resources: &ResourceSet,
-) -> Result<Vec<Uuid>, Failure> {
-    let snap = resources.source(restore).map_err(api)?;
-    let (volume, skip_damaged) = (restore.destination_volume.clone(), restore.skip_damaged);
-    let cred_id = Some(CredentialRef::Name(restore.location.clone()));
-    let (volume, schedules, tasks) = if restore.lazy {
-        let on_store_loss = StoreLoss::default();
-        let request = StartLazyRestore { snap, volume, cred_id, hydrate: true, on_store_loss, labels: None };
-        let started = context.client.start_lazy_restore(&request).await?;
-        (started.volume, started.schedules, started.task.into_iter().collect())
-    } else {
-        let request = StartRestore { volume, cred_id, skip_damaged, ..StartRestore::of(snap) };
-        let started = context.client.start_restore(&request).await?;
-        (started.volume, started.schedules, vec![started.task])
-    };
-    tell_schedules(context, &volume, &schedules);
-    Ok(tasks)
 }
 
 /// Clones a named snapshot, or one that is taken now.
@@ -334,84 +385,4 @@ async fn clone_volume(context: &Context<'_>, clone: &VolumeClone) -> Result<(), 
         context.output.note(format!("warning: snapshot {snapshot}, taken for the clone, is left: {left}"));
     }
     Err(error.into())
-}
-
-async fn update(
-    context: &Context<'_>,
-    object: &Object,
-    changes: &[Change],
-    resources: &ResourceSet,
-) -> Result<(), Failure> {
-    let (client, name) = (&context.client, object.name.as_str());
-    match &object.body {
-        Body::Location(location) => update_location(context, name, location, changes, resources).await?,
-        Body::Policy(rules) => {
-            let request = UpdatePolicy { rules: rules.0.clone() };
-            client.update_policy(&parse_name(&object.name)?, &request).await?;
-        }
-        Body::Rule(hook) => {
-            let rule: RuleName = parse_name(&object.name)?;
-            let quiesce = hook.quiesce().map_err(Failure::usage)?;
-            let is_target = |path: &str| path == "spec.volumes" || path == "spec.groups";
-            if changes.iter().any(|change| !is_target(&change.path)) {
-                client.update_rule(&rule, &UpdateRule { quiesce }).await?;
-            }
-            assign(context, &rule, hook, resources).await?;
-        }
-        Body::Schedule(schedule) => {
-            let found = resources.schedule(name);
-            if let Some((found, current)) = found.and_then(|one| Some((one, resources.schedule_spec(one)?))) {
-                let (current, wanted) = (current.request(&object.name), schedule.request(&object.name));
-                client.update_schedule(found.uuid, &schedule::update(&current, wanted)).await?;
-            }
-        }
-        // These are made once.
-        Body::Backup(_) | Body::Restore(_) | Body::Clone(_) => {}
-    }
-    Ok(())
-}
-
-/// Updates a location. New access is verified first: if it fails, no field is changed.
-async fn update_location(
-    context: &Context<'_>,
-    name: &str,
-    location: &Location,
-    changes: &[Change],
-    resources: &ResourceSet,
-) -> Result<(), Failure> {
-    let Some(current) = resources.credential(name) else { return Ok(()) };
-    let credential = CredentialRef::Name(current.name.clone());
-    if changes.iter().any(|change| is_access(&change.path)) {
-        let request = location.update(credential.clone(), current.provider)?;
-        context.client.update_credential(&credential, &request).await?;
-    }
-    if changes.iter().any(|change| !is_access(&change.path)) {
-        context.client.limit_credential(&credential, &location.limits(current)).await?;
-    }
-    Ok(())
-}
-
-/// Assigns a rule to exactly its targets. Assignments come first: if one fails, no volume is without the rule
-/// that it had. Targets of another rule of the files are left to it.
-async fn assign(
-    context: &Context<'_>,
-    name: &RuleName,
-    hook: &Hook,
-    resources: &ResourceSet,
-) -> Result<(), Failure> {
-    let current = resources.rule(name.as_str()).map(|rule| Hook::of(rule).targets()).unwrap_or_default();
-    let others = resources.file_rules.iter().filter(|(other, _)| other.as_str() != name.as_str());
-    let others: Vec<_> = others.flat_map(|(_, hook)| hook.targets()).flatten().flatten().collect();
-    let mut removed = Vec::new();
-    for (has, wanted) in current.into_iter().zip(hook.targets()) {
-        let (has, Some(wanted)) = (has.unwrap_or_default(), wanted) else { continue };
-        for target in wanted.iter().filter(|target| !has.contains(target)) {
-            context.client.assign_rule(name, target).await?;
-        }
-        removed.extend(has.into_iter().filter(|target| !wanted.contains(target) && !others.contains(target)));
-    }
-    for target in &removed {
-        context.client.unassign_rule(name, target).await?;
-    }
-    Ok(())
 }
