@@ -76,11 +76,11 @@ pub fn documents(text: &str) -> Result<Vec<Document>, Problem> {
 impl Document {
     /// Returns a problem of a field, with its line or that of the nearest field around it.
     pub fn problem(&self, path: &str, message: impl Into<String>) -> Problem {
-        let mut place = format!(".{path}");
-        while !place.is_empty() && !self.lines.contains_key(&place) {
-            place.truncate(place.rfind(['.', '[']).unwrap_or(0));
+        let mut nearest = format!(".{path}");
+        while !nearest.is_empty() && !self.lines.contains_key(&nearest) {
+            nearest.truncate(nearest.rfind(['.', '[']).unwrap_or(0));
         }
-        let line = self.lines.get(&place).copied().unwrap_or(self.line);
+        let line = self.lines.get(&nearest).copied().unwrap_or(self.line);
         Problem { line, path: path.to_owned(), message: message.into() }
     }
 

@@ -158,7 +158,7 @@ impl<'a> LocationFields<'a> {
         document.problem(&format!("{}{dot}{path}", self.dialect.root), message)
     }
 
-    /// Sets the setting of a field.
+    /// Sets the setting of a field; an unknown field is an error in all dialects so far.
     fn put(&mut self, document: &Document, path: &str, value: Value) -> Result<(), Problem> {
         let (section, name) = split(path);
         let siblings = || self.dialect.fields.iter().filter(|(known, _)| is_in(known, section));
@@ -193,7 +193,7 @@ impl<'a> LocationFields<'a> {
         Ok(())
     }
 
-    /// Sets the provider, unless a field does.
+    /// Sets the provider, for dialects without a field for it.
     pub fn set_provider(&mut self, provider: &str) {
         self.values.insert(STORE_TYPE.to_owned(), provider.into());
     }
