@@ -15,7 +15,7 @@ use crate::{
 };
 use blockd_api::{
     ApiError, CredentialName, CredentialRef, ErrorCode, VolumeId, VolumeName, VolumeRef,
-    cloudsnaps::{Cloudsnap, CloudSnapshotId, StartDelete},
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, StartDelete},
     schedules::Selector,
     tasks::{StopTask, Task, TaskKind, TaskStage},
     volumes::Volume,
@@ -29,7 +29,8 @@ fn origin_of(one: &Cloudsnap) -> Origin<'_> {
 }
 
 fn origin_of_task(task: &Task) -> Origin<'_> {
-    let id = task.source_volume.as_ref().and_then(|id| id.parse::<CloudSnapshotId>().ok()).map(|id| id.volume);
+    let id =
+        task.source_volume.as_ref().and_then(|id| id.parse::<CloudSnapshotId>().ok()).map(|id| id.volume);
     (id, task.volume.as_ref().map_or("", VolumeName::as_str))
 }
 
