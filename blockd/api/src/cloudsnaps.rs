@@ -4,9 +4,8 @@
 //! `Metadata` is text.
 
 use crate::{
-    ApiError, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, RuleName, VolumeId, VolumeName,
-    VolumeRef,
-    quiesce::Quiesce,
+    ApiError, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, VolumeId, VolumeName, VolumeRef,
+    quiesce::HookOptions,
     tasks::{BackupType, TaskLimits},
 };
 pub use blockd_extent::{BadCloudSnapshotId, CloudSnapshotId};
@@ -22,15 +21,30 @@ impl From<BadCloudSnapshotId> for ApiError {
     }
 }
 
+/// Options of a backup that its task stores.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupOptions {
+    /// Force a full backup.
+    #[serde(default)]
+    pub full: bool,
+    /// Name: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of the backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<ObjectName>,
+    /// Pin the backup: see [`MarkCloudsnap::pinned`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
+    /// Expiry date of the backup: see [`MarkCloudsnap::expires`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
 /// Body of `POST /v1/cloudsnaps/backup`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartBackup {
     /// Volume.
     pub volume: VolumeRef,
-    /// Force a full backup.
-    #[serde(default)]
-    pub full: bool,
     /// Credential; optional if there is one.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
@@ -40,24 +54,12 @@ pub struct StartBackup {
     /// Bandwidth limits of each task.
     #[serde(default)]
     pub limits: TaskLimits,
-    /// Name: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of the backups.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<ObjectName>,
-    /// Pin the backups: see [`MarkCloudsnap::pinned`].
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub pinned: bool,
-    /// Expiry date of the backups: see [`MarkCloudsnap::expires`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires: Option<Timestamp>,
-    /// Quiesce options, instead of rules.
-    #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
-    pub quiesce: Quiesce,
-    /// Rule used instead of those of the volumes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RuleName>,
-    /// Use no rule.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub no_rule: bool,
+    /// Options of each backup.
+    #[serde(flatten)]
+    pub options: BackupOptions,
+    /// Hooks around the freeze.
+    #[serde(flatten)]
+    pub hooks: HookOptions,
 }
 
 impl StartBackup {
@@ -65,16 +67,11 @@ impl StartBackup {
     pub fn of(volume: VolumeRef) -> Self {
         Self {
             volume,
-            full: false,
             cred_id: None,
             also: Vec::new(),
             limits: TaskLimits::default(),
-            name: None,
-            pinned: false,
-            expires: None,
-            quiesce: Quiesce::default(),
-            rule: None,
-            no_rule: false,
+            options: BackupOptions::default(),
+            hooks: HookOptions::default(),
         }
     }
 }
@@ -103,9 +100,6 @@ pub struct StartGroupBackup {
     /// Volumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeRef>,
-    /// Force full backups.
-    #[serde(default)]
-    pub full: bool,
     /// Credential; optional if there is one.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
@@ -115,24 +109,12 @@ pub struct StartGroupBackup {
     /// Bandwidth limits of each task.
     #[serde(default)]
     pub limits: TaskLimits,
-    /// Name: [`CloudsnapMetadata::snapshot_name`] and [`crate::tasks::Task::label`] of the backups.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<ObjectName>,
-    /// Pin the backups: see [`MarkCloudsnap::pinned`].
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub pinned: bool,
-    /// Expiry date of the backups: see [`MarkCloudsnap::expires`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires: Option<Timestamp>,
-    /// Quiesce options, instead of rules.
-    #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
-    pub quiesce: Quiesce,
-    /// Rule used instead of those of the volumes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RuleName>,
-    /// Use no rule.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub no_rule: bool,
+    /// Options of each backup.
+    #[serde(flatten)]
+    pub options: BackupOptions,
+    /// Hooks around the freeze.
+    #[serde(flatten)]
+    pub hooks: HookOptions,
 }
 
 /// Reply to `POST /v1/cloudsnaps/backup-group`. All volumes are frozen together, or no backup is made.
@@ -618,6 +600,22 @@ as_json_text! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Serde documents no unknown-field check beside flattened fields; the requests rely on it.
+    #[test]
+    fn request_with_flattened_options_refuses_unknown_fields() {
+        let request: StartBackup =
+            serde_json::from_str(r#"{"volume":"v","full":true,"noRule":true}"#).unwrap();
+        assert!(request.options.full && request.hooks.no_rule);
+        assert_eq!(
+            serde_json::from_value::<StartBackup>(serde_json::to_value(&request).unwrap()).unwrap(),
+            request
+        );
+        for unknown in [r#"{"volume":"v","ful":true}"#, r#"{"volume":"v","quiesce":{"x":1}}"#] {
+            let error = serde_json::from_str::<StartBackup>(unknown).unwrap_err().to_string();
+            assert!(error.contains("unknown field"), "{error}");
+        }
+    }
 
     #[test]
     fn ids_round_trip() {

@@ -48,6 +48,21 @@ impl fmt::Display for OnFailure {
     }
 }
 
+/// Hooks around a freeze: options of the request, or a rule; those of the volumes by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HookOptions {
+    /// Quiesce options, instead of rules.
+    #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
+    pub quiesce: Quiesce,
+    /// Rule used instead of those of the volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
+    /// Use no rule.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_rule: bool,
+}
+
 /// Quiesce options of a snapshot; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -1,9 +1,9 @@
 //! Local snapshots: create, list, inspect, compare, roll back, delete.
 
 use crate::{
-    Epoch, GroupName, GroupRef, LabelSelector, RuleName, SnapshotId, SnapshotName, SnapshotRef, VolumeId,
-    VolumeName, VolumeRef,
-    quiesce::{Quiesce, QuiesceReport},
+    Epoch, GroupName, GroupRef, LabelSelector, SnapshotId, SnapshotName, SnapshotRef, VolumeId, VolumeName,
+    VolumeRef,
+    quiesce::{HookOptions, QuiesceReport},
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -21,15 +21,9 @@ pub struct CreateSnapshot {
     /// Name; [`SnapshotName::from_time`] by default.
     #[serde(default)]
     pub name: Option<SnapshotName>,
-    /// Quiesce options.
-    #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
-    pub quiesce: Quiesce,
-    /// Rule used instead of those of the volumes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RuleName>,
-    /// Use no rule.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub no_rule: bool,
+    /// Hooks around the freeze.
+    #[serde(flatten)]
+    pub hooks: HookOptions,
 }
 
 /// Body of `POST /v1/snapshots/group`. Exactly one selector of volumes must be given.
@@ -48,15 +42,9 @@ pub struct CreateGroupSnapshot {
     /// Name of each snapshot; [`SnapshotName::from_time`] by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<SnapshotName>,
-    /// Quiesce options.
-    #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
-    pub quiesce: Quiesce,
-    /// Rule used instead of those of the volumes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RuleName>,
-    /// Use no rule.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub no_rule: bool,
+    /// Hooks around the freeze.
+    #[serde(flatten)]
+    pub hooks: HookOptions,
 }
 
 /// Reply to `POST /v1/snapshots/group`.

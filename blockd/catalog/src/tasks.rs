@@ -3,7 +3,8 @@
 use crate::volumes::UnknownWord;
 use crate::{DbError, json, parsed, to_json};
 use blockd_api::{
-    ApiError, ObjectName, SnapshotName, VolumeName,
+    ApiError, SnapshotName, VolumeName,
+    cloudsnaps::BackupOptions,
     tasks::{Findings, TaskLimits, TaskOwner},
 };
 use blockd_cloud::{BackupType, CloudSnapshotId, VerifyDepth};
@@ -154,8 +155,6 @@ pub struct TaskDetail {
     pub error: Option<ApiError>,
     /// Number of resumes after restarts.
     pub resumed: u32,
-    /// A full backup was requested.
-    pub force_full: bool,
     /// The task ended without success and can be resumed.
     pub kept: bool,
     /// The commit was started, so its cloud snapshot may exist.
@@ -174,18 +173,14 @@ pub struct TaskDetail {
     pub lazy: bool,
     /// In-place restore.
     pub in_place: Option<InPlace>,
-    /// Name that the user gave the backup.
-    pub label: Option<ObjectName>,
+    /// Options of the backup.
+    pub backup: BackupOptions,
     /// The deletion includes pinned snapshots and damaged manifests.
     pub force: bool,
     /// The manifest was damaged when the deletion was requested.
     pub damaged: bool,
     /// The deletion was requested by retention.
     pub by_retention: bool,
-    /// The backup is pinned.
-    pub pinned: bool,
-    /// Expiry date of the backup: kept until then, deleted after it.
-    pub expires: Option<Timestamp>,
     /// Group barrier of the backup.
     pub barrier: Option<Barrier>,
     /// Quiesce parts of the backup.

@@ -10,8 +10,10 @@ use crate::{
     tasks::stop::check_limits,
 };
 use blockd_api::{
-    ApiError, CredentialRef, ErrorCode, ObjectName, SnapshotName, VolumeRef,
-    cloudsnaps::{BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup},
+    ApiError, CredentialRef, ErrorCode, SnapshotName, VolumeRef,
+    cloudsnaps::{
+        BackupOptions, BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup,
+    },
     snapshots::CreateGroupSnapshot,
     tasks::{TaskLimits, TaskOwner},
 };
@@ -32,18 +34,12 @@ pub(crate) struct Member {
 /// Options common to all members of a backup request.
 #[derive(Clone, Default)]
 pub(crate) struct BackupRequest {
-    /// Full backups.
-    pub(crate) full: bool,
+    /// Options of each backup.
+    pub(crate) options: BackupOptions,
     /// Id of the consistency group; `None` if members are frozen independently.
     pub(crate) together: Option<Uuid>,
     /// Bandwidth limits of each task.
     pub(crate) limits: TaskLimits,
-    /// Name of the backups.
-    pub(crate) name: Option<ObjectName>,
-    /// Pinned: excluded from retention.
-    pub(crate) pinned: bool,
-    /// Expiry time, which overrides the retention policy.
-    pub(crate) expires: Option<Timestamp>,
     /// Quiesce actions around the freeze.
     pub(crate) rest: QuiesceRequest,
     /// Requesting schedule.
@@ -77,20 +73,11 @@ impl Core {
     ) -> Result<BackupStarted, ServiceError> {
         let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
         let member = Member { volume: request.volume.clone(), credentials };
-        refuse_past(request.expires)?;
+        refuse_past(request.options.expires)?;
         let asked = BackupRequest {
-            full: request.full,
-            together: None,
+            options: request.options.clone(),
             limits: request.limits,
-            name: request.name.clone(),
-            pinned: request.pinned,
-            expires: request.expires,
-            rest: QuiesceRequest {
-                quiesce: request.quiesce.clone(),
-                rule: request.rule.clone(),
-                no_rule: request.no_rule,
-                scheduled: None,
-            },
+            rest: QuiesceRequest { hooks: request.hooks.clone(), scheduled: None },
             ..BackupRequest::default()
         };
         let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
@@ -108,7 +95,7 @@ impl Core {
         self: &Arc<Self>,
         request: StartGroupBackup,
     ) -> Result<GroupBackupStarted, ServiceError> {
-        refuse_past(request.expires)?;
+        refuse_past(request.options.expires)?;
         let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
         let chosen = CreateGroupSnapshot {
             group: request.group,
@@ -124,18 +111,10 @@ impl Core {
         let members: Vec<Member> = entries.iter().map(member).collect();
         let group_id = Uuid::new_v4();
         let asked = BackupRequest {
-            full: request.full,
+            options: request.options,
             together: Some(group_id),
             limits: request.limits,
-            name: request.name,
-            pinned: request.pinned,
-            expires: request.expires,
-            rest: QuiesceRequest {
-                quiesce: request.quiesce,
-                rule: request.rule,
-                no_rule: request.no_rule,
-                scheduled: None,
-            },
+            rest: QuiesceRequest { hooks: request.hooks, scheduled: None },
             ..BackupRequest::default()
         };
         let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
@@ -315,16 +294,13 @@ impl Core {
                     volume_name: Some(entry.name.clone()),
                     credential_name: credential.name.to_string(),
                     phase: "pending".into(),
-                    force_full: asked.full,
                     run: Some(self.run),
                     barrier: point.barrier.clone(),
                     quiesce_rules: point.quiesce_rules.clone(),
                     schedule: asked.schedule,
                     keep_local: asked.keep_local.clone(),
                     limits: asked.limits,
-                    label: asked.name.clone(),
-                    pinned: asked.pinned,
-                    expires: asked.expires,
+                    backup: asked.options.clone(),
                     ..TaskDetail::default()
                 },
             });

@@ -277,7 +277,7 @@ impl Core {
                     stored_bytes: row.detail.bytes_uploaded,
                     dirty_bytes: row.detail.bytes_dirty,
                     freeze_stall_micros: row.detail.freeze_stall_micros,
-                    snapshot_name: row.detail.label.as_ref().map(ToString::to_string),
+                    snapshot_name: row.detail.backup.name.as_ref().map(ToString::to_string),
                     pinned: None,
                     expires: None,
                     verified: None,

@@ -27,12 +27,7 @@ impl Core {
         request: CreateGroupSnapshot,
     ) -> Result<GroupSnapshot, ServiceError> {
         let entries = self.members(&request)?;
-        let asked = QuiesceRequest {
-            quiesce: request.quiesce,
-            rule: request.rule,
-            no_rule: request.no_rule,
-            scheduled: None,
-        };
+        let asked = QuiesceRequest { hooks: request.hooks, scheduled: None };
         self.check_rest(&asked).await?;
         let quiesce_rules = self.quiesce_for(&asked, &entries).await?;
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));

@@ -8,7 +8,7 @@ use crate::{
 use blockd_api::{
     Deleted, ErrorCode, RuleName,
     events::Severity,
-    quiesce::Quiesce,
+    quiesce::{HookOptions, Quiesce},
     rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
 };
 use blockd_catalog::{DbError, NewEvent, RuleRow, RuleUses};
@@ -24,12 +24,8 @@ use uuid::Uuid;
 /// Quiesce options of a request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct QuiesceRequest {
-    /// Options.
-    pub(crate) quiesce: Quiesce,
-    /// A rule that is to be followed.
-    pub(crate) rule: Option<RuleName>,
-    /// Rules are skipped.
-    pub(crate) no_rule: bool,
+    /// Options of the request.
+    pub(crate) hooks: HookOptions,
     /// Default: the schedule's rule.
     pub(crate) scheduled: Option<RuleName>,
 }
@@ -101,12 +97,13 @@ fn parts_of(
 impl Core {
     /// Refuses contradictory or impossible quiesce options. May take long, so it runs without locks.
     pub(crate) async fn check_rest(&self, asked: &QuiesceRequest) -> Result<(), ServiceError> {
-        let said = [!asked.quiesce.is_nothing(), asked.rule.is_some(), asked.no_rule];
+        let HookOptions { quiesce, rule, no_rule } = &asked.hooks;
+        let said = [!quiesce.is_nothing(), rule.is_some(), *no_rule];
         if said.iter().filter(|is_said| **is_said).count() > 1 {
             return Err(invalid("give a rule, or no rule, or what is to be done: only one of them"));
         }
-        asked.quiesce.check().map_err(invalid)?;
-        self.refuse_user(&asked.quiesce).await
+        quiesce.check().map_err(invalid)?;
+        self.refuse_user(quiesce).await
     }
 
     /// Returns the quiesce parts for these volumes: the [checked](Self::check_rest) options of the request,
@@ -120,13 +117,14 @@ impl Core {
         members: &[Arc<VolumeEntry>],
     ) -> Result<Vec<QuiescePart>, ServiceError> {
         let volumes: Vec<VolumeId> = members.iter().map(|entry| entry.id).collect();
-        if !asked.quiesce.is_nothing() {
-            return Ok(vec![QuiescePart { rule: None, quiesce: asked.quiesce.clone(), volumes }]);
+        let HookOptions { quiesce, rule, no_rule } = &asked.hooks;
+        if !quiesce.is_nothing() {
+            return Ok(vec![QuiescePart { rule: None, quiesce: quiesce.clone(), volumes }]);
         }
-        if asked.no_rule {
+        if *no_rule {
             return Ok(Vec::new());
         }
-        let named = asked.rule.clone().or_else(|| asked.scheduled.clone());
+        let named = rule.clone().or_else(|| asked.scheduled.clone());
         let groups: Vec<_> = members.iter().map(|entry| (entry.id, entry.tags().group)).collect();
         self.db
             .run(move |tx| match named {

@@ -11,7 +11,7 @@ use crate::{
 };
 use blockd_api::{
     Client, ClientError, ErrorCode,
-    cloudsnaps::{Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
+    cloudsnaps::{BackupOptions, Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
     credentials::{Connection, CreateCredential, ProviderRequest},
     snapshots::{CreateSnapshot, ListSnapshots, Snapshot},
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
@@ -125,7 +125,10 @@ impl Host {
     }
 
     async fn start_backup(&self, volume: &str, full: bool) -> Uuid {
-        let request = StartBackup { full, ..StartBackup::of(volume.parse().unwrap()) };
+        let request = StartBackup {
+            options: BackupOptions { full, ..Default::default() },
+            ..StartBackup::of(volume.parse().unwrap())
+        };
         self.client.start_backup(&request).await.unwrap().task
     }
 

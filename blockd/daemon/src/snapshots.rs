@@ -127,12 +127,7 @@ impl Core {
         let entry = self.registry.find(wanted)?;
         let id = SnapshotId::from_u64(random_id()?);
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
-        let asked = QuiesceRequest {
-            quiesce: request.quiesce,
-            rule: request.rule,
-            no_rule: request.no_rule,
-            scheduled: None,
-        };
+        let asked = QuiesceRequest { hooks: request.hooks, scheduled: None };
         self.check_rest(&asked).await?;
         let quiesce_rules = self.quiesce_for(&asked, &[Arc::clone(&entry)]).await?;
         let members = vec![(Arc::clone(&entry), id)];

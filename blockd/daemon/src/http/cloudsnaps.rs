@@ -52,8 +52,8 @@ pub(super) async fn backup(
     caller: Caller,
     Body(request): Body<StartBackup>,
 ) -> HandlerResult<BackupStarted> {
-    may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
-    may_expire(&caller, request.expires)?;
+    may_run(&caller, &request.hooks)?;
+    may_expire(&caller, request.options.expires)?;
     may_limit(&caller, request.limits)?;
     detached(async move { core.start_backup(&request).await }).await
 }
@@ -63,8 +63,8 @@ pub(super) async fn backup_group(
     caller: Caller,
     Body(request): Body<StartGroupBackup>,
 ) -> HandlerResult<GroupBackupStarted> {
-    may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
-    may_expire(&caller, request.expires)?;
+    may_run(&caller, &request.hooks)?;
+    may_expire(&caller, request.options.expires)?;
     may_limit(&caller, request.limits)?;
     detached(async move { core.start_group_backup(request).await }).await
 }

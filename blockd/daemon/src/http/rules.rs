@@ -5,7 +5,7 @@ use crate::core::Core;
 use axum::extract::State;
 use blockd_api::{
     Deleted, RuleName,
-    quiesce::{Quiesce, QuiesceReport},
+    quiesce::{HookOptions, QuiesceReport},
     roles::Role,
     rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
 };
@@ -15,19 +15,15 @@ type Shared = State<Arc<Core>>;
 
 /// Commands run as the user of the daemon, usually root. Rules that admins assigned to volumes apply to every
 /// snapshot; only admins replace or skip them.
-pub(super) fn may_run(
-    caller: &Caller,
-    quiesce: &Quiesce,
-    rule: Option<&RuleName>,
-    no_rule: bool,
-) -> Result<(), Failure> {
+pub(super) fn may_run(caller: &Caller, hooks: &HookOptions) -> Result<(), Failure> {
+    let HookOptions { quiesce, rule, no_rule } = hooks;
     if quiesce.has_command() || quiesce.user.is_some() {
         caller.needs(Role::Admin, "a command before or after a snapshot")?;
     }
     if rule.is_some() {
         caller.needs(Role::Admin, "choosing a rule")?;
     }
-    if no_rule {
+    if *no_rule {
         caller.needs(Role::Admin, "skipping the rules of a volume")?;
     }
     Ok(())

@@ -24,7 +24,7 @@ pub(super) async fn create(
     Named(volume): Named<VolumeRef>,
     Body(request): Body<CreateSnapshot>,
 ) -> HandlerResult<Snapshot> {
-    may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
+    may_run(&caller, &request.hooks)?;
     let Reply(mut made) = detached(async move { core.create_snapshot(&volume, request).await }).await?;
     hide_commands(&caller, made.quiesce.as_mut());
     Ok(Reply(made))
@@ -35,7 +35,7 @@ pub(super) async fn create_group(
     caller: Caller,
     Body(request): Body<CreateGroupSnapshot>,
 ) -> HandlerResult<GroupSnapshot> {
-    may_run(&caller, &request.quiesce, request.rule.as_ref(), request.no_rule)?;
+    may_run(&caller, &request.hooks)?;
     let Reply(mut made) = detached(async move { core.create_group_snapshot(request).await }).await?;
     made.snapshots.iter_mut().for_each(|snapshot| hide_commands(&caller, snapshot.quiesce.as_mut()));
     Ok(Reply(made))

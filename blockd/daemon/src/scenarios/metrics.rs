@@ -8,7 +8,7 @@ use crate::{
 };
 use blockd_api::{
     cloudsnaps::StartVerify,
-    quiesce::{OnFailure, Quiesce},
+    quiesce::{HookOptions, OnFailure, Quiesce},
     snapshots::CreateSnapshot,
 };
 use blockd_nbd::{Client, ExportCatalog};
@@ -128,7 +128,10 @@ async fn quiesce_failures_are_counted_by_phase() {
     let before = host.families().await;
     assert_eq!(before[failures].samples.len(), 4);
     assert_eq!(["pre", "freeze", "thaw", "post"].map(|phase| count(&before, phase)), [0.0; 4]);
-    let fails = |quiesce| CreateSnapshot { quiesce, ..CreateSnapshot::default() };
+    let fails = |quiesce| CreateSnapshot {
+        hooks: HookOptions { quiesce, ..Default::default() },
+        ..CreateSnapshot::default()
+    };
     let commands = Quiesce {
         pre_command: Some("exit 3".into()),
         post_command: Some("exit 4".into()),

@@ -4,7 +4,7 @@ use super::{Host, api_code};
 use crate::{core::Core, retention_overrides::RecentListings};
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
-    cloudsnaps::{CloudSnapshotId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
+    cloudsnaps::{BackupOptions, CloudSnapshotId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
     events::ListEvents,
     schedules::RunState,
 };
@@ -81,7 +81,10 @@ impl Host {
     pub(super) async fn dated(&self, count: usize, expires: Timestamp) -> Vec<String> {
         let mut snaps = Vec::new();
         for _ in 0..count {
-            let request = StartBackup { expires: Some(expires), ..StartBackup::of("v".parse().unwrap()) };
+            let request = StartBackup {
+                options: BackupOptions { expires: Some(expires), ..Default::default() },
+                ..StartBackup::of("v".parse().unwrap())
+            };
             let task = self.client.start_backup(&request).await.unwrap().task;
             snaps.push(self.done(task).await.source_volume.unwrap());
         }
@@ -219,7 +222,10 @@ async fn manual_backup_expires_unless_it_is_the_last_good_one() {
     std::fs::remove_file(host.store.path().join(id.manifest_key())).unwrap();
     host.expire_at(later).await;
     assert_eq!(host.mark_of(&id, credential), None);
-    let past = StartBackup { expires: Some(Timestamp::now()), ..StartBackup::of("v".parse().unwrap()) };
+    let past = StartBackup {
+        options: BackupOptions { expires: Some(Timestamp::now()), ..Default::default() },
+        ..StartBackup::of("v".parse().unwrap())
+    };
     assert_eq!(api_code(host.client.start_backup(&past).await), ErrorCode::InvalidRequest);
     host.stop().await;
 }
@@ -340,7 +346,10 @@ async fn pin_of_a_running_backup_is_kept() {
             let cloudsnap = tasks[0].cloudsnap;
             store_override(core, RetentionOverride { cloudsnap, credential, pinned: true, expires: None });
         });
-        let request = StartBackup { expires, ..StartBackup::of("v".parse().unwrap()) };
+        let request = StartBackup {
+            options: BackupOptions { expires, ..Default::default() },
+            ..StartBackup::of("v".parse().unwrap())
+        };
         let task = host.client.start_backup(&request).await.unwrap().task;
         let snap = host.done(task).await.source_volume.unwrap();
         let mark = host.mark_of(&stored_id(&snap), credential).unwrap();

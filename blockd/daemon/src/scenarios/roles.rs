@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::config::ControlSocket;
+use blockd_api::quiesce::HookOptions;
 use blockd_api::{
-    cloudsnaps::{MarkCloudsnap, StartGroupBackup, StartRestore},
+    cloudsnaps::{BackupOptions, MarkCloudsnap, StartGroupBackup, StartRestore},
     operations::OPERATIONS,
     roles::Role,
     snapshots::CreateSnapshot,
@@ -97,14 +98,27 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
     host.create_volume("data").await;
 
     let expires = Some(Timestamp::now() + SignedDuration::from_hours(1));
-    let expiring = StartBackup { expires, ..StartBackup::of("data".parse().unwrap()) };
+    let expiring = StartBackup {
+        options: BackupOptions { expires, ..Default::default() },
+        ..StartBackup::of("data".parse().unwrap())
+    };
     assert_eq!(api_code(operator.start_backup(&expiring).await), ErrorCode::Forbidden);
     let volumes = || vec!["data".parse().unwrap()];
-    let group = StartGroupBackup { volumes: volumes(), expires, ..StartGroupBackup::default() };
+    let group = StartGroupBackup {
+        volumes: volumes(),
+        options: BackupOptions { expires, ..Default::default() },
+        ..StartGroupBackup::default()
+    };
     assert_eq!(api_code(operator.start_group_backup(&group).await), ErrorCode::Forbidden);
-    let unruled = StartBackup { no_rule: true, ..StartBackup::of("data".parse().unwrap()) };
+    let unruled = StartBackup {
+        hooks: HookOptions { no_rule: true, ..Default::default() },
+        ..StartBackup::of("data".parse().unwrap())
+    };
     assert_eq!(api_code(operator.start_backup(&unruled).await), ErrorCode::Forbidden);
-    let unruled = CreateSnapshot { no_rule: true, ..CreateSnapshot::default() };
+    let unruled = CreateSnapshot {
+        hooks: HookOptions { no_rule: true, ..Default::default() },
+        ..CreateSnapshot::default()
+    };
     let made = operator.create_snapshot(&"data".parse().unwrap(), &unruled).await;
     assert_eq!(api_code(made), ErrorCode::Forbidden);
 

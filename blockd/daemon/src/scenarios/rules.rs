@@ -5,7 +5,7 @@ use crate::config::ControlSocket;
 use blockd_api::{
     cloudsnaps::StartGroupBackup,
     events::{ListEvents, Severity},
-    quiesce::{OnFailure, Quiesce, QuiesceKind},
+    quiesce::{HookOptions, OnFailure, Quiesce, QuiesceKind},
     roles::Role,
     rules::{CreateRule, RuleTarget, UpdateRule},
     schedules::{CreateSchedule, Run, RunState, Selector, UpdateSchedule},
@@ -92,22 +92,34 @@ async fn most_specific_rule_is_used() {
     assert_eq!(host.run_of(Some("scheduled")).await.state, RunState::Done);
     assert_eq!(host.log(), ["scheduled:pre v", "scheduled:post v yes"]);
 
-    let named = StartBackup { rule: Some("named".parse().unwrap()), ..of("v") };
+    let named = StartBackup {
+        hooks: HookOptions { rule: Some("named".parse().unwrap()), ..Default::default() },
+        ..of("v")
+    };
     host.done(host.client.start_backup(&named).await.unwrap().task).await;
     assert_eq!(host.log(), ["named:pre v", "named:post v yes"]);
-    let inline = StartBackup { quiesce: host.noting("true", "true"), ..of("v") };
+    let inline = StartBackup {
+        hooks: HookOptions { quiesce: host.noting("true", "true"), ..Default::default() },
+        ..of("v")
+    };
     host.done(host.client.start_backup(&inline).await.unwrap().task).await;
     assert_eq!(host.log(), [":pre v", ":post v yes"]);
-    let without = StartBackup { no_rule: true, ..of("v") };
+    let without = StartBackup { hooks: HookOptions { no_rule: true, ..Default::default() }, ..of("v") };
     let task = host.done(host.client.start_backup(&without).await.unwrap().task).await;
     assert_eq!((host.log().len(), task.quiesce), (0, None));
     // A local snapshot is a freeze as well.
     host.client.create_snapshot(&"v".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
     assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
 
-    let both = StartBackup { rule: Some("named".parse().unwrap()), ..inline };
+    let both = StartBackup {
+        hooks: HookOptions { rule: Some("named".parse().unwrap()), ..Default::default() },
+        ..inline
+    };
     assert_eq!(api_code(host.client.start_backup(&both).await), ErrorCode::InvalidRequest);
-    let unknown = StartBackup { rule: Some("nobody".parse().unwrap()), ..of("v") };
+    let unknown = StartBackup {
+        hooks: HookOptions { rule: Some("nobody".parse().unwrap()), ..Default::default() },
+        ..of("v")
+    };
     assert_eq!(api_code(host.client.start_backup(&unknown).await), ErrorCode::RuleNotFound);
     host.stop().await;
 }
@@ -186,7 +198,7 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
     host.client.create_rule(&create(&good)).await.unwrap();
     let update = UpdateRule { quiesce: bad.clone() };
     assert_eq!(api_code(host.client.update_rule(&name, &update).await), ErrorCode::InvalidRequest);
-    let inline = StartBackup { quiesce: bad.clone(), ..of("v") };
+    let inline = StartBackup { hooks: HookOptions { quiesce: bad.clone(), ..Default::default() }, ..of("v") };
     // Also while others are admitted, as no operation waits for the test.
     let admission = host.core().admission.lock().await;
     let refused = tokio::time::timeout(std::time::Duration::from_secs(60), host.client.start_backup(&inline));
@@ -441,13 +453,17 @@ async fn commands_are_visible_to_admins_only() {
 
     assert_eq!(api_code(operator.list_rules().await), ErrorCode::Forbidden);
     assert_eq!(api_code(operator.create_rule(&rule).await), ErrorCode::Forbidden);
-    let inline = StartBackup { quiesce: quiesce.clone(), ..of("v") };
+    let inline =
+        StartBackup { hooks: HookOptions { quiesce: quiesce.clone(), ..Default::default() }, ..of("v") };
     assert_eq!(api_code(operator.start_backup(&inline).await), ErrorCode::Forbidden);
-    let named = StartBackup { rule: Some("pg".parse().unwrap()), ..of("v") };
+    let named = StartBackup {
+        hooks: HookOptions { rule: Some("pg".parse().unwrap()), ..Default::default() },
+        ..of("v")
+    };
     assert_eq!(api_code(operator.start_backup(&named).await), ErrorCode::Forbidden);
     let group = StartGroupBackup {
         volumes: vec!["v".parse().unwrap()],
-        rule: Some("pg".parse().unwrap()),
+        hooks: HookOptions { rule: Some("pg".parse().unwrap()), ..HookOptions::default() },
         ..StartGroupBackup::default()
     };
     assert_eq!(api_code(operator.start_group_backup(&group).await), ErrorCode::Forbidden);

@@ -3,7 +3,7 @@
 use super::{Host, Model};
 use blockd_api::{
     ClientError, ErrorCode,
-    cloudsnaps::StartBackup,
+    cloudsnaps::{BackupOptions, StartBackup},
     schedules::{
         CreateSchedule, ListRuns, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
         UpdateSchedule,
@@ -170,9 +170,12 @@ async fn schedule_names_are_unique_and_backup_names_are_stored() {
     host.client.update_schedule(schedule.uuid, &pause).await.unwrap();
 
     let name = "before-upgrade".parse().unwrap();
-    let backup = StartBackup { name: Some(name), ..StartBackup::of("v".parse().unwrap()) };
+    let backup = StartBackup {
+        options: BackupOptions { name: Some(name), ..Default::default() },
+        ..StartBackup::of("v".parse().unwrap())
+    };
     let task = host.client.start_backup(&backup).await.unwrap().task;
-    assert_eq!(host.done(task).await.label, backup.name);
+    assert_eq!(host.done(task).await.label, backup.options.name);
     let unnamed = host.backup("v", false).await;
     assert_eq!(unnamed.label, None);
 

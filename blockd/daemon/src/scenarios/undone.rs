@@ -4,7 +4,7 @@
 use super::*;
 use blockd_api::{
     CredentialRef,
-    cloudsnaps::{CollectGarbage, StartVerify, VerifyDepth},
+    cloudsnaps::{BackupOptions, CollectGarbage, StartVerify, VerifyDepth},
     credentials::CredentialLimits,
     tasks::{StopTask, TaskLimits},
 };
@@ -131,7 +131,10 @@ async fn abandoned_backup_leaves_no_objects() {
     // A task that is not resumed for a week is abandoned.
     host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
-    let request = StartBackup { full: true, ..StartBackup::of("data".parse().unwrap()) };
+    let request = StartBackup {
+        options: BackupOptions { full: true, ..Default::default() },
+        ..StartBackup::of("data".parse().unwrap())
+    };
     let task = host.client.start_backup(&request).await.unwrap().task;
     host.until_processed(task, 1).await;
     host.client.stop_task(task, &KEEP).await.unwrap();

@@ -12,7 +12,9 @@ use crate::{
     health::SCHEDULES,
     rules::QuiesceRequest,
 };
-use blockd_api::{CredentialRef, ErrorCode, VolumeRef, events::Severity, schedules::RunState};
+use blockd_api::{
+    CredentialRef, ErrorCode, VolumeRef, cloudsnaps::BackupOptions, events::Severity, schedules::RunState,
+};
 use blockd_catalog::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
 use futures::FutureExt;
@@ -261,7 +263,7 @@ impl Core {
         let rest =
             QuiesceRequest { scheduled: schedule.and_then(|row| row.spec.rule), ..QuiesceRequest::default() };
         let asked = BackupRequest {
-            full: first.force_full,
+            options: BackupOptions { full: first.force_full, ..BackupOptions::default() },
             together,
             rest,
             schedule: Some(of),

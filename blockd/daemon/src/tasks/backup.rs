@@ -144,7 +144,8 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
         // The local snapshot is deleted after the backup; the backup's name stays.
         snapshot_name: row
             .detail
-            .label
+            .backup
+            .name
             .as_ref()
             .map_or_else(|| snapshot.name.to_string(), ToString::to_string),
         labels: entry.tags().labels.as_map().clone(),
@@ -325,8 +326,8 @@ fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudSnapshotId) 
     let asked = RetentionOverride {
         cloudsnap: id,
         credential: row.credential,
-        pinned: row.detail.pinned,
-        expires: row.detail.expires,
+        pinned: row.detail.backup.pinned,
+        expires: row.detail.backup.expires,
     };
     match RetentionOverride::find(tx, &id, row.credential)? {
         Some(said) => {

@@ -326,7 +326,7 @@ impl Core {
             time_elapsed: end.duration_since(row.created).as_secs_f64().max(0.0),
             backup_type: detail.backup_type.map(backup_type),
             error: detail.error.clone(),
-            label: detail.label.clone(),
+            label: detail.backup.name.clone(),
             resumable: detail.kept,
             findings: detail.findings.clone(),
             resumed: detail.resumed.into(),

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap backup-group`
 
-use super::{cloudsnap::WaitArg, limits::TaskLimitArgs, pins::KeepArgs, rules::RestArgs};
+use super::{cloudsnap::WaitArg, limits::TaskLimitArgs, pins::BackupOptionArgs, rules::HookArgs};
 use blockd_api::{CredentialRef, GroupName, LabelSelector, VolumeRef};
 use clap::Args;
 
@@ -33,21 +33,18 @@ pub struct BackupGroupArgs {
         alias = "volume_ids"
     )]
     pub volumes: Vec<VolumeRef>,
-    /// Force full backups
-    #[arg(short, long)]
-    pub full: bool,
     /// Name or UUID of the credential; optional if there is one; repeat to back up the same point to several
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,
-    /// Retention of the backups.
+    /// Options of each backup.
     #[command(flatten)]
-    pub keep: KeepArgs,
+    pub backup: BackupOptionArgs,
     /// Bandwidth limits of each task.
     #[command(flatten)]
     pub limits: TaskLimitArgs,
     /// Quiesce options.
     #[command(flatten)]
-    pub rest: RestArgs,
+    pub hooks: HookArgs,
     /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,

@@ -10,8 +10,8 @@ use super::{
         GC_HELP, GcArgs, LIMIT_HELP, LimitArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP,
         VerifyArgs,
     },
-    pins::{EXPIRE_HELP, ExpireArgs, KeepArgs, PIN_HELP, PinArgs, UNPIN_HELP},
-    rules::RestArgs,
+    pins::{BackupOptionArgs, EXPIRE_HELP, ExpireArgs, PIN_HELP, PinArgs, UNPIN_HELP},
+    rules::HookArgs,
 };
 use crate::cloudsnap_ref::SnapRef;
 use blockd_api::{
@@ -179,21 +179,18 @@ pub struct BackupArgs {
     /// The same, as an option
     #[arg(short, long, value_name = "VOLUME")]
     volume: Option<VolumeRef>,
-    /// Force a full backup
-    #[arg(short, long)]
-    pub full: bool,
     /// Name or UUID of the credential; optional if there is one; repeat to back up the same point to several
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,
-    /// Retention of the backup.
+    /// Options of each backup.
     #[command(flatten)]
-    pub keep: KeepArgs,
+    pub backup: BackupOptionArgs,
     /// Bandwidth limits.
     #[command(flatten)]
     pub limits: TaskLimitArgs,
     /// Quiesce options.
     #[command(flatten)]
-    pub rest: RestArgs,
+    pub hooks: HookArgs,
     /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
@@ -401,7 +398,7 @@ mod tests {
         ] {
             let CloudsnapCommand::Backup(args) = cloudsnap(line) else { panic!("{line}") };
             assert_eq!(args.volume().unwrap().to_string(), "vol", "{line}");
-            assert!(args.full && args.cred_id[0].to_string() == "nas" && !args.wait.wait);
+            assert!(args.backup.full && args.cred_id[0].to_string() == "nas" && !args.wait.wait);
         }
         for line in ["cs backup", "cs backup vol --volume vol", "cs backup a b"] {
             assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");

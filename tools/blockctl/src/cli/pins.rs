@@ -1,6 +1,7 @@
 //! `blockctl cloudsnap pin`, `unpin` and `expire`
 
 use super::cloudsnap::CredentialArg;
+use blockd_api::cloudsnaps::BackupOptions;
 use blockd_api::cloudsnaps::CloudSnapshotId;
 use clap::Args;
 use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
@@ -56,15 +57,25 @@ pub struct ExpireArgs {
     pub credential: CredentialArg,
 }
 
-/// Expiry and pin of a new backup.
+/// Options of a backup, the same for one volume and for a group.
 #[derive(Debug, Args)]
-pub struct KeepArgs {
+pub struct BackupOptionArgs {
+    /// Force a full backup
+    #[arg(short, long)]
+    pub full: bool,
     /// Expiry: date or time in UTC, or hours, days or weeks from now, such as 30d
     #[arg(long, value_name = "DATE", value_parser = expiry)]
     pub expires: Option<Timestamp>,
     /// Pin the backup
     #[arg(long)]
     pub pin: bool,
+}
+
+impl BackupOptionArgs {
+    /// Returns the options of the request.
+    pub fn options(self) -> BackupOptions {
+        BackupOptions { full: self.full, name: None, pinned: self.pin, expires: self.expires }
+    }
 }
 
 fn expiry(text: &str) -> Result<Timestamp, String> {

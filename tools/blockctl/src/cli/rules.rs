@@ -1,9 +1,10 @@
 //! `blockctl rule …`, and the quiesce options of other commands.
 
 use super::volume::parse_seconds;
+use crate::failure::Failure;
 use blockd_api::{
     GroupName, RuleName, VolumeRef,
-    quiesce::{OnFailure, Quiesce},
+    quiesce::{HookOptions, OnFailure, Quiesce},
 };
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -202,9 +203,9 @@ impl From<QuiesceArgs> for Quiesce {
     }
 }
 
-/// Quiesce options of a request.
+/// Hooks around the freeze of a request.
 #[derive(Debug, Default, Args)]
-pub struct RestArgs {
+pub struct HookArgs {
     /// Quiesce options.
     #[command(flatten)]
     pub quiesce: QuiesceArgs,
@@ -214,6 +215,18 @@ pub struct RestArgs {
     /// Use no rule
     #[arg(long, conflicts_with_all = ["freeze_fs", "pre_command", "post_command"])]
     pub no_rule: bool,
+}
+
+impl HookArgs {
+    /// Returns the checked options.
+    ///
+    /// # Errors
+    /// A command is empty or too long, or the timeout is out of range.
+    pub fn options(self) -> Result<HookOptions, Failure> {
+        let options = HookOptions { quiesce: self.quiesce.into(), rule: self.rule, no_rule: self.no_rule };
+        options.quiesce.check().map_err(Failure::usage)?;
+        Ok(options)
+    }
 }
 
 #[cfg(test)]
@@ -259,7 +272,7 @@ mod tests {
         }
         match parse("cs bg -g shop --rule pg").map(|Cli { command, .. }| command) {
             Ok(Command::Cloudsnap(CloudsnapCommand::BackupGroup(args))) => {
-                assert_eq!(args.rest.rule.unwrap().as_str(), "pg");
+                assert_eq!(args.hooks.rule.unwrap().as_str(), "pg");
             }
             other => panic!("{other:?}"),
         }

@@ -1,6 +1,6 @@
 //! `blockctl snapshot …`
 
-use super::rules::RestArgs;
+use super::rules::HookArgs;
 use blockd_api::{GroupName, GroupRef, LabelSelector, NameError, SnapshotName, SnapshotRef, VolumeRef};
 use clap::{Args, Subcommand};
 
@@ -128,7 +128,7 @@ pub struct CreateArgs {
     pub name: Option<SnapshotName>,
     /// Quiesce options.
     #[command(flatten)]
-    pub rest: RestArgs,
+    pub hooks: HookArgs,
 }
 
 /// `snapshot create-group`
@@ -149,7 +149,7 @@ pub struct CreateGroupArgs {
     pub name: Option<SnapshotName>,
     /// Quiesce options.
     #[command(flatten)]
-    pub rest: RestArgs,
+    pub hooks: HookArgs,
 }
 
 /// `snapshot inspect`, `pin` and `unpin`

@@ -1,34 +1,23 @@
 //! `blockctl cloudsnap backup-group`
 
 use super::{Context, cloudsnap, counted};
-use crate::{
-    cli::{backup_group::BackupGroupArgs, rules::RestArgs},
-    failure::Failure,
-};
+use crate::{cli::backup_group::BackupGroupArgs, failure::Failure};
 use blockd_api::cloudsnaps::StartGroupBackup;
 
 pub async fn run(context: &Context<'_>, args: BackupGroupArgs) -> Result<u8, Failure> {
     let mut places = args.cred_id.into_iter();
     let (cred_id, also) = (places.next(), places.collect());
-    let BackupGroupArgs { group, label, volumes, full, limits, wait, keep, rest, .. } = args;
-    let RestArgs { quiesce, rule, no_rule } = rest;
-    let limits = limits.limits();
+    let BackupGroupArgs { group, label, volumes, limits, wait, backup, hooks, .. } = args;
     let request = StartGroupBackup {
         group,
         label,
         volumes,
-        full,
         cred_id,
         also,
-        limits,
-        name: None,
-        pinned: keep.pin,
-        expires: keep.expires,
-        quiesce: quiesce.into(),
-        rule,
-        no_rule,
+        limits: limits.limits(),
+        options: backup.options(),
+        hooks: hooks.options()?,
     };
-    request.quiesce.check().map_err(Failure::usage)?;
     let started = context.client.start_group_backup(&request).await?;
     let line = format!(
         "Group Cloudsnap backup started successfully with groupID:{} ({})",

@@ -2,10 +2,7 @@
 
 use super::{Context, copy_files, counted, files, lazy, maintenance, or_dash, pins, task_status};
 use crate::{
-    cli::{
-        cloudsnap::{BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs},
-        rules::RestArgs,
-    },
+    cli::cloudsnap::{BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs},
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::{Facts, Table},
     wait,
@@ -56,21 +53,14 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
     let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
     let mut places = args.cred_id.into_iter();
     let (cred_id, also) = (places.next(), places.collect());
-    let RestArgs { quiesce, rule, no_rule } = args.rest;
     let request = StartBackup {
         volume,
-        full: args.full,
         cred_id,
         also,
         limits: args.limits.limits(),
-        name: None,
-        pinned: args.keep.pin,
-        expires: args.keep.expires,
-        quiesce: quiesce.into(),
-        rule,
-        no_rule,
+        options: args.backup.options(),
+        hooks: args.hooks.options()?,
     };
-    request.quiesce.check().map_err(Failure::usage)?;
     let started = context.client.start_backup(&request).await?;
     let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     if started.also.is_empty() {

@@ -2,10 +2,7 @@
 
 use super::{Context, counted, or_dash, rules};
 use crate::{
-    cli::{
-        rules::RestArgs,
-        snapshot::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand},
-    },
+    cli::snapshot::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand},
     failure::{EXIT_DONE, Failure},
     progress::{Progress, Seen},
     table::{Facts, Table},
@@ -41,9 +38,7 @@ pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, 
 }
 
 async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> {
-    let RestArgs { quiesce, rule, no_rule } = args.rest;
-    let request = CreateSnapshot { name: args.name, quiesce: quiesce.into(), rule, no_rule };
-    request.quiesce.check().map_err(Failure::usage)?;
+    let request = CreateSnapshot { name: args.name, hooks: args.hooks.options()? };
     let snapshot = context.client.create_snapshot(&args.volume, &request).await?;
     warn(context, snapshot.quiesce.as_ref());
     if context.output.is_json() {
@@ -59,17 +54,13 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
 }
 
 async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<(), Failure> {
-    let RestArgs { quiesce, rule, no_rule } = args.rest;
     let request = CreateGroupSnapshot {
         group: args.group,
         label: args.label,
         volumes: args.volumes,
         name: args.name,
-        quiesce: quiesce.into(),
-        rule,
-        no_rule,
+        hooks: args.hooks.options()?,
     };
-    request.quiesce.check().map_err(Failure::usage)?;
     let taken = context.client.create_group_snapshot(&request).await?;
     warn(context, taken.snapshots.first().and_then(|snapshot| snapshot.quiesce.as_ref()));
     if context.output.is_json() {

@@ -6,7 +6,9 @@ use super::{
 };
 use blockd_api::{
     CredentialName, CredentialRef, GroupName, LabelSelector, ObjectName, RuleName, VolumeName, VolumeRef,
-    cloudsnaps::StartGroupBackup, schedules::Selector,
+    cloudsnaps::{BackupOptions, StartGroupBackup},
+    quiesce::HookOptions,
+    schedules::Selector,
 };
 use serde::{Deserialize, Serialize};
 
@@ -92,10 +94,9 @@ impl Backup {
             volumes: volume.into_iter().collect(),
             group,
             label,
-            full: self.full,
             cred_id: self.credentials().next(),
-            name: Some(name.clone()),
-            rule: self.rule(),
+            options: BackupOptions { full: self.full, name: Some(name.clone()), ..BackupOptions::default() },
+            hooks: HookOptions { rule: self.rule(), ..HookOptions::default() },
             ..StartGroupBackup::default()
         }
     }

@@ -223,8 +223,8 @@ impl Apply<'_> {
         let (client, resources) = (&self.context.client, &self.resources);
         let mut request = backup.request(name);
         if let Some(volume) = backup.selector().volume {
-            let StartGroupBackup { full, cred_id, name, rule, .. } = request;
-            let request = StartBackup { full, cred_id, name, rule, ..StartBackup::of(volume) };
+            let StartGroupBackup { cred_id, options, hooks, .. } = request;
+            let request = StartBackup { cred_id, options, hooks, ..StartBackup::of(volume) };
             return Ok(vec![client.start_backup(&request).await?.task]);
         }
         let missing = resources.not_backed_up(name.as_str(), backup);
