@@ -17,12 +17,12 @@ use crate::{
     health, http,
     limits::PlannedBandwidth,
     lock::{DirLock, LockError},
-    maintenance,
     merger::{Merger, Wake},
     nbd::{self, Certificates},
     pressure::Pressure,
     reconcile::reconcile,
     registry::EntryState,
+    supervisor::Supervisor,
     tasks::Tasks,
     watchdog,
 };
@@ -144,15 +144,8 @@ pub struct Daemon {
     pub(crate) certificates: Certificates,
     pub(crate) control: Control,
     http_stop: CancellationToken,
-    metrics: Option<JoinHandle<()>>,
     merger: Merger,
-    limits: JoinHandle<()>,
-    references: JoinHandle<()>,
-    pressure: JoinHandle<()>,
-    upkeep: JoinHandle<()>,
-    health: JoinHandle<()>,
-    webhooks: JoinHandle<()>,
-    scheduler: JoinHandle<()>,
+    supervisor: Supervisor,
     watchdog: Option<JoinHandle<()>>,
     _lock: DirLock,
 }
@@ -229,10 +222,12 @@ impl Daemon {
         let http_stop = CancellationToken::new();
         let control = Control::start(&core, &http_stop, passed).await?;
         let certificates = Certificates::new([identity, control.identity.clone()]);
-        let metrics = match config.metrics.listen {
-            Some(address) => Some(serve_metrics(&core, address, http_stop.clone()).await),
-            None => None,
-        };
+        let mut supervisor = Supervisor::new(core.stopping.clone());
+        if let Some(address) = config.metrics.listen {
+            let listener = listen_for_metrics(&core, address).await;
+            let serve = serve_metrics(Arc::clone(&core), listener, address, http_stop.clone());
+            supervisor.start_interruptible("metrics", serve);
+        }
         let limit = core.config.merge_limit_bytes_per_s;
         let merger =
             Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger), core.reserve.clone(), limit)
@@ -240,18 +235,11 @@ impl Daemon {
         if let Err(error) = core.resume_tasks().await {
             tracing::error!(%error, "resuming unfinished tasks failed");
         }
-        let pressure = crate::pressure::start(&core.pressure, &core.registry);
-        let limits = crate::limits::start(&core);
-        let references = blockd_secrets::start_expiry(&core.references);
-        crate::map_sync::start(&core);
-        let upkeep = maintenance::start(&core);
-        let health = crate::health::start(&core);
-        let log = core.log_reader.clone();
-        let webhooks = crate::webhooks::start(&core, log);
+        start_loops(&mut supervisor, &core);
         if let Err(error) = core.resume_hydrations().await {
             tracing::error!(%error, "resuming the hydration of lazy volumes failed");
         }
-        let scheduler = crate::schedules::start(Arc::clone(&core));
+        supervisor.start("schedules", crate::schedules::run(Arc::clone(&core)));
         notify(sd_notify::NotifyState::Ready);
         let watchdog = watchdog::start();
         tracing::info!(
@@ -269,15 +257,8 @@ impl Daemon {
             certificates,
             control,
             http_stop,
-            metrics,
             merger,
-            limits,
-            references,
-            pressure,
-            upkeep,
-            health,
-            webhooks,
-            scheduler,
+            supervisor,
             watchdog,
             _lock: lock,
         })
@@ -308,61 +289,16 @@ impl Daemon {
     /// A part did not stop in time, or a volume could not be flushed.
     pub async fn stop(self) -> Result<(), DaemonError> {
         notify(sd_notify::NotifyState::Stopping);
-        let Self {
-            core,
-            servers,
-            mut control,
-            http_stop,
-            metrics,
-            merger,
-            limits,
-            references,
-            pressure,
-            upkeep,
-            health,
-            webhooks,
-            scheduler,
-            watchdog,
-            _lock: lock,
-            ..
-        } = self;
+        let Self { core, servers, mut control, http_stop, merger, supervisor, watchdog, _lock: lock, .. } =
+            self;
         let time_limit = Duration::from_millis(core.config.stop_timeout_ms);
         let mut problems = Vec::new();
         http_stop.cancel();
         core.stopping.cancel();
-        // Runs that have not begun are begun after the next start.
-        let scheduler_abort = scheduler.abort_handle();
-        match tokio::time::timeout(time_limit, scheduler).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the scheduler panicked"),
-            Err(_) => {
-                scheduler_abort.abort();
-                tracing::warn!("the scheduler did not stop in time and was aborted");
-            }
-        }
-        // Metrics requests must not delay a stop.
-        if let Some(metrics) = metrics {
-            metrics.abort();
-            let _ = metrics.await;
-        }
+        // Runs that have not begun, and interrupted deliveries of events, begin after the next start.
+        supervisor.stop(time_limit).await;
         let (answered, unfinished) =
             tokio::join!(tokio::time::timeout(time_limit, control.ended()), core.tasks.stop(time_limit));
-        pressure.abort();
-        limits.abort();
-        references.abort();
-        health.abort();
-        let _ = health.await;
-        let _ = limits.await;
-        // An interrupted delivery is repeated after the next start.
-        let webhooks_abort = webhooks.abort_handle();
-        if tokio::time::timeout(time_limit, webhooks).await.is_err() {
-            webhooks_abort.abort();
-        }
-        // The maintenance task holds the shared state.
-        let upkeep_abort = upkeep.abort_handle();
-        if tokio::time::timeout(time_limit, upkeep).await.is_err() {
-            upkeep_abort.abort();
-        }
         if answered.is_err() {
             control.abort();
             tracing::warn!("requests in flight were aborted");
@@ -592,20 +528,33 @@ pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
 }
 
 /// Starts the metrics endpoint, and retries until its address is free: volumes are served without it.
-async fn serve_metrics(core: &Arc<Core>, address: SocketAddr, stop: CancellationToken) -> JoinHandle<()> {
-    let listener = listen_for_metrics(core, address).await;
-    let core = Arc::clone(core);
-    tokio::spawn(async move {
-        let mut listener = listener;
-        let listener = loop {
-            match listener {
-                Some(listener) => break listener,
-                None => tokio::time::sleep(METRICS_RETRY_DELAY).await,
-            }
-            listener = listen_for_metrics(&core, address).await;
-        };
-        http::metrics::serve(listener, core, stop).await;
-    })
+/// Starts the loops that need nothing but the shared state.
+fn start_loops(supervisor: &mut Supervisor, core: &Arc<Core>) {
+    let (pressure, registry) = (Arc::clone(&core.pressure), Arc::clone(&core.registry));
+    supervisor.start_interruptible("pressure", crate::pressure::run(pressure, registry));
+    supervisor.start_interruptible("limits", crate::limits::run(Arc::clone(core)));
+    supervisor.start_interruptible("secrets", blockd_secrets::run_expiry(Arc::clone(&core.references)));
+    supervisor.start_interruptible("map sync", crate::map_sync::run(Arc::clone(&core.registry)));
+    supervisor.start_interruptible("maintenance", crate::maintenance::run(Arc::clone(core)));
+    supervisor.start_interruptible("health", crate::health::run(Arc::clone(core)));
+    supervisor.start("events", crate::webhooks::run(Arc::clone(core), core.log_reader.clone()));
+}
+
+/// Serves metrics; binds the address again until that succeeds.
+async fn serve_metrics(
+    core: Arc<Core>,
+    mut listener: Option<TcpListener>,
+    address: SocketAddr,
+    stop: CancellationToken,
+) {
+    let listener = loop {
+        match listener {
+            Some(listener) => break listener,
+            None => tokio::time::sleep(METRICS_RETRY_DELAY).await,
+        }
+        listener = listen_for_metrics(&core, address).await;
+    };
+    http::metrics::serve(listener, core, stop).await;
 }
 
 async fn listen_for_metrics(core: &Core, address: SocketAddr) -> Option<TcpListener> {

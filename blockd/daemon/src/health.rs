@@ -15,7 +15,6 @@ use blockd_catalog::{CredentialRow, NewEvent};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
-use tokio::task::JoinHandle;
 
 /// Interval between checks of the free space.
 const CHECK_INTERVAL: Duration = Duration::from_secs(15);
@@ -136,26 +135,17 @@ fn space_of(dir: &Path) -> std::io::Result<DataSpace> {
     Ok(DataSpace { total_bytes: bytes(found.f_blocks), free_bytes: bytes(found.f_bavail) })
 }
 
-/// Runs the periodic checks until the daemon stops.
-pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
-    let core = Arc::clone(core);
-    tokio::spawn(async move {
-        let work = async {
-            core.report_discarded_writes().await;
-            if let Err(error) = core.check_credentials().await {
-                tracing::warn!(%error, "checking whether all credentials can be unsealed failed");
-            }
-            loop {
-                core.check_free_space().await;
-                core.store_pending_event().await;
-                tokio::time::sleep(CHECK_INTERVAL).await;
-            }
-        };
-        tokio::select! {
-            () = work => {}
-            () = core.stopping.cancelled() => {}
-        }
-    })
+/// Runs the periodic checks.
+pub(crate) async fn run(core: Arc<Core>) {
+    core.report_discarded_writes().await;
+    if let Err(error) = core.check_credentials().await {
+        tracing::warn!(%error, "checking whether all credentials can be unsealed failed");
+    }
+    loop {
+        core.check_free_space().await;
+        core.store_pending_event().await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
+    }
 }
 
 impl Core {

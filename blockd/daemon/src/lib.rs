@@ -66,6 +66,7 @@ pub mod salvage;
 mod scenarios;
 mod schedules;
 mod snapshots;
+mod supervisor;
 pub mod tasks;
 mod verification;
 mod volumes;

@@ -9,7 +9,6 @@ use blockd_store::Bandwidth;
 use jiff::{Timestamp, tz::TimeZone};
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
-use tokio::task::JoinHandle;
 
 /// Interval between checks for a change of the limits.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -122,24 +121,15 @@ pub(crate) fn keep(connection: &mut Connection, limits: CredentialLimits) {
     connection.limit_time_zone = limits.time_zone;
 }
 
-/// Applies all plans periodically until the daemon stops.
-pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
-    let core = Arc::clone(core);
-    tokio::spawn(async move {
-        let work = async {
-            loop {
-                tokio::time::sleep(CHECK_INTERVAL).await;
-                let now = Timestamp::now();
-                let opened: Vec<_> = core.repositories.opened.lock().values().cloned().collect();
-                opened.iter().for_each(|(_, planned)| planned.follow(now));
-                core.bandwidth.follow(now);
-            }
-        };
-        tokio::select! {
-            () = work => {}
-            () = core.stopping.cancelled() => {}
-        }
-    })
+/// Applies all plans periodically.
+pub(crate) async fn run(core: Arc<Core>) {
+    loop {
+        tokio::time::sleep(CHECK_INTERVAL).await;
+        let now = Timestamp::now();
+        let opened: Vec<_> = core.repositories.opened.lock().values().cloned().collect();
+        opened.iter().for_each(|(_, planned)| planned.follow(now));
+        core.bandwidth.follow(now);
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use blockd_cloud::{CloudError, CloudSnapshotId, VerifyDepth};
 use blockd_store::StoreErrorKind;
 use jiff::{SignedDuration, Timestamp};
 use std::{collections::HashMap, sync::Arc, time::Duration};
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// Interval of maintenance passes.
@@ -27,43 +27,34 @@ const ATTEMPTS_KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// proof, and without this the same cloud snapshot would always be next.
 pub(crate) type Attempts = HashMap<(Uuid, CloudSnapshotId), Timestamp>;
 
-/// Does it until the daemon stops.
-pub(crate) fn start(core: &Arc<Core>) -> JoinHandle<()> {
-    let core = Arc::clone(core);
-    tokio::spawn(async move {
-        let work = async {
-            // Not at once: a start has more urgent work.
-            let mut collect_at = Instant::now() + gc_interval(&core).min(Duration::from_secs(3600));
-            let mut attempts = Attempts::new();
-            let mut expired = RecentListings::default();
-            let mut failing = Failing::default();
-            loop {
-                tokio::time::sleep(LOOK_EVERY).await;
-                if let Err(error) = core.give_up_expired(Timestamp::now()).await {
-                    tracing::warn!(%error, "tasks that were kept for too long are not given up");
-                }
-                if let Err(error) = core.check_doubts(Timestamp::now(), &mut failing).await {
-                    tracing::warn!(%error, "what was given up is not looked at for now");
-                }
-                if let Err(error) = core.delete_expired(Timestamp::now, &mut expired).await {
-                    tracing::warn!(%error, "cloud snapshots that have expired stay for now");
-                }
-                if core.config.gc_every_hours > 0 && Instant::now() >= collect_at {
-                    collect_at = Instant::now() + gc_interval(&core);
-                    collect(&core).await;
-                }
-                if core.config.verify_bytes_per_day > 0
-                    && let Err(error) = verify_next(&core, &mut attempts).await
-                {
-                    tracing::warn!(%error, "no cloud snapshot is verified for now");
-                }
-            }
-        };
-        tokio::select! {
-            () = work => {}
-            () = core.stopping.cancelled() => {}
+/// Runs the maintenance.
+pub(crate) async fn run(core: Arc<Core>) {
+    // Not at once: a start has more urgent work.
+    let mut collect_at = Instant::now() + gc_interval(&core).min(Duration::from_secs(3600));
+    let mut attempts = Attempts::new();
+    let mut expired = RecentListings::default();
+    let mut failing = Failing::default();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if let Err(error) = core.give_up_expired(Timestamp::now()).await {
+            tracing::warn!(%error, "tasks that were kept for too long are not given up");
         }
-    })
+        if let Err(error) = core.check_doubts(Timestamp::now(), &mut failing).await {
+            tracing::warn!(%error, "what was given up is not looked at for now");
+        }
+        if let Err(error) = core.delete_expired(Timestamp::now, &mut expired).await {
+            tracing::warn!(%error, "cloud snapshots that have expired stay for now");
+        }
+        if core.config.gc_every_hours > 0 && Instant::now() >= collect_at {
+            collect_at = Instant::now() + gc_interval(&core);
+            collect(&core).await;
+        }
+        if core.config.verify_bytes_per_day > 0
+            && let Err(error) = verify_next(&core, &mut attempts).await
+        {
+            tracing::warn!(%error, "no cloud snapshot is verified for now");
+        }
+    }
 }
 
 fn gc_interval(core: &Core) -> Duration {

@@ -3,31 +3,22 @@
 //! A writeback error of a map is repaired from memory as long as this process lives. Found early, it costs
 //! nothing; the next process can only fall back to the last flush.
 
-use crate::{
-    core::Core,
-    registry::{EntryState, Registry},
-};
+use crate::registry::{EntryState, Registry};
 use blockd_volume::VolumeErrorKind;
 use std::{sync::Arc, time::Duration};
 
 /// Interval of the syncs. Longer than the kernel's own writeback (30 s), so that most find the map written.
 const SYNC_EVERY: Duration = Duration::from_secs(60);
 
-/// Syncs the maps until the daemon stops.
-pub(crate) fn start(core: &Arc<Core>) {
-    let (registry, stopping) = (Arc::clone(&core.registry), core.stopping.clone());
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(SYNC_EVERY) => {}
-                () = stopping.cancelled() => return,
-            }
-            let registry = Arc::clone(&registry);
-            if let Err(error) = tokio::task::spawn_blocking(move || sync_all(&registry)).await {
-                tracing::error!(%error, "sync of the live maps panicked");
-            }
+/// Syncs the maps periodically.
+pub(crate) async fn run(registry: Arc<Registry>) {
+    loop {
+        tokio::time::sleep(SYNC_EVERY).await;
+        let registry = Arc::clone(&registry);
+        if let Err(error) = tokio::task::spawn_blocking(move || sync_all(&registry)).await {
+            tracing::error!(%error, "sync of the live maps panicked");
         }
-    });
+    }
 }
 
 fn sync_all(registry: &Registry) {

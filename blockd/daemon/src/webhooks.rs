@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use reqwest::{Client, StatusCode, header, redirect::Policy};
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
 use std::{sync::Arc, time::Duration};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 /// Events read from the database at once.
 const BATCH: u32 = 100;
@@ -131,31 +131,28 @@ pub(crate) fn all(config: &Config, readers: &[EventReader]) -> Vec<Arc<Webhook>>
 }
 
 /// Delivers events to all webhooks and to the log until the daemon stops.
-pub(crate) fn start(core: &Arc<Core>, log: Option<EventReader>) -> JoinHandle<()> {
-    let core = Arc::clone(core);
-    tokio::spawn(async move {
-        let mut workers = JoinSet::new();
-        if let Some(reader) = log {
-            workers.spawn(log_all(Arc::clone(&core), reader));
-        }
-        for hook in &core.webhooks {
-            let (core, hook) = (Arc::clone(&core), Arc::clone(hook));
-            workers.spawn(async move {
-                tokio::select! {
-                    () = hook.run(&core) => {}
-                    () = core.stopping.cancelled() => {}
-                }
-                if let Err(error) = hook.store_cursor(&core).await {
-                    tracing::warn!(webhook = hook.name(), %error, "the cursor in the event log cannot be stored");
-                }
-            });
-        }
-        while let Some(ended) = workers.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a reader of the event log ended");
+pub(crate) async fn run(core: Arc<Core>, log: Option<EventReader>) {
+    let mut workers = JoinSet::new();
+    if let Some(reader) = log {
+        workers.spawn(log_all(Arc::clone(&core), reader));
+    }
+    for hook in &core.webhooks {
+        let (core, hook) = (Arc::clone(&core), Arc::clone(hook));
+        workers.spawn(async move {
+            tokio::select! {
+                () = hook.run(&core) => {}
+                () = core.stopping.cancelled() => {}
             }
+            if let Err(error) = hook.store_cursor(&core).await {
+                tracing::warn!(webhook = hook.name(), %error, "the cursor in the event log cannot be stored");
+            }
+        });
+    }
+    while let Some(ended) = workers.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a reader of the event log ended");
         }
-    })
+    }
 }
 
 impl Webhook {

@@ -10,6 +10,6 @@ mod sealing;
 mod settings;
 
 pub use error::ReferenceError;
-pub use references::{Fingerprint, LOCAL_CACHE, References, Resolved, start_expiry};
+pub use references::{Fingerprint, LOCAL_CACHE, References, Resolved, run_expiry};
 pub use sealing::{Purpose, SYSTEMD_CREDENTIAL, Secrets, SecretsError, fill_random};
 pub use settings::{SecretsConfig, SettingError};

@@ -15,7 +15,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
 /// Time for which a file or a credential of systemd is not read again.
@@ -262,13 +261,10 @@ impl References {
     }
 }
 
-/// Starts a task that drops expired values until it is aborted.
-pub fn start_expiry(references: &Arc<References>) -> JoinHandle<()> {
-    let references = Arc::clone(references);
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(EXPIRY_INTERVAL).await;
-            references.drop_expired();
-        }
-    })
+/// Drops expired values periodically, for ever.
+pub async fn run_expiry(references: Arc<References>) {
+    loop {
+        tokio::time::sleep(EXPIRY_INTERVAL).await;
+        references.drop_expired();
+    }
 }

@@ -23,7 +23,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::sync::Notify;
 
 /// Sampling interval.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
@@ -95,30 +95,27 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// Monitors guest latency whenever tasks move data, until it is aborted.
-pub(crate) fn start(pressure: &Arc<Pressure>, registry: &Arc<Registry>) -> JoinHandle<()> {
-    let (pressure, registry) = (Arc::clone(pressure), Arc::clone(registry));
-    tokio::spawn(async move {
-        if !pressure.is_watched {
-            return;
-        }
-        loop {
-            pressure.begun.notified().await;
-            let (mut governor, mut observer) = (Governor::default(), Observer::new(&registry));
-            while pressure.busy.load(Ordering::SeqCst) > 0 {
-                tokio::time::sleep(SAMPLE_INTERVAL).await;
-                let before = pressure.pace.permille();
-                let share = governor.next_share(&observer.sample(&registry));
-                pressure.pace.set_permille(share);
-                pressure.pace.set_making_way(governor.sees_guests());
-                if share < before {
-                    tracing::debug!(share_permille = share, "guest latency increased: throttling tasks");
-                }
+/// Monitors guest latency whenever tasks move data.
+pub(crate) async fn run(pressure: Arc<Pressure>, registry: Arc<Registry>) {
+    if !pressure.is_watched {
+        return;
+    }
+    loop {
+        pressure.begun.notified().await;
+        let (mut governor, mut observer) = (Governor::default(), Observer::new(&registry));
+        while pressure.busy.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
+            let before = pressure.pace.permille();
+            let share = governor.next_share(&observer.sample(&registry));
+            pressure.pace.set_permille(share);
+            pressure.pace.set_making_way(governor.sees_guests());
+            if share < before {
+                tracing::debug!(share_permille = share, "guest latency increased: throttling tasks");
             }
-            pressure.pace.set_permille(governor::ALL_PERMILLE);
-            pressure.pace.set_making_way(false);
         }
-    })
+        pressure.pace.set_permille(governor::ALL_PERMILLE);
+        pressure.pace.set_making_way(false);
+    }
 }
 
 #[cfg(test)]
@@ -152,7 +149,7 @@ mod tests {
         let entry = VolumeEntry::new(&row, EntryState::Up(volume));
         registry.insert(Arc::clone(&entry));
         let pressure = Arc::new(Pressure::new(TaskPriority::Low, 1).unwrap());
-        let watch = start(&pressure, &registry);
+        let watch = tokio::spawn(run(Arc::clone(&pressure), Arc::clone(&registry)));
         let after = async |ago: Duration| {
             for _ in 0..100 {
                 entry.traffic.note(Operation::Write, Instant::now().checked_sub(ago).unwrap());

@@ -18,5 +18,5 @@ pub(crate) use known_health::KnownHealth;
 pub(crate) use retention_checks::{delete_command, is_relied_on};
 #[cfg(test)]
 pub(crate) use runner::Delays;
-pub(crate) use runner::{Scheduler, start};
+pub(crate) use runner::{Scheduler, run};
 pub(crate) use uses::Uses;

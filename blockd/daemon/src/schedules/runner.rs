@@ -27,7 +27,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 /// Maximum time between two passes: clocks are set and hosts suspend without notice.
@@ -95,9 +95,9 @@ impl Scheduler {
 }
 
 /// Runs the scheduler until the daemon stops.
-pub(crate) fn start(core: Arc<Core>) -> JoinHandle<()> {
+pub(crate) async fn run(core: Arc<Core>) {
     // Deletions wait for stores; backups must not.
-    tokio::spawn(async move { tokio::join!(begin_runs(&core), delete_runs(&core)) }.map(drop))
+    tokio::join!(begin_runs(&core), delete_runs(&core));
 }
 
 /// Runs a pass until the daemon stops: each step is a transaction, and the next start does the rest. Returns
