@@ -10,6 +10,7 @@ mod cloud_snapshot_id;
 pub mod fuzzing;
 mod ids;
 mod nbd_device;
+mod readahead;
 
 pub use block::{
     BLOCK_SHIFT, BLOCK_SIZE_BYTES, BlockIndex, ByteOffset, Extent, MAX_VOLUME_BLOCKS, MAX_VOLUME_BYTES,
@@ -18,6 +19,7 @@ pub use block_set::{BlockSet, ExtentsIn, GapsIn};
 pub use cloud_snapshot_id::{BadCloudSnapshotId, CloudSnapshotId};
 pub use ids::{Epoch, SnapshotId, VolumeId};
 pub use nbd_device::{NbdDevice, NbdDeviceError};
+pub use readahead::{Readahead, ReadaheadLimits};
 
 /// Invalid encoding of blocks or ids.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -6,10 +6,9 @@
 use crate::{
     lazy::{FetchFailure, Urgency},
     prefetch_queue::PrefetchQueue,
-    readahead::Readahead,
     waiters::{Call, Then, WaiterId, Waiters},
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, Readahead, ReadaheadLimits};
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     time::Instant,
@@ -22,6 +21,15 @@ pub(crate) const MAX_FLIGHT_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
 /// Maximum number of running fetches of a volume; each holds its blocks in memory, so at most 160 MiB. All
 /// volumes together have a [budget](crate::flight_budget).
 const MAX_ACTIVE: usize = 40;
+/// Readahead of a lazy volume. The window is as large as what a restore has in flight, 128 MiB: with half of
+/// it, sequential readers wait for a slow store twice as often. A step is one fetch, 4 MiB.
+const READAHEAD: ReadaheadLimits = ReadaheadLimits {
+    first_window_blocks: 256,
+    max_window_blocks: 32_768,
+    max_step_blocks: 1024,
+    slack_blocks: 256,
+    min_reads: 2,
+};
 /// Maximum number of background fetches among them; others wait or are dropped. A whole readahead window is
 /// 32.
 const MAX_BACKGROUND: usize = 34;
@@ -187,7 +195,7 @@ impl InFlightTable {
 
     /// Records a read and starts readahead for sequential readers.
     pub(crate) fn note_read(&mut self, extent: Extent) {
-        let Some(ahead) = self.readahead.read(extent) else { return };
+        let Some(ahead) = self.readahead.record(&READAHEAD, extent) else { return };
         let ahead = ahead.intersection(self.full_extent());
         if ahead.is_empty() || self.is_background_full() {
             return;

@@ -41,7 +41,6 @@ mod mount;
 mod open;
 mod prefetch_queue;
 mod read;
-mod readahead;
 mod regions;
 mod reserve;
 mod restore;

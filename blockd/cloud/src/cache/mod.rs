@@ -17,7 +17,6 @@ mod frames;
 mod index_store;
 mod lru;
 mod snapshot;
-mod streams;
 
 pub use snapshot::CachedSnapshot;
 

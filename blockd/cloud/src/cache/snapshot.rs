@@ -3,7 +3,6 @@
 use super::{
     INDEX_CONCURRENCY, Shared, SharedDelta,
     frames::{Claim, FrameResult, Obligation, Wait},
-    streams::Streams,
 };
 use crate::{
     CloudError, CloudSnapshotId, Manifest,
@@ -11,7 +10,7 @@ use crate::{
     frame::{BLOCK, OwnedFrame},
     index::Page,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, Readahead, ReadaheadLimits};
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -32,7 +31,8 @@ struct Inner {
     size_bytes: u64,
     /// Newest first.
     deltas: Vec<Arc<SharedDelta>>,
-    streams: Mutex<Streams>,
+    limits: ReadaheadLimits,
+    readahead: Mutex<Readahead>,
     /// Data blocks of one extent.
     map: Mutex<Option<(Extent, Arc<BlockSet>)>>,
     runtime: Handle,
@@ -80,9 +80,17 @@ impl CachedSnapshot {
     ) -> Self {
         // Readahead data must stay until it is needed.
         let ahead = shared.options.readahead_bytes.min(shared.options.memory_bytes / 8 * 3);
-        let streams = Mutex::new(Streams::new(ahead / BLOCK_SIZE_BYTES));
+        let limits = ReadaheadLimits {
+            first_window_blocks: 128,
+            max_window_blocks: ahead / BLOCK_SIZE_BYTES,
+            max_step_blocks: u64::MAX,
+            // The kernel's own readahead has several requests in flight, in any order.
+            slack_blocks: 512,
+            min_reads: 3,
+        };
+        let readahead = Mutex::default();
         let (id, size_bytes, map) = (manifest.id(), manifest.size_bytes, Mutex::default());
-        Self { inner: Arc::new(Inner { shared, id, size_bytes, deltas, streams, map, runtime }) }
+        Self { inner: Arc::new(Inner { shared, id, size_bytes, deltas, limits, readahead, map, runtime }) }
     }
 
     /// Returns the snapshot's id.
@@ -399,7 +407,7 @@ impl Inner {
     /// Records a read, and reads ahead for sequential readers, as far as pages are in memory: a missing page
     /// comes with the read that needs it.
     fn read_ahead(&self, read: Extent) {
-        let Some(next) = self.streams.lock().note(read) else { return };
+        let Some(next) = self.readahead.lock().record(&self.limits, read) else { return };
         let next = next.intersection(Extent::whole(self.size_bytes));
         let mut plan = Vec::new();
         for range in self.stretches(next) {
