@@ -2,7 +2,7 @@
 //!
 //! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] are clients. The others are
 //! [`Middleware`]: [`CountingStore`] counts requests, [`RetryStore`] repeats failed ones within bounds,
-//! [`LimitStore`] enforces a bandwidth limit and [`PrefixStore`] confines requests to a prefix. A task has a
+//! [`LimitStore`] enforces bandwidth limits and [`PrefixStore`] confines requests to a prefix. A task has a
 //! counter and a retry policy of its own over a shared client.
 
 mod backends;
@@ -25,7 +25,7 @@ pub use work::{Lost, Pace, Work, Workers};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use std::{fmt, num::NonZero, sync::Arc};
+use std::{any::Any, fmt, num::NonZero, sync::Arc};
 
 /// The size of every part of a multipart upload but the last, in bytes.
 pub const PART_LEN_BYTES: usize = 16 << 20;
@@ -80,7 +80,7 @@ pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 ///
 /// Keys are relative paths of plain characters (letters, digits, `-`, `_`, `.`, `/`), see [`check_key`]. A
 /// put is durable and visible as a whole, or not at all, when it returns.
-pub trait BlobStore: Send + Sync {
+pub trait BlobStore: Any + Send + Sync {
     /// Returns the kind and address for messages, without secrets.
     fn describe(&self) -> &str;
 

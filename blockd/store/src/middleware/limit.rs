@@ -1,6 +1,7 @@
 //! Bandwidth: what is sent to a store and what comes from it, held to so many bytes a second.
 
-use crate::{BlobStore, Operation, Request, Response, StoreFuture};
+use super::{Operation, Request, Response, downcast};
+use crate::{BlobStore, StoreFuture};
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
@@ -137,24 +138,31 @@ impl Bandwidth {
     }
 }
 
-/// A store that holds bodies back.
+/// Store middleware with bandwidth limits, such as those of a task, the host and a credential.
 ///
 /// Each body is booked as a whole: it goes at the speed of the line, and the next one waits until the average
-/// is within the limit. It belongs in front of the retrying store, whose time limits would count the waiting;
+/// is within all limits. It belongs in front of the retrying store, whose timeouts would count the waiting;
 /// bodies that are sent again are therefore not counted.
 pub struct LimitStore {
     inner: Arc<dyn BlobStore>,
-    bandwidth: Arc<Bandwidth>,
+    /// The last one added is waited for first.
+    limits: Vec<Arc<Bandwidth>>,
 }
 
 impl LimitStore {
-    /// Holds what goes through `inner` to `bandwidth`.
+    /// Limits the requests to `inner`. If that is limited already, the limit joins its limits: limits do not
+    /// nest.
     pub fn new(inner: Arc<dyn BlobStore>, bandwidth: Arc<Bandwidth>) -> Self {
-        Self { inner, bandwidth }
+        let (inner, mut limits) = match downcast::<Self>(&inner) {
+            Some(limited) => (Arc::clone(&limited.inner), limited.limits.clone()),
+            None => (inner, Vec::new()),
+        };
+        limits.push(bandwidth);
+        Self { inner, limits }
     }
 }
 
-impl crate::Middleware for LimitStore {
+impl super::Middleware for LimitStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }
@@ -164,18 +172,21 @@ impl crate::Middleware for LimitStore {
         request: Request<'a>,
         ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
-        let Bandwidth { up, down } = &*self.bandwidth;
         Box::pin(async move {
-            match request.operation {
-                Operation::Put | Operation::MultipartPut => up.wait(request.sent_bytes).await,
-                Operation::Get => down.wait(0).await,
-                Operation::GetRange => down.wait(request.wanted_bytes).await,
-                _ => {}
+            for Bandwidth { up, down } in self.limits.iter().rev().map(|limit| &**limit) {
+                match request.operation {
+                    Operation::Put | Operation::MultipartPut => up.wait(request.sent_bytes).await,
+                    Operation::Get => down.wait(0).await,
+                    Operation::GetRange => down.wait(request.wanted_bytes).await,
+                    _ => {}
+                }
             }
             let answer = ask(self.inner.clone()).await?;
             if request.operation == Operation::Get {
                 // Its length is known only now: what follows waits for it.
-                down.book(answer.received_bytes());
+                for limit in &self.limits {
+                    limit.down.book(answer.received_bytes());
+                }
             }
             Ok(answer)
         })
@@ -242,6 +253,23 @@ mod tests {
         let began = Instant::now();
         store.put("a", Bytes::from(vec![1; 100_000]), PutMode::Overwrite).await.unwrap();
         assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limit_of_a_limited_store_adds_to_its_limits() {
+        for (inner, outer) in [(Some(1000), None), (None, Some(1000)), (Some(1000), Some(2000))] {
+            let store =
+                LimitStore::new(Arc::new(limited(None, inner)), Arc::new(Bandwidth::new(None, outer)));
+            assert_eq!(store.limits.len(), 2, "the limits are nested");
+            store.put("a", Bytes::from(vec![1; 500]), PutMode::Overwrite).await.unwrap();
+            let began = Instant::now();
+            for _ in 0..10 {
+                store.get("a", 500).await.unwrap();
+                store.get_range("a", 0, 500).await.unwrap();
+            }
+            let took = began.elapsed().as_secs_f64();
+            assert!((8.0..10.1).contains(&took), "20 bodies of 500 bytes at 1000 bytes/s took {took} s");
+        }
     }
 
     #[tokio::test(start_paused = true)]

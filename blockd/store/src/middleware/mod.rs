@@ -12,7 +12,7 @@ pub use retry::{RetryPolicy, RetryStore, task_store};
 
 use crate::{BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture};
 use bytes::Bytes;
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 /// Operation of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,7 +106,7 @@ impl Response for Bytes {
 
 /// Middleware in front of a store. [`wrap`](Self::wrap) wraps all requests; other methods override single
 /// operations. Each layer is an [`BlobStore`].
-pub trait Middleware: Send + Sync {
+pub trait Middleware: Any + Send + Sync {
     /// [`BlobStore::describe`].
     fn describe(&self) -> &str;
 
@@ -152,6 +152,11 @@ pub trait Middleware: Send + Sync {
             Box::pin(async move { store.list_page(prefix, page).await })
         })
     }
+}
+
+/// Returns a store as this middleware if it is one, so that layers of one kind can be joined.
+fn downcast<L: Middleware>(store: &Arc<dyn BlobStore>) -> Option<&L> {
+    (&**store as &dyn Any).downcast_ref()
 }
 
 impl<L: Middleware> BlobStore for L {
