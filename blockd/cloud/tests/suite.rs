@@ -3,7 +3,7 @@
 
 use blockd_cloud::testing::repository_suite;
 use blockd_store::{
-    Bandwidth, BlobStore, CountingStore, HttpOptions, LimitStore, LocalStore, RetryPolicy, S3Access,
+    Bandwidth, BlobStore, HttpOptions, LimitStore, LocalStore, MeterStore, Requests, RetryPolicy, S3Access,
     S3Options, probe, task_store,
     testing::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite},
 };
@@ -72,7 +72,7 @@ async fn object_store_on_a_directory_and_on_a_task_s_stack_over_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn object_store_on_each_wrapper_by_itself() {
     let memory = || Arc::new(MemoryStore::default());
-    object_store_suite(Arc::new(CountingStore::new(memory(), Arc::default())), ALL).await;
+    object_store_suite(Arc::new(MeterStore::new(memory(), Arc::<Requests>::default())), ALL).await;
     object_store_suite(Arc::new(LimitStore::new(memory(), Arc::new(Bandwidth::new(None, None)))), ALL).await;
     // Retries over a flaky store, except where a lost answer cannot be distinguished from another writer's
     // success.

@@ -1,6 +1,5 @@
 //! Credentials: probing of stores, storage of their secrets, and opening of repositories.
 
-use crate::metrics::MeteredStore;
 use crate::{
     core::Core,
     error::{ServiceError, blocking, spawned},
@@ -20,7 +19,7 @@ use blockd_catalog::{CredentialRow, DbError, ProviderRow, StoreRow};
 use blockd_cloud::{CloudError, DataKey, KnownKeys, OpenOptions, Repository};
 use blockd_secrets::{Fingerprint, References, Resolved};
 use blockd_secrets::{Purpose, Secrets, SecretsError};
-use blockd_store::{BlobStore, LimitStore, Requests, Work, probe, task_store};
+use blockd_store::{BlobStore, LimitStore, MeterStore, Requests, Work, probe, task_store};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
@@ -250,7 +249,7 @@ impl Core {
         let inserted = self.db.run(move |tx| row.insert(tx)).await;
         inserted.map_err(|error: DbError| if error.is_conflict() { taken(&name) } else { error.into() })?;
         let shared = self.repositories.store(uuid, base);
-        let metered = Arc::new(MeteredStore::new(shared, self.meters.of(uuid)));
+        let metered = Arc::new(MeterStore::new(shared, self.meters.of(uuid)));
         if let Some(opened_with) = passphrase_from {
             self.repositories.opened_with.lock().insert(uuid, opened_with);
         }
@@ -624,7 +623,7 @@ impl Core {
         let key = Arc::new(self.store_key_of(row).await?);
         let client = self.client_of(row.store.clone(), key).await?;
         let shared = self.repositories.store(row.uuid, client);
-        Ok(Arc::new(MeteredStore::new(shared, self.meters.of(row.uuid))))
+        Ok(Arc::new(MeterStore::new(shared, self.meters.of(row.uuid))))
     }
 
     /// Opens a stored credential's repository again; sends store requests only for an external passphrase.

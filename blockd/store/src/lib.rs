@@ -1,7 +1,7 @@
 //! Object stores: the six operations of a bucket that backups use, and the classification of their errors.
 //!
 //! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] are clients. The others are
-//! [`Middleware`]: [`CountingStore`] counts requests, [`RetryStore`] repeats failed ones within bounds,
+//! [`Middleware`]: [`MeterStore`] counts requests, [`RetryStore`] repeats failed ones within bounds,
 //! [`LimitStore`] enforces bandwidth limits and [`PrefixStore`] confines requests to a prefix. A task has a
 //! counter and a retry policy of its own over a shared client.
 
@@ -17,8 +17,8 @@ pub use backends::{
     LocalStore, S3Access, S3Options, S3Role, SwiftAccess, SwiftOptions, SwiftStore,
 };
 pub use middleware::{
-    BadPrefix, Bandwidth, CountingStore, LimitStore, Middleware, Operation, PrefixStore, Request,
-    RequestCounts, Requests, Response, RetryPolicy, RetryStore, plain_prefix, task_store,
+    BadPrefix, Bandwidth, LimitStore, MeterStore, Middleware, Operation, PrefixStore, Request, RequestCounts,
+    RequestObserver, Requests, Response, RetryPolicy, RetryStore, plain_prefix, task_store,
 };
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use work::{Lost, Pace, Work, Workers};

@@ -13,5 +13,5 @@ pub(crate) mod strict;
 mod traffic;
 
 pub(crate) use collect::TEXT_FORMAT;
-pub(crate) use store::{MeteredStore, Meters};
+pub(crate) use store::Meters;
 pub(crate) use traffic::{Operation, Traffic};

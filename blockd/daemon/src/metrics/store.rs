@@ -1,16 +1,15 @@
 //! Metrics of store requests by credential, over all tasks.
 
 use super::histogram::{Counted, Histogram};
-use blockd_store::{BlobStore, Operation, Response, StoreError, StoreErrorKind, StoreFuture};
+use blockd_store::{Operation, RequestObserver, StoreErrorKind};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
-    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::Duration,
 };
 use uuid::Uuid;
 
@@ -81,21 +80,26 @@ impl Meter {
     pub(super) fn received_bytes(&self) -> u64 {
         self.received_bytes.load(Relaxed)
     }
+}
 
-    async fn note<T>(
+impl RequestObserver for Meter {
+    fn started(&self, request: &blockd_store::Request<'_>) {
+        self.sent_bytes.fetch_add(request.sent_bytes, Relaxed);
+    }
+
+    fn ended(
         &self,
-        request: Request,
-        work: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let began = Instant::now();
-        let result = work.await;
-        self.times[request as usize].note(began.elapsed());
-        if let Err(error) = &result
-            && !is_answer(error.kind)
-        {
-            self.failed[request as usize].fetch_add(1, Relaxed);
-        }
-        result
+        request: &blockd_store::Request<'_>,
+        elapsed: Duration,
+        outcome: Result<u64, StoreErrorKind>,
+    ) {
+        let kind = Request::from(request.operation) as usize;
+        self.times[kind].note(elapsed);
+        match outcome {
+            Ok(received_bytes) => self.received_bytes.fetch_add(received_bytes, Relaxed),
+            Err(error) if is_answer(error) => 0,
+            Err(_) => self.failed[kind].fetch_add(1, Relaxed),
+        };
     }
 }
 
@@ -125,47 +129,18 @@ impl Meters {
     }
 }
 
-/// Store middleware that counts requests.
-pub(crate) struct MeteredStore {
-    inner: Arc<dyn BlobStore>,
-    meter: Arc<Meter>,
-}
-
-impl MeteredStore {
-    /// Wraps `inner`.
-    pub(crate) fn new(inner: Arc<dyn BlobStore>, meter: Arc<Meter>) -> Self {
-        Self { inner, meter }
-    }
-}
-
-impl blockd_store::Middleware for MeteredStore {
-    fn describe(&self) -> &str {
-        self.inner.describe()
-    }
-
-    fn wrap<'a, T: Response + 'a>(
-        &'a self,
-        request: blockd_store::Request<'a>,
-        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
-    ) -> StoreFuture<'a, T> {
-        self.meter.sent_bytes.fetch_add(request.sent_bytes, Relaxed);
-        Box::pin(async move {
-            let answer = self.meter.note(request.operation.into(), ask(Arc::clone(&self.inner))).await?;
-            self.meter.received_bytes.fetch_add(answer.received_bytes(), Relaxed);
-            Ok(answer)
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_store::testing::{Has, MemoryStore, object_store_suite};
+    use blockd_store::{
+        MeterStore,
+        testing::{Has, MemoryStore, object_store_suite},
+    };
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn metered_store_passes_the_store_suite() {
         let meter = Arc::<Meter>::default();
-        let store = MeteredStore::new(Arc::new(MemoryStore::default()), Arc::clone(&meter));
+        let store = MeterStore::new(Arc::new(MemoryStore::default()), meter.clone());
         object_store_suite(Arc::new(store), Has { create_if_absent: true, parts: true }).await;
         assert!(meter.sent_bytes.load(Relaxed) > 100 << 20);
     }

@@ -1,12 +1,12 @@
 //! Stores in front of other ones, which pass on what they are asked.
 
-mod counting;
 mod limit;
+mod meter;
 mod prefix;
 mod retry;
 
-pub use counting::{CountingStore, RequestCounts, Requests};
 pub use limit::{Bandwidth, LimitStore};
+pub use meter::{MeterStore, RequestCounts, RequestObserver, Requests};
 pub use prefix::{BadPrefix, PrefixStore, plain_prefix};
 pub use retry::{RetryPolicy, RetryStore, task_store};
 

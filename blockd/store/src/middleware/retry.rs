@@ -1,6 +1,6 @@
 //! Asking again: bounded exponential backoff with jitter, and a time limit on every request.
 
-use crate::{BlobStore, CountingStore, Operation, Request, Requests, Response, StoreErrorKind, StoreFuture};
+use crate::{BlobStore, MeterStore, Operation, Request, Requests, Response, StoreErrorKind, StoreFuture};
 use std::{sync::Arc, time::Duration};
 
 /// The slowest rate at which a body is still waited for, in bytes per second.
@@ -47,8 +47,8 @@ impl RetryPolicy {
 /// The store of one task: requests to `base` are retried by `policy`, and every attempt is counted.
 pub fn task_store(base: Arc<dyn BlobStore>, policy: RetryPolicy) -> (Arc<dyn BlobStore>, Arc<Requests>) {
     let requests = Arc::new(Requests::default());
-    let counted = Arc::new(CountingStore::new(base, requests.clone()));
-    (Arc::new(RetryStore::new(counted, policy)), requests)
+    let metered = Arc::new(MeterStore::new(base, requests.clone()));
+    (Arc::new(RetryStore::new(metered, policy)), requests)
 }
 
 /// A store that asks another one again when that can help.

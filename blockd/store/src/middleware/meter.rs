@@ -1,0 +1,156 @@
+//! Counters of the requests to a store: by kind, with the bytes both ways, each attempt of a retry included.
+
+use super::{Operation, Request, Response, downcast};
+use crate::{BlobStore, StoreErrorKind, StoreFuture};
+use serde::{Deserialize, Serialize};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+/// Counters of a task, cheap to read while it runs.
+#[derive(Default, Debug)]
+pub struct Requests {
+    put: AtomicU64,
+    get: AtomicU64,
+    list: AtomicU64,
+    delete: AtomicU64,
+    multipart: AtomicU64,
+    bytes_up: AtomicU64,
+    bytes_down: AtomicU64,
+}
+
+impl Requests {
+    /// The counters as they stand.
+    pub fn snapshot(&self) -> RequestCounts {
+        RequestCounts {
+            put: self.put.load(Relaxed),
+            get: self.get.load(Relaxed),
+            list: self.list.load(Relaxed),
+            delete: self.delete.load(Relaxed),
+            multipart: self.multipart.load(Relaxed),
+            bytes_up: self.bytes_up.load(Relaxed),
+            bytes_down: self.bytes_down.load(Relaxed),
+        }
+    }
+}
+
+/// Request counts by kind.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RequestCounts {
+    /// Objects stored.
+    pub put: u64,
+    /// Objects, or ranges of objects, read.
+    pub get: u64,
+    /// Pages of listings.
+    pub list: u64,
+    /// Objects removed.
+    pub delete: u64,
+    /// Requests of multipart uploads: start, each part, completion, abort.
+    pub multipart: u64,
+    /// Bytes of bodies sent.
+    pub bytes_up: u64,
+    /// Bytes of bodies received.
+    pub bytes_down: u64,
+}
+
+impl RequestCounts {
+    /// All requests together.
+    pub const fn total(&self) -> u64 {
+        self.put + self.get + self.list + self.delete + self.multipart
+    }
+}
+
+/// Observer of the requests to a store. A retry is a request of its own.
+pub trait RequestObserver: Send + Sync {
+    /// Notes the start of a request.
+    fn started(&self, request: &Request<'_>);
+
+    /// Notes the end of a request: its duration, and the length of the answer's body or the kind of the
+    /// error. A cancelled request has no end.
+    fn ended(&self, request: &Request<'_>, elapsed: Duration, outcome: Result<u64, StoreErrorKind>);
+}
+
+impl RequestObserver for Requests {
+    fn started(&self, request: &Request<'_>) {
+        let counter = match request.operation {
+            Operation::Put => &self.put,
+            Operation::Get | Operation::GetRange => &self.get,
+            Operation::Delete => &self.delete,
+            Operation::List => &self.list,
+            Operation::MultipartStart
+            | Operation::MultipartPut
+            | Operation::MultipartComplete
+            | Operation::MultipartAbort => &self.multipart,
+        };
+        counter.fetch_add(1, Relaxed);
+        self.bytes_up.fetch_add(request.sent_bytes, Relaxed);
+    }
+
+    fn ended(&self, _: &Request<'_>, _: Duration, outcome: Result<u64, StoreErrorKind>) {
+        self.bytes_down.fetch_add(outcome.unwrap_or_default(), Relaxed);
+    }
+}
+
+/// Store middleware that reports each request to its observers.
+pub struct MeterStore {
+    inner: Arc<dyn BlobStore>,
+    observers: Vec<Arc<dyn RequestObserver>>,
+}
+
+impl MeterStore {
+    /// Reports the requests to `inner`. If that is a meter, the observer joins its observers: meters do not
+    /// nest.
+    pub fn new(inner: Arc<dyn BlobStore>, observer: Arc<dyn RequestObserver>) -> Self {
+        let (inner, mut observers) = match downcast::<Self>(&inner) {
+            Some(meter) => (Arc::clone(&meter.inner), meter.observers.clone()),
+            None => (inner, Vec::new()),
+        };
+        observers.push(observer);
+        Self { inner, observers }
+    }
+}
+
+impl super::Middleware for MeterStore {
+    fn describe(&self) -> &str {
+        self.inner.describe()
+    }
+
+    fn wrap<'a, T: Response + 'a>(
+        &'a self,
+        request: Request<'a>,
+        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
+    ) -> StoreFuture<'a, T> {
+        self.observers.iter().for_each(|observer| observer.started(&request));
+        Box::pin(async move {
+            let began = Instant::now();
+            let answer = ask(Arc::clone(&self.inner)).await;
+            let elapsed = began.elapsed();
+            let outcome = answer.as_ref().map(Response::received_bytes).map_err(|error| error.kind);
+            self.observers.iter().for_each(|observer| observer.ended(&request, elapsed, outcome));
+            answer
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::MemoryStore;
+
+    #[tokio::test]
+    async fn meter_of_a_meter_adds_an_observer() {
+        let memory: Arc<dyn BlobStore> = Arc::new(MemoryStore::default());
+        let (all, of_task) = (Arc::<Requests>::default(), Arc::<Requests>::default());
+        let metered: Arc<dyn BlobStore> = Arc::new(MeterStore::new(Arc::clone(&memory), all.clone()));
+        let task = MeterStore::new(Arc::clone(&metered), of_task.clone());
+        assert!(Arc::ptr_eq(&task.inner, &memory), "the meters are nested");
+        assert!(task.get("a", 10).await.is_err());
+        assert!(metered.get("a", 10).await.is_err());
+        assert_eq!((all.snapshot().get, of_task.snapshot().get), (2, 1));
+    }
+}
