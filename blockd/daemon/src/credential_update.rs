@@ -71,7 +71,7 @@ impl Core {
             ServiceError::Refused(error)
         };
         let client = self.client_of(row.store.clone(), Arc::clone(&key)).await.map_err(unchanged)?;
-        let (store, _) = task_store(Arc::clone(&client), self.retry_policy());
+        let (store, _) = task_store(client.clone(), self.retry_policy());
         let proven = self.prove_same(&before, passphrase, Arc::clone(&store)).await;
         let passphrase = proven.map_err(|error| unchanged(explained(error, &before)))?;
         row.capabilities = probe(store.as_ref()).await.map_err(|error| unchanged(error.into()))?;
@@ -116,7 +116,7 @@ impl Core {
         let stored = row.clone();
         self.db.run(move |tx| stored.set_access(tx)).await?;
         if is_other_store {
-            self.repositories.renew_store(uuid, client);
+            self.repositories.renew_store(uuid, &client);
         }
         if let Some(Passphrase { keys, known, from }) = passphrase {
             let opened = self.repositories.opened.lock().get(&uuid).cloned();

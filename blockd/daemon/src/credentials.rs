@@ -8,8 +8,7 @@ use crate::{
     id_prefix::only_one,
     limits::{LimitPlan, PlannedBandwidth, keep, limits_of},
     providers,
-    referenced_store::ReferencedStore,
-    renewable::RenewableStore,
+    referenced_client::ReferencedClient,
 };
 use blockd_api::{
     CredentialRef, Deleted, ErrorCode, SecretInput, SecretRef,
@@ -17,9 +16,8 @@ use blockd_api::{
 };
 use blockd_catalog::{CredentialRow, DbError, ProviderRow, StoreRow};
 use blockd_cloud::{CloudError, DataKey, KnownKeys, OpenOptions, Repository};
-use blockd_secrets::{Fingerprint, References, Resolved};
-use blockd_secrets::{Purpose, Secrets, SecretsError};
-use blockd_store::{BlobStore, LimitStore, MeterStore, Requests, Work, probe, task_store};
+use blockd_secrets::{Fingerprint, Purpose, References, Resolved, Secrets, SecretsError};
+use blockd_store::{BlobStore, LimitStore, MeterStore, ReloadStore, Requests, Work, probe, task_store};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
@@ -54,7 +52,7 @@ pub struct Repositories {
     pub(crate) refused: Mutex<HashMap<Uuid, String>>,
     /// Store client of each, shared by all users, so that a key rotation takes effect for all of them at
     /// once.
-    stores: Mutex<HashMap<Uuid, Arc<RenewableStore>>>,
+    stores: Mutex<HashMap<Uuid, Arc<ReloadStore>>>,
     /// Number of access changes: a task that opened a repository with an outdated row opens it again.
     changes: AtomicU64,
 }
@@ -79,17 +77,14 @@ fn place_of(store: &StoreRow) -> Place {
 }
 
 impl Repositories {
-    /// Returns the shared store of a credential: the existing one, which may have newer keys, or a new one
-    /// with this client.
-    fn store(&self, uuid: Uuid, client: Arc<dyn BlobStore>) -> Arc<RenewableStore> {
-        let mut stores = self.stores.lock();
-        Arc::clone(stores.entry(uuid).or_insert_with(|| Arc::new(RenewableStore::new(client))))
+    /// Returns the shared store of a credential: the existing one, which may have newer keys, or this one.
+    fn store(&self, uuid: Uuid, opened: Arc<ReloadStore>) -> Arc<ReloadStore> {
+        Arc::clone(self.stores.lock().entry(uuid).or_insert(opened))
     }
 
     /// Replaces the client of a credential's store from the next request on.
-    pub(crate) fn renew_store(&self, uuid: Uuid, client: Arc<dyn BlobStore>) {
-        let store = self.store(uuid, Arc::clone(&client));
-        store.renew(client);
+    pub(crate) fn renew_store(&self, uuid: Uuid, opened: &Arc<ReloadStore>) {
+        self.store(uuid, Arc::clone(opened)).renew(opened);
         self.changes.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -198,7 +193,7 @@ impl Core {
         let passphrase = self.store_key(request.encryption_passphrase.as_ref()).await?;
         let writing = self.store_writing(&store_row)?;
         let base = open_store(&store_row, &key, writing, &self.references).map_err(explain)?;
-        let (store, _) = task_store(Arc::clone(&base), self.retry_policy());
+        let (store, _) = task_store(base.clone(), self.retry_policy());
         let capabilities = probe(store.as_ref()).await.map_err(|error| explain(error.into()))?;
         let opens = match &passphrase {
             StoreKey::None => None,
@@ -609,7 +604,7 @@ impl Core {
         &self,
         store: StoreRow,
         key: Arc<StoreKey>,
-    ) -> Result<Arc<dyn BlobStore>, ServiceError> {
+    ) -> Result<Arc<ReloadStore>, ServiceError> {
         let writing = self.store_writing(&store)?;
         let references = Arc::clone(&self.references);
         blocking(move || open_store(&store, &key, writing, &references)).await
@@ -661,20 +656,26 @@ pub(crate) async fn open_existing(
 }
 
 /// Creates a store client.
-fn open_store(
+pub(crate) fn open_store(
     store: &StoreRow,
     key: &StoreKey,
     writing: Option<Work>,
     references: &Arc<References>,
-) -> Result<Arc<dyn BlobStore>, ServiceError> {
-    match key {
-        StoreKey::None => providers::open(store, None, writing),
-        StoreKey::Value(secret) => providers::open(store, Some(secret), writing),
-        StoreKey::From(reference, resolved) => {
-            let references = Arc::clone(references);
-            Ok(Arc::new(ReferencedStore::open(store.clone(), reference.clone(), references, resolved)?))
-        }
-    }
+) -> Result<Arc<ReloadStore>, ServiceError> {
+    let secret = match key {
+        StoreKey::None => None,
+        StoreKey::Value(secret) => Some(secret.as_str()),
+        StoreKey::From(_, resolved) => Some(resolved.expose()),
+    };
+    let client = providers::open(store, secret, writing)?;
+    let opened = ReloadStore::new(Arc::clone(&client), store.connection.prefix.as_deref());
+    let StoreKey::From(reference, resolved) = key else { return Ok(Arc::new(opened)) };
+    Ok(Arc::new(opened.with_source(Arc::new(ReferencedClient {
+        row: store.clone(),
+        reference: reference.clone(),
+        references: Arc::clone(references),
+        client: Mutex::new((resolved.fingerprint, client)),
+    }))))
 }
 
 /// Repository, bandwidth limits, and the reference and fingerprint of its external passphrase.

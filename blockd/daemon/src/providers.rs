@@ -11,8 +11,8 @@ use blockd_api::{
 use blockd_catalog::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow};
 use blockd_store::Work;
 use blockd_store::{
-    AzureAccess, AzureOptions, BlobStore, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, PrefixStore,
-    S3Access, S3Options, S3Role, StoreErrorKind, SwiftAccess, SwiftOptions, plain_prefix,
+    AzureAccess, AzureOptions, BlobStore, GoogleAccess, GoogleOptions, HttpOptions, LocalStore, S3Access,
+    S3Options, S3Role, StoreErrorKind, SwiftAccess, SwiftOptions, plain_prefix,
 };
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
@@ -260,7 +260,7 @@ fn check_directory(path: &Path, prefix: Option<&str>, data_dir: &Path) -> Result
     Ok(())
 }
 
-/// Creates the client of a store, without a request. `writing` applies to directories.
+/// Creates the client of the whole store, without a request. `writing` applies to directories.
 ///
 /// # Errors
 /// A setting is invalid, or a directory is missing.
@@ -275,7 +275,7 @@ pub(crate) fn open(
         ..HttpOptions::default()
     };
     let secret = || Zeroizing::new(secret.unwrap_or_default().to_owned());
-    let store: Arc<dyn BlobStore> = match &row.provider {
+    Ok(match &row.provider {
         ProviderRow::Local { path } => {
             let store = LocalStore::open(path)?;
             Arc::new(match writing {
@@ -350,10 +350,6 @@ pub(crate) fn open(
             let access = swift_access(auth.clone(), secret());
             Arc::new(SwiftOptions { container: container.clone(), access, http }.open()?)
         }
-    };
-    Ok(match &row.connection.prefix {
-        Some(prefix) => Arc::new(PrefixStore::new(store, prefix)),
-        None => store,
     })
 }
 
@@ -495,6 +491,8 @@ pub(crate) fn describe(row: &CredentialRow) -> Credential {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credentials::{StoreKey, open_store};
+    use blockd_secrets::{References, SecretsConfig};
 
     fn refused(request: ProviderRequest, connection: Connection) -> String {
         take(request, connection, Path::new("/var/lib/blockd")).map(drop).unwrap_err().to_string()
@@ -533,7 +531,9 @@ mod tests {
         let (dir, data_dir) = (tempfile::tempdir().unwrap(), Path::new("/var/lib/blockd"));
         let (row, _) = take(local(dir.path()), prefix("/demo/"), data_dir).unwrap();
         assert_eq!(row.connection.prefix.as_deref(), Some("demo"));
-        assert!(open(&row, None, None).unwrap().describe().ends_with(", below demo"));
+        let references = References::new(&SecretsConfig::default(), None);
+        let opened = open_store(&row, &StoreKey::None, None, &references).unwrap();
+        assert!(opened.describe().ends_with(", below demo"));
         let (row, _) = take(local(dir.path()), prefix("/"), data_dir).unwrap();
         assert_eq!(row.connection, Connection::default());
         for bad in ["a//b", "../x", "a b"] {

@@ -2,8 +2,9 @@
 //!
 //! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] are clients. The others are
 //! [`Middleware`]: [`MeterStore`] counts requests, [`RetryStore`] repeats failed ones within bounds,
-//! [`LimitStore`] enforces bandwidth limits and [`PrefixStore`] confines requests to a prefix. A task has a
-//! counter and a retry policy of its own over a shared client.
+//! [`LimitStore`] enforces bandwidth limits and [`ReloadStore`] confines requests to a prefix and takes new
+//! credentials. A request of a task passes `LimitStore`, `RetryStore`, `MeterStore` and the shared
+//! `ReloadStore` of its credential to a client.
 
 mod backends;
 mod middleware;
@@ -17,8 +18,9 @@ pub use backends::{
     LocalStore, S3Access, S3Options, S3Role, SwiftAccess, SwiftOptions, SwiftStore,
 };
 pub use middleware::{
-    BadPrefix, Bandwidth, LimitStore, MeterStore, Middleware, Operation, PrefixStore, Request, RequestCounts,
-    RequestObserver, Requests, Response, RetryPolicy, RetryStore, plain_prefix, task_store,
+    BadPrefix, Bandwidth, ClientFuture, ClientSource, LimitStore, MeterStore, Middleware, Operation,
+    ReloadStore, Request, RequestCounts, RequestObserver, Requests, Response, RetryPolicy, RetryStore,
+    plain_prefix, task_store,
 };
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use work::{Lost, Pace, Work, Workers};

@@ -3,16 +3,18 @@
 mod limit;
 mod meter;
 mod prefix;
+mod reload;
 mod retry;
 
 pub use limit::{Bandwidth, LimitStore};
 pub use meter::{MeterStore, RequestCounts, RequestObserver, Requests};
-pub use prefix::{BadPrefix, PrefixStore, plain_prefix};
+pub use prefix::{BadPrefix, plain_prefix};
+pub use reload::{ClientFuture, ClientSource, ReloadStore};
 pub use retry::{RetryPolicy, RetryStore, task_store};
 
 use crate::{BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture};
 use bytes::Bytes;
-use std::{any::Any, sync::Arc};
+use std::{any::Any, borrow::Cow, sync::Arc};
 
 /// Operation of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +112,11 @@ pub trait Middleware: Any + Send + Sync {
     /// [`BlobStore::describe`].
     fn describe(&self) -> &str;
 
+    /// Returns the key or prefix in the store behind.
+    fn key_behind<'a>(&self, key: &'a str) -> Cow<'a, str> {
+        Cow::Borrowed(key)
+    }
+
     /// Does what is asked. `ask` asks the store that it is given, as often as it is called.
     fn wrap<'a, T: Response + 'a>(
         &'a self,
@@ -121,35 +128,35 @@ pub trait Middleware: Any + Send + Sync {
     fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
         self.wrap(Request::new(Operation::Put, key).sending(&body), move |store| {
             let body = body.clone();
-            Box::pin(async move { store.put(key, body, mode).await })
+            Box::pin(async move { store.put(&self.key_behind(key), body, mode).await })
         })
     }
 
     /// [`BlobStore::get`].
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
         self.wrap(Request::new(Operation::Get, key).wanting(max_len_bytes), move |store| {
-            Box::pin(async move { store.get(key, max_len_bytes).await })
+            Box::pin(async move { store.get(&self.key_behind(key), max_len_bytes).await })
         })
     }
 
     /// [`BlobStore::get_range`].
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
         self.wrap(Request::new(Operation::GetRange, key).wanting(len_bytes), move |store| {
-            Box::pin(async move { store.get_range(key, offset_bytes, len_bytes).await })
+            Box::pin(async move { store.get_range(&self.key_behind(key), offset_bytes, len_bytes).await })
         })
     }
 
     /// [`BlobStore::delete`].
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
         self.wrap(Request::new(Operation::Delete, key), move |store| {
-            Box::pin(async move { store.delete(key).await })
+            Box::pin(async move { store.delete(&self.key_behind(key)).await })
         })
     }
 
     /// [`BlobStore::list_page`].
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         self.wrap(Request::new(Operation::List, prefix), move |store| {
-            Box::pin(async move { store.list_page(prefix, page).await })
+            Box::pin(async move { store.list_page(&self.key_behind(prefix), page).await })
         })
     }
 }
@@ -191,13 +198,15 @@ impl<L: Middleware> BlobStore for L {
         dry_run: bool,
     ) -> StoreFuture<'a, u64> {
         self.wrap(Request::new(Operation::Delete, prefix), move |store| {
-            Box::pin(async move { store.remove_unfinished(prefix, before_unix_s, dry_run).await })
+            Box::pin(async move {
+                store.remove_unfinished(&self.key_behind(prefix), before_unix_s, dry_run).await
+            })
         })
     }
 
     fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
         self.wrap(Request::new(Operation::MultipartStart, key), move |store| {
-            Box::pin(async move { store.multipart_start(key).await })
+            Box::pin(async move { store.multipart_start(&self.key_behind(key)).await })
         })
     }
 
@@ -210,7 +219,9 @@ impl<L: Middleware> BlobStore for L {
     ) -> StoreFuture<'a, String> {
         self.wrap(Request::new(Operation::MultipartPut, key).sending(&body), move |store| {
             let body = body.clone();
-            Box::pin(async move { store.multipart_put(key, upload_id, part_no, body).await })
+            Box::pin(
+                async move { store.multipart_put(&self.key_behind(key), upload_id, part_no, body).await },
+            )
         })
     }
 
@@ -221,13 +232,13 @@ impl<L: Middleware> BlobStore for L {
         tags: &'a [String],
     ) -> StoreFuture<'a, ()> {
         self.wrap(Request::new(Operation::MultipartComplete, key), move |store| {
-            Box::pin(async move { store.multipart_complete(key, upload_id, tags).await })
+            Box::pin(async move { store.multipart_complete(&self.key_behind(key), upload_id, tags).await })
         })
     }
 
     fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
         self.wrap(Request::new(Operation::MultipartAbort, key), move |store| {
-            Box::pin(async move { store.multipart_abort(key, upload_id).await })
+            Box::pin(async move { store.multipart_abort(&self.key_behind(key), upload_id).await })
         })
     }
 }

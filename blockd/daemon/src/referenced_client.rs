@@ -1,109 +1,80 @@
-//! Store with an external secret. A new secret is used after it is fetched, at the latest when the store
-//! refuses the old one.
+//! Client of a store with an external secret. A new secret is used after it is fetched, at the latest when
+//! the store refuses the old one.
 
-use crate::{error::ServiceError, providers};
+use crate::providers;
 use blockd_api::SecretRef;
 use blockd_catalog::StoreRow;
 use blockd_secrets::{Fingerprint, ReferenceError, References, Resolved};
-use blockd_store::{BlobStore, Request, Response, StoreError, StoreErrorKind, StoreFuture};
+use blockd_store::{BlobStore, ClientFuture, ClientSource, StoreErrorKind};
 use parking_lot::Mutex;
-use std::{future::Future, sync::Arc};
+use std::sync::Arc;
 
 type Client = Arc<dyn BlobStore>;
 
-/// Store opened with an external secret.
-pub(crate) struct ReferencedStore {
-    row: StoreRow,
-    reference: SecretRef,
-    references: Arc<References>,
-    describe: String,
+/// Source of clients with the value of a secret reference.
+pub(crate) struct ReferencedClient {
+    pub row: StoreRow,
+    pub reference: SecretRef,
+    pub references: Arc<References>,
     /// Client with the fingerprint of its secret.
-    client: Mutex<(Fingerprint, Client)>,
+    pub client: Mutex<(Fingerprint, Client)>,
 }
 
-impl ReferencedStore {
-    /// Opens the store with a fetched secret.
-    ///
-    /// # Errors
-    /// A setting or the secret is invalid.
-    pub fn open(
-        row: StoreRow,
-        reference: SecretRef,
-        references: Arc<References>,
-        secret: &Resolved,
-    ) -> Result<Self, ServiceError> {
-        let client = providers::open(&row, Some(secret.expose()), None)?;
-        let describe = client.describe().to_owned();
-        Ok(Self { row, reference, references, describe, client: Mutex::new((secret.fingerprint, client)) })
-    }
-
+impl ReferencedClient {
     /// Returns the client for a secret.
-    fn client_for(&self, secret: &Resolved, request: Request<'_>) -> Result<Client, StoreError> {
+    fn client_for(&self, secret: &Resolved) -> Result<Client, (StoreErrorKind, String)> {
         let mut client = self.client.lock();
         if client.0 != secret.fingerprint {
             let opened = providers::open(&self.row, Some(secret.expose()), None);
             let opened = opened.map_err(|error| {
-                request
-                    .failed(StoreErrorKind::Misconfigured, &self.describe)
-                    .with_detail(format!("the secret {}: {error}", self.reference))
+                (StoreErrorKind::Misconfigured, format!("the secret {}: {error}", self.reference))
             })?;
             *client = (secret.fingerprint, opened);
         }
         Ok(Arc::clone(&client.1))
     }
 
-    fn failed(&self, error: &ReferenceError, request: Request<'_>) -> StoreError {
+    fn failed(&self, error: &ReferenceError) -> (StoreErrorKind, String) {
         // Temporary errors are retried.
         let kind = match error.is_retryable() {
             true => StoreErrorKind::Other,
             false => StoreErrorKind::Unauthorized,
         };
-        request.failed(kind, &self.describe).with_detail(format!("the secret {}: {error}", self.reference))
-    }
-
-    async fn run<T, F>(&self, request: Request<'_>, ask: impl Fn(Client) -> F) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        let failed = |error: ReferenceError| self.failed(&error, request);
-        let secret = self.references.resolve(&self.reference).await.map_err(failed)?;
-        let result = ask(self.client_for(&secret, request)?).await;
-        match &result {
-            Err(error) if error.kind == StoreErrorKind::Unauthorized => {}
-            _ => return result,
-        }
-        let used = secret.fingerprint;
-        match self.references.resolve_after_refusal(&self.reference, &used).await {
-            Ok(other) if other.fingerprint != used => {
-                tracing::info!(reference = %self.reference, store = %self.describe, "the store refused the old secret; there is a new one");
-                ask(self.client_for(&other, request)?).await
-            }
-            Ok(_) => result,
-            Err(error) => {
-                tracing::debug!(reference = %self.reference, %error, "the store refused the secret, and fetching it again failed");
-                result
-            }
-        }
+        (kind, format!("the secret {}: {error}", self.reference))
     }
 }
 
-impl blockd_store::Middleware for ReferencedStore {
-    fn describe(&self) -> &str {
-        &self.describe
-    }
-
-    fn wrap<'a, T: Response + 'a>(
-        &'a self,
-        request: Request<'a>,
-        ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
-    ) -> StoreFuture<'a, T> {
-        Box::pin(self.run(request, ask))
+impl ClientSource for ReferencedClient {
+    fn client<'a>(&'a self, refused: Option<&'a Client>) -> ClientFuture<'a> {
+        Box::pin(async move {
+            let Some(refused) = refused else {
+                let secret = self.references.resolve(&self.reference).await;
+                return self.client_for(&*secret.map_err(|error| self.failed(&error))?);
+            };
+            let (used, client) = self.client.lock().clone();
+            if !Arc::ptr_eq(&client, refused) {
+                // A concurrent request has fetched the new secret.
+                return Ok(client);
+            }
+            match self.references.resolve_after_refusal(&self.reference, &used).await {
+                Ok(secret) if secret.fingerprint != used => {
+                    tracing::info!(reference = %self.reference, store = refused.describe(), "the store refused the old secret; there is a new one");
+                    self.client_for(&secret)
+                }
+                Ok(_) => Ok(client),
+                Err(error) => {
+                    tracing::debug!(reference = %self.reference, %error, "the store refused the secret, and fetching it again failed");
+                    Ok(client)
+                }
+            }
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credentials::{StoreKey, open_store};
     use axum::{
         Router,
         extract::State,
@@ -149,7 +120,7 @@ mod tests {
             connection: Connection::default(),
         };
         let resolved = references.resolve(&reference).await.unwrap();
-        let store = ReferencedStore::open(row, reference, Arc::clone(&references), &resolved).unwrap();
+        let store = open_store(&row, &StoreKey::From(reference, resolved), None, &references).unwrap();
         assert_eq!(store.get("a", 100).await.unwrap(), "object");
 
         // A change at both ends needs no request.
