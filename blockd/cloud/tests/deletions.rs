@@ -54,7 +54,7 @@ impl Between {
     ) -> Option<BoxFuture<'static, ()>> {
         let mut planned = planned.lock();
         let fits = |moment: &Moment| {
-            moment.operation == request.operation.name()
+            moment.operation == request.operation.kind().name()
                 && request.key.starts_with(moment.prefix)
                 && request.key.ends_with(moment.suffix)
         };

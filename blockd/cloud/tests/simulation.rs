@@ -14,8 +14,8 @@ use blockd_cloud::{
 };
 use blockd_extent::{BlockSet, SnapshotId};
 use blockd_store::{
-    BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, Requests, Response,
-    RetryPolicy, StoreError, StoreErrorKind, StoreFuture, task_store, testing::MemoryStore,
+    BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, RequestKind, Requests,
+    Response, RetryPolicy, StoreError, StoreErrorKind, StoreFuture, task_store, testing::MemoryStore,
 };
 use bytes::Bytes;
 use common::{BLOCK, Noise, fixed, requests, restored, set, spec, with_slot};
@@ -180,7 +180,9 @@ impl Net {
                 }
                 None => None,
             };
-            if *self.is_full.lock() && matches!(request.operation.name(), "PUT" | "MULTIPART") {
+            if *self.is_full.lock()
+                && matches!(request.operation.kind(), RequestKind::Put | RequestKind::Multipart)
+            {
                 return error(StoreErrorKind::NoSpace);
             }
             let fate = self.dice(40);

@@ -19,8 +19,8 @@ pub use backends::{
 };
 pub use middleware::{
     BadPrefix, Bandwidth, ClientFuture, ClientSource, LimitStore, MeterStore, Middleware, Operation,
-    ReloadStore, Request, RequestCounts, RequestObserver, Requests, Response, RetryPolicy, RetryStore,
-    plain_prefix, task_store,
+    ReloadStore, Request, RequestCounts, RequestKind, RequestObserver, Requests, Response, RetryPolicy,
+    RetryStore, plain_prefix, task_store,
 };
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use work::{Lost, Pace, Work, Workers};

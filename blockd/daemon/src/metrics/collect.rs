@@ -2,7 +2,6 @@
 
 use super::{
     exposition::{Exposition, Labels},
-    store::Request,
     traffic::Operation,
 };
 use crate::{
@@ -17,6 +16,7 @@ use blockd_api::{
     status::{DataSpace, WebhookStatus},
 };
 use blockd_catalog::{Chain, CredentialRow, DbError, Proof, RunRow, ScheduleRow, TaskRow};
+use blockd_store::RequestKind;
 use blockd_volume::VolumeStats;
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
@@ -143,29 +143,29 @@ impl Core {
             .filter_map(|row| Some((row.name.to_string(), self.meters.get(row.uuid)?)))
             .collect();
         let credential = |name: &String| vec![("credential", name.clone())];
-        let each = |name: &String, request: Request| {
-            vec![("credential", name.clone()), ("request", request.as_str().to_owned())]
+        let each = |name: &String, kind: RequestKind| {
+            vec![("credential", name.clone()), ("request", kind.name().to_ascii_lowercase())]
         };
-        let all = || meters.iter().flat_map(|meter| Request::ALL.map(|request| (meter, request)));
+        let all = || meters.iter().flat_map(|meter| RequestKind::ALL.map(|kind| (meter, kind)));
         text.histogram(
             "blockd_store_request_duration_seconds",
             "Duration of store requests until the end of the response, each attempt counted separately.",
-            all().map(|((name, meter), request)| (each(name, request), meter.times(request))),
+            all().map(|((name, meter), kind)| (each(name, kind), meter.times(kind))),
         );
         text.counter(
             "blockd_store_request_errors_total",
             "Failed attempts of store requests.",
-            all().map(|((name, meter), request)| (each(name, request), meter.failed(request))),
+            all().map(|((name, meter), kind)| (each(name, kind), meter.failed(kind))),
         );
         text.counter(
             "blockd_store_sent_bytes_total",
             "Bytes of bodies sent to stores, each attempt counted separately.",
-            meters.iter().map(|(name, meter)| (credential(name), meter.sent_bytes())),
+            meters.iter().map(|(name, meter)| (credential(name), meter.counts().bytes_up)),
         );
         text.counter(
             "blockd_store_received_bytes_total",
             "Bytes of bodies received from stores.",
-            meters.iter().map(|(name, meter)| (credential(name), meter.received_bytes())),
+            meters.iter().map(|(name, meter)| (credential(name), meter.counts().bytes_down)),
         );
     }
 

@@ -1,7 +1,7 @@
 //! Metrics of store requests by credential, over all tasks.
 
 use super::histogram::{Counted, Histogram};
-use blockd_store::{Operation, RequestObserver, StoreErrorKind};
+use blockd_store::{Request, RequestCounts, RequestKind, RequestObserver, Requests, StoreErrorKind};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
@@ -13,99 +13,46 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Kind of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
-    Put,
-    Get,
-    Delete,
-    List,
-    Multipart,
-}
-
-impl Request {
-    pub(super) const ALL: [Self; 5] = [Self::Put, Self::Get, Self::Delete, Self::List, Self::Multipart];
-
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Put => "put",
-            Self::Get => "get",
-            Self::Delete => "delete",
-            Self::List => "list",
-            Self::Multipart => "multipart",
-        }
-    }
-}
-
-impl From<Operation> for Request {
-    fn from(operation: Operation) -> Self {
-        match operation {
-            Operation::Put => Self::Put,
-            Operation::Get | Operation::GetRange => Self::Get,
-            Operation::Delete => Self::Delete,
-            Operation::List => Self::List,
-            Operation::MultipartStart
-            | Operation::MultipartPut
-            | Operation::MultipartComplete
-            | Operation::MultipartAbort => Self::Multipart,
-        }
-    }
-}
-
 /// Counters of one store.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
-    times: [Histogram; Request::ALL.len()],
-    failed: [AtomicU64; Request::ALL.len()],
-    sent_bytes: AtomicU64,
-    received_bytes: AtomicU64,
+    requests: Requests,
+    times: [Histogram; RequestKind::ALL.len()],
+    failed: [AtomicU64; RequestKind::ALL.len()],
 }
 
 impl Meter {
     /// Returns the durations of all attempts, including failed ones.
-    pub(super) fn times(&self, request: Request) -> Counted {
+    pub(super) fn times(&self, kind: RequestKind) -> Counted {
         let mut counted = Counted::default();
-        self.times[request as usize].add_to(&mut counted);
+        self.times[kind as usize].add_to(&mut counted);
         counted
     }
 
-    pub(super) fn failed(&self, request: Request) -> u64 {
-        self.failed[request as usize].load(Relaxed)
+    pub(super) fn failed(&self, kind: RequestKind) -> u64 {
+        self.failed[kind as usize].load(Relaxed)
     }
 
-    pub(super) fn sent_bytes(&self) -> u64 {
-        self.sent_bytes.load(Relaxed)
-    }
-
-    pub(super) fn received_bytes(&self) -> u64 {
-        self.received_bytes.load(Relaxed)
+    /// Returns the numbers of attempts and bytes.
+    pub(super) fn counts(&self) -> RequestCounts {
+        self.requests.snapshot()
     }
 }
 
 impl RequestObserver for Meter {
-    fn started(&self, request: &blockd_store::Request<'_>) {
-        self.sent_bytes.fetch_add(request.sent_bytes, Relaxed);
+    fn started(&self, request: &Request<'_>) {
+        self.requests.started(request);
     }
 
-    fn ended(
-        &self,
-        request: &blockd_store::Request<'_>,
-        elapsed: Duration,
-        outcome: Result<u64, StoreErrorKind>,
-    ) {
-        let kind = Request::from(request.operation) as usize;
+    fn ended(&self, request: &Request<'_>, elapsed: Duration, outcome: Result<u64, StoreErrorKind>) {
+        self.requests.ended(request, elapsed, outcome);
+        let kind = request.operation.kind() as usize;
         self.times[kind].note(elapsed);
-        match outcome {
-            Ok(received_bytes) => self.received_bytes.fetch_add(received_bytes, Relaxed),
-            Err(error) if is_answer(error) => 0,
-            Err(_) => self.failed[kind].fetch_add(1, Relaxed),
-        };
+        // These errors are regular responses, such as a missing object.
+        if !matches!(outcome, Ok(_) | Err(StoreErrorKind::NotFound | StoreErrorKind::AlreadyExists)) {
+            self.failed[kind].fetch_add(1, Relaxed);
+        }
     }
-}
-
-/// Returns true for errors that are regular responses, such as a missing object.
-fn is_answer(kind: StoreErrorKind) -> bool {
-    matches!(kind, StoreErrorKind::NotFound | StoreErrorKind::AlreadyExists)
 }
 
 /// Metrics of all stores, by credential.
@@ -142,6 +89,6 @@ mod tests {
         let meter = Arc::<Meter>::default();
         let store = MeterStore::new(Arc::new(MemoryStore::default()), meter.clone());
         object_store_suite(Arc::new(store), Has { create_if_absent: true, parts: true }).await;
-        assert!(meter.sent_bytes.load(Relaxed) > 100 << 20);
+        assert!(meter.counts().bytes_up > 100 << 20);
     }
 }

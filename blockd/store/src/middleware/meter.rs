@@ -1,6 +1,6 @@
 //! Counters of the requests to a store: by kind, with the bytes both ways, each attempt of a retry included.
 
-use super::{Operation, Request, Response, downcast};
+use super::{Request, RequestKind, Response, downcast};
 use crate::{BlobStore, StoreErrorKind, StoreFuture};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -14,11 +14,7 @@ use std::{
 /// Counters of a task, cheap to read while it runs.
 #[derive(Default, Debug)]
 pub struct Requests {
-    put: AtomicU64,
-    get: AtomicU64,
-    list: AtomicU64,
-    delete: AtomicU64,
-    multipart: AtomicU64,
+    by_kind: [AtomicU64; RequestKind::ALL.len()],
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
 }
@@ -26,12 +22,13 @@ pub struct Requests {
 impl Requests {
     /// The counters as they stand.
     pub fn snapshot(&self) -> RequestCounts {
+        let of = |kind: RequestKind| self.by_kind[kind as usize].load(Relaxed);
         RequestCounts {
-            put: self.put.load(Relaxed),
-            get: self.get.load(Relaxed),
-            list: self.list.load(Relaxed),
-            delete: self.delete.load(Relaxed),
-            multipart: self.multipart.load(Relaxed),
+            put: of(RequestKind::Put),
+            get: of(RequestKind::Get),
+            list: of(RequestKind::List),
+            delete: of(RequestKind::Delete),
+            multipart: of(RequestKind::Multipart),
             bytes_up: self.bytes_up.load(Relaxed),
             bytes_down: self.bytes_down.load(Relaxed),
         }
@@ -77,17 +74,7 @@ pub trait RequestObserver: Send + Sync {
 
 impl RequestObserver for Requests {
     fn started(&self, request: &Request<'_>) {
-        let counter = match request.operation {
-            Operation::Put => &self.put,
-            Operation::Get | Operation::GetRange => &self.get,
-            Operation::Delete => &self.delete,
-            Operation::List => &self.list,
-            Operation::MultipartStart
-            | Operation::MultipartPut
-            | Operation::MultipartComplete
-            | Operation::MultipartAbort => &self.multipart,
-        };
-        counter.fetch_add(1, Relaxed);
+        self.by_kind[request.operation.kind() as usize].fetch_add(1, Relaxed);
         self.bytes_up.fetch_add(request.sent_bytes, Relaxed);
     }
 

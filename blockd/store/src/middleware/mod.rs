@@ -40,17 +40,42 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// As errors name it.
-    pub const fn name(self) -> &'static str {
+    /// Returns the kind of its requests.
+    pub const fn kind(self) -> RequestKind {
         match self {
-            Self::Put => "PUT",
-            Self::Get | Self::GetRange => "GET",
-            Self::Delete => "DELETE",
-            Self::List => "LIST",
+            Self::Put => RequestKind::Put,
+            Self::Get | Self::GetRange => RequestKind::Get,
+            Self::Delete => RequestKind::Delete,
+            Self::List => RequestKind::List,
             Self::MultipartStart | Self::MultipartPut | Self::MultipartComplete | Self::MultipartAbort => {
-                "MULTIPART"
+                RequestKind::Multipart
             }
         }
+    }
+}
+
+/// Kind of a request, as errors and metrics tell them apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RequestKind {
+    /// Store of an object.
+    Put,
+    /// Read of an object or a range.
+    Get,
+    /// Deletion of an object.
+    Delete,
+    /// Page of a listing.
+    List,
+    /// Request of a multipart upload: start, each part, completion, abort.
+    Multipart,
+}
+
+impl RequestKind {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [Self::Put, Self::Get, Self::Delete, Self::List, Self::Multipart];
+
+    /// Returns the name in errors.
+    pub const fn name(self) -> &'static str {
+        ["PUT", "GET", "DELETE", "LIST", "MULTIPART"][self as usize]
     }
 }
 
@@ -75,7 +100,7 @@ impl<'a> Request<'a> {
 
     /// An error of this request at a store.
     pub fn failed(&self, kind: StoreErrorKind, store: &str) -> StoreError {
-        StoreError::new(kind, self.operation.name(), self.key, store)
+        StoreError::new(kind, self.operation.kind().name(), self.key, store)
     }
 
     const fn sending(self, body: &Bytes) -> Self {

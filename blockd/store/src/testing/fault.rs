@@ -1,6 +1,8 @@
 //! A store that fails at a chosen operation, in a chosen way.
 
-use crate::{BlobStore, Middleware, Operation, Request, Response, StoreError, StoreErrorKind, StoreFuture};
+use crate::{
+    BlobStore, Middleware, Operation, Request, RequestKind, Response, StoreError, StoreErrorKind, StoreFuture,
+};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{
@@ -101,7 +103,7 @@ impl FaultStore {
         spoil: impl FnOnce(T) -> T + Send + 'a,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'a,
     ) -> StoreFuture<'a, T> {
-        let fault = self.next(matches!(request.operation.name(), "PUT" | "MULTIPART"));
+        let fault = self.next(matches!(request.operation.kind(), RequestKind::Put | RequestKind::Multipart));
         Box::pin(async move {
             let error = |kind| Err(request.failed(kind, "faulty store"));
             match fault {
