@@ -6,7 +6,7 @@ use crate::{
     external_secrets::{references_of, unresolved},
     health,
     id_prefix::only_one,
-    limits::{LimitPlan, PlannedBandwidth, keep, limits_of},
+    limits::{LimitPlan, PlannedBandwidth, keep, limited, limits_of},
     providers,
     referenced_client::ReferencedClient,
 };
@@ -17,7 +17,7 @@ use blockd_api::{
 use blockd_catalog::{CredentialRow, DbError, ProviderRow, StoreRow};
 use blockd_cloud::{CloudError, DataKey, KnownKeys, OpenOptions, Repository};
 use blockd_secrets::{Fingerprint, Purpose, References, Resolved, Secrets, SecretsError};
-use blockd_store::{BlobStore, LimitStore, MeterStore, ReloadStore, Requests, Work, probe, task_store};
+use blockd_store::{BlobStore, MeterStore, ReloadStore, Requests, Work, probe, task_store};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
@@ -461,12 +461,9 @@ impl Core {
     /// # Errors
     /// The credential does not exist, or its secrets cannot be opened.
     pub async fn task_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Requests>), ServiceError> {
-        let (repository, bandwidth) = self.opened_repository(uuid).await?;
-        let (store, requests) = task_store(Arc::clone(repository.store()), self.retry_policy());
-        // Also without a limit: one may be set while the task runs.
-        let store = Arc::new(LimitStore::new(store, Arc::clone(bandwidth.bandwidth())));
-        let store = Arc::new(LimitStore::new(store, Arc::clone(self.bandwidth.bandwidth())));
-        Ok((repository.with_store(store).with_work(self.pressure.work()), requests))
+        let (repository, requests) = self.guest_repository(uuid).await?;
+        let repository = limited(&repository, Arc::clone(self.bandwidth.bandwidth()));
+        Ok((repository.with_work(self.pressure.work()), requests))
     }
 
     /// Returns the repository for reads that a guest or user waits for: they are neither throttled in favour
@@ -480,8 +477,9 @@ impl Core {
     ) -> Result<(Repository, Arc<Requests>), ServiceError> {
         let (repository, bandwidth) = self.opened_repository(uuid).await?;
         let (store, requests) = task_store(Arc::clone(repository.store()), self.retry_policy());
-        let store = Arc::new(LimitStore::new(store, Arc::clone(bandwidth.bandwidth())));
-        Ok((repository.with_store(store).with_work(Work::default()), requests))
+        // Also without a limit: one may be set while the task runs.
+        let repository = limited(&repository.with_store(store), Arc::clone(bandwidth.bandwidth()));
+        Ok((repository.with_work(Work::default()), requests))
     }
 
     /// Returns the write scheduling of a local directory store.

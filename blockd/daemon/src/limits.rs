@@ -5,7 +5,8 @@ use blockd_api::{
     DailyLimit, ErrorCode,
     credentials::{Connection, CredentialLimits},
 };
-use blockd_store::Bandwidth;
+use blockd_cloud::Repository;
+use blockd_store::{Bandwidth, LimitStore};
 use jiff::{Timestamp, tz::TimeZone};
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
@@ -60,6 +61,11 @@ impl LimitPlan {
 
 /// Upload and download limit, in bytes per second.
 type Rates = (Option<u64>, Option<u64>);
+
+/// Returns the repository with one more bandwidth limit.
+pub(crate) fn limited(repository: &Repository, bandwidth: Arc<Bandwidth>) -> Repository {
+    repository.with_store(Arc::new(LimitStore::new(Arc::clone(repository.store()), bandwidth)))
+}
 
 /// Bandwidth limiter that follows a plan.
 #[derive(Debug)]

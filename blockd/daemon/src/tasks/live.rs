@@ -1,9 +1,10 @@
 //! Unfinished task as the other parts of the daemon see it.
 
+use crate::limits::limited;
 use blockd_api::{ApiError, tasks::TaskLimits};
 use blockd_catalog::{TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{CancelToken, Progress, Repository};
-use blockd_store::{Bandwidth, LimitStore, RequestCounts};
+use blockd_store::{Bandwidth, RequestCounts};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
@@ -101,8 +102,7 @@ impl LiveTask {
 
     /// Returns the repository with the bandwidth limits of the task.
     pub fn limited(&self, repository: &Repository) -> Repository {
-        let store = LimitStore::new(Arc::clone(repository.store()), Arc::clone(&self.bandwidth));
-        repository.with_store(Arc::new(store))
+        limited(repository, Arc::clone(&self.bandwidth))
     }
 
     /// Changes the bandwidth limits.

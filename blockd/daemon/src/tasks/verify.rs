@@ -11,6 +11,7 @@ use super::{
 use crate::{
     core::Core,
     error::{ServiceError, blocking, spawned},
+    limits::limited,
 };
 use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
 use blockd_catalog::{Catalog, Chain, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyWhat};
@@ -19,7 +20,7 @@ use blockd_cloud::{
     VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
-use blockd_store::{Bandwidth, LimitStore};
+use blockd_store::Bandwidth;
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -131,9 +132,7 @@ fn paced(core: &Core, repository: Repository, what: VerifyWhat) -> Repository {
         return repository;
     }
     let bytes_per_s = (core.config.verify_bytes_per_day / SECONDS_PER_DAY).max(1);
-    let bandwidth = Arc::new(Bandwidth::new(None, Some(bytes_per_s)));
-    let store = Arc::new(LimitStore::new(Arc::clone(repository.store()), bandwidth));
-    repository.with_store(store)
+    limited(&repository, Arc::new(Bandwidth::new(None, Some(bytes_per_s))))
 }
 
 /// Returns the current volume for a comparison of the blocks that did not change since the backup. They are
