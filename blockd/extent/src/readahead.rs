@@ -39,8 +39,8 @@ pub struct Readahead {
 }
 
 impl Readahead {
-    /// Records a read and returns the extent to prefetch, at most [`ReadaheadLimits::max_window_blocks`] behind the
-    /// read. Each block of a stream is returned once.
+    /// Records a read and returns the extent to prefetch, up to the window behind the read. Each block of a
+    /// stream is returned once.
     pub fn record(&mut self, limits: &ReadaheadLimits, read: Extent) -> Option<Extent> {
         if read.is_empty() || limits.max_window_blocks == 0 {
             return None;

@@ -1,4 +1,8 @@
-//! Small durable file operations.
+//! Files: small durable operations, and the reader of the mount table.
+
+mod mountinfo;
+
+pub use mountinfo::{Mount, mounts, mounts_below, parse_mounts};
 
 use std::{
     fs::{File, OpenOptions},

@@ -1,14 +1,13 @@
 //! Snapshot mounts visible to this process and their owners, from `/proc/self/mountinfo`.
 
+use blockd_files::{Mount, mounts};
 use std::{
-    ffi::OsString,
-    fs, io,
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    io,
     path::{Path, PathBuf},
 };
 
 /// Filesystem type.
-const TYPE: &[u8] = b"fuse.blockd";
+const TYPE: &str = "fuse.blockd";
 
 /// A mount of snapshots.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,50 +30,22 @@ pub fn resolve(path: &Path) -> PathBuf {
 /// # Errors
 /// The mount table is unreadable.
 pub fn find_mount(path: &Path) -> io::Result<Option<SeenMount>> {
-    Ok(parse(&fs::read("/proc/self/mountinfo")?, path))
+    Ok(last_at(mounts()?, path))
 }
 
-/// The one that was mounted there last hides the others.
-fn parse(mountinfo: &[u8], path: &Path) -> Option<SeenMount> {
-    let path = path.as_os_str().as_bytes();
-    let mut lines = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let mountpoint = unescape(fields.nth(4)?);
-        (mountpoint == path).then_some((mountpoint, fields))
-    });
-    let (mountpoint, fields) = lines.next_back()?;
-    // After the options there are any number of fields, then a dash.
-    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
-    let (kind, options) = (fields.next()?, fields.nth(1)?);
-    let uid = options.split(|byte| *byte == b',').find_map(|option| option.strip_prefix(b"user_id="))?;
+/// Returns the mount that was made there last, which hides the others, if it is of snapshots.
+fn last_at(mounts: Vec<Mount>, path: &Path) -> Option<SeenMount> {
+    let mount = mounts.into_iter().rfind(|mount| mount.mount_point == path)?;
+    let options = mount.super_options.split(|byte| *byte == b',');
+    let uid = options.filter_map(|option| option.strip_prefix(b"user_id=")).next()?;
     let uid = str::from_utf8(uid).ok()?.parse().ok()?;
-    (kind == TYPE).then(|| SeenMount { mountpoint: OsString::from_vec(mountpoint).into(), uid })
-}
-
-/// Spaces and the like are a backslash and three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|_| *first == b'\\');
-        let digits = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
-        match digits {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    bytes
+    (mount.kind == TYPE).then_some(SeenMount { mountpoint: mount.mount_point, uid })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_files::parse_mounts;
 
     const SEEN: &[u8] = b"\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -88,7 +59,7 @@ mod tests {
 
     #[test]
     fn mounts_are_found_with_their_owner() {
-        let uid = |path: &str| parse(SEEN, Path::new(path)).map(|seen| seen.uid);
+        let uid = |path: &str| last_at(parse_mounts(SEEN), Path::new(path)).map(|seen| seen.uid);
         assert_eq!(uid("/mnt/a b\\"), Some(1000));
         assert_eq!(uid("/mnt/twice"), Some(7));
         for path in ["/mnt/other", "/mnt/hidden", "/", "/mnt", "/nowhere"] {

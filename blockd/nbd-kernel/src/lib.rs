@@ -17,7 +17,7 @@ pub use dial::{Dialed, dial};
 pub use driver::{Driver, DriverSession, KernelDriver, Watch};
 pub use error::{DialError, KernelError};
 pub use netlink::{Kernel, LinkWatch};
-pub use system::{MountPoint, System, unescaped};
+pub use system::{MountPoint, System};
 
 /// Options of a device.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -3,6 +3,7 @@
 use crate::KernelError;
 use crate::driver::{Driver, DriverSession, KernelDriver};
 use blockd_extent::NbdDevice;
+use blockd_files::{Mount, mounts_below};
 use rustix::{
     fs::{AtFlags, Mode, OFlags, StatxFlags},
     io::Errno,
@@ -102,14 +103,15 @@ impl System {
         parts
     }
 
-    fn mountinfo(&self) -> String {
-        std::fs::read_to_string(self.root.join("proc/self/mountinfo")).unwrap_or_default()
+    /// Returns the mounts that this process sees; none if they cannot be read.
+    fn mounts(&self) -> Vec<Mount> {
+        mounts_below(&self.root).unwrap_or_default()
     }
 
     /// Returns the filesystems mounted from a device and its partitions: one mount point of each, preferably
     /// one that is not covered by another mount.
     pub fn filesystems(&self, device: NbdDevice) -> Vec<MountPoint> {
-        let mounts = self.mountinfo();
+        let mounts = self.mounts();
         let best_of = |(name, dir): (String, PathBuf)| {
             let number = std::fs::read_to_string(dir.join("dev")).unwrap_or_default();
             let found = mount_points(&mounts, number.trim(), &format!("/dev/{name}"));
@@ -121,7 +123,7 @@ impl System {
     /// Describes the users of a device and its partitions: mounts, swap, stacked devices.
     pub fn users(&self, device: NbdDevice) -> Vec<String> {
         let parts = self.parts(device);
-        let mounts = self.mountinfo();
+        let mounts = self.mounts();
         let swaps = std::fs::read_to_string(self.root.join("proc/swaps")).unwrap_or_default();
         let mut users = Vec::new();
         for (name, dir) in parts {
@@ -166,34 +168,26 @@ pub struct MountPoint {
 
 /// Returns the mount points of a device, by its number or, for filesystems with device numbers of their own,
 /// by its path.
-fn mount_points(mountinfo: &str, number: &str, path: &str) -> Vec<MountPoint> {
-    let mounts = mountinfo.lines().filter_map(|line| {
-        // 36 35 98:0 /root /mount/point options … - type source superoptions
-        let (before, after) = line.split_once(" - ")?;
-        let mut before = before.split(' ');
-        let (id, found, place) = (before.next()?, before.nth(1)?, before.nth(1)?);
-        let source = after.split(' ').nth(1)?;
-        let is_there = (!number.is_empty() && found == number) || source == path;
-        is_there.then(|| {
-            let path = PathBuf::from(unescaped(place));
-            MountPoint { is_hidden: is_covered(&path, id), path }
-        })
-    });
-    mounts.collect()
+fn mount_points(mounts: &[Mount], number: &str, path: &str) -> Vec<MountPoint> {
+    let is_on_device = |mount: &&Mount| {
+        let (major, minor) = mount.device;
+        (!number.is_empty() && number == format!("{major}:{minor}")) || mount.source == *path
+    };
+    let found = mounts.iter().filter(is_on_device);
+    let point = |mount: &Mount| {
+        let path = mount.mount_point.clone();
+        MountPoint { is_hidden: is_covered(&path, mount.id), path }
+    };
+    found.map(point).collect()
 }
 
 /// Returns true if the path resolves to another mount than this one; false if the kernel does not report the
 /// mount id.
-fn is_covered(path: &Path, mount_id: &str) -> bool {
+fn is_covered(path: &Path, mount_id: u64) -> bool {
     let found = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID);
     let Ok(found) = found else { return false };
     let knows = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID);
-    knows && mount_id.parse() != Ok(found.stx_mnt_id)
-}
-
-/// Decodes the octal escapes of blanks and similar characters in `mountinfo`.
-pub fn unescaped(text: &str) -> String {
-    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+    knows && mount_id != found.stx_mnt_id
 }
 
 #[cfg(test)]

@@ -13,8 +13,7 @@ use blockd_api::{
     RuleName,
     quiesce::{QuiesceKind, QuiesceStep},
 };
-use blockd_files as files;
-use blockd_nbd_kernel::unescaped;
+use blockd_files::{self as files, Mount, mounts};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -107,19 +106,19 @@ impl Mounted {
 
     /// Returns the mount by a path that leads to it, if there is one.
     pub(crate) fn reachable(&self) -> Self {
-        match self.locate(&mountinfo()) {
+        match self.locate(&seen_mounts()) {
             MountLocation::At(place) => place,
             MountLocation::Hidden | MountLocation::Gone => self.clone(),
         }
     }
 
     /// Locates the mount.
-    fn locate(&self, mountinfo: &str) -> MountLocation {
+    fn locate(&self, mounts: &[Mount]) -> MountLocation {
         let leads_there = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.dev() == self.device);
         if leads_there(&self.path) {
             return MountLocation::At(self.clone());
         }
-        let places = mount_points_of(mountinfo, self.device);
+        let places = mount_points_of(mounts, self.device);
         let is_mounted = !places.is_empty();
         match places.into_iter().find(|path| leads_there(path)) {
             Some(path) => MountLocation::At(Self { path, device: self.device }),
@@ -129,8 +128,8 @@ impl Mounted {
     }
 
     /// Decides about a mount that is not at its path: nothing is done if it is unmounted.
-    fn at_other_mount(&self, mountinfo: &str) -> Result<Self, ReleaseReason> {
-        match self.locate(mountinfo) {
+    fn at_other_mount(&self, mounts: &[Mount]) -> Result<Self, ReleaseReason> {
+        match self.locate(mounts) {
             MountLocation::At(place) => Ok(place),
             MountLocation::Hidden => Err(ReleaseReason::Hidden),
             MountLocation::Gone => Err(ReleaseReason::Done),
@@ -138,8 +137,8 @@ impl Mounted {
     }
 
     /// Thaws the filesystem if it is frozen.
-    fn thaw(&self, freezer: &dyn Freezer, mountinfo: &str) -> ReleaseReason {
-        let place = match self.at_other_mount(mountinfo) {
+    fn thaw(&self, freezer: &dyn Freezer, mounts: &[Mount]) -> ReleaseReason {
+        let place = match self.at_other_mount(mounts) {
             Ok(place) => place,
             Err(end) => return end,
         };
@@ -160,14 +159,14 @@ impl Mounted {
 
     /// Thaws a filesystem that a killed process may still freeze, since its call hangs in the kernel. Only
     /// one freeze can be in progress: if a freeze succeeds here, no other one is.
-    fn make_sure(&self, freezer: &dyn Freezer, mountinfo: &str) -> ReleaseReason {
-        let place = match self.at_other_mount(mountinfo) {
+    fn make_sure(&self, freezer: &dyn Freezer, mounts: &[Mount]) -> ReleaseReason {
+        let place = match self.at_other_mount(mounts) {
             Ok(place) => place,
             Err(end) => return end,
         };
-        let Err(error) = freezer.freeze(&place) else { return self.thaw(freezer, mountinfo) };
+        let Err(error) = freezer.freeze(&place) else { return self.thaw(freezer, mounts) };
         match (&error, error.errno()) {
-            (_, Some(Errno::BUSY)) => self.thaw(freezer, mountinfo),
+            (_, Some(Errno::BUSY)) => self.thaw(freezer, mounts),
             (FreezerError::Elsewhere, _) => ReleaseReason::NotFrozen,
             (_, Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOENT)) => {
                 tracing::debug!(mount = %self.path.display(), %error, "cannot be frozen, so no other freeze is in progress");
@@ -211,22 +210,19 @@ enum MountLocation {
     Gone,
 }
 
-fn mountinfo() -> String {
-    std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
+/// Returns the mounts that this process sees; none if they cannot be read.
+fn seen_mounts() -> Vec<Mount> {
+    mounts().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the mounts of this host cannot be read");
+        Vec::new()
+    })
 }
 
 /// Returns the mount points of a device. Filesystems with several devices have other numbers there and are
 /// not found.
-fn mount_points_of(mountinfo: &str, device: u64) -> Vec<PathBuf> {
-    let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
-    let places = mountinfo.lines().filter_map(|line| {
-        // 36 35 98:0 /root /mount/point options …
-        let mut fields = line.split(' ').skip(2);
-        let found = fields.next()?;
-        let place = fields.nth(1)?;
-        (found == number).then(|| unescaped(place).into())
-    });
-    places.collect()
+fn mount_points_of(mounts: &[Mount], device: u64) -> Vec<PathBuf> {
+    let number = (rustix::fs::major(device), rustix::fs::minor(device));
+    mounts.iter().filter(|mount| mount.device == number).map(|mount| mount.mount_point.clone()).collect()
 }
 
 fn dir(data_dir: &Path) -> PathBuf {
@@ -297,7 +293,7 @@ fn wait_for_lock(path: &Path) -> io::Result<File> {
 /// Thaws, in the background, filesystems that could not be thawed in time; the post-commands have run.
 pub(crate) fn release_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Freezer>) {
     let ends = marker.mounts.clone().into_iter().map(|mount| (mount, ReleaseReason::NotFrozen)).collect();
-    let work = move || settle(vec![Left { path, ends, late: Vec::new() }], &*freezer, &mountinfo);
+    let work = move || settle(vec![Left { path, ends, late: Vec::new() }], &*freezer, &seen_mounts);
     if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
         tracing::error!(%error, "filesystems that were left frozen are thawed by the next start");
     }
@@ -326,27 +322,26 @@ pub(crate) fn release(
     ended: &mut dyn FnMut(QuiesceStep),
     done: impl FnOnce(),
 ) {
-    release_among(data_dir, freezer, &mountinfo, ended, done);
+    release_among(data_dir, freezer, &seen_mounts, ended, done);
 }
 
 fn release_among(
     data_dir: &Path,
     freezer: &dyn Freezer,
-    mountinfo: &dyn Fn() -> String,
+    mounts: &dyn Fn() -> Vec<Mount>,
     ended: &mut dyn FnMut(QuiesceStep),
     done: impl FnOnce(),
 ) {
     let entries = std::fs::read_dir(dir(data_dir)).into_iter().flatten().flatten();
     std::thread::scope(|scope| {
         // Waiting comes last: it must not delay what can be resumed now.
-        let left =
-            entries.filter_map(|entry| Left::release(entry.path(), freezer, &mountinfo(), scope, ended));
+        let left = entries.filter_map(|entry| Left::release(entry.path(), freezer, &mounts(), scope, ended));
         let (prompt, late): (Vec<Left>, Vec<Left>) = left.partition(|left| left.late.is_empty());
         done();
-        settle(prompt, freezer, mountinfo);
+        settle(prompt, freezer, mounts);
         for mut left in late {
             left.wait_for_thaws();
-            settle(vec![left], freezer, mountinfo);
+            settle(vec![left], freezer, mounts);
         }
     });
 }
@@ -357,14 +352,14 @@ pub(crate) fn is_something_left(data_dir: &Path) -> bool {
 }
 
 /// Waits for filesystems that cannot be thawed yet.
-fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, mountinfo: &dyn Fn() -> String) {
+fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, seen: &dyn Fn() -> Vec<Mount>) {
     let deadline = Instant::now() + FREEZING_TIMEOUT;
     loop {
         left.retain(|left| !left.is_settled());
         if left.is_empty() || Instant::now() >= deadline {
             return;
         }
-        let mounts = mountinfo();
+        let mounts = seen();
         for (mount, end) in left.iter_mut().flat_map(|left| &mut left.ends) {
             if end.is_waited_for() {
                 *end = mount.make_sure(freezer, &mounts);
@@ -405,7 +400,7 @@ impl Left {
     fn release<'scope, 'env>(
         path: PathBuf,
         freezer: &'env dyn Freezer,
-        mountinfo: &str,
+        mounts: &[Mount],
         scope: &'scope Scope<'scope, 'env>,
         ended: &mut dyn FnMut(QuiesceStep),
     ) -> Option<Self> {
@@ -428,9 +423,9 @@ impl Left {
         let (mut ends, mut late) = (Vec::new(), Vec::new());
         for mount in marker.mounts.iter().rev() {
             let (tell, told) = mpsc::channel();
-            let (its, mountinfo) = (mount.clone(), mountinfo.to_owned());
+            let (its, mounts) = (mount.clone(), mounts.to_owned());
             let thaw = move || {
-                let end = its.thaw(freezer, &mountinfo);
+                let end = its.thaw(freezer, &mounts);
                 if end == ReleaseReason::Hidden {
                     tracing::error!(mount = %its.path.display(), "a filesystem may still be frozen, and something else is mounted over it: unmount that");
                 }
@@ -573,8 +568,8 @@ mod tests {
         let marker = Marker { posts, ..marker(dir.path(), &["a", "b"]) };
         marker.write(dir.path()).unwrap();
         let double = Double { frozen: Mutex::new(true), ..Double::default() };
-        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
-        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw b", "thaw a", "freeze a", "thaw a"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
         assert_eq!(std::fs::read_to_string(&resumed).unwrap(), "monday\nsecond\n");
@@ -596,7 +591,7 @@ mod tests {
         let again = || std::fs::read_to_string(&resumed).unwrap();
         assert_eq!(again(), "one\ntwo\nthree\n");
         let mut open = false;
-        release_among(dir.path(), &Double::default(), &String::new, &mut |_| panic!("again"), || open = true);
+        release_among(dir.path(), &Double::default(), &Vec::new, &mut |_| panic!("again"), || open = true);
         assert!(open && is_removed(dir.path()));
     }
 
@@ -617,7 +612,7 @@ mod tests {
         assert!(is_removed(dir.path()));
         // A lock without a marker is removed by the next start.
         make_lock(&lock_path(&path)).unwrap();
-        release_among(dir.path(), &Double::default(), &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &Double::default(), &Vec::new, &mut |_| {}, || {});
         assert!(is_removed(dir.path()));
     }
 
@@ -627,7 +622,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let double = Double { busy_for: Mutex::new(2), ..Double::default() };
-        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw a", "freeze a", "thaw a", "freeze a", "thaw a"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
     }
@@ -639,7 +634,7 @@ mod tests {
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let refusals = vec![FreezerError::HolderGone, FreezerError::NoHolder(Errno::AGAIN.into())];
         let double = Double { refusals: Mutex::new(refusals), ..Double::default() };
-        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw a", "freeze a", "freeze a", "freeze a", "thaw a"]);
         assert!(is_removed(dir.path()));
     }
@@ -657,7 +652,7 @@ mod tests {
             marker(dir.path(), &["a"]).write(dir.path()).unwrap();
             let refusals = Mutex::new(vec![FreezerError::Call(errno.into())]);
             let double = Double { refusals, ..Double::default() };
-            release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+            release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
             assert_eq!(is_removed(dir.path()), removed, "{errno}");
         }
     }
@@ -671,7 +666,7 @@ mod tests {
             Marker { posts, ..marker(dir.path(), &[name]) }.write(dir.path()).unwrap();
         }
         let double = Double { busy_for: Mutex::new(3), ..Double::default() };
-        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
         let calls = double.calls();
         assert!(calls[..2].iter().all(|call| call.starts_with("thaw")), "{calls:?}");
         assert!(is_removed(dir.path()));
@@ -703,7 +698,7 @@ mod tests {
         let (go, told) = mpsc::channel();
         let (began, mut failures) = (Instant::now(), Vec::new());
         let mut ended = |step: QuiesceStep| failures.extend(step.failure());
-        release_among(dir.path(), &Hanging(Mutex::new(told)), &String::new, &mut ended, || {
+        release_among(dir.path(), &Hanging(Mutex::new(told)), &Vec::new, &mut ended, || {
             assert!(began.elapsed() < Duration::from_secs(40), "it waited for the thaw");
             assert!(resumed.exists() && !is_removed(dir.path()));
             go.send(()).unwrap();
@@ -720,7 +715,7 @@ mod tests {
         std::fs::remove_dir(dir.path().join("gone")).unwrap();
         marker.write(dir.path()).unwrap();
         let double = Double::default();
-        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), Vec::<String>::new());
         assert!(is_removed(dir.path()));
     }
@@ -731,15 +726,21 @@ mod tests {
         marker(dir.path(), &["stuck"]).write(dir.path()).unwrap();
         std::fs::write(dir.path().join("quiesce/broken.json"), "{").unwrap();
         let double = Double { fails: true, ..Double::default() };
-        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
-        release_among(dir.path(), &double, &String::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
+        release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw stuck", "thaw stuck"]);
     }
 
-    /// Returns a line of `mountinfo` for a directory.
-    fn line(mount: &Mounted, place: &Path) -> String {
-        let (major, minor) = (rustix::fs::major(mount.device), rustix::fs::minor(mount.device));
-        format!("36 35 {major}:{minor} / {} rw - ext4 /dev/x rw\n", place.display())
+    /// Returns a mount of the filesystem of a directory.
+    fn mount_at(mount: &Mounted, place: &Path) -> Mount {
+        Mount {
+            id: 36,
+            device: (rustix::fs::major(mount.device), rustix::fs::minor(mount.device)),
+            mount_point: place.to_owned(),
+            kind: "ext4".into(),
+            source: "/dev/x".into(),
+            super_options: Vec::new(),
+        }
     }
 
     /// A filesystem hidden at its path is thawed at another mount point.
@@ -751,7 +752,7 @@ mod tests {
         marker.mounts[0].path = "/proc".into();
         marker.write(dir.path()).unwrap();
         let double = Double { frozen: Mutex::new(true), ..Double::default() };
-        let mounts = line(&b, Path::new("/proc")) + &line(&b, &b.path);
+        let mounts = vec![mount_at(&b, Path::new("/proc")), mount_at(&b, &b.path)];
         release_among(dir.path(), &double, &|| mounts.clone(), &mut |_| {}, || {});
         assert_eq!(double.calls(), ["thaw b"]);
         assert!(!*double.frozen.lock() && is_removed(dir.path()));
@@ -769,8 +770,9 @@ mod tests {
         let looks = std::cell::Cell::new(0);
         let mounts = || {
             looks.set(looks.get() + 1);
-            let hidden = line(&b, Path::new("/proc"));
-            if looks.get() <= 3 { hidden } else { hidden + &line(&b, &b.path) }
+            let mut mounts = vec![mount_at(&b, Path::new("/proc"))];
+            mounts.extend((looks.get() > 3).then(|| mount_at(&b, &b.path)));
+            mounts
         };
         release_among(dir.path(), &double, &mounts, &mut |_| {}, || {});
         assert!(looks.get() > 3);

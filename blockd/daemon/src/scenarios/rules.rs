@@ -111,10 +111,8 @@ async fn most_specific_rule_is_used() {
     host.client.create_snapshot(&"v".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
     assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
 
-    let both = StartBackup {
-        hooks: HookOptions { rule: Some("named".parse().unwrap()), ..Default::default() },
-        ..inline
-    };
+    let hooks = HookOptions { rule: Some("named".parse().unwrap()), ..inline.hooks.clone() };
+    let both = StartBackup { hooks, ..inline };
     assert_eq!(api_code(host.client.start_backup(&both).await), ErrorCode::InvalidRequest);
     let unknown = StartBackup {
         hooks: HookOptions { rule: Some("nobody".parse().unwrap()), ..Default::default() },
