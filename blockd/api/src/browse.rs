@@ -1,6 +1,6 @@
 //! Browsing: mounts of snapshots, and files of cloud snapshots.
 
-use crate::{CredentialRef, cloudsnaps::CloudSnapshotId, paths::encode};
+use crate::{CredentialRef, cloudsnaps::CloudSnapshotId, uri::encode};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -21,6 +21,7 @@ use crate::{
     endpoint::Stream,
     fd_passing::Handing,
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
+    operations::{self, Operation, PathParameter},
     paths,
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots,
@@ -213,6 +214,33 @@ impl Drop for Connection {
     }
 }
 
+/// Request of an operation, and the decoder of its reply.
+struct PreparedCall<R> {
+    /// Method and address, for errors.
+    what: String,
+    method: &'static str,
+    address: String,
+    body: Bytes,
+    time_limit: Duration,
+    decode: fn(&Bytes) -> Result<R, String>,
+}
+
+impl<R> PreparedCall<R> {
+    fn new<P: PathParameter, I: Serialize + 'static>(
+        operation: &Operation<P, I, R>,
+        path: &P,
+        input: &I,
+    ) -> Result<Self, ClientError> {
+        let (method, pattern) = (operation.info.method.as_str(), operation.info.path);
+        let bad = |source| ClientError::BadRequest { what: format!("{method} {pattern}"), source };
+        let (address, body) = operation.request(path, input).map_err(bad)?;
+        let wait = (operation.wait_ms)(input).unwrap_or(0).min(crate::MAX_WAIT_MS);
+        let time_limit = operation.timeout + Duration::from_millis(wait);
+        let what = format!("{method} {address}");
+        Ok(Self { what, method, address, body, time_limit, decode: operation.decode })
+    }
+}
+
 impl Client {
     /// Creates a client of a control socket; does not connect yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
@@ -227,6 +255,38 @@ impl Client {
     /// Returns the endpoint of the daemon.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Calls an operation without a path parameter.
+    ///
+    /// # Errors
+    /// The daemon refuses, cannot be reached, or violates the API.
+    pub async fn call<I: Serialize + 'static, R>(
+        &self,
+        operation: Operation<(), I, R>,
+        input: &I,
+    ) -> Result<R, ClientError> {
+        self.call_at(operation, &(), input).await
+    }
+
+    /// Calls an operation on the object in its path.
+    ///
+    /// # Errors
+    /// The daemon refuses, cannot be reached, or violates the API.
+    pub async fn call_at<P: PathParameter, I: Serialize + 'static, R>(
+        &self,
+        operation: Operation<P, I, R>,
+        path: &P,
+        input: &I,
+    ) -> Result<R, ClientError> {
+        let call = PreparedCall::new(&operation, path, input)?;
+        self.call_through(self.connect().await?, call).await
+    }
+
+    async fn call_through<R>(&self, stream: Stream, call: PreparedCall<R>) -> Result<R, ClientError> {
+        let PreparedCall { what, method, address, body, time_limit, decode } = call;
+        let (status, body) = self.fetch_through(stream, method, &address, body, time_limit).await?;
+        decode(&body).map_err(|reason| self.bad_reply(&what, status, reason))
     }
 
     /// Returns the daemon's status.
@@ -267,7 +327,7 @@ impl Client {
     pub async fn delete_volume_by_force(&self, volume: &VolumeRef) -> Result<Deleted, ClientError> {
         let bad = |source| ClientError::BadRequest { what: "DELETE of a volume".to_owned(), source };
         let query = DeleteVolume { force: true };
-        self.delete(&paths::with_query(&paths::volume(volume), &query).map_err(bad)?).await
+        self.delete(&crate::uri::with_query(&paths::volume(volume), &query).map_err(bad)?).await
     }
 
     /// Attaches a volume as a kernel device.
@@ -357,7 +417,7 @@ impl Client {
     pub async fn delete_snapshot_by_force(&self, snapshot: &SnapshotRef) -> Result<Deleted, ClientError> {
         let bad = |source| ClientError::BadRequest { what: "DELETE of a snapshot".to_owned(), source };
         let query = DeleteSnapshot { force: true };
-        self.delete(&paths::with_query(&paths::snapshot(snapshot), &query).map_err(bad)?).await
+        self.delete(&crate::uri::with_query(&paths::snapshot(snapshot), &query).map_err(bad)?).await
     }
 
     /// Pins or unpins a snapshot.
@@ -386,7 +446,7 @@ impl Client {
 
     /// Verifies access to a store.
     pub async fn validate_credential(&self, credential: &CredentialRef) -> Result<Credential, ClientError> {
-        self.call(Method::POST, &paths::credential_validate(credential), Bytes::new(), STORE_CALL_TIMEOUT)
+        self.receive(Method::POST, &paths::credential_validate(credential), Bytes::new(), STORE_CALL_TIMEOUT)
             .await
     }
 
@@ -495,7 +555,7 @@ impl Client {
     pub async fn read_file(&self, query: &ReadFile) -> Result<Bytes, ClientError> {
         let path = paths::CLOUDSNAP_FILE;
         let bad = |source| ClientError::BadRequest { what: format!("GET {path}"), source };
-        let address = paths::with_query(path, query).map_err(bad)?;
+        let address = crate::uri::with_query(path, query).map_err(bad)?;
         self.fetch(Method::GET, &address, Bytes::new(), STORE_CALL_TIMEOUT).await.map(|(_, body)| body)
     }
 
@@ -520,17 +580,11 @@ impl Client {
         request: &HandMount,
         descriptor: OwnedFd,
     ) -> Result<BrowseMount, ClientError> {
-        let (address, method) = (paths::BROWSE_HANDED, Method::POST);
-        let what = format!("{method} {address}");
-        let body = serde_json::to_vec(request)
-            .map_err(|source| ClientError::BadRequest { what: what.clone(), source })?;
+        let call = PreparedCall::new(&operations::HAND_MOUNT, &(), request)?;
         let Stream::Unix(stream) = self.connect().await? else {
             return Err(ClientError::NoSocket { at: self.endpoint.to_string() });
         };
-        let stream = Stream::Handing(Handing::new(stream, descriptor));
-        let reply = self.fetch_through(stream, method, address, body.into(), STORE_CALL_TIMEOUT);
-        let (status, body) = reply.await?;
-        serde_json::from_slice(&body).map_err(|error| self.bad_reply(&what, status, error.to_string()))
+        self.call_through(Stream::Handing(Handing::new(stream, descriptor)), call).await
     }
 
     /// Unmounts snapshots.
@@ -555,11 +609,11 @@ impl Client {
         address: &str,
         time_limit: Duration,
     ) -> Result<R, ClientError> {
-        self.call(Method::GET, address, Bytes::new(), time_limit).await
+        self.receive(Method::GET, address, Bytes::new(), time_limit).await
     }
 
     pub(crate) async fn delete<R: DeserializeOwned>(&self, address: &str) -> Result<R, ClientError> {
-        self.call(Method::DELETE, address, Bytes::new(), CALL_TIMEOUT).await
+        self.receive(Method::DELETE, address, Bytes::new(), CALL_TIMEOUT).await
     }
 
     pub(crate) async fn query<Q: Serialize, R: DeserializeOwned>(
@@ -569,7 +623,7 @@ impl Client {
         time_limit: Duration,
     ) -> Result<R, ClientError> {
         let bad = |source| ClientError::BadRequest { what: format!("GET {path}"), source };
-        let address = paths::with_query(path, query).map_err(bad)?;
+        let address = crate::uri::with_query(path, query).map_err(bad)?;
         self.get(&address, time_limit).await
     }
 
@@ -594,10 +648,10 @@ impl Client {
         // reallocation.
         let mut json = Zeroizing::new(Vec::with_capacity(16 << 10));
         serde_json::to_writer(&mut *json, body).map_err(bad)?;
-        self.call(method, address, Bytes::from_owner(json), time_limit).await
+        self.receive(method, address, Bytes::from_owner(json), time_limit).await
     }
 
-    async fn call<R: DeserializeOwned>(
+    async fn receive<R: DeserializeOwned>(
         &self,
         method: Method,
         address: &str,
@@ -627,13 +681,13 @@ impl Client {
         time_limit: Duration,
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let stream = self.connect().await?;
-        self.fetch_through(stream, method, address, body, time_limit).await
+        self.fetch_through(stream, method.as_str(), address, body, time_limit).await
     }
 
     async fn fetch_through(
         &self,
         stream: Stream,
-        method: Method,
+        method: &str,
         address: &str,
         body: Bytes,
         time_limit: Duration,
@@ -666,7 +720,7 @@ impl Client {
     async fn exchange(
         &self,
         stream: Stream,
-        method: Method,
+        method: &str,
         address: &str,
         body: Bytes,
         what: &str,

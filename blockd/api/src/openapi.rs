@@ -2,7 +2,7 @@
 
 use crate::{
     ErrorBody, ErrorCode,
-    operations::{ANY, OPERATIONS, Operation, ReplyBody, SchemaOf},
+    operations::{ANY, OPERATIONS, OperationInfo, ReplyBody},
 };
 use schemars::{Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -63,30 +63,34 @@ pub fn document_text() -> String {
     format!("{:#}\n", document())
 }
 
-fn describe(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
+fn describe(operation: &OperationInfo, schemas: &mut SchemaGenerator) -> Value {
+    let input = (operation.input)(schemas);
+    let has_body = input.is_some() && operation.method.has_body();
     let mut described = json!({
         "operationId": operation_id(operation),
         "summary": operation.summary,
         "tags": [tag(operation.path)],
         "x-role": operation.role.as_str(),
-        "responses": responses(operation, schemas),
+        "responses": responses(operation, has_body, schemas),
     });
-    let mut parameters = path_parameters(operation.path, schemas);
-    parameters.extend(operation.query.into_iter().flat_map(|query| query_parameters(query, schemas)));
+    let mut parameters = path_parameter(operation, schemas);
+    match input {
+        Some(schema) if operation.method.has_body() => {
+            let required = resolved(&schema, schemas).is_some_and(|schema| schema.contains_key("required"));
+            described["requestBody"] =
+                json!({ "required": required, "content": { "application/json": { "schema": schema } } });
+        }
+        Some(query) => parameters.extend(query_parameters(&query, schemas)),
+        None => {}
+    }
     if !parameters.is_empty() {
         described["parameters"] = parameters.into();
-    }
-    if let Some(body) = operation.body {
-        let schema = body(schemas);
-        let required = resolved(&schema, schemas).is_some_and(|schema| schema.contains_key("required"));
-        described["requestBody"] =
-            json!({ "required": required, "content": { "application/json": { "schema": schema } } });
     }
     described
 }
 
 /// Returns the operation id, such as `get_volumes_volume_diff` for `GET /v1/volumes/{volume}/diff`.
-fn operation_id(operation: &Operation) -> String {
+fn operation_id(operation: &OperationInfo) -> String {
     let words = operation.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let words: Vec<_> = words.filter(|word| *word != "v1").collect();
     format!("{}_{}", operation.method.as_str().to_ascii_lowercase(), words.join("_"))
@@ -99,28 +103,19 @@ fn tag(path: &str) -> &str {
     }
 }
 
-fn path_parameters(path: &str, schemas: &mut SchemaGenerator) -> Vec<Value> {
-    let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-    names
-        .map(|name| {
-            let schema: SchemaOf = match name {
-                "volume" => SchemaGenerator::subschema_for::<crate::VolumeRef>,
-                "snapshot" => SchemaGenerator::subschema_for::<crate::SnapshotRef>,
-                "credential" => SchemaGenerator::subschema_for::<crate::CredentialRef>,
-                "policy" => SchemaGenerator::subschema_for::<crate::schedules::PolicyName>,
-                _ => SchemaGenerator::subschema_for::<uuid::Uuid>,
-            };
-            json!({ "name": name, "in": "path", "required": true, "schema": schema(schemas) })
-        })
-        .collect()
+fn path_parameter(operation: &OperationInfo, schemas: &mut SchemaGenerator) -> Vec<Value> {
+    let name = operation.path.split(['{', '}']).nth(1);
+    let parameter = name.zip((operation.parameter)(schemas));
+    let described =
+        |(name, schema)| json!({ "name": name, "in": "path", "required": true, "schema": schema });
+    parameter.map(described).into_iter().collect()
 }
 
 /// Returns the fields of a flat query type as parameters.
-fn query_parameters(query: SchemaOf, schemas: &mut SchemaGenerator) -> Vec<Value> {
-    let whole = query(schemas);
-    let Some(schema) = resolved(&whole, schemas).cloned() else { return Vec::new() };
+fn query_parameters(query: &Schema, schemas: &mut SchemaGenerator) -> Vec<Value> {
+    let Some(schema) = resolved(query, schemas).cloned() else { return Vec::new() };
     // Its fields become parameters: no reference to the type remains.
-    if let Some(name) = reference(&whole) {
+    if let Some(name) = reference(query) {
         schemas.definitions_mut().remove(&name);
     }
     let required: Vec<&str> = schema
@@ -185,16 +180,16 @@ fn without_null(mut schema: Value) -> Value {
 }
 
 /// Returns the reply and the errors by HTTP status.
-fn responses(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
+fn responses(operation: &OperationInfo, has_body: bool, schemas: &mut SchemaGenerator) -> Value {
     let content = match operation.reply {
         ReplyBody::Json(reply) => json!({ "application/json": { "schema": reply(schemas) } }),
-        ReplyBody::Metrics | ReplyBody::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
+        ReplyBody::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
         ReplyBody::Bytes => json!({ "application/octet-stream": {} }),
     };
     let mut responses = Map::new();
     responses.insert("200".to_owned(), json!({ "description": "Done", "content": content }));
     let mut by_status = BTreeMap::<u16, Vec<ErrorCode>>::new();
-    let body: &[ErrorCode] = if operation.body.is_some() { &[ErrorCode::RequestTooLarge] } else { &[] };
+    let body: &[ErrorCode] = if has_body { &[ErrorCode::RequestTooLarge] } else { &[] };
     for code in ANY.iter().chain(body).chain(operation.errors.iter().copied().flatten()) {
         let codes = by_status.entry(code.http_status()).or_default();
         if !codes.contains(code) {

@@ -3,8 +3,8 @@
 //! The constants are route patterns (`{…}` is one segment); the functions build the percent-encoded path of a
 //! resource.
 
-use serde::Serialize;
-use std::fmt::{Display, Write};
+use crate::uri::encode;
+use std::fmt::Display;
 use uuid::Uuid;
 
 /// `GET`: [`crate::status::Status`].
@@ -134,21 +134,6 @@ pub const RULE_ASSIGN: &str = "/v1/rules/{rule}/assign";
 /// `POST` of [`crate::rules::RuleTarget`]: [`crate::rules::HookRule`].
 pub const RULE_UNASSIGN: &str = "/v1/rules/{rule}/unassign";
 
-/// Percent-encodes all bytes except unreserved characters of RFC 3986 and those in `also_plain`.
-pub(crate) fn encode(bytes: &[u8], also_plain: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for byte in bytes {
-        let plain = byte.is_ascii_alphanumeric() || b"-._~".contains(byte) || also_plain.contains(byte);
-        if plain {
-            text.push(char::from(*byte));
-        } else {
-            // Writing to a String does not fail.
-            let _ = write!(text, "%{byte:02X}");
-        }
-    }
-    text
-}
-
 fn fill(pattern: &str, placeholder: &str, value: impl Display) -> String {
     pattern.replace(placeholder, &encode(value.to_string().as_bytes(), b"@"))
 }
@@ -271,58 +256,4 @@ pub fn schedule_retention(schedule: Uuid) -> String {
 /// Returns the path of a policy.
 pub fn policy(name: &crate::schedules::PolicyName) -> String {
     fill(POLICY, "{policy}", name)
-}
-
-/// Adds the fields of a flat query type to a path, without null fields.
-///
-/// Fails only if the query is not a flat structure, a bug of its type.
-pub fn with_query<Q: Serialize>(path: &str, query: &Q) -> Result<String, serde_json::Error> {
-    let mut address = path.to_owned();
-    let mut separator = '?';
-    let serde_json::Value::Object(fields) = serde_json::to_value(query)? else {
-        return Err(serde::ser::Error::custom("a query must be a structure"));
-    };
-    for (key, value) in fields {
-        let text = match value {
-            serde_json::Value::Null => continue,
-            serde_json::Value::String(text) => text,
-            value => value.to_string(),
-        };
-        let (key, text) = (encode(key.as_bytes(), b""), encode(text.as_bytes(), b"/"));
-        // Writing to a String does not fail.
-        let _ = write!(address, "{separator}{key}={text}");
-        separator = '&';
-    }
-    Ok(address)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cloudsnaps::ListCloudsnaps;
-
-    #[test]
-    fn addresses_are_filled_in() {
-        assert_eq!(volume(&"db-1".parse().unwrap()), "/v1/volumes/db-1");
-        assert_eq!(volume_snapshots(&"42".parse().unwrap()), "/v1/volumes/42/snapshots");
-        assert_eq!(snapshot(&"db@monday".parse().unwrap()), "/v1/snapshots/db@monday");
-        assert_eq!(credential_validate(&"nas".parse().unwrap()), "/v1/credentials/nas/validate");
-        assert_eq!(encode("a b/ä%".as_bytes(), b""), "a%20b%2F%C3%A4%25");
-    }
-
-    #[test]
-    fn queries_omit_unset_parameters() {
-        assert_eq!(with_query(CLOUDSNAPS, &ListCloudsnaps::default()).unwrap(), "/v1/cloudsnaps?all=false");
-        let query = ListCloudsnaps {
-            label: Some("a=b c,d=e&f".parse().unwrap()),
-            all: true,
-            max: Some(3),
-            ..Default::default()
-        };
-        assert_eq!(
-            with_query(CLOUDSNAPS, &query).unwrap(),
-            "/v1/cloudsnaps?all=true&label=a%3Db%20c%2Cd%3De%26f&max=3"
-        );
-        assert!(with_query("/", &7).is_err());
-    }
 }
