@@ -1,32 +1,28 @@
 //! Attaching and detaching.
 
-use super::{Body, HandlerResult, Named, caller::Caller, detached};
-use crate::core::Core;
-use axum::extract::State;
+use super::{
+    Failure, detached,
+    routes::{OperationCall, Routes},
+};
 use blockd_api::{
     VolumeRef,
-    attachments::{AttachVolume, Attachment, DetachVolume, Detached},
+    attachments::{DetachVolume, Detached},
+    operations,
     roles::Role,
 };
-use std::sync::Arc;
 
-pub(super) async fn attach(
-    State(core): State<Arc<Core>>,
-    Named(volume): Named<VolumeRef>,
-    Body(request): Body<AttachVolume>,
-) -> HandlerResult<Attachment> {
-    detached(async move { core.attach_volume(&volume, request).await }).await
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .detached(operations::ATTACH_VOLUME, async |call| {
+            call.core.attach_volume(&call.path, call.input).await
+        })
+        .on(operations::DETACH_VOLUME, detach)
 }
 
-pub(super) async fn detach(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Named(volume): Named<VolumeRef>,
-    Body(request): Body<DetachVolume>,
-) -> HandlerResult<Detached> {
-    if request.force {
+async fn detach(call: OperationCall<VolumeRef, DetachVolume>) -> Result<Detached, Failure> {
+    if call.input.force {
         // Unwritten data is lost.
-        caller.needs(Role::Admin, "a forced detach")?;
+        call.caller.needs(Role::Admin, "a forced detach")?;
     }
-    detached(async move { core.detach_volume(&volume, &request).await }).await
+    detached(async move { call.core.detach_volume(&call.path, &call.input).await }).await
 }

@@ -1,6 +1,6 @@
 //! Callers and their permissions.
 //!
-//! Each listener determines its callers; the endpoint table has the required role of each operation.
+//! Each listener determines its callers; the table of operations has the required role of each one.
 //! Operations that are not in the table are for admins only.
 
 use super::Failure;

@@ -1,33 +1,42 @@
 //! Cloud snapshots.
 
-use super::{Body, Failure, HandlerResult, Input, Reply, caller::Caller, detached, rules::may_run};
-use crate::core::Core;
-use axum::extract::State;
+use super::{
+    Failure,
+    caller::Caller,
+    detached,
+    routes::{OperationCall, Routes},
+    rules::may_run,
+};
 use blockd_api::{
     cloudsnaps::{
-        BackupStarted, CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected,
-        GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
-        StartDelete, StartGroupBackup, StartRestore, StartVerify,
+        BackupStarted, CloudsnapMark, GroupBackupStarted, MarkCloudsnap, RestoreStarted, StartBackup,
+        StartGroupBackup, StartRestore,
     },
-    lazy::{LazyRestored, StartInPlace, StartLazyRestore},
+    lazy::StartInPlace,
+    operations,
     roles::Role,
-    tasks::{TaskLimits, TaskStarted},
+    tasks::TaskLimits,
 };
 use jiff::Timestamp;
-use std::sync::Arc;
 
-pub(super) async fn list(
-    State(core): State<Arc<Core>>,
-    Input(query): Input<ListCloudsnaps>,
-) -> HandlerResult<CloudsnapList> {
-    Ok(Reply(core.list_cloudsnaps(&query).await?))
-}
-
-pub(super) async fn inspect(
-    State(core): State<Arc<Core>>,
-    Input(query): Input<InspectCloudsnap>,
-) -> HandlerResult<CloudsnapDetail> {
-    Ok(Reply(core.inspect_cloudsnap(&query).await?))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .on(operations::LIST_CLOUDSNAPS, async |call| call.core.list_cloudsnaps(&call.input).await)
+        .on(operations::INSPECT_CLOUDSNAP, async |call| call.core.inspect_cloudsnap(&call.input).await)
+        .on(operations::START_BACKUP, backup)
+        .on(operations::START_GROUP_BACKUP, backup_group)
+        .on(operations::START_RESTORE, restore)
+        .detached(operations::START_LAZY_RESTORE, async |call| {
+            call.core.start_lazy_restore(&call.input).await
+        })
+        .detached(operations::START_IN_PLACE, async |call| {
+            let volume = call.core.whole_volume(&call.input.volume)?;
+            call.core.start_in_place(&StartInPlace { volume, ..call.input }).await
+        })
+        .detached(operations::START_DELETE, async |call| call.core.start_delete(&call.input).await)
+        .on(operations::MARK_CLOUDSNAP, mark)
+        .detached(operations::START_VERIFY, async |call| call.core.start_verify(&call.input).await)
+        .detached(operations::COLLECT_GARBAGE, async |call| call.core.collect_garbage(&call.input).await)
 }
 
 /// Refuses an expiry date, which causes a deletion.
@@ -47,84 +56,32 @@ fn may_limit(caller: &Caller, limits: TaskLimits) -> Result<(), Failure> {
     }
 }
 
-pub(super) async fn backup(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Body(request): Body<StartBackup>,
-) -> HandlerResult<BackupStarted> {
+async fn backup(call: OperationCall<(), StartBackup>) -> Result<BackupStarted, Failure> {
+    let OperationCall { core, caller, input: request, .. } = call;
     may_run(&caller, &request.hooks)?;
     may_expire(&caller, request.options.expires)?;
     may_limit(&caller, request.limits)?;
     detached(async move { core.start_backup(&request).await }).await
 }
 
-pub(super) async fn backup_group(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Body(request): Body<StartGroupBackup>,
-) -> HandlerResult<GroupBackupStarted> {
+async fn backup_group(call: OperationCall<(), StartGroupBackup>) -> Result<GroupBackupStarted, Failure> {
+    let OperationCall { core, caller, input: request, .. } = call;
     may_run(&caller, &request.hooks)?;
     may_expire(&caller, request.options.expires)?;
     may_limit(&caller, request.limits)?;
     detached(async move { core.start_group_backup(request).await }).await
 }
 
-pub(super) async fn restore(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Body(request): Body<StartRestore>,
-) -> HandlerResult<RestoreStarted> {
-    may_limit(&caller, request.limits)?;
-    detached(async move { core.start_restore(&request).await }).await
+async fn restore(call: OperationCall<(), StartRestore>) -> Result<RestoreStarted, Failure> {
+    may_limit(&call.caller, call.input.limits)?;
+    detached(async move { call.core.start_restore(&call.input).await }).await
 }
 
-pub(super) async fn restore_lazy(
-    State(core): State<Arc<Core>>,
-    Body(request): Body<StartLazyRestore>,
-) -> HandlerResult<LazyRestored> {
-    detached(async move { core.start_lazy_restore(&request).await }).await
-}
-
-pub(super) async fn restore_in_place(
-    State(core): State<Arc<Core>>,
-    Body(request): Body<StartInPlace>,
-) -> HandlerResult<RestoreStarted> {
-    detached(async move {
-        let request = StartInPlace { volume: core.whole_volume(&request.volume)?, ..request };
-        core.start_in_place(&request).await
-    })
-    .await
-}
-
-pub(super) async fn delete(
-    State(core): State<Arc<Core>>,
-    Body(request): Body<StartDelete>,
-) -> HandlerResult<TaskStarted> {
-    detached(async move { core.start_delete(&request).await }).await
-}
-
-pub(super) async fn mark(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Body(request): Body<MarkCloudsnap>,
-) -> HandlerResult<CloudsnapMark> {
+async fn mark(call: OperationCall<(), MarkCloudsnap>) -> Result<CloudsnapMark, Failure> {
+    let request = &call.input;
     if request.pinned != Some(true) || request.expires.is_some() || request.never_expires {
         // An expiry date causes a deletion.
-        caller.needs(Role::Admin, "taking a pin back, or setting a date")?;
+        call.caller.needs(Role::Admin, "taking a pin back, or setting a date")?;
     }
-    detached(async move { core.mark_cloudsnap(&request).await }).await
-}
-
-pub(super) async fn verify(
-    State(core): State<Arc<Core>>,
-    Body(request): Body<StartVerify>,
-) -> HandlerResult<TaskStarted> {
-    detached(async move { core.start_verify(&request).await }).await
-}
-
-pub(super) async fn collect_garbage(
-    State(core): State<Arc<Core>>,
-    Body(request): Body<CollectGarbage>,
-) -> HandlerResult<GarbageCollected> {
-    detached(async move { core.collect_garbage(&request).await }).await
+    detached(async move { call.core.mark_cloudsnap(&call.input).await }).await
 }

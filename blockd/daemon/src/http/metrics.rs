@@ -14,7 +14,7 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
-use blockd_api::{ErrorCode, paths, roles::Role};
+use blockd_api::{ErrorCode, operations, roles::Role};
 use blockd_catalog::DbError;
 use parking_lot::Mutex;
 use std::{
@@ -31,7 +31,10 @@ const READY_WITHIN: Duration = Duration::from_secs(5);
 
 /// Returns the read-only routes.
 pub(super) fn routes() -> Routes {
-    Routes::default().get(paths::METRICS, show).get(paths::HEALTHZ, healthz).get(paths::READYZ, readyz)
+    Routes::default()
+        .raw(operations::GET_METRICS, show)
+        .raw(operations::GET_LIVENESS, healthz)
+        .raw(operations::GET_READINESS, readyz)
 }
 
 /// Maximum number of connections; more wait in the kernel.

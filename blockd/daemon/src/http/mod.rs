@@ -9,7 +9,6 @@ pub(crate) mod caller;
 mod cloudsnaps;
 pub(crate) mod connections;
 mod credentials;
-mod events;
 mod fd_closer;
 pub(crate) mod metrics;
 mod passed_fds;
@@ -34,7 +33,7 @@ use axum::{
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
-use blockd_api::{ApiError, ErrorBody, ErrorCode, paths};
+use blockd_api::{ApiError, ErrorBody, ErrorCode, operations::PathParameter};
 use caller::Caller;
 pub(crate) use fd_closer::Foreign;
 use futures::FutureExt;
@@ -43,7 +42,6 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::{
     future::Future,
     panic::AssertUnwindSafe,
-    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -69,78 +67,16 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
 
 fn routes() -> Routes {
     metrics::routes()
-        .get(paths::OPENAPI, status::openapi)
-        .get(paths::STATUS, status::show)
-        .get(paths::ACTIVITY, status::activity)
-        .get(paths::VOLUMES, volumes::list)
-        .post(paths::VOLUMES, volumes::create)
-        .get(paths::VOLUME, volumes::inspect)
-        .patch(paths::VOLUME, volumes::update)
-        .delete(paths::VOLUME, volumes::delete)
-        .post(paths::VOLUME_ATTACH, attachments::attach)
-        .post(paths::VOLUME_DETACH, attachments::detach)
-        .post(paths::VOLUME_SNAPSHOTS, snapshots::create)
-        .post(paths::VOLUME_CHECK, volumes::check)
-        .post(paths::VOLUME_CLONE, volumes::clone)
-        .get(paths::VOLUME_DIFF, snapshots::diff)
-        .post(paths::VOLUME_ROLLBACK, snapshots::restore)
-        .get(paths::SNAPSHOTS, snapshots::list)
-        .post(paths::SNAPSHOT_GROUP, snapshots::create_group)
-        .get(paths::SNAPSHOT, snapshots::inspect)
-        .patch(paths::SNAPSHOT, snapshots::mark)
-        .delete(paths::SNAPSHOT, snapshots::delete)
-        .get(paths::CREDENTIALS, credentials::list)
-        .post(paths::CREDENTIALS, credentials::create)
-        .get(paths::CREDENTIAL, credentials::inspect)
-        .patch(paths::CREDENTIAL, credentials::update)
-        .delete(paths::CREDENTIAL, credentials::delete)
-        .post(paths::CREDENTIAL_VALIDATE, credentials::validate)
-        .post(paths::CREDENTIAL_REKEY, credentials::rekey)
-        .post(paths::CREDENTIAL_LIMITS, credentials::limit)
-        .get(paths::CLOUDSNAPS, cloudsnaps::list)
-        .post(paths::CLOUDSNAP_BACKUP, cloudsnaps::backup)
-        .post(paths::CLOUDSNAP_BACKUP_GROUP, cloudsnaps::backup_group)
-        .get(paths::CLOUDSNAP_INSPECT, cloudsnaps::inspect)
-        .post(paths::CLOUDSNAP_RESTORE, cloudsnaps::restore)
-        .post(paths::CLOUDSNAP_RESTORE_LAZY, cloudsnaps::restore_lazy)
-        .post(paths::CLOUDSNAP_RESTORE_IN_PLACE, cloudsnaps::restore_in_place)
-        .post(paths::CLOUDSNAP_DELETE, cloudsnaps::delete)
-        .post(paths::CLOUDSNAP_MARK, cloudsnaps::mark)
-        .post(paths::CLOUDSNAP_VERIFY, cloudsnaps::verify)
-        .post(paths::CLOUDSNAP_GC, cloudsnaps::collect_garbage)
-        .get(paths::CLOUDSNAP_FILES, browse::list_files)
-        .get(paths::CLOUDSNAP_FILE, browse::read_file)
-        .get(paths::CLOUDSNAP_FILE_RUNS, browse::list_file_runs)
-        .get(paths::BROWSE_MOUNTS, browse::mounts)
-        .post(paths::BROWSE_MOUNTS, browse::mount)
-        .post(paths::BROWSE_HANDED, browse::serve_handed)
-        .post(paths::BROWSE_UNMOUNT, browse::unmount)
-        .get(paths::SCHEDULES, schedules::list)
-        .post(paths::SCHEDULES, schedules::create)
-        .get(paths::SCHEDULE, schedules::inspect)
-        .patch(paths::SCHEDULE, schedules::update)
-        .delete(paths::SCHEDULE, schedules::delete)
-        .post(paths::SCHEDULE_RUN, schedules::run)
-        .get(paths::SCHEDULE_RETENTION, schedules::retention)
-        .get(paths::SCHEDULE_HISTORY, schedules::history)
-        .get(paths::POLICIES, schedules::policies)
-        .post(paths::POLICIES, schedules::create_policy)
-        .get(paths::POLICY, schedules::policy)
-        .patch(paths::POLICY, schedules::update_policy)
-        .delete(paths::POLICY, schedules::delete_policy)
-        .get(paths::RULES, rules::list)
-        .post(paths::RULES, rules::create)
-        .get(paths::RULE, rules::inspect)
-        .patch(paths::RULE, rules::update)
-        .delete(paths::RULE, rules::delete)
-        .post(paths::RULE_ASSIGN, rules::assign)
-        .post(paths::RULE_UNASSIGN, rules::unassign)
-        .get(paths::EVENTS, events::list)
-        .get(paths::TASKS, tasks::list)
-        .get(paths::TASK, tasks::show)
-        .post(paths::TASK_STOP, tasks::stop)
-        .post(paths::TASK_LIMIT, tasks::limit)
-        .post(paths::TASK_RESUME, tasks::resume)
+        .and(status::routes())
+        .and(volumes::routes())
+        .and(attachments::routes())
+        .and(snapshots::routes())
+        .and(credentials::routes())
+        .and(cloudsnaps::routes())
+        .and(browse::routes())
+        .and(schedules::routes())
+        .and(rules::routes())
+        .and(tasks::routes())
 }
 
 /// Numbers and logs each request with its caller, and converts a panic to an error.
@@ -231,16 +167,14 @@ impl<T: Serialize> IntoResponse for Reply<T> {
     }
 }
 
-type HandlerResult<T> = Result<Reply<T>, Failure>;
-
 /// Runs a change apart from its connection, and waits for it. A change with a preflight request to a store
 /// does not start if the client has disconnected by then.
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
-) -> HandlerResult<T> {
+) -> Result<T, Failure> {
     let (_waiting, work) = crate::preflight::with_client_cancellation(work.in_current_span());
     match tokio::spawn(crate::owner::scope(crate::owner::current(), work)).await {
-        Ok(result) => Ok(Reply(result?)),
+        Ok(result) => Ok(result?),
         Err(error) => Err(Failure(ServiceError::Internal(error.to_string()))),
     }
 }
@@ -289,17 +223,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Input<T> {
 /// Path parameter.
 struct Named<T>(T);
 
-impl<T, S> FromRequestParts<S> for Named<T>
-where
-    T: FromStr,
-    T::Err: std::fmt::Display,
-    S: Send + Sync,
-{
+impl<T: PathParameter, S: Send + Sync> FromRequestParts<S> for Named<T> {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         match Path::<String>::from_request_parts(parts, state).await {
-            Ok(Path(text)) => text.parse().map(Self).map_err(|error: T::Err| invalid(error.to_string())),
+            Ok(Path(text)) => T::parse(&text).map(Self).map_err(invalid),
             Err(error) => Err(invalid(error.body_text())),
         }
     }

@@ -11,7 +11,7 @@ use super::{
     invalid,
 };
 use axum::{extract::FromRequestParts, http::request::Parts};
-use blockd_api::{operations::role_for, paths, roles::Role};
+use blockd_api::operations::HAND_MOUNT;
 use parking_lot::Mutex;
 use rustix::{
     io::Errno,
@@ -103,8 +103,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Descriptor {
 
 /// Returns true if the caller may pass descriptors.
 pub(super) fn may_pass(caller: &Caller) -> bool {
-    let least = role_for("POST", paths::BROWSE_HANDED).unwrap_or(Role::Admin);
-    caller.role.is_some_and(|has| has >= least)
+    caller.role.is_some_and(|has| has >= HAND_MOUNT.info.role)
 }
 
 /// Connection that receives descriptors.
@@ -129,7 +128,7 @@ impl Receiving {
         if let Some(is_wanted) = self.is_wanted.get() {
             return Ok(*is_wanted);
         }
-        let head = format!("POST {} ", paths::BROWSE_HANDED);
+        let head = format!("{} {} ", HAND_MOUNT.info.method.as_str(), HAND_MOUNT.info.path);
         let mut begin = vec![0; head.len()];
         // A peek without space for descriptors accepts none.
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;

@@ -1,52 +1,119 @@
-//! Router with a list of its routes, which is compared with the endpoint table.
+//! Router of the operations.
 
-use crate::core::Core;
+use super::{Body, Failure, Input, Named, Reply, caller::Caller, detached};
+use crate::{core::Core, error::ServiceError};
 use axum::{
     Router,
+    extract::{FromRequest, FromRequestParts, Request, State},
     handler::Handler,
     routing::{self, MethodRouter},
 };
-use blockd_api::operations::Method;
+use blockd_api::operations::{Method, Operation, OperationInfo, PathParameter};
+use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
-/// Router and its routes.
+/// Request of an operation.
+pub(super) struct OperationCall<P, I> {
+    pub(super) core: Arc<Core>,
+    pub(super) caller: Caller,
+    /// Path parameter.
+    pub(super) path: P,
+    /// Query or body.
+    pub(super) input: I,
+}
+
+impl<P, I> OperationCall<P, I>
+where
+    P: PathParameter,
+    I: DeserializeOwned + 'static,
+{
+    async fn of<R>(
+        operation: Operation<P, I, R>,
+        core: Arc<Core>,
+        request: Request,
+    ) -> Result<Self, Failure> {
+        let (mut parts, body) = request.into_parts();
+        let caller = Caller::from_request_parts(&mut parts, &core).await?;
+        let Named(path) = match operation.info.path.contains('{') {
+            true => Named::from_request_parts(&mut parts, &core).await?,
+            false => Named(P::parse("").map_err(super::invalid)?),
+        };
+        let input = if !operation.has_input() {
+            serde_json::from_value(serde_json::Value::Null)
+                .map_err(|error| super::invalid(error.to_string()))?
+        } else if operation.info.method.has_body() {
+            Body::from_request(Request::from_parts(parts, body), &core).await?.0
+        } else {
+            Input::from_request_parts(&mut parts, &core).await?.0
+        };
+        Ok(Self { core, caller, path, input })
+    }
+}
+
+/// Router and the operations that it serves.
 #[derive(Default)]
 pub(super) struct Routes {
     router: Router<Arc<Core>>,
-    served: Vec<(Method, &'static str)>,
+    served: Vec<OperationInfo>,
 }
 
 impl Routes {
-    fn on<H, T>(mut self, method: Method, path: &'static str, handler: H) -> Self
+    /// Adds an operation with a handler that reads the HTTP request itself, or writes the reply.
+    pub(super) fn raw<P, I, R, H, T>(mut self, operation: Operation<P, I, R>, handler: H) -> Self
     where
         H: Handler<T, Arc<Core>>,
         T: 'static,
     {
-        let serve: fn(H) -> MethodRouter<Arc<Core>> = match method {
+        let serve: fn(H) -> MethodRouter<Arc<Core>> = match operation.info.method {
             Method::Get => routing::get,
             Method::Post => routing::post,
             Method::Patch => routing::patch,
             Method::Delete => routing::delete,
         };
-        self.router = self.router.route(path, serve(handler));
-        self.served.push((method, path));
+        self.router = self.router.route(operation.info.path, serve(handler));
+        self.served.push(operation.info);
         self
     }
 
-    pub(super) fn get<H: Handler<T, Arc<Core>>, T: 'static>(self, path: &'static str, handler: H) -> Self {
-        self.on(Method::Get, path, handler)
+    /// Adds an operation.
+    pub(super) fn on<P, I, R, E, F>(
+        self,
+        operation: Operation<P, I, R>,
+        handler: impl Fn(OperationCall<P, I>) -> F + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        P: PathParameter + Send + 'static,
+        I: DeserializeOwned + Send + 'static,
+        R: Serialize + 'static,
+        E: Into<Failure>,
+        F: Future<Output = Result<R, E>> + Send,
+    {
+        self.raw(operation, async move |State(core): State<Arc<Core>>, request: Request| {
+            let call = OperationCall::of(operation, core, request).await?;
+            handler(call).await.map(Reply).map_err(E::into)
+        })
     }
 
-    pub(super) fn post<H: Handler<T, Arc<Core>>, T: 'static>(self, path: &'static str, handler: H) -> Self {
-        self.on(Method::Post, path, handler)
+    /// Adds an operation that runs apart from its connection; see [`detached`].
+    pub(super) fn detached<P, I, R, F>(
+        self,
+        operation: Operation<P, I, R>,
+        handler: impl Fn(OperationCall<P, I>) -> F + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        P: PathParameter + Send + 'static,
+        I: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+        F: Future<Output = Result<R, ServiceError>> + Send + 'static,
+    {
+        self.on(operation, move |call| detached(handler(call)))
     }
 
-    pub(super) fn patch<H: Handler<T, Arc<Core>>, T: 'static>(self, path: &'static str, handler: H) -> Self {
-        self.on(Method::Patch, path, handler)
-    }
-
-    pub(super) fn delete<H: Handler<T, Arc<Core>>, T: 'static>(self, path: &'static str, handler: H) -> Self {
-        self.on(Method::Delete, path, handler)
+    /// Adds other routes.
+    pub(super) fn and(mut self, others: Self) -> Self {
+        self.router = self.router.merge(others.router);
+        self.served.extend(others.served);
+        self
     }
 
     /// Returns the router.
@@ -58,15 +125,12 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use blockd_api::operations::OPERATIONS;
-    use std::collections::HashSet;
 
     #[test]
-    fn served_routes_match_the_endpoint_table() {
-        let served: HashSet<_> = super::super::routes().served.into_iter().collect();
-        let said: HashSet<_> = OPERATIONS.iter().map(|one| (one.method, one.path)).collect();
-        let missing: Vec<_> = said.difference(&served).collect();
-        let unsaid: Vec<_> = served.difference(&said).collect();
-        assert!(missing.is_empty(), "in the table and not served: {missing:?}");
-        assert!(unsaid.is_empty(), "served and not in the table: {unsaid:?}");
+    fn operations_all_have_a_handler() {
+        let served = super::super::routes().served;
+        let is_served = |method, path| served.iter().any(|one| (one.method, one.path) == (method, path));
+        let missing: Vec<_> = OPERATIONS.iter().filter(|one| !is_served(one.method, one.path)).collect();
+        assert!(missing.is_empty(), "without a handler: {missing:?}");
     }
 }

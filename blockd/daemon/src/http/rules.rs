@@ -1,17 +1,11 @@
 //! Rules.
 
-use super::{Body, Failure, HandlerResult, Named, Reply, caller::Caller, detached};
-use crate::core::Core;
-use axum::extract::State;
+use super::{Failure, caller::Caller, routes::Routes};
 use blockd_api::{
-    Deleted, RuleName,
+    operations,
     quiesce::{HookOptions, QuiesceReport},
     roles::Role,
-    rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
 };
-use std::sync::Arc;
-
-type Shared = State<Arc<Core>>;
 
 /// Commands run as the user of the daemon, usually root. Rules that admins assigned to volumes apply to every
 /// snapshot; only admins replace or skip them.
@@ -36,42 +30,17 @@ pub(super) fn hide_commands(caller: &Caller, report: Option<&mut QuiesceReport>)
     }
 }
 
-pub(super) async fn list(State(core): Shared) -> HandlerResult<RuleList> {
-    Ok(Reply(core.list_rules().await?))
-}
-
-pub(super) async fn create(State(core): Shared, Body(request): Body<CreateRule>) -> HandlerResult<HookRule> {
-    detached(async move { core.create_rule(request).await }).await
-}
-
-pub(super) async fn inspect(State(core): Shared, Named(rule): Named<RuleName>) -> HandlerResult<HookRule> {
-    Ok(Reply(core.rule(rule).await?))
-}
-
-pub(super) async fn update(
-    State(core): Shared,
-    Named(rule): Named<RuleName>,
-    Body(request): Body<UpdateRule>,
-) -> HandlerResult<HookRule> {
-    detached(async move { core.update_rule(rule, request).await }).await
-}
-
-pub(super) async fn delete(State(core): Shared, Named(rule): Named<RuleName>) -> HandlerResult<Deleted> {
-    detached(async move { core.delete_rule(rule).await }).await
-}
-
-pub(super) async fn assign(
-    State(core): Shared,
-    Named(rule): Named<RuleName>,
-    Body(target): Body<RuleTarget>,
-) -> HandlerResult<HookRule> {
-    detached(async move { core.assign_rule(rule, target, true).await }).await
-}
-
-pub(super) async fn unassign(
-    State(core): Shared,
-    Named(rule): Named<RuleName>,
-    Body(target): Body<RuleTarget>,
-) -> HandlerResult<HookRule> {
-    detached(async move { core.assign_rule(rule, target, false).await }).await
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .on(operations::LIST_RULES, async |call| call.core.list_rules().await)
+        .detached(operations::CREATE_RULE, async |call| call.core.create_rule(call.input).await)
+        .on(operations::GET_RULE, async |call| call.core.rule(call.path).await)
+        .detached(operations::UPDATE_RULE, async |call| call.core.update_rule(call.path, call.input).await)
+        .detached(operations::DELETE_RULE, async |call| call.core.delete_rule(call.path).await)
+        .detached(operations::ASSIGN_RULE, async |call| {
+            call.core.assign_rule(call.path, call.input, true).await
+        })
+        .detached(operations::UNASSIGN_RULE, async |call| {
+            call.core.assign_rule(call.path, call.input, false).await
+        })
 }

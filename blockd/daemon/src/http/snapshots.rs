@@ -1,44 +1,55 @@
 //! Snapshots.
 
 use super::{
-    Body, HandlerResult, Input, Named, Reply,
+    Failure,
     caller::Caller,
     detached,
+    routes::{OperationCall, Routes},
     rules::{hide_commands, may_run},
 };
-use crate::core::Core;
-use axum::extract::State;
 use blockd_api::{
-    Deleted, SnapshotRef, VolumeRef,
+    SnapshotRef, VolumeRef, operations,
     roles::Role,
     snapshots::{
-        CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots,
-        MarkSnapshot, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
+        CreateGroupSnapshot, CreateSnapshot, GroupSnapshot, ListSnapshots, MarkSnapshot, RestoreSnapshot,
+        Snapshot, SnapshotList,
     },
 };
-use std::sync::Arc;
 
-pub(super) async fn create(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Named(volume): Named<VolumeRef>,
-    Body(request): Body<CreateSnapshot>,
-) -> HandlerResult<Snapshot> {
-    may_run(&caller, &request.hooks)?;
-    let Reply(mut made) = detached(async move { core.create_snapshot(&volume, request).await }).await?;
-    hide_commands(&caller, made.quiesce.as_mut());
-    Ok(Reply(made))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .on(operations::CREATE_SNAPSHOT, create)
+        .on(operations::CREATE_GROUP_SNAPSHOT, create_group)
+        .on(operations::LIST_SNAPSHOTS, list)
+        .on(operations::GET_SNAPSHOT, async |call| -> Result<_, Failure> {
+            Ok(shown(&call.caller, call.core.inspect_snapshot(&call.path).await?))
+        })
+        .on(operations::MARK_SNAPSHOT, mark)
+        .detached(operations::DELETE_SNAPSHOT, async |call| {
+            let snapshot = call.core.whole_snapshot(&call.path).await?;
+            call.core.delete_snapshot(&snapshot, call.input.force).await
+        })
+        .on(operations::DIFF_SNAPSHOTS, async |call| call.core.diff_snapshots(&call.path, &call.input).await)
+        .detached(operations::RESTORE_SNAPSHOT, async |call| {
+            let volume = call.core.whole_volume(&call.path)?;
+            let snapshot = call.core.whole_snapshot(&call.input.snapshot).await?;
+            call.core.restore_snapshot(&volume, &RestoreSnapshot { snapshot, ..call.input }).await
+        })
 }
 
-pub(super) async fn create_group(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Body(request): Body<CreateGroupSnapshot>,
-) -> HandlerResult<GroupSnapshot> {
+async fn create(call: OperationCall<VolumeRef, CreateSnapshot>) -> Result<Snapshot, Failure> {
+    let OperationCall { core, caller, path: volume, input: request } = call;
     may_run(&caller, &request.hooks)?;
-    let Reply(mut made) = detached(async move { core.create_group_snapshot(request).await }).await?;
+    let made = detached(async move { core.create_snapshot(&volume, request).await }).await?;
+    Ok(shown(&caller, made))
+}
+
+async fn create_group(call: OperationCall<(), CreateGroupSnapshot>) -> Result<GroupSnapshot, Failure> {
+    let OperationCall { core, caller, input: request, .. } = call;
+    may_run(&caller, &request.hooks)?;
+    let mut made = detached(async move { core.create_group_snapshot(request).await }).await?;
     made.snapshots.iter_mut().for_each(|snapshot| hide_commands(&caller, snapshot.quiesce.as_mut()));
-    Ok(Reply(made))
+    Ok(made)
 }
 
 fn shown(caller: &Caller, mut snapshot: Snapshot) -> Snapshot {
@@ -46,64 +57,18 @@ fn shown(caller: &Caller, mut snapshot: Snapshot) -> Snapshot {
     snapshot
 }
 
-pub(super) async fn inspect(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Named(snapshot): Named<SnapshotRef>,
-) -> HandlerResult<Snapshot> {
-    Ok(Reply(shown(&caller, core.inspect_snapshot(&snapshot).await?)))
+async fn list(call: OperationCall<(), ListSnapshots>) -> Result<SnapshotList, Failure> {
+    let mut list = call.core.list_snapshots(&call.input).await?;
+    list.snapshots.iter_mut().for_each(|snapshot| hide_commands(&call.caller, snapshot.quiesce.as_mut()));
+    Ok(list)
 }
 
-pub(super) async fn list(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Input(query): Input<ListSnapshots>,
-) -> HandlerResult<SnapshotList> {
-    let mut list = core.list_snapshots(&query).await?;
-    list.snapshots = list.snapshots.into_iter().map(|snapshot| shown(&caller, snapshot)).collect();
-    Ok(Reply(list))
-}
-
-pub(super) async fn diff(
-    State(core): State<Arc<Core>>,
-    Named(volume): Named<VolumeRef>,
-    Input(query): Input<DiffSnapshots>,
-) -> HandlerResult<SnapshotDiff> {
-    Ok(Reply(core.diff_snapshots(&volume, &query).await?))
-}
-
-pub(super) async fn restore(
-    State(core): State<Arc<Core>>,
-    Named(volume): Named<VolumeRef>,
-    Body(request): Body<RestoreSnapshot>,
-) -> HandlerResult<SnapshotRestored> {
-    detached(async move {
-        let volume = core.whole_volume(&volume)?;
-        let request = RestoreSnapshot { snapshot: core.whole_snapshot(&request.snapshot).await?, ..request };
-        core.restore_snapshot(&volume, &request).await
-    })
-    .await
-}
-
-pub(super) async fn delete(
-    State(core): State<Arc<Core>>,
-    Named(snapshot): Named<SnapshotRef>,
-    Input(query): Input<DeleteSnapshot>,
-) -> HandlerResult<Deleted> {
-    detached(async move { core.delete_snapshot(&core.whole_snapshot(&snapshot).await?, query.force).await })
-        .await
-}
-
-pub(super) async fn mark(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Named(snapshot): Named<SnapshotRef>,
-    Body(request): Body<MarkSnapshot>,
-) -> HandlerResult<Snapshot> {
+async fn mark(call: OperationCall<SnapshotRef, MarkSnapshot>) -> Result<Snapshot, Failure> {
+    let OperationCall { core, caller, path: snapshot, input: request } = call;
     if !request.pinned {
         // An expiry date causes a deletion.
         caller.needs(Role::Admin, "taking a pin back")?;
     }
-    let Reply(marked) = detached(async move { core.pin_snapshot(&snapshot, request.pinned).await }).await?;
-    Ok(Reply(shown(&caller, marked)))
+    let marked = detached(async move { core.pin_snapshot(&snapshot, request.pinned).await }).await?;
+    Ok(shown(&caller, marked))
 }

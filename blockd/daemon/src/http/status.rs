@@ -1,27 +1,34 @@
-//! Status of the daemon.
+//! Status and events of the daemon.
 
-use super::{HandlerResult, Reply};
-use crate::{config::NbdAddress, core::Core, registry::EntryState};
-use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
+use super::{
+    Failure,
+    routes::{OperationCall, Routes},
+};
+use crate::{config::NbdAddress, registry::EntryState};
+use axum::{http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::{
-    activity::Activity,
+    operations,
     status::{Counts, Status},
 };
 use blockd_catalog::{CredentialRow, DbError, SnapshotRow};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 static OPENAPI: LazyLock<String> = LazyLock::new(blockd_api::openapi::document_text);
 
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .on(operations::GET_STATUS, show)
+        .raw(operations::GET_OPENAPI, openapi)
+        .on(operations::GET_ACTIVITY, async |call| call.core.activity().await)
+        .on(operations::LIST_EVENTS, async |call| call.core.list_events(&call.input).await)
+}
+
 /// Returns the OpenAPI document.
-pub(super) async fn openapi() -> impl IntoResponse {
+async fn openapi() -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], OPENAPI.as_str())
 }
 
-pub(super) async fn activity(State(core): State<Arc<Core>>) -> HandlerResult<Activity> {
-    Ok(Reply(core.activity().await?))
-}
-
-pub(super) async fn show(State(core): State<Arc<Core>>) -> HandlerResult<Status> {
+async fn show(OperationCall { core, .. }: OperationCall<(), ()>) -> Result<Status, Failure> {
     let data_space = core.check_free_space().await;
     let hooks = core.webhooks.clone();
     let rows = core.db.run(move |tx| -> Result<_, DbError> {
@@ -47,7 +54,7 @@ pub(super) async fn show(State(core): State<Arc<Core>>) -> HandlerResult<Status>
         tasks_active: core.tasks.running().len() as u64,
         connections: volumes.iter().map(|view| view.connections).sum(),
     };
-    Ok(Reply(Status {
+    Ok(Status {
         version: env!("CARGO_PKG_VERSION").into(),
         cluster_id: core.cluster,
         node: core.node.clone(),
@@ -60,5 +67,5 @@ pub(super) async fn show(State(core): State<Arc<Core>>) -> HandlerResult<Status>
         reload_failed: core.reload_failed.lock().clone(),
         data_space,
         problems: core.health.problems(),
-    }))
+    })
 }

@@ -1,38 +1,46 @@
 //! Tasks.
 
 use super::{
-    Body, Failure, HandlerResult, Input, Named, Reply, caller::Caller, detached, rules::hide_commands,
+    Failure,
+    caller::Caller,
+    detached,
+    routes::{OperationCall, Routes},
+    rules::hide_commands,
 };
 use crate::core::Core;
-use axum::extract::State;
-use blockd_api::roles::Role;
-use blockd_api::tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, WaitTask};
-use std::sync::Arc;
+use blockd_api::{
+    operations,
+    roles::Role,
+    tasks::{ListTasks, StopTask, Task, TaskList},
+};
 use uuid::Uuid;
 
-pub(super) async fn list(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Input(query): Input<ListTasks>,
-) -> HandlerResult<TaskList> {
-    let mut list = core.list_tasks(&query).await?;
-    list.tasks.iter_mut().for_each(|task| hide_commands(&caller, task.quiesce.as_mut()));
-    Ok(Reply(list))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .on(operations::LIST_TASKS, list)
+        .on(operations::GET_TASK, async |call| -> Result<_, Failure> {
+            Ok(shown(&call.caller, call.core.task(call.path, &call.input).await?))
+        })
+        .on(operations::STOP_TASK, stop)
+        .on(operations::RESUME_TASK, resume)
+        .on(operations::LIMIT_TASK, async |OperationCall { core, caller, path: task, input: limits }| {
+            Ok::<_, Failure>(shown(
+                &caller,
+                detached(async move { core.limit_task(task, limits).await }).await?,
+            ))
+        })
+}
+
+async fn list(call: OperationCall<(), ListTasks>) -> Result<TaskList, Failure> {
+    let mut list = call.core.list_tasks(&call.input).await?;
+    list.tasks.iter_mut().for_each(|task| hide_commands(&call.caller, task.quiesce.as_mut()));
+    Ok(list)
 }
 
 /// Hides what the caller may not see.
-fn shown(caller: &Caller, Reply(mut task): Reply<Task>) -> Reply<Task> {
+fn shown(caller: &Caller, mut task: Task) -> Task {
     hide_commands(caller, task.quiesce.as_mut());
-    Reply(task)
-}
-
-pub(super) async fn show(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Named(task): Named<Uuid>,
-    Input(wait): Input<WaitTask>,
-) -> HandlerResult<Task> {
-    Ok(shown(&caller, Reply(core.task(task, &wait).await?)))
+    task
 }
 
 /// Refuses to resume a task that only admins can start. A task never changes its kind.
@@ -55,30 +63,14 @@ async fn may_stop(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failur
     Ok(())
 }
 
-pub(super) async fn stop(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Named(task): Named<Uuid>,
-    Body(request): Body<StopTask>,
-) -> HandlerResult<Task> {
+async fn stop(call: OperationCall<Uuid, StopTask>) -> Result<Task, Failure> {
+    let OperationCall { core, caller, path: task, input: request } = call;
     may_stop(&core, &caller, task).await?;
     Ok(shown(&caller, detached(async move { core.stop_task(task, request).await }).await?))
 }
 
-pub(super) async fn resume(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Named(task): Named<Uuid>,
-) -> HandlerResult<Task> {
+async fn resume(call: OperationCall<Uuid, ()>) -> Result<Task, Failure> {
+    let OperationCall { core, caller, path: task, .. } = call;
     may_resume(&core, &caller, task).await?;
     Ok(shown(&caller, detached(async move { core.resume_task(task).await }).await?))
-}
-
-pub(super) async fn limit(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Named(task): Named<Uuid>,
-    Body(limits): Body<TaskLimits>,
-) -> HandlerResult<Task> {
-    Ok(shown(&caller, detached(async move { core.limit_task(task, limits).await }).await?))
 }

@@ -1,70 +1,34 @@
 //! Volumes.
 
-use super::{Body, HandlerResult, Input, Named, Reply, caller::Caller, detached};
-use crate::core::Core;
-use axum::extract::State;
-use blockd_api::{
-    Deleted, VolumeRef,
-    roles::Role,
-    volumes::{
-        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList,
-    },
+use super::{
+    Failure, detached,
+    routes::{OperationCall, Routes},
 };
-use std::sync::Arc;
+use blockd_api::{
+    VolumeRef, operations,
+    roles::Role,
+    volumes::{UpdateVolume, Volume},
+};
 
-pub(super) async fn create(
-    State(core): State<Arc<Core>>,
-    Body(request): Body<CreateVolume>,
-) -> HandlerResult<Volume> {
-    detached(async move { core.create_volume(request).await }).await
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .on(operations::LIST_VOLUMES, async |call| call.core.list_volumes(&call.input).await)
+        .detached(operations::CREATE_VOLUME, async |call| call.core.create_volume(call.input).await)
+        .on(operations::GET_VOLUME, async |call| call.core.inspect_volume(&call.path).await)
+        .on(operations::UPDATE_VOLUME, update)
+        .detached(operations::DELETE_VOLUME, async |call| {
+            let volume = call.core.whole_volume(&call.path)?;
+            call.core.delete_volume(&volume, call.input.force).await
+        })
+        .on(operations::CHECK_VOLUME, async |call| call.core.check_volume(&call.path).await)
+        .detached(operations::CLONE_VOLUME, async |call| call.core.clone_volume(&call.path, call.input).await)
 }
 
-pub(super) async fn check(
-    State(core): State<Arc<Core>>,
-    Named(volume): Named<VolumeRef>,
-) -> HandlerResult<VolumeCheck> {
-    Ok(Reply(core.check_volume(&volume).await?))
-}
-
-pub(super) async fn clone(
-    State(core): State<Arc<Core>>,
-    Named(volume): Named<VolumeRef>,
-    Body(request): Body<CloneVolume>,
-) -> HandlerResult<Volume> {
-    detached(async move { core.clone_volume(&volume, request).await }).await
-}
-
-pub(super) async fn list(
-    State(core): State<Arc<Core>>,
-    Input(query): Input<ListVolumes>,
-) -> HandlerResult<VolumeList> {
-    Ok(Reply(core.list_volumes(&query).await?))
-}
-
-pub(super) async fn inspect(
-    State(core): State<Arc<Core>>,
-    Named(volume): Named<VolumeRef>,
-) -> HandlerResult<Volume> {
-    Ok(Reply(core.inspect_volume(&volume).await?))
-}
-
-pub(super) async fn update(
-    State(core): State<Arc<Core>>,
-    caller: Caller,
-    Named(volume): Named<VolumeRef>,
-    Body(request): Body<UpdateVolume>,
-) -> HandlerResult<Volume> {
+async fn update(call: OperationCall<VolumeRef, UpdateVolume>) -> Result<Volume, Failure> {
+    let OperationCall { core, caller, path: volume, input: request } = call;
     // Groups and labels determine the schedules.
     if request != (UpdateVolume { size_bytes: request.size_bytes, ..UpdateVolume::default() }) {
         caller.needs(Role::Admin, "changing anything but the size of a volume")?;
     }
     detached(async move { core.update_volume(&volume, request).await }).await
-}
-
-pub(super) async fn delete(
-    State(core): State<Arc<Core>>,
-    Named(volume): Named<VolumeRef>,
-    Input(query): Input<DeleteVolume>,
-) -> HandlerResult<Deleted> {
-    detached(async move { core.delete_volume(&core.whole_volume(&volume)?, query.force).await }).await
 }

@@ -1,6 +1,7 @@
 //! Tests of passed descriptors.
 
 use super::*;
+use blockd_api::roles::Role;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use std::{
     fs::File,
