@@ -4,6 +4,7 @@ use crate::{commands::Context, failure::Failure};
 use blockd_api::{
     ApiError, ClientError, CredentialRef, ErrorCode,
     cloudsnaps::{CloudSnapshotId, ListCloudsnaps},
+    operations,
 };
 use std::{fmt, str::FromStr};
 
@@ -88,7 +89,7 @@ impl SnapRef {
         }
         let query = ListCloudsnaps { cred_id: cred_id.cloned(), ..ListCloudsnaps::default() };
         let as_given = self.0.parse::<CloudSnapshotId>().ok();
-        let list = match (context.client.list_cloudsnaps(&query).await, as_given) {
+        let list = match (context.client.call(operations::LIST_CLOUDSNAPS, &query).await, as_given) {
             (Ok(list), _) => list,
             // The daemon's error is more specific.
             (Err(_), Some(id)) => return Ok(id),

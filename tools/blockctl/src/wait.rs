@@ -4,7 +4,7 @@
 
 use crate::{failure::Failure, output::Output, progress::Progress};
 use blockd_api::{
-    Client, ClientError,
+    Client, ClientError, operations,
     tasks::{Task, WaitTask},
 };
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Ta
     let mut away_since: Option<Instant> = None;
     loop {
         let wait = WaitTask { wait_ms: since_version.map(|_| POLL_WAIT_MS), since_version };
-        match client.task(task, &wait).await {
+        match client.call_at(operations::GET_TASK, &task, &wait).await {
             Ok(now) if now.state.stage.is_over() => return Ok(now),
             Ok(now) => {
                 away_since = None;

@@ -3,6 +3,7 @@
 use super::{Context, cloudsnap, counted};
 use crate::{cli::backup_group::BackupGroupArgs, failure::Failure};
 use blockd_api::cloudsnaps::StartGroupBackup;
+use blockd_api::operations;
 
 pub async fn run(context: &Context<'_>, args: BackupGroupArgs) -> Result<u8, Failure> {
     let mut places = args.cred_id.into_iter();
@@ -18,7 +19,7 @@ pub async fn run(context: &Context<'_>, args: BackupGroupArgs) -> Result<u8, Fai
         options: backup.options(),
         hooks: hooks.options()?,
     };
-    let started = context.client.start_group_backup(&request).await?;
+    let started = context.client.call(operations::START_GROUP_BACKUP, &request).await?;
     let line = format!(
         "Group Cloudsnap backup started successfully with groupID:{} ({})",
         started.group_id,

@@ -12,7 +12,7 @@ use crate::{
 use blockd_api::{
     ApiError, ClientError, ErrorCode,
     browse::{HandMount, UnmountBrowse, Unmounted},
-    format_time,
+    format_time, operations,
 };
 use blockd_fuse::{FuseError, SeenMount, UnservedMount, find_mount, resolve, take_away};
 use std::{
@@ -70,7 +70,7 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Result<(), Failure> {
         )));
     }
     // Without a daemon the mount would be dead.
-    context.client.list_mounts().await?;
+    context.client.call(operations::LIST_MOUNTS, &()).await?;
     let mut unserved = UnservedMount::make(&dir, args.allow_other).map_err(|error| refused(&error))?;
     let request = HandMount {
         mountpoint: unserved.mountpoint().to_owned(),
@@ -107,7 +107,7 @@ fn find_own(dir: &Path) -> Result<Option<SeenMount>, Failure> {
 /// Waits until the daemon no longer lists a mount. Open files can delay that.
 async fn notice(context: &Context<'_>, gone: &SeenMount) {
     let lists = async || {
-        let list = context.client.list_mounts().await.ok()?;
+        let list = context.client.call(operations::LIST_MOUNTS, &()).await.ok()?;
         let is_it = |uid: Option<u32>| uid.is_none_or(|uid| uid == gone.uid);
         list.mounts.iter().any(|mount| mount.mountpoint == gone.mountpoint && is_it(mount.uid)).then_some(())
     };
@@ -133,7 +133,7 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> 
         // The daemon may have made it in its own mount namespace.
         None => {
             let request = UnmountBrowse { mountpoint: dir, force: args.force };
-            match context.client.unmount(&request).await {
+            match context.client.call(operations::UNMOUNT, &request).await {
                 // Mounts made by the daemon ended with it.
                 Err(ClientError::SocketMissing { .. } | ClientError::Refused { .. }) => {
                     let dir = request.mountpoint.display();
@@ -151,7 +151,7 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> 
 }
 
 async fn list(context: &Context<'_>) -> Result<(), Failure> {
-    let list = context.client.list_mounts().await?;
+    let list = context.client.call(operations::LIST_MOUNTS, &()).await?;
     if context.output.is_json() {
         return context.output.document(&list.mounts);
     }

@@ -13,7 +13,7 @@ use blockd_api::{
         CloudSnapshotId, CloudsnapDetail, CloudsnapList, CloudsnapMetadata, CloudsnapStatus,
         DamagedCloudsnap, InspectCloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore,
     },
-    format_duration, format_time,
+    format_duration, format_time, operations,
     quiesce::QuiesceReport,
     tasks::{Task, TaskKind, TaskStage},
 };
@@ -61,7 +61,7 @@ async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> 
         options: args.backup.options(),
         hooks: args.hooks.options()?,
     };
-    let started = context.client.start_backup(&request).await?;
+    let started = context.client.call(operations::START_BACKUP, &request).await?;
     let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     if started.also.is_empty() {
         return report_start(context, started.task, &started, &line(&started.task), args.wait.wait).await;
@@ -116,7 +116,7 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure
         limits: args.limits.limits(),
         labels: args.labels.labels(),
     };
-    let started = context.client.start_restore(&request).await?;
+    let started = context.client.call(operations::START_RESTORE, &request).await?;
     lazy::tell_schedules(context, &started.volume, &started.schedules);
     let line = format!(
         "Cloudsnap restore started successfully on volume: {} with task name:{}",
@@ -127,7 +127,7 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure
 
 async fn delete(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure> {
     let request = StartDelete { snap: args.snap, cred_id: args.credential.cred_id, force: args.force };
-    let started = context.client.start_delete(&request).await?;
+    let started = context.client.call(operations::START_DELETE, &request).await?;
     let line = format!("Cloudsnap delete started successfully with task name:{}", started.task);
     report_start(context, started.task, &started, &line, args.wait.wait).await
 }
@@ -249,7 +249,7 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<u8, Failure> {
         cloudsnap_id,
         max: args.max,
     };
-    let list = context.client.list_cloudsnaps(&query).await?;
+    let list = context.client.call(operations::LIST_CLOUDSNAPS, &query).await?;
     let is_whole = list.failed_credentials.is_empty();
     if let (Some(id), true) =
         (&query.cloudsnap_id, is_whole && list.cloudsnaps.is_empty() && list.damaged.is_empty())
@@ -380,7 +380,7 @@ async fn inspect(context: &Context<'_>, args: InspectArgs) -> Result<u8, Failure
     let id = args.id().ok_or_else(|| Failure::usage("name the cloud snapshot to inspect"))?;
     let id = id.resolve(context, args.credential.cred_id.as_ref()).await?;
     let query = InspectCloudsnap { id, cred_id: args.credential.cred_id };
-    let detail = context.client.inspect_cloudsnap(&query).await?;
+    let detail = context.client.call(operations::INSPECT_CLOUDSNAP, &query).await?;
     match context.output.is_json() {
         true => context.output.document(&detail),
         false => context.output.raw(facts(&detail).render().as_bytes()),

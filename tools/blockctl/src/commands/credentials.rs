@@ -10,44 +10,45 @@ use crate::{
 use blockd_api::{
     ByteSize, LimitWindow,
     credentials::{Credential, ProviderKind, RekeyCredential},
-    format_time,
+    format_time, operations,
 };
 
 pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u8, Failure> {
     let Context { client, output } = context;
     match command {
         CredentialsCommand::Create(args) => {
-            let credential = client.create_credential(&request(*args)?).await?;
+            let credential = client.call(operations::CREATE_CREDENTIAL, &request(*args)?).await?;
             match output.is_json() {
                 true => output.document(&credential),
                 false => output.line(format!("Credentials created successfully, UUID:{}", credential.uuid)),
             }?;
         }
         CredentialsCommand::List => {
-            let list = client.list_credentials().await?.credentials;
+            let list = client.call(operations::LIST_CREDENTIALS, &()).await?.credentials;
             match output.is_json() {
                 true => output.document(&list),
                 false => show(context, &list),
             }?;
         }
         CredentialsCommand::Inspect(args) => {
-            let credential = client.credential(&args.credential).await?;
+            let credential = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
             match output.is_json() {
                 true => output.document(&credential),
                 false => output.raw(facts(&credential).render().as_bytes()),
             }?;
         }
         CredentialsCommand::Validate(args) => {
-            let credential = client.validate_credential(&args.credential).await?;
+            let credential = client.call_at(operations::VALIDATE_CREDENTIAL, &args.credential, &()).await?;
             match output.is_json() {
                 true => output.document(&credential),
                 false => output.line(format!("Credentials validated successfully, UUID:{}", credential.uuid)),
             }?;
         }
         CredentialsCommand::Update(args) => {
-            let kept = client.credential(&args.credential).await?.provider;
+            let kept = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?.provider;
             let request = credential_update::request(&args, kept)?;
-            let credential = client.update_credential(&args.credential, &request).await?;
+            let credential =
+                client.call_at(operations::UPDATE_CREDENTIAL, &args.credential, &request).await?;
             match output.is_json() {
                 true => output.document(&credential),
                 false => output.line(format!("Credentials updated successfully, UUID:{}", credential.uuid)),
@@ -64,7 +65,11 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
             };
             let passphrase = passphrase.read()?;
             if passphrase.is_none()
-                && client.credential(&args.credential).await?.encryption_key_from.is_none()
+                && client
+                    .call_at(operations::GET_CREDENTIAL, &args.credential, &())
+                    .await?
+                    .encryption_key_from
+                    .is_none()
             {
                 let message = "give the passphrase that holds now: --encryption-passphrase-file FILE";
                 return Err(Failure::usage(message));
@@ -78,7 +83,7 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
             };
             let (new_data_key, accept_key) = (args.new_data_key, args.accept_key);
             let request = RekeyCredential { passphrase, new_passphrase, new_data_key, accept_key };
-            let rekeyed = client.rekey_credential(&args.credential, &request).await?;
+            let rekeyed = client.call_at(operations::REKEY_CREDENTIAL, &args.credential, &request).await?;
             match output.is_json() {
                 true => output.document(&rekeyed),
                 false => output.line(format!(
@@ -95,8 +100,9 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
             }
         }
         CredentialsCommand::Limit(args) => {
-            let limits = args.limits(&client.credential(&args.credential).await?);
-            let credential = client.limit_credential(&args.credential, &limits).await?;
+            let limits =
+                args.limits(&client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?);
+            let credential = client.call_at(operations::LIMIT_CREDENTIAL, &args.credential, &limits).await?;
             let shown = |otherwise, windows: &[LimitWindow]| {
                 limit(otherwise, windows).unwrap_or_else(|| "no limit".to_owned())
             };
@@ -111,7 +117,7 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
             }?;
         }
         CredentialsCommand::Delete(args) => {
-            let deleted = client.delete_credential(&args.credential).await?;
+            let deleted = client.call_at(operations::DELETE_CREDENTIAL, &args.credential, &()).await?;
             match output.is_json() {
                 true => output.document(&deleted),
                 false => output.line(format!("Credentials deleted successfully, UUID:{}", deleted.id)),

@@ -8,7 +8,7 @@ use crate::{
 };
 use blockd_api::{
     events::{Event, EventList, ListEvents, Severity},
-    format_time,
+    format_time, operations,
 };
 
 /// Long-poll timeout.
@@ -16,7 +16,7 @@ const WAIT_MS: u64 = 30_000;
 
 pub async fn run(context: &Context<'_>, args: EventsArgs) -> Result<u8, Failure> {
     let query = ListEvents { since: None, max: Some(args.max.max(1)), wait_ms: None };
-    let EventList { mut events } = context.client.list_events(&query).await?;
+    let EventList { mut events } = context.client.call(operations::LIST_EVENTS, &query).await?;
     let mut last = events.last().map_or(0, |event| event.id);
     events.drain(..events.len().saturating_sub(args.max as usize));
     let is_shown = |event: &Event| !args.errors || event.severity == Severity::Error;
@@ -32,7 +32,7 @@ pub async fn run(context: &Context<'_>, args: EventsArgs) -> Result<u8, Failure>
     loop {
         events.iter().filter(|event| is_shown(event)).try_for_each(|event| tell(context, event))?;
         let query = ListEvents { since: Some(last), max: None, wait_ms: Some(WAIT_MS) };
-        events = context.client.list_events(&query).await?.events;
+        events = context.client.call(operations::LIST_EVENTS, &query).await?.events;
         last = events.last().map_or(last, |event| event.id);
     }
 }

@@ -8,6 +8,7 @@ use crate::{
 use blockd_api::{
     ByteSize, VolumeName,
     lazy::{GoingBack, Hydration, StartInPlace, StartLazyRestore},
+    operations,
 };
 
 /// `cloudsnap restore --lazy` and `--in-place`.
@@ -17,7 +18,7 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Fai
     if let Some(volume) = args.how.in_place {
         let request =
             StartInPlace { snap, volume, cred_id, discard: args.how.discard, limits: args.limits.limits() };
-        let started = context.client.start_in_place(&request).await?;
+        let started = context.client.call(operations::START_IN_PLACE, &request).await?;
         let line = format!(
             "Cloudsnap restore started successfully on volume: {} with task name:{}",
             started.volume_id, started.task
@@ -32,7 +33,7 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Fai
         on_store_loss: args.how.on_store_loss.unwrap_or_default(),
         labels: args.labels.labels(),
     };
-    let restored = context.client.start_lazy_restore(&request).await?;
+    let restored = context.client.call(operations::START_LAZY_RESTORE, &request).await?;
     tell_schedules(context, &restored.volume, &restored.schedules);
     let Some(task) = restored.task else {
         return Err(Failure::usage("blockd made the volume, but no task that fetches the rest of it"));
@@ -65,7 +66,7 @@ pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<u8, Failure
         on_store_loss: args.on_store_loss,
         labels: args.labels.labels(),
     };
-    let restored = context.client.start_lazy_restore(&request).await?;
+    let restored = context.client.call(operations::START_LAZY_RESTORE, &request).await?;
     tell_schedules(context, &restored.volume, &restored.schedules);
     match context.output.is_json() {
         true => context.output.document(&restored)?,

@@ -10,7 +10,7 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, ErrorCode,
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify},
-    format_time,
+    format_time, operations,
     tasks::{Findings, ListTasks, StopTask, Task, TaskLimits, TaskStage},
 };
 
@@ -18,7 +18,7 @@ use blockd_api::{
 async fn task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure> {
     let name = name.ok_or_else(|| Failure::usage("name the task"))?;
     let query = ListTasks { name: Some(name.to_owned()) };
-    let mut tasks = context.client.list_tasks(&query).await?.tasks;
+    let mut tasks = context.client.call(operations::LIST_TASKS, &query).await?.tasks;
     match (tasks.pop(), tasks.is_empty()) {
         (Some(task), true) => Ok(task),
         (Some(_), false) => Err(Failure::usage(format!(
@@ -35,7 +35,8 @@ async fn task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure
 
 pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Result<u8, Failure> {
     let id = task(context, args.task.name()).await?.name;
-    let task = context.client.stop_task(id, &StopTask { discard: args.discard }).await?;
+    let task =
+        context.client.call_at(operations::STOP_TASK, &id, &StopTask { discard: args.discard }).await?;
     let output = context.output;
     let noun = task.kind.title().to_ascii_lowercase();
     let stopped = match task.state.stage {
@@ -59,7 +60,7 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Result<u8, Fa
 
 pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Result<u8, Failure> {
     let id = task(context, args.task.name()).await?.name;
-    let task = context.client.resume_task(id).await?;
+    let task = context.client.call_at(operations::RESUME_TASK, &id, &()).await?;
     let noun = task.kind.title().to_ascii_lowercase();
     let line = format!("Cloudsnap {noun} resumed successfully with id: {id}");
     report_start(context, id, &task, &line, args.wait.wait).await
@@ -72,7 +73,7 @@ pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Result<u8, 
         limit_upload_bytes_per_s: bytes(args.limit_upload),
         limit_download_bytes_per_s: bytes(args.limit_download),
     };
-    let task = context.client.limit_task(id, &limits).await?;
+    let task = context.client.call_at(operations::LIMIT_TASK, &id, &limits).await?;
     let output = context.output;
     let shown =
         |size: Option<ByteSize>| size.map_or_else(|| "no limit".to_owned(), |size| format!("{size}/s"));
@@ -93,7 +94,7 @@ pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Result<u8
         None => None,
     };
     let request = StartVerify { snap, depth: args.depth(), cred_id: args.credential.cred_id };
-    let started = context.client.start_verify(&request).await?;
+    let started = context.client.call(operations::START_VERIFY, &request).await?;
     let line = format!("Cloudsnap verify started successfully with id: {}", started.task);
     report_start(context, started.task, &started, &line, args.wait.wait).await
 }
@@ -136,7 +137,7 @@ pub(super) fn show_findings(output: &Output, findings: &Findings) -> Result<(), 
 
 pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Result<u8, Failure> {
     let request = CollectGarbage { dry_run: args.dry_run, cred_id: args.credential.cred_id };
-    let collected = context.client.collect_garbage(&request).await?;
+    let collected = context.client.call(operations::COLLECT_GARBAGE, &request).await?;
     let output = context.output;
     if output.is_json() {
         output.document(&collected)?;

@@ -7,7 +7,7 @@ use crate::{
 };
 use blockd_api::{
     cloudsnaps::{CloudsnapMark, CloudsnapMetadata, MarkCloudsnap},
-    format_time,
+    format_time, operations,
 };
 
 pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Result<u8, Failure> {
@@ -33,7 +33,7 @@ pub async fn expire(context: &Context<'_>, args: ExpireArgs) -> Result<u8, Failu
 }
 
 async fn mark(context: &Context<'_>, request: &MarkCloudsnap) -> Result<u8, Failure> {
-    let mark = context.client.mark_cloudsnap(request).await?;
+    let mark = context.client.call(operations::MARK_CLOUDSNAP, request).await?;
     match context.output.is_json() {
         true => context.output.document(&mark)?,
         false => context.output.line(describe(&mark))?,

@@ -7,6 +7,7 @@ use crate::{
     table::{Facts, Table},
 };
 use blockd_api::{
+    operations,
     quiesce::{DEFAULT_COMMAND_TIMEOUT_S, Quiesce, QuiesceKind, QuiesceReport, QuiesceStep},
     rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
 };
@@ -15,7 +16,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
     let client = &context.client;
     let (rule, line) = match command {
         RuleCommand::List => {
-            let list = client.list_rules().await?;
+            let list = client.call(operations::LIST_RULES, &()).await?;
             match context.output.is_json() {
                 true => context.output.document(&list)?,
                 false => context.output.table(&table(&list.rules))?,
@@ -30,7 +31,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
             return Ok(EXIT_DONE);
         }
         RuleCommand::Inspect(args) => {
-            let rule = client.rule(&args.name).await?;
+            let rule = client.call_at(operations::GET_RULE, &args.name, &()).await?;
             match context.output.is_json() {
                 true => context.output.document(&rule)?,
                 false => context.output.raw(facts(&rule).render().as_bytes())?,
@@ -38,7 +39,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
             return Ok(EXIT_DONE);
         }
         RuleCommand::Delete(args) => {
-            let deleted = client.delete_rule(&args.name).await?;
+            let deleted = client.call_at(operations::DELETE_RULE, &args.name, &()).await?;
             match context.output.is_json() {
                 true => context.output.document(&deleted)?,
                 false => context.output.line(format!("Rule {} deleted successfully", deleted.name))?,
@@ -48,12 +49,13 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
         RuleCommand::Create(args) => {
             let quiesce: Quiesce = args.quiesce.into();
             quiesce.check().map_err(Failure::usage)?;
-            let rule = client.create_rule(&CreateRule { name: args.name.name, quiesce }).await?;
+            let rule =
+                client.call(operations::CREATE_RULE, &CreateRule { name: args.name.name, quiesce }).await?;
             let line = format!("Rule {} created successfully", rule.name);
             (rule, line)
         }
         RuleCommand::Update(args) => {
-            let now = client.rule(&args.name.name).await?;
+            let now = client.call_at(operations::GET_RULE, &args.name.name, &()).await?;
             let quiesce = args.patch(&now.quiesce);
             quiesce.check().map_err(Failure::usage)?;
             if quiesce == now.quiesce {
@@ -61,19 +63,20 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
                     "nothing is to be changed: give --pre-command, --post-command, --freeze-fs, --user, --timeout or --on-failure",
                 ));
             }
-            let rule = client.update_rule(&args.name.name, &UpdateRule { quiesce }).await?;
+            let rule =
+                client.call_at(operations::UPDATE_RULE, &args.name.name, &UpdateRule { quiesce }).await?;
             let line = format!("Rule {} updated successfully", rule.name);
             (rule, line)
         }
         RuleCommand::Assign(args) => {
             let target = RuleTarget { volume: args.volume, group: args.group };
-            let rule = client.assign_rule(&args.name.name, &target).await?;
+            let rule = client.call_at(operations::ASSIGN_RULE, &args.name.name, &target).await?;
             let line = format!("Rule {} is that of {} now", rule.name, describe(&target));
             (rule, line)
         }
         RuleCommand::Unassign(args) => {
             let target = RuleTarget { volume: args.volume, group: args.group };
-            let rule = client.unassign_rule(&args.name.name, &target).await?;
+            let rule = client.call_at(operations::UNASSIGN_RULE, &args.name.name, &target).await?;
             let line = format!("Rule {} is that of {} no more", rule.name, describe(&target));
             (rule, line)
         }

@@ -12,7 +12,7 @@ use crate::{
 use blockd_api::{
     ApiError, ClientError, ErrorCode,
     credentials::Credential,
-    format_time,
+    format_time, operations,
     schedules::{
         CopyState, CreateSchedule, ListRuns, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
         UpdateSchedule,
@@ -112,7 +112,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> 
         rule: args.rule,
         paused: args.paused,
     };
-    let schedule = context.client.create_schedule(&request).await?;
+    let schedule = context.client.call(operations::CREATE_SCHEDULE, &request).await?;
     warn(context, &schedule.warnings);
     let next = or_dash(schedule.next_run.map(format_time));
     let line = format!("Cloudsnap schedule created successfully, UUID:{} (next run {next})", schedule.uuid);
@@ -133,7 +133,7 @@ struct Places(Vec<Credential>);
 
 impl Places {
     async fn load(context: &Context<'_>) -> Result<Self, Failure> {
-        Ok(Self(context.client.list_credentials().await?.credentials))
+        Ok(Self(context.client.call(operations::LIST_CREDENTIALS, &()).await?.credentials))
     }
 
     /// Returns the name of a location, or its id if it was deleted; `None` is this host.
@@ -180,10 +180,10 @@ pub fn kept(schedule: &Schedule, policies: &[Policy]) -> String {
 }
 
 async fn list(context: &Context<'_>) -> Result<u8, Failure> {
-    let list = context.client.list_schedules().await?;
+    let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
     let places = Places::load(context).await?;
     let policies = match list.schedules.iter().any(|one| one.policy.is_some()) && !context.output.is_json() {
-        true => context.client.list_policies().await?.policies,
+        true => context.client.call(operations::LIST_POLICIES, &()).await?.policies,
         false => Vec::new(),
     };
     show(context, &list, || {
@@ -228,7 +228,7 @@ async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> 
     if let Ok(uuid) = Uuid::parse_str(wanted.uuid()) {
         return Ok(uuid);
     }
-    let list = context.client.list_schedules().await?;
+    let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
     let begins = |schedule: &&Schedule| schedule.uuid.to_string().starts_with(wanted.uuid());
     let found: Vec<Uuid> = list.schedules.iter().filter(begins).map(|schedule| schedule.uuid).collect();
     match found[..] {
@@ -256,7 +256,7 @@ fn common_zone(rules: &[Rule]) -> Option<Zone> {
 
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> {
     let uuid = find(context, &args.uuid).await?;
-    let list = context.client.list_schedules().await?;
+    let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
     let Some(now) = list.schedules.into_iter().find(|schedule| schedule.uuid == uuid) else {
         let message = format!("there is no schedule {uuid} that can be changed");
         return Err(ClientError::from(ApiError::new(ErrorCode::ScheduleNotFound, message)).into());
@@ -305,21 +305,21 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> 
             "nothing is to be changed: give times, --policy, --max, --keep-…, --local-keep-…, --keep-at, --full, --jitter, --priority or --rule",
         ));
     }
-    let schedule = context.client.update_schedule(uuid, &request).await?;
+    let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
     print_line(context, &schedule, "Cloudsnap schedule updated successfully")
 }
 
 async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Result<u8, Failure> {
     let uuid = find(context, args).await?;
     let request = UpdateSchedule { paused: Some(paused), ..UpdateSchedule::default() };
-    let schedule = context.client.update_schedule(uuid, &request).await?;
+    let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
     let done = if paused { "paused" } else { "resumed" };
     print_line(context, &schedule, format!("Cloudsnap schedule {done} successfully"))
 }
 
 async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Result<u8, Failure> {
     let uuid = find(context, &args.uuid).await?;
-    let mut list = context.client.run_schedule(uuid).await?;
+    let mut list = context.client.call_at(operations::RUN_SCHEDULE, &uuid, &()).await?;
     let mut exit = EXIT_DONE;
     if args.wait.wait {
         for run in &mut list.runs {
@@ -344,7 +344,7 @@ async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
             _ => sleep(LOOK_AGAIN).await,
         }
         let query = ListRuns { schedule: Some(run.schedule), max: Some(MAX_RUNS), ..ListRuns::default() };
-        let runs = context.client.list_runs(&query).await?.runs;
+        let runs = context.client.call(operations::LIST_RUNS, &query).await?.runs;
         let now = runs.into_iter().find(|one| one.id == run.id);
         let Some(now) = now else { break };
         if now.state == run.state && now.task.is_some() {
@@ -358,13 +358,13 @@ async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
 
 async fn delete(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
     let uuid = find(context, args).await?;
-    let deleted = context.client.delete_schedule(uuid).await?;
+    let deleted = context.client.call_at(operations::DELETE_SCHEDULE, &uuid, &()).await?;
     print_line(context, &deleted, "Cloudsnap schedule deleted successfully")
 }
 
 async fn retention(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
     let uuid = find(context, args).await?;
-    let plan = context.client.plan_retention(uuid).await?;
+    let plan = context.client.call_at(operations::PLAN_RETENTION, &uuid, &()).await?;
     let places = Places::load(context).await?;
     show(context, &plan, || {
         let mut table = Table::new(&["CLOUD-SNAP-ID", "VOLUME", "CREATED-TIME", "COPY", "VERDICT"]);
@@ -431,7 +431,7 @@ fn history_table(runs: &[Run], places: &Places) -> Table {
 /// `cloudsnap history`
 pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Result<u8, Failure> {
     let query = ListRuns { schedule: None, schedule_prefix: args.uuid, volume: args.src, max: args.max };
-    let list = context.client.list_runs(&query).await?;
+    let list = context.client.call(operations::LIST_RUNS, &query).await?;
     let places = Places::load(context).await?;
     show(context, &list, || history_table(&list.runs, &places))
 }
@@ -440,25 +440,27 @@ pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Result<u8, Fai
 pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Result<u8, Failure> {
     match command {
         PolicyCommand::Create(args) => {
-            let policy =
-                context.client.create_policy(&Policy { rules: rules(&args)?, name: args.name }).await?;
+            let policy = context
+                .client
+                .call(operations::CREATE_POLICY, &Policy { rules: rules(&args)?, name: args.name })
+                .await?;
             print_line(context, &policy, format!("Schedule policy {} created successfully", policy.name))
         }
         PolicyCommand::Update(args) => {
             let request = UpdatePolicy { rules: rules(&args)? };
-            let policy = context.client.update_policy(&args.name, &request).await?;
+            let policy = context.client.call_at(operations::UPDATE_POLICY, &args.name, &request).await?;
             print_line(context, &policy, format!("Schedule policy {} updated successfully", policy.name))
         }
         PolicyCommand::List => {
-            let list = context.client.list_policies().await?;
+            let list = context.client.call(operations::LIST_POLICIES, &()).await?;
             show(context, &list, || policy_table(&list.policies))
         }
         PolicyCommand::Inspect(args) => {
-            let policy = context.client.policy(&args.name).await?;
+            let policy = context.client.call_at(operations::GET_POLICY, &args.name, &()).await?;
             show(context, &policy, || policy_table(std::slice::from_ref(&policy)))
         }
         PolicyCommand::Delete(args) => {
-            let deleted = context.client.delete_policy(&args.name).await?;
+            let deleted = context.client.call_at(operations::DELETE_POLICY, &args.name, &()).await?;
             print_line(context, &deleted, format!("Schedule policy {} deleted successfully", deleted.name))
         }
     }

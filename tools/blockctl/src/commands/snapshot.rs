@@ -8,11 +8,11 @@ use crate::{
     table::{Facts, Table},
 };
 use blockd_api::{
-    ByteSize, ClientError, SnapshotRef, VolumeRef, format_time,
+    ByteSize, ClientError, SnapshotRef, VolumeRef, format_time, operations,
     quiesce::{QuiesceReport, QuiesceStep},
     snapshots::{
-        CreateGroupSnapshot, CreateSnapshot, DiffSnapshots, ListSnapshots, MarkSnapshot, RestoreSnapshot,
-        Snapshot, SnapshotGroup,
+        CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, ListSnapshots, MarkSnapshot,
+        RestoreSnapshot, Snapshot, SnapshotGroup,
     },
 };
 use std::time::Duration;
@@ -39,7 +39,7 @@ pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, 
 
 async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> {
     let request = CreateSnapshot { name: args.name, hooks: args.hooks.options()? };
-    let snapshot = context.client.create_snapshot(&args.volume, &request).await?;
+    let snapshot = context.client.call_at(operations::CREATE_SNAPSHOT, &args.volume, &request).await?;
     warn(context, snapshot.quiesce.as_ref());
     if context.output.is_json() {
         return context.output.document(&snapshot);
@@ -61,7 +61,7 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<()
         name: args.name,
         hooks: args.hooks.options()?,
     };
-    let taken = context.client.create_group_snapshot(&request).await?;
+    let taken = context.client.call(operations::CREATE_GROUP_SNAPSHOT, &request).await?;
     warn(context, taken.snapshots.first().and_then(|snapshot| snapshot.quiesce.as_ref()));
     if context.output.is_json() {
         return context.output.document(&taken);
@@ -87,7 +87,7 @@ fn warn(context: &Context<'_>, report: Option<&QuiesceReport>) {
 
 async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
     let query = ListSnapshots { volume: args.volume, group: args.group };
-    let list = context.client.list_snapshots(&query).await?;
+    let list = context.client.call(operations::LIST_SNAPSHOTS, &query).await?;
     if context.output.is_json() {
         return context.output.document(&list.snapshots);
     }
@@ -127,7 +127,7 @@ fn table(snapshots: &[Snapshot]) -> Table {
 }
 
 async fn inspect(context: &Context<'_>, snapshot: &SnapshotRef) -> Result<(), Failure> {
-    let snapshot = context.client.snapshot(snapshot).await?;
+    let snapshot = context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?;
     if context.output.is_json() {
         return context.output.document(&snapshot);
     }
@@ -174,11 +174,11 @@ fn step_text(step: &QuiesceStep) -> String {
 async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<(), Failure> {
     let (from, to) = (args.from.of(&args.volume), args.to.of_or_now(&args.volume));
     let mut query = DiffSnapshots { from, to, offset_bytes: None };
-    let mut diff = context.client.diff_snapshots(&args.volume, &query).await?;
+    let mut diff = context.client.call_at(operations::DIFF_SNAPSHOTS, &args.volume, &query).await?;
     // Replies are paged; the difference of two snapshots does not change between requests.
     while let Some(offset_bytes) = diff.next_offset_bytes {
         query.offset_bytes = Some(offset_bytes);
-        let mut next = context.client.diff_snapshots(&args.volume, &query).await?;
+        let mut next = context.client.call_at(operations::DIFF_SNAPSHOTS, &args.volume, &query).await?;
         diff.extents.append(&mut next.extents);
         diff.next_offset_bytes = next.next_offset_bytes;
     }
@@ -205,8 +205,12 @@ async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<(), Failure> {
 
 async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<(), Failure> {
     let request = RestoreSnapshot { snapshot: args.snapshot.of(&args.volume), discard: args.discard };
-    let restored =
-        watched(context, &args.volume, context.client.restore_snapshot(&args.volume, &request)).await?;
+    let restored = watched(
+        context,
+        &args.volume,
+        context.client.call_at(operations::RESTORE_SNAPSHOT, &args.volume, &request),
+    )
+    .await?;
     if context.output.is_json() {
         return context.output.document(&restored);
     }
@@ -236,7 +240,8 @@ async fn watched<T>(
         }
         pause = SHOW_EVERY;
         // A failed progress request is ignored; the result matters.
-        let asked = tokio::time::timeout(SHOW_AFTER, context.client.volume(volume));
+        let asked =
+            tokio::time::timeout(SHOW_AFTER, context.client.call_at(operations::GET_VOLUME, volume, &()));
         if let Some(now) = asked.await.ok().and_then(Result::ok).and_then(|volume| volume.rolling_back) {
             progress.show(&Seen {
                 head: "Rolling back:".to_owned(),
@@ -251,7 +256,8 @@ async fn watched<T>(
 }
 
 async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Result<(), Failure> {
-    let snapshot = context.client.mark_snapshot(snapshot, &MarkSnapshot { pinned }).await?;
+    let snapshot =
+        context.client.call_at(operations::MARK_SNAPSHOT, snapshot, &MarkSnapshot { pinned }).await?;
     if context.output.is_json() {
         return context.output.document(&snapshot);
     }
@@ -260,11 +266,8 @@ async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Res
 }
 
 async fn delete(context: &Context<'_>, snapshot: &SnapshotRef, force: bool) -> Result<(), Failure> {
-    let client = &context.client;
-    let deleted = match force {
-        true => client.delete_snapshot_by_force(snapshot).await?,
-        false => client.delete_snapshot(snapshot).await?,
-    };
+    let query = DeleteSnapshot { force };
+    let deleted = context.client.call_at(operations::DELETE_SNAPSHOT, snapshot, &query).await?;
     if context.output.is_json() {
         return context.output.document(&deleted);
     }

@@ -9,7 +9,7 @@ use crate::{
     table::Facts,
 };
 use blockd_api::{
-    ByteSize, events::ListEvents, format_duration, schedules::ListRuns, tasks::ListTasks,
+    ByteSize, events::ListEvents, format_duration, operations, schedules::ListRuns, tasks::ListTasks,
     volumes::ListVolumes,
 };
 use jiff::Timestamp;
@@ -20,15 +20,15 @@ const LOOK_BACK: u32 = 1_000;
 
 pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
     let client = &context.client;
-    let status = client.status().await?;
+    let status = client.call(operations::GET_STATUS, &()).await?;
     let runs = ListRuns { max: Some(LOOK_BACK), ..ListRuns::default() };
     let events = ListEvents { max: Some(LOOK_BACK), ..ListEvents::default() };
     let known = Known {
-        volumes: client.list_volumes(&ListVolumes::default()).await?.volumes,
-        schedules: client.list_schedules().await?,
-        runs: client.list_runs(&runs).await?.runs,
-        tasks: client.list_tasks(&ListTasks::default()).await?.tasks,
-        events: client.list_events(&events).await?.events,
+        volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.volumes,
+        schedules: client.call(operations::LIST_SCHEDULES, &()).await?,
+        runs: client.call(operations::LIST_RUNS, &runs).await?.runs,
+        tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.tasks,
+        events: client.call(operations::LIST_EVENTS, &events).await?.events,
         webhooks: status.webhooks.clone(),
         reload_failed: status.reload_failed.clone(),
         problems: status.problems.clone(),

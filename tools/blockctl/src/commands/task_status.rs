@@ -13,7 +13,7 @@ use crate::{
     wait::{AWAY_LIMIT, AWAY_PAUSE},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, format_duration, format_time,
+    ApiError, ByteSize, ErrorCode, format_duration, format_time, operations,
     tasks::{ListTasks, Task, TaskStage},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -71,7 +71,7 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, F
 
 async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Failure> {
     let query = ListTasks { name: args.name().map(str::to_owned) };
-    let mut tasks = context.client.list_tasks(&query).await?.tasks;
+    let mut tasks = context.client.call(operations::LIST_TASKS, &query).await?.tasks;
     if let (Some(name), true) = (args.name(), tasks.is_empty()) {
         let error =
             ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));

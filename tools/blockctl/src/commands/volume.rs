@@ -12,11 +12,11 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, SnapshotId, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
-    format_time,
+    format_time, operations,
     snapshots::{ListSnapshots, Snapshot},
     volumes::{
-        CloneVolume, CreateVolume, DiscardedWrites, ListVolumes, Merging, SurvivingClients, UpdateVolume,
-        Volume, VolumeState,
+        CloneVolume, CreateVolume, DeleteVolume, DiscardedWrites, ListVolumes, Merging, SurvivingClients,
+        UpdateVolume, Volume, VolumeState,
     },
 };
 use serde::Serialize;
@@ -46,7 +46,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
         labels: args.label,
         group: args.group,
     };
-    let volume = context.client.create_volume(&request).await?;
+    let volume = context.client.call(operations::CREATE_VOLUME, &request).await?;
     if context.output.is_json() {
         return context.output.document(&volume);
     }
@@ -54,7 +54,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
 }
 
 async fn check(context: &Context<'_>, volume: &VolumeRef) -> Result<u8, Failure> {
-    let check = context.client.check_volume(volume).await?;
+    let check = context.client.call_at(operations::CHECK_VOLUME, volume, &()).await?;
     if context.output.is_json() {
         context.output.document(&check)?;
     } else if check.sound {
@@ -74,7 +74,7 @@ async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<(), Failure> {
         SnapshotRef::Id(id) => volume_of(context, *id).await?,
     };
     let request = CloneVolume { name: args.name, snapshot: args.from, labels: args.label };
-    let volume = context.client.clone_volume(&parent, &request).await?;
+    let volume = context.client.call_at(operations::CLONE_VOLUME, &parent, &request).await?;
     if context.output.is_json() {
         return context.output.document(&volume);
     }
@@ -83,7 +83,7 @@ async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<(), Failure> {
 
 /// Returns the volume of a snapshot.
 async fn volume_of(context: &Context<'_>, id: SnapshotId) -> Result<VolumeRef, Failure> {
-    let list = context.client.list_snapshots(&ListSnapshots::default()).await?;
+    let list = context.client.call(operations::LIST_SNAPSHOTS, &ListSnapshots::default()).await?;
     let found = list.snapshots.into_iter().find(|snapshot| snapshot.id == id);
     found.map(|snapshot| VolumeRef::Id(snapshot.volume_id)).ok_or_else(|| {
         let message = format!("there is no snapshot {id}");
@@ -92,7 +92,10 @@ async fn volume_of(context: &Context<'_>, id: SnapshotId) -> Result<VolumeRef, F
 }
 
 async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
-    let list = context.client.list_volumes(&ListVolumes { label: args.label, group: args.group }).await?;
+    let list = context
+        .client
+        .call(operations::LIST_VOLUMES, &ListVolumes { label: args.label, group: args.group })
+        .await?;
     if context.output.is_json() {
         return context.output.document(&list.volumes);
     }
@@ -146,9 +149,9 @@ struct Inspected<'a> {
 }
 
 async fn inspect(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
-    let volume = context.client.volume(volume).await?;
+    let volume = context.client.call_at(operations::GET_VOLUME, volume, &()).await?;
     let query = ListSnapshots { volume: Some(VolumeRef::Id(volume.id)), group: None };
-    let snapshots = context.client.list_snapshots(&query).await?.snapshots;
+    let snapshots = context.client.call(operations::LIST_SNAPSHOTS, &query).await?.snapshots;
     if context.output.is_json() {
         return context.output.document(&Inspected { volume: &volume, snapshots: &snapshots });
     }
@@ -256,7 +259,7 @@ async fn attach(context: &Context<'_>, args: AttachArgs) -> Result<(), Failure> 
         block_size_bytes: args.block_size,
     };
     request.check().map_err(Failure::usage)?;
-    let attachment = context.client.attach_volume(&args.volume, &request).await?;
+    let attachment = context.client.call_at(operations::ATTACH_VOLUME, &args.volume, &request).await?;
     if context.output.is_json() {
         return context.output.document(&attachment);
     }
@@ -272,7 +275,10 @@ async fn detach(context: &Context<'_>, args: DetachArgs) -> Result<(), Failure> 
         DetachTarget::Volume(volume) => volume,
         DetachTarget::Device(device) => volume_at(context, device).await?,
     };
-    let detached = context.client.detach_volume(&volume, &DetachVolume { force: args.force }).await?;
+    let detached = context
+        .client
+        .call_at(operations::DETACH_VOLUME, &volume, &DetachVolume { force: args.force })
+        .await?;
     if context.output.is_json() {
         return context.output.document(&detached);
     }
@@ -282,7 +288,7 @@ async fn detach(context: &Context<'_>, args: DetachArgs) -> Result<(), Failure> 
 
 /// Returns the volume attached to a device.
 async fn volume_at(context: &Context<'_>, device: NbdDevice) -> Result<VolumeRef, Failure> {
-    let list = context.client.list_volumes(&ListVolumes::default()).await?;
+    let list = context.client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?;
     let found = list.volumes.into_iter().find(|volume| {
         volume.attachment.as_ref().is_some_and(|attachment| attachment.device == Some(device))
     });
@@ -295,7 +301,7 @@ async fn volume_at(context: &Context<'_>, device: NbdDevice) -> Result<VolumeRef
 
 async fn resize(context: &Context<'_>, args: ResizeArgs) -> Result<(), Failure> {
     let request = UpdateVolume { size_bytes: Some(args.size.as_bytes()), ..UpdateVolume::default() };
-    let volume = context.client.update_volume(&args.volume, &request).await?;
+    let volume = context.client.call_at(operations::UPDATE_VOLUME, &args.volume, &request).await?;
     if context.output.is_json() {
         return context.output.document(&volume);
     }
@@ -313,7 +319,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> 
         labels: changes.label,
         group,
     };
-    let volume = context.client.update_volume(&args.volume, &request).await?;
+    let volume = context.client.call_at(operations::UPDATE_VOLUME, &args.volume, &request).await?;
     if context.output.is_json() {
         return context.output.document(&volume);
     }
@@ -340,10 +346,8 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> 
 }
 
 async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Result<(), Failure> {
-    let deleted = match args.force {
-        true => context.client.delete_volume_by_force(&args.volume).await,
-        false => context.client.delete_volume(&args.volume).await,
-    }?;
+    let query = DeleteVolume { force: args.force };
+    let deleted = context.client.call_at(operations::DELETE_VOLUME, &args.volume, &query).await?;
     deleted.warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));
     if context.output.is_json() {
         return context.output.document(&deleted);
@@ -357,7 +361,7 @@ async fn reachable(context: &Context<'_>, uri: String) -> Result<String, Failure
     let Some(export) = export.filter(|_| context.client.endpoint().socket().is_none()) else {
         return Ok(uri);
     };
-    let served = context.client.status().await?.nbd;
+    let served = context.client.call(operations::GET_STATUS, &()).await?.nbd;
     let elsewhere: Vec<String> =
         served.iter().filter(|one| one.starts_with("nbd://")).map(|one| format!("{one}{export}")).collect();
     Err(Failure::Usage {
@@ -374,8 +378,10 @@ async fn reachable(context: &Context<'_>, uri: String) -> Result<String, Failure
 
 async fn uri(context: &Context<'_>, export: &ExportRef) -> Result<(), Failure> {
     let uri = match export {
-        ExportRef::Volume(volume) => context.client.volume(volume).await?.uri,
-        ExportRef::Snapshot(snapshot) => context.client.snapshot(snapshot).await?.uri,
+        ExportRef::Volume(volume) => context.client.call_at(operations::GET_VOLUME, volume, &()).await?.uri,
+        ExportRef::Snapshot(snapshot) => {
+            context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?.uri
+        }
     };
     let uri = reachable(context, uri).await?;
     if context.output.is_json() {

@@ -14,6 +14,7 @@ use crate::{
 use blockd_api::{
     Client, ClientError,
     events::{ListEvents, MAX_EVENTS},
+    operations,
     schedules::ListRuns,
     snapshots::ListSnapshots,
     tasks::ListTasks,
@@ -56,7 +57,7 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure>
             parts.insert("log".into(), log);
         }
     }
-    let status = client.status().await;
+    let status = client.call(operations::GET_STATUS, &()).await;
     if let Err(error) = &status {
         context.output.note(format!("warning: {error}: the bundle has only what this host says"));
     }
@@ -82,19 +83,23 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure>
 
 /// Collects the daemon's parts.
 async fn ask_daemon(client: &Client, parts: &mut Map<String, Value>) {
-    parts.insert("volumes".into(), part(client.list_volumes(&ListVolumes::default()).await));
-    parts.insert("snapshots".into(), part(client.list_snapshots(&ListSnapshots::default()).await));
-    parts.insert("credentials".into(), part(client.list_credentials().await));
-    parts.insert("tasks".into(), part(client.list_tasks(&ListTasks::default()).await));
-    parts.insert("schedules".into(), part(client.list_schedules().await));
-    parts.insert("policies".into(), part(client.list_policies().await));
+    parts
+        .insert("volumes".into(), part(client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await));
+    parts.insert(
+        "snapshots".into(),
+        part(client.call(operations::LIST_SNAPSHOTS, &ListSnapshots::default()).await),
+    );
+    parts.insert("credentials".into(), part(client.call(operations::LIST_CREDENTIALS, &()).await));
+    parts.insert("tasks".into(), part(client.call(operations::LIST_TASKS, &ListTasks::default()).await));
+    parts.insert("schedules".into(), part(client.call(operations::LIST_SCHEDULES, &()).await));
+    parts.insert("policies".into(), part(client.call(operations::LIST_POLICIES, &()).await));
     let runs = ListRuns { max: Some(MAX_RUNS), ..ListRuns::default() };
-    parts.insert("runs".into(), part(client.list_runs(&runs).await));
+    parts.insert("runs".into(), part(client.call(operations::LIST_RUNS, &runs).await));
     let events = ListEvents { max: Some(MAX_EVENTS), ..ListEvents::default() };
-    parts.insert("events".into(), part(client.list_events(&events).await));
-    parts.insert("mounts".into(), part(client.list_mounts().await));
-    parts.insert("metrics".into(), part(client.metrics_text().await));
-    parts.insert("rules".into(), part(client.list_rules().await));
+    parts.insert("events".into(), part(client.call(operations::LIST_EVENTS, &events).await));
+    parts.insert("mounts".into(), part(client.call(operations::LIST_MOUNTS, &()).await));
+    parts.insert("metrics".into(), part(client.call(operations::GET_METRICS, &()).await));
+    parts.insert("rules".into(), part(client.call(operations::LIST_RULES, &()).await));
 }
 
 /// Converts a part, or the reason for its absence.

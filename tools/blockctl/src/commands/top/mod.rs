@@ -8,7 +8,7 @@ use crate::{
     cli::top::TopArgs,
     failure::{EXIT_DONE, Failure},
 };
-use blockd_api::ClientError;
+use blockd_api::{ClientError, operations};
 use rates::{ActivityRates, Sampler};
 use rustix::process::{Signal, getpid, kill_process};
 use screen::Screen;
@@ -22,10 +22,10 @@ use tokio::{
 };
 
 pub async fn run(context: &Context<'_>, args: TopArgs) -> Result<u8, Failure> {
-    let mut looks = Sampler::new(context.client.activity().await?);
+    let mut looks = Sampler::new(context.client.call(operations::GET_ACTIVITY, &()).await?);
     if args.once {
         sleep(args.interval).await;
-        let picture = looks.next(context.client.activity().await?, args.sort);
+        let picture = looks.next(context.client.call(operations::GET_ACTIVITY, &()).await?, args.sort);
         match context.output.is_json() {
             true => context.output.document(&picture)?,
             false => context.output.raw(picture.render(context.output.is_colored()).as_bytes())?,
@@ -41,7 +41,7 @@ async fn print(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Res
     let mut is_first = true;
     loop {
         sleep(args.interval).await;
-        let picture = looks.next(context.client.activity().await?, args.sort);
+        let picture = looks.next(context.client.call(operations::GET_ACTIVITY, &()).await?, args.sort);
         let text = match context.output.is_json() {
             true => line(&picture)?,
             false if is_first => picture.render(context.output.is_colored()),
@@ -106,7 +106,7 @@ async fn draw(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Resu
     loop {
         let look = async {
             sleep(wait).await;
-            context.client.activity().await
+            context.client.call(operations::GET_ACTIVITY, &()).await
         };
         let seen = tokio::select! {
             wish = wishes.next() => match wish {
