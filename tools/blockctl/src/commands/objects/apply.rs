@@ -27,6 +27,7 @@ use blockd_api::{
     ClientError, CredentialRef, ErrorCode, Labels, ObjectName, RuleName, VolumeRef,
     cloudsnaps::{StartBackup, StartGroupBackup, StartRestore},
     lazy::{StartLazyRestore, StoreLoss},
+    operations,
     rules::{CreateRule, RuleTarget, UpdateRule},
     schedules::{Policy, UpdatePolicy},
     snapshots::CreateSnapshot,
@@ -177,7 +178,7 @@ impl Apply<'_> {
         match planned {
             Plan::Wait(tasks) => Ok(Done { result: UNDER_WAY, tasks, awaited: None }),
             Plan::Resume(task) => {
-                self.context.client.resume_task(task).await?;
+                self.context.client.call_at(operations::RESUME_TASK, &task, &()).await?;
                 Ok(Done { result: RESUMED, tasks: vec![task], awaited: None })
             }
             Plan::Create => {
@@ -198,19 +199,24 @@ impl Apply<'_> {
         let (client, name) = (&self.context.client, &object.name);
         match &object.body {
             Body::Location(location) => {
-                client.create_credential(&location.request(&parse_name(name)?)?).await?;
+                client.call(operations::CREATE_CREDENTIAL, &location.request(&parse_name(name)?)?).await?;
             }
             Body::Policy(rules) => {
-                client.create_policy(&Policy { name: parse_name(name)?, rules: rules.0.clone() }).await?;
+                client
+                    .call(
+                        operations::CREATE_POLICY,
+                        &Policy { name: parse_name(name)?, rules: rules.0.clone() },
+                    )
+                    .await?;
             }
             Body::Rule(hook) => {
                 let name: RuleName = parse_name(name)?;
                 let quiesce = hook.quiesce().map_err(Failure::usage)?;
-                client.create_rule(&CreateRule { name: name.clone(), quiesce }).await?;
+                client.call(operations::CREATE_RULE, &CreateRule { name: name.clone(), quiesce }).await?;
                 self.assign(&name, hook).await?;
             }
             Body::Schedule(schedule) => {
-                client.create_schedule(&schedule.request(name)).await?;
+                client.call(operations::CREATE_SCHEDULE, &schedule.request(name)).await?;
             }
             Body::Backup(backup) => return self.start_backup(name, backup).await,
             Body::Restore(restore) => return self.start_restore(restore).await,
@@ -225,7 +231,7 @@ impl Apply<'_> {
         if let Some(volume) = backup.selector().volume {
             let StartGroupBackup { cred_id, options, hooks, .. } = request;
             let request = StartBackup { cred_id, options, hooks, ..StartBackup::of(volume) };
-            return Ok(vec![client.start_backup(&request).await?.task]);
+            return Ok(vec![client.call(operations::START_BACKUP, &request).await?.task]);
         }
         let missing = resources.not_backed_up(name.as_str(), backup);
         if !missing.is_empty() && missing.len() < resources.members(&backup.selector()).count() {
@@ -233,7 +239,7 @@ impl Apply<'_> {
             request.volumes = missing.iter().map(|volume| VolumeRef::Id(volume.id)).collect();
             (request.group, request.label) = (None, None);
         }
-        let started = client.start_group_backup(&request).await?;
+        let started = client.call(operations::START_GROUP_BACKUP, &request).await?;
         Ok(started.members.into_iter().flat_map(|member| member.tasks).collect())
     }
 
@@ -246,11 +252,11 @@ impl Apply<'_> {
             let on_store_loss = StoreLoss::default();
             let request =
                 StartLazyRestore { snap, volume, cred_id, hydrate: true, on_store_loss, labels: None };
-            let started = client.start_lazy_restore(&request).await?;
+            let started = client.call(operations::START_LAZY_RESTORE, &request).await?;
             (started.volume, started.schedules, started.task.into_iter().collect())
         } else {
             let request = StartRestore { volume, cred_id, skip_damaged, ..StartRestore::of(snap) };
-            let started = client.start_restore(&request).await?;
+            let started = client.call(operations::START_RESTORE, &request).await?;
             (started.volume, started.schedules, vec![started.task])
         };
         tell_schedules(self.context, &volume, &schedules);
@@ -263,14 +269,14 @@ impl Apply<'_> {
             Body::Location(location) => self.update_location(name, location, changes).await?,
             Body::Policy(rules) => {
                 let request = UpdatePolicy { rules: rules.0.clone() };
-                client.update_policy(&parse_name(&object.name)?, &request).await?;
+                client.call_at(operations::UPDATE_POLICY, &parse_name(&object.name)?, &request).await?;
             }
             Body::Rule(hook) => {
                 let rule: RuleName = parse_name(&object.name)?;
                 let quiesce = hook.quiesce().map_err(Failure::usage)?;
                 let is_target = |path: &str| path == "spec.volumes" || path == "spec.groups";
                 if changes.iter().any(|change| !is_target(&change.path)) {
-                    client.update_rule(&rule, &UpdateRule { quiesce }).await?;
+                    client.call_at(operations::UPDATE_RULE, &rule, &UpdateRule { quiesce }).await?;
                 }
                 self.assign(&rule, hook).await?;
             }
@@ -279,7 +285,9 @@ impl Apply<'_> {
                 let found = found.and_then(|one| Some((one.uuid, self.resources.schedule_spec(one)?)));
                 if let Some((uuid, current)) = found {
                     let (current, wanted) = (current.request(&object.name), schedule.request(&object.name));
-                    client.update_schedule(uuid, &schedule::update(&current, wanted)).await?;
+                    client
+                        .call_at(operations::UPDATE_SCHEDULE, &uuid, &schedule::update(&current, wanted))
+                        .await?;
                 }
             }
             // These are made once.
@@ -299,10 +307,13 @@ impl Apply<'_> {
         let credential = CredentialRef::Name(current.name.clone());
         if changes.iter().any(|change| is_access(&change.path)) {
             let request = location.update(credential.clone(), current.provider)?;
-            self.context.client.update_credential(&credential, &request).await?;
+            self.context.client.call_at(operations::UPDATE_CREDENTIAL, &credential, &request).await?;
         }
         if changes.iter().any(|change| !is_access(&change.path)) {
-            self.context.client.limit_credential(&credential, &location.limits(current)).await?;
+            self.context
+                .client
+                .call_at(operations::LIMIT_CREDENTIAL, &credential, &location.limits(current))
+                .await?;
         }
         Ok(())
     }
@@ -318,13 +329,13 @@ impl Apply<'_> {
         for (has, wanted) in current.into_iter().zip(hook.targets()) {
             let (has, Some(wanted)) = (has.unwrap_or_default(), wanted) else { continue };
             for target in wanted.iter().filter(|target| !has.contains(target)) {
-                client.assign_rule(name, target).await?;
+                client.call_at(operations::ASSIGN_RULE, name, target).await?;
             }
             let is_free = |target: &RuleTarget| !wanted.contains(target) && !others.contains(target);
             removed.extend(has.into_iter().filter(is_free));
         }
         for target in &removed {
-            client.unassign_rule(name, target).await?;
+            client.call_at(operations::UNASSIGN_RULE, name, target).await?;
         }
         Ok(())
     }
@@ -375,12 +386,12 @@ async fn clone_volume(context: &Context<'_>, clone: &VolumeClone) -> Result<(), 
     let labels = Labels::try_from(origin).map_err(|error| Failure::usage(error.to_string()))?;
     if clone.snapshot.is_none() {
         let request = CreateSnapshot { name: Some(snapshot_name), ..CreateSnapshot::default() };
-        client.create_snapshot(&source, &request).await?;
+        client.call_at(operations::CREATE_SNAPSHOT, &source, &request).await?;
     }
     let request = CloneVolume { name, snapshot: snapshot.clone(), labels };
-    let Err(error) = client.clone_volume(&source, &request).await else { return Ok(()) };
+    let Err(error) = client.call_at(operations::CLONE_VOLUME, &source, &request).await else { return Ok(()) };
     if clone.snapshot.is_none()
-        && let Err(left) = client.delete_snapshot(&snapshot).await
+        && let Err(left) = client.call_at(operations::DELETE_SNAPSHOT, &snapshot, &Default::default()).await
     {
         context.output.note(format!("warning: snapshot {snapshot}, taken for the clone, is left: {left}"));
     }

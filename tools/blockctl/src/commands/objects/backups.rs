@@ -16,6 +16,7 @@ use crate::{
 use blockd_api::{
     ApiError, CredentialName, CredentialRef, ErrorCode, VolumeId, VolumeName, VolumeRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, StartDelete},
+    operations,
     schedules::Selector,
     tasks::{StopTask, Task, TaskKind, TaskStage},
     volumes::Volume,
@@ -278,12 +279,14 @@ impl Target {
             return Ok("deleted");
         }
         for task in tasks {
-            client.stop_task(task.name, &StopTask { discard: true }).await?;
+            client.call_at(operations::STOP_TASK, &task.name, &StopTask { discard: true }).await?;
         }
         for one in found {
             let cred_id = one.metadata.credential_name.parse().ok().map(CredentialRef::Name);
             // The location may be deleted next.
-            let started = client.start_delete(&StartDelete { cred_id, ..StartDelete::of(one.id) }).await?;
+            let started = client
+                .call(operations::START_DELETE, &StartDelete { cred_id, ..StartDelete::of(one.id) })
+                .await?;
             let ended = follow(client, started.task, context.output).await?;
             if ended.state.stage != TaskStage::Done {
                 let message = format!("the deletion of {} was stopped (task {})", one.id, ended.name);

@@ -13,7 +13,7 @@ use crate::{
     failure::{EXIT_DONE, Failure},
     objects::{Body, Kind, Object, backup::ReclaimPolicy, hook::Hook},
 };
-use blockd_api::{CredentialRef, RuleName};
+use blockd_api::{CredentialRef, RuleName, operations};
 
 /// Object to delete.
 struct Wanted {
@@ -112,12 +112,12 @@ async fn delete(
         _ if dry_run => {}
         Kind::BackupLocation => {
             if let Some(found) = resources.credential(name) {
-                client.delete_credential(&CredentialRef::Id(found.uuid)).await?;
+                client.call_at(operations::DELETE_CREDENTIAL, &CredentialRef::Id(found.uuid), &()).await?;
             }
         }
         Kind::SchedulePolicy => {
             if let Some(found) = resources.policies.iter().find(|policy| policy.name.as_str() == name) {
-                client.delete_policy(&found.name).await?;
+                client.call_at(operations::DELETE_POLICY, &found.name, &()).await?;
             }
         }
         Kind::Rule => {
@@ -127,7 +127,7 @@ async fn delete(
         }
         Kind::VolumeBackupSchedule => {
             if let Some(found) = resources.schedule(name) {
-                client.delete_schedule(found.uuid).await?;
+                client.call_at(operations::DELETE_SCHEDULE, &found.uuid, &()).await?;
             }
         }
     }
@@ -138,14 +138,14 @@ async fn delete(
 async fn delete_rule(context: &Context<'_>, name: &RuleName, hook: Option<&Hook>) -> Result<(), Failure> {
     let client = &context.client;
     // Targets may have been deleted since the resources were loaded.
-    let current = client.rule(name).await?;
+    let current = client.call_at(operations::GET_RULE, name, &()).await?;
     let targets: Vec<_> = Hook::of(&current).targets().into_iter().flatten().flatten().collect();
     let given: Vec<_> = hook.map(Hook::targets).into_iter().flatten().flatten().flatten().collect();
     if current.schedules.is_empty() && targets.iter().all(|target| given.contains(target)) {
         for target in &targets {
-            client.unassign_rule(name, target).await?;
+            client.call_at(operations::UNASSIGN_RULE, name, target).await?;
         }
     }
-    client.delete_rule(name).await?;
+    client.call_at(operations::DELETE_RULE, name, &()).await?;
     Ok(())
 }

@@ -12,7 +12,7 @@ use blockd_api::{
     ApiError, ClientError, CredentialName, CredentialRef, ErrorCode, ObjectName, VolumeName, VolumeRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, ListCloudsnaps},
     credentials::Credential,
-    format_time,
+    format_time, operations,
     rules::HookRule,
     schedules::{Policy, Schedule},
     tasks::{ListTasks, Task, TaskKind, TaskStage},
@@ -99,7 +99,7 @@ impl ResourceSet {
     /// Loads all resources without the content of stores.
     pub async fn load(context: &Context<'_>) -> Result<Self, Failure> {
         let client = &context.client;
-        let (rules, rules_hidden) = match client.list_rules().await {
+        let (rules, rules_hidden) = match client.call(operations::LIST_RULES, &()).await {
             Ok(list) => (list.rules, None),
             Err(ClientError::Api(error)) if error.code == ErrorCode::Forbidden => (Vec::new(), Some(error)),
             Err(error) => return Err(error.into()),
@@ -107,11 +107,11 @@ impl ResourceSet {
         Ok(Self {
             rules,
             rules_hidden,
-            credentials: client.list_credentials().await?.credentials,
-            policies: client.list_policies().await?.policies,
-            schedules: client.list_schedules().await?.schedules,
-            volumes: client.list_volumes(&ListVolumes::default()).await?.volumes,
-            tasks: client.list_tasks(&ListTasks::default()).await?.tasks,
+            credentials: client.call(operations::LIST_CREDENTIALS, &()).await?.credentials,
+            policies: client.call(operations::LIST_POLICIES, &()).await?.policies,
+            schedules: client.call(operations::LIST_SCHEDULES, &()).await?.schedules,
+            volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.volumes,
+            tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.tasks,
             ..Self::default()
         })
     }
@@ -125,7 +125,7 @@ impl ResourceSet {
         }
         let own = match scope.id {
             Some(_) => None,
-            None => Some(context.client.status().await?.cluster_id),
+            None => Some(context.client.call(operations::GET_STATUS, &()).await?.cluster_id),
         };
         let mut found = Vec::new();
         for one in &self.credentials {
@@ -139,7 +139,7 @@ impl ResourceSet {
                 cloudsnap_id: scope.id,
                 ..ListCloudsnaps::default()
             };
-            match context.client.list_cloudsnaps(&query).await {
+            match context.client.call(operations::LIST_CLOUDSNAPS, &query).await {
                 Ok(list) => found.extend(list.cloudsnaps),
                 Err(ClientError::Api(error)) => {
                     context.output.note(format!("warning: BackupLocation/{}: {}", one.name, error.message));
