@@ -13,6 +13,7 @@ use blockd_api::{
     Client, ClientError, ErrorCode,
     cloudsnaps::{BackupOptions, Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
     credentials::{Connection, CreateCredential, ProviderRequest},
+    operations::*,
     snapshots::{CreateSnapshot, ListSnapshots, Snapshot},
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
@@ -107,7 +108,7 @@ impl Host {
         let labels = "app=mysql,tier=db".parse().unwrap();
         let request =
             CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group: None };
-        self.client.create_volume(&request).await.unwrap();
+        self.client.call(CREATE_VOLUME, &request).await.unwrap();
         self.volume(name)
     }
 
@@ -121,7 +122,7 @@ impl Host {
     }
 
     async fn create_credential(&self) -> Uuid {
-        self.client.create_credential(&self.credential("nas", None)).await.unwrap().uuid
+        self.client.call(CREATE_CREDENTIAL, &self.credential("nas", None)).await.unwrap().uuid
     }
 
     async fn start_backup(&self, volume: &str, full: bool) -> Uuid {
@@ -129,7 +130,7 @@ impl Host {
             options: BackupOptions { full, ..Default::default() },
             ..StartBackup::of(volume.parse().unwrap())
         };
-        self.client.start_backup(&request).await.unwrap().task
+        self.client.call(START_BACKUP, &request).await.unwrap().task
     }
 
     /// Long polls until the task has ended.
@@ -137,7 +138,7 @@ impl Host {
         let mut version = 0;
         loop {
             let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(version) };
-            let seen = self.client.task(task, &wait).await.unwrap();
+            let seen = self.client.call_at(GET_TASK, &task, &wait).await.unwrap();
             if seen.state.stage.is_over() {
                 return seen;
             }
@@ -159,14 +160,14 @@ impl Host {
     async fn restore(&self, snap: &str, name: &str) -> Arc<Volume> {
         let request =
             StartRestore { volume: Some(name.parse().unwrap()), ..StartRestore::of(snap.parse().unwrap()) };
-        let started = self.client.start_restore(&request).await.unwrap();
+        let started = self.client.call(START_RESTORE, &request).await.unwrap();
         self.done(started.task).await;
         self.volume(name)
     }
 
     async fn list(&self) -> Vec<Cloudsnap> {
         let query = ListCloudsnaps { all: true, ..ListCloudsnaps::default() };
-        let list = self.client.list_cloudsnaps(&query).await.unwrap();
+        let list = self.client.call(LIST_CLOUDSNAPS, &query).await.unwrap();
         assert_eq!((list.damaged.len(), list.failed_credentials.len()), (0, 0), "{list:?}");
         list.cloudsnaps
     }
@@ -260,7 +261,7 @@ fn as_made(mut snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
 async fn backup_and_restore_round_trip() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
-    host.client.create_credential(&host.credential("nas", Some("correct horse"))).await.unwrap();
+    host.client.call(CREATE_CREDENTIAL, &host.credential("nas", Some("correct horse"))).await.unwrap();
     let mut model = Model::new();
     model.write(&volume, 1000, 1, 9 << 20);
     model.write(&volume, SIZE_BYTES - 5000, 2, 5000);
@@ -281,13 +282,13 @@ async fn backup_and_restore_round_trip() {
     let ids: Vec<String> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
     assert_eq!(ids, [full.source_volume.clone().unwrap(), incremental.source_volume.clone().unwrap()]);
     assert!(ids[1].ends_with("-incr"));
-    let seen = host.client.volume(&"data".parse().unwrap()).await.unwrap();
+    let seen = host.client.call_at(GET_VOLUME, &"data".parse().unwrap(), &()).await.unwrap();
     assert_eq!(seen.last_backups[0].cloudsnap_id, ids[1]);
     assert_eq!(seen.last_backups[0].incrementals_since_full, 1);
 
     first.assert_is(&*host.restore(&ids[0], "one").await);
     model.assert_is(&*host.restore(&ids[1], "two").await);
-    let restored = host.client.volume(&"two".parse().unwrap()).await.unwrap();
+    let restored = host.client.call_at(GET_VOLUME, &"two".parse().unwrap(), &()).await.unwrap();
     assert_eq!(restored.labels.to_string(), "app=mysql,tier=db");
 
     // After a clean stop the chain continues, and only written blocks are dirty.
@@ -306,8 +307,8 @@ async fn backup_and_restore_round_trip() {
         if next == BackupType::Full {
             model.assert_is(&*host.restore(id, "three").await);
         }
-        host.done(host.client.start_delete(&request).await.unwrap().task).await;
-        assert_eq!(api_code(host.client.start_delete(&request).await), ErrorCode::CloudsnapNotFound);
+        host.done(host.client.call(START_DELETE, &request).await.unwrap().task).await;
+        assert_eq!(api_code(host.client.call(START_DELETE, &request).await), ErrorCode::CloudsnapNotFound);
     }
     first.assert_is(&*host.restore(&ids[0], "four").await);
     assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Full));
@@ -316,10 +317,10 @@ async fn backup_and_restore_round_trip() {
     // Another host with the same credential sees and restores everything.
     let other = Host::with_store(Arc::clone(&host.store)).await;
     let wrong = other.credential("wrong", Some("incorrect horse"));
-    assert_eq!(api_code(other.client.create_credential(&wrong).await), ErrorCode::WrongPassphrase);
+    assert_eq!(api_code(other.client.call(CREATE_CREDENTIAL, &wrong).await), ErrorCode::WrongPassphrase);
     let none = other.credential("none", None);
-    assert_eq!(api_code(other.client.create_credential(&none).await), ErrorCode::PassphraseRequired);
-    other.client.create_credential(&other.credential("nas", Some("correct horse"))).await.unwrap();
+    assert_eq!(api_code(other.client.call(CREATE_CREDENTIAL, &none).await), ErrorCode::PassphraseRequired);
+    other.client.call(CREATE_CREDENTIAL, &other.credential("nas", Some("correct horse"))).await.unwrap();
     let list = other.list().await;
     assert_eq!(list.len(), 2);
     first.assert_is(&*other.restore(&list[0].id.to_string(), "here").await);
@@ -391,16 +392,16 @@ async fn stored_backup_is_protected_until_it_is_recorded() {
 
         host.sql(NO_END);
         let task = host.start_backup("data", false).await;
-        let mut seen = host.client.task(task, &WaitTask::default()).await.unwrap();
+        let mut seen = host.client.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap();
         while seen.phase != "done" {
             let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(seen.version) };
-            seen = host.client.task(task, &wait).await.unwrap();
+            seen = host.client.call_at(GET_TASK, &task, &wait).await.unwrap();
         }
         assert_eq!((seen.state.stage, seen.error), (TaskStage::Active, None));
         let made = seen.source_volume.unwrap();
         for id in [&base, &made] {
             let request = StartDelete::of(id.parse().unwrap());
-            assert_eq!(api_code(host.client.start_delete(&request).await), ErrorCode::CloudsnapInUse);
+            assert_eq!(api_code(host.client.call(START_DELETE, &request).await), ErrorCode::CloudsnapInUse);
         }
         drop(volume);
         if restart {
@@ -427,7 +428,7 @@ async fn failed_task_runs_until_its_result_is_stored() {
     host.sql(NO_END);
     let task = host.start_backup("data", false).await;
     let again = StartBackup::of("data".parse().unwrap());
-    assert_eq!(api_code(host.client.start_backup(&again).await), ErrorCode::VolumeInUse);
+    assert_eq!(api_code(host.client.call(START_BACKUP, &again).await), ErrorCode::VolumeInUse);
     host.sql("DROP TRIGGER no_end");
     assert_eq!(host.wait(task).await.state.stage, TaskStage::Failed);
     host.assert_tidy();
@@ -456,15 +457,18 @@ async fn task_in_the_database_protects_its_snapshots() {
     };
     store(TaskState::Active).unwrap();
     let delete = StartDelete::of(id.to_string().parse().unwrap());
-    assert_eq!(api_code(host.client.start_delete(&delete).await), ErrorCode::CloudsnapInUse);
-    assert_eq!(api_code(host.client.delete_volume(&"data".parse().unwrap()).await), ErrorCode::VolumeInUse);
+    assert_eq!(api_code(host.client.call(START_DELETE, &delete).await), ErrorCode::CloudsnapInUse);
     assert_eq!(
-        api_code(host.client.delete_credential(&"nas".parse().unwrap()).await),
+        api_code(host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await),
+        ErrorCode::VolumeInUse
+    );
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await),
         ErrorCode::CredentialInUse
     );
     store(TaskState::Failed).unwrap();
-    host.done(host.client.start_delete(&delete).await.unwrap().task).await;
-    host.client.delete_volume(&"data".parse().unwrap()).await.unwrap();
+    host.done(host.client.call(START_DELETE, &delete).await.unwrap().task).await;
+    host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -478,16 +482,19 @@ async fn refused_database_write_is_undone() {
          CREATE TRIGGER not_deleting BEFORE UPDATE ON volumes WHEN NEW.state = 'deleting'
          BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
     );
-    let refused = host.client.create_snapshot(&name, &CreateSnapshot::default()).await;
+    let refused = host.client.call_at(CREATE_SNAPSHOT, &name, &CreateSnapshot::default()).await;
     assert_eq!(api_code(refused), ErrorCode::Internal);
     host.assert_tidy();
-    assert_eq!(api_code(host.client.delete_volume(&name).await), ErrorCode::Internal);
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await),
+        ErrorCode::Internal
+    );
     let entry = host.core().registry.by_name("data").unwrap();
     assert!(entry.attach().is_ok());
     assert!(!entry.stop_upkeep.load(std::sync::atomic::Ordering::Relaxed));
     host.sql("DROP TRIGGER not_ready; DROP TRIGGER not_deleting");
     drop((volume, entry));
-    host.client.delete_volume(&name).await.unwrap();
+    host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -503,10 +510,10 @@ async fn unrecorded_volume_leaves_no_files() {
         labels: Default::default(),
         group: None,
     };
-    assert_eq!(api_code(host.client.create_volume(&request).await), ErrorCode::Internal);
+    assert_eq!(api_code(host.client.call(CREATE_VOLUME, &request).await), ErrorCode::Internal);
     assert_eq!(std::fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
     host.sql("DROP TRIGGER not_up");
-    host.client.create_volume(&request).await.unwrap();
+    host.client.call(CREATE_VOLUME, &request).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -519,8 +526,11 @@ async fn volume_in_deletion_refuses_writes() {
     host.sql(
         "CREATE TRIGGER no_change BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
     );
-    assert_eq!(api_code(host.client.delete_volume(&name).await), ErrorCode::Internal);
-    let seen = host.client.volume(&name).await.unwrap();
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await),
+        ErrorCode::Internal
+    );
+    let seen = host.client.call_at(GET_VOLUME, &name, &()).await.unwrap();
     assert!(seen.state_reason.unwrap().contains("restart blockd to see"));
     assert!(volume.write(0, &[1], false).is_err());
     drop(volume);
@@ -529,7 +539,7 @@ async fn volume_in_deletion_refuses_writes() {
     host.stop().await;
     host.start().await;
     model.assert_is(&host.volume("data"));
-    host.client.delete_volume(&name).await.unwrap();
+    host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -544,12 +554,12 @@ async fn growth_is_answered_if_its_row_fails_and_leaves_merges() {
     host.sql(
         "CREATE TRIGGER no_change BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
     );
-    assert_eq!(api_code(host.client.update_volume(&name, &grow(2)).await), ErrorCode::Internal);
+    assert_eq!(api_code(host.client.call_at(UPDATE_VOLUME, &name, &grow(2)).await), ErrorCode::Internal);
     assert_eq!(*sizes.lock(), [SIZE_BYTES * 2]);
     host.sql("DROP TRIGGER no_change");
     for times in [2, 3] {
         Model::new().write(&volume, times * BLOCK, times, 10);
-        host.client.update_volume(&name, &grow(times)).await.unwrap();
+        host.client.call_at(UPDATE_VOLUME, &name, &grow(times)).await.unwrap();
     }
     assert_eq!(*sizes.lock(), [2, 2, 3].map(|times| SIZE_BYTES * times));
     let merged = async {
@@ -573,12 +583,12 @@ async fn restore_survives_a_crash_at_any_step() {
 
         *host.core().dies_at.lock() = Some(step);
         let request = StartRestore::of(id.parse().unwrap());
-        let started = host.client.start_restore(&request).await.unwrap();
+        let started = host.client.call(START_RESTORE, &request).await.unwrap();
         assert_eq!(started.volume.as_str(), "data-restored-1");
         host.die_and_start().await;
         host.done(started.task).await;
         model.assert_is(&host.volume("data-restored-1"));
-        assert_eq!(host.client.list_volumes(&ListVolumes::default()).await.unwrap().volumes.len(), 2);
+        assert_eq!(host.client.call(LIST_VOLUMES, &ListVolumes::default()).await.unwrap().volumes.len(), 2);
         host.assert_tidy();
     }
 }
@@ -594,7 +604,7 @@ async fn delete_survives_a_crash_at_any_step() {
         drop(volume);
         *host.core().dies_at.lock() = Some(step);
         let request = StartDelete::of(id.parse().unwrap());
-        let task = host.client.start_delete(&request).await.unwrap().task;
+        let task = host.client.call(START_DELETE, &request).await.unwrap().task;
         host.die_and_start().await;
         host.done(task).await;
         assert_eq!(host.list().await, vec![]);
@@ -621,7 +631,7 @@ async fn failures_are_reported_and_leave_no_files() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     let backup = StartBackup::of("data".parse().unwrap());
-    assert_eq!(api_code(host.client.start_backup(&backup).await), ErrorCode::CredentialRequired);
+    assert_eq!(api_code(host.client.call(START_BACKUP, &backup).await), ErrorCode::CredentialRequired);
     host.create_credential().await;
     let mut model = Model::new();
     model.write(&volume, 0, 1, 1 << 20);
@@ -636,7 +646,7 @@ async fn failures_are_reported_and_leave_no_files() {
     std::fs::write(&pack, &bad).unwrap();
     let request =
         StartRestore { volume: Some("copy".parse().unwrap()), ..StartRestore::of(id.parse().unwrap()) };
-    let failed = host.wait(host.client.start_restore(&request).await.unwrap().task).await;
+    let failed = host.wait(host.client.call(START_RESTORE, &request).await.unwrap().task).await;
     assert_eq!(failed.state.to_string(), "Restore-Failed");
     let error = failed.error.unwrap();
     assert!(error.code == ErrorCode::CloudsnapDamaged && error.message.contains("pack-"), "{error:?}");
@@ -669,14 +679,14 @@ async fn failures_are_reported_and_leave_no_files() {
         labels: Default::default(),
         group: None,
     };
-    assert_eq!(api_code(host.client.create_volume(&taken).await), ErrorCode::VolumeExists);
+    assert_eq!(api_code(host.client.call(CREATE_VOLUME, &taken).await), ErrorCode::VolumeExists);
     let odd = CreateVolume {
         name: "odd".parse().unwrap(),
         size_bytes: 4097,
         labels: Default::default(),
         group: None,
     };
-    assert_eq!(api_code(host.client.create_volume(&odd).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.call(CREATE_VOLUME, &odd).await), ErrorCode::InvalidRequest);
     assert!(host.core().registry.by_name("odd").is_none());
     let zero = CreateVolume {
         name: "zero".parse().unwrap(),
@@ -684,19 +694,25 @@ async fn failures_are_reported_and_leave_no_files() {
         labels: Default::default(),
         group: None,
     };
-    assert_eq!(api_code(host.client.create_volume(&zero).await), ErrorCode::InvalidRequest);
-    assert_eq!(api_code(host.client.volume(&"none".parse().unwrap()).await), ErrorCode::VolumeNotFound);
+    assert_eq!(api_code(host.client.call(CREATE_VOLUME, &zero).await), ErrorCode::InvalidRequest);
+    assert_eq!(
+        api_code(host.client.call_at(GET_VOLUME, &"none".parse().unwrap(), &()).await),
+        ErrorCode::VolumeNotFound
+    );
     let unknown = format!("{}/1-2", Uuid::nil());
     let request = StartRestore::of(unknown.parse().unwrap());
-    assert_eq!(api_code(host.client.start_restore(&request).await), ErrorCode::CloudsnapNotFound);
-    assert_eq!(api_code(host.client.task(Uuid::nil(), &WaitTask::default()).await), ErrorCode::TaskNotFound);
+    assert_eq!(api_code(host.client.call(START_RESTORE, &request).await), ErrorCode::CloudsnapNotFound);
+    assert_eq!(
+        api_code(host.client.call_at(GET_TASK, &Uuid::nil(), &WaitTask::default()).await),
+        ErrorCode::TaskNotFound
+    );
     let missing = CreateCredential {
         name: "missing".parse().unwrap(),
         provider: ProviderRequest::Local { path: "/nonexistent/store".into() },
         connection: Connection::default(),
         encryption_passphrase: None,
     };
-    assert_eq!(api_code(host.client.create_credential(&missing).await), ErrorCode::BucketMissing);
+    assert_eq!(api_code(host.client.call(CREATE_CREDENTIAL, &missing).await), ErrorCode::BucketMissing);
     drop(volume);
     host.stop().await;
 }
@@ -712,7 +728,10 @@ async fn resources_in_use_are_not_deleted() {
 
     let entry = host.core().registry.by_name("data").unwrap();
     let (_, attachment) = entry.attach().unwrap();
-    assert_eq!(api_code(host.client.delete_volume(&"data".parse().unwrap()).await), ErrorCode::VolumeInUse);
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await),
+        ErrorCode::VolumeInUse
+    );
     drop(attachment);
 
     // A task that is paused at a step counts as running.
@@ -738,10 +757,10 @@ async fn resources_in_use_are_not_deleted() {
     host.done(task).await;
 
     // Now all of it may be deleted; stored backups stay.
-    host.client.delete_volume(&"data".parse().unwrap()).await.unwrap();
+    host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await.unwrap();
     assert_eq!(std::fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
     assert_eq!(host.list().await.len(), 2);
-    host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
+    host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.unwrap();
     host.create_credential().await;
     model.assert_is(&*host.restore(&id, "data").await);
 }
@@ -752,23 +771,31 @@ async fn snapshots_are_listed_and_deleted_by_name_and_id() {
     let volume = host.create_volume("data").await;
     Model::new().write(&volume, 0, 1, 10_000);
     let by_name = CreateSnapshot { name: Some("monday".parse().unwrap()), ..Default::default() };
-    let first = host.client.create_snapshot(&"data".parse().unwrap(), &by_name).await.unwrap();
+    let first = host.client.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &by_name).await.unwrap();
     assert_eq!(first.dirty_bytes, 3 * BLOCK);
     assert_eq!(
-        api_code(host.client.create_snapshot(&"data".parse().unwrap(), &by_name).await),
+        api_code(host.client.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &by_name).await),
         ErrorCode::SnapshotExists
     );
-    let second =
-        host.client.create_snapshot(&"data".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
-    let list = host.client.list_snapshots(&ListSnapshots::default()).await.unwrap().snapshots;
+    let second = host
+        .client
+        .call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &CreateSnapshot::default())
+        .await
+        .unwrap();
+    let list = host.client.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.unwrap().snapshots;
     assert_eq!(as_made(list), [first, second.clone()]);
-    host.client.delete_snapshot(&"data@monday".parse().unwrap()).await.unwrap();
-    host.client.delete_snapshot(&second.id.to_string().parse().unwrap()).await.unwrap();
+    host.client.call_at(DELETE_SNAPSHOT, &"data@monday".parse().unwrap(), &Default::default()).await.unwrap();
+    host.client
+        .call_at(DELETE_SNAPSHOT, &second.id.to_string().parse().unwrap(), &Default::default())
+        .await
+        .unwrap();
     assert_eq!(
-        api_code(host.client.delete_snapshot(&"data@monday".parse().unwrap()).await),
+        api_code(
+            host.client.call_at(DELETE_SNAPSHOT, &"data@monday".parse().unwrap(), &Default::default()).await
+        ),
         ErrorCode::SnapshotNotFound
     );
-    let seen = host.client.volume(&"data".parse().unwrap()).await.unwrap();
+    let seen = host.client.call_at(GET_VOLUME, &"data".parse().unwrap(), &()).await.unwrap();
     assert_eq!(seen.snapshot_count, 0);
     host.assert_tidy();
 }
@@ -787,9 +814,9 @@ async fn failed_volume_does_not_block_the_others() {
     host.start().await;
     model.assert_is(&host.volume("good"));
     assert!(matches!(host.core().registry.by_name("bad").unwrap().view().state, EntryState::Failed(_)));
-    let seen = host.client.volume(&"bad".parse().unwrap()).await.unwrap();
+    let seen = host.client.call_at(GET_VOLUME, &"bad".parse().unwrap(), &()).await.unwrap();
     assert!(seen.state_reason.unwrap().contains(dir.to_str().unwrap()));
-    assert_eq!(host.client.status().await.unwrap().counts.volumes_failed, 1);
+    assert_eq!(host.client.call(GET_STATUS, &()).await.unwrap().counts.volumes_failed, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -807,10 +834,10 @@ async fn changed_key_invalidates_credentials_only() {
     let error = failed.error.unwrap();
     assert!(error.code == ErrorCode::SecretUnavailable && error.message.contains("nas"), "{error:?}");
     assert_eq!(
-        api_code(host.client.list_cloudsnaps(&ListCloudsnaps::default()).await),
+        api_code(host.client.call(LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await),
         ErrorCode::SecretUnavailable
     );
-    host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
+    host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -824,7 +851,7 @@ async fn second_daemon_is_refused_and_tasks_survive_a_restart() {
     host.stop().await;
     host.start().await;
     let query = ListTasks { name: Some(task.name.to_string()[..8].to_owned()) };
-    let tasks = host.client.list_tasks(&query).await.unwrap().tasks;
+    let tasks = host.client.call(LIST_TASKS, &query).await.unwrap().tasks;
     assert_eq!(tasks, [task]);
 }
 
@@ -848,10 +875,10 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
     host.core().registry.on_resized(Box::new(listener));
     let update = |size_bytes, read_only| UpdateVolume { size_bytes, read_only, ..Default::default() };
     let name = "data".parse().unwrap();
-    let seen = host.client.update_volume(&name, &update(Some(GROWN_BYTES), None)).await.unwrap();
+    let seen = host.client.call_at(UPDATE_VOLUME, &name, &update(Some(GROWN_BYTES), None)).await.unwrap();
     assert_eq!((seen.size_bytes, sizes.lock().clone()), (GROWN_BYTES, vec![(volume.id(), GROWN_BYTES)]));
     for wrong in [Some(SIZE_BYTES), Some(GROWN_BYTES + 1), Some(0), Some(u64::MAX), None] {
-        let refused = host.client.update_volume(&name, &update(wrong, None)).await;
+        let refused = host.client.call_at(UPDATE_VOLUME, &name, &update(wrong, None)).await;
         assert_eq!(api_code(refused), ErrorCode::InvalidRequest, "{wrong:?}");
     }
     model.0.resize(GROWN_BYTES as usize, 0);
@@ -869,10 +896,10 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
     host.sql(&format!("UPDATE volumes SET size_bytes = {SIZE_BYTES}, read_only = 1 WHERE name = 'data'"));
     host.stop().await;
     host.start().await;
-    let seen = host.client.volume(&name).await.unwrap();
+    let seen = host.client.call_at(GET_VOLUME, &name, &()).await.unwrap();
     assert_eq!((seen.size_bytes, seen.read_only, seen.state_reason), (GROWN_BYTES, true, None));
     model.assert_is(&host.volume("data"));
-    let seen = host.client.update_volume(&name, &update(None, Some(false))).await.unwrap();
+    let seen = host.client.call_at(UPDATE_VOLUME, &name, &update(None, Some(false))).await.unwrap();
     assert!(!seen.read_only);
     model.write(&host.volume("data"), GROWN_BYTES - 2 * BLOCK, 6, BLOCK as usize);
     let task = host.backup("data", false).await;

@@ -5,6 +5,7 @@ use blockd_api::{
     Client,
     cloudsnaps::StartBackup,
     credentials::{Connection, CreateCredential, ProviderRequest},
+    operations::*,
     volumes::CreateVolume,
 };
 use std::{
@@ -90,7 +91,7 @@ async fn log_and_events_go_to_the_journal_behind_stderr() {
     let size_bytes = 8 << 20;
     let volume =
         CreateVolume { name: "db".parse().unwrap(), size_bytes, labels: Default::default(), group: None };
-    client.create_volume(&volume).await.unwrap();
+    client.call(CREATE_VOLUME, &volume).await.unwrap();
     let path = dir.path().join("store");
     std::fs::create_dir(&path).unwrap();
     let credential = CreateCredential {
@@ -99,8 +100,8 @@ async fn log_and_events_go_to_the_journal_behind_stderr() {
         connection: Connection::default(),
         encryption_passphrase: None,
     };
-    client.create_credential(&credential).await.unwrap();
-    let started = client.start_backup(&StartBackup::of("db".parse().unwrap())).await.unwrap();
+    client.call(CREATE_CREDENTIAL, &credential).await.unwrap();
+    let started = client.call(START_BACKUP, &StartBackup::of("db".parse().unwrap())).await.unwrap();
     let done = record(&records, "\nEVENT=backup-done\n", &log);
     for field in [
         "MESSAGE_ID=7093a1b723a24469bc3beaea9d45105f".to_owned(),

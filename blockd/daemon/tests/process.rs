@@ -5,6 +5,7 @@ use blockd_api::{
     Client,
     cloudsnaps::{StartBackup, StartRestore},
     credentials::{CreateCredential, ProviderRequest},
+    operations::*,
     tasks::{BackupType, Task, TaskStage, WaitTask},
     volumes::CreateVolume,
 };
@@ -105,7 +106,7 @@ impl Running {
     async fn create_volume(&self, name: &str, size_bytes: u64) {
         let request =
             CreateVolume { name: name.parse().unwrap(), size_bytes, labels: Default::default(), group: None };
-        self.client.create_volume(&request).await.unwrap();
+        self.client.call(CREATE_VOLUME, &request).await.unwrap();
     }
 
     async fn create_credential(&self, store: &Path) {
@@ -116,19 +117,19 @@ impl Running {
             connection: blockd_api::credentials::Connection::default(),
             encryption_passphrase: Some(blockd_api::Secret::new("correct horse".into()).into()),
         };
-        self.client.create_credential(&request).await.unwrap();
+        self.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
     }
 
     async fn start_backup(&self, volume: &str) -> Uuid {
         let request = StartBackup::of(volume.parse().unwrap());
-        self.client.start_backup(&request).await.unwrap().task
+        self.client.call(START_BACKUP, &request).await.unwrap().task
     }
 
     async fn done(&self, task: Uuid) -> Task {
         let mut version = 0;
         loop {
             let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(version) };
-            let seen = self.client.task(task, &wait).await.unwrap();
+            let seen = self.client.call_at(GET_TASK, &task, &wait).await.unwrap();
             if seen.state.stage.is_over() {
                 assert_eq!(seen.state.stage, TaskStage::Done, "{seen:?}");
                 return seen;
@@ -140,7 +141,7 @@ impl Running {
     async fn restore(&self, id: &str, name: &str) {
         let request =
             StartRestore { volume: Some(name.parse().unwrap()), ..StartRestore::of(id.parse().unwrap()) };
-        let task = self.client.start_restore(&request).await.unwrap().task;
+        let task = self.client.call(START_RESTORE, &request).await.unwrap().task;
         self.done(task).await;
     }
 
@@ -337,7 +338,10 @@ async fn clean_stop_keeps_all_writes_and_files_are_private() {
     running.create_volume("data", 8 << 20).await;
     let content = pattern(1, 8 << 20);
     running.nbd("data").write(0, &content);
-    assert_eq!(running.client.volume(&"data".parse().unwrap()).await.unwrap().dirty_bytes, 8 << 20);
+    assert_eq!(
+        running.client.call_at(GET_VOLUME, &"data".parse().unwrap(), &()).await.unwrap().dirty_bytes,
+        8 << 20
+    );
     running.terminate();
 
     let log = std::fs::read_to_string(dir.path().join("log")).unwrap();

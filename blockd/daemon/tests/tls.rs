@@ -4,7 +4,7 @@
 #[path = "../../nbd/tests/common/certs.rs"]
 mod certs;
 
-use blockd_api::{Client, volumes::CreateVolume};
+use blockd_api::{Client, operations::*, volumes::CreateVolume};
 use certs::Authority;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -63,7 +63,7 @@ impl Running {
                 labels: Default::default(),
                 group: None,
             };
-            client.create_volume(&request).await.unwrap();
+            client.call(CREATE_VOLUME, &request).await.unwrap();
         }
         Self { child, data, log, port }
     }

@@ -28,7 +28,7 @@ impl Host {
 
     async fn delete_cloudsnap(&self, snap: &str) {
         let request = StartDelete::of(snap.parse().unwrap());
-        self.done(self.client.start_delete(&request).await.unwrap().task).await;
+        self.done(self.client.call(START_DELETE, &request).await.unwrap().task).await;
     }
 }
 
@@ -187,14 +187,14 @@ async fn backup_with_an_unchecked_base_counts_after_its_resume() {
         assert!(message.contains("could not be checked yet"), "{message}");
         let made = failed.source_volume.unwrap();
         assert!(host.manifest(&made).is_file(), "it is in the store");
-        let seen = host.client.volume(&"data".parse().unwrap()).await.unwrap();
+        let seen = host.client.call_at(GET_VOLUME, &"data".parse().unwrap(), &()).await.unwrap();
         assert_eq!(seen.last_backups[0].cloudsnap_id, base, "nothing is built on it");
 
         std::fs::remove_file(&place).unwrap();
         if !is_gone {
             std::fs::rename(&away, &place).unwrap();
         }
-        host.client.resume_task(task).await.unwrap();
+        host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
         let done = host.done(task).await;
         let kind = if is_gone { BackupType::Full } else { BackupType::Incremental };
         assert_eq!(done.backup_type, Some(kind), "{done:?}");

@@ -9,7 +9,7 @@ use blockd_api::{
 impl Host {
     pub(super) async fn events_since(&self, since: u64, wait_ms: u64) -> Vec<Event> {
         let query = ListEvents { since: Some(since), max: None, wait_ms: Some(wait_ms) };
-        self.client.list_events(&query).await.unwrap().events
+        self.client.call(LIST_EVENTS, &query).await.unwrap().events
     }
 
     /// Waits for an event of this kind.
@@ -36,7 +36,7 @@ async fn events_reach_waiting_clients_and_survive_a_restart() {
     let waiting = {
         let client = host.client.clone();
         let query = ListEvents { since: Some(0), max: None, wait_ms: Some(60_000) };
-        tokio::spawn(async move { client.list_events(&query).await.unwrap().events })
+        tokio::spawn(async move { client.call(LIST_EVENTS, &query).await.unwrap().events })
     };
     let done = host.backup("v", false).await;
     let events = waiting.await.unwrap();
@@ -63,7 +63,7 @@ async fn events_reach_waiting_clients_and_survive_a_restart() {
         packs.iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with("pack")).unwrap();
     let length = std::fs::metadata(pack).unwrap().len() as usize;
     std::fs::write(pack, vec![0; length]).unwrap();
-    let verify = host.client.start_verify(&StartVerify::default()).await.unwrap();
+    let verify = host.client.call(START_VERIFY, &StartVerify::default()).await.unwrap();
     host.wait(verify.task).await;
     let damage = host.event("damage-found").await;
     assert_eq!((damage.severity, damage.task), (Severity::Error, Some(verify.task)));

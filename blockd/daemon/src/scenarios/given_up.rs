@@ -80,7 +80,7 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
 
         model.write(&volume, 5 << 20, 3, 1 << 20);
         if by_hand {
-            host.client.stop_task(task, &StopTask { discard: true }).await.unwrap();
+            host.client.call_at(STOP_TASK, &task, &StopTask { discard: true }).await.unwrap();
         }
         let next = host.backup("data", false).await;
         host.check_once(Timestamp::now()).await;
@@ -88,7 +88,7 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
         assert_eq!(next.backup_type, Some(expected));
         let result = host.result_of(&left).await;
         assert_eq!(result.as_deref(), if is_gone { DAMAGED } else { SOUND });
-        let damage = host.client.list_events(&ListEvents::default()).await.unwrap().events;
+        let damage = host.client.call(LIST_EVENTS, &ListEvents::default()).await.unwrap().events;
         let damage = damage.iter().filter(|event| event.cloudsnap.as_deref() == Some(&left));
         let damage = damage.filter(|event| event.kind == "damage-found").count();
         assert_eq!(damage, usize::from(is_gone), "it is reported once");
@@ -149,7 +149,7 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     fs::rename(host.store.path(), &away).unwrap();
     host.start().await;
     let left = host.wait(task).await.source_volume.unwrap();
-    host.client.stop_task(task, &StopTask { discard: true }).await.unwrap();
+    host.client.call_at(STOP_TASK, &task, &StopTask { discard: true }).await.unwrap();
     host.check_once(Timestamp::now()).await;
     // An empty directory in the place of the store says nothing either.
     fs::create_dir(host.store.path()).unwrap();
@@ -222,7 +222,7 @@ async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
             on_store_loss: Default::default(),
             labels: None,
         };
-        host.client.start_lazy_restore(&request).await.unwrap();
+        host.client.call(START_LAZY_RESTORE, &request).await.unwrap();
         model.write(&host.volume("clone"), 7 << 20, 5, 1 << 20);
         let first = host.backup("clone", false).await;
         let expected = if dies_at.is_some() { BackupType::Full } else { BackupType::Incremental };
@@ -251,7 +251,7 @@ async fn first_backup_of_a_lazy_volume_resumes() {
                 on_store_loss: Default::default(),
                 labels: None,
             };
-            host.client.start_lazy_restore(&request).await.unwrap();
+            host.client.call(START_LAZY_RESTORE, &request).await.unwrap();
             let clone = host.volume("clone");
             model.write(&clone, 7 << 20, 5, 1 << 20);
             let frozen = model.clone();

@@ -11,7 +11,7 @@ impl Host {
             let group = Some("shop".parse().unwrap());
             let labels = Default::default();
             let request = CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group };
-            self.client.create_volume(&request).await.unwrap();
+            self.client.call(CREATE_VOLUME, &request).await.unwrap();
             volumes.push(self.volume(name));
             volumes[volumes.len() - 1].write(0, &[7; 4096], false).unwrap();
         }
@@ -24,7 +24,7 @@ impl Host {
             name: Some(name.parse().unwrap()),
             ..Default::default()
         };
-        self.client.create_group_snapshot(&request).await
+        self.client.call(CREATE_GROUP_SNAPSHOT, &request).await
     }
 }
 
@@ -41,7 +41,7 @@ async fn group_freeze_is_atomic_across_a_crash() {
         assert_eq!(entry.volume().unwrap().snapshots().len(), 2, "{}", entry.name);
     }
     host.die_and_start().await;
-    let list = host.client.list_snapshots(&ListSnapshots::default()).await.unwrap().snapshots;
+    let list = host.client.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.unwrap().snapshots;
     assert_eq!(as_made(list), as_made(first.snapshots));
     for entry in host.core().registry.all() {
         assert_eq!(entry.volume().unwrap().snapshots().len(), 1, "{}", entry.name);
@@ -106,7 +106,7 @@ async fn failed_snapshot_is_removed_from_its_own_volume_only() {
     let taken = [("other", [true, true, true]), ("b", [true, false, true]), ("a", [false, false, true])];
     for (volume, rest) in taken {
         let request = CreateSnapshot { name: Some("taken".parse().unwrap()), ..Default::default() };
-        host.client.create_snapshot(&volume.parse().unwrap(), &request).await.unwrap();
+        host.client.call_at(CREATE_SNAPSHOT, &volume.parse().unwrap(), &request).await.unwrap();
         assert_eq!(left(), rest, "after a snapshot of {volume}");
     }
 }

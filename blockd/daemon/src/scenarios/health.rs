@@ -5,6 +5,7 @@ use crate::{check_start::check_start, daemon::Daemon};
 use blockd_api::{
     CredentialRef, ErrorCode, VolumeRef,
     credential_update::UpdateCredential,
+    operations::*,
     schedules::{CreateSchedule, Rule, Selector},
     status::Problem,
     tasks::TaskStage,
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 impl Host {
     async fn problems(&self) -> Vec<Problem> {
-        let problems = self.client.status().await.unwrap().problems;
+        let problems = self.client.call(GET_STATUS, &()).await.unwrap().problems;
         // How much room this machine has is nothing of the tests.
         problems.into_iter().filter(|problem| problem.kind != "data-directory").collect()
     }
@@ -80,14 +81,14 @@ async fn unreadable_schedules_are_reported_until_readable() {
     host.sql(
         "CREATE TRIGGER no_room BEFORE INSERT ON schedule_runs BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
     );
-    let schedule = host.client.create_schedule(&of_label("app=mysql", "daily 03:00")).await.unwrap();
+    let schedule = host.client.call(CREATE_SCHEDULE, &of_label("app=mysql", "daily 03:00")).await.unwrap();
     assert!(schedule.warnings.is_empty() && !schedule.without_volume, "{schedule:?}");
     let long_ago = "UPDATE schedule_cursors SET dealt_with_until = '2020-01-01T00:00:00Z'";
     host.sql(long_ago);
     host.core().scheduler.wake();
     let problems = host.wrong(1).await;
     assert!(problems[0].kind == "schedules" && problems[0].what.contains("disk is full"), "{problems:?}");
-    let listed = host.client.list_schedules().await.unwrap().schedules.remove(0);
+    let listed = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0);
     assert!(listed.overdue_since.unwrap().to_string().starts_with("2020-01-01"), "{listed:?}");
     let text = host.core().metrics_text().await.unwrap();
     assert!(text.contains("blockd_schedules_overdue 1\n"), "{text}");
@@ -100,7 +101,7 @@ async fn unreadable_schedules_are_reported_until_readable() {
     host.wrong(0).await;
     let runs = host.settled().await;
     assert!(!runs.is_empty());
-    let listed = host.client.list_schedules().await.unwrap().schedules.remove(0);
+    let listed = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0);
     assert_eq!(listed.overdue_since, None);
     // Backups of a schedule name it, in the store as well.
     let list = host.list().await;
@@ -126,18 +127,22 @@ async fn schedule_without_volumes_is_refused_or_reported() {
     let mut never = of_label("app=mysql", "daily @21:00");
     never.rules =
         vec![Rule { when: Recurrence::utc(When::on_calendar("2020-01-01").unwrap()), retain: None }];
-    assert_eq!(api_code(host.client.create_schedule(&never).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.call(CREATE_SCHEDULE, &never).await), ErrorCode::InvalidRequest);
     let late = CreateSchedule { jitter_seconds: Jitter { max_s: 31 }, ..of_label("app=mysql", "periodic 1") };
-    assert_eq!(api_code(host.client.create_schedule(&late).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.call(CREATE_SCHEDULE, &late).await), ErrorCode::InvalidRequest);
 
-    let early = host.client.create_schedule(&of_label("app=mysql", "daily @21:00")).await.unwrap();
+    let early = host.client.call(CREATE_SCHEDULE, &of_label("app=mysql", "daily @21:00")).await.unwrap();
     assert!(early.without_volume && early.warnings[0].contains("app=mysql"), "{early:?}");
     host.create_volume("v").await;
-    let listed = host.client.list_schedules().await.unwrap().schedules.remove(0);
+    let listed = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0);
     assert!(!listed.without_volume && listed.warnings.is_empty(), "{listed:?}");
-    let gone = host.client.delete_volume(&"v".parse::<VolumeRef>().unwrap()).await.unwrap();
+    let gone = host
+        .client
+        .call_at(DELETE_VOLUME, &"v".parse::<VolumeRef>().unwrap(), &Default::default())
+        .await
+        .unwrap();
     assert!(gone.warnings.len() == 1 && gone.warnings[0].contains(&early.uuid.to_string()), "{gone:?}");
-    assert!(host.client.list_schedules().await.unwrap().schedules.remove(0).without_volume);
+    assert!(host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0).without_volume);
     host.stop().await;
 }
 
@@ -149,7 +154,7 @@ async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
         let place = host.store.path().join(name);
         std::fs::create_dir(&place).unwrap();
         request.provider = blockd_api::credentials::ProviderRequest::Local { path: place };
-        host.client.create_credential(&request).await.unwrap();
+        host.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
     }
     host.create_volume("v").await;
     Model::new().write(&host.volume("v"), 0, 1, 4096);
@@ -165,7 +170,7 @@ async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
     // In place, with the schedules that use them.
     let update = |name: &str, request: UpdateCredential| {
         let (client, wanted) = (&host.client, name.parse::<CredentialRef>().unwrap());
-        async move { client.update_credential(&wanted, &request).await }
+        async move { client.call_at(UPDATE_CREDENTIAL, &wanted, &request).await }
     };
     assert!(update("safe", UpdateCredential::default()).await.is_err(), "without the passphrase");
     let secret = |text: &str| Some(blockd_api::Secret::new(text.into()).into());
@@ -179,7 +184,7 @@ async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
     assert!(host.problems().await.is_empty());
     for name in ["nas", "safe"] {
         let request = serde_json::from_value(serde_json::json!({ "volume": "v", "credId": name })).unwrap();
-        let task = host.client.start_backup(&request).await.unwrap().task;
+        let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
         assert_eq!(host.wait(task).await.state.stage, TaskStage::Done, "{name}");
     }
     host.stop().await;

@@ -14,8 +14,8 @@ async fn id_prefix_is_refused_for_deletion() {
     let snap = host.backup("data", true).await.source_volume.unwrap();
     let request = CreateSnapshot { name: Some("before".parse().unwrap()), ..Default::default() };
     let data: VolumeRef = "data".parse().unwrap();
-    let snapshot = host.client.create_snapshot(&data, &request).await.unwrap();
-    let id = host.client.volume(&data).await.unwrap().id.to_string();
+    let snapshot = host.client.call_at(CREATE_SNAPSHOT, &data, &request).await.unwrap();
+    let id = host.client.call_at(GET_VOLUME, &data, &()).await.unwrap().id.to_string();
     let told = |error: ClientError, code, whole: &str| match error {
         ClientError::Api(error) => {
             assert_eq!(error.code, code, "{error:?}");
@@ -29,12 +29,17 @@ async fn id_prefix_is_refused_for_deletion() {
     };
 
     let short: VolumeRef = id[..8].parse().unwrap();
-    assert_eq!(host.client.volume(&short).await.unwrap().id.to_string(), id);
-    told(host.client.delete_volume(&short).await.unwrap_err(), ErrorCode::VolumeNotFound, &id);
+    assert_eq!(host.client.call_at(GET_VOLUME, &short, &()).await.unwrap().id.to_string(), id);
+    told(
+        host.client.call_at(DELETE_VOLUME, &short, &Default::default()).await.unwrap_err(),
+        ErrorCode::VolumeNotFound,
+        &id,
+    );
     let named = |text: &str| RestoreSnapshot { snapshot: text.parse().unwrap(), discard: false };
-    let refused = host.client.restore_snapshot(&short, &named("data@before")).await.unwrap_err();
+    let refused = host.client.call_at(RESTORE_SNAPSHOT, &short, &named("data@before")).await.unwrap_err();
     told(refused, ErrorCode::VolumeNotFound, &id);
-    let refused = host.client.restore_snapshot(&data, &named(&format!("{short}@before"))).await.unwrap_err();
+    let refused =
+        host.client.call_at(RESTORE_SNAPSHOT, &data, &named(&format!("{short}@before"))).await.unwrap_err();
     told(refused, ErrorCode::VolumeNotFound, &id);
     let request = StartInPlace {
         snap: snap.parse().unwrap(),
@@ -43,25 +48,33 @@ async fn id_prefix_is_refused_for_deletion() {
         discard: false,
         limits: TaskLimits::default(),
     };
-    told(host.client.start_in_place(&request).await.unwrap_err(), ErrorCode::VolumeNotFound, &id);
+    told(host.client.call(START_IN_PLACE, &request).await.unwrap_err(), ErrorCode::VolumeNotFound, &id);
 
     let (whole, of_volume) =
         (snapshot.id.to_string(), format!("{short}@before").parse::<SnapshotRef>().unwrap());
     let short: SnapshotRef = whole[..8].parse().unwrap();
-    assert_eq!(host.client.snapshot(&short).await.unwrap().id, snapshot.id);
-    told(host.client.delete_snapshot(&short).await.unwrap_err(), ErrorCode::SnapshotNotFound, &whole);
-    told(host.client.delete_snapshot(&of_volume).await.unwrap_err(), ErrorCode::VolumeNotFound, &id);
+    assert_eq!(host.client.call_at(GET_SNAPSHOT, &short, &()).await.unwrap().id, snapshot.id);
+    told(
+        host.client.call_at(DELETE_SNAPSHOT, &short, &Default::default()).await.unwrap_err(),
+        ErrorCode::SnapshotNotFound,
+        &whole,
+    );
+    told(
+        host.client.call_at(DELETE_SNAPSHOT, &of_volume, &Default::default()).await.unwrap_err(),
+        ErrorCode::VolumeNotFound,
+        &id,
+    );
 
     let short = credential[..8].parse().unwrap();
-    assert_eq!(host.client.credential(&short).await.unwrap().uuid.to_string(), credential);
-    let refused = host.client.delete_credential(&short).await.unwrap_err();
+    assert_eq!(host.client.call_at(GET_CREDENTIAL, &short, &()).await.unwrap().uuid.to_string(), credential);
+    let refused = host.client.call_at(DELETE_CREDENTIAL, &short, &()).await.unwrap_err();
     told(refused, ErrorCode::CredentialNotFound, &credential);
     let rekey =
         RekeyCredential { passphrase: None, new_passphrase: None, new_data_key: true, accept_key: None };
-    let refused = host.client.rekey_credential(&short, &rekey).await.unwrap_err();
+    let refused = host.client.call_at(REKEY_CREDENTIAL, &short, &rekey).await.unwrap_err();
     told(refused, ErrorCode::CredentialNotFound, &credential);
 
-    host.client.delete_snapshot(&whole.parse().unwrap()).await.unwrap();
-    host.client.delete_volume(&id.parse().unwrap()).await.unwrap();
-    host.client.delete_credential(&credential.parse().unwrap()).await.unwrap();
+    host.client.call_at(DELETE_SNAPSHOT, &whole.parse().unwrap(), &Default::default()).await.unwrap();
+    host.client.call_at(DELETE_VOLUME, &id.parse().unwrap(), &Default::default()).await.unwrap();
+    host.client.call_at(DELETE_CREDENTIAL, &credential.parse().unwrap(), &()).await.unwrap();
 }

@@ -6,11 +6,11 @@ use blockd_api::volumes::CloneVolume;
 impl Host {
     async fn take(&self, volume: &str, name: &str) {
         let request = CreateSnapshot { name: Some(name.parse().unwrap()), ..Default::default() };
-        self.client.create_snapshot(&volume.parse().unwrap(), &request).await.unwrap();
+        self.client.call_at(CREATE_SNAPSHOT, &volume.parse().unwrap(), &request).await.unwrap();
     }
 
     async fn drop_snapshot(&self, snapshot: &str) {
-        self.client.delete_snapshot(&snapshot.parse().unwrap()).await.unwrap();
+        self.client.call_at(DELETE_SNAPSHOT, &snapshot.parse().unwrap(), &Default::default()).await.unwrap();
     }
 }
 
@@ -26,7 +26,7 @@ async fn layers_released_by_a_clone_are_merged_by_its_parent() {
     }
     let (name, snapshot) = ("b".parse().unwrap(), "a@new".parse().unwrap());
     let request = CloneVolume { name, snapshot, labels: Default::default() };
-    host.client.clone_volume(&"a".parse().unwrap(), &request).await.unwrap();
+    host.client.call_at(CLONE_VOLUME, &"a".parse().unwrap(), &request).await.unwrap();
     host.drop_snapshot("a@old").await;
     let clone = host.volume("b");
     assert_eq!((parent.stats().merge.layers, clone.stats().merge.layers), (0, 0), "both need both files");
@@ -58,7 +58,8 @@ async fn snapshots_without_backups_leave_no_block_sets() {
     let mut epochs = Vec::new();
     for block in 0..2 {
         Model::new().write(&volume, block * BLOCK, 1, 10);
-        let taken = host.client.create_snapshot(&"data".parse().unwrap(), &CreateSnapshot::default()).await;
+        let taken =
+            host.client.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &CreateSnapshot::default()).await;
         epochs.push(taken.unwrap().epoch);
     }
     let error = volume.changes(Some(epochs[0]), epochs[1]).unwrap_err();
@@ -72,7 +73,7 @@ async fn snapshot_read_over_nbd_is_not_deleted() {
     let volume = host.create_volume("data").await;
     volume.write(0, &[7; 4096], false).unwrap();
     let request = CreateSnapshot { name: Some("monday".parse().unwrap()), ..Default::default() };
-    host.client.create_snapshot(&"data".parse().unwrap(), &request).await.unwrap();
+    host.client.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &request).await.unwrap();
     drop(volume);
     host.stop().await;
     host.start().await;
@@ -80,11 +81,11 @@ async fn snapshot_read_over_nbd_is_not_deleted() {
     let open = || exports.open("data@monday", &NbdClient::default());
     let device = open().unwrap();
     let monday = "data@monday".parse().unwrap();
-    let refused = host.client.delete_snapshot(&monday).await;
+    let refused = host.client.call_at(DELETE_SNAPSHOT, &monday, &Default::default()).await;
     assert_eq!(api_code(refused), ErrorCode::SnapshotInUse);
     // It is still there for others, and goes when the last one has gone.
     drop(open().unwrap());
     drop(device);
-    host.client.delete_snapshot(&monday).await.unwrap();
+    host.client.call_at(DELETE_SNAPSHOT, &monday, &Default::default()).await.unwrap();
     assert!(open().is_err());
 }

@@ -7,8 +7,8 @@ use blockd_api::{
     schedules::{
         CreateSchedule, ListRuns, RetainAt, Rule, Run, RunState, Schedule, Selector, UpdateSchedule,
     },
-    snapshots::{ListSnapshots, MarkSnapshot},
-    volumes::CloneVolume,
+    snapshots::{DeleteSnapshot, ListSnapshots, MarkSnapshot},
+    volumes::{CloneVolume, DeleteVolume},
 };
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use std::time::Duration;
@@ -26,11 +26,11 @@ impl Host {
             local: Some(Retention::max(keep).unwrap()),
             ..CreateSchedule::default()
         };
-        self.client.create_schedule(&request).await.unwrap()
+        self.client.call(CREATE_SCHEDULE, &request).await.unwrap()
     }
 
     async fn snapshots(&self) -> Vec<Snapshot> {
-        self.client.list_snapshots(&ListSnapshots::default()).await.unwrap().snapshots
+        self.client.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.unwrap().snapshots
     }
 
     async fn scheduled_snapshots(&self) -> Vec<Snapshot> {
@@ -40,7 +40,7 @@ impl Host {
     }
 
     async fn ran(&self, schedule: &Schedule) -> Vec<Run> {
-        self.client.run_schedule(schedule.uuid).await.unwrap();
+        self.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         self.settled().await
     }
 
@@ -67,7 +67,9 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
     let first = host.scheduled_snapshots().await.remove(0);
     assert!(!first.pinned);
     let wanted = blockd_api::SnapshotRef::Id(first.id);
-    assert!(host.client.mark_snapshot(&wanted, &MarkSnapshot { pinned: true }).await.unwrap().pinned);
+    assert!(
+        host.client.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: true }).await.unwrap().pinned
+    );
     host.stop().await;
     host.start().await;
     for _ in 0..3 {
@@ -75,31 +77,41 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
     }
     let left = host.left(3).await;
     assert!(left[0].id == first.id && left[0].pinned && !left[1].pinned, "{left:?}");
-    let plan = host.client.plan_retention(schedule.uuid).await.unwrap();
+    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
     let pinned = plan.snapshots.iter().find(|one| one.snapshot == first.id).unwrap();
     assert_eq!(pinned.verdict, Verdict::Keep(vec![KeepReason::Pinned]));
-    assert_eq!(api_code(host.client.delete_snapshot(&wanted).await), ErrorCode::SnapshotPinned);
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_SNAPSHOT, &wanted, &Default::default()).await),
+        ErrorCode::SnapshotPinned
+    );
 
     // Without the pin the retention holds again.
-    host.client.mark_snapshot(&wanted, &MarkSnapshot { pinned: false }).await.unwrap();
+    host.client.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: false }).await.unwrap();
     assert!(host.left(2).await.iter().all(|one| one.id != first.id));
-    let gone = host.client.mark_snapshot(&wanted, &MarkSnapshot { pinned: true }).await;
+    let gone = host.client.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: true }).await;
     assert_eq!(api_code(gone), ErrorCode::SnapshotNotFound);
     let by_hand = CreateSnapshot { name: Some("mine".parse().unwrap()), ..CreateSnapshot::default() };
-    host.client.create_snapshot(&"v".parse().unwrap(), &by_hand).await.unwrap();
+    host.client.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await.unwrap();
     let mine = "v@mine".parse().unwrap();
-    host.client.mark_snapshot(&mine, &MarkSnapshot { pinned: true }).await.unwrap();
-    assert_eq!(api_code(host.client.delete_snapshot(&mine).await), ErrorCode::SnapshotPinned);
-    host.client.delete_snapshot_by_force(&mine).await.unwrap();
+    host.client.call_at(MARK_SNAPSHOT, &mine, &MarkSnapshot { pinned: true }).await.unwrap();
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_SNAPSHOT, &mine, &Default::default()).await),
+        ErrorCode::SnapshotPinned
+    );
+    host.client.call_at(DELETE_SNAPSHOT, &mine, &DeleteSnapshot { force: true }).await.unwrap();
 
     // Nor does it go with its volume.
-    host.client.create_snapshot(&"v".parse().unwrap(), &by_hand).await.unwrap();
-    host.client.mark_snapshot(&mine, &MarkSnapshot { pinned: true }).await.unwrap();
+    host.client.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await.unwrap();
+    host.client.call_at(MARK_SNAPSHOT, &mine, &MarkSnapshot { pinned: true }).await.unwrap();
     let volume = "v".parse().unwrap();
-    let ClientError::Api(error) = host.client.delete_volume(&volume).await.unwrap_err() else { panic!() };
+    let ClientError::Api(error) =
+        host.client.call_at(DELETE_VOLUME, &volume, &Default::default()).await.unwrap_err()
+    else {
+        panic!()
+    };
     assert!(error.code == ErrorCode::SnapshotPinned && error.message.contains("(mine)"), "{error}");
-    host.client.delete_volume_by_force(&volume).await.unwrap();
-    assert_eq!(api_code(host.client.volume(&volume).await), ErrorCode::VolumeNotFound);
+    host.client.call_at(DELETE_VOLUME, &volume, &DeleteVolume { force: true }).await.unwrap();
+    assert_eq!(api_code(host.client.call_at(GET_VOLUME, &volume, &()).await), ErrorCode::VolumeNotFound);
     host.stop().await;
 }
 
@@ -110,7 +122,7 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
     host.second_credential(&other).await;
     let volume = host.create_volume("v").await;
     let by_hand = CreateSnapshot { name: Some("mine".parse().unwrap()), ..CreateSnapshot::default() };
-    host.client.create_snapshot(&"v".parse().unwrap(), &by_hand).await.unwrap();
+    host.client.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await.unwrap();
     let request = CreateSchedule {
         selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
         cred_ids: vec!["nas".parse().unwrap(), "offsite".parse().unwrap()],
@@ -120,7 +132,7 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
         local: Some(Retention::max(3).unwrap()),
         ..CreateSchedule::default()
     };
-    let schedule = host.client.create_schedule(&request).await.unwrap();
+    let schedule = host.client.call(CREATE_SCHEDULE, &request).await.unwrap();
     let mut model = Model::new();
     let mut then = model.clone();
     for round in 1..=5 {
@@ -159,17 +171,17 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
         snapshot: blockd_api::SnapshotRef::Id(newest.id),
         labels: Default::default(),
     };
-    host.client.clone_volume(&"v".parse().unwrap(), &clone).await.unwrap();
+    host.client.call_at(CLONE_VOLUME, &"v".parse().unwrap(), &clone).await.unwrap();
     then.assert_is(&host.volume("then"));
 
-    let plan = host.client.plan_retention(schedule.uuid).await.unwrap();
+    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
     assert_eq!((plan.snapshots.len(), plan.cloudsnaps.len()), (3, 6));
     let last = &plan.snapshots[0];
     assert_eq!(last.verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
     assert_eq!((last.snapshot, last.name.as_ref()), (newest.id, Some(&newest.name)));
     host.stop().await;
     host.start().await;
-    let schedule = host.client.list_schedules().await.unwrap().schedules.remove(0);
+    let schedule = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0);
     let told: Vec<_> = schedule
         .copies
         .iter()
@@ -182,9 +194,9 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
     assert!(runs.iter().filter_map(|run| run.cloudsnap).any(|id| id.incremental), "{runs:?}");
 
     // Without the schedule all of it stays, and it is still told why.
-    let plan = host.client.plan_retention(schedule.uuid).await.unwrap();
-    host.client.delete_schedule(schedule.uuid).await.unwrap();
-    let gone = host.client.plan_retention(schedule.uuid).await.unwrap();
+    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
+    host.client.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+    let gone = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
     let kept = plan.snapshots.iter().filter(|judged| !judged.verdict.is_delete()).count();
     assert!(gone.snapshots.len() >= kept && !gone.cloudsnaps.is_empty(), "{gone:?}");
     let is_kept = |verdict: &Verdict| *verdict == Verdict::Keep(vec![KeepReason::ScheduleGone]);
@@ -203,7 +215,7 @@ async fn local_snapshot_schedule_freezes_a_group_without_location() {
         local: Some(Retention::max(1).unwrap()),
         ..CreateSchedule::default()
     };
-    let schedule = host.client.create_schedule(&request).await.unwrap();
+    let schedule = host.client.call(CREATE_SCHEDULE, &request).await.unwrap();
     assert!(schedule.credentials.is_empty());
     for _ in 0..2 {
         let runs = host.ran(&schedule).await;
@@ -215,7 +227,10 @@ async fn local_snapshot_schedule_freezes_a_group_without_location() {
     assert_eq!((group.members, group.group.as_ref().unwrap().as_str()), (3, "shop"));
     // Neither place nor local snapshots: that protects nothing.
     let none = UpdateSchedule { local: Some(None), ..UpdateSchedule::default() };
-    assert_eq!(api_code(host.client.update_schedule(schedule.uuid, &none).await), ErrorCode::InvalidRequest);
+    assert_eq!(
+        api_code(host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &none).await),
+        ErrorCode::InvalidRequest
+    );
     host.stop().await;
 }
 
@@ -226,7 +241,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &[]).await;
         *host.core().dies_at.lock() = Some(step);
-        host.client.run_schedule(schedule.uuid).await.unwrap();
+        host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         host.die_and_start().await;
         let runs = host.settled().await;
         assert_eq!((runs.len(), runs[0].state), (1, RunState::Done), "{step}: {runs:?}");
@@ -241,7 +256,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &["nas"]).await;
         *host.core().dies_at.lock() = Some(step);
-        host.client.run_schedule(schedule.uuid).await.unwrap();
+        host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         host.die_and_start().await;
         let runs = host.settled().await;
         assert!(runs.len() == 2 && runs.iter().all(|run| run.state == RunState::Done), "{step}: {runs:?}");
@@ -273,8 +288,11 @@ async fn local_snapshot_is_kept_after_a_failed_backup() {
     let wanted = blockd_api::SnapshotRef::Id(first.id);
     let stopped = "UPDATE tasks SET state = 'stopped', detail = json_set(detail, '$.kept', json('true'))";
     host.sql(stopped);
-    assert_eq!(api_code(host.client.delete_snapshot(&wanted).await), ErrorCode::SnapshotInUse);
-    let plan = host.client.plan_retention(schedule.uuid).await.unwrap().snapshots;
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_SNAPSHOT, &wanted, &Default::default()).await),
+        ErrorCode::SnapshotInUse
+    );
+    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap().snapshots;
     assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::InUse]));
     // The next backup gives the old one up.
     let runs = host.ran(&schedule).await;
@@ -282,7 +300,10 @@ async fn local_snapshot_is_kept_after_a_failed_backup() {
     let left = host.left(1).await;
     assert_ne!(left[0].id, first.id);
     // What people delete counts no more.
-    host.client.delete_snapshot(&blockd_api::SnapshotRef::Id(left[0].id)).await.unwrap();
+    host.client
+        .call_at(DELETE_SNAPSHOT, &blockd_api::SnapshotRef::Id(left[0].id), &Default::default())
+        .await
+        .unwrap();
     host.core().scheduler_pass(jiff::Timestamp::now()).await.unwrap();
     let runs = host.settled().await;
     assert!(runs.iter().filter(|run| run.local).all(|run| run.state == RunState::Expired), "{runs:?}");
@@ -302,17 +323,17 @@ async fn slow_upload_does_not_delay_local_snapshots() {
         },
         ..StartBackup::of("v".parse().unwrap())
     };
-    let task = host.client.start_backup(&slow).await.unwrap().task;
+    let task = host.client.call(START_BACKUP, &slow).await.unwrap().task;
     let schedule = host.local_schedule("v", 9, &["nas"]).await;
     for round in 1..=3 {
-        host.client.run_schedule(schedule.uuid).await.unwrap();
+        host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         host.left(round).await;
     }
     let query = ListRuns { volume: Some(VolumeRef::Name("v".parse().unwrap())), ..ListRuns::default() };
-    let runs = host.client.list_runs(&query).await.unwrap().runs;
+    let runs = host.client.call(LIST_RUNS, &query).await.unwrap().runs;
     let waiting = runs.iter().filter(|run| !run.local && run.state == RunState::Queued).count();
     assert_eq!(waiting, 1, "{runs:?}");
-    host.client.stop_task(task, &blockd_api::tasks::StopTask { discard: true }).await.unwrap();
+    host.client.call_at(STOP_TASK, &task, &blockd_api::tasks::StopTask { discard: true }).await.unwrap();
     let runs = host.settled().await;
     assert!(runs.iter().any(|run| !run.local && run.state == RunState::Done), "{runs:?}");
     host.stop().await;
@@ -328,7 +349,7 @@ async fn local_snapshots_are_taken_without_a_backup_slot() {
     let full = Config { task_concurrency: 0, ..config(host.dir.path()) };
     host.daemon = Some(Daemon::start(full, false).await.unwrap());
     let schedule = host.local_schedule("v", 3, &["nas"]).await;
-    host.client.run_schedule(schedule.uuid).await.unwrap();
+    host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
     host.left(1).await;
     let waits = |run: &&Run| run.state == RunState::Queued;
     assert_eq!(host.runs().await.iter().filter(waits).map(|run| run.local).collect::<Vec<_>>(), [false]);
@@ -350,7 +371,7 @@ async fn snapshot_of_a_running_rollback_is_not_deleted() {
     }
     let (_, mark) = host.core().registry.by_name("v").unwrap().begin_rollback().unwrap();
     let one = UpdateSchedule { local: Some(Some(Retention::max(1).unwrap())), ..UpdateSchedule::default() };
-    host.client.update_schedule(schedule.uuid, &one).await.unwrap();
+    host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &one).await.unwrap();
     host.core().scheduler.wake();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(host.scheduled_snapshots().await.len(), 2);

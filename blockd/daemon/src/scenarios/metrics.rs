@@ -8,6 +8,7 @@ use crate::{
 };
 use blockd_api::{
     cloudsnaps::StartVerify,
+    operations::*,
     quiesce::{HookOptions, OnFailure, Quiesce},
     snapshots::CreateSnapshot,
 };
@@ -110,7 +111,7 @@ async fn store_failures_are_counted() {
     Model::new().write(&host.volume("v"), 0, 1, 4096);
     let (place, away) = (host.store.path().to_owned(), host.store.path().with_extension("away"));
     std::fs::rename(&place, &away).unwrap();
-    assert!(host.client.validate_credential(&"nas".parse().unwrap()).await.is_err());
+    assert!(host.client.call_at(VALIDATE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.is_err());
     let errors = "blockd_store_request_errors_total";
     let failed =
         |families: &Families| -> f64 { families[errors].samples.iter().map(|sample| sample.value).sum() };
@@ -139,10 +140,10 @@ async fn quiesce_failures_are_counted_by_phase() {
         ..Quiesce::default()
     };
     let volume = "v".parse().unwrap();
-    host.client.create_snapshot(&volume, &fails(commands)).await.unwrap();
+    host.client.call_at(CREATE_SNAPSHOT, &volume, &fails(commands)).await.unwrap();
     // Nothing is mounted from it.
     let freeze = Quiesce { freeze_fs: true, ..Quiesce::default() };
-    assert!(host.client.create_snapshot(&volume, &fails(freeze)).await.is_err());
+    assert!(host.client.call_at(CREATE_SNAPSHOT, &volume, &fails(freeze)).await.is_err());
     let now = host.families().await;
     assert_eq!(["pre", "freeze", "thaw", "post"].map(|phase| count(&now, phase)), [1.0, 1.0, 0.0, 1.0]);
     host.stop().await;
@@ -179,7 +180,7 @@ async fn alerts_and_dashboard_name_metrics_that_there_are() {
     host.create_credential().await;
     host.create_volume("v").await;
     host.backup("v", false).await;
-    let verified = host.client.start_verify(&StartVerify::default()).await.unwrap();
+    let verified = host.client.call(START_VERIFY, &StartVerify::default()).await.unwrap();
     host.done(verified.task).await;
     host.schedule(1).await;
     let families = host.families().await;

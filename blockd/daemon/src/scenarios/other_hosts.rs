@@ -20,7 +20,7 @@ async fn create(host: &Host) -> CredentialRef {
     let reference = format!("file:{}", path.display()).parse().unwrap();
     let mut request = host.credential("nas", None);
     request.encryption_passphrase = Some(SecretInput::From(reference));
-    host.client.create_credential(&request).await.unwrap();
+    host.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
     "nas".parse().unwrap()
 }
 

@@ -212,7 +212,7 @@ async fn interrupted_backup_waits_for_its_directory() {
     assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
     assert!(walk(host.store.path()).is_empty(), "{:?}", walk(host.store.path()));
     host.mount(&away);
-    host.client.resume_task(task).await.unwrap();
+    host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
     let done = host.done(task).await;
     assert_eq!(done.backup_type, Some(BackupType::Incremental));
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
@@ -225,7 +225,7 @@ async fn unknown_cloud_snapshot_is_searched_in_all_locations() {
     host.create_credential().await;
     let unknown = format!("{}/1-2", host.core().cluster);
     let query = InspectCloudsnap { id: unknown.parse().unwrap(), cred_id: None };
-    let inspect = || host.client.inspect_cloudsnap(&query);
+    let inspect = || host.client.call(INSPECT_CLOUDSNAP, &query);
     let message = inspect().await.unwrap_err().to_string();
     assert!(!message.contains("any of the stores"), "{message}");
     host.second_credential(&other).await;

@@ -7,6 +7,7 @@ use blockd_api::{
     cloudsnaps::{MarkCloudsnap, StartDelete, StartVerify, VerifyDepth},
     credentials::ProviderRequest,
     events::ListEvents,
+    operations::*,
     schedules::UpdateSchedule,
 };
 use blockd_catalog::{Proof, RetentionOverride, TaskRow};
@@ -38,7 +39,7 @@ impl Host {
         let mut snaps = Vec::new();
         for round in 0..2u64 {
             self.volume("v").write(round << 20, &[7; 4096], false).unwrap();
-            self.client.run_schedule(schedule.uuid).await.unwrap();
+            self.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
             snaps.push(self.settled().await[0].cloudsnap.unwrap().to_string());
         }
         (snaps, schedule.uuid)
@@ -47,7 +48,7 @@ impl Host {
     async fn keep(&self, schedule: uuid::Uuid, count: u32) {
         let retain = Some(Retention::max(count).unwrap());
         let update = UpdateSchedule { retain, ..UpdateSchedule::default() };
-        self.client.update_schedule(schedule, &update).await.unwrap();
+        self.client.call_at(UPDATE_SCHEDULE, &schedule, &update).await.unwrap();
     }
 
     fn stored(&self, snap: &str) -> blockd_cloud::CloudSnapshotId {
@@ -71,7 +72,7 @@ impl Host {
     async fn other_credential(&self, path: impl Into<PathBuf>) -> Uuid {
         let mut other = self.credential("other", None);
         other.provider = ProviderRequest::Local { path: path.into() };
-        self.client.create_credential(&other).await.unwrap().uuid
+        self.client.call(CREATE_CREDENTIAL, &other).await.unwrap().uuid
     }
 
     fn lose_pack(&self, snap: &str) {
@@ -81,11 +82,11 @@ impl Host {
 
     async fn delete_by_force(&self, snap: &str) -> Uuid {
         let delete = StartDelete { force: true, ..StartDelete::of(snap.parse().unwrap()) };
-        self.client.start_delete(&delete).await.unwrap().task
+        self.client.call(START_DELETE, &delete).await.unwrap().task
     }
 
     async fn has_event(&self, kind: &str) -> bool {
-        let events = self.client.list_events(&ListEvents::default()).await.unwrap().events;
+        let events = self.client.call(LIST_EVENTS, &ListEvents::default()).await.unwrap().events;
         events.iter().any(|event| event.kind == kind)
     }
 
@@ -116,7 +117,7 @@ async fn unreadable_newer_manifest_stops_retention() {
     assert!(host.manifest_path(&snaps[0]).exists());
     // By hand, only by force.
     let delete = StartDelete::of(snaps[0].parse().unwrap());
-    let task = host.client.start_delete(&delete).await.unwrap().task;
+    let task = host.client.call(START_DELETE, &delete).await.unwrap().task;
     let error = host.wait(task).await.error.unwrap().message;
     assert!(error.contains("may be the last backup that restores"), "{error}");
     assert!(host.manifest_path(&snaps[0]).exists());
@@ -132,7 +133,7 @@ async fn missing_pack_of_the_newest_backup_stops_retention() {
     let event = host.event("retention-stopped").await;
     assert!(event.message.contains("missing"), "{event:?}");
     assert!(host.manifest_path(&snaps[0]).exists());
-    let status = host.client.status().await.unwrap();
+    let status = host.client.call(GET_STATUS, &()).await.unwrap();
     assert!(status.problems.iter().any(|problem| problem.kind == "retention"), "{:?}", status.problems);
     host.stop().await;
 }
@@ -149,7 +150,7 @@ async fn backup_judged_before_the_clock_was_set_back_is_kept() {
         expires: Some(tomorrow),
         never_expires: false,
     };
-    host.client.mark_cloudsnap(&expires).await.unwrap();
+    host.client.call(MARK_CLOUDSNAP, &expires).await.unwrap();
     let later = tomorrow + SignedDuration::from_hours(1);
     // The clock is right again when it is compared with the store's.
     let looks = AtomicUsize::new(0);
@@ -178,10 +179,10 @@ async fn pin_holds_under_another_credential_of_the_repository() {
         expires: None,
         never_expires: false,
     };
-    host.client.mark_cloudsnap(&pin).await.unwrap();
+    host.client.call(MARK_CLOUDSNAP, &pin).await.unwrap();
     let other = host.other_credential(format!("{}/./", host.store.path().display())).await;
     let delete = StartDelete::of(snap.parse().unwrap()).under(other);
-    assert_eq!(api_code(host.client.start_delete(&delete).await), ErrorCode::CloudsnapPinned);
+    assert_eq!(api_code(host.client.call(START_DELETE, &delete).await), ErrorCode::CloudsnapPinned);
     host.stop().await;
 }
 
@@ -200,7 +201,15 @@ async fn missing_pack_of_the_newest_backup_stops_expiry() {
     let whole = host.backup("v", true).await.source_volume.unwrap();
     host.expire_at(later()).await;
     assert_eq!(host.ids().await, [whole]);
-    assert!(host.client.status().await.unwrap().problems.iter().all(|problem| problem.kind != "retention"));
+    assert!(
+        host.client
+            .call(GET_STATUS, &())
+            .await
+            .unwrap()
+            .problems
+            .iter()
+            .all(|problem| problem.kind != "retention")
+    );
     host.stop().await;
 }
 
@@ -212,7 +221,7 @@ async fn missing_pack_of_the_last_verified_backup_stops_expiry() {
     let verified = host.backup("v", true).await.source_volume.unwrap();
     let snap = Some(verified.parse().unwrap());
     let verify = StartVerify { snap, depth: VerifyDepth::Frames, ..StartVerify::default() };
-    host.done(host.client.start_verify(&verify).await.unwrap().task).await;
+    host.done(host.client.call(START_VERIFY, &verify).await.unwrap().task).await;
     let newest = host.backup("v", true).await.source_volume.unwrap();
     host.lose_pack(&verified);
     host.expire_at(later()).await;
@@ -252,9 +261,9 @@ async fn kept_backup_in_doubt_is_no_last_good_of_expiry() {
     assert_eq!(host.ids().await, [base.clone(), in_doubt.clone()]);
     for needed in [&base, &in_doubt] {
         let delete = StartDelete::of(needed.parse().unwrap());
-        assert_eq!(api_code(host.client.start_delete(&delete).await), ErrorCode::CloudsnapInUse);
+        assert_eq!(api_code(host.client.call(START_DELETE, &delete).await), ErrorCode::CloudsnapInUse);
     }
-    host.client.resume_task(task).await.unwrap();
+    host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
     assert_eq!(host.done(task).await.source_volume, Some(in_doubt));
     host.stop().await;
 }
@@ -315,7 +324,7 @@ async fn pin_holds_under_a_symlink_to_the_repository() {
     let cloudsnap = host.stored(&snap);
     store_override(host.core(), RetentionOverride { cloudsnap, credential, pinned: true, expires: None });
     let delete = StartDelete::of(snap.parse().unwrap()).under(other);
-    match host.client.start_delete(&delete).await.unwrap_err() {
+    match host.client.call(START_DELETE, &delete).await.unwrap_err() {
         ClientError::Api(error) => {
             assert_eq!(error.code, ErrorCode::CloudsnapPinned);
             assert!(error.message.contains("nas"), "it names the credential of the pin: {error:?}");
@@ -336,7 +345,7 @@ async fn date_holds_under_another_credential_of_the_repository() {
         RetentionOverride { cloudsnap, credential: other, pinned: false, expires: Some(tomorrow()) },
     );
     host.keep(schedule, 1).await;
-    let plan = host.client.plan_retention(schedule).await.unwrap().cloudsnaps;
+    let plan = host.client.call_at(PLAN_RETENTION, &schedule, &()).await.unwrap().cloudsnaps;
     let of_old = plan.iter().find(|planned| planned.cloudsnap.to_string() == snaps[0]).unwrap();
     assert_eq!(of_old.verdict, Verdict::Keep(vec![KeepReason::NotExpired]));
     host.stop().await;
@@ -359,7 +368,7 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
         host.core().db.transaction(|tx| proof.put(tx)).unwrap();
     };
     let verdicts = async || {
-        let plan = host.client.plan_retention(schedule).await.unwrap().cloudsnaps;
+        let plan = host.client.call_at(PLAN_RETENTION, &schedule, &()).await.unwrap().cloudsnaps;
         let of = |snap: &String| plan.iter().find(|planned| planned.cloudsnap.to_string() == *snap).unwrap();
         snaps.iter().map(|snap| of(snap).verdict.clone()).collect::<Vec<_>>()
     };
@@ -409,7 +418,7 @@ async fn damaged_manifest_is_deleted_by_force_only() {
         let event = host.event("retention-stopped").await;
         assert!(event.message.contains(&command), "{event:?}");
         let delete = StartDelete::of(snaps[1].parse().unwrap());
-        match host.client.start_delete(&delete).await.unwrap_err() {
+        match host.client.call(START_DELETE, &delete).await.unwrap_err() {
             ClientError::Api(error) => {
                 assert_eq!(error.code, ErrorCode::CloudsnapDamaged);
                 assert!(error.hint.is_some_and(|hint| hint.contains(&command)));

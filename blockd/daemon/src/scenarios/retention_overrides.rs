@@ -6,6 +6,7 @@ use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     cloudsnaps::{BackupOptions, CloudSnapshotId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
     events::ListEvents,
+    operations::*,
     schedules::RunState,
 };
 use blockd_catalog::{DbError, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState};
@@ -64,7 +65,7 @@ impl Host {
         let looking = async {
             while deleted < count {
                 let query = ListEvents { since: Some(since), max: None, wait_ms: Some(MAX_WAIT_MS) };
-                for event in self.client.list_events(&query).await.unwrap().events {
+                for event in self.client.call(LIST_EVENTS, &query).await.unwrap().events {
                     since = event.id;
                     deleted += usize::from(event.kind == "delete-done");
                 }
@@ -85,14 +86,14 @@ impl Host {
                 options: BackupOptions { expires: Some(expires), ..Default::default() },
                 ..StartBackup::of("v".parse().unwrap())
             };
-            let task = self.client.start_backup(&request).await.unwrap().task;
+            let task = self.client.call(START_BACKUP, &request).await.unwrap().task;
             snaps.push(self.done(task).await.source_volume.unwrap());
         }
         snaps
     }
 
     async fn pin(&self, snap: &str, pinned: bool) -> CloudsnapMark {
-        self.client.mark_cloudsnap(&MarkCloudsnap { pinned: Some(pinned), ..mark(snap) }).await.unwrap()
+        self.client.call(MARK_CLOUDSNAP, &MarkCloudsnap { pinned: Some(pinned), ..mark(snap) }).await.unwrap()
     }
 
     pub(super) async fn ids(&self) -> Vec<String> {
@@ -121,33 +122,33 @@ async fn pinned_backup_is_deleted_by_force_only() {
     let listed = host.list().await;
     assert_eq!((listed[0].metadata.pinned.as_deref(), &listed[0].metadata.expires), (Some("true"), &None));
     let delete = StartDelete::of(snap.parse().unwrap());
-    assert_eq!(api_code(host.client.start_delete(&delete).await), ErrorCode::CloudsnapPinned);
+    assert_eq!(api_code(host.client.call(START_DELETE, &delete).await), ErrorCode::CloudsnapPinned);
 
     // A date beside it changes nothing while it is there.
     let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
     let dated = MarkCloudsnap { expires: Some(tomorrow), ..mark(&snap) };
-    let dated = host.client.mark_cloudsnap(&dated).await.unwrap();
+    let dated = host.client.call(MARK_CLOUDSNAP, &dated).await.unwrap();
     assert_eq!((dated.pinned, dated.expires), (true, Some(tomorrow)));
     host.backup("v", false).await;
     host.expire_at(tomorrow + SignedDuration::from_hours(1)).await;
     assert_eq!(host.ids().await.len(), 2);
     let never = MarkCloudsnap { never_expires: true, pinned: Some(true), ..mark(&snap) };
-    assert_eq!(host.client.mark_cloudsnap(&never).await.unwrap().expires, None);
+    assert_eq!(host.client.call(MARK_CLOUDSNAP, &never).await.unwrap().expires, None);
 
     for wrong in [
         mark(&snap),
         MarkCloudsnap { expires: Some(Timestamp::now()), ..mark(&snap) },
         MarkCloudsnap { expires: Some(tomorrow), never_expires: true, ..mark(&snap) },
     ] {
-        assert_eq!(api_code(host.client.mark_cloudsnap(&wrong).await), ErrorCode::InvalidRequest);
+        assert_eq!(api_code(host.client.call(MARK_CLOUDSNAP, &wrong).await), ErrorCode::InvalidRequest);
     }
     let nothing: CloudSnapshotId =
         CloudSnapshotId { snapshot: "7".parse().unwrap(), ..snap.parse().unwrap() };
     let unknown = MarkCloudsnap { pinned: Some(true), ..mark(&nothing.to_string()) };
-    assert_eq!(api_code(host.client.mark_cloudsnap(&unknown).await), ErrorCode::CloudsnapNotFound);
+    assert_eq!(api_code(host.client.call(MARK_CLOUDSNAP, &unknown).await), ErrorCode::CloudsnapNotFound);
 
     let by_force = StartDelete { force: true, ..delete.clone() };
-    host.done(host.client.start_delete(&by_force).await.unwrap().task).await;
+    host.done(host.client.call(START_DELETE, &by_force).await.unwrap().task).await;
     assert_eq!(host.mark_of(&stored_id(&snap), credential), None, "the mark goes with what it was for");
     host.stop().await;
 }
@@ -161,7 +162,7 @@ async fn schedules_respect_pins_and_dates() {
     let mut snaps = Vec::new();
     for round in 0..3u64 {
         host.volume("v").write(round << 20, &[7; 4096], false).unwrap();
-        host.client.run_schedule(schedule.uuid).await.unwrap();
+        host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         let runs = host.settled().await;
         snaps.push(runs[0].cloudsnap.unwrap().to_string());
         if round == 0 {
@@ -172,7 +173,7 @@ async fn schedules_respect_pins_and_dates() {
     host.until_deleted(1).await;
     assert_eq!(host.runs().await.iter().filter(|run| run.state == RunState::Expired).count(), 1);
     assert_eq!(host.ids().await, [snaps[0].clone(), snaps[2].clone()]);
-    let plan = host.client.plan_retention(schedule.uuid).await.unwrap().cloudsnaps;
+    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap().cloudsnaps;
     assert_eq!(plan[1].verdict, Verdict::Keep(vec![KeepReason::Pinned]));
     host.expire_at(Timestamp::now() + SignedDuration::from_hours(9000)).await;
     assert_eq!(host.ids().await.len(), 2);
@@ -217,7 +218,7 @@ async fn manual_backup_expires_unless_it_is_the_last_good_one() {
 
     // Another host deletes one with a date here: the date is removed.
     let dated = MarkCloudsnap { expires: Some(tomorrow), ..mark(&newer) };
-    host.client.mark_cloudsnap(&dated).await.unwrap();
+    host.client.call(MARK_CLOUDSNAP, &dated).await.unwrap();
     let id = stored_id(&newer);
     std::fs::remove_file(host.store.path().join(id.manifest_key())).unwrap();
     host.expire_at(later).await;
@@ -226,7 +227,7 @@ async fn manual_backup_expires_unless_it_is_the_last_good_one() {
         options: BackupOptions { expires: Some(Timestamp::now()), ..Default::default() },
         ..StartBackup::of("v".parse().unwrap())
     };
-    assert_eq!(api_code(host.client.start_backup(&past).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.call(START_BACKUP, &past).await), ErrorCode::InvalidRequest);
     host.stop().await;
 }
 
@@ -260,7 +261,7 @@ async fn pin_during_a_listing_is_kept() {
     let manifest = host.store.path().join(last.manifest_key());
     host.core().failpoint.at("mark asked for", move |_| std::fs::remove_file(manifest).unwrap());
     let pinned = MarkCloudsnap { pinned: Some(true), ..mark(&snaps[1]) };
-    assert_eq!(api_code(host.client.mark_cloudsnap(&pinned).await), ErrorCode::CloudsnapNotFound);
+    assert_eq!(api_code(host.client.call(MARK_CLOUDSNAP, &pinned).await), ErrorCode::CloudsnapNotFound);
     assert!(!host.mark_of(&last, credential).unwrap().pinned);
     host.stop().await;
 }
@@ -283,7 +284,7 @@ async fn backup_pinned_during_retention_is_kept() {
             };
             host.core().failpoint.at("surplus judged", move |core| store_override(core, pin));
         }
-        host.client.run_schedule(schedule.uuid).await.unwrap();
+        host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         snaps.push(host.settled().await[0].cloudsnap.unwrap().to_string());
     }
     host.until_deleted(1).await;
@@ -326,9 +327,9 @@ async fn resumed_deletion_spares_snapshots_pinned_since() {
     };
     let (asked, forced) = (stopped(false), stopped(true));
     host.pin(&snap, true).await;
-    assert_eq!(api_code(host.client.resume_task(asked).await), ErrorCode::CloudsnapPinned);
+    assert_eq!(api_code(host.client.call_at(RESUME_TASK, &asked, &()).await), ErrorCode::CloudsnapPinned);
     assert_eq!(host.ids().await, [snap.as_str()]);
-    host.client.resume_task(forced).await.unwrap();
+    host.client.call_at(RESUME_TASK, &forced, &()).await.unwrap();
     host.done(forced).await;
     assert_eq!(host.ids().await, [""; 0]);
     host.stop().await;
@@ -350,7 +351,7 @@ async fn pin_of_a_running_backup_is_kept() {
             options: BackupOptions { expires, ..Default::default() },
             ..StartBackup::of("v".parse().unwrap())
         };
-        let task = host.client.start_backup(&request).await.unwrap().task;
+        let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
         let snap = host.done(task).await.source_volume.unwrap();
         let mark = host.mark_of(&stored_id(&snap), credential).unwrap();
         assert_eq!((mark.pinned, mark.expires), (true, expires));

@@ -1,4 +1,4 @@
-//! Tests of the endpoint table against the served operations and roles.
+//! Tests of the table of operations against the served ones and their roles.
 
 use super::*;
 use crate::config::ControlSocket;
@@ -94,7 +94,7 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
         webhooks: Vec::new(),
     };
     let operator = Client::new(path);
-    host.client.create_credential(&host.credential("nas", None)).await.unwrap();
+    host.client.call(CREATE_CREDENTIAL, &host.credential("nas", None)).await.unwrap();
     host.create_volume("data").await;
 
     let expires = Some(Timestamp::now() + SignedDuration::from_hours(1));
@@ -102,27 +102,27 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
         options: BackupOptions { expires, ..Default::default() },
         ..StartBackup::of("data".parse().unwrap())
     };
-    assert_eq!(api_code(operator.start_backup(&expiring).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(START_BACKUP, &expiring).await), ErrorCode::Forbidden);
     let volumes = || vec!["data".parse().unwrap()];
     let group = StartGroupBackup {
         volumes: volumes(),
         options: BackupOptions { expires, ..Default::default() },
         ..StartGroupBackup::default()
     };
-    assert_eq!(api_code(operator.start_group_backup(&group).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(START_GROUP_BACKUP, &group).await), ErrorCode::Forbidden);
     let unruled = StartBackup {
         hooks: HookOptions { no_rule: true, ..Default::default() },
         ..StartBackup::of("data".parse().unwrap())
     };
-    assert_eq!(api_code(operator.start_backup(&unruled).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(START_BACKUP, &unruled).await), ErrorCode::Forbidden);
     let unruled = CreateSnapshot {
         hooks: HookOptions { no_rule: true, ..Default::default() },
         ..CreateSnapshot::default()
     };
-    let made = operator.create_snapshot(&"data".parse().unwrap(), &unruled).await;
+    let made = operator.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &unruled).await;
     assert_eq!(api_code(made), ErrorCode::Forbidden);
 
-    let of_admin = host.client.start_backup(&StartBackup::of("data".parse().unwrap())).await.unwrap();
+    let of_admin = host.client.call(START_BACKUP, &StartBackup::of("data".parse().unwrap())).await.unwrap();
     let done = host.wait(of_admin.task).await;
     assert!(
         matches!(done.owner, TaskOwner::Caller { role: Role::Admin, uid: Some(_), .. }),
@@ -132,26 +132,29 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
     let of_admin_owner = done.owner;
     for discard in [false, true] {
         let stop = StopTask { discard };
-        assert_eq!(api_code(operator.stop_task(of_admin.task, &stop).await), ErrorCode::Forbidden);
+        assert_eq!(api_code(operator.call_at(STOP_TASK, &of_admin.task, &stop).await), ErrorCode::Forbidden);
     }
     let snap = host.list().await[0].id;
     let limits = TaskLimits { limit_upload_bytes_per_s: Some(1 << 10), ..TaskLimits::default() };
     let slow = StartBackup { limits, ..StartBackup::of("data".parse().unwrap()) };
-    assert_eq!(api_code(operator.start_backup(&slow).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(START_BACKUP, &slow).await), ErrorCode::Forbidden);
     let slow = StartGroupBackup { volumes: volumes(), limits, ..StartGroupBackup::default() };
-    assert_eq!(api_code(operator.start_group_backup(&slow).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(START_GROUP_BACKUP, &slow).await), ErrorCode::Forbidden);
     let slow = StartRestore { limits, ..StartRestore::of(snap) };
-    assert_eq!(api_code(operator.start_restore(&slow).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(START_RESTORE, &slow).await), ErrorCode::Forbidden);
     let mark = MarkCloudsnap { snap, cred_id: None, pinned: None, expires, never_expires: false };
-    assert_eq!(api_code(operator.mark_cloudsnap(&mark).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(MARK_CLOUDSNAP, &mark).await), ErrorCode::Forbidden);
 
     // A task of its own has ended, which is the only objection.
-    let own = operator.start_backup(&StartBackup::of("data".parse().unwrap())).await.unwrap();
+    let own = operator.call(START_BACKUP, &StartBackup::of("data".parse().unwrap())).await.unwrap();
     let done = host.wait(own.task).await;
     assert!(matches!(done.owner, TaskOwner::Caller { role: Role::Operator, .. }), "{:?}", done.owner);
-    assert_eq!(api_code(operator.stop_task(own.task, &StopTask::default()).await), ErrorCode::TaskEnded);
+    assert_eq!(
+        api_code(operator.call_at(STOP_TASK, &own.task, &StopTask::default()).await),
+        ErrorCode::TaskEnded
+    );
     for task in [of_admin.task, own.task] {
-        assert_eq!(api_code(operator.limit_task(task, &limits).await), ErrorCode::Forbidden);
+        assert_eq!(api_code(operator.call_at(LIMIT_TASK, &task, &limits).await), ErrorCode::Forbidden);
     }
 
     // A new backup discards the kept ones of the volume.
@@ -165,11 +168,15 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
         kept.detail.kept = true;
         host.core().db.transaction(|tx| kept.put(tx)).unwrap();
         if !may {
-            assert_eq!(api_code(operator.start_backup(&backup).await), ErrorCode::Forbidden, "{kept:?}");
+            assert_eq!(
+                api_code(operator.call(START_BACKUP, &backup).await),
+                ErrorCode::Forbidden,
+                "{kept:?}"
+            );
             assert!(host.core().task_row(kept.id).await.unwrap().detail.kept);
         }
         let client = if may { &operator } else { &host.client };
-        host.done(client.start_backup(&backup).await.unwrap().task).await;
+        host.done(client.call(START_BACKUP, &backup).await.unwrap().task).await;
         assert!(!host.core().task_row(kept.id).await.unwrap().detail.kept);
     }
     host.stop().await;

@@ -37,17 +37,17 @@ impl Host {
 
     async fn rule(&self, name: &str, quiesce: Quiesce) {
         let request = CreateRule { name: name.parse().unwrap(), quiesce };
-        self.client.create_rule(&request).await.unwrap();
+        self.client.call(CREATE_RULE, &request).await.unwrap();
     }
 
     async fn assign(&self, rule: &str, volume: Option<&str>, group: Option<&str>) {
         let volume = volume.map(|name| name.parse().unwrap());
         let target = RuleTarget { volume, group: group.map(|name| name.parse().unwrap()) };
-        self.client.assign_rule(&rule.parse().unwrap(), &target).await.unwrap();
+        self.client.call_at(ASSIGN_RULE, &rule.parse().unwrap(), &target).await.unwrap();
     }
 
     async fn failures(&self) -> Vec<(Severity, String)> {
-        let events = self.client.list_events(&ListEvents::default()).await.unwrap().events;
+        let events = self.client.call(LIST_EVENTS, &ListEvents::default()).await.unwrap().events;
         let of_rules = events.into_iter().filter(|event| event.kind == "rule-failed");
         of_rules.map(|event| (event.severity, event.message)).collect()
     }
@@ -56,8 +56,8 @@ impl Host {
         let schedule = self.schedule(9).await;
         let rule = Some(rule.map(|rule| rule.parse().unwrap()));
         let request = UpdateSchedule { rule, ..UpdateSchedule::default() };
-        self.client.update_schedule(schedule.uuid, &request).await.unwrap();
-        self.client.run_schedule(schedule.uuid).await.unwrap();
+        self.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &request).await.unwrap();
+        self.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         self.settled().await.remove(0)
     }
 }
@@ -79,7 +79,10 @@ async fn most_specific_rule_is_used() {
         host.rule(name, host.noting("true", "true")).await;
     }
     host.assign("mine", Some("v"), None).await;
-    assert_eq!(host.client.volume(&"v".parse().unwrap()).await.unwrap().rule.unwrap().as_str(), "mine");
+    assert_eq!(
+        host.client.call_at(GET_VOLUME, &"v".parse().unwrap(), &()).await.unwrap().rule.unwrap().as_str(),
+        "mine"
+    );
     let task = host.backup("v", false).await;
     assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
     let steps = task.quiesce.unwrap().steps;
@@ -96,29 +99,29 @@ async fn most_specific_rule_is_used() {
         hooks: HookOptions { rule: Some("named".parse().unwrap()), ..Default::default() },
         ..of("v")
     };
-    host.done(host.client.start_backup(&named).await.unwrap().task).await;
+    host.done(host.client.call(START_BACKUP, &named).await.unwrap().task).await;
     assert_eq!(host.log(), ["named:pre v", "named:post v yes"]);
     let inline = StartBackup {
         hooks: HookOptions { quiesce: host.noting("true", "true"), ..Default::default() },
         ..of("v")
     };
-    host.done(host.client.start_backup(&inline).await.unwrap().task).await;
+    host.done(host.client.call(START_BACKUP, &inline).await.unwrap().task).await;
     assert_eq!(host.log(), [":pre v", ":post v yes"]);
     let without = StartBackup { hooks: HookOptions { no_rule: true, ..Default::default() }, ..of("v") };
-    let task = host.done(host.client.start_backup(&without).await.unwrap().task).await;
+    let task = host.done(host.client.call(START_BACKUP, &without).await.unwrap().task).await;
     assert_eq!((host.log().len(), task.quiesce), (0, None));
     // A local snapshot is a freeze as well.
-    host.client.create_snapshot(&"v".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
+    host.client.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
     assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
 
     let hooks = HookOptions { rule: Some("named".parse().unwrap()), ..inline.hooks.clone() };
     let both = StartBackup { hooks, ..inline };
-    assert_eq!(api_code(host.client.start_backup(&both).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.call(START_BACKUP, &both).await), ErrorCode::InvalidRequest);
     let unknown = StartBackup {
         hooks: HookOptions { rule: Some("nobody".parse().unwrap()), ..Default::default() },
         ..of("v")
     };
-    assert_eq!(api_code(host.client.start_backup(&unknown).await), ErrorCode::RuleNotFound);
+    assert_eq!(api_code(host.client.call(START_BACKUP, &unknown).await), ErrorCode::RuleNotFound);
     host.stop().await;
 }
 
@@ -129,57 +132,61 @@ async fn rules_survive_a_restart_and_are_not_deleted_in_use() {
     host.create_volume("v").await;
     let name = "pg".parse().unwrap();
     let nothing = CreateRule { name: "pg".parse().unwrap(), quiesce: Quiesce::default() };
-    assert_eq!(api_code(host.client.create_rule(&nothing).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.call(CREATE_RULE, &nothing).await), ErrorCode::InvalidRequest);
     let quiesce = Quiesce { user: Some(own_user()), ..host.noting("true", "true") };
     host.rule("pg", quiesce.clone()).await;
     let again = CreateRule { quiesce: quiesce.clone(), ..nothing };
-    assert_eq!(api_code(host.client.create_rule(&again).await), ErrorCode::RuleExists);
+    assert_eq!(api_code(host.client.call(CREATE_RULE, &again).await), ErrorCode::RuleExists);
     host.assign("pg", Some("v"), None).await;
     host.assign("pg", None, Some("shop")).await;
     let schedule = host.schedule(1).await;
     let with_rule = UpdateSchedule { rule: Some(Some("pg".parse().unwrap())), ..UpdateSchedule::default() };
-    host.client.update_schedule(schedule.uuid, &with_rule).await.unwrap();
+    host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &with_rule).await.unwrap();
     let unknown = UpdateSchedule { rule: Some(Some("x".parse().unwrap())), ..UpdateSchedule::default() };
-    assert_eq!(api_code(host.client.update_schedule(schedule.uuid, &unknown).await), ErrorCode::RuleNotFound);
+    assert_eq!(
+        api_code(host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &unknown).await),
+        ErrorCode::RuleNotFound
+    );
     host.stop().await;
     host.start().await;
-    let rule = host.client.list_rules().await.unwrap().rules.remove(0);
+    let rule = host.client.call(LIST_RULES, &()).await.unwrap().rules.remove(0);
     assert_eq!(
         (&rule.quiesce, rule.groups.len(), rule.schedules.as_slice()),
         (&quiesce, 1, &[schedule.uuid][..])
     );
     assert_eq!(rule.volumes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["v"]);
     let update = UpdateRule { quiesce: Quiesce { freeze_fs: true, ..quiesce } };
-    assert_eq!(host.client.update_rule(&name, &update).await.unwrap().quiesce, update.quiesce);
+    assert_eq!(host.client.call_at(UPDATE_RULE, &name, &update).await.unwrap().quiesce, update.quiesce);
 
     // Each of the three keeps it.
     let volume = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
     let group = RuleTarget { volume: None, group: Some("shop".parse().unwrap()) };
-    assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
-    host.client.unassign_rule(&name, &group).await.unwrap();
-    assert_eq!(api_code(host.client.unassign_rule(&name, &group).await), ErrorCode::InvalidRequest);
-    assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
-    host.client.unassign_rule(&name, &volume).await.unwrap();
-    assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
+    assert_eq!(api_code(host.client.call_at(DELETE_RULE, &name, &()).await), ErrorCode::RuleInUse);
+    host.client.call_at(UNASSIGN_RULE, &name, &group).await.unwrap();
+    assert_eq!(api_code(host.client.call_at(UNASSIGN_RULE, &name, &group).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.call_at(DELETE_RULE, &name, &()).await), ErrorCode::RuleInUse);
+    host.client.call_at(UNASSIGN_RULE, &name, &volume).await.unwrap();
+    assert_eq!(api_code(host.client.call_at(DELETE_RULE, &name, &()).await), ErrorCode::RuleInUse);
     // So does a schedule that cannot be read, as when its time zone is gone from this host.
     host.sql("UPDATE schedules SET spec = json_set(spec, '$.rules', 'gone')");
-    assert_eq!(host.client.list_schedules().await.unwrap().unreadable.len(), 1);
-    let refused = host.client.delete_rule(&name).await.unwrap_err().to_string();
+    assert_eq!(host.client.call(LIST_SCHEDULES, &()).await.unwrap().unreadable.len(), 1);
+    let refused = host.client.call_at(DELETE_RULE, &name, &()).await.unwrap_err().to_string();
     assert!(refused.contains("(which cannot be read, but can be deleted)"), "{refused}");
-    assert_eq!(host.client.rule(&name).await.unwrap().schedules, [schedule.uuid]);
+    assert_eq!(host.client.call_at(GET_RULE, &name, &()).await.unwrap().schedules, [schedule.uuid]);
     // Its credentials stay as well.
-    let refused = host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap_err().to_string();
+    let refused =
+        host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.unwrap_err().to_string();
     assert!(refused.contains("(which cannot be read, but can be deleted)"), "{refused}");
     host.sql("UPDATE schedules SET spec = '{\"rule\": \"pg\"'");
-    assert_eq!(api_code(host.client.delete_rule(&name).await), ErrorCode::RuleInUse);
-    host.client.delete_schedule(schedule.uuid).await.unwrap();
-    host.client.delete_rule(&name).await.unwrap();
-    assert_eq!(api_code(host.client.rule(&name).await), ErrorCode::RuleNotFound);
+    assert_eq!(api_code(host.client.call_at(DELETE_RULE, &name, &()).await), ErrorCode::RuleInUse);
+    host.client.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+    host.client.call_at(DELETE_RULE, &name, &()).await.unwrap();
+    assert_eq!(api_code(host.client.call_at(GET_RULE, &name, &()).await), ErrorCode::RuleNotFound);
     // With its volume goes what was said of it.
     host.rule("other", host.noting("true", "true")).await;
     host.assign("other", Some("v"), None).await;
-    host.client.delete_volume(&"v".parse().unwrap()).await.unwrap();
-    host.client.delete_rule(&"other".parse().unwrap()).await.unwrap();
+    host.client.call_at(DELETE_VOLUME, &"v".parse().unwrap(), &Default::default()).await.unwrap();
+    host.client.call_at(DELETE_RULE, &"other".parse().unwrap(), &()).await.unwrap();
     host.stop().await;
 }
 
@@ -192,17 +199,18 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
     let bad = Quiesce { user: Some("no-such-user".into()), ..good.clone() };
     let name: blockd_api::RuleName = "pg".parse().unwrap();
     let create = |quiesce: &Quiesce| CreateRule { name: "pg".parse().unwrap(), quiesce: quiesce.clone() };
-    assert_eq!(api_code(host.client.create_rule(&create(&bad)).await), ErrorCode::InvalidRequest);
-    host.client.create_rule(&create(&good)).await.unwrap();
+    assert_eq!(api_code(host.client.call(CREATE_RULE, &create(&bad)).await), ErrorCode::InvalidRequest);
+    host.client.call(CREATE_RULE, &create(&good)).await.unwrap();
     let update = UpdateRule { quiesce: bad.clone() };
-    assert_eq!(api_code(host.client.update_rule(&name, &update).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.call_at(UPDATE_RULE, &name, &update).await), ErrorCode::InvalidRequest);
     let inline = StartBackup { hooks: HookOptions { quiesce: bad.clone(), ..Default::default() }, ..of("v") };
     // Also while others are admitted, as no operation waits for the test.
     let admission = host.core().admission.lock().await;
-    let refused = tokio::time::timeout(std::time::Duration::from_secs(60), host.client.start_backup(&inline));
+    let refused =
+        tokio::time::timeout(std::time::Duration::from_secs(60), host.client.call(START_BACKUP, &inline));
     assert_eq!(api_code(refused.await.unwrap()), ErrorCode::InvalidRequest);
     drop(admission);
-    assert_eq!(host.client.rule(&name).await.unwrap().problem, None);
+    assert_eq!(host.client.call_at(GET_RULE, &name, &()).await.unwrap().problem, None);
 
     // Its user is gone.
     let stored = serde_json::to_string(&bad).unwrap().replace('\'', "''");
@@ -220,26 +228,26 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
         message.starts_with("the commands of rule pg cannot be run: there is no user no-such-user"),
         "{message}"
     );
-    let problem = host.client.rule(&name).await.unwrap().problem.unwrap();
+    let problem = host.client.call_at(GET_RULE, &name, &()).await.unwrap().problem.unwrap();
     assert!(message.ends_with(&problem), "{problem}");
 
     let target = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
-    assert_eq!(api_code(host.client.assign_rule(&name, &target).await), ErrorCode::InvalidRequest);
+    assert_eq!(api_code(host.client.call_at(ASSIGN_RULE, &name, &target).await), ErrorCode::InvalidRequest);
     let schedule = host.schedule(1).await;
     let with_rule = UpdateSchedule { rule: Some(Some(name.clone())), ..UpdateSchedule::default() };
-    let refused = host.client.update_schedule(schedule.uuid, &with_rule).await;
+    let refused = host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &with_rule).await;
     assert_eq!(api_code(refused), ErrorCode::InvalidRequest);
     let scheduled = CreateSchedule {
         selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
         rule: Some(name.clone()),
         ..CreateSchedule::default()
     };
-    let refused = host.client.create_schedule(&scheduled).await.unwrap_err().to_string();
+    let refused = host.client.call(CREATE_SCHEDULE, &scheduled).await.unwrap_err().to_string();
     assert!(refused.contains("no-such-user"), "{refused}");
 
-    host.client.update_rule(&name, &UpdateRule { quiesce: good }).await.unwrap();
-    assert_eq!(host.client.rule(&name).await.unwrap().problem, None);
-    host.client.assign_rule(&name, &target).await.unwrap();
+    host.client.call_at(UPDATE_RULE, &name, &UpdateRule { quiesce: good }).await.unwrap();
+    assert_eq!(host.client.call_at(GET_RULE, &name, &()).await.unwrap().problem, None);
+    host.client.call_at(ASSIGN_RULE, &name, &target).await.unwrap();
     host.stop().await;
 }
 
@@ -262,18 +270,19 @@ async fn group_runs_each_rule_once_around_one_freeze() {
     assert_eq!(host.log(), expected);
     let group =
         CreateGroupSnapshot { group: Some("shop".parse().unwrap()), ..CreateGroupSnapshot::default() };
-    host.client.create_group_snapshot(&group).await.unwrap();
+    host.client.call(CREATE_GROUP_SNAPSHOT, &group).await.unwrap();
     assert_eq!(host.log(), expected);
     // Alone, a volume follows its own, or else that of its group.
     for (volume, rule) in [("a", "all"), ("b", "own")] {
         let backup = StartBackup { cred_id: Some("nas".parse().unwrap()), ..of(volume) };
-        host.done(host.client.start_backup(&backup).await.unwrap().task).await;
+        host.done(host.client.call(START_BACKUP, &backup).await.unwrap().task).await;
         assert_eq!(host.log(), [format!("{rule}:pre {volume}"), format!("{rule}:post {volume} yes")]);
     }
 
     // One of them fails: no volume is backed up to any location, and everything is resumed.
     host.client
-        .update_rule(
+        .call_at(
+            UPDATE_RULE,
             &"own".parse().unwrap(),
             &UpdateRule { quiesce: host.noting("echo planted; exit 3", "true") },
         )
@@ -297,7 +306,10 @@ async fn group_runs_each_rule_once_around_one_freeze() {
     assert!(failures[0].1.contains("of a, b, c, the pre-command of rule own failed"), "{failures:?}");
     // What fails may be taken into account.
     let tolerant = Quiesce { on_failure: OnFailure::Continue, ..host.noting("exit 3", "true") };
-    host.client.update_rule(&"own".parse().unwrap(), &UpdateRule { quiesce: tolerant }).await.unwrap();
+    host.client
+        .call_at(UPDATE_RULE, &"own".parse().unwrap(), &UpdateRule { quiesce: tolerant })
+        .await
+        .unwrap();
     let started = host.backup_group(&["nas"]).await;
     for task in host.ended(&started).await {
         assert_eq!((task.state.stage, &task.error), (TaskStage::Done, &None));
@@ -328,7 +340,7 @@ async fn failed_rule_is_reported_in_all_views() {
     assert_eq!(host.list().await.len(), 1);
     assert_eq!(host.log(), ["late:pre v", "late:post v yes", "early:pre v", "early:post v no"]);
     // Command output is not visible to all roles.
-    let events = host.client.list_events(&ListEvents::default()).await.unwrap();
+    let events = host.client.call(LIST_EVENTS, &ListEvents::default()).await.unwrap();
     let (runs, events) = (format!("{:?}", host.runs().await), format!("{events:?}"));
     assert!(!runs.contains("planted") && !events.contains("planted"), "{runs} {events}");
     host.assert_tidy();
@@ -436,7 +448,7 @@ async fn commands_are_visible_to_admins_only() {
     let (admin, operator) = (Client::new(dir.path().join("data/blockd.sock")), Client::new(path));
     let labels = Default::default();
     let request = CreateVolume { name: "v".parse().unwrap(), size_bytes: SIZE_BYTES, labels, group: None };
-    admin.create_volume(&request).await.unwrap();
+    admin.call(CREATE_VOLUME, &request).await.unwrap();
     let store = tempfile::tempdir().unwrap();
     let request = CreateCredential {
         name: "nas".parse().unwrap(),
@@ -444,49 +456,50 @@ async fn commands_are_visible_to_admins_only() {
         connection: Connection::default(),
         encryption_passphrase: None,
     };
-    admin.create_credential(&request).await.unwrap();
+    admin.call(CREATE_CREDENTIAL, &request).await.unwrap();
     let quiesce = Quiesce { pre_command: Some("echo planted; exit 0".into()), ..Quiesce::default() };
     let rule = CreateRule { name: "pg".parse().unwrap(), quiesce: quiesce.clone() };
-    admin.create_rule(&rule).await.unwrap();
+    admin.call(CREATE_RULE, &rule).await.unwrap();
 
-    assert_eq!(api_code(operator.list_rules().await), ErrorCode::Forbidden);
-    assert_eq!(api_code(operator.create_rule(&rule).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(LIST_RULES, &()).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(CREATE_RULE, &rule).await), ErrorCode::Forbidden);
     let inline =
         StartBackup { hooks: HookOptions { quiesce: quiesce.clone(), ..Default::default() }, ..of("v") };
-    assert_eq!(api_code(operator.start_backup(&inline).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(START_BACKUP, &inline).await), ErrorCode::Forbidden);
     let named = StartBackup {
         hooks: HookOptions { rule: Some("pg".parse().unwrap()), ..Default::default() },
         ..of("v")
     };
-    assert_eq!(api_code(operator.start_backup(&named).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(START_BACKUP, &named).await), ErrorCode::Forbidden);
     let group = StartGroupBackup {
         volumes: vec!["v".parse().unwrap()],
         hooks: HookOptions { rule: Some("pg".parse().unwrap()), ..HookOptions::default() },
         ..StartGroupBackup::default()
     };
-    assert_eq!(api_code(operator.start_group_backup(&group).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(START_GROUP_BACKUP, &group).await), ErrorCode::Forbidden);
     let scheduled = CreateSchedule {
         selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
         rule: Some("pg".parse().unwrap()),
         ..CreateSchedule::default()
     };
-    assert_eq!(api_code(operator.create_schedule(&scheduled).await), ErrorCode::Forbidden);
+    assert_eq!(api_code(operator.call(CREATE_SCHEDULE, &scheduled).await), ErrorCode::Forbidden);
 
     // A rule assigned by an admin applies to backups of all callers.
     let target = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
-    admin.assign_rule(&"pg".parse().unwrap(), &target).await.unwrap();
-    let task = operator.start_backup(&of("v")).await.unwrap().task;
+    admin.call_at(ASSIGN_RULE, &"pg".parse().unwrap(), &target).await.unwrap();
+    let task = operator.call(START_BACKUP, &of("v")).await.unwrap().task;
     let wait = WaitTask { wait_ms: Some(10_000), since_version: None };
     let is_over = |task: &Task| task.state.stage.is_over();
-    while !is_over(&operator.task(task, &wait).await.unwrap()) {}
-    let whole = format!("{:?}", admin.task(task, &WaitTask::default()).await.unwrap());
+    while !is_over(&operator.call_at(GET_TASK, &task, &wait).await.unwrap()) {}
+    let whole = format!("{:?}", admin.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap());
     assert!(whole.contains("planted\\n"), "{whole}");
-    let snapshot = operator.create_snapshot(&"v".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
+    let snapshot =
+        operator.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
     for seen in [
-        format!("{:?}", operator.task(task, &WaitTask::default()).await.unwrap()),
-        format!("{:?}", operator.list_tasks(&ListTasks::default()).await.unwrap()),
+        format!("{:?}", operator.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap()),
+        format!("{:?}", operator.call(LIST_TASKS, &ListTasks::default()).await.unwrap()),
         format!("{snapshot:?}"),
-        format!("{:?}", operator.list_snapshots(&ListSnapshots::default()).await.unwrap()),
+        format!("{:?}", operator.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.unwrap()),
     ] {
         assert!(!seen.contains("planted") && seen.contains("(hidden)"), "{seen}");
     }

@@ -4,6 +4,7 @@ use super::{Host, Model};
 use blockd_api::{
     ClientError, ErrorCode,
     cloudsnaps::{BackupOptions, StartBackup},
+    operations::*,
     schedules::{
         CreateSchedule, ListRuns, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
         UpdateSchedule,
@@ -31,11 +32,11 @@ impl Host {
             retain: Retention::max(keep).unwrap(),
             ..CreateSchedule::default()
         };
-        self.client.create_schedule(&request).await.unwrap()
+        self.client.call(CREATE_SCHEDULE, &request).await.unwrap()
     }
 
     pub(super) async fn runs(&self) -> Vec<Run> {
-        self.client.list_runs(&ListRuns::default()).await.unwrap().runs
+        self.client.call(LIST_RUNS, &ListRuns::default()).await.unwrap().runs
     }
 
     /// Waits until all runs are over.
@@ -62,7 +63,7 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
     drop(volume);
     for round in 0..4 {
         model.write(&host.volume("v"), round << 20, round, 4096);
-        let begun = host.client.run_schedule(schedule.uuid).await.unwrap().runs;
+        let begun = host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap().runs;
         assert_eq!((begun.len(), begun[0].state, begun[0].rule.clone()), (1, RunState::Queued, None));
         if round == 2 {
             // The run may be queued, begun or done by now.
@@ -82,7 +83,7 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
     }
     let states: Vec<RunState> = host.settled().await.iter().map(|run| run.state).collect();
     assert_eq!(states, [RunState::Done, RunState::Done, RunState::Expired, RunState::Expired]);
-    let plan = host.client.plan_retention(schedule.uuid).await.unwrap().cloudsnaps;
+    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap().cloudsnaps;
     assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
     let planned: std::collections::BTreeSet<_> = plan.iter().map(|judged| judged.cloudsnap).collect();
     let stored: std::collections::BTreeSet<_> = host.list().await.iter().map(|entry| entry.id).collect();
@@ -101,54 +102,60 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     host.create_volume("v").await;
     let selector = Selector { volume: Some("v".parse().unwrap()), ..Selector::default() };
     let never = CreateSchedule { selector: selector.clone(), ..CreateSchedule::default() };
-    let error = host.client.create_schedule(&never).await.unwrap_err();
+    let error = host.client.call(CREATE_SCHEDULE, &never).await.unwrap_err();
     assert!(error.to_string().contains("say when"), "{error}");
-    assert_eq!(host.client.list_schedules().await.unwrap().schedules, []);
+    assert_eq!(host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules, []);
     let unselective = CreateSchedule { rules: vec![rule("periodic 5")], ..CreateSchedule::default() };
-    let error = host.client.create_schedule(&unselective).await.unwrap_err();
+    let error = host.client.call(CREATE_SCHEDULE, &unselective).await.unwrap_err();
     assert!(error.to_string().contains("one of volume, group and label"), "{error}");
     let gold = "gold".parse().unwrap();
     let wanting =
         CreateSchedule { policy: Some("gold".parse().unwrap()), selector, ..CreateSchedule::default() };
-    let error = host.client.create_schedule(&wanting).await.unwrap_err();
+    let error = host.client.call(CREATE_SCHEDULE, &wanting).await.unwrap_err();
     assert_eq!(code(&error), Some(ErrorCode::PolicyNotFound));
 
     let policy = Policy { name: "gold".parse().unwrap(), rules: vec![rule("daily 03:00")] };
-    host.client.create_policy(&policy).await.unwrap();
-    assert_eq!(code(&host.client.create_policy(&policy).await.unwrap_err()), Some(ErrorCode::PolicyExists));
-    let schedule = host.client.create_schedule(&wanting).await.unwrap();
+    host.client.call(CREATE_POLICY, &policy).await.unwrap();
+    assert_eq!(
+        code(&host.client.call(CREATE_POLICY, &policy).await.unwrap_err()),
+        Some(ErrorCode::PolicyExists)
+    );
+    let schedule = host.client.call(CREATE_SCHEDULE, &wanting).await.unwrap();
     assert_eq!(schedule.schedule, "daily @03:00");
-    assert_eq!(code(&host.client.delete_policy(&gold).await.unwrap_err()), Some(ErrorCode::PolicyInUse));
+    assert_eq!(
+        code(&host.client.call_at(DELETE_POLICY, &gold, &()).await.unwrap_err()),
+        Some(ErrorCode::PolicyInUse)
+    );
     let other = UpdatePolicy { rules: vec![rule("weekly sun@03:00"), rule("periodic 60")] };
-    host.client.update_policy(&gold, &other).await.unwrap();
+    host.client.call_at(UPDATE_POLICY, &gold, &other).await.unwrap();
 
     let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
-    let paused = host.client.update_schedule(schedule.uuid, &pause).await.unwrap();
+    let paused = host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &pause).await.unwrap();
     assert_eq!((paused.next_run, paused.schedule.as_str()), (None, "weekly Sunday@03:00, periodic 60min"));
     let resume = UpdateSchedule { paused: Some(false), ..UpdateSchedule::default() };
-    assert!(host.client.update_schedule(schedule.uuid, &resume).await.unwrap().next_run.is_some());
+    assert!(host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &resume).await.unwrap().next_run.is_some());
 
     // A paused schedule makes no scheduled runs; its history is available by id prefix, also after its
     // deletion.
     let asleep = CreateSchedule { paused: true, ..wanting.clone() };
-    let asleep = host.client.create_schedule(&asleep).await.unwrap();
+    let asleep = host.client.call(CREATE_SCHEDULE, &asleep).await.unwrap();
     assert_eq!((asleep.paused, asleep.next_run), (true, None));
-    host.client.run_schedule(asleep.uuid).await.unwrap();
+    host.client.call_at(RUN_SCHEDULE, &asleep.uuid, &()).await.unwrap();
     host.settled().await;
-    host.client.delete_schedule(asleep.uuid).await.unwrap();
+    host.client.call_at(DELETE_SCHEDULE, &asleep.uuid, &()).await.unwrap();
     let told = |prefix: &str| ListRuns { schedule_prefix: Some(prefix.to_owned()), ..ListRuns::default() };
     let id = asleep.uuid.to_string();
-    let runs = host.client.list_runs(&told(&id[..9].to_uppercase())).await.unwrap().runs;
+    let runs = host.client.call(LIST_RUNS, &told(&id[..9].to_uppercase())).await.unwrap().runs;
     assert_eq!((runs.len(), runs[0].schedule), (1, asleep.uuid));
     let other = if id.starts_with('0') { "1" } else { "0" };
-    assert_eq!(host.client.list_runs(&told(other)).await.unwrap().runs, []);
-    let error = host.client.list_runs(&told("%")).await.unwrap_err();
+    assert_eq!(host.client.call(LIST_RUNS, &told(other)).await.unwrap().runs, []);
+    let error = host.client.call(LIST_RUNS, &told("%")).await.unwrap_err();
     assert_eq!(code(&error), Some(ErrorCode::InvalidRequest));
 
-    host.client.delete_schedule(schedule.uuid).await.unwrap();
-    let error = host.client.run_schedule(schedule.uuid).await.unwrap_err();
+    host.client.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+    let error = host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap_err();
     assert_eq!(code(&error), Some(ErrorCode::ScheduleNotFound));
-    host.client.delete_policy(&gold).await.unwrap();
+    host.client.call_at(DELETE_POLICY, &gold, &()).await.unwrap();
     host.stop().await;
 }
 
@@ -163,18 +170,18 @@ async fn schedule_names_are_unique_and_backup_names_are_stored() {
         rules: vec![rule("daily 03:00")],
         ..CreateSchedule::default()
     };
-    let schedule = host.client.create_schedule(&named).await.unwrap();
-    let error = host.client.create_schedule(&named).await.unwrap_err();
+    let schedule = host.client.call(CREATE_SCHEDULE, &named).await.unwrap();
+    let error = host.client.call(CREATE_SCHEDULE, &named).await.unwrap_err();
     assert_eq!(code(&error), Some(ErrorCode::ScheduleExists));
     let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
-    host.client.update_schedule(schedule.uuid, &pause).await.unwrap();
+    host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &pause).await.unwrap();
 
     let name = "before-upgrade".parse().unwrap();
     let backup = StartBackup {
         options: BackupOptions { name: Some(name), ..Default::default() },
         ..StartBackup::of("v".parse().unwrap())
     };
-    let task = host.client.start_backup(&backup).await.unwrap().task;
+    let task = host.client.call(START_BACKUP, &backup).await.unwrap().task;
     assert_eq!(host.done(task).await.label, backup.options.name);
     let unnamed = host.backup("v", false).await;
     assert_eq!(unnamed.label, None);
@@ -182,12 +189,12 @@ async fn schedule_names_are_unique_and_backup_names_are_stored() {
     // Both outlive the daemon.
     host.stop().await;
     host.start().await;
-    let schedules = host.client.list_schedules().await.unwrap().schedules;
+    let schedules = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules;
     assert_eq!((&schedules[0].name, schedules[0].paused), (&named.name, true));
     let names: Vec<_> = host.list().await.into_iter().map(|entry| entry.metadata.snapshot_name).collect();
     assert_eq!(names, [Some("before-upgrade".to_owned()), Some(format!("backup-{}", unnamed.name))]);
-    host.client.delete_schedule(schedule.uuid).await.unwrap();
-    host.client.create_schedule(&named).await.unwrap();
+    host.client.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+    host.client.call(CREATE_SCHEDULE, &named).await.unwrap();
     host.stop().await;
 }
 
@@ -200,9 +207,9 @@ async fn schedule_without_volumes_warns_until_it_has_some() {
         rules: vec![rule("daily 03:00")],
         ..CreateSchedule::default()
     };
-    let schedule = host.client.create_schedule(&early).await.unwrap();
+    let schedule = host.client.call(CREATE_SCHEDULE, &early).await.unwrap();
     assert!(schedule.without_volume && schedule.warnings.len() == 1, "{schedule:?}");
-    let listed = || async { host.client.list_schedules().await.unwrap().schedules.remove(0) };
+    let listed = || async { host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0) };
     assert!(listed().await.without_volume);
     let id = schedule.uuid.to_string();
     let sample = |value: u8| format!("blockd_schedule_without_volume{{schedule=\"{id}\"}} {value}\n");
@@ -224,14 +231,14 @@ async fn unreadable_schedule_does_not_block_other_backups() {
     host.create_volume("v").await;
     let broken = host.schedule(2).await;
     let sound = host.schedule(2).await;
-    host.client.run_schedule(broken.uuid).await.unwrap();
+    host.client.call_at(RUN_SCHEDULE, &broken.uuid, &()).await.unwrap();
     host.settled().await;
     host.sql(&format!(
         "UPDATE schedules SET spec = '{{' WHERE uuid = '{0}';
          UPDATE schedule_runs SET state = 'queued', task = NULL, cloudsnap = NULL, completed = NULL WHERE schedule = '{0}'",
         broken.uuid
     ));
-    host.client.run_schedule(sound.uuid).await.unwrap();
+    host.client.call_at(RUN_SCHEDULE, &sound.uuid, &()).await.unwrap();
     let runs = host.settled().await;
     let of = |schedule: &Schedule| runs.iter().find(|run| run.schedule == schedule.uuid).unwrap();
     assert_eq!((of(&broken).state, of(&sound).state), (RunState::Failed, RunState::Done), "{runs:?}");

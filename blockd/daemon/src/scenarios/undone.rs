@@ -23,13 +23,13 @@ impl Host {
     /// Waits for a task to have this much behind it.
     async fn until_processed(&self, task: Uuid, bytes: u64) {
         loop {
-            let seen = self.client.task(task, &WaitTask::default()).await.unwrap();
+            let seen = self.client.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap();
             assert!(!seen.state.stage.is_over(), "{seen:?}");
             if seen.bytes_processed >= bytes {
                 return;
             }
             let wait = WaitTask { wait_ms: Some(1_000), since_version: Some(seen.version) };
-            self.client.task(task, &wait).await.unwrap();
+            self.client.call_at(GET_TASK, &task, &wait).await.unwrap();
         }
     }
 
@@ -38,7 +38,7 @@ impl Host {
         let mut request = self.credential("nas", None);
         request.connection.limit_upload_bytes_per_s = up;
         request.connection.limit_download_bytes_per_s = down;
-        self.client.create_credential(&request).await.unwrap();
+        self.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
     }
 
     /// From now on nothing is limited any more; takes effect for tasks that begin later.
@@ -71,12 +71,12 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
         host.limited(Some(SLOW_BYTES_PER_S), None).await;
         let task = host.start_backup("data", false).await;
         host.until_processed(task, 1).await;
-        let stopped = host.client.stop_task(task, &KEEP).await.unwrap();
+        let stopped = host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
         assert_eq!((stopped.state.to_string().as_str(), stopped.resumable), ("Backup-Stopped", true));
         let packs = host.packs();
         assert!(packs >= 1 && walk(&host.store.path().join("blockd/manifests")).is_empty());
         // Stopping it again is no error; what is written now is not in it.
-        assert!(host.client.stop_task(task, &KEEP).await.unwrap().resumable);
+        assert!(host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap().resumable);
         let frozen = model.clone();
         model.write(&volume, 5000, 9, 100_000);
         drop(volume);
@@ -85,7 +85,7 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
             host.start().await;
         }
         host.unlimited();
-        let resumed = host.client.resume_task(task).await.unwrap();
+        let resumed = host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
         assert_eq!(resumed.state.to_string(), "Backup-Pending");
         let done = host.done(task).await;
         assert_eq!(done.resumed, 1);
@@ -94,8 +94,8 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
         frozen.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
         assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
         host.assert_tidy();
-        assert_eq!(api_code(host.client.resume_task(task).await), ErrorCode::TaskEnded);
-        assert_eq!(api_code(host.client.stop_task(task, &KEEP).await), ErrorCode::TaskEnded);
+        assert_eq!(api_code(host.client.call_at(RESUME_TASK, &task, &()).await), ErrorCode::TaskEnded);
+        assert_eq!(api_code(host.client.call_at(STOP_TASK, &task, &KEEP).await), ErrorCode::TaskEnded);
     }
 }
 
@@ -107,13 +107,13 @@ async fn abandoned_backup_leaves_no_objects() {
     let stopped = async || {
         let task = host.start_backup("data", false).await;
         host.until_processed(task, 1).await;
-        assert!(host.client.stop_task(task, &KEEP).await.unwrap().resumable);
+        assert!(host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap().resumable);
         assert_eq!(volume.snapshots().len(), 1);
         task
     };
     let task = stopped().await;
     assert!(host.packs() > 0);
-    let given_up = host.client.stop_task(task, &DISCARD).await.unwrap();
+    let given_up = host.client.call_at(STOP_TASK, &task, &DISCARD).await.unwrap();
     assert!(!given_up.resumable);
     host.assert_tidy();
     // Its objects are deleted too: no other run can commit it.
@@ -124,31 +124,31 @@ async fn abandoned_backup_leaves_no_objects() {
     let task = stopped().await;
     host.unlimited();
     let done = host.backup("data", false).await;
-    assert_eq!(api_code(host.client.resume_task(task).await), ErrorCode::TaskEnded);
+    assert_eq!(api_code(host.client.call_at(RESUME_TASK, &task, &()).await), ErrorCode::TaskEnded);
     host.assert_tidy();
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
 
     // A task that is not resumed for a week is abandoned.
-    host.client.delete_credential(&"nas".parse().unwrap()).await.unwrap();
+    host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.unwrap();
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let request = StartBackup {
         options: BackupOptions { full: true, ..Default::default() },
         ..StartBackup::of("data".parse().unwrap())
     };
-    let task = host.client.start_backup(&request).await.unwrap().task;
+    let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
     host.until_processed(task, 1).await;
-    host.client.stop_task(task, &KEEP).await.unwrap();
+    host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
     let week = SignedDuration::from_hours(7 * 24);
     host.core().give_up_expired(Timestamp::now() + week - SignedDuration::from_hours(1)).await.unwrap();
     assert_eq!(host.core().kept_tasks().await.unwrap().len(), 1);
     host.core().give_up_expired(Timestamp::now() + week + SignedDuration::from_secs(2)).await.unwrap();
     host.assert_tidy();
     // A volume and a credential can go although tasks were kept that used them.
-    let task = host.client.start_backup(&request).await.unwrap().task;
+    let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
     host.until_processed(task, 1).await;
-    host.client.stop_task(task, &KEEP).await.unwrap();
+    host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
     drop(volume);
-    host.client.delete_volume(&"data".parse().unwrap()).await.unwrap();
+    host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await.unwrap();
     assert_eq!(host.core().kept_tasks().await.unwrap().len(), 0);
 }
 
@@ -162,9 +162,9 @@ async fn stopped_restore_fetches_the_remainder_only() {
         drop(volume);
         let request =
             StartRestore { volume: Some("copy".parse().unwrap()), ..StartRestore::of(id.parse().unwrap()) };
-        let task = host.client.start_restore(&request).await.unwrap().task;
+        let task = host.client.call(START_RESTORE, &request).await.unwrap().task;
         host.until_processed(task, 1).await;
-        let stopped = host.client.stop_task(task, &KEEP).await.unwrap();
+        let stopped = host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
         assert!(stopped.resumable && stopped.state.to_string() == "Restore-Stopped");
         assert!(stopped.bytes_processed < SIZE_BYTES);
         if restart {
@@ -172,7 +172,7 @@ async fn stopped_restore_fetches_the_remainder_only() {
             host.start().await;
         }
         host.unlimited();
-        host.client.resume_task(task).await.unwrap();
+        host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
         let done = host.done(task).await;
         // What was in flight when it was stopped is fetched twice, what was in place is not.
         assert!(done.bytes_downloaded < 2 * SIZE_BYTES, "{}", done.bytes_downloaded);
@@ -183,8 +183,8 @@ async fn stopped_restore_fetches_the_remainder_only() {
 
         // Given up, it leaves no volume.
         let request = StartRestore { volume: Some("third".parse().unwrap()), ..request };
-        let task = host.client.start_restore(&request).await.unwrap().task;
-        let stopped = host.client.stop_task(task, &DISCARD).await;
+        let task = host.client.call(START_RESTORE, &request).await.unwrap().task;
+        let stopped = host.client.call_at(STOP_TASK, &task, &DISCARD).await;
         if let Ok(stopped) = stopped
             && stopped.state.stage == TaskStage::Stopped
         {
@@ -201,7 +201,7 @@ async fn full_store_keeps_uploaded_packs() {
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
-    assert!(host.client.stop_task(task, &KEEP).await.unwrap().resumable);
+    assert!(host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap().resumable);
     host.unlimited();
     // Nothing can be put there any more.
     let data = host.store.path().join("blockd/data");
@@ -219,7 +219,7 @@ async fn full_store_keeps_uploaded_packs() {
     } else {
         set_mode(0o500);
     }
-    host.client.resume_task(task).await.unwrap();
+    host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
     let failed = host.wait(task).await;
     assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
     assert!(failed.error.is_some());
@@ -229,7 +229,7 @@ async fn full_store_keeps_uploaded_packs() {
     } else {
         set_mode(0o700);
     }
-    host.client.resume_task(task).await.unwrap();
+    host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
     let done = host.done(task).await;
     assert_eq!(done.error, None);
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
@@ -247,7 +247,7 @@ async fn damage_is_found_shown_restored_past_and_healed() {
     let verify = async |snap: Option<&str>, depth| {
         let snap = snap.map(|snap| snap.parse().unwrap());
         let request = StartVerify { snap, depth, cred_id: None };
-        host.wait(host.client.start_verify(&request).await.unwrap().task).await
+        host.wait(host.client.call(START_VERIFY, &request).await.unwrap().task).await
     };
     for depth in [VerifyDepth::Quick, VerifyDepth::Frames, VerifyDepth::Deep] {
         let task = verify(Some(&full), depth).await;
@@ -284,10 +284,10 @@ async fn damage_is_found_shown_restored_past_and_healed() {
 
     let mut request =
         StartRestore { volume: Some("past".parse().unwrap()), ..StartRestore::of(full.parse().unwrap()) };
-    let refused = host.wait(host.client.start_restore(&request).await.unwrap().task).await;
+    let refused = host.wait(host.client.call(START_RESTORE, &request).await.unwrap().task).await;
     assert_eq!((refused.state.stage, refused.resumable), (TaskStage::Failed, false));
     request.skip_damaged = true;
-    let past = host.done(host.client.start_restore(&request).await.unwrap().task).await;
+    let past = host.done(host.client.call(START_RESTORE, &request).await.unwrap().task).await;
     assert_eq!(past.findings.unwrap().damage[0].affects[0].lost_bytes, 128 << 10);
     let mut without = model.clone();
     without.0[offset..offset + len].fill(0);
@@ -318,11 +318,11 @@ async fn damage_found_with_another_credential_is_healed() {
     let full = host.backup("data", false).await.source_volume.unwrap();
     let mut other = host.credential("other", None);
     other.provider = ProviderRequest::Local { path: host.store.path().join(".") };
-    let other = CredentialRef::Id(host.client.create_credential(&other).await.unwrap().uuid);
+    let other = CredentialRef::Id(host.client.call(CREATE_CREDENTIAL, &other).await.unwrap().uuid);
     let verify = async |cred_id: &CredentialRef| {
         let (snap, cred_id) = (Some(full.parse().unwrap()), Some(cred_id.clone()));
         let request = StartVerify { snap, depth: VerifyDepth::Frames, cred_id };
-        host.wait(host.client.start_verify(&request).await.unwrap().task).await.state.stage
+        host.wait(host.client.call(START_VERIFY, &request).await.unwrap().task).await.state.stage
     };
     assert_eq!(verify(&own).await, TaskStage::Done);
     let pack = walk(host.store.path()).into_iter().find(|path| path.contains("/pack-")).unwrap();
@@ -332,7 +332,7 @@ async fn damage_found_with_another_credential_is_healed() {
     assert_eq!(verify(&other).await, TaskStage::Failed);
     model.write(&volume, 10 << 20, 5, 4096);
     let backup = StartBackup { cred_id: Some(own), ..StartBackup::of("data".parse().unwrap()) };
-    let next = host.done(host.client.start_backup(&backup).await.unwrap().task).await;
+    let next = host.done(host.client.call(START_BACKUP, &backup).await.unwrap().task).await;
     assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), (128 << 10) + 4096));
 }
 
@@ -345,7 +345,8 @@ async fn content_that_is_not_the_volumes_is_found() {
     let id = host.backup("data", false).await.source_volume.unwrap();
     // As if the tracking had missed this write: it is in no set of changed blocks.
     Model::new().write(&volume, 5 * BLOCK, 7, 2 * BLOCK as usize);
-    let taken = host.client.create_snapshot(&"data".parse().unwrap(), &CreateSnapshot::default()).await;
+    let taken =
+        host.client.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &CreateSnapshot::default()).await;
     let epoch = taken.unwrap().epoch;
     let tell = |epoch| host.sql(&format!("UPDATE chains SET epoch = {epoch}"));
     let before: i64 = host
@@ -355,7 +356,7 @@ async fn content_that_is_not_the_volumes_is_found() {
         .unwrap();
     tell(i64::try_from(epoch.0).unwrap());
     let request = StartVerify { snap: Some(id.parse().unwrap()), depth: VerifyDepth::Deep, cred_id: None };
-    let task = host.wait(host.client.start_verify(&request).await.unwrap().task).await;
+    let task = host.wait(host.client.call(START_VERIFY, &request).await.unwrap().task).await;
     assert_eq!(task.state.stage, TaskStage::Failed, "{task:?}");
     let damage = task.findings.unwrap().damage;
     assert!(damage[0].what.contains("2 blocks differ"), "{damage:?}");
@@ -364,14 +365,14 @@ async fn content_that_is_not_the_volumes_is_found() {
 
     // What has changed is not compared; what was recorded is.
     let request = StartVerify { snap: Some(id.parse().unwrap()), depth: VerifyDepth::Deep, cred_id: None };
-    let task = host.done(host.client.start_verify(&request).await.unwrap().task).await;
+    let task = host.done(host.client.call(START_VERIFY, &request).await.unwrap().task).await;
     assert_eq!(task.findings.unwrap().compared_bytes, (1 << 20) - 2 * BLOCK);
     let digest = host
         .core()
         .db
         .transaction::<_, DbError>(|tx| Ok(tx.execute("UPDATE proofs SET digest = zeroblob(32)", [])?));
     assert_eq!(digest.unwrap(), 1);
-    let task = host.wait(host.client.start_verify(&request).await.unwrap().task).await;
+    let task = host.wait(host.client.call(START_VERIFY, &request).await.unwrap().task).await;
     assert_eq!(task.state.stage, TaskStage::Failed);
     assert!(task.findings.unwrap().damage[0].what.contains("not what it was"));
 }
@@ -383,7 +384,7 @@ async fn old_unreferenced_garbage_is_collected() {
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
-    host.client.stop_task(task, &KEEP).await.unwrap();
+    host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
     let packs = host.packs();
     let credential = host.core().credential(None).await.unwrap();
     let later = Timestamp::now() + SignedDuration::from_hours(9 * 24);
@@ -392,7 +393,8 @@ async fn old_unreferenced_garbage_is_collected() {
     assert_eq!((report.garbage.len(), host.packs()), (0, packs));
     // It is unknown now.
     host.sql("DELETE FROM tasks");
-    let dry = host.client.collect_garbage(&CollectGarbage { dry_run: true, cred_id: None }).await.unwrap();
+    let dry =
+        host.client.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, cred_id: None }).await.unwrap();
     assert_eq!((dry.garbage.len(), dry.young.len(), dry.objects_deleted), (0, 1, 0));
     assert_eq!(dry.young[0].objects, packs as u64);
     let report = host.core().collect_garbage_of(&credential, true, || later).await.unwrap();
@@ -423,7 +425,7 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
         provider: ProviderRequest::Local { path: second.path().to_owned() },
         ..host.credential("offsite", None)
     };
-    host.client.create_credential(&offsite).await.unwrap();
+    host.client.call(CREATE_CREDENTIAL, &offsite).await.unwrap();
     let request = |names: &[&str]| StartBackup {
         cred_id: Some(names[0].parse().unwrap()),
         also: names[1..].iter().map(|name| name.parse().unwrap()).collect(),
@@ -431,10 +433,10 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
     };
     let both = request(&["nas", "offsite"]);
     assert_eq!(
-        api_code(host.client.start_backup(&request(&["nas", "nas"])).await),
+        api_code(host.client.call(START_BACKUP, &request(&["nas", "nas"])).await),
         ErrorCode::InvalidRequest
     );
-    let started = host.client.start_backup(&both).await.unwrap();
+    let started = host.client.call(START_BACKUP, &both).await.unwrap();
     assert_eq!(started.also.len(), 1);
     let (one, two) = (host.done(started.task).await, host.done(started.also[0]).await);
     assert_ne!(one.source_volume, two.source_volume);
@@ -445,7 +447,7 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
             cred_id: Some(task.credential.to_string().parse().unwrap()),
             ..StartRestore::of(task.source_volume.clone().unwrap().parse().unwrap())
         };
-        host.done(host.client.start_restore(&request).await.unwrap().task).await;
+        host.done(host.client.call(START_RESTORE, &request).await.unwrap().task).await;
         model.assert_is(&host.volume(name));
     }
 
@@ -455,7 +457,7 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
     let data = second.path().join("blockd/data");
     std::fs::rename(&data, data.with_extension("away")).unwrap();
     std::fs::write(&data, "in the way").unwrap();
-    let started = host.client.start_backup(&both).await.unwrap();
+    let started = host.client.call(START_BACKUP, &both).await.unwrap();
     assert_eq!(host.done(started.task).await.backup_type, Some(BackupType::Incremental));
     let failed = host.wait(started.also[0]).await;
     assert_eq!((failed.state.stage, failed.resumable), (TaskStage::Failed, true), "{failed:?}");
@@ -466,7 +468,7 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
     drop(volume);
     host.stop().await;
     host.start().await;
-    host.client.resume_task(started.also[0]).await.unwrap();
+    host.client.call_at(RESUME_TASK, &started.also[0], &()).await.unwrap();
     let done = host.done(started.also[0]).await;
     host.assert_tidy();
     let request = StartRestore {
@@ -474,10 +476,10 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
         cred_id: Some("offsite".parse().unwrap()),
         ..StartRestore::of(done.source_volume.unwrap().parse().unwrap())
     };
-    host.done(host.client.start_restore(&request).await.unwrap().task).await;
+    host.done(host.client.call(START_RESTORE, &request).await.unwrap().task).await;
     frozen.assert_is(&host.volume("again"));
     // The chains go on, each from where it is.
-    let started = host.client.start_backup(&both).await.unwrap();
+    let started = host.client.call(START_BACKUP, &both).await.unwrap();
     for task in [started.task, started.also[0]] {
         let done = host.done(task).await;
         assert_eq!((done.backup_type, done.bytes_dirty), (Some(BackupType::Incremental), 1 << 20));
@@ -492,26 +494,29 @@ async fn limits_of_a_task_hold_and_are_lifted_while_it_runs() {
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
-    host.client.stop_task(task, &KEEP).await.unwrap();
+    host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
     host.unlimited();
     let limits = |upload| TaskLimits { limit_upload_bytes_per_s: upload, limit_download_bytes_per_s: None };
-    assert_eq!(api_code(host.client.limit_task(task, &limits(Some(7))).await), ErrorCode::InvalidRequest);
+    assert_eq!(
+        api_code(host.client.call_at(LIMIT_TASK, &task, &limits(Some(7))).await),
+        ErrorCode::InvalidRequest
+    );
     // The first body goes, what follows waits for hours.
-    host.client.limit_task(task, &limits(Some(2048))).await.unwrap();
-    host.client.resume_task(task).await.unwrap();
+    host.client.call_at(LIMIT_TASK, &task, &limits(Some(2048))).await.unwrap();
+    host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
     loop {
-        let seen = host.client.task(task, &WaitTask::default()).await.unwrap();
+        let seen = host.client.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap();
         assert!(!seen.state.stage.is_over(), "{seen:?}");
         if seen.phase == "index" || seen.phase == "commit" {
             break;
         }
         let wait = WaitTask { wait_ms: Some(1_000), since_version: Some(seen.version) };
-        host.client.task(task, &wait).await.unwrap();
+        host.client.call_at(GET_TASK, &task, &wait).await.unwrap();
     }
-    host.client.limit_task(task, &limits(None)).await.unwrap();
+    host.client.call_at(LIMIT_TASK, &task, &limits(None)).await.unwrap();
     let done = host.done(task).await;
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
-    assert_eq!(api_code(host.client.limit_task(task, &limits(None)).await), ErrorCode::TaskEnded);
+    assert_eq!(api_code(host.client.call_at(LIMIT_TASK, &task, &limits(None)).await), ErrorCode::TaskEnded);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -523,17 +528,20 @@ async fn credential_limit_update_applies_to_running_tasks() {
     let slow =
         CredentialLimits { upload: "2KiB@00:00-24:00,1GiB".parse().unwrap(), ..CredentialLimits::default() };
     let too_slow = CredentialLimits { upload: "7".parse().unwrap(), ..CredentialLimits::default() };
-    assert_eq!(api_code(host.client.limit_credential(&nas, &too_slow).await), ErrorCode::InvalidRequest);
+    assert_eq!(
+        api_code(host.client.call_at(LIMIT_CREDENTIAL, &nas, &too_slow).await),
+        ErrorCode::InvalidRequest
+    );
     // It begins without any limit; the first body goes, what follows waits for hours.
-    host.client.limit_credential(&nas, &slow).await.unwrap();
+    host.client.call_at(LIMIT_CREDENTIAL, &nas, &slow).await.unwrap();
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
     host.stop().await;
     host.start().await;
-    let kept = host.client.credential(&nas).await.unwrap();
+    let kept = host.client.call_at(GET_CREDENTIAL, &nas, &()).await.unwrap();
     assert_eq!(kept.limit_upload_windows.len(), 1);
     assert_eq!(kept.limit_upload_bytes_per_s, Some(1 << 30));
-    host.client.limit_credential(&nas, &CredentialLimits::default()).await.unwrap();
+    host.client.call_at(LIMIT_CREDENTIAL, &nas, &CredentialLimits::default()).await.unwrap();
     let done = host.done(task).await;
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
 }
@@ -545,20 +553,20 @@ async fn tasks_start_with_their_own_limits() {
     host.create_credential().await;
     let limits = |bytes| TaskLimits { limit_upload_bytes_per_s: bytes, limit_download_bytes_per_s: bytes };
     let backup = |bytes| StartBackup { limits: limits(bytes), ..StartBackup::of("data".parse().unwrap()) };
-    assert_eq!(api_code(host.client.start_backup(&backup(Some(7))).await), ErrorCode::InvalidRequest);
-    let task = host.client.start_backup(&backup(Some(2048))).await.unwrap().task;
+    assert_eq!(api_code(host.client.call(START_BACKUP, &backup(Some(7))).await), ErrorCode::InvalidRequest);
+    let task = host.client.call(START_BACKUP, &backup(Some(2048))).await.unwrap().task;
     host.until_processed(task, 1).await;
-    host.client.limit_task(task, &limits(None)).await.unwrap();
+    host.client.call_at(LIMIT_TASK, &task, &limits(None)).await.unwrap();
     let id = host.done(task).await.source_volume.unwrap();
     let restore = |bytes| StartRestore {
         volume: Some("copy".parse().unwrap()),
         limits: limits(bytes),
         ..StartRestore::of(id.parse().unwrap())
     };
-    assert_eq!(api_code(host.client.start_restore(&restore(Some(7))).await), ErrorCode::InvalidRequest);
-    let task = host.client.start_restore(&restore(Some(2048))).await.unwrap().task;
+    assert_eq!(api_code(host.client.call(START_RESTORE, &restore(Some(7))).await), ErrorCode::InvalidRequest);
+    let task = host.client.call(START_RESTORE, &restore(Some(2048))).await.unwrap().task;
     host.until_processed(task, 1).await;
-    host.client.limit_task(task, &limits(None)).await.unwrap();
+    host.client.call_at(LIMIT_TASK, &task, &limits(None)).await.unwrap();
     host.done(task).await;
     model.assert_is(&host.volume("copy"));
 }
