@@ -1,6 +1,6 @@
 //! Activity counters of volumes and tasks; rates are differences of two samples.
 
-use crate::{Client, ClientError, VolumeId, VolumeName, client::CALL_TIMEOUT, paths, tasks::Task};
+use crate::{VolumeId, VolumeName, tasks::Task};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -57,11 +57,4 @@ pub struct OperationActivity {
     pub took_micros: u64,
     /// Requests in flight.
     pub under_way: u64,
-}
-
-impl Client {
-    /// Returns the activity of volumes and tasks.
-    pub async fn activity(&self) -> Result<Activity, ClientError> {
-        self.get(paths::ACTIVITY, CALL_TIMEOUT).await
-    }
 }

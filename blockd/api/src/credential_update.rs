@@ -1,9 +1,8 @@
 //! Changing what opens a store, and how it is reached: never where it is.
 
 use crate::{
-    CredentialRef, SecretInput,
-    client::{Client, ClientError, STORE_CALL_TIMEOUT},
-    credentials::{AssumedRole, AzureAuth, Credential},
+    SecretInput,
+    credentials::{AssumedRole, AzureAuth},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -80,21 +79,6 @@ pub enum NewAccess {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token: Option<SecretInput>,
     },
-}
-
-impl Client {
-    /// Changes authentication or connection of a credential.
-    ///
-    /// # Errors
-    /// The daemon refuses, or cannot be reached.
-    pub async fn update_credential(
-        &self,
-        credential: &CredentialRef,
-        request: &UpdateCredential,
-    ) -> Result<Credential, ClientError> {
-        let address = crate::paths::credential(credential);
-        self.send(hyper::Method::PATCH, &address, request, STORE_CALL_TIMEOUT).await
-    }
 }
 
 #[cfg(test)]

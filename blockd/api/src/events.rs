@@ -141,14 +141,6 @@ pub struct EventList {
     pub events: Vec<Event>,
 }
 
-impl crate::Client {
-    /// Returns events.
-    pub async fn list_events(&self, query: &ListEvents) -> Result<EventList, crate::ClientError> {
-        let wait = std::time::Duration::from_millis(query.wait_ms.unwrap_or(0).min(crate::MAX_WAIT_MS));
-        self.query(crate::paths::EVENTS, query, crate::client::CALL_TIMEOUT + wait).await
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

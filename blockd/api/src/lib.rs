@@ -1,7 +1,7 @@
 //! Requests and replies of the control API, and its client.
 //!
 //! The API is HTTP/1.1 with JSON bodies over a Unix socket, or over TCP with TLS: the daemon serves these
-//! types at the paths in [`paths`], and [`Client`] sends them. Names, sizes, labels and ids are checked here,
+//! types as [`operations`] has it, and [`Client`] sends them. Names, sizes, labels and ids are checked here,
 //! so that both sides refuse the same values with the same messages.
 
 pub mod activity;
@@ -18,11 +18,9 @@ mod fd_passing;
 mod labels;
 pub mod lazy;
 mod limits;
-mod metrics;
 mod names;
 pub mod openapi;
 pub mod operations;
-pub mod paths;
 pub mod quiesce;
 pub mod roles;
 pub mod rules;

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use blockd_api::{Client, ClientError, ErrorCode, MAX_BODY_BYTES, tasks::WaitTask, volumes::CreateVolume};
+use blockd_api::{
+    Client, ClientError, ErrorCode, MAX_BODY_BYTES, operations::*, tasks::WaitTask, volumes::CreateVolume,
+};
 use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::{UnixListener, UnixStream},
@@ -49,7 +51,7 @@ impl Server {
 #[tokio::test]
 async fn no_daemon_has_three_faces() {
     let dir = tempfile::tempdir().unwrap();
-    let missing = Client::new(dir.path().join("missing")).status().await.unwrap_err();
+    let missing = Client::new(dir.path().join("missing")).call(GET_STATUS, &()).await.unwrap_err();
     assert!(
         matches!(missing, ClientError::SocketMissing { .. })
             && missing.is_unreachable()
@@ -59,18 +61,19 @@ async fn no_daemon_has_three_faces() {
 
     let path = dir.path().join("refused");
     drop(UnixListener::bind(&path).unwrap());
-    let refused = Client::new(&path).status().await.unwrap_err();
+    let refused = Client::new(&path).call(GET_STATUS, &()).await.unwrap_err();
     assert!(matches!(refused, ClientError::Refused { .. }) && refused.is_unreachable(), "{refused:?}");
 
     let path = dir.path().join("x".repeat(120));
-    let too_long = Client::new(&path).status().await.unwrap_err();
+    let too_long = Client::new(&path).call(GET_STATUS, &()).await.unwrap_err();
     assert!(matches!(too_long, ClientError::Connect { .. }) && too_long.is_unreachable(), "{too_long:?}");
 }
 
 #[tokio::test]
 async fn requests_are_http_with_json() {
     let server = Server::saying("200 OK", r#"{"id":"59","name":"db"}"#);
-    let deleted = server.client().delete_volume(&"db".parse().unwrap()).await.unwrap();
+    let deleted =
+        server.client().call_at(DELETE_VOLUME, &"db".parse().unwrap(), &Default::default()).await.unwrap();
     assert_eq!((deleted.id.as_str(), deleted.name.as_str()), ("59", "db"));
     let head = server.heads.recv().unwrap().to_ascii_lowercase();
     assert!(
@@ -81,7 +84,7 @@ async fn requests_are_http_with_json() {
 
     let request =
         CreateVolume { name: "db".parse().unwrap(), size_bytes: 1, labels: Default::default(), group: None };
-    let _ = server.client().create_volume(&request).await;
+    let _ = server.client().call(CREATE_VOLUME, &request).await;
     let head = server.heads.recv().unwrap().to_ascii_lowercase();
     assert!(head.contains("content-type: application/json") && head.contains("content-length: "), "{head}");
 }
@@ -90,7 +93,11 @@ async fn requests_are_http_with_json() {
 async fn daemon_errors_are_reported_with_their_exit_status() {
     let server =
         Server::saying("409 Conflict", r#"{"error":{"code":"volume_in_use","message":"m","hint":"h"}}"#);
-    let error = server.client().delete_volume(&"db".parse().unwrap()).await.unwrap_err();
+    let error = server
+        .client()
+        .call_at(DELETE_VOLUME, &"db".parse().unwrap(), &Default::default())
+        .await
+        .unwrap_err();
     assert_eq!((error.to_string().as_str(), error.hint(), error.is_retryable()), ("m", Some("h"), true));
     assert!(matches!(error, ClientError::Api(error) if error.code == ErrorCode::VolumeInUse));
 }
@@ -105,7 +112,7 @@ async fn replies_of_another_kind_are_named() {
         ("502 Bad Gateway", "<html>"),
         ("302 Found", "{}"),
     ] {
-        let error = Server::saying(status, body).client().status().await.unwrap_err();
+        let error = Server::saying(status, body).client().call(GET_STATUS, &()).await.unwrap_err();
         let code: u16 = status[..3].parse().unwrap();
         assert!(
             matches!(error, ClientError::BadReply { status, .. } if status == code),
@@ -119,7 +126,11 @@ async fn replies_of_another_kind_are_named() {
 async fn only_a_success_is_a_success() {
     for status in ["302 Found", "404 Not Found"] {
         let server = Server::saying(status, r#"{"id":"59","name":"db"}"#);
-        let error = server.client().delete_volume(&"db".parse().unwrap()).await.unwrap_err();
+        let error = server
+            .client()
+            .call_at(DELETE_VOLUME, &"db".parse().unwrap(), &Default::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, ClientError::BadReply { .. }), "{status}: {error:?}");
     }
 }
@@ -136,7 +147,7 @@ async fn broken_connections_are_named() {
             let _ = stream.write_all(cut.as_bytes());
             let _ = stream.shutdown(std::net::Shutdown::Both);
         });
-        let error = server.client().status().await.unwrap_err();
+        let error = server.client().call(GET_STATUS, &()).await.unwrap_err();
         assert!(matches!(error, ClientError::Broken { .. }) && error.is_retryable(), "{cut:?}: {error:?}");
     }
 }
@@ -148,7 +159,7 @@ async fn oversized_reply_is_refused() {
         let chunk = vec![b'x'; 1 << 20];
         while stream.write_all(&chunk).is_ok() {}
     });
-    let error = server.client().status().await.unwrap_err();
+    let error = server.client().call(GET_STATUS, &()).await.unwrap_err();
     assert!(error.to_string().contains("longer than 67108864 bytes"), "{error}");
 }
 
@@ -159,7 +170,7 @@ async fn silent_daemon_times_out() {
             thread::park();
         }
     });
-    let error = server.client().status().await.unwrap_err();
+    let error = server.client().call(GET_STATUS, &()).await.unwrap_err();
     assert!(matches!(&error, ClientError::Timeout { after, .. } if after.as_secs() == 60), "{error:?}");
     let server = Server::start(|_| {
         loop {
@@ -167,6 +178,6 @@ async fn silent_daemon_times_out() {
         }
     });
     let wait = WaitTask { wait_ms: Some(u64::MAX), since_version: Some(1) };
-    let error = server.client().task(Uuid::nil(), &wait).await.unwrap_err();
+    let error = server.client().call_at(GET_TASK, &Uuid::nil(), &wait).await.unwrap_err();
     assert!(matches!(&error, ClientError::Timeout { after, .. } if after.as_secs() == 120), "{error:?}");
 }
