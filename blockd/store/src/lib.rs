@@ -180,8 +180,8 @@ impl<'a, S: BlobStore + ?Sized> Pages<'a, S> {
     ///
     /// # Errors
     /// Those of [`BlobStore::list_page`]; [`StoreErrorKind::Other`] if the pages do not go on,
-    /// [`StoreErrorKind::TooLarge`] if there are more than [`MAX_PAGES`]: half a list is worse than none for
-    /// a caller who deletes.
+    /// [`StoreErrorKind::TooLarge`] for a million pages: half a list is worse than none for a caller who
+    /// deletes.
     pub async fn next(&mut self) -> Result<Option<Vec<ObjectInfo>>, StoreError> {
         if self.is_over {
             return Ok(None);

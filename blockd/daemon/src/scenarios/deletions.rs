@@ -2,8 +2,10 @@
 //! a daemon comes back to a backup that is in the store already.
 
 use super::*;
+use blockd_api::tasks::StopTask;
 use blockd_cloud::ManifestKey;
 use blockd_store::{BlobStore, ListPage, Middleware, ObjectInfo, Request, Response, StoreFuture};
+use jiff::{SignedDuration, Timestamp};
 use std::path::PathBuf;
 
 impl Host {
@@ -37,6 +39,8 @@ struct Lagging {
     inner: Arc<dyn BlobStore>,
     hidden: String,
     stale: Vec<ObjectInfo>,
+    /// Seconds by which its clock is behind this host's.
+    behind_s: i64,
 }
 
 impl Middleware for Lagging {
@@ -57,6 +61,9 @@ impl Middleware for Lagging {
             let mut listed = self.inner.list_page(prefix, page).await?;
             listed.objects.retain(|object| object.key != self.hidden);
             listed.objects.extend(self.stale.iter().filter(|object| object.key.starts_with(prefix)).cloned());
+            for object in &mut listed.objects {
+                object.modified_unix_s = object.modified_unix_s.map(|seconds| seconds - self.behind_s);
+            }
             Ok(listed)
         })
     }
@@ -66,7 +73,7 @@ impl Host {
     /// Leaves a manifest out of the listings of the only store; returns what ends that.
     fn hide_from_listings(&self, snap: &str) -> impl FnOnce(&Self) + use<> {
         let id: blockd_cloud::CloudSnapshotId = snap.parse().unwrap();
-        self.lag(id.manifest_key(), Vec::new())
+        self.lag(id.manifest_key(), Vec::new(), 0)
     }
 
     /// Removes the manifest of a snapshot, which the listings of the only store show all the same.
@@ -76,10 +83,10 @@ impl Host {
         let store = Arc::clone(self.core().repositories.opened.lock().values().next().unwrap().0.store());
         let stale = store.list(&key).await.unwrap().into_iter().filter(|object| object.key == key).collect();
         std::fs::remove_file(self.manifest(snap)).unwrap();
-        drop(self.lag(String::new(), stale));
+        drop(self.lag(String::new(), stale, 0));
     }
 
-    fn lag(&self, hidden: String, stale: Vec<ObjectInfo>) -> impl FnOnce(&Self) + use<> {
+    fn lag(&self, hidden: String, stale: Vec<ObjectInfo>, behind_s: i64) -> impl FnOnce(&Self) + use<> {
         let set = |host: &Self, store: Arc<dyn BlobStore>| {
             let mut opened = host.core().repositories.opened.lock();
             let (repository, _) = opened.values_mut().next().unwrap();
@@ -88,7 +95,7 @@ impl Host {
             before
         };
         let inner = Arc::clone(self.core().repositories.opened.lock().values().next().unwrap().0.store());
-        let before = set(self, Arc::new(Lagging { inner, hidden, stale }));
+        let before = set(self, Arc::new(Lagging { inner, hidden, stale, behind_s }));
         move |host| drop(set(host, before))
     }
 }
@@ -204,4 +211,27 @@ async fn backup_with_an_unchecked_base_counts_after_its_resume() {
         model.assert_is(&*host.restore(&id, "copy").await);
         host.assert_tidy();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_clock_abandons_no_resumable_backup() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, SIZE_BYTES as usize);
+    let mut credential = host.credential("nas", None);
+    credential.connection.limit_upload_bytes_per_s = Some(8 << 20);
+    host.client.call(CREATE_CREDENTIAL, &credential).await.unwrap();
+    let request = StartBackup::of("data".parse().unwrap());
+    let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
+    host.until_processed(task, 1).await;
+    host.client.call_at(STOP_TASK, &task, &StopTask { discard: false }).await.unwrap();
+    let in_eight_days = Timestamp::now() + SignedDuration::from_hours(8 * 24);
+
+    let restore = host.lag(String::new(), Vec::new(), 2 * 3600);
+    host.core().give_up_expired(in_eight_days).await.unwrap();
+    assert_eq!(host.core().kept_tasks().await.unwrap().len(), 1);
+    restore(&host);
+    host.core().give_up_expired(in_eight_days).await.unwrap();
+    assert_eq!(host.core().kept_tasks().await.unwrap().len(), 0);
 }

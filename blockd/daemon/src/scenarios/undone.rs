@@ -21,7 +21,7 @@ impl Host {
     }
 
     /// Waits for a task to have this much behind it.
-    async fn until_processed(&self, task: Uuid, bytes: u64) {
+    pub(super) async fn until_processed(&self, task: Uuid, bytes: u64) {
         loop {
             let seen = self.client.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap();
             assert!(!seen.state.stage.is_over(), "{seen:?}");

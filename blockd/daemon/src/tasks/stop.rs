@@ -16,7 +16,7 @@ use blockd_api::{
 use blockd_catalog::{DbError, NewEvent, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, remove_leftovers_of};
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 use uuid::Uuid;
 
 /// Returns true if a task can resume after the cause of this error is fixed.
@@ -351,19 +351,44 @@ impl Core {
         Ok(())
     }
 
-    /// Abandons tasks that were kept too long to be completed.
+    /// Abandons tasks that were kept too long to be completed. If the clocks of host and store are known to
+    /// differ, it abandons none by its age.
     ///
     /// # Errors
     /// The database fails.
     pub(crate) async fn give_up_expired(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
+        let is_aged =
+            |row: &TaskRow| now.as_second().saturating_sub(row.created.as_second()) > BACKUP_LIFETIME_S;
+        let aged = self.kept_tasks().await?;
+        let aged = aged.iter().filter(|row| !row.detail.is_of_volume_in_use() && is_aged(row));
+        let mut wrong_clock = HashSet::new();
+        for credential in aged.map(|row| row.credential).collect::<HashSet<_>>() {
+            if self.has_other_clock(credential).await {
+                wrong_clock.insert(credential);
+            }
+        }
         let _admission = self.admission.lock().await;
         let is_old = |row: &TaskRow| match row.detail.is_of_volume_in_use() {
             // They can be completed as long as the volume exists; clients must not see a mixture without a
             // user's decision.
             true => row.volume.is_none_or(|id| self.registry.by_id(id).is_none()),
-            false => now.as_second().saturating_sub(row.created.as_second()) > BACKUP_LIFETIME_S,
+            false => is_aged(row) && !wrong_clock.contains(&row.credential),
         };
         self.give_up_kept(is_old).await
+    }
+
+    /// Returns true if the clocks of this host and of the store of a credential are known to differ.
+    async fn has_other_clock(&self, credential: Uuid) -> bool {
+        let checked = async {
+            let (repository, _) = self.task_repository(credential).await?;
+            // The directory of an unmounted disk must not get a probe object.
+            repository.prove_key_slot().await?;
+            self.check_store_clock(&repository, credential).await
+        };
+        match checked.await {
+            Err(ServiceError::Cloud(error)) => matches!(*error, CloudError::ClockDiffers { .. }),
+            _ => false,
+        }
     }
 
     async fn give_up(self: &Arc<Self>, row: &mut TaskRow) -> Result<(), ServiceError> {
