@@ -34,7 +34,7 @@ impl PathParameter for () {
 }
 
 macro_rules! path_parameters {
-    ($($type:ty: $schema:ty),+) => {
+    ($($type:ty),+) => {
         $(
             impl PathParameter for $type {
                 fn fill(&self, pattern: &str) -> String {
@@ -50,14 +50,11 @@ macro_rules! path_parameters {
                 }
 
                 fn schema(schemas: &mut SchemaGenerator) -> Option<Schema> {
-                    Some(schemas.subschema_for::<$schema>())
+                    Some(schemas.subschema_for::<$type>())
                 }
             }
         )+
     };
 }
 
-path_parameters! {
-    VolumeRef: VolumeRef, SnapshotRef: SnapshotRef, CredentialRef: CredentialRef, PolicyName: PolicyName,
-    RuleName: Uuid, Uuid: Uuid
-}
+path_parameters! { VolumeRef, SnapshotRef, CredentialRef, PolicyName, RuleName, Uuid }

@@ -119,49 +119,49 @@ macro_rules! operations {
 }
 
 operations! {
-    "What the daemon says of itself"
+    "Show the daemon's status"
     GET_STATUS: ((), ()) -> Status = get(ReadOnly, "/v1/status");
-    "This description"
+    "Get the OpenAPI document"
     GET_OPENAPI: ((), ()) -> JsonObject = get(ReadOnly, "/v1/openapi.json");
-    "What happened that people should know of"
+    "List events"
     LIST_EVENTS: ((), ListEvents) -> EventList = get(ReadOnly, "/v1/events").waits(|query| query.wait_ms);
-    "What volumes and tasks do at this moment"
+    "Show the activity of volumes and tasks"
     GET_ACTIVITY: ((), ()) -> Activity = get(ReadOnly, "/v1/activity");
-    "Metrics in Prometheus' text format"
+    "Get metrics in Prometheus' text format"
     GET_METRICS: ((), ()) -> String = get_text(ReadOnly, "/metrics");
-    "Whether the daemon answers"
+    "Check liveness"
     GET_LIVENESS: ((), ()) -> String = get_text(ReadOnly, "/healthz");
-    "Whether the daemon does its work"
+    "Check readiness"
     GET_READINESS: ((), ()) -> String = get_text(ReadOnly, "/readyz");
     "List volumes"
     LIST_VOLUMES: ((), ListVolumes) -> VolumeList = get(ReadOnly, "/v1/volumes");
-    "Make a volume"
+    "Create a volume"
     CREATE_VOLUME: ((), CreateVolume) -> Volume = post(Operator, "/v1/volumes").errors(&[A_NEW_VOLUME]);
-    "One volume"
+    "Inspect a volume"
     GET_VOLUME: (VolumeRef, ()) -> Volume = get(ReadOnly, "/v1/volumes/{volume}").errors(&[A_VOLUME]);
-    "Let a volume grow; the rest of it is for admins"
+    "Grow a volume; other changes need an admin"
     UPDATE_VOLUME: (VolumeRef, UpdateVolume) -> Volume = patch(Operator, "/v1/volumes/{volume}")
         .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, &[NoSpace]]);
     "Delete a volume and its local snapshots"
     DELETE_VOLUME: (VolumeRef, DeleteVolume) -> Deleted = delete(Admin, "/v1/volumes/{volume}")
         .errors(&[A_VOLUME, A_FREE_VOLUME, &[SnapshotInUse, SnapshotPinned, VolumeNotReady]]);
-    "Make a volume a device of the kernel"
+    "Attach a volume as a kernel device"
     ATTACH_VOLUME: (VolumeRef, AttachVolume) -> Attachment = post(Operator, "/v1/volumes/{volume}/attach")
         .errors(&[AN_OPEN_VOLUME, A_DEVICE]);
-    "Take a volume's device away; by force is for admins"
+    "Detach a volume's device; force needs an admin"
     DETACH_VOLUME: (VolumeRef, DetachVolume) -> Detached = post(Operator, "/v1/volumes/{volume}/detach")
         .timeout(DETACH).errors(&[A_VOLUME, A_DEVICE]);
-    "Freeze a volume"
+    "Create a local snapshot"
     CREATE_SNAPSHOT: (VolumeRef, CreateSnapshot) -> Snapshot =
         post(Operator, "/v1/volumes/{volume}/snapshots")
         .timeout(FREEZE).errors(&[AN_OPEN_VOLUME, A_FREEZE, A_RULE]);
-    "Check everything of a volume but its data"
+    "Check the metadata of a volume"
     CHECK_VOLUME: (VolumeRef, ()) -> VolumeCheck = post(Operator, "/v1/volumes/{volume}/check")
         .timeout(STORE_CALL).errors(&[AN_OPEN_VOLUME]);
-    "Make a volume of another one's snapshot"
+    "Clone a volume from a snapshot"
     CLONE_VOLUME: (VolumeRef, CloneVolume) -> Volume = post(Operator, "/v1/volumes/{volume}/clone")
         .errors(&[AN_OPEN_VOLUME, A_NEW_VOLUME, A_SNAPSHOT]);
-    "What changed from a snapshot to another one, or to now"
+    "Compare a snapshot with another one or with the volume"
     DIFF_SNAPSHOTS: (VolumeRef, DiffSnapshots) -> SnapshotDiff = get(ReadOnly, "/v1/volumes/{volume}/diff")
         .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT]);
     "Roll a volume back to a snapshot"
@@ -170,13 +170,13 @@ operations! {
         .timeout(ROLLBACK).errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, A_SNAPSHOT, &[NoSpace]]);
     "List local snapshots"
     LIST_SNAPSHOTS: ((), ListSnapshots) -> SnapshotList = get(ReadOnly, "/v1/snapshots").errors(&[A_VOLUME]);
-    "Freeze several volumes at one instant"
+    "Create local snapshots of several volumes at one point in time"
     CREATE_GROUP_SNAPSHOT: ((), CreateGroupSnapshot) -> GroupSnapshot = post(Operator, "/v1/snapshots/group")
         .timeout(FREEZE).errors(&[AN_OPEN_VOLUME, A_FREEZE, A_RULE]);
-    "One local snapshot"
+    "Inspect a local snapshot"
     GET_SNAPSHOT: (SnapshotRef, ()) -> Snapshot = get(ReadOnly, "/v1/snapshots/{snapshot}")
         .errors(&[A_SNAPSHOT]);
-    "Pin a local snapshot; to unpin it is for admins"
+    "Pin or unpin a local snapshot; unpinning needs an admin"
     MARK_SNAPSHOT: (SnapshotRef, MarkSnapshot) -> Snapshot = patch(Operator, "/v1/snapshots/{snapshot}")
         .errors(&[A_SNAPSHOT]);
     "Delete a local snapshot"
@@ -184,20 +184,20 @@ operations! {
         .errors(&[A_SNAPSHOT, &[SnapshotInUse, SnapshotPinned, VolumeNotReady, VolumeFailed]]);
     "List credentials, without their secrets"
     LIST_CREDENTIALS: ((), ()) -> CredentialList = get(ReadOnly, "/v1/credentials");
-    "Prove that a store works, and keep the way to it"
+    "Create a credential after verifying its store"
     CREATE_CREDENTIAL: ((), CreateCredential) -> Credential = post(Admin, "/v1/credentials")
         .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialExists, NoSpace]]);
-    "One credential, without its secrets"
+    "Inspect a credential, without its secrets"
     GET_CREDENTIAL: (CredentialRef, ()) -> Credential = get(ReadOnly, "/v1/credentials/{credential}")
         .errors(&[A_CREDENTIAL]);
-    "Change what opens a store, once it is proven; never where it is"
+    "Rotate the secrets of a credential after verifying them; its location stays"
     UPDATE_CREDENTIAL: (CredentialRef, UpdateCredential) -> Credential =
         patch(Admin, "/v1/credentials/{credential}")
         .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialInUse]]);
-    "Forget a credential"
+    "Delete a credential"
     DELETE_CREDENTIAL: (CredentialRef, ()) -> Deleted = delete(Admin, "/v1/credentials/{credential}")
         .errors(&[A_CREDENTIAL, &[CredentialInUse]]);
-    "Prove again that a store works"
+    "Validate a credential against its store"
     VALIDATE_CREDENTIAL: (CredentialRef, ()) -> Credential =
         post(Operator, "/v1/credentials/{credential}/validate")
         .timeout(STORE_CALL).errors(&[A_STORE]);
@@ -205,27 +205,27 @@ operations! {
     REKEY_CREDENTIAL: (CredentialRef, RekeyCredential) -> CredentialRekeyed =
         post(Admin, "/v1/credentials/{credential}/rekey")
         .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialInUse]]);
-    "Change how much may go to and from a store in a second"
+    "Set the bandwidth limits of a credential"
     LIMIT_CREDENTIAL: (CredentialRef, CredentialLimits) -> Credential =
         post(Admin, "/v1/credentials/{credential}/limits")
         .errors(&[A_CREDENTIAL]);
     "List cloud snapshots"
     LIST_CLOUDSNAPS: ((), ListCloudsnaps) -> CloudsnapList = get(ReadOnly, "/v1/cloudsnaps")
         .timeout(STORE_CALL).errors(&[A_STORE]);
-    "Back a volume up; with an expiry date or a bandwidth limit it is for admins"
+    "Back up a volume; an expiry date or a bandwidth limit needs an admin"
     START_BACKUP: ((), StartBackup) -> BackupStarted = post(Operator, "/v1/cloudsnaps/backup")
         .timeout(STORE_CALL).errors(&[AN_OPEN_VOLUME, A_STORE, A_RULE, &[VolumeInUse, NoSpace]]);
-    "Back several volumes up from one instant; with an expiry date or a bandwidth limit it is for admins"
+    "Back up several volumes at one point in time; an expiry date or a bandwidth limit needs an admin"
     START_GROUP_BACKUP: ((), StartGroupBackup) -> GroupBackupStarted =
         post(Operator, "/v1/cloudsnaps/backup-group")
         .timeout(STORE_CALL).errors(&[AN_OPEN_VOLUME, A_STORE, A_RULE, &[VolumeInUse, NoSpace]]);
-    "One cloud snapshot in full"
+    "Inspect a cloud snapshot"
     INSPECT_CLOUDSNAP: ((), InspectCloudsnap) -> CloudsnapDetail = get(ReadOnly, "/v1/cloudsnaps/inspect")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
-    "Restore a cloud snapshot into a new volume; with a bandwidth limit it is for admins"
+    "Restore a cloud snapshot into a new volume; a bandwidth limit needs an admin"
     START_RESTORE: ((), StartRestore) -> RestoreStarted = post(Operator, "/v1/cloudsnaps/restore")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[CloudsnapInUse]]);
-    "Make a volume that fetches what is read"
+    "Create a lazy volume from a cloud snapshot"
     START_LAZY_RESTORE: ((), StartLazyRestore) -> LazyRestored = post(Operator, "/v1/cloudsnaps/restore-lazy")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, A_NEW_VOLUME, &[CloudsnapInUse]]);
     "Roll a volume back to a cloud snapshot"
@@ -235,22 +235,22 @@ operations! {
     "Delete a cloud snapshot"
     START_DELETE: ((), StartDelete) -> TaskStarted = post(Admin, "/v1/cloudsnaps/delete")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse, CloudsnapPinned]]);
-    "Pin a cloud snapshot; to unpin it, and to let it expire, is for admins"
+    "Pin, unpin or expire a cloud snapshot; unpinning and expiry need an admin"
     MARK_CLOUDSNAP: ((), MarkCloudsnap) -> CloudsnapMark = post(Operator, "/v1/cloudsnaps/mark")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse]]);
     "Verify a cloud snapshot"
     START_VERIFY: ((), StartVerify) -> TaskStarted = post(Operator, "/v1/cloudsnaps/verify")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
-    "Delete what abandoned backups left in a store"
+    "Collect garbage in a store"
     COLLECT_GARBAGE: ((), CollectGarbage) -> GarbageCollected = post(Admin, "/v1/cloudsnaps/gc")
         .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialInUse]]);
     "List files inside a cloud snapshot"
     LIST_FILES: ((), ListFiles) -> FileList = get(Operator, "/v1/cloudsnaps/files")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, FILES]);
-    "A piece of a file inside a cloud snapshot"
+    "Read a byte range of a file inside a cloud snapshot"
     READ_FILE: ((), ReadFile) -> Bytes = get_bytes(Operator, "/v1/cloudsnaps/file")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, FILES]);
-    "Where there is data in a file inside a cloud snapshot"
+    "List data ranges of a file inside a cloud snapshot"
     LIST_FILE_RUNS: ((), ListFileRuns) -> FileRuns = get(Operator, "/v1/cloudsnaps/file/runs")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, FILES]);
     "List mounts of snapshots"
@@ -258,18 +258,18 @@ operations! {
     "Mount snapshots as files on the daemon's host"
     MOUNT: ((), MountBrowse) -> BrowseMount = post(Admin, "/v1/browse/mounts")
         .timeout(STORE_CALL).errors(&[A_STORE, &[DeviceInUse]]);
-    "Serve a mount that the caller made, whose descriptor comes with the request; over unix sockets only"
+    "Serve a mount of the caller, whose descriptor comes with the request; unix sockets only"
     HAND_MOUNT: ((), HandMount) -> BrowseMount = post(Operator, "/v1/browse/handed")
         .timeout(STORE_CALL).errors(&[A_STORE]);
-    "Take a mount of snapshots away"
+    "Unmount snapshots"
     UNMOUNT: ((), UnmountBrowse) -> Unmounted = post(Admin, "/v1/browse/unmount")
         .errors(&[&[MountNotFound, DeviceInUse, NotPermitted]]);
     "List schedules"
     LIST_SCHEDULES: ((), ()) -> ScheduleList = get(ReadOnly, "/v1/schedules");
-    "Make a schedule"
+    "Create a schedule"
     CREATE_SCHEDULE: ((), CreateSchedule) -> Schedule = post(Admin, "/v1/schedules")
         .errors(&[A_VOLUME, A_POLICY, A_RULE, A_CREDENTIAL, &[CredentialRequired, ScheduleExists]]);
-    "One schedule"
+    "Inspect a schedule"
     GET_SCHEDULE: (Uuid, ()) -> Schedule = get(ReadOnly, "/v1/schedules/{schedule}").errors(&[A_SCHEDULE]);
     "Change, pause or resume a schedule"
     UPDATE_SCHEDULE: (Uuid, UpdateSchedule) -> Schedule = patch(Admin, "/v1/schedules/{schedule}")
@@ -279,16 +279,16 @@ operations! {
     // Its retention can delete older backups.
     "Run a schedule now"
     RUN_SCHEDULE: (Uuid, ()) -> RunList = post(Admin, "/v1/schedules/{schedule}/run").errors(&[A_SCHEDULE]);
-    "What a schedule's retention keeps and deletes"
+    "Show the backups that a schedule's retention keeps and deletes"
     PLAN_RETENTION: (Uuid, ()) -> RetentionPlan = get(ReadOnly, "/v1/schedules/{schedule}/retention")
         .errors(&[A_SCHEDULE]);
-    "List the runs of schedules"
+    "List runs of schedules"
     LIST_RUNS: ((), ListRuns) -> RunList = get(ReadOnly, "/v1/schedule-runs").errors(&[A_VOLUME]);
     "List schedule policies"
     LIST_POLICIES: ((), ()) -> PolicyList = get(ReadOnly, "/v1/sched-policies");
-    "Make a schedule policy"
+    "Create a schedule policy"
     CREATE_POLICY: ((), Policy) -> Policy = post(Admin, "/v1/sched-policies").errors(&[&[PolicyExists]]);
-    "One schedule policy"
+    "Inspect a schedule policy"
     GET_POLICY: (PolicyName, ()) -> Policy = get(ReadOnly, "/v1/sched-policies/{policy}").errors(&[A_POLICY]);
     "Change a schedule policy"
     UPDATE_POLICY: (PolicyName, UpdatePolicy) -> Policy = patch(Admin, "/v1/sched-policies/{policy}")
@@ -299,34 +299,34 @@ operations! {
     // Commands can contain secrets.
     "List rules"
     LIST_RULES: ((), ()) -> RuleList = get(Admin, "/v1/rules");
-    "Make a rule: what is done around freezes"
+    "Create a rule with hooks around freezes"
     CREATE_RULE: ((), CreateRule) -> HookRule = post(Admin, "/v1/rules").errors(&[&[RuleExists]]);
-    "One rule"
+    "Inspect a rule"
     GET_RULE: (RuleName, ()) -> HookRule = get(Admin, "/v1/rules/{rule}").errors(&[A_RULE]);
     "Change a rule"
     UPDATE_RULE: (RuleName, UpdateRule) -> HookRule = patch(Admin, "/v1/rules/{rule}").errors(&[A_RULE]);
     "Delete a rule"
     DELETE_RULE: (RuleName, ()) -> Deleted = delete(Admin, "/v1/rules/{rule}")
         .errors(&[A_RULE, &[RuleInUse]]);
-    "Give a rule to a volume or a group"
+    "Assign a rule to a volume or a group"
     ASSIGN_RULE: (RuleName, RuleTarget) -> HookRule = post(Admin, "/v1/rules/{rule}/assign")
         .errors(&[A_RULE, A_VOLUME]);
-    "Relieve a volume or a group of a rule"
+    "Remove a rule from a volume or a group"
     UNASSIGN_RULE: (RuleName, RuleTarget) -> HookRule = post(Admin, "/v1/rules/{rule}/unassign")
         .errors(&[A_RULE, A_VOLUME]);
     "List tasks"
     LIST_TASKS: ((), ListTasks) -> TaskList = get(ReadOnly, "/v1/tasks");
-    "One task, now or when it has changed"
+    "Inspect a task, now or after its next change"
     GET_TASK: (Uuid, WaitTask) -> Task = get(ReadOnly, "/v1/tasks/{task}")
         .waits(|query: &WaitTask| query.wait_ms).errors(&[A_TASK]);
-    "Stop a task of the caller; others are for admins"
+    "Stop a task of the caller; tasks of others need an admin"
     STOP_TASK: (Uuid, StopTask) -> Task = post(Operator, "/v1/tasks/{task}/stop")
         .timeout(STORE_CALL).errors(&[A_TASK, &[TaskEnded]]);
     // A slow task occupies a slot that others wait for.
-    "Change how much a task may move in a second"
+    "Set the bandwidth limits of a task"
     LIMIT_TASK: (Uuid, TaskLimits) -> Task = post(Admin, "/v1/tasks/{task}/limit")
         .errors(&[A_TASK, &[TaskEnded]]);
-    "Take a task up again; what deletes or goes back is for admins"
+    "Resume a task; deletions and rollbacks need an admin"
     RESUME_TASK: (Uuid, ()) -> Task = post(Operator, "/v1/tasks/{task}/resume")
         .errors(&[A_TASK, A_STORE, &[TaskEnded, VolumeInUse, VolumeNotFound, CloudsnapInUse]]);
 }
