@@ -1,0 +1,292 @@
+//! Crashes at any step of a task, and database writes that fail.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_survives_a_crash_at_any_step() {
+    for step in [
+        "backup accepted",
+        "backup frozen",
+        "backup planned",
+        dying::COMMITTED,
+        "backup in the store",
+        "backup committed",
+    ] {
+        let mut host = Host::new().await;
+        let volume = host.create_volume("data").await;
+        host.create_credential().await;
+        let mut model = Model::new();
+        model.write(&volume, 0, 1, 3 << 20);
+        host.backup("data", false).await;
+        model.write(&volume, 1 << 20, 2, 1 << 20);
+        let frozen = model.clone();
+
+        *host.core().dies_at.lock() = Some(step);
+        let task = host.start_backup("data", false).await;
+        host.core().stopping.cancelled().await;
+        if step != "backup accepted" {
+            // The point in time is fixed: later writes are not in it.
+            model.write(&volume, 30 << 20, 3, 1 << 20);
+        }
+        drop(volume);
+        host.die_and_start().await;
+        let done = host.done(task).await;
+        assert_eq!(done.backup_type, Some(BackupType::Incremental), "{step}");
+        let committed = step == "backup committed";
+        assert_eq!(done.resumed, u64::from(!committed), "{step}");
+        host.assert_tidy();
+        let id = done.source_volume.unwrap();
+        assert_eq!(host.list().await.len(), 2, "{step}");
+        frozen.assert_is(&*host.restore(&id, "copy").await);
+
+        // The next one builds on it, unless its commit was in doubt: then on the one before, and carries both
+        // changes.
+        let in_doubt = [dying::COMMITTED, "backup in the store"].contains(&step);
+        let next = host.backup("data", false).await;
+        assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");
+        assert_eq!(next.bytes_dirty > 1 << 20, in_doubt, "{step}: {}", next.bytes_dirty);
+        assert!(next.bytes_dirty <= 2 << 20, "{step}: {}", next.bytes_dirty);
+        model.assert_is(&*host.restore(&next.source_volume.unwrap(), "next").await);
+    }
+}
+
+/// Trigger that refuses to store ends of tasks, like a full disk of the database.
+const NO_END: &str = "CREATE TRIGGER no_end BEFORE INSERT ON tasks WHEN NEW.state IN ('done', 'failed')
+    BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_backup_is_protected_until_it_is_recorded() {
+    for restart in [false, true] {
+        let mut host = Host::new().await;
+        let volume = host.create_volume("data").await;
+        host.create_credential().await;
+        let mut model = Model::new();
+        model.write(&volume, 0, 1, 1 << 20);
+        let base = host.backup("data", false).await.source_volume.unwrap();
+        model.write(&volume, 1 << 20, 2, 1 << 20);
+
+        host.sql(NO_END);
+        let task = host.start_backup("data", false).await;
+        let mut seen = host.client.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap();
+        while seen.phase != "done" {
+            let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(seen.version) };
+            seen = host.client.call_at(GET_TASK, &task, &wait).await.unwrap();
+        }
+        assert_eq!((seen.state.stage, seen.error), (TaskStage::Active, None));
+        let made = seen.source_volume.unwrap();
+        for id in [&base, &made] {
+            let request = StartDelete::of(id.parse().unwrap());
+            assert_eq!(api_code(host.client.call(START_DELETE, &request).await), ErrorCode::CloudsnapInUse);
+        }
+        drop(volume);
+        if restart {
+            host.stop().await;
+            host.start().await;
+        }
+        host.sql("DROP TRIGGER no_end");
+        let done = host.done(task).await;
+        assert_eq!((done.resumed, done.source_volume.as_ref()), (u64::from(restart), Some(&made)));
+        assert_eq!(host.list().await.len(), 2);
+        model.assert_is(&*host.restore(&made, "copy").await);
+        assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
+        host.assert_tidy();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_task_runs_until_its_result_is_stored() {
+    let host = Host::new().await;
+    host.create_volume("data").await;
+    host.create_credential().await;
+    let away = host.store.path().with_extension("away");
+    std::fs::rename(host.store.path(), &away).unwrap();
+    host.sql(NO_END);
+    let task = host.start_backup("data", false).await;
+    let again = StartBackup::of("data".parse().unwrap());
+    assert_eq!(api_code(host.client.call(START_BACKUP, &again).await), ErrorCode::VolumeInUse);
+    host.sql("DROP TRIGGER no_end");
+    assert_eq!(host.wait(task).await.state.stage, TaskStage::Failed);
+    host.assert_tidy();
+    std::fs::rename(&away, host.store.path()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn task_in_the_database_protects_its_snapshots() {
+    let host = Host::new().await;
+    host.create_volume("data").await;
+    host.create_credential().await;
+    let task = host.backup("data", false).await;
+    let id: blockd_cloud::CloudSnapshotId = task.source_volume.unwrap().parse().unwrap();
+    let snapshot = SnapshotId::from_u64(77);
+    let store = |state| {
+        let find = task.name;
+        host.core().db.transaction(move |tx| {
+            let mut row = TaskRow::find(tx, find)?.unwrap();
+            row.id = Uuid::from_u128(5);
+            row.state = state;
+            row.snapshot = Some(snapshot);
+            row.cloudsnap.snapshot = snapshot;
+            row.base = Some(id);
+            row.put(tx)
+        })
+    };
+    store(TaskState::Active).unwrap();
+    let delete = StartDelete::of(id.to_string().parse().unwrap());
+    assert_eq!(api_code(host.client.call(START_DELETE, &delete).await), ErrorCode::CloudsnapInUse);
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await),
+        ErrorCode::VolumeInUse
+    );
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await),
+        ErrorCode::CredentialInUse
+    );
+    store(TaskState::Failed).unwrap();
+    host.done(host.client.call(START_DELETE, &delete).await.unwrap().task).await;
+    host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_database_write_is_undone() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let name = "data".parse().unwrap();
+    host.sql(
+        "CREATE TRIGGER not_ready BEFORE UPDATE ON snapshots WHEN NEW.state = 'ready'
+         BEGIN SELECT RAISE(ABORT, 'the disk is full'); END;
+         CREATE TRIGGER not_deleting BEFORE UPDATE ON volumes WHEN NEW.state = 'deleting'
+         BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    let refused = host.client.call_at(CREATE_SNAPSHOT, &name, &CreateSnapshot::default()).await;
+    assert_eq!(api_code(refused), ErrorCode::Internal);
+    host.assert_tidy();
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await),
+        ErrorCode::Internal
+    );
+    let entry = host.core().registry.by_name("data").unwrap();
+    assert!(entry.attach().is_ok());
+    assert!(!entry.stop_upkeep.load(std::sync::atomic::Ordering::Relaxed));
+    host.sql("DROP TRIGGER not_ready; DROP TRIGGER not_deleting");
+    drop((volume, entry));
+    host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unrecorded_volume_leaves_no_files() {
+    let host = Host::new().await;
+    host.sql(
+        "CREATE TRIGGER not_up BEFORE UPDATE ON volumes WHEN NEW.state = 'up'
+         BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    let request = CreateVolume {
+        name: "data".parse().unwrap(),
+        size_bytes: SIZE_BYTES,
+        labels: Default::default(),
+        group: None,
+    };
+    assert_eq!(api_code(host.client.call(CREATE_VOLUME, &request).await), ErrorCode::Internal);
+    assert_eq!(std::fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
+    host.sql("DROP TRIGGER not_up");
+    host.client.call(CREATE_VOLUME, &request).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_in_deletion_refuses_writes() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 5000);
+    let name = "data".parse().unwrap();
+    host.sql(
+        "CREATE TRIGGER no_change BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    assert_eq!(
+        api_code(host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await),
+        ErrorCode::Internal
+    );
+    let seen = host.client.call_at(GET_VOLUME, &name, &()).await.unwrap();
+    assert!(seen.state_reason.unwrap().contains("restart blockd to see"));
+    assert!(volume.write(0, &[1], false).is_err());
+    drop(volume);
+    host.sql("DROP TRIGGER no_change");
+    // The row is unchanged: the volume exists with all writes.
+    host.stop().await;
+    host.start().await;
+    model.assert_is(&host.volume("data"));
+    host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn growth_is_answered_if_its_row_fails_and_leaves_merges() {
+    let host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let told = Arc::clone(&sizes);
+    host.core().registry.on_resized(Box::new(move |_, size_bytes| told.lock().push(size_bytes)));
+    let name = "data".parse().unwrap();
+    let grow = |times| UpdateVolume { size_bytes: Some(SIZE_BYTES * times), ..UpdateVolume::default() };
+    host.sql(
+        "CREATE TRIGGER no_change BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    );
+    assert_eq!(api_code(host.client.call_at(UPDATE_VOLUME, &name, &grow(2)).await), ErrorCode::Internal);
+    assert_eq!(*sizes.lock(), [SIZE_BYTES * 2]);
+    host.sql("DROP TRIGGER no_change");
+    for times in [2, 3] {
+        Model::new().write(&volume, times * BLOCK, times, 10);
+        host.client.call_at(UPDATE_VOLUME, &name, &grow(times)).await.unwrap();
+    }
+    assert_eq!(*sizes.lock(), [2, 2, 3].map(|times| SIZE_BYTES * times));
+    let merged = async {
+        while volume.stats().layers > 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), merged).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restore_survives_a_crash_at_any_step() {
+    for step in ["restore accepted", "restore in place", "restore committed"] {
+        let mut host = Host::new().await;
+        let volume = host.create_volume("data").await;
+        host.create_credential().await;
+        let mut model = Model::new();
+        model.write(&volume, 7, 1, 3 << 20);
+        let id = host.backup("data", false).await.source_volume.unwrap();
+        drop(volume);
+
+        *host.core().dies_at.lock() = Some(step);
+        let request = StartRestore::of(id.parse().unwrap());
+        let started = host.client.call(START_RESTORE, &request).await.unwrap();
+        assert_eq!(started.volume.as_str(), "data-restored-1");
+        host.die_and_start().await;
+        host.done(started.task).await;
+        model.assert_is(&host.volume("data-restored-1"));
+        assert_eq!(host.client.call(LIST_VOLUMES, &ListVolumes::default()).await.unwrap().volumes.len(), 2);
+        host.assert_tidy();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delete_survives_a_crash_at_any_step() {
+    for step in ["delete accepted", "delete out of the store"] {
+        let mut host = Host::new().await;
+        let volume = host.create_volume("data").await;
+        host.create_credential().await;
+        Model::new().write(&volume, 0, 1, 3 << 20);
+        let id = host.backup("data", false).await.source_volume.unwrap();
+        drop(volume);
+        *host.core().dies_at.lock() = Some(step);
+        let request = StartDelete::of(id.parse().unwrap());
+        let task = host.client.call(START_DELETE, &request).await.unwrap().task;
+        host.die_and_start().await;
+        host.done(task).await;
+        assert_eq!(host.list().await, vec![]);
+        let data = host.store.path().join("blockd/data");
+        let left = walk(&data);
+        assert_eq!(left, Vec::<String>::new(), "{step}");
+        assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Full));
+        host.assert_tidy();
+    }
+}
