@@ -41,7 +41,7 @@ pub(crate) struct BackupRequest {
     /// Bandwidth limits of each task.
     pub(crate) limits: TaskLimits,
     /// Quiesce actions around the freeze.
-    pub(crate) rest: QuiesceRequest,
+    pub(crate) hooks: QuiesceRequest,
     /// Requesting schedule.
     pub(crate) schedule: Option<Uuid>,
     /// Name under which the local snapshots are kept.
@@ -77,7 +77,7 @@ impl Core {
         let asked = BackupRequest {
             options: request.options.clone(),
             limits: request.limits,
-            rest: QuiesceRequest { hooks: request.hooks.clone(), scheduled: None },
+            hooks: QuiesceRequest { hooks: request.hooks.clone(), scheduled: None },
             ..BackupRequest::default()
         };
         let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
@@ -114,7 +114,7 @@ impl Core {
             options: request.options,
             together: Some(group_id),
             limits: request.limits,
-            rest: QuiesceRequest { hooks: request.hooks, scheduled: None },
+            hooks: QuiesceRequest { hooks: request.hooks, scheduled: None },
             ..BackupRequest::default()
         };
         let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
@@ -153,7 +153,7 @@ impl Core {
     ) -> Result<Vec<TaskRow>, ServiceError> {
         check_limits(asked.limits)?;
         // Once for all members, and before the lock is taken.
-        self.check_rest(&asked.rest).await?;
+        self.check_hooks(&asked.hooks).await?;
         let _admission = self.admission.lock().await;
         let entries = members.iter().map(|member| self.registry.find(&member.volume));
         let entries: Vec<Arc<VolumeEntry>> = entries.collect::<Result<_, _>>()?;
@@ -161,7 +161,7 @@ impl Core {
         // Members selected by label are frozen independently.
         let together = match &barrier {
             Some(barrier) => {
-                let quiesce_rules = self.quiesce_for(&asked.rest, &entries).await?;
+                let quiesce_rules = self.quiesce_for(&asked.hooks, &entries).await?;
                 Some(PointInTime { barrier: Some(barrier.clone()), quiesce_rules })
             }
             None => None,
@@ -177,7 +177,7 @@ impl Core {
             let point = match &together {
                 Some(together) => together,
                 None => {
-                    let quiesce_rules = self.quiesce_for(&asked.rest, std::slice::from_ref(entry)).await?;
+                    let quiesce_rules = self.quiesce_for(&asked.hooks, std::slice::from_ref(entry)).await?;
                     alone = PointInTime { barrier: None, quiesce_rules };
                     &alone
                 }

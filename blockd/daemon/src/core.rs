@@ -98,7 +98,7 @@ pub struct Core {
     /// Snapshots that failed and could not be removed yet.
     pub(crate) to_undo: parking_lot::Mutex<Vec<(VolumeId, SnapshotId)>>,
     /// State of quiesced filesystems and applications.
-    pub(crate) resting: blockd_quiesce::Admission,
+    pub(crate) quiescing: blockd_quiesce::Admission,
     /// Rules that cannot be applied on this host.
     pub(crate) rule_problems: crate::rules::RuleProblems,
     /// Failure of the last configuration reload, if it failed.

@@ -202,7 +202,7 @@ impl Daemon {
         for path in [&core.control_socket(), &core.nbd_socket()] {
             check_socket_path(path)?;
         }
-        core.take_up_lazy_volumes().await.map_err(DaemonError::Lazy)?;
+        core.resume_lazy_volumes().await.map_err(DaemonError::Lazy)?;
         core.fence_volumes_in_rollback().await.map_err(DaemonError::Lazy)?;
         let nbd::Nbd { servers, identity, access } = nbd::start(&core, &config).await?;
         let nbd_failed = Arc::new(Notify::new());
@@ -306,7 +306,7 @@ impl Daemon {
         if unfinished > 0 {
             tracing::warn!(tasks = unfinished, "tasks were aborted; they resume after the next start");
         }
-        if !core.resting.ended(POST_HOOK_TIMEOUT).await {
+        if !core.quiescing.ended(POST_HOOK_TIMEOUT).await {
             tracing::warn!("post-freeze commands did not end in time; the next start runs them");
         }
         let closing = Arc::clone(&core);
@@ -423,7 +423,7 @@ fn prepare(
         scheduler: crate::schedules::Scheduler::default(),
         admission: tokio::sync::Mutex::new(()),
         to_undo: parking_lot::Mutex::default(),
-        resting: blockd_quiesce::Admission::default(),
+        quiescing: blockd_quiesce::Admission::default(),
         rule_problems: crate::rules::RuleProblems::default(),
         reload_failed: parking_lot::Mutex::default(),
         #[cfg(test)]

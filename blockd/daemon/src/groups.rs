@@ -28,7 +28,7 @@ impl Core {
     ) -> Result<GroupSnapshot, ServiceError> {
         let entries = self.members(&request)?;
         let asked = QuiesceRequest { hooks: request.hooks, scheduled: None };
-        self.check_rest(&asked).await?;
+        self.check_hooks(&asked).await?;
         let quiesce_rules = self.quiesce_for(&asked, &entries).await?;
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
         let group = SnapshotGroup {

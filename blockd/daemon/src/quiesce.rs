@@ -133,19 +133,19 @@ impl Core {
         if !blockd_quiesce::is_release_due(&self.data_dir) {
             return;
         }
-        self.resting.set_settled(false);
+        self.quiescing.set_settled(false);
         let core = Arc::clone(self);
         let work = move || {
             let mut ended = |step: QuiesceStep| {
-                core.resting.failures.note(std::iter::once(&step));
+                core.quiescing.failures.note(std::iter::once(&step));
                 store_events(&core.db, &events_of_failures(std::iter::once(&step), &[], false));
                 core.events.wake();
             };
-            blockd_quiesce::release(&core.data_dir, &mut ended, || core.resting.set_settled(true));
+            blockd_quiesce::release(&core.data_dir, &mut ended, || core.quiescing.set_settled(true));
         };
         if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
             tracing::error!(%error, "filesystems that were left frozen are not thawed");
-            self.resting.set_settled(true);
+            self.quiescing.set_settled(true);
         }
     }
 }

@@ -96,7 +96,7 @@ fn parts_of(
 
 impl Core {
     /// Refuses contradictory or impossible quiesce options. May take long, so it runs without locks.
-    pub(crate) async fn check_rest(&self, asked: &QuiesceRequest) -> Result<(), ServiceError> {
+    pub(crate) async fn check_hooks(&self, asked: &QuiesceRequest) -> Result<(), ServiceError> {
         let HookOptions { quiesce, rule, no_rule } = &asked.hooks;
         let said = [!quiesce.is_nothing(), rule.is_some(), *no_rule];
         if said.iter().filter(|is_said| **is_said).count() > 1 {
@@ -106,7 +106,7 @@ impl Core {
         self.refuse_user(quiesce).await
     }
 
-    /// Returns the quiesce parts for these volumes: the [checked](Self::check_rest) options of the request,
+    /// Returns the quiesce parts for these volumes: the [checked](Self::check_hooks) options of the request,
     /// or the rule of its schedule, or those of the volumes.
     ///
     /// # Errors

@@ -99,7 +99,7 @@ impl Wanted {
     }
 
     /// Of several volumes: the one at which it failed, by its name.
-    fn say_which(&self, failed: FreezeError) -> ServiceError {
+    fn with_volume_name(&self, failed: FreezeError) -> ServiceError {
         let (volume, source) = match failed {
             FreezeError::Quiesce(error) => return error.into(),
             FreezeError::Volume { volume, source } => (volume, source),
@@ -128,7 +128,7 @@ impl Core {
         let id = SnapshotId::from_u64(random_id()?);
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
         let asked = QuiesceRequest { hooks: request.hooks, scheduled: None };
-        self.check_rest(&asked).await?;
+        self.check_hooks(&asked).await?;
         let quiesce_rules = self.quiesce_for(&asked, &[Arc::clone(&entry)]).await?;
         let members = vec![(Arc::clone(&entry), id)];
         let wanted = Wanted { members, name, internal: false, group: None, quiesce_rules, schedule: None };
@@ -155,11 +155,11 @@ impl Core {
     /// Rows, then freeze, then rows, each time in one transaction: a crash in between leaves rows that tell
     /// what to undo, and after the last transaction all snapshots exist.
     pub(crate) async fn freeze_together(&self, wanted: Wanted) -> Result<Vec<SnapshotRow>, ServiceError> {
-        self.freeze_and_tell(wanted, &mut None).await
+        self.freeze_with_report(wanted, &mut None).await
     }
 
     /// [`freeze_together`](Self::freeze_together), with the quiesce report also after a failure.
-    pub(crate) async fn freeze_and_tell(
+    pub(crate) async fn freeze_with_report(
         &self,
         wanted: Wanted,
         report: &mut Option<QuiesceReport>,
@@ -171,7 +171,7 @@ impl Core {
         let ids = volumes.iter().map(|(volume, _)| volume.id());
         let _turn = tokio::select! {
             biased;
-            turn = self.resting.admit(&wanted.quiesce_rules, ids) => turn,
+            turn = self.quiescing.admit(&wanted.quiesce_rules, ids) => turn,
             () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
         };
         if !wanted.quiesce_rules.is_empty() && self.stopping.is_cancelled() {
@@ -181,34 +181,34 @@ impl Core {
         let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
         let found = self.filesystems_for(&wanted.quiesce_rules, &volumes);
         let (to_freeze, not_frozen) =
-            found.inspect_err(|_| self.resting.failures.note_one(QuiesceKind::FreezeFs))?;
+            found.inspect_err(|_| self.quiescing.failures.note_one(QuiesceKind::FreezeFs))?;
         // Only admins give commands in requests, but all roles see the results of tasks.
         let tells_all = !wanted.internal && wanted.quiesce_rules.iter().all(|part| part.rule.is_none());
-        let mut rest =
+        let mut operation =
             QuiesceOperation::new(wanted.quiesce_rules.clone(), to_freeze, wanted.env(), tells_all);
-        rest.stop_with(&self.stopping, &self.resting);
-        rest.add_steps(not_frozen);
-        self.undo_rest(&volumes).await;
+        operation.stop_with(&self.stopping, &self.quiescing);
+        operation.add_steps(not_frozen);
+        self.undo_leftovers(&volumes).await;
         self.insert_snapshots(&wanted, rows.clone()).await?;
-        let (frozen, rest) = self.freeze_quiesced(&volumes, rest).await?;
+        let (frozen, operation) = self.freeze_quiesced(&volumes, operation).await?;
         let taken = match frozen {
             Ok((frozen, now)) => {
-                wanted.note(&mut rows, &frozen, now, rest.report().as_ref());
+                wanted.note(&mut rows, &frozen, now, operation.report().as_ref());
                 self.reached("group frozen")?;
                 let ready = rows.clone();
                 let noted = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await;
                 noted.map_err(ServiceError::from)
             }
-            Err(error) => Err(wanted.say_which(error)),
+            Err(error) => Err(wanted.with_volume_name(error)),
         };
         let is_taken = taken.is_ok();
-        let rest = blocking(move || {
-            let mut rest = rest;
-            rest.resume(is_taken);
-            Ok::<_, ServiceError>(rest)
+        let operation = blocking(move || {
+            let mut operation = operation;
+            operation.resume(is_taken);
+            Ok::<_, ServiceError>(operation)
         });
-        *report = rest.await.ok().and_then(|rest| rest.report());
-        self.tell_of_failures(&wanted, report.as_ref(), is_taken).await;
+        *report = operation.await.ok().and_then(|operation| operation.report());
+        self.report_failures(&wanted, report.as_ref(), is_taken).await;
         if let Err(error) = taken {
             // No client was answered.
             self.undo_snapshots(volumes).await;
@@ -229,9 +229,9 @@ impl Core {
     }
 
     /// Reports failures around a freeze.
-    async fn tell_of_failures(&self, wanted: &Wanted, report: Option<&QuiesceReport>, is_taken: bool) {
+    async fn report_failures(&self, wanted: &Wanted, report: Option<&QuiesceReport>, is_taken: bool) {
         let Some(report) = report.filter(|report| report.failures().next().is_some()) else { return };
-        self.resting.failures.note(report.steps.iter());
+        self.quiescing.failures.note(report.steps.iter());
         let volumes: Vec<_> = wanted.members.iter().map(|(entry, _)| entry.name.clone()).collect();
         let events = events_of_failures(report.steps.iter(), &volumes, is_taken);
         let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
@@ -245,16 +245,18 @@ impl Core {
     async fn freeze_quiesced(
         &self,
         volumes: &Members,
-        mut rest: QuiesceOperation,
+        mut operation: QuiesceOperation,
     ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeError>, QuiesceOperation), ServiceError> {
         let (data_dir, volumes) = (self.data_dir.clone(), volumes.clone());
         let work = blocking(move || {
-            let frozen = rest.freeze(&data_dir, &volumes);
-            Ok::<_, ServiceError>((frozen, Returned::new(rest)))
+            let frozen = operation.freeze(&data_dir, &volumes);
+            Ok::<_, ServiceError>((frozen, Returned::new(operation)))
         });
-        let (frozen, rest) = work.await?;
-        let rest = rest.take().ok_or_else(|| ServiceError::Internal("what is at rest is lost".to_owned()))?;
-        Ok((frozen, rest))
+        let (frozen, operation) = work.await?;
+        let operation = operation
+            .take()
+            .ok_or_else(|| ServiceError::Internal("the quiesce operation was lost".to_owned()))?;
+        Ok((frozen, operation))
     }
 
     /// Adds the rows of snapshots that are about to be taken: all of them, or none.
@@ -291,11 +293,11 @@ impl Core {
     }
 
     /// Retries the undo of failed snapshots of these volumes, whose rows still occupy names.
-    async fn undo_rest(&self, volumes: &[(Arc<Volume>, SnapshotId)]) {
+    async fn undo_leftovers(&self, volumes: &[(Arc<Volume>, SnapshotId)]) {
         let is_meant =
             |&mut (id, _): &mut (VolumeId, SnapshotId)| volumes.iter().any(|(volume, _)| volume.id() == id);
-        let rest: Vec<_> = self.to_undo.lock().extract_if(.., is_meant).collect();
-        for (volume, id) in rest {
+        let leftovers: Vec<_> = self.to_undo.lock().extract_if(.., is_meant).collect();
+        for (volume, id) in leftovers {
             // A deleted volume takes its snapshots along; one that cannot be opened leaves them to the next
             // start.
             let Some(volume) = self.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {

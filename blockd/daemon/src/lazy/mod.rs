@@ -39,7 +39,7 @@ impl Core {
     ///
     /// # Errors
     /// The database fails.
-    pub(crate) async fn take_up_lazy_volumes(self: &Arc<Self>) -> Result<(), ServiceError> {
+    pub(crate) async fn resume_lazy_volumes(self: &Arc<Self>) -> Result<(), ServiceError> {
         for row in self.db.run(LazyRow::all).await? {
             let Some(entry) = self.registry.by_id(row.volume) else { continue };
             let EntryState::Up(volume) = entry.view().state else { continue };

@@ -289,7 +289,7 @@ impl Core {
         text.counter(
             "blockd_rule_failures_total",
             "Failed hook commands, filesystem freezes and thaws around snapshots, by phase.",
-            self.resting.failures.counts().map(|(phase, count)| (vec![("phase", phase.to_owned())], count)),
+            self.quiescing.failures.counts().map(|(phase, count)| (vec![("phase", phase.to_owned())], count)),
         );
     }
 

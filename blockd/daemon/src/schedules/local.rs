@@ -126,7 +126,7 @@ impl Core {
         let wanted =
             Wanted { members, name, internal: false, group, quiesce_rules, schedule: Some(schedule) };
         let mut report = None;
-        match self.freeze_and_tell(wanted, &mut report).await {
+        match self.freeze_with_report(wanted, &mut report).await {
             Ok(rows) => {
                 for (entry, _) in &entries {
                     self.forget_intervals(entry).await;

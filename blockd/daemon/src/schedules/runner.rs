@@ -260,12 +260,12 @@ impl Core {
             true => None,
             false => Some(snapshot_name(of, now)?),
         };
-        let rest =
+        let hooks =
             QuiesceRequest { scheduled: schedule.and_then(|row| row.spec.rule), ..QuiesceRequest::default() };
         let asked = BackupRequest {
             options: BackupOptions { full: first.force_full, ..BackupOptions::default() },
             together,
-            rest,
+            hooks,
             schedule: Some(of),
             keep_local,
             ..BackupRequest::default()

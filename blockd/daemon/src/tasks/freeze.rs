@@ -66,7 +66,7 @@ pub(super) async fn snapshot_for_backup(
     };
     let mut report = None;
     let rows = match wanted {
-        Ok(wanted) => core.freeze_and_tell(wanted, &mut report).await,
+        Ok(wanted) => core.freeze_with_report(wanted, &mut report).await,
         Err(error) => Err(error),
     };
     match rows {
