@@ -55,6 +55,8 @@ struct HeldVolume {
     row: AttachmentRow,
     /// Reason why the kernel does not have it.
     problem: Option<String>,
+    /// Device that is older than a loss of acknowledged writes: it counts as not connected, gets no sockets.
+    stale: Option<NbdDevice>,
 }
 
 impl HeldVolume {

@@ -64,6 +64,7 @@ impl Core {
             name: entry.name.clone(),
             row: row.clone(),
             problem: Some("the attach is in progress".into()),
+            stale: None,
         };
         let before = self.attachments.shared.held.lock().insert(entry.id, held.clone());
         drop(admission);
@@ -178,7 +179,7 @@ impl Core {
         blocking(move || core.disconnect(&gone, force)).await?;
         self.attachments.shared.held.lock().remove(&id);
         self.db.run(move |tx| AttachmentRow::remove(tx, id)).await?;
-        let device = held.device();
+        let device = held.device().or(held.stale);
         tracing::info!(volume = %id, name = %entry.name, force, "volume detached");
         Ok(Detached { name: entry.name.to_string(), device })
     }
@@ -187,13 +188,11 @@ impl Core {
         let shared = &self.attachments.shared;
         let volume = held.row.volume;
         let backend = shared.backend(volume);
-        let Some(device) =
-            held.device().filter(|device| shared.system.backend(*device).as_ref() == Some(&backend))
-        else {
-            return Ok(());
-        };
-        // No other process can mount the device while this is open.
-        let claim = if force { None } else { shared.claim(device)? };
+        let is_its = |device: &NbdDevice| shared.system.backend(*device).as_ref() == Some(&backend);
+        let Some(device) = held.device().or(held.stale).filter(is_its) else { return Ok(()) };
+        // No other process can mount the device while this is open. A stale device is never claimed: its
+        // dirty pages must not reach the volume.
+        let claim = if force || held.stale.is_some() { None } else { shared.claim(device)? };
         let row = AttachmentRow { state: AttachmentState::Detaching, ..held.row.clone() };
         self.db.transaction(|tx| row.put(tx))?;
         let disconnected =
@@ -206,7 +205,10 @@ impl Core {
             return Err(ServiceError::Refused(AttachError::from(error).to_api()));
         }
         drop(claim);
-        shared.wait_until_gone(held, device);
+        // The users of a stale device may keep it.
+        if held.stale.is_none() {
+            shared.wait_until_gone(held, device);
+        }
         Ok(())
     }
 }

@@ -54,13 +54,13 @@ impl Core {
         rows.sort_by_key(|row| !row.pinned);
         for mut row in rows {
             let Some(entry) = self.registry.by_id(row.volume) else { continue };
-            let mut held = HeldVolume { name: entry.name.clone(), row: row.clone(), problem: None };
+            let mut held =
+                HeldVolume { name: entry.name.clone(), row: row.clone(), problem: None, stale: None };
             let volume = row.volume;
             let carriers = found.get(&attachments.shared.backend(volume)).cloned().unwrap_or_default();
-            let mut is_stale = false;
             let (device, resumed) = match choose(&held, &carriers) {
                 Ok(Some(device)) if let Some(loss) = crate::discarded::refuses_devices(&entry) => {
-                    is_stale = true;
+                    held.stale = Some(device);
                     (None, disconnect_stale(&mut kernel, device, &loss))
                 }
                 Ok(device) => (device, self.resume_one(&mut kernel, &held, device)),
@@ -95,9 +95,9 @@ impl Core {
                 }
                 held.row = row;
             }
-            if is_stale {
-                // The kernel shows the device until its users close it, even disconnected. Without its number
-                // it counts as not connected and gets no sockets; the stored row keeps it for the next start.
+            if held.stale.is_some() {
+                // The kernel shows the device until its users close it, even disconnected. The stored row
+                // keeps its number for the next start.
                 held.row.device = None;
             }
             let waits = held.problem.is_some() && device.is_some();

@@ -178,6 +178,12 @@ async fn stale_device_gets_no_sockets_when_its_volume_grows() {
     host.core().update_volume(&named("kept"), update).await.unwrap();
     host.kernel.wait_for(&format!("reconnect {kept}"));
     assert!(!host.kernel.take_done().contains(&format!("reconnect {lost}")));
+    // A detach repeats the disconnect.
+    host.detach("lost", false).await.unwrap_err();
+    host.kernel.refuse("disconnect", false);
+    host.detach("lost", false).await.unwrap();
+    host.kernel.wait_for(&format!("disconnect {lost}"));
+    assert_eq!(host.seen("lost"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
