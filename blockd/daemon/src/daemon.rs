@@ -527,7 +527,6 @@ pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
     }
 }
 
-/// Starts the metrics endpoint, and retries until its address is free: volumes are served without it.
 /// Starts the loops that need nothing but the shared state.
 fn start_loops(supervisor: &mut Supervisor, core: &Arc<Core>) {
     let (pressure, registry) = (Arc::clone(&core.pressure), Arc::clone(&core.registry));
@@ -540,7 +539,7 @@ fn start_loops(supervisor: &mut Supervisor, core: &Arc<Core>) {
     supervisor.start("events", crate::webhooks::run(Arc::clone(core), core.log_reader.clone()));
 }
 
-/// Serves metrics; binds the address again until that succeeds.
+/// Serves metrics; binds the address again until that succeeds: volumes are served without it.
 async fn serve_metrics(
     core: Arc<Core>,
     mut listener: Option<TcpListener>,

@@ -85,6 +85,11 @@ impl Health {
         self.problems.lock().get(&(kind, of.to_owned())).is_some_and(|problem| problem.what == what)
     }
 
+    /// Returns true if a problem of this kind is recorded.
+    pub(crate) fn has(&self, kind: &'static str, of: &str) -> bool {
+        self.problems.lock().contains_key(&(kind, of.to_owned()))
+    }
+
     /// Removes a problem; returns true if it was recorded.
     pub(crate) fn clear(&self, kind: &'static str, of: &str) -> bool {
         self.problems.lock().remove(&(kind, of.to_owned())).is_some()

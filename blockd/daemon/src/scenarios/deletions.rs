@@ -226,12 +226,26 @@ async fn wrong_clock_abandons_no_resumable_backup() {
     let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
     host.until_processed(task, 1).await;
     host.client.call_at(STOP_TASK, &task, &StopTask { discard: false }).await.unwrap();
-    let in_eight_days = Timestamp::now() + SignedDuration::from_hours(8 * 24);
+    let kept_after = async |days: i64| {
+        let now = Timestamp::now() + SignedDuration::from_hours(24 * days);
+        host.core().give_up_expired(now).await.unwrap();
+        host.core().kept_tasks().await.unwrap().len()
+    };
+    let (store, away) = (host.store.path(), host.dir.path().join("away"));
+    let forget = || host.core().repositories.forget_all();
 
+    // Nothing is known of the clocks.
+    std::fs::rename(store, &away).unwrap();
+    assert_eq!(kept_after(8).await, 1);
+    std::fs::rename(&away, store).unwrap();
+    forget();
+    host.client.call_at(VALIDATE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.unwrap();
     let restore = host.lag(String::new(), Vec::new(), 2 * 3600);
-    host.core().give_up_expired(in_eight_days).await.unwrap();
-    assert_eq!(host.core().kept_tasks().await.unwrap().len(), 1);
+    assert_eq!(kept_after(8).await, 1);
+    // The store does not answer, but its clock differed.
+    std::fs::rename(store, &away).unwrap();
+    assert_eq!(kept_after(15).await, 1);
+    std::fs::rename(&away, store).unwrap();
     restore(&host);
-    host.core().give_up_expired(in_eight_days).await.unwrap();
-    assert_eq!(host.core().kept_tasks().await.unwrap().len(), 0);
+    assert_eq!(kept_after(8).await, 0);
 }

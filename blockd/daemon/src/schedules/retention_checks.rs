@@ -12,7 +12,6 @@ use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
     VerifyDepth, VerifyOptions, check_clock, verify,
 };
-
 use blockd_schedule::{KeepReason, Verdict};
 use blockd_store::Requests;
 use jiff::Timestamp;

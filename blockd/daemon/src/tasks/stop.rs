@@ -8,7 +8,7 @@
 //! to commit. Its possible listing is verified then (see [`doubts`]).
 
 use super::{LiveTask, backup, clean_files, doubts, restore};
-use crate::{core::Core, error::ServiceError, lazy::in_place};
+use crate::{core::Core, error::ServiceError, health, lazy::in_place};
 use blockd_api::{
     ErrorCode,
     tasks::{self as api, StopTask, TaskLimits},
@@ -16,8 +16,15 @@ use blockd_api::{
 use blockd_catalog::{DbError, NewEvent, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, remove_leftovers_of};
 use jiff::Timestamp;
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 use uuid::Uuid;
+
+/// Timeout of a comparison of clocks.
+const CLOCK_CHECK_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Returns true if a task can resume after the cause of this error is fixed.
 fn can_go_on(error: &ServiceError) -> bool {
@@ -351,43 +358,48 @@ impl Core {
         Ok(())
     }
 
-    /// Abandons tasks that were kept too long to be completed. If the clocks of host and store are known to
-    /// differ, it abandons none by its age.
+    /// Abandons tasks that were kept too long to be completed, by a clock that their store confirms.
     ///
     /// # Errors
     /// The database fails.
     pub(crate) async fn give_up_expired(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
-        let is_aged =
-            |row: &TaskRow| now.as_second().saturating_sub(row.created.as_second()) > BACKUP_LIFETIME_S;
-        let aged = self.kept_tasks().await?;
-        let aged = aged.iter().filter(|row| !row.detail.is_of_volume_in_use() && is_aged(row));
-        let mut wrong_clock = HashSet::new();
-        for credential in aged.map(|row| row.credential).collect::<HashSet<_>>() {
-            if self.has_other_clock(credential).await {
-                wrong_clock.insert(credential);
-            }
+        let age_s = |row: &TaskRow| now.as_second().saturating_sub(row.created.as_second());
+        let is_aged = |row: &&TaskRow| !row.detail.is_of_volume_in_use() && age_s(row) > BACKUP_LIFETIME_S;
+        let kept = self.kept_tasks().await?;
+        let mut lifetimes = HashMap::new();
+        for credential in kept.iter().filter(is_aged).map(|row| row.credential).collect::<HashSet<_>>() {
+            lifetimes.insert(credential, self.lifetime_by_store_clock(credential).await);
         }
         let _admission = self.admission.lock().await;
         let is_old = |row: &TaskRow| match row.detail.is_of_volume_in_use() {
             // They can be completed as long as the volume exists; clients must not see a mixture without a
             // user's decision.
             true => row.volume.is_none_or(|id| self.registry.by_id(id).is_none()),
-            false => is_aged(row) && !wrong_clock.contains(&row.credential),
+            // A credential that was not checked waits for the next pass.
+            false => lifetimes
+                .get(&row.credential)
+                .is_some_and(|lifetime_s| lifetime_s.is_some_and(|most_s| age_s(row) > most_s)),
         };
         self.give_up_kept(is_old).await
     }
 
-    /// Returns true if the clocks of this host and of the store of a credential are known to differ.
-    async fn has_other_clock(&self, credential: Uuid) -> bool {
-        let checked = async {
+    /// Returns the age in seconds at which tasks of a credential are abandoned; `None` if the clocks of this
+    /// host and of the store differ, or did when they were last compared. Twice the lifetime if the store
+    /// does not answer: its tasks must not stay for ever.
+    async fn lifetime_by_store_clock(&self, credential: Uuid) -> Option<i64> {
+        let check = async {
             let (repository, _) = self.task_repository(credential).await?;
             // The directory of an unmounted disk must not get a probe object.
             repository.prove_key_slot().await?;
             self.check_store_clock(&repository, credential).await
         };
-        match checked.await {
-            Err(ServiceError::Cloud(error)) => matches!(*error, CloudError::ClockDiffers { .. }),
-            _ => false,
+        match tokio::time::timeout(CLOCK_CHECK_TIMEOUT, check).await {
+            Ok(Ok(())) => Some(BACKUP_LIFETIME_S),
+            Ok(Err(ServiceError::Cloud(error))) if matches!(*error, CloudError::ClockUnknown { .. }) => {
+                Some(BACKUP_LIFETIME_S)
+            }
+            _ if self.health.has(health::CLOCK, &credential.to_string()) => None,
+            _ => Some(2 * BACKUP_LIFETIME_S),
         }
     }
 
