@@ -144,10 +144,7 @@ impl Core {
         now: impl Fn() -> Timestamp,
     ) -> Result<(), ServiceError> {
         let Some(like) = ids.first() else { return Ok(()) };
-        let (repository, _) = self.task_repository(credential).await?;
-        // The directory of a disk that is not mounted is empty, and takes no probe object.
-        repository.prove_key_slot().await?;
-        self.check_store_clock(&repository, credential).await?;
+        self.check_clock_of(credential).await?;
         let now = now();
         let Some(mut place) = self.prove_for_retention(credential, like).await? else { return Ok(()) };
         let manifests: Vec<Manifest> =

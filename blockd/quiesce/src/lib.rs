@@ -6,8 +6,6 @@
 //! no other freeze quiesces. Freezes with commands for the same volumes or of the same rules run one after
 //! the other: otherwise the post-command of one could resume what another has just quiesced.
 
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "these are tests"))]
-
 mod admission;
 mod command;
 mod deadline;

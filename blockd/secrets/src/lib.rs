@@ -1,7 +1,5 @@
 //! Secrets: sealing of those that the database holds, and references to those outside of the daemon.
 
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "these are tests"))]
-
 mod command;
 mod error;
 mod local;

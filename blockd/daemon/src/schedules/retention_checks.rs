@@ -150,6 +150,14 @@ impl Core {
         Ok(self.db.run(expired).await?)
     }
 
+    /// [`check_store_clock`](Self::check_store_clock) of a credential, after a proof of its location: the
+    /// directory of an unmounted disk must not get a probe object.
+    pub(crate) async fn check_clock_of(&self, credential: Uuid) -> Result<(), ServiceError> {
+        let (repository, _) = self.task_repository(credential).await?;
+        repository.prove_key_slot().await?;
+        self.check_store_clock(&repository, credential).await
+    }
+
     /// Refuses deletions if the clocks of this host and of a store differ, and reports it once. The time of a
     /// decision is taken after this check.
     pub(crate) async fn check_store_clock(

@@ -431,13 +431,7 @@ impl Core {
     ) -> Result<HashSet<Uuid>, ServiceError> {
         let mut checked: HashSet<Uuid> = surplus.iter().map(|judgement| judgement.credential).collect();
         for credential in checked.clone() {
-            let check = async {
-                let (repository, _) = self.task_repository(credential).await?;
-                // The directory of an unmounted disk must not get a probe object.
-                repository.prove_key_slot().await?;
-                self.check_store_clock(&repository, credential).await
-            };
-            match check.await {
+            match self.check_clock_of(credential).await {
                 Ok(()) => {}
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 Err(error) => {

@@ -387,13 +387,7 @@ impl Core {
     /// host and of the store differ, or did when they were last compared. Twice the lifetime if the store
     /// does not answer: its tasks must not stay for ever.
     async fn lifetime_by_store_clock(&self, credential: Uuid) -> Option<i64> {
-        let check = async {
-            let (repository, _) = self.task_repository(credential).await?;
-            // The directory of an unmounted disk must not get a probe object.
-            repository.prove_key_slot().await?;
-            self.check_store_clock(&repository, credential).await
-        };
-        match tokio::time::timeout(CLOCK_CHECK_TIMEOUT, check).await {
+        match tokio::time::timeout(CLOCK_CHECK_TIMEOUT, self.check_clock_of(credential)).await {
             Ok(Ok(())) => Some(BACKUP_LIFETIME_S),
             Ok(Err(ServiceError::Cloud(error))) if matches!(*error, CloudError::ClockUnknown { .. }) => {
                 Some(BACKUP_LIFETIME_S)
