@@ -5,7 +5,8 @@
 use crate::{
     config::Config,
     credentials::cannot_be_opened,
-    daemon::{check_socket_path, with_sources},
+    daemon::{check_socket_path},
+    error::with_sources,
 };
 use blockd_catalog::Db;
 use blockd_extent::VolumeId;

@@ -147,7 +147,7 @@ impl Core {
             each.push(async move {
                 let mut found = Found::default();
                 let work = Box::pin(self.list_store(credential, scope, &mut found));
-                let listed = if alone { work.await } else { in_time(&self.config, work).await };
+                let listed = if alone { work.await } else { in_time(&self.settings, work).await };
                 (credential, listed.map(|()| found))
             });
         }

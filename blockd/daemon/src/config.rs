@@ -3,16 +3,16 @@
 //! An unknown key is an error that names it, so that a typo never silently selects a default.
 
 mod control;
-mod webhook;
 
 pub use blockd_secrets::SecretsConfig;
 pub use control::{ControlConfig, ControlSocket};
-pub use webhook::{WebhookConfig, WebhookUrl};
+pub use crate::settings::{BrowseConfig, Intervals, TaskPriority};
+pub use crate::webhooks::config::{WebhookConfig, WebhookConfigError, WebhookUrl};
 
 use crate::cli::Cli;
-use crate::limits::LimitPlan;
+use crate::{limits::LimitPlan, settings::Settings};
 use crate::logging;
-use blockd_api::{CredentialRef, DailyLimit, credentials::CredentialLimits};
+use blockd_api::{DailyLimit, credentials::CredentialLimits};
 use blockd_nbd::{TlsFiles, TlsMode};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -78,13 +78,8 @@ pub enum ConfigError {
         reason: String,
     },
     /// A webhook is invalid.
-    #[error("webhook `{name}`: {what}")]
-    Webhook {
-        /// Name of the webhook.
-        name: String,
-        /// Cause, without the webhook's URL.
-        what: String,
-    },
+    #[error(transparent)]
+    Webhook(#[from] WebhookConfigError),
     /// NBD would be served in clear text to other hosts.
     #[error(
         "nbd_listen has tcp://{address}, which other hosts can reach without TLS: set nbd_tls_certificate and nbd_tls_key, or nbd_allow_plaintext = true if the network is trusted"
@@ -115,19 +110,6 @@ pub enum LogFormat {
     Json,
     /// Records with fields, to the systemd journal.
     Journal,
-}
-
-/// Scheduling priority of tasks that move data, relative to guests on the host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TaskPriority {
-    /// Idle: the threads have the lowest priority, and tasks are throttled when guest latency rises.
-    #[default]
-    Low,
-    /// Normal thread priority, but tasks are throttled when guest latency rises.
-    Normal,
-    /// No throttling.
-    High,
 }
 
 /// Address of an NBD listener.
@@ -198,40 +180,6 @@ impl From<NbdTls> for TlsMode {
             NbdTls::Off => Self::Off,
             NbdTls::Allow => Self::Allow,
             NbdTls::Require => Self::Require,
-        }
-    }
-}
-
-/// Browsing of snapshots as files.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BrowseConfig {
-    /// Mount point of the browse mount that exists from the start. Not set: none.
-    pub mountpoint: Option<PathBuf>,
-    /// Credentials whose cloud snapshots are shown; empty: all.
-    pub credentials: Vec<CredentialRef>,
-    /// Allows other users to read the mounts, subject to the modes and owners that are shown.
-    pub allow_other: bool,
-    /// Directory of the frame cache for cloud snapshots. Not set: `cache` in the data directory.
-    pub cache_dir: Option<PathBuf>,
-    /// Capacity of the cache, in bytes.
-    pub cache_bytes: u64,
-    /// Timeout of a read from a cloud snapshot, in milliseconds.
-    pub stall_timeout_ms: u64,
-    /// Minimum interval between listings of a store while the mount is in use, in milliseconds.
-    pub refresh_ms: u64,
-}
-
-impl Default for BrowseConfig {
-    fn default() -> Self {
-        Self {
-            mountpoint: None,
-            credentials: Vec::new(),
-            allow_other: false,
-            cache_dir: None,
-            cache_bytes: 4 << 30,
-            stall_timeout_ms: 30_000,
-            refresh_ms: 10_000,
         }
     }
 }
@@ -345,6 +293,9 @@ pub struct Config {
     /// Event receivers. Last, since they are an array of tables.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub webhook: Vec<WebhookConfig>,
+    /// Intervals that no administrator changes.
+    #[serde(skip)]
+    pub intervals: Intervals,
 }
 
 impl Default for Config {
@@ -396,6 +347,7 @@ impl Default for Config {
             secrets: SecretsConfig::default(),
             nbd_access: BTreeMap::new(),
             webhook: Vec::new(),
+            intervals: Intervals::default(),
         }
     }
 }
@@ -498,7 +450,7 @@ impl Config {
             given: error.given,
             wanted: error.wanted,
         })?;
-        webhook::check(&self.webhook)?;
+        crate::webhooks::config::check(&self.webhook)?;
         self.limit_plan()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
@@ -532,6 +484,30 @@ impl Config {
                 .map_err(|error| ConfigError::Group { reason: error.to_string() })?;
         }
         Ok(())
+    }
+
+    /// Returns the settings of the engine.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
+            full_every: self.full_every,
+            task_concurrency: self.task_concurrency,
+            task_history: self.task_history,
+            hydration_limit_bytes_per_s: self.hydration_limit_bytes_per_s,
+            hydration_concurrency: self.hydration_concurrency,
+            lazy_stall_ms: self.lazy_stall_ms,
+            lazy_error_ms: self.lazy_error_ms,
+            upload_concurrency: self.upload_concurrency,
+            download_concurrency: self.download_concurrency,
+            cpu_threads: self.cpu_threads,
+            store_attempts: self.store_attempts,
+            store_timeout_ms: self.store_timeout_ms,
+            store_answer_ms: self.store_answer_ms,
+            gc_every_hours: self.gc_every_hours,
+            verify_bytes_per_day: self.verify_bytes_per_day,
+            secrets_wait_s: self.secrets.wait_s,
+            browse: self.browse.clone(),
+            intervals: self.intervals,
+        }
     }
 
     /// Returns the bandwidth limits over all tasks of the host.

@@ -5,12 +5,14 @@
 
 use crate::{
     activation::Passed,
-    config::{ControlConfig, ControlSocket, NbdAddress},
+    config::{Config, ControlConfig, ControlSocket},
     core::Core,
-    daemon::{DaemonError, check_socket_path, file_error, remove_socket, with_sources},
+    daemon::{DaemonError, check_socket_path, file_error, remove_socket},
+    error::with_sources,
     health,
-    http::{self, caller::Caller, connections::serve, remote::Remote},
+    http::{self, Api, caller::Caller, connections::serve, remote::Remote},
     nbd::load_identity,
+    served::Served,
 };
 use axum::Router;
 use blockd_nbd::{TlsFiles, TlsIdentity};
@@ -47,15 +49,17 @@ impl Control {
     /// The daemon's own socket cannot be created.
     pub(crate) async fn start(
         core: &Arc<Core>,
+        served: &Arc<Served>,
+        config: &Config,
         stop: &CancellationToken,
         mut passed: Passed,
     ) -> Result<Self, DaemonError> {
-        let config = &core.config.control;
-        let router = http::router(Arc::clone(core));
+        let config = &config.control;
+        let router = http::router(Api { core: Arc::clone(core), served: Arc::clone(served) });
         let roles = Arc::new(RwLock::new(config.clone()));
         let mut this = Self { servers: JoinSet::new(), sockets: Vec::new(), roles, identity: None };
         for socket in &config.sockets {
-            match this.listen_for_group(core, socket, &mut passed) {
+            match this.listen_for_group(core, served, socket, &mut passed) {
                 Ok(listener) => {
                     let (roles, socket) = (Arc::clone(&this.roles), socket.clone());
                     let name = format!("group {}", socket.group);
@@ -81,7 +85,7 @@ impl Control {
             }
         }
         if let (Some(address), Some(files)) = (config.listen, config.tls_files())
-            && let Err(error) = this.listen_on_tcp(core, address, files, &router, stop).await
+            && let Err(error) = this.listen_on_tcp(served, config, address, files, &router, stop).await
         {
             let error = with_sources(&error);
             tracing::error!(%address, %error, "serving the control API over TCP failed");
@@ -114,6 +118,7 @@ impl Control {
     fn listen_for_group(
         &mut self,
         core: &Core,
+        served: &Served,
         socket: &ControlSocket,
         passed: &mut Passed,
     ) -> Result<UnixListener, DaemonError> {
@@ -122,22 +127,22 @@ impl Control {
             check_socket_owner(socket).map_err(file_error("listen at", path))?;
             return UnixListener::from_std(listener).map_err(file_error("listen at", path));
         }
-        let listener = listen_for_group(core, socket)?;
+        let listener = listen_for_group(core, served, socket)?;
         self.record_socket(path);
         Ok(listener)
     }
 
     async fn listen_on_tcp(
         &mut self,
-        core: &Arc<Core>,
+        served: &Served,
+        config: &ControlConfig,
         address: SocketAddr,
         files: TlsFiles,
         router: &Router,
         stop: &CancellationToken,
     ) -> Result<(), DaemonError> {
         let identity = load_identity(files).await.map_err(DaemonError::ControlTls)?;
-        let listener = bind(core, address).await?;
-        let config = &core.config.control;
+        let listener = bind(served, address).await?;
         if let Some(role) = config.roles.get("*") {
             tracing::info!(%role, "every client certificate of the configured CA has this role");
         }
@@ -180,10 +185,10 @@ impl Control {
     }
 }
 
-async fn bind(core: &Core, address: SocketAddr) -> Result<TcpListener, DaemonError> {
+async fn bind(served: &Served, address: SocketAddr) -> Result<TcpListener, DaemonError> {
     let failed = |source| DaemonError::Control { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let _ = core.control_tcp.set(listener.local_addr().map_err(failed)?);
+    let _ = served.control_tcp.set(listener.local_addr().map_err(failed)?);
     Ok(listener)
 }
 
@@ -197,13 +202,9 @@ fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
 }
 
 /// Creates a group's socket.
-fn listen_for_group(core: &Core, socket: &ControlSocket) -> Result<UnixListener, DaemonError> {
+fn listen_for_group(core: &Core, served: &Served, socket: &ControlSocket) -> Result<UnixListener, DaemonError> {
     let taken = [core.control_socket(), core.nbd_socket()];
-    let nbd = core.config.nbd_listen.iter().filter_map(|address| match address {
-        NbdAddress::Unix(path) => Some(path),
-        NbdAddress::Tcp(_) => None,
-    });
-    if taken.iter().chain(nbd).any(|path| *path == socket.path) {
+    if taken.iter().chain(&served.nbd_unix).any(|path| *path == socket.path) {
         let taken = std::io::Error::other("another listener of this daemon uses this path");
         return Err(file_error("listen at", &socket.path)(taken));
     }

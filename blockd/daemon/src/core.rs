@@ -3,25 +3,29 @@
 use crate::{
     attachments::Attachments,
     browse::Browse,
-    config::Config,
     credentials::Repositories,
+    failpoints::Failpoints,
     lazy::{CloudSource, Fetcher},
-    limits::PlannedBandwidth,
+    limits::{LimitPlan, PlannedBandwidth},
     merger::Wake,
     pressure::Pressure,
+    reconcile::reconcile,
     registry::{Registry, RollbackMark},
+    settings::{Settings, TaskPriority},
     tasks::Tasks,
+    webhooks::{Webhook, config::WebhookConfig},
 };
-use blockd_catalog::Db;
+use blockd_catalog::{Db, DbError, EventReader};
 use blockd_extent::{SnapshotId, VolumeId};
-use blockd_secrets::References;
-use blockd_secrets::Secrets;
+use blockd_nbd_kernel::System;
+use blockd_secrets::{References, Secrets, SecretsConfig};
 use blockd_store::RetryPolicy;
+use blockd_volume::{OpenOptions, Recovery, Reserve};
+use jiff::Timestamp;
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -30,8 +34,8 @@ use uuid::Uuid;
 /// The daemon's state. Always behind an `Arc`.
 #[derive(Debug)]
 pub struct Core {
-    /// The configuration.
-    pub config: Config,
+    /// Settings.
+    pub settings: Settings,
     /// Data directory, absolute.
     pub data_dir: PathBuf,
     /// The database.
@@ -68,24 +72,18 @@ pub struct Core {
     pub started: Instant,
     /// Cancelled when the daemon stops.
     pub stopping: CancellationToken,
-    /// TCP addresses of the NBD listeners, once they are bound.
-    pub nbd_tcp: OnceLock<Vec<SocketAddr>>,
-    /// Address of the metrics endpoint, once it is bound.
-    pub(crate) metrics_tcp: OnceLock<SocketAddr>,
-    /// TCP address of the control API, once it is bound.
-    pub(crate) control_tcp: OnceLock<SocketAddr>,
     /// Open browse mounts and images.
     pub browse: Browse,
     /// Wakes the merge thread.
     pub merger: Arc<Wake>,
     /// Disk space reserved for operations that free space; `None` if the filesystem cannot reserve any.
-    pub(crate) reserve: Option<Arc<blockd_volume::Reserve>>,
+    pub(crate) reserve: Option<Arc<Reserve>>,
     /// Subscribers to events.
     pub(crate) events: crate::events::Events,
     /// Webhooks that receive events.
-    pub(crate) webhooks: Vec<Arc<crate::webhooks::Webhook>>,
+    pub(crate) webhooks: Vec<Arc<Webhook>>,
     /// Position of the log among the event readers; `None` if events are not logged.
-    pub(crate) log_reader: Option<blockd_catalog::EventReader>,
+    pub(crate) log_reader: Option<EventReader>,
     /// Known problems of the daemon.
     pub(crate) health: crate::health::Health,
     /// Metrics of store requests.
@@ -101,17 +99,115 @@ pub struct Core {
     pub(crate) quiescing: blockd_quiesce::Admission,
     /// Rules that cannot be applied on this host.
     pub(crate) rule_problems: crate::rules::RuleProblems,
-    /// Failure of the last configuration reload, if it failed.
-    pub(crate) reload_failed: parking_lot::Mutex<Option<blockd_api::status::ReloadFailure>>,
-    /// Step at which a test makes the daemon die.
-    #[cfg(test)]
-    pub(crate) dies_at: parking_lot::Mutex<Option<&'static str>>,
-    /// Failpoints: actions of a test at a step.
-    #[cfg(test)]
-    pub(crate) failpoint: crate::failpoint::Failpoint,
+    /// Steps at which tests act.
+    pub failpoints: Arc<Failpoints>,
+}
+
+/// Arguments of [`Core::open`].
+#[derive(Debug)]
+pub struct OpenCore {
+    /// Data directory, absolute; it exists and is locked.
+    pub data_dir: PathBuf,
+    /// Settings.
+    pub settings: Settings,
+    /// Priority of tasks that move data.
+    pub task_priority: TaskPriority,
+    /// Bandwidth limits over all tasks of the host.
+    pub bandwidth: LimitPlan,
+    /// External secrets.
+    pub secrets: SecretsConfig,
+    /// Event receivers.
+    pub webhooks: Vec<WebhookConfig>,
+    /// Events are written to the log.
+    pub logs_events: bool,
+    /// Volumes are served to other hosts.
+    pub listens_on_tcp: bool,
+    /// Recover as after a power loss, whatever the boot id says.
+    pub after_power_loss: bool,
+    /// Kernel devices.
+    pub system: System,
+}
+
+/// Reasons why the state cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The database cannot be used.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl OpenError {
+    /// Returns true if a retry can succeed.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Db(error) if error.is_retryable())
+    }
 }
 
 impl Core {
+    /// Opens the database and all volumes, and completes or undoes interrupted operations. Blocks.
+    ///
+    /// # Errors
+    /// The database cannot be used, or a thread not be started.
+    pub fn open(options: OpenCore) -> Result<Self, OpenError> {
+        let OpenCore { data_dir, settings, .. } = options;
+        let db = Db::open(&data_dir.join("blockd.db"))?;
+        let cluster = db.cluster_id()?;
+        let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let secrets = Secrets::load(&data_dir, systemd.as_deref());
+        if let Some(problem) = secrets.problem() {
+            tracing::error!(error = %problem, "unsealing credentials is not possible");
+        }
+        let recovery = if options.after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
+        let serves_remote = db.serves_remote(options.listens_on_tcp)?;
+        let registry = reconcile(&db, &data_dir, &OpenOptions { recovery, serves_remote })?;
+        let pressure =
+            Pressure::new(options.task_priority, settings.cpu_threads).map_err(OpenError::Thread)?;
+        let readers = event_readers(&db, &options.webhooks, options.logs_events)?;
+        let reserve = Reserve::open(&data_dir).inspect_err(|error| {
+            tracing::warn!(dir = %data_dir.display(), %error, "reserving disk space for snapshot deletion on a full disk failed");
+        });
+        let stopping = CancellationToken::new();
+        Ok(Self {
+            tasks: Tasks::new(settings.task_concurrency),
+            webhooks: crate::webhooks::all(&options.webhooks, &readers),
+            log_reader: readers.into_iter().find(|reader| reader.name == crate::events::LOG_READER),
+            pressure: Arc::new(pressure),
+            bandwidth: PlannedBandwidth::new(options.bandwidth, Timestamp::now()),
+            fetcher: Arc::default(),
+            lazy_sources: parking_lot::Mutex::default(),
+            going_back: parking_lot::Mutex::default(),
+            attachments: Attachments::new(cluster, data_dir.join("nbd.sock"), options.system),
+            settings,
+            data_dir,
+            db: Arc::new(db),
+            secrets,
+            references: References::new(&options.secrets, systemd.as_deref()),
+            registry: Arc::new(registry),
+            repositories: Repositories::default(),
+            cluster,
+            run: Uuid::new_v4(),
+            node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            started: Instant::now(),
+            browse: Browse::default(),
+            merger: Arc::new(Wake::default()),
+            reserve: reserve.ok().map(Arc::new),
+            events: crate::events::Events::default(),
+            health: crate::health::Health::default(),
+            meters: crate::metrics::Meters::default(),
+            scheduler: crate::schedules::Scheduler::default(),
+            admission: tokio::sync::Mutex::new(()),
+            to_undo: parking_lot::Mutex::default(),
+            quiescing: blockd_quiesce::Admission::default(),
+            rule_problems: crate::rules::RuleProblems::default(),
+            failpoints: Arc::new(Failpoints::new(stopping.clone())),
+            stopping,
+        })
+    }
+
     /// Returns the path of the control socket.
     pub fn control_socket(&self) -> PathBuf {
         self.data_dir.join("blockd.sock")
@@ -132,31 +228,23 @@ impl Core {
         tasks_dir(&self.data_dir).join(id.to_string())
     }
 
-    /// Marks the end of a step of a task. The daemon may be killed between any two steps; tests stop it here.
-    #[cfg(not(test))]
-    #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "the test variant uses both")]
-    pub(crate) fn reached(&self, _step: &'static str) -> Result<(), crate::error::ServiceError> {
-        Ok(())
-    }
-
-    #[cfg(test)]
-    pub(crate) fn reached(&self, step: &'static str) -> Result<(), crate::error::ServiceError> {
-        self.failpoint.reached(self, step);
-        if *self.dies_at.lock() == Some(step) {
-            self.stopping.cancel();
-            return Err(crate::error::ServiceError::Stopping);
-        }
-        Ok(())
-    }
-
     /// Returns the retry policy of store requests.
     pub fn retry_policy(&self) -> RetryPolicy {
         RetryPolicy {
-            attempts: self.config.store_attempts,
-            request_timeout_ms: self.config.store_timeout_ms,
+            attempts: self.settings.store_attempts,
+            request_timeout_ms: self.settings.store_timeout_ms,
             ..RetryPolicy::default()
         }
     }
+}
+
+/// Returns the event readers of webhooks and the log, each with its position.
+fn event_readers(db: &Db, webhooks: &[WebhookConfig], logs_events: bool) -> Result<Vec<EventReader>, DbError> {
+    let mut names: Vec<_> = webhooks.iter().map(crate::webhooks::reader_name).collect();
+    if logs_events {
+        names.push(crate::events::LOG_READER.to_owned());
+    }
+    db.transaction(|tx| EventReader::take_up(tx, &names))
 }
 
 /// Returns the directory of a volume.

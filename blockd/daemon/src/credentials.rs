@@ -485,7 +485,7 @@ impl Core {
     /// Returns the write scheduling of a local directory store.
     fn store_writing(&self, store: &StoreRow) -> Result<Option<Work>, ServiceError> {
         let ProviderRow::Local { .. } = store.provider else { return Ok(None) };
-        let writing = self.pressure.writing(self.config.upload_concurrency);
+        let writing = self.pressure.writing(self.settings.upload_concurrency);
         writing.map(Some).map_err(|error| ServiceError::Internal(error.to_string()))
     }
 

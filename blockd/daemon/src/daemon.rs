@@ -7,32 +7,22 @@
 use crate::{
     access::Access,
     activation::Passed,
-    attachments::Attachments,
-    browse::Browse,
-    config::{Config, ConfigError, LogFormat},
+    config::{Config, ConfigError, LogFormat, NbdAddress},
     control::Control,
-    core::{Core, tasks_dir},
-    credentials::Repositories,
-    error::ServiceError,
-    health, http,
-    limits::PlannedBandwidth,
+    core::{Core, OpenCore, OpenError, tasks_dir},
+    error::{ServiceError, with_sources},
+    health,
+    http::{self, Api},
     lock::{DirLock, LockError},
-    merger::{Merger, Wake},
+    merger::Merger,
     nbd::{self, Certificates},
-    pressure::Pressure,
-    reconcile::reconcile,
     registry::EntryState,
+    served::Served,
     supervisor::Supervisor,
-    tasks::Tasks,
     watchdog,
 };
-use blockd_catalog::{Db, DbError, EventReader};
 use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_nbd_kernel::System;
-use blockd_secrets::References;
-use blockd_secrets::Secrets;
-use blockd_volume::{OpenOptions, Recovery};
-use jiff::Timestamp;
 use rustix::{
     mm::{MlockAllFlags, mlockall},
     process::{DumpableBehavior, set_dumpable_behavior},
@@ -41,21 +31,16 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 /// Maximum length of a Unix socket path, in bytes: one less than `sun_path`, for the terminating zero.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Timeout of a stop for post-freeze commands: less than systemd's stop timeout.
 const POST_HOOK_TIMEOUT: Duration = Duration::from_secs(180);
-
-/// Delay before binding the metrics address is retried.
-const METRICS_RETRY_DELAY: Duration =
-    if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(15) };
 
 /// Reasons why the daemon could not start, or not stop cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +49,6 @@ pub enum DaemonError {
     /// The data directory is in use.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The database cannot be used.
-    #[error(transparent)]
-    Db(#[from] DbError),
     /// NBD cannot be served.
     #[error("cannot serve NBD: {}", with_sources(.0))]
     Nbd(NbdError),
@@ -105,6 +87,9 @@ pub enum DaemonError {
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The state cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -124,7 +109,7 @@ impl DaemonError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Lock(error) => error.is_retryable(),
-            Self::Db(error) => error.is_retryable(),
+            Self::Open(error) => error.is_retryable(),
             Self::Lazy(error) => error.is_retryable(),
             _ => false,
         }
@@ -138,6 +123,8 @@ pub(crate) fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::
 /// A running daemon.
 pub struct Daemon {
     pub(crate) core: Arc<Core>,
+    pub(crate) served: Arc<Served>,
+    stop_timeout_ms: u64,
     pub(crate) access: Arc<Access>,
     servers: Vec<Server>,
     nbd_failed: Arc<Notify>,
@@ -177,9 +164,11 @@ impl Daemon {
         Self::start_all(System::default(), passed, config, after_power_loss).await
     }
 
-    /// Starts the daemon on a fake system.
-    #[cfg(test)]
-    pub(crate) async fn start_on(
+    /// Starts the daemon on this system of kernel devices.
+    ///
+    /// # Errors
+    /// The errors of [`start`](Self::start).
+    pub async fn start_on(
         system: System,
         config: Config,
         after_power_loss: bool,
@@ -196,7 +185,7 @@ impl Daemon {
         let started = Instant::now();
         let (lock, core) = {
             let config = config.clone();
-            let prepared = tokio::task::spawn_blocking(move || prepare(system, config, after_power_loss));
+            let prepared = tokio::task::spawn_blocking(move || prepare(system, &config, after_power_loss));
             prepared.await.map_err(|error| DaemonError::Thread(std::io::Error::other(error)))??
         };
         for path in [&core.control_socket(), &core.nbd_socket()] {
@@ -211,7 +200,7 @@ impl Daemon {
             server.on_failure(Box::new(move || nbd_failed.notify_one()));
         }
         let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
-        let _ = core.nbd_tcp.set(addresses);
+        let served = Arc::new(Served::new(&config, addresses));
         if let Err(error) = core.resume_attachments().await {
             tracing::error!(%error, "resuming attachments failed");
         }
@@ -220,15 +209,17 @@ impl Daemon {
         check_rules(&core);
         core.start_browsing();
         let http_stop = CancellationToken::new();
-        let control = Control::start(&core, &http_stop, passed).await?;
+        let control = Control::start(&core, &served, &config, &http_stop, passed).await?;
         let certificates = Certificates::new([identity, control.identity.clone()]);
         let mut supervisor = Supervisor::new(core.stopping.clone());
         if let Some(address) = config.metrics.listen {
-            let listener = listen_for_metrics(&core, address).await;
-            let serve = serve_metrics(Arc::clone(&core), listener, address, http_stop.clone());
+            let listener = listen_for_metrics(&core, &served, address).await;
+            let api = Api { core: Arc::clone(&core), served: Arc::clone(&served) };
+            let retry_delay = Duration::from_millis(config.intervals.metrics_retry_ms);
+            let serve = serve_metrics(api, listener, address, retry_delay, http_stop.clone());
             supervisor.start_interruptible("metrics", serve);
         }
-        let limit = core.config.merge_limit_bytes_per_s;
+        let limit = config.merge_limit_bytes_per_s;
         let merger =
             Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger), core.reserve.clone(), limit)
                 .map_err(DaemonError::Thread)?;
@@ -251,6 +242,8 @@ impl Daemon {
         );
         Ok(Self {
             core,
+            served,
+            stop_timeout_ms: config.stop_timeout_ms,
             access,
             servers,
             nbd_failed,
@@ -262,6 +255,11 @@ impl Daemon {
             watchdog,
             _lock: lock,
         })
+    }
+
+    /// Returns the address of the metrics endpoint, once it is bound.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.served.metrics_tcp.get().copied()
     }
 
     /// Returns the shared state.
@@ -289,9 +287,19 @@ impl Daemon {
     /// A part did not stop in time, or a volume could not be flushed.
     pub async fn stop(self) -> Result<(), DaemonError> {
         notify(sd_notify::NotifyState::Stopping);
-        let Self { core, servers, mut control, http_stop, merger, supervisor, watchdog, _lock: lock, .. } =
-            self;
-        let time_limit = Duration::from_millis(core.config.stop_timeout_ms);
+        let Self {
+            core,
+            stop_timeout_ms,
+            servers,
+            mut control,
+            http_stop,
+            merger,
+            supervisor,
+            watchdog,
+            _lock: lock,
+            ..
+        } = self;
+        let time_limit = Duration::from_millis(stop_timeout_ms);
         let mut problems = Vec::new();
         http_stop.cancel();
         core.stopping.cancel();
@@ -353,7 +361,7 @@ impl Daemon {
 /// Prepares everything up to the open volumes. Blocks.
 fn prepare(
     system: System,
-    config: Config,
+    config: &Config,
     after_power_loss: bool,
 ) -> Result<(DirLock, Arc<Core>), DaemonError> {
     let data_dir = std::path::absolute(&config.data_dir).map_err(file_error("find", &config.data_dir))?;
@@ -365,72 +373,19 @@ fn prepare(
     for dir in [data_dir.join("volumes"), tasks_dir(&data_dir)] {
         blockd_files::make_dir(&dir).map_err(file_error("make", &dir))?;
     }
-    let db = Db::open(&data_dir.join("blockd.db"))?;
-    let cluster = db.cluster_id()?;
-    let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let secrets = Secrets::load(&data_dir, systemd.as_deref());
-    if let Some(problem) = secrets.problem() {
-        tracing::error!(error = %problem, "unsealing credentials is not possible");
-    }
-    let references = References::new(&config.secrets, systemd.as_deref());
-    let recovery = if after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
-    let has_tcp =
-        config.nbd_listen.iter().any(|address| matches!(address, crate::config::NbdAddress::Tcp(_)));
-    let options = OpenOptions { recovery, serves_remote: db.serves_remote(has_tcp)? };
-    let registry = reconcile(&db, &data_dir, &options)?;
-    let pressure = Pressure::new(config.task_priority, config.cpu_threads).map_err(DaemonError::Thread)?;
-    let mut names: Vec<_> = config.webhook.iter().map(crate::webhooks::reader_name).collect();
-    // Other log formats have separate lines for the changes that events report.
-    if config.log_format == LogFormat::Journal {
-        names.push(crate::events::LOG_READER.to_owned());
-    }
-    let readers = db.transaction::<_, DbError>(|tx| EventReader::take_up(tx, &names))?;
-    let reserve = blockd_volume::Reserve::open(&data_dir).map(Arc::new);
-    let reserve = reserve.inspect_err(|error| {
-        tracing::warn!(dir = %data_dir.display(), %error, "reserving disk space for snapshot deletion on a full disk failed");
-    });
-    let core = Core {
-        tasks: Tasks::new(config.task_concurrency),
-        webhooks: crate::webhooks::all(&config, &readers),
-        log_reader: readers.into_iter().find(|reader| reader.name == crate::events::LOG_READER),
-        pressure: Arc::new(pressure),
-        bandwidth: PlannedBandwidth::new(config.limit_plan()?, Timestamp::now()),
-        fetcher: Arc::default(),
-        lazy_sources: parking_lot::Mutex::default(),
-        going_back: parking_lot::Mutex::default(),
-        attachments: Attachments::new(cluster, data_dir.join("nbd.sock"), system),
-        config,
+    let core = Core::open(OpenCore {
         data_dir,
-        db: Arc::new(db),
-        secrets,
-        references,
-        registry: Arc::new(registry),
-        repositories: Repositories::default(),
-        cluster,
-        run: Uuid::new_v4(),
-        node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        started: Instant::now(),
-        stopping: CancellationToken::new(),
-        nbd_tcp: OnceLock::new(),
-        metrics_tcp: OnceLock::new(),
-        control_tcp: OnceLock::new(),
-        browse: Browse::default(),
-        merger: Arc::new(Wake::default()),
-        reserve: reserve.ok(),
-        events: crate::events::Events::default(),
-        health: crate::health::Health::default(),
-        meters: crate::metrics::Meters::default(),
-        scheduler: crate::schedules::Scheduler::default(),
-        admission: tokio::sync::Mutex::new(()),
-        to_undo: parking_lot::Mutex::default(),
-        quiescing: blockd_quiesce::Admission::default(),
-        rule_problems: crate::rules::RuleProblems::default(),
-        reload_failed: parking_lot::Mutex::default(),
-        #[cfg(test)]
-        dies_at: parking_lot::Mutex::new(None),
-        #[cfg(test)]
-        failpoint: crate::failpoint::Failpoint::default(),
-    };
+        settings: config.settings(),
+        task_priority: config.task_priority,
+        bandwidth: config.limit_plan()?,
+        secrets: config.secrets.clone(),
+        webhooks: config.webhook.clone(),
+        // Other log formats have separate lines for the changes that events report.
+        logs_events: config.log_format == LogFormat::Journal,
+        listens_on_tcp: config.nbd_listen.iter().any(|address| matches!(address, NbdAddress::Tcp(_))),
+        after_power_loss,
+        system,
+    })?;
     Ok((lock, Arc::new(core)))
 }
 
@@ -497,18 +452,6 @@ pub fn lock_memory() {
     }
 }
 
-/// Formats an error and its causes in one line.
-pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
-}
-
 pub(crate) fn check_socket_path(path: &Path) -> Result<(), DaemonError> {
     let len_bytes = path.as_os_str().len();
     if len_bytes > MAX_SOCKET_PATH_BYTES {
@@ -541,29 +484,30 @@ fn start_loops(supervisor: &mut Supervisor, core: &Arc<Core>) {
 
 /// Serves metrics; binds the address again until that succeeds: volumes are served without it.
 async fn serve_metrics(
-    core: Arc<Core>,
+    api: Api,
     mut listener: Option<TcpListener>,
     address: SocketAddr,
+    retry_delay: Duration,
     stop: CancellationToken,
 ) {
     let listener = loop {
         match listener {
             Some(listener) => break listener,
-            None => tokio::time::sleep(METRICS_RETRY_DELAY).await,
+            None => tokio::time::sleep(retry_delay).await,
         }
-        listener = listen_for_metrics(&core, address).await;
+        listener = listen_for_metrics(&api.core, &api.served, address).await;
     };
-    http::metrics::serve(listener, core, stop).await;
+    http::metrics::serve(listener, api, stop).await;
 }
 
-async fn listen_for_metrics(core: &Core, address: SocketAddr) -> Option<TcpListener> {
+async fn listen_for_metrics(core: &Core, served: &Served, address: SocketAddr) -> Option<TcpListener> {
     let bound = TcpListener::bind(address).await;
     match bound.and_then(|listener| Ok((listener.local_addr()?, listener))) {
         Ok((address, listener)) => {
             if core.health.clear(health::METRICS, "") {
                 tracing::info!(%address, "serving metrics");
             }
-            let _ = core.metrics_tcp.set(address);
+            let _ = served.metrics_tcp.set(address);
             Some(listener)
         }
         Err(error) => {

@@ -1,6 +1,6 @@
 //! Events. Each is stored in the transaction of the change that it reports.
 
-use crate::{core::Core, error::ServiceError, logging::EVENT_TARGET, registry::EntryState};
+use crate::{core::Core, error::ServiceError, registry::EntryState};
 use blockd_api::{
     MAX_WAIT_MS,
     events::{Event, EventKind, EventList, ListEvents, MAX_EVENTS, Severity},
@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
+/// Target of the log lines of events.
+pub(crate) const EVENT_TARGET: &str = "blockd::event";
 /// Name of the log among the event readers.
 pub(crate) const LOG_READER: &str = "journal";
 /// Maximum number of events logged per database query.

@@ -27,8 +27,7 @@ mod error;
 mod events;
 mod exports;
 mod external_secrets;
-#[cfg(test)]
-mod failpoint;
+mod failpoints;
 pub mod generate;
 mod groups;
 mod health;
@@ -61,9 +60,9 @@ mod retention_overrides;
 mod rollback;
 mod rules;
 pub mod salvage;
-#[cfg(test)]
-mod scenarios;
 mod schedules;
+mod served;
+mod settings;
 mod snapshots;
 mod supervisor;
 pub mod tasks;

@@ -12,7 +12,6 @@ use std::{
 };
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, registry, reload, util::SubscriberInitExt};
 
-pub(crate) use journal::EVENT_TARGET;
 
 /// Reasons why the log could not be configured.
 #[derive(Debug, thiserror::Error)]

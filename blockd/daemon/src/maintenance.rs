@@ -45,11 +45,11 @@ pub(crate) async fn run(core: Arc<Core>) {
         if let Err(error) = core.delete_expired(Timestamp::now, &mut expired).await {
             tracing::warn!(%error, "cloud snapshots that have expired stay for now");
         }
-        if core.config.gc_every_hours > 0 && Instant::now() >= collect_at {
+        if core.settings.gc_every_hours > 0 && Instant::now() >= collect_at {
             collect_at = Instant::now() + gc_interval(&core);
             collect(&core).await;
         }
-        if core.config.verify_bytes_per_day > 0
+        if core.settings.verify_bytes_per_day > 0
             && let Err(error) = verify_next(&core, &mut attempts).await
         {
             tracing::warn!(%error, "no cloud snapshot is verified for now");
@@ -58,7 +58,7 @@ pub(crate) async fn run(core: Arc<Core>) {
 }
 
 fn gc_interval(core: &Core) -> Duration {
-    Duration::from_secs(u64::from(core.config.gc_every_hours) * 3600)
+    Duration::from_secs(u64::from(core.settings.gc_every_hours) * 3600)
 }
 
 async fn collect(core: &Arc<Core>) {

@@ -5,7 +5,8 @@ use crate::{
     browse::CloudExports,
     config::{Config, NbdAddress},
     core::Core,
-    daemon::{DaemonError, check_socket_path, remove_socket, with_sources},
+    daemon::{DaemonError, check_socket_path, remove_socket},
+    error::with_sources,
     exports::Exports,
 };
 use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsError, TlsFiles, TlsIdentity};

@@ -83,7 +83,7 @@ impl Core {
         &self,
         request: impl Future<Output = Result<T, ServiceError>>,
     ) -> Result<T, ServiceError> {
-        in_time(Duration::from_millis(self.config.store_answer_ms), request).await
+        in_time(Duration::from_millis(self.settings.store_answer_ms), request).await
     }
 
     /// Opens the repository of a credential for pre-flight requests, which are exempt from the tasks'

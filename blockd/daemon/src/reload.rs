@@ -2,8 +2,8 @@
 
 use crate::{
     config::{Config, ConfigError},
-    daemon::{Daemon, with_sources},
-    error::one_line,
+    daemon::Daemon,
+    error::{one_line, with_sources},
     logging::{self, LoggingError},
 };
 use blockd_api::{events::Severity, status::ReloadFailure};
@@ -125,14 +125,14 @@ pub async fn on_hangup(daemon: &Daemon, running: &mut Config, new: Result<Config
     };
     let core = &daemon.core;
     let Err(error) = taken_up else {
-        *core.reload_failed.lock() = None;
+        *daemon.served.reload_failed.lock() = None;
         return;
     };
     // The parser's message has several lines.
     let (at, error) = (Timestamp::now(), one_line(&error.to_string()));
     tracing::error!(%error, "the new configuration is not used, and nothing has changed");
     let message = format!("the new configuration is not used, and nothing has changed: {error}");
-    *core.reload_failed.lock() = Some(ReloadFailure { at, error });
+    *daemon.served.reload_failed.lock() = Some(ReloadFailure { at, error });
     let event = NewEvent::new(at, Severity::Error, "reload-failed", message);
     if let Err(error) = core.db.run(move |tx| event.insert(tx)).await {
         tracing::warn!(%error, "a reload that failed is no event");

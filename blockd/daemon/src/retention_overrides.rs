@@ -59,7 +59,7 @@ impl Core {
         refuse_past(request.expires)?;
         let id = request.snap;
         let (credential, _) = self.find_manifest(&id, request.cred_id.as_ref()).await?;
-        self.reached("mark asked for")?;
+        self.failpoints.reached("mark asked for")?;
         // Deletions check for pins under the same lock.
         let _admission = self.admission.lock().await;
         self.refuse_if_deleting(&id).await?;
@@ -150,7 +150,7 @@ impl Core {
         let manifests: Vec<Manifest> =
             std::mem::take(&mut place.listed).into_iter().filter_map(|item| item.manifest.ok()).collect();
         let judged = self.judge_expired(credential, &manifests, now).await?;
-        self.reached("expired judged")?;
+        self.failpoints.reached("expired judged")?;
         let is_meant = |id: &CloudSnapshotId| {
             ids.iter()
                 .any(|one| (one.cluster, one.volume, one.snapshot) == (id.cluster, id.volume, id.snapshot))

@@ -194,7 +194,7 @@ impl Core {
         let taken = match frozen {
             Ok((frozen, now)) => {
                 wanted.note(&mut rows, &frozen, now, operation.report().as_ref());
-                self.reached("group frozen")?;
+                self.failpoints.reached("group frozen")?;
                 let ready = rows.clone();
                 let noted = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await;
                 noted.map_err(ServiceError::from)

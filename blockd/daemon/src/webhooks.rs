@@ -6,11 +6,11 @@
 //! receivers can drop duplicates. Headers and signature follow the Standard Webhooks specification.
 
 use crate::{
-    config::{Config, WebhookConfig},
     core::Core,
-    error::ServiceError,
+    error::{ServiceError, with_sources},
     events::log_all,
 };
+use self::config::WebhookConfig;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use blockd_api::{
     MAX_WAIT_MS,
@@ -24,6 +24,8 @@ use reqwest::{Client, StatusCode, header, redirect::Policy};
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
 use std::{sync::Arc, time::Duration};
 use tokio::task::JoinSet;
+
+pub mod config;
 
 /// Events read from the database at once.
 const BATCH: u32 = 100;
@@ -120,9 +122,9 @@ pub(crate) fn reader_name(config: &WebhookConfig) -> String {
 }
 
 /// Creates the configured webhooks, each with its cursor.
-pub(crate) fn all(config: &Config, readers: &[EventReader]) -> Vec<Arc<Webhook>> {
+pub(crate) fn all(webhooks: &[WebhookConfig], readers: &[EventReader]) -> Vec<Arc<Webhook>> {
     let reader = |name: String| readers.iter().find(|reader| reader.name == name).cloned();
-    let known = config.webhook.iter().filter_map(|hook| Some((hook, reader(reader_name(hook))?)));
+    let known = webhooks.iter().filter_map(|hook| Some((hook, reader(reader_name(hook))?)));
     known
         .map(|(config, reader)| {
             Arc::new(Webhook { config: config.clone(), state: Mutex::new(State::new(reader)) })
@@ -262,7 +264,7 @@ impl Webhook {
         }
         let answer =
             request.body(body).send().await.map_err(|error| {
-                DeliveryError::Unreachable(crate::daemon::with_sources(&error.without_url()))
+                DeliveryError::Unreachable(with_sources(&error.without_url()))
             })?;
         let status = answer.status();
         if status.is_success() {

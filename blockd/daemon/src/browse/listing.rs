@@ -103,7 +103,7 @@ impl BrowseCatalog {
         let shared = SharedListing {
             core: Arc::downgrade(core),
             credentials,
-            refresh: Duration::from_millis(core.config.browse.refresh_ms),
+            refresh: Duration::from_millis(core.settings.browse.refresh_ms),
             state: Mutex::default(),
             changed: Condvar::new(),
         };
@@ -205,7 +205,7 @@ async fn list_store(core: &Core, credential: Uuid) -> Result<Vec<ListedSnapshot>
         let catalog = ManifestCatalog::new(Arc::clone(&core.db), credential);
         Ok::<_, ServiceError>(repository.list_manifests(&ManifestFilter::default(), &catalog).await?)
     };
-    let listed = super::in_time(&core.config, listed).await?;
+    let listed = super::in_time(&core.settings, listed).await?;
     let whole = listed.into_iter().filter_map(|item| item.manifest.ok());
     Ok(whole.map(|manifest| ListedSnapshot::of(credential, &manifest)).collect())
 }

@@ -138,7 +138,7 @@ impl Core {
         if let Some(cache) = &*cache {
             return Ok(cache.clone());
         }
-        let config = &self.config.browse;
+        let config = &self.settings.browse;
         let dir = config.cache_dir.clone().unwrap_or_else(|| self.data_dir.join("cache"));
         let options = CacheOptions {
             dir: Some(dir),
@@ -175,7 +175,7 @@ impl Core {
         let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
         let manifest = match known.filter(|manifest| manifest.id() == *id) {
             Some(manifest) => manifest,
-            None => runtime.block_on(in_time(&self.config, repository.manifest(id)))?,
+            None => runtime.block_on(in_time(&self.settings, repository.manifest(id)))?,
         };
         let snapshot = runtime.block_on(cache.snapshot(&repository, &manifest)).map_err(shared_error)?;
         let manifest = Arc::new(manifest);
@@ -222,10 +222,10 @@ impl Core {
 
 /// Bounds store requests by the timeout of readers.
 pub(crate) async fn in_time<T, E: Into<ServiceError>>(
-    config: &crate::config::Config,
+    settings: &crate::settings::Settings,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ServiceError> {
-    let time_limit = Duration::from_millis(config.browse.stall_timeout_ms);
+    let time_limit = Duration::from_millis(settings.browse.stall_timeout_ms);
     match tokio::time::timeout(time_limit, work).await {
         Ok(result) => result.map_err(Into::into),
         Err(_) => Err(ServiceError::refused(

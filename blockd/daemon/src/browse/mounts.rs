@@ -119,7 +119,7 @@ pub(super) fn clean(core: &Core) {
 
 /// Creates the configured mount, if there is one.
 pub(super) fn mount_configured(core: &Arc<Core>) {
-    let config = &core.config.browse;
+    let config = &core.settings.browse;
     let Some(mountpoint) = &config.mountpoint else { return };
     if let Err(error) = core.mount(mountpoint, config.credentials.clone()) {
         tracing::error!(%error, "creating the configured browse mount failed");
@@ -153,7 +153,7 @@ impl Core {
             return invalid("snapshots are already mounted there");
         }
         let catalog = Arc::new(BrowseCatalog::new(self, credentials.clone(), runtime));
-        let options = MountOptions { allow_other: self.config.browse.allow_other, ..MountOptions::default() };
+        let options = MountOptions { allow_other: self.settings.browse.allow_other, ..MountOptions::default() };
         let mounted = blockd_fuse::mount(catalog, mountpoint, options)?;
         tracing::info!(mountpoint = %mounted.mountpoint().display(), "snapshots can be browsed");
         let mount = Mount { mounted, credentials, since: Timestamp::now() };

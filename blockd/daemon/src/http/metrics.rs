@@ -1,7 +1,7 @@
 //! Metrics and health checks, on the control socket and on a separate address.
 
 use super::{
-    Failure,
+    Api, Failure,
     caller::Caller,
     connections::{serve_each, serve_one},
     passed_fds::PassedFds,
@@ -45,8 +45,8 @@ const MAX_PER_ADDRESS: usize = 8;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves these routes only, until the stop.
-pub async fn serve(listener: TcpListener, core: Arc<Core>, stop: CancellationToken) {
-    serve_router(listener, routes().into_router().with_state(core), stop).await;
+pub(crate) async fn serve(listener: TcpListener, api: Api, stop: CancellationToken) {
+    serve_router(listener, routes().into_router().with_state(api), stop).await;
 }
 
 /// Number of connections by address.

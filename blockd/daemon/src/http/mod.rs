@@ -21,12 +21,12 @@ mod status;
 mod tasks;
 mod volumes;
 
-use crate::{core::Core, error::ServiceError};
+use crate::{core::Core, error::ServiceError, served::Served};
 use axum::{
     Router,
     body::Bytes,
     extract::{
-        DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
+        DefaultBodyLimit, FromRef, FromRequest, FromRequestParts, Path, Query, Request, State,
         rejection::BytesRejection,
     },
     http::{StatusCode, header::CONTENT_TYPE, request::Parts},
@@ -53,8 +53,21 @@ use tracing::Instrument;
 /// Maximum size of a request body: names, labels and secrets.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
 
+/// State of the handlers.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    pub(crate) core: Arc<Core>,
+    pub(crate) served: Arc<Served>,
+}
+
+impl FromRef<Api> for Arc<Core> {
+    fn from_ref(api: &Api) -> Self {
+        Arc::clone(&api.core)
+    }
+}
+
 /// Returns the router, for callers identified by the connection.
-pub(crate) fn router(core: Arc<Core>) -> Router {
+pub(crate) fn router(api: Api) -> Router {
     routes()
         .into_router()
         .route_layer(from_fn(caller::guard))
@@ -62,7 +75,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(from_fn_with_state(Arc::new(AtomicU64::new(1)), watch))
-        .with_state(core)
+        .with_state(api)
 }
 
 fn routes() -> Routes {

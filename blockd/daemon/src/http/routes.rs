@@ -1,7 +1,7 @@
 //! Router of the operations.
 
-use super::{Body, Failure, Input, Named, Reply, caller::Caller, detached};
-use crate::{core::Core, error::ServiceError};
+use super::{Api, Body, Failure, Input, Named, Reply, caller::Caller, detached};
+use crate::{core::Core, error::ServiceError, served::Served};
 use axum::{
     Router,
     extract::{FromRequest, FromRequestParts, Request, State},
@@ -15,6 +15,7 @@ use std::sync::Arc;
 /// Request of an operation.
 pub(super) struct OperationCall<P, I> {
     pub(super) core: Arc<Core>,
+    pub(super) served: Arc<Served>,
     pub(super) caller: Caller,
     /// Path parameter.
     pub(super) path: P,
@@ -29,31 +30,31 @@ where
 {
     async fn of<R>(
         operation: Operation<P, I, R>,
-        core: Arc<Core>,
+        api: Api,
         request: Request,
     ) -> Result<Self, Failure> {
         let (mut parts, body) = request.into_parts();
-        let caller = Caller::from_request_parts(&mut parts, &core).await?;
+        let caller = Caller::from_request_parts(&mut parts, &api).await?;
         let Named(path) = match operation.info.path.contains('{') {
-            true => Named::from_request_parts(&mut parts, &core).await?,
+            true => Named::from_request_parts(&mut parts, &api).await?,
             false => Named(P::parse("").map_err(super::invalid)?),
         };
         let input = if !operation.has_input() {
             serde_json::from_value(serde_json::Value::Null)
                 .map_err(|error| super::invalid(error.to_string()))?
         } else if operation.info.method.has_body() {
-            Body::from_request(Request::from_parts(parts, body), &core).await?.0
+            Body::from_request(Request::from_parts(parts, body), &api).await?.0
         } else {
-            Input::from_request_parts(&mut parts, &core).await?.0
+            Input::from_request_parts(&mut parts, &api).await?.0
         };
-        Ok(Self { core, caller, path, input })
+        Ok(Self { core: api.core, served: api.served, caller, path, input })
     }
 }
 
 /// Router and the operations that it serves.
 #[derive(Default)]
 pub(super) struct Routes {
-    router: Router<Arc<Core>>,
+    router: Router<Api>,
     served: Vec<OperationInfo>,
 }
 
@@ -61,10 +62,10 @@ impl Routes {
     /// Adds an operation with a handler that reads the HTTP request itself, or writes the reply.
     pub(super) fn raw<P, I, R, H, T>(mut self, operation: Operation<P, I, R>, handler: H) -> Self
     where
-        H: Handler<T, Arc<Core>>,
+        H: Handler<T, Api>,
         T: 'static,
     {
-        let serve: fn(H) -> MethodRouter<Arc<Core>> = match operation.info.method {
+        let serve: fn(H) -> MethodRouter<Api> = match operation.info.method {
             Method::Get => routing::get,
             Method::Post => routing::post,
             Method::Patch => routing::patch,
@@ -88,8 +89,8 @@ impl Routes {
         E: Into<Failure>,
         F: Future<Output = Result<R, E>> + Send,
     {
-        self.raw(operation, async move |State(core): State<Arc<Core>>, request: Request| {
-            let call = OperationCall::of(operation, core, request).await?;
+        self.raw(operation, async move |State(api): State<Api>, request: Request| {
+            let call = OperationCall::of(operation, api, request).await?;
             handler(call).await.map(Reply).map_err(E::into)
         })
     }
@@ -117,7 +118,7 @@ impl Routes {
     }
 
     /// Returns the router.
-    pub(super) fn into_router(self) -> Router<Arc<Core>> {
+    pub(super) fn into_router(self) -> Router<Api> {
         self.router
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn routes() -> Routes {
 }
 
 async fn create(call: OperationCall<VolumeRef, CreateSnapshot>) -> Result<Snapshot, Failure> {
-    let OperationCall { core, caller, path: volume, input: request } = call;
+    let OperationCall { core, caller, path: volume, input: request, .. } = call;
     may_run(&caller, &request.hooks)?;
     let made = detached(async move { core.create_snapshot(&volume, request).await }).await?;
     Ok(shown(&caller, made))
@@ -64,7 +64,7 @@ async fn list(call: OperationCall<(), ListSnapshots>) -> Result<SnapshotList, Fa
 }
 
 async fn mark(call: OperationCall<SnapshotRef, MarkSnapshot>) -> Result<Snapshot, Failure> {
-    let OperationCall { core, caller, path: snapshot, input: request } = call;
+    let OperationCall { core, caller, path: snapshot, input: request, .. } = call;
     if !request.pinned {
         // An expiry date causes a deletion.
         caller.needs(Role::Admin, "taking a pin back")?;

@@ -4,7 +4,7 @@ use super::{
     Failure,
     routes::{OperationCall, Routes},
 };
-use crate::{config::NbdAddress, registry::EntryState};
+use crate::registry::EntryState;
 use axum::{http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::{
     operations,
@@ -28,7 +28,7 @@ async fn openapi() -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], OPENAPI.as_str())
 }
 
-async fn show(OperationCall { core, .. }: OperationCall<(), ()>) -> Result<Status, Failure> {
+async fn show(OperationCall { core, served, .. }: OperationCall<(), ()>) -> Result<Status, Failure> {
     let data_space = core.check_free_space().await;
     let hooks = core.webhooks.clone();
     let rows = core.db.run(move |tx| -> Result<_, DbError> {
@@ -40,12 +40,8 @@ async fn show(OperationCall { core, .. }: OperationCall<(), ()>) -> Result<Statu
     let failed =
         volumes.iter().filter(|view| view.fault.is_some() || matches!(view.state, EntryState::Failed(_)));
     let mut nbd = vec![blockd_api::nbd_unix_uri("", &core.nbd_socket())];
-    let tcp = core.nbd_tcp.get().into_iter().flatten();
-    nbd.extend(tcp.map(|address| blockd_api::nbd_tcp_uri("", &address.to_string())));
-    nbd.extend(core.config.nbd_listen.iter().filter_map(|address| match address {
-        NbdAddress::Unix(path) => Some(blockd_api::nbd_unix_uri("", path)),
-        NbdAddress::Tcp(_) => None,
-    }));
+    nbd.extend(served.nbd_tcp.iter().map(|address| blockd_api::nbd_tcp_uri("", &address.to_string())));
+    nbd.extend(served.nbd_unix.iter().map(|path| blockd_api::nbd_unix_uri("", path)));
     let counts = Counts {
         volumes: volumes.len() as u64,
         volumes_failed: failed.count() as u64,
@@ -60,11 +56,11 @@ async fn show(OperationCall { core, .. }: OperationCall<(), ()>) -> Result<Statu
         node: core.node.clone(),
         data_dir: core.data_dir.clone(),
         nbd,
-        control: core.control_tcp.get().map(ToString::to_string),
+        control: served.control_tcp.get().map(ToString::to_string),
         uptime_seconds: core.started.elapsed().as_secs(),
         counts,
         webhooks,
-        reload_failed: core.reload_failed.lock().clone(),
+        reload_failed: served.reload_failed.lock().clone(),
         data_space,
         problems: core.health.problems(),
     })

@@ -23,7 +23,7 @@ pub(super) fn routes() -> Routes {
         })
         .on(operations::STOP_TASK, stop)
         .on(operations::RESUME_TASK, resume)
-        .on(operations::LIMIT_TASK, async |OperationCall { core, caller, path: task, input: limits }| {
+        .on(operations::LIMIT_TASK, async |OperationCall { core, caller, path: task, input: limits, .. }| {
             Ok::<_, Failure>(shown(
                 &caller,
                 detached(async move { core.limit_task(task, limits).await }).await?,
@@ -64,7 +64,7 @@ async fn may_stop(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failur
 }
 
 async fn stop(call: OperationCall<Uuid, StopTask>) -> Result<Task, Failure> {
-    let OperationCall { core, caller, path: task, input: request } = call;
+    let OperationCall { core, caller, path: task, input: request, .. } = call;
     may_stop(&core, &caller, task).await?;
     Ok(shown(&caller, detached(async move { core.stop_task(task, request).await }).await?))
 }

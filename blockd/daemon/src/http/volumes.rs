@@ -25,7 +25,7 @@ pub(super) fn routes() -> Routes {
 }
 
 async fn update(call: OperationCall<VolumeRef, UpdateVolume>) -> Result<Volume, Failure> {
-    let OperationCall { core, caller, path: volume, input: request } = call;
+    let OperationCall { core, caller, path: volume, input: request, .. } = call;
     // Groups and labels determine the schedules.
     if request != (UpdateVolume { size_bytes: request.size_bytes, ..UpdateVolume::default() }) {
         caller.needs(Role::Admin, "changing anything but the size of a volume")?;

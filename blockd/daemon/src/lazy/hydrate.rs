@@ -122,7 +122,7 @@ fn is_damage(error: &ServiceError) -> bool {
 async fn fetch_some(core: &Core, live: &LiveTask, volume: &Arc<Volume>) -> Result<bool, ServiceError> {
     // Other tasks may move data while this one waits for a store.
     let _slot = core.tasks.slot(&live.cancel).await?;
-    let limit = core.config.hydration_limit_bytes_per_s;
+    let limit = core.settings.hydration_limit_bytes_per_s;
     let (enough, most_at_once) = match limit {
         0 => (ROUND_BYTES, usize::MAX),
         // About a second's worth. Each may bring as much as the longest.
@@ -141,7 +141,7 @@ async fn fetch_some(core: &Core, live: &LiveTask, volume: &Arc<Volume>) -> Resul
                 fetched
             }
         });
-    let concurrency = core.config.hydration_concurrency.clamp(1, most_at_once.max(1));
+    let concurrency = core.settings.hydration_concurrency.clamp(1, most_at_once.max(1));
     let results: Vec<_> = fetches.buffer_unordered(concurrency).collect().await;
     let (mut fetched_bytes, mut failed) = (0, None);
     for result in results {
@@ -208,7 +208,7 @@ async fn end(volume: &Arc<Volume>) -> Result<bool, ServiceError> {
 async fn finish(core: &Arc<Core>, live: &LiveTask, entry: &VolumeEntry) -> Result<TaskRow, ServiceError> {
     let id = entry.id;
     live.detail(|detail| (detail.bytes_processed, detail.note) = (detail.bytes_total, None));
-    core.reached("hydration ended")?;
+    core.failpoints.reached("hydration ended")?;
     let done = core.finish(live, move |tx| LazyRow::remove(tx, id)).await?;
     core.lazy_sources.lock().remove(&id);
     // Its layers can be merged with what it began as.

@@ -205,7 +205,7 @@ async fn run_to_the_end(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         let _slot = core.tasks.slot(&live.cancel).await?;
         frozen(core, &entry, plan).await?
     };
-    core.reached("going back frozen")?;
+    core.failpoints.reached("going back frozen")?;
     let mut pause = PAUSE;
     loop {
         let started_at = live.view().detail.bytes_processed;
@@ -230,7 +230,7 @@ async fn run_to_the_end(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         });
         wait(live, &mut pause).await?;
     }
-    core.reached("going back done")?;
+    core.failpoints.reached("going back done")?;
     live.detail(|detail| detail.phase = "done".into());
     let done = core.finish(live, |_| Ok(())).await?;
     release(core, &done);

@@ -75,7 +75,7 @@ fn source_error(error: &ServiceError) -> SourceError {
 impl CloudSource {
     /// Creates the source of a volume, on a thread of the runtime.
     pub fn new(core: &Arc<Core>, row: LazyRow) -> Arc<Self> {
-        let config = &core.config;
+        let config = &core.settings;
         let timeout_ms = match row.on_store_loss {
             StoreLoss::Stall => config.lazy_stall_ms,
             StoreLoss::Error => config.lazy_error_ms,

@@ -4,6 +4,7 @@
 //! of this daemon's volumes, which would be a deadlock. Here a record that the journal does not accept at
 //! once is dropped, and the next accepted record is followed by the number of dropped ones.
 
+use crate::events::EVENT_TARGET;
 use std::{
     fmt::{self, Write as _},
     io,
@@ -20,8 +21,6 @@ use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
 
 /// Socket of the journal.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
-/// Target of the log records of events.
-pub(crate) const EVENT_TARGET: &str = "blockd::event";
 /// Maximum length of a value; longer ones are truncated.
 const MAX_VALUE_BYTES: usize = 16 << 10;
 

@@ -10,7 +10,7 @@ mod governor;
 mod observer;
 mod priority;
 
-use crate::{config::TaskPriority, registry::Registry};
+use crate::{settings::TaskPriority, registry::Registry};
 use blockd_store::{Pace, Work, Workers};
 use governor::Governor;
 use observer::Observer;

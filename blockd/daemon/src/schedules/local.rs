@@ -108,7 +108,7 @@ impl Core {
             Err(DbError::NotQueued(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        self.reached("local run begun")?;
+        self.failpoints.reached("local run begun")?;
         let core = Arc::clone(self);
         let record_start = StartedRun { runs, entries, name, group, quiesce_rules };
         self.tasks.spawn(async move {

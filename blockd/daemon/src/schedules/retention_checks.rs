@@ -59,7 +59,7 @@ impl Core {
         let (repository, requests) = self.task_repository(credential).await?;
         // The directory of an unmounted disk is empty.
         repository.prove_key_slot().await?;
-        self.reached("place proven")?;
+        self.failpoints.reached("place proven")?;
         let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;

@@ -184,7 +184,7 @@ impl Core {
         now: Timestamp,
     ) -> Result<Option<Timestamp>, ServiceError> {
         let (volumes, freezing) = (self.candidates(), self.scheduler.freezing.lock().clone());
-        let concurrency = self.config.task_concurrency;
+        let concurrency = self.settings.task_concurrency;
         let (next, Ready { batches, mut places }) = self
             .db
             .run(move |tx| -> Result<_, DbError> {
@@ -390,7 +390,7 @@ impl Core {
                         return Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, what));
                     }
                 }
-                self.reached("surplus judged")?;
+                self.failpoints.reached("surplus judged")?;
                 self.start_judged_delete(&id, credential, judgement.mark).await.map(Some)
             };
             match attempt.await {
@@ -419,7 +419,7 @@ impl Core {
             }
             delays.entry(delay_key(&judgement)).or_default().lengthen();
         }
-        self.reached("surplus looked at")
+        self.failpoints.reached("surplus looked at")
     }
 
     /// Compares the clock of this host with each store that has surplus backups; returns the credentials with

@@ -69,7 +69,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {volume_id} any more"))
     })?;
     let volume = entry.volume()?;
-    core.reached("backup accepted")?;
+    core.failpoints.reached("backup accepted")?;
     let snapshot = snapshot_for_backup(core, live, &entry, snapshot_id).await?;
     live.detail(|detail| {
         detail.frozen = true;
@@ -77,7 +77,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         detail.quiesce.clone_from(&snapshot.quiesce);
     });
     core.store_progress(live).await;
-    core.reached("backup frozen")?;
+    core.failpoints.reached("backup frozen")?;
 
     let _slot = secrets::slot(core, live).await?;
     let write_once =
@@ -88,16 +88,16 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         Err(ServiceError::Cloud(error)) => match *error {
             CloudError::BaseDeleted { base } => {
                 restart_as_full(core, live, base).await?;
-                core.reached("backup restarted as full")?;
+                core.failpoints.reached("backup restarted as full")?;
                 attempt(core, live, &frozen).await?
             }
             other => return Err(other.into()),
         },
         result => result?,
     };
-    core.reached("backup in the store")?;
+    core.failpoints.reached("backup in the store")?;
     let done = commit(core, live, &frozen.snapshot, manifest, in_doubt).await?;
-    core.reached("backup committed")?;
+    core.failpoints.reached("backup committed")?;
     if let Err(error) = clean_up(core, &done).await {
         tracing::warn!(%error, "what the backup left behind is removed at the next start");
     }
@@ -120,9 +120,7 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
     let (repository, requests) = core.task_repository(row.credential).await?;
-    let repository = live.limited(&repository);
-    #[cfg(test)]
-    let repository = crate::scenarios::dying::dying(core, &repository);
+    let repository = core.failpoints.repository(live.limited(&repository));
     let committed = match write_once {
         true => None,
         false => committed_before(core, live, &repository).await?,
@@ -131,7 +129,7 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
     live.begin(Arc::clone(&progress));
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
     let (plan, base) = planned(core, live, volume, snapshot, &repository, &catalog).await?;
-    core.reached("backup planned")?;
+    core.failpoints.reached("backup planned")?;
 
     // The volume may have grown since the freeze.
     let frozen_volume = Arc::clone(volume);
@@ -234,8 +232,8 @@ async fn upload(
     .await?;
     let options = BackupOptions {
         // The memory limit covers all locations together.
-        upload_concurrency: (core.config.upload_concurrency / core.tasks.sharing(snapshot).max(1)).max(1),
-        cpu_threads: core.config.cpu_threads,
+        upload_concurrency: (core.settings.upload_concurrency / core.tasks.sharing(snapshot).max(1)).max(1),
+        cpu_threads: core.settings.cpu_threads,
         write_once,
         resumed: row.detail.run != Some(core.run) || row.detail.resumed > 0,
     };

@@ -103,7 +103,7 @@ async fn make_plan(
     let row = live.view();
     let (volume_id, credential, until) = (snapshot.volume, row.credential, snapshot.epoch);
     let chain = core.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
-    let decision = decide(chain.as_ref(), row.detail.backup.full, core.config.full_every, until);
+    let decision = decide(chain.as_ref(), row.detail.backup.full, core.settings.full_every, until);
     let mut note = "builds on the backup before";
     let mut found = None;
     match decision {

@@ -40,8 +40,6 @@ use xxhash_rust::xxh3::xxh3_64;
 const MAGIC: &[u8; 8] = b"BLKDRSTR";
 const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 80;
-/// Bytes between two durable records.
-const RECORD_EVERY_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 
 /// Returns the path of a task's file.
 pub(super) fn path(task_dir: &Path) -> PathBuf {
@@ -131,6 +129,8 @@ struct Record {
     file: File,
     pending: InPlace,
     pending_bytes: u64,
+    /// Bytes between two durable records.
+    every_bytes: u64,
 }
 
 /// Writer of a volume for the cloud crate. The volume is removed on request, not with the last thread.
@@ -140,7 +140,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Creates the file of a new restore.
+    /// Creates the file of a new restore, with a durable record each time that so much was restored.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -149,21 +149,27 @@ impl Writer {
         path: &Path,
         task: Uuid,
         manifest: &Manifest,
+        every_bytes: u64,
     ) -> io::Result<Self> {
         let dir = path.parent().unwrap_or(Path::new("."));
         blockd_files::make_dir(dir)?;
         blockd_files::write_atomically(path, &header(task, manifest))?;
-        Self::append(target, path, HEADER_BYTES as u64)
+        Self::append(target, path, HEADER_BYTES as u64, every_bytes)
     }
 
     /// Appends to the last complete record.
     ///
     /// # Errors
     /// The file cannot be opened.
-    pub(super) fn append(target: RestoreTarget, path: &Path, end: u64) -> io::Result<Self> {
+    pub(super) fn append(
+        target: RestoreTarget,
+        path: &Path,
+        end: u64,
+        every_bytes: u64,
+    ) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).open(path)?;
         file.set_len(end)?;
-        let record = Record { file, pending: InPlace::default(), pending_bytes: 0 };
+        let record = Record { file, pending: InPlace::default(), pending_bytes: 0, every_bytes };
         Ok(Self { target: RwLock::new(Some(target)), record: Mutex::new(record) })
     }
 
@@ -226,7 +232,7 @@ impl BlockWriter for Writer {
             record.pending.settled.insert_extent(*extent);
             record.pending_bytes += extent.len_bytes();
         }
-        if record.pending_bytes >= RECORD_EVERY_BYTES {
+        if record.pending_bytes >= record.every_bytes {
             self.checkpoint_of(target, &mut record)?;
         }
         Ok(())
@@ -296,7 +302,7 @@ mod tests {
         let (file, manifest) = (path(&folder.path().join("task")), manifest());
         assert_eq!(load(&file, task, &manifest).unwrap(), None);
         let target = RestoreTarget::create(&dir, id, SIZE_BYTES).unwrap();
-        let writer = Writer::begin(target, &file, task, &manifest).unwrap();
+        let writer = Writer::begin(target, &file, task, &manifest, 1 << 20).unwrap();
         writer.write_blocks(BlockIndex(3), &[1; 8192]).unwrap();
         writer.settled(&[blocks(0, 9), blocks(20, 1)]).unwrap();
         assert_eq!(load(&file, task, &manifest).unwrap().unwrap().0, InPlace::default());
@@ -324,7 +330,7 @@ mod tests {
         drop(writer.take());
         let target = RestoreTarget::reopen(&dir, id, SIZE_BYTES, expected.written).unwrap().unwrap();
         let (_, end) = load(&file, task, &manifest).unwrap().unwrap();
-        let writer = Writer::append(target, &file, end).unwrap();
+        let writer = Writer::append(target, &file, end, 1 << 20).unwrap();
         writer.settled(&[blocks(5000, 300)]).unwrap();
         let (found, _) = load(&file, task, &manifest).unwrap().unwrap();
         assert_eq!(found.settled.len_blocks(), expected.settled.len_blocks() + 300);

@@ -32,7 +32,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     repository.prove_key_slot().await?;
     let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
     let manifest = kept_manifest(core, live, &repository, &row).await?;
-    core.reached("delete accepted")?;
+    core.failpoints.reached("delete accepted")?;
     let mut protected = protected(core).await?;
     protected.extend(known_to_be_needed(core, &row, &repository, &catalog).await?);
     let unreadable = match row.detail.force {
@@ -59,7 +59,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         kept_reason = report.kept_reason,
         "cloud snapshot deleted"
     );
-    core.reached("delete out of the store")?;
+    core.failpoints.reached("delete out of the store")?;
     let (task, id, credential) = (row.id, row.cloudsnap, row.credential);
     let done = core
         .finish(live, move |tx| {

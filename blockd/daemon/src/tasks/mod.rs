@@ -57,8 +57,6 @@ use uuid::Uuid;
 const LOOK_MS: u64 = 200;
 /// Number of polls per stored progress.
 const LOOKS_PER_STORE: u32 = 5;
-/// Pause before a required database write is retried.
-const STORE_AGAIN_MS: u64 = if cfg!(test) { 20 } else { 3_000 };
 
 /// Unfinished tasks.
 #[derive(Debug)]
@@ -228,9 +226,10 @@ impl Core {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            tracing::error!(%error, what, again_ms = STORE_AGAIN_MS, "cannot be stored for now");
+            let again_ms = self.settings.intervals.store_result_again_ms;
+            tracing::error!(%error, what, again_ms, "cannot be stored for now");
             tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(STORE_AGAIN_MS)) => {}
+                () = tokio::time::sleep(Duration::from_millis(again_ms)) => {}
                 () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
             }
         }
@@ -349,7 +348,7 @@ impl Core {
         with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
     ) -> Result<TaskRow, ServiceError> {
         let row = live.final_row(TaskState::Done, None);
-        let (stored, keep) = (row.clone(), self.config.task_history);
+        let (stored, keep) = (row.clone(), self.settings.task_history);
         self.db
             .run(move |tx| {
                 with(tx)?;

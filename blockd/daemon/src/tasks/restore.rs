@@ -39,14 +39,14 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {id} any more"))
     })?;
     let dir = core.volume_dir(id);
-    core.reached("restore accepted")?;
+    core.failpoints.reached("restore accepted")?;
     let volume = match restored_volume(dir.clone()).await? {
         Some(volume) => volume,
         None => fill(core, live, &entry, dir).await?,
     };
-    core.reached("restore in place")?;
+    core.failpoints.reached("restore in place")?;
     let done = core.finish(live, move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await?;
-    core.reached("restore committed")?;
+    core.failpoints.reached("restore committed")?;
     entry.set_state(EntryState::Up(volume));
     if let Err(error) = clean_files(core, done.id).await {
         tracing::warn!(%error, "what the restore left behind is removed at the next start");
@@ -89,13 +89,14 @@ async fn fill(
     };
     let (id, task, file) = (entry.id, live.id, checkpoint::path(&core.task_dir(live.id)));
     let wanted = manifest.clone();
-    let (writer, in_place) = blocking(move || take_up(&dir, id, task, &file, &wanted)).await?;
+    let every_bytes = core.settings.intervals.record_every_bytes;
+    let (writer, in_place) = blocking(move || take_up(&dir, id, task, (&file, every_bytes), &wanted)).await?;
     if !in_place.settled.is_empty() {
         tracing::info!(blocks_in_place = in_place.settled.len_blocks(), "the restore goes on where it was");
     }
     let options = RestoreOptions {
-        download_concurrency: core.config.download_concurrency,
-        cpu_threads: core.config.cpu_threads,
+        download_concurrency: core.settings.download_concurrency,
+        cpu_threads: core.settings.cpu_threads,
     };
     let request = RestoreRequest { skip: in_place.settled, skip_damaged: row.detail.skip_damaged };
     let (blocks, cancel) = (Arc::clone(&writer) as Arc<dyn BlockWriter>, live.cancel.clone());
@@ -131,19 +132,19 @@ fn take_up(
     dir: &Path,
     id: VolumeId,
     task: Uuid,
-    file: &Path,
+    (file, every_bytes): (&Path, u64),
     manifest: &Manifest,
 ) -> Result<(Arc<Writer>, InPlace), ServiceError> {
     let failed = |action| move |source| ServiceError::File { action, path: file.to_owned(), source };
     if let Some((in_place, end)) = checkpoint::load(file, task, manifest).map_err(failed("read"))?
         && let Some(target) = RestoreTarget::reopen(dir, id, manifest.size_bytes, in_place.written.clone())?
     {
-        let writer = Writer::append(target, file, end).map_err(failed("open"))?;
+        let writer = Writer::append(target, file, end, every_bytes).map_err(failed("open"))?;
         return Ok((Arc::new(writer), in_place));
     }
     checkpoint::forget(file).map_err(failed("remove"))?;
     let target = RestoreTarget::create(dir, id, manifest.size_bytes)?;
-    let writer = Writer::begin(target, file, task, manifest).map_err(failed("write"))?;
+    let writer = Writer::begin(target, file, task, manifest, every_bytes).map_err(failed("write"))?;
     Ok((Arc::new(writer), InPlace::default()))
 }
 

@@ -21,13 +21,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Maximum number of returned slots because a secret is unavailable again.
 const MAX_ROUNDS: u32 = 8;
 
-/// Waits for the secrets of a task's credential, at most [`wait_s`](crate::config::SecretsConfig::wait_s).
+/// Waits for the secrets of a task's credential, at most [`secrets_wait_s`](crate::settings::Settings::secrets_wait_s).
 ///
 /// # Errors
 /// A secret is unavailable permanently or for this time, or the task is stopped.
 pub(super) async fn wait_for(core: &Core, live: &LiveTask) -> Result<(), ServiceError> {
     let credential = core.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
-    let until = Instant::now() + Duration::from_secs(core.config.secrets.wait_s);
+    let until = Instant::now() + Duration::from_secs(core.settings.secrets_wait_s);
     for reference in references_of(&credential) {
         let found = tokio::select! {
             found = resolve(core, live, reference, until) => found,
@@ -108,7 +108,7 @@ async fn resolve(
         }
         if phase_before.is_none() {
             phase_before = Some(live.view().detail.phase);
-            let most_s = core.config.secrets.wait_s;
+            let most_s = core.settings.secrets_wait_s;
             tracing::warn!(%reference, %error, most_s, "the task waits for a secret");
             live.detail(|detail| detail.phase = format!("waiting for {reference}"));
             core.store_progress(live).await;

@@ -178,7 +178,7 @@ pub(super) async fn end_undone(
             tracing::warn!(%error, "the half restored volume is removed later");
         }
     }
-    let keep = core.config.task_history;
+    let keep = core.settings.task_history;
     let listed = match kept {
         true => None,
         false => doubts::may_be_listed(core, &row).await,

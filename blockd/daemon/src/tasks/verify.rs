@@ -51,8 +51,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
     let against = compared_with(core, &row, what, &repository).await?;
     let options = VerifyOptions {
         depth: what.depth,
-        download_concurrency: if what.background { 1 } else { core.config.download_concurrency },
-        cpu_threads: if what.background { 1 } else { core.config.cpu_threads },
+        download_concurrency: if what.background { 1 } else { core.settings.download_concurrency },
+        cpu_threads: if what.background { 1 } else { core.settings.cpu_threads },
     };
     let (check, meant) = (against.clone(), row.cloudsnap);
     let check_of = move |id: &CloudSnapshotId| {
@@ -131,7 +131,7 @@ fn paced(core: &Core, repository: Repository, what: VerifyWhat) -> Repository {
     if !what.background {
         return repository;
     }
-    let bytes_per_s = (core.config.verify_bytes_per_day / SECONDS_PER_DAY).max(1);
+    let bytes_per_s = (core.settings.verify_bytes_per_day / SECONDS_PER_DAY).max(1);
     limited(&repository, Arc::new(Bandwidth::new(None, Some(bytes_per_s))))
 }
 

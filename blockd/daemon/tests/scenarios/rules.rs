@@ -354,7 +354,7 @@ async fn next_daemon_resumes_applications_before_the_backup() {
     host.grouped_volumes().await;
     host.rule("all", host.noting("true", "sleep 0.3")).await;
     host.assign("all", None, Some("shop")).await;
-    *host.core().dies_at.lock() = Some("group frozen");
+    host.die_at("group frozen");
     let started = host.backup_group(&["nas"]).await;
     host.die_and_start().await;
     for task in host.ended(&started).await {
@@ -367,7 +367,7 @@ async fn next_daemon_resumes_applications_before_the_backup() {
     );
     // The point in time is fixed, and what follows it is done once.
     for step in ["backup accepted", "backup frozen", "backup planned", "backup in the store"] {
-        *host.core().dies_at.lock() = Some(step);
+        host.die_at(step);
         let started = host.backup_group(&["nas"]).await;
         host.die_and_start().await;
         for task in host.ended(&started).await {

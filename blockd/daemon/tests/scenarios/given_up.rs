@@ -115,7 +115,7 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
 async fn abandoned_run_with_a_possible_commit_is_verified() {
     let mut host = Host::new().await;
     let (base, volume, model) = host.one_backup().await;
-    *host.core().dies_at.lock() = Some(COMMITTED);
+    host.die_at(COMMITTED);
     let task = host.start_backup("data", false).await;
     host.core().stopping.cancelled().await;
     drop(volume);
@@ -140,7 +140,7 @@ async fn abandoned_run_with_a_possible_commit_is_verified() {
 async fn abandoned_backup_is_verified_after_an_outage() {
     let mut host = Host::new().await;
     let (base, volume, _) = host.one_backup().await;
-    *host.core().dies_at.lock() = Some(COMMITTED);
+    host.die_at(COMMITTED);
     let task = host.start_backup("data", false).await;
     host.core().stopping.cancelled().await;
     drop(volume);
@@ -206,7 +206,7 @@ async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
     for dies_at in [None, Some("backup in the store")] {
         let mut host = Host::new().await;
         let (_, volume, mut model) = host.one_backup().await;
-        *host.core().dies_at.lock() = dies_at;
+        dies_at.iter().for_each(|step| host.die_at(step));
         let task = host.start_backup("data", false).await;
         drop(volume);
         if dies_at.is_some() {
@@ -256,7 +256,7 @@ async fn first_backup_of_a_lazy_volume_resumes() {
             model.write(&clone, 7 << 20, 5, 1 << 20);
             let frozen = model.clone();
 
-            *host.core().dies_at.lock() = Some(step);
+            host.die_at(step);
             let task = host.start_backup("clone", false).await;
             host.core().stopping.cancelled().await;
             if step != "backup frozen" {

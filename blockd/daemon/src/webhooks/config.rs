@@ -1,6 +1,5 @@
 //! Configuration of webhooks.
 
-use super::ConfigError;
 use blockd_api::{
     SecretRef,
     events::{KINDS, Severity},
@@ -11,6 +10,16 @@ use std::{collections::HashSet, fmt};
 
 const MAX_WEBHOOKS: usize = 16;
 const MAX_NAME_BYTES: usize = 64;
+
+/// Reason why webhooks are invalid.
+#[derive(Debug, thiserror::Error)]
+#[error("webhook `{name}`: {what}")]
+pub struct WebhookConfigError {
+    /// Name of the webhook.
+    name: String,
+    /// Cause, without the webhook's URL.
+    what: String,
+}
 
 /// A receiver of events, which are sent as POST requests with a JSON body.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -53,8 +62,8 @@ impl WebhookConfig {
         severity >= self.min_severity && (self.kinds.is_empty() || self.kinds.iter().any(is_meant))
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |what: String| Err(ConfigError::Webhook { name: self.name.clone(), what });
+    fn check(&self) -> Result<(), WebhookConfigError> {
+        let wrong = |what: String| Err(WebhookConfigError { name: self.name.clone(), what });
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if self.name.is_empty() || self.name.len() > MAX_NAME_BYTES || !self.name.chars().all(is_plain) {
             return wrong(format!(
@@ -84,17 +93,20 @@ impl WebhookConfig {
 }
 
 /// Checks all webhooks.
-pub(super) fn check(webhooks: &[WebhookConfig]) -> Result<(), ConfigError> {
-    if webhooks.len() > MAX_WEBHOOKS {
-        let given = webhooks.len().to_string();
-        return Err(ConfigError::Range { key: "webhook", given, wanted: "at most 16 of them" });
+///
+/// # Errors
+/// One is invalid, two have the same name, or there are too many.
+pub fn check(webhooks: &[WebhookConfig]) -> Result<(), WebhookConfigError> {
+    if let Some(extra) = webhooks.get(MAX_WEBHOOKS) {
+        let what = format!("there are {} of them, but at most {MAX_WEBHOOKS} are possible", webhooks.len());
+        return Err(WebhookConfigError { name: extra.name.clone(), what });
     }
     let mut names = HashSet::new();
     for webhook in webhooks {
         webhook.check()?;
         if !names.insert(&webhook.name) {
             let what = "there is another one of this name".to_owned();
-            return Err(ConfigError::Webhook { name: webhook.name.clone(), what });
+            return Err(WebhookConfigError { name: webhook.name.clone(), what });
         }
     }
     Ok(())
@@ -124,7 +136,7 @@ impl WebhookUrl {
     }
 
     /// Returns the URL without the parts that may contain secrets.
-    pub(super) fn shown(&self) -> Self {
+    pub fn shown(&self) -> Self {
         let mut url = self.0.clone();
         if !matches!(url.path(), "" | "/") {
             url.set_path("/...");
@@ -141,7 +153,7 @@ impl WebhookUrl {
 }
 
 /// Returns true if a URL refers to this host.
-pub(super) fn is_loopback(url: &Url) -> bool {
+pub fn is_loopback(url: &Url) -> bool {
     match url.host_str() {
         Some("localhost") => true,
         Some(host) => {

@@ -240,7 +240,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         let mut host = Host::new().await;
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &[]).await;
-        *host.core().dies_at.lock() = Some(step);
+        host.die_at(step);
         host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         host.die_and_start().await;
         let runs = host.settled().await;
@@ -255,7 +255,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         host.create_credential().await;
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &["nas"]).await;
-        *host.core().dies_at.lock() = Some(step);
+        host.die_at(step);
         host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         host.die_and_start().await;
         let runs = host.settled().await;

@@ -71,6 +71,7 @@ fn config(dir: &Path) -> Config {
         nbd_workers: 2,
         cpu_threads: 2,
         verify_bytes_per_day: 0,
+        intervals: Intervals { metrics_retry_ms: 50, store_result_again_ms: 20, record_every_bytes: 1 << 20 },
         secrets: crate::config::SecretsConfig { file_dir: dir.join("secrets"), ..Default::default() },
         ..Config::default()
     }
@@ -177,6 +178,24 @@ impl Host {
     fn sql(&self, statements: &str) {
         let run = |tx: &rusqlite::Transaction<'_>| Ok::<_, DbError>(tx.execute_batch(statements)?);
         self.core().db.transaction(run).unwrap();
+    }
+
+    /// Lets the daemon die at a step.
+    fn die_at(&self, step: &'static str) {
+        let core = self.core();
+        if step != dying::COMMITTED {
+            return core.failpoints.die_at(step);
+        }
+        let stopping = core.stopping.clone();
+        core.failpoints.wrap_store(move |inner| {
+            Arc::new(dying::Dying { inner, stopping: stopping.clone() })
+        });
+    }
+
+    /// Sets the action of the next pass of a step.
+    fn meanwhile(&self, step: &'static str, action: impl FnOnce(&Core) + Send + 'static) {
+        let core = Arc::clone(self.core());
+        self.core().failpoints.once(step, move || action(&core));
     }
 
     /// Waits for the crash at its step and the end of the tasks, and starts the next daemon.

@@ -27,7 +27,7 @@ async fn interrupted_backup_is_abandoned_without_conditional_put() {
         host.backup("data", false).await;
         model.write(&volume, 1 << 20, 2, 1 << 20);
 
-        *host.core().dies_at.lock() = Some(step);
+        host.die_at(step);
         let task = host.start_backup("data", false).await;
         host.core().stopping.cancelled().await;
         drop(volume);

@@ -21,7 +21,7 @@ async fn backup_survives_a_crash_at_any_step() {
         model.write(&volume, 1 << 20, 2, 1 << 20);
         let frozen = model.clone();
 
-        *host.core().dies_at.lock() = Some(step);
+        host.die_at(step);
         let task = host.start_backup("data", false).await;
         host.core().stopping.cancelled().await;
         if step != "backup accepted" {
@@ -256,7 +256,7 @@ async fn restore_survives_a_crash_at_any_step() {
         let id = host.backup("data", false).await.source_volume.unwrap();
         drop(volume);
 
-        *host.core().dies_at.lock() = Some(step);
+        host.die_at(step);
         let request = StartRestore::of(id.parse().unwrap());
         let started = host.client.call(START_RESTORE, &request).await.unwrap();
         assert_eq!(started.volume.as_str(), "data-restored-1");
@@ -277,7 +277,7 @@ async fn delete_survives_a_crash_at_any_step() {
         Model::new().write(&volume, 0, 1, 3 << 20);
         let id = host.backup("data", false).await.source_volume.unwrap();
         drop(volume);
-        *host.core().dies_at.lock() = Some(step);
+        host.die_at(step);
         let request = StartDelete::of(id.parse().unwrap());
         let task = host.client.call(START_DELETE, &request).await.unwrap().task;
         host.die_and_start().await;

@@ -247,9 +247,9 @@ async fn pin_during_a_listing_is_kept() {
         RetentionOverride { pinned: true, ..first },
     ] {
         store_override(host.core(), first);
-        host.core().failpoint.at("expired judged", move |core| store_override(core, said));
+        host.meanwhile("expired judged", move |core| store_override(core, said));
         host.expire_at(later).await;
-        assert!(host.core().failpoint.is_over());
+        assert!(host.core().failpoints.are_over());
         assert_eq!(host.ids().await, snaps, "{said:?}");
     }
     store_override(host.core(), first);
@@ -259,7 +259,7 @@ async fn pin_during_a_listing_is_kept() {
     // A deletion ends between the look at the store and the mark.
     let last = stored_id(&snaps[1]);
     let manifest = host.store.path().join(last.manifest_key());
-    host.core().failpoint.at("mark asked for", move |_| std::fs::remove_file(manifest).unwrap());
+    host.meanwhile("mark asked for", move |_| std::fs::remove_file(manifest).unwrap());
     let pinned = MarkCloudsnap { pinned: Some(true), ..mark(&snaps[1]) };
     assert_eq!(api_code(host.client.call(MARK_CLOUDSNAP, &pinned).await), ErrorCode::CloudsnapNotFound);
     assert!(!host.mark_of(&last, credential).unwrap().pinned);
@@ -282,13 +282,13 @@ async fn backup_pinned_during_retention_is_kept() {
                 pinned: true,
                 expires: None,
             };
-            host.core().failpoint.at("surplus judged", move |core| store_override(core, pin));
+            host.meanwhile("surplus judged", move |core| store_override(core, pin));
         }
         host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         snaps.push(host.settled().await[0].cloudsnap.unwrap().to_string());
     }
     host.until_deleted(1).await;
-    assert!(host.core().failpoint.is_over());
+    assert!(host.core().failpoints.are_over());
     assert_eq!(host.ids().await, [snaps[0].clone(), snaps[2].clone()]);
     host.stop().await;
 }
@@ -302,7 +302,7 @@ async fn refused_deletion_blocks_no_other() {
     let snaps = host.dated(4, tomorrow).await;
     // The older ones come into use when it is decided already that they go.
     let restores = [0, 1].map(|one| task(TaskKind::Restore, TaskState::Active, &snaps[one], credential));
-    host.core().failpoint.at("expired judged", move |core| {
+    host.meanwhile("expired judged", move |core| {
         let put = |tx: &rusqlite::Transaction<'_>| restores.iter().try_for_each(|row| row.put(tx));
         core.db.transaction::<_, DbError>(put).unwrap();
     });
@@ -342,7 +342,7 @@ async fn pin_of_a_running_backup_is_kept() {
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
     let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
     for expires in [None, Some(tomorrow)] {
-        host.core().failpoint.at("backup in the store", move |core| {
+        host.meanwhile("backup in the store", move |core| {
             let tasks = core.db.transaction(TaskRow::unfinished).unwrap();
             let cloudsnap = tasks[0].cloudsnap;
             store_override(core, RetentionOverride { cloudsnap, credential, pinned: true, expires: None });

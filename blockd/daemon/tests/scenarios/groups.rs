@@ -35,7 +35,7 @@ async fn group_freeze_is_atomic_across_a_crash() {
     let first = host.freeze_group("first").await.unwrap();
     assert_eq!((first.snapshots.len(), first.group.members), (3, 3));
     // All volumes have their snapshot, but no row has it yet.
-    *host.core().dies_at.lock() = Some("group frozen");
+    host.die_at("group frozen");
     assert!(host.freeze_group("second").await.is_err());
     for entry in host.core().registry.all() {
         assert_eq!(entry.volume().unwrap().snapshots().len(), 2, "{}", entry.name);

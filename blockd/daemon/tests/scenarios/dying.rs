@@ -1,7 +1,5 @@
 //! A daemon that dies right after the commit of a backup, before it asked anything about it.
 
-use crate::core::Core;
-use blockd_cloud::Repository;
 use blockd_store::{BlobStore, Middleware, PutMode, Request, Response, StoreFuture};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -10,18 +8,10 @@ use tokio_util::sync::CancellationToken;
 /// The step at which it does.
 pub(crate) const COMMITTED: &str = "backup put";
 
-struct Dying {
-    inner: Arc<dyn BlobStore>,
-    stopping: CancellationToken,
-}
-
-/// The repository, through a store whose daemon dies when a manifest was put, if it is to die at that step.
-pub(crate) fn dying(core: &Core, repository: &Repository) -> Repository {
-    if *core.dies_at.lock() != Some(COMMITTED) {
-        return repository.clone();
-    }
-    let inner = Arc::clone(repository.store());
-    repository.with_store(Arc::new(Dying { inner, stopping: core.stopping.clone() }))
+/// Store whose daemon dies when a manifest was put.
+pub(crate) struct Dying {
+    pub(crate) inner: Arc<dyn BlobStore>,
+    pub(crate) stopping: CancellationToken,
 }
 
 impl Middleware for Dying {

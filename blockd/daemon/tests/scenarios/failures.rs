@@ -111,7 +111,7 @@ async fn resources_in_use_are_not_deleted() {
     drop(attachment);
 
     // A task that is paused at a step counts as running.
-    *host.core().dies_at.lock() = Some("backup planned");
+    host.die_at("backup planned");
     let task = host.start_backup("data", false).await;
     host.core().stopping.cancelled().await;
     let again = StartBackup::of("data".parse().unwrap());

@@ -272,7 +272,7 @@ async fn kept_backup_in_doubt_is_no_last_good_of_expiry() {
 async fn backup_committed_in_doubt_is_no_last_good_of_expiry() {
     let mut host = Host::new().await;
     let dated = host.one_dated().await;
-    *host.core().dies_at.lock() = Some(dying::COMMITTED);
+    host.die_at(dying::COMMITTED);
     let task = host.start_backup("v", true).await;
     host.die_and_start().await;
     let in_doubt = host.done(task).await.source_volume.unwrap();
@@ -400,9 +400,9 @@ async fn date_set_concurrently_under_another_credential_is_kept() {
         pinned: false,
         expires: Some(later() + SignedDuration::from_hours(24)),
     };
-    host.core().failpoint.at("expired judged", move |core| store_override(core, said));
+    host.meanwhile("expired judged", move |core| store_override(core, said));
     host.expire_at(later()).await;
-    assert!(host.core().failpoint.is_over());
+    assert!(host.core().failpoints.are_over());
     assert!(host.manifest_path(&dated).exists());
     host.stop().await;
 }
@@ -425,7 +425,7 @@ async fn damaged_manifest_is_deleted_by_force_only() {
             }
             error => panic!("{error}"),
         }
-        *host.core().dies_at.lock() = step;
+        step.iter().for_each(|step| host.die_at(step));
         let task = host.delete_by_force(&snaps[1]).await;
         if step.is_some() {
             host.die_and_start().await;
@@ -460,10 +460,10 @@ async fn store_unmounted_within_a_pass_expires_no_run() {
     let (_, schedule) = host.two_kept().await;
     let (store, away) = (host.store.path().to_owned(), host.store.path().with_extension("away"));
     let (unmounted, (over, is_over)) = (away.clone(), tokio::sync::oneshot::channel());
-    host.core().failpoint.at("place proven", move |core| {
+    host.meanwhile("place proven", move |core| {
         fs::rename(&store, &unmounted).unwrap();
         fs::create_dir(&store).unwrap();
-        core.failpoint.at("surplus looked at", move |_| over.send(()).unwrap());
+        core.failpoints.once("surplus looked at", move || over.send(()).unwrap());
     });
     host.keep(schedule, 1).await;
     is_over.await.unwrap();
@@ -481,7 +481,7 @@ async fn deletion_of_retention_is_judged_again_after_a_restart() {
     let mut host = Host::new().await;
     let dated = host.one_dated().await;
     let newest = host.backup("v", true).await.source_volume.unwrap();
-    *host.core().dies_at.lock() = Some("delete accepted");
+    host.die_at("delete accepted");
     host.core().delete_expired(later, &mut RecentListings::default()).await.unwrap();
     let task = host.core().db.transaction(TaskRow::unfinished).unwrap().remove(0);
     host.core().stopping.cancelled().await;

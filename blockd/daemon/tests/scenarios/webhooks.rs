@@ -184,7 +184,7 @@ async fn deliveries_hold_the_event_and_are_signed() {
     verified("whsec_cGxhbnRlZC1zZWNyZXQtdHdv", &delivery).unwrap();
     let status = host.webhook_when(|status| status.delivered == 1).await;
     assert_eq!((status.waiting, status.error, status.failing_since), (0, None, None));
-    assert!(!format!("{:?}{:?}", host.core().config, host.webhook().await).contains("planted"));
+    assert!(!format!("{:?}{:?}", host.core().webhooks, host.webhook().await).contains("planted"));
     host.stop().await;
 }
 

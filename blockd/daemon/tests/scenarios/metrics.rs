@@ -155,7 +155,7 @@ async fn metrics_listener_serves_metrics_only() {
     let mut config = config(dir.path());
     config.metrics.listen = Some("127.0.0.1:0".parse().unwrap());
     let daemon = Daemon::start(config, false).await.unwrap();
-    let address = *daemon.core().metrics_tcp.get().unwrap();
+    let address = daemon.metrics_address().unwrap();
     for (path, status) in
         [("/metrics", "200"), ("/readyz", "200"), ("/healthz", "200"), ("/v1/status", "404")]
     {

@@ -120,7 +120,7 @@ async fn group_backup_has_one_point_in_time_after_a_crash() {
     let mut instants = 0;
     for step in ["backup accepted", "group frozen", "backup frozen", "backup planned", "backup in the store"]
     {
-        *host.core().dies_at.lock() = Some(step);
+        host.die_at(step);
         let started = host.backup_group(&["nas"]).await;
         host.die_and_start().await;
         for task in host.ended(&started).await {

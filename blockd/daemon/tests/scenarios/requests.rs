@@ -87,7 +87,7 @@ async fn incremental_without_its_base_becomes_a_full_backup() {
         if dies_at != Some("backup planned") {
             fs::remove_file(host.store.path().join("blockd/manifests").join(&base)).unwrap();
         }
-        *host.core().dies_at.lock() = dies_at;
+        dies_at.iter().for_each(|step| host.die_at(step));
         let task = host.start_backup("data", false).await;
         let resumed = u64::from(dies_at.is_some());
         if let Some(step) = dies_at {
@@ -201,7 +201,7 @@ async fn interrupted_backup_waits_for_its_directory() {
     model.write(&volume, 0, 1, 3 << 20);
     host.backup("data", false).await;
     model.write(&volume, 1 << 20, 2, 1 << 20);
-    *host.core().dies_at.lock() = Some(dying::COMMITTED);
+    host.die_at(dying::COMMITTED);
     let task = host.start_backup("data", false).await;
     host.core().stopping.cancelled().await;
     drop(volume);

@@ -63,12 +63,12 @@ async fn taken_metrics_address_does_not_block_volumes() {
     assert!(text.contains("blockd_problems{kind=\"metrics\"} 1\n"), "{text}");
     drop(taken);
     for _ in 0..1200 {
-        if core.metrics_tcp.get().is_some() {
+        if daemon.metrics_address().is_some() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(core.metrics_tcp.get().is_some(), "it is not tried again");
+    assert!(daemon.metrics_address().is_some(), "it is not tried again");
     assert_eq!(wrong().count(), 1);
     daemon.stop().await.unwrap();
 }
