@@ -5,12 +5,12 @@
 //! With `--export` the readable content of one volume is written to a file ([`crate::salvage`]).
 
 use crate::{
-    core::volume_dir,
     lock::{DirLock, LockError},
     salvage::{ExportRequest, Exported, SalvageError, export},
 };
 use blockd_api::VolumeRef;
 use blockd_catalog::{Db, KnownVolume, VolumeState};
+use blockd_engine::core::volume_dir;
 use blockd_extent::VolumeId;
 use blockd_volume::{Checked, Volume};
 use serde::Serialize;
@@ -157,7 +157,7 @@ fn run_check(
     let db = data_dir.join("blockd.db");
     let (known, database_error) = match Db::find_volumes(&db) {
         Ok(rows) => (rows.into_iter().map(from_row).collect(), None),
-        Err(error) => (from_folders(data_dir), Some(crate::error::with_sources(&error))),
+        Err(error) => (from_folders(data_dir), Some(blockd_engine::error::with_sources(&error))),
     };
     let mut volumes: Vec<_> =
         choose(known, named)?.into_iter().map(|volume| check_volume(data_dir, volume)).collect();

@@ -2,13 +2,9 @@
 //! while another daemon uses it. It changes nothing and takes no lock; packages run it before they restart
 //! the daemon.
 
-use crate::{
-    config::Config,
-    credentials::cannot_be_opened,
-    daemon::{check_socket_path},
-    error::with_sources,
-};
+use crate::{config::Config, daemon::check_socket_path};
 use blockd_catalog::Db;
+use blockd_engine::{credentials::cannot_be_opened, error::with_sources};
 use blockd_extent::VolumeId;
 use blockd_nbd::TlsIdentity;
 use blockd_secrets::Secrets;

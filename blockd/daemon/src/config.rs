@@ -4,15 +4,15 @@
 
 mod control;
 
+pub use blockd_engine::settings::{BrowseConfig, Intervals, TaskPriority};
+pub use blockd_engine::webhooks::config::{WebhookConfig, WebhookConfigError, WebhookUrl};
 pub use blockd_secrets::SecretsConfig;
 pub use control::{ControlConfig, ControlSocket};
-pub use crate::settings::{BrowseConfig, Intervals, TaskPriority};
-pub use crate::webhooks::config::{WebhookConfig, WebhookConfigError, WebhookUrl};
 
 use crate::cli::Cli;
-use crate::{limits::LimitPlan, settings::Settings};
 use crate::logging;
 use blockd_api::{DailyLimit, credentials::CredentialLimits};
+use blockd_engine::{limits::LimitPlan, settings::Settings};
 use blockd_nbd::{TlsFiles, TlsMode};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -450,7 +450,7 @@ impl Config {
             given: error.given,
             wanted: error.wanted,
         })?;
-        crate::webhooks::config::check(&self.webhook)?;
+        blockd_engine::webhooks::config::check(&self.webhook)?;
         self.limit_plan()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
@@ -588,132 +588,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    fn parse(text: &str) -> Result<Config, ConfigError> {
-        Config::parse(text, Path::new("/etc/x.toml"))
-    }
-
-    #[test]
-    fn unknown_key_is_named_with_its_line() {
-        let error = parse("full_every = 3\n\nuplod_concurrency = 4\n").unwrap_err().to_string();
-        assert!(error.starts_with("configuration /etc/x.toml, line 3: "), "{error}");
-        assert!(error.contains("uplod_concurrency"), "{error}");
-        assert!(!error.contains('\n'));
-    }
-
-    #[test]
-    fn command_line_overrides_file_and_file_overrides_defaults() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("c.toml");
-        std::fs::write(
-            &path,
-            "data_dir = \"/a\"\nfull_every = 3\nlog_level = \"warn\"\nnbd_listen = [\"tcp://127.0.0.1:1\"]\n",
-        )
-        .unwrap();
-        let path_text = path.to_str().unwrap();
-        let cli = Cli::parse_from([
-            "blockd",
-            "--config",
-            path_text,
-            "--data-dir",
-            "/b",
-            "--nbd-listen",
-            "tcp://[::1]:2",
-        ]);
-        let config = Config::load(&cli).unwrap();
-        assert_eq!(config.data_dir, Path::new("/b"));
-        assert_eq!(config.full_every, 3);
-        assert_eq!(config.upload_concurrency, 4);
-        assert_eq!(config.nbd_listen, vec![NbdAddress::Tcp("[::1]:2".parse().unwrap())]);
-    }
-
-    #[test]
-    fn named_file_that_is_missing_is_refused() {
-        let cli = Cli { config: Some("/nonexistent/blockd.toml".into()), ..Cli::default() };
-        let error = Config::load(&cli).unwrap_err().to_string();
-        assert!(error.contains("/nonexistent/blockd.toml"), "{error}");
-    }
-
-    #[test]
-    fn value_out_of_range_is_refused_by_name() {
-        let config = Config { full_every: 0, ..Config::default() };
-        assert_eq!(config.check().unwrap_err().to_string(), "full_every is 0, but must be 1 to 1000");
-    }
-
-    #[test]
-    fn invalid_log_level_is_refused() {
-        let config = Config { log_level: "bogus".into(), ..Config::default() };
-        let error = config.check().unwrap_err().to_string();
-        assert!(error.starts_with("log_level: ") && error.contains("bogus"), "{error}");
-    }
-
-    #[test]
-    fn serialized_config_parses_back() {
-        let config = Config { nbd_listen: vec!["unix:///run/x.sock".parse().unwrap()], ..Config::default() };
-        assert_eq!(parse(&config.to_toml()).unwrap(), config);
-    }
-
-    #[test]
-    fn daily_limits_are_parsed_and_checked() {
-        let text = "limit_upload = \"20M@08:00-18:00,100MiB\"\nlimit_time_zone = \"Europe/Berlin\"\n";
-        let config = parse(text).unwrap();
-        config.check().unwrap();
-        assert_eq!(parse(&config.to_toml()).unwrap(), config);
-        assert!(parse("limit_upload = \"20M@8-18\"").unwrap_err().to_string().contains("08:00-18:00"));
-        for (text, word) in [("limit_download = \"7\"", "1024"), ("limit_time_zone = \"X/Y\"", "X/Y")] {
-            let error = parse(text).unwrap().check().unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
-        }
-    }
-
-    #[test]
-    fn plaintext_to_other_hosts_needs_explicit_consent() {
-        let with = |text: &str| {
-            let config = parse(text).unwrap();
-            config.check().map(|()| config.tls_mode()).map_err(|error| error.to_string())
-        };
-        let certificate = "nbd_tls_certificate = \"/c\"\nnbd_tls_key = \"/k\"\n";
-        let open = "nbd_listen = [\"tcp://127.0.0.1:1\", \"tcp://0.0.0.0:1\"]\n";
-        let error = with(open).unwrap_err();
-        assert!(error.contains("0.0.0.0:1") && error.contains("nbd_allow_plaintext"), "{error}");
-        assert_eq!(with(&format!("{open}nbd_allow_plaintext = true")), Ok(NbdTls::Off));
-        assert_eq!(with(&format!("{open}{certificate}")), Ok(NbdTls::Require), "a certificate implies TLS");
-        let allow = format!("{open}{certificate}nbd_tls = \"allow\"\n");
-        assert!(
-            with(&allow).unwrap_err().contains("nbd_allow_plaintext"),
-            "clients may connect in clear text"
-        );
-        assert_eq!(with(&format!("{allow}nbd_allow_plaintext = true")), Ok(NbdTls::Allow));
-        for address in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
-            assert_eq!(with(&format!("nbd_listen = [\"tcp://{address}\"]")), Ok(NbdTls::Off));
-        }
-        for (text, named) in [
-            ("nbd_tls = \"require\"", "nbd_tls_certificate"),
-            ("nbd_tls_certificate = \"/c\"", "nbd_tls_key"),
-            ("nbd_tls_key = \"/k\"", "nbd_tls_certificate"),
-            ("nbd_tls_client_ca = \"/ca\"", "nbd_tls_client_ca"),
-            ("nbd_tls_client_crl = \"/crl\"", "nbd_tls_client_ca"),
-            ("[nbd_access]\nvol = [\"alice\"]", "nbd_tls_client_ca"),
-            ("nbd_idle_timeout_ms = 5", "nbd_idle_timeout_ms"),
-        ] {
-            let error = with(text).unwrap_err();
-            assert!(error.starts_with(&format!("{named} is ")), "{text}: {error}");
-        }
-        let full =
-            format!("{certificate}nbd_tls_client_ca = \"/ca\"\n[nbd_access]\n\"db-*\" = [\"alice\"]\n");
-        assert_eq!(with(&full), Ok(NbdTls::Require));
-        let config = parse(&full).unwrap();
-        assert_eq!(parse(&config.to_toml()).unwrap(), config, "serialized config parses back");
-    }
-
-    #[test]
-    fn invalid_address_error_names_the_valid_form() {
-        for bad in ["127.0.0.1:10809", "tcp://localhost", "unix://relative", "http://x", ""] {
-            let error = bad.parse::<NbdAddress>().unwrap_err();
-            assert!(error.contains("tcp://"), "{error}");
-        }
-    }
-}
+mod tests;

@@ -6,15 +6,13 @@
 use crate::{
     activation::Passed,
     config::{Config, ControlConfig, ControlSocket},
-    core::Core,
     daemon::{DaemonError, check_socket_path, file_error, remove_socket},
-    error::with_sources,
-    health,
     http::{self, Api, caller::Caller, connections::serve, remote::Remote},
     nbd::load_identity,
     served::Served,
 };
 use axum::Router;
+use blockd_engine::{core::Core, error::with_sources, health};
 use blockd_nbd::{TlsFiles, TlsIdentity};
 use nix::unistd::{Gid, Group};
 use parking_lot::RwLock;
@@ -202,7 +200,11 @@ fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
 }
 
 /// Creates a group's socket.
-fn listen_for_group(core: &Core, served: &Served, socket: &ControlSocket) -> Result<UnixListener, DaemonError> {
+fn listen_for_group(
+    core: &Core,
+    served: &Served,
+    socket: &ControlSocket,
+) -> Result<UnixListener, DaemonError> {
     let taken = [core.control_socket(), core.nbd_socket()];
     if taken.iter().chain(&served.nbd_unix).any(|path| *path == socket.path) {
         let taken = std::io::Error::other("another listener of this daemon uses this path");

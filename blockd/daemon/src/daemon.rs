@@ -5,21 +5,23 @@
 //! the volumes are flushed and closed.
 
 use crate::{
-    access::Access,
     activation::Passed,
     config::{Config, ConfigError, LogFormat, NbdAddress},
     control::Control,
-    core::{Core, OpenCore, OpenError, tasks_dir},
-    error::{ServiceError, with_sources},
-    health,
     http::{self, Api},
     lock::{DirLock, LockError},
-    merger::Merger,
     nbd::{self, Certificates},
-    registry::EntryState,
     served::Served,
     supervisor::Supervisor,
     watchdog,
+};
+use blockd_engine::{
+    access::Access,
+    core::{Core, OpenCore, OpenError, tasks_dir},
+    error::{ServiceError, with_sources},
+    health,
+    merger::Merger,
+    registry::EntryState,
 };
 use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_nbd_kernel::System;
@@ -230,7 +232,7 @@ impl Daemon {
         if let Err(error) = core.resume_hydrations().await {
             tracing::error!(%error, "resuming the hydration of lazy volumes failed");
         }
-        supervisor.start("schedules", crate::schedules::run(Arc::clone(&core)));
+        supervisor.start("schedules", blockd_engine::schedules::run(Arc::clone(&core)));
         notify(sd_notify::NotifyState::Ready);
         let watchdog = watchdog::start();
         tracing::info!(
@@ -473,13 +475,13 @@ pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
 /// Starts the loops that need nothing but the shared state.
 fn start_loops(supervisor: &mut Supervisor, core: &Arc<Core>) {
     let (pressure, registry) = (Arc::clone(&core.pressure), Arc::clone(&core.registry));
-    supervisor.start_interruptible("pressure", crate::pressure::run(pressure, registry));
-    supervisor.start_interruptible("limits", crate::limits::run(Arc::clone(core)));
+    supervisor.start_interruptible("pressure", blockd_engine::pressure::run(pressure, registry));
+    supervisor.start_interruptible("limits", blockd_engine::limits::run(Arc::clone(core)));
     supervisor.start_interruptible("secrets", blockd_secrets::run_expiry(Arc::clone(&core.references)));
-    supervisor.start_interruptible("map sync", crate::map_sync::run(Arc::clone(&core.registry)));
-    supervisor.start_interruptible("maintenance", crate::maintenance::run(Arc::clone(core)));
-    supervisor.start_interruptible("health", crate::health::run(Arc::clone(core)));
-    supervisor.start("events", crate::webhooks::run(Arc::clone(core), core.log_reader.clone()));
+    supervisor.start_interruptible("map sync", blockd_engine::map_sync::run(Arc::clone(&core.registry)));
+    supervisor.start_interruptible("maintenance", blockd_engine::maintenance::run(Arc::clone(core)));
+    supervisor.start_interruptible("health", blockd_engine::health::run(Arc::clone(core)));
+    supervisor.start("events", blockd_engine::webhooks::run(Arc::clone(core), core.log_reader.clone()));
 }
 
 /// Serves metrics; binds the address again until that succeeds: volumes are served without it.

@@ -12,7 +12,6 @@ use std::{
 };
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, registry, reload, util::SubscriberInitExt};
 
-
 /// Reasons why the log could not be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {

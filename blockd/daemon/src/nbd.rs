@@ -1,13 +1,11 @@
 //! NBD servers, from the configuration to running servers, and renewal of their certificates.
 
 use crate::{
-    access::Access,
-    browse::CloudExports,
     config::{Config, NbdAddress},
-    core::Core,
     daemon::{DaemonError, check_socket_path, remove_socket},
-    error::with_sources,
-    exports::Exports,
+};
+use blockd_engine::{
+    access::Access, browse::CloudExports, core::Core, error::with_sources, exports::Exports,
 };
 use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsError, TlsFiles, TlsIdentity};
 use std::{

@@ -3,11 +3,11 @@
 use crate::{
     config::{Config, ConfigError},
     daemon::Daemon,
-    error::{one_line, with_sources},
     logging::{self, LoggingError},
 };
 use blockd_api::{events::Severity, status::ReloadFailure};
 use blockd_catalog::NewEvent;
+use blockd_engine::error::{one_line, with_sources};
 use blockd_nbd::{TlsError, TlsIdentity};
 use jiff::Timestamp;
 

@@ -1,12 +1,12 @@
 //! Mounts of snapshots, and files in cloud snapshots.
 
 use super::{Body, Failure, Input, Reply, caller::Caller, passed_fds::Descriptor, routes::Routes};
-use crate::{core::Core, error::ServiceError};
 use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::{
     browse::{BrowseMount, HandMount, ReadFile},
     operations,
 };
+use blockd_engine::{core::Core, error::ServiceError};
 use std::sync::Arc;
 
 pub(super) fn routes() -> Routes {

@@ -4,7 +4,6 @@
 //! Operations that are not in the table are for admins only.
 
 use super::Failure;
-use crate::{error::ServiceError, owner};
 use axum::{
     extract::{FromRequestParts, MatchedPath, Request},
     http::request::Parts,
@@ -12,6 +11,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use blockd_api::{ErrorCode, operations::role_for, roles::Role, tasks::TaskOwner};
+use blockd_engine::{
+    error::ServiceError,
+    owner::{self, User},
+};
 
 /// Caller of the API.
 #[derive(Clone, Debug)]
@@ -22,13 +25,6 @@ pub(crate) struct Caller {
     pub name: String,
     /// User of this host, as reported by the kernel.
     pub user: Option<User>,
-}
-
-/// User of this host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct User {
-    pub uid: u32,
-    pub gid: u32,
 }
 
 impl Caller {

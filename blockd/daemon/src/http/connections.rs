@@ -4,11 +4,11 @@
 //! live on in an open connection.
 
 use super::{
-    caller::{Caller, User},
-    fd_closer::Closer,
+    caller::Caller,
     passed_fds::{PassedFds, Receiving, may_pass},
 };
 use axum::{Router, body::Body};
+use blockd_engine::{foreign_fd::Closer, owner::User};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{

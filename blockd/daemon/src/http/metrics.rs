@@ -7,7 +7,6 @@ use super::{
     passed_fds::PassedFds,
     routes::Routes,
 };
-use crate::{core::Core, error::ServiceError, health::Room, metrics::TEXT_FORMAT};
 use axum::{
     Router,
     extract::State,
@@ -16,6 +15,7 @@ use axum::{
 };
 use blockd_api::{ErrorCode, operations, roles::Role};
 use blockd_catalog::DbError;
+use blockd_engine::{core::Core, error::ServiceError, health::Room, metrics::TEXT_FORMAT};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, hash_map::Entry},

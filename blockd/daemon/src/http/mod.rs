@@ -9,7 +9,6 @@ pub(crate) mod caller;
 mod cloudsnaps;
 pub(crate) mod connections;
 mod credentials;
-mod fd_closer;
 pub(crate) mod metrics;
 mod passed_fds;
 pub(crate) mod remote;
@@ -21,7 +20,7 @@ mod status;
 mod tasks;
 mod volumes;
 
-use crate::{core::Core, error::ServiceError, served::Served};
+use crate::served::Served;
 use axum::{
     Router,
     body::Bytes,
@@ -34,8 +33,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use blockd_api::{ApiError, ErrorBody, ErrorCode, operations::PathParameter};
+use blockd_engine::{core::Core, error::ServiceError};
 use caller::Caller;
-pub(crate) use fd_closer::Foreign;
 use futures::FutureExt;
 use routes::Routes;
 use serde::{Serialize, de::DeserializeOwned};
@@ -185,8 +184,8 @@ impl<T: Serialize> IntoResponse for Reply<T> {
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Result<T, Failure> {
-    let (_waiting, work) = crate::preflight::with_client_cancellation(work.in_current_span());
-    match tokio::spawn(crate::owner::scope(crate::owner::current(), work)).await {
+    let (_waiting, work) = blockd_engine::preflight::with_client_cancellation(work.in_current_span());
+    match tokio::spawn(blockd_engine::owner::scope(blockd_engine::owner::current(), work)).await {
         Ok(result) => Ok(result?),
         Err(error) => Err(Failure(ServiceError::Internal(error.to_string()))),
     }
@@ -260,7 +259,7 @@ mod tests {
         let begins = Arc::clone(&begun);
         let change = async move {
             let question = async { Ok(answered.await.is_ok()) };
-            crate::preflight::in_time(Duration::from_secs(60), question).await?;
+            blockd_engine::preflight::in_time(Duration::from_secs(60), question).await?;
             begins.store(true, Ordering::SeqCst);
             Ok(())
         };

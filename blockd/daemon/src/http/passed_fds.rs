@@ -4,14 +4,10 @@
 //! others the kernel drops them before this process gets them. One is kept for the request that is being
 //! read, and none is accepted after it. Unwanted ones are closed by a thread that may block.
 
-use super::{
-    Failure,
-    caller::Caller,
-    fd_closer::{Closer, Foreign},
-    invalid,
-};
+use super::{Failure, caller::Caller, invalid};
 use axum::{extract::FromRequestParts, http::request::Parts};
 use blockd_api::operations::HAND_MOUNT;
+use blockd_engine::foreign_fd::{Closer, Foreign};
 use parking_lot::Mutex;
 use rustix::{
     io::Errno,

@@ -1,7 +1,7 @@
 //! Router of the operations.
 
 use super::{Api, Body, Failure, Input, Named, Reply, caller::Caller, detached};
-use crate::{core::Core, error::ServiceError, served::Served};
+use crate::served::Served;
 use axum::{
     Router,
     extract::{FromRequest, FromRequestParts, Request, State},
@@ -9,6 +9,7 @@ use axum::{
     routing::{self, MethodRouter},
 };
 use blockd_api::operations::{Method, Operation, OperationInfo, PathParameter};
+use blockd_engine::{core::Core, error::ServiceError};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
@@ -28,11 +29,7 @@ where
     P: PathParameter,
     I: DeserializeOwned + 'static,
 {
-    async fn of<R>(
-        operation: Operation<P, I, R>,
-        api: Api,
-        request: Request,
-    ) -> Result<Self, Failure> {
+    async fn of<R>(operation: Operation<P, I, R>, api: Api, request: Request) -> Result<Self, Failure> {
         let (mut parts, body) = request.into_parts();
         let caller = Caller::from_request_parts(&mut parts, &api).await?;
         let Named(path) = match operation.info.path.contains('{') {

@@ -4,13 +4,13 @@ use super::{
     Failure,
     routes::{OperationCall, Routes},
 };
-use crate::registry::EntryState;
 use axum::{http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::{
     operations,
     status::{Counts, Status},
 };
 use blockd_catalog::{CredentialRow, DbError, SnapshotRow};
+use blockd_engine::registry::EntryState;
 use std::sync::LazyLock;
 
 static OPENAPI: LazyLock<String> = LazyLock::new(blockd_api::openapi::document_text);

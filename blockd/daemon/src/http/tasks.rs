@@ -7,12 +7,12 @@ use super::{
     routes::{OperationCall, Routes},
     rules::hide_commands,
 };
-use crate::core::Core;
 use blockd_api::{
     operations,
     roles::Role,
     tasks::{ListTasks, StopTask, Task, TaskList},
 };
+use blockd_engine::core::Core;
 use uuid::Uuid;
 
 pub(super) fn routes() -> Routes {
@@ -23,12 +23,15 @@ pub(super) fn routes() -> Routes {
         })
         .on(operations::STOP_TASK, stop)
         .on(operations::RESUME_TASK, resume)
-        .on(operations::LIMIT_TASK, async |OperationCall { core, caller, path: task, input: limits, .. }| {
-            Ok::<_, Failure>(shown(
-                &caller,
-                detached(async move { core.limit_task(task, limits).await }).await?,
-            ))
-        })
+        .on(
+            operations::LIMIT_TASK,
+            async |OperationCall { core, caller, path: task, input: limits, .. }| {
+                Ok::<_, Failure>(shown(
+                    &caller,
+                    detached(async move { core.limit_task(task, limits).await }).await?,
+                ))
+            },
+        )
 }
 
 async fn list(call: OperationCall<(), ListTasks>) -> Result<TaskList, Failure> {

@@ -4,7 +4,7 @@
 //! of this daemon's volumes, which would be a deadlock. Here a record that the journal does not accept at
 //! once is dropped, and the next accepted record is followed by the number of dropped ones.
 
-use crate::events::EVENT_TARGET;
+use blockd_engine::events::EVENT_TARGET;
 use std::{
     fmt::{self, Write as _},
     io,

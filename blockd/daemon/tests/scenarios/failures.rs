@@ -116,7 +116,7 @@ async fn resources_in_use_are_not_deleted() {
     host.core().stopping.cancelled().await;
     let again = StartBackup::of("data".parse().unwrap());
     let core = Arc::clone(host.core());
-    let code = |error: crate::error::ServiceError| error.to_api().code;
+    let code = |error: blockd_engine::error::ServiceError| error.to_api().code;
     assert_eq!(code(core.start_backup(&again).await.unwrap_err()), ErrorCode::VolumeInUse);
     assert_eq!(
         code(core.delete_volume(&"data".parse().unwrap(), true).await.unwrap_err()),
@@ -247,7 +247,8 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
 
     let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let told = Arc::clone(&sizes);
-    let listener = move |entry: &crate::registry::VolumeEntry, size| told.lock().push((entry.id, size));
+    let listener =
+        move |entry: &blockd_engine::registry::VolumeEntry, size| told.lock().push((entry.id, size));
     host.core().registry.on_resized(Box::new(listener));
     let update = |size_bytes, read_only| UpdateVolume { size_bytes, read_only, ..Default::default() };
     let name = "data".parse().unwrap();

@@ -2,10 +2,10 @@
 //! built on those that are in doubt.
 
 use super::{dying::COMMITTED, *};
-use crate::tasks::doubts::Failing;
 use blockd_api::{events::ListEvents, lazy::StartLazyRestore, tasks::StopTask};
 use blockd_catalog::Doubt;
 use blockd_cloud::CloudSnapshotId;
+use blockd_engine::tasks::doubts::Failing;
 use jiff::{SignedDuration, Timestamp};
 use std::{fs, path::PathBuf};
 

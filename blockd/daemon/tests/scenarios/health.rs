@@ -1,7 +1,7 @@
 //! Tests of the health report.
 
 use super::{Host, Model, api_code, config};
-use crate::{check_start::check_start, daemon::Daemon};
+use blockd::{check_start::check_start, daemon::Daemon};
 use blockd_api::{
     CredentialRef, ErrorCode, VolumeRef,
     credential_update::UpdateCredential,
@@ -47,7 +47,7 @@ async fn taken_metrics_address_does_not_block_volumes() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut config = config(dir.path());
     config.metrics.listen = Some(taken.local_addr().unwrap());
-    config.control.sockets = vec![crate::config::ControlSocket {
+    config.control.sockets = vec![blockd::config::ControlSocket {
         path: dir.path().join("ops.sock"),
         group: "no-such-group".to_owned(),
         role: blockd_api::roles::Role::Operator,

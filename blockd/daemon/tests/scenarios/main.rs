@@ -3,11 +3,11 @@
 //! A crash at a step stops the task there as if the daemon had been killed; the next daemon on the same
 //! directory must complete the task.
 
-use crate::{
-    config::{Config, WebhookConfig},
-    core::Core,
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+use blockd::{
+    config::{Config, Intervals, WebhookConfig},
     daemon::Daemon,
-    registry::EntryState,
 };
 use blockd_api::{
     Client, ClientError, ErrorCode,
@@ -19,6 +19,7 @@ use blockd_api::{
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
 };
 use blockd_catalog::{DbError, SnapshotRow, TaskRow, TaskState};
+use blockd_engine::{core::Core, registry::EntryState};
 use blockd_extent::SnapshotId;
 use blockd_volume::{Volume, VolumeErrorKind};
 use std::{path::Path, sync::Arc};
@@ -48,6 +49,7 @@ mod roles;
 mod rules;
 mod schedules;
 mod silent;
+mod strict;
 mod undone;
 mod updates;
 mod webhooks;
@@ -72,7 +74,7 @@ fn config(dir: &Path) -> Config {
         cpu_threads: 2,
         verify_bytes_per_day: 0,
         intervals: Intervals { metrics_retry_ms: 50, store_result_again_ms: 20, record_every_bytes: 1 << 20 },
-        secrets: crate::config::SecretsConfig { file_dir: dir.join("secrets"), ..Default::default() },
+        secrets: blockd::config::SecretsConfig { file_dir: dir.join("secrets"), ..Default::default() },
         ..Config::default()
     }
 }
@@ -187,9 +189,7 @@ impl Host {
             return core.failpoints.die_at(step);
         }
         let stopping = core.stopping.clone();
-        core.failpoints.wrap_store(move |inner| {
-            Arc::new(dying::Dying { inner, stopping: stopping.clone() })
-        });
+        core.failpoints.wrap_store(move |inner| Arc::new(dying::Dying { inner, stopping: stopping.clone() }));
     }
 
     /// Sets the action of the next pass of a step.

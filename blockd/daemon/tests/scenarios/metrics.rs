@@ -1,17 +1,15 @@
 //! Tests of the metrics of a running daemon.
 
+use super::strict::{self, Family};
 use super::{Host, Model, config};
-use crate::{
-    daemon::Daemon,
-    exports::Exports,
-    metrics::strict::{self, Family},
-};
+use blockd::daemon::Daemon;
 use blockd_api::{
     cloudsnaps::StartVerify,
     operations::*,
     quiesce::{HookOptions, OnFailure, Quiesce},
     snapshots::CreateSnapshot,
 };
+use blockd_engine::exports::Exports;
 use blockd_nbd::{Client, ExportCatalog};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

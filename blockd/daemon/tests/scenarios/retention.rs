@@ -1,7 +1,6 @@
 //! Retention beside damage: what it would delete may be the last backup that restores.
 
 use super::{Host, api_code, dying, retention_overrides::store_override};
-use crate::{maintenance::Attempts, retention_overrides::RecentListings, schedules::Delays};
 use blockd_api::{
     ClientError, ErrorCode,
     cloudsnaps::{MarkCloudsnap, StartDelete, StartVerify, VerifyDepth},
@@ -12,6 +11,7 @@ use blockd_api::{
 };
 use blockd_catalog::{Proof, RetentionOverride, TaskRow};
 use blockd_cloud::ManifestKey;
+use blockd_engine::{maintenance::Attempts, retention_overrides::RecentListings, schedules::Delays};
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use std::{

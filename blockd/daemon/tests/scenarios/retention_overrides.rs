@@ -1,7 +1,6 @@
 //! Pins, and dates on which cloud snapshots expire.
 
 use super::{Host, api_code};
-use crate::{core::Core, retention_overrides::RecentListings};
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     cloudsnaps::{BackupOptions, CloudSnapshotId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
@@ -11,6 +10,7 @@ use blockd_api::{
 };
 use blockd_catalog::{DbError, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::ManifestKey;
+use blockd_engine::{core::Core, retention_overrides::RecentListings};
 use blockd_schedule::{KeepReason, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use std::{

@@ -1,7 +1,7 @@
 //! Tests of the table of operations against the served ones and their roles.
 
 use super::*;
-use crate::config::ControlSocket;
+use blockd::config::ControlSocket;
 use blockd_api::quiesce::HookOptions;
 use blockd_api::{
     cloudsnaps::{BackupOptions, MarkCloudsnap, StartGroupBackup, StartRestore},

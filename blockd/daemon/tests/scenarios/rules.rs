@@ -1,7 +1,7 @@
 //! Tests of rules around backups: selection, failures, and resume after a crash.
 
 use super::*;
-use crate::config::ControlSocket;
+use blockd::config::ControlSocket;
 use blockd_api::{
     cloudsnaps::StartGroupBackup,
     events::{ListEvents, Severity},

@@ -31,7 +31,9 @@ async fn host() -> (Host, Arc<FaultStore>, Uuid, Cloudsnap) {
 }
 
 /// Returns the error of a request to an unresponsive store.
-async fn answer<T>(asked: impl Future<Output = Result<T, crate::error::ServiceError>>) -> Option<ErrorCode> {
+async fn answer<T>(
+    asked: impl Future<Output = Result<T, blockd_engine::error::ServiceError>>,
+) -> Option<ErrorCode> {
     let answer = tokio::time::timeout(Duration::from_secs(60), asked).await;
     answer.expect("the request has no timeout").err().map(|error| error.to_api().code)
 }

@@ -36,7 +36,7 @@ async fn stored(host: &Host) -> (Vec<u8>, Option<SecretRef>) {
 /// The references of the only credential.
 async fn references(host: &Host) -> Vec<SecretRef> {
     let row = host.core().credential_rows().await.unwrap().pop().unwrap();
-    crate::external_secrets::references_of(&row).cloned().collect()
+    blockd_engine::external_secrets::references_of(&row).cloned().collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,6 @@
 //! Webhooks of a running daemon, with a real HTTP server on the other side.
 
 use super::Host;
-use crate::config::WebhookConfig;
 use Answer::{Hold, Status};
 use axum::{
     Router,
@@ -9,6 +8,7 @@ use axum::{
     extract::State,
     http::{HeaderMap, StatusCode},
 };
+use blockd::config::WebhookConfig;
 use blockd_api::{
     events::{Event, ListEvents, Severity},
     operations::*,

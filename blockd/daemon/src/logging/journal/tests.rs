@@ -1,8 +1,8 @@
 //! Tests with a socket in place of the journal.
 
 use super::*;
-use crate::events::log_event;
 use blockd_api::events::{EventKind, Severity};
+use blockd_engine::events::log_event;
 use std::{collections::BTreeMap, time::Duration};
 use tracing_subscriber::{layer::SubscriberExt, registry};
 

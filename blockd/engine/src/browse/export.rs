@@ -1,0 +1,154 @@
+//! Cloud snapshots as read-only NBD exports, named `cloud:` and the id.
+
+use super::images::CloudImage;
+use crate::{access::Access, core::Core};
+use blockd_cloud::CloudSnapshotId;
+use blockd_fuse::Image;
+use blockd_nbd::{
+    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportError, ExportInfo, Progress, StatusExtent,
+    constants::{BASE_ALLOCATION, STATE_HOLE, STATE_ZERO},
+};
+use std::{
+    io,
+    sync::{Arc, Weak},
+};
+use tokio::runtime::Handle;
+
+/// Prefix of the export names; no volume name has it.
+const PREFIX: &str = "cloud:";
+/// Maximum number of runs examined for one block status reply.
+const MAX_RUNS: usize = 1 << 16;
+
+/// NBD exports of the cloud snapshots of all credentials.
+#[derive(Clone, Debug)]
+pub struct CloudExports {
+    core: Weak<Core>,
+    runtime: Handle,
+}
+
+impl CloudExports {
+    /// Creates the exports of this daemon. Must be called in the runtime.
+    pub fn new(core: &Arc<Core>) -> Self {
+        Self { core: Arc::downgrade(core), runtime: Handle::current() }
+    }
+
+    /// Returns true if a name has the prefix of these exports.
+    pub fn has_name(name: &str) -> bool {
+        name.starts_with(PREFIX)
+    }
+
+    fn snapshot(
+        &self,
+        name: &str,
+        access: &Access,
+        client: &Client,
+    ) -> Result<(CloudImage, String), ExportError> {
+        let unavailable = |reason: String| ExportError::Unavailable { reason };
+        let id: CloudSnapshotId =
+            name.strip_prefix(PREFIX).and_then(|id| id.parse().ok()).ok_or(ExportError::Unknown)?;
+        // A repository also holds snapshots of other clusters and of renamed volumes, which no list of
+        // volumes names.
+        access.check_listed(name, client)?;
+        let core = self.core.upgrade().ok_or_else(|| unavailable("the daemon is stopping".into()))?;
+        match core.open_cloudsnap(&self.runtime, &id, None) {
+            Ok((snapshot, manifest)) => {
+                // A client without access to the volume has no access to its snapshots.
+                access.check(&manifest.volume_name, client)?;
+                let taken = blockd_api::format_time(manifest.created);
+                let text = format!("cloud snapshot of volume {}, taken {taken}", manifest.volume_name);
+                Ok((CloudImage(snapshot), text))
+            }
+            Err(error) if crate::cloudsnaps::is_not_found(&error) => Err(ExportError::Unknown),
+            Err(error) => Err(unavailable(error.to_api().message)),
+        }
+    }
+
+    /// Opens an export. Blocks.
+    pub fn open(
+        &self,
+        name: &str,
+        access: &Access,
+        client: &Client,
+    ) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        let (image, _) = self.snapshot(name, access, client)?;
+        Ok(Arc::new(CloudDevice { image }))
+    }
+
+    /// Describes an export. Blocks.
+    pub fn describe(&self, name: &str, access: &Access, client: &Client) -> Option<ExportInfo> {
+        let (image, description) = self.snapshot(name, access, client).ok()?;
+        Some(ExportInfo {
+            name: name.to_owned(),
+            description,
+            size_bytes: image.size_bytes(),
+            read_only: true,
+        })
+    }
+}
+
+struct CloudDevice {
+    image: CloudImage,
+}
+
+fn device_error(error: &io::Error) -> DeviceError {
+    let kind = match error.kind() {
+        io::ErrorKind::InvalidInput => DeviceErrorKind::InvalidInput,
+        _ => DeviceErrorKind::Io,
+    };
+    DeviceError::new(kind, error.to_string())
+}
+
+impl BlockDevice for CloudDevice {
+    fn size_bytes(&self) -> u64 {
+        self.image.size_bytes()
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        let read = self.image.try_read_at(offset_bytes, buf).map_err(|error| device_error(&error))?;
+        Ok(if read { Progress::Done } else { Progress::WouldBlock })
+    }
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        self.image.read_at(offset_bytes, buf).map_err(|error| device_error(&error))?;
+        Ok(Progress::Done)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn block_status(
+        &self,
+        context: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_extents: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        if context != BASE_ALLOCATION {
+            let message = format!("there is no metadata context {context}");
+            return Err(DeviceError::new(DeviceErrorKind::InvalidInput, message));
+        }
+        let (mut at, end, first) = (offset_bytes, offset_bytes + len_bytes, extents.len());
+        for _ in 0..MAX_RUNS {
+            if at >= end {
+                break;
+            }
+            let run = self.image.run_at(at).map_err(|error| device_error(&error))?;
+            let until = run.end_bytes.clamp(at + 1, end);
+            let flags = if run.is_data { 0 } else { STATE_HOLE | STATE_ZERO };
+            let found = extents.len() - first;
+            match extents[first..].last_mut() {
+                Some(last) if last.flags == flags => last.len_bytes += until - at,
+                _ if found >= max_extents => break,
+                _ => extents.push(StatusExtent { len_bytes: until - at, flags }),
+            }
+            at = until;
+        }
+        Ok(())
+    }
+}

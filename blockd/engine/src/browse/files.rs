@@ -1,0 +1,293 @@
+//! Files inside cloud snapshots, for the control API: single directories, and byte ranges of files.
+
+use super::images::CloudImage;
+use crate::{core::Core, error::ServiceError};
+use blockd_api::{
+    CredentialRef, ErrorCode,
+    browse::{
+        FileKind, FileList, FilePath, FileRun, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotFile,
+        SnapshotXattr,
+    },
+};
+use blockd_cloud::CloudSnapshotId;
+use blockd_fuse::inside::{self, FileStat, FileTree, FileXattr, ImageFiles};
+use jiff::Timestamp;
+use std::{io, sync::Arc};
+use tokio::runtime::Handle;
+
+/// Maximum length of one read, in bytes.
+const MAX_READ_BYTES: u64 = 8 << 20;
+/// Maximum number of entries returned for a directory.
+const MAX_ENTRIES: usize = 100_000;
+/// Maximum number of data extents of a file in one response.
+const MAX_RUNS: usize = 1024;
+/// Maximum number of lookups for one response: many short runs may form one extent.
+const MAX_RUN_STEPS: usize = 1 << 16;
+
+/// File tree of a cloud snapshot.
+pub struct FileReader {
+    files: Arc<ImageFiles>,
+}
+
+fn refused(error: &io::Error, path: &FilePath) -> ServiceError {
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => ErrorCode::FileNotFound,
+        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidInput => {
+            ErrorCode::InvalidRequest
+        }
+        io::ErrorKind::TimedOut => ErrorCode::StoreTimeout,
+        io::ErrorKind::ResourceBusy => ErrorCode::CloudsnapInUse,
+        _ => ErrorCode::CloudsnapDamaged,
+    };
+    ServiceError::refused(code, format!("read failed on {path} in the snapshot: {error}"))
+}
+
+fn kind(kind: inside::FileKind) -> FileKind {
+    match kind {
+        inside::FileKind::Regular => FileKind::File,
+        inside::FileKind::Directory => FileKind::Directory,
+        inside::FileKind::Symlink => FileKind::Symlink,
+        inside::FileKind::BlockDevice => FileKind::BlockDevice,
+        inside::FileKind::CharDevice => FileKind::CharDevice,
+        inside::FileKind::Fifo => FileKind::Fifo,
+        inside::FileKind::Socket => FileKind::Socket,
+    }
+}
+
+fn file(path: FilePath, stat: Option<FileStat>, target: Option<Vec<u8>>) -> SnapshotFile {
+    let modified = stat.and_then(|stat| stat.modified).and_then(|time| Timestamp::try_from(time).ok());
+    SnapshotFile {
+        path,
+        kind: stat.map_or(FileKind::Damaged, |stat| kind(stat.kind)),
+        size_bytes: stat.map_or(0, |stat| stat.size_bytes),
+        mode: stat.map_or(0, |stat| stat.mode),
+        uid: stat.map_or(0, |stat| stat.uid),
+        gid: stat.map_or(0, |stat| stat.gid),
+        modified,
+        inode: stat.map(|stat| stat.number).filter(|number| *number > 0),
+        links: stat.map(|stat| stat.links),
+        target: target.map(FilePath::from_bytes),
+    }
+}
+
+impl Core {
+    /// Opens the file tree of a cloud snapshot. Blocks.
+    pub fn snapshot_files(
+        &self,
+        snap: &blockd_api::cloudsnaps::CloudSnapshotId,
+        cred_id: Option<&CredentialRef>,
+    ) -> Result<FileReader, ServiceError> {
+        let id: CloudSnapshotId = *snap;
+        let found = |files: &[(CloudSnapshotId, Arc<ImageFiles>)]| {
+            files.iter().find(|(other, _)| *other == id).map(|(_, files)| Arc::clone(files))
+        };
+        if let Some(files) = found(&self.browse.files.lock()) {
+            return Ok(FileReader { files });
+        }
+        let (snapshot, _) = self.open_cloudsnap(&Handle::current(), &id, cred_id)?;
+        let files = ImageFiles::open(Arc::new(CloudImage(snapshot)));
+        let files = Arc::new(files.map_err(|error| refused(&error, &FilePath::root()))?);
+        let mut open = self.browse.files.lock();
+        if open.len() >= super::MAX_FILES {
+            open.remove(0);
+        }
+        open.push((id, Arc::clone(&files)));
+        Ok(FileReader { files })
+    }
+}
+
+impl FileReader {
+    /// Describes a file, and its entries if it is a directory.
+    ///
+    /// # Errors
+    /// The file does not exist or cannot be read.
+    pub fn list(&self, query: &ListFiles) -> Result<FileList, ServiceError> {
+        let path = &query.path;
+        let bytes = path.as_bytes();
+        let why = self.files.unreadable_reason(bytes).map_err(|error| refused(&error, path))?;
+        if let Some(why) = why {
+            return Err(ServiceError::refused(ErrorCode::NoFiles, why).with_image_hint());
+        }
+        let stat = self.files.stat(bytes).map_err(|error| refused(&error, path))?;
+        let mut entries = Vec::new();
+        if stat.kind == inside::FileKind::Directory && query.entries {
+            let found = self.files.read_dir(bytes, MAX_ENTRIES).map_err(|error| refused(&error, path))?;
+            entries.extend(found.into_iter().map(|entry| {
+                let path = path.join(&entry.name);
+                let link = entry.stat.filter(|stat| stat.kind == inside::FileKind::Symlink);
+                let target = link.and_then(|_| self.files.read_link(path.as_bytes()).ok());
+                file(path, entry.stat, target)
+            }));
+        }
+        let target = match stat.kind {
+            inside::FileKind::Symlink => self.files.read_link(bytes).ok(),
+            _ => None,
+        };
+        let xattrs = if query.xattrs {
+            self.files.xattrs(bytes).map_err(|error| refused(&error, path))?
+        } else {
+            Vec::new()
+        };
+        let xattr = |xattr: FileXattr| SnapshotXattr {
+            name: FilePath::from_bytes(xattr.name),
+            value: FilePath::from_bytes(xattr.value),
+        };
+        Ok(FileList {
+            file: file(path.clone(), Some(stat), target),
+            entries,
+            xattrs: xattrs.into_iter().map(xattr).collect(),
+        })
+    }
+
+    /// Reads a range of a file; the result is short only at the end of the file.
+    ///
+    /// # Errors
+    /// The file does not exist, is not a regular file, or cannot be read.
+    pub fn read(&self, query: &ReadFile) -> Result<Vec<u8>, ServiceError> {
+        let len = usize::try_from(query.len_bytes.min(MAX_READ_BYTES)).unwrap_or(0);
+        self.files
+            .read(query.path.as_bytes(), query.offset_bytes, len)
+            .map_err(|error| refused(&error, &query.path))
+    }
+
+    /// Returns the data extents of a file.
+    ///
+    /// # Errors
+    /// The file does not exist, is not a regular file, or cannot be read.
+    pub fn runs(&self, query: &ListFileRuns) -> Result<FileRuns, ServiceError> {
+        data_runs(&*self.files, query.path.as_bytes(), query.offset_bytes)
+            .map_err(|error| refused(&error, &query.path))
+    }
+}
+
+fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<FileRuns> {
+    let stat = files.stat(path)?;
+    match stat.kind {
+        inside::FileKind::Regular => {}
+        inside::FileKind::Directory => return Err(io::ErrorKind::IsADirectory.into()),
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    }
+    let size_bytes = stat.size_bytes;
+    let mut data: Vec<FileRun> = Vec::new();
+    let mut at = from_bytes.min(size_bytes);
+    for _ in 0..MAX_RUN_STEPS {
+        if at >= size_bytes {
+            break;
+        }
+        let run = files.run_at(path, at)?;
+        // A damaged image must not cause a loop: each step advances, at most to the end of the file.
+        let end = run.end_bytes.clamp(at + 1, size_bytes);
+        if run.is_data {
+            let is_full = data.len() >= MAX_RUNS;
+            match data.last_mut() {
+                Some(last) if last.offset_bytes + last.len_bytes == at => last.len_bytes += end - at,
+                _ if is_full => break,
+                _ => data.push(FileRun { offset_bytes: at, len_bytes: end - at }),
+            }
+        }
+        at = end;
+    }
+    Ok(FileRuns { size_bytes, data, until_bytes: at })
+}
+
+impl ServiceError {
+    fn with_image_hint(self) -> Self {
+        self.with_hint(|_, _| {
+            Some("mount the whole image instead: `blockctl browse mount DIR` shows it as disk.img, for a loop device")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_fuse::{ImageRun, inside::FileEntry};
+
+    /// File with data runs of `data` bytes at every multiple of `step`, reported in ranges of `piece` bytes.
+    struct Holey {
+        size: u64,
+        step: u64,
+        data: u64,
+        piece: u64,
+    }
+
+    impl FileTree for Holey {
+        fn stat(&self, path: &[u8]) -> io::Result<FileStat> {
+            let kind = match path {
+                b"/file" => inside::FileKind::Regular,
+                b"/dir" => inside::FileKind::Directory,
+                b"/pipe" => inside::FileKind::Fifo,
+                _ => return Err(io::ErrorKind::NotFound.into()),
+            };
+            let (size_bytes, allocated_bytes) = (self.size, 0);
+            let (mode, uid, gid, links, device) = (0o644, 0, 0, 1, None);
+            let (modified, accessed, changed) = (None, None, None);
+            Ok(FileStat {
+                kind,
+                number: 0,
+                size_bytes,
+                allocated_bytes,
+                mode,
+                uid,
+                gid,
+                links,
+                device,
+                modified,
+                accessed,
+                changed,
+            })
+        }
+
+        fn read_dir(&self, _: &[u8], _: usize) -> io::Result<Vec<FileEntry>> {
+            unimplemented!()
+        }
+
+        fn read_link(&self, _: &[u8]) -> io::Result<Vec<u8>> {
+            unimplemented!()
+        }
+
+        fn read(&self, _: &[u8], _: u64, _: usize) -> io::Result<Vec<u8>> {
+            unimplemented!("extents are known without reads")
+        }
+
+        fn run_at(&self, _: &[u8], offset_bytes: u64) -> io::Result<ImageRun> {
+            let within = offset_bytes % self.step;
+            let (is_data, border) = if within < self.data { (true, self.data) } else { (false, self.step) };
+            let piece_end = (offset_bytes / self.piece + 1) * self.piece;
+            Ok(ImageRun { is_data, end_bytes: (offset_bytes - within + border).min(piece_end) })
+        }
+
+        fn xattrs(&self, _: &[u8]) -> io::Result<Vec<FileXattr>> {
+            unimplemented!()
+        }
+    }
+
+    #[test]
+    fn data_extents_are_joined_clamped_and_bounded() {
+        let file = Holey { size: 1000, step: 300, data: 100, piece: 40 };
+        let run = |offset_bytes, len_bytes| FileRun { offset_bytes, len_bytes };
+        let found = data_runs(&file, b"/file", 0).unwrap();
+        let data = vec![run(0, 100), run(300, 100), run(600, 100), run(900, 100)];
+        assert_eq!(found, FileRuns { size_bytes: 1000, data, until_bytes: 1000 });
+        let found = data_runs(&file, b"/file", 650).unwrap();
+        assert_eq!(found.data, [run(650, 50), run(900, 100)]);
+        assert_eq!(data_runs(&file, b"/file", 5000).unwrap().until_bytes, 1000);
+
+        // Further extents come with the next request, without duplicates.
+        let file = Holey { size: 1 << 24, step: 4096, data: 1024, piece: 1 << 30 };
+        let (mut at, mut total, mut questions) = (0, 0, 0);
+        while at < file.size {
+            let found = data_runs(&file, b"/file", at).unwrap();
+            assert!(found.data.len() <= MAX_RUNS && found.until_bytes > at);
+            total += found.data.iter().map(|run| run.len_bytes).sum::<u64>();
+            (at, questions) = (found.until_bytes, questions + 1);
+        }
+        assert_eq!((total, questions), ((1 << 24) / 4, 4));
+
+        // An image without progress is abandoned after a bounded number of steps.
+        let file = Holey { size: u64::MAX, step: u64::MAX, data: u64::MAX, piece: 1 };
+        assert_eq!(data_runs(&file, b"/file", 0).unwrap().until_bytes, MAX_RUN_STEPS as u64);
+        assert_eq!(data_runs(&file, b"/dir", 0).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        assert_eq!(data_runs(&file, b"/pipe", 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}

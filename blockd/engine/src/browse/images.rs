@@ -1,0 +1,140 @@
+//! Snapshots as images: cloud snapshots, and snapshots of local volumes.
+
+use crate::registry::{Attachment, VolumeEntry};
+use blockd_cloud::{CachedSnapshot, CloudError};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, SnapshotId, VolumeId};
+use blockd_fuse::{Image, ImageRun};
+use blockd_volume::{Allocation, Content, SnapshotView, VolumeError, VolumeErrorKind};
+use parking_lot::Mutex;
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Idle time after which a local snapshot is closed: while open, its volume cannot be deleted.
+pub(super) const IDLE: Duration = Duration::from_secs(2);
+
+/// Image of a cloud snapshot.
+pub(super) struct CloudImage(pub CachedSnapshot);
+
+fn cloud_error(error: &CloudError) -> io::Error {
+    // The cause is in the log: readers of files get an error number only.
+    let kind = match error {
+        CloudError::InvalidRequest { .. } => io::ErrorKind::InvalidInput,
+        CloudError::Damaged { .. } => io::ErrorKind::Other,
+        error if error.is_retryable() => io::ErrorKind::TimedOut,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error.to_string())
+}
+
+impl Image for CloudImage {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset_bytes, buf).map_err(|error| cloud_error(&error))
+    }
+
+    fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<bool> {
+        self.0.try_read_at(offset_bytes, buf).map_err(|error| cloud_error(&error))
+    }
+
+    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
+        let block = BlockIndex(offset_bytes / BLOCK_SIZE_BYTES);
+        let (is_data, end) = self.0.run_at(block).map_err(|error| cloud_error(&error))?;
+        Ok(ImageRun { is_data, end_bytes: (end.0 * BLOCK_SIZE_BYTES).min(self.0.size_bytes()) })
+    }
+}
+
+/// Open snapshot, and the reference that prevents the deletion of its volume.
+struct OpenView {
+    view: SnapshotView,
+    _attachment: Attachment,
+}
+
+/// Image of a local volume's snapshot, open only while it is read.
+pub struct LocalImage {
+    entry: Arc<VolumeEntry>,
+    snapshot: SnapshotId,
+    size_bytes: u64,
+    open: Mutex<Option<(Arc<OpenView>, Instant)>>,
+}
+
+fn volume_error(error: &VolumeError) -> io::Error {
+    let kind = match error.kind() {
+        VolumeErrorKind::InvalidInput => io::ErrorKind::InvalidInput,
+        VolumeErrorKind::NotFound => io::ErrorKind::NotFound,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error.to_string())
+}
+
+impl LocalImage {
+    pub fn new(entry: Arc<VolumeEntry>, snapshot: SnapshotId, size_bytes: u64) -> Self {
+        Self { entry, snapshot, size_bytes, open: Mutex::new(None) }
+    }
+
+    pub fn volume(&self) -> VolumeId {
+        self.entry.id
+    }
+
+    /// Closes the snapshot if it was idle for that long and has no read in flight.
+    pub fn close(&self, idle: Duration) {
+        let mut open = self.open.lock();
+        let over =
+            |(view, used): &(Arc<OpenView>, Instant)| Arc::strong_count(view) == 1 && used.elapsed() >= idle;
+        if open.as_ref().is_some_and(over) {
+            *open = None;
+        }
+    }
+
+    fn view(&self) -> io::Result<Arc<OpenView>> {
+        let mut open = self.open.lock();
+        if let Some((view, used)) = &mut *open {
+            *used = Instant::now();
+            return Ok(Arc::clone(view));
+        }
+        let (volume, attachment) = self.entry.attach().map_err(|error| io::Error::other(error.message))?;
+        let view = volume.view(self.snapshot).map_err(|error| volume_error(&error))?;
+        let view = Arc::new(OpenView { view, _attachment: attachment });
+        *open = Some((Arc::clone(&view), Instant::now()));
+        Ok(view)
+    }
+}
+
+impl Image for LocalImage {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.view()?.view.read(offset_bytes, buf).map_err(|error| volume_error(&error))? == Content::Zeroes
+        {
+            buf.fill(0);
+        }
+        Ok(())
+    }
+
+    fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<bool> {
+        let read = self.view()?.view.try_read(offset_bytes, buf).map_err(|error| volume_error(&error))?;
+        if read == Some(Content::Zeroes) {
+            buf.fill(0);
+        }
+        Ok(read.is_some())
+    }
+
+    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
+        let len_bytes = self.size_bytes - offset_bytes;
+        let runs = self.view()?.view.allocation(offset_bytes, len_bytes, 1);
+        match runs.map_err(|error| volume_error(&error))?.first() {
+            Some(run) => Ok(ImageRun {
+                is_data: run.allocation == Allocation::Data,
+                end_bytes: offset_bytes + run.len_bytes,
+            }),
+            None => Ok(ImageRun { is_data: true, end_bytes: self.size_bytes }),
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Browsing of snapshots: as files through FUSE and the control API, and cloud snapshots over NBD.
+//!
+//! All of it reads cloud snapshots through one cache, which is opened on first use. The functions here block;
+//! their callers are threads of FUSE, NBD workers, and blocking threads of the runtime.
+
+mod export;
+mod files;
+mod images;
+mod listing;
+mod mount_quota;
+mod mounts;
+mod request_limit;
+mod stores;
+mod user_mounts;
+
+pub use export::CloudExports;
+
+use crate::{core::Core, error::ServiceError};
+use blockd_catalog::{Catalog, CredentialRow};
+use blockd_cloud::{
+    CacheCounters, CacheOptions, CachedSnapshot, CloudSnapshotId, Manifest, ManifestKey, SnapshotCache,
+};
+use images::LocalImage;
+use mounts::Mounts;
+use parking_lot::Mutex;
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+/// Maximum number of cloud snapshots kept open for reuse.
+const MAX_OPEN: usize = 64;
+/// Maximum number of images whose file trees stay open for the control API.
+const MAX_FILES: usize = 8;
+
+type OpenSnapshot = ((Uuid, CloudSnapshotId), CachedSnapshot, Arc<Manifest>);
+
+/// Open snapshots, mounts and caches of the browse feature.
+#[derive(Default)]
+pub struct Browse {
+    cache: Mutex<Option<SnapshotCache>>,
+    open: Mutex<Vec<OpenSnapshot>>,
+    files: Mutex<Vec<(CloudSnapshotId, Arc<blockd_fuse::inside::ImageFiles>)>>,
+    local: Mutex<Vec<Weak<LocalImage>>>,
+    mounts: Mounts,
+    /// Listings shown in the mounts.
+    listings: Mutex<Vec<Weak<listing::SharedListing>>>,
+    /// Limit of blocking requests.
+    pub requests: request_limit::RequestLimit,
+}
+
+impl std::fmt::Debug for Browse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Browse").finish_non_exhaustive()
+    }
+}
+
+impl Browse {
+    /// Closes the idle local snapshots of a volume, so that they can be deleted.
+    pub fn release(&self, volume: blockd_extent::VolumeId) {
+        self.local.lock().retain(|image| match image.upgrade() {
+            Some(image) => {
+                if image.volume() == volume {
+                    image.close(Duration::ZERO);
+                }
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Invalidates the listings of a store after a snapshot was created or deleted in it.
+    pub fn renew(&self, credential: Uuid) {
+        self.listings.lock().retain(|listing| match listing.upgrade() {
+            Some(listing) => {
+                listing.renew(credential);
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Returns the cache counters; `None` before the first use of the cache.
+    pub fn cache_counters(&self) -> Option<CacheCounters> {
+        self.cache.lock().as_ref().map(SnapshotCache::counters)
+    }
+
+    /// Closes idle local snapshots.
+    fn tidy(&self) {
+        self.local.lock().retain(|image| match image.upgrade() {
+            Some(image) => {
+                image.close(images::IDLE);
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Closes the cloud snapshots opened through a credential.
+    pub fn forget(&self, credential: Uuid) {
+        self.open.lock().retain(|((of, _), ..)| *of != credential);
+        self.files.lock().clear();
+    }
+}
+
+impl Core {
+    /// Starts the background work: the configured mount, and closing idle snapshots.
+    pub fn start_browsing(self: &Arc<Self>) {
+        mounts::clean(self);
+        let core = Arc::clone(self);
+        let mounted = tokio::task::spawn_blocking(move || mounts::mount_configured(&core));
+        let core = Arc::downgrade(self);
+        tokio::spawn(async move {
+            // Failures are logged by the function itself.
+            let _ = mounted.await;
+            loop {
+                tokio::time::sleep(images::IDLE).await;
+                match core.upgrade() {
+                    Some(core) => core.browse.tidy(),
+                    None => return,
+                }
+            }
+        });
+    }
+
+    /// Unmounts everything. Blocks.
+    pub fn stop_browsing(&self) {
+        self.browse.mounts.stop();
+        self.browse.files.lock().clear();
+        self.browse.open.lock().clear();
+        self.browse.local.lock().clear();
+    }
+
+    /// Returns the cache of cloud snapshots. The first call blocks while the cache directory is listed.
+    fn snapshot_cache(&self) -> Result<SnapshotCache, ServiceError> {
+        let mut cache = self.browse.cache.lock();
+        if let Some(cache) = &*cache {
+            return Ok(cache.clone());
+        }
+        let config = &self.settings.browse;
+        let dir = config.cache_dir.clone().unwrap_or_else(|| self.data_dir.join("cache"));
+        let options = CacheOptions {
+            dir: Some(dir),
+            disk_bytes: config.cache_bytes,
+            stall_timeout: Duration::from_millis(config.stall_timeout_ms),
+            ..CacheOptions::default()
+        };
+        let opened = SnapshotCache::open(options)?;
+        *cache = Some(opened.clone());
+        Ok(opened)
+    }
+
+    /// Opens a cloud snapshot of a credential for random reads. Blocks.
+    fn open_of_credential(
+        &self,
+        runtime: &Handle,
+        credential: Uuid,
+        id: &CloudSnapshotId,
+    ) -> Result<(CachedSnapshot, Arc<Manifest>), ServiceError> {
+        let key = (credential, *id);
+        {
+            let mut open = self.browse.open.lock();
+            if let Some(at) = open.iter().position(|(other, ..)| *other == key) {
+                let found = open.remove(at);
+                let result = (found.1.clone(), Arc::clone(&found.2));
+                open.push(found);
+                return Ok(result);
+            }
+        }
+        let cache = self.snapshot_cache()?;
+        let (repository, _) = runtime.block_on(self.guest_repository(credential))?;
+        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        // Manifests never change: a cached one is valid.
+        let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
+        let manifest = match known.filter(|manifest| manifest.id() == *id) {
+            Some(manifest) => manifest,
+            None => runtime.block_on(in_time(&self.settings, repository.manifest(id)))?,
+        };
+        let snapshot = runtime.block_on(cache.snapshot(&repository, &manifest)).map_err(shared_error)?;
+        let manifest = Arc::new(manifest);
+        let mut open = self.browse.open.lock();
+        if open.len() >= MAX_OPEN {
+            open.remove(0);
+        }
+        open.push((key, snapshot.clone(), Arc::clone(&manifest)));
+        Ok((snapshot, manifest))
+    }
+
+    /// Opens a cloud snapshot through the named credential, or the first one whose repository holds it.
+    /// Blocks.
+    pub fn open_cloudsnap(
+        &self,
+        runtime: &Handle,
+        id: &CloudSnapshotId,
+        wanted: Option<&blockd_api::CredentialRef>,
+    ) -> Result<(CachedSnapshot, Arc<Manifest>), ServiceError> {
+        let credentials: Vec<CredentialRow> = match wanted {
+            Some(_) => vec![runtime.block_on(self.credential(wanted))?],
+            None => runtime.block_on(self.credential_rows())?,
+        };
+        if credentials.is_empty() {
+            runtime.block_on(self.credential(None))?;
+        }
+        let mut first_error = None;
+        for credential in credentials {
+            match self.open_of_credential(runtime, credential.uuid, id) {
+                Ok(found) => return Ok(found),
+                // "Not found" in one store is less informative than any other error.
+                Err(error) => match &first_error {
+                    Some(first) if !crate::cloudsnaps::is_not_found(first) => {}
+                    _ => first_error = Some(error),
+                },
+            }
+        }
+        Err(first_error.unwrap_or_else(|| {
+            let message = format!("there is no cloud snapshot {id}");
+            ServiceError::refused(blockd_api::ErrorCode::CloudsnapNotFound, message)
+        }))
+    }
+}
+
+/// Bounds store requests by the timeout of readers.
+pub async fn in_time<T, E: Into<ServiceError>>(
+    settings: &crate::settings::Settings,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, ServiceError> {
+    let time_limit = Duration::from_millis(settings.browse.stall_timeout_ms);
+    match tokio::time::timeout(time_limit, work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(ServiceError::refused(
+            blockd_api::ErrorCode::StoreTimeout,
+            format!("the store did not respond within {} ms", time_limit.as_millis()),
+        )),
+    }
+}
+
+/// Converts an error of a single-flight operation, which several callers share.
+fn shared_error(error: Arc<blockd_cloud::CloudError>) -> ServiceError {
+    match Arc::try_unwrap(error) {
+        Ok(error) => error.into(),
+        Err(error) => {
+            let code = crate::error::cloud_code(&error);
+            ServiceError::refused(code, error.to_string())
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! User mounts: local users mount and hand the FUSE descriptor to the daemon, which needs no mount privilege.
+//! The mount appears in the mount namespace of its user.
+
+use super::listing::BrowseCatalog;
+use crate::{core::Core, error::ServiceError, foreign_fd::Foreign, owner::User};
+use blockd_api::{
+    CredentialRef, ErrorCode,
+    browse::{BrowseMount, HandMount},
+};
+use blockd_fuse::{FuseError, HandedMount, MountOptions, Served};
+use jiff::Timestamp;
+use std::{path::Path, sync::Arc};
+use tokio::runtime::Handle;
+
+/// Maximum length of a mount path, in bytes.
+const MAX_PATH_LEN: usize = 4096;
+
+/// User mount.
+pub(super) struct UserMount {
+    served: Served,
+    credentials: Vec<CredentialRef>,
+    since: Timestamp,
+}
+
+impl UserMount {
+    pub fn describe(&self) -> BrowseMount {
+        let mount = self.served.mount();
+        BrowseMount {
+            mountpoint: mount.mountpoint.clone(),
+            cred_ids: self.credentials.clone(),
+            since: self.since,
+            uid: Some(mount.uid),
+        }
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.served.is_alive()
+    }
+
+    /// Returns the mount point if the next start may clean it up after a crash: paths chosen by other users
+    /// are never accessed.
+    pub fn path_to_save(&self) -> Option<&Path> {
+        (self.is_alive() && self.served.is_own()).then_some(&self.served.mount().mountpoint)
+    }
+
+    /// Unmounts the mounts of the daemon's own user at shutdown. Other users unmount theirs.
+    pub fn stop(&self) {
+        self.served.take_away_own();
+    }
+
+    pub fn is_at(&self, mountpoint: &Path) -> bool {
+        self.served.mount().mountpoint == mountpoint
+    }
+
+    pub fn uid(&self) -> u32 {
+        self.served.mount().uid
+    }
+}
+
+/// Refuses a path that is relative, too long, or not printable.
+fn check_mount_path(mountpoint: &Path) -> Result<(), ServiceError> {
+    let is_plain = |text: &str| text.len() <= MAX_PATH_LEN && !text.chars().any(char::is_control);
+    match mountpoint.is_absolute() && mountpoint.to_str().is_some_and(is_plain) {
+        true => Ok(()),
+        false => Err(ServiceError::refused(
+            ErrorCode::InvalidRequest,
+            "the path of the mount must be absolute and without control characters",
+        )),
+    }
+}
+
+impl Core {
+    /// Serves a mount that a local user has created. Blocks.
+    ///
+    /// # Errors
+    /// The descriptor is not a FUSE mount that waits for its server, a credential is unknown, or there are
+    /// too many mounts.
+    pub fn serve_handed(
+        self: &Arc<Self>,
+        request: HandMount,
+        descriptor: Foreign,
+        user: Option<User>,
+    ) -> Result<BrowseMount, ServiceError> {
+        check_mount_path(&request.mountpoint)?;
+        // Checked before any other use: the descriptor may be a file of a filesystem that hangs.
+        descriptor.as_fd().map_or(Err(FuseError::NotFuse), blockd_fuse::check_handed)?;
+        let descriptor = descriptor.into_owned().ok_or(FuseError::NotFuse)?;
+        let Some(User { uid, gid }) = user else {
+            return Err(ServiceError::Internal(
+                "the kernel does not report the user of the connection".to_owned(),
+            ));
+        };
+        let runtime = Handle::current();
+        for wanted in &request.cred_ids {
+            runtime.block_on(self.credential(Some(wanted)))?;
+        }
+        let mounts = &self.browse.mounts;
+        if mounts.handed.lock().is_none() {
+            return Err(ServiceError::Stopping);
+        }
+        let Some(slot) = mounts.quota.take(uid) else {
+            let message = "too many mounts are served: unmount one first (blockctl browse umount)";
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        };
+        let catalog = Arc::new(BrowseCatalog::new(self, request.cred_ids.clone(), runtime));
+        let mount = HandedMount { mountpoint: request.mountpoint, uid, gid };
+        let shown = mount.mountpoint.display().to_string();
+        let on_end = move || {
+            drop(slot);
+            tracing::info!(mountpoint = shown, uid, "user mount ended");
+        };
+        let options = MountOptions { allow_other: request.allow_other, ..MountOptions::default() };
+        let served = blockd_fuse::serve_handed(catalog, descriptor, mount, options, on_end)?;
+        tracing::info!(mountpoint = %served.mount().mountpoint.display(), uid, "serving a user mount");
+        let handed = UserMount { served, credentials: request.cred_ids, since: Timestamp::now() };
+        let reply = handed.describe();
+        {
+            let mut open = mounts.handed.lock();
+            let Some(open) = open.as_mut() else { return Err(ServiceError::Stopping) };
+            open.retain(UserMount::is_alive);
+            open.push(handed);
+        }
+        mounts.save(self);
+        Ok(reply)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_path_with_control_characters_is_refused() {
+        let long = format!("/{}", "x".repeat(MAX_PATH_LEN));
+        for (path, is_good) in
+            [("/home/a/ä b", true), ("a", false), ("/a\nb", false), ("/\u{1b}[2J", false), (&long, false)]
+        {
+            assert_eq!(check_mount_path(Path::new(path)).is_ok(), is_good, "{path:?}");
+        }
+    }
+}

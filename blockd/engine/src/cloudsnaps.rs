@@ -1,0 +1,535 @@
+//! Cloud snapshots: listing the repositories, and starting restores.
+
+use crate::{
+    browse::in_time,
+    core::{Core, random_id},
+    error::{ServiceError, blocking},
+    locate::Purpose,
+    preflight::check_cancelled,
+    registry::{EntryState, VolumeEntry},
+    tasks::{backup::trigger_of, backup_type, stop::check_limits},
+};
+use blockd_api::{
+    CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
+    cloudsnaps::{
+        self as api, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapMetadata, CloudsnapStatus,
+        DamagedCloudsnap, FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail, RestoreStarted,
+        StartRestore, volume_spec_json,
+    },
+    format_time,
+    tasks::{BackupType, TaskStarted},
+};
+use blockd_catalog::{
+    Catalog, CredentialRow, DbError, Proof, RetentionOverride, ScheduleRow, TaskDetail, TaskKind, TaskRow,
+    TaskState, VolumeRow, VolumeState,
+};
+use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
+use blockd_extent::VolumeId;
+use futures::StreamExt;
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use uuid::Uuid;
+
+/// Maximum number of stores that are searched concurrently for one cloud snapshot.
+pub const ASKED_AT_ONCE: usize = 8;
+
+/// Returns the labels of a manifest; invalid ones are dropped.
+fn labels(map: &std::collections::BTreeMap<String, String>) -> Labels {
+    Labels::try_from(map.clone()).unwrap_or_default()
+}
+
+fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
+    Cloudsnap {
+        id: manifest.id(),
+        src_volume_id: manifest.volume,
+        src_volume_name: manifest.volume_name.clone(),
+        timestamp: manifest.created,
+        metadata: CloudsnapMetadata {
+            cloudsnap_type: manifest.trigger.clone(),
+            compression: manifest.compression.clone(),
+            size_bytes: manifest.delta.data_blocks * blockd_extent::BLOCK_SIZE_BYTES,
+            starttime: format_time(manifest.started),
+            status: CloudsnapStatus::Done,
+            updatetime: format_time(manifest.finished),
+            version: format!("V{}.00", manifest.format_version),
+            volume: volume_spec_json(manifest.size_bytes, &labels(&manifest.labels)),
+            volumename: manifest.volume_name.clone(),
+            backup_type: backup_type(manifest.backup_type),
+            credential: credential.uuid,
+            credential_name: credential.name.to_string(),
+            encrypted: credential.encrypted,
+            stored_bytes: manifest.stored_bytes,
+            dirty_bytes: manifest.dirty_bytes,
+            freeze_stall_micros: manifest.freeze_stall_micros,
+            snapshot_name: Some(manifest.snapshot_name.clone()),
+            pinned: None,
+            expires: None,
+            verified: None,
+            verify_depth: None,
+            verify_result: None,
+        },
+        status: CloudsnapStatus::Done,
+    }
+}
+
+/// Fills in the time and result of the last verification.
+fn show_proof(metadata: &mut CloudsnapMetadata, proof: Option<&Proof>) {
+    let Some(proof) = proof else { return };
+    metadata.verified = Some(format_time(proof.verified));
+    metadata.verify_depth = Some(proof.depth.to_string());
+    metadata.verify_result = Some(if proof.sound { "Sound" } else { "Damaged" }.to_owned());
+}
+
+/// Fills in the retention override.
+fn show_mark(metadata: &mut CloudsnapMetadata, mark: Option<&RetentionOverride>) {
+    let Some(mark) = mark else { return };
+    metadata.pinned = mark.pinned.then(|| "true".to_owned());
+    metadata.expires = mark.expires.map(format_time);
+}
+
+/// Listed cloud snapshots of all stores.
+#[derive(Default)]
+struct Found {
+    entries: Vec<Cloudsnap>,
+    damaged: Vec<DamagedCloudsnap>,
+}
+
+/// Part of a store that is listed.
+struct Scope {
+    filter: ManifestFilter,
+    whole_store: bool,
+}
+
+impl Core {
+    /// Lists the cloud snapshots of one or all credentials.
+    ///
+    /// # Errors
+    /// The only store of the query cannot be listed.
+    pub async fn list_cloudsnaps(&self, query: &ListCloudsnaps) -> Result<CloudsnapList, ServiceError> {
+        let credentials = match &query.cred_id {
+            Some(wanted) => vec![self.credential(Some(wanted)).await?],
+            None => self.credential_rows().await?,
+        };
+        let cluster = match (&query.cloudsnap_id, query.cluster) {
+            (Some(id), _) => Some(id.cluster),
+            // No cluster: the bucket and the passphrase are sufficient to list all of it.
+            (None, cluster) => cluster,
+        };
+        let volume = match (&query.cloudsnap_id, &query.src) {
+            (Some(id), _) => Some(id.volume),
+            (None, Some(wanted @ VolumeRef::Id(id))) => match self.registry.find(wanted) {
+                Ok(entry) => Some(entry.id),
+                // A deleted volume.
+                Err(error) if error.to_api().code == ErrorCode::VolumeNotFound => Some(*id),
+                Err(error) => return Err(error),
+            },
+            _ => None,
+        };
+        let scope = Scope {
+            filter: ManifestFilter { cluster, volume },
+            whole_store: cluster.is_none() && volume.is_none(),
+        };
+        let status = query.status.unwrap_or_default();
+        let alone = credentials.len() == 1;
+        let mut list = CloudsnapList::default();
+        let mut found = Found::default();
+        let of_stores = status == CloudsnapStatus::Done || status == CloudsnapStatus::Damaged;
+        for credential in credentials.iter().filter(|_| !of_stores) {
+            self.tasks_as_entries(credential, status, &mut found).await?;
+        }
+        // Concurrently: with several credentials, an unresponsive store does not hide the others.
+        let mut each = Vec::new();
+        for credential in credentials.iter().filter(|_| of_stores) {
+            let scope = &scope;
+            each.push(async move {
+                let mut found = Found::default();
+                let work = Box::pin(self.list_store(credential, scope, &mut found));
+                let listed = if alone { work.await } else { in_time(&self.settings, work).await };
+                (credential, listed.map(|()| found))
+            });
+        }
+        for (credential, listed) in futures::future::join_all(each).await {
+            match listed {
+                Ok(one) => {
+                    found.entries.extend(one.entries);
+                    found.damaged.extend(one.damaged);
+                }
+                Err(error) if alone => return Err(error),
+                Err(error) => list.failed_credentials.push(FailedCredential {
+                    credential: credential.uuid,
+                    name: credential.name.to_string(),
+                    error: error.to_api(),
+                }),
+            }
+        }
+        let src_name = match &query.src {
+            Some(VolumeRef::Name(name)) => Some(name.as_str()),
+            _ => None,
+        };
+        found.entries.retain(|entry| {
+            status != CloudsnapStatus::Damaged
+                && query.cloudsnap_id.is_none_or(|id| id == entry.id)
+                && cluster.is_none_or(|cluster| cluster == entry.id.cluster)
+                && volume.is_none_or(|volume| volume == entry.src_volume_id)
+                && src_name.is_none_or(|name| name == entry.src_volume_name)
+                && query.label.as_ref().is_none_or(|label| entry_labels(entry).matches(label))
+        });
+        if let Some(id) = &query.cloudsnap_id {
+            found.damaged.retain(|damaged| damaged.id == id.to_string());
+        }
+        // Two credentials may reach the same repository.
+        let mut seen = BTreeSet::new();
+        found.entries.retain(|entry| seen.insert(entry.id));
+        found.entries.sort_by_key(|entry| (entry.timestamp, entry.id));
+        list.total = found.entries.len() as u64;
+        if let Some(max) = query.max {
+            let surplus = found.entries.len().saturating_sub(max as usize);
+            found.entries.drain(..surplus);
+        }
+        list.cloudsnaps = found.entries;
+        list.damaged = found.damaged;
+        Ok(list)
+    }
+
+    async fn list_store(
+        &self,
+        credential: &CredentialRow,
+        scope: &Scope,
+        found: &mut Found,
+    ) -> Result<(), ServiceError> {
+        let (repository, _) = self.task_repository(credential.uuid).await?;
+        let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
+        let listed = Box::pin(repository.list_manifests(&scope.filter, &catalog)).await?;
+        if scope.whole_store {
+            let keys: BTreeSet<String> = listed.iter().map(|item| item.key.clone()).collect();
+            blocking(move || catalog.keep_only(&keys)).await?;
+        }
+        let uuid = credential.uuid;
+        let known = self.db.run(move |tx| -> Result<_, DbError> {
+            Ok((Proof::of_repository(tx, uuid)?, RetentionOverride::all(tx)?))
+        });
+        let (proofs, marks) = known.await?;
+        let now = Timestamp::now();
+        let proofs: BTreeMap<CloudSnapshotId, Proof> =
+            proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+        for item in listed {
+            match item.manifest {
+                Ok(manifest) => {
+                    let mut entry = entry(&manifest, credential);
+                    show_proof(&mut entry.metadata, proofs.get(&manifest.id()));
+                    show_mark(&mut entry.metadata, marks.of(&manifest.id(), uuid, now).as_ref());
+                    found.entries.push(entry);
+                }
+                // Deleted after it was listed.
+                Err(CloudError::SnapshotNotFound { .. }) => {}
+                Err(error) => found.damaged.push(DamagedCloudsnap {
+                    id: item.id.map_or(item.key, |id| id.to_string()),
+                    credential: credential.uuid,
+                    reason: error.to_string(),
+                }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds running and failed backups of this daemon as list entries.
+    async fn tasks_as_entries(
+        &self,
+        credential: &CredentialRow,
+        status: CloudsnapStatus,
+        found: &mut Found,
+    ) -> Result<(), ServiceError> {
+        for row in self.db.run(TaskRow::all).await? {
+            let matches = match row.state {
+                TaskState::Pending | TaskState::Active => status == CloudsnapStatus::Active,
+                TaskState::Failed | TaskState::Stopped => status == CloudsnapStatus::Failed,
+                TaskState::Done => false,
+            };
+            if row.kind != TaskKind::Backup || row.credential != credential.uuid || !matches {
+                continue;
+            }
+            let name = row.detail.volume_name.as_ref().map(ToString::to_string).unwrap_or_default();
+            let volume = row.volume.and_then(|id| self.registry.by_id(id));
+            let (size_bytes, labels) =
+                volume.map_or((0, Labels::default()), |volume| (volume.size_bytes(), volume.tags().labels));
+            found.entries.push(Cloudsnap {
+                id: row.cloudsnap,
+                src_volume_id: row.cloudsnap.volume,
+                src_volume_name: name.clone(),
+                timestamp: row.created,
+                metadata: CloudsnapMetadata {
+                    cloudsnap_type: trigger_of(&row).into(),
+                    compression: "lz4".into(),
+                    size_bytes: row.detail.bytes_total,
+                    starttime: format_time(row.created),
+                    status,
+                    updatetime: format_time(row.detail.completed.unwrap_or_else(Timestamp::now)),
+                    version: format!("V{}.00", blockd_cloud::FORMAT_VERSION),
+                    volume: volume_spec_json(size_bytes, &labels),
+                    volumename: name,
+                    backup_type: row.detail.backup_type.map_or(BackupType::Full, backup_type),
+                    credential: credential.uuid,
+                    credential_name: credential.name.to_string(),
+                    encrypted: credential.encrypted,
+                    stored_bytes: row.detail.bytes_uploaded,
+                    dirty_bytes: row.detail.bytes_dirty,
+                    freeze_stall_micros: row.detail.freeze_stall_micros,
+                    snapshot_name: row.detail.backup.name.as_ref().map(ToString::to_string),
+                    pinned: None,
+                    expires: None,
+                    verified: None,
+                    verify_depth: None,
+                    verify_result: None,
+                },
+                status,
+            });
+        }
+        Ok(())
+    }
+
+    /// Returns the details of a cloud snapshot from its manifest.
+    ///
+    /// # Errors
+    /// No store has it, or it is damaged.
+    pub async fn inspect_cloudsnap(&self, query: &InspectCloudsnap) -> Result<CloudsnapDetail, ServiceError> {
+        let id = query.id;
+        let (credential, manifest) = self.find_manifest(&id, query.cred_id.as_ref()).await?;
+        let chain = manifest.chain.iter();
+        let stored = |delta: &blockd_cloud::Delta| delta.stored_bytes;
+        let detail = ManifestDetail {
+            volume_size_bytes: manifest.size_bytes,
+            labels: labels(&manifest.labels),
+            snapshot_name: manifest.snapshot_name.clone(),
+            packs: manifest.pack_count.into(),
+            data_blocks: manifest.delta.data_blocks,
+            zero_blocks: manifest.delta.zero_blocks,
+            chain: chain.map(|delta| self.delta_id(delta, &manifest)).collect(),
+            chain_stored_bytes: manifest.deltas().map(stored).sum(),
+        };
+        let mut entry = entry(&manifest, &credential);
+        let uuid = credential.uuid;
+        let known = self.db.run(move |tx| -> Result<_, DbError> {
+            Ok((Proof::of_repository(tx, uuid)?, RetentionOverride::all(tx)?))
+        });
+        let (proofs, marks) = known.await?;
+        show_proof(&mut entry.metadata, proofs.iter().rfind(|proof| proof.cloudsnap == id));
+        show_mark(&mut entry.metadata, marks.of(&id, uuid, Timestamp::now()).as_ref());
+        Ok(CloudsnapDetail { entry, detail })
+    }
+
+    /// Returns the id of the cloud snapshot of a delta: only the last one of a chain is full.
+    fn delta_id(&self, delta: &blockd_cloud::Delta, manifest: &Manifest) -> api::CloudSnapshotId {
+        let bottom = manifest.chain.last().is_some_and(|last| last.snapshot == delta.snapshot);
+        api::CloudSnapshotId {
+            cluster: delta.cluster,
+            volume: delta.volume,
+            snapshot: delta.snapshot,
+            incremental: !bottom,
+        }
+    }
+
+    /// Finds a manifest and its credential: the named one, or the first one whose repository holds it.
+    pub async fn find_manifest(
+        &self,
+        id: &CloudSnapshotId,
+        wanted: Option<&CredentialRef>,
+    ) -> Result<(CredentialRow, Manifest), ServiceError> {
+        let credentials = match wanted {
+            Some(wanted) => vec![self.credential(Some(wanted)).await?],
+            None => self.credential_rows().await?,
+        };
+        if credentials.is_empty() {
+            self.credential(None).await?;
+        }
+        let names: Vec<String> = credentials.iter().map(|credential| credential.name.to_string()).collect();
+        let mut first_error = None;
+        // Concurrently, so that several silent stores take no longer than one.
+        let asked = credentials.into_iter().map(|credential| async move {
+            let answer = self.ask_manifest(credential.uuid, id).await;
+            (credential, answer)
+        });
+        let mut answers = futures::stream::iter(asked).buffered(ASKED_AT_ONCE);
+        while let Some((credential, found)) = answers.next().await {
+            match found {
+                Ok(manifest) => return Ok((credential, manifest)),
+                // "Not found" in one store is less informative than any other error.
+                Err(error) => match &first_error {
+                    Some(first) if !is_not_found(first) => {}
+                    _ => first_error = Some(error),
+                },
+            }
+        }
+        Err(match first_error {
+            Some(error) if names.len() == 1 || !is_not_found(&error) => error,
+            _ => {
+                let message = format!("no cloud snapshot {id} in any of the stores of {}", names.join(", "));
+                ServiceError::refused(ErrorCode::CloudsnapNotFound, message)
+            }
+        })
+    }
+
+    pub(crate) async fn store_and_launch(
+        self: &Arc<Self>,
+        mut row: TaskRow,
+        with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
+    ) -> Result<TaskStarted, ServiceError> {
+        if self.stopping.is_cancelled() {
+            return Err(ServiceError::Stopping);
+        }
+        row.detail.run = Some(self.run);
+        let stored = row.clone();
+        self.db
+            .run(move |tx| {
+                with(tx)?;
+                stored.put(tx)
+            })
+            .await?;
+        let task = row.id;
+        tracing::info!(task = %task, kind = %row.kind, cloudsnap = %row.cloudsnap, "task accepted");
+        self.launch(row);
+        Ok(TaskStarted { task })
+    }
+
+    /// Starts a restore into a new volume.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot, or the volume's name is taken.
+    pub async fn start_restore(
+        self: &Arc<Self>,
+        request: &StartRestore,
+    ) -> Result<RestoreStarted, ServiceError> {
+        check_limits(request.limits)?;
+        let id = request.snap;
+        let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
+        let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
+        blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
+
+        let _admission = self.admission.lock().await;
+        check_cancelled()?;
+        self.refuse_if_deleting(&id).await?;
+        let row = self.row_of_restored(
+            &manifest,
+            request.volume.as_ref(),
+            request.labels.as_ref(),
+            VolumeState::Restoring,
+        )?;
+        let schedules = self.schedules_of(&row.labels).await?;
+        let entry = VolumeEntry::new(&row, EntryState::Restoring);
+        self.registry.reserve(&entry)?;
+        let task = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Restore,
+            state: TaskState::Pending,
+            volume: Some(row.id),
+            snapshot: None,
+            credential: credential.uuid,
+            cloudsnap: id,
+            base: None,
+            created: Timestamp::now(),
+            owner: crate::owner::current(),
+            detail: TaskDetail {
+                volume_name: Some(row.name.clone()),
+                credential_name: credential.name.to_string(),
+                phase: "pending".into(),
+                skip_damaged: request.skip_damaged,
+                limits: request.limits,
+                ..TaskDetail::default()
+            },
+        };
+        let (volume_id, volume) = (row.id, row.name.clone());
+        let started = self.store_and_launch(task, move |tx| row.insert(tx)).await;
+        match started {
+            Ok(TaskStarted { task }) => Ok(RestoreStarted { task, volume_id, volume, schedules }),
+            Err(error) => {
+                self.registry.remove(&entry);
+                Err(error)
+            }
+        }
+    }
+
+    /// Creates the row of a restored volume. Requires the admission lock, since it may choose a name.
+    pub fn row_of_restored(
+        &self,
+        manifest: &Manifest,
+        name: Option<&VolumeName>,
+        own_labels: Option<&Labels>,
+        state: VolumeState,
+    ) -> Result<VolumeRow, ServiceError> {
+        Ok(VolumeRow {
+            id: VolumeId::from_u64(random_id()?),
+            name: name.map_or_else(|| self.free_name(manifest), |name| Ok(name.clone()))?,
+            size_bytes: manifest.size_bytes,
+            labels: own_labels.cloned().unwrap_or_else(|| labels(&manifest.labels)),
+            created: Timestamp::now(),
+            state,
+            read_only: false,
+            group: None,
+        })
+    }
+
+    /// Returns the schedules that select volumes with these labels, by name, or by id if they have none.
+    pub async fn schedules_of(&self, labels: &Labels) -> Result<Vec<String>, ServiceError> {
+        let labels = labels.clone();
+        let found = self.db.run(move |tx| -> Result<_, DbError> {
+            let is_meant = |row: &ScheduleRow| {
+                row.spec.selector.label.as_ref().is_some_and(|label| labels.matches(label))
+            };
+            let rows = ScheduleRow::all(tx)?.into_iter().filter(is_meant);
+            Ok(rows
+                .map(|row| row.spec.name.map_or_else(|| row.uuid.to_string(), |name| name.to_string()))
+                .collect())
+        });
+        Ok(found.await?)
+    }
+
+    /// Returns the first free name of the form `<source>-restored-<n>`.
+    fn free_name(&self, manifest: &Manifest) -> Result<VolumeName, ServiceError> {
+        let most = fit_name(&manifest.volume_name);
+        for n in 1..=u32::MAX {
+            let name: VolumeName = format!("{most}-restored-{n}").parse()?;
+            if self.registry.by_name(name.as_str()).is_none() {
+                return Ok(name);
+            }
+        }
+        Err(ServiceError::Internal("no free volume name".into()))
+    }
+}
+
+pub fn is_not_found(error: &ServiceError) -> bool {
+    matches!(error, ServiceError::Cloud(error) if matches!(**error, CloudError::SnapshotNotFound { .. }))
+}
+
+/// Reduces a volume name from a store to valid characters and a length that leaves room for a suffix.
+fn fit_name(name: &str) -> String {
+    const ROOM_BYTES: usize = 100;
+    let fit: String =
+        name.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(ROOM_BYTES).collect();
+    let fit = fit.trim_start_matches(['.', '_', '-']);
+    if fit.is_empty() { "volume".into() } else { fit.to_owned() }
+}
+
+fn entry_labels(entry: &Cloudsnap) -> Labels {
+    let spec: serde_json::Value = serde_json::from_str(&entry.metadata.volume).unwrap_or_default();
+    spec.pointer("/DevSpec/volume_labels")
+        .and_then(|labels| serde_json::from_value(labels.clone()).ok())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volume_name_from_store_is_sanitized() {
+        for (given, fit) in [("data", "data"), ("../x y", "xy"), ("", "volume"), ("ä", "volume"), ("-1", "1")]
+        {
+            assert_eq!(fit_name(given), fit);
+            let name = format!("{}-restored-1", fit_name(given));
+            assert!(name.parse::<VolumeName>().is_ok(), "{name}");
+        }
+        assert!(format!("{}-restored-4294967295", fit_name(&"x".repeat(500))).parse::<VolumeName>().is_ok());
+    }
+}

@@ -1,0 +1,379 @@
+//! Error type of all daemon operations, and its conversion to an [`ApiError`].
+
+use blockd_api::{ApiError, ErrorCode};
+use blockd_catalog::DbError;
+use blockd_cloud::{ClockUnknownCause, CloudError};
+use blockd_secrets::SecretsError;
+use blockd_store::{ProbeError, StoreError, StoreErrorKind};
+use blockd_volume::{VolumeError, VolumeErrorKind};
+use std::path::PathBuf;
+use tracing::Instrument;
+
+/// Reasons why an operation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// Refused by the daemon, with a message for the client.
+    #[error("{0}")]
+    Refused(#[from] ApiError),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// A volume failed.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// A cloud operation failed.
+    #[error(transparent)]
+    Cloud(Box<CloudError>),
+    /// A store request failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A store lacks a required feature.
+    #[error(transparent)]
+    Probe(Box<ProbeError>),
+    /// Secrets cannot be sealed or unsealed.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    /// An operation on one of the daemon's files failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// Operation.
+        action: &'static str,
+        /// File.
+        path: PathBuf,
+        /// Cause reported by the system.
+        source: std::io::Error,
+    },
+    /// The daemon is stopping; the task resumes after the next start.
+    #[error("the daemon is stopping")]
+    Stopping,
+    /// A bug in the daemon.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl From<CloudError> for ServiceError {
+    fn from(error: CloudError) -> Self {
+        match error {
+            CloudError::Store(error) => Self::Store(error),
+            error => Self::Cloud(Box::new(error)),
+        }
+    }
+}
+
+impl From<ProbeError> for ServiceError {
+    fn from(error: ProbeError) -> Self {
+        Self::Probe(Box::new(error))
+    }
+}
+
+impl From<blockd_api::NameError> for ServiceError {
+    fn from(error: blockd_api::NameError) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
+impl ServiceError {
+    /// Creates a refusal.
+    pub fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Refused(ApiError::new(code, message))
+    }
+
+    /// Returns true if the same request can succeed later without an administrator's action.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Refused(error) => error.is_retryable(),
+            Self::Db(error) => error.is_retryable(),
+            Self::Volume(error) => error.is_retryable(),
+            Self::Cloud(error) => error.is_retryable(),
+            Self::Store(error) => error.is_retryable(),
+            Self::Probe(error) => error.store_error().is_some_and(StoreError::is_retryable),
+            Self::Secrets(error) => error.is_retryable(),
+            Self::Stopping => true,
+            Self::File { .. } | Self::Internal(_) => false,
+        }
+    }
+
+    /// Returns true if a later retry can have another result, also after an administrator's action:
+    /// remounting a directory, rotating credentials or a token.
+    pub fn may_change(&self) -> bool {
+        let is_secret =
+            || matches!(self.to_api().code, ErrorCode::SecretUnavailable | ErrorCode::SecretUnreachable);
+        self.is_retryable() || matches!(self, Self::Store(_)) || is_secret()
+    }
+
+    /// Returns true if the task was stopped, rather than failed.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Stopping => true,
+            Self::Cloud(error) => matches!(**error, CloudError::Cancelled),
+            _ => false,
+        }
+    }
+
+    /// Adds an operation-specific hint, if there is one for the error's code.
+    #[must_use]
+    pub fn with_hint(
+        self,
+        hint: impl FnOnce(ErrorCode, Option<StoreErrorKind>) -> Option<&'static str>,
+    ) -> Self {
+        let mut error = self.to_api();
+        match hint(error.code, self.store_kind()) {
+            Some(hint) => {
+                error.hint = Some(hint.to_owned());
+                Self::Refused(error)
+            }
+            None => self,
+        }
+    }
+
+    /// Returns the kind of a store error.
+    fn store_kind(&self) -> Option<StoreErrorKind> {
+        match self {
+            Self::Store(error) => Some(error.kind),
+            Self::Probe(error) => error.store_error().map(|error| error.kind),
+            _ => None,
+        }
+    }
+
+    /// Returns the next action for a cloud error whose code does not determine it.
+    pub fn cloud_hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Cloud(error) => cloud_hint(error),
+            _ => None,
+        }
+    }
+
+    /// Converts the error for the API.
+    pub fn to_api(&self) -> ApiError {
+        let code = match self {
+            // The message may quote input with line breaks.
+            Self::Refused(error) => return ApiError { message: one_line(&error.message), ..error.clone() },
+            Self::Db(error) if error.is_full() => ErrorCode::NoSpace,
+            Self::Db(_) | Self::Internal(_) => ErrorCode::Internal,
+            Self::File { source, .. } => io_code(source, ErrorCode::Internal),
+            Self::Volume(error) => volume_code(error),
+            Self::Cloud(error) => cloud_code(error),
+            Self::Store(error) => store_code(error),
+            Self::Probe(error) => error.store_error().map_or(ErrorCode::StoreFailed, store_code),
+            Self::Secrets(_) => ErrorCode::SecretUnavailable,
+            Self::Stopping => ErrorCode::ShuttingDown,
+        };
+        ApiError {
+            code,
+            message: one_line(&self.to_string()),
+            hint: self.cloud_hint().or_else(|| hint(code, self.store_kind())).map(str::to_owned),
+        }
+    }
+}
+
+/// Replaces the line breaks of a message by spaces.
+pub fn one_line(message: &str) -> String {
+    message.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+fn io_code(error: &std::io::Error, otherwise: ErrorCode) -> ErrorCode {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorCode::NoSpace,
+        _ => otherwise,
+    }
+}
+
+fn volume_code(error: &VolumeError) -> ErrorCode {
+    match error.kind() {
+        VolumeErrorKind::InvalidInput => ErrorCode::InvalidRequest,
+        VolumeErrorKind::NoSpace => ErrorCode::NoSpace,
+        VolumeErrorKind::NotFound => ErrorCode::SnapshotNotFound,
+        VolumeErrorKind::Busy => ErrorCode::SnapshotInUse,
+        VolumeErrorKind::Closed => ErrorCode::ShuttingDown,
+        _ => ErrorCode::VolumeFailed,
+    }
+}
+
+pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
+    match error {
+        CloudError::Store(error) => store_code(error),
+        CloudError::BaseUnknown { source, .. } | CloudError::NotTakenBack { source, .. } => {
+            cloud_code(source)
+        }
+        CloudError::WrongPassphrase { .. } | CloudError::UnknownKey { .. } => ErrorCode::WrongPassphrase,
+        CloudError::WriteKeyMissing { .. } | CloudError::WriteKeyNotNewest { .. } => {
+            ErrorCode::WriteKeyRefused
+        }
+        CloudError::EncryptedRepository { .. } => ErrorCode::PassphraseRequired,
+        CloudError::PlainRepository { .. } => ErrorCode::RepositoryNotEncrypted,
+        CloudError::Damaged { .. } | CloudError::UnsupportedVersion { .. } => ErrorCode::CloudsnapDamaged,
+        CloudError::SnapshotNotFound { .. }
+        | CloudError::BaseDeleted { .. }
+        | CloudError::DeletedMeanwhile { .. } => ErrorCode::CloudsnapNotFound,
+        CloudError::InvalidRequest { .. } => ErrorCode::InvalidRequest,
+        CloudError::TooManyKeys { .. }
+        | CloudError::KeySlotsLeftOut { .. }
+        | CloudError::Conflict { .. }
+        | CloudError::Unsettled { .. }
+        | CloudError::KeySlotMissing { .. }
+        | CloudError::TooManyDeltas { .. }
+        | CloudError::CollectionTimeout { .. }
+        | CloudError::ClockDiffers { .. }
+        | CloudError::KeySlotsGone { .. } => ErrorCode::StoreFailed,
+        CloudError::ClockUnknown { cause: ClockUnknownCause::NoRoom, .. } => ErrorCode::StoreFull,
+        CloudError::ClockUnknown { .. } => ErrorCode::StoreFailed,
+        CloudError::ReadVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
+        CloudError::WriteVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
+        CloudError::Journal { source, .. } | CloudError::Cache { source, .. } => {
+            io_code(source, ErrorCode::Internal)
+        }
+        CloudError::Cancelled => ErrorCode::TaskStopped,
+        _ => ErrorCode::Internal,
+    }
+}
+
+/// Next action for a listing without an end.
+pub const ENDLESS_HINT: &str =
+    "check who writes to the store: its listing is larger, or slower, than backups explain";
+
+fn cloud_hint(error: &CloudError) -> Option<&'static str> {
+    Some(match error {
+        CloudError::ClockDiffers { .. } => {
+            "set the clock of this host, for example with chrony or systemd-timesyncd; if it is right, that of the store"
+        }
+        CloudError::ClockUnknown { cause, .. } => match cause {
+            ClockUnknownCause::NotListed => {
+                "wait until the store lists new objects again; the check is repeated before the next deletion"
+            }
+            ClockUnknownCause::NoTime => {
+                "delete cloud snapshots with `blockctl cloudsnap delete`, or use a store whose listings have times"
+            }
+            ClockUnknownCause::NoRoom => {
+                "delete cloud snapshots with `blockctl cloudsnap delete`, or raise the quota of the store"
+            }
+        },
+        CloudError::TooManyDeltas { .. } | CloudError::CollectionTimeout { .. } => ENDLESS_HINT,
+        _ => return None,
+    })
+}
+
+fn store_code(error: &StoreError) -> ErrorCode {
+    match error.kind {
+        StoreErrorKind::Unauthorized
+        | StoreErrorKind::WrongClock
+        | StoreErrorKind::WrongRegion
+        | StoreErrorKind::WrongStyle => ErrorCode::StoreUnauthorized,
+        StoreErrorKind::BucketMissing => ErrorCode::BucketMissing,
+        StoreErrorKind::Unreachable | StoreErrorKind::WrongScheme => ErrorCode::StoreUnreachable,
+        StoreErrorKind::Timeout | StoreErrorKind::Throttled => ErrorCode::StoreTimeout,
+        StoreErrorKind::NoSpace => ErrorCode::StoreFull,
+        StoreErrorKind::BadKey | StoreErrorKind::Misconfigured => ErrorCode::InvalidRequest,
+        _ => ErrorCode::StoreFailed,
+    }
+}
+
+/// Returns the provider-independent next action for a store error.
+pub fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
+    Some(match kind {
+        StoreErrorKind::WrongClock => {
+            "check `timedatectl` on this host: its clock should be synchronised (NTP)"
+        }
+        StoreErrorKind::WrongRegion => {
+            "check --s3-region, and --s3-endpoint if it names a region: both must match the bucket"
+        }
+        StoreErrorKind::WrongStyle => {
+            "create the credentials with --disable-path-style: the store does not accept the bucket in the path"
+        }
+        StoreErrorKind::WrongScheme => {
+            "check --s3-disable-ssl (plain HTTP), the scheme of the endpoint (http:// or https://), and the port"
+        }
+        _ => return None,
+    })
+}
+
+fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> {
+    if let Some(hint) = store.and_then(store_hint) {
+        return Some(hint);
+    }
+    Some(match code {
+        ErrorCode::StoreUnauthorized => {
+            "the store refuses the access key: run `blockctl credentials validate`; `blockctl credentials update` sets a new key"
+        }
+        ErrorCode::BucketMissing => {
+            "create the bucket or directory first, or check --bucket, --path and --disable-path-style"
+        }
+        ErrorCode::StoreUnreachable => "check whether the server runs, and `blockctl credentials inspect`",
+        ErrorCode::WrongPassphrase => "check --encryption-passphrase or --encryption-passphrase-file",
+        ErrorCode::PassphraseRequired => "give --encryption-passphrase or --encryption-passphrase-file",
+        ErrorCode::RepositoryNotEncrypted => {
+            "omit --encryption-passphrase, or use another bucket or directory"
+        }
+        ErrorCode::StoreFull => {
+            "free space in the backup location with `blockctl cloudsnap delete`, or enlarge it"
+        }
+        ErrorCode::NoSpace => {
+            "delete unneeded snapshots, or free space on the filesystem of the data directory"
+        }
+        _ => return None,
+    })
+}
+
+/// Runs blocking work on a blocking thread.
+///
+/// # Errors
+/// The work failed or panicked.
+pub async fn blocking<R, E>(work: impl FnOnce() -> Result<R, E> + Send + 'static) -> Result<R, ServiceError>
+where
+    R: Send + 'static,
+    E: Into<ServiceError> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(error) => Err(ServiceError::Internal(error.to_string())),
+    }
+}
+
+/// Runs a future on a task of its own, which goes on if the caller is dropped.
+///
+/// # Errors
+/// The work failed or panicked.
+pub async fn spawned<R, E>(
+    work: impl Future<Output = Result<R, E>> + Send + 'static,
+) -> Result<R, ServiceError>
+where
+    R: Send + 'static,
+    E: Into<ServiceError> + Send + 'static,
+{
+    match tokio::spawn(work.in_current_span()).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(error) => Err(ServiceError::Internal(error.to_string())),
+    }
+}
+
+/// Formats an error and its causes in one line.
+pub fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn api_error_has_a_code_and_a_message_of_one_line() {
+        assert_eq!(one_line("a\n  b\r\n\nc "), "a b c");
+        let quoted = ServiceError::refused(ErrorCode::InvalidRequest, "unknown field `a\nb`").to_api();
+        assert_eq!(quoted.message, "unknown field `a b`");
+        let full = std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
+        let error = ServiceError::File { action: "write", path: "/x".into(), source: full };
+        assert_eq!(error.to_api().code, ErrorCode::NoSpace);
+        let wrong = CloudError::WrongPassphrase { store: "s".into(), slots: 1 };
+        let api = ServiceError::from(wrong).to_api();
+        assert_eq!(api.code, ErrorCode::WrongPassphrase);
+        assert!(api.hint.is_some_and(|hint| hint.contains("--encryption-passphrase")));
+        assert!(ServiceError::from(CloudError::Cancelled).is_cancelled());
+    }
+}

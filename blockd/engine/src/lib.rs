@@ -1,0 +1,52 @@
+//! The use cases of blockd: volumes, snapshots, backups, restores, schedules, and the tasks that run them.
+//!
+//! The daemon opens the state, serves it over NBD and the control API, and runs the background loops.
+
+pub mod access;
+mod activity;
+pub mod attachments;
+mod backups;
+pub mod browse;
+mod cloudsnaps;
+pub mod core;
+mod credential_update;
+pub mod credentials;
+mod delete_start;
+pub mod discarded;
+pub mod error;
+pub mod events;
+pub mod exports;
+pub mod external_secrets;
+pub mod failpoints;
+pub mod foreign_fd;
+mod groups;
+pub mod health;
+mod id_prefix;
+pub mod key_slots;
+mod lazy;
+pub mod limits;
+mod locate;
+pub mod maintenance;
+pub mod map_sync;
+pub mod merger;
+pub mod metrics;
+pub mod owner;
+pub mod preflight;
+pub mod pressure;
+mod provider_update;
+mod providers;
+mod quiesce;
+mod reconcile;
+mod referenced_client;
+pub mod registry;
+mod rekey;
+pub mod retention_overrides;
+mod rollback;
+mod rules;
+pub mod schedules;
+pub mod settings;
+mod snapshots;
+pub mod tasks;
+mod verification;
+mod volumes;
+pub mod webhooks;

@@ -1,0 +1,622 @@
+//! Transactions of the scheduler: each step is one transaction, with the time as an argument.
+//!
+//! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the
+//! transaction that stores the task. So a daemon that is killed between two of them finds the remaining work
+//! at its next start.
+
+use super::{known_health::KnownHealth, uses::Uses};
+use blockd_api::{
+    SnapshotName, VolumeName,
+    events::Severity,
+    quiesce::QuiesceReport,
+    schedules::{Rule, RunState, Selector},
+};
+use blockd_catalog::{
+    DbError, NewEvent, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow, TaskState,
+};
+use blockd_cloud::CloudSnapshotId;
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_schedule::{Condition, Health, KeepReason, Retention, Snapshot, Tick, Verdict, decide, tick};
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::Transaction;
+use std::collections::{BTreeMap, HashSet, btree_map::Entry};
+use uuid::Uuid;
+
+use crate::registry::Tags;
+
+/// Maximum number of ended runs, in addition to those with existing backups.
+pub const MAX_ENDED_RUNS: u32 = 10_000;
+
+/// Delay after which a run is overdue: the scheduler runs several times a minute.
+const OVERDUE_AFTER: SignedDuration = SignedDuration::from_mins(5);
+
+/// Volume that schedules may select.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub(crate) id: VolumeId,
+    pub(crate) name: VolumeName,
+    pub(crate) tags: Tags,
+}
+
+/// Returns true if the selector matches the volume.
+pub fn is_selected(selector: &Selector, volume: &Candidate) -> bool {
+    let named = match &selector.volume {
+        Some(blockd_api::VolumeRef::Id(id)) => *id == volume.id,
+        Some(blockd_api::VolumeRef::Name(name)) => *name == volume.name,
+        None => false,
+    };
+    named
+        || (selector.group.is_some() && selector.group == volume.tags.group)
+        || selector.label.as_ref().is_some_and(|label| volume.tags.labels.matches(label))
+}
+
+/// Returns true if the selector matches one of these volumes.
+pub fn chooses_any(selector: &Selector, volumes: &[Candidate]) -> bool {
+    volumes.iter().any(|volume| is_selected(selector, volume))
+}
+
+/// Cause of runs of a schedule.
+struct Cause<'a> {
+    rule: Option<&'a Rule>,
+    nominal: Timestamp,
+    missed: u32,
+}
+
+/// Returns the retention pool of a rule and its retention, if it has its own.
+fn pool_of(rule: &Rule) -> Option<(String, Retention)> {
+    rule.retain.clone().map(|retain| (rule.when.to_string(), retain))
+}
+
+/// Adds the runs of a schedule, one for each volume and location. A volume with a running or queued run is
+/// skipped; a run that was refused until now fails, which is reported.
+fn add_runs(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    cause: &Cause<'_>,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Vec<RunRow>, DbError> {
+    let (pool, retain) = cause.rule.and_then(pool_of).unzip();
+    let run = RunRow {
+        id: 0,
+        schedule: schedule.uuid,
+        rule: cause.rule.map(|rule| rule.when.clone()),
+        nominal: cause.nominal,
+        started: now,
+        missed: cause.missed,
+        priority: schedule.spec.priority,
+        force_full: schedule.spec.full,
+        volume: None,
+        volume_name: None,
+        credential: None,
+        state: RunState::Queued,
+        task: None,
+        cloudsnap: None,
+        completed: None,
+        reason: None,
+        pool: pool.unwrap_or_default(),
+        retain,
+        snapshot: None,
+    };
+    let skipped = |run: RunRow, reason: String| RunRow {
+        state: RunState::Skipped,
+        completed: Some(now),
+        reason: Some(reason),
+        ..run
+    };
+    let mut runs = Vec::new();
+    let meant = volumes.iter().filter(|volume| is_selected(&schedule.spec.selector, volume));
+    for volume in meant {
+        for credential in schedule.spec.places() {
+            let (id, name) = (Some(volume.id), Some(volume.name.clone()));
+            let mut run =
+                RunRow { volume: id, volume_name: name, credential: Some(credential), ..run.clone() };
+            if run.is_local() {
+                // They have their own retention.
+                (run.pool, run.retain) = (String::new(), None);
+            }
+            let earlier = RunRow::unfinished(tx, schedule.uuid, volume.id, credential)?;
+            runs.push(match earlier {
+                Some(earlier) if earlier.state == RunState::Queued && earlier.reason.is_some() => {
+                    let why = earlier.reason.as_deref().unwrap_or_default();
+                    let reason = format!("it could not begin until the next one was due: {why}");
+                    tracing::error!(schedule = %schedule.uuid, run = earlier.id, %reason, "the run failed");
+                    let message = format!("a run of schedule {} failed: {reason}", schedule.uuid);
+                    let event = NewEvent::new(now, Severity::Error, "run-failed", message);
+                    NewEvent { volume: earlier.volume_name.clone(), ..event }.insert(tx)?;
+                    end_queued(tx, &earlier, RunState::Failed, reason, now)?;
+                    run
+                }
+                Some(earlier) => {
+                    let reason = format!("run {} has not ended: it is {}", earlier.id, earlier.state);
+                    skipped(run, reason)
+                }
+                None => run,
+            });
+        }
+    }
+    // Reported once, not for each run of a schedule without volumes.
+    if runs.is_empty() && (cause.rule.is_none() || !RunRow::matched_no_volume(tx, schedule.uuid)?) {
+        runs.push(skipped(run, "no volume is chosen by the schedule's selector".into()));
+    }
+    let mut added = Vec::new();
+    for mut run in runs {
+        match run.insert(tx)? {
+            Some(id) => {
+                run.id = id;
+                added.push(run);
+            }
+            None => {
+                tracing::warn!(schedule = %run.schedule, nominal = %run.nominal, "there is a run of this instant already: no other is added");
+            }
+        }
+    }
+    Ok(added)
+}
+
+/// Adds the runs that are due at `now`, and returns the time of the next pass.
+pub fn fire(
+    tx: &Transaction<'_>,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Option<Timestamp>, DbError> {
+    let mut next: Option<Timestamp> = None;
+    let mut look_at = |due: Timestamp| next = Some(next.map_or(due, |next| next.min(due)));
+    for schedule in ScheduleRow::all(tx)?.iter().filter(|schedule| !schedule.paused) {
+        let delay_s = schedule.spec.jitter.delay_s(schedule.uuid.as_u128());
+        for rule in schedule.rules(tx)? {
+            let Some(dealt_with_until) = schedule.cursor(tx, &rule.when)? else {
+                // A new rule starts now.
+                schedule.set_cursor(tx, &rule.when, now)?;
+                look_at(now);
+                continue;
+            };
+            match tick(&rule.when, dealt_with_until, delay_s, now) {
+                Tick::Wait { due } => look_at(due),
+                Tick::Run { nominal, missed, late_s, dealt_with_until } => {
+                    if missed > 0 {
+                        tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, missed, late_s, "runs were missed: one is made for all of them");
+                        let message = format!(
+                            "{missed} runs of schedule {} ({}) were missed: one is made for all of them",
+                            schedule.uuid, rule.when
+                        );
+                        NewEvent::new(now, Severity::Warning, "schedule-missed", message).insert(tx)?;
+                    }
+                    let cause = Cause { rule: Some(&rule), nominal, missed };
+                    for run in add_runs(tx, schedule, &cause, volumes, now)? {
+                        if let Some(reason) = &run.reason {
+                            tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "a run is left out");
+                            let message =
+                                format!("a run of schedule {} is left out: {reason}", schedule.uuid);
+                            let event = NewEvent::new(now, Severity::Warning, "run-skipped", message);
+                            NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
+                        }
+                    }
+                    schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
+                    look_at(now);
+                }
+                Tick::ClockSetBack { dealt_with_until } => {
+                    tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, "the clock was set back: the schedule starts again");
+                    RunRow::free_later(tx, schedule.uuid, &rule.when, now)?;
+                    schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
+                    look_at(now);
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(next)
+}
+
+/// Adds manual runs.
+pub fn run_now(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Vec<RunRow>, DbError> {
+    add_runs(tx, schedule, &Cause { rule: None, nominal: now, missed: 0 }, volumes, now)
+}
+
+/// Returns the start of the next run, including jitter.
+pub fn next_run(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, DbError> {
+    if schedule.paused {
+        return Ok(None);
+    }
+    let delay_s = schedule.spec.jitter.delay_s(schedule.uuid.as_u128());
+    let mut next: Option<Timestamp> = None;
+    for rule in schedule.rules(tx)? {
+        let dealt_with_until = schedule.cursor(tx, &rule.when)?.unwrap_or(now);
+        let due = match tick(&rule.when, dealt_with_until, delay_s, now) {
+            Tick::Wait { due } => due,
+            Tick::Run { .. } | Tick::ClockSetBack { .. } => now,
+            _ => continue,
+        };
+        next = Some(next.map_or(due, |next| next.min(due)));
+    }
+    Ok(next)
+}
+
+/// Returns the time since when the next run is overdue.
+pub fn overdue_since(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, DbError> {
+    if schedule.paused {
+        return Ok(None);
+    }
+    let delay = SignedDuration::from_secs(schedule.spec.jitter.delay_s(schedule.uuid.as_u128()).into());
+    let mut since: Option<Timestamp> = None;
+    for rule in schedule.rules(tx)? {
+        let Some(dealt_with_until) = schedule.cursor(tx, &rule.when)? else { continue };
+        let Some(next) = rule.when.next_after(dealt_with_until) else { continue };
+        let due = next.checked_add(delay).unwrap_or(Timestamp::MAX);
+        if due.checked_add(OVERDUE_AFTER).is_ok_and(|late| late < now) {
+            since = Some(since.map_or(due, |since| since.min(due)));
+        }
+    }
+    Ok(since)
+}
+
+/// Records the results of the runs' tasks and the existing local snapshots; those in `freezing` are in
+/// progress in this daemon. Returns true if one succeeded.
+pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timestamp) -> Result<bool, DbError> {
+    let mut any_done = false;
+    RunRow::expire_lost_snapshots(tx)?;
+    for mut run in RunRow::to_settle(tx)? {
+        if run.is_local() {
+            any_done |= settle_local(tx, run, freezing, now)?;
+            continue;
+        }
+        let task = match run.task {
+            Some(task) => TaskRow::find(tx, task)?,
+            None => None,
+        };
+        match task {
+            Some(task) if task.state == TaskState::Done => {
+                run.state = RunState::Done;
+                run.cloudsnap = Some(task.cloudsnap);
+                run.completed = task.detail.completed.or(Some(now));
+                run.reason = failures_of(task.detail.quiesce.as_ref());
+                any_done = true;
+            }
+            Some(task) if task.state == TaskState::Failed => {
+                run.state = RunState::Failed;
+                run.completed = task.detail.completed.or(Some(now));
+                run.reason = task.detail.error.map(|error| error.message);
+            }
+            Some(task) if task.state == TaskState::Stopped => {
+                run.state = RunState::Failed;
+                run.completed = Some(now);
+                run.reason = Some("its backup was stopped: `cloudsnap resume` takes it up again".into());
+            }
+            Some(_) => continue,
+            None => {
+                run.state = RunState::Failed;
+                run.completed = Some(now);
+                run.reason = Some("its task is not remembered any more: see task_history".into());
+            }
+        }
+        run.update(tx)?;
+    }
+    RunRow::prune(tx, MAX_ENDED_RUNS)?;
+    Ok(any_done)
+}
+
+/// Returns the failures of a quiesce operation that did not abort it.
+pub fn failures_of(report: Option<&QuiesceReport>) -> Option<String> {
+    let failures: Vec<String> = report.into_iter().flat_map(QuiesceReport::failures).collect();
+    (!failures.is_empty()).then(|| failures.join("; "))
+}
+
+/// Ends a completed run of a local snapshot; returns true if it succeeded.
+fn settle_local(
+    tx: &Transaction<'_>,
+    mut run: RunRow,
+    freezing: &HashSet<SnapshotId>,
+    now: Timestamp,
+) -> Result<bool, DbError> {
+    let row = run.snapshot.map(|id| SnapshotRow::find_kept(tx, id)).transpose()?.flatten();
+    if let Some(row) = row {
+        run.state = RunState::Done;
+        run.completed = run.completed.or(Some(now));
+        run.reason = failures_of(row.quiesce.as_ref());
+        run.update(tx)?;
+        return Ok(true);
+    }
+    if run.snapshot.is_some_and(|id| freezing.contains(&id)) {
+        return Ok(false);
+    }
+    let task = run.task.map(|task| TaskRow::find(tx, task)).transpose()?.flatten();
+    match (run.task, task) {
+        (Some(_), Some(task)) if !task.state.is_final() => return Ok(false),
+        // It was deleted before the check.
+        (Some(_), Some(task)) if task.detail.frozen => {
+            run.state = RunState::Expired;
+            run.reason = Some("its snapshot was deleted".into());
+        }
+        (Some(_), task) => {
+            run.state = RunState::Failed;
+            let why = task.and_then(|task| task.detail.error).map(|error| error.message);
+            run.reason = why.or_else(|| Some("its backup was stopped before the freeze".into()));
+        }
+        // The daemon died, and nothing is left of the freeze: it is repeated.
+        (None, _) => {
+            tracing::info!(run = run.id, "the local snapshot of the run is taken again");
+            let queued = RunRow { state: RunState::Queued, snapshot: None, reason: None, ..run };
+            queued.update(tx)?;
+            return Ok(false);
+        }
+    }
+    run.completed = Some(now);
+    run.update(tx)?;
+    Ok(false)
+}
+
+/// Runs that start together: all locations of a volume, and all volumes of a group, share one point in time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Runs.
+    pub runs: Vec<RunRow>,
+    /// The runs belong to a group of volumes.
+    pub is_group: bool,
+}
+
+impl Batch {
+    /// Returns true if a run has the same cause and starts with these.
+    fn accepts(&self, run: &RunRow, is_group: bool) -> bool {
+        self.runs.first().is_some_and(|first| {
+            let cause = |run: &RunRow| (run.schedule, run.rule.clone(), run.nominal, run.started);
+            cause(first) == cause(run) && (is_group || first.volume == run.volume)
+        })
+    }
+
+    fn volumes(&self) -> HashSet<VolumeId> {
+        self.runs.iter().filter_map(|run| run.volume).collect()
+    }
+
+    /// Returns true for local snapshots only, which need no upload.
+    pub fn is_local(&self) -> bool {
+        self.runs.iter().all(RunRow::is_local)
+    }
+
+    /// Returns the local part, which waits for no upload.
+    pub fn only_local(self) -> Option<Self> {
+        let runs: Vec<RunRow> = self.runs.into_iter().filter(RunRow::is_local).collect();
+        (!runs.is_empty()).then_some(Self { runs, ..self })
+    }
+}
+
+/// Runs that may start now.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// All candidates, most urgent first; at most one batch per volume.
+    pub batches: Vec<Batch>,
+    /// Number of free slots. The choice is made later: some batches are refused at the start, and must not
+    /// block others.
+    pub places: usize,
+}
+
+/// Returns the runs that may start now.
+pub fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError> {
+    let is_group = |schedule: &ScheduleRow| schedule.spec.selector.group.is_some();
+    let schedules = ScheduleRow::all(tx)?;
+    let groups: HashSet<_> = schedules.iter().filter(|row| is_group(row)).map(|row| row.uuid).collect();
+    let paused: HashSet<_> = schedules.iter().filter(|row| row.paused).map(|row| row.uuid).collect();
+    let active: HashSet<_> = RunRow::in_state(tx, RunState::Active)?
+        .iter()
+        .filter(|run| !run.is_local())
+        .map(|run| (run.schedule, run.volume))
+        .collect();
+    let mut busy: HashSet<VolumeId> = TaskRow::unfinished(tx)?
+        .iter()
+        .filter(|task| task.kind == TaskKind::Backup)
+        .filter_map(|task| task.volume)
+        .collect();
+    let mut waiting: Vec<Batch> = Vec::new();
+    for run in RunRow::in_state(tx, RunState::Queued)? {
+        // Manual runs start also while paused.
+        if run.rule.is_some() && paused.contains(&run.schedule) {
+            continue;
+        }
+        let is_group = groups.contains(&run.schedule);
+        match waiting.iter_mut().find(|batch| batch.accepts(&run, is_group)) {
+            Some(batch) => batch.runs.push(run),
+            None => waiting.push(Batch { runs: vec![run], is_group }),
+        }
+    }
+    let mut batches = Vec::new();
+    for batch in waiting {
+        let volumes = batch.volumes();
+        if volumes.is_empty() {
+            continue;
+        }
+        let is_local = batch.is_local();
+        if is_local || volumes.is_disjoint(&busy) {
+            batches.push(batch);
+        } else {
+            // Local snapshots do not wait for another upload.
+            batches.extend(batch.only_local());
+        }
+        if !is_local {
+            // Volumes of a waiting batch count as taken, so that it does not starve.
+            busy.extend(volumes);
+        }
+    }
+    Ok(Ready { batches, places: concurrency.saturating_sub(active.len()) })
+}
+
+/// Records the task of a run in the transaction that stores the task. Fails if the run is no longer queued.
+pub fn record_start(tx: &Transaction<'_>, run: &RunRow, task: &TaskRow) -> Result<(), DbError> {
+    let (id, cloudsnap) = (Some(task.id), Some(task.cloudsnap));
+    let record_start = RunRow { state: RunState::Active, task: id, cloudsnap, reason: None, ..run.clone() };
+    if record_start.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
+}
+
+/// Records the local snapshot of a run, with or without the task of a backup. Fails if the run is no longer
+/// queued.
+pub fn record_local_start(
+    tx: &Transaction<'_>,
+    run: &RunRow,
+    snapshot: SnapshotId,
+    task: Option<Uuid>,
+) -> Result<(), DbError> {
+    let snapshot = Some(snapshot);
+    let record_start = RunRow { state: RunState::Active, task, snapshot, reason: None, ..run.clone() };
+    if record_start.update_queued(tx)? { Ok(()) } else { Err(DbError::NotQueued(run.id)) }
+}
+
+/// Records the cause of a wait.
+pub fn waits(tx: &Transaction<'_>, run: &RunRow, reason: String) -> Result<(), DbError> {
+    RunRow { reason: Some(reason), ..run.clone() }.update_queued(tx).map(drop)
+}
+
+/// Ends a queued run; returns false if it is no longer queued.
+pub fn end_queued(
+    tx: &Transaction<'_>,
+    run: &RunRow,
+    state: RunState,
+    reason: String,
+    now: Timestamp,
+) -> Result<bool, DbError> {
+    RunRow { state, completed: Some(now), reason: Some(reason), ..run.clone() }.update_queued(tx)
+}
+
+/// Retention decision for a backup of a schedule.
+#[derive(Clone, Debug)]
+pub struct Judgement {
+    pub(crate) run: RunRow,
+    pub(crate) cloudsnap: CloudSnapshotId,
+    pub(crate) credential: Uuid,
+    pub(crate) verdict: Verdict,
+    /// The rule was removed: its last retention applies.
+    pub is_of_gone_rule: bool,
+    /// Pin and expiry date, which were considered.
+    pub mark: Option<RetentionOverride>,
+}
+
+/// Applies the retention to the backups of a schedule. Rules with their own retention count separately, all
+/// others together, for each volume and location. Backups of a removed rule keep its last retention: a
+/// stricter one must not apply without a user's decision.
+pub fn judge(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    now: Timestamp,
+) -> Result<Vec<Judgement>, DbError> {
+    let rules = schedule.rules(tx)?;
+    let own = |run: &RunRow| match rules.iter().find(|rule| Some(&rule.when) == run.rule.as_ref()) {
+        Some(rule) => pool_of(rule),
+        None if run.pool.is_empty() => None,
+        None => Some((run.pool.clone(), run.retain.clone().unwrap_or_default())),
+    };
+    let uses = Uses::all(tx)?;
+    let mut known = BTreeMap::new();
+    let marks = RetentionOverride::all(tx)?;
+    let mut pools = BTreeMap::new();
+    let mut runs = BTreeMap::new();
+    for run in RunRow::kept(tx, schedule.uuid)? {
+        let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) else { continue };
+        let is_of_gone_rule = run.rule.as_ref().is_some_and(|of| rules.iter().all(|rule| rule.when != *of));
+        // The retention of a location has precedence over that of rules.
+        let at_place = schedule.spec.retain_at.get(&credential).map(|at| (String::new(), at.clone()));
+        let (pool, retain) =
+            at_place.or_else(|| own(&run)).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
+        let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
+        let known = match known.entry(credential) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(KnownHealth::of(tx, credential)?),
+        };
+        let (condition, health) = known.judge(&cloudsnap, uses.condition(credential, &cloudsnap));
+        let mark = marks.of(&cloudsnap, credential, now);
+        let snapshot = Snapshot {
+            id: run.id,
+            created: run.started,
+            condition,
+            health,
+            pinned: mark.is_some_and(|mark| mark.pinned),
+            expires: mark.and_then(|mark| mark.expires),
+        };
+        pools.entry(key).or_insert_with(|| (retain, Vec::new())).1.push(snapshot);
+        runs.insert(run.id, (run, cloudsnap, credential, is_of_gone_rule, mark));
+    }
+    let mut judged = Vec::new();
+    for (retain, snapshots) in pools.into_values() {
+        for (id, verdict) in decide(&snapshots, &retain, now) {
+            if let Some((run, cloudsnap, credential, is_of_gone_rule, mark)) = runs.remove(&id) {
+                judged.push(Judgement { run, cloudsnap, credential, verdict, is_of_gone_rule, mark });
+            }
+        }
+    }
+    Ok(judged)
+}
+
+/// Retention decision for a local snapshot of a schedule.
+#[derive(Clone, Debug)]
+pub struct LocalJudgement {
+    pub(crate) run: RunRow,
+    pub(crate) snapshot: SnapshotId,
+    pub(crate) name: Option<SnapshotName>,
+    pub(crate) verdict: Verdict,
+}
+
+/// Applies the retention to the local snapshots of a schedule, for each volume. If the schedule takes none
+/// any more, all stay.
+pub fn judge_local(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    now: Timestamp,
+) -> Result<Vec<LocalJudgement>, DbError> {
+    let retain = schedule.spec.local.clone().unwrap_or_default();
+    let mut volumes: BTreeMap<VolumeId, Vec<Snapshot<u64>>> = BTreeMap::new();
+    let mut runs = BTreeMap::new();
+    for run in RunRow::kept(tx, schedule.uuid)?.into_iter().filter(RunRow::is_local) {
+        let (Some(volume), Some(id)) = (run.volume, run.snapshot) else { continue };
+        let Some(row) = SnapshotRow::find_kept(tx, id)? else { continue };
+        let snapshot = Snapshot {
+            id: run.id,
+            created: run.started,
+            condition: match TaskRow::task_in_need(tx, id)? {
+                Some(_) => Condition::InUse,
+                None => Condition::Done,
+            },
+            health: Health::Unverified,
+            pinned: row.pinned,
+            expires: None,
+        };
+        volumes.entry(volume).or_default().push(snapshot);
+        runs.insert(run.id, (run, id, row.name));
+    }
+    let mut judged = Vec::new();
+    for snapshots in volumes.into_values() {
+        for (id, verdict) in decide(&snapshots, &retain, now) {
+            if let Some((run, snapshot, name)) = runs.remove(&id) {
+                judged.push(LocalJudgement { run, snapshot, name: Some(name), verdict });
+            }
+        }
+    }
+    Ok(judged)
+}
+
+/// Keeps all backups of a deleted schedule.
+pub fn judge_deleted(
+    tx: &Transaction<'_>,
+    schedule: Uuid,
+) -> Result<(Vec<Judgement>, Vec<LocalJudgement>), DbError> {
+    let verdict = || Verdict::Keep(vec![KeepReason::ScheduleGone]);
+    let (mut judged, mut local) = (Vec::new(), Vec::new());
+    for run in RunRow::kept(tx, schedule)? {
+        if let Some(snapshot) = run.snapshot.filter(|_| run.is_local()) {
+            let name = SnapshotRow::find_kept(tx, snapshot)?.map(|row| row.name);
+            local.push(LocalJudgement { run, snapshot, name, verdict: verdict() });
+        } else if let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) {
+            let (verdict, mark) = (verdict(), None);
+            judged.push(Judgement { run, cloudsnap, credential, verdict, is_of_gone_rule: false, mark });
+        }
+    }
+    Ok((judged, local))
+}

@@ -1,0 +1,20 @@
+//! Schedules: requests, and the task that runs them.
+
+pub mod engine;
+#[cfg(test)]
+mod engine_tests;
+mod known_health;
+mod local;
+mod plausibility;
+mod policies;
+mod requests;
+mod retention_checks;
+mod runner;
+#[cfg(test)]
+mod simulation;
+mod uses;
+
+pub use known_health::KnownHealth;
+pub use retention_checks::{delete_command, is_relied_on};
+pub use runner::{Delays, Scheduler, run};
+pub use uses::Uses;

@@ -1,0 +1,468 @@
+//! Requests about schedules.
+
+use super::{
+    engine::{self, Candidate},
+    plausibility,
+    policies::{check_rules, not_found},
+};
+use crate::{core::Core, error::ServiceError, registry::EntryState, rules::refuse_unknown};
+use blockd_api::{
+    CredentialRef, Deleted, ErrorCode, ObjectName, VolumeRef,
+    schedules::{
+        CopyState, CreateSchedule, Judged, JudgedSnapshot, ListRuns, MAX_HISTORY, MAX_TARGETS, RetainAt,
+        RetentionPlan, RunList, RunState, Schedule, ScheduleList, Selector, UnreadableSchedule,
+        UpdateSchedule,
+    },
+};
+use blockd_catalog::{DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec};
+use blockd_schedule::Retention;
+use jiff::Timestamp;
+use rusqlite::Transaction;
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// Default number of runs in a reply.
+const DEFAULT_HISTORY: u32 = 100;
+
+fn no_schedule(uuid: Uuid) -> ServiceError {
+    ServiceError::refused(ErrorCode::ScheduleNotFound, format!("there is no schedule {uuid}"))
+}
+
+fn invalid(message: impl Into<String>) -> ServiceError {
+    ServiceError::refused(ErrorCode::InvalidRequest, message)
+}
+
+fn to_api(
+    tx: &Transaction<'_>,
+    row: &ScheduleRow,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Schedule, DbError> {
+    let whens: Vec<String> = row.rules(tx)?.iter().map(|rule| rule.when.to_string()).collect();
+    let spec = &row.spec;
+    let mut counts = RunRow::copies(tx, row.uuid)?;
+    let copy = |place: Uuid| {
+        let count = counts.remove(&place).unwrap_or_default();
+        let is_local = place == LOCAL;
+        let retain = if is_local { spec.local.as_ref() } else { spec.retain_at.get(&place) };
+        CopyState {
+            credential: (!is_local).then_some(place),
+            retain: retain.unwrap_or(&spec.retain).clone(),
+            kept: count.kept,
+            newest: count.newest,
+            last_state: count.last_state,
+        }
+    };
+    let copies = spec.places().map(copy).collect();
+    let retain_at = spec
+        .retain_at
+        .iter()
+        .map(|(place, retain)| RetainAt { cred_id: CredentialRef::Id(*place), retain: retain.clone() });
+    Ok(Schedule {
+        uuid: row.uuid,
+        name: spec.name.clone(),
+        selector: spec.selector.clone(),
+        credentials: spec.credentials.clone(),
+        local: spec.local.clone(),
+        retain_at: retain_at.collect(),
+        copies,
+        rules: spec.rules.clone(),
+        policy: row.policy.clone(),
+        retain: spec.retain.clone(),
+        full: spec.full,
+        jitter_seconds: spec.jitter,
+        priority: spec.priority,
+        rule: spec.rule.clone(),
+        paused: row.paused,
+        created: row.created,
+        next_run: engine::next_run(tx, row, now)?,
+        last_run: RunRow::last_of(tx, row.uuid)?,
+        overdue_since: engine::overdue_since(tx, row, now)?,
+        without_volume: !engine::chooses_any(&spec.selector, volumes),
+        warnings: Vec::new(),
+        schedule: whens.join(", "),
+    })
+}
+
+fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<ScheduleRow, ServiceError> {
+    ScheduleRow::find(tx, uuid)?.ok_or_else(|| no_schedule(uuid))
+}
+
+/// Refuses the name of another schedule.
+fn refuse_second(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Result<(), ServiceError> {
+    let Some(name) = name else { return Ok(()) };
+    let Some(other) = ScheduleRow::all(tx)?.into_iter().find(|row| row.spec.name.as_ref() == Some(name))
+    else {
+        return Ok(());
+    };
+    let message = format!("there is a schedule {name} already: {}", other.uuid);
+    Err(ServiceError::refused(ErrorCode::ScheduleExists, message))
+}
+
+/// Stores a schedule with an existing policy; its rules start now.
+fn put(
+    tx: &Transaction<'_>,
+    row: &ScheduleRow,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Schedule, ServiceError> {
+    if let Some(policy) = &row.policy
+        && PolicyRow::find(tx, policy)?.is_none()
+    {
+        return Err(not_found(policy));
+    }
+    refuse_unknown(tx, row.spec.rule.as_ref())?;
+    row.put(tx)?;
+    let rules = row.rules(tx)?;
+    if rules.is_empty() {
+        return Err(invalid("say when: periodic, daily, weekly, monthly, cron, calendar or a policy"));
+    }
+    for rule in &rules {
+        if row.cursor(tx, &rule.when)?.is_none() {
+            row.set_cursor(tx, &rule.when, now)?;
+        }
+    }
+    let warnings = plausibility::warnings(&row.spec.selector, volumes);
+    Ok(Schedule { warnings, ..to_api(tx, row, volumes, now)? })
+}
+
+impl Core {
+    /// Refuses to delete the credential of a schedule.
+    pub async fn refuse_if_scheduled(&self, credential: Uuid, name: &str) -> Result<(), ServiceError> {
+        let found = self.db.run(move |tx| -> Result<_, DbError> {
+            let readable = ScheduleRow::all(tx)?.into_iter();
+            let of = readable
+                .filter(|row| row.spec.credentials.contains(&credential))
+                .map(|row| row.uuid.to_string());
+            let unreadable = ScheduleRow::unreadable(tx)?.into_iter();
+            let of_unreadable = unreadable.filter(|(_, spec)| spec.contains(&credential.to_string()));
+            let told =
+                of_unreadable.map(|(key, _)| format!("{key} (which cannot be read, but can be deleted)"));
+            Ok(of.chain(told).next())
+        });
+        let Some(schedule) = found.await? else { return Ok(()) };
+        let message = format!("credential {name} is used by schedule {schedule}: delete the schedule first");
+        Err(ServiceError::refused(ErrorCode::CredentialInUse, message))
+    }
+
+    /// Returns the schedules that have no volumes left after a deletion.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn schedules_without(&self, gone: Candidate) -> Result<Vec<String>, ServiceError> {
+        let volumes = self.candidates();
+        let idle = self.db.run(move |tx| -> Result<_, DbError> {
+            let rows = ScheduleRow::all(tx)?.into_iter();
+            let was_for = |row: &ScheduleRow| {
+                let selector = &row.spec.selector;
+                engine::is_selected(selector, &gone) && !engine::chooses_any(selector, &volumes)
+            };
+            Ok(rows.filter(was_for).map(|row| (row.uuid, row.spec.name)).collect::<Vec<_>>())
+        });
+        let told = idle.await?.into_iter().map(|(uuid, name)| {
+            let called = name.map_or_else(|| uuid.to_string(), |name| format!("{name} ({uuid})"));
+            format!(
+                "schedule {called} protects nothing any more: delete it with blockctl cloudsnap schedules delete --uuid {uuid} if it is not needed"
+            )
+        });
+        Ok(told.collect())
+    }
+
+    /// Returns the volumes that schedules may select.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let entries = self.registry.all().into_iter();
+        let there = entries.filter(|entry| !matches!(entry.view().state, EntryState::Deleting));
+        there.map(|entry| Candidate { id: entry.id, name: entry.name.clone(), tags: entry.tags() }).collect()
+    }
+
+    /// Creates a schedule.
+    ///
+    /// # Errors
+    /// It has no rules or no selector, or there is no such volume, credential or policy.
+    pub async fn create_schedule(&self, request: CreateSchedule) -> Result<Schedule, ServiceError> {
+        let given = &request.selector;
+        let selector = match (&given.volume, &given.group, &given.label) {
+            (Some(volume), None, None) => {
+                let entry = self.registry.find(volume)?;
+                // By id: another volume may get the name later.
+                Selector { volume: Some(VolumeRef::Id(entry.id)), ..Selector::default() }
+            }
+            (None, Some(_), None) => given.clone(),
+            (None, None, Some(label)) if !label.labels().is_empty() => given.clone(),
+            _ => {
+                return Err(invalid(
+                    "which volumes are meant is not clear: give one of volume, group and label",
+                ));
+            }
+        };
+        let mut credentials = Vec::new();
+        // Local snapshots need no location.
+        if request.cred_ids.is_empty() && request.local.is_none() {
+            credentials.push(self.credential(None).await?.uuid);
+        }
+        for wanted in &request.cred_ids {
+            let uuid = self.credential(Some(wanted)).await?.uuid;
+            if !credentials.contains(&uuid) {
+                credentials.push(uuid);
+            }
+        }
+        if credentials.len() > MAX_TARGETS {
+            let message =
+                format!("{} places are too many: at most {MAX_TARGETS} are taken", credentials.len());
+            return Err(invalid(message));
+        }
+        let retain_at = self.retain_at(&request.retain_at, &credentials).await?;
+        if let Some(rule) = &request.rule {
+            self.refuse_rule(rule).await?;
+        }
+        let now = Timestamp::now();
+        let row = ScheduleRow {
+            uuid: Uuid::new_v4(),
+            created: now,
+            paused: request.paused,
+            policy: request.policy,
+            spec: ScheduleSpec {
+                name: request.name,
+                selector,
+                credentials,
+                rules: request.rules,
+                retain: request.retain,
+                full: request.full,
+                jitter: request.jitter_seconds,
+                priority: request.priority,
+                local: request.local,
+                retain_at,
+                rule: request.rule,
+            },
+        };
+        let volumes = self.candidates();
+        let made = self.db.run(move |tx| {
+            refuse_second(tx, row.spec.name.as_ref())?;
+            check_rules(&row.rules(tx)?)?;
+            plausibility::refuse_never(&row.spec.rules, now)?;
+            plausibility::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
+            put(tx, &row, &volumes, now)
+        });
+        let schedule = made.await?;
+        tracing::info!(schedule = %schedule.uuid, when = %schedule.schedule, "schedule made");
+        self.scheduler.wake();
+        Ok(schedule)
+    }
+
+    /// Returns all schedules.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list_schedules(&self) -> Result<ScheduleList, ServiceError> {
+        let (now, volumes) = (Timestamp::now(), self.candidates());
+        let list = self.db.run(move |tx| -> Result<_, DbError> {
+            let mut list = ScheduleList::default();
+            for (uuid, row) in ScheduleRow::each(tx)? {
+                match row {
+                    Ok(row) => list.schedules.push(to_api(tx, &row, &volumes, now)?),
+                    Err(error) => {
+                        list.unreadable.push(UnreadableSchedule { uuid, error: error.to_string() });
+                    }
+                }
+            }
+            Ok(list)
+        });
+        Ok(list.await?)
+    }
+
+    /// Returns a schedule.
+    ///
+    /// # Errors
+    /// There is none with this id.
+    pub async fn schedule(&self, uuid: Uuid) -> Result<Schedule, ServiceError> {
+        let (now, volumes) = (Timestamp::now(), self.candidates());
+        let found = self
+            .db
+            .run(move |tx| -> Result<_, ServiceError> { Ok(to_api(tx, &find(tx, uuid)?, &volumes, now)?) });
+        found.await
+    }
+
+    /// Updates a schedule.
+    ///
+    /// # Errors
+    /// There is none with this id, or the result would be invalid.
+    pub async fn update_schedule(
+        &self,
+        uuid: Uuid,
+        request: UpdateSchedule,
+    ) -> Result<Schedule, ServiceError> {
+        let now = Timestamp::now();
+        if let Some(Some(rule)) = &request.rule {
+            self.refuse_rule(rule).await?;
+        }
+        let retain_at = match &request.retain_at {
+            Some(given) => {
+                let row = self.db.run(move |tx| find(tx, uuid)).await?;
+                Some(self.retain_at(given, &row.spec.credentials).await?)
+            }
+            None => None,
+        };
+        let volumes = self.candidates();
+        let changed = self.db.run(move |tx| {
+            let mut row = find(tx, uuid)?;
+            // A problem of the policy must not prevent a pause.
+            let must_check = request.rules.is_some() || request.policy.is_some();
+            let must_fit = must_check || request.jitter_seconds.is_some();
+            if let Some(rules) = &request.rules {
+                plausibility::refuse_never(rules, now)?;
+            }
+            if let Some(paused) = request.paused {
+                if row.paused && !paused {
+                    // Runs skipped during a pause are not made up for.
+                    ScheduleRow::clear_cursors(tx, uuid)?;
+                }
+                row.paused = paused;
+            }
+            if let Some(rules) = request.rules {
+                row.spec.rules = rules;
+                ScheduleRow::clear_cursors(tx, uuid)?;
+            }
+            row.policy = request.policy.or(row.policy);
+            row.spec.retain = request.retain.unwrap_or(row.spec.retain);
+            row.spec.full = request.full.unwrap_or(row.spec.full);
+            row.spec.jitter = request.jitter_seconds.unwrap_or(row.spec.jitter);
+            row.spec.priority = request.priority.unwrap_or(row.spec.priority);
+            row.spec.local = request.local.unwrap_or(row.spec.local);
+            if row.spec.local.is_none() && row.spec.credentials.is_empty() {
+                return Err(invalid("the schedule has no place but this host: delete it, or pause it"));
+            }
+            row.spec.retain_at = retain_at.unwrap_or(row.spec.retain_at);
+            row.spec.rule = request.rule.unwrap_or(row.spec.rule);
+            if must_check {
+                check_rules(&row.rules(tx)?)?;
+            }
+            if must_fit {
+                plausibility::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
+            }
+            put(tx, &row, &volumes, now)
+        });
+        let schedule = changed.await?;
+        self.scheduler.wake();
+        Ok(schedule)
+    }
+
+    /// Deletes a schedule. Queued runs are skipped, running ones continue, and backups stay.
+    ///
+    /// # Errors
+    /// There is none with this id.
+    pub async fn delete_schedule(&self, uuid: Uuid) -> Result<Deleted, ServiceError> {
+        let now = Timestamp::now();
+        self.db
+            .run(move |tx| -> Result<(), ServiceError> {
+                // Also an unreadable one.
+                if !ScheduleRow::exists(tx, uuid)? {
+                    return Err(no_schedule(uuid));
+                }
+                let queued = RunRow::in_state(tx, RunState::Queued)?;
+                for run in queued.iter().filter(|run| run.schedule == uuid) {
+                    engine::end_queued(tx, run, RunState::Skipped, "the schedule was deleted".into(), now)?;
+                }
+                Ok(ScheduleRow::delete(tx, uuid)?)
+            })
+            .await?;
+        Ok(Deleted { id: uuid.to_string(), name: String::new(), warnings: Vec::new() })
+    }
+
+    /// Runs a schedule now, also while it is paused.
+    ///
+    /// # Errors
+    /// There is none with this id.
+    pub async fn run_schedule(&self, uuid: Uuid) -> Result<RunList, ServiceError> {
+        let (now, volumes) = (Timestamp::now(), self.candidates());
+        let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
+            Ok(engine::run_now(tx, &find(tx, uuid)?, &volumes, now)?)
+        });
+        let runs = runs.await?.iter().map(RunRow::to_api).collect();
+        self.scheduler.wake();
+        Ok(RunList { runs })
+    }
+
+    /// Returns the runs of schedules, newest first.
+    ///
+    /// # Errors
+    /// There is no such volume.
+    pub async fn list_runs(&self, query: ListRuns) -> Result<RunList, ServiceError> {
+        let volume = match &query.volume {
+            // The volume may be gone: its runs are still listed.
+            Some(VolumeRef::Id(id)) => Some(*id),
+            Some(name) => Some(self.registry.find(name)?.id),
+            None => None,
+        };
+        let max = query.max.unwrap_or(DEFAULT_HISTORY).min(MAX_HISTORY);
+        let prefix = query.schedule_prefix.as_ref().map(|prefix| prefix.to_ascii_lowercase());
+        if prefix.as_ref().is_some_and(|prefix| !prefix.chars().all(|c| c.is_ascii_hexdigit() || c == '-')) {
+            return Err(invalid("schedulePrefix is not the beginning of a schedule's id"));
+        }
+        let rows = self.db.run(move |tx| {
+            let schedule = query.schedule.map(|id| id.to_string()).or(prefix);
+            RunRow::history(tx, schedule.as_deref(), volume, max)
+        });
+        let rows = rows.await?;
+        Ok(RunList { runs: rows.iter().map(RunRow::to_api).collect() })
+    }
+
+    /// Returns what a schedule's retention would keep and delete now, with reasons. Changes nothing.
+    ///
+    /// # Errors
+    /// There is none with this id.
+    pub async fn plan_retention(&self, uuid: Uuid) -> Result<RetentionPlan, ServiceError> {
+        let now = Timestamp::now();
+        let judged = self.db.run(move |tx| -> Result<_, ServiceError> {
+            match ScheduleRow::find(tx, uuid)? {
+                Some(row) => Ok((engine::judge(tx, &row, now)?, engine::judge_local(tx, &row, now)?)),
+                // Its backups are listed as long as they are known.
+                None => match engine::judge_deleted(tx, uuid)? {
+                    (judged, local) if judged.is_empty() && local.is_empty() => Err(no_schedule(uuid)),
+                    both => Ok(both),
+                },
+            }
+        });
+        let (judged, local) = judged.await?;
+        let snapshots = local.into_iter().map(|judgement| JudgedSnapshot {
+            run: judgement.run.id,
+            snapshot: judgement.snapshot,
+            name: judgement.name,
+            volume: judgement.run.volume_name.clone(),
+            created: judgement.run.started,
+            verdict: judgement.verdict,
+        });
+        let snapshots = snapshots.collect();
+        let told = judged.into_iter().map(|judgement| Judged {
+            gone_rule: judgement
+                .is_of_gone_rule
+                .then(|| judgement.run.rule.as_ref().map(ToString::to_string))
+                .flatten(),
+            run: judgement.run.id,
+            cloudsnap: judgement.cloudsnap,
+            volume: judgement.run.volume_name.clone(),
+            credential: judgement.credential,
+            created: judgement.run.started,
+            verdict: judgement.verdict,
+        });
+        Ok(RetentionPlan { cloudsnaps: told.collect(), snapshots })
+    }
+
+    /// Returns the retention of single locations of a schedule.
+    async fn retain_at(
+        &self,
+        given: &[RetainAt],
+        places: &[Uuid],
+    ) -> Result<BTreeMap<Uuid, Retention>, ServiceError> {
+        let mut retain_at = BTreeMap::new();
+        for RetainAt { cred_id, retain } in given {
+            let credential = self.credential(Some(cred_id)).await?;
+            if !places.contains(&credential.uuid) {
+                return Err(invalid(format!("nothing is backed up to {} by this schedule", credential.name)));
+            }
+            if retain_at.insert(credential.uuid, retain.clone()).is_some() {
+                return Err(invalid(format!("what is kept in {} is said twice", credential.name)));
+            }
+        }
+        Ok(retain_at)
+    }
+}

@@ -1,0 +1,295 @@
+//! Checks before a retention pass deletes anything.
+
+use super::engine::Judgement;
+use crate::{
+    core::Core,
+    error::{ServiceError, spawned},
+    health,
+};
+use blockd_api::{ErrorCode, events::Severity};
+use blockd_catalog::{Catalog, NewEvent, RunRow};
+use blockd_cloud::{
+    CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
+    VerifyDepth, VerifyOptions, check_clock, verify,
+};
+use blockd_schedule::{KeepReason, Verdict};
+use blockd_store::Requests;
+use jiff::Timestamp;
+use std::{collections::HashSet, sync::Arc};
+use uuid::Uuid;
+
+/// State of the backups that a pass would keep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum RetentionCheck {
+    /// All exist with readable manifests, and those relied on have all objects.
+    Whole,
+    /// Some are gone, and were removed from the records.
+    Fewer,
+    /// A manifest is unreadable, or objects of one relied on are missing: nothing may be deleted.
+    Doubtful,
+}
+
+/// Proven location with the readable manifests of a volume.
+pub struct ProvenPlace {
+    credential: Uuid,
+    like: CloudSnapshotId,
+    repository: Repository,
+    requests: Arc<Requests>,
+    catalog: Catalog,
+    pub listed: Vec<ListedManifest>,
+}
+
+/// Cause why retention stops for a volume, and the remedy.
+struct Obstacle {
+    what: String,
+    hint: String,
+}
+
+impl Core {
+    /// Proves a location and reads the manifests of a volume there, before retention decides. Returns `None`
+    /// and stops retention if one is unreadable.
+    ///
+    /// # Errors
+    /// The key slot is missing, or the store fails.
+    pub async fn prove_for_retention(
+        &self,
+        credential: Uuid,
+        like: &CloudSnapshotId,
+    ) -> Result<Option<ProvenPlace>, ServiceError> {
+        let (repository, requests) = self.task_repository(credential).await?;
+        // The directory of an unmounted disk is empty.
+        repository.prove_key_slot().await?;
+        self.failpoints.reached("place proven")?;
+        let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
+        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
+        if let Some(obstacle) = unreadable(&listed)? {
+            self.stop_retention(credential, like, obstacle).await?;
+            return Ok(None);
+        }
+        Ok(Some(ProvenPlace { credential, like: *like, repository, requests, catalog, listed }))
+    }
+
+    /// Checks that the backups that retention [relies on](is_relied_on) have all objects. Otherwise
+    /// retention stops, and nothing of the volume may be deleted.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn check_relied_on(
+        &self,
+        place: ProvenPlace,
+        relied_on: Vec<CloudSnapshotId>,
+    ) -> Result<bool, ServiceError> {
+        let (credential, like) = (place.credential, place.like);
+        if let Some(what) = self.check_quickly(place, relied_on).await? {
+            let hint = "verify its cloud snapshots, make a new full backup, then delete the damaged ones with `blockctl cloudsnap delete`";
+            self.stop_retention(credential, &like, Obstacle { what, hint: hint.to_owned() }).await?;
+            return Ok(false);
+        }
+        self.health.clear(health::RETENTION, &stopped_key(credential, &like));
+        Ok(true)
+    }
+
+    /// Checks the backups of a volume that a pass keeps in a location, before it deletes others.
+    pub(super) async fn check_kept(
+        &self,
+        credential: Uuid,
+        like: &CloudSnapshotId,
+        kept: &[Judgement],
+    ) -> Result<RetentionCheck, ServiceError> {
+        let is_selected = |judgement: &&Judgement| {
+            let id = judgement.cloudsnap;
+            judgement.credential == credential && (id.cluster, id.volume) == (like.cluster, like.volume)
+        };
+        let Some(place) = self.prove_for_retention(credential, like).await? else {
+            return Ok(RetentionCheck::Doubtful);
+        };
+        let listed: HashSet<&String> = place.listed.iter().map(|manifest| &manifest.key).collect();
+        let mut found = RetentionCheck::Whole;
+        for judgement in kept.iter().filter(is_selected) {
+            let id = judgement.cloudsnap;
+            if listed.contains(&id.manifest_key()) {
+                continue;
+            }
+            // A listing may lag behind.
+            match Box::pin(place.repository.manifest(&id)).await {
+                Err(CloudError::SnapshotNotFound { .. }) => {
+                    tracing::warn!(cloudsnap = %id, run = judgement.run.id, "a backup that was to be kept is gone");
+                    self.expire_run_of_deleted(credential, id).await?;
+                    found = RetentionCheck::Fewer;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(_) => {}
+            }
+        }
+        if found == RetentionCheck::Fewer {
+            return Ok(found);
+        }
+        let relied_on = kept.iter().filter(is_selected).filter(|one| is_relied_on(&one.verdict));
+        let relied_on = relied_on.map(|judgement| judgement.cloudsnap).collect();
+        match self.check_relied_on(place, relied_on).await? {
+            true => Ok(RetentionCheck::Whole),
+            false => Ok(RetentionCheck::Doubtful),
+        }
+    }
+
+    /// Marks the run of a missing backup as expired.
+    ///
+    /// # Errors
+    /// The location cannot be proven: its disk may have been unmounted meanwhile.
+    pub(super) async fn expire_run_of_deleted(
+        &self,
+        credential: Uuid,
+        id: CloudSnapshotId,
+    ) -> Result<(), ServiceError> {
+        let (repository, _) = self.task_repository(credential).await?;
+        repository.prove_key_slot().await?;
+        let expired = move |tx: &rusqlite::Transaction<'_>| {
+            RunRow::expire(tx, credential, &id, "it is not in its store any more")
+        };
+        Ok(self.db.run(expired).await?)
+    }
+
+    /// [`check_store_clock`](Self::check_store_clock) of a credential, after a proof of its location: the
+    /// directory of an unmounted disk must not get a probe object.
+    pub async fn check_clock_of(&self, credential: Uuid) -> Result<(), ServiceError> {
+        let (repository, _) = self.task_repository(credential).await?;
+        repository.prove_key_slot().await?;
+        self.check_store_clock(&repository, credential).await
+    }
+
+    /// Refuses deletions if the clocks of this host and of a store differ, and reports it once. The time of a
+    /// decision is taken after this check.
+    pub async fn check_store_clock(
+        &self,
+        repository: &Repository,
+        credential: Uuid,
+    ) -> Result<(), ServiceError> {
+        let of = credential.to_string();
+        let checked =
+            self.ask_store(async { Ok(check_clock(&**repository.store(), Timestamp::now).await?) }).await;
+        let Err(error) = checked else {
+            self.health.clear(health::CLOCK, &of);
+            return Ok(());
+        };
+        let kind = match &error {
+            ServiceError::Cloud(error) => match **error {
+                CloudError::ClockDiffers { .. } => Some("clock-differs"),
+                CloudError::ClockUnknown { .. } => Some("clock-unknown"),
+                _ => None,
+            },
+            _ => None,
+        };
+        let (message, hint) = (error.to_string(), error.cloud_hint().unwrap_or_default());
+        if let Some(kind) = kind
+            && self.health.note(health::CLOCK, &of, message.clone(), hint)
+        {
+            tracing::error!(%credential, "{message}");
+            let event = NewEvent::new(Timestamp::now(), Severity::Error, kind, message);
+            self.db.run(move |tx| event.insert(tx)).await?;
+            self.events.wake();
+        }
+        Err(error)
+    }
+
+    /// Checks that these cloud snapshots and their objects are in the store; returns the first problem.
+    async fn check_quickly(
+        &self,
+        place: ProvenPlace,
+        ids: Vec<CloudSnapshotId>,
+    ) -> Result<Option<String>, ServiceError> {
+        if ids.is_empty() {
+            return Ok(Some("no backup of it is known to be good".to_owned()));
+        }
+        let options = VerifyOptions { depth: VerifyDepth::Quick, ..VerifyOptions::default() };
+        let (checked, cancel) = (ids.clone(), self.stopping.clone().into());
+        let report = spawned(async move {
+            let progress = Arc::new(Progress::new(place.requests));
+            let catalog = place.catalog;
+            verify(&place.repository, &checked, &options, &|_| None, &catalog, progress, &cancel).await
+        })
+        .await?;
+        let is_repaired =
+            |object: &str| report.slots.iter().any(|one| one.object == object && one.is_repaired());
+        if let Some(finding) = report.findings.iter().find(|finding| !is_repaired(&finding.object)) {
+            return Ok(Some(format!("object {} is damaged: {}", finding.object, finding.what)));
+        }
+        // A missing one is no finding.
+        let is_sound =
+            |id: &&CloudSnapshotId| report.snapshots.iter().any(|one| one.id == **id && one.is_sound());
+        let unproven = ids.iter().find(|id| !is_sound(id));
+        Ok(unproven.map(|id| format!("cloud snapshot {id} is listed, and its manifest is not there")))
+    }
+
+    /// Reports once that retention has stopped for a volume in a location.
+    async fn stop_retention(
+        &self,
+        credential: Uuid,
+        like: &CloudSnapshotId,
+        obstacle: Obstacle,
+    ) -> Result<(), ServiceError> {
+        let volume = self.registry.by_id(like.volume).map(|entry| entry.name.clone());
+        let name = volume.as_ref().map_or_else(|| like.volume.to_string(), ToString::to_string);
+        let Obstacle { what, hint } = obstacle;
+        let message = format!("retention stopped on volume {name}: {what}; none of its backups is deleted");
+        let of = stopped_key(credential, like);
+        let is_known = self.health.is_noted(health::RETENTION, &of, &message);
+        self.health.note(health::RETENTION, &of, message.clone(), hint.clone());
+        if is_known {
+            return Ok(());
+        }
+        tracing::error!(volume = %like.volume, %credential, %hint, "{message}");
+        let message = format!("{message}; {hint}");
+        let event = NewEvent::new(Timestamp::now(), Severity::Error, "retention-stopped", message);
+        let event = NewEvent { volume, ..event };
+        self.db.run(move |tx| event.insert(tx)).await?;
+        self.events.wake();
+        Ok(())
+    }
+}
+
+/// Returns true for the backups that remain restorable if all others are lost: the last good one, and the
+/// last verified one, because the content of the last good one may be unverified.
+pub fn is_relied_on(verdict: &Verdict) -> bool {
+    verdict.is_kept_as(KeepReason::LastGood) || verdict.is_kept_as(KeepReason::LastVerified)
+}
+
+/// Returns the cause of an unreadable manifest of a volume. An object with an unknown name counts as well, as
+/// it may belong to the volume.
+///
+/// # Errors
+/// A read failed with a temporary error.
+fn unreadable(listed: &[ListedManifest]) -> Result<Option<Obstacle>, ServiceError> {
+    let mut passing = None;
+    for found in listed {
+        let error = match &found.manifest {
+            Ok(_) => continue,
+            Err(error) if error.is_retryable() => {
+                passing = Some(error);
+                continue;
+            }
+            Err(error) => error,
+        };
+        let what = format!("manifest {} cannot be read: {error}", found.key);
+        let hint = match (&found.id, error) {
+            (Some(id), CloudError::Damaged { .. }) => {
+                format!("make a new full backup, then delete the damaged one: {}", delete_command(id))
+            }
+            (Some(_), _) => "make a new full backup, and look at the credentials of the store".to_owned(),
+            (None, _) => {
+                "remove the object with a tool of the store, if blockd did not put it there".to_owned()
+            }
+        };
+        return Ok(Some(Obstacle { what, hint }));
+    }
+    passing.map_or(Ok(None), |error| Err(ServiceError::refused(ErrorCode::StoreFailed, error.to_string())))
+}
+
+/// Returns the command that deletes a cloud snapshot with a damaged manifest.
+pub fn delete_command(id: &CloudSnapshotId) -> String {
+    format!("blockctl cloudsnap delete --snap {id} --force")
+}
+
+fn stopped_key(credential: Uuid, like: &CloudSnapshotId) -> String {
+    format!("{credential}/{}", like.volume)
+}

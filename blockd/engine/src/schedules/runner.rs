@@ -1,0 +1,445 @@
+//! Scheduler task: adds due runs, starts queued ones, and deletes what retention does not keep.
+
+use super::{
+    engine::{self, Batch, Judgement, Ready},
+    local::snapshot_name,
+    retention_checks::RetentionCheck,
+};
+use crate::{
+    backups::{BackupRequest, Member},
+    core::Core,
+    error::ServiceError,
+    health::SCHEDULES,
+    rules::QuiesceRequest,
+};
+use blockd_api::{
+    CredentialRef, ErrorCode, VolumeRef, cloudsnaps::BackupOptions, events::Severity, schedules::RunState,
+};
+use blockd_catalog::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow};
+use blockd_extent::{SnapshotId, VolumeId};
+use futures::FutureExt;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// Maximum time between two passes: clocks are set and hosts suspend without notice.
+const MAX_WAIT_MS: u64 = 20_000;
+/// Minimum time between two passes.
+const MIN_WAIT_MS: u64 = 50;
+/// First pause before a failed deletion is retried; doubled each time.
+const DELETE_AGAIN_S: u64 = 5;
+/// Maximum pause.
+const MAX_DELETE_AGAIN_S: u64 = 3_600;
+
+/// Descriptions of the scheduler's steps.
+const ADDING: &str = "making runs that are due";
+const BEGINNING: &str = "beginning runs";
+const DELETING_LOCAL: &str = "deleting local snapshots that are not kept";
+const DELETING: &str = "deleting cloud snapshots that are not kept";
+
+/// Wakes the scheduler.
+#[derive(Debug, Default)]
+pub struct Scheduler {
+    wake: Notify,
+    /// Wakes the deletions.
+    judge: Notify,
+    /// The local snapshots that are being taken, of runs without a backup.
+    pub(super) freezing: Mutex<HashSet<SnapshotId>>,
+}
+
+/// Time of the next attempt of a deletion.
+#[derive(Clone, Copy, Debug)]
+pub struct Delay {
+    pub(super) until: Instant,
+    next_s: u64,
+}
+
+impl Default for Delay {
+    fn default() -> Self {
+        Self { until: Instant::now(), next_s: DELETE_AGAIN_S }
+    }
+}
+
+impl Delay {
+    pub(super) fn lengthen(&mut self) {
+        self.until = Instant::now() + Duration::from_secs(self.next_s);
+        self.next_s = self.next_s.saturating_mul(2).min(MAX_DELETE_AGAIN_S);
+    }
+}
+
+/// Times of the next attempts of failed deletions, by credential and cloud snapshot.
+pub type Delays = HashMap<(Uuid, String), Delay>;
+
+fn delay_key(judgement: &Judgement) -> (Uuid, String) {
+    (judgement.credential, judgement.cloudsnap.to_string())
+}
+
+fn is_delayed(delays: &Delays, judgement: &Judgement) -> bool {
+    delays.get(&delay_key(judgement)).is_some_and(|delay| delay.until > Instant::now())
+}
+
+impl Scheduler {
+    /// Wakes the scheduler after a change of a schedule or the end of a task.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+        self.judge.notify_one();
+    }
+}
+
+/// Runs the scheduler until the daemon stops.
+pub async fn run(core: Arc<Core>) {
+    // Deletions wait for stores; backups must not.
+    tokio::join!(begin_runs(&core), delete_runs(&core));
+}
+
+/// Runs a pass until the daemon stops: each step is a transaction, and the next start does the rest. Returns
+/// `None` for a stop or a failure, which is reported until a pass succeeds.
+async fn guarded<T>(
+    core: &Core,
+    what: &'static str,
+    pass: impl Future<Output = Result<T, ServiceError>>,
+) -> Result<Option<T>, ServiceError> {
+    let outcome = tokio::select! {
+        outcome = AssertUnwindSafe(pass).catch_unwind() => outcome,
+        () = core.stopping.cancelled() => return Err(ServiceError::Stopping),
+    };
+    match outcome {
+        Ok(Ok(value)) => {
+            succeeded(core, what);
+            Ok(Some(value))
+        }
+        Ok(Err(ServiceError::Stopping)) => Err(ServiceError::Stopping),
+        Ok(Err(error)) => {
+            failed(core, what, &error.to_string());
+            Ok(None)
+        }
+        Err(_) => {
+            failed(core, what, "a look at the schedules panicked; the log says where");
+            Ok(None)
+        }
+    }
+}
+
+/// Reports a failed step of the scheduler while it lasts, and logs it once.
+fn failed(core: &Core, what: &'static str, error: &str) {
+    let told = format!("schedules: {what} fails: {error}");
+    if core.health.note(SCHEDULES, what, told, "mend the cause; it is tried again several times a minute") {
+        tracing::error!(what, %error, "the schedules could not be looked at; it is tried again and again");
+    }
+}
+
+fn succeeded(core: &Core, what: &'static str) {
+    if core.health.clear(SCHEDULES, what) {
+        tracing::info!(what, "the schedules can be looked at again");
+    }
+}
+
+async fn begin_runs(core: &Arc<Core>) {
+    while let Ok(outcome) = guarded(core, ADDING, core.scheduler_pass(Timestamp::now())).await {
+        let wait_ms = match outcome.flatten() {
+            Some(due) => {
+                let until_ms = due.as_millisecond().saturating_sub(Timestamp::now().as_millisecond());
+                u64::try_from(until_ms).unwrap_or(0).clamp(MIN_WAIT_MS, MAX_WAIT_MS)
+            }
+            None => MAX_WAIT_MS,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
+            () = core.scheduler.wake.notified() => {}
+            () = core.stopping.cancelled() => return,
+        }
+    }
+}
+
+async fn delete_runs(core: &Arc<Core>) {
+    let mut delays = Delays::new();
+    loop {
+        // An unreachable store must not keep local snapshots, nor the other way round.
+        let local = core.delete_surplus_snapshots(Timestamp::now(), &mut delays);
+        if guarded(core, DELETING_LOCAL, local).await.is_err()
+            || guarded(core, DELETING, core.delete_surplus(Timestamp::now, &mut delays)).await.is_err()
+        {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(MAX_WAIT_MS)) => {}
+            () = core.scheduler.judge.notified() => {}
+            () = core.stopping.cancelled() => return,
+        }
+    }
+}
+
+impl Core {
+    /// Runs one pass; returns the time of the next one.
+    pub async fn scheduler_pass(self: &Arc<Self>, now: Timestamp) -> Result<Option<Timestamp>, ServiceError> {
+        let (volumes, freezing) = (self.candidates(), self.scheduler.freezing.lock().clone());
+        let concurrency = self.settings.task_concurrency;
+        let (next, Ready { batches, mut places }) = self
+            .db
+            .run(move |tx| -> Result<_, DbError> {
+                engine::settle(tx, &freezing, now)?;
+                let next = engine::fire(tx, &volumes, now)?;
+                Ok((next, engine::ready(tx, concurrency)?))
+            })
+            .await?;
+        self.events.wake();
+        // A run with an ended task may be surplus, as only `settle` knows.
+        self.scheduler.judge.notify_one();
+        let mut failing = None;
+        for batch in batches {
+            // Without a free slot, which uploads to an unreachable store may hold for days, local snapshots
+            // continue.
+            let batch = if places == 0 { batch.only_local() } else { Some(batch) };
+            let Some(batch) = batch else { continue };
+            let is_local = batch.is_local();
+            let first = batch.runs.first().map(|run| (run.schedule, run.id));
+            match self.begin_batch(batch, now).await {
+                Ok(true) if !is_local => places -= 1,
+                Ok(_) => {}
+                Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                // The others must continue; these are retried in the next pass.
+                Err(error) => {
+                    tracing::debug!(?first, %error, "runs could not be begun");
+                    failing = Some(error);
+                }
+            }
+        }
+        match failing {
+            Some(error) => failed(self, BEGINNING, &error.to_string()),
+            None => succeeded(self, BEGINNING),
+        }
+        self.tell_of_degraded_volumes(now).await?;
+        Ok(next)
+    }
+
+    /// Starts the runs of a batch, or ends those that cannot start; returns true if they started.
+    async fn begin_batch(self: &Arc<Self>, batch: Batch, now: Timestamp) -> Result<bool, ServiceError> {
+        let known: HashSet<Uuid> = self.credential_rows().await?.iter().map(|row| row.uuid).collect();
+        let is_known =
+            |run: &RunRow| run.is_local() || run.credential.is_some_and(|uuid| known.contains(&uuid));
+        let (runs, homeless): (Vec<_>, Vec<_>) = batch.runs.into_iter().partition(is_known);
+        if !homeless.is_empty() {
+            self.end_runs(homeless, "its credential is not there any more".to_owned(), now).await?;
+        }
+        let Some(first) = runs.first().cloned() else { return Ok(false) };
+        let of = first.schedule;
+        let schedule = match self.db.run(move |tx| ScheduleRow::find(tx, of)).await {
+            Err(error) if error.is_unreadable() => {
+                let reason = format!("its schedule cannot be read: {error}");
+                return self.end_runs(runs, reason, now).await.map(|()| false);
+            }
+            found => found?,
+        };
+        let mut places: BTreeMap<VolumeId, Vec<CredentialRef>> = BTreeMap::new();
+        let (local, stored): (Vec<_>, Vec<_>) = runs.iter().cloned().partition(RunRow::is_local);
+        if stored.is_empty() {
+            let batch = Batch { runs: local, is_group: batch.is_group };
+            return self.begin_local(batch, schedule, now).await.map(|()| true);
+        }
+        for run in &stored {
+            if let (Some(volume), Some(credential)) = (run.volume, run.credential) {
+                places.entry(volume).or_default().push(CredentialRef::Id(credential));
+            }
+        }
+        let member = |(volume, credentials)| Member { volume: VolumeRef::Id(volume), credentials };
+        let members: Vec<Member> = places.into_iter().map(member).collect();
+        let together = batch.is_group.then(Uuid::new_v4);
+        let record_start = runs.clone();
+        let keep_local = match local.is_empty() {
+            true => None,
+            false => Some(snapshot_name(of, now)?),
+        };
+        let hooks =
+            QuiesceRequest { scheduled: schedule.and_then(|row| row.spec.rule), ..QuiesceRequest::default() };
+        let asked = BackupRequest {
+            options: BackupOptions { full: first.force_full, ..BackupOptions::default() },
+            together,
+            hooks,
+            schedule: Some(of),
+            keep_local,
+            ..BackupRequest::default()
+        };
+        let started = self.start_backups(&members, &asked, move |tx, tasks| {
+            record_start.iter().try_for_each(|run| {
+                if run.is_local() {
+                    let of_volume = |task: &&TaskRow| task.volume == run.volume;
+                    let Some(task) = tasks.iter().find(of_volume) else { return Ok(()) };
+                    let Some(snapshot) = task.snapshot else { return Ok(()) };
+                    return engine::record_local_start(tx, run, snapshot, Some(task.id));
+                }
+                let is_its =
+                    |task: &&TaskRow| task.volume == run.volume && Some(task.credential) == run.credential;
+                tasks.iter().find(is_its).map_or(Ok(()), |task| engine::record_start(tx, run, task))
+            })
+        });
+        match started.await {
+            Ok(tasks) => {
+                tracing::info!(schedule = %first.schedule, run = first.id, tasks = tasks.len(), "run begun");
+                Ok(true)
+            }
+            Err(ServiceError::Stopping) => Err(ServiceError::Stopping),
+            // The schedule was deleted meanwhile.
+            Err(ServiceError::Db(DbError::NotQueued(run))) => {
+                tracing::info!(schedule = %first.schedule, run, "the run does not wait any more");
+                Ok(false)
+            }
+            // A manual backup goes first; this one waits.
+            Err(error) if error.to_api().code == ErrorCode::VolumeInUse || error.is_retryable() => {
+                let reason = error.to_api().message;
+                // It is retried in each pass, and reported once.
+                if first.reason.as_ref() != Some(&reason) {
+                    tracing::warn!(schedule = %first.schedule, run = first.id, %reason, "the run waits");
+                }
+                let waits = move |tx: &rusqlite::Transaction<'_>| {
+                    runs.iter().try_for_each(|run| engine::waits(tx, run, reason.clone()))
+                };
+                self.db.run(waits).await?;
+                Ok(false)
+            }
+            // Runs without a store start separately.
+            Err(error) => self.end_runs(stored, error.to_api().message, now).await.map(|()| false),
+        }
+    }
+
+    /// Ends runs that did not start.
+    pub(super) async fn end_runs(
+        &self,
+        runs: Vec<RunRow>,
+        reason: String,
+        now: Timestamp,
+    ) -> Result<(), ServiceError> {
+        for run in &runs {
+            tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
+        }
+        let ended = move |tx: &rusqlite::Transaction<'_>| {
+            runs.iter().try_for_each(|run| {
+                if !engine::end_queued(tx, run, RunState::Failed, reason.clone(), now)? {
+                    return Ok(());
+                }
+                let message = format!("a run of schedule {} failed: {reason}", run.schedule);
+                let event = NewEvent::new(now, Severity::Error, "run-failed", message);
+                NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)
+            })
+        };
+        self.db.run(ended).await?;
+        self.events.wake();
+        Ok(())
+    }
+
+    /// Returns the retention decisions for all backups at a time.
+    async fn judged(&self, now: Timestamp) -> Result<Vec<Judgement>, ServiceError> {
+        let judged = self.db.run(move |tx| -> Result<_, DbError> {
+            let mut judged = Vec::new();
+            for schedule in ScheduleRow::all(tx)? {
+                judged.extend(engine::judge(tx, &schedule, now)?);
+            }
+            Ok(judged)
+        });
+        Ok(judged.await?)
+    }
+
+    /// Starts the deletions of surplus backups. A run counts as a backup until the end of the deletion, so
+    /// that a failed one is judged and retried.
+    pub async fn delete_surplus(
+        self: &Arc<Self>,
+        now: impl Fn() -> Timestamp,
+        delays: &mut Delays,
+    ) -> Result<(), ServiceError> {
+        // The clock of this host may be wrong. This decision only selects the stores; the decision to delete
+        // follows the comparison of clocks.
+        let mut surplus = self.judged(now()).await?;
+        surplus.retain(|judgement| judgement.verdict.is_delete());
+        let wanted: HashSet<_> = surplus.iter().map(delay_key).collect();
+        delays.retain(|of, _| of.0 == LOCAL || wanted.contains(of));
+        surplus.retain(|judgement| !is_delayed(delays, judgement));
+        let checked = self.check_clocks(&surplus, delays).await?;
+        if checked.is_empty() {
+            return Ok(());
+        }
+        let (mut surplus, kept): (Vec<_>, Vec<_>) =
+            self.judged(now()).await?.into_iter().partition(|judgement| judgement.verdict.is_delete());
+        surplus.retain(|judgement| checked.contains(&judgement.credential) && !is_delayed(delays, judgement));
+        // Results of this pass: the kept backups of a volume in a location are complete.
+        let mut whole: HashMap<(Uuid, Uuid, VolumeId), RetentionCheck> = HashMap::new();
+        for judgement in surplus {
+            let (id, credential) = (judgement.cloudsnap, judgement.credential);
+            let of = (credential, id.cluster, id.volume);
+            let attempt = async {
+                let found = match whole.get(&of) {
+                    Some(found) => *found,
+                    None => self.check_kept(credential, &id, &kept).await?,
+                };
+                whole.insert(of, found);
+                match found {
+                    RetentionCheck::Whole => {}
+                    // It is judged again without the missing ones.
+                    RetentionCheck::Fewer => return Ok(None),
+                    RetentionCheck::Doubtful => {
+                        let what = "a backup that would be kept is not known to restore";
+                        return Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, what));
+                    }
+                }
+                self.failpoints.reached("surplus judged")?;
+                self.start_judged_delete(&id, credential, judgement.mark).await.map(Some)
+            };
+            match attempt.await {
+                Ok(None) => continue,
+                Ok(Some(None)) => {
+                    tracing::info!(cloudsnap = %id, "its pin or expiry date has changed meanwhile");
+                }
+                Ok(Some(Some(started))) => {
+                    tracing::info!(cloudsnap = %id, task = %started.task, verdict = %judgement.verdict, "not kept any more");
+                }
+                Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                Err(error) if error.to_api().code == ErrorCode::CloudsnapNotFound => {
+                    match self.expire_run_of_deleted(credential, id).await {
+                        Ok(()) => {
+                            tracing::info!(cloudsnap = %id, verdict = %judgement.verdict, "not kept any more, and gone already");
+                            continue;
+                        }
+                        Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                        Err(error) => {
+                            tracing::warn!(cloudsnap = %id, %error, "whether it is gone is not known");
+                        }
+                    }
+                }
+                // The store may be unreachable, or the backup in use.
+                Err(error) => tracing::warn!(cloudsnap = %id, %error, "not deleted yet"),
+            }
+            delays.entry(delay_key(&judgement)).or_default().lengthen();
+        }
+        self.failpoints.reached("surplus looked at")
+    }
+
+    /// Compares the clock of this host with each store that has surplus backups; returns the credentials with
+    /// matching clocks.
+    async fn check_clocks(
+        self: &Arc<Self>,
+        surplus: &[Judgement],
+        delays: &mut Delays,
+    ) -> Result<HashSet<Uuid>, ServiceError> {
+        let mut checked: HashSet<Uuid> = surplus.iter().map(|judgement| judgement.credential).collect();
+        for credential in checked.clone() {
+            match self.check_clock_of(credential).await {
+                Ok(()) => {}
+                Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
+                Err(error) => {
+                    tracing::warn!(%credential, %error, "nothing is deleted there yet");
+                    checked.remove(&credential);
+                    for judgement in surplus.iter().filter(|judgement| judgement.credential == credential) {
+                        delays.entry(delay_key(judgement)).or_default().lengthen();
+                    }
+                }
+            }
+        }
+        Ok(checked)
+    }
+}

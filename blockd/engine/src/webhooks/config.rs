@@ -1,0 +1,228 @@
+//! Configuration of webhooks.
+
+use blockd_api::{
+    SecretRef,
+    events::{KINDS, Severity},
+};
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+use std::{collections::HashSet, fmt};
+
+const MAX_WEBHOOKS: usize = 16;
+const MAX_NAME_BYTES: usize = 64;
+
+/// Reason why webhooks are invalid.
+#[derive(Debug, thiserror::Error)]
+#[error("webhook `{name}`: {what}")]
+pub struct WebhookConfigError {
+    /// Name of the webhook.
+    name: String,
+    /// Cause, without the webhook's URL.
+    what: String,
+}
+
+/// A receiver of events, which are sent as POST requests with a JSON body.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookConfig {
+    /// Name in the log, in metrics and in `blockctl status`.
+    pub name: String,
+    /// Address of the receiver.
+    pub url: WebhookUrl,
+    /// Kinds of events to deliver; `*` matches any characters. Empty: all.
+    #[serde(default)]
+    pub kinds: Vec<String>,
+    /// Lowest severity to deliver.
+    #[serde(default = "any_severity")]
+    pub min_severity: Severity,
+    /// Secret that signs deliveries: base64, with or without the prefix `whsec_`. Not set: deliveries are not
+    /// signed.
+    #[serde(default)]
+    pub secret: Option<SecretRef>,
+    /// Allows a receiver on another host without TLS.
+    #[serde(default)]
+    pub allow_http: bool,
+    /// Timeout of one attempt, in milliseconds.
+    #[serde(default = "timeout_ms")]
+    pub timeout_ms: u64,
+}
+
+fn any_severity() -> Severity {
+    Severity::Info
+}
+
+fn timeout_ms() -> u64 {
+    10_000
+}
+
+impl WebhookConfig {
+    /// Returns true if events of this kind and severity are delivered.
+    pub fn wants(&self, kind: &str, severity: Severity) -> bool {
+        let is_meant = |pattern: &String| matches(pattern, kind);
+        severity >= self.min_severity && (self.kinds.is_empty() || self.kinds.iter().any(is_meant))
+    }
+
+    fn check(&self) -> Result<(), WebhookConfigError> {
+        let wrong = |what: String| Err(WebhookConfigError { name: self.name.clone(), what });
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if self.name.is_empty() || self.name.len() > MAX_NAME_BYTES || !self.name.chars().all(is_plain) {
+            return wrong(format!(
+                "name must be 1 to {MAX_NAME_BYTES} letters, digits, dots, dashes or underscores"
+            ));
+        }
+        if self.url.0.scheme() == "http" && !self.allow_http && !self.url.is_loopback() {
+            let origin = self.url.origin();
+            return wrong(format!(
+                "url goes to {origin} without TLS: use https, or allow_http = true if the network is trusted"
+            ));
+        }
+        for pattern in &self.kinds {
+            if !KINDS.iter().any(|kind| matches(pattern, kind.word)) {
+                let known: Vec<_> = KINDS.iter().map(|kind| kind.word).collect();
+                return wrong(format!(
+                    "kinds has `{pattern}`, but there is no such event: there are {}",
+                    known.join(", ")
+                ));
+            }
+        }
+        if !(100..=300_000).contains(&self.timeout_ms) {
+            return wrong(format!("timeout_ms is {}, but must be 100 to 300000", self.timeout_ms));
+        }
+        Ok(())
+    }
+}
+
+/// Checks all webhooks.
+///
+/// # Errors
+/// One is invalid, two have the same name, or there are too many.
+pub fn check(webhooks: &[WebhookConfig]) -> Result<(), WebhookConfigError> {
+    if let Some(extra) = webhooks.get(MAX_WEBHOOKS) {
+        let what = format!("there are {} of them, but at most {MAX_WEBHOOKS} are possible", webhooks.len());
+        return Err(WebhookConfigError { name: extra.name.clone(), what });
+    }
+    let mut names = HashSet::new();
+    for webhook in webhooks {
+        webhook.check()?;
+        if !names.insert(&webhook.name) {
+            let what = "there is another one of this name".to_owned();
+            return Err(WebhookConfigError { name: webhook.name.clone(), what });
+        }
+    }
+    Ok(())
+}
+
+/// Returns true if `word` matches a pattern in which `*` stands for any characters.
+fn matches(pattern: &str, word: &str) -> bool {
+    let Some((head, tail)) = pattern.split_once('*') else { return pattern == word };
+    let Some(rest) = word.strip_prefix(head) else { return false };
+    (0..=rest.len()).any(|at| rest.is_char_boundary(at) && matches(tail, &rest[at..]))
+}
+
+/// URL that may contain a secret: only its origin is ever shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WebhookUrl(Url);
+
+impl WebhookUrl {
+    /// Returns the complete URL.
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+
+    /// Returns scheme, host, and the port unless it is the default.
+    pub fn origin(&self) -> String {
+        self.0.origin().ascii_serialization()
+    }
+
+    /// Returns the URL without the parts that may contain secrets.
+    pub fn shown(&self) -> Self {
+        let mut url = self.0.clone();
+        if !matches!(url.path(), "" | "/") {
+            url.set_path("/...");
+        }
+        url.set_query(None);
+        url.set_fragment(None);
+        Self(url)
+    }
+
+    /// Returns true if the receiver is on this host.
+    pub fn is_loopback(&self) -> bool {
+        is_loopback(&self.0)
+    }
+}
+
+/// Returns true if a URL refers to this host.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => {
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            host.parse().is_ok_and(|ip: std::net::IpAddr| ip.to_canonical().is_loopback())
+        }
+        None => false,
+    }
+}
+
+impl fmt::Debug for WebhookUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/…", self.origin())
+    }
+}
+
+impl TryFrom<String> for WebhookUrl {
+    type Error = String;
+
+    // The input stays out of the messages: it may be a secret in the wrong form.
+    fn try_from(text: String) -> Result<Self, String> {
+        let url = Url::parse(&text)
+            .map_err(|error| format!("the url of a webhook must look like https://HOST/PATH: {error}"))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+            return Err("the url of a webhook must look like https://HOST/PATH".into());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(
+                "the url of a webhook must not hold a user or a password: deliveries are signed with `secret`".into(),
+            );
+        }
+        Ok(Self(url))
+    }
+}
+
+impl From<WebhookUrl> for String {
+    fn from(url: WebhookUrl) -> Self {
+        url.0.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_filtered_by_kind_and_severity() {
+        for (pattern, word, fits) in [
+            ("backup-failed", "backup-failed", true),
+            ("backup", "backup-failed", false),
+            ("*", "x", true),
+            ("*-failed", "verify-failed", true),
+            ("*-failed", "failed", false),
+            ("b*-*d", "backup-failed", true),
+            ("b*-*d", "backup-done", false),
+        ] {
+            assert_eq!(matches(pattern, word), fits, "{pattern} {word}");
+        }
+        let webhook = WebhookConfig {
+            name: "ops".to_owned(),
+            url: "https://h/".to_owned().try_into().unwrap(),
+            kinds: vec!["backup-*".to_owned()],
+            min_severity: Severity::Warning,
+            secret: None,
+            allow_http: false,
+            timeout_ms: timeout_ms(),
+        };
+        let wants = |kind, severity| webhook.wants(kind, severity);
+        assert!(wants("backup-failed", Severity::Error) && wants("backup-stopped", Severity::Warning));
+        assert!(!wants("backup-done", Severity::Info) && !wants("verify-failed", Severity::Error));
+    }
+}
