@@ -10,7 +10,7 @@ use crate::{
 };
 use blockd_api::VolumeRef;
 use blockd_catalog::{Db, KnownVolume, VolumeState};
-use blockd_engine::core::volume_dir;
+use blockd_engine::data_dir::DataDir;
 use blockd_extent::VolumeId;
 use blockd_volume::{Checked, Volume};
 use serde::Serialize;
@@ -163,7 +163,8 @@ fn run_check(
         choose(known, named)?.into_iter().map(|volume| check_volume(data_dir, volume)).collect();
     if let (Some(request), [volume]) = (request, &mut volumes[..]) {
         let names = Db::find_snapshots(&db, volume.id).unwrap_or_default();
-        let exported = export(&volume_dir(data_dir, volume.id), volume.id, &names, request);
+        let exported =
+            export(&DataDir::new(data_dir.to_owned()).volume_dir(volume.id), volume.id, &names, request);
         let failed = |source| CheckError::Export { volume: volume.volume.clone(), source };
         volume.exported = Some(exported.map_err(failed)?);
     }
@@ -172,7 +173,7 @@ fn run_check(
 }
 
 fn check_volume(data_dir: &Path, volume: VolumeToCheck) -> CheckedVolume {
-    let dir = volume_dir(data_dir, volume.id);
+    let dir = DataDir::new(data_dir.to_owned()).volume_dir(volume.id);
     let state = volume.row.as_ref().map_or(VolumeState::Up, |row| row.state);
     let mut checked = match state {
         VolumeState::Up => Volume::check_files(&dir),
@@ -318,7 +319,9 @@ mod tests {
             };
             db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
             if state == VolumeState::Up {
-                let volume = Volume::create(&volume_dir(dir.path(), id), id, SIZE_BYTES).unwrap();
+                let volume =
+                    Volume::create(&DataDir::new(dir.path().to_owned()).volume_dir(id), id, SIZE_BYTES)
+                        .unwrap();
                 volume.freeze(blockd_extent::SnapshotId::from_u64(9)).unwrap();
             }
         }

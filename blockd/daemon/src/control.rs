@@ -12,7 +12,7 @@ use crate::{
     served::Served,
 };
 use axum::Router;
-use blockd_engine::{core::Core, error::with_sources, health};
+use blockd_engine::{engine::Engine, error::with_sources, health};
 use blockd_nbd::{TlsFiles, TlsIdentity};
 use nix::unistd::{Gid, Group};
 use parking_lot::RwLock;
@@ -46,18 +46,18 @@ impl Control {
     /// # Errors
     /// The daemon's own socket cannot be created.
     pub(crate) async fn start(
-        core: &Arc<Core>,
+        engine: &Arc<Engine>,
         served: &Arc<Served>,
         config: &Config,
         stop: &CancellationToken,
         mut passed: Passed,
     ) -> Result<Self, DaemonError> {
         let config = &config.control;
-        let router = http::router(Api { core: Arc::clone(core), served: Arc::clone(served) });
+        let router = http::router(Api { engine: Arc::clone(engine), served: Arc::clone(served) });
         let roles = Arc::new(RwLock::new(config.clone()));
         let mut this = Self { servers: JoinSet::new(), sockets: Vec::new(), roles, identity: None };
         for socket in &config.sockets {
-            match this.listen_for_group(core, served, socket, &mut passed) {
+            match this.listen_for_group(engine, served, socket, &mut passed) {
                 Ok(listener) => {
                     let (roles, socket) = (Arc::clone(&this.roles), socket.clone());
                     let name = format!("group {}", socket.group);
@@ -73,7 +73,7 @@ impl Control {
                     let what =
                         format!("the control socket for group {} is not served: {error}", socket.group);
                     let path = socket.path.display().to_string();
-                    core.health.note(
+                    engine.health.note(
                         health::CONTROL_SOCKET,
                         &path,
                         what,
@@ -88,7 +88,7 @@ impl Control {
             let error = with_sources(&error);
             tracing::error!(%address, %error, "serving the control API over TCP failed");
             let what = format!("the control API is not served over TCP: {error}");
-            core.health.note(
+            engine.health.note(
                 health::CONTROL_ADDRESS,
                 "",
                 what,
@@ -96,7 +96,7 @@ impl Control {
             );
         }
         // Last, so that the other listeners exist when a client finds this socket.
-        let own = core.control_socket();
+        let own = engine.host.data_dir.control_socket();
         let listener = match passed.at(&own) {
             Some(listener) => UnixListener::from_std(listener).map_err(file_error("listen at", &own))?,
             None => {
@@ -115,7 +115,7 @@ impl Control {
     /// Listens for the members of a group, at the socket from systemd if there is one.
     fn listen_for_group(
         &mut self,
-        core: &Core,
+        engine: &Engine,
         served: &Served,
         socket: &ControlSocket,
         passed: &mut Passed,
@@ -125,7 +125,7 @@ impl Control {
             check_socket_owner(socket).map_err(file_error("listen at", path))?;
             return UnixListener::from_std(listener).map_err(file_error("listen at", path));
         }
-        let listener = listen_for_group(core, served, socket)?;
+        let listener = listen_for_group(engine, served, socket)?;
         self.record_socket(path);
         Ok(listener)
     }
@@ -201,11 +201,11 @@ fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
 
 /// Creates a group's socket.
 fn listen_for_group(
-    core: &Core,
+    engine: &Engine,
     served: &Served,
     socket: &ControlSocket,
 ) -> Result<UnixListener, DaemonError> {
-    let taken = [core.control_socket(), core.nbd_socket()];
+    let taken = [engine.host.data_dir.control_socket(), engine.host.data_dir.nbd_socket()];
     if taken.iter().chain(&served.nbd_unix).any(|path| *path == socket.path) {
         let taken = std::io::Error::other("another listener of this daemon uses this path");
         return Err(file_error("listen at", &socket.path)(taken));

@@ -17,7 +17,8 @@ use crate::{
 };
 use blockd_engine::{
     access::Access,
-    core::{Core, OpenCore, OpenError, tasks_dir},
+    data_dir::DataDir,
+    engine::{Engine, OpenEngine, OpenError},
     error::{ServiceError, with_sources},
     health,
     merger::Merger,
@@ -124,7 +125,7 @@ pub(crate) fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::
 
 /// A running daemon.
 pub struct Daemon {
-    pub(crate) core: Arc<Core>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) served: Arc<Served>,
     stop_timeout_ms: u64,
     pub(crate) access: Arc<Access>,
@@ -141,7 +142,7 @@ pub struct Daemon {
 
 impl std::fmt::Debug for Daemon {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Daemon").field("data_dir", &self.core.data_dir).finish_non_exhaustive()
+        f.debug_struct("Daemon").field("data_dir", &self.engine.host.data_dir).finish_non_exhaustive()
     }
 }
 
@@ -185,17 +186,17 @@ impl Daemon {
         after_power_loss: bool,
     ) -> Result<Self, DaemonError> {
         let started = Instant::now();
-        let (lock, core) = {
+        let (lock, engine) = {
             let config = config.clone();
             let prepared = tokio::task::spawn_blocking(move || prepare(system, &config, after_power_loss));
             prepared.await.map_err(|error| DaemonError::Thread(std::io::Error::other(error)))??
         };
-        for path in [&core.control_socket(), &core.nbd_socket()] {
+        for path in [&engine.host.data_dir.control_socket(), &engine.host.data_dir.nbd_socket()] {
             check_socket_path(path)?;
         }
-        core.resume_lazy_volumes().await.map_err(DaemonError::Lazy)?;
-        core.fence_volumes_in_rollback().await.map_err(DaemonError::Lazy)?;
-        let nbd::Nbd { servers, identity, access } = nbd::start(&core, &config).await?;
+        engine.lazy.resume_lazy_volumes().await.map_err(DaemonError::Lazy)?;
+        engine.in_place_work.fence_volumes_in_rollback().await.map_err(DaemonError::Lazy)?;
+        let nbd::Nbd { servers, identity, access } = nbd::start(&engine, &config).await?;
         let nbd_failed = Arc::new(Notify::new());
         for server in &servers {
             let nbd_failed = Arc::clone(&nbd_failed);
@@ -203,47 +204,51 @@ impl Daemon {
         }
         let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
         let served = Arc::new(Served::new(&config, addresses));
-        if let Err(error) = core.resume_attachments().await {
+        if let Err(error) = engine.devices.resume_attachments().await {
             tracing::error!(%error, "resuming attachments failed");
         }
-        grow_devices_with_volumes(&core);
-        core.release_quiesced();
-        check_rules(&core);
-        core.start_browsing();
+        grow_devices_with_volumes(&engine);
+        engine.quiescer.release_quiesced();
+        check_rules(&engine);
+        engine.browser.start_browsing();
         let http_stop = CancellationToken::new();
-        let control = Control::start(&core, &served, &config, &http_stop, passed).await?;
+        let control = Control::start(&engine, &served, &config, &http_stop, passed).await?;
         let certificates = Certificates::new([identity, control.identity.clone()]);
-        let mut supervisor = Supervisor::new(core.stopping.clone());
+        let mut supervisor = Supervisor::new(engine.host.stopping.clone());
         if let Some(address) = config.metrics.listen {
-            let listener = listen_for_metrics(&core, &served, address).await;
-            let api = Api { core: Arc::clone(&core), served: Arc::clone(&served) };
+            let listener = listen_for_metrics(&engine, &served, address).await;
+            let api = Api { engine: Arc::clone(&engine), served: Arc::clone(&served) };
             let retry_delay = Duration::from_millis(config.intervals.metrics_retry_ms);
             let serve = serve_metrics(api, listener, address, retry_delay, http_stop.clone());
             supervisor.start_interruptible("metrics", serve);
         }
         let limit = config.merge_limit_bytes_per_s;
-        let merger =
-            Merger::start(Arc::clone(&core.registry), Arc::clone(&core.merger), core.reserve.clone(), limit)
-                .map_err(DaemonError::Thread)?;
-        if let Err(error) = core.resume_tasks().await {
+        let merger = Merger::start(
+            Arc::clone(&engine.registry),
+            Arc::clone(&engine.merger),
+            engine.reserve.clone(),
+            limit,
+        )
+        .map_err(DaemonError::Thread)?;
+        if let Err(error) = engine.runner.resume_tasks().await {
             tracing::error!(%error, "resuming unfinished tasks failed");
         }
-        start_loops(&mut supervisor, &core);
-        if let Err(error) = core.resume_hydrations().await {
+        start_loops(&mut supervisor, &engine);
+        if let Err(error) = engine.restores.resume_hydrations().await {
             tracing::error!(%error, "resuming the hydration of lazy volumes failed");
         }
-        supervisor.start("schedules", blockd_engine::schedules::run(Arc::clone(&core)));
+        supervisor.start("schedules", blockd_engine::schedules::run(Arc::clone(&engine.schedule_runner)));
         notify(sd_notify::NotifyState::Ready);
         let watchdog = watchdog::start();
         tracing::info!(
-            data_dir = %core.data_dir.display(),
-            cluster = %core.cluster,
-            volumes = core.registry.all().len(),
+            data_dir = %engine.host.data_dir.display(),
+            cluster = %engine.host.cluster,
+            volumes = engine.registry.all().len(),
             start_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "ready"
         );
         Ok(Self {
-            core,
+            engine,
             served,
             stop_timeout_ms: config.stop_timeout_ms,
             access,
@@ -265,8 +270,8 @@ impl Daemon {
     }
 
     /// Returns the shared state.
-    pub fn core(&self) -> &Arc<Core> {
-        &self.core
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     /// Reloads changed TLS certificates. Established connections continue.
@@ -290,7 +295,7 @@ impl Daemon {
     pub async fn stop(self) -> Result<(), DaemonError> {
         notify(sd_notify::NotifyState::Stopping);
         let Self {
-            core,
+            engine,
             stop_timeout_ms,
             servers,
             mut control,
@@ -304,11 +309,11 @@ impl Daemon {
         let time_limit = Duration::from_millis(stop_timeout_ms);
         let mut problems = Vec::new();
         http_stop.cancel();
-        core.stopping.cancel();
+        engine.host.stopping.cancel();
         // Runs that have not begun, and interrupted deliveries of events, begin after the next start.
         supervisor.stop(time_limit).await;
         let (answered, unfinished) =
-            tokio::join!(tokio::time::timeout(time_limit, control.ended()), core.tasks.stop(time_limit));
+            tokio::join!(tokio::time::timeout(time_limit, control.ended()), engine.tasks.stop(time_limit));
         if answered.is_err() {
             control.abort();
             tracing::warn!("requests in flight were aborted");
@@ -316,14 +321,14 @@ impl Daemon {
         if unfinished > 0 {
             tracing::warn!(tasks = unfinished, "tasks were aborted; they resume after the next start");
         }
-        if !core.quiescing.ended(POST_HOOK_TIMEOUT).await {
+        if !engine.quiescing.ended(POST_HOOK_TIMEOUT).await {
             tracing::warn!("post-freeze commands did not end in time; the next start runs them");
         }
-        let closing = Arc::clone(&core);
+        let closing = Arc::clone(&engine);
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();
             closing.attachments.stop_reconnecting();
-            closing.stop_browsing();
+            closing.browser.stop_browsing();
             for mut server in servers {
                 if let Err(error) = server.shutdown() {
                     problems.push(with_sources(&error));
@@ -346,7 +351,7 @@ impl Daemon {
         control.remove_sockets();
         // Its tasks hold the shared state, too.
         drop(control);
-        drop(core);
+        drop(engine);
         drop(lock);
         if let Some(watchdog) = watchdog {
             watchdog.abort();
@@ -365,17 +370,18 @@ fn prepare(
     system: System,
     config: &Config,
     after_power_loss: bool,
-) -> Result<(DirLock, Arc<Core>), DaemonError> {
+) -> Result<(DirLock, Arc<Engine>), DaemonError> {
     let data_dir = std::path::absolute(&config.data_dir).map_err(file_error("find", &config.data_dir))?;
+    let data_dir = DataDir::new(data_dir);
     blockd_files::make_dir(&data_dir).map_err(file_error("make", &data_dir))?;
     let lock = DirLock::take(&data_dir)?;
     // An administrator may have created the directory with a wider mode.
     std::fs::set_permissions(&data_dir, std::fs::Permissions::from_mode(0o700))
         .map_err(file_error("restrict the mode of", &data_dir))?;
-    for dir in [data_dir.join("volumes"), tasks_dir(&data_dir)] {
+    for dir in [data_dir.volumes_dir(), data_dir.tasks_dir()] {
         blockd_files::make_dir(&dir).map_err(file_error("make", &dir))?;
     }
-    let core = Core::open(OpenCore {
+    let engine = Engine::open(OpenEngine {
         data_dir,
         settings: config.settings(),
         task_priority: config.task_priority,
@@ -388,27 +394,27 @@ fn prepare(
         after_power_loss,
         system,
     })?;
-    Ok((lock, Arc::new(core)))
+    Ok((lock, Arc::new(engine)))
 }
 
 /// Checks the rules in the background and reports those that can no longer be applied.
-fn check_rules(core: &Arc<Core>) {
-    let core = Arc::clone(core);
+fn check_rules(engine: &Arc<Engine>) {
+    let engine = Arc::clone(engine);
     tokio::spawn(async move {
-        if let Err(error) = core.tell_of_rules_that_cannot_run().await {
+        if let Err(error) = engine.quiescer.tell_of_rules_that_cannot_run().await {
             tracing::warn!(%error, "checking the rules failed");
         }
     });
 }
 
 /// Resizes a device when its volume grows, on a separate thread, since the kernel may block.
-fn grow_devices_with_volumes(core: &Arc<Core>) {
-    let weak = Arc::downgrade(core);
-    core.registry.on_resized(Box::new(move |entry, _| {
+fn grow_devices_with_volumes(engine: &Arc<Engine>) {
+    let weak = Arc::downgrade(engine);
+    engine.registry.on_resized(Box::new(move |entry, _| {
         let (weak, volume) = (weak.clone(), entry.id);
         let tell = move || {
-            if let Some(core) = weak.upgrade() {
-                core.attachments.resized(&core.registry, volume);
+            if let Some(engine) = weak.upgrade() {
+                engine.attachments.resized(&engine.registry, volume);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("resize".to_owned()).spawn(tell) {
@@ -426,7 +432,7 @@ pub fn make_io_flusher() {
     }
 }
 
-/// Disables core dumps and access to this process's memory by other processes of its user: it holds keys.
+/// Disables engine dumps and access to this process's memory by other processes of its user: it holds keys.
 /// Child processes are unaffected.
 pub fn hide_memory(config: &Config) {
     if config.core_dumps {
@@ -473,15 +479,16 @@ pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
 }
 
 /// Starts the loops that need nothing but the shared state.
-fn start_loops(supervisor: &mut Supervisor, core: &Arc<Core>) {
-    let (pressure, registry) = (Arc::clone(&core.pressure), Arc::clone(&core.registry));
+fn start_loops(supervisor: &mut Supervisor, engine: &Arc<Engine>) {
+    let (pressure, registry) = (Arc::clone(&engine.pressure), Arc::clone(&engine.registry));
     supervisor.start_interruptible("pressure", blockd_engine::pressure::run(pressure, registry));
-    supervisor.start_interruptible("limits", blockd_engine::limits::run(Arc::clone(core)));
-    supervisor.start_interruptible("secrets", blockd_secrets::run_expiry(Arc::clone(&core.references)));
-    supervisor.start_interruptible("map sync", blockd_engine::map_sync::run(Arc::clone(&core.registry)));
-    supervisor.start_interruptible("maintenance", blockd_engine::maintenance::run(Arc::clone(core)));
-    supervisor.start_interruptible("health", blockd_engine::health::run(Arc::clone(core)));
-    supervisor.start("events", blockd_engine::webhooks::run(Arc::clone(core), core.log_reader.clone()));
+    supervisor.start_interruptible("limits", blockd_engine::limits::run(Arc::clone(&engine.repositories)));
+    supervisor.start_interruptible("secrets", blockd_secrets::run_expiry(Arc::clone(&engine.references)));
+    supervisor.start_interruptible("map sync", blockd_engine::map_sync::run(Arc::clone(&engine.registry)));
+    supervisor
+        .start_interruptible("maintenance", blockd_engine::maintenance::run(Arc::clone(&engine.maintenance)));
+    supervisor.start_interruptible("health", blockd_engine::health::run(Arc::clone(&engine.monitor)));
+    supervisor.start("events", blockd_engine::webhooks::run(Arc::clone(&engine.webhook_delivery)));
 }
 
 /// Serves metrics; binds the address again until that succeeds: volumes are served without it.
@@ -497,16 +504,16 @@ async fn serve_metrics(
             Some(listener) => break listener,
             None => tokio::time::sleep(retry_delay).await,
         }
-        listener = listen_for_metrics(&api.core, &api.served, address).await;
+        listener = listen_for_metrics(&api.engine, &api.served, address).await;
     };
     http::metrics::serve(listener, api, stop).await;
 }
 
-async fn listen_for_metrics(core: &Core, served: &Served, address: SocketAddr) -> Option<TcpListener> {
+async fn listen_for_metrics(engine: &Engine, served: &Served, address: SocketAddr) -> Option<TcpListener> {
     let bound = TcpListener::bind(address).await;
     match bound.and_then(|listener| Ok((listener.local_addr()?, listener))) {
         Ok((address, listener)) => {
-            if core.health.clear(health::METRICS, "") {
+            if engine.health.clear(health::METRICS, "") {
                 tracing::info!(%address, "serving metrics");
             }
             let _ = served.metrics_tcp.set(address);
@@ -515,7 +522,7 @@ async fn listen_for_metrics(core: &Core, served: &Served, address: SocketAddr) -
         Err(error) => {
             let what = format!("metrics are not served at {address}: {error}");
             let todo = "free the address, or change metrics.listen and restart blockd; binding is retried automatically";
-            if core.health.note(health::METRICS, "", what, todo) {
+            if engine.health.note(health::METRICS, "", what, todo) {
                 tracing::error!(%address, %error, "serving metrics failed; retrying");
             }
             None

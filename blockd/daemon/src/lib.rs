@@ -1,6 +1,6 @@
 //! The blockd daemon: volumes over NBD, their backups to object storage, and the control API for both.
 //!
-//! This crate combines the others: `daemon` starts and stops the parts, `core` holds their shared state, and
+//! This crate combines the others: `daemon` starts and stops the parts, `engine` holds their shared state, and
 //! modules such as `volumes`, `snapshots`, `credentials` and `cloudsnaps` implement the operations that
 //! `http` serves.
 

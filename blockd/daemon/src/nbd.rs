@@ -5,7 +5,7 @@ use crate::{
     daemon::{DaemonError, check_socket_path, remove_socket},
 };
 use blockd_engine::{
-    access::Access, browse::CloudExports, core::Core, error::with_sources, exports::Exports,
+    access::Access, browse::CloudExports, engine::Engine, error::with_sources, exports::Exports,
 };
 use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsError, TlsFiles, TlsIdentity};
 use std::{
@@ -61,21 +61,21 @@ impl Certificates {
 ///
 /// # Errors
 /// Certificates cannot be used, or an address not be listened on.
-pub(crate) async fn start(core: &Arc<Core>, config: &Config) -> Result<Nbd, DaemonError> {
+pub(crate) async fn start(engine: &Arc<Engine>, config: &Config) -> Result<Nbd, DaemonError> {
     // This process holds the lock of the directory: an existing socket is stale.
-    remove_socket(&core.nbd_socket())?;
+    remove_socket(&engine.host.data_dir.nbd_socket())?;
     let identity = match config.tls_files() {
         Some(files) => Some(load_identity(files).await.map_err(DaemonError::Tls)?),
         None => None,
     };
     let access = Arc::new(Access::new(config.nbd_access.clone(), config.nbd_connections_per_volume));
     let exports: Arc<dyn ExportCatalog> = Arc::new(
-        Exports::new(Arc::clone(&core.registry))
+        Exports::new(Arc::clone(&engine.registry))
             .with_access(Arc::clone(&access))
-            .with_cloud(CloudExports::new(core)),
+            .with_cloud(CloudExports::new(&engine.browser)),
     );
     let mut tcp = Vec::new();
-    let mut unix = vec![core.nbd_socket()];
+    let mut unix = vec![engine.host.data_dir.nbd_socket()];
     for address in &config.nbd_listen {
         match address {
             NbdAddress::Tcp(address) => tcp.push(*address),

@@ -123,7 +123,7 @@ pub async fn on_hangup(daemon: &Daemon, running: &mut Config, new: Result<Config
         Ok(new) => daemon.reload(running, new).await,
         Err(error) => Err(error.into()),
     };
-    let core = &daemon.core;
+    let engine = &daemon.engine;
     let Err(error) = taken_up else {
         *daemon.served.reload_failed.lock() = None;
         return;
@@ -134,10 +134,10 @@ pub async fn on_hangup(daemon: &Daemon, running: &mut Config, new: Result<Config
     let message = format!("the new configuration is not used, and nothing has changed: {error}");
     *daemon.served.reload_failed.lock() = Some(ReloadFailure { at, error });
     let event = NewEvent::new(at, Severity::Error, "reload-failed", message);
-    if let Err(error) = core.db.run(move |tx| event.insert(tx)).await {
+    if let Err(error) = engine.db.run(move |tx| event.insert(tx)).await {
         tracing::warn!(%error, "a reload that failed is no event");
     }
-    core.events.wake();
+    engine.events.wake();
 }
 
 #[cfg(test)]

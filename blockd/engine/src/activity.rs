@@ -1,15 +1,50 @@
 //! Current activity of volumes and tasks.
 
+use crate::browse::Browse;
+use crate::credentials::Repositories;
+use crate::health::FreeSpace;
+use crate::health::Health;
+use crate::host::Host;
+use crate::metrics::Meters;
+use crate::registry::Registry;
+use crate::schedules::requests::Schedules;
+use crate::tasks::Tasks;
+use crate::volumes::Volumes;
+use crate::webhooks::WebhookDelivery;
 use crate::{
-    core::Core,
     error::{ServiceError, blocking},
     metrics::Operation,
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::activity::{Activity, OperationActivity, VolumeActivity};
+use blockd_catalog::Db;
+use blockd_quiesce::Admission as QuiesceAdmission;
 use std::sync::Arc;
 
-impl Core {
+/// Activity and metrics of the daemon.
+pub struct Monitor {
+    pub(crate) browse: Arc<Browse>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) free_space: Arc<FreeSpace>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) meters: Arc<Meters>,
+    pub(crate) quiescing: Arc<QuiesceAdmission>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) schedules: Arc<Schedules>,
+    pub(crate) tasks: Arc<Tasks>,
+    pub(crate) volumes: Arc<Volumes>,
+    pub(crate) webhook_delivery: Arc<WebhookDelivery>,
+}
+
+impl std::fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Monitor").finish_non_exhaustive()
+    }
+}
+
+impl Monitor {
     /// Returns activity counters; clients compute rates from two samples.
     ///
     /// # Errors
@@ -17,7 +52,7 @@ impl Core {
     pub async fn activity(&self) -> Result<Activity, ServiceError> {
         let entries = self.registry.all();
         // Taken together with the counters, so that rates are exact for any response delay.
-        let (started, run) = (self.started, self.run);
+        let (started, run) = (self.host.started, self.host.run);
         let seen = move || {
             let at_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             Ok::<_, ServiceError>((at_micros, entries.iter().map(of_volume).collect::<Vec<_>>()))
@@ -31,7 +66,7 @@ impl Core {
             run,
             at_micros,
             volumes,
-            tasks: tasks.iter().map(|row| self.task_to_api(row)).collect(),
+            tasks: tasks.iter().map(|row| self.tasks.task_to_api(row)).collect(),
         })
     }
 }

@@ -1,13 +1,16 @@
 //! Start of backups: of one volume or a consistency group, to one or several backup locations.
 
+use crate::credentials::Repositories;
+use crate::engine::Admission;
+use crate::host::Host;
+use crate::quiesce::Quiescer;
+use crate::registry::Registry;
+use crate::snapshots::Snapshots;
+use crate::tasks::Tasks;
+use crate::tasks::stop::Runner;
 use crate::{
-    core::{Core, random_id},
-    error::ServiceError,
-    owner,
-    registry::VolumeEntry,
-    retention_overrides::refuse_past,
-    rules::QuiesceRequest,
-    tasks::stop::check_limits,
+    engine::random_id, error::ServiceError, owner, registry::VolumeEntry, retention_overrides::refuse_past,
+    rules::QuiesceRequest, tasks::stop::check_limits,
 };
 use blockd_api::{
     ApiError, CredentialRef, ErrorCode, SnapshotName, VolumeRef,
@@ -24,6 +27,24 @@ use blockd_quiesce::QuiescePart;
 use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
+
+/// Backups.
+pub struct Backups {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) quiescer: Arc<Quiescer>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for Backups {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backups").finish_non_exhaustive()
+    }
+}
 
 /// Volume, and the credentials of its backup locations.
 pub struct Member {
@@ -61,7 +82,7 @@ struct PointInTime {
     quiesce_rules: Vec<QuiescePart>,
 }
 
-impl Core {
+impl Backups {
     /// Starts backups of a volume to one or several backup locations: one point in time, one task per
     /// location.
     ///
@@ -103,7 +124,7 @@ impl Core {
             volumes: request.volumes,
             ..CreateGroupSnapshot::default()
         };
-        let entries = self.members(&chosen)?;
+        let entries = self.snapshots.members(&chosen)?;
         let member = |entry: &Arc<VolumeEntry>| Member {
             volume: VolumeRef::Id(entry.id),
             credentials: credentials.clone(),
@@ -132,9 +153,9 @@ impl Core {
         first: Option<&CredentialRef>,
         also: &[CredentialRef],
     ) -> Result<Vec<CredentialRef>, ServiceError> {
-        let mut found = vec![self.credential(first).await?];
+        let mut found = vec![self.repositories.credential(first).await?];
         for wanted in also {
-            let credential = self.credential(Some(wanted)).await?;
+            let credential = self.repositories.credential(Some(wanted)).await?;
             if found.iter().any(|other| other.uuid == credential.uuid) {
                 let message = format!("credential {} is named twice", credential.name);
                 return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
@@ -153,7 +174,7 @@ impl Core {
     ) -> Result<Vec<TaskRow>, ServiceError> {
         check_limits(asked.limits)?;
         // Once for all members, and before the lock is taken.
-        self.check_hooks(&asked.hooks).await?;
+        self.quiescer.check_hooks(&asked.hooks).await?;
         let _admission = self.admission.lock().await;
         let entries = members.iter().map(|member| self.registry.find(&member.volume));
         let entries: Vec<Arc<VolumeEntry>> = entries.collect::<Result<_, _>>()?;
@@ -161,7 +182,7 @@ impl Core {
         // Members selected by label are frozen independently.
         let together = match &barrier {
             Some(barrier) => {
-                let quiesce_rules = self.quiesce_for(&asked.hooks, &entries).await?;
+                let quiesce_rules = self.quiescer.quiesce_for(&asked.hooks, &entries).await?;
                 Some(PointInTime { barrier: Some(barrier.clone()), quiesce_rules })
             }
             None => None,
@@ -170,14 +191,15 @@ impl Core {
         for (member, entry) in members.iter().zip(&entries) {
             let mut credentials = Vec::new();
             for wanted in &member.credentials {
-                credentials.push(self.credential(Some(wanted)).await?);
+                credentials.push(self.repositories.credential(Some(wanted)).await?);
             }
             self.refuse_unless_free(entry, &credentials).await?;
             let alone;
             let point = match &together {
                 Some(together) => together,
                 None => {
-                    let quiesce_rules = self.quiesce_for(&asked.hooks, std::slice::from_ref(entry)).await?;
+                    let quiesce_rules =
+                        self.quiescer.quiesce_for(&asked.hooks, std::slice::from_ref(entry)).await?;
                     alone = PointInTime { barrier: None, quiesce_rules };
                     &alone
                 }
@@ -195,10 +217,10 @@ impl Core {
             and(tx, &all)?;
             stored.iter().try_for_each(|row| row.put(tx))
         };
-        self.store_and_launch(first.clone(), with).await?;
+        self.runner.store_and_launch(first.clone(), with).await?;
         for row in others {
             tracing::info!(task = %row.id, kind = %row.kind, cloudsnap = %row.cloudsnap, "task accepted");
-            self.launch(row.clone());
+            self.runner.launch(row.clone());
         }
         Ok(rows)
     }
@@ -217,7 +239,7 @@ impl Core {
             };
             task.kind == TaskKind::Backup && members.iter().any(is_of)
         };
-        let kept = self.kept_tasks().await?;
+        let kept = self.tasks.kept_tasks().await?;
         let is_refused = |task: &&TaskRow| is_older(task) && !owner::may_discard(&by, &task.owner);
         if let Some(task) = kept.iter().find(is_refused) {
             let message = format!(
@@ -228,7 +250,7 @@ impl Core {
             let error = ApiError { hint: Some(hint), ..ApiError::new(ErrorCode::Forbidden, message) };
             return Err(ServiceError::Refused(error));
         }
-        self.give_up_kept(is_older).await
+        self.runner.give_up_kept(is_older).await
     }
 
     /// Refuses a volume that cannot be used, or that another task works on.
@@ -243,13 +265,13 @@ impl Core {
                 && task.volume == Some(entry.id)
                 && credentials.iter().any(|credential| credential.uuid == task.credential)
         };
-        if let Some(task) = self.unfinished_tasks().await?.into_iter().find(is_meant) {
+        if let Some(task) = self.tasks.unfinished_tasks().await?.into_iter().find(is_meant) {
             let message =
                 format!("backup task {} is running on volume {}: wait for it to end", task.id, entry.name);
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         let is_rollback = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
-        let others = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
+        let others = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
         if let Some(task) = others.into_iter().find(is_rollback) {
             let message = format!(
                 "volume {} is partially restored by task {}: resume or discard that restore first",
@@ -282,7 +304,7 @@ impl Core {
                 credential: credential.uuid,
                 // Decided when the point in time is fixed.
                 cloudsnap: CloudSnapshotId {
-                    cluster: self.cluster,
+                    cluster: self.host.cluster,
                     volume: entry.id,
                     snapshot: own,
                     incremental: false,
@@ -294,7 +316,7 @@ impl Core {
                     volume_name: Some(entry.name.clone()),
                     credential_name: credential.name.to_string(),
                     phase: "pending".into(),
-                    run: Some(self.run),
+                    run: Some(self.host.run),
                     barrier: point.barrier.clone(),
                     quiesce_rules: point.quiesce_rules.clone(),
                     schedule: asked.schedule,

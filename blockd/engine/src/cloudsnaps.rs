@@ -1,8 +1,14 @@
 //! Cloud snapshots: listing the repositories, and starting restores.
 
+use crate::credentials::Repositories;
+use crate::host::Host;
+use crate::lazy::LazyVolumes;
+use crate::registry::Registry;
+use crate::restores::Restores;
+use crate::tasks::stop::Runner;
 use crate::{
     browse::in_time,
-    core::{Core, random_id},
+    engine::random_id,
     error::{ServiceError, blocking},
     locate::Purpose,
     preflight::check_cancelled,
@@ -19,6 +25,7 @@ use blockd_api::{
     format_time,
     tasks::{BackupType, TaskStarted},
 };
+use blockd_catalog::Db;
 use blockd_catalog::{
     Catalog, CredentialRow, DbError, Proof, RetentionOverride, ScheduleRow, TaskDetail, TaskKind, TaskRow,
     TaskState, VolumeRow, VolumeState,
@@ -35,6 +42,20 @@ use uuid::Uuid;
 
 /// Maximum number of stores that are searched concurrently for one cloud snapshot.
 pub const ASKED_AT_ONCE: usize = 8;
+
+/// Listing and inspection of cloud snapshots.
+pub struct CloudSnapshots {
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+}
+
+impl std::fmt::Debug for CloudSnapshots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CloudSnapshots").finish_non_exhaustive()
+    }
+}
 
 /// Returns the labels of a manifest; invalid ones are dropped.
 fn labels(map: &std::collections::BTreeMap<String, String>) -> Labels {
@@ -103,15 +124,15 @@ struct Scope {
     whole_store: bool,
 }
 
-impl Core {
+impl CloudSnapshots {
     /// Lists the cloud snapshots of one or all credentials.
     ///
     /// # Errors
     /// The only store of the query cannot be listed.
     pub async fn list_cloudsnaps(&self, query: &ListCloudsnaps) -> Result<CloudsnapList, ServiceError> {
         let credentials = match &query.cred_id {
-            Some(wanted) => vec![self.credential(Some(wanted)).await?],
-            None => self.credential_rows().await?,
+            Some(wanted) => vec![self.repositories.credential(Some(wanted)).await?],
+            None => self.repositories.credential_rows().await?,
         };
         let cluster = match (&query.cloudsnap_id, query.cluster) {
             (Some(id), _) => Some(id.cluster),
@@ -147,7 +168,7 @@ impl Core {
             each.push(async move {
                 let mut found = Found::default();
                 let work = Box::pin(self.list_store(credential, scope, &mut found));
-                let listed = if alone { work.await } else { in_time(&self.settings, work).await };
+                let listed = if alone { work.await } else { in_time(&self.host.settings, work).await };
                 (credential, listed.map(|()| found))
             });
         }
@@ -200,7 +221,7 @@ impl Core {
         scope: &Scope,
         found: &mut Found,
     ) -> Result<(), ServiceError> {
-        let (repository, _) = self.task_repository(credential.uuid).await?;
+        let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
         let listed = Box::pin(repository.list_manifests(&scope.filter, &catalog)).await?;
         if scope.whole_store {
@@ -338,17 +359,17 @@ impl Core {
         wanted: Option<&CredentialRef>,
     ) -> Result<(CredentialRow, Manifest), ServiceError> {
         let credentials = match wanted {
-            Some(wanted) => vec![self.credential(Some(wanted)).await?],
-            None => self.credential_rows().await?,
+            Some(wanted) => vec![self.repositories.credential(Some(wanted)).await?],
+            None => self.repositories.credential_rows().await?,
         };
         if credentials.is_empty() {
-            self.credential(None).await?;
+            self.repositories.credential(None).await?;
         }
         let names: Vec<String> = credentials.iter().map(|credential| credential.name.to_string()).collect();
         let mut first_error = None;
         // Concurrently, so that several silent stores take no longer than one.
         let asked = credentials.into_iter().map(|credential| async move {
-            let answer = self.ask_manifest(credential.uuid, id).await;
+            let answer = self.repositories.ask_manifest(credential.uuid, id).await;
             (credential, answer)
         });
         let mut answers = futures::stream::iter(asked).buffered(ASKED_AT_ONCE);
@@ -370,16 +391,18 @@ impl Core {
             }
         })
     }
+}
 
+impl Runner {
     pub(crate) async fn store_and_launch(
         self: &Arc<Self>,
         mut row: TaskRow,
         with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
     ) -> Result<TaskStarted, ServiceError> {
-        if self.stopping.is_cancelled() {
+        if self.host.stopping.is_cancelled() {
             return Err(ServiceError::Stopping);
         }
-        row.detail.run = Some(self.run);
+        row.detail.run = Some(self.host.run);
         let stored = row.clone();
         self.db
             .run(move |tx| {
@@ -392,7 +415,9 @@ impl Core {
         self.launch(row);
         Ok(TaskStarted { task })
     }
+}
 
+impl Restores {
     /// Starts a restore into a new volume.
     ///
     /// # Errors
@@ -403,20 +428,21 @@ impl Core {
     ) -> Result<RestoreStarted, ServiceError> {
         check_limits(request.limits)?;
         let id = request.snap;
-        let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
-        let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
+        let credential =
+            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
+        let manifest = self.repositories.manifest_to_begin_with(credential.uuid, &id).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
         check_cancelled()?;
-        self.refuse_if_deleting(&id).await?;
-        let row = self.row_of_restored(
+        self.tasks.refuse_if_deleting(&id).await?;
+        let row = self.lazy.row_of_restored(
             &manifest,
             request.volume.as_ref(),
             request.labels.as_ref(),
             VolumeState::Restoring,
         )?;
-        let schedules = self.schedules_of(&row.labels).await?;
+        let schedules = self.lazy.schedules_of(&row.labels).await?;
         let entry = VolumeEntry::new(&row, EntryState::Restoring);
         self.registry.reserve(&entry)?;
         let task = TaskRow {
@@ -440,7 +466,7 @@ impl Core {
             },
         };
         let (volume_id, volume) = (row.id, row.name.clone());
-        let started = self.store_and_launch(task, move |tx| row.insert(tx)).await;
+        let started = self.runner.store_and_launch(task, move |tx| row.insert(tx)).await;
         match started {
             Ok(TaskStarted { task }) => Ok(RestoreStarted { task, volume_id, volume, schedules }),
             Err(error) => {
@@ -449,7 +475,9 @@ impl Core {
             }
         }
     }
+}
 
+impl LazyVolumes {
     /// Creates the row of a restored volume. Requires the admission lock, since it may choose a name.
     pub fn row_of_restored(
         &self,

@@ -1,8 +1,8 @@
 //! Credential updates: new store credentials, and a new source of the passphrase. The backup location stays
 //! the same.
 
+use crate::credentials::Credentials;
 use crate::{
-    core::Core,
     credentials::{StoreKey, cannot_be_opened, decode_keys, encode_keys, not_opened, open_existing},
     error::ServiceError,
     limits::{keep, limits_of},
@@ -29,7 +29,7 @@ struct Passphrase {
     from: Option<(SecretRef, Fingerprint)>,
 }
 
-impl Core {
+impl Credentials {
     /// Rotates the access of a credential after verifying that it opens the same repository.
     ///
     /// Running operations continue and use the new access from their next request on.
@@ -44,7 +44,11 @@ impl Core {
         let is_lost = |row: &CredentialRow| cannot_be_opened(&self.secrets, row).is_some();
         // The keys of an unencrypted repository can be read from the store again without any input.
         if request.is_empty()
-            && !self.credential(Some(wanted)).await.is_ok_and(|row| !row.encrypted && is_lost(&row))
+            && !self
+                .repositories
+                .credential(Some(wanted))
+                .await
+                .is_ok_and(|row| !row.encrypted && is_lost(&row))
         {
             return providers::invalid("no change requested: give at least one flag");
         }
@@ -54,24 +58,25 @@ impl Core {
             Some(_) => Some(self.admission.lock().await),
             None => None,
         };
-        let before = self.credential(Some(wanted)).await?;
+        let before = self.repositories.credential(Some(wanted)).await?;
         let mut row = before.clone();
         let (uuid, kind) = (row.uuid, providers::kind(&row.store.provider));
         let change = renew(&mut row.store, &request)?;
         let is_other_store = row.store != before.store || !matches!(change, KeyChange::Stays);
         let key = Arc::new(match &change {
-            KeyChange::Stays => self.store_key_of(&before).await?,
+            KeyChange::Stays => self.repositories.store_key_of(&before).await?,
             KeyChange::Dropped => StoreKey::None,
-            KeyChange::To(input) => self.store_key(Some(input)).await?,
+            KeyChange::To(input) => self.repositories.store_key(Some(input)).await?,
         });
-        let passphrase = self.store_key(request.encryption_passphrase.as_ref()).await?;
+        let passphrase = self.repositories.store_key(request.encryption_passphrase.as_ref()).await?;
         let unchanged = |error: ServiceError| {
             let mut error = error.with_hint(|code, _| hint(kind, code)).to_api();
             error.message = format!("{}; nothing was changed", error.message);
             ServiceError::Refused(error)
         };
-        let client = self.client_of(row.store.clone(), Arc::clone(&key)).await.map_err(unchanged)?;
-        let (store, _) = task_store(client.clone(), self.retry_policy());
+        let client =
+            self.repositories.client_of(row.store.clone(), Arc::clone(&key)).await.map_err(unchanged)?;
+        let (store, _) = task_store(client.clone(), self.host.settings.retry_policy());
         let proven = self.prove_same(&before, passphrase, Arc::clone(&store)).await;
         let passphrase = proven.map_err(|error| unchanged(explained(error, &before)))?;
         row.capabilities = probe(store.as_ref()).await.map_err(|error| unchanged(error.into()))?;
@@ -79,7 +84,7 @@ impl Core {
         if admission.is_none() {
             admission = Some(self.admission.lock().await);
         }
-        let now = self.credential(Some(&CredentialRef::Id(uuid))).await?;
+        let now = self.repositories.credential(Some(&CredentialRef::Id(uuid))).await?;
         if !now.is_opened_as(&before) {
             let message = format!(
                 "credential {} was changed concurrently: check it (blockctl credentials inspect), and try again",
@@ -92,7 +97,9 @@ impl Core {
         // credentials either.
         let replaces_all_secrets =
             passphrase.is_some() && (now.store_secret.is_none() || !matches!(change, KeyChange::Stays));
-        if !replaces_all_secrets && self.credential_rows().await?.iter().any(CredentialRow::has_sealed) {
+        if !replaces_all_secrets
+            && self.repositories.credential_rows().await?.iter().any(CredentialRow::has_sealed)
+        {
             self.secrets.must_not_be_new()?;
         }
         if !matches!(change, KeyChange::Stays) {
@@ -122,16 +129,16 @@ impl Core {
             let opened = self.repositories.opened.lock().get(&uuid).cloned();
             let (store, bandwidth) = match opened {
                 Some((opened, bandwidth)) => (Arc::clone(opened.store()), bandwidth),
-                None => (self.store_of(&row).await?, providers::bandwidth(&row.store)?),
+                None => (self.repositories.store_of(&row).await?, providers::bandwidth(&row.store)?),
             };
             let repository = Repository::from_saved_keys(store, keys, &known)?;
             self.repositories.replace(uuid, repository, bandwidth, from);
         }
         drop(admission);
-        if let Err(error) = self.check_credentials().await {
+        if let Err(error) = self.repositories.check_credentials().await {
             tracing::warn!(%error, "checking whether all credentials can be opened failed");
         }
-        self.forget_unneeded_secrets().await;
+        self.repositories.forget_unneeded_secrets().await;
         tracing::info!(
             credential = %uuid,
             name = %row.name,
@@ -172,7 +179,7 @@ impl Core {
         if let Some(keys) = &known {
             let opened = Repository::from_saved_keys(Arc::clone(&store), keys.clone(), &row.known_keys())?;
             let proven = opened.prove_key_slot().await;
-            self.note_key_slots(row.uuid, &opened).await;
+            self.repositories.note_key_slots(row.uuid, &opened).await;
             proven?;
         }
         let (text, from) = match passphrase {
@@ -183,7 +190,7 @@ impl Core {
             StoreKey::None => {
                 // Only the referenced passphrase opens it.
                 if let (None, Some(reference)) = (known, &row.passphrase_from) {
-                    let resolved = self.resolve_again(Some(&row.name), reference).await?;
+                    let resolved = self.repositories.resolve_again(Some(&row.name), reference).await?;
                     let text = resolved.expose().to_owned().into();
                     open_existing(store, Some(text), row.known_keys()).await?;
                 }
@@ -191,7 +198,7 @@ impl Core {
             }
         };
         let opened = open_existing(store, Some(text), row.known_keys()).await?;
-        self.note_key_slots(row.uuid, &opened).await;
+        self.repositories.note_key_slots(row.uuid, &opened).await;
         let all = known_and_opened(known.as_deref().unwrap_or_default(), opened.keys());
         let lost = all.len() - opened.keys().len();
         if lost > 0 && from.is_some() {

@@ -1,7 +1,19 @@
 //! Credentials: probing of stores, storage of their secrets, and opening of repositories.
 
+use crate::browse::Browse;
+use crate::engine::Admission;
+use crate::events::EventLog;
+use crate::health::Health;
+use crate::host::Host;
+use crate::lazy::LazyVolumes;
+use crate::metrics::Meters;
+use crate::pressure::Pressure;
+use crate::registry::Registry;
+use crate::schedules::requests::Schedules;
+use crate::snapshots::Snapshots;
+use crate::tasks::Tasks;
+use crate::tasks::stop::Runner;
 use crate::{
-    core::Core,
     error::{ServiceError, blocking, spawned},
     external_secrets::{references_of, unresolved},
     health,
@@ -14,6 +26,7 @@ use blockd_api::{
     CredentialRef, Deleted, ErrorCode, SecretInput, SecretRef,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialList},
 };
+use blockd_catalog::Db;
 use blockd_catalog::{CredentialRow, DbError, ProviderRow, StoreRow};
 use blockd_cloud::{CloudError, DataKey, KnownKeys, OpenOptions, Repository};
 use blockd_secrets::{Fingerprint, Purpose, References, Resolved, Secrets, SecretsError};
@@ -38,9 +51,42 @@ const PROOF_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 /// Delay before an external passphrase that failed to open a repository is tried again.
 const UNOPENED_RETRY_DELAY: Duration = Duration::from_secs(60);
 
+/// Credentials of repositories.
+pub struct Credentials {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) browse: Arc<Browse>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) meters: Arc<Meters>,
+    pub(crate) references: Arc<References>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) schedules: Arc<Schedules>,
+    pub(crate) secrets: Arc<Secrets>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
 /// Repositories opened since the start, by credential.
-#[derive(Default)]
 pub struct Repositories {
+    pub(crate) bandwidth: Arc<PlannedBandwidth>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) meters: Arc<Meters>,
+    pub(crate) pressure: Arc<Pressure>,
+    pub(crate) references: Arc<References>,
+    pub(crate) secrets: Arc<Secrets>,
     /// Time of the last key slot proof, and the identity of the directory.
     pub proven: Mutex<HashMap<Uuid, (Instant, Place)>>,
     /// Opened repositories, each with the limits of its credential.
@@ -48,14 +94,14 @@ pub struct Repositories {
     /// References and fingerprints of the external passphrases that opened them.
     pub opened_with: Mutex<HashMap<Uuid, (SecretRef, Fingerprint)>>,
     /// Time at which an external passphrase was last found to open nothing.
-    unopened: Mutex<HashMap<Uuid, Instant>>,
+    pub(crate) unopened: Mutex<HashMap<Uuid, Instant>>,
     /// Repositories refused for writing because of their keys, with the reported reason.
     pub refused: Mutex<HashMap<Uuid, String>>,
     /// Store client of each, shared by all users, so that a key rotation takes effect for all of them at
     /// once.
-    stores: Mutex<HashMap<Uuid, Arc<ReloadStore>>>,
+    pub(crate) stores: Mutex<HashMap<Uuid, Arc<ReloadStore>>>,
     /// Number of access changes: a task that opened a repository with an outdated row opens it again.
-    changes: AtomicU64,
+    pub(crate) changes: AtomicU64,
 }
 
 /// Secret of a store.
@@ -164,14 +210,14 @@ pub(crate) fn decode_keys(mut encoded: &[u8]) -> Result<Vec<DataKey>, ServiceErr
     Ok(keys)
 }
 
-impl Core {
+impl Credentials {
     /// Creates a credential after probing the store and opening or creating its repository.
     ///
     /// # Errors
     /// The name is taken, the store lacks a required feature, or the passphrase does not open the repository.
     pub async fn create_credential(&self, request: CreateCredential) -> Result<Credential, ServiceError> {
         let kind = providers::kind_of(&request.provider);
-        let (store_row, secret) = providers::take(request.provider, request.connection, &self.data_dir)?;
+        let (store_row, secret) = providers::take(request.provider, request.connection, &self.host.data_dir)?;
         let is_empty = |input: &SecretInput| input.value().is_some_and(blockd_api::Secret::is_empty);
         if request.encryption_passphrase.as_ref().is_some_and(is_empty) {
             let message = "the encryption passphrase is empty: give one, or omit the flag";
@@ -181,7 +227,7 @@ impl Core {
             let message = format!("credential {name} already exists: choose another name");
             ServiceError::refused(ErrorCode::CredentialExists, message)
         };
-        let rows = self.credential_rows().await?;
+        let rows = self.repositories.credential_rows().await?;
         if rows.iter().any(|row| row.name == request.name) {
             return Err(taken(&request.name));
         }
@@ -189,11 +235,11 @@ impl Core {
             self.secrets.must_not_be_new()?;
         }
         let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
-        let key = self.store_key(secret.as_ref()).await?;
-        let passphrase = self.store_key(request.encryption_passphrase.as_ref()).await?;
-        let writing = self.store_writing(&store_row)?;
+        let key = self.repositories.store_key(secret.as_ref()).await?;
+        let passphrase = self.repositories.store_key(request.encryption_passphrase.as_ref()).await?;
+        let writing = self.repositories.store_writing(&store_row)?;
         let base = open_store(&store_row, &key, writing, &self.references).map_err(explain)?;
-        let (store, _) = task_store(base.clone(), self.retry_policy());
+        let (store, _) = task_store(base.clone(), self.host.settings.retry_policy());
         let capabilities = probe(store.as_ref()).await.map_err(|error| explain(error.into()))?;
         let opens = match &passphrase {
             StoreKey::None => None,
@@ -259,7 +305,7 @@ impl Core {
     /// The database fails.
     pub async fn list_credentials(&self) -> Result<CredentialList, ServiceError> {
         Ok(CredentialList {
-            credentials: self.credential_rows().await?.iter().map(providers::describe).collect(),
+            credentials: self.repositories.credential_rows().await?.iter().map(providers::describe).collect(),
         })
     }
 
@@ -268,7 +314,7 @@ impl Core {
     /// # Errors
     /// There is no such credential, or the database fails.
     pub async fn inspect_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
-        Ok(providers::describe(&self.credential(Some(wanted)).await?))
+        Ok(providers::describe(&self.repositories.credential(Some(wanted)).await?))
     }
 
     /// Verifies that a credential's store works and that its keys can be opened.
@@ -276,9 +322,9 @@ impl Core {
     /// # Errors
     /// The cause of the failure.
     pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
-        let mut row = self.credential(Some(wanted)).await?;
+        let mut row = self.repositories.credential(Some(wanted)).await?;
         for reference in references_of(&row) {
-            self.resolve_again(Some(&row.name), reference).await?;
+            self.repositories.resolve_again(Some(&row.name), reference).await?;
         }
         // Forces the passphrase to be checked again.
         self.repositories
@@ -287,14 +333,14 @@ impl Core {
             .entry(row.uuid)
             .and_modify(|(_, seen)| *seen = Fingerprint::default());
         // Without bandwidth limits, since the store is to be examined.
-        let (opened, _) = self.open_with_current_secrets(row.uuid).await?;
-        let (store, _) = task_store(Arc::clone(opened.store()), self.retry_policy());
+        let (opened, _) = self.repositories.open_with_current_secrets(row.uuid).await?;
+        let (store, _) = task_store(Arc::clone(opened.store()), self.host.settings.retry_policy());
         let repository = opened.with_store(store);
         let kind = providers::kind(&row.store.provider);
         let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
         let slots = repository.check_key_slots().await;
         let proven = repository.prove_key_slot().await;
-        self.note_key_slots(row.uuid, &repository).await;
+        self.repositories.note_key_slots(row.uuid, &repository).await;
         slots.and(proven).and(repository.check_writable()).map_err(|error| explain(error.into()))?;
         let capabilities = probe(repository.store().as_ref()).await.map_err(|error| explain(error.into()))?;
         row.capabilities = capabilities.clone();
@@ -314,7 +360,7 @@ impl Core {
     ) -> Result<Credential, ServiceError> {
         let plan = LimitPlan::of(&limits)?;
         let _admission = self.admission.lock().await;
-        let mut row = self.credential(Some(wanted)).await?;
+        let mut row = self.repositories.credential(Some(wanted)).await?;
         keep(&mut row.store.connection, limits);
         let (uuid, store) = (row.uuid, row.store.clone());
         self.db.run(move |tx| CredentialRow::set_store(tx, uuid, &store)).await?;
@@ -336,11 +382,11 @@ impl Core {
         wanted: &CredentialRef,
     ) -> Result<Deleted, ServiceError> {
         let _admission = self.admission.lock().await;
-        let row = self.credential(Some(wanted)).await?;
-        self.refuse_if_credential_needed(row.uuid, row.name.as_str()).await?;
-        self.refuse_if_scheduled(row.uuid, row.name.as_str()).await?;
+        let row = self.repositories.credential(Some(wanted)).await?;
+        self.lazy.refuse_if_credential_needed(row.uuid, row.name.as_str()).await?;
+        self.schedules.refuse_if_scheduled(row.uuid, row.name.as_str()).await?;
         if let Some(task) =
-            self.unfinished_tasks().await?.into_iter().find(|task| task.credential == row.uuid)
+            self.tasks.unfinished_tasks().await?.into_iter().find(|task| task.credential == row.uuid)
         {
             let message = format!(
                 "credential {} is used by {} task {}: wait for it to end",
@@ -349,7 +395,7 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
         }
         let uuid = row.uuid;
-        self.give_up_kept(|task| task.credential == uuid).await?;
+        self.runner.give_up_kept(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.forget(uuid);
         self.meters.forget(uuid);
@@ -357,14 +403,16 @@ impl Core {
         for kind in [health::CREDENTIAL, health::CLOCK, health::GARBAGE] {
             self.health.clear(kind, &uuid.to_string());
         }
-        self.forget_unneeded_secrets().await;
+        self.repositories.forget_unneeded_secrets().await;
         for entry in self.registry.all() {
-            self.forget_intervals(&entry).await;
+            self.snapshots.forget_intervals(&entry).await;
         }
         tracing::info!(credential = %uuid, name = %row.name, "credential deleted");
         Ok(Deleted { id: uuid.to_string(), name: row.name.to_string(), warnings: Vec::new() })
     }
+}
 
+impl Repositories {
     /// Returns the rows of all credentials.
     ///
     /// # Errors
@@ -421,7 +469,7 @@ impl Core {
         let proven = repository.prove_key_slot().await;
         self.note_key_slots(uuid, repository).await;
         proven?;
-        self.repositories.proven.lock().insert(uuid, (Instant::now(), place));
+        self.proven.lock().insert(uuid, (Instant::now(), place));
         Ok(())
     }
 
@@ -432,7 +480,7 @@ impl Core {
     /// # Errors
     /// The credential no longer exists.
     pub async fn was_proven_lately(&self, uuid: Uuid) -> Result<bool, ServiceError> {
-        let proven = self.repositories.proven.lock().get(&uuid).copied();
+        let proven = self.proven.lock().get(&uuid).copied();
         let Some((at, place)) = proven.filter(|(at, _)| at.elapsed() < PROOF_VALIDITY) else {
             return Ok(false);
         };
@@ -473,7 +521,7 @@ impl Core {
     /// The errors of [`task_repository`](Self::task_repository).
     pub async fn guest_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Requests>), ServiceError> {
         let (repository, bandwidth) = self.opened_repository(uuid).await?;
-        let (store, requests) = task_store(Arc::clone(repository.store()), self.retry_policy());
+        let (store, requests) = task_store(Arc::clone(repository.store()), self.host.settings.retry_policy());
         // Also without a limit: one may be set while the task runs.
         let repository = limited(&repository.with_store(store), Arc::clone(bandwidth.bandwidth()));
         Ok((repository.with_work(Work::default()), requests))
@@ -482,7 +530,7 @@ impl Core {
     /// Returns the write scheduling of a local directory store.
     fn store_writing(&self, store: &StoreRow) -> Result<Option<Work>, ServiceError> {
         let ProviderRow::Local { .. } = store.provider else { return Ok(None) };
-        let writing = self.pressure.writing(self.settings.upload_concurrency);
+        let writing = self.pressure.writing(self.host.settings.upload_concurrency);
         writing.map(Some).map_err(|error| ServiceError::Internal(error.to_string()))
     }
 
@@ -493,20 +541,20 @@ impl Core {
         &self,
         uuid: Uuid,
     ) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
-        let opened = self.repositories.opened.lock().get(&uuid).cloned();
+        let opened = self.opened.lock().get(&uuid).cloned();
         let Some(opened) = opened else { return self.open_with_current_secrets(uuid).await };
-        let unopened = self.repositories.unopened.lock().get(&uuid).copied();
+        let unopened = self.unopened.lock().get(&uuid).copied();
         if unopened.is_some_and(|at| at.elapsed() < UNOPENED_RETRY_DELAY) {
             return Ok(opened);
         }
         match self.open_with_current_secrets(uuid).await {
             Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::WrongPassphrase { .. }) => {
                 tracing::warn!(credential = %uuid, %error, "the external passphrase was changed and no longer opens the repository: the open keys are used until the daemon stops; restore the old passphrase, or use credentials rekey");
-                self.repositories.unopened.lock().insert(uuid, Instant::now());
+                self.unopened.lock().insert(uuid, Instant::now());
                 Ok(opened)
             }
             found => {
-                self.repositories.unopened.lock().remove(&uuid);
+                self.unopened.lock().remove(&uuid);
                 found
             }
         }
@@ -517,23 +565,23 @@ impl Core {
         &self,
         uuid: Uuid,
     ) -> Result<(Repository, Arc<PlannedBandwidth>), ServiceError> {
-        let opened = self.repositories.opened.lock().get(&uuid).cloned();
+        let opened = self.opened.lock().get(&uuid).cloned();
         if let Some(opened) = &opened
             && self.opens_with_current_secrets(uuid).await?
         {
             return Ok(opened.clone());
         }
         loop {
-            let changes = self.repositories.changes.load(Ordering::SeqCst);
+            let changes = self.changes.load(Ordering::SeqCst);
             let (repository, bandwidth, opened_with) = self.reopen(uuid).await?;
             let opened = {
-                let mut all = self.repositories.opened.lock();
-                if self.repositories.changes.load(Ordering::SeqCst) != changes {
+                let mut all = self.opened.lock();
+                if self.changes.load(Ordering::SeqCst) != changes {
                     continue;
                 }
                 match opened_with {
                     Some(opened_with) => {
-                        self.repositories.opened_with.lock().insert(uuid, opened_with);
+                        self.opened_with.lock().insert(uuid, opened_with);
                         // Users of the previous keys share its bandwidth limit.
                         let bandwidth = all.get(&uuid).map_or(bandwidth, |(_, shared)| Arc::clone(shared));
                         all.insert(uuid, (repository.clone(), Arc::clone(&bandwidth)));
@@ -558,7 +606,7 @@ impl Core {
 
     /// Returns true if the repository was opened with the current external passphrase, or has none.
     async fn opens_with_current_secrets(&self, uuid: Uuid) -> Result<bool, ServiceError> {
-        let opened_with = self.repositories.opened_with.lock().get(&uuid).cloned();
+        let opened_with = self.opened_with.lock().get(&uuid).cloned();
         let Some((reference, fingerprint)) = opened_with else { return Ok(true) };
         match self.references.resolve(&reference).await {
             Ok(now) => Ok(now.fingerprint == fingerprint),
@@ -612,7 +660,7 @@ impl Core {
     pub async fn store_of(&self, row: &CredentialRow) -> Result<Arc<dyn BlobStore>, ServiceError> {
         let key = Arc::new(self.store_key_of(row).await?);
         let client = self.client_of(row.store.clone(), key).await?;
-        let shared = self.repositories.store(row.uuid, client);
+        let shared = self.store(row.uuid, client);
         Ok(Arc::new(MeterStore::new(shared, self.meters.of(row.uuid))))
     }
 
@@ -629,7 +677,7 @@ impl Core {
         };
         let passphrase = self.references.resolve(reference).await;
         let passphrase = passphrase.map_err(|error| unresolved(Some(&row.name), reference, &error))?;
-        let (patient, _) = task_store(Arc::clone(&store), self.retry_policy());
+        let (patient, _) = task_store(Arc::clone(&store), self.host.settings.retry_policy());
         let passphrase_text = passphrase.expose().to_owned().into();
         let repository = open_existing(patient, Some(passphrase_text), row.known_keys()).await?;
         let opened_with = (reference.clone(), passphrase.fingerprint);

@@ -1,16 +1,44 @@
 //! Start of cloud snapshot deletions, on request or by a retention policy.
 
-use crate::{
-    core::Core, error::ServiceError, locate::Purpose, preflight::check_cancelled, schedules::delete_command,
-};
+use crate::cloudsnaps::CloudSnapshots;
+use crate::credentials::Repositories;
+use crate::engine::Admission;
+use crate::host::Host;
+use crate::lazy::LazyVolumes;
+use crate::schedules::Scheduler;
+use crate::schedules::retention_checks::RetentionChecks;
+use crate::tasks::Tasks;
+use crate::tasks::stop::Runner;
+use crate::{error::ServiceError, locate::Purpose, preflight::check_cancelled, schedules::delete_command};
 use blockd_api::{ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};
+use blockd_catalog::Db;
 use blockd_catalog::{Chain, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{CloudError, CloudSnapshotId};
 use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
-impl Core {
+/// Deletions of cloud snapshots, their pins and expiries.
+pub struct Deletions {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) checks: Arc<RetentionChecks>,
+    pub(crate) cloud_snapshots: Arc<CloudSnapshots>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for Deletions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deletions").finish_non_exhaustive()
+    }
+}
+
+impl Tasks {
     pub(crate) async fn refuse_if_deleting(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
         let deleting = |task: &TaskRow| task.kind == TaskKind::Delete && task.cloudsnap == *id;
         match self.unfinished_tasks().await?.into_iter().find(deleting) {
@@ -21,7 +49,9 @@ impl Core {
             None => Ok(()),
         }
     }
+}
 
+impl Deletions {
     /// Starts the deletion of a cloud snapshot.
     ///
     /// # Errors
@@ -40,15 +70,16 @@ impl Core {
         judged_by: Option<Option<RetentionOverride>>,
     ) -> Result<Option<TaskStarted>, ServiceError> {
         let id = request.snap;
-        let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Delete).await?;
+        let credential =
+            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Delete).await?;
         let damaged = self.has_damaged_manifest(credential.uuid, &id, request.force).await?;
         let _admission = self.admission.lock().await;
         check_cancelled()?;
-        self.refuse_if_deleting(&id).await?;
-        self.refuse_if_needed(&id).await?;
+        self.tasks.refuse_if_deleting(&id).await?;
+        self.lazy.refuse_if_needed(&id).await?;
         match judged_by {
             Some(mark) if !self.is_judged_by(&id, credential.uuid, mark).await? => return Ok(None),
-            None if !request.force => self.refuse_if_pinned(&id, credential.uuid).await?,
+            None if !request.force => self.checks.refuse_if_pinned(&id, credential.uuid).await?,
             _ => {}
         }
         self.refuse_if_used(&id).await?;
@@ -72,7 +103,7 @@ impl Core {
                 ..TaskDetail::default()
             },
         };
-        self.store_and_launch(row, |_| Ok(())).await.map(Some)
+        self.runner.store_and_launch(row, |_| Ok(())).await.map(Some)
     }
 
     /// Returns true if the manifest is damaged and `force` is set; refuses a damaged one otherwise.
@@ -82,7 +113,7 @@ impl Core {
         id: &CloudSnapshotId,
         force: bool,
     ) -> Result<bool, ServiceError> {
-        let error = match self.ask_manifest(credential, id).await {
+        let error = match self.repositories.ask_manifest(credential, id).await {
             Ok(_) => return Ok(false),
             Err(error) => error,
         };
@@ -114,7 +145,7 @@ impl Core {
                 task.base == Some(*id) || undecided || task.cloudsnap.snapshot == id.snapshot
             }
         };
-        let tasks = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
+        let tasks = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
         let Some(task) = tasks.into_iter().find(uses) else { return Ok(()) };
         let how = match task.state.is_final() {
             true => format!("resume it, or discard it with `blockctl cloudsnap stop {} --discard`", task.id),

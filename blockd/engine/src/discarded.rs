@@ -4,8 +4,8 @@
 //! fails the first FLUSH of every connection of a client that may have survived (`UnreportedLoss`), and does
 //! not reconnect kernel devices that are older than the loss.
 
+use crate::volumes::Volumes;
 use crate::{
-    core::Core,
     health,
     registry::{EntryState, VolumeEntry},
 };
@@ -86,7 +86,7 @@ pub fn refuses_devices(entry: &VolumeEntry) -> Option<String> {
     (loss.clients == SurvivingClients::All).then(|| format!("{}; {}", describe(&loss), hint(entry)))
 }
 
-impl Core {
+impl Volumes {
     /// Reports all unacknowledged losses: in the log, as events, and in `status`.
     pub async fn report_discarded_writes(&self) {
         let mut events = Vec::new();

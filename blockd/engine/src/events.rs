@@ -1,10 +1,13 @@
 //! Events. Each is stored in the transaction of the change that it reports.
 
-use crate::{core::Core, error::ServiceError, registry::EntryState};
+use crate::host::Host;
+use crate::registry::Registry;
+use crate::{error::ServiceError, registry::EntryState};
 use blockd_api::{
     MAX_WAIT_MS,
     events::{Event, EventKind, EventList, ListEvents, MAX_EVENTS, Severity},
 };
+use blockd_catalog::Db;
 use blockd_catalog::{DbError, EventReader, NewEvent, events_after, newest_events};
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
@@ -25,18 +28,15 @@ const DEFAULT_EVENTS: u32 = 100;
 
 /// Waiters for events, and the volumes already reported as degraded.
 #[derive(Debug)]
-pub struct Events {
-    stored: watch::Sender<u64>,
-    degraded: Mutex<HashSet<VolumeId>>,
+pub struct EventLog {
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) stored: watch::Sender<u64>,
+    pub(crate) degraded: Mutex<HashSet<VolumeId>>,
 }
 
-impl Default for Events {
-    fn default() -> Self {
-        Self { stored: watch::channel(0).0, degraded: Mutex::default() }
-    }
-}
-
-impl Events {
+impl EventLog {
     /// Wakes the waiters after events may have been stored.
     pub fn wake(&self) {
         self.stored.send_modify(|looks| *looks = looks.wrapping_add(1));
@@ -69,10 +69,10 @@ pub fn log_event(event: &Event) {
 }
 
 /// Logs every event until the daemon stops: once each, or twice if the daemon is killed in between.
-pub async fn log_all(core: Arc<Core>, mut reader: EventReader) {
+pub async fn log_all(events: Arc<EventLog>, mut reader: EventReader) {
     let work = async {
         loop {
-            if let Err(error) = log_next(&core, &mut reader).await {
+            if let Err(error) = log_next(&events, &mut reader).await {
                 tracing::warn!(%error, "logging events failed; retrying");
                 tokio::time::sleep(DATABASE_RETRY_DELAY).await;
             }
@@ -80,25 +80,25 @@ pub async fn log_all(core: Arc<Core>, mut reader: EventReader) {
     };
     tokio::select! {
         () = work => {}
-        () = core.stopping.cancelled() => {}
+        () = events.host.stopping.cancelled() => {}
     }
 }
 
 /// Logs the next events, or waits for some.
-async fn log_next(core: &Core, reader: &mut EventReader) -> Result<(), ServiceError> {
+async fn log_next(log: &EventLog, reader: &mut EventReader) -> Result<(), ServiceError> {
     let since = reader.dealt_with_until;
     let query = ListEvents { since: Some(since), max: Some(LOG_BATCH), wait_ms: Some(MAX_WAIT_MS) };
-    let events = core.list_events(&query).await?.events;
+    let events = log.list_events(&query).await?.events;
     events.iter().for_each(log_event);
     if let Some(last) = events.last() {
         reader.dealt_with_until = last.id;
         let stored = reader.clone();
-        core.db.run(move |tx| stored.put(tx)).await?;
+        log.db.run(move |tx| stored.put(tx)).await?;
     }
     Ok(())
 }
 
-impl Core {
+impl EventLog {
     /// Lists events, optionally waiting for new ones.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ impl Core {
         let max = query.max.unwrap_or(DEFAULT_EVENTS).min(MAX_EVENTS);
         let time_limit = Duration::from_millis(query.wait_ms.unwrap_or(0).min(MAX_WAIT_MS));
         let until = tokio::time::Instant::now() + time_limit;
-        let mut stored = self.events.stored.subscribe();
+        let mut stored = self.stored.subscribe();
         loop {
             stored.mark_unchanged();
             let since = query.since;
@@ -124,7 +124,7 @@ impl Core {
             tokio::select! {
                 changed = stored.changed() => if changed.is_err() { return Ok(EventList::default()) },
                 () = tokio::time::sleep_until(until) => {}
-                () = self.stopping.cancelled() => return Ok(EventList::default()),
+                () = self.host.stopping.cancelled() => return Ok(EventList::default()),
             }
         }
     }
@@ -138,7 +138,7 @@ impl Core {
                 EntryState::Failed(reason) => Some(reason),
                 _ => view.fault,
             };
-            let mut degraded = self.events.degraded.lock();
+            let mut degraded = self.degraded.lock();
             let Some(reason) = reason else {
                 degraded.remove(&entry.id);
                 continue;
@@ -153,7 +153,7 @@ impl Core {
             return Ok(());
         }
         let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
-        self.events.wake();
+        self.wake();
         Ok(stored?)
     }
 }

@@ -1,6 +1,7 @@
 //! The secrets that credentials refer to.
 
-use crate::{core::Core, credentials::StoreKey, error::ServiceError};
+use crate::credentials::Repositories;
+use crate::{credentials::StoreKey, error::ServiceError};
 use blockd_api::{ApiError, CredentialName, SecretInput, SecretRef};
 use blockd_catalog::CredentialRow;
 use blockd_secrets::{ReferenceError, Resolved};
@@ -22,7 +23,7 @@ pub fn references_of(row: &CredentialRow) -> impl Iterator<Item = &SecretRef> {
     row.store_secret_from.iter().chain(&row.passphrase_from)
 }
 
-impl Core {
+impl Repositories {
     /// Forgets secrets that no credential refers to any more.
     pub async fn forget_unneeded_secrets(&self) {
         let rows = match self.credential_rows().await {

@@ -1,7 +1,8 @@
 //! Snapshots of consistency groups: selection of the members, and the reply.
 
+use crate::snapshots::Snapshots;
 use crate::{
-    core::{Core, random_id},
+    engine::random_id,
     error::ServiceError,
     registry::VolumeEntry,
     rules::QuiesceRequest,
@@ -16,7 +17,7 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
-impl Core {
+impl Snapshots {
     /// Takes a snapshot of all selected volumes at one point in time, or of none.
     ///
     /// # Errors
@@ -28,8 +29,8 @@ impl Core {
     ) -> Result<GroupSnapshot, ServiceError> {
         let entries = self.members(&request)?;
         let asked = QuiesceRequest { hooks: request.hooks, scheduled: None };
-        self.check_hooks(&asked).await?;
-        let quiesce_rules = self.quiesce_for(&asked, &entries).await?;
+        self.quiescer.check_hooks(&asked).await?;
+        let quiesce_rules = self.quiescer.quiesce_for(&asked, &entries).await?;
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
         let group = SnapshotGroup {
             group_id: Uuid::new_v4(),
@@ -63,7 +64,7 @@ impl Core {
                 row,
                 entry,
                 space.iter().find(|space| space.id == row.id),
-                &self.nbd_socket(),
+                &self.host.data_dir.nbd_socket(),
             ));
         }
         Ok(GroupSnapshot { group, name, created, snapshots })

@@ -1,8 +1,11 @@
 //! Problems that the daemon detects itself. They are kept in memory, so that they are reported even when the
 //! database cannot be written.
 
+use crate::activity::Monitor;
+use crate::credentials::Repositories;
+use crate::events::EventLog;
+use crate::host::Host;
 use crate::{
-    core::Core,
     credentials::cannot_be_opened,
     error::{ServiceError, blocking},
 };
@@ -11,6 +14,7 @@ use blockd_api::{
     events::Severity,
     status::{DataSpace, Problem},
 };
+use blockd_catalog::Db;
 use blockd_catalog::{CredentialRow, NewEvent};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -55,6 +59,20 @@ pub const CONTROL_SOCKET: &str = "control-socket";
 pub const CONTROL_ADDRESS: &str = "control-address";
 /// The secrets of a credential cannot be unsealed.
 pub const CREDENTIAL: &str = "credential";
+
+/// Watches the free space of the data directory.
+pub struct FreeSpace {
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+}
+
+impl std::fmt::Debug for FreeSpace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FreeSpace").finish_non_exhaustive()
+    }
+}
 
 /// Current problems.
 #[derive(Debug, Default)]
@@ -141,23 +159,23 @@ fn space_of(dir: &Path) -> std::io::Result<DataSpace> {
 }
 
 /// Runs the periodic checks.
-pub async fn run(core: Arc<Core>) {
-    core.report_discarded_writes().await;
-    if let Err(error) = core.check_credentials().await {
+pub async fn run(monitor: Arc<Monitor>) {
+    monitor.volumes.report_discarded_writes().await;
+    if let Err(error) = monitor.repositories.check_credentials().await {
         tracing::warn!(%error, "checking whether all credentials can be unsealed failed");
     }
     loop {
-        core.check_free_space().await;
-        core.store_pending_event().await;
+        monitor.free_space.check_free_space().await;
+        monitor.free_space.store_pending_event().await;
         tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
-impl Core {
+impl FreeSpace {
     /// Checks the free space of the data directory and records a problem if there is too little. `None` if it
     /// cannot be determined.
     pub async fn check_free_space(&self) -> Option<DataSpace> {
-        let dir = self.data_dir.clone();
+        let dir = self.host.data_dir.clone();
         match blocking(move || Ok::<_, ServiceError>(space_of(&dir))).await {
             Ok(Ok(space)) => {
                 self.note_room(space);
@@ -175,7 +193,7 @@ impl Core {
     }
 
     fn note_room(&self, space: DataSpace) {
-        let dir = self.data_dir.display();
+        let dir = self.host.data_dir.display();
         let (free, total) = (ByteSize::from_bytes(space.free_bytes), ByteSize::from_bytes(space.total_bytes));
         let todo = format!(
             "delete unneeded snapshots, free space on the filesystem of {dir} or enlarge it; failed tasks are retried automatically"
@@ -227,7 +245,9 @@ impl Core {
             self.events.wake();
         }
     }
+}
 
+impl Repositories {
     /// Records a problem for each credential whose secrets cannot be unsealed: its backups will fail.
     pub async fn check_credentials(&self) -> Result<(), ServiceError> {
         let rows = self.credential_rows().await?;

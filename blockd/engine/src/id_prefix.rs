@@ -1,14 +1,31 @@
 //! Resolution of unique id prefixes, and refusal of prefixes for destructive requests.
 
-use crate::{core::Core, error::ServiceError};
+use crate::credentials::Repositories;
+use crate::error::ServiceError;
+use crate::registry::Registry;
+use crate::snapshots::Snapshots;
 use blockd_api::{CredentialRef, ErrorCode, SnapshotRef, VolumeRef};
 use std::fmt::Display;
+use std::sync::Arc;
 
 /// Minimum length of a prefix: shorter ones match by accident.
 const MIN_LEN: usize = 4;
 /// Maximum length of a numeric prefix: longer numbers are complete ids, so that an id never matches a longer
 /// one by chance.
 const MAX_DIGITS: usize = 15;
+
+/// Resolves abbreviated ids.
+pub struct Names {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) snapshots: Arc<Snapshots>,
+}
+
+impl std::fmt::Debug for Names {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Names").finish_non_exhaustive()
+    }
+}
 
 /// Returns the entry whose id starts with `text`; `None` if there is none or the prefix is too short.
 ///
@@ -54,7 +71,7 @@ fn full_id_required(
 
 /// Lookups for destructive requests. They require complete names and ids: when the matching object is
 /// deleted, a prefix may match another one a moment later.
-impl Core {
+impl Names {
     /// Looks up a volume by its name or complete id.
     ///
     /// # Errors
@@ -80,7 +97,7 @@ impl Core {
             }
             SnapshotRef::Id(id) => *id,
         };
-        let row = self.find_snapshot(wanted).await?;
+        let row = self.snapshots.find_snapshot(wanted).await?;
         if row.id == id {
             return Ok(wanted.clone());
         }
@@ -92,7 +109,7 @@ impl Core {
     /// # Errors
     /// There is no such credential.
     pub async fn whole_credential(&self, wanted: &CredentialRef) -> Result<CredentialRef, ServiceError> {
-        let row = self.credential(Some(wanted)).await?;
+        let row = self.repositories.credential(Some(wanted)).await?;
         match wanted {
             CredentialRef::Name(name) if *name != row.name => Err(full_id_required(
                 ErrorCode::CredentialNotFound,

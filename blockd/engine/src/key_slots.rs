@@ -1,13 +1,14 @@
 //! Key slots: events about repaired and damaged ones and about refused write keys, and the local copies.
 
-use crate::{core::Core, error::ServiceError};
+use crate::credentials::Repositories;
+use crate::error::ServiceError;
 use blockd_api::{CredentialRef, events::Severity};
 use blockd_catalog::{CredentialRow, DbError, NewEvent};
 use blockd_cloud::{Repository, SlotFinding};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-impl Core {
+impl Repositories {
     /// Raises an event for each damaged key slot, and stores the repository's slots for the next repair. A
     /// failure is only logged: the store has the slots as well.
     pub async fn note_key_slots(&self, uuid: Uuid, repository: &Repository) {
@@ -42,7 +43,7 @@ impl Core {
 
     /// Returns the event that writes to a repository are refused, once for each reason.
     fn refusal(&self, repository: &Repository, row: &CredentialRow, now: Timestamp) -> Option<NewEvent> {
-        let mut refused = self.repositories.refused.lock();
+        let mut refused = self.refused.lock();
         let Err(error) = repository.check_writable() else {
             refused.remove(&row.uuid);
             return None;

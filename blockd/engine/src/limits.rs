@@ -1,6 +1,7 @@
 //! Bandwidth limits by time of day, of credentials and of the host.
 
-use crate::{core::Core, error::ServiceError};
+use crate::credentials::Repositories;
+use crate::error::ServiceError;
 use blockd_api::{
     DailyLimit, ErrorCode,
     credentials::{Connection, CredentialLimits},
@@ -128,13 +129,13 @@ pub fn keep(connection: &mut Connection, limits: CredentialLimits) {
 }
 
 /// Applies all plans periodically.
-pub async fn run(core: Arc<Core>) {
+pub async fn run(repositories: Arc<Repositories>) {
     loop {
         tokio::time::sleep(CHECK_INTERVAL).await;
         let now = Timestamp::now();
-        let opened: Vec<_> = core.repositories.opened.lock().values().cloned().collect();
+        let opened: Vec<_> = repositories.opened.lock().values().cloned().collect();
         opened.iter().for_each(|(_, planned)| planned.follow(now));
-        core.bandwidth.follow(now);
+        repositories.bandwidth.follow(now);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Locates the repository that holds a cloud snapshot.
 
-use crate::{cloudsnaps::ASKED_AT_ONCE, core::Core, error::ServiceError};
+use crate::credentials::Repositories;
+use crate::{cloudsnaps::ASKED_AT_ONCE, error::ServiceError};
 use blockd_api::{CredentialRef, ErrorCode};
 use blockd_catalog::CredentialRow;
 use blockd_cloud::{CloudError, CloudSnapshotId};
@@ -15,7 +16,7 @@ pub enum Purpose {
     Delete,
 }
 
-impl Core {
+impl Repositories {
     /// Returns the credential of a cloud snapshot: the named one, the only one, or one whose store has it.
     ///
     /// # Errors

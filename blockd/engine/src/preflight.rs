@@ -5,10 +5,8 @@
 //! disconnects: an operation that no client waits for, or that was reported as failed, must not start when
 //! the store responds again.
 
-use crate::{
-    core::Core,
-    error::{ServiceError, blocking},
-};
+use crate::credentials::Repositories;
+use crate::error::{ServiceError, blocking};
 use blockd_api::ErrorCode;
 use blockd_catalog::Catalog;
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository};
@@ -72,7 +70,7 @@ pub async fn in_time<T>(
     }
 }
 
-impl Core {
+impl Repositories {
     /// Sends a pre-flight request to a store.
     ///
     /// # Errors
@@ -81,14 +79,14 @@ impl Core {
         &self,
         request: impl Future<Output = Result<T, ServiceError>>,
     ) -> Result<T, ServiceError> {
-        in_time(Duration::from_millis(self.settings.store_answer_ms), request).await
+        in_time(Duration::from_millis(self.host.settings.store_answer_ms), request).await
     }
 
     /// Opens the repository of a credential for pre-flight requests, which are exempt from the tasks'
     /// bandwidth limits.
     pub async fn repository_for_client(&self, credential: Uuid) -> Result<Repository, ServiceError> {
         let (repository, _) = self.opened_repository(credential).await?;
-        let (store, _) = task_store(Arc::clone(repository.store()), self.retry_policy());
+        let (store, _) = task_store(Arc::clone(repository.store()), self.host.settings.retry_policy());
         Ok(repository.with_store(store).with_work(Work::default()))
     }
 

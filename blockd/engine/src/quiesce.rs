@@ -1,7 +1,12 @@
 //! Quiesce operations of this daemon: the filesystems on attached volumes, the release at the start, and the
 //! events of failures.
 
-use crate::{core::Core, error::ServiceError};
+use crate::attachments::Attachments;
+use crate::error::ServiceError;
+use crate::events::EventLog;
+use crate::host::Host;
+use crate::registry::Registry;
+use crate::rules::RuleProblems;
 use blockd_api::{
     ErrorCode, VolumeName,
     events::Severity,
@@ -9,10 +14,28 @@ use blockd_api::{
 };
 use blockd_catalog::{Db, DbError, NewEvent};
 use blockd_extent::SnapshotId;
+use blockd_quiesce::Admission as QuiesceAdmission;
 use blockd_quiesce::{FreezeTarget, Members, Mounted, QuiesceError, QuiescePart, was_thawed_early};
 use blockd_volume::Volume;
 use jiff::Timestamp;
 use std::{os::unix::fs::MetadataExt, sync::Arc};
+
+/// Quiesces applications and filesystems by the rules that apply.
+pub struct Quiescer {
+    pub(crate) attachments: Arc<Attachments>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) quiescing: Arc<QuiesceAdmission>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) rule_problems: RuleProblems,
+}
+
+impl std::fmt::Debug for Quiescer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Quiescer").finish_non_exhaustive()
+    }
+}
 
 fn refused(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::QuiesceFailed, message)
@@ -66,7 +89,7 @@ pub fn events_of_failures<'a>(
     steps.filter_map(event).collect()
 }
 
-impl Core {
+impl Quiescer {
     /// Returns the filesystems that these parts freeze, and the failures of optional ones. A filesystem is
     /// required if any part requires it.
     ///
@@ -104,7 +127,7 @@ impl Core {
                 "no filesystem of these volumes is mounted on this host: leave --freeze-fs away, or mount it first",
             ));
         }
-        let own = std::fs::metadata(&self.data_dir).map(|found| found.dev());
+        let own = std::fs::metadata(&self.host.data_dir).map(|found| found.dev());
         let mut mounts = Vec::with_capacity(found.len());
         for place in found {
             let path = place.path.display().to_string();
@@ -130,18 +153,18 @@ impl Core {
     /// Resumes, in the background, what an earlier daemon left quiesced. The volumes must be served already:
     /// a filesystem writes when it is thawed.
     pub fn release_quiesced(self: &Arc<Self>) {
-        if !blockd_quiesce::is_release_due(&self.data_dir) {
+        if !blockd_quiesce::is_release_due(&self.host.data_dir) {
             return;
         }
         self.quiescing.set_settled(false);
-        let core = Arc::clone(self);
+        let this = Arc::clone(self);
         let work = move || {
             let mut ended = |step: QuiesceStep| {
-                core.quiescing.failures.note(std::iter::once(&step));
-                store_events(&core.db, &events_of_failures(std::iter::once(&step), &[], false));
-                core.events.wake();
+                this.quiescing.failures.note(std::iter::once(&step));
+                store_events(&this.db, &events_of_failures(std::iter::once(&step), &[], false));
+                this.events.wake();
             };
-            blockd_quiesce::release(&core.data_dir, &mut ended, || core.quiescing.set_settled(true));
+            blockd_quiesce::release(&this.host.data_dir, &mut ended, || this.quiescing.set_settled(true));
         };
         if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
             tracing::error!(%error, "filesystems that were left frozen are not thawed");

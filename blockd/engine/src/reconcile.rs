@@ -2,7 +2,7 @@
 //! volumes are opened.
 
 use crate::{
-    core::{tasks_dir, volume_dir},
+    data_dir::DataDir,
     registry::{EntryState, Registry, VolumeEntry},
     tasks::restore::remove_half,
 };
@@ -23,7 +23,7 @@ use uuid::Uuid;
 ///
 /// # Errors
 /// The database fails.
-pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Registry, DbError> {
+pub fn reconcile(db: &Db, data_dir: &DataDir, options: &OpenOptions) -> Result<Registry, DbError> {
     let (volumes, snapshots, unfinished) = db.transaction(|tx| -> Result<_, DbError> {
         // Resumable tasks need the same as running ones.
         let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
@@ -70,8 +70,8 @@ pub fn reconcile(db: &Db, data_dir: &Path, options: &OpenOptions) -> Result<Regi
 }
 
 /// Removes a volume after an interrupted creation, restore or deletion: no client was answered.
-fn remove_volume(db: &Db, data_dir: &Path, row: &VolumeRow, registry: &Registry) -> Result<(), DbError> {
-    match remove_half(&volume_dir(data_dir, row.id)) {
+fn remove_volume(db: &Db, data_dir: &DataDir, row: &VolumeRow, registry: &Registry) -> Result<(), DbError> {
+    match remove_half(&data_dir.volume_dir(row.id)) {
         Ok(()) => {
             tracing::info!(volume = %row.id, name = %row.name, "removed what was left of the volume");
             db.transaction(|tx| VolumeRow::remove(tx, row.id))
@@ -91,13 +91,13 @@ type Opened = (VolumeRow, Result<Arc<Volume>, VolumeError>);
 const OPEN_AT_ONCE: usize = 32;
 
 /// Opens volumes on several threads: each reads its own files.
-fn open_all(data_dir: &Path, rows: &[VolumeRow], options: &OpenOptions) -> Vec<Opened> {
+fn open_all(data_dir: &DataDir, rows: &[VolumeRow], options: &OpenOptions) -> Vec<Opened> {
     let threads = OPEN_AT_ONCE.min(rows.len());
     let next = AtomicUsize::new(0);
     let open_some = || {
         let mut opened = Vec::new();
         while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let dir = volume_dir(data_dir, row.id);
+            let dir = data_dir.volume_dir(row.id);
             let volume = Volume::open(&dir, options).and_then(|volume| {
                 // It may be larger: it grew before its row was written.
                 if volume.id() == row.id && volume.size_bytes() >= row.size_bytes {
@@ -167,9 +167,9 @@ fn names(dir: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-fn remove_leftover_tasks(data_dir: &Path, unfinished: &[TaskRow]) {
+fn remove_leftover_tasks(data_dir: &DataDir, unfinished: &[TaskRow]) {
     let kept: BTreeSet<Uuid> = unfinished.iter().map(|task| task.id).collect();
-    let dir = tasks_dir(data_dir);
+    let dir = data_dir.tasks_dir();
     for name in names(&dir) {
         if name.parse::<Uuid>().is_ok_and(|id| !kept.contains(&id))
             && let Err(error) = blockd_files::remove_dir(&dir.join(&name))
@@ -181,8 +181,8 @@ fn remove_leftover_tasks(data_dir: &Path, unfinished: &[TaskRow]) {
 
 /// Leaves files of unknown volumes alone, as they may be the only copy, and removes leftovers of interrupted
 /// removals and restores.
-fn report_unknown_files(data_dir: &Path, registry: &Registry) {
-    let dir = data_dir.join("volumes");
+fn report_unknown_files(data_dir: &DataDir, registry: &Registry) {
+    let dir = data_dir.volumes_dir();
     for name in names(&dir) {
         let (id, kind) = name.split_once('.').unwrap_or((&name, ""));
         let id = id.parse().ok();
@@ -217,6 +217,10 @@ mod tests {
     }
 
     impl Host {
+        fn data_dir(&self) -> DataDir {
+            DataDir::new(self.dir.path().to_owned())
+        }
+
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             std::fs::create_dir(dir.path().join("volumes")).unwrap();
@@ -242,7 +246,7 @@ mod tests {
         }
 
         fn files(&self, id: VolumeId) -> Arc<Volume> {
-            Volume::create(&volume_dir(self.dir.path(), id), id, SIZE_BYTES).unwrap()
+            Volume::create(&self.data_dir().volume_dir(id), id, SIZE_BYTES).unwrap()
         }
 
         fn snapshot(&self, volume: VolumeId, number: u64, state: SnapshotState) {
@@ -264,7 +268,7 @@ mod tests {
         }
 
         fn start(&self) -> Registry {
-            reconcile(&self.db, self.dir.path(), &OpenOptions::default()).unwrap()
+            reconcile(&self.db, &self.data_dir(), &OpenOptions::default()).unwrap()
         }
 
         fn rows(&self) -> (Vec<VolumeRow>, Vec<SnapshotRow>) {
@@ -298,7 +302,7 @@ mod tests {
         let names: Vec<_> = host.rows().0.iter().map(|row| row.name.to_string()).collect();
         assert_eq!(names, ["lost", "up"]);
         for id in [creating, deleting, restoring] {
-            assert!(!volume_dir(host.dir.path(), id).exists());
+            assert!(!host.data_dir().volume_dir(id).exists());
         }
         assert!(!host.dir.path().join("volumes/5.restoring").exists());
     }
@@ -349,7 +353,7 @@ mod tests {
         assert!(!task.exists());
         assert!(!volumes.join("7.deleted").exists() && !volumes.join("8.restoring").exists());
         assert!(volumes.join("notes.deleted").exists());
-        assert!(volume_dir(host.dir.path(), unknown).exists());
+        assert!(host.data_dir().volume_dir(unknown).exists());
     }
 
     #[test]
@@ -357,7 +361,7 @@ mod tests {
         let host = Host::new();
         host.row(1, "data", VolumeState::Up);
         let other = VolumeId::from_u64(2);
-        drop(Volume::create(&volume_dir(host.dir.path(), VolumeId::from_u64(1)), other, SIZE_BYTES).unwrap());
+        drop(Volume::create(&host.data_dir().volume_dir(VolumeId::from_u64(1)), other, SIZE_BYTES).unwrap());
         let registry = host.start();
         assert!(matches!(registry.by_name("data").unwrap().view().state, EntryState::Failed(_)));
     }

@@ -1,7 +1,7 @@
 //! Rotation of the passphrase and the data key of a repository.
 
+use crate::credentials::Credentials;
 use crate::{
-    core::Core,
     credentials::{StoreKey, encode_keys},
     error::{ServiceError, spawned},
     providers,
@@ -17,7 +17,7 @@ use blockd_store::task_store;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-impl Core {
+impl Credentials {
     /// Rotates the passphrase, the data key of new backups, or both; with neither, finds data keys of other
     /// hosts.
     ///
@@ -29,23 +29,23 @@ impl Core {
         request: RekeyCredential,
     ) -> Result<CredentialRekeyed, ServiceError> {
         let _admission = self.admission.lock().await;
-        let row = self.credential(Some(wanted)).await?;
+        let row = self.repositories.credential(Some(wanted)).await?;
         let uuid = row.uuid;
         let is_backup = |kind, credential| kind == TaskKind::Backup && credential == uuid;
         let changes_write_key = request.new_data_key || request.accept_key.is_some();
         if changes_write_key {
-            let tasks = self.unfinished_tasks().await?;
+            let tasks = self.tasks.unfinished_tasks().await?;
             if let Some(task) = tasks.into_iter().find(|task| is_backup(task.kind, task.credential)) {
                 let message =
                     format!("credential {} is used by backup task {}: wait for it to end", row.name, task.id);
                 return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
             }
         }
-        let (base, before, bandwidth) = match self.opened_repository(uuid).await {
+        let (base, before, bandwidth) = match self.repositories.opened_repository(uuid).await {
             Ok((before, bandwidth)) => (Arc::clone(before.store()), before.keys().to_vec(), bandwidth),
             // The reference may already return the new passphrase, or be gone.
             Err(_) if row.passphrase_from.is_some() && request.passphrase.is_some() => {
-                let store = self.store_of(&row).await?;
+                let store = self.repositories.store_of(&row).await?;
                 // Only this process may have the keys that were opened meanwhile.
                 let opened = self.repositories.opened.lock().get(&uuid).cloned();
                 match opened {
@@ -55,18 +55,18 @@ impl Core {
             }
             Err(error) => return Err(error),
         };
-        let (store, _) = task_store(Arc::clone(&base), self.retry_policy());
+        let (store, _) = task_store(Arc::clone(&base), self.host.settings.retry_policy());
         let passphrase = match (&request.passphrase, &row.passphrase_from) {
             (Some(passphrase), _) => Zeroizing::new(passphrase.expose().to_owned()),
-            (None, Some(reference)) => {
-                Zeroizing::new(self.resolve_again(Some(&row.name), reference).await?.expose().to_owned())
-            }
+            (None, Some(reference)) => Zeroizing::new(
+                self.repositories.resolve_again(Some(&row.name), reference).await?.expose().to_owned(),
+            ),
             (None, None) => {
                 let message = "give the passphrase that holds now: it is not known here";
                 return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
             }
         };
-        let new_passphrase = self.store_key(request.new_passphrase.as_ref()).await?;
+        let new_passphrase = self.repositories.store_key(request.new_passphrase.as_ref()).await?;
         let rekey = Rekey {
             passphrase,
             new_passphrase: match &new_passphrase {
@@ -83,7 +83,7 @@ impl Core {
         if changes_write_key {
             // Their objects are sealed with the previous key. Not earlier: the passphrase might have been
             // wrong.
-            self.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
+            self.runner.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
         }
         let opened = repository.keys().len();
         let keys = known_and_opened(&before, repository.keys());
@@ -116,7 +116,7 @@ impl Core {
             CredentialRow::set_data_keys(tx, uuid, &keys, stored.as_ref(), write_key)
         };
         self.db.run(store).await?;
-        self.note_key_slots(uuid, &repository).await;
+        self.repositories.note_key_slots(uuid, &repository).await;
         let data_keys = repository.keys().len() as u64;
         self.repositories.replace(uuid, repository, bandwidth, opened_with);
         if lost > 0

@@ -3,8 +3,9 @@
 //! They are in the database of this host: manifests never change, and retention runs only on the host whose
 //! schedules made the backups. They do not prevent a manual deletion on another host.
 
+use crate::delete_start::Deletions;
+use crate::schedules::retention_checks::RetentionChecks;
 use crate::{
-    core::Core,
     error::ServiceError,
     preflight::check_cancelled,
     schedules::{KnownHealth, Uses, is_relied_on},
@@ -43,7 +44,7 @@ pub fn refuse_past(expires: Option<Timestamp>) -> Result<(), ServiceError> {
     }
 }
 
-impl Core {
+impl Deletions {
     /// Sets or removes the pin and expiry date of a cloud snapshot.
     ///
     /// # Errors
@@ -58,13 +59,13 @@ impl Core {
         }
         refuse_past(request.expires)?;
         let id = request.snap;
-        let (credential, _) = self.find_manifest(&id, request.cred_id.as_ref()).await?;
-        self.failpoints.reached("mark asked for")?;
+        let (credential, _) = self.cloud_snapshots.find_manifest(&id, request.cred_id.as_ref()).await?;
+        self.host.failpoints.reached("mark asked for")?;
         // Deletions check for pins under the same lock.
         let _admission = self.admission.lock().await;
-        self.refuse_if_deleting(&id).await?;
+        self.tasks.refuse_if_deleting(&id).await?;
         // A running deletion may have ended since.
-        self.ask_manifest(credential.uuid, &id).await?;
+        self.repositories.ask_manifest(credential.uuid, &id).await?;
         check_cancelled()?;
         let request = request.clone();
         let stored = self.db.run(move |tx| -> Result<_, DbError> {
@@ -88,19 +89,23 @@ impl Core {
         self.scheduler.wake();
         Ok(CloudsnapMark { id, pinned, expires })
     }
+}
 
+impl RetentionChecks {
     /// Refuses to delete a pinned cloud snapshot. Requires the admission lock.
     pub async fn refuse_if_pinned(&self, id: &CloudSnapshotId, credential: Uuid) -> Result<(), ServiceError> {
         let Some(under) = self.db.run(RetentionOverride::all).await?.pinned_under(id, credential) else {
             return Ok(());
         };
-        let under = self.credential(Some(&CredentialRef::Id(under))).await?.name;
+        let under = self.repositories.credential(Some(&CredentialRef::Id(under))).await?.name;
         let message = format!(
             "cloud snapshot {id} is pinned under credential {under}: unpin it there first, or delete it by force"
         );
         Err(ServiceError::refused(ErrorCode::CloudsnapPinned, message))
     }
+}
 
+impl Deletions {
     /// Starts the deletion of expired backups that no schedule made; schedules judge their own. The last good
     /// backup of a volume in a location is never deleted, and none while the newest is known to be damaged.
     pub async fn delete_expired(
@@ -140,13 +145,13 @@ impl Core {
         now: impl Fn() -> Timestamp,
     ) -> Result<(), ServiceError> {
         let Some(like) = ids.first() else { return Ok(()) };
-        self.check_clock_of(credential).await?;
+        self.checks.check_clock_of(credential).await?;
         let now = now();
-        let Some(mut place) = self.prove_for_retention(credential, like).await? else { return Ok(()) };
+        let Some(mut place) = self.checks.prove_for_retention(credential, like).await? else { return Ok(()) };
         let manifests: Vec<Manifest> =
             std::mem::take(&mut place.listed).into_iter().filter_map(|item| item.manifest.ok()).collect();
         let judged = self.judge_expired(credential, &manifests, now).await?;
-        self.failpoints.reached("expired judged")?;
+        self.host.failpoints.reached("expired judged")?;
         let is_meant = |id: &CloudSnapshotId| {
             ids.iter()
                 .any(|one| (one.cluster, one.volume, one.snapshot) == (id.cluster, id.volume, id.snapshot))
@@ -158,7 +163,7 @@ impl Core {
         for VerdictOfOverride { id, verdict, .. } in kept {
             tracing::info!(cloudsnap = %id, %verdict, "it has expired, and stays");
         }
-        if !surplus.is_empty() && !self.check_relied_on(place, relied_on).await? {
+        if !surplus.is_empty() && !self.checks.check_relied_on(place, relied_on).await? {
             return Ok(());
         }
         for VerdictOfOverride { id, verdict, mark } in surplus {
@@ -240,7 +245,7 @@ impl Core {
 
     /// Removes the mark of a cloud snapshot that its store has no longer.
     async fn forget_mark_of(&self, credential: Uuid, id: CloudSnapshotId) -> Result<(), ServiceError> {
-        let (repository, _) = self.task_repository(credential).await?;
+        let (repository, _) = self.repositories.task_repository(credential).await?;
         // A listing may lag behind, and may contain unreadable manifests.
         for incremental in [false, true] {
             match Box::pin(repository.manifest(&CloudSnapshotId { incremental, ..id })).await {

@@ -4,8 +4,9 @@
 //! changed blocks to a new layer. It is one commit of the volume; the database only gets the snapshot of the
 //! previous content.
 
+use crate::snapshots::Snapshots;
 use crate::{
-    core::{Core, random_id},
+    engine::random_id,
     error::{ServiceError, blocking},
     registry::VolumeEntry,
     snapshots::{Wanted, first, to_api},
@@ -22,7 +23,7 @@ use std::sync::Arc;
 /// The most extents in one reply: some megabytes of JSON.
 const EXTENTS_AT_ONCE: usize = 1 << 15;
 
-impl Core {
+impl Snapshots {
     /// Returns the extents that changed between two snapshots, or since one.
     ///
     /// # Errors
@@ -136,7 +137,7 @@ impl Core {
                 Some(first(self.freeze_together(wanted).await?)?)
             }
         };
-        let (stopping, id) = (self.stopping.clone(), snapshot.id);
+        let (stopping, id) = (self.host.stopping.clone(), snapshot.id);
         let done = blocking(move || volume.roll_back(id, &|| !stopping.is_cancelled())).await;
         drop(mark);
         // A merge may have made way.
@@ -152,7 +153,7 @@ impl Core {
         let restored = SnapshotRestored {
             volume: entry.name.clone(),
             snapshot: snapshot.name,
-            kept: kept.map(|row| to_api(&row, &entry, None, &self.nbd_socket())),
+            kept: kept.map(|row| to_api(&row, &entry, None, &self.host.data_dir.nbd_socket())),
             changed_bytes: done.changed_blocks * BLOCK_SIZE_BYTES,
             copied_bytes: done.copied_blocks * BLOCK_SIZE_BYTES,
         };

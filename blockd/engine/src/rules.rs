@@ -1,7 +1,7 @@
 //! Rules: requests, and selection of the rules around a freeze.
 
+use crate::quiesce::Quiescer;
 use crate::{
-    core::Core,
     error::{ServiceError, blocking},
     registry::VolumeEntry,
 };
@@ -94,7 +94,7 @@ fn parts_of(
     found.into_iter().map(part).collect()
 }
 
-impl Core {
+impl Quiescer {
     /// Refuses contradictory or impossible quiesce options. May take long, so it runs without locks.
     pub async fn check_hooks(&self, asked: &QuiesceRequest) -> Result<(), ServiceError> {
         let HookOptions { quiesce, rule, no_rule } = &asked.hooks;
@@ -140,7 +140,7 @@ impl Core {
     /// Refuses commands that the daemon may not run as their user.
     async fn refuse_user(&self, quiesce: &Quiesce) -> Result<(), ServiceError> {
         let Some(user) = user_of(quiesce).map(str::to_owned) else { return Ok(()) };
-        let stopping = self.stopping.clone();
+        let stopping = self.host.stopping.clone();
         let name = user.clone();
         let trial = blocking(move || Ok::<_, ServiceError>(try_user(&user, &stopping)));
         // A user lookup may wait for an unresponsive directory server.

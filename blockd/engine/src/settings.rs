@@ -1,6 +1,7 @@
 //! Settings of the engine. The daemon reads them from its configuration.
 
 use blockd_api::CredentialRef;
+use blockd_store::RetryPolicy;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -90,6 +91,17 @@ pub struct Settings {
     pub browse: BrowseConfig,
     /// Intervals that no administrator changes.
     pub intervals: Intervals,
+}
+
+impl Settings {
+    /// Returns the retry policy of store requests.
+    pub fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy {
+            attempts: self.store_attempts,
+            request_timeout_ms: self.store_timeout_ms,
+            ..RetryPolicy::default()
+        }
+    }
 }
 
 /// Intervals that no administrator changes. Tests shorten them.

@@ -1,7 +1,17 @@
 //! Local snapshots: creation, listing and deletion, including the internal ones of backups.
 
+use crate::attachments::Attachments;
+use crate::browse::Browse;
+use crate::engine::Admission;
+use crate::events::EventLog;
+use crate::host::Host;
+use crate::merger::Wake;
+use crate::quiesce::Quiescer;
+use crate::registry::Registry;
+use crate::schedules::Scheduler;
+use crate::tasks::Tasks;
 use crate::{
-    core::{Core, random_id},
+    engine::random_id,
     error::{ServiceError, blocking},
     id_prefix::only_one,
     quiesce::events_of_failures,
@@ -13,13 +23,41 @@ use blockd_api::{
     quiesce::{QuiesceKind, QuiesceReport},
     snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotGroup, SnapshotList},
 };
+use blockd_catalog::Db;
 use blockd_catalog::{Chain, DbError, SnapshotRow, SnapshotState, TaskRow};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
+use blockd_quiesce::Admission as QuiesceAdmission;
 use blockd_quiesce::{FreezeError, Members, QuiesceOperation, QuiescePart, Returned};
+use blockd_volume::Reserve;
 use blockd_volume::{GroupFrozen, SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
+
+/// Local snapshots.
+pub struct Snapshots {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) attachments: Arc<Attachments>,
+    pub(crate) browse: Arc<Browse>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) merger: Arc<Wake>,
+    pub(crate) quiescer: Arc<Quiescer>,
+    pub(crate) quiescing: Arc<QuiesceAdmission>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) reserve: Option<Arc<Reserve>>,
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) tasks: Arc<Tasks>,
+    pub(crate) to_undo: Mutex<Vec<(VolumeId, SnapshotId)>>,
+}
+
+impl std::fmt::Debug for Snapshots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshots").finish_non_exhaustive()
+    }
+}
 
 /// Snapshots of one point in time to take.
 pub struct Wanted {
@@ -114,7 +152,7 @@ impl Wanted {
     }
 }
 
-impl Core {
+impl Snapshots {
     /// Freezes a point of a volume.
     ///
     /// # Errors
@@ -128,14 +166,14 @@ impl Core {
         let id = SnapshotId::from_u64(random_id()?);
         let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
         let asked = QuiesceRequest { hooks: request.hooks, scheduled: None };
-        self.check_hooks(&asked).await?;
-        let quiesce_rules = self.quiesce_for(&asked, &[Arc::clone(&entry)]).await?;
+        self.quiescer.check_hooks(&asked).await?;
+        let quiesce_rules = self.quiescer.quiesce_for(&asked, &[Arc::clone(&entry)]).await?;
         let members = vec![(Arc::clone(&entry), id)];
         let wanted = Wanted { members, name, internal: false, group: None, quiesce_rules, schedule: None };
         let row = first(self.freeze_together(wanted).await?)?;
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
-        Ok(to_api(&row, &entry, None, &self.nbd_socket()))
+        Ok(to_api(&row, &entry, None, &self.host.data_dir.nbd_socket()))
     }
 
     /// Freezes a point of one volume for a verification, with nothing around it.
@@ -172,21 +210,21 @@ impl Core {
         let _turn = tokio::select! {
             biased;
             turn = self.quiescing.admit(&wanted.quiesce_rules, ids) => turn,
-            () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
+            () = self.host.stopping.cancelled() => return Err(ServiceError::Stopping),
         };
-        if !wanted.quiesce_rules.is_empty() && self.stopping.is_cancelled() {
+        if !wanted.quiesce_rules.is_empty() && self.host.stopping.is_cancelled() {
             // Everything is resumed.
             return Err(ServiceError::Stopping);
         }
         let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
-        let found = self.filesystems_for(&wanted.quiesce_rules, &volumes);
+        let found = self.quiescer.filesystems_for(&wanted.quiesce_rules, &volumes);
         let (to_freeze, not_frozen) =
             found.inspect_err(|_| self.quiescing.failures.note_one(QuiesceKind::FreezeFs))?;
         // Only admins give commands in requests, but all roles see the results of tasks.
         let tells_all = !wanted.internal && wanted.quiesce_rules.iter().all(|part| part.rule.is_none());
         let mut operation =
             QuiesceOperation::new(wanted.quiesce_rules.clone(), to_freeze, wanted.env(), tells_all);
-        operation.stop_with(&self.stopping, &self.quiescing);
+        operation.stop_with(&self.host.stopping, &self.quiescing);
         operation.add_steps(not_frozen);
         self.undo_leftovers(&volumes).await;
         self.insert_snapshots(&wanted, rows.clone()).await?;
@@ -194,7 +232,7 @@ impl Core {
         let taken = match frozen {
             Ok((frozen, now)) => {
                 wanted.note(&mut rows, &frozen, now, operation.report().as_ref());
-                self.failpoints.reached("group frozen")?;
+                self.host.failpoints.reached("group frozen")?;
                 let ready = rows.clone();
                 let noted = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await;
                 noted.map_err(ServiceError::from)
@@ -247,7 +285,7 @@ impl Core {
         volumes: &Members,
         mut operation: QuiesceOperation,
     ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeError>, QuiesceOperation), ServiceError> {
-        let (data_dir, volumes) = (self.data_dir.clone(), volumes.clone());
+        let (data_dir, volumes) = (self.host.data_dir.clone(), volumes.clone());
         let work = blocking(move || {
             let frozen = operation.freeze(&data_dir, &volumes);
             Ok::<_, ServiceError>((frozen, Returned::new(operation)))
@@ -322,7 +360,7 @@ impl Core {
             (Some(_), None) => false,
         };
         let mut snapshots = Vec::new();
-        let socket = self.nbd_socket();
+        let socket = self.host.data_dir.nbd_socket();
         for entry in self.registry.all() {
             let shown = |row: &&SnapshotRow| {
                 row.volume == entry.id
@@ -349,7 +387,12 @@ impl Core {
         let row = self.find_snapshot(wanted).await?;
         let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
         let space = space_of(&entry).await?;
-        Ok(to_api(&row, &entry, space.iter().find(|space| space.id == row.id), &self.nbd_socket()))
+        Ok(to_api(
+            &row,
+            &entry,
+            space.iter().find(|space| space.id == row.id),
+            &self.host.data_dir.nbd_socket(),
+        ))
     }
 
     /// Returns the row of a user snapshot by name, id or id prefix.

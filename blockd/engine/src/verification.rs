@@ -1,7 +1,8 @@
 //! Verification of cloud snapshots, and garbage collection of abandoned backups.
 
+use crate::maintenance::Maintenance;
 use crate::{
-    core::{Core, random_id},
+    engine::random_id,
     error::{ServiceError, blocking},
     locate::Purpose,
     maintenance::Attempts,
@@ -45,7 +46,7 @@ fn leftover(found: &blockd_cloud::Leftover) -> Leftover {
     }
 }
 
-impl Core {
+impl Maintenance {
     /// Starts a verification.
     ///
     /// # Errors
@@ -53,11 +54,13 @@ impl Core {
     pub async fn start_verify(self: &Arc<Self>, request: &StartVerify) -> Result<TaskStarted, ServiceError> {
         let snap = request.snap;
         let credential = match &snap {
-            Some(id) => self.credential_with(id, request.cred_id.as_ref(), Purpose::Read).await?,
-            None => self.credential(request.cred_id.as_ref()).await?,
+            Some(id) => {
+                self.repositories.credential_with(id, request.cred_id.as_ref(), Purpose::Read).await?
+            }
+            None => self.repositories.credential(request.cred_id.as_ref()).await?,
         };
         if let Some(id) = &snap {
-            match self.ask_manifest(credential.uuid, id).await {
+            match self.repositories.ask_manifest(credential.uuid, id).await {
                 // Damage is for the verification to report.
                 Err(ServiceError::Cloud(error))
                     if matches!(*error, blockd_cloud::CloudError::Damaged { .. }) => {}
@@ -78,7 +81,7 @@ impl Core {
         let _admission = self.admission.lock().await;
         crate::preflight::check_cancelled()?;
         let all = CloudSnapshotId {
-            cluster: self.cluster,
+            cluster: self.host.cluster,
             volume: VolumeId::from_u64(ALL),
             snapshot: SnapshotId::from_u64(ALL),
             incremental: false,
@@ -86,7 +89,7 @@ impl Core {
         let cloudsnap = snap.unwrap_or(all);
         // A deep verification compares with a snapshot of the volume.
         let is_deep = verify.depth == blockd_cloud::VerifyDepth::Deep && !verify.background && !verify.all;
-        let source = (cloudsnap.cluster == self.cluster && is_deep)
+        let source = (cloudsnap.cluster == self.host.cluster && is_deep)
             .then(|| self.registry.by_id(cloudsnap.volume))
             .flatten();
         let snapshot = match &source {
@@ -111,7 +114,7 @@ impl Core {
                 ..TaskDetail::default()
             },
         };
-        self.store_and_launch(row, |_| Ok(())).await
+        self.runner.store_and_launch(row, |_| Ok(())).await
     }
 
     /// Deletes the garbage of abandoned backups from a store, or reports it in a dry run.
@@ -122,7 +125,7 @@ impl Core {
         self: &Arc<Self>,
         request: &CollectGarbage,
     ) -> Result<GarbageCollected, ServiceError> {
-        let credential = self.credential(request.cred_id.as_ref()).await?;
+        let credential = self.repositories.credential(request.cred_id.as_ref()).await?;
         let report = self.collect_garbage_of(&credential, request.dry_run, Timestamp::now).await?;
         let unknown = report.unknown.iter();
         Ok(GarbageCollected {
@@ -145,16 +148,16 @@ impl Core {
         dry_run: bool,
         now: impl Fn() -> Timestamp,
     ) -> Result<GarbageReport, ServiceError> {
-        let (repository, _) = self.task_repository(credential.uuid).await?;
+        let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
         // The mount point of an unmounted disk is empty: without this proof, nothing in it would be
         // referenced.
-        self.ask_store(async { Ok(repository.prove_key_slot().await?) }).await?;
+        self.repositories.ask_store(async { Ok(repository.prove_key_slot().await?) }).await?;
         if !dry_run {
-            self.check_store_clock(&repository, credential.uuid).await?;
+            self.checks.check_store_clock(&repository, credential.uuid).await?;
         }
         let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
         let mut protected = BTreeSet::new();
-        let tasks = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
+        let tasks = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
         for task in tasks.filter(|task| task.kind == TaskKind::Backup) {
             protected.insert(task.cloudsnap.snapshot);
         }
@@ -181,7 +184,7 @@ impl Core {
         before: Timestamp,
         attempts: &Attempts,
     ) -> Result<Option<CloudSnapshotId>, ServiceError> {
-        let (repository, _) = self.task_repository(credential.uuid).await?;
+        let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
         let listed = Box::pin(repository.list_manifests(&ManifestFilter::default(), &catalog)).await?;
         let uuid = credential.uuid;

@@ -1,7 +1,22 @@
 //! Creating, describing and deleting volumes.
 
+use crate::attachments::Attachments;
+use crate::browse::Browse;
+use crate::engine::Admission;
+use crate::events::EventLog;
+use crate::health::Health;
+use crate::host::Host;
+use crate::lazy::LazyVolumes;
+use crate::lazy::in_place::InPlaceWork;
+use crate::merger::Wake;
+use crate::registry::Registry;
+use crate::restores::Restores;
+use crate::schedules::requests::Schedules;
+use crate::snapshots::Snapshots;
+use crate::tasks::Tasks;
+use crate::tasks::stop::Runner;
 use crate::{
-    core::{Core, random_id},
+    engine::random_id,
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
     schedules::engine::Candidate,
@@ -13,6 +28,7 @@ use blockd_api::{
         self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList,
     },
 };
+use blockd_catalog::Db;
 use blockd_catalog::{
     Chain, CredentialRow, DbError, LazyRow, RuleUses, SnapshotRow, TaskRow, TaskState, VolumeRow, VolumeState,
 };
@@ -21,7 +37,33 @@ use blockd_volume::{MergeStats, Volume, VolumeError};
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
 
-impl Core {
+/// Volumes.
+pub struct Volumes {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) attachments: Arc<Attachments>,
+    pub(crate) browse: Arc<Browse>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) in_place_work: Arc<InPlaceWork>,
+    pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) merger: Arc<Wake>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) restores: Arc<Restores>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) schedules: Arc<Schedules>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for Volumes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Volumes").finish_non_exhaustive()
+    }
+}
+
+impl Volumes {
     /// Makes a volume; it is durable and served when this returns.
     ///
     /// # Errors
@@ -38,7 +80,7 @@ impl Core {
             read_only: false,
             group: request.group,
         };
-        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.volume_dir(row.id));
+        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.host.data_dir.volume_dir(row.id));
         let entry = self.add_volume(row, None, move || Volume::create(&dir, id, size_bytes)).await?;
         tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = entry.size_bytes(), "volume created");
         self.describe(&entry).await
@@ -54,7 +96,7 @@ impl Core {
         request: CloneVolume,
     ) -> Result<api::Volume, ServiceError> {
         let parent = self.registry.find(wanted)?;
-        let snapshot = self.snapshot_of(&parent, &request.snapshot).await?.id;
+        let snapshot = self.snapshots.snapshot_of(&parent, &request.snapshot).await?.id;
         let volume = parent.volume()?;
         let size_bytes =
             volume.snapshots().iter().find(|info| info.id == snapshot).map(|info| info.size_bytes);
@@ -68,7 +110,7 @@ impl Core {
             read_only: false,
             group: None,
         };
-        let (id, dir) = (row.id, self.volume_dir(row.id));
+        let (id, dir) = (row.id, self.host.data_dir.volume_dir(row.id));
         let rows = self.db.run(LazyRow::all).await?;
         let lazy = rows.into_iter().find(|lazy| lazy.volume == parent.id);
         let lazy = lazy.map(|lazy| LazyRow { volume: id, ..lazy });
@@ -77,7 +119,7 @@ impl Core {
         self.merger.wake();
         let entry = made?;
         if let Some(lazy) = lazy {
-            self.take_up_lazy_clone(&entry, lazy).await?;
+            self.restores.take_up_lazy_clone(&entry, lazy).await?;
         }
         tracing::info!(volume = %entry.id, name = %entry.name, parent = %parent.id, %snapshot, "volume cloned");
         self.describe(&entry).await
@@ -140,20 +182,22 @@ impl Core {
         let volume = match blocking(make).await {
             Ok(volume) => volume,
             Err(error) => {
-                self.unmake_volume(id, None).await;
+                self.lazy.unmake_volume(id, None).await;
                 return Err(error);
             }
         };
         if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await {
-            self.unmake_volume(id, Some(volume)).await;
+            self.lazy.unmake_volume(id, Some(volume)).await;
             return Err(error.into());
         }
         Ok(volume)
     }
+}
 
+impl LazyVolumes {
     /// Removes the remains of a failed creation. The next start removes the rest.
     pub async fn unmake_volume(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
-        let dir = self.volume_dir(id);
+        let dir = self.host.data_dir.volume_dir(id);
         self.lazy_sources.lock().remove(&id);
         let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
             if let Some(volume) = volume
@@ -171,7 +215,9 @@ impl Core {
             tracing::warn!(volume = %id, %error, "the row of a volume that could not be made is left");
         }
     }
+}
 
+impl Volumes {
     /// The volumes that have these labels.
     ///
     /// # Errors
@@ -202,10 +248,11 @@ impl Core {
     }
 
     async fn facts(&self, volume: Option<VolumeId>) -> Result<Facts, ServiceError> {
-        let goes_back = !self.going_back.lock().is_empty();
+        let goes_back = !self.in_place_work.going_back.lock().is_empty();
         let mut going_back = Vec::new();
         if goes_back {
-            let tasks = self.unfinished_tasks().await?.into_iter().chain(self.kept_tasks().await?);
+            let tasks =
+                self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
             going_back.extend(tasks.filter(|task| task.detail.in_place.is_some()));
         }
         let facts = self.db.run(move |tx| -> Result<Facts, DbError> {
@@ -224,7 +271,7 @@ impl Core {
     fn to_api(&self, entry: &VolumeEntry, facts: &Facts) -> api::Volume {
         let (view, tags) = (entry.view(), entry.tags());
         let hydration = match &view.state {
-            EntryState::Up(volume) => self.hydration(volume, &facts.lazy),
+            EntryState::Up(volume) => self.lazy.hydration(volume, &facts.lazy),
             _ => None,
         };
         let stats = match &view.state {
@@ -261,7 +308,7 @@ impl Core {
             state,
             state_reason,
             discarded_writes: crate::discarded::shown(entry),
-            uri: blockd_api::nbd_unix_uri(entry.name.as_str(), &self.nbd_socket()),
+            uri: blockd_api::nbd_unix_uri(entry.name.as_str(), &self.host.data_dir.nbd_socket()),
             connections: view.connections,
             attachment: self.attachments.describe(entry.id),
             dirty_bytes: stats.as_ref().map_or(0, |stats| stats.head_dirty_bytes),
@@ -318,8 +365,8 @@ impl Core {
         }
         if request.acknowledge_discarded_writes {
             let volume = entry.volume()?;
-            let (core, entry) = (Arc::clone(self), Arc::clone(&entry));
-            blocking(move || core.acknowledge_discarded_writes(&entry, &volume)).await?;
+            let (this, entry) = (Arc::clone(self), Arc::clone(&entry));
+            blocking(move || this.acknowledge_discarded_writes(&entry, &volume)).await?;
         }
         if let Some(read_only) = request.read_only {
             let id = entry.id;
@@ -399,6 +446,7 @@ impl Core {
         if let Some(task) =
             // A hydration ends with its volume.
             self
+                .tasks
                 .unfinished_tasks()
                 .await?
                 .into_iter()
@@ -416,7 +464,7 @@ impl Core {
         let before = entry.begin_delete()?;
         // Resumable backups can never be resumed again.
         let volume_id = entry.id;
-        if let Err(error) = self.give_up_kept(move |task| task.volume == Some(volume_id)).await {
+        if let Err(error) = self.runner.give_up_kept(move |task| task.volume == Some(volume_id)).await {
             tracing::warn!(volume = %entry.id, %error, "what was kept of its tasks is left");
         }
         drop(admission);
@@ -436,12 +484,12 @@ impl Core {
             return Err(error);
         }
         self.registry.remove(&entry);
-        self.lazy_sources.lock().remove(&id);
+        self.lazy.lazy_sources.lock().remove(&id);
         // Layers shared with other volumes may be mergeable now.
         self.merger.wake();
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
         let gone = Candidate { id, name: entry.name.clone(), tags: entry.tags() };
-        let warnings = self.schedules_without(gone).await.unwrap_or_else(|error| {
+        let warnings = self.schedules.schedules_without(gone).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "which schedules are without a volume now is not told");
             Vec::new()
         });
@@ -498,7 +546,7 @@ impl Core {
         entry: &Arc<VolumeEntry>,
         volume: Option<Arc<Volume>>,
     ) -> Result<(), ServiceError> {
-        let (dir, id) = (self.volume_dir(entry.id), entry.id);
+        let (dir, id) = (self.host.data_dir.volume_dir(entry.id), entry.id);
         let entry = Arc::clone(entry);
         let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
             let _upkeep = entry.upkeep.lock();

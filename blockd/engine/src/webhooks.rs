@@ -6,8 +6,9 @@
 //! receivers can drop duplicates. Headers and signature follow the Standard Webhooks specification.
 
 use self::config::WebhookConfig;
+use crate::events::EventLog;
+use crate::host::Host;
 use crate::{
-    core::Core,
     error::{ServiceError, with_sources},
     events::log_all,
 };
@@ -17,7 +18,9 @@ use blockd_api::{
     events::{Event, ListEvents},
     status::WebhookStatus,
 };
+use blockd_catalog::Db;
 use blockd_catalog::{DbError, EventReader, count_events_after};
+use blockd_secrets::References;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use reqwest::{Client, StatusCode, header, redirect::Policy};
@@ -36,6 +39,24 @@ const MAX_RETRY_WAIT: Duration = Duration::from_secs(300);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Wait after a failed database operation.
 const DATABASE_RETRY_WAIT: Duration = Duration::from_secs(5);
+
+/// Delivers events to webhooks.
+pub struct WebhookDelivery {
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) host: Arc<Host>,
+    /// Position of the log among the event readers; `None` if events are not logged.
+    pub(crate) log_reader: Option<EventReader>,
+    pub(crate) references: Arc<References>,
+    /// Webhooks.
+    pub webhooks: Vec<Arc<Webhook>>,
+}
+
+impl std::fmt::Debug for WebhookDelivery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WebhookDelivery").finish_non_exhaustive()
+    }
+}
 
 /// A receiver of events.
 #[derive(Debug)]
@@ -133,19 +154,19 @@ pub fn all(webhooks: &[WebhookConfig], readers: &[EventReader]) -> Vec<Arc<Webho
 }
 
 /// Delivers events to all webhooks and to the log until the daemon stops.
-pub async fn run(core: Arc<Core>, log: Option<EventReader>) {
+pub async fn run(webhook_delivery: Arc<WebhookDelivery>) {
     let mut workers = JoinSet::new();
-    if let Some(reader) = log {
-        workers.spawn(log_all(Arc::clone(&core), reader));
+    if let Some(reader) = webhook_delivery.log_reader.clone() {
+        workers.spawn(log_all(Arc::clone(&webhook_delivery.events), reader));
     }
-    for hook in &core.webhooks {
-        let (core, hook) = (Arc::clone(&core), Arc::clone(hook));
+    for hook in &webhook_delivery.webhooks {
+        let (webhook_delivery, hook) = (Arc::clone(&webhook_delivery), Arc::clone(hook));
         workers.spawn(async move {
             tokio::select! {
-                () = hook.run(&core) => {}
-                () = core.stopping.cancelled() => {}
+                () = hook.run(&webhook_delivery) => {}
+                () = webhook_delivery.host.stopping.cancelled() => {}
             }
-            if let Err(error) = hook.store_cursor(&core).await {
+            if let Err(error) = hook.store_cursor(&webhook_delivery).await {
                 tracing::warn!(webhook = hook.name(), %error, "the cursor in the event log cannot be stored");
             }
         });
@@ -166,7 +187,7 @@ impl Webhook {
         self.state.lock().clone()
     }
 
-    async fn run(&self, core: &Arc<Core>) {
+    async fn run(&self, webhook_delivery: &Arc<WebhookDelivery>) {
         let client = loop {
             match self.client() {
                 Ok(client) => break client,
@@ -175,7 +196,7 @@ impl Webhook {
             tokio::time::sleep(DATABASE_RETRY_WAIT).await;
         };
         loop {
-            if let Err(error) = self.deliver_next(core, &client).await {
+            if let Err(error) = self.deliver_next(webhook_delivery, &client).await {
                 tracing::warn!(webhook = self.name(), %error, "the event log cannot be read; retrying");
                 tokio::time::sleep(DATABASE_RETRY_WAIT).await;
             }
@@ -183,19 +204,23 @@ impl Webhook {
     }
 
     /// Delivers the next batch of events, or waits until there are some.
-    async fn deliver_next(&self, core: &Arc<Core>, client: &Client) -> Result<(), ServiceError> {
+    async fn deliver_next(
+        &self,
+        webhook_delivery: &Arc<WebhookDelivery>,
+        client: &Client,
+    ) -> Result<(), ServiceError> {
         let since = self.state.lock().cursor.dealt_with_until;
         let query = ListEvents { since: Some(since), max: Some(BATCH), wait_ms: Some(MAX_WAIT_MS) };
-        for event in core.list_events(&query).await?.events {
+        for event in webhook_delivery.events.list_events(&query).await?.events {
             self.count_expired_before(&event);
             if self.config.wants(&event.kind, event.severity) {
-                self.deliver(core, client, &event).await;
+                self.deliver(webhook_delivery, client, &event).await;
                 self.state.lock().cursor.dealt_with_until = event.id;
-                self.store_cursor(core).await?;
+                self.store_cursor(webhook_delivery).await?;
             }
             self.state.lock().cursor.dealt_with_until = event.id;
         }
-        self.store_cursor(core).await
+        self.store_cursor(webhook_delivery).await
     }
 
     /// Event ids have no gaps: missing ones have expired.
@@ -208,21 +233,21 @@ impl Webhook {
         }
     }
 
-    async fn store_cursor(&self, core: &Arc<Core>) -> Result<(), ServiceError> {
+    async fn store_cursor(&self, webhook_delivery: &Arc<WebhookDelivery>) -> Result<(), ServiceError> {
         let (cursor, stored_until) = {
             let state = self.state.lock();
             (state.cursor.clone(), state.stored_until)
         };
         let until = cursor.dealt_with_until;
         if until > stored_until {
-            core.db.run(move |tx| cursor.put(tx)).await?;
+            webhook_delivery.db.run(move |tx| cursor.put(tx)).await?;
             self.state.lock().stored_until = until;
         }
         Ok(())
     }
 
     /// Returns when the receiver has accepted the event or rejected it for good.
-    async fn deliver(&self, core: &Arc<Core>, client: &Client, event: &Event) {
+    async fn deliver(&self, webhook_delivery: &Arc<WebhookDelivery>, client: &Client, event: &Event) {
         let builder = ExponentialBuilder::default()
             .with_min_delay(FIRST_RETRY_WAIT)
             .with_max_delay(MAX_RETRY_WAIT)
@@ -231,7 +256,7 @@ impl Webhook {
         let mut waits = builder.build();
         loop {
             let timeout = Duration::from_millis(self.config.timeout_ms);
-            let attempt = tokio::time::timeout(timeout, self.post(core, client, event)).await;
+            let attempt = tokio::time::timeout(timeout, self.post(webhook_delivery, client, event)).await;
             let Err(error) = attempt.unwrap_or(Err(DeliveryError::Timeout(self.config.timeout_ms))) else {
                 return self.succeeded();
             };
@@ -245,20 +270,26 @@ impl Webhook {
     }
 
     /// Makes one attempt.
-    async fn post(&self, core: &Core, client: &Client, event: &Event) -> Result<(), DeliveryError> {
+    async fn post(
+        &self,
+        webhook_delivery: &WebhookDelivery,
+        client: &Client,
+        event: &Event,
+    ) -> Result<(), DeliveryError> {
         let body = serde_json::to_vec(event)?;
-        let (id, timestamp_s) = (format!("{}-{}", core.cluster, event.id), Timestamp::now().as_second());
+        let (id, timestamp_s) =
+            (format!("{}-{}", webhook_delivery.host.cluster, event.id), Timestamp::now().as_second());
         let mut request = client
             .post(self.config.url.url().clone())
             .header(header::CONTENT_TYPE, "application/json")
             .header(HEADER_WEBHOOK_ID, &id)
             .header(HEADER_WEBHOOK_TIMESTAMP, timestamp_s);
         // Host names may contain bytes that are not valid in a header.
-        if let Ok(node) = header::HeaderValue::from_str(&core.node) {
+        if let Ok(node) = header::HeaderValue::from_str(&webhook_delivery.host.node) {
             request = request.header("blockd-node", node);
         }
         if let Some(reference) = &self.config.secret {
-            let secret = core.references.resolve(reference).await?;
+            let secret = webhook_delivery.references.resolve(reference).await?;
             let signer = standardwebhooks::Webhook::new(secret.expose())?;
             request = request.header(HEADER_WEBHOOK_SIGNATURE, signer.sign(&id, timestamp_s, &body)?);
         }

@@ -14,7 +14,7 @@ use blockd_api::{
 pub(super) fn routes() -> Routes {
     Routes::default()
         .detached(operations::ATTACH_VOLUME, async |call| {
-            call.core.attach_volume(&call.path, call.input).await
+            call.engine.devices.attach_volume(&call.path, call.input).await
         })
         .on(operations::DETACH_VOLUME, detach)
 }
@@ -24,5 +24,5 @@ async fn detach(call: OperationCall<VolumeRef, DetachVolume>) -> Result<Detached
         // Unwritten data is lost.
         call.caller.needs(Role::Admin, "a forced detach")?;
     }
-    detached(async move { call.core.detach_volume(&call.path, &call.input).await }).await
+    detached(async move { call.engine.devices.detach_volume(&call.path, &call.input).await }).await
 }

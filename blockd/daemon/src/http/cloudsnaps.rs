@@ -21,22 +21,32 @@ use jiff::Timestamp;
 
 pub(super) fn routes() -> Routes {
     Routes::default()
-        .on(operations::LIST_CLOUDSNAPS, async |call| call.core.list_cloudsnaps(&call.input).await)
-        .on(operations::INSPECT_CLOUDSNAP, async |call| call.core.inspect_cloudsnap(&call.input).await)
+        .on(operations::LIST_CLOUDSNAPS, async |call| {
+            call.engine.cloud_snapshots.list_cloudsnaps(&call.input).await
+        })
+        .on(operations::INSPECT_CLOUDSNAP, async |call| {
+            call.engine.cloud_snapshots.inspect_cloudsnap(&call.input).await
+        })
         .on(operations::START_BACKUP, backup)
         .on(operations::START_GROUP_BACKUP, backup_group)
         .on(operations::START_RESTORE, restore)
         .detached(operations::START_LAZY_RESTORE, async |call| {
-            call.core.start_lazy_restore(&call.input).await
+            call.engine.restores.start_lazy_restore(&call.input).await
         })
         .detached(operations::START_IN_PLACE, async |call| {
-            let volume = call.core.whole_volume(&call.input.volume)?;
-            call.core.start_in_place(&StartInPlace { volume, ..call.input }).await
+            let volume = call.engine.names.whole_volume(&call.input.volume)?;
+            call.engine.restores.start_in_place(&StartInPlace { volume, ..call.input }).await
         })
-        .detached(operations::START_DELETE, async |call| call.core.start_delete(&call.input).await)
+        .detached(operations::START_DELETE, async |call| {
+            call.engine.deletions.start_delete(&call.input).await
+        })
         .on(operations::MARK_CLOUDSNAP, mark)
-        .detached(operations::START_VERIFY, async |call| call.core.start_verify(&call.input).await)
-        .detached(operations::COLLECT_GARBAGE, async |call| call.core.collect_garbage(&call.input).await)
+        .detached(operations::START_VERIFY, async |call| {
+            call.engine.maintenance.start_verify(&call.input).await
+        })
+        .detached(operations::COLLECT_GARBAGE, async |call| {
+            call.engine.maintenance.collect_garbage(&call.input).await
+        })
 }
 
 /// Refuses an expiry date, which causes a deletion.
@@ -57,24 +67,24 @@ fn may_limit(caller: &Caller, limits: TaskLimits) -> Result<(), Failure> {
 }
 
 async fn backup(call: OperationCall<(), StartBackup>) -> Result<BackupStarted, Failure> {
-    let OperationCall { core, caller, input: request, .. } = call;
+    let OperationCall { engine, caller, input: request, .. } = call;
     may_run(&caller, &request.hooks)?;
     may_expire(&caller, request.options.expires)?;
     may_limit(&caller, request.limits)?;
-    detached(async move { core.start_backup(&request).await }).await
+    detached(async move { engine.backups.start_backup(&request).await }).await
 }
 
 async fn backup_group(call: OperationCall<(), StartGroupBackup>) -> Result<GroupBackupStarted, Failure> {
-    let OperationCall { core, caller, input: request, .. } = call;
+    let OperationCall { engine, caller, input: request, .. } = call;
     may_run(&caller, &request.hooks)?;
     may_expire(&caller, request.options.expires)?;
     may_limit(&caller, request.limits)?;
-    detached(async move { core.start_group_backup(request).await }).await
+    detached(async move { engine.backups.start_group_backup(request).await }).await
 }
 
 async fn restore(call: OperationCall<(), StartRestore>) -> Result<RestoreStarted, Failure> {
     may_limit(&call.caller, call.input.limits)?;
-    detached(async move { call.core.start_restore(&call.input).await }).await
+    detached(async move { call.engine.restores.start_restore(&call.input).await }).await
 }
 
 async fn mark(call: OperationCall<(), MarkCloudsnap>) -> Result<CloudsnapMark, Failure> {
@@ -83,5 +93,5 @@ async fn mark(call: OperationCall<(), MarkCloudsnap>) -> Result<CloudsnapMark, F
         // An expiry date causes a deletion.
         call.caller.needs(Role::Admin, "taking a pin back, or setting a date")?;
     }
-    detached(async move { call.core.mark_cloudsnap(&call.input).await }).await
+    detached(async move { call.engine.deletions.mark_cloudsnap(&call.input).await }).await
 }

@@ -15,7 +15,7 @@ use axum::{
 };
 use blockd_api::{ErrorCode, operations, roles::Role};
 use blockd_catalog::DbError;
-use blockd_engine::{core::Core, error::ServiceError, health::Room, metrics::TEXT_FORMAT};
+use blockd_engine::{engine::Engine, error::ServiceError, health::Room, metrics::TEXT_FORMAT};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -105,8 +105,8 @@ async fn serve_router(listener: TcpListener, router: Router, stop: CancellationT
     serve_each(listener, MAX_CONNECTIONS, &until, connection).await;
 }
 
-async fn show(State(core): State<Arc<Core>>) -> Result<Response, Failure> {
-    let text = core.metrics_text().await?;
+async fn show(State(engine): State<Arc<Engine>>) -> Result<Response, Failure> {
+    let text = engine.monitor.metrics_text().await?;
     Ok(([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response())
 }
 
@@ -116,16 +116,16 @@ async fn healthz() -> &'static str {
 }
 
 /// Readiness: fails if the daemon stops, its disk is full, or its database does not answer.
-async fn readyz(State(core): State<Arc<Core>>) -> Result<&'static str, Failure> {
-    if core.stopping.is_cancelled() {
+async fn readyz(State(engine): State<Arc<Engine>>) -> Result<&'static str, Failure> {
+    if engine.host.stopping.is_cancelled() {
         return Err(Failure(ServiceError::Stopping));
     }
-    let room = core.check_free_space().await.map(Room::of);
+    let room = engine.free_space.check_free_space().await.map(Room::of);
     if room == Some(Room::Full) {
-        let message = format!("the data directory {} is full", core.data_dir.display());
+        let message = format!("the data directory {} is full", engine.host.data_dir.display());
         return Err(Failure(ServiceError::refused(ErrorCode::NoSpace, message)));
     }
-    let asked = core.db.run(|tx| -> Result<(), DbError> { Ok(tx.query_row("SELECT 1", [], |_| Ok(()))?) });
+    let asked = engine.db.run(|tx| -> Result<(), DbError> { Ok(tx.query_row("SELECT 1", [], |_| Ok(()))?) });
     match tokio::time::timeout(READY_WITHIN, asked).await {
         Ok(answer) => answer.map_err(Failure::from)?,
         Err(_) => return Err(Failure(ServiceError::Internal("the database does not answer".into()))),

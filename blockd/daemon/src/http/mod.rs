@@ -33,7 +33,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use blockd_api::{ApiError, ErrorBody, ErrorCode, operations::PathParameter};
-use blockd_engine::{core::Core, error::ServiceError};
+use blockd_engine::{engine::Engine, error::ServiceError};
 use caller::Caller;
 use futures::FutureExt;
 use routes::Routes;
@@ -55,13 +55,13 @@ const MAX_REQUEST_BYTES: usize = 1 << 20;
 /// State of the handlers.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
-    pub(crate) core: Arc<Core>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) served: Arc<Served>,
 }
 
-impl FromRef<Api> for Arc<Core> {
+impl FromRef<Api> for Arc<Engine> {
     fn from_ref(api: &Api) -> Self {
-        Arc::clone(&api.core)
+        Arc::clone(&api.engine)
     }
 }
 

@@ -9,13 +9,13 @@ use axum::{
     routing::{self, MethodRouter},
 };
 use blockd_api::operations::{Method, Operation, OperationInfo, PathParameter};
-use blockd_engine::{core::Core, error::ServiceError};
+use blockd_engine::{engine::Engine, error::ServiceError};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
 /// Request of an operation.
 pub(super) struct OperationCall<P, I> {
-    pub(super) core: Arc<Core>,
+    pub(super) engine: Arc<Engine>,
     pub(super) served: Arc<Served>,
     pub(super) caller: Caller,
     /// Path parameter.
@@ -44,7 +44,7 @@ where
         } else {
             Input::from_request_parts(&mut parts, &api).await?.0
         };
-        Ok(Self { core: api.core, served: api.served, caller, path, input })
+        Ok(Self { engine: api.engine, served: api.served, caller, path, input })
     }
 }
 

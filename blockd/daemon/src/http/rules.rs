@@ -32,15 +32,17 @@ pub(super) fn hide_commands(caller: &Caller, report: Option<&mut QuiesceReport>)
 
 pub(super) fn routes() -> Routes {
     Routes::default()
-        .on(operations::LIST_RULES, async |call| call.core.list_rules().await)
-        .detached(operations::CREATE_RULE, async |call| call.core.create_rule(call.input).await)
-        .on(operations::GET_RULE, async |call| call.core.rule(call.path).await)
-        .detached(operations::UPDATE_RULE, async |call| call.core.update_rule(call.path, call.input).await)
-        .detached(operations::DELETE_RULE, async |call| call.core.delete_rule(call.path).await)
+        .on(operations::LIST_RULES, async |call| call.engine.quiescer.list_rules().await)
+        .detached(operations::CREATE_RULE, async |call| call.engine.quiescer.create_rule(call.input).await)
+        .on(operations::GET_RULE, async |call| call.engine.quiescer.rule(call.path).await)
+        .detached(operations::UPDATE_RULE, async |call| {
+            call.engine.quiescer.update_rule(call.path, call.input).await
+        })
+        .detached(operations::DELETE_RULE, async |call| call.engine.quiescer.delete_rule(call.path).await)
         .detached(operations::ASSIGN_RULE, async |call| {
-            call.core.assign_rule(call.path, call.input, true).await
+            call.engine.quiescer.assign_rule(call.path, call.input, true).await
         })
         .detached(operations::UNASSIGN_RULE, async |call| {
-            call.core.assign_rule(call.path, call.input, false).await
+            call.engine.quiescer.assign_rule(call.path, call.input, false).await
         })
 }

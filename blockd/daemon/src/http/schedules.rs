@@ -5,21 +5,29 @@ use blockd_api::operations;
 
 pub(super) fn routes() -> Routes {
     Routes::default()
-        .on(operations::LIST_SCHEDULES, async |call| call.core.list_schedules().await)
-        .detached(operations::CREATE_SCHEDULE, async |call| call.core.create_schedule(call.input).await)
-        .on(operations::GET_SCHEDULE, async |call| call.core.schedule(call.path).await)
+        .on(operations::LIST_SCHEDULES, async |call| call.engine.schedules.list_schedules().await)
+        .detached(operations::CREATE_SCHEDULE, async |call| {
+            call.engine.schedules.create_schedule(call.input).await
+        })
+        .on(operations::GET_SCHEDULE, async |call| call.engine.schedules.schedule(call.path).await)
         .detached(operations::UPDATE_SCHEDULE, async |call| {
-            call.core.update_schedule(call.path, call.input).await
+            call.engine.schedules.update_schedule(call.path, call.input).await
         })
-        .detached(operations::DELETE_SCHEDULE, async |call| call.core.delete_schedule(call.path).await)
-        .detached(operations::RUN_SCHEDULE, async |call| call.core.run_schedule(call.path).await)
-        .on(operations::PLAN_RETENTION, async |call| call.core.plan_retention(call.path).await)
-        .on(operations::LIST_RUNS, async |call| call.core.list_runs(call.input).await)
-        .on(operations::LIST_POLICIES, async |call| call.core.list_policies().await)
-        .detached(operations::CREATE_POLICY, async |call| call.core.create_policy(call.input).await)
-        .on(operations::GET_POLICY, async |call| call.core.policy(call.path).await)
+        .detached(operations::DELETE_SCHEDULE, async |call| {
+            call.engine.schedules.delete_schedule(call.path).await
+        })
+        .detached(operations::RUN_SCHEDULE, async |call| call.engine.schedules.run_schedule(call.path).await)
+        .on(operations::PLAN_RETENTION, async |call| call.engine.schedules.plan_retention(call.path).await)
+        .on(operations::LIST_RUNS, async |call| call.engine.schedules.list_runs(call.input).await)
+        .on(operations::LIST_POLICIES, async |call| call.engine.schedules.list_policies().await)
+        .detached(operations::CREATE_POLICY, async |call| {
+            call.engine.schedules.create_policy(call.input).await
+        })
+        .on(operations::GET_POLICY, async |call| call.engine.schedules.policy(call.path).await)
         .detached(operations::UPDATE_POLICY, async |call| {
-            call.core.update_policy(call.path, call.input).await
+            call.engine.schedules.update_policy(call.path, call.input).await
         })
-        .detached(operations::DELETE_POLICY, async |call| call.core.delete_policy(call.path).await)
+        .detached(operations::DELETE_POLICY, async |call| {
+            call.engine.schedules.delete_policy(call.path).await
+        })
 }

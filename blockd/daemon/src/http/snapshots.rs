@@ -22,32 +22,34 @@ pub(super) fn routes() -> Routes {
         .on(operations::CREATE_GROUP_SNAPSHOT, create_group)
         .on(operations::LIST_SNAPSHOTS, list)
         .on(operations::GET_SNAPSHOT, async |call| -> Result<_, Failure> {
-            Ok(shown(&call.caller, call.core.inspect_snapshot(&call.path).await?))
+            Ok(shown(&call.caller, call.engine.snapshots.inspect_snapshot(&call.path).await?))
         })
         .on(operations::MARK_SNAPSHOT, mark)
         .detached(operations::DELETE_SNAPSHOT, async |call| {
-            let snapshot = call.core.whole_snapshot(&call.path).await?;
-            call.core.delete_snapshot(&snapshot, call.input.force).await
+            let snapshot = call.engine.names.whole_snapshot(&call.path).await?;
+            call.engine.snapshots.delete_snapshot(&snapshot, call.input.force).await
         })
-        .on(operations::DIFF_SNAPSHOTS, async |call| call.core.diff_snapshots(&call.path, &call.input).await)
+        .on(operations::DIFF_SNAPSHOTS, async |call| {
+            call.engine.snapshots.diff_snapshots(&call.path, &call.input).await
+        })
         .detached(operations::RESTORE_SNAPSHOT, async |call| {
-            let volume = call.core.whole_volume(&call.path)?;
-            let snapshot = call.core.whole_snapshot(&call.input.snapshot).await?;
-            call.core.restore_snapshot(&volume, &RestoreSnapshot { snapshot, ..call.input }).await
+            let volume = call.engine.names.whole_volume(&call.path)?;
+            let snapshot = call.engine.names.whole_snapshot(&call.input.snapshot).await?;
+            call.engine.snapshots.restore_snapshot(&volume, &RestoreSnapshot { snapshot, ..call.input }).await
         })
 }
 
 async fn create(call: OperationCall<VolumeRef, CreateSnapshot>) -> Result<Snapshot, Failure> {
-    let OperationCall { core, caller, path: volume, input: request, .. } = call;
+    let OperationCall { engine, caller, path: volume, input: request, .. } = call;
     may_run(&caller, &request.hooks)?;
-    let made = detached(async move { core.create_snapshot(&volume, request).await }).await?;
+    let made = detached(async move { engine.snapshots.create_snapshot(&volume, request).await }).await?;
     Ok(shown(&caller, made))
 }
 
 async fn create_group(call: OperationCall<(), CreateGroupSnapshot>) -> Result<GroupSnapshot, Failure> {
-    let OperationCall { core, caller, input: request, .. } = call;
+    let OperationCall { engine, caller, input: request, .. } = call;
     may_run(&caller, &request.hooks)?;
-    let mut made = detached(async move { core.create_group_snapshot(request).await }).await?;
+    let mut made = detached(async move { engine.snapshots.create_group_snapshot(request).await }).await?;
     made.snapshots.iter_mut().for_each(|snapshot| hide_commands(&caller, snapshot.quiesce.as_mut()));
     Ok(made)
 }
@@ -58,17 +60,18 @@ fn shown(caller: &Caller, mut snapshot: Snapshot) -> Snapshot {
 }
 
 async fn list(call: OperationCall<(), ListSnapshots>) -> Result<SnapshotList, Failure> {
-    let mut list = call.core.list_snapshots(&call.input).await?;
+    let mut list = call.engine.snapshots.list_snapshots(&call.input).await?;
     list.snapshots.iter_mut().for_each(|snapshot| hide_commands(&call.caller, snapshot.quiesce.as_mut()));
     Ok(list)
 }
 
 async fn mark(call: OperationCall<SnapshotRef, MarkSnapshot>) -> Result<Snapshot, Failure> {
-    let OperationCall { core, caller, path: snapshot, input: request, .. } = call;
+    let OperationCall { engine, caller, path: snapshot, input: request, .. } = call;
     if !request.pinned {
         // An expiry date causes a deletion.
         caller.needs(Role::Admin, "taking a pin back")?;
     }
-    let marked = detached(async move { core.pin_snapshot(&snapshot, request.pinned).await }).await?;
+    let marked =
+        detached(async move { engine.snapshots.pin_snapshot(&snapshot, request.pinned).await }).await?;
     Ok(shown(&caller, marked))
 }

@@ -19,8 +19,8 @@ pub(super) fn routes() -> Routes {
     Routes::default()
         .on(operations::GET_STATUS, show)
         .raw(operations::GET_OPENAPI, openapi)
-        .on(operations::GET_ACTIVITY, async |call| call.core.activity().await)
-        .on(operations::LIST_EVENTS, async |call| call.core.list_events(&call.input).await)
+        .on(operations::GET_ACTIVITY, async |call| call.engine.monitor.activity().await)
+        .on(operations::LIST_EVENTS, async |call| call.engine.events.list_events(&call.input).await)
 }
 
 /// Returns the OpenAPI document.
@@ -28,18 +28,18 @@ async fn openapi() -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], OPENAPI.as_str())
 }
 
-async fn show(OperationCall { core, served, .. }: OperationCall<(), ()>) -> Result<Status, Failure> {
-    let data_space = core.check_free_space().await;
-    let hooks = core.webhooks.clone();
-    let rows = core.db.run(move |tx| -> Result<_, DbError> {
+async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Result<Status, Failure> {
+    let data_space = engine.free_space.check_free_space().await;
+    let hooks = engine.webhook_delivery.webhooks.clone();
+    let rows = engine.db.run(move |tx| -> Result<_, DbError> {
         let told = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<Vec<_>, _>>()?;
         Ok((SnapshotRow::all(tx, None)?, CredentialRow::all(tx)?, told))
     });
     let (snapshots, credentials, webhooks) = rows.await?;
-    let volumes: Vec<_> = core.registry.all().iter().map(|entry| entry.view()).collect();
+    let volumes: Vec<_> = engine.registry.all().iter().map(|entry| entry.view()).collect();
     let failed =
         volumes.iter().filter(|view| view.fault.is_some() || matches!(view.state, EntryState::Failed(_)));
-    let mut nbd = vec![blockd_api::nbd_unix_uri("", &core.nbd_socket())];
+    let mut nbd = vec![blockd_api::nbd_unix_uri("", &engine.host.data_dir.nbd_socket())];
     nbd.extend(served.nbd_tcp.iter().map(|address| blockd_api::nbd_tcp_uri("", &address.to_string())));
     nbd.extend(served.nbd_unix.iter().map(|path| blockd_api::nbd_unix_uri("", path)));
     let counts = Counts {
@@ -47,21 +47,21 @@ async fn show(OperationCall { core, served, .. }: OperationCall<(), ()>) -> Resu
         volumes_failed: failed.count() as u64,
         snapshots: snapshots.iter().filter(|row| !row.internal).count() as u64,
         credentials: credentials.len() as u64,
-        tasks_active: core.tasks.running().len() as u64,
+        tasks_active: engine.tasks.running().len() as u64,
         connections: volumes.iter().map(|view| view.connections).sum(),
     };
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").into(),
-        cluster_id: core.cluster,
-        node: core.node.clone(),
-        data_dir: core.data_dir.clone(),
+        cluster_id: engine.host.cluster,
+        node: engine.host.node.clone(),
+        data_dir: engine.host.data_dir.to_path_buf(),
         nbd,
         control: served.control_tcp.get().map(ToString::to_string),
-        uptime_seconds: core.started.elapsed().as_secs(),
+        uptime_seconds: engine.host.started.elapsed().as_secs(),
         counts,
         webhooks,
         reload_failed: served.reload_failed.lock().clone(),
         data_space,
-        problems: core.health.problems(),
+        problems: engine.health.problems(),
     })
 }

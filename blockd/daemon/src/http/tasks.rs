@@ -12,30 +12,30 @@ use blockd_api::{
     roles::Role,
     tasks::{ListTasks, StopTask, Task, TaskList},
 };
-use blockd_engine::core::Core;
+use blockd_engine::engine::Engine;
 use uuid::Uuid;
 
 pub(super) fn routes() -> Routes {
     Routes::default()
         .on(operations::LIST_TASKS, list)
         .on(operations::GET_TASK, async |call| -> Result<_, Failure> {
-            Ok(shown(&call.caller, call.core.task(call.path, &call.input).await?))
+            Ok(shown(&call.caller, call.engine.tasks.task(call.path, &call.input).await?))
         })
         .on(operations::STOP_TASK, stop)
         .on(operations::RESUME_TASK, resume)
         .on(
             operations::LIMIT_TASK,
-            async |OperationCall { core, caller, path: task, input: limits, .. }| {
+            async |OperationCall { engine, caller, path: task, input: limits, .. }| {
                 Ok::<_, Failure>(shown(
                     &caller,
-                    detached(async move { core.limit_task(task, limits).await }).await?,
+                    detached(async move { engine.runner.limit_task(task, limits).await }).await?,
                 ))
             },
         )
 }
 
 async fn list(call: OperationCall<(), ListTasks>) -> Result<TaskList, Failure> {
-    let mut list = call.core.list_tasks(&call.input).await?;
+    let mut list = call.engine.tasks.list_tasks(&call.input).await?;
     list.tasks.iter_mut().for_each(|task| hide_commands(&call.caller, task.quiesce.as_mut()));
     Ok(list)
 }
@@ -47,18 +47,18 @@ fn shown(caller: &Caller, mut task: Task) -> Task {
 }
 
 /// Refuses to resume a task that only admins can start. A task never changes its kind.
-async fn may_resume(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failure> {
-    if !caller.is_admin() && core.overwrites_or_deletes(task).await? {
+async fn may_resume(engine: &Engine, caller: &Caller, task: Uuid) -> Result<(), Failure> {
+    if !caller.is_admin() && engine.runner.overwrites_or_deletes(task).await? {
         caller.needs(Role::Admin, "what deletes or goes back")?;
     }
     Ok(())
 }
 
 /// Refuses to stop or discard a task of another owner: an operator could prevent the backups of schedules.
-async fn may_stop(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failure> {
-    may_resume(core, caller, task).await?;
+async fn may_stop(engine: &Engine, caller: &Caller, task: Uuid) -> Result<(), Failure> {
+    may_resume(engine, caller, task).await?;
     if !caller.is_admin() {
-        let owner = core.task_row(task).await?.owner;
+        let owner = engine.tasks.task_row(task).await?.owner;
         if !caller.owns(&owner) {
             caller.needs(Role::Admin, &format!("a task of {owner}"))?;
         }
@@ -67,13 +67,13 @@ async fn may_stop(core: &Core, caller: &Caller, task: Uuid) -> Result<(), Failur
 }
 
 async fn stop(call: OperationCall<Uuid, StopTask>) -> Result<Task, Failure> {
-    let OperationCall { core, caller, path: task, input: request, .. } = call;
-    may_stop(&core, &caller, task).await?;
-    Ok(shown(&caller, detached(async move { core.stop_task(task, request).await }).await?))
+    let OperationCall { engine, caller, path: task, input: request, .. } = call;
+    may_stop(&engine, &caller, task).await?;
+    Ok(shown(&caller, detached(async move { engine.runner.stop_task(task, request).await }).await?))
 }
 
 async fn resume(call: OperationCall<Uuid, ()>) -> Result<Task, Failure> {
-    let OperationCall { core, caller, path: task, .. } = call;
-    may_resume(&core, &caller, task).await?;
-    Ok(shown(&caller, detached(async move { core.resume_task(task).await }).await?))
+    let OperationCall { engine, caller, path: task, .. } = call;
+    may_resume(&engine, &caller, task).await?;
+    Ok(shown(&caller, detached(async move { engine.runner.resume_task(task).await }).await?))
 }

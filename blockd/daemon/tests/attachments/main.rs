@@ -11,7 +11,7 @@ use blockd_api::{
     volumes::{CreateVolume, UpdateVolume},
 };
 use blockd_catalog::{AttachmentRow, AttachmentState, DbError};
-use blockd_engine::core::Core;
+use blockd_engine::engine::Engine;
 use fake::FakeDriver;
 use std::sync::Arc;
 
@@ -50,8 +50,8 @@ impl Host {
         self.start().await;
     }
 
-    fn core(&self) -> &Arc<Core> {
-        self.daemon.as_ref().unwrap().core()
+    fn engine(&self) -> &Arc<Engine> {
+        self.daemon.as_ref().unwrap().engine()
     }
 
     async fn create(&self, name: &str) {
@@ -61,11 +61,11 @@ impl Host {
             labels: Default::default(),
             group: None,
         };
-        self.core().create_volume(request).await.unwrap();
+        self.engine().volumes.create_volume(request).await.unwrap();
     }
 
     async fn attach_with(&self, name: &str, request: AttachVolume) -> Result<Attachment, ApiError> {
-        self.core().attach_volume(&named(name), request).await.map_err(|error| error.to_api())
+        self.engine().devices.attach_volume(&named(name), request).await.map_err(|error| error.to_api())
     }
 
     async fn attach(&self, name: &str) -> Result<u32, ApiError> {
@@ -74,14 +74,14 @@ impl Host {
     }
 
     async fn detach(&self, name: &str, force: bool) -> Result<(), ApiError> {
-        let detached = self.core().detach_volume(&named(name), &DetachVolume { force }).await;
+        let detached = self.engine().devices.detach_volume(&named(name), &DetachVolume { force }).await;
         detached.map(|_| ()).map_err(|error| error.to_api())
     }
 
     /// Returns the volume's attachment as the API reports it.
     fn seen(&self, name: &str) -> Option<Attachment> {
-        let entry = self.core().registry.by_name(name).unwrap();
-        self.core().attachments.describe(entry.id)
+        let entry = self.engine().registry.by_name(name).unwrap();
+        self.engine().attachments.describe(entry.id)
     }
 
     /// Returns the volume's device, if it is connected.
@@ -90,30 +90,30 @@ impl Host {
     }
 
     fn rows(&self) -> Vec<AttachmentRow> {
-        self.core().db.transaction(AttachmentRow::all).unwrap()
+        self.engine().db.transaction(AttachmentRow::all).unwrap()
     }
 
     fn change_rows(&self, change: impl Fn(&mut AttachmentRow)) {
         for mut row in self.rows() {
             change(&mut row);
-            self.core().db.transaction(|tx| row.put(tx)).unwrap();
+            self.engine().db.transaction(|tx| row.put(tx)).unwrap();
         }
     }
 
     fn sql(&self, statements: &str) {
         let run = |tx: &rusqlite::Transaction<'_>| Ok::<_, DbError>(tx.execute_batch(statements)?);
-        self.core().db.transaction(run).unwrap();
+        self.engine().db.transaction(run).unwrap();
     }
 }
 
 fn backend(host: &Host, name: &str) -> String {
-    let entry = host.core().registry.by_name(name).unwrap();
-    host.core().attachments.backend(entry.id)
+    let entry = host.engine().registry.by_name(name).unwrap();
+    host.engine().attachments.backend(entry.id)
 }
 
 /// Makes the next start find that writes of a volume were discarded.
 fn lose_map(host: &Host, name: &str) {
-    let entry = host.core().registry.by_name(name).unwrap();
+    let entry = host.engine().registry.by_name(name).unwrap();
     let dir = entry.volume().unwrap().dir().to_owned();
     for file in std::fs::read_dir(dir).unwrap() {
         let path = file.unwrap().path();
@@ -138,7 +138,7 @@ async fn device_older_than_a_loss_is_disconnected() {
     let refused = host.attach("lost").await.unwrap_err();
     assert!(refused.message.contains("--acknowledge-discarded-writes"), "{refused:?}");
     let acknowledge = UpdateVolume { acknowledge_discarded_writes: true, ..UpdateVolume::default() };
-    host.core().update_volume(&named("lost"), acknowledge).await.unwrap();
+    host.engine().volumes.update_volume(&named("lost"), acknowledge).await.unwrap();
     host.attach("lost").await.unwrap();
 }
 
@@ -155,7 +155,7 @@ async fn mounted_device_older_than_a_loss_counts_as_disconnected() {
     assert!(!seen.connected, "{seen:?}");
     assert!(seen.problem.is_some_and(|problem| problem.contains("discarded")));
     let acknowledge = UpdateVolume { acknowledge_discarded_writes: true, ..UpdateVolume::default() };
-    host.core().update_volume(&named("lost"), acknowledge).await.unwrap();
+    host.engine().volumes.update_volume(&named("lost"), acknowledge).await.unwrap();
     let refused = host.attach("lost").await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::DeviceInUse, "{refused}");
     host.kernel.mount(lost, false);
@@ -177,10 +177,10 @@ async fn stale_device_gets_no_sockets_when_its_volume_grows() {
     // A failed resize is repeated with new connections.
     host.kernel.refuse("resize", true);
     let update = UpdateVolume { size_bytes: Some(SIZE_BYTES * 2), ..UpdateVolume::default() };
-    host.core().update_volume(&named("lost"), update).await.unwrap();
+    host.engine().volumes.update_volume(&named("lost"), update).await.unwrap();
     let kept = host.attach("kept").await.unwrap();
     let update = UpdateVolume { size_bytes: Some(SIZE_BYTES * 2), ..UpdateVolume::default() };
-    host.core().update_volume(&named("kept"), update).await.unwrap();
+    host.engine().volumes.update_volume(&named("kept"), update).await.unwrap();
     host.kernel.wait_for(&format!("reconnect {kept}"));
     assert!(!host.kernel.take_done().contains(&format!("reconnect {lost}")));
     // A detach repeats the disconnect.
@@ -225,7 +225,7 @@ async fn force_detached_device_is_never_attached_again() {
         host.restart().await;
         assert_eq!(host.seen("data"), None, "{state:?}");
         let row = AttachmentRow { state, ..row(&host) };
-        host.core().db.transaction(|tx| row.put(tx)).unwrap();
+        host.engine().db.transaction(|tx| row.put(tx)).unwrap();
     }
 }
 
@@ -344,7 +344,7 @@ async fn reconnect_thread_subscribes_again_after_a_driver_reload() {
     assert_eq!(host.kernel.watches(), 2);
     // The new subscription fails at once, and its thread ends.
     host.kernel.set_broken(false);
-    while host.core().attachments.is_reconnecting() {
+    while host.engine().attachments.is_reconnecting() {
         std::thread::yield_now();
     }
     host.attach("four").await.unwrap();
@@ -358,11 +358,11 @@ async fn device_follows_the_growth_of_its_volume() {
     let mut host = Host::new().await;
     host.create("data").await;
     // The volume grows after the kernel got its size, and before the device is recorded.
-    let core = Arc::clone(host.core());
+    let engine = Arc::clone(host.engine());
     host.kernel.on_connect(move || {
-        let entry = core.registry.by_name("data").unwrap();
+        let entry = engine.registry.by_name("data").unwrap();
         entry.volume().unwrap().grow(LARGER_BYTES).unwrap();
-        core.registry.announce_size(&entry);
+        engine.registry.announce_size(&entry);
     });
     host.attach("data").await.unwrap();
     assert_eq!(host.kernel.size_bytes(0), LARGER_BYTES);
@@ -371,7 +371,7 @@ async fn device_follows_the_growth_of_its_volume() {
     host.kernel.take_done();
     host.kernel.refuse("resize", true);
     let update = |size_bytes| UpdateVolume { size_bytes: Some(size_bytes), ..UpdateVolume::default() };
-    host.core().update_volume(&named("data"), update(LARGEST_BYTES)).await.unwrap();
+    host.engine().volumes.update_volume(&named("data"), update(LARGEST_BYTES)).await.unwrap();
     host.kernel.wait_for(&format!("refused: resize 0 {LARGEST_BYTES}"));
     host.kernel.refuse("resize", false);
     host.kernel.wait_for(&format!("resize 0 {LARGEST_BYTES}"));
@@ -379,8 +379,8 @@ async fn device_follows_the_growth_of_its_volume() {
 
     // The device never shrinks, and is not resized twice.
     host.kernel.take_done();
-    let entry = host.core().registry.by_name("data").unwrap();
-    host.core().attachments.resized(&host.core().registry, entry.id);
+    let entry = host.engine().registry.by_name("data").unwrap();
+    host.engine().attachments.resized(&host.engine().registry, entry.id);
     drop(entry);
     assert_eq!(host.kernel.take_done(), Vec::<String>::new());
     host.restart().await;
@@ -390,7 +390,7 @@ async fn device_follows_the_growth_of_its_volume() {
 /// Returns a row of volume `data` as stored by a request without a device.
 fn row(host: &Host) -> AttachmentRow {
     AttachmentRow {
-        volume: host.core().registry.by_name("data").unwrap().id,
+        volume: host.engine().registry.by_name("data").unwrap().id,
         state: AttachmentState::Attached,
         device: Some(1),
         pinned: false,

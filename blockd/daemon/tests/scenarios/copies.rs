@@ -29,7 +29,7 @@ async fn interrupted_backup_is_abandoned_without_conditional_put() {
 
         host.die_at(step);
         let task = host.start_backup("data", false).await;
-        host.core().stopping.cancelled().await;
+        host.engine().host.stopping.cancelled().await;
         drop(volume);
         host.die_and_start().await;
         let task = host.wait(task).await;

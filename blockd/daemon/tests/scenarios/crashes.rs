@@ -23,7 +23,7 @@ async fn backup_survives_a_crash_at_any_step() {
 
         host.die_at(step);
         let task = host.start_backup("data", false).await;
-        host.core().stopping.cancelled().await;
+        host.engine().host.stopping.cancelled().await;
         if step != "backup accepted" {
             // The point in time is fixed: later writes are not in it.
             model.write(&volume, 30 << 20, 3, 1 << 20);
@@ -120,7 +120,7 @@ async fn task_in_the_database_protects_its_snapshots() {
     let snapshot = SnapshotId::from_u64(77);
     let store = |state| {
         let find = task.name;
-        host.core().db.transaction(move |tx| {
+        host.engine().db.transaction(move |tx| {
             let mut row = TaskRow::find(tx, find)?.unwrap();
             row.id = Uuid::from_u128(5);
             row.state = state;
@@ -164,7 +164,7 @@ async fn refused_database_write_is_undone() {
         api_code(host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await),
         ErrorCode::Internal
     );
-    let entry = host.core().registry.by_name("data").unwrap();
+    let entry = host.engine().registry.by_name("data").unwrap();
     assert!(entry.attach().is_ok());
     assert!(!entry.stop_upkeep.load(std::sync::atomic::Ordering::Relaxed));
     host.sql("DROP TRIGGER not_ready; DROP TRIGGER not_deleting");
@@ -223,7 +223,7 @@ async fn growth_is_answered_if_its_row_fails_and_leaves_merges() {
     let volume = host.create_volume("data").await;
     let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let told = Arc::clone(&sizes);
-    host.core().registry.on_resized(Box::new(move |_, size_bytes| told.lock().push(size_bytes)));
+    host.engine().registry.on_resized(Box::new(move |_, size_bytes| told.lock().push(size_bytes)));
     let name = "data".parse().unwrap();
     let grow = |times| UpdateVolume { size_bytes: Some(SIZE_BYTES * times), ..UpdateVolume::default() };
     host.sql(

@@ -80,7 +80,7 @@ impl Host {
     pub(super) async fn lose_listed_manifest(&self, snap: &str) {
         let id: blockd_cloud::CloudSnapshotId = snap.parse().unwrap();
         let key = id.manifest_key();
-        let store = Arc::clone(self.core().repositories.opened.lock().values().next().unwrap().0.store());
+        let store = Arc::clone(self.engine().repositories.opened.lock().values().next().unwrap().0.store());
         let stale = store.list(&key).await.unwrap().into_iter().filter(|object| object.key == key).collect();
         std::fs::remove_file(self.manifest(snap)).unwrap();
         drop(self.lag(String::new(), stale, 0));
@@ -88,13 +88,13 @@ impl Host {
 
     fn lag(&self, hidden: String, stale: Vec<ObjectInfo>, behind_s: i64) -> impl FnOnce(&Self) + use<> {
         let set = |host: &Self, store: Arc<dyn BlobStore>| {
-            let mut opened = host.core().repositories.opened.lock();
+            let mut opened = host.engine().repositories.opened.lock();
             let (repository, _) = opened.values_mut().next().unwrap();
             let before = Arc::clone(repository.store());
             *repository = repository.with_store(store);
             before
         };
-        let inner = Arc::clone(self.core().repositories.opened.lock().values().next().unwrap().0.store());
+        let inner = Arc::clone(self.engine().repositories.opened.lock().values().next().unwrap().0.store());
         let before = set(self, Arc::new(Lagging { inner, hidden, stale, behind_s }));
         move |host| drop(set(host, before))
     }
@@ -155,7 +155,7 @@ async fn stored_backup_without_its_base_is_not_done() {
 
     host.die_at("backup in the store");
     let task = host.start_backup("data", false).await;
-    host.core().stopping.cancelled().await;
+    host.engine().host.stopping.cancelled().await;
     drop(volume);
     host.stop().await;
     std::fs::remove_file(host.manifest(&base)).unwrap();
@@ -228,11 +228,11 @@ async fn wrong_clock_abandons_no_resumable_backup() {
     host.client.call_at(STOP_TASK, &task, &StopTask { discard: false }).await.unwrap();
     let kept_after = async |days: i64| {
         let now = Timestamp::now() + SignedDuration::from_hours(24 * days);
-        host.core().give_up_expired(now).await.unwrap();
-        host.core().kept_tasks().await.unwrap().len()
+        host.engine().runner.give_up_expired(now).await.unwrap();
+        host.engine().tasks.kept_tasks().await.unwrap().len()
     };
     let (store, away) = (host.store.path(), host.dir.path().join("away"));
-    let forget = || host.core().repositories.forget_all();
+    let forget = || host.engine().repositories.forget_all();
 
     // Nothing is known of the clocks.
     std::fs::rename(store, &away).unwrap();

@@ -76,8 +76,8 @@ async fn events_reach_waiting_clients_and_survive_a_restart() {
     assert_eq!((told.severity, told.task), (Severity::Error, Some(failed)));
     std::fs::rename(&away, &place).unwrap();
 
-    host.core().registry.by_name("v").unwrap().note_fault("the disk is gone");
-    host.core().scheduler.wake();
+    host.engine().registry.by_name("v").unwrap().note_fault("the disk is gone");
+    host.engine().scheduler.wake();
     let degraded = host.event("volume-degraded").await;
     assert!(degraded.message.contains("the disk is gone"), "{degraded:?}");
     let before = host.events_since(0, 0).await;

@@ -26,7 +26,7 @@ async fn failures_are_reported_and_leave_no_files() {
     assert_eq!(failed.state.to_string(), "Restore-Failed");
     let error = failed.error.unwrap();
     assert!(error.code == ErrorCode::CloudsnapDamaged && error.message.contains("pack-"), "{error:?}");
-    assert!(host.core().registry.by_name("copy").is_none());
+    assert!(host.engine().registry.by_name("copy").is_none());
     host.assert_tidy();
     std::fs::write(&pack, &good).unwrap();
 
@@ -63,7 +63,7 @@ async fn failures_are_reported_and_leave_no_files() {
         group: None,
     };
     assert_eq!(api_code(host.client.call(CREATE_VOLUME, &odd).await), ErrorCode::InvalidRequest);
-    assert!(host.core().registry.by_name("odd").is_none());
+    assert!(host.engine().registry.by_name("odd").is_none());
     let zero = CreateVolume {
         name: "zero".parse().unwrap(),
         size_bytes: 0,
@@ -102,7 +102,7 @@ async fn resources_in_use_are_not_deleted() {
     model.write(&volume, 0, 1, 1 << 20);
     let id = host.backup("data", false).await.source_volume.unwrap();
 
-    let entry = host.core().registry.by_name("data").unwrap();
+    let entry = host.engine().registry.by_name("data").unwrap();
     let (_, attachment) = entry.attach().unwrap();
     assert_eq!(
         api_code(host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await),
@@ -113,22 +113,22 @@ async fn resources_in_use_are_not_deleted() {
     // A task that is paused at a step counts as running.
     host.die_at("backup planned");
     let task = host.start_backup("data", false).await;
-    host.core().stopping.cancelled().await;
+    host.engine().host.stopping.cancelled().await;
     let again = StartBackup::of("data".parse().unwrap());
-    let core = Arc::clone(host.core());
+    let engine = Arc::clone(host.engine());
     let code = |error: blockd_engine::error::ServiceError| error.to_api().code;
-    assert_eq!(code(core.start_backup(&again).await.unwrap_err()), ErrorCode::VolumeInUse);
+    assert_eq!(code(engine.backups.start_backup(&again).await.unwrap_err()), ErrorCode::VolumeInUse);
     assert_eq!(
-        code(core.delete_volume(&"data".parse().unwrap(), true).await.unwrap_err()),
+        code(engine.volumes.delete_volume(&"data".parse().unwrap(), true).await.unwrap_err()),
         ErrorCode::VolumeInUse
     );
     assert_eq!(
-        code(core.delete_credential(&"nas".parse().unwrap()).await.unwrap_err()),
+        code(engine.credentials.delete_credential(&"nas".parse().unwrap()).await.unwrap_err()),
         ErrorCode::CredentialInUse
     );
     let delete = StartDelete::of(id.parse().unwrap());
-    assert_eq!(code(core.start_delete(&delete).await.unwrap_err()), ErrorCode::CloudsnapInUse);
-    drop((core, entry, volume));
+    assert_eq!(code(engine.deletions.start_delete(&delete).await.unwrap_err()), ErrorCode::CloudsnapInUse);
+    drop((engine, entry, volume));
     host.die_and_start().await;
     host.done(task).await;
 
@@ -183,13 +183,13 @@ async fn failed_volume_does_not_block_the_others() {
     let bad = host.create_volume("bad").await;
     let mut model = Model::new();
     model.write(&good, 0, 1, 5000);
-    let dir = host.core().volume_dir(bad.id());
+    let dir = host.engine().host.data_dir.volume_dir(bad.id());
     drop((good, bad));
     host.stop().await;
     std::fs::rename(&dir, dir.with_extension("hidden")).unwrap();
     host.start().await;
     model.assert_is(&host.volume("good"));
-    assert!(matches!(host.core().registry.by_name("bad").unwrap().view().state, EntryState::Failed(_)));
+    assert!(matches!(host.engine().registry.by_name("bad").unwrap().view().state, EntryState::Failed(_)));
     let seen = host.client.call_at(GET_VOLUME, &"bad".parse().unwrap(), &()).await.unwrap();
     assert!(seen.state_reason.unwrap().contains(dir.to_str().unwrap()));
     assert_eq!(host.client.call(GET_STATUS, &()).await.unwrap().counts.volumes_failed, 1);
@@ -249,7 +249,7 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
     let told = Arc::clone(&sizes);
     let listener =
         move |entry: &blockd_engine::registry::VolumeEntry, size| told.lock().push((entry.id, size));
-    host.core().registry.on_resized(Box::new(listener));
+    host.engine().registry.on_resized(Box::new(listener));
     let update = |size_bytes, read_only| UpdateVolume { size_bytes, read_only, ..Default::default() };
     let name = "data".parse().unwrap();
     let seen = host.client.call_at(UPDATE_VOLUME, &name, &update(Some(GROWN_BYTES), None)).await.unwrap();

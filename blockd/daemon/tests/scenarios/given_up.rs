@@ -18,7 +18,7 @@ impl Host {
     }
 
     fn doubts(&self) -> Vec<Doubt> {
-        self.core().db.transaction(Doubt::given_up).unwrap()
+        self.engine().db.transaction(Doubt::given_up).unwrap()
     }
 
     /// A full backup, and a volume that was written to since.
@@ -34,7 +34,7 @@ impl Host {
 
     /// Runs the maintenance pass of a time.
     async fn check_once(&self, now: Timestamp) {
-        self.core().check_doubts(now, &mut Failing::default()).await.unwrap();
+        self.engine().backup_work.check_doubts(now, &mut Failing::default()).await.unwrap();
     }
 
     /// Deletes its objects, as a deletion does that saw no other user.
@@ -117,7 +117,7 @@ async fn abandoned_run_with_a_possible_commit_is_verified() {
     let (base, volume, model) = host.one_backup().await;
     host.die_at(COMMITTED);
     let task = host.start_backup("data", false).await;
-    host.core().stopping.cancelled().await;
+    host.engine().host.stopping.cancelled().await;
     drop(volume);
     host.stop().await;
     let away = host.store.path().with_extension("away");
@@ -142,7 +142,7 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     let (base, volume, _) = host.one_backup().await;
     host.die_at(COMMITTED);
     let task = host.start_backup("data", false).await;
-    host.core().stopping.cancelled().await;
+    host.engine().host.stopping.cancelled().await;
     drop(volume);
     host.stop().await;
     let away = host.store.path().with_extension("away");
@@ -164,9 +164,9 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     let mut failing = Failing::default();
     let inside = host.store.path().join("blockd");
     fs::rename(&inside, &away).unwrap();
-    host.core().check_doubts(Timestamp::now(), &mut failing).await.unwrap();
+    host.engine().backup_work.check_doubts(Timestamp::now(), &mut failing).await.unwrap();
     fs::rename(&away, &inside).unwrap();
-    host.core().check_doubts(Timestamp::now(), &mut failing).await.unwrap();
+    host.engine().backup_work.check_doubts(Timestamp::now(), &mut failing).await.unwrap();
     assert_eq!((failing.len(), host.result_of(&left).await), (1, None));
     host.check_once(Timestamp::now()).await;
     assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
@@ -210,7 +210,7 @@ async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
         let task = host.start_backup("data", false).await;
         drop(volume);
         if dies_at.is_some() {
-            host.core().stopping.cancelled().await;
+            host.engine().host.stopping.cancelled().await;
             host.die_and_start().await;
         }
         let snap = host.done(task).await.source_volume.unwrap();
@@ -258,7 +258,7 @@ async fn first_backup_of_a_lazy_volume_resumes() {
 
             host.die_at(step);
             let task = host.start_backup("clone", false).await;
-            host.core().stopping.cancelled().await;
+            host.engine().host.stopping.cancelled().await;
             if step != "backup frozen" {
                 model.write(&clone, 20 << 20, 6, 100_000);
             }

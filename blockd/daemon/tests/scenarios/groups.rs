@@ -37,13 +37,13 @@ async fn group_freeze_is_atomic_across_a_crash() {
     // All volumes have their snapshot, but no row has it yet.
     host.die_at("group frozen");
     assert!(host.freeze_group("second").await.is_err());
-    for entry in host.core().registry.all() {
+    for entry in host.engine().registry.all() {
         assert_eq!(entry.volume().unwrap().snapshots().len(), 2, "{}", entry.name);
     }
     host.die_and_start().await;
     let list = host.client.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.unwrap().snapshots;
     assert_eq!(as_made(list), as_made(first.snapshots));
-    for entry in host.core().registry.all() {
+    for entry in host.engine().registry.all() {
         assert_eq!(entry.volume().unwrap().snapshots().len(), 1, "{}", entry.name);
     }
     // The name is free again.
@@ -98,7 +98,7 @@ async fn failed_snapshot_is_removed_from_its_own_volume_only() {
     std::fs::remove_dir(in_the_way).unwrap();
     host.sql("DROP TRIGGER full");
     let left = || {
-        let rows = host.core().db.transaction(|tx| SnapshotRow::all(tx, None)).unwrap();
+        let rows = host.engine().db.transaction(|tx| SnapshotRow::all(tx, None)).unwrap();
         let left = rows.iter().filter(|row| row.name.as_str() == "failed").map(|row| row.volume);
         volumes.iter().map(|volume| left.clone().any(|id| id == volume.id())).collect::<Vec<_>>()
     };

@@ -54,12 +54,12 @@ async fn taken_metrics_address_does_not_block_volumes() {
     }];
     assert!(config.check_host().unwrap_err().to_string().contains("no-such-group"));
     let daemon = Daemon::start(config, false).await.unwrap();
-    let core = daemon.core();
-    let wrong = || core.health.problems().into_iter().filter(|problem| problem.kind != "data-directory");
+    let engine = daemon.engine();
+    let wrong = || engine.health.problems().into_iter().filter(|problem| problem.kind != "data-directory");
     let told: Vec<String> = wrong().map(|problem| problem.what).collect();
     assert!(told.len() == 2 && told[0].contains("group no-such-group"), "{told:?}");
     assert!(told[1].contains("metrics are not served"), "{told:?}");
-    let text = core.metrics_text().await.unwrap();
+    let text = engine.monitor.metrics_text().await.unwrap();
     assert!(text.contains("blockd_problems{kind=\"metrics\"} 1\n"), "{text}");
     drop(taken);
     for _ in 0..1200 {
@@ -85,19 +85,19 @@ async fn unreadable_schedules_are_reported_until_readable() {
     assert!(schedule.warnings.is_empty() && !schedule.without_volume, "{schedule:?}");
     let long_ago = "UPDATE schedule_cursors SET dealt_with_until = '2020-01-01T00:00:00Z'";
     host.sql(long_ago);
-    host.core().scheduler.wake();
+    host.engine().scheduler.wake();
     let problems = host.wrong(1).await;
     assert!(problems[0].kind == "schedules" && problems[0].what.contains("disk is full"), "{problems:?}");
     let listed = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0);
     assert!(listed.overdue_since.unwrap().to_string().starts_with("2020-01-01"), "{listed:?}");
-    let text = host.core().metrics_text().await.unwrap();
+    let text = host.engine().monitor.metrics_text().await.unwrap();
     assert!(text.contains("blockd_schedules_overdue 1\n"), "{text}");
     assert!(
         text.contains("blockd_backup_wanted_since_timestamp_seconds{volume=\"v\",credential=\"nas\"}"),
         "{text}"
     );
     host.sql("DROP TRIGGER no_room");
-    host.core().scheduler.wake();
+    host.engine().scheduler.wake();
     host.wrong(0).await;
     let runs = host.settled().await;
     assert!(!runs.is_empty());
@@ -108,7 +108,7 @@ async fn unreadable_schedules_are_reported_until_readable() {
     assert_eq!(list[0].metadata.cloudsnap_type, "Scheduled");
     host.backup("v", false).await;
     assert!(host.list().await.iter().any(|snap| snap.metadata.cloudsnap_type == "Manual"));
-    let text = host.core().metrics_text().await.unwrap();
+    let text = host.engine().monitor.metrics_text().await.unwrap();
     for line in [
         "kind=\"backup\",state=\"done\"} 2",
         "kind=\"backup\",state=\"failed\"} 0",

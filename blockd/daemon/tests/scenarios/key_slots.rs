@@ -113,7 +113,7 @@ fn rekey() -> RekeyCredential {
 
 /// The key that a host writes under, as it is stored.
 async fn pinned(host: &Host) -> Uuid {
-    host.core().credential_rows().await.unwrap().pop().unwrap().write_key.key_id
+    host.engine().repositories.credential_rows().await.unwrap().pop().unwrap().write_key.key_id
 }
 
 async fn refused_backup(host: &Host) -> String {
@@ -129,7 +129,11 @@ async fn backup_without_the_newest_key_slot_is_refused() {
     let nas = create_reopened(&host).await;
     host.create_volume("data").await;
     let first = host.backup("data", true).await.source_volume.unwrap();
-    host.core().rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() }).await.unwrap();
+    host.engine()
+        .credentials
+        .rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() })
+        .await
+        .unwrap();
     // Made here, so it needs no acceptance.
     host.backup("data", true).await;
     let newest = pinned(&host).await;
@@ -143,10 +147,14 @@ async fn backup_without_the_newest_key_slot_is_refused() {
     refused_backup(&host).await;
     let told = events(&host, "write-key-refused").await;
     assert!(told.len() == 1 && told[0].0 == "error" && told[0].1.contains(&newest.to_string()), "{told:?}");
-    let refused = host.core().validate_credential(&nas).await.unwrap_err();
+    let refused = host.engine().credentials.validate_credential(&nas).await.unwrap_err();
     assert_eq!(refused.to_api().code, ErrorCode::WriteKeyRefused);
     host.restore(&first, "copy").await;
-    host.core().rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() }).await.unwrap();
+    host.engine()
+        .credentials
+        .rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() })
+        .await
+        .unwrap();
     host.backup("data", true).await;
     assert_ne!(pinned(&host).await, newest);
 }
@@ -160,18 +168,23 @@ async fn key_of_another_host_is_used_once_accepted() {
     let before = pinned(&host).await;
     let other = Host::with_store(Arc::clone(&host.store)).await;
     other.client.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await.unwrap();
-    other.core().rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() }).await.unwrap();
+    other
+        .engine()
+        .credentials
+        .rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() })
+        .await
+        .unwrap();
     let made = pinned(&other).await;
     host.stop().await;
     host.start().await;
     let message = refused_backup(&host).await;
     assert!(message.contains(&made.to_string()) && message.contains(&before.to_string()), "{message}");
     // A look for the keys of other hosts accepts none.
-    host.core().rekey_credential(&nas, rekey()).await.unwrap();
+    host.engine().credentials.rekey_credential(&nas, rekey()).await.unwrap();
     refused_backup(&host).await;
     let accept = |key| RekeyCredential { accept_key: Some(key), ..rekey() };
-    host.core().rekey_credential(&nas, accept(before)).await.unwrap_err();
-    host.core().rekey_credential(&nas, accept(made)).await.unwrap();
+    host.engine().credentials.rekey_credential(&nas, accept(before)).await.unwrap_err();
+    host.engine().credentials.rekey_credential(&nas, accept(made)).await.unwrap();
     host.backup("data", true).await;
     host.stop().await;
     host.start().await;

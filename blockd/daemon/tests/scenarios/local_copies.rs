@@ -47,7 +47,7 @@ impl Host {
     /// Waits until so many of the snapshots of schedules are left.
     async fn left(&self, count: usize) -> Vec<Snapshot> {
         for _ in 0..2400 {
-            self.core().scheduler.wake();
+            self.engine().scheduler.wake();
             let left = self.scheduled_snapshots().await;
             if left.len() == count {
                 return left;
@@ -304,7 +304,7 @@ async fn local_snapshot_is_kept_after_a_failed_backup() {
         .call_at(DELETE_SNAPSHOT, &blockd_api::SnapshotRef::Id(left[0].id), &Default::default())
         .await
         .unwrap();
-    host.core().scheduler_pass(jiff::Timestamp::now()).await.unwrap();
+    host.engine().schedule_runner.scheduler_pass(jiff::Timestamp::now()).await.unwrap();
     let runs = host.settled().await;
     assert!(runs.iter().filter(|run| run.local).all(|run| run.state == RunState::Expired), "{runs:?}");
     host.stop().await;
@@ -369,10 +369,10 @@ async fn snapshot_of_a_running_rollback_is_not_deleted() {
     for _ in 0..2 {
         host.ran(&schedule).await;
     }
-    let (_, mark) = host.core().registry.by_name("v").unwrap().begin_rollback().unwrap();
+    let (_, mark) = host.engine().registry.by_name("v").unwrap().begin_rollback().unwrap();
     let one = UpdateSchedule { local: Some(Some(Retention::max(1).unwrap())), ..UpdateSchedule::default() };
     host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &one).await.unwrap();
-    host.core().scheduler.wake();
+    host.engine().scheduler.wake();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(host.scheduled_snapshots().await.len(), 2);
     drop(mark);

@@ -19,7 +19,7 @@ use blockd_api::{
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
 };
 use blockd_catalog::{DbError, SnapshotRow, TaskRow, TaskState};
-use blockd_engine::{core::Core, registry::EntryState};
+use blockd_engine::{engine::Engine, registry::EntryState};
 use blockd_extent::SnapshotId;
 use blockd_volume::{Volume, VolumeErrorKind};
 use std::{path::Path, sync::Arc};
@@ -101,12 +101,12 @@ impl Host {
         self.daemon.take().unwrap().stop().await.unwrap();
     }
 
-    fn core(&self) -> &Arc<Core> {
-        self.daemon.as_ref().unwrap().core()
+    fn engine(&self) -> &Arc<Engine> {
+        self.daemon.as_ref().unwrap().engine()
     }
 
     fn volume(&self, name: &str) -> Arc<Volume> {
-        self.core().registry.by_name(name).unwrap().volume().unwrap()
+        self.engine().registry.by_name(name).unwrap().volume().unwrap()
     }
 
     async fn create_volume(&self, name: &str) -> Arc<Volume> {
@@ -179,37 +179,40 @@ impl Host {
 
     fn sql(&self, statements: &str) {
         let run = |tx: &rusqlite::Transaction<'_>| Ok::<_, DbError>(tx.execute_batch(statements)?);
-        self.core().db.transaction(run).unwrap();
+        self.engine().db.transaction(run).unwrap();
     }
 
     /// Lets the daemon die at a step.
     fn die_at(&self, step: &'static str) {
-        let core = self.core();
+        let engine = self.engine();
         if step != dying::COMMITTED {
-            return core.failpoints.die_at(step);
+            return engine.host.failpoints.die_at(step);
         }
-        let stopping = core.stopping.clone();
-        core.failpoints.wrap_store(move |inner| Arc::new(dying::Dying { inner, stopping: stopping.clone() }));
+        let stopping = engine.host.stopping.clone();
+        engine
+            .host
+            .failpoints
+            .wrap_store(move |inner| Arc::new(dying::Dying { inner, stopping: stopping.clone() }));
     }
 
     /// Sets the action of the next pass of a step.
-    fn meanwhile(&self, step: &'static str, action: impl FnOnce(&Core) + Send + 'static) {
-        let core = Arc::clone(self.core());
-        self.core().failpoints.once(step, move || action(&core));
+    fn meanwhile(&self, step: &'static str, action: impl FnOnce(&Engine) + Send + 'static) {
+        let engine = Arc::clone(self.engine());
+        self.engine().host.failpoints.once(step, move || action(&engine));
     }
 
     /// Waits for the crash at its step and the end of the tasks, and starts the next daemon.
     async fn die_and_start(&mut self) {
-        self.core().stopping.cancelled().await;
+        self.engine().host.stopping.cancelled().await;
         self.stop().await;
         self.start().await;
     }
 
     /// Asserts that ended tasks left no snapshots, block sets or files.
     fn assert_tidy(&self) {
-        let rows = self.core().db.transaction(|tx| SnapshotRow::all(tx, None)).unwrap();
+        let rows = self.engine().db.transaction(|tx| SnapshotRow::all(tx, None)).unwrap();
         assert_eq!(rows, vec![]);
-        for entry in self.core().registry.all() {
+        for entry in self.engine().registry.all() {
             assert_eq!(entry.volume().unwrap().snapshots().len(), 0, "{}", entry.name);
         }
         assert_eq!(std::fs::read_dir(self.dir.path().join("data/tasks")).unwrap().count(), 0);

@@ -28,7 +28,7 @@ async fn ask<S: AsyncReadExt + AsyncWriteExt + Unpin>(mut stream: S, path: &str)
 
 impl Host {
     async fn ask_locally(&self, path: &str) -> (String, String) {
-        let socket = self.core().control_socket();
+        let socket = self.engine().host.data_dir.control_socket();
         ask(tokio::net::UnixStream::connect(socket).await.unwrap(), path).await
     }
 
@@ -60,7 +60,7 @@ async fn metrics_count_the_requests_served() {
     let before = host.families().await;
     assert!(!before.contains_key("blockd_backup_last_point_timestamp_seconds"), "there is no backup yet");
 
-    let exports = Exports::new(Arc::clone(&host.core().registry));
+    let exports = Exports::new(Arc::clone(&host.engine().registry));
     let device = exports.open("v", &Client::default()).unwrap();
     device.write(0, &[7; 8192], false).unwrap();
     device.write(1 << 20, &[7; 4096], true).unwrap();

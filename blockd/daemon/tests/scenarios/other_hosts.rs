@@ -33,12 +33,12 @@ async fn wrong_passphrase_does_not_affect_open_repositories() {
     put(&host, "another");
     tokio::time::sleep(CACHED).await;
     host.done(host.start_backup("data", true).await).await;
-    let refused = host.core().validate_credential(&nas).await.unwrap_err();
+    let refused = host.engine().credentials.validate_credential(&nas).await.unwrap_err();
     assert_eq!(refused.to_api().code, ErrorCode::WrongPassphrase);
     host.done(host.start_backup("data", true).await).await;
     put(&host, "first");
     tokio::time::sleep(CACHED).await;
-    host.core().validate_credential(&nas).await.unwrap();
+    host.engine().credentials.validate_credential(&nas).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,9 +52,9 @@ async fn open_keys_survive_a_rekey_without_the_secret() {
     let before = slots();
     let rekey =
         RekeyCredential { passphrase: None, new_passphrase: None, new_data_key: true, accept_key: None };
-    host.core().rekey_credential(&nas, rekey).await.unwrap();
+    host.engine().credentials.rekey_credential(&nas, rekey).await.unwrap();
     let keys =
-        || host.core().repositories.opened.lock().values().map(|(one, _)| one.keys().len()).sum::<usize>();
+        || host.engine().repositories.opened.lock().values().map(|(one, _)| one.keys().len()).sum::<usize>();
     assert_eq!((before.len(), slots().len(), keys()), (2, 4, 2), "{:?}", slots());
     before.iter().for_each(|slot| std::fs::remove_file(host.store.path().join(slot)).unwrap());
     host.sql("UPDATE credentials SET key_slots = x''");
@@ -63,6 +63,6 @@ async fn open_keys_survive_a_rekey_without_the_secret() {
     let known = Some(Secret::new("first".into()));
     let without =
         RekeyCredential { passphrase: known, new_passphrase: None, new_data_key: false, accept_key: None };
-    let _ = host.core().rekey_credential(&nas, without).await;
+    let _ = host.engine().credentials.rekey_credential(&nas, without).await;
     assert_eq!(keys(), 2);
 }

@@ -11,7 +11,7 @@ impl Host {
     }
 
     fn chain_tip(&self) -> Option<String> {
-        let chains = self.core().db.transaction(|tx| Chain::all(tx, None)).unwrap();
+        let chains = self.engine().db.transaction(|tx| Chain::all(tx, None)).unwrap();
         chains.first().map(|chain| chain.cloudsnap.to_string())
     }
 
@@ -27,7 +27,7 @@ impl Host {
     fn replace_spelling(&self, credential: Uuid) {
         let found = fs::metadata(self.store.path()).unwrap();
         let proven = (Instant::now(), Some((found.dev(), found.ino())));
-        self.core().repositories.proven.lock().insert(credential, proven);
+        self.engine().repositories.proven.lock().insert(credential, proven);
     }
 
     fn mount(&self, away: &Path) {
@@ -60,7 +60,7 @@ async fn backup_makes_three_requests_beside_its_packs() {
         assert_eq!(asked(&next), (2, 1, 0), "index and manifest; the base, once it is committed: {next:?}");
     }
     // Once a day and after a start it is looked whether the place is the one that was opened.
-    host.core().repositories.forget_proofs();
+    host.engine().repositories.forget_proofs();
     model.write(&volume, 0, 7, 1);
     assert_eq!(asked(&host.backup("data", false).await), (2, 2, 0));
     model.write(&volume, 0, 8, 1);
@@ -91,7 +91,7 @@ async fn incremental_without_its_base_becomes_a_full_backup() {
         let task = host.start_backup("data", false).await;
         let resumed = u64::from(dies_at.is_some());
         if let Some(step) = dies_at {
-            host.core().stopping.cancelled().await;
+            host.engine().host.stopping.cancelled().await;
             model.write(&volume, 9 << 20, 3, 1 << 20);
             drop(volume);
             host.stop().await;
@@ -203,7 +203,7 @@ async fn interrupted_backup_waits_for_its_directory() {
     model.write(&volume, 1 << 20, 2, 1 << 20);
     host.die_at(dying::COMMITTED);
     let task = host.start_backup("data", false).await;
-    host.core().stopping.cancelled().await;
+    host.engine().host.stopping.cancelled().await;
     drop(volume);
     host.stop().await;
     let away = host.unmount();
@@ -223,7 +223,7 @@ async fn interrupted_backup_waits_for_its_directory() {
 async fn unknown_cloud_snapshot_is_searched_in_all_locations() {
     let (host, other) = (Host::new().await, tempfile::tempdir().unwrap());
     host.create_credential().await;
-    let unknown = format!("{}/1-2", host.core().cluster);
+    let unknown = format!("{}/1-2", host.engine().host.cluster);
     let query = InspectCloudsnap { id: unknown.parse().unwrap(), cred_id: None };
     let inspect = || host.client.call(INSPECT_CLOUDSNAP, &query);
     let message = inspect().await.unwrap_err().to_string();

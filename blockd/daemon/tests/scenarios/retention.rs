@@ -158,10 +158,10 @@ async fn backup_judged_before_the_clock_was_set_back_is_kept() {
         0 => later,
         _ => Timestamp::now(),
     };
-    host.core().delete_surplus(set_back, &mut Delays::new()).await.unwrap();
-    assert_eq!((looks.load(Relaxed), host.core().unfinished_tasks().await.unwrap()), (2, vec![]));
+    host.engine().schedule_runner.delete_surplus(set_back, &mut Delays::new()).await.unwrap();
+    assert_eq!((looks.load(Relaxed), host.engine().tasks.unfinished_tasks().await.unwrap()), (2, vec![]));
     assert!(host.manifest_path(&snaps[0]).exists());
-    host.core().delete_surplus(|| later, &mut Delays::new()).await.unwrap();
+    host.engine().schedule_runner.delete_surplus(|| later, &mut Delays::new()).await.unwrap();
     host.event("delete-done").await;
     host.stop().await;
 }
@@ -322,7 +322,7 @@ async fn pin_holds_under_a_symlink_to_the_repository() {
     std::os::unix::fs::symlink(host.store.path(), &link).unwrap();
     let other = host.other_credential(link).await;
     let cloudsnap = host.stored(&snap);
-    store_override(host.core(), RetentionOverride { cloudsnap, credential, pinned: true, expires: None });
+    store_override(host.engine(), RetentionOverride { cloudsnap, credential, pinned: true, expires: None });
     let delete = StartDelete::of(snap.parse().unwrap()).under(other);
     match host.client.call(START_DELETE, &delete).await.unwrap_err() {
         ClientError::Api(error) => {
@@ -341,7 +341,7 @@ async fn date_holds_under_another_credential_of_the_repository() {
     let other = host.other_credential(format!("{}/./", host.store.path().display())).await;
     let cloudsnap = host.stored(&snaps[0]);
     store_override(
-        host.core(),
+        host.engine(),
         RetentionOverride { cloudsnap, credential: other, pinned: false, expires: Some(tomorrow()) },
     );
     host.keep(schedule, 1).await;
@@ -356,7 +356,7 @@ async fn date_holds_under_another_credential_of_the_repository() {
 async fn damage_in_a_possible_copy_deletes_nothing() {
     let mut host = Host::new().await;
     let (snaps, schedule) = host.two_kept().await;
-    let own = host.core().credential_rows().await.unwrap()[0].uuid;
+    let own = host.engine().repositories.credential_rows().await.unwrap()[0].uuid;
     let link = host.dir.path().join("link");
     std::os::unix::fs::symlink(host.store.path(), &link).unwrap();
     let other = host.other_credential(link).await;
@@ -365,7 +365,7 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
         let (verified, depth) = (Timestamp::now(), blockd_cloud::VerifyDepth::Frames);
         let (damaged, digest) = (Default::default(), None);
         let proof = Proof { credential, cloudsnap, verified, depth, sound, damaged, digest };
-        host.core().db.transaction(|tx| proof.put(tx)).unwrap();
+        host.engine().db.transaction(|tx| proof.put(tx)).unwrap();
     };
     let verdicts = async || {
         let plan = host.client.call_at(PLAN_RETENTION, &schedule, &()).await.unwrap().cloudsnaps;
@@ -375,8 +375,14 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
     prove(own, &snaps[1], true);
     prove(other, &snaps[0], false);
     assert!(!verdicts().await[0].is_delete());
-    let credential = host.core().credential_rows().await.unwrap().into_iter().find(|row| row.uuid == own);
-    let next = host.core().next_to_verify(&credential.unwrap(), later(), &Attempts::new()).await.unwrap();
+    let credential =
+        host.engine().repositories.credential_rows().await.unwrap().into_iter().find(|row| row.uuid == own);
+    let next = host
+        .engine()
+        .maintenance
+        .next_to_verify(&credential.unwrap(), later(), &Attempts::new())
+        .await
+        .unwrap();
     assert_eq!(next, Some(host.stored(&snaps[0])), "it was not verified here");
     prove(own, &snaps[0], true);
     prove(other, &snaps[1], false);
@@ -400,9 +406,9 @@ async fn date_set_concurrently_under_another_credential_is_kept() {
         pinned: false,
         expires: Some(later() + SignedDuration::from_hours(24)),
     };
-    host.meanwhile("expired judged", move |core| store_override(core, said));
+    host.meanwhile("expired judged", move |engine| store_override(engine, said));
     host.expire_at(later()).await;
-    assert!(host.core().failpoints.are_over());
+    assert!(host.engine().host.failpoints.are_over());
     assert!(host.manifest_path(&dated).exists());
     host.stop().await;
 }
@@ -460,10 +466,10 @@ async fn store_unmounted_within_a_pass_expires_no_run() {
     let (_, schedule) = host.two_kept().await;
     let (store, away) = (host.store.path().to_owned(), host.store.path().with_extension("away"));
     let (unmounted, (over, is_over)) = (away.clone(), tokio::sync::oneshot::channel());
-    host.meanwhile("place proven", move |core| {
+    host.meanwhile("place proven", move |engine| {
         fs::rename(&store, &unmounted).unwrap();
         fs::create_dir(&store).unwrap();
-        core.failpoints.once("surplus looked at", move || over.send(()).unwrap());
+        engine.host.failpoints.once("surplus looked at", move || over.send(()).unwrap());
     });
     host.keep(schedule, 1).await;
     is_over.await.unwrap();
@@ -482,9 +488,9 @@ async fn deletion_of_retention_is_judged_again_after_a_restart() {
     let dated = host.one_dated().await;
     let newest = host.backup("v", true).await.source_volume.unwrap();
     host.die_at("delete accepted");
-    host.core().delete_expired(later, &mut RecentListings::default()).await.unwrap();
-    let task = host.core().db.transaction(TaskRow::unfinished).unwrap().remove(0);
-    host.core().stopping.cancelled().await;
+    host.engine().deletions.delete_expired(later, &mut RecentListings::default()).await.unwrap();
+    let task = host.engine().db.transaction(TaskRow::unfinished).unwrap().remove(0);
+    host.engine().host.stopping.cancelled().await;
     host.lose_pack(&newest);
     host.stop().await;
     host.start().await;

@@ -10,7 +10,7 @@ use blockd_api::{
 };
 use blockd_catalog::{DbError, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::ManifestKey;
-use blockd_engine::{core::Core, retention_overrides::RecentListings};
+use blockd_engine::{engine::Engine, retention_overrides::RecentListings};
 use blockd_schedule::{KeepReason, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use std::{
@@ -54,8 +54,8 @@ fn task(kind: TaskKind, state: TaskState, snap: &str, credential: Uuid) -> TaskR
 }
 
 /// Stores a mark as of now.
-pub(super) fn store_override(core: &Core, mark: RetentionOverride) {
-    core.db.transaction(|tx| mark.put(tx)).unwrap();
+pub(super) fn store_override(engine: &Engine, mark: RetentionOverride) {
+    engine.db.transaction(|tx| mark.put(tx)).unwrap();
 }
 
 impl Host {
@@ -75,7 +75,7 @@ impl Host {
     }
 
     fn mark_of(&self, id: &blockd_cloud::CloudSnapshotId, credential: Uuid) -> Option<RetentionOverride> {
-        self.core().db.transaction(|tx| RetentionOverride::find(tx, id, credential)).unwrap()
+        self.engine().db.transaction(|tx| RetentionOverride::find(tx, id, credential)).unwrap()
     }
 
     /// Backups that expire at a time.
@@ -102,8 +102,8 @@ impl Host {
 
     /// Runs the expiry of a time, and waits for the deletions.
     pub(super) async fn expire_at(&self, now: Timestamp) {
-        self.core().delete_expired(|| now, &mut RecentListings::default()).await.unwrap();
-        for task in self.core().unfinished_tasks().await.unwrap() {
+        self.engine().deletions.delete_expired(|| now, &mut RecentListings::default()).await.unwrap();
+        for task in self.engine().tasks.unfinished_tasks().await.unwrap() {
             self.done(task.id).await;
         }
     }
@@ -203,8 +203,8 @@ async fn manual_backup_expires_unless_it_is_the_last_good_one() {
         0 => later,
         _ => Timestamp::now(),
     };
-    host.core().delete_expired(set_back, &mut RecentListings::default()).await.unwrap();
-    assert_eq!((looks.load(Relaxed), host.core().unfinished_tasks().await.unwrap()), (2, vec![]));
+    host.engine().deletions.delete_expired(set_back, &mut RecentListings::default()).await.unwrap();
+    assert_eq!((looks.load(Relaxed), host.engine().tasks.unfinished_tasks().await.unwrap()), (2, vec![]));
     assert_eq!(host.ids().await, snaps);
     host.expire_at(later).await;
     assert_eq!(host.ids().await, snaps[1..], "the newest good one stays");
@@ -246,13 +246,13 @@ async fn pin_during_a_listing_is_kept() {
         RetentionOverride { expires: None, ..first },
         RetentionOverride { pinned: true, ..first },
     ] {
-        store_override(host.core(), first);
-        host.meanwhile("expired judged", move |core| store_override(core, said));
+        store_override(host.engine(), first);
+        host.meanwhile("expired judged", move |engine| store_override(engine, said));
         host.expire_at(later).await;
-        assert!(host.core().failpoints.are_over());
+        assert!(host.engine().host.failpoints.are_over());
         assert_eq!(host.ids().await, snaps, "{said:?}");
     }
-    store_override(host.core(), first);
+    store_override(host.engine(), first);
     host.expire_at(later).await;
     assert_eq!(host.ids().await, snaps[1..], "otherwise it goes");
 
@@ -282,13 +282,13 @@ async fn backup_pinned_during_retention_is_kept() {
                 pinned: true,
                 expires: None,
             };
-            host.meanwhile("surplus judged", move |core| store_override(core, pin));
+            host.meanwhile("surplus judged", move |engine| store_override(engine, pin));
         }
         host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
         snaps.push(host.settled().await[0].cloudsnap.unwrap().to_string());
     }
     host.until_deleted(1).await;
-    assert!(host.core().failpoints.are_over());
+    assert!(host.engine().host.failpoints.are_over());
     assert_eq!(host.ids().await, [snaps[0].clone(), snaps[2].clone()]);
     host.stop().await;
 }
@@ -302,12 +302,12 @@ async fn refused_deletion_blocks_no_other() {
     let snaps = host.dated(4, tomorrow).await;
     // The older ones come into use when it is decided already that they go.
     let restores = [0, 1].map(|one| task(TaskKind::Restore, TaskState::Active, &snaps[one], credential));
-    host.meanwhile("expired judged", move |core| {
+    host.meanwhile("expired judged", move |engine| {
         let put = |tx: &rusqlite::Transaction<'_>| restores.iter().try_for_each(|row| row.put(tx));
-        core.db.transaction::<_, DbError>(put).unwrap();
+        engine.db.transaction::<_, DbError>(put).unwrap();
     });
     let now = tomorrow + SignedDuration::from_hours(1);
-    host.core().delete_expired(|| now, &mut RecentListings::default()).await.unwrap();
+    host.engine().deletions.delete_expired(|| now, &mut RecentListings::default()).await.unwrap();
     host.until_deleted(1).await;
     assert_eq!(host.ids().await, [&snaps[..2], &snaps[3..]].concat());
     host.stop().await;
@@ -322,7 +322,7 @@ async fn resumed_deletion_spares_snapshots_pinned_since() {
     let stopped = |force| {
         let detail = TaskDetail { kept: true, force, ..TaskDetail::default() };
         let row = TaskRow { detail, ..task(TaskKind::Delete, TaskState::Stopped, &snap, credential) };
-        host.core().db.transaction(|tx| row.put(tx)).unwrap();
+        host.engine().db.transaction(|tx| row.put(tx)).unwrap();
         row.id
     };
     let (asked, forced) = (stopped(false), stopped(true));
@@ -342,10 +342,10 @@ async fn pin_of_a_running_backup_is_kept() {
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
     let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
     for expires in [None, Some(tomorrow)] {
-        host.meanwhile("backup in the store", move |core| {
-            let tasks = core.db.transaction(TaskRow::unfinished).unwrap();
+        host.meanwhile("backup in the store", move |engine| {
+            let tasks = engine.db.transaction(TaskRow::unfinished).unwrap();
             let cloudsnap = tasks[0].cloudsnap;
-            store_override(core, RetentionOverride { cloudsnap, credential, pinned: true, expires: None });
+            store_override(engine, RetentionOverride { cloudsnap, credential, pinned: true, expires: None });
         });
         let request = StartBackup {
             options: BackupOptions { expires, ..Default::default() },

@@ -161,23 +161,23 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
     let other = TaskOwner::Caller { name: "other".to_owned(), role: Role::Operator, uid: None };
     let schedule = TaskOwner::Schedule { id: Uuid::new_v4() };
     let owners = [(of_admin_owner, false), (other, false), (schedule, false), (done.owner, true)];
-    let kept = host.core().task_row(own.task).await.unwrap();
+    let kept = host.engine().tasks.task_row(own.task).await.unwrap();
     let backup = StartBackup::of("data".parse().unwrap());
     for (owner, may) in owners {
         let mut kept = TaskRow { id: Uuid::new_v4(), state: TaskState::Stopped, owner, ..kept.clone() };
         kept.detail.kept = true;
-        host.core().db.transaction(|tx| kept.put(tx)).unwrap();
+        host.engine().db.transaction(|tx| kept.put(tx)).unwrap();
         if !may {
             assert_eq!(
                 api_code(operator.call(START_BACKUP, &backup).await),
                 ErrorCode::Forbidden,
                 "{kept:?}"
             );
-            assert!(host.core().task_row(kept.id).await.unwrap().detail.kept);
+            assert!(host.engine().tasks.task_row(kept.id).await.unwrap().detail.kept);
         }
         let client = if may { &operator } else { &host.client };
         host.done(client.call(START_BACKUP, &backup).await.unwrap().task).await;
-        assert!(!host.core().task_row(kept.id).await.unwrap().detail.kept);
+        assert!(!host.engine().tasks.task_row(kept.id).await.unwrap().detail.kept);
     }
     host.stop().await;
 }

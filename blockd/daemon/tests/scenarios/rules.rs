@@ -205,7 +205,7 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
     assert_eq!(api_code(host.client.call_at(UPDATE_RULE, &name, &update).await), ErrorCode::InvalidRequest);
     let inline = StartBackup { hooks: HookOptions { quiesce: bad.clone(), ..Default::default() }, ..of("v") };
     // Also while others are admitted, as no operation waits for the test.
-    let admission = host.core().admission.lock().await;
+    let admission = host.engine().admission.lock().await;
     let refused =
         tokio::time::timeout(std::time::Duration::from_secs(60), host.client.call(START_BACKUP, &inline));
     assert_eq!(api_code(refused.await.unwrap()), ErrorCode::InvalidRequest);

@@ -213,12 +213,12 @@ async fn schedule_without_volumes_warns_until_it_has_some() {
     assert!(listed().await.without_volume);
     let id = schedule.uuid.to_string();
     let sample = |value: u8| format!("blockd_schedule_without_volume{{schedule=\"{id}\"}} {value}\n");
-    let text = host.core().metrics_text().await.unwrap();
+    let text = host.engine().monitor.metrics_text().await.unwrap();
     assert!(text.contains(&sample(1)), "{text}");
 
     host.create_volume("v").await;
     assert!(!listed().await.without_volume);
-    let text = host.core().metrics_text().await.unwrap();
+    let text = host.engine().monitor.metrics_text().await.unwrap();
     assert!(text.contains(&sample(0)), "{text}");
     host.stop().await;
 }

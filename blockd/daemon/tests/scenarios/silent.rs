@@ -21,7 +21,7 @@ async fn host() -> (Host, Arc<FaultStore>, Uuid, Cloudsnap) {
     host.done(host.start_backup("data", true).await).await;
     let list = host.client.call(LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await.unwrap();
     let faults = {
-        let mut opened = host.core().repositories.opened.lock();
+        let mut opened = host.engine().repositories.opened.lock();
         let (repository, _) = opened.get_mut(&credential).unwrap();
         let faults = Arc::new(FaultStore::new(Arc::clone(repository.store())));
         *repository = repository.with_store(faults.clone());
@@ -41,7 +41,7 @@ async fn answer<T>(
 #[tokio::test(flavor = "multi_thread")]
 async fn unresponsive_store_times_out_and_starts_no_change() {
     let (host, faults, credential, snap) = host().await;
-    let core = host.core();
+    let engine = host.engine();
     let restore = StartRestore { volume: Some("plain".parse().unwrap()), ..StartRestore::of(snap.id) };
     let lazy = StartLazyRestore {
         snap: snap.id,
@@ -62,19 +62,19 @@ async fn unresponsive_store_times_out_and_starts_no_change() {
     let delete = StartDelete { snap: snap.id, cred_id: None, force: false };
     faults.fail_all(Fault::Hang);
     let silent = Some(ErrorCode::StoreTimeout);
-    assert_eq!(answer(core.inspect_cloudsnap(&inspect)).await, silent);
-    assert_eq!(answer(core.start_delete(&delete)).await, silent);
+    assert_eq!(answer(engine.cloud_snapshots.inspect_cloudsnap(&inspect)).await, silent);
+    assert_eq!(answer(engine.deletions.start_delete(&delete)).await, silent);
     // What the catalog knows needs no answer to begin.
-    assert_eq!(answer(core.start_lazy_restore(&lazy)).await, None);
-    assert!(core.registry.by_name("lazy").is_some());
+    assert_eq!(answer(engine.restores.start_lazy_restore(&lazy)).await, None);
+    assert!(engine.registry.by_name("lazy").is_some());
     let lazy = StartLazyRestore { volume: Some("other".parse().unwrap()), ..lazy };
     let key = snap.id.manifest_key();
-    core.db.run(move |tx| blockd_catalog::Catalog::remove(tx, credential, &key)).await.unwrap();
-    assert_eq!(answer(core.start_lazy_restore(&lazy)).await, silent);
-    assert_eq!(answer(core.start_restore(&restore)).await, silent);
-    assert_eq!(answer(core.start_in_place(&in_place)).await, silent);
+    engine.db.run(move |tx| blockd_catalog::Catalog::remove(tx, credential, &key)).await.unwrap();
+    assert_eq!(answer(engine.restores.start_lazy_restore(&lazy)).await, silent);
+    assert_eq!(answer(engine.restores.start_restore(&restore)).await, silent);
+    assert_eq!(answer(engine.restores.start_in_place(&in_place)).await, silent);
     faults.heal();
-    assert!(["other", "plain"].iter().all(|name| core.registry.by_name(name).is_none()));
-    assert_eq!(core.unfinished_tasks().await.unwrap().len(), 0);
-    assert_eq!(answer(core.inspect_cloudsnap(&inspect)).await, None);
+    assert!(["other", "plain"].iter().all(|name| engine.registry.by_name(name).is_none()));
+    assert_eq!(engine.tasks.unfinished_tasks().await.unwrap().len(), 0);
+    assert_eq!(answer(engine.cloud_snapshots.inspect_cloudsnap(&inspect)).await, None);
 }

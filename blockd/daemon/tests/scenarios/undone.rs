@@ -48,7 +48,7 @@ impl Host {
              '$.connection.limit_upload_bytes_per_s', '$.connection.limit_download_bytes_per_s',
              '$.limit_upload_bytes_per_s', '$.limit_download_bytes_per_s')",
         );
-        self.core().repositories.forget_all();
+        self.engine().repositories.forget_all();
     }
 
     fn packs(&self) -> usize {
@@ -139,9 +139,17 @@ async fn abandoned_backup_leaves_no_objects() {
     host.until_processed(task, 1).await;
     host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
     let week = SignedDuration::from_hours(7 * 24);
-    host.core().give_up_expired(Timestamp::now() + week - SignedDuration::from_hours(1)).await.unwrap();
-    assert_eq!(host.core().kept_tasks().await.unwrap().len(), 1);
-    host.core().give_up_expired(Timestamp::now() + week + SignedDuration::from_secs(2)).await.unwrap();
+    host.engine()
+        .runner
+        .give_up_expired(Timestamp::now() + week - SignedDuration::from_hours(1))
+        .await
+        .unwrap();
+    assert_eq!(host.engine().tasks.kept_tasks().await.unwrap().len(), 1);
+    host.engine()
+        .runner
+        .give_up_expired(Timestamp::now() + week + SignedDuration::from_secs(2))
+        .await
+        .unwrap();
     host.assert_tidy();
     // A volume and a credential can go although tasks were kept that used them.
     let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
@@ -149,7 +157,7 @@ async fn abandoned_backup_leaves_no_objects() {
     host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
     drop(volume);
     host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await.unwrap();
-    assert_eq!(host.core().kept_tasks().await.unwrap().len(), 0);
+    assert_eq!(host.engine().tasks.kept_tasks().await.unwrap().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,7 +196,7 @@ async fn stopped_restore_fetches_the_remainder_only() {
         if let Ok(stopped) = stopped
             && stopped.state.stage == TaskStage::Stopped
         {
-            assert!(host.core().registry.by_name("third").is_none());
+            assert!(host.engine().registry.by_name("third").is_none());
         }
         host.assert_tidy();
     }
@@ -350,7 +358,7 @@ async fn content_that_is_not_the_volumes_is_found() {
     let epoch = taken.unwrap().epoch;
     let tell = |epoch| host.sql(&format!("UPDATE chains SET epoch = {epoch}"));
     let before: i64 = host
-        .core()
+        .engine()
         .db
         .transaction::<_, DbError>(|tx| Ok(tx.query_row("SELECT epoch FROM chains", [], |row| row.get(0))?))
         .unwrap();
@@ -368,7 +376,7 @@ async fn content_that_is_not_the_volumes_is_found() {
     let task = host.done(host.client.call(START_VERIFY, &request).await.unwrap().task).await;
     assert_eq!(task.findings.unwrap().compared_bytes, (1 << 20) - 2 * BLOCK);
     let digest = host
-        .core()
+        .engine()
         .db
         .transaction::<_, DbError>(|tx| Ok(tx.execute("UPDATE proofs SET digest = zeroblob(32)", [])?));
     assert_eq!(digest.unwrap(), 1);
@@ -386,10 +394,10 @@ async fn old_unreferenced_garbage_is_collected() {
     host.until_processed(task, 1).await;
     host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
     let packs = host.packs();
-    let credential = host.core().credential(None).await.unwrap();
+    let credential = host.engine().repositories.credential(None).await.unwrap();
     let later = Timestamp::now() + SignedDuration::from_hours(9 * 24);
     // It can be taken up again.
-    let report = host.core().collect_garbage_of(&credential, false, || later).await.unwrap();
+    let report = host.engine().maintenance.collect_garbage_of(&credential, false, || later).await.unwrap();
     assert_eq!((report.garbage.len(), host.packs()), (0, packs));
     // It is unknown now.
     host.sql("DELETE FROM tasks");
@@ -397,7 +405,7 @@ async fn old_unreferenced_garbage_is_collected() {
         host.client.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, cred_id: None }).await.unwrap();
     assert_eq!((dry.garbage.len(), dry.young.len(), dry.objects_deleted), (0, 1, 0));
     assert_eq!(dry.young[0].objects, packs as u64);
-    let report = host.core().collect_garbage_of(&credential, true, || later).await.unwrap();
+    let report = host.engine().maintenance.collect_garbage_of(&credential, true, || later).await.unwrap();
     assert_eq!((report.garbage.len(), report.objects_deleted, host.packs()), (1, 0, packs));
     host.unlimited();
     let id = host.backup("data", true).await.source_volume.unwrap();
@@ -408,7 +416,8 @@ async fn old_unreferenced_garbage_is_collected() {
         assert!(probes.is_dir(), "the clocks were not compared yet");
         later
     };
-    let report = host.core().collect_garbage_of(&credential, false, after_the_check).await.unwrap();
+    let report =
+        host.engine().maintenance.collect_garbage_of(&credential, false, after_the_check).await.unwrap();
     assert_eq!(report.objects_deleted, packs as u64);
     model.assert_is(&*host.restore(&id, "copy").await);
     drop(volume);

@@ -24,18 +24,18 @@ fn passphrase(input: impl Into<SecretInput>) -> UpdateCredential {
 
 async fn update(host: &Host, request: UpdateCredential) -> Result<Credential, ApiError> {
     let nas: CredentialRef = "nas".parse().unwrap();
-    host.core().update_credential(&nas, request).await.map_err(|error| error.to_api())
+    host.engine().credentials.update_credential(&nas, request).await.map_err(|error| error.to_api())
 }
 
 /// Returns the sealed keys and the passphrase reference of the only credential.
 async fn stored(host: &Host) -> (Vec<u8>, Option<SecretRef>) {
-    let row = host.core().credential_rows().await.unwrap().pop().unwrap();
+    let row = host.engine().repositories.credential_rows().await.unwrap().pop().unwrap();
     (row.data_keys, row.passphrase_from)
 }
 
 /// The references of the only credential.
 async fn references(host: &Host) -> Vec<SecretRef> {
-    let row = host.core().credential_rows().await.unwrap().pop().unwrap();
+    let row = host.engine().repositories.credential_rows().await.unwrap().pop().unwrap();
     blockd_engine::external_secrets::references_of(&row).cloned().collect()
 }
 
@@ -67,7 +67,7 @@ async fn external_passphrase_and_back_keeps_the_history() {
     let other = put(&host, "other", "first");
     update(&host, passphrase(other.clone())).await.unwrap();
     std::fs::remove_file(host.dir.path().join("secrets/passphrase")).unwrap();
-    host.core().validate_credential(&nas).await.unwrap();
+    host.engine().credentials.validate_credential(&nas).await.unwrap();
 
     let back = update(&host, passphrase(Secret::new("first".into()))).await.unwrap();
     assert_eq!((back.encryption_key_from, references(&host).await), (None, vec![]));
@@ -140,7 +140,7 @@ async fn local_keys_are_not_uploaded() {
         new_data_key: true,
         accept_key: None,
     };
-    host.core().rekey_credential(&nas, rekey).await.unwrap();
+    host.engine().credentials.rekey_credential(&nas, rekey).await.unwrap();
     slots.iter().for_each(|slot| std::fs::remove_file(host.store.path().join(slot)).unwrap());
     host.sql("UPDATE credentials SET key_slots = x''");
     let before = stored(&host).await;
@@ -151,6 +151,6 @@ async fn local_keys_are_not_uploaded() {
     // Sealed, they are all kept.
     update(&host, passphrase(Secret::new("first".into()))).await.unwrap();
     let opened =
-        host.core().repositories.opened.lock().values().map(|(one, _)| one.keys().len()).sum::<usize>();
+        host.engine().repositories.opened.lock().values().map(|(one, _)| one.keys().len()).sum::<usize>();
     assert_eq!(opened, 2);
 }

@@ -118,8 +118,8 @@ impl Host {
     fn emit(&self, kind: &str, severity: Severity) {
         let event =
             blockd_catalog::NewEvent::new(jiff::Timestamp::now(), severity, kind, format!("this is {kind}"));
-        self.core().db.transaction(|tx| event.insert(tx)).unwrap();
-        self.core().events.wake();
+        self.engine().db.transaction(|tx| event.insert(tx)).unwrap();
+        self.engine().events.wake();
     }
 
     async fn webhook(&self) -> WebhookStatus {
@@ -162,8 +162,11 @@ async fn deliveries_hold_the_event_and_are_signed() {
     let query = ListEvents::default();
     assert_eq!(host.client.call(LIST_EVENTS, &query).await.unwrap().events, [delivery.event()]);
     assert_eq!(delivery.header("content-type"), "application/json");
-    assert_eq!(delivery.header("webhook-id"), format!("{}-{}", host.core().cluster, delivery.event().id));
-    assert_eq!(delivery.header("blockd-node"), host.core().node);
+    assert_eq!(
+        delivery.header("webhook-id"),
+        format!("{}-{}", host.engine().host.cluster, delivery.event().id)
+    );
+    assert_eq!(delivery.header("blockd-node"), host.engine().host.node);
     let verified = |secret: &str, delivery: &Delivery| {
         standardwebhooks::Webhook::new(secret).unwrap().verify(&delivery.body, &delivery.headers)
     };
@@ -184,7 +187,10 @@ async fn deliveries_hold_the_event_and_are_signed() {
     verified("whsec_cGxhbnRlZC1zZWNyZXQtdHdv", &delivery).unwrap();
     let status = host.webhook_when(|status| status.delivered == 1).await;
     assert_eq!((status.waiting, status.error, status.failing_since), (0, None, None));
-    assert!(!format!("{:?}{:?}", host.core().webhooks, host.webhook().await).contains("planted"));
+    assert!(
+        !format!("{:?}{:?}", host.engine().webhook_delivery.webhooks, host.webhook().await)
+            .contains("planted")
+    );
     host.stop().await;
 }
 

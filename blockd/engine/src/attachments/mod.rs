@@ -6,7 +6,7 @@
 //! connections that die.
 
 mod reconnect;
-mod requests;
+pub mod requests;
 mod resume;
 
 use crate::registry::Registry;

@@ -1,10 +1,10 @@
 //! Attach and detach requests.
 
 use super::{AttachError, AttachmentTable, HeldVolume};
-use crate::{
-    core::Core,
-    error::{ServiceError, blocking},
-};
+use crate::attachments::Attachments;
+use crate::engine::Admission;
+use crate::error::{ServiceError, blocking};
+use crate::registry::Registry;
 use blockd_api::{
     ErrorCode, VolumeName, VolumeRef,
     attachments::{
@@ -12,6 +12,7 @@ use blockd_api::{
         DEFAULT_TIMEOUT_S, DetachVolume, Detached, NbdDevice,
     },
 };
+use blockd_catalog::Db;
 use blockd_catalog::{AttachmentRow, AttachmentState};
 use blockd_extent::VolumeId;
 use std::{
@@ -21,7 +22,21 @@ use std::{
 
 const DISCONNECT_POLL: Duration = Duration::from_millis(10);
 
-impl Core {
+/// Attaches volumes as kernel block devices.
+pub struct Devices {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) attachments: Arc<Attachments>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) registry: Arc<Registry>,
+}
+
+impl std::fmt::Debug for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Devices").finish_non_exhaustive()
+    }
+}
+
+impl Devices {
     /// Attaches a volume as a block device of the kernel. Succeeds without a change if the volume is attached
     /// with the same options already.
     ///
@@ -81,9 +96,9 @@ impl Core {
             return Err(error.into());
         }
         // A concurrent growth did not see the device.
-        let (core, volume) = (Arc::clone(self), entry.id);
+        let (this, volume) = (Arc::clone(self), entry.id);
         let told = blocking(move || -> Result<(), ServiceError> {
-            core.attachments.resized(&core.registry, volume);
+            this.attachments.resized(&this.registry, volume);
             Ok(())
         });
         told.await?;
@@ -98,12 +113,12 @@ impl Core {
     async fn make_device(self: &Arc<Self>, mut held: HeldVolume) -> Result<HeldVolume, ServiceError> {
         let noted = held.row.clone();
         self.db.run(move |tx| noted.put(tx)).await?;
-        let (core, wanted) = (Arc::clone(self), held.clone());
+        let (this, wanted) = (Arc::clone(self), held.clone());
         let device = blocking(move || -> Result<NbdDevice, ServiceError> {
             let attach = || -> Result<NbdDevice, AttachError> {
-                let mut kernel = core.attachments.shared.system.open_driver()?;
-                core.attachments.start_reconnecting(&*kernel)?;
-                core.attachments.shared.connect(&mut *kernel, &wanted, wanted.row.device)
+                let mut kernel = this.attachments.shared.system.open_driver()?;
+                this.attachments.start_reconnecting(&*kernel)?;
+                this.attachments.shared.connect(&mut *kernel, &wanted, wanted.row.device)
             };
             attach().map_err(|error| ServiceError::Refused(error.to_api()))
         });
@@ -119,10 +134,10 @@ impl Core {
     /// finds it.
     async fn undo_attach(self: &Arc<Self>, held: HeldVolume, before: Option<HeldVolume>) {
         let (volume, name, device) = (held.row.volume, held.name.clone(), held.device());
-        let core = Arc::clone(self);
+        let this = Arc::clone(self);
         let gone = blocking(move || -> Result<(), ServiceError> {
             let Some(device) = device else { return Ok(()) };
-            let shared = &core.attachments.shared;
+            let shared = &this.attachments.shared;
             let disconnected =
                 shared.system.open_driver().and_then(|mut kernel| kernel.disconnect(device.index()));
             disconnected.map_err(|error| ServiceError::Refused(AttachError::from(error).to_api()))?;
@@ -174,9 +189,9 @@ impl Core {
             return Err(ServiceError::refused(ErrorCode::VolumeNotAttached, message));
         };
         let force = request.force;
-        let core = Arc::clone(self);
+        let this = Arc::clone(self);
         let gone = held.clone();
-        blocking(move || core.disconnect(&gone, force)).await?;
+        blocking(move || this.disconnect(&gone, force)).await?;
         self.attachments.shared.held.lock().remove(&id);
         self.db.run(move |tx| AttachmentRow::remove(tx, id)).await?;
         let device = held.device().or(held.stale);

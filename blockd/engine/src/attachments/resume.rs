@@ -1,10 +1,8 @@
 //! Resumption of an earlier daemon's attachments at the start.
 
 use super::{AttachError, AttachmentTable, HeldVolume};
-use crate::{
-    core::Core,
-    error::{ServiceError, blocking},
-};
+use crate::attachments::requests::Devices;
+use crate::error::{ServiceError, blocking};
 use blockd_api::attachments::NbdDevice;
 use blockd_catalog::{AttachmentRow, AttachmentState};
 use blockd_nbd_kernel::{DriverSession, KernelError};
@@ -20,7 +18,7 @@ enum Resumed {
     Ended(&'static str),
 }
 
-impl Core {
+impl Devices {
     /// Reconnects the devices of an earlier daemon, and attaches persistent ones again after a boot. NBD must
     /// be served already. Failures are logged and recorded in the attachment; devices that exist in the
     /// kernel are retried.
@@ -32,9 +30,9 @@ impl Core {
         if rows.is_empty() {
             return Ok(());
         }
-        let core = Arc::clone(self);
+        let this = Arc::clone(self);
         blocking(move || -> Result<(), ServiceError> {
-            core.resume_blocking(rows);
+            this.resume_blocking(rows);
             Ok(())
         })
         .await

@@ -1,7 +1,8 @@
 //! Cloud snapshots as read-only NBD exports, named `cloud:` and the id.
 
 use super::images::CloudImage;
-use crate::{access::Access, core::Core};
+use crate::access::Access;
+use crate::browse::Browser;
 use blockd_cloud::CloudSnapshotId;
 use blockd_fuse::Image;
 use blockd_nbd::{
@@ -22,14 +23,14 @@ const MAX_RUNS: usize = 1 << 16;
 /// NBD exports of the cloud snapshots of all credentials.
 #[derive(Clone, Debug)]
 pub struct CloudExports {
-    core: Weak<Core>,
+    browser: Weak<Browser>,
     runtime: Handle,
 }
 
 impl CloudExports {
     /// Creates the exports of this daemon. Must be called in the runtime.
-    pub fn new(core: &Arc<Core>) -> Self {
-        Self { core: Arc::downgrade(core), runtime: Handle::current() }
+    pub fn new(browser: &Arc<Browser>) -> Self {
+        Self { browser: Arc::downgrade(browser), runtime: Handle::current() }
     }
 
     /// Returns true if a name has the prefix of these exports.
@@ -49,8 +50,8 @@ impl CloudExports {
         // A repository also holds snapshots of other clusters and of renamed volumes, which no list of
         // volumes names.
         access.check_listed(name, client)?;
-        let core = self.core.upgrade().ok_or_else(|| unavailable("the daemon is stopping".into()))?;
-        match core.open_cloudsnap(&self.runtime, &id, None) {
+        let browser = self.browser.upgrade().ok_or_else(|| unavailable("the daemon is stopping".into()))?;
+        match browser.open_cloudsnap(&self.runtime, &id, None) {
             Ok((snapshot, manifest)) => {
                 // A client without access to the volume has no access to its snapshots.
                 access.check(&manifest.volume_name, client)?;

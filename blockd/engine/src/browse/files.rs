@@ -1,7 +1,8 @@
 //! Files inside cloud snapshots, for the control API: single directories, and byte ranges of files.
 
 use super::images::CloudImage;
-use crate::{core::Core, error::ServiceError};
+use crate::browse::Browser;
+use crate::error::ServiceError;
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{
@@ -70,7 +71,7 @@ fn file(path: FilePath, stat: Option<FileStat>, target: Option<Vec<u8>>) -> Snap
     }
 }
 
-impl Core {
+impl Browser {
     /// Opens the file tree of a cloud snapshot. Blocks.
     pub fn snapshot_files(
         &self,

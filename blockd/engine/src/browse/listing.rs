@@ -7,7 +7,8 @@ use super::{
     images::{CloudImage, LocalImage},
     stores::{ListRequest, ListedSnapshot, Stores},
 };
-use crate::{core::Core, error::ServiceError};
+use crate::browse::Browser;
+use crate::error::ServiceError;
 use blockd_api::CredentialRef;
 use blockd_catalog::Catalog as ManifestCatalog;
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestFilter, ManifestKey};
@@ -44,7 +45,7 @@ struct ListingState {
 }
 
 pub(super) struct SharedListing {
-    core: Weak<Core>,
+    browser: Weak<Browser>,
     credentials: Vec<CredentialRef>,
     refresh: Duration,
     state: Mutex<ListingState>,
@@ -99,29 +100,29 @@ fn system_time(time: Timestamp) -> SystemTime {
 
 impl BrowseCatalog {
     /// Creates the catalog of the local snapshots and those of these credentials; empty: all credentials.
-    pub fn new(core: &Arc<Core>, credentials: Vec<CredentialRef>, runtime: Handle) -> Self {
+    pub fn new(browser: &Arc<Browser>, credentials: Vec<CredentialRef>, runtime: Handle) -> Self {
         let shared = SharedListing {
-            core: Arc::downgrade(core),
+            browser: Arc::downgrade(browser),
             credentials,
-            refresh: Duration::from_millis(core.settings.browse.refresh_ms),
+            refresh: Duration::from_millis(browser.host.settings.browse.refresh_ms),
             state: Mutex::default(),
             changed: Condvar::new(),
         };
         let shared = Arc::new(shared);
-        core.browse.listings.lock().push(Arc::downgrade(&shared));
+        browser.browse.listings.lock().push(Arc::downgrade(&shared));
         Self { shared, runtime }
     }
 
-    fn core(&self) -> io::Result<Arc<Core>> {
-        self.shared.core.upgrade().ok_or_else(not_found)
+    fn browser(&self) -> io::Result<Arc<Browser>> {
+        self.shared.browser.upgrade().ok_or_else(not_found)
     }
 }
 
 impl SharedListing {
     /// Lists the stores without a pending request concurrently. Each listing is shown on arrival, and the
     /// last known one until then.
-    async fn list(&self, core: &Core) {
-        let rows = core.credential_rows().await;
+    async fn list(&self, browser: &Browser) {
+        let rows = browser.repositories.credential_rows().await;
         let begun = {
             let mut state = self.state.lock();
             state.beginning = false;
@@ -145,7 +146,7 @@ impl SharedListing {
         };
         let fresh: Vec<&ListRequest> = begun.iter().filter(|asked| asked.is_first).collect();
         for asked in &fresh {
-            let known = ManifestCatalog::new(Arc::clone(&core.db), asked.credential).all();
+            let known = ManifestCatalog::new(Arc::clone(&browser.db), asked.credential).all();
             let known = known.unwrap_or_else(|error| {
                 tracing::warn!(%error, "cached manifests are not shown");
                 Vec::new()
@@ -154,15 +155,15 @@ impl SharedListing {
             self.state.lock().stores.remember(asked, known);
         }
         if !fresh.is_empty() {
-            self.publish_cloud(core);
+            self.publish_cloud(browser);
         }
         let each = begun.iter().map(|asked| async move {
-            let listed = list_store(core, asked.credential).await.map_err(|error| {
+            let listed = list_store(browser, asked.credential).await.map_err(|error| {
                 tracing::warn!(%error, credential = %asked.credential, "listing the store failed; its last known snapshots are shown");
                 error.to_string()
             });
             self.state.lock().stores.end(asked, listed);
-            self.publish_cloud(core);
+            self.publish_cloud(browser);
         });
         futures::future::join_all(each).await;
         // Also if no store was listed.
@@ -170,19 +171,19 @@ impl SharedListing {
     }
 
     /// Merges the known listings of all stores.
-    fn publish_cloud(&self, core: &Core) {
+    fn publish_cloud(&self, browser: &Browser) {
         let mut state = self.state.lock();
-        let local = |name: &str| core.registry.by_name(name).map(|entry| (core.cluster, entry.id));
+        let local = |name: &str| browser.registry.by_name(name).map(|entry| (browser.host.cluster, entry.id));
         let cloud = state.stores.entries(local);
         let changed = state.cloud != cloud;
         state.cloud = cloud;
-        self.publish(core, &mut state, changed);
+        self.publish(browser, &mut state, changed);
         self.changed.notify_all();
     }
 
     /// Rebuilds the combined listing only after a change: it may be long, and this runs often.
-    fn publish(&self, core: &Core, state: &mut ListingState, cloud_changed: bool) {
-        let local = local_entries(core);
+    fn publish(&self, browser: &Browser, state: &mut ListingState, cloud_changed: bool) {
+        let local = local_entries(browser);
         state.local_at = Some(Instant::now());
         if cloud_changed || state.local != local {
             state.entries = Arc::new(local.iter().chain(&state.cloud).cloned().collect());
@@ -199,20 +200,20 @@ impl SharedListing {
     }
 }
 
-async fn list_store(core: &Core, credential: Uuid) -> Result<Vec<ListedSnapshot>, ServiceError> {
+async fn list_store(browser: &Browser, credential: Uuid) -> Result<Vec<ListedSnapshot>, ServiceError> {
     let listed = async {
-        let (repository, _) = core.task_repository(credential).await?;
-        let catalog = ManifestCatalog::new(Arc::clone(&core.db), credential);
+        let (repository, _) = browser.repositories.task_repository(credential).await?;
+        let catalog = ManifestCatalog::new(Arc::clone(&browser.db), credential);
         Ok::<_, ServiceError>(repository.list_manifests(&ManifestFilter::default(), &catalog).await?)
     };
-    let listed = super::in_time(&core.settings, listed).await?;
+    let listed = super::in_time(&browser.host.settings, listed).await?;
     let whole = listed.into_iter().filter_map(|item| item.manifest.ok());
     Ok(whole.map(|manifest| ListedSnapshot::of(credential, &manifest)).collect())
 }
 
-fn local_entries(core: &Core) -> Vec<SnapshotEntry> {
+fn local_entries(browser: &Browser) -> Vec<SnapshotEntry> {
     let mut entries = Vec::new();
-    for volume in core.registry.all() {
+    for volume in browser.registry.all() {
         entries.extend(volume.snapshots().iter().map(|point| SnapshotEntry {
             key: local_key(volume.id, point.id),
             volume: volume.name.to_string(),
@@ -227,7 +228,7 @@ fn local_entries(core: &Core) -> Vec<SnapshotEntry> {
 
 impl Catalog for BrowseCatalog {
     fn snapshots(&self) -> Arc<Vec<SnapshotEntry>> {
-        let Ok(core) = self.core() else { return Arc::default() };
+        let Ok(browser) = self.browser() else { return Arc::default() };
         let shared = &self.shared;
         let mut state = shared.state.lock();
         let due = state.cloud_at.is_none_or(|at| at.elapsed() >= shared.refresh);
@@ -237,9 +238,9 @@ impl Catalog for BrowseCatalog {
         if begins {
             state.beginning = true;
             state.cloud_at = Some(Instant::now());
-            let (shared, core) = (Arc::clone(shared), Arc::clone(&core));
+            let (shared, browser) = (Arc::clone(shared), Arc::clone(&browser));
             let runtime = self.runtime.clone();
-            self.runtime.spawn_blocking(move || runtime.block_on(shared.list(&core)));
+            self.runtime.spawn_blocking(move || runtime.block_on(shared.list(&browser)));
         }
         if begins || !state.has_waited {
             let until = Instant::now() + LISTING_TIMEOUT;
@@ -249,7 +250,7 @@ impl Catalog for BrowseCatalog {
             state.has_waited = true;
         }
         if state.local_at.is_none_or(|at| at.elapsed() >= LOCAL_INTERVAL) {
-            shared.publish(&core, &mut state, false);
+            shared.publish(&browser, &mut state, false);
         }
         Arc::clone(&state.entries)
     }
@@ -259,10 +260,10 @@ impl Catalog for BrowseCatalog {
     }
 
     fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn Image>> {
-        let core = self.core()?;
+        let browser = self.browser()?;
         match source(key).ok_or_else(not_found)? {
             SnapshotSource::Cloud(credential, id) => {
-                let opened = core.open_of_credential(&self.runtime, credential, &id);
+                let opened = browser.open_of_credential(&self.runtime, credential, &id);
                 let (snapshot, _) = opened.map_err(|error| {
                     tracing::warn!(%error, snapshot = %id, "opening a cloud snapshot failed");
                     service_error(&error)
@@ -270,33 +271,33 @@ impl Catalog for BrowseCatalog {
                 Ok(Arc::new(CloudImage(snapshot)))
             }
             SnapshotSource::Local(volume, snapshot) => {
-                let entry = core.registry.by_id(volume).ok_or_else(not_found)?;
+                let entry = browser.registry.by_id(volume).ok_or_else(not_found)?;
                 let points = entry.snapshots();
                 let point = points.iter().find(|point| point.id == snapshot).ok_or_else(not_found)?;
                 let image = Arc::new(LocalImage::new(entry, snapshot, point.size_bytes));
-                core.browse.local.lock().push(Arc::downgrade(&image));
+                browser.browse.local.lock().push(Arc::downgrade(&image));
                 Ok(image)
             }
         }
     }
 
     fn manifest_json(&self, key: &SnapshotKey) -> io::Result<Vec<u8>> {
-        let core = self.core()?;
+        let browser = self.browser()?;
         let mut json = match source(key).ok_or_else(not_found)? {
             SnapshotSource::Cloud(credential, id) => {
-                let catalog = ManifestCatalog::new(Arc::clone(&core.db), credential);
+                let catalog = ManifestCatalog::new(Arc::clone(&browser.db), credential);
                 let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
                 let manifest = match known {
                     Some(manifest) => manifest,
                     None => {
-                        let opened = core.open_of_credential(&self.runtime, credential, &id);
+                        let opened = browser.open_of_credential(&self.runtime, credential, &id);
                         Manifest::clone(&opened.map_err(|error| service_error(&error))?.1)
                     }
                 };
                 serde_json::to_vec_pretty(&manifest)?
             }
             SnapshotSource::Local(volume, snapshot) => {
-                let entry = core.registry.by_id(volume).ok_or_else(not_found)?;
+                let entry = browser.registry.by_id(volume).ok_or_else(not_found)?;
                 let points = entry.snapshots();
                 let point = points.iter().find(|point| point.id == snapshot).ok_or_else(not_found)?;
                 serde_json::to_vec_pretty(&serde_json::json!({

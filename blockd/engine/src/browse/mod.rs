@@ -15,7 +15,11 @@ mod user_mounts;
 
 pub use export::CloudExports;
 
-use crate::{core::Core, error::ServiceError};
+use crate::credentials::Repositories;
+use crate::error::ServiceError;
+use crate::host::Host;
+use crate::registry::Registry;
+use blockd_catalog::Db;
 use blockd_catalog::{Catalog, CredentialRow};
 use blockd_cloud::{
     CacheCounters, CacheOptions, CachedSnapshot, CloudSnapshotId, Manifest, ManifestKey, SnapshotCache,
@@ -34,6 +38,21 @@ use uuid::Uuid;
 const MAX_OPEN: usize = 64;
 /// Maximum number of images whose file trees stay open for the control API.
 const MAX_FILES: usize = 8;
+
+/// Browse mounts and images of snapshots.
+pub struct Browser {
+    pub(crate) browse: Arc<Browse>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+}
+
+impl std::fmt::Debug for Browser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Browser").finish_non_exhaustive()
+    }
+}
 
 type OpenSnapshot = ((Uuid, CloudSnapshotId), CachedSnapshot, Arc<Manifest>);
 
@@ -105,20 +124,20 @@ impl Browse {
     }
 }
 
-impl Core {
+impl Browser {
     /// Starts the background work: the configured mount, and closing idle snapshots.
     pub fn start_browsing(self: &Arc<Self>) {
         mounts::clean(self);
-        let core = Arc::clone(self);
-        let mounted = tokio::task::spawn_blocking(move || mounts::mount_configured(&core));
-        let core = Arc::downgrade(self);
+        let this = Arc::clone(self);
+        let mounted = tokio::task::spawn_blocking(move || mounts::mount_configured(&this));
+        let this = Arc::downgrade(self);
         tokio::spawn(async move {
             // Failures are logged by the function itself.
             let _ = mounted.await;
             loop {
                 tokio::time::sleep(images::IDLE).await;
-                match core.upgrade() {
-                    Some(core) => core.browse.tidy(),
+                match this.upgrade() {
+                    Some(this) => this.browse.tidy(),
                     None => return,
                 }
             }
@@ -139,8 +158,8 @@ impl Core {
         if let Some(cache) = &*cache {
             return Ok(cache.clone());
         }
-        let config = &self.settings.browse;
-        let dir = config.cache_dir.clone().unwrap_or_else(|| self.data_dir.join("cache"));
+        let config = &self.host.settings.browse;
+        let dir = config.cache_dir.clone().unwrap_or_else(|| self.host.data_dir.join("cache"));
         let options = CacheOptions {
             dir: Some(dir),
             disk_bytes: config.cache_bytes,
@@ -170,13 +189,13 @@ impl Core {
             }
         }
         let cache = self.snapshot_cache()?;
-        let (repository, _) = runtime.block_on(self.guest_repository(credential))?;
+        let (repository, _) = runtime.block_on(self.repositories.guest_repository(credential))?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         // Manifests never change: a cached one is valid.
         let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
         let manifest = match known.filter(|manifest| manifest.id() == *id) {
             Some(manifest) => manifest,
-            None => runtime.block_on(in_time(&self.settings, repository.manifest(id)))?,
+            None => runtime.block_on(in_time(&self.host.settings, repository.manifest(id)))?,
         };
         let snapshot = runtime.block_on(cache.snapshot(&repository, &manifest)).map_err(shared_error)?;
         let manifest = Arc::new(manifest);
@@ -197,11 +216,11 @@ impl Core {
         wanted: Option<&blockd_api::CredentialRef>,
     ) -> Result<(CachedSnapshot, Arc<Manifest>), ServiceError> {
         let credentials: Vec<CredentialRow> = match wanted {
-            Some(_) => vec![runtime.block_on(self.credential(wanted))?],
-            None => runtime.block_on(self.credential_rows())?,
+            Some(_) => vec![runtime.block_on(self.repositories.credential(wanted))?],
+            None => runtime.block_on(self.repositories.credential_rows())?,
         };
         if credentials.is_empty() {
-            runtime.block_on(self.credential(None))?;
+            runtime.block_on(self.repositories.credential(None))?;
         }
         let mut first_error = None;
         for credential in credentials {

@@ -4,7 +4,8 @@
 //! are refused.
 
 use super::{listing::BrowseCatalog, mount_quota::MountQuota, user_mounts::UserMount};
-use crate::{core::Core, error::ServiceError};
+use crate::browse::Browser;
+use crate::error::ServiceError;
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{BrowseMount, BrowseMountList, MountBrowse, UnmountBrowse, Unmounted},
@@ -56,8 +57,8 @@ impl Mounts {
     }
 
     /// Writes the list.
-    pub(super) fn save(&self, core: &Core) {
-        write_mounts_file(core, self.mounts.lock().as_deref().unwrap_or_default());
+    pub(super) fn save(&self, browser: &Browser) {
+        write_mounts_file(browser, self.mounts.lock().as_deref().unwrap_or_default());
     }
 }
 
@@ -81,12 +82,12 @@ impl From<FuseError> for ServiceError {
 }
 
 /// Writes the list. Lock order: the daemon's own mounts, then the user mounts.
-fn write_mounts_file(core: &Core, mounts: &[Mount]) {
-    let path = core.data_dir.join(MOUNTS_FILE);
+fn write_mounts_file(browser: &Browser, mounts: &[Mount]) {
+    let path = browser.host.data_dir.join(MOUNTS_FILE);
     let write = || -> std::io::Result<()> {
         let temp = path.with_extension("tmp");
         let mut file = std::fs::File::create(&temp)?;
-        let handed = core.browse.mounts.handed.lock();
+        let handed = browser.browse.mounts.handed.lock();
         let own = mounts.iter().map(|mount| mount.mounted.mountpoint());
         for mountpoint in own.chain(handed.iter().flatten().filter_map(UserMount::path_to_save)) {
             use std::os::unix::ffi::OsStrExt;
@@ -102,9 +103,9 @@ fn write_mounts_file(core: &Core, mounts: &[Mount]) {
 }
 
 /// Cleans up the mounts of an earlier daemon, and allows new mounts.
-pub(super) fn clean(core: &Core) {
+pub(super) fn clean(browser: &Browser) {
     use std::os::unix::ffi::OsStrExt;
-    let path = core.data_dir.join(MOUNTS_FILE);
+    let path = browser.host.data_dir.join(MOUNTS_FILE);
     let note = std::fs::read(&path).unwrap_or_default();
     for line in note.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let mountpoint = Path::new(std::ffi::OsStr::from_bytes(line));
@@ -112,21 +113,21 @@ pub(super) fn clean(core: &Core) {
             tracing::warn!(%error, "cleaning up a mount of an earlier daemon failed");
         }
     }
-    *core.browse.mounts.mounts.lock() = Some(Vec::new());
-    *core.browse.mounts.handed.lock() = Some(Vec::new());
-    write_mounts_file(core, &[]);
+    *browser.browse.mounts.mounts.lock() = Some(Vec::new());
+    *browser.browse.mounts.handed.lock() = Some(Vec::new());
+    write_mounts_file(browser, &[]);
 }
 
 /// Creates the configured mount, if there is one.
-pub(super) fn mount_configured(core: &Arc<Core>) {
-    let config = &core.settings.browse;
+pub(super) fn mount_configured(browser: &Arc<Browser>) {
+    let config = &browser.host.settings.browse;
     let Some(mountpoint) = &config.mountpoint else { return };
-    if let Err(error) = core.mount(mountpoint, config.credentials.clone()) {
+    if let Err(error) = browser.mount(mountpoint, config.credentials.clone()) {
         tracing::error!(%error, "creating the configured browse mount failed");
     }
 }
 
-impl Core {
+impl Browser {
     fn mount(
         self: &Arc<Self>,
         mountpoint: &Path,
@@ -134,7 +135,7 @@ impl Core {
     ) -> Result<BrowseMount, ServiceError> {
         let runtime = Handle::current();
         for wanted in &credentials {
-            runtime.block_on(self.credential(Some(wanted)))?;
+            runtime.block_on(self.repositories.credential(Some(wanted)))?;
         }
         let invalid = |what: &str| Err(ServiceError::refused(ErrorCode::InvalidRequest, what));
         if !mountpoint.is_absolute() || mountpoint.as_os_str().as_encoded_bytes().contains(&b'\n') {
@@ -154,7 +155,7 @@ impl Core {
         }
         let catalog = Arc::new(BrowseCatalog::new(self, credentials.clone(), runtime));
         let options =
-            MountOptions { allow_other: self.settings.browse.allow_other, ..MountOptions::default() };
+            MountOptions { allow_other: self.host.settings.browse.allow_other, ..MountOptions::default() };
         let mounted = blockd_fuse::mount(catalog, mountpoint, options)?;
         tracing::info!(mountpoint = %mounted.mountpoint().display(), "snapshots can be browsed");
         let mount = Mount { mounted, credentials, since: Timestamp::now() };

@@ -2,7 +2,8 @@
 //! The mount appears in the mount namespace of its user.
 
 use super::listing::BrowseCatalog;
-use crate::{core::Core, error::ServiceError, foreign_fd::Foreign, owner::User};
+use crate::browse::Browser;
+use crate::{error::ServiceError, foreign_fd::Foreign, owner::User};
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{BrowseMount, HandMount},
@@ -69,7 +70,7 @@ fn check_mount_path(mountpoint: &Path) -> Result<(), ServiceError> {
     }
 }
 
-impl Core {
+impl Browser {
     /// Serves a mount that a local user has created. Blocks.
     ///
     /// # Errors
@@ -92,7 +93,7 @@ impl Core {
         };
         let runtime = Handle::current();
         for wanted in &request.cred_ids {
-            runtime.block_on(self.credential(Some(wanted)))?;
+            runtime.block_on(self.repositories.credential(Some(wanted)))?;
         }
         let mounts = &self.browse.mounts;
         if mounts.handed.lock().is_none() {

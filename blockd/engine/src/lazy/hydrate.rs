@@ -4,8 +4,12 @@
 //! and then the task fails. Fetched blocks stay, so an interrupted run resumes. A completely hydrated volume
 //! becomes a normal one and releases its backing snapshot.
 
+use crate::host::Host;
+use crate::lazy::LazyVolumes;
+use crate::merger::Wake;
+use crate::registry::Registry;
+use crate::tasks::Tasks;
 use crate::{
-    core::Core,
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
     tasks::LiveTask,
@@ -32,31 +36,46 @@ const MAX_STEPS: u64 = 256;
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-pub async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+/// Work of hydrations of lazy volumes.
+pub struct HydrationWork {
+    pub(crate) host: Arc<Host>,
+    pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) merger: Arc<Wake>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for HydrationWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HydrationWork").finish_non_exhaustive()
+    }
+}
+
+pub async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let id = row.volume.ok_or_else(|| ServiceError::Internal("a hydration without a volume".into()))?;
     let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, format!("volume {id} was deleted"));
-    let entry = core.registry.by_id(id).ok_or_else(gone)?;
+    let entry = work.registry.by_id(id).ok_or_else(gone)?;
     let volume = entry.volume()?;
     live.update(|row| {
         row.state = TaskState::Active;
         row.detail.phase = "hydrating".into();
     });
     let (before, mut pause) = (row.detail.bytes_downloaded, PAUSE);
-    super::metadata::prefer_metadata(core, &volume);
+    super::metadata::prefer_metadata(&work.lazy, &volume);
     // An earlier run may have met damage that was mended since.
     volume.retry_refused();
-    let source = core.lazy_sources.lock().get(&id).cloned();
+    let source = work.lazy.lazy_sources.lock().get(&id).cloned();
     if let Some(source) = &source {
         source.recheck();
     }
     let mut damage = None;
     loop {
         let step = tokio::select! {
-            step = fetch_some(core, live, &volume) => step,
+            step = fetch_some(work, live, &volume) => step,
             () = live.cancel.cancelled() => Err(ServiceError::Stopping),
         };
-        show(core, live, &volume, before).await;
+        show(work, live, &volume, before).await;
         if !matches!(entry.view().state, EntryState::Up(_)) {
             return Err(gone());
         }
@@ -95,7 +114,7 @@ pub async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, Serv
             Err(error) => return Err(error),
         }
     }
-    finish(core, live, &entry).await
+    finish(work, live, &entry).await
 }
 
 /// The end of a hydration that had to leave something out.
@@ -119,10 +138,14 @@ fn is_damage(error: &ServiceError) -> bool {
 }
 
 /// Fetches some of what is not there; `false` if nothing was left that is not on its way.
-async fn fetch_some(core: &Core, live: &LiveTask, volume: &Arc<Volume>) -> Result<bool, ServiceError> {
+async fn fetch_some(
+    work: &HydrationWork,
+    live: &LiveTask,
+    volume: &Arc<Volume>,
+) -> Result<bool, ServiceError> {
     // Other tasks may move data while this one waits for a store.
-    let _slot = core.tasks.slot(&live.cancel).await?;
-    let limit = core.settings.hydration_limit_bytes_per_s;
+    let _slot = work.tasks.slot(&live.cancel).await?;
+    let limit = work.host.settings.hydration_limit_bytes_per_s;
     let (enough, most_at_once) = match limit {
         0 => (ROUND_BYTES, usize::MAX),
         // About a second's worth. Each may bring as much as the longest.
@@ -141,7 +164,7 @@ async fn fetch_some(core: &Core, live: &LiveTask, volume: &Arc<Volume>) -> Resul
                 fetched
             }
         });
-    let concurrency = core.settings.hydration_concurrency.clamp(1, most_at_once.max(1));
+    let concurrency = work.host.settings.hydration_concurrency.clamp(1, most_at_once.max(1));
     let results: Vec<_> = fetches.buffer_unordered(concurrency).collect().await;
     let (mut fetched_bytes, mut failed) = (0, None);
     for result in results {
@@ -173,8 +196,8 @@ pub(super) async fn wait(live: &LiveTask, pause: &mut Duration) -> Result<(), Se
 }
 
 /// Says how far it is.
-async fn show(core: &Core, live: &LiveTask, volume: &Volume, downloaded_before: u64) {
-    let requests = core.lazy_sources.lock().get(&volume.id()).map(|source| source.requests());
+async fn show(work: &HydrationWork, live: &LiveTask, volume: &Volume, downloaded_before: u64) {
+    let requests = work.lazy.lazy_sources.lock().get(&volume.id()).map(|source| source.requests());
     let hydration = volume.hydration();
     live.detail(|detail| {
         if let Some(hydration) = hydration {
@@ -188,7 +211,7 @@ async fn show(core: &Core, live: &LiveTask, volume: &Volume, downloaded_before: 
             detail.requests = requests;
         }
     });
-    core.store_progress(live).await;
+    work.tasks.store_progress(live).await;
 }
 
 async fn end(volume: &Arc<Volume>) -> Result<bool, ServiceError> {
@@ -205,14 +228,18 @@ async fn end(volume: &Arc<Volume>) -> Result<bool, ServiceError> {
     .await
 }
 
-async fn finish(core: &Arc<Core>, live: &LiveTask, entry: &VolumeEntry) -> Result<TaskRow, ServiceError> {
+async fn finish(
+    work: &Arc<HydrationWork>,
+    live: &LiveTask,
+    entry: &VolumeEntry,
+) -> Result<TaskRow, ServiceError> {
     let id = entry.id;
     live.detail(|detail| (detail.bytes_processed, detail.note) = (detail.bytes_total, None));
-    core.failpoints.reached("hydration ended")?;
-    let done = core.finish(live, move |tx| LazyRow::remove(tx, id)).await?;
-    core.lazy_sources.lock().remove(&id);
+    work.host.failpoints.reached("hydration ended")?;
+    let done = work.tasks.finish(live, move |tx| LazyRow::remove(tx, id)).await?;
+    work.lazy.lazy_sources.lock().remove(&id);
     // Its layers can be merged with what it began as.
-    core.merger.wake();
+    work.merger.wake();
     tracing::info!(volume = %id, name = %entry.name, "the volume is hydrated");
     Ok(done)
 }

@@ -15,8 +15,16 @@ use super::{
     hydrate::{PAUSE, wait},
     source::{CHUNK_BLOCKS, SnapshotSource},
 };
+use crate::host::Host;
+use crate::lazy::LazyVolumes;
+use crate::merger::Wake;
+use crate::registry::Registry;
+use crate::registry::RollbackMark;
+use crate::restores::Restores;
+use crate::snapshots::Snapshots;
+use crate::tasks::Tasks;
 use crate::{
-    core::{Core, random_id},
+    engine::random_id,
     error::{ServiceError, blocking, spawned},
     locate::Purpose,
     preflight::check_cancelled,
@@ -25,11 +33,15 @@ use crate::{
     tasks::{LiveTask, stop::check_limits},
 };
 use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, cloudsnaps::RestoreStarted, lazy::StartInPlace};
+use blockd_catalog::Db;
 use blockd_catalog::{Chain, InPlace, SnapshotRow, SnapshotState, TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{Manifest, changed_blocks};
+use blockd_extent::VolumeId;
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::{future::Future, sync::Arc};
 use uuid::Uuid;
 
@@ -37,7 +49,25 @@ const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 /// Bytes between two flushes with recorded progress.
 const NOTE_EVERY_BYTES: u64 = 64 << 20;
 
-impl Core {
+/// Work of in-place restores.
+pub struct InPlaceWork {
+    pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) going_back: Mutex<HashMap<VolumeId, RollbackMark>>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) merger: Arc<Wake>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for InPlaceWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InPlaceWork").finish_non_exhaustive()
+    }
+}
+
+impl Restores {
     /// Starts an in-place restore of a volume.
     ///
     /// # Errors
@@ -48,21 +78,22 @@ impl Core {
     ) -> Result<RestoreStarted, ServiceError> {
         check_limits(request.limits)?;
         let id = request.snap;
-        let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
-        let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
+        let credential =
+            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
+        let manifest = self.repositories.manifest_to_begin_with(credential.uuid, &id).await?;
 
         let _admission = self.admission.lock().await;
         check_cancelled()?;
-        self.refuse_if_deleting(&id).await?;
+        self.tasks.refuse_if_deleting(&id).await?;
         let entry = self.registry.find(&request.volume)?;
-        let tasks = self.unfinished_tasks().await?;
+        let tasks = self.tasks.unfinished_tasks().await?;
         if let Some(task) = tasks.into_iter().find(|task| task.volume == Some(entry.id)) {
             let message =
                 format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
-        if let Some(task) = self.kept_tasks().await?.into_iter().find(is_half_done) {
+        if let Some(task) = self.tasks.kept_tasks().await?.into_iter().find(is_half_done) {
             let message = format!(
                 "restore task {} took volume {} back in part only: resume it, or give it up first",
                 task.id, entry.name
@@ -102,8 +133,8 @@ impl Core {
             },
         };
         mark.set_reason(fence_reason(&row));
-        self.going_back.lock().insert(entry.id, mark);
-        match self.store_and_launch(row, |_| Ok(())).await {
+        self.in_place_work.going_back.lock().insert(entry.id, mark);
+        match self.runner.store_and_launch(row, |_| Ok(())).await {
             Ok(started) => Ok(RestoreStarted {
                 task: started.task,
                 volume_id: entry.id,
@@ -111,19 +142,21 @@ impl Core {
                 schedules: Vec::new(),
             }),
             Err(error) => {
-                self.going_back.lock().remove(&entry.id);
+                self.in_place_work.going_back.lock().remove(&entry.id);
                 Err(error)
             }
         }
     }
+}
 
+impl InPlaceWork {
     /// Fences the volumes of unfinished in-place restores, before the first client is served.
     ///
     /// # Errors
     /// The database fails.
     pub async fn fence_volumes_in_rollback(&self) -> Result<(), ServiceError> {
         let mut tasks = self.db.run(TaskRow::unfinished).await?;
-        tasks.extend(self.kept_tasks().await?);
+        tasks.extend(self.tasks.kept_tasks().await?);
         for task in tasks.iter().filter(|task| task.detail.in_place.is_some()) {
             // A volume that cannot be fenced is not open to clients either.
             let _ = self.keep_clients_out(task);
@@ -166,50 +199,50 @@ fn fence_reason(row: &TaskRow) -> String {
 }
 
 /// Updates the message to fenced clients.
-fn warn_fenced_clients(core: &Core, row: &TaskRow) {
-    let going_back = core.going_back.lock();
+fn warn_fenced_clients(work: &InPlaceWork, row: &TaskRow) {
+    let going_back = work.going_back.lock();
     if let Some(mark) = row.volume.and_then(|id| going_back.get(&id)) {
         mark.set_reason(fence_reason(row));
     }
 }
 
 /// Removes the fence.
-pub fn release(core: &Core, row: &TaskRow) {
+pub fn release(work: &InPlaceWork, row: &TaskRow) {
     if let Some(volume) = row.volume.filter(|_| row.detail.in_place.is_some()) {
-        core.going_back.lock().remove(&volume);
+        work.going_back.lock().remove(&volume);
     }
 }
 
-pub async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+pub async fn run(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
-    warn_fenced_clients(core, &row);
-    let result = run_to_the_end(core, live).await;
+    warn_fenced_clients(work, &row);
+    let result = run_to_the_end(work, live).await;
     if result.is_err() {
         // The state may stay.
-        warn_fenced_clients(core, &TaskRow { state: TaskState::Failed, ..live.view() });
+        warn_fenced_clients(work, &TaskRow { state: TaskState::Failed, ..live.view() });
     }
     result
 }
 
-async fn run_to_the_end(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+async fn run_to_the_end(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
     let plan = row.detail.in_place.ok_or_else(|| ServiceError::Internal("not a restore in place".into()))?;
-    let entry = row.volume.and_then(|id| core.registry.by_id(id)).ok_or_else(gone)?;
+    let entry = row.volume.and_then(|id| work.registry.by_id(id)).ok_or_else(gone)?;
     let volume = entry.volume()?;
     live.update(|row| {
         row.state = TaskState::Active;
         row.detail.phase = "planning".into();
     });
     let before = {
-        let _slot = core.tasks.slot(&live.cancel).await?;
-        frozen(core, &entry, plan).await?
+        let _slot = work.tasks.slot(&live.cancel).await?;
+        frozen(work, &entry, plan).await?
     };
-    core.failpoints.reached("going back frozen")?;
+    work.host.failpoints.reached("going back frozen")?;
     let mut pause = PAUSE;
     loop {
         let started_at = live.view().detail.bytes_processed;
-        let error = match go_back(core, live, &volume, &before).await {
+        let error = match go_back(work, live, &volume, &before).await {
             Ok(()) => break,
             Err(error) => error,
         };
@@ -230,16 +263,16 @@ async fn run_to_the_end(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         });
         wait(live, &mut pause).await?;
     }
-    core.failpoints.reached("going back done")?;
+    work.host.failpoints.reached("going back done")?;
     live.detail(|detail| detail.phase = "done".into());
-    let done = core.finish(live, |_| Ok(())).await?;
-    release(core, &done);
+    let done = work.tasks.finish(live, |_| Ok(())).await?;
+    release(work, &done);
     if plan.discard
-        && let Err(error) = core.delete_snapshot(&SnapshotRef::Id(plan.before), false).await
+        && let Err(error) = work.snapshots.delete_snapshot(&SnapshotRef::Id(plan.before), false).await
     {
         tracing::warn!(volume = %entry.id, snapshot = %plan.before, %error, "what the volume was before stays");
     }
-    core.merger.wake();
+    work.merger.wake();
     Ok(done)
 }
 
@@ -270,18 +303,18 @@ async fn unless_stopped<T>(
 
 /// Resumes at the last flush.
 async fn go_back(
-    core: &Arc<Core>,
+    work: &Arc<InPlaceWork>,
     live: &LiveTask,
     volume: &Arc<Volume>,
     before: &SnapshotRow,
 ) -> Result<(), ServiceError> {
     // Other tasks may move data while this one waits for a store.
-    let _slot = core.tasks.slot(&live.cancel).await?;
+    let _slot = work.tasks.slot(&live.cancel).await?;
     let row = live.view();
     let done_below = row.detail.in_place.map_or(0, |plan| plan.done_below);
     let source =
-        unless_stopped(live, SnapshotSource::open(core, live, row.credential, row.cloudsnap)).await?;
-    let (blocks, how) = unless_stopped(live, differing(core, volume, before, &source)).await?;
+        unless_stopped(live, SnapshotSource::open(&work.lazy, live, row.credential, row.cloudsnap)).await?;
+    let (blocks, how) = unless_stopped(live, differing(work, volume, before, &source)).await?;
     let end = BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES);
     let total_bytes = blocks.len_bytes();
     let left = blocks.slice(Extent::between(BlockIndex(done_below).min(end), end));
@@ -292,14 +325,18 @@ async fn go_back(
         detail.bytes_total = total_bytes;
         detail.bytes_processed = total_bytes - left.len_bytes();
     });
-    core.store_progress(live).await;
-    write_all(core, live, volume, &source, &left).await
+    work.tasks.store_progress(live).await;
+    write_all(work, live, volume, &source, &left).await
 }
 
 /// Returns the snapshot of the previous content: that of an earlier run, or a new one.
-async fn frozen(core: &Core, entry: &Arc<VolumeEntry>, plan: InPlace) -> Result<SnapshotRow, ServiceError> {
+async fn frozen(
+    work: &InPlaceWork,
+    entry: &Arc<VolumeEntry>,
+    plan: InPlace,
+) -> Result<SnapshotRow, ServiceError> {
     let id = entry.id;
-    let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
+    let rows = work.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
     let is_it = |row: &SnapshotRow| row.id == plan.before && row.state == SnapshotState::Ready;
     if let Some(row) = rows.into_iter().find(is_it) {
         return Ok(row);
@@ -312,18 +349,18 @@ async fn frozen(core: &Core, entry: &Arc<VolumeEntry>, plan: InPlace) -> Result<
         quiesce_rules: Vec::new(),
         schedule: None,
     };
-    first(core.freeze_together(wanted).await?)
+    first(work.snapshots.freeze_together(wanted).await?)
 }
 
 /// Returns the blocks that may differ, and the source of this knowledge.
 async fn differing(
-    core: &Core,
+    work: &InPlaceWork,
     volume: &Arc<Volume>,
     before: &SnapshotRow,
     source: &SnapshotSource,
 ) -> Result<(BlockSet, &'static str), ServiceError> {
     let (id, credential) = (volume.id(), source.credential());
-    let chain = core.db.run(move |tx| Chain::find(tx, id, credential)).await?;
+    let chain = work.db.run(move |tx| Chain::find(tx, id, credential)).await?;
     if let Some(chain) = chain
         && let Some(mut blocks) = changed_since(volume, &chain, before).await?
         && let Some(between) = between(source, &chain).await?
@@ -376,7 +413,7 @@ async fn between(source: &SnapshotSource, chain: &Chain) -> Result<Option<BlockS
 }
 
 async fn write_all(
-    core: &Core,
+    work: &InPlaceWork,
     live: &LiveTask,
     volume: &Arc<Volume>,
     source: &SnapshotSource,
@@ -402,16 +439,16 @@ async fn write_all(
             });
             if unnoted_bytes >= NOTE_EVERY_BYTES {
                 unnoted_bytes = 0;
-                note(core, live, volume, at).await?;
+                note(work, live, volume, at).await?;
             }
         }
     }
-    note(core, live, volume, BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES)).await
+    note(work, live, volume, BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES)).await
 }
 
 /// Records that all blocks below a limit are durable.
 async fn note(
-    core: &Core,
+    work: &InPlaceWork,
     live: &LiveTask,
     volume: &Arc<Volume>,
     below: BlockIndex,
@@ -423,7 +460,7 @@ async fn note(
             plan.done_below = below.0;
         }
     });
-    core.store_progress(live).await;
+    work.tasks.store_progress(live).await;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Hydration of filesystem metadata first. This is a hint: nothing fails without it.
 
 use super::CloudSource;
-use crate::core::Core;
+use crate::lazy::LazyVolumes;
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use blockd_fuse::{Image, ImageRun, inside};
 use blockd_volume::Volume;
@@ -23,10 +23,10 @@ use tokio_util::sync::CancellationToken;
 const MAX_METADATA_RANGES: usize = 32_768;
 
 /// Searches the filesystem metadata of a volume in the background, and makes its hydration fetch it first.
-pub(super) fn prefer_metadata(core: &Arc<Core>, volume: &Arc<Volume>) {
-    let source = core.lazy_sources.lock().get(&volume.id()).cloned();
+pub(super) fn prefer_metadata(lazy: &Arc<LazyVolumes>, volume: &Arc<Volume>) {
+    let source = lazy.lazy_sources.lock().get(&volume.id()).cloned();
     let Some(source) = source else { return };
-    let (volume, stopping) = (Arc::downgrade(volume), core.stopping.clone());
+    let (volume, stopping) = (Arc::downgrade(volume), lazy.host.stopping.clone());
     // In the background: the store may be unreachable.
     tokio::spawn(async move {
         // Few at a time: each takes a thread and needs others to complete.

@@ -3,17 +3,20 @@
 //! A row says what a lazy volume needs, from before its files are made until all of it is there. As long as
 //! there is such a row, its cloud snapshot and its credential are not deleted by this daemon.
 
-mod fetcher;
+pub mod fetcher;
 pub mod hydrate;
 pub mod in_place;
 mod metadata;
-mod source;
+pub mod source;
 
 pub use fetcher::Fetcher;
 pub use source::{CloudSource, SharedSource};
 
+use crate::credentials::Repositories;
+use crate::host::Host;
+use crate::registry::Registry;
+use crate::restores::Restores;
 use crate::{
-    core::Core,
     error::{ServiceError, blocking},
     locate::Purpose,
     preflight::check_cancelled,
@@ -24,6 +27,7 @@ use blockd_api::{
     ErrorCode,
     lazy::{Hydration, LazyRestored, StartLazyRestore},
 };
+use blockd_catalog::Db;
 use blockd_catalog::{
     Catalog, Chain, DbError, LazyRow, TaskDetail, TaskKind, TaskRow, TaskState, VolumeRow, VolumeState,
 };
@@ -31,10 +35,28 @@ use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
 use blockd_extent::VolumeId;
 use blockd_volume::Volume;
 use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
-impl Core {
+/// Lazy volumes and the sources of their blocks.
+pub struct LazyVolumes {
+    pub(crate) db: Arc<Db>,
+    pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) lazy_sources: Mutex<HashMap<VolumeId, Arc<CloudSource>>>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+}
+
+impl std::fmt::Debug for LazyVolumes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LazyVolumes").finish_non_exhaustive()
+    }
+}
+
+impl LazyVolumes {
     /// Attaches the sources of lazy volumes, before the first client is served.
     ///
     /// # Errors
@@ -59,7 +81,9 @@ impl Core {
         volume.set_lazy_source(Arc::new(source.clone()));
         source
     }
+}
 
+impl Restores {
     /// Makes a volume that is a cloud snapshot, without fetching it: it is durable and served when this
     /// returns.
     ///
@@ -70,20 +94,21 @@ impl Core {
         request: &StartLazyRestore,
     ) -> Result<LazyRestored, ServiceError> {
         let id = request.snap;
-        let credential = self.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
-        let manifest = self.manifest_to_begin_with(credential.uuid, &id).await?;
+        let credential =
+            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
+        let manifest = self.repositories.manifest_to_begin_with(credential.uuid, &id).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
         check_cancelled()?;
-        self.refuse_if_deleting(&id).await?;
-        let row = self.row_of_restored(
+        self.tasks.refuse_if_deleting(&id).await?;
+        let row = self.lazy.row_of_restored(
             &manifest,
             request.volume.as_ref(),
             request.labels.as_ref(),
             VolumeState::Creating,
         )?;
-        let schedules = self.schedules_of(&row.labels).await?;
+        let schedules = self.lazy.schedules_of(&row.labels).await?;
         let lazy = LazyRow {
             volume: row.id,
             credential: credential.uuid,
@@ -93,7 +118,7 @@ impl Core {
         };
         let entry = VolumeEntry::new(&row, EntryState::Creating);
         self.registry.reserve(&entry)?;
-        match self.make_lazy_volume(row, lazy, manifest).await {
+        match self.lazy.make_lazy_volume(row, lazy, manifest).await {
             Ok(volume) => entry.set_state(EntryState::Up(volume)),
             Err(error) => {
                 self.registry.remove(&entry);
@@ -108,7 +133,9 @@ impl Core {
         };
         Ok(LazyRestored { task, volume_id: entry.id, volume: entry.name.clone(), schedules })
     }
+}
 
+impl LazyVolumes {
     /// Rows, then files, then the row: a crash between leaves rows that say what to undo.
     async fn make_lazy_volume(
         self: &Arc<Self>,
@@ -116,7 +143,7 @@ impl Core {
         lazy: LazyRow,
         manifest: Manifest,
     ) -> Result<Arc<Volume>, ServiceError> {
-        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.volume_dir(row.id));
+        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.host.data_dir.volume_dir(row.id));
         let chain = Chain {
             volume: id,
             credential: lazy.credential,
@@ -154,7 +181,9 @@ impl Core {
         }
         Ok(volume)
     }
+}
 
+impl Restores {
     /// Gives a clone of a lazy volume its own source, and a task of its own if its parent has one.
     ///
     /// # Errors
@@ -169,7 +198,7 @@ impl Core {
             // The parent was hydrated meanwhile.
             return Ok(self.db.run(move |tx| LazyRow::remove(tx, row.volume)).await?);
         }
-        self.give_source(&volume, row);
+        self.lazy.give_source(&volume, row);
         if row.hydrate {
             self.launch_hydration(entry, row).await?;
         }
@@ -185,7 +214,7 @@ impl Core {
         entry: &VolumeEntry,
         lazy: LazyRow,
     ) -> Result<Uuid, ServiceError> {
-        let credentials = self.credential_rows().await?;
+        let credentials = self.repositories.credential_rows().await?;
         let credential = credentials.into_iter().find(|row| row.uuid == lazy.credential);
         let row = TaskRow {
             id: Uuid::new_v4(),
@@ -209,7 +238,7 @@ impl Core {
         };
         let (task, stored) = (row.id, row.clone());
         self.db.run(move |tx| stored.put(tx)).await?;
-        self.launch(row);
+        self.runner.launch(row);
         Ok(task)
     }
 
@@ -220,7 +249,7 @@ impl Core {
     /// The database fails.
     pub async fn resume_hydrations(self: &Arc<Self>) -> Result<(), ServiceError> {
         let _admission = self.admission.lock().await;
-        let (tasks, kept) = (self.unfinished_tasks().await?, self.kept_tasks().await?);
+        let (tasks, kept) = (self.tasks.unfinished_tasks().await?, self.tasks.kept_tasks().await?);
         for row in self.db.run(LazyRow::all).await?.into_iter().filter(|row| row.hydrate) {
             let is_its_task = |task: &TaskRow| task.volume == Some(row.volume) && task.detail.lazy;
             let has_task = tasks.iter().any(is_its_task);
@@ -230,13 +259,15 @@ impl Core {
             };
             if entry.volume().is_ok_and(|volume| volume.is_lazy()) {
                 // The new one takes the place of one that failed.
-                self.give_up_kept(is_its_task).await?;
+                self.runner.give_up_kept(is_its_task).await?;
                 self.launch_hydration(&entry, row).await?;
             }
         }
         Ok(())
     }
+}
 
+impl LazyVolumes {
     /// Refuses to take a cloud snapshot away that a lazy volume needs.
     pub async fn refuse_if_needed(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
         let needs = |row: &LazyRow| row.cloudsnap == *id;

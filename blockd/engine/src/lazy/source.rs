@@ -5,8 +5,8 @@
 //! exceed it.
 
 use super::fetcher::Fetcher;
+use crate::lazy::LazyVolumes;
 use crate::{
-    core::Core,
     error::{ServiceError, blocking, spawned},
     tasks::LiveTask,
 };
@@ -37,7 +37,7 @@ const LOOK_FOR_DELETION: Duration = Duration::from_secs(10);
 
 /// See the module documentation.
 pub struct CloudSource {
-    core: Weak<Core>,
+    lazy: Weak<LazyVolumes>,
     fetcher: Arc<Fetcher>,
     handle: Handle,
     row: LazyRow,
@@ -74,15 +74,15 @@ fn source_error(error: &ServiceError) -> SourceError {
 
 impl CloudSource {
     /// Creates the source of a volume, on a thread of the runtime.
-    pub fn new(core: &Arc<Core>, row: LazyRow) -> Arc<Self> {
-        let config = &core.settings;
+    pub fn new(lazy: &Arc<LazyVolumes>, row: LazyRow) -> Arc<Self> {
+        let config = &lazy.host.settings;
         let timeout_ms = match row.on_store_loss {
             StoreLoss::Stall => config.lazy_stall_ms,
             StoreLoss::Error => config.lazy_error_ms,
         };
         Arc::new(Self {
-            core: Arc::downgrade(core),
-            fetcher: Arc::clone(&core.fetcher),
+            lazy: Arc::downgrade(lazy),
+            fetcher: Arc::clone(&lazy.fetcher),
             handle: Handle::current(),
             row,
             time_limit: Duration::from_millis(timeout_ms),
@@ -106,8 +106,8 @@ impl CloudSource {
     /// Returns the cause of apparent damage: all objects of a deleted snapshot are missing.
     async fn reason(&self, error: SourceError) -> SourceError {
         let look = async {
-            let core = self.core.upgrade()?;
-            let (repository, _) = core.guest_repository(self.row.credential).await.ok()?;
+            let lazy = self.lazy.upgrade()?;
+            let (repository, _) = lazy.repositories.guest_repository(self.row.credential).await.ok()?;
             match repository.manifest(&self.row.cloudsnap).await {
                 Err(CloudError::SnapshotNotFound { store, .. }) => {
                     // The directory of an unmounted disk is empty, too.
@@ -142,15 +142,15 @@ impl CloudSource {
         if let Some(reader) = &*opened {
             return Ok(reader.clone());
         }
-        let core = self.core.upgrade().ok_or_else(|| SourceError::new("the daemon is stopping", true))?;
-        let reader = self.open(&core).await.map_err(|error| source_error(&error))?;
+        let lazy = self.lazy.upgrade().ok_or_else(|| SourceError::new("the daemon is stopping", true))?;
+        let reader = self.open(&lazy).await.map_err(|error| source_error(&error))?;
         *opened = Some(reader.clone());
         Ok(reader)
     }
 
-    async fn open(&self, core: &Core) -> Result<SnapshotReader, ServiceError> {
-        let (repository, requests) = core.guest_repository(self.row.credential).await?;
-        let catalog = Catalog::new(Arc::clone(&core.db), self.row.credential);
+    async fn open(&self, lazy: &LazyVolumes) -> Result<SnapshotReader, ServiceError> {
+        let (repository, requests) = lazy.repositories.guest_repository(self.row.credential).await?;
+        let catalog = Catalog::new(Arc::clone(&lazy.db), self.row.credential);
         let key = self.row.cloudsnap.manifest_key();
         let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
         let manifest = match cached {
@@ -318,12 +318,12 @@ pub(super) struct SnapshotSource {
 impl SnapshotSource {
     /// Opens the cloud snapshot.
     pub(super) async fn open(
-        core: &Core,
+        lazy: &LazyVolumes,
         live: &LiveTask,
         credential: Uuid,
         id: CloudSnapshotId,
     ) -> Result<Self, ServiceError> {
-        let (repository, requests) = core.guest_repository(credential).await?;
+        let (repository, requests) = lazy.repositories.guest_repository(credential).await?;
         let repository = live.limited(&repository);
         let manifest = Box::pin(repository.manifest(&id)).await?;
         let opened = repository.clone();

@@ -4,8 +4,8 @@ use super::{
     exposition::{Exposition, Labels},
     traffic::Operation,
 };
+use crate::activity::Monitor;
 use crate::{
-    core::Core,
     error::{ServiceError, blocking},
     registry::{EntryState, VolumeEntry},
     schedules::engine::{self, Candidate},
@@ -97,15 +97,15 @@ impl VolumeSample {
     }
 }
 
-impl Core {
+impl Monitor {
     /// Returns all metrics in text format.
     ///
     /// # Errors
     /// The database fails.
     pub async fn metrics_text(&self) -> Result<String, ServiceError> {
         let now = Timestamp::now();
-        let space = self.check_free_space().await;
-        let hooks = self.webhooks.clone();
+        let space = self.free_space.check_free_space().await;
+        let hooks = self.webhook_delivery.webhooks.clone();
         let rows = self.db.run(move |tx| Rows::read(tx, &hooks, now)).await?;
         let entries = self.registry.all();
         // Sizes are read from the filesystem.
@@ -128,7 +128,7 @@ impl Core {
     fn of_the_process(&self, text: &mut Exposition) {
         let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         text.gauge("blockd_build_info", "The version of blockd; always 1.", [(version, 1)]);
-        let uptime = self.started.elapsed().as_secs_f64();
+        let uptime = self.host.started.elapsed().as_secs_f64();
         text.gauge("blockd_uptime_seconds", "Time since the start of blockd.", [(Vec::new(), uptime)]);
         let memory = resident_bytes().map(|len_bytes| (Vec::new(), len_bytes));
         text.gauge("process_resident_memory_bytes", "Resident memory size in bytes.", memory);
@@ -229,7 +229,7 @@ impl Core {
             "Schedules whose next run is minutes late.",
             [(Vec::new(), rows.overdue)],
         );
-        let volumes = self.candidates();
+        let volumes = self.schedules.candidates();
         text.gauge(
             "blockd_backup_wanted_since_timestamp_seconds",
             "Time since which an active schedule backs up the volume to the credential, successfully or not.",
@@ -300,7 +300,8 @@ impl Core {
             "Events waiting for delivery to the webhook.",
             rows.webhooks.iter().map(|hook| (of(&hook.name), hook.waiting)),
         );
-        let states: Vec<_> = self.webhooks.iter().map(|hook| (hook.name(), hook.state())).collect();
+        let states: Vec<_> =
+            self.webhook_delivery.webhooks.iter().map(|hook| (hook.name(), hook.state())).collect();
         text.counter(
             "blockd_webhook_delivered_events_total",
             "Events that the webhook accepted.",

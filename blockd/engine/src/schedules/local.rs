@@ -7,12 +7,9 @@ use super::{
     engine::{self, Batch, failures_of},
     runner::Delays,
 };
+use crate::schedules::runner::ScheduleRunner;
 use crate::{
-    core::{Core, random_id},
-    error::ServiceError,
-    registry::VolumeEntry,
-    rules::QuiesceRequest,
-    snapshots::Wanted,
+    engine::random_id, error::ServiceError, registry::VolumeEntry, rules::QuiesceRequest, snapshots::Wanted,
 };
 use blockd_api::{
     SnapshotName, SnapshotRef, events::Severity, schedules::RunState, snapshots::SnapshotGroup,
@@ -42,24 +39,24 @@ struct StartedRun {
 
 /// Guard of snapshots in progress: after any end, the next pass of the scheduler sees their result.
 struct Freezing {
-    core: Arc<Core>,
+    schedule_runner: Arc<ScheduleRunner>,
     ids: Vec<SnapshotId>,
 }
 
 impl Freezing {
-    fn new(core: Arc<Core>, ids: Vec<SnapshotId>) -> Self {
-        core.scheduler.freezing.lock().extend(&ids);
-        Self { core, ids }
+    fn new(schedule_runner: Arc<ScheduleRunner>, ids: Vec<SnapshotId>) -> Self {
+        schedule_runner.scheduler.freezing.lock().extend(&ids);
+        Self { schedule_runner, ids }
     }
 }
 
 impl Drop for Freezing {
     fn drop(&mut self) {
-        self.core.scheduler.freezing.lock().retain(|id| !self.ids.contains(id));
+        self.schedule_runner.scheduler.freezing.lock().retain(|id| !self.ids.contains(id));
     }
 }
 
-impl Core {
+impl ScheduleRunner {
     /// Starts runs of local snapshots with one point in time.
     pub(super) async fn begin_local(
         self: &Arc<Self>,
@@ -84,7 +81,7 @@ impl Core {
         let rest =
             QuiesceRequest { scheduled: schedule.and_then(|row| row.spec.rule), ..QuiesceRequest::default() };
         let volumes: Vec<_> = entries.iter().map(|(entry, _)| Arc::clone(entry)).collect();
-        let quiesce_rules = match self.quiesce_for(&rest, &volumes).await {
+        let quiesce_rules = match self.quiescer.quiesce_for(&rest, &volumes).await {
             Ok(quiesce_rules) => quiesce_rules,
             Err(error) => return self.end_runs(runs, error.to_api().message, now).await,
         };
@@ -108,13 +105,13 @@ impl Core {
             Err(DbError::NotQueued(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        self.failpoints.reached("local run begun")?;
-        let core = Arc::clone(self);
+        self.host.failpoints.reached("local run begun")?;
+        let this = Arc::clone(self);
         let record_start = StartedRun { runs, entries, name, group, quiesce_rules };
         self.tasks.spawn(async move {
-            core.take_local(record_start, of).await;
+            this.take_local(record_start, of).await;
             drop(freezing);
-            core.scheduler.wake();
+            this.scheduler.wake();
         });
         Ok(())
     }
@@ -126,10 +123,10 @@ impl Core {
         let wanted =
             Wanted { members, name, internal: false, group, quiesce_rules, schedule: Some(schedule) };
         let mut report = None;
-        match self.freeze_with_report(wanted, &mut report).await {
+        match self.snapshots.freeze_with_report(wanted, &mut report).await {
             Ok(rows) => {
                 for (entry, _) in &entries {
-                    self.forget_intervals(entry).await;
+                    self.snapshots.forget_intervals(entry).await;
                 }
                 let failures = failures_of(report.as_ref());
                 tracing::info!(%schedule, snapshots = rows.len(), ?failures, "local snapshots taken");
@@ -196,7 +193,7 @@ impl Core {
             if entry.is_some_and(|entry| entry.is_rolling_back()) {
                 continue;
             }
-            match self.delete_snapshot(&SnapshotRef::Id(id), false).await {
+            match self.snapshots.delete_snapshot(&SnapshotRef::Id(id), false).await {
                 Ok(_) => {
                     let run = RunRow {
                         state: RunState::Expired,

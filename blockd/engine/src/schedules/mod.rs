@@ -7,9 +7,9 @@ mod known_health;
 mod local;
 mod plausibility;
 mod policies;
-mod requests;
-mod retention_checks;
-mod runner;
+pub mod requests;
+pub mod retention_checks;
+pub mod runner;
 #[cfg(test)]
 mod simulation;
 mod uses;

@@ -1,7 +1,8 @@
 //! Policies, which several schedules share.
 
 use super::plausibility::refuse_never;
-use crate::{core::Core, error::ServiceError};
+use crate::error::ServiceError;
+use crate::schedules::requests::Schedules;
 use blockd_api::{
     Deleted, ErrorCode,
     schedules::{MAX_RULES, Policy, PolicyList, PolicyName, Rule, UpdatePolicy},
@@ -31,7 +32,7 @@ pub(super) fn not_found(name: &PolicyName) -> ServiceError {
     ServiceError::refused(ErrorCode::PolicyNotFound, format!("there is no schedule policy {name}"))
 }
 
-impl Core {
+impl Schedules {
     /// Creates a policy.
     ///
     /// # Errors

@@ -5,7 +5,11 @@ use super::{
     plausibility,
     policies::{check_rules, not_found},
 };
-use crate::{core::Core, error::ServiceError, registry::EntryState, rules::refuse_unknown};
+use crate::credentials::Repositories;
+use crate::quiesce::Quiescer;
+use crate::registry::Registry;
+use crate::schedules::Scheduler;
+use crate::{error::ServiceError, registry::EntryState, rules::refuse_unknown};
 use blockd_api::{
     CredentialRef, Deleted, ErrorCode, ObjectName, VolumeRef,
     schedules::{
@@ -14,15 +18,32 @@ use blockd_api::{
         UpdateSchedule,
     },
 };
+use blockd_catalog::Db;
 use blockd_catalog::{DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec};
 use blockd_schedule::Retention;
 use jiff::Timestamp;
 use rusqlite::Transaction;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Default number of runs in a reply.
 const DEFAULT_HISTORY: u32 = 100;
+
+/// Schedules and their policies.
+pub struct Schedules {
+    pub(crate) db: Arc<Db>,
+    pub(crate) quiescer: Arc<Quiescer>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) scheduler: Arc<Scheduler>,
+}
+
+impl std::fmt::Debug for Schedules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Schedules").finish_non_exhaustive()
+    }
+}
 
 fn no_schedule(uuid: Uuid) -> ServiceError {
     ServiceError::refused(ErrorCode::ScheduleNotFound, format!("there is no schedule {uuid}"))
@@ -126,7 +147,7 @@ fn put(
     Ok(Schedule { warnings, ..to_api(tx, row, volumes, now)? })
 }
 
-impl Core {
+impl Schedules {
     /// Refuses to delete the credential of a schedule.
     pub async fn refuse_if_scheduled(&self, credential: Uuid, name: &str) -> Result<(), ServiceError> {
         let found = self.db.run(move |tx| -> Result<_, DbError> {
@@ -198,10 +219,10 @@ impl Core {
         let mut credentials = Vec::new();
         // Local snapshots need no location.
         if request.cred_ids.is_empty() && request.local.is_none() {
-            credentials.push(self.credential(None).await?.uuid);
+            credentials.push(self.repositories.credential(None).await?.uuid);
         }
         for wanted in &request.cred_ids {
-            let uuid = self.credential(Some(wanted)).await?.uuid;
+            let uuid = self.repositories.credential(Some(wanted)).await?.uuid;
             if !credentials.contains(&uuid) {
                 credentials.push(uuid);
             }
@@ -213,7 +234,7 @@ impl Core {
         }
         let retain_at = self.retain_at(&request.retain_at, &credentials).await?;
         if let Some(rule) = &request.rule {
-            self.refuse_rule(rule).await?;
+            self.quiescer.refuse_rule(rule).await?;
         }
         let now = Timestamp::now();
         let row = ScheduleRow {
@@ -293,7 +314,7 @@ impl Core {
     ) -> Result<Schedule, ServiceError> {
         let now = Timestamp::now();
         if let Some(Some(rule)) = &request.rule {
-            self.refuse_rule(rule).await?;
+            self.quiescer.refuse_rule(rule).await?;
         }
         let retain_at = match &request.retain_at {
             Some(given) => {
@@ -455,7 +476,7 @@ impl Core {
     ) -> Result<BTreeMap<Uuid, Retention>, ServiceError> {
         let mut retain_at = BTreeMap::new();
         for RetainAt { cred_id, retain } in given {
-            let credential = self.credential(Some(cred_id)).await?;
+            let credential = self.repositories.credential(Some(cred_id)).await?;
             if !places.contains(&credential.uuid) {
                 return Err(invalid(format!("nothing is backed up to {} by this schedule", credential.name)));
             }

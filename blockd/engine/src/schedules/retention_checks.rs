@@ -1,12 +1,17 @@
 //! Checks before a retention pass deletes anything.
 
 use super::engine::Judgement;
+use crate::credentials::Repositories;
+use crate::events::EventLog;
+use crate::health::Health;
+use crate::host::Host;
+use crate::registry::Registry;
 use crate::{
-    core::Core,
     error::{ServiceError, spawned},
     health,
 };
 use blockd_api::{ErrorCode, events::Severity};
+use blockd_catalog::Db;
 use blockd_catalog::{Catalog, NewEvent, RunRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
@@ -17,6 +22,22 @@ use blockd_store::Requests;
 use jiff::Timestamp;
 use std::{collections::HashSet, sync::Arc};
 use uuid::Uuid;
+
+/// Checks before retention deletes: places, clocks, and backups that others rely on.
+pub struct RetentionChecks {
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+}
+
+impl std::fmt::Debug for RetentionChecks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RetentionChecks").finish_non_exhaustive()
+    }
+}
 
 /// State of the backups that a pass would keep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,7 +57,7 @@ pub struct ProvenPlace {
     repository: Repository,
     requests: Arc<Requests>,
     catalog: Catalog,
-    pub listed: Vec<ListedManifest>,
+    pub(crate) listed: Vec<ListedManifest>,
 }
 
 /// Cause why retention stops for a volume, and the remedy.
@@ -45,7 +66,7 @@ struct Obstacle {
     hint: String,
 }
 
-impl Core {
+impl RetentionChecks {
     /// Proves a location and reads the manifests of a volume there, before retention decides. Returns `None`
     /// and stops retention if one is unreadable.
     ///
@@ -56,10 +77,10 @@ impl Core {
         credential: Uuid,
         like: &CloudSnapshotId,
     ) -> Result<Option<ProvenPlace>, ServiceError> {
-        let (repository, requests) = self.task_repository(credential).await?;
+        let (repository, requests) = self.repositories.task_repository(credential).await?;
         // The directory of an unmounted disk is empty.
         repository.prove_key_slot().await?;
-        self.failpoints.reached("place proven")?;
+        self.host.failpoints.reached("place proven")?;
         let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
@@ -142,7 +163,7 @@ impl Core {
         credential: Uuid,
         id: CloudSnapshotId,
     ) -> Result<(), ServiceError> {
-        let (repository, _) = self.task_repository(credential).await?;
+        let (repository, _) = self.repositories.task_repository(credential).await?;
         repository.prove_key_slot().await?;
         let expired = move |tx: &rusqlite::Transaction<'_>| {
             RunRow::expire(tx, credential, &id, "it is not in its store any more")
@@ -153,7 +174,7 @@ impl Core {
     /// [`check_store_clock`](Self::check_store_clock) of a credential, after a proof of its location: the
     /// directory of an unmounted disk must not get a probe object.
     pub async fn check_clock_of(&self, credential: Uuid) -> Result<(), ServiceError> {
-        let (repository, _) = self.task_repository(credential).await?;
+        let (repository, _) = self.repositories.task_repository(credential).await?;
         repository.prove_key_slot().await?;
         self.check_store_clock(&repository, credential).await
     }
@@ -166,8 +187,10 @@ impl Core {
         credential: Uuid,
     ) -> Result<(), ServiceError> {
         let of = credential.to_string();
-        let checked =
-            self.ask_store(async { Ok(check_clock(&**repository.store(), Timestamp::now).await?) }).await;
+        let checked = self
+            .repositories
+            .ask_store(async { Ok(check_clock(&**repository.store(), Timestamp::now).await?) })
+            .await;
         let Err(error) = checked else {
             self.health.clear(health::CLOCK, &of);
             return Ok(());
@@ -202,7 +225,7 @@ impl Core {
             return Ok(Some("no backup of it is known to be good".to_owned()));
         }
         let options = VerifyOptions { depth: VerifyDepth::Quick, ..VerifyOptions::default() };
-        let (checked, cancel) = (ids.clone(), self.stopping.clone().into());
+        let (checked, cancel) = (ids.clone(), self.host.stopping.clone().into());
         let report = spawned(async move {
             let progress = Arc::new(Progress::new(place.requests));
             let catalog = place.catalog;

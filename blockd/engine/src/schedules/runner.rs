@@ -5,9 +5,20 @@ use super::{
     local::snapshot_name,
     retention_checks::RetentionCheck,
 };
+use crate::backups::Backups;
+use crate::credentials::Repositories;
+use crate::delete_start::Deletions;
+use crate::events::EventLog;
+use crate::health::Health;
+use crate::host::Host;
+use crate::quiesce::Quiescer;
+use crate::registry::Registry;
+use crate::schedules::requests::Schedules;
+use crate::schedules::retention_checks::RetentionChecks;
+use crate::snapshots::Snapshots;
+use crate::tasks::Tasks;
 use crate::{
     backups::{BackupRequest, Member},
-    core::Core,
     error::ServiceError,
     health::SCHEDULES,
     rules::QuiesceRequest,
@@ -15,6 +26,7 @@ use crate::{
 use blockd_api::{
     CredentialRef, ErrorCode, VolumeRef, cloudsnaps::BackupOptions, events::Severity, schedules::RunState,
 };
+use blockd_catalog::Db;
 use blockd_catalog::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
 use futures::FutureExt;
@@ -44,6 +56,30 @@ const ADDING: &str = "making runs that are due";
 const BEGINNING: &str = "beginning runs";
 const DELETING_LOCAL: &str = "deleting local snapshots that are not kept";
 const DELETING: &str = "deleting cloud snapshots that are not kept";
+
+/// Runs the schedules and their retention.
+pub struct ScheduleRunner {
+    pub(crate) backups: Arc<Backups>,
+    pub(crate) checks: Arc<RetentionChecks>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) deletions: Arc<Deletions>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) quiescer: Arc<Quiescer>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) schedules: Arc<Schedules>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for ScheduleRunner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ScheduleRunner").finish_non_exhaustive()
+    }
+}
 
 /// Wakes the scheduler.
 #[derive(Debug, Default)]
@@ -95,55 +131,62 @@ impl Scheduler {
 }
 
 /// Runs the scheduler until the daemon stops.
-pub async fn run(core: Arc<Core>) {
+pub async fn run(schedule_runner: Arc<ScheduleRunner>) {
     // Deletions wait for stores; backups must not.
-    tokio::join!(begin_runs(&core), delete_runs(&core));
+    tokio::join!(begin_runs(&schedule_runner), delete_runs(&schedule_runner));
 }
 
 /// Runs a pass until the daemon stops: each step is a transaction, and the next start does the rest. Returns
 /// `None` for a stop or a failure, which is reported until a pass succeeds.
 async fn guarded<T>(
-    core: &Core,
+    schedule_runner: &ScheduleRunner,
     what: &'static str,
     pass: impl Future<Output = Result<T, ServiceError>>,
 ) -> Result<Option<T>, ServiceError> {
     let outcome = tokio::select! {
         outcome = AssertUnwindSafe(pass).catch_unwind() => outcome,
-        () = core.stopping.cancelled() => return Err(ServiceError::Stopping),
+        () = schedule_runner.host.stopping.cancelled() => return Err(ServiceError::Stopping),
     };
     match outcome {
         Ok(Ok(value)) => {
-            succeeded(core, what);
+            succeeded(schedule_runner, what);
             Ok(Some(value))
         }
         Ok(Err(ServiceError::Stopping)) => Err(ServiceError::Stopping),
         Ok(Err(error)) => {
-            failed(core, what, &error.to_string());
+            failed(schedule_runner, what, &error.to_string());
             Ok(None)
         }
         Err(_) => {
-            failed(core, what, "a look at the schedules panicked; the log says where");
+            failed(schedule_runner, what, "a look at the schedules panicked; the log says where");
             Ok(None)
         }
     }
 }
 
 /// Reports a failed step of the scheduler while it lasts, and logs it once.
-fn failed(core: &Core, what: &'static str, error: &str) {
+fn failed(schedule_runner: &ScheduleRunner, what: &'static str, error: &str) {
     let told = format!("schedules: {what} fails: {error}");
-    if core.health.note(SCHEDULES, what, told, "mend the cause; it is tried again several times a minute") {
+    if schedule_runner.health.note(
+        SCHEDULES,
+        what,
+        told,
+        "mend the cause; it is tried again several times a minute",
+    ) {
         tracing::error!(what, %error, "the schedules could not be looked at; it is tried again and again");
     }
 }
 
-fn succeeded(core: &Core, what: &'static str) {
-    if core.health.clear(SCHEDULES, what) {
+fn succeeded(schedule_runner: &ScheduleRunner, what: &'static str) {
+    if schedule_runner.health.clear(SCHEDULES, what) {
         tracing::info!(what, "the schedules can be looked at again");
     }
 }
 
-async fn begin_runs(core: &Arc<Core>) {
-    while let Ok(outcome) = guarded(core, ADDING, core.scheduler_pass(Timestamp::now())).await {
+async fn begin_runs(schedule_runner: &Arc<ScheduleRunner>) {
+    while let Ok(outcome) =
+        guarded(schedule_runner, ADDING, schedule_runner.scheduler_pass(Timestamp::now())).await
+    {
         let wait_ms = match outcome.flatten() {
             Some(due) => {
                 let until_ms = due.as_millisecond().saturating_sub(Timestamp::now().as_millisecond());
@@ -153,35 +196,37 @@ async fn begin_runs(core: &Arc<Core>) {
         };
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
-            () = core.scheduler.wake.notified() => {}
-            () = core.stopping.cancelled() => return,
+            () = schedule_runner.scheduler.wake.notified() => {}
+            () = schedule_runner.host.stopping.cancelled() => return,
         }
     }
 }
 
-async fn delete_runs(core: &Arc<Core>) {
+async fn delete_runs(schedule_runner: &Arc<ScheduleRunner>) {
     let mut delays = Delays::new();
     loop {
         // An unreachable store must not keep local snapshots, nor the other way round.
-        let local = core.delete_surplus_snapshots(Timestamp::now(), &mut delays);
-        if guarded(core, DELETING_LOCAL, local).await.is_err()
-            || guarded(core, DELETING, core.delete_surplus(Timestamp::now, &mut delays)).await.is_err()
+        let local = schedule_runner.delete_surplus_snapshots(Timestamp::now(), &mut delays);
+        if guarded(schedule_runner, DELETING_LOCAL, local).await.is_err()
+            || guarded(schedule_runner, DELETING, schedule_runner.delete_surplus(Timestamp::now, &mut delays))
+                .await
+                .is_err()
         {
             return;
         }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(MAX_WAIT_MS)) => {}
-            () = core.scheduler.judge.notified() => {}
-            () = core.stopping.cancelled() => return,
+            () = schedule_runner.scheduler.judge.notified() => {}
+            () = schedule_runner.host.stopping.cancelled() => return,
         }
     }
 }
 
-impl Core {
+impl ScheduleRunner {
     /// Runs one pass; returns the time of the next one.
     pub async fn scheduler_pass(self: &Arc<Self>, now: Timestamp) -> Result<Option<Timestamp>, ServiceError> {
-        let (volumes, freezing) = (self.candidates(), self.scheduler.freezing.lock().clone());
-        let concurrency = self.settings.task_concurrency;
+        let (volumes, freezing) = (self.schedules.candidates(), self.scheduler.freezing.lock().clone());
+        let concurrency = self.host.settings.task_concurrency;
         let (next, Ready { batches, mut places }) = self
             .db
             .run(move |tx| -> Result<_, DbError> {
@@ -216,13 +261,14 @@ impl Core {
             Some(error) => failed(self, BEGINNING, &error.to_string()),
             None => succeeded(self, BEGINNING),
         }
-        self.tell_of_degraded_volumes(now).await?;
+        self.events.tell_of_degraded_volumes(now).await?;
         Ok(next)
     }
 
     /// Starts the runs of a batch, or ends those that cannot start; returns true if they started.
     async fn begin_batch(self: &Arc<Self>, batch: Batch, now: Timestamp) -> Result<bool, ServiceError> {
-        let known: HashSet<Uuid> = self.credential_rows().await?.iter().map(|row| row.uuid).collect();
+        let known: HashSet<Uuid> =
+            self.repositories.credential_rows().await?.iter().map(|row| row.uuid).collect();
         let is_known =
             |run: &RunRow| run.is_local() || run.credential.is_some_and(|uuid| known.contains(&uuid));
         let (runs, homeless): (Vec<_>, Vec<_>) = batch.runs.into_iter().partition(is_known);
@@ -267,7 +313,7 @@ impl Core {
             keep_local,
             ..BackupRequest::default()
         };
-        let started = self.start_backups(&members, &asked, move |tx, tasks| {
+        let started = self.backups.start_backups(&members, &asked, move |tx, tasks| {
             record_start.iter().try_for_each(|run| {
                 if run.is_local() {
                     let of_volume = |task: &&TaskRow| task.volume == run.volume;
@@ -375,7 +421,7 @@ impl Core {
             let attempt = async {
                 let found = match whole.get(&of) {
                     Some(found) => *found,
-                    None => self.check_kept(credential, &id, &kept).await?,
+                    None => self.checks.check_kept(credential, &id, &kept).await?,
                 };
                 whole.insert(of, found);
                 match found {
@@ -387,8 +433,8 @@ impl Core {
                         return Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, what));
                     }
                 }
-                self.failpoints.reached("surplus judged")?;
-                self.start_judged_delete(&id, credential, judgement.mark).await.map(Some)
+                self.host.failpoints.reached("surplus judged")?;
+                self.deletions.start_judged_delete(&id, credential, judgement.mark).await.map(Some)
             };
             match attempt.await {
                 Ok(None) => continue,
@@ -400,7 +446,7 @@ impl Core {
                 }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 Err(error) if error.to_api().code == ErrorCode::CloudsnapNotFound => {
-                    match self.expire_run_of_deleted(credential, id).await {
+                    match self.checks.expire_run_of_deleted(credential, id).await {
                         Ok(()) => {
                             tracing::info!(cloudsnap = %id, verdict = %judgement.verdict, "not kept any more, and gone already");
                             continue;
@@ -416,7 +462,7 @@ impl Core {
             }
             delays.entry(delay_key(&judgement)).or_default().lengthen();
         }
-        self.failpoints.reached("surplus looked at")
+        self.host.failpoints.reached("surplus looked at")
     }
 
     /// Compares the clock of this host with each store that has surplus backups; returns the credentials with
@@ -428,7 +474,7 @@ impl Core {
     ) -> Result<HashSet<Uuid>, ServiceError> {
         let mut checked: HashSet<Uuid> = surplus.iter().map(|judgement| judgement.credential).collect();
         for credential in checked.clone() {
-            match self.check_clock_of(credential).await {
+            match self.checks.check_clock_of(credential).await {
                 Ok(()) => {}
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 Err(error) => {

@@ -20,13 +20,19 @@ use super::{
     freeze::snapshot_for_backup,
     plan::Plan,
 };
+use crate::credentials::Repositories;
+use crate::events::EventLog;
+use crate::host::Host;
+use crate::registry::Registry;
+use crate::snapshots::Snapshots;
+use crate::tasks::Tasks;
 use crate::{
-    core::Core,
     credentials::is_missing_or_damaged,
     error::{ServiceError, blocking, spawned},
     registry::VolumeEntry,
 };
 use blockd_api::{CredentialRef, ErrorCode};
+use blockd_catalog::Db;
 use blockd_catalog::{
     Catalog, Chain, CredentialRow, DbError, Doubt, RetentionOverride, SnapshotRow, TaskRow,
 };
@@ -39,6 +45,23 @@ use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
 use std::{io, path::Path, sync::Arc};
 use uuid::Uuid;
+
+/// Work of backup tasks.
+pub struct BackupWork {
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for BackupWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BackupWork").finish_non_exhaustive()
+    }
+}
 
 /// Converts a volume error to an I/O error; the kind of a full disk is kept.
 pub(super) fn to_io(error: VolumeError) -> io::Error {
@@ -62,43 +85,47 @@ pub fn trigger_of(row: &TaskRow) -> &'static str {
     if row.detail.schedule.is_some() { "Scheduled" } else { "Manual" }
 }
 
-pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+pub(super) async fn run(work: &Arc<BackupWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
-    let entry = core.registry.by_id(volume_id).ok_or_else(|| {
+    let entry = work.registry.by_id(volume_id).ok_or_else(|| {
         ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {volume_id} any more"))
     })?;
     let volume = entry.volume()?;
-    core.failpoints.reached("backup accepted")?;
-    let snapshot = snapshot_for_backup(core, live, &entry, snapshot_id).await?;
+    work.host.failpoints.reached("backup accepted")?;
+    let snapshot = snapshot_for_backup(work, live, &entry, snapshot_id).await?;
     live.detail(|detail| {
         detail.frozen = true;
         detail.freeze_stall_micros = snapshot.freeze_stall_micros;
         detail.quiesce.clone_from(&snapshot.quiesce);
     });
-    core.store_progress(live).await;
-    core.failpoints.reached("backup frozen")?;
+    work.tasks.store_progress(live).await;
+    work.host.failpoints.reached("backup frozen")?;
 
-    let _slot = secrets::slot(core, live).await?;
-    let write_once =
-        core.credential(Some(&CredentialRef::Id(row.credential))).await?.capabilities.conditional_put;
+    let _slot = secrets::slot(&work.tasks, live).await?;
+    let write_once = work
+        .repositories
+        .credential(Some(&CredentialRef::Id(row.credential)))
+        .await?
+        .capabilities
+        .conditional_put;
     let frozen = Frozen { entry, volume, snapshot, write_once };
-    let first = attempt(core, live, &frozen).await;
+    let first = attempt(work, live, &frozen).await;
     let (manifest, in_doubt) = match first {
         Err(ServiceError::Cloud(error)) => match *error {
             CloudError::BaseDeleted { base } => {
-                restart_as_full(core, live, base).await?;
-                core.failpoints.reached("backup restarted as full")?;
-                attempt(core, live, &frozen).await?
+                restart_as_full(work, live, base).await?;
+                work.host.failpoints.reached("backup restarted as full")?;
+                attempt(work, live, &frozen).await?
             }
             other => return Err(other.into()),
         },
         result => result?,
     };
-    core.failpoints.reached("backup in the store")?;
-    let done = commit(core, live, &frozen.snapshot, manifest, in_doubt).await?;
-    core.failpoints.reached("backup committed")?;
-    if let Err(error) = clean_up(core, &done).await {
+    work.host.failpoints.reached("backup in the store")?;
+    let done = commit(work, live, &frozen.snapshot, manifest, in_doubt).await?;
+    work.host.failpoints.reached("backup committed")?;
+    if let Err(error) = clean_up(work, &done).await {
         tracing::warn!(%error, "what the backup left behind is removed at the next start");
     }
     Ok(done)
@@ -115,27 +142,31 @@ struct Frozen {
 
 /// Uploads the frozen snapshot under the task's name. Returns the manifest and true if it may have existed
 /// before.
-async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manifest, bool), ServiceError> {
+async fn attempt(
+    work: &BackupWork,
+    live: &LiveTask,
+    frozen: &Frozen,
+) -> Result<(Manifest, bool), ServiceError> {
     let Frozen { entry, volume, snapshot, write_once } = frozen;
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
-    let (repository, requests) = core.task_repository(row.credential).await?;
-    let repository = core.failpoints.repository(live.limited(&repository));
+    let (repository, requests) = work.repositories.task_repository(row.credential).await?;
+    let repository = work.host.failpoints.repository(live.limited(&repository));
     let committed = match write_once {
         true => None,
-        false => committed_before(core, live, &repository).await?,
+        false => committed_before(work, live, &repository).await?,
     };
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
-    let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
-    let (plan, base) = planned(core, live, volume, snapshot, &repository, &catalog).await?;
-    core.failpoints.reached("backup planned")?;
+    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
+    let (plan, base) = planned(work, live, volume, snapshot, &repository, &catalog).await?;
+    work.host.failpoints.reached("backup planned")?;
 
     // The volume may have grown since the freeze.
     let frozen_volume = Arc::clone(volume);
     let size_bytes = blocking(move || frozen_volume.view(snapshot_id).map(|view| view.size_bytes())).await?;
     let spec = Arc::new(BackupSpec {
-        cluster: core.cluster,
+        cluster: work.host.cluster,
         volume: volume_id,
         snapshot: row.cloudsnap.snapshot,
         volume_name: entry.name.to_string(),
@@ -164,12 +195,12 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
             Some(if spec.base.is_some() { BackupType::Incremental } else { BackupType::Full });
         row.detail.bytes_dirty = spec.data.len_bytes() + spec.zero.len_bytes();
     });
-    core.store_progress(live).await;
+    work.tasks.store_progress(live).await;
 
     // It is unknown how often an existing manifest was put.
     let Some(manifest) = committed else {
         let manifest =
-            upload(core, volume, &spec, &repository, Arc::clone(&progress), live, *write_once).await?;
+            upload(work, volume, &spec, &repository, Arc::clone(&progress), live, *write_once).await?;
         return Ok((manifest, progress.was_in_doubt()));
     };
     if let Some(base) = &spec.base {
@@ -183,13 +214,13 @@ async fn attempt(core: &Core, live: &LiveTask, frozen: &Frozen) -> Result<(Manif
 /// There, a restarted daemon cannot be distinguished from a copy of it: other stored objects are abandoned.
 /// The next backup has another name and is a full one.
 async fn committed_before(
-    core: &Core,
+    work: &BackupWork,
     live: &LiveTask,
     repository: &Repository,
 ) -> Result<Option<Manifest>, ServiceError> {
     let task = live.view();
-    let dir = core.task_dir(live.id);
-    if task.detail.run == Some(core.run) {
+    let dir = work.host.data_dir.task_dir(live.id);
+    if task.detail.run == Some(work.host.run) {
         return Ok(None);
     }
     // Without a plan nothing was put yet, but a copy has the same id and would make its own plan.
@@ -202,7 +233,7 @@ async fn committed_before(
         }
     }
     // An unavailable repository gives no information.
-    core.prove_place(task.credential, repository).await?;
+    work.repositories.prove_place(task.credential, repository).await?;
     let message = format!(
         "the backup was interrupted, and {} cannot create an object only if it is absent, so that it is not safe to go on with it: start it again",
         repository.store().describe()
@@ -211,7 +242,7 @@ async fn committed_before(
 }
 
 async fn upload(
-    core: &Core,
+    work: &BackupWork,
     volume: &Arc<Volume>,
     spec: &Arc<BackupSpec>,
     repository: &Repository,
@@ -222,8 +253,8 @@ async fn upload(
     let (task, cancel) = (live.id, live.cancel.clone());
     let row = live.view();
     let (volume, (_, snapshot)) = (Arc::clone(volume), ids(&row)?);
-    let readers = Arc::clone(&core.tasks.readers);
-    let path = core.task_dir(task).join("journal");
+    let readers = Arc::clone(&work.tasks.readers);
+    let path = work.host.data_dir.task_dir(task).join("journal");
     let binding = JournalBinding::of(repository, spec);
     let (reader, journal) = blocking(move || -> Result<_, ServiceError> {
         let journal = open_journal(&path, &binding)?;
@@ -232,10 +263,11 @@ async fn upload(
     .await?;
     let options = BackupOptions {
         // The memory limit covers all locations together.
-        upload_concurrency: (core.settings.upload_concurrency / core.tasks.sharing(snapshot).max(1)).max(1),
-        cpu_threads: core.settings.cpu_threads,
+        upload_concurrency: (work.host.settings.upload_concurrency / work.tasks.sharing(snapshot).max(1))
+            .max(1),
+        cpu_threads: work.host.settings.cpu_threads,
         write_once,
-        resumed: row.detail.run != Some(core.run) || row.detail.resumed > 0,
+        resumed: row.detail.run != Some(work.host.run) || row.detail.resumed > 0,
     };
     let (repository, spec) = (repository.clone(), Arc::clone(spec));
     let blocks = Arc::clone(&reader) as Arc<dyn BlockReader>;
@@ -279,7 +311,7 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
 /// Another host may be deleting a backup with a doubtful commit, together with the deltas of backups based on
 /// it. So it is no base: the next backup uses the one before it.
 async fn commit(
-    core: &Core,
+    work: &BackupWork,
     live: &LiveTask,
     snapshot: &SnapshotRow,
     manifest: Manifest,
@@ -301,22 +333,23 @@ async fn commit(
     }
     let measured = measured_write_speed(live);
     let (snapshot, task) = (snapshot.id, live.id);
-    core.until_stored("the backup that is in the store", || {
-        let (chain, manifest, row) = (chain.clone(), manifest.clone(), row.clone());
-        core.finish(live, move |tx| {
-            match in_doubt {
-                false => chain.put(tx)?,
-                true => committed_in_doubt(chain.credential, id).put(tx)?,
-            }
-            Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
-            put_mark(tx, &row, id)?;
-            if let Some(bytes_per_s) = measured {
-                CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
-            }
-            release_snapshot(tx, task, snapshot)
+    work.tasks
+        .until_stored("the backup that is in the store", || {
+            let (chain, manifest, row) = (chain.clone(), manifest.clone(), row.clone());
+            work.tasks.finish(live, move |tx| {
+                match in_doubt {
+                    false => chain.put(tx)?,
+                    true => committed_in_doubt(chain.credential, id).put(tx)?,
+                }
+                Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
+                put_mark(tx, &row, id)?;
+                if let Some(bytes_per_s) = measured {
+                    CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
+                }
+                release_snapshot(tx, task, snapshot)
+            })
         })
-    })
-    .await
+        .await
 }
 
 /// Stores the requested pin and expiry date. A pin or date that was set meanwhile stays.
@@ -368,30 +401,30 @@ pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Resu
 }
 
 /// Deletes the internal snapshot of a task.
-pub(super) async fn drop_snapshot_of(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
+pub(super) async fn drop_snapshot_of(snapshots: &Snapshots, row: &TaskRow) -> Result<(), ServiceError> {
     let (volume, snapshot) = ids(row)?;
-    let Some(volume) = core.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
+    let Some(volume) = snapshots.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
         return Ok(());
     };
-    core.drop_snapshot(volume, snapshot).await
+    snapshots.drop_snapshot(volume, snapshot).await
 }
 
 /// Deletes the snapshot of the backup, unneeded block sets and the task's files.
-pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
+pub(super) async fn clean_up(work: &BackupWork, row: &TaskRow) -> Result<(), ServiceError> {
     let (volume, snapshot) = ids(row)?;
     let mut dropped = Ok(());
-    if let Some(entry) = core.registry.by_id(volume)
+    if let Some(entry) = work.registry.by_id(volume)
         && let Ok(volume) = entry.volume()
     {
         let task = row.id;
-        let stays = core.db.run(move |tx| -> Result<bool, DbError> {
+        let stays = work.db.run(move |tx| -> Result<bool, DbError> {
             Ok(TaskRow::others_need(tx, task, snapshot)? || SnapshotRow::find_kept(tx, snapshot)?.is_some())
         });
         if !stays.await? {
-            dropped = core.drop_snapshot(volume, snapshot).await;
+            dropped = work.snapshots.drop_snapshot(volume, snapshot).await;
         }
-        core.forget_intervals(&entry).await;
+        work.snapshots.forget_intervals(&entry).await;
     }
-    clean_files(core, row.id).await?;
+    clean_files(&work.tasks, row.id).await?;
     dropped
 }

@@ -11,9 +11,10 @@ use super::{
     doubts::doubt_of_restart,
     plan::{Decision, Plan, decide},
 };
+use crate::tasks::backup::BackupWork;
 use crate::{
-    core::{Core, random_id},
     credentials::is_missing_or_damaged,
+    engine::random_id,
     error::{ServiceError, blocking},
 };
 use blockd_catalog::{Catalog, Chain, DbError, Proof, SnapshotRow, TaskRow};
@@ -28,7 +29,7 @@ use uuid::Uuid;
 
 /// Returns the plan of an earlier run or a new one, with the manifest of its base.
 pub(super) async fn planned(
-    core: &Core,
+    work: &BackupWork,
     live: &LiveTask,
     volume: &Arc<Volume>,
     snapshot: &SnapshotRow,
@@ -36,7 +37,7 @@ pub(super) async fn planned(
     catalog: &Catalog,
 ) -> Result<(Plan, Option<Manifest>), ServiceError> {
     repository.check_writable()?;
-    let (task, dir) = (live.id, core.task_dir(live.id));
+    let (task, dir) = (live.id, work.host.data_dir.task_dir(live.id));
     let kept = blocking(move || Plan::load(&dir, task)).await?;
     if let Some(plan) = &kept
         && !plan.is_of(snapshot)
@@ -46,10 +47,10 @@ pub(super) async fn planned(
             frozen = %snapshot.epoch,
             "the kept plan of the backup belongs to another freeze: it is replaced, and everything is sent again"
         );
-        clean_files(core, task).await?;
+        clean_files(&work.tasks, task).await?;
     }
     if let Some(plan) = kept.filter(|plan| plan.is_of(snapshot)) {
-        core.prove_place(live.view().credential, repository).await?;
+        work.repositories.prove_place(live.view().credential, repository).await?;
         let base = match plan.base {
             Some(id) => match base_manifest(repository, catalog, id).await {
                 Ok(base) => Some(base),
@@ -64,7 +65,7 @@ pub(super) async fn planned(
         };
         return Ok((plan, base));
     }
-    let (plan, base, note) = make_plan(core, live, volume, snapshot, repository, catalog).await?;
+    let (plan, base, note) = make_plan(work, live, volume, snapshot, repository, catalog).await?;
     tracing::info!(
         data_blocks = plan.data.len_blocks(),
         zero_blocks = plan.zero.len_blocks(),
@@ -73,7 +74,7 @@ pub(super) async fn planned(
         "backup planned"
     );
     live.detail(|detail| detail.note = Some(note.to_owned()));
-    let (saved, dir) = (plan.clone(), core.task_dir(live.id));
+    let (saved, dir) = (plan.clone(), work.host.data_dir.task_dir(live.id));
     blocking(move || saved.save(&dir)).await?;
     Ok((plan, base))
 }
@@ -93,7 +94,7 @@ async fn base_manifest(
 }
 
 async fn make_plan(
-    core: &Core,
+    work: &BackupWork,
     live: &LiveTask,
     volume: &Arc<Volume>,
     snapshot: &SnapshotRow,
@@ -102,8 +103,8 @@ async fn make_plan(
 ) -> Result<(Plan, Option<Manifest>, &'static str), ServiceError> {
     let row = live.view();
     let (volume_id, credential, until) = (snapshot.volume, row.credential, snapshot.epoch);
-    let chain = core.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
-    let decision = decide(chain.as_ref(), row.detail.backup.full, core.settings.full_every, until);
+    let chain = work.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
+    let decision = decide(chain.as_ref(), row.detail.backup.full, work.host.settings.full_every, until);
     let mut note = "builds on the backup before";
     let mut found = None;
     match decision {
@@ -113,7 +114,7 @@ async fn make_plan(
                 let (changed, since) = (Arc::clone(volume), base.epoch);
                 match blocking(move || changed.changes(Some(since), until)).await {
                     Ok(changes) => {
-                        let changes = heal(core, volume, &row, base.cloudsnap, until, changes).await?;
+                        let changes = heal(work, volume, &row, base.cloudsnap, until, changes).await?;
                         found = Some((changes, Some(manifest)));
                     }
                     Err(ServiceError::Volume(error)) if error.kind() == VolumeErrorKind::IntervalsGone => {
@@ -125,18 +126,18 @@ async fn make_plan(
             }
             Err(ServiceError::Cloud(error)) if is_missing_or_damaged(&error) => {
                 // An unavailable repository is no reason to remove records.
-                core.prove_place(credential, repository).await?;
+                work.repositories.prove_place(credential, repository).await?;
                 note = "the last backup is gone from the store or cannot be read";
                 tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
-                forget_chain(core, credential, base.cloudsnap).await?;
+                forget_chain(work, credential, base.cloudsnap).await?;
             }
             Err(error) => return Err(error),
         },
     }
     // Before the first upload: an unmounted disk is an empty directory that accepts everything. The base of
     // an incremental is checked after the commit in every case.
-    if found.is_none() || !core.was_proven_lately(credential).await? {
-        core.prove_place(credential, repository).await?;
+    if found.is_none() || !work.repositories.was_proven_lately(credential).await? {
+        work.repositories.prove_place(credential, repository).await?;
     }
     let (changes, base) = match found {
         Some(found) => found,
@@ -161,7 +162,7 @@ async fn make_plan(
 
 /// Adds the damaged blocks of the base, as known from verifications: the volume has them.
 async fn heal(
-    core: &Core,
+    work: &BackupWork,
     volume: &Arc<Volume>,
     row: &TaskRow,
     base: CloudSnapshotId,
@@ -169,7 +170,7 @@ async fn heal(
     mut changes: Changes,
 ) -> Result<Changes, ServiceError> {
     let credential = row.credential;
-    let proofs = core.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
+    let proofs = work.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
     // Any credential of the repository may have found some.
     let mut lost = BlockSet::new();
     proofs.iter().filter(|proof| proof.cloudsnap == base).for_each(|proof| lost.union_with(&proof.damaged));
@@ -189,8 +190,8 @@ async fn heal(
     Ok(changes)
 }
 
-async fn forget_chain(core: &Core, credential: Uuid, tip: CloudSnapshotId) -> Result<(), ServiceError> {
-    core.db.run(move |tx| forget_tip(tx, credential, tip)).await?;
+async fn forget_chain(work: &BackupWork, credential: Uuid, tip: CloudSnapshotId) -> Result<(), ServiceError> {
+    work.db.run(move |tx| forget_tip(tx, credential, tip)).await?;
     Ok(())
 }
 
@@ -209,25 +210,25 @@ fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudSnapsh
 /// The place is not the one that was opened, so that nothing is known to be gone; the store or the database
 /// fails.
 pub(super) async fn restart_as_full(
-    core: &Core,
+    work: &BackupWork,
     live: &LiveTask,
     base: CloudSnapshotId,
 ) -> Result<(), ServiceError> {
     let row = live.view();
     let (volume, _) = ids(&row)?;
-    let (repository, _) = core.task_repository(row.credential).await?;
-    core.prove_place(row.credential, &repository).await?;
+    let (repository, _) = work.repositories.task_repository(row.credential).await?;
+    work.repositories.prove_place(row.credential, &repository).await?;
     // An earlier run may have committed it without checking its base.
     let given_up = CloudSnapshotId { incremental: true, ..row.cloudsnap };
     repository.store().delete(&given_up.manifest_key()).await?;
     tracing::warn!(%base, %given_up, "the backup restarts as a full one, because its base is gone from the store");
     let name = CloudSnapshotId {
-        cluster: core.cluster,
+        cluster: work.host.cluster,
         volume,
         snapshot: SnapshotId::from_u64(random_id()?),
         incremental: false,
     };
-    let run = core.run;
+    let run = work.host.run;
     live.detach();
     live.update(|row| {
         row.cloudsnap = name;
@@ -238,7 +239,7 @@ pub(super) async fn restart_as_full(
         row.detail.backup_type = None;
     });
     let (stored, credential) = (live.view(), row.credential);
-    core.db
+    work.db
         .run(move |tx| -> Result<(), DbError> {
             forget_tip(tx, credential, base)?;
             // A put request may still be in flight.
@@ -246,7 +247,7 @@ pub(super) async fn restart_as_full(
             TaskRow::put(&stored, tx)
         })
         .await?;
-    clean_files(core, live.id).await?;
+    clean_files(&work.tasks, live.id).await?;
     live.commits_again();
     Ok(())
 }

@@ -5,12 +5,16 @@
 
 use super::secrets;
 use super::{LiveTask, clean_files};
+use crate::host::Host;
+use crate::registry::Registry;
+use crate::snapshots::Snapshots;
+use crate::tasks::Tasks;
 use crate::{
-    core::Core,
     credentials::is_missing_or_damaged,
     error::{ServiceError, blocking},
 };
 use blockd_api::ErrorCode;
+use blockd_catalog::Db;
 use blockd_catalog::{Catalog, Chain, Doubt, Proof, RetentionOverride, RunRow, TaskKind, TaskRow};
 use blockd_cloud::{
     CloudError, Manifest, ManifestCache, ManifestKey, Progress, Repository, UnreadableSiblings,
@@ -19,22 +23,37 @@ use blockd_cloud::{
 use blockd_extent::SnapshotId;
 use std::{path::Path, sync::Arc};
 
-pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+/// Work of deletions.
+pub struct DeleteWork {
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for DeleteWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeleteWork").finish_non_exhaustive()
+    }
+}
+
+pub(super) async fn run(work: &Arc<DeleteWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
-    let (repository, requests) = secrets::repository(core, live).await?;
+    let (repository, requests) = secrets::repository(&work.tasks, live).await?;
     let progress = Arc::new(Progress::new(requests));
     live.begin(progress);
-    core.store_progress(live).await;
-    if row.detail.by_retention && row.detail.run != Some(core.run) {
+    work.tasks.store_progress(live).await;
+    if row.detail.by_retention && row.detail.run != Some(work.host.run) {
         refuse_unstarted(&repository, &row).await?;
     }
     // The directory of an unmounted disk is empty and would need no objects.
     repository.prove_key_slot().await?;
-    let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
-    let manifest = kept_manifest(core, live, &repository, &row).await?;
-    core.failpoints.reached("delete accepted")?;
-    let mut protected = protected(core).await?;
-    protected.extend(known_to_be_needed(core, &row, &repository, &catalog).await?);
+    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
+    let manifest = kept_manifest(work, live, &repository, &row).await?;
+    work.host.failpoints.reached("delete accepted")?;
+    let mut protected = protected(work).await?;
+    protected.extend(known_to_be_needed(work, &row, &repository, &catalog).await?);
     let unreadable = match row.detail.force {
         true => UnreadableSiblings::KeepDeltas,
         false => UnreadableSiblings::Refuse,
@@ -59,9 +78,10 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         kept_reason = report.kept_reason,
         "cloud snapshot deleted"
     );
-    core.failpoints.reached("delete out of the store")?;
+    work.host.failpoints.reached("delete out of the store")?;
     let (task, id, credential) = (row.id, row.cloudsnap, row.credential);
-    let done = core
+    let done = work
+        .tasks
         .finish(live, move |tx| {
             Chain::remove_tip(tx, &id)?;
             Proof::remove(tx, credential, &id)?;
@@ -71,10 +91,10 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
             Catalog::remove(tx, credential, &id.manifest_key())
         })
         .await?;
-    if let Some(entry) = core.registry.by_id(id.volume) {
-        core.forget_intervals(&entry).await;
+    if let Some(entry) = work.registry.by_id(id.volume) {
+        work.snapshots.forget_intervals(&entry).await;
     }
-    if let Err(error) = clean_files(core, done.id).await {
+    if let Err(error) = clean_files(&work.tasks, done.id).await {
         tracing::warn!(%error, "what the delete left behind is removed at the next start");
     }
     Ok(done)
@@ -99,12 +119,12 @@ async fn refuse_unstarted(repository: &Repository, row: &TaskRow) -> Result<(), 
 /// Returns the manifest after copying it to this host; `None` if it was damaged at the request and is still
 /// damaged or gone.
 async fn kept_manifest(
-    core: &Core,
+    work: &DeleteWork,
     live: &LiveTask,
     repository: &Repository,
     row: &TaskRow,
 ) -> Result<Option<Manifest>, ServiceError> {
-    let dir = core.task_dir(live.id);
+    let dir = work.host.data_dir.task_dir(live.id);
     let path = dir.join("manifest.json");
     let (load, wanted) = (path.clone(), row.cloudsnap);
     let kept = blocking(move || read_manifest(&load)).await?;
@@ -139,8 +159,9 @@ fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {
 
 /// Returns the deltas that running backups use or create, of all volumes: a volume restored from a snapshot
 /// uses its deltas.
-async fn protected(core: &Core) -> Result<Vec<SnapshotId>, ServiceError> {
-    let backups = core.unfinished_tasks().await?.into_iter().filter(|task| task.kind == TaskKind::Backup);
+async fn protected(work: &DeleteWork) -> Result<Vec<SnapshotId>, ServiceError> {
+    let backups =
+        work.tasks.unfinished_tasks().await?.into_iter().filter(|task| task.kind == TaskKind::Backup);
     let deltas = backups
         .flat_map(|task| [Some(task.cloudsnap), task.base].into_iter().flatten().map(|id| id.snapshot));
     Ok(deltas.collect())
@@ -149,7 +170,7 @@ async fn protected(core: &Core) -> Result<Vec<SnapshotId>, ServiceError> {
 /// Returns the deltas that the cached manifests need, of all volumes: a volume restored from a snapshot uses
 /// its deltas. Listings of some stores lag behind (Swift), and a delta must not be lost by that.
 async fn known_to_be_needed(
-    core: &Core,
+    work: &DeleteWork,
     row: &TaskRow,
     repository: &Repository,
     catalog: &Catalog,
@@ -157,7 +178,7 @@ async fn known_to_be_needed(
     let (gone, credential) = (row.cloudsnap, row.credential);
     let cache = catalog.clone();
     let mut manifests = blocking(move || Ok::<_, ServiceError>(cache.all_but(&gone)?)).await?;
-    let chains = core.db.run(|tx| Chain::all(tx, None)).await?;
+    let chains = work.db.run(|tx| Chain::all(tx, None)).await?;
     let tips = chains.into_iter().filter(|chain| chain.credential == credential && chain.cloudsnap != gone);
     for tip in tips.map(|chain| chain.cloudsnap) {
         if manifests.iter().any(|known| known.id() == tip) {

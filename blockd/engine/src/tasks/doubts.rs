@@ -7,10 +7,8 @@
 //! does not use it as a base in either case.
 
 use super::{plan::Plan, verify::proofs};
-use crate::{
-    core::Core,
-    error::{ServiceError, blocking, spawned},
-};
+use crate::error::{ServiceError, blocking, spawned};
+use crate::tasks::backup::BackupWork;
 use blockd_api::events::Severity;
 use blockd_catalog::{Catalog, CredentialRow, DbError, Doubt, NewEvent, Proof, TaskKind, TaskRow};
 use blockd_cloud::{
@@ -38,16 +36,16 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 pub type Failing = HashMap<Uuid, (Instant, Duration)>;
 
 /// Returns the name under which an abandoned backup may be listed: its commit may have started.
-pub(super) async fn may_be_listed(core: &Core, row: &TaskRow) -> Option<CloudSnapshotId> {
+pub(super) async fn may_be_listed(work: &BackupWork, row: &TaskRow) -> Option<CloudSnapshotId> {
     if row.kind != TaskKind::Backup {
         return None;
     }
     // The work of another run of the daemon is unknown; it may have died before it was recorded.
-    if row.detail.run == Some(core.run) && !row.detail.may_be_committed {
+    if row.detail.run == Some(work.host.run) && !row.detail.may_be_committed {
         return None;
     }
     // The row may be older than the plan, without which no objects are stored.
-    let (dir, task) = (core.task_dir(row.id), row.id);
+    let (dir, task) = (work.host.data_dir.task_dir(row.id), row.id);
     let plan = blocking(move || Plan::load(&dir, task)).await;
     match plan {
         Ok(Some(plan)) => Some(CloudSnapshotId { incremental: plan.base.is_some(), ..row.cloudsnap }),
@@ -85,7 +83,7 @@ pub fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudSnapshotId) -> Resu
     }))
 }
 
-impl Core {
+impl BackupWork {
     /// Verifies abandoned backups in reachable stores; a failing store delays only its own.
     ///
     /// # Errors
@@ -126,7 +124,7 @@ impl Core {
 
     async fn check_doubt(&self, doubt: &Doubt, now: Timestamp, is_late: bool) -> Result<(), ServiceError> {
         let (credential, id) = (doubt.credential, doubt.cloudsnap);
-        let (repository, requests) = self.task_repository(credential).await?;
+        let (repository, requests) = self.repositories.task_repository(credential).await?;
         let catalog = Catalog::new(Arc::clone(&self.db), credential);
         let options = VerifyOptions { depth: VerifyDepth::Quick, download_concurrency: 1, cpu_threads: 1 };
         let checked = repository.clone();

@@ -1,7 +1,8 @@
 //! Snapshot of a backup: that of an earlier run, or a new one; for all volumes of a group at once.
 
 use super::LiveTask;
-use crate::{core::Core, error::ServiceError, registry::VolumeEntry, snapshots::Wanted};
+use crate::tasks::backup::BackupWork;
+use crate::{error::ServiceError, registry::VolumeEntry, snapshots::Wanted};
 use blockd_api::{ApiError, ErrorCode, SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
 use blockd_catalog::{Barrier, SnapshotRow, SnapshotState, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
@@ -16,7 +17,7 @@ const MAX_FAILED: usize = 256;
 
 /// Failed freezes, each shared by several backups.
 #[derive(Debug, Default)]
-pub(super) struct FailedPoints(VecDeque<(String, ApiError, Option<QuiesceReport>)>);
+pub(crate) struct FailedPoints(VecDeque<(String, ApiError, Option<QuiesceReport>)>);
 
 impl FailedPoints {
     fn note(&mut self, point: String, why: ApiError, report: Option<QuiesceReport>) {
@@ -34,7 +35,7 @@ impl FailedPoints {
 
 /// Returns the snapshot to back up: that of an earlier run, or a new one.
 pub(super) async fn snapshot_for_backup(
-    core: &Core,
+    work: &BackupWork,
     live: &LiveTask,
     entry: &Arc<VolumeEntry>,
     id: SnapshotId,
@@ -46,27 +47,27 @@ pub(super) async fn snapshot_for_backup(
         None => format!("snapshot {id}"),
     };
     // Other freezes do not wait for the hooks of this one.
-    let _guard = core.tasks.freezing.take([point.clone()]).await;
-    if core.stopping.is_cancelled() {
+    let _guard = work.tasks.freezing.take([point.clone()]).await;
+    if work.host.stopping.is_cancelled() {
         // A concurrent freeze may be incomplete; the next start handles it.
         return Err(ServiceError::Stopping);
     }
-    let rows = core.db.run(move |tx| SnapshotRow::all(tx, Some(volume))).await?;
+    let rows = work.db.run(move |tx| SnapshotRow::all(tx, Some(volume))).await?;
     if let Some(row) = rows.into_iter().find(|row| row.id == id && row.state == SnapshotState::Ready) {
         return Ok(row);
     }
-    let failed_before = core.tasks.failed.lock().find(&point);
+    let failed_before = work.tasks.failed.lock().find(&point);
     if let Some((why, report)) = failed_before {
         live.detail(|detail| detail.quiesce = report);
         return Err(ServiceError::Refused(why));
     }
     let wanted = match &task.detail.barrier {
-        Some(barrier) => all_of(core, barrier, &task).await,
+        Some(barrier) => all_of(work, barrier, &task).await,
         None => alone(live, entry, id, &task),
     };
     let mut report = None;
     let rows = match wanted {
-        Ok(wanted) => core.freeze_with_report(wanted, &mut report).await,
+        Ok(wanted) => work.snapshots.freeze_with_report(wanted, &mut report).await,
         Err(error) => Err(error),
     };
     match rows {
@@ -87,7 +88,7 @@ pub(super) async fn snapshot_for_backup(
                 Some(_) if report.is_none() => ErrorCode::VolumeFailed,
                 _ => why.code,
             };
-            core.tasks.failed.lock().note(point, ApiError { code, ..why }, report);
+            work.tasks.failed.lock().note(point, ApiError { code, ..why }, report);
             Err(error)
         }
     }
@@ -119,11 +120,11 @@ fn alone(
 }
 
 /// Freezes all volumes of a barrier.
-async fn all_of(core: &Core, barrier: &Barrier, task: &TaskRow) -> Result<Wanted, ServiceError> {
+async fn all_of(work: &BackupWork, barrier: &Barrier, task: &TaskRow) -> Result<Wanted, ServiceError> {
     let of_barrier =
         |task: &TaskRow| task.detail.barrier.as_ref().is_some_and(|other| other.id == barrier.id);
     let mut points: BTreeMap<VolumeId, SnapshotId> = BTreeMap::new();
-    for task in core.unfinished_tasks().await?.iter().filter(|task| of_barrier(task)) {
+    for task in work.tasks.unfinished_tasks().await?.iter().filter(|task| of_barrier(task)) {
         if let (Some(volume), Some(snapshot)) = (task.volume, task.snapshot) {
             points.insert(volume, snapshot);
         }
@@ -139,7 +140,7 @@ async fn all_of(core: &Core, barrier: &Barrier, task: &TaskRow) -> Result<Wanted
     }
     let mut members = Vec::with_capacity(points.len());
     for (volume, snapshot) in points {
-        let entry = core.registry.by_id(volume).ok_or_else(|| {
+        let entry = work.registry.by_id(volume).ok_or_else(|| {
             ServiceError::refused(
                 ErrorCode::VolumeNotFound,
                 format!("no volume was frozen, because there is no volume {volume} any more"),

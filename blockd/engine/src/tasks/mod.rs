@@ -17,14 +17,19 @@ pub mod restore;
 mod secrets;
 mod shared_reader;
 pub mod stop;
-mod verify;
+pub mod verify;
 
+use crate::browse::Browse;
+use crate::credentials::Repositories;
+use crate::host::Host;
+use crate::tasks::stop::Runner;
+use blockd_catalog::Db;
+use blockd_secrets::References;
 use freeze::FailedPoints;
 pub use live::LiveTask;
 use shared_reader::Readers;
 
 use crate::{
-    core::Core,
     error::ServiceError,
     lazy::{hydrate, in_place},
 };
@@ -61,16 +66,21 @@ const LOOKS_PER_STORE: u32 = 5;
 /// Unfinished tasks.
 #[derive(Debug)]
 pub struct Tasks {
-    live: Mutex<HashMap<Uuid, Arc<LiveTask>>>,
-    running: Mutex<JoinSet<()>>,
-    slots: Semaphore,
-    closed: AtomicBool,
+    pub(crate) browse: Arc<Browse>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) references: Arc<References>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) live: Mutex<HashMap<Uuid, Arc<LiveTask>>>,
+    pub(crate) running: Mutex<JoinSet<()>>,
+    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) closed: AtomicBool,
     /// Snapshots that backups read.
-    readers: Arc<Readers>,
+    pub(crate) readers: Arc<Readers>,
     /// Serializes the freezes of backups that share a snapshot.
-    freezing: KeyedLocks,
+    pub(crate) freezing: KeyedLocks,
     /// Failed freezes.
-    failed: Mutex<FailedPoints>,
+    pub(crate) failed: Mutex<FailedPoints>,
     /// Number of ended tasks since the start.
     pub ended: Ended,
 }
@@ -104,20 +114,6 @@ impl Ended {
 }
 
 impl Tasks {
-    /// Creates the task table; at most `concurrency` tasks move data at once.
-    pub fn new(concurrency: usize) -> Self {
-        Self {
-            live: Mutex::default(),
-            running: Mutex::new(JoinSet::new()),
-            slots: Semaphore::new(concurrency),
-            closed: AtomicBool::new(false),
-            readers: Arc::default(),
-            freezing: KeyedLocks::default(),
-            failed: Mutex::default(),
-            ended: Ended::default(),
-        }
-    }
-
     /// Returns the unfinished tasks.
     pub fn running(&self) -> Vec<TaskRow> {
         let live: Vec<_> = self.live.lock().values().cloned().collect();
@@ -163,7 +159,7 @@ impl Tasks {
     }
 }
 
-impl Core {
+impl Runner {
     /// Starts a task whose row the caller stored.
     pub fn launch(self: &Arc<Self>, row: TaskRow) {
         let span = tracing::info_span!(parent: None, "task", task = %row.id, kind = %row.kind, volume = row.volume.map(tracing::field::display));
@@ -173,10 +169,10 @@ impl Core {
             // The row is in the database: the next start resumes it.
             return;
         }
-        let core = Arc::clone(self);
+        let this = Arc::clone(self);
         let mut running = self.tasks.running.lock();
         while running.try_join_next().is_some() {}
-        running.spawn(async move { run(&core, &live).await }.instrument(span));
+        running.spawn(async move { run(&this, &live).await }.instrument(span));
     }
 
     /// Resumes the unfinished tasks of an earlier run of the daemon.
@@ -194,14 +190,16 @@ impl Core {
         }
         Ok(())
     }
+}
 
+impl Tasks {
     /// Returns all unfinished tasks, including those in the database only, which resume at the next start.
     ///
     /// # Errors
     /// The database fails.
     pub async fn unfinished_tasks(&self) -> Result<Vec<TaskRow>, ServiceError> {
         // What runs is newer in memory.
-        let mut tasks = self.tasks.running();
+        let mut tasks = self.running();
         let running: HashSet<Uuid> = tasks.iter().map(|task| task.id).collect();
         let stored = self.db.run(TaskRow::unfinished).await?;
         tasks.extend(stored.into_iter().filter(|row| !running.contains(&row.id)));
@@ -226,11 +224,11 @@ impl Core {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            let again_ms = self.settings.intervals.store_result_again_ms;
+            let again_ms = self.host.settings.intervals.store_result_again_ms;
             tracing::error!(%error, what, again_ms, "cannot be stored for now");
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(again_ms)) => {}
-                () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
+                () = self.host.stopping.cancelled() => return Err(ServiceError::Stopping),
             }
         }
     }
@@ -240,13 +238,13 @@ impl Core {
     /// # Errors
     /// There is no task with this id.
     pub async fn task(&self, id: Uuid, wait: &WaitTask) -> Result<api::Task, ServiceError> {
-        let live = self.tasks.live.lock().get(&id).cloned();
+        let live = self.live.lock().get(&id).cloned();
         if let Some(live) = live {
             let time_limit = Duration::from_millis(wait.wait_ms.unwrap_or(0).min(MAX_WAIT_MS));
             tokio::select! {
                 () = live.changed_since(wait.since_version.unwrap_or(0)) => {}
                 () = tokio::time::sleep(time_limit) => {}
-                () = self.stopping.cancelled() => {}
+                () = self.host.stopping.cancelled() => {}
             }
             return Ok(self.task_to_api(&live.view()));
         }
@@ -262,7 +260,7 @@ impl Core {
     pub async fn list_tasks(&self, query: &ListTasks) -> Result<TaskList, ServiceError> {
         let mut rows = self.db.run(TaskRow::all).await?;
         // What runs is newer in memory.
-        let live = self.tasks.live.lock().clone();
+        let live = self.live.lock().clone();
         for row in &mut rows {
             if let Some(live) = live.get(&row.id) {
                 *row = live.view();
@@ -300,7 +298,7 @@ impl Core {
             source_volume: row.decided_cloudsnap().map(|id| id.to_string()),
             volume: detail.volume_name.clone(),
             state: api::TaskState { kind, stage },
-            node: self.node.clone(),
+            node: self.host.node.clone(),
             credential: row.credential,
             credential_name: detail.credential_name.parse().ok(),
             phase: detail.phase.clone(),
@@ -348,7 +346,7 @@ impl Core {
         with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
     ) -> Result<TaskRow, ServiceError> {
         let row = live.final_row(TaskState::Done, None);
-        let (stored, keep) = (row.clone(), self.settings.task_history);
+        let (stored, keep) = (row.clone(), self.host.settings.task_history);
         self.db
             .run(move |tx| {
                 with(tx)?;
@@ -372,22 +370,24 @@ pub fn backup_type(from: blockd_cloud::BackupType) -> api::BackupType {
     }
 }
 
-async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
+async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
     let work = async {
-        let _busy = core.pressure.begin();
+        let _busy = runner.pressure.begin();
         match live.kind {
-            TaskKind::Backup => backup::run(core, live).boxed().await,
+            TaskKind::Backup => backup::run(&runner.backup_work, live).boxed().await,
             TaskKind::Restore if live.view().detail.in_place.is_some() => {
-                in_place::run(core, live).boxed().await
+                in_place::run(&runner.in_place_work, live).boxed().await
             }
-            TaskKind::Restore if live.view().detail.lazy => hydrate::run(core, live).boxed().await,
-            TaskKind::Restore => restore::run(core, live).boxed().await,
-            TaskKind::Delete => delete::run(core, live).boxed().await,
-            TaskKind::Verify => verify::run(core, live).boxed().await,
+            TaskKind::Restore if live.view().detail.lazy => {
+                hydrate::run(&runner.hydration_work, live).boxed().await
+            }
+            TaskKind::Restore => restore::run(&runner.restore_work, live).boxed().await,
+            TaskKind::Delete => delete::run(&runner.delete_work, live).boxed().await,
+            TaskKind::Verify => verify::run(&runner.verify_work, live).boxed().await,
         }
     };
     let relay = async {
-        core.stopping.cancelled().await;
+        runner.host.stopping.cancelled().await;
         live.cancel.cancel();
         std::future::pending::<()>().await;
     };
@@ -399,7 +399,7 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
             looks += 1;
             if changed && looks >= LOOKS_PER_STORE {
                 looks = 0;
-                core.store_progress(live).await;
+                runner.tasks.store_progress(live).await;
             }
         }
     };
@@ -424,36 +424,36 @@ async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) {
             live.set_row(row);
         }
         Err(error) if error.is_cancelled() && live.is_stop_wanted() => {
-            if stop::end_undone(core, live, &error, true).await.is_err() {
+            if stop::end_undone(runner, live, &error, true).await.is_err() {
                 live.detach();
                 return;
             }
         }
-        Err(error) if core.stopping.is_cancelled() && error.is_cancelled() => {
+        Err(error) if runner.host.stopping.is_cancelled() && error.is_cancelled() => {
             tracing::info!("the task goes on after the next start");
             live.detach();
-            core.store_progress(live).await;
+            runner.tasks.store_progress(live).await;
             return;
         }
         Err(error) => {
-            if stop::end_undone(core, live, &error, false).await.is_err() {
+            if stop::end_undone(runner, live, &error, false).await.is_err() {
                 tracing::info!("the task goes on after the next start: its end could not be stored");
                 live.detach();
                 return;
             }
         }
     }
-    core.tasks.live.lock().remove(&live.id);
+    runner.tasks.live.lock().remove(&live.id);
     let row = live.view();
-    core.tasks.ended.note(row.kind, row.state);
-    core.scheduler.wake();
-    core.events.wake();
+    runner.tasks.ended.note(row.kind, row.state);
+    runner.scheduler.wake();
+    runner.events.wake();
     live.end();
 }
 
 /// Removes the files of a task that has ended.
-async fn clean_files(core: &Core, id: Uuid) -> Result<(), ServiceError> {
-    let path = core.task_dir(id);
+async fn clean_files(tasks: &Tasks, id: Uuid) -> Result<(), ServiceError> {
+    let path = tasks.host.data_dir.task_dir(id);
     crate::error::blocking(move || {
         blockd_files::remove_dir(&path).map_err(|source| ServiceError::File {
             action: "remove",

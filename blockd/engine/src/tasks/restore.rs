@@ -9,12 +9,17 @@ use super::{
     checkpoint::{self, InPlace, Writer},
     clean_files, findings,
 };
+use crate::credentials::Repositories;
+use crate::host::Host;
+use crate::merger::Wake;
+use crate::registry::Registry;
+use crate::tasks::Tasks;
 use crate::{
-    core::Core,
     error::{ServiceError, blocking, spawned},
     registry::{EntryState, VolumeEntry},
 };
 use blockd_api::ErrorCode;
+use blockd_catalog::Db;
 use blockd_catalog::{Catalog, DbError, TaskRow, VolumeRow, VolumeState};
 use blockd_cloud::{
     BlockWriter, Manifest, ManifestCache, ManifestKey, Progress, RestoreOptions, RestoreRequest,
@@ -28,30 +33,46 @@ use std::{
 };
 use uuid::Uuid;
 
+/// Work of restores into new volumes.
+pub struct RestoreWork {
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) merger: Arc<Wake>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for RestoreWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RestoreWork").finish_non_exhaustive()
+    }
+}
+
 fn volume_id(row: &TaskRow) -> Result<VolumeId, ServiceError> {
     row.volume.ok_or_else(|| ServiceError::Internal("a restore without a volume".into()))
 }
 
-pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+pub(super) async fn run(work: &Arc<RestoreWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let id = volume_id(&row)?;
-    let entry = core.registry.by_id(id).ok_or_else(|| {
+    let entry = work.registry.by_id(id).ok_or_else(|| {
         ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {id} any more"))
     })?;
-    let dir = core.volume_dir(id);
-    core.failpoints.reached("restore accepted")?;
+    let dir = work.host.data_dir.volume_dir(id);
+    work.host.failpoints.reached("restore accepted")?;
     let volume = match restored_volume(dir.clone()).await? {
         Some(volume) => volume,
-        None => fill(core, live, &entry, dir).await?,
+        None => fill(work, live, &entry, dir).await?,
     };
-    core.failpoints.reached("restore in place")?;
-    let done = core.finish(live, move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await?;
-    core.failpoints.reached("restore committed")?;
+    work.host.failpoints.reached("restore in place")?;
+    let done = work.tasks.finish(live, move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await?;
+    work.host.failpoints.reached("restore committed")?;
     entry.set_state(EntryState::Up(volume));
-    if let Err(error) = clean_files(core, done.id).await {
+    if let Err(error) = clean_files(&work.tasks, done.id).await {
         tracing::warn!(%error, "what the restore left behind is removed at the next start");
     }
-    core.merger.wake();
+    work.merger.wake();
     Ok(done)
 }
 
@@ -67,36 +88,36 @@ async fn restored_volume(dir: PathBuf) -> Result<Option<Arc<Volume>>, ServiceErr
 }
 
 async fn fill(
-    core: &Core,
+    work: &RestoreWork,
     live: &LiveTask,
     entry: &VolumeEntry,
     dir: PathBuf,
 ) -> Result<Arc<Volume>, ServiceError> {
     let row = live.view();
-    let _slot = secrets::slot(core, live).await?;
-    let (repository, requests) = core.task_repository(row.credential).await?;
+    let _slot = secrets::slot(&work.tasks, live).await?;
+    let (repository, requests) = work.repositories.task_repository(row.credential).await?;
     let repository = live.limited(&repository);
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
-    core.store_progress(live).await;
+    work.tasks.store_progress(live).await;
 
-    let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
+    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
     let key = row.cloudsnap.manifest_key();
     let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
     let manifest: Manifest = match cached {
         Some(manifest) => manifest,
         None => repository.manifest(&row.cloudsnap).await?,
     };
-    let (id, task, file) = (entry.id, live.id, checkpoint::path(&core.task_dir(live.id)));
+    let (id, task, file) = (entry.id, live.id, checkpoint::path(&work.host.data_dir.task_dir(live.id)));
     let wanted = manifest.clone();
-    let every_bytes = core.settings.intervals.record_every_bytes;
+    let every_bytes = work.host.settings.intervals.record_every_bytes;
     let (writer, in_place) = blocking(move || take_up(&dir, id, task, (&file, every_bytes), &wanted)).await?;
     if !in_place.settled.is_empty() {
         tracing::info!(blocks_in_place = in_place.settled.len_blocks(), "the restore goes on where it was");
     }
     let options = RestoreOptions {
-        download_concurrency: core.settings.download_concurrency,
-        cpu_threads: core.settings.cpu_threads,
+        download_concurrency: work.host.settings.download_concurrency,
+        cpu_threads: work.host.settings.cpu_threads,
     };
     let request = RestoreRequest { skip: in_place.settled, skip_damaged: row.detail.skip_damaged };
     let (blocks, cancel) = (Arc::clone(&writer) as Arc<dyn BlockWriter>, live.cancel.clone());
@@ -156,8 +177,11 @@ pub(super) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Resu
 }
 
 /// Removes the files of an incomplete volume, but not its rows: a resumed restore starts again.
-pub(super) async fn make_room(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
-    let (dir, file) = (core.volume_dir(volume_id(row)?), checkpoint::path(&core.task_dir(row.id)));
+pub(super) async fn make_room(work: &RestoreWork, row: &TaskRow) -> Result<(), ServiceError> {
+    let (dir, file) = (
+        work.host.data_dir.volume_dir(volume_id(row)?),
+        checkpoint::path(&work.host.data_dir.task_dir(row.id)),
+    );
     blocking(move || {
         // First the record of the restored blocks.
         let forgotten = checkpoint::forget(&file);
@@ -168,15 +192,15 @@ pub(super) async fn make_room(core: &Core, row: &TaskRow) -> Result<(), ServiceE
 }
 
 /// Removes an incomplete volume.
-pub(super) async fn clean_up(core: &Core, row: &TaskRow) -> Result<(), ServiceError> {
+pub(super) async fn clean_up(work: &RestoreWork, row: &TaskRow) -> Result<(), ServiceError> {
     let id = volume_id(row)?;
-    let dir = core.volume_dir(id);
+    let dir = work.host.data_dir.volume_dir(id);
     blocking(move || remove_half(&dir)).await?;
-    core.db.run(move |tx| VolumeRow::remove(tx, id)).await?;
-    if let Some(entry) = core.registry.by_id(id) {
-        core.registry.remove(&entry);
+    work.db.run(move |tx| VolumeRow::remove(tx, id)).await?;
+    if let Some(entry) = work.registry.by_id(id) {
+        work.registry.remove(&entry);
     }
-    clean_files(core, row.id).await
+    clean_files(&work.tasks, row.id).await
 }
 
 /// Removes the files of a complete or incomplete volume.

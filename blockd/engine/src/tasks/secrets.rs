@@ -3,8 +3,8 @@
 //! and the volumes of a group do not depend on the order of secrets.
 
 use super::LiveTask;
+use crate::tasks::Tasks;
 use crate::{
-    core::Core,
     error::ServiceError,
     external_secrets::{references_of, unresolved},
 };
@@ -25,12 +25,12 @@ const MAX_ROUNDS: u32 = 8;
 ///
 /// # Errors
 /// A secret is unavailable permanently or for this time, or the task is stopped.
-pub(super) async fn wait_for(core: &Core, live: &LiveTask) -> Result<(), ServiceError> {
-    let credential = core.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
-    let until = Instant::now() + Duration::from_secs(core.settings.secrets_wait_s);
+pub(super) async fn wait_for(tasks: &Tasks, live: &LiveTask) -> Result<(), ServiceError> {
+    let credential = tasks.repositories.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
+    let until = Instant::now() + Duration::from_secs(tasks.host.settings.secrets_wait_s);
     for reference in references_of(&credential) {
         let found = tokio::select! {
-            found = resolve(core, live, reference, until) => found,
+            found = resolve(tasks, live, reference, until) => found,
             () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
         };
         found.map_err(|error| unresolved(Some(&credential.name), reference, &error))?;
@@ -43,24 +43,24 @@ pub(super) async fn wait_for(core: &Core, live: &LiveTask) -> Result<(), Service
 ///
 /// # Errors
 /// Those of [`wait_for`]; the daemon stops.
-pub(super) async fn slot<'a>(core: &'a Core, live: &LiveTask) -> Result<SemaphorePermit<'a>, ServiceError> {
+pub(super) async fn slot<'a>(tasks: &'a Tasks, live: &LiveTask) -> Result<SemaphorePermit<'a>, ServiceError> {
     for _ in 1..MAX_ROUNDS {
-        wait_for(core, live).await?;
-        let slot = core.tasks.slot(&live.cancel).await?;
+        wait_for(tasks, live).await?;
+        let slot = tasks.slot(&live.cancel).await?;
         // The slot may have become free hours later.
-        if !is_away(core, live).await? {
+        if !is_away(tasks, live).await? {
             return Ok(slot);
         }
     }
-    wait_for(core, live).await?;
-    core.tasks.slot(&live.cancel).await
+    wait_for(tasks, live).await?;
+    tasks.slot(&live.cancel).await
 }
 
 /// Returns true if a secret is temporarily unavailable.
-async fn is_away(core: &Core, live: &LiveTask) -> Result<bool, ServiceError> {
-    let credential = core.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
+async fn is_away(tasks: &Tasks, live: &LiveTask) -> Result<bool, ServiceError> {
+    let credential = tasks.repositories.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
     for reference in references_of(&credential) {
-        if core.references.resolve(reference).await.is_err_and(|error| error.is_retryable()) {
+        if tasks.references.resolve(reference).await.is_err_and(|error| error.is_retryable()) {
             return Ok(true);
         }
     }
@@ -72,15 +72,15 @@ async fn is_away(core: &Core, live: &LiveTask) -> Result<bool, ServiceError> {
 /// # Errors
 /// Those of [`wait_for`] and of [`Core::task_repository`].
 pub(super) async fn repository(
-    core: &Core,
+    tasks: &Tasks,
     live: &LiveTask,
 ) -> Result<(Repository, Arc<Requests>), ServiceError> {
-    wait_for(core, live).await?;
-    core.task_repository(live.view().credential).await
+    wait_for(tasks, live).await?;
+    tasks.repositories.task_repository(live.view().credential).await
 }
 
 async fn resolve(
-    core: &Core,
+    tasks: &Tasks,
     live: &LiveTask,
     reference: &SecretRef,
     until: Instant,
@@ -90,7 +90,7 @@ async fn resolve(
     let mut pause = PAUSE;
     let mut failed: Option<ReferenceError> = None;
     let found = loop {
-        let attempt = core.references.resolve(reference);
+        let attempt = tasks.references.resolve(reference);
         let error = match &failed {
             // The first attempt has no timeout, regardless of the wait.
             None => attempt.await,
@@ -108,10 +108,10 @@ async fn resolve(
         }
         if phase_before.is_none() {
             phase_before = Some(live.view().detail.phase);
-            let most_s = core.settings.secrets_wait_s;
+            let most_s = tasks.host.settings.secrets_wait_s;
             tracing::warn!(%reference, %error, most_s, "the task waits for a secret");
             live.detail(|detail| detail.phase = format!("waiting for {reference}"));
-            core.store_progress(live).await;
+            tasks.store_progress(live).await;
         }
         failed = Some(error);
         tokio::time::sleep_until((Instant::now() + pause).min(until)).await;

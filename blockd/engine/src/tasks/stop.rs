@@ -8,11 +8,28 @@
 //! to commit. Its possible listing is verified then (see [`doubts`]).
 
 use super::{LiveTask, backup, clean_files, doubts, restore};
-use crate::{core::Core, error::ServiceError, health, lazy::in_place};
+use crate::credentials::Repositories;
+use crate::engine::Admission;
+use crate::events::EventLog;
+use crate::health::Health;
+use crate::host::Host;
+use crate::lazy::hydrate::HydrationWork;
+use crate::lazy::in_place::InPlaceWork;
+use crate::pressure::Pressure;
+use crate::registry::Registry;
+use crate::schedules::Scheduler;
+use crate::schedules::retention_checks::RetentionChecks;
+use crate::tasks::Tasks;
+use crate::tasks::backup::BackupWork;
+use crate::tasks::delete::DeleteWork;
+use crate::tasks::restore::RestoreWork;
+use crate::tasks::verify::VerifyWork;
+use crate::{error::ServiceError, health, lazy::in_place};
 use blockd_api::{
     ErrorCode,
     tasks::{self as api, StopTask, TaskLimits},
 };
+use blockd_catalog::Db;
 use blockd_catalog::{DbError, NewEvent, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, remove_leftovers_of};
 use jiff::Timestamp;
@@ -25,6 +42,33 @@ use uuid::Uuid;
 
 /// Timeout of a comparison of clocks.
 const CLOCK_CHECK_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Starts, stops and resumes tasks.
+pub struct Runner {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) backup_work: Arc<BackupWork>,
+    pub(crate) checks: Arc<RetentionChecks>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) delete_work: Arc<DeleteWork>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) hydration_work: Arc<HydrationWork>,
+    pub(crate) in_place_work: Arc<InPlaceWork>,
+    pub(crate) pressure: Arc<Pressure>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) restore_work: Arc<RestoreWork>,
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) tasks: Arc<Tasks>,
+    pub(crate) verify_work: Arc<VerifyWork>,
+}
+
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runner").finish_non_exhaustive()
+    }
+}
 
 /// Returns true if a task can resume after the cause of this error is fixed.
 fn can_go_on(error: &ServiceError) -> bool {
@@ -103,39 +147,42 @@ fn mark_given_up(
     }
 }
 
-async fn clean_up(core: &Arc<Core>, row: &TaskRow) -> Result<(), ServiceError> {
+async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceError> {
     match row.kind {
         TaskKind::Backup => {
-            remove_leftovers(core, row);
-            backup::clean_up(core, row).await
+            remove_leftovers(runner, row);
+            backup::clean_up(&runner.backup_work, row).await
         }
         // The volume is in use, with the fetched blocks.
         TaskKind::Restore if row.detail.is_of_volume_in_use() => {
-            in_place::release(core, row);
+            in_place::release(&runner.in_place_work, row);
             Ok(())
         }
-        TaskKind::Restore => restore::clean_up(core, row).await,
-        TaskKind::Delete | TaskKind::Verify => clean_files(core, row.id).await,
+        TaskKind::Restore => restore::clean_up(&runner.restore_work, row).await,
+        TaskKind::Delete | TaskKind::Verify => clean_files(&runner.tasks, row.id).await,
     }
 }
 
 /// Deletes the objects of a backup that cannot be committed any more: its commit never started, and only this
 /// run of the daemon knows its name. All other objects wait for garbage collection.
-fn remove_leftovers(core: &Arc<Core>, row: &TaskRow) {
-    if row.detail.run != Some(core.run) || row.detail.may_be_committed || row.detail.backup_type.is_none() {
+fn remove_leftovers(runner: &Arc<Runner>, row: &TaskRow) {
+    if row.detail.run != Some(runner.host.run)
+        || row.detail.may_be_committed
+        || row.detail.backup_type.is_none()
+    {
         return;
     }
-    let (core, row) = (Arc::clone(core), row.clone());
+    let (runner, row) = (Arc::clone(runner), row.clone());
     // A failure loses only space, so it runs in the background.
     tokio::spawn(async move {
         let removed = async {
-            let (repository, _) = core.task_repository(row.credential).await?;
+            let (repository, _) = runner.repositories.task_repository(row.credential).await?;
             let id = row.cloudsnap;
             Ok::<_, ServiceError>(remove_leftovers_of(&repository, id.cluster, id.volume, id.snapshot).await?)
         };
         let removed = tokio::select! {
             removed = removed => removed,
-            () = core.stopping.cancelled() => return,
+            () = runner.host.stopping.cancelled() => return,
         };
         match removed {
             Ok(objects) => {
@@ -154,7 +201,7 @@ fn remove_leftovers(core: &Arc<Core>, row: &TaskRow) {
 /// # Errors
 /// The daemon stops before the rows are stored.
 pub(super) async fn end_undone(
-    core: &Arc<Core>,
+    runner: &Arc<Runner>,
     live: &LiveTask,
     error: &ServiceError,
     stopped: bool,
@@ -174,38 +221,40 @@ pub(super) async fn end_undone(
     row.detail.kept = kept;
     if !kept && row.kind == TaskKind::Restore && !row.detail.is_of_volume_in_use() {
         // The rows may need the space of the incomplete volume.
-        if let Err(error) = restore::make_room(core, &row).await {
+        if let Err(error) = restore::make_room(&runner.restore_work, &row).await {
             tracing::warn!(%error, "the half restored volume is removed later");
         }
     }
-    let keep = core.settings.task_history;
+    let keep = runner.host.settings.task_history;
     let listed = match kept {
         true => None,
-        false => doubts::may_be_listed(core, &row).await,
+        false => doubts::may_be_listed(&runner.backup_work, &row).await,
     };
-    core.until_stored("the end of the task", || {
-        let stored = row.clone();
-        async move {
-            let kept = core.db.run(move |tx| -> Result<(), DbError> {
-                if !stored.detail.kept {
-                    mark_given_up(tx, &stored, listed)?;
-                }
-                stored.put(tx)?;
-                NewEvent::of_task(&stored, Timestamp::now()).insert(tx)?;
-                TaskRow::prune(tx, keep)
-            });
-            Ok(kept.await?)
-        }
-    })
-    .await?;
-    if !kept && let Err(error) = clean_up(core, &row).await {
+    runner
+        .tasks
+        .until_stored("the end of the task", || {
+            let stored = row.clone();
+            async move {
+                let kept = runner.db.run(move |tx| -> Result<(), DbError> {
+                    if !stored.detail.kept {
+                        mark_given_up(tx, &stored, listed)?;
+                    }
+                    stored.put(tx)?;
+                    NewEvent::of_task(&stored, Timestamp::now()).insert(tx)?;
+                    TaskRow::prune(tx, keep)
+                });
+                Ok(kept.await?)
+            }
+        })
+        .await?;
+    if !kept && let Err(error) = clean_up(runner, &row).await {
         tracing::warn!(%error, "what the failed task left behind is removed at the next start");
     }
     live.set_row(row);
     Ok(())
 }
 
-impl Core {
+impl Runner {
     /// Stops a task and waits for its end. With `discard`, a stopped task is abandoned.
     ///
     /// # Errors
@@ -217,11 +266,11 @@ impl Core {
             live.stop();
             tokio::select! {
                 () = live.ended() => {}
-                () = self.stopping.cancelled() => return Err(ServiceError::Stopping),
+                () = self.host.stopping.cancelled() => return Err(ServiceError::Stopping),
             }
         }
         let _admission = self.admission.lock().await;
-        let mut row = self.task_row(id).await?;
+        let mut row = self.tasks.task_row(id).await?;
         let is_over = matches!(row.state, TaskState::Done | TaskState::Failed);
         if request.discard && row.detail.kept {
             self.give_up(&mut row).await?;
@@ -229,7 +278,7 @@ impl Core {
             let message = format!("{} task {id} has ended: there is nothing to stop", row.kind);
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
-        Ok(self.task_to_api(&row))
+        Ok(self.tasks.task_to_api(&row))
     }
 
     /// Returns true for a deletion or an in-place restore.
@@ -237,7 +286,7 @@ impl Core {
     /// # Errors
     /// There is no such task.
     pub async fn overwrites_or_deletes(&self, id: Uuid) -> Result<bool, ServiceError> {
-        let row = self.task_row(id).await?;
+        let row = self.tasks.task_row(id).await?;
         Ok(row.kind == TaskKind::Delete || row.detail.in_place.is_some())
     }
 
@@ -247,10 +296,10 @@ impl Core {
     /// There is no such task, or it cannot be resumed.
     pub async fn resume_task(self: &Arc<Self>, id: Uuid) -> Result<api::Task, ServiceError> {
         let _admission = self.admission.lock().await;
-        if self.stopping.is_cancelled() {
+        if self.host.stopping.is_cancelled() {
             return Err(ServiceError::Stopping);
         }
-        let mut row = self.task_row(id).await?;
+        let mut row = self.tasks.task_row(id).await?;
         if !row.detail.kept || !matches!(row.state, TaskState::Stopped | TaskState::Failed) {
             let state = match row.state {
                 TaskState::Pending | TaskState::Active => "it runs",
@@ -263,9 +312,9 @@ impl Core {
         self.refuse_if_busy(&row).await?;
         // It may have been pinned meanwhile.
         if row.kind == TaskKind::Delete && !row.detail.force {
-            self.refuse_if_pinned(&row.cloudsnap, row.credential).await?;
+            self.checks.refuse_if_pinned(&row.cloudsnap, row.credential).await?;
         }
-        self.keep_clients_out(&row)?;
+        self.in_place_work.keep_clients_out(&row)?;
         row.state = TaskState::Pending;
         let detail = &mut row.detail;
         (detail.kept, detail.error, detail.completed) = (false, None, None);
@@ -275,7 +324,7 @@ impl Core {
         self.db.run(move |tx| stored.put(tx)).await?;
         tracing::info!(task = %row.id, kind = %row.kind, resumed = row.detail.resumed, "task resumed");
         self.launch(row.clone());
-        Ok(self.task_to_api(&row))
+        Ok(self.tasks.task_to_api(&row))
     }
 
     /// Changes the bandwidth limits of a task: at once if it runs, otherwise when it resumes.
@@ -288,10 +337,10 @@ impl Core {
         let live = self.tasks.live.lock().get(&id).cloned();
         if let Some(live) = live {
             live.set_limits(limits);
-            self.store_progress(&live).await;
-            return Ok(self.task_to_api(&live.view()));
+            self.tasks.store_progress(&live).await;
+            return Ok(self.tasks.task_to_api(&live.view()));
         }
-        let mut row = self.task_row(id).await?;
+        let mut row = self.tasks.task_row(id).await?;
         if !row.detail.kept {
             let message = format!("{} task {id} has ended: there is nothing to limit", row.kind);
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
@@ -299,7 +348,7 @@ impl Core {
         row.detail.limits = limits;
         let stored = row.clone();
         self.db.run(move |tx| stored.put(tx)).await?;
-        Ok(self.task_to_api(&row))
+        Ok(self.tasks.task_to_api(&row))
     }
 
     /// Refuses a resume next to a conflicting task that was started meanwhile.
@@ -320,7 +369,7 @@ impl Core {
             TaskKind::Delete => other.kind == TaskKind::Delete && other.cloudsnap == row.cloudsnap,
             TaskKind::Restore | TaskKind::Verify => false,
         };
-        match self.unfinished_tasks().await?.into_iter().find(same) {
+        match self.tasks.unfinished_tasks().await?.into_iter().find(same) {
             Some(other) => {
                 let message = format!("{} task {} is in its way: wait for it to end", other.kind, other.id);
                 Err(ServiceError::refused(ErrorCode::VolumeInUse, message))
@@ -328,7 +377,9 @@ impl Core {
             None => Ok(()),
         }
     }
+}
 
+impl Tasks {
     /// Returns the row of a task.
     ///
     /// # Errors
@@ -345,7 +396,9 @@ impl Core {
     pub async fn kept_tasks(&self) -> Result<Vec<TaskRow>, ServiceError> {
         Ok(self.db.run(TaskRow::kept).await?)
     }
+}
 
+impl Runner {
     /// Abandons the resumable tasks that match. The caller holds the admission lock.
     ///
     /// # Errors
@@ -354,7 +407,7 @@ impl Core {
         self: &Arc<Self>,
         is_meant: impl Fn(&TaskRow) -> bool,
     ) -> Result<(), ServiceError> {
-        for mut row in self.kept_tasks().await? {
+        for mut row in self.tasks.kept_tasks().await? {
             if is_meant(&row) {
                 self.give_up(&mut row).await?;
             }
@@ -369,7 +422,7 @@ impl Core {
     pub async fn give_up_expired(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
         let age_s = |row: &TaskRow| now.as_second().saturating_sub(row.created.as_second());
         let is_aged = |row: &&TaskRow| !row.detail.is_of_volume_in_use() && age_s(row) > BACKUP_LIFETIME_S;
-        let kept = self.kept_tasks().await?;
+        let kept = self.tasks.kept_tasks().await?;
         let mut lifetimes = HashMap::new();
         for credential in kept.iter().filter(is_aged).map(|row| row.credential).collect::<HashSet<_>>() {
             lifetimes.insert(credential, self.lifetime_by_store_clock(credential).await);
@@ -391,7 +444,7 @@ impl Core {
     /// host and of the store differ, or did when they were last compared. Twice the lifetime if the store
     /// does not answer: its tasks must not stay for ever.
     async fn lifetime_by_store_clock(&self, credential: Uuid) -> Option<i64> {
-        match tokio::time::timeout(CLOCK_CHECK_TIMEOUT, self.check_clock_of(credential)).await {
+        match tokio::time::timeout(CLOCK_CHECK_TIMEOUT, self.checks.check_clock_of(credential)).await {
             Ok(Ok(())) => Some(BACKUP_LIFETIME_S),
             Ok(Err(ServiceError::Cloud(error))) if matches!(*error, CloudError::ClockUnknown { .. }) => {
                 Some(BACKUP_LIFETIME_S)
@@ -404,7 +457,7 @@ impl Core {
     async fn give_up(self: &Arc<Self>, row: &mut TaskRow) -> Result<(), ServiceError> {
         row.detail.kept = false;
         row.detail.version += 1;
-        let listed = doubts::may_be_listed(self, row).await;
+        let listed = doubts::may_be_listed(&self.backup_work, row).await;
         let stored = row.clone();
         self.db
             .run(move |tx| -> Result<(), DbError> {

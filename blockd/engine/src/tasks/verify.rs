@@ -8,12 +8,17 @@ use super::{
     compare::{DiffBase, Seen},
     findings,
 };
+use crate::credentials::Repositories;
+use crate::host::Host;
+use crate::registry::Registry;
+use crate::snapshots::Snapshots;
+use crate::tasks::Tasks;
 use crate::{
-    core::Core,
     error::{ServiceError, blocking, spawned},
     limits::limited,
 };
 use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
+use blockd_catalog::Db;
 use blockd_catalog::{Catalog, Chain, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyWhat};
 use blockd_cloud::{
     AffectedSnapshot, BlockCheck, CloudSnapshotId, ManifestFilter, ManifestKey, Progress, Repository,
@@ -26,21 +31,37 @@ use std::{collections::BTreeMap, sync::Arc};
 
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 
-pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+/// Work of verifications.
+pub struct VerifyWork {
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for VerifyWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VerifyWork").finish_non_exhaustive()
+    }
+}
+
+pub(super) async fn run(work: &Arc<VerifyWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let what = row.detail.verify.ok_or_else(|| ServiceError::Internal("a verification of nothing".into()))?;
     let _slot = match what.background {
         // It must not delay a backup, and it need not wait for one.
         true => None,
-        false => Some(secrets::slot(core, live).await?),
+        false => Some(secrets::slot(&work.tasks, live).await?),
     };
-    let (repository, requests) = secrets::repository(core, live).await?;
+    let (repository, requests) = secrets::repository(&work.tasks, live).await?;
     let repository = live.limited(&repository);
-    let repository = paced(core, repository, what);
+    let repository = paced(work, repository, what);
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
-    core.store_progress(live).await;
-    let catalog = Catalog::new(Arc::clone(&core.db), row.credential);
+    work.tasks.store_progress(live).await;
+    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
     let ids = match what.all {
         false => vec![row.cloudsnap],
         true => {
@@ -48,11 +69,11 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
             listed.into_iter().filter_map(|listed| listed.id).collect()
         }
     };
-    let against = compared_with(core, &row, what, &repository).await?;
+    let against = compared_with(work, &row, what, &repository).await?;
     let options = VerifyOptions {
         depth: what.depth,
-        download_concurrency: if what.background { 1 } else { core.settings.download_concurrency },
-        cpu_threads: if what.background { 1 } else { core.settings.cpu_threads },
+        download_concurrency: if what.background { 1 } else { work.host.settings.download_concurrency },
+        cpu_threads: if what.background { 1 } else { work.host.settings.cpu_threads },
     };
     let (check, meant) = (against.clone(), row.cloudsnap);
     let check_of = move |id: &CloudSnapshotId| {
@@ -80,8 +101,8 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         }
         None => Ok(None),
     };
-    core.note_key_slots(row.credential, &slots_of).await;
-    drop_own_snapshot(core, &row).await;
+    work.repositories.note_key_slots(row.credential, &slots_of).await;
+    drop_own_snapshot(work, &row).await;
     let mut report = report?;
     if report.snapshots.is_empty() && !what.all {
         let message = format!("there is no cloud snapshot {}", row.cloudsnap);
@@ -96,7 +117,7 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         None => 0,
     };
     let credential = row.credential;
-    let known = core.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
+    let known = work.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
     let known: BTreeMap<CloudSnapshotId, Proof> =
         known.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
     let recorded = compare_with_recorded(&mut report, &known);
@@ -108,9 +129,9 @@ pub(super) async fn run(core: &Arc<Core>, live: &Arc<LiveTask>) -> Result<TaskRo
         proofs.iter().try_for_each(|proof| proof.put(tx))
     };
     if found.damaged_snapshots.is_empty() && report.findings_total == 0 {
-        return core.finish(live, put).await;
+        return work.tasks.finish(live, put).await;
     }
-    core.db.run(put).await?;
+    work.db.run(put).await?;
     Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, summary(&found)))
 }
 
@@ -127,18 +148,18 @@ fn summary(found: &Findings) -> String {
 }
 
 /// Limits a background verification to its budget.
-fn paced(core: &Core, repository: Repository, what: VerifyWhat) -> Repository {
+fn paced(work: &VerifyWork, repository: Repository, what: VerifyWhat) -> Repository {
     if !what.background {
         return repository;
     }
-    let bytes_per_s = (core.settings.verify_bytes_per_day / SECONDS_PER_DAY).max(1);
+    let bytes_per_s = (work.host.settings.verify_bytes_per_day / SECONDS_PER_DAY).max(1);
     limited(&repository, Arc::new(Bandwidth::new(None, Some(bytes_per_s))))
 }
 
 /// Returns the current volume for a comparison of the blocks that did not change since the backup. They are
 /// known for the newest backup of a volume only.
 async fn compared_with(
-    core: &Arc<Core>,
+    work: &Arc<VerifyWork>,
     row: &TaskRow,
     what: VerifyWhat,
     repository: &Repository,
@@ -149,21 +170,21 @@ async fn compared_with(
         return Ok(None);
     };
     let credential = row.credential;
-    let chain = core.db.run(move |tx| Chain::find(tx, volume, credential)).await?;
+    let chain = work.db.run(move |tx| Chain::find(tx, volume, credential)).await?;
     let Some(chain) = chain.filter(|chain| chain.cloudsnap == row.cloudsnap) else { return Ok(None) };
-    let Some(entry) = core.registry.by_id(volume) else { return Ok(None) };
+    let Some(entry) = work.registry.by_id(volume) else { return Ok(None) };
     let Ok(volume) = entry.volume() else { return Ok(None) };
     let size_bytes = match repository.manifest(&row.cloudsnap).await {
         Ok(manifest) => manifest.size_bytes,
         // The verification reports its problem.
         Err(_) => return Ok(None),
     };
-    let rows = core.db.run(move |tx| SnapshotRow::all(tx, None)).await?;
+    let rows = work.db.run(move |tx| SnapshotRow::all(tx, None)).await?;
     let frozen = match rows.into_iter().find(|row| row.id == snapshot && row.state == SnapshotState::Ready) {
         Some(frozen) => frozen,
         None => {
             let name: SnapshotName = format!("verify-{}", row.id).parse()?;
-            core.freeze(&entry, snapshot, name).await?
+            work.snapshots.freeze(&entry, snapshot, name).await?
         }
     };
     let changes = blocking(move || -> Result<_, ServiceError> {
@@ -181,14 +202,14 @@ async fn compared_with(
 }
 
 /// Deletes the snapshot that was taken for the comparison.
-async fn drop_own_snapshot(core: &Arc<Core>, row: &TaskRow) {
+async fn drop_own_snapshot(work: &Arc<VerifyWork>, row: &TaskRow) {
     let Some(snapshot) = row.snapshot else { return };
-    let marked = core.db.run(move |tx| SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)).await;
+    let marked = work.db.run(move |tx| SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)).await;
     if let Err(error) = marked {
         tracing::warn!(%error, "the snapshot of the verification is left for now");
         return;
     }
-    if let Err(error) = backup::drop_snapshot_of(core, row).await {
+    if let Err(error) = backup::drop_snapshot_of(&work.snapshots, row).await {
         tracing::warn!(%error, "the snapshot of the verification is removed at the next start");
     }
 }

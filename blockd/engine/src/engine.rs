@@ -1,0 +1,520 @@
+//! Construction of the services, each from those below it.
+
+use crate::activity::Monitor;
+use crate::attachments::Attachments;
+use crate::attachments::requests::Devices;
+use crate::backups::Backups;
+use crate::browse::Browse;
+use crate::browse::Browser;
+use crate::cloudsnaps::CloudSnapshots;
+use crate::credentials::Credentials;
+use crate::credentials::Repositories;
+use crate::data_dir::DataDir;
+use crate::delete_start::Deletions;
+use crate::events::EventLog;
+use crate::failpoints::Failpoints;
+use crate::health::FreeSpace;
+use crate::health::Health;
+use crate::host::Host;
+use crate::id_prefix::Names;
+use crate::lazy::LazyVolumes;
+use crate::lazy::hydrate::HydrationWork;
+use crate::lazy::in_place::InPlaceWork;
+use crate::limits::LimitPlan;
+use crate::limits::PlannedBandwidth;
+use crate::maintenance::Maintenance;
+use crate::merger::Wake;
+use crate::metrics::Meters;
+use crate::pressure::Pressure;
+use crate::quiesce::Quiescer;
+use crate::reconcile::reconcile;
+use crate::registry::Registry;
+use crate::restores::Restores;
+use crate::schedules::Scheduler;
+use crate::schedules::requests::Schedules;
+use crate::schedules::retention_checks::RetentionChecks;
+use crate::schedules::runner::ScheduleRunner;
+use crate::settings::Settings;
+use crate::settings::TaskPriority;
+use crate::snapshots::Snapshots;
+use crate::tasks::Tasks;
+use crate::tasks::backup::BackupWork;
+use crate::tasks::delete::DeleteWork;
+use crate::tasks::restore::RestoreWork;
+use crate::tasks::stop::Runner;
+use crate::tasks::verify::VerifyWork;
+use crate::volumes::Volumes;
+use crate::webhooks::Webhook;
+use crate::webhooks::WebhookDelivery;
+use crate::webhooks::config::WebhookConfig;
+use blockd_catalog::Db;
+use blockd_catalog::DbError;
+use blockd_catalog::EventReader;
+use blockd_nbd_kernel::System;
+use blockd_quiesce::Admission as QuiesceAdmission;
+use blockd_secrets::References;
+use blockd_secrets::Secrets;
+use blockd_secrets::SecretsConfig;
+use blockd_volume::OpenOptions;
+use blockd_volume::Recovery;
+use blockd_volume::Reserve;
+use jiff::Timestamp;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Lock that is held while an operation is admitted that excludes another one, such as a task on a volume and
+/// the deletion of the volume.
+pub type Admission = tokio::sync::Mutex<()>;
+
+/// Creates a service from the services of the same names, and with its own state empty.
+macro_rules! service {
+    ($service:ident { $($part:ident),* } $($state:ident),*) => {
+        Arc::new($service { $($part: $part.clone(),)* $($state: Default::default(),)* })
+    };
+}
+
+/// The services.
+pub struct Engine {
+    /// This run of the daemon.
+    pub host: Arc<Host>,
+    /// Volumes of this process.
+    pub registry: Arc<Registry>,
+    /// Database.
+    pub db: Arc<Db>,
+    /// Volumes attached as kernel block devices.
+    pub attachments: Arc<Attachments>,
+    /// Open snapshots, images and mounts.
+    pub browse: Arc<Browse>,
+    /// Known problems.
+    pub health: Arc<Health>,
+    /// Resolver of external secrets.
+    pub references: Arc<References>,
+    /// Throttling of tasks in favour of guests.
+    pub pressure: Arc<Pressure>,
+    /// Disk space reserved for operations that free space; `None` if the filesystem cannot reserve any.
+    pub reserve: Option<Arc<Reserve>>,
+    /// Wakes the merge thread.
+    pub merger: Arc<Wake>,
+    /// Wakes the scheduler.
+    pub scheduler: Arc<Scheduler>,
+    /// State of quiesced filesystems and applications.
+    pub quiescing: Arc<QuiesceAdmission>,
+    /// Held while an operation is admitted that excludes another one.
+    pub admission: Arc<Admission>,
+    /// Bandwidth limits over all tasks of the host.
+    pub bandwidth: Arc<PlannedBandwidth>,
+    /// Events: stores, lists and waits for them.
+    pub events: Arc<EventLog>,
+    /// Watches the free space of the data directory.
+    pub free_space: Arc<FreeSpace>,
+    /// Repositories.
+    pub repositories: Arc<Repositories>,
+    /// Checks before retention deletes: places, clocks, and backups that others rely on.
+    pub checks: Arc<RetentionChecks>,
+    /// Table of tasks.
+    pub tasks: Arc<Tasks>,
+    /// Quiesces applications and filesystems by the rules that apply.
+    pub quiescer: Arc<Quiescer>,
+    /// Attaches volumes as kernel block devices.
+    pub devices: Arc<Devices>,
+    /// Local snapshots.
+    pub snapshots: Arc<Snapshots>,
+    /// Lazy volumes and the sources of their blocks.
+    pub lazy: Arc<LazyVolumes>,
+    /// Work of backup tasks.
+    pub backup_work: Arc<BackupWork>,
+    /// Work of restores into new volumes.
+    pub restore_work: Arc<RestoreWork>,
+    /// Work of hydrations of lazy volumes.
+    pub hydration_work: Arc<HydrationWork>,
+    /// Work of in-place restores.
+    pub in_place_work: Arc<InPlaceWork>,
+    /// Work of deletions.
+    pub delete_work: Arc<DeleteWork>,
+    /// Work of verifications.
+    pub verify_work: Arc<VerifyWork>,
+    /// Starts, stops and resumes tasks.
+    pub runner: Arc<Runner>,
+    /// Schedules and their policies.
+    pub schedules: Arc<Schedules>,
+    /// Restores.
+    pub restores: Arc<Restores>,
+    /// Volumes.
+    pub volumes: Arc<Volumes>,
+    /// Backups.
+    pub backups: Arc<Backups>,
+    /// Listing and inspection of cloud snapshots.
+    pub cloud_snapshots: Arc<CloudSnapshots>,
+    /// Deletions of cloud snapshots, their pins and expiries.
+    pub deletions: Arc<Deletions>,
+    /// Garbage collection and background verification.
+    pub maintenance: Arc<Maintenance>,
+    /// Runs the schedules and their retention.
+    pub schedule_runner: Arc<ScheduleRunner>,
+    /// Credentials of repositories.
+    pub credentials: Arc<Credentials>,
+    /// Browse mounts and images of snapshots.
+    pub browser: Arc<Browser>,
+    /// Delivers events to webhooks.
+    pub webhook_delivery: Arc<WebhookDelivery>,
+    /// Activity and metrics of the daemon.
+    pub monitor: Arc<Monitor>,
+    /// Resolves abbreviated ids.
+    pub names: Arc<Names>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+/// Arguments of [`Engine::open`].
+#[derive(Debug)]
+pub struct OpenEngine {
+    /// Data directory, which exists and is locked.
+    pub data_dir: DataDir,
+    /// Settings.
+    pub settings: Settings,
+    /// Priority of tasks that move data.
+    pub task_priority: TaskPriority,
+    /// Bandwidth limits over all tasks of the host.
+    pub bandwidth: LimitPlan,
+    /// External secrets.
+    pub secrets: SecretsConfig,
+    /// Event receivers.
+    pub webhooks: Vec<WebhookConfig>,
+    /// Events are written to the log.
+    pub logs_events: bool,
+    /// Volumes are served to other hosts.
+    pub listens_on_tcp: bool,
+    /// Recover as after a power loss, whatever the boot id says.
+    pub after_power_loss: bool,
+    /// Kernel devices.
+    pub system: System,
+}
+
+/// Reasons why the state cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The database cannot be used.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl OpenError {
+    /// Returns true if a retry can succeed.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Db(error) if error.is_retryable())
+    }
+}
+
+impl Engine {
+    /// Opens the database and all volumes, and completes or undoes interrupted operations. Blocks.
+    ///
+    /// # Errors
+    /// The database cannot be used, or a thread not be started.
+    pub fn open(options: OpenEngine) -> Result<Self, OpenError> {
+        let OpenEngine { data_dir, settings, .. } = options;
+        let db = Db::open(&data_dir.database())?;
+        let cluster = db.cluster_id()?;
+        let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let secrets = Secrets::load(&data_dir, systemd.as_deref());
+        if let Some(problem) = secrets.problem() {
+            tracing::error!(error = %problem, "unsealing credentials is not possible");
+        }
+        let recovery = if options.after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
+        let serves_remote = db.serves_remote(options.listens_on_tcp)?;
+        let registry = reconcile(&db, &data_dir, &OpenOptions { recovery, serves_remote })?;
+        let pressure =
+            Pressure::new(options.task_priority, settings.cpu_threads).map_err(OpenError::Thread)?;
+        let readers = event_readers(&db, &options.webhooks, options.logs_events)?;
+        let reserve = Reserve::open(&data_dir).inspect_err(|error| {
+            tracing::warn!(dir = %data_dir.display(), %error, "reserving disk space for snapshot deletion on a full disk failed");
+        });
+        let log_reader = readers.iter().find(|reader| reader.name == crate::events::LOG_READER).cloned();
+        let stopping = CancellationToken::new();
+        let host = Arc::new(Host {
+            cluster,
+            run: Uuid::new_v4(),
+            node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            started: Instant::now(),
+            failpoints: Failpoints::new(stopping.clone()),
+            stopping,
+            data_dir,
+            settings,
+        });
+        Ok(Self::assemble(Parts {
+            attachments: Arc::new(Attachments::new(cluster, host.data_dir.nbd_socket(), options.system)),
+            host,
+            db: Arc::new(db),
+            secrets: Arc::new(secrets),
+            references: References::new(&options.secrets, systemd.as_deref()),
+            registry: Arc::new(registry),
+            pressure: Arc::new(pressure),
+            bandwidth: PlannedBandwidth::new(options.bandwidth, Timestamp::now()),
+            reserve: reserve.ok().map(Arc::new),
+            webhooks: crate::webhooks::all(&options.webhooks, &readers),
+            log_reader,
+        }))
+    }
+
+    /// Creates the services, from the bottom to the top.
+    fn assemble(parts: Parts) -> Self {
+        let Parts {
+            host, db, secrets, references, registry, attachments, pressure, bandwidth, reserve, ..
+        } = parts;
+        let Parts { webhooks, log_reader, .. } = parts;
+        let browse: Arc<Browse> = Arc::default();
+        let merger: Arc<Wake> = Arc::default();
+        let health: Arc<Health> = Arc::default();
+        let meters: Arc<Meters> = Arc::default();
+        let scheduler: Arc<Scheduler> = Arc::default();
+        let admission: Arc<Admission> = Arc::default();
+        let quiescing: Arc<QuiesceAdmission> = Arc::default();
+        let slots = Arc::new(Semaphore::new(host.settings.task_concurrency));
+        let events = service!(EventLog { db, host, registry } stored, degraded);
+        let free_space = service!(FreeSpace { db, events, health, host });
+        let repositories = service!(Repositories { bandwidth, db, events, health, host, meters, pressure, references, secrets } proven, opened, opened_with, unopened, refused, stores, changes);
+        let checks = service!(RetentionChecks { db, events, health, host, registry, repositories });
+        let tasks = service!(Tasks { browse, db, host, references, repositories, slots } live, running, closed, readers, freezing, failed, ended);
+        let quiescer =
+            service!(Quiescer { attachments, db, events, host, quiescing, registry } rule_problems);
+        let devices = service!(Devices { admission, attachments, db, registry });
+        let snapshots = service!(Snapshots { admission, attachments, browse, db, events, host, merger, quiescer, quiescing, registry, reserve, scheduler, tasks } to_undo);
+        let lazy = service!(LazyVolumes { db, host, registry, repositories } fetcher, lazy_sources);
+        let backup_work = service!(BackupWork { db, events, host, registry, repositories, snapshots, tasks });
+        let restore_work = service!(RestoreWork { db, host, merger, registry, repositories, tasks });
+        let hydration_work = service!(HydrationWork { host, lazy, merger, registry, tasks });
+        let in_place_work =
+            service!(InPlaceWork { lazy, db, host, merger, registry, snapshots, tasks } going_back);
+        let delete_work = service!(DeleteWork { db, host, registry, snapshots, tasks });
+        let verify_work = service!(VerifyWork { db, host, registry, repositories, snapshots, tasks });
+        let runner = service!(Runner {
+            admission,
+            backup_work,
+            checks,
+            db,
+            delete_work,
+            events,
+            health,
+            host,
+            hydration_work,
+            in_place_work,
+            pressure,
+            registry,
+            repositories,
+            restore_work,
+            scheduler,
+            tasks,
+            verify_work
+        });
+        let schedules = service!(Schedules { db, quiescer, registry, repositories, scheduler });
+        let restores = service!(Restores {
+            admission,
+            attachments,
+            db,
+            in_place_work,
+            lazy,
+            registry,
+            repositories,
+            runner,
+            tasks
+        });
+        let volumes = service!(Volumes {
+            admission,
+            attachments,
+            browse,
+            db,
+            events,
+            health,
+            host,
+            in_place_work,
+            lazy,
+            merger,
+            registry,
+            restores,
+            runner,
+            schedules,
+            snapshots,
+            tasks
+        });
+        let backups =
+            service!(Backups { admission, host, quiescer, registry, repositories, runner, snapshots, tasks });
+        let cloud_snapshots = service!(CloudSnapshots { db, host, registry, repositories });
+        let deletions = service!(Deletions {
+            admission,
+            checks,
+            cloud_snapshots,
+            db,
+            host,
+            lazy,
+            repositories,
+            runner,
+            scheduler,
+            tasks
+        });
+        let maintenance = service!(Maintenance {
+            admission,
+            backup_work,
+            checks,
+            db,
+            deletions,
+            health,
+            host,
+            registry,
+            repositories,
+            runner,
+            tasks
+        });
+        let schedule_runner = service!(ScheduleRunner {
+            backups,
+            checks,
+            db,
+            deletions,
+            events,
+            health,
+            host,
+            quiescer,
+            registry,
+            repositories,
+            scheduler,
+            schedules,
+            snapshots,
+            tasks
+        });
+        let credentials = service!(Credentials {
+            admission,
+            browse,
+            db,
+            health,
+            host,
+            lazy,
+            meters,
+            references,
+            registry,
+            repositories,
+            runner,
+            schedules,
+            secrets,
+            snapshots,
+            tasks
+        });
+        let browser = service!(Browser { browse, db, host, registry, repositories });
+        let webhook_delivery =
+            service!(WebhookDelivery { db, events, host, log_reader, references, webhooks });
+        let monitor = service!(Monitor {
+            browse,
+            db,
+            free_space,
+            health,
+            host,
+            meters,
+            quiescing,
+            registry,
+            repositories,
+            schedules,
+            tasks,
+            volumes,
+            webhook_delivery
+        });
+        let names = service!(Names { registry, repositories, snapshots });
+        Self {
+            host,
+            reserve,
+            registry,
+            db,
+            attachments,
+            browse,
+            health,
+            references,
+            pressure,
+            merger,
+            scheduler,
+            quiescing,
+            admission,
+            bandwidth,
+            events,
+            free_space,
+            repositories,
+            checks,
+            tasks,
+            quiescer,
+            devices,
+            snapshots,
+            lazy,
+            backup_work,
+            restore_work,
+            hydration_work,
+            in_place_work,
+            delete_work,
+            verify_work,
+            runner,
+            schedules,
+            restores,
+            volumes,
+            backups,
+            cloud_snapshots,
+            deletions,
+            maintenance,
+            schedule_runner,
+            credentials,
+            browser,
+            webhook_delivery,
+            monitor,
+            names,
+        }
+    }
+}
+
+/// What the services rest on.
+struct Parts {
+    host: Arc<Host>,
+    db: Arc<Db>,
+    secrets: Arc<Secrets>,
+    references: Arc<References>,
+    registry: Arc<Registry>,
+    attachments: Arc<Attachments>,
+    pressure: Arc<Pressure>,
+    bandwidth: Arc<PlannedBandwidth>,
+    reserve: Option<Arc<Reserve>>,
+    webhooks: Vec<Arc<Webhook>>,
+    log_reader: Option<EventReader>,
+}
+
+/// Returns the event readers of webhooks and the log, each with its position.
+fn event_readers(
+    db: &Db,
+    webhooks: &[WebhookConfig],
+    logs_events: bool,
+) -> Result<Vec<EventReader>, DbError> {
+    let mut names: Vec<_> = webhooks.iter().map(crate::webhooks::reader_name).collect();
+    if logs_events {
+        names.push(crate::events::LOG_READER.to_owned());
+    }
+    db.transaction(|tx| EventReader::take_up(tx, &names))
+}
+
+/// Generates a random non-zero id.
+///
+/// # Errors
+/// The system provides no random bytes.
+pub fn random_id() -> Result<u64, blockd_secrets::SecretsError> {
+    loop {
+        let mut bytes = [0; 8];
+        blockd_secrets::fill_random(&mut bytes)?;
+        // Below 2^63, so that no tool reads it as a negative number.
+        let number = u64::from_le_bytes(bytes) >> 1;
+        if number != 0 {
+            return Ok(number);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! What does not change while the daemon runs.
+
+use crate::{data_dir::DataDir, failpoints::Failpoints, settings::Settings};
+use std::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// This run of the daemon on this host.
+#[derive(Debug)]
+pub struct Host {
+    /// Id of this installation.
+    pub cluster: Uuid,
+    /// Id of this run of the daemon.
+    pub run: Uuid,
+    /// Name of this host.
+    pub node: String,
+    /// Start time.
+    pub started: Instant,
+    /// Data directory.
+    pub data_dir: DataDir,
+    /// Settings.
+    pub settings: Settings,
+    /// Cancelled when the daemon stops.
+    pub stopping: CancellationToken,
+    /// Steps at which tests act.
+    pub failpoints: Failpoints,
+}
