@@ -4,15 +4,14 @@
 
 mod control;
 
+pub use blockd_engine::events::webhook_config::{WebhookConfig, WebhookConfigError, WebhookUrl};
 pub use blockd_engine::settings::{BrowseConfig, Intervals, TaskPriority};
-pub use blockd_engine::webhooks::config::{WebhookConfig, WebhookConfigError, WebhookUrl};
 pub use blockd_secrets::SecretsConfig;
 pub use control::{ControlConfig, ControlSocket};
 
-use crate::cli::Cli;
-use crate::logging;
+use crate::{cli::Cli, logging};
 use blockd_api::{DailyLimit, credentials::CredentialLimits};
-use blockd_engine::{limits::LimitPlan, settings::Settings};
+use blockd_engine::{repositories::limits::LimitPlan, settings::Settings};
 use blockd_nbd::{TlsFiles, TlsMode};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -450,7 +449,7 @@ impl Config {
             given: error.given,
             wanted: error.wanted,
         })?;
-        blockd_engine::webhooks::config::check(&self.webhook)?;
+        blockd_engine::events::webhook_config::check(&self.webhook)?;
         self.limit_plan()?;
         range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
         range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;

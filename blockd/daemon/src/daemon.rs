@@ -21,8 +21,7 @@ use blockd_engine::{
     engine::{Engine, OpenEngine, OpenError},
     error::{ServiceError, with_sources},
     health,
-    merger::Merger,
-    registry::EntryState,
+    volumes::{merger::Merger, registry::EntryState},
 };
 use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_nbd_kernel::System;
@@ -481,14 +480,18 @@ pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
 /// Starts the loops that need nothing but the shared state.
 fn start_loops(supervisor: &mut Supervisor, engine: &Arc<Engine>) {
     let (pressure, registry) = (Arc::clone(&engine.pressure), Arc::clone(&engine.registry));
-    supervisor.start_interruptible("pressure", blockd_engine::pressure::run(pressure, registry));
-    supervisor.start_interruptible("limits", blockd_engine::limits::run(Arc::clone(&engine.repositories)));
+    supervisor.start_interruptible("pressure", blockd_engine::tasks::pressure::run(pressure, registry));
+    supervisor.start_interruptible(
+        "limits",
+        blockd_engine::repositories::limits::run(Arc::clone(&engine.repositories)),
+    );
     supervisor.start_interruptible("secrets", blockd_secrets::run_expiry(Arc::clone(&engine.references)));
-    supervisor.start_interruptible("map sync", blockd_engine::map_sync::run(Arc::clone(&engine.registry)));
+    supervisor
+        .start_interruptible("map sync", blockd_engine::volumes::map_sync::run(Arc::clone(&engine.registry)));
     supervisor
         .start_interruptible("maintenance", blockd_engine::maintenance::run(Arc::clone(&engine.maintenance)));
     supervisor.start_interruptible("health", blockd_engine::health::run(Arc::clone(&engine.monitor)));
-    supervisor.start("events", blockd_engine::webhooks::run(Arc::clone(&engine.webhook_delivery)));
+    supervisor.start("events", blockd_engine::events::webhooks::run(Arc::clone(&engine.webhook_delivery)));
 }
 
 /// Serves metrics; binds the address again until that succeeds: volumes are served without it.

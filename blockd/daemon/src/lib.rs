@@ -1,8 +1,7 @@
 //! The blockd daemon: volumes over NBD, their backups to object storage, and the control API for both.
 //!
-//! This crate combines the others: `daemon` starts and stops the parts, `engine` holds their shared state, and
-//! modules such as `volumes`, `snapshots`, `credentials` and `cloudsnaps` implement the operations that
-//! `http` serves.
+//! This crate is the process: command line, configuration, listeners, the control API (`http`), and the
+//! supervisor of background loops. The use cases are in the crate `blockd-engine`.
 
 pub mod activation;
 pub mod allocator;

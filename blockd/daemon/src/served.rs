@@ -1,4 +1,4 @@
-//! What this daemon serves, and the outcome of its last reload.
+//! Addresses that this daemon serves, and the outcome of its last reload.
 
 use crate::config::{Config, NbdAddress};
 use blockd_api::status::ReloadFailure;

@@ -1,67 +1,53 @@
 //! Construction of the services, each from those below it.
 
-use crate::activity::Monitor;
-use crate::attachments::Attachments;
-use crate::attachments::requests::Devices;
-use crate::backups::Backups;
-use crate::browse::Browse;
-use crate::browse::Browser;
-use crate::cloudsnaps::CloudSnapshots;
-use crate::credentials::Credentials;
-use crate::credentials::Repositories;
-use crate::data_dir::DataDir;
-use crate::delete_start::Deletions;
-use crate::events::EventLog;
-use crate::failpoints::Failpoints;
-use crate::health::FreeSpace;
-use crate::health::Health;
-use crate::host::Host;
-use crate::id_prefix::Names;
-use crate::lazy::LazyVolumes;
-use crate::lazy::hydrate::HydrationWork;
-use crate::lazy::in_place::InPlaceWork;
-use crate::limits::LimitPlan;
-use crate::limits::PlannedBandwidth;
-use crate::maintenance::Maintenance;
-use crate::merger::Wake;
-use crate::metrics::Meters;
-use crate::pressure::Pressure;
-use crate::quiesce::Quiescer;
-use crate::reconcile::reconcile;
-use crate::registry::Registry;
-use crate::restores::Restores;
-use crate::schedules::Scheduler;
-use crate::schedules::requests::Schedules;
-use crate::schedules::retention_checks::RetentionChecks;
-use crate::schedules::runner::ScheduleRunner;
-use crate::settings::Settings;
-use crate::settings::TaskPriority;
-use crate::snapshots::Snapshots;
-use crate::tasks::Tasks;
-use crate::tasks::backup::BackupWork;
-use crate::tasks::delete::DeleteWork;
-use crate::tasks::restore::RestoreWork;
-use crate::tasks::stop::Runner;
-use crate::tasks::verify::VerifyWork;
-use crate::volumes::Volumes;
-use crate::webhooks::Webhook;
-use crate::webhooks::WebhookDelivery;
-use crate::webhooks::config::WebhookConfig;
-use blockd_catalog::Db;
-use blockd_catalog::DbError;
-use blockd_catalog::EventReader;
+use crate::{
+    backup::{Backups, work::BackupWork},
+    browse::{Browse, Browser},
+    cloud_snapshots::{CloudSnapshots, delete::DeleteWork, deletion::Deletions},
+    credentials::Credentials,
+    data_dir::DataDir,
+    events::{
+        EventLog,
+        webhook_config::WebhookConfig,
+        webhooks::{Webhook, WebhookDelivery},
+    },
+    failpoints::Failpoints,
+    health::{FreeSpace, Health},
+    host::Host,
+    maintenance::{Maintenance, verify::VerifyWork},
+    metrics::Meters,
+    monitor::Monitor,
+    names::Names,
+    quiesce::Quiescer,
+    repositories::{
+        Repositories,
+        limits::{LimitPlan, PlannedBandwidth},
+    },
+    restore::{
+        Restores,
+        full::RestoreWork,
+        in_place::InPlaceWork,
+        lazy::{LazyVolumes, hydrate::HydrationWork},
+    },
+    schedules::{Scheduler, requests::Schedules, retention_checks::RetentionChecks, runner::ScheduleRunner},
+    settings::{Settings, TaskPriority},
+    snapshots::Snapshots,
+    tasks::{Tasks, pressure::Pressure, runner::Runner},
+    volumes::{
+        Volumes,
+        attachments::{Attachments, requests::Devices},
+        merger::Wake,
+        reconcile::reconcile,
+        registry::Registry,
+    },
+};
+use blockd_catalog::{Db, DbError, EventReader};
 use blockd_nbd_kernel::System;
 use blockd_quiesce::Admission as QuiesceAdmission;
-use blockd_secrets::References;
-use blockd_secrets::Secrets;
-use blockd_secrets::SecretsConfig;
-use blockd_volume::OpenOptions;
-use blockd_volume::Recovery;
-use blockd_volume::Reserve;
+use blockd_secrets::{References, Secrets, SecretsConfig};
+use blockd_volume::{OpenOptions, Recovery, Reserve};
 use jiff::Timestamp;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Instant;
+use std::{path::PathBuf, sync::Arc, time::Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -192,7 +178,7 @@ pub struct OpenEngine {
     pub logs_events: bool,
     /// Volumes are served to other hosts.
     pub listens_on_tcp: bool,
-    /// Recover as after a power loss, whatever the boot id says.
+    /// Recover as after a power loss, regardless of the boot id.
     pub after_power_loss: bool,
     /// Kernel devices.
     pub system: System,
@@ -262,7 +248,7 @@ impl Engine {
             pressure: Arc::new(pressure),
             bandwidth: PlannedBandwidth::new(options.bandwidth, Timestamp::now()),
             reserve: reserve.ok().map(Arc::new),
-            webhooks: crate::webhooks::all(&options.webhooks, &readers),
+            webhooks: crate::events::webhooks::all(&options.webhooks, &readers),
             log_reader,
         }))
     }
@@ -475,7 +461,7 @@ impl Engine {
     }
 }
 
-/// What the services rest on.
+/// Parts that the services rest on.
 struct Parts {
     host: Arc<Host>,
     db: Arc<Db>,
@@ -496,7 +482,7 @@ fn event_readers(
     webhooks: &[WebhookConfig],
     logs_events: bool,
 ) -> Result<Vec<EventReader>, DbError> {
-    let mut names: Vec<_> = webhooks.iter().map(crate::webhooks::reader_name).collect();
+    let mut names: Vec<_> = webhooks.iter().map(crate::events::webhooks::reader_name).collect();
     if logs_events {
         names.push(crate::events::LOG_READER.to_owned());
     }

@@ -10,9 +10,11 @@
 use crate::{
     access::Access,
     browse::CloudExports,
-    discarded::UnreportedLoss,
     metrics::Operation,
-    registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
+    volumes::{
+        discarded::UnreportedLoss,
+        registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
+    },
 };
 use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_extent::SnapshotId;
@@ -515,7 +517,7 @@ impl BlockDevice for SnapshotDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::VolumeEntry;
+    use crate::volumes::registry::VolumeEntry;
     use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow, VolumeState};
     use blockd_extent::VolumeId;
 

@@ -1,21 +1,19 @@
 //! Problems that the daemon detects itself. They are kept in memory, so that they are reported even when the
 //! database cannot be written.
 
-use crate::activity::Monitor;
-use crate::credentials::Repositories;
-use crate::events::EventLog;
-use crate::host::Host;
 use crate::{
-    credentials::cannot_be_opened,
     error::{ServiceError, blocking},
+    events::EventLog,
+    host::Host,
+    monitor::Monitor,
+    repositories::{Repositories, cannot_be_opened},
 };
 use blockd_api::{
     ByteSize,
     events::Severity,
     status::{DataSpace, Problem},
 };
-use blockd_catalog::Db;
-use blockd_catalog::{CredentialRow, NewEvent};
+use blockd_catalog::{CredentialRow, Db, NewEvent};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};

@@ -1,4 +1,4 @@
-//! What does not change while the daemon runs.
+//! Identity, settings and lifetime of this run of the daemon.
 
 use crate::{data_dir::DataDir, failpoints::Failpoints, settings::Settings};
 use std::time::Instant;

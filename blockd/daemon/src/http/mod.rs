@@ -184,7 +184,8 @@ impl<T: Serialize> IntoResponse for Reply<T> {
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Result<T, Failure> {
-    let (_waiting, work) = blockd_engine::preflight::with_client_cancellation(work.in_current_span());
+    let (_waiting, work) =
+        blockd_engine::repositories::preflight::with_client_cancellation(work.in_current_span());
     match tokio::spawn(blockd_engine::owner::scope(blockd_engine::owner::current(), work)).await {
         Ok(result) => Ok(result?),
         Err(error) => Err(Failure(ServiceError::Internal(error.to_string()))),
@@ -259,7 +260,7 @@ mod tests {
         let begins = Arc::clone(&begun);
         let change = async move {
             let question = async { Ok(answered.await.is_ok()) };
-            blockd_engine::preflight::in_time(Duration::from_secs(60), question).await?;
+            blockd_engine::repositories::preflight::in_time(Duration::from_secs(60), question).await?;
             begins.store(true, Ordering::SeqCst);
             Ok(())
         };

@@ -10,7 +10,7 @@ use blockd_api::{
     status::{Counts, Status},
 };
 use blockd_catalog::{CredentialRow, DbError, SnapshotRow};
-use blockd_engine::registry::EntryState;
+use blockd_engine::volumes::registry::EntryState;
 use std::sync::LazyLock;
 
 static OPENAPI: LazyLock<String> = LazyLock::new(blockd_api::openapi::document_text);

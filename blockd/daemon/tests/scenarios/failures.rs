@@ -248,7 +248,7 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
     let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let told = Arc::clone(&sizes);
     let listener =
-        move |entry: &blockd_engine::registry::VolumeEntry, size| told.lock().push((entry.id, size));
+        move |entry: &blockd_engine::volumes::registry::VolumeEntry, size| told.lock().push((entry.id, size));
     host.engine().registry.on_resized(Box::new(listener));
     let update = |size_bytes, read_only| UpdateVolume { size_bytes, read_only, ..Default::default() };
     let name = "data".parse().unwrap();

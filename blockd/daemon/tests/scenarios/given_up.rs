@@ -5,7 +5,7 @@ use super::{dying::COMMITTED, *};
 use blockd_api::{events::ListEvents, lazy::StartLazyRestore, tasks::StopTask};
 use blockd_catalog::Doubt;
 use blockd_cloud::CloudSnapshotId;
-use blockd_engine::tasks::doubts::Failing;
+use blockd_engine::backup::doubts::Failing;
 use jiff::{SignedDuration, Timestamp};
 use std::{fs, path::PathBuf};
 

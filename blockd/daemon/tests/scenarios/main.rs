@@ -19,7 +19,7 @@ use blockd_api::{
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
 };
 use blockd_catalog::{DbError, SnapshotRow, TaskRow, TaskState};
-use blockd_engine::{engine::Engine, registry::EntryState};
+use blockd_engine::{engine::Engine, volumes::registry::EntryState};
 use blockd_extent::SnapshotId;
 use blockd_volume::{Volume, VolumeErrorKind};
 use std::{path::Path, sync::Arc};

@@ -1,7 +1,9 @@
 //! Tests of the metrics of a running daemon.
 
-use super::strict::{self, Family};
-use super::{Host, Model, config};
+use super::{
+    Host, Model, config,
+    strict::{self, Family},
+};
 use blockd::daemon::Daemon;
 use blockd_api::{
     cloudsnaps::StartVerify,

@@ -11,7 +11,9 @@ use blockd_api::{
 };
 use blockd_catalog::{Proof, RetentionOverride, TaskRow};
 use blockd_cloud::ManifestKey;
-use blockd_engine::{maintenance::Attempts, retention_overrides::RecentListings, schedules::Delays};
+use blockd_engine::{
+    cloud_snapshots::retention_overrides::RecentListings, maintenance::Attempts, schedules::Delays,
+};
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use std::{

@@ -10,7 +10,7 @@ use blockd_api::{
 };
 use blockd_catalog::{DbError, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::ManifestKey;
-use blockd_engine::{engine::Engine, retention_overrides::RecentListings};
+use blockd_engine::{cloud_snapshots::retention_overrides::RecentListings, engine::Engine};
 use blockd_schedule::{KeepReason, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use std::{

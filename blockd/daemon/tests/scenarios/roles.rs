@@ -2,10 +2,10 @@
 
 use super::*;
 use blockd::config::ControlSocket;
-use blockd_api::quiesce::HookOptions;
 use blockd_api::{
     cloudsnaps::{BackupOptions, MarkCloudsnap, StartGroupBackup, StartRestore},
     operations::OPERATIONS,
+    quiesce::HookOptions,
     roles::Role,
     snapshots::CreateSnapshot,
     tasks::{StopTask, TaskLimits, TaskOwner},

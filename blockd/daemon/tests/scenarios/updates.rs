@@ -36,7 +36,7 @@ async fn stored(host: &Host) -> (Vec<u8>, Option<SecretRef>) {
 /// The references of the only credential.
 async fn references(host: &Host) -> Vec<SecretRef> {
     let row = host.engine().repositories.credential_rows().await.unwrap().pop().unwrap();
-    blockd_engine::external_secrets::references_of(&row).cloned().collect()
+    blockd_engine::repositories::external_secrets::references_of(&row).cloned().collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

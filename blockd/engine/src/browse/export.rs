@@ -1,8 +1,9 @@
 //! Cloud snapshots as read-only NBD exports, named `cloud:` and the id.
 
-use super::images::CloudImage;
-use crate::access::Access;
-use crate::browse::Browser;
+use crate::{
+    access::Access,
+    browse::{Browser, images::CloudImage},
+};
 use blockd_cloud::CloudSnapshotId;
 use blockd_fuse::Image;
 use blockd_nbd::{
@@ -59,7 +60,7 @@ impl CloudExports {
                 let text = format!("cloud snapshot of volume {}, taken {taken}", manifest.volume_name);
                 Ok((CloudImage(snapshot), text))
             }
-            Err(error) if crate::cloudsnaps::is_not_found(&error) => Err(ExportError::Unknown),
+            Err(error) if crate::cloud_snapshots::is_not_found(&error) => Err(ExportError::Unknown),
             Err(error) => Err(unavailable(error.to_api().message)),
         }
     }

@@ -1,8 +1,9 @@
 //! Files inside cloud snapshots, for the control API: single directories, and byte ranges of files.
 
-use super::images::CloudImage;
-use crate::browse::Browser;
-use crate::error::ServiceError;
+use crate::{
+    browse::{Browser, images::CloudImage},
+    error::ServiceError,
+};
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{

@@ -1,6 +1,6 @@
 //! Snapshots as images: cloud snapshots, and snapshots of local volumes.
 
-use crate::registry::{Attachment, VolumeEntry};
+use crate::volumes::registry::{Attachment, VolumeEntry};
 use blockd_cloud::{CachedSnapshot, CloudError};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, SnapshotId, VolumeId};
 use blockd_fuse::{Image, ImageRun};

@@ -3,12 +3,14 @@
 //! Stores are listed on access, and at most once per configured interval. An access waits a moment for the
 //! new listings; for a slower store it shows the last known one, and the new one once it has arrived.
 
-use super::{
-    images::{CloudImage, LocalImage},
-    stores::{ListRequest, ListedSnapshot, Stores},
+use crate::{
+    browse::{
+        Browser,
+        images::{CloudImage, LocalImage},
+        stores::{ListRequest, ListedSnapshot, Stores},
+    },
+    error::ServiceError,
 };
-use crate::browse::Browser;
-use crate::error::ServiceError;
 use blockd_api::CredentialRef;
 use blockd_catalog::Catalog as ManifestCatalog;
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestFilter, ManifestKey};
@@ -206,7 +208,7 @@ async fn list_store(browser: &Browser, credential: Uuid) -> Result<Vec<ListedSna
         let catalog = ManifestCatalog::new(Arc::clone(&browser.db), credential);
         Ok::<_, ServiceError>(repository.list_manifests(&ManifestFilter::default(), &catalog).await?)
     };
-    let listed = super::in_time(&browser.host.settings, listed).await?;
+    let listed = crate::browse::in_time(&browser.host.settings, listed).await?;
     let whole = listed.into_iter().filter_map(|item| item.manifest.ok());
     Ok(whole.map(|manifest| ListedSnapshot::of(credential, &manifest)).collect())
 }

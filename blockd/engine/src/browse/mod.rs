@@ -13,19 +13,19 @@ mod request_limit;
 mod stores;
 mod user_mounts;
 
-pub use export::CloudExports;
+pub use crate::browse::export::CloudExports;
 
-use crate::credentials::Repositories;
-use crate::error::ServiceError;
-use crate::host::Host;
-use crate::registry::Registry;
-use blockd_catalog::Db;
-use blockd_catalog::{Catalog, CredentialRow};
+use crate::{
+    browse::{images::LocalImage, mounts::Mounts},
+    error::ServiceError,
+    host::Host,
+    repositories::Repositories,
+    volumes::registry::Registry,
+};
+use blockd_catalog::{Catalog, CredentialRow, Db};
 use blockd_cloud::{
     CacheCounters, CacheOptions, CachedSnapshot, CloudSnapshotId, Manifest, ManifestKey, SnapshotCache,
 };
-use images::LocalImage;
-use mounts::Mounts;
 use parking_lot::Mutex;
 use std::{
     sync::{Arc, Weak},
@@ -228,7 +228,7 @@ impl Browser {
                 Ok(found) => return Ok(found),
                 // "Not found" in one store is less informative than any other error.
                 Err(error) => match &first_error {
-                    Some(first) if !crate::cloudsnaps::is_not_found(first) => {}
+                    Some(first) if !crate::cloud_snapshots::is_not_found(first) => {}
                     _ => first_error = Some(error),
                 },
             }

@@ -3,9 +3,10 @@
 //! The list is the file `browse-mounts` in the data directory: one path per line. Paths with line breaks
 //! are refused.
 
-use super::{listing::BrowseCatalog, mount_quota::MountQuota, user_mounts::UserMount};
-use crate::browse::Browser;
-use crate::error::ServiceError;
+use crate::{
+    browse::{Browser, listing::BrowseCatalog, mount_quota::MountQuota, user_mounts::UserMount},
+    error::ServiceError,
+};
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{BrowseMount, BrowseMountList, MountBrowse, UnmountBrowse, Unmounted},

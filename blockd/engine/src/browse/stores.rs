@@ -1,7 +1,7 @@
 //! Last known listing of each store, and the state of its list requests. Stores are listed independently, so
 //! that an unresponsive one does not hide the others.
 
-use super::listing::cloud_key;
+use crate::browse::listing::cloud_key;
 use blockd_cloud::{BackupType, Manifest};
 use blockd_extent::{BLOCK_SIZE_BYTES, VolumeId};
 use blockd_fuse::{SnapshotEntry, SnapshotKey};

@@ -1,9 +1,12 @@
 //! User mounts: local users mount and hand the FUSE descriptor to the daemon, which needs no mount privilege.
 //! The mount appears in the mount namespace of its user.
 
-use super::listing::BrowseCatalog;
-use crate::browse::Browser;
-use crate::{error::ServiceError, foreign_fd::Foreign, owner::User};
+use crate::{
+    browse::{Browser, listing::BrowseCatalog},
+    error::ServiceError,
+    foreign_fd::Foreign,
+    owner::User,
+};
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{BrowseMount, HandMount},

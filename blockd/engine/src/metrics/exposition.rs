@@ -1,18 +1,18 @@
 //! Prometheus text format, version 0.0.4.
 
-use super::histogram::{BOUNDS_MICROS, Counted};
+use crate::metrics::histogram::{BOUNDS_MICROS, Counted};
 use std::fmt::{Display, Write};
 
 /// Names and values of labels.
-pub(super) type Labels<'a> = Vec<(&'a str, String)>;
+pub(crate) type Labels<'a> = Vec<(&'a str, String)>;
 
 /// Metric families as text. Families without samples are omitted.
 #[derive(Default)]
-pub(super) struct Exposition(String);
+pub(crate) struct Exposition(String);
 
 impl Exposition {
     /// Adds a gauge.
-    pub(super) fn gauge<'a, V: Display>(
+    pub(crate) fn gauge<'a, V: Display>(
         &mut self,
         name: &str,
         help: &str,
@@ -22,7 +22,7 @@ impl Exposition {
     }
 
     /// Adds a counter, whose name ends with `_total`.
-    pub(super) fn counter<'a, V: Display>(
+    pub(crate) fn counter<'a, V: Display>(
         &mut self,
         name: &str,
         help: &str,
@@ -48,7 +48,7 @@ impl Exposition {
     }
 
     /// Adds a histogram of durations, in seconds.
-    pub(super) fn histogram<'a>(
+    pub(crate) fn histogram<'a>(
         &mut self,
         name: &str,
         help: &str,
@@ -87,7 +87,7 @@ impl Exposition {
         let _ = writeln!(self.0, "{after} {value}");
     }
 
-    pub(super) fn into_text(self) -> String {
+    pub(crate) fn into_text(self) -> String {
         self.0
     }
 }

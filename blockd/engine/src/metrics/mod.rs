@@ -4,12 +4,11 @@
 //! read on each scrape. Labels are names of volumes and credentials and fixed words, so the number of series
 //! grows with the number of configured objects only.
 
-mod collect;
-mod exposition;
-mod histogram;
-mod store;
-mod traffic;
+pub mod exposition;
+pub mod histogram;
+pub mod store;
+pub mod traffic;
 
-pub use collect::TEXT_FORMAT;
-pub use store::Meters;
-pub use traffic::{Operation, Traffic};
+pub use crate::metrics::store::Meters;
+pub use crate::metrics::traffic::{Operation, Traffic};
+pub use crate::monitor::metrics::TEXT_FORMAT;

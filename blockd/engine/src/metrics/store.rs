@@ -1,6 +1,6 @@
 //! Metrics of store requests by credential, over all tasks.
 
-use super::histogram::{Counted, Histogram};
+use crate::metrics::histogram::{Counted, Histogram};
 use blockd_store::{Request, RequestCounts, RequestKind, RequestObserver, Requests, StoreErrorKind};
 use parking_lot::Mutex;
 use std::{
@@ -23,18 +23,18 @@ pub struct Meter {
 
 impl Meter {
     /// Returns the durations of all attempts, including failed ones.
-    pub(super) fn times(&self, kind: RequestKind) -> Counted {
+    pub(crate) fn times(&self, kind: RequestKind) -> Counted {
         let mut counted = Counted::default();
         self.times[kind as usize].add_to(&mut counted);
         counted
     }
 
-    pub(super) fn failed(&self, kind: RequestKind) -> u64 {
+    pub(crate) fn failed(&self, kind: RequestKind) -> u64 {
         self.failed[kind as usize].load(Relaxed)
     }
 
     /// Returns the numbers of attempts and bytes.
-    pub(super) fn counts(&self) -> RequestCounts {
+    pub(crate) fn counts(&self) -> RequestCounts {
         self.requests.snapshot()
     }
 }
@@ -66,7 +66,7 @@ impl Meters {
     }
 
     /// Returns the metrics of a credential if its store was used.
-    pub(super) fn get(&self, credential: Uuid) -> Option<Arc<Meter>> {
+    pub(crate) fn get(&self, credential: Uuid) -> Option<Arc<Meter>> {
         self.0.lock().get(&credential).cloned()
     }
 

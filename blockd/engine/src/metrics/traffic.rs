@@ -1,6 +1,6 @@
 //! Durations of a volume's requests, and the ages of those in flight.
 
-use super::histogram::{Counted, Histogram};
+use crate::metrics::histogram::{Counted, Histogram};
 use std::{
     cell::Cell,
     sync::{
@@ -27,9 +27,9 @@ pub enum Operation {
 }
 
 impl Operation {
-    pub(super) const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Flush, Self::Discard];
+    pub(crate) const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Flush, Self::Discard];
 
-    pub(super) const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::Write => "write",

@@ -4,7 +4,10 @@
 //! transaction that stores the task. So a daemon that is killed between two of them finds the remaining work
 //! at its next start.
 
-use super::{known_health::KnownHealth, uses::Uses};
+use crate::{
+    schedules::{known_health::KnownHealth, uses::Uses},
+    volumes::registry::Tags,
+};
 use blockd_api::{
     SnapshotName, VolumeName,
     events::Severity,
@@ -21,8 +24,6 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::Transaction;
 use std::collections::{BTreeMap, HashSet, btree_map::Entry};
 use uuid::Uuid;
-
-use crate::registry::Tags;
 
 /// Maximum number of ended runs, in addition to those with existing backups.
 pub const MAX_ENDED_RUNS: u32 = 10_000;

@@ -1,7 +1,9 @@
 //! Tests of scheduler steps that the simulation does not reach.
 
-use super::engine::{self, Candidate};
-use crate::registry::Tags;
+use crate::{
+    schedules::engine::{self, Candidate},
+    volumes::registry::Tags,
+};
 use blockd_api::schedules::{Priority, Rule, RunState, Selector};
 use blockd_catalog::{
     Db, DbError, RunRow, ScheduleRow, ScheduleSpec, TaskDetail, TaskKind, TaskRow, TaskState,

@@ -3,13 +3,16 @@
 //! A run has the id of its snapshot before the freeze. So the next daemon knows after a crash whether the
 //! snapshot was taken; if not, nothing is left of it, and the run starts again.
 
-use super::{
-    engine::{self, Batch, failures_of},
-    runner::Delays,
-};
-use crate::schedules::runner::ScheduleRunner;
 use crate::{
-    engine::random_id, error::ServiceError, registry::VolumeEntry, rules::QuiesceRequest, snapshots::Wanted,
+    engine::random_id,
+    error::ServiceError,
+    quiesce::rules::QuiesceRequest,
+    schedules::{
+        engine::{self, Batch, failures_of},
+        runner::{Delays, ScheduleRunner},
+    },
+    snapshots::Wanted,
+    volumes::registry::VolumeEntry,
 };
 use blockd_api::{
     SnapshotName, SnapshotRef, events::Severity, schedules::RunState, snapshots::SnapshotGroup,

@@ -14,7 +14,7 @@ pub mod runner;
 mod simulation;
 mod uses;
 
-pub use known_health::KnownHealth;
-pub use retention_checks::{delete_command, is_relied_on};
-pub use runner::{Delays, Scheduler, run};
-pub use uses::Uses;
+pub use crate::schedules::known_health::KnownHealth;
+pub use crate::schedules::retention_checks::{delete_command, is_relied_on};
+pub use crate::schedules::runner::{Delays, Scheduler, run};
+pub use crate::schedules::uses::Uses;

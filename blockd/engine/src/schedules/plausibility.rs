@@ -1,7 +1,9 @@
 //! Plausibility of schedules: runs occur, and jitter does not delay them until the next one.
 
-use super::engine::{self, Candidate};
-use crate::error::ServiceError;
+use crate::{
+    error::ServiceError,
+    schedules::engine::{self, Candidate},
+};
 use blockd_api::{
     ErrorCode,
     schedules::{Rule, Selector},

@@ -1,8 +1,9 @@
 //! Policies, which several schedules share.
 
-use super::plausibility::refuse_never;
-use crate::error::ServiceError;
-use crate::schedules::requests::Schedules;
+use crate::{
+    error::ServiceError,
+    schedules::{plausibility::refuse_never, requests::Schedules},
+};
 use blockd_api::{
     Deleted, ErrorCode,
     schedules::{MAX_RULES, Policy, PolicyList, PolicyName, Rule, UpdatePolicy},

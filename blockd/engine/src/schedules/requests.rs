@@ -1,15 +1,17 @@
 //! Requests about schedules.
 
-use super::{
-    engine::{self, Candidate},
-    plausibility,
-    policies::{check_rules, not_found},
+use crate::{
+    error::ServiceError,
+    quiesce::{Quiescer, rules::refuse_unknown},
+    repositories::Repositories,
+    schedules::{
+        Scheduler,
+        engine::{self, Candidate},
+        plausibility,
+        policies::{check_rules, not_found},
+    },
+    volumes::registry::{EntryState, Registry},
 };
-use crate::credentials::Repositories;
-use crate::quiesce::Quiescer;
-use crate::registry::Registry;
-use crate::schedules::Scheduler;
-use crate::{error::ServiceError, registry::EntryState, rules::refuse_unknown};
 use blockd_api::{
     CredentialRef, Deleted, ErrorCode, ObjectName, VolumeRef,
     schedules::{
@@ -18,13 +20,11 @@ use blockd_api::{
         UpdateSchedule,
     },
 };
-use blockd_catalog::Db;
-use blockd_catalog::{DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec};
+use blockd_catalog::{Db, DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec};
 use blockd_schedule::Retention;
 use jiff::Timestamp;
 use rusqlite::Transaction;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
 
 /// Default number of runs in a reply.

@@ -1,18 +1,16 @@
 //! Checks before a retention pass deletes anything.
 
-use super::engine::Judgement;
-use crate::credentials::Repositories;
-use crate::events::EventLog;
-use crate::health::Health;
-use crate::host::Host;
-use crate::registry::Registry;
 use crate::{
     error::{ServiceError, spawned},
-    health,
+    events::EventLog,
+    health::{self, Health},
+    host::Host,
+    repositories::Repositories,
+    schedules::engine::Judgement,
+    volumes::registry::Registry,
 };
-use blockd_api::{ErrorCode, events::Severity};
-use blockd_catalog::Db;
-use blockd_catalog::{Catalog, NewEvent, RunRow};
+use blockd_api::{CredentialRef, ErrorCode, events::Severity};
+use blockd_catalog::{Catalog, Db, NewEvent, RetentionOverride, RunRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
     VerifyDepth, VerifyOptions, check_clock, verify,
@@ -315,4 +313,18 @@ pub fn delete_command(id: &CloudSnapshotId) -> String {
 
 fn stopped_key(credential: Uuid, like: &CloudSnapshotId) -> String {
     format!("{credential}/{}", like.volume)
+}
+
+impl RetentionChecks {
+    /// Refuses to delete a pinned cloud snapshot. Requires the admission lock.
+    pub async fn refuse_if_pinned(&self, id: &CloudSnapshotId, credential: Uuid) -> Result<(), ServiceError> {
+        let Some(under) = self.db.run(RetentionOverride::all).await?.pinned_under(id, credential) else {
+            return Ok(());
+        };
+        let under = self.repositories.credential(Some(&CredentialRef::Id(under))).await?.name;
+        let message = format!(
+            "cloud snapshot {id} is pinned under credential {under}: unpin it there first, or delete it by force"
+        );
+        Err(ServiceError::refused(ErrorCode::CloudsnapPinned, message))
+    }
 }

@@ -1,33 +1,28 @@
 //! Scheduler task: adds due runs, starts queued ones, and deletes what retention does not keep.
 
-use super::{
-    engine::{self, Batch, Judgement, Ready},
-    local::snapshot_name,
-    retention_checks::RetentionCheck,
-};
-use crate::backups::Backups;
-use crate::credentials::Repositories;
-use crate::delete_start::Deletions;
-use crate::events::EventLog;
-use crate::health::Health;
-use crate::host::Host;
-use crate::quiesce::Quiescer;
-use crate::registry::Registry;
-use crate::schedules::requests::Schedules;
-use crate::schedules::retention_checks::RetentionChecks;
-use crate::snapshots::Snapshots;
-use crate::tasks::Tasks;
 use crate::{
-    backups::{BackupRequest, Member},
+    backup::{BackupRequest, Backups, Member},
+    cloud_snapshots::deletion::Deletions,
     error::ServiceError,
-    health::SCHEDULES,
-    rules::QuiesceRequest,
+    events::EventLog,
+    health::{Health, SCHEDULES},
+    host::Host,
+    quiesce::{Quiescer, rules::QuiesceRequest},
+    repositories::Repositories,
+    schedules::{
+        engine::{self, Batch, Judgement, Ready},
+        local::snapshot_name,
+        requests::Schedules,
+        retention_checks::{RetentionCheck, RetentionChecks},
+    },
+    snapshots::Snapshots,
+    tasks::Tasks,
+    volumes::registry::Registry,
 };
 use blockd_api::{
     CredentialRef, ErrorCode, VolumeRef, cloudsnaps::BackupOptions, events::Severity, schedules::RunState,
 };
-use blockd_catalog::Db;
-use blockd_catalog::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow};
+use blockd_catalog::{Db, DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
 use futures::FutureExt;
 use jiff::Timestamp;

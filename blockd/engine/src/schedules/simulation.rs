@@ -1,8 +1,10 @@
 //! Simulation of years of schedules with a simulated clock: the scheduler's transactions, a list as the
 //! store, and a daemon that is killed between any two steps.
 
-use super::engine::{self, Batch, Candidate};
-use crate::registry::Tags;
+use crate::{
+    schedules::engine::{self, Batch, Candidate},
+    volumes::registry::Tags,
+};
 use blockd_api::schedules::{Priority, Rule, RunState, Selector};
 use blockd_catalog::{
     Db, DbError, RunRow, ScheduleRow, ScheduleSpec, SnapshotRow, SnapshotState, TaskDetail, TaskKind,

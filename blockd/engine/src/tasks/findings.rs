@@ -22,7 +22,7 @@ fn affected(cloudsnap: &str, blocks: &BlockSet) -> AffectedCloudsnap {
 }
 
 /// Returns the findings of a verification.
-pub(super) fn of_report(report: &VerifyReport) -> Findings {
+pub(crate) fn of_report(report: &VerifyReport) -> Findings {
     let damaged = report.snapshots.iter().filter(|snapshot| !snapshot.is_sound());
     let damage = report.findings.iter().take(MAX_LISTED).map(|finding| DamageFinding {
         object: finding.object.clone(),
@@ -47,7 +47,7 @@ pub(super) fn of_report(report: &VerifyReport) -> Findings {
 }
 
 /// Returns the findings of a restore that skipped damage.
-pub(super) fn of_restore(cloudsnap: &str, damage: &Damage) -> Findings {
+pub(crate) fn of_restore(cloudsnap: &str, damage: &Damage) -> Findings {
     let listed = damage.pieces.iter().take(MAX_LISTED).map(|piece| DamageFinding {
         object: piece.object.clone(),
         offset_bytes: piece.offset_bytes,

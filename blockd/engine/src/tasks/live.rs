@@ -1,6 +1,6 @@
 //! Unfinished task as the other parts of the daemon see it.
 
-use crate::limits::limited;
+use crate::repositories::limits::limited;
 use blockd_api::{ApiError, tasks::TaskLimits};
 use blockd_catalog::{TaskDetail, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{CancelToken, Progress, Repository};

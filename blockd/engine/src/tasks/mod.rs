@@ -3,65 +3,45 @@
 //! A task's row is in the database before anything else happens, so that the next start finds and resumes an
 //! interrupted task. Each step is idempotent: rows first, then disk or store, then rows.
 
-pub mod backup;
-mod backup_type;
-mod checkpoint;
-mod compare;
-pub mod delete;
-pub mod doubts;
-mod findings;
-mod freeze;
+pub mod findings;
 mod live;
-pub mod plan;
-pub mod restore;
-mod secrets;
-mod shared_reader;
-pub mod stop;
-pub mod verify;
+pub mod pressure;
+pub mod runner;
+pub mod secrets;
 
-use crate::browse::Browse;
-use crate::credentials::Repositories;
-use crate::host::Host;
-use crate::tasks::stop::Runner;
-use blockd_catalog::Db;
-use blockd_secrets::References;
-use freeze::FailedPoints;
-pub use live::LiveTask;
-use shared_reader::Readers;
-
+pub use crate::tasks::live::LiveTask;
 use crate::{
+    backup::{freeze::FailedPoints, shared_reader::Readers},
+    browse::Browse,
     error::ServiceError,
-    lazy::{hydrate, in_place},
+    host::Host,
+    repositories::Repositories,
 };
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     tasks::{self as api, ListTasks, Requests, TaskList, WaitTask},
 };
-use blockd_catalog::{DbError, NewEvent, TaskKind, TaskRow, TaskState};
-use blockd_cloud::CancelToken;
+use blockd_catalog::{Db, DbError, NewEvent, TaskKind, TaskRow, TaskState};
+use blockd_cloud::{CancelToken, CloudSnapshotId};
 use blockd_extent::SnapshotId;
 use blockd_quiesce::KeyedLocks;
-use futures::FutureExt;
+use blockd_secrets::References;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
     future::Future,
-    panic::AssertUnwindSafe,
-    sync::{Arc, atomic::AtomicBool, atomic::AtomicU64, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     task::JoinSet,
 };
-use tracing::Instrument;
 use uuid::Uuid;
-
-/// Polling interval of a task's progress.
-const LOOK_MS: u64 = 200;
-/// Number of polls per stored progress.
-const LOOKS_PER_STORE: u32 = 5;
 
 /// Unfinished tasks.
 #[derive(Debug)]
@@ -121,7 +101,7 @@ impl Tasks {
     }
 
     /// Returns the number of unfinished tasks with a local snapshot.
-    fn sharing(&self, snapshot: SnapshotId) -> usize {
+    pub(crate) fn sharing(&self, snapshot: SnapshotId) -> usize {
         self.live.lock().values().filter(|task| task.view().snapshot == Some(snapshot)).count()
     }
 
@@ -159,39 +139,6 @@ impl Tasks {
     }
 }
 
-impl Runner {
-    /// Starts a task whose row the caller stored.
-    pub fn launch(self: &Arc<Self>, row: TaskRow) {
-        let span = tracing::info_span!(parent: None, "task", task = %row.id, kind = %row.kind, volume = row.volume.map(tracing::field::display));
-        let live = Arc::new(LiveTask::new(row));
-        self.tasks.live.lock().insert(live.id, Arc::clone(&live));
-        if self.tasks.closed.load(Ordering::SeqCst) {
-            // The row is in the database: the next start resumes it.
-            return;
-        }
-        let this = Arc::clone(self);
-        let mut running = self.tasks.running.lock();
-        while running.try_join_next().is_some() {}
-        running.spawn(async move { run(&this, &live).await }.instrument(span));
-    }
-
-    /// Resumes the unfinished tasks of an earlier run of the daemon.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub async fn resume_tasks(self: &Arc<Self>) -> Result<(), ServiceError> {
-        for mut row in self.db.run(TaskRow::unfinished).await? {
-            row.detail.resumed += 1;
-            row.state = TaskState::Pending;
-            tracing::info!(task = %row.id, kind = %row.kind, resumed = row.detail.resumed, "taking the task up again");
-            let stored = row.clone();
-            self.db.run(move |tx| stored.put(tx)).await?;
-            self.launch(row);
-        }
-        Ok(())
-    }
-}
-
 impl Tasks {
     /// Returns all unfinished tasks, including those in the database only, which resume at the next start.
     ///
@@ -211,7 +158,7 @@ impl Tasks {
     ///
     /// # Errors
     /// The daemon stops.
-    async fn until_stored<T, F>(
+    pub(crate) async fn until_stored<T, F>(
         &self,
         what: &'static str,
         mut attempt: impl FnMut() -> F,
@@ -370,89 +317,8 @@ pub fn backup_type(from: blockd_cloud::BackupType) -> api::BackupType {
     }
 }
 
-async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
-    let work = async {
-        let _busy = runner.pressure.begin();
-        match live.kind {
-            TaskKind::Backup => backup::run(&runner.backup_work, live).boxed().await,
-            TaskKind::Restore if live.view().detail.in_place.is_some() => {
-                in_place::run(&runner.in_place_work, live).boxed().await
-            }
-            TaskKind::Restore if live.view().detail.lazy => {
-                hydrate::run(&runner.hydration_work, live).boxed().await
-            }
-            TaskKind::Restore => restore::run(&runner.restore_work, live).boxed().await,
-            TaskKind::Delete => delete::run(&runner.delete_work, live).boxed().await,
-            TaskKind::Verify => verify::run(&runner.verify_work, live).boxed().await,
-        }
-    };
-    let relay = async {
-        runner.host.stopping.cancelled().await;
-        live.cancel.cancel();
-        std::future::pending::<()>().await;
-    };
-    let watch = async {
-        let mut looks = 0u32;
-        loop {
-            tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
-            let changed = live.refresh();
-            looks += 1;
-            if changed && looks >= LOOKS_PER_STORE {
-                looks = 0;
-                runner.tasks.store_progress(live).await;
-            }
-        }
-    };
-    let outcome = tokio::select! {
-        outcome = AssertUnwindSafe(work).catch_unwind() => outcome,
-        () = watch => return,
-        () = relay => return,
-    };
-    let outcome =
-        outcome.unwrap_or_else(|_| Err(ServiceError::Internal("the task panicked; see the log".into())));
-    match outcome {
-        Ok(row) => {
-            let detail = &row.detail;
-            tracing::info!(
-                cloudsnap = %row.cloudsnap,
-                bytes_processed = detail.bytes_processed,
-                bytes_uploaded = detail.bytes_uploaded,
-                bytes_downloaded = detail.bytes_downloaded,
-                requests = detail.requests.total(),
-                "task done"
-            );
-            live.set_row(row);
-        }
-        Err(error) if error.is_cancelled() && live.is_stop_wanted() => {
-            if stop::end_undone(runner, live, &error, true).await.is_err() {
-                live.detach();
-                return;
-            }
-        }
-        Err(error) if runner.host.stopping.is_cancelled() && error.is_cancelled() => {
-            tracing::info!("the task goes on after the next start");
-            live.detach();
-            runner.tasks.store_progress(live).await;
-            return;
-        }
-        Err(error) => {
-            if stop::end_undone(runner, live, &error, false).await.is_err() {
-                tracing::info!("the task goes on after the next start: its end could not be stored");
-                live.detach();
-                return;
-            }
-        }
-    }
-    runner.tasks.live.lock().remove(&live.id);
-    let row = live.view();
-    runner.tasks.ended.note(row.kind, row.state);
-    runner.scheduler.wake();
-    runner.events.wake();
-    live.end();
-}
-
 /// Removes the files of a task that has ended.
-async fn clean_files(tasks: &Tasks, id: Uuid) -> Result<(), ServiceError> {
+pub(crate) async fn clean_files(tasks: &Tasks, id: Uuid) -> Result<(), ServiceError> {
     let path = tasks.host.data_dir.task_dir(id);
     crate::error::blocking(move || {
         blockd_files::remove_dir(&path).map_err(|source| ServiceError::File {
@@ -462,4 +328,36 @@ async fn clean_files(tasks: &Tasks, id: Uuid) -> Result<(), ServiceError> {
         })
     })
     .await
+}
+
+impl Tasks {
+    /// Returns the row of a task.
+    ///
+    /// # Errors
+    /// There is no such task, or the database fails.
+    pub async fn task_row(&self, id: Uuid) -> Result<TaskRow, ServiceError> {
+        let row = self.db.run(move |tx| TaskRow::find(tx, id)).await?;
+        row.ok_or_else(|| ServiceError::refused(ErrorCode::TaskNotFound, format!("there is no task {id}")))
+    }
+
+    /// Returns the resumable tasks.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn kept_tasks(&self) -> Result<Vec<TaskRow>, ServiceError> {
+        Ok(self.db.run(TaskRow::kept).await?)
+    }
+}
+
+impl Tasks {
+    pub(crate) async fn refuse_if_deleting(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
+        let deleting = |task: &TaskRow| task.kind == TaskKind::Delete && task.cloudsnap == *id;
+        match self.unfinished_tasks().await?.into_iter().find(deleting) {
+            Some(task) => Err(ServiceError::refused(
+                ErrorCode::CloudsnapInUse,
+                format!("cloud snapshot {id} is being deleted by task {}", task.id),
+            )),
+            None => Ok(()),
+        }
+    }
 }

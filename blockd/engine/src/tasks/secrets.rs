@@ -2,11 +2,10 @@
 //! task. A backup is frozen before that: it has the requested point in time, its local copy needs no secret,
 //! and the volumes of a group do not depend on the order of secrets.
 
-use super::LiveTask;
-use crate::tasks::Tasks;
 use crate::{
     error::ServiceError,
-    external_secrets::{references_of, unresolved},
+    repositories::external_secrets::{references_of, unresolved},
+    tasks::{LiveTask, Tasks},
 };
 use blockd_api::{CredentialRef, SecretRef};
 use blockd_cloud::Repository;
@@ -21,7 +20,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Maximum number of returned slots because a secret is unavailable again.
 const MAX_ROUNDS: u32 = 8;
 
-/// Waits for the secrets of a task's credential, at most [`secrets_wait_s`](crate::settings::Settings::secrets_wait_s).
+/// Waits for the secrets of a task's credential, at most
+/// [`secrets_wait_s`](crate::settings::Settings::secrets_wait_s).
 ///
 /// # Errors
 /// A secret is unavailable permanently or for this time, or the task is stopped.
@@ -43,7 +43,7 @@ pub(super) async fn wait_for(tasks: &Tasks, live: &LiveTask) -> Result<(), Servi
 ///
 /// # Errors
 /// Those of [`wait_for`]; the daemon stops.
-pub(super) async fn slot<'a>(tasks: &'a Tasks, live: &LiveTask) -> Result<SemaphorePermit<'a>, ServiceError> {
+pub(crate) async fn slot<'a>(tasks: &'a Tasks, live: &LiveTask) -> Result<SemaphorePermit<'a>, ServiceError> {
     for _ in 1..MAX_ROUNDS {
         wait_for(tasks, live).await?;
         let slot = tasks.slot(&live.cancel).await?;
@@ -71,7 +71,7 @@ async fn is_away(tasks: &Tasks, live: &LiveTask) -> Result<bool, ServiceError> {
 ///
 /// # Errors
 /// Those of [`wait_for`] and of [`Core::task_repository`].
-pub(super) async fn repository(
+pub(crate) async fn repository(
     tasks: &Tasks,
     live: &LiveTask,
 ) -> Result<(Repository, Arc<Requests>), ServiceError> {

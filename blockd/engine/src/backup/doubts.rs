@@ -1,0 +1,191 @@
+//! Verification of abandoned backups that may be listed.
+//!
+//! A backup interrupted between its commit and the check of its base is listed, and repeats the check when it
+//! resumes. An abandoned one never does; so its objects are checked here, as soon as the store answers, and
+//! once more an hour later, because an abandoned request or a running deletion may be executed late. Nothing
+//! is deleted: an incomplete backup is shown as damaged, like other findings of a verification, and this host
+//! does not use it as a base in either case.
+
+use crate::{
+    backup::{plan::Plan, work::BackupWork},
+    error::{ServiceError, blocking, spawned},
+    maintenance::verify::proofs,
+};
+use blockd_api::events::Severity;
+use blockd_catalog::{Catalog, CredentialRow, DbError, Doubt, NewEvent, Proof, TaskKind, TaskRow};
+use blockd_cloud::{
+    CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport, verify,
+};
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// Time after which no request of an abandoned backup is in flight: their timeouts are minutes.
+const LATE_S: i64 = 3600;
+/// Time after which a doubt is dropped; a verification finds the damage.
+const LIFETIME_S: i64 = 30 * 24 * 3600;
+/// Timeout of one check.
+const LOOK_LIMIT: Duration = Duration::from_secs(120);
+/// First and maximum pause after a failure of a store.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+
+/// Failed stores with the time of the next attempt and the pause after it.
+pub type Failing = HashMap<Uuid, (Instant, Duration)>;
+
+/// Returns the name under which an abandoned backup may be listed: its commit may have started.
+pub(crate) async fn may_be_listed(work: &BackupWork, row: &TaskRow) -> Option<CloudSnapshotId> {
+    if row.kind != TaskKind::Backup {
+        return None;
+    }
+    // The work of another run of the daemon is unknown; it may have died before it was recorded.
+    if row.detail.run == Some(work.host.run) && !row.detail.may_be_committed {
+        return None;
+    }
+    // The row may be older than the plan, without which no objects are stored.
+    let (dir, task) = (work.host.data_dir.task_dir(row.id), row.id);
+    let plan = blocking(move || Plan::load(&dir, task)).await;
+    match plan {
+        Ok(Some(plan)) => Some(CloudSnapshotId { incremental: plan.base.is_some(), ..row.cloudsnap }),
+        Ok(None) => row.detail.backup_type.is_some().then_some(row.cloudsnap),
+        Err(error) => {
+            tracing::warn!(task = %row.id, %error, "the kept plan of a backup that is given up cannot be read");
+            Some(row.cloudsnap)
+        }
+    }
+}
+
+/// Returns the doubt about an abandoned backup.
+pub(crate) fn doubt(credential: Uuid, cloudsnap: CloudSnapshotId) -> Doubt {
+    Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: true, looked_at: false }
+}
+
+/// Returns the doubt about the former name of a restarted backup: its listing was deleted, and may reappear
+/// late.
+pub(crate) fn doubt_of_restart(credential: Uuid, given_up: CloudSnapshotId) -> Doubt {
+    Doubt { looked_at: true, ..doubt(credential, given_up) }
+}
+
+/// Returns true for a cloud snapshot that may be listed but incomplete: it is no base for a backup.
+///
+/// # Errors
+/// The database fails.
+pub fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudSnapshotId) -> Result<bool, DbError> {
+    if Doubt::is_of(tx, id)? {
+        return Ok(true);
+    }
+    let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
+    Ok(tasks.into_iter().any(|task| {
+        let name = (task.cloudsnap.cluster, task.cloudsnap.volume, task.cloudsnap.snapshot);
+        task.kind == TaskKind::Backup && name == (id.cluster, id.volume, id.snapshot)
+    }))
+}
+
+impl BackupWork {
+    /// Verifies abandoned backups in reachable stores; a failing store delays only its own.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn check_doubts(&self, now: Timestamp, failing: &mut Failing) -> Result<(), ServiceError> {
+        for doubt in self.db.run(Doubt::given_up).await? {
+            let age_s = now.as_second().saturating_sub(doubt.since.as_second());
+            if doubt.looked_at && age_s < LATE_S {
+                continue;
+            }
+            let credential = doubt.credential;
+            let failed = failing.get(&credential).copied();
+            if failed.is_some_and(|(again, _)| Instant::now() < again) && age_s < LIFETIME_S {
+                continue;
+            }
+            if age_s >= LIFETIME_S {
+                tracing::warn!(cloudsnap = %doubt.cloudsnap, "it was never learned whether the backup that was given up is whole");
+                self.db.run(move |tx| Doubt { given_up: false, ..doubt }.put(tx)).await?;
+                continue;
+            }
+            let id = doubt.cloudsnap;
+            let looked =
+                tokio::time::timeout(LOOK_LIMIT, self.check_doubt(&doubt, now, age_s >= LATE_S)).await;
+            let error = match looked {
+                Ok(Ok(())) => {
+                    failing.remove(&credential);
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the store does not answer".to_owned(),
+            };
+            let pause = failed.map_or(AGAIN.0, |(_, pause)| (pause * 2).min(AGAIN.1));
+            failing.insert(credential, (Instant::now() + pause, pause));
+            tracing::warn!(cloudsnap = %id, %error, "what is listed of a backup that was given up is looked at later");
+        }
+        Ok(())
+    }
+
+    async fn check_doubt(&self, doubt: &Doubt, now: Timestamp, is_late: bool) -> Result<(), ServiceError> {
+        let (credential, id) = (doubt.credential, doubt.cloudsnap);
+        let (repository, requests) = self.repositories.task_repository(credential).await?;
+        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        let options = VerifyOptions { depth: VerifyDepth::Quick, download_concurrency: 1, cpu_threads: 1 };
+        let checked = repository.clone();
+        let report = spawned(async move {
+            let (progress, cancel) = (Arc::new(Progress::new(requests)), CancelToken::new());
+            verify(&checked, &[id], &options, &|_| None, &catalog, progress, &cancel).await
+        })
+        .await?;
+        // The directory of an unmounted disk is empty. If it is mounted during the check, the result is wrong
+        // until the next check.
+        repository.prove_key_slot().await?;
+        let stored = doubt.clone();
+        self.db
+            .run(move |tx| -> Result<(), DbError> {
+                note(tx, &stored, &report, now)?;
+                // An existing backup stays in doubt, so that it is no base.
+                match (is_late, report.snapshots.is_empty()) {
+                    (true, true) => Doubt::remove(tx, credential, &id),
+                    (true, false) => Doubt { given_up: false, looked_at: true, ..stored }.put(tx),
+                    (false, _) => Doubt { looked_at: true, ..stored }.put(tx),
+                }
+            })
+            .await?;
+        self.events.wake();
+        Ok(())
+    }
+}
+
+/// Stores the result like a verification.
+fn note(
+    tx: &rusqlite::Transaction<'_>,
+    doubt: &Doubt,
+    report: &VerifyReport,
+    now: Timestamp,
+) -> Result<(), DbError> {
+    let (credential, id) = (doubt.credential, doubt.cloudsnap);
+    let Some(found) = report.snapshots.first() else {
+        return Catalog::remove(tx, credential, &id.manifest_key());
+    };
+    let known: BTreeMap<CloudSnapshotId, Proof> =
+        Proof::of_repository(tx, credential)?.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+    proofs(report, &known, credential, VerifyDepth::Quick, now).iter().try_for_each(|proof| proof.put(tx))?;
+    if found.is_sound() {
+        tracing::info!(cloudsnap = %id, "the backup that was given up is whole in the store, and stays listed");
+        return Ok(());
+    }
+    if known.get(&id).is_some_and(|proof| !proof.sound) {
+        return Ok(());
+    }
+    let what = report.findings.first().map_or("", |finding| finding.what.as_str());
+    let message = format!("the backup that was given up is listed without being whole: {what}");
+    let name = CredentialRow::all(tx)?
+        .into_iter()
+        .find(|row| row.uuid == credential)
+        .map(|row| row.name.to_string());
+    let event = NewEvent {
+        credential: name,
+        cloudsnap: Some(id),
+        ..NewEvent::new(now, Severity::Error, "damage-found", message)
+    };
+    event.insert(tx)
+}

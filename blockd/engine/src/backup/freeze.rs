@@ -1,0 +1,164 @@
+//! Snapshot of a backup: that of an earlier run, or a new one; for all volumes of a group at once.
+
+use crate::{
+    backup::work::BackupWork, error::ServiceError, snapshots::Wanted, tasks::LiveTask,
+    volumes::registry::VolumeEntry,
+};
+use blockd_api::{ApiError, ErrorCode, SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
+use blockd_catalog::{Barrier, SnapshotRow, SnapshotState, TaskRow};
+use blockd_extent::{SnapshotId, VolumeId};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+use uuid::Uuid;
+
+/// Maximum number of remembered failed freezes. Tasks of older ones ended long ago.
+const MAX_FAILED: usize = 256;
+
+/// Failed freezes, each shared by several backups.
+#[derive(Debug, Default)]
+pub(crate) struct FailedPoints(VecDeque<(String, ApiError, Option<QuiesceReport>)>);
+
+impl FailedPoints {
+    fn note(&mut self, point: String, why: ApiError, report: Option<QuiesceReport>) {
+        if self.0.len() >= MAX_FAILED {
+            self.0.pop_front();
+        }
+        self.0.push_back((point, why, report));
+    }
+
+    fn find(&self, point: &str) -> Option<(ApiError, Option<QuiesceReport>)> {
+        let found = self.0.iter().find(|(failed, ..)| *failed == point);
+        found.map(|(_, why, report)| (why.clone(), report.clone()))
+    }
+}
+
+/// Returns the snapshot to back up: that of an earlier run, or a new one.
+pub(crate) async fn snapshot_for_backup(
+    work: &BackupWork,
+    live: &LiveTask,
+    entry: &Arc<VolumeEntry>,
+    id: SnapshotId,
+) -> Result<SnapshotRow, ServiceError> {
+    let volume = entry.id;
+    let task = live.view();
+    let point = match &task.detail.barrier {
+        Some(barrier) => format!("barrier {}", barrier.id),
+        None => format!("snapshot {id}"),
+    };
+    // Other freezes do not wait for the hooks of this one.
+    let _guard = work.tasks.freezing.take([point.clone()]).await;
+    if work.host.stopping.is_cancelled() {
+        // A concurrent freeze may be incomplete; the next start handles it.
+        return Err(ServiceError::Stopping);
+    }
+    let rows = work.db.run(move |tx| SnapshotRow::all(tx, Some(volume))).await?;
+    if let Some(row) = rows.into_iter().find(|row| row.id == id && row.state == SnapshotState::Ready) {
+        return Ok(row);
+    }
+    let failed_before = work.tasks.failed.lock().find(&point);
+    if let Some((why, report)) = failed_before {
+        live.detail(|detail| detail.quiesce = report);
+        return Err(ServiceError::Refused(why));
+    }
+    let wanted = match &task.detail.barrier {
+        Some(barrier) => all_of(work, barrier, &task).await,
+        None => alone(live, entry, id, &task),
+    };
+    let mut report = None;
+    let rows = match wanted {
+        Ok(wanted) => work.snapshots.freeze_with_report(wanted, &mut report).await,
+        Err(error) => Err(error),
+    };
+    match rows {
+        Ok(rows) => {
+            if let Some(barrier) = &task.detail.barrier {
+                tracing::info!(group = %barrier.id, members = rows.len(), "volumes frozen at one instant");
+            }
+            rows.into_iter().find(|row| row.id == id).ok_or_else(|| {
+                ServiceError::Internal("a barrier without the volume that it was asked for".into())
+            })
+        }
+        Err(ServiceError::Stopping) => Err(ServiceError::Stopping),
+        Err(error) => {
+            live.detail(|detail| detail.quiesce.clone_from(&report));
+            // The others must not be frozen without this one.
+            let why = error.to_api();
+            let code = match task.detail.barrier {
+                Some(_) if report.is_none() => ErrorCode::VolumeFailed,
+                _ => why.code,
+            };
+            work.tasks.failed.lock().note(point, ApiError { code, ..why }, report);
+            Err(error)
+        }
+    }
+}
+
+/// Returns the name of the snapshot; one that stays has a visible name.
+fn name_of(task: &TaskRow, id: Uuid) -> Result<SnapshotName, ServiceError> {
+    match &task.detail.keep_local {
+        Some(name) => Ok(name.clone()),
+        None => Ok(format!("backup-{id}").parse()?),
+    }
+}
+
+/// Freezes one volume.
+fn alone(
+    live: &LiveTask,
+    entry: &Arc<VolumeEntry>,
+    id: SnapshotId,
+    task: &TaskRow,
+) -> Result<Wanted, ServiceError> {
+    Ok(Wanted {
+        members: vec![(Arc::clone(entry), id)],
+        name: name_of(task, live.id)?,
+        internal: task.detail.keep_local.is_none(),
+        group: None,
+        quiesce_rules: task.detail.quiesce_rules.clone(),
+        schedule: task.detail.schedule,
+    })
+}
+
+/// Freezes all volumes of a barrier.
+async fn all_of(work: &BackupWork, barrier: &Barrier, task: &TaskRow) -> Result<Wanted, ServiceError> {
+    let of_barrier =
+        |task: &TaskRow| task.detail.barrier.as_ref().is_some_and(|other| other.id == barrier.id);
+    let mut points: BTreeMap<VolumeId, SnapshotId> = BTreeMap::new();
+    for task in work.tasks.unfinished_tasks().await?.iter().filter(|task| of_barrier(task)) {
+        if let (Some(volume), Some(snapshot)) = (task.volume, task.snapshot) {
+            points.insert(volume, snapshot);
+        }
+    }
+    if points.len() as u64 != barrier.volumes {
+        let message = format!(
+            "{} of the {} volumes of group backup {} are not backed up any more, so that there is no instant of all of them",
+            barrier.volumes.saturating_sub(points.len() as u64),
+            barrier.volumes,
+            barrier.id
+        );
+        return Err(ServiceError::refused(ErrorCode::VolumeFailed, message));
+    }
+    let mut members = Vec::with_capacity(points.len());
+    for (volume, snapshot) in points {
+        let entry = work.registry.by_id(volume).ok_or_else(|| {
+            ServiceError::refused(
+                ErrorCode::VolumeNotFound,
+                format!("no volume was frozen, because there is no volume {volume} any more"),
+            )
+        })?;
+        members.push((entry, snapshot));
+    }
+    // Names for the environment of commands.
+    members.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    let group =
+        SnapshotGroup { group_id: barrier.id, group: None, members: barrier.volumes, group_stall_micros: 0 };
+    Ok(Wanted {
+        members,
+        name: name_of(task, barrier.id)?,
+        internal: task.detail.keep_local.is_none(),
+        group: Some(group),
+        quiesce_rules: task.detail.quiesce_rules.clone(),
+        schedule: task.detail.schedule,
+    })
+}

@@ -1,0 +1,343 @@
+//! Start of backups: of one volume or a consistency group, to one or several backup locations.
+
+pub mod backup_type;
+pub mod compare;
+pub mod doubts;
+pub mod freeze;
+pub mod plan;
+pub mod shared_reader;
+pub mod work;
+
+use crate::{
+    cloud_snapshots::retention_overrides::refuse_past,
+    engine::{Admission, random_id},
+    error::ServiceError,
+    host::Host,
+    owner,
+    quiesce::{Quiescer, rules::QuiesceRequest},
+    repositories::Repositories,
+    snapshots::Snapshots,
+    tasks::{
+        Tasks,
+        runner::{Runner, check_limits},
+    },
+    volumes::registry::{Registry, VolumeEntry},
+};
+use blockd_api::{
+    ApiError, CredentialRef, ErrorCode, SnapshotName, VolumeRef,
+    cloudsnaps::{
+        BackupOptions, BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup,
+    },
+    snapshots::CreateGroupSnapshot,
+    tasks::{TaskLimits, TaskOwner},
+};
+use blockd_catalog::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState};
+use blockd_cloud::CloudSnapshotId;
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_quiesce::QuiescePart;
+use jiff::Timestamp;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Backups.
+pub struct Backups {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) quiescer: Arc<Quiescer>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for Backups {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backups").finish_non_exhaustive()
+    }
+}
+
+/// Volume, and the credentials of its backup locations.
+pub struct Member {
+    pub(crate) volume: VolumeRef,
+    pub(crate) credentials: Vec<CredentialRef>,
+}
+
+/// Options common to all members of a backup request.
+#[derive(Clone, Default)]
+pub struct BackupRequest {
+    /// Options of each backup.
+    pub options: BackupOptions,
+    /// Id of the consistency group; `None` if members are frozen independently.
+    pub together: Option<Uuid>,
+    /// Bandwidth limits of each task.
+    pub limits: TaskLimits,
+    /// Quiesce actions around the freeze.
+    pub hooks: QuiesceRequest,
+    /// Requesting schedule.
+    pub schedule: Option<Uuid>,
+    /// Name under which the local snapshots are kept.
+    pub keep_local: Option<SnapshotName>,
+}
+
+impl BackupRequest {
+    /// Returns the owner of the tasks.
+    fn owner(&self) -> TaskOwner {
+        self.schedule.map_or_else(owner::current, |id| TaskOwner::Schedule { id })
+    }
+}
+
+/// Attributes common to all tasks of one point in time.
+struct PointInTime {
+    barrier: Option<Barrier>,
+    quiesce_rules: Vec<QuiescePart>,
+}
+
+impl Backups {
+    /// Starts backups of a volume to one or several backup locations: one point in time, one task per
+    /// location.
+    ///
+    /// # Errors
+    /// The volume cannot be used, or one of these backups is already running.
+    pub async fn start_backup(
+        self: &Arc<Self>,
+        request: &StartBackup,
+    ) -> Result<BackupStarted, ServiceError> {
+        let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
+        let member = Member { volume: request.volume.clone(), credentials };
+        refuse_past(request.options.expires)?;
+        let asked = BackupRequest {
+            options: request.options.clone(),
+            limits: request.limits,
+            hooks: QuiesceRequest { hooks: request.hooks.clone(), scheduled: None },
+            ..BackupRequest::default()
+        };
+        let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
+        let mut ids = tasks.iter().map(|task| task.id);
+        let first = ids.next().ok_or_else(|| ServiceError::Internal("backup without a location".into()))?;
+        Ok(BackupStarted { task: first, also: ids.collect() })
+    }
+
+    /// Starts backups of a consistency group, all from one point in time.
+    ///
+    /// # Errors
+    /// No volumes are selected, or too many; one of them cannot be used, or one of these backups is already
+    /// running.
+    pub async fn start_group_backup(
+        self: &Arc<Self>,
+        request: StartGroupBackup,
+    ) -> Result<GroupBackupStarted, ServiceError> {
+        refuse_past(request.options.expires)?;
+        let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
+        let chosen = CreateGroupSnapshot {
+            group: request.group,
+            label: request.label,
+            volumes: request.volumes,
+            ..CreateGroupSnapshot::default()
+        };
+        let entries = self.snapshots.members(&chosen)?;
+        let member = |entry: &Arc<VolumeEntry>| Member {
+            volume: VolumeRef::Id(entry.id),
+            credentials: credentials.clone(),
+        };
+        let members: Vec<Member> = entries.iter().map(member).collect();
+        let group_id = Uuid::new_v4();
+        let asked = BackupRequest {
+            options: request.options,
+            together: Some(group_id),
+            limits: request.limits,
+            hooks: QuiesceRequest { hooks: request.hooks, scheduled: None },
+            ..BackupRequest::default()
+        };
+        let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
+        let started = |entry: &Arc<VolumeEntry>| MemberStarted {
+            volume_id: entry.id,
+            volume: entry.name.clone(),
+            tasks: tasks.iter().filter(|task| task.volume == Some(entry.id)).map(|task| task.id).collect(),
+        };
+        Ok(GroupBackupStarted { group_id, members: entries.iter().map(started).collect() })
+    }
+
+    /// Resolves the credentials and refuses duplicates; without a reference, the only credential.
+    async fn places(
+        &self,
+        first: Option<&CredentialRef>,
+        also: &[CredentialRef],
+    ) -> Result<Vec<CredentialRef>, ServiceError> {
+        let mut found = vec![self.repositories.credential(first).await?];
+        for wanted in also {
+            let credential = self.repositories.credential(Some(wanted)).await?;
+            if found.iter().any(|other| other.uuid == credential.uuid) {
+                let message = format!("credential {} is named twice", credential.name);
+                return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+            }
+            found.push(credential);
+        }
+        Ok(found.into_iter().map(|credential| CredentialRef::Id(credential.uuid)).collect())
+    }
+
+    /// Starts all backups or none, and runs `and` in the transaction that stores their tasks.
+    pub async fn start_backups(
+        self: &Arc<Self>,
+        members: &[Member],
+        asked: &BackupRequest,
+        and: impl FnOnce(&rusqlite::Transaction<'_>, &[TaskRow]) -> Result<(), DbError> + Send + 'static,
+    ) -> Result<Vec<TaskRow>, ServiceError> {
+        check_limits(asked.limits)?;
+        // Once for all members, and before the lock is taken.
+        self.quiescer.check_hooks(&asked.hooks).await?;
+        let _admission = self.admission.lock().await;
+        let entries = members.iter().map(|member| self.registry.find(&member.volume));
+        let entries: Vec<Arc<VolumeEntry>> = entries.collect::<Result<_, _>>()?;
+        let barrier = asked.together.map(|id| Barrier { id, volumes: members.len() as u64 });
+        // Members selected by label are frozen independently.
+        let together = match &barrier {
+            Some(barrier) => {
+                let quiesce_rules = self.quiescer.quiesce_for(&asked.hooks, &entries).await?;
+                Some(PointInTime { barrier: Some(barrier.clone()), quiesce_rules })
+            }
+            None => None,
+        };
+        let (mut rows, mut given_up) = (Vec::new(), Vec::new());
+        for (member, entry) in members.iter().zip(&entries) {
+            let mut credentials = Vec::new();
+            for wanted in &member.credentials {
+                credentials.push(self.repositories.credential(Some(wanted)).await?);
+            }
+            self.refuse_unless_free(entry, &credentials).await?;
+            let alone;
+            let point = match &together {
+                Some(together) => together,
+                None => {
+                    let quiesce_rules =
+                        self.quiescer.quiesce_for(&asked.hooks, std::slice::from_ref(entry)).await?;
+                    alone = PointInTime { barrier: None, quiesce_rules };
+                    &alone
+                }
+            };
+            rows.extend(self.rows_of(entry, &credentials, asked, point)?);
+            given_up.push((entry.id, credentials));
+        }
+        self.give_up_older(&given_up, asked.owner()).await?;
+        let Some((first, others)) = rows.split_first() else {
+            return Err(ServiceError::Internal("backup without a location".into()));
+        };
+        let (stored, all) = (others.to_vec(), rows.clone());
+        // All tasks are stored in one transaction.
+        let with = move |tx: &rusqlite::Transaction<'_>| {
+            and(tx, &all)?;
+            stored.iter().try_for_each(|row| row.put(tx))
+        };
+        self.runner.store_and_launch(first.clone(), with).await?;
+        for row in others {
+            tracing::info!(task = %row.id, kind = %row.kind, cloudsnap = %row.cloudsnap, "task accepted");
+            self.runner.launch(row.clone());
+        }
+        Ok(rows)
+    }
+
+    /// Discards the resumable backups of these volumes to these locations: resumed, they would create points
+    /// in time older than the new ones. Fails if the caller may not discard one of them.
+    async fn give_up_older(
+        self: &Arc<Self>,
+        members: &[(VolumeId, Vec<CredentialRow>)],
+        by: TaskOwner,
+    ) -> Result<(), ServiceError> {
+        let is_older = |task: &TaskRow| {
+            let is_to = |credential: &CredentialRow| credential.uuid == task.credential;
+            let is_of = |(volume, credentials): &(_, Vec<CredentialRow>)| {
+                task.volume == Some(*volume) && credentials.iter().any(is_to)
+            };
+            task.kind == TaskKind::Backup && members.iter().any(is_of)
+        };
+        let kept = self.tasks.kept_tasks().await?;
+        let is_refused = |task: &&TaskRow| is_older(task) && !owner::may_discard(&by, &task.owner);
+        if let Some(task) = kept.iter().find(is_refused) {
+            let message = format!(
+                "the new backup would discard backup task {} of {}, which only an admin may do",
+                task.id, task.owner
+            );
+            let hint = format!("blockctl cloudsnap resume {}", task.id);
+            let error = ApiError { hint: Some(hint), ..ApiError::new(ErrorCode::Forbidden, message) };
+            return Err(ServiceError::Refused(error));
+        }
+        self.runner.give_up_kept(is_older).await
+    }
+
+    /// Refuses a volume that cannot be used, or that another task works on.
+    async fn refuse_unless_free(
+        &self,
+        entry: &VolumeEntry,
+        credentials: &[CredentialRow],
+    ) -> Result<(), ServiceError> {
+        entry.volume()?;
+        let is_meant = |task: &TaskRow| {
+            task.kind == TaskKind::Backup
+                && task.volume == Some(entry.id)
+                && credentials.iter().any(|credential| credential.uuid == task.credential)
+        };
+        if let Some(task) = self.tasks.unfinished_tasks().await?.into_iter().find(is_meant) {
+            let message =
+                format!("backup task {} is running on volume {}: wait for it to end", task.id, entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        let is_rollback = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
+        let others = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
+        if let Some(task) = others.into_iter().find(is_rollback) {
+            let message = format!(
+                "volume {} is partially restored by task {}: resume or discard that restore first",
+                entry.name, task.id
+            );
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        Ok(())
+    }
+
+    /// Creates the task rows of one volume: one frozen point, one task per location.
+    fn rows_of(
+        &self,
+        entry: &VolumeEntry,
+        credentials: &[CredentialRow],
+        asked: &BackupRequest,
+        point: &PointInTime,
+    ) -> Result<Vec<TaskRow>, ServiceError> {
+        let snapshot = SnapshotId::from_u64(random_id()?);
+        let mut rows = Vec::with_capacity(credentials.len());
+        for credential in credentials {
+            // One snapshot id per task: two credentials may reach the same repository.
+            let own = SnapshotId::from_u64(random_id()?);
+            rows.push(TaskRow {
+                id: Uuid::new_v4(),
+                kind: TaskKind::Backup,
+                state: TaskState::Pending,
+                volume: Some(entry.id),
+                snapshot: Some(snapshot),
+                credential: credential.uuid,
+                // Decided when the point in time is fixed.
+                cloudsnap: CloudSnapshotId {
+                    cluster: self.host.cluster,
+                    volume: entry.id,
+                    snapshot: own,
+                    incremental: false,
+                },
+                base: None,
+                created: Timestamp::now(),
+                owner: asked.owner(),
+                detail: TaskDetail {
+                    volume_name: Some(entry.name.clone()),
+                    credential_name: credential.name.to_string(),
+                    phase: "pending".into(),
+                    run: Some(self.host.run),
+                    barrier: point.barrier.clone(),
+                    quiesce_rules: point.quiesce_rules.clone(),
+                    schedule: asked.schedule,
+                    keep_local: asked.keep_local.clone(),
+                    limits: asked.limits,
+                    backup: asked.options.clone(),
+                    ..TaskDetail::default()
+                },
+            });
+        }
+        Ok(rows)
+    }
+}

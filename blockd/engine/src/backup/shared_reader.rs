@@ -1,0 +1,174 @@
+//! Reader of a frozen snapshot for several backups: one reads from disk, the others get the data from memory
+//! while they keep up.
+
+use crate::backup::work::to_io;
+use blockd_cloud::BlockReader;
+use blockd_extent::{Extent, SnapshotId};
+use blockd_volume::{SnapshotView, VolumeError};
+use parking_lot::{Mutex, RwLock};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::Arc,
+};
+
+/// Maximum number of shared reads, of up to 4 MiB each.
+const MAX_KEPT: usize = 16;
+
+/// Snapshots with readers.
+#[derive(Default)]
+pub struct Readers {
+    open: Mutex<HashMap<SnapshotId, (usize, Arc<Point>)>>,
+}
+
+impl std::fmt::Debug for Readers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Readers").field("open", &self.open.lock().len()).finish()
+    }
+}
+
+/// Data of a read, once it is complete.
+type Filled = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
+
+struct Point {
+    /// Dropped with the last backup, not with the last thread.
+    view: RwLock<Option<SnapshotView>>,
+    kept: Mutex<VecDeque<(Vec<Extent>, Filled)>>,
+}
+
+/// Reader of one backup.
+pub(crate) struct Reader {
+    readers: Arc<Readers>,
+    snapshot: SnapshotId,
+    point: Arc<Point>,
+}
+
+impl Readers {
+    /// Opens a snapshot, or joins its readers.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        snapshot: SnapshotId,
+        open: impl FnOnce() -> Result<SnapshotView, VolumeError>,
+    ) -> Result<Reader, VolumeError> {
+        let mut all = self.open.lock();
+        let point = match all.get_mut(&snapshot) {
+            Some((users, point)) => {
+                *users += 1;
+                Arc::clone(point)
+            }
+            None => {
+                let point = Arc::new(Point { view: RwLock::new(Some(open()?)), kept: Mutex::default() });
+                all.insert(snapshot, (1, Arc::clone(&point)));
+                point
+            }
+        };
+        Ok(Reader { readers: Arc::clone(self), snapshot, point })
+    }
+
+    fn are_several(&self, snapshot: SnapshotId) -> bool {
+        self.open.lock().get(&snapshot).is_some_and(|(users, _)| *users > 1)
+    }
+}
+
+impl Reader {
+    /// Leaves; the last reader closes the snapshot.
+    pub(crate) fn close(&self) {
+        let mut all = self.readers.open.lock();
+        let Some((users, _)) = all.get_mut(&self.snapshot) else { return };
+        *users -= 1;
+        if *users == 1 {
+            // The last reader reads directly.
+            self.point.kept.lock().clear();
+        }
+        if *users == 0 {
+            all.remove(&self.snapshot);
+            drop(all);
+            *self.point.view.write() = None;
+            self.point.kept.lock().clear();
+        }
+    }
+}
+
+impl Point {
+    fn read(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+        let view = self.view.read();
+        let view = view.as_ref().ok_or_else(|| io::Error::other("the backup is over"))?;
+        view.read_extents(extents, buf).map_err(to_io)
+    }
+
+    /// Returns the slot of these extents and true if another reader fills it. Taking a slot frees it for
+    /// others.
+    fn place(&self, extents: &[Extent]) -> Filled {
+        let mut kept = self.kept.lock();
+        if let Some((_, filled)) = kept.iter().find(|(other, _)| other == extents) {
+            return Arc::clone(filled);
+        }
+        let filled = Filled::default();
+        kept.push_back((extents.to_vec(), Arc::clone(&filled)));
+        if kept.len() > MAX_KEPT {
+            kept.pop_front();
+        }
+        filled
+    }
+}
+
+impl BlockReader for Reader {
+    fn may_wait(&self) -> bool {
+        self.point.view.read().as_ref().is_some_and(SnapshotView::is_lazy)
+    }
+
+    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+        if !self.readers.are_several(self.snapshot) {
+            return self.point.read(extents, buf);
+        }
+        let place = self.point.place(extents);
+        // Readers that arrive during the read wait here.
+        let mut filled = place.lock();
+        match &*filled {
+            Some(bytes) if bytes.len() == buf.len() => buf.copy_from_slice(bytes),
+            _ => {
+                self.point.read(extents, buf)?;
+                *filled = Some(Arc::new(buf.to_vec()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{BlockIndex, VolumeId};
+    use blockd_volume::Volume;
+
+    #[test]
+    fn shared_reader_reads_once_and_closes_with_the_last_user() {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = Volume::create(&folder.path().join("1"), VolumeId::from_u64(1), 1 << 20).unwrap();
+        volume.write(0, &[7; 8192], false).unwrap();
+        let snapshot = SnapshotId::from_u64(5);
+        volume.freeze(snapshot).unwrap();
+        let readers = Arc::new(Readers::default());
+        let one = readers.join(snapshot, || volume.view(snapshot)).unwrap();
+        let two = readers.join(snapshot, || panic!("it is open")).unwrap();
+        let extents = [Extent::new(BlockIndex(0), 2)];
+        let mut buf = vec![0; 8192];
+        one.read_extents(&extents, &mut buf).unwrap();
+        assert_eq!(buf, [7; 8192]);
+        // Checked by removing the source.
+        *one.point.view.write() = None;
+        buf.fill(0);
+        two.read_extents(&extents, &mut buf).unwrap();
+        assert_eq!(buf, [7; 8192]);
+        assert!(two.read_extents(&[Extent::new(BlockIndex(9), 2)], &mut buf).is_err());
+        *one.point.view.write() = Some(volume.view(snapshot).unwrap());
+        one.close();
+        two.read_extents(&[Extent::new(BlockIndex(1), 1)], &mut buf[..4096]).unwrap();
+        two.close();
+        assert!(two.read_extents(&extents, &mut buf).is_err());
+        volume.delete_snapshot(snapshot).unwrap();
+    }
+}

@@ -1,0 +1,198 @@
+//! Deletion of a cloud snapshot: its manifest first, then the data that no other snapshot needs.
+//!
+//! The manifest is copied to the task's directory before it is deleted from the store, so that an interrupted
+//! deletion still knows the objects.
+
+use crate::{
+    error::{ServiceError, blocking},
+    host::Host,
+    repositories::is_missing_or_damaged,
+    snapshots::Snapshots,
+    tasks::{LiveTask, Tasks, clean_files, secrets},
+    volumes::registry::Registry,
+};
+use blockd_api::ErrorCode;
+use blockd_catalog::{Catalog, Chain, Db, Doubt, Proof, RetentionOverride, RunRow, TaskKind, TaskRow};
+use blockd_cloud::{
+    CloudError, Manifest, ManifestCache, ManifestKey, Progress, Repository, UnreadableSiblings,
+    delete_damaged, delete_with_manifest,
+};
+use blockd_extent::SnapshotId;
+use std::{path::Path, sync::Arc};
+
+/// Work of deletions.
+pub struct DeleteWork {
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for DeleteWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeleteWork").finish_non_exhaustive()
+    }
+}
+
+pub(crate) async fn run(work: &Arc<DeleteWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let (repository, requests) = secrets::repository(&work.tasks, live).await?;
+    let progress = Arc::new(Progress::new(requests));
+    live.begin(progress);
+    work.tasks.store_progress(live).await;
+    if row.detail.by_retention && row.detail.run != Some(work.host.run) {
+        refuse_unstarted(&repository, &row).await?;
+    }
+    // The directory of an unmounted disk is empty and would need no objects.
+    repository.prove_key_slot().await?;
+    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
+    let manifest = kept_manifest(work, live, &repository, &row).await?;
+    work.host.failpoints.reached("delete accepted")?;
+    let mut protected = protected(work).await?;
+    protected.extend(known_to_be_needed(work, &row, &repository, &catalog).await?);
+    let unreadable = match row.detail.force {
+        true => UnreadableSiblings::KeepDeltas,
+        false => UnreadableSiblings::Refuse,
+    };
+    let delete = async {
+        match &manifest {
+            Some(manifest) => {
+                delete_with_manifest(&repository, manifest, &protected, &catalog, unreadable).await
+            }
+            None => delete_damaged(&repository, &row.cloudsnap, &protected, &catalog).await,
+        }
+    };
+    let report = tokio::select! {
+        report = delete => report?,
+        // All steps so far can be repeated.
+        () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
+    };
+    tracing::info!(
+        deltas_deleted = report.deltas_deleted,
+        objects_deleted = report.objects_deleted,
+        kept = report.kept.len(),
+        kept_reason = report.kept_reason,
+        "cloud snapshot deleted"
+    );
+    work.host.failpoints.reached("delete out of the store")?;
+    let (task, id, credential) = (row.id, row.cloudsnap, row.credential);
+    let done = work
+        .tasks
+        .finish(live, move |tx| {
+            Chain::remove_tip(tx, &id)?;
+            Proof::remove(tx, credential, &id)?;
+            Doubt::remove(tx, credential, &id)?;
+            RetentionOverride::remove(tx, &id, credential)?;
+            RunRow::expire(tx, credential, &id, &format!("deleted by task {task}"))?;
+            Catalog::remove(tx, credential, &id.manifest_key())
+        })
+        .await?;
+    if let Some(entry) = work.registry.by_id(id.volume) {
+        work.snapshots.forget_intervals(&entry).await;
+    }
+    if let Err(error) = clean_files(&work.tasks, done.id).await {
+        tracing::warn!(%error, "what the delete left behind is removed at the next start");
+    }
+    Ok(done)
+}
+
+/// Refuses a deletion that retention decided before a restart of the daemon, unless it has deleted something:
+/// the decision may be outdated.
+async fn refuse_unstarted(repository: &Repository, row: &TaskRow) -> Result<(), ServiceError> {
+    let id = row.cloudsnap;
+    match repository.manifest(&id).await {
+        Err(CloudError::SnapshotNotFound { .. }) => Ok(()),
+        Err(error @ CloudError::Store(_)) => Err(error.into()),
+        _ => {
+            let message = format!(
+                "the daemon was restarted before anything of cloud snapshot {id} was deleted: retention judges it again"
+            );
+            Err(ServiceError::refused(ErrorCode::TaskStopped, message))
+        }
+    }
+}
+
+/// Returns the manifest after copying it to this host; `None` if it was damaged at the request and is still
+/// damaged or gone.
+async fn kept_manifest(
+    work: &DeleteWork,
+    live: &LiveTask,
+    repository: &Repository,
+    row: &TaskRow,
+) -> Result<Option<Manifest>, ServiceError> {
+    let dir = work.host.data_dir.task_dir(live.id);
+    let path = dir.join("manifest.json");
+    let (load, wanted) = (path.clone(), row.cloudsnap);
+    let kept = blocking(move || read_manifest(&load)).await?;
+    if let Some(manifest) = kept.filter(|manifest| manifest.id() == wanted) {
+        return Ok(Some(manifest));
+    }
+    let manifest = match repository.manifest(&row.cloudsnap).await {
+        Err(CloudError::Damaged { .. } | CloudError::SnapshotNotFound { .. }) if row.detail.damaged => {
+            return Ok(None);
+        }
+        read => read?,
+    };
+    let text = serde_json::to_vec(&manifest)
+        .map_err(|error| ServiceError::Internal(format!("cannot encode a manifest: {error}")))?;
+    blocking(move || {
+        let written =
+            blockd_files::make_dir(&dir).and_then(|()| blockd_files::write_atomically(&path, &text));
+        written.map_err(|source| ServiceError::File { action: "write", path, source })
+    })
+    .await?;
+    Ok(Some(manifest))
+}
+
+fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {
+    match std::fs::read(path) {
+        // An incomplete copy is fetched again.
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ServiceError::File { action: "read", path: path.to_owned(), source }),
+    }
+}
+
+/// Returns the deltas that running backups use or create, of all volumes: a volume restored from a snapshot
+/// uses its deltas.
+async fn protected(work: &DeleteWork) -> Result<Vec<SnapshotId>, ServiceError> {
+    let backups =
+        work.tasks.unfinished_tasks().await?.into_iter().filter(|task| task.kind == TaskKind::Backup);
+    let deltas = backups
+        .flat_map(|task| [Some(task.cloudsnap), task.base].into_iter().flatten().map(|id| id.snapshot));
+    Ok(deltas.collect())
+}
+
+/// Returns the deltas that the cached manifests need, of all volumes: a volume restored from a snapshot uses
+/// its deltas. Listings of some stores lag behind (Swift), and a delta must not be lost by that.
+async fn known_to_be_needed(
+    work: &DeleteWork,
+    row: &TaskRow,
+    repository: &Repository,
+    catalog: &Catalog,
+) -> Result<Vec<SnapshotId>, ServiceError> {
+    let (gone, credential) = (row.cloudsnap, row.credential);
+    let cache = catalog.clone();
+    let mut manifests = blocking(move || Ok::<_, ServiceError>(cache.all_but(&gone)?)).await?;
+    let chains = work.db.run(|tx| Chain::all(tx, None)).await?;
+    let tips = chains.into_iter().filter(|chain| chain.credential == credential && chain.cloudsnap != gone);
+    for tip in tips.map(|chain| chain.cloudsnap) {
+        if manifests.iter().any(|known| known.id() == tip) {
+            continue;
+        }
+        let catalog_key = tip.manifest_key();
+        let cache = catalog.clone();
+        if let Some(known) = blocking(move || Ok::<_, ServiceError>(cache.load(&catalog_key))).await? {
+            manifests.push(known);
+            continue;
+        }
+        match repository.manifest(&tip).await {
+            Ok(manifest) => manifests.push(manifest),
+            Err(error) if is_missing_or_damaged(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let left = manifests.iter().filter(|manifest| manifest.id() != gone);
+    Ok(left.flat_map(Manifest::deltas).map(|delta| delta.snapshot).collect())
+}

@@ -1,0 +1,263 @@
+//! Credentials: requests of users.
+
+mod rekey;
+mod update;
+
+use crate::{
+    browse::Browse,
+    engine::Admission,
+    error::{ServiceError, spawned},
+    health::{self, Health},
+    host::Host,
+    metrics::Meters,
+    repositories::{
+        Repositories, StoreKey, encode_keys,
+        external_secrets::references_of,
+        limits::{LimitPlan, keep},
+        open_store, providers,
+    },
+    restore::lazy::LazyVolumes,
+    schedules::requests::Schedules,
+    snapshots::Snapshots,
+    tasks::{Tasks, runner::Runner},
+    volumes::registry::Registry,
+};
+use blockd_api::{
+    CredentialRef, Deleted, ErrorCode, SecretInput,
+    credentials::{CreateCredential, Credential, CredentialLimits, CredentialList},
+};
+use blockd_catalog::{CredentialRow, Db, DbError};
+use blockd_cloud::{OpenOptions, Repository};
+use blockd_secrets::{Fingerprint, Purpose, References, Secrets};
+use blockd_store::{MeterStore, probe, task_store};
+use jiff::Timestamp;
+use std::sync::Arc;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+/// Credentials of repositories.
+pub struct Credentials {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) browse: Arc<Browse>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) meters: Arc<Meters>,
+    pub(crate) references: Arc<References>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) schedules: Arc<Schedules>,
+    pub(crate) secrets: Arc<Secrets>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Creates a credential after probing the store and opening or creating its repository.
+    ///
+    /// # Errors
+    /// The name is taken, the store lacks a required feature, or the passphrase does not open the repository.
+    pub async fn create_credential(&self, request: CreateCredential) -> Result<Credential, ServiceError> {
+        let kind = providers::kind_of(&request.provider);
+        let (store_row, secret) = providers::take(request.provider, request.connection, &self.host.data_dir)?;
+        let is_empty = |input: &SecretInput| input.value().is_some_and(blockd_api::Secret::is_empty);
+        if request.encryption_passphrase.as_ref().is_some_and(is_empty) {
+            let message = "the encryption passphrase is empty: give one, or omit the flag";
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        let taken = |name: &_| {
+            let message = format!("credential {name} already exists: choose another name");
+            ServiceError::refused(ErrorCode::CredentialExists, message)
+        };
+        let rows = self.repositories.credential_rows().await?;
+        if rows.iter().any(|row| row.name == request.name) {
+            return Err(taken(&request.name));
+        }
+        if rows.iter().any(CredentialRow::has_sealed) {
+            self.secrets.must_not_be_new()?;
+        }
+        let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
+        let key = self.repositories.store_key(secret.as_ref()).await?;
+        let passphrase = self.repositories.store_key(request.encryption_passphrase.as_ref()).await?;
+        let writing = self.repositories.store_writing(&store_row)?;
+        let base = open_store(&store_row, &key, writing, &self.references).map_err(explain)?;
+        let (store, _) = task_store(base.clone(), self.host.settings.retry_policy());
+        let capabilities = probe(store.as_ref()).await.map_err(|error| explain(error.into()))?;
+        let opens = match &passphrase {
+            StoreKey::None => None,
+            StoreKey::Value(text) => Some(text.clone()),
+            StoreKey::From(_, resolved) => Some(resolved.expose().to_owned().into()),
+        };
+        let repository = spawned(async move {
+            let passphrase = opens.as_ref().map(|text: &Zeroizing<String>| text.as_str());
+            Repository::open(store, passphrase, &OpenOptions::default()).await
+        })
+        .await
+        .map_err(explain)?;
+
+        let known = repository.known_keys();
+        let write_key =
+            known.write_key.ok_or_else(|| ServiceError::Internal("a repository without a key".into()))?;
+        let uuid = Uuid::new_v4();
+        let secret = secret.as_ref().and_then(SecretInput::value).map(|secret| secret.expose().as_bytes());
+        let store_secret =
+            secret.map(|secret| self.secrets.seal(uuid, Purpose::StoreSecret, secret)).transpose()?;
+        let (passphrase_from, data_keys) = match passphrase {
+            StoreKey::From(reference, resolved) => (Some((reference, resolved.fingerprint)), Vec::new()),
+            _ => {
+                let keys = encode_keys(repository.keys())?;
+                (None, self.secrets.seal(uuid, Purpose::DataKeys, &keys)?)
+            }
+        };
+        let row = CredentialRow {
+            uuid,
+            name: request.name,
+            created: Timestamp::now(),
+            store: store_row,
+            store_secret,
+            store_secret_from: match key {
+                StoreKey::From(reference, _) => Some(reference),
+                _ => None,
+            },
+            data_keys,
+            passphrase_from: passphrase_from.as_ref().map(|(reference, _)| reference.clone()),
+            encrypted: repository.is_encrypted(),
+            capabilities,
+            key_slots: known.encode_slots(),
+            write_key,
+        };
+        let reply = providers::describe(&row);
+        let bandwidth = providers::bandwidth(&row.store)?;
+        let name = row.name.clone();
+        let inserted = self.db.run(move |tx| row.insert(tx)).await;
+        inserted.map_err(|error: DbError| if error.is_conflict() { taken(&name) } else { error.into() })?;
+        let shared = self.repositories.store(uuid, base);
+        let metered = Arc::new(MeterStore::new(shared, self.meters.of(uuid)));
+        if let Some(opened_with) = passphrase_from {
+            self.repositories.opened_with.lock().insert(uuid, opened_with);
+        }
+        self.repositories.opened.lock().insert(uuid, (repository.with_store(metered), bandwidth));
+        tracing::info!(credential = %uuid, name = %name, encrypted = reply.encryption, "credential created");
+        Ok(reply)
+    }
+
+    /// Lists all credentials.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list_credentials(&self) -> Result<CredentialList, ServiceError> {
+        Ok(CredentialList {
+            credentials: self.repositories.credential_rows().await?.iter().map(providers::describe).collect(),
+        })
+    }
+
+    /// Describes one credential.
+    ///
+    /// # Errors
+    /// There is no such credential, or the database fails.
+    pub async fn inspect_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
+        Ok(providers::describe(&self.repositories.credential(Some(wanted)).await?))
+    }
+
+    /// Verifies that a credential's store works and that its keys can be opened.
+    ///
+    /// # Errors
+    /// The cause of the failure.
+    pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
+        let mut row = self.repositories.credential(Some(wanted)).await?;
+        for reference in references_of(&row) {
+            self.repositories.resolve_again(Some(&row.name), reference).await?;
+        }
+        // Forces the passphrase to be checked again.
+        self.repositories
+            .opened_with
+            .lock()
+            .entry(row.uuid)
+            .and_modify(|(_, seen)| *seen = Fingerprint::default());
+        // Without bandwidth limits, since the store is to be examined.
+        let (opened, _) = self.repositories.open_with_current_secrets(row.uuid).await?;
+        let (store, _) = task_store(Arc::clone(opened.store()), self.host.settings.retry_policy());
+        let repository = opened.with_store(store);
+        let kind = providers::kind(&row.store.provider);
+        let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
+        let slots = repository.check_key_slots().await;
+        let proven = repository.prove_key_slot().await;
+        self.repositories.note_key_slots(row.uuid, &repository).await;
+        slots.and(proven).and(repository.check_writable()).map_err(|error| explain(error.into()))?;
+        let capabilities = probe(repository.store().as_ref()).await.map_err(|error| explain(error.into()))?;
+        row.capabilities = capabilities.clone();
+        let uuid = row.uuid;
+        self.db.run(move |tx| CredentialRow::set_capabilities(tx, uuid, &capabilities)).await?;
+        Ok(providers::describe(&row))
+    }
+
+    /// Changes the bandwidth limits of a credential, also for its running tasks.
+    ///
+    /// # Errors
+    /// There is no such credential, a limit is invalid, or the database fails.
+    pub async fn limit_credential(
+        &self,
+        wanted: &CredentialRef,
+        limits: CredentialLimits,
+    ) -> Result<Credential, ServiceError> {
+        let plan = LimitPlan::of(&limits)?;
+        let _admission = self.admission.lock().await;
+        let mut row = self.repositories.credential(Some(wanted)).await?;
+        keep(&mut row.store.connection, limits);
+        let (uuid, store) = (row.uuid, row.store.clone());
+        self.db.run(move |tx| CredentialRow::set_store(tx, uuid, &store)).await?;
+        // No store request under the lock: a repository opened later reads the new limits.
+        let opened = self.repositories.opened.lock().get(&uuid).cloned();
+        if let Some((_, bandwidth)) = opened {
+            bandwidth.replace(plan, Timestamp::now());
+        }
+        tracing::info!(credential = %uuid, name = %row.name, "limits changed");
+        Ok(providers::describe(&row))
+    }
+
+    /// Deletes a credential and the local state of its backups; the backups stay in the store.
+    ///
+    /// # Errors
+    /// A task uses it.
+    pub async fn delete_credential(
+        self: &Arc<Self>,
+        wanted: &CredentialRef,
+    ) -> Result<Deleted, ServiceError> {
+        let _admission = self.admission.lock().await;
+        let row = self.repositories.credential(Some(wanted)).await?;
+        self.lazy.refuse_if_credential_needed(row.uuid, row.name.as_str()).await?;
+        self.schedules.refuse_if_scheduled(row.uuid, row.name.as_str()).await?;
+        if let Some(task) =
+            self.tasks.unfinished_tasks().await?.into_iter().find(|task| task.credential == row.uuid)
+        {
+            let message = format!(
+                "credential {} is used by {} task {}: wait for it to end",
+                row.name, task.kind, task.id
+            );
+            return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
+        }
+        let uuid = row.uuid;
+        self.runner.give_up_kept(|task| task.credential == uuid).await?;
+        self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
+        self.repositories.forget(uuid);
+        self.meters.forget(uuid);
+        self.browse.forget(uuid);
+        for kind in [health::CREDENTIAL, health::CLOCK, health::GARBAGE] {
+            self.health.clear(kind, &uuid.to_string());
+        }
+        self.repositories.forget_unneeded_secrets().await;
+        for entry in self.registry.all() {
+            self.snapshots.forget_intervals(&entry).await;
+        }
+        tracing::info!(credential = %uuid, name = %row.name, "credential deleted");
+        Ok(Deleted { id: uuid.to_string(), name: row.name.to_string(), warnings: Vec::new() })
+    }
+}

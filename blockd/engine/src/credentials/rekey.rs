@@ -1,0 +1,175 @@
+//! Rotation of the passphrase and the data key of a repository.
+
+use crate::{
+    credentials::Credentials,
+    error::{ServiceError, spawned},
+    repositories::{StoreKey, encode_keys, providers},
+};
+use blockd_api::{
+    CredentialRef, ErrorCode,
+    credentials::{CredentialRekeyed, RekeyCredential},
+};
+use blockd_catalog::{CredentialRow, TaskKind};
+use blockd_cloud::{DataKey, KdfParams, Rekey, Repository};
+use blockd_secrets::Purpose;
+use blockd_store::task_store;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+impl Credentials {
+    /// Rotates the passphrase, the data key of new backups, or both; with neither, finds data keys of other
+    /// hosts.
+    ///
+    /// # Errors
+    /// The passphrase opens no key slot, or the data key would change during a running backup.
+    pub async fn rekey_credential(
+        self: &Arc<Self>,
+        wanted: &CredentialRef,
+        request: RekeyCredential,
+    ) -> Result<CredentialRekeyed, ServiceError> {
+        let _admission = self.admission.lock().await;
+        let row = self.repositories.credential(Some(wanted)).await?;
+        let uuid = row.uuid;
+        let is_backup = |kind, credential| kind == TaskKind::Backup && credential == uuid;
+        let changes_write_key = request.new_data_key || request.accept_key.is_some();
+        if changes_write_key {
+            let tasks = self.tasks.unfinished_tasks().await?;
+            if let Some(task) = tasks.into_iter().find(|task| is_backup(task.kind, task.credential)) {
+                let message =
+                    format!("credential {} is used by backup task {}: wait for it to end", row.name, task.id);
+                return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
+            }
+        }
+        let (base, before, bandwidth) = match self.repositories.opened_repository(uuid).await {
+            Ok((before, bandwidth)) => (Arc::clone(before.store()), before.keys().to_vec(), bandwidth),
+            // The reference may already return the new passphrase, or be gone.
+            Err(_) if row.passphrase_from.is_some() && request.passphrase.is_some() => {
+                let store = self.repositories.store_of(&row).await?;
+                // Only this process may have the keys that were opened meanwhile.
+                let opened = self.repositories.opened.lock().get(&uuid).cloned();
+                match opened {
+                    Some((opened, bandwidth)) => (store, opened.keys().to_vec(), bandwidth),
+                    None => (store, Vec::new(), providers::bandwidth(&row.store)?),
+                }
+            }
+            Err(error) => return Err(error),
+        };
+        let (store, _) = task_store(Arc::clone(&base), self.host.settings.retry_policy());
+        let passphrase = match (&request.passphrase, &row.passphrase_from) {
+            (Some(passphrase), _) => Zeroizing::new(passphrase.expose().to_owned()),
+            (None, Some(reference)) => Zeroizing::new(
+                self.repositories.resolve_again(Some(&row.name), reference).await?.expose().to_owned(),
+            ),
+            (None, None) => {
+                let message = "give the passphrase that holds now: it is not known here";
+                return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+            }
+        };
+        let new_passphrase = self.repositories.store_key(request.new_passphrase.as_ref()).await?;
+        let rekey = Rekey {
+            passphrase,
+            new_passphrase: match &new_passphrase {
+                StoreKey::None => None,
+                StoreKey::Value(text) => Some(text.clone()),
+                StoreKey::From(_, resolved) => Some(resolved.expose().to_owned().into()),
+            },
+            new_data_key: request.new_data_key,
+            accept_key: request.accept_key,
+            kdf: KdfParams::default(),
+            known: row.known_keys(),
+        };
+        let (repository, done) = spawned(async move { blockd_cloud::rekey(store, &rekey).await }).await?;
+        if changes_write_key {
+            // Their objects are sealed with the previous key. Not earlier: the passphrase might have been
+            // wrong.
+            self.runner.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
+        }
+        let opened = repository.keys().len();
+        let keys = known_and_opened(&before, repository.keys());
+        let lost = keys.len() - opened;
+        let known = repository.known_keys();
+        let repository = Repository::from_saved_keys(Arc::clone(&base), keys, &known)?;
+        let passphrase_from = match new_passphrase {
+            // Only this process has the keys of missing slots.
+            _ if lost > 0 => None,
+            StoreKey::From(reference, _) => Some(reference),
+            StoreKey::Value(_) => None,
+            StoreKey::None => row.passphrase_from.clone(),
+        };
+        // Keys of an external passphrase are not stored here.
+        let keys = match &passphrase_from {
+            Some(_) => Vec::new(),
+            None => self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(repository.keys())?)?,
+        };
+        let opened_with = match &passphrase_from {
+            Some(reference) => {
+                let now = self.references.resolve(reference).await;
+                // If it is gone meanwhile, its next user gets an error.
+                Some((reference.clone(), now.map(|now| now.fingerprint).unwrap_or_default()))
+            }
+            None => None,
+        };
+        let stored = passphrase_from.clone();
+        let write_key = known.write_key.unwrap_or(row.write_key);
+        let store = move |tx: &rusqlite::Transaction<'_>| {
+            CredentialRow::set_data_keys(tx, uuid, &keys, stored.as_ref(), write_key)
+        };
+        self.db.run(store).await?;
+        self.repositories.note_key_slots(uuid, &repository).await;
+        let data_keys = repository.keys().len() as u64;
+        self.repositories.replace(uuid, repository, bandwidth, opened_with);
+        if lost > 0
+            && (row.passphrase_from.is_some()
+                || request.new_passphrase.is_some_and(|one| one.reference().is_some()))
+        {
+            let message = format!(
+                "the passphrase holds, but {lost} data keys of credential {} have no slot in the store any more: they, and the others with them, are stored sealed on this host",
+                row.name
+            );
+            return Err(ServiceError::refused(ErrorCode::StoreFailed, message));
+        }
+        tracing::info!(credential = %uuid, name = %row.name, rewrapped = done.rewrapped, new_data_key = done.new_data_key, "keys changed");
+        Ok(CredentialRekeyed {
+            uuid,
+            name: row.name,
+            rewrapped: done.rewrapped as u64,
+            foreign: done.foreign as u64,
+            new_data_key: done.new_data_key,
+            data_keys,
+        })
+    }
+}
+
+/// The keys that were known before, and after them those that opened now and were not. The slot of a known
+/// key may be gone, and data that is sealed under it could never be read again.
+pub fn known_and_opened(known: &[DataKey], opened: &[DataKey]) -> Vec<DataKey> {
+    // A repository has one mode: a key of the other one is not of this repository.
+    let fits = |key: &&DataKey| opened.first().is_none_or(|first| first.mode() == key.mode());
+    let mut keys: Vec<DataKey> = known.iter().filter(fits).cloned().collect();
+    for key in opened {
+        if keys.iter().all(|known| known.key_id() != key.key_id()) {
+            keys.push(key.clone());
+        }
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(mode: u8, number: u8) -> DataKey {
+        let mut bytes = vec![1, mode];
+        bytes.extend([number; 48]);
+        DataKey::from_bytes(&bytes).unwrap()
+    }
+
+    #[test]
+    fn known_keys_take_precedence_over_opened_slots() {
+        let ids = |keys: Vec<DataKey>| keys.iter().map(|key| key.key_id().as_bytes()[0]).collect::<Vec<_>>();
+        let opened = [key(1, 9), key(1, 2)];
+        let before = [key(1, 2), key(1, 1), key(0, 5)];
+        assert_eq!(ids(known_and_opened(&before, &opened)), [2, 1, 9]);
+        assert_eq!(ids(known_and_opened(&[], &opened)), [9, 2]);
+    }
+}

@@ -1,0 +1,237 @@
+//! Credential updates: new store credentials, and a new source of the passphrase. The backup location stays
+//! the same.
+
+use crate::{
+    credentials::{Credentials, rekey::known_and_opened},
+    error::ServiceError,
+    repositories::{
+        StoreKey, cannot_be_opened, decode_keys, encode_keys,
+        limits::{keep, limits_of},
+        not_opened, open_existing,
+        provider_update::{KeyChange, hint, renew},
+        providers,
+    },
+};
+use blockd_api::{
+    CredentialRef, ErrorCode, SecretRef, credential_update::UpdateCredential, credentials::Credential,
+};
+use blockd_catalog::CredentialRow;
+use blockd_cloud::{CloudError, DataKey, KnownKeys, Repository};
+use blockd_secrets::{Fingerprint, Purpose};
+use blockd_store::{BlobStore, probe, task_store};
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Repository keys, and the new source of their passphrase.
+struct Passphrase {
+    keys: Vec<DataKey>,
+    known: KnownKeys,
+    /// Reference to the passphrase and its fingerprint; `None` if the keys are stored sealed.
+    from: Option<(SecretRef, Fingerprint)>,
+}
+
+impl Credentials {
+    /// Rotates the access of a credential after verifying that it opens the same repository.
+    ///
+    /// Running operations continue and use the new access from their next request on.
+    ///
+    /// # Errors
+    /// The new access does not work, or leads to another repository; nothing was changed then.
+    pub async fn update_credential(
+        self: &Arc<Self>,
+        wanted: &CredentialRef,
+        request: UpdateCredential,
+    ) -> Result<Credential, ServiceError> {
+        let is_lost = |row: &CredentialRow| cannot_be_opened(&self.secrets, row).is_some();
+        // The keys of an unencrypted repository can be read from the store again without any input.
+        if request.is_empty()
+            && !self
+                .repositories
+                .credential(Some(wanted))
+                .await
+                .is_ok_and(|row| !row.encrypted && is_lost(&row))
+        {
+            return providers::invalid("no change requested: give at least one flag");
+        }
+        // Keys that a concurrent request adds must not get lost. Without a passphrase, the lock is not held
+        // during store requests.
+        let mut admission = match request.encryption_passphrase {
+            Some(_) => Some(self.admission.lock().await),
+            None => None,
+        };
+        let before = self.repositories.credential(Some(wanted)).await?;
+        let mut row = before.clone();
+        let (uuid, kind) = (row.uuid, providers::kind(&row.store.provider));
+        let change = renew(&mut row.store, &request)?;
+        let is_other_store = row.store != before.store || !matches!(change, KeyChange::Stays);
+        let key = Arc::new(match &change {
+            KeyChange::Stays => self.repositories.store_key_of(&before).await?,
+            KeyChange::Dropped => StoreKey::None,
+            KeyChange::To(input) => self.repositories.store_key(Some(input)).await?,
+        });
+        let passphrase = self.repositories.store_key(request.encryption_passphrase.as_ref()).await?;
+        let unchanged = |error: ServiceError| {
+            let mut error = error.with_hint(|code, _| hint(kind, code)).to_api();
+            error.message = format!("{}; nothing was changed", error.message);
+            ServiceError::Refused(error)
+        };
+        let client =
+            self.repositories.client_of(row.store.clone(), Arc::clone(&key)).await.map_err(unchanged)?;
+        let (store, _) = task_store(client.clone(), self.host.settings.retry_policy());
+        let proven = self.prove_same(&before, passphrase, Arc::clone(&store)).await;
+        let passphrase = proven.map_err(|error| unchanged(explained(error, &before)))?;
+        row.capabilities = probe(store.as_ref()).await.map_err(|error| unchanged(error.into()))?;
+
+        if admission.is_none() {
+            admission = Some(self.admission.lock().await);
+        }
+        let now = self.repositories.credential(Some(&CredentialRef::Id(uuid))).await?;
+        if !now.is_opened_as(&before) {
+            let message = format!(
+                "credential {} was changed concurrently: check it (blockctl credentials inspect), and try again",
+                now.name
+            );
+            return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
+        }
+        keep(&mut row.store.connection, limits_of(&now.store.connection));
+        // An update that replaces all secrets needs no old key; a lost sealing key cannot open those of other
+        // credentials either.
+        let replaces_all_secrets =
+            passphrase.is_some() && (now.store_secret.is_none() || !matches!(change, KeyChange::Stays));
+        if !replaces_all_secrets
+            && self.repositories.credential_rows().await?.iter().any(CredentialRow::has_sealed)
+        {
+            self.secrets.must_not_be_new()?;
+        }
+        if !matches!(change, KeyChange::Stays) {
+            (row.store_secret, row.store_secret_from) = match &*key {
+                StoreKey::None => (None, None),
+                StoreKey::Value(text) => {
+                    (Some(self.secrets.seal(uuid, Purpose::StoreSecret, text.as_bytes())?), None)
+                }
+                StoreKey::From(reference, _) => (None, Some(reference.clone())),
+            };
+        }
+        if let Some(Passphrase { keys, from, .. }) = &passphrase {
+            row.passphrase_from = from.as_ref().map(|(reference, _)| reference.clone());
+            // Keys that an external passphrase opens are not stored on this host.
+            row.data_keys = match from {
+                Some(_) => Vec::new(),
+                None => self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(keys)?)?,
+            };
+        }
+        let reply = providers::describe(&row);
+        let stored = row.clone();
+        self.db.run(move |tx| stored.set_access(tx)).await?;
+        if is_other_store {
+            self.repositories.renew_store(uuid, &client);
+        }
+        if let Some(Passphrase { keys, known, from }) = passphrase {
+            let opened = self.repositories.opened.lock().get(&uuid).cloned();
+            let (store, bandwidth) = match opened {
+                Some((opened, bandwidth)) => (Arc::clone(opened.store()), bandwidth),
+                None => (self.repositories.store_of(&row).await?, providers::bandwidth(&row.store)?),
+            };
+            let repository = Repository::from_saved_keys(store, keys, &known)?;
+            self.repositories.replace(uuid, repository, bandwidth, from);
+        }
+        drop(admission);
+        if let Err(error) = self.repositories.check_credentials().await {
+            tracing::warn!(%error, "checking whether all credentials can be opened failed");
+        }
+        self.repositories.forget_unneeded_secrets().await;
+        tracing::info!(
+            credential = %uuid,
+            name = %row.name,
+            store = is_other_store,
+            store_key = !matches!(change, KeyChange::Stays),
+            passphrase = request.encryption_passphrase.is_some(),
+            "credential updated"
+        );
+        Ok(reply)
+    }
+
+    /// Proves that a store holds the key slots of a credential's repository and, if a passphrase is given,
+    /// that it opens them.
+    async fn prove_same(
+        &self,
+        row: &CredentialRow,
+        passphrase: StoreKey,
+        store: Arc<dyn BlobStore>,
+    ) -> Result<Option<Passphrase>, ServiceError> {
+        let opened = self.repositories.opened.lock().get(&row.uuid).map(|(opened, _)| opened.keys().to_vec());
+        let known = match (opened, &row.passphrase_from) {
+            (Some(keys), _) => Some(keys),
+            (None, None) => {
+                match (self.secrets.open(row.uuid, Purpose::DataKeys, &row.data_keys), &passphrase) {
+                    (Ok(keys), _) => Some(decode_keys(&keys)?),
+                    // The keys are in the store, too, where the passphrase opens them.
+                    (Err(_), StoreKey::Value(_) | StoreKey::From(..)) => None,
+                    (Err(_), StoreKey::None) if !row.encrypted => {
+                        let opened = open_existing(store, None, row.known_keys()).await?;
+                        let (keys, known) = (opened.keys().to_vec(), opened.known_keys());
+                        return Ok(Some(Passphrase { keys, known, from: None }));
+                    }
+                    (Err(error), StoreKey::None) => return Err(not_opened(row, &error)),
+                }
+            }
+            (None, Some(_)) => None,
+        };
+        if let Some(keys) = &known {
+            let opened = Repository::from_saved_keys(Arc::clone(&store), keys.clone(), &row.known_keys())?;
+            let proven = opened.prove_key_slot().await;
+            self.repositories.note_key_slots(row.uuid, &opened).await;
+            proven?;
+        }
+        let (text, from) = match passphrase {
+            StoreKey::Value(text) => (text, None),
+            StoreKey::From(reference, resolved) => {
+                (Zeroizing::new(resolved.expose().to_owned()), Some((reference, resolved.fingerprint)))
+            }
+            StoreKey::None => {
+                // Only the referenced passphrase opens it.
+                if let (None, Some(reference)) = (known, &row.passphrase_from) {
+                    let resolved = self.repositories.resolve_again(Some(&row.name), reference).await?;
+                    let text = resolved.expose().to_owned().into();
+                    open_existing(store, Some(text), row.known_keys()).await?;
+                }
+                return Ok(None);
+            }
+        };
+        let opened = open_existing(store, Some(text), row.known_keys()).await?;
+        self.repositories.note_key_slots(row.uuid, &opened).await;
+        let all = known_and_opened(known.as_deref().unwrap_or_default(), opened.keys());
+        let lost = all.len() - opened.keys().len();
+        if lost > 0 && from.is_some() {
+            let message = format!(
+                "{lost} data keys of credential {} exist on this host only, and no passphrase opens them: they cannot be kept in an external secret",
+                row.name
+            );
+            return Err(ServiceError::refused(ErrorCode::WrongPassphrase, message));
+        }
+        Ok(Some(Passphrase { keys: all, known: opened.known_keys(), from }))
+    }
+}
+
+/// Explains, for a credential update, an error that means another store or another passphrase.
+fn explained(error: ServiceError, row: &CredentialRow) -> ServiceError {
+    let ServiceError::Cloud(cloud) = &error else { return error };
+    let (code, message) = match &**cloud {
+        CloudError::WrongPassphrase { store, .. } => (
+            ErrorCode::WrongPassphrase,
+            format!(
+                "the passphrase does not open the repository at {store}: check --encryption-passphrase-from or --encryption-passphrase-file; to set another passphrase, use `blockctl credentials rekey {}`",
+                row.name
+            ),
+        ),
+        CloudError::KeySlotMissing { store, key } => (
+            ErrorCode::StoreFailed,
+            format!(
+                "with these settings {store} is not what credential {} was made for: {key} is missing; another backup location needs its own credential (blockctl credentials create)",
+                row.name
+            ),
+        ),
+        _ => return error,
+    };
+    ServiceError::refused(code, message)
+}

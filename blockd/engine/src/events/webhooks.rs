@@ -1,0 +1,368 @@
+//! Webhooks: delivers events to HTTP receivers, in order and at least once.
+//!
+//! The event log in the database is the queue. It survives restarts, and it is bounded: the oldest events
+//! expire. Each webhook has a cursor in the log that moves after each delivery. An event is delivered again
+//! if the daemon ends between the answer and the commit of the cursor; `webhook-id` stays the same, so that
+//! receivers can drop duplicates. Headers and signature follow the Standard Webhooks specification.
+
+use crate::{
+    error::{ServiceError, with_sources},
+    events::{EventLog, log_all, webhook_config::WebhookConfig},
+    host::Host,
+};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use blockd_api::{
+    MAX_WAIT_MS,
+    events::{Event, ListEvents},
+    status::WebhookStatus,
+};
+use blockd_catalog::{Db, DbError, EventReader, count_events_after};
+use blockd_secrets::References;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use reqwest::{Client, StatusCode, header, redirect::Policy};
+use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
+use std::{sync::Arc, time::Duration};
+use tokio::task::JoinSet;
+
+/// Events read from the database at once.
+const BATCH: u32 = 100;
+/// Wait after a failed attempt to deliver; doubles up to [`MAX_RETRY_WAIT`].
+const FIRST_RETRY_WAIT: Duration = Duration::from_millis(500);
+const MAX_RETRY_WAIT: Duration = Duration::from_secs(300);
+/// Longest `Retry-After` that is honoured.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// Wait after a failed database operation.
+const DATABASE_RETRY_WAIT: Duration = Duration::from_secs(5);
+
+/// Delivers events to webhooks.
+pub struct WebhookDelivery {
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) host: Arc<Host>,
+    /// Position of the log among the event readers; `None` if events are not logged.
+    pub(crate) log_reader: Option<EventReader>,
+    pub(crate) references: Arc<References>,
+    /// Webhooks.
+    pub webhooks: Vec<Arc<Webhook>>,
+}
+
+impl std::fmt::Debug for WebhookDelivery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WebhookDelivery").finish_non_exhaustive()
+    }
+}
+
+/// A receiver of events.
+#[derive(Debug)]
+pub struct Webhook {
+    config: WebhookConfig,
+    state: Mutex<State>,
+}
+
+/// Progress of a webhook. Counters start with the daemon.
+#[derive(Clone, Debug)]
+pub struct State {
+    cursor: EventReader,
+    /// Position of the cursor in the database.
+    stored_until: u64,
+    /// Events that the receiver accepted.
+    pub delivered: u64,
+    /// Attempts that failed.
+    pub failed_attempts: u64,
+    /// Events that the receiver rejected for good, or that expired before their delivery.
+    pub undelivered: u64,
+    last_delivered: Option<Timestamp>,
+    last_undelivered: Option<Timestamp>,
+    failing_since: Option<Timestamp>,
+    error: Option<String>,
+}
+
+impl State {
+    fn new(cursor: EventReader) -> Self {
+        Self {
+            stored_until: cursor.dealt_with_until,
+            cursor,
+            delivered: 0,
+            failed_attempts: 0,
+            undelivered: 0,
+            last_delivered: None,
+            last_undelivered: None,
+            failing_since: None,
+            error: None,
+        }
+    }
+
+    fn count_undelivered(&mut self, events: u64) {
+        self.undelivered += events;
+        self.last_undelivered = Some(Timestamp::now());
+    }
+}
+
+/// A failed attempt. Messages contain neither the path of the address nor the secret.
+#[derive(Debug, thiserror::Error)]
+enum DeliveryError {
+    #[error("the secret of the webhook cannot be read: {0}")]
+    Secret(#[from] blockd_secrets::ReferenceError),
+    #[error("the secret of the webhook is not valid: {0}")]
+    Signature(#[from] standardwebhooks::WebhookError),
+    #[error("the event cannot be encoded: {0}")]
+    Encoding(#[from] serde_json::Error),
+    #[error("no answer within {0} ms")]
+    Timeout(u64),
+    #[error("no answer: {0}")]
+    Unreachable(String),
+    #[error("the receiver answered {status}{}", if status.is_redirection() { "; redirects are not followed" } else { "" })]
+    Rejected { status: StatusCode, retry_after: Option<Duration> },
+}
+
+impl DeliveryError {
+    /// The receiver will never accept this event; retrying would block all later ones.
+    fn is_permanent(&self) -> bool {
+        let permanent =
+            [StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE, StatusCode::UNPROCESSABLE_ENTITY];
+        matches!(self, Self::Rejected { status, .. } if permanent.contains(status))
+    }
+
+    fn retry_after(&self) -> Duration {
+        match self {
+            Self::Rejected { retry_after: Some(wait), .. } => MAX_RETRY_AFTER.min(*wait),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// The name of a webhook's cursor in the event log.
+pub fn reader_name(config: &WebhookConfig) -> String {
+    format!("webhook {}", config.name)
+}
+
+/// Creates the configured webhooks, each with its cursor.
+pub fn all(webhooks: &[WebhookConfig], readers: &[EventReader]) -> Vec<Arc<Webhook>> {
+    let reader = |name: String| readers.iter().find(|reader| reader.name == name).cloned();
+    let known = webhooks.iter().filter_map(|hook| Some((hook, reader(reader_name(hook))?)));
+    known
+        .map(|(config, reader)| {
+            Arc::new(Webhook { config: config.clone(), state: Mutex::new(State::new(reader)) })
+        })
+        .collect()
+}
+
+/// Delivers events to all webhooks and to the log until the daemon stops.
+pub async fn run(webhook_delivery: Arc<WebhookDelivery>) {
+    let mut workers = JoinSet::new();
+    if let Some(reader) = webhook_delivery.log_reader.clone() {
+        workers.spawn(log_all(Arc::clone(&webhook_delivery.events), reader));
+    }
+    for hook in &webhook_delivery.webhooks {
+        let (webhook_delivery, hook) = (Arc::clone(&webhook_delivery), Arc::clone(hook));
+        workers.spawn(async move {
+            tokio::select! {
+                () = hook.run(&webhook_delivery) => {}
+                () = webhook_delivery.host.stopping.cancelled() => {}
+            }
+            if let Err(error) = hook.store_cursor(&webhook_delivery).await {
+                tracing::warn!(webhook = hook.name(), %error, "the cursor in the event log cannot be stored");
+            }
+        });
+    }
+    while let Some(ended) = workers.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a reader of the event log ended");
+        }
+    }
+}
+
+impl Webhook {
+    pub(crate) fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state.lock().clone()
+    }
+
+    async fn run(&self, webhook_delivery: &Arc<WebhookDelivery>) {
+        let client = loop {
+            match self.client() {
+                Ok(client) => break client,
+                Err(error) => tracing::error!(webhook = self.name(), %error, "no HTTP client can be created"),
+            }
+            tokio::time::sleep(DATABASE_RETRY_WAIT).await;
+        };
+        loop {
+            if let Err(error) = self.deliver_next(webhook_delivery, &client).await {
+                tracing::warn!(webhook = self.name(), %error, "the event log cannot be read; retrying");
+                tokio::time::sleep(DATABASE_RETRY_WAIT).await;
+            }
+        }
+    }
+
+    /// Delivers the next batch of events, or waits until there are some.
+    async fn deliver_next(
+        &self,
+        webhook_delivery: &Arc<WebhookDelivery>,
+        client: &Client,
+    ) -> Result<(), ServiceError> {
+        let since = self.state.lock().cursor.dealt_with_until;
+        let query = ListEvents { since: Some(since), max: Some(BATCH), wait_ms: Some(MAX_WAIT_MS) };
+        for event in webhook_delivery.events.list_events(&query).await?.events {
+            self.count_expired_before(&event);
+            if self.config.wants(&event.kind, event.severity) {
+                self.deliver(webhook_delivery, client, &event).await;
+                self.state.lock().cursor.dealt_with_until = event.id;
+                self.store_cursor(webhook_delivery).await?;
+            }
+            self.state.lock().cursor.dealt_with_until = event.id;
+        }
+        self.store_cursor(webhook_delivery).await
+    }
+
+    /// Event ids have no gaps: missing ones have expired.
+    fn count_expired_before(&self, event: &Event) {
+        let mut state = self.state.lock();
+        let expired = event.id.saturating_sub(state.cursor.dealt_with_until).saturating_sub(1);
+        if expired > 0 {
+            state.count_undelivered(expired);
+            tracing::error!(webhook = self.name(), events = expired, "events expired before their delivery");
+        }
+    }
+
+    async fn store_cursor(&self, webhook_delivery: &Arc<WebhookDelivery>) -> Result<(), ServiceError> {
+        let (cursor, stored_until) = {
+            let state = self.state.lock();
+            (state.cursor.clone(), state.stored_until)
+        };
+        let until = cursor.dealt_with_until;
+        if until > stored_until {
+            webhook_delivery.db.run(move |tx| cursor.put(tx)).await?;
+            self.state.lock().stored_until = until;
+        }
+        Ok(())
+    }
+
+    /// Returns when the receiver has accepted the event or rejected it for good.
+    async fn deliver(&self, webhook_delivery: &Arc<WebhookDelivery>, client: &Client, event: &Event) {
+        let builder = ExponentialBuilder::default()
+            .with_min_delay(FIRST_RETRY_WAIT)
+            .with_max_delay(MAX_RETRY_WAIT)
+            .without_max_times()
+            .with_jitter();
+        let mut waits = builder.build();
+        loop {
+            let timeout = Duration::from_millis(self.config.timeout_ms);
+            let attempt = tokio::time::timeout(timeout, self.post(webhook_delivery, client, event)).await;
+            let Err(error) = attempt.unwrap_or(Err(DeliveryError::Timeout(self.config.timeout_ms))) else {
+                return self.succeeded();
+            };
+            if error.is_permanent() {
+                return self.rejected(event, &error);
+            }
+            self.failed(event, &error);
+            let wait = waits.next().unwrap_or(MAX_RETRY_WAIT).max(error.retry_after());
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Makes one attempt.
+    async fn post(
+        &self,
+        webhook_delivery: &WebhookDelivery,
+        client: &Client,
+        event: &Event,
+    ) -> Result<(), DeliveryError> {
+        let body = serde_json::to_vec(event)?;
+        let (id, timestamp_s) =
+            (format!("{}-{}", webhook_delivery.host.cluster, event.id), Timestamp::now().as_second());
+        let mut request = client
+            .post(self.config.url.url().clone())
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(HEADER_WEBHOOK_ID, &id)
+            .header(HEADER_WEBHOOK_TIMESTAMP, timestamp_s);
+        // Host names may contain bytes that are not valid in a header.
+        if let Ok(node) = header::HeaderValue::from_str(&webhook_delivery.host.node) {
+            request = request.header("blockd-node", node);
+        }
+        if let Some(reference) = &self.config.secret {
+            let secret = webhook_delivery.references.resolve(reference).await?;
+            let signer = standardwebhooks::Webhook::new(secret.expose())?;
+            request = request.header(HEADER_WEBHOOK_SIGNATURE, signer.sign(&id, timestamp_s, &body)?);
+        }
+        let answer = request
+            .body(body)
+            .send()
+            .await
+            .map_err(|error| DeliveryError::Unreachable(with_sources(&error.without_url())))?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let retry_after = retry_after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        Err(DeliveryError::Rejected { status, retry_after })
+    }
+
+    fn client(&self) -> Result<Client, reqwest::Error> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("blockd/", env!("CARGO_PKG_VERSION")))
+            .http1_only()
+            // A redirect would send events to another receiver.
+            .redirect(Policy::none());
+        if self.config.url.is_loopback() {
+            builder = builder.no_proxy();
+        }
+        builder.build()
+    }
+
+    fn succeeded(&self) {
+        let mut state = self.state.lock();
+        state.delivered += 1;
+        state.last_delivered = Some(Timestamp::now());
+        self.recovered(&mut state);
+    }
+
+    fn recovered(&self, state: &mut State) {
+        state.error = None;
+        if state.failing_since.take().is_some() {
+            tracing::info!(webhook = self.name(), "the webhook answers again");
+        }
+    }
+
+    fn rejected(&self, event: &Event, error: &DeliveryError) {
+        tracing::error!(webhook = self.name(), event = event.id, kind = event.kind, %error, "event not delivered");
+        let mut state = self.state.lock();
+        state.failed_attempts += 1;
+        state.count_undelivered(1);
+        self.recovered(&mut state);
+    }
+
+    fn failed(&self, event: &Event, error: &DeliveryError) {
+        let mut state = self.state.lock();
+        state.failed_attempts += 1;
+        let text = error.to_string();
+        // Logged when it changes, not at each attempt.
+        if state.error.as_ref() != Some(&text) {
+            tracing::warn!(webhook = self.name(), event = event.id, %error, "webhook delivery failed; retrying");
+        }
+        state.failing_since.get_or_insert_with(Timestamp::now);
+        state.error = Some(text);
+    }
+
+    /// The webhook's status; reads the number of waiting events from `tx`.
+    pub fn status(&self, tx: &rusqlite::Transaction<'_>) -> Result<WebhookStatus, DbError> {
+        let state = self.state();
+        let counts = count_events_after(tx, state.cursor.dealt_with_until)?;
+        let wanted = counts.iter().filter(|(kind, severity, _)| self.config.wants(kind, *severity));
+        Ok(WebhookStatus {
+            name: self.config.name.clone(),
+            origin: self.config.url.origin(),
+            waiting: wanted.map(|(_, _, count)| count).sum(),
+            delivered: state.delivered,
+            undelivered: state.undelivered,
+            last_delivered: state.last_delivered,
+            last_undelivered: state.last_undelivered,
+            failing_since: state.failing_since,
+            error: state.error,
+        })
+    }
+}

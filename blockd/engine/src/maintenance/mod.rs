@@ -1,0 +1,155 @@
+//! Maintenance of the stores: garbage collection, expiry of resumable tasks, checks of abandoned backups, and
+//! background verification.
+
+pub mod verification;
+pub mod verify;
+
+use crate::{
+    backup::{doubts::Failing, work::BackupWork},
+    cloud_snapshots::{deletion::Deletions, retention_overrides::RecentListings},
+    engine::Admission,
+    error::{ENDLESS_HINT, ServiceError},
+    health::{self, Health},
+    host::Host,
+    repositories::Repositories,
+    schedules::retention_checks::RetentionChecks,
+    tasks::{Tasks, runner::Runner},
+    volumes::registry::Registry,
+};
+use blockd_catalog::{CredentialRow, Db, TaskKind, VerifyWhat};
+use blockd_cloud::{CloudError, CloudSnapshotId, VerifyDepth};
+use blockd_store::StoreErrorKind;
+use jiff::{SignedDuration, Timestamp};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// Interval of maintenance passes.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// A cloud snapshot is not verified again within this time, however much of the budget is left.
+const VERIFY_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(24);
+/// Lifetime of a recorded attempt: longer than a round through all stores.
+const ATTEMPTS_KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// Garbage collection and background verification.
+pub struct Maintenance {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) backup_work: Arc<BackupWork>,
+    pub(crate) checks: Arc<RetentionChecks>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) deletions: Arc<Deletions>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for Maintenance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maintenance").finish_non_exhaustive()
+    }
+}
+
+/// Start times of the last verification attempts. An attempt that fails without finding damage leaves no
+/// proof, and without this the same cloud snapshot would always be next.
+pub type Attempts = HashMap<(Uuid, CloudSnapshotId), Timestamp>;
+
+/// Runs the maintenance.
+pub async fn run(maintenance: Arc<Maintenance>) {
+    // Not at once: a start has more urgent work.
+    let mut collect_at = Instant::now() + gc_interval(&maintenance).min(Duration::from_secs(3600));
+    let mut attempts = Attempts::new();
+    let mut expired = RecentListings::default();
+    let mut failing = Failing::default();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if let Err(error) = maintenance.runner.give_up_expired(Timestamp::now()).await {
+            tracing::warn!(%error, "tasks that were kept for too long are not given up");
+        }
+        if let Err(error) = maintenance.backup_work.check_doubts(Timestamp::now(), &mut failing).await {
+            tracing::warn!(%error, "what was given up is not looked at for now");
+        }
+        if let Err(error) = maintenance.deletions.delete_expired(Timestamp::now, &mut expired).await {
+            tracing::warn!(%error, "cloud snapshots that have expired stay for now");
+        }
+        if maintenance.host.settings.gc_every_hours > 0 && Instant::now() >= collect_at {
+            collect_at = Instant::now() + gc_interval(&maintenance);
+            collect(&maintenance).await;
+        }
+        if maintenance.host.settings.verify_bytes_per_day > 0
+            && let Err(error) = verify_next(&maintenance, &mut attempts).await
+        {
+            tracing::warn!(%error, "no cloud snapshot is verified for now");
+        }
+    }
+}
+
+fn gc_interval(maintenance: &Maintenance) -> Duration {
+    Duration::from_secs(u64::from(maintenance.host.settings.gc_every_hours) * 3600)
+}
+
+async fn collect(maintenance: &Arc<Maintenance>) {
+    let credentials = match maintenance.repositories.credential_rows().await {
+        Ok(credentials) => credentials,
+        Err(error) => {
+            tracing::warn!(%error, "no garbage is collected for now");
+            return;
+        }
+    };
+    for credential in credentials {
+        let of = credential.uuid.to_string();
+        let Err(error) = maintenance.collect_garbage_of(&credential, false, Timestamp::now).await else {
+            maintenance.health.clear(health::GARBAGE, &of);
+            continue;
+        };
+        tracing::warn!(credential = %credential.name, %error, "no garbage is collected for now");
+        if is_endless(&error) {
+            let what = format!("no garbage is collected under credential {}: {error}", credential.name);
+            maintenance.health.note(health::GARBAGE, &of, what, error.cloud_hint().unwrap_or(ENDLESS_HINT));
+        }
+    }
+}
+
+/// True if a store listed more than a collection reads.
+fn is_endless(error: &ServiceError) -> bool {
+    match error {
+        ServiceError::Cloud(error) => {
+            matches!(**error, CloudError::TooManyDeltas { .. } | CloudError::CollectionTimeout { .. })
+        }
+        ServiceError::Store(error) => error.kind == StoreErrorKind::TooLarge,
+        _ => false,
+    }
+}
+
+/// Starts the verification with the oldest proof, unless one is running.
+async fn verify_next(maintenance: &Arc<Maintenance>, attempts: &mut Attempts) -> Result<(), ServiceError> {
+    let is_verifying =
+        maintenance.tasks.unfinished_tasks().await?.iter().any(|task| task.kind == TaskKind::Verify);
+    if is_verifying {
+        return Ok(());
+    }
+    let now = Timestamp::now();
+    attempts.retain(|_, at| *at > now - ATTEMPTS_KEPT);
+    let before = now - VERIFY_AGAIN_AFTER;
+    for credential in in_turn(maintenance.repositories.credential_rows().await?) {
+        if let Some(id) = maintenance.next_to_verify(&credential, before, attempts).await? {
+            attempts.insert((credential.uuid, id), now);
+            let what = VerifyWhat { depth: VerifyDepth::Frames, all: false, background: true };
+            maintenance.begin_verify(&credential, Some(id), what).await?;
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Rotates the credentials, so that one with many cloud snapshots does not starve the others.
+fn in_turn(mut credentials: Vec<CredentialRow>) -> Vec<CredentialRow> {
+    if !credentials.is_empty() {
+        let minute = Timestamp::now().as_second().unsigned_abs() / LOOK_EVERY.as_secs();
+        let first = minute % credentials.len() as u64;
+        credentials.rotate_left(first as usize);
+    }
+    credentials
+}

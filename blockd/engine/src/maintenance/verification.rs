@@ -1,0 +1,202 @@
+//! Verification of cloud snapshots, and garbage collection of abandoned backups.
+
+use crate::{
+    engine::random_id,
+    error::{ServiceError, blocking},
+    maintenance::{Attempts, Maintenance},
+    repositories::locate::Purpose,
+};
+use blockd_api::{
+    cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
+    tasks::TaskStarted,
+};
+use blockd_catalog::{Catalog, CredentialRow, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat};
+use blockd_cloud::{
+    BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, ManifestFilter,
+    collect_garbage,
+};
+use blockd_extent::{SnapshotId, VolumeId};
+use jiff::{SignedDuration, Timestamp};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use uuid::Uuid;
+
+/// Placeholder id in the task row of a verification of all cloud snapshots.
+const ALL: u64 = 1;
+
+fn depth(asked: VerifyDepth) -> blockd_cloud::VerifyDepth {
+    match asked {
+        VerifyDepth::Quick => blockd_cloud::VerifyDepth::Quick,
+        VerifyDepth::Frames => blockd_cloud::VerifyDepth::Frames,
+        VerifyDepth::Deep => blockd_cloud::VerifyDepth::Deep,
+    }
+}
+
+fn leftover(found: &blockd_cloud::Leftover) -> Leftover {
+    let age = SignedDuration::from_secs(BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S);
+    Leftover {
+        cloudsnap: format!("{}/{}-{}", found.cluster, found.volume, found.snapshot),
+        objects: found.objects,
+        len_bytes: found.len_bytes,
+        since: found.since,
+        deleted_from: found.since.and_then(|since| since.checked_add(age).ok()),
+    }
+}
+
+impl Maintenance {
+    /// Starts a verification.
+    ///
+    /// # Errors
+    /// There is no such credential or cloud snapshot.
+    pub async fn start_verify(self: &Arc<Self>, request: &StartVerify) -> Result<TaskStarted, ServiceError> {
+        let snap = request.snap;
+        let credential = match &snap {
+            Some(id) => {
+                self.repositories.credential_with(id, request.cred_id.as_ref(), Purpose::Read).await?
+            }
+            None => self.repositories.credential(request.cred_id.as_ref()).await?,
+        };
+        if let Some(id) = &snap {
+            match self.repositories.ask_manifest(credential.uuid, id).await {
+                // Damage is for the verification to report.
+                Err(ServiceError::Cloud(error))
+                    if matches!(*error, blockd_cloud::CloudError::Damaged { .. }) => {}
+                answer => drop(answer?),
+            }
+        }
+        let what = VerifyWhat { depth: depth(request.depth), all: snap.is_none(), background: false };
+        self.begin_verify(&credential, snap, what).await
+    }
+
+    /// Starts a verification of one cloud snapshot, or of all of a credential.
+    pub async fn begin_verify(
+        self: &Arc<Self>,
+        credential: &CredentialRow,
+        snap: Option<CloudSnapshotId>,
+        verify: VerifyWhat,
+    ) -> Result<TaskStarted, ServiceError> {
+        let _admission = self.admission.lock().await;
+        crate::repositories::preflight::check_cancelled()?;
+        let all = CloudSnapshotId {
+            cluster: self.host.cluster,
+            volume: VolumeId::from_u64(ALL),
+            snapshot: SnapshotId::from_u64(ALL),
+            incremental: false,
+        };
+        let cloudsnap = snap.unwrap_or(all);
+        // A deep verification compares with a snapshot of the volume.
+        let is_deep = verify.depth == blockd_cloud::VerifyDepth::Deep && !verify.background && !verify.all;
+        let source = (cloudsnap.cluster == self.host.cluster && is_deep)
+            .then(|| self.registry.by_id(cloudsnap.volume))
+            .flatten();
+        let snapshot = match &source {
+            Some(_) => Some(SnapshotId::from_u64(random_id()?)),
+            None => None,
+        };
+        let row = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Verify,
+            state: TaskState::Pending,
+            volume: source.map(|entry| entry.id),
+            snapshot,
+            credential: credential.uuid,
+            cloudsnap,
+            base: None,
+            created: Timestamp::now(),
+            owner: crate::owner::current(),
+            detail: TaskDetail {
+                credential_name: credential.name.to_string(),
+                phase: "pending".into(),
+                verify: Some(verify),
+                ..TaskDetail::default()
+            },
+        };
+        self.runner.store_and_launch(row, |_| Ok(())).await
+    }
+
+    /// Deletes the garbage of abandoned backups from a store, or reports it in a dry run.
+    ///
+    /// # Errors
+    /// There is no such credential, or a store request failed.
+    pub async fn collect_garbage(
+        self: &Arc<Self>,
+        request: &CollectGarbage,
+    ) -> Result<GarbageCollected, ServiceError> {
+        let credential = self.repositories.credential(request.cred_id.as_ref()).await?;
+        let report = self.collect_garbage_of(&credential, request.dry_run, Timestamp::now).await?;
+        let unknown = report.unknown.iter();
+        Ok(GarbageCollected {
+            dry_run: request.dry_run,
+            garbage: report.garbage.iter().map(leftover).collect(),
+            young: report.young.iter().map(leftover).collect(),
+            unknown: unknown.map(|(_, volume, why)| format!("volume {volume}: {why}")).collect(),
+            unfinished: report.unfinished,
+            objects_deleted: report.objects_deleted,
+        })
+    }
+
+    /// Removes or counts the garbage of a repository.
+    ///
+    /// # Errors
+    /// The place is not proven, or the store or the database fails.
+    pub async fn collect_garbage_of(
+        self: &Arc<Self>,
+        credential: &CredentialRow,
+        dry_run: bool,
+        now: impl Fn() -> Timestamp,
+    ) -> Result<GarbageReport, ServiceError> {
+        let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
+        // The mount point of an unmounted disk is empty: without this proof, nothing in it would be
+        // referenced.
+        self.repositories.ask_store(async { Ok(repository.prove_key_slot().await?) }).await?;
+        if !dry_run {
+            self.checks.check_store_clock(&repository, credential.uuid).await?;
+        }
+        let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
+        let mut protected = BTreeSet::new();
+        let tasks = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
+        for task in tasks.filter(|task| task.kind == TaskKind::Backup) {
+            protected.insert(task.cloudsnap.snapshot);
+        }
+        let cached = catalog.clone();
+        protected.extend(blocking(move || Ok::<_, ServiceError>(cached.deltas()?)).await?);
+        let options = GarbageOptions { now: now(), dry_run, protected };
+        let report = Box::pin(collect_garbage(&repository, &options, &catalog)).await?;
+        if report.objects_deleted > 0 {
+            tracing::info!(
+                credential = %credential.name,
+                objects = report.objects_deleted,
+                leftovers = report.garbage.len(),
+                "garbage of abandoned backups deleted"
+            );
+        }
+        Ok(report)
+    }
+
+    /// Returns the cloud snapshot with the oldest proof or attempt, those without any first; `None` if all
+    /// were proved or tried after `before`.
+    pub async fn next_to_verify(
+        &self,
+        credential: &CredentialRow,
+        before: Timestamp,
+        attempts: &Attempts,
+    ) -> Result<Option<CloudSnapshotId>, ServiceError> {
+        let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
+        let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
+        let listed = Box::pin(repository.list_manifests(&ManifestFilter::default(), &catalog)).await?;
+        let uuid = credential.uuid;
+        let proofs = self.db.run(move |tx| Proof::of_place(tx, uuid)).await?;
+        // A quick verification does not read the content.
+        let proofs: BTreeMap<CloudSnapshotId, Timestamp> = proofs
+            .into_iter()
+            .filter(|proof| proof.depth > blockd_cloud::VerifyDepth::Quick)
+            .map(|proof| (proof.cloudsnap, proof.verified))
+            .collect();
+        let ids = listed.into_iter().filter_map(|listed| listed.id);
+        let last = |id: &CloudSnapshotId| proofs.get(id).max(attempts.get(&(uuid, *id))).copied();
+        let oldest = ids.min_by_key(|id| (last(id), *id));
+        Ok(oldest.filter(|id| last(id).is_none_or(|last| last < before)))
+    }
+}

@@ -1,0 +1,384 @@
+//! Verification: reads cloud snapshots and records a proof for each.
+//!
+//! Damage fails the task with all findings; the next backup on a damaged one uploads those blocks again.
+
+use crate::{
+    backup::{
+        compare::{DiffBase, Seen},
+        work,
+    },
+    error::{ServiceError, blocking, spawned},
+    host::Host,
+    repositories::{Repositories, limits::limited},
+    snapshots::Snapshots,
+    tasks::{LiveTask, Tasks, findings, secrets},
+    volumes::registry::Registry,
+};
+use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
+use blockd_catalog::{Catalog, Chain, Db, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyWhat};
+use blockd_cloud::{
+    AffectedSnapshot, BlockCheck, CloudSnapshotId, ManifestFilter, ManifestKey, Progress, Repository,
+    VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
+use blockd_store::Bandwidth;
+use jiff::Timestamp;
+use std::{collections::BTreeMap, sync::Arc};
+
+const SECONDS_PER_DAY: u64 = 24 * 3600;
+
+/// Work of verifications.
+pub struct VerifyWork {
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for VerifyWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VerifyWork").finish_non_exhaustive()
+    }
+}
+
+pub(crate) async fn run(work: &Arc<VerifyWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let what = row.detail.verify.ok_or_else(|| ServiceError::Internal("a verification of nothing".into()))?;
+    let _slot = match what.background {
+        // It must not delay a backup, and it need not wait for one.
+        true => None,
+        false => Some(secrets::slot(&work.tasks, live).await?),
+    };
+    let (repository, requests) = secrets::repository(&work.tasks, live).await?;
+    let repository = live.limited(&repository);
+    let repository = paced(work, repository, what);
+    let progress = Arc::new(Progress::new(requests));
+    live.begin(Arc::clone(&progress));
+    work.tasks.store_progress(live).await;
+    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
+    let ids = match what.all {
+        false => vec![row.cloudsnap],
+        true => {
+            let listed = repository.list_manifests(&ManifestFilter::default(), &catalog).await?;
+            listed.into_iter().filter_map(|listed| listed.id).collect()
+        }
+    };
+    let against = compared_with(work, &row, what, &repository).await?;
+    let options = VerifyOptions {
+        depth: what.depth,
+        download_concurrency: if what.background { 1 } else { work.host.settings.download_concurrency },
+        cpu_threads: if what.background { 1 } else { work.host.settings.cpu_threads },
+    };
+    let (check, meant) = (against.clone(), row.cloudsnap);
+    let check_of = move |id: &CloudSnapshotId| {
+        check.clone().filter(|_| *id == meant).map(|against| against as Arc<dyn BlockCheck>)
+    };
+    let (slots_of, cancel) = (repository.clone(), live.cancel.clone());
+    let report = spawned(async move {
+        blockd_cloud::verify(&repository, &ids, &options, &check_of, &catalog, progress, &cancel).await
+    })
+    .await;
+    let seen = match against {
+        Some(against) => {
+            let done = report.is_ok();
+            blocking(move || -> Result<Option<Seen>, ServiceError> {
+                let seen = against.finish();
+                if !done {
+                    return Ok(None);
+                }
+                seen.map(Some).map_err(|error| {
+                    let message = format!("cannot read the volume to compare with: {error}");
+                    ServiceError::refused(ErrorCode::VolumeFailed, message)
+                })
+            })
+            .await
+        }
+        None => Ok(None),
+    };
+    work.repositories.note_key_slots(row.credential, &slots_of).await;
+    drop_own_snapshot(work, &row).await;
+    let mut report = report?;
+    if report.snapshots.is_empty() && !what.all {
+        let message = format!("there is no cloud snapshot {}", row.cloudsnap);
+        return Err(ServiceError::refused(ErrorCode::CloudsnapNotFound, message));
+    }
+    let compared_blocks = match seen? {
+        Some(seen) => {
+            let compared = seen.compared_blocks;
+            add_differences(&mut report, row.cloudsnap, &seen.differing);
+            compared
+        }
+        None => 0,
+    };
+    let credential = row.credential;
+    let known = work.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
+    let known: BTreeMap<CloudSnapshotId, Proof> =
+        known.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+    let recorded = compare_with_recorded(&mut report, &known);
+    let proofs = proofs(&report, &known, row.credential, what.depth, Timestamp::now());
+    let mut found = findings::of_report(&report);
+    found.compared_bytes = compared_blocks * BLOCK_SIZE_BYTES + recorded;
+    live.detail(|detail| detail.findings = Some(found.clone()));
+    let put = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
+        proofs.iter().try_for_each(|proof| proof.put(tx))
+    };
+    if found.damaged_snapshots.is_empty() && report.findings_total == 0 {
+        return work.tasks.finish(live, put).await;
+    }
+    work.db.run(put).await?;
+    Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, summary(&found)))
+}
+
+fn summary(found: &Findings) -> String {
+    let first = found.damage.first().map(|damage| {
+        format!(": object {} is damaged at byte {}: {}", damage.object, damage.offset_bytes, damage.what)
+    });
+    format!(
+        "{} of {} cloud snapshots are damaged{}",
+        found.damaged_snapshots.len(),
+        found.snapshots,
+        first.unwrap_or_default()
+    )
+}
+
+/// Limits a background verification to its budget.
+fn paced(work: &VerifyWork, repository: Repository, what: VerifyWhat) -> Repository {
+    if !what.background {
+        return repository;
+    }
+    let bytes_per_s = (work.host.settings.verify_bytes_per_day / SECONDS_PER_DAY).max(1);
+    limited(&repository, Arc::new(Bandwidth::new(None, Some(bytes_per_s))))
+}
+
+/// Returns the current volume for a comparison of the blocks that did not change since the backup. They are
+/// known for the newest backup of a volume only.
+async fn compared_with(
+    work: &Arc<VerifyWork>,
+    row: &TaskRow,
+    what: VerifyWhat,
+    repository: &Repository,
+) -> Result<Option<Arc<DiffBase>>, ServiceError> {
+    let (Some(volume), Some(snapshot), VerifyDepth::Deep, false) =
+        (row.volume, row.snapshot, what.depth, what.all)
+    else {
+        return Ok(None);
+    };
+    let credential = row.credential;
+    let chain = work.db.run(move |tx| Chain::find(tx, volume, credential)).await?;
+    let Some(chain) = chain.filter(|chain| chain.cloudsnap == row.cloudsnap) else { return Ok(None) };
+    let Some(entry) = work.registry.by_id(volume) else { return Ok(None) };
+    let Ok(volume) = entry.volume() else { return Ok(None) };
+    let size_bytes = match repository.manifest(&row.cloudsnap).await {
+        Ok(manifest) => manifest.size_bytes,
+        // The verification reports its problem.
+        Err(_) => return Ok(None),
+    };
+    let rows = work.db.run(move |tx| SnapshotRow::all(tx, None)).await?;
+    let frozen = match rows.into_iter().find(|row| row.id == snapshot && row.state == SnapshotState::Ready) {
+        Some(frozen) => frozen,
+        None => {
+            let name: SnapshotName = format!("verify-{}", row.id).parse()?;
+            work.snapshots.freeze(&entry, snapshot, name).await?
+        }
+    };
+    let changes = blocking(move || -> Result<_, ServiceError> {
+        let since = volume.changes(Some(chain.epoch), frozen.epoch)?;
+        let all = volume.changes(None, frozen.epoch)?;
+        Ok(DiffBase::new(volume.view(snapshot)?, &since, all, size_bytes))
+    });
+    match changes.await {
+        Ok(against) => Ok(Some(Arc::new(against))),
+        Err(error) => {
+            tracing::warn!(%error, "the content is not compared with the volume");
+            Ok(None)
+        }
+    }
+}
+
+/// Deletes the snapshot that was taken for the comparison.
+async fn drop_own_snapshot(work: &Arc<VerifyWork>, row: &TaskRow) {
+    let Some(snapshot) = row.snapshot else { return };
+    let marked = work.db.run(move |tx| SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)).await;
+    if let Err(error) = marked {
+        tracing::warn!(%error, "the snapshot of the verification is left for now");
+        return;
+    }
+    if let Err(error) = work::drop_snapshot_of(&work.snapshots, row).await {
+        tracing::warn!(%error, "the snapshot of the verification is removed at the next start");
+    }
+}
+
+/// Adds blocks that are intact in the store but differ from the volume.
+fn add_differences(report: &mut VerifyReport, id: CloudSnapshotId, differing: &BlockSet) {
+    if differing.is_empty() {
+        return;
+    }
+    report.findings_total += 1;
+    report.findings.push(VerifyFinding {
+        object: id.manifest_key(),
+        offset_bytes: 0,
+        what: format!(
+            "{} blocks differ from those of the volume, which has not changed them since",
+            differing.len_blocks()
+        ),
+        affects: vec![AffectedSnapshot { id, blocks: differing.clone() }],
+    });
+    if let Some(snapshot) = report.snapshots.iter_mut().find(|snapshot| snapshot.id == id) {
+        snapshot.damaged.union_with(differing);
+        snapshot.digest = None;
+    }
+}
+
+/// Compares digests with the recorded ones; returns the number of compared bytes.
+fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudSnapshotId, Proof>) -> u64 {
+    let mut compared = false;
+    for snapshot in &mut report.snapshots {
+        let recorded = known.get(&snapshot.id).and_then(|proof| proof.digest);
+        let (Some(now), Some(before)) = (snapshot.digest, recorded) else { continue };
+        compared = true;
+        if now != before {
+            report.findings_total += 1;
+            report.findings.push(VerifyFinding {
+                object: snapshot.id.manifest_key(),
+                offset_bytes: 0,
+                what: "its content is not what it was when it was brought back whole before".to_owned(),
+                affects: vec![AffectedSnapshot { id: snapshot.id, blocks: BlockSet::new() }],
+            });
+            snapshot.has_manifest = false;
+        }
+    }
+    if compared { report.block_bytes } else { 0 }
+}
+
+/// Returns the proof of each cloud snapshot, including others that the damage affects.
+pub(crate) fn proofs(
+    report: &VerifyReport,
+    known: &BTreeMap<CloudSnapshotId, Proof>,
+    credential: uuid::Uuid,
+    depth: VerifyDepth,
+    now: Timestamp,
+) -> Vec<Proof> {
+    let of = |snapshot: &VerifiedSnapshot| Proof {
+        credential,
+        cloudsnap: snapshot.id,
+        verified: now,
+        depth,
+        sound: snapshot.is_sound(),
+        damaged: snapshot.damaged.clone(),
+        digest: snapshot.digest,
+    };
+    let mut proofs: BTreeMap<CloudSnapshotId, Proof> =
+        report.snapshots.iter().map(|snapshot| (snapshot.id, of(snapshot))).collect();
+    for affected in report.findings.iter().flat_map(|finding| &finding.affects).chain(&report.others) {
+        if report.snapshots.iter().any(|snapshot| snapshot.id == affected.id) {
+            continue;
+        }
+        let proof = proofs.entry(affected.id).or_insert_with(|| Proof {
+            credential,
+            cloudsnap: affected.id,
+            verified: now,
+            depth,
+            sound: false,
+            damaged: known.get(&affected.id).map(|proof| proof.damaged.clone()).unwrap_or_default(),
+            digest: None,
+        });
+        proof.damaged.union_with(&affected.blocks);
+    }
+    if depth == VerifyDepth::Quick {
+        for proof in proofs.values_mut().filter(|proof| !proof.sound) {
+            let Some(before) = known.get(&proof.cloudsnap) else { continue };
+            if before.depth > VerifyDepth::Quick {
+                // It adds to earlier findings and removes none.
+                proof.damaged.union_with(&before.damaged);
+                (proof.depth, proof.verified) = (before.depth, before.verified);
+            }
+        }
+    }
+    // A quick verification does not replace findings of a read.
+    let is_news = |proof: &Proof| match known.get(&proof.cloudsnap) {
+        Some(before) => {
+            !proof.sound || proof.depth > VerifyDepth::Quick || before.depth == VerifyDepth::Quick
+        }
+        None => true,
+    };
+    proofs.into_values().filter(is_news).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{BlockIndex, Extent, SnapshotId, VolumeId};
+
+    fn id(snapshot: u64) -> CloudSnapshotId {
+        CloudSnapshotId {
+            cluster: uuid::Uuid::nil(),
+            volume: VolumeId::from_u64(1),
+            snapshot: SnapshotId::from_u64(snapshot),
+            incremental: false,
+        }
+    }
+
+    fn blocks(start: u64) -> BlockSet {
+        BlockSet::from_iter([Extent::new(BlockIndex(start), 1)])
+    }
+
+    #[test]
+    fn listing_check_reports_damage_and_deletes_nothing() {
+        let now = Timestamp::UNIX_EPOCH;
+        let credential = uuid::Uuid::nil();
+        let sound = |id, damaged| VerifiedSnapshot { id, damaged, has_manifest: true, digest: None };
+        let mut report = VerifyReport { snapshots: vec![sound(id(1), blocks(5))], ..VerifyReport::default() };
+        report.findings.push(VerifyFinding {
+            object: "pack".into(),
+            offset_bytes: 0,
+            what: "torn".into(),
+            affects: vec![
+                AffectedSnapshot { id: id(1), blocks: blocks(5) },
+                AffectedSnapshot { id: id(2), blocks: blocks(6) },
+            ],
+        });
+        let found = proofs(&report, &BTreeMap::new(), credential, VerifyDepth::Frames, now);
+        let told: Vec<_> = found.iter().map(|proof| (proof.sound, proof.damaged.clone())).collect();
+        assert_eq!(told, [(false, blocks(5)), (false, blocks(6))]);
+
+        let known: BTreeMap<_, _> = found.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+        let report =
+            VerifyReport { snapshots: vec![sound(id(1), BlockSet::new())], ..VerifyReport::default() };
+        assert_eq!(proofs(&report, &known, credential, VerifyDepth::Quick, now), []);
+        assert!(proofs(&report, &known, credential, VerifyDepth::Frames, now)[0].sound);
+
+        let report = VerifyReport { snapshots: vec![sound(id(1), blocks(7))], ..VerifyReport::default() };
+        let later = now + jiff::SignedDuration::from_hours(1);
+        let mut both = blocks(5);
+        both.union_with(&blocks(7));
+        let proof = proofs(&report, &known, credential, VerifyDepth::Quick, later).remove(0);
+        let told = (proof.sound, proof.damaged, proof.depth, proof.verified);
+        assert_eq!(told, (false, both, VerifyDepth::Frames, now), "it adds to what was read");
+        let proof = proofs(&report, &known, credential, VerifyDepth::Frames, later).remove(0);
+        assert_eq!((proof.damaged, proof.verified), (blocks(7), later));
+        let others = vec![AffectedSnapshot { id: id(3), blocks: blocks(8) }];
+        let report = VerifyReport { others, ..VerifyReport::default() };
+        let proof = proofs(&report, &known, credential, VerifyDepth::Frames, later).remove(0);
+        assert_eq!((proof.cloudsnap, proof.sound, proof.damaged), (id(3), false, blocks(8)));
+    }
+
+    #[test]
+    fn content_changed_since_its_record_is_reported() {
+        let digest = |byte| Some([byte; 32]);
+        let snapshot =
+            VerifiedSnapshot { id: id(1), damaged: BlockSet::new(), has_manifest: true, digest: digest(1) };
+        let mut report =
+            VerifyReport { snapshots: vec![snapshot], block_bytes: 7, ..VerifyReport::default() };
+        let mut proof =
+            proofs(&report, &BTreeMap::new(), uuid::Uuid::nil(), VerifyDepth::Deep, Timestamp::UNIX_EPOCH)
+                .remove(0);
+        let known = |proof: &Proof| BTreeMap::from([(proof.cloudsnap, proof.clone())]);
+        assert_eq!((compare_with_recorded(&mut report, &known(&proof)), report.findings_total), (7, 0));
+        proof.digest = digest(2);
+        compare_with_recorded(&mut report, &known(&proof));
+        assert_eq!(report.findings_total, 1);
+        assert!(!report.snapshots[0].is_sound());
+    }
+}

@@ -1,0 +1,409 @@
+//! Collection of all metrics for a scrape.
+
+use crate::{
+    error::{ServiceError, blocking},
+    events::webhooks::Webhook,
+    metrics::{
+        exposition::{Exposition, Labels},
+        traffic::Operation,
+    },
+    monitor::Monitor,
+    schedules::engine::{self, Candidate},
+    volumes::registry::{EntryState, VolumeEntry},
+};
+use blockd_api::{
+    schedules::RunState,
+    status::{DataSpace, WebhookStatus},
+};
+use blockd_catalog::{Chain, CredentialRow, DbError, Proof, RunRow, ScheduleRow, TaskRow};
+use blockd_store::RequestKind;
+use blockd_volume::VolumeStats;
+use jiff::Timestamp;
+use std::{collections::BTreeMap, sync::Arc};
+use uuid::Uuid;
+
+/// `Content-Type` of the exposition.
+pub const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Values from the database.
+struct Rows {
+    chains: Vec<Chain>,
+    credentials: Vec<CredentialRow>,
+    proofs: Vec<Proof>,
+    /// Number of tasks by kind and state.
+    tasks: BTreeMap<(String, &'static str), u64>,
+    runs: Vec<(RunState, usize)>,
+    next_runs: Vec<(Uuid, Option<Timestamp>)>,
+    schedules: Vec<ScheduleRow>,
+    overdue: usize,
+    webhooks: Vec<WebhookStatus>,
+}
+
+impl Rows {
+    fn read(tx: &rusqlite::Transaction<'_>, hooks: &[Arc<Webhook>], now: Timestamp) -> Result<Self, DbError> {
+        let credentials = CredentialRow::all(tx)?;
+        let (mut proofs, mut next_runs, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut schedules, mut overdue) = (Vec::new(), 0);
+        for credential in &credentials {
+            proofs.extend(Proof::all(tx, credential.uuid)?);
+        }
+        for schedule in ScheduleRow::all(tx)? {
+            next_runs.push((schedule.uuid, engine::next_run(tx, &schedule, now)?));
+            overdue += usize::from(engine::overdue_since(tx, &schedule, now)?.is_some());
+            schedules.push(schedule);
+        }
+        for state in [RunState::Queued, RunState::Active] {
+            runs.push((state, RunRow::in_state(tx, state)?.len()));
+        }
+        let mut tasks = BTreeMap::new();
+        for task in TaskRow::all(tx)? {
+            *tasks.entry((task.kind.to_string(), task.state.as_str())).or_default() += 1;
+        }
+        let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
+        let chains = Chain::all(tx, None)?;
+        Ok(Self { chains, credentials, proofs, tasks, runs, next_runs, schedules, overdue, webhooks })
+    }
+
+    fn proofs_of(&self, row: &CredentialRow) -> impl Iterator<Item = &Proof> {
+        let uuid = row.uuid;
+        self.proofs.iter().filter(move |proof| proof.credential == uuid)
+    }
+
+    fn credential(&self, uuid: Uuid) -> Option<&CredentialRow> {
+        self.credentials.iter().find(|row| row.uuid == uuid)
+    }
+}
+
+/// Volume with its current state.
+struct VolumeSample {
+    entry: Arc<VolumeEntry>,
+    up: bool,
+    connections: u64,
+    stats: Option<VolumeStats>,
+}
+
+impl VolumeSample {
+    fn of(entry: Arc<VolumeEntry>) -> Self {
+        let view = entry.view();
+        let (stats, is_up) = match &view.state {
+            EntryState::Up(volume) => (Some(volume.stats()), view.fault.is_none()),
+            _ => (None, false),
+        };
+        Self { up: is_up, connections: view.connections, stats, entry }
+    }
+
+    fn labels(&self) -> Labels<'static> {
+        vec![("volume", self.entry.name.to_string())]
+    }
+}
+
+impl Monitor {
+    /// Returns all metrics in text format.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn metrics_text(&self) -> Result<String, ServiceError> {
+        let now = Timestamp::now();
+        let space = self.free_space.check_free_space().await;
+        let hooks = self.webhook_delivery.webhooks.clone();
+        let rows = self.db.run(move |tx| Rows::read(tx, &hooks, now)).await?;
+        let entries = self.registry.all();
+        // Sizes are read from the filesystem.
+        let seen = blocking(move || {
+            Ok::<_, ServiceError>(entries.into_iter().map(VolumeSample::of).collect::<Vec<_>>())
+        });
+        let seen = seen.await?;
+        let mut text = Exposition::default();
+        self.of_the_process(&mut text);
+        of_volumes(&mut text, &seen);
+        self.of_health(&mut text, space);
+        self.of_stores(&mut text, &rows);
+        self.of_backups(&mut text, &rows);
+        self.of_rules(&mut text);
+        self.of_caches(&mut text);
+        self.of_webhooks(&mut text, &rows);
+        Ok(text.into_text())
+    }
+
+    fn of_the_process(&self, text: &mut Exposition) {
+        let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+        text.gauge("blockd_build_info", "The version of blockd; always 1.", [(version, 1)]);
+        let uptime = self.host.started.elapsed().as_secs_f64();
+        text.gauge("blockd_uptime_seconds", "Time since the start of blockd.", [(Vec::new(), uptime)]);
+        let memory = resident_bytes().map(|len_bytes| (Vec::new(), len_bytes));
+        text.gauge("process_resident_memory_bytes", "Resident memory size in bytes.", memory);
+        let files = std::fs::read_dir("/proc/self/fd").ok().map(|files| (Vec::new(), files.count()));
+        text.gauge("process_open_fds", "Number of open file descriptors.", files);
+    }
+
+    fn of_stores(&self, text: &mut Exposition, rows: &Rows) {
+        let meters: Vec<_> = rows
+            .credentials
+            .iter()
+            .filter_map(|row| Some((row.name.to_string(), self.meters.get(row.uuid)?)))
+            .collect();
+        let credential = |name: &String| vec![("credential", name.clone())];
+        let each = |name: &String, kind: RequestKind| {
+            vec![("credential", name.clone()), ("request", kind.name().to_ascii_lowercase())]
+        };
+        let all = || meters.iter().flat_map(|meter| RequestKind::ALL.map(|kind| (meter, kind)));
+        text.histogram(
+            "blockd_store_request_duration_seconds",
+            "Duration of store requests until the end of the response, each attempt counted separately.",
+            all().map(|((name, meter), kind)| (each(name, kind), meter.times(kind))),
+        );
+        text.counter(
+            "blockd_store_request_errors_total",
+            "Failed attempts of store requests.",
+            all().map(|((name, meter), kind)| (each(name, kind), meter.failed(kind))),
+        );
+        text.counter(
+            "blockd_store_sent_bytes_total",
+            "Bytes of bodies sent to stores, each attempt counted separately.",
+            meters.iter().map(|(name, meter)| (credential(name), meter.counts().bytes_up)),
+        );
+        text.counter(
+            "blockd_store_received_bytes_total",
+            "Bytes of bodies received from stores.",
+            meters.iter().map(|(name, meter)| (credential(name), meter.counts().bytes_down)),
+        );
+    }
+
+    fn of_backups(&self, text: &mut Exposition, rows: &Rows) {
+        let target = |chain: &Chain| {
+            let entry = self.registry.by_id(chain.volume)?;
+            let credential = rows.credential(chain.credential)?;
+            Some(vec![("volume", entry.name.to_string()), ("credential", credential.name.to_string())])
+        };
+        text.gauge(
+            "blockd_backup_last_point_timestamp_seconds",
+            "The point in time of the newest backup of the volume to the credential; its age is the data loss if this host fails.",
+            rows.chains.iter().filter_map(|chain| Some((target(chain)?, chain.finished.as_second()))),
+        );
+        let of = |name: &dyn ToString| vec![("credential", name.to_string())];
+        text.gauge(
+            "blockd_verification_last_timestamp_seconds",
+            "Time of the last verification of a cloud snapshot of the credential; 0 if there are backups and none was ever verified.",
+            rows.credentials.iter().filter_map(|row| {
+                let last = rows.proofs_of(row).map(|proof| proof.verified.as_second()).max();
+                // Without backups there is nothing to verify.
+                let has_backups = rows.chains.iter().any(|chain| chain.credential == row.uuid);
+                Some((of(&row.name), last.or(has_backups.then_some(0))?))
+            }),
+        );
+        text.gauge(
+            "blockd_cloudsnaps_damaged",
+            "Cloud snapshots of the credential whose last verification found damage.",
+            rows.credentials
+                .iter()
+                .map(|row| (of(&row.name), rows.proofs_of(row).filter(|proof| !proof.sound).count())),
+        );
+        text.gauge(
+            "blockd_tasks",
+            "Tasks in the history, by kind and state.",
+            rows.tasks.iter().map(|((kind, state), count)| {
+                (vec![("kind", kind.clone()), ("state", (*state).to_owned())], *count)
+            }),
+        );
+        text.counter(
+            "blockd_tasks_finished_total",
+            "Finished tasks, by kind and final state.",
+            self.tasks.ended.counts().map(|(kind, state, count)| {
+                (vec![("kind", kind.to_string()), ("state", state.as_str().to_owned())], count)
+            }),
+        );
+        text.gauge(
+            "blockd_schedule_runs_unfinished",
+            "Unfinished runs of schedules.",
+            rows.runs.iter().map(|(state, count)| (vec![("state", state.to_string())], *count)),
+        );
+        text.gauge(
+            "blockd_schedule_next_run_timestamp_seconds",
+            "Start time of the next run of the schedule.",
+            rows.next_runs.iter().filter_map(|(uuid, next)| {
+                Some((vec![("schedule", uuid.to_string())], next.as_ref()?.as_second()))
+            }),
+        );
+        text.gauge(
+            "blockd_schedules_overdue",
+            "Schedules whose next run is minutes late.",
+            [(Vec::new(), rows.overdue)],
+        );
+        let volumes = self.schedules.candidates();
+        text.gauge(
+            "blockd_backup_wanted_since_timestamp_seconds",
+            "Time since which an active schedule backs up the volume to the credential, successfully or not.",
+            self.wanted_since(rows, &volumes).into_iter().map(|((volume, credential), since)| {
+                (vec![("volume", volume), ("credential", credential)], since.as_second())
+            }),
+        );
+        text.gauge(
+            "blockd_schedule_without_volume",
+            "1 if the schedule selects no volume and thus protects nothing.",
+            rows.schedules.iter().map(|schedule| {
+                let is_without = !engine::chooses_any(&schedule.spec.selector, &volumes);
+                (vec![("schedule", schedule.uuid.to_string())], u64::from(is_without))
+            }),
+        );
+    }
+
+    /// Returns since when each volume is scheduled for backup to each credential, by the names of both.
+    fn wanted_since(&self, rows: &Rows, volumes: &[Candidate]) -> BTreeMap<(String, String), Timestamp> {
+        let mut wanted: BTreeMap<(String, String), Timestamp> = BTreeMap::new();
+        for schedule in rows.schedules.iter().filter(|schedule| !schedule.paused) {
+            let meant = volumes.iter().filter(|volume| engine::is_selected(&schedule.spec.selector, volume));
+            for volume in meant {
+                let created = self.registry.by_id(volume.id).map(|entry| entry.created);
+                let since = created.map_or(schedule.created, |created| created.max(schedule.created));
+                let places = schedule.spec.credentials.iter().filter_map(|uuid| rows.credential(*uuid));
+                for credential in places {
+                    let of = (volume.name.to_string(), credential.name.to_string());
+                    let first = wanted.entry(of).or_insert(since);
+                    *first = since.min(*first);
+                }
+            }
+        }
+        wanted
+    }
+
+    fn of_health(&self, text: &mut Exposition, space: Option<DataSpace>) {
+        let value = |value: fn(DataSpace) -> u64| space.map(|space| (Vec::new(), value(space)));
+        text.gauge(
+            "blockd_data_size_bytes",
+            "Size of the filesystem of the data directory.",
+            value(|space| space.total_bytes),
+        );
+        text.gauge(
+            "blockd_data_free_bytes",
+            "Free space of that filesystem for blockd.",
+            value(|space| space.free_bytes),
+        );
+        text.gauge(
+            "blockd_problems",
+            "Current problems by kind, as listed by `blockctl status`.",
+            self.health.counts().map(|(kind, count)| (vec![("kind", kind.to_owned())], count)),
+        );
+    }
+
+    fn of_rules(&self, text: &mut Exposition) {
+        text.counter(
+            "blockd_rule_failures_total",
+            "Failed hook commands, filesystem freezes and thaws around snapshots, by phase.",
+            self.quiescing.failures.counts().map(|(phase, count)| (vec![("phase", phase.to_owned())], count)),
+        );
+    }
+
+    fn of_webhooks(&self, text: &mut Exposition, rows: &Rows) {
+        let of = |name: &str| vec![("webhook", name.to_owned())];
+        text.gauge(
+            "blockd_webhook_waiting_events",
+            "Events waiting for delivery to the webhook.",
+            rows.webhooks.iter().map(|hook| (of(&hook.name), hook.waiting)),
+        );
+        let states: Vec<_> =
+            self.webhook_delivery.webhooks.iter().map(|hook| (hook.name(), hook.state())).collect();
+        text.counter(
+            "blockd_webhook_delivered_events_total",
+            "Events that the webhook accepted.",
+            states.iter().map(|(name, state)| (of(name), state.delivered)),
+        );
+        text.counter(
+            "blockd_webhook_failed_attempts_total",
+            "Failed attempts to deliver an event to the webhook.",
+            states.iter().map(|(name, state)| (of(name), state.failed_attempts)),
+        );
+        text.counter(
+            "blockd_webhook_undelivered_events_total",
+            "Events not delivered to the webhook: rejected, or expired before their delivery.",
+            states.iter().map(|(name, state)| (of(name), state.undelivered)),
+        );
+    }
+
+    fn of_caches(&self, text: &mut Exposition) {
+        let counters = [self.browse.cache_counters().unwrap_or_default()];
+        let place = |name: &str| vec![("place", name.to_owned())];
+        text.gauge(
+            "blockd_cache_bytes",
+            "Bytes of cloud snapshots in the browse cache.",
+            counters
+                .iter()
+                .flat_map(|now| [(place("disk"), now.disk_bytes), (place("memory"), now.memory_bytes)]),
+        );
+        text.counter(
+            "blockd_cache_frames_total",
+            "Frames of cloud snapshots that were read, by source.",
+            counters.iter().flat_map(|now| {
+                let source = |name: &str| vec![("source", name.to_owned())];
+                [(source("disk"), now.frames_from_disk), (source("store"), now.frames_fetched)]
+            }),
+        );
+        text.counter(
+            "blockd_cache_damaged_pieces_total",
+            "Damaged entries of the disk cache that were fetched again.",
+            counters.iter().map(|now| (Vec::new(), now.damaged_pieces)),
+        );
+    }
+}
+
+fn of_volumes(text: &mut Exposition, seen: &[VolumeSample]) {
+    let all = |value: fn(&VolumeSample) -> u64| seen.iter().map(move |seen| (seen.labels(), value(seen)));
+    let open = |value: fn(&VolumeStats) -> u64| {
+        seen.iter().filter_map(move |seen| Some((seen.labels(), value(seen.stats.as_ref()?))))
+    };
+    text.gauge(
+        "blockd_volume_up",
+        "1 if the volume is open and accepts requests.",
+        all(|seen| u64::from(seen.up)),
+    );
+    text.gauge("blockd_volume_size_bytes", "Size of the volume.", all(|seen| seen.entry.size_bytes()));
+    text.gauge("blockd_volume_connections", "NBD connections to the volume.", all(|seen| seen.connections));
+    text.gauge(
+        "blockd_volume_dirty_bytes",
+        "Size of the dirty set since the last freeze, in whole blocks.",
+        open(|stats| stats.head_dirty_bytes),
+    );
+    text.gauge(
+        "blockd_volume_allocated_bytes",
+        "Disk space of the volume that is not shared with other volumes.",
+        open(|stats| stats.allocated_bytes),
+    );
+    text.gauge(
+        "blockd_volume_tracking_memory_bytes",
+        "Approximate memory of the volume's changed-block tracking.",
+        open(|stats| stats.tracking_bytes),
+    );
+    text.gauge(
+        "blockd_volume_layers",
+        "Layers of the volume, including the head.",
+        open(|stats| stats.layers),
+    );
+    text.gauge("blockd_volume_snapshots", "Snapshots of the volume.", open(|stats| stats.snapshots));
+    text.counter(
+        "blockd_volume_read_bytes_total",
+        "Bytes read from the volume since it was opened.",
+        open(|stats| stats.bytes_read),
+    );
+    text.counter(
+        "blockd_volume_written_bytes_total",
+        "Bytes written to the volume since it was opened.",
+        open(|stats| stats.bytes_written),
+    );
+    text.histogram(
+        "blockd_volume_request_duration_seconds",
+        "Duration of the volume's NBD requests, after their payload was received.",
+        seen.iter().flat_map(|seen| {
+            Operation::ALL.map(|operation| {
+                let mut labels = seen.labels();
+                labels.push(("operation", operation.as_str().to_owned()));
+                (labels, seen.entry.traffic.counted(operation))
+            })
+        }),
+    );
+}
+
+/// Returns the resident memory of this process, in bytes.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

@@ -1,0 +1,103 @@
+//! Current activity of volumes and tasks.
+
+pub mod metrics;
+
+use crate::{
+    browse::Browse,
+    error::{ServiceError, blocking},
+    events::webhooks::WebhookDelivery,
+    health::{FreeSpace, Health},
+    host::Host,
+    metrics::{Meters, Operation},
+    repositories::Repositories,
+    schedules::requests::Schedules,
+    tasks::Tasks,
+    volumes::{
+        Volumes,
+        registry::{EntryState, Registry, VolumeEntry},
+    },
+};
+use blockd_api::activity::{Activity, OperationActivity, VolumeActivity};
+use blockd_catalog::Db;
+use blockd_quiesce::Admission as QuiesceAdmission;
+use std::sync::Arc;
+
+/// Activity and metrics of the daemon.
+pub struct Monitor {
+    pub(crate) browse: Arc<Browse>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) free_space: Arc<FreeSpace>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) meters: Arc<Meters>,
+    pub(crate) quiescing: Arc<QuiesceAdmission>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) schedules: Arc<Schedules>,
+    pub(crate) tasks: Arc<Tasks>,
+    pub(crate) volumes: Arc<Volumes>,
+    pub(crate) webhook_delivery: Arc<WebhookDelivery>,
+}
+
+impl std::fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Monitor").finish_non_exhaustive()
+    }
+}
+
+impl Monitor {
+    /// Returns activity counters; clients compute rates from two samples.
+    ///
+    /// # Errors
+    /// The daemon is stopping.
+    pub async fn activity(&self) -> Result<Activity, ServiceError> {
+        let entries = self.registry.all();
+        // Taken together with the counters, so that rates are exact for any response delay.
+        let (started, run) = (self.host.started, self.host.run);
+        let seen = move || {
+            let at_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            Ok::<_, ServiceError>((at_micros, entries.iter().map(of_volume).collect::<Vec<_>>()))
+        };
+        // Sizes are read from the filesystem.
+        let (at_micros, mut volumes) = blocking(seen).await?;
+        volumes.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
+        let mut tasks = self.tasks.running();
+        tasks.sort_by_key(|task| std::cmp::Reverse((task.created, task.id)));
+        Ok(Activity {
+            run,
+            at_micros,
+            volumes,
+            tasks: tasks.iter().map(|row| self.tasks.task_to_api(row)).collect(),
+        })
+    }
+}
+
+fn of_volume(entry: &Arc<VolumeEntry>) -> VolumeActivity {
+    let view = entry.view();
+    let (stats, is_up) = match &view.state {
+        EntryState::Up(volume) => (Some(volume.stats()), view.fault.is_none()),
+        _ => (None, false),
+    };
+    let number = |value: fn(&blockd_volume::VolumeStats) -> u64| stats.as_ref().map_or(0, value);
+    let requests = |operation| {
+        let counted = entry.traffic.counted(operation);
+        OperationActivity {
+            requests: counted.total(),
+            took_micros: counted.nanos() / 1_000,
+            under_way: entry.traffic.under_way(operation).0,
+        }
+    };
+    VolumeActivity {
+        id: entry.id,
+        name: entry.name.clone(),
+        up: is_up,
+        connections: view.connections,
+        dirty_bytes: number(|stats| stats.head_dirty_bytes),
+        read_bytes: number(|stats| stats.bytes_read),
+        written_bytes: number(|stats| stats.bytes_written),
+        read: requests(Operation::Read),
+        write: requests(Operation::Write),
+        flush: requests(Operation::Flush),
+        discard: requests(Operation::Discard),
+    }
+}

@@ -1,0 +1,384 @@
+//! Rules: requests, and selection of the rules around a freeze.
+
+use crate::{
+    error::{ServiceError, blocking},
+    quiesce::Quiescer,
+    volumes::registry::VolumeEntry,
+};
+use blockd_api::{
+    Deleted, ErrorCode, RuleName,
+    events::Severity,
+    quiesce::{HookOptions, Quiesce},
+    rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
+};
+use blockd_catalog::{DbError, NewEvent, RuleRow, RuleUses};
+use blockd_extent::VolumeId;
+use blockd_quiesce::{QuiescePart, UserRefused, try_user};
+use futures::{Stream, StreamExt, stream};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use rusqlite::Transaction;
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
+use uuid::Uuid;
+
+/// Quiesce options of a request.
+#[derive(Clone, Debug, Default)]
+pub struct QuiesceRequest {
+    /// Options of the request.
+    pub hooks: HookOptions,
+    /// Default: the schedule's rule.
+    pub scheduled: Option<RuleName>,
+}
+
+/// Timeout of the test of commands as a user.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Number of rules tested concurrently at the start: each may wait for an unresponsive directory server.
+const TRIALS_AT_ONCE: usize = 8;
+
+/// Rules whose commands cannot run, with the cause found at the start.
+pub type RuleProblems = Mutex<BTreeMap<RuleName, String>>;
+
+fn invalid(message: impl Into<String>) -> ServiceError {
+    ServiceError::refused(ErrorCode::InvalidRequest, message)
+}
+
+fn not_found(name: &RuleName) -> ServiceError {
+    ServiceError::refused(ErrorCode::RuleNotFound, format!("there is no rule {name}"))
+}
+
+fn find(tx: &Transaction<'_>, name: &RuleName) -> Result<RuleRow, ServiceError> {
+    RuleRow::find(tx, name)?.ok_or_else(|| not_found(name))
+}
+
+/// Refuses a rule that is not there.
+pub fn refuse_unknown(tx: &Transaction<'_>, name: Option<&RuleName>) -> Result<(), ServiceError> {
+    name.map_or(Ok(()), |name| find(tx, name).map(drop))
+}
+
+fn check(quiesce: &Quiesce) -> Result<(), ServiceError> {
+    if quiesce.is_nothing() {
+        return Err(invalid("a rule needs something to do: a pre-command, a post-command, or freezeFs"));
+    }
+    quiesce.check().map_err(invalid)
+}
+
+/// Returns the results of tests as they end.
+fn side_by_side<F: Future>(trials: impl IntoIterator<Item = F>) -> impl Stream<Item = F::Output> {
+    stream::iter(trials).buffer_unordered(TRIALS_AT_ONCE)
+}
+
+/// The user whom commands are to be run as, if there are any.
+fn user_of(quiesce: &Quiesce) -> Option<&str> {
+    quiesce.user.as_deref().filter(|_| quiesce.has_command())
+}
+
+/// Returns the parts for volumes, each with its own rule or that of its group.
+fn parts_of(
+    tx: &Transaction<'_>,
+    members: &[(VolumeId, Option<blockd_api::GroupName>)],
+) -> Result<Vec<QuiescePart>, ServiceError> {
+    let uses = RuleUses::all(tx)?;
+    // By name, for a predictable order.
+    let mut found: BTreeMap<RuleName, Vec<VolumeId>> = BTreeMap::new();
+    for (volume, group) in members {
+        let of_group = || group.as_ref().and_then(|group| uses.groups.get(group));
+        if let Some(rule) = uses.volumes.get(volume).or_else(of_group) {
+            found.entry(rule.clone()).or_default().push(*volume);
+        }
+    }
+    let part = |(name, volumes): (RuleName, Vec<VolumeId>)| {
+        let quiesce = find(tx, &name)?.quiesce;
+        Ok(QuiescePart { rule: Some(name), quiesce, volumes })
+    };
+    found.into_iter().map(part).collect()
+}
+
+impl Quiescer {
+    /// Refuses contradictory or impossible quiesce options. May take long, so it runs without locks.
+    pub async fn check_hooks(&self, asked: &QuiesceRequest) -> Result<(), ServiceError> {
+        let HookOptions { quiesce, rule, no_rule } = &asked.hooks;
+        let said = [!quiesce.is_nothing(), rule.is_some(), *no_rule];
+        if said.iter().filter(|is_said| **is_said).count() > 1 {
+            return Err(invalid("give a rule, or no rule, or what is to be done: only one of them"));
+        }
+        quiesce.check().map_err(invalid)?;
+        self.refuse_user(quiesce).await
+    }
+
+    /// Returns the quiesce parts for these volumes: the [checked](Self::check_hooks) options of the request,
+    /// or the rule of its schedule, or those of the volumes.
+    ///
+    /// # Errors
+    /// There is no such rule.
+    pub async fn quiesce_for(
+        &self,
+        asked: &QuiesceRequest,
+        members: &[Arc<VolumeEntry>],
+    ) -> Result<Vec<QuiescePart>, ServiceError> {
+        let volumes: Vec<VolumeId> = members.iter().map(|entry| entry.id).collect();
+        let HookOptions { quiesce, rule, no_rule } = &asked.hooks;
+        if !quiesce.is_nothing() {
+            return Ok(vec![QuiescePart { rule: None, quiesce: quiesce.clone(), volumes }]);
+        }
+        if *no_rule {
+            return Ok(Vec::new());
+        }
+        let named = rule.clone().or_else(|| asked.scheduled.clone());
+        let groups: Vec<_> = members.iter().map(|entry| (entry.id, entry.tags().group)).collect();
+        self.db
+            .run(move |tx| match named {
+                Some(name) => {
+                    let quiesce = find(tx, &name)?.quiesce;
+                    Ok(vec![QuiescePart { rule: Some(name), quiesce, volumes }])
+                }
+                None => parts_of(tx, &groups),
+            })
+            .await
+    }
+
+    /// Refuses commands that the daemon may not run as their user.
+    async fn refuse_user(&self, quiesce: &Quiesce) -> Result<(), ServiceError> {
+        let Some(user) = user_of(quiesce).map(str::to_owned) else { return Ok(()) };
+        let stopping = self.host.stopping.clone();
+        let name = user.clone();
+        let trial = blocking(move || Ok::<_, ServiceError>(try_user(&user, &stopping)));
+        // A user lookup may wait for an unresponsive directory server.
+        let Ok(tried) = tokio::time::timeout(TRIAL_TIMEOUT, trial).await else {
+            return Err(invalid(format!(
+                "whether blockd can run commands as user {name} could not be found out within {} s: see whether `getent passwd \
+                 {name}` answers on blockd's host",
+                TRIAL_TIMEOUT.as_secs()
+            )));
+        };
+        tried?.map_err(|refused| match refused {
+            UserRefused::Stopping(_) => ServiceError::Stopping,
+            refused => invalid(refused.to_string()),
+        })
+    }
+
+    /// Refuses to assign a rule that does not exist or whose commands cannot run as their user.
+    pub async fn refuse_rule(&self, name: &RuleName) -> Result<(), ServiceError> {
+        let wanted = name.clone();
+        let row = self.db.run(move |tx| find(tx, &wanted)).await?;
+        self.refuse_user(&row.quiesce).await
+    }
+
+    /// Reports rules whose commands cannot run as their user any more: the unit or the users of the host may
+    /// have changed.
+    pub async fn tell_of_rules_that_cannot_run(&self) -> Result<(), ServiceError> {
+        let rules = self.db.run(RuleRow::all).await?;
+        let trials = rules.into_iter().map(|rule| async move {
+            let tried = self.refuse_user(&rule.quiesce).await;
+            (rule, tried)
+        });
+        let mut tried = pin!(side_by_side(trials));
+        while let Some((rule, tried)) = tried.next().await {
+            let Err(error) = tried else { continue };
+            if matches!(error, ServiceError::Stopping) {
+                return Ok(());
+            }
+            let message = format!("the commands of rule {} cannot be run: {error}", rule.name);
+            tracing::error!(rule = %rule.name, %error, "the commands of a rule cannot be run");
+            self.rule_problems.lock().insert(rule.name, error.to_string());
+            let event = NewEvent::new(Timestamp::now(), Severity::Error, "rule-failed", message);
+            self.db.run(move |tx| event.insert(tx)).await?;
+            self.events.wake();
+        }
+        Ok(())
+    }
+
+    fn describe_rule(&self, row: RuleRow, uses: &RuleUses) -> HookRule {
+        let name_of = |id: &VolumeId| self.registry.by_id(*id).map(|entry| entry.name.clone());
+        let mut volumes: Vec<_> = uses
+            .volumes
+            .iter()
+            .filter(|(_, rule)| **rule == row.name)
+            .filter_map(|(id, _)| name_of(id))
+            .collect();
+        volumes.sort_unstable();
+        let groups = uses.groups.iter().filter(|(_, rule)| **rule == row.name);
+        let (mut schedules, unreadable) = uses.schedules_with(&row.name);
+        schedules.extend(unreadable.into_iter().filter_map(|key| key.parse::<Uuid>().ok()));
+        HookRule {
+            volumes,
+            groups: groups.map(|(group, _)| group.clone()).collect(),
+            schedules,
+            problem: self.rule_problems.lock().get(&row.name).cloned(),
+            name: row.name,
+            quiesce: row.quiesce,
+        }
+    }
+
+    /// Creates a rule.
+    ///
+    /// # Errors
+    /// It has no options, its commands cannot run, or the name is taken.
+    pub async fn create_rule(&self, request: CreateRule) -> Result<HookRule, ServiceError> {
+        check(&request.quiesce)?;
+        self.refuse_user(&request.quiesce).await?;
+        let row = RuleRow { name: request.name, quiesce: request.quiesce };
+        let stored = row.clone();
+        match self.db.run(move |tx| stored.insert(tx)).await {
+            Ok(()) => {
+                tracing::info!(rule = %row.name, "rule made");
+                Ok(self.describe_rule(row, &RuleUses::default()))
+            }
+            Err(error) if error.is_conflict() => Err(ServiceError::refused(
+                ErrorCode::RuleExists,
+                format!(
+                    "there is a rule {} already: change that one, or give this one another name",
+                    row.name
+                ),
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns all rules.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list_rules(&self) -> Result<RuleList, ServiceError> {
+        let found = self.db.run(|tx| -> Result<_, DbError> { Ok((RuleRow::all(tx)?, RuleUses::all(tx)?)) });
+        let (rows, uses) = found.await?;
+        Ok(RuleList { rules: rows.into_iter().map(|row| self.describe_rule(row, &uses)).collect() })
+    }
+
+    /// Returns a rule.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub async fn rule(&self, name: RuleName) -> Result<HookRule, ServiceError> {
+        let found =
+            self.db.run(move |tx| -> Result<_, ServiceError> { Ok((find(tx, &name)?, RuleUses::all(tx)?)) });
+        let (row, uses) = found.await?;
+        Ok(self.describe_rule(row, &uses))
+    }
+
+    /// Updates a rule for all its assignments. Accepted operations use the previous version.
+    ///
+    /// # Errors
+    /// There is none of this name, it would have no options, or its commands cannot run.
+    pub async fn update_rule(&self, name: RuleName, request: UpdateRule) -> Result<HookRule, ServiceError> {
+        check(&request.quiesce)?;
+        self.refuse_user(&request.quiesce).await?;
+        let row = RuleRow { name: name.clone(), quiesce: request.quiesce };
+        if !self.db.run(move |tx| row.update(tx)).await? {
+            return Err(not_found(&name));
+        }
+        self.rule_problems.lock().remove(&name);
+        tracing::info!(rule = %name, "rule changed");
+        self.rule(name).await
+    }
+
+    /// Deletes a rule.
+    ///
+    /// # Errors
+    /// There is none of this name, or something has it.
+    pub async fn delete_rule(&self, name: RuleName) -> Result<Deleted, ServiceError> {
+        let in_use = |by: String| {
+            let message = format!("rule {name} is still that of {by}: take it away there first");
+            ServiceError::refused(ErrorCode::RuleInUse, message)
+        };
+        let wanted = name.clone();
+        let found = self
+            .db
+            .run(move |tx| -> Result<_, ServiceError> { Ok((find(tx, &wanted)?, RuleUses::all(tx)?)) });
+        let (row, uses) = found.await?;
+        let (schedules, unreadable) = uses.schedules_with(&name);
+        let rule = self.describe_rule(row, &uses);
+        let volumes = rule.volumes.iter().map(|volume| format!("volume {volume}"));
+        let groups = rule.groups.iter().map(|group| format!("group {group}"));
+        let schedules = schedules.iter().map(|schedule| format!("schedule {schedule}"));
+        let unreadable =
+            unreadable.iter().map(|key| format!("schedule {key} (which cannot be read, but can be deleted)"));
+        let by: Vec<String> = volumes.chain(groups).chain(schedules).chain(unreadable).collect();
+        if !by.is_empty() {
+            return Err(in_use(by.join(", ")));
+        }
+        let wanted = name.clone();
+        let deleted = self.db.run(move |tx| -> Result<bool, DbError> {
+            // It may have been assigned to a schedule meanwhile.
+            let uses = RuleUses::all(tx)?;
+            let (schedules, unreadable) = uses.schedules_with(&wanted);
+            let is_free = schedules.is_empty() && unreadable.is_empty();
+            Ok(is_free && RuleRow::delete(tx, &wanted)?)
+        });
+        match deleted.await {
+            Ok(true) => {
+                self.rule_problems.lock().remove(&name);
+                Ok(Deleted { id: name.to_string(), name: name.to_string(), warnings: Vec::new() })
+            }
+            Ok(false) => Err(in_use("something".to_owned())),
+            Err(error) if error.is_conflict() => Err(in_use("something".to_owned())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Assigns a rule to a volume or group, or unassigns it.
+    ///
+    /// # Errors
+    /// There is no such rule or volume, not exactly one target is named, the target does not have the rule,
+    /// or the daemon may not run its commands as their user.
+    pub async fn assign_rule(
+        &self,
+        name: RuleName,
+        target: RuleTarget,
+        assign: bool,
+    ) -> Result<HookRule, ServiceError> {
+        let volume = match (&target.volume, &target.group) {
+            (Some(volume), None) => Some(self.registry.find(volume)?),
+            (None, Some(_)) => None,
+            _ => return Err(invalid("what is meant is not clear: give one of volume and group")),
+        };
+        if assign {
+            self.refuse_rule(&name).await?;
+        }
+        let rule = name.clone();
+        let id = volume.as_ref().map(|entry| entry.id);
+        let group = target.group.clone();
+        let done = self.db.run(move |tx| -> Result<bool, ServiceError> {
+            find(tx, &rule)?;
+            match (id, &group, assign) {
+                (Some(id), _, true) => RuleUses::set_volume(tx, id, &rule)?,
+                (None, Some(group), true) => RuleUses::set_group(tx, group, &rule)?,
+                (Some(id), _, false) => return Ok(RuleUses::clear_volume(tx, id, &rule)?),
+                (None, Some(group), false) => return Ok(RuleUses::clear_group(tx, group, &rule)?),
+                (None, None, _) => {}
+            }
+            Ok(true)
+        });
+        if !done.await? {
+            let what = match (&volume, &target.group) {
+                (Some(entry), _) => format!("volume {}", entry.name),
+                (None, group) => format!("group {}", group.as_ref().map_or("", |group| group.as_str())),
+            };
+            return Err(invalid(format!("{what} does not have the rule {name}")));
+        }
+        tracing::info!(rule = %name, volume = id.map(tracing::field::display), assign, "rule assigned, or taken away");
+        self.rule(name).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn waiting_rule_test_blocks_no_other() {
+        // Each continues when all have started.
+        let together = tokio::sync::Barrier::new(TRIALS_AT_ONCE);
+        let trials = (0..TRIALS_AT_ONCE).map(|one| {
+            let together = &together;
+            async move {
+                together.wait().await;
+                one
+            }
+        });
+        let tried = tokio::time::timeout(Duration::from_secs(60), side_by_side(trials).collect::<Vec<_>>());
+        let mut tried = tried.await.unwrap();
+        tried.sort_unstable();
+        assert_eq!(tried, (0..TRIALS_AT_ONCE).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,65 @@
+//! The secrets that credentials refer to.
+
+use crate::{
+    error::ServiceError,
+    repositories::{Repositories, StoreKey},
+};
+use blockd_api::{ApiError, CredentialName, SecretInput, SecretRef};
+use blockd_catalog::CredentialRow;
+use blockd_secrets::{ReferenceError, Resolved};
+use std::sync::Arc;
+
+/// Returns the error of an unavailable secret for callers.
+pub fn unresolved(
+    credential: Option<&CredentialName>,
+    reference: &SecretRef,
+    error: &ReferenceError,
+) -> ServiceError {
+    let whose = credential.map(|name| format!("credential {name}: ")).unwrap_or_default();
+    let message = format!("{whose}the secret {reference} cannot be had: {error}");
+    ServiceError::Refused(ApiError::new(error.code(), message))
+}
+
+/// The references of a credential: to the key of the store, and to the passphrase.
+pub fn references_of(row: &CredentialRow) -> impl Iterator<Item = &SecretRef> {
+    row.store_secret_from.iter().chain(&row.passphrase_from)
+}
+
+impl Repositories {
+    /// Forgets secrets that no credential refers to any more.
+    pub async fn forget_unneeded_secrets(&self) {
+        let rows = match self.credential_rows().await {
+            Ok(rows) => rows,
+            Err(error) => return tracing::debug!(%error, "unused secrets stay cached for now"),
+        };
+        let needed = rows.iter().flat_map(references_of).cloned();
+        self.references.keep_only(&needed.collect());
+    }
+
+    /// Returns the store secret of a request; an external one is fetched now.
+    ///
+    /// # Errors
+    /// It is unavailable.
+    pub async fn store_key(&self, given: Option<&SecretInput>) -> Result<StoreKey, ServiceError> {
+        Ok(match given {
+            None => StoreKey::None,
+            Some(SecretInput::Value(secret)) => StoreKey::Value(secret.expose().to_owned().into()),
+            Some(SecretInput::From(reference)) => {
+                StoreKey::From(reference.clone(), self.resolve_again(None, reference).await?)
+            }
+        })
+    }
+
+    /// Fetches a secret now.
+    ///
+    /// # Errors
+    /// It is unavailable.
+    pub async fn resolve_again(
+        &self,
+        credential: Option<&CredentialName>,
+        reference: &SecretRef,
+    ) -> Result<Arc<Resolved>, ServiceError> {
+        let resolved = self.references.resolve_uncached(reference).await;
+        resolved.map_err(|error| unresolved(credential, reference, &error))
+    }
+}

@@ -1,0 +1,101 @@
+//! Locates the repository that holds a cloud snapshot.
+
+use crate::{cloud_snapshots::ASKED_AT_ONCE, error::ServiceError, repositories::Repositories};
+use blockd_api::{CredentialRef, ErrorCode};
+use blockd_catalog::CredentialRow;
+use blockd_cloud::{CloudError, CloudSnapshotId};
+use futures::StreamExt;
+
+/// Purpose of the lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Read: any repository that holds it is suitable.
+    Read,
+    /// Deletion: the repository must be unambiguous.
+    Delete,
+}
+
+impl Repositories {
+    /// Returns the credential of a cloud snapshot: the named one, the only one, or one whose store has it.
+    ///
+    /// # Errors
+    /// There is none of that name, no store has the cloud snapshot, or several have one to delete.
+    pub async fn credential_with(
+        &self,
+        id: &CloudSnapshotId,
+        wanted: Option<&CredentialRef>,
+        purpose: Purpose,
+    ) -> Result<CredentialRow, ServiceError> {
+        let rows = self.credential_rows().await?;
+        if wanted.is_some() || rows.len() < 2 {
+            return self.credential(wanted).await;
+        }
+        let (mut found, mut failed) = (Vec::new(), None);
+        // Side by side, so that several silent stores take no longer than one.
+        let asked = rows.into_iter().map(|row| {
+            Box::pin(async move {
+                let answer = self.is_in(&row, id, purpose).await;
+                (row, answer)
+            })
+        });
+        let mut answers = futures::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
+        while let Some((row, answer)) = answers.next().await {
+            match answer {
+                Ok(true) => found.push(row),
+                Ok(false) => continue,
+                Err(error) => {
+                    failed.get_or_insert((row.name, error));
+                    continue;
+                }
+            }
+            if purpose == Purpose::Read {
+                break;
+            }
+        }
+        // The first to answer is not always the same.
+        let mut names: Vec<String> = found.iter().map(|row| row.name.to_string()).collect();
+        names.sort_unstable();
+        let unclear = |what: String| {
+            let message = format!("{what}: say which one is meant with --cred-id");
+            Err(ServiceError::refused(ErrorCode::CredentialRequired, message))
+        };
+        match (found.pop(), found.is_empty(), failed) {
+            (Some(_), false, _) => unclear(format!("cloud snapshot {id} is under {}", names.join(" and "))),
+            (Some(_), true, Some((name, error))) if purpose == Purpose::Delete => unclear(format!(
+                "cloud snapshot {id} is under {}, and may be under {name} as well, which cannot be asked ({error})",
+                names.join("")
+            )),
+            (Some(only), true, _) => Ok(only),
+            (None, _, Some((_, error))) => Err(error),
+            (None, _, None) => Err(ServiceError::refused(
+                ErrorCode::CloudsnapNotFound,
+                format!("there is no cloud snapshot {id} under any of the credentials"),
+            )),
+        }
+    }
+
+    /// Returns true if the store of a credential has the cloud snapshot, intact or not.
+    async fn is_in(
+        &self,
+        row: &CredentialRow,
+        id: &CloudSnapshotId,
+        purpose: Purpose,
+    ) -> Result<bool, ServiceError> {
+        match self.ask_manifest(row.uuid, id).await {
+            Ok(_) => Ok(true),
+            Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::Damaged { .. }) => Ok(true),
+            Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::SnapshotNotFound { .. }) => {
+                // The directory of an unmounted disk is empty.
+                if purpose == Purpose::Delete {
+                    self.ask_store(async {
+                        let repository = self.repository_for_client(row.uuid).await?;
+                        Ok(repository.prove_key_slot().await?)
+                    })
+                    .await?;
+                }
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Pre-flight store requests, bounded by a timeout and by client cancellation.
+//!
+//! A store may not respond for any length of time. A command waits for its pre-flight requests only until the
+//! timeout; then they are dropped before the operation has changed anything. The same happens when the client
+//! disconnects: an operation that no client waits for, or that was reported as failed, must not start when
+//! the store responds again.
+
+use crate::{
+    error::{ServiceError, blocking},
+    repositories::Repositories,
+};
+use blockd_api::ErrorCode;
+use blockd_catalog::Catalog;
+use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository};
+use blockd_store::{Work, task_store};
+use std::{future::Future, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Timeout of a pre-flight request whose response is also cached locally.
+const CACHED_FALLBACK_TIMEOUT: Duration = Duration::from_secs(3);
+
+tokio::task_local! {
+    /// Cancelled when the client disconnects.
+    static CLIENT_CANCEL: CancellationToken;
+}
+
+/// Guard held by the request handler: dropping it cancels the work.
+pub struct CancelOnDrop(CancellationToken);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Runs `work` so that dropping the returned guard cancels it until it has begun.
+pub fn with_client_cancellation<F: Future>(work: F) -> (CancelOnDrop, impl Future<Output = F::Output>) {
+    let cancel = CancellationToken::new();
+    (CancelOnDrop(cancel.clone()), CLIENT_CANCEL.scope(cancel, work))
+}
+
+fn cancelled_by_client() -> ServiceError {
+    ServiceError::refused(ErrorCode::TaskStopped, "request cancelled by the client; no changes were made")
+}
+
+/// Checks, before an operation begins, that its client is still connected.
+///
+/// # Errors
+/// The client has disconnected.
+pub fn check_cancelled() -> Result<(), ServiceError> {
+    match CLIENT_CANCEL.try_with(CancellationToken::is_cancelled) {
+        Ok(true) => Err(cancelled_by_client()),
+        // Without a client it is an internal operation of the daemon.
+        Ok(false) | Err(_) => Ok(()),
+    }
+}
+
+/// Waits for a store request until the timeout or until the client disconnects.
+pub async fn in_time<T>(
+    timeout: Duration,
+    request: impl Future<Output = Result<T, ServiceError>>,
+) -> Result<T, ServiceError> {
+    let cancel = CLIENT_CANCEL.try_with(CancellationToken::clone).unwrap_or_default();
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(cancelled_by_client()),
+        response = tokio::time::timeout(timeout, request) => response.unwrap_or_else(|_| {
+            let message = format!("the store did not respond within {} ms; no changes were made: try again", timeout.as_millis());
+            Err(ServiceError::refused(ErrorCode::StoreTimeout, message))
+        }),
+    }
+}
+
+impl Repositories {
+    /// Sends a pre-flight request to a store.
+    ///
+    /// # Errors
+    /// The request failed or timed out, or the client disconnected.
+    pub async fn ask_store<T>(
+        &self,
+        request: impl Future<Output = Result<T, ServiceError>>,
+    ) -> Result<T, ServiceError> {
+        in_time(Duration::from_millis(self.host.settings.store_answer_ms), request).await
+    }
+
+    /// Opens the repository of a credential for pre-flight requests, which are exempt from the tasks'
+    /// bandwidth limits.
+    pub async fn repository_for_client(&self, credential: Uuid) -> Result<Repository, ServiceError> {
+        let (repository, _) = self.opened_repository(credential).await?;
+        let (store, _) = task_store(Arc::clone(repository.store()), self.host.settings.retry_policy());
+        Ok(repository.with_store(store).with_work(Work::default()))
+    }
+
+    /// Reads a manifest from its store.
+    ///
+    /// # Errors
+    /// There is no manifest, it is damaged, or the store does not respond in time.
+    pub async fn ask_manifest(
+        &self,
+        credential: Uuid,
+        id: &CloudSnapshotId,
+    ) -> Result<Manifest, ServiceError> {
+        self.ask_store(Box::pin(async {
+            let repository = self.repository_for_client(credential).await?;
+            Ok(repository.manifest(id).await?)
+        }))
+        .await
+    }
+
+    /// Returns a manifest for an operation that can begin without its store: the cached one if the store does
+    /// not respond soon. Manifests never change; if the manifest was deleted since, reads of its objects fail
+    /// with that error.
+    ///
+    /// # Errors
+    /// The errors of [`ask_manifest`](Self::ask_manifest).
+    pub async fn manifest_to_begin_with(
+        &self,
+        credential: Uuid,
+        id: &CloudSnapshotId,
+    ) -> Result<Manifest, ServiceError> {
+        let (catalog, key) = (Catalog::new(Arc::clone(&self.db), credential), id.manifest_key());
+        let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
+        let Some(cached) = cached.filter(|cached| cached.id() == *id) else {
+            return self.ask_manifest(credential, id).await;
+        };
+        match tokio::time::timeout(CACHED_FALLBACK_TIMEOUT, self.ask_manifest(credential, id)).await {
+            Ok(Err(error)) if error.to_api().code == ErrorCode::StoreTimeout => {}
+            Ok(answer) => return answer,
+            Err(_) => {}
+        }
+        check_cancelled()?;
+        tracing::info!(cloudsnap = %id, "the store does not respond; using the cached manifest");
+        Ok(cached)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tokio::sync::oneshot;
+
+    /// Fake operation that begins once a store has responded.
+    async fn begin(answer: oneshot::Receiver<()>, done: Arc<AtomicBool>) -> Result<(), ServiceError> {
+        in_time(Duration::from_secs(30), async {
+            let _ = answer.await;
+            Ok(())
+        })
+        .await?;
+        done.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn cancelled_request_does_not_begin_when_the_store_responds() {
+        for goes in [true, false] {
+            let (answer, answered) = oneshot::channel();
+            let done = Arc::new(AtomicBool::new(false));
+            let (guard, work) = with_client_cancellation(begin(answered, Arc::clone(&done)));
+            let work = tokio::spawn(work);
+            tokio::task::yield_now().await;
+            let guard = (!goes).then_some(guard);
+            let _ = answer.send(());
+            assert_eq!(work.await.unwrap().is_err(), goes);
+            assert_eq!(done.load(Ordering::SeqCst), !goes);
+            drop(guard);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_store_times_out_and_its_late_response_is_dropped() {
+        let (answer, answered) = oneshot::channel();
+        let done = Arc::new(AtomicBool::new(false));
+        let error = begin(answered, Arc::clone(&done)).await.unwrap_err().to_api();
+        assert_eq!(error.code, ErrorCode::StoreTimeout);
+        assert!(error.is_retryable() && error.message.contains("30000 ms"), "{error:?}");
+        assert!(answer.send(()).is_err(), "the request is still polled");
+        assert!(!done.load(Ordering::SeqCst));
+    }
+}

@@ -1,0 +1,340 @@
+//! Record of a restore's blocks in a file, from which an interrupted restore resumes.
+//!
+//! Layout, little-endian. A header:
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 8 | magic `BLKDRSTR` |
+//! | 8 | 2 | version, 1 |
+//! | 10 | 6 | zero |
+//! | 16 | 16 | the task |
+//! | 32 | 32 | salt of the cloud snapshot's own delta |
+//! | 64 | 8 | size of the volume in bytes |
+//! | 72 | 8 | xxh3-64 of all before |
+//!
+//! and then records, which add up:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4 | length s of the set of blocks that are settled: in place if they are not zero |
+//! | 4 | length w of the set of blocks that were written |
+//! | s + w | both sets |
+//! | 8 | xxh3-64 of the record before |
+//!
+//! A record is written after its blocks are durable. Bytes after the last complete record were in progress at
+//! the interruption, and are dropped.
+
+use crate::backup::work::to_io;
+use blockd_cloud::{BlockWriter, Manifest};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_volume::RestoreTarget;
+use parking_lot::{Mutex, RwLock};
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+const MAGIC: &[u8; 8] = b"BLKDRSTR";
+const VERSION: u16 = 1;
+const HEADER_BYTES: usize = 80;
+
+/// Returns the path of a task's file.
+pub(crate) fn path(task_dir: &Path) -> PathBuf {
+    task_dir.join("restored")
+}
+
+/// Restored blocks.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(crate) struct InPlace {
+    /// Blocks that need no restore any more.
+    pub(crate) settled: BlockSet,
+    /// Written blocks.
+    pub(crate) written: BlockSet,
+}
+
+fn header(task: Uuid, manifest: &Manifest) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    header[16..32].copy_from_slice(task.as_bytes());
+    header[32..64].copy_from_slice(&manifest.delta.salt);
+    header[64..72].copy_from_slice(&manifest.size_bytes.to_le_bytes());
+    let sum = xxh3_64(&header[..72]).to_le_bytes();
+    header[72..].copy_from_slice(&sum);
+    header
+}
+
+/// Takes the first record; `None` if it is incomplete.
+fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let (head, rest) = bytes.split_first_chunk::<8>()?;
+    let len = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize;
+    let (settled, rest) = rest.split_at_checked(len(0))?;
+    let (written, rest) = rest.split_at_checked(len(4))?;
+    let (sum, rest) = rest.split_first_chunk::<8>()?;
+    let whole = bytes.get(..8 + settled.len() + written.len())?;
+    if xxh3_64(whole).to_le_bytes() != *sum {
+        return None;
+    }
+    *bytes = rest;
+    Some((settled, written))
+}
+
+/// Removes the record of restored blocks, before its volume is removed.
+///
+/// # Errors
+/// The file cannot be removed.
+pub(crate) fn forget(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Ok(()) => blockd_files::sync_dir(path.parent().unwrap_or(Path::new("."))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads the records of an earlier run and the end of its last complete record; `None` if there is nothing to
+/// resume.
+pub(crate) fn load(path: &Path, task: Uuid, manifest: &Manifest) -> io::Result<Option<(InPlace, u64)>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Some(mut rest) = bytes.strip_prefix(&header(task, manifest)) else {
+        tracing::warn!(path = %path.display(), "what is in place of the restore is not known: it starts over");
+        return Ok(None);
+    };
+    let mut found = InPlace::default();
+    let mut end = bytes.len() - rest.len();
+    let everything = Extent::whole(manifest.size_bytes).end();
+    while let Some((settled, written)) = take_record(&mut rest) {
+        let (Ok(settled), Ok(written)) = (BlockSet::from_bytes(settled), BlockSet::from_bytes(written))
+        else {
+            break;
+        };
+        if [&settled, &written].iter().any(|set| set.last().is_some_and(|last| last >= everything)) {
+            break;
+        }
+        found.settled.union_with(&settled);
+        found.written.union_with(&written);
+        end = bytes.len() - rest.len();
+    }
+    Ok(Some((found, end as u64)))
+}
+
+/// Open file.
+struct Record {
+    file: File,
+    pending: InPlace,
+    pending_bytes: u64,
+    /// Bytes between two durable records.
+    every_bytes: u64,
+}
+
+/// Writer of a volume for the cloud crate. The volume is removed on request, not with the last thread.
+pub(crate) struct Writer {
+    target: RwLock<Option<RestoreTarget>>,
+    record: Mutex<Record>,
+}
+
+impl Writer {
+    /// Creates the file of a new restore, with a durable record each time that so much was restored.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn begin(
+        target: RestoreTarget,
+        path: &Path,
+        task: Uuid,
+        manifest: &Manifest,
+        every_bytes: u64,
+    ) -> io::Result<Self> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        blockd_files::make_dir(dir)?;
+        blockd_files::write_atomically(path, &header(task, manifest))?;
+        Self::append(target, path, HEADER_BYTES as u64, every_bytes)
+    }
+
+    /// Appends to the last complete record.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub(crate) fn append(target: RestoreTarget, path: &Path, end: u64, every_bytes: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).open(path)?;
+        file.set_len(end)?;
+        let record = Record { file, pending: InPlace::default(), pending_bytes: 0, every_bytes };
+        Ok(Self { target: RwLock::new(Some(target)), record: Mutex::new(record) })
+    }
+
+    /// Removes the volume from the writer, after running writes; later writes fail.
+    pub(crate) fn take(&self) -> Option<RestoreTarget> {
+        self.target.write().take()
+    }
+
+    /// Syncs the restored blocks, then records them.
+    ///
+    /// # Errors
+    /// The disk is full or fails.
+    pub(crate) fn checkpoint(&self) -> io::Result<()> {
+        let target = self.target.read();
+        let target = target.as_ref().ok_or_else(over)?;
+        self.checkpoint_of(target, &mut self.record.lock())
+    }
+
+    fn checkpoint_of(&self, target: &RestoreTarget, record: &mut Record) -> io::Result<()> {
+        if record.pending_bytes == 0 {
+            return Ok(());
+        }
+        target.sync().map_err(to_io)?;
+        let (settled, written) = (record.pending.settled.to_bytes(), record.pending.written.to_bytes());
+        let mut bytes = Vec::with_capacity(16 + settled.len() + written.len());
+        for set in [&settled, &written] {
+            let len = u32::try_from(set.len()).map_err(|_| io::Error::other("too many blocks at once"))?;
+            bytes.extend_from_slice(&len.to_le_bytes());
+        }
+        bytes.extend_from_slice(&settled);
+        bytes.extend_from_slice(&written);
+        bytes.extend_from_slice(&xxh3_64(&bytes).to_le_bytes());
+        record.file.write_all(&bytes)?;
+        record.file.sync_data()?;
+        record.pending = InPlace::default();
+        record.pending_bytes = 0;
+        Ok(())
+    }
+}
+
+fn over() -> io::Error {
+    io::Error::other("the restore is over")
+}
+
+impl BlockWriter for Writer {
+    fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()> {
+        let target = self.target.read();
+        let target = target.as_ref().ok_or_else(over)?;
+        target.write_blocks(start, data).map_err(to_io)?;
+        let extent = Extent::new(start, data.len() as u64 / BLOCK_SIZE_BYTES);
+        self.record.lock().pending.written.insert_extent(extent);
+        Ok(())
+    }
+
+    fn settled(&self, extents: &[Extent]) -> io::Result<()> {
+        let target = self.target.read();
+        let target = target.as_ref().ok_or_else(over)?;
+        let mut record = self.record.lock();
+        for extent in extents {
+            record.pending.settled.insert_extent(*extent);
+            record.pending_bytes += extent.len_bytes();
+        }
+        if record.pending_bytes >= record.every_bytes {
+            self.checkpoint_of(target, &mut record)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_cloud::{BackupType, Delta, IndexRef};
+    use blockd_extent::{SnapshotId, VolumeId};
+    use jiff::Timestamp;
+
+    const SIZE_BYTES: u64 = 64 << 20;
+
+    fn manifest() -> Manifest {
+        let (cluster, volume, snapshot) = (Uuid::nil(), VolumeId::from_u64(1), SnapshotId::from_u64(2));
+        let index = IndexRef { len_bytes: 0, root_offset_bytes: 0, root_len_bytes: 0, root_sha256: [0; 32] };
+        let delta = Delta {
+            cluster,
+            volume,
+            snapshot,
+            key_id: Uuid::nil(),
+            salt: [7; 32],
+            index,
+            pack_count: 0,
+            frames: 0,
+            data_blocks: 0,
+            zero_blocks: 0,
+            stored_bytes: 0,
+        };
+        Manifest {
+            format_version: 1,
+            cluster,
+            volume,
+            snapshot,
+            volume_name: "v".into(),
+            snapshot_name: String::new(),
+            labels: Default::default(),
+            size_bytes: SIZE_BYTES,
+            created: Timestamp::UNIX_EPOCH,
+            backup_type: BackupType::Full,
+            started: Timestamp::UNIX_EPOCH,
+            finished: Timestamp::UNIX_EPOCH,
+            trigger: "Manual".into(),
+            freeze_stall_micros: 0,
+            dirty_bytes: 0,
+            stored_bytes: 0,
+            pack_count: 0,
+            requests: Default::default(),
+            encryption: "none".into(),
+            compression: "lz4".into(),
+            base: None,
+            delta,
+            chain: Vec::new(),
+        }
+    }
+
+    fn blocks(start: u64, len: u64) -> Extent {
+        Extent::new(BlockIndex(start), len)
+    }
+
+    #[test]
+    fn restored_extents_survive_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, id, task) = (folder.path().join("1"), VolumeId::from_u64(1), Uuid::from_u128(9));
+        let (file, manifest) = (path(&folder.path().join("task")), manifest());
+        assert_eq!(load(&file, task, &manifest).unwrap(), None);
+        let target = RestoreTarget::create(&dir, id, SIZE_BYTES).unwrap();
+        let writer = Writer::begin(target, &file, task, &manifest, 1 << 20).unwrap();
+        writer.write_blocks(BlockIndex(3), &[1; 8192]).unwrap();
+        writer.settled(&[blocks(0, 9), blocks(20, 1)]).unwrap();
+        assert_eq!(load(&file, task, &manifest).unwrap().unwrap().0, InPlace::default());
+        writer.checkpoint().unwrap();
+        // Enough for an automatic record, then less.
+        writer.settled(&[blocks(256, 256)]).unwrap();
+        writer.settled(&[blocks(1000, 1)]).unwrap();
+        let expected = InPlace {
+            settled: BlockSet::from_iter([blocks(0, 9), blocks(20, 1), blocks(256, 256)]),
+            written: BlockSet::from_iter([blocks(3, 2)]),
+        };
+        let (found, end) = load(&file, task, &manifest).unwrap().unwrap();
+        assert_eq!(found, expected);
+
+        // A torn record is dropped, and the next one takes its place.
+        let whole = std::fs::read(&file).unwrap();
+        assert_eq!(end, whole.len() as u64);
+        for len in HEADER_BYTES..whole.len() {
+            std::fs::write(&file, &whole[..len]).unwrap();
+            let (found, end) = load(&file, task, &manifest).unwrap().unwrap();
+            assert!(end <= len as u64 && found.settled.len_blocks() < expected.settled.len_blocks());
+        }
+        let torn = [&whole[..], &whole[HEADER_BYTES..whole.len() - 3]].concat();
+        std::fs::write(&file, &torn).unwrap();
+        drop(writer.take());
+        let target = RestoreTarget::reopen(&dir, id, SIZE_BYTES, expected.written).unwrap().unwrap();
+        let (_, end) = load(&file, task, &manifest).unwrap().unwrap();
+        let writer = Writer::append(target, &file, end, 1 << 20).unwrap();
+        writer.settled(&[blocks(5000, 300)]).unwrap();
+        let (found, _) = load(&file, task, &manifest).unwrap().unwrap();
+        assert_eq!(found.settled.len_blocks(), expected.settled.len_blocks() + 300);
+
+        // Records of another restore are ignored.
+        assert_eq!(load(&file, Uuid::nil(), &manifest).unwrap(), None);
+        let mut other = manifest;
+        other.delta.salt = [8; 32];
+        assert_eq!(load(&file, task, &other).unwrap(), None);
+        assert!(writer.take().is_some() && writer.settled(&[blocks(0, 1)]).is_err());
+    }
+}

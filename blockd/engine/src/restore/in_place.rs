@@ -1,0 +1,488 @@
+//! A volume goes back to a cloud snapshot: what differs is fetched and written, and nothing else.
+//!
+//! Clients are kept out until it is over, across restarts too. First the volume is frozen: that is what it
+//! was before, and the point that its block sets are compared at. Then, in ascending order, each block that
+//! may differ becomes what the cloud snapshot has. Doing a part again writes the same, so a run that was cut
+//! off goes on from the last flush.
+//!
+//! While the store is gone it waits. One that was stopped or failed after it began to write has left a
+//! mixture: clients stay out until it is resumed and done, or given up.
+//!
+//! Which blocks may differ follows from the block sets that this host keeps, if the cloud snapshot is the
+//! last backup of the volume there or stands in that one's chain. Otherwise everything is compared.
+
+use crate::{
+    engine::random_id,
+    error::{ServiceError, blocking, spawned},
+    host::Host,
+    repositories::{locate::Purpose, preflight::check_cancelled},
+    restore::{
+        Restores,
+        lazy::{
+            LazyVolumes,
+            hydrate::{PAUSE, wait},
+            source::{CHUNK_BLOCKS, SnapshotSource},
+        },
+    },
+    snapshots::{Snapshots, Wanted, first},
+    tasks::{LiveTask, Tasks, runner::check_limits},
+    volumes::{
+        merger::Wake,
+        registry::{Registry, RollbackMark, VolumeEntry},
+    },
+};
+use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, cloudsnaps::RestoreStarted, lazy::StartInPlace};
+use blockd_catalog::{
+    Chain, Db, InPlace, SnapshotRow, SnapshotState, TaskDetail, TaskKind, TaskRow, TaskState,
+};
+use blockd_cloud::{Manifest, changed_blocks};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::{collections::HashMap, future::Future, sync::Arc};
+use uuid::Uuid;
+
+const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
+/// Bytes between two flushes with recorded progress.
+const NOTE_EVERY_BYTES: u64 = 64 << 20;
+
+/// Work of in-place restores.
+pub struct InPlaceWork {
+    pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) going_back: Mutex<HashMap<VolumeId, RollbackMark>>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) merger: Arc<Wake>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for InPlaceWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InPlaceWork").finish_non_exhaustive()
+    }
+}
+
+impl Restores {
+    /// Starts an in-place restore of a volume.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot or volume, or the volume is in use or too small.
+    pub async fn start_in_place(
+        self: &Arc<Self>,
+        request: &StartInPlace,
+    ) -> Result<RestoreStarted, ServiceError> {
+        check_limits(request.limits)?;
+        let id = request.snap;
+        let credential =
+            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
+        let manifest = self.repositories.manifest_to_begin_with(credential.uuid, &id).await?;
+
+        let _admission = self.admission.lock().await;
+        check_cancelled()?;
+        self.tasks.refuse_if_deleting(&id).await?;
+        let entry = self.registry.find(&request.volume)?;
+        let tasks = self.tasks.unfinished_tasks().await?;
+        if let Some(task) = tasks.into_iter().find(|task| task.volume == Some(entry.id)) {
+            let message =
+                format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
+        if let Some(task) = self.tasks.kept_tasks().await?.into_iter().find(is_half_done) {
+            let message = format!(
+                "restore task {} took volume {} back in part only: resume it, or give it up first",
+                task.id, entry.name
+            );
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        if manifest.size_bytes > entry.size_bytes() {
+            let message = format!(
+                "cloud snapshot {id} is of {} bytes, volume {} has {}: grow it first",
+                manifest.size_bytes,
+                entry.name,
+                entry.size_bytes()
+            );
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        self.attachments.check_delete(entry.id)?;
+        let (_, mark) = entry.begin_rollback()?;
+        let before = SnapshotId::from_u64(random_id()?);
+        let row = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Restore,
+            state: TaskState::Pending,
+            volume: Some(entry.id),
+            snapshot: None,
+            credential: credential.uuid,
+            cloudsnap: id,
+            base: None,
+            created: Timestamp::now(),
+            owner: crate::owner::current(),
+            detail: TaskDetail {
+                volume_name: Some(entry.name.clone()),
+                credential_name: credential.name.to_string(),
+                phase: "pending".into(),
+                in_place: Some(InPlace { before, discard: request.discard, done_below: 0 }),
+                limits: request.limits,
+                ..TaskDetail::default()
+            },
+        };
+        mark.set_reason(fence_reason(&row));
+        self.in_place_work.going_back.lock().insert(entry.id, mark);
+        match self.runner.store_and_launch(row, |_| Ok(())).await {
+            Ok(started) => Ok(RestoreStarted {
+                task: started.task,
+                volume_id: entry.id,
+                volume: entry.name.clone(),
+                schedules: Vec::new(),
+            }),
+            Err(error) => {
+                self.in_place_work.going_back.lock().remove(&entry.id);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl InPlaceWork {
+    /// Fences the volumes of unfinished in-place restores, before the first client is served.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn fence_volumes_in_rollback(&self) -> Result<(), ServiceError> {
+        let mut tasks = self.db.run(TaskRow::unfinished).await?;
+        tasks.extend(self.tasks.kept_tasks().await?);
+        for task in tasks.iter().filter(|task| task.detail.in_place.is_some()) {
+            // A volume that cannot be fenced is not open to clients either.
+            let _ = self.keep_clients_out(task);
+        }
+        Ok(())
+    }
+
+    /// Fences the volume of an in-place restore, unless it is fenced; does nothing for other tasks.
+    ///
+    /// # Errors
+    /// The volume is gone, not open or in use.
+    pub fn keep_clients_out(&self, task: &TaskRow) -> Result<(), ServiceError> {
+        let Some(id) = task.volume.filter(|_| task.detail.in_place.is_some()) else { return Ok(()) };
+        if self.going_back.lock().contains_key(&id) {
+            return Ok(());
+        }
+        let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
+        let (_, mark) = self.registry.by_id(id).ok_or_else(gone)?.begin_rollback()?;
+        mark.set_reason(fence_reason(task));
+        self.going_back.lock().insert(id, mark);
+        Ok(())
+    }
+}
+
+/// Returns true if an in-place restore may have written: until it is done, its volume is a mixture.
+pub fn has_started(row: &TaskRow) -> bool {
+    // Stored before the first write.
+    row.detail.in_place.is_some() && row.detail.bytes_total > 0
+}
+
+/// Returns the message to fenced clients, after the name of the volume.
+fn fence_reason(row: &TaskRow) -> String {
+    match row.state {
+        TaskState::Failed | TaskState::Stopped => format!(
+            "was restored in part only from cloud snapshot {}: resume it, `blockctl cloudsnap resume --name {}`",
+            row.cloudsnap, row.id
+        ),
+        _ => format!("is being restored in place from cloud snapshot {} by task {}", row.cloudsnap, row.id),
+    }
+}
+
+/// Updates the message to fenced clients.
+fn warn_fenced_clients(work: &InPlaceWork, row: &TaskRow) {
+    let going_back = work.going_back.lock();
+    if let Some(mark) = row.volume.and_then(|id| going_back.get(&id)) {
+        mark.set_reason(fence_reason(row));
+    }
+}
+
+/// Removes the fence.
+pub fn release(work: &InPlaceWork, row: &TaskRow) {
+    if let Some(volume) = row.volume.filter(|_| row.detail.in_place.is_some()) {
+        work.going_back.lock().remove(&volume);
+    }
+}
+
+pub(crate) async fn run(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    warn_fenced_clients(work, &row);
+    let result = run_to_the_end(work, live).await;
+    if result.is_err() {
+        // The state may stay.
+        warn_fenced_clients(work, &TaskRow { state: TaskState::Failed, ..live.view() });
+    }
+    result
+}
+
+async fn run_to_the_end(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
+    let plan = row.detail.in_place.ok_or_else(|| ServiceError::Internal("not a restore in place".into()))?;
+    let entry = row.volume.and_then(|id| work.registry.by_id(id)).ok_or_else(gone)?;
+    let volume = entry.volume()?;
+    live.update(|row| {
+        row.state = TaskState::Active;
+        row.detail.phase = "planning".into();
+    });
+    let before = {
+        let _slot = work.tasks.slot(&live.cancel).await?;
+        frozen(work, &entry, plan).await?
+    };
+    work.host.failpoints.reached("going back frozen")?;
+    let mut pause = PAUSE;
+    loop {
+        let started_at = live.view().detail.bytes_processed;
+        let error = match go_back(work, live, &volume, &before).await {
+            Ok(()) => break,
+            Err(error) => error,
+        };
+        if error.is_cancelled() {
+            return Err(error);
+        }
+        // Store errors may be temporary: a directory is mounted again, credentials are renewed.
+        if !error.may_change() {
+            return Err(in_part(error, &live.view(), &entry, &before));
+        }
+        tracing::info!(volume = %entry.id, %error, "the restore waits");
+        if live.view().detail.bytes_processed > started_at {
+            pause = PAUSE;
+        }
+        live.detail(|detail| {
+            detail.phase = "waiting for the store".into();
+            detail.note = Some(error.to_api().message);
+        });
+        wait(live, &mut pause).await?;
+    }
+    work.host.failpoints.reached("going back done")?;
+    live.detail(|detail| detail.phase = "done".into());
+    let done = work.tasks.finish(live, |_| Ok(())).await?;
+    release(work, &done);
+    if plan.discard
+        && let Err(error) = work.snapshots.delete_snapshot(&SnapshotRef::Id(plan.before), false).await
+    {
+        tracing::warn!(volume = %entry.id, snapshot = %plan.before, %error, "what the volume was before stays");
+    }
+    work.merger.wake();
+    Ok(done)
+}
+
+/// Returns the error of a permanently failed restore, with its consequence for the volume.
+fn in_part(error: ServiceError, row: &TaskRow, entry: &VolumeEntry, before: &SnapshotRow) -> ServiceError {
+    if !has_started(row) {
+        return error;
+    }
+    let message = format!(
+        "volume {} went back in part only ({error}): it is a mixture of what it was and of the cloud snapshot, and clients \
+         are kept out. Resume task {} to go on, or give it up (stop it with discard) and roll back to snapshot {}",
+        entry.name, row.id, before.name
+    );
+    ServiceError::refused(error.to_api().code, message)
+}
+
+/// Runs remote work until the task is cancelled: a store may be silent for long.
+async fn unless_stopped<T>(
+    live: &LiveTask,
+    work: impl Future<Output = Result<T, ServiceError>>,
+) -> Result<T, ServiceError> {
+    tokio::select! {
+        biased;
+        () = live.cancel.cancelled() => Err(ServiceError::Stopping),
+        done = work => done,
+    }
+}
+
+/// Resumes at the last flush.
+async fn go_back(
+    work: &Arc<InPlaceWork>,
+    live: &LiveTask,
+    volume: &Arc<Volume>,
+    before: &SnapshotRow,
+) -> Result<(), ServiceError> {
+    // Other tasks may move data while this one waits for a store.
+    let _slot = work.tasks.slot(&live.cancel).await?;
+    let row = live.view();
+    let done_below = row.detail.in_place.map_or(0, |plan| plan.done_below);
+    let source =
+        unless_stopped(live, SnapshotSource::open(&work.lazy, live, row.credential, row.cloudsnap)).await?;
+    let (blocks, how) = unless_stopped(live, differing(work, volume, before, &source)).await?;
+    let end = BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES);
+    let total_bytes = blocks.len_bytes();
+    let left = blocks.slice(Extent::between(BlockIndex(done_below).min(end), end));
+    tracing::info!(volume = %volume.id(), cloudsnap = %row.cloudsnap, how, bytes = total_bytes, "the volume goes back");
+    live.detail(|detail| {
+        detail.phase = "data".into();
+        detail.note = Some(how.to_owned());
+        detail.bytes_total = total_bytes;
+        detail.bytes_processed = total_bytes - left.len_bytes();
+    });
+    work.tasks.store_progress(live).await;
+    write_all(work, live, volume, &source, &left).await
+}
+
+/// Returns the snapshot of the previous content: that of an earlier run, or a new one.
+async fn frozen(
+    work: &InPlaceWork,
+    entry: &Arc<VolumeEntry>,
+    plan: InPlace,
+) -> Result<SnapshotRow, ServiceError> {
+    let id = entry.id;
+    let rows = work.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
+    let is_it = |row: &SnapshotRow| row.id == plan.before && row.state == SnapshotState::Ready;
+    if let Some(row) = rows.into_iter().find(is_it) {
+        return Ok(row);
+    }
+    let wanted = Wanted {
+        members: vec![(Arc::clone(entry), plan.before)],
+        name: SnapshotName::before_restore(Timestamp::now()),
+        internal: false,
+        group: None,
+        quiesce_rules: Vec::new(),
+        schedule: None,
+    };
+    first(work.snapshots.freeze_together(wanted).await?)
+}
+
+/// Returns the blocks that may differ, and the source of this knowledge.
+async fn differing(
+    work: &InPlaceWork,
+    volume: &Arc<Volume>,
+    before: &SnapshotRow,
+    source: &SnapshotSource,
+) -> Result<(BlockSet, &'static str), ServiceError> {
+    let (id, credential) = (volume.id(), source.credential());
+    let chain = work.db.run(move |tx| Chain::find(tx, id, credential)).await?;
+    if let Some(chain) = chain
+        && let Some(mut blocks) = changed_since(volume, &chain, before).await?
+        && let Some(between) = between(source, &chain).await?
+    {
+        blocks.union_with(&between);
+        return Ok((blocks, "the blocks that differ are known from the block sets"));
+    }
+    let (frozen, until) = (Arc::clone(volume), before.epoch);
+    let mut blocks = blocking(move || frozen.changes(None, until)).await?.data;
+    blocks.union_with(&source.data_blocks().await?);
+    Ok((blocks, "everything is compared, because the blocks that differ are not known here"))
+}
+
+/// Returns the blocks written since the last backup; `None` if unknown.
+async fn changed_since(
+    volume: &Arc<Volume>,
+    chain: &Chain,
+    before: &SnapshotRow,
+) -> Result<Option<BlockSet>, ServiceError> {
+    let (volume, since, until) = (Arc::clone(volume), chain.epoch, before.epoch);
+    blocking(move || match volume.changes(Some(since), until) {
+        Ok(changes) => {
+            let mut blocks = changes.data;
+            blocks.union_with(&changes.zero);
+            Ok(Some(blocks))
+        }
+        Err(error)
+            if matches!(error.kind(), VolumeErrorKind::IntervalsGone | VolumeErrorKind::InvalidInput) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    })
+    .await
+}
+
+/// Returns the blocks changed by the backups after the cloud snapshot; `None` if it is not in the chain of
+/// the last one.
+async fn between(source: &SnapshotSource, chain: &Chain) -> Result<Option<BlockSet>, ServiceError> {
+    if chain.cloudsnap == source.id() {
+        return Ok(Some(BlockSet::new()));
+    }
+    let tip: Manifest = match source.repository().manifest(&chain.cloudsnap).await {
+        Ok(tip) => tip,
+        Err(error) if crate::repositories::is_missing_or_damaged(&error) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let (repository, since) = (source.repository().clone(), source.id().snapshot);
+    spawned(async move { changed_blocks(&repository, &tip, since).await }).await
+}
+
+async fn write_all(
+    work: &InPlaceWork,
+    live: &LiveTask,
+    volume: &Arc<Volume>,
+    source: &SnapshotSource,
+    blocks: &BlockSet,
+) -> Result<(), ServiceError> {
+    let downloaded_before = live.view().detail.bytes_downloaded;
+    let mut unnoted_bytes = 0;
+    for run in blocks.extents() {
+        let mut at = run.start;
+        while at < run.end() {
+            let piece = Extent::between(at, BlockIndex(at.0 + CHUNK_BLOCKS).min(run.end()));
+            at = piece.end();
+            let data = unless_stopped(live, source.read_blocks(piece)).await?;
+            // A write is always awaited: the fence must not end during a write.
+            let target = Arc::clone(volume);
+            blocking(move || write_piece(&target, piece, &data)).await?;
+            unnoted_bytes += piece.len_bytes();
+            let requests = source.requests();
+            live.detail(|detail| {
+                detail.bytes_processed += piece.len_bytes();
+                detail.bytes_downloaded = downloaded_before + requests.bytes_down;
+                detail.requests = requests;
+            });
+            if unnoted_bytes >= NOTE_EVERY_BYTES {
+                unnoted_bytes = 0;
+                note(work, live, volume, at).await?;
+            }
+        }
+    }
+    note(work, live, volume, BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES)).await
+}
+
+/// Records that all blocks below a limit are durable.
+async fn note(
+    work: &InPlaceWork,
+    live: &LiveTask,
+    volume: &Arc<Volume>,
+    below: BlockIndex,
+) -> Result<(), ServiceError> {
+    let volume = Arc::clone(volume);
+    blocking(move || volume.flush()).await?;
+    live.detail(|detail| {
+        if let Some(plan) = &mut detail.in_place {
+            plan.done_below = below.0;
+        }
+    });
+    work.tasks.store_progress(live).await;
+    Ok(())
+}
+
+/// Writes the differing blocks of an extent, so that no other block becomes dirty.
+fn write_piece(volume: &Volume, piece: Extent, wanted: &[u8]) -> Result<(), VolumeError> {
+    let mut found = vec![0; wanted.len()];
+    volume.read(piece.offset_bytes(), &mut found)?;
+    let differs = |at: usize| found[at * BLOCK..][..BLOCK] != wanted[at * BLOCK..][..BLOCK];
+    let is_zero = |at: usize| wanted[at * BLOCK..][..BLOCK].iter().all(|&byte| byte == 0);
+    let blocks = piece.len_blocks as usize;
+    let mut at = 0;
+    while at < blocks {
+        if !differs(at) {
+            at += 1;
+            continue;
+        }
+        let zero = is_zero(at);
+        let end = (at..blocks).find(|&next| !differs(next) || is_zero(next) != zero).unwrap_or(blocks);
+        let offset_bytes = piece.offset_bytes() + (at * BLOCK) as u64;
+        match zero {
+            true => volume.write_zeroes(offset_bytes, ((end - at) * BLOCK) as u64, false, false)?,
+            false => volume.write(offset_bytes, &wanted[at * BLOCK..end * BLOCK], false)?,
+        }
+        at = end;
+    }
+    Ok(())
+}

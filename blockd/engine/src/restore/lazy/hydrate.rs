@@ -1,0 +1,245 @@
+//! Task that hydrates a lazy volume.
+//!
+//! It never fails for an outage: it waits and continues. Damaged parts are skipped until the rest is fetched,
+//! and then the task fails. Fetched blocks stay, so an interrupted run resumes. A completely hydrated volume
+//! becomes a normal one and releases its backing snapshot.
+
+use crate::{
+    error::{ServiceError, blocking},
+    host::Host,
+    restore::lazy::LazyVolumes,
+    tasks::{LiveTask, Tasks},
+    volumes::{
+        merger::Wake,
+        registry::{EntryState, Registry, VolumeEntry},
+    },
+};
+use blockd_api::ErrorCode;
+use blockd_catalog::{LazyRow, TaskRow, TaskState};
+use blockd_volume::{FetchFailure, Volume, VolumeError};
+use futures::StreamExt;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+/// The most that one step fetches.
+const STEP_BYTES: u64 = 4 << 20;
+/// About how much is fetched between two looks at how far it is, unless that is limited.
+const ROUND_BYTES: u64 = 16 * STEP_BYTES;
+/// Steps in that time at most: they are short where scattered places are preferred.
+const MAX_STEPS: u64 = 256;
+/// Pause for fetches of others, or after a store error; doubled each time, up to the second value.
+pub(crate) const PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// Work of hydrations of lazy volumes.
+pub struct HydrationWork {
+    pub(crate) host: Arc<Host>,
+    pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) merger: Arc<Wake>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for HydrationWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HydrationWork").finish_non_exhaustive()
+    }
+}
+
+pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let id = row.volume.ok_or_else(|| ServiceError::Internal("a hydration without a volume".into()))?;
+    let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, format!("volume {id} was deleted"));
+    let entry = work.registry.by_id(id).ok_or_else(gone)?;
+    let volume = entry.volume()?;
+    live.update(|row| {
+        row.state = TaskState::Active;
+        row.detail.phase = "hydrating".into();
+    });
+    let (before, mut pause) = (row.detail.bytes_downloaded, PAUSE);
+    crate::restore::lazy::metadata::prefer_metadata(&work.lazy, &volume);
+    // An earlier run may have met damage that was mended since.
+    volume.retry_refused();
+    let source = work.lazy.lazy_sources.lock().get(&id).cloned();
+    if let Some(source) = &source {
+        source.recheck();
+    }
+    let mut damage = None;
+    loop {
+        let step = tokio::select! {
+            step = fetch_some(work, live, &volume) => step,
+            () = live.cancel.cancelled() => Err(ServiceError::Stopping),
+        };
+        show(work, live, &volume, before).await;
+        if !matches!(entry.view().state, EntryState::Up(_)) {
+            return Err(gone());
+        }
+        match step {
+            Ok(true) => pause = PAUSE,
+            Ok(false) => {
+                if end(&volume).await? {
+                    break;
+                }
+                let refused_bytes = volume.hydration().map_or(0, |hydration| hydration.refused_bytes);
+                if refused_bytes > 0 {
+                    return Err(without(refused_bytes, damage));
+                }
+                wait(live, &mut pause).await?;
+            }
+            Err(error)
+                if is_damage(&error) && source.as_ref().is_some_and(|source| source.deleted().is_some()) =>
+            {
+                return Err(error);
+            }
+            Err(error) if is_damage(&error) => {
+                tracing::warn!(volume = %id, %error, "the hydration goes on without a part");
+                live.detail(|detail| detail.note = Some(error.to_api().message));
+                damage.get_or_insert(error);
+            }
+            Err(error) if error.is_cancelled() => return Err(error),
+            Err(error) if error.is_retryable() => {
+                tracing::info!(volume = %id, %error, "the hydration waits");
+                live.detail(|detail| {
+                    detail.phase = "waiting for the store".into();
+                    detail.note = Some(error.to_api().message);
+                });
+                wait(live, &mut pause).await?;
+                live.detail(|detail| detail.phase = "hydrating".into());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    finish(work, live, &entry).await
+}
+
+/// The end of a hydration that had to leave something out.
+fn without(refused_bytes: u64, damage: Option<ServiceError>) -> ServiceError {
+    let all_else =
+        format!("{refused_bytes} bytes of the cloud snapshot cannot be read; the rest was fetched");
+    match damage.map(|damage| damage.to_api()) {
+        Some(damage) => ServiceError::refused(damage.code, format!("{all_else}: {}", damage.message)),
+        None => ServiceError::refused(ErrorCode::StoreFailed, all_else),
+    }
+}
+
+/// Returns true for permanent damage of a part; the rest can be fetched nevertheless.
+fn is_damage(error: &ServiceError) -> bool {
+    match error {
+        ServiceError::Volume(VolumeError::NotFetched { failure: FetchFailure::Source(error), .. }) => {
+            !error.is_retryable()
+        }
+        _ => false,
+    }
+}
+
+/// Fetches some of what is not there; `false` if nothing was left that is not on its way.
+async fn fetch_some(
+    work: &HydrationWork,
+    live: &LiveTask,
+    volume: &Arc<Volume>,
+) -> Result<bool, ServiceError> {
+    // Other tasks may move data while this one waits for a store.
+    let _slot = work.tasks.slot(&live.cancel).await?;
+    let limit = work.host.settings.hydration_limit_bytes_per_s;
+    let (enough, most_at_once) = match limit {
+        0 => (ROUND_BYTES, usize::MAX),
+        // About a second's worth. Each may bring as much as the longest.
+        limit => (limit.min(ROUND_BYTES), usize::try_from(limit / STEP_BYTES).unwrap_or(usize::MAX)),
+    };
+    let (started, so_far) = (Instant::now(), AtomicU64::new(0));
+    let fetches = futures::stream::iter(0..MAX_STEPS)
+        .take_while(|_| std::future::ready(so_far.load(Relaxed) < enough))
+        .map(|_| {
+            let (volume, so_far) = (Arc::clone(volume), &so_far);
+            async move {
+                let fetched = blocking(move || volume.hydrate_next()).await;
+                // Where nothing is left there need not be another.
+                let more = fetched.as_ref().map_or(0, |bytes| bytes.unwrap_or(enough));
+                so_far.fetch_add(more, Relaxed);
+                fetched
+            }
+        });
+    let concurrency = work.host.settings.hydration_concurrency.clamp(1, most_at_once.max(1));
+    let results: Vec<_> = fetches.buffer_unordered(concurrency).collect().await;
+    let (mut fetched_bytes, mut failed) = (0, None);
+    for result in results {
+        match result {
+            Ok(bytes) => fetched_bytes += bytes.unwrap_or(0),
+            // Damage is reported once only; other errors recur.
+            Err(error) if failed.is_none() || is_damage(&error) => failed = Some(error),
+            Err(_) => {}
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    if limit > 0 {
+        let due = Duration::from_secs_f64(fetched_bytes as f64 / limit as f64);
+        tokio::time::sleep(due.saturating_sub(started.elapsed())).await;
+    }
+    Ok(fetched_bytes > 0)
+}
+
+/// Pauses with exponential backoff until the task is cancelled.
+pub(crate) async fn wait(live: &LiveTask, pause: &mut Duration) -> Result<(), ServiceError> {
+    tokio::select! {
+        () = tokio::time::sleep(*pause) => {}
+        () = live.cancel.cancelled() => return Err(ServiceError::Stopping),
+    }
+    *pause = (*pause * 2).min(LONGEST_PAUSE);
+    Ok(())
+}
+
+/// Says how far it is.
+async fn show(work: &HydrationWork, live: &LiveTask, volume: &Volume, downloaded_before: u64) {
+    let requests = work.lazy.lazy_sources.lock().get(&volume.id()).map(|source| source.requests());
+    let hydration = volume.hydration();
+    live.detail(|detail| {
+        if let Some(hydration) = hydration {
+            detail.bytes_total = hydration.total_bytes;
+            detail.bytes_processed = hydration.done_bytes;
+        } else {
+            detail.bytes_processed = detail.bytes_total;
+        }
+        if let Some(requests) = requests {
+            detail.bytes_downloaded = downloaded_before + requests.bytes_down;
+            detail.requests = requests;
+        }
+    });
+    work.tasks.store_progress(live).await;
+}
+
+async fn end(volume: &Arc<Volume>) -> Result<bool, ServiceError> {
+    let volume = Arc::clone(volume);
+    blocking(move || -> Result<bool, VolumeError> {
+        match volume.end_hydration() {
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(volume = %volume.id(), %error, "the end of the hydration waits");
+                Ok(false)
+            }
+            other => other,
+        }
+    })
+    .await
+}
+
+async fn finish(
+    work: &Arc<HydrationWork>,
+    live: &LiveTask,
+    entry: &VolumeEntry,
+) -> Result<TaskRow, ServiceError> {
+    let id = entry.id;
+    live.detail(|detail| (detail.bytes_processed, detail.note) = (detail.bytes_total, None));
+    work.host.failpoints.reached("hydration ended")?;
+    let done = work.tasks.finish(live, move |tx| LazyRow::remove(tx, id)).await?;
+    work.lazy.lazy_sources.lock().remove(&id);
+    // Its layers can be merged with what it began as.
+    work.merger.wake();
+    tracing::info!(volume = %id, name = %entry.name, "the volume is hydrated");
+    Ok(done)
+}

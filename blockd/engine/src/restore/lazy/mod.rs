@@ -1,0 +1,246 @@
+//! Restores that are usable at once: volumes that begin as a cloud snapshot and fetch what is read.
+//!
+//! A row says what a lazy volume needs, from before its files are made until all of it is there. As long as
+//! there is such a row, its cloud snapshot and its credential are not deleted by this daemon.
+
+pub mod fetcher;
+pub mod hydrate;
+mod metadata;
+pub mod source;
+
+pub use crate::restore::lazy::fetcher::Fetcher;
+pub use crate::restore::lazy::source::{CloudSource, SharedSource};
+
+use crate::{
+    backup::doubts::is_in_doubt,
+    cloud_snapshots::{fit_name, labels},
+    engine::random_id,
+    error::{ServiceError, blocking},
+    host::Host,
+    repositories::Repositories,
+    volumes::registry::{EntryState, Registry},
+};
+use blockd_api::{ErrorCode, Labels, VolumeName, lazy::Hydration};
+use blockd_catalog::{Catalog, Chain, Db, DbError, LazyRow, ScheduleRow, VolumeRow, VolumeState};
+use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
+use blockd_extent::VolumeId;
+use blockd_volume::Volume;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::{collections::HashMap, sync::Arc};
+use uuid::Uuid;
+
+/// Lazy volumes and the sources of their blocks.
+pub struct LazyVolumes {
+    pub(crate) db: Arc<Db>,
+    pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) lazy_sources: Mutex<HashMap<VolumeId, Arc<CloudSource>>>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+}
+
+impl std::fmt::Debug for LazyVolumes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LazyVolumes").finish_non_exhaustive()
+    }
+}
+
+impl LazyVolumes {
+    /// Attaches the sources of lazy volumes, before the first client is served.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn resume_lazy_volumes(self: &Arc<Self>) -> Result<(), ServiceError> {
+        for row in self.db.run(LazyRow::all).await? {
+            let Some(entry) = self.registry.by_id(row.volume) else { continue };
+            let EntryState::Up(volume) = entry.view().state else { continue };
+            if volume.is_lazy() {
+                self.give_source(&volume, row);
+            } else {
+                // It ended right before the daemon did.
+                self.db.run(move |tx| LazyRow::remove(tx, row.volume)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn give_source(self: &Arc<Self>, volume: &Volume, row: LazyRow) -> SharedSource {
+        let source = SharedSource(CloudSource::new(self, row));
+        self.lazy_sources.lock().insert(row.volume, Arc::clone(&source.0));
+        volume.set_lazy_source(Arc::new(source.clone()));
+        source
+    }
+}
+
+impl LazyVolumes {
+    /// Rows, then files, then the row: a crash between leaves rows that say what to undo.
+    pub(crate) async fn make_lazy_volume(
+        self: &Arc<Self>,
+        row: VolumeRow,
+        lazy: LazyRow,
+        manifest: Manifest,
+    ) -> Result<Arc<Volume>, ServiceError> {
+        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.host.data_dir.volume_dir(row.id));
+        let chain = Chain {
+            volume: id,
+            credential: lazy.credential,
+            epoch: Volume::LAZY_BASE_EPOCH,
+            cloudsnap: lazy.cloudsnap,
+            // The first backup is based on the backing snapshot.
+            incrementals: 0,
+            finished: manifest.created,
+        };
+        self.db
+            .run(move |tx| -> Result<(), DbError> {
+                row.insert(tx)?;
+                lazy.insert(tx)?;
+                // What may vanish, or may not be whole, is nothing to build on: the first backup is a full
+                // one then.
+                if !is_in_doubt(tx, &chain.cloudsnap)? {
+                    chain.put(tx)?;
+                }
+                Catalog::put(tx, lazy.credential, &lazy.cloudsnap.manifest_key(), &manifest)
+            })
+            .await?;
+        let source = SharedSource(CloudSource::new(self, lazy));
+        self.lazy_sources.lock().insert(id, Arc::clone(&source.0));
+        let made = blocking(move || Volume::create_lazy(&dir, id, size_bytes, Arc::new(source))).await;
+        let volume = match made {
+            Ok(volume) => volume,
+            Err(error) => {
+                self.unmake_volume(id, None).await;
+                return Err(error);
+            }
+        };
+        if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await {
+            self.unmake_volume(id, Some(volume)).await;
+            return Err(error.into());
+        }
+        Ok(volume)
+    }
+}
+
+impl LazyVolumes {
+    /// Refuses to take a cloud snapshot away that a lazy volume needs.
+    pub async fn refuse_if_needed(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
+        let needs = |row: &LazyRow| row.cloudsnap == *id;
+        let Some(row) = self.db.run(LazyRow::all).await?.into_iter().find(needs) else { return Ok(()) };
+        let name = self.volume_name(row.volume);
+        let how = match row.hydrate {
+            true => "wait until it is hydrated, or delete the volume",
+            false => {
+                "it is a clone, which fetches what is read and needs the cloud snapshot as long as it exists: delete the volume first"
+            }
+        };
+        let message =
+            format!("cloud snapshot {id} is needed by volume {name}, which has not fetched all of it: {how}");
+        Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message))
+    }
+
+    /// Refuses to forget a credential that a lazy volume needs.
+    pub async fn refuse_if_credential_needed(
+        &self,
+        credential: Uuid,
+        name: &str,
+    ) -> Result<(), ServiceError> {
+        let needs = |row: &LazyRow| row.credential == credential;
+        let Some(row) = self.db.run(LazyRow::all).await?.into_iter().find(needs) else { return Ok(()) };
+        let volume = self.volume_name(row.volume);
+        let message = format!(
+            "credential {name} is needed by volume {volume}, which has not fetched all of its cloud snapshot"
+        );
+        Err(ServiceError::refused(ErrorCode::CredentialInUse, message))
+    }
+
+    fn volume_name(&self, id: VolumeId) -> String {
+        self.registry.by_id(id).map_or_else(|| id.to_string(), |entry| entry.name.to_string())
+    }
+
+    /// Returns the hydration state for a reply; `None` for a complete volume.
+    pub fn hydration(&self, volume: &Volume, rows: &[LazyRow]) -> Option<Hydration> {
+        let found = volume.hydration()?;
+        let row = rows.iter().find(|row| row.volume == volume.id())?;
+        Some(Hydration {
+            cloudsnap: row.cloudsnap.to_string(),
+            credential: row.credential,
+            done_bytes: found.done_bytes,
+            total_bytes: found.total_bytes,
+            in_background: row.hydrate,
+            on_store_loss: row.on_store_loss,
+            waiting: found.waiting,
+        })
+    }
+}
+
+impl LazyVolumes {
+    /// Removes the remains of a failed creation. The next start removes the rest.
+    pub async fn unmake_volume(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
+        let dir = self.host.data_dir.volume_dir(id);
+        self.lazy_sources.lock().remove(&id);
+        let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
+            if let Some(volume) = volume
+                && let Err(error) = volume.close()
+            {
+                // It has no writes: errors of its close do not matter.
+                tracing::debug!(volume = %id, %error, "closing before the removal");
+            }
+            Volume::delete_files(&dir)
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(volume = %id, %error, "files of a volume that could not be made are left");
+        }
+        if let Err(error) = self.db.run(move |tx| VolumeRow::remove(tx, id)).await {
+            tracing::warn!(volume = %id, %error, "the row of a volume that could not be made is left");
+        }
+    }
+}
+
+impl LazyVolumes {
+    /// Creates the row of a restored volume. Requires the admission lock, since it may choose a name.
+    pub fn row_of_restored(
+        &self,
+        manifest: &Manifest,
+        name: Option<&VolumeName>,
+        own_labels: Option<&Labels>,
+        state: VolumeState,
+    ) -> Result<VolumeRow, ServiceError> {
+        Ok(VolumeRow {
+            id: VolumeId::from_u64(random_id()?),
+            name: name.map_or_else(|| self.free_name(manifest), |name| Ok(name.clone()))?,
+            size_bytes: manifest.size_bytes,
+            labels: own_labels.cloned().unwrap_or_else(|| labels(&manifest.labels)),
+            created: Timestamp::now(),
+            state,
+            read_only: false,
+            group: None,
+        })
+    }
+
+    /// Returns the schedules that select volumes with these labels, by name, or by id if they have none.
+    pub async fn schedules_of(&self, labels: &Labels) -> Result<Vec<String>, ServiceError> {
+        let labels = labels.clone();
+        let found = self.db.run(move |tx| -> Result<_, DbError> {
+            let is_meant = |row: &ScheduleRow| {
+                row.spec.selector.label.as_ref().is_some_and(|label| labels.matches(label))
+            };
+            let rows = ScheduleRow::all(tx)?.into_iter().filter(is_meant);
+            Ok(rows
+                .map(|row| row.spec.name.map_or_else(|| row.uuid.to_string(), |name| name.to_string()))
+                .collect())
+        });
+        Ok(found.await?)
+    }
+
+    /// Returns the first free name of the form `<source>-restored-<n>`.
+    fn free_name(&self, manifest: &Manifest) -> Result<VolumeName, ServiceError> {
+        let most = fit_name(&manifest.volume_name);
+        for n in 1..=u32::MAX {
+            let name: VolumeName = format!("{most}-restored-{n}").parse()?;
+            if self.registry.by_name(name.as_str()).is_none() {
+                return Ok(name);
+            }
+        }
+        Err(ServiceError::Internal("no free volume name".into()))
+    }
+}

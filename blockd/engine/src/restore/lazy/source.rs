@@ -1,0 +1,360 @@
+//! Cloud snapshot as the source of a lazy volume.
+//!
+//! It is opened on first use, so that a daemon starts while its store is unreachable. The volume's policy
+//! limits the wait of a reader. A fetch keeps this limit by itself; one that had to wait for a slot may
+//! exceed it.
+
+use crate::{
+    error::{ServiceError, blocking, spawned},
+    restore::lazy::{LazyVolumes, fetcher::Fetcher},
+    tasks::LiveTask,
+};
+use blockd_api::lazy::StoreLoss;
+use blockd_catalog::{Catalog, LazyRow};
+use blockd_cloud::{
+    CloudError, CloudSnapshotId, Damage, ManifestCache, ManifestKey, Repository, SnapshotReader,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_store::{RequestCounts, Requests};
+use blockd_volume::{FetchReply, FetchSink, LazySource, SourceError, Urgency};
+use parking_lot::Mutex;
+use std::{
+    io,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+/// Pause before a failed fetch is retried; doubled each time, up to the second value.
+const PAUSE_MS: u64 = 100;
+const LONGEST_PAUSE_MS: u64 = 2_000;
+/// Number of repeated reads after damage: an outage during a request may look like damage.
+const LOOKS_AT_DAMAGE: u32 = 3;
+/// Timeout of the check whether an incomplete snapshot was deleted.
+const LOOK_FOR_DELETION: Duration = Duration::from_secs(10);
+
+/// See the module documentation.
+pub struct CloudSource {
+    lazy: Weak<LazyVolumes>,
+    fetcher: Arc<Fetcher>,
+    handle: Handle,
+    row: LazyRow,
+    time_limit: Duration,
+    reader: tokio::sync::Mutex<Option<SnapshotReader>>,
+    requests: Mutex<Option<Arc<Requests>>>,
+    /// Error of a deleted snapshot, once it was observed.
+    deleted: Mutex<Option<SourceError>>,
+}
+
+impl std::fmt::Debug for CloudSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CloudSource").field("cloudsnap", &self.row.cloudsnap).finish_non_exhaustive()
+    }
+}
+
+/// Returns the error of the first damage.
+fn damage_error(damage: &Damage) -> Option<SourceError> {
+    let piece = damage.pieces.first()?;
+    let blocks = damage.blocks.first().zip(damage.blocks.last());
+    let error = CloudError::Damaged {
+        key: piece.object.clone(),
+        offset_bytes: piece.offset_bytes,
+        what: piece.what.clone(),
+        blocks: blocks.map(|(first, last)| Extent::between(first, BlockIndex(last.0 + 1))),
+    };
+    Some(source_error(&error.into()))
+}
+
+/// Store errors may be temporary: a directory is mounted again, credentials are renewed. Damage is permanent.
+fn source_error(error: &ServiceError) -> SourceError {
+    SourceError::new(error.to_api().message, error.may_change())
+}
+
+impl CloudSource {
+    /// Creates the source of a volume, on a thread of the runtime.
+    pub fn new(lazy: &Arc<LazyVolumes>, row: LazyRow) -> Arc<Self> {
+        let config = &lazy.host.settings;
+        let timeout_ms = match row.on_store_loss {
+            StoreLoss::Stall => config.lazy_stall_ms,
+            StoreLoss::Error => config.lazy_error_ms,
+        };
+        Arc::new(Self {
+            lazy: Arc::downgrade(lazy),
+            fetcher: Arc::clone(&lazy.fetcher),
+            handle: Handle::current(),
+            row,
+            time_limit: Duration::from_millis(timeout_ms),
+            reader: tokio::sync::Mutex::default(),
+            requests: Mutex::default(),
+            deleted: Mutex::default(),
+        })
+    }
+
+    /// Returns the error of a deleted snapshot, if it was observed since the last
+    /// [`recheck`](Self::recheck).
+    pub(crate) fn deleted(&self) -> Option<SourceError> {
+        self.deleted.lock().clone()
+    }
+
+    /// Forgets the deletion, as the snapshot may have been restored.
+    pub(crate) fn recheck(&self) {
+        *self.deleted.lock() = None;
+    }
+
+    /// Returns the cause of apparent damage: all objects of a deleted snapshot are missing.
+    async fn reason(&self, error: SourceError) -> SourceError {
+        let look = async {
+            let lazy = self.lazy.upgrade()?;
+            let (repository, _) = lazy.repositories.guest_repository(self.row.credential).await.ok()?;
+            match repository.manifest(&self.row.cloudsnap).await {
+                Err(CloudError::SnapshotNotFound { store, .. }) => {
+                    // The directory of an unmounted disk is empty, too.
+                    if let Err(error) = repository.prove_key_slot().await {
+                        return Some(SourceError::new(error.to_string(), true));
+                    }
+                    let id = &self.row.cloudsnap;
+                    let message = format!(
+                        "cloud snapshot {id} was deleted from {store}: what the volume has not fetched of it is lost"
+                    );
+                    let deleted = SourceError::new(message, false);
+                    *self.deleted.lock() = Some(deleted.clone());
+                    Some(deleted)
+                }
+                _ => None,
+            }
+        };
+        match error.is_retryable() {
+            true => error,
+            false => tokio::time::timeout(LOOK_FOR_DELETION, look).await.ok().flatten().unwrap_or(error),
+        }
+    }
+
+    /// Returns the request counts.
+    pub fn requests(&self) -> RequestCounts {
+        self.requests.lock().as_ref().map(|requests| requests.snapshot()).unwrap_or_default()
+    }
+
+    /// Opens the snapshot.
+    async fn reader(&self) -> Result<SnapshotReader, SourceError> {
+        let mut opened = self.reader.lock().await;
+        if let Some(reader) = &*opened {
+            return Ok(reader.clone());
+        }
+        let lazy = self.lazy.upgrade().ok_or_else(|| SourceError::new("the daemon is stopping", true))?;
+        let reader = self.open(&lazy).await.map_err(|error| source_error(&error))?;
+        *opened = Some(reader.clone());
+        Ok(reader)
+    }
+
+    async fn open(&self, lazy: &LazyVolumes) -> Result<SnapshotReader, ServiceError> {
+        let (repository, requests) = lazy.repositories.guest_repository(self.row.credential).await?;
+        let catalog = Catalog::new(Arc::clone(&lazy.db), self.row.credential);
+        let key = self.row.cloudsnap.manifest_key();
+        let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
+        let manifest = match cached {
+            Some(manifest) => manifest,
+            None => repository.manifest(&self.row.cloudsnap).await?,
+        };
+        let reader = SnapshotReader::open(&repository, &manifest).await?;
+        *self.requests.lock() = Some(requests);
+        Ok(reader)
+    }
+
+    async fn read(&self, extent: Extent) -> Result<Vec<u8>, SourceError> {
+        let reader = self.reader().await?;
+        reader.read_blocks(extent).await.map_err(|error| source_error(&error.into()))
+    }
+
+    /// Writes the remaining blocks to a sink; damaged blocks remain.
+    async fn read_to(&self, left: &Mutex<BlockSet>, sink: &FetchSink) -> Result<(), SourceError> {
+        let reader = self.reader().await?;
+        let wanted: Vec<Extent> = left.lock().extents().collect();
+        let mut first = None;
+        for extent in wanted {
+            let sink = sink.clone();
+            let take = move |start, data: &[u8]| sink.put(start, data).map_err(io::Error::other);
+            let read = reader.read_sound_blocks_to(extent, take).await;
+            let damage = read.map_err(|error| source_error(&error.into()))?;
+            first = first.or_else(|| damage_error(&damage));
+            let mut left = left.lock();
+            left.remove_extent(extent);
+            left.union_with(&damage.blocks);
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Reads an extent on a thread that may block.
+    ///
+    /// # Errors
+    /// It is unavailable within the timeout and the volume's limit, or damaged.
+    pub(crate) fn read_blocking(&self, extent: Extent, time_limit: Duration) -> Result<Vec<u8>, SourceError> {
+        let read = tokio::time::timeout(time_limit, self.patiently(|| self.read(extent)));
+        let late = || Err(SourceError::new("the store gave no answer in time", true));
+        self.handle.block_on(async { read.await.unwrap_or_else(|_| late()) })
+    }
+
+    /// Retries until success, a permanent error or the timeout.
+    async fn patiently<T, F: Future<Output = Result<T, SourceError>>>(
+        &self,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, SourceError> {
+        let started = Instant::now();
+        let mut pause = Duration::from_millis(PAUSE_MS);
+        let mut last = None;
+        let mut looks = 0;
+        loop {
+            let left = self.time_limit.saturating_sub(started.elapsed());
+            let Ok(tried) = tokio::time::timeout(left, attempt()).await else {
+                let waited_ms = self.time_limit.as_millis();
+                return Err(last.unwrap_or_else(|| {
+                    SourceError::new(format!("the store gave no answer within {waited_ms} ms"), true)
+                }));
+            };
+            let error = match tried {
+                Ok(data) => return Ok(data),
+                // Not for a stop of the daemon: an error means lost data to a client, but without an answer
+                // it asks the next daemon.
+                Err(error) if !error.is_retryable() => {
+                    looks += 1;
+                    if looks >= LOOKS_AT_DAMAGE {
+                        return Err(error);
+                    }
+                    error
+                }
+                Err(error) => error,
+            };
+            tracing::debug!(volume = %self.row.volume, %error, "a lazy volume waits for its store");
+            last = Some(error);
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(LONGEST_PAUSE_MS));
+        }
+    }
+}
+
+/// Source shared by a volume and its hydration.
+#[derive(Clone, Debug)]
+pub struct SharedSource(pub Arc<CloudSource>);
+
+impl LazySource for SharedSource {
+    fn fetch(&self, extent: Extent, _: Urgency, reply: FetchReply) {
+        let source = Arc::clone(&self.0);
+        self.0.fetcher.submit(&self.0.handle, move || async move {
+            let sink = reply.sink();
+            let left = Mutex::new(BlockSet::from_iter([extent]));
+            let attempt = || async {
+                match source.read_to(&left, &sink).await {
+                    // The volume does not need it any more.
+                    Err(_) if sink.has_failed() => Ok(()),
+                    result => result,
+                }
+            };
+            let mut result = source.patiently(attempt).await;
+            if let Err(error) = result {
+                result = Err(source.reason(error).await);
+            }
+            let left = left.into_inner();
+            if let Err(error) = &result {
+                tracing::warn!(
+                    volume = %source.row.volume,
+                    cloudsnap = %source.row.cloudsnap,
+                    blocks = ?left.extents().take(4).collect::<Vec<_>>(),
+                    %error,
+                    "blocks of a lazy volume could not be fetched"
+                );
+            }
+            // It executes the waiting requests.
+            tokio::task::spawn_blocking(move || match result {
+                Ok(()) => reply.end(Ok(())),
+                Err(error) => reply.end_without(left, error),
+            });
+        });
+    }
+
+    fn time_limit(&self) -> Option<Duration> {
+        Some(self.0.time_limit)
+    }
+
+    fn wake_after(&self, delay: Duration, wake: Box<dyn FnOnce() + Send>) {
+        self.0.handle.spawn(async move {
+            tokio::time::sleep(delay).await;
+            // It answers clients, which may take as long as their requests.
+            tokio::task::spawn_blocking(wake);
+        });
+    }
+
+    fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError> {
+        let source = &self.0;
+        source.handle.block_on(async {
+            let ask = async {
+                let found = async {
+                    let reader = source.reader().await?;
+                    reader.possible_data_blocks(extent).await.map_err(|error| source_error(&error.into()))
+                };
+                match found.await {
+                    Ok(found) => Ok(found),
+                    Err(error) => Err(source.reason(error).await),
+                }
+            };
+            let answer = tokio::time::timeout(source.time_limit, ask).await;
+            answer.unwrap_or_else(|_| Err(SourceError::new("the store gave no answer in time", true)))
+        })
+    }
+}
+
+/// Maximum number of blocks per read: 4 MiB.
+pub(crate) const CHUNK_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
+
+/// Cloud snapshot that a task reads.
+pub(crate) struct SnapshotSource {
+    credential: Uuid,
+    id: CloudSnapshotId,
+    repository: Repository,
+    reader: SnapshotReader,
+    requests: Arc<Requests>,
+}
+
+impl SnapshotSource {
+    /// Opens the cloud snapshot.
+    pub(crate) async fn open(
+        lazy: &LazyVolumes,
+        live: &LiveTask,
+        credential: Uuid,
+        id: CloudSnapshotId,
+    ) -> Result<Self, ServiceError> {
+        let (repository, requests) = lazy.repositories.guest_repository(credential).await?;
+        let repository = live.limited(&repository);
+        let manifest = Box::pin(repository.manifest(&id)).await?;
+        let opened = repository.clone();
+        let reader = spawned(async move { SnapshotReader::open(&opened, &manifest).await }).await?;
+        Ok(Self { credential, id, repository, reader, requests })
+    }
+
+    pub(crate) fn credential(&self) -> Uuid {
+        self.credential
+    }
+
+    pub(crate) fn id(&self) -> CloudSnapshotId {
+        self.id
+    }
+
+    pub(crate) fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    pub(crate) fn requests(&self) -> RequestCounts {
+        self.requests.snapshot()
+    }
+
+    /// Reads blocks; those beyond the snapshot's end are zero.
+    pub(crate) async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, ServiceError> {
+        let reader = self.reader.clone();
+        spawned(async move { reader.read_blocks(extent).await }).await
+    }
+
+    /// Returns the blocks that may have data.
+    pub(crate) async fn data_blocks(&self) -> Result<BlockSet, ServiceError> {
+        let reader = self.reader.clone();
+        spawned(async move { reader.data_blocks(Extent::whole(reader.size_bytes())).await }).await
+    }
+}

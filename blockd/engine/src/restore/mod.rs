@@ -1,0 +1,244 @@
+//! Restores of cloud snapshots.
+
+pub mod checkpoint;
+pub mod full;
+pub mod in_place;
+pub mod lazy;
+
+use crate::{
+    engine::Admission,
+    error::ServiceError,
+    repositories::{Repositories, locate::Purpose, preflight::check_cancelled},
+    restore::{in_place::InPlaceWork, lazy::LazyVolumes},
+    tasks::{
+        Tasks,
+        runner::{Runner, check_limits},
+    },
+    volumes::{
+        attachments::Attachments,
+        registry::{EntryState, Registry, VolumeEntry},
+    },
+};
+use blockd_api::{
+    cloudsnaps::{RestoreStarted, StartRestore},
+    lazy::{LazyRestored, StartLazyRestore},
+    tasks::TaskStarted,
+};
+use blockd_catalog::{Db, LazyRow, TaskDetail, TaskKind, TaskRow, TaskState, VolumeState};
+use jiff::Timestamp;
+use std::sync::Arc;
+use uuid::Uuid;
+/// Restores.
+pub struct Restores {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) attachments: Arc<Attachments>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) in_place_work: Arc<InPlaceWork>,
+    pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for Restores {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Restores").finish_non_exhaustive()
+    }
+}
+
+impl Restores {
+    /// Starts a restore into a new volume.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot, or the volume's name is taken.
+    pub async fn start_restore(
+        self: &Arc<Self>,
+        request: &StartRestore,
+    ) -> Result<RestoreStarted, ServiceError> {
+        check_limits(request.limits)?;
+        let id = request.snap;
+        let credential =
+            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
+        let manifest = self.repositories.manifest_to_begin_with(credential.uuid, &id).await?;
+        blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
+
+        let _admission = self.admission.lock().await;
+        check_cancelled()?;
+        self.tasks.refuse_if_deleting(&id).await?;
+        let row = self.lazy.row_of_restored(
+            &manifest,
+            request.volume.as_ref(),
+            request.labels.as_ref(),
+            VolumeState::Restoring,
+        )?;
+        let schedules = self.lazy.schedules_of(&row.labels).await?;
+        let entry = VolumeEntry::new(&row, EntryState::Restoring);
+        self.registry.reserve(&entry)?;
+        let task = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Restore,
+            state: TaskState::Pending,
+            volume: Some(row.id),
+            snapshot: None,
+            credential: credential.uuid,
+            cloudsnap: id,
+            base: None,
+            created: Timestamp::now(),
+            owner: crate::owner::current(),
+            detail: TaskDetail {
+                volume_name: Some(row.name.clone()),
+                credential_name: credential.name.to_string(),
+                phase: "pending".into(),
+                skip_damaged: request.skip_damaged,
+                limits: request.limits,
+                ..TaskDetail::default()
+            },
+        };
+        let (volume_id, volume) = (row.id, row.name.clone());
+        let started = self.runner.store_and_launch(task, move |tx| row.insert(tx)).await;
+        match started {
+            Ok(TaskStarted { task }) => Ok(RestoreStarted { task, volume_id, volume, schedules }),
+            Err(error) => {
+                self.registry.remove(&entry);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Restores {
+    /// Makes a volume that is a cloud snapshot, without fetching it: it is durable and served when this
+    /// returns.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot, the volume's name is taken, or its files cannot be made.
+    pub async fn start_lazy_restore(
+        self: &Arc<Self>,
+        request: &StartLazyRestore,
+    ) -> Result<LazyRestored, ServiceError> {
+        let id = request.snap;
+        let credential =
+            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
+        let manifest = self.repositories.manifest_to_begin_with(credential.uuid, &id).await?;
+        blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
+
+        let _admission = self.admission.lock().await;
+        check_cancelled()?;
+        self.tasks.refuse_if_deleting(&id).await?;
+        let row = self.lazy.row_of_restored(
+            &manifest,
+            request.volume.as_ref(),
+            request.labels.as_ref(),
+            VolumeState::Creating,
+        )?;
+        let schedules = self.lazy.schedules_of(&row.labels).await?;
+        let lazy = LazyRow {
+            volume: row.id,
+            credential: credential.uuid,
+            cloudsnap: id,
+            hydrate: request.hydrate,
+            on_store_loss: request.on_store_loss,
+        };
+        let entry = VolumeEntry::new(&row, EntryState::Creating);
+        self.registry.reserve(&entry)?;
+        match self.lazy.make_lazy_volume(row, lazy, manifest).await {
+            Ok(volume) => entry.set_state(EntryState::Up(volume)),
+            Err(error) => {
+                self.registry.remove(&entry);
+                return Err(error);
+            }
+        }
+        tracing::info!(volume = %entry.id, name = %entry.name, cloudsnap = %id, "lazy volume made");
+        // If the row of the task is not stored, the next start makes one.
+        let task = match request.hydrate {
+            true => Some(self.launch_hydration(&entry, lazy).await?),
+            false => None,
+        };
+        Ok(LazyRestored { task, volume_id: entry.id, volume: entry.name.clone(), schedules })
+    }
+}
+
+impl Restores {
+    /// Gives a clone of a lazy volume its own source, and a task of its own if its parent has one.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn take_up_lazy_clone(
+        self: &Arc<Self>,
+        entry: &VolumeEntry,
+        row: LazyRow,
+    ) -> Result<(), ServiceError> {
+        let volume = entry.volume()?;
+        if !volume.is_lazy() {
+            // The parent was hydrated meanwhile.
+            return Ok(self.db.run(move |tx| LazyRow::remove(tx, row.volume)).await?);
+        }
+        self.lazy.give_source(&volume, row);
+        if row.hydrate {
+            self.launch_hydration(entry, row).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts the task that fetches the rest of a lazy volume.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn launch_hydration(
+        self: &Arc<Self>,
+        entry: &VolumeEntry,
+        lazy: LazyRow,
+    ) -> Result<Uuid, ServiceError> {
+        let credentials = self.repositories.credential_rows().await?;
+        let credential = credentials.into_iter().find(|row| row.uuid == lazy.credential);
+        let row = TaskRow {
+            id: Uuid::new_v4(),
+            kind: TaskKind::Restore,
+            state: TaskState::Pending,
+            volume: Some(entry.id),
+            snapshot: None,
+            credential: lazy.credential,
+            cloudsnap: lazy.cloudsnap,
+            base: None,
+            created: Timestamp::now(),
+            owner: crate::owner::current(),
+            detail: TaskDetail {
+                volume_name: Some(entry.name.clone()),
+                credential_name: credential.map(|row| row.name.to_string()).unwrap_or_default(),
+                phase: "pending".into(),
+                bytes_total: entry.size_bytes(),
+                lazy: true,
+                ..TaskDetail::default()
+            },
+        };
+        let (task, stored) = (row.id, row.clone());
+        self.db.run(move |tx| stored.put(tx)).await?;
+        self.runner.launch(row);
+        Ok(task)
+    }
+
+    /// Starts hydrations without a task in the database, because the daemon ended in between, and failed
+    /// ones. Stopped ones wait for a resume by a user.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn resume_hydrations(self: &Arc<Self>) -> Result<(), ServiceError> {
+        let _admission = self.admission.lock().await;
+        let (tasks, kept) = (self.tasks.unfinished_tasks().await?, self.tasks.kept_tasks().await?);
+        for row in self.db.run(LazyRow::all).await?.into_iter().filter(|row| row.hydrate) {
+            let is_its_task = |task: &TaskRow| task.volume == Some(row.volume) && task.detail.lazy;
+            let has_task = tasks.iter().any(is_its_task);
+            let is_stopped = kept.iter().any(|task| is_its_task(task) && task.state == TaskState::Stopped);
+            let Some(entry) = self.registry.by_id(row.volume).filter(|_| !has_task && !is_stopped) else {
+                continue;
+            };
+            if entry.volume().is_ok_and(|volume| volume.is_lazy()) {
+                // The new one takes the place of one that failed.
+                self.runner.give_up_kept(is_its_task).await?;
+                self.launch_hydration(&entry, row).await?;
+            }
+        }
+        Ok(())
+    }
+}

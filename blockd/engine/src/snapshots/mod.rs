@@ -1,0 +1,616 @@
+//! Local snapshots: creation, listing and deletion, including the internal ones of backups.
+
+mod groups;
+pub mod rollback;
+
+use crate::{
+    browse::Browse,
+    engine::{Admission, random_id},
+    error::{ServiceError, blocking},
+    events::EventLog,
+    host::Host,
+    names::only_one,
+    quiesce::{Quiescer, events_of_failures, rules::QuiesceRequest},
+    schedules::Scheduler,
+    tasks::Tasks,
+    volumes::{
+        attachments::Attachments,
+        merger::Wake,
+        registry::{EntryState, Registry, VolumeEntry},
+    },
+};
+use blockd_api::{
+    Deleted, ErrorCode, GroupRef, SnapshotName, SnapshotRef, VolumeRef,
+    quiesce::{QuiesceKind, QuiesceReport},
+    snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotGroup, SnapshotList},
+};
+use blockd_catalog::{Chain, Db, DbError, SnapshotRow, SnapshotState, TaskRow};
+use blockd_extent::{Epoch, SnapshotId, VolumeId};
+use blockd_quiesce::{
+    Admission as QuiesceAdmission, FreezeError, Members, QuiesceOperation, QuiescePart, Returned,
+};
+use blockd_volume::{GroupFrozen, Reserve, SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::{path::Path, sync::Arc};
+use uuid::Uuid;
+
+/// Local snapshots.
+pub struct Snapshots {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) attachments: Arc<Attachments>,
+    pub(crate) browse: Arc<Browse>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) merger: Arc<Wake>,
+    pub(crate) quiescer: Arc<Quiescer>,
+    pub(crate) quiescing: Arc<QuiesceAdmission>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) reserve: Option<Arc<Reserve>>,
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) tasks: Arc<Tasks>,
+    pub(crate) to_undo: Mutex<Vec<(VolumeId, SnapshotId)>>,
+}
+
+impl std::fmt::Debug for Snapshots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshots").finish_non_exhaustive()
+    }
+}
+
+/// Snapshots of one point in time to take.
+pub struct Wanted {
+    /// Volumes with the ids of their snapshots.
+    pub members: Vec<(Arc<VolumeEntry>, SnapshotId)>,
+    /// The name of each.
+    pub name: SnapshotName,
+    /// Internal snapshots of a backup.
+    pub internal: bool,
+    /// Group snapshot, if any.
+    pub group: Option<SnapshotGroup>,
+    /// Quiesce parts.
+    pub quiesce_rules: Vec<QuiescePart>,
+    /// The schedule that wants them.
+    pub schedule: Option<Uuid>,
+}
+
+impl Wanted {
+    fn row(&self, entry: &VolumeEntry, id: SnapshotId) -> SnapshotRow {
+        SnapshotRow {
+            id,
+            volume: entry.id,
+            name: self.name.clone(),
+            created: Timestamp::now(),
+            state: SnapshotState::Creating,
+            internal: self.internal,
+            epoch: Epoch(0),
+            dirty_bytes: 0,
+            freeze_stall_micros: 0,
+            taken_with: self.group.clone(),
+            quiesce: None,
+            pinned: false,
+        }
+    }
+
+    /// Returns the environment of the hooks.
+    fn env(&self) -> Vec<(String, String)> {
+        let volumes: Vec<_> = self.members.iter().map(|(entry, _)| entry.name.as_str()).collect();
+        let ids: Vec<_> = self.members.iter().map(|(entry, _)| entry.id.to_string()).collect();
+        let mut env = vec![
+            ("BLOCKD_VOLUMES".to_owned(), volumes.join(" ")),
+            ("BLOCKD_VOLUME_IDS".to_owned(), ids.join(" ")),
+            ("BLOCKD_SNAPSHOT".to_owned(), self.name.to_string()),
+        ];
+        if let Some(group) = &self.group {
+            env.push(("BLOCKD_GROUP_ID".to_owned(), group.group_id.to_string()));
+            if let Some(name) = &group.group {
+                env.push(("BLOCKD_GROUP".to_owned(), name.to_string()));
+            }
+        }
+        if let Some(schedule) = self.schedule {
+            env.push(("BLOCKD_SCHEDULE".to_owned(), schedule.to_string()));
+        }
+        env
+    }
+
+    /// Stores the results of the freeze in the rows.
+    fn note(
+        &self,
+        rows: &mut [SnapshotRow],
+        frozen: &GroupFrozen,
+        now: Timestamp,
+        report: Option<&QuiesceReport>,
+    ) {
+        for (row, member) in rows.iter_mut().zip(&frozen.members) {
+            row.state = SnapshotState::Ready;
+            row.created = now;
+            row.epoch = member.epoch;
+            row.dirty_bytes = member.dirty_blocks * blockd_extent::BLOCK_SIZE_BYTES;
+            row.freeze_stall_micros = micros_up(member.stall);
+            row.taken_with = self
+                .group
+                .clone()
+                .map(|group| SnapshotGroup { group_stall_micros: micros_up(frozen.stall), ..group });
+            row.quiesce = report.cloned();
+        }
+    }
+
+    /// Of several volumes: the one at which it failed, by its name.
+    fn with_volume_name(&self, failed: FreezeError) -> ServiceError {
+        let (volume, source) = match failed {
+            FreezeError::Quiesce(error) => return error.into(),
+            FreezeError::Volume { volume, source } => (volume, source),
+            other => return ServiceError::Internal(other.to_string()),
+        };
+        let found = self.members.iter().find(|(entry, _)| entry.id == volume);
+        let (Some((entry, _)), Some(_)) = (found, &self.group) else { return source.into() };
+        let mut error = ServiceError::from(source).to_api();
+        error.message =
+            format!("no volume was frozen, because volume {} failed: {}", entry.name, error.message);
+        ServiceError::Refused(error)
+    }
+}
+
+impl Snapshots {
+    /// Freezes a point of a volume.
+    ///
+    /// # Errors
+    /// The volume cannot be used, it has a snapshot of that name, or the freeze failed.
+    pub async fn create_snapshot(
+        &self,
+        wanted: &VolumeRef,
+        request: CreateSnapshot,
+    ) -> Result<api::Snapshot, ServiceError> {
+        let entry = self.registry.find(wanted)?;
+        let id = SnapshotId::from_u64(random_id()?);
+        let name = request.name.unwrap_or_else(|| SnapshotName::from_time(Timestamp::now()));
+        let asked = QuiesceRequest { hooks: request.hooks, scheduled: None };
+        self.quiescer.check_hooks(&asked).await?;
+        let quiesce_rules = self.quiescer.quiesce_for(&asked, &[Arc::clone(&entry)]).await?;
+        let members = vec![(Arc::clone(&entry), id)];
+        let wanted = Wanted { members, name, internal: false, group: None, quiesce_rules, schedule: None };
+        let row = first(self.freeze_together(wanted).await?)?;
+        self.forget_intervals(&entry).await;
+        tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
+        Ok(to_api(&row, &entry, None, &self.host.data_dir.nbd_socket()))
+    }
+
+    /// Freezes a point of one volume for a verification, with nothing around it.
+    pub async fn freeze(
+        &self,
+        entry: &Arc<VolumeEntry>,
+        id: SnapshotId,
+        name: SnapshotName,
+    ) -> Result<SnapshotRow, ServiceError> {
+        let (members, quiesce_rules) = (vec![(Arc::clone(entry), id)], Vec::new());
+        let wanted = Wanted { members, name, internal: true, group: None, quiesce_rules, schedule: None };
+        first(self.freeze_together(wanted).await?)
+    }
+
+    /// Takes snapshots of one point in time.
+    ///
+    /// Rows, then freeze, then rows, each time in one transaction: a crash in between leaves rows that tell
+    /// what to undo, and after the last transaction all snapshots exist.
+    pub async fn freeze_together(&self, wanted: Wanted) -> Result<Vec<SnapshotRow>, ServiceError> {
+        self.freeze_with_report(wanted, &mut None).await
+    }
+
+    /// [`freeze_together`](Self::freeze_together), with the quiesce report also after a failure.
+    pub async fn freeze_with_report(
+        &self,
+        wanted: Wanted,
+        report: &mut Option<QuiesceReport>,
+    ) -> Result<Vec<SnapshotRow>, ServiceError> {
+        let mut volumes = Vec::with_capacity(wanted.members.len());
+        for (entry, id) in &wanted.members {
+            volumes.push((entry.volume()?, *id));
+        }
+        let ids = volumes.iter().map(|(volume, _)| volume.id());
+        let _turn = tokio::select! {
+            biased;
+            turn = self.quiescing.admit(&wanted.quiesce_rules, ids) => turn,
+            () = self.host.stopping.cancelled() => return Err(ServiceError::Stopping),
+        };
+        if !wanted.quiesce_rules.is_empty() && self.host.stopping.is_cancelled() {
+            // Everything is resumed.
+            return Err(ServiceError::Stopping);
+        }
+        let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
+        let found = self.quiescer.filesystems_for(&wanted.quiesce_rules, &volumes);
+        let (to_freeze, not_frozen) =
+            found.inspect_err(|_| self.quiescing.failures.note_one(QuiesceKind::FreezeFs))?;
+        // Only admins give commands in requests, but all roles see the results of tasks.
+        let tells_all = !wanted.internal && wanted.quiesce_rules.iter().all(|part| part.rule.is_none());
+        let mut operation =
+            QuiesceOperation::new(wanted.quiesce_rules.clone(), to_freeze, wanted.env(), tells_all);
+        operation.stop_with(&self.host.stopping, &self.quiescing);
+        operation.add_steps(not_frozen);
+        self.undo_leftovers(&volumes).await;
+        self.insert_snapshots(&wanted, rows.clone()).await?;
+        let (frozen, operation) = self.freeze_quiesced(&volumes, operation).await?;
+        let taken = match frozen {
+            Ok((frozen, now)) => {
+                wanted.note(&mut rows, &frozen, now, operation.report().as_ref());
+                self.host.failpoints.reached("group frozen")?;
+                let ready = rows.clone();
+                let noted = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await;
+                noted.map_err(ServiceError::from)
+            }
+            Err(error) => Err(wanted.with_volume_name(error)),
+        };
+        let is_taken = taken.is_ok();
+        let operation = blocking(move || {
+            let mut operation = operation;
+            operation.resume(is_taken);
+            Ok::<_, ServiceError>(operation)
+        });
+        *report = operation.await.ok().and_then(|operation| operation.report());
+        self.report_failures(&wanted, report.as_ref(), is_taken).await;
+        if let Err(error) = taken {
+            // No client was answered.
+            self.undo_snapshots(volumes).await;
+            return Err(error);
+        }
+        if report.is_some() {
+            rows.iter_mut().for_each(|row| row.quiesce.clone_from(report));
+            let ready = rows.clone();
+            // The snapshots exist, regardless of their rows.
+            if let Err(error) = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await {
+                tracing::warn!(%error, "what ran after the snapshot is not kept");
+            }
+        }
+        for ((entry, _), row) in wanted.members.iter().zip(&rows) {
+            show(entry, row).await;
+        }
+        Ok(rows)
+    }
+
+    /// Reports failures around a freeze.
+    async fn report_failures(&self, wanted: &Wanted, report: Option<&QuiesceReport>, is_taken: bool) {
+        let Some(report) = report.filter(|report| report.failures().next().is_some()) else { return };
+        self.quiescing.failures.note(report.steps.iter());
+        let volumes: Vec<_> = wanted.members.iter().map(|(entry, _)| entry.name.clone()).collect();
+        let events = events_of_failures(report.steps.iter(), &volumes, is_taken);
+        let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
+        if let Err(error) = stored {
+            tracing::warn!(%error, "the events of what failed around a freeze are not kept");
+        }
+        self.events.wake();
+    }
+
+    /// Freezes volumes on a blocking thread, with quiescing.
+    async fn freeze_quiesced(
+        &self,
+        volumes: &Members,
+        mut operation: QuiesceOperation,
+    ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeError>, QuiesceOperation), ServiceError> {
+        let (data_dir, volumes) = (self.host.data_dir.clone(), volumes.clone());
+        let work = blocking(move || {
+            let frozen = operation.freeze(&data_dir, &volumes);
+            Ok::<_, ServiceError>((frozen, Returned::new(operation)))
+        });
+        let (frozen, operation) = work.await?;
+        let operation = operation
+            .take()
+            .ok_or_else(|| ServiceError::Internal("the quiesce operation was lost".to_owned()))?;
+        Ok((frozen, operation))
+    }
+
+    /// Adds the rows of snapshots that are about to be taken: all of them, or none.
+    async fn insert_snapshots(&self, wanted: &Wanted, rows: Vec<SnapshotRow>) -> Result<(), ServiceError> {
+        let names: Vec<_> = wanted.members.iter().map(|(entry, _)| entry.name.clone()).collect();
+        let inserted = self.db.run(move |tx| -> Result<(), ServiceError> {
+            for (row, volume) in rows.iter().zip(names) {
+                row.insert(tx).map_err(|error: DbError| {
+                    if error.is_conflict() {
+                        let message = format!(
+                            "volume {volume} has a snapshot {} already: choose another name",
+                            row.name
+                        );
+                        return ServiceError::refused(ErrorCode::SnapshotExists, message);
+                    }
+                    error.into()
+                })?;
+            }
+            Ok(())
+        });
+        inserted.await
+    }
+
+    /// Undoes a failed freeze. What cannot be undone on a full disk is undone before the next snapshot or by
+    /// the next start.
+    async fn undo_snapshots(&self, volumes: Members) {
+        for (volume, id) in volumes {
+            let volume_id = volume.id();
+            if let Err(error) = self.drop_snapshot(volume, id).await {
+                tracing::warn!(volume = %volume_id, snapshot = %id, %error, "a snapshot that did not come about is left for now");
+                self.to_undo.lock().push((volume_id, id));
+            }
+        }
+    }
+
+    /// Retries the undo of failed snapshots of these volumes, whose rows still occupy names.
+    async fn undo_leftovers(&self, volumes: &[(Arc<Volume>, SnapshotId)]) {
+        let is_meant =
+            |&mut (id, _): &mut (VolumeId, SnapshotId)| volumes.iter().any(|(volume, _)| volume.id() == id);
+        let leftovers: Vec<_> = self.to_undo.lock().extract_if(.., is_meant).collect();
+        for (volume, id) in leftovers {
+            // A deleted volume takes its snapshots along; one that cannot be opened leaves them to the next
+            // start.
+            let Some(volume) = self.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
+                continue;
+            };
+            self.undo_snapshots(vec![(volume, id)]).await;
+        }
+    }
+
+    /// The snapshots that people made; of one volume, if it is named.
+    ///
+    /// # Errors
+    /// There is no such volume.
+    pub async fn list_snapshots(&self, query: &ListSnapshots) -> Result<SnapshotList, ServiceError> {
+        let volume = query.volume.as_ref().map(|wanted| self.registry.find(wanted)).transpose()?;
+        let volume = volume.map(|entry| entry.id);
+        let rows = self.db.run(move |tx| SnapshotRow::all(tx, volume)).await?;
+        let of_group = |row: &SnapshotRow| match (&query.group, &row.taken_with) {
+            (None, _) => true,
+            (Some(GroupRef::Id(id)), Some(group)) => group.group_id == *id,
+            (Some(GroupRef::Name(name)), Some(group)) => group.group.as_ref() == Some(name),
+            (Some(_), None) => false,
+        };
+        let mut snapshots = Vec::new();
+        let socket = self.host.data_dir.nbd_socket();
+        for entry in self.registry.all() {
+            let shown = |row: &&SnapshotRow| {
+                row.volume == entry.id
+                    && !row.internal
+                    && row.state != SnapshotState::Creating
+                    && of_group(row)
+            };
+            let shown: Vec<_> = rows.iter().filter(shown).collect();
+            if shown.is_empty() {
+                continue;
+            }
+            let space = space_of(&entry).await?;
+            let of = |row: &SnapshotRow| space.iter().find(|space| space.id == row.id);
+            snapshots.extend(shown.into_iter().map(|row| to_api(row, &entry, of(row), &socket)));
+        }
+        Ok(SnapshotList { snapshots })
+    }
+
+    /// Returns a user snapshot.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn inspect_snapshot(&self, wanted: &SnapshotRef) -> Result<api::Snapshot, ServiceError> {
+        let row = self.find_snapshot(wanted).await?;
+        let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
+        let space = space_of(&entry).await?;
+        Ok(to_api(
+            &row,
+            &entry,
+            space.iter().find(|space| space.id == row.id),
+            &self.host.data_dir.nbd_socket(),
+        ))
+    }
+
+    /// Returns the row of a user snapshot by name, id or id prefix.
+    pub async fn find_snapshot(&self, wanted: &SnapshotRef) -> Result<SnapshotRow, ServiceError> {
+        let volume = match wanted {
+            SnapshotRef::Named { volume, .. } => Some(self.registry.find(volume)?.id),
+            SnapshotRef::Id(_) => None,
+        };
+        let rows = self.db.run(move |tx| SnapshotRow::all(tx, volume)).await?;
+        let is_wanted = |row: &SnapshotRow| match wanted {
+            SnapshotRef::Id(id) => row.id == *id,
+            SnapshotRef::Named { name, .. } => row.name == *name,
+        };
+        let shown = |row: &SnapshotRow| !row.internal && row.state != SnapshotState::Creating;
+        let mut rows: Vec<SnapshotRow> = rows.into_iter().filter(shown).collect();
+        let found = match (rows.iter().position(is_wanted), wanted) {
+            (Some(at), _) => Some(rows.swap_remove(at)),
+            (None, SnapshotRef::Id(id)) => {
+                only_one("snapshots", &id.to_string(), rows.into_iter().map(|row| (row.id.to_string(), row)))?
+            }
+            (None, SnapshotRef::Named { .. }) => None,
+        };
+        found.ok_or_else(|| {
+            ServiceError::refused(ErrorCode::SnapshotNotFound, format!("there is no snapshot {wanted}"))
+        })
+    }
+
+    /// Pins or unpins a snapshot.
+    ///
+    /// # Errors
+    /// There is none, or it is being deleted.
+    pub async fn pin_snapshot(
+        &self,
+        wanted: &SnapshotRef,
+        pinned: bool,
+    ) -> Result<api::Snapshot, ServiceError> {
+        let id = self.find_snapshot(wanted).await?.id;
+        if !self.db.run(move |tx| SnapshotRow::set_pinned(tx, id, pinned)).await? {
+            let message = format!("snapshot {wanted} is being deleted: it cannot be pinned any more");
+            return Err(ServiceError::refused(ErrorCode::SnapshotNotFound, message));
+        }
+        tracing::info!(snapshot = %id, pinned, "snapshot pinned, or not any more");
+        if !pinned {
+            // The retention of its schedule holds again.
+            self.scheduler.wake();
+        }
+        self.inspect_snapshot(&SnapshotRef::Id(id)).await
+    }
+
+    /// Deletes a snapshot, a pinned one with `force` only; its layer is merged in the background.
+    ///
+    /// # Errors
+    /// There is none, it is pinned, or it has readers.
+    pub async fn delete_snapshot(&self, wanted: &SnapshotRef, force: bool) -> Result<Deleted, ServiceError> {
+        let row = self.find_snapshot(wanted).await?;
+        let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
+        let volume = entry.volume()?;
+        let id = row.id;
+        let shown = format!("{}@{}", entry.name, row.name);
+        let mark = || {
+            let shown = shown.clone();
+            self.db.run(move |tx| -> Result<Option<Uuid>, ServiceError> {
+                if !force && SnapshotRow::is_pinned(tx, id)? {
+                    let message =
+                        format!("snapshot {shown} is pinned: unpin it first, or delete it by force");
+                    return Err(ServiceError::refused(ErrorCode::SnapshotPinned, message));
+                }
+                let needed_by = TaskRow::task_in_need(tx, id)?;
+                if needed_by.is_none() {
+                    SnapshotRow::set_state(tx, id, SnapshotState::Deleting)?;
+                }
+                Ok(needed_by)
+            })
+        };
+        if let Some(task) = self.with_space_reserve(mark).await? {
+            let message = format!(
+                "backup task {task} needs snapshot {}@{}: wait for it to end, or stop it with --discard",
+                entry.name, row.name
+            );
+            return Err(ServiceError::refused(ErrorCode::SnapshotInUse, message));
+        }
+        entry.hide_snapshot(id);
+        self.browse.release(entry.id);
+        if let Err(error) = self.drop_snapshot(volume, id).await {
+            let busy = matches!(&error, ServiceError::Volume(error) if error.kind() == VolumeErrorKind::Busy);
+            if busy {
+                self.db.run(move |tx| SnapshotRow::set_state(tx, id, SnapshotState::Ready)).await?;
+                show(&entry, &row).await;
+            }
+            return Err(error);
+        }
+        self.forget_intervals(&entry).await;
+        tracing::info!(volume = %row.volume, snapshot = %id, name = %row.name, "snapshot deleted");
+        Ok(Deleted { id: id.to_string(), name: row.name.to_string(), warnings: Vec::new() })
+    }
+
+    /// Removes a snapshot in deletion from its volume, then its row.
+    pub async fn drop_snapshot(&self, volume: Arc<Volume>, id: SnapshotId) -> Result<(), ServiceError> {
+        let drop_from_volume = || {
+            let volume = Arc::clone(&volume);
+            blocking(move || match volume.delete_snapshot(id) {
+                Err(error) if error.kind() == VolumeErrorKind::NotFound => Ok(()),
+                // A closed volume deletes nothing; a missing snapshot needs no deletion.
+                Err(_) if volume.snapshots().iter().all(|snapshot| snapshot.id != id) => Ok(()),
+                other => other,
+            })
+        };
+        self.with_space_reserve(drop_from_volume).await?;
+        self.with_space_reserve(|| self.db.run(move |tx| SnapshotRow::remove(tx, id))).await?;
+        self.merger.wake();
+        Ok(())
+    }
+
+    /// Runs an operation that frees space, or a step of one; on a full disk once more with the space reserve
+    /// released, which the merger fills again.
+    async fn with_space_reserve<T, E, F>(&self, step: impl Fn() -> F) -> Result<T, ServiceError>
+    where
+        E: Into<ServiceError>,
+        F: Future<Output = Result<T, E>>,
+    {
+        let error = match step().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error.into(),
+        };
+        let Some(reserve) = self.reserve.clone().filter(|_| error.to_api().code == ErrorCode::NoSpace) else {
+            return Err(error);
+        };
+        let Ok(Some(_space)) = tokio::task::spawn_blocking(move || reserve.release()).await else {
+            return Err(error);
+        };
+        let done = step().await.map_err(Into::into);
+        self.merger.wake();
+        done
+    }
+
+    /// Lets a volume forget the block sets that no next incremental needs. A failure costs only space.
+    pub async fn forget_intervals(&self, entry: &Arc<VolumeEntry>) {
+        let Ok(volume) = entry.volume() else { return };
+        let id = entry.id;
+        let running = self.tasks.running();
+        let needed = self.db.run(move |tx| -> Result<Option<Epoch>, DbError> {
+            // A backup under way will be the base of the next one.
+            let tasks = running.into_iter().chain(TaskRow::unfinished(tx)?).chain(TaskRow::kept(tx)?);
+            let running: Vec<SnapshotId> =
+                tasks.filter(|task| task.volume == Some(id)).filter_map(|task| task.snapshot).collect();
+            let snapshots = SnapshotRow::all(tx, Some(id))?.into_iter();
+            let underway = snapshots.filter(|row| running.contains(&row.id)).map(|row| row.epoch);
+            Ok(Chain::all(tx, Some(id))?.into_iter().map(|chain| chain.epoch).chain(underway).min())
+        });
+        let forgotten = match needed.await {
+            Ok(needed) => blocking(move || volume.forget_intervals(needed)).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = forgotten {
+            tracing::warn!(volume = %id, %error, "block sets that are no longer needed are kept");
+        }
+    }
+}
+
+/// The only one.
+pub fn first(rows: Vec<SnapshotRow>) -> Result<SnapshotRow, ServiceError> {
+    rows.into_iter().next().ok_or_else(|| ServiceError::Internal("a freeze left no snapshot".into()))
+}
+
+/// Returns the space of a volume's snapshots; empty if it is unknown.
+pub async fn space_of(entry: &VolumeEntry) -> Result<Vec<SnapshotSpace>, ServiceError> {
+    let Ok(volume) = entry.volume() else { return Ok(Vec::new()) };
+    // Walks over all sets of the volume: not for the threads that serve requests.
+    blocking(move || Ok::<_, VolumeError>(volume.snapshot_space())).await
+}
+
+/// Converts to the API; `socket` serves its export.
+pub fn to_api(
+    row: &SnapshotRow,
+    entry: &VolumeEntry,
+    space: Option<&SnapshotSpace>,
+    socket: &Path,
+) -> api::Snapshot {
+    let state = match (row.state, entry.view().state) {
+        (SnapshotState::Deleting, _) => api::SnapshotState::Deleting,
+        (_, EntryState::Failed(_)) => api::SnapshotState::Failed,
+        _ => api::SnapshotState::Ready,
+    };
+    let export = format!("{}@{}", entry.name, row.name);
+    api::Snapshot {
+        uri: blockd_api::nbd_unix_uri(&export, socket),
+        export,
+        id: row.id,
+        volume: entry.name.clone(),
+        volume_id: entry.id,
+        name: row.name.clone(),
+        created: row.created,
+        epoch: row.epoch,
+        freeze_stall_micros: row.freeze_stall_micros,
+        dirty_bytes: row.dirty_bytes,
+        exclusive_bytes: space.map(|space| space.exclusive_bytes),
+        shared_bytes: space.map(|space| space.shared_bytes),
+        state,
+        taken_with: row.taken_with.clone(),
+        quiesce: row.quiesce.clone(),
+        pinned: row.pinned,
+    }
+}
+
+/// Makes a snapshot visible to clients. This may wait for a freeze and the disk.
+async fn show(entry: &Arc<VolumeEntry>, row: &SnapshotRow) {
+    let (entry, row) = (Arc::clone(entry), row.clone());
+    let (volume, snapshot) = (entry.id, row.id);
+    let shown = blocking(move || -> Result<(), ServiceError> {
+        entry.show_snapshot(&row);
+        Ok(())
+    });
+    if let Err(error) = shown.await {
+        tracing::error!(%volume, %snapshot, %error, "clients do not see the snapshot until the next start");
+    }
+}
+
+/// Whole microseconds, rounded up: a stall that was measured is never shown as none.
+pub fn micros_up(stall: std::time::Duration) -> u64 {
+    u64::try_from(stall.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)
+}

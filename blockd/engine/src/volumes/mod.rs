@@ -1,0 +1,562 @@
+//! Creating, describing and deleting volumes.
+
+pub mod attachments;
+pub mod discarded;
+pub mod map_sync;
+pub mod merger;
+pub mod reconcile;
+pub mod registry;
+
+use crate::{
+    browse::Browse,
+    engine::{Admission, random_id},
+    error::{ServiceError, blocking},
+    events::EventLog,
+    health::Health,
+    host::Host,
+    restore::{Restores, in_place::InPlaceWork, lazy::LazyVolumes},
+    schedules::{engine::Candidate, requests::Schedules},
+    snapshots::Snapshots,
+    tasks::{Tasks, runner::Runner},
+    volumes::{
+        attachments::Attachments,
+        merger::Wake,
+        registry::{EntryState, Registry, VolumeEntry},
+    },
+};
+use blockd_api::{
+    ByteSize, Deleted, ErrorCode, GroupName, Labels, RuleName, VolumeRef, check_volume_size,
+    lazy::GoingBack,
+    volumes::{
+        self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList,
+    },
+};
+use blockd_catalog::{
+    Chain, CredentialRow, Db, DbError, LazyRow, RuleUses, SnapshotRow, TaskRow, TaskState, VolumeRow,
+    VolumeState,
+};
+use blockd_extent::VolumeId;
+use blockd_volume::{MergeStats, Volume, VolumeError};
+use jiff::Timestamp;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Volumes.
+pub struct Volumes {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) attachments: Arc<Attachments>,
+    pub(crate) browse: Arc<Browse>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) in_place_work: Arc<InPlaceWork>,
+    pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) merger: Arc<Wake>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) restores: Arc<Restores>,
+    pub(crate) runner: Arc<Runner>,
+    pub(crate) schedules: Arc<Schedules>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) tasks: Arc<Tasks>,
+}
+
+impl std::fmt::Debug for Volumes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Volumes").finish_non_exhaustive()
+    }
+}
+
+impl Volumes {
+    /// Makes a volume; it is durable and served when this returns.
+    ///
+    /// # Errors
+    /// The name is taken, the size is none, or the files cannot be made.
+    pub async fn create_volume(&self, request: CreateVolume) -> Result<api::Volume, ServiceError> {
+        check_volume_size(request.size_bytes).map_err(blockd_api::ApiError::from)?;
+        let row = VolumeRow {
+            id: VolumeId::from_u64(random_id()?),
+            name: request.name,
+            size_bytes: request.size_bytes,
+            labels: request.labels,
+            created: Timestamp::now(),
+            state: VolumeState::Creating,
+            read_only: false,
+            group: request.group,
+        };
+        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.host.data_dir.volume_dir(row.id));
+        let entry = self.add_volume(row, None, move || Volume::create(&dir, id, size_bytes)).await?;
+        tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = entry.size_bytes(), "volume created");
+        self.describe(&entry).await
+    }
+
+    /// Creates a clone of a snapshot; it is durable and served on return.
+    ///
+    /// # Errors
+    /// The name is taken, there is no such snapshot, or the files cannot be shared or created.
+    pub async fn clone_volume(
+        self: &Arc<Self>,
+        wanted: &VolumeRef,
+        request: CloneVolume,
+    ) -> Result<api::Volume, ServiceError> {
+        let parent = self.registry.find(wanted)?;
+        let snapshot = self.snapshots.snapshot_of(&parent, &request.snapshot).await?.id;
+        let volume = parent.volume()?;
+        let size_bytes =
+            volume.snapshots().iter().find(|info| info.id == snapshot).map(|info| info.size_bytes);
+        let row = VolumeRow {
+            id: VolumeId::from_u64(random_id()?),
+            name: request.name,
+            size_bytes: size_bytes.unwrap_or_else(|| volume.size_bytes()),
+            labels: request.labels,
+            created: Timestamp::now(),
+            state: VolumeState::Creating,
+            read_only: false,
+            group: None,
+        };
+        let (id, dir) = (row.id, self.host.data_dir.volume_dir(row.id));
+        let rows = self.db.run(LazyRow::all).await?;
+        let lazy = rows.into_iter().find(|lazy| lazy.volume == parent.id);
+        let lazy = lazy.map(|lazy| LazyRow { volume: id, ..lazy });
+        let made = self.add_volume(row, lazy, move || volume.clone_to(snapshot, &dir, id)).await;
+        // The name may be free now.
+        self.merger.wake();
+        let entry = made?;
+        if let Some(lazy) = lazy {
+            self.restores.take_up_lazy_clone(&entry, lazy).await?;
+        }
+        tracing::info!(volume = %entry.id, name = %entry.name, parent = %parent.id, %snapshot, "volume cloned");
+        self.describe(&entry).await
+    }
+
+    /// Checks that a volume's directory matches its metadata.
+    ///
+    /// # Errors
+    /// The volume is not open.
+    pub async fn check_volume(&self, wanted: &VolumeRef) -> Result<api::VolumeCheck, ServiceError> {
+        let entry = self.registry.find(wanted)?;
+        let volume = entry.volume()?;
+        let found = blocking(move || Ok::<_, VolumeError>(volume.check())).await?;
+        // A merge may have made way.
+        self.merger.wake();
+        Ok(api::VolumeCheck {
+            volume: entry.name.clone(),
+            sound: found.findings.is_empty(),
+            layers: found.layers,
+            shared_layers: found.shared_layers,
+            intervals: found.intervals,
+            findings: found.findings,
+        })
+    }
+
+    /// Adds a volume, perhaps a lazy one, whose files `make` creates. The name is reserved at once; the
+    /// volume is usable when it is up.
+    async fn add_volume(
+        &self,
+        row: VolumeRow,
+        lazy: Option<LazyRow>,
+        make: impl FnOnce() -> Result<Arc<Volume>, VolumeError> + Send + 'static,
+    ) -> Result<Arc<VolumeEntry>, ServiceError> {
+        let entry = VolumeEntry::new(&row, EntryState::Creating);
+        self.registry.reserve(&entry)?;
+        match self.make_volume(row, lazy, make).await {
+            Ok(volume) => entry.set_state(EntryState::Up(volume)),
+            Err(error) => {
+                self.registry.remove(&entry);
+                return Err(error);
+            }
+        }
+        Ok(entry)
+    }
+
+    /// Row, then files, then row: a crash in between leaves a row that tells what to undo.
+    async fn make_volume(
+        &self,
+        row: VolumeRow,
+        lazy: Option<LazyRow>,
+        make: impl FnOnce() -> Result<Arc<Volume>, VolumeError> + Send + 'static,
+    ) -> Result<Arc<Volume>, ServiceError> {
+        let id = row.id;
+        self.db
+            .run(move |tx| -> Result<(), DbError> {
+                row.insert(tx)?;
+                lazy.map_or(Ok(()), |lazy| lazy.insert(tx))
+            })
+            .await?;
+        let volume = match blocking(make).await {
+            Ok(volume) => volume,
+            Err(error) => {
+                self.lazy.unmake_volume(id, None).await;
+                return Err(error);
+            }
+        };
+        if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await {
+            self.lazy.unmake_volume(id, Some(volume)).await;
+            return Err(error.into());
+        }
+        Ok(volume)
+    }
+}
+
+impl Volumes {
+    /// The volumes that have these labels.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list_volumes(&self, query: &ListVolumes) -> Result<VolumeList, ServiceError> {
+        let facts = self.facts(None).await?;
+        let wanted = |entry: &Arc<VolumeEntry>| {
+            let tags = entry.tags();
+            query.label.as_ref().is_none_or(|label| tags.labels.matches(label))
+                && (query.group.is_none() || query.group == tags.group)
+        };
+        let entries = self.registry.all().into_iter().filter(wanted);
+        Ok(VolumeList { volumes: entries.map(|entry| self.to_api(&entry, &facts)).collect() })
+    }
+
+    /// Returns a volume.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn inspect_volume(&self, wanted: &VolumeRef) -> Result<api::Volume, ServiceError> {
+        let entry = self.registry.find(wanted)?;
+        self.describe(&entry).await
+    }
+
+    async fn describe(&self, entry: &VolumeEntry) -> Result<api::Volume, ServiceError> {
+        let facts = self.facts(Some(entry.id)).await?;
+        Ok(self.to_api(entry, &facts))
+    }
+
+    async fn facts(&self, volume: Option<VolumeId>) -> Result<Facts, ServiceError> {
+        let goes_back = !self.in_place_work.going_back.lock().is_empty();
+        let mut going_back = Vec::new();
+        if goes_back {
+            let tasks =
+                self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
+            going_back.extend(tasks.filter(|task| task.detail.in_place.is_some()));
+        }
+        let facts = self.db.run(move |tx| -> Result<Facts, DbError> {
+            Ok(Facts {
+                going_back,
+                snapshots: SnapshotRow::all(tx, volume)?,
+                chains: Chain::all(tx, volume)?,
+                credentials: CredentialRow::all(tx)?,
+                lazy: LazyRow::all(tx)?,
+                rules: RuleUses::all(tx)?.volumes,
+            })
+        });
+        Ok(facts.await?)
+    }
+
+    fn to_api(&self, entry: &VolumeEntry, facts: &Facts) -> api::Volume {
+        let (view, tags) = (entry.view(), entry.tags());
+        let hydration = match &view.state {
+            EntryState::Up(volume) => self.lazy.hydration(volume, &facts.lazy),
+            _ => None,
+        };
+        let stats = match &view.state {
+            EntryState::Up(volume) => Some(volume.stats()),
+            _ => None,
+        };
+        let (state, state_reason) = match (view.state, view.fault) {
+            (_, Some(fault)) => (api::VolumeState::Failed, Some(fault)),
+            (EntryState::Up(_), None) => (api::VolumeState::Up, None),
+            (EntryState::Restoring, None) => (api::VolumeState::Restoring, None),
+            (EntryState::Failed(reason), None) => (api::VolumeState::Failed, Some(reason)),
+            (EntryState::Creating, None) => (api::VolumeState::Failed, Some("it is still being made".into())),
+            (EntryState::Deleting, None) => (api::VolumeState::Failed, Some("it is being deleted".into())),
+        };
+        let shown = |row: &&SnapshotRow| row.volume == entry.id && !row.internal;
+        let snapshot_count = facts.snapshots.iter().filter(shown).count() as u64;
+        let last_backups = facts.chains.iter().filter(|chain| chain.volume == entry.id);
+        let last_backups = last_backups.map(|chain| LastBackup {
+            credential: chain.credential,
+            credential_name: facts.credential_name(chain.credential),
+            cloudsnap_id: chain.cloudsnap.to_string(),
+            time: chain.finished,
+            incrementals_since_full: chain.incrementals,
+        });
+        api::Volume {
+            id: entry.id,
+            name: entry.name.clone(),
+            size_bytes: entry.size_bytes(),
+            read_only: entry.is_read_only(),
+            labels: tags.labels,
+            group: tags.group,
+            rule: facts.rules.get(&entry.id).cloned(),
+            created: entry.created,
+            state,
+            state_reason,
+            discarded_writes: crate::volumes::discarded::shown(entry),
+            uri: blockd_api::nbd_unix_uri(entry.name.as_str(), &self.host.data_dir.nbd_socket()),
+            connections: view.connections,
+            attachment: self.attachments.describe(entry.id),
+            dirty_bytes: stats.as_ref().map_or(0, |stats| stats.head_dirty_bytes),
+            shared_bytes: stats.as_ref().map_or(0, |stats| stats.shared_bytes),
+            allocated_bytes: stats.as_ref().map_or(0, |stats| stats.allocated_bytes),
+            snapshot_count,
+            layers: stats.as_ref().map_or(0, |stats| stats.layers),
+            merging: stats.as_ref().map(|stats| stats.merge).filter(|merge| merge.layers > 0).map(|merge| {
+                let MergeStats { layers, done_bytes, total_bytes, .. } = merge;
+                api::Merging { layers, done_bytes, total_bytes }
+            }),
+            rolling_back: stats.as_ref().filter(|stats| stats.rollback_total_bytes > 0).map(|stats| {
+                let (done_bytes, total_bytes) = (stats.rollback_done_bytes, stats.rollback_total_bytes);
+                api::RollingBack { done_bytes, total_bytes }
+            }),
+            going_back: facts.going_back.iter().find(|task| task.volume == Some(entry.id)).map(|task| {
+                GoingBack {
+                    task: task.id,
+                    cloudsnap: task.cloudsnap.to_string(),
+                    done_bytes: task.detail.bytes_processed,
+                    total_bytes: task.detail.bytes_total,
+                    in_part: matches!(task.state, TaskState::Failed | TaskState::Stopped),
+                }
+            }),
+            hydration,
+            io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
+                reads: stats.reads,
+                writes: stats.writes,
+                bytes_read: stats.bytes_read,
+                bytes_written: stats.bytes_written,
+                flushes: stats.flushes,
+            }),
+            last_backups: last_backups.collect(),
+        }
+    }
+
+    /// Applies the requested changes, size first: a growth is durable on return.
+    ///
+    /// # Errors
+    /// There is nothing to change, the volume is unusable, the size is smaller than the current one, or the
+    /// disk fails.
+    pub async fn update_volume(
+        self: &Arc<Self>,
+        wanted: &VolumeRef,
+        request: UpdateVolume,
+    ) -> Result<api::Volume, ServiceError> {
+        let entry = self.registry.find(wanted)?;
+        if request == UpdateVolume::default() {
+            let message = "nothing is to be changed: give sizeBytes, readOnly, acknowledgeDiscardedWrites, labels or group";
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        if let Some(size_bytes) = request.size_bytes {
+            self.grow_volume(&entry, size_bytes).await?;
+        }
+        if request.acknowledge_discarded_writes {
+            let volume = entry.volume()?;
+            let (this, entry) = (Arc::clone(self), Arc::clone(&entry));
+            blocking(move || this.acknowledge_discarded_writes(&entry, &volume)).await?;
+        }
+        if let Some(read_only) = request.read_only {
+            let id = entry.id;
+            self.db.run(move |tx| VolumeRow::set_read_only(tx, id, read_only)).await?;
+            entry.set_read_only(read_only);
+            tracing::info!(volume = %entry.id, name = %entry.name, read_only, "volume updated");
+        }
+        if request.labels.is_some() || request.group.is_some() {
+            self.update_tags(&entry, request.labels, request.group).await?;
+        }
+        self.describe(&entry).await
+    }
+
+    async fn update_tags(
+        &self,
+        entry: &VolumeEntry,
+        labels: Option<Labels>,
+        group: Option<Option<GroupName>>,
+    ) -> Result<(), ServiceError> {
+        // One at a time, or concurrent changes could undo each other.
+        let _admission = self.admission.lock().await;
+        let mut tags = entry.tags();
+        tags.labels = labels.unwrap_or(tags.labels);
+        tags.group = group.unwrap_or(tags.group);
+        let (id, new) = (entry.id, tags.clone());
+        self.db.run(move |tx| VolumeRow::set_tags(tx, id, &new.labels, new.group.as_ref())).await?;
+        entry.set_tags(tags);
+        tracing::info!(volume = %entry.id, name = %entry.name, "labels and group updated");
+        Ok(())
+    }
+
+    /// The volume, then the row: if the row is not written any more, the next start does it.
+    async fn grow_volume(&self, entry: &Arc<VolumeEntry>, size_bytes: u64) -> Result<(), ServiceError> {
+        check_volume_size(size_bytes).map_err(blockd_api::ApiError::from)?;
+        let volume = entry.volume()?;
+        let present = volume.size_bytes();
+        if size_bytes < present {
+            let message = format!(
+                "volume {} has {} and cannot shrink to {}: a volume only grows",
+                entry.name,
+                ByteSize::from_bytes(present),
+                ByteSize::from_bytes(size_bytes)
+            );
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        if size_bytes == present {
+            // The size is announced again, so that a repeated request reaches clients that missed it.
+            self.registry.announce_size(entry);
+            return Ok(());
+        }
+        let grown = blocking(move || volume.grow(size_bytes)).await;
+        // Also after a failure, which may follow the commit.
+        let (id, now) = (entry.id, entry.size_bytes());
+        if now > present {
+            // The volume has that size regardless of its row.
+            self.registry.announce_size(entry);
+            // The head of before has become a layer that no snapshot keeps.
+            self.merger.wake();
+            self.db.run(move |tx| VolumeRow::grow(tx, id, now)).await?;
+            tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = now, "volume grown");
+        }
+        grown
+    }
+
+    /// Removes a volume with its snapshots, those that are pinned by force only; its backups stay in the
+    /// store.
+    ///
+    /// # Errors
+    /// Clients are connected, a task works on it, or a snapshot is pinned.
+    pub async fn delete_volume(
+        self: &Arc<Self>,
+        wanted: &VolumeRef,
+        force: bool,
+    ) -> Result<Deleted, ServiceError> {
+        let admission = self.admission.lock().await;
+        let entry = self.registry.find(wanted)?;
+        if let Some(task) =
+            // A hydration ends with its volume.
+            self
+                .tasks
+                .unfinished_tasks()
+                .await?
+                .into_iter()
+                .find(|task| task.volume == Some(entry.id) && !task.detail.lazy)
+        {
+            let message =
+                format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        self.attachments.check_delete(entry.id)?;
+        if !force {
+            self.refuse_pinned(&entry).await?;
+        }
+        self.browse.release(entry.id);
+        let before = entry.begin_delete()?;
+        // Resumable backups can never be resumed again.
+        let volume_id = entry.id;
+        if let Err(error) = self.runner.give_up_kept(move |task| task.volume == Some(volume_id)).await {
+            tracing::warn!(volume = %entry.id, %error, "what was kept of its tasks is left");
+        }
+        drop(admission);
+        let id = entry.id;
+        if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await {
+            self.undo_delete(&entry, before, &error).await;
+            return Err(error.into());
+        }
+        // From here on the volume is gone in any event: the next start completes the deletion.
+        let volume = match before {
+            EntryState::Up(volume) => Some(volume),
+            _ => None,
+        };
+        if let Err(error) = self.remove_volume_files(&entry, volume).await {
+            // A repeated request continues here.
+            entry.set_state(EntryState::Failed(format!("its removal failed: {error}")));
+            return Err(error);
+        }
+        self.registry.remove(&entry);
+        self.lazy.lazy_sources.lock().remove(&id);
+        // Layers shared with other volumes may be mergeable now.
+        self.merger.wake();
+        tracing::info!(volume = %id, name = %entry.name, "volume deleted");
+        let gone = Candidate { id, name: entry.name.clone(), tags: entry.tags() };
+        let warnings = self.schedules.schedules_without(gone).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "which schedules are without a volume now is not told");
+            Vec::new()
+        });
+        Ok(Deleted { id: id.to_string(), name: entry.name.to_string(), warnings })
+    }
+
+    /// Refuses to delete a volume with pinned snapshots.
+    async fn refuse_pinned(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
+        const MAX_NAMED: usize = 10;
+        let id = entry.id;
+        let rows = self.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
+        let pinned: Vec<_> = rows.iter().filter(|row| row.pinned).map(|row| row.name.as_str()).collect();
+        if pinned.is_empty() {
+            return Ok(());
+        }
+        let more = match pinned.len().saturating_sub(MAX_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let message = format!(
+            "snapshots of volume {} are pinned ({}{more}): unpin them first, or delete it by force",
+            entry.name,
+            pinned.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join(", ")
+        );
+        Err(ServiceError::refused(ErrorCode::SnapshotPinned, message))
+    }
+
+    /// Reopens a volume whose row may be in deletion: a failed commit may be durable nevertheless, and then
+    /// the next start would delete later writes. If the row cannot be reset, the volume refuses writes.
+    async fn undo_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &DbError) {
+        let id = entry.id;
+        let volume = match before {
+            EntryState::Up(volume) => volume,
+            // It accepts no writes anyway.
+            before => return entry.undo_delete(before),
+        };
+        let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await else {
+            entry.undo_delete(EntryState::Up(volume));
+            self.merger.wake();
+            return;
+        };
+        tracing::error!(volume = %id, name = %entry.name, %error, "whether the volume is to be deleted is not known");
+        entry.set_state(EntryState::Failed(format!(
+            "whether its deletion was recorded is not known ({why}): delete it again, or restart blockd to see"
+        )));
+        let closed = blocking(move || volume.close()).await;
+        if let Err(error) = closed {
+            tracing::warn!(volume = %id, name = %entry.name, %error, "the volume is not closed cleanly");
+        }
+    }
+
+    async fn remove_volume_files(
+        &self,
+        entry: &Arc<VolumeEntry>,
+        volume: Option<Arc<Volume>>,
+    ) -> Result<(), ServiceError> {
+        let (dir, id) = (self.host.data_dir.volume_dir(entry.id), entry.id);
+        let entry = Arc::clone(entry);
+        let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
+            let _upkeep = entry.upkeep.lock();
+            if let Some(volume) = volume
+                && let Err(error) = volume.close()
+            {
+                // Its content is about to be removed: errors of its close do not matter.
+                tracing::debug!(volume = %entry.id, %error, "closing before the removal");
+            }
+            Volume::delete_files(&dir)
+        });
+        removed.await?;
+        Ok(self.db.run(move |tx| VolumeRow::remove(tx, id)).await?)
+    }
+}
+
+/// Facts about volumes, read in one transaction.
+struct Facts {
+    /// Tasks of in-place restores.
+    going_back: Vec<TaskRow>,
+    snapshots: Vec<SnapshotRow>,
+    chains: Vec<Chain>,
+    credentials: Vec<CredentialRow>,
+    lazy: Vec<LazyRow>,
+    rules: BTreeMap<VolumeId, RuleName>,
+}
+
+impl Facts {
+    fn credential_name(&self, uuid: uuid::Uuid) -> String {
+        let found = self.credentials.iter().find(|row| row.uuid == uuid);
+        found.map_or_else(|| uuid.to_string(), |row| row.name.to_string())
+    }
+}

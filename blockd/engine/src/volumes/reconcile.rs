@@ -1,0 +1,368 @@
+//! Reconciliation of rows and files at the start: interrupted operations are completed or undone, and all
+//! volumes are opened.
+
+use crate::{
+    data_dir::DataDir,
+    restore::full::remove_half,
+    volumes::registry::{EntryState, Registry, VolumeEntry},
+};
+use blockd_catalog::{Db, DbError, SnapshotRow, SnapshotState, TaskKind, TaskRow, VolumeRow, VolumeState};
+use blockd_volume::{OpenOptions, Volume, VolumeError, VolumeErrorKind};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use uuid::Uuid;
+
+/// Opens the volumes and reconciles the rest. A volume that cannot be opened is in the registry with its
+/// error.
+///
+/// # Errors
+/// The database fails.
+pub fn reconcile(db: &Db, data_dir: &DataDir, options: &OpenOptions) -> Result<Registry, DbError> {
+    let (volumes, snapshots, unfinished) = db.transaction(|tx| -> Result<_, DbError> {
+        // Resumable tasks need the same as running ones.
+        let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
+        Ok((VolumeRow::all(tx)?, SnapshotRow::all(tx, None)?, tasks.collect::<Vec<_>>()))
+    })?;
+    let registry = Registry::default();
+    let mut to_open = Vec::new();
+    for row in volumes {
+        let being_restored =
+            unfinished.iter().any(|task| task.kind == TaskKind::Restore && task.volume == Some(row.id));
+        match row.state {
+            VolumeState::Up => to_open.push(row),
+            VolumeState::Restoring if being_restored => {
+                registry.insert(VolumeEntry::new(&row, EntryState::Restoring));
+            }
+            VolumeState::Creating | VolumeState::Deleting | VolumeState::Restoring => {
+                remove_volume(db, data_dir, &row, &registry)?;
+            }
+        }
+    }
+    for (row, opened) in open_all(data_dir, &to_open, options) {
+        let state = match opened {
+            Ok(volume) => {
+                if volume.size_bytes() != row.size_bytes {
+                    db.transaction(|tx| VolumeRow::grow(tx, row.id, volume.size_bytes()))?;
+                }
+                reconcile_snapshots(db, &row, &volume, &snapshots)?;
+                EntryState::Up(volume)
+            }
+            Err(error) => {
+                tracing::error!(volume = %row.id, name = %row.name, %error, "the volume cannot be opened");
+                EntryState::Failed(error.to_string())
+            }
+        };
+        let entry = VolumeEntry::new(&row, state);
+        for snapshot in snapshots.iter().filter(|snapshot| snapshot.volume == row.id) {
+            entry.show_snapshot(snapshot);
+        }
+        registry.insert(entry);
+    }
+    remove_leftover_tasks(data_dir, &unfinished);
+    report_unknown_files(data_dir, &registry);
+    Ok(registry)
+}
+
+/// Removes a volume after an interrupted creation, restore or deletion: no client was answered.
+fn remove_volume(db: &Db, data_dir: &DataDir, row: &VolumeRow, registry: &Registry) -> Result<(), DbError> {
+    match remove_half(&data_dir.volume_dir(row.id)) {
+        Ok(()) => {
+            tracing::info!(volume = %row.id, name = %row.name, "removed what was left of the volume");
+            db.transaction(|tx| VolumeRow::remove(tx, row.id))
+        }
+        Err(error) => {
+            tracing::error!(volume = %row.id, name = %row.name, %error, "what is left of the volume cannot be removed");
+            registry
+                .insert(VolumeEntry::new(row, EntryState::Failed(format!("its removal failed: {error}"))));
+            Ok(())
+        }
+    }
+}
+
+type Opened = (VolumeRow, Result<Arc<Volume>, VolumeError>);
+
+/// Number of volumes opened concurrently: each waits mostly for its disk, and their syncs combine.
+const OPEN_AT_ONCE: usize = 32;
+
+/// Opens volumes on several threads: each reads its own files.
+fn open_all(data_dir: &DataDir, rows: &[VolumeRow], options: &OpenOptions) -> Vec<Opened> {
+    let threads = OPEN_AT_ONCE.min(rows.len());
+    let next = AtomicUsize::new(0);
+    let open_some = || {
+        let mut opened = Vec::new();
+        while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let dir = data_dir.volume_dir(row.id);
+            let volume = Volume::open(&dir, options).and_then(|volume| {
+                // It may be larger: it grew before its row was written.
+                if volume.id() == row.id && volume.size_bytes() >= row.size_bytes {
+                    return Ok(volume);
+                }
+                let what = format!(
+                    "it is volume {} of {} bytes, not the one that belongs here",
+                    volume.id(),
+                    volume.size_bytes()
+                );
+                Err(VolumeError::Damaged { path: dir.clone(), what })
+            });
+            opened.push((row.clone(), volume));
+        }
+        opened
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(open_some)).collect();
+        let mut all = open_some();
+        for thread in others {
+            match thread.join() {
+                Ok(opened) => all.extend(opened),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        all
+    })
+}
+
+/// Undoes snapshots in creation, and deletes those in deletion and unknown ones.
+fn reconcile_snapshots(
+    db: &Db,
+    row: &VolumeRow,
+    volume: &Volume,
+    snapshots: &[SnapshotRow],
+) -> Result<(), DbError> {
+    let rows: Vec<_> = snapshots.iter().filter(|snapshot| snapshot.volume == row.id).collect();
+    for snapshot in &rows {
+        if snapshot.state == SnapshotState::Ready {
+            if !volume.snapshots().iter().any(|info| info.id == snapshot.id) {
+                tracing::error!(volume = %row.id, snapshot = %snapshot.id, name = %snapshot.name, "the volume has lost this snapshot");
+                db.transaction(|tx| SnapshotRow::remove(tx, snapshot.id))?;
+            }
+            continue;
+        }
+        match volume.delete_snapshot(snapshot.id) {
+            Err(error) if error.kind() != VolumeErrorKind::NotFound => {
+                tracing::warn!(volume = %row.id, snapshot = %snapshot.id, %error, "the snapshot cannot be removed for now");
+            }
+            _ => db.transaction(|tx| SnapshotRow::remove(tx, snapshot.id))?,
+        }
+    }
+    for info in volume.snapshots() {
+        if rows.iter().any(|snapshot| snapshot.id == info.id) {
+            continue;
+        }
+        tracing::warn!(volume = %row.id, snapshot = %info.id, "removing a snapshot that is in no list");
+        if let Err(error) = volume.delete_snapshot(info.id) {
+            tracing::warn!(volume = %row.id, snapshot = %info.id, %error, "the snapshot cannot be removed for now");
+        }
+    }
+    Ok(())
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+fn remove_leftover_tasks(data_dir: &DataDir, unfinished: &[TaskRow]) {
+    let kept: BTreeSet<Uuid> = unfinished.iter().map(|task| task.id).collect();
+    let dir = data_dir.tasks_dir();
+    for name in names(&dir) {
+        if name.parse::<Uuid>().is_ok_and(|id| !kept.contains(&id))
+            && let Err(error) = blockd_files::remove_dir(&dir.join(&name))
+        {
+            tracing::warn!(task = name, %error, "files of a task that has ended cannot be removed");
+        }
+    }
+}
+
+/// Leaves files of unknown volumes alone, as they may be the only copy, and removes leftovers of interrupted
+/// removals and restores.
+fn report_unknown_files(data_dir: &DataDir, registry: &Registry) {
+    let dir = data_dir.volumes_dir();
+    for name in names(&dir) {
+        let (id, kind) = name.split_once('.').unwrap_or((&name, ""));
+        let id = id.parse().ok();
+        if id.and_then(|id| registry.by_id(id)).is_some() {
+            continue;
+        }
+        let path = dir.join(&name);
+        if id.is_some() && matches!(kind, "deleted" | "restoring") {
+            match blockd_files::remove_dir(&path) {
+                Ok(()) => tracing::info!(path = %path.display(), "removed what was left of a volume"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "what is left of a volume cannot be removed");
+                }
+            }
+        } else {
+            tracing::warn!(path = %path.display(), "this belongs to no volume in the database and is left alone");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{Epoch, SnapshotId, VolumeId};
+    use jiff::Timestamp;
+
+    const SIZE_BYTES: u64 = 1 << 20;
+
+    struct Host {
+        dir: tempfile::TempDir,
+        db: Db,
+    }
+
+    impl Host {
+        fn data_dir(&self) -> DataDir {
+            DataDir::new(self.dir.path().to_owned())
+        }
+
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("volumes")).unwrap();
+            std::fs::create_dir(dir.path().join("tasks")).unwrap();
+            let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+            Self { dir, db }
+        }
+
+        fn row(&self, number: u64, name: &str, state: VolumeState) -> VolumeId {
+            let id = VolumeId::from_u64(number);
+            let row = VolumeRow {
+                id,
+                name: name.parse().unwrap(),
+                size_bytes: SIZE_BYTES,
+                labels: Default::default(),
+                created: Timestamp::UNIX_EPOCH,
+                state,
+                read_only: false,
+                group: None,
+            };
+            self.db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
+            id
+        }
+
+        fn files(&self, id: VolumeId) -> Arc<Volume> {
+            Volume::create(&self.data_dir().volume_dir(id), id, SIZE_BYTES).unwrap()
+        }
+
+        fn snapshot(&self, volume: VolumeId, number: u64, state: SnapshotState) {
+            let row = SnapshotRow {
+                id: SnapshotId::from_u64(number),
+                volume,
+                name: format!("s{number}").parse().unwrap(),
+                created: Timestamp::UNIX_EPOCH,
+                state,
+                internal: false,
+                epoch: Epoch(1),
+                dirty_bytes: 0,
+                freeze_stall_micros: 0,
+                taken_with: None,
+                quiesce: None,
+                pinned: false,
+            };
+            self.db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
+        }
+
+        fn start(&self) -> Registry {
+            reconcile(&self.db, &self.data_dir(), &OpenOptions::default()).unwrap()
+        }
+
+        fn rows(&self) -> (Vec<VolumeRow>, Vec<SnapshotRow>) {
+            self.db
+                .transaction::<_, DbError>(|tx| Ok((VolumeRow::all(tx)?, SnapshotRow::all(tx, None)?)))
+                .unwrap()
+        }
+    }
+
+    #[test]
+    fn reconcile_finishes_interrupted_work_and_serves_the_rest() {
+        let host = Host::new();
+        let up = host.row(1, "up", VolumeState::Up);
+        drop(host.files(up));
+        let creating = host.row(2, "creating", VolumeState::Creating);
+        drop(host.files(creating));
+        host.row(3, "creating-without-files", VolumeState::Creating);
+        let deleting = host.row(4, "deleting", VolumeState::Deleting);
+        drop(host.files(deleting));
+        let restoring = host.row(5, "restoring-without-task", VolumeState::Restoring);
+        std::fs::create_dir(host.dir.path().join("volumes/5.restoring")).unwrap();
+        host.row(6, "lost", VolumeState::Up);
+
+        let registry = host.start();
+        assert!(matches!(registry.by_name("up").unwrap().view().state, EntryState::Up(_)));
+        let EntryState::Failed(reason) = registry.by_name("lost").unwrap().view().state else {
+            panic!("it is served")
+        };
+        assert!(reason.contains("volumes/6"), "{reason}");
+        assert_eq!(registry.all().len(), 2);
+        let names: Vec<_> = host.rows().0.iter().map(|row| row.name.to_string()).collect();
+        assert_eq!(names, ["lost", "up"]);
+        for id in [creating, deleting, restoring] {
+            assert!(!host.data_dir().volume_dir(id).exists());
+        }
+        assert!(!host.dir.path().join("volumes/5.restoring").exists());
+    }
+
+    #[test]
+    fn snapshots_of_rows_and_disk_agree_afterwards() {
+        let host = Host::new();
+        let id = host.row(1, "data", VolumeState::Up);
+        let volume = host.files(id);
+        for (number, state) in [
+            (11, Some(SnapshotState::Ready)),
+            (12, Some(SnapshotState::Creating)),
+            (13, Some(SnapshotState::Deleting)),
+            (14, None),
+        ] {
+            volume.freeze(SnapshotId::from_u64(number)).unwrap();
+            if let Some(state) = state {
+                host.snapshot(id, number, state);
+            }
+        }
+        host.snapshot(id, 15, SnapshotState::Creating);
+        host.snapshot(id, 16, SnapshotState::Deleting);
+        host.snapshot(id, 17, SnapshotState::Ready);
+        drop(volume);
+
+        let registry = host.start();
+        let EntryState::Up(volume) = registry.by_name("data").unwrap().view().state else {
+            panic!("it is not up")
+        };
+        let left: Vec<_> = volume.snapshots().iter().map(|info| info.id.as_u64()).collect();
+        assert_eq!(left, [11]);
+        let rows: Vec<_> = host.rows().1.iter().map(|row| row.id.as_u64()).collect();
+        assert_eq!(rows, [11]);
+    }
+
+    #[test]
+    fn files_of_ended_tasks_are_removed_unknown_volumes_kept() {
+        let host = Host::new();
+        let task = host.dir.path().join("tasks").join(Uuid::new_v4().to_string());
+        std::fs::create_dir(&task).unwrap();
+        let unknown = VolumeId::from_u64(9);
+        drop(host.files(unknown));
+        let volumes = host.dir.path().join("volumes");
+        for name in ["7.deleted", "8.restoring", "notes.deleted"] {
+            std::fs::create_dir(volumes.join(name)).unwrap();
+        }
+        host.start();
+        assert!(!task.exists());
+        assert!(!volumes.join("7.deleted").exists() && !volumes.join("8.restoring").exists());
+        assert!(volumes.join("notes.deleted").exists());
+        assert!(host.data_dir().volume_dir(unknown).exists());
+    }
+
+    #[test]
+    fn files_of_another_volume_are_not_served() {
+        let host = Host::new();
+        host.row(1, "data", VolumeState::Up);
+        let other = VolumeId::from_u64(2);
+        drop(Volume::create(&host.data_dir().volume_dir(VolumeId::from_u64(1)), other, SIZE_BYTES).unwrap());
+        let registry = host.start();
+        assert!(matches!(registry.by_name("data").unwrap().view().state, EntryState::Failed(_)));
+    }
+}

@@ -1,0 +1,533 @@
+//! Registry of the host's volumes with their states and connections.
+//!
+//! An entry's state and its number of connections change under one lock, so that a volume is never removed
+//! under a client that has just connected.
+
+use crate::{error::ServiceError, metrics::Traffic, names::only_one};
+use blockd_api::{ApiError, ErrorCode, GroupName, Labels, SnapshotName, VolumeName, VolumeRef};
+use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
+use blockd_extent::{Epoch, SnapshotId, VolumeId};
+use blockd_volume::Volume;
+use jiff::Timestamp;
+use parking_lot::{Mutex, RwLock};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// State of a volume.
+#[derive(Clone)]
+pub enum EntryState {
+    /// Open.
+    Up(Arc<Volume>),
+    /// In creation.
+    Creating,
+    /// A restore fills it.
+    Restoring,
+    /// Failed to open.
+    Failed(String),
+    /// In deletion.
+    Deleting,
+}
+
+struct Inner {
+    state: EntryState,
+    connections: u64,
+    /// Message to clients during a rollback, which fences the volume.
+    rolling_back: Option<String>,
+    /// Cause of a stop of writes since it was opened.
+    fault: Option<String>,
+}
+
+/// A volume.
+pub struct VolumeEntry {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Creation time.
+    pub created: Timestamp,
+    tags: Mutex<Tags>,
+    /// Held while layers are merged or files removed: never both at once.
+    pub upkeep: Mutex<()>,
+    /// The size that its row had.
+    row_size_bytes: u64,
+    read_only: AtomicBool,
+    /// User snapshots, for callers that must not wait for the database or a freeze.
+    snapshots: Mutex<Arc<Vec<SnapshotPoint>>>,
+    /// Stops a merge.
+    pub stop_upkeep: AtomicBool,
+    /// Latencies of client requests.
+    pub traffic: Traffic,
+    inner: Mutex<Inner>,
+}
+
+/// Labels and group of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tags {
+    /// Its labels.
+    pub labels: Labels,
+    /// The group that it is frozen with.
+    pub group: Option<GroupName>,
+}
+
+/// A snapshot of a volume, as clients know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotPoint {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its name.
+    pub name: SnapshotName,
+    /// The last epoch that is in it.
+    pub epoch: Epoch,
+    /// Creation time.
+    pub created: Timestamp,
+    /// The size that the volume had then.
+    pub size_bytes: u64,
+}
+
+impl std::fmt::Debug for VolumeEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VolumeEntry").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// View of a volume for a reply.
+pub struct EntryView {
+    /// State.
+    pub state: EntryState,
+    /// Clients connected.
+    pub connections: u64,
+    /// Cause of a stop of writes.
+    pub fault: Option<String>,
+}
+
+impl VolumeEntry {
+    /// An entry for this row.
+    pub fn new(row: &VolumeRow, state: EntryState) -> Arc<Self> {
+        Arc::new(Self {
+            id: row.id,
+            name: row.name.clone(),
+            row_size_bytes: row.size_bytes,
+            read_only: AtomicBool::new(row.read_only),
+            snapshots: Mutex::default(),
+            tags: Mutex::new(Tags { labels: row.labels.clone(), group: row.group.clone() }),
+            created: row.created,
+            upkeep: Mutex::new(()),
+            stop_upkeep: AtomicBool::new(false),
+            traffic: Traffic::default(),
+            inner: Mutex::new(Inner { state, connections: 0, rolling_back: None, fault: None }),
+        })
+    }
+
+    /// Its size.
+    pub fn size_bytes(&self) -> u64 {
+        match &self.inner.lock().state {
+            EntryState::Up(volume) => volume.size_bytes(),
+            _ => self.row_size_bytes,
+        }
+    }
+
+    /// Returns true if NBD clients may only read it.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Sets that, for clients that are connected as well.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Release);
+    }
+
+    /// Returns the labels and the group.
+    pub fn tags(&self) -> Tags {
+        self.tags.lock().clone()
+    }
+
+    /// Sets that.
+    pub fn set_tags(&self, tags: Tags) {
+        *self.tags.lock() = tags;
+    }
+
+    /// Makes a user snapshot visible to clients.
+    pub fn show_snapshot(&self, row: &SnapshotRow) {
+        if row.internal || row.state != SnapshotState::Ready {
+            return;
+        }
+        let EntryState::Up(volume) = self.view().state else { return };
+        let Some(info) = volume.snapshots().into_iter().find(|info| info.id == row.id) else { return };
+        let mut shared = self.snapshots.lock();
+        let points = Arc::make_mut(&mut shared);
+        points.retain(|point| point.id != row.id);
+        points.push(SnapshotPoint {
+            id: row.id,
+            name: row.name.clone(),
+            epoch: info.epoch,
+            created: row.created,
+            size_bytes: info.size_bytes,
+        });
+        points.sort_unstable_by_key(|point| point.epoch);
+    }
+
+    /// Hides a snapshot from new clients.
+    pub fn hide_snapshot(&self, id: SnapshotId) {
+        Arc::make_mut(&mut self.snapshots.lock()).retain(|point| point.id != id);
+    }
+
+    /// The snapshots that people made, oldest first; a later change makes a new list.
+    pub fn snapshots(&self) -> Arc<Vec<SnapshotPoint>> {
+        Arc::clone(&self.snapshots.lock())
+    }
+
+    /// Returns the number of user snapshots.
+    pub fn snapshot_count(&self) -> usize {
+        self.snapshots.lock().len()
+    }
+
+    /// Returns the view of the volume.
+    pub fn view(&self) -> EntryView {
+        let inner = self.inner.lock();
+        EntryView { state: inner.state.clone(), connections: inner.connections, fault: inner.fault.clone() }
+    }
+
+    /// The open volume.
+    ///
+    /// # Errors
+    /// It is not open, and why.
+    pub fn volume(&self) -> Result<Arc<Volume>, ApiError> {
+        self.volume_of(&self.inner.lock().state)
+    }
+
+    fn volume_of(&self, state: &EntryState) -> Result<Arc<Volume>, ApiError> {
+        let name = &self.name;
+        let (code, message) = match state {
+            EntryState::Up(volume) => return Ok(Arc::clone(volume)),
+            EntryState::Creating => (ErrorCode::VolumeNotReady, format!("volume {name} is still being made")),
+            EntryState::Restoring => {
+                (ErrorCode::VolumeNotReady, format!("volume {name} is still being restored"))
+            }
+            EntryState::Failed(reason) => {
+                let message = format!("volume {name} cannot be used: {reason}");
+                let hint = format!(
+                    "restore it from a cloud snapshot, or stop blockd and export what can be read: `blockd --check-volumes {name} --export IMAGE`"
+                );
+                return Err(ApiError::new(ErrorCode::VolumeFailed, message).with_hint(hint));
+            }
+            EntryState::Deleting => (ErrorCode::VolumeInUse, format!("volume {name} is being deleted")),
+        };
+        Err(ApiError::new(code, message))
+    }
+
+    /// Lets a client in: the open volume, and a mark that counts until it is dropped.
+    ///
+    /// # Errors
+    /// It is not open, and why.
+    pub fn attach(self: &Arc<Self>) -> Result<(Arc<Volume>, Attachment), ApiError> {
+        self.attach_up_to(u64::MAX)
+    }
+
+    /// Adds a client connection up to a maximum.
+    ///
+    /// # Errors
+    /// The volume is not open, with the cause, or there are too many connections.
+    pub fn attach_up_to(
+        self: &Arc<Self>,
+        max_connections: u64,
+    ) -> Result<(Arc<Volume>, Attachment), ApiError> {
+        let mut inner = self.inner.lock();
+        let volume = self.volume_of(&inner.state)?;
+        self.check_not_rolling_back(&inner)?;
+        let attachment = self.let_in(&mut inner, max_connections)?;
+        Ok((volume, attachment))
+    }
+
+    fn let_in(self: &Arc<Self>, inner: &mut Inner, max_connections: u64) -> Result<Attachment, ApiError> {
+        if inner.connections >= max_connections {
+            let name = &self.name;
+            let message = format!(
+                "volume {name} has {max_connections} NBD connections, and nbd_connections_per_volume allows no more"
+            );
+            return Err(ApiError::new(ErrorCode::VolumeInUse, message));
+        }
+        inner.connections += 1;
+        Ok(Attachment { entry: Arc::clone(self) })
+    }
+
+    /// Sets the state.
+    pub fn set_state(&self, state: EntryState) {
+        self.inner.lock().state = state;
+    }
+
+    /// Notes that an open volume takes no more writes; the first reason stays.
+    pub fn note_fault(&self, reason: &str) {
+        let mut inner = self.inner.lock();
+        if inner.fault.is_none() {
+            tracing::error!(volume = %self.id, name = %self.name, reason, "the volume failed");
+            inner.fault = Some(reason.to_owned());
+        }
+    }
+
+    /// Starts a deletion: no client can connect any more. Returns the previous state for
+    /// [`Self::undo_delete`].
+    ///
+    /// # Errors
+    /// Clients are connected, or it is in creation, restore or deletion.
+    pub fn begin_delete(&self) -> Result<EntryState, ApiError> {
+        let mut inner = self.inner.lock();
+        let name = &self.name;
+        self.check_unused(&inner)?;
+        match &inner.state {
+            EntryState::Up(_) | EntryState::Failed(_) => {}
+            EntryState::Creating => {
+                let message = format!("volume {name} is still being made: wait until it is there");
+                return Err(ApiError::new(ErrorCode::VolumeInUse, message));
+            }
+            EntryState::Restoring => {
+                let message = format!("volume {name} is being restored: wait for that task to end");
+                return Err(ApiError::new(ErrorCode::VolumeInUse, message));
+            }
+            EntryState::Deleting => {
+                return Err(ApiError::new(ErrorCode::VolumeInUse, format!("volume {name} is being deleted")));
+            }
+        }
+        let before = std::mem::replace(&mut inner.state, EntryState::Deleting);
+        self.stop_upkeep.store(true, Ordering::Relaxed);
+        Ok(before)
+    }
+
+    fn check_unused(&self, inner: &Inner) -> Result<(), ApiError> {
+        self.check_not_rolling_back(inner)?;
+        let (name, clients) = (&self.name, inner.connections);
+        if clients == 0 {
+            return Ok(());
+        }
+        let plural = if clients == 1 { "" } else { "s" };
+        let message = format!("volume {name} has {clients} NBD connection{plural}: disconnect first");
+        Err(ApiError::new(ErrorCode::VolumeInUse, message))
+    }
+
+    fn check_not_rolling_back(&self, inner: &Inner) -> Result<(), ApiError> {
+        let Some(why) = &inner.rolling_back else { return Ok(()) };
+        Err(ApiError::new(ErrorCode::VolumeInUse, format!("volume {} {why}", self.name)))
+    }
+
+    /// Returns true during a rollback.
+    pub fn is_rolling_back(&self) -> bool {
+        self.inner.lock().rolling_back.is_some()
+    }
+
+    /// Closes the door for a rollback, until the mark is dropped.
+    ///
+    /// # Errors
+    /// Clients are connected, it is not open, or it is being rolled back already.
+    pub fn begin_rollback(self: &Arc<Self>) -> Result<(Arc<Volume>, RollbackMark), ApiError> {
+        let mut inner = self.inner.lock();
+        let volume = self.volume_of(&inner.state)?;
+        self.check_unused(&inner)?;
+        inner.rolling_back = Some("is being rolled back to a snapshot: try again later".to_owned());
+        Ok((volume, RollbackMark { entry: Arc::clone(self) }))
+    }
+
+    /// Opens the door again after a delete that did not begin: the volume is as it was before.
+    pub fn undo_delete(&self, before: EntryState) {
+        let mut inner = self.inner.lock();
+        inner.state = before;
+        self.stop_upkeep.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Keeps clients out of a volume that is being rolled back.
+#[derive(Debug)]
+pub struct RollbackMark {
+    entry: Arc<VolumeEntry>,
+}
+
+impl Drop for RollbackMark {
+    fn drop(&mut self) {
+        self.entry.inner.lock().rolling_back = None;
+    }
+}
+
+impl RollbackMark {
+    /// Sets the message to clients, after the name of the volume.
+    pub fn set_reason(&self, why: String) {
+        self.entry.inner.lock().rolling_back = Some(why);
+    }
+}
+
+/// A client's hold on a volume.
+#[derive(Debug)]
+pub struct Attachment {
+    entry: Arc<VolumeEntry>,
+}
+
+impl Attachment {
+    /// The volume's entry.
+    pub fn entry(&self) -> &Arc<VolumeEntry> {
+        &self.entry
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let mut inner = self.entry.inner.lock();
+        inner.connections = inner.connections.saturating_sub(1);
+    }
+}
+
+/// Callback for a new size of a volume, in bytes. It must not block.
+pub type Resized = Box<dyn Fn(&VolumeEntry, u64) + Send + Sync>;
+
+/// Volumes of this host.
+#[derive(Default)]
+pub struct Registry {
+    entries: RwLock<BTreeMap<VolumeName, Arc<VolumeEntry>>>,
+    resized: RwLock<Vec<Resized>>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("entries", &self.entries).finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// Adds a volume, replacing one of the same name.
+    pub fn insert(&self, entry: Arc<VolumeEntry>) {
+        self.entries.write().insert(entry.name.clone(), entry);
+    }
+
+    /// Registers a callback after each durable growth of a volume.
+    pub fn on_resized(&self, listener: Resized) {
+        self.resized.write().push(listener);
+    }
+
+    /// Reports the new size of a volume to the callbacks.
+    pub fn announce_size(&self, entry: &VolumeEntry) {
+        let size_bytes = entry.size_bytes();
+        for listener in self.resized.read().iter() {
+            listener(entry, size_bytes);
+        }
+    }
+
+    /// Adds a volume if its name is free.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn reserve(&self, entry: &Arc<VolumeEntry>) -> Result<(), ApiError> {
+        let mut entries = self.entries.write();
+        if entries.contains_key(&entry.name) {
+            let message = format!("there is a volume {} already: choose another name", entry.name);
+            return Err(ApiError::new(ErrorCode::VolumeExists, message));
+        }
+        entries.insert(entry.name.clone(), Arc::clone(entry));
+        Ok(())
+    }
+
+    /// Removes a volume.
+    pub fn remove(&self, entry: &VolumeEntry) {
+        self.entries.write().remove(&entry.name);
+    }
+
+    /// Returns all volumes by name.
+    pub fn all(&self) -> Vec<Arc<VolumeEntry>> {
+        self.entries.read().values().cloned().collect()
+    }
+
+    /// The volume of this name.
+    pub fn by_name(&self, name: &str) -> Option<Arc<VolumeEntry>> {
+        let name: VolumeName = name.parse().ok()?;
+        self.entries.read().get(&name).cloned()
+    }
+
+    /// The volume of this id.
+    pub fn by_id(&self, id: VolumeId) -> Option<Arc<VolumeEntry>> {
+        self.entries.read().values().find(|entry| entry.id == id).cloned()
+    }
+
+    /// Finds a volume by name, id or unique id prefix.
+    ///
+    /// # Errors
+    /// There is none, or the prefix is ambiguous.
+    pub fn find(&self, wanted: &VolumeRef) -> Result<Arc<VolumeEntry>, ServiceError> {
+        let found = match wanted {
+            VolumeRef::Id(id) => match self.by_id(*id) {
+                Some(entry) => Some(entry),
+                None => {
+                    let all = self.all().into_iter().map(|entry| (entry.id.to_string(), entry));
+                    only_one("volumes", &id.to_string(), all)?
+                }
+            },
+            VolumeRef::Name(name) => self.entries.read().get(name).cloned(),
+        };
+        found.ok_or_else(|| {
+            ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {wanted}"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_catalog::VolumeState;
+
+    fn entry(name: &str, state: EntryState) -> Arc<VolumeEntry> {
+        let row = VolumeRow {
+            id: VolumeId::from_u64(7),
+            name: name.parse().unwrap(),
+            size_bytes: 4096,
+            labels: Labels::default(),
+            created: Timestamp::UNIX_EPOCH,
+            state: VolumeState::Up,
+            read_only: false,
+            group: None,
+        };
+        VolumeEntry::new(&row, state)
+    }
+
+    #[test]
+    fn connected_volume_is_not_deleted_and_accepts_no_clients() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::create(&dir.path().join("7"), VolumeId::from_u64(7), 1 << 20).unwrap();
+        let entry = entry("data", EntryState::Up(volume));
+        let (_, attachment) = entry.attach().unwrap();
+        let error = entry.begin_delete().err().unwrap();
+        assert_eq!((error.code, error.message.contains("1 NBD connection:")), (ErrorCode::VolumeInUse, true));
+        drop(attachment);
+        let before = entry.begin_delete().unwrap();
+        assert!(matches!(before, EntryState::Up(_)));
+        assert!(entry.attach().is_err());
+        assert!(entry.begin_delete().is_err());
+        entry.undo_delete(before);
+        assert!(entry.attach().is_ok() && !entry.stop_upkeep.load(Ordering::Relaxed));
+        let (_, attachment) = entry.attach().unwrap();
+        assert_eq!(entry.begin_rollback().err().unwrap().code, ErrorCode::VolumeInUse);
+        drop(attachment);
+        let (_, mark) = entry.begin_rollback().unwrap();
+        for refused in [entry.attach().err(), entry.begin_rollback().err(), entry.begin_delete().err()] {
+            let refused = refused.unwrap();
+            assert!(refused.code == ErrorCode::VolumeInUse && refused.message.contains("rolled back"));
+        }
+        drop(mark);
+        assert!(entry.attach().is_ok());
+    }
+
+    #[test]
+    fn volume_in_creation_is_not_deleted() {
+        let entry = entry("data", EntryState::Creating);
+        assert_eq!(entry.begin_delete().err().unwrap().code, ErrorCode::VolumeInUse);
+        assert_eq!(entry.attach().err().unwrap().code, ErrorCode::VolumeNotReady);
+    }
+
+    #[test]
+    fn names_are_reserved_once() {
+        let registry = Registry::default();
+        registry.reserve(&entry("data", EntryState::Restoring)).unwrap();
+        let error = registry.reserve(&entry("data", EntryState::Restoring)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::VolumeExists);
+        assert!(registry.find(&"7".parse().unwrap()).is_ok());
+        assert!(registry.find(&"other".parse().unwrap()).is_err());
+    }
+}
