@@ -230,9 +230,9 @@ pub struct Config {
     pub upload_concurrency: usize,
     /// Concurrent requests of one restore.
     pub download_concurrency: usize,
-    /// Threads that compress and encrypt; 0: one per engine.
+    /// Threads that compress and encrypt; 0: one per core.
     pub cpu_threads: usize,
-    /// Threads that serve NBD sockets; 0: one per engine.
+    /// Threads that serve NBD sockets; 0: one per core.
     pub ring_threads: usize,
     /// Threads for NBD requests that block on storage.
     pub nbd_workers: usize,
@@ -275,7 +275,7 @@ pub struct Config {
     pub verify_bytes_per_day: u64,
     /// Number of finished tasks that are kept in the history.
     pub task_history: u32,
-    /// Allows engine dumps, and access to the daemon's memory by other processes of its user: the memory holds
+    /// Allows core dumps, and access to the daemon's memory by other processes of its user: the memory holds
     /// keys.
     pub core_dumps: bool,
     /// Browsing of snapshots as files.
@@ -429,8 +429,8 @@ impl Config {
         range("lazy_error_ms", self.lazy_error_ms, 100, 3_600_000, "100 to 3600000")?;
         range("upload_concurrency", self.upload_concurrency as u64, 1, 64, "1 to 64")?;
         range("download_concurrency", self.download_concurrency as u64, 1, 64, "1 to 64")?;
-        range("cpu_threads", self.cpu_threads as u64, 0, 1024, "0 (one per engine) to 1024")?;
-        range("ring_threads", self.ring_threads as u64, 0, 256, "0 (one per engine) to 256")?;
+        range("cpu_threads", self.cpu_threads as u64, 0, 1024, "0 (one per core) to 1024")?;
+        range("ring_threads", self.ring_threads as u64, 0, 256, "0 (one per core) to 256")?;
         range("nbd_workers", self.nbd_workers as u64, 1, 1024, "1 to 1024")?;
         range("nbd_connections", self.nbd_connections as u64, 1, 65_536, "1 to 65536")?;
         range("nbd_connections_per_volume", self.nbd_connections_per_volume, 1, 65_536, "1 to 65536")?;

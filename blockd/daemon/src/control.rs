@@ -46,14 +46,14 @@ impl Control {
     /// # Errors
     /// The daemon's own socket cannot be created.
     pub(crate) async fn start(
-        engine: &Arc<Engine>,
-        served: &Arc<Served>,
+        api: &Api,
         config: &Config,
         stop: &CancellationToken,
         mut passed: Passed,
     ) -> Result<Self, DaemonError> {
         let config = &config.control;
-        let router = http::router(Api { engine: Arc::clone(engine), served: Arc::clone(served) });
+        let Api { engine, served, .. } = api;
+        let router = http::router(api.clone());
         let roles = Arc::new(RwLock::new(config.clone()));
         let mut this = Self { servers: JoinSet::new(), sockets: Vec::new(), roles, identity: None };
         for socket in &config.sockets {

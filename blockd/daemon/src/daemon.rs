@@ -16,15 +16,19 @@ use crate::{
     watchdog,
 };
 use blockd_engine::{
-    access::Access,
     data_dir::DataDir,
     engine::{Engine, OpenEngine, OpenError},
     error::{ServiceError, with_sources},
     health,
+    readers::SnapshotReaders,
     volumes::{merger::Merger, registry::EntryState},
 };
 use blockd_nbd::{NbdError, Server, TlsError};
 use blockd_nbd_kernel::System;
+use blockd_views::{
+    access::Access,
+    browse::{Browse, Browser},
+};
 use rustix::{
     mm::{MlockAllFlags, mlockall},
     process::{DumpableBehavior, set_dumpable_behavior},
@@ -125,6 +129,7 @@ pub(crate) fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::
 /// A running daemon.
 pub struct Daemon {
     pub(crate) engine: Arc<Engine>,
+    browser: Arc<Browser>,
     pub(crate) served: Arc<Served>,
     stop_timeout_ms: u64,
     pub(crate) access: Arc<Access>,
@@ -185,7 +190,7 @@ impl Daemon {
         after_power_loss: bool,
     ) -> Result<Self, DaemonError> {
         let started = Instant::now();
-        let (lock, engine) = {
+        let (lock, engine, browser) = {
             let config = config.clone();
             let prepared = tokio::task::spawn_blocking(move || prepare(system, &config, after_power_loss));
             prepared.await.map_err(|error| DaemonError::Thread(std::io::Error::other(error)))??
@@ -195,7 +200,7 @@ impl Daemon {
         }
         engine.lazy.resume_lazy_volumes().await.map_err(DaemonError::Lazy)?;
         engine.in_place_work.fence_volumes_in_rollback().await.map_err(DaemonError::Lazy)?;
-        let nbd::Nbd { servers, identity, access } = nbd::start(&engine, &config).await?;
+        let nbd::Nbd { servers, identity, access } = nbd::start(&engine, &browser, &config).await?;
         let nbd_failed = Arc::new(Notify::new());
         for server in &servers {
             let nbd_failed = Arc::clone(&nbd_failed);
@@ -203,20 +208,21 @@ impl Daemon {
         }
         let addresses = servers.iter().flat_map(|server| server.local_addrs().iter().copied()).collect();
         let served = Arc::new(Served::new(&config, addresses));
+        let api =
+            Api { engine: Arc::clone(&engine), browser: Arc::clone(&browser), served: Arc::clone(&served) };
         if let Err(error) = engine.devices.resume_attachments().await {
             tracing::error!(%error, "resuming attachments failed");
         }
         grow_devices_with_volumes(&engine);
         engine.quiescer.release_quiesced();
         check_rules(&engine);
-        engine.browser.start_browsing();
+        browser.start_browsing();
         let http_stop = CancellationToken::new();
-        let control = Control::start(&engine, &served, &config, &http_stop, passed).await?;
+        let control = Control::start(&api, &config, &http_stop, passed).await?;
         let certificates = Certificates::new([identity, control.identity.clone()]);
         let mut supervisor = Supervisor::new(engine.host.stopping.clone());
         if let Some(address) = config.metrics.listen {
             let listener = listen_for_metrics(&engine, &served, address).await;
-            let api = Api { engine: Arc::clone(&engine), served: Arc::clone(&served) };
             let retry_delay = Duration::from_millis(config.intervals.metrics_retry_ms);
             let serve = serve_metrics(api, listener, address, retry_delay, http_stop.clone());
             supervisor.start_interruptible("metrics", serve);
@@ -248,6 +254,7 @@ impl Daemon {
         );
         Ok(Self {
             engine,
+            browser,
             served,
             stop_timeout_ms: config.stop_timeout_ms,
             access,
@@ -295,6 +302,7 @@ impl Daemon {
         notify(sd_notify::NotifyState::Stopping);
         let Self {
             engine,
+            browser,
             stop_timeout_ms,
             servers,
             mut control,
@@ -327,7 +335,7 @@ impl Daemon {
         let closed = tokio::task::spawn_blocking(move || {
             let mut problems = Vec::new();
             closing.attachments.stop_reconnecting();
-            closing.browser.stop_browsing();
+            browser.stop_browsing();
             for mut server in servers {
                 if let Err(error) = server.shutdown() {
                     problems.push(with_sources(&error));
@@ -369,7 +377,7 @@ fn prepare(
     system: System,
     config: &Config,
     after_power_loss: bool,
-) -> Result<(DirLock, Arc<Engine>), DaemonError> {
+) -> Result<(DirLock, Arc<Engine>, Arc<Browser>), DaemonError> {
     let data_dir = std::path::absolute(&config.data_dir).map_err(file_error("find", &config.data_dir))?;
     let data_dir = DataDir::new(data_dir);
     blockd_files::make_dir(&data_dir).map_err(file_error("make", &data_dir))?;
@@ -380,6 +388,7 @@ fn prepare(
     for dir in [data_dir.volumes_dir(), data_dir.tasks_dir()] {
         blockd_files::make_dir(&dir).map_err(file_error("make", &dir))?;
     }
+    let browse: Arc<Browse> = Arc::default();
     let engine = Engine::open(OpenEngine {
         data_dir,
         settings: config.settings(),
@@ -392,8 +401,10 @@ fn prepare(
         listens_on_tcp: config.nbd_listen.iter().any(|address| matches!(address, NbdAddress::Tcp(_))),
         after_power_loss,
         system,
+        readers: Arc::clone(&browse) as Arc<dyn SnapshotReaders>,
     })?;
-    Ok((lock, Arc::new(engine)))
+    let browser = Browser::new(browse, &engine);
+    Ok((lock, Arc::new(engine), browser))
 }
 
 /// Checks the rules in the background and reports those that can no longer be applied.
@@ -431,7 +442,7 @@ pub fn make_io_flusher() {
     }
 }
 
-/// Disables engine dumps and access to this process's memory by other processes of its user: it holds keys.
+/// Disables core dumps and access to this process's memory by other processes of its user: it holds keys.
 /// Child processes are unaffected.
 pub fn hide_memory(config: &Config) {
     if config.core_dumps {

@@ -4,10 +4,13 @@ use crate::{
     config::{Config, NbdAddress},
     daemon::{DaemonError, check_socket_path, remove_socket},
 };
-use blockd_engine::{
-    access::Access, browse::CloudExports, engine::Engine, error::with_sources, exports::Exports,
-};
+use blockd_engine::{engine::Engine, error::with_sources};
 use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsError, TlsFiles, TlsIdentity};
+use blockd_views::{
+    access::Access,
+    browse::{Browser, CloudExports},
+    exports::Exports,
+};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -61,7 +64,11 @@ impl Certificates {
 ///
 /// # Errors
 /// Certificates cannot be used, or an address not be listened on.
-pub(crate) async fn start(engine: &Arc<Engine>, config: &Config) -> Result<Nbd, DaemonError> {
+pub(crate) async fn start(
+    engine: &Arc<Engine>,
+    browser: &Arc<Browser>,
+    config: &Config,
+) -> Result<Nbd, DaemonError> {
     // This process holds the lock of the directory: an existing socket is stale.
     remove_socket(&engine.host.data_dir.nbd_socket())?;
     let identity = match config.tls_files() {
@@ -72,7 +79,7 @@ pub(crate) async fn start(engine: &Arc<Engine>, config: &Config) -> Result<Nbd, 
     let exports: Arc<dyn ExportCatalog> = Arc::new(
         Exports::new(Arc::clone(&engine.registry))
             .with_access(Arc::clone(&access))
-            .with_cloud(CloudExports::new(&engine.browser)),
+            .with_cloud(CloudExports::new(browser)),
     );
     let mut tcp = Vec::new();
     let mut unix = vec![engine.host.data_dir.nbd_socket()];

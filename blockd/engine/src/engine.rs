@@ -2,7 +2,6 @@
 
 use crate::{
     backup::{Backups, work::BackupWork},
-    browse::{Browse, Browser},
     cloud_snapshots::{CloudSnapshots, delete::DeleteWork, deletion::Deletions},
     credentials::Credentials,
     data_dir::DataDir,
@@ -19,6 +18,7 @@ use crate::{
     monitor::Monitor,
     names::Names,
     quiesce::Quiescer,
+    readers::SnapshotReaders,
     repositories::{
         Repositories,
         limits::{LimitPlan, PlannedBandwidth},
@@ -73,8 +73,6 @@ pub struct Engine {
     pub db: Arc<Db>,
     /// Volumes attached as kernel block devices.
     pub attachments: Arc<Attachments>,
-    /// Open snapshots, images and mounts.
-    pub browse: Arc<Browse>,
     /// Known problems.
     pub health: Arc<Health>,
     /// Resolver of external secrets.
@@ -143,8 +141,6 @@ pub struct Engine {
     pub schedule_runner: Arc<ScheduleRunner>,
     /// Credentials of repositories.
     pub credentials: Arc<Credentials>,
-    /// Browse mounts and images of snapshots.
-    pub browser: Arc<Browser>,
     /// Delivers events to webhooks.
     pub webhook_delivery: Arc<WebhookDelivery>,
     /// Activity and metrics of the daemon.
@@ -182,6 +178,8 @@ pub struct OpenEngine {
     pub after_power_loss: bool,
     /// Kernel devices.
     pub system: System,
+    /// Readers of snapshots outside of the engine.
+    pub readers: Arc<dyn SnapshotReaders>,
 }
 
 /// Reasons why the state cannot be opened.
@@ -250,6 +248,7 @@ impl Engine {
             reserve: reserve.ok().map(Arc::new),
             webhooks: crate::events::webhooks::all(&options.webhooks, &readers),
             log_reader,
+            readers: options.readers,
         }))
     }
 
@@ -258,8 +257,7 @@ impl Engine {
         let Parts {
             host, db, secrets, references, registry, attachments, pressure, bandwidth, reserve, ..
         } = parts;
-        let Parts { webhooks, log_reader, .. } = parts;
-        let browse: Arc<Browse> = Arc::default();
+        let Parts { webhooks, log_reader, readers, .. } = parts;
         let merger: Arc<Wake> = Arc::default();
         let health: Arc<Health> = Arc::default();
         let meters: Arc<Meters> = Arc::default();
@@ -271,11 +269,11 @@ impl Engine {
         let free_space = service!(FreeSpace { db, events, health, host });
         let repositories = service!(Repositories { bandwidth, db, events, health, host, meters, pressure, references, secrets } proven, opened, opened_with, unopened, refused, stores, changes);
         let checks = service!(RetentionChecks { db, events, health, host, registry, repositories });
-        let tasks = service!(Tasks { browse, db, host, references, repositories, slots } live, running, closed, readers, freezing, failed, ended);
+        let tasks = service!(Tasks { readers, db, host, references, repositories, slots } live, running, closed, shared_readers, freezing, failed, ended);
         let quiescer =
             service!(Quiescer { attachments, db, events, host, quiescing, registry } rule_problems);
         let devices = service!(Devices { admission, attachments, db, registry });
-        let snapshots = service!(Snapshots { admission, attachments, browse, db, events, host, merger, quiescer, quiescing, registry, reserve, scheduler, tasks } to_undo);
+        let snapshots = service!(Snapshots { admission, attachments, readers, db, events, host, merger, quiescer, quiescing, registry, reserve, scheduler, tasks } to_undo);
         let lazy = service!(LazyVolumes { db, host, registry, repositories } fetcher, lazy_sources);
         let backup_work = service!(BackupWork { db, events, host, registry, repositories, snapshots, tasks });
         let restore_work = service!(RestoreWork { db, host, merger, registry, repositories, tasks });
@@ -318,7 +316,7 @@ impl Engine {
         let volumes = service!(Volumes {
             admission,
             attachments,
-            browse,
+            readers,
             db,
             events,
             health,
@@ -379,7 +377,7 @@ impl Engine {
         });
         let credentials = service!(Credentials {
             admission,
-            browse,
+            readers,
             db,
             health,
             host,
@@ -394,11 +392,10 @@ impl Engine {
             snapshots,
             tasks
         });
-        let browser = service!(Browser { browse, db, host, registry, repositories });
         let webhook_delivery =
             service!(WebhookDelivery { db, events, host, log_reader, references, webhooks });
         let monitor = service!(Monitor {
-            browse,
+            readers,
             db,
             free_space,
             health,
@@ -419,7 +416,6 @@ impl Engine {
             registry,
             db,
             attachments,
-            browse,
             health,
             references,
             pressure,
@@ -453,7 +449,6 @@ impl Engine {
             maintenance,
             schedule_runner,
             credentials,
-            browser,
             webhook_delivery,
             monitor,
             names,
@@ -463,6 +458,7 @@ impl Engine {
 
 /// Parts that the services rest on.
 struct Parts {
+    readers: Arc<dyn SnapshotReaders>,
     host: Arc<Host>,
     db: Arc<Db>,
     secrets: Arc<Secrets>,

@@ -190,7 +190,8 @@ fn volume_code(error: &VolumeError) -> ErrorCode {
     }
 }
 
-pub(crate) fn cloud_code(error: &CloudError) -> ErrorCode {
+/// Returns the code of an error of the cloud format.
+pub fn cloud_code(error: &CloudError) -> ErrorCode {
     match error {
         CloudError::Store(error) => store_code(error),
         CloudError::BaseUnknown { source, .. } | CloudError::NotTakenBack { source, .. } => {

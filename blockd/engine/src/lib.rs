@@ -2,18 +2,14 @@
 //!
 //! The daemon opens the state, serves it over NBD and the control API, and runs the background loops.
 
-pub mod access;
 pub mod backup;
-pub mod browse;
 pub mod cloud_snapshots;
 pub mod credentials;
 pub mod data_dir;
 pub mod engine;
 pub mod error;
 pub mod events;
-pub mod exports;
 pub mod failpoints;
-pub mod foreign_fd;
 pub mod health;
 pub mod host;
 pub mod maintenance;
@@ -22,6 +18,7 @@ pub mod monitor;
 pub mod names;
 pub mod owner;
 pub mod quiesce;
+pub mod readers;
 pub mod repositories;
 pub mod restore;
 pub mod schedules;

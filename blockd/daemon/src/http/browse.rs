@@ -6,64 +6,65 @@ use blockd_api::{
     browse::{BrowseMount, HandMount, ReadFile},
     operations,
 };
-use blockd_engine::{engine::Engine, error::ServiceError};
+use blockd_engine::error::ServiceError;
+use blockd_views::browse::Browser;
 use std::sync::Arc;
 
 pub(super) fn routes() -> Routes {
     Routes::default()
         .on(operations::LIST_MOUNTS, async |call| {
-            in_turn(call.engine, |engine| Ok(engine.browser.list_browse())).await
+            in_turn(call.browser, |browser| Ok(browser.list_browse())).await
         })
         .on(operations::MOUNT, async |call| {
-            in_turn(call.engine, move |engine| engine.browser.mount_browse(&call.input)).await
+            in_turn(call.browser, move |browser| browser.mount_browse(&call.input)).await
         })
         .raw(operations::HAND_MOUNT, serve_handed)
         .on(operations::UNMOUNT, async |call| {
-            in_turn(call.engine, move |engine| engine.browser.unmount_browse(&call.input)).await
+            in_turn(call.browser, move |browser| browser.unmount_browse(&call.input)).await
         })
         .on(operations::LIST_FILES, async |call| {
             let query = call.input;
-            let list = move |engine: &Arc<Engine>| {
-                engine.browser.snapshot_files(&query.snap, query.cred_id.as_ref())?.list(&query)
+            let list = move |browser: &Arc<Browser>| {
+                browser.snapshot_files(&query.snap, query.cred_id.as_ref())?.list(&query)
             };
-            in_turn(call.engine, list).await
+            in_turn(call.browser, list).await
         })
         .raw(operations::READ_FILE, read_file)
         .on(operations::LIST_FILE_RUNS, async |call| {
             let query = call.input;
-            let runs = move |engine: &Arc<Engine>| {
-                engine.browser.snapshot_files(&query.snap, query.cred_id.as_ref())?.runs(&query)
+            let runs = move |browser: &Arc<Browser>| {
+                browser.snapshot_files(&query.snap, query.cred_id.as_ref())?.runs(&query)
             };
-            in_turn(call.engine, runs).await
+            in_turn(call.browser, runs).await
         })
 }
 
 /// Runs blocking store access on a thread of its own, within a limit.
 async fn in_turn<R: Send + 'static>(
-    engine: Arc<Engine>,
-    work: impl FnOnce(&Arc<Engine>) -> Result<R, ServiceError> + Send + 'static,
+    browser: Arc<Browser>,
+    work: impl FnOnce(&Arc<Browser>) -> Result<R, ServiceError> + Send + 'static,
 ) -> Result<R, ServiceError> {
-    let worker = Arc::clone(&engine);
-    engine.browse.requests.run(move || work(&worker)).await
+    let worker = Arc::clone(&browser);
+    browser.browse.requests.run(move || work(&worker)).await
 }
 
 async fn serve_handed(
-    State(engine): State<Arc<Engine>>,
+    State(browser): State<Arc<Browser>>,
     caller: Caller,
     Descriptor(descriptor): Descriptor,
     Body(request): Body<HandMount>,
 ) -> Result<Reply<BrowseMount>, Failure> {
-    let serve = move |engine: &Arc<Engine>| engine.browser.serve_handed(request, descriptor, caller.user);
-    Ok(Reply(in_turn(engine, serve).await?))
+    let serve = move |browser: &Arc<Browser>| browser.serve_handed(request, descriptor, caller.user);
+    Ok(Reply(in_turn(browser, serve).await?))
 }
 
 /// Streams a file.
 async fn read_file(
-    State(engine): State<Arc<Engine>>,
+    State(browser): State<Arc<Browser>>,
     Input(query): Input<ReadFile>,
 ) -> Result<impl IntoResponse, Failure> {
-    let read = move |engine: &Arc<Engine>| {
-        engine.browser.snapshot_files(&query.snap, query.cred_id.as_ref())?.read(&query)
+    let read = move |browser: &Arc<Browser>| {
+        browser.snapshot_files(&query.snap, query.cred_id.as_ref())?.read(&query)
     };
-    Ok(([(CONTENT_TYPE, "application/octet-stream")], in_turn(engine, read).await?))
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], in_turn(browser, read).await?))
 }

@@ -8,7 +8,8 @@ use super::{
     passed_fds::{PassedFds, Receiving, may_pass},
 };
 use axum::{Router, body::Body};
-use blockd_engine::{foreign_fd::Closer, owner::User};
+use blockd_engine::owner::User;
+use blockd_views::foreign_fd::Closer;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{

@@ -34,6 +34,7 @@ use axum::{
 };
 use blockd_api::{ApiError, ErrorBody, ErrorCode, operations::PathParameter};
 use blockd_engine::{engine::Engine, error::ServiceError};
+use blockd_views::browse::Browser;
 use caller::Caller;
 use futures::FutureExt;
 use routes::Routes;
@@ -56,7 +57,14 @@ const MAX_REQUEST_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
     pub(crate) engine: Arc<Engine>,
+    pub(crate) browser: Arc<Browser>,
     pub(crate) served: Arc<Served>,
+}
+
+impl FromRef<Api> for Arc<Browser> {
+    fn from_ref(api: &Api) -> Self {
+        Arc::clone(&api.browser)
+    }
 }
 
 impl FromRef<Api> for Arc<Engine> {

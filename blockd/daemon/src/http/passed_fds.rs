@@ -7,7 +7,7 @@
 use super::{Failure, caller::Caller, invalid};
 use axum::{extract::FromRequestParts, http::request::Parts};
 use blockd_api::operations::HAND_MOUNT;
-use blockd_engine::foreign_fd::{Closer, Foreign};
+use blockd_views::foreign_fd::{Closer, Foreign};
 use parking_lot::Mutex;
 use rustix::{
     io::Errno,

@@ -10,12 +10,14 @@ use axum::{
 };
 use blockd_api::operations::{Method, Operation, OperationInfo, PathParameter};
 use blockd_engine::{engine::Engine, error::ServiceError};
+use blockd_views::browse::Browser;
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 
 /// Request of an operation.
 pub(super) struct OperationCall<P, I> {
     pub(super) engine: Arc<Engine>,
+    pub(super) browser: Arc<Browser>,
     pub(super) served: Arc<Served>,
     pub(super) caller: Caller,
     /// Path parameter.
@@ -44,7 +46,8 @@ where
         } else {
             Input::from_request_parts(&mut parts, &api).await?.0
         };
-        Ok(Self { engine: api.engine, served: api.served, caller, path, input })
+        let Api { engine, browser, served } = api;
+        Ok(Self { engine, browser, served, caller, path, input })
     }
 }
 

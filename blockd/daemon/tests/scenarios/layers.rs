@@ -77,7 +77,7 @@ async fn snapshot_read_over_nbd_is_not_deleted() {
     drop(volume);
     host.stop().await;
     host.start().await;
-    let exports = blockd_engine::exports::Exports::new(Arc::clone(&host.engine().registry));
+    let exports = blockd_views::exports::Exports::new(Arc::clone(&host.engine().registry));
     let open = || exports.open("data@monday", &NbdClient::default());
     let device = open().unwrap();
     let monday = "data@monday".parse().unwrap();

@@ -11,8 +11,8 @@ use blockd_api::{
     quiesce::{HookOptions, OnFailure, Quiesce},
     snapshots::CreateSnapshot,
 };
-use blockd_engine::exports::Exports;
 use blockd_nbd::{Client, ExportCatalog};
+use blockd_views::exports::Exports;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

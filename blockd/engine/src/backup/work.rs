@@ -247,7 +247,7 @@ async fn upload(
     let (task, cancel) = (live.id, live.cancel.clone());
     let row = live.view();
     let (volume, (_, snapshot)) = (Arc::clone(volume), ids(&row)?);
-    let readers = Arc::clone(&work.tasks.readers);
+    let readers = Arc::clone(&work.tasks.shared_readers);
     let path = work.host.data_dir.task_dir(task).join("journal");
     let binding = JournalBinding::of(repository, spec);
     let (reader, journal) = blocking(move || -> Result<_, ServiceError> {

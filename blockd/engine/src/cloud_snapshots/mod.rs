@@ -6,10 +6,9 @@ pub mod retention_overrides;
 
 use crate::{
     backup::work::trigger_of,
-    browse::in_time,
     error::{ServiceError, blocking},
     host::Host,
-    repositories::Repositories,
+    repositories::{Repositories, preflight::in_reader_time},
     tasks::backup_type,
     volumes::registry::Registry,
 };
@@ -162,7 +161,7 @@ impl CloudSnapshots {
             each.push(async move {
                 let mut found = Found::default();
                 let work = Box::pin(self.list_store(credential, scope, &mut found));
-                let listed = if alone { work.await } else { in_time(&self.host.settings, work).await };
+                let listed = if alone { work.await } else { in_reader_time(&self.host.settings, work).await };
                 (credential, listed.map(|()| found))
             });
         }
@@ -387,7 +386,8 @@ impl CloudSnapshots {
     }
 }
 
-pub(crate) fn is_not_found(error: &ServiceError) -> bool {
+/// Returns true if a store does not hold the cloud snapshot.
+pub fn is_not_found(error: &ServiceError) -> bool {
     matches!(error, ServiceError::Cloud(error) if matches!(**error, CloudError::SnapshotNotFound { .. }))
 }
 

@@ -4,12 +4,12 @@ mod rekey;
 mod update;
 
 use crate::{
-    browse::Browse,
     engine::Admission,
     error::{ServiceError, spawned},
     health::{self, Health},
     host::Host,
     metrics::Meters,
+    readers::SnapshotReaders,
     repositories::{
         Repositories, StoreKey, encode_keys,
         external_secrets::references_of,
@@ -38,7 +38,7 @@ use zeroize::Zeroizing;
 /// Credentials of repositories.
 pub struct Credentials {
     pub(crate) admission: Arc<Admission>,
-    pub(crate) browse: Arc<Browse>,
+    pub(crate) readers: Arc<dyn SnapshotReaders>,
     pub(crate) db: Arc<Db>,
     pub(crate) health: Arc<Health>,
     pub(crate) host: Arc<Host>,
@@ -249,7 +249,7 @@ impl Credentials {
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.forget(uuid);
         self.meters.forget(uuid);
-        self.browse.forget(uuid);
+        self.readers.forget(uuid);
         for kind in [health::CREDENTIAL, health::CLOCK, health::GARBAGE] {
             self.health.clear(kind, &uuid.to_string());
         }

@@ -320,7 +320,7 @@ impl Monitor {
     }
 
     fn of_caches(&self, text: &mut Exposition) {
-        let counters = [self.browse.cache_counters().unwrap_or_default()];
+        let counters = [self.readers.cache_counters().unwrap_or_default()];
         let place = |name: &str| vec![("place", name.to_owned())];
         text.gauge(
             "blockd_cache_bytes",

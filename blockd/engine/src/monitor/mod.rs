@@ -3,12 +3,12 @@
 pub mod metrics;
 
 use crate::{
-    browse::Browse,
     error::{ServiceError, blocking},
     events::webhooks::WebhookDelivery,
     health::{FreeSpace, Health},
     host::Host,
     metrics::{Meters, Operation},
+    readers::SnapshotReaders,
     repositories::Repositories,
     schedules::requests::Schedules,
     tasks::Tasks,
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 /// Activity and metrics of the daemon.
 pub struct Monitor {
-    pub(crate) browse: Arc<Browse>,
+    pub(crate) readers: Arc<dyn SnapshotReaders>,
     pub(crate) db: Arc<Db>,
     pub(crate) free_space: Arc<FreeSpace>,
     pub(crate) health: Arc<Health>,

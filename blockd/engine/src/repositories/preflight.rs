@@ -72,6 +72,21 @@ pub async fn in_time<T>(
     }
 }
 
+/// Bounds store requests by the timeout of readers.
+pub async fn in_reader_time<T, E: Into<ServiceError>>(
+    settings: &crate::settings::Settings,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, ServiceError> {
+    let time_limit = Duration::from_millis(settings.browse.stall_timeout_ms);
+    match tokio::time::timeout(time_limit, work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(ServiceError::refused(
+            blockd_api::ErrorCode::StoreTimeout,
+            format!("the store did not respond within {} ms", time_limit.as_millis()),
+        )),
+    }
+}
+
 impl Repositories {
     /// Sends a pre-flight request to a store.
     ///

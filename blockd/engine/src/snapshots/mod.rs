@@ -4,13 +4,13 @@ mod groups;
 pub mod rollback;
 
 use crate::{
-    browse::Browse,
     engine::{Admission, random_id},
     error::{ServiceError, blocking},
     events::EventLog,
     host::Host,
     names::only_one,
     quiesce::{Quiescer, events_of_failures, rules::QuiesceRequest},
+    readers::SnapshotReaders,
     schedules::Scheduler,
     tasks::Tasks,
     volumes::{
@@ -39,7 +39,7 @@ use uuid::Uuid;
 pub struct Snapshots {
     pub(crate) admission: Arc<Admission>,
     pub(crate) attachments: Arc<Attachments>,
-    pub(crate) browse: Arc<Browse>,
+    pub(crate) readers: Arc<dyn SnapshotReaders>,
     pub(crate) db: Arc<Db>,
     pub(crate) events: Arc<EventLog>,
     pub(crate) host: Arc<Host>,
@@ -475,7 +475,7 @@ impl Snapshots {
             return Err(ServiceError::refused(ErrorCode::SnapshotInUse, message));
         }
         entry.hide_snapshot(id);
-        self.browse.release(entry.id);
+        self.readers.release(entry.id);
         if let Err(error) = self.drop_snapshot(volume, id).await {
             let busy = matches!(&error, ServiceError::Volume(error) if error.kind() == VolumeErrorKind::Busy);
             if busy {

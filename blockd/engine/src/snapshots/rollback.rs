@@ -118,7 +118,7 @@ impl Snapshots {
         let entry = self.registry.find(wanted)?;
         let snapshot = self.snapshot_of(&entry, &request.snapshot).await?;
         self.attachments.check_delete(entry.id)?;
-        self.browse.release(entry.id);
+        self.readers.release(entry.id);
         let (volume, mark) = entry.begin_rollback()?;
         drop(admission);
         let kept = match request.discard {

@@ -12,9 +12,9 @@ pub mod secrets;
 pub use crate::tasks::live::LiveTask;
 use crate::{
     backup::{freeze::FailedPoints, shared_reader::Readers},
-    browse::Browse,
     error::ServiceError,
     host::Host,
+    readers::SnapshotReaders,
     repositories::Repositories,
 };
 use blockd_api::{
@@ -46,7 +46,7 @@ use uuid::Uuid;
 /// Unfinished tasks.
 #[derive(Debug)]
 pub struct Tasks {
-    pub(crate) browse: Arc<Browse>,
+    pub(crate) readers: Arc<dyn SnapshotReaders>,
     pub(crate) db: Arc<Db>,
     pub(crate) host: Arc<Host>,
     pub(crate) references: Arc<References>,
@@ -56,7 +56,7 @@ pub struct Tasks {
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) closed: AtomicBool,
     /// Snapshots that backups read.
-    pub(crate) readers: Arc<Readers>,
+    pub(crate) shared_readers: Arc<Readers>,
     /// Serializes the freezes of backups that share a snapshot.
     pub(crate) freezing: KeyedLocks,
     /// Failed freezes.
@@ -303,7 +303,7 @@ impl Tasks {
             })
             .await?;
         if matches!(row.kind, TaskKind::Backup | TaskKind::Delete) {
-            self.browse.renew(row.credential);
+            self.readers.renew(row.credential);
         }
         Ok(row)
     }

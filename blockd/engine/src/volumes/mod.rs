@@ -8,12 +8,12 @@ pub mod reconcile;
 pub mod registry;
 
 use crate::{
-    browse::Browse,
     engine::{Admission, random_id},
     error::{ServiceError, blocking},
     events::EventLog,
     health::Health,
     host::Host,
+    readers::SnapshotReaders,
     restore::{Restores, in_place::InPlaceWork, lazy::LazyVolumes},
     schedules::{engine::Candidate, requests::Schedules},
     snapshots::Snapshots,
@@ -44,7 +44,7 @@ use std::{collections::BTreeMap, sync::Arc};
 pub struct Volumes {
     pub(crate) admission: Arc<Admission>,
     pub(crate) attachments: Arc<Attachments>,
-    pub(crate) browse: Arc<Browse>,
+    pub(crate) readers: Arc<dyn SnapshotReaders>,
     pub(crate) db: Arc<Db>,
     pub(crate) events: Arc<EventLog>,
     pub(crate) health: Arc<Health>,
@@ -440,7 +440,7 @@ impl Volumes {
         if !force {
             self.refuse_pinned(&entry).await?;
         }
-        self.browse.release(entry.id);
+        self.readers.release(entry.id);
         let before = entry.begin_delete()?;
         // Resumable backups can never be resumed again.
         let volume_id = entry.id;

@@ -3,14 +3,12 @@
 //! The list is the file `browse-mounts` in the data directory: one path per line. Paths with line breaks
 //! are refused.
 
-use crate::{
-    browse::{Browser, listing::BrowseCatalog, mount_quota::MountQuota, user_mounts::UserMount},
-    error::ServiceError,
-};
+use crate::browse::{Browser, listing::BrowseCatalog, mount_quota::MountQuota, user_mounts::UserMount};
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{BrowseMount, BrowseMountList, MountBrowse, UnmountBrowse, Unmounted},
 };
+use blockd_engine::error::ServiceError;
 use blockd_fuse::{FuseError, MountOptions, Mounted, resolve};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -63,23 +61,18 @@ impl Mounts {
     }
 }
 
-impl From<FuseError> for ServiceError {
-    fn from(error: FuseError) -> Self {
-        let code = match &error {
-            FuseError::Busy { .. } => ErrorCode::DeviceInUse,
-            FuseError::NotEmpty { .. } | FuseError::Mountpoint { .. } | FuseError::Mounted { .. } => {
-                ErrorCode::InvalidRequest
-            }
-            FuseError::NotFuse | FuseError::NotMounted | FuseError::Descriptor(_) => {
-                ErrorCode::InvalidRequest
-            }
-            FuseError::Mount { .. } | FuseError::Refused { .. } | FuseError::Shared(_) => {
-                ErrorCode::NotPermitted
-            }
-            _ => ErrorCode::Internal,
-        };
-        Self::refused(code, error.to_string())
-    }
+/// Converts a failure of a mount.
+pub(super) fn mount_failed(error: &FuseError) -> ServiceError {
+    let code = match error {
+        FuseError::Busy { .. } => ErrorCode::DeviceInUse,
+        FuseError::NotEmpty { .. } | FuseError::Mountpoint { .. } | FuseError::Mounted { .. } => {
+            ErrorCode::InvalidRequest
+        }
+        FuseError::NotFuse | FuseError::NotMounted | FuseError::Descriptor(_) => ErrorCode::InvalidRequest,
+        FuseError::Mount { .. } | FuseError::Refused { .. } | FuseError::Shared(_) => ErrorCode::NotPermitted,
+        _ => ErrorCode::Internal,
+    };
+    ServiceError::refused(code, error.to_string())
 }
 
 /// Writes the list. Lock order: the daemon's own mounts, then the user mounts.
@@ -157,7 +150,8 @@ impl Browser {
         let catalog = Arc::new(BrowseCatalog::new(self, credentials.clone(), runtime));
         let options =
             MountOptions { allow_other: self.host.settings.browse.allow_other, ..MountOptions::default() };
-        let mounted = blockd_fuse::mount(catalog, mountpoint, options)?;
+        let mounted =
+            blockd_fuse::mount(catalog, mountpoint, options).map_err(|error| mount_failed(&error))?;
         tracing::info!(mountpoint = %mounted.mountpoint().display(), "snapshots can be browsed");
         let mount = Mount { mounted, credentials, since: Timestamp::now() };
         let reply = mount.describe();
@@ -194,7 +188,7 @@ impl Browser {
             let message = format!("no snapshots are mounted at {}", wanted.display());
             return Err(ServiceError::refused(ErrorCode::MountNotFound, message));
         };
-        all[at].mounted.unmount(request.force)?;
+        all[at].mounted.unmount(request.force).map_err(|error| mount_failed(&error))?;
         let mount = all.remove(at);
         write_mounts_file(self, all);
         Ok(Unmounted { mountpoint: mount.mounted.mountpoint().to_owned() })

@@ -1,9 +1,6 @@
 //! Files inside cloud snapshots, for the control API: single directories, and byte ranges of files.
 
-use crate::{
-    browse::{Browser, images::CloudImage},
-    error::ServiceError,
-};
+use crate::browse::{Browser, images::CloudImage};
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{
@@ -12,6 +9,7 @@ use blockd_api::{
     },
 };
 use blockd_cloud::CloudSnapshotId;
+use blockd_engine::error::ServiceError;
 use blockd_fuse::inside::{self, FileStat, FileTree, FileXattr, ImageFiles};
 use jiff::Timestamp;
 use std::{io, sync::Arc};
@@ -108,7 +106,7 @@ impl FileReader {
         let bytes = path.as_bytes();
         let why = self.files.unreadable_reason(bytes).map_err(|error| refused(&error, path))?;
         if let Some(why) = why {
-            return Err(ServiceError::refused(ErrorCode::NoFiles, why).with_image_hint());
+            return Err(with_image_hint(ServiceError::refused(ErrorCode::NoFiles, why)));
         }
         let stat = self.files.stat(bytes).map_err(|error| refused(&error, path))?;
         let mut entries = Vec::new();
@@ -192,12 +190,10 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
     Ok(FileRuns { size_bytes, data, until_bytes: at })
 }
 
-impl ServiceError {
-    fn with_image_hint(self) -> Self {
-        self.with_hint(|_, _| {
-            Some("mount the whole image instead: `blockctl browse mount DIR` shows it as disk.img, for a loop device")
-        })
-    }
+fn with_image_hint(error: ServiceError) -> ServiceError {
+    error.with_hint(|_, _| {
+        Some("mount the whole image instead: `blockctl browse mount DIR` shows it as disk.img, for a loop device")
+    })
 }
 
 #[cfg(test)]

@@ -3,17 +3,15 @@
 //! Stores are listed on access, and at most once per configured interval. An access waits a moment for the
 //! new listings; for a slower store it shows the last known one, and the new one once it has arrived.
 
-use crate::{
-    browse::{
-        Browser,
-        images::{CloudImage, LocalImage},
-        stores::{ListRequest, ListedSnapshot, Stores},
-    },
-    error::ServiceError,
+use crate::browse::{
+    Browser,
+    images::{CloudImage, LocalImage},
+    stores::{ListRequest, ListedSnapshot, Stores},
 };
 use blockd_api::CredentialRef;
 use blockd_catalog::Catalog as ManifestCatalog;
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestFilter, ManifestKey};
+use blockd_engine::error::ServiceError;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_fuse::{Catalog, Image, SnapshotEntry, SnapshotKey};
 use jiff::Timestamp;
@@ -208,7 +206,8 @@ async fn list_store(browser: &Browser, credential: Uuid) -> Result<Vec<ListedSna
         let catalog = ManifestCatalog::new(Arc::clone(&browser.db), credential);
         Ok::<_, ServiceError>(repository.list_manifests(&ManifestFilter::default(), &catalog).await?)
     };
-    let listed = crate::browse::in_time(&browser.host.settings, listed).await?;
+    let listed =
+        blockd_engine::repositories::preflight::in_reader_time(&browser.host.settings, listed).await?;
     let whole = listed.into_iter().filter_map(|item| item.manifest.ok());
     Ok(whole.map(|manifest| ListedSnapshot::of(credential, &manifest)).collect())
 }

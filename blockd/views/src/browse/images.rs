@@ -1,7 +1,7 @@
 //! Snapshots as images: cloud snapshots, and snapshots of local volumes.
 
-use crate::volumes::registry::{Attachment, VolumeEntry};
 use blockd_cloud::{CachedSnapshot, CloudError};
+use blockd_engine::volumes::registry::{Attachment, VolumeEntry};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, SnapshotId, VolumeId};
 use blockd_fuse::{Image, ImageRun};
 use blockd_volume::{Allocation, Content, SnapshotView, VolumeError, VolumeErrorKind};

@@ -1,16 +1,16 @@
 //! User mounts: local users mount and hand the FUSE descriptor to the daemon, which needs no mount privilege.
 //! The mount appears in the mount namespace of its user.
 
+use crate::browse::mounts::mount_failed;
 use crate::{
     browse::{Browser, listing::BrowseCatalog},
-    error::ServiceError,
     foreign_fd::Foreign,
-    owner::User,
 };
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{BrowseMount, HandMount},
 };
+use blockd_engine::{error::ServiceError, owner::User};
 use blockd_fuse::{FuseError, HandedMount, MountOptions, Served};
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
@@ -87,8 +87,12 @@ impl Browser {
     ) -> Result<BrowseMount, ServiceError> {
         check_mount_path(&request.mountpoint)?;
         // Checked before any other use: the descriptor may be a file of a filesystem that hangs.
-        descriptor.as_fd().map_or(Err(FuseError::NotFuse), blockd_fuse::check_handed)?;
-        let descriptor = descriptor.into_owned().ok_or(FuseError::NotFuse)?;
+        descriptor
+            .as_fd()
+            .map_or(Err(FuseError::NotFuse), blockd_fuse::check_handed)
+            .map_err(|error| mount_failed(&error))?;
+        let descriptor =
+            descriptor.into_owned().ok_or(FuseError::NotFuse).map_err(|error| mount_failed(&error))?;
         let Some(User { uid, gid }) = user else {
             return Err(ServiceError::Internal(
                 "the kernel does not report the user of the connection".to_owned(),
@@ -114,7 +118,8 @@ impl Browser {
             tracing::info!(mountpoint = shown, uid, "user mount ended");
         };
         let options = MountOptions { allow_other: request.allow_other, ..MountOptions::default() };
-        let served = blockd_fuse::serve_handed(catalog, descriptor, mount, options, on_end)?;
+        let served = blockd_fuse::serve_handed(catalog, descriptor, mount, options, on_end)
+            .map_err(|error| mount_failed(&error))?;
         tracing::info!(mountpoint = %served.mount().mountpoint.display(), uid, "serving a user mount");
         let handed = UserMount { served, credentials: request.cred_ids, since: Timestamp::now() };
         let reply = handed.describe();

@@ -4,7 +4,7 @@
 //! thread too: if requests held all of them, there would be a deadlock. The limit leaves most threads to that
 //! work.
 
-use crate::error::{ServiceError, blocking};
+use blockd_engine::error::{ServiceError, blocking};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 

@@ -7,16 +7,15 @@
 //!
 //! `cloud:ID` is a read-only cloud snapshot. Cloud snapshots are not listed, which would need store requests.
 
-use crate::{
-    access::Access,
-    browse::CloudExports,
+use crate::{access::Access, browse::CloudExports};
+use blockd_api::{ApiError, ErrorCode, format_time};
+use blockd_engine::{
     metrics::Operation,
     volumes::{
         discarded::UnreportedLoss,
         registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
     },
 };
-use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_extent::SnapshotId;
 use blockd_nbd::{
     self as nbd, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo,
@@ -517,8 +516,8 @@ impl BlockDevice for SnapshotDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volumes::registry::VolumeEntry;
     use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow, VolumeState};
+    use blockd_engine::volumes::registry::VolumeEntry;
     use blockd_extent::VolumeId;
 
     fn add(registry: &Registry, dir: &std::path::Path, number: u64, name: &str) -> Arc<VolumeEntry> {

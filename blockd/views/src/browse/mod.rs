@@ -15,17 +15,20 @@ mod user_mounts;
 
 pub use crate::browse::export::CloudExports;
 
-use crate::{
-    browse::{images::LocalImage, mounts::Mounts},
-    error::ServiceError,
-    host::Host,
-    repositories::Repositories,
-    volumes::registry::Registry,
-};
+use crate::browse::{images::LocalImage, mounts::Mounts};
 use blockd_catalog::{Catalog, CredentialRow, Db};
 use blockd_cloud::{
     CacheCounters, CacheOptions, CachedSnapshot, CloudSnapshotId, Manifest, ManifestKey, SnapshotCache,
 };
+use blockd_engine::{
+    engine::Engine,
+    error::ServiceError,
+    host::Host,
+    readers::SnapshotReaders,
+    repositories::{Repositories, preflight::in_reader_time},
+    volumes::registry::Registry,
+};
+use blockd_extent::VolumeId;
 use parking_lot::Mutex;
 use std::{
     sync::{Arc, Weak},
@@ -41,7 +44,8 @@ const MAX_FILES: usize = 8;
 
 /// Browse mounts and images of snapshots.
 pub struct Browser {
-    pub(crate) browse: Arc<Browse>,
+    /// Open snapshots, images and mounts.
+    pub browse: Arc<Browse>,
     pub(crate) db: Arc<Db>,
     pub(crate) host: Arc<Host>,
     pub(crate) registry: Arc<Registry>,
@@ -77,8 +81,20 @@ impl std::fmt::Debug for Browse {
 }
 
 impl Browse {
-    /// Closes the idle local snapshots of a volume, so that they can be deleted.
-    pub fn release(&self, volume: blockd_extent::VolumeId) {
+    /// Closes idle local snapshots.
+    fn tidy(&self) {
+        self.local.lock().retain(|image| match image.upgrade() {
+            Some(image) => {
+                image.close(images::IDLE);
+                true
+            }
+            None => false,
+        });
+    }
+}
+
+impl SnapshotReaders for Browse {
+    fn release(&self, volume: VolumeId) {
         self.local.lock().retain(|image| match image.upgrade() {
             Some(image) => {
                 if image.volume() == volume {
@@ -90,8 +106,7 @@ impl Browse {
         });
     }
 
-    /// Invalidates the listings of a store after a snapshot was created or deleted in it.
-    pub fn renew(&self, credential: Uuid) {
+    fn renew(&self, credential: Uuid) {
         self.listings.lock().retain(|listing| match listing.upgrade() {
             Some(listing) => {
                 listing.renew(credential);
@@ -101,30 +116,28 @@ impl Browse {
         });
     }
 
-    /// Returns the cache counters; `None` before the first use of the cache.
-    pub fn cache_counters(&self) -> Option<CacheCounters> {
+    fn cache_counters(&self) -> Option<CacheCounters> {
         self.cache.lock().as_ref().map(SnapshotCache::counters)
     }
 
-    /// Closes idle local snapshots.
-    fn tidy(&self) {
-        self.local.lock().retain(|image| match image.upgrade() {
-            Some(image) => {
-                image.close(images::IDLE);
-                true
-            }
-            None => false,
-        });
-    }
-
-    /// Closes the cloud snapshots opened through a credential.
-    pub fn forget(&self, credential: Uuid) {
+    fn forget(&self, credential: Uuid) {
         self.open.lock().retain(|((of, _), ..)| *of != credential);
         self.files.lock().clear();
     }
 }
 
 impl Browser {
+    /// Creates the browser of an engine that was opened with `browse` as its readers.
+    pub fn new(browse: Arc<Browse>, engine: &Engine) -> Arc<Self> {
+        Arc::new(Self {
+            browse,
+            db: Arc::clone(&engine.db),
+            host: Arc::clone(&engine.host),
+            registry: Arc::clone(&engine.registry),
+            repositories: Arc::clone(&engine.repositories),
+        })
+    }
+
     /// Starts the background work: the configured mount, and closing idle snapshots.
     pub fn start_browsing(self: &Arc<Self>) {
         mounts::clean(self);
@@ -195,7 +208,7 @@ impl Browser {
         let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
         let manifest = match known.filter(|manifest| manifest.id() == *id) {
             Some(manifest) => manifest,
-            None => runtime.block_on(in_time(&self.host.settings, repository.manifest(id)))?,
+            None => runtime.block_on(in_reader_time(&self.host.settings, repository.manifest(id)))?,
         };
         let snapshot = runtime.block_on(cache.snapshot(&repository, &manifest)).map_err(shared_error)?;
         let manifest = Arc::new(manifest);
@@ -228,7 +241,7 @@ impl Browser {
                 Ok(found) => return Ok(found),
                 // "Not found" in one store is less informative than any other error.
                 Err(error) => match &first_error {
-                    Some(first) if !crate::cloud_snapshots::is_not_found(first) => {}
+                    Some(first) if !blockd_engine::cloud_snapshots::is_not_found(first) => {}
                     _ => first_error = Some(error),
                 },
             }
@@ -240,27 +253,12 @@ impl Browser {
     }
 }
 
-/// Bounds store requests by the timeout of readers.
-pub async fn in_time<T, E: Into<ServiceError>>(
-    settings: &crate::settings::Settings,
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<T, ServiceError> {
-    let time_limit = Duration::from_millis(settings.browse.stall_timeout_ms);
-    match tokio::time::timeout(time_limit, work).await {
-        Ok(result) => result.map_err(Into::into),
-        Err(_) => Err(ServiceError::refused(
-            blockd_api::ErrorCode::StoreTimeout,
-            format!("the store did not respond within {} ms", time_limit.as_millis()),
-        )),
-    }
-}
-
 /// Converts an error of a single-flight operation, which several callers share.
 fn shared_error(error: Arc<blockd_cloud::CloudError>) -> ServiceError {
     match Arc::try_unwrap(error) {
         Ok(error) => error.into(),
         Err(error) => {
-            let code = crate::error::cloud_code(&error);
+            let code = blockd_engine::error::cloud_code(&error);
             ServiceError::refused(code, error.to_string())
         }
     }

@@ -60,7 +60,7 @@ impl CloudExports {
                 let text = format!("cloud snapshot of volume {}, taken {taken}", manifest.volume_name);
                 Ok((CloudImage(snapshot), text))
             }
-            Err(error) if crate::cloud_snapshots::is_not_found(&error) => Err(ExportError::Unknown),
+            Err(error) if blockd_engine::cloud_snapshots::is_not_found(&error) => Err(ExportError::Unknown),
             Err(error) => Err(unavailable(error.to_api().message)),
         }
     }
