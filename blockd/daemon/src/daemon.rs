@@ -242,7 +242,8 @@ impl Daemon {
         if let Err(error) = engine.restores.resume_hydrations().await {
             tracing::error!(%error, "resuming the hydration of lazy volumes failed");
         }
-        supervisor.start("schedules", blockd_engine::schedules::run(Arc::clone(&engine.schedule_runner)));
+        supervisor
+            .start("schedules", blockd_engine::schedules::runner::run(Arc::clone(&engine.schedule_runner)));
         notify(sd_notify::NotifyState::Ready);
         let watchdog = watchdog::start();
         tracing::info!(
@@ -501,7 +502,7 @@ fn start_loops(supervisor: &mut Supervisor, engine: &Arc<Engine>) {
         .start_interruptible("map sync", blockd_engine::volumes::map_sync::run(Arc::clone(&engine.registry)));
     supervisor
         .start_interruptible("maintenance", blockd_engine::maintenance::run(Arc::clone(&engine.maintenance)));
-    supervisor.start_interruptible("health", blockd_engine::health::run(Arc::clone(&engine.monitor)));
+    supervisor.start_interruptible("health", blockd_engine::monitor::run(Arc::clone(&engine.monitor)));
     supervisor.start("events", blockd_engine::events::webhooks::run(Arc::clone(&engine.webhook_delivery)));
 }
 

@@ -11,8 +11,9 @@ use crate::{
         webhooks::{Webhook, WebhookDelivery},
     },
     failpoints::Failpoints,
-    health::{FreeSpace, Health},
-    host::Host,
+    free_space::FreeSpace,
+    health::Health,
+    host::{Admission, Host},
     maintenance::{Maintenance, verify::VerifyWork},
     metrics::Meters,
     monitor::Monitor,
@@ -29,7 +30,9 @@ use crate::{
         in_place::InPlaceWork,
         lazy::{LazyVolumes, hydrate::HydrationWork},
     },
-    schedules::{Scheduler, requests::Schedules, retention_checks::RetentionChecks, runner::ScheduleRunner},
+    schedules::{
+        requests::Schedules, retention_checks::RetentionChecks, runner::ScheduleRunner, wake::Scheduler,
+    },
     settings::{Settings, TaskPriority},
     snapshots::Snapshots,
     tasks::{Tasks, pressure::Pressure, runner::Runner},
@@ -51,10 +54,6 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-/// Lock that is held while an operation is admitted that excludes another one, such as a task on a volume and
-/// the deletion of the volume.
-pub type Admission = tokio::sync::Mutex<()>;
 
 /// Creates a service from the services of the same names, and with its own state empty.
 macro_rules! service {
@@ -269,13 +268,13 @@ impl Engine {
         let free_space = service!(FreeSpace { db, events, health, host });
         let repositories = service!(Repositories { bandwidth, db, events, health, host, meters, pressure, references, secrets } proven, opened, opened_with, unopened, refused, stores, changes);
         let checks = service!(RetentionChecks { db, events, health, host, registry, repositories });
-        let tasks = service!(Tasks { readers, db, host, references, repositories, slots } live, running, closed, shared_readers, freezing, failed, ended);
+        let tasks = service!(Tasks { readers, db, host, references, repositories, slots } live, running, closed, ended);
         let quiescer =
             service!(Quiescer { attachments, db, events, host, quiescing, registry } rule_problems);
         let devices = service!(Devices { admission, attachments, db, registry });
         let snapshots = service!(Snapshots { admission, attachments, readers, db, events, host, merger, quiescer, quiescing, registry, reserve, scheduler, tasks } to_undo);
         let lazy = service!(LazyVolumes { db, host, registry, repositories } fetcher, lazy_sources);
-        let backup_work = service!(BackupWork { db, events, host, registry, repositories, snapshots, tasks });
+        let backup_work = service!(BackupWork { db, events, host, registry, repositories, snapshots, tasks } shared_readers, freezing, failed);
         let restore_work = service!(RestoreWork { db, host, merger, registry, repositories, tasks });
         let hydration_work = service!(HydrationWork { host, lazy, merger, registry, tasks });
         let in_place_work =
@@ -483,20 +482,4 @@ fn event_readers(
         names.push(crate::events::LOG_READER.to_owned());
     }
     db.transaction(|tx| EventReader::take_up(tx, &names))
-}
-
-/// Generates a random non-zero id.
-///
-/// # Errors
-/// The system provides no random bytes.
-pub fn random_id() -> Result<u64, blockd_secrets::SecretsError> {
-    loop {
-        let mut bytes = [0; 8];
-        blockd_secrets::fill_random(&mut bytes)?;
-        // Below 2^63, so that no tool reads it as a negative number.
-        let number = u64::from_le_bytes(bytes) >> 1;
-        if number != 0 {
-            return Ok(number);
-        }
-    }
 }

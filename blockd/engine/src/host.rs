@@ -25,3 +25,7 @@ pub struct Host {
     /// Steps at which tests act.
     pub failpoints: Failpoints,
 }
+
+/// Lock that is held while an operation is admitted that excludes another one, such as a task on a volume and
+/// the deletion of the volume.
+pub type Admission = tokio::sync::Mutex<()>;

@@ -15,7 +15,7 @@ use axum::{
 };
 use blockd_api::{ErrorCode, operations, roles::Role};
 use blockd_catalog::DbError;
-use blockd_engine::{engine::Engine, error::ServiceError, health::Room, metrics::TEXT_FORMAT};
+use blockd_engine::{engine::Engine, error::ServiceError, free_space::Room, metrics::TEXT_FORMAT};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, hash_map::Entry},

@@ -12,7 +12,7 @@ use blockd_api::{
 use blockd_catalog::{Proof, RetentionOverride, TaskRow};
 use blockd_cloud::ManifestKey;
 use blockd_engine::{
-    cloud_snapshots::retention_overrides::RecentListings, maintenance::Attempts, schedules::Delays,
+    cloud_snapshots::retention_overrides::RecentListings, maintenance::Attempts, schedules::runner::Delays,
 };
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use jiff::{SignedDuration, Timestamp};

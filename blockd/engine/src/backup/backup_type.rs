@@ -10,8 +10,8 @@ use crate::{
         plan::{Decision, Plan, decide},
         work::{BackupWork, ids},
     },
-    engine::random_id,
     error::{ServiceError, blocking},
+    ids::random_id,
     repositories::is_missing_or_damaged,
     tasks::{LiveTask, clean_files},
 };

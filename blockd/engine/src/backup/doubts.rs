@@ -9,7 +9,7 @@
 use crate::{
     backup::{plan::Plan, work::BackupWork},
     error::{ServiceError, blocking, spawned},
-    maintenance::verify::proofs,
+    tasks::findings::proofs,
 };
 use blockd_api::events::Severity;
 use blockd_catalog::{Catalog, CredentialRow, DbError, Doubt, NewEvent, Proof, TaskKind, TaskRow};
@@ -68,21 +68,6 @@ pub(crate) fn doubt(credential: Uuid, cloudsnap: CloudSnapshotId) -> Doubt {
 /// late.
 pub(crate) fn doubt_of_restart(credential: Uuid, given_up: CloudSnapshotId) -> Doubt {
     Doubt { looked_at: true, ..doubt(credential, given_up) }
-}
-
-/// Returns true for a cloud snapshot that may be listed but incomplete: it is no base for a backup.
-///
-/// # Errors
-/// The database fails.
-pub fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudSnapshotId) -> Result<bool, DbError> {
-    if Doubt::is_of(tx, id)? {
-        return Ok(true);
-    }
-    let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
-    Ok(tasks.into_iter().any(|task| {
-        let name = (task.cloudsnap.cluster, task.cloudsnap.volume, task.cloudsnap.snapshot);
-        task.kind == TaskKind::Backup && name == (id.cluster, id.volume, id.snapshot)
-    }))
 }
 
 impl BackupWork {

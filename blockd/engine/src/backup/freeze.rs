@@ -48,7 +48,7 @@ pub(crate) async fn snapshot_for_backup(
         None => format!("snapshot {id}"),
     };
     // Other freezes do not wait for the hooks of this one.
-    let _guard = work.tasks.freezing.take([point.clone()]).await;
+    let _guard = work.freezing.take([point.clone()]).await;
     if work.host.stopping.is_cancelled() {
         // A concurrent freeze may be incomplete; the next start handles it.
         return Err(ServiceError::Stopping);
@@ -57,7 +57,7 @@ pub(crate) async fn snapshot_for_backup(
     if let Some(row) = rows.into_iter().find(|row| row.id == id && row.state == SnapshotState::Ready) {
         return Ok(row);
     }
-    let failed_before = work.tasks.failed.lock().find(&point);
+    let failed_before = work.failed.lock().find(&point);
     if let Some((why, report)) = failed_before {
         live.detail(|detail| detail.quiesce = report);
         return Err(ServiceError::Refused(why));
@@ -89,7 +89,7 @@ pub(crate) async fn snapshot_for_backup(
                 Some(_) if report.is_none() => ErrorCode::VolumeFailed,
                 _ => why.code,
             };
-            work.tasks.failed.lock().note(point, ApiError { code, ..why }, report);
+            work.failed.lock().note(point, ApiError { code, ..why }, report);
             Err(error)
         }
     }

@@ -9,17 +9,17 @@ pub mod shared_reader;
 pub mod work;
 
 use crate::{
-    cloud_snapshots::retention_overrides::refuse_past,
-    engine::{Admission, random_id},
     error::ServiceError,
-    host::Host,
+    host::{Admission, Host},
+    ids::random_id,
     owner,
     quiesce::{Quiescer, rules::QuiesceRequest},
     repositories::Repositories,
     snapshots::Snapshots,
     tasks::{
         Tasks,
-        runner::{Runner, check_limits},
+        requests::{check_limits, refuse_past},
+        runner::Runner,
     },
     volumes::registry::{Registry, VolumeEntry},
 };

@@ -15,8 +15,9 @@
 use crate::{
     backup::{
         backup_type::{planned, restart_as_full},
-        freeze::snapshot_for_backup,
+        freeze::{FailedPoints, snapshot_for_backup},
         plan::Plan,
+        shared_reader::Readers,
     },
     error::{ServiceError, blocking, spawned},
     events::EventLog,
@@ -35,8 +36,10 @@ use blockd_cloud::{
     FileJournal, JournalBinding, Manifest, ManifestKey, Progress, Repository, check_base,
 };
 use blockd_extent::{SnapshotId, VolumeId};
+use blockd_quiesce::KeyedLocks;
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use std::{io, path::Path, sync::Arc};
 use uuid::Uuid;
 
@@ -49,6 +52,12 @@ pub struct BackupWork {
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) tasks: Arc<Tasks>,
+    /// Snapshots that backups read.
+    pub(crate) shared_readers: Arc<Readers>,
+    /// Serializes the freezes of backups that share a snapshot.
+    pub(crate) freezing: KeyedLocks,
+    /// Failed freezes.
+    pub(crate) failed: Mutex<FailedPoints>,
 }
 
 impl std::fmt::Debug for BackupWork {
@@ -247,7 +256,7 @@ async fn upload(
     let (task, cancel) = (live.id, live.cancel.clone());
     let row = live.view();
     let (volume, (_, snapshot)) = (Arc::clone(volume), ids(&row)?);
-    let readers = Arc::clone(&work.tasks.shared_readers);
+    let readers = Arc::clone(&work.shared_readers);
     let path = work.host.data_dir.task_dir(task).join("journal");
     let binding = JournalBinding::of(repository, spec);
     let (reader, journal) = blocking(move || -> Result<_, ServiceError> {

@@ -2,12 +2,14 @@
 
 use crate::{
     cloud_snapshots::CloudSnapshots,
-    engine::Admission,
     error::ServiceError,
-    host::Host,
+    host::{Admission, Host},
     repositories::{Repositories, locate::Purpose, preflight::check_cancelled},
     restore::lazy::LazyVolumes,
-    schedules::{Scheduler, delete_command, retention_checks::RetentionChecks},
+    schedules::{
+        retention_checks::{RetentionChecks, delete_command},
+        wake::Scheduler,
+    },
     tasks::{Tasks, runner::Runner},
 };
 use blockd_api::{ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};

@@ -8,7 +8,8 @@ use crate::{
     backup::work::trigger_of,
     error::{ServiceError, blocking},
     host::Host,
-    repositories::{Repositories, preflight::in_reader_time},
+    repositories::{Repositories, locate::ASKED_AT_ONCE, preflight::in_reader_time},
+    restore::lazy::labels,
     tasks::backup_type,
     volumes::registry::Registry,
 };
@@ -33,9 +34,6 @@ use std::{
     sync::Arc,
 };
 
-/// Maximum number of stores that are searched concurrently for one cloud snapshot.
-pub const ASKED_AT_ONCE: usize = 8;
-
 /// Listing and inspection of cloud snapshots.
 pub struct CloudSnapshots {
     pub(crate) db: Arc<Db>,
@@ -48,11 +46,6 @@ impl std::fmt::Debug for CloudSnapshots {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CloudSnapshots").finish_non_exhaustive()
     }
-}
-
-/// Returns the labels of a manifest; invalid ones are dropped.
-pub(crate) fn labels(map: &std::collections::BTreeMap<String, String>) -> Labels {
-    Labels::try_from(map.clone()).unwrap_or_default()
 }
 
 fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
@@ -391,35 +384,9 @@ pub fn is_not_found(error: &ServiceError) -> bool {
     matches!(error, ServiceError::Cloud(error) if matches!(**error, CloudError::SnapshotNotFound { .. }))
 }
 
-/// Reduces a volume name from a store to valid characters and a length that leaves room for a suffix.
-pub(crate) fn fit_name(name: &str) -> String {
-    const ROOM_BYTES: usize = 100;
-    let fit: String =
-        name.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(ROOM_BYTES).collect();
-    let fit = fit.trim_start_matches(['.', '_', '-']);
-    if fit.is_empty() { "volume".into() } else { fit.to_owned() }
-}
-
 fn entry_labels(entry: &Cloudsnap) -> Labels {
     let spec: serde_json::Value = serde_json::from_str(&entry.metadata.volume).unwrap_or_default();
     spec.pointer("/DevSpec/volume_labels")
         .and_then(|labels| serde_json::from_value(labels.clone()).ok())
         .unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use blockd_api::VolumeName;
-
-    #[test]
-    fn volume_name_from_store_is_sanitized() {
-        for (given, fit) in [("data", "data"), ("../x y", "xy"), ("", "volume"), ("ä", "volume"), ("-1", "1")]
-        {
-            assert_eq!(fit_name(given), fit);
-            let name = format!("{}-restored-1", fit_name(given));
-            assert!(name.parse::<VolumeName>().is_ok(), "{name}");
-        }
-        assert!(format!("{}-restored-4294967295", fit_name(&"x".repeat(500))).parse::<VolumeName>().is_ok());
-    }
 }

@@ -7,7 +7,8 @@ use crate::{
     cloud_snapshots::deletion::Deletions,
     error::ServiceError,
     repositories::preflight::check_cancelled,
-    schedules::{KnownHealth, Uses, is_relied_on},
+    schedules::{known_health::KnownHealth, retention_checks::is_relied_on, uses::Uses},
+    tasks::requests::refuse_past,
 };
 use blockd_api::{
     ErrorCode,
@@ -31,17 +32,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3_600);
 
 /// Times of the last checks of expired cloud snapshots, by credential and volume.
 pub type RecentListings = HashMap<(Uuid, Uuid, VolumeId), (Instant, BTreeSet<CloudSnapshotId>)>;
-
-/// Refuses a past date, which would delete at once.
-pub fn refuse_past(expires: Option<Timestamp>) -> Result<(), ServiceError> {
-    match expires {
-        Some(expires) if expires <= Timestamp::now() => {
-            let message = format!("{expires} is past: give a date on which it is to be deleted");
-            Err(ServiceError::refused(ErrorCode::InvalidRequest, message))
-        }
-        _ => Ok(()),
-    }
-}
 
 impl Deletions {
     /// Sets or removes the pin and expiry date of a cloud snapshot.

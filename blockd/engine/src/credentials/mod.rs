@@ -4,10 +4,9 @@ mod rekey;
 mod update;
 
 use crate::{
-    engine::Admission,
     error::{ServiceError, spawned},
     health::{self, Health},
-    host::Host,
+    host::{Admission, Host},
     metrics::Meters,
     readers::SnapshotReaders,
     repositories::{

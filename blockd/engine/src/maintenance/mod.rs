@@ -7,10 +7,9 @@ pub mod verify;
 use crate::{
     backup::{doubts::Failing, work::BackupWork},
     cloud_snapshots::{deletion::Deletions, retention_overrides::RecentListings},
-    engine::Admission,
     error::{ENDLESS_HINT, ServiceError},
     health::{self, Health},
-    host::Host,
+    host::{Admission, Host},
     repositories::Repositories,
     schedules::retention_checks::RetentionChecks,
     tasks::{Tasks, runner::Runner},

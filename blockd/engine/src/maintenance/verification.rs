@@ -1,8 +1,8 @@
 //! Verification of cloud snapshots, and garbage collection of abandoned backups.
 
 use crate::{
-    engine::random_id,
     error::{ServiceError, blocking},
+    ids::random_id,
     maintenance::{Attempts, Maintenance},
     repositories::locate::Purpose,
 };

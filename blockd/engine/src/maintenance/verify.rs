@@ -11,14 +11,18 @@ use crate::{
     host::Host,
     repositories::{Repositories, limits::limited},
     snapshots::Snapshots,
-    tasks::{LiveTask, Tasks, findings, secrets},
+    tasks::{
+        LiveTask, Tasks,
+        findings::{self, proofs},
+        secrets,
+    },
     volumes::registry::Registry,
 };
 use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
 use blockd_catalog::{Catalog, Chain, Db, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyWhat};
 use blockd_cloud::{
     AffectedSnapshot, BlockCheck, CloudSnapshotId, ManifestFilter, ManifestKey, Progress, Repository,
-    VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
+    VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use blockd_store::Bandwidth;
@@ -252,63 +256,10 @@ fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudSnapsh
     if compared { report.block_bytes } else { 0 }
 }
 
-/// Returns the proof of each cloud snapshot, including others that the damage affects.
-pub(crate) fn proofs(
-    report: &VerifyReport,
-    known: &BTreeMap<CloudSnapshotId, Proof>,
-    credential: uuid::Uuid,
-    depth: VerifyDepth,
-    now: Timestamp,
-) -> Vec<Proof> {
-    let of = |snapshot: &VerifiedSnapshot| Proof {
-        credential,
-        cloudsnap: snapshot.id,
-        verified: now,
-        depth,
-        sound: snapshot.is_sound(),
-        damaged: snapshot.damaged.clone(),
-        digest: snapshot.digest,
-    };
-    let mut proofs: BTreeMap<CloudSnapshotId, Proof> =
-        report.snapshots.iter().map(|snapshot| (snapshot.id, of(snapshot))).collect();
-    for affected in report.findings.iter().flat_map(|finding| &finding.affects).chain(&report.others) {
-        if report.snapshots.iter().any(|snapshot| snapshot.id == affected.id) {
-            continue;
-        }
-        let proof = proofs.entry(affected.id).or_insert_with(|| Proof {
-            credential,
-            cloudsnap: affected.id,
-            verified: now,
-            depth,
-            sound: false,
-            damaged: known.get(&affected.id).map(|proof| proof.damaged.clone()).unwrap_or_default(),
-            digest: None,
-        });
-        proof.damaged.union_with(&affected.blocks);
-    }
-    if depth == VerifyDepth::Quick {
-        for proof in proofs.values_mut().filter(|proof| !proof.sound) {
-            let Some(before) = known.get(&proof.cloudsnap) else { continue };
-            if before.depth > VerifyDepth::Quick {
-                // It adds to earlier findings and removes none.
-                proof.damaged.union_with(&before.damaged);
-                (proof.depth, proof.verified) = (before.depth, before.verified);
-            }
-        }
-    }
-    // A quick verification does not replace findings of a read.
-    let is_news = |proof: &Proof| match known.get(&proof.cloudsnap) {
-        Some(before) => {
-            !proof.sound || proof.depth > VerifyDepth::Quick || before.depth == VerifyDepth::Quick
-        }
-        None => true,
-    };
-    proofs.into_values().filter(is_news).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_cloud::VerifiedSnapshot;
     use blockd_extent::{BlockIndex, Extent, SnapshotId, VolumeId};
 
     fn id(snapshot: u64) -> CloudSnapshotId {

@@ -9,6 +9,6 @@ pub mod histogram;
 pub mod store;
 pub mod traffic;
 
+pub use crate::metrics::exposition::TEXT_FORMAT;
 pub use crate::metrics::store::Meters;
 pub use crate::metrics::traffic::{Operation, Traffic};
-pub use crate::monitor::metrics::TEXT_FORMAT;

@@ -22,9 +22,6 @@ use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
 
-/// `Content-Type` of the exposition.
-pub const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-
 /// Values from the database.
 struct Rows {
     chains: Vec<Chain>,

@@ -5,7 +5,8 @@ pub mod metrics;
 use crate::{
     error::{ServiceError, blocking},
     events::webhooks::WebhookDelivery,
-    health::{FreeSpace, Health},
+    free_space::FreeSpace,
+    health::Health,
     host::Host,
     metrics::{Meters, Operation},
     readers::SnapshotReaders,
@@ -20,7 +21,7 @@ use crate::{
 use blockd_api::activity::{Activity, OperationActivity, VolumeActivity};
 use blockd_catalog::Db;
 use blockd_quiesce::Admission as QuiesceAdmission;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// Activity and metrics of the daemon.
 pub struct Monitor {
@@ -99,5 +100,21 @@ fn of_volume(entry: &Arc<VolumeEntry>) -> VolumeActivity {
         write: requests(Operation::Write),
         flush: requests(Operation::Flush),
         discard: requests(Operation::Discard),
+    }
+}
+
+/// Interval between checks of the free space.
+const CHECK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Runs the periodic checks.
+pub async fn run(monitor: Arc<Monitor>) {
+    monitor.volumes.report_discarded_writes().await;
+    if let Err(error) = monitor.repositories.check_credentials().await {
+        tracing::warn!(%error, "checking whether all credentials can be unsealed failed");
+    }
+    loop {
+        monitor.free_space.check_free_space().await;
+        monitor.free_space.store_pending_event().await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }

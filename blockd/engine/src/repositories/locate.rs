@@ -1,6 +1,6 @@
 //! Locates the repository that holds a cloud snapshot.
 
-use crate::{cloud_snapshots::ASKED_AT_ONCE, error::ServiceError, repositories::Repositories};
+use crate::{error::ServiceError, repositories::Repositories};
 use blockd_api::{CredentialRef, ErrorCode};
 use blockd_catalog::CredentialRow;
 use blockd_cloud::{CloudError, CloudSnapshotId};
@@ -99,3 +99,6 @@ impl Repositories {
         }
     }
 }
+
+/// Maximum number of stores that are searched concurrently for one cloud snapshot.
+pub const ASKED_AT_ONCE: usize = 8;

@@ -1,6 +1,7 @@
 //! Credentials: probing of stores, storage of their secrets, and opening of repositories.
 
 pub mod external_secrets;
+mod health;
 pub mod key_slots;
 pub mod limits;
 pub mod locate;
@@ -14,8 +15,8 @@ use crate::{
     events::EventLog,
     health::Health,
     host::Host,
+    ids::only_one,
     metrics::Meters,
-    names::only_one,
     repositories::{
         external_secrets::unresolved,
         limits::{LimitPlan, PlannedBandwidth, limited, limits_of},

@@ -12,36 +12,28 @@
 //! last backup of the volume there or stands in that one's chain. Otherwise everything is compared.
 
 use crate::{
-    engine::random_id,
     error::{ServiceError, blocking, spawned},
     host::Host,
-    repositories::{locate::Purpose, preflight::check_cancelled},
-    restore::{
-        Restores,
-        lazy::{
-            LazyVolumes,
-            hydrate::{PAUSE, wait},
-            source::{CHUNK_BLOCKS, SnapshotSource},
-        },
+    restore::lazy::{
+        LazyVolumes,
+        hydrate::{PAUSE, wait},
+        source::{CHUNK_BLOCKS, SnapshotSource},
     },
     snapshots::{Snapshots, Wanted, first},
-    tasks::{LiveTask, Tasks, runner::check_limits},
+    tasks::{LiveTask, Tasks},
     volumes::{
         merger::Wake,
         registry::{Registry, RollbackMark, VolumeEntry},
     },
 };
-use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, cloudsnaps::RestoreStarted, lazy::StartInPlace};
-use blockd_catalog::{
-    Chain, Db, InPlace, SnapshotRow, SnapshotState, TaskDetail, TaskKind, TaskRow, TaskState,
-};
+use blockd_api::{ErrorCode, SnapshotName, SnapshotRef};
+use blockd_catalog::{Chain, Db, InPlace, SnapshotRow, SnapshotState, TaskRow, TaskState};
 use blockd_cloud::{Manifest, changed_blocks};
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, VolumeId};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{collections::HashMap, future::Future, sync::Arc};
-use uuid::Uuid;
 
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 /// Bytes between two flushes with recorded progress.
@@ -62,88 +54,6 @@ pub struct InPlaceWork {
 impl std::fmt::Debug for InPlaceWork {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("InPlaceWork").finish_non_exhaustive()
-    }
-}
-
-impl Restores {
-    /// Starts an in-place restore of a volume.
-    ///
-    /// # Errors
-    /// There is no such cloud snapshot or volume, or the volume is in use or too small.
-    pub async fn start_in_place(
-        self: &Arc<Self>,
-        request: &StartInPlace,
-    ) -> Result<RestoreStarted, ServiceError> {
-        check_limits(request.limits)?;
-        let id = request.snap;
-        let credential =
-            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
-        let manifest = self.repositories.manifest_to_begin_with(credential.uuid, &id).await?;
-
-        let _admission = self.admission.lock().await;
-        check_cancelled()?;
-        self.tasks.refuse_if_deleting(&id).await?;
-        let entry = self.registry.find(&request.volume)?;
-        let tasks = self.tasks.unfinished_tasks().await?;
-        if let Some(task) = tasks.into_iter().find(|task| task.volume == Some(entry.id)) {
-            let message =
-                format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
-            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
-        }
-        let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
-        if let Some(task) = self.tasks.kept_tasks().await?.into_iter().find(is_half_done) {
-            let message = format!(
-                "restore task {} took volume {} back in part only: resume it, or give it up first",
-                task.id, entry.name
-            );
-            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
-        }
-        if manifest.size_bytes > entry.size_bytes() {
-            let message = format!(
-                "cloud snapshot {id} is of {} bytes, volume {} has {}: grow it first",
-                manifest.size_bytes,
-                entry.name,
-                entry.size_bytes()
-            );
-            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-        }
-        self.attachments.check_delete(entry.id)?;
-        let (_, mark) = entry.begin_rollback()?;
-        let before = SnapshotId::from_u64(random_id()?);
-        let row = TaskRow {
-            id: Uuid::new_v4(),
-            kind: TaskKind::Restore,
-            state: TaskState::Pending,
-            volume: Some(entry.id),
-            snapshot: None,
-            credential: credential.uuid,
-            cloudsnap: id,
-            base: None,
-            created: Timestamp::now(),
-            owner: crate::owner::current(),
-            detail: TaskDetail {
-                volume_name: Some(entry.name.clone()),
-                credential_name: credential.name.to_string(),
-                phase: "pending".into(),
-                in_place: Some(InPlace { before, discard: request.discard, done_below: 0 }),
-                limits: request.limits,
-                ..TaskDetail::default()
-            },
-        };
-        mark.set_reason(fence_reason(&row));
-        self.in_place_work.going_back.lock().insert(entry.id, mark);
-        match self.runner.store_and_launch(row, |_| Ok(())).await {
-            Ok(started) => Ok(RestoreStarted {
-                task: started.task,
-                volume_id: entry.id,
-                volume: entry.name.clone(),
-                schedules: Vec::new(),
-            }),
-            Err(error) => {
-                self.in_place_work.going_back.lock().remove(&entry.id);
-                Err(error)
-            }
-        }
     }
 }
 
@@ -186,7 +96,7 @@ pub fn has_started(row: &TaskRow) -> bool {
 }
 
 /// Returns the message to fenced clients, after the name of the volume.
-fn fence_reason(row: &TaskRow) -> String {
+pub(crate) fn fence_reason(row: &TaskRow) -> String {
     match row.state {
         TaskState::Failed | TaskState::Stopped => format!(
             "was restored in part only from cloud snapshot {}: resume it, `blockctl cloudsnap resume --name {}`",

@@ -4,16 +4,14 @@ pub mod checkpoint;
 pub mod full;
 pub mod in_place;
 pub mod lazy;
+mod start_in_place;
 
 use crate::{
-    engine::Admission,
     error::ServiceError,
+    host::Admission,
     repositories::{Repositories, locate::Purpose, preflight::check_cancelled},
     restore::{in_place::InPlaceWork, lazy::LazyVolumes},
-    tasks::{
-        Tasks,
-        runner::{Runner, check_limits},
-    },
+    tasks::{Tasks, requests::check_limits, runner::Runner},
     volumes::{
         attachments::Attachments,
         registry::{EntryState, Registry, VolumeEntry},

@@ -4,8 +4,8 @@
 //! snapshot was taken; if not, nothing is left of it, and the run starts again.
 
 use crate::{
-    engine::random_id,
     error::ServiceError,
+    ids::random_id,
     quiesce::rules::QuiesceRequest,
     schedules::{
         engine::{self, Batch, failures_of},

@@ -3,18 +3,14 @@
 pub mod engine;
 #[cfg(test)]
 mod engine_tests;
-mod known_health;
+pub mod known_health;
 mod local;
-mod plausibility;
-mod policies;
+pub mod plausibility;
+pub mod policies;
 pub mod requests;
 pub mod retention_checks;
 pub mod runner;
 #[cfg(test)]
 mod simulation;
-mod uses;
-
-pub use crate::schedules::known_health::KnownHealth;
-pub use crate::schedules::retention_checks::{delete_command, is_relied_on};
-pub use crate::schedules::runner::{Delays, Scheduler, run};
-pub use crate::schedules::uses::Uses;
+pub mod uses;
+pub mod wake;

@@ -5,10 +5,10 @@ use crate::{
     quiesce::{Quiescer, rules::refuse_unknown},
     repositories::Repositories,
     schedules::{
-        Scheduler,
         engine::{self, Candidate},
         plausibility,
         policies::{check_rules, not_found},
+        wake::Scheduler,
     },
     volumes::registry::{EntryState, Registry},
 };

@@ -14,6 +14,7 @@ use crate::{
         local::snapshot_name,
         requests::Schedules,
         retention_checks::{RetentionCheck, RetentionChecks},
+        wake::Scheduler,
     },
     snapshots::Snapshots,
     tasks::Tasks,
@@ -23,10 +24,9 @@ use blockd_api::{
     CredentialRef, ErrorCode, VolumeRef, cloudsnaps::BackupOptions, events::Severity, schedules::RunState,
 };
 use blockd_catalog::{Db, DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow};
-use blockd_extent::{SnapshotId, VolumeId};
+use blockd_extent::VolumeId;
 use futures::FutureExt;
 use jiff::Timestamp;
-use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
@@ -34,7 +34,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 /// Maximum time between two passes: clocks are set and hosts suspend without notice.
@@ -76,16 +75,6 @@ impl std::fmt::Debug for ScheduleRunner {
     }
 }
 
-/// Wakes the scheduler.
-#[derive(Debug, Default)]
-pub struct Scheduler {
-    wake: Notify,
-    /// Wakes the deletions.
-    judge: Notify,
-    /// The local snapshots that are being taken, of runs without a backup.
-    pub(super) freezing: Mutex<HashSet<SnapshotId>>,
-}
-
 /// Time of the next attempt of a deletion.
 #[derive(Clone, Copy, Debug)]
 pub struct Delay {
@@ -115,14 +104,6 @@ fn delay_key(judgement: &Judgement) -> (Uuid, String) {
 
 fn is_delayed(delays: &Delays, judgement: &Judgement) -> bool {
     delays.get(&delay_key(judgement)).is_some_and(|delay| delay.until > Instant::now())
-}
-
-impl Scheduler {
-    /// Wakes the scheduler after a change of a schedule or the end of a task.
-    pub fn wake(&self) {
-        self.wake.notify_one();
-        self.judge.notify_one();
-    }
 }
 
 /// Runs the scheduler until the daemon stops.

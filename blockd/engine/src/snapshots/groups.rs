@@ -1,8 +1,8 @@
 //! Snapshots of consistency groups: selection of the members, and the reply.
 
 use crate::{
-    engine::random_id,
     error::ServiceError,
+    ids::random_id,
     quiesce::rules::QuiesceRequest,
     snapshots::{Snapshots, Wanted, space_of, to_api},
     volumes::registry::VolumeEntry,

@@ -4,14 +4,13 @@ mod groups;
 pub mod rollback;
 
 use crate::{
-    engine::{Admission, random_id},
     error::{ServiceError, blocking},
     events::EventLog,
-    host::Host,
-    names::only_one,
+    host::{Admission, Host},
+    ids::{only_one, random_id},
     quiesce::{Quiescer, events_of_failures, rules::QuiesceRequest},
     readers::SnapshotReaders,
-    schedules::Scheduler,
+    schedules::wake::Scheduler,
     tasks::Tasks,
     volumes::{
         attachments::Attachments,

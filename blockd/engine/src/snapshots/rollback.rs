@@ -5,8 +5,8 @@
 //! previous content.
 
 use crate::{
-    engine::random_id,
     error::{ServiceError, blocking},
+    ids::random_id,
     snapshots::{Snapshots, Wanted, first, to_api},
     volumes::registry::VolumeEntry,
 };

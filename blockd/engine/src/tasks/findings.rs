@@ -1,8 +1,11 @@
 //! Findings of a verification or a restore that skips damage, limited to a readable size.
 
 use blockd_api::tasks::{AffectedCloudsnap, ByteRange, DamageFinding, Findings};
-use blockd_cloud::{Damage, VerifyReport};
+use blockd_catalog::{DbError, Doubt, Proof, TaskKind, TaskRow};
+use blockd_cloud::{CloudSnapshotId, Damage, VerifiedSnapshot, VerifyDepth, VerifyReport};
 use blockd_extent::{BlockSet, Extent};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
 
 /// Maximum number of listed damages.
 const MAX_LISTED: usize = 100;
@@ -61,4 +64,73 @@ pub(crate) fn of_restore(cloudsnap: &str, damage: &Damage) -> Findings {
         damage_total: damage.total,
         ..Findings::default()
     }
+}
+
+/// Returns true for a cloud snapshot that may be listed but incomplete: it is no base for a backup.
+///
+/// # Errors
+/// The database fails.
+pub fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudSnapshotId) -> Result<bool, DbError> {
+    if Doubt::is_of(tx, id)? {
+        return Ok(true);
+    }
+    let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
+    Ok(tasks.into_iter().any(|task| {
+        let name = (task.cloudsnap.cluster, task.cloudsnap.volume, task.cloudsnap.snapshot);
+        task.kind == TaskKind::Backup && name == (id.cluster, id.volume, id.snapshot)
+    }))
+}
+
+/// Returns the proof of each cloud snapshot, including others that the damage affects.
+pub(crate) fn proofs(
+    report: &VerifyReport,
+    known: &BTreeMap<CloudSnapshotId, Proof>,
+    credential: uuid::Uuid,
+    depth: VerifyDepth,
+    now: Timestamp,
+) -> Vec<Proof> {
+    let of = |snapshot: &VerifiedSnapshot| Proof {
+        credential,
+        cloudsnap: snapshot.id,
+        verified: now,
+        depth,
+        sound: snapshot.is_sound(),
+        damaged: snapshot.damaged.clone(),
+        digest: snapshot.digest,
+    };
+    let mut proofs: BTreeMap<CloudSnapshotId, Proof> =
+        report.snapshots.iter().map(|snapshot| (snapshot.id, of(snapshot))).collect();
+    for affected in report.findings.iter().flat_map(|finding| &finding.affects).chain(&report.others) {
+        if report.snapshots.iter().any(|snapshot| snapshot.id == affected.id) {
+            continue;
+        }
+        let proof = proofs.entry(affected.id).or_insert_with(|| Proof {
+            credential,
+            cloudsnap: affected.id,
+            verified: now,
+            depth,
+            sound: false,
+            damaged: known.get(&affected.id).map(|proof| proof.damaged.clone()).unwrap_or_default(),
+            digest: None,
+        });
+        proof.damaged.union_with(&affected.blocks);
+    }
+    if depth == VerifyDepth::Quick {
+        for proof in proofs.values_mut().filter(|proof| !proof.sound) {
+            let Some(before) = known.get(&proof.cloudsnap) else { continue };
+            if before.depth > VerifyDepth::Quick {
+                // It adds to earlier findings and removes none.
+                proof.damaged.union_with(&before.damaged);
+                (proof.depth, proof.verified) = (before.depth, before.verified);
+            }
+        }
+    }
+    // A quick verification does not replace findings of a read.
+    let is_news = |proof: &Proof| match known.get(&proof.cloudsnap) {
+        Some(before) => {
+            !proof.sound || proof.depth > VerifyDepth::Quick || before.depth == VerifyDepth::Quick
+        }
+        None => true,
+    };
+    proofs.into_values().filter(is_news).collect()
 }

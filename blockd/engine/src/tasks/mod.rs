@@ -6,17 +6,12 @@
 pub mod findings;
 mod live;
 pub mod pressure;
+pub mod requests;
 pub mod runner;
 pub mod secrets;
 
 pub use crate::tasks::live::LiveTask;
-use crate::{
-    backup::{freeze::FailedPoints, shared_reader::Readers},
-    error::ServiceError,
-    host::Host,
-    readers::SnapshotReaders,
-    repositories::Repositories,
-};
+use crate::{error::ServiceError, host::Host, readers::SnapshotReaders, repositories::Repositories};
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     tasks::{self as api, ListTasks, Requests, TaskList, WaitTask},
@@ -24,7 +19,6 @@ use blockd_api::{
 use blockd_catalog::{Db, DbError, NewEvent, TaskKind, TaskRow, TaskState};
 use blockd_cloud::{CancelToken, CloudSnapshotId};
 use blockd_extent::SnapshotId;
-use blockd_quiesce::KeyedLocks;
 use blockd_secrets::References;
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -55,12 +49,6 @@ pub struct Tasks {
     pub(crate) running: Mutex<JoinSet<()>>,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) closed: AtomicBool,
-    /// Snapshots that backups read.
-    pub(crate) shared_readers: Arc<Readers>,
-    /// Serializes the freezes of backups that share a snapshot.
-    pub(crate) freezing: KeyedLocks,
-    /// Failed freezes.
-    pub(crate) failed: Mutex<FailedPoints>,
     /// Number of ended tasks since the start.
     pub ended: Ended,
 }

@@ -13,11 +13,10 @@ use crate::{
         work::{self, BackupWork},
     },
     cloud_snapshots::delete::{self, DeleteWork},
-    engine::Admission,
     error::ServiceError,
     events::EventLog,
     health::{self, Health},
-    host::Host,
+    host::{Admission, Host},
     maintenance::verify::{self, VerifyWork},
     repositories::Repositories,
     restore::{
@@ -25,8 +24,8 @@ use crate::{
         in_place::{self, InPlaceWork},
         lazy::hydrate::{self, HydrationWork},
     },
-    schedules::{Scheduler, retention_checks::RetentionChecks},
-    tasks::{LiveTask, Tasks, clean_files, pressure::Pressure},
+    schedules::{retention_checks::RetentionChecks, wake::Scheduler},
+    tasks::{LiveTask, Tasks, clean_files, pressure::Pressure, requests::check_limits},
     volumes::registry::Registry,
 };
 use blockd_api::{
@@ -110,17 +109,6 @@ fn can_go_on(error: &ServiceError) -> bool {
         ),
         _ => false,
     }
-}
-
-/// Refuses limits below which small requests would take minutes.
-pub fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
-    const MIN_BYTES_PER_S: u64 = 1 << 10;
-    let given = [limits.limit_upload_bytes_per_s, limits.limit_download_bytes_per_s];
-    if given.into_iter().flatten().any(|limit| limit < MIN_BYTES_PER_S) {
-        let message = "a limit is at least 1 KiB a second";
-        return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-    }
-    Ok(())
 }
 
 /// Returns true if the state for a resume is worth keeping.

@@ -4,17 +4,10 @@
 //! fails the first FLUSH of every connection of a client that may have survived (`UnreportedLoss`), and does
 //! not reconnect kernel devices that are older than the loss.
 
-use crate::{
-    health,
-    volumes::{
-        Volumes,
-        registry::{EntryState, VolumeEntry},
-    },
-};
-use blockd_api::{events::Severity, format_time, volumes as api};
-use blockd_catalog::NewEvent;
+use crate::volumes::registry::VolumeEntry;
+use blockd_api::{format_time, volumes as api};
 use blockd_nbd::{Client, DeviceError, DeviceErrorKind};
-use blockd_volume::{DiscardedWrites, SurvivingClients, Volume, VolumeError};
+use blockd_volume::{DiscardedWrites, SurvivingClients, Volume};
 use jiff::Timestamp;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -67,7 +60,7 @@ pub fn hint(entry: &VolumeEntry) -> String {
     )
 }
 
-fn found(loss: &DiscardedWrites) -> Timestamp {
+pub(crate) fn found(loss: &DiscardedWrites) -> Timestamp {
     let ms = i64::try_from(loss.found_unix_ms).unwrap_or(i64::MAX);
     Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
 }
@@ -86,40 +79,4 @@ pub fn shown(entry: &VolumeEntry) -> Option<api::DiscardedWrites> {
 pub fn refuses_devices(entry: &VolumeEntry) -> Option<String> {
     let loss = entry.volume().ok()?.discarded_writes()?;
     (loss.clients == SurvivingClients::All).then(|| format!("{}; {}", describe(&loss), hint(entry)))
-}
-
-impl Volumes {
-    /// Reports all unacknowledged losses: in the log, as events, and in `status`.
-    pub async fn report_discarded_writes(&self) {
-        let mut events = Vec::new();
-        for entry in self.registry.all() {
-            let EntryState::Up(volume) = entry.view().state else { continue };
-            let Some(loss) = volume.discarded_writes() else { continue };
-            let message = format!("volume {}: {}", entry.name, describe(&loss));
-            tracing::error!(volume = %entry.id, name = %entry.name, "{message}");
-            self.health.note(health::DISCARDED_WRITES, &entry.id.to_string(), message.clone(), hint(&entry));
-            let event = NewEvent::new(Timestamp::now(), Severity::Error, "writes-discarded", message);
-            events.push(NewEvent { volume: Some(entry.name.clone()), ..event });
-        }
-        if events.is_empty() {
-            return;
-        }
-        let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
-        if let Err(error) = stored {
-            tracing::warn!(%error, "storing the events of discarded writes failed");
-        }
-        self.events.wake();
-    }
-
-    /// Deletes the record of a volume's loss.
-    pub fn acknowledge_discarded_writes(
-        &self,
-        entry: &VolumeEntry,
-        volume: &Volume,
-    ) -> Result<(), VolumeError> {
-        volume.acknowledge_discarded_writes()?;
-        self.health.clear(health::DISCARDED_WRITES, &entry.id.to_string());
-        tracing::info!(volume = %entry.id, name = %entry.name, "discarded writes acknowledged");
-        Ok(())
-    }
 }

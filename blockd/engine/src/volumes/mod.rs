@@ -2,17 +2,18 @@
 
 pub mod attachments;
 pub mod discarded;
+mod losses;
 pub mod map_sync;
 pub mod merger;
 pub mod reconcile;
 pub mod registry;
 
 use crate::{
-    engine::{Admission, random_id},
     error::{ServiceError, blocking},
     events::EventLog,
     health::Health,
-    host::Host,
+    host::{Admission, Host},
+    ids::random_id,
     readers::SnapshotReaders,
     restore::{Restores, in_place::InPlaceWork, lazy::LazyVolumes},
     schedules::{engine::Candidate, requests::Schedules},

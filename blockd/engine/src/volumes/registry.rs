@@ -3,7 +3,7 @@
 //! An entry's state and its number of connections change under one lock, so that a volume is never removed
 //! under a client that has just connected.
 
-use crate::{error::ServiceError, metrics::Traffic, names::only_one};
+use crate::{error::ServiceError, ids::only_one, metrics::Traffic};
 use blockd_api::{ApiError, ErrorCode, GroupName, Labels, SnapshotName, VolumeName, VolumeRef};
 use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};

@@ -1,9 +1,8 @@
 //! User mounts: local users mount and hand the FUSE descriptor to the daemon, which needs no mount privilege.
 //! The mount appears in the mount namespace of its user.
 
-use crate::browse::mounts::mount_failed;
 use crate::{
-    browse::{Browser, listing::BrowseCatalog},
+    browse::{Browser, listing::BrowseCatalog, mounts::mount_failed},
     foreign_fd::Foreign,
 };
 use blockd_api::{

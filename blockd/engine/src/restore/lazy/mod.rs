@@ -12,12 +12,11 @@ pub use crate::restore::lazy::fetcher::Fetcher;
 pub use crate::restore::lazy::source::{CloudSource, SharedSource};
 
 use crate::{
-    backup::doubts::is_in_doubt,
-    cloud_snapshots::{fit_name, labels},
-    engine::random_id,
     error::{ServiceError, blocking},
     host::Host,
+    ids::random_id,
     repositories::Repositories,
+    tasks::findings::is_in_doubt,
     volumes::registry::{EntryState, Registry},
 };
 use blockd_api::{ErrorCode, Labels, VolumeName, lazy::Hydration};
@@ -242,5 +241,36 @@ impl LazyVolumes {
             }
         }
         Err(ServiceError::Internal("no free volume name".into()))
+    }
+}
+
+/// Reduces a volume name from a store to valid characters and a length that leaves room for a suffix.
+pub(crate) fn fit_name(name: &str) -> String {
+    const ROOM_BYTES: usize = 100;
+    let fit: String =
+        name.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(ROOM_BYTES).collect();
+    let fit = fit.trim_start_matches(['.', '_', '-']);
+    if fit.is_empty() { "volume".into() } else { fit.to_owned() }
+}
+
+/// Returns the labels of a manifest; invalid ones are dropped.
+pub(crate) fn labels(map: &std::collections::BTreeMap<String, String>) -> Labels {
+    Labels::try_from(map.clone()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_api::VolumeName;
+
+    #[test]
+    fn volume_name_from_store_is_sanitized() {
+        for (given, fit) in [("data", "data"), ("../x y", "xy"), ("", "volume"), ("ä", "volume"), ("-1", "1")]
+        {
+            assert_eq!(fit_name(given), fit);
+            let name = format!("{}-restored-1", fit_name(given));
+            assert!(name.parse::<VolumeName>().is_ok(), "{name}");
+        }
+        assert!(format!("{}-restored-4294967295", fit_name(&"x".repeat(500))).parse::<VolumeName>().is_ok());
     }
 }

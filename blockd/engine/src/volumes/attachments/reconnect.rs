@@ -115,8 +115,8 @@ fn keep(shared: &AttachmentTable, mut watch: Box<dyn Watch>, stop: &AtomicBool, 
         // Resets the counter; an error means that it was zero already.
         let _ = rustix::io::read(wake, &mut [0; 8]);
         let dead = match news {
-            Ok(Some(devices)) => volumes(shared, |device| devices.contains(&device)),
-            Ok(None) => volumes(shared, |_| true),
+            Ok(Some(devices)) => volumes_of(shared, |device| devices.contains(&device)),
+            Ok(None) => volumes_of(shared, |_| true),
             Err(error) => {
                 tracing::error!(%error, "subscription to dead connections failed: devices are not reconnected until a volume is attached");
                 return;
@@ -156,7 +156,7 @@ fn try_again(shared: &AttachmentTable, held: &HeldVolume, due: RetrySchedule) {
     }
 }
 
-fn volumes(shared: &AttachmentTable, wanted: impl Fn(u32) -> bool) -> Vec<VolumeId> {
+fn volumes_of(shared: &AttachmentTable, wanted: impl Fn(u32) -> bool) -> Vec<VolumeId> {
     let held = shared.held.lock();
     let all = held.iter().filter(|(_, held)| held.row.device.is_some_and(&wanted));
     all.map(|(volume, _)| *volume).collect()

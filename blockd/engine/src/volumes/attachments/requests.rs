@@ -1,8 +1,8 @@
 //! Attach and detach requests.
 
 use crate::{
-    engine::Admission,
     error::{ServiceError, blocking},
+    host::Admission,
     volumes::{
         attachments::{AttachError, AttachmentTable, Attachments, HeldVolume},
         registry::Registry,

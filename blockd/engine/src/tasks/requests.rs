@@ -1,0 +1,27 @@
+//! Checks of the options of requests that start tasks.
+
+use crate::error::ServiceError;
+use blockd_api::{ErrorCode, tasks::TaskLimits};
+use jiff::Timestamp;
+
+/// Refuses a past date, which would delete at once.
+pub fn refuse_past(expires: Option<Timestamp>) -> Result<(), ServiceError> {
+    match expires {
+        Some(expires) if expires <= Timestamp::now() => {
+            let message = format!("{expires} is past: give a date on which it is to be deleted");
+            Err(ServiceError::refused(ErrorCode::InvalidRequest, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses limits below which small requests would take minutes.
+pub fn check_limits(limits: TaskLimits) -> Result<(), ServiceError> {
+    const MIN_BYTES_PER_S: u64 = 1 << 10;
+    let given = [limits.limit_upload_bytes_per_s, limits.limit_download_bytes_per_s];
+    if given.into_iter().flatten().any(|limit| limit < MIN_BYTES_PER_S) {
+        let message = "a limit is at least 1 KiB a second";
+        return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+    }
+    Ok(())
+}
