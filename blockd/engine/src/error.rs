@@ -6,7 +6,7 @@ use blockd_cloud::{ClockUnknownCause, CloudError};
 use blockd_secrets::SecretsError;
 use blockd_store::{ProbeError, StoreError, StoreErrorKind};
 use blockd_volume::{VolumeError, VolumeErrorKind};
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 use tracing::Instrument;
 
 /// Reasons why an operation failed.
@@ -357,6 +357,16 @@ pub fn with_sources(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     line
+}
+
+/// Converts a volume error to an I/O error; the kind of a full disk is kept.
+pub(crate) fn to_io(error: VolumeError) -> io::Error {
+    let kind = match error.kind() {
+        VolumeErrorKind::NoSpace => io::ErrorKind::StorageFull,
+        VolumeErrorKind::InvalidInput => io::ErrorKind::InvalidInput,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
 }
 
 #[cfg(test)]

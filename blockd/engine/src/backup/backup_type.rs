@@ -8,7 +8,8 @@ use crate::{
     backup::{
         doubts::doubt_of_restart,
         plan::{Decision, Plan, decide},
-        work::{BackupWork, ids},
+        task::ids,
+        work::BackupWork,
     },
     error::{ServiceError, blocking},
     ids::random_id,

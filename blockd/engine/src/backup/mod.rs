@@ -6,6 +6,7 @@ pub mod doubts;
 pub mod freeze;
 pub mod plan;
 pub mod shared_reader;
+pub mod task;
 pub mod work;
 
 use crate::{

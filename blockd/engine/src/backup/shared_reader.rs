@@ -1,7 +1,7 @@
 //! Reader of a frozen snapshot for several backups: one reads from disk, the others get the data from memory
 //! while they keep up.
 
-use crate::backup::work::to_io;
+use crate::error::to_io;
 use blockd_cloud::BlockReader;
 use blockd_extent::{Extent, SnapshotId};
 use blockd_volume::{SnapshotView, VolumeError};

@@ -5,7 +5,7 @@ pub mod deletion;
 pub mod retention_overrides;
 
 use crate::{
-    backup::work::trigger_of,
+    backup::task::trigger_of,
     error::{ServiceError, blocking},
     host::Host,
     repositories::{Repositories, locate::ASKED_AT_ONCE, preflight::in_reader_time},

@@ -5,7 +5,7 @@
 use crate::{
     backup::{
         compare::{DiffBase, Seen},
-        work,
+        task,
     },
     error::{ServiceError, blocking, spawned},
     host::Host,
@@ -209,7 +209,7 @@ async fn drop_own_snapshot(work: &Arc<VerifyWork>, row: &TaskRow) {
         tracing::warn!(%error, "the snapshot of the verification is left for now");
         return;
     }
-    if let Err(error) = work::drop_snapshot_of(&work.snapshots, row).await {
+    if let Err(error) = task::drop_snapshot_of(&work.snapshots, row).await {
         tracing::warn!(%error, "the snapshot of the verification is removed at the next start");
     }
 }

@@ -8,10 +8,7 @@
 //! to commit. Its possible listing is verified then (see [`doubts`]).
 
 use crate::{
-    backup::{
-        doubts,
-        work::{self, BackupWork},
-    },
+    backup::{doubts, task, work::BackupWork},
     cloud_snapshots::delete::{self, DeleteWork},
     error::ServiceError,
     events::EventLog,
@@ -138,7 +135,7 @@ fn mark_given_up(
         doubts::doubt(row.credential, listed).put(tx)?;
     }
     match row.kind {
-        TaskKind::Backup => work::mark_failed(tx, row),
+        TaskKind::Backup => task::mark_failed(tx, row),
         TaskKind::Restore if row.detail.is_of_volume_in_use() => Ok(()),
         TaskKind::Restore => full::mark_failed(tx, row),
         TaskKind::Delete | TaskKind::Verify => Ok(()),
@@ -149,7 +146,7 @@ async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceErro
     match row.kind {
         TaskKind::Backup => {
             remove_leftovers(runner, row);
-            work::clean_up(&runner.backup_work, row).await
+            task::clean_up(&runner.backup_work, row).await
         }
         // The volume is in use, with the fetched blocks.
         TaskKind::Restore if row.detail.is_of_volume_in_use() => {
@@ -513,7 +510,7 @@ async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
     let work = async {
         let _busy = runner.pressure.begin();
         match live.kind {
-            TaskKind::Backup => work::run(&runner.backup_work, live).boxed().await,
+            TaskKind::Backup => task::run(&runner.backup_work, live).boxed().await,
             TaskKind::Restore if live.view().detail.in_place.is_some() => {
                 in_place::run(&runner.in_place_work, live).boxed().await
             }

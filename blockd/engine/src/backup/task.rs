@@ -1,0 +1,396 @@
+//! A backup: freeze, decide, plan, upload, commit.
+//!
+//! What is durable after each step, and where a run that was cut off goes on:
+//!
+//! 1. the task's row, with the id of the snapshot to be taken: nothing else happened yet, so freeze;
+//! 2. the snapshot's row, `ready`: the point in time is fixed, so decide and plan;
+//! 3. the plan's file: what is uploaded is fixed, byte for byte, so upload what the journal does not have;
+//! 4. the manifest in the store: the backup exists; putting the same one again is found to be no conflict;
+//! 5. one transaction: chain, catalog, task done, snapshot `deleting`; what is left is cleaned up by every
+//!    start.
+//!
+//! An incremental whose base turns out to be gone after step 4 goes back to step 2 under another name, and is
+//! a full one.
+
+use crate::{
+    backup::{
+        backup_type::{planned, restart_as_full},
+        freeze::snapshot_for_backup,
+        plan::Plan,
+        work::BackupWork,
+    },
+    error::{ServiceError, blocking, spawned},
+    repositories::is_missing_or_damaged,
+    snapshots::Snapshots,
+    tasks::{LiveTask, clean_files, secrets},
+    volumes::registry::VolumeEntry,
+};
+use blockd_api::{CredentialRef, ErrorCode};
+use blockd_catalog::{
+    Catalog, Chain, CredentialRow, DbError, Doubt, RetentionOverride, SnapshotRow, TaskRow,
+};
+use blockd_cloud::{
+    BackupJournal, BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudSnapshotId,
+    FileJournal, JournalBinding, Manifest, ManifestKey, Progress, Repository, check_base,
+};
+use blockd_extent::{SnapshotId, VolumeId};
+use blockd_volume::Volume;
+use jiff::Timestamp;
+use std::{path::Path, sync::Arc};
+use uuid::Uuid;
+
+pub(crate) fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError> {
+    match (row.volume, row.snapshot) {
+        (Some(volume), Some(snapshot)) => Ok((volume, snapshot)),
+        _ => Err(ServiceError::Internal("a backup without volume or snapshot".into())),
+    }
+}
+
+/// Returns the trigger of a backup for its manifest and listings.
+pub fn trigger_of(row: &TaskRow) -> &'static str {
+    if row.detail.schedule.is_some() { "Scheduled" } else { "Manual" }
+}
+
+pub(crate) async fn run(work: &Arc<BackupWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let (volume_id, snapshot_id) = ids(&row)?;
+    let entry = work.registry.by_id(volume_id).ok_or_else(|| {
+        ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {volume_id} any more"))
+    })?;
+    let volume = entry.volume()?;
+    work.host.failpoints.reached("backup accepted")?;
+    let snapshot = snapshot_for_backup(work, live, &entry, snapshot_id).await?;
+    live.detail(|detail| {
+        detail.frozen = true;
+        detail.freeze_stall_micros = snapshot.freeze_stall_micros;
+        detail.quiesce.clone_from(&snapshot.quiesce);
+    });
+    work.tasks.store_progress(live).await;
+    work.host.failpoints.reached("backup frozen")?;
+
+    let _slot = secrets::slot(&work.tasks, live).await?;
+    let write_once = work
+        .repositories
+        .credential(Some(&CredentialRef::Id(row.credential)))
+        .await?
+        .capabilities
+        .conditional_put;
+    let frozen = Frozen { entry, volume, snapshot, write_once };
+    let first = attempt(work, live, &frozen).await;
+    let (manifest, in_doubt) = match first {
+        Err(ServiceError::Cloud(error)) => match *error {
+            CloudError::BaseDeleted { base } => {
+                restart_as_full(work, live, base).await?;
+                work.host.failpoints.reached("backup restarted as full")?;
+                attempt(work, live, &frozen).await?
+            }
+            other => return Err(other.into()),
+        },
+        result => result?,
+    };
+    work.host.failpoints.reached("backup in the store")?;
+    let done = commit(work, live, &frozen.snapshot, manifest, in_doubt).await?;
+    work.host.failpoints.reached("backup committed")?;
+    if let Err(error) = clean_up(work, &done).await {
+        tracing::warn!(%error, "what the backup left behind is removed at the next start");
+    }
+    Ok(done)
+}
+
+/// Frozen snapshot with its store settings.
+struct Frozen {
+    entry: Arc<VolumeEntry>,
+    volume: Arc<Volume>,
+    snapshot: SnapshotRow,
+    /// The store supports create-if-absent.
+    write_once: bool,
+}
+
+/// Uploads the frozen snapshot under the task's name. Returns the manifest and true if it may have existed
+/// before.
+async fn attempt(
+    work: &BackupWork,
+    live: &LiveTask,
+    frozen: &Frozen,
+) -> Result<(Manifest, bool), ServiceError> {
+    let Frozen { entry, volume, snapshot, write_once } = frozen;
+    let row = live.view();
+    let (volume_id, snapshot_id) = ids(&row)?;
+    let (repository, requests) = work.repositories.task_repository(row.credential).await?;
+    let repository = work.host.failpoints.repository(live.limited(&repository));
+    let committed = match write_once {
+        true => None,
+        false => committed_before(work, live, &repository).await?,
+    };
+    let progress = Arc::new(Progress::new(requests));
+    live.begin(Arc::clone(&progress));
+    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
+    let (plan, base) = planned(work, live, volume, snapshot, &repository, &catalog).await?;
+    work.host.failpoints.reached("backup planned")?;
+
+    // The volume may have grown since the freeze.
+    let frozen_volume = Arc::clone(volume);
+    let size_bytes = blocking(move || frozen_volume.view(snapshot_id).map(|view| view.size_bytes())).await?;
+    let spec = Arc::new(BackupSpec {
+        cluster: work.host.cluster,
+        volume: volume_id,
+        snapshot: row.cloudsnap.snapshot,
+        volume_name: entry.name.to_string(),
+        // The local snapshot is deleted after the backup; the backup's name stays.
+        snapshot_name: row
+            .detail
+            .backup
+            .name
+            .as_ref()
+            .map_or_else(|| snapshot.name.to_string(), ToString::to_string),
+        labels: entry.tags().labels.as_map().clone(),
+        size_bytes,
+        created: snapshot.created,
+        started: plan.started,
+        data: plan.data,
+        zero: plan.zero,
+        base,
+        delta_salt: plan.salt,
+        freeze_stall_micros: snapshot.freeze_stall_micros,
+        trigger: trigger_of(&row).into(),
+    });
+    live.update(|row| {
+        row.cloudsnap = spec.id();
+        row.base = spec.base.as_ref().map(Manifest::id);
+        row.detail.backup_type =
+            Some(if spec.base.is_some() { BackupType::Incremental } else { BackupType::Full });
+        row.detail.bytes_dirty = spec.data.len_bytes() + spec.zero.len_bytes();
+    });
+    work.tasks.store_progress(live).await;
+
+    // It is unknown how often an existing manifest was put.
+    let Some(manifest) = committed else {
+        let manifest =
+            upload(work, volume, &spec, &repository, Arc::clone(&progress), live, *write_once).await?;
+        return Ok((manifest, progress.was_in_doubt()));
+    };
+    if let Some(base) = &spec.base {
+        check_base(repository.store().as_ref(), &manifest, base).await?;
+    }
+    Ok((manifest, true))
+}
+
+/// Returns the manifest that an earlier run put into a store without create-if-absent.
+///
+/// There, a restarted daemon cannot be distinguished from a copy of it: other stored objects are abandoned.
+/// The next backup has another name and is a full one.
+async fn committed_before(
+    work: &BackupWork,
+    live: &LiveTask,
+    repository: &Repository,
+) -> Result<Option<Manifest>, ServiceError> {
+    let task = live.view();
+    let dir = work.host.data_dir.task_dir(live.id);
+    if task.detail.run == Some(work.host.run) {
+        return Ok(None);
+    }
+    // Without a plan nothing was put yet, but a copy has the same id and would make its own plan.
+    if let Some(plan) = blocking(move || Plan::load(&dir, task.id)).await? {
+        let id = CloudSnapshotId { incremental: plan.base.is_some(), ..task.cloudsnap };
+        match repository.manifest(&id).await {
+            Ok(manifest) if manifest.delta.salt == plan.salt => return Ok(Some(manifest)),
+            Err(error) if !is_missing_or_damaged(&error) => return Err(error.into()),
+            _ => {}
+        }
+    }
+    // An unavailable repository gives no information.
+    work.repositories.prove_place(task.credential, repository).await?;
+    let message = format!(
+        "the backup was interrupted, and {} cannot create an object only if it is absent, so that it is not safe to go on with it: start it again",
+        repository.store().describe()
+    );
+    Err(ServiceError::refused(ErrorCode::StoreFailed, message))
+}
+
+async fn upload(
+    work: &BackupWork,
+    volume: &Arc<Volume>,
+    spec: &Arc<BackupSpec>,
+    repository: &Repository,
+    progress: Arc<Progress>,
+    live: &LiveTask,
+    write_once: bool,
+) -> Result<Manifest, ServiceError> {
+    let (task, cancel) = (live.id, live.cancel.clone());
+    let row = live.view();
+    let (volume, (_, snapshot)) = (Arc::clone(volume), ids(&row)?);
+    let readers = Arc::clone(&work.shared_readers);
+    let path = work.host.data_dir.task_dir(task).join("journal");
+    let binding = JournalBinding::of(repository, spec);
+    let (reader, journal) = blocking(move || -> Result<_, ServiceError> {
+        let journal = open_journal(&path, &binding)?;
+        Ok((Arc::new(readers.join(snapshot, || volume.view(snapshot))?), journal))
+    })
+    .await?;
+    let options = BackupOptions {
+        // The memory limit covers all locations together.
+        upload_concurrency: (work.host.settings.upload_concurrency / work.tasks.sharing(snapshot).max(1))
+            .max(1),
+        cpu_threads: work.host.settings.cpu_threads,
+        write_once,
+        resumed: row.detail.run != Some(work.host.run) || row.detail.resumed > 0,
+    };
+    let (repository, spec) = (repository.clone(), Arc::clone(spec));
+    let blocks = Arc::clone(&reader) as Arc<dyn BlockReader>;
+    let result = spawned(async move {
+        blockd_cloud::backup(&repository, spec, blocks, Arc::new(journal), &options, progress, &cancel).await
+    })
+    .await;
+    let closed = blocking(move || {
+        reader.close();
+        Ok::<_, ServiceError>(())
+    });
+    if let Err(error) = closed.await {
+        // The snapshot may be in the store: this error must not hide that.
+        tracing::warn!(%error, "the snapshot of the backup is not closed");
+    }
+    result
+}
+
+/// Opens the journal of this backup. A damaged journal, or one of another plan, is recreated. The journal
+/// saves work and records the start of the commit, which is assumed if unknown.
+fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, CloudError> {
+    match FileJournal::open(path, binding) {
+        Err(CloudError::ForeignJournal { .. }) => {
+            tracing::warn!(path = %path.display(), "the journal of the backup is not usable: everything is sent again");
+            std::fs::remove_file(path).map_err(|source| CloudError::Journal {
+                path: path.to_owned(),
+                what: "removing it",
+                source,
+            })?;
+            let journal = FileJournal::open(path, binding)?;
+            journal.record_commit()?;
+            Ok(journal)
+        }
+        other => other,
+    }
+}
+
+/// Records a committed backup. The store lists it, so it must not fail any more: this retries until the
+/// database has it, and the next start completes it if the daemon stops.
+///
+/// Another host may be deleting a backup with a doubtful commit, together with the deltas of backups based on
+/// it. So it is no base: the next backup uses the one before it.
+async fn commit(
+    work: &BackupWork,
+    live: &LiveTask,
+    snapshot: &SnapshotRow,
+    manifest: Manifest,
+    in_doubt: bool,
+) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let id = manifest.id();
+    let chain = Chain {
+        volume: snapshot.volume,
+        credential: row.credential,
+        epoch: snapshot.epoch,
+        cloudsnap: id,
+        // One delta for the full backup, and one for each incremental.
+        incrementals: manifest.chain.len() as u64,
+        finished: snapshot.created,
+    };
+    if in_doubt {
+        tracing::info!(cloudsnap = %id, "the backup may have been committed before without an answer: the next one is not built on it");
+    }
+    let measured = measured_write_speed(live);
+    let (snapshot, task) = (snapshot.id, live.id);
+    work.tasks
+        .until_stored("the backup that is in the store", || {
+            let (chain, manifest, row) = (chain.clone(), manifest.clone(), row.clone());
+            work.tasks.finish(live, move |tx| {
+                match in_doubt {
+                    false => chain.put(tx)?,
+                    true => committed_in_doubt(chain.credential, id).put(tx)?,
+                }
+                Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
+                put_mark(tx, &row, id)?;
+                if let Some(bytes_per_s) = measured {
+                    CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
+                }
+                release_snapshot(tx, task, snapshot)
+            })
+        })
+        .await
+}
+
+/// Stores the requested pin and expiry date. A pin or date that was set meanwhile stays.
+fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudSnapshotId) -> Result<(), DbError> {
+    let asked = RetentionOverride {
+        cloudsnap: id,
+        credential: row.credential,
+        pinned: row.detail.backup.pinned,
+        expires: row.detail.backup.expires,
+    };
+    match RetentionOverride::find(tx, &id, row.credential)? {
+        Some(said) => {
+            let merged = RetentionOverride {
+                pinned: said.pinned || asked.pinned,
+                expires: said.expires.or(asked.expires),
+                ..asked
+            };
+            merged.put(tx)
+        }
+        None => asked.put(tx),
+    }
+}
+
+/// Marks a cloud snapshot as no base for anything on this host, such as a volume restored from it.
+fn committed_in_doubt(credential: Uuid, cloudsnap: CloudSnapshotId) -> Doubt {
+    Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: false, looked_at: false }
+}
+
+/// Releases the snapshot of a backup, unless another backup needs it.
+fn release_snapshot(tx: &rusqlite::Transaction<'_>, task: Uuid, snapshot: SnapshotId) -> Result<(), DbError> {
+    match TaskRow::others_need(tx, task, snapshot)? {
+        true => Ok(()),
+        false => SnapshotRow::release(tx, snapshot),
+    }
+}
+
+/// Returns the write throughput of the store, if enough data was sent to measure it.
+fn measured_write_speed(live: &LiveTask) -> Option<u64> {
+    const ENOUGH_BYTES: u64 = 16 << 20;
+    let (bytes, seconds) = live.upload();
+    (bytes >= ENOUGH_BYTES && seconds > 0.0).then(|| (bytes as f64 / seconds) as u64)
+}
+
+pub(crate) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Result<(), DbError> {
+    match row.snapshot {
+        Some(snapshot) => release_snapshot(tx, row.id, snapshot),
+        None => Ok(()),
+    }
+}
+
+/// Deletes the internal snapshot of a task.
+pub(crate) async fn drop_snapshot_of(snapshots: &Snapshots, row: &TaskRow) -> Result<(), ServiceError> {
+    let (volume, snapshot) = ids(row)?;
+    let Some(volume) = snapshots.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
+        return Ok(());
+    };
+    snapshots.drop_snapshot(volume, snapshot).await
+}
+
+/// Deletes the snapshot of the backup, unneeded block sets and the task's files.
+pub(crate) async fn clean_up(work: &BackupWork, row: &TaskRow) -> Result<(), ServiceError> {
+    let (volume, snapshot) = ids(row)?;
+    let mut dropped = Ok(());
+    if let Some(entry) = work.registry.by_id(volume)
+        && let Ok(volume) = entry.volume()
+    {
+        let task = row.id;
+        let stays = work.db.run(move |tx| -> Result<bool, DbError> {
+            Ok(TaskRow::others_need(tx, task, snapshot)? || SnapshotRow::find_kept(tx, snapshot)?.is_some())
+        });
+        if !stays.await? {
+            dropped = work.snapshots.drop_snapshot(volume, snapshot).await;
+        }
+        work.snapshots.forget_intervals(&entry).await;
+    }
+    clean_files(&work.tasks, row.id).await?;
+    dropped
+}
