@@ -252,10 +252,9 @@ impl Engine {
     }
 
     /// Creates the services, from the bottom to the top.
+    #[rustfmt::skip]
     fn assemble(parts: Parts) -> Self {
-        let Parts {
-            host, db, secrets, references, registry, attachments, pressure, bandwidth, reserve, ..
-        } = parts;
+        let Parts { host, db, secrets, references, registry, attachments, pressure, bandwidth, reserve, .. } = parts;
         let Parts { webhooks, log_reader, readers, .. } = parts;
         let merger: Arc<Wake> = Arc::default();
         let health: Arc<Health> = Arc::default();
@@ -266,191 +265,55 @@ impl Engine {
         let slots = Arc::new(Semaphore::new(host.settings.task_concurrency));
         let events = service!(EventLog { db, host, registry } stored, degraded);
         let free_space = service!(FreeSpace { db, events, health, host });
-        let repositories = service!(Repositories { bandwidth, db, events, health, host, meters, pressure, references, secrets } proven, opened, opened_with, unopened, refused, stores, changes);
+        let repositories = service!(Repositories { bandwidth, db, events, health, host, meters, pressure,
+            references, secrets } proven, opened, opened_with, unopened, refused, stores, changes);
         let checks = service!(RetentionChecks { db, events, health, host, registry, repositories });
-        let tasks = service!(Tasks { readers, db, host, references, repositories, slots } live, running, closed, ended);
-        let quiescer =
-            service!(Quiescer { attachments, db, events, host, quiescing, registry } rule_problems);
+        let tasks = service!(Tasks { readers, db, host, references, repositories, slots } live, running,
+            closed, ended);
+        let quiescer = service!(Quiescer { attachments, db, events, host, quiescing, registry }
+            rule_problems);
         let devices = service!(Devices { admission, attachments, db, registry });
-        let snapshots = service!(Snapshots { admission, attachments, readers, db, events, host, merger, quiescer, quiescing, registry, reserve, scheduler, tasks } to_undo);
+        let snapshots = service!(Snapshots { admission, attachments, readers, db, events, host, merger,
+            quiescer, quiescing, registry, reserve, scheduler, tasks } to_undo);
         let lazy = service!(LazyVolumes { db, host, registry, repositories } fetcher, lazy_sources);
-        let backup_work = service!(BackupWork { db, events, host, registry, repositories, snapshots, tasks } shared_readers, freezing, failed);
+        let backup_work = service!(BackupWork { db, events, host, registry, repositories, snapshots, tasks
+            } shared_readers, freezing, failed);
         let restore_work = service!(RestoreWork { db, host, merger, registry, repositories, tasks });
         let hydration_work = service!(HydrationWork { host, lazy, merger, registry, tasks });
-        let in_place_work =
-            service!(InPlaceWork { lazy, db, host, merger, registry, snapshots, tasks } going_back);
+        let in_place_work = service!(InPlaceWork { lazy, db, host, merger, registry, snapshots, tasks }
+            going_back);
         let delete_work = service!(DeleteWork { db, host, registry, snapshots, tasks });
         let verify_work = service!(VerifyWork { db, host, registry, repositories, snapshots, tasks });
-        let runner = service!(Runner {
-            admission,
-            backup_work,
-            checks,
-            db,
-            delete_work,
-            events,
-            health,
-            host,
-            hydration_work,
-            in_place_work,
-            pressure,
-            registry,
-            repositories,
-            restore_work,
-            scheduler,
-            tasks,
-            verify_work
-        });
+        let runner = service!(Runner { admission, backup_work, checks, db, delete_work, events, health,
+            host, hydration_work, in_place_work, pressure, registry, repositories, restore_work,
+            scheduler, tasks, verify_work });
         let schedules = service!(Schedules { db, quiescer, registry, repositories, scheduler });
-        let restores = service!(Restores {
-            admission,
-            attachments,
-            db,
-            in_place_work,
-            lazy,
-            registry,
-            repositories,
-            runner,
-            tasks
-        });
-        let volumes = service!(Volumes {
-            admission,
-            attachments,
-            readers,
-            db,
-            events,
-            health,
-            host,
-            in_place_work,
-            lazy,
-            merger,
-            registry,
-            restores,
-            runner,
-            schedules,
-            snapshots,
-            tasks
-        });
-        let backups =
-            service!(Backups { admission, host, quiescer, registry, repositories, runner, snapshots, tasks });
+        let restores = service!(Restores { admission, attachments, db, in_place_work, lazy, registry,
+            repositories, runner, tasks });
+        let volumes = service!(Volumes { admission, attachments, readers, db, events, health, host,
+            in_place_work, lazy, merger, registry, restores, runner, schedules, snapshots, tasks });
+        let backups = service!(Backups { admission, host, quiescer, registry, repositories, runner,
+            snapshots, tasks });
         let cloud_snapshots = service!(CloudSnapshots { db, host, registry, repositories });
-        let deletions = service!(Deletions {
-            admission,
-            checks,
-            cloud_snapshots,
-            db,
-            host,
-            lazy,
-            repositories,
-            runner,
-            scheduler,
-            tasks
-        });
-        let maintenance = service!(Maintenance {
-            admission,
-            backup_work,
-            checks,
-            db,
-            deletions,
-            health,
-            host,
-            registry,
-            repositories,
-            runner,
-            tasks
-        });
-        let schedule_runner = service!(ScheduleRunner {
-            backups,
-            checks,
-            db,
-            deletions,
-            events,
-            health,
-            host,
-            quiescer,
-            registry,
-            repositories,
-            scheduler,
-            schedules,
-            snapshots,
-            tasks
-        });
-        let credentials = service!(Credentials {
-            admission,
-            readers,
-            db,
-            health,
-            host,
-            lazy,
-            meters,
-            references,
-            registry,
-            repositories,
-            runner,
-            schedules,
-            secrets,
-            snapshots,
-            tasks
-        });
-        let webhook_delivery =
-            service!(WebhookDelivery { db, events, host, log_reader, references, webhooks });
-        let monitor = service!(Monitor {
-            readers,
-            db,
-            free_space,
-            health,
-            host,
-            meters,
-            quiescing,
-            registry,
-            repositories,
-            schedules,
-            tasks,
-            volumes,
-            webhook_delivery
-        });
+        let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, host, lazy,
+            repositories, runner, scheduler, tasks });
+        let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, health,
+            host, registry, repositories, runner, tasks });
+        let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, events, health,
+            host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });
+        let credentials = service!(Credentials { admission, readers, db, health, host, lazy, meters,
+            references, registry, repositories, runner, schedules, secrets, snapshots, tasks });
+        let webhook_delivery = service!(WebhookDelivery { db, events, host, log_reader, references,
+            webhooks });
+        let monitor = service!(Monitor { readers, db, free_space, health, host, meters, quiescing,
+            registry, repositories, schedules, tasks, volumes, webhook_delivery });
         let names = service!(Names { registry, repositories, snapshots });
         Self {
-            host,
-            reserve,
-            registry,
-            db,
-            attachments,
-            health,
-            references,
-            pressure,
-            merger,
-            scheduler,
-            quiescing,
-            admission,
-            bandwidth,
-            events,
-            free_space,
-            repositories,
-            checks,
-            tasks,
-            quiescer,
-            devices,
-            snapshots,
-            lazy,
-            backup_work,
-            restore_work,
-            hydration_work,
-            in_place_work,
-            delete_work,
-            verify_work,
-            runner,
-            schedules,
-            restores,
-            volumes,
-            backups,
-            cloud_snapshots,
-            deletions,
-            maintenance,
-            schedule_runner,
-            credentials,
-            webhook_delivery,
-            monitor,
-            names,
+            host, reserve, registry, db, attachments, health, references, pressure, merger, scheduler,
+            quiescing, admission, bandwidth, events, free_space, repositories, checks, tasks, quiescer,
+            devices, snapshots, lazy, backup_work, restore_work, hydration_work, in_place_work, delete_work,
+            verify_work, runner, schedules, restores, volumes, backups, cloud_snapshots, deletions,
+            maintenance, schedule_runner, credentials, webhook_delivery, monitor, names,
         }
     }
 }
