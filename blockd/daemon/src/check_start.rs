@@ -2,7 +2,7 @@
 //! while another daemon uses it. It changes nothing and takes no lock; packages run it before they restart
 //! the daemon.
 
-use crate::{config::Config, daemon::check_socket_path};
+use crate::{config::Config, sockets::check_socket_path};
 use blockd_catalog::Db;
 use blockd_engine::{error::with_sources, repositories::cannot_be_opened};
 use blockd_extent::VolumeId;

@@ -1,7 +1,7 @@
 //! Command line of `blockd`. Options override the configuration file, which overrides the defaults.
 
 use crate::{
-    config::{LogFormat, NbdAddress},
+    config::values::{LogFormat, NbdAddress},
     generate::Generate,
 };
 use clap::Parser;

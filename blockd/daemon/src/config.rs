@@ -3,23 +3,25 @@
 //! An unknown key is an error that names it, so that a typo never silently selects a default.
 
 mod control;
+mod ranges;
+pub(crate) mod values;
 
 pub use blockd_engine::events::webhook_config::{WebhookConfig, WebhookConfigError, WebhookUrl};
 pub use blockd_engine::settings::{BrowseConfig, Intervals, TaskPriority};
 pub use blockd_secrets::SecretsConfig;
+pub(crate) use control::find_group;
 pub use control::{ControlConfig, ControlSocket};
 
+pub use crate::config::values::{LogFormat, NbdAddress, NbdTls};
 use crate::{cli::Cli, logging};
 use blockd_api::{DailyLimit, credentials::CredentialLimits};
 use blockd_engine::{repositories::limits::LimitPlan, settings::Settings};
-use blockd_nbd::{TlsFiles, TlsMode};
+use blockd_nbd::TlsFiles;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 /// Configuration file that is read if the command line names none.
@@ -93,93 +95,6 @@ impl ConfigError {
     /// Returns true if the same configuration may be valid later.
     pub fn is_retryable(&self) -> bool {
         false
-    }
-}
-
-/// Format and destination of log lines.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// To the systemd journal if stderr is connected to it, otherwise as text.
-    #[default]
-    Auto,
-    /// Text for a terminal, to stderr.
-    Text,
-    /// One JSON object a line, to stderr.
-    Json,
-    /// Records with fields, to the systemd journal.
-    Journal,
-}
-
-/// Address of an NBD listener.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum NbdAddress {
-    /// A TCP address.
-    Tcp(SocketAddr),
-    /// A unix socket.
-    Unix(PathBuf),
-}
-
-impl FromStr for NbdAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(address) = text.strip_prefix("tcp://") {
-            return address.parse().map(Self::Tcp).map_err(|_| {
-                format!("invalid NBD address `{text}`: tcp:// needs ADDRESS:PORT, such as tcp://127.0.0.1:10809 or tcp://[::1]:10809")
-            });
-        }
-        match text.strip_prefix("unix://") {
-            Some(path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
-            _ => {
-                Err(format!("invalid NBD address `{text}`: use tcp://ADDRESS:PORT or unix:///ABSOLUTE/PATH"))
-            }
-        }
-    }
-}
-
-impl TryFrom<String> for NbdAddress {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<NbdAddress> for String {
-    fn from(address: NbdAddress) -> String {
-        address.to_string()
-    }
-}
-
-impl fmt::Display for NbdAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => write!(f, "tcp://{address}"),
-            Self::Unix(path) => write!(f, "unix://{}", path.display()),
-        }
-    }
-}
-
-/// TLS policy of TCP listeners.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NbdTls {
-    /// Never.
-    Off,
-    /// If the client asks for it.
-    Allow,
-    /// Always.
-    Require,
-}
-
-impl From<NbdTls> for TlsMode {
-    fn from(tls: NbdTls) -> Self {
-        match tls {
-            NbdTls::Off => Self::Off,
-            NbdTls::Allow => Self::Allow,
-            NbdTls::Require => Self::Require,
-        }
     }
 }
 
@@ -402,46 +317,12 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let range = |key, given: u64, low: u64, high: u64, wanted| {
-            if (low..=high).contains(&given) {
-                Ok(())
-            } else {
-                Err(ConfigError::Range { key, given: given.to_string(), wanted })
-            }
-        };
         if self.data_dir.as_os_str().is_empty() {
             return Err(ConfigError::Range { key: "data_dir", given: "empty".into(), wanted: "a directory" });
         }
         logging::check_level(&self.log_level)
             .map_err(|error| ConfigError::LogLevel { reason: error.to_string() })?;
-        range("full_every", self.full_every.into(), 1, 1000, "1 to 1000")?;
-        if self.merge_limit_bytes_per_s != 0 {
-            let wanted = "0 (no limit), or 1048576 (1 MiB a second) to 1099511627776";
-            range("merge_limit_bytes_per_s", self.merge_limit_bytes_per_s, 1 << 20, 1 << 40, wanted)?;
-        }
-        range("task_concurrency", self.task_concurrency as u64, 1, 64, "1 to 64")?;
-        if self.hydration_limit_bytes_per_s != 0 {
-            let wanted = "0 (no limit), or 1048576 (1 MiB a second) to 1099511627776";
-            range("hydration_limit_bytes_per_s", self.hydration_limit_bytes_per_s, 1 << 20, 1 << 40, wanted)?;
-        }
-        range("hydration_concurrency", self.hydration_concurrency as u64, 1, 64, "1 to 64")?;
-        range("lazy_stall_ms", self.lazy_stall_ms, 1000, 86_400_000, "1000 to 86400000")?;
-        range("lazy_error_ms", self.lazy_error_ms, 100, 3_600_000, "100 to 3600000")?;
-        range("upload_concurrency", self.upload_concurrency as u64, 1, 64, "1 to 64")?;
-        range("download_concurrency", self.download_concurrency as u64, 1, 64, "1 to 64")?;
-        range("cpu_threads", self.cpu_threads as u64, 0, 1024, "0 (one per core) to 1024")?;
-        range("ring_threads", self.ring_threads as u64, 0, 256, "0 (one per core) to 256")?;
-        range("nbd_workers", self.nbd_workers as u64, 1, 1024, "1 to 1024")?;
-        range("nbd_connections", self.nbd_connections as u64, 1, 65_536, "1 to 65536")?;
-        range("nbd_connections_per_volume", self.nbd_connections_per_volume, 1, 65_536, "1 to 65536")?;
-        range("nbd_handshake_timeout_ms", self.nbd_handshake_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
-        if self.nbd_idle_timeout_ms != 0 {
-            let wanted = "0 (never) or 1000 to 86400000";
-            range("nbd_idle_timeout_ms", self.nbd_idle_timeout_ms, 1000, 86_400_000, wanted)?;
-        }
-        let (low, high, wanted) = (1 << 20, 1 << 40, "1048576 (1 MiB) to 1099511627776 (1 TiB)");
-        range("nbd_connection_in_flight_bytes", self.nbd_connection_in_flight_bytes, low, high, wanted)?;
-        range("nbd_in_flight_bytes", self.nbd_in_flight_bytes, low, high, wanted)?;
+        ranges::check(self)?;
         self.check_tls()?;
         self.control.check()?;
         self.secrets.check().map_err(|error| ConfigError::Range {
@@ -451,26 +332,12 @@ impl Config {
         })?;
         blockd_engine::events::webhook_config::check(&self.webhook)?;
         self.limit_plan()?;
-        range("store_attempts", self.store_attempts.into(), 1, 100, "1 to 100")?;
-        range("store_timeout_ms", self.store_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
-        range("store_answer_ms", self.store_answer_ms, 100, 3_600_000, "100 to 3600000")?;
-        let browse = &self.browse;
-        let wanted = "1048576 (1 MiB) to 1125899906842624 (1 PiB)";
-        range("browse.cache_bytes", browse.cache_bytes, 1 << 20, 1 << 50, wanted)?;
-        range("browse.stall_timeout_ms", browse.stall_timeout_ms, 100, 3_600_000, "100 to 3600000")?;
-        range("browse.refresh_ms", browse.refresh_ms, 100, 3_600_000, "100 to 3600000")?;
         let relative = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
-        if relative(&browse.mountpoint) || relative(&browse.cache_dir) {
+        if relative(&self.browse.mountpoint) || relative(&self.browse.cache_dir) {
             let given = "a relative path".into();
             return Err(ConfigError::Range { key: "browse", given, wanted: "absolute paths" });
         }
-        range("stop_timeout_ms", self.stop_timeout_ms, 0, 3_600_000, "0 to 3600000")?;
-        range("gc_every_hours", self.gc_every_hours.into(), 0, 8760, "0 (never) to 8760")?;
-        if self.verify_bytes_per_day != 0 {
-            let wanted = "0 (nothing), or 104857600 (100 MiB) to 1125899906842624 (1 PiB)";
-            range("verify_bytes_per_day", self.verify_bytes_per_day, 100 << 20, 1 << 50, wanted)?;
-        }
-        range("task_history", self.task_history.into(), 1, 1_000_000, "1 to 1000000")
+        Ok(())
     }
 
     /// Checks the parts of the configuration that depend on this host; the daemon starts without them.
@@ -479,7 +346,7 @@ impl Config {
     /// A group does not exist.
     pub fn check_host(&self) -> Result<(), ConfigError> {
         for socket in &self.control.sockets {
-            crate::control::find_group(&socket.group)
+            control::find_group(&socket.group)
                 .map_err(|error| ConfigError::Group { reason: error.to_string() })?;
         }
         Ok(())

@@ -5,16 +5,16 @@
 
 use crate::{
     activation::Passed,
-    config::{Config, ControlConfig, ControlSocket},
-    daemon::{DaemonError, check_socket_path, file_error, remove_socket},
+    config::{Config, ControlConfig, ControlSocket, find_group},
+    error::{DaemonError, file_error},
     http::{self, Api, caller::Caller, connections::serve, remote::Remote},
     nbd::load_identity,
     served::Served,
+    sockets::{check_socket_path, remove_socket},
 };
 use axum::Router;
 use blockd_engine::{engine::Engine, error::with_sources, health};
 use blockd_nbd::{TlsFiles, TlsIdentity};
-use nix::unistd::{Gid, Group};
 use parking_lot::RwLock;
 use std::{
     net::SocketAddr,
@@ -277,19 +277,10 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), DaemonError> {
     std::fs::set_permissions(path, mode).map_err(file_error("restrict the mode of", path))
 }
 
-/// Looks up a group by name or number.
-pub(crate) fn find_group(group: &str) -> std::io::Result<Gid> {
-    if let Ok(number) = group.parse() {
-        return Ok(Gid::from_raw(number));
-    }
-    let found = Group::from_name(group).map_err(std::io::Error::from)?;
-    let missing = || std::io::Error::other(format!("no group {group} on this host"));
-    found.map(|found| found.gid).ok_or_else(missing)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::unistd::Gid;
     #[test]
     fn group_is_found_by_name_or_number() {
         assert_eq!(find_group("root").unwrap(), Gid::from_raw(0));

@@ -6,24 +6,26 @@
 
 use crate::{
     activation::Passed,
-    config::{Config, ConfigError, LogFormat, NbdAddress},
+    config::{Config, LogFormat, NbdAddress},
     control::Control,
+    error::{DaemonError, file_error},
     http::{self, Api},
-    lock::{DirLock, LockError},
+    lock::DirLock,
     nbd::{self, Certificates},
     served::Served,
+    sockets::check_socket_path,
     supervisor::Supervisor,
-    watchdog,
+    watchdog::{self, notify},
 };
 use blockd_engine::{
     data_dir::DataDir,
-    engine::{Engine, OpenEngine, OpenError},
-    error::{ServiceError, with_sources},
+    engine::{Engine, OpenEngine},
+    error::with_sources,
     health,
     readers::SnapshotReaders,
     volumes::{merger::Merger, registry::EntryState},
 };
-use blockd_nbd::{NbdError, Server, TlsError};
+use blockd_nbd::Server;
 use blockd_nbd_kernel::System;
 use blockd_views::{
     access::Access,
@@ -35,96 +37,15 @@ use rustix::{
 };
 use std::{
     net::SocketAddr,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
-    path::{Path, PathBuf},
+    os::unix::fs::PermissionsExt,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-/// Maximum length of a Unix socket path, in bytes: one less than `sun_path`, for the terminating zero.
-const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Timeout of a stop for post-freeze commands: less than systemd's stop timeout.
 const POST_HOOK_TIMEOUT: Duration = Duration::from_secs(180);
-
-/// Reasons why the daemon could not start, or not stop cleanly.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DaemonError {
-    /// The data directory is in use.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// NBD cannot be served.
-    #[error("cannot serve NBD: {}", with_sources(.0))]
-    Nbd(NbdError),
-    /// NBD cannot be served over TLS.
-    #[error("cannot serve NBD: {}", with_sources(.0))]
-    Tls(TlsError),
-    /// A file, directory or socket cannot be created or accessed.
-    #[error("cannot {action} {}: {source}", path.display())]
-    File {
-        /// Operation.
-        action: &'static str,
-        /// Path.
-        path: PathBuf,
-        /// Cause reported by the system.
-        source: std::io::Error,
-    },
-    /// A socket path is too long for an address.
-    #[error("socket path {} has {len_bytes} bytes, more than the system's limit of {MAX_SOCKET_PATH_BYTES}: use a shorter --data-dir", path.display())]
-    SocketPath {
-        /// Path.
-        path: PathBuf,
-        /// Its length.
-        len_bytes: usize,
-    },
-    /// The control API cannot be served over TCP.
-    #[error("cannot serve the control API at {address}: {source}")]
-    Control {
-        /// Address.
-        address: SocketAddr,
-        /// Cause reported by the system.
-        source: std::io::Error,
-    },
-    /// The control API cannot be served over TLS.
-    #[error("cannot serve the control API: {}", with_sources(.0))]
-    ControlTls(TlsError),
-    /// The configuration is invalid.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The state cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// A thread could not be started.
-    #[error("cannot start a thread: {0}")]
-    Thread(std::io::Error),
-    /// The sources of lazy volumes could not be determined.
-    #[error("cannot resume lazy volumes: {0}")]
-    Lazy(ServiceError),
-    /// The NBD server failed.
-    #[error("stopped after a failure of the NBD server: see the log for the cause")]
-    NbdFailed,
-    /// The stop was not clean: the next start recovers.
-    #[error("stopped, but not cleanly: {0}")]
-    UncleanStop(String),
-}
-
-impl DaemonError {
-    /// Returns true if a retry can succeed.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Lock(error) => error.is_retryable(),
-            Self::Open(error) => error.is_retryable(),
-            Self::Lazy(error) => error.is_retryable(),
-            _ => false,
-        }
-    }
-}
-
-pub(crate) fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DaemonError {
-    move |source| DaemonError::File { action, path: path.to_owned(), source }
-}
 
 /// A running daemon.
 pub struct Daemon {
@@ -222,28 +143,11 @@ impl Daemon {
         let certificates = Certificates::new([identity, control.identity.clone()]);
         let mut supervisor = Supervisor::new(engine.host.stopping.clone());
         if let Some(address) = config.metrics.listen {
-            let listener = listen_for_metrics(&engine, &served, address).await;
             let retry_delay = Duration::from_millis(config.intervals.metrics_retry_ms);
-            let serve = serve_metrics(api, listener, address, retry_delay, http_stop.clone());
-            supervisor.start_interruptible("metrics", serve);
+            start_metrics(&mut supervisor, api, address, retry_delay, http_stop.clone()).await;
         }
-        let limit = config.merge_limit_bytes_per_s;
-        let merger = Merger::start(
-            Arc::clone(&engine.registry),
-            Arc::clone(&engine.merger),
-            engine.reserve.clone(),
-            limit,
-        )
-        .map_err(DaemonError::Thread)?;
-        if let Err(error) = engine.runner.resume_tasks().await {
-            tracing::error!(%error, "resuming unfinished tasks failed");
-        }
-        start_loops(&mut supervisor, &engine);
-        if let Err(error) = engine.restores.resume_hydrations().await {
-            tracing::error!(%error, "resuming the hydration of lazy volumes failed");
-        }
-        supervisor
-            .start("schedules", blockd_engine::schedules::runner::run(Arc::clone(&engine.schedule_runner)));
+        let merger = start_merger(&engine, config.merge_limit_bytes_per_s)?;
+        resume_work(&mut supervisor, &engine).await;
         notify(sd_notify::NotifyState::Ready);
         let watchdog = watchdog::start();
         tracing::info!(
@@ -334,23 +238,9 @@ impl Daemon {
         }
         let closing = Arc::clone(&engine);
         let closed = tokio::task::spawn_blocking(move || {
-            let mut problems = Vec::new();
             closing.attachments.stop_reconnecting();
             browser.stop_browsing();
-            for mut server in servers {
-                if let Err(error) = server.shutdown() {
-                    problems.push(with_sources(&error));
-                }
-            }
-            drop(merger);
-            for entry in closing.registry.all() {
-                if let EntryState::Up(volume) = entry.view().state
-                    && let Err(error) = volume.close()
-                {
-                    problems.push(format!("volume {}: {error}", entry.name));
-                }
-            }
-            problems
+            close(servers, merger, &closing)
         });
         match closed.await {
             Ok(found) => problems.extend(found),
@@ -371,6 +261,25 @@ impl Daemon {
             Err(DaemonError::UncleanStop(problems.join("; ")))
         }
     }
+}
+
+/// Stops NBD and merges, then flushes and closes the volumes. Returns what failed. Blocks.
+fn close(servers: Vec<Server>, merger: Merger, engine: &Engine) -> Vec<String> {
+    let mut problems = Vec::new();
+    for mut server in servers {
+        if let Err(error) = server.shutdown() {
+            problems.push(with_sources(&error));
+        }
+    }
+    drop(merger);
+    for entry in engine.registry.all() {
+        if let EntryState::Up(volume) = entry.view().state
+            && let Err(error) = volume.close()
+        {
+            problems.push(format!("volume {}: {error}", entry.name));
+        }
+    }
+    problems
 }
 
 /// Prepares everything up to the open volumes. Blocks.
@@ -406,6 +315,36 @@ fn prepare(
     })?;
     let browser = Browser::new(browse, &engine);
     Ok((lock, Arc::new(engine), browser))
+}
+
+/// Starts the metrics endpoint.
+async fn start_metrics(
+    supervisor: &mut Supervisor,
+    api: Api,
+    address: SocketAddr,
+    retry_delay: Duration,
+    stop: CancellationToken,
+) {
+    let listener = listen_for_metrics(&api.engine, &api.served, address).await;
+    supervisor.start_interruptible("metrics", serve_metrics(api, listener, address, retry_delay, stop));
+}
+
+/// Starts the merges of layers that no snapshot needs.
+fn start_merger(engine: &Engine, limit_bytes_per_s: u64) -> Result<Merger, DaemonError> {
+    let (registry, wake) = (Arc::clone(&engine.registry), Arc::clone(&engine.merger));
+    Merger::start(registry, wake, engine.reserve.clone(), limit_bytes_per_s).map_err(DaemonError::Thread)
+}
+
+/// Resumes tasks and hydrations of the run before, and starts the background loops.
+async fn resume_work(supervisor: &mut Supervisor, engine: &Arc<Engine>) {
+    if let Err(error) = engine.runner.resume_tasks().await {
+        tracing::error!(%error, "resuming unfinished tasks failed");
+    }
+    start_loops(supervisor, engine);
+    if let Err(error) = engine.restores.resume_hydrations().await {
+        tracing::error!(%error, "resuming the hydration of lazy volumes failed");
+    }
+    supervisor.start("schedules", blockd_engine::schedules::runner::run(Arc::clone(&engine.schedule_runner)));
 }
 
 /// Checks the rules in the background and reports those that can no longer be applied.
@@ -471,24 +410,6 @@ pub fn lock_memory() {
     }
 }
 
-pub(crate) fn check_socket_path(path: &Path) -> Result<(), DaemonError> {
-    let len_bytes = path.as_os_str().len();
-    if len_bytes > MAX_SOCKET_PATH_BYTES {
-        return Err(DaemonError::SocketPath { path: path.to_owned(), len_bytes });
-    }
-    Ok(())
-}
-
-/// Removes a stale socket; any other file at the path is kept.
-pub(crate) fn remove_socket(path: &Path) -> Result<(), DaemonError> {
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => {
-            std::fs::remove_file(path).map_err(file_error("remove", path))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Starts the loops that need nothing but the shared state.
 fn start_loops(supervisor: &mut Supervisor, engine: &Arc<Engine>) {
     let (pressure, registry) = (Arc::clone(&engine.pressure), Arc::clone(&engine.registry));
@@ -542,11 +463,5 @@ async fn listen_for_metrics(engine: &Engine, served: &Served, address: SocketAdd
             }
             None
         }
-    }
-}
-
-pub(crate) fn notify(state: sd_notify::NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "notifying systemd failed");
     }
 }

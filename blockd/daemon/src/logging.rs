@@ -2,7 +2,7 @@
 
 mod journal;
 
-use crate::config::{Config, LogFormat};
+use crate::config::values::LogFormat;
 use journal::JournalLayer;
 use rustix::fs::fstat;
 use std::{
@@ -94,10 +94,10 @@ fn stderr_is_journal(stream: Option<&str>) -> bool {
 ///
 /// # Errors
 /// The level is invalid, the journal was requested and is not available, or the log is configured already.
-pub fn init(config: &Config) -> Result<LogFormat, LoggingError> {
-    let filter = filter(&config.log_level)?;
+pub fn init(level: &str, format: LogFormat) -> Result<LogFormat, LoggingError> {
+    let filter = filter(level)?;
     let failed = |error: tracing_subscriber::util::TryInitError| LoggingError::Init(error.to_string());
-    let is_journal = match config.log_format {
+    let is_journal = match format {
         LogFormat::Auto => stderr_is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()),
         format => format == LogFormat::Journal,
     };
@@ -113,7 +113,7 @@ pub fn init(config: &Config) -> Result<LogFormat, LoggingError> {
                 registry().with(filter).with(layer).try_init().map_err(failed)?;
                 return is_set_up(LogFormat::Journal);
             }
-            Err(source) if config.log_format == LogFormat::Journal => {
+            Err(source) if format == LogFormat::Journal => {
                 return Err(LoggingError::Journal { path: journal::SOCKET.into(), source });
             }
             // stderr still leads to the journal as text.
@@ -121,7 +121,7 @@ pub fn init(config: &Config) -> Result<LogFormat, LoggingError> {
         }
     }
     let layer = fmt::layer().with_writer(std::io::stderr);
-    match config.log_format {
+    match format {
         LogFormat::Json => {
             let layer = layer.json().flatten_event(true).with_current_span(true);
             registry().with(filter).with(layer).try_init().map_err(failed)?;

@@ -7,14 +7,15 @@ use blockd::{
     check_start::{check_files, check_start},
     cli::Cli,
     config::Config,
-    daemon::{Daemon, DaemonError},
+    daemon::Daemon,
+    error::DaemonError,
     logging,
     reload::on_hangup,
     salvage::ExportRequest,
 };
 use blockd_quiesce::hold_filesystem;
 use blockd_volume::{OpenOptions, Recovery};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use std::{process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -39,66 +40,13 @@ fn main() -> ExitCode {
     // Before any other file is opened.
     let passed = Passed::take();
     let cli = Cli::parse();
-    if let Some(mount) = &cli.hold_filesystem {
-        return match hold_filesystem(mount, Duration::from_millis(cli.hold_timeout_ms)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => failed(&error, 1),
-        };
-    }
-    if let Some(what) = cli.generate {
-        return match what.write(&mut std::io::stdout().lock()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => failed(&error, 1),
-        };
-    }
-    let mut config = match Config::load(&cli) {
+    let mut config = match configure(&cli) {
         Ok(config) => config,
-        Err(error) => return failed(&error, EXIT_USAGE),
+        Err(status) => return status,
     };
-    if cli.check_config {
-        if let Err(error) = config.check_host() {
-            return failed(&error, EXIT_USAGE);
-        }
-        print!("{}", config.to_shown_toml());
-        let problems = check_files(&config);
-        for problem in &problems {
-            eprintln!("blockd: {}", problem.replace('\n', " "));
-        }
-        return if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USAGE) };
-    }
-    if cli.check_start {
-        return match check_start(&config) {
-            Ok(problems) if problems.is_empty() => ExitCode::SUCCESS,
-            Ok(problems) => {
-                for problem in problems {
-                    eprintln!("blockd: {}", problem.replace('\n', " "));
-                }
-                ExitCode::from(EXIT_WOULD_NOT_START)
-            }
-            Err(what) => {
-                eprintln!("blockd: {}", what.replace('\n', " "));
-                ExitCode::from(EXIT_CANNOT_CHECK)
-            }
-        };
-    }
-    if let Some(volumes) = &cli.check_volumes {
-        let format = if cli.json { CheckFormat::Json } else { CheckFormat::Text };
-        let recovery = if cli.after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
-        let request = cli.export.as_ref().map(|image| ExportRequest {
-            image: image.clone(),
-            snapshot: cli.snapshot.clone(),
-            options: OpenOptions { recovery, ..OpenOptions::default() },
-        });
-        let out = &mut std::io::stdout().lock();
-        return match check_volumes(&config.data_dir, volumes, request.as_ref(), format, out) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::from(EXIT_UNSOUND),
-            Err(error) => failed(&error, EXIT_CANNOT_CHECK),
-        };
-    }
     // Compared with reloaded configurations.
     let running = config.clone();
-    config.log_format = match logging::init(&config) {
+    config.log_format = match logging::init(&config.log_level, config.log_format) {
         Ok(format) => format,
         Err(error) => return failed(&error, EXIT_USAGE),
     };
@@ -117,6 +65,75 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(error.as_ref(), 1),
+    }
+}
+
+/// Loads the configuration, or does what else the command line asks for and returns the exit status.
+fn configure(cli: &Cli) -> Result<Config, ExitCode> {
+    if let Some(mount) = &cli.hold_filesystem {
+        let held = hold_filesystem(mount, Duration::from_millis(cli.hold_timeout_ms));
+        return Err(held.map_or_else(|error| failed(&error, 1), |()| ExitCode::SUCCESS));
+    }
+    if let Some(what) = cli.generate {
+        let written = what.write(Cli::command(), &mut std::io::stdout().lock());
+        return Err(written.map_or_else(|error| failed(&error, 1), |()| ExitCode::SUCCESS));
+    }
+    let config = Config::load(cli).map_err(|error| failed(&error, EXIT_USAGE))?;
+    if cli.check_config {
+        return Err(show_config(&config));
+    }
+    if cli.check_start {
+        return Err(report_start(&config));
+    }
+    match &cli.check_volumes {
+        Some(volumes) => Err(report_volumes(cli, &config, volumes)),
+        None => Ok(config),
+    }
+}
+
+/// Prints problems, one line each.
+fn print_problems(problems: &[String]) {
+    for problem in problems {
+        eprintln!("blockd: {}", problem.replace('\n', " "));
+    }
+}
+
+fn show_config(config: &Config) -> ExitCode {
+    if let Err(error) = config.check_host() {
+        return failed(&error, EXIT_USAGE);
+    }
+    print!("{}", config.to_shown_toml());
+    let problems = check_files(config);
+    print_problems(&problems);
+    if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USAGE) }
+}
+
+fn report_start(config: &Config) -> ExitCode {
+    match check_start(config) {
+        Ok(problems) if problems.is_empty() => ExitCode::SUCCESS,
+        Ok(problems) => {
+            print_problems(&problems);
+            ExitCode::from(EXIT_WOULD_NOT_START)
+        }
+        Err(what) => {
+            print_problems(&[what]);
+            ExitCode::from(EXIT_CANNOT_CHECK)
+        }
+    }
+}
+
+fn report_volumes(cli: &Cli, config: &Config, volumes: &[String]) -> ExitCode {
+    let format = if cli.json { CheckFormat::Json } else { CheckFormat::Text };
+    let recovery = if cli.after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
+    let request = cli.export.as_ref().map(|image| ExportRequest {
+        image: image.clone(),
+        snapshot: cli.snapshot.clone(),
+        options: OpenOptions { recovery, ..OpenOptions::default() },
+    });
+    match check_volumes(&config.data_dir, volumes, request.as_ref(), format, &mut std::io::stdout().lock()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_UNSOUND),
+        Err(error) => failed(&error, EXIT_CANNOT_CHECK),
     }
 }
 

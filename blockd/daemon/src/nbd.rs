@@ -2,7 +2,8 @@
 
 use crate::{
     config::{Config, NbdAddress},
-    daemon::{DaemonError, check_socket_path, remove_socket},
+    error::DaemonError,
+    sockets::{check_socket_path, remove_socket},
 };
 use blockd_engine::{engine::Engine, error::with_sources};
 use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsError, TlsFiles, TlsIdentity};

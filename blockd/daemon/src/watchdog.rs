@@ -17,7 +17,7 @@ const MIN_PERIOD: Duration = Duration::from_millis(1);
 /// Notifies until the task is aborted; `None` without a watchdog.
 pub(crate) fn start() -> Option<JoinHandle<()>> {
     let time_limit = sd_notify::watchdog_enabled().filter(|time_limit| !time_limit.is_zero())?;
-    Some(tokio::spawn(tell(time_limit, || crate::daemon::notify(sd_notify::NotifyState::Watchdog))))
+    Some(tokio::spawn(tell(time_limit, || notify(sd_notify::NotifyState::Watchdog))))
 }
 
 async fn tell(time_limit: Duration, alive: impl Fn()) {
@@ -27,6 +27,13 @@ async fn tell(time_limit: Duration, alive: impl Fn()) {
     loop {
         turns.tick().await;
         alive();
+    }
+}
+
+/// Notifies the service manager.
+pub(crate) fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "notifying systemd failed");
     }
 }
 

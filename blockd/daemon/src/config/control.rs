@@ -3,6 +3,7 @@
 use super::ConfigError;
 use blockd_api::roles::Role;
 use blockd_nbd::TlsFiles;
+use nix::unistd::{Gid, Group};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
@@ -112,6 +113,16 @@ impl ControlConfig {
         }
         Ok(())
     }
+}
+
+/// Looks up a group by name or number.
+pub(crate) fn find_group(group: &str) -> std::io::Result<Gid> {
+    if let Ok(number) = group.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    let found = Group::from_name(group).map_err(std::io::Error::from)?;
+    let missing = || std::io::Error::other(format!("no group {group} on this host"));
+    found.map(|found| found.gid).ok_or_else(missing)
 }
 
 #[cfg(test)]
