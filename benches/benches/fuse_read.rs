@@ -15,8 +15,8 @@ use blockd_cloud::{
     BackupOptions, BackupSpec, CacheOptions, CachedSnapshot, CancelToken, KdfParams, MemoryJournal,
     OpenOptions, Progress, Repository, SnapshotCache, backup, new_delta_salt, testing::MemoryVolume,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
-use blockd_fuse::{Catalog, Image, ImageRun, MountOptions, SnapshotEntry, SnapshotKey};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
+use blockd_fuse::{Catalog, MountOptions, SnapshotEntry, SnapshotKey};
 use blockd_store::{Requests, testing::MemoryStore};
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
@@ -123,31 +123,6 @@ impl Filesystem for Passthrough {
     }
 }
 
-/// A snapshot as an image, as the daemon shows it.
-struct CloudImage(CachedSnapshot);
-
-fn failed(error: impl std::fmt::Display) -> io::Error {
-    io::Error::other(error.to_string())
-}
-
-impl Image for CloudImage {
-    fn size_bytes(&self) -> u64 {
-        self.0.size_bytes()
-    }
-
-    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset_bytes, buf).map_err(failed)
-    }
-
-    fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<bool> {
-        self.0.try_read_at(offset_bytes, buf).map_err(failed)
-    }
-
-    fn run_at(&self, _: u64) -> io::Result<ImageRun> {
-        Ok(ImageRun { is_data: true, end_bytes: self.size_bytes() })
-    }
-}
-
 struct One {
     entries: Arc<Vec<SnapshotEntry>>,
     snapshot: CachedSnapshot,
@@ -158,8 +133,8 @@ impl Catalog for One {
         self.entries.clone()
     }
 
-    fn open(&self, _: &SnapshotKey) -> io::Result<Arc<dyn Image>> {
-        Ok(Arc::new(CloudImage(self.snapshot.clone())))
+    fn open(&self, _: &SnapshotKey) -> io::Result<Arc<dyn BlockSource>> {
+        Ok(Arc::new(self.snapshot.clone()))
     }
 
     fn manifest_json(&self, _: &SnapshotKey) -> io::Result<Vec<u8>> {

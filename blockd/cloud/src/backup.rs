@@ -20,12 +20,12 @@ use crate::{
     repository::{Repository, run_blocking},
     seal::Sealer,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
 use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
-use std::{collections::BTreeMap, future::Future, io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// Concurrent object checks after a commit that may be a repetition.
@@ -41,21 +41,6 @@ const MAX_CHECK_PAUSE: Duration = Duration::from_secs(10);
 pub const BACKUP_LIFETIME_S: i64 = 7 * 24 * 3600;
 /// Maximum clock difference of hosts and stores, in seconds: a day.
 pub const MAX_CLOCK_SKEW_S: i64 = 24 * 3600;
-
-/// Reader of a frozen point of a volume.
-pub trait BlockReader: Send + Sync {
-    /// Reads the blocks of `extents` consecutively into `buf`, which has exactly their length. Called
-    /// concurrently on threads that may block. Bytes beyond the end of the volume in its last block are zero.
-    ///
-    /// # Errors
-    /// The blocks cannot be read; the backup fails.
-    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()>;
-
-    /// Returns true if a read may wait for more than local disks. Then it does not run on shared threads.
-    fn may_wait(&self) -> bool {
-        false
-    }
-}
 
 /// Content of a backup. A resumed backup must have the same content, including the salt.
 #[derive(Clone, Debug)]
@@ -194,7 +179,7 @@ pub(crate) struct Job {
     pub key: DataKey,
     pub sealer: Sealer,
     pub store: Arc<dyn BlobStore>,
-    pub reader: Arc<dyn BlockReader>,
+    pub reader: Arc<dyn BlockSource>,
     pub journal: Arc<dyn BackupJournal>,
     progress: Arc<Progress>,
     pub packing: Packing,
@@ -227,7 +212,7 @@ pub(crate) struct Job {
 pub async fn backup(
     repo: &Repository,
     spec: Arc<BackupSpec>,
-    reader: Arc<dyn BlockReader>,
+    reader: Arc<dyn BlockSource>,
     journal: Arc<dyn BackupJournal>,
     options: &BackupOptions,
     progress: Arc<Progress>,
@@ -245,7 +230,7 @@ pub async fn backup(
 async fn run(
     repo: Repository,
     spec: Arc<BackupSpec>,
-    reader: Arc<dyn BlockReader>,
+    reader: Arc<dyn BlockSource>,
     journal: Arc<dyn BackupJournal>,
     options: BackupOptions,
     progress: Arc<Progress>,

@@ -41,8 +41,7 @@ mod verify;
 mod write_key;
 
 pub use backup::{
-    BACKUP_LIFETIME_S, BackupOptions, BackupSpec, BlockReader, MAX_CLOCK_SKEW_S, backup, check_base,
-    new_delta_salt,
+    BACKUP_LIFETIME_S, BackupOptions, BackupSpec, MAX_CLOCK_SKEW_S, backup, check_base, new_delta_salt,
 };
 pub use blockd_extent::CloudSnapshotId;
 pub use cache::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};

@@ -5,10 +5,9 @@
 mod common;
 
 use blockd_cloud::{
-    BlockReader, CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository,
-    testing::MemoryVolume,
+    CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository, testing::MemoryVolume,
 };
-use blockd_extent::{BlockIndex, BlockSet, Extent};
+use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{
     BlobStore, LocalStore, StoreErrorKind,
     testing::{Fault, FaultStore, MemoryStore},
@@ -147,15 +146,19 @@ struct Interrupting {
     at: Extent,
 }
 
-impl BlockReader for Interrupting {
-    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
-        if extents.iter().any(|extent| !extent.intersection(self.at).is_empty()) {
+impl BlockSource for Interrupting {
+    fn size_bytes(&self) -> u64 {
+        self.live.size_bytes()
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        if !Extent::touching(offset_bytes, buf.len() as u64).intersection(self.at).is_empty() {
             match &self.cancel {
                 Some(cancel) => cancel.cancel(),
                 None => return Err(io::Error::other("bad sector")),
             }
         }
-        self.live.read_extents(extents, buf)
+        self.live.read_at(offset_bytes, buf)
     }
 }
 

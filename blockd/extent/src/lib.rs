@@ -1,10 +1,12 @@
 //! Blocks, extents and block sets, shared by all other crates.
 //!
 //! A volume is an array of 4 KiB blocks. Dirty sets, the blocks of a layer and those of a backup are
-//! [`BlockSet`]s; reads and writes are lists of [`Extent`]s. This crate is pure: it performs no I/O.
+//! [`BlockSet`]s; reads and writes are lists of [`Extent`]s. Frozen content is read through [`BlockSource`].
+//! This crate is pure: it performs no I/O.
 
 mod block;
 mod block_set;
+mod block_source;
 mod cloud_snapshot_id;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
@@ -16,6 +18,7 @@ pub use block::{
     BLOCK_SHIFT, BLOCK_SIZE_BYTES, BlockIndex, ByteOffset, Extent, MAX_VOLUME_BLOCKS, MAX_VOLUME_BYTES,
 };
 pub use block_set::{BlockSet, ExtentsIn, GapsIn};
+pub use block_source::{BlockSource, DataRange};
 pub use cloud_snapshot_id::{BadCloudSnapshotId, CloudSnapshotId};
 pub use ids::{Epoch, SnapshotId, VolumeId};
 pub use nbd_device::{NbdDevice, NbdDeviceError};

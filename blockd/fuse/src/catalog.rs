@@ -1,5 +1,6 @@
 //! Source of the view: a list of snapshots, and readers of their images.
 
+use blockd_extent::BlockSource;
 use std::{fmt, io, sync::Arc, time::SystemTime};
 
 /// Names a snapshot to the catalog that it came from; never shown.
@@ -29,42 +30,6 @@ pub struct SnapshotEntry {
     pub data_bytes: u64,
 }
 
-/// A run of bytes of an image that are all data, or are all nothing and read as zeroes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ImageRun {
-    /// The range has data.
-    pub is_data: bool,
-    /// End in the image, in bytes. A range of the same kind may follow.
-    pub end_bytes: u64,
-}
-
-/// An image that is open for reading. What it holds never changes.
-pub trait Image: Send + Sync {
-    /// Its size in bytes.
-    fn size_bytes(&self) -> u64;
-
-    /// Fills `buf` from `offset_bytes` on. May block for a bounded time.
-    ///
-    /// # Errors
-    /// The range is unavailable or not inside the image.
-    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()>;
-
-    /// The same if it can be had at once: false if not, and `buf` may hold anything then.
-    ///
-    /// # Errors
-    /// Those of [`read_at`](Self::read_at).
-    fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<bool> {
-        let _ = (offset_bytes, buf);
-        Ok(false)
-    }
-
-    /// The run that holds the byte at `offset_bytes`, which lies inside. May block, but not for ever.
-    ///
-    /// # Errors
-    /// It cannot be found out.
-    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun>;
-}
-
 /// Source of snapshots.
 pub trait Catalog: Send + Sync + 'static {
     /// Returns all snapshots, as recent as possible without a long wait. An unchanged list is the same `Arc`.
@@ -79,7 +44,7 @@ pub trait Catalog: Send + Sync + 'static {
     ///
     /// # Errors
     /// It is gone, or cannot be read.
-    fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn Image>>;
+    fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn BlockSource>>;
 
     /// Returns the manifest of a snapshot as JSON.
     ///

@@ -138,7 +138,8 @@ impl Drop for Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Catalog, Image, SnapshotEntry, SnapshotKey};
+    use crate::{Catalog, SnapshotEntry, SnapshotKey};
+    use blockd_extent::BlockSource;
     use std::time::UNIX_EPOCH;
 
     const SNAPSHOTS: u64 = 5_000;
@@ -157,7 +158,7 @@ mod tests {
             Arc::clone(&self.entries)
         }
 
-        fn open(&self, _: &SnapshotKey) -> io::Result<Arc<dyn Image>> {
+        fn open(&self, _: &SnapshotKey) -> io::Result<Arc<dyn BlockSource>> {
             unreachable!("nothing is opened to list it")
         }
 

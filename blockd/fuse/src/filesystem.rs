@@ -1,13 +1,13 @@
 //! The tree as a filesystem of the kernel.
 
 use crate::{
-    Image, ImageRun,
     dirs::Listed,
     inside::{FileId, FileXattr, ImageFiles},
     nodes::{Node, Nodes},
     pool::Pool,
     tree::Tree,
 };
+use blockd_extent::{BlockSource, DataRange};
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyBmap, ReplyData,
@@ -42,7 +42,7 @@ const MAX_OPEN: usize = 4096;
 
 /// Something that is open.
 enum Open {
-    Image(Arc<dyn Image>),
+    Image(Arc<dyn BlockSource>),
     File { files: Arc<ImageFiles>, file: FileId, size_bytes: u64 },
     Text(Vec<u8>),
     Dir(Listed),
@@ -159,10 +159,10 @@ impl Shared {
         }
         let found = match (whence, open) {
             (SEEK_DATA | SEEK_HOLE, Open::Image(image)) => {
-                seek_run(size, at, whence == SEEK_DATA, |at| image.run_at(at))?
+                seek_range(size, at, whence == SEEK_DATA, |at| image.range_at(at))?
             }
             (SEEK_DATA | SEEK_HOLE, Open::File { files, file, .. }) => {
-                seek_run(size, at, whence == SEEK_DATA, |at| files.run_of(*file, at))?
+                seek_range(size, at, whence == SEEK_DATA, |at| files.range_of(*file, at))?
             }
             (SEEK_DATA, _) => Some(at),
             (SEEK_HOLE, _) => Some(size),
@@ -173,18 +173,18 @@ impl Shared {
 }
 
 /// The first byte from `at` on that is data, or is none.
-fn seek_run(
+fn seek_range(
     size: u64,
     mut at: u64,
     data: bool,
-    run_at: impl Fn(u64) -> io::Result<ImageRun>,
+    range_at: impl Fn(u64) -> io::Result<DataRange>,
 ) -> io::Result<Option<u64>> {
     for _ in 0..MAX_RUNS {
         if at >= size {
             // Behind the end there is a hole, and no data.
             return Ok((!data).then_some(size));
         }
-        let run = run_at(at)?;
+        let run = range_at(at)?;
         if run.is_data == data {
             return Ok(Some(at));
         }

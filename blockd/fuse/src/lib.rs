@@ -32,7 +32,7 @@ mod testing;
 mod tree;
 mod user_mount;
 
-pub use catalog::{Catalog, Image, ImageRun, SnapshotEntry, SnapshotKey};
+pub use catalog::{Catalog, SnapshotEntry, SnapshotKey};
 pub use error::FuseError;
 pub use foreign_mount::{UnservedMount, take_away};
 pub use mount::{MountOptions, Mounted, clean_stale, mount};

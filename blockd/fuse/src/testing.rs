@@ -1,6 +1,6 @@
 //! Images and catalogs in memory, for tests.
 
-use crate::{Image, ImageRun};
+use blockd_extent::{BlockSource, DataRange};
 use std::io;
 
 /// An image in memory. Blocks of 4096 bytes that are all zero are holes.
@@ -18,7 +18,7 @@ impl MemoryImage {
     }
 }
 
-impl Image for MemoryImage {
+impl BlockSource for MemoryImage {
     fn size_bytes(&self) -> u64 {
         self.bytes.len() as u64
     }
@@ -30,12 +30,12 @@ impl Image for MemoryImage {
         Ok(())
     }
 
-    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
+    fn range_at(&self, offset_bytes: u64) -> io::Result<DataRange> {
         let mut block = offset_bytes as usize / 4096;
         let is_data = self.is_data(block);
         while block * 4096 < self.bytes.len() && self.is_data(block) == is_data {
             block += 1;
         }
-        Ok(ImageRun { is_data, end_bytes: (block * 4096).min(self.bytes.len()) as u64 })
+        Ok(DataRange { is_data, end_bytes: (block * 4096).min(self.bytes.len()) as u64 })
     }
 }

@@ -1,11 +1,12 @@
 //! Tree of nodes with their children and attributes.
 
 use crate::{
-    Catalog, Image, SnapshotKey,
+    Catalog, SnapshotKey,
     inside::{FileId, FileKind, FileStat, FileXattr, ImageFiles, NamedFile},
     listing::Listing,
     nodes::Node,
 };
+use blockd_extent::BlockSource;
 use fuser::{FileAttr, FileType, INodeNo};
 use parking_lot::Mutex;
 use std::{
@@ -77,7 +78,7 @@ impl<K, V> Default for Recent<K, V> {
 
 #[derive(Default)]
 struct Opened {
-    images: Recent<SnapshotKey, Arc<dyn Image>>,
+    images: Recent<SnapshotKey, Arc<dyn BlockSource>>,
     files: Recent<SnapshotKey, Arc<ImageFiles>>,
     /// Attributes of the roots of opened images; `None` without a filesystem, or with several.
     roots: HashMap<SnapshotKey, Option<FileStat>>,
@@ -138,7 +139,7 @@ impl Tree {
     }
 
     /// Opens the image of a snapshot. May block.
-    pub fn image(&self, key: &SnapshotKey) -> io::Result<Arc<dyn Image>> {
+    pub fn image(&self, key: &SnapshotKey) -> io::Result<Arc<dyn BlockSource>> {
         if let Some(image) = self.opened.lock().images.get(key) {
             return Ok(image);
         }

@@ -1,7 +1,8 @@
 //! Tests of access to a mount by other users: modes, owners and access lists of the image.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
-use blockd_fuse::{Catalog, Image, ImageRun, MountOptions, Mounted, SnapshotEntry, SnapshotKey, mount};
+use blockd_extent::BlockSource;
+use blockd_fuse::{Catalog, MountOptions, Mounted, SnapshotEntry, SnapshotKey, mount};
 use std::{
     fs, io,
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -13,7 +14,7 @@ use std::{
 
 struct Bytes(Vec<u8>);
 
-impl Image for Bytes {
+impl BlockSource for Bytes {
     fn size_bytes(&self) -> u64 {
         self.0.len() as u64
     }
@@ -22,10 +23,6 @@ impl Image for Bytes {
         let from = offset_bytes as usize;
         buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::InvalidInput)?);
         Ok(())
-    }
-
-    fn run_at(&self, _offset_bytes: u64) -> io::Result<ImageRun> {
-        Ok(ImageRun { is_data: true, end_bytes: self.size_bytes() })
     }
 }
 
@@ -45,7 +42,7 @@ impl Catalog for Images {
         Arc::new(self.0.iter().map(entry).collect())
     }
 
-    fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn Image>> {
+    fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn BlockSource>> {
         let found = self.0.iter().find(|(name, _)| *name == &*key.0);
         Ok(found.ok_or(io::ErrorKind::NotFound)?.1.clone())
     }

@@ -1,10 +1,8 @@
 //! The files inside real images of ext2, ext3 and ext4, in partitions and damaged at random.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
-use blockd_fuse::{
-    Image, ImageRun,
-    inside::{FileKind, FileTree, FileXattr, ImageFiles},
-};
+use blockd_extent::BlockSource;
+use blockd_fuse::inside::{FileKind, FileTree, FileXattr, ImageFiles};
 use std::{
     fs, io,
     path::Path,
@@ -26,7 +24,7 @@ struct Away {
     asked: AtomicU64,
 }
 
-impl Image for Away {
+impl BlockSource for Away {
     fn size_bytes(&self) -> u64 {
         self.image.size_bytes()
     }
@@ -38,13 +36,9 @@ impl Image for Away {
         }
         self.image.read_at(offset_bytes, buf)
     }
-
-    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
-        self.image.run_at(offset_bytes)
-    }
 }
 
-impl Image for Bytes {
+impl BlockSource for Bytes {
     fn size_bytes(&self) -> u64 {
         self.0.len() as u64
     }
@@ -53,10 +47,6 @@ impl Image for Bytes {
         let from = offset_bytes as usize;
         buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::InvalidInput)?);
         Ok(())
-    }
-
-    fn run_at(&self, _offset_bytes: u64) -> io::Result<ImageRun> {
-        Ok(ImageRun { is_data: true, end_bytes: self.size_bytes() })
     }
 }
 
@@ -75,7 +65,7 @@ impl Gated {
     }
 }
 
-impl Image for Gated {
+impl BlockSource for Gated {
     fn size_bytes(&self) -> u64 {
         self.image.size_bytes()
     }
@@ -90,10 +80,6 @@ impl Image for Gated {
             self.gate.wait();
         }
         self.image.read_at(offset_bytes, buf)
-    }
-
-    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
-        self.image.run_at(offset_bytes)
     }
 }
 

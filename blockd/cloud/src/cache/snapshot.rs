@@ -10,10 +10,12 @@ use crate::{
     frame::{BLOCK, OwnedFrame},
     index::Page,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, Readahead, ReadaheadLimits};
+use blockd_extent::{
+    BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, DataRange, Extent, Readahead, ReadaheadLimits,
+};
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::{io, sync::Arc};
 use tokio::runtime::Handle;
 
 /// Snapshot open for random reads. Clones share it.
@@ -125,12 +127,7 @@ impl CachedSnapshot {
         Ok(out)
     }
 
-    /// Reads at `offset_bytes`, any alignment, into `buf`. Blocks.
-    ///
-    /// # Errors
-    /// [`CloudError::InvalidRequest`] if the range is not inside the volume; those of
-    /// [`read_blocks`](Self::read_blocks).
-    pub fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), Arc<CloudError>> {
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), Arc<CloudError>> {
         let extent = self.touched(offset_bytes, buf.len())?;
         let plan = match self.ready_plan(extent) {
             Some(plan) => plan,
@@ -148,11 +145,7 @@ impl CachedSnapshot {
         Ok(())
     }
 
-    /// Reads from memory only; returns false if disk or store would be needed.
-    ///
-    /// # Errors
-    /// The range is not inside the volume.
-    pub fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, Arc<CloudError>> {
+    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, Arc<CloudError>> {
         let extent = self.touched(offset_bytes, buf.len())?;
         let Some(plan) = self.ready_plan(extent) else { return Ok(false) };
         let mut found = Vec::new();
@@ -198,24 +191,6 @@ impl CachedSnapshot {
         Ok(found)
     }
 
-    /// Returns the kind and end of the extent of data or zeroes at `from`. It may end early at the boundary
-    /// of an index page. Blocks.
-    ///
-    /// # Errors
-    /// Those of [`read_blocks`](Self::read_blocks).
-    pub fn run_at(&self, from: BlockIndex) -> Result<(bool, BlockIndex), Arc<CloudError>> {
-        let end = Extent::whole(self.inner.size_bytes).end();
-        if from >= end {
-            return Ok((false, from));
-        }
-        let (range, data) = self.visible_extent_at(from)?;
-        Ok(match data.extents_in(Extent::between(from, range.end())).next() {
-            Some(run) if run.start == from => (true, run.end()),
-            Some(run) => (false, run.start),
-            None => (false, range.end()),
-        })
-    }
-
     /// Returns the data blocks around a block. The last result is cached for sequential queries.
     fn visible_extent_at(&self, block: BlockIndex) -> Result<(Extent, Arc<BlockSet>), Arc<CloudError>> {
         let known = self.inner.map.lock().clone();
@@ -251,6 +226,48 @@ impl CachedSnapshot {
         }
         Some(plan)
     }
+}
+
+/// Reads at any alignment. Must not be called on a thread of the runtime, except
+/// [`try_read_at`](BlockSource::try_read_at), which reads from memory only.
+impl BlockSource for CachedSnapshot {
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read(offset_bytes, buf).map_err(shared_to_io)
+    }
+
+    fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<bool> {
+        self.try_read(offset_bytes, buf).map_err(shared_to_io)
+    }
+
+    /// The range may end early at the boundary of an index page.
+    fn range_at(&self, offset_bytes: u64) -> io::Result<DataRange> {
+        let from = self.touched(offset_bytes, 1).map_err(shared_to_io)?.start;
+        let (range, data) = self.visible_extent_at(from).map_err(shared_to_io)?;
+        let (is_data, end) = match data.extents_in(Extent::between(from, range.end())).next() {
+            Some(extent) if extent.start == from => (true, extent.end()),
+            Some(extent) => (false, extent.start),
+            None => (false, range.end()),
+        };
+        Ok(DataRange { is_data, end_bytes: (end.0 * BLOCK_SIZE_BYTES).min(self.inner.size_bytes) })
+    }
+
+    fn may_wait(&self) -> bool {
+        true
+    }
+}
+
+fn shared_to_io(error: Arc<CloudError>) -> io::Error {
+    let kind = match &*error {
+        CloudError::InvalidRequest { .. } => io::ErrorKind::InvalidInput,
+        CloudError::Damaged { .. } => io::ErrorKind::Other,
+        error if error.is_retryable() => io::ErrorKind::TimedOut,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
 }
 
 impl FrameRun {

@@ -1,11 +1,13 @@
 //! Test suite for stores, and for repositories on any store.
 
 use crate::{
-    BackupOptions, BackupSpec, BlockReader, BlockWriter, CancelToken, CloudError, KdfParams, Manifest,
-    ManifestFilter, MemoryCache, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions,
-    SnapshotReader, backup, delete_snapshot, new_delta_salt, restore,
+    BackupOptions, BackupSpec, BlockWriter, CancelToken, CloudError, KdfParams, Manifest, ManifestFilter,
+    MemoryCache, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions, SnapshotReader,
+    backup, delete_snapshot, new_delta_salt, restore,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_extent::{
+    BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, MAX_VOLUME_BYTES, SnapshotId, VolumeId,
+};
 use blockd_store::{BlobStore, Requests};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -56,13 +58,17 @@ impl MemoryVolume {
     }
 }
 
-impl BlockReader for MemoryVolume {
-    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+/// Reads whole blocks.
+impl BlockSource for MemoryVolume {
+    fn size_bytes(&self) -> u64 {
+        MAX_VOLUME_BYTES
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
         let blocks = self.blocks.lock();
         let mut read = self.read.lock();
-        let wanted = extents.iter().flat_map(|extent| extent.start.0..extent.end().0);
-        assert_eq!(extents.iter().map(|extent| extent.len_bytes()).sum::<u64>(), buf.len() as u64);
-        for (block, out) in wanted.zip(buf.chunks_exact_mut(BLOCK)) {
+        assert!(offset_bytes.is_multiple_of(BLOCK_SIZE_BYTES) && buf.len().is_multiple_of(BLOCK));
+        for (block, out) in (offset_bytes / BLOCK_SIZE_BYTES..).zip(buf.chunks_exact_mut(BLOCK)) {
             match blocks.get(&block) {
                 Some(data) => out.copy_from_slice(data),
                 None => out.fill(0),

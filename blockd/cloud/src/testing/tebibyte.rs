@@ -5,10 +5,10 @@
 //! else.
 
 use crate::{
-    BackupJournal, BackupOptions, BackupSpec, BlockReader, CancelToken, CloudError, Manifest, MemoryJournal,
-    Progress, Repository, backup, frame::FRAME_BLOCKS, new_delta_salt, plan::PACK_FRAMES,
+    BackupJournal, BackupOptions, BackupSpec, CancelToken, CloudError, Manifest, MemoryJournal, Progress,
+    Repository, backup, frame::FRAME_BLOCKS, new_delta_salt, plan::PACK_FRAMES,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
 use blockd_store::{BlobStore, Middleware, Request, Requests, Response, StoreErrorKind, StoreFuture};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -82,10 +82,13 @@ impl Tebibyte {
 /// A volume each of whose blocks says where it is.
 struct Numbered;
 
-impl BlockReader for Numbered {
-    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
-        let wanted = extents.iter().flat_map(|extent| extent.start.0..extent.end().0);
-        for (block, out) in wanted.zip(buf.chunks_exact_mut(BLOCK)) {
+impl BlockSource for Numbered {
+    fn size_bytes(&self) -> u64 {
+        SIZE_BYTES
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        for (block, out) in (offset_bytes / BLOCK_SIZE_BYTES..).zip(buf.chunks_exact_mut(BLOCK)) {
             out.copy_from_slice(&Tebibyte::content(BlockIndex(block)));
         }
         Ok(())

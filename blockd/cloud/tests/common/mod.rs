@@ -3,12 +3,11 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use blockd_cloud::{
-    BackupJournal, BackupOptions, BackupSpec, BlockReader, CancelToken, CloudError, DataKey, EncryptionMode,
-    KdfParams, KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup,
-    restore,
+    BackupJournal, BackupOptions, BackupSpec, CancelToken, CloudError, DataKey, EncryptionMode, KdfParams,
+    KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup, restore,
     testing::{MemoryVolume, key_slot},
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
 use blockd_store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store, testing::MemoryStore};
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
@@ -80,7 +79,7 @@ pub struct Run {
 pub async fn run_with(
     repo: &Repository,
     spec: BackupSpec,
-    reader: Arc<dyn BlockReader>,
+    reader: Arc<dyn BlockSource>,
     journal: Arc<dyn BackupJournal>,
     cancel: &CancelToken,
 ) -> Result<Run, CloudError> {

@@ -2,9 +2,8 @@
 //! while they keep up.
 
 use crate::error::to_io;
-use blockd_cloud::BlockReader;
-use blockd_extent::{Extent, SnapshotId};
-use blockd_volume::{SnapshotView, VolumeError};
+use blockd_extent::{BlockSource, Extent, SnapshotId};
+use blockd_volume::{Content, SnapshotView, VolumeError};
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,6 +30,7 @@ impl std::fmt::Debug for Readers {
 type Filled = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
 
 struct Point {
+    size_bytes: u64,
     /// Dropped with the last backup, not with the last thread.
     view: RwLock<Option<SnapshotView>>,
     kept: Mutex<VecDeque<(Vec<Extent>, Filled)>>,
@@ -60,7 +60,9 @@ impl Readers {
                 Arc::clone(point)
             }
             None => {
-                let point = Arc::new(Point { view: RwLock::new(Some(open()?)), kept: Mutex::default() });
+                let (view, kept) = (open()?, Mutex::default());
+                let size_bytes = view.size_bytes();
+                let point = Arc::new(Point { size_bytes, view: RwLock::new(Some(view)), kept });
                 all.insert(snapshot, (1, Arc::clone(&point)));
                 point
             }
@@ -93,10 +95,10 @@ impl Reader {
 }
 
 impl Point {
-    fn read(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+    fn read<T>(&self, read: impl FnOnce(&SnapshotView) -> Result<T, VolumeError>) -> io::Result<T> {
         let view = self.view.read();
         let view = view.as_ref().ok_or_else(|| io::Error::other("the backup is over"))?;
-        view.read_extents(extents, buf).map_err(to_io)
+        read(view).map_err(to_io)
     }
 
     /// Returns the slot of these extents and true if another reader fills it. Taking a slot frees it for
@@ -115,14 +117,25 @@ impl Point {
     }
 }
 
-impl BlockReader for Reader {
+impl BlockSource for Reader {
+    fn size_bytes(&self) -> u64 {
+        self.point.size_bytes
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.point.read(|view| view.read(offset_bytes, buf))? == Content::Zeroes {
+            buf.fill(0);
+        }
+        Ok(())
+    }
+
     fn may_wait(&self) -> bool {
         self.point.view.read().as_ref().is_some_and(SnapshotView::is_lazy)
     }
 
     fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
         if !self.readers.are_several(self.snapshot) {
-            return self.point.read(extents, buf);
+            return self.point.read(|view| view.read_extents(extents, buf));
         }
         let place = self.point.place(extents);
         // Readers that arrive during the read wait here.
@@ -130,7 +143,7 @@ impl BlockReader for Reader {
         match &*filled {
             Some(bytes) if bytes.len() == buf.len() => buf.copy_from_slice(bytes),
             _ => {
-                self.point.read(extents, buf)?;
+                self.point.read(|view| view.read_extents(extents, buf))?;
                 *filled = Some(Arc::new(buf.to_vec()));
             }
         }

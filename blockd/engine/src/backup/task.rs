@@ -30,10 +30,10 @@ use blockd_catalog::{
     Catalog, Chain, CredentialRow, DbError, Doubt, RetentionOverride, SnapshotRow, TaskRow,
 };
 use blockd_cloud::{
-    BackupJournal, BackupOptions, BackupSpec, BackupType, BlockReader, CloudError, CloudSnapshotId,
-    FileJournal, JournalBinding, Manifest, ManifestKey, Progress, Repository, check_base,
+    BackupJournal, BackupOptions, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal,
+    JournalBinding, Manifest, ManifestKey, Progress, Repository, check_base,
 };
-use blockd_extent::{SnapshotId, VolumeId};
+use blockd_extent::{BlockSource, SnapshotId, VolumeId};
 use blockd_volume::Volume;
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
@@ -236,7 +236,7 @@ async fn upload(
         resumed: row.detail.run != Some(work.host.run) || row.detail.resumed > 0,
     };
     let (repository, spec) = (repository.clone(), Arc::clone(spec));
-    let blocks = Arc::clone(&reader) as Arc<dyn BlockReader>;
+    let blocks = Arc::clone(&reader) as Arc<dyn BlockSource>;
     let result = spawned(async move {
         blockd_cloud::backup(&repository, spec, blocks, Arc::new(journal), &options, progress, &cancel).await
     })

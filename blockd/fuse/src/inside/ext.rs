@@ -2,8 +2,8 @@
 //! question costs.
 
 use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, NumberedFiles, large};
-use crate::Image;
 use blockd_ext4::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt};
+use blockd_extent::{BlockSource, DataRange};
 use parking_lot::Mutex;
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
@@ -17,7 +17,7 @@ const MAX_NAMES_BYTES: usize = 4 << 20;
 const MAX_NEWEST_BYTES: usize = 64 << 20;
 
 /// An image, as the reader wants it.
-struct Source(Arc<dyn Image>);
+struct Source(Arc<dyn BlockSource>);
 
 impl ReadAt for Source {
     fn size_bytes(&self) -> u64 {
@@ -30,7 +30,7 @@ impl ReadAt for Source {
 }
 
 /// Returns true for such a filesystem, by its magic.
-pub(super) fn is_there(image: &Arc<dyn Image>) -> io::Result<bool> {
+pub(super) fn is_there(image: &Arc<dyn BlockSource>) -> io::Result<bool> {
     blockd_ext4::is_there(&Source(Arc::clone(image))).map_err(|error| convert(&error))
 }
 
@@ -39,7 +39,7 @@ pub(super) fn is_there(image: &Arc<dyn Image>) -> io::Result<bool> {
 /// # Errors
 /// [`io::ErrorKind::InvalidData`] or [`io::ErrorKind::Unsupported`] if it cannot be made sense of; what
 /// reading reports.
-pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn Files>> {
+pub(super) fn open(image: Arc<dyn BlockSource>) -> io::Result<Arc<dyn Files>> {
     let fs = Filesystem::open(Arc::new(Source(image))).map_err(|error| convert(&error))?;
     let info = fs.info();
     if let JournalState::Replayed { fast_commits: true, .. } = info.journal {
@@ -63,7 +63,7 @@ pub(super) fn open(image: Arc<dyn Image>) -> io::Result<Arc<dyn Files>> {
 ///
 /// # Errors
 /// See [`open`].
-pub(super) fn metadata(image: Arc<dyn Image>, most: usize) -> io::Result<Vec<Range<u64>>> {
+pub(super) fn metadata(image: Arc<dyn BlockSource>, most: usize) -> io::Result<Vec<Range<u64>>> {
     let found = Filesystem::open_as_is(Arc::new(Source(image))).map(|fs| fs.metadata(most));
     found.map_err(|error| convert(&error))
 }
@@ -299,9 +299,9 @@ impl FileTree for ExtTree {
         self.bytes(&inode, offset_bytes, len).map_err(|error| convert(&error))
     }
 
-    fn run_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<crate::ImageRun> {
+    fn range_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<DataRange> {
         let run = self.inode_to_read(path).and_then(|inode| self.fs.run_at(&inode, offset_bytes));
-        run.map(|run| crate::ImageRun { is_data: run.is_data, end_bytes: run.end_bytes })
+        run.map(|run| DataRange { is_data: run.is_data, end_bytes: run.end_bytes })
             .map_err(|error| convert(&error))
     }
 
@@ -343,9 +343,9 @@ impl NumberedFiles for ExtTree {
         inode.and_then(|inode| self.bytes(&inode, offset_bytes, len)).map_err(|error| convert(&error))
     }
 
-    fn run_of(&self, number: u32, offset_bytes: u64) -> io::Result<crate::ImageRun> {
+    fn range_of(&self, number: u32, offset_bytes: u64) -> io::Result<DataRange> {
         let run = self.numbered(number).and_then(|inode| self.fs.run_at(&inode, offset_bytes));
-        run.map(|run| crate::ImageRun { is_data: run.is_data, end_bytes: run.end_bytes })
+        run.map(|run| DataRange { is_data: run.is_data, end_bytes: run.end_bytes })
             .map_err(|error| convert(&error))
     }
 

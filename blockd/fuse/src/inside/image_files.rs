@@ -4,7 +4,7 @@ use super::{
     Content, FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, Inside, inspect, inspect_partition,
     partitions::Partition,
 };
-use crate::{Image, ImageRun};
+use blockd_extent::{BlockSource, DataRange};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,7 +20,7 @@ const MAX_PARTS: usize = 4;
 
 /// Files of an image. Partitions are opened on first access.
 pub struct ImageFiles {
-    image: Arc<dyn Image>,
+    image: Arc<dyn BlockSource>,
     pub(super) inside: Inside,
     /// Those that were looked at last, the last one behind the others.
     parts: Mutex<VecDeque<(u32, Content)>>,
@@ -85,7 +85,7 @@ impl ImageFiles {
     ///
     /// # Errors
     /// The image cannot be read.
-    pub fn open(image: Arc<dyn Image>) -> io::Result<Self> {
+    pub fn open(image: Arc<dyn BlockSource>) -> io::Result<Self> {
         let inside = inspect(&image)?;
         Ok(Self { image, inside, parts: Mutex::default(), part_roots: Mutex::default() })
     }
@@ -246,11 +246,11 @@ impl FileTree for ImageFiles {
         }
     }
 
-    fn run_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<ImageRun> {
+    fn range_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<DataRange> {
         match self.place(path)? {
-            Place::Files(files, path) => files.run_at(path, offset_bytes),
+            Place::Files(files, path) => files.range_at(path, offset_bytes),
             Place::Nothing(why, path) if path == NOTICE => {
-                Ok(ImageRun { is_data: true, end_bytes: notice(&why).len() as u64 })
+                Ok(DataRange { is_data: true, end_bytes: notice(&why).len() as u64 })
             }
             Place::Nothing(..) => gone(),
             Place::Parts(_) => Err(io::ErrorKind::IsADirectory.into()),

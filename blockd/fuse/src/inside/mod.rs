@@ -12,7 +12,7 @@ pub mod partitions;
 pub use image_files::ImageFiles;
 pub use numbered::{FileId, NamedFile};
 
-use crate::{Image, ImageRun};
+use blockd_extent::{BlockSource, DataRange};
 use partitions::Partition;
 use std::{io, ops::Range, sync::Arc, time::SystemTime};
 
@@ -120,8 +120,8 @@ pub trait NumberedFiles: Send + Sync {
     /// A run of a regular file.
     ///
     /// # Errors
-    /// As [`FileTree::run_at`].
-    fn run_of(&self, number: u32, offset_bytes: u64) -> io::Result<ImageRun>;
+    /// As [`FileTree::range_at`].
+    fn range_of(&self, number: u32, offset_bytes: u64) -> io::Result<DataRange>;
 
     /// Extended attributes.
     ///
@@ -163,7 +163,7 @@ pub trait FileTree: Send + Sync {
     ///
     /// # Errors
     /// It is not there, is no regular file, or the filesystem is damaged there.
-    fn run_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<ImageRun>;
+    fn range_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<DataRange>;
 
     /// The extended attributes of a file.
     ///
@@ -195,11 +195,11 @@ pub enum Inside {
 
 /// A part of an image as an image.
 struct Part {
-    image: Arc<dyn Image>,
+    image: Arc<dyn BlockSource>,
     part: Partition,
 }
 
-impl Image for Part {
+impl BlockSource for Part {
     fn size_bytes(&self) -> u64 {
         self.part.len_bytes
     }
@@ -213,10 +213,10 @@ impl Image for Part {
         }
     }
 
-    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
-        let run = self.image.run_at(self.part.offset_bytes + offset_bytes)?;
+    fn range_at(&self, offset_bytes: u64) -> io::Result<DataRange> {
+        let run = self.image.range_at(self.part.offset_bytes + offset_bytes)?;
         let end_bytes = (run.end_bytes - self.part.offset_bytes).min(self.part.len_bytes);
-        Ok(ImageRun { end_bytes, ..run })
+        Ok(DataRange { end_bytes, ..run })
     }
 }
 
@@ -224,7 +224,7 @@ impl Image for Part {
 ///
 /// # Errors
 /// The image cannot be read.
-pub fn inspect(image: &Arc<dyn Image>) -> io::Result<Inside> {
+pub fn inspect(image: &Arc<dyn BlockSource>) -> io::Result<Inside> {
     if !ext::is_there(image)? {
         let parts = partitions::partitions(&**image)?;
         if !parts.is_empty() {
@@ -238,7 +238,7 @@ pub fn inspect(image: &Arc<dyn Image>) -> io::Result<Inside> {
 ///
 /// # Errors
 /// The image cannot be read.
-pub fn inspect_partition(image: &Arc<dyn Image>, part: Partition) -> io::Result<Content> {
+pub fn inspect_partition(image: &Arc<dyn BlockSource>, part: Partition) -> io::Result<Content> {
     content(Arc::new(Part { image: image.clone(), part }))
 }
 
@@ -247,8 +247,8 @@ pub fn inspect_partition(image: &Arc<dyn Image>, part: Partition) -> io::Result<
 ///
 /// # Errors
 /// The image cannot be read.
-pub fn metadata(image: &Arc<dyn Image>, most: usize) -> io::Result<Vec<Range<u64>>> {
-    let found = |image: Arc<dyn Image>| match ext::is_there(&image)? {
+pub fn metadata(image: &Arc<dyn BlockSource>, most: usize) -> io::Result<Vec<Range<u64>>> {
+    let found = |image: Arc<dyn BlockSource>| match ext::is_there(&image)? {
         true => ext::metadata(image, most).or_else(|error| match is_about_content(&error) {
             true => Ok(Vec::new()),
             false => Err(error),
@@ -268,7 +268,7 @@ pub fn metadata(image: &Arc<dyn Image>, most: usize) -> io::Result<Vec<Range<u64
     Ok(ranges)
 }
 
-fn content(image: Arc<dyn Image>) -> io::Result<Content> {
+fn content(image: Arc<dyn BlockSource>) -> io::Result<Content> {
     if ext::is_there(&image)? {
         return Ok(match ext::open(image) {
             Ok(tree) => Content::Files(tree),
@@ -291,7 +291,7 @@ fn is_about_content(error: &io::Error) -> bool {
 }
 
 /// Returns the kind of other content by its magic.
-fn other_kind(image: &dyn Image) -> io::Result<Option<&'static str>> {
+fn other_kind(image: &dyn BlockSource) -> io::Result<Option<&'static str>> {
     let kinds: [(u64, &[u8], &str); 7] = [
         (0, b"XFSB", "an XFS filesystem"),
         (65_536 + 64, b"_BHRfS_M", "a btrfs filesystem"),

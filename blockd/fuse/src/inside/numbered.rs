@@ -5,7 +5,7 @@ use super::{
     image_files::{NOTICE, dir, gone, notice, notice_stat},
     partitions::Partition,
 };
-use crate::ImageRun;
+use blockd_extent::DataRange;
 use std::{io, sync::Arc};
 
 /// The number of a root, in ext2, ext3 and ext4, and of the directory of all partitions.
@@ -158,11 +158,11 @@ impl ImageFiles {
     ///
     /// # Errors
     /// It is none, or the image is damaged there.
-    pub fn run_of(&self, file: FileId, offset_bytes: u64) -> io::Result<ImageRun> {
+    pub fn range_of(&self, file: FileId, offset_bytes: u64) -> io::Result<DataRange> {
         match self.spot(file)? {
-            Spot::Files(files) => files.run_of(file.number, offset_bytes),
+            Spot::Files(files) => files.range_of(file.number, offset_bytes),
             Spot::Nothing(why) if file.number == NOTICE_NUMBER => {
-                Ok(ImageRun { is_data: true, end_bytes: notice(&why).len() as u64 })
+                Ok(DataRange { is_data: true, end_bytes: notice(&why).len() as u64 })
             }
             _ => Err(io::ErrorKind::IsADirectory.into()),
         }

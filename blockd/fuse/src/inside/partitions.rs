@@ -1,6 +1,6 @@
 //! The partitions of an image, from a GPT or an MBR; anything may stand there, and nothing is believed.
 
-use crate::Image;
+use blockd_extent::BlockSource;
 use std::io;
 
 /// Most partitions that are shown.
@@ -29,7 +29,7 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 /// The bytes there, if they lie inside the image.
-fn read(image: &dyn Image, offset_bytes: u64, len: usize) -> io::Result<Option<Vec<u8>>> {
+fn read(image: &dyn BlockSource, offset_bytes: u64, len: usize) -> io::Result<Option<Vec<u8>>> {
     match offset_bytes.checked_add(len as u64) {
         Some(end) if end <= image.size_bytes() => {
             let mut bytes = vec![0; len];
@@ -45,7 +45,7 @@ fn read(image: &dyn Image, offset_bytes: u64, len: usize) -> io::Result<Option<V
 ///
 /// # Errors
 /// The image cannot be read.
-pub fn partitions(image: &dyn Image) -> io::Result<Vec<Partition>> {
+pub fn partitions(image: &dyn BlockSource) -> io::Result<Vec<Partition>> {
     let Some(mbr) = read(image, 0, MBR_LEN)? else { return Ok(Vec::new()) };
     if mbr[510..] != [0x55, 0xaa] {
         return Ok(Vec::new());
@@ -63,7 +63,7 @@ pub fn partitions(image: &dyn Image) -> io::Result<Vec<Partition>> {
     Ok(found)
 }
 
-fn gpt(image: &dyn Image) -> io::Result<Vec<Partition>> {
+fn gpt(image: &dyn BlockSource) -> io::Result<Vec<Partition>> {
     for sector in SECTOR_SIZES {
         // The backup at the end is for repairs, which are not our business.
         let Some(header) = read(image, sector, 92)? else { continue };
@@ -103,7 +103,7 @@ fn mbr_entry(entry: &[u8]) -> Option<(u8, u64, u64)> {
 }
 
 fn mbr_partitions<'a>(
-    image: &dyn Image,
+    image: &dyn BlockSource,
     entries: impl Iterator<Item = &'a [u8]>,
 ) -> io::Result<Vec<Partition>> {
     let part = |number, start: u64, sectors: u64| Partition {

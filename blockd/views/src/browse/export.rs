@@ -1,11 +1,8 @@
 //! Cloud snapshots as read-only NBD exports, named `cloud:` and the id.
 
-use crate::{
-    access::Access,
-    browse::{Browser, images::CloudImage},
-};
-use blockd_cloud::CloudSnapshotId;
-use blockd_fuse::Image;
+use crate::{access::Access, browse::Browser};
+use blockd_cloud::{CachedSnapshot, CloudSnapshotId};
+use blockd_extent::BlockSource;
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportError, ExportInfo, Progress, StatusExtent,
     constants::{BASE_ALLOCATION, STATE_HOLE, STATE_ZERO},
@@ -44,7 +41,7 @@ impl CloudExports {
         name: &str,
         access: &Access,
         client: &Client,
-    ) -> Result<(CloudImage, String), ExportError> {
+    ) -> Result<(CachedSnapshot, String), ExportError> {
         let unavailable = |reason: String| ExportError::Unavailable { reason };
         let id: CloudSnapshotId =
             name.strip_prefix(PREFIX).and_then(|id| id.parse().ok()).ok_or(ExportError::Unknown)?;
@@ -58,7 +55,7 @@ impl CloudExports {
                 access.check(&manifest.volume_name, client)?;
                 let taken = blockd_api::format_time(manifest.created);
                 let text = format!("cloud snapshot of volume {}, taken {taken}", manifest.volume_name);
-                Ok((CloudImage(snapshot), text))
+                Ok((snapshot, text))
             }
             Err(error) if blockd_engine::cloud_snapshots::is_not_found(&error) => Err(ExportError::Unknown),
             Err(error) => Err(unavailable(error.to_api().message)),
@@ -89,7 +86,7 @@ impl CloudExports {
 }
 
 struct CloudDevice {
-    image: CloudImage,
+    image: CachedSnapshot,
 }
 
 fn device_error(error: &io::Error) -> DeviceError {
@@ -140,7 +137,7 @@ impl BlockDevice for CloudDevice {
             if at >= end {
                 break;
             }
-            let run = self.image.run_at(at).map_err(|error| device_error(&error))?;
+            let run = self.image.range_at(at).map_err(|error| device_error(&error))?;
             let until = run.end_bytes.clamp(at + 1, end);
             let flags = if run.is_data { 0 } else { STATE_HOLE | STATE_ZERO };
             let found = extents.len() - first;

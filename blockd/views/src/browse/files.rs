@@ -1,6 +1,6 @@
 //! Files inside cloud snapshots, for the control API: single directories, and byte ranges of files.
 
-use crate::browse::{Browser, images::CloudImage};
+use crate::browse::Browser;
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{
@@ -85,7 +85,7 @@ impl Browser {
             return Ok(FileReader { files });
         }
         let (snapshot, _) = self.open_cloudsnap(&Handle::current(), &id, cred_id)?;
-        let files = ImageFiles::open(Arc::new(CloudImage(snapshot)));
+        let files = ImageFiles::open(Arc::new(snapshot));
         let files = Arc::new(files.map_err(|error| refused(&error, &FilePath::root()))?);
         let mut open = self.browse.files.lock();
         if open.len() >= super::MAX_FILES {
@@ -174,7 +174,7 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
         if at >= size_bytes {
             break;
         }
-        let run = files.run_at(path, at)?;
+        let run = files.range_at(path, at)?;
         // A damaged image must not cause a loop: each step advances, at most to the end of the file.
         let end = run.end_bytes.clamp(at + 1, size_bytes);
         if run.is_data {
@@ -199,7 +199,8 @@ fn with_image_hint(error: ServiceError) -> ServiceError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_fuse::{ImageRun, inside::FileEntry};
+    use blockd_extent::DataRange;
+    use blockd_fuse::inside::FileEntry;
 
     /// File with data runs of `data` bytes at every multiple of `step`, reported in ranges of `piece` bytes.
     struct Holey {
@@ -248,11 +249,11 @@ mod tests {
             unimplemented!("extents are known without reads")
         }
 
-        fn run_at(&self, _: &[u8], offset_bytes: u64) -> io::Result<ImageRun> {
+        fn range_at(&self, _: &[u8], offset_bytes: u64) -> io::Result<DataRange> {
             let within = offset_bytes % self.step;
             let (is_data, border) = if within < self.data { (true, self.data) } else { (false, self.step) };
             let piece_end = (offset_bytes / self.piece + 1) * self.piece;
-            Ok(ImageRun { is_data, end_bytes: (offset_bytes - within + border).min(piece_end) })
+            Ok(DataRange { is_data, end_bytes: (offset_bytes - within + border).min(piece_end) })
         }
 
         fn xattrs(&self, _: &[u8]) -> io::Result<Vec<FileXattr>> {

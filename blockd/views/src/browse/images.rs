@@ -1,9 +1,7 @@
-//! Snapshots as images: cloud snapshots, and snapshots of local volumes.
+//! Snapshots of local volumes as images.
 
-use blockd_cloud::{CachedSnapshot, CloudError};
 use blockd_engine::volumes::registry::{Attachment, VolumeEntry};
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, SnapshotId, VolumeId};
-use blockd_fuse::{Image, ImageRun};
+use blockd_extent::{BlockSource, DataRange, SnapshotId, VolumeId};
 use blockd_volume::{Allocation, Content, SnapshotView, VolumeError, VolumeErrorKind};
 use parking_lot::Mutex;
 use std::{
@@ -14,40 +12,6 @@ use std::{
 
 /// Idle time after which a local snapshot is closed: while open, its volume cannot be deleted.
 pub(super) const IDLE: Duration = Duration::from_secs(2);
-
-/// Image of a cloud snapshot.
-pub(super) struct CloudImage(pub CachedSnapshot);
-
-fn cloud_error(error: &CloudError) -> io::Error {
-    // The cause is in the log: readers of files get an error number only.
-    let kind = match error {
-        CloudError::InvalidRequest { .. } => io::ErrorKind::InvalidInput,
-        CloudError::Damaged { .. } => io::ErrorKind::Other,
-        error if error.is_retryable() => io::ErrorKind::TimedOut,
-        _ => io::ErrorKind::Other,
-    };
-    io::Error::new(kind, error.to_string())
-}
-
-impl Image for CloudImage {
-    fn size_bytes(&self) -> u64 {
-        self.0.size_bytes()
-    }
-
-    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset_bytes, buf).map_err(|error| cloud_error(&error))
-    }
-
-    fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<bool> {
-        self.0.try_read_at(offset_bytes, buf).map_err(|error| cloud_error(&error))
-    }
-
-    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
-        let block = BlockIndex(offset_bytes / BLOCK_SIZE_BYTES);
-        let (is_data, end) = self.0.run_at(block).map_err(|error| cloud_error(&error))?;
-        Ok(ImageRun { is_data, end_bytes: (end.0 * BLOCK_SIZE_BYTES).min(self.0.size_bytes()) })
-    }
-}
 
 /// Open snapshot, and the reference that prevents the deletion of its volume.
 struct OpenView {
@@ -105,7 +69,7 @@ impl LocalImage {
     }
 }
 
-impl Image for LocalImage {
+impl BlockSource for LocalImage {
     fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
@@ -126,15 +90,15 @@ impl Image for LocalImage {
         Ok(read.is_some())
     }
 
-    fn run_at(&self, offset_bytes: u64) -> io::Result<ImageRun> {
+    fn range_at(&self, offset_bytes: u64) -> io::Result<DataRange> {
         let len_bytes = self.size_bytes - offset_bytes;
         let runs = self.view()?.view.allocation(offset_bytes, len_bytes, 1);
         match runs.map_err(|error| volume_error(&error))?.first() {
-            Some(run) => Ok(ImageRun {
+            Some(run) => Ok(DataRange {
                 is_data: run.allocation == Allocation::Data,
                 end_bytes: offset_bytes + run.len_bytes,
             }),
-            None => Ok(ImageRun { is_data: true, end_bytes: self.size_bytes }),
+            None => Ok(DataRange { is_data: true, end_bytes: self.size_bytes }),
         }
     }
 }

@@ -5,15 +5,15 @@
 
 use crate::browse::{
     Browser,
-    images::{CloudImage, LocalImage},
+    images::LocalImage,
     stores::{ListRequest, ListedSnapshot, Stores},
 };
 use blockd_api::CredentialRef;
 use blockd_catalog::Catalog as ManifestCatalog;
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestFilter, ManifestKey};
 use blockd_engine::error::ServiceError;
-use blockd_extent::{SnapshotId, VolumeId};
-use blockd_fuse::{Catalog, Image, SnapshotEntry, SnapshotKey};
+use blockd_extent::{BlockSource, SnapshotId, VolumeId};
+use blockd_fuse::{Catalog, SnapshotEntry, SnapshotKey};
 use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
 use std::{
@@ -260,7 +260,7 @@ impl Catalog for BrowseCatalog {
         self.shared.state.lock().stores.unlisted()
     }
 
-    fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn Image>> {
+    fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn BlockSource>> {
         let browser = self.browser()?;
         match source(key).ok_or_else(not_found)? {
             SnapshotSource::Cloud(credential, id) => {
@@ -269,7 +269,7 @@ impl Catalog for BrowseCatalog {
                     tracing::warn!(%error, snapshot = %id, "opening a cloud snapshot failed");
                     service_error(&error)
                 })?;
-                Ok(Arc::new(CloudImage(snapshot)))
+                Ok(Arc::new(snapshot))
             }
             SnapshotSource::Local(volume, snapshot) => {
                 let entry = browser.registry.by_id(volume).ok_or_else(not_found)?;

@@ -1,8 +1,8 @@
 //! Hydration of filesystem metadata first. This is a hint: nothing fails without it.
 
 use crate::restore::lazy::{CloudSource, LazyVolumes};
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
-use blockd_fuse::{Image, ImageRun, inside};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSource, Extent};
+use blockd_fuse::inside;
 use blockd_volume::Volume;
 use parking_lot::Mutex;
 use std::{
@@ -33,7 +33,7 @@ pub(crate) fn prefer_metadata(lazy: &Arc<LazyVolumes>, volume: &Arc<Volume>) {
         let look = tokio::task::spawn_blocking(move || {
             let Some(size_bytes) = volume.upgrade().map(|volume| volume.size_bytes()) else { return };
             let (units, left) = (Mutex::default(), AtomicU64::new(MAX_UNITS));
-            let image: Arc<dyn Image> =
+            let image: Arc<dyn BlockSource> =
                 Arc::new(SourceImage { source, volume: volume.clone(), stopping, size_bytes, units, left });
             match inside::metadata(&image, MAX_METADATA_RANGES) {
                 Ok(ranges) => {
@@ -95,7 +95,7 @@ impl SourceImage {
     }
 }
 
-impl Image for SourceImage {
+impl BlockSource for SourceImage {
     fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
@@ -115,9 +115,5 @@ impl Image for SourceImage {
             (at, rest) = (at + len as u64, behind);
         }
         Ok(())
-    }
-
-    fn run_at(&self, _: u64) -> io::Result<ImageRun> {
-        Ok(ImageRun { is_data: true, end_bytes: self.size_bytes() })
     }
 }
