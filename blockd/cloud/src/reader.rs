@@ -6,6 +6,7 @@
 use crate::{
     CloudError, CloudSnapshotId, Manifest, Repository,
     backup::cpu_threads,
+    cache::Lru,
     damage::{Damage, DamageList},
     fetch::{BlockSink, DeltaReader, FetchJob},
     frame::BLOCK,
@@ -18,11 +19,11 @@ use blockd_store::Work;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, future::try_join_all};
 use parking_lot::Mutex;
-use std::{collections::HashMap, io, sync::Arc};
+use std::{io, sync::Arc};
 use tokio::sync::{Semaphore, mpsc};
 
 /// Most memory that pages are kept in.
-const PAGE_CACHE_BYTES: usize = 64 << 20;
+const PAGE_CACHE_BYTES: u64 = 64 << 20;
 /// Most memory that whole small indexes are kept in.
 const INDEX_KEEP_BYTES: u64 = 16 << 20;
 /// Frames that one thread opens at a time: 4 MiB of blocks.
@@ -43,7 +44,7 @@ struct Inner {
     size_bytes: u64,
     /// Newest first.
     deltas: Vec<Arc<DeltaReader>>,
-    pages: Mutex<PageCache>,
+    pages: Mutex<Lru<(usize, usize), Arc<Page>>>,
     cores: Arc<Semaphore>,
     work: Work,
 }
@@ -100,7 +101,7 @@ impl SnapshotReader {
                 id: manifest.id(),
                 size_bytes: manifest.size_bytes,
                 deltas,
-                pages: Mutex::default(),
+                pages: Mutex::new(Lru::new(PAGE_CACHE_BYTES)),
                 cores: Arc::new(Semaphore::new(cpu_threads(threads))),
                 work: repo.work().clone(),
             }),
@@ -350,12 +351,12 @@ impl SnapshotReader {
     }
 
     async fn page(&self, level: usize, number: usize) -> Result<Option<Arc<Page>>, CloudError> {
-        if let Some(page) = self.inner.pages.lock().get((level, number)) {
-            return Ok(Some(page));
+        if let Some(page) = self.inner.pages.lock().get(&(level, number)) {
+            return Ok(Some(page.clone()));
         }
         let Some(page) = self.inner.deltas[level].page(number).await? else { return Ok(None) };
         let page = Arc::new(page);
-        self.inner.pages.lock().insert((level, number), page.clone());
+        self.inner.pages.lock().insert((level, number), page.clone(), page.heap_bytes as u64);
         Ok(Some(page))
     }
 }
@@ -438,60 +439,5 @@ impl VisiblePages<'_> {
         self.pages = delta.root.pages_in(self.region);
         self.level += 1;
         true
-    }
-}
-
-/// The pages that were used last, up to a number of bytes.
-#[derive(Default)]
-struct PageCache {
-    pages: HashMap<(usize, usize), (u64, Arc<Page>)>,
-    heap_bytes: usize,
-    clock: u64,
-}
-
-impl PageCache {
-    fn get(&mut self, at: (usize, usize)) -> Option<Arc<Page>> {
-        self.clock += 1;
-        let (used, page) = self.pages.get_mut(&at)?;
-        *used = self.clock;
-        Some(page.clone())
-    }
-
-    fn insert(&mut self, at: (usize, usize), page: Arc<Page>) {
-        self.clock += 1;
-        self.heap_bytes += page.heap_bytes;
-        if let Some((_, before)) = self.pages.insert(at, (self.clock, page)) {
-            self.heap_bytes -= before.heap_bytes;
-        }
-        while self.heap_bytes > PAGE_CACHE_BYTES && self.pages.len() > 1 {
-            let oldest = self.pages.iter().min_by_key(|(_, (used, _))| *used).map(|(at, _)| *at);
-            let Some((_, page)) = oldest.and_then(|at| self.pages.remove(&at)) else { break };
-            self.heap_bytes -= page.heap_bytes;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn page_cache_is_bounded_and_keeps_used_pages() {
-        let page = || {
-            Arc::new(Page {
-                data: BlockSet::new(),
-                zero: BlockSet::new(),
-                frames: Vec::new(),
-                heap_bytes: PAGE_CACHE_BYTES / 4,
-            })
-        };
-        let mut cache = PageCache::default();
-        for number in 0..100 {
-            cache.insert((0, number), page());
-            assert!(cache.get((0, 0)).is_some());
-            assert!(cache.heap_bytes <= PAGE_CACHE_BYTES);
-        }
-        assert_eq!(cache.pages.len(), 4);
-        assert!(cache.get((0, 1)).is_none() && cache.get((0, 99)).is_some());
     }
 }

@@ -2,11 +2,25 @@
 
 use crate::{
     ExtError, Place,
-    block_cache::BlockCache,
     error::damaged,
     journal::{Overlay, Patch},
 };
+use hashlink::LruCache;
+use parking_lot::Mutex;
 use std::{io, sync::Arc};
+
+/// Size of the cache of metadata, in bytes: directories, inodes and trees are read block by block, again and
+/// again.
+const CACHE_BYTES: usize = 2 << 20;
+/// Minimum number of cached blocks.
+const MIN_CACHED: usize = 16;
+
+/// Blocks of metadata by number, each with the seed that its checksum, found right, continued.
+type BlockCache = Mutex<LruCache<u64, (Arc<[u8]>, Option<u32>)>>;
+
+fn new_cache(block_len_bytes: usize) -> BlockCache {
+    Mutex::new(LruCache::new((CACHE_BYTES / block_len_bytes.max(1)).max(MIN_CACHED)))
+}
 
 /// Bytes at random places. What they are must not change while they are read.
 pub trait ReadAt: Send + Sync {
@@ -44,13 +58,13 @@ pub(crate) struct Disk {
 impl Disk {
     /// So many blocks, which lie inside the image, as they are there.
     pub fn new(source: Arc<dyn ReadAt>, block_len: u32, blocks: u64) -> Self {
-        let cache = BlockCache::new(block_len as usize);
+        let cache = new_cache(block_len as usize);
         Self { source, block_len, blocks, overlay: Overlay::default(), cache }
     }
 
     /// From now on blocks that the journal has are taken from there.
     pub fn set_overlay(&mut self, overlay: Overlay) {
-        self.cache = BlockCache::new(self.block_len as usize);
+        self.cache.get_mut().clear();
         self.overlay = overlay;
     }
 
@@ -81,24 +95,28 @@ impl Disk {
 
     /// One block of metadata.
     pub fn block(&self, block: u64) -> Result<Arc<[u8]>, ExtError> {
-        if let Some(bytes) = self.cache.get(block) {
-            return Ok(bytes);
+        if let Some((bytes, _)) = self.cache.lock().get(&block) {
+            return Ok(Arc::clone(bytes));
         }
         let mut bytes = vec![0; self.block_len()];
         self.read(block, 0, &mut bytes)?;
         let bytes: Arc<[u8]> = bytes.into();
-        self.cache.insert(block, Arc::clone(&bytes));
+        self.cache.lock().insert(block, (Arc::clone(&bytes), None));
         Ok(bytes)
     }
 
     /// One block of metadata that was found right before, if it is still there.
     pub fn checked_block(&self, block: u64, seed: u32) -> Option<Arc<[u8]>> {
-        self.cache.get_checked(block, seed)
+        let mut cache = self.cache.lock();
+        cache.get(&block).filter(|(_, by)| *by == Some(seed)).map(|(bytes, _)| Arc::clone(bytes))
     }
 
-    /// Remembers that a block was found right, by checksums that continue that seed.
+    /// Remembers that a block was found right, by checksums that continue that seed. Blocks never change, so
+    /// it still is if it was read again since.
     pub fn set_checked(&self, block: u64, seed: u32) {
-        self.cache.set_checked(block, seed);
+        if let Some((_, by)) = self.cache.lock().get_mut(&block) {
+            *by = Some(seed);
+        }
     }
 
     /// Fills `buf` from `within` bytes behind the beginning of a block on; it may reach into the blocks

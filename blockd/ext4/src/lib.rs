@@ -23,7 +23,6 @@
 #![forbid(unsafe_code)]
 
 mod acl;
-mod block_cache;
 mod bytes;
 mod checksum;
 mod dir;

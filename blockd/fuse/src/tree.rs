@@ -8,6 +8,7 @@ use crate::{
 };
 use blockd_extent::BlockSource;
 use fuser::{FileAttr, FileType, INodeNo};
+use hashlink::LruCache;
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
@@ -47,39 +48,9 @@ impl Child {
     }
 }
 
-/// The things that were used last.
-struct Recent<K, V> {
-    items: Vec<(K, V)>,
-}
-
-impl<K: PartialEq, V: Clone> Recent<K, V> {
-    fn get(&mut self, key: &K) -> Option<V> {
-        let at = self.items.iter().position(|(other, _)| other == key)?;
-        let item = self.items.remove(at);
-        let value = item.1.clone();
-        self.items.push(item);
-        Some(value)
-    }
-
-    fn insert(&mut self, key: K, value: V) {
-        self.items.retain(|(other, _)| *other != key);
-        if self.items.len() >= MAX_OPEN {
-            self.items.remove(0);
-        }
-        self.items.push((key, value));
-    }
-}
-
-impl<K, V> Default for Recent<K, V> {
-    fn default() -> Self {
-        Self { items: Vec::new() }
-    }
-}
-
-#[derive(Default)]
 struct Opened {
-    images: Recent<SnapshotKey, Arc<dyn BlockSource>>,
-    files: Recent<SnapshotKey, Arc<ImageFiles>>,
+    images: LruCache<SnapshotKey, Arc<dyn BlockSource>>,
+    files: LruCache<SnapshotKey, Arc<ImageFiles>>,
     /// Attributes of the roots of opened images; `None` without a filesystem, or with several.
     roots: HashMap<SnapshotKey, Option<FileStat>>,
 }
@@ -120,7 +91,9 @@ impl Tree {
     /// Creates a tree whose nodes, except files inside images, belong to this user and group.
     pub fn of_owner(catalog: Arc<dyn Catalog>, uid: u32, gid: u32) -> Self {
         let listing = Mutex::new(Arc::new(Listing::new(catalog.snapshots())));
-        Self { catalog, listing, opened: Mutex::default(), since: SystemTime::now(), uid, gid }
+        let (images, files) = (LruCache::new(MAX_OPEN), LruCache::new(MAX_OPEN));
+        let opened = Mutex::new(Opened { images, files, roots: HashMap::new() });
+        Self { catalog, listing, opened, since: SystemTime::now(), uid, gid }
     }
 
     /// The list as it is now. What is gone from it is closed.
@@ -131,8 +104,8 @@ impl Tree {
             *listing = Arc::new(Listing::new(entries));
             let known = listing.clone();
             let mut opened = self.opened.lock();
-            opened.images.items.retain(|(key, _)| known.find(key).is_some());
-            opened.files.items.retain(|(key, _)| known.find(key).is_some());
+            opened.images.retain(|key, _| known.find(key).is_some());
+            opened.files.retain(|key, _| known.find(key).is_some());
             opened.roots.retain(|key, _| known.find(key).is_some());
         }
         listing.clone()
@@ -141,7 +114,7 @@ impl Tree {
     /// Opens the image of a snapshot. May block.
     pub fn image(&self, key: &SnapshotKey) -> io::Result<Arc<dyn BlockSource>> {
         if let Some(image) = self.opened.lock().images.get(key) {
-            return Ok(image);
+            return Ok(image.clone());
         }
         let image = self.catalog.open(key)?;
         self.opened.lock().images.insert(key.clone(), image.clone());
@@ -151,7 +124,7 @@ impl Tree {
     /// The files of a snapshot. May block.
     pub fn files(&self, key: &SnapshotKey) -> io::Result<Arc<ImageFiles>> {
         if let Some(files) = self.opened.lock().files.get(key) {
-            return Ok(files);
+            return Ok(files.clone());
         }
         let files = Arc::new(ImageFiles::open(self.image(key)?)?);
         self.opened.lock().files.insert(key.clone(), files.clone());

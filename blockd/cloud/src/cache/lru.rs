@@ -1,40 +1,24 @@
 //! LRU map bounded by bytes.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    hash::Hash,
-};
+use hashlink::LruCache;
+use std::hash::Hash;
 
-struct Entry<V> {
-    used: u64,
-    len_bytes: u64,
-    value: V,
-}
-
-/// Map that evicts the least recently used entries beyond a number of bytes.
+/// Map that evicts the least recently used entries beyond a number of bytes, as reported by callers.
 pub(crate) struct Lru<K, V> {
-    entries: HashMap<K, Entry<V>>,
-    /// Keys by unique time of last use.
-    order: BTreeMap<u64, K>,
-    clock: u64,
+    entries: LruCache<K, (u64, V)>,
     bytes: u64,
-    most_bytes: u64,
+    max_bytes: u64,
 }
 
 impl<K: Copy + Eq + Hash, V> Lru<K, V> {
-    /// Creates a map of at most `most_bytes`, as reported by callers.
-    pub fn new(most_bytes: u64) -> Self {
-        Self { entries: HashMap::new(), order: BTreeMap::new(), clock: 0, bytes: 0, most_bytes }
+    /// Creates a map of at most `max_bytes`.
+    pub fn new(max_bytes: u64) -> Self {
+        Self { entries: LruCache::new_unbounded(), bytes: 0, max_bytes }
     }
 
     /// Returns the value of a key and marks it as used.
     pub fn get(&mut self, key: &K) -> Option<&V> {
-        let entry = self.entries.get_mut(key)?;
-        self.clock += 1;
-        self.order.remove(&entry.used);
-        self.order.insert(self.clock, *key);
-        entry.used = self.clock;
-        Some(&entry.value)
+        self.entries.get(key).map(|(_, value)| value)
     }
 
     /// Returns true if the key is present, without marking it as used.
@@ -45,36 +29,26 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
     /// Inserts a value and returns evicted ones. A value larger than the capacity is returned at once.
     pub fn insert(&mut self, key: K, value: V, len_bytes: u64) -> Vec<(K, V)> {
         let mut gone: Vec<(K, V)> = self.remove(&key).map(|value| (key, value)).into_iter().collect();
-        if len_bytes > self.most_bytes {
+        if len_bytes > self.max_bytes {
             gone.push((key, value));
             return gone;
         }
-        while self.bytes + len_bytes > self.most_bytes {
-            match self.pop_oldest() {
-                Some(oldest) => gone.push(oldest),
-                None => break,
-            }
-        }
-        self.clock += 1;
-        self.order.insert(self.clock, key);
-        self.entries.insert(key, Entry { used: self.clock, len_bytes, value });
+        self.entries.insert(key, (len_bytes, value));
         self.bytes += len_bytes;
+        while self.bytes > self.max_bytes
+            && let Some((key, (len_bytes, value))) = self.entries.remove_lru()
+        {
+            self.bytes -= len_bytes;
+            gone.push((key, value));
+        }
         gone
     }
 
     /// Removes a key.
     pub fn remove(&mut self, key: &K) -> Option<V> {
-        let entry = self.entries.remove(key)?;
-        self.order.remove(&entry.used);
-        self.bytes -= entry.len_bytes;
-        Some(entry.value)
-    }
-
-    fn pop_oldest(&mut self) -> Option<(K, V)> {
-        let (_, key) = self.order.pop_first()?;
-        let entry = self.entries.remove(&key)?;
-        self.bytes -= entry.len_bytes;
-        Some((key, entry.value))
+        let (len_bytes, value) = self.entries.remove(key)?;
+        self.bytes -= len_bytes;
+        Some(value)
     }
 
     /// Returns the held bytes.

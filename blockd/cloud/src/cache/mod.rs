@@ -18,6 +18,7 @@ mod index_store;
 mod lru;
 mod snapshot;
 
+pub(crate) use lru::Lru;
 pub use snapshot::CachedSnapshot;
 
 use crate::{
@@ -32,7 +33,6 @@ use disk::{DiskCache, PieceKey};
 use frames::{Frames, Obligation};
 use futures::{StreamExt, TryStreamExt};
 use index_store::IndexStore;
-use lru::Lru;
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,

@@ -4,6 +4,7 @@
 use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, NumberedFiles, large};
 use blockd_ext4::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt};
 use blockd_extent::{BlockSource, DataRange};
+use hashlink::LruCache;
 use parking_lot::Mutex;
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
@@ -54,8 +55,8 @@ pub(super) fn open(image: Arc<dyn BlockSource>) -> io::Result<Arc<dyn Files>> {
         );
     }
     tracing::debug!(?info, "a filesystem is browsed");
-    let (inodes, names) = (Mutex::default(), Mutex::default());
-    let (numbered, numbered_names) = (Mutex::default(), Mutex::default());
+    let (inodes, names) = (Mutex::new(LruCache::new(MAX_INODES)), Mutex::default());
+    let (numbered, numbered_names) = (Mutex::new(LruCache::new(MAX_INODES)), Mutex::default());
     Ok(Arc::new(ExtTree { fs, large: Mutex::new(()), inodes, names, numbered, numbered_names }))
 }
 
@@ -161,10 +162,10 @@ struct ExtTree {
     fs: Filesystem,
     /// Held while a large directory is listed.
     large: Mutex<()>,
-    inodes: Mutex<VecDeque<(Vec<u8>, Arc<Inode>)>>,
+    inodes: Mutex<LruCache<Vec<u8>, Arc<Inode>>>,
     names: Mutex<KnownNames<Vec<u8>>>,
     /// The same for those who ask by numbers.
-    numbered: Mutex<VecDeque<Arc<Inode>>>,
+    numbered: Mutex<LruCache<u32, Arc<Inode>>>,
     numbered_names: Mutex<KnownNames<[u8; 4]>>,
 }
 
@@ -186,15 +187,11 @@ impl ExtTree {
 
     /// The inode of a file that is read piece by piece.
     fn inode_to_read(&self, path: &[u8]) -> Result<Arc<Inode>, ExtError> {
-        if let Some((_, inode)) = self.inodes.lock().iter().rev().find(|(known, _)| known == path) {
+        if let Some(inode) = self.inodes.lock().get(path) {
             return Ok(Arc::clone(inode));
         }
         let inode = Arc::new(self.inode(path)?);
-        let mut inodes = self.inodes.lock();
-        if inodes.len() >= MAX_INODES {
-            inodes.pop_front();
-        }
-        inodes.push_back((path.to_vec(), Arc::clone(&inode)));
+        self.inodes.lock().insert(path.to_vec(), Arc::clone(&inode));
         Ok(inode)
     }
 
@@ -238,15 +235,11 @@ impl ExtTree {
 
     /// The inode of a number, which may be read piece by piece.
     fn numbered(&self, number: u32) -> Result<Arc<Inode>, ExtError> {
-        if let Some(inode) = self.numbered.lock().iter().rev().find(|inode| inode.number.0 == number) {
+        if let Some(inode) = self.numbered.lock().get(&number) {
             return Ok(Arc::clone(inode));
         }
         let inode = Arc::new(self.fs.inode(InodeNumber(number))?);
-        let mut numbered = self.numbered.lock();
-        if numbered.len() >= MAX_INODES {
-            numbered.pop_front();
-        }
-        numbered.push_back(Arc::clone(&inode));
+        self.numbered.lock().insert(number, Arc::clone(&inode));
         Ok(inode)
     }
 
