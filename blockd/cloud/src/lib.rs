@@ -44,7 +44,7 @@ pub use backup::{
     BACKUP_LIFETIME_S, BackupOptions, BackupSpec, MAX_CLOCK_SKEW_S, backup, check_base, new_delta_salt,
 };
 pub use blockd_extent::CloudSnapshotId;
-pub use cache::{CacheCounters, CacheOptions, CachedSnapshot, SnapshotCache};
+pub use cache::{CacheCounters, CacheOptions, SnapshotCache};
 pub use changed::changed_blocks;
 pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use damage::{Damage, DamagedPiece, MAX_DAMAGE_DESCRIBED};
@@ -56,7 +56,7 @@ pub use keys::{DataKey, KdfParams, KeySlot};
 pub use manifest::{BackupType, Delta, IndexRef, Manifest};
 pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
-pub use reader::SnapshotReader;
+pub use reader::{CachedSnapshot, SnapshotReader};
 pub use repository::{
     KnownKeys, ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache, OpenOptions, Repository,
 };

@@ -13,13 +13,11 @@
 //! again. A damaged frame fails only the reads that need it; the log names the object and the offset.
 
 mod disk;
-mod frames;
+pub(crate) mod frames;
 mod index_store;
 mod lru;
-mod snapshot;
 
 pub(crate) use lru::Lru;
-pub use snapshot::CachedSnapshot;
 
 use crate::{
     CloudError, Manifest, Repository,
@@ -27,6 +25,7 @@ use crate::{
     frame::FrameMemory,
     index::Page,
     manifest::Delta,
+    reader::CachedSnapshot,
 };
 use blockd_store::{BlobStore, StoreError, StoreErrorKind};
 use disk::{DiskCache, PieceKey};
@@ -51,7 +50,7 @@ const MAX_PAGES_BYTES: u64 = 32 << 20;
 /// Maximum memory of whole small indexes of a snapshot.
 const INDEX_KEEP_BYTES: u64 = 4 << 20;
 /// Concurrent requests of roots or pages.
-const INDEX_CONCURRENCY: usize = 32;
+pub(crate) const INDEX_CONCURRENCY: usize = 32;
 /// Number of locks for single-flight reads of pages.
 const PAGE_TURNS: usize = 64;
 /// Maximum number of frame requests in flight.
@@ -129,25 +128,25 @@ struct Counters {
     from_disk: AtomicU64,
 }
 
-struct Shared {
-    options: CacheOptions,
-    disk: Option<Arc<DiskCache>>,
-    frames: Arc<Frames>,
+pub(crate) struct Shared {
+    pub options: CacheOptions,
+    pub disk: Option<Arc<DiskCache>>,
+    pub frames: Arc<Frames>,
     memory: Arc<FrameMemory>,
     pages: Mutex<Lru<(u64, usize), Arc<Page>>>,
     page_turns: [tokio::sync::Mutex<()>; PAGE_TURNS],
     deltas: Mutex<HashMap<DeltaKey, Weak<SharedDelta>>>,
     next_delta: AtomicU64,
-    fetches: Arc<Semaphore>,
-    ahead: Arc<Semaphore>,
+    pub fetches: Arc<Semaphore>,
+    pub ahead: Arc<Semaphore>,
     counters: Counters,
 }
 
 /// Delta shared by the chains of open snapshots.
-struct SharedDelta {
+pub(crate) struct SharedDelta {
     /// Unique number in this cache.
-    number: u64,
-    reader: Arc<DeltaReader>,
+    pub number: u64,
+    pub reader: Arc<DeltaReader>,
     key_id: Uuid,
     salt: [u8; 32],
     /// Store without the cache.
@@ -282,14 +281,18 @@ impl Shared {
     }
 
     /// Returns an index page of a delta from memory, or its known emptiness.
-    fn ready_page(&self, delta: &SharedDelta, number: usize) -> Option<Option<Arc<Page>>> {
+    pub fn ready_page(&self, delta: &SharedDelta, number: usize) -> Option<Option<Arc<Page>>> {
         if delta.reader.root.pages.get(number).is_none_or(|page| page.sealed_len == 0) {
             return Some(None);
         }
         self.pages.lock().get(&(delta.number, number)).map(|page| Some(page.clone()))
     }
 
-    async fn page(&self, delta: &Arc<SharedDelta>, number: usize) -> Result<Option<Arc<Page>>, CloudError> {
+    pub async fn page(
+        &self,
+        delta: &Arc<SharedDelta>,
+        number: usize,
+    ) -> Result<Option<Arc<Page>>, CloudError> {
         if let Some(known) = self.ready_page(delta, number) {
             return Ok(known);
         }
@@ -316,7 +319,7 @@ impl Shared {
     }
 
     /// Loads frames from disk and returns the missing ones. Blocks on the disk.
-    fn fetch_from_disk(
+    pub fn fetch_from_disk(
         &self,
         delta: &SharedDelta,
         wanted: Vec<(WantedFrame, Obligation)>,
@@ -338,7 +341,7 @@ impl Shared {
     }
 
     /// Fetches ascending frames of a delta with concurrent requests, independent of waiters.
-    fn fetch(
+    pub fn fetch(
         self: &Arc<Self>,
         runtime: &Handle,
         delta: &Arc<SharedDelta>,

@@ -3,6 +3,10 @@
 //! The deltas are asked newest first, each for what is left after those above it, page by page; so no page
 //! and no pack is read twice, and nothing is read that is not visible, apart from small gaps.
 
+mod random;
+
+pub use random::CachedSnapshot;
+
 use crate::{
     CloudError, CloudSnapshotId, Manifest, Repository,
     backup::cpu_threads,

@@ -1,11 +1,11 @@
 //! Snapshot opened through the cache.
 
-use super::{
-    INDEX_CONCURRENCY, Shared, SharedDelta,
-    frames::{Claim, FrameResult, Obligation, Wait},
-};
 use crate::{
     CloudError, CloudSnapshotId, Manifest,
+    cache::{
+        INDEX_CONCURRENCY, Shared, SharedDelta,
+        frames::{Claim, FrameResult, Obligation, Wait},
+    },
     fetch::WantedFrame,
     frame::{BLOCK, OwnedFrame},
     index::Page,
@@ -74,7 +74,7 @@ enum Source {
 }
 
 impl CachedSnapshot {
-    pub(super) fn new(
+    pub(crate) fn new(
         shared: Arc<Shared>,
         manifest: &Manifest,
         deltas: Vec<Arc<SharedDelta>>,
