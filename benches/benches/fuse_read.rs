@@ -12,8 +12,8 @@
 )]
 
 use blockd_cloud::{
-    BackupOptions, BackupSpec, CacheOptions, CachedSnapshot, CancelToken, KdfParams, MemoryJournal,
-    OpenOptions, Progress, Repository, SnapshotCache, backup, new_delta_salt, testing::MemoryVolume,
+    BackupOptions, BackupSpec, CacheOptions, CancelToken, KdfParams, MemoryJournal, OpenOptions, Progress,
+    Repository, SnapshotCache, SnapshotReader, backup, new_delta_salt, testing::MemoryVolume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
 use blockd_fuse::{Catalog, MountOptions, SnapshotEntry, SnapshotKey};
@@ -125,7 +125,7 @@ impl Filesystem for Passthrough {
 
 struct One {
     entries: Arc<Vec<SnapshotEntry>>,
-    snapshot: CachedSnapshot,
+    snapshot: SnapshotReader,
 }
 
 impl Catalog for One {
@@ -157,7 +157,7 @@ fn content(len: usize) -> Vec<u8> {
 }
 
 /// Backs the content up and opens it.
-async fn snapshot(bytes: &[u8], dir: Option<&Path>, memory_bytes: u64) -> CachedSnapshot {
+async fn snapshot(bytes: &[u8], dir: Option<&Path>, memory_bytes: u64) -> SnapshotReader {
     let store = Arc::new(MemoryStore::default());
     let options = OpenOptions { kdf: KdfParams::fast_for_tests() };
     let repo = Repository::open(store, Some("bench"), &options).await.unwrap();
@@ -192,7 +192,7 @@ async fn snapshot(bytes: &[u8], dir: Option<&Path>, memory_bytes: u64) -> Cached
     cache.snapshot(&repo, &manifest).await.unwrap()
 }
 
-fn mount_ours(snapshot: CachedSnapshot, at: &Path) -> blockd_fuse::Mounted {
+fn mount_ours(snapshot: SnapshotReader, at: &Path) -> blockd_fuse::Mounted {
     let entry = SnapshotEntry {
         key: SnapshotKey("one".into()),
         volume: "vol".into(),

@@ -56,7 +56,7 @@ pub use keys::{DataKey, KdfParams, KeySlot};
 pub use manifest::{BackupType, Delta, IndexRef, Manifest};
 pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
-pub use reader::{CachedSnapshot, SnapshotReader};
+pub use reader::SnapshotReader;
 pub use repository::{
     KnownKeys, ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache, OpenOptions, Repository,
 };

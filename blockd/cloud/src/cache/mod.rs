@@ -1,8 +1,8 @@
 //! Random reads of snapshots with shared caches.
 //!
 //! [`SnapshotCache`] is the shared part: index pages and decrypted frames in memory, stored parts on disk,
-//! and the in-flight table, so that concurrent requests fetch a frame once. [`CachedSnapshot`] is one open
-//! snapshot.
+//! and the in-flight table, so that concurrent requests fetch a frame once. [`SnapshotReader`]s read
+//! through it.
 //!
 //! A first read takes four sequential requests, independent of the snapshot's size: the manifest, the roots
 //! of all deltas concurrently, the pages of all deltas for the range concurrently, and the frames. All
@@ -20,12 +20,11 @@ mod lru;
 pub(crate) use lru::Lru;
 
 use crate::{
-    CloudError, Manifest, Repository,
+    CloudError, Manifest, Repository, SnapshotReader,
     fetch::{DeltaReader, FetchJob, NOT_WHOLE, WantedFrame, group},
     frame::FrameMemory,
     index::Page,
     manifest::Delta,
-    reader::CachedSnapshot,
 };
 use blockd_store::{BlobStore, StoreError, StoreErrorKind};
 use disk::{DiskCache, PieceKey};
@@ -49,6 +48,9 @@ use uuid::Uuid;
 const MAX_PAGES_BYTES: u64 = 32 << 20;
 /// Maximum memory of whole small indexes of a snapshot.
 const INDEX_KEEP_BYTES: u64 = 4 << 20;
+/// The same of a reader that shares its cache with no other: a restore, or a lazy volume.
+const MAX_OWN_PAGES_BYTES: u64 = 64 << 20;
+const OWN_INDEX_KEEP_BYTES: u64 = 16 << 20;
 /// Concurrent requests of roots or pages.
 pub(crate) const INDEX_CONCURRENCY: usize = 32;
 /// Number of locks for single-flight reads of pages.
@@ -133,6 +135,7 @@ pub(crate) struct Shared {
     pub disk: Option<Arc<DiskCache>>,
     pub frames: Arc<Frames>,
     memory: Arc<FrameMemory>,
+    index_keep_bytes: u64,
     pages: Mutex<Lru<(u64, usize), Arc<Page>>>,
     page_turns: [tokio::sync::Mutex<()>; PAGE_TURNS],
     deltas: Mutex<HashMap<DeltaKey, Weak<SharedDelta>>>,
@@ -170,13 +173,31 @@ impl SnapshotCache {
             Some(dir) => Some(Arc::new(DiskCache::open(dir, options.disk_bytes)?)),
             None => None,
         };
-        Ok(Self {
+        Ok(Self::new(options, disk, MAX_PAGES_BYTES, INDEX_KEEP_BYTES))
+    }
+
+    /// Creates a cache of index pages for one reader, which has no other timeout than its store's.
+    pub(crate) fn of_one_reader() -> Self {
+        let stall_timeout = Duration::MAX;
+        let options =
+            CacheOptions { dir: None, disk_bytes: 0, memory_bytes: 0, stall_timeout, readahead_bytes: 0 };
+        Self::new(options, None, MAX_OWN_PAGES_BYTES, OWN_INDEX_KEEP_BYTES)
+    }
+
+    fn new(
+        options: CacheOptions,
+        disk: Option<Arc<DiskCache>>,
+        max_pages_bytes: u64,
+        index_keep_bytes: u64,
+    ) -> Self {
+        Self {
             shared: Arc::new(Shared {
                 disk,
                 frames: Arc::new(Frames::new(options.memory_bytes)),
                 memory: Arc::default(),
                 options,
-                pages: Mutex::new(Lru::new(MAX_PAGES_BYTES)),
+                index_keep_bytes,
+                pages: Mutex::new(Lru::new(max_pages_bytes)),
                 page_turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
                 deltas: Mutex::default(),
                 next_delta: AtomicU64::new(1),
@@ -184,7 +205,7 @@ impl SnapshotCache {
                 ahead: Arc::new(Semaphore::new(AHEAD_CONCURRENCY)),
                 counters: Counters::default(),
             }),
-        })
+        }
     }
 
     /// Opens a snapshot: reads the index roots of its deltas concurrently and checks them against the
@@ -197,15 +218,25 @@ impl SnapshotCache {
         &self,
         repo: &Repository,
         manifest: &Manifest,
-    ) -> Result<CachedSnapshot, Arc<CloudError>> {
-        let keep = INDEX_KEEP_BYTES / (manifest.chain.len() as u64 + 1);
+    ) -> Result<SnapshotReader, CloudError> {
+        self.reader(repo, manifest, 0).await
+    }
+
+    pub(crate) async fn reader(
+        &self,
+        repo: &Repository,
+        manifest: &Manifest,
+        threads: usize,
+    ) -> Result<SnapshotReader, CloudError> {
+        // Shared out in advance, because the roots are read concurrently.
+        let keep = self.shared.index_keep_bytes / (manifest.chain.len() as u64 + 1);
         let deltas: Vec<Delta> = manifest.deltas().cloned().collect();
         let opened = futures::stream::iter(deltas)
             .map(|delta| async move { self.shared.delta(repo, &delta, keep).await })
             .buffered(INDEX_CONCURRENCY)
             .try_collect::<Vec<_>>();
         let opened = self.shared.in_time(repo.store().describe(), "the index", opened).await?;
-        Ok(CachedSnapshot::new(self.shared.clone(), manifest, opened, Handle::current()))
+        Ok(SnapshotReader::new(self.shared.clone(), repo, manifest, opened, threads))
     }
 
     /// Returns the counters.

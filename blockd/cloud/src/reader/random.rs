@@ -1,7 +1,8 @@
-//! Snapshot opened through the cache.
+//! Random reads, with few round trips and through the caches.
 
+use super::{Inner, SnapshotReader};
 use crate::{
-    CloudError, CloudSnapshotId, Manifest,
+    CloudError,
     cache::{
         INDEX_CONCURRENCY, Shared, SharedDelta,
         frames::{Claim, FrameResult, Obligation, Wait},
@@ -10,41 +11,9 @@ use crate::{
     frame::{BLOCK, OwnedFrame},
     index::Page,
 };
-use blockd_extent::{
-    BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, DataRange, Extent, Readahead, ReadaheadLimits,
-};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, DataRange, Extent};
 use futures::{StreamExt, TryStreamExt};
-use parking_lot::Mutex;
 use std::{io, sync::Arc};
-use tokio::runtime::Handle;
-
-/// Snapshot open for random reads. Clones share it.
-///
-/// Each read exists for async tasks and for threads that may block; the latter must not be called on a thread
-/// of the runtime.
-#[derive(Clone)]
-pub struct CachedSnapshot {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    shared: Arc<Shared>,
-    id: CloudSnapshotId,
-    size_bytes: u64,
-    /// Newest first.
-    deltas: Vec<Arc<SharedDelta>>,
-    limits: ReadaheadLimits,
-    readahead: Mutex<Readahead>,
-    /// Data blocks of one extent.
-    map: Mutex<Option<(Extent, Arc<BlockSet>)>>,
-    runtime: Handle,
-}
-
-impl std::fmt::Debug for CachedSnapshot {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CachedSnapshot").field("id", &self.inner.id).finish_non_exhaustive()
-    }
-}
 
 /// Pages of all deltas for one extent of the volume, with at most one page per delta; newest first.
 struct FrameRun {
@@ -73,60 +42,7 @@ enum Source {
     Theirs(Wait),
 }
 
-impl CachedSnapshot {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        manifest: &Manifest,
-        deltas: Vec<Arc<SharedDelta>>,
-        runtime: Handle,
-    ) -> Self {
-        // Readahead data must stay until it is needed.
-        let ahead = shared.options.readahead_bytes.min(shared.options.memory_bytes / 8 * 3);
-        let limits = ReadaheadLimits {
-            first_window_blocks: 128,
-            max_window_blocks: ahead / BLOCK_SIZE_BYTES,
-            max_step_blocks: u64::MAX,
-            // The kernel's own readahead has several requests in flight, in any order.
-            slack_blocks: 512,
-            min_reads: 3,
-        };
-        let readahead = Mutex::default();
-        let (id, size_bytes, map) = (manifest.id(), manifest.size_bytes, Mutex::default());
-        Self { inner: Arc::new(Inner { shared, id, size_bytes, deltas, limits, readahead, map, runtime }) }
-    }
-
-    /// Returns the snapshot's id.
-    pub fn id(&self) -> CloudSnapshotId {
-        self.inner.id
-    }
-
-    /// Returns the size of the volume at that time, in bytes.
-    pub fn size_bytes(&self) -> u64 {
-        self.inner.size_bytes
-    }
-
-    /// Reads at most 32 MiB of blocks; zeroes beyond the end of the volume.
-    ///
-    /// # Errors
-    /// [`CloudError::Damaged`] with the damage; errors of the store, with a timeout after the stall timeout.
-    pub async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, Arc<CloudError>> {
-        const MOST: u64 = (32 << 20) / BLOCK_SIZE_BYTES;
-        if extent.len_blocks > MOST {
-            let what =
-                format!("at most {MOST} blocks are read at once, {} were asked for", extent.len_blocks);
-            return Err(Arc::new(CloudError::InvalidRequest { what }));
-        }
-        let mut out = vec![0; extent.len_bytes() as usize];
-        let inside = extent.intersection(Extent::whole(self.inner.size_bytes));
-        let plan = self.plan(inside).await?;
-        self.inner.read_ahead(extent);
-        for (level, frame, source) in self.inner.claim(plan, false) {
-            let opened = self.inner.opened(level, &frame, source).await?;
-            copy(&frame, &opened, extent.offset_bytes(), &mut out);
-        }
-        Ok(out)
-    }
-
+impl SnapshotReader {
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), Arc<CloudError>> {
         let extent = self.touched(offset_bytes, buf.len())?;
         let plan = match self.ready_plan(extent) {
@@ -152,7 +68,7 @@ impl CachedSnapshot {
         for (level, frames) in plan {
             for frame in frames {
                 let key = (self.inner.deltas[level].number, frame.ordinal());
-                let Some(opened) = self.inner.shared.frames.ready(key) else { return Ok(false) };
+                let Some(opened) = self.inner.cache.frames.ready(key) else { return Ok(false) };
                 found.push((frame, opened));
             }
         }
@@ -172,23 +88,6 @@ impl CachedSnapshot {
                 ),
             })),
         }
-    }
-
-    /// Returns the blocks of an extent that hold data according to the index; all others are zero.
-    ///
-    /// # Errors
-    /// Those of [`read_blocks`](Self::read_blocks).
-    pub async fn data_blocks(&self, extent: Extent) -> Result<BlockSet, Arc<CloudError>> {
-        let mut found = BlockSet::new();
-        let inside = extent.intersection(Extent::whole(self.inner.size_bytes));
-        let stretches = futures::stream::iter(self.inner.stretches(inside))
-            .map(|range| self.inner.load(range))
-            .buffered(4);
-        futures::pin_mut!(stretches);
-        while let Some(stretch) = stretches.try_next().await? {
-            stretch.visible(|_, _, _, visible| found.union_with(&visible));
-        }
-        Ok(found)
     }
 
     /// Returns the data blocks around a block. The last result is cached for sequential queries.
@@ -230,7 +129,7 @@ impl CachedSnapshot {
 
 /// Reads at any alignment. Must not be called on a thread of the runtime, except
 /// [`try_read_at`](BlockSource::try_read_at), which reads from memory only.
-impl BlockSource for CachedSnapshot {
+impl BlockSource for SnapshotReader {
     fn size_bytes(&self) -> u64 {
         self.inner.size_bytes
     }
@@ -329,7 +228,7 @@ impl Inner {
     fn ready(&self, range: Extent) -> Option<FrameRun> {
         let mut pages = Vec::new();
         for (level, number) in self.pages_of(range) {
-            if let Some(page) = self.shared.ready_page(&self.deltas[level], number)? {
+            if let Some(page) = self.cache.ready_page(&self.deltas[level], number)? {
                 pages.push((level, number, page));
             }
         }
@@ -340,7 +239,7 @@ impl Inner {
     async fn load(&self, range: Extent) -> Result<FrameRun, Arc<CloudError>> {
         let pages = futures::stream::iter(self.pages_of(range).collect::<Vec<_>>())
             .map(|(level, number)| async move {
-                let page = self.shared.page(&self.deltas[level], number).await?;
+                let page = self.cache.page(&self.deltas[level], number).await?;
                 Ok::<_, CloudError>(page.map(|page| (level, number, page)))
             })
             .buffered(INDEX_CONCURRENCY)
@@ -368,7 +267,7 @@ impl Inner {
             let delta = &self.deltas[level];
             let mut mine: Vec<(WantedFrame, Obligation)> = Vec::new();
             for frame in frames {
-                let source = match self.shared.frames.claim((delta.number, frame.ordinal())) {
+                let source = match self.cache.frames.claim((delta.number, frame.ordinal())) {
                     Claim::Ready(opened) => Source::Ready(opened),
                     Claim::Wait(wait) => Source::Theirs(wait),
                     Claim::Mine(flight, wait) => {
@@ -382,8 +281,8 @@ impl Inner {
                 continue;
             }
             if here {
-                let missing = self.shared.fetch_from_disk(delta, mine);
-                self.shared.fetch(&self.runtime, delta, missing, &self.shared.fetches);
+                let missing = self.cache.fetch_from_disk(delta, mine);
+                self.cache.fetch(&self.runtime, delta, missing, &self.cache.fetches);
             } else {
                 self.fetch_frames(delta, mine, false);
             }
@@ -410,7 +309,7 @@ impl Inner {
 
     /// Fetches frames in the background, from disk or store.
     fn fetch_frames(&self, delta: &Arc<SharedDelta>, mine: Vec<(WantedFrame, Obligation)>, ahead: bool) {
-        let (shared, delta, runtime) = (self.shared.clone(), delta.clone(), self.runtime.clone());
+        let (shared, delta, runtime) = (self.cache.clone(), delta.clone(), self.runtime.clone());
         self.runtime.spawn(async move {
             let missing = match &shared.disk {
                 None => mine,
@@ -435,7 +334,7 @@ impl Inner {
             let delta = &self.deltas[level];
             let mine = frames.into_iter().filter_map(|frame| {
                 let key = (delta.number, frame.ordinal());
-                match self.shared.frames.claim(key) {
+                match self.cache.frames.claim(key) {
                     Claim::Mine(flight, _) => Some((frame, flight)),
                     _ => None,
                 }

@@ -1,7 +1,7 @@
 //! Cloud snapshots as read-only NBD exports, named `cloud:` and the id.
 
 use crate::{access::Access, browse::Browser};
-use blockd_cloud::{CachedSnapshot, CloudSnapshotId};
+use blockd_cloud::{CloudSnapshotId, SnapshotReader};
 use blockd_extent::BlockSource;
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportError, ExportInfo, Progress, StatusExtent,
@@ -41,7 +41,7 @@ impl CloudExports {
         name: &str,
         access: &Access,
         client: &Client,
-    ) -> Result<(CachedSnapshot, String), ExportError> {
+    ) -> Result<(SnapshotReader, String), ExportError> {
         let unavailable = |reason: String| ExportError::Unavailable { reason };
         let id: CloudSnapshotId =
             name.strip_prefix(PREFIX).and_then(|id| id.parse().ok()).ok_or(ExportError::Unknown)?;
@@ -86,7 +86,7 @@ impl CloudExports {
 }
 
 struct CloudDevice {
-    image: CachedSnapshot,
+    image: SnapshotReader,
 }
 
 fn device_error(error: &io::Error) -> DeviceError {

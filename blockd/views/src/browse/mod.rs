@@ -18,7 +18,7 @@ pub use crate::browse::export::CloudExports;
 use crate::browse::{images::LocalImage, mounts::Mounts};
 use blockd_catalog::{Catalog, CredentialRow, Db};
 use blockd_cloud::{
-    CacheCounters, CacheOptions, CachedSnapshot, CloudSnapshotId, Manifest, ManifestKey, SnapshotCache,
+    CacheCounters, CacheOptions, CloudSnapshotId, Manifest, ManifestKey, SnapshotCache, SnapshotReader,
 };
 use blockd_engine::{
     engine::Engine,
@@ -58,7 +58,7 @@ impl std::fmt::Debug for Browser {
     }
 }
 
-type OpenSnapshot = ((Uuid, CloudSnapshotId), CachedSnapshot, Arc<Manifest>);
+type OpenSnapshot = ((Uuid, CloudSnapshotId), SnapshotReader, Arc<Manifest>);
 
 /// Open snapshots, mounts and caches of the browse feature.
 #[derive(Default)]
@@ -190,7 +190,7 @@ impl Browser {
         runtime: &Handle,
         credential: Uuid,
         id: &CloudSnapshotId,
-    ) -> Result<(CachedSnapshot, Arc<Manifest>), ServiceError> {
+    ) -> Result<(SnapshotReader, Arc<Manifest>), ServiceError> {
         let key = (credential, *id);
         {
             let mut open = self.browse.open.lock();
@@ -210,7 +210,7 @@ impl Browser {
             Some(manifest) => manifest,
             None => runtime.block_on(in_reader_time(&self.host.settings, repository.manifest(id)))?,
         };
-        let snapshot = runtime.block_on(cache.snapshot(&repository, &manifest)).map_err(shared_error)?;
+        let snapshot = runtime.block_on(cache.snapshot(&repository, &manifest))?;
         let manifest = Arc::new(manifest);
         let mut open = self.browse.open.lock();
         if open.len() >= MAX_OPEN {
@@ -227,7 +227,7 @@ impl Browser {
         runtime: &Handle,
         id: &CloudSnapshotId,
         wanted: Option<&blockd_api::CredentialRef>,
-    ) -> Result<(CachedSnapshot, Arc<Manifest>), ServiceError> {
+    ) -> Result<(SnapshotReader, Arc<Manifest>), ServiceError> {
         let credentials: Vec<CredentialRow> = match wanted {
             Some(_) => vec![runtime.block_on(self.repositories.credential(wanted))?],
             None => runtime.block_on(self.repositories.credential_rows())?,
@@ -250,16 +250,5 @@ impl Browser {
             let message = format!("there is no cloud snapshot {id}");
             ServiceError::refused(blockd_api::ErrorCode::CloudsnapNotFound, message)
         }))
-    }
-}
-
-/// Converts an error of a single-flight operation, which several callers share.
-fn shared_error(error: Arc<blockd_cloud::CloudError>) -> ServiceError {
-    match Arc::try_unwrap(error) {
-        Ok(error) => error.into(),
-        Err(error) => {
-            let code = blockd_engine::error::cloud_code(&error);
-            ServiceError::refused(code, error.to_string())
-        }
     }
 }

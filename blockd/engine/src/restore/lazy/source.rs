@@ -14,7 +14,7 @@ use blockd_catalog::{Catalog, LazyRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Damage, ManifestCache, ManifestKey, Repository, SnapshotReader,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{RequestCounts, Requests};
 use blockd_volume::{FetchReply, FetchSink, LazySource, SourceError, Urgency};
 use parking_lot::Mutex;

@@ -1,0 +1,253 @@
+//! Reads of whole extents, with few requests.
+
+use super::{SnapshotReader, visible::VisiblePage};
+use crate::{
+    CloudError, Damage,
+    damage::DamageList,
+    fetch::{BlockSink, DeltaReader, FetchJob},
+    frame::BLOCK,
+    progress::Progress,
+    repository::run_blocking,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, TryStreamExt, future::try_join_all};
+use parking_lot::Mutex;
+use std::{io, sync::Arc};
+use tokio::sync::mpsc;
+
+/// Frames that one thread opens at a time: 4 MiB of blocks.
+const CHUNK_FRAMES: usize = 32;
+/// Requests of a read that is no restore.
+const READ_CONCURRENCY: usize = 4;
+
+/// Totals of a bulk read.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct FetchTotals {
+    pub requests: u64,
+    pub blocks: u64,
+}
+
+/// Blocks that have been given away, all that are not zero.
+pub(crate) type Settled = Arc<dyn Fn(&[Extent]) -> Result<(), CloudError> + Send + Sync>;
+
+/// Parameters of a bulk read.
+#[derive(Default)]
+pub(crate) struct BulkRead<'a> {
+    pub progress: Option<&'a Progress>,
+    /// Blocks that are left out.
+    pub skip: Option<&'a BlockSet>,
+    /// Told, on threads that may block, of blocks that have been given away.
+    pub settled: Option<Settled>,
+    /// Takes down what is damaged; without it the first damage ends the read.
+    pub damage: Option<&'a Arc<DamageList>>,
+    /// Of a pack that was cut, or lost its header, what can be had is had frame by frame; only where damage
+    /// is taken down.
+    pub by_frame: bool,
+}
+
+impl SnapshotReader {
+    /// Reads at most 32 MiB of blocks; those beyond the end of the volume are zero.
+    ///
+    /// # Errors
+    /// [`CloudError::Damaged`] with the damage and the lost blocks; errors of the store.
+    pub async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, CloudError> {
+        const MOST: u64 = (32 << 20) / BLOCK_SIZE_BYTES;
+        if extent.len_blocks > MOST {
+            return Err(CloudError::InvalidRequest {
+                what: format!("at most {MOST} blocks are read at once, {} were asked for", extent.len_blocks),
+            });
+        }
+        let out = Arc::new(Mutex::new(vec![0; extent.len_bytes() as usize]));
+        let sink = {
+            let out = out.clone();
+            move |start: BlockIndex, data: &[u8]| {
+                let from = (start.0 - extent.start.0) as usize * BLOCK;
+                out.lock()[from..from + data.len()].copy_from_slice(data);
+                Ok(())
+            }
+        };
+        self.read_in_bulk(extent, Arc::new(sink), READ_CONCURRENCY, &BulkRead::default()).await?;
+        let bytes = std::mem::take(&mut *out.lock());
+        Ok(bytes)
+    }
+
+    /// Passes the non-zero blocks of an extent to `take`, unordered and on several threads, which may still
+    /// run after a cancellation. Damaged frames, and blocks behind a damaged index page, are skipped and
+    /// reported.
+    ///
+    /// # Errors
+    /// Those of the store and of `take`.
+    pub async fn read_sound_blocks_to(
+        &self,
+        extent: Extent,
+        take: impl Fn(BlockIndex, &[u8]) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Result<Damage, CloudError> {
+        let sink = move |start: BlockIndex, data: &[u8]| {
+            take(start, data).map_err(|source| CloudError::WriteVolume { start, source })
+        };
+        let damage = Arc::new(DamageList::default());
+        let what = BulkRead { damage: Some(&damage), by_frame: true, ..BulkRead::default() };
+        self.read_in_bulk(extent, Arc::new(sink), READ_CONCURRENCY, &what).await?;
+        Ok(damage.take())
+    }
+
+    /// Returns the blocks of an extent that may have data: those of [`data_blocks`](Self::data_blocks), and
+    /// those behind a damaged index page.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn possible_data_blocks(&self, extent: Extent) -> Result<BlockSet, CloudError> {
+        let damage = Arc::new(DamageList::default());
+        let what = BulkRead { damage: Some(&damage), ..BulkRead::default() };
+        let mut found = self.visible_blocks(extent, &what).await?;
+        found.union_with(&damage.take().blocks);
+        Ok(found)
+    }
+
+    /// Returns the blocks of an extent that hold data according to the index; all others are zero.
+    ///
+    /// # Errors
+    /// Those of [`read_blocks`](Self::read_blocks).
+    pub async fn data_blocks(&self, extent: Extent) -> Result<BlockSet, CloudError> {
+        self.visible_blocks(extent, &BulkRead::default()).await
+    }
+
+    async fn visible_blocks(&self, extent: Extent, what: &BulkRead<'_>) -> Result<BlockSet, CloudError> {
+        let mut found = BlockSet::new();
+        let mut pages = self.visible(extent, what);
+        while let Some(page) = pages.next().await? {
+            found.union_with(&page.visible);
+        }
+        Ok(found)
+    }
+
+    /// Passes the non-zero blocks of an extent to the sink, in no particular order.
+    pub(crate) async fn read_in_bulk(
+        &self,
+        extent: Extent,
+        sink: Arc<BlockSink>,
+        concurrency: usize,
+        what: &BulkRead<'_>,
+    ) -> Result<FetchTotals, CloudError> {
+        let progress = what.progress;
+        // The planner runs ahead of the requests by no more than this many.
+        let (send, receive) = mpsc::channel::<(Arc<DeltaReader>, FetchJob)>(4);
+        let plan = async move {
+            let mut pages = self.visible(extent, what);
+            while let Some(VisiblePage { delta, number, page, visible }) = pages.next().await? {
+                let jobs = delta.reader.jobs(number, &page, &visible);
+                if let Some(progress) = progress {
+                    // Blocks that are hidden by newer ones, or zero, are not moved.
+                    let moved: u64 = jobs.iter().map(FetchJob::wanted_blocks).sum();
+                    // Those that are in place count as processed already.
+                    let in_place = what.skip.map_or(0, |skip| {
+                        let mut in_place = page.data.clone();
+                        in_place.intersect_with(skip);
+                        in_place.len_blocks()
+                    });
+                    let listed = page.data.len_blocks();
+                    progress.spared(listed.saturating_sub(moved + in_place) * BLOCK_SIZE_BYTES);
+                }
+                for job in jobs {
+                    // The other half only goes away with this one.
+                    let _ = send.send((delta.reader.clone(), job)).await;
+                }
+            }
+            Ok(())
+        };
+        let jobs = futures::stream::unfold(receive, |mut receive| async move {
+            let job = receive.recv().await?;
+            Some((job, receive))
+        });
+        let fetch = jobs
+            .map(|(delta, job)| self.fetch_one(delta, job, sink.clone(), what).boxed())
+            .buffer_unordered(concurrency.max(1))
+            .try_fold(FetchTotals::default(), |totals, blocks| async move {
+                Ok(FetchTotals { requests: totals.requests + 1, blocks: totals.blocks + blocks })
+            });
+        let ((), totals) = futures::try_join!(plan, fetch)?;
+        Ok(totals)
+    }
+
+    async fn fetch_one(
+        &self,
+        delta: Arc<DeltaReader>,
+        job: FetchJob,
+        sink: Arc<BlockSink>,
+        what: &BulkRead<'_>,
+    ) -> Result<u64, CloudError> {
+        match (delta.fetch(&job).await, what.damage) {
+            (Err(CloudError::Damaged { .. }), Some(damage)) if what.by_frame && job.frames.len() > 1 => {
+                let (pack_no, mut blocks) = (job.pack_no(), 0);
+                for frame in job.frames {
+                    let alone = FetchJob::alone(pack_no, frame);
+                    match delta.fetch(&alone).await {
+                        Err(error @ CloudError::Damaged { .. }) => damage.add(error, alone.wanted()),
+                        fetched => {
+                            blocks += self.open_fetched(&delta, alone, fetched?, &sink, what).await?;
+                        }
+                    }
+                }
+                Ok(blocks)
+            }
+            (Err(error @ CloudError::Damaged { .. }), Some(damage)) => {
+                damage.add(error, job.wanted());
+                Ok(0)
+            }
+            (fetched, _) => self.open_fetched(&delta, job, fetched?, &sink, what).await,
+        }
+    }
+
+    /// Opens the frames of a job, and gives their blocks away.
+    async fn open_fetched(
+        &self,
+        delta: &Arc<DeltaReader>,
+        job: FetchJob,
+        (start, fetched): (u32, Bytes),
+        sink: &Arc<BlockSink>,
+        what: &BulkRead<'_>,
+    ) -> Result<u64, CloudError> {
+        let blocks = job.wanted_blocks();
+        let chunks = job.frames.chunks(CHUNK_FRAMES).map(|frames| {
+            let (delta, fetched, sink) = (delta.clone(), fetched.clone(), sink.clone());
+            let (frames, cores) = (frames.to_vec(), self.inner.cores.clone());
+            let (damage, work) = (what.damage.cloned(), self.inner.work.clone());
+            async move {
+                let core = cores.acquire_owned().await;
+                let opened = work.run(move || {
+                    match damage {
+                        None => delta.decode(&frames, start, &fetched, &*sink),
+                        // One by one, so that a damaged frame takes no other one along.
+                        Some(damage) => frames.iter().try_for_each(|frame| {
+                            let one = std::slice::from_ref(frame);
+                            match delta.decode(one, start, &fetched, &*sink) {
+                                Err(error @ CloudError::Damaged { .. }) => {
+                                    damage.add(error, frame.wanted());
+                                    Ok(())
+                                }
+                                result => result,
+                            }
+                        }),
+                    }
+                });
+                let opened = opened.await;
+                drop(core);
+                opened?
+            }
+        });
+        try_join_all(chunks.collect::<Vec<_>>()).await?;
+        if let Some(settled) = &what.settled {
+            let extents = match what.damage {
+                None => job.wanted().collect(),
+                Some(damage) => damage.sound(job.wanted()),
+            };
+            let settled = settled.clone();
+            run_blocking(move || settled(&extents)).await?;
+        }
+        if let Some(progress) = what.progress {
+            progress.processed(blocks * BLOCK_SIZE_BYTES);
+        }
+        Ok(blocks)
+    }
+}
