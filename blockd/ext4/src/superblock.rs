@@ -71,27 +71,35 @@ pub(crate) fn place(block_len: u32) -> (u64, usize) {
     }
 }
 
+/// Returns true if it has features, and a size of inodes: the first revision has neither.
+fn is_dynamic(bytes: &[u8; LEN]) -> bool {
+    le32(bytes, 0x4c) > 0
+}
+
+/// Returns the features after a check of the checksum, if there is one.
+fn features(bytes: &[u8; LEN]) -> Result<Features, ExtError> {
+    let field = |at| if is_dynamic(bytes) { le32(bytes, at) } else { 0 };
+    let features = Features { compat: field(0x5c), incompat: field(0x60), ro_compat: field(0x64) };
+    features.check()?;
+    if features.has_ro_compat(bit::RO_COMPAT_METADATA_CSUM) {
+        if bytes[0x175] != CHECKSUM_TYPE_CRC32C {
+            return Err(ExtError::unsupported("checksums of an unknown kind"));
+        }
+        if crc32c(START, &[&bytes[..CHECKSUM_AT]]) != le32(bytes, CHECKSUM_AT) {
+            return damaged(Place::Superblock, "it does not match its checksum");
+        }
+    }
+    Ok(features)
+}
+
 /// Parses a superblock of a filesystem that fits into an image of `size_bytes`.
 pub(crate) fn parse(bytes: &[u8; LEN], size_bytes: u64) -> Result<Superblock, ExtError> {
     let wrong = |what| damaged(Place::Superblock, what);
     if le16(bytes, MAGIC_AT) != MAGIC {
         return Err(ExtError::NoFilesystem);
     }
-    let features =
-        Features { compat: le32(bytes, 0x5c), incompat: le32(bytes, 0x60), ro_compat: le32(bytes, 0x64) };
-    // The first revision has no features, and inodes of one size.
-    let dynamic = le32(bytes, 0x4c) > 0;
-    let features = if dynamic { features } else { Features { compat: 0, incompat: 0, ro_compat: 0 } };
-    features.check()?;
-    let checksums = features.has_ro_compat(bit::RO_COMPAT_METADATA_CSUM);
-    if checksums {
-        if bytes[0x175] != CHECKSUM_TYPE_CRC32C {
-            return Err(ExtError::unsupported("checksums of an unknown kind"));
-        }
-        if crc32c(START, &[&bytes[..CHECKSUM_AT]]) != le32(bytes, CHECKSUM_AT) {
-            return wrong("it does not match its checksum");
-        }
-    }
+    let dynamic = is_dynamic(bytes);
+    let features = features(bytes)?;
     let log_block_len = le32(bytes, 0x18);
     if log_block_len > MAX_LOG_BLOCK_LEN {
         return wrong("its blocks are larger than any");

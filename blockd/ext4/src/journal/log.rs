@@ -77,6 +77,39 @@ fn wrong<T>(what: &'static str) -> Result<T, ExtError> {
     damaged(Place::Journal, what)
 }
 
+/// Returns the incompatible features of a journal and its checksums, after a check of the superblock's own.
+fn features(bytes: &[u8]) -> Result<(u32, Checksums), ExtError> {
+    let kind = be32(bytes, 4);
+    if be32(bytes, 0) != MAGIC || !matches!(kind, SUPERBLOCK_V1 | SUPERBLOCK_V2) {
+        return wrong("its superblock is none");
+    }
+    let feature = |at| if kind == SUPERBLOCK_V2 { be32(bytes, at) } else { 0 };
+    let (compat, incompat) = (feature(0x24), feature(0x28));
+    if incompat & !INCOMPAT_KNOWN != 0 {
+        return Err(ExtError::unsupported(format!(
+            "a journal with features that are unknown here ({:#x})",
+            incompat & !INCOMPAT_KNOWN
+        )));
+    }
+    let checksums = match incompat & (INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3) {
+        0 if compat & COMPAT_CHECKSUM != 0 => Checksums::Transaction,
+        0 => Checksums::None,
+        INCOMPAT_CSUM_V2 => Checksums::V2,
+        INCOMPAT_CSUM_V3 => Checksums::V3,
+        _ => return wrong("it claims to have two kinds of checksums"),
+    };
+    if matches!(checksums, Checksums::V2 | Checksums::V3) {
+        if bytes[0x50] != CHECKSUM_TYPE_CRC32C {
+            return Err(ExtError::unsupported("a journal with checksums of an unknown kind"));
+        }
+        let (before, behind) = (&bytes[..CHECKSUM_AT], &bytes[CHECKSUM_AT + 4..]);
+        if crc32c(START, &[before, &[0; 4], behind]) != be32(bytes, CHECKSUM_AT) {
+            return wrong("its superblock does not match its checksum");
+        }
+    }
+    Ok((incompat, checksums))
+}
+
 impl<'a> Log<'a> {
     /// Opens it; none if it holds nothing.
     pub fn open(
@@ -89,34 +122,7 @@ impl<'a> Log<'a> {
         let Some(first) = fs.block_run(&inode, 0)?.stored else { return wrong("it has no superblock") };
         let mut bytes = vec![0; SUPERBLOCK_LEN];
         fs.disk().read(first, 0, &mut bytes)?;
-        let kind = be32(&bytes, 4);
-        if be32(&bytes, 0) != MAGIC || !matches!(kind, SUPERBLOCK_V1 | SUPERBLOCK_V2) {
-            return wrong("its superblock is none");
-        }
-        let feature = |at| if kind == SUPERBLOCK_V2 { be32(&bytes, at) } else { 0 };
-        let (compat, incompat) = (feature(0x24), feature(0x28));
-        if incompat & !INCOMPAT_KNOWN != 0 {
-            return Err(ExtError::unsupported(format!(
-                "a journal with features that are unknown here ({:#x})",
-                incompat & !INCOMPAT_KNOWN
-            )));
-        }
-        let checksums = match incompat & (INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3) {
-            0 if compat & COMPAT_CHECKSUM != 0 => Checksums::Transaction,
-            0 => Checksums::None,
-            INCOMPAT_CSUM_V2 => Checksums::V2,
-            INCOMPAT_CSUM_V3 => Checksums::V3,
-            _ => return wrong("it claims to have two kinds of checksums"),
-        };
-        if matches!(checksums, Checksums::V2 | Checksums::V3) {
-            if bytes[0x50] != CHECKSUM_TYPE_CRC32C {
-                return Err(ExtError::unsupported("a journal with checksums of an unknown kind"));
-            }
-            let (before, behind) = (&bytes[..CHECKSUM_AT], &bytes[CHECKSUM_AT + 4..]);
-            if crc32c(START, &[before, &[0; 4], behind]) != be32(&bytes, CHECKSUM_AT) {
-                return wrong("its superblock does not match its checksum");
-            }
-        }
+        let (incompat, checksums) = features(&bytes)?;
         let (len, first, start) = (be32(&bytes, 0x10), be32(&bytes, 0x14), be32(&bytes, 0x1c));
         if start == 0 {
             return Ok(None);
