@@ -2,12 +2,12 @@
 
 use crate::{
     dirs::Listed,
-    inside::{FileId, FileXattr, ImageFiles},
+    inside::FileXattr,
     nodes::{Node, Nodes},
+    open_file::Open,
     pool::Pool,
     tree::Tree,
 };
-use blockd_extent::{BlockSource, DataRange};
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyBmap, ReplyData,
@@ -32,21 +32,8 @@ use std::{
 const MAX_READ: u32 = 1 << 20;
 /// Requests that the kernel has under way in the background, such as its own readahead.
 const MAX_BACKGROUND: u16 = 64;
-/// Names that are used for `lseek`.
-const SEEK_DATA: i32 = 3;
-const SEEK_HOLE: i32 = 4;
-/// After how many runs a search for data or a hole gives up, and says that there is data.
-const MAX_RUNS: usize = 1 << 16;
 /// Maximum number of open files: a second server of a mount can hide closes from this process.
 const MAX_OPEN: usize = 4096;
-
-/// Something that is open.
-enum Open {
-    Image(Arc<dyn BlockSource>),
-    File { files: Arc<ImageFiles>, file: FileId, size_bytes: u64 },
-    Text(Vec<u8>),
-    Dir(Listed),
-}
 
 struct Shared {
     tree: Tree,
@@ -121,77 +108,6 @@ impl Shared {
             _ => Err(io::ErrorKind::IsADirectory.into()),
         }
     }
-
-    /// Reads into a buffer that may hold what was read before: to clear it each time takes as long as to fill
-    /// it.
-    fn read(open: &Open, offset_bytes: u64, len: usize, buf: &mut Vec<u8>) -> io::Result<()> {
-        match open {
-            Open::Image(image) => {
-                let left = image.size_bytes().saturating_sub(offset_bytes);
-                buf.resize(len.min(usize::try_from(left).unwrap_or(len)), 0);
-                image.read_at(offset_bytes, buf)
-            }
-            Open::File { files, file, .. } => {
-                *buf = files.read_of(*file, offset_bytes, len)?;
-                Ok(())
-            }
-            Open::Text(text) => {
-                let from = usize::try_from(offset_bytes).unwrap_or(text.len()).min(text.len());
-                buf.clear();
-                buf.extend_from_slice(&text[from..text.len().min(from.saturating_add(len))]);
-                Ok(())
-            }
-            Open::Dir(_) => Err(io::ErrorKind::IsADirectory.into()),
-        }
-    }
-
-    fn seek(open: &Open, offset: i64, whence: i32) -> io::Result<i64> {
-        let beyond = || io::Error::from(SystemError::NXIO);
-        let at = u64::try_from(offset).map_err(|_| beyond())?;
-        let size = match open {
-            Open::Image(image) => image.size_bytes(),
-            Open::File { size_bytes, .. } => *size_bytes,
-            Open::Text(text) => text.len() as u64,
-            Open::Dir(_) => return Err(io::ErrorKind::InvalidInput.into()),
-        };
-        if at >= size {
-            return Err(beyond());
-        }
-        let found = match (whence, open) {
-            (SEEK_DATA | SEEK_HOLE, Open::Image(image)) => {
-                seek_range(size, at, whence == SEEK_DATA, |at| image.range_at(at))?
-            }
-            (SEEK_DATA | SEEK_HOLE, Open::File { files, file, .. }) => {
-                seek_range(size, at, whence == SEEK_DATA, |at| files.range_of(*file, at))?
-            }
-            (SEEK_DATA, _) => Some(at),
-            (SEEK_HOLE, _) => Some(size),
-            _ => return Err(io::ErrorKind::InvalidInput.into()),
-        };
-        i64::try_from(found.ok_or_else(beyond)?).map_err(|_| beyond())
-    }
-}
-
-/// The first byte from `at` on that is data, or is none.
-fn seek_range(
-    size: u64,
-    mut at: u64,
-    data: bool,
-    range_at: impl Fn(u64) -> io::Result<DataRange>,
-) -> io::Result<Option<u64>> {
-    for _ in 0..MAX_RUNS {
-        if at >= size {
-            // Behind the end there is a hole, and no data.
-            return Ok((!data).then_some(size));
-        }
-        let run = range_at(at)?;
-        if run.is_data == data {
-            return Ok(Some(at));
-        }
-        at = run.end_bytes.max(at + 1);
-    }
-    // To say that there is data where there may be none is allowed.
-    Ok(Some(if data { at } else { size }))
 }
 
 thread_local! {
@@ -342,27 +258,20 @@ impl Filesystem for BrowseFilesystem {
         };
         let len = size.min(MAX_READ) as usize;
         // What is in memory is answered without waking another thread.
-        let reply = match &*open {
-            Open::Image(image) => BUFFER.with_borrow_mut(|buf| {
-                let left = image.size_bytes().saturating_sub(offset);
-                buf.resize(len.min(usize::try_from(left).unwrap_or(len)), 0);
-                match image.try_read_at(offset, buf) {
-                    Ok(true) => {
-                        reply.data(buf);
-                        None
-                    }
-                    Ok(false) => Some(reply),
-                    Err(error) => {
-                        reply.error(errno(&error));
-                        None
-                    }
-                }
-            }),
-            _ => Some(reply),
-        };
+        let reply = BUFFER.with_borrow_mut(|buf| match open.try_read(offset, len, buf) {
+            Ok(true) => {
+                reply.data(buf);
+                None
+            }
+            Ok(false) => Some(reply),
+            Err(error) => {
+                reply.error(errno(&error));
+                None
+            }
+        });
         let Some(reply) = reply else { return };
         self.run(false, move |_| {
-            BUFFER.with_borrow_mut(|buf| match Shared::read(&open, offset, len, buf) {
+            BUFFER.with_borrow_mut(|buf| match open.read(offset, len, buf) {
                 Ok(()) => reply.data(buf),
                 Err(error) => reply.error(errno(&error)),
             });
@@ -461,7 +370,7 @@ impl Filesystem for BrowseFilesystem {
             Ok(open) => open,
             Err(error) => return reply.error(errno(&error)),
         };
-        self.run(false, move |_| match Shared::seek(&open, offset, whence) {
+        self.run(false, move |_| match open.seek(offset, whence) {
             Ok(found) => reply.offset(found),
             Err(error) => reply.error(errno(&error)),
         });

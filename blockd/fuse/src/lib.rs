@@ -26,6 +26,7 @@ mod mount;
 mod mountinfo;
 mod names;
 mod nodes;
+mod open_file;
 mod pool;
 #[cfg(test)]
 mod testing;
