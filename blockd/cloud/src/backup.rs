@@ -6,13 +6,13 @@
 //! bytes per 32 MiB of blocks, and the block sets.
 
 use crate::{
-    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey,
+    CloudError, CloudSnapshotId,
     clock::{MAX_CLOCK_DIFFERENCE_S, RunClock},
     error::random,
-    index_writer::{StoredIndex, write_index},
+    index_writer::write_index,
     journal::BackupJournal,
     keys::DataKey,
-    manifest::{BackupType, Delta, MAX_CHAIN, Manifest},
+    manifest::{MAX_CHAIN, Manifest},
     names::DeltaId,
     packing::Packing,
     plan::Layout,
@@ -25,17 +25,8 @@ use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
-
-/// Concurrent object checks after a commit that may be a repetition.
-const CHECK_CONCURRENCY: usize = 8;
-/// Attempts of each check, over some 40 seconds, in addition to the retries of each request. The snapshot is
-/// listed by then, and no other task checks its completeness; afterwards the backup fails, and its resumption
-/// checks again.
-const CHECK_ATTEMPTS: u32 = 10;
-const CHECK_PAUSE: Duration = Duration::from_millis(200);
-const MAX_CHECK_PAUSE: Duration = Duration::from_secs(10);
 
 /// Maximum time from the start of a backup to its commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
 pub const BACKUP_LIFETIME_S: i64 = 7 * 24 * 3600;
@@ -93,7 +84,7 @@ impl BackupSpec {
     }
 
     /// Returns an error for a backup whose objects may be collected as garbage.
-    fn check_age(&self, now: Timestamp) -> Result<(), CloudError> {
+    pub(crate) fn check_age(&self, now: Timestamp) -> Result<(), CloudError> {
         let age_s = now.as_second().saturating_sub(self.started.as_second());
         // A start in the future comes from a wrong clock.
         if !(-MAX_CLOCK_SKEW_S..=BACKUP_LIFETIME_S).contains(&age_s) {
@@ -103,7 +94,7 @@ impl BackupSpec {
     }
 
     /// Returns whether the backup began so long ago that its objects are to be checked after the commit.
-    fn is_old(&self, now: Timestamp) -> bool {
+    pub(crate) fn is_old(&self, now: Timestamp) -> bool {
         now.as_second().saturating_sub(self.started.as_second()) > MAX_CLOCK_DIFFERENCE_S
     }
 
@@ -181,16 +172,16 @@ pub(crate) struct Job {
     pub store: Arc<dyn BlobStore>,
     pub reader: Arc<dyn BlockSource>,
     pub journal: Arc<dyn BackupJournal>,
-    progress: Arc<Progress>,
+    pub progress: Arc<Progress>,
     pub packing: Packing,
     pub work: Work,
     write_once: bool,
     /// An earlier run may have committed the snapshot, and another host may have deleted it since.
-    was_committing: bool,
+    pub was_committing: bool,
     /// Start of this run.
-    clock: RunClock,
+    pub clock: RunClock,
     /// There was an earlier run. The absence of its commit record is not trusted.
-    is_resumed: bool,
+    pub is_resumed: bool,
 }
 
 /// Backs up a frozen volume: reads the blocks of the spec, and no others, and stores them as a snapshot.
@@ -324,39 +315,8 @@ impl Job {
         Ok(())
     }
 
-    /// Checks that no other host is deleting the committed snapshot.
-    ///
-    /// An earlier attempt may have committed the snapshot, and another host may have deleted it since. A
-    /// deletion removes the manifest again after the objects. So if all objects exist now, that second
-    /// removal is still to come, and removes this manifest too.
-    async fn check_own(&self, manifest: &Manifest) -> Result<(), CloudError> {
-        let delta = self.spec.delta_id();
-        let packs = (0..self.layout.pack_count).map(|pack_no| async move {
-            let is_stored = insist(|| self.is_stored(pack_no)).await?;
-            Ok::<_, CloudError>((!is_stored).then(|| delta.pack_key(pack_no)))
-        });
-        let mut packs = futures::stream::iter(packs).buffer_unordered(CHECK_CONCURRENCY);
-        let mut gone: Option<String> = None;
-        while let Some(pack) = packs.next().await {
-            gone = gone.or(pack?);
-        }
-        let index_key = delta.index_key();
-        if gone.is_none() && !insist(|| self.is_there(&index_key)).await? {
-            gone = Some(index_key);
-        }
-        let Some(object) = gone else { return Ok(()) };
-        self.take_back(manifest).await?;
-        Err(CloudError::DeletedMeanwhile { id: manifest.id(), object })
-    }
-
-    /// Deletes the manifest of a committed snapshot that must not stay.
-    async fn take_back(&self, manifest: &Manifest) -> Result<(), CloudError> {
-        let manifest_key = manifest.id().manifest_key();
-        insist(|| async { Ok(self.store.delete(&manifest_key).await?) }).await.map(drop)
-    }
-
     /// Returns true if a pack recorded by an earlier run is still in the store.
-    async fn is_stored(&self, pack_no: u32) -> Result<bool, CloudError> {
+    pub(crate) async fn is_stored(&self, pack_no: u32) -> Result<bool, CloudError> {
         let journal = self.journal.clone();
         let lens = run_blocking(move || journal.frame_lens(pack_no)).await?;
         if lens.unwrap_or_default().iter().all(|len| *len == 0) {
@@ -366,7 +326,7 @@ impl Job {
         self.is_there(&self.spec.delta_id().pack_key(pack_no)).await
     }
 
-    async fn is_there(&self, object: &str) -> Result<bool, CloudError> {
+    pub(crate) async fn is_there(&self, object: &str) -> Result<bool, CloudError> {
         match self.store.get_range(object, 0, 1).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
@@ -405,130 +365,5 @@ impl Job {
             }
             result => Ok(result?),
         }
-    }
-
-    async fn commit(&self, repo: &Repository, index: StoredIndex) -> Result<Manifest, CloudError> {
-        let spec = &self.spec;
-        let stored_bytes = index.packs_len_bytes + index.reference.len_bytes;
-        let delta = Delta {
-            cluster: spec.cluster,
-            volume: spec.volume,
-            snapshot: spec.snapshot,
-            key_id: self.key.key_id(),
-            salt: spec.delta_salt,
-            index: index.reference,
-            pack_count: self.layout.pack_count,
-            frames: self.layout.frames,
-            data_blocks: self.layout.data_blocks,
-            zero_blocks: spec.zero.len_blocks(),
-            stored_bytes,
-        };
-        let chain = spec.base.iter().flat_map(Manifest::deltas).cloned().collect();
-        let manifest = Manifest {
-            format_version: FORMAT_VERSION,
-            cluster: spec.cluster,
-            volume: spec.volume,
-            snapshot: spec.snapshot,
-            volume_name: spec.volume_name.clone(),
-            snapshot_name: spec.snapshot_name.clone(),
-            labels: spec.labels.clone(),
-            size_bytes: spec.size_bytes,
-            created: spec.created,
-            backup_type: if spec.base.is_some() { BackupType::Incremental } else { BackupType::Full },
-            started: spec.started,
-            finished: Timestamp::now(),
-            trigger: spec.trigger.clone(),
-            freeze_stall_micros: spec.freeze_stall_micros,
-            dirty_bytes: (self.layout.data_blocks + delta.zero_blocks) * BLOCK_SIZE_BYTES,
-            stored_bytes,
-            pack_count: self.layout.pack_count,
-            requests: self.progress.snapshot().requests,
-            encryption: self.key.mode().name().to_owned(),
-            compression: "lz4".to_owned(),
-            base: spec.base.as_ref().map(Manifest::id),
-            delta,
-            chain,
-        };
-        let object = manifest.encode(&self.key, &random()?)?;
-        // As late as possible: garbage collection relies on it.
-        spec.check_age(Timestamp::now())?;
-        let journal = self.journal.clone();
-        run_blocking(move || journal.record_commit()).await?;
-        let puts = || self.progress.snapshot().requests.put;
-        let (manifest, at_once) = repo.put_manifest(manifest, object.into(), puts).await?;
-        let in_doubt = self.was_committing || !at_once;
-        if in_doubt {
-            self.progress.doubt();
-        }
-        // The clock may have been wrong before the put, or the host may have been suspended during it.
-        if let Err(expired) = spec.check_age(Timestamp::now()) {
-            self.take_back(&manifest).await?;
-            return Err(expired);
-        }
-        if in_doubt || self.is_resumed || self.clock.is_long() || spec.is_old(Timestamp::now()) {
-            self.check_own(&manifest).await?;
-        }
-        if let Some(base) = &spec.base {
-            check_base(self.store.as_ref(), &manifest, base).await?;
-        }
-        Ok(manifest)
-    }
-}
-
-/// Retries while the store does not reply.
-async fn insist<T, F>(ask: impl Fn() -> F) -> Result<T, CloudError>
-where
-    F: Future<Output = Result<T, CloudError>>,
-{
-    let mut pause = CHECK_PAUSE;
-    for _ in 1..CHECK_ATTEMPTS {
-        match ask().await {
-            Err(error) if error.is_retryable() => {
-                tracing::debug!(%error, "asked once more about the committed snapshot");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(MAX_CHECK_PAUSE);
-            }
-            result => return result,
-        }
-    }
-    ask().await
-}
-
-/// Checks that the base of a committed snapshot, and with it required deltas, was not deleted before the
-/// commit.
-///
-/// A deletion removes the manifest first, then lists the remaining manifests, then removes deltas that none
-/// of them names. If the base's manifest exists now, that listing is still to come and will show this
-/// snapshot; if it is gone, the listing may have preceded the commit. Until one of the two is certain, the
-/// backup is not done: its resumption checks again.
-///
-/// # Errors
-/// [`CloudError::BaseDeleted`]; the snapshot's manifest is then deleted. [`CloudError::BaseUnknown`] if the
-/// store does not reply, [`CloudError::NotTakenBack`] if it does not delete the manifest: the snapshot is
-/// listed, but does not count yet.
-pub async fn check_base(
-    store: &dyn BlobStore,
-    manifest: &Manifest,
-    base: &Manifest,
-) -> Result<(), CloudError> {
-    let (id, base) = (manifest.id(), base.id());
-    let base_key = base.manifest_key();
-    let looked = insist(|| async {
-        match store.get_range(&base_key, 0, 1).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    });
-    match looked.await {
-        Ok(true) => Ok(()),
-        Ok(false) => {
-            let own_key = id.manifest_key();
-            match insist(|| async { Ok(store.delete(&own_key).await?) }).await {
-                Ok(_) => Err(CloudError::BaseDeleted { base }),
-                Err(source) => Err(CloudError::NotTakenBack { id, base, source: Box::new(source) }),
-            }
-        }
-        Err(source) => Err(CloudError::BaseUnknown { id, base, source: Box::new(source) }),
     }
 }

@@ -6,10 +6,10 @@
 //! only space, and the same call with the manifest at hand takes it away.
 
 use crate::{
-    CloudError, CloudSnapshotId, ManifestKey,
+    CloudError, CloudSnapshotId, ManifestKey, Repository,
+    listing::ManifestCache,
     manifest::{Delta, Manifest},
     names::DeltaId,
-    repository::{ManifestCache, Repository},
 };
 use blockd_extent::SnapshotId;
 use futures::{StreamExt, TryStreamExt};

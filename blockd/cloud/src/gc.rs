@@ -6,12 +6,12 @@
 //! commit. The argument is in `FORMAT.md`, "Garbage".
 
 use crate::{
-    CloudError,
+    CloudError, Repository,
     backup::{BACKUP_LIFETIME_S, MAX_CLOCK_SKEW_S},
     delete::delete_objects,
+    listing::{ManifestCache, NoCache},
     manifest::{Delta, Manifest},
     names::{DATA_PREFIX, DeltaId, PROBE_PREFIX, ROOT_PREFIX},
-    repository::{ManifestCache, NoCache, Repository},
 };
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_store::{ObjectInfo, Pages};

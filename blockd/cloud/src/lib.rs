@@ -9,6 +9,7 @@ mod buffers;
 mod cache;
 mod changed;
 mod clock;
+mod commit;
 mod damage;
 mod delete;
 mod error;
@@ -21,6 +22,7 @@ mod index;
 mod index_writer;
 mod journal;
 mod keys;
+mod listing;
 mod manifest;
 mod names;
 mod pack;
@@ -40,26 +42,24 @@ mod unlock;
 mod verify;
 mod write_key;
 
-pub use backup::{
-    BACKUP_LIFETIME_S, BackupOptions, BackupSpec, MAX_CLOCK_SKEW_S, backup, check_base, new_delta_salt,
-};
+pub use backup::{BACKUP_LIFETIME_S, BackupOptions, BackupSpec, MAX_CLOCK_SKEW_S, backup, new_delta_salt};
 pub use blockd_extent::CloudSnapshotId;
 pub use cache::{CacheCounters, CacheOptions, SnapshotCache};
 pub use changed::changed_blocks;
 pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
+pub use commit::check_base;
 pub use damage::{Damage, DamagedPiece, MAX_DAMAGE_DESCRIBED};
 pub use delete::{DeleteReport, UnreadableSiblings, delete_damaged, delete_snapshot, delete_with_manifest};
 pub use error::{ClockUnknownCause, CloudError};
 pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams, KeySlot};
+pub use listing::{ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache};
 pub use manifest::{BackupType, Delta, IndexRef, Manifest};
 pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use reader::SnapshotReader;
-pub use repository::{
-    KnownKeys, ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache, OpenOptions, Repository,
-};
+pub use repository::{KnownKeys, OpenOptions, Repository};
 pub use restore::{BlockWriter, RestoreOptions, RestoreRequest, RestoreSummary, restore, restore_damaged};
 pub use rotate::{Rekey, Rekeyed, rekey};
 pub use seal::EncryptionMode;

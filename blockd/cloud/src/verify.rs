@@ -8,11 +8,11 @@ use crate::{
     CloudError, CloudSnapshotId, Damage, Manifest, ManifestKey, Repository, SnapshotReader,
     damage::DamageList,
     fetch::{BlockSink, DeltaReader},
+    listing::{ManifestCache, ManifestFilter},
     manifest::Delta,
     names::DeltaId,
     progress::{CancelToken, Phase, Progress},
     reader::BulkRead,
-    repository::{ManifestCache, ManifestFilter},
     slots::SlotFinding,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
