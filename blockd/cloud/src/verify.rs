@@ -4,13 +4,16 @@
 //! A delta is read once, however many snapshots share it. What is found to be damaged is traced to the
 //! snapshots that lose blocks with it: those in which no newer delta hides them.
 
+mod trace;
+
+use trace::trace;
+
 use crate::{
     CloudError, CloudSnapshotId, Damage, Manifest, ManifestKey, Repository, SnapshotReader,
     damage::DamageList,
     fetch::{BlockSink, DeltaReader},
-    listing::{ManifestCache, ManifestFilter},
+    listing::ManifestCache,
     manifest::Delta,
-    names::DeltaId,
     progress::{CancelToken, Phase, Progress},
     reader::BulkRead,
     slots::SlotFinding,
@@ -19,13 +22,10 @@ use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt, io,
     sync::Arc,
 };
-
-/// Readers of indexes that are kept while damage is traced.
-const MAX_READERS: usize = 64;
 
 /// Depth of a verification.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
@@ -186,6 +186,58 @@ async fn run(
         what: slot.outcome(),
         affects: Vec::new(),
     }));
+    let manifests = load(repo, ids, &mut report).await?;
+    let deltas = distinct_deltas(&manifests);
+    report.deltas = deltas.len() as u64;
+    let block_bytes = |delta: &Delta| delta.data_blocks * BLOCK_SIZE_BYTES;
+    progress.begin(match options.depth {
+        VerifyDepth::Quick => 0,
+        VerifyDepth::Frames => deltas.values().map(|(manifest, at)| block_bytes(nth(manifest, *at))).sum(),
+        VerifyDepth::Deep => manifests.iter().flat_map(Manifest::deltas).map(block_bytes).sum(),
+    });
+    for (manifest, at) in deltas.values() {
+        let alone = alone(manifest, *at);
+        report.objects += quick(repo, &alone, &mut found).await?;
+        if options.depth == VerifyDepth::Frames {
+            let (damage, blocks) = frames(repo, &alone, options, Arc::new(|_, _| Ok(())), &progress).await?;
+            found.merge(damage);
+            report.block_bytes += blocks * BLOCK_SIZE_BYTES;
+        }
+    }
+    let mut digests = HashMap::new();
+    if options.depth == VerifyDepth::Deep {
+        for manifest in &manifests {
+            let id = manifest.id();
+            let content = Arc::new(Content { check: check_of(&id), digest: Mutex::default() });
+            let taken = content.clone();
+            let sink: Arc<BlockSink> = Arc::new(move |start, data: &[u8]| taken.take(start, data));
+            let (damage, blocks) = frames(repo, manifest, options, sink, &progress).await?;
+            if damage.is_empty() {
+                digests.insert(id, *content.digest.lock());
+            }
+            found.merge(damage);
+            report.block_bytes += blocks * BLOCK_SIZE_BYTES;
+        }
+    }
+    let damaged = trace(repo, &manifests, found, cache, &mut report).await?;
+    for manifest in &manifests {
+        let id = manifest.id();
+        let damaged = damaged.get(&id).cloned().unwrap_or_default();
+        let digest = digests.get(&id).copied();
+        report.snapshots.push(VerifiedSnapshot { id, damaged, has_manifest: true, digest });
+    }
+    report.snapshots.sort_by_key(|snapshot| snapshot.id);
+    report.findings.sort_by(|a, b| (&a.object, a.offset_bytes).cmp(&(&b.object, b.offset_bytes)));
+    progress.finish();
+    Ok(report)
+}
+
+/// Reads the manifests of the snapshots; an unreadable one is a finding, a missing one is skipped.
+async fn load(
+    repo: &Repository,
+    ids: &[CloudSnapshotId],
+    report: &mut VerifyReport,
+) -> Result<Vec<Manifest>, CloudError> {
     let mut manifests = Vec::new();
     for id in ids {
         match repo.manifest(id).await {
@@ -214,49 +266,7 @@ async fn run(
             }
         }
     }
-    let deltas = distinct_deltas(&manifests);
-    report.deltas = deltas.len() as u64;
-    let block_bytes = |delta: &Delta| delta.data_blocks * BLOCK_SIZE_BYTES;
-    progress.begin(match options.depth {
-        VerifyDepth::Quick => 0,
-        VerifyDepth::Frames => deltas.values().map(|(manifest, at)| block_bytes(nth(manifest, *at))).sum(),
-        VerifyDepth::Deep => manifests.iter().flat_map(Manifest::deltas).map(block_bytes).sum(),
-    });
-    for (manifest, at) in deltas.values() {
-        let alone = alone(manifest, *at);
-        report.objects += quick(repo, &alone, &mut found).await?;
-        if options.depth == VerifyDepth::Frames {
-            let (damage, blocks) = frames(repo, &alone, options, Arc::new(|_, _| Ok(())), &progress).await?;
-            found.merge(damage);
-            report.block_bytes += blocks * BLOCK_SIZE_BYTES;
-        }
-    }
-    let mut digests = HashMap::new();
-    if options.depth == VerifyDepth::Deep {
-        for manifest in &manifests {
-            let id = manifest.id();
-            let content = Arc::new(Content { check: check_of(&id), digest: Mutex::default() });
-            let told = content.clone();
-            let sink: Arc<BlockSink> = Arc::new(move |start, data: &[u8]| told.take(start, data));
-            let (damage, blocks) = frames(repo, manifest, options, sink, &progress).await?;
-            if damage.is_empty() {
-                digests.insert(id, *content.digest.lock());
-            }
-            found.merge(damage);
-            report.block_bytes += blocks * BLOCK_SIZE_BYTES;
-        }
-    }
-    let damaged = trace(repo, &manifests, found, cache, &mut report).await?;
-    for manifest in &manifests {
-        let id = manifest.id();
-        let damaged = damaged.get(&id).cloned().unwrap_or_default();
-        let digest = digests.get(&id).copied();
-        report.snapshots.push(VerifiedSnapshot { id, damaged, has_manifest: true, digest });
-    }
-    report.snapshots.sort_by_key(|snapshot| snapshot.id);
-    report.findings.sort_by(|a, b| (&a.object, a.offset_bytes).cmp(&(&b.object, b.offset_bytes)));
-    progress.finish();
-    Ok(report)
+    Ok(manifests)
 }
 
 /// Content on its way to nowhere.
@@ -388,110 +398,4 @@ async fn frames(
     let what = BulkRead { progress: Some(progress), damage: Some(&damage), ..BulkRead::default() };
     let totals = reader.read_in_bulk(everything, sink, options.download_concurrency, &what).await?;
     Ok((damage.take(), totals.blocks))
-}
-
-/// Finds the snapshots that lose blocks with what is damaged, those that were not asked for included.
-async fn trace(
-    repo: &Repository,
-    manifests: &[Manifest],
-    found: Damage,
-    cache: &dyn ManifestCache,
-    report: &mut VerifyReport,
-) -> Result<BTreeMap<CloudSnapshotId, BlockSet>, CloudError> {
-    let mut damaged: BTreeMap<CloudSnapshotId, BlockSet> = BTreeMap::new();
-    report.findings_total += found.total;
-    if found.is_empty() {
-        return Ok(damaged);
-    }
-    let mut all: BTreeMap<CloudSnapshotId, Manifest> =
-        manifests.iter().map(|manifest| (manifest.id(), manifest.clone())).collect();
-    let volumes: BTreeSet<_> = all.keys().map(|id| (id.cluster, id.volume)).collect();
-    for (cluster, volume) in volumes {
-        let filter = ManifestFilter { cluster: Some(cluster), volume: Some(volume) };
-        for listed in repo.list_manifests(&filter, cache).await? {
-            if let Ok(manifest) = listed.manifest {
-                all.entry(manifest.id()).or_insert(manifest);
-            }
-        }
-    }
-    let mut lost_of: BTreeMap<String, (DeltaId, BlockSet)> = BTreeMap::new();
-    for (object, lost) in &found.objects {
-        if let Some(delta) = DeltaId::of_object(object) {
-            lost_of.entry(delta.prefix()).or_insert_with(|| (delta, BlockSet::new())).1.union_with(lost);
-        }
-    }
-    // By all that is lost of each delta, not by the pieces: just the first of them are described.
-    let mut hiding = Hiding { repo, readers: HashMap::new() };
-    let mut affected_by: BTreeMap<String, Vec<AffectedSnapshot>> = BTreeMap::new();
-    for (prefix, (delta, lost)) in lost_of {
-        for (id, manifest) in &all {
-            let Some(at) = manifest.deltas().position(|other| other.id() == delta) else { continue };
-            let mut blocks = lost.slice(Extent::whole(manifest.size_bytes));
-            for newer in manifest.deltas().take(at) {
-                hiding.hide(newer, &mut blocks).await?;
-            }
-            if !blocks.is_empty() {
-                damaged.entry(*id).or_default().union_with(&blocks);
-                affected_by.entry(prefix.clone()).or_default().push(AffectedSnapshot { id: *id, blocks });
-            }
-        }
-    }
-    for piece in found.pieces {
-        let lost: BlockSet = piece.blocks.iter().copied().collect();
-        let affected = DeltaId::of_object(&piece.object).and_then(|delta| affected_by.get(&delta.prefix()));
-        let mut affects = affected.cloned().unwrap_or_default();
-        affects.iter_mut().for_each(|affected| affected.blocks.intersect_with(&lost));
-        affects.retain(|affected| !affected.blocks.is_empty());
-        let (object, offset_bytes, what) = (piece.object, piece.offset_bytes, piece.what);
-        report.findings.push(VerifyFinding { object, offset_bytes, what, affects });
-    }
-    let asked: BTreeSet<CloudSnapshotId> = manifests.iter().map(Manifest::id).collect();
-    let others = damaged.iter().filter(|(id, _)| !asked.contains(id));
-    report.others = others.map(|(id, blocks)| AffectedSnapshot { id: *id, blocks: blocks.clone() }).collect();
-    Ok(damaged)
-}
-
-/// Asks deltas which blocks they hide of those below them.
-struct Hiding<'a> {
-    repo: &'a Repository,
-    readers: HashMap<String, Option<Arc<DeltaReader>>>,
-}
-
-impl Hiding<'_> {
-    async fn hide(&mut self, delta: &Delta, blocks: &mut BlockSet) -> Result<(), CloudError> {
-        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Ok(()) };
-        let hull = Extent::between(first, BlockIndex(last.0 + 1));
-        let Some(reader) = self.reader(delta).await? else { return Ok(()) };
-        for number in reader.root.pages_in(hull) {
-            match reader.page(number).await {
-                Ok(Some(page)) => {
-                    blocks.subtract(&page.data);
-                    blocks.subtract(&page.zero);
-                }
-                // The hidden blocks are unknown: it is a separate finding.
-                Ok(None) | Err(CloudError::Damaged { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// The reader of a delta's index; none if its root is damaged.
-    async fn reader(&mut self, delta: &Delta) -> Result<Option<Arc<DeltaReader>>, CloudError> {
-        let key = delta.id().prefix();
-        if let Some(reader) = self.readers.get(&key) {
-            return Ok(reader.clone());
-        }
-        let mut keep = 0;
-        let reader = match DeltaReader::open(self.repo, delta, &mut keep).await {
-            Ok(reader) => Some(Arc::new(reader)),
-            Err(CloudError::Damaged { .. }) => None,
-            Err(error) => return Err(error),
-        };
-        if self.readers.len() >= MAX_READERS {
-            self.readers.clear();
-        }
-        self.readers.insert(key, reader.clone());
-        Ok(reader)
-    }
 }
