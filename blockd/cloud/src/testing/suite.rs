@@ -3,7 +3,7 @@
 use crate::{
     BackupOptions, BackupSpec, BlockWriter, CancelToken, CloudError, KdfParams, Manifest, ManifestFilter,
     MemoryCache, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions, SnapshotReader,
-    backup, delete_snapshot, new_delta_salt, restore,
+    UnreadableSiblings, backup, delete_snapshot, new_delta_salt, restore,
 };
 use blockd_extent::{
     BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, MAX_VOLUME_BYTES, SnapshotId, VolumeId,
@@ -104,56 +104,89 @@ impl Numbers {
     }
 }
 
+const BLOCKS: u64 = 20_000;
+
 /// A full backup and incrementals, restored, read, listed and deleted, on a store that has no repository yet.
 ///
 /// # Panics
 /// If anything is not as it should be.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 pub async fn repository_suite(store: Arc<dyn BlobStore>, passphrase: Option<&str>) {
-    const BLOCKS: u64 = 20_000;
     let options = OpenOptions { kdf: KdfParams::fast_for_tests() };
     let repo = Repository::open(store.clone(), passphrase, &options).await.unwrap();
     let again = Repository::open(store.clone(), passphrase, &options).await.unwrap();
     assert_eq!(repo.keys()[0].key_id(), again.keys()[0].key_id());
-    match passphrase {
-        Some(_) => {
-            let wrong = Repository::open(store.clone(), Some("not it"), &options).await.unwrap_err();
-            assert!(matches!(wrong, CloudError::WrongPassphrase { .. }), "{wrong}");
-            let none = Repository::open(store.clone(), None, &options).await.unwrap_err();
-            assert!(matches!(none, CloudError::EncryptedRepository { .. }), "{none}");
-        }
-        None => {
-            let some = Repository::open(store.clone(), Some("any"), &options).await.unwrap_err();
-            assert!(matches!(some, CloudError::PlainRepository { .. }), "{some}");
+    check_wrong_passphrases(&store, passphrase, &options).await;
+    let mut numbers = Numbers(0x5eed);
+    let made = back_up_chain(&repo, &mut numbers).await;
+    let listed = again.list_manifests(&ManifestFilter::default(), &MemoryCache::default()).await.unwrap();
+    assert_eq!(listed.len(), made.len());
+    for (manifest, expected) in &made {
+        check_restore(&again, &again.manifest(&manifest.id()).await.unwrap(), expected).await;
+    }
+    let (newest, expected) = made.last().unwrap();
+    let reader = SnapshotReader::open(&again, newest).await.unwrap();
+    for _ in 0..20 {
+        let extent = Extent::new(BlockIndex(numbers.next() % BLOCKS), 1 + numbers.next() % 100);
+        let read = reader.read_blocks(extent).await.unwrap();
+        for (block, content) in (extent.start.0..).zip(read.chunks_exact(BLOCK)) {
+            assert!(expected.block(block) == content, "block {block} reads wrong");
         }
     }
+    check_deletions(&repo, &made).await;
+    assert!(store.list("blockd/manifests/").await.unwrap().is_empty());
+    assert!(store.list("blockd/data/").await.unwrap().is_empty(), "unused deltas are left");
+}
 
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+async fn check_wrong_passphrases(
+    store: &Arc<dyn BlobStore>,
+    passphrase: Option<&str>,
+    options: &OpenOptions,
+) {
+    let open = |passphrase| Repository::open(store.clone(), passphrase, options);
+    if passphrase.is_some() {
+        let wrong = open(Some("not it")).await.unwrap_err();
+        assert!(matches!(wrong, CloudError::WrongPassphrase { .. }), "{wrong}");
+        let none = open(None).await.unwrap_err();
+        assert!(matches!(none, CloudError::EncryptedRepository { .. }), "{none}");
+    } else {
+        let some = open(Some("any")).await.unwrap_err();
+        assert!(matches!(some, CloudError::PlainRepository { .. }), "{some}");
+    }
+}
+
+/// Writes to a volume; returns the blocks that were written, and those that became zero.
+fn change(live: &MemoryVolume, generation: u64, numbers: &mut Numbers) -> (BlockSet, BlockSet) {
+    let (mut data, mut zero) = (BlockSet::new(), BlockSet::new());
+    let writes = if generation == 0 { 9_000 } else { 300 };
+    for _ in 0..writes {
+        let block = numbers.next() % BLOCKS;
+        let content: Vec<u8> = match numbers.next() % 4 {
+            0 => vec![0; BLOCK],
+            1 => vec![block as u8; BLOCK],
+            _ => (0..BLOCK).map(|_| numbers.next() as u8).collect(),
+        };
+        live.set(block, &content);
+        data.insert(BlockIndex(block));
+    }
+    for _ in 0..generation * 50 {
+        let block = BlockIndex(numbers.next() % BLOCKS);
+        live.clear(block.0);
+        data.remove(block);
+        zero.insert(block);
+    }
+    (data, zero)
+}
+
+/// Backs up a changing volume; returns each snapshot with its content, oldest first.
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+async fn back_up_chain(repo: &Repository, numbers: &mut Numbers) -> Vec<(Manifest, MemoryVolume)> {
     let (cluster, volume) = (Uuid::new_v4(), VolumeId::from_u64(77));
     let live = MemoryVolume::default();
-    let mut numbers = Numbers(0x5eed);
     let mut made: Vec<(Manifest, MemoryVolume)> = Vec::new();
     for generation in 0..4u64 {
-        let (mut data, mut zero) = (BlockSet::new(), BlockSet::new());
-        let writes = if generation == 0 { 9_000 } else { 300 };
-        for _ in 0..writes {
-            let block = numbers.next() % BLOCKS;
-            let content: Vec<u8> = match numbers.next() % 4 {
-                0 => vec![0; BLOCK],
-                1 => vec![block as u8; BLOCK],
-                _ => (0..BLOCK).map(|_| numbers.next() as u8).collect(),
-            };
-            live.set(block, &content);
-            data.insert(BlockIndex(block));
-        }
-        for _ in 0..generation * 50 {
-            let block = BlockIndex(numbers.next() % BLOCKS);
-            live.clear(block.0);
-            data.remove(block);
-            zero.insert(block);
-        }
-        for block in zero.clone().blocks().filter(|block| data.contains(*block)) {
-            zero.remove(block);
-        }
+        let (data, zero) = change(&live, generation, numbers);
         let spec = Arc::new(BackupSpec {
             cluster,
             volume,
@@ -175,49 +208,36 @@ pub async fn repository_suite(store: Arc<dyn BlobStore>, passphrase: Option<&str
         let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
         let journal = Arc::new(MemoryJournal::default());
         let (options, cancel) = (BackupOptions::default(), CancelToken::new());
-        let run = backup(&repo, spec.clone(), reader.clone(), journal, &options, progress, &cancel);
+        let run = backup(repo, spec.clone(), reader.clone(), journal, &options, progress, &cancel);
         let manifest = run.await.unwrap();
         assert!(reader.blocks_read() == spec.data, "other blocks were read than those of the spec");
         made.push((manifest, live.fork()));
     }
+    made
+}
 
-    let check = async |repo: &Repository, manifest: &Manifest, expected: &MemoryVolume| {
-        let target = Arc::new(MemoryVolume::default());
-        let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
-        let options = RestoreOptions::default();
-        restore(repo, manifest, target.clone(), &options, progress, &CancelToken::new()).await.unwrap();
-        assert!(target.content() == expected.content(), "{} is not what it was", manifest.id());
-    };
-    let listed = again.list_manifests(&ManifestFilter::default(), &MemoryCache::default()).await.unwrap();
-    assert_eq!(listed.len(), made.len());
-    for (manifest, expected) in &made {
-        check(&again, &again.manifest(&manifest.id()).await.unwrap(), expected).await;
-    }
-    let (newest, expected) = made.last().unwrap();
-    let reader = SnapshotReader::open(&again, newest).await.unwrap();
-    for _ in 0..20 {
-        let extent = Extent::new(BlockIndex(numbers.next() % BLOCKS), 1 + numbers.next() % 100);
-        let read = reader.read_blocks(extent).await.unwrap();
-        for (block, content) in (extent.start.0..).zip(read.chunks_exact(BLOCK)) {
-            assert!(expected.block(block) == content, "block {block} reads wrong");
-        }
-    }
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+async fn check_restore(repo: &Repository, manifest: &Manifest, expected: &MemoryVolume) {
+    let target = Arc::new(MemoryVolume::default());
+    let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
+    let options = RestoreOptions::default();
+    restore(repo, manifest, target.clone(), &options, progress, &CancelToken::new()).await.unwrap();
+    assert!(target.content() == expected.content(), "{} is not what it was", manifest.id());
+}
 
-    // Every snapshot goes by itself and takes nothing of the others along.
+/// Deletes the snapshots one by one; the others stay whole.
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+async fn check_deletions(repo: &Repository, made: &[(Manifest, MemoryVolume)]) {
     let mut left: Vec<_> = made.iter().collect();
     for gone in [1, 0, 1, 0] {
         let (manifest, _) = left.remove(gone);
-        delete_snapshot(&repo, &manifest.id(), &[], &NoCache, crate::UnreadableSiblings::Refuse)
-            .await
-            .unwrap();
-        let again = delete_snapshot(&repo, &manifest.id(), &[], &NoCache, crate::UnreadableSiblings::Refuse)
-            .await
-            .unwrap_err();
+        let id = manifest.id();
+        let delete = || delete_snapshot(repo, &id, &[], &NoCache, UnreadableSiblings::Refuse);
+        delete().await.unwrap();
+        let again = delete().await.unwrap_err();
         assert!(matches!(again, CloudError::SnapshotNotFound { .. }), "{again}");
         for (manifest, expected) in &left {
-            check(&repo, manifest, expected).await;
+            check_restore(repo, manifest, expected).await;
         }
     }
-    assert!(store.list("blockd/manifests/").await.unwrap().is_empty());
-    assert!(store.list("blockd/data/").await.unwrap().is_empty(), "unused deltas are left");
 }
