@@ -276,9 +276,7 @@ impl Job {
         for &pack_no in &before {
             if let Some(done) = done.get_mut(pack_no as usize) {
                 *done = true;
-                let (first, end) = self.layout.pack_frames(pack_no);
                 let blocks: usize = self.layout.frame_sizes(pack_no).iter().sum();
-                debug_assert!(end > first);
                 self.progress.processed(blocks as u64 * BLOCK_SIZE_BYTES);
             }
         }
@@ -294,6 +292,12 @@ impl Job {
         let mut before = futures::stream::iter(before)
             .map(|pack_no| async move { Ok::<_, CloudError>((pack_no, self.is_stored(pack_no).await?)) })
             .buffer_unordered(concurrency);
+        // In packs of this run, or recorded by an earlier one.
+        debug_assert_eq!(
+            self.progress.snapshot().bytes_processed,
+            self.layout.data_blocks * BLOCK_SIZE_BYTES,
+            "blocks in no pack"
+        );
         let mut lost = Vec::new();
         while let Some(pack) = before.next().await {
             let (pack_no, is_stored) = pack?;
@@ -319,6 +323,7 @@ impl Job {
     pub(crate) async fn is_stored(&self, pack_no: u32) -> Result<bool, CloudError> {
         let journal = self.journal.clone();
         let lens = run_blocking(move || journal.frame_lens(pack_no)).await?;
+        debug_assert!(lens.is_some(), "pack {pack_no} is neither stored nor recorded");
         if lens.unwrap_or_default().iter().all(|len| *len == 0) {
             // Packs of zero blocks only have no object.
             return Ok(true);
@@ -337,6 +342,8 @@ impl Job {
     /// Reads, seals, stores and records one pack; returns its bytes of blocks.
     async fn pack(self: &Arc<Self>, pack_no: u32) -> Result<usize, CloudError> {
         let pack = self.build(pack_no).await?;
+        let is_empty = pack.lens.iter().all(|len| *len == 0);
+        assert_eq!(pack.body.is_none(), is_empty, "a pack has an object if a frame has bytes");
         if let Some(body) = pack.body {
             let object = self.spec.delta_id().pack_key(pack_no);
             self.put(&object, body).await?;
@@ -352,6 +359,8 @@ impl Job {
     /// twice anyway (its daemon was copied), write-once objects keep the two runs apart: the committing run
     /// has seen that each object is its own.
     pub(crate) async fn put(&self, object: &str, body: Bytes) -> Result<(), CloudError> {
+        assert!(!body.is_empty(), "an empty object at {object}");
+        assert_eq!(DeltaId::of_object(object), Some(self.spec.delta_id()), "{object} is of another delta");
         if !self.write_once {
             return Ok(self.store.put(object, body, PutMode::Overwrite).await?);
         }

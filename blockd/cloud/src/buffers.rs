@@ -33,7 +33,10 @@ impl State {
     /// Frees pooled buffers to make room.
     fn make_room(&mut self, bytes: usize) {
         while self.in_use_bytes + self.free_bytes + bytes > MAX_KEPT_BYTES {
-            let Some(last) = self.free.pop() else { return };
+            let Some(last) = self.free.pop() else {
+                debug_assert_eq!(self.free_bytes, 0, "unused buffers are counted that are not there");
+                return;
+            };
             self.free_bytes -= last.capacity();
         }
     }
@@ -78,6 +81,7 @@ impl Buffers {
         // The requested length; the allocator may return more.
         state.in_use_bytes += capacity;
         drop(state);
+        assert!(bytes.capacity() >= needed, "a pooled buffer is shorter than its class");
         let start = bytes.as_ptr().align_offset(ALIGNMENT_BYTES);
         Buffer {
             bytes,
@@ -122,6 +126,7 @@ impl AsMut<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let mut state = self.home.state.lock();
+        debug_assert!(state.in_use_bytes >= self.counted_bytes, "a buffer is returned twice");
         state.in_use_bytes -= self.counted_bytes;
         // A buffer that grew, or is larger than requested, has no class.
         let goes_back = self.pooled_bytes == Some(self.bytes.capacity());

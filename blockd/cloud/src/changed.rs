@@ -25,5 +25,6 @@ pub async fn changed_blocks(
             }
         }
     }
+    debug_assert!(count > 0 || changed.is_empty(), "a snapshot differs from itself");
     Ok(Some(changed))
 }

@@ -6,6 +6,7 @@ use crate::{
     error::random,
     index_writer::StoredIndex,
     manifest::{BackupType, Delta, Manifest},
+    pack::OBJECT_HEADER_LEN,
     repository::run_blocking,
 };
 use blockd_extent::BLOCK_SIZE_BYTES;
@@ -24,8 +25,7 @@ const CHECK_PAUSE: Duration = Duration::from_millis(200);
 const MAX_CHECK_PAUSE: Duration = Duration::from_secs(10);
 
 impl Job {
-    /// Puts the manifest and returns the one that is stored.
-    pub(crate) async fn commit(&self, repo: &Repository, index: StoredIndex) -> Result<Manifest, CloudError> {
+    fn manifest(&self, index: StoredIndex) -> Manifest {
         let spec = &self.spec;
         let stored_bytes = index.packs_len_bytes + index.reference.len_bytes;
         let delta = Delta {
@@ -42,7 +42,7 @@ impl Job {
             stored_bytes,
         };
         let chain = spec.base.iter().flat_map(Manifest::deltas).cloned().collect();
-        let manifest = Manifest {
+        Manifest {
             format_version: FORMAT_VERSION,
             cluster: spec.cluster,
             volume: spec.volume,
@@ -66,14 +66,33 @@ impl Job {
             base: spec.base.as_ref().map(Manifest::id),
             delta,
             chain,
-        };
+        }
+    }
+
+    /// Puts the manifest and returns the one that is stored.
+    pub(crate) async fn commit(&self, repo: &Repository, index: StoredIndex) -> Result<Manifest, CloudError> {
+        let spec = &self.spec;
+        let manifest = self.manifest(index);
+        assert_eq!(manifest.id(), spec.id(), "the manifest is that of the backup");
+        assert!(spec.base.as_ref().is_none_or(|base| manifest.needs(base.snapshot)));
+        assert!(manifest.stored_bytes >= OBJECT_HEADER_LEN as u64 + manifest.delta.index.root_len_bytes);
         let object = manifest.encode(&self.key, &random()?)?;
+        let decoded =
+            Manifest::decode(&object, &spec.id(), |id| (id == self.key.key_id()).then(|| self.key.clone()));
+        // A base that a damaged catalog kept is no bug.
+        let decoded = decoded.map_err(|error| CloudError::Internal {
+            what: "checking the manifest before the commit",
+            detail: error.to_string(),
+        })?;
+        assert!(decoded == manifest, "the manifest does not decode to itself");
         // As late as possible: garbage collection relies on it.
         spec.check_age(Timestamp::now())?;
         let journal = self.journal.clone();
         run_blocking(move || journal.record_commit()).await?;
         let puts = || self.progress.snapshot().requests.put;
+        let (own, salt) = (manifest.id(), spec.delta_salt);
         let (manifest, at_once) = repo.put_manifest(manifest, object.into(), puts).await?;
+        assert!((manifest.id(), manifest.delta.salt) == (own, salt), "the commit is of another backup");
         let in_doubt = self.was_committing || !at_once;
         if in_doubt {
             self.progress.doubt();
@@ -161,6 +180,7 @@ pub async fn check_base(
     base: &Manifest,
 ) -> Result<(), CloudError> {
     let (id, base) = (manifest.id(), base.id());
+    debug_assert!(id != base && manifest.needs(base.snapshot), "{base} is not the base of {id}");
     let base_key = base.manifest_key();
     let looked = insist(|| async {
         match store.get_range(&base_key, 0, 1).await {

@@ -52,11 +52,13 @@ impl Damage {
         if self.pieces.len() < MAX_DAMAGE_DESCRIBED {
             self.pieces.push(DamagedPiece { object: key, offset_bytes, what, blocks });
         }
+        debug_assert!(self.total >= self.pieces.len() as u64);
     }
 
     /// Merges other damage. A part damaged in several snapshots counts once.
     pub(crate) fn merge(&mut self, damage: Self) {
         let Self { pieces, total, blocks, objects } = damage;
+        debug_assert!(total >= pieces.len() as u64, "{total} damaged parts, {} described", pieces.len());
         // Undescribed parts may be duplicates: over-counting is safe.
         self.total += total.saturating_sub(pieces.len() as u64);
         self.blocks.union_with(&blocks);

@@ -10,6 +10,7 @@ use crate::{
     listing::ManifestCache,
     manifest::{Delta, Manifest},
     names::DeltaId,
+    plan::PACK_FRAMES,
 };
 use blockd_extent::SnapshotId;
 use futures::{StreamExt, TryStreamExt};
@@ -143,14 +144,17 @@ async fn delete_unneeded(
     if manifest.deltas().any(|delta| !needed.contains(&delta.snapshot)) {
         repo.prove_key_slot().await?;
     }
+    debug_assert!(report.kept.is_empty() && report.deltas_deleted == 0, "the report is of another deletion");
     for delta in manifest.deltas() {
         if needed.contains(&delta.snapshot) {
             report.kept.push(delta.snapshot);
         } else {
+            assert!(!protected.contains(&delta.snapshot), "a running backup uses {}", delta.snapshot);
             report.objects_deleted += delete_delta(repo, delta).await?;
             report.deltas_deleted += 1;
         }
     }
+    debug_assert_eq!(report.kept.len() + report.deltas_deleted as usize, manifest.deltas().count());
     Ok(())
 }
 
@@ -197,6 +201,7 @@ async fn delete_own(
     let reason = match still_needed(repo, id, protected, cache).await? {
         Ok(needed) if needed.contains(&id.snapshot) => None,
         Ok(_) => {
+            assert!(!protected.contains(&id.snapshot), "a running backup uses {id}");
             repo.prove_key_slot().await?;
             let delta = DeltaId { cluster: id.cluster, volume: id.volume, snapshot: id.snapshot };
             let objects = repo.store().list(&delta.prefix()).await?;
@@ -237,6 +242,7 @@ async fn still_needed(
 /// Deletes all objects of a delta and returns their number.
 async fn delete_delta(repo: &Repository, delta: &Delta) -> Result<u64, CloudError> {
     let id = delta.id();
+    debug_assert_eq!(u64::from(delta.pack_count), delta.frames.div_ceil(PACK_FRAMES));
     let packs = (0..delta.pack_count).map(|pack_no| id.pack_key(pack_no));
     delete_objects(repo, packs.chain(std::iter::once(id.index_key()))).await
 }

@@ -153,6 +153,7 @@ impl DeltaReader {
             *keep -= index.len_bytes;
             fetched
         });
+        debug_assert!(kept.as_ref().is_none_or(|kept| kept.len() as u64 == index.len_bytes));
         Ok(Self { root, id, key, sealer, store: repo.store().clone(), index: kept })
     }
 
@@ -170,7 +171,7 @@ impl DeltaReader {
         let Some(place) = self.root.pages.get(number).copied().filter(|page| page.sealed_len > 0) else {
             return Ok(None);
         };
-        debug_assert!(u64::from(place.sealed_len) <= MAX_PAGE_LEN);
+        assert!(u64::from(place.sealed_len) <= MAX_PAGE_LEN, "the root was checked");
         let object = self.id.index_key();
         let with_blocks = |error: CloudError| error.with_blocks(place.range);
         let len = u64::from(place.sealed_len);
@@ -216,6 +217,7 @@ impl DeltaReader {
     /// Returns the requests for the wanted blocks of a page. Frames of zeroes need none.
     pub fn jobs(&self, number: usize, page: &Page, wanted: &BlockSet) -> Vec<FetchJob> {
         let Some(place) = self.root.pages.get(number) else { return Vec::new() };
+        debug_assert!(is_subset(wanted, &page.data), "blocks that page {number} does not have");
         let mut rank = 0;
         let ranked = page.data.extents_in(place.range).flat_map(|run| {
             let below = rank;
@@ -229,6 +231,7 @@ impl DeltaReader {
     /// page's size.
     pub fn frames_of(&self, number: usize, page: &Page, wanted: &BlockSet) -> Vec<WantedFrame> {
         let Some(place) = self.root.pages.get(number) else { return Vec::new() };
+        debug_assert!(is_subset(wanted, &page.data), "blocks that page {number} does not have");
         cut(place, page, wanted.extents().map(|piece| (page.data.rank(piece.start), piece)))
     }
 
@@ -258,6 +261,7 @@ impl DeltaReader {
     pub async fn fetch(&self, job: &FetchJob) -> Result<(u32, Bytes), CloudError> {
         let object = self.id.pack_key(job.pack_no);
         let (start, end) = (job.start(), job.end());
+        assert!(start < end, "a request for no bytes of {object}");
         let fetched = self.store.get_range(&object, u64::from(start), u64::from(end - start)).await;
         let fetched = fetched.map_err(|error| {
             CloudError::missing_is_damage(error, u64::from(start)).with_blocks(job.extent())
@@ -295,12 +299,19 @@ impl DeltaReader {
     }
 }
 
+fn is_subset(set: &BlockSet, of: &BlockSet) -> bool {
+    let mut other = set.clone();
+    other.subtract(of);
+    other.is_empty()
+}
+
 /// Splits extents, each with its rank among the data blocks of the page, by frame. Frames of zeroes are
 /// skipped.
 fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) -> Vec<WantedFrame> {
     let mut frames: Vec<WantedFrame> = Vec::new();
     let frame_blocks = FRAME_BLOCKS as u64;
     for (rank, piece) in runs {
+        debug_assert!(rank + piece.len_blocks <= place.data_blocks.into(), "{piece} at rank {rank}");
         let mut at = piece.start.0;
         while at < piece.end().0 {
             let here = rank + (at - piece.start.0);
@@ -309,6 +320,7 @@ fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) 
             let extent = Extent::new(BlockIndex(at), len);
             at += len;
             let ordinal = place.frame_base + frame;
+            debug_assert!(frames.last().is_none_or(|last| last.ordinal <= ordinal), "frames are ascending");
             match frames.last_mut() {
                 Some(last) if last.ordinal == ordinal => last.runs.push((position as u32, extent)),
                 _ => {
@@ -327,6 +339,7 @@ fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) 
         }
     }
     frames.retain(|frame| frame.len_bytes > 0);
+    debug_assert!(frames.iter().all(|frame| frame.wanted_blocks() <= frame.blocks as u64));
     frames
 }
 
@@ -335,6 +348,10 @@ pub(crate) fn group(frames: Vec<WantedFrame>, max_gap: u32, max_len: u32) -> Vec
     let mut jobs: Vec<FetchJob> = Vec::new();
     for frame in frames {
         let pack_no = (frame.ordinal / PACK_FRAMES) as u32;
+        debug_assert!(
+            jobs.last().is_none_or(|job| (job.pack_no, job.end()) <= (pack_no, frame.offset_bytes)),
+            "frames are ascending"
+        );
         match jobs.last_mut() {
             Some(job)
                 if job.pack_no == pack_no
@@ -352,6 +369,7 @@ pub(crate) fn group(frames: Vec<WantedFrame>, max_gap: u32, max_len: u32) -> Vec
 impl FetchJob {
     /// Returns the request for one frame.
     pub fn alone(pack_no: u32, frame: WantedFrame) -> Self {
+        debug_assert_eq!(frame.ordinal / PACK_FRAMES, u64::from(pack_no), "a frame of another pack");
         Self { pack_no, frames: vec![frame] }
     }
 
@@ -402,6 +420,7 @@ struct Run {
 
 impl Run {
     fn push(&mut self, at: BlockIndex, block: &[u8], sink: &BlockSink) -> Result<(), CloudError> {
+        debug_assert_eq!(block.len(), BLOCK);
         if at.0 != self.start.0 + (self.data.len() / BLOCK) as u64 {
             self.flush(sink)?;
             self.start = at;

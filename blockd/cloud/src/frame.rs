@@ -36,7 +36,8 @@ impl FrameWriter {
     /// Appends the frame of `raw` (whole blocks, at most 32) to `out`; returns its stored length, 0 if every
     /// block is zero.
     pub fn append(&mut self, sealer: &Sealer, ordinal: u64, raw: &[u8], out: &mut Vec<u8>) -> u32 {
-        debug_assert!(raw.len().is_multiple_of(BLOCK) && (1..=FRAME_BLOCKS).contains(&(raw.len() / BLOCK)));
+        assert!(raw.len().is_multiple_of(BLOCK), "a frame has whole blocks");
+        assert!((1..=FRAME_BLOCKS).contains(&(raw.len() / BLOCK)), "a frame has 1 to 32 blocks");
         let (mut mask, mut blocks) = (0u32, 0);
         for (i, block) in raw.chunks_exact(BLOCK).enumerate() {
             blocks += 1;
@@ -56,6 +57,7 @@ impl FrameWriter {
             }
             &self.gathered
         };
+        debug_assert_eq!(data.len(), (blocks - mask.count_ones()) as usize * BLOCK);
         let start = out.len();
         out.push(CODEC_LZ4);
         out.extend_from_slice(&mask.to_le_bytes());
@@ -69,8 +71,11 @@ impl FrameWriter {
                 out[start] = CODEC_RAW;
             }
         }
+        debug_assert!(out[start] == CODEC_RAW || unpacks_to(&out[payload..], data));
         sealer.seal(Domain::Frame, ordinal, raw.len() as u64, out, start);
-        (out.len() - start) as u32
+        let len = out.len() - start;
+        assert!((MIN_STORED_LEN..=MAX_STORED_LEN).contains(&len), "no reader accepts a frame of {len} bytes");
+        len as u32
     }
 }
 
@@ -100,7 +105,9 @@ impl FrameMemory {
     /// Returns memory with unspecified content.
     fn take(&self, len_bytes: usize) -> Box<[u8]> {
         let spare = (len_bytes == FULL_LEN_BYTES).then(|| self.spare.lock().pop()).flatten();
-        spare.unwrap_or_else(|| vec![0; len_bytes].into())
+        let memory = spare.unwrap_or_else(|| vec![0; len_bytes].into());
+        debug_assert_eq!(memory.len(), len_bytes);
+        memory
     }
 
     fn give_back(&self, memory: Box<[u8]>) {
@@ -165,6 +172,7 @@ impl Drop for OwnedFrame {
 impl<'a> OpenFrame<'a> {
     /// Returns the content of block `i`; `None` if it is zero.
     pub fn block(&self, i: usize) -> Option<&'a [u8]> {
+        debug_assert!(i < FRAME_BLOCKS, "block {i} of a frame");
         let below = (1u32 << i).wrapping_sub(1);
         let position = i - (self.zero_mask & below).count_ones() as usize;
         let is_zero = self.zero_mask & (1 << i) != 0;
@@ -222,6 +230,8 @@ impl<'a> Unsealed<'a> {
         blocks: usize,
         stored: &'a mut [u8],
     ) -> Result<Self, &'static str> {
+        // The index was checked to have only such frames.
+        assert!((1..=FRAME_BLOCKS).contains(&blocks), "a frame of {blocks} blocks");
         let frame = sealer
             .open(Domain::Frame, ordinal, (blocks * BLOCK) as u64, stored)
             .ok_or("the frame does not open: it was altered, moved, or sealed with another key")?;
@@ -230,6 +240,7 @@ impl<'a> Unsealed<'a> {
         if blocks < FRAME_BLOCKS && zero_mask >> blocks != 0 {
             return Err("the frame's mask names blocks that it does not have");
         }
+        debug_assert!(zero_mask.count_ones() as usize <= blocks);
         let data_len = (blocks - zero_mask.count_ones() as usize) * BLOCK;
         let payload = match head[0] {
             CODEC_RAW if payload.len() == data_len => Payload::Raw(payload),
@@ -247,6 +258,12 @@ fn unpack(packed: &[u8], data: &mut [u8]) -> Result<(), &'static str> {
         Ok(len) if len == data.len() => Ok(()),
         _ => Err("the frame's payload does not decompress to its length"),
     }
+}
+
+/// Returns true if a payload that is about to be sealed decompresses to its data.
+fn unpacks_to(packed: &[u8], data: &[u8]) -> bool {
+    let mut unpacked = vec![0; data.len()];
+    unpack(packed, &mut unpacked).is_ok() && unpacked == data
 }
 
 /// Returns true if all bytes of a block are zero.

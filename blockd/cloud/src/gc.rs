@@ -26,6 +26,9 @@ use uuid::Uuid;
 
 /// Age at which probe objects are garbage, in seconds.
 const PROBE_AGE_S: i64 = MAX_CLOCK_SKEW_S;
+/// Age at which the objects of a delta without a manifest are garbage, in seconds.
+const DELTA_AGE_S: i64 = BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S;
+const _: () = assert!(DELTA_AGE_S > BACKUP_LIFETIME_S && PROBE_AGE_S > 0, "running backups are no garbage");
 
 /// Deltas whose objects are listed and deleted together.
 const DELTAS_AT_ONCE: usize = 64;
@@ -64,6 +67,12 @@ pub struct Leftover {
     pub len_bytes: u64,
     /// When the first of them was stored, by the store's clock; none if the store does not say.
     pub since: Option<Timestamp>,
+}
+
+impl Leftover {
+    fn delta(&self) -> DeltaId {
+        DeltaId { cluster: self.cluster, volume: self.volume, snapshot: self.snapshot }
+    }
 }
 
 /// Result of a collection.
@@ -133,12 +142,11 @@ async fn collect(
     }
 
     let mut report = GarbageReport::default();
-    const AGE_S: i64 = BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S;
     for (delta, leftover) in leftovers {
         if named.contains(&delta) || options.protected.contains(&delta.snapshot) {
             continue;
         }
-        if unknown.is_empty() && is_garbage(leftover.since, options.now, AGE_S) {
+        if unknown.is_empty() && is_garbage(leftover.since, options.now, DELTA_AGE_S) {
             report.garbage.push(leftover);
         } else {
             report.young.push(leftover);
@@ -148,6 +156,11 @@ async fn collect(
     let old = probes.into_iter().filter(|probe| is_garbage(time(probe), options.now, PROBE_AGE_S));
     let probes: Vec<String> = old.map(|probe| probe.key).collect();
     report.probe_objects = probes.len() as u64;
+    assert!(report.unknown.is_empty() || report.garbage.is_empty(), "an unreadable manifest may name them");
+    for one in &report.garbage {
+        assert!(!named.contains(&one.delta()), "a manifest names {:?}", one.delta());
+        assert!(!options.protected.contains(&one.snapshot), "a running backup makes {}", one.snapshot);
+    }
     if !options.dry_run {
         // A directory whose disk was away when the manifests were listed says that nothing is needed.
         repo.prove_key_slot().await?;
@@ -156,7 +169,7 @@ async fn collect(
             report.objects_deleted += delete_deltas(repo, some).await?;
         }
     }
-    let before_unix_s = options.now.as_second().saturating_sub(AGE_S);
+    let before_unix_s = options.now.as_second().saturating_sub(DELTA_AGE_S);
     report.unfinished = repo.store().remove_unfinished(ROOT_PREFIX, before_unix_s, options.dry_run).await?;
     Ok(report)
 }
@@ -198,7 +211,7 @@ async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, Clo
 /// Deletes the objects of deltas; returns their number, as far as the store tells.
 async fn delete_deltas(repo: &Repository, some: &[Leftover]) -> Result<u64, CloudError> {
     let list = |one: &Leftover| {
-        let delta = DeltaId { cluster: one.cluster, volume: one.volume, snapshot: one.snapshot };
+        let delta = one.delta();
         let store = Arc::clone(repo.store());
         async move {
             let mut objects = store.list(&delta.prefix()).await?;

@@ -92,6 +92,7 @@ impl Root {
         }
         out.extend_from_slice(&self.pack_count.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
+        debug_assert_eq!(out.len(), ROOT_HEAD_LEN);
         for page in &self.pages {
             for number in [page.range.start.0, page.range.end().0, page.frame_base] {
                 out.extend_from_slice(&number.to_le_bytes());
@@ -101,6 +102,7 @@ impl Root {
             out.extend_from_slice(&page.offset_bytes.to_le_bytes());
             out.extend_from_slice(&page.tag);
         }
+        debug_assert_eq!(out.len(), ROOT_HEAD_LEN + self.pages.len() * ROOT_ENTRY_LEN);
         out
     }
 
@@ -156,6 +158,7 @@ impl Root {
             blocks += u64::from(page_blocks);
             pages.push(page);
         }
+        debug_assert!(cursor.rest.is_empty(), "the number of pages was checked against the length");
         if next_block != Extent::whole(size_bytes).end().0 {
             return Err("the pages do not tile the volume");
         }
@@ -203,6 +206,7 @@ pub(crate) fn encode_page(
     first_offset_bytes: u32,
     lens: &[u32],
 ) -> Vec<u8> {
+    assert_eq!(lens.len() as u64, data.len_blocks().div_ceil(FRAME_BLOCKS as u64), "a length for each frame");
     let (data, zero) = (data.to_bytes(), zero.to_bytes());
     let mut out =
         Vec::with_capacity(PAGE_HEAD_LEN + data.len() + zero.len() + lens.len() * 4 + TAG_LEN_BYTES);
@@ -268,6 +272,7 @@ impl Page {
         if !cursor.rest.is_empty() {
             return Err("there are bytes after its end");
         }
+        assert_eq!(frames.len(), count as usize, "a reader finds a place for each frame");
         let heap_bytes = bytes.len() + frames.len() * size_of::<FramePlace>();
         Ok(Self { data, zero, frames, heap_bytes })
     }

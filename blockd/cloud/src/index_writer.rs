@@ -6,11 +6,11 @@
 use crate::{
     CloudError,
     backup::Job,
-    index::{PageRef, Root, encode_page},
+    index::{MAX_PAGE_LEN, MAX_ROOT_LEN, Page, PageRef, Root, encode_page},
     manifest::IndexRef,
     pack::{OBJECT_HEADER_LEN, ObjectKind, object_header},
     plan::{PACK_FRAMES, PageSpan},
-    seal::Domain,
+    seal::{Domain, TAG_LEN_BYTES},
 };
 use blockd_extent::{BlockSet, Extent};
 use blockd_store::PART_LEN_BYTES;
@@ -71,15 +71,9 @@ impl IndexUpload {
                 Ok::<_, CloudError>((sealed, lengths))
             };
             let (sealed, lengths) = work.run(seal).await??;
+            assert!(lengths.total >= packs.total, "packs do not shrink");
             packs = lengths;
-            pages.push(PageRef {
-                range: span.range,
-                frame_base: span.frame_base,
-                data_blocks: span.data_blocks as u32,
-                sealed_len: sealed.len() as u32,
-                offset_bytes: self.position(),
-                tag: sealed.last_chunk().copied().unwrap_or_default(),
-            });
+            pages.push(page_ref(&span, &sealed, self.position()));
             self.append(&sealed).await?;
         }
         let root = Root {
@@ -90,12 +84,16 @@ impl IndexUpload {
             pack_count: layout.pack_count,
             pages,
         };
-        let mut root = root.encode();
+        let parsed = root;
+        let mut root = parsed.encode();
+        assert!(Root::parse(&root) == Ok(parsed), "the root of the index does not decode to itself");
         let plain_len = root.len() as u64;
+        assert!(plain_len <= MAX_ROOT_LEN, "no reader accepts a root of {plain_len} bytes");
         self.job.sealer.seal(Domain::IndexRoot, 0, plain_len, &mut root, 0);
         let root_offset_bytes = self.position();
         self.append(&root).await?;
         let len_bytes = self.position();
+        assert_eq!(root_offset_bytes + root.len() as u64, len_bytes, "the root is the end of the index");
         self.finish().await?;
         Ok(StoredIndex {
             reference: IndexRef {
@@ -124,6 +122,7 @@ impl IndexUpload {
 
     async fn send(&mut self, part: Vec<u8>) -> Result<(), CloudError> {
         let Some((id, tags)) = &mut self.upload else { return Ok(()) };
+        assert!((1..=PART_LEN_BYTES).contains(&part.len()), "a part of {} bytes", part.len());
         self.sent_bytes += part.len() as u64;
         let tag = self.job.store.multipart_put(&self.object, id, tags.len() as u32, part.into()).await?;
         tags.push(tag);
@@ -164,6 +163,18 @@ struct PackLengths {
     total: u64,
 }
 
+/// The reference to a page that is stored at an offset.
+fn page_ref(span: &PageSpan, sealed: &[u8], offset_bytes: u64) -> PageRef {
+    PageRef {
+        range: span.range,
+        frame_base: span.frame_base,
+        data_blocks: span.data_blocks as u32,
+        sealed_len: sealed.len() as u32,
+        offset_bytes,
+        tag: sealed.last_chunk().copied().unwrap_or_default(),
+    }
+}
+
 /// One page, sealed; nothing if it has nothing to say.
 fn seal_page(
     job: &Job,
@@ -194,6 +205,14 @@ fn seal_page(
         lengths.total += u64::from(*len);
     }
     let mut page = encode_page(&data, &zero, first_offset_bytes as u32, &lens);
+    let stored = Page::parse(&page, &page_ref(span, &page, OBJECT_HEADER_LEN as u64));
+    assert!(
+        stored.is_ok_and(|stored| stored.data == data
+            && stored.zero == zero
+            && stored.frames.iter().map(|frame| frame.len_bytes).eq(lens.iter().copied())),
+        "page {number} of the index does not decode to itself"
+    );
+    assert!(page.len() as u64 + TAG_LEN_BYTES as u64 <= MAX_PAGE_LEN, "no reader accepts page {number}");
     let plain_len = page.len() as u64;
     job.sealer.seal(Domain::IndexPage, number, plain_len, &mut page, 0);
     Ok(page)
@@ -213,8 +232,10 @@ fn frame_lens(job: &Job, frames: std::ops::Range<u64>) -> Result<Vec<u32>, Cloud
         })?;
         let until = end.min(frames.end);
         lens.extend_from_slice(&recorded[(next - first) as usize..(until - first) as usize]);
+        assert!(until > next, "pack {pack_no} ends before frame {next}");
         next = until;
     }
+    assert_eq!(lens.len() as u64, frames.end - frames.start, "the journal has a length for each frame");
     Ok(lens)
 }
 

@@ -120,6 +120,7 @@ impl FileJournal {
                 return Err(CloudError::ForeignJournal { path: path.to_owned() });
             }
             state.scan().map_err(failed("cannot be read"))?;
+            debug_assert!(state.end <= len, "records behind the end of the journal");
             was_cut = state.end < len;
             state.file.set_len(state.end).map_err(failed("cannot be cut to its last whole record"))?;
         }
@@ -231,6 +232,7 @@ impl BackupJournal for FileJournal {
     fn frame_lens(&self, pack_no: u32) -> Result<Option<Vec<u32>>, CloudError> {
         let state = self.state.lock();
         let Some(at) = state.records.get(&pack_no) else { return Ok(None) };
+        debug_assert!((HEADER_LEN as u64..state.end).contains(at), "record at {at} of {}", state.end);
         let record = read_record(&mut ReadAt { file: &state.file, at: *at })
             .map_err(self.failed("cannot be read"))?
             .filter(|(found, _)| *found == pack_no);
@@ -246,6 +248,12 @@ impl BackupJournal for FileJournal {
 
     fn record(&self, pack_no: u32, frame_lens: &[u32]) -> Result<(), CloudError> {
         let record = encode_record(pack_no, frame_lens);
+        let reread = read_record(&mut &record[..]);
+        assert!(
+            matches!(&reread, Ok(Some((number, lens))) if (*number, &lens[..]) == (pack_no, frame_lens)),
+            "the record of pack {pack_no} does not decode to itself"
+        );
+        assert!(pack_no != COMMIT_MARK || frame_lens.is_empty(), "a pack has the number of the commit");
         let mut state = self.state.lock();
         state.file.write_all_at(&record, state.end).map_err(self.failed("cannot be written"))?;
         state.file.sync_data().map_err(self.failed("cannot be made durable"))?;

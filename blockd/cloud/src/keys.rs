@@ -23,6 +23,7 @@ const WRAPPED_END: usize = HEADER_LEN_BYTES + 32;
 /// Start of the proof that a holder of the data key wrote the slot.
 const PROOF_AT: usize = WRAPPED_END + TAG_LEN_BYTES;
 const CHECKSUM_AT: usize = PROOF_AT + TAG_LEN_BYTES;
+const _: () = assert!(CHECKSUM_AT + 8 == SLOT_LEN_BYTES, "a slot ends with its checksum");
 
 const KDF_NONE: u8 = 0;
 const KDF_ARGON2ID: u8 = 1;
@@ -73,6 +74,7 @@ impl DataKey {
         bytes.extend_from_slice(&[1, self.mode.byte()]);
         bytes.extend_from_slice(self.key_id.as_bytes());
         bytes.extend_from_slice(&*self.secret);
+        debug_assert!(Self::from_bytes(&bytes).is_ok_and(|key| *key.secret == *self.secret));
         bytes
     }
 
@@ -338,7 +340,8 @@ pub(crate) fn encode_slot(
     }
     out.extend_from_slice(&times.created_unix_s.to_le_bytes());
     out.extend_from_slice(&times.generation.to_le_bytes());
-    debug_assert_eq!(out.len(), HEADER_LEN_BYTES);
+    assert_eq!(out.len(), HEADER_LEN_BYTES);
+    assert_eq!(passphrase.is_some(), key.mode == EncryptionMode::Aes256GcmSiv, "a slot of another mode");
     match passphrase {
         None => out.resize(PROOF_AT, 0),
         Some(passphrase) => {
@@ -351,11 +354,16 @@ pub(crate) fn encode_slot(
             out.extend_from_slice(&tag);
         }
     }
+    assert_eq!(out.len(), PROOF_AT);
     let proof = proof(key, salt, &out)
         .ok_or(CloudError::Internal { what: "sealing the key slot", detail: "too long".into() })?;
     out.extend_from_slice(&proof);
     let checksum = xxh3_64(&out).to_le_bytes();
     out.extend_from_slice(&checksum);
+    assert!(
+        KeySlot::from_saved(&out).is_ok_and(|slot| slot.is_of(key)),
+        "the slot does not decode to itself"
+    );
     Ok(out)
 }
 

@@ -168,6 +168,7 @@ impl Repository {
             let new: Vec<_> = listed.into_iter().filter(|object| !read.contains_key(&object.key)).collect();
             let new_keys: Vec<String> = new.iter().map(|object| object.key.clone()).collect();
             let new = self.read_all_listed(new, cache).await;
+            assert_eq!(new_keys.len(), new.len(), "an answer for each listed manifest");
             let mut vanished = false;
             for (key, found) in new_keys.into_iter().zip(new) {
                 match found {
@@ -186,6 +187,10 @@ impl Repository {
             let all_stay =
                 before.is_some_and(|before| before.iter().all(|key| now.contains(key) || is_gone(key)));
             if all_stay && !vanished {
+                debug_assert!(
+                    keys.iter().all(|key| read.contains_key(key) || is_gone(key)),
+                    "unread manifests"
+                );
                 return Ok(read.into_values().collect());
             }
             before = Some(keys);
@@ -226,8 +231,10 @@ impl Repository {
             if !new.is_empty() {
                 cache.store_versions(&new).await;
             }
+            debug_assert!(read.iter().zip(part).all(|((object, ..), listed)| object.key == listed.key));
             found.extend(read.into_iter().map(|(_, listed, _)| listed));
         }
+        assert_eq!(found.len(), listed.len(), "an answer for each listed manifest");
         found
     }
 
@@ -245,6 +252,7 @@ impl Repository {
                 read => read,
             },
         };
+        debug_assert!(manifest.as_ref().map_or(true, |manifest| manifest.id() == id), "{key} is of another");
         Some(ListedManifest { key, id: Some(id), manifest })
     }
 }

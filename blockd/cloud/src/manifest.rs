@@ -200,12 +200,14 @@ impl Manifest {
         out.extend_from_slice(&(body.len() as u32).to_le_bytes());
         out.extend_from_slice(key.key_id().as_bytes());
         out.extend_from_slice(salt);
+        debug_assert_eq!(out.len(), HEADER_LEN_BYTES);
         out.extend_from_slice(&body);
         let aad = aad(&out[..HEADER_LEN_BYTES], &self.id().manifest_key());
         let tag = cipher(key, salt)
             .seal(nonce(Domain::Manifest, 0), &aad, &mut out[HEADER_LEN_BYTES..])
             .ok_or_else(|| failed("it is too long".into()))?;
         out.extend_from_slice(&tag);
+        assert_eq!(out.len() as u64, len, "the length in the header is that of the manifest");
         Ok(out)
     }
 

@@ -28,7 +28,9 @@ pub trait ManifestKey: Sized {
 
 impl ManifestKey for CloudSnapshotId {
     fn manifest_key(&self) -> String {
-        format!("{MANIFESTS_PREFIX}{self}")
+        let key = format!("{MANIFESTS_PREFIX}{self}");
+        debug_assert_eq!(Self::from_manifest_key(&key), Some(*self));
+        key
     }
 
     fn from_manifest_key(key: &str) -> Option<Self> {
@@ -75,7 +77,9 @@ impl DeltaId {
     }
 
     pub fn index_key(&self) -> String {
-        format!("{}index", self.prefix())
+        let key = format!("{}index", self.prefix());
+        debug_assert_eq!(Self::of_object(&key), Some(*self));
+        key
     }
 }
 

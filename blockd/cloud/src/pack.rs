@@ -5,7 +5,7 @@
 
 use crate::{
     CloudError, FORMAT_VERSION,
-    frame::{BLOCK, FRAME_BLOCKS, FrameWriter},
+    frame::{BLOCK, FrameWriter},
     keys::DataKey,
     names::DeltaId,
     seal::Sealer,
@@ -87,14 +87,17 @@ pub(crate) fn seal_frames(
     raw: &[u8],
     out: &mut Vec<u8>,
 ) -> Vec<u32> {
+    assert_eq!(sizes.iter().sum::<usize>() * BLOCK, raw.len(), "the blocks read are those of the frames");
+    let start = out.len();
     let mut writer = FrameWriter::default();
     let mut rest = raw;
     let mut lens = Vec::with_capacity(sizes.len());
     for (i, blocks) in sizes.iter().enumerate() {
-        debug_assert!(*blocks <= FRAME_BLOCKS);
-        let (frame, after) = rest.split_at((blocks * BLOCK).min(rest.len()));
+        let (frame, after) = rest.split_at(blocks * BLOCK);
         lens.push(writer.append(sealer, first_frame + i as u64, frame, out));
         rest = after;
     }
+    assert_eq!(lens.iter().map(|len| *len as usize).sum::<usize>(), out.len() - start);
+    debug_assert!(out.len() - start <= max_sealed_len(sizes), "the buffer grew");
     lens
 }

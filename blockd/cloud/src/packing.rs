@@ -81,8 +81,10 @@ impl Job {
         }
         let chunks = try_join_all(chunks).await?;
         let _assembling = self.packing.assembling.acquire().await;
-        let lens = chunks.iter().flat_map(|chunk| chunk.lens.iter().copied()).collect();
+        let lens: Vec<u32> = chunks.iter().flat_map(|chunk| chunk.lens.iter().copied()).collect();
         let stored: usize = chunks.iter().map(|chunk| chunk.sealed.as_ref().len()).sum();
+        assert_eq!(lens.len(), sizes.len(), "every frame of the pack has a length");
+        assert_eq!(lens.iter().map(|len| *len as usize).sum::<usize>(), stored);
         if stored == 0 {
             return Ok(Pack { raw_len_bytes, body: None, lens });
         }
@@ -94,6 +96,7 @@ impl Job {
             for chunk in chunks {
                 body.appendable().extend_from_slice(chunk.sealed.as_ref());
             }
+            assert_eq!(body.as_ref().len(), OBJECT_HEADER_LEN + stored);
             Bytes::from_owner(body)
         });
         Ok(Pack { raw_len_bytes, body: Some(body.await?), lens })
@@ -126,6 +129,9 @@ impl Job {
         let len_bytes = sizes.iter().sum::<usize>() * BLOCK;
         let extents =
             self.layout.frame_extents(&self.spec.data, first_frame, first_frame + sizes.len() as u64);
+        let extents_len: u64 = extents.iter().map(|extent| extent.len_bytes()).sum();
+        assert_eq!(extents_len, len_bytes as u64, "the extents are those of the frames");
+        debug_assert!(extents.is_sorted_by(|a, b| a.end() < b.start), "extents are maximal and ascending");
         let (buffers, reader) = (Arc::clone(&self.packing.buffers), Arc::clone(&self.reader));
         let read = move || {
             let mut raw = buffers.filled(len_bytes);

@@ -70,12 +70,15 @@ impl Layout {
                 _ => (limit, data.rank(BlockIndex(limit)) - rank_base),
             };
             let range = Extent::between(BlockIndex(lo), BlockIndex(hi));
+            assert!(hi > lo && data_blocks <= PAGE_BLOCKS.min(hi - lo), "page {lo}..{hi}: {data_blocks}");
             let page = PageSpan { range, frame_base, rank_base, data_blocks };
             frame_base += page.frames();
             rank_base += data_blocks;
             pages.push(page);
             lo = hi;
         }
+        assert_eq!(rank_base, data.len_blocks(), "the pages hold all data blocks");
+        assert!(frame_base <= rank_base, "no frame is empty");
         let pack_count = frame_base.div_ceil(PACK_FRAMES) as u32;
         Ok(Self { pages, frames: frame_base, data_blocks: rank_base, pack_count })
     }
@@ -83,6 +86,7 @@ impl Layout {
     /// The frames of a pack: the first one, and the one after the last.
     pub fn pack_frames(&self, pack_no: u32) -> (u64, u64) {
         let first = u64::from(pack_no) * PACK_FRAMES;
+        assert!(first < self.frames, "pack {pack_no} is not in the layout");
         (first, (first + PACK_FRAMES).min(self.frames))
     }
 
@@ -100,13 +104,16 @@ impl Layout {
     /// Returns the numbers of blocks of a pack's frames, in order.
     pub fn frame_sizes(&self, pack_no: u32) -> Vec<usize> {
         let (first, end) = self.pack_frames(pack_no);
-        (first..end)
+        let sizes: Vec<usize> = (first..end)
             .map(|frame| (self.rank_of_frame(frame + 1) - self.rank_of_frame(frame)) as usize)
-            .collect()
+            .collect();
+        debug_assert!(sizes.iter().all(|size| (1..=FRAME_BLOCKS).contains(size)));
+        sizes
     }
 
     /// The blocks of the frames from `first` up to the one before `end`, ascending.
     pub fn frame_extents(&self, data: &BlockSet, first: u64, end: u64) -> Vec<Extent> {
+        debug_assert!(first <= end && end <= self.frames, "frames {first}..{end} of {}", self.frames);
         let (first, end) = (self.rank_of_frame(first), self.rank_of_frame(end));
         match (data.select(first), end.checked_sub(1).and_then(|last| data.select(last))) {
             (Some(first), Some(last)) => {

@@ -134,7 +134,8 @@ impl Progress {
 
     /// Takes off what turned out not to be needed.
     pub(crate) fn spared(&self, bytes: u64) {
-        self.bytes_total.fetch_sub(bytes, Relaxed);
+        let total = self.bytes_total.fetch_sub(bytes, Relaxed);
+        debug_assert!(total >= bytes, "{bytes} bytes are spared of {total}");
     }
 }
 

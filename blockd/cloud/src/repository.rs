@@ -59,6 +59,7 @@ impl SlotMemory {
     pub fn note(&mut self, findings: &[SlotFinding]) {
         let room = MAX_SLOT_FINDINGS.saturating_sub(self.findings.len());
         self.findings.extend(findings.iter().take(room).cloned());
+        debug_assert!(self.findings.len() <= MAX_SLOT_FINDINGS);
     }
 }
 
@@ -86,7 +87,9 @@ impl KnownKeys {
 
     /// The slots one after the other.
     pub fn encode_slots(&self) -> Vec<u8> {
-        self.slots.iter().flat_map(|slot| *slot.bytes()).collect()
+        let bytes: Vec<u8> = self.slots.iter().flat_map(|slot| *slot.bytes()).collect();
+        debug_assert!(Self::decode_slots(&bytes) == self.slots, "the saved slots do not decode");
+        bytes
     }
 
     /// Reads [`encode_slots`](Self::encode_slots) back. A slot that is damaged is left out, since the store
@@ -176,6 +179,7 @@ impl Repository {
     pub async fn check_key_slots(&self) -> Result<Vec<SlotFinding>, CloudError> {
         let ids = self.keys.iter().map(DataKey::key_id).collect();
         let all = slots::read_all(&*self.store, ids).await?;
+        assert_eq!(all.len(), self.keys.len(), "a slot was read for each key");
         let remembered = self.slots.lock().remembered.clone();
         let mut findings = Vec::new();
         for (stored, key) in all.iter().zip(self.keys.iter()) {
@@ -245,6 +249,8 @@ impl Repository {
         memory: SlotMemory,
         pinned: Option<WriteKey>,
     ) -> Self {
+        assert!(!keys.is_empty(), "a repository without a key");
+        debug_assert!(keys.iter().all(|key| key.mode() == keys[0].mode()), "keys of two modes");
         let writing = Writing::order(&mut keys, &memory.remembered, pinned);
         let slots = Arc::new(Mutex::new(memory));
         Self { store, keys: Arc::new(keys), writing, slots, work: Work::default() }
@@ -343,7 +349,8 @@ impl Repository {
         object: Bytes,
         puts: impl Fn() -> u64 + Send,
     ) -> Result<(Manifest, bool), CloudError> {
-        let path = manifest.id().manifest_key();
+        let id = manifest.id();
+        let path = id.manifest_key();
         let mut puts_before = puts();
         let mut put = self.store.put(&path, object.clone(), PutMode::CreateIfAbsent).await;
         if matches!(&put, Err(error) if error.kind == StoreErrorKind::Unsupported) {
@@ -357,7 +364,7 @@ impl Repository {
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
                 // An earlier attempt, or an earlier run, may have been carried out without its answer
                 // arriving.
-                let found = self.manifest(&manifest.id()).await?;
+                let found = self.manifest(&id).await?;
                 if found.delta == manifest.delta {
                     Ok(found)
                 } else {
@@ -365,12 +372,14 @@ impl Repository {
                 }
             }
             // All attempts may have been carried out without an answer arriving: then it is a snapshot.
-            Err(error) => match self.manifest(&manifest.id()).await {
+            Err(error) => match self.manifest(&id).await {
                 Ok(found) if found.delta == manifest.delta => Ok(found),
                 _ => Err(error.into()),
             },
         };
-        Ok((there?, at_once))
+        let there = there?;
+        assert_eq!(there.id(), id, "the manifest that is there is of another snapshot");
+        Ok((there, at_once))
     }
 }
 

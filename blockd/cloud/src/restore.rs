@@ -7,6 +7,7 @@
 use crate::{
     CloudError, Damage, Manifest, Repository, SnapshotReader,
     damage::DamageList,
+    frame::BLOCK,
     progress::{CancelToken, Phase, Progress},
     reader::BulkRead,
 };
@@ -121,10 +122,14 @@ async fn run(
     progress.processed(request.skip.len_blocks() * BLOCK_SIZE_BYTES);
     let told = writer.clone();
     let settled = move |extents: &[Extent]| {
+        debug_assert!(extents.is_sorted_by(|a, b| a.end() <= b.start), "settled extents are ascending");
         let start = extents.first().map_or(BlockIndex(0), |first| first.start);
         told.settled(extents).map_err(|source| CloudError::WriteVolume { start, source })
     };
+    let end = Extent::whole(manifest.size_bytes).end();
     let sink = move |start: BlockIndex, data: &[u8]| {
+        debug_assert!(!data.is_empty() && data.len().is_multiple_of(BLOCK), "{} bytes", data.len());
+        assert!(start.0 + (data.len() / BLOCK) as u64 <= end.0, "a block behind the end of the volume");
         writer.write_blocks(start, data).map_err(|source| CloudError::WriteVolume { start, source })
     };
     let everything = Extent::whole(manifest.size_bytes);
@@ -137,6 +142,9 @@ async fn run(
         by_frame: false,
     };
     let totals = reader.read_in_bulk(everything, Arc::new(sink), options.download_concurrency, &what).await?;
+    debug_assert!(
+        request.skip_damaged || totals.blocks <= manifest.deltas().map(|one| one.data_blocks).sum()
+    );
     progress.finish();
     let damage = damage.map(|list| list.take()).unwrap_or_default();
     Ok(RestoreSummary { blocks: totals.blocks, frame_requests: totals.requests, damage })

@@ -100,6 +100,7 @@ pub async fn rekey(store: Arc<dyn BlobStore>, request: &Rekey) -> Result<(Reposi
             (wanted.clone(), request.kdf, seconds_since_1970().max(newest.saturating_add(1)));
         let (key, bytes) = run_blocking(move || create_slot(Some(&passphrase), kdf, now)).await?;
         let slot = KeySlot::from_saved(&bytes)?;
+        assert!(slot.is_of(&key) && slot.created_unix_s > newest, "the new key is not the newest");
         slots::put_new(&*store, &slot).await?;
         write_key = Some(WriteKey { created_unix_s: slot.created_unix_s, key_id: slot.key_id });
         opened.push((key, slot));
@@ -151,6 +152,7 @@ async fn unlock<'a>(
     if unlocked.is_empty() {
         return Err(CloudError::WrongPassphrase { store: store.describe().to_owned(), slots: found });
     }
+    assert!((1..=found).contains(&unlocked.len()), "{} of {found} slots opened", unlocked.len());
     let foreign = found - unlocked.len();
     Ok((unlocked, foreign))
 }
@@ -196,5 +198,7 @@ async fn rewrap(
         let wrap = move || encode_slot(&key, Some(&passphrase), kdf, &random()?, times);
         one.slot = KeySlot::from_saved(&run_blocking(wrap).await?)?;
     }
+    assert!(one.slot.is_of(&one.key), "a slot that does not hold its key");
+    debug_assert!(one.slot.generation >= last, "an earlier slot replaces a later one");
     slots::replace(store, one.stored, &one.slot).await
 }

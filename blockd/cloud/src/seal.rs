@@ -135,6 +135,8 @@ fn checksum(aad: &[u8], bytes: &[u8]) -> [u8; TAG_LEN_BYTES] {
 /// Length of the associated data before the domain, which identifies the owner of an item.
 const PLACE_LEN_BYTES: usize = 83;
 const AAD_LEN_BYTES: usize = PLACE_LEN_BYTES + 20;
+/// Version, mode, key, cluster, volume, snapshot, salt.
+const _: () = assert!(PLACE_LEN_BYTES == 2 + 1 + 16 + 16 + 8 + 8 + 32);
 
 /// Seals and opens the pieces of one delta.
 pub(crate) struct Sealer {
@@ -172,6 +174,7 @@ impl Sealer {
 
     /// Seals `out[from..]` in place and appends the tag.
     pub fn seal(&self, domain: Domain, ordinal: u64, plain_len_bytes: u64, out: &mut Vec<u8>, from: usize) {
+        debug_assert!(from < out.len(), "there is nothing to seal");
         let aad = self.aad(domain, ordinal, plain_len_bytes);
         #[allow(clippy::expect_used, reason = "only more than 64 GiB cannot be sealed")]
         let tag = self.cipher.seal(nonce(domain, ordinal), &aad, &mut out[from..]).expect("less than 64 GiB");

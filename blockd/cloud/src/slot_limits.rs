@@ -31,6 +31,8 @@ pub(crate) fn select(listed: &BTreeMap<Uuid, i64>, known: &KnownKeys) -> (Vec<Uu
     ids.extend(others.into_iter().map(|(_, id)| id));
     let left_out = ids.len().saturating_sub(MAX_SLOTS.max(known.slots.len()));
     ids.truncate(ids.len() - left_out);
+    debug_assert!(known.slots.iter().all(|slot| ids.contains(&slot.key_id)), "an own slot is left out");
+    debug_assert!(ids.len() <= MAX_SLOTS.max(known.slots.len()));
     (ids, left_out)
 }
 

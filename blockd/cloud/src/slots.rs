@@ -198,6 +198,7 @@ pub(crate) struct SlotCheck {
 impl SlotCheck {
     /// Compares copies. `remembered` is the slot that this host saw last.
     pub fn of(stored: &StoredSlot, key: &DataKey, remembered: Option<&KeySlot>) -> Self {
+        debug_assert_eq!(stored.key_id, key.key_id(), "copies of another key's slot");
         let remembered = remembered.filter(|slot| slot.is_of(key));
         let least = remembered.map_or(0, |slot| slot.generation);
         let mut faults = Vec::new();
@@ -223,6 +224,7 @@ impl SlotCheck {
         let differs = matches!(good[..], [first, second] if first != second);
         // Of two that differ, the earlier one: the change of the passphrase is not complete.
         let in_store = good.into_iter().min_by_key(|slot| slot.generation);
+        debug_assert!(in_store.is_none_or(|slot| slot.is_of(key) && slot.generation >= least));
         Self {
             key_id: stored.key_id,
             faults,
@@ -243,6 +245,7 @@ impl SlotCheck {
         let mut findings = Vec::new();
         for fault in &self.faults {
             let object = object_of(fault.copy, self.key_id);
+            assert!(self.source.as_ref().is_none_or(|slot| slot.key_id == self.key_id));
             let repair = match &self.source {
                 None => SlotRepair::NotTried("this host does not have the slot"),
                 Some(_) if !self.is_in_store && !is_place_proven => {
@@ -306,6 +309,7 @@ pub(crate) async fn put_new(store: &dyn BlobStore, slot: &KeySlot) -> Result<(),
     let body = Bytes::copy_from_slice(slot.bytes());
     for copy in WRITE_ORDER {
         let object = object_of(copy, slot.key_id);
+        assert!(KeySlot::parse(&object, &body).is_ok(), "a slot that is stored as {object} is not read");
         match create(store, &object, body.clone()).await {
             Ok(()) => {}
             // The name is random: an earlier attempt of this request made it, perhaps with damage.
@@ -329,6 +333,7 @@ pub(crate) async fn replace(
     stored: &StoredSlot,
     slot: &KeySlot,
 ) -> Result<bool, CloudError> {
+    assert_eq!(stored.key_id, slot.key_id, "a slot replaces that of another key");
     let mut replaced = false;
     for copy in WRITE_ORDER {
         if stored.copies[copy].slot() == Some(slot) {

@@ -62,6 +62,8 @@ pub(crate) async fn complete(
     stored: &[StoredSlot],
     known: &KnownKeys,
 ) -> Result<Repository, CloudError> {
+    assert!(!opened.is_empty(), "a repository without a key");
+    debug_assert!(opened.iter().all(|(key, slot)| slot.is_of(key)), "a key with the slot of another");
     // The newest first: a host that knows none writes with it.
     opened.sort_by_key(|(key, slot)| Reverse((slot.created_unix_s, key.key_id())));
     let (keys, of_keys): (Vec<DataKey>, Vec<KeySlot>) = opened.into_iter().unzip();
@@ -96,6 +98,7 @@ async fn begin(
     let made = move || create_slot(passphrase.as_ref().map(|text| text.as_str()), kdf, created);
     let (key, bytes) = run_blocking(made).await?;
     let slot = KeySlot::from_saved(&bytes)?;
+    assert!(slot.is_of(&key), "the slot of a new repository does not hold its key");
     slots::put_new(&*store, &slot).await?;
     let memory = SlotMemory { remembered: vec![slot], findings: Vec::new() };
     Ok(Repository::opened(store, vec![key], memory, None))
@@ -120,6 +123,7 @@ impl Candidates {
                 slots.push(slot.clone());
             }
         }
+        debug_assert!(slots.iter().chain(&in_store).all(|slot| slot.key_id == stored.key_id));
         Self { slots, in_store }
     }
 

@@ -226,6 +226,8 @@ async fn run(
         let digest = digests.get(&id).copied();
         report.snapshots.push(VerifiedSnapshot { id, damaged, has_manifest: true, digest });
     }
+    assert!(report.snapshots.len() <= ids.len(), "more snapshots than were requested");
+    assert!(report.findings_total >= report.findings.len() as u64, "findings that are not counted");
     report.snapshots.sort_by_key(|snapshot| snapshot.id);
     report.findings.sort_by(|a, b| (&a.object, a.offset_bytes).cmp(&(&b.object, b.offset_bytes)));
     progress.finish();
@@ -277,6 +279,7 @@ struct Content {
 
 impl Content {
     fn take(&self, start: BlockIndex, data: &[u8]) -> Result<(), CloudError> {
+        debug_assert!(data.len().is_multiple_of(BLOCK_SIZE_BYTES as usize), "{} bytes", data.len());
         let mut sum = [0; 32];
         for (n, block) in data.chunks(BLOCK_SIZE_BYTES as usize).enumerate() {
             let mut hasher = Sha256::new();
@@ -369,6 +372,7 @@ async fn packs(repo: &Repository, delta: &Delta) -> Result<BTreeMap<u32, (u64, B
         let Some(page) = reader.page(number).await? else { continue };
         for job in reader.jobs(number, &page, &page.data) {
             let (len, blocks) = packs.entry(job.pack_no()).or_default();
+            debug_assert!(job.pack_no() < delta.pack_count, "pack {} of {}", job.pack_no(), delta.pack_count);
             *len = (*len).max(job.end().into());
             job.wanted().for_each(|extent| blocks.insert_extent(extent));
         }

@@ -71,6 +71,8 @@ impl Writing {
             let key = of(key);
             (key.key_id != pinned.key_id, key > pinned, Reverse(key))
         });
+        debug_assert_eq!(keys.first().is_some_and(|first| first.key_id() == pinned.key_id), has_pinned);
+        debug_assert!(has_pinned || refusal.is_some() || newest.is_none(), "written with another key");
         Self { pinned, refusal }
     }
 

@@ -77,6 +77,7 @@ impl PieceKey {
             // Writing to a string does not fail.
             let _ = write!(name, "{byte:02x}");
         }
+        debug_assert!(Self::from_name(&name) == Some(*self), "{name} names another piece");
         name
     }
 
@@ -259,6 +260,9 @@ impl DiskCache {
             return;
         }
         let piece = Piece { touched: SystemTime::now() };
+        debug_assert!(
+            fs::metadata(&path).map_or(true, |meta| meta.len() == (HEADER_LEN + bytes.len()) as u64)
+        );
         let gone = self.pieces.lock().insert(*key, piece, grain(bytes.len() as u64));
         for (gone, _) in gone.into_iter().filter(|(gone, _)| gone != key) {
             let _ = fs::remove_file(self.path(&gone));
@@ -319,6 +323,7 @@ impl DiskCache {
 
 /// Returns the header before the checksum.
 fn header_start(len: usize) -> [u8; 16] {
+    assert!(len as u64 <= MAX_PIECE_LEN, "a piece of {len} bytes");
     let mut start = [0; 16];
     start[..8].copy_from_slice(MAGIC);
     start[8..10].copy_from_slice(&VERSION.to_le_bytes());

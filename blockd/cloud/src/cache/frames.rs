@@ -71,7 +71,8 @@ impl Frames {
             return Claim::Wait(Wait(flight.clone()));
         }
         let (send, receive) = watch::channel(Progress::default());
-        inner.flights.insert(key, receive.clone());
+        let before = inner.flights.insert(key, receive.clone());
+        debug_assert!(before.is_none(), "frame {key:?} is in flight");
         Claim::Mine(Obligation { frames: self.clone(), key, send, over: false }, Wait(receive))
     }
 
@@ -99,7 +100,8 @@ impl Obligation {
     pub fn land(mut self, result: FrameResult) {
         let gone = {
             let mut inner = self.frames.inner.lock();
-            inner.flights.remove(&self.key);
+            let flight = inner.flights.remove(&self.key);
+            debug_assert!(flight.is_some(), "frame {:?} was fetched by two", self.key);
             let frame = result.as_ref().ok();
             frame.map(|frame| {
                 inner.ready.insert(self.key, frame.clone(), frame.heap_bytes() + FRAME_OVERHEAD_BYTES)

@@ -41,6 +41,8 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
             self.bytes -= len_bytes;
             gone.push((key, value));
         }
+        assert!(self.bytes <= self.max_bytes, "{} of {} bytes", self.bytes, self.max_bytes);
+        debug_assert!(self.entries.contains_key(&key), "the new entry was evicted");
         gone
     }
 

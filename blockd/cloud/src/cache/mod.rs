@@ -151,7 +151,7 @@ pub(crate) struct SharedDelta {
     pub number: u64,
     pub reader: Arc<DeltaReader>,
     key_id: Uuid,
-    salt: [u8; 32],
+    pub salt: [u8; 32],
     /// Store without the cache.
     store: Arc<dyn BlobStore>,
 }
@@ -379,6 +379,10 @@ impl Shared {
         wanted: Vec<(WantedFrame, Obligation)>,
         limit: &Arc<Semaphore>,
     ) {
+        debug_assert!(
+            wanted.is_sorted_by(|(a, _), (b, _)| a.ordinal() < b.ordinal()),
+            "frames are ascending"
+        );
         let (frames, flights): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
         let mut flights = flights.into_iter();
         for job in group(frames, MAX_GAP_BYTES, MAX_FETCH_BYTES) {
@@ -386,6 +390,7 @@ impl Shared {
             let (shared, delta, limit) = (self.clone(), delta.clone(), limit.clone());
             runtime.spawn(async move { shared.fetch_job(&delta, job, flights, &limit).await });
         }
+        debug_assert!(flights.next().is_none(), "frames that nothing fetches");
     }
 
     async fn fetch_job(
@@ -395,8 +400,8 @@ impl Shared {
         flights: Vec<Obligation>,
         limit: &Semaphore,
     ) {
-        let fetched = self.fetch_bytes(delta, &job, limit).await;
-        match fetched {
+        assert_eq!(job.frames.len(), flights.len(), "an obligation for each frame");
+        match self.fetch_bytes(delta, &job, limit).await {
             Ok((start, bytes)) => {
                 let (delta, disk, memory) = (delta.clone(), self.disk.clone(), self.memory.clone());
                 self.counters.fetched.fetch_add(flights.len() as u64, Relaxed);
@@ -469,6 +474,7 @@ fn land_all(
             }
         }
     }
+    debug_assert!(good.len() <= frames.len() && good.is_sorted_by_key(|frame| frame.ordinal()));
     // After the waiters have their results.
     if let Some(disk) = disk {
         for frame in good {

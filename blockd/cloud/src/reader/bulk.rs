@@ -62,6 +62,7 @@ impl SnapshotReader {
         let sink = {
             let out = out.clone();
             move |start: BlockIndex, data: &[u8]| {
+                debug_assert!(start >= extent.start, "block {start} before {extent}");
                 let from = (start.0 - extent.start.0) as usize * BLOCK;
                 out.lock()[from..from + data.len()].copy_from_slice(data);
                 Ok(())
@@ -147,6 +148,7 @@ impl SnapshotReader {
                         in_place.len_blocks()
                     });
                     let listed = page.data.len_blocks();
+                    debug_assert!(moved + in_place <= listed, "{moved} + {in_place} of {listed} blocks");
                     progress.spared(listed.saturating_sub(moved + in_place) * BLOCK_SIZE_BYTES);
                 }
                 for job in jobs {
@@ -209,6 +211,7 @@ impl SnapshotReader {
         what: &BulkRead<'_>,
     ) -> Result<u64, CloudError> {
         let blocks = job.wanted_blocks();
+        debug_assert!(blocks > 0, "a request for no block");
         let chunks = job.frames.chunks(CHUNK_FRAMES).map(|frames| {
             let (delta, fetched, sink) = (delta.clone(), fetched.clone(), sink.clone());
             let (frames, cores) = (frames.to_vec(), self.inner.cores.clone());
@@ -242,6 +245,7 @@ impl SnapshotReader {
                 None => job.wanted().collect(),
                 Some(damage) => damage.sound(job.wanted()),
             };
+            debug_assert!(extents.iter().map(|extent| extent.len_blocks).sum::<u64>() <= blocks);
             let settled = settled.clone();
             run_blocking(move || settled(&extents)).await?;
         }

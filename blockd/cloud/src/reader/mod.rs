@@ -77,6 +77,8 @@ impl SnapshotReader {
         deltas: Vec<Arc<SharedDelta>>,
         threads: usize,
     ) -> Self {
+        assert_eq!(deltas.len(), manifest.deltas().count(), "a reader for each delta");
+        debug_assert!(deltas.iter().zip(manifest.deltas()).all(|(open, delta)| open.salt == delta.salt));
         // Readahead data must stay until it is needed.
         let ahead = cache.options.readahead_bytes.min(cache.options.memory_bytes / 8 * 3);
         let limits = ReadaheadLimits {

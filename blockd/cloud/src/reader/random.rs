@@ -101,6 +101,7 @@ impl SnapshotReader {
             Some(stretch) => stretch,
             None => self.inner.runtime.block_on(self.inner.load(range))?,
         };
+        debug_assert!(range.start <= block && block < range.end(), "block {block} outside of {range}");
         let mut data = BlockSet::new();
         stretch.visible(|_, _, _, visible| data.union_with(&visible));
         let data = Arc::new(data);
@@ -179,6 +180,7 @@ impl FrameRun {
             visible.intersect_with(&left);
             left.subtract(&data);
             left.subtract(&page.zero.slice(self.range));
+            debug_assert!(visible.len_blocks() <= self.range.len_blocks);
             if !visible.is_empty() {
                 tell(*level, *number, page, visible);
             }
@@ -211,6 +213,7 @@ impl Inner {
         let (mut from, end) = (extent.start, extent.end());
         std::iter::from_fn(move || {
             let until = (from < end).then(|| self.frame_run_at(from).end().min(end))?;
+            assert!(until > from, "no page covers block {from}");
             let range = Extent::between(from, until);
             from = until;
             Some(range)
@@ -221,7 +224,9 @@ impl Inner {
     fn pages_of(&self, range: Extent) -> impl Iterator<Item = (usize, usize)> + '_ {
         let levels = self.deltas.iter().enumerate();
         levels.filter_map(move |(level, delta)| {
-            delta.reader.root.pages_in(range).next().map(|number| (level, number))
+            let pages = delta.reader.root.pages_in(range);
+            debug_assert!(pages.len() <= 1, "{} pages of a delta in {range}", pages.len());
+            pages.start.lt(&pages.end).then_some((level, pages.start))
         })
     }
 
@@ -280,6 +285,7 @@ impl Inner {
             if mine.is_empty() {
                 continue;
             }
+            debug_assert!(mine.is_sorted_by(|(a, _), (b, _)| a.ordinal() < b.ordinal()), "a frame twice");
             if here {
                 let missing = self.cache.fetch_from_disk(delta, mine);
                 self.cache.fetch(&self.runtime, delta, missing, &self.cache.fetches);
@@ -374,6 +380,7 @@ async fn lookup_on_disk(
 fn clear_gaps<'a>(frames: impl Iterator<Item = &'a WantedFrame>, extent: Extent, buf: &mut [u8]) {
     // No block is wanted from two frames.
     let wanted: u64 = frames.map(WantedFrame::wanted_blocks).sum();
+    debug_assert!(wanted <= extent.len_blocks, "{wanted} blocks of {extent}");
     if wanted < extent.len_blocks {
         buf.fill(0);
     }

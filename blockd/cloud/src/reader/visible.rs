@@ -74,8 +74,10 @@ impl VisiblePages<'_> {
             let Some(page) = page else { continue };
             let mut visible = page.data.clone();
             visible.intersect_with(&self.left);
+            let before = self.left.len_blocks();
             self.left.subtract(&page.data);
             self.left.subtract(&page.zero);
+            debug_assert!(self.left.len_blocks() + visible.len_blocks() <= before, "a block from two deltas");
             return Ok(Some(VisiblePage { delta: Arc::clone(delta), number, page, visible }));
         }
     }
@@ -87,6 +89,7 @@ impl VisiblePages<'_> {
                 return false;
             }
             let end = ((self.next_start / REGION_BLOCKS + 1) * REGION_BLOCKS).min(self.end);
+            assert!(end > self.next_start, "the walk stands still at block {end}");
             self.region = Extent::between(BlockIndex(self.next_start), BlockIndex(end));
             self.next_start = end;
             self.left = BlockSet::from_iter([self.region]);

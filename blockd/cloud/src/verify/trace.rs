@@ -57,6 +57,7 @@ pub(super) async fn trace(
             for newer in manifest.deltas().take(at) {
                 hiding.hide(newer, &mut blocks).await?;
             }
+            debug_assert!(blocks.len_blocks() <= lost.len_blocks(), "more blocks are affected than are lost");
             if !blocks.is_empty() {
                 damaged.entry(*id).or_default().union_with(&blocks);
                 affected_by.entry(prefix.clone()).or_default().push(AffectedSnapshot { id: *id, blocks });
@@ -118,6 +119,7 @@ impl Hiding<'_> {
         if self.readers.len() >= MAX_READERS {
             self.readers.clear();
         }
+        debug_assert!(self.readers.len() < MAX_READERS);
         self.readers.insert(key, reader.clone());
         Ok(reader)
     }
