@@ -116,6 +116,7 @@ impl Monitor {
         self.of_health(&mut text, space);
         self.of_stores(&mut text, &rows);
         self.of_backups(&mut text, &rows);
+        self.of_schedules(&mut text, &rows);
         self.of_rules(&mut text);
         self.of_caches(&mut text);
         self.of_webhooks(&mut text, &rows);
@@ -209,6 +210,9 @@ impl Monitor {
                 (vec![("kind", kind.to_string()), ("state", state.as_str().to_owned())], count)
             }),
         );
+    }
+
+    fn of_schedules(&self, text: &mut Exposition, rows: &Rows) {
         text.gauge(
             "blockd_schedule_runs_unfinished",
             "Unfinished runs of schedules.",

@@ -68,17 +68,10 @@ fn pool_of(rule: &Rule) -> Option<(String, Retention)> {
     rule.retain.clone().map(|retain| (rule.when.to_string(), retain))
 }
 
-/// Adds the runs of a schedule, one for each volume and location. A volume with a running or queued run is
-/// skipped; a run that was refused until now fails, which is reported.
-fn add_runs(
-    tx: &Transaction<'_>,
-    schedule: &ScheduleRow,
-    cause: &Cause<'_>,
-    volumes: &[Candidate],
-    now: Timestamp,
-) -> Result<Vec<RunRow>, DbError> {
+/// Returns a run of a schedule without volume and credential.
+fn template(schedule: &ScheduleRow, cause: &Cause<'_>, now: Timestamp) -> RunRow {
     let (pool, retain) = cause.rule.and_then(pool_of).unzip();
-    let run = RunRow {
+    RunRow {
         id: 0,
         schedule: schedule.uuid,
         rule: cause.rule.map(|rule| rule.when.clone()),
@@ -98,7 +91,30 @@ fn add_runs(
         pool: pool.unwrap_or_default(),
         retain,
         snapshot: None,
-    };
+    }
+}
+
+/// Ends a run that waited until the next one was due.
+fn fail_waiting(tx: &Transaction<'_>, run: &RunRow, now: Timestamp) -> Result<(), DbError> {
+    let why = run.reason.as_deref().unwrap_or_default();
+    let reason = format!("it could not begin until the next one was due: {why}");
+    tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
+    let message = format!("a run of schedule {} failed: {reason}", run.schedule);
+    let event = NewEvent::new(now, Severity::Error, "run-failed", message);
+    NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
+    end_queued(tx, run, RunState::Failed, reason, now).map(drop)
+}
+
+/// Adds the runs of a schedule, one for each volume and location. A volume with a running or queued run is
+/// skipped; a run that was refused until now fails, which is reported.
+fn add_runs(
+    tx: &Transaction<'_>,
+    schedule: &ScheduleRow,
+    cause: &Cause<'_>,
+    volumes: &[Candidate],
+    now: Timestamp,
+) -> Result<Vec<RunRow>, DbError> {
+    let run = template(schedule, cause, now);
     let skipped = |run: RunRow, reason: String| RunRow {
         state: RunState::Skipped,
         completed: Some(now),
@@ -119,13 +135,7 @@ fn add_runs(
             let earlier = RunRow::unfinished(tx, schedule.uuid, volume.id, credential)?;
             runs.push(match earlier {
                 Some(earlier) if earlier.state == RunState::Queued && earlier.reason.is_some() => {
-                    let why = earlier.reason.as_deref().unwrap_or_default();
-                    let reason = format!("it could not begin until the next one was due: {why}");
-                    tracing::error!(schedule = %schedule.uuid, run = earlier.id, %reason, "the run failed");
-                    let message = format!("a run of schedule {} failed: {reason}", schedule.uuid);
-                    let event = NewEvent::new(now, Severity::Error, "run-failed", message);
-                    NewEvent { volume: earlier.volume_name.clone(), ..event }.insert(tx)?;
-                    end_queued(tx, &earlier, RunState::Failed, reason, now)?;
+                    fail_waiting(tx, &earlier, now)?;
                     run
                 }
                 Some(earlier) => {

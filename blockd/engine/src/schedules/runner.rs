@@ -198,6 +198,32 @@ async fn delete_runs(schedule_runner: &Arc<ScheduleRunner>) {
     }
 }
 
+/// Returns the volumes of runs, each with the repositories of its backups.
+fn members_of(runs: &[RunRow]) -> Vec<Member> {
+    let mut places: BTreeMap<VolumeId, Vec<CredentialRef>> = BTreeMap::new();
+    for run in runs {
+        if let (Some(volume), Some(credential)) = (run.volume, run.credential) {
+            places.entry(volume).or_default().push(CredentialRef::Id(credential));
+        }
+    }
+    let member = |(volume, credentials)| Member { volume: VolumeRef::Id(volume), credentials };
+    places.into_iter().map(member).collect()
+}
+
+/// Records the tasks of started runs.
+fn record_starts(tx: &rusqlite::Transaction<'_>, runs: &[RunRow], tasks: &[TaskRow]) -> Result<(), DbError> {
+    runs.iter().try_for_each(|run| {
+        if run.is_local() {
+            let of_volume = |task: &&TaskRow| task.volume == run.volume;
+            let Some(task) = tasks.iter().find(of_volume) else { return Ok(()) };
+            let Some(snapshot) = task.snapshot else { return Ok(()) };
+            return engine::record_local_start(tx, run, snapshot, Some(task.id));
+        }
+        let is_its = |task: &&TaskRow| task.volume == run.volume && Some(task.credential) == run.credential;
+        tasks.iter().find(is_its).map_or(Ok(()), |task| engine::record_start(tx, run, task))
+    })
+}
+
 impl ScheduleRunner {
     /// Runs one pass; returns the time of the next one.
     pub async fn scheduler_pass(self: &Arc<Self>, now: Timestamp) -> Result<Option<Timestamp>, ServiceError> {
@@ -241,6 +267,17 @@ impl ScheduleRunner {
         Ok(next)
     }
 
+    /// Records why runs wait. They are retried in each pass, and the reason is reported once.
+    async fn let_wait(&self, runs: Vec<RunRow>, reason: String) -> Result<(), ServiceError> {
+        if let Some(first) = runs.first().filter(|first| first.reason.as_ref() != Some(&reason)) {
+            tracing::warn!(schedule = %first.schedule, run = first.id, %reason, "the run waits");
+        }
+        let waits = move |tx: &rusqlite::Transaction<'_>| {
+            runs.iter().try_for_each(|run| engine::waits(tx, run, reason.clone()))
+        };
+        Ok(self.db.run(waits).await?)
+    }
+
     /// Starts the runs of a batch, or ends those that cannot start; returns true if they started.
     async fn begin_batch(self: &Arc<Self>, batch: Batch, now: Timestamp) -> Result<bool, ServiceError> {
         let known: HashSet<Uuid> =
@@ -260,19 +297,12 @@ impl ScheduleRunner {
             }
             found => found?,
         };
-        let mut places: BTreeMap<VolumeId, Vec<CredentialRef>> = BTreeMap::new();
         let (local, stored): (Vec<_>, Vec<_>) = runs.iter().cloned().partition(RunRow::is_local);
         if stored.is_empty() {
             let batch = Batch { runs: local, is_group: batch.is_group };
             return self.begin_local(batch, schedule, now).await.map(|()| true);
         }
-        for run in &stored {
-            if let (Some(volume), Some(credential)) = (run.volume, run.credential) {
-                places.entry(volume).or_default().push(CredentialRef::Id(credential));
-            }
-        }
-        let member = |(volume, credentials)| Member { volume: VolumeRef::Id(volume), credentials };
-        let members: Vec<Member> = places.into_iter().map(member).collect();
+        let members = members_of(&stored);
         let together = batch.is_group.then(Uuid::new_v4);
         let record_start = runs.clone();
         let keep_local = match local.is_empty() {
@@ -289,19 +319,9 @@ impl ScheduleRunner {
             keep_local,
             ..BackupRequest::default()
         };
-        let started = self.backups.start_backups(&members, &asked, move |tx, tasks| {
-            record_start.iter().try_for_each(|run| {
-                if run.is_local() {
-                    let of_volume = |task: &&TaskRow| task.volume == run.volume;
-                    let Some(task) = tasks.iter().find(of_volume) else { return Ok(()) };
-                    let Some(snapshot) = task.snapshot else { return Ok(()) };
-                    return engine::record_local_start(tx, run, snapshot, Some(task.id));
-                }
-                let is_its =
-                    |task: &&TaskRow| task.volume == run.volume && Some(task.credential) == run.credential;
-                tasks.iter().find(is_its).map_or(Ok(()), |task| engine::record_start(tx, run, task))
-            })
-        });
+        let started = self
+            .backups
+            .start_backups(&members, &asked, move |tx, tasks| record_starts(tx, &record_start, tasks));
         match started.await {
             Ok(tasks) => {
                 tracing::info!(schedule = %first.schedule, run = first.id, tasks = tasks.len(), "run begun");
@@ -315,16 +335,7 @@ impl ScheduleRunner {
             }
             // A manual backup goes first; this one waits.
             Err(error) if error.to_api().code == ErrorCode::VolumeInUse || error.is_retryable() => {
-                let reason = error.to_api().message;
-                // It is retried in each pass, and reported once.
-                if first.reason.as_ref() != Some(&reason) {
-                    tracing::warn!(schedule = %first.schedule, run = first.id, %reason, "the run waits");
-                }
-                let waits = move |tx: &rusqlite::Transaction<'_>| {
-                    runs.iter().try_for_each(|run| engine::waits(tx, run, reason.clone()))
-                };
-                self.db.run(waits).await?;
-                Ok(false)
+                self.let_wait(runs, error.to_api().message).await.map(|()| false)
             }
             // Runs without a store start separately.
             Err(error) => self.end_runs(stored, error.to_api().message, now).await.map(|()| false),

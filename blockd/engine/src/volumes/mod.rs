@@ -259,24 +259,9 @@ impl Volumes {
             EntryState::Up(volume) => Some(volume.stats()),
             _ => None,
         };
-        let (state, state_reason) = match (view.state, view.fault) {
-            (_, Some(fault)) => (api::VolumeState::Failed, Some(fault)),
-            (EntryState::Up(_), None) => (api::VolumeState::Up, None),
-            (EntryState::Restoring, None) => (api::VolumeState::Restoring, None),
-            (EntryState::Failed(reason), None) => (api::VolumeState::Failed, Some(reason)),
-            (EntryState::Creating, None) => (api::VolumeState::Failed, Some("it is still being made".into())),
-            (EntryState::Deleting, None) => (api::VolumeState::Failed, Some("it is being deleted".into())),
-        };
+        let (state, state_reason) = state_of(view.state, view.fault);
         let shown = |row: &&SnapshotRow| row.volume == entry.id && !row.internal;
         let snapshot_count = facts.snapshots.iter().filter(shown).count() as u64;
-        let last_backups = facts.chains.iter().filter(|chain| chain.volume == entry.id);
-        let last_backups = last_backups.map(|chain| LastBackup {
-            credential: chain.credential,
-            credential_name: facts.credential_name(chain.credential),
-            cloudsnap_id: chain.cloudsnap.to_string(),
-            time: chain.finished,
-            incrementals_since_full: chain.incrementals,
-        });
         api::Volume {
             id: entry.id,
             name: entry.name.clone(),
@@ -305,15 +290,7 @@ impl Volumes {
                 let (done_bytes, total_bytes) = (stats.rollback_done_bytes, stats.rollback_total_bytes);
                 api::RollingBack { done_bytes, total_bytes }
             }),
-            going_back: facts.going_back.iter().find(|task| task.volume == Some(entry.id)).map(|task| {
-                GoingBack {
-                    task: task.id,
-                    cloudsnap: task.cloudsnap.to_string(),
-                    done_bytes: task.detail.bytes_processed,
-                    total_bytes: task.detail.bytes_total,
-                    in_part: matches!(task.state, TaskState::Failed | TaskState::Stopped),
-                }
-            }),
+            going_back: facts.going_back_of(entry.id),
             hydration,
             io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
                 reads: stats.reads,
@@ -322,7 +299,7 @@ impl Volumes {
                 bytes_written: stats.bytes_written,
                 flushes: stats.flushes,
             }),
-            last_backups: last_backups.collect(),
+            last_backups: facts.last_backups_of(entry.id),
         }
     }
 
@@ -556,8 +533,45 @@ struct Facts {
 }
 
 impl Facts {
+    /// Returns the newest backup of a volume in each repository.
+    fn last_backups_of(&self, volume: VolumeId) -> Vec<LastBackup> {
+        let chains = self.chains.iter().filter(|chain| chain.volume == volume);
+        let newest = chains.map(|chain| LastBackup {
+            credential: chain.credential,
+            credential_name: self.credential_name(chain.credential),
+            cloudsnap_id: chain.cloudsnap.to_string(),
+            time: chain.finished,
+            incrementals_since_full: chain.incrementals,
+        });
+        newest.collect()
+    }
+
+    /// Returns the in-place restore of a volume, if there is one.
+    fn going_back_of(&self, volume: VolumeId) -> Option<GoingBack> {
+        let task = self.going_back.iter().find(|task| task.volume == Some(volume))?;
+        Some(GoingBack {
+            task: task.id,
+            cloudsnap: task.cloudsnap.to_string(),
+            done_bytes: task.detail.bytes_processed,
+            total_bytes: task.detail.bytes_total,
+            in_part: matches!(task.state, TaskState::Failed | TaskState::Stopped),
+        })
+    }
+
     fn credential_name(&self, uuid: uuid::Uuid) -> String {
         let found = self.credentials.iter().find(|row| row.uuid == uuid);
         found.map_or_else(|| uuid.to_string(), |row| row.name.to_string())
+    }
+}
+
+/// Returns the state of a volume for the API, and its cause.
+fn state_of(state: EntryState, fault: Option<String>) -> (api::VolumeState, Option<String>) {
+    match (state, fault) {
+        (_, Some(fault)) => (api::VolumeState::Failed, Some(fault)),
+        (EntryState::Up(_), None) => (api::VolumeState::Up, None),
+        (EntryState::Restoring, None) => (api::VolumeState::Restoring, None),
+        (EntryState::Failed(reason), None) => (api::VolumeState::Failed, Some(reason)),
+        (EntryState::Creating, None) => (api::VolumeState::Failed, Some("it is still being made".into())),
+        (EntryState::Deleting, None) => (api::VolumeState::Failed, Some("it is being deleted".into())),
     }
 }
