@@ -8,8 +8,6 @@ mod block;
 mod block_set;
 mod block_source;
 mod cloud_snapshot_id;
-#[cfg(any(test, feature = "testing"))]
-pub mod fuzzing;
 mod ids;
 mod nbd_device;
 mod readahead;

@@ -1,7 +1,7 @@
-//! Properties of block sets decoded from arbitrary bytes; for fuzzing and tests only.
+//! Properties of block sets decoded from arbitrary bytes.
 #![allow(clippy::panic, reason = "what does not hold is to be found")]
 
-use crate::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BLOCKS};
+use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BLOCKS};
 
 /// Decodes `data` as a block set and checks its properties.
 ///
