@@ -1,21 +1,8 @@
-//! Sets of blocks: what is dirty, what a layer holds, what a backup carries.
+//! Sets of blocks.
 //!
 //! A roaring bitmap counts 32-bit members, which is 16 TiB of 4 KiB blocks; a [`BlockSet`] is up to four of
 //! them side by side, which is the 64 TiB a volume may have. Its worst case, every other block of a terabyte,
 //! is 32 MiB.
-//!
-//! # Encoding
-//!
-//! All integers little-endian.
-//!
-//! | bytes | what |
-//! |---|---|
-//! | 4 | number of shards that follow, at most 4 |
-//! | per shard: 4 | shard number: members are `shard << 32 + member`; ascending |
-//! | 4 | length of the bitmap in bytes |
-//! | n | the bitmap in the portable roaring format (the RoaringFormatSpec's) |
-//!
-//! Shards without members are left out.
 
 use crate::{BlockIndex, Extent, ExtentError, MAX_VOLUME_BLOCKS};
 use roaring::RoaringBitmap;
@@ -287,7 +274,14 @@ impl BlockSet {
         self.serialized_len() as u64
     }
 
-    /// Encodes the set as described in the module documentation.
+    /// Encodes the set. All integers are little-endian:
+    ///
+    /// | bytes | content |
+    /// |---|---|
+    /// | 4 | number of shards, at most 4; shards without members are left out |
+    /// | per shard: 4 | shard number, ascending; members are `shard << 32 + member` |
+    /// | 4 | length of the bitmap in bytes |
+    /// | n | bitmap in the portable format of the RoaringFormatSpec |
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.serialized_len());
         let count = self.shards.iter().filter(|bitmap| !bitmap.is_empty()).count() as u32;
@@ -463,148 +457,5 @@ impl Iterator for GapsIn<'_> {
             }
         }
         None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::BTreeSet;
-
-    const EDGE: u64 = 1 << 32;
-
-    /// Extents near the boundaries: zero, containers, shards, the end.
-    fn run() -> impl Strategy<Value = Extent> {
-        let base = prop_oneof![Just(0), Just(65_000), Just(EDGE - 300), Just(MAX_VOLUME_BLOCKS - 700)];
-        (base, 0u64..600, 0u64..400).prop_map(|(base, offset, len)| {
-            let start = (base + offset).min(MAX_VOLUME_BLOCKS - 1);
-            Extent::new(BlockIndex(start), len.min(MAX_VOLUME_BLOCKS - start))
-        })
-    }
-
-    fn model_runs(model: &BTreeSet<u64>, range: Extent) -> Vec<Extent> {
-        let mut runs: Vec<Extent> = Vec::new();
-        for &block in model.range(range.start.0..range.end().0) {
-            match runs.last_mut() {
-                Some(run) if run.end().0 == block => run.len_blocks += 1,
-                _ => runs.push(Extent::new(BlockIndex(block), 1)),
-            }
-        }
-        runs
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
-        #[test]
-        fn behaves_like_a_set_of_numbers(
-            steps in prop::collection::vec((any::<bool>(), run()), 1..20),
-            probe in run(),
-            optimize in any::<bool>(),
-        ) {
-            let mut set = BlockSet::new();
-            let mut model = BTreeSet::new();
-            for (insert, extent) in steps {
-                for block in extent.start.0..extent.end().0 {
-                    if insert { model.insert(block); } else { model.remove(&block); }
-                }
-                if insert { set.insert_extent(extent) } else { set.remove_extent(extent) }
-            }
-            if optimize { set.optimize(); }
-            let everything = Extent::new(BlockIndex(0), MAX_VOLUME_BLOCKS);
-            prop_assert_eq!(set.len_blocks(), model.len() as u64);
-            prop_assert_eq!(set.first().map(|b| b.0), model.first().copied());
-            prop_assert_eq!(set.last().map(|b| b.0), model.last().copied());
-            prop_assert_eq!(set.extents().collect::<Vec<_>>(), model_runs(&model, everything));
-            prop_assert_eq!(set.extents_in(probe).collect::<Vec<_>>(), model_runs(&model, probe));
-            let mut complement = BlockSet::from_iter([probe]);
-            complement.subtract(&set);
-            prop_assert_eq!(set.gaps_in(probe).collect::<Vec<_>>(), complement.extents().collect::<Vec<_>>());
-            prop_assert_eq!(set.intersection_len(probe), model.range(probe.start.0..probe.end().0).count() as u64);
-            prop_assert_eq!(
-                set.contains_extent(probe),
-                (probe.start.0..probe.end().0).all(|block| model.contains(&block))
-            );
-            prop_assert_eq!(set.slice(probe).extents().collect::<Vec<_>>(), model_runs(&model, probe));
-            for (rank, &block) in model.iter().enumerate().step_by(97) {
-                prop_assert_eq!(set.rank(BlockIndex(block)), rank as u64);
-                prop_assert_eq!(set.select(rank as u64), Some(BlockIndex(block)));
-            }
-            prop_assert_eq!(set.rank(BlockIndex(MAX_VOLUME_BLOCKS)), model.len() as u64);
-            prop_assert_eq!(set.select(model.len() as u64), None);
-            let bytes = set.to_bytes();
-            prop_assert_eq!(bytes.len(), set.serialized_len());
-            prop_assert_eq!(BlockSet::from_bytes(&bytes), Ok(set));
-        }
-
-        #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(set) = BlockSet::from_bytes(&bytes) {
-                prop_assert!(set.last().is_none_or(|last| last.0 < MAX_VOLUME_BLOCKS));
-            }
-        }
-
-        #[test]
-        fn damaged_encodings_never_panic(run in run(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
-            let mut bytes = BlockSet::from_iter([run, Extent::new(BlockIndex(7), 1)]).to_bytes();
-            let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
-            let _ = BlockSet::from_bytes(&bytes);
-            for cut in 0..bytes.len() {
-                prop_assert!(BlockSet::from_bytes(&bytes[..cut]) != Ok(BlockSet::from_iter([run, Extent::new(BlockIndex(7), 1)])));
-            }
-        }
-    }
-
-    /// Maximum memory of a terabyte: 32 MiB of bitmaps and their table.
-    const TERABYTE_MAX_BYTES: u64 = 33 << 20;
-    const TERABYTE_BLOCKS: u64 = 1 << 28;
-
-    /// Every other block of a sixteenth of a terabyte, built in different ways.
-    #[test]
-    fn worst_case_memory_is_a_bitmap() {
-        let part = TERABYTE_BLOCKS / 16;
-        let every_other = |from: u64| (from..part).step_by(2).map(|block| Extent::new(BlockIndex(block), 1));
-        let mut added = BlockSet::new();
-        // The first write of each container is a run.
-        (0..part).step_by(1 << 16).for_each(|block| added.insert_extent(Extent::new(BlockIndex(block), 3)));
-        every_other(0).for_each(|one| added.insert_extent(one));
-        let mut taken_out = BlockSet::from_iter([Extent::new(BlockIndex(0), part)]);
-        every_other(1).for_each(|one| taken_out.remove_extent(one));
-        let mut subtracted = BlockSet::from_iter([Extent::new(BlockIndex(0), part)]);
-        subtracted.subtract(&BlockSet::from_iter(every_other(1)));
-        let mut united = BlockSet::from_iter(every_other(0).step_by(2));
-        united.optimize();
-        united.union_with(&BlockSet::from_iter(every_other(2).step_by(2)));
-        for (name, set) in
-            [("added", &added), ("taken out", &taken_out), ("subtracted", &subtracted), ("united", &united)]
-        {
-            assert!(set.len_blocks() >= part / 2, "{name}");
-            let taken = set.heap_bytes_estimate();
-            assert!(taken <= TERABYTE_MAX_BYTES / 16, "{name}: {taken} bytes");
-        }
-    }
-
-    #[test]
-    fn blocks_beyond_the_largest_volume_are_no_members() {
-        let mut set = BlockSet::new();
-        assert!(!set.insert(BlockIndex(MAX_VOLUME_BLOCKS)));
-        set.insert_extent(Extent::new(BlockIndex(MAX_VOLUME_BLOCKS - 1), 10));
-        assert_eq!(set.len_blocks(), 1);
-        assert!(!set.contains_extent(Extent::new(BlockIndex(MAX_VOLUME_BLOCKS - 1), 2)));
-    }
-
-    #[test]
-    fn encoding_matches_documentation() {
-        let set = BlockSet::from_iter([Extent::new(BlockIndex(EDGE + 5), 1)]);
-        // One shard, number 1; an array container with key 0 and the single member 5.
-        let expected = [
-            &1u32.to_le_bytes()[..],
-            &1u32.to_le_bytes(),
-            &18u32.to_le_bytes(),
-            &[0x3a, 0x30, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 5, 0],
-        ]
-        .concat();
-        assert_eq!(set.to_bytes(), expected);
     }
 }

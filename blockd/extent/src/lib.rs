@@ -1,8 +1,4 @@
-//! Blocks, extents and block sets, shared by all other crates.
-//!
-//! A volume is an array of 4 KiB blocks. Dirty sets, the blocks of a layer and those of a backup are
-//! [`BlockSet`]s; reads and writes are lists of [`Extent`]s. Frozen content is read through [`BlockSource`].
-//! This crate is pure: it performs no I/O.
+#![doc = include_str!("../README.md")]
 
 mod block;
 mod block_set;
