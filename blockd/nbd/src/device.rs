@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::constants::{
+use crate::protocol::constants::{
     BASE_ALLOCATION, NBD_EINVAL, NBD_EIO, NBD_ENOSPC, NBD_ENOTSUP, NBD_EPERM, NBD_ESHUTDOWN,
 };
 
@@ -48,8 +48,8 @@ pub struct ZeroFlags {
 pub struct StatusExtent {
     /// Length in bytes, at least 1.
     pub len_bytes: u64,
-    /// Status flags; for `base:allocation`, [`STATE_HOLE`](crate::constants::STATE_HOLE) and
-    /// [`STATE_ZERO`](crate::constants::STATE_ZERO).
+    /// Status flags; for `base:allocation`, [`STATE_HOLE`](crate::protocol::constants::STATE_HOLE) and
+    /// [`STATE_ZERO`](crate::protocol::constants::STATE_ZERO).
     pub flags: u32,
 }
 

@@ -6,11 +6,11 @@ use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 
-use crate::constants::{BASE_ALLOCATION, STATE_DIRTY, STATE_HOLE, STATE_ZERO};
 use crate::device::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
     StatusExtent, ZeroFlags,
 };
+use crate::protocol::constants::{BASE_ALLOCATION, STATE_DIRTY, STATE_HOLE, STATE_ZERO};
 
 /// Size: large enough for every path of reads and writes.
 pub(super) const SIZE_BYTES: usize = 320 << 10;

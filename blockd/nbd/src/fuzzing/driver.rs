@@ -3,13 +3,13 @@
 use std::io;
 use std::time::Instant;
 
-use crate::budget::Budget;
-use crate::buffer_pool::BufferPool;
+use crate::connection::budget::Budget;
+use crate::connection::buffer_pool::BufferPool;
+use crate::connection::flow::{Context, Wake};
+use crate::connection::remote_budgets::RemoteBudgets;
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::device::{Client, ExportCatalog};
-use crate::flow::{Context, Wake};
-use crate::remote_budgets::RemoteBudgets;
-use crate::worker::{Done, Work};
+use crate::server::worker::{Done, Work};
 
 /// Connection with its surroundings.
 pub(crate) struct Driver<C> {

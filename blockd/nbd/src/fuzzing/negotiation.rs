@@ -2,7 +2,7 @@
 
 use super::device::{BITMAPS, Export, LISTED, SIZE_BYTES, export};
 use super::requests::{Bytes, Terms};
-use crate::reply::ReplyMode;
+use crate::protocol::reply::ReplyMode;
 
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::device::{Change, first_content, flags_of};
 use super::requests::{Asked, BLOCK_STATUS, Bytes, DF, READ, REQ_ONE, Terms};
-use crate::reply::ReplyMode;
+use crate::protocol::reply::ReplyMode;
 
 const MAX_STATUS_EXTENTS: usize = 8000;
 

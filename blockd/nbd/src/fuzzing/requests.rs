@@ -1,7 +1,7 @@
 //! Requests of a client in the transmission phase, and the replies allowed by `PROTOCOL.md`.
 
 use super::device::{BAD, Change, FAST_ZERO_BYTES, FULL, SIZE_BYTES, touches};
-use crate::reply::ReplyMode;
+use crate::protocol::reply::ReplyMode;
 
 pub(super) const READ: u16 = 0;
 pub(super) const WRITE: u16 = 1;

@@ -12,13 +12,13 @@ use super::plan::{End, Plan};
 use super::replies;
 use super::requests;
 use crate::connection::{ConnectionLimits, TlsOffer};
-use crate::constants::{
+use crate::device::Client;
+use crate::protocol::constants::{
     NBD_OPT_ABORT, NBD_OPT_STARTTLS, NBD_REP_ACK, NBD_REP_ERR_INVALID, NBD_REP_ERR_TLS_REQD,
 };
-use crate::device::Client;
-use crate::handshake::{Handshake, Step};
-use crate::reply::ReplyMode;
-use crate::tls_option::TlsStage;
+use crate::protocol::handshake::{Handshake, Step};
+use crate::protocol::reply::ReplyMode;
+use crate::protocol::tls_option::TlsStage;
 
 /// Small enough to be reached by inputs.
 const IN_FLIGHT_BYTES: u64 = 256 << 10;

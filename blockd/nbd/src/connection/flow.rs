@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::budget::{Budget, Ticket};
-use crate::buffer_pool::BufferPool;
-use crate::outbox::Outbox;
-use crate::remote_budgets::RemoteBudgets;
-use crate::remote_reads::RemoteReads;
-use crate::reply::{ReplyTo, errno_text};
-use crate::worker::Work;
+use crate::connection::budget::{Budget, Ticket};
+use crate::connection::buffer_pool::BufferPool;
+use crate::connection::outbox::Outbox;
+use crate::connection::remote_budgets::RemoteBudgets;
+use crate::connection::remote_reads::RemoteReads;
+use crate::protocol::reply::{ReplyTo, errno_text};
+use crate::server::worker::Work;
 
 /// Charge of each request beside its payload: bounds the number of requests in flight.
 pub(crate) const REQUEST_OVERHEAD_BYTES: u64 = 4096;

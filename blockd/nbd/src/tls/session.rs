@@ -9,10 +9,10 @@ use std::ops::Range;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
 
-use crate::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
-use crate::outbox::{Chunk, Outbox};
-use crate::ring::Transfer;
-use crate::tls_names::certificate_names;
+use crate::connection::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
+use crate::connection::outbox::{Chunk, Outbox};
+use crate::server::ring::Transfer;
+use crate::tls::names::certificate_names;
 
 /// Capacity of the buffer for received bytes: more than the longest handshake message that rustls takes.
 const CIPHER_INBOX_BYTES: usize = 128 << 10;

@@ -17,7 +17,7 @@ use io_uring::{IoUring, opcode, squeue};
 use rustix::event::PollFlags;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
-use crate::buffer_pool::Buffer;
+use crate::connection::buffer_pool::Buffer;
 
 const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 2048;
@@ -346,7 +346,7 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
-    use crate::buffer_pool::BufferPool;
+    use crate::connection::buffer_pool::BufferPool;
 
     fn transfer(range: Range<usize>, fill: &[u8]) -> Transfer {
         let mut buffer = BufferPool::new(0).take(range.end);

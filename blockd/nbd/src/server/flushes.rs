@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::{BlockDevice, ExportCatalog};
-use crate::worker::{self, Job};
+use crate::server::worker::{self, Job};
 
 /// Devices whose flushes are coalesced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -15,22 +15,22 @@ use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender};
 
-use crate::buffer_pool::Buffer;
-use crate::constants::{MAX_STATUS_EXTENTS, NBD_EIO, NBD_ESHUTDOWN};
+use crate::connection::buffer_pool::Buffer;
+use crate::connection::remote_reads::RemoteReads;
 use crate::device::{
     Access, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, OnFetched, Progress,
     StatusExtent,
 };
-use crate::flushes::SyncQueue;
-use crate::handshake::{Answer, Lookup};
-use crate::mailbox::Mailbox;
-use crate::meta_context::MetaContext;
-use crate::remote_reads::RemoteReads;
-use crate::reply::ReplyTo;
-use crate::request::Operation;
-use crate::ring_thread::{ConnectionKey, Message};
-use crate::sparse_read::read_with_holes;
-use crate::tls::{Opened, TlsSession};
+use crate::protocol::constants::{MAX_STATUS_EXTENTS, NBD_EIO, NBD_ESHUTDOWN};
+use crate::protocol::handshake::{Answer, Lookup};
+use crate::protocol::meta_context::MetaContext;
+use crate::protocol::reply::ReplyTo;
+use crate::protocol::request::Operation;
+use crate::server::flushes::SyncQueue;
+use crate::server::mailbox::Mailbox;
+use crate::server::ring_thread::{ConnectionKey, Message};
+use crate::server::sparse_read::read_with_holes;
+use crate::tls::session::{Opened, TlsSession};
 
 /// Work that may block or take long.
 pub(crate) enum Work {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::worker::Job;
+use crate::server::worker::Job;
 
 /// Minimum time in which a client can be replaced by another: three round trips for connection and
 /// negotiation take some 100 us. The system call that checks the socket costs 0.3 us, a tenth of a small

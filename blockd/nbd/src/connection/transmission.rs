@@ -3,18 +3,18 @@
 
 use std::sync::Arc;
 
-use crate::buffer_pool::{Buffer, HEADROOM_BYTES};
-use crate::constants::*;
+use crate::connection::buffer_pool::{Buffer, HEADROOM_BYTES};
+use crate::connection::flow::{Context, Flow, REQUEST_OVERHEAD_BYTES};
+use crate::connection::inbox::{INBOX_BYTES, Inbox};
 use crate::device::{BlockDevice, Progress};
-use crate::flow::{Context, Flow, REQUEST_OVERHEAD_BYTES};
-use crate::handshake::NegotiatedExport;
-use crate::inbox::{INBOX_BYTES, Inbox};
-use crate::meta_context::MetaContext;
-use crate::reply::{ReplyMode, ReplyTo};
-use crate::request::{Operation, Request, Terms, Verdict};
-use crate::ring::Transfer;
-use crate::wire::Reader;
-use crate::worker::{DeviceFailure, RequestDone, RequestWork, Success, Work, call_device};
+use crate::protocol::constants::*;
+use crate::protocol::handshake::NegotiatedExport;
+use crate::protocol::meta_context::MetaContext;
+use crate::protocol::reply::{ReplyMode, ReplyTo};
+use crate::protocol::request::{Operation, Request, Terms, Verdict};
+use crate::protocol::wire::Reader;
+use crate::server::ring::Transfer;
+use crate::server::worker::{DeviceFailure, RequestDone, RequestWork, Success, Work, call_device};
 
 /// Maximum length of a write received into the inbox; a longer one gets its own buffer.
 const INBOX_PAYLOAD_BYTES: usize = 32 << 10;

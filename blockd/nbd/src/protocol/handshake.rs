@@ -3,14 +3,14 @@
 
 use std::fmt;
 
-use crate::constants::*;
 use crate::device::ExportError;
-use crate::lookup::LIST_PART;
-pub use crate::lookup::{Answer, Lookup, Opened};
-use crate::meta_context::{self, MetaContext, MetaRequest};
-use crate::options::{self, InfoRequest, Refusal};
-use crate::reply::ReplyMode;
-use crate::tls_option::{self, TlsStage, TlsVerdict};
+use crate::protocol::constants::*;
+use crate::protocol::lookup::LIST_PART;
+pub use crate::protocol::lookup::{Answer, Lookup, Opened};
+use crate::protocol::meta_context::{self, MetaContext, MetaRequest};
+use crate::protocol::options::{self, InfoRequest, Refusal};
+use crate::protocol::reply::ReplyMode;
+use crate::protocol::tls_option::{self, TlsStage, TlsVerdict};
 
 /// Length of a part of an export list, exceeded by at most one export.
 const LIST_PART_BYTES: usize = 128 << 10;

@@ -2,10 +2,10 @@
 //! The decision needs nothing but the export's size, whether it is read-only, and what was negotiated, so it
 //! can be tested without an export.
 
-use crate::constants::*;
 use crate::device::ZeroFlags;
-use crate::reply::ReplyMode;
-use crate::wire::Reader;
+use crate::protocol::constants::*;
+use crate::protocol::reply::ReplyMode;
+use crate::protocol::wire::Reader;
 
 /// A request's header, decoded and not yet judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

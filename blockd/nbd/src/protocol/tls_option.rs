@@ -1,8 +1,8 @@
 //! `NBD_OPT_STARTTLS`, and what is refused until it has been used: the modes `NOTLS`, `SELECTIVETLS` and
 //! `FORCEDTLS` of the protocol document.
 
-use crate::constants::*;
-use crate::options::Refusal;
+use crate::protocol::constants::*;
+use crate::protocol::options::Refusal;
 
 /// TLS stage of a negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
+use crate::connection::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
 
 /// Capacity of a batch, in bytes.
 pub(crate) const BATCH_BYTES: usize = 128 << 10;

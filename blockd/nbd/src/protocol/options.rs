@@ -1,9 +1,9 @@
 //! Options of the negotiation: decoding their data and encoding their replies.
 
-use crate::constants::*;
 use crate::device::ExportInfo;
-use crate::reply::ReplyMode;
-use crate::wire::Reader;
+use crate::protocol::constants::*;
+use crate::protocol::reply::ReplyMode;
+use crate::protocol::wire::Reader;
 
 /// Request of `NBD_OPT_INFO` or `NBD_OPT_GO`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::budget::Budget;
-use crate::flow::Wake;
+use crate::connection::budget::Budget;
+use crate::connection::flow::Wake;
 
 /// Divisor of the total budget for all remote-backed connections.
 const ALL_SHARE: u64 = 2;

@@ -9,7 +9,7 @@ use rustls::ClientConnection;
 
 use super::*;
 use crate::test_certs::Authority;
-use crate::tls_identity::{TlsFiles, TlsIdentity};
+use crate::tls::identity::{TlsFiles, TlsIdentity};
 
 struct World {
     authority: Authority,

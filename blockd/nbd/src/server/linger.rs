@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::connection_count::Place;
+use crate::server::connection_count::Place;
 
 /// Timeout for the client to close its side.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ impl Lingering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection_count::Connections;
+    use crate::server::connection_count::Connections;
 
     #[test]
     fn lingering_sockets_end_or_time_out() {

@@ -5,9 +5,9 @@
 
 use std::collections::HashSet;
 
-use crate::constants::*;
-use crate::options::{Refusal, decode_name, put_reply};
-use crate::wire::Reader;
+use crate::protocol::constants::*;
+use crate::protocol::options::{Refusal, decode_name, put_reply};
+use crate::protocol::wire::Reader;
 
 /// A metadata context that a client has chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,27 +1,39 @@
 //! State machine of a connection from greeting to end, without I/O: it requests receives and sends, and takes
 //! their results. Receives pause while too much is in flight, so that a client that does not read is bounded.
 
+pub(crate) mod budget;
+pub(crate) mod buffer_pool;
+pub(crate) mod flow;
+mod inbox;
+pub(crate) mod outbox;
+pub(crate) mod remote_budgets;
+pub(crate) mod remote_reads;
+#[cfg(test)]
+mod tests;
+mod transfer_deadline;
+mod transmission;
+
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::budget::Budget;
-use crate::buffer_pool::{Buffer, BufferPool};
+use crate::connection::budget::Budget;
+use crate::connection::buffer_pool::{Buffer, BufferPool};
+use crate::connection::flow::{Context, Flow, Wake};
+use crate::connection::inbox::{INBOX_BYTES, Inbox};
+use crate::connection::outbox::Chunk;
+use crate::connection::remote_reads::{LATE_AFTER, RemoteReads};
+use crate::connection::transfer_deadline::TransferDeadline;
+use crate::connection::transmission::{Pause, Transmission};
 use crate::device::Client;
-use crate::flow::{Context, Flow, Wake};
-use crate::handshake::{Answer, Handshake, Step};
-use crate::inbox::{INBOX_BYTES, Inbox};
-use crate::outbox::Chunk;
-use crate::remote_reads::{LATE_AFTER, RemoteReads};
-use crate::ring::Transfer;
-use crate::tls::{Opened, TlsSession};
-use crate::tls_identity::TlsIdentity;
-use crate::tls_option::TlsStage;
-use crate::transfer_deadline::TransferDeadline;
-use crate::transmission::{self, Pause, Transmission};
-use crate::worker::{Done, Work};
+use crate::protocol::handshake::{Answer, Handshake, Step};
+use crate::protocol::tls_option::TlsStage;
+use crate::server::ring::Transfer;
+use crate::server::worker::{Done, Work};
+use crate::tls::identity::TlsIdentity;
+use crate::tls::session::{Opened, TlsSession};
 
 /// Timeouts and limits of a connection.
 #[derive(Clone, Copy, Debug)]

@@ -4,11 +4,11 @@
 //! header. A header is smaller than the hole before it, and the first one uses the buffer's headroom, so no
 //! unmoved data is overwritten.
 
-use crate::buffer_pool::{Buffer, HEADROOM_BYTES};
-use crate::constants::{BASE_ALLOCATION, STATE_ZERO};
+use crate::connection::buffer_pool::{Buffer, HEADROOM_BYTES};
 use crate::device::{BlockDevice, DeviceError, Progress, StatusExtent};
-use crate::reply::{ReplyMode, ReplyTo};
-use crate::worker::Success;
+use crate::protocol::constants::{BASE_ALLOCATION, STATE_ZERO};
+use crate::protocol::reply::{ReplyMode, ReplyTo};
+use crate::server::worker::Success;
 
 /// Shorter reads are answered in one piece.
 const MIN_READ_BYTES: u64 = 32 << 10;

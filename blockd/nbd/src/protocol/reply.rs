@@ -4,8 +4,8 @@
 
 use std::ops::Deref;
 
-use crate::constants::*;
 use crate::device::StatusExtent;
+use crate::protocol::constants::*;
 
 /// Negotiated headers and replies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,5 +1,17 @@
 //! Starting and stopping a server.
 
+mod connection_count;
+mod flushes;
+mod linger;
+mod listener;
+mod mailbox;
+pub(crate) mod ring;
+mod ring_thread;
+mod sparse_read;
+mod spin;
+pub(crate) mod thread_end;
+pub(crate) mod worker;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,20 +22,20 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use crate::budget::Budget;
+use crate::connection::budget::Budget;
+use crate::connection::remote_budgets::RemoteBudgets;
 use crate::connection::{ConnectionLimits, TlsOffer};
-use crate::connection_count::Connections;
 use crate::device::ExportCatalog;
 use crate::error::NbdError;
-use crate::flushes::SyncQueue;
-use crate::listener::{Listener, UnixSocketFile};
-use crate::mailbox::Mailbox;
-use crate::remote_budgets::RemoteBudgets;
-use crate::ring_thread::{Message, RingThread, Shared};
-use crate::spin::SpinPermit;
-use crate::thread_end::{Failure, FailureListener, ThreadEnd};
-use crate::tls_identity::{TlsIdentity, TlsMode};
-use crate::worker::{self, Job, Queues};
+use crate::server::connection_count::Connections;
+use crate::server::flushes::SyncQueue;
+use crate::server::listener::{Listener, UnixSocketFile};
+use crate::server::mailbox::Mailbox;
+use crate::server::ring_thread::{Message, RingThread, Shared};
+use crate::server::spin::SpinPermit;
+use crate::server::thread_end::{Failure, FailureListener, ThreadEnd};
+use crate::server::worker::{Job, Queues};
+use crate::tls::identity::{TlsIdentity, TlsMode};
 
 /// The most that buffer pools keep for reuse on one ring thread, in bytes.
 const MAX_POOL_BYTES: u64 = 64 << 20;
@@ -423,8 +435,8 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::constants::GREETING_LEN_BYTES;
     use crate::device::{BlockDevice, Client, ExportError, ExportInfo};
+    use crate::protocol::constants::GREETING_LEN_BYTES;
 
     const TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 
-use crate::budget::Budget;
-use crate::buffer_pool::{Buffer, BufferPool};
+use crate::connection::budget::Budget;
+use crate::connection::buffer_pool::{Buffer, BufferPool};
+use crate::connection::flow::{Context, Wake};
+use crate::connection::remote_budgets::RemoteBudgets;
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
-use crate::connection_count::{Connections, Place, Reports};
 use crate::device::Client;
-use crate::flow::{Context, Wake};
-use crate::linger::{Lingering, SCRAP_BYTES};
-use crate::listener::{Listener, Peer};
-use crate::mailbox::Mailbox;
-use crate::remote_budgets::RemoteBudgets;
-use crate::ring::{Completion, Outcome, Ring, Transfer};
-use crate::spin::{SpinPermit, SpinPoller};
-use crate::worker::{Done, Job, Queues, Work};
+use crate::server::connection_count::{Connections, Place, Reports};
+use crate::server::linger::{Lingering, SCRAP_BYTES};
+use crate::server::listener::{Listener, Peer};
+use crate::server::mailbox::Mailbox;
+use crate::server::ring::{Completion, Outcome, Ring, Transfer};
+use crate::server::spin::{SpinPermit, SpinPoller};
+use crate::server::worker::{Done, Job, Queues, Work};
 
 /// Pause of accepts when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -10,18 +10,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
+use crate::connection::flow::{MAX_JOBS, REQUEST_OVERHEAD_BYTES};
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
-use crate::constants::*;
 use crate::device::{
     BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, StatusExtent,
     ZeroFlags,
 };
-use crate::flow::{MAX_JOBS, REQUEST_OVERHEAD_BYTES};
-use crate::reply::ReplyMode;
-use crate::request::Request;
+use crate::protocol::constants::*;
+use crate::protocol::reply::ReplyMode;
+use crate::protocol::request::Request;
 
-#[path = "tls_tests.rs"]
-mod tls_tests;
+mod tls;
 
 const DEVICE_BYTES: usize = 4 << 20;
 const EXPORTS: usize = 3000;
@@ -590,7 +589,7 @@ fn beyond_the_bound_of_all_only_a_little_is_taken() {
     let mut driver = Driver::attached(LIMITS);
     driver.budget.exhaust();
     let (_, charged) = flood(&mut driver, &read_request(1, 4096));
-    assert_eq!(charged, crate::flow::GUARANTEED_BYTES);
+    assert_eq!(charged, crate::connection::flow::GUARANTEED_BYTES);
     assert!(driver.budget.is_exhausted(), "it waits for more");
     // A leaving client stops waiting and delays no other.
     driver.tell(|connection, cx| connection.abort("the test ends it", cx));

@@ -1,7 +1,7 @@
 //! Receive buffer of a connection.
 
-use crate::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
-use crate::ring::Transfer;
+use crate::connection::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
+use crate::server::ring::Transfer;
 
 /// Capacity of the receive buffer, in bytes: for the longest option, and many small writes.
 pub(crate) const INBOX_BYTES: usize = 128 << 10;
