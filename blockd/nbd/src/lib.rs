@@ -25,6 +25,9 @@ mod server;
 #[cfg(test)]
 #[path = "../tests/common/certs.rs"]
 mod test_certs;
+#[cfg(test)]
+#[path = "../tests/common/wire.rs"]
+mod test_wire;
 mod tls;
 
 pub use device::{
@@ -32,8 +35,7 @@ pub use device::{
     OnFetched, Progress, StatusExtent, ZeroFlags,
 };
 pub use error::NbdError;
-pub use protocol::tls_option::TlsStage;
-pub use protocol::{constants, handshake, meta_context, reply, request};
+pub use protocol::constants;
 pub use server::thread_end::FailureListener;
 pub use server::{Server, ServerConfig};
 pub use tls::identity::{TlsError, TlsFiles, TlsIdentity, TlsMode};

@@ -10,8 +10,6 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use blockd_nbd::constants::*;
-use blockd_nbd::reply::ReplyMode;
-use blockd_nbd::request::Request;
 use common::*;
 use proptest::prelude::*;
 

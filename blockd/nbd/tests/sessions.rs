@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use blockd_nbd::constants::*;
-use blockd_nbd::request::Request;
 use blockd_nbd::{DeviceErrorKind, NbdError, Server, ServerConfig};
 use common::*;
 

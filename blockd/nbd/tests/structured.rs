@@ -7,8 +7,6 @@ use std::sync::atomic::Ordering;
 
 use blockd_nbd::DeviceErrorKind;
 use blockd_nbd::constants::*;
-use blockd_nbd::reply::ReplyMode;
-use blockd_nbd::request::Request;
 use common::*;
 
 const MIB: usize = 1 << 20;

@@ -1,11 +1,13 @@
 //! The wire protocol, without I/O: messages, and the state machine of the negotiation.
 
 pub mod constants;
-pub mod handshake;
+pub(crate) mod handshake;
+#[cfg(test)]
+mod handshake_tests;
 mod lookup;
-pub mod meta_context;
+pub(crate) mod meta_context;
 mod options;
-pub mod reply;
-pub mod request;
+pub(crate) mod reply;
+pub(crate) mod request;
 pub(crate) mod tls_option;
 pub(crate) mod wire;

@@ -19,8 +19,6 @@ pub enum ReplyMode {
     Extended,
 }
 
-/// The longest header that stands before a read's data, in bytes: an extended chunk and its offset.
-pub const MAX_DATA_HEADER_BYTES: usize = 40;
 /// The longest reply without data or message, in bytes.
 const MAX_HEADER_BYTES: usize = 48;
 
@@ -291,7 +289,7 @@ mod tests {
     fn data_headers_have_the_announced_length() {
         for mode in [ReplyMode::Simple, ReplyMode::Structured, ReplyMode::Extended] {
             assert_eq!(to(mode).data(0, 1, true).len(), mode.data_header_len_bytes());
-            assert!(mode.data_header_len_bytes() <= MAX_DATA_HEADER_BYTES);
+            assert!(mode.data_header_len_bytes() <= crate::connection::buffer_pool::HEADROOM_BYTES);
         }
     }
 }

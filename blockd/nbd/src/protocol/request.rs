@@ -69,32 +69,6 @@ impl Request {
         })
     }
 
-    /// The request as a client sends it with a compact header, which has the low 32 bits of the length only.
-    #[must_use]
-    pub fn encode(&self) -> [u8; REQUEST_LEN_BYTES] {
-        let mut bytes = [0; REQUEST_LEN_BYTES];
-        bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
-        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
-        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
-        bytes[16..24].copy_from_slice(&self.offset_bytes.to_be_bytes());
-        bytes[24..28].copy_from_slice(&self.len_bytes.to_be_bytes()[4..]);
-        bytes
-    }
-
-    /// The request as a client sends it with an extended header.
-    #[must_use]
-    pub fn encode_extended(&self) -> [u8; EXTENDED_REQUEST_LEN_BYTES] {
-        let mut bytes = [0; EXTENDED_REQUEST_LEN_BYTES];
-        bytes[0..4].copy_from_slice(&EXTENDED_REQUEST_MAGIC.to_be_bytes());
-        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
-        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
-        bytes[16..24].copy_from_slice(&self.offset_bytes.to_be_bytes());
-        bytes[24..32].copy_from_slice(&self.len_bytes.to_be_bytes());
-        bytes
-    }
-
     /// Bytes of data that follow the request on the wire.
     ///
     /// With extended headers that is what `NBD_CMD_FLAG_PAYLOAD_LEN` says, but a write's data is there
@@ -302,7 +276,6 @@ mod tests {
             len_bytes: 512,
         };
         assert_eq!(Request::decode(&bytes), Some(request));
-        assert_eq!(request.encode(), bytes);
         let mut wrong = bytes;
         wrong[3] ^= 1;
         assert_eq!(Request::decode(&wrong), None);
@@ -406,7 +379,6 @@ mod tests {
             len_bytes: 0x0100_0000_0200,
         };
         assert_eq!(Request::decode_extended(&bytes), Some(request));
-        assert_eq!(request.encode_extended(), bytes);
         let mut wrong = bytes;
         wrong[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
         assert_eq!(Request::decode_extended(&wrong), None);
@@ -438,7 +410,6 @@ mod tests {
             bytes[4] = 0;
             bytes[5] %= 4;
             let request = Request::decode(&bytes).unwrap();
-            prop_assert_eq!(request.encode(), bytes);
             if let Verdict::Execute(operation) = request.judge(&terms(size_bytes, read_only)) {
                 let end = u128::from(request.offset_bytes) + u128::from(request.len_bytes);
                 prop_assert!(end <= u128::from(size_bytes) || operation == Operation::Flush);

@@ -1,0 +1,257 @@
+//! Memory device with moods, and a gate for its requests.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
+
+use blockd_nbd::constants::*;
+use blockd_nbd::{BlockDevice, DeviceError, DeviceErrorKind, Progress, StatusExtent, ZeroFlags};
+
+use super::TIMEOUT;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mood {
+    /// Answers at once.
+    Instant,
+    /// Everything would block.
+    Blocking,
+    /// Now this, now that.
+    Mixed,
+    /// Fails, at once where it can.
+    Failing(DeviceErrorKind),
+    /// Fails on the worker threads.
+    FailingLater(DeviceErrorKind),
+    Panicking,
+    PanickingLater,
+}
+
+/// A gate that requests on worker threads wait at while it is closed.
+#[derive(Default)]
+pub struct Gate {
+    closed: Mutex<bool>,
+    changed: Condvar,
+    waiting: AtomicUsize,
+}
+
+impl Gate {
+    pub fn close(&self) {
+        *self.closed.lock().unwrap() = true;
+    }
+
+    pub fn open(&self) {
+        *self.closed.lock().unwrap() = false;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut closed = self.closed.lock().unwrap();
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.changed.notify_all();
+        while *closed {
+            closed = self.changed.wait(closed).unwrap();
+        }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
+    /// Waits until `count` requests are at the gate.
+    pub fn wait_for(&self, count: usize) {
+        let closed = self.closed.lock().unwrap();
+        let (_guard, timeout) = self
+            .changed
+            .wait_timeout_while(closed, TIMEOUT, |_| self.waiting.load(Ordering::SeqCst) < count)
+            .unwrap();
+        assert!(!timeout.timed_out(), "{count} requests never came to the gate");
+    }
+}
+
+pub struct MemDevice {
+    pub data: Mutex<Vec<u8>>,
+    pub mood: Mood,
+    pub read_only: bool,
+    pub gate: Gate,
+    pub flushes: AtomicUsize,
+    pub fua_writes: AtomicUsize,
+    pub no_hole_zeroes: AtomicUsize,
+    pub fast_zeroes: AtomicUsize,
+    pub cached_bytes: AtomicUsize,
+    pub misaligned: AtomicBool,
+    pub turn: AtomicUsize,
+}
+
+impl MemDevice {
+    pub fn new(size_bytes: usize, mood: Mood) -> Self {
+        Self {
+            data: Mutex::new(vec![0; size_bytes]),
+            mood,
+            read_only: false,
+            gate: Gate::default(),
+            flushes: AtomicUsize::new(0),
+            fua_writes: AtomicUsize::new(0),
+            no_hole_zeroes: AtomicUsize::new(0),
+            fast_zeroes: AtomicUsize::new(0),
+            cached_bytes: AtomicUsize::new(0),
+            misaligned: AtomicBool::new(false),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    fn at_once(&self) -> Result<Progress, DeviceError> {
+        match self.mood {
+            Mood::Instant => Ok(Progress::Done),
+            Mood::Blocking | Mood::FailingLater(_) | Mood::PanickingLater => Ok(Progress::WouldBlock),
+            Mood::Mixed if self.turn.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) => Ok(Progress::Done),
+            Mood::Mixed => Ok(Progress::WouldBlock),
+            Mood::Failing(kind) => Err(DeviceError::new(kind, "a failure that was asked for")),
+            Mood::Panicking => panic!("a panic that was asked for"),
+        }
+    }
+
+    fn later(&self) -> Result<(), DeviceError> {
+        self.gate.pass();
+        match self.mood {
+            Mood::Failing(kind) | Mood::FailingLater(kind) => {
+                Err(DeviceError::new(kind, "a failure that was asked for"))
+            }
+            Mood::Panicking | Mood::PanickingLater => panic!("a panic that was asked for"),
+            Mood::Instant | Mood::Blocking | Mood::Mixed => Ok(()),
+        }
+    }
+
+    fn is_zero(&self, offset_bytes: u64, len: usize) -> bool {
+        let from = offset_bytes as usize;
+        self.data.lock().unwrap()[from..from + len].iter().all(|byte| *byte == 0)
+    }
+
+    fn copy_out(&self, offset_bytes: u64, buf: &mut [u8]) {
+        let from = offset_bytes as usize;
+        buf.copy_from_slice(&self.data.lock().unwrap()[from..from + buf.len()]);
+    }
+
+    fn copy_in(&self, offset_bytes: u64, data: &[u8]) {
+        let to = offset_bytes as usize;
+        self.data.lock().unwrap()[to..to + data.len()].copy_from_slice(data);
+    }
+
+    fn check_alignment(&self, data: &[u8]) {
+        if !data.as_ptr().addr().is_multiple_of(4096) {
+            self.misaligned.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+impl BlockDevice for MemDevice {
+    fn size_bytes(&self) -> u64 {
+        self.data.lock().unwrap().len() as u64
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        let progress = self.at_once()?;
+        if progress == Progress::Done && !self.is_zero(offset_bytes, buf.len()) {
+            self.copy_out(offset_bytes, buf);
+        } else {
+            // What is in the buffer must not reach the client.
+            buf.fill(0xee);
+            if progress == Progress::Done {
+                return Ok(Progress::Zeroes);
+            }
+        }
+        Ok(progress)
+    }
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        self.check_alignment(buf);
+        self.later()?;
+        if self.is_zero(offset_bytes, buf.len()) {
+            buf.fill(0xee);
+            return Ok(Progress::Zeroes);
+        }
+        self.copy_out(offset_bytes, buf);
+        Ok(Progress::Done)
+    }
+
+    fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
+        let progress = self.at_once()?;
+        if progress == Progress::Done {
+            self.copy_in(offset_bytes, data);
+        }
+        Ok(progress)
+    }
+
+    fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
+        self.check_alignment(data);
+        self.later()?;
+        self.copy_in(offset_bytes, data);
+        self.fua_writes.fetch_add(usize::from(fua), Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.later()?;
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
+        self.write_zeroes(offset_bytes, len_bytes, ZeroFlags { fua, ..ZeroFlags::default() })
+    }
+
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
+        self.later()?;
+        if flags.fast && !offset_bytes.is_multiple_of(4096) {
+            return Err(DeviceError::new(DeviceErrorKind::NotSupported, "that would be slow"));
+        }
+        let from = offset_bytes as usize;
+        self.data.lock().unwrap()[from..from + len_bytes as usize].fill(0);
+        self.fast_zeroes.fetch_add(usize::from(flags.fast), Ordering::SeqCst);
+        self.no_hole_zeroes.fetch_add(usize::from(flags.no_hole), Ordering::SeqCst);
+        self.fua_writes.fetch_add(usize::from(flags.fua), Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn cache(&self, _: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        self.later()?;
+        self.cached_bytes.fetch_add(len_bytes as usize, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn meta_contexts(&self) -> Vec<String> {
+        vec!["base:allocation".to_owned(), "qemu:dirty-bitmap:7".to_owned()]
+    }
+
+    /// By blocks of 4 KiB: zeroes are holes, and every third block is dirty.
+    fn block_status(
+        &self,
+        context: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_extents: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        self.later()?;
+        let end = offset_bytes + len_bytes;
+        let size = self.data.lock().unwrap().len() as u64;
+        let mut at = offset_bytes;
+        while at < end {
+            let block = at / 4096;
+            let next = ((block + 1) * 4096).min(end);
+            let flags = if context == "base:allocation" {
+                let block_end = ((block + 1) * 4096).min(size);
+                3 * u32::from(self.is_zero(block * 4096, (block_end - block * 4096) as usize))
+            } else {
+                u32::from(block.is_multiple_of(3))
+            };
+            let is_full = extents.len() == max_extents;
+            match extents.last_mut() {
+                Some(last) if last.flags == flags => last.len_bytes += next - at,
+                _ if is_full => return Ok(()),
+                _ => extents.push(StatusExtent { len_bytes: next - at, flags }),
+            }
+            at = next;
+        }
+        Ok(())
+    }
+}
