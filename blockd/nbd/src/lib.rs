@@ -1,19 +1,10 @@
-//! NBD: the wire protocol, and an io_uring server for anything that implements [`BlockDevice`].
-//!
-//! A few ring threads own the sockets: each has an io_uring, receives requests, tries to carry them out at
-//! once and sends the replies. What may block goes to worker threads and comes back through the ring thread's
-//! mailbox.
-//!
-//! ```text
-//! server      listener (unix, TCP) ──► ring_thread 0..N ── ring (io_uring)      I/O and threads
-//!                 worker 0..M ── BlockDevice, ExportCatalog
-//! connection      connection ── transmission ── outbox                          state of a connection
-//! tls                 └── session ── identity                                   after STARTTLS
-//! protocol                └── handshake ── options, request, reply              messages, negotiation
-//! ```
-//!
-//! Everything below `server` is without I/O: it takes bytes and results, and returns the next operations.
-//! `PROTOCOL.md` lists what of the protocol is served.
+#![doc = include_str!("../README.md")]
+
+// server      listener (unix, TCP) ──► ring_thread 0..N ── ring (io_uring)      I/O and threads
+//                 worker 0..M ── BlockDevice, ExportCatalog
+// connection      connection ── transmission ── outbox                          state of a connection
+// tls                 └── session ── identity                                   after STARTTLS
+// protocol                └── handshake ── options, request, reply              messages, negotiation
 
 mod connection;
 mod device;

@@ -1,6 +1,12 @@
-//! Serves one export from memory: `memory SOCKET SIZE_MIB [instant|blocking]`. To measure the server by
-//! itself. `instant` (the default) answers on the ring threads, `blocking` sends every request to the
-//! workers.
+//! RAM disk on a Unix socket: `ram_disk SOCKET SIZE_MIB [instant|blocking]`.
+//!
+//! `instant` (the default) answers on the threads that serve the sockets, `blocking` passes each request to
+//! the workers: the difference is the price of a thread switch.
+//!
+//! ```text
+//! $ cargo run --release -p blockd-nbd --example ram_disk -- /tmp/ram.sock 64 &
+//! $ nbdinfo 'nbd+unix:///?socket=/tmp/ram.sock'
+//! ```
 
 use std::error::Error;
 use std::sync::Arc;
@@ -12,31 +18,37 @@ use blockd_nbd::{
 
 const STRIPE_BYTES: usize = 1 << 20;
 
-/// Memory in stripes, each behind its own lock.
-struct Memory {
+/// Memory in stripes, each with its own lock.
+struct RamDisk {
     stripes: Vec<parking_lot::RwLock<Vec<u8>>>,
     instant: bool,
 }
 
-impl Memory {
+impl RamDisk {
     fn new(size_mib: usize, instant: bool) -> Self {
         let stripes = (0..size_mib).map(|_| parking_lot::RwLock::new(vec![0; STRIPE_BYTES])).collect();
         Self { stripes, instant }
     }
 
-    /// Calls `act` with the stripe, the place in it, and the place in the request, of every piece of a range.
-    fn pieces(&self, offset_bytes: u64, len_bytes: u64, mut act: impl FnMut(usize, usize, usize, usize)) {
+    /// Calls `act` for each stripe of a byte range: its index, the offset in it, the offset in the request,
+    /// and the length.
+    fn for_each_stripe(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        mut act: impl FnMut(usize, usize, usize, usize),
+    ) {
         let (mut at, mut done, len) = (offset_bytes as usize, 0, len_bytes as usize);
         while done < len {
-            let piece = (STRIPE_BYTES - at % STRIPE_BYTES).min(len - done);
-            act(at / STRIPE_BYTES, at % STRIPE_BYTES, done, piece);
-            at += piece;
-            done += piece;
+            let count = (STRIPE_BYTES - at % STRIPE_BYTES).min(len - done);
+            act(at / STRIPE_BYTES, at % STRIPE_BYTES, done, count);
+            at += count;
+            done += count;
         }
     }
 }
 
-impl BlockDevice for Memory {
+impl BlockDevice for RamDisk {
     fn size_bytes(&self) -> u64 {
         (self.stripes.len() * STRIPE_BYTES) as u64
     }
@@ -53,7 +65,7 @@ impl BlockDevice for Memory {
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        self.pieces(offset_bytes, buf.len() as u64, |stripe, from, to, len| {
+        self.for_each_stripe(offset_bytes, buf.len() as u64, |stripe, from, to, len| {
             buf[to..to + len].copy_from_slice(&self.stripes[stripe].read()[from..from + len]);
         });
         Ok(Progress::Done)
@@ -67,7 +79,7 @@ impl BlockDevice for Memory {
     }
 
     fn write(&self, offset_bytes: u64, data: &[u8], _fua: bool) -> Result<(), DeviceError> {
-        self.pieces(offset_bytes, data.len() as u64, |stripe, to, from, len| {
+        self.for_each_stripe(offset_bytes, data.len() as u64, |stripe, to, from, len| {
             self.stripes[stripe].write()[to..to + len].copy_from_slice(&data[from..from + len]);
         });
         Ok(())
@@ -82,14 +94,14 @@ impl BlockDevice for Memory {
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, _: ZeroFlags) -> Result<(), DeviceError> {
-        self.pieces(offset_bytes, len_bytes, |stripe, to, _, len| {
+        self.for_each_stripe(offset_bytes, len_bytes, |stripe, to, _, len| {
             self.stripes[stripe].write()[to..to + len].fill(0);
         });
         Ok(())
     }
 }
 
-struct Single(Arc<Memory>);
+struct Single(Arc<RamDisk>);
 
 impl ExportCatalog for Single {
     fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
@@ -104,7 +116,7 @@ impl ExportCatalog for Single {
         let size_bytes = self.0.size_bytes();
         vec![ExportInfo {
             name: String::new(),
-            description: "memory".to_owned(),
+            description: "RAM disk".to_owned(),
             size_bytes,
             read_only: false,
         }]
@@ -113,12 +125,12 @@ impl ExportCatalog for Single {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let usage = "usage: memory SOCKET SIZE_MIB [instant|blocking]";
+    let usage = "usage: ram_disk SOCKET SIZE_MIB [instant|blocking]";
     let path = args.next().ok_or(usage)?;
     let size_mib = args.next().ok_or(usage)?.parse()?;
     let instant = args.next().is_none_or(|mode| mode != "blocking");
     let config = ServerConfig { unix_path: Some(path.into()), ..ServerConfig::default() };
-    let _server = Server::start(config, Arc::new(Single(Arc::new(Memory::new(size_mib, instant)))))?;
+    let _server = Server::start(config, Arc::new(Single(Arc::new(RamDisk::new(size_mib, instant)))))?;
     loop {
         std::thread::park();
     }
