@@ -5,11 +5,14 @@ pub(crate) mod budget;
 pub(crate) mod buffer_pool;
 pub(crate) mod flow;
 mod inbox;
+mod negotiation;
 pub(crate) mod outbox;
 pub(crate) mod remote_budgets;
 pub(crate) mod remote_reads;
 #[cfg(test)]
 mod tests;
+mod time_limits;
+mod tls;
 mod transfer_deadline;
 mod transmission;
 
@@ -25,15 +28,16 @@ use crate::connection::flow::{Context, Flow, Wake};
 use crate::connection::inbox::{INBOX_BYTES, Inbox};
 use crate::connection::outbox::Chunk;
 use crate::connection::remote_reads::{LATE_AFTER, RemoteReads};
+use crate::connection::time_limits::Payload;
+use crate::connection::tls::Security;
+pub(crate) use crate::connection::tls::TlsOffer;
 use crate::connection::transfer_deadline::TransferDeadline;
 use crate::connection::transmission::{Pause, Transmission};
 use crate::device::Client;
-use crate::protocol::handshake::{Answer, Handshake, Step};
+use crate::protocol::handshake::Handshake;
 use crate::protocol::tls_option::TlsStage;
 use crate::server::ring::Transfer;
-use crate::server::worker::{Done, Work};
-use crate::tls::identity::TlsIdentity;
-use crate::tls::session::{Opened, TlsSession};
+use crate::server::worker::Done;
 
 /// Timeouts and limits of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -50,24 +54,6 @@ pub(crate) struct ConnectionLimits {
     pub(crate) idle_timeout: Option<Duration>,
 }
 
-/// TLS that a connection can or must use.
-#[derive(Clone)]
-pub(crate) enum TlsOffer {
-    Off,
-    Allow(Arc<TlsIdentity>),
-    Require(Arc<TlsIdentity>),
-}
-
-/// Encryption state of a connection.
-enum Security {
-    Plain,
-    /// TLS starts when the acknowledgement has been sent.
-    Starting,
-    Tls(Box<TlsSession>),
-    /// The handshake thread has the session: nothing is received or sent until it is back.
-    Away,
-}
-
 enum Phase {
     Handshake(Handshake),
     Transmission(Box<Transmission>),
@@ -82,12 +68,6 @@ enum Life {
     Draining,
     /// Ends as soon as its buffers are unused.
     Aborted,
-}
-
-/// Payload being received, whose memory others may wait for.
-struct Payload {
-    number: u64,
-    deadline: TransferDeadline,
 }
 
 /// Send in progress.
@@ -273,100 +253,6 @@ impl Connection {
         }
     }
 
-    /// Decrypts as long as the phase accepts input.
-    fn decrypt(&mut self, cx: &mut Context<'_>) {
-        while self.life == Life::Open && !self.full && !self.in_step {
-            if self.start_handshake_job(cx) {
-                return;
-            }
-            let Some(mut place) = self.place_for_input() else {
-                return;
-            };
-            let Security::Tls(session) = &mut self.security else {
-                return;
-            };
-            let opened = session.open(&mut place.buffer.framed_mut()[place.range]);
-            let len_bytes = if let Ok(Opened::Plain(len_bytes)) = opened { len_bytes } else { 0 };
-            self.put_input(place.buffer, len_bytes, cx);
-            match self.opened(opened, cx) {
-                true => self.advance(cx),
-                false => return,
-            }
-        }
-    }
-
-    /// Hands an incomplete handshake to another thread: its computation would delay other connections.
-    fn start_handshake_job(&mut self, cx: &mut Context<'_>) -> bool {
-        match std::mem::replace(&mut self.security, Security::Away) {
-            Security::Tls(session) if session.is_handshaking() && session.has_news() => {
-                self.flow.start(Work::Handshake(session), cx);
-                true
-            }
-            security => {
-                let waits = matches!(&security, Security::Tls(session) if session.is_handshaking());
-                self.security = security;
-                waits
-            }
-        }
-    }
-
-    /// Takes the session back.
-    fn handshake_done(
-        &mut self,
-        session: Box<TlsSession>,
-        opened: Result<Opened, rustls::Error>,
-        cx: &mut Context<'_>,
-    ) {
-        let session = match self.security {
-            Security::Away => session,
-            // It can only return to this connection.
-            _ => return session.discard(cx.pool),
-        };
-        self.security = Security::Tls(session);
-        match self.life {
-            Life::Open => {
-                self.opened(opened, cx);
-                self.take_input(cx);
-            }
-            Life::Draining => {}
-            Life::Aborted => self.clear_session(cx.pool),
-        }
-    }
-
-    fn clear_session(&mut self, pool: &mut BufferPool) {
-        if let Security::Tls(session) = &mut self.security {
-            session.clear(pool);
-        }
-    }
-
-    /// Processes the result of the TLS session; returns true if there is plaintext.
-    fn opened(&mut self, opened: Result<Opened, rustls::Error>, cx: &mut Context<'_>) -> bool {
-        let Security::Tls(session) = &mut self.security else {
-            return false;
-        };
-        if let Some(certificate_names) = session.established() {
-            let suite = session.describe();
-            let span = &self.span;
-            tracing::debug!(parent: span, suite, names = ?certificate_names, "TLS is in use");
-            self.client = Arc::new(Client { certificate_names, ..Client::clone(&self.client) });
-        }
-        match opened {
-            Ok(Opened::Plain(_)) => return true,
-            Ok(Opened::NeedInput) if session.is_clogged() => {
-                self.abort("a TLS handshake message is too long", cx);
-            }
-            Ok(Opened::NeedInput) => {}
-            Ok(Opened::Closed) => self.drain("the client closed the TLS session", cx),
-            Err(error) => {
-                tracing::info!(parent: &self.span, %error, "the TLS session failed");
-                // The alert is still sent; replies cannot be.
-                self.flow.outbox.clear(cx.pool);
-                self.drain("the TLS session failed", cx);
-            }
-        }
-        false
-    }
-
     /// Returns the send to start now, if any.
     pub(crate) fn start_send(&mut self, now: Instant, pool: &mut BufferPool) -> Option<Transfer> {
         if self.sending.is_some() || self.life == Life::Aborted {
@@ -384,21 +270,6 @@ impl Connection {
             .get_or_insert_with(|| TransferDeadline::new(self.limits.stalled_send_timeout, now));
         self.sending = Some(Sending { range: chunk.range.clone(), charge_bytes: chunk.charge_bytes });
         Some(Transfer { buffer: chunk.buffer, range: chunk.range, all: true })
-    }
-
-    /// Encrypts the next replies; the last ones of an ending connection are followed by a close alert.
-    fn encrypt(&mut self, pool: &mut BufferPool) -> Option<Chunk> {
-        let Security::Tls(session) = &mut self.security else {
-            return None;
-        };
-        let is_last = self.life == Life::Draining && self.flow.jobs == 0;
-        match session.seal(&mut self.flow.outbox, pool, is_last) {
-            Ok(chunk) => chunk,
-            Err(error) => {
-                self.drop_all(error.0, pool);
-                None
-            }
-        }
     }
 
     /// Returns true if everything is being sent or was sent.
@@ -533,96 +404,6 @@ impl Connection {
         self.clear_session(pool);
     }
 
-    /// Checks the timeouts.
-    pub(crate) fn check_time(&mut self, cx: &mut Context<'_>) {
-        let now = cx.now;
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
-            let what = if self.life == Life::Open {
-                "the negotiation took too long"
-            } else {
-                "the end took too long"
-            };
-            self.abort(what, cx);
-            return;
-        }
-        if self.idle_until().is_some_and(|until| until <= now) {
-            if self.is_idle() {
-                self.drain("it was idle for too long", cx);
-            } else {
-                self.active_at = now;
-            }
-        }
-        if self.life != Life::Aborted
-            && let Some(deadline) = &mut self.send_deadline
-            && deadline.ends_at() <= now
-        {
-            if self.flow.others_wait(cx.budget) {
-                self.abort("the client does not read its replies, and others wait for their memory", cx);
-            } else {
-                deadline.renew(now);
-            }
-        }
-        if self.life == Life::Open
-            && self.is_receiving
-            && let Some(payload) = &mut self.payload
-            && payload.deadline.ends_at() <= now
-        {
-            if self.flow.others_wait(cx.budget) {
-                let why =
-                    "the client does not send the payload that it announced, and others wait for its memory";
-                self.abort(why, cx);
-            } else {
-                payload.deadline.renew(now);
-            }
-        }
-    }
-
-    /// Returns true if no receive is in progress because too much is in flight: the disconnect of a local
-    /// client, or of one with remote data, must be detected in another way.
-    pub(crate) fn is_to_be_watched(&self) -> bool {
-        let is_awaited = self.client.is_local || self.flow.may_wait_for_remote_data();
-        self.life == Life::Open && self.full && is_awaited
-    }
-
-    /// Processes a hang-up. A local client is gone; another one may be, so its remote data is not waited for.
-    pub(crate) fn hung_up(&mut self, result: io::Result<()>, cx: &mut Context<'_>) {
-        // If input follows, the end of the stream follows behind it.
-        if !self.is_to_be_watched() {
-            return;
-        }
-        match result {
-            Ok(()) if self.client.is_local => self.abort("the client closed the connection", cx),
-            Ok(()) => self.flow.recall(),
-            Err(error) => self.abort(&format!("it cannot be seen whether the client goes: {error}"), cx),
-        }
-    }
-
-    /// Returns the time of the next [`check_time`](Self::check_time).
-    pub(crate) fn next_check(&self) -> Option<Instant> {
-        let sending = self.send_deadline.as_ref().filter(|_| self.life != Life::Aborted);
-        let receiving = self.payload.as_ref().filter(|_| self.life == Life::Open && self.is_receiving);
-        let checks = [
-            self.deadline,
-            self.idle_until(),
-            sending.map(TransferDeadline::ends_at),
-            receiving.map(|payload| payload.deadline.ends_at()),
-        ];
-        checks.into_iter().flatten().min()
-    }
-
-    /// Returns the end of the idle timeout.
-    fn idle_until(&self) -> Option<Instant> {
-        // Kernel devices of this host may be idle and must stay connected.
-        let is_waiting =
-            self.life == Life::Open && matches!(self.phase, Phase::Transmission(_)) && !self.client.is_local;
-        let timeout = self.limits.idle_timeout.filter(|_| is_waiting)?;
-        self.active_at.checked_add(timeout)
-    }
-
-    fn is_idle(&self) -> bool {
-        self.flow.jobs == 0 && self.sending.is_none() && !self.full && self.is_flushed()
-    }
-
     /// Returns true if the client has not closed its side and may still have to read its replies.
     pub(crate) fn may_linger(&self) -> bool {
         self.life == Life::Draining && !self.has_ended
@@ -701,82 +482,6 @@ impl Connection {
                 }
             }
             Phase::Over => {}
-        }
-    }
-
-    fn negotiate(&mut self, cx: &mut Context<'_>) {
-        while let Phase::Handshake(handshake) = &mut self.phase {
-            if self.life != Life::Open || self.in_step || self.flow.jobs > 0 {
-                return;
-            }
-            let mut out = Vec::new();
-            let (consumed_bytes, step) = handshake.feed(self.inbox.unread(), &mut out);
-            self.inbox.consume(consumed_bytes);
-            if matches!(step, Step::NeedInput) {
-                return;
-            }
-            self.step(step, &out, cx);
-        }
-    }
-
-    fn answer(&mut self, answer: Answer, cx: &mut Context<'_>) {
-        if let Phase::Handshake(handshake) = &mut self.phase {
-            let mut out = Vec::new();
-            let step = handshake.answer(answer, &mut out);
-            self.step(step, &out, cx);
-            self.take_input(cx);
-        }
-    }
-
-    /// Starts TLS after its acknowledgement.
-    fn start_tls(&mut self, cx: &mut Context<'_>) {
-        let session = match &self.tls {
-            TlsOffer::Allow(identity) | TlsOffer::Require(identity) => identity.accept(),
-            TlsOffer::Off => return self.abort("there is no TLS here", cx),
-        };
-        match session {
-            Ok(session) => {
-                self.security = Security::Tls(Box::new(TlsSession::new(session, cx.pool)));
-                if let Phase::Handshake(handshake) = &mut self.phase {
-                    handshake.secured();
-                }
-            }
-            Err(error) => self.abort(&format!("TLS could not be started: {error}"), cx),
-        }
-    }
-
-    fn step(&mut self, step: Step, out: &[u8], cx: &mut Context<'_>) {
-        if !out.is_empty() {
-            self.flow.outbox.push_bytes(out, cx.pool);
-            self.in_step = true;
-        }
-        match step {
-            Step::NeedInput | Step::Continue => {}
-            Step::Lookup(lookup) => self.flow.start(Work::Lookup(lookup, Arc::clone(&self.client)), cx),
-            // Plaintext behind the option is injected or erroneous.
-            Step::StartTls if !self.inbox.unread().is_empty() => {
-                self.abort("bytes came between STARTTLS and its acknowledgement", cx);
-            }
-            Step::StartTls => self.security = Security::Starting,
-            Step::Close(reason) => self.drain(&reason.to_string(), cx),
-            Step::Transmit(opened, agreed) => {
-                let Some(device) = opened.device else {
-                    return self.drain("the export came without its device", cx);
-                };
-                self.span.record("export", opened.name.as_str());
-                tracing::info!(
-                    parent: &self.span,
-                    size_bytes = opened.size_bytes,
-                    read_only = opened.read_only,
-                    "the client entered transmission"
-                );
-                self.deadline = None;
-                if device.may_be_remote() {
-                    self.flow.extend_for_remote_data(cx.remote_budgets.of(device.source_key()));
-                }
-                let transmission = Transmission::new(device, opened.size_bytes, opened.read_only, agreed);
-                self.phase = Phase::Transmission(Box::new(transmission));
-            }
         }
     }
 }

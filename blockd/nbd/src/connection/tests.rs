@@ -18,9 +18,14 @@ use crate::device::{
 };
 use crate::protocol::constants::*;
 use crate::protocol::reply::ReplyMode;
-use crate::test_wire::Request;
+use crate::test_wire::{Request, hello, meta_request};
 
+mod decode;
+mod limits;
 mod tls;
+mod tls_driver;
+
+use decode::{chunks, replies, shift_of};
 
 const DEVICE_BYTES: usize = 4 << 20;
 const EXPORTS: usize = 3000;
@@ -147,98 +152,20 @@ impl Driver {
 
     fn attached_in(mode: ReplyMode, limits: ConnectionLimits) -> Self {
         let mut driver = Self::with_limits(limits);
-        let mut hello = 3_u32.to_be_bytes().to_vec();
-        let option = match mode {
-            ReplyMode::Simple => None,
-            ReplyMode::Structured => Some(NBD_OPT_STRUCTURED_REPLY),
-            ReplyMode::Extended => Some(NBD_OPT_EXTENDED_HEADERS),
+        let base = meta_request(b"", &[BASE_ALLOCATION]);
+        let mut options: Vec<(u32, &[u8])> = match mode {
+            ReplyMode::Simple => vec![],
+            ReplyMode::Structured => vec![(NBD_OPT_STRUCTURED_REPLY, b"")],
+            ReplyMode::Extended => vec![(NBD_OPT_EXTENDED_HEADERS, b"")],
         };
-        if let Some(option) = option {
-            hello.extend(OPTION_MAGIC.to_be_bytes());
-            hello.extend(option.to_be_bytes());
-            hello.extend(0_u32.to_be_bytes());
-            hello.extend(OPTION_MAGIC.to_be_bytes());
-            hello.extend(NBD_OPT_SET_META_CONTEXT.to_be_bytes());
-            hello.extend(27_u32.to_be_bytes());
-            hello.extend([0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 15]);
-            hello.extend(BASE_ALLOCATION.as_bytes());
+        if mode != ReplyMode::Simple {
+            options.push((NBD_OPT_SET_META_CONTEXT, &base));
         }
-        hello.extend(OPTION_MAGIC.to_be_bytes());
-        hello.extend(NBD_OPT_EXPORT_NAME.to_be_bytes());
-        hello.extend(0_u32.to_be_bytes());
-        driver.run(&hello, &[1 << 20]);
+        options.push((NBD_OPT_EXPORT_NAME, b""));
+        driver.run(&hello(&options), &[1 << 20]);
         driver.sent.clear();
         driver
     }
-}
-
-/// Decodes structured replies by cookie: error number and joined data, or other content.
-fn chunks(mut sent: &[u8], extended: bool, reads: &BTreeMap<u64, usize>) -> BTreeMap<u64, (u32, Vec<u8>)> {
-    let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
-    let (mut open, mut replies) = (BTreeMap::new(), BTreeMap::new());
-    while !sent.is_empty() {
-        if number(&sent[..4]) == u64::from(SIMPLE_REPLY_MAGIC) {
-            assert!(!extended && number(&sent[4..8]) == 0);
-            assert!(replies.insert(number(&sent[8..16]), (0, Vec::new())).is_none());
-            sent = &sent[16..];
-            continue;
-        }
-        let header_len = if extended { 32 } else { 20 };
-        let done = number(&sent[4..6]) == 1;
-        let chunk_type = number(&sent[6..8]) as u16;
-        let cookie = number(&sent[8..16]);
-        let len = number(&sent[if extended { 24..32 } else { 16..20 }]) as usize;
-        let payload = &sent[header_len..header_len + len];
-        sent = &sent[header_len + len..];
-        let (errno, data) = open
-            .remove(&cookie)
-            .unwrap_or_else(|| (0_u32, vec![0xdd_u8; reads.get(&cookie).copied().unwrap_or(0)]));
-        let (mut errno, mut data): (u32, Vec<u8>) = (errno, data);
-        let base = cookie as usize * (DEVICE_BYTES / 24);
-        match chunk_type {
-            NBD_REPLY_TYPE_OFFSET_DATA => {
-                let at = number(&payload[..8]) as usize - base - shift_of(cookie);
-                data[at..at + len - 8].copy_from_slice(&payload[8..]);
-            }
-            NBD_REPLY_TYPE_OFFSET_HOLE => {
-                let at = number(&payload[..8]) as usize - base - shift_of(cookie);
-                data[at..at + number(&payload[8..]) as usize].fill(0);
-            }
-            NBD_REPLY_TYPE_ERROR => {
-                errno = number(&payload[..4]) as u32;
-                data.clear();
-            }
-            NBD_REPLY_TYPE_NONE => {}
-            _ => data = payload.to_vec(),
-        }
-        if done {
-            assert!(replies.insert(cookie, (errno, data)).is_none(), "two replies to request {cookie}");
-        } else {
-            open.insert(cookie, (errno, data));
-        }
-    }
-    assert!(open.is_empty(), "replies without an end");
-    replies
-}
-
-/// Returns the offset of a request within its area.
-fn shift_of(cookie: u64) -> usize {
-    (cookie as usize * 397) % 1200
-}
-
-/// Decodes replies by cookie.
-fn replies(mut sent: &[u8], reads: &BTreeMap<u64, usize>) -> BTreeMap<u64, (u32, Vec<u8>)> {
-    let mut replies = BTreeMap::new();
-    while !sent.is_empty() {
-        assert_eq!(sent[0..4], SIMPLE_REPLY_MAGIC.to_be_bytes());
-        let errno = u32::from_be_bytes(sent[4..8].try_into().unwrap());
-        let cookie = u64::from_be_bytes(sent[8..16].try_into().unwrap());
-        let len = if errno == 0 { reads.get(&cookie).copied().unwrap_or(0) } else { 0 };
-        let before = replies.insert(cookie, (errno, sent[16..16 + len].to_vec()));
-        assert!(before.is_none(), "two replies to request {cookie}");
-        sent = &sent[16 + len..];
-    }
-    replies
 }
 
 /// Generates requests on disjoint areas, so that their order does not matter.
@@ -247,6 +174,38 @@ fn any_requests() -> impl Strategy<Value = Vec<(u16, u16, usize)>> {
     let flags = prop_oneof![4 => Just(0_u16), 1 => 0_u16..32];
     let len = prop_oneof![0_usize..100, 100_usize..9000, 30_000_usize..34_000, 100_000_usize..140_000];
     proptest::collection::vec((command, flags, len), 1..24)
+}
+
+/// Encodes requests with their payloads; returns the lengths of the reads too.
+fn conversation(mode: ReplyMode, requests: &[(u16, u16, usize)]) -> (Vec<u8>, BTreeMap<u64, usize>) {
+    let (mut input, mut reads) = (Vec::new(), BTreeMap::new());
+    for (index, (command, flags, len)) in requests.iter().enumerate() {
+        if *command == NBD_CMD_DISC {
+            continue;
+        }
+        // Every 7th one is beyond the end.
+        let area = if index % 7 == 6 { DEVICE_BYTES } else { index * (DEVICE_BYTES / 24) };
+        let cookie = index as u64;
+        let offset_bytes = (area + shift_of(cookie)) as u64;
+        let mut request =
+            Request { flags: *flags, command: *command, cookie, offset_bytes, len_bytes: *len as u64 };
+        if mode == ReplyMode::Extended {
+            request.flags &= !NBD_CMD_FLAG_PAYLOAD_LEN;
+            if *command == NBD_CMD_WRITE && index % 5 != 4 {
+                request.flags |= NBD_CMD_FLAG_PAYLOAD_LEN;
+            }
+            input.extend(request.encode_extended());
+        } else {
+            input.extend(request.encode());
+        }
+        if *command == NBD_CMD_WRITE {
+            input.extend((0..*len).map(|at| (at % 253) as u8 ^ index as u8));
+        }
+        if *command == NBD_CMD_READ {
+            reads.insert(cookie, *len);
+        }
+    }
+    (input, reads)
 }
 
 proptest! {
@@ -258,37 +217,7 @@ proptest! {
         mode in prop_oneof![Just(ReplyMode::Simple), Just(ReplyMode::Structured), Just(ReplyMode::Extended)],
         steps in proptest::collection::vec(prop_oneof![1_usize..50, 1_usize..200_000], 1..20),
     ) {
-        let (mut input, mut reads) = (Vec::new(), BTreeMap::new());
-        for (index, (command, flags, len)) in requests.iter().enumerate() {
-            // Every 7th one is beyond the end.
-            let place = if index % 7 == 6 { DEVICE_BYTES } else { index * (DEVICE_BYTES / 24) };
-            let extended = mode == ReplyMode::Extended;
-            let is_write = *command == NBD_CMD_WRITE;
-            let mut flags = flags & !NBD_CMD_FLAG_PAYLOAD_LEN;
-            if extended && is_write && index % 5 != 4 {
-                flags |= NBD_CMD_FLAG_PAYLOAD_LEN;
-            }
-            let request = Request {
-                flags,
-                command: *command,
-                cookie: index as u64,
-                offset_bytes: (place + shift_of(index as u64)) as u64,
-                len_bytes: *len as u64,
-            };
-            if *command == NBD_CMD_DISC {
-                continue;
-            }
-            match extended {
-                true => input.extend(request.encode_extended()),
-                false => input.extend(request.encode()),
-            }
-            if *command == NBD_CMD_WRITE || extended && flags & NBD_CMD_FLAG_PAYLOAD_LEN != 0 {
-                input.extend((0..*len).map(|at| (at % 253) as u8 ^ index as u8));
-            }
-            if *command == NBD_CMD_READ {
-                reads.insert(index as u64, *len);
-            }
-        }
+        let (input, reads) = conversation(mode, &requests);
         let run = |steps: &[usize]| {
             let mut driver = Driver::attached_in(mode, LIMITS);
             driver.run(&input, steps);
@@ -328,36 +257,6 @@ fn read_request(cookie: u64, len_bytes: u32) -> [u8; REQUEST_LEN_BYTES] {
         .encode()
 }
 
-/// Sends `request` until the connection accepts no more, without sending replies; returns accepted and
-/// charged bytes.
-fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
-    let mut taken_bytes = 0;
-    let input = request.repeat(20_000);
-    while let Some(len) = driver.receive_some(&input, usize::MAX) {
-        taken_bytes += len;
-        while driver.work_some(0) {}
-        assert!(taken_bytes < 100 << 20, "it takes for ever");
-    }
-    (taken_bytes, driver.connection.charged_bytes())
-}
-
-#[test]
-fn client_not_reading_is_bounded() {
-    for len_bytes in [1, 4096, 100_000, 300_000] {
-        let mut driver = Driver::attached(LIMITS);
-        let (_, charged) = flood(&mut driver, &read_request(1, len_bytes));
-        let one = u64::from(len_bytes) + REQUEST_OVERHEAD_BYTES;
-        assert!(charged <= LIMITS.in_flight_bytes && charged > LIMITS.in_flight_bytes - one, "{charged}");
-        // Once it reads, the rest is served.
-        while driver.send_some(usize::MAX) || driver.work_some(0) {}
-        assert!(driver.connection.start_receive(driver.now).is_some());
-    }
-    // Refusals are charged too.
-    let mut driver = Driver::attached(LIMITS);
-    let nonsense = Request { flags: 0, command: 77, cookie: 0, offset_bytes: 0, len_bytes: 0 }.encode();
-    assert_eq!(flood(&mut driver, &nonsense).1, LIMITS.in_flight_bytes);
-}
-
 #[test]
 fn request_refused_before_the_volume_grows_stays_refused() {
     let mut driver = Driver::attached(LIMITS);
@@ -386,11 +285,7 @@ fn request_of_a_local_client_that_closed_its_side_is_dropped() {
     for is_local in [true, false] {
         let client = Client { is_local, ..Client::default() };
         let mut driver = Driver::of_client(LIMITS, TlsOffer::Off, client);
-        let mut hello = 3_u32.to_be_bytes().to_vec();
-        hello.extend(OPTION_MAGIC.to_be_bytes());
-        hello.extend(NBD_OPT_EXPORT_NAME.to_be_bytes());
-        hello.extend(0_u32.to_be_bytes());
-        driver.run(&hello, &[1 << 20]);
+        driver.run(&hello(&[(NBD_OPT_EXPORT_NAME, b"")]), &[1 << 20]);
         driver.sent.clear();
         let before = driver.catalog.0.0.lock()[..100].to_vec();
         let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 100 };
@@ -416,11 +311,7 @@ fn late_write_of_a_disconnected_local_client_is_dropped() {
         let mut driver = Driver::of_client(LIMITS, TlsOffer::Off, client);
         let (ours, theirs) = UnixStream::pair().unwrap();
         driver.connection.watch_local_peer(&Arc::new(ours.into()));
-        let mut hello = 3_u32.to_be_bytes().to_vec();
-        hello.extend(OPTION_MAGIC.to_be_bytes());
-        hello.extend(NBD_OPT_EXPORT_NAME.to_be_bytes());
-        hello.extend(0_u32.to_be_bytes());
-        driver.run(&hello, &[1 << 20]);
+        driver.run(&hello(&[(NBD_OPT_EXPORT_NAME, b"")]), &[1 << 20]);
         let write =
             Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 512, len_bytes: 100 };
         let flush = Request { command: NBD_CMD_FLUSH, offset_bytes: 0, len_bytes: 0, ..write };
@@ -446,15 +337,6 @@ fn late_write_of_a_disconnected_local_client_is_dropped() {
 }
 
 #[test]
-fn request_above_limit_is_served_alone() {
-    let limits = ConnectionLimits { in_flight_bytes: 100_000, ..LIMITS };
-    let mut driver = Driver::attached(limits);
-    driver.run(&[read_request(1, 2 << 20), read_request(2, 2 << 20)].concat(), &[1 << 20]);
-    assert_eq!(driver.sent.len(), 2 * (16 + (2 << 20)));
-    assert_eq!(driver.budget.used_bytes(), 0);
-}
-
-#[test]
 fn after_a_large_write_only_the_next_header_is_received() {
     let mut driver = Driver::attached(LIMITS);
     let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 300_000 };
@@ -471,97 +353,6 @@ fn after_a_large_write_only_the_next_header_is_received() {
 }
 
 #[test]
-fn times_are_kept() {
-    let mut driver = Driver::new();
-    let at = |driver: &mut Driver, seconds: u64| {
-        driver.now += Duration::from_secs(seconds);
-        driver.tell(Connection::check_time);
-        driver.connection.is_aborted()
-    };
-    assert!(!at(&mut driver, 9));
-    assert!(at(&mut driver, 2), "negotiating for 11 s");
-
-    let mut driver = Driver::attached(LIMITS);
-    assert!(!at(&mut driver, 3600));
-    driver.run(&read_request(1, 100), &[1]);
-    let transfer = driver.receive_some(&read_request(2, 100), 1000);
-    assert_eq!(transfer, Some(28));
-    let _sending = driver.connection.start_send(driver.now, &mut driver.pool).unwrap();
-    assert!(!at(&mut driver, 61), "a slow reader delays no other");
-    driver.budget.wait_for_ever(Box::new(|| {}));
-    assert!(!at(&mut driver, 59));
-    assert!(at(&mut driver, 2), "others wait for it");
-
-    // Reading a little now and then does not help.
-    let mut driver = Driver::attached(LIMITS);
-    driver.receive_some(&read_request(1, 300_000), 1000);
-    driver.work_some(0);
-    driver.budget.wait_for_ever(Box::new(|| {}));
-    for second in 0..60 {
-        assert!(driver.send_some(1));
-        assert_eq!(at(&mut driver, 1), second == 59);
-    }
-
-    let mut driver = Driver::attached(LIMITS);
-    driver.receive_some(&read_request(1, 300_000), 1000);
-    driver.tell(|connection, cx| connection.drain("the test ends it", cx));
-    assert!(!at(&mut driver, 29));
-    assert!(!driver.connection.is_finished(), "a request is in flight");
-    assert!(at(&mut driver, 2));
-    assert!(!driver.connection.is_finished(), "and still is");
-    driver.work_some(0);
-    assert!(driver.connection.is_finished());
-}
-
-#[test]
-fn stalled_payload_is_dropped_when_others_wait() {
-    let at = |driver: &mut Driver, seconds: u64| {
-        driver.now += Duration::from_secs(seconds);
-        driver.tell(Connection::check_time);
-        driver.connection.is_aborted()
-    };
-    // One payload is kept in its own buffer, the other is discarded.
-    for offset_bytes in [0, DEVICE_BYTES as u64] {
-        let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes, len_bytes: 300_000 };
-        let mut driver = Driver::attached(LIMITS);
-        assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
-        let _first = driver.connection.start_receive(driver.now).unwrap();
-        let soon = driver.now + Duration::from_secs(10);
-        assert_eq!(driver.connection.next_check(), Some(soon));
-        assert!(!at(&mut driver, 11), "no request waits");
-        driver.budget.wait_for_ever(Box::new(|| {}));
-        assert!(!at(&mut driver, 9));
-        assert!(at(&mut driver, 1), "others wait");
-        assert_eq!(driver.connection.next_check(), None);
-
-        let mut driver = Driver::attached(LIMITS);
-        assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
-        driver.budget.wait_for_ever(Box::new(|| {}));
-        for second in 0..10 {
-            let mut slow = driver.connection.start_receive(driver.now).unwrap();
-            slow.buffer.framed_mut()[slow.range.start] = 7;
-            assert_eq!(at(&mut driver, 1), second == 9, "a byte a second, for {second} s");
-            driver.tell(|connection, cx| connection.end_receive(slow.buffer, Ok(1), cx));
-        }
-    }
-    // A client that makes progress is not dropped.
-    let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 3 << 20 };
-    let mut driver = Driver::attached(LIMITS);
-    assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
-    driver.budget.wait_for_ever(Box::new(|| {}));
-    for _ in 0..6 {
-        assert_eq!(driver.receive_some(&[7; 1 << 19], usize::MAX), Some(1 << 19));
-        assert!(!at(&mut driver, 4));
-    }
-    // Between requests nothing is held that others could wait for.
-    let mut driver = Driver::attached(LIMITS);
-    driver.budget.wait_for_ever(Box::new(|| {}));
-    let _idle = driver.connection.start_receive(driver.now).unwrap();
-    assert_eq!(driver.connection.next_check(), None);
-    assert!(!at(&mut driver, 3600));
-}
-
-#[test]
 fn leaving_client_gets_every_reply() {
     let mut driver = Driver::attached(LIMITS);
     let bye = Request { flags: 0, command: NBD_CMD_DISC, cookie: 9, offset_bytes: 0, len_bytes: 0 }.encode();
@@ -574,36 +365,10 @@ fn leaving_client_gets_every_reply() {
 }
 
 #[test]
-fn beyond_the_bound_of_all_only_a_little_is_taken() {
-    let mut driver = Driver::attached(LIMITS);
-    // Others have used all budget.
-    driver.budget.exhaust();
-    assert_eq!(driver.receive_some(&read_request(1, 300_000), 100), Some(28));
-    assert!(driver.work.is_empty());
-    assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
-    driver.budget.release(1 << 30);
-    driver.tell(Connection::retry);
-    while driver.send_some(usize::MAX) || driver.work_some(0) {}
-    assert_eq!(driver.sent.len(), SIMPLE_REPLY_LEN_BYTES + 300_000);
-
-    let mut driver = Driver::attached(LIMITS);
-    driver.budget.exhaust();
-    let (_, charged) = flood(&mut driver, &read_request(1, 4096));
-    assert_eq!(charged, crate::connection::flow::GUARANTEED_BYTES);
-    assert!(driver.budget.is_exhausted(), "it waits for more");
-    // A leaving client stops waiting and delays no other.
-    driver.tell(|connection, cx| connection.abort("the test ends it", cx));
-    assert!(!driver.budget.is_exhausted());
-}
-
-#[test]
 fn negotiation_reply_precedes_requests() {
     let mut driver = Driver::new();
     assert!(driver.send_some(usize::MAX), "the greeting");
-    let mut input = 3_u32.to_be_bytes().to_vec();
-    input.extend(OPTION_MAGIC.to_be_bytes());
-    input.extend(NBD_OPT_EXPORT_NAME.to_be_bytes());
-    input.extend(0_u32.to_be_bytes());
+    let mut input = hello(&[(NBD_OPT_EXPORT_NAME, b"")]);
     // Answered at once from its own buffer: it must not overtake.
     input.extend(read_request(1, 200_000));
     assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
@@ -613,21 +378,6 @@ fn negotiation_reply_precedes_requests() {
     assert_eq!(answer[..8], (DEVICE_BYTES as u64).to_be_bytes());
     assert_eq!(answer.len(), 10 + SIMPLE_REPLY_LEN_BYTES + 200_000);
     assert_eq!(answer[10..14], SIMPLE_REPLY_MAGIC.to_be_bytes());
-}
-
-#[test]
-fn single_connection_does_not_occupy_all_workers() {
-    let trim = Request { flags: 0, command: NBD_CMD_TRIM, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
-    let mut driver = Driver::attached(LIMITS);
-    let input = trim.encode().repeat(3 * MAX_JOBS);
-    assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
-    assert_eq!(driver.work.len(), MAX_JOBS);
-    assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
-    driver.work_some(0);
-    assert_eq!(driver.work.len(), MAX_JOBS, "one was done, the next one came");
-    while driver.work_some(0) || driver.send_some(usize::MAX) {}
-    assert_eq!(driver.sent.len(), 3 * MAX_JOBS * SIMPLE_REPLY_LEN_BYTES);
-    assert!(driver.connection.start_receive(driver.now).is_some());
 }
 
 #[test]
@@ -659,19 +409,13 @@ fn block_status_with_payload_sees_growth() {
 #[test]
 fn oversized_context_selection_leaves_none() {
     let mut driver = Driver::new();
-    let mut hello = 3_u32.to_be_bytes().to_vec();
-    let mut option = |option: u32, data: &[u8]| {
-        hello.extend(OPTION_MAGIC.to_be_bytes());
-        hello.extend(option.to_be_bytes());
-        hello.extend((data.len() as u32).to_be_bytes());
-        hello.extend(data);
-    };
-    option(NBD_OPT_STRUCTURED_REPLY, &[]);
-    let base = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 15], BASE_ALLOCATION.as_bytes()].concat();
-    option(NBD_OPT_SET_META_CONTEXT, &base);
-    option(NBD_OPT_SET_META_CONTEXT, &[0; 70_000]);
-    option(NBD_OPT_EXPORT_NAME, &[]);
-    driver.run(&hello, &[1 << 20]);
+    let options: [(u32, &[u8]); 4] = [
+        (NBD_OPT_STRUCTURED_REPLY, b""),
+        (NBD_OPT_SET_META_CONTEXT, &meta_request(b"", &[BASE_ALLOCATION])),
+        (NBD_OPT_SET_META_CONTEXT, &[0; 70_000]),
+        (NBD_OPT_EXPORT_NAME, b""),
+    ];
+    driver.run(&hello(&options), &[1 << 20]);
     driver.sent.clear();
     let status =
         Request { flags: 0, command: NBD_CMD_BLOCK_STATUS, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
@@ -680,25 +424,9 @@ fn oversized_context_selection_leaves_none() {
 }
 
 #[test]
-fn idle_local_device_stays_connected() {
-    let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
-    for is_local in [false, true] {
-        let client = Client { is_local, ..Client::default() };
-        let mut driver = Driver::of_client(limits, TlsOffer::Off, client);
-        let request =
-            [&3_u32.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
-        driver.run(&request, &[1 << 20]);
-        driver.now += Duration::from_secs(61);
-        driver.tell(Connection::check_time);
-        assert_eq!(driver.connection.start_receive(driver.now).is_some(), is_local);
-    }
-}
-
-#[test]
 fn long_listing_is_streamed() {
     let mut driver = Driver::new();
-    let hello = [&3_u32.to_be_bytes()[..], &OPTION_MAGIC.to_be_bytes(), &NBD_OPT_LIST.to_be_bytes(), &[0; 4]];
-    let hello = hello.concat();
+    let hello = hello(&[(NBD_OPT_LIST, b"")]);
     assert!(driver.send_some(usize::MAX), "the greeting");
     driver.sent.clear();
     assert_eq!(driver.receive_some(&hello, usize::MAX), Some(hello.len()));

@@ -300,38 +300,8 @@ impl Due {
                 Self::Ack { option: LIST }.check(bytes)?;
             }
             Self::Info { option, name, read_only, infos, mode } => {
-                let mut seen = Vec::new();
-                loop {
-                    let (kind, mut data) = reply(bytes, *option)?;
-                    if kind == ACK {
-                        assert!(data.0.is_empty());
-                        break;
-                    }
-                    assert_eq!(kind, REP_INFO, "for {self:?}");
-                    let info = data.number(2).expect("its kind");
-                    match info {
-                        0 => {
-                            assert_eq!(data.number(8), Some(SIZE_BYTES as u64));
-                            assert_eq!(data.number(2), Some(transmission_flags(*read_only, *mode)));
-                            assert!(data.0.is_empty());
-                        }
-                        1 => assert_eq!(data.0, name.as_bytes()),
-                        2 => assert_eq!(data.0, format!("the export {name}").as_bytes()),
-                        3 => {
-                            let sizes = [data.number(4), data.number(4), data.number(4)];
-                            assert_eq!(sizes, [Some(1), Some(4096), Some(64 << 20)]);
-                        }
-                        _ => panic!("information {info}"),
-                    }
-                    seen.push(info);
-                }
-                seen.sort_unstable();
-                let told = |info: &u64| match info {
-                    0 | 3 => true,
-                    _ => infos.contains(info) && LISTED.contains(&name.as_str()),
-                };
-                let due: Vec<u64> = (0..4).filter(told).collect();
-                assert_eq!(seen, due, "for {self:?}");
+                let flags = transmission_flags(*read_only, *mode);
+                check_info(bytes, *option, name, flags, infos)?;
             }
             Self::Contexts { option, names } => {
                 for (index, name) in names.iter().enumerate() {
@@ -345,6 +315,43 @@ impl Due {
         }
         Some(())
     }
+}
+
+/// Checks the information about an export, up to the acknowledgement.
+fn check_info(bytes: &mut Bytes<'_>, option: u32, name: &str, flags: u64, infos: &[u64]) -> Option<()> {
+    let mut seen = Vec::new();
+    loop {
+        let (kind, mut data) = reply(bytes, option)?;
+        if kind == ACK {
+            assert!(data.0.is_empty());
+            break;
+        }
+        assert_eq!(kind, REP_INFO, "for option {option} on {name}");
+        let info = data.number(2).expect("its kind");
+        match info {
+            0 => {
+                assert_eq!(data.number(8), Some(SIZE_BYTES as u64));
+                assert_eq!(data.number(2), Some(flags));
+                assert!(data.0.is_empty());
+            }
+            1 => assert_eq!(data.0, name.as_bytes()),
+            2 => assert_eq!(data.0, format!("the export {name}").as_bytes()),
+            3 => {
+                let sizes = [data.number(4), data.number(4), data.number(4)];
+                assert_eq!(sizes, [Some(1), Some(4096), Some(64 << 20)]);
+            }
+            _ => panic!("information {info}"),
+        }
+        seen.push(info);
+    }
+    seen.sort_unstable();
+    let told = |info: &u64| match info {
+        0 | 3 => true,
+        _ => infos.contains(info) && LISTED.contains(&name),
+    };
+    let due: Vec<u64> = (0..4).filter(told).collect();
+    assert_eq!(seen, due, "for option {option} on {name}");
+    Some(())
 }
 
 /// Appends an option.

@@ -67,7 +67,7 @@ fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &m
     let (flags, kind, cookie) = (bytes.number(2)?, bytes.number(2)?, bytes.number(8)? as usize);
     let offset_bytes = if extended { Some(bytes.number(8)?) } else { None };
     let len = bytes.number(if extended { 8 } else { 4 })?;
-    let mut payload = Bytes(bytes.take(usize::try_from(len).expect("a length"))?);
+    let payload = Bytes(bytes.take(usize::try_from(len).expect("a length"))?);
     let request = asked.get(cookie).expect("the cookie of a request");
     let answer = &mut answers[cookie];
     assert!(!answer.is_over, "something behind the end of the reply to {request:?}");
@@ -75,9 +75,17 @@ fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &m
     assert!(flags <= 1, "the flags of a chunk");
     answer.chunks += 1;
     answer.is_over = flags == 1;
-    // The chunk is complete: nothing may be missing from here on.
+    take_chunk(kind, payload, request, answer, extended);
+    if kind == 0 {
+        assert!(flags == 1, "a chunk without payload is the last one");
+    }
+    Some(())
+}
+
+/// Takes the payload of a chunk, which is complete.
+fn take_chunk(kind: u64, mut payload: Bytes<'_>, request: &Asked, answer: &mut Answer, extended: bool) {
     match kind {
-        0 => assert!(len == 0 && flags == 1, "a chunk that says nothing is the last one"),
+        0 => assert!(payload.0.is_empty(), "a payload of a chunk without one"),
         1 => {
             let at = payload.number(8).expect("an offset");
             assert!(request.command == READ && !payload.0.is_empty(), "data for {request:?}");
@@ -94,7 +102,7 @@ fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &m
             let id = payload.number(4).expect("an id") as u32;
             let width = if extended { 8 } else { 4 };
             let count = if extended { Some(payload.number(4).expect("a number")) } else { None };
-            assert!(payload.0.len() % (2 * width) == 0);
+            assert!(payload.0.len().is_multiple_of(2 * width));
             let mut runs = Vec::new();
             while let (Some(len), Some(flags)) = (payload.number(width), payload.number(width)) {
                 runs.push((len, flags));
@@ -110,7 +118,6 @@ fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &m
         }
         _ => panic!("a chunk of type {kind:#x}"),
     }
-    Some(())
 }
 
 /// Checks that a reply is allowed for its request, independent of content.

@@ -53,6 +53,12 @@ pub fn option_request(option: u32, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The client's flags, and options.
+pub fn hello(options: &[(u32, &[u8])]) -> Vec<u8> {
+    let options = options.iter().flat_map(|(option, data)| option_request(*option, data));
+    3_u32.to_be_bytes().into_iter().chain(options).collect()
+}
+
 pub fn meta_request(name: &[u8], queries: &[&str]) -> Vec<u8> {
     let string = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
     let mut data = string(name);

@@ -1,212 +1,10 @@
-//! Connections over TLS without sockets, with a rustls client at the other end: the same promises as without
-//! TLS.
+//! Connections over TLS: the same guarantees as without TLS.
 
-use std::io::{Read, Write};
-use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::io::Write;
 
-use rustls::ClientConnection;
-
+use super::tls_driver::{TlsDriver, offered};
 use super::*;
-use crate::test_certs::Authority;
-use crate::tls::identity::{TlsFiles, TlsIdentity};
-
-struct World {
-    authority: Authority,
-    identity: Arc<TlsIdentity>,
-    alice: PathBuf,
-}
-
-static WORLD: LazyLock<World> = LazyLock::new(|| {
-    let authority = Authority::new();
-    let (certificate, key) = authority.server();
-    let files = TlsFiles { certificate, key, client_ca: Some(authority.ca()), client_crl: None };
-    let identity = Arc::new(TlsIdentity::load(files).unwrap());
-    let alice = authority.client_dir("alice", false);
-    World { authority, identity, alice }
-});
-
-/// The client's side of a connection.
-struct TlsDriver {
-    driver: Driver,
-    client: ClientConnection,
-    /// Sealed, and not yet received by the connection.
-    to_server: Vec<u8>,
-    /// Data read by the client.
-    received: Vec<u8>,
-    /// Sent by the connection, and already read.
-    seen_bytes: usize,
-    client_reads: bool,
-    failure: Option<rustls::Error>,
-    peer_closed: bool,
-}
-
-fn option(option: u32) -> Vec<u8> {
-    [&OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &[0; 4]].concat()
-}
-
-fn offered() -> Driver {
-    offered_with(LIMITS)
-}
-
-fn offered_with(limits: ConnectionLimits) -> Driver {
-    Driver::with_tls(limits, TlsOffer::Require(Arc::clone(&WORLD.identity)))
-}
-
-impl TlsDriver {
-    /// One whose client has been told to go ahead.
-    fn started(version: &'static rustls::SupportedProtocolVersion) -> Self {
-        Self::started_with(LIMITS, version)
-    }
-
-    fn started_with(limits: ConnectionLimits, version: &'static rustls::SupportedProtocolVersion) -> Self {
-        let mut driver = offered_with(limits);
-        let hello = [&3_u32.to_be_bytes()[..], &option(NBD_OPT_STARTTLS)].concat();
-        driver.run(&hello, &[1 << 20]);
-        let reply = &driver.sent[GREETING_LEN_BYTES..];
-        assert_eq!(reply[12..], [0, 0, 0, 1, 0, 0, 0, 0], "ACK");
-        driver.sent.clear();
-        let config = WORLD.authority.client_config_of(Some(&WORLD.alice), &[version]);
-        let mut client = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
-        client.set_buffer_limit(None);
-        Self {
-            driver,
-            client,
-            to_server: Vec::new(),
-            received: Vec::new(),
-            seen_bytes: 0,
-            client_reads: true,
-            failure: None,
-            peer_closed: false,
-        }
-    }
-
-    /// One in transmission.
-    fn attached(version: &'static rustls::SupportedProtocolVersion) -> Self {
-        Self::attached_with(LIMITS, version)
-    }
-
-    fn attached_with(limits: ConnectionLimits, version: &'static rustls::SupportedProtocolVersion) -> Self {
-        let mut this = Self::started_with(limits, version);
-        this.run(&option(NBD_OPT_EXPORT_NAME), &[1 << 20]);
-        assert_eq!(this.received.len(), 10);
-        this.received.clear();
-        this
-    }
-
-    fn client_turn(&mut self) -> bool {
-        let mut progress = false;
-        while self.client.wants_write() {
-            progress |= self.client.write_tls(&mut self.to_server).unwrap() > 0;
-        }
-        while self.client_reads && self.seen_bytes < self.driver.sent.len() {
-            self.seen_bytes += self.client.read_tls(&mut &self.driver.sent[self.seen_bytes..]).unwrap();
-            progress = true;
-            match self.client.process_new_packets() {
-                Ok(state) => self.peer_closed |= state.peer_has_closed(),
-                Err(error) => {
-                    self.failure.get_or_insert(error);
-                    self.seen_bytes = self.driver.sent.len();
-                }
-            }
-            let mut buffer = [0; 20_000];
-            while let Ok(len) = self.client.reader().read(&mut buffer)
-                && len > 0
-            {
-                self.received.extend_from_slice(&buffer[..len]);
-            }
-        }
-        progress
-    }
-
-    fn server_turn(&mut self, step: usize) -> bool {
-        if self.to_server.is_empty() {
-            return false;
-        }
-        match self.driver.receive_some(&self.to_server, step) {
-            Some(len) if len > 0 => {
-                self.to_server.drain(..len);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn say(&mut self, input: &mut &[u8], step: usize) -> bool {
-        let (now, later) = input.split_at(input.len().min(step));
-        self.client.writer().write_all(now).unwrap();
-        *input = later;
-        !now.is_empty()
-    }
-
-    /// Has the client say `input`, in pieces, and runs both until nothing more happens.
-    fn run(&mut self, mut input: &[u8], steps: &[usize]) {
-        let mut idle = 0;
-        for index in 0.. {
-            let step = steps[index % steps.len()].max(1);
-            let progress = match (index + step) % 5 {
-                0 => self.driver.send_some(step),
-                1 => self.driver.work_some(step),
-                2 => self.client_turn(),
-                3 => self.say(&mut input, step),
-                _ => self.server_turn(step),
-            };
-            idle = if progress { 0 } else { idle + 1 };
-            // Every kind of event has been tried.
-            if idle > 5 * steps.len() + 5 {
-                let more = self.driver.send_some(step)
-                    || self.driver.work_some(step)
-                    || self.client_turn()
-                    || self.server_turn(step)
-                    || self.say(&mut input, step);
-                if !more {
-                    return;
-                }
-                idle = 0;
-            }
-        }
-    }
-
-    /// The connection is at its end, or gets there once the client is gone, and has kept nothing.
-    fn assert_ends(mut self) {
-        if !self.driver.connection.is_finished() {
-            if let Some(transfer) = self.driver.connection.start_receive(self.driver.now) {
-                self.driver.tell(|connection, cx| connection.end_receive(transfer.buffer, Ok(0), cx));
-            }
-            while self.driver.send_some(usize::MAX) || self.driver.work_some(0) {}
-        }
-        assert!(self.driver.connection.is_finished());
-        self.driver.connection.release(&mut self.driver.pool, &self.driver.budget);
-        assert_eq!(self.driver.budget.used_bytes(), 0);
-        assert_eq!(Arc::strong_count(&self.driver.catalog.0), 1);
-    }
-}
-
-/// Requests with their payloads, and the lengths of the reads.
-fn conversation(requests: &[(u16, u16, usize)]) -> (Vec<u8>, BTreeMap<u64, usize>) {
-    let (mut input, mut reads) = (Vec::new(), BTreeMap::new());
-    for (index, (command, flags, len)) in requests.iter().enumerate() {
-        let place = if index % 7 == 6 { DEVICE_BYTES } else { index * (DEVICE_BYTES / 24) };
-        let request = Request {
-            flags: *flags,
-            command: *command,
-            cookie: index as u64,
-            offset_bytes: (place + (index * 397) % 1200) as u64,
-            len_bytes: *len as u64,
-        };
-        if *command == NBD_CMD_DISC {
-            continue;
-        }
-        input.extend(request.encode());
-        if *command == NBD_CMD_WRITE {
-            input.extend((0..*len).map(|at| (at % 253) as u8 ^ index as u8));
-        }
-        if *command == NBD_CMD_READ {
-            reads.insert(index as u64, *len);
-        }
-    }
-    (input, reads)
-}
+use crate::test_wire::option_request;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
@@ -219,7 +17,7 @@ proptest! {
         is_old in any::<bool>(),
         new_keys_at in 0_usize..300_000,
     ) {
-        let (input, reads) = conversation(&requests);
+        let (input, reads) = conversation(ReplyMode::Simple, &requests);
         let mut plain = Driver::attached(LIMITS);
         plain.run(&input, &[1 << 20]);
         let version = if is_old { &rustls::version::TLS12 } else { &rustls::version::TLS13 };
@@ -261,7 +59,8 @@ proptest! {
 fn sessions_cut_at_every_byte_release_their_budget() {
     let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 500 };
     let input =
-        [&option(NBD_OPT_EXPORT_NAME)[..], &write.encode(), &[1; 500], &read_request(2, 100)].concat();
+        [&option_request(NBD_OPT_EXPORT_NAME, b"")[..], &write.encode(), &[1; 500], &read_request(2, 100)]
+            .concat();
     for cut in 0.. {
         let mut secure = TlsDriver::started(&rustls::version::TLS13);
         secure.client.writer().write_all(&input).unwrap();
@@ -296,9 +95,12 @@ fn sessions_cut_at_every_byte_release_their_budget() {
 
 #[test]
 fn random_bytes_instead_of_tls_get_an_alert() {
-    for noise in
-        [&b"GET / HTTP/1.1\r\n\r\n"[..], &option(NBD_OPT_LIST), &[22, 3, 1, 0xff, 0xff, 0], &[0; 3000]]
-    {
+    for noise in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &option_request(NBD_OPT_LIST, b""),
+        &[22, 3, 1, 0xff, 0xff, 0],
+        &[0; 3000],
+    ] {
         let mut secure = TlsDriver::started(&rustls::version::TLS13);
         assert!(secure.driver.receive_some(noise, usize::MAX).is_some());
         while secure.driver.work_some(0) || secure.driver.send_some(usize::MAX) {}
@@ -425,7 +227,7 @@ fn replies_share_a_send() {
 #[test]
 fn plaintext_behind_starttls_is_refused() {
     let mut driver = offered();
-    let hello = [&3_u32.to_be_bytes()[..], &option(NBD_OPT_STARTTLS), &option(NBD_OPT_LIST)].concat();
+    let hello = hello(&[(NBD_OPT_STARTTLS, b""), (NBD_OPT_LIST, b"")]);
     assert!(driver.send_some(usize::MAX));
     driver.receive_some(&hello, usize::MAX);
     assert!(driver.connection.is_aborted());
@@ -440,10 +242,10 @@ fn plaintext_behind_starttls_is_refused() {
 #[test]
 fn tls_cannot_be_started_twice() {
     let mut secure = TlsDriver::started(&rustls::version::TLS13);
-    secure.run(&option(NBD_OPT_STARTTLS), &[7]);
+    secure.run(&option_request(NBD_OPT_STARTTLS, b""), &[7]);
     assert_eq!(secure.received[12..16], NBD_REP_ERR_INVALID.to_be_bytes());
     secure.received.clear();
-    secure.run(&option(NBD_OPT_ABORT), &[7]);
+    secure.run(&option_request(NBD_OPT_ABORT, b""), &[7]);
     assert_eq!(secure.received[12..16], NBD_REP_ACK.to_be_bytes());
     assert!(secure.peer_closed);
     assert!(secure.driver.connection.is_finished());
@@ -481,7 +283,7 @@ fn handshake_is_computed_once_on_another_thread() {
     while secure.driver.send_some(usize::MAX) {}
     // The end of the handshake and the first request come together.
     secure.client_turn();
-    secure.client.writer().write_all(&option(NBD_OPT_EXPORT_NAME)).unwrap();
+    secure.client.writer().write_all(&option_request(NBD_OPT_EXPORT_NAME, b"")).unwrap();
     secure.client_turn();
     assert!(secure.server_turn(usize::MAX));
     assert!(secure.to_server.is_empty(), "all of it in one receive");
@@ -508,29 +310,4 @@ fn connection_ending_in_handshake_waits_for_session() {
         assert_eq!(secure.driver.sent.is_empty(), is_dropped, "a dropped client gets no alert");
         secure.assert_ends();
     }
-}
-
-#[test]
-fn idle_connection_times_out_if_configured() {
-    let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
-    let wait = |driver: &mut Driver, seconds: u64| {
-        driver.now += Duration::from_secs(seconds);
-        driver.tell(Connection::check_time);
-    };
-    let mut driver = Driver::attached(limits);
-    wait(&mut driver, 59);
-    driver.run(&read_request(1, 100), &[1000]);
-    wait(&mut driver, 59);
-    assert!(driver.connection.start_receive(driver.now).is_some(), "it was not idle");
-    assert_eq!(driver.connection.next_check(), Some(driver.now + Duration::from_secs(1)));
-    wait(&mut driver, 1);
-    assert!(driver.connection.refuses_input());
-
-    // A request that takes long is not idleness.
-    let mut driver = Driver::attached(limits);
-    driver.receive_some(&read_request(1, 300_000), 1000);
-    wait(&mut driver, 61);
-    assert!(!driver.work.is_empty());
-    assert!(driver.connection.start_receive(driver.now).is_some());
-    assert!(driver.connection.next_check() > Some(driver.now), "or it would be looked at again and again");
 }

@@ -1,6 +1,9 @@
 //! The loop of one ring thread: waits for completions and messages, tells the connections, and starts what
 //! they ask for.
 
+mod accept;
+mod tag;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -8,9 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 
+use self::accept::NewConnection;
+use self::tag::Tag;
 use crate::connection::budget::Budget;
 use crate::connection::buffer_pool::{Buffer, BufferPool};
 use crate::connection::flow::{Context, Wake};
@@ -25,8 +29,6 @@ use crate::server::ring::{Completion, Outcome, Ring, Transfer};
 use crate::server::spin::{SpinPermit, SpinPoller};
 use crate::server::worker::{Done, Job, Queues, Work};
 
-/// Pause of accepts when the system has no resources for another connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time for aborted connections to release the ring at the end of a shutdown.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
@@ -43,14 +45,6 @@ pub(crate) enum Message {
     /// Panic.
     #[cfg(test)]
     Die,
-}
-
-/// An accepted connection.
-pub(crate) struct NewConnection {
-    socket: OwnedFd,
-    peer: Peer,
-    tls: TlsOffer,
-    place: Place,
 }
 
 /// A connection of one ring thread; the generation tells it from earlier ones at the same place.
@@ -97,44 +91,6 @@ enum Watch {
 struct Slot {
     generation: u32,
     entry: Option<Entry>,
-}
-
-/// Owner of a completion, packed into its tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tag {
-    Wake,
-    Accept(usize),
-    Receive(usize),
-    Send(usize),
-    /// A receive of a connection that is otherwise gone.
-    Linger(usize),
-    HangUp(usize),
-}
-
-impl Tag {
-    fn pack(self) -> u64 {
-        let (kind, index) = match self {
-            Self::Wake => (0, 0),
-            Self::Accept(index) => (1, index),
-            Self::Receive(index) => (2, index),
-            Self::Send(index) => (3, index),
-            Self::Linger(index) => (4, index),
-            Self::HangUp(index) => (5, index),
-        };
-        (index as u64) << 3 | kind
-    }
-
-    fn unpack(tag: u64) -> Self {
-        let index = (tag >> 3) as usize;
-        match tag & 7 {
-            0 => Self::Wake,
-            1 => Self::Accept(index),
-            2 => Self::Receive(index),
-            3 => Self::Send(index),
-            4 => Self::Linger(index),
-            _ => Self::HangUp(index),
-        }
-    }
 }
 
 /// One ring thread.
@@ -307,67 +263,6 @@ impl RingThread {
     fn listen_for_messages(&mut self, buffer: Buffer) {
         let transfer = Transfer { buffer, range: 0..8, all: false };
         self.ring.read(self.mailbox.eventfd(), transfer, Tag::Wake.pack());
-    }
-
-    fn accept(&mut self, index: usize) {
-        if let Some(listener) = self.listeners.get(index) {
-            self.ring.accept(&listener.socket, Tag::Accept(index).pack());
-            self.accepting += 1;
-        }
-    }
-
-    fn accepted(&mut self, index: usize, result: io::Result<OwnedFd>) {
-        self.accepting -= 1;
-        if self.stop_at.is_some() {
-            return;
-        }
-        match result {
-            Ok(socket) => {
-                self.hand_out(index, socket);
-                self.accept(index);
-            }
-            Err(error) if is_about_one_connection(&error) => {
-                tracing::debug!(%error, "a connection was not accepted");
-                self.accept(index);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "connections cannot be accepted now");
-                self.paused.push(index);
-                if let Some(later) = self.now.checked_add(ACCEPT_PAUSE) {
-                    self.check_at(later);
-                }
-            }
-        }
-    }
-
-    /// Gives a new connection to the next thread that lives.
-    fn hand_out(&mut self, index: usize, socket: OwnedFd) {
-        let Some(listener) = self.listeners.get(index) else {
-            return;
-        };
-        let peer = listener.prepare(&socket);
-        let Some(place) = self.shared.connections.enter(listener.is_tcp) else {
-            if let Some(refused) = self.refusals.count(self.now) {
-                tracing::warn!(%peer, refused, "connections are refused: no more are allowed");
-            }
-            return;
-        };
-        let shared = Arc::clone(&self.shared);
-        let tls = if listener.is_tcp { &shared.tcp_tls } else { &shared.unix_tls };
-        let newcomer = NewConnection { socket, peer, tls: tls.clone(), place };
-        for _ in 0..shared.mailboxes.len() {
-            self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
-            if self.next_thread == self.id {
-                break;
-            }
-            if let Some(mailbox) = shared.mailboxes.get(self.next_thread)
-                && !mailbox.is_dead()
-            {
-                mailbox.post(Message::Adopt(newcomer));
-                return;
-            }
-        }
-        self.adopt(newcomer);
     }
 
     fn adopt(&mut self, newcomer: NewConnection) {
@@ -568,31 +463,6 @@ impl Drop for RingThread {
         // Other threads' connections wait for what these have charged.
         for entry in self.slots.iter_mut().filter_map(|slot| slot.entry.take()) {
             entry.connection.release(&mut self.pool, &self.shared.budget);
-        }
-    }
-}
-
-/// Returns true for an accept error that concerns one connection only.
-fn is_about_one_connection(error: &io::Error) -> bool {
-    let about_one = [Errno::CONNABORTED, Errno::INTR, Errno::PROTO, Errno::AGAIN];
-    error.raw_os_error().is_some_and(|code| about_one.iter().any(|errno| errno.raw_os_error() == code))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tags_survive_packing() {
-        for tag in [
-            Tag::Wake,
-            Tag::Accept(1),
-            Tag::Receive(0),
-            Tag::Send(u32::MAX as usize),
-            Tag::Linger(7),
-            Tag::HangUp(8),
-        ] {
-            assert_eq!(Tag::unpack(tag.pack()), tag);
         }
     }
 }

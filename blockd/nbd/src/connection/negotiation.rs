@@ -1,0 +1,71 @@
+//! Negotiation phase of a connection.
+
+use std::sync::Arc;
+
+use super::flow::Context;
+use super::tls::Security;
+use super::transmission::Transmission;
+use super::{Connection, Life, Phase};
+use crate::protocol::handshake::{Answer, Step};
+use crate::server::worker::Work;
+
+impl Connection {
+    pub(super) fn negotiate(&mut self, cx: &mut Context<'_>) {
+        while let Phase::Handshake(handshake) = &mut self.phase {
+            if self.life != Life::Open || self.in_step || self.flow.jobs > 0 {
+                return;
+            }
+            let mut out = Vec::new();
+            let (consumed_bytes, step) = handshake.feed(self.inbox.unread(), &mut out);
+            self.inbox.consume(consumed_bytes);
+            if matches!(step, Step::NeedInput) {
+                return;
+            }
+            self.step(step, &out, cx);
+        }
+    }
+
+    pub(super) fn answer(&mut self, answer: Answer, cx: &mut Context<'_>) {
+        if let Phase::Handshake(handshake) = &mut self.phase {
+            let mut out = Vec::new();
+            let step = handshake.answer(answer, &mut out);
+            self.step(step, &out, cx);
+            self.take_input(cx);
+        }
+    }
+
+    fn step(&mut self, step: Step, out: &[u8], cx: &mut Context<'_>) {
+        if !out.is_empty() {
+            self.flow.outbox.push_bytes(out, cx.pool);
+            self.in_step = true;
+        }
+        match step {
+            Step::NeedInput | Step::Continue => {}
+            Step::Lookup(lookup) => self.flow.start(Work::Lookup(lookup, Arc::clone(&self.client)), cx),
+            // Plaintext behind the option is injected or erroneous.
+            Step::StartTls if !self.inbox.unread().is_empty() => {
+                self.abort("bytes came between STARTTLS and its acknowledgement", cx);
+            }
+            Step::StartTls => self.security = Security::Starting,
+            Step::Close(reason) => self.drain(&reason.to_string(), cx),
+            Step::Transmit(opened, agreed) => {
+                let Some(device) = opened.device else {
+                    return self.drain("the export came without its device", cx);
+                };
+                self.span.record("export", opened.name.as_str());
+                tracing::info!(
+                    parent: &self.span,
+                    size_bytes = opened.size_bytes,
+                    read_only = opened.read_only,
+                    "the client entered transmission"
+                );
+                self.deadline = None;
+                if device.may_be_remote() {
+                    self.flow.extend_for_remote_data(cx.remote_budgets.of(device.source_key()));
+                }
+                let transmission = Transmission::new(device, opened.size_bytes, opened.read_only, agreed);
+                self.phase = Phase::Transmission(Box::new(transmission));
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Limits of a connection: bytes in flight, requests at the workers, and times.
+
+use super::*;
+
+/// Sends `request` until the connection accepts no more, without sending replies; returns accepted and
+/// charged bytes.
+fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
+    let mut taken_bytes = 0;
+    let input = request.repeat(20_000);
+    while let Some(len) = driver.receive_some(&input, usize::MAX) {
+        taken_bytes += len;
+        while driver.work_some(0) {}
+        assert!(taken_bytes < 100 << 20, "it takes for ever");
+    }
+    (taken_bytes, driver.connection.charged_bytes())
+}
+
+#[test]
+fn client_not_reading_is_bounded() {
+    for len_bytes in [1, 4096, 100_000, 300_000] {
+        let mut driver = Driver::attached(LIMITS);
+        let (_, charged) = flood(&mut driver, &read_request(1, len_bytes));
+        let one = u64::from(len_bytes) + REQUEST_OVERHEAD_BYTES;
+        assert!(charged <= LIMITS.in_flight_bytes && charged > LIMITS.in_flight_bytes - one, "{charged}");
+        // Once it reads, the rest is served.
+        while driver.send_some(usize::MAX) || driver.work_some(0) {}
+        assert!(driver.connection.start_receive(driver.now).is_some());
+    }
+    // Refusals are charged too.
+    let mut driver = Driver::attached(LIMITS);
+    let nonsense = Request { flags: 0, command: 77, cookie: 0, offset_bytes: 0, len_bytes: 0 }.encode();
+    assert_eq!(flood(&mut driver, &nonsense).1, LIMITS.in_flight_bytes);
+}
+
+#[test]
+fn request_above_limit_is_served_alone() {
+    let limits = ConnectionLimits { in_flight_bytes: 100_000, ..LIMITS };
+    let mut driver = Driver::attached(limits);
+    driver.run(&[read_request(1, 2 << 20), read_request(2, 2 << 20)].concat(), &[1 << 20]);
+    assert_eq!(driver.sent.len(), 2 * (16 + (2 << 20)));
+    assert_eq!(driver.budget.used_bytes(), 0);
+}
+
+#[test]
+fn times_are_kept() {
+    let mut driver = Driver::new();
+    let at = |driver: &mut Driver, seconds: u64| {
+        driver.now += Duration::from_secs(seconds);
+        driver.tell(Connection::check_time);
+        driver.connection.is_aborted()
+    };
+    assert!(!at(&mut driver, 9));
+    assert!(at(&mut driver, 2), "negotiating for 11 s");
+
+    let mut driver = Driver::attached(LIMITS);
+    assert!(!at(&mut driver, 3600));
+    driver.run(&read_request(1, 100), &[1]);
+    let transfer = driver.receive_some(&read_request(2, 100), 1000);
+    assert_eq!(transfer, Some(28));
+    let _sending = driver.connection.start_send(driver.now, &mut driver.pool).unwrap();
+    assert!(!at(&mut driver, 61), "a slow reader delays no other");
+    driver.budget.wait_for_ever(Box::new(|| {}));
+    assert!(!at(&mut driver, 59));
+    assert!(at(&mut driver, 2), "others wait for it");
+
+    // Reading a little now and then does not help.
+    let mut driver = Driver::attached(LIMITS);
+    driver.receive_some(&read_request(1, 300_000), 1000);
+    driver.work_some(0);
+    driver.budget.wait_for_ever(Box::new(|| {}));
+    for second in 0..60 {
+        assert!(driver.send_some(1));
+        assert_eq!(at(&mut driver, 1), second == 59);
+    }
+
+    let mut driver = Driver::attached(LIMITS);
+    driver.receive_some(&read_request(1, 300_000), 1000);
+    driver.tell(|connection, cx| connection.drain("the test ends it", cx));
+    assert!(!at(&mut driver, 29));
+    assert!(!driver.connection.is_finished(), "a request is in flight");
+    assert!(at(&mut driver, 2));
+    assert!(!driver.connection.is_finished(), "and still is");
+    driver.work_some(0);
+    assert!(driver.connection.is_finished());
+}
+
+#[test]
+fn stalled_payload_is_dropped_when_others_wait() {
+    let at = |driver: &mut Driver, seconds: u64| {
+        driver.now += Duration::from_secs(seconds);
+        driver.tell(Connection::check_time);
+        driver.connection.is_aborted()
+    };
+    // One payload is kept in its own buffer, the other is discarded.
+    for offset_bytes in [0, DEVICE_BYTES as u64] {
+        let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes, len_bytes: 300_000 };
+        let mut driver = Driver::attached(LIMITS);
+        assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
+        let _first = driver.connection.start_receive(driver.now).unwrap();
+        let soon = driver.now + Duration::from_secs(10);
+        assert_eq!(driver.connection.next_check(), Some(soon));
+        assert!(!at(&mut driver, 11), "no request waits");
+        driver.budget.wait_for_ever(Box::new(|| {}));
+        assert!(!at(&mut driver, 9));
+        assert!(at(&mut driver, 1), "others wait");
+        assert_eq!(driver.connection.next_check(), None);
+
+        let mut driver = Driver::attached(LIMITS);
+        assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
+        driver.budget.wait_for_ever(Box::new(|| {}));
+        for second in 0..10 {
+            let mut slow = driver.connection.start_receive(driver.now).unwrap();
+            slow.buffer.framed_mut()[slow.range.start] = 7;
+            assert_eq!(at(&mut driver, 1), second == 9, "a byte a second, for {second} s");
+            driver.tell(|connection, cx| connection.end_receive(slow.buffer, Ok(1), cx));
+        }
+    }
+    // A client that makes progress is not dropped.
+    let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 3 << 20 };
+    let mut driver = Driver::attached(LIMITS);
+    assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
+    driver.budget.wait_for_ever(Box::new(|| {}));
+    for _ in 0..6 {
+        assert_eq!(driver.receive_some(&[7; 1 << 19], usize::MAX), Some(1 << 19));
+        assert!(!at(&mut driver, 4));
+    }
+    // Between requests nothing is held that others could wait for.
+    let mut driver = Driver::attached(LIMITS);
+    driver.budget.wait_for_ever(Box::new(|| {}));
+    let _idle = driver.connection.start_receive(driver.now).unwrap();
+    assert_eq!(driver.connection.next_check(), None);
+    assert!(!at(&mut driver, 3600));
+}
+
+#[test]
+fn beyond_the_bound_of_all_only_a_little_is_taken() {
+    let mut driver = Driver::attached(LIMITS);
+    // Others have used all budget.
+    driver.budget.exhaust();
+    assert_eq!(driver.receive_some(&read_request(1, 300_000), 100), Some(28));
+    assert!(driver.work.is_empty());
+    assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
+    driver.budget.release(1 << 30);
+    driver.tell(Connection::retry);
+    while driver.send_some(usize::MAX) || driver.work_some(0) {}
+    assert_eq!(driver.sent.len(), SIMPLE_REPLY_LEN_BYTES + 300_000);
+
+    let mut driver = Driver::attached(LIMITS);
+    driver.budget.exhaust();
+    let (_, charged) = flood(&mut driver, &read_request(1, 4096));
+    assert_eq!(charged, crate::connection::flow::GUARANTEED_BYTES);
+    assert!(driver.budget.is_exhausted(), "it waits for more");
+    // A leaving client stops waiting and delays no other.
+    driver.tell(|connection, cx| connection.abort("the test ends it", cx));
+    assert!(!driver.budget.is_exhausted());
+}
+
+#[test]
+fn single_connection_does_not_occupy_all_workers() {
+    let trim = Request { flags: 0, command: NBD_CMD_TRIM, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
+    let mut driver = Driver::attached(LIMITS);
+    let input = trim.encode().repeat(3 * MAX_JOBS);
+    assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
+    assert_eq!(driver.work.len(), MAX_JOBS);
+    assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
+    driver.work_some(0);
+    assert_eq!(driver.work.len(), MAX_JOBS, "one was done, the next one came");
+    while driver.work_some(0) || driver.send_some(usize::MAX) {}
+    assert_eq!(driver.sent.len(), 3 * MAX_JOBS * SIMPLE_REPLY_LEN_BYTES);
+    assert!(driver.connection.start_receive(driver.now).is_some());
+}
+
+#[test]
+fn idle_local_device_stays_connected() {
+    let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
+    for is_local in [false, true] {
+        let client = Client { is_local, ..Client::default() };
+        let mut driver = Driver::of_client(limits, TlsOffer::Off, client);
+        driver.run(&hello(&[(NBD_OPT_EXPORT_NAME, b"")]), &[1 << 20]);
+        driver.now += Duration::from_secs(61);
+        driver.tell(Connection::check_time);
+        assert_eq!(driver.connection.start_receive(driver.now).is_some(), is_local);
+    }
+}
+
+#[test]
+fn idle_connection_times_out_if_configured() {
+    let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
+    let wait = |driver: &mut Driver, seconds: u64| {
+        driver.now += Duration::from_secs(seconds);
+        driver.tell(Connection::check_time);
+    };
+    let mut driver = Driver::attached(limits);
+    wait(&mut driver, 59);
+    driver.run(&read_request(1, 100), &[1000]);
+    wait(&mut driver, 59);
+    assert!(driver.connection.start_receive(driver.now).is_some(), "it was not idle");
+    assert_eq!(driver.connection.next_check(), Some(driver.now + Duration::from_secs(1)));
+    wait(&mut driver, 1);
+    assert!(driver.connection.refuses_input());
+
+    // A request that takes long is not idleness.
+    let mut driver = Driver::attached(limits);
+    driver.receive_some(&read_request(1, 300_000), 1000);
+    wait(&mut driver, 61);
+    assert!(!driver.work.is_empty());
+    assert!(driver.connection.start_receive(driver.now).is_some());
+    assert!(driver.connection.next_check() > Some(driver.now), "or it would be looked at again and again");
+}

@@ -1,0 +1,185 @@
+//! A connection over TLS without sockets, with a rustls client at the other end.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use rustls::ClientConnection;
+
+use super::*;
+use crate::test_certs::Authority;
+use crate::test_wire::option_request;
+use crate::tls::identity::{TlsFiles, TlsIdentity};
+
+struct World {
+    authority: Authority,
+    identity: Arc<TlsIdentity>,
+    alice: PathBuf,
+}
+
+static WORLD: LazyLock<World> = LazyLock::new(|| {
+    let authority = Authority::new();
+    let (certificate, key) = authority.server();
+    let files = TlsFiles { certificate, key, client_ca: Some(authority.ca()), client_crl: None };
+    let identity = Arc::new(TlsIdentity::load(files).unwrap());
+    let alice = authority.client_dir("alice", false);
+    World { authority, identity, alice }
+});
+
+/// The client's side of a connection.
+pub(super) struct TlsDriver {
+    pub(super) driver: Driver,
+    pub(super) client: ClientConnection,
+    /// Sealed, and not yet received by the connection.
+    pub(super) to_server: Vec<u8>,
+    /// Data read by the client.
+    pub(super) received: Vec<u8>,
+    /// Sent by the connection, and already read.
+    pub(super) seen_bytes: usize,
+    pub(super) client_reads: bool,
+    pub(super) failure: Option<rustls::Error>,
+    pub(super) peer_closed: bool,
+}
+
+pub(super) fn offered() -> Driver {
+    offered_with(LIMITS)
+}
+
+pub(super) fn offered_with(limits: ConnectionLimits) -> Driver {
+    Driver::with_tls(limits, TlsOffer::Require(Arc::clone(&WORLD.identity)))
+}
+
+impl TlsDriver {
+    /// One whose client has been told to go ahead.
+    pub(super) fn started(version: &'static rustls::SupportedProtocolVersion) -> Self {
+        Self::started_with(LIMITS, version)
+    }
+
+    pub(super) fn started_with(
+        limits: ConnectionLimits,
+        version: &'static rustls::SupportedProtocolVersion,
+    ) -> Self {
+        let mut driver = offered_with(limits);
+        let hello = hello(&[(NBD_OPT_STARTTLS, b"")]);
+        driver.run(&hello, &[1 << 20]);
+        let reply = &driver.sent[GREETING_LEN_BYTES..];
+        assert_eq!(reply[12..], [0, 0, 0, 1, 0, 0, 0, 0], "ACK");
+        driver.sent.clear();
+        let config = WORLD.authority.client_config_of(Some(&WORLD.alice), &[version]);
+        let mut client = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+        client.set_buffer_limit(None);
+        Self {
+            driver,
+            client,
+            to_server: Vec::new(),
+            received: Vec::new(),
+            seen_bytes: 0,
+            client_reads: true,
+            failure: None,
+            peer_closed: false,
+        }
+    }
+
+    /// One in transmission.
+    pub(super) fn attached(version: &'static rustls::SupportedProtocolVersion) -> Self {
+        Self::attached_with(LIMITS, version)
+    }
+
+    pub(super) fn attached_with(
+        limits: ConnectionLimits,
+        version: &'static rustls::SupportedProtocolVersion,
+    ) -> Self {
+        let mut this = Self::started_with(limits, version);
+        this.run(&option_request(NBD_OPT_EXPORT_NAME, b""), &[1 << 20]);
+        assert_eq!(this.received.len(), 10);
+        this.received.clear();
+        this
+    }
+
+    pub(super) fn client_turn(&mut self) -> bool {
+        let mut progress = false;
+        while self.client.wants_write() {
+            progress |= self.client.write_tls(&mut self.to_server).unwrap() > 0;
+        }
+        while self.client_reads && self.seen_bytes < self.driver.sent.len() {
+            self.seen_bytes += self.client.read_tls(&mut &self.driver.sent[self.seen_bytes..]).unwrap();
+            progress = true;
+            match self.client.process_new_packets() {
+                Ok(state) => self.peer_closed |= state.peer_has_closed(),
+                Err(error) => {
+                    self.failure.get_or_insert(error);
+                    self.seen_bytes = self.driver.sent.len();
+                }
+            }
+            let mut buffer = [0; 20_000];
+            while let Ok(len) = self.client.reader().read(&mut buffer)
+                && len > 0
+            {
+                self.received.extend_from_slice(&buffer[..len]);
+            }
+        }
+        progress
+    }
+
+    pub(super) fn server_turn(&mut self, step: usize) -> bool {
+        if self.to_server.is_empty() {
+            return false;
+        }
+        match self.driver.receive_some(&self.to_server, step) {
+            Some(len) if len > 0 => {
+                self.to_server.drain(..len);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn say(&mut self, input: &mut &[u8], step: usize) -> bool {
+        let (now, later) = input.split_at(input.len().min(step));
+        self.client.writer().write_all(now).unwrap();
+        *input = later;
+        !now.is_empty()
+    }
+
+    /// Has the client say `input`, in pieces, and runs both until nothing more happens.
+    pub(super) fn run(&mut self, mut input: &[u8], steps: &[usize]) {
+        let mut idle = 0;
+        for index in 0.. {
+            let step = steps[index % steps.len()].max(1);
+            let progress = match (index + step) % 5 {
+                0 => self.driver.send_some(step),
+                1 => self.driver.work_some(step),
+                2 => self.client_turn(),
+                3 => self.say(&mut input, step),
+                _ => self.server_turn(step),
+            };
+            idle = if progress { 0 } else { idle + 1 };
+            // Every kind of event has been tried.
+            if idle > 5 * steps.len() + 5 {
+                let more = self.driver.send_some(step)
+                    || self.driver.work_some(step)
+                    || self.client_turn()
+                    || self.server_turn(step)
+                    || self.say(&mut input, step);
+                if !more {
+                    return;
+                }
+                idle = 0;
+            }
+        }
+    }
+
+    /// The connection is at its end, or gets there once the client is gone, and has kept nothing.
+    pub(super) fn assert_ends(mut self) {
+        if !self.driver.connection.is_finished() {
+            if let Some(transfer) = self.driver.connection.start_receive(self.driver.now) {
+                self.driver.tell(|connection, cx| connection.end_receive(transfer.buffer, Ok(0), cx));
+            }
+            while self.driver.send_some(usize::MAX) || self.driver.work_some(0) {}
+        }
+        assert!(self.driver.connection.is_finished());
+        self.driver.connection.release(&mut self.driver.pool, &self.driver.budget);
+        assert_eq!(self.driver.budget.used_bytes(), 0);
+        assert_eq!(Arc::strong_count(&self.driver.catalog.0), 1);
+    }
+}

@@ -1,0 +1,158 @@
+//! TLS of a connection: decryption of its input, encryption of its replies, and handshakes on another thread.
+
+use std::sync::Arc;
+
+use super::buffer_pool::BufferPool;
+use super::flow::Context;
+use super::outbox::Chunk;
+use super::{Connection, Life, Phase};
+use crate::device::Client;
+use crate::server::worker::Work;
+use crate::tls::identity::TlsIdentity;
+use crate::tls::session::{Opened, TlsSession};
+
+/// TLS that a connection can or must use.
+#[derive(Clone)]
+pub(crate) enum TlsOffer {
+    Off,
+    Allow(Arc<TlsIdentity>),
+    Require(Arc<TlsIdentity>),
+}
+
+/// Encryption state of a connection.
+pub(super) enum Security {
+    Plain,
+    /// TLS starts when the acknowledgement has been sent.
+    Starting,
+    Tls(Box<TlsSession>),
+    /// The handshake thread has the session: nothing is received or sent until it is back.
+    Away,
+}
+
+impl Connection {
+    /// Decrypts as long as the phase accepts input.
+    pub(super) fn decrypt(&mut self, cx: &mut Context<'_>) {
+        while self.life == Life::Open && !self.full && !self.in_step {
+            if self.start_handshake_job(cx) {
+                return;
+            }
+            let Some(mut place) = self.place_for_input() else {
+                return;
+            };
+            let Security::Tls(session) = &mut self.security else {
+                return;
+            };
+            let opened = session.open(&mut place.buffer.framed_mut()[place.range]);
+            let len_bytes = if let Ok(Opened::Plain(len_bytes)) = opened { len_bytes } else { 0 };
+            self.put_input(place.buffer, len_bytes, cx);
+            match self.opened(opened, cx) {
+                true => self.advance(cx),
+                false => return,
+            }
+        }
+    }
+
+    /// Hands an incomplete handshake to another thread: its computation would delay other connections.
+    fn start_handshake_job(&mut self, cx: &mut Context<'_>) -> bool {
+        match std::mem::replace(&mut self.security, Security::Away) {
+            Security::Tls(session) if session.is_handshaking() && session.has_news() => {
+                self.flow.start(Work::Handshake(session), cx);
+                true
+            }
+            security => {
+                let waits = matches!(&security, Security::Tls(session) if session.is_handshaking());
+                self.security = security;
+                waits
+            }
+        }
+    }
+
+    /// Takes the session back.
+    pub(super) fn handshake_done(
+        &mut self,
+        session: Box<TlsSession>,
+        opened: Result<Opened, rustls::Error>,
+        cx: &mut Context<'_>,
+    ) {
+        let session = match self.security {
+            Security::Away => session,
+            // It can only return to this connection.
+            _ => return session.discard(cx.pool),
+        };
+        self.security = Security::Tls(session);
+        match self.life {
+            Life::Open => {
+                self.opened(opened, cx);
+                self.take_input(cx);
+            }
+            Life::Draining => {}
+            Life::Aborted => self.clear_session(cx.pool),
+        }
+    }
+
+    pub(super) fn clear_session(&mut self, pool: &mut BufferPool) {
+        if let Security::Tls(session) = &mut self.security {
+            session.clear(pool);
+        }
+    }
+
+    /// Processes the result of the TLS session; returns true if there is plaintext.
+    pub(super) fn opened(&mut self, opened: Result<Opened, rustls::Error>, cx: &mut Context<'_>) -> bool {
+        let Security::Tls(session) = &mut self.security else {
+            return false;
+        };
+        if let Some(certificate_names) = session.established() {
+            let suite = session.describe();
+            let span = &self.span;
+            tracing::debug!(parent: span, suite, names = ?certificate_names, "TLS is in use");
+            self.client = Arc::new(Client { certificate_names, ..Client::clone(&self.client) });
+        }
+        match opened {
+            Ok(Opened::Plain(_)) => return true,
+            Ok(Opened::NeedInput) if session.is_clogged() => {
+                self.abort("a TLS handshake message is too long", cx);
+            }
+            Ok(Opened::NeedInput) => {}
+            Ok(Opened::Closed) => self.drain("the client closed the TLS session", cx),
+            Err(error) => {
+                tracing::info!(parent: &self.span, %error, "the TLS session failed");
+                // The alert is still sent; replies cannot be.
+                self.flow.outbox.clear(cx.pool);
+                self.drain("the TLS session failed", cx);
+            }
+        }
+        false
+    }
+
+    /// Encrypts the next replies; the last ones of an ending connection are followed by a close alert.
+    pub(super) fn encrypt(&mut self, pool: &mut BufferPool) -> Option<Chunk> {
+        let Security::Tls(session) = &mut self.security else {
+            return None;
+        };
+        let is_last = self.life == Life::Draining && self.flow.jobs == 0;
+        match session.seal(&mut self.flow.outbox, pool, is_last) {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                self.drop_all(error.0, pool);
+                None
+            }
+        }
+    }
+
+    /// Starts TLS after its acknowledgement.
+    pub(super) fn start_tls(&mut self, cx: &mut Context<'_>) {
+        let session = match &self.tls {
+            TlsOffer::Allow(identity) | TlsOffer::Require(identity) => identity.accept(),
+            TlsOffer::Off => return self.abort("there is no TLS here", cx),
+        };
+        match session {
+            Ok(session) => {
+                self.security = Security::Tls(Box::new(TlsSession::new(session, cx.pool)));
+                if let Phase::Handshake(handshake) = &mut self.phase {
+                    handshake.secured();
+                }
+            }
+            Err(error) => self.abort(&format!("TLS could not be started: {error}"), cx),
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Transmission phase of a connection, without I/O: parses requests, executes them at once where possible,
+//! and passes the others to threads that may block.
+
+mod execution;
+
+use std::sync::Arc;
+
+use crate::connection::buffer_pool::{Buffer, HEADROOM_BYTES};
+use crate::connection::flow::{Context, Flow, REQUEST_OVERHEAD_BYTES};
+use crate::connection::inbox::{INBOX_BYTES, Inbox};
+use crate::device::BlockDevice;
+use crate::protocol::constants::*;
+use crate::protocol::handshake::NegotiatedExport;
+use crate::protocol::meta_context::MetaContext;
+use crate::protocol::reply::{ReplyMode, ReplyTo};
+use crate::protocol::request::{Operation, Request, Terms, Verdict};
+use crate::server::ring::Transfer;
+use crate::server::worker::DeviceFailure;
+
+pub(super) use execution::finish;
+
+/// Maximum length of a write received into the inbox; a longer one gets its own buffer.
+const INBOX_PAYLOAD_BYTES: usize = 32 << 10;
+
+/// Transmission phase of a connection.
+pub(crate) struct Transmission {
+    device: Arc<dyn BlockDevice>,
+    terms: Terms,
+    contexts: Arc<[MetaContext]>,
+    input: Input,
+    /// The last request was a write with its own buffer, and the next one likely is: receive only its header,
+    /// so that its payload need not be copied from the inbox.
+    expects_large: bool,
+    warned: bool,
+    /// Number of awaited payloads.
+    payloads: u64,
+    /// Verdict on the next request, which waits for admission: it must not change once part of its charge is
+    /// paid.
+    judged: Option<Verdict>,
+}
+
+/// Kind of the next input.
+enum Input {
+    Requests,
+    /// Payload of a write; its buffer is away during a receive.
+    Payload {
+        request: Request,
+        fua: bool,
+        buffer: Option<Buffer>,
+        filled_bytes: usize,
+    },
+    /// Payload of a request that is refused after its receipt.
+    Discard {
+        remaining_bytes: usize,
+        errno: u32,
+        to: ReplyTo,
+    },
+}
+
+/// Reason for not accepting requests.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// More bytes are needed.
+    Input,
+    /// Too much is in flight.
+    Full,
+    /// The client takes its leave.
+    Disconnect,
+    /// The client is gone without DISC.
+    Gone,
+    /// Protocol violation without a possible reply.
+    Broken(&'static str),
+}
+
+impl Transmission {
+    pub(crate) fn new(
+        device: Arc<dyn BlockDevice>,
+        size_bytes: u64,
+        read_only: bool,
+        agreed: NegotiatedExport,
+    ) -> Self {
+        let NegotiatedExport { mode, contexts } = agreed;
+        let terms = Terms { size_bytes, read_only, mode, has_contexts: !contexts.is_empty() };
+        Self {
+            device,
+            terms,
+            contexts: contexts.into(),
+            input: Input::Requests,
+            expects_large: false,
+            warned: false,
+            payloads: 0,
+            judged: None,
+        }
+    }
+
+    fn header_len_bytes(&self) -> usize {
+        match self.terms.mode {
+            ReplyMode::Simple | ReplyMode::Structured => REQUEST_LEN_BYTES,
+            ReplyMode::Extended => EXTENDED_REQUEST_LEN_BYTES,
+        }
+    }
+
+    fn reply_to(&self, request: &Request) -> ReplyTo {
+        ReplyTo { mode: self.terms.mode, cookie: request.cookie, offset_bytes: request.offset_bytes }
+    }
+
+    /// Starts the next receive.
+    pub(crate) fn start_receive(&mut self, inbox: &mut Inbox) -> Option<Transfer> {
+        let header_len_bytes = self.header_len_bytes();
+        match &mut self.input {
+            Input::Payload { request, buffer, filled_bytes, .. } => {
+                let buffer = buffer.take()?;
+                let range = HEADROOM_BYTES + *filled_bytes..HEADROOM_BYTES + request.len_bytes as usize;
+                Some(Transfer { buffer, range, all: false })
+            }
+            Input::Requests if self.expects_large && inbox.unread().is_empty() => {
+                inbox.start_receive(header_len_bytes)
+            }
+            Input::Requests | Input::Discard { .. } => inbox.start_receive(INBOX_BYTES),
+        }
+    }
+
+    /// Returns the number of the admitted payload that is awaited, if any.
+    pub(crate) fn awaited_payload(&self) -> Option<u64> {
+        (!matches!(self.input, Input::Requests)).then_some(self.payloads)
+    }
+
+    /// A receive is over.
+    pub(crate) fn end_receive(&mut self, inbox: &mut Inbox, received: Buffer, len_bytes: usize) {
+        match &mut self.input {
+            Input::Payload { buffer, filled_bytes, .. } => {
+                *buffer = Some(received);
+                *filled_bytes += len_bytes;
+            }
+            Input::Requests | Input::Discard { .. } => inbox.end_receive(received, len_bytes),
+        }
+    }
+
+    /// Processes all received requests.
+    pub(crate) fn consume(&mut self, inbox: &mut Inbox, flow: &mut Flow, cx: &mut Context<'_>) -> Pause {
+        loop {
+            if flow.is_stale() {
+                return Pause::Gone;
+            }
+            let pause = match &mut self.input {
+                Input::Requests => self.next_request(inbox, flow, cx),
+                Input::Payload { request, fua, buffer, filled_bytes } => {
+                    if *filled_bytes < request.len_bytes as usize {
+                        return Pause::Input;
+                    }
+                    let (request, fua, buffer) = (*request, *fua, buffer.take());
+                    self.input = Input::Requests;
+                    if let Some(buffer) = buffer {
+                        self.write_buffer(&request, fua, buffer, flow, cx);
+                    }
+                    None
+                }
+                Input::Discard { remaining_bytes, errno, to } => {
+                    let len_bytes = inbox.unread().len().min(*remaining_bytes);
+                    inbox.consume(len_bytes);
+                    *remaining_bytes -= len_bytes;
+                    if *remaining_bytes > 0 {
+                        return Pause::Input;
+                    }
+                    flow.reply(to, *errno, REQUEST_OVERHEAD_BYTES, cx);
+                    self.input = Input::Requests;
+                    None
+                }
+            };
+            if let Some(pause) = pause {
+                return pause;
+            }
+        }
+    }
+
+    /// Decodes the next request, if its header is complete; `None` if it is invalid.
+    fn decode(&self, bytes: &[u8]) -> Option<Result<Request, ()>> {
+        let request = match self.terms.mode {
+            ReplyMode::Simple | ReplyMode::Structured => Request::decode(bytes.first_chunk()?),
+            ReplyMode::Extended => Request::decode_extended(bytes.first_chunk()?),
+        };
+        Some(request.ok_or(()))
+    }
+
+    fn judge(&mut self, request: &Request) -> Verdict {
+        self.fits(request);
+        request.judge(&self.terms)
+    }
+
+    /// Returns true if a request is within the device, which may have grown since the negotiation.
+    fn fits(&mut self, request: &Request) -> bool {
+        if !request.fits(&self.terms) {
+            self.terms.size_bytes = self.terms.size_bytes.max(self.device.size_bytes());
+        }
+        request.fits(&self.terms)
+    }
+
+    fn next_request(&mut self, inbox: &mut Inbox, flow: &mut Flow, cx: &mut Context<'_>) -> Option<Pause> {
+        if flow.has_all_jobs() {
+            return Some(Pause::Full);
+        }
+        let request = match self.decode(inbox.unread()) {
+            None => return Some(Pause::Input),
+            Some(Err(())) => return Some(Pause::Broken("a request did not start with its magic")),
+            Some(Ok(request)) => request,
+        };
+        let verdict = self.judged.take().unwrap_or_else(|| self.judge(&request));
+        let payload_len_bytes = request.payload_len_bytes(self.terms.mode);
+        let is_taken_whole = match verdict {
+            Verdict::Execute(Operation::Write { .. }) => payload_len_bytes <= INBOX_PAYLOAD_BYTES as u64,
+            Verdict::Execute(Operation::BlockStatus { .. }) => true,
+            _ => false,
+        };
+        // A payload received with its header is short and fits into the inbox.
+        let missing =
+            is_taken_whole && inbox.unread().len() < self.header_len_bytes() + payload_len_bytes as usize;
+        if missing {
+            return Some(Pause::Input);
+        }
+        let charge_bytes = match verdict {
+            Verdict::Disconnect => return Some(Pause::Disconnect),
+            Verdict::PayloadTooLong => return Some(Pause::Broken("a payload is too long to be refused")),
+            Verdict::Execute(operation) => charge(&request, operation),
+            Verdict::Refuse { .. } => REQUEST_OVERHEAD_BYTES,
+        };
+        if !flow.admit(charge_bytes, cx) {
+            self.judged = Some(verdict);
+            return Some(Pause::Full);
+        }
+        inbox.consume(self.header_len_bytes());
+        *cx.requests += 1;
+        tracing::trace!(?request, ?verdict, "request");
+        match verdict {
+            Verdict::Execute(Operation::Write { fua }) => self.write(&request, fua, inbox, flow, cx),
+            Verdict::Execute(Operation::BlockStatus { one, chosen: true }) => {
+                self.expects_large = false;
+                self.chosen_block_status(&request, one, inbox, flow, cx);
+            }
+            Verdict::Execute(operation) => {
+                self.expects_large = false;
+                self.execute(&request, operation, flow, cx);
+            }
+            Verdict::Refuse { errno } => {
+                self.expects_large = false;
+                self.payloads += 1;
+                self.input = Input::Discard {
+                    // A payload too long to discard has ended the connection.
+                    remaining_bytes: payload_len_bytes as usize,
+                    errno,
+                    to: self.reply_to(&request),
+                };
+            }
+            Verdict::Disconnect | Verdict::PayloadTooLong => {}
+        }
+        None
+    }
+
+    /// Logs the first failure of a device on this connection; others would flood the log.
+    pub(crate) fn report(&mut self, failure: &DeviceFailure) {
+        if std::mem::replace(&mut self.warned, true) {
+            tracing::trace!(errno = failure.errno, error = failure.message, "the device refused a request");
+        } else {
+            tracing::warn!(
+                errno = failure.errno,
+                error = failure.message,
+                "the device refused a request; further ones of this connection are logged at level trace"
+            );
+        }
+    }
+}
+
+/// Returns the charge of a request: the maximum memory of it and its reply.
+fn charge(request: &Request, operation: Operation) -> u64 {
+    REQUEST_OVERHEAD_BYTES
+        + match operation {
+            Operation::Read { .. } | Operation::Write { .. } => request.len_bytes,
+            Operation::BlockStatus { .. } => 16 * MAX_STATUS_EXTENTS as u64,
+            Operation::Flush | Operation::Trim { .. } | Operation::WriteZeroes(_) | Operation::Cache => 0,
+        }
+}

@@ -1,0 +1,94 @@
+//! Accepts of a ring thread, and the choice of the thread that serves a new connection.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::tag::Tag;
+use super::{Message, RingThread};
+use crate::connection::TlsOffer;
+use crate::server::connection_count::Place;
+use crate::server::listener::Peer;
+
+/// Pause of accepts when the system has no resources for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// An accepted connection.
+pub(crate) struct NewConnection {
+    pub(super) socket: OwnedFd,
+    pub(super) peer: Peer,
+    pub(super) tls: TlsOffer,
+    pub(super) place: Place,
+}
+
+impl RingThread {
+    pub(super) fn accept(&mut self, index: usize) {
+        if let Some(listener) = self.listeners.get(index) {
+            self.ring.accept(&listener.socket, Tag::Accept(index).pack());
+            self.accepting += 1;
+        }
+    }
+
+    pub(super) fn accepted(&mut self, index: usize, result: io::Result<OwnedFd>) {
+        self.accepting -= 1;
+        if self.stop_at.is_some() {
+            return;
+        }
+        match result {
+            Ok(socket) => {
+                self.hand_out(index, socket);
+                self.accept(index);
+            }
+            Err(error) if is_about_one_connection(&error) => {
+                tracing::debug!(%error, "a connection was not accepted");
+                self.accept(index);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connections cannot be accepted now");
+                self.paused.push(index);
+                if let Some(later) = self.now.checked_add(ACCEPT_PAUSE) {
+                    self.check_at(later);
+                }
+            }
+        }
+    }
+
+    /// Gives a new connection to the next thread that lives.
+    fn hand_out(&mut self, index: usize, socket: OwnedFd) {
+        let Some(listener) = self.listeners.get(index) else {
+            return;
+        };
+        let peer = listener.prepare(&socket);
+        let Some(place) = self.shared.connections.enter(listener.is_tcp) else {
+            if let Some(refused) = self.refusals.count(self.now) {
+                tracing::warn!(%peer, refused, "connections are refused: no more are allowed");
+            }
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        let tls = if listener.is_tcp { &shared.tcp_tls } else { &shared.unix_tls };
+        let newcomer = NewConnection { socket, peer, tls: tls.clone(), place };
+        for _ in 0..shared.mailboxes.len() {
+            self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
+            if self.next_thread == self.id {
+                break;
+            }
+            if let Some(mailbox) = shared.mailboxes.get(self.next_thread)
+                && !mailbox.is_dead()
+            {
+                mailbox.post(Message::Adopt(newcomer));
+                return;
+            }
+        }
+        self.adopt(newcomer);
+    }
+}
+
+/// Returns true for an accept error that concerns one connection only.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    let about_one = [Errno::CONNABORTED, Errno::INTR, Errno::PROTO, Errno::AGAIN];
+    error.raw_os_error().is_some_and(|code| about_one.iter().any(|errno| errno.raw_os_error() == code))
+}

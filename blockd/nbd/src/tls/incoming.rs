@@ -1,0 +1,77 @@
+//! Received bytes of a session.
+
+use std::ops::Range;
+
+use crate::connection::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
+use crate::server::ring::Transfer;
+
+/// Capacity of the buffer for received bytes: more than the longest handshake message that rustls takes.
+pub(super) const CIPHER_INBOX_BYTES: usize = 128 << 10;
+
+/// Received bytes that the session has not used up. It must see them whenever it is asked for anything, also
+/// while the buffer is away for a receive: then from a copy, which is no longer than one record or handshake
+/// message.
+pub(super) struct Incoming {
+    buffer: Option<Buffer>,
+    range: Range<usize>,
+    copy: Vec<u8>,
+}
+
+impl Incoming {
+    pub(super) fn new(pool: &mut BufferPool) -> Self {
+        Self { buffer: Some(pool.take(CIPHER_INBOX_BYTES)), range: 0..0, copy: Vec::new() }
+    }
+
+    pub(super) fn unread(&self) -> &[u8] {
+        match &self.buffer {
+            Some(buffer) => &buffer.payload()[self.range.clone()],
+            None => &self.copy,
+        }
+    }
+
+    pub(super) fn unread_mut(&mut self) -> &mut [u8] {
+        match &mut self.buffer {
+            Some(buffer) => &mut buffer.payload_mut()[self.range.clone()],
+            None => &mut self.copy,
+        }
+    }
+
+    pub(super) fn consume(&mut self, len_bytes: usize) {
+        if self.buffer.is_none() {
+            self.copy.drain(..len_bytes.min(self.copy.len()));
+            return;
+        }
+        self.range.start = (self.range.start + len_bytes).min(self.range.end);
+        if self.range.is_empty() {
+            self.range = 0..0;
+        }
+    }
+
+    pub(super) fn start_receive(&mut self) -> Option<Transfer> {
+        if self.range.len() == CIPHER_INBOX_BYTES {
+            return None;
+        }
+        let mut buffer = self.buffer.take()?;
+        self.copy.clear();
+        self.copy.extend_from_slice(&buffer.payload()[self.range.clone()]);
+        buffer.payload_mut().copy_within(self.range.clone(), 0);
+        self.range = 0..self.copy.len();
+        let from = HEADROOM_BYTES + self.range.end;
+        Some(Transfer { buffer, range: from..HEADROOM_BYTES + CIPHER_INBOX_BYTES, all: false })
+    }
+
+    pub(super) fn end_receive(&mut self, mut buffer: Buffer, len_bytes: usize) {
+        // The session may have used up some of the copy, and worked on the rest.
+        let start = self.range.end - self.copy.len().min(self.range.end);
+        buffer.payload_mut()[start..self.range.end].copy_from_slice(&self.copy);
+        self.copy.clear();
+        self.range = start..(self.range.end + len_bytes).min(CIPHER_INBOX_BYTES);
+        self.buffer = Some(buffer);
+    }
+
+    pub(super) fn discard(&mut self, pool: &mut BufferPool) {
+        if let Some(buffer) = self.buffer.take() {
+            pool.give(buffer);
+        }
+    }
+}
