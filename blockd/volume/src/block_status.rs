@@ -10,7 +10,7 @@
 use crate::{
     error::VolumeError,
     head::Head,
-    stack::{Layer, Stack},
+    layer::stack::{Layer, Stack},
     view::SnapshotView,
     volume::Volume,
 };

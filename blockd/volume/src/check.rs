@@ -5,11 +5,11 @@
 //! writes continue; a merge pauses.
 
 use crate::{
-    files,
-    layer_set::{LayerSet, SetIdentity},
+    io::files,
+    layer::set::{LayerSet, SetIdentity},
+    layer::stack::Layer,
     meta::Meta,
     open::unnamed_files,
-    stack::Layer,
     volume::Volume,
 };
 use blockd_extent::BLOCK_SIZE_BYTES;
@@ -77,7 +77,7 @@ impl Volume {
         match layer {
             Layer::Frozen(layer) if layer.data.lazy().is_some() => {
                 let path = files::log_path(&self.dir, layer.file);
-                if let Err(error) = crate::storage::identity_and_len(&path) {
+                if let Err(error) = crate::io::storage::identity_and_len(&path) {
                     findings.push(format!("cannot look at {}: {error}", path.display()));
                 }
             }
@@ -99,7 +99,7 @@ impl Volume {
             }
             Layer::Open(head) => {
                 for path in [files::map_path(&self.dir, head.epoch), files::log_path(&self.dir, head.epoch)] {
-                    if let Err(error) = crate::storage::identity_and_len(&path) {
+                    if let Err(error) = crate::io::storage::identity_and_len(&path) {
                         findings.push(format!("cannot look at {}: {error}", path.display()));
                     }
                 }

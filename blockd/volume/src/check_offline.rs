@@ -6,12 +6,12 @@
 
 use crate::{
     Checked,
-    data_files::DataFiles,
     error::VolumeError,
-    files,
-    head_log::{HeadLog, Identity},
-    layer_set::{LayerSet, SetIdentity},
-    live_map::{Inspection, LiveMap},
+    head::live_map::{Inspection, LiveMap},
+    head::log::{HeadLog, Identity},
+    io::files,
+    layer::data_files::DataFiles,
+    layer::set::{LayerSet, SetIdentity},
     meta::{LayerEntry, Meta},
     open::unnamed_files,
     volume::Volume,

@@ -7,15 +7,15 @@
 
 use crate::{
     error::{IoContext, VolumeError},
-    files,
     head::{Head, Place},
-    layer_set::SetIdentity,
-    lazy_base::LazyBase,
+    io::files,
+    io::storage,
+    layer::set::SetIdentity,
+    layer::stack::Layer,
+    lazy::base::LazyBase,
     meta::{LayerEntry, Meta},
     open::{OpenOptions, sibling, sync_parent},
     restore::RestoreTarget,
-    stack::Layer,
-    storage,
     view::SnapshotView,
     volume::Volume,
 };

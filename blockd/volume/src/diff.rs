@@ -3,7 +3,7 @@
 //! The layers between the points hold exactly the blocks that were written, trimmed or zeroed. No data is
 //! read: a block overwritten with the same content counts as changed.
 
-use crate::{error::VolumeError, layer_set::LayerSet, stack::Layer, volume::Volume};
+use crate::{error::VolumeError, layer::set::LayerSet, layer::stack::Layer, volume::Volume};
 use blockd_extent::{Extent, SnapshotId};
 
 /// Changed extents between two points, ascending.

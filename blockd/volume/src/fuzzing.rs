@@ -10,8 +10,8 @@
 )]
 
 use crate::{
-    head_log::{HEADER_BYTES, HeadLog, Identity},
-    layer_set::{LayerSet, SetIdentity},
+    head::log::{HEADER_BYTES, HeadLog, Identity},
+    layer::set::{LayerSet, SetIdentity},
     meta::Meta,
 };
 use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};

@@ -26,11 +26,12 @@
 //! A snapshot is the layer with its epoch and all below it, and has that layer's size. Layers' epochs
 //! descend, and so do their sizes, because a volume only grows; of the open layers the topmost is the head,
 //! and those below it were heads at a freeze or a growth that did not finish. Only the bottom layer can be
-//! lazy ([`crate::lazy_base`]).
+//! lazy ([`crate::lazy::base`]).
 
 use crate::{
     error::{IoContext, VolumeError},
-    files, storage,
+    io::files,
+    io::storage,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use std::path::Path;

@@ -4,17 +4,17 @@
 //! interrupted freezes, merges and deletions. Heads with an unfinished freeze are frozen.
 
 use crate::{
-    data_files::DataFiles,
-    discarded::{self, DiscardedWrites},
     error::{IoContext, VolumeError},
-    files,
+    head::discarded::{self, DiscardedWrites},
     head::{Head, Place},
-    layer_set::{LayerSet, SetIdentity},
-    lazy_base::LazyBase,
-    merge_note::Progress,
+    io::files,
+    io::storage,
+    layer::data_files::DataFiles,
+    layer::set::{LayerSet, SetIdentity},
+    layer::stack::{FrozenLayer, Layer, Stack},
+    lazy::base::LazyBase,
+    merge::note::Progress,
     meta::{self, LayerEntry, Meta},
-    stack::{FrozenLayer, Layer, Stack},
-    storage,
     volume::Volume,
 };
 use blockd_extent::{BlockSet, Epoch, Extent, VolumeId};
@@ -232,7 +232,7 @@ pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, Vol
 fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
     for path in unnamed_files(dir, meta)? {
         tracing::debug!(file = %path.display(), "removing what an interrupted operation left");
-        crate::data_files::remove_if_there(&path)?;
+        crate::layer::data_files::remove_if_there(&path)?;
     }
     Ok(())
 }

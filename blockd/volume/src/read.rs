@@ -1,9 +1,9 @@
 //! Reads: each block comes from the topmost layer that holds it.
 
 use crate::{
-    data_files::DataFiles,
     error::VolumeError,
-    stack::{Source, Stack},
+    layer::data_files::DataFiles,
+    layer::stack::{Source, Stack},
     volume::Volume,
 };
 use blockd_extent::Extent;

@@ -4,14 +4,15 @@
 //! by a rename. Restored data goes to its base layer, not its head: a restored volume has no dirty blocks.
 
 use crate::{
-    data_files::DataFiles,
     error::{IoContext, VolumeError, VolumeErrorKind},
-    files,
     head::{Head, Place},
-    layer_set::{LayerSet, SetIdentity},
+    io::files,
+    io::reserve,
+    io::storage,
+    layer::data_files::DataFiles,
+    layer::set::{LayerSet, SetIdentity},
     meta::{self, LayerEntry, Meta},
     open::{OpenOptions, sibling, sync_parent},
-    reserve, storage,
     volume::Volume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};

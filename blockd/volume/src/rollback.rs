@@ -6,15 +6,15 @@
 //! head; before it, the volume is unchanged, and new files are garbage.
 
 use crate::{
-    copy::Copier,
-    data_files::{DataFiles, remove_if_there},
     error::VolumeError,
-    files,
     head::{Head, Place},
-    layer_set::{LayerSet, SetIdentity},
+    io::files,
+    io::reserve,
+    layer::data_files::{DataFiles, remove_if_there},
+    layer::set::{LayerSet, SetIdentity},
+    layer::stack::{FrozenLayer, Layer, Stack},
+    merge::copy::Copier,
     meta::{LayerEntry, Meta},
-    reserve,
-    stack::{FrozenLayer, Layer, Stack},
     view::SnapshotView,
     volume::{Volume, head_of},
 };

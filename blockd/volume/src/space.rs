@@ -5,7 +5,7 @@
 //! slice holds again: the next snapshot, or the head, no longer sees them, and the previous one does not see
 //! them yet. So one pass over the block sets computes all snapshots, without reading data.
 
-use crate::{layer_set::LayerSet, stack::Layer, volume::Volume};
+use crate::{layer::set::LayerSet, layer::stack::Layer, volume::Volume};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, SnapshotId};
 use std::sync::Arc;
 

@@ -2,9 +2,9 @@
 
 use crate::{
     error::VolumeError,
+    io::ring_reader::RingReader,
+    layer::stack::{Layer, Stack},
     read::{Content, Start, from_disk, from_memory, plan, read_stack},
-    ring_reader::RingReader,
-    stack::{Layer, Stack},
     volume::{Pins, Volume},
 };
 use blockd_extent::{Epoch, Extent, SnapshotId, VolumeId};

@@ -4,15 +4,15 @@
 //! writers. Every change of layers holds `admin`, writes `volume.meta`, and then replaces the stack.
 
 use crate::{
-    copy::Shown,
-    discarded::DiscardedWrites,
     error::VolumeError,
-    flusher::{Flusher, SharedFailure},
+    head::discarded::DiscardedWrites,
     head::{Head, Place, SyncFailure},
+    io::flusher::{Flusher, SharedFailure},
+    layer::stack::{Layer, Stack},
     merge::MergeStats,
-    merge_note::Progress,
+    merge::copy::Shown,
+    merge::note::Progress,
     meta::Meta,
-    stack::{Layer, Stack},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, SnapshotId, VolumeId};
 use parking_lot::{Mutex, MutexGuard, RwLock};

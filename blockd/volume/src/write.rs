@@ -7,13 +7,13 @@
 //! waits for it.
 
 use crate::{
-    data_files,
     error::VolumeError,
+    head::live_map::BlockState,
     head::{Head, ZeroHow},
-    live_map::BlockState,
+    io::reserve,
+    layer::data_files,
+    layer::stack::{Layer, Stack},
     read::{Start, from_disk, read_stack},
-    reserve,
-    stack::{Layer, Stack},
     volume::{StackGuard, Volume},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, ByteOffset, Extent};

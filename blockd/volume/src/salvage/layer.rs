@@ -2,16 +2,16 @@
 
 use super::{blocks_of, repair::Repairer};
 use crate::{
-    data_files::{DataFiles, Gap},
     error::VolumeError,
-    files,
     head::Place,
-    head_log::{HeadLog, Identity},
-    layer_set::{LayerSet, SetIdentity},
-    lazy_base::LazyBase,
-    live_map::{Inspection, LiveMap},
+    head::live_map::{Inspection, LiveMap},
+    head::log::{HeadLog, Identity},
+    io::files,
+    layer::data_files::{DataFiles, Gap},
+    layer::set::{LayerSet, SetIdentity},
+    layer::stack::FrozenLayer,
+    lazy::base::LazyBase,
     meta::{LayerEntry, Meta},
-    stack::FrozenLayer,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use std::{path::Path, sync::Arc};

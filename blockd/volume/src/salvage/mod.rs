@@ -20,10 +20,10 @@ use crate::{
     OpenOptions, Recovery,
     error::VolumeError,
     freeze::SnapshotInfo,
-    layer_set::LayerSet,
+    layer::set::LayerSet,
+    layer::stack::{Layer, Stack},
     meta::Meta,
     read::{Content, Start, from_disk, read_stack},
-    stack::{Layer, Stack},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
 use layer::Rescued;

@@ -4,10 +4,10 @@
 
 use crate::{
     error::VolumeError,
-    files,
-    layer_set::{LayerSet, SetIdentity},
+    io::files,
+    io::storage,
+    layer::set::{LayerSet, SetIdentity},
     meta::Meta,
-    storage,
 };
 use std::path::Path;
 

@@ -3,9 +3,10 @@
 
 use super::*;
 use crate::{
-    FetchReply, LazySource, OpenOptions, SourceError, Urgency, Volume, files,
-    head_log::{HeadLog, Identity},
-    stack::Layer,
+    FetchReply, LazySource, OpenOptions, SourceError, Urgency, Volume,
+    head::log::{HeadLog, Identity},
+    io::files,
+    layer::stack::Layer,
 };
 use blockd_extent::BlockIndex;
 use proptest::prelude::*;

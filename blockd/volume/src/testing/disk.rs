@@ -4,7 +4,7 @@ use super::{
     Rng,
     node::{Change, FileNode, Node},
 };
-use crate::storage::{Bug, Op};
+use crate::io::storage::{Bug, Op};
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeMap, HashSet},

@@ -15,7 +15,7 @@ mod disk;
 mod node;
 mod watch;
 
-pub use crate::storage::Bug;
+pub use crate::io::storage::Bug;
 pub use disk::{Attached, Disk, Fault, FaultError, OpKind, Operation};
 pub(crate) use watch::Watch;
 

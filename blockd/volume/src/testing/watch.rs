@@ -1,7 +1,7 @@
 //! Lookup of the simulated disk of a directory.
 
 use super::disk::Disk;
-use crate::storage::{Bug, Op};
+use crate::io::storage::{Bug, Op};
 use std::{
     io,
     path::{Path, PathBuf},

@@ -1,0 +1,240 @@
+//! Freeze of a volume: from one instant on, writes go to a new head.
+//!
+//! The new head is created and committed to `volume.meta` before the barrier, so acknowledged writes in it
+//! are found after any crash. The barrier exchanges one pointer under a lock that writers hold for a few
+//! instructions: nothing is copied, read or waited for. Writes in progress finish in the old head; then it is
+//! synced, its block sets are written, and the snapshot is committed.
+
+pub(crate) mod group;
+pub(crate) mod intervals;
+
+use crate::{
+    error::VolumeError,
+    freeze::group::freeze_group,
+    head::{Head, Place},
+    io::files,
+    io::storage::Bug,
+    layer::set::SetIdentity,
+    layer::stack::{FrozenLayer, Layer, Stack},
+    meta::{LayerEntry, Meta, SnapshotEntry},
+    volume::{Volume, head_of},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, SnapshotId};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+/// Result of a freeze.
+#[derive(Clone, Copy, Debug)]
+pub struct Frozen {
+    /// Epoch that ended; the snapshot contains its writes and all earlier ones.
+    pub epoch: Epoch,
+    /// Stall time of writers: from the request of the barrier to its release.
+    pub stall: Duration,
+    /// Blocks dirtied in that epoch.
+    pub dirty_blocks: u64,
+}
+
+/// Snapshot of a volume.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct SnapshotInfo {
+    /// Id.
+    pub id: SnapshotId,
+    /// Last epoch that it contains.
+    pub epoch: Epoch,
+    /// Creation time, in milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// Size of the volume at that time, in bytes.
+    pub size_bytes: u64,
+    /// Stall time of its freeze.
+    pub stall: Duration,
+    /// Data of its own layer, in bytes: the cost of the snapshot until a layer is merged into it.
+    pub layer_bytes: u64,
+}
+
+impl Volume {
+    /// Takes a snapshot; durable when the call returns.
+    ///
+    /// # Errors
+    /// The volume is closed or has failed, the id exists, or the disk is full or fails. Then there is no
+    /// snapshot, and the volume continues without lost writes or dirty blocks.
+    pub fn freeze(&self, snapshot: SnapshotId) -> Result<Frozen, VolumeError> {
+        // A group of one member.
+        let frozen = freeze_group(&[(self, snapshot)]).map_err(|error| error.source)?;
+        let unheard_of = || VolumeError::Busy(format!("volume {} was not frozen: try again", self.id));
+        frozen.members.first().copied().ok_or_else(unheard_of)
+    }
+
+    /// Redirects writes to a new head; returns the old one and the stall time. The caller holds `admin`.
+    pub(crate) fn begin_epoch(&self, new_head: Arc<Head>) -> (Arc<Head>, Duration) {
+        // Only holders of `admin` replace the stack, so it can be built before the barrier.
+        let old = self.current();
+        let stall = self.exchange(Arc::new(old.below(new_head)));
+        (head_of(&old).clone(), stall)
+    }
+
+    /// Creates and commits the next head of this size. An empty head on top changes no read.
+    pub(crate) fn prepare_head(&self, admin: &mut Meta, size_bytes: u64) -> Result<Arc<Head>, VolumeError> {
+        if self.rolling_back.load(Ordering::Relaxed) {
+            let what = format!("volume {} is being rolled back to a snapshot: try again later", self.id);
+            return Err(VolumeError::Busy(what));
+        }
+        // The commit of an earlier attempt may stand and name the files created here.
+        self.settle(admin)?;
+        let epoch = admin.next_epoch;
+        let place = Place { size_bytes, ..self.place() };
+        let made = Head::create(place, epoch).and_then(|head| {
+            files::sync_dir(&self.dir)?;
+            let mut meta = admin.clone();
+            meta.next_epoch = epoch.next();
+            meta.size_bytes = size_bytes;
+            meta.layers.insert(
+                0,
+                LayerEntry { epoch, file: epoch, generation: 0, open: true, lazy: false, size_bytes },
+            );
+            match head.data.has(Bug::HeadNotCommitted) {
+                true => *admin = meta,
+                false => self.commit(admin, meta)?,
+            }
+            Ok(Arc::new(head))
+        });
+        // The failed commit may be on the disk: its files are removed only once the old one is certain.
+        if made.is_err() && self.settle(admin).is_ok() {
+            let _ = Head::remove_files(place, epoch);
+        }
+        made
+    }
+
+    /// Freezes layers that a failed or interrupted freeze left open below the head.
+    pub(crate) fn finish_open_layers(&self, admin: &mut Meta) -> Result<(), VolumeError> {
+        let stack = self.current();
+        for layer in stack.layers()[1..].iter().rev() {
+            if let Layer::Open(head) = layer {
+                self.finish_open_layer(admin, head, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns an old head into a frozen layer after its last write and commits it, with its snapshot if any;
+    /// returns the number of dirtied blocks.
+    pub(crate) fn finish_open_layer(
+        &self,
+        admin: &mut Meta,
+        head: &Arc<Head>,
+        snapshot: Option<SnapshotEntry>,
+    ) -> Result<u64, VolumeError> {
+        head.writers.wait_until_done();
+        if !head.data.has(Bug::FreezeWithoutSync) {
+            self.sync_head(head)?;
+        }
+        let set = head.final_set();
+        let dirty_blocks = set.held.len_blocks();
+        let identity = SetIdentity {
+            volume: self.id,
+            file: head.epoch,
+            generation: 0,
+            blocks: head.size_bytes / BLOCK_SIZE_BYTES,
+        };
+        set.store(&self.dir, identity)?;
+        let mut meta = admin.clone();
+        for layer in &mut meta.layers {
+            if layer.file == head.epoch {
+                layer.open = false;
+            }
+        }
+        meta.intervals.push(head.epoch);
+        meta.intervals.sort_unstable();
+        meta.snapshots.extend(snapshot);
+        self.commit(admin, meta)?;
+
+        let frozen = FrozenLayer {
+            epoch: head.epoch,
+            file: head.epoch,
+            generation: 0,
+            size_bytes: head.size_bytes,
+            data: head.data.clone(),
+            set,
+        };
+        let frozen = Layer::Frozen(Arc::new(frozen));
+        self.replace_layers(|layer| match layer.epoch() == head.epoch {
+            true => Some(frozen.clone()),
+            false => Some(layer.clone()),
+        });
+        Head::remove_tracking_files(&self.dir, head.epoch).unwrap_or_else(|error| {
+            tracing::warn!(volume = %self.id, %error, "files of an old head stay until the next start");
+        });
+        Ok(dirty_blocks)
+    }
+
+    /// Replaces the layers of the stack by the result of `change`. The caller holds `admin`.
+    pub(crate) fn replace_layers(&self, change: impl FnMut(&Layer) -> Option<Layer>) {
+        let old = self.current();
+        let layers = old.layers().iter().filter_map(change).collect();
+        let new = Arc::new(Stack::new(layers, &old));
+        let old = std::mem::replace(&mut *self.stack.write(), new);
+        drop(old);
+    }
+
+    /// Returns the snapshots, oldest first.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        let admin = self.admin.lock();
+        let stack = self.current();
+        let layer_of = |epoch| {
+            stack.layers().iter().find_map(|layer| match layer {
+                Layer::Frozen(layer) if layer.epoch == epoch => Some(layer),
+                _ => None,
+            })
+        };
+        let mut all: Vec<_> = admin
+            .snapshots
+            .iter()
+            .map(|entry| SnapshotInfo {
+                id: entry.id,
+                epoch: entry.epoch,
+                created_unix_ms: entry.created_unix_ms,
+                stall: Duration::from_nanos(entry.stall_ns),
+                size_bytes: layer_of(entry.epoch).map_or(0, |layer| layer.size_bytes),
+                layer_bytes: layer_of(entry.epoch).map_or(0, |layer| layer.set.data().len_bytes()),
+            })
+            .collect();
+        all.sort_unstable_by_key(|snapshot| snapshot.epoch);
+        all
+    }
+
+    /// Deletes a snapshot, durably. Its layer stays until [`merge_next`](Self::merge_next) has merged it.
+    ///
+    /// # Errors
+    /// The snapshot does not exist, is being read, or the disk fails.
+    pub fn delete_snapshot(&self, snapshot: SnapshotId) -> Result<(), VolumeError> {
+        let mut admin = self.admin.lock();
+        self.check_usable()?;
+        let entry = self.find_snapshot(&admin, snapshot)?;
+        if self.pins.are_on(entry.epoch) {
+            return Err(VolumeError::Busy(format!(
+                "snapshot {snapshot} of volume {} is being read",
+                self.id
+            )));
+        }
+        self.forget_snapshot(&mut admin, snapshot)
+    }
+
+    /// Commits the deletion of a snapshot.
+    pub(crate) fn forget_snapshot(&self, admin: &mut Meta, snapshot: SnapshotId) -> Result<(), VolumeError> {
+        let mut meta = admin.clone();
+        meta.snapshots.retain(|entry| entry.id != snapshot);
+        self.commit(admin, meta)?;
+        Ok(())
+    }
+
+    pub(crate) fn find_snapshot(
+        &self,
+        admin: &Meta,
+        snapshot: SnapshotId,
+    ) -> Result<SnapshotEntry, VolumeError> {
+        let found = admin.snapshots.iter().find(|entry| entry.id == snapshot);
+        found.copied().ok_or(VolumeError::NoSuchSnapshot { volume: self.id, snapshot })
+    }
+}

@@ -1,0 +1,239 @@
+//! The record of acknowledged writes that a start may have discarded.
+//!
+//! A start that cannot believe the live map goes by the log: writes that were answered and not flushed are
+//! gone. A client that outlives the daemon cannot know that, and would take the next answered FLUSH as a
+//! promise for them. The record is durable before the start replaces the map, which is the evidence, and
+//! stays until an administrator acknowledges it.
+//!
+//! # File `volume.discarded`
+//!
+//! All integers little-endian.
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0–7 | magic `BLKDDISC` |
+//! | 8–11 | version, 1 |
+//! | 12–15 | clients that may have survived: 1 remote ones, 2 all |
+//! | 16–19 | cause: 1 map missing, 2 other boot, 3 other mount, 4 map unreadable, 5 writeback failed |
+//! | 20–23 | zero |
+//! | 24–31 | time of the start, in milliseconds since 1970 |
+//! | 32–39 | xxh3-64 of everything before it |
+
+use crate::{
+    error::{IoContext, VolumeError},
+    head::live_map::Rejection,
+    io::files,
+    io::storage,
+    volume::Volume,
+};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+const MAGIC: &[u8; 8] = b"BLKDDISC";
+const VERSION: u32 = 1;
+const LEN_BYTES: usize = 40;
+
+/// Clients that may hold state from before the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SurvivingClients {
+    /// Clients on other hosts: this host has booted since.
+    Remote,
+    /// All clients, those of this host and its kernel included.
+    All,
+}
+
+/// Reason why acknowledged writes may be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiscardCause {
+    /// The live map was missing or unfinished.
+    MapMissing,
+    /// The host was booted without a clean stop of the volume.
+    OtherBoot,
+    /// The filesystem was unmounted without a clean stop of the volume.
+    OtherMount,
+    /// The live map could not be read.
+    MapUnreadable,
+    /// The kernel could not write data or the live map to the disk.
+    WritebackFailed,
+}
+
+impl fmt::Display for DiscardCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MapMissing => "the record of unflushed writes was missing",
+            Self::OtherBoot => "the host was booted without a clean stop",
+            Self::OtherMount => "the filesystem was unmounted without a clean stop",
+            Self::MapUnreadable => "the record of unflushed writes could not be read",
+            Self::WritebackFailed => "the kernel could not write data to the disk",
+        })
+    }
+}
+
+/// Acknowledged writes that a start may have discarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiscardedWrites {
+    /// Clients that may have survived without an error.
+    pub clients: SurvivingClients,
+    /// Reason of the last loss.
+    pub cause: DiscardCause,
+    /// Time of the start that found the loss, in milliseconds since 1970.
+    pub found_unix_ms: u64,
+}
+
+impl DiscardedWrites {
+    /// Returns the loss that follows from a map that is not believed; `None` if none of its clients can have
+    /// survived.
+    pub(crate) fn of(rejection: &Rejection, serves_remote: bool) -> Option<Self> {
+        let cause = match rejection {
+            Rejection::NotOurs | Rejection::Unfinished => DiscardCause::MapMissing,
+            Rejection::OtherBoot if !serves_remote => return None,
+            Rejection::OtherBoot => DiscardCause::OtherBoot,
+            Rejection::OtherMount | Rejection::PowerLoss => DiscardCause::OtherMount,
+            Rejection::Unreadable(_) => DiscardCause::MapUnreadable,
+            Rejection::WritebackFailed(_) => DiscardCause::WritebackFailed,
+        };
+        Some(Self::now(cause))
+    }
+
+    pub(crate) fn now(cause: DiscardCause) -> Self {
+        let clients = match cause {
+            DiscardCause::OtherBoot => SurvivingClients::Remote,
+            _ => SurvivingClients::All,
+        };
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { clients, cause, found_unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    fn encode(self) -> Vec<u8> {
+        let clients: u32 = match self.clients {
+            SurvivingClients::Remote => 1,
+            SurvivingClients::All => 2,
+        };
+        let cause: u32 = match self.cause {
+            DiscardCause::MapMissing => 1,
+            DiscardCause::OtherBoot => 2,
+            DiscardCause::OtherMount => 3,
+            DiscardCause::MapUnreadable => 4,
+            DiscardCause::WritebackFailed => 5,
+        };
+        let mut out = MAGIC.to_vec();
+        for value in [VERSION, clients, cause, 0] {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        out.extend_from_slice(&self.found_unix_ms.to_le_bytes());
+        let sum = xxh3_64(&out);
+        out.extend_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; LEN_BYTES] = bytes.try_into().ok()?;
+        let (body, sum) = bytes.split_at(LEN_BYTES - 8);
+        let u32_at = |at: usize| body[at..at + 4].try_into().map(u32::from_le_bytes).ok();
+        let is_whole = sum == xxh3_64(body).to_le_bytes() && body[..8] == *MAGIC && u32_at(8)? == VERSION;
+        let clients = match u32_at(12)? {
+            1 => SurvivingClients::Remote,
+            2 => SurvivingClients::All,
+            _ => return None,
+        };
+        let cause = match u32_at(16)? {
+            1 => DiscardCause::MapMissing,
+            2 => DiscardCause::OtherBoot,
+            3 => DiscardCause::OtherMount,
+            4 => DiscardCause::MapUnreadable,
+            5 => DiscardCause::WritebackFailed,
+            _ => return None,
+        };
+        let found_unix_ms = body[24..32].try_into().map(u64::from_le_bytes).ok()?;
+        is_whole.then_some(Self { clients, cause, found_unix_ms })
+    }
+
+    /// Makes the loss durable, together with one that is recorded already.
+    pub(crate) fn record(mut self, dir: &Path) -> Result<(), VolumeError> {
+        if let Some(earlier) = Self::load(dir)? {
+            self.clients = self.clients.max(earlier.clients);
+        }
+        files::write_whole(&path(dir), &self.encode())
+    }
+
+    /// Reads the record of a volume. A damaged one counts as a loss of the widest kind.
+    pub(crate) fn load(dir: &Path) -> Result<Option<Self>, VolumeError> {
+        let path = path(dir);
+        match storage::read(&path) {
+            Ok(bytes) => {
+                Ok(Some(Self::decode(&bytes).unwrap_or_else(|| Self::now(DiscardCause::MapUnreadable))))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).during("read", &path),
+        }
+    }
+}
+
+pub(crate) fn path(dir: &Path) -> PathBuf {
+    dir.join("volume.discarded")
+}
+
+impl Volume {
+    /// Returns the loss of acknowledged writes that no administrator has acknowledged yet.
+    pub fn discarded_writes(&self) -> Option<DiscardedWrites> {
+        *self.discarded.lock()
+    }
+
+    /// Forgets the loss, durably: clients are no longer told.
+    ///
+    /// # Errors
+    /// If the record cannot be removed; it stays then.
+    pub fn acknowledge_discarded_writes(&self) -> Result<(), VolumeError> {
+        let mut discarded = self.discarded.lock();
+        if discarded.is_some() {
+            crate::layer::data_files::remove_if_there(&path(self.dir()))?;
+            files::sync_dir(self.dir())?;
+            *discarded = None;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: DiscardedWrites = DiscardedWrites {
+        clients: SurvivingClients::All,
+        cause: DiscardCause::OtherMount,
+        found_unix_ms: 1_795_000_000_000,
+    };
+
+    #[test]
+    fn golden_file_reads_and_is_written() {
+        let golden = include_bytes!("../../tests/golden/discarded-v1");
+        assert_eq!(DiscardedWrites::decode(golden), Some(EXAMPLE));
+        assert_eq!(EXAMPLE.encode(), golden);
+    }
+
+    #[test]
+    fn damaged_record_counts_as_a_loss_for_all() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(DiscardedWrites::load(dir.path()).unwrap(), None);
+        for at in 0..LEN_BYTES {
+            let mut bad = EXAMPLE.encode();
+            bad[at] ^= 1;
+            std::fs::write(path(dir.path()), &bad).unwrap();
+            let found = DiscardedWrites::load(dir.path()).unwrap().unwrap();
+            assert!(found.clients == SurvivingClients::All && found != EXAMPLE, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn second_loss_keeps_the_wider_set_of_clients() {
+        let dir = tempfile::tempdir().unwrap();
+        EXAMPLE.record(dir.path()).unwrap();
+        DiscardedWrites::now(DiscardCause::OtherBoot).record(dir.path()).unwrap();
+        let found = DiscardedWrites::load(dir.path()).unwrap().unwrap();
+        assert_eq!((found.clients, found.cause), (SurvivingClients::All, DiscardCause::OtherBoot));
+    }
+}

@@ -1,0 +1,176 @@
+use super::*;
+use crate::head::mount::mount_number;
+use header::MOUNT_AT;
+use proptest::prelude::*;
+
+const BLOCKS: u64 = 7 * BLOCKS_PER_CHUNK / 2;
+
+fn map(dir: &tempfile::TempDir) -> LiveMap {
+    LiveMap::create(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS).unwrap()
+}
+
+fn extent(start: u64, len: u64) -> Extent {
+    Extent::new(BlockIndex(start), len)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(50))]
+    #[test]
+    fn map_behaves_like_a_set(runs in prop::collection::vec((0..3u8, 0..2 * BLOCKS_PER_CHUNK, 0..900u64), 1..20)) {
+        let dir = tempfile::tempdir().unwrap();
+        let map = map(&dir);
+        let (mut held, mut zero) = (BlockSet::new(), BlockSet::new());
+        for (what, start, len) in runs {
+            let run = extent(start, len);
+            match what {
+                0 => {
+                    let mut expected = BlockSet::from_iter([run]);
+                    expected.subtract(&held);
+                    let mut new = BlockSet::new();
+                    map.set_held(run, || (), |(), run| new.insert_extent(run)).unwrap();
+                    prop_assert_eq!(new, expected);
+                    held.insert_extent(run);
+                }
+                1 => { map.set_zero(run); zero.insert_extent(run); }
+                _ => { map.clear_zero(run); zero.remove_extent(run); }
+            }
+        }
+        let mut both = zero.clone();
+        both.intersect_with(&held);
+        prop_assert_eq!(map.snapshot_of_held(), held.clone());
+        let mut found = map.zero_set();
+        found.intersect_with(&held);
+        prop_assert_eq!(found, both);
+        let mut next = 10;
+        for (run, state) in map.states(extent(10, 70_000)) {
+            prop_assert_eq!(run.start.0, next);
+            next = run.end().0;
+            for block in [run.start.0, run.end().0 - 1].map(BlockIndex) {
+                let expected = match (held.contains(block), zero.contains(block)) {
+                    (false, _) => BlockState::Absent,
+                    (true, false) => BlockState::Data,
+                    (true, true) => BlockState::Zero,
+                };
+                prop_assert_eq!(state, expected);
+            }
+        }
+        prop_assert_eq!(next, 70_010);
+        // The next process reads the same bits from the file.
+        drop(map);
+        let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS, true).unwrap().unwrap();
+        prop_assert_eq!(found.map.snapshot_of_held(), held);
+    }
+}
+
+#[test]
+fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m");
+    let (id, epoch) = (VolumeId::from_u64(7), Epoch(3));
+    let inspect = || match LiveMap::inspect(&path, id, epoch, BLOCKS).unwrap() {
+        Inspection::Believed(found) => Some(found),
+        Inspection::Doubtful(_) => None,
+        Inspection::Outlived => panic!("it is of this boot and mount"),
+    };
+    assert!(inspect().is_none());
+    let map = LiveMap::create_unowned(&path, id, epoch, BLOCKS).unwrap();
+    let runs = [extent(3, 70), extent(BLOCKS_PER_CHUNK * 2, 1), extent(BLOCKS - 1, 1)];
+    for run in runs {
+        map.set_held(run, || (), |(), _| {}).unwrap();
+    }
+    assert!(inspect().is_none());
+    let opened = LiveMap::open(&path, id, epoch, BLOCKS, true).unwrap();
+    assert!(matches!(opened, Err(Rejected { why: Rejection::Unfinished, clean: false })));
+    map.own().unwrap();
+    let found = inspect().unwrap();
+    assert_eq!((found.held, found.unread), (BlockSet::from_iter(runs), None));
+    drop(map);
+    let before = std::fs::read(&path).unwrap();
+    inspect();
+    assert!(std::fs::read(&path).unwrap() == before, "a look changed it");
+    // No flipped bit makes it a header of another boot or mount; all fields but two are checked.
+    for bit in 0..HEADER_READ_BYTES * 8 {
+        let mut bad = before.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&path, &bad).unwrap();
+        let may_pass = bit == CLEAN_AT * 8 || (MOUNT_AT..MOUNT_AT + 8).contains(&(bit / 8));
+        assert!(inspect().is_none() || may_pass, "bit {bit}");
+    }
+    let mut other = before.clone();
+    other[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES].copy_from_slice(b"01234567-89ab-cdef-0123-456789abcdef");
+    std::fs::write(&path, other).unwrap();
+    assert!(matches!(LiveMap::inspect(&path, id, epoch, BLOCKS), Ok(Inspection::Outlived)));
+    std::fs::write(&path, &before).unwrap();
+    File::open(&path).unwrap().set_len(HEADER_BYTES + 8).unwrap();
+    let found = inspect().unwrap();
+    assert_eq!((found.held, found.unread), (BlockSet::from_iter([extent(3, 61)]), Some(BlockIndex(64))));
+    let opened = LiveMap::open(&path, id, epoch, BLOCKS, true);
+    assert!(matches!(opened, Err(VolumeError::Damaged { .. })));
+}
+
+#[test]
+fn map_of_a_dead_process_is_believed_in_its_boot_and_mount_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m");
+    let first = map(&dir);
+    let far = extent(BLOCKS - 5, 5);
+    first.set_held(far, || (), |(), _| {}).unwrap();
+    drop(first);
+    let open =
+        |volume, epoch| LiveMap::open(&path, VolumeId::from_u64(volume), Epoch(epoch), BLOCKS, true).unwrap();
+    let found = open(7, 3).unwrap();
+    assert!(!found.clean);
+    assert_eq!(found.map.snapshot_of_held(), BlockSet::from_iter([far]));
+    found.map.set_clean(true).unwrap();
+    drop(found);
+    for (volume, epoch) in [(8, 3), (7, 4)] {
+        let rejected = open(volume, epoch).err().unwrap();
+        assert!(matches!(rejected, Rejected { why: Rejection::NotOurs, clean: false }), "{rejected:?}");
+    }
+    assert!(open(7, 3).unwrap().clean);
+    assert!(!open(7, 3).unwrap().clean, "opening it must take the clean mark away");
+    open(7, 3).unwrap().map.set_clean(true).unwrap();
+    let file = File::open(&path).unwrap();
+    // Without a mount number, a stored one cannot be compared.
+    file.write_all_at(&u64::MAX.to_le_bytes(), MOUNT_AT as u64).unwrap();
+    match mount_number(&file) {
+        Some(_) => assert!(matches!(open(7, 3), Err(Rejected { why: Rejection::OtherMount, clean: true }))),
+        None => assert!(open(7, 3).is_ok()),
+    }
+    file.write_all_at(&[0; 8], MOUNT_AT as u64).unwrap();
+    open(7, 3).unwrap().map.set_clean(true).unwrap();
+    let other_boot = b"01234567-89ab-cdef-0123-456789abcdef";
+    file.write_all_at(other_boot, BOOT_ID_AT as u64).unwrap();
+    assert!(matches!(open(7, 3), Err(Rejected { why: Rejection::OtherBoot, clean: true })));
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(open(7, 3), Err(Rejected { why: Rejection::NotOurs, clean: false })));
+}
+
+#[test]
+fn map_with_bits_beyond_the_last_block_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(map(&dir));
+    let path = dir.path().join("m");
+    File::open(&path).unwrap().write_all_at(&[1], HEADER_BYTES + BLOCKS / 8).unwrap();
+    let opened = LiveMap::open(&path, VolumeId::from_u64(7), Epoch(3), BLOCKS, true);
+    assert!(matches!(opened, Err(VolumeError::Damaged { .. })));
+}
+
+#[test]
+fn threads_that_set_bits_of_one_word_lose_none_in_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let map = map(&dir);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let map = &map;
+            scope.spawn(move || {
+                (thread..4096)
+                    .step_by(4)
+                    .for_each(|block| map.set_held(extent(block, 1), || (), |(), _| {}).unwrap());
+            });
+        }
+    });
+    drop(map);
+    let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS, true).unwrap();
+    assert_eq!(found.unwrap().map.snapshot_of_held(), BlockSet::from_iter([extent(0, 4096)]));
+}

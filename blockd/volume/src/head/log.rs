@@ -1,0 +1,425 @@
+//! Log of the head's blocks, for recovery after a power cut.
+//!
+//! A record has blocks whose data was synced *before* the record was written, so a block in the log has its
+//! data on disk in every case. A flush appends at most one record: the blocks that the head has acquired
+//! since the last one. Records never change; an oversized log is rewritten and renamed.
+//!
+//! # File
+//!
+//! A header of 64 bytes: magic `BLKDLOG1`, version u32 (1), zero u32, volume id u64, epoch u64, blocks u64,
+//! zero 16 bytes, xxh3-64 of the 56 bytes before it. Then records, each:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 0–3 | magic `BREC` |
+//! | 4–7 | length of the payload |
+//! | 8–15 | number of the record, from 0 |
+//! | 16–23 | xxh3-64, seeded with the volume id xor the epoch, of bytes 0–15 and the payload |
+//! | 24– | the payload: a block set in its own encoding |
+//!
+//! All integers are little-endian. The last valid record is followed by preallocated zeroes, or by the torn
+//! end of a record whose flush was never answered, which is cut off; but a valid record after a damaged one
+//! means that the file was altered. At least one zero follows, unless the disk was full: a file that ends
+//! with a record may have been truncated.
+//!
+//! The zeroes are for speed: a record within the file's size that overwrites written blocks needs only a sync
+//! of data, where a growing file would cost a commit of the filesystem's journal.
+
+use crate::{
+    error::{IoContext, VolumeError},
+    io::storage::{self, Bug, File},
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, VolumeId};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+const MAGIC: &[u8; 8] = b"BLKDLOG1";
+const RECORD_MAGIC: &[u8; 4] = b"BREC";
+const VERSION: u32 = 1;
+pub(crate) const HEADER_BYTES: usize = 64;
+const RECORD_HEADER_BYTES: usize = 24;
+/// Minimum size of a log for compaction.
+const COMPACT_ABOVE_BYTES: u64 = 1 << 20;
+/// Space preallocated beyond the end of the log.
+const ROOM_BYTES: u64 = 256 << 10;
+/// Zeroes written ahead of the records: enough for some hundred flushes of scattered writes.
+const ZEROES_BYTES: usize = 64 << 10;
+
+/// Maximum number of false records examined in a damaged log.
+const RESCUE_TRIES: u32 = 1024;
+
+/// Open log of a head.
+pub(crate) struct HeadLog {
+    file: File,
+    path: PathBuf,
+    identity: Identity,
+    end_bytes: u64,
+    /// End of the zeroes written ahead.
+    zeroed_to_bytes: u64,
+    next_record: u64,
+    /// The rename of the file is not known to be durable.
+    dir_unsynced: bool,
+}
+
+/// Content of a log that was only inspected.
+pub(crate) struct InspectedLog {
+    /// Blocks named by the log.
+    pub(crate) named: BlockSet,
+    /// Length of its torn end.
+    pub(crate) torn_bytes: u64,
+    /// True if zeroes follow the last record. Otherwise the log may have named more blocks.
+    pub(crate) ends_as_written: bool,
+}
+
+/// Identity of a log.
+#[derive(Clone, Copy)]
+pub(crate) struct Identity {
+    pub(crate) volume: VolumeId,
+    pub(crate) epoch: Epoch,
+    pub(crate) blocks: u64,
+}
+
+impl Identity {
+    fn header(self) -> [u8; HEADER_BYTES] {
+        let mut header = [0; HEADER_BYTES];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        header[16..24].copy_from_slice(&self.volume.as_u64().to_le_bytes());
+        header[24..32].copy_from_slice(&self.epoch.0.to_le_bytes());
+        header[32..40].copy_from_slice(&self.blocks.to_le_bytes());
+        let sum = xxh3_64(&header[..56]);
+        header[56..].copy_from_slice(&sum.to_le_bytes());
+        header
+    }
+
+    fn checksum(self, head: &[u8], payload: &[u8]) -> u64 {
+        let mut all = Vec::with_capacity(head.len() + payload.len());
+        all.extend_from_slice(head);
+        all.extend_from_slice(payload);
+        xxh3_64_with_seed(&all, self.volume.as_u64() ^ self.epoch.0)
+    }
+
+    fn record(self, number: u64, blocks: &BlockSet) -> Vec<u8> {
+        let payload = blocks.to_bytes();
+        let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + payload.len());
+        record.extend_from_slice(RECORD_MAGIC);
+        record.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+        record.extend_from_slice(&number.to_le_bytes());
+        let sum = self.checksum(&record, &payload);
+        record.extend_from_slice(&sum.to_le_bytes());
+        record.extend_from_slice(&payload);
+        record
+    }
+
+    /// Parses the record at the start of `bytes`: its blocks and length; `None` without a complete, valid
+    /// one.
+    fn parse(self, bytes: &[u8], number: u64) -> Option<(BlockSet, usize)> {
+        let head = bytes.get(..RECORD_HEADER_BYTES)?;
+        if &head[..4] != RECORD_MAGIC || head[8..16] != number.to_le_bytes() {
+            return None;
+        }
+        let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        let payload = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES.checked_add(len)?)?;
+        if head[16..24] != self.checksum(&head[..16], payload).to_le_bytes() {
+            return None;
+        }
+        let set = BlockSet::from_bytes(payload).ok()?;
+        let inside = set.last().is_none_or(|last| last.0 < self.blocks);
+        inside.then_some((set, RECORD_HEADER_BYTES + len))
+    }
+}
+
+/// Parsed log.
+struct Parsed {
+    held: BlockSet,
+    /// Start and end of the last valid record; both are the end of the header if there is none.
+    last_start_bytes: usize,
+    end_bytes: usize,
+    next_record: u64,
+}
+
+impl Parsed {
+    fn from(path: &Path, bytes: &[u8], identity: Identity) -> Result<Self, VolumeError> {
+        let damaged = |what: String| VolumeError::Damaged { path: path.to_owned(), what };
+        if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
+            let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+            if found > VERSION {
+                return Err(VolumeError::NewerFormat { path: path.to_owned(), found, known: VERSION });
+            }
+        }
+        if bytes.get(..HEADER_BYTES) != Some(&identity.header()) {
+            return Err(damaged("its header is not that of this head's log".into()));
+        }
+        let mut parsed = Self {
+            held: BlockSet::new(),
+            last_start_bytes: HEADER_BYTES,
+            end_bytes: HEADER_BYTES,
+            next_record: 0,
+        };
+        while let Some((set, len)) = identity.parse(&bytes[parsed.end_bytes..], parsed.next_record) {
+            parsed.held.union_with(&set);
+            parsed.last_start_bytes = parsed.end_bytes;
+            parsed.end_bytes += len;
+            parsed.next_record += 1;
+        }
+        parsed.refuse_hidden_records(&bytes[parsed.end_bytes..], identity).map_err(damaged)?;
+        Ok(parsed)
+    }
+
+    /// Searches for later records behind a damaged one: these prove damage instead of a torn end.
+    fn refuse_hidden_records(&self, rest: &[u8], identity: Identity) -> Result<(), String> {
+        let candidates = (1..rest.len().saturating_sub(RECORD_HEADER_BYTES))
+            .filter(|&at| &rest[at..at + 4] == RECORD_MAGIC);
+        for at in candidates {
+            let raw: [u8; 8] = rest[at + 8..at + 16].try_into().unwrap_or_default();
+            let number = u64::from_le_bytes(raw);
+            if number > self.next_record && identity.parse(&rest[at..], number).is_some() {
+                return Err(format!(
+                    "record {} at byte {} is not valid, though record {number} behind it is",
+                    self.next_record, self.end_bytes
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl HeadLog {
+    /// Creates an empty, synced log; the caller syncs the directory.
+    pub(crate) fn create(path: &Path, identity: Identity) -> Result<Self, VolumeError> {
+        let file = File::create(path).during("create", path)?;
+        let mut log = Self {
+            file,
+            path: path.to_owned(),
+            identity,
+            end_bytes: 0,
+            zeroed_to_bytes: 0,
+            next_record: 0,
+            dir_unsynced: false,
+        };
+        log.write_behind(&identity.header())?;
+        log.end_bytes = HEADER_BYTES as u64;
+        log.file.sync_all().during("sync", path)?;
+        log.keep_room();
+        Ok(log)
+    }
+
+    /// Preallocates space for the next records, so that a full disk refuses writes instead of flushes.
+    fn keep_room(&self) {
+        if let Err(error) = self.file.reserve(self.end_bytes, ROOM_BYTES) {
+            tracing::debug!(%error, "no room could be kept for the log of the head");
+        }
+    }
+
+    /// Opens a log and returns all blocks that it names.
+    pub(crate) fn open(path: &Path, identity: Identity) -> Result<(Self, BlockSet), VolumeError> {
+        let file = File::open(path).during("open", path)?;
+        let bytes = storage::read(path).during("read", path)?;
+        let found = Parsed::from(path, &bytes, identity)?;
+        let mut log = Self {
+            file,
+            path: path.to_owned(),
+            identity,
+            end_bytes: found.last_start_bytes as u64,
+            zeroed_to_bytes: 0,
+            next_record: found.next_record,
+            dir_unsynced: false,
+        };
+        log.file.set_len(found.end_bytes as u64).during("cut the torn end off", path)?;
+        // The last record may exist in the page cache only: its process died before the sync, or the sync
+        // failed and the kernel treats the page as clean. Only rewritten data is certainly covered by this
+        // sync.
+        let last_record = &bytes[found.last_start_bytes..found.end_bytes];
+        log.write_behind(last_record)?;
+        log.end_bytes = found.end_bytes as u64;
+        log.file.sync_all().during("sync", path)?;
+        log.keep_room();
+        Ok((log, found.held))
+    }
+
+    /// Reads a log without changes.
+    pub(crate) fn inspect(path: &Path, identity: Identity) -> Result<InspectedLog, VolumeError> {
+        let bytes = storage::read(path).during("read", path)?;
+        let found = Parsed::from(path, &bytes, identity)?;
+        let behind = &bytes[found.end_bytes..];
+        // Zeroes are written ahead.
+        let torn = behind.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let ends_as_written = torn == 0 && !behind.is_empty();
+        Ok(InspectedLog { named: found.held, torn_bytes: torn as u64, ends_as_written })
+    }
+
+    /// Returns all blocks that a damaged log still names, without changes. A record with a valid checksum is
+    /// trusted, independent of its neighbours; the content of the others is unknown.
+    pub(crate) fn rescue(path: &Path, identity: Identity) -> BlockSet {
+        let bytes = storage::read(path).unwrap_or_default();
+        let mut named = BlockSet::new();
+        let (mut at, mut tries) = (0, 0);
+        while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= RECORD_HEADER_BYTES) {
+            let record = rest.starts_with(RECORD_MAGIC).then(|| {
+                tries += 1;
+                let number = rest[8..16].try_into().map(u64::from_le_bytes).unwrap_or_default();
+                identity.parse(rest, number)
+            });
+            at += match record.flatten() {
+                Some((blocks, len)) => {
+                    named.union_with(&blocks);
+                    tries -= 1;
+                    len
+                }
+                None if tries >= RESCUE_TRIES => break,
+                None => 1,
+            };
+        }
+        named
+    }
+
+    /// Appends to the log, with new zeroes if none are left; `end_bytes` advances when that is durable.
+    fn write_behind(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
+        let end_bytes = self.end_bytes + bytes.len() as u64;
+        if end_bytes >= self.zeroed_to_bytes {
+            let mut with_zeroes = bytes.to_vec();
+            with_zeroes.resize((bytes.len() + ZEROES_BYTES).next_multiple_of(BLOCK_SIZE_BYTES as usize), 0);
+            if self.file.write_all_at(&with_zeroes, self.end_bytes).is_ok() {
+                self.zeroed_to_bytes = self.end_bytes + with_zeroes.len() as u64;
+                return Ok(());
+            }
+            // There may still be space for the record itself.
+        }
+        self.file.write_all_at(bytes, self.end_bytes).during("append to", &self.path)
+    }
+
+    /// Appends blocks whose data is synced, and syncs the log.
+    pub(crate) fn append(&mut self, blocks: &BlockSet) -> Result<(), VolumeError> {
+        let record = self.identity.record(self.next_record, blocks);
+        self.write_behind(&record)?;
+        if !self.file.has(Bug::NoLogSync) {
+            self.file.sync_data().during("sync", &self.path)?;
+        }
+        self.sync_name()?;
+        self.end_bytes += record.len() as u64;
+        self.next_record += 1;
+        if self.end_bytes / ROOM_BYTES != (self.end_bytes - record.len() as u64) / ROOM_BYTES {
+            self.keep_room();
+        }
+        Ok(())
+    }
+
+    /// Returns true if the log is much larger than `all` and should be compacted.
+    pub(crate) fn wants_compaction(&self, all: &BlockSet) -> bool {
+        self.end_bytes > COMPACT_ABOVE_BYTES && self.end_bytes / 4 > all.serialized_len() as u64
+    }
+
+    /// Replaces the log by one with a single record that names all blocks.
+    pub(crate) fn compact(&mut self, all: &BlockSet) -> Result<(), VolumeError> {
+        let new_path = self.path.with_extension("log.new");
+        let mut new = Self::create(&new_path, self.identity)?;
+        new.append(all)?;
+        storage::rename(&new_path, &self.path).during("rename", &new_path)?;
+        // From here on the new file is the log: records appended to the old one would not be found.
+        new.path.clone_from(&self.path);
+        new.dir_unsynced = true;
+        *self = new;
+        self.sync_name()
+    }
+
+    /// Makes the file's name durable if needed: appended records would not be found otherwise.
+    fn sync_name(&mut self) -> Result<(), VolumeError> {
+        if let Some(dir) = self.path.parent().filter(|_| self.dir_unsynced) {
+            crate::io::files::sync_dir(dir)?;
+            self.dir_unsynced = false;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{BlockIndex, Extent};
+
+    const IDENTITY: Identity = Identity { volume: VolumeId::from_u64(9), epoch: Epoch(2), blocks: 1 << 20 };
+
+    fn set(start: u64, len: u64) -> BlockSet {
+        BlockSet::from_iter([Extent::new(BlockIndex(start), len)])
+    }
+
+    #[test]
+    fn torn_ends_are_cut_and_altered_bytes_detected() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l");
+        let mut log = HeadLog::create(&path, IDENTITY).unwrap();
+        log.append(&set(5, 10)).unwrap();
+        let first_end = log.end_bytes as usize;
+        log.append(&set(100, 3)).unwrap();
+        let end = log.end_bytes as usize;
+        drop(log);
+        let ahead = std::fs::read(&path).unwrap();
+        assert!(ahead.len() >= ZEROES_BYTES && ahead[end..].iter().all(|byte| *byte == 0));
+        let whole = ahead[..end].to_vec();
+        let mut both = set(5, 10);
+        both.union_with(&set(100, 3));
+
+        for cut in HEADER_BYTES..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(!HeadLog::inspect(&path, IDENTITY).unwrap().ends_as_written, "cut at {cut}");
+            let (mut log, found) = HeadLog::open(&path, IDENTITY).unwrap();
+            let expected = if cut == whole.len() {
+                both.clone()
+            } else if cut >= first_end {
+                set(5, 10)
+            } else {
+                BlockSet::new()
+            };
+            assert_eq!(found, expected, "cut at {cut}");
+            assert!(HeadLog::inspect(&path, IDENTITY).unwrap().ends_as_written, "cut at {cut}, and opened");
+            log.append(&set(7000, 1)).unwrap();
+            assert!(HeadLog::open(&path, IDENTITY).unwrap().1.contains(BlockIndex(7000)));
+        }
+        for at in first_end..end {
+            let mut bytes = ahead.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(!HeadLog::inspect(&path, IDENTITY).unwrap().ends_as_written, "byte {at}");
+        }
+        // A flipped bit before the last record is damage; in the last one it looks like a torn end.
+        for at in 0..first_end {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(HeadLog::open(&path, IDENTITY).is_err(), "byte {at}");
+            let left = if at < HEADER_BYTES { both.clone() } else { set(100, 3) };
+            assert_eq!(HeadLog::rescue(&path, IDENTITY), left, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn compacted_log_describes_the_same_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l");
+        let mut log = HeadLog::create(&path, IDENTITY).unwrap();
+        let mut all = BlockSet::new();
+        for i in 0..100 {
+            let more = set(i * 3, 1);
+            all.union_with(&more);
+            log.append(&more).unwrap();
+        }
+        let before = log.end_bytes;
+        log.compact(&all).unwrap();
+        assert!(log.end_bytes < before / 4);
+        log.append(&set(5000, 1)).unwrap();
+        all.insert(BlockIndex(5000));
+        assert_eq!(HeadLog::open(&path, IDENTITY).unwrap().1, all);
+    }
+
+    #[test]
+    fn log_of_other_head_or_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l");
+        HeadLog::create(&path, IDENTITY).unwrap();
+        assert!(HeadLog::open(&path, Identity { epoch: Epoch(3), ..IDENTITY }).is_err());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[8] = 2;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(matches!(HeadLog::open(&path, IDENTITY), Err(VolumeError::NewerFormat { found: 2, .. })));
+    }
+}

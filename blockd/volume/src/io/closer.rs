@@ -1,0 +1,163 @@
+//! Thread that closes removed files.
+//!
+//! The last close of a removed file frees its blocks. On ext4 that takes tens of seconds for a large layer of
+//! scattered writes; on a filesystem mounted with `discard` and without a journal, each extent is discarded
+//! at once. The last user releases a stack of layers, often a thread that serves a flush, a write or a read,
+//! and its client counts that time as part of the request. So [`File`](crate::io::storage::File) passes such
+//! files to this thread on drop.
+//!
+//! Merges produce these files, and the merge thread [waits](wait_for_removed_files) until they are closed. So
+//! the queue holds at most one removed layer of each merge thread, the removed files of freezes, which wait
+//! while there are more than [`MAX_WAITING`], and layers that a reader kept open.
+
+use parking_lot::{Condvar, Mutex};
+use std::{collections::VecDeque, thread};
+
+/// Maximum number of waiting values when a freeze adds its own.
+const MAX_WAITING: u64 = 1024;
+
+static CLOSER: Closer = Closer {
+    queue: Mutex::new(Queue { waiting: VecDeque::new(), added: 0, done: 0, has_thread: false }),
+    added: Condvar::new(),
+    done: Condvar::new(),
+};
+
+struct Closer {
+    queue: Mutex<Queue>,
+    added: Condvar,
+    done: Condvar,
+}
+
+struct Queue {
+    waiting: VecDeque<Box<dyn Send>>,
+    /// Values added since the process started.
+    added: u64,
+    /// Number of these that were dropped.
+    done: u64,
+    has_thread: bool,
+}
+
+/// Queues a value to be dropped by the closer thread. Does not block.
+pub(crate) fn drop_later(value: impl Send + 'static) {
+    let mut queue = CLOSER.queue.lock();
+    if !queue.has_thread {
+        match thread::Builder::new().name("closer".into()).spawn(run) {
+            Ok(_) => queue.has_thread = true,
+            Err(error) => {
+                drop(queue);
+                tracing::warn!(%error, "no thread closes removed files; the caller closes one and may wait for the disk");
+                return;
+            }
+        }
+    }
+    queue.waiting.push_back(Box::new(value));
+    queue.added += 1;
+    drop(queue);
+    CLOSER.added.notify_one();
+}
+
+/// Waits until files removed and released before the call are closed, for all volumes, and their space is
+/// free. A merge may need that space, so a merge thread calls it between layers. It can take tens of seconds:
+/// hold no contended lock.
+pub fn wait_for_removed_files() {
+    let added = CLOSER.queue.lock().added;
+    wait_until(added);
+}
+
+/// Waits while more than [`MAX_WAITING`] values wait.
+pub(crate) fn wait_for_room() {
+    let added = CLOSER.queue.lock().added;
+    wait_until(added.saturating_sub(MAX_WAITING));
+}
+
+/// Waits until this number of values was dropped.
+fn wait_until(number: u64) {
+    let mut queue = CLOSER.queue.lock();
+    while queue.done < number {
+        CLOSER.done.wait(&mut queue);
+    }
+}
+
+fn run() {
+    let mut queue = CLOSER.queue.lock();
+    loop {
+        let Some(value) = queue.waiting.pop_front() else {
+            CLOSER.added.wait(&mut queue);
+            continue;
+        };
+        drop(queue);
+        drop(value);
+        queue = CLOSER.queue.lock();
+        queue.done += 1;
+        CLOSER.done.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{layer::stack::Stack, volume::Volume};
+    use blockd_extent::{SnapshotId, VolumeId};
+    use std::{
+        path::{Path, PathBuf},
+        sync::{
+            Arc,
+            atomic::AtomicBool,
+            mpsc::{Receiver, Sender, channel},
+        },
+    };
+
+    /// Blocks the closer until its channel ends.
+    struct Busy(Receiver<()>);
+
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            let _ = self.0.recv();
+        }
+    }
+
+    /// Blocks the closer until the sender is dropped.
+    fn block_closer() -> Sender<()> {
+        let (sender, receiver) = channel();
+        drop_later(Busy(receiver));
+        sender
+    }
+
+    /// Returns the number of open, unlinked data files of a volume.
+    fn removed_files(dir: &Path) -> usize {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let names = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        let is_removed = |name: &PathBuf| {
+            let text = name.to_string_lossy();
+            name.starts_with(dir) && text.contains(".data") && text.ends_with(" (deleted)")
+        };
+        names.filter(is_removed).count()
+    }
+
+    fn merged(dir: &Path) -> (Arc<Volume>, Arc<Stack>) {
+        let volume = Volume::create(dir, VolumeId::from_u64(5), 1 << 20).unwrap();
+        for number in 1..3 {
+            volume.write(number * 4096, &[7; 4096], false).unwrap();
+            volume.freeze(SnapshotId::from_u64(number)).unwrap();
+        }
+        // As a flush does while it waits for the disk.
+        let held = volume.current();
+        volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
+        assert!(volume.merge_next(&AtomicBool::new(false)).unwrap());
+        (volume, held)
+    }
+
+    #[test]
+    fn stack_released_after_a_merge_is_closed_by_the_closer() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap().join("v");
+        let (_volume, held) = merged(&dir);
+        assert_eq!(removed_files(&dir), 1, "the old stack has lost its file");
+        let busy = block_closer();
+        drop(held);
+        assert_eq!(removed_files(&dir), 1, "the thread that released the stack closed the file");
+        drop(busy);
+        wait_for_removed_files();
+        assert_eq!(removed_files(&dir), 0);
+    }
+}

@@ -1,0 +1,57 @@
+//! Names of a volume's files, and atomic writes of small files.
+//!
+//! | file | what |
+//! |---|---|
+//! | `volume.meta` | layers and snapshots ([`crate::meta`]); unreferenced files are garbage |
+//! | `layer-<file>.data` (`.data.1`, …) | a layer's data, sparse, with the offsets of the volume |
+//! | `layer-<file>.map`, `.log` | of the head only: [`crate::head::live_map`], [`crate::head::log`] |
+//! | `layer-<file>.g<n>.set` | frozen layers: [`crate::layer::set`], generation n; 0 is the interval set |
+//!
+//! `<file>` is the epoch in which the layer was made, as 16 hexadecimal digits.
+
+use crate::{
+    error::{IoContext, VolumeError},
+    io::storage::{self, Bug, File},
+};
+use blockd_extent::Epoch;
+use std::path::{Path, PathBuf};
+
+pub(crate) const META: &str = "volume.meta";
+
+pub(crate) fn data_path(dir: &Path, file: Epoch) -> PathBuf {
+    dir.join(format!("layer-{:016x}.data", file.0))
+}
+
+pub(crate) fn map_path(dir: &Path, file: Epoch) -> PathBuf {
+    dir.join(format!("layer-{:016x}.map", file.0))
+}
+
+pub(crate) fn log_path(dir: &Path, file: Epoch) -> PathBuf {
+    dir.join(format!("layer-{:016x}.log", file.0))
+}
+
+pub(crate) fn set_path(dir: &Path, file: Epoch, generation: u32) -> PathBuf {
+    dir.join(format!("layer-{:016x}.g{generation}.set", file.0))
+}
+
+/// Makes created, renamed and removed names in a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), VolumeError> {
+    storage::sync_dir(dir).during("sync", dir)
+}
+
+/// Replaces a file atomically: writes and syncs a temporary file, renames it, and syncs the directory.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
+    let mut new_name = path.as_os_str().to_owned();
+    new_name.push(".new");
+    let new_path = PathBuf::from(new_name);
+    let file = File::create(&new_path).during("create", &new_path)?;
+    file.write_all_at(bytes, 0).during("write", &new_path)?;
+    if !file.has(Bug::NoFileSync) {
+        file.sync_all().during("sync", &new_path)?;
+    }
+    storage::rename(&new_path, path).during("rename", &new_path)?;
+    match path.parent() {
+        Some(dir) if !file.has(Bug::NoDirSync) => sync_dir(dir),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,197 @@
+//! Concurrent file reads through io_uring.
+//!
+//! Dirty blocks of a frozen layer are scattered; with up to 64 reads in flight the disk can order them. Reads
+//! target slices of one borrowed buffer, so no call returns before all its reads have ended, also after
+//! errors. Without io_uring (seccomp, sysctl) the parts are read one after the other.
+
+use crate::{
+    error::{IoContext, VolumeError},
+    layer::data_files::FilePart,
+    read::Piece,
+};
+use io_uring::{IoUring, opcode, types};
+use std::os::fd::AsRawFd;
+
+/// Maximum number of reads in flight.
+const DEPTH: usize = 64;
+/// Maximum length of a read, so that one long extent keeps the disk as busy as many short ones.
+const READ_MAX_BYTES: u64 = 256 << 10;
+
+/// Pause before a retry after a shortage in the kernel.
+const SHORTAGE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// Ring, or `None` without kernel support.
+pub(crate) struct RingReader {
+    ring: Option<IoUring>,
+}
+
+/// Read submitted to the kernel.
+struct Slot<'a> {
+    part: FilePart<'a>,
+    at: usize,
+    done_bytes: u64,
+}
+
+impl RingReader {
+    pub(crate) fn new() -> Self {
+        let ring = match IoUring::new(DEPTH as u32) {
+            Ok(ring) => Some(ring),
+            Err(error) => {
+                tracing::debug!(%error, "no io_uring; reading one extent after the other");
+                None
+            }
+        };
+        Self { ring }
+    }
+
+    /// Reads all parts into their positions in `buf`.
+    pub(crate) fn read(&mut self, pieces: &[Piece], buf: &mut [u8]) -> Result<(), VolumeError> {
+        match &mut self.ring {
+            // A single part gains nothing from the ring.
+            Some(ring) if pieces.len() > 1 || pieces.iter().any(|p| p.len_bytes as u64 > READ_MAX_BYTES) => {
+                let result = InFlightRead { ring, slots: [const { None }; DEPTH], busy: 0 }.run(pieces, buf);
+                if result.is_err() {
+                    self.ring = None;
+                }
+                result
+            }
+            _ => pieces.iter().try_for_each(|piece| {
+                piece.data.read(piece.offset_bytes, &mut buf[piece.at..][..piece.len_bytes])
+            }),
+        }
+    }
+}
+
+/// Reads of one call. The kernel owns `busy` slots.
+struct InFlightRead<'ring, 'a> {
+    ring: &'ring mut IoUring,
+    slots: [Option<Slot<'a>>; DEPTH],
+    busy: usize,
+}
+
+impl<'a> InFlightRead<'_, 'a> {
+    fn run(mut self, pieces: &'a [Piece], buf: &mut [u8]) -> Result<(), VolumeError> {
+        let mut wanted = pieces.iter().flat_map(slots_of).peekable();
+        while self.busy > 0 || wanted.peek().is_some() {
+            while self.busy < DEPTH {
+                let Some(slot) = wanted.next() else { break };
+                slot.part.file.before_read().during("read", slot.part.path)?;
+                self.submit(slot, buf);
+            }
+            self.wait()?;
+            self.reap(buf)?;
+        }
+        Ok(())
+    }
+
+    /// Queues a read in a free slot; the submission queue has as many entries as there are slots.
+    #[allow(unsafe_code)]
+    fn submit(&mut self, slot: Slot<'a>, buf: &mut [u8]) {
+        let Some(number) = self.slots.iter().position(Option::is_none) else { return };
+        let len = slot.part.len_bytes - slot.done_bytes;
+        let target = &mut buf[slot.at + slot.done_bytes as usize..][..len as usize];
+        let entry = opcode::Read::new(types::Fd(slot.part.file.as_raw_fd()), target.as_mut_ptr(), len as u32)
+            .offset(slot.part.offset_bytes + slot.done_bytes)
+            .build()
+            .user_data(number as u64);
+        self.slots[number] = Some(slot);
+        self.busy += 1;
+        // SAFETY: `target` lies in `buf`, which is borrowed until `run` returns or unwinds, and both only
+        // happen after `Drop` has reaped every read that is under way; the pieces' byte ranges do not
+        // overlap, and no other code touches them. The file is kept open by the piece that the slot
+        // borrows.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        if pushed.is_err() {
+            // Unreachable: there are no more entries than slots. The kernel does not own the read, so it is
+            // dropped.
+            self.slots[number] = None;
+            self.busy -= 1;
+        }
+    }
+
+    /// Submits new reads and waits until one has ended.
+    fn wait(&mut self) -> Result<(), VolumeError> {
+        loop {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => return Ok(()),
+                Err(error) if is_passing(&error) => std::thread::sleep(SHORTAGE_PAUSE),
+                Err(error) => {
+                    return Err(error).during("wait for reads of", std::path::Path::new("the volume"));
+                }
+            }
+        }
+    }
+
+    /// Reaps completed reads; short reads are continued.
+    fn reap(&mut self, buf: &mut [u8]) -> Result<(), VolumeError> {
+        let ended: Vec<(usize, i32)> =
+            self.ring.completion().map(|entry| (entry.user_data() as usize, entry.result())).collect();
+        let mut first_error = Ok(());
+        for (number, result) in ended {
+            let Some(mut slot) = self.slots.get_mut(number).and_then(Option::take) else { continue };
+            self.busy -= 1;
+            match u64::try_from(result) {
+                Ok(0) => {
+                    let error = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                    first_error = first_error.and(Err(error).during("read", slot.part.path));
+                }
+                Ok(count) => {
+                    slot.done_bytes += count;
+                    if slot.done_bytes < slot.part.len_bytes {
+                        self.submit(slot, buf);
+                    }
+                }
+                Err(_) if result == -rustix::io::Errno::INTR.raw_os_error() => self.submit(slot, buf),
+                Err(_) => {
+                    let error = std::io::Error::from_raw_os_error(-result);
+                    first_error = first_error.and(Err(error).during("read", slot.part.path));
+                }
+            }
+        }
+        first_error
+    }
+}
+
+impl Drop for InFlightRead<'_, '_> {
+    /// The kernel may still write into the borrowed buffer: wait until it has finished.
+    fn drop(&mut self) {
+        while self.busy > 0 {
+            let ended = self.ring.completion().count();
+            self.busy = self.busy.saturating_sub(ended);
+            if self.busy > 0 && self.wait().is_err() {
+                // Without the ring it is unknown when the buffer is free; continuing would corrupt memory.
+                tracing::error!("io_uring cannot be waited for; stopping before memory is corrupted");
+                std::process::abort();
+            }
+        }
+    }
+}
+
+/// Returns true for interruptions and for shortages of memory or completion entries.
+fn is_passing(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [Errno::INTR, Errno::AGAIN, Errno::BUSY, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+/// Splits a part at segment boundaries and into reads of bounded length.
+fn slots_of(piece: &Piece) -> impl Iterator<Item = Slot<'_>> {
+    let mut at = piece.at;
+    piece.data.parts(piece.offset_bytes, piece.len_bytes as u64).flat_map(move |part| {
+        let start = at;
+        at += part.len_bytes as usize;
+        (0..part.len_bytes.div_ceil(READ_MAX_BYTES)).map(move |n| {
+            let skip = n * READ_MAX_BYTES;
+            Slot {
+                part: FilePart {
+                    file: part.file,
+                    path: part.path,
+                    offset_bytes: part.offset_bytes + skip,
+                    len_bytes: (part.len_bytes - skip).min(READ_MAX_BYTES),
+                },
+                at: start + skip as usize,
+                done_bytes: 0,
+            }
+        })
+    })
+}

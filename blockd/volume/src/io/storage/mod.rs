@@ -1,0 +1,313 @@
+//! All system calls that read, change or sync a volume's files.
+//!
+//! In a normal build each function is only the call. With the feature `testing`, a `testing::Disk` attached
+//! to the directory is consulted first: it fails calls, models what a power cut leaves, or activates a
+//! planted bug. Reads through io_uring bypass this module; [`File::before_read`] announces them.
+
+mod bug;
+mod share;
+#[cfg(not(feature = "testing"))]
+mod unwatched;
+
+use crate::io::closer;
+#[cfg(feature = "testing")]
+use crate::testing::Watch;
+pub use bug::Bug;
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
+use std::{
+    fs::OpenOptions,
+    io::{self, IoSliceMut},
+    mem::ManuallyDrop,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        unix::fs::{FileExt, MetadataExt},
+    },
+    path::Path,
+};
+#[cfg(not(feature = "testing"))]
+use unwatched::Watch;
+
+/// Operation on a file or name.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "only a test's disk looks inside"))]
+pub(crate) enum Op<'a> {
+    CreateDir,
+    /// Creates a file; an existing one is truncated.
+    Create,
+    Open,
+    Read,
+    Write {
+        file: &'a std::fs::File,
+        offset_bytes: u64,
+        data: &'a [u8],
+    },
+    SetLen(u64),
+    /// Allocates space without changing content.
+    Reserve,
+    /// Zeroes a range without changing the length.
+    Zero {
+        offset_bytes: u64,
+        len_bytes: u64,
+    },
+    /// Shares a range of another file.
+    Share {
+        from: &'a std::fs::File,
+        to: &'a std::fs::File,
+        offset_bytes: u64,
+        len_bytes: u64,
+    },
+    Sync,
+    SyncDir,
+    Rename(&'a Path),
+    /// Creates a hard link.
+    Link(&'a Path),
+    Remove,
+    RemoveTree,
+    /// Drops clean pages.
+    DropCache(&'a std::fs::File),
+}
+
+/// Open file.
+pub(crate) struct File {
+    /// Taken by `drop` only.
+    inner: ManuallyDrop<std::fs::File>,
+    watch: Watch,
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // SAFETY: the field is private to this module, nothing else takes the file out, and `drop` runs once.
+        let file = unsafe { ManuallyDrop::take(&mut self.inner) };
+        // Closing a linked file frees nothing.
+        if file.metadata().is_ok_and(|found| found.nlink() == 0) {
+            closer::drop_later(file);
+        }
+    }
+}
+
+impl File {
+    /// Creates an empty file; an existing one is truncated.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let mut how = OpenOptions::new();
+        Self::open_with(path, Op::Create, how.read(true).write(true).create(true).truncate(true))
+    }
+
+    /// Creates a file that must not exist.
+    pub(crate) fn create_new(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, Op::Create, OpenOptions::new().read(true).write(true).create_new(true))
+    }
+
+    /// Opens an existing file for reading and writing.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, Op::Open, OpenOptions::new().read(true).write(true))
+    }
+
+    /// Opens an existing file read-only.
+    pub(crate) fn open_to_read(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, Op::Open, OpenOptions::new().read(true))
+    }
+
+    /// Creates an unlinked empty file in place of a missing one.
+    pub(crate) fn nothing(path: &Path) -> io::Result<Self> {
+        let inner = rustix::fs::memfd_create("missing", rustix::fs::MemfdFlags::CLOEXEC)?;
+        Ok(Self { inner: ManuallyDrop::new(inner.into()), watch: Watch::of(path) })
+    }
+
+    fn open_with(path: &Path, op: Op<'_>, how: &OpenOptions) -> io::Result<Self> {
+        let watch = Watch::of(path);
+        let inner = watch.run(op, || how.open(path))?;
+        Ok(Self { inner: ManuallyDrop::new(inner), watch: watch.opened() })
+    }
+
+    #[inline]
+    pub(crate) fn write_all_at(&self, data: &[u8], offset_bytes: u64) -> io::Result<()> {
+        let op = Op::Write { file: &self.inner, offset_bytes, data };
+        self.watch.run(op, || self.inner.write_all_at(data, offset_bytes))
+    }
+
+    #[inline]
+    pub(crate) fn read_exact_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<()> {
+        self.watch.run(Op::Read, || self.inner.read_exact_at(buf, offset_bytes))
+    }
+
+    /// Reads from the page cache.
+    #[inline]
+    pub(crate) fn read_cached_at(&self, buf: &mut [u8], offset_bytes: u64) -> rustix::io::Result<usize> {
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        rustix::io::preadv2(&*self.inner, &mut [IoSliceMut::new(buf)], offset_bytes, flags)
+    }
+
+    /// Announces a read that bypasses this module.
+    #[inline]
+    pub(crate) fn before_read(&self) -> io::Result<()> {
+        self.watch.run(Op::Read, || Ok(()))
+    }
+
+    pub(crate) fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.watch.run(Op::SetLen(len_bytes), || self.inner.set_len(len_bytes))
+    }
+
+    /// Allocates space for a range; content and length stay.
+    pub(crate) fn reserve(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        let flags = FallocateFlags::KEEP_SIZE;
+        self.watch.costly(Op::Reserve, || Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?))
+    }
+
+    /// Punches a hole: the range reads as zeroes and its space is freed.
+    pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        self.zero(FallocateFlags::PUNCH_HOLE, offset_bytes, len_bytes)
+    }
+
+    /// Zeroes a range with allocated space.
+    pub(crate) fn zero_range(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        self.zero(FallocateFlags::ZERO_RANGE, offset_bytes, len_bytes)
+    }
+
+    fn zero(&self, how: FallocateFlags, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        let flags = how | FallocateFlags::KEEP_SIZE;
+        self.watch.run(Op::Zero { offset_bytes, len_bytes }, || {
+            Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?)
+        })
+    }
+
+    /// Shares a range of another file without copying. Without support the error is [`cannot_share`] or
+    /// [`cannot_share_range`].
+    pub(crate) fn share_from(&self, from: &Self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        let op = Op::Share { from: &from.inner, to: &self.inner, offset_bytes, len_bytes };
+        self.watch.share(op, || share::share_range(&from.inner, &self.inner, offset_bytes, len_bytes))
+    }
+
+    /// Makes the content and the metadata needed to reach it durable.
+    pub(crate) fn sync_data(&self) -> io::Result<()> {
+        self.watch.costly(Op::Sync, || self.inner.sync_data())
+    }
+
+    /// Makes content and all metadata durable, except the name.
+    pub(crate) fn sync_all(&self) -> io::Result<()> {
+        self.watch.costly(Op::Sync, || self.inner.sync_all())
+    }
+
+    /// Asks the kernel to read a range ahead.
+    pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        let len = std::num::NonZeroU64::new(len_bytes);
+        Ok(rustix::fs::fadvise(&*self.inner, offset_bytes, len, rustix::fs::Advice::WillNeed)?)
+    }
+
+    /// Drops clean pages, so that the next read uses the disk.
+    pub(crate) fn drop_cache(&self) -> io::Result<()> {
+        self.watch.run(Op::DropCache(&self.inner), || {
+            Ok(rustix::fs::fadvise(&*self.inner, 0, None, rustix::fs::Advice::DontNeed)?)
+        })
+    }
+
+    /// Returns the offset of the next data, at or after an offset.
+    pub(crate) fn seek_data(&self, offset_bytes: u64) -> io::Result<Option<u64>> {
+        match rustix::fs::seek(&*self.inner, SeekFrom::Data(offset_bytes)) {
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            other => Ok(Some(other?)),
+        }
+    }
+
+    /// Returns the offset of the next hole, at or after an offset; at the latest the end of the file.
+    pub(crate) fn seek_hole(&self, offset_bytes: u64) -> io::Result<u64> {
+        Ok(rustix::fs::seek(&*self.inner, SeekFrom::Hole(offset_bytes))?)
+    }
+
+    /// Returns true if a test has planted this bug; always false in a normal build.
+    #[inline(always)]
+    pub(crate) fn has(&self, bug: Bug) -> bool {
+        self.watch.has(bug)
+    }
+
+    pub(crate) fn len_bytes(&self) -> io::Result<u64> {
+        Ok(self.inner.metadata()?.len())
+    }
+
+    /// Returns the number of links.
+    pub(crate) fn links(&self) -> io::Result<u64> {
+        Ok(self.inner.metadata()?.nlink())
+    }
+
+    /// Returns device and inode number.
+    pub(crate) fn identity(&self) -> io::Result<(u64, u64)> {
+        let found = self.inner.metadata()?;
+        Ok((found.dev(), found.ino()))
+    }
+
+    /// Returns the allocated bytes.
+    pub(crate) fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(self.inner.metadata()?.blocks() * 512)
+    }
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+impl AsRawFd for File {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inner.as_raw_fd()
+    }
+}
+
+/// Returns true if an error of [`File::share_from`] means that these files can never share.
+pub(crate) fn cannot_share(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    // Kernels and filesystems without the call return one of the middle three.
+    let never = [Errno::XDEV, Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS, Errno::PERM];
+    never.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Returns true if an error of [`File::share_from`] means that this range must be copied: it is not aligned
+/// to the filesystem's blocks, or the metadata reserve of XFS is exhausted, which it reports as a full disk
+/// although there is space for data.
+pub(crate) fn cannot_share_range(error: &io::Error) -> bool {
+    error.raw_os_error() != Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+/// Reads a whole file.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    Watch::of(path).run(Op::Read, || std::fs::read(path))
+}
+
+/// Returns device, inode number and length of a file.
+pub(crate) fn identity_and_len(path: &Path) -> io::Result<((u64, u64), u64)> {
+    let found = Watch::of(path).run(Op::Read, || std::fs::metadata(path))?;
+    Ok(((found.dev(), found.ino()), found.len()))
+}
+
+/// Returns the length and number of links of a file.
+pub(crate) fn len_and_links(path: &Path) -> io::Result<(u64, u64)> {
+    let found = Watch::of(path).run(Op::Read, || std::fs::metadata(path))?;
+    Ok((found.len(), found.nlink()))
+}
+
+pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
+    Watch::of(path).run(Op::CreateDir, || std::fs::create_dir(path))
+}
+
+/// Renames a file or directory, replacing the target.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    Watch::of(from).run(Op::Rename(to), || std::fs::rename(from, to))
+}
+
+/// Creates a hard link in the same filesystem.
+pub(crate) fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
+    Watch::of(from).run(Op::Link(to), || std::fs::hard_link(from, to))
+}
+
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    Watch::of(path).run(Op::Remove, || std::fs::remove_file(path))
+}
+
+pub(crate) fn remove_dir_all(path: &Path) -> io::Result<()> {
+    Watch::of(path).run(Op::RemoveTree, || std::fs::remove_dir_all(path))
+}
+
+/// Makes created, renamed and removed names in a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    let handle = Watch::of(dir).run(Op::Open, || std::fs::File::open(dir))?;
+    Watch::of(dir).costly(Op::SyncDir, || handle.sync_all())
+}

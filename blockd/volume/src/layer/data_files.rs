@@ -1,0 +1,635 @@
+//! Data of a layer: a sparse file with the offsets of the volume.
+//!
+//! ext4 limits files to 16 TiB and volumes have up to 64 TiB, so data is split into segments of 8 TiB; a
+//! volume of up to 8 TiB has one file. All I/O uses the page cache: see the measurements in
+//! `kernel-notes/page-cache.md`.
+
+use crate::{
+    error::{IoContext, VolumeError, VolumeErrorKind},
+    io::storage::{self, Bug, File},
+    layer::shared,
+    lazy::base::LazyBase,
+};
+use blockd_extent::Extent;
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Reads part of a range into a buffer; false if it would block.
+type ReadPart<'a> = dyn FnMut(u64, &mut [u8]) -> Result<bool, VolumeError> + 'a;
+
+/// Length of a volume covered by one data file.
+const SEGMENT_BYTES: u64 = 8 << 40;
+/// Maximum length of a single write. The page cache allocates folios as large as the write, and ext4 examines
+/// every block of a folio at each overwrite: 4 KiB into a folio of 1 MiB costs two to three times as much as
+/// into one of 64 KiB, and writing 1 MiB in 16 steps is not slower than in one
+/// (`kernel-notes/nbd-server.md`).
+const PIECE_BYTES: u64 = 64 << 10;
+
+/// Open data files of a layer.
+pub(crate) struct DataFiles {
+    segments: Vec<Segment>,
+    /// Base of a lazy layer.
+    lazy: Option<Arc<LazyBase>>,
+}
+
+struct Segment {
+    file: File,
+    path: PathBuf,
+    open: shared::Open,
+}
+
+impl Segment {
+    fn new(file: File, path: PathBuf) -> Result<Self, VolumeError> {
+        let identity = file.identity().during("look at", &path)?;
+        let open = shared::Open::new(identity, path.parent().unwrap_or(Path::new("")));
+        Ok(Self { file, path, open })
+    }
+
+    /// Returns true if another volume may read the file: it has another link, or another volume has it open
+    /// after removing its link, because a snapshot there is still read.
+    fn is_shared(&self) -> Result<bool, VolumeError> {
+        let links = self.file.links().during("look at", &self.path)?;
+        Ok(links > 1 || self.open.by_others())
+    }
+}
+
+fn segment_path(base: &Path, number: u64) -> PathBuf {
+    if number == 0 {
+        return base.to_owned();
+    }
+    let mut name = base.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    PathBuf::from(name)
+}
+
+fn segment_lens(size_bytes: u64) -> impl Iterator<Item = u64> {
+    (0..size_bytes.div_ceil(SEGMENT_BYTES)).map(move |n| (size_bytes - n * SEGMENT_BYTES).min(SEGMENT_BYTES))
+}
+
+/// Part of a range in one file.
+pub(crate) struct FilePart<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) path: &'a Path,
+    pub(crate) offset_bytes: u64,
+    pub(crate) len_bytes: u64,
+}
+
+/// Missing data.
+pub(crate) struct Gap {
+    pub(crate) range: Range<u64>,
+    /// Reason, in one line.
+    pub(crate) what: String,
+}
+
+/// Result of sharing extents.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shared {
+    /// The range is shared.
+    Done,
+    /// This range must be copied.
+    NotThis,
+    /// These files cannot share extents.
+    Never,
+}
+
+impl DataFiles {
+    /// Creates empty files; the caller syncs the directory.
+    pub(crate) fn create(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
+        let mut segments = Vec::new();
+        for (number, len) in segment_lens(size_bytes).enumerate() {
+            let path = segment_path(base, number as u64);
+            let file = File::create(&path).during("create", &path)?;
+            file.set_len(len).during("set the length of", &path)?;
+            file.sync_all().during("sync", &path)?;
+            segments.push(Segment::new(file, path)?);
+        }
+        Ok(Self { segments, lazy: None })
+    }
+
+    /// Attaches a lazy base that fills the files on read.
+    pub(crate) fn with_lazy(self, lazy: Arc<LazyBase>) -> Self {
+        Self { lazy: Some(lazy), ..self }
+    }
+
+    /// Returns the lazy base.
+    pub(crate) fn lazy(&self) -> Option<&Arc<LazyBase>> {
+        self.lazy.as_ref()
+    }
+
+    /// Fetches a range and waits for it; needed before reads that bypass this type.
+    pub(crate) fn fetch_extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        match &self.lazy {
+            Some(lazy) if !lazy.has(offset_bytes, len_bytes) => lazy.fetch_bytes(offset_bytes, len_bytes),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens existing files and checks that none is missing or too short. A file that is too long remains
+    /// from an interrupted merge of a larger layer; it is truncated, unless another volume shares it.
+    pub(crate) fn open(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
+        let mut segments = Vec::new();
+        for (number, len) in segment_lens(size_bytes).enumerate() {
+            let path = segment_path(base, number as u64);
+            let file = File::open(&path).during("open", &path)?;
+            let found = file.len_bytes().during("look at", &path)?;
+            if found < len {
+                let what = format!("it is {found} bytes long, it must be {len}");
+                return Err(VolumeError::Damaged { path, what });
+            }
+            let segment = Segment::new(file, path)?;
+            if found > len && !segment.is_shared()? {
+                segment.file.set_len(len).during("set the length of", &segment.path)?;
+            }
+            segments.push(segment);
+        }
+        Ok(Self { segments, lazy: None })
+    }
+
+    /// Opens the existing files of a layer without changes; also returns missing ranges with reasons.
+    pub(crate) fn open_for_salvage(base: &Path, size_bytes: u64) -> Result<(Self, Vec<Gap>), VolumeError> {
+        let (mut segments, mut gaps) = (Vec::new(), Vec::new());
+        for (number, len) in (0u64..).zip(segment_lens(size_bytes)) {
+            let path = segment_path(base, number);
+            let opened = File::open_to_read(&path).and_then(|file| Ok((file.len_bytes()?, file)));
+            let (found, file, what) = match opened.during("open", &path) {
+                Ok((found, file)) => {
+                    let what = format!("{} is {found} bytes long, it must be {len}", path.display());
+                    (found, file, what)
+                }
+                Err(error) => (0, File::nothing(&path).during("open", &path)?, error.to_string()),
+            };
+            if found < len {
+                let base = number * SEGMENT_BYTES;
+                gaps.push(Gap { range: base + found..base + len, what });
+            }
+            segments.push(Segment::new(file, path)?);
+        }
+        Ok((Self { segments, lazy: None }, gaps))
+    }
+
+    /// Opens the files of a layer of `old_bytes` and extends them with zeroes to `new_bytes`. The caller
+    /// syncs the directory.
+    pub(crate) fn extend(base: &Path, old_bytes: u64, new_bytes: u64) -> Result<Self, VolumeError> {
+        let old_segments = segment_lens(old_bytes).count();
+        let mut segments = Vec::new();
+        for (number, len) in segment_lens(new_bytes).enumerate() {
+            let path = segment_path(base, number as u64);
+            let file = match number >= old_segments {
+                true => File::create(&path).during("create", &path)?,
+                false => File::open(&path).during("open", &path)?,
+            };
+            file.set_len(len).during("set the length of", &path)?;
+            file.sync_all().during("sync", &path)?;
+            segments.push(Segment::new(file, path)?);
+        }
+        Ok(Self { segments, lazy: None })
+    }
+
+    /// Reports files that are missing, too short, or different from the open ones.
+    pub(crate) fn check(&self, size_bytes: u64, findings: &mut Vec<String>) {
+        for (segment, len) in self.segments.iter().zip(segment_lens(size_bytes)) {
+            let path = segment.path.display();
+            let named = storage::identity_and_len(&segment.path);
+            match (named, segment.file.identity()) {
+                (Err(error), _) | (_, Err(error)) => findings.push(format!("cannot look at {path}: {error}")),
+                (Ok((named, _)), Ok(open)) if named != open => {
+                    findings.push(format!("{path} is another file than the one that the volume has open"));
+                }
+                (Ok((_, found)), Ok(_)) if found < len => {
+                    findings.push(format!("{path} is {found} bytes long, it must be {len}"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Reports missing or short files of a closed layer; returns the highest number of links.
+    pub(crate) fn check_closed(base: &Path, size_bytes: u64, findings: &mut Vec<String>) -> u64 {
+        let mut most_links = 0;
+        for (number, len) in segment_lens(size_bytes).enumerate() {
+            let path = segment_path(base, number as u64);
+            match storage::len_and_links(&path) {
+                Err(error) => findings.push(format!("cannot look at {}: {error}", path.display())),
+                Ok((found, _)) if found < len => {
+                    findings.push(format!("{} is {found} bytes long, it must be {len}", path.display()));
+                }
+                Ok((_, links)) => most_links = most_links.max(links),
+            }
+        }
+        most_links
+    }
+
+    /// Returns true if another volume may read one of the files, which forbids writes.
+    pub(crate) fn are_shared(&self) -> Result<bool, VolumeError> {
+        self.segments.iter().try_fold(false, |shared, segment| Ok(shared || segment.is_shared()?))
+    }
+
+    /// Links the files into another volume; `base` is their path there.
+    pub(crate) fn link_to(&self, base: &Path) -> Result<(), VolumeError> {
+        for (number, segment) in self.segments.iter().enumerate() {
+            let path = segment_path(base, number as u64);
+            storage::hard_link(&segment.path, &path).map_err(|source| {
+                let errno = source.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+                match errno {
+                    Some(rustix::io::Errno::XDEV | rustix::io::Errno::MLINK | rustix::io::Errno::PERM) => {
+                        VolumeError::NotShareable { path: segment.path.clone(), source }
+                    }
+                    _ => VolumeError::Io { action: "share with a clone", path: segment.path.clone(), source },
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Returns the paths of a layer's files.
+    pub(crate) fn paths(base: &Path, size_bytes: u64) -> impl Iterator<Item = PathBuf> {
+        segment_lens(size_bytes).enumerate().map(move |(number, _)| segment_path(base, number as u64))
+    }
+
+    /// Removes the existing files of a layer.
+    pub(crate) fn remove(base: &Path, size_bytes: u64) -> Result<(), VolumeError> {
+        Self::paths(base, size_bytes).try_for_each(|path| remove_if_there(&path))
+    }
+
+    /// Splits a range at segment boundaries.
+    pub(crate) fn parts(&self, offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = FilePart<'_>> {
+        let mut at = offset_bytes;
+        let end = offset_bytes + len_bytes;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let segment = self.segments.get((at / SEGMENT_BYTES) as usize)?;
+            let inner = at % SEGMENT_BYTES;
+            let len = (end - at).min(SEGMENT_BYTES - inner);
+            at += len;
+            Some(FilePart { file: &segment.file, path: &segment.path, offset_bytes: inner, len_bytes: len })
+        })
+    }
+
+    /// Reads a range; fetches missing blocks first.
+    pub(crate) fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), VolumeError> {
+        self.fetch_extents(offset_bytes, buf.len() as u64)?;
+        self.but_zeroes(offset_bytes, buf, &mut |at, part| self.read_files(at, part).map(|()| true))?;
+        Ok(())
+    }
+
+    /// Reads a range except known zeroes; returns false once `read` does. Reading a hole would allocate page
+    /// cache pages.
+    fn but_zeroes(
+        &self,
+        offset_bytes: u64,
+        buf: &mut [u8],
+        read: &mut ReadPart<'_>,
+    ) -> Result<bool, VolumeError> {
+        let Some(lazy) = self.lazy.as_ref().filter(|lazy| !lazy.is_complete()) else {
+            return read(offset_bytes, buf);
+        };
+        let end = offset_bytes + buf.len() as u64;
+        let mut is_read = true;
+        lazy.cut(Extent::touching(offset_bytes, buf.len() as u64), &mut |run, is_zero| {
+            // The first and last block can be partial.
+            let from = run.offset_bytes().max(offset_bytes);
+            let to = (run.offset_bytes() + run.len_bytes()).min(end);
+            let part = &mut buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize];
+            if is_zero {
+                part.fill(0);
+            } else {
+                is_read = is_read && read(from, part)?;
+            }
+            Ok::<(), VolumeError>(())
+        })?;
+        Ok(is_read)
+    }
+
+    fn read_files(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<(), VolumeError> {
+        for part in self.parts(offset_bytes, buf.len() as u64) {
+            let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
+            part.file.read_exact_at(now, part.offset_bytes).during("read", part.path)?;
+            buf = rest;
+        }
+        Ok(())
+    }
+
+    /// Reads from the page cache; returns false if the disk would be needed.
+    pub(crate) fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
+        if self.lazy.as_ref().is_some_and(|lazy| !lazy.has(offset_bytes, buf.len() as u64)) {
+            return Ok(false);
+        }
+        self.but_zeroes(offset_bytes, buf, &mut |at, part| self.try_read_files(at, part))
+    }
+
+    fn try_read_files(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<bool, VolumeError> {
+        for part in self.parts(offset_bytes, buf.len() as u64) {
+            let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
+            match part.file.read_cached_at(now, part.offset_bytes) {
+                Ok(count) if count as u64 == part.len_bytes => {}
+                Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::OPNOTSUPP) => return Ok(false),
+                Err(errno) => return Err(errno).during("read", part.path),
+            }
+            buf = rest;
+        }
+        Ok(true)
+    }
+
+    pub(crate) fn write(&self, offset_bytes: u64, mut data: &[u8]) -> Result<(), VolumeError> {
+        for part in self.parts(offset_bytes, data.len() as u64) {
+            let (now, rest) = data.split_at(part.len_bytes as usize);
+            let mut at = part.offset_bytes;
+            let mut left = now;
+            while !left.is_empty() {
+                let (piece, behind) = left.split_at(piece_len(at, left.len()));
+                part.file.write_all_at(piece, at).during("write", part.path)?;
+                at += piece.len() as u64;
+                left = behind;
+            }
+            data = rest;
+        }
+        Ok(())
+    }
+
+    /// Shares a range of other files.
+    pub(crate) fn share_from(
+        &self,
+        from: &Self,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Shared, VolumeError> {
+        if from.lazy.is_some() {
+            // A copy waits for missing blocks.
+            return Ok(Shared::NotThis);
+        }
+        let parts = self.parts(offset_bytes, len_bytes).zip(from.parts(offset_bytes, len_bytes));
+        for (to, from) in parts {
+            match to.file.share_from(from.file, to.offset_bytes, to.len_bytes) {
+                Err(error) if storage::cannot_share(&error) => return Ok(Shared::Never),
+                Err(error) if storage::cannot_share_range(&error) => return Ok(Shared::NotThis),
+                other => other.during("share extents with", to.path)?,
+            }
+        }
+        Ok(Shared::Done)
+    }
+
+    /// Punches a hole: the range reads as zeroes and its space is freed.
+    pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64, fast: bool) -> Result<(), VolumeError> {
+        self.zero(offset_bytes, len_bytes, File::punch, fast)
+    }
+
+    /// Zeroes a range with allocated space.
+    pub(crate) fn zero_range(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        fast: bool,
+    ) -> Result<(), VolumeError> {
+        self.zero(offset_bytes, len_bytes, File::zero_range, fast)
+    }
+
+    /// With `fast`, a filesystem without support is an error.
+    fn zero(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        how: impl Fn(&File, u64, u64) -> std::io::Result<()>,
+        fast: bool,
+    ) -> Result<(), VolumeError> {
+        for part in self.parts(offset_bytes, len_bytes) {
+            let done = how(part.file, part.offset_bytes, part.len_bytes).during("zero a range of", part.path);
+            match done {
+                Err(error) if error.kind() == VolumeErrorKind::Unsupported && !fast => write_zeroes(&part)?,
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the kernel to read a range ahead; it may decline.
+    pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        if let Some(lazy) = &self.lazy {
+            lazy.fetch_soon(Extent::touching(offset_bytes, len_bytes));
+        }
+        for part in self.parts(offset_bytes, len_bytes) {
+            part.file.will_need(part.offset_bytes, part.len_bytes).during("read ahead in", part.path)?;
+        }
+        Ok(())
+    }
+
+    /// Makes all written data and the metadata needed to reach it durable. Syncs every segment, also after a
+    /// failure: an error left in the kernel would fail a later sync that has lost nothing.
+    ///
+    /// # Errors
+    /// The first one.
+    pub(crate) fn sync(&self) -> Result<(), VolumeError> {
+        let mut first = Ok(());
+        for segment in &self.segments {
+            first = first.and(segment.file.sync_data().during("sync", &segment.path));
+        }
+        first
+    }
+
+    /// Drops clean pages from the page cache, so that reads use the disk.
+    pub(crate) fn drop_cache(&self) -> Result<(), VolumeError> {
+        for segment in &self.segments {
+            segment.file.drop_cache().during("drop the cache of", &segment.path)?;
+        }
+        Ok(())
+    }
+
+    /// Returns holes, ascending, up to data range number `most`.
+    pub(crate) fn holes(&self, size_bytes: u64, most: usize) -> Result<Vec<Range<u64>>, VolumeError> {
+        let mut holes = Vec::new();
+        let mut left = most;
+        for ((number, segment), len) in (0u64..).zip(&self.segments).zip(segment_lens(size_bytes)) {
+            let base = number * SEGMENT_BYTES;
+            let mut at = 0;
+            for data in data_ranges(&segment.file, &segment.path, 0..len) {
+                let data = data?;
+                holes.push(base + at..base + data.start);
+                at = data.end;
+                left = left.saturating_sub(1);
+                if left == 0 {
+                    return Ok(holes);
+                }
+            }
+            holes.push(base + at..base + len);
+        }
+        Ok(holes)
+    }
+
+    #[inline(always)]
+    pub(crate) fn has(&self, bug: Bug) -> bool {
+        self.segments.first().is_some_and(|segment| segment.file.has(bug))
+    }
+
+    /// Returns the allocated bytes.
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        self.segments.iter().filter_map(|segment| segment.file.allocated_bytes().ok()).sum()
+    }
+}
+
+/// Returns the data ranges of a file, ascending.
+pub(crate) fn data_ranges<'a>(
+    file: &'a File,
+    path: &'a Path,
+    within: Range<u64>,
+) -> impl Iterator<Item = Result<Range<u64>, VolumeError>> + 'a {
+    let mut at = within.start;
+    std::iter::from_fn(move || {
+        if at >= within.end {
+            return None;
+        }
+        let start = match file.seek_data(at) {
+            Ok(Some(start)) if start < within.end => start,
+            Ok(_) => return None,
+            Err(error) => return Some(Err(error).during("find the data of", path)),
+        };
+        let end = match file.seek_hole(start) {
+            Ok(end) => end.min(within.end),
+            Err(error) => return Some(Err(error).during("find the holes of", path)),
+        };
+        at = end;
+        Some(Ok(start..end))
+    })
+}
+
+/// Returns true if a write takes several calls, between which another write can reach the file.
+pub(crate) fn is_split(offset_bytes: u64, len: usize) -> bool {
+    piece_len(offset_bytes, len) < len
+}
+
+/// Returns the length of one write call: up to the next multiple of [`PIECE_BYTES`].
+fn piece_len(offset_bytes: u64, len: usize) -> usize {
+    len.min((PIECE_BYTES - offset_bytes % PIECE_BYTES) as usize)
+}
+
+/// Writes zeroes on filesystems that cannot punch holes.
+fn write_zeroes(part: &FilePart<'_>) -> Result<(), VolumeError> {
+    let zeroes = vec![0u8; (1 << 20).min(part.len_bytes as usize)];
+    let mut done = 0;
+    while done < part.len_bytes {
+        let len = (part.len_bytes - done).min(zeroes.len() as u64) as usize;
+        part.file.write_all_at(&zeroes[..len], part.offset_bytes + done).during("write", part.path)?;
+        done += len as u64;
+    }
+    Ok(())
+}
+
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), VolumeError> {
+    match storage::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).during("remove", path),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn write_is_split_at_piece_boundaries() {
+        let pieces = |mut at: u64, mut len: usize| {
+            let mut lens = Vec::new();
+            while len > 0 {
+                let piece = piece_len(at, len);
+                lens.push(piece);
+                at += piece as u64;
+                len -= piece;
+            }
+            lens
+        };
+        assert_eq!(pieces(0, 4096), [4096]);
+        assert_eq!(pieces(4096, 65536), [61440, 4096]);
+        assert_eq!(pieces(65536, 131_072), [65536, 65536]);
+        assert_eq!(pieces(65535, 3), [1, 2]);
+    }
+
+    #[test]
+    fn long_write_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = DataFiles::create(&dir.path().join("d"), 1 << 20).unwrap();
+        let data: Vec<u8> = (0..300_001u32).map(|i| (i % 251) as u8).collect();
+        files.write(12_345, &data).unwrap();
+        let mut back = vec![0; data.len()];
+        files.read(12_345, &mut back).unwrap();
+        assert!(back == data);
+    }
+
+    #[test]
+    fn range_across_segments_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("d");
+        let size = SEGMENT_BYTES + (1 << 20);
+        let files = DataFiles::create(&base, size).unwrap();
+        let data: Vec<u8> = (0..8192u32).map(|i| i as u8 | 1).collect();
+        files.write(SEGMENT_BYTES - 4096, &data).unwrap();
+        let mut back = vec![0; 8192];
+        files.read(SEGMENT_BYTES - 4096, &mut back).unwrap();
+        assert_eq!(back, data);
+        files.punch(SEGMENT_BYTES - 4096, 8192, true).unwrap();
+        files.read(SEGMENT_BYTES - 4096, &mut back).unwrap();
+        assert!(back.iter().all(|&byte| byte == 0));
+        drop(files);
+        assert!(DataFiles::open(&base, size).is_ok());
+        std::fs::OpenOptions::new().write(true).open(&base).unwrap().set_len(5).unwrap();
+        let message = DataFiles::open(&base, size).err().unwrap().to_string();
+        assert!(message.contains("5 bytes long"), "{message}");
+    }
+
+    #[test]
+    fn holes_are_found_across_a_segment_border() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = SEGMENT_BYTES + (1 << 20);
+        let files = DataFiles::create(&dir.path().join("d"), size).unwrap();
+        let (first, second) = (1 << 20, SEGMENT_BYTES + (1 << 19));
+        for at in [first, second] {
+            files.write(at, &[1; 4096]).unwrap();
+        }
+        // A filesystem may report more data than was written.
+        let holes = files.holes(size, 10).unwrap();
+        let is_hole = |at: u64| holes.iter().any(|hole| hole.contains(&at));
+        assert!(is_hole(0) && is_hole(SEGMENT_BYTES - 4096) && is_hole(SEGMENT_BYTES) && is_hole(size - 1));
+        assert!(!is_hole(first) && !is_hole(first + 4095) && !is_hole(second));
+        let cut_short = files.holes(size, 1).unwrap();
+        assert_eq!((cut_short.len(), cut_short[0].clone()), (1, 0..first));
+    }
+
+    #[test]
+    fn extended_files_are_truncated_without_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("d");
+        drop(DataFiles::create(&base, 8192).unwrap());
+        let longer = SEGMENT_BYTES + 4096;
+        let files = DataFiles::extend(&base, 8192, longer).unwrap();
+        files.write(SEGMENT_BYTES - 5, &[7; 10]).unwrap();
+        let mut back = vec![1; 20];
+        files.read(SEGMENT_BYTES - 10, &mut back).unwrap();
+        assert_eq!(back, [[0; 5], [7; 5], [7; 5], [0; 5]].concat());
+        drop(files);
+        DataFiles::open(&base, 8192).unwrap();
+        assert_eq!(base.metadata().unwrap().len(), 8192);
+        // Data of the previous attempt must not reappear.
+        let files = DataFiles::extend(&base, 8192, longer).unwrap();
+        files.read(SEGMENT_BYTES - 10, &mut back).unwrap();
+        assert_eq!(back, [0; 20]);
+    }
+
+    #[test]
+    #[cfg(feature = "testing")]
+    fn sync_continues_after_a_failed_segment() {
+        use crate::testing::{Disk, Fault, FaultError, OpKind};
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::attach(dir.path(), 1).unwrap();
+        let paths = ["d", "d.1"].map(|name| dir.path().join(name));
+        let segment = |path: &PathBuf| Segment::new(File::create(path).unwrap(), path.clone()).unwrap();
+        let files = DataFiles { segments: paths.iter().map(segment).collect(), lazy: None };
+        disk.inject(Fault { kinds: vec![OpKind::Sync], ..Fault::every(FaultError::Io) });
+        let error = files.sync().unwrap_err();
+        assert!(matches!(error, VolumeError::Io { path, .. } if path == paths[0]));
+        let failed: Vec<_> = disk.mend().into_iter().map(|operation| operation.path).collect();
+        assert_eq!(failed, paths);
+        files.sync().unwrap();
+    }
+}

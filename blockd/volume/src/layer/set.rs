@@ -1,0 +1,211 @@
+//! The block sets of a frozen layer: which blocks it holds, and which of them are zeroes.
+//!
+//! Written once, when the layer is frozen (generation 0) or has taken in another one (the next generation),
+//! and never changed. Generation 0 is also the layer's interval set, the blocks dirtied in its epoch, and may
+//! outlive the layer.
+//!
+//! # File
+//!
+//! All integers little-endian: magic `BLKDSET1`, version u32 (1), generation u32, volume id u64, file epoch
+//! u64, blocks of the volume u64, length of the held set u64, length of the zero set u64, then the two sets
+//! in their own encoding, then xxh3-64 of everything before it.
+
+use crate::{
+    error::{IoContext, VolumeError},
+    io::files,
+    io::storage,
+};
+use blockd_extent::{BlockSet, Epoch, VolumeId};
+use std::path::Path;
+use xxhash_rust::xxh3::xxh3_64;
+
+const MAGIC: &[u8; 8] = b"BLKDSET1";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 56;
+const BLOCKS_AT: usize = 32;
+
+/// Block sets of a layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LayerSet {
+    /// All blocks of the layer.
+    pub(crate) held: BlockSet,
+    /// Blocks among them that are zeroes, without data.
+    pub(crate) zero: BlockSet,
+}
+
+/// Identity of a set file.
+#[derive(Clone, Copy)]
+pub(crate) struct SetIdentity {
+    pub(crate) volume: VolumeId,
+    pub(crate) file: Epoch,
+    pub(crate) generation: u32,
+    /// Blocks of the volume at that time.
+    pub(crate) blocks: u64,
+}
+
+impl LayerSet {
+    pub(crate) fn encode(&self, id: SetIdentity) -> Vec<u8> {
+        let (held, zero) = (self.held.to_bytes(), self.zero.to_bytes());
+        let mut out = Vec::with_capacity(HEADER_BYTES + held.len() + zero.len() + 8);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&id.generation.to_le_bytes());
+        out.extend_from_slice(&id.volume.as_u64().to_le_bytes());
+        out.extend_from_slice(&id.file.0.to_le_bytes());
+        out.extend_from_slice(&id.blocks.to_le_bytes());
+        out.extend_from_slice(&(held.len() as u64).to_le_bytes());
+        out.extend_from_slice(&(zero.len() as u64).to_le_bytes());
+        out.extend_from_slice(&held);
+        out.extend_from_slice(&zero);
+        let sum = xxh3_64(&out);
+        out.extend_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Decodes the file; the error describes the violation.
+    pub(crate) fn decode(bytes: &[u8], id: SetIdentity) -> Result<Self, String> {
+        let body_len =
+            bytes.len().checked_sub(8).filter(|&len| len >= HEADER_BYTES).ok_or("it is cut short")?;
+        let (body, sum) = bytes.split_at(body_len);
+        if sum != xxh3_64(body).to_le_bytes() {
+            return Err("its checksum does not hold".into());
+        }
+        let word = |at: usize| {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(&body[at..at + 8]);
+            u64::from_le_bytes(raw)
+        };
+        let identity = [id.volume.as_u64(), id.file.0, id.blocks];
+        if &body[..8] != MAGIC
+            || [word(16), word(24), word(32)] != identity
+            || body[12..16] != id.generation.to_le_bytes()
+        {
+            return Err("it belongs to another layer".into());
+        }
+        let held_len = usize::try_from(word(40)).map_err(|_| "its lengths are wrong")?;
+        let zero_len = usize::try_from(word(48)).map_err(|_| "its lengths are wrong")?;
+        let sets = &body[HEADER_BYTES..];
+        if held_len.checked_add(zero_len) != Some(sets.len()) {
+            return Err("its lengths are wrong".into());
+        }
+        let read = |raw: &[u8]| BlockSet::from_bytes(raw).map_err(|error| error.to_string());
+        let set = Self { held: read(&sets[..held_len])?, zero: read(&sets[held_len..])? };
+        let inside = set.held.last().is_none_or(|last| last.0 < id.blocks);
+        let mut outside = set.zero.clone();
+        outside.subtract(&set.held);
+        if !inside || !outside.is_empty() {
+            return Err("it names blocks that cannot be".into());
+        }
+        Ok(set)
+    }
+
+    pub(crate) fn store(&self, dir: &Path, id: SetIdentity) -> Result<(), VolumeError> {
+        files::write_whole(&files::set_path(dir, id.file, id.generation), &self.encode(id))
+    }
+
+    pub(crate) fn load(dir: &Path, id: SetIdentity) -> Result<Self, VolumeError> {
+        Self::load_with(dir, id, |_| id)
+    }
+
+    /// Loads a set that may have been written when the volume had fewer blocks than `id` says.
+    pub(crate) fn load_of_any_size(dir: &Path, id: SetIdentity) -> Result<Self, VolumeError> {
+        Self::load_with(dir, id, |bytes| {
+            let raw = bytes.get(BLOCKS_AT..BLOCKS_AT + 8).and_then(|raw| raw.try_into().ok());
+            let found = raw.map_or(id.blocks, u64::from_le_bytes);
+            SetIdentity { blocks: found.min(id.blocks), ..id }
+        })
+    }
+
+    fn load_with(
+        dir: &Path,
+        id: SetIdentity,
+        identity: impl FnOnce(&[u8]) -> SetIdentity,
+    ) -> Result<Self, VolumeError> {
+        let path = files::set_path(dir, id.file, id.generation);
+        let bytes = storage::read(&path).during("read", &path)?;
+        if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
+            let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+            if found > VERSION {
+                return Err(VolumeError::NewerFormat { path, found, known: VERSION });
+            }
+        }
+        Self::decode(&bytes, identity(&bytes)).map_err(|what| VolumeError::Damaged { path, what })
+    }
+
+    /// Merges the sets of an upper layer into this one: the upper layer wins.
+    pub(crate) fn cover_with(&mut self, above: &Self) {
+        self.zero.subtract(&above.held);
+        self.zero.union_with(&above.zero);
+        self.held.union_with(&above.held);
+    }
+
+    /// Returns the blocks with data.
+    pub(crate) fn data(&self) -> BlockSet {
+        let mut data = self.held.clone();
+        data.subtract(&self.zero);
+        data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{BlockIndex, Extent};
+
+    const ID: SetIdentity = SetIdentity {
+        volume: VolumeId::from_u64(0x0102_0304),
+        file: Epoch(5),
+        generation: 2,
+        blocks: 1 << 20,
+    };
+
+    fn example() -> LayerSet {
+        LayerSet {
+            held: BlockSet::from_iter([Extent::new(BlockIndex(1), 3), Extent::new(BlockIndex(70_000), 1)]),
+            zero: BlockSet::from_iter([Extent::new(BlockIndex(2), 1)]),
+        }
+    }
+
+    #[test]
+    fn flipped_bits_and_truncations_are_detected() {
+        let bytes = example().encode(ID);
+        assert_eq!(LayerSet::decode(&bytes, ID), Ok(example()));
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert!(LayerSet::decode(&bad, ID).is_err(), "byte {at}");
+            assert!(LayerSet::decode(&bytes[..at], ID).is_err(), "cut at {at}");
+        }
+        assert!(LayerSet::decode(&bytes, SetIdentity { generation: 3, ..ID }).is_err());
+    }
+
+    #[test]
+    fn set_of_grown_volume_is_accepted() {
+        let dir = tempfile::tempdir().unwrap();
+        example().store(dir.path(), ID).unwrap();
+        let grown = SetIdentity { blocks: ID.blocks * 2, ..ID };
+        assert_eq!(LayerSet::load_of_any_size(dir.path(), grown).unwrap(), example());
+        assert!(LayerSet::load(dir.path(), grown).is_err());
+        let shrunk = SetIdentity { blocks: ID.blocks / 2, ..ID };
+        assert!(LayerSet::load_of_any_size(dir.path(), shrunk).is_err());
+    }
+
+    #[test]
+    fn golden_file_round_trips() {
+        let golden = include_bytes!("../../tests/golden/layer-v1.set");
+        assert_eq!(LayerSet::decode(golden, ID), Ok(example()));
+        assert_eq!(example().encode(ID), golden);
+    }
+
+    #[test]
+    fn upper_layer_wins() {
+        let mut below = example();
+        let above = LayerSet {
+            held: BlockSet::from_iter([Extent::new(BlockIndex(2), 2)]),
+            zero: BlockSet::from_iter([Extent::new(BlockIndex(3), 1)]),
+        };
+        below.cover_with(&above);
+        assert_eq!(below.held, example().held);
+        assert_eq!(below.zero, above.zero);
+    }
+}

@@ -1,0 +1,270 @@
+//! Stack of the layers of a volume.
+//!
+//! A stack is immutable; a freeze or a merge replaces it, and holders of the old one continue to read from
+//! it. A read takes each block from the topmost layer that holds it, or zeroes.
+
+use crate::{
+    head::Head,
+    head::live_map::BlockState,
+    layer::cover::{self, Cover},
+    layer::data_files::DataFiles,
+    layer::location_cache::{Found, LocationCache},
+    layer::set::LayerSet,
+    lazy::base::LazyBase,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent};
+use std::{borrow::Cow, sync::Arc};
+
+/// Immutable layer.
+pub(crate) struct FrozenLayer {
+    /// Last epoch that it contains.
+    pub(crate) epoch: Epoch,
+    /// Epoch that names its files.
+    pub(crate) file: Epoch,
+    pub(crate) generation: u32,
+    /// Size of the volume at the end of its epoch.
+    pub(crate) size_bytes: u64,
+    pub(crate) data: Arc<DataFiles>,
+    pub(crate) set: LayerSet,
+}
+
+#[derive(Clone)]
+pub(crate) enum Layer {
+    /// Head, or layer with an unfinished freeze.
+    Open(Arc<Head>),
+    Frozen(Arc<FrozenLayer>),
+}
+
+impl Layer {
+    pub(crate) fn epoch(&self) -> Epoch {
+        match self {
+            Self::Open(head) => head.epoch,
+            Self::Frozen(layer) => layer.epoch,
+        }
+    }
+
+    /// Returns the size of the volume at the end of the layer's epoch.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Open(head) => head.size_bytes,
+            Self::Frozen(layer) => layer.size_bytes,
+        }
+    }
+
+    /// Returns the current block sets of the layer; for a lazy base, the fetched blocks.
+    pub(crate) fn set(&self) -> Cow<'_, LayerSet> {
+        match self {
+            Self::Open(head) => Cow::Owned(head.present_set()),
+            Self::Frozen(layer) => match layer.data.lazy() {
+                Some(base) => Cow::Owned(LayerSet { held: base.present().0, ..LayerSet::default() }),
+                None => Cow::Borrowed(&layer.set),
+            },
+        }
+    }
+
+    pub(crate) fn data(&self) -> &Arc<DataFiles> {
+        match self {
+            Self::Open(head) => &head.data,
+            Self::Frozen(layer) => &layer.data,
+        }
+    }
+}
+
+/// Number of frozen layers from which caching of block locations pays off.
+const DEEP_LAYERS: usize = 3;
+
+/// Maximum number of blocks that are looked up one by one in the cache.
+const FEW_BLOCKS: u64 = 16;
+
+/// Layers, top first.
+#[derive(Default)]
+pub(crate) struct Stack {
+    layers: Vec<Layer>,
+    covers: Vec<Cover>,
+    /// Cache of block locations, with enough frozen layers.
+    memo: Option<LocationCache>,
+}
+
+/// Source of an extent: a layer's data, or `None` for zeroes.
+pub(crate) type Source<'a> = Option<&'a Arc<DataFiles>>;
+
+impl Stack {
+    /// Creates a stack of layers, top first, reusing derived data of `old`.
+    pub(crate) fn new(layers: Vec<Layer>, old: &Self) -> Self {
+        let covers = Cover::build(&layers, &old.covers);
+        let open = layers.iter().take_while(|layer| matches!(layer, Layer::Open(_))).count();
+        // Only a failed freeze leaves an open layer, which could change, among them.
+        let is_deep = layers.len() - open >= DEEP_LAYERS
+            && layers[open..].iter().all(|layer| matches!(layer, Layer::Frozen(_)));
+        let blocks = layers.first().map_or(0, Layer::size_bytes) / BLOCK_SIZE_BYTES;
+        let memo = is_deep.then(|| match &old.memo {
+            Some(memo) => memo.next(blocks),
+            None => LocationCache::new(blocks),
+        });
+        Self { layers, covers, memo }
+    }
+
+    /// Returns the same layers below a new head.
+    pub(crate) fn below(&self, head: Arc<Head>) -> Self {
+        let mut layers = Vec::with_capacity(self.layers.len() + 1);
+        layers.push(Layer::Open(head.clone()));
+        layers.extend(self.layers.iter().cloned());
+        let mut covers = Vec::with_capacity(self.covers.len() + 1);
+        covers.push(Cover::Open(head));
+        covers.extend(self.covers.iter().cloned());
+        Self { layers, covers, memo: self.memo.clone() }
+    }
+
+    pub(crate) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// Returns the lazy base, if any.
+    pub(crate) fn lazy(&self) -> Option<&Arc<LazyBase>> {
+        self.layers.last()?.data().lazy()
+    }
+
+    /// Returns the approximate memory of data derived from several layers.
+    pub(crate) fn cover_bytes(&self) -> u64 {
+        cover::heap_bytes(&self.covers) + self.memo.as_ref().map_or(0, LocationCache::heap_bytes)
+    }
+
+    /// Reports the source of each extent of a range, ascending.
+    pub(crate) fn resolve<'a, E>(
+        &'a self,
+        range: Extent,
+        found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.resolve_in(&self.covers, range, found)
+    }
+
+    /// Resolves an extent without the topmost, open layer.
+    pub(crate) fn resolve_below_head<'a, E>(
+        &'a self,
+        range: Extent,
+        found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.resolve_in(self.covers.get(1..).unwrap_or_default(), range, found)
+    }
+
+    fn resolve_in<'a, E>(
+        &'a self,
+        covers: &'a [Cover],
+        range: Extent,
+        found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(memo) = self.memo.as_ref().filter(|_| (1..=FEW_BLOCKS).contains(&range.len_blocks)) else {
+            return cover::resolve(covers, range, found);
+        };
+        let mut run = Extent::new(range.start, 1);
+        let mut source = self.source_of(covers, memo, range.start);
+        for block in range.start.0 + 1..range.end().0 {
+            let next = self.source_of(covers, memo, BlockIndex(block));
+            if next.map(Arc::as_ptr) == source.map(Arc::as_ptr) {
+                run.len_blocks += 1;
+            } else {
+                found(run, source)?;
+                (run, source) = (Extent::new(BlockIndex(block), 1), next);
+            }
+        }
+        found(run, source)
+    }
+
+    /// Returns the source of a block, cached unless it is in an open layer.
+    fn source_of<'a>(
+        &'a self,
+        mut covers: &'a [Cover],
+        memo: &LocationCache,
+        block: BlockIndex,
+    ) -> Source<'a> {
+        while let Some((Cover::Open(head), below)) = covers.split_first() {
+            match head.state(block) {
+                BlockState::Absent => covers = below,
+                BlockState::Data => return Some(&head.data),
+                BlockState::Zero => return None,
+            }
+        }
+        let bottom = self.layers.len() - 1;
+        match memo.get(block) {
+            Some(Found::Zeroes) => return None,
+            Some(Found::Layer(height)) if height <= bottom => {
+                return Some(self.layers[bottom - height].data());
+            }
+            _ => {}
+        }
+        let source = cover::source_of(covers, block);
+        let is_source = |layer: &Layer, data: &Arc<DataFiles>| Arc::ptr_eq(layer.data(), data);
+        match source {
+            None => memo.put(block, Found::Zeroes),
+            Some(data) => {
+                if let Some(at) = self.layers.iter().position(|layer| is_source(layer, data)) {
+                    memo.put(block, Found::Layer(bottom - at));
+                }
+            }
+        }
+        source
+    }
+
+    /// Reports, ascending, the extents of a range that were dirtied after an epoch.
+    pub(crate) fn dirtied_after<E>(
+        &self,
+        epoch: Epoch,
+        range: Extent,
+        found: &mut dyn FnMut(Extent, bool) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.dirtied_from(0, epoch, range, found)
+    }
+
+    fn dirtied_from<E>(
+        &self,
+        level: usize,
+        epoch: Epoch,
+        range: Extent,
+        found: &mut dyn FnMut(Extent, bool) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let mut at = range.start;
+        match self.layers.get(level).filter(|layer| layer.epoch() > epoch) {
+            None => return found(range, false),
+            Some(Layer::Open(head)) => {
+                for (run, state) in head.states(range) {
+                    at = run.end();
+                    match state {
+                        BlockState::Absent => self.dirtied_from(level + 1, epoch, run, found)?,
+                        BlockState::Data | BlockState::Zero => found(run, true)?,
+                    }
+                }
+            }
+            Some(Layer::Frozen(layer)) => {
+                for run in layer.set.held.extents_in(range) {
+                    self.dirtied_from(level + 1, epoch, Extent::between(at, run.start), found)?;
+                    at = run.end();
+                    found(run, true)?;
+                }
+            }
+        }
+        self.dirtied_from(level + 1, epoch, Extent::between(at, range.end()), found)
+    }
+}
+
+/// Splits an extent of a frozen layer into zeroes and data.
+pub(crate) fn resolve_held<'a, E>(
+    layer: &'a FrozenLayer,
+    run: Extent,
+    found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut at = run.start;
+    for zero in layer.set.zero.extents_in(run) {
+        if zero.start > at {
+            found(Extent::between(at, zero.start), Some(&layer.data))?;
+        }
+        found(zero, None)?;
+        at = zero.end();
+    }
+    if run.end() > at {
+        found(Extent::between(at, run.end()), Some(&layer.data))?;
+    }
+    Ok(())
+}

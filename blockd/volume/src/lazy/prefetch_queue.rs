@@ -1,0 +1,64 @@
+//! Extents of a lazy volume that hydration fetches first.
+
+use crate::lazy::in_flight::MISS_BLOCKS;
+use blockd_extent::{BlockIndex, Extent};
+use std::collections::VecDeque;
+
+/// Unit of a fetch: the length fetched for a missed read, 256 KiB.
+pub(crate) const UNIT_BLOCKS: u64 = MISS_BLOCKS;
+const MAX_PREFERRED: usize = 131_072;
+
+/// Bounded queue of extents.
+#[derive(Default)]
+pub(crate) struct PrefetchQueue(VecDeque<Extent>);
+
+impl PrefetchQueue {
+    /// Queues the units that contain these extents.
+    pub(crate) fn push(&mut self, extents: &[Extent]) {
+        let mut last = None;
+        for extent in extents.iter().filter(|extent| !extent.is_empty()) {
+            let (first, end) = (extent.start.0 / UNIT_BLOCKS, extent.end().0.div_ceil(UNIT_BLOCKS));
+            let whole = Extent::between(BlockIndex(first * UNIT_BLOCKS), BlockIndex(end * UNIT_BLOCKS));
+            if self.0.len() >= MAX_PREFERRED {
+                return;
+            }
+            if last.replace(whole) != Some(whole) {
+                self.0.push_back(whole);
+            }
+        }
+    }
+
+    /// Returns the extent to fetch next.
+    pub(crate) fn first(&self) -> Option<Extent> {
+        self.0.front().copied()
+    }
+
+    /// Drops the first, complete extent.
+    pub(crate) fn pop(&mut self) {
+        self.0.pop_front();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(start: u64, len: u64) -> Extent {
+        Extent::new(BlockIndex(start), len)
+    }
+
+    #[test]
+    fn prefetch_queue_yields_aligned_units_in_order() {
+        let mut preferred = PrefetchQueue::default();
+        preferred.push(&[at(70, 1), at(80, 2), at(5000, 0), at(3, 100), at(70, 1)]);
+        let mut seen = vec![];
+        while let Some(first) = preferred.first() {
+            seen.push(first);
+            preferred.pop();
+        }
+        assert_eq!(seen, [at(64, 64), at(0, 128), at(64, 64)]);
+        preferred.push(&[at(0, 1); 3]);
+        (0..2 * MAX_PREFERRED as u64).for_each(|unit| preferred.push(&[at(unit * UNIT_BLOCKS, 1)]));
+        assert_eq!(preferred.0.len(), MAX_PREFERRED);
+    }
+}

@@ -1,0 +1,224 @@
+//! Progress note of a merge, from which the next process resumes.
+//!
+//! A hint only: without it, blocks are copied again. It is trusted only as long as `volume.meta` has both
+//! layers in these generations; the commit of the merge gives the target another one, so a stale note is
+//! garbage. Its statement is true when it is written: the data of those blocks was synced before.
+//!
+//! # File
+//!
+//! `volume.merge`, 72 bytes, all integers little-endian:
+//!
+//! | at | what |
+//! |---|---|
+//! | 0 | magic `BLKDMRG1` |
+//! | 8 | version u32 (1) |
+//! | 12 | generation u32 of the layer whose blocks are copied |
+//! | 16 | volume id u64 |
+//! | 24 | file epoch u64 of that layer |
+//! | 32 | file epoch u64 of the layer that takes them in |
+//! | 40 | generation u32 of that layer |
+//! | 44 | 0 u32 |
+//! | 48 | block u64: all blocks below it that are to be copied are durable in the target's file |
+//! | 56 | 0 u64 |
+//! | 64 | xxh3-64 of everything before it |
+
+use crate::{
+    error::VolumeError,
+    io::files,
+    io::storage,
+    layer::data_files::remove_if_there,
+    layer::stack::FrozenLayer,
+    meta::{LayerEntry, Meta},
+};
+use blockd_extent::{BlockIndex, Epoch, VolumeId};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_64;
+
+const MAGIC: &[u8; 8] = b"BLKDMRG1";
+const VERSION: u32 = 1;
+const LEN_BYTES: usize = 72;
+const NAME: &str = "volume.merge";
+
+/// Version of a layer until it takes in another one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LayerVersion {
+    pub(crate) file: Epoch,
+    pub(crate) generation: u32,
+}
+
+impl LayerVersion {
+    pub(crate) fn of(layer: &FrozenLayer) -> Self {
+        Self { file: layer.file, generation: layer.generation }
+    }
+
+    fn is(self, entry: &LayerEntry) -> bool {
+        !entry.open && (entry.file, entry.generation) == (self.file, self.generation)
+    }
+}
+
+/// Source and target of a merge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Pair {
+    pub(crate) from: LayerVersion,
+    pub(crate) to: LayerVersion,
+}
+
+/// Progress of a merge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Progress {
+    pub(crate) pair: Pair,
+    /// End of the copied blocks.
+    pub(crate) next: BlockIndex,
+}
+
+impl Progress {
+    fn encode(&self, volume: VolumeId) -> Vec<u8> {
+        let Pair { from, to } = self.pair;
+        let mut out = Vec::with_capacity(LEN_BYTES);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&from.generation.to_le_bytes());
+        out.extend_from_slice(&volume.as_u64().to_le_bytes());
+        out.extend_from_slice(&from.file.0.to_le_bytes());
+        out.extend_from_slice(&to.file.0.to_le_bytes());
+        out.extend_from_slice(&to.generation.to_le_bytes());
+        out.extend_from_slice(&0u32.to_le_bytes());
+        out.extend_from_slice(&self.next.0.to_le_bytes());
+        out.extend_from_slice(&0u64.to_le_bytes());
+        let sum = xxh3_64(&out);
+        out.extend_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Decodes a note; `None` unless it is a valid note of this volume.
+    fn decode(bytes: &[u8], volume: VolumeId) -> Option<Self> {
+        let bytes: &[u8; LEN_BYTES] = bytes.try_into().ok()?;
+        let word = |at: usize| {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(raw)
+        };
+        let half = |at: usize| {
+            let mut raw = [0; 4];
+            raw.copy_from_slice(&bytes[at..at + 4]);
+            u32::from_le_bytes(raw)
+        };
+        let is_whole = &bytes[..8] == MAGIC && word(64) == xxh3_64(&bytes[..64]);
+        let is_known = half(8) == VERSION && half(44) == 0 && word(56) == 0;
+        if !is_whole || !is_known || word(16) != volume.as_u64() {
+            return None;
+        }
+        let from = LayerVersion { file: Epoch(word(24)), generation: half(12) };
+        let to = LayerVersion { file: Epoch(word(32)), generation: half(40) };
+        Some(Self { pair: Pair { from, to }, next: BlockIndex(word(48)) })
+    }
+
+    /// Stores the note. All data that it covers must be synced.
+    pub(crate) fn store(&self, dir: &Path, volume: VolumeId) -> Result<(), VolumeError> {
+        files::write_whole(&Self::path(dir), &self.encode(volume))
+    }
+
+    /// Loads the note about two neighbouring layers; an unreadable one counts as none.
+    pub(crate) fn load(dir: &Path, meta: &Meta) -> Option<Self> {
+        let path = Self::path(dir);
+        let bytes = match storage::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the note of a merge is unreadable: the merge restarts");
+                return None;
+            }
+        };
+        let fits = |note: &Self| {
+            meta.layers.windows(2).any(|two| {
+                let Pair { from, to } = note.pair;
+                from.is(&two[0]) && to.is(&two[1]) || from.is(&two[1]) && to.is(&two[0])
+            })
+        };
+        Self::decode(&bytes, meta.volume).filter(fits)
+    }
+
+    /// Returns the path of the note.
+    pub(crate) fn path(dir: &Path) -> PathBuf {
+        dir.join(NAME)
+    }
+
+    /// Removes the note durably if it exists; free otherwise.
+    pub(crate) fn forget_if_there(dir: &Path) -> Result<(), VolumeError> {
+        match Self::path(dir).exists() {
+            true => Self::forget(dir),
+            false => Ok(()),
+        }
+    }
+
+    /// Removes the note durably.
+    pub(crate) fn forget(dir: &Path) -> Result<(), VolumeError> {
+        remove_if_there(&Self::path(dir))?;
+        files::sync_dir(dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOLUME: VolumeId = VolumeId::from_u64(0x0102_0304_0506_0708);
+
+    fn example() -> Progress {
+        let from = LayerVersion { file: Epoch(7), generation: 1 };
+        let to = LayerVersion { file: Epoch(2), generation: 3 };
+        Progress { pair: Pair { from, to }, next: BlockIndex(1 << 33) }
+    }
+
+    #[test]
+    fn flipped_bits_and_truncations_are_detected() {
+        let bytes = example().encode(VOLUME);
+        assert_eq!(Progress::decode(&bytes, VOLUME), Some(example()));
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert_eq!(Progress::decode(&bad, VOLUME), None, "byte {at}");
+            assert_eq!(Progress::decode(&bytes[..at], VOLUME), None, "cut at {at}");
+        }
+        assert_eq!(Progress::decode(&bytes, VolumeId::from_u64(1)), None);
+    }
+
+    #[test]
+    fn golden_file_round_trips() {
+        let golden = include_bytes!("../../tests/golden/merge-v1.note");
+        assert_eq!(Progress::decode(golden, VOLUME), Some(example()));
+        assert_eq!(example().encode(VOLUME), golden);
+    }
+
+    #[test]
+    fn note_applies_only_to_same_generations() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = |epoch, file, generation, open| LayerEntry {
+            epoch: Epoch(epoch),
+            file: Epoch(file),
+            generation,
+            open,
+            lazy: false,
+            size_bytes: 4096,
+        };
+        let mut meta = Meta {
+            volume: VOLUME,
+            size_bytes: 4096,
+            next_epoch: Epoch(10),
+            layers: vec![layer(9, 9, 0, true), layer(7, 7, 1, false), layer(5, 2, 3, false)],
+            snapshots: vec![],
+            intervals: vec![],
+        };
+        assert_eq!(Progress::load(dir.path(), &meta), None, "there is none");
+        example().store(dir.path(), VOLUME).unwrap();
+        assert_eq!(Progress::load(dir.path(), &meta), Some(example()));
+        meta.layers[2].generation = 4;
+        assert_eq!(Progress::load(dir.path(), &meta), None, "the merge was committed");
+        meta.layers[2].generation = 3;
+        meta.layers.insert(2, layer(6, 6, 0, false));
+        assert_eq!(Progress::load(dir.path(), &meta), None, "they are no neighbours");
+        Progress::forget(dir.path()).unwrap();
+        Progress::forget(dir.path()).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
