@@ -15,7 +15,7 @@ use crate::{
     io::files,
     io::storage::Bug,
     layer::data_files::{DataFiles, remove_if_there},
-    layer::set::SetIdentity,
+    layer::set::{LayerSet, SetIdentity},
     layer::stack::{FrozenLayer, Layer, Stack},
     merge::copy::Copier,
     merge::note::{LayerVersion, Pair, Progress},
@@ -102,16 +102,7 @@ impl Volume {
             false => upper.data.clone(),
         };
         let pair = Pair { from: LayerVersion::of(from), to: LayerVersion::of(target) };
-        // Data beyond the target's own end was truncated when it was opened or extended.
-        let target_end = BlockIndex(target.size_bytes / BLOCK_SIZE_BYTES);
-        let start = match last.filter(|last| last.pair == pair) {
-            Some(last) => last.next.min(target_end),
-            None => {
-                // A note of another merge covers blocks that this one may overwrite.
-                Progress::forget_if_there(&self.dir)?;
-                BlockIndex(0)
-            }
-        };
+        let start = self.resume_at(last, pair, target)?;
         let work = Work { volume: self, pair, from, blocks, data: &data, note_every_bytes };
         let copied = work.copy(start, &go_on).and_then(|stopped| match stopped {
             None if data.has(Bug::MergeWithoutSync) => Ok(None),
@@ -132,19 +123,7 @@ impl Volume {
                 return Err(error);
             }
         }
-        let mut set = lower.set.clone();
-        set.cover_with(&upper.set);
-        if data.has(Bug::MergeForgetsZeroes) {
-            set.held.subtract(&upper.set.zero);
-            set.zero.subtract(&upper.set.zero);
-        }
-        if is_bottom {
-            // There are no layers below that the zeroes would have to hide.
-            set.held.subtract(&set.zero);
-            set.zero = BlockSet::new();
-        }
-        set.held.optimize();
-        set.zero.optimize();
+        let set = merged_set(&upper.set, &lower.set, is_bottom, &data);
         let merged = FrozenLayer {
             epoch: upper.epoch,
             file: target.file,
@@ -156,6 +135,22 @@ impl Volume {
         let committed = self.commit_merge(&upper, &lower, merged);
         self.merge_shown.end();
         committed.map(|()| true)
+    }
+
+    /// Returns the first block to copy: behind the last note of this merge, or 0.
+    fn resume_at(
+        &self,
+        last: Option<Progress>,
+        pair: Pair,
+        target: &FrozenLayer,
+    ) -> Result<BlockIndex, VolumeError> {
+        if let Some(last) = last.filter(|last| last.pair == pair) {
+            // Data beyond the target's own end was truncated when it was opened or extended.
+            return Ok(last.next.min(BlockIndex(target.size_bytes / BLOCK_SIZE_BYTES)));
+        }
+        // A note of another merge covers blocks that this one may overwrite.
+        Progress::forget_if_there(&self.dir)?;
+        Ok(BlockIndex(0))
     }
 
     /// Returns the data files of a layer, extended to the size of the layer that it takes in.
@@ -374,4 +369,21 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// Returns the block sets of two layers as one. At the bottom there are no layers that zeroes must hide.
+fn merged_set(upper: &LayerSet, lower: &LayerSet, is_bottom: bool, data: &DataFiles) -> LayerSet {
+    let mut set = lower.clone();
+    set.cover_with(upper);
+    if data.has(Bug::MergeForgetsZeroes) {
+        set.held.subtract(&upper.zero);
+        set.zero.subtract(&upper.zero);
+    }
+    if is_bottom {
+        set.held.subtract(&set.zero);
+        set.zero = BlockSet::new();
+    }
+    set.held.optimize();
+    set.zero.optimize();
+    set
 }

@@ -1,4 +1,4 @@
-use super::*;
+use super::{header::HEADER_READ_BYTES, recovery::Rejected, *};
 use crate::head::mount::mount_number;
 use header::MOUNT_AT;
 use proptest::prelude::*;

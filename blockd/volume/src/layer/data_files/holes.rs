@@ -1,0 +1,56 @@
+//! Holes and data ranges of files.
+
+use super::{DataFiles, SEGMENT_BYTES, segment_lens};
+use crate::{
+    error::{IoContext, VolumeError},
+    io::storage::File,
+};
+use std::{ops::Range, path::Path};
+
+impl DataFiles {
+    /// Returns holes, ascending, up to data range number `most`.
+    pub(crate) fn holes(&self, size_bytes: u64, most: usize) -> Result<Vec<Range<u64>>, VolumeError> {
+        let mut holes = Vec::new();
+        let mut left = most;
+        for ((number, segment), len) in (0u64..).zip(&self.segments).zip(segment_lens(size_bytes)) {
+            let base = number * SEGMENT_BYTES;
+            let mut at = 0;
+            for data in data_ranges(&segment.file, &segment.path, 0..len) {
+                let data = data?;
+                holes.push(base + at..base + data.start);
+                at = data.end;
+                left = left.saturating_sub(1);
+                if left == 0 {
+                    return Ok(holes);
+                }
+            }
+            holes.push(base + at..base + len);
+        }
+        Ok(holes)
+    }
+}
+
+/// Returns the data ranges of a file, ascending.
+pub(crate) fn data_ranges<'a>(
+    file: &'a File,
+    path: &'a Path,
+    within: Range<u64>,
+) -> impl Iterator<Item = Result<Range<u64>, VolumeError>> + 'a {
+    let mut at = within.start;
+    std::iter::from_fn(move || {
+        if at >= within.end {
+            return None;
+        }
+        let start = match file.seek_data(at) {
+            Ok(Some(start)) if start < within.end => start,
+            Ok(_) => return None,
+            Err(error) => return Some(Err(error).during("find the data of", path)),
+        };
+        let end = match file.seek_hole(start) {
+            Ok(end) => end.min(within.end),
+            Err(error) => return Some(Err(error).during("find the holes of", path)),
+        };
+        at = end;
+        Some(Ok(start..end))
+    })
+}
