@@ -403,11 +403,9 @@ pub fn decide<Id: Clone + Ord>(
         .filter(is_past)
         .find(|snapshot| is_done(snapshot) || is_bad(snapshot))
         .is_some_and(|newest| is_bad(newest));
+    let is_verified = |snapshot: &&&Snapshot<Id>| snapshot.health == Health::Verified;
     let last_good = sorted.iter().find(good).map(|snapshot| &snapshot.id);
-    let last_verified = sorted
-        .iter()
-        .find(|snapshot| good(snapshot) && snapshot.health == Health::Verified)
-        .map(|snapshot| &snapshot.id);
+    let last_verified = sorted.iter().filter(good).find(is_verified).map(|snapshot| &snapshot.id);
 
     let mut rules = rules(retention);
     let mut last = 0;
@@ -446,12 +444,12 @@ pub fn decide<Id: Clone + Ord>(
         verified_seen |= is_good && snapshot.health == Health::Verified;
         let verdict = if !reasons.is_empty() {
             Verdict::Keep(reasons)
-        } else if expired {
-            Verdict::Delete(DeleteReason::Expired)
-        } else if snapshot.health == Health::Bad && verified_seen {
-            Verdict::Delete(DeleteReason::Damaged)
         } else {
-            Verdict::Delete(DeleteReason::NoRuleKeepsIt)
+            Verdict::Delete(match (expired, is_bad(snapshot) && verified_seen) {
+                (true, _) => DeleteReason::Expired,
+                (false, true) => DeleteReason::Damaged,
+                (false, false) => DeleteReason::NoRuleKeepsIt,
+            })
         };
         verdicts.push((snapshot.id.clone(), verdict));
     }
