@@ -128,6 +128,13 @@ fn start(
 
 type Freeze = fn(&[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError>;
 
+fn content_at(volume: &Volume, id: SnapshotId) -> Vec<u8> {
+    let mut content = vec![0; volume.size_bytes() as usize];
+    let view = volume.view(id).unwrap();
+    view.read_extents(&[Extent::whole(volume.size_bytes())], &mut content).unwrap();
+    content
+}
+
 /// Freezes the volumes again and again under the chains and looks into every snapshot; what was wrong in the
 /// first one in which something was.
 fn find_torn_chain(freeze: Freeze, freezes: u64) -> Option<String> {
@@ -156,18 +163,7 @@ fn find_torn_chain(freeze: Freeze, freezes: u64) -> Option<String> {
         let frozen = freeze(&with_id(&volumes, number)).unwrap();
         let at_most: Vec<u64> = chains.iter().map(|chain| chain.issued.load(Ordering::SeqCst)).collect();
         let id = SnapshotId::from_u64(number);
-        let contents: Vec<Vec<u8>> = volumes
-            .iter()
-            .map(|volume| {
-                let mut content = vec![0; volume.size_bytes() as usize];
-                volume
-                    .view(id)
-                    .unwrap()
-                    .read_extents(&[Extent::whole(volume.size_bytes())], &mut content)
-                    .unwrap();
-                content
-            })
-            .collect();
+        let contents: Vec<Vec<u8>> = volumes.iter().map(|volume| content_at(volume, id)).collect();
         for (at, chain) in chains.iter().enumerate() {
             let cells: Vec<u64> =
                 contents.iter().map(|content| cell(content, chain.offset_bytes())).collect();

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "lazy/source.rs"]
+mod source;
+
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_volume::{
     Access, Allocation, FetchReply, LazySource, OpenOptions, SourceError, Urgency, Volume, VolumeErrorKind,
@@ -18,194 +21,13 @@ use std::{
     time::Duration,
 };
 
+use source::{Lazy, Memory};
+
 const ID: VolumeId = VolumeId::from_u64(5);
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const BLOCKS: u64 = 3000;
 const SIZE_BYTES: u64 = BLOCKS * BLOCK_SIZE_BYTES;
 const TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Behavior of a source.
-#[derive(Default)]
-struct Mood {
-    is_held: bool,
-    is_broken: bool,
-    /// Blocks that it can never give.
-    bad: BlockSet,
-    held: Vec<(Extent, FetchReply)>,
-    /// Number of requests for waiting readers.
-    for_readers: usize,
-    time_limit: Option<Duration>,
-    /// Callbacks of expired readers.
-    wakes: Vec<Wake>,
-}
-
-type Wake = Box<dyn FnOnce() + Send>;
-
-/// Holds blocks in memory, and counts what it is asked for.
-struct Memory {
-    data: Vec<u8>,
-    mood: Mutex<Mood>,
-    changed: Condvar,
-    fetched: Vec<AtomicU64>,
-    on_threads: bool,
-}
-
-impl Memory {
-    fn new(seed: u64) -> Arc<Self> {
-        Self::with(seed, false)
-    }
-
-    fn with(seed: u64, on_threads: bool) -> Arc<Self> {
-        let mut rng = Rng::new(seed);
-        let mut data = vec![0; SIZE_BYTES as usize];
-        for (number, block) in data.chunks_exact_mut(BLOCK).enumerate() {
-            // A third is zeroes: single blocks, and all from 2000 to 2500.
-            if !number.is_multiple_of(5) && !(2000..2500).contains(&number) {
-                block.fill(rng.next_u64() as u8 | 1);
-            }
-        }
-        Arc::new(Self {
-            data,
-            mood: Mutex::default(),
-            changed: Condvar::new(),
-            fetched: (0..BLOCKS).map(|_| AtomicU64::new(0)).collect(),
-            on_threads,
-        })
-    }
-
-    fn blocks(&self, extent: Extent) -> Vec<u8> {
-        let from = extent.offset_bytes() as usize;
-        self.data[from..from + extent.len_bytes() as usize].to_vec()
-    }
-
-    fn hold(&self) {
-        self.mood.lock().is_held = true;
-    }
-
-    fn let_go(&self) {
-        let held = {
-            let mut mood = self.mood.lock();
-            mood.is_held = false;
-            std::mem::take(&mut mood.held)
-        };
-        for (extent, reply) in held {
-            reply.complete(Ok(self.blocks(extent)));
-        }
-    }
-
-    fn set_broken(&self, is_broken: bool) {
-        self.mood.lock().is_broken = is_broken;
-    }
-
-    /// Waits until a reader waits for the source.
-    fn wait_for_held(&self, count: usize) {
-        let mut mood = self.mood.lock();
-        while mood.held.len() < count {
-            assert!(!self.changed.wait_for(&mut mood, TIMEOUT).timed_out(), "no request came");
-        }
-    }
-
-    fn fetched_blocks(&self) -> u64 {
-        self.fetched.iter().map(|count| count.load(Ordering::Relaxed)).sum()
-    }
-}
-
-impl LazySource for Memory {
-    fn fetch(&self, extent: Extent, urgency: Urgency, reply: FetchReply) {
-        for block in extent.start.0..extent.end().0 {
-            self.fetched[block as usize].fetch_add(1, Ordering::Relaxed);
-        }
-        let mut mood = self.mood.lock();
-        mood.for_readers += usize::from(urgency == Urgency::Reader);
-        if mood.is_broken {
-            drop(mood);
-            return reply.complete(Err(SourceError::new("the store is gone", true)));
-        }
-        if mood.is_held {
-            mood.held.push((extent, reply));
-            self.changed.notify_all();
-            return;
-        }
-        let lost = mood.bad.slice(extent);
-        drop(mood);
-        let data = self.blocks(extent);
-        let answer = move || {
-            if lost.is_empty() {
-                return reply.complete(Ok(data));
-            }
-            for run in lost.gaps_in(extent) {
-                let from = (run.offset_bytes() - extent.offset_bytes()) as usize;
-                reply.sink().put(run.start, &data[from..from + run.len_bytes() as usize]).unwrap();
-            }
-            reply.end_without(lost, SourceError::new("a frame is damaged", false));
-        };
-        match self.on_threads {
-            true => drop(std::thread::spawn(answer)),
-            false => answer(),
-        }
-    }
-
-    fn time_limit(&self) -> Option<Duration> {
-        self.mood.lock().time_limit
-    }
-
-    fn wake_after(&self, _: Duration, wake: Wake) {
-        self.mood.lock().wakes.push(wake);
-    }
-
-    fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError> {
-        if self.mood.lock().is_broken {
-            return Err(SourceError::new("the store is gone", true));
-        }
-        // It knows of the long run of zeroes only.
-        let mut set = BlockSet::from_iter([extent]);
-        set.remove_extent(Extent::new(BlockIndex(2000), 500));
-        Ok(set)
-    }
-}
-
-struct Lazy {
-    _root: tempfile::TempDir,
-    dir: std::path::PathBuf,
-    source: Arc<Memory>,
-    volume: Arc<Volume>,
-    /// Expected content of the volume.
-    model: Vec<u8>,
-}
-
-impl Lazy {
-    fn new(source: Arc<Memory>) -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("v");
-        let volume = Volume::create_lazy(&dir, ID, SIZE_BYTES, source.clone()).unwrap();
-        let model = source.data.clone();
-        Self { _root: root, dir, source, volume, model }
-    }
-
-    fn open(&mut self, source: Option<Arc<Memory>>) {
-        self.volume = Volume::open(&self.dir, &OpenOptions::default()).unwrap();
-        if let Some(source) = source {
-            self.volume.set_lazy_source(source);
-        }
-    }
-
-    fn write(&mut self, offset: usize, data: &[u8]) {
-        self.volume.write(offset as u64, data, false).unwrap();
-        self.model[offset..offset + data.len()].copy_from_slice(data);
-    }
-
-    fn check(&self) {
-        assert_reads(&self.volume, &self.model);
-        let found = self.volume.check();
-        assert_eq!(found.findings, Vec::<String>::new());
-    }
-
-    fn hydrate(&self) {
-        while self.volume.hydrate_next().unwrap().is_some() {}
-        assert!(self.volume.end_hydration().unwrap());
-        assert_eq!(self.volume.hydration(), None);
-    }
-}
 
 fn assert_reads(volume: &Volume, wanted: &[u8]) {
     let mut found = vec![0xee; wanted.len()];

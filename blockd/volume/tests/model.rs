@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
-use blockd_volume::{
-    Allocation, Content, Difference, OpenOptions, Recovery, RestoreTarget, Volume, VolumeError,
-    VolumeErrorKind,
-};
+#[path = "model/checks.rs"]
+mod checks;
+
+use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, Extent, SnapshotId, VolumeId};
+use blockd_volume::{Content, OpenOptions, Recovery, Volume, VolumeErrorKind};
+use checks::*;
 use proptest::prelude::*;
 use std::{
     fs::File,
@@ -191,55 +192,10 @@ impl Run {
                 self.volume.trim(at, len, false).unwrap();
                 self.model[trimmed(at, len)].fill(0);
             }
-            Step::Zero { at, len, no_hole } => {
-                let (at, len) = self.inside(at, len);
-                self.touch_zeroed(at, len, no_hole);
-                let end = at + len;
-                for edge in [at, end] {
-                    let block = edge / 4096 * 4096;
-                    if !edge.is_multiple_of(4096) {
-                        self.touch_written(block, 4096);
-                    }
-                }
-                if !no_hole || self.volume.write_zeroes_fast(at, len, no_hole, false).is_err() {
-                    self.volume.write_zeroes(at, len, no_hole, false).unwrap();
-                }
-                self.model[at as usize..(at + len) as usize].fill(0);
-            }
+            Step::Zero { at, len, no_hole } => self.zero(at, len, no_hole),
             Step::Flush => self.volume.flush().unwrap(),
-            Step::Grow(blocks) => {
-                let new = self.size() + blocks * BLOCK_SIZE_BYTES;
-                assert_eq!(self.volume.grow(self.size()).ok(), Some(()), "to what it is");
-                let error = self.volume.grow(self.size() - BLOCK_SIZE_BYTES).unwrap_err();
-                assert_eq!(error.kind(), VolumeErrorKind::InvalidInput);
-                if new <= MAX_BYTES {
-                    self.volume.grow(new).unwrap();
-                    self.new_head();
-                    self.model.resize(new as usize, 0);
-                    self.blocks.resize((new / BLOCK_SIZE_BYTES) as usize, Block::default());
-                    for snapshot in &mut self.snapshots {
-                        snapshot.dirty.resize(self.blocks.len(), false);
-                    }
-                }
-            }
-            Step::Freeze => {
-                let id = SnapshotId::from_u64(self.next_id);
-                self.next_id += 1;
-                let frozen = self.volume.freeze(id).unwrap();
-                for older in &mut self.snapshots {
-                    older.dirty_until.push((id, older.dirty.clone()));
-                }
-                self.snapshots.push(Frozen {
-                    id,
-                    epoch: frozen.epoch,
-                    content: self.model.clone(),
-                    blocks: self.blocks.iter().map(|block| Block { kept: false, ..*block }).collect(),
-                    dirty: vec![false; self.blocks.len()],
-                    dirty_until: vec![],
-                });
-                self.new_head();
-                self.history.push((frozen.epoch, self.model.clone()));
-            }
+            Step::Grow(blocks) => self.grow(blocks),
+            Step::Freeze => self.freeze(),
             Step::Delete(number) => {
                 if !self.snapshots.is_empty() {
                     let gone = self.snapshots.remove(number % self.snapshots.len());
@@ -268,6 +224,57 @@ impl Run {
                 assert_eq!(self.volume.stats().head_dirty_bytes, dirty);
             }
         }
+    }
+
+    fn zero(&mut self, at: u64, len: u64, no_hole: bool) {
+        let (at, len) = self.inside(at, len);
+        self.touch_zeroed(at, len, no_hole);
+        let end = at + len;
+        for edge in [at, end] {
+            let block = edge / 4096 * 4096;
+            if !edge.is_multiple_of(4096) {
+                self.touch_written(block, 4096);
+            }
+        }
+        if !no_hole || self.volume.write_zeroes_fast(at, len, no_hole, false).is_err() {
+            self.volume.write_zeroes(at, len, no_hole, false).unwrap();
+        }
+        self.model[at as usize..(at + len) as usize].fill(0);
+    }
+
+    fn grow(&mut self, blocks: u64) {
+        let new = self.size() + blocks * BLOCK_SIZE_BYTES;
+        assert_eq!(self.volume.grow(self.size()).ok(), Some(()), "to what it is");
+        let error = self.volume.grow(self.size() - BLOCK_SIZE_BYTES).unwrap_err();
+        assert_eq!(error.kind(), VolumeErrorKind::InvalidInput);
+        if new <= MAX_BYTES {
+            self.volume.grow(new).unwrap();
+            self.new_head();
+            self.model.resize(new as usize, 0);
+            self.blocks.resize((new / BLOCK_SIZE_BYTES) as usize, Block::default());
+            for snapshot in &mut self.snapshots {
+                snapshot.dirty.resize(self.blocks.len(), false);
+            }
+        }
+    }
+
+    fn freeze(&mut self) {
+        let id = SnapshotId::from_u64(self.next_id);
+        self.next_id += 1;
+        let frozen = self.volume.freeze(id).unwrap();
+        for older in &mut self.snapshots {
+            older.dirty_until.push((id, older.dirty.clone()));
+        }
+        self.snapshots.push(Frozen {
+            id,
+            epoch: frozen.epoch,
+            content: self.model.clone(),
+            blocks: self.blocks.iter().map(|block| Block { kept: false, ..*block }).collect(),
+            dirty: vec![false; self.blocks.len()],
+            dirty_until: vec![],
+        });
+        self.new_head();
+        self.history.push((frozen.epoch, self.model.clone()));
     }
 
     fn roll_back(&mut self, number: usize) {
@@ -426,135 +433,6 @@ impl Run {
     }
 }
 
-fn check_difference(found: &Difference, changed: &[bool], then: &[Block]) {
-    let mut expected = vec![None; changed.len()];
-    for (at, block) in then.iter().enumerate().filter(|pair| changed[pair.0]) {
-        expected[at] = Some(block.has_data);
-    }
-    let mut named = vec![None; changed.len()];
-    let (mut data_bytes, mut zero_bytes, mut last) = (0, 0, None);
-    for run in found.runs_in(Extent::whole(changed.len() as u64 * BLOCK_SIZE_BYTES)) {
-        let range = run.extent.start.0 as usize..run.extent.end().0 as usize;
-        let is_next =
-            |(end, kind): (usize, bool)| end < range.start || (end == range.start && kind != run.has_data);
-        assert!(last.is_none_or(is_next), "ascending, and as long as can be");
-        last = Some((range.end, run.has_data));
-        named[range].fill(Some(run.has_data));
-        *(if run.has_data { &mut data_bytes } else { &mut zero_bytes }) += run.extent.len_bytes();
-    }
-    assert_eq!(named, expected);
-    assert_eq!((found.data_bytes(), found.zero_bytes()), (data_bytes, zero_bytes));
-}
-
-/// Extents of an answer.
-type FoundRuns<T> = Vec<(u64, T)>;
-
-fn allocation(runs: Result<Vec<blockd_volume::AllocationRun>, VolumeError>) -> FoundRuns<Allocation> {
-    runs.unwrap().into_iter().map(|run| (run.len_bytes, run.allocation)).collect()
-}
-
-fn dirty(runs: Result<Vec<blockd_volume::DirtyRun>, VolumeError>) -> FoundRuns<bool> {
-    runs.unwrap().into_iter().map(|run| (run.len_bytes, run.dirty)).collect()
-}
-
-/// Answer of the model about a block.
-trait Says<T> {
-    fn says(&self) -> T;
-}
-
-impl Says<Allocation> for Block {
-    fn says(&self) -> Allocation {
-        match (self.has_data, self.kept) {
-            (true, _) => Allocation::Data,
-            (false, true) => Allocation::Zero,
-            (false, false) => Allocation::Hole,
-        }
-    }
-}
-
-impl Says<bool> for bool {
-    fn says(&self) -> bool {
-        *self
-    }
-}
-
-/// Asks for ranges of all alignments, for many and for few runs at once, and compares with what is said block
-/// by block.
-fn check_runs<T, B>(model: &[B], ask: impl Fn(u64, u64, usize) -> FoundRuns<T>)
-where
-    T: Copy + PartialEq + std::fmt::Debug,
-    B: Says<T>,
-{
-    let size = model.len() as u64 * BLOCK_SIZE_BYTES;
-    for (start, end, most) in [(0, size, usize::MAX), (1, size - 1, 3), (5000, 60_001, 1), (4095, 4097, 9)] {
-        let mut at = start;
-        while at < end {
-            let runs = ask(at, end - at, most);
-            assert!(!runs.is_empty() && runs.len() <= most);
-            assert!(runs.windows(2).all(|pair| pair[0].1 != pair[1].1), "neighbours of the same kind");
-            for (len, what) in runs {
-                assert!(len > 0 && at + len <= end, "{len} bytes at {at} beyond {end}");
-                for block in at / 4096..(at + len).div_ceil(4096) {
-                    assert_eq!(what, model[block as usize].says(), "block {block}");
-                }
-                at += len;
-            }
-        }
-        if most == usize::MAX {
-            assert_eq!(at, end, "with enough room, one call tells all");
-        }
-    }
-}
-
-/// Zeroes are reported exactly where no block has data, and the buffer is not touched then.
-fn check_reads(
-    content: &[u8],
-    blocks: &[Block],
-    read: impl Fn(u64, &mut [u8]) -> Result<Content, VolumeError>,
-) {
-    for at in (0..content.len()).step_by(30_011) {
-        let mut found = vec![0xee; 10_000.min(content.len() - at)];
-        let all = at..at + found.len();
-        let has_data = blocks[at / 4096..all.end.div_ceil(4096)].iter().any(|block| block.has_data);
-        match read(at as u64, &mut found).unwrap() {
-            Content::Data => assert!(has_data && found == content[all]),
-            Content::Zeroes => {
-                assert!(!has_data && found.iter().all(|&byte| byte == 0xee));
-                assert!(content[all].iter().all(|&byte| byte == 0));
-            }
-        }
-    }
-}
-
-fn is_hole(file: &File, block: u64) -> bool {
-    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(block * BLOCK_SIZE_BYTES)) {
-        Ok(next) => next >= (block + 1) * BLOCK_SIZE_BYTES,
-        Err(rustix::io::Errno::NXIO) => true,
-        Err(errno) => panic!("lseek: {errno}"),
-    }
-}
-
-/// Returns the first difference before the end of the shorter one.
-fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
-    a.iter().zip(b).position(|(x, y)| x != y)
-}
-
-/// Every block that differs is named, and a block that is named as zero is zero.
-fn assert_covers(before: &[u8], after: &[u8], data: &BlockSet, zero: &BlockSet) {
-    let before = [before, &vec![0; after.len().saturating_sub(before.len())]].concat();
-    for block in 0..after.len() as u64 / BLOCK_SIZE_BYTES {
-        let range = (block * BLOCK_SIZE_BYTES) as usize..((block + 1) * BLOCK_SIZE_BYTES) as usize;
-        let index = blockd_extent::BlockIndex(block);
-        let (in_data, in_zero) = (data.contains(index), zero.contains(index));
-        assert!(!(in_data && in_zero));
-        assert!(
-            in_data || in_zero || before[range.clone()] == after[range.clone()],
-            "block {block} changed unnoticed"
-        );
-        assert!(!in_zero || after[range].iter().all(|&byte| byte == 0), "block {block} is not zero");
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 400, ..ProptestConfig::default() })]
     #[test]
@@ -597,127 +475,4 @@ proptest! {
             prop_assert!(old || (unflushed && new), "block {} is neither old nor new", block);
         }
     }
-}
-
-#[test]
-fn sixteen_tebibyte_volume_uses_memory_for_data_only() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("v");
-    let volume = Volume::create(&path, VolumeId::from_u64(1), 16 << 40).unwrap();
-    volume.write((16 << 40) - 4096, &[7; 4096], false).unwrap();
-    volume.write(5 << 40, &[8; 4097], false).unwrap();
-    // What mkfs does: discard everything first.
-    volume.trim(0, 16 << 40, false).unwrap();
-    volume.write(9 << 40, &[9; 100], true).unwrap();
-    let first = volume.freeze(SnapshotId::from_u64(1)).unwrap();
-    let full = volume.changes(None, first.epoch).unwrap();
-    assert_eq!(full.data.len_blocks(), 1);
-    volume.write(0, &[1; 8192], false).unwrap();
-    let second = volume.freeze(SnapshotId::from_u64(2)).unwrap();
-    assert_eq!(volume.changes(Some(first.epoch), second.epoch).unwrap().data.len_blocks(), 2);
-    let stats = volume.stats();
-    assert!(stats.tracking_bytes < 1 << 20, "{stats:?}");
-    assert!(stats.allocated_bytes < 1 << 20, "{stats:?}");
-    let mut tail = [0; 4096];
-    volume.read((16 << 40) - 4096, &mut tail).unwrap();
-    assert_eq!(tail, [0; 4096]);
-}
-
-#[test]
-fn invalid_request_is_refused_without_effect() {
-    let dir = tempfile::tempdir().unwrap();
-    for size in [0, 1, 4095, (64 << 40) + 4096, u64::MAX] {
-        let error = Volume::create(&dir.path().join("bad"), VolumeId::from_u64(1), size).err().unwrap();
-        assert_eq!(error.kind(), VolumeErrorKind::InvalidInput, "{size}");
-        assert!(!dir.path().join("bad").exists());
-    }
-    let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 8192).unwrap();
-    for (offset, len) in [(8192, 1), (u64::MAX, 1), (1 << 63, 4096), (4096, 4097)] {
-        assert_eq!(
-            volume.write(offset, &vec![1; len], false).unwrap_err().kind(),
-            VolumeErrorKind::InvalidInput
-        );
-        assert_eq!(volume.read(offset, &mut vec![1; len]).unwrap_err().kind(), VolumeErrorKind::InvalidInput);
-        assert_eq!(volume.trim(offset, len as u64, false).unwrap_err().kind(), VolumeErrorKind::InvalidInput);
-    }
-    volume.freeze(SnapshotId::from_u64(5)).unwrap();
-    assert_eq!(volume.freeze(SnapshotId::from_u64(5)).err().unwrap().kind(), VolumeErrorKind::Busy);
-    assert_eq!(
-        volume.delete_snapshot(SnapshotId::from_u64(6)).unwrap_err().kind(),
-        VolumeErrorKind::NotFound
-    );
-    let view = volume.view(SnapshotId::from_u64(5)).unwrap();
-    assert_eq!(volume.delete_snapshot(SnapshotId::from_u64(5)).unwrap_err().kind(), VolumeErrorKind::Busy);
-    drop(view);
-    volume.delete_snapshot(SnapshotId::from_u64(5)).unwrap();
-    assert_eq!(volume.changes(Some(Epoch(0)), Epoch(9)).unwrap_err().kind(), VolumeErrorKind::IntervalsGone);
-}
-
-#[test]
-fn restored_volume_is_clean_and_partial_one_absent() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("v");
-    let target = RestoreTarget::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
-    target.write_blocks(blockd_extent::BlockIndex(9), &[5; 8192]).unwrap();
-    assert!(target.write_blocks(blockd_extent::BlockIndex(BLOCKS - 1), &[5; 8192]).is_err());
-    drop(target);
-    assert!(Volume::open(&path, &OpenOptions::default()).is_err());
-    let target = RestoreTarget::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
-    target.write_blocks(blockd_extent::BlockIndex(2), &[6; 4096]).unwrap();
-    let volume = target.finish().unwrap();
-    let mut found = vec![0; SIZE_BYTES as usize];
-    volume.read(0, &mut found).unwrap();
-    let mut expected = vec![0; SIZE_BYTES as usize];
-    expected[8192..12288].fill(6);
-    assert!(found == expected);
-    assert_eq!(volume.stats().head_dirty_bytes, 0);
-    Volume::delete_files(&path).unwrap();
-    assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
-}
-
-#[test]
-fn missing_or_altered_file_is_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("v");
-    let volume = Volume::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
-    volume.write(0, &[1; 4096], true).unwrap();
-    volume.freeze(SnapshotId::from_u64(1)).unwrap();
-    volume.close().unwrap();
-    drop(volume);
-    let mut files: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    assert_eq!(files.len(), 6, "{files:?}");
-    for file in files {
-        if file.extension().is_some_and(|extension| extension == "map") {
-            continue;
-        }
-        let content = std::fs::read(&file).unwrap();
-        std::fs::remove_file(&file).unwrap();
-        let message = Volume::open(&path, &OpenOptions::default()).err().unwrap().to_string();
-        assert!(message.contains(&*file.to_string_lossy()), "{message}");
-        // Half of a log without records is its header and some of the zeroes that were written ahead.
-        let is_log = file.extension().is_some_and(|extension| extension == "log");
-        let half = if is_log { 20 } else { content.len() / 2 };
-        std::fs::write(&file, &content[..half]).unwrap();
-        let message = Volume::open(&path, &OpenOptions::default()).err().unwrap().to_string();
-        assert!(message.contains(&*file.to_string_lossy()), "{message}");
-        std::fs::write(&file, &content).unwrap();
-        Volume::open(&path, &OpenOptions::default()).unwrap();
-    }
-}
-
-#[test]
-fn preallocated_space_is_distinct_from_holes() {
-    let dir = tempfile::tempdir().unwrap();
-    let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 8 * 4096).unwrap();
-    let runs = || allocation(volume.allocation(0, 8 * 4096, 9));
-    volume.write_zeroes(4096, 3 * 4096, true, false).unwrap();
-    let expected = [(4096, Allocation::Hole), (3 * 4096, Allocation::Zero), (4 * 4096, Allocation::Hole)];
-    assert_eq!(runs(), expected);
-    volume.write(4096, &[1; 4096], false).unwrap();
-    volume.trim(4096, 2 * 4096, false).unwrap();
-    let expected = [(3 * 4096, Allocation::Hole), (4096, Allocation::Zero), (4 * 4096, Allocation::Hole)];
-    assert_eq!(runs(), expected);
-    volume.freeze(SnapshotId::from_u64(1)).unwrap();
-    assert_eq!(runs(), [(8 * 4096, Allocation::Hole)]);
 }

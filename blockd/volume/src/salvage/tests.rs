@@ -18,6 +18,10 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
+mod damage;
+
+use damage::*;
+
 const BLOCKS: u64 = 40;
 const MAX_BLOCKS: u64 = 60;
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
@@ -45,26 +49,6 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Merge),
         1 => (1..8u64).prop_map(Step::Grow),
         1 => Just(Step::Reopen),
-    ]
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Damage {
-    Remove,
-    /// Truncates to this permille of the length.
-    Cut(u64),
-    /// Flips a bit at this permille of the length.
-    Flip(u64),
-    /// Flips two bits.
-    FlipTwo(u64),
-}
-
-fn damage() -> impl Strategy<Value = Damage> {
-    prop_oneof![
-        Just(Damage::Remove),
-        (0..1000u64).prop_map(Damage::Cut),
-        (0..1000u64).prop_map(Damage::Flip),
-        (0..1000u64).prop_map(Damage::FlipTwo),
     ]
 }
 
@@ -165,38 +149,6 @@ fn truth(volume: &Volume) -> Vec<Truth> {
         },
     };
     volume.current().layers().iter().zip(&meta.layers).map(of).collect()
-}
-
-fn flip(path: &Path, bits: &[u64]) {
-    let file = How::new().read(true).write(true).open(path).unwrap();
-    for bit in bits {
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, bit / 8).unwrap();
-        byte[0] ^= 1 << (bit % 8);
-        file.write_all_at(&byte, bit / 8).unwrap();
-    }
-}
-
-fn cut(path: &Path, len_bytes: u64) {
-    How::new().write(true).open(path).unwrap().set_len(len_bytes).unwrap();
-}
-
-fn len(path: &Path) -> u64 {
-    fs::metadata(path).unwrap().len()
-}
-
-fn at_part(path: &Path, part: u64) -> u64 {
-    len(path) * part / 1000
-}
-
-/// Flips bits of a file with a checksum; returns their number.
-fn flip_some(path: &Path, damage: Damage) -> usize {
-    let (Damage::Flip(part) | Damage::FlipTwo(part)) = damage else { return 0 };
-    let bit = at_part(path, part) * 8;
-    let two = matches!(damage, Damage::FlipTwo(_));
-    let bits = if two { vec![bit, bit + 3] } else { vec![bit] };
-    flip(path, &bits);
-    bits.len()
 }
 
 /// Damages a layer's data.

@@ -2,6 +2,7 @@
 
 use super::{
     Rng,
+    fault::{Fault, FaultError, OpKind, kind_of},
     node::{Change, FileNode, Node},
 };
 use crate::io::storage::{Bug, Op};
@@ -20,61 +21,6 @@ static DISKS: RwLock<Vec<Arc<Disk>>> = RwLock::new(Vec::new());
 
 const PAGE_BYTES: u64 = 4096;
 
-/// Kind of a call.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "each is the call of that name")]
-pub enum OpKind {
-    CreateDir,
-    Create,
-    Open,
-    Read,
-    Write,
-    SetLen,
-    Reserve,
-    Zero,
-    Share,
-    Sync,
-    SyncDir,
-    Rename,
-    Link,
-    Remove,
-    RemoveTree,
-}
-
-impl OpKind {
-    /// Returns true if the call can fail on a full disk.
-    pub fn takes_space(self) -> bool {
-        !matches!(self, Self::Open | Self::Read | Self::Remove | Self::RemoveTree)
-    }
-
-    /// Returns true for syncs of files and directories.
-    pub fn is_sync(self) -> bool {
-        matches!(self, Self::Sync | Self::SyncDir)
-    }
-}
-
-fn kind_of(op: &Op<'_>) -> Option<OpKind> {
-    Some(match op {
-        Op::CreateDir => OpKind::CreateDir,
-        Op::Create => OpKind::Create,
-        Op::Open => OpKind::Open,
-        Op::Read => OpKind::Read,
-        Op::Write { .. } => OpKind::Write,
-        Op::SetLen(_) => OpKind::SetLen,
-        Op::Reserve => OpKind::Reserve,
-        Op::Zero { .. } => OpKind::Zero,
-        Op::Share { .. } => OpKind::Share,
-        Op::Sync => OpKind::Sync,
-        Op::SyncDir => OpKind::SyncDir,
-        Op::Rename(_) => OpKind::Rename,
-        Op::Link(_) => OpKind::Link,
-        Op::Remove => OpKind::Remove,
-        Op::RemoveTree => OpKind::RemoveTree,
-        // Advice cannot fail.
-        Op::DropCache(_) => return None,
-    })
-}
-
 /// Recorded call.
 #[derive(Clone, Debug)]
 pub struct Operation {
@@ -82,73 +28,6 @@ pub struct Operation {
     pub kind: OpKind,
     /// Path.
     pub path: PathBuf,
-}
-
-/// Error of a failed call.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FaultError {
-    /// Device error.
-    Io,
-    /// Filesystem full.
-    NoSpace,
-    /// Quota exceeded.
-    Quota,
-}
-
-impl FaultError {
-    fn error(self) -> io::Error {
-        match self {
-            Self::Io => rustix::io::Errno::IO,
-            Self::NoSpace => rustix::io::Errno::NOSPC,
-            Self::Quota => rustix::io::Errno::DQUOT,
-        }
-        .into()
-    }
-}
-
-/// Injected fault.
-#[derive(Clone, Debug)]
-pub struct Fault {
-    /// Kinds of calls; all if empty.
-    pub kinds: Vec<OpKind>,
-    /// Only paths that contain this text.
-    pub path_contains: String,
-    /// Number of matching calls that succeed first.
-    pub skip: u64,
-    /// All later matching calls fail, too.
-    pub persistent: bool,
-    /// Returned error.
-    pub error: FaultError,
-    /// Bytes of a failed write that are written anyway.
-    pub partial_bytes: usize,
-}
-
-impl Fault {
-    /// Creates a fault of every call from now on.
-    pub fn every(error: FaultError) -> Self {
-        Self {
-            kinds: vec![],
-            path_contains: String::new(),
-            skip: 0,
-            persistent: true,
-            error,
-            partial_bytes: 0,
-        }
-    }
-
-    /// Creates a fault of one call, counted from 0.
-    pub fn at(number: u64, error: FaultError) -> Self {
-        Self { skip: number, persistent: false, ..Self::every(error) }
-    }
-
-    fn matches(&self, kind: OpKind, path: &Path) -> bool {
-        let kind_fits = if self.kinds.is_empty() {
-            self.error == FaultError::Io || kind.takes_space()
-        } else {
-            self.kinds.contains(&kind)
-        };
-        kind_fits && path.to_string_lossy().contains(&self.path_contains)
-    }
 }
 
 /// Simulated disk under a directory.

@@ -12,11 +12,13 @@
 
 mod crash;
 mod disk;
+mod fault;
 mod node;
 mod watch;
 
 pub use crate::io::storage::Bug;
-pub use disk::{Attached, Disk, Fault, FaultError, OpKind, Operation};
+pub use disk::{Attached, Disk, Operation};
+pub use fault::{Fault, FaultError, OpKind};
 pub(crate) use watch::Watch;
 
 /// Seeded splitmix64 generator.

@@ -291,17 +291,7 @@ impl Sim {
 
     fn carry_out(&mut self, step: Step) -> Result<(), VolumeError> {
         match step {
-            Step::Write { start, len, fua } => {
-                let version = self.model.next_version();
-                let data: Vec<u8> =
-                    (start..start + len).flat_map(|sector| content_of(sector, version)).collect();
-                let result = self.volume().write(start * SECTOR_BYTES, &data, fua);
-                self.model.write(start, len, version, result.is_ok());
-                if fua && result.is_ok() {
-                    self.model.flush();
-                }
-                result
-            }
+            Step::Write { start, len, fua } => self.write(start, len, fua),
             Step::Trim { start, len } => {
                 let result = self.volume().trim(start * SECTOR_BYTES, len * SECTOR_BYTES, false);
                 let inside = blockd_extent::Extent::inside(start * SECTOR_BYTES, len * SECTOR_BYTES);
@@ -350,19 +340,7 @@ impl Sim {
                 self.model.grow(asked, found, result.is_ok());
                 result
             }
-            Step::Restart => {
-                let closed = match &self.volume {
-                    Some(volume) => volume.close(),
-                    None => Ok(()),
-                };
-                if let (Ok(()), Some(_)) = (&closed, &self.volume) {
-                    self.model.flush();
-                }
-                let has_failed = self.volume.take().is_some_and(|volume| volume.failure().is_some());
-                self.open(Recovery::Auto, has_failed)?;
-                self.decide();
-                closed
-            }
+            Step::Restart => self.restart(),
             Step::Kill => {
                 self.volume = None;
                 self.open(Recovery::Auto, false)?;
@@ -379,6 +357,31 @@ impl Sim {
             Step::SyncHydration => self.volume().sync_hydration(),
             Step::EndHydration => self.volume().end_hydration().map(|_| ()),
         }
+    }
+
+    fn write(&mut self, start: u64, len: u64, fua: bool) -> Result<(), VolumeError> {
+        let version = self.model.next_version();
+        let data: Vec<u8> = (start..start + len).flat_map(|sector| content_of(sector, version)).collect();
+        let result = self.volume().write(start * SECTOR_BYTES, &data, fua);
+        self.model.write(start, len, version, result.is_ok());
+        if fua && result.is_ok() {
+            self.model.flush();
+        }
+        result
+    }
+
+    fn restart(&mut self) -> Result<(), VolumeError> {
+        let closed = match &self.volume {
+            Some(volume) => volume.close(),
+            None => Ok(()),
+        };
+        if let (Ok(()), Some(_)) = (&closed, &self.volume) {
+            self.model.flush();
+        }
+        let has_failed = self.volume.take().is_some_and(|volume| volume.failure().is_some());
+        self.open(Recovery::Auto, has_failed)?;
+        self.decide();
+        closed
     }
 
     /// Compares everything that can be read with the model.

@@ -1,0 +1,135 @@
+//! Single guarantees of a volume, by example.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, SnapshotId, VolumeId};
+use blockd_volume::{Allocation, OpenOptions, RestoreTarget, Volume, VolumeErrorKind};
+
+const SIZE_BYTES: u64 = 3 << 20;
+const BLOCKS: u64 = SIZE_BYTES / BLOCK_SIZE_BYTES;
+
+#[test]
+fn sixteen_tebibyte_volume_uses_memory_for_data_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v");
+    let volume = Volume::create(&path, VolumeId::from_u64(1), 16 << 40).unwrap();
+    volume.write((16 << 40) - 4096, &[7; 4096], false).unwrap();
+    volume.write(5 << 40, &[8; 4097], false).unwrap();
+    // What mkfs does: discard everything first.
+    volume.trim(0, 16 << 40, false).unwrap();
+    volume.write(9 << 40, &[9; 100], true).unwrap();
+    let first = volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    let full = volume.changes(None, first.epoch).unwrap();
+    assert_eq!(full.data.len_blocks(), 1);
+    volume.write(0, &[1; 8192], false).unwrap();
+    let second = volume.freeze(SnapshotId::from_u64(2)).unwrap();
+    assert_eq!(volume.changes(Some(first.epoch), second.epoch).unwrap().data.len_blocks(), 2);
+    let stats = volume.stats();
+    assert!(stats.tracking_bytes < 1 << 20, "{stats:?}");
+    assert!(stats.allocated_bytes < 1 << 20, "{stats:?}");
+    let mut tail = [0; 4096];
+    volume.read((16 << 40) - 4096, &mut tail).unwrap();
+    assert_eq!(tail, [0; 4096]);
+}
+
+#[test]
+fn invalid_request_is_refused_without_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    for size in [0, 1, 4095, (64 << 40) + 4096, u64::MAX] {
+        let error = Volume::create(&dir.path().join("bad"), VolumeId::from_u64(1), size).err().unwrap();
+        assert_eq!(error.kind(), VolumeErrorKind::InvalidInput, "{size}");
+        assert!(!dir.path().join("bad").exists());
+    }
+    let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 8192).unwrap();
+    for (offset, len) in [(8192, 1), (u64::MAX, 1), (1 << 63, 4096), (4096, 4097)] {
+        assert_eq!(
+            volume.write(offset, &vec![1; len], false).unwrap_err().kind(),
+            VolumeErrorKind::InvalidInput
+        );
+        assert_eq!(volume.read(offset, &mut vec![1; len]).unwrap_err().kind(), VolumeErrorKind::InvalidInput);
+        assert_eq!(volume.trim(offset, len as u64, false).unwrap_err().kind(), VolumeErrorKind::InvalidInput);
+    }
+    volume.freeze(SnapshotId::from_u64(5)).unwrap();
+    assert_eq!(volume.freeze(SnapshotId::from_u64(5)).err().unwrap().kind(), VolumeErrorKind::Busy);
+    assert_eq!(
+        volume.delete_snapshot(SnapshotId::from_u64(6)).unwrap_err().kind(),
+        VolumeErrorKind::NotFound
+    );
+    let view = volume.view(SnapshotId::from_u64(5)).unwrap();
+    assert_eq!(volume.delete_snapshot(SnapshotId::from_u64(5)).unwrap_err().kind(), VolumeErrorKind::Busy);
+    drop(view);
+    volume.delete_snapshot(SnapshotId::from_u64(5)).unwrap();
+    assert_eq!(volume.changes(Some(Epoch(0)), Epoch(9)).unwrap_err().kind(), VolumeErrorKind::IntervalsGone);
+}
+
+#[test]
+fn restored_volume_is_clean_and_partial_one_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v");
+    let target = RestoreTarget::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
+    target.write_blocks(BlockIndex(9), &[5; 8192]).unwrap();
+    assert!(target.write_blocks(BlockIndex(BLOCKS - 1), &[5; 8192]).is_err());
+    drop(target);
+    assert!(Volume::open(&path, &OpenOptions::default()).is_err());
+    let target = RestoreTarget::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
+    target.write_blocks(BlockIndex(2), &[6; 4096]).unwrap();
+    let volume = target.finish().unwrap();
+    let mut found = vec![0; SIZE_BYTES as usize];
+    volume.read(0, &mut found).unwrap();
+    let mut expected = vec![0; SIZE_BYTES as usize];
+    expected[8192..12288].fill(6);
+    assert!(found == expected);
+    assert_eq!(volume.stats().head_dirty_bytes, 0);
+    Volume::delete_files(&path).unwrap();
+    assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn missing_or_altered_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v");
+    let volume = Volume::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
+    volume.write(0, &[1; 4096], true).unwrap();
+    volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    volume.close().unwrap();
+    drop(volume);
+    let mut files: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert_eq!(files.len(), 6, "{files:?}");
+    for file in files {
+        if file.extension().is_some_and(|extension| extension == "map") {
+            continue;
+        }
+        let content = std::fs::read(&file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let message = Volume::open(&path, &OpenOptions::default()).err().unwrap().to_string();
+        assert!(message.contains(&*file.to_string_lossy()), "{message}");
+        // Half of a log without records is its header and some of the zeroes that were written ahead.
+        let is_log = file.extension().is_some_and(|extension| extension == "log");
+        let half = if is_log { 20 } else { content.len() / 2 };
+        std::fs::write(&file, &content[..half]).unwrap();
+        let message = Volume::open(&path, &OpenOptions::default()).err().unwrap().to_string();
+        assert!(message.contains(&*file.to_string_lossy()), "{message}");
+        std::fs::write(&file, &content).unwrap();
+        Volume::open(&path, &OpenOptions::default()).unwrap();
+    }
+}
+
+#[test]
+fn preallocated_space_is_distinct_from_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 8 * 4096).unwrap();
+    let runs = || -> Vec<(u64, Allocation)> {
+        let runs = volume.allocation(0, 8 * 4096, 9).unwrap();
+        runs.into_iter().map(|run| (run.len_bytes, run.allocation)).collect()
+    };
+    volume.write_zeroes(4096, 3 * 4096, true, false).unwrap();
+    let expected = [(4096, Allocation::Hole), (3 * 4096, Allocation::Zero), (4 * 4096, Allocation::Hole)];
+    assert_eq!(runs(), expected);
+    volume.write(4096, &[1; 4096], false).unwrap();
+    volume.trim(4096, 2 * 4096, false).unwrap();
+    let expected = [(3 * 4096, Allocation::Hole), (4096, Allocation::Zero), (4 * 4096, Allocation::Hole)];
+    assert_eq!(runs(), expected);
+    volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    assert_eq!(runs(), [(8 * 4096, Allocation::Hole)]);
+}
