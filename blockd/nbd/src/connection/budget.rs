@@ -91,7 +91,8 @@ impl<W: Fn()> Budget<W> {
         if bytes == 0 {
             return;
         }
-        self.used_bytes.fetch_sub(bytes, Ordering::SeqCst);
+        let before = self.used_bytes.fetch_sub(bytes, Ordering::SeqCst);
+        assert!(before >= bytes, "only charged bytes are released");
         if self.has_waiters.load(Ordering::SeqCst) {
             self.wake_first(&mut self.queue.lock());
         }

@@ -23,6 +23,8 @@ impl Buffer {
         let memory = vec![0_u8; capacity_bytes + HEADROOM_BYTES + ALIGN_BYTES];
         let first = memory.as_ptr().addr() + HEADROOM_BYTES;
         let payload_start = HEADROOM_BYTES + (first.next_multiple_of(ALIGN_BYTES) - first);
+        assert!((memory.as_ptr().addr() + payload_start).is_multiple_of(ALIGN_BYTES), "payloads are aligned");
+        assert!(payload_start + capacity_bytes <= memory.len(), "the payload fits behind the headroom");
         Self { memory, payload_start }
     }
 
@@ -70,6 +72,8 @@ impl BufferPool {
         let capacity_bytes = len_bytes.max(SMALLEST_BYTES).next_power_of_two();
         match self.classes.get_mut(class_of(capacity_bytes)).and_then(Vec::pop) {
             Some(buffer) => {
+                assert!(self.kept_bytes >= buffer.capacity_bytes(), "kept buffers are counted");
+                assert!(buffer.capacity_bytes() >= len_bytes, "a buffer is as long as its class");
                 self.kept_bytes -= buffer.capacity_bytes();
                 buffer
             }
@@ -85,6 +89,7 @@ impl BufferPool {
         }
         if let Some(class) = self.classes.get_mut(class_of(capacity_bytes)) {
             self.kept_bytes += capacity_bytes;
+            assert!(self.kept_bytes <= self.max_kept_bytes, "the pool is bounded");
             class.push(buffer);
         }
     }

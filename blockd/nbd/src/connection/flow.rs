@@ -96,6 +96,7 @@ impl Flow {
 
     /// Adds budgets for remote data. Call it before the first request.
     pub(crate) fn extend_for_remote_data(&mut self, budgets: Vec<Arc<Budget<Wake>>>) {
+        assert!(self.charged_bytes == 0 && self.levies.is_empty(), "budgets precede the first request");
         self.most_jobs = MAX_JOBS_FAR;
         self.levies = budgets.into_iter().map(|budget| Reservation { budget, ticket: None }).collect();
     }
@@ -138,6 +139,11 @@ impl Flow {
             return false;
         }
         self.paid = (0, 0);
+        assert!(
+            after <= self.limit_bytes.max(bytes),
+            "a connection has its limit, or one request, in flight"
+        );
+        assert!(self.ticket.is_none(), "an admitted request does not wait");
         self.charged_bytes = after;
         true
     }
@@ -149,6 +155,7 @@ impl Flow {
         if paid_bytes != bytes {
             // Replies sent meanwhile have reduced the request's shared part. It cannot have grown: the charge
             // of a request is fixed at its first attempt.
+            assert!(count == 0 || bytes <= paid_bytes, "the charge of a waiting request is fixed");
             for levy in self.levies.iter().take(count) {
                 levy.budget.release(paid_bytes.saturating_sub(bytes));
             }
@@ -172,6 +179,7 @@ impl Flow {
 
     /// Releases the bytes of a request.
     pub(crate) fn release(&mut self, bytes: u64, cx: &Context<'_>) {
+        assert!(bytes <= self.charged_bytes, "only charged bytes are released");
         let before = self.charged_bytes;
         self.charged_bytes -= bytes;
         self.release_shared(shared(before) - shared(self.charged_bytes), cx.budget);
@@ -210,6 +218,7 @@ impl Flow {
 
     /// Starts work.
     pub(crate) fn start(&mut self, work: Work, cx: &mut Context<'_>) {
+        debug_assert!(self.jobs < self.most_jobs, "requests at the workers are bounded");
         self.jobs += 1;
         cx.work.push(work);
     }

@@ -25,8 +25,8 @@ impl Inbox {
 
     /// Drops `len_bytes` from the front.
     pub(crate) fn consume(&mut self, len_bytes: usize) {
-        debug_assert!(self.start + len_bytes <= self.end);
-        self.start = (self.start + len_bytes).min(self.end);
+        assert!(self.start + len_bytes <= self.end, "only received bytes are consumed");
+        self.start += len_bytes;
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -47,14 +47,17 @@ impl Inbox {
             self.buffer = Some(buffer);
             return None;
         }
+        assert!(self.start == 0 && self.end + room <= INBOX_BYTES, "a receive stays in the buffer");
         let from = HEADROOM_BYTES + self.end;
         Some(Transfer { buffer, range: from..from + room, all: false })
     }
 
     /// Ends a receive of `len_bytes`.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, len_bytes: usize) {
+        assert!(self.buffer.is_none(), "the buffer is away during a receive");
+        assert!(self.end + len_bytes <= INBOX_BYTES, "a receive stays in the buffer");
         self.buffer = Some(buffer);
-        self.end = (self.end + len_bytes).min(INBOX_BYTES);
+        self.end += len_bytes;
     }
 
     /// Returns the buffer to the pool.

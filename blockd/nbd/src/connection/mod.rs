@@ -175,6 +175,8 @@ impl Connection {
             Security::Tls(_) | Security::Away => None,
             Security::Plain | Security::Starting => self.place_for_input(),
         }?;
+        // A receive of nothing would look like the end of the stream.
+        assert!(!transfer.range.is_empty(), "a receive has room");
         self.is_receiving = true;
         Some(transfer)
     }
@@ -211,6 +213,7 @@ impl Connection {
 
     /// Ends a receive.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
+        assert!(self.is_receiving, "a receive ends once");
         self.is_receiving = false;
         self.active_at = cx.now;
         if !std::mem::take(&mut self.was_full) {
@@ -268,6 +271,7 @@ impl Connection {
         };
         self.send_deadline
             .get_or_insert_with(|| TransferDeadline::new(self.limits.stalled_send_timeout, now));
+        assert!(!chunk.range.is_empty(), "a send has bytes");
         self.sending = Some(Sending { range: chunk.range.clone(), charge_bytes: chunk.charge_bytes });
         Some(Transfer { buffer: chunk.buffer, range: chunk.range, all: true })
     }
@@ -286,6 +290,7 @@ impl Connection {
         };
         self.active_at = cx.now;
         let len_bytes = *result.as_ref().unwrap_or(&0);
+        assert!(len_bytes <= range.len(), "the kernel sent too much");
         if let Some(deadline) = &mut self.send_deadline {
             // Short replies release more than their length.
             let given_back = if len_bytes < range.len() { 0 } else { charge_bytes };
@@ -329,6 +334,7 @@ impl Connection {
 
     /// Processes the result of work.
     pub(crate) fn work_done(&mut self, done: Done, cx: &mut Context<'_>) {
+        assert!(self.flow.jobs > 0, "work ends once");
         self.flow.jobs -= 1;
         match done {
             Done::Request(done) => {

@@ -17,6 +17,7 @@ impl Connection {
             }
             let mut out = Vec::new();
             let (consumed_bytes, step) = handshake.feed(self.inbox.unread(), &mut out);
+            debug_assert!(consumed_bytes > 0 || !matches!(step, Step::Continue), "the negotiation advances");
             self.inbox.consume(consumed_bytes);
             if matches!(step, Step::NeedInput) {
                 return;
@@ -59,6 +60,7 @@ impl Connection {
                     read_only = opened.read_only,
                     "the client entered transmission"
                 );
+                assert!(self.flow.jobs == 0, "transmission begins when the negotiation has ended");
                 self.deadline = None;
                 if device.may_be_remote() {
                     self.flow.extend_for_remote_data(cx.remote_budgets.of(device.source_key()));

@@ -38,6 +38,7 @@ impl Outbox {
     /// Room for `len_bytes`, at most [`BATCH_BYTES`], at the end of the open batch. It is sent once it is
     /// committed.
     pub(crate) fn reserve(&mut self, len_bytes: usize, pool: &mut BufferPool) -> &mut [u8] {
+        assert!(len_bytes <= BATCH_BYTES, "a small reply fits a batch");
         if let Some(chunk) = self.open.take_if(|chunk| chunk.range.end + len_bytes > BATCH_BYTES) {
             self.full.push_back(chunk);
         }
@@ -51,7 +52,9 @@ impl Outbox {
 
     /// Makes the first `len_bytes` of the last reservation part of the batch.
     pub(crate) fn commit(&mut self, len_bytes: usize, charge_bytes: u64) {
+        assert!(self.open.is_some(), "a reservation precedes its commit");
         if let Some(chunk) = &mut self.open {
+            assert!(chunk.range.end + len_bytes <= BATCH_BYTES, "a batch is bounded");
             chunk.range.end += len_bytes;
             chunk.charge_bytes += charge_bytes;
         }
@@ -76,6 +79,7 @@ impl Outbox {
         len_bytes: usize,
         charge_bytes: u64,
     ) {
+        assert!(header.len() <= HEADROOM_BYTES, "the header fits the headroom");
         let start = HEADROOM_BYTES - header.len();
         buffer.framed_mut()[start..HEADROOM_BYTES].copy_from_slice(header);
         self.push_framed(buffer, start..HEADROOM_BYTES + len_bytes, charge_bytes);
@@ -83,6 +87,8 @@ impl Outbox {
 
     /// Appends a reply that stands ready in a buffer's frame.
     pub(crate) fn push_framed(&mut self, buffer: Buffer, range: Range<usize>, charge_bytes: u64) {
+        assert!(!range.is_empty(), "a reply has bytes");
+        assert!(range.end <= HEADROOM_BYTES + buffer.capacity_bytes(), "a reply lies in its buffer");
         self.large.push_back(Chunk { buffer, range, charge_bytes });
     }
 

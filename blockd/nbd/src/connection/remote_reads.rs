@@ -109,7 +109,8 @@ impl RemoteReads {
         let mut books = self.books.lock();
         let key = books.next;
         books.next += 1;
-        books.waiting.insert(key, job);
+        let replaced = books.waiting.insert(key, job);
+        assert!(replaced.is_none(), "a request waits under its own key");
         RemoteReadKey(key)
     }
 

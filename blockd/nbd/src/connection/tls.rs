@@ -56,6 +56,10 @@ impl Connection {
     fn start_handshake_job(&mut self, cx: &mut Context<'_>) -> bool {
         match std::mem::replace(&mut self.security, Security::Away) {
             Security::Tls(session) if session.is_handshaking() && session.has_news() => {
+                assert!(
+                    !self.is_receiving && self.sending.is_none(),
+                    "nothing moves while the session is away"
+                );
                 self.flow.start(Work::Handshake(session), cx);
                 true
             }

@@ -55,6 +55,7 @@ impl Header {
 
     fn put(mut self, bytes: &[u8]) -> Self {
         // Every caller's parts are of fixed length: 32 bytes of a chunk's header and at most 12 more.
+        assert!(self.len + bytes.len() <= MAX_HEADER_BYTES, "a header is bounded");
         self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
         self
@@ -104,7 +105,7 @@ impl ReplyTo {
             end -= 1;
         }
         let message = &message.as_bytes()[..end];
-        // At most 200 bytes.
+        assert!(errno != 0 && message.len() <= 200, "an error has a number, and a short message");
         let message_len = message.len() as u16;
         let mut bytes = self.chunk(true, NBD_REPLY_TYPE_ERROR, 6 + u64::from(message_len)).to_vec();
         bytes.extend_from_slice(&errno.to_be_bytes());
@@ -128,7 +129,7 @@ impl ReplyTo {
     /// Says that `len_bytes` of a read are zeroes. Not for simple replies.
     #[must_use]
     pub fn hole(&self, offset_bytes: u64, len_bytes: u32, done: bool) -> Header {
-        debug_assert!(self.mode != ReplyMode::Simple);
+        assert!(self.mode != ReplyMode::Simple && len_bytes > 0, "a hole is a chunk, and not empty");
         self.chunk(done, NBD_REPLY_TYPE_OFFSET_HOLE, 12)
             .put(&offset_bytes.to_be_bytes())
             .put(&len_bytes.to_be_bytes())
@@ -137,7 +138,8 @@ impl ReplyTo {
     /// Returns the header of one metadata context. Not for simple replies.
     #[must_use]
     pub fn block_status(&self, context_id: u32, extents: &[StatusExtent], done: bool) -> Vec<u8> {
-        debug_assert!(self.mode != ReplyMode::Simple);
+        assert!(self.mode != ReplyMode::Simple, "block status is a chunk");
+        assert!((1..=MAX_STATUS_EXTENTS).contains(&extents.len()), "extents of a context are bounded");
         let mut bytes = Vec::with_capacity(64 + 16 * extents.len());
         if self.mode == ReplyMode::Extended {
             let len_bytes = 8 + 16 * extents.len() as u64;
@@ -182,7 +184,7 @@ impl ReplyTo {
         if extended {
             header.put(&self.offset_bytes.to_be_bytes()).put(&len_bytes.to_be_bytes())
         } else {
-            // No chunk is longer than a payload and its header.
+            assert!(u32::try_from(len_bytes).is_ok(), "no chunk is longer than a payload and its header");
             header.put(&(len_bytes as u32).to_be_bytes())
         }
     }

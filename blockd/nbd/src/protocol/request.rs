@@ -228,6 +228,11 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Returns true for a command that changes data.
+    pub(crate) fn writes(self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes(_))
+    }
+
     /// Returns true for a command that syncs data to the disk.
     pub(crate) fn syncs(self) -> bool {
         match self {

@@ -38,6 +38,7 @@ impl Connections {
             return None;
         }
         *open.of(is_tcp) += 1;
+        assert!(open.tcp <= self.max_tcp && open.tcp + open.local <= self.max, "connections are bounded");
         Some(Place { connections: Arc::clone(self), is_tcp })
     }
 }
@@ -56,7 +57,10 @@ pub(crate) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        *self.connections.open.lock().of(self.is_tcp) -= 1;
+        let mut open = self.connections.open.lock();
+        let count = open.of(self.is_tcp);
+        assert!(*count > 0, "a connection is counted until it ends");
+        *count -= 1;
     }
 }
 

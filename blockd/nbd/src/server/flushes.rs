@@ -75,6 +75,7 @@ impl SyncItems {
     /// Runs one flush for all waiting ones. Flushes that arrived meanwhile queue behind the other items.
     fn flush(&self, key: FlushKey) {
         let jobs = self.books.lock().waiting.get_mut(&key).map(std::mem::take).unwrap_or_default();
+        assert!(!jobs.is_empty(), "a queued flush answers requests");
         worker::flush_for_all(jobs);
         let mut books = self.books.lock();
         if books.waiting.get(&key).is_some_and(Vec::is_empty) {
@@ -107,6 +108,7 @@ impl SyncQueue {
     pub(crate) fn send(&self, job: Job) {
         let device = job.flushed_device();
         let mut books = self.0.books.lock();
+        assert!(!books.is_closed, "the queue is closed by its producer");
         let Some(device) = device else { return self.0.push(&mut books, SyncItem::Job(job)) };
         let key = FlushKey::of(&device);
         let is_first = !books.waiting.contains_key(&key);

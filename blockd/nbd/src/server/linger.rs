@@ -52,6 +52,7 @@ impl Lingering {
         let is_over = slot.as_ref().is_none_or(|entry| has_ended || entry.is_over || entry.until <= now);
         if is_over {
             if slot.take().is_some() {
+                debug_assert!(!self.free.contains(&index), "a slot is freed once");
                 self.free.push(index);
             }
             return None;

@@ -188,6 +188,7 @@ impl Ring {
         tag: u64,
         build: impl FnOnce(Fd, *mut u8, u32) -> squeue::Entry,
     ) {
+        assert!(!transfer.range.is_empty(), "a transfer of nothing would look like the end of the stream");
         // Slicing checks the range, so pointer and length stay inside the buffer.
         let bytes = &mut transfer.buffer.framed_mut()[transfer.range];
         // Longer ones are moved in several steps.
@@ -201,6 +202,8 @@ impl Ring {
     fn insert(&mut self, operation: InFlight) -> usize {
         match self.free.pop() {
             Some(index) => {
+                // Its buffer would be freed under the kernel.
+                assert!(self.in_flight[index].is_none(), "a slot has one operation");
                 self.in_flight[index] = Some(operation);
                 index
             }
@@ -237,6 +240,7 @@ impl Ring {
     fn remove(&mut self, index: usize) -> Option<InFlight> {
         let operation = self.in_flight.get_mut(index)?.take()?;
         self.free.push(index);
+        assert!(self.free.len() <= self.in_flight.len(), "a slot is freed once");
         Some(operation)
     }
 

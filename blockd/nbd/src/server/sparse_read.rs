@@ -44,6 +44,7 @@ pub(crate) fn read_with_holes(
         [Piece { is_hole: true, .. }] => return Ok(Some(Success::Zeroes)),
         _ => {}
     }
+    assert!(len_bytes as usize <= buffer.capacity_bytes(), "the data of a read lies in its buffer");
     for piece in pieces.iter().filter(|piece| !piece.is_hole) {
         let part = &mut buffer.payload_mut()[piece.start..piece.start + piece.len];
         if device.read(to.offset_bytes + piece.start as u64, part)? == Progress::Zeroes {
@@ -66,6 +67,7 @@ pub(crate) fn read_with_holes(
         end += header.len();
         if !piece.is_hole {
             let from = HEADROOM_BYTES + piece.start;
+            assert!(end <= from, "a chunk must not overwrite data that is not moved yet");
             frame.copy_within(from..from + piece.len, end);
             end += piece.len;
         }
@@ -94,6 +96,7 @@ fn pieces(extents: &[StatusExtent], len_bytes: u64) -> Vec<Piece> {
     if at < len_bytes {
         add(at, len_bytes - at, false);
     }
+    debug_assert!(pieces.iter().map(|piece| piece.len as u64).sum::<u64>() == len_bytes, "all of the read");
     pieces
 }
 

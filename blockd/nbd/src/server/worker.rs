@@ -172,6 +172,10 @@ impl RequestWork {
         let device = &*self.device;
         // Reads and writes are at most 64 MiB long; others have no buffer.
         let payload_len = len_bytes as usize;
+        assert!(
+            buffer.as_ref().is_none_or(|buffer| payload_len <= buffer.capacity_bytes()),
+            "a short buffer"
+        );
         match (self.operation, buffer) {
             (Operation::Read { whole }, Some(buffer)) => {
                 if !whole && let Some(success) = read_with_holes(device, &self.to, len_bytes, buffer)? {
@@ -210,6 +214,7 @@ impl RequestWork {
                 return Err(DeviceError::new(DeviceErrorKind::Io, message));
             }
             let is_last = index + 1 == self.contexts.len();
+            assert!(!is_last || chunks.len() == index, "each context has a chunk");
             chunks.push(self.to.block_status(context.id, &extents, is_last));
         }
         Ok(Success::Chunks(chunks))
@@ -378,6 +383,7 @@ pub(crate) fn flush_for_all(jobs: Vec<Job>) {
     let (gone, wanted): (Vec<_>, Vec<_>) = jobs.into_iter().partition(Job::is_abandoned);
     gone.into_iter().for_each(Job::end_unwanted);
     let Some(device) = wanted.first().and_then(Job::flushed_device) else { return };
+    debug_assert!(wanted.iter().all(|job| job.flushed_device().is_some()), "one flush answers flushes only");
     let result = call_device(|| device.flush());
     // A finished job no longer holds its device.
     drop(device);

@@ -56,11 +56,14 @@ impl Incoming {
         self.copy.extend_from_slice(&buffer.payload()[self.range.clone()]);
         buffer.payload_mut().copy_within(self.range.clone(), 0);
         self.range = 0..self.copy.len();
+        assert!(self.range.end < CIPHER_INBOX_BYTES, "a receive has room");
         let from = HEADROOM_BYTES + self.range.end;
         Some(Transfer { buffer, range: from..HEADROOM_BYTES + CIPHER_INBOX_BYTES, all: false })
     }
 
     pub(super) fn end_receive(&mut self, mut buffer: Buffer, len_bytes: usize) {
+        assert!(self.buffer.is_none(), "the buffer is away during a receive");
+        assert!(self.range.end + len_bytes <= CIPHER_INBOX_BYTES, "a receive stays in the buffer");
         // The session may have used up some of the copy, and worked on the rest.
         let start = self.range.end - self.copy.len().min(self.range.end);
         buffer.payload_mut()[start..self.range.end].copy_from_slice(&self.copy);

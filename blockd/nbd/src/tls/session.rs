@@ -143,6 +143,7 @@ impl TlsSession {
     /// # Errors
     /// The client broke the protocol or is refused; the alert is sent next.
     pub(crate) fn open(&mut self, plain: &mut [u8]) -> Result<Opened, rustls::Error> {
+        assert!(self.plain_start <= self.plain.len(), "plaintext is taken once");
         let kept = &self.plain[self.plain_start..];
         if !kept.is_empty() {
             let len_bytes = kept.len().min(plain.len());
@@ -232,6 +233,7 @@ impl TlsSession {
             pool.give(sealed.buffer);
             return Err(error);
         }
+        assert!(sealed.len_bytes <= sealed.capacity_bytes, "a send stays in its buffer");
         if sealed.len_bytes == 0 {
             pool.give(sealed.buffer);
             return Ok(None);
@@ -264,6 +266,7 @@ impl TlsSession {
                 pool.give(chunk.buffer);
                 continue;
             }
+            assert!(self.sealing.is_none(), "one reply is sealed at a time");
             self.sealing = Some(chunk);
             if written.is_none() {
                 return if sealed.len_bytes == 0 { Err(SealError("a record does not fit")) } else { Ok(()) };
@@ -304,6 +307,7 @@ impl TlsSession {
         let room = &mut buffer.framed_mut()[*len_bytes..*capacity_bytes];
         match self.drive(None, what(room)) {
             Ok(Driven::Sealed(written)) => {
+                assert!(written > 0 && *len_bytes + written <= *capacity_bytes, "a record lies in the send");
                 *len_bytes += written;
                 Ok(Some(written))
             }

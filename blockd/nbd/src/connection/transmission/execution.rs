@@ -7,7 +7,7 @@ use crate::connection::buffer_pool::Buffer;
 use crate::connection::flow::{Context, Flow};
 use crate::connection::inbox::Inbox;
 use crate::device::Progress;
-use crate::protocol::constants::NBD_EINVAL;
+use crate::protocol::constants::{MAX_PAYLOAD_BYTES, NBD_EINVAL};
 use crate::protocol::meta_context::MetaContext;
 use crate::protocol::reply::{ReplyMode, ReplyTo};
 use crate::protocol::request::{Operation, Request};
@@ -33,6 +33,10 @@ impl Transmission {
         let Some(data) = unread.get(..len) else {
             let mut buffer = cx.pool.take(len);
             let filled_bytes = unread.len();
+            assert!(
+                filled_bytes < len && len <= MAX_PAYLOAD_BYTES as usize,
+                "the rest of the payload follows"
+            );
             buffer.payload_mut()[..filled_bytes].copy_from_slice(unread);
             inbox.consume(filled_bytes);
             self.expects_large = true;
@@ -70,6 +74,7 @@ impl Transmission {
         cx: &mut Context<'_>,
     ) {
         let len = request.len_bytes as usize;
+        assert!(len <= buffer.capacity_bytes(), "the payload of a write lies in its buffer");
         let charge_bytes = charge(request, Operation::Write { fua });
         let at_once = if fua || len > INLINE_BYTES {
             Ok(Progress::WouldBlock)
@@ -108,8 +113,8 @@ impl Transmission {
     }
 
     fn read(&mut self, request: &Request, operation: Operation, flow: &mut Flow, cx: &mut Context<'_>) {
-        // Judged to be at most `MAX_PAYLOAD_BYTES`.
         let len = request.len_bytes as usize;
+        assert!(0 < len && len <= MAX_PAYLOAD_BYTES as usize, "the length of a read is judged");
         let (to, charge_bytes) = (self.reply_to(request), charge(request, operation));
         if len <= BATCH_READ_BYTES {
             let header_len = to.mode.data_header_len_bytes();
@@ -258,6 +263,7 @@ fn push_read(
     flow: &mut Flow,
     cx: &mut Context<'_>,
 ) {
+    assert!(len <= buffer.capacity_bytes(), "the data of a read lies in its buffer");
     if is_zero && to.mode != ReplyMode::Simple {
         push_zeroes(to, len, charge_bytes, flow, cx);
         cx.pool.give(buffer);
@@ -289,6 +295,7 @@ pub(in crate::connection) fn finish(done: RequestDone, flow: &mut Flow, cx: &mut
             return flow.outbox.push_framed(buffer, range, charge_bytes);
         }
         (Ok(Success::Chunks(chunks)), buffer) => {
+            assert!(!chunks.is_empty(), "a block status has a context, whose chunk releases the charge");
             let mut charge_bytes = charge_bytes;
             for chunk in &chunks {
                 // The whole charge belongs to the first one, which exists: a block status has at least one

@@ -110,6 +110,7 @@ impl Transmission {
         match &mut self.input {
             Input::Payload { request, buffer, filled_bytes, .. } => {
                 let buffer = buffer.take()?;
+                assert!((*filled_bytes as u64) < request.len_bytes, "a complete payload is not awaited");
                 let range = HEADROOM_BYTES + *filled_bytes..HEADROOM_BYTES + request.len_bytes as usize;
                 Some(Transfer { buffer, range, all: false })
             }
@@ -128,7 +129,9 @@ impl Transmission {
     /// A receive is over.
     pub(crate) fn end_receive(&mut self, inbox: &mut Inbox, received: Buffer, len_bytes: usize) {
         match &mut self.input {
-            Input::Payload { buffer, filled_bytes, .. } => {
+            Input::Payload { request, buffer, filled_bytes, .. } => {
+                assert!((*filled_bytes + len_bytes) as u64 <= request.len_bytes, "a payload has its length");
+                assert!(buffer.is_none(), "the buffer is away during a receive");
                 *buffer = Some(received);
                 *filled_bytes += len_bytes;
             }
@@ -162,6 +165,7 @@ impl Transmission {
                     if *remaining_bytes > 0 {
                         return Pause::Input;
                     }
+                    assert!(*errno != 0, "a refused request gets an error");
                     flow.reply(to, *errno, REQUEST_OVERHEAD_BYTES, cx);
                     self.input = Input::Requests;
                     None
@@ -226,6 +230,11 @@ impl Transmission {
         if !flow.admit(charge_bytes, cx) {
             self.judged = Some(verdict);
             return Some(Pause::Full);
+        }
+        if let Verdict::Execute(operation) = verdict {
+            let range_is_in_payload = matches!(operation, Operation::BlockStatus { chosen: true, .. });
+            assert!(range_is_in_payload || request.fits(&self.terms), "a request beyond the export");
+            assert!(!self.terms.read_only || !operation.writes(), "a write to a read-only export");
         }
         inbox.consume(self.header_len_bytes());
         *cx.requests += 1;

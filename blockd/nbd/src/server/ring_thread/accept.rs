@@ -33,6 +33,7 @@ impl RingThread {
     }
 
     pub(super) fn accepted(&mut self, index: usize, result: io::Result<OwnedFd>) {
+        assert!(self.accepting > 0, "accepts under way are counted");
         self.accepting -= 1;
         if self.stop_at.is_some() {
             return;

@@ -287,6 +287,7 @@ impl RingThread {
         let entry =
             Entry { connection, socket, is_cancelled: false, is_shut_down: false, watch: Watch::None, place };
         if let Some(slot) = self.slots.get_mut(index) {
+            assert!(slot.entry.is_none(), "a slot has one connection");
             slot.entry = Some(entry);
             self.live += 1;
         }
@@ -380,6 +381,10 @@ impl RingThread {
         if let Some(entry) = slot.entry.take() {
             slot.generation = slot.generation.wrapping_add(1);
             self.free.push(index as u32);
+            assert!(
+                self.live > 0 && entry.watch == Watch::None,
+                "a connection ends once, with its operations"
+            );
             self.live -= 1;
             let may_linger = entry.connection.may_linger();
             entry.connection.release(&mut self.pool, &self.shared.budget);

@@ -22,6 +22,7 @@ impl Tag {
             Self::Linger(index) => (4, index),
             Self::HangUp(index) => (5, index),
         };
+        debug_assert!(kind < 8 && (index as u64) < 1 << 61, "kind and index fit the tag");
         (index as u64) << 3 | kind
     }
 
