@@ -27,6 +27,7 @@ impl Connection {
     }
 
     pub(super) fn answer(&mut self, answer: Answer, cx: &mut Context<'_>) {
+        assert!(self.flow.jobs == 0, "the negotiation has one lookup at a time");
         if let Phase::Handshake(handshake) = &mut self.phase {
             let mut out = Vec::new();
             let step = handshake.answer(answer, &mut out);

@@ -145,6 +145,7 @@ impl Connection {
 
     /// Starts TLS after its acknowledgement.
     pub(super) fn start_tls(&mut self, cx: &mut Context<'_>) {
+        assert!(self.is_flushed() && !self.is_receiving, "TLS starts behind its acknowledgement");
         let session = match &self.tls {
             TlsOffer::Allow(identity) | TlsOffer::Require(identity) => identity.accept(),
             TlsOffer::Off => return self.abort("there is no TLS here", cx),

@@ -178,6 +178,7 @@ impl Handshake {
                 }
                 let consumed = input.len().min(*remaining_bytes as usize);
                 // At most `remaining_bytes`, which is a u32.
+                assert!(consumed > 0, "an option without data is not discarded");
                 *remaining_bytes -= consumed as u32;
                 if *remaining_bytes == 0 {
                     let message = format!(
@@ -228,6 +229,7 @@ impl Handshake {
                 return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::OptionTooLong(len_bytes)));
             }
             self.forget_contexts(option);
+            assert!(len_bytes <= MAX_OPTION_DISCARD_BYTES, "a longer option ends the connection");
             self.state = State::Discard { option, len_bytes, remaining_bytes: len_bytes };
             return (OPTION_HEADER_LEN_BYTES, Step::Continue);
         }
@@ -392,6 +394,7 @@ impl Handshake {
                     options::put_server(out, info);
                     listed += 1;
                 }
+                assert!(listed > 0 || list.is_empty(), "a listing advances");
                 if listed < list.len() || list.len() >= LIST_PART {
                     self.state = State::ListMore { skip: skip + listed };
                 } else {
@@ -451,6 +454,7 @@ impl Handshake {
         options::put_info_block_size(out, option);
         options::put_reply(out, option, NBD_REP_ACK, &[]);
         if option == NBD_OPT_GO {
+            debug_assert!(self.fixed_newstyle, "other clients have no options");
             self.state = State::Over;
             let agreed = self.agreed(&opened.name);
             return Step::Transmit(opened, agreed);

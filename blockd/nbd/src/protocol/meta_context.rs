@@ -66,7 +66,9 @@ pub(crate) fn select(contexts: Vec<String>, queries: &[String]) -> Vec<MetaConte
     let wanted: HashSet<&String> = queries.iter().collect();
     let chosen = contexts.into_iter().filter(|context| wanted.contains(context)).take(MAX_CONTEXTS);
     // Their number is bounded, so it fits. Zero is left out: it tells a forgotten id from a real one.
-    (1..).zip(chosen).map(|(id, name)| MetaContext { id, name }).collect()
+    let selected: Vec<_> = (1..).zip(chosen).map(|(id, name)| MetaContext { id, name }).collect();
+    assert!(selected.len() <= MAX_CONTEXTS, "chosen contexts are bounded");
+    selected
 }
 
 /// Appends the `NBD_REP_META_CONTEXT` of one context. One with a name that the protocol cannot carry is left

@@ -111,6 +111,7 @@ impl ReplyTo {
         bytes.extend_from_slice(&errno.to_be_bytes());
         bytes.extend_from_slice(&message_len.to_be_bytes());
         bytes.extend_from_slice(message);
+        debug_assert!(std::str::from_utf8(message).is_ok(), "a message is cut between characters");
         bytes
     }
 
@@ -156,7 +157,7 @@ impl ReplyTo {
             bytes.extend_from_slice(&self.chunk(done, NBD_REPLY_TYPE_BLOCK_STATUS, len_bytes));
             bytes.extend_from_slice(&context_id.to_be_bytes());
             for extent in extents {
-                // An extent lies within its request, whose length has 32 bits here.
+                debug_assert!(u32::try_from(extent.len_bytes).is_ok(), "a request has 32 bits here");
                 let len_bytes = u32::try_from(extent.len_bytes).unwrap_or(u32::MAX);
                 bytes.extend_from_slice(&len_bytes.to_be_bytes());
                 bytes.extend_from_slice(&extent.flags.to_be_bytes());

@@ -284,6 +284,7 @@ impl Server {
         let Some(queues) = self.running.as_ref().map(|running| running.queues.clone()) else {
             return Ok(());
         };
+        assert!(!shared.mailboxes.is_empty(), "a server has a ring thread");
         let (ready_sender, ready) = bounded(shared.mailboxes.len());
         // The first thread accepts for all.
         let mut listeners = Some(listeners);

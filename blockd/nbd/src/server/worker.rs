@@ -202,6 +202,7 @@ impl RequestWork {
     }
 
     fn block_status(&self, one: bool) -> Result<Success, DeviceError> {
+        assert!(!self.contexts.is_empty(), "block status has a context");
         let max_extents = if one { 1 } else { (MAX_STATUS_EXTENTS / self.contexts.len().max(1)).max(1) };
         let mut chunks = Vec::with_capacity(self.contexts.len());
         let mut extents = Vec::new();

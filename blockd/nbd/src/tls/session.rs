@@ -292,6 +292,7 @@ impl TlsSession {
         let plain = &chunk.buffer.framed_mut()[range];
         let written = self.seal_into(sealed, |room| Seal::Data(plain, room))?;
         if written.is_some() {
+            assert!(chunk.range.start + len_bytes <= chunk.range.end, "a reply is sealed once");
             chunk.range.start += len_bytes;
         }
         Ok(written)
@@ -410,8 +411,9 @@ fn put_record(data: &mut EncodeTlsData<'_, ServerConnectionData>, records: &mut 
     let start = records.len();
     if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
         records.resize(start + size.required_size, 0);
-        // It fits now; the other error is about encoding it twice.
-        let _ = data.encode(&mut records[start..]);
+        // Zeroes would be sent in its place.
+        let encoded = data.encode(&mut records[start..]);
+        assert!(encoded.is_ok_and(|len| len == size.required_size), "a record has the announced length");
     }
 }
 
@@ -435,6 +437,7 @@ struct Sealed {
 impl Sealed {
     /// Returns the size of plaintext that fits, in bytes.
     fn plain_room_bytes(&self) -> usize {
+        assert!(self.len_bytes <= self.capacity_bytes, "a send stays in its buffer");
         let room_bytes = self.capacity_bytes - self.len_bytes;
         let whole = room_bytes / (RECORD_BYTES + RECORD_OVERHEAD_BYTES);
         let rest = room_bytes % (RECORD_BYTES + RECORD_OVERHEAD_BYTES);

@@ -238,6 +238,7 @@ impl Transmission {
             // Numbered from 1.
             let index = (id as usize).checked_sub(1)?;
             let context = self.contexts.get(index).filter(|context| context.id == id)?;
+            debug_assert!(context.id as usize == index + 1, "contexts are numbered from 1");
             if !std::mem::replace(is_chosen.get_mut(index)?, true) {
                 contexts.push(context.clone());
             }

@@ -317,6 +317,7 @@ impl RingThread {
         let Some(mut entry) = self.slots.get_mut(index).and_then(|slot| slot.entry.take()) else {
             return;
         };
+        assert!(self.work.is_empty(), "work belongs to the connection that requests it");
         let acted = catch_unwind(AssertUnwindSafe(|| self.with_context(|cx| act(&mut entry.connection, cx))));
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
@@ -355,6 +356,10 @@ impl RingThread {
         } else if connection.refuses_input() && !std::mem::replace(&mut entry.is_cancelled, true) {
             self.ring.cancel(Tag::Receive(index).pack());
         }
+        debug_assert!(
+            !connection.is_aborted() || entry.is_shut_down,
+            "an aborted connection ends its operations"
+        );
         if entry.watch == Watch::None && connection.is_to_be_watched() {
             self.ring.hang_up(&entry.socket, Tag::HangUp(index).pack());
             entry.watch = Watch::UnderWay;
