@@ -74,6 +74,7 @@ impl<T: Copy + PartialEq> Runs<T> {
     pub(crate) fn add(&mut self, run: Extent, what: T) -> Result<(), LimitReached> {
         let from = run.offset_bytes().max(self.offset_bytes);
         let len_bytes = (run.offset_bytes() + run.len_bytes()).min(self.end_bytes) - from;
+        debug_assert!(len_bytes > 0, "only extents of the range are found");
         self.steps += 1;
         let full = self.found.len() >= self.most;
         match self.found.last_mut() {

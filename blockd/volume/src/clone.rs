@@ -66,7 +66,7 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
     let mut layers =
         vec![LayerEntry { epoch: head, file: head, generation: 0, open: true, lazy: false, size_bytes }];
     for layer in view.stack.layers() {
-        // All layers of a snapshot are frozen.
+        assert!(matches!(layer, Layer::Frozen(_)), "all layers of a snapshot are frozen");
         let Layer::Frozen(layer) = layer else { continue };
         layer.data.link_to(&files::data_path(building, layer.file))?;
         let blocks = layer.size_bytes / BLOCK_SIZE_BYTES;

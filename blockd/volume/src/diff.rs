@@ -56,6 +56,10 @@ impl Difference {
                         DifferenceRun { extent: Extent::between(at, end), has_data: true }
                     }
                 };
+                debug_assert!(
+                    !found.extent.is_empty() && found.extent.end() <= run.end(),
+                    "parts of the extent"
+                );
                 at = found.extent.end();
                 Some(found)
             })
@@ -95,6 +99,7 @@ impl Volume {
             }
             found.to_size_bytes = layer.size_bytes();
         }
+        assert!(found.from_size_bytes <= found.to_size_bytes, "a volume never shrinks");
         Ok(found)
     }
 }

@@ -38,6 +38,7 @@ impl Volume {
         self.finish_open_layers(&mut admin)?;
         let new_head = self.prepare_head(&mut admin, new_size_bytes)?;
         let (old_head, _) = self.begin_epoch(new_head);
+        assert!(self.size_bytes() == new_size_bytes, "the new head has the new size");
         match self.finish_open_layer(&mut admin, &old_head, None) {
             // The volume has its new size. An old head that stays open is frozen by the next freeze, growth
             // or start.

@@ -103,6 +103,8 @@ impl Meta {
         for interval in &self.intervals {
             word(interval.0);
         }
+        let entries = 4 * (self.layers.len() + self.snapshots.len()) + self.intervals.len();
+        assert!(out.len() == HEADER_BYTES + 8 * entries, "each entry has its length");
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
         out
@@ -192,6 +194,11 @@ impl Meta {
     }
 
     pub(crate) fn store(&self, dir: &Path) -> Result<(), VolumeError> {
+        // The next start would refuse it as damaged.
+        assert!(self.check().is_ok(), "the committed state of a volume is consistent");
+        assert!(self.intervals.is_sorted(), "intervals ascend");
+        assert!(self.intervals.last().is_none_or(|last| *last < self.next_epoch), "an interval has ended");
+        debug_assert!(Self::decode(&self.encode()).as_ref() == Ok(self), "the committed state reads back");
         files::write_whole(&dir.join(files::META), &self.encode())
     }
 

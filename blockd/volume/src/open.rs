@@ -111,6 +111,7 @@ impl Volume {
                 false => frozen.next().map(Ok),
             })
             .collect::<Result<Vec<_>, VolumeError>>()?;
+        assert!(frozen.next().is_none(), "each frozen layer is in the stack");
         let progress = Progress::load(dir, &meta);
         let volume = Self::assemble(dir.to_owned(), meta, Stack::new(layers, &Stack::default()));
         *volume.merging.lock() = progress;
@@ -165,6 +166,7 @@ fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, Volum
     if entry.lazy {
         return load_lazy(place, entry);
     }
+    assert!(!entry.open, "an open layer has no set yet");
     let identity = SetIdentity {
         volume: place.volume,
         file: entry.file,
@@ -183,6 +185,7 @@ fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, Volum
 
 /// Loads a lazy base. For the layers above it holds every block.
 pub(crate) fn load_lazy(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, VolumeError> {
+    assert!(entry.lazy && !entry.open, "a lazy base is not the head");
     let base = LazyBase::open(place, entry.file)?;
     let data = DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?;
     let held = BlockSet::from_iter([Extent::whole(place.size_bytes)]);

@@ -112,7 +112,11 @@ pub(crate) fn read_stack(
     let end = offset_bytes + buf.len() as u64;
     let mut complete = true;
     let mut content = Content::Zeroes;
+    let range = Extent::touching(offset_bytes, end - offset_bytes);
+    let mut next = range.start;
     let mut copy = |run: Extent, source: Source<'_>| {
+        debug_assert!(run.start == next && !run.is_empty(), "sources come in order and without gaps");
+        next = run.end();
         // The first and last block can be partial.
         let from = run.offset_bytes().max(offset_bytes);
         let to = (run.offset_bytes() + run.len_bytes()).min(end);
@@ -129,11 +133,11 @@ pub(crate) fn read_stack(
         }
         Ok::<(), VolumeError>(())
     };
-    let range = Extent::touching(offset_bytes, end - offset_bytes);
     match start {
         Start::Top => stack.resolve(range, &mut copy)?,
         Start::BelowHead => stack.resolve_below_head(range, &mut copy)?,
     }
+    assert!(next == range.end(), "each byte of a read has a source");
     Ok(complete.then_some(content))
 }
 
@@ -150,6 +154,8 @@ pub(crate) fn plan(stack: &Stack, extents: &[Extent], buf: &mut [u8]) -> Result<
     let mut pieces: Vec<Piece> = Vec::with_capacity(extents.len());
     let mut at = 0;
     for &extent in extents {
+        let end = at + extent.len_bytes() as usize;
+        assert!(end <= buf.len(), "the buffer holds all extents");
         stack.resolve(extent, &mut |run, source| {
             let len_bytes = run.len_bytes() as usize;
             match source {
@@ -166,6 +172,7 @@ pub(crate) fn plan(stack: &Stack, extents: &[Extent], buf: &mut [u8]) -> Result<
             at += len_bytes;
             Ok::<(), VolumeError>(())
         })?;
+        assert!(at == end, "each block of an extent has a source");
     }
     Ok(pieces)
 }

@@ -124,6 +124,7 @@ impl RestoreTarget {
     pub fn finish(self) -> Result<Arc<Volume>, VolumeError> {
         self.data.sync()?;
         let mut held = self.held.into_inner();
+        debug_assert!(held.last().is_none_or(|last| last < Extent::whole(self.size_bytes).end()));
         held.optimize();
         let blocks = self.size_bytes / BLOCK_SIZE_BYTES;
         let identity = SetIdentity { volume: self.id, file: BASE, generation: 0, blocks };

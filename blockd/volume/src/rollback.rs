@@ -109,6 +109,7 @@ impl Volume {
         self.rolling_back.store(true, Ordering::Relaxed);
         let layer = admin.next_epoch;
         let old_head = head_of(&self.current()).epoch;
+        assert!(old_head < layer, "the layer lies above the old head");
         let plan = Plan { old_head, layer, new_head: layer.next(), size_bytes: self.size_bytes() };
         drop(admin);
         Ok((plan, RollbackGuard(self)))
@@ -155,6 +156,7 @@ impl Volume {
                 }
             })?;
         }
+        debug_assert!(set.is_consistent(), "zeroes are held");
         data.sync()?;
         set.held.optimize();
         set.zero.optimize();
@@ -201,6 +203,7 @@ impl Volume {
             lazy: false,
             size_bytes: plan.size_bytes,
         };
+        assert!(admin.next_epoch == plan.layer, "no epoch began meanwhile");
         let mut meta: Meta = admin.clone();
         meta.next_epoch = plan.new_head.next();
         meta.layers.retain(|layer| layer.epoch != plan.old_head);

@@ -34,6 +34,7 @@ impl Waiting {
     fn priced(mut self, held_next: &BlockSet) -> SnapshotSpace {
         self.own.intersect_with(held_next);
         let exclusive_blocks = self.own.len_blocks();
+        assert!(exclusive_blocks <= self.data_blocks, "a snapshot holds its exclusive blocks");
         SnapshotSpace {
             id: self.id,
             exclusive_bytes: exclusive_blocks * BLOCK_SIZE_BYTES,

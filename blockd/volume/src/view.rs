@@ -42,6 +42,7 @@ impl Volume {
         let layers: Vec<Layer> =
             current.layers().iter().filter(|layer| layer.epoch() <= epoch).cloned().collect();
         // The snapshot's own layer is the topmost one; the volume may have grown since.
+        assert!(layers.first().is_some_and(|top| top.epoch() == epoch), "a snapshot has its own layer");
         let size_bytes = layers.first().map_or(0, Layer::size_bytes);
         let points = admin.snapshots.iter().map(|entry| (entry.id, entry.epoch));
         Ok(SnapshotView {
@@ -121,6 +122,7 @@ impl SnapshotView {
             return Err(VolumeError::InvalidInput(message));
         }
         let pieces = plan(&self.stack, extents, buf)?;
+        debug_assert!(pieces.is_sorted_by(|a, b| a.at + a.len_bytes <= b.at), "reads do not overlap");
         for piece in &pieces {
             piece.data.fetch_extents(piece.offset_bytes, piece.len_bytes as u64)?;
         }
@@ -140,6 +142,7 @@ impl Drop for SnapshotView {
     fn drop(&mut self) {
         let mut pins = self.pins.0.lock();
         if let Some(count) = pins.get_mut(&self.epoch) {
+            assert!(*count > 0, "an open view is counted");
             *count -= 1;
             if *count == 0 {
                 pins.remove(&self.epoch);

@@ -151,6 +151,8 @@ fn kept(meta: &Meta) -> Vec<(SnapshotId, Epoch)> {
 
 impl Volume {
     pub(crate) fn assemble(dir: PathBuf, meta: Meta, stack: Stack) -> Arc<Self> {
+        assert!(head_of(&stack).size_bytes == meta.size_bytes, "the head has the size of the volume");
+        assert!(stack.layers().len() == meta.layers.len(), "each committed layer is in the stack");
         Arc::new(Self {
             dir,
             id: meta.volume,
@@ -196,6 +198,7 @@ impl Volume {
     /// Replaces the stack by one with a new head: the barrier. Returns the stall time.
     pub(crate) fn exchange(&self, new: Arc<Stack>) -> Duration {
         let size_bytes = head_of(&new).size_bytes;
+        assert!(size_bytes >= self.size_bytes(), "a volume never shrinks");
         let asked = Instant::now();
         let old = {
             let mut current = self.stack.write();
@@ -332,6 +335,8 @@ impl Volume {
 
     /// Commits `new` to `volume.meta`.
     pub(crate) fn commit(&self, admin: &mut Meta, new: Meta) -> Result<(), VolumeError> {
+        assert!(new.volume == self.id, "a commit of another volume");
+        assert!(new.size_bytes >= admin.size_bytes, "a volume never shrinks");
         self.meta_in_doubt.store(true, Ordering::Relaxed);
         new.store(&self.dir)?;
         self.meta_in_doubt.store(false, Ordering::Relaxed);

@@ -143,6 +143,10 @@ impl Volume {
         for edge in partial_blocks(offset_bytes, len_bytes) {
             let from = edge.offset().0.max(offset_bytes);
             let to = (edge.offset().0 + BLOCK_SIZE_BYTES).min(end);
+            assert!(
+                from < to && to - from < BLOCK_SIZE_BYTES,
+                "the edge of a zeroed range is a part of a block"
+            );
             self.write_if(from, &vec![0; (to - from) as usize], true)?;
         }
         Ok(())
@@ -160,6 +164,10 @@ impl Volume {
                 self.check_space(head, piece)?;
             }
             let marked = not_yet_zero(&entered, piece)?;
+            debug_assert!(
+                marked.iter().all(|run| run.intersection(piece) == *run),
+                "zeroes beyond the range"
+            );
             head.zero(piece, &marked, how)?;
             at = end;
         }
@@ -194,8 +202,11 @@ fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeEr
     }
     let mut content = [0; BLOCK_SIZE_BYTES as usize];
     // Reported zeroes are already in `content`.
-    read_stack(stack, Start::BelowHead, one.offset_bytes(), &mut content, from_disk)?;
-    head.write(one.offset_bytes(), &content)
+    let found = read_stack(stack, Start::BelowHead, one.offset_bytes(), &mut content, from_disk)?;
+    assert!(found.is_some(), "a block is copied up completely");
+    head.write(one.offset_bytes(), &content)?;
+    debug_assert!(head.holds(block), "a block that was copied up is held");
+    Ok(())
 }
 
 /// Returns the extents of a range that may be nonzero. The others are zeroes in every layer, at the last

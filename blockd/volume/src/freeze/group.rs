@@ -155,6 +155,7 @@ fn exchange_held(
     exchanges: &mut [Exchange<'_>],
     began: Instant,
 ) -> Duration {
+    assert!(held.len() == exchanges.len(), "each member is locked at the barrier");
     // This is the barrier.
     for (current, exchange) in held.iter_mut().zip(exchanges.iter_mut()) {
         std::mem::swap(&mut **current, &mut exchange.stack);
@@ -184,6 +185,7 @@ fn freeze_with<E: From<GroupError>>(
     }
 
     let prepared = prepare(&mut group)?;
+    assert!(prepared.len() == group.len(), "each member has a new head");
     let now = Instant::now();
     let mut exchanges: Vec<_> = group
         .iter()

@@ -71,6 +71,9 @@ impl Volume {
     pub(crate) fn begin_epoch(&self, new_head: Arc<Head>) -> (Arc<Head>, Duration) {
         // Only holders of `admin` replace the stack, so it can be built before the barrier.
         let old = self.current();
+        assert!(new_head.epoch > head_of(&old).epoch, "epochs ascend");
+        assert!(new_head.size_bytes >= head_of(&old).size_bytes, "a volume never shrinks");
+        debug_assert!(new_head.dirty_blocks() == 0, "a new head is empty");
         let stall = self.exchange(Arc::new(old.below(new_head)));
         (head_of(&old).clone(), stall)
     }
@@ -84,6 +87,7 @@ impl Volume {
         // The commit of an earlier attempt may stand and name the files created here.
         self.settle(admin)?;
         let epoch = admin.next_epoch;
+        assert!(admin.layers.iter().all(|layer| layer.epoch < epoch), "an epoch is used once");
         let place = Place { size_bytes, ..self.place() };
         let made = Head::create(place, epoch).and_then(|head| {
             files::sync_dir(&self.dir)?;
@@ -140,6 +144,7 @@ impl Volume {
         };
         set.store(&self.dir, identity)?;
         let mut meta = admin.clone();
+        debug_assert!(meta.layers.iter().any(|layer| layer.file == head.epoch), "the head is committed");
         for layer in &mut meta.layers {
             if layer.file == head.epoch {
                 layer.open = false;
@@ -158,6 +163,7 @@ impl Volume {
             data: head.data.clone(),
             set,
         };
+        debug_assert!(frozen.set.held.len_blocks() == head.dirty_blocks(), "a frozen head is not written");
         let frozen = Layer::Frozen(Arc::new(frozen));
         self.replace_layers(|layer| match layer.epoch() == head.epoch {
             true => Some(frozen.clone()),

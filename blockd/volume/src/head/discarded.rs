@@ -127,6 +127,8 @@ impl DiscardedWrites {
         out.extend_from_slice(&self.found_unix_ms.to_le_bytes());
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
+        assert!(out.len() == LEN_BYTES, "a record has its length");
+        debug_assert!(Self::decode(&out) == Some(self), "a record reads back");
         out
     }
 

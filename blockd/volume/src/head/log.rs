@@ -100,13 +100,16 @@ impl Identity {
     }
 
     fn record(self, number: u64, blocks: &BlockSet) -> Vec<u8> {
+        assert!(blocks.last().is_none_or(|last| last.0 < self.blocks), "a record names blocks of the volume");
         let payload = blocks.to_bytes();
+        assert!(u32::try_from(payload.len()).is_ok(), "the length of a record has 32 bits");
         let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + payload.len());
         record.extend_from_slice(RECORD_MAGIC);
         record.extend_from_slice(&(payload.len() as u32).to_le_bytes());
         record.extend_from_slice(&number.to_le_bytes());
         let sum = self.checksum(&record, &payload);
         record.extend_from_slice(&sum.to_le_bytes());
+        assert!(record.len() == RECORD_HEADER_BYTES, "the header of a record has its length");
         record.extend_from_slice(&payload);
         record
     }
@@ -162,6 +165,7 @@ impl Parsed {
             parsed.end_bytes += len;
             parsed.next_record += 1;
         }
+        assert!(parsed.end_bytes <= bytes.len(), "records end in the file");
         parsed.refuse_hidden_records(&bytes[parsed.end_bytes..], identity).map_err(damaged)?;
         Ok(parsed)
     }
@@ -225,6 +229,7 @@ impl HeadLog {
             next_record: found.next_record,
             dir_unsynced: false,
         };
+        debug_assert!(found.held.last().is_none_or(|last| last.0 < identity.blocks), "blocks of the volume");
         log.file.set_len(found.end_bytes as u64).during("cut the torn end off", path)?;
         // The last record may exist in the page cache only: its process died before the sync, or the sync
         // failed and the kernel treats the page as clean. Only rewritten data is certainly covered by this
@@ -242,6 +247,7 @@ impl HeadLog {
         let bytes = storage::read(path).during("read", path)?;
         let found = Parsed::from(path, &bytes, identity)?;
         let behind = &bytes[found.end_bytes..];
+        debug_assert!(found.last_start_bytes <= found.end_bytes, "the last record lies before its end");
         // Zeroes are written ahead.
         let torn = behind.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let ends_as_written = torn == 0 && !behind.is_empty();
@@ -260,6 +266,7 @@ impl HeadLog {
                 let number = rest[8..16].try_into().map(u64::from_le_bytes).unwrap_or_default();
                 identity.parse(rest, number)
             });
+            debug_assert!(named.last().is_none_or(|last| last.0 < identity.blocks), "blocks of the volume");
             at += match record.flatten() {
                 Some((blocks, len)) => {
                     named.union_with(&blocks);
@@ -275,12 +282,14 @@ impl HeadLog {
 
     /// Appends to the log, with new zeroes if none are left; `end_bytes` advances when that is durable.
     fn write_behind(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
+        assert!(self.end_bytes >= HEADER_BYTES as u64 || bytes.starts_with(MAGIC), "the header comes first");
         let end_bytes = self.end_bytes + bytes.len() as u64;
         if end_bytes >= self.zeroed_to_bytes {
             let mut with_zeroes = bytes.to_vec();
             with_zeroes.resize((bytes.len() + ZEROES_BYTES).next_multiple_of(BLOCK_SIZE_BYTES as usize), 0);
             if self.file.write_all_at(&with_zeroes, self.end_bytes).is_ok() {
                 self.zeroed_to_bytes = self.end_bytes + with_zeroes.len() as u64;
+                assert!(self.zeroed_to_bytes > end_bytes, "zeroes follow the record");
                 return Ok(());
             }
             // There may still be space for the record itself.
@@ -291,6 +300,10 @@ impl HeadLog {
     /// Appends blocks whose data is synced, and syncs the log.
     pub(crate) fn append(&mut self, blocks: &BlockSet) -> Result<(), VolumeError> {
         let record = self.identity.record(self.next_record, blocks);
+        debug_assert!(
+            self.identity.parse(&record, self.next_record).is_some_and(|(named, _)| named == *blocks),
+            "a record reads back"
+        );
         self.write_behind(&record)?;
         if !self.file.has(Bug::NoLogSync) {
             self.file.sync_data().during("sync", &self.path)?;
@@ -314,6 +327,7 @@ impl HeadLog {
         let new_path = self.path.with_extension("log.new");
         let mut new = Self::create(&new_path, self.identity)?;
         new.append(all)?;
+        assert!(new.next_record == 1, "a compacted log has one record");
         storage::rename(&new_path, &self.path).during("rename", &new_path)?;
         // From here on the new file is the log: records appended to the old one would not be found.
         new.path.clone_from(&self.path);

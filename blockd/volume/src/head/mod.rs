@@ -181,6 +181,7 @@ impl Head {
         }
         let head = Self::with(place, epoch, data, map, log, Tracked { logged, unlogged });
         head.unsynced.store(true, Ordering::Release);
+        debug_assert!(head.disagreements() == 0, "the map and the tracking of a recovered head agree");
         Ok(head)
     }
 
@@ -192,6 +193,7 @@ impl Head {
         log: HeadLog,
         tracked: Tracked,
     ) -> Self {
+        assert!(place.size_bytes.is_multiple_of(BLOCK_SIZE_BYTES), "a volume consists of whole blocks");
         Self {
             epoch,
             size_bytes: place.size_bytes,
@@ -230,6 +232,7 @@ impl Head {
             return self.data.write(offset_bytes, data);
         }
         let touched = Extent::touching(offset_bytes, data.len() as u64);
+        assert!(touched.end().0 <= self.size_bytes / BLOCK_SIZE_BYTES, "a write beyond the end of the head");
         // Before the data: a reader then finds either zeroes or the new data in the file.
         self.map.clear_zero(touched);
         let written = self.data.write(offset_bytes, data);
@@ -237,13 +240,16 @@ impl Head {
         // as durable.
         self.unsynced.store(true, Ordering::Release);
         written?;
-        self.note_held(touched)
+        self.note_held(touched)?;
+        debug_assert!(self.map.holds_all(touched), "a write is acknowledged without its bits");
+        Ok(())
     }
 
     /// Zeroes blocks. The caller has locked their regions exclusively; `marked` are the extents that would
     /// otherwise read as something else.
     pub(crate) fn zero(&self, extent: Extent, marked: &[Extent], how: ZeroHow) -> Result<(), VolumeError> {
         let (offset_bytes, len_bytes) = (extent.offset_bytes(), extent.len_bytes());
+        assert!(extent.end().0 <= self.size_bytes / BLOCK_SIZE_BYTES, "zeroes beyond the end of the head");
         let zeroed = match how.keep_space {
             true => self.data.zero_range(offset_bytes, len_bytes, how.fast),
             false => self.data.punch(offset_bytes, len_bytes, how.fast),
@@ -258,6 +264,7 @@ impl Head {
         for &run in marked {
             self.map.set_zero(run);
             self.note_held(run)?;
+            debug_assert!(self.states(run).all(|(_, state)| state == BlockState::Zero), "zeroes are marked");
         }
         Ok(())
     }
@@ -317,6 +324,7 @@ impl Head {
             tracked.logged.union_with(&new);
             new
         };
+        debug_assert!(new.last().is_none_or(|last| self.map.is_held(last)), "only held blocks are logged");
         if self.data.has(Bug::LogBeforeData) && !new.is_empty() {
             let _ = log.append(&new);
         }
@@ -390,6 +398,7 @@ impl Head {
 
     /// Returns the block sets of a synced head without further writes.
     pub(crate) fn final_set(&self) -> LayerSet {
+        debug_assert!(self.writers.are_done(), "the set of a head with writers is not final");
         let LayerSet { mut held, mut zero } = self.present_set();
         held.optimize();
         zero.optimize();
@@ -459,7 +468,9 @@ impl Writers {
     }
 
     pub(crate) fn leave(&self) {
-        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let before = self.count.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "a writer leaves once");
+        if before == 1 {
             // The lock ensures that a waiter is either before its check or asleep.
             drop(self.idle.lock());
             self.changed.notify_all();

@@ -48,6 +48,7 @@ impl Regions {
         let first = extent.start.0 >> REGION_SHIFT;
         let last = extent.end().0.saturating_sub(1).max(extent.start.0) >> REGION_SHIFT;
         let (low, high) = (first % STRIPES, last % STRIPES);
+        debug_assert!(first <= last, "regions ascend");
         if first == last {
             return Some(Held::One { _guard: take(&self.stripes[low as usize])? });
         }
@@ -59,6 +60,7 @@ impl Regions {
             .filter(|&stripe| touched(stripe))
             .map(|stripe| take(&self.stripes[stripe as usize]))
             .collect::<Option<Vec<G>>>()?;
+        assert!(guards.len() > 1, "several regions have several locks");
         Some(Held::Many { _guards: guards })
     }
 }

@@ -89,6 +89,7 @@ fn run() {
         drop(value);
         queue = CLOSER.queue.lock();
         queue.done += 1;
+        assert!(queue.done <= queue.added, "only added values are dropped");
         CLOSER.done.notify_all();
     }
 }

@@ -43,6 +43,7 @@ impl Flusher {
             }
             self.changed.wait(&mut state);
         }
+        assert!(state.begun == state.ended, "one sync runs at a time");
         state.running = true;
         state.begun += 1;
         let number = state.begun;
@@ -65,6 +66,7 @@ struct End<'a> {
 impl Drop for End<'_> {
     fn drop(&mut self) {
         let mut state = self.flusher.state.lock();
+        assert!(state.running && state.begun == self.number, "a sync ends once");
         state.running = false;
         state.ended = self.number;
         if !self.succeeded {

@@ -81,13 +81,17 @@ impl<'a> InFlightRead<'_, 'a> {
             self.wait()?;
             self.reap(buf)?;
         }
+        assert!(self.slots.iter().all(Option::is_none), "each read has ended");
         Ok(())
     }
 
     /// Queues a read in a free slot; the submission queue has as many entries as there are slots.
     #[allow(unsafe_code)]
     fn submit(&mut self, slot: Slot<'a>, buf: &mut [u8]) {
-        let Some(number) = self.slots.iter().position(Option::is_none) else { return };
+        let free = self.slots.iter().position(Option::is_none);
+        assert!(free.is_some() && self.busy < DEPTH, "a read without a slot would be lost");
+        let Some(number) = free else { return };
+        assert!(slot.done_bytes < slot.part.len_bytes, "a read that is complete is not continued");
         let len = slot.part.len_bytes - slot.done_bytes;
         let target = &mut buf[slot.at + slot.done_bytes as usize..][..len as usize];
         let entry = opcode::Read::new(types::Fd(slot.part.file.as_raw_fd()), target.as_mut_ptr(), len as u32)
@@ -136,6 +140,7 @@ impl<'a> InFlightRead<'_, 'a> {
                     first_error = first_error.and(Err(error).during("read", slot.part.path));
                 }
                 Ok(count) => {
+                    assert!(count <= slot.part.len_bytes - slot.done_bytes, "the kernel read too much");
                     slot.done_bytes += count;
                     if slot.done_bytes < slot.part.len_bytes {
                         self.submit(slot, buf);

@@ -103,6 +103,7 @@ fn grouped(mut covers: Vec<Cover>, known: &Known) -> Vec<Cover> {
         return covers;
     }
     let lower = covers.split_off(ungrouped);
+    debug_assert!(lower.len().is_multiple_of(GROUP_MEMBERS), "groups are full");
     let groups = lower.chunks(GROUP_MEMBERS).map(|members| {
         Cover::Group(known.get(&addresses(members)).cloned().unwrap_or_else(|| Arc::new(group(members))))
     });
@@ -114,6 +115,7 @@ fn grouped(mut covers: Vec<Cover>, known: &Known) -> Vec<Cover> {
 fn group(members: &[Cover]) -> Group {
     let mut held = BlockSet::new();
     for member in members {
+        assert!(!matches!(member, Cover::Open(_)), "an open layer changes, and is in no group");
         member.union_held_into(&mut held);
     }
     held.optimize();
@@ -186,6 +188,7 @@ pub(crate) fn resolve<'a, E>(
             }
         }
     }
+    debug_assert!(range.start <= at && at <= range.end(), "sources lie in the range");
     resolve(below, Extent::between(at, range.end()), found)
 }
 

@@ -115,6 +115,7 @@ impl DataFiles {
 
     /// Attaches a lazy base that fills the files on read.
     pub(crate) fn with_lazy(self, lazy: Arc<LazyBase>) -> Self {
+        assert!(self.lazy.is_none(), "data files have one base");
         Self { lazy: Some(lazy), ..self }
     }
 
@@ -177,6 +178,7 @@ impl DataFiles {
     /// Opens the files of a layer of `old_bytes` and extends them with zeroes to `new_bytes`. The caller
     /// syncs the directory.
     pub(crate) fn extend(base: &Path, old_bytes: u64, new_bytes: u64) -> Result<Self, VolumeError> {
+        assert!(old_bytes <= new_bytes, "files are extended, not cut");
         let old_segments = segment_lens(old_bytes).count();
         let mut segments = Vec::new();
         for (number, len) in segment_lens(new_bytes).enumerate() {
@@ -262,6 +264,7 @@ impl DataFiles {
     pub(crate) fn parts(&self, offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = FilePart<'_>> {
         let mut at = offset_bytes;
         let end = offset_bytes + len_bytes;
+        assert!(end <= self.segments.len() as u64 * SEGMENT_BYTES, "a range beyond the data files");
         std::iter::from_fn(move || {
             if at >= end {
                 return None;
@@ -298,6 +301,7 @@ impl DataFiles {
             // The first and last block can be partial.
             let from = run.offset_bytes().max(offset_bytes);
             let to = (run.offset_bytes() + run.len_bytes()).min(end);
+            debug_assert!(offset_bytes <= from && from < to && to <= end, "parts lie in the range");
             let part = &mut buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize];
             if is_zero {
                 part.fill(0);
@@ -315,6 +319,7 @@ impl DataFiles {
             part.file.read_exact_at(now, part.offset_bytes).during("read", part.path)?;
             buf = rest;
         }
+        assert!(buf.is_empty(), "each byte of a read has a file");
         Ok(())
     }
 
@@ -336,6 +341,7 @@ impl DataFiles {
             }
             buf = rest;
         }
+        assert!(buf.is_empty(), "each byte of a read has a file");
         Ok(true)
     }
 
@@ -346,12 +352,14 @@ impl DataFiles {
             let mut left = now;
             while !left.is_empty() {
                 let (piece, behind) = left.split_at(piece_len(at, left.len()));
+                assert!(!piece.is_empty() && piece.len() as u64 <= PIECE_BYTES, "a write advances in pieces");
                 part.file.write_all_at(piece, at).during("write", part.path)?;
                 at += piece.len() as u64;
                 left = behind;
             }
             data = rest;
         }
+        assert!(data.is_empty(), "each byte of a write has a file");
         Ok(())
     }
 
@@ -368,6 +376,7 @@ impl DataFiles {
         }
         let parts = self.parts(offset_bytes, len_bytes).zip(from.parts(offset_bytes, len_bytes));
         for (to, from) in parts {
+            assert!(to.offset_bytes == from.offset_bytes && to.len_bytes == from.len_bytes, "equal parts");
             match to.file.share_from(from.file, to.offset_bytes, to.len_bytes) {
                 Err(error) if storage::cannot_share(&error) => return Ok(Shared::Never),
                 Err(error) if storage::cannot_share_range(&error) => return Ok(Shared::NotThis),
@@ -469,6 +478,7 @@ fn write_zeroes(part: &FilePart<'_>) -> Result<(), VolumeError> {
     let mut done = 0;
     while done < part.len_bytes {
         let len = (part.len_bytes - done).min(zeroes.len() as u64) as usize;
+        assert!(len > 0 && done + len as u64 <= part.len_bytes, "zeroes stay in their part");
         part.file.write_all_at(&zeroes[..len], part.offset_bytes + done).during("write", part.path)?;
         done += len as u64;
     }

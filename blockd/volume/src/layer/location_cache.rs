@@ -69,13 +69,14 @@ impl LocationCache {
 
     fn key(&self, block: BlockIndex) -> u64 {
         // 34 bits suffice for the blocks of 64 TiB.
+        debug_assert!(self.number < 1 << NUMBER_BITS && block.0 < 1 << 34, "block and number fit the key");
         (block.0 << NUMBER_BITS | self.number) << FOUND_BITS
     }
 
     /// Returns page and entry of a block.
     fn place(pages: &[Page], block: BlockIndex) -> Option<(&Page, usize)> {
         let at = block.0 as usize;
-        // Their number is a power of two.
+        debug_assert!(pages.len().is_power_of_two(), "the mask selects a page");
         Some((pages.get((at / PAGE_ENTRIES) & (pages.len() - 1))?, at % PAGE_ENTRIES))
     }
 

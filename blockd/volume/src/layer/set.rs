@@ -45,6 +45,8 @@ pub(crate) struct SetIdentity {
 
 impl LayerSet {
     pub(crate) fn encode(&self, id: SetIdentity) -> Vec<u8> {
+        assert!(self.held.last().is_none_or(|last| last.0 < id.blocks), "a layer holds blocks of the volume");
+        debug_assert!(self.is_consistent(), "zeroes are held");
         let (held, zero) = (self.held.to_bytes(), self.zero.to_bytes());
         let mut out = Vec::with_capacity(HEADER_BYTES + held.len() + zero.len() + 8);
         out.extend_from_slice(MAGIC);
@@ -55,6 +57,7 @@ impl LayerSet {
         out.extend_from_slice(&id.blocks.to_le_bytes());
         out.extend_from_slice(&(held.len() as u64).to_le_bytes());
         out.extend_from_slice(&(zero.len() as u64).to_le_bytes());
+        assert!(out.len() == HEADER_BYTES, "the header has its length");
         out.extend_from_slice(&held);
         out.extend_from_slice(&zero);
         let sum = xxh3_64(&out);
@@ -91,9 +94,7 @@ impl LayerSet {
         let read = |raw: &[u8]| BlockSet::from_bytes(raw).map_err(|error| error.to_string());
         let set = Self { held: read(&sets[..held_len])?, zero: read(&sets[held_len..])? };
         let inside = set.held.last().is_none_or(|last| last.0 < id.blocks);
-        let mut outside = set.zero.clone();
-        outside.subtract(&set.held);
-        if !inside || !outside.is_empty() {
+        if !inside || !set.is_consistent() {
             return Err("it names blocks that cannot be".into());
         }
         Ok(set)
@@ -137,6 +138,14 @@ impl LayerSet {
         self.zero.subtract(&above.held);
         self.zero.union_with(&above.zero);
         self.held.union_with(&above.held);
+        debug_assert!(self.is_consistent(), "zeroes are held");
+    }
+
+    /// Returns true if each zero block is held; for assertions.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let mut outside = self.zero.clone();
+        outside.subtract(&self.held);
+        outside.is_empty()
     }
 
     /// Returns the blocks with data.

@@ -41,6 +41,7 @@ impl Drop for Open {
         let mut open = OPEN.lock();
         let Some(open) = open.as_mut() else { return };
         let Some(dirs) = open.get_mut(&self.identity) else { return };
+        debug_assert!(dirs.contains(&self.dir), "an open file is registered");
         if let Some(at) = dirs.iter().position(|dir| *dir == self.dir) {
             dirs.swap_remove(at);
         }

@@ -91,6 +91,7 @@ pub(crate) type Source<'a> = Option<&'a Arc<DataFiles>>;
 impl Stack {
     /// Creates a stack of layers, top first, reusing derived data of `old`.
     pub(crate) fn new(layers: Vec<Layer>, old: &Self) -> Self {
+        debug_assert!(are_ordered(&layers), "newer layers lie on older ones");
         let covers = Cover::build(&layers, &old.covers);
         let open = layers.iter().take_while(|layer| matches!(layer, Layer::Open(_))).count();
         // Only a failed freeze leaves an open layer, which could change, among them.
@@ -109,6 +110,7 @@ impl Stack {
         let mut layers = Vec::with_capacity(self.layers.len() + 1);
         layers.push(Layer::Open(head.clone()));
         layers.extend(self.layers.iter().cloned());
+        debug_assert!(are_ordered(&layers), "newer layers lie on older ones");
         let mut covers = Vec::with_capacity(self.covers.len() + 1);
         covers.push(Cover::Open(head));
         covers.extend(self.covers.iter().cloned());
@@ -184,11 +186,20 @@ impl Stack {
                 BlockState::Zero => return None,
             }
         }
+        assert!(!self.layers.is_empty(), "only a stack with layers has a cache");
         let bottom = self.layers.len() - 1;
         match memo.get(block) {
-            Some(Found::Zeroes) => return None,
+            Some(Found::Zeroes) => {
+                debug_assert!(cover::source_of(covers, block).is_none(), "cached zeroes are zeroes");
+                return None;
+            }
             Some(Found::Layer(height)) if height <= bottom => {
-                return Some(self.layers[bottom - height].data());
+                let data = self.layers[bottom - height].data();
+                debug_assert!(
+                    cover::source_of(covers, block).is_some_and(|found| Arc::ptr_eq(found, data)),
+                    "a cached location is the location"
+                );
+                return Some(data);
             }
             _ => {}
         }
@@ -249,12 +260,20 @@ impl Stack {
     }
 }
 
+/// Returns true if epochs descend, and no layer is longer than a newer one; for assertions.
+fn are_ordered(layers: &[Layer]) -> bool {
+    layers
+        .windows(2)
+        .all(|pair| pair[0].epoch() > pair[1].epoch() && pair[0].size_bytes() >= pair[1].size_bytes())
+}
+
 /// Splits an extent of a frozen layer into zeroes and data.
 pub(crate) fn resolve_held<'a, E>(
     layer: &'a FrozenLayer,
     run: Extent,
     found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
 ) -> Result<(), E> {
+    debug_assert!(layer.set.held.contains_extent(run), "only held blocks have a source here");
     let mut at = run.start;
     for zero in layer.set.zero.extents_in(run) {
         if zero.start > at {

@@ -265,6 +265,7 @@ impl LazyBase {
             return Err(error);
         }
         log.logged.union_with(&new);
+        debug_assert!(log.logged.last().is_none_or(|last| last.0 < self.blocks), "only blocks of the base");
         if log.log.wants_compaction(&log.logged)
             && let Err(error) = log.log.compact(&log.logged)
         {
@@ -298,6 +299,7 @@ impl LazyBase {
             if extent.start > at {
                 found(Extent::between(at, extent.start), false)?;
             }
+            debug_assert!(at <= extent.start && extent.end() <= run.end(), "zeroes lie in the extent");
             found(extent, true)?;
             at = extent.end();
         }
@@ -326,6 +328,7 @@ impl LazyBase {
 
     /// Returns the block sets of a complete base with durable data.
     pub(crate) fn final_set(&self, size_bytes: u64) -> Result<BlockSet, VolumeError> {
+        assert!(self.is_complete(), "an incomplete base has no final set");
         let mut held = BlockSet::from_iter([Extent::new(BlockIndex(0), self.blocks)]);
         held.subtract(&self.flights.lock().zero);
         for hole in self.files.holes(size_bytes, 1 << 20)? {

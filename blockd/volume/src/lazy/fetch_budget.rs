@@ -72,6 +72,11 @@ impl BudgetState {
     }
 
     fn free(&mut self, blocks: u64, is_background: bool) {
+        assert!(blocks <= self.taken_blocks, "only taken blocks are returned");
+        assert!(
+            !is_background || blocks <= self.background_blocks,
+            "only taken background blocks are returned"
+        );
         self.taken_blocks -= blocks;
         self.background_blocks -= if is_background { blocks } else { 0 };
     }
@@ -129,6 +134,7 @@ impl FetchBudget {
         urgency: Urgency,
     ) -> Option<Room> {
         let is_background = urgency == Urgency::Background;
+        assert!(blocks <= MAX_FLIGHT_BLOCKS, "a turn suffices for the longest fetch");
         let mut books = self.books.lock();
         let has_turn = books.end_turn(&who);
         self.turns.store(books.turns.len(), Ordering::Release);
@@ -139,6 +145,7 @@ impl FetchBudget {
             return None;
         }
         books.take(blocks, is_background);
+        assert!(books.taken_blocks <= self.most_blocks, "fetches stay within the budget");
         Some(Room { budget: self.clone(), blocks, is_background })
     }
 
@@ -178,6 +185,7 @@ impl FetchBudget {
                 // Its volume may be closed.
                 let Some(next) = who.upgrade() else { continue };
                 books.take(MAX_FLIGHT_BLOCKS, is_background);
+                assert!(books.taken_blocks <= self.most_blocks, "turns stay within the budget");
                 books.turns.push((who, is_background));
                 self.turns.store(books.turns.len(), Ordering::Release);
                 return Some(next);

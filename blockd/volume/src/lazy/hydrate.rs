@@ -173,6 +173,7 @@ impl Volume {
         let generation = old.generation + 1;
         let set = LayerSet { held: base.final_set(old.size_bytes)?, zero: BlockSet::new() };
         set.store(&self.dir, SetIdentity { volume: self.id, file: old.file, generation, blocks })?;
+        assert!(admin.layers.last().is_some_and(|bottom| bottom.lazy), "the base is the bottom layer");
         let mut meta = admin.clone();
         for entry in meta.layers.iter_mut().filter(|entry| entry.lazy) {
             (entry.lazy, entry.generation) = (false, generation);

@@ -125,6 +125,7 @@ impl InFlightTable {
         let mut starts: Vec<u64> = gaps.iter().flat_map(|&gap| self.overlapping(gap)).collect();
         starts.sort_unstable();
         starts.dedup();
+        assert!(!starts.is_empty(), "a fetch ends the wait for missing blocks");
         let id = self.waiters.add(gaps, starts.len(), until, then);
         for start in starts {
             if let Some(flight) = self.by_start.get_mut(&start) {
@@ -132,6 +133,7 @@ impl InFlightTable {
                 if flight.urgency == Urgency::Background {
                     flight.urgency = Urgency::Reader;
                     if flight.is_active {
+                        assert!(self.active_background > 0, "active background fetches are counted");
                         self.active_background -= 1;
                     } else {
                         self.background.retain(|&queued| queued != start);
@@ -165,6 +167,7 @@ impl InFlightTable {
         self.zero.intersect_with(sure);
         self.unlogged = BlockSet::new();
         self.forgets += 1;
+        debug_assert!(self.is_consistent(), "known zeroes are present");
     }
 
     /// Excludes blocks from hydration that the source refused permanently.
@@ -227,6 +230,11 @@ impl InFlightTable {
                 let end = BlockIndex((at.0 / MAX_FLIGHT_BLOCKS + 1) * MAX_FLIGHT_BLOCKS).min(run.end());
                 let extent = Extent::between(at, end);
                 at = end;
+                assert!(
+                    (1..=MAX_FLIGHT_BLOCKS).contains(&extent.len_blocks),
+                    "the length of a fetch is bounded"
+                );
+                debug_assert!(self.overlapping(extent).is_empty(), "one fetch requests a block");
                 self.by_start.insert(
                     extent.start.0,
                     InFlightFetch { extent, urgency, is_active: false, waiters: vec![] },
@@ -267,9 +275,14 @@ impl InFlightTable {
             None => return None,
         };
         let flight = self.by_start.get_mut(&start)?;
+        assert!(!flight.is_active, "a fetch starts once");
         flight.is_active = true;
         self.active += 1;
         self.active_background += usize::from(flight.urgency == Urgency::Background);
+        assert!(
+            self.active <= MAX_ACTIVE && self.active_background <= self.active,
+            "running fetches are bounded"
+        );
         Some((flight.extent, flight.urgency))
     }
 
@@ -296,7 +309,9 @@ impl InFlightTable {
         loss: Option<(&BlockSet, &FetchFailure)>,
     ) -> Vec<Call> {
         let Some(flight) = self.by_start.remove(&extent.start.0) else { return vec![] };
+        assert!(flight.extent == extent, "a fetch ends as it began");
         if flight.is_active {
+            assert!(self.active > 0, "active fetches are counted");
             self.active -= 1;
             self.active_background -= usize::from(flight.urgency == Urgency::Background);
         }
@@ -363,6 +378,20 @@ impl InFlightTable {
             self.unlogged.insert_extent(gap);
         }
         self.zero.union_with(zero);
+        debug_assert!(
+            self.there.last().is_none_or(|last| last < self.end),
+            "blocks beyond the end of the base"
+        );
+        debug_assert!(self.is_consistent(), "known zeroes are present");
+    }
+
+    /// Returns true if known zeroes and blocks to log are present; for assertions.
+    fn is_consistent(&self) -> bool {
+        [&self.zero, &self.unlogged].iter().all(|set| {
+            let mut missing = (*set).clone();
+            missing.subtract(&self.there);
+            missing.is_empty()
+        })
     }
 
     /// Fails all waiters with an error and drops fetches that are not running.

@@ -168,6 +168,7 @@ impl FetchSink {
 
 impl FetchReply {
     pub(crate) fn new(extent: Extent, arrivals: Box<dyn Arrivals>) -> Self {
+        assert!(!extent.is_empty(), "a fetch requests blocks");
         let (is_over, failure) = (RwLock::new(false), Mutex::new(None));
         Self { answer: Arc::new(Answer { extent, arrivals, is_over, failure }) }
     }

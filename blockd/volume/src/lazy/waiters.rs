@@ -53,6 +53,7 @@ impl Waiters {
         until: Option<Instant>,
         then: Then,
     ) -> WaiterId {
+        assert!(flights > 0 && !wanted.is_empty(), "a waiter without a fetch waits for ever");
         let id = WaiterId(self.next);
         self.next += 1;
         self.by_id.insert(id, Waiting { flights, wanted, failure: None, until, then });
@@ -75,7 +76,8 @@ impl Waiters {
     /// expired waiters.
     pub(crate) fn landed(&mut self, id: WaiterId, loss: Option<(&BlockSet, &FetchFailure)>) -> Option<Call> {
         let waiting = self.by_id.get_mut(&id)?;
-        waiting.flights = waiting.flights.saturating_sub(1);
+        assert!(waiting.flights > 0, "a waiter whose fetches have ended was called");
+        waiting.flights -= 1;
         if let Some((lost, failure)) = loss
             && waiting.failure.is_none()
             && waiting.wanted.iter().any(|&wanted| lost.intersection_len(wanted) > 0)
@@ -116,13 +118,14 @@ impl Waiters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_extent::BlockIndex;
 
     #[test]
     fn so_many_may_wait_and_no_more() {
         let mut waiters = Waiters::default();
         while !waiters.is_full() {
             assert!(waiters.len() < MAX_WAITERS);
-            waiters.add(vec![], 1, None, Box::new(|_| {}));
+            waiters.add(vec![Extent::new(BlockIndex(0), 1)], 1, None, Box::new(|_| {}));
         }
         assert_eq!(waiters.len(), MAX_WAITERS);
         assert_eq!(waiters.dismiss(&FetchFailure::Closed).len(), MAX_WAITERS);

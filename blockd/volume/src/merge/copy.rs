@@ -67,6 +67,8 @@ impl<'a> Copier<'a> {
                 }
                 self.copy_piece(from, done, to)?;
             }
+            assert!(at < done.end() && done.end() <= run.end(), "a copy advances in its extent");
+            debug_assert!(self.done_below <= at, "blocks are copied in ascending order");
             at = done.end();
             self.done_below = at;
             self.shown.add(done.len_bytes());
@@ -76,6 +78,7 @@ impl<'a> Copier<'a> {
 
     fn copy_piece(&mut self, from: &DataFiles, piece: Extent, to: &DataFiles) -> Result<(), VolumeError> {
         self.buf.resize((COPY_AT_ONCE_BLOCKS * BLOCK_SIZE_BYTES) as usize, 0);
+        assert!(piece.len_blocks <= COPY_AT_ONCE_BLOCKS, "a part fits the buffer");
         let part = &mut self.buf[..piece.len_bytes() as usize];
         from.read(piece.offset_bytes(), part)?;
         match to.write(piece.offset_bytes(), part) {

@@ -101,6 +101,8 @@ impl Volume {
             true => self.long_enough(&lower, upper.size_bytes)?,
             false => upper.data.clone(),
         };
+        assert!(upper.epoch > lower.epoch && upper.size_bytes >= lower.size_bytes, "neighbours in order");
+        assert!(!data.are_shared()?, "a merge writes no shared file");
         let pair = Pair { from: LayerVersion::of(from), to: LayerVersion::of(target) };
         let start = self.resume_at(last, pair, target)?;
         let work = Work { volume: self, pair, from, blocks, data: &data, note_every_bytes };
@@ -217,6 +219,8 @@ impl Volume {
         merged: FrozenLayer,
     ) -> Result<(), VolumeError> {
         let blocks = merged.size_bytes / BLOCK_SIZE_BYTES;
+        assert!(merged.epoch == upper.epoch, "the merged layer has the place of the upper one");
+        assert!([upper.file, lower.file].contains(&merged.file), "a merge creates no file");
         let identity =
             SetIdentity { volume: self.id, file: merged.file, generation: merged.generation, blocks };
         merged.set.store(&self.dir, identity)?;
@@ -344,6 +348,7 @@ impl Work<'_> {
             while at < run.end() {
                 let room = BlockIndex(at.0 + (note_every_blocks - unnoted_blocks));
                 let part = Extent::between(at, room.min(run.end()));
+                assert!(!part.is_empty(), "a note is due before the room for it is used up");
                 if !copier.copy(&self.from.data, part, self.data)? {
                     return Ok(Some(copier.done_below));
                 }
@@ -385,5 +390,6 @@ fn merged_set(upper: &LayerSet, lower: &LayerSet, is_bottom: bool, data: &DataFi
     }
     set.held.optimize();
     set.zero.optimize();
+    debug_assert!(set.is_consistent() || data.has(Bug::MergeForgetsZeroes), "zeroes are held");
     set
 }

@@ -87,6 +87,8 @@ impl Progress {
         out.extend_from_slice(&0u64.to_le_bytes());
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
+        assert!(out.len() == LEN_BYTES, "a note has its length");
+        debug_assert!(Self::decode(&out, volume) == Some(*self), "a note reads back");
         out
     }
 

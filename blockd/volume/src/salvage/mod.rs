@@ -156,6 +156,10 @@ impl Salvage {
                 left.subtract(blocks);
             }
         }
+        debug_assert!(
+            unproven.last().is_none_or(|last| last < Extent::whole(size_bytes).end()),
+            "in the view"
+        );
         unproven.optimize();
         let layers = layers.into_iter().map(|layer| Layer::Frozen(layer.layer.clone())).collect();
         SalvageView { stack: Stack::new(layers, &Stack::default()), size_bytes, unproven, causes }

@@ -100,6 +100,7 @@ pub(super) fn words(extent: Extent) -> impl Iterator<Item = (u64, u64)> {
     (start / 64..end.div_ceil(64)).filter(move |_| end > start).map(move |index| {
         let low = start.max(index * 64) - index * 64;
         let high = end.min(index * 64 + 64) - index * 64;
+        debug_assert!(low < high && high <= 64, "an extent touches each of its words");
         let mask = if high - low == 64 { u64::MAX } else { ((1 << (high - low)) - 1) << low };
         (index, mask)
     })
@@ -112,6 +113,7 @@ pub(super) fn runs_of_word(mut word: u64, mut found: impl FnMut(u64, u64)) {
         let skip = u64::from(word.trailing_zeros());
         word >>= skip;
         let len = u64::from(word.trailing_ones());
+        debug_assert!(len > 0 && base + skip + len <= 64, "runs lie in the word");
         found(base + skip, len);
         base += skip + len;
         word = if len == 64 { 0 } else { word >> len };

@@ -60,6 +60,7 @@ impl Header {
     pub(super) fn compose(volume: VolumeId, epoch: Epoch, blocks: u64, file: &File) -> Vec<u8> {
         let mut header = vec![0u8; HEADER_BYTES as usize];
         header[..BOOT_ID_AT].copy_from_slice(&identity_of(volume, epoch, blocks));
+        debug_assert!(header[BOOT_ID_AT..].iter().all(|byte| *byte == 0), "no boot owns a new map");
         let mount = mount_number(file).map_or(0, NonZeroU64::get);
         header[MOUNT_AT..MOUNT_AT + 8].copy_from_slice(&mount.to_le_bytes());
         header

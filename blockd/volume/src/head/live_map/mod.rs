@@ -129,6 +129,7 @@ impl LiveMap {
         let new_path = path.with_extension("map.new");
         let mut map = Self::create_unowned(&new_path, volume, epoch, blocks)?;
         map.add_all(logged)?;
+        debug_assert!(map.snapshot_of_held() == *logged, "the map names the blocks of the log");
         // Only now does it name all blocks of the log, which salvage relies on if the log is damaged.
         map.own()?;
         storage::rename(&new_path, path).during("rename", &new_path)?;
@@ -137,6 +138,7 @@ impl LiveMap {
     }
 
     fn with(file: File, path: &Path, header: Vec<u8>, blocks: u64) -> Self {
+        assert!(header.len() as u64 == HEADER_BYTES, "the header fills its page");
         Self {
             held: Bitmap::new(blocks),
             zero: Bitmap::new(blocks),
@@ -253,6 +255,8 @@ impl LiveMap {
 
     /// Writes the words of an extent inside one chunk from memory, with more bits set by `add`.
     fn write_words(&self, part: Extent, add: impl Fn(u64) -> u64) -> Result<(), VolumeError> {
+        let last = part.end().0.saturating_sub(1);
+        assert!(part.start.0 / BLOCKS_PER_CHUNK == last / BLOCKS_PER_CHUNK, "one lock covers the words");
         let (mut few, mut many) = ([0; FEW_WORDS * 8], Vec::new());
         let count = words(part).count();
         let bytes = match count <= FEW_WORDS {
@@ -266,6 +270,7 @@ impl LiveMap {
             bytes.copy_from_slice(&(self.held.word(index) | add(mask)).to_le_bytes());
         }
         let at = HEADER_BYTES + part.start.0 / 64 * 8;
+        assert!(at + bytes.len() as u64 <= HEADER_BYTES + bitmap_bytes(self.blocks), "words beyond the map");
         let written = self.file.write_all_at(bytes, at).during("write", &self.path);
         // After the write: the sync that clears it must come later.
         self.unsynced.store(true, Ordering::Release);
@@ -274,6 +279,7 @@ impl LiveMap {
 
     /// Adds blocks that the log names to a map that no other thread has yet.
     pub(crate) fn add_all(&self, logged: &BlockSet) -> Result<(), VolumeError> {
+        assert!(logged.last().is_none_or(|last| last.0 < self.blocks), "blocks beyond the end of the map");
         let mut is_changed = false;
         for extent in logged.extents() {
             self.held.set(extent, |_| is_changed = true);
@@ -293,15 +299,18 @@ impl LiveMap {
     }
 
     pub(crate) fn is_held(&self, block: BlockIndex) -> bool {
+        debug_assert!(block.0 < self.blocks, "a block beyond the end of the map");
         self.held.word(block.0 / 64) >> (block.0 % 64) & 1 == 1
     }
 
     /// Sets `zero` for a run of blocks.
     pub(crate) fn set_zero(&self, extent: Extent) {
+        assert!(extent.end().0 <= self.blocks, "zeroes beyond the end of the map");
         self.zero.set(extent, |_| {});
     }
 
     pub(crate) fn clear_zero(&self, extent: Extent) {
+        assert!(extent.end().0 <= self.blocks, "a write beyond the end of the map");
         self.zero.clear(extent);
     }
 
@@ -316,6 +325,7 @@ impl LiveMap {
             let start = at;
             let state = self.state(start);
             at = self.same_until(start, end, state);
+            assert!(start < at && at <= end, "the states of blocks advance");
             Some((Extent::between(BlockIndex(start), BlockIndex(at)), state))
         })
     }

@@ -175,6 +175,7 @@ impl LiveMap {
         read_bits(&file, path, there, |run| {
             held.insert_extent(Extent::between(run.start, run.end().min(BlockIndex(blocks))));
         })?;
+        debug_assert!(held.last().is_none_or(|last| last.0 < blocks), "blocks beyond the end of the map");
         let unread = BlockIndex(there.saturating_sub(HEADER_BYTES) * 8);
         let unread = (there < end && unread.0 < blocks).then_some(unread);
         Ok(Inspection::Believed(InspectedMap { held, unread }))
@@ -194,6 +195,7 @@ fn read_bits(file: &File, path: &Path, end: u64, mut found: impl FnMut(Extent)) 
         let range = range?;
         let mut at = range.start;
         while at < range.end {
+            debug_assert!(at >= HEADER_BYTES && range.end <= end, "bits lie behind the header");
             let len = (range.end - at).min(READ_BYTES as u64) as usize;
             file.read_exact_at(&mut bytes[..len], at).during("read", path)?;
             for (nth, byte) in (0u64..).zip(&bytes[..len]).filter(|(_, byte)| **byte != 0) {

@@ -134,7 +134,10 @@ impl File {
     #[inline]
     pub(crate) fn read_cached_at(&self, buf: &mut [u8], offset_bytes: u64) -> rustix::io::Result<usize> {
         let flags = rustix::io::ReadWriteFlags::NOWAIT;
-        rustix::io::preadv2(&*self.inner, &mut [IoSliceMut::new(buf)], offset_bytes, flags)
+        let len = buf.len();
+        let count = rustix::io::preadv2(&*self.inner, &mut [IoSliceMut::new(buf)], offset_bytes, flags)?;
+        assert!(count <= len, "the kernel read too much");
+        Ok(count)
     }
 
     /// Announces a read that bypasses this module.

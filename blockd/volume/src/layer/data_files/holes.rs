@@ -24,6 +24,7 @@ impl DataFiles {
                     return Ok(holes);
                 }
             }
+            assert!(at <= len, "data ends before the end of the file");
             holes.push(base + at..base + len);
         }
         Ok(holes)
@@ -50,6 +51,7 @@ pub(crate) fn data_ranges<'a>(
             Ok(end) => end.min(within.end),
             Err(error) => return Some(Err(error).during("find the holes of", path)),
         };
+        debug_assert!(at <= start && start < end, "data ranges ascend");
         at = end;
         Some(Ok(start..end))
     })

@@ -26,6 +26,9 @@ impl LazyBase {
                 let room =
                     wanted.and_then(|(blocks, urgency)| self.budget.take(self.starter(), blocks, urgency));
                 let next = room.as_ref().and_then(|_| flights.next_to_start());
+                let is_peeked =
+                    |(extent, _): &(Extent, _)| Some(extent.len_blocks) == wanted.map(|(len, _)| len);
+                assert!(next.as_ref().is_none_or(is_peeked), "the fetch that starts is the one with budget");
                 flights.is_starting = next.is_some();
                 (next, room)
             };
@@ -99,6 +102,8 @@ impl LazyBase {
         data: &[u8],
         mut has_data: impl FnMut(Extent),
     ) -> Result<(), FetchFailure> {
+        assert!(data.len().is_multiple_of(BLOCK), "a source replies with whole blocks");
+        assert!(start.0 + (data.len() / BLOCK) as u64 <= self.blocks, "blocks beyond the end of the base");
         let open = self.open.read();
         if !*open {
             return Err(FetchFailure::Closed);
@@ -147,7 +152,9 @@ impl Arrivals for BaseFlight {
         drop(self.room.lock().take());
         let zero = || {
             let mut zero = BlockSet::from_iter([self.extent]);
-            zero.subtract(&self.data.lock());
+            let data = self.data.lock();
+            debug_assert!(data.intersection_len(self.extent) == data.len_blocks(), "only requested blocks");
+            zero.subtract(&data);
             zero
         };
         let (kept, lost) = match result {

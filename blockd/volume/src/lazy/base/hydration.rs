@@ -47,6 +47,7 @@ impl LazyBase {
         if self.surveyed.lock().contains(block) {
             return Ok(());
         }
+        assert!(!stretch.is_empty() && stretch.end().0 <= self.blocks, "a survey covers blocks of the base");
         let source = self.source_for_fetch()?;
         let data = source.data_blocks(stretch)?;
         let open = self.open.read();
