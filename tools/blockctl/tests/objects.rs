@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use support::{Fake, Reply, fail, ok, volume};
+use support::{Fake, Reply, cloudsnap, fail, ok, reply, snap, volume};
 
 fn rule(name: &str, volumes: &[&str]) -> Value {
     json!({ "name": name, "quiesce": { "preCommand": "sync" }, "volumes": volumes, "groups": [], "schedules": [] })
@@ -197,4 +197,39 @@ fn location_with_new_keys_updates_credential() {
         apply("region: elsewhere, accessKeyID: NEW, secretAccessKey: {file: key}", &credential);
     assert!(ran.status == 5 && asked.is_none(), "{ran:?}");
     assert!(ran.stderr.contains("location.s3Config.region cannot be changed, as backups lie"), "{ran:?}");
+}
+
+#[test]
+fn object_with_a_pinned_backup_is_not_deleted_in_part() {
+    let backup = |suffix: &str, volume: (&str, &str), pinned: Value| {
+        let mut found = cloudsnap(suffix);
+        (found["SrcVolumeID"], found["SrcVolumeName"]) = (json!(volume.0), json!(volume.1));
+        (found["Metadata"]["snapshotName"], found["Metadata"]["pinned"]) = (json!("before"), pinned);
+        found
+    };
+    let (db, log) = (("59", "db"), ("60", "log"));
+    let listed = |pinned: Value| {
+        let found = [backup("59-61", db, Value::Null), backup("60-62", log, pinned)];
+        ok(json!({ "cloudsnaps": found, "damaged": [], "failedCredentials": [], "total": 2 }))
+    };
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(json!({ "volumes": [volume(db.0, db.1), volume(log.0, log.1)] }))),
+        ("GET /v1/tasks", ok(json!({ "tasks": [] }))),
+        ("GET /v1/credentials", ok(json!({ "credentials": [reply("GET /v1/credentials/nas")] }))),
+        ("GET /v1/cloudsnaps", listed(json!("true"))),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("backup.yaml");
+    let object = "apiVersion: blockd/v1\nkind: VolumeBackup\nmetadata: {name: before}\n\
+        spec: {backupLocation: nas, selectors: {app: mysql}, reclaimPolicy: Delete}\n";
+    std::fs::write(&file, object).unwrap();
+    for dry in ["", " --dry-run"] {
+        let refused = fake.run(&format!("-j delete -f {}{dry}", file.display()));
+        assert_eq!(refused.status, 5, "{refused:?}");
+        let error = &refused.json()["error"];
+        assert_eq!(error["code"], "cloudsnap_pinned");
+        let id = snap("60-62");
+        assert!(error["message"].as_str().unwrap().contains(&format!("unpin --snap {id}")), "{error}");
+    }
+    assert!(fake.seen().iter().all(|seen| !seen.line.starts_with("POST")), "{:?}", fake.seen());
 }

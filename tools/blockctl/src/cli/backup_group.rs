@@ -49,28 +49,3 @@ pub struct BackupGroupArgs {
     #[command(flatten)]
     pub wait: WaitArg,
 }
-
-#[cfg(test)]
-mod tests {
-    use crate::cli::{Cli, Command, cloudsnap::CloudsnapCommand, tests::parse};
-
-    #[test]
-    fn volumes_are_chosen_in_one_way() {
-        for (line, volumes) in [
-            ("cloudsnap backup-group --volume_ids vol1,vol2", 2),
-            ("cs bg -v vol1,7 -v vol3 --cr nas --cr other", 3),
-            ("cs bg --label app=mysql --full", 0),
-            ("cs bg -g shop --wait", 0),
-        ] {
-            match parse(line).map(|Cli { command, .. }| command) {
-                Ok(Command::Cloudsnap(CloudsnapCommand::BackupGroup(args))) => {
-                    assert_eq!(args.volumes.len(), volumes, "{line}");
-                }
-                other => panic!("{line}: {other:?}"),
-            }
-        }
-        for line in ["cs bg", "cs bg -g shop -v vol1", "cs bg --label a=b -g shop", "cs bg vol1"] {
-            assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
-        }
-    }
-}

@@ -167,39 +167,3 @@ place! {
     swift_project_domain_name = "--swift-project-domain-name",
     swift_storage_url = "--swift-storage-url",
 }
-
-#[cfg(test)]
-mod tests {
-    use crate::cli::{Cli, Command, credentials::CredentialsCommand, tests::parse};
-
-    #[test]
-    fn credential_update_options_are_parsed() {
-        let line = "credentials update s3 --s3-access-key a --s3-secret-key hunter2 --encryption-passphrase-from systemd:a";
-        let Ok(Cli { command: Command::Credentials(CredentialsCommand::Update(args)), .. }) = parse(line)
-        else {
-            panic!()
-        };
-        assert!(args.s3_secret_key.is_some() && !format!("{args:?}").contains("hunter"));
-        assert_eq!(args.place.given(), None);
-        for (line, flag) in [
-            ("cred update s3 --bucket other", "--bucket"),
-            ("cred update s3 --s3-disable-ssl", "--s3-disable-ssl"),
-            ("cred update s3 --provider swift --swift-user me", "--provider"),
-        ] {
-            let Ok(Cli { command: Command::Credentials(CredentialsCommand::Update(args)), .. }) = parse(line)
-            else {
-                panic!("{line}")
-            };
-            assert_eq!(args.place.given(), Some(flag));
-        }
-        for line in [
-            "credentials update",
-            "credentials update s3 --s3-secret-key-file a --s3-secret-key-from systemd:a",
-            "credentials update az --azure-account-key-file a --azure-sas-token-file b",
-            "credentials update nas --encryption-passphrase-file a --encryption-passphrase-from systemd:a",
-            "credentials update s3 --s3-external-id a",
-        ] {
-            assert!(parse(line).is_err(), "{line}");
-        }
-    }
-}

@@ -442,24 +442,6 @@ mod tests {
     use crate::cli::tests::parse;
 
     #[test]
-    fn flags_exclude_each_other() {
-        for line in [
-            "cred create n --provider s3 --s3-secret-key a --s3-secret-key-file b",
-            "creds create n --provider local --encryption-passphrase a --encryption-passphrase-file b",
-            "credentials create n --provider tape",
-            "cred create n --provider swift --swift-auth-version 4",
-            "cred create n --provider azure --azure-sas-token a --azure-sas-token-file b",
-            "cred create n --provider s3 --s3-secret-key-file b --s3-secret-key-from systemd:a",
-            "cred create n --provider local --path /x --encryption-passphrase-from planted",
-            "credentials create --provider local --path /x",
-            "credentials create af563a4d-afd7-48df-90f7-8e8f9414ff77 --provider local --path /x",
-        ] {
-            assert_eq!(parse(line).map(drop).unwrap_err().exit_code(), 2, "{line}");
-        }
-        assert!(parse("cred c --provider=local n --path=/x").is_ok());
-    }
-
-    #[test]
     fn secrets_are_not_in_debug_output() {
         let cli =
             parse("cred c n --provider s3 --s3-secret-key hunter2 --encryption-passphrase hunter3").unwrap();

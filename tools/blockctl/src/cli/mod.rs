@@ -257,6 +257,38 @@ mod tests {
     }
 
     #[test]
+    fn help_texts_match_the_snapshot() {
+        fn help(command: &mut clap::Command) -> String {
+            let short = command.render_help().to_string();
+            let has_more = short.contains("see more with '--help'");
+            if has_more { command.render_long_help().to_string() } else { short }
+        }
+        fn walk(command: &mut clap::Command, path: &str, texts: &mut String) {
+            let path = format!("{path} {}", command.get_name());
+            *texts += &format!("${path} --help\n{}\n", help(command));
+            let shown = |sub: &&mut clap::Command| !sub.is_hide_set() && sub.get_name() != "help";
+            command.get_subcommands_mut().filter(shown).for_each(|sub| walk(sub, &path, texts));
+        }
+        let built = |command: clap::Command| {
+            let mut command = command.term_width(100);
+            command.build();
+            command
+        };
+        let mut texts = help(&mut built(command()));
+        // Global options are in the first text only.
+        let mut rest = built(command().mut_args(|arg| {
+            let is_global = arg.is_global_set();
+            arg.hide(is_global)
+        }));
+        rest.get_subcommands_mut().for_each(|sub| walk(sub, " blockctl", &mut texts));
+        insta::with_settings!({
+            snapshot_path => "../../tests/snapshots",
+            prepend_module_to_snapshot => false,
+            omit_expression => true,
+        }, { insta::assert_snapshot!("help", texts) });
+    }
+
+    #[test]
     fn json_and_colour_are_found_before_parsing() {
         let scan = |line: &str| {
             let args: Vec<OsString> = line.split_whitespace().map(Into::into).collect();

@@ -106,7 +106,6 @@ fn expiry_from(text: &str, now: Timestamp) -> Result<Timestamp, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::tests::parse;
 
     #[test]
     fn dates_are_taken_as_people_write_them() {
@@ -125,22 +124,6 @@ mod tests {
             ["", "d", "0d", "-1d", "1.5d", "30", "30m", "tomorrow", "2027-02-30", "999999999d", "1000000w"]
         {
             assert!(expiry_from(bad, now).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn expire_without_date_or_never_is_refused() {
-        let id = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
-        for line in
-            ["expire --snap ID --at 30d", "expire -s ID --never", "pin -s ID --cr nas", "unpin --snap ID"]
-        {
-            parse(&format!("cs {}", line.replace("ID", id))).unwrap();
-        }
-        for line in
-            ["expire --snap ID", "expire --snap ID --at 30d --never", "expire --snap ID --at x", "pin"]
-        {
-            let error = parse(&format!("cs {}", line.replace("ID", id))).map(drop).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{line}");
         }
     }
 }

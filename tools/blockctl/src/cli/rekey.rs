@@ -52,21 +52,3 @@ pub struct RekeyArgs {
     #[arg(long, value_name = "KEY", conflicts_with = "new_data_key")]
     pub accept_key: Option<Uuid>,
 }
-
-#[cfg(test)]
-mod tests {
-    use crate::cli::{Cli, Command, credentials::CredentialsCommand, tests::parse};
-
-    #[test]
-    fn rekey_options_are_parsed() {
-        let line = "credentials rekey nas --encryption-passphrase-file a --new-encryption-passphrase-file b --new-data-key";
-        let Ok(Cli { command: Command::Credentials(CredentialsCommand::Rekey(args)), .. }) = parse(line)
-        else {
-            panic!()
-        };
-        assert!(args.new_data_key && args.new_encryption_passphrase_file.is_some());
-        let accept = "credentials rekey nas --accept-key 6b657900-0000-4000-8000-000000000001";
-        assert!(parse(accept).is_ok() && parse(&format!("{accept} --new-data-key")).is_err());
-        assert!(parse("credentials rekey").is_err());
-    }
-}

@@ -241,39 +241,3 @@ pub struct DeleteArgs {
     #[arg(long)]
     pub force: bool,
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::{Cli, Command, tests::parse};
-
-    fn snapshot(line: &str) -> SnapshotCommand {
-        match parse(line).map(|Cli { command, .. }| command) {
-            Ok(Command::Snapshot(command)) => command,
-            other => panic!("{line}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn members_are_chosen_in_exactly_one_way() {
-        let group = |line| match snapshot(line) {
-            SnapshotCommand::CreateGroup(args) => args,
-            other => panic!("{other:?}"),
-        };
-        let args = group("snapshot create-group --volumes a,b,7 --name monday");
-        assert_eq!(args.volumes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a", "b", "7"]);
-        assert_eq!(group("snap cg --group shop").group.unwrap().as_str(), "shop");
-        assert_eq!(group("snapshot create-group -l a=b,c=d").label.unwrap().to_string(), "a=b,c=d");
-        for (line, part) in [
-            ("snapshot create-group", "--group"),
-            ("snapshot create-group --group a --volumes b", "cannot be used with"),
-            ("snapshot create-group --volumes a,", "is empty"),
-            ("snapshot create-group --group 3b1de846-1078-40e6-ac1a-2e66ef3986d1", "looks like an id"),
-            ("snapshot create-group --label x", "expected key=value"),
-        ] {
-            let error = parse(line).map(drop).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{line}");
-            assert!(error.to_string().contains(part), "{line}: {error}");
-        }
-    }
-}

@@ -78,32 +78,3 @@ fn command_of(args: &[String]) -> String {
     }
     names.join(" ")
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::tests::parse;
-
-    #[test]
-    fn cluster_options_are_refused_with_reason() {
-        let id = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
-        for (line, words) in [
-            ("secrets kvdb login".to_owned(), "blockctl has no secrets: secrets belong to credentials"),
-            ("cs l -m".to_owned(), "cloudsnap list has no -m: nothing is migrated"),
-            ("cloudsnap list --migration".to_owned(), "nothing is migrated"),
-            (format!("cs r -s {id} -n node1"), "cloudsnap restore has no -n: there is one host"),
-            (format!("cloudsnap restore --snap {id} --node=node1"), "there is one host"),
-            ("--raw volume list".to_owned(), "blockctl has no --raw: "),
-            ("volume list --config x".to_owned(), "context create"),
-            ("volume create v --size 1GiB --repl 3".to_owned(), "copies are made by"),
-        ] {
-            let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            let told = reason(&parse(&line).unwrap_err(), &args).unwrap_or_default();
-            assert!(told.contains(words), "{line}: {told}");
-        }
-        for line in ["volume list --node x", "cs list -t gone", "volume list --raww"] {
-            let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            assert_eq!(reason(&parse(line).unwrap_err(), &args), None, "{line}");
-        }
-    }
-}

@@ -428,24 +428,6 @@ mod tests {
     }
 
     #[test]
-    fn modes_are_formatted_like_ls() {
-        for (kind, mode, text) in [
-            (FileKind::File, 0o644, "-rw-r--r--"),
-            (FileKind::Directory, 0o1777, "drwxrwxrwt"),
-            (FileKind::File, 0o4755, "-rwsr-xr-x"),
-            (FileKind::File, 0o2644, "-rw-r-Sr--"),
-            (FileKind::Symlink, 0o777, "lrwxrwxrwx"),
-            (FileKind::Damaged, 0, "?---------"),
-        ] {
-            assert_eq!(mode_text(&file(kind, mode)), text);
-        }
-        assert_eq!(
-            line(&file(FileKind::File, 0o600)),
-            "-rw-------      0:1000              5                   - /a"
-        );
-    }
-
-    #[test]
     fn printed_paths_are_accepted_escaped() {
         for name in [&b"new\nline"[..], b"100%41", b"\xff\xfe", b"plain", "\u{fc}".as_bytes()] {
             let path = FilePath::root().join(b"odd").join(name);

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{Arc, Barrier, Mutex, mpsc},
     thread,
@@ -85,6 +85,41 @@ impl Fake {
         let mut command = blockctl(line);
         command.env("BLOCKD_SOCKET", self.socket());
         command
+    }
+
+    /// Starts a daemon with a reply to each route: those of `replies.json`, or the given ones.
+    pub fn with_defaults(answers: Vec<(&str, Reply)>) -> Self {
+        let defaults = defaults();
+        let given: Vec<&str> = answers.iter().map(|(line, _)| *line).collect();
+        let rest = defaults.iter().filter(|(line, _)| !given.contains(&line.as_str()));
+        let rest: Vec<_> = rest.map(|(line, body)| (line.as_str(), ok(body.clone()))).collect();
+        Self::start(answers.into_iter().chain(rest).collect())
+    }
+
+    /// Runs lines of a shell and returns each with its requests, output, stderr (`!`) and exit status.
+    pub fn transcript(&self, lines: &str) -> String {
+        let dir = self.dir.path().to_str().unwrap();
+        let bin = Path::new(env!("CARGO_BIN_EXE_blockctl")).parent().unwrap();
+        let mut text = String::new();
+        for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let before = self.seen().len();
+            let mut shell = Command::new("sh");
+            shell.args(["-c", line]).current_dir(dir).stdin(Stdio::null()).env_clear();
+            shell.env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
+            shell.env("XDG_CONFIG_HOME", dir).env("BLOCKD_SOCKET", self.socket());
+            let ran = Ran::of(shell.output().unwrap());
+            text += &format!("$ {line}\n");
+            for Seen { line, body } in &self.seen()[before..] {
+                text += &if body.is_null() { format!("> {line}\n") } else { format!("> {line} {body}\n") };
+            }
+            text += &ran.stdout;
+            ran.stderr.lines().for_each(|line| text += &format!("! {line}\n"));
+            if ran.status != 0 {
+                text += &format!("[exit status {}]\n", ran.status);
+            }
+            text.push('\n');
+        }
+        text.replace(dir, "/dir")
     }
 
     /// Runs a command line to its end.
@@ -198,66 +233,43 @@ fn error(code: &str, message: &str) -> Value {
 
 pub const CLUSTER: &str = "2e4d4b67-95d7-481e-aec5-14223ac55170";
 pub const TASK: &str = "3f4f0a67-e12a-4d35-81ad-985657757352";
-pub const CREDENTIAL: &str = "af563a4d-afd7-48df-90f7-8e8f9414ff77";
 
 pub fn snap(suffix: &str) -> String {
     format!("{CLUSTER}/{suffix}")
 }
 
+/// Returns the reply to a route in `replies.json`.
+pub fn reply(line: &str) -> Value {
+    defaults().remove(line).unwrap()
+}
+
+fn defaults() -> HashMap<String, Value> {
+    serde_json::from_str(include_str!("replies.json")).unwrap()
+}
+
 pub fn volume(id: &str, name: &str) -> Value {
-    json!({
-        "id": id, "name": name, "sizeBytes": 4u64 << 30, "labels": {"app": "mysql"}, "created": "2019-01-16T21:51:53Z",
-        "state": "up", "stateReason": null, "uri": format!("nbd+unix:///{name}?socket=/d/nbd.sock"), "connections": 1,
-        "dirtyBytes": 40u64 << 20, "allocatedBytes": 3u64 << 29, "snapshotCount": 2, "layers": 3,
-        "io": {"reads": 1, "writes": 2, "bytesRead": 4096, "bytesWritten": 8192, "flushes": 3},
-        "lastBackups": [{
-            "credential": CREDENTIAL, "credentialName": "nas", "cloudsnapId": snap("59-61-incr"),
-            "time": "2019-01-16T22:27:13Z", "incrementalsSinceFull": 1
-        }]
-    })
+    let mut volume = reply("POST /v1/volumes");
+    (volume["id"], volume["name"]) = (json!(id), json!(name));
+    volume
 }
 
 pub fn task(state: &str, version: u64) -> Value {
-    let kind = state.split('-').next().unwrap().to_ascii_lowercase();
-    let over = state.ends_with("Done") || state.ends_with("Failed");
-    json!({
-        "name": TASK, "type": kind, "sourceVolume": snap("59-61-incr"), "volume": "vol", "state": state, "node": "host", "owner": {"kind": "daemon"},
-        "credential": CREDENTIAL, "credentialName": "nas", "phase": "uploading", "bytesTotal": 420_044_800,
-        "bytesProcessed": if over { 420_044_800 } else { 105_011_200 }, "bytesUploaded": 1 << 20, "bytesDownloaded": 0,
-        "bytesDirty": 420_044_800, "requests": {"put": 8, "get": 1, "list": 0, "delete": 0, "head": 0},
-        "freezeStallMicros": 42, "started": "2019-01-16T22:27:13Z",
-        "completed": if over { json!("2019-01-16T22:27:30Z") } else { Value::Null }, "timeElapsed": 17.460186585,
-        "backupType": "incremental", "resumed": 0, "version": version,
-        "error": if state.ends_with("Failed") {
-            json!({"code": "store_full", "message": "the directory /srv is full", "hint": "make room there"})
-        } else {
-            Value::Null
+    let (kind, stage) = state.split_once('-').unwrap();
+    let mut task = reply(&format!("GET /v1/tasks/{TASK}"));
+    task["type"] = json!(kind.to_ascii_lowercase());
+    (task["state"], task["version"]) = (json!(state), json!(version));
+    match stage {
+        "Done" => {}
+        "Failed" => {
+            task["error"] = json!({ "code": "store_full", "message": "the directory /srv is full", "hint": "make room there" });
         }
-    })
+        _ => (task["bytesProcessed"], task["completed"]) = (json!(105_011_200), Value::Null),
+    }
+    task
 }
 
 pub fn cloudsnap(suffix: &str) -> Value {
-    json!({
-        "ID": snap(suffix), "SrcVolumeID": "59", "SrcVolumeName": "vol", "Timestamp": "2019-01-16T21:51:53Z",
-        "Metadata": {
-            "cloudsnapType": "Manual", "compression": "lz4", "sizeBytes": "2152751104",
-            "starttime": "Wed, 16 Jan 2019 21:51:53 UTC", "status": "Done", "updatetime": "Wed, 16 Jan 2019 21:52:10 UTC",
-            "version": "V1.00", "volume": "{\"DevSpec\":{\"size\":4294967296,\"block_size\":4096,\"volume_labels\":{}}}",
-            "volumename": "vol", "backupType": "full", "credential": CREDENTIAL, "credentialName": "nas",
-            "encrypted": "true", "storedBytes": "1048576", "dirtyBytes": "4096", "freezeStallMicros": "42"
-        },
-        "Status": "Done"
-    })
-}
-
-pub fn credential(name: &str, provider: &str) -> Value {
-    let s3 = provider == "s3";
-    let only_s3 = |value: Value| if s3 { value } else { Value::Null };
-    json!({
-        "uuid": CREDENTIAL, "name": name, "provider": provider, "path": if s3 { Value::Null } else { json!("/srv/backup") },
-        "endpoint": only_s3(json!("70.0.99.121:9010")), "region": only_s3(json!("us-east-1")),
-        "bucket": only_s3(json!("bkt")), "accessKey": only_s3(json!("AB6R80F3SY0VW9NS6HYQ")),
-        "sslEnabled": only_s3(json!(false)), "pathStyle": only_s3(json!(true)), "encryption": s3, "conditionalPut": true,
-        "created": "2019-01-16T21:51:53Z", "writeThroughputKbps": if s3 { json!(1979) } else { Value::Null }
-    })
+    let mut cloudsnap = reply("GET /v1/cloudsnaps")["cloudsnaps"][0].take();
+    cloudsnap["ID"] = json!(snap(suffix));
+    cloudsnap
 }

@@ -1,0 +1,396 @@
+//! Snapshots of requests and output: each command line with what it sends to the daemon and what it prints.
+//!
+//! `INSTA_UPDATE=always cargo test -p blockctl` rewrites them; the diff shows what users will see.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use serde_json::{Value, json};
+use std::sync::{Arc, Barrier};
+use support::{Fake, Reply, TASK, fail, ok, task, volume};
+
+/// Compares a text with `snapshots/NAME.snap`.
+fn matches(name: &str, text: &str) {
+    insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(name, text);
+    });
+}
+
+/// Commands that show something and change nothing.
+const SHOWN: &[&str] = &[
+    "volume list --label app=mysql,x=y",
+    "volume inspect db",
+    "volume inspect 59",
+    "volume inspect 60",
+    "volume uri db",
+    "volume uri db@monday",
+    "volume check db",
+    "snapshot list db",
+    "snapshot diff db monday",
+    "snapshot diff db other@monday 62",
+    "snapshot inspect db@monday",
+    "credentials list",
+    "credentials inspect my-s3-cred",
+    "credentials validate nas",
+    "cloudsnap list --src vol -x 2 --status failed --cred-id nas",
+    "cloudsnap inspect 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr --cr nas",
+    "cloudsnap status",
+    "cloudsnap status 3f4f --max 2",
+    "cloudsnap status --active",
+    "cloudsnap catalog -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr --path /etc",
+    "cloudsnap diff 2e4d4b67-95d7-481e-aec5-14223ac55170/59-60 2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr --files",
+    "cloudsnap gc --dry-run",
+    "cloudsnap history --uuid 0785",
+    "cloudsnap schedules list",
+    "cloudsnap schedules retention 078557a3-26c7-49b1-9822-34e6f816c2d1",
+    "sched-policy list",
+    "sched-policy inspect gold",
+    "rule list",
+    "rule inspect pg",
+    "browse list",
+    "get BackupLocation",
+    "get SchedulePolicy",
+    "get Rule",
+    "get VolumeBackup",
+    "get VolumeBackupSchedule",
+    "get VolumeRestore",
+    "get VolumeClone",
+    "describe BackupLocation my-s3-cred",
+    "describe VolumeBackupSchedule nightly",
+    "context list",
+    "events",
+    "status",
+];
+
+#[test]
+fn tables() {
+    let mut lines: Vec<_> = SHOWN.iter().map(|line| format!("blockctl {line}")).collect();
+    for line in [
+        "get VolumeBackupSchedule -o yaml",
+        "get BackupLocation -o yaml",
+        "--color always cs status --max 1 | cat -v",
+        "--color never cs status --max 1 | cat -v",
+        "cs inspect -i 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr",
+    ] {
+        lines.push(format!("blockctl {line}"));
+    }
+    let none = Fake::start(vec![
+        ("GET /v1/credentials", ok(json!({ "credentials": [] }))),
+        (
+            "GET /v1/cloudsnaps",
+            ok(json!({ "cloudsnaps": [], "damaged": [], "failedCredentials": [], "total": 0 })),
+        ),
+    ]);
+    let forced = "NO_COLOR=1 blockctl --color always cs status --max 1 | cat -v";
+    lines.push(forced.to_owned());
+    let empty = none.transcript("blockctl credentials list\nblockctl -j cred list\nblockctl cs list");
+    matches("tables", &(Fake::with_defaults(Vec::new()).transcript(&lines.join("\n")) + &empty));
+}
+
+#[test]
+fn documents() {
+    let lines: Vec<_> = SHOWN.iter().map(|line| format!("blockctl -j {line}")).collect();
+    matches("documents", &Fake::with_defaults(Vec::new()).transcript(&lines.join("\n")));
+}
+
+const CHANGES: &str = "
+blockctl volume create db --size 8GiB --label a=b,c=d
+blockctl v c --label=a=b,c=d --size=8G db
+blockctl v create -s 8192MiB -l a=b,c=d --group shop db
+blockctl volume clone new --from db@monday
+blockctl volume resize db --size 4GiB
+blockctl volume update db --read-only on
+blockctl volume update db --group shop --label a=b
+blockctl volume update db --no-group --label=
+blockctl volume attach db --device /dev/nbd3 --read-only --persistent --timeout 1m --dead-timeout 2d --connections 2
+blockctl volume detach db
+blockctl volume detach /dev/nbd3 --force
+blockctl volume delete db
+blockctl snapshot create db --name monday
+blockctl snapshot create-group --volumes a,b,7 --name monday
+blockctl snap cg --group shop
+blockctl snapshot create-group -l a=b,c=d
+blockctl snapshot restore db --snapshot monday
+blockctl snapshot restore db -s 61 --discard
+blockctl snapshot pin db@monday
+blockctl snapshot unpin db@monday
+blockctl snapshot delete db@monday
+blockctl credentials limit nas --limit-upload 20M@08:00-18:00,100M --limit-time-zone Europe/Berlin
+blockctl credentials limit nas --limit-download none
+blockctl credentials delete nas
+blockctl cloudsnap backup vol --full --cred-id nas --limit-upload 10M
+blockctl cs backup -fv vol --cr=nas --cr other
+blockctl cs backup db --expires 2027-01-31 --pin --pre-command sync --freeze-fs --on-failure continue --timeout 30s
+blockctl cs backup db --rule pg
+blockctl cloudsnap backup-group --volume_ids vol1,vol2
+blockctl cs bg -v vol1,7 -v vol3 --cr nas --cr other
+blockctl cs bg --label app=mysql --full
+blockctl cs bg -g shop --rule pg
+blockctl cs l -s vol -c 2e4d4b67-95d7-481e-aec5-14223ac55170 -t stopped -x 3 --label a=b
+blockctl cs l -t Aborted
+blockctl cloudsnap restore --snap 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --volume new
+blockctl cs r -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 -v new --lazy --on-store-loss error
+blockctl cs r -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --in-place db --discard
+blockctl cs clone -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 -v new
+blockctl cs delete -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --force
+blockctl cs pin -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --cr nas
+blockctl cs unpin --snap 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61
+blockctl cs expire -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --at 2027-01-31
+blockctl cs expire -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --never
+blockctl cs verify
+blockctl cs verify 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --quick
+blockctl cs verify -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --deep --cr nas
+blockctl cs stop -n 3F4F0A67-e12a-4d35-81ad-985657757352 --discard
+blockctl cs resume 3f4f0a67-e12a-4d35-81ad-985657757352 --wait
+blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --limit-upload 20MiB
+blockctl browse umount /mnt/browse
+blockctl sched-policy create gold --periodic 60,24 --daily 22:14,7 --weekly Thursday@10:13PM,5
+blockctl sched-policy update gold --daily 02:00 --cron '0 4 * * 1,3;9' --on-calendar '*-*-* 02:30 Asia/Tokyo;9'
+blockctl sched-policy delete gold
+blockctl rule create pg --pre-command x --post-command y --user postgres --timeout 30s --on-failure continue
+blockctl rule update pg --freeze-fs --user nobody
+blockctl rule update pg --post-command '' --freeze-fs false --on-failure abort
+blockctl rule assign pg --volume db
+blockctl rule unassign pg --group shop
+blockctl rule delete pg
+blockctl context create near --socket /s
+blockctl context create far --endpoint h:1 --ca ca --cert c --key k --current
+blockctl context set near
+blockctl context unset
+blockctl context delete near
+";
+
+#[test]
+fn changes() {
+    let one = json!({ "tasks": [task("Backup-Done", 1)] });
+    matches("changes", &Fake::with_defaults(vec![("GET /v1/tasks", ok(one))]).transcript(CHANGES));
+}
+
+const SCHEDULES: &str = "
+blockctl cloudsnap schedules create testVol --daily 21:00 --max 15 --cred-id nas
+blockctl cs sched c -v testVol -d @21:00 -x 15 --cr nas
+blockctl cs sched c db -d 21:00,22:30 -w sun@3:00,wed@3:00 --cron '0 3 * * 1,3'
+blockctl cs sched c db -p 60 -p 90
+blockctl cs sched c db -p 60,24
+blockctl cs sched c --label a=b -p 60 -w sun@3:00 -m 1@3:00 --time-zone Europe/Berlin -f
+blockctl cs sched c db --on-calendar '*-*-* 02:30 Europe/Berlin' --time-zone Europe/Berlin
+blockctl cs sched c db --on-calendar '*-*-* 02:30 UTC'
+blockctl cs sched c db --on-calendar '*-*-* 02:30 UTC' --time-zone Europe/Berlin
+blockctl cs sched c db --on-calendar '*-*-* 02:30 Europe/Nowhere'
+blockctl cs sched c db -p 60 --keep-weekly 0
+blockctl cs sched c db -p 60 --local-keep-daily 0
+blockctl cs sched c db -p 60 --local-keep-last 24 --local-keep-daily 3 --cr nas --keep-at nas:monthly=12
+blockctl cs sched c db -p 60 --local-keep-all
+blockctl cs sched c db --policy gold --cr nas --keep-all --paused
+blockctl cs sched update 0785 -x 3
+blockctl cs sched update 0785 --keep-all
+blockctl cs sched update --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1 --daily 02:00 --local-keep-last 9
+blockctl cs sched pause 0785
+blockctl cs sched resume -u 0785
+blockctl cs sched run-now 0785
+blockctl cs sched delete --uuid 0785
+";
+
+#[test]
+fn schedules() {
+    matches("schedules", &Fake::with_defaults(Vec::new()).transcript(SCHEDULES));
+}
+
+const CREDENTIALS: &str = r#"
+echo s3cret > key; chmod 600 key
+echo s3cret > open; chmod 644 open
+echo hunter2 | AWS_ACCESS_KEY_ID=AKIA AWS_SECRET_ACCESS_KEY=other BLOCKD_ENCRYPTION_PASSPHRASE=hunter3 blockctl cred create s --provider s3 --s3-endpoint http://h:1 --bucket b --s3-secret-key-file -
+AWS_SECRET_ACCESS_KEY=hunter2 blockctl cred create --help | grep hunter2
+blockctl cred create n --provider local --path /srv/backup --encryption-passphrase-file key
+blockctl cred create n --provider local --path /srv/backup --encryption-passphrase-file open
+blockctl cred c --provider=local n --path=some/dir
+blockctl cred create n --provider s3 --s3-endpoint https://s3.example.org --bucket b --s3-access-key a --s3-secret-key-from command:/secret/x --encryption-passphrase-from systemd:p
+blockctl cred create n --provider s3 --s3-endpoint [::1]:9000 --s3-disable-ssl --bucket b --use-iam --prefix p --limit-upload 20MiB
+blockctl cred create n --provider azure --azure-account-name a --bucket b --azure-account-key-file key
+blockctl cred create n --provider azure --azure-account-name a --bucket b --azure-account-key-from command:/secret/x
+blockctl cred create n --provider azure --azure-account-name a --bucket b --azure-sas-token-from command:/secret/x
+blockctl cred create n --provider google --bucket b --google-json-key-from command:/secret/x
+blockctl cred create n --provider swift --bucket b --swift-user u --swift-key k --swift-auth-url https://h/auth/v1.0
+blockctl cred create n --provider swift --bucket b --swift-user u --swift-key-from command:/secret/x --swift-auth-url https://h/v2.0/ --swift-tenant-id t
+blockctl cred create n --provider swift --bucket b --swift-user u --swift-key k --swift-auth-url https://h --swift-tenant-name t
+blockctl cred create n --provider swift --bucket b --swift-user u --swift-key k --swift-auth-url https://h --swift-project-name p
+blockctl cred create n --provider swift --bucket b --swift-token t --swift-storage-url https://h/v1/a
+printf 'provider = "azure"\nbucket = "b"\nazure-account-name = "a"\nazure-account-key = "k"\nlimit-upload = "20MiB"\nencryption-passphrase = "pp"\n' > toml; chmod 600 toml
+blockctl cred create n --file toml --bucket typed
+printf '{"provider": "local", "path": "/x", "encryption-passphrase-from": "command:/a/b"}' > json; chmod 600 json
+blockctl cred create n --file json
+blockctl cred create n --file json --encryption-passphrase-from systemd:t
+printf 'a = 1\nplanted = 2' > bad; chmod 600 bad; blockctl cred create n --file bad
+printf 'bucket = "b"\nuse-iam = "planted"' > bad; blockctl cred create n --file bad
+printf '{"use-iam": "planted"}' > bad; blockctl cred create n --file bad
+printf 'provider = "local"\npath = "/x"\nencryption-passphrase-from = "command:/a/b"\nencryption-passphrase = "planted"' > bad; blockctl cred create n --file bad
+blockctl credentials update my-s3-cred --s3-access-key a --s3-secret-key-from systemd:k
+blockctl credentials update my-s3-cred --proxy=
+blockctl credentials update az --use-iam --azure-client-id i
+blockctl credentials update az --use-iam --azure-account-key k
+blockctl credentials update nas --use-iam
+blockctl credentials update my-s3-cred
+blockctl credentials update my-s3-cred --bucket other
+blockctl credentials update my-s3-cred --s3-disable-ssl
+blockctl credentials update my-s3-cred --swift-key k --s3-access-key a
+blockctl credentials update my-s3-cred --s3-secret-key-file - --encryption-passphrase-file -
+blockctl credentials rekey nas --encryption-passphrase-file key --new-encryption-passphrase-file key --new-data-key
+blockctl credentials rekey nas --accept-key 6b657900-0000-4000-8000-000000000001
+"#;
+
+#[test]
+fn credentials() {
+    matches("credentials", &Fake::with_defaults(Vec::new()).transcript(CREDENTIALS));
+}
+
+/// Command lines that end with exit status 2 and send no request.
+const INVALID: &str = include_str!("support/invalid.txt");
+
+#[test]
+fn usage_errors() {
+    let fake = Fake::start(Vec::new());
+    let lines: Vec<_> = INVALID.lines().map(|line| format!("blockctl {line}")).collect();
+    let text = fake.transcript(&lines.join("\n"));
+    let refused = text.matches("[exit status 2]").count();
+    assert!(refused == lines.len() && fake.seen().is_empty(), "{refused} of {}", lines.len());
+    let document =
+        "blockctl -j volume create db\nblockctl -j cs list --migration\nblockctl -j cs status --watch";
+    matches("usage_errors", &(text + &fake.transcript(document)));
+}
+
+#[test]
+fn errors() {
+    let mut text = String::new();
+    for (status, code) in [
+        (404, "volume_not_found"),
+        (409, "volume_in_use"),
+        (400, "invalid_request"),
+        (502, "store_unreachable"),
+        (503, "shutting_down"),
+        (500, "internal"),
+        (418, "of_next_year"),
+    ] {
+        let fake = Fake::start(vec![("DELETE /v1/volumes/db", fail(status, code, "no volume \"db\""))]);
+        text += &fake.transcript("blockctl volume delete db\nblockctl volume delete db --json");
+    }
+    let fake = Fake::start(vec![
+        ("GET /v1/volumes", Reply::Close),
+        ("GET /v1/cloudsnaps", ok(json!({ "cloudsnaps": 7 }))),
+        ("GET /v1/tasks", ok(json!({ "tasks": [] }))),
+    ]);
+    text += &fake.transcript(
+        "
+        blockctl volume list
+        blockctl -j volume list
+        blockctl cs list
+        blockctl cs status 3f4f
+        blockctl --socket none.sock volume list
+        blockctl --socket none.sock -j volume list
+        ",
+    );
+    matches("errors", &text);
+}
+
+#[test]
+fn waits() {
+    const LIST: &str = "GET /v1/tasks";
+    const BACKUP: &str = "POST /v1/cloudsnaps/backup";
+    let one = format!("GET /v1/tasks/{TASK}");
+    let started = || (BACKUP, ok(json!({ "task": TASK })));
+    let states = |states: &[(&str, u64)]| -> Vec<_> {
+        states.iter().map(|(state, version)| (one.as_str(), ok(task(state, *version)))).collect()
+    };
+    let mut text = String::new();
+    let mut run =
+        |lines: &str, answers: Vec<(&str, Reply)>| text += &Fake::with_defaults(answers).transcript(lines);
+
+    let followed = [("Backup-Pending", 4), ("Backup-Active", 7), ("Backup-Done", 9)];
+    for line in ["blockctl cs backup vol --wait", "blockctl -j cs backup vol --wait"] {
+        run(line, [vec![started()], states(&followed)].concat());
+        run(line, [vec![started()], states(&[("Backup-Failed", 4)])].concat());
+        run(line, vec![started(), (&one, fail(404, "task_not_found", "no such task"))]);
+    }
+    // The versions of the daemon before its restart do not count.
+    let restart = vec![
+        started(),
+        (&one, ok(task("Backup-Active", 50))),
+        (&one, Reply::Close),
+        (&one, fail(503, "shutting_down", "blockd is stopping")),
+        (&one, ok(task("Backup-Done", 3))),
+    ];
+    run("blockctl cs backup vol --wait", restart);
+    run(
+        "blockctl cs restore -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr -v new --wait",
+        states(&[("Restore-Done", 1)]),
+    );
+    run(
+        "blockctl cs delete -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-60 --wait",
+        states(&[("Delete-Done", 1)]),
+    );
+
+    let tasks = |state: &str, version| (LIST, ok(json!({ "tasks": [task(state, version)] })));
+    let watched = vec![tasks("Backup-Active", 4), tasks("Backup-Active", 7), tasks("Backup-Done", 9)];
+    run("blockctl cs status --name 3f4f --watch", watched);
+    run(
+        "blockctl cs status --name 3f4f --wait",
+        [vec![tasks("Delete-Active", 1)], states(&[("Delete-Done", 1)])].concat(),
+    );
+    let restart = vec![
+        tasks("Backup-Active", 4),
+        (LIST, Reply::Close),
+        (LIST, fail(503, "shutting_down", "blockd is stopping")),
+        tasks("Backup-Done", 9),
+    ];
+    run("blockctl cs status --watch", restart);
+    // The command does not wait for a daemon that it never reached.
+    run("blockctl cs status --watch", vec![(LIST, Reply::Close)]);
+    matches("waits", &text);
+}
+
+#[test]
+fn several_requests() {
+    let mut text = String::new();
+    let mut run =
+        |lines: &str, answers: Vec<(&str, Reply)>| text += &Fake::with_defaults(answers).transcript(lines);
+
+    // The rollback ends after the volume was requested.
+    let both = Arc::new(Barrier::new(2));
+    let mut db = volume("59", "db");
+    db["rollingBack"] = json!({ "doneBytes": 1 << 20, "totalBytes": 4 << 20 });
+    let restored = json!({ "volume": "db", "snapshot": "monday", "kept": null, "changedBytes": 8192, "copiedBytes": 4096 });
+    let rollback = vec![
+        ("POST /v1/volumes/db/rollback", Reply::Together(Arc::clone(&both), restored)),
+        ("GET /v1/volumes/db", Reply::Together(both, db)),
+    ];
+    run("blockctl snapshot restore db --snapshot monday --discard", rollback);
+
+    let page = |offset: u64, kind: &str, next: Option<u64>| {
+        let reply = json!({
+            "volume": "db", "from": "monday", "to": null, "fromSizeBytes": 1 << 20, "toSizeBytes": 2 << 20,
+            "dataBytes": 8192, "zeroBytes": 4096, "nextOffsetBytes": next,
+            "extents": [{ "offsetBytes": offset, "lengthBytes": 8192 >> (offset >> 20), "kind": kind }],
+        });
+        ("GET /v1/volumes/db/diff", ok(reply))
+    };
+    run(
+        "blockctl snapshot diff db monday",
+        vec![page(4096, "data", Some(1 << 20)), page(1 << 20, "zero", None)],
+    );
+
+    let file = |path: &str, kind: &str| json!({ "path": path, "kind": kind, "sizeBytes": 0, "mode": 0o755, "uid": 0, "gid": 0, "modified": null });
+    let reply = |file: Value, entries: Value, xattrs: Value| {
+        ("GET /v1/cloudsnaps/files", ok(json!({ "file": file, "entries": entries, "xattrs": xattrs })))
+    };
+    let dir = || reply(file("/", "directory"), json!([file("/su", "symlink")]), json!([]));
+    let su = |value: &str| {
+        reply(file("/su", "symlink"), json!([]), json!([{ "name": "security.capability", "value": value }]))
+    };
+    let (from, to) =
+        ("2e4d4b67-95d7-481e-aec5-14223ac55170/59-60", "2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr");
+    run(
+        &format!("blockctl cs diff {from} {to} --files --content"),
+        vec![dir(), dir(), su("none"), su("all")],
+    );
+    matches("several_requests", &text);
+}
