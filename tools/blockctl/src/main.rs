@@ -1,7 +1,7 @@
 //! `blockctl`: command line of the blockd daemon.
 //!
-//! [`cli`] is the grammar, [`commands`] the implementation, [`output`] the streams: results go to stdout,
-//! everything else to stderr, and with `--json` exactly one document to stdout.
+//! [`cli`] is the grammar, [`commands`] each command with its arguments, [`output`] the streams: results go
+//! to stdout, everything else to stderr, and with `--json` exactly one document to stdout.
 
 mod cli;
 mod cloudsnap_ref;

@@ -1,29 +1,13 @@
-//! Command line grammar.
+//! Command line grammar; the arguments of each command are beside its implementation.
 
-pub mod backup_group;
-pub mod browse;
-pub mod cloudsnap;
-pub mod completions;
-pub mod context;
-pub mod credential_update;
-pub mod credentials;
-pub mod events;
-pub mod files;
-pub mod lazy;
-pub mod limits;
-pub mod maintenance;
-pub mod objects;
-pub mod pins;
 #[cfg(test)]
 mod pxctl;
-pub mod rekey;
-pub mod rules;
-pub mod schedules;
-pub mod snapshot;
-pub mod top;
 pub mod unsupported;
-pub mod volume;
 
+use crate::commands::{
+    browse, cloudsnap, completions, context, credentials, events, objects, rules, schedules, snapshot, top,
+    volume,
+};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::{
     ffi::{OsStr, OsString},
@@ -128,40 +112,40 @@ impl From<ColorChoice> for clap::ColorChoice {
 pub enum Command {
     /// Manage volumes
     #[command(subcommand, visible_alias = "v")]
-    Volume(volume::VolumeCommand),
+    Volume(volume::args::VolumeCommand),
     /// Manage local snapshots
     #[command(subcommand, visible_alias = "snap")]
-    Snapshot(snapshot::SnapshotCommand),
+    Snapshot(snapshot::args::SnapshotCommand),
     /// Manage credentials of backup locations
     #[command(subcommand, visible_alias = "cred", alias = "creds")]
-    Credentials(credentials::CredentialsCommand),
+    Credentials(credentials::args::CredentialsCommand),
     /// Back up and restore cloud snapshots
     #[command(subcommand, visible_alias = "cs")]
-    Cloudsnap(cloudsnap::CloudsnapCommand),
+    Cloudsnap(cloudsnap::args::CloudsnapCommand),
     /// Browse snapshots as files
     #[command(subcommand)]
     Browse(browse::BrowseCommand),
     /// Manage schedule policies
     #[command(subcommand, visible_alias = "sp")]
-    SchedPolicy(schedules::PolicyCommand),
+    SchedPolicy(schedules::args::PolicyCommand),
     /// Manage hooks and filesystem freezes
     #[command(subcommand)]
     Rule(rules::RuleCommand),
     /// Apply objects from a file
-    #[command(after_help = objects::APPLY_HELP)]
-    Apply(objects::ApplyArgs),
+    #[command(after_help = objects::args::APPLY_HELP)]
+    Apply(objects::args::ApplyArgs),
     /// List objects
-    #[command(after_help = objects::GET_HELP)]
-    Get(objects::GetArgs),
+    #[command(after_help = objects::args::GET_HELP)]
+    Get(objects::args::GetArgs),
     /// Show an object in detail
-    #[command(after_help = objects::DESCRIBE_HELP)]
-    Describe(objects::DescribeArgs),
+    #[command(after_help = objects::args::DESCRIBE_HELP)]
+    Describe(objects::args::DescribeArgs),
     /// Show the changes of `apply`
-    #[command(after_help = objects::DIFF_HELP)]
-    Diff(objects::DiffArgs),
+    #[command(after_help = objects::args::DIFF_HELP)]
+    Diff(objects::args::DiffArgs),
     /// Delete an object, or the objects of a file
-    #[command(after_help = objects::DELETE_HELP)]
-    Delete(objects::DeleteArgs),
+    #[command(after_help = objects::args::DELETE_HELP)]
+    Delete(objects::args::DeleteArgs),
     /// Manage contexts (named daemons)
     #[command(subcommand)]
     Context(context::ContextCommand),
@@ -169,8 +153,8 @@ pub enum Command {
     #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
     Status,
     /// Show current requests, throughput and latency
-    #[command(after_help = top::TOP_HELP)]
-    Top(top::TopArgs),
+    #[command(after_help = top::args::TOP_HELP)]
+    Top(top::args::TopArgs),
     /// List daemon events
     #[command(after_help = events::EVENTS_HELP)]
     Events(events::EventsArgs),

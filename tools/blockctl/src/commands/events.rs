@@ -2,7 +2,6 @@
 
 use super::{Context, or_dash};
 use crate::{
-    cli::events::EventsArgs,
     failure::{EXIT_DONE, Failure},
     table::Table,
 };
@@ -10,6 +9,57 @@ use blockd_api::{
     events::{Event, EventList, ListEvents, Severity},
     format_time, operations,
 };
+use clap::Args;
+use std::path::PathBuf;
+
+pub const EVENTS_HELP: &str = "\
+Events report failed backups, missed and skipped schedule runs, damage found by verification, \
+unreachable stores, and volumes that failed. The daemon keeps the newest 10000. With --follow and \
+--json each event is a document on its own line.
+
+Examples:
+  blockctl events
+  blockctl events --max 20 --errors
+  blockctl -j events --follow";
+
+pub const BUNDLE_HELP: &str = "\
+The file is one JSON document with status, volumes, snapshots, credentials, tasks, schedules, \
+rules, events and metrics of the daemon and, on its host, kernel, memory, NBD devices, disk, \
+configuration and the newest part of the journal. It is also written if the daemon does not \
+answer. It contains no secrets, and neither commands of rules nor their output; text that \
+resembles a secret is removed. It contains names, labels and addresses: review it before you pass \
+it on. A missing part is listed with the reason.
+
+Examples:
+  blockctl support-bundle --output blockd-support.json";
+
+/// `events`
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Follow new events until Ctrl-C
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Start with the newest N
+    #[arg(short = 'x', long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub max: u32,
+    /// Only errors
+    #[arg(short, long)]
+    pub errors: bool,
+}
+
+/// `support-bundle`
+#[derive(Debug, Args)]
+pub struct BundleArgs {
+    /// New file to write; - for stdout
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Configuration file of the daemon
+    #[arg(long, value_name = "FILE", default_value = "/etc/blockd/blockd.toml")]
+    pub config: PathBuf,
+    /// Lines of the daemon's log from the journal; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub log_lines: u32,
+}
 
 /// Long-poll timeout.
 const WAIT_MS: u64 = 30_000;

@@ -1,31 +1,22 @@
 //! Implementations of the commands.
 
-mod backup_group;
-mod browse;
+pub mod browse;
 mod bundle;
-mod cloudsnap;
-mod completions;
-mod context;
-mod copy_files;
-pub mod credential_update;
-mod credentials;
-mod dir_handle;
-mod events;
+pub mod cloudsnap;
+pub mod completions;
+pub mod context;
+pub mod credentials;
+pub mod events;
 mod files;
 mod health;
-mod lazy;
-mod maintenance;
-mod objects;
-mod pins;
-mod rules;
-mod schedules;
-mod snapshot;
-mod sparse_reader;
+mod limits;
+pub mod objects;
+pub mod rules;
+pub mod schedules;
+pub mod snapshot;
 mod status;
-pub mod stores;
-mod task_status;
-mod top;
-mod volume;
+pub mod top;
+pub mod volume;
 
 use crate::{
     cli::{Cli, Command},

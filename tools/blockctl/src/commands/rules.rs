@@ -1,16 +1,239 @@
 //! `blockctl rule …`, and reports of quiesce steps.
 
-use super::{Context, or_dash};
+use super::{Context, or_dash, volume::args::parse_seconds};
 use crate::{
-    cli::rules::RuleCommand,
     failure::{EXIT_DONE, Failure},
     table::{Facts, Table},
 };
 use blockd_api::{
-    operations,
-    quiesce::{DEFAULT_COMMAND_TIMEOUT_S, Quiesce, QuiesceKind, QuiesceReport, QuiesceStep},
+    GroupName, RuleName, VolumeRef, operations,
+    quiesce::{
+        DEFAULT_COMMAND_TIMEOUT_S, HookOptions, OnFailure, Quiesce, QuiesceKind, QuiesceReport, QuiesceStep,
+    },
     rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
 };
+use clap::{Args, Subcommand, ValueEnum};
+
+const CREATE_HELP: &str = "\
+A rule applies to each freeze of the volumes and groups that it is assigned to (`rule assign`), to \
+backups of schedules that name it (`schedules create --rule`), and to commands with --rule. \
+Options of a command take precedence over the schedule's rule, and that over the rules of the \
+volumes; a volume has its own rule, or else that of its group. Of volumes that are frozen \
+together, each rule runs once, in the order of the rules' names.
+
+The daemon runs commands with /bin/sh around the freeze only, never during the upload. Their \
+environment has BLOCKD_VOLUMES, BLOCKD_VOLUME_IDS, BLOCKD_SNAPSHOT, BLOCKD_PHASE (pre or post), \
+BLOCKD_RULE, for groups and schedules BLOCKD_GROUP_ID, BLOCKD_GROUP and BLOCKD_SCHEDULE, and for \
+the post-command BLOCKD_TAKEN: yes, no, or unknown after a crash. If the pre-command fails or \
+times out, no backup is made, unless --on-failure continue is given. The post-command always runs, \
+also after the daemon was killed in between; it may run without the pre-command, or more than \
+once.
+
+Commands run as the daemon's user unless --user is given. A rule whose user the daemon may not \
+switch to is refused: the packaged unit needs the drop-in \
+/usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf.
+
+Examples:
+  blockctl rule create pg --pre-command /usr/local/lib/blockd/checkpoint --user postgres --timeout 30s
+  blockctl rule create db --pre-command 'hold begin' --post-command 'hold end' --freeze-fs";
+
+const UPDATE_HELP: &str = "\
+Omitted options stay. An empty command or user removes it.
+
+Examples:
+  blockctl rule update pg --timeout 2m
+  blockctl rule update db --post-command '' --freeze-fs false";
+
+const ASSIGN_HELP: &str = "\
+It replaces the current rule of the volume or group.
+
+Examples:
+  blockctl rule assign pg --volume pgdata
+  blockctl rule assign db --group shop";
+
+/// Subcommands of `rule`.
+#[derive(Debug, Subcommand)]
+pub enum RuleCommand {
+    /// Create a rule
+    #[command(visible_alias = "c", after_help = CREATE_HELP)]
+    Create(CreateRuleArgs),
+    /// List rules and their assignments
+    #[command(visible_alias = "l", after_help = "Examples:\n  blockctl rule list\n  blockctl -j rule list")]
+    List,
+    /// Show a rule in detail
+    #[command(visible_alias = "i", after_help = "Examples:\n  blockctl rule inspect pg")]
+    Inspect(RuleNameArg),
+    /// Change a rule
+    #[command(visible_alias = "u", after_help = UPDATE_HELP)]
+    Update(UpdateRuleArgs),
+    /// Assign a rule to a volume or group
+    #[command(after_help = ASSIGN_HELP)]
+    Assign(TargetArgs),
+    /// Remove a rule from a volume or group
+    #[command(after_help = "Examples:\n  blockctl rule unassign pg --volume pgdata")]
+    Unassign(TargetArgs),
+    /// Delete an unassigned rule
+    #[command(visible_alias = "d", after_help = "Examples:\n  blockctl rule delete pg")]
+    Delete(RuleNameArg),
+}
+
+/// Rule name argument.
+#[derive(Debug, Args)]
+pub struct RuleNameArg {
+    /// Name of the rule
+    #[arg(value_name = "NAME")]
+    pub name: RuleName,
+}
+
+/// Action after a failed pre-hook or filesystem freeze.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OnFailureArg {
+    /// Take no snapshot
+    Abort,
+    /// Take the snapshot anyway
+    Continue,
+}
+
+impl From<OnFailureArg> for OnFailure {
+    fn from(arg: OnFailureArg) -> Self {
+        match arg {
+            OnFailureArg::Abort => Self::Abort,
+            OnFailureArg::Continue => Self::Continue,
+        }
+    }
+}
+
+/// `rule create`
+#[derive(Debug, Args)]
+pub struct CreateRuleArgs {
+    /// Target.
+    #[command(flatten)]
+    pub name: RuleNameArg,
+    /// Quiesce options.
+    #[command(flatten)]
+    pub quiesce: QuiesceArgs,
+}
+
+/// `rule update`
+#[derive(Debug, Args)]
+pub struct UpdateRuleArgs {
+    /// Target.
+    #[command(flatten)]
+    pub name: RuleNameArg,
+    /// Freeze filesystems on the device
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub freeze_fs: Option<bool>,
+    /// Pre-command
+    #[arg(long, value_name = "COMMAND")]
+    pub pre_command: Option<String>,
+    /// Post-command; always runs
+    #[arg(long, value_name = "COMMAND")]
+    pub post_command: Option<String>,
+    /// User of the commands, on the daemon's host
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Timeout of each command, 1s to 10m
+    #[arg(long, visible_alias = "command-timeout", value_name = "TIME", value_parser = parse_seconds)]
+    pub timeout: Option<u64>,
+    /// Action after a failed pre-command or freeze
+    #[arg(long, value_enum)]
+    pub on_failure: Option<OnFailureArg>,
+}
+
+impl UpdateRuleArgs {
+    /// Returns the current settings with the given changes.
+    pub fn patch(&self, now: &Quiesce) -> Quiesce {
+        let text = |given: &Option<String>, now: &Option<String>| match given {
+            None => now.clone(),
+            Some(given) => (!given.is_empty()).then(|| given.clone()),
+        };
+        Quiesce {
+            freeze_fs: self.freeze_fs.unwrap_or(now.freeze_fs),
+            pre_command: text(&self.pre_command, &now.pre_command),
+            post_command: text(&self.post_command, &now.post_command),
+            command_timeout_s: self.timeout.or(now.command_timeout_s),
+            user: text(&self.user, &now.user),
+            on_failure: self.on_failure.map_or(now.on_failure, Into::into),
+        }
+    }
+}
+
+/// `rule assign` and `unassign`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true))]
+pub struct TargetArgs {
+    /// Target.
+    #[command(flatten)]
+    pub name: RuleNameArg,
+    /// Name or id of a volume
+    #[arg(short, long, value_name = "VOLUME", group = "which")]
+    pub volume: Option<VolumeRef>,
+    /// Consistency group, including later members
+    #[arg(short, long, value_name = "GROUP", group = "which")]
+    pub group: Option<GroupName>,
+}
+
+/// Quiesce options.
+#[derive(Debug, Default, Args)]
+pub struct QuiesceArgs {
+    /// Freeze filesystems on the device
+    #[arg(long)]
+    pub freeze_fs: bool,
+    /// Pre-command
+    #[arg(long, value_name = "COMMAND")]
+    pub pre_command: Option<String>,
+    /// Post-command; always runs
+    #[arg(long, value_name = "COMMAND")]
+    pub post_command: Option<String>,
+    /// User of the commands [default: the daemon's]
+    #[arg(long = "user", value_name = "USER")]
+    pub command_user: Option<String>,
+    /// Timeout of each command, 1s to 10m [default: 1m]
+    #[arg(long, visible_alias = "timeout", value_name = "TIME", value_parser = parse_seconds)]
+    pub command_timeout: Option<u64>,
+    /// Action after a failed pre-command or freeze [default: abort]
+    #[arg(long, value_enum)]
+    pub on_failure: Option<OnFailureArg>,
+}
+
+impl From<QuiesceArgs> for Quiesce {
+    fn from(args: QuiesceArgs) -> Self {
+        Self {
+            freeze_fs: args.freeze_fs,
+            pre_command: args.pre_command,
+            post_command: args.post_command,
+            command_timeout_s: args.command_timeout,
+            user: args.command_user,
+            on_failure: args.on_failure.map(Into::into).unwrap_or_default(),
+        }
+    }
+}
+
+/// Hooks around the freeze of a request.
+#[derive(Debug, Default, Args)]
+pub struct HookArgs {
+    /// Quiesce options.
+    #[command(flatten)]
+    pub quiesce: QuiesceArgs,
+    /// Use this rule instead of the volumes' rules
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["freeze_fs", "pre_command", "post_command", "no_rule"])]
+    pub rule: Option<RuleName>,
+    /// Use no rule
+    #[arg(long, conflicts_with_all = ["freeze_fs", "pre_command", "post_command"])]
+    pub no_rule: bool,
+}
+
+impl HookArgs {
+    /// Returns the checked options.
+    ///
+    /// # Errors
+    /// A command is empty or too long, or the timeout is out of range.
+    pub fn options(self) -> Result<HookOptions, Failure> {
+        let options = HookOptions { quiesce: self.quiesce.into(), rule: self.rule, no_rule: self.no_rule };
+        options.quiesce.check().map_err(Failure::usage)?;
+        Ok(options)
+    }
+}
 
 pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Failure> {
     let client = &context.client;

@@ -4,7 +4,7 @@ use super::{
     document::{FieldError, Spec},
     values::some_set,
 };
-use crate::cli::volume::parse_seconds;
+use crate::commands::volume::args::parse_seconds;
 use blockd_api::{
     GroupName, VolumeName, VolumeRef,
     quiesce::{DEFAULT_COMMAND_TIMEOUT_S, OnFailure, Quiesce},

@@ -7,11 +7,11 @@ use super::{
     values::view,
 };
 use crate::{
-    cli::{
-        credential_update::{Place, UpdateArgs},
-        credentials::{CreateArgs, Provider, Settings},
+    commands::credentials::{
+        args::{CreateArgs, Provider, Settings},
+        create,
+        update::{self, Place, UpdateArgs},
     },
-    commands::{credential_update, stores},
     failure::Failure,
 };
 use blockd_api::{
@@ -107,7 +107,7 @@ impl Location {
     /// Returns the request that creates the credential, with its secrets.
     pub fn request(&self, name: &CredentialName) -> Result<CreateCredential, Failure> {
         let args = CreateArgs { name: name.clone(), file: None, settings: self.settings.clone() };
-        let request = stores::request(args).map_err(|error| match error {
+        let request = create::request(args).map_err(|error| match error {
             Failure::Usage { message, .. } => Failure::Usage {
                 message: format!("BackupLocation/{name}: {message}"),
                 hint: Some(FLAGS_HINT.to_owned()),
@@ -140,7 +140,7 @@ impl Location {
             google_json_key_file google_json_key_from
             swift_key swift_key_file swift_key_from swift_token swift_token_file swift_token_from
         );
-        credential_update::request(&args, kept)
+        update::request(&args, kept)
     }
 
     /// Returns the bandwidth limits: those that are given, and the current ones.

@@ -5,7 +5,7 @@ use super::{
     document::{Document, Problem},
     values::{SecretSource, absolute},
 };
-use crate::{cli::credentials::Settings, secrets::read_file};
+use crate::{commands::credentials::args::Settings, secrets::read_file};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::Path;

@@ -6,11 +6,8 @@
 mod clean;
 mod host;
 
-use super::Context;
-use crate::{
-    cli::events::BundleArgs,
-    failure::{EXIT_DONE, Failure},
-};
+use super::{Context, events::BundleArgs};
+use crate::failure::{EXIT_DONE, Failure};
 use blockd_api::{
     Client, ClientError,
     events::{ListEvents, MAX_EVENTS},

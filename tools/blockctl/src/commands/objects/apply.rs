@@ -1,7 +1,9 @@
 //! `blockctl apply`
 
 use super::{
-    RESUMED, UNDER_WAY, api, load, parse_name,
+    RESUMED, UNDER_WAY, api,
+    args::ApplyArgs,
+    load, parse_name,
     plan::{Change, Plan, plan},
     read,
     record::Record,
@@ -10,8 +12,7 @@ use super::{
     show_warnings, warn,
 };
 use crate::{
-    cli::objects::ApplyArgs,
-    commands::{Context, lazy::tell_schedules},
+    commands::{Context, cloudsnap::lazy::tell_schedules},
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Failure},
     objects::{
         Body, Kind, Object,

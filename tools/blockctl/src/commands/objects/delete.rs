@@ -2,13 +2,13 @@
 
 use super::{
     api,
+    args::{DeleteArgs, FileArg},
     backups::{DeleteScope, Target},
     load, load_kind, missing, read,
     record::Record,
     resources::{ResourceSet, Scope},
 };
 use crate::{
-    cli::objects::{DeleteArgs, FileArg},
     commands::Context,
     failure::{EXIT_DONE, Failure},
     objects::{Body, Kind, Object, backup::ReclaimPolicy, hook::Hook},

@@ -1,6 +1,7 @@
 //! `blockctl apply`, `get`, `describe`, `diff` and `delete`
 
 mod apply;
+pub mod args;
 mod backups;
 mod delete;
 mod plan;
@@ -9,11 +10,11 @@ mod resources;
 
 use super::Context;
 use crate::{
-    cli::objects::{DescribeArgs, DiffArgs, FileArg, Format, GetArgs},
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     objects::{self, Body, Kind, Object, hook::label, yaml},
     table::Table,
 };
+use args::{DescribeArgs, DiffArgs, FileArg, Format, GetArgs};
 use blockd_api::{ApiError, ClientError, ErrorCode, NameError, ObjectName, cloudsnaps::CloudSnapshotId};
 use plan::{Plan, plan};
 use resources::{Found, ResourceSet, Scope, columns};

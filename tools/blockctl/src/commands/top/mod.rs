@@ -1,13 +1,12 @@
 //! `blockctl top`
 
+pub mod args;
 mod rates;
 pub(super) mod screen;
 
 use super::{Context, counted, or_dash};
-use crate::{
-    cli::top::TopArgs,
-    failure::{EXIT_DONE, Failure},
-};
+use crate::failure::{EXIT_DONE, Failure};
+use args::TopArgs;
 use blockd_api::{ClientError, operations};
 use rates::{ActivityRates, Sampler};
 use rustix::process::{Signal, getpid, kill_process};

@@ -1,6 +1,7 @@
 //! Changes between two samples of a daemon's activity.
 
-use crate::{cli::top::SortKey, table::Table};
+use super::args::SortKey;
+use crate::table::Table;
 use blockd_api::{
     ByteSize, VolumeId,
     activity::{Activity, OperationActivity, VolumeActivity},

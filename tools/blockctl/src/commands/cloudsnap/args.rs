@@ -1,19 +1,24 @@
 //! `blockctl cloudsnap …`
 
-use super::schedules::{HistoryArgs, SchedulesCommand};
 use super::{
     backup_group::{BACKUP_GROUP_HELP, BackupGroupArgs},
-    files,
     lazy::{CLONE_HELP, CloneArgs, LazyArgs, NewLabelsArgs},
-    limits::TaskLimitArgs,
     maintenance::{
         GC_HELP, GcArgs, LIMIT_HELP, LimitArgs, RESUME_HELP, ResumeArgs, STOP_HELP, StopArgs, VERIFY_HELP,
         VerifyArgs,
     },
     pins::{BackupOptionArgs, EXPIRE_HELP, ExpireArgs, PIN_HELP, PinArgs, UNPIN_HELP},
-    rules::HookArgs,
 };
-use crate::cloudsnap_ref::SnapRef;
+use crate::{
+    cloudsnap_ref::SnapRef,
+    commands::{
+        credentials::args::CredentialsCommand,
+        files::args as files,
+        limits::TaskLimitArgs,
+        rules::HookArgs,
+        schedules::args::{HistoryArgs, SchedulesCommand},
+    },
+};
 use blockd_api::{
     CredentialRef, LabelSelector, VolumeName, VolumeRef,
     cloudsnaps::{CloudSnapshotId, CloudsnapStatus},
@@ -164,7 +169,7 @@ pub enum CloudsnapCommand {
     Schedules(SchedulesCommand),
     /// Alias of `credentials`
     #[command(subcommand, hide = true)]
-    Credentials(super::credentials::CredentialsCommand),
+    Credentials(CredentialsCommand),
     /// List schedule runs and their results
     #[command(after_help = HISTORY_HELP)]
     History(HistoryArgs),

@@ -1,6 +1,6 @@
 //! `blockctl snapshot …`
 
-use super::rules::HookArgs;
+use crate::commands::rules::HookArgs;
 use blockd_api::{GroupName, GroupRef, LabelSelector, NameError, SnapshotName, SnapshotRef, VolumeRef};
 use clap::{Args, Subcommand};
 

@@ -1,14 +1,13 @@
 //! `blockctl cloudsnap catalog`, `cat` and `diff`: the files inside cloud snapshots.
 
-use super::{
-    Context,
-    copy_files::readable,
-    sparse_reader::{Pieces, Stream},
-};
-use crate::{
-    cli::files::{CatArgs, CatalogArgs, DiffFilesArgs},
-    failure::{EXIT_DONE, Failure},
-};
+pub mod args;
+pub mod copy;
+mod dir_handle;
+mod sparse_reader;
+
+use super::Context;
+use crate::failure::{EXIT_DONE, Failure};
+use args::{CatArgs, CatalogArgs, DiffFilesArgs};
 use blockd_api::{
     CredentialRef,
     browse::{
@@ -18,7 +17,9 @@ use blockd_api::{
     cloudsnaps::CloudSnapshotId,
     operations,
 };
+use copy::readable;
 use serde::Serialize;
+use sparse_reader::{Pieces, Stream};
 use std::{
     cmp::Ordering,
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! Request of `credentials create`, from options, a file, the environment and secret sources.
 
+use super::args::{CreateArgs, Provider, Settings};
 use crate::{
-    cli::credentials::{CreateArgs, Provider, Settings},
     failure::Failure,
     secrets::{Sources, read_file},
 };

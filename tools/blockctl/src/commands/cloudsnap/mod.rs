@@ -1,12 +1,23 @@
 //! `blockctl cloudsnap …`
 
-use super::{Context, copy_files, counted, files, lazy, maintenance, or_dash, pins, task_status};
+pub mod args;
+mod backup_group;
+pub mod lazy;
+mod maintenance;
+pub mod pins;
+mod status;
+
+use super::{
+    Context, counted,
+    files::{self, copy},
+    or_dash,
+};
 use crate::{
-    cli::cloudsnap::{BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs},
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::{Facts, Table},
     wait,
 };
+use args::{BackupArgs, CloudsnapCommand, DeleteArgs, InspectArgs, ListArgs, RestoreArgs};
 use blockd_api::{
     ApiError, ByteSize, ClientError, ErrorCode,
     cloudsnaps::{
@@ -24,10 +35,10 @@ use uuid::Uuid;
 pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8, Failure> {
     match command {
         CloudsnapCommand::Backup(args) => backup(context, *args).await,
-        CloudsnapCommand::BackupGroup(args) => super::backup_group::run(context, *args).await,
+        CloudsnapCommand::BackupGroup(args) => backup_group::run(context, *args).await,
         CloudsnapCommand::List(args) => list(context, *args).await,
         CloudsnapCommand::Inspect(args) => inspect(context, args).await,
-        CloudsnapCommand::Status(args) => task_status::run(context, args).await,
+        CloudsnapCommand::Status(args) => status::run(context, args).await,
         CloudsnapCommand::Restore(args) => restore(context, args).await,
         CloudsnapCommand::Clone(args) => lazy::clone(context, args).await,
         CloudsnapCommand::Delete(args) => delete(context, args).await,
@@ -41,7 +52,7 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
         CloudsnapCommand::Gc(args) => maintenance::gc(context, args).await,
         CloudsnapCommand::Catalog(args) => files::catalog(context, args).await,
         CloudsnapCommand::Cat(args) => files::cat(context, args).await,
-        CloudsnapCommand::Cp(args) => copy_files::run(context, args).await,
+        CloudsnapCommand::Cp(args) => copy::run(context, args).await,
         CloudsnapCommand::Diff(args) => files::diff(context, args).await,
         CloudsnapCommand::Schedules(command) => super::schedules::run(context, command).await,
         CloudsnapCommand::Credentials(command) => super::credentials::run(context, command).await,

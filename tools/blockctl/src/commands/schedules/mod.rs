@@ -1,13 +1,15 @@
 //! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
 
+pub mod args;
+
 use super::{Context, or_dash};
 use crate::{
-    cli::schedules::{
-        CreateArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs, SchedulesCommand, UpdateArgs, UuidArg,
-    },
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::Table,
     wait::follow,
+};
+use args::{
+    CreateArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs, SchedulesCommand, UpdateArgs, UuidArg,
 };
 use blockd_api::{
     ApiError, ClientError, ErrorCode,

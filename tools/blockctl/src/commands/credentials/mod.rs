@@ -1,17 +1,23 @@
 //! `blockctl credentials …`
 
-use super::{Context, counted, credential_update, or_dash, stores::request};
+pub mod args;
+pub mod create;
+pub mod rekey;
+pub mod update;
+
+use super::{Context, counted, or_dash};
 use crate::{
-    cli::credentials::CredentialsCommand,
     failure::{EXIT_DONE, Failure},
     secrets::{Sources, read_file},
     table::{Facts, Table},
 };
+use args::CredentialsCommand;
 use blockd_api::{
     ByteSize, LimitWindow,
     credentials::{Credential, ProviderKind, RekeyCredential},
     format_time, operations,
 };
+use create::request;
 
 pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u8, Failure> {
     let Context { client, output } = context;
@@ -46,7 +52,7 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
         }
         CredentialsCommand::Update(args) => {
             let kept = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?.provider;
-            let request = credential_update::request(&args, kept)?;
+            let request = update::request(&args, kept)?;
             let credential =
                 client.call_at(operations::UPDATE_CREDENTIAL, &args.credential, &request).await?;
             match output.is_json() {

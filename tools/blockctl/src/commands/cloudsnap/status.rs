@@ -1,13 +1,8 @@
 //! `blockctl cloudsnap status`
 
-use super::{
-    Context,
-    cloudsnap::{follow, noun, reason},
-    counted, or_dash, rules,
-    top::screen::Screen,
-};
+use super::{args::StatusArgs, follow, noun, reason};
 use crate::{
-    cli::cloudsnap::StatusArgs,
+    commands::{Context, counted, or_dash, rules, top::screen::Screen},
     failure::{EXIT_DONE, EXIT_INTERRUPTED, Failure},
     table::Table,
     wait::{AWAY_LIMIT, AWAY_PAUSE},

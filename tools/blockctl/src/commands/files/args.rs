@@ -1,7 +1,6 @@
 //! `blockctl cloudsnap catalog`, `cat`, `cp` and `diff`: the files inside cloud snapshots.
 
-use super::cloudsnap::CredentialArg;
-use crate::cloudsnap_ref::SnapRef;
+use crate::{cloudsnap_ref::SnapRef, commands::cloudsnap::args::CredentialArg};
 use clap::Args;
 use std::{ffi::OsString, path::PathBuf};
 

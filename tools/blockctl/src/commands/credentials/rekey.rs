@@ -1,6 +1,6 @@
 //! `blockctl credentials rekey`
 
-use super::credentials::parse_secret;
+use super::args::parse_secret;
 use blockd_api::{CredentialRef, Secret, SecretRef};
 use clap::Args;
 use std::path::PathBuf;

@@ -1,12 +1,14 @@
 //! `blockctl snapshot …`
 
+pub mod args;
+
 use super::{Context, counted, or_dash, rules};
 use crate::{
-    cli::snapshot::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand},
     failure::{EXIT_DONE, Failure},
     progress::{Progress, Seen},
     table::{Facts, Table},
 };
+use args::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand};
 use blockd_api::{
     ByteSize, ClientError, SnapshotRef, VolumeRef, format_time, operations,
     quiesce::{QuiesceReport, QuiesceStep},

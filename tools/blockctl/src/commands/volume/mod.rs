@@ -1,13 +1,15 @@
 //! `blockctl volume …`
 
-use super::{Context, counted, lazy, or_dash};
+pub mod args;
+
+use super::{Context, cloudsnap::lazy, counted, or_dash};
 use crate::{
-    cli::volume::{
-        AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, ListArgs,
-        ResizeArgs, UpdateArgs, VolumeCommand,
-    },
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
     table::{Facts, Table},
+};
+use args::{
+    AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, ListArgs, ResizeArgs,
+    UpdateArgs, VolumeCommand,
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, SnapshotId, SnapshotRef, VolumeRef,

@@ -1,7 +1,13 @@
 //! `blockctl cloudsnap backup-group`
 
-use super::{cloudsnap::WaitArg, limits::TaskLimitArgs, pins::BackupOptionArgs, rules::HookArgs};
-use blockd_api::{CredentialRef, GroupName, LabelSelector, VolumeRef};
+use super::{args::WaitArg, pins::BackupOptionArgs};
+use crate::{
+    commands::{Context, counted, limits::TaskLimitArgs, rules::HookArgs},
+    failure::Failure,
+};
+use blockd_api::{
+    CredentialRef, GroupName, LabelSelector, VolumeRef, cloudsnaps::StartGroupBackup, operations,
+};
 use clap::Args;
 
 pub const BACKUP_GROUP_HELP: &str = "\
@@ -48,4 +54,33 @@ pub struct BackupGroupArgs {
     /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
+}
+
+pub async fn run(context: &Context<'_>, args: BackupGroupArgs) -> Result<u8, Failure> {
+    let mut places = args.cred_id.into_iter();
+    let (cred_id, also) = (places.next(), places.collect());
+    let BackupGroupArgs { group, label, volumes, limits, wait, backup, hooks, .. } = args;
+    let request = StartGroupBackup {
+        group,
+        label,
+        volumes,
+        cred_id,
+        also,
+        limits: limits.limits(),
+        options: backup.options(),
+        hooks: hooks.options()?,
+    };
+    let started = context.client.call(operations::START_GROUP_BACKUP, &request).await?;
+    let line = format!(
+        "Group Cloudsnap backup started successfully with groupID:{} ({})",
+        started.group_id,
+        counted(started.members.len() as u64, "volume")
+    );
+    let mut lines = vec![line];
+    for member in &started.members {
+        let ids = member.tasks.iter().map(|task| format!("  {}: {task}", member.volume));
+        lines.extend(ids);
+    }
+    let tasks = started.members.iter().flat_map(|member| member.tasks.iter().copied()).collect();
+    super::report_group_start(context, tasks, &started, &lines, wait.wait).await
 }

@@ -1,5 +1,6 @@
 //! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
 
+use crate::commands::cloudsnap::args::WaitArg;
 use blockd_api::{
     CredentialRef, GroupName, LabelSelector, RuleName, VolumeRef,
     schedules::{PolicyName, Priority, RetainAt, Rule},
@@ -505,7 +506,7 @@ pub struct RunNowArgs {
     pub uuid: UuidArg,
     /// Wait option.
     #[command(flatten)]
-    pub wait: super::cloudsnap::WaitArg,
+    pub wait: WaitArg,
 }
 
 fn parse_uuid(text: &str) -> Result<String, String> {

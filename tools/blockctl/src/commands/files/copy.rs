@@ -6,13 +6,15 @@
 //! directories or replaces them by symbolic links during the copy.
 
 use super::{
-    Context, counted,
+    Source,
+    args::CpArgs,
+    check_count, check_depth,
     dir_handle::{DirHandle, Original, Staged, raise_open_files},
-    files::{Source, check_count, check_depth, typed_or_escaped},
     sparse_reader::{Piece, Pieces},
+    typed_or_escaped,
 };
 use crate::{
-    cli::files::CpArgs,
+    commands::{Context, counted},
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
 };
 use blockd_api::{
