@@ -347,8 +347,8 @@ fn swift(settings: &Settings) -> Result<ProviderRequest, Failure> {
     Ok(ProviderRequest::Swift { container, auth: swift_auth(settings)? })
 }
 
-fn swift_auth(settings: &Settings) -> Result<SwiftAuth, Failure> {
-    let needs = |what: &str| needs("swift", what);
+/// Returns the access with a token, if one is given.
+fn swift_token(settings: &Settings) -> Result<Option<SwiftAuth>, Failure> {
     let has_token_flag = settings.swift_token.is_some()
         || settings.swift_token_file.is_some()
         || settings.swift_token_from.is_some()
@@ -360,21 +360,30 @@ fn swift_auth(settings: &Settings) -> Result<SwiftAuth, Failure> {
         ));
     }
     let env_token = variable(&["OS_AUTH_TOKEN"]).is_some() && variable(&["OS_STORAGE_URL"]).is_some();
-    if has_token_flag || (env_token && !has_user_flag) {
-        let url = given_or(&settings.swift_storage_url, &["OS_STORAGE_URL"]);
-        let token = Sources {
-            what: "Swift token",
-            flag: settings.swift_token.as_ref(),
-            file: settings.swift_token_file.as_deref(),
-            from: settings.swift_token_from.as_ref(),
-            variable: "OS_AUTH_TOKEN",
-            is_public: false,
-        };
-        return Ok(SwiftAuth::Token {
-            storage_url: url.ok_or_else(|| needs("--swift-storage-url URL, or OS_STORAGE_URL"))?,
-            token: token.input()?.ok_or_else(|| needs("--swift-token-file FILE, or OS_AUTH_TOKEN"))?,
-        });
+    if !has_token_flag && (has_user_flag || !env_token) {
+        return Ok(None);
     }
+    let needs = |what: &str| needs("swift", what);
+    let url = given_or(&settings.swift_storage_url, &["OS_STORAGE_URL"]);
+    let token = Sources {
+        what: "Swift token",
+        flag: settings.swift_token.as_ref(),
+        file: settings.swift_token_file.as_deref(),
+        from: settings.swift_token_from.as_ref(),
+        variable: "OS_AUTH_TOKEN",
+        is_public: false,
+    };
+    Ok(Some(SwiftAuth::Token {
+        storage_url: url.ok_or_else(|| needs("--swift-storage-url URL, or OS_STORAGE_URL"))?,
+        token: token.input()?.ok_or_else(|| needs("--swift-token-file FILE, or OS_AUTH_TOKEN"))?,
+    }))
+}
+
+fn swift_auth(settings: &Settings) -> Result<SwiftAuth, Failure> {
+    if let Some(auth) = swift_token(settings)? {
+        return Ok(auth);
+    }
+    let needs = |what: &str| needs("swift", what);
     let version = settings.swift_auth_version.or_else(|| guess_version(settings));
     let version = version.ok_or_else(|| {
         needs("--swift-auth-version 1, 2 or 3: what is given (or ST_… and OS_… in the environment) does not tell which")

@@ -245,12 +245,43 @@ fn refuse_two_on_stdin(args: &UpdateArgs) -> Result<(), Failure> {
 
 /// Builds the access part of the request. The daemon checks providers; `--use-iam` belongs to several.
 fn access(args: &UpdateArgs, kept: ProviderKind) -> Result<Option<NewAccess>, Failure> {
+    let found = [s3(args, kept)?, azure(args, kept)?, google(args, kept)?, swift(args)?];
+    let mut found = found.into_iter().flatten();
+    let one = found.next();
+    if found.next().is_some() {
+        return Err(Failure::usage(format!(
+            "keys of several kinds of stores are given, and these credentials are for {kept}"
+        )));
+    }
+    if one.is_none() && args.use_iam {
+        return Err(Failure::usage(format!(
+            "--use-iam is for s3, azure and google, and these credentials are for {kept}"
+        )));
+    }
+    Ok(one)
+}
+
+fn s3(args: &UpdateArgs, kept: ProviderKind) -> Result<Option<NewAccess>, Failure> {
     let secret_key = input(
         "S3 secret key",
         args.s3_secret_key.as_ref(),
         args.s3_secret_key_file.as_ref(),
         args.s3_secret_key_from.as_ref(),
     )?;
+    let role = args.s3_role_arn.clone().map(|arn| AssumedRole {
+        arn,
+        external_id: args.s3_external_id.clone(),
+        endpoint: args.s3_sts_endpoint.clone(),
+    });
+    let (access_key, use_iam) = (args.s3_access_key.clone(), args.use_iam);
+    let is_given = access_key.is_some()
+        || secret_key.is_some()
+        || role.is_some()
+        || (use_iam && kept == ProviderKind::S3);
+    Ok(is_given.then_some(NewAccess::S3 { access_key, secret_key, use_iam, role }))
+}
+
+fn azure(args: &UpdateArgs, kept: ProviderKind) -> Result<Option<NewAccess>, Failure> {
     let account_key = input(
         "Azure account key",
         args.azure_account_key.as_ref(),
@@ -263,12 +294,26 @@ fn access(args: &UpdateArgs, kept: ProviderKind) -> Result<Option<NewAccess>, Fa
         args.azure_sas_token_file.as_ref(),
         args.azure_sas_token_from.as_ref(),
     )?;
-    let json_key = input(
-        "Google key file",
-        None,
-        args.google_json_key_file.as_ref(),
-        args.google_json_key_from.as_ref(),
-    )?;
+    let use_iam = args.use_iam && kept == ProviderKind::Azure;
+    let auth = match (account_key, sas) {
+        (None, None) => {
+            use_iam.then(|| AzureAuth::ManagedIdentity { client_id: args.azure_client_id.clone() })
+        }
+        _ if use_iam => return Err(Failure::usage("--use-iam and a key are both given: drop one of them")),
+        (Some(key), _) => Some(AzureAuth::AccountKey { key }),
+        (None, Some(token)) => Some(AzureAuth::Sas { token }),
+    };
+    Ok(auth.map(|auth| NewAccess::Azure { auth }))
+}
+
+fn google(args: &UpdateArgs, kept: ProviderKind) -> Result<Option<NewAccess>, Failure> {
+    let file = args.google_json_key_file.as_ref();
+    let json_key = input("Google key file", None, file, args.google_json_key_from.as_ref())?;
+    let is_given = json_key.is_some() || (args.use_iam && kept == ProviderKind::Google);
+    Ok(is_given.then_some(NewAccess::Google { json_key, use_iam: args.use_iam }))
+}
+
+fn swift(args: &UpdateArgs) -> Result<Option<NewAccess>, Failure> {
     let key = input(
         "Swift key",
         args.swift_key.as_ref(),
@@ -281,43 +326,6 @@ fn access(args: &UpdateArgs, kept: ProviderKind) -> Result<Option<NewAccess>, Fa
         args.swift_token_file.as_ref(),
         args.swift_token_from.as_ref(),
     )?;
-    let use_iam = |kind| args.use_iam && kept == kind;
-    let role = args.s3_role_arn.clone().map(|arn| AssumedRole {
-        arn,
-        external_id: args.s3_external_id.clone(),
-        endpoint: args.s3_sts_endpoint.clone(),
-    });
-    let mut found = Vec::new();
-    if args.s3_access_key.is_some() || secret_key.is_some() || role.is_some() || use_iam(ProviderKind::S3) {
-        let (access_key, use_iam) = (args.s3_access_key.clone(), args.use_iam);
-        found.push(NewAccess::S3 { access_key, secret_key, use_iam, role });
-    }
-    let azure = match (account_key, sas) {
-        (Some(_) | None, Some(_)) | (Some(_), None) if use_iam(ProviderKind::Azure) => {
-            return Err(Failure::usage("--use-iam and a key are both given: drop one of them"));
-        }
-        (Some(key), _) => Some(AzureAuth::AccountKey { key }),
-        (None, Some(token)) => Some(AzureAuth::Sas { token }),
-        (None, None) => use_iam(ProviderKind::Azure)
-            .then(|| AzureAuth::ManagedIdentity { client_id: args.azure_client_id.clone() }),
-    };
-    found.extend(azure.map(|auth| NewAccess::Azure { auth }));
-    if json_key.is_some() || use_iam(ProviderKind::Google) {
-        found.push(NewAccess::Google { json_key, use_iam: args.use_iam });
-    }
-    if key.is_some() || token.is_some() {
-        found.push(NewAccess::Swift { key, token });
-    }
-    let one = found.pop();
-    if !found.is_empty() {
-        return Err(Failure::usage(format!(
-            "keys of several kinds of stores are given, and these credentials are for {kept}"
-        )));
-    }
-    if one.is_none() && args.use_iam {
-        return Err(Failure::usage(format!(
-            "--use-iam is for s3, azure and google, and these credentials are for {kept}"
-        )));
-    }
-    Ok(one)
+    let is_given = key.is_some() || token.is_some();
+    Ok(is_given.then_some(NewAccess::Swift { key, token }))
 }

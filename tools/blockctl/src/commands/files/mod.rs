@@ -345,50 +345,25 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Result<u8, Fail
         check_depth(&path)?;
         let (a, b) = (from.list(&path, true).await?, to.list(&path, true).await?);
         let mut dirs = Vec::new();
-        let (mut a, mut b) = (a.entries.into_iter().peekable(), b.entries.into_iter().peekable());
-        loop {
+        for pair in pairs(a.entries, b.entries) {
             seen += 1;
             check_count(seen, &top)?;
-            let order = match (a.peek(), b.peek()) {
-                (Some(a), Some(b)) => a.path.as_bytes().cmp(b.path.as_bytes()),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (None, None) => break,
-            };
-            let change = |change, file: SnapshotFile, what| ChangedFile {
-                change,
-                path: file.path,
-                kind: file.kind,
-                what,
-            };
-            match order {
-                Ordering::Less => {
-                    changes.extend(a.next().map(|file| change(Change::Removed, file, Vec::new())));
-                }
-                Ordering::Greater => {
-                    changes.extend(b.next().map(|file| change(Change::Added, file, Vec::new())));
-                }
-                Ordering::Equal => {
-                    let (Some(a), Some(b)) = (a.next(), b.next()) else { break };
-                    let mut what = differences(&a, &b);
-                    if what.is_empty()
-                        && args.content
-                        && b.kind == FileKind::File
-                        && !same_content(&from, &to, &b.path).await?
-                    {
-                        what.push("content");
-                    }
-                    if args.content && !same_attributes(&from, &to, &b).await? {
-                        what.push("attributes");
-                    }
+            let (change, file, what) = match pair {
+                (Some(a), None) => (Change::Removed, a, Vec::new()),
+                (None, Some(b)) => (Change::Added, b, Vec::new()),
+                (Some(a), Some(b)) => {
+                    let what = changed(&from, &to, &a, &b, args.content).await?;
                     if a.kind == FileKind::Directory && b.kind == FileKind::Directory {
                         dirs.push(b.path.clone());
                     }
-                    if !what.is_empty() {
-                        changes.push(change(Change::Changed, b, what));
+                    if what.is_empty() {
+                        continue;
                     }
+                    (Change::Changed, b, what)
                 }
-            }
+                (None, None) => continue,
+            };
+            changes.push(ChangedFile { change, path: file.path, kind: file.kind, what });
         }
         left.extend(dirs.into_iter().rev());
     }
@@ -407,6 +382,42 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Result<u8, Fail
         output.line(format!("{sign} {}{slash}{what}", change.path))?;
     }
     Ok(EXIT_DONE)
+}
+
+/// Pairs the entries of two directories, each in the order of its paths.
+fn pairs(
+    a: Vec<SnapshotFile>,
+    b: Vec<SnapshotFile>,
+) -> impl Iterator<Item = (Option<SnapshotFile>, Option<SnapshotFile>)> {
+    let (mut a, mut b) = (a.into_iter().peekable(), b.into_iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (a.peek(), b.peek()) {
+            (Some(a), Some(b)) => a.path.as_bytes().cmp(b.path.as_bytes()),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return None,
+        };
+        Some((a.next_if(|_| order.is_le()), b.next_if(|_| order.is_ge())))
+    })
+}
+
+/// Names the differences of a file.
+async fn changed(
+    from: &Source<'_>,
+    to: &Source<'_>,
+    a: &SnapshotFile,
+    b: &SnapshotFile,
+    content: bool,
+) -> Result<Vec<&'static str>, Failure> {
+    let mut what = differences(a, b);
+    let can_differ = content && what.is_empty() && b.kind == FileKind::File;
+    if can_differ && !same_content(from, to, &b.path).await? {
+        what.push("content");
+    }
+    if content && !same_attributes(from, to, b).await? {
+        what.push("attributes");
+    }
+    Ok(what)
 }
 
 #[cfg(test)]
