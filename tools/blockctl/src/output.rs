@@ -3,7 +3,7 @@
 use crate::{
     cli::ColorChoice,
     failure::{EXIT_FAILED, Failure},
-    table::Table,
+    table::{Facts, Table},
 };
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
@@ -50,6 +50,25 @@ impl Output {
             serde_json::to_vec_pretty(document).map_err(|error| Failure::Stdout { source: error.into() })?;
         text.push(b'\n');
         self.raw(&text)
+    }
+
+    /// Writes the document of a command, or a line.
+    pub fn tell<T: Serialize, S: AsRef<str>>(
+        &self,
+        document: &T,
+        line: impl FnOnce() -> S,
+    ) -> Result<(), Failure> {
+        if self.json { self.document(document) } else { self.line(line()) }
+    }
+
+    /// Writes the document of a command, or a table.
+    pub fn show<T: Serialize>(&self, document: &T, table: impl FnOnce() -> Table) -> Result<(), Failure> {
+        if self.json { self.document(document) } else { self.table(&table()) }
+    }
+
+    /// Writes the document of a command, or its properties.
+    pub fn describe<T: Serialize>(&self, document: &T, facts: impl FnOnce() -> Facts) -> Result<(), Failure> {
+        if self.json { self.document(document) } else { self.raw(facts().render().as_bytes()) }
     }
 
     /// Writes one line of text.

@@ -38,14 +38,15 @@ impl Tone {
 /// Table of a header and rows.
 #[derive(Debug)]
 pub struct Table {
-    header: &'static [&'static str],
+    header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
     tone_column: Option<usize>,
 }
 
 impl Table {
     /// Creates an empty table.
-    pub fn new(header: &'static [&'static str]) -> Self {
+    pub fn new(header: impl IntoIterator<Item = &'static str>) -> Self {
+        let header: Vec<_> = header.into_iter().collect();
         let tone_column = header.iter().position(|title| matches!(*title, "STATUS" | "STATE"));
         Self { header, rows: Vec::new(), tone_column }
     }
@@ -67,7 +68,7 @@ impl Table {
         } else {
             grid.force_no_tty();
         }
-        grid.set_header(self.header.iter().map(Cell::new).collect::<Vec<_>>());
+        grid.set_header(self.header.iter().map(Cell::new));
         for row in &self.rows {
             grid.add_row(row.iter().enumerate().map(|(column, text)| {
                 let tone = (Some(column) == self.tone_column).then(|| Tone::of_state(text)).flatten();
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     fn table() -> Table {
-        let mut table = Table::new(&["ID", "NAME", "STATUS"]);
+        let mut table = Table::new(["ID", "NAME", "STATUS"]);
         table.row(["1".into(), "ä".into(), "up - detached".into()]);
         table.row(["1234".into(), "x".repeat(300), "failed - no space".into()]);
         table
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn wide_characters_take_two_columns() {
-        let mut table = Table::new(&["LABELS", "STATUS"]);
+        let mut table = Table::new(["LABELS", "STATUS"]);
         table.row(["app=db".into(), "up".into()]);
         table.row(["名=日本".into(), "up".into()]);
         table.row(["mood=😀".into(), "up".into()]);

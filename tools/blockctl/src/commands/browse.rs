@@ -149,10 +149,7 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Result<(), Failure> {
     };
     let mount = context.client.hand_mount(&request, descriptor).await?;
     unserved.keep();
-    match context.output.is_json() {
-        true => context.output.document(&mount),
-        false => context.output.line(format!("Snapshots mounted at {}", mount.mountpoint.display())),
-    }
+    context.output.tell(&mount, || format!("Snapshots mounted at {}", mount.mountpoint.display()))
 }
 
 /// Finds the mount at a directory if this user may unmount it. Reads no entry of it: its daemon may be gone.
@@ -211,10 +208,7 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> 
             }
         }
     };
-    match context.output.is_json() {
-        true => context.output.document(&gone),
-        false => context.output.line(format!("Snapshots no longer mounted at {}", gone.mountpoint.display())),
-    }
+    context.output.tell(&gone, || format!("Snapshots no longer mounted at {}", gone.mountpoint.display()))
 }
 
 async fn list(context: &Context<'_>) -> Result<(), Failure> {
@@ -222,7 +216,7 @@ async fn list(context: &Context<'_>) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.output.document(&list.mounts);
     }
-    let mut table = Table::new(&["MOUNTPOINT", "CREDENTIALS", "UID", "SINCE"]);
+    let mut table = Table::new(["MOUNTPOINT", "CREDENTIALS", "UID", "SINCE"]);
     for mount in &list.mounts {
         let credentials: Vec<String> = mount.cred_ids.iter().map(ToString::to_string).collect();
         let credentials = if credentials.is_empty() { "all".to_owned() } else { credentials.join(",") };

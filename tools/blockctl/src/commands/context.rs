@@ -156,7 +156,7 @@ fn list(output: &Output, contexts: Contexts) -> Result<u8, Failure> {
         output.document(&serde_json::json!({ "contexts": listed }))?;
         return Ok(EXIT_DONE);
     }
-    let mut table = Table::new(&["NAME", "CURRENT", "REACHED BY"]);
+    let mut table = Table::new(["NAME", "CURRENT", "REACHED BY"]);
     for Listed { name, current, entry } in listed {
         let by = entry.endpoint.or_else(|| entry.socket.map(|path| path.display().to_string()));
         table.row([name, if current { "yes".into() } else { "-".into() }, super::or_dash(by)]);

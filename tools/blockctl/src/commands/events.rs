@@ -88,7 +88,7 @@ pub async fn run(context: &Context<'_>, args: EventsArgs) -> Result<u8, Failure>
 }
 
 fn table(events: &[Event]) -> Table {
-    let mut table = Table::new(&["TIME", "SEVERITY", "EVENT", "VOLUME", "CREDENTIAL", "MESSAGE"]);
+    let mut table = Table::new(["TIME", "SEVERITY", "EVENT", "VOLUME", "CREDENTIAL", "MESSAGE"]);
     for event in events {
         table.row([
             format_time(event.at),

@@ -240,10 +240,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
     let (rule, line) = match command {
         RuleCommand::List => {
             let list = client.call(operations::LIST_RULES, &()).await?;
-            match context.output.is_json() {
-                true => context.output.document(&list)?,
-                false => context.output.table(&table(&list.rules))?,
-            }
+            context.output.show(&list, || table(&list.rules))?;
             for rule in &list.rules {
                 if let Some(problem) = &rule.problem {
                     context
@@ -255,18 +252,12 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
         }
         RuleCommand::Inspect(args) => {
             let rule = client.call_at(operations::GET_RULE, &args.name, &()).await?;
-            match context.output.is_json() {
-                true => context.output.document(&rule)?,
-                false => context.output.raw(facts(&rule).render().as_bytes())?,
-            }
+            context.output.describe(&rule, || facts(&rule))?;
             return Ok(EXIT_DONE);
         }
         RuleCommand::Delete(args) => {
             let deleted = client.call_at(operations::DELETE_RULE, &args.name, &()).await?;
-            match context.output.is_json() {
-                true => context.output.document(&deleted)?,
-                false => context.output.line(format!("Rule {} deleted successfully", deleted.name))?,
-            }
+            context.output.tell(&deleted, || format!("Rule {} deleted successfully", deleted.name))?;
             return Ok(EXIT_DONE);
         }
         RuleCommand::Create(args) => {
@@ -304,10 +295,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
             (rule, line)
         }
     };
-    match context.output.is_json() {
-        true => context.output.document(&rule)?,
-        false => context.output.line(line)?,
-    }
+    context.output.tell(&rule, || line)?;
     Ok(EXIT_DONE)
 }
 
@@ -332,7 +320,7 @@ fn timeout(quiesce: &Quiesce) -> String {
 }
 
 fn table(rules: &[HookRule]) -> Table {
-    let mut table = Table::new(&[
+    let mut table = Table::new([
         "NAME",
         "PRE-COMMAND",
         "POST-COMMAND",
@@ -389,7 +377,7 @@ pub fn step_name(step: &QuiesceStep) -> &'static str {
 
 /// Formats the quiesce steps of a freeze, one per line, with output of commands.
 pub fn steps_table(report: &QuiesceReport) -> Table {
-    let mut table = Table::new(&["STEP", "RULE", "WHAT", "TIME", "EXIT", "RESULT", "OUTPUT"]);
+    let mut table = Table::new(["STEP", "RULE", "WHAT", "TIME", "EXIT", "RESULT", "OUTPUT"]);
     for step in &report.steps {
         table.row([
             step.kind.to_string(),

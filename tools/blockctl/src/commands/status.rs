@@ -9,8 +9,8 @@ use crate::{
     table::Facts,
 };
 use blockd_api::{
-    ByteSize, events::ListEvents, format_duration, operations, schedules::ListRuns, tasks::ListTasks,
-    volumes::ListVolumes,
+    ByteSize, events::ListEvents, format_duration, operations, schedules::ListRuns, status::Status,
+    tasks::ListTasks, volumes::ListVolumes,
 };
 use jiff::Timestamp;
 use serde_json::json;
@@ -40,6 +40,23 @@ pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
         context.output.document(&document)?;
         return Ok(EXIT_DONE);
     }
+    let mut facts = facts(&status);
+    facts.add(
+        "Health",
+        match troubles.len() {
+            0 => "all is well".to_owned(),
+            one_or_more => format!("{} to be looked at", counted(one_or_more as u64, "thing")),
+        },
+    );
+    context.output.raw(facts.render().as_bytes())?;
+    for trouble in &troubles {
+        context.output.line(format!("- {}", trouble.what))?;
+        context.output.line(format!("    {}", trouble.todo))?;
+    }
+    Ok(EXIT_DONE)
+}
+
+fn facts(status: &Status) -> Facts {
     let counts = &status.counts;
     let volumes = match counts.volumes_failed {
         0 => counts.volumes.to_string(),
@@ -76,17 +93,5 @@ pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
             ),
         );
     }
-    facts.add(
-        "Health",
-        match troubles.len() {
-            0 => "all is well".to_owned(),
-            one_or_more => format!("{} to be looked at", counted(one_or_more as u64, "thing")),
-        },
-    );
-    context.output.raw(facts.render().as_bytes())?;
-    for trouble in &troubles {
-        context.output.line(format!("- {}", trouble.what))?;
-        context.output.line(format!("    {}", trouble.todo))?;
-    }
-    Ok(EXIT_DONE)
+    facts
 }

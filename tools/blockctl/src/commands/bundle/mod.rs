@@ -71,10 +71,7 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure>
     }
     write(&args.output, &bundle).map_err(|source| Failure::Write { path: args.output.clone(), source })?;
     let line = format!("Support bundle written to {}", args.output.display());
-    match context.output.is_json() {
-        true => context.output.document(&json!({ "path": args.output, "daemon": is_there }))?,
-        false => context.output.line(line)?,
-    }
+    context.output.tell(&json!({ "path": args.output, "daemon": is_there }), || line)?;
     Ok(EXIT_DONE)
 }
 

@@ -207,10 +207,7 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Result<u8, Fa
         }
         _ => format!("Cloudsnap {noun} given up successfully: {id}"),
     };
-    match output.is_json() {
-        true => output.document(&task)?,
-        false => output.line(stopped)?,
-    }
+    output.tell(&task, || stopped)?;
     Ok(EXIT_DONE)
 }
 
@@ -233,14 +230,13 @@ pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Result<u8, 
     let output = context.output;
     let shown =
         |size: Option<ByteSize>| size.map_or_else(|| "no limit".to_owned(), |size| format!("{size}/s"));
-    match output.is_json() {
-        true => output.document(&task)?,
-        false => output.line(format!(
+    output.tell(&task, || {
+        format!(
             "Cloudsnap task limited successfully: {id} (upload {}, download {})",
             shown(args.limit_upload),
             shown(args.limit_download)
-        ))?,
-    }
+        )
+    })?;
     Ok(EXIT_DONE)
 }
 
@@ -261,7 +257,7 @@ pub(super) fn show_findings(output: &Output, findings: &Findings) -> Result<(), 
     if findings.damage.is_empty() {
         return Ok(());
     }
-    let mut table = Table::new(&["OBJECT", "OFFSET", "CLOUD-SNAP-ID", "LOST", "RANGES", "WHAT"]);
+    let mut table = Table::new(["OBJECT", "OFFSET", "CLOUD-SNAP-ID", "LOST", "RANGES", "WHAT"]);
     for damage in &findings.damage {
         let offset = damage.offset_bytes.to_string();
         if damage.affects.is_empty() {
@@ -309,7 +305,7 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Result<u8, Failur
 }
 
 fn show_garbage(output: &Output, collected: &GarbageCollected) -> Result<(), Failure> {
-    let mut table = Table::new(&["CLOUD-SNAP-ID", "OBJECTS", "SIZE", "SINCE", "STATUS"]);
+    let mut table = Table::new(["CLOUD-SNAP-ID", "OBJECTS", "SIZE", "SINCE", "STATUS"]);
     let status = if collected.dry_run { "would be deleted" } else { "deleted" };
     let rows = collected.garbage.iter().map(|leftover| (leftover, status.to_owned()));
     let young = collected.young.iter().map(|leftover| {

@@ -347,7 +347,7 @@ fn list_table(list: &CloudsnapList) -> Table {
         PLAIN
     };
     let shown = columns.len();
-    let mut table = Table::new(columns);
+    let mut table = Table::new(columns.iter().copied());
     for entry in &list.cloudsnaps {
         let row = [
             entry.src_volume_name.clone(),
@@ -392,10 +392,7 @@ async fn inspect(context: &Context<'_>, args: InspectArgs) -> Result<u8, Failure
     let id = id.resolve(context, args.credential.cred_id.as_ref()).await?;
     let query = InspectCloudsnap { id, cred_id: args.credential.cred_id };
     let detail = context.client.call(operations::INSPECT_CLOUDSNAP, &query).await?;
-    match context.output.is_json() {
-        true => context.output.document(&detail),
-        false => context.output.raw(facts(&detail).render().as_bytes()),
-    }?;
+    context.output.describe(&detail, || facts(&detail))?;
     Ok(EXIT_DONE)
 }
 

@@ -133,10 +133,7 @@ pub async fn expire(context: &Context<'_>, args: ExpireArgs) -> Result<u8, Failu
 
 async fn mark(context: &Context<'_>, request: &MarkCloudsnap) -> Result<u8, Failure> {
     let mark = context.client.call(operations::MARK_CLOUDSNAP, request).await?;
-    match context.output.is_json() {
-        true => context.output.document(&mark)?,
-        false => context.output.line(describe(&mark))?,
-    }
+    context.output.tell(&mark, || describe(&mark))?;
     Ok(EXIT_DONE)
 }
 

@@ -263,7 +263,7 @@ fn table(tasks: &[Task]) -> Table {
     ];
     let columns =
         if tasks.iter().any(|task| task.state.stage == TaskStage::Active) { UNDER_WAY } else { OVER };
-    let mut table = Table::new(columns);
+    let mut table = Table::new(columns.iter().copied());
     for task in tasks {
         let (rate, eta_s) = pace(task);
         let row = [

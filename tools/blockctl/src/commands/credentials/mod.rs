@@ -5,239 +5,131 @@ pub mod create;
 pub mod rekey;
 pub mod update;
 
-use super::{Context, counted, or_dash};
+use super::{Context, or_dash};
 use crate::{
     failure::{EXIT_DONE, Failure},
-    secrets::{Sources, read_file},
     table::{Facts, Table},
 };
 use args::CredentialsCommand;
 use blockd_api::{
     ByteSize, LimitWindow,
-    credentials::{Credential, ProviderKind, RekeyCredential},
+    credentials::{Credential, ProviderKind},
     format_time, operations,
 };
-use create::request;
 
 pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u8, Failure> {
     let Context { client, output } = context;
+    let say = |what: &str, credential: &Credential| {
+        output.tell(credential, || format!("Credentials {what} successfully, UUID:{}", credential.uuid))
+    };
     match command {
         CredentialsCommand::Create(args) => {
-            let credential = client.call(operations::CREATE_CREDENTIAL, &request(*args)?).await?;
-            match output.is_json() {
-                true => output.document(&credential),
-                false => output.line(format!("Credentials created successfully, UUID:{}", credential.uuid)),
-            }?;
+            let request = create::request(*args)?;
+            say("created", &client.call(operations::CREATE_CREDENTIAL, &request).await?)
         }
-        CredentialsCommand::List => {
-            let list = client.call(operations::LIST_CREDENTIALS, &()).await?.credentials;
-            match output.is_json() {
-                true => output.document(&list),
-                false => show(context, &list),
-            }?;
-        }
+        CredentialsCommand::List => list(context).await,
         CredentialsCommand::Inspect(args) => {
             let credential = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
-            match output.is_json() {
-                true => output.document(&credential),
-                false => output.raw(facts(&credential).render().as_bytes()),
-            }?;
+            output.describe(&credential, || facts(&credential))
         }
         CredentialsCommand::Validate(args) => {
-            let credential = client.call_at(operations::VALIDATE_CREDENTIAL, &args.credential, &()).await?;
-            match output.is_json() {
-                true => output.document(&credential),
-                false => output.line(format!("Credentials validated successfully, UUID:{}", credential.uuid)),
-            }?;
+            say("validated", &client.call_at(operations::VALIDATE_CREDENTIAL, &args.credential, &()).await?)
         }
         CredentialsCommand::Update(args) => {
             let kept = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?.provider;
             let request = update::request(&args, kept)?;
-            let credential =
-                client.call_at(operations::UPDATE_CREDENTIAL, &args.credential, &request).await?;
-            match output.is_json() {
-                true => output.document(&credential),
-                false => output.line(format!("Credentials updated successfully, UUID:{}", credential.uuid)),
-            }?;
+            say("updated", &client.call_at(operations::UPDATE_CREDENTIAL, &args.credential, &request).await?)
         }
-        CredentialsCommand::Rekey(args) => {
-            let passphrase = Sources {
-                what: "encryption passphrase",
-                flag: args.encryption_passphrase.as_ref(),
-                file: args.encryption_passphrase_file.as_deref(),
-                from: None,
-                variable: "BLOCKD_ENCRYPTION_PASSPHRASE",
-                is_public: false,
-            };
-            let passphrase = passphrase.read()?;
-            if passphrase.is_none()
-                && client
-                    .call_at(operations::GET_CREDENTIAL, &args.credential, &())
-                    .await?
-                    .encryption_key_from
-                    .is_none()
-            {
-                let message = "give the passphrase that holds now: --encryption-passphrase-file FILE";
-                return Err(Failure::usage(message));
-            }
-            let new_passphrase = args.new_encryption_passphrase_file.as_deref();
-            let new_passphrase =
-                new_passphrase.map(|path| read_file("new encryption passphrase", path)).transpose()?;
-            let new_passphrase = match args.new_encryption_passphrase_from {
-                Some(reference) => Some(reference.into()),
-                None => new_passphrase.map(Into::into),
-            };
-            let (new_data_key, accept_key) = (args.new_data_key, args.accept_key);
-            let request = RekeyCredential { passphrase, new_passphrase, new_data_key, accept_key };
-            let rekeyed = client.call_at(operations::REKEY_CREDENTIAL, &args.credential, &request).await?;
-            match output.is_json() {
-                true => output.document(&rekeyed),
-                false => output.line(format!(
-                    "Credentials rekeyed successfully, UUID:{} ({} with the new passphrase{}, {} in all)",
-                    rekeyed.uuid,
-                    counted(rekeyed.rewrapped, "data key"),
-                    if rekeyed.new_data_key { ", a new data key for new backups" } else { "" },
-                    rekeyed.data_keys,
-                )),
-            }?;
-            if rekeyed.foreign > 0 {
-                let slots = counted(rekeyed.foreign, "key slot");
-                output.note(format!("warning: {slots} open with neither passphrase and stay as they are"));
-            }
-        }
+        CredentialsCommand::Rekey(args) => rekey::run(context, args).await,
         CredentialsCommand::Limit(args) => {
-            let limits =
-                args.limits(&client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?);
+            let now = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
+            let limits = args.limits(&now);
             let credential = client.call_at(operations::LIMIT_CREDENTIAL, &args.credential, &limits).await?;
             let shown = |otherwise, windows: &[LimitWindow]| {
                 limit(otherwise, windows).unwrap_or_else(|| "no limit".to_owned())
             };
-            match output.is_json() {
-                true => output.document(&credential),
-                false => output.line(format!(
+            output.tell(&credential, || {
+                format!(
                     "Credentials limited successfully, UUID:{} (upload {}, download {})",
                     credential.uuid,
                     shown(credential.limit_upload_bytes_per_s, &credential.limit_upload_windows),
                     shown(credential.limit_download_bytes_per_s, &credential.limit_download_windows),
-                )),
-            }?;
+                )
+            })
         }
         CredentialsCommand::Delete(args) => {
             let deleted = client.call_at(operations::DELETE_CREDENTIAL, &args.credential, &()).await?;
-            match output.is_json() {
-                true => output.document(&deleted),
-                false => output.line(format!("Credentials deleted successfully, UUID:{}", deleted.id)),
-            }?;
+            output.tell(&deleted, || format!("Credentials deleted successfully, UUID:{}", deleted.id))
         }
-    }
+    }?;
     Ok(EXIT_DONE)
 }
 
-/// Columns of one provider's table, between the name and the common ones.
-type Columns = (&'static str, ProviderKind, &'static [&'static str], fn(&Credential) -> Vec<String>);
+/// Column of a provider's table.
+type Column = (&'static str, fn(&Credential) -> String);
 
-const KINDS: [Columns; 5] = [
+const UUID: Column = ("UUID", |one| one.uuid.to_string());
+const NAME: Column = ("NAME", |one| one.name.to_string());
+const ENCRYPTION: Column = ("ENCRYPTION", |one| one.encryption.to_string());
+const BUCKET: Column = ("BUCKET", |one| or_dash(place(one)));
+const CREATE_IF_ABSENT: Column = ("CREATE IF ABSENT", |one| one.conditional_put.to_string());
+const THROUGHPUT: Column = ("WRITE THROUGHPUT (KBPS)", |one| or_dash(one.write_throughput_kbps));
+
+/// Tables, with the columns between the name and the last two.
+const KINDS: [(&str, ProviderKind, &[Column]); 5] = [
     (
         "S3",
         ProviderKind::S3,
         &[
-            "UUID",
-            "NAME",
-            "REGION",
-            "ENDPOINT",
-            "ACCESS KEY",
-            "SSL ENABLED",
-            "ENCRYPTION",
-            "BUCKET",
-            "CREATE IF ABSENT",
-            "WRITE THROUGHPUT (KBPS)",
+            ("REGION", |one| or_dash(one.region.as_ref())),
+            ("ENDPOINT", |one| or_dash(one.endpoint.as_ref())),
+            ("ACCESS KEY", |one| or_dash(one.access_key.as_ref())),
+            ("SSL ENABLED", |one| or_dash(one.ssl_enabled)),
+            ENCRYPTION,
+            BUCKET,
         ],
-        |one| {
-            vec![
-                or_dash(one.region.as_ref()),
-                or_dash(one.endpoint.as_ref()),
-                or_dash(one.access_key.as_ref()),
-                or_dash(one.ssl_enabled),
-                one.encryption.to_string(),
-                or_dash(place(one)),
-            ]
-        },
     ),
     (
         "Google",
         ProviderKind::Google,
-        &[
-            "UUID",
-            "NAME",
-            "PROJECT ID",
-            "ENCRYPTION",
-            "BUCKET",
-            "CREATE IF ABSENT",
-            "WRITE THROUGHPUT (KBPS)",
-        ],
-        |one| vec![or_dash(one.project.as_ref()), one.encryption.to_string(), or_dash(place(one))],
+        &[("PROJECT ID", |one| or_dash(one.project.as_ref())), ENCRYPTION, BUCKET],
     ),
     (
         "Azure",
         ProviderKind::Azure,
-        &[
-            "UUID",
-            "NAME",
-            "ACCOUNT NAME",
-            "ENCRYPTION",
-            "BUCKET",
-            "CREATE IF ABSENT",
-            "WRITE THROUGHPUT (KBPS)",
-        ],
-        |one| vec![or_dash(one.account.as_ref()), one.encryption.to_string(), or_dash(place(one))],
+        &[("ACCOUNT NAME", |one| or_dash(one.account.as_ref())), ENCRYPTION, BUCKET],
     ),
     (
         "Swift",
         ProviderKind::Swift,
         &[
-            "UUID",
-            "NAME",
-            "AUTH URL",
-            "USER",
-            "ENCRYPTION",
-            "BUCKET",
-            "CREATE IF ABSENT",
-            "WRITE THROUGHPUT (KBPS)",
+            ("AUTH URL", |one| or_dash(one.endpoint.as_ref())),
+            ("USER", |one| or_dash(one.user.as_ref())),
+            ENCRYPTION,
+            BUCKET,
         ],
-        |one| {
-            vec![
-                or_dash(one.endpoint.as_ref()),
-                or_dash(one.user.as_ref()),
-                one.encryption.to_string(),
-                or_dash(place(one)),
-            ]
-        },
     ),
-    (
-        "Local",
-        ProviderKind::Local,
-        &["UUID", "NAME", "PATH", "ENCRYPTION", "CREATE IF ABSENT", "WRITE THROUGHPUT (KBPS)"],
-        |one| vec![or_dash(place(one)), one.encryption.to_string()],
-    ),
+    ("Local", ProviderKind::Local, &[("PATH", |one| or_dash(place(one))), ENCRYPTION]),
 ];
 
-fn show(context: &Context<'_>, list: &[Credential]) -> Result<(), Failure> {
+async fn list(context: &Context<'_>) -> Result<(), Failure> {
     let output = context.output;
+    let list = context.client.call(operations::LIST_CREDENTIALS, &()).await?.credentials;
+    if output.is_json() {
+        return output.document(&list);
+    }
     let mut between = "";
-    for (title, kind, header, cells) in KINDS {
-        let mut table = Table::new(header);
-        let of_kind: Vec<&Credential> = list.iter().filter(|one| one.provider == kind).collect();
-        for one in &of_kind {
-            let mut row = vec![one.uuid.to_string(), one.name.to_string()];
-            row.extend(cells(one));
-            row.extend([one.conditional_put.to_string(), or_dash(one.write_throughput_kbps)]);
-            table.row(row);
+    for (title, kind, columns) in KINDS {
+        let columns: Vec<Column> = [&[UUID, NAME], columns, &[CREATE_IF_ABSENT, THROUGHPUT]].concat();
+        let mut table = Table::new(columns.iter().map(|(title, _)| *title));
+        let mut of_kind = list.iter().filter(|one| one.provider == kind).peekable();
+        if of_kind.peek().is_none() {
+            continue;
         }
-        if !of_kind.is_empty() {
-            output.raw(format!("{between}{title} Credentials\n").as_bytes())?;
-            output.table(&table)?;
-            between = "\n";
-        }
+        of_kind.for_each(|one| table.row(columns.iter().map(|(_, cell)| cell(one))));
+        output.raw(format!("{between}{title} Credentials\n").as_bytes())?;
+        output.table(&table)?;
+        between = "\n";
     }
     if list.is_empty() {
         output.note("There are no credentials; see `blockctl credentials create --help`.");

@@ -1,7 +1,12 @@
 //! `blockctl credentials rekey`
 
 use super::args::parse_secret;
-use blockd_api::{CredentialRef, Secret, SecretRef};
+use crate::{
+    commands::{Context, counted},
+    failure::Failure,
+    secrets::{Sources, read_file},
+};
+use blockd_api::{CredentialRef, Secret, SecretRef, credentials::RekeyCredential, operations};
 use clap::Args;
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -51,4 +56,48 @@ pub struct RekeyArgs {
     /// Accept this newest data key, made by another host
     #[arg(long, value_name = "KEY", conflicts_with = "new_data_key")]
     pub accept_key: Option<Uuid>,
+}
+
+pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Result<(), Failure> {
+    let Context { client, output } = context;
+    let passphrase = Sources {
+        what: "encryption passphrase",
+        flag: args.encryption_passphrase.as_ref(),
+        file: args.encryption_passphrase_file.as_deref(),
+        from: None,
+        variable: "BLOCKD_ENCRYPTION_PASSPHRASE",
+        is_public: false,
+    };
+    let passphrase = passphrase.read()?;
+    if passphrase.is_none() {
+        let credential = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
+        if credential.encryption_key_from.is_none() {
+            let message = "give the passphrase that holds now: --encryption-passphrase-file FILE";
+            return Err(Failure::usage(message));
+        }
+    }
+    let new_passphrase = args.new_encryption_passphrase_file.as_deref();
+    let new_passphrase =
+        new_passphrase.map(|path| read_file("new encryption passphrase", path)).transpose()?;
+    let new_passphrase = match args.new_encryption_passphrase_from {
+        Some(reference) => Some(reference.into()),
+        None => new_passphrase.map(Into::into),
+    };
+    let (new_data_key, accept_key) = (args.new_data_key, args.accept_key);
+    let request = RekeyCredential { passphrase, new_passphrase, new_data_key, accept_key };
+    let rekeyed = client.call_at(operations::REKEY_CREDENTIAL, &args.credential, &request).await?;
+    output.tell(&rekeyed, || {
+        format!(
+            "Credentials rekeyed successfully, UUID:{} ({} with the new passphrase{}, {} in all)",
+            rekeyed.uuid,
+            counted(rekeyed.rewrapped, "data key"),
+            if rekeyed.new_data_key { ", a new data key for new backups" } else { "" },
+            rekeyed.data_keys,
+        )
+    })?;
+    if rekeyed.foreign > 0 {
+        let slots = counted(rekeyed.foreign, "key slot");
+        output.note(format!("warning: {slots} open with neither passphrase and stay as they are"));
+    }
+    Ok(())
 }

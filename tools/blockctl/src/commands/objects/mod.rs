@@ -195,7 +195,7 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Result<u8, Failure> {
         }
         output.raw(texts.join("---\n").as_bytes())?;
     } else {
-        let mut table = Table::new(columns(args.kind));
+        let mut table = Table::new(columns(args.kind).iter().copied());
         for one in found {
             table.row([one.name].into_iter().chain(one.cells));
         }

@@ -189,7 +189,7 @@ async fn list(context: &Context<'_>) -> Result<u8, Failure> {
         false => Vec::new(),
     };
     show(context, &list, || {
-        let mut table = Table::new(&[
+        let mut table = Table::new([
             "UUID",
             "VOLUMEID",
             "MAX-BACKUPS",
@@ -369,7 +369,7 @@ async fn retention(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure>
     let plan = context.client.call_at(operations::PLAN_RETENTION, &uuid, &()).await?;
     let places = Places::load(context).await?;
     show(context, &plan, || {
-        let mut table = Table::new(&["CLOUD-SNAP-ID", "VOLUME", "CREATED-TIME", "COPY", "VERDICT"]);
+        let mut table = Table::new(["CLOUD-SNAP-ID", "VOLUME", "CREATED-TIME", "COPY", "VERDICT"]);
         for judged in &plan.snapshots {
             table.row([
                 or_dash(judged.name.as_ref()),
@@ -396,7 +396,7 @@ async fn retention(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure>
 }
 
 fn history_table(runs: &[Run], places: &Places) -> Table {
-    let mut table = Table::new(&[
+    let mut table = Table::new([
         "RUN",
         "SCHEDULE",
         "VOLUME",
@@ -473,7 +473,7 @@ fn rules(args: &PolicyArgs) -> Result<Vec<Rule>, Failure> {
 }
 
 fn policy_table(policies: &[Policy]) -> Table {
-    let mut table = Table::new(&["NAME", "SCHEDULE", "RETAIN"]);
+    let mut table = Table::new(["NAME", "SCHEDULE", "RETAIN"]);
     for policy in policies {
         for rule in &policy.rules {
             table.row([policy.name.to_string(), rule.when.to_string(), or_dash(rule.retain.as_ref())]);

@@ -43,16 +43,15 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
     let request = CreateSnapshot { name: args.name, hooks: args.hooks.options()? };
     let snapshot = context.client.call_at(operations::CREATE_SNAPSHOT, &args.volume, &request).await?;
     warn(context, snapshot.quiesce.as_ref());
-    if context.output.is_json() {
-        return context.output.document(&snapshot);
-    }
-    context.output.line(format!(
-        "Snapshot successfully created: {} ({}@{}, writes held back for {})",
-        snapshot.id,
-        snapshot.volume,
-        snapshot.name,
-        micros(snapshot.freeze_stall_micros)
-    ))
+    context.output.tell(&snapshot, || {
+        format!(
+            "Snapshot successfully created: {} ({}@{}, writes held back for {})",
+            snapshot.id,
+            snapshot.volume,
+            snapshot.name,
+            micros(snapshot.freeze_stall_micros)
+        )
+    })
 }
 
 async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<(), Failure> {
@@ -90,14 +89,11 @@ fn warn(context: &Context<'_>, report: Option<&QuiesceReport>) {
 async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
     let query = ListSnapshots { volume: args.volume, group: args.group };
     let list = context.client.call(operations::LIST_SNAPSHOTS, &query).await?;
-    if context.output.is_json() {
-        return context.output.document(&list.snapshots);
-    }
-    context.output.table(&table(&list.snapshots))
+    context.output.show(&list.snapshots, || table(&list.snapshots))
 }
 
 fn table(snapshots: &[Snapshot]) -> Table {
-    let mut table = Table::new(&[
+    let mut table = Table::new([
         "ID",
         "VOLUME",
         "NAME",
@@ -130,10 +126,7 @@ fn table(snapshots: &[Snapshot]) -> Table {
 
 async fn inspect(context: &Context<'_>, snapshot: &SnapshotRef) -> Result<(), Failure> {
     let snapshot = context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?;
-    if context.output.is_json() {
-        return context.output.document(&snapshot);
-    }
-    context.output.raw(facts(&snapshot).render().as_bytes())
+    context.output.describe(&snapshot, || facts(&snapshot))
 }
 
 fn facts(snapshot: &Snapshot) -> Facts {
@@ -187,7 +180,7 @@ async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.output.document(&diff);
     }
-    let mut table = Table::new(&["OFFSET", "LENGTH", "KIND"]);
+    let mut table = Table::new(["OFFSET", "LENGTH", "KIND"]);
     for extent in &diff.extents {
         table.row([
             extent.offset_bytes.to_string(),
@@ -270,10 +263,7 @@ async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Res
 async fn delete(context: &Context<'_>, snapshot: &SnapshotRef, force: bool) -> Result<(), Failure> {
     let query = DeleteSnapshot { force };
     let deleted = context.client.call_at(operations::DELETE_SNAPSHOT, snapshot, &query).await?;
-    if context.output.is_json() {
-        return context.output.document(&deleted);
-    }
-    context.output.line(format!("Snapshot {} successfully deleted.", deleted.name))
+    context.output.tell(&deleted, || format!("Snapshot {} successfully deleted.", deleted.name))
 }
 
 /// Returns the group's name, or the id of the group snapshot if volumes were selected otherwise.

@@ -237,7 +237,7 @@ impl ActivityRates {
 
     /// Returns the table of volumes.
     pub fn volume_table(&self) -> Table {
-        let mut table = Table::new(&[
+        let mut table = Table::new([
             "VOLUME",
             "READ/S",
             "WRITE/S",
@@ -272,7 +272,7 @@ impl ActivityRates {
 
     /// Returns the table of tasks.
     pub fn task_table(&self) -> Table {
-        let mut table = Table::new(&["TASK", "STATE", "VOLUME", "PHASE", "DONE", "OF", "RATE", "ETA"]);
+        let mut table = Table::new(["TASK", "STATE", "VOLUME", "PHASE", "DONE", "OF", "RATE", "ETA"]);
         for task in &self.tasks {
             let bytes = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
             table.row([

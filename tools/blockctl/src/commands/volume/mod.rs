@@ -49,10 +49,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
         group: args.group,
     };
     let volume = context.client.call(operations::CREATE_VOLUME, &request).await?;
-    if context.output.is_json() {
-        return context.output.document(&volume);
-    }
-    context.output.line(format!("Volume successfully created: {}", volume.id))
+    context.output.tell(&volume, || format!("Volume successfully created: {}", volume.id))
 }
 
 async fn check(context: &Context<'_>, volume: &VolumeRef) -> Result<u8, Failure> {
@@ -77,10 +74,7 @@ async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<(), Failure> {
     };
     let request = CloneVolume { name: args.name, snapshot: args.from, labels: args.label };
     let volume = context.client.call_at(operations::CLONE_VOLUME, &parent, &request).await?;
-    if context.output.is_json() {
-        return context.output.document(&volume);
-    }
-    context.output.line(format!("Volume successfully cloned: {} ({})", volume.id, volume.name))
+    context.output.tell(&volume, || format!("Volume successfully cloned: {} ({})", volume.id, volume.name))
 }
 
 /// Returns the volume of a snapshot.
@@ -101,7 +95,7 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.output.document(&list.volumes);
     }
-    let mut table = Table::new(&["ID", "NAME", "SIZE", "USED", "DIRTY", "SNAPSHOTS", "DEVICE", "STATUS"]);
+    let mut table = Table::new(["ID", "NAME", "SIZE", "USED", "DIRTY", "SNAPSHOTS", "DEVICE", "STATUS"]);
     for volume in &list.volumes {
         table.row([
             volume.id.to_string(),
@@ -262,14 +256,9 @@ async fn attach(context: &Context<'_>, args: AttachArgs) -> Result<(), Failure> 
     };
     request.check().map_err(Failure::usage)?;
     let attachment = context.client.call_at(operations::ATTACH_VOLUME, &args.volume, &request).await?;
-    if context.output.is_json() {
-        return context.output.document(&attachment);
-    }
-    context.output.line(format!(
-        "Volume {} successfully attached at {}.",
-        args.volume,
-        or_dash(attachment.device)
-    ))
+    context.output.tell(&attachment, || {
+        format!("Volume {} successfully attached at {}.", args.volume, or_dash(attachment.device))
+    })
 }
 
 async fn detach(context: &Context<'_>, args: DetachArgs) -> Result<(), Failure> {
@@ -351,10 +340,7 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Result<(), Failure>
     let query = DeleteVolume { force: args.force };
     let deleted = context.client.call_at(operations::DELETE_VOLUME, &args.volume, &query).await?;
     deleted.warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));
-    if context.output.is_json() {
-        return context.output.document(&deleted);
-    }
-    context.output.line(format!("Volume {} successfully deleted.", deleted.name))
+    context.output.tell(&deleted, || format!("Volume {} successfully deleted.", deleted.name))
 }
 
 /// Returns a URI that this host can use: Unix sockets of other hosts are useless here.
@@ -386,8 +372,5 @@ async fn uri(context: &Context<'_>, export: &ExportRef) -> Result<(), Failure> {
         }
     };
     let uri = reachable(context, uri).await?;
-    if context.output.is_json() {
-        return context.output.document(&json!({ "uri": uri }));
-    }
-    context.output.line(&uri)
+    context.output.tell(&json!({ "uri": uri }), || &uri)
 }
