@@ -8,7 +8,8 @@
 use super::{
     Source,
     args::CpArgs,
-    check_count, check_depth,
+    check_depth,
+    copied::{Copied, readable, set_xattrs},
     dir_handle::{DirHandle, Original, Staged, raise_open_files},
     sparse_reader::{Piece, Pieces},
     typed_or_escaped,
@@ -18,17 +19,12 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Failure},
 };
 use blockd_api::{
-    ByteSize, ClientError, ErrorCode,
-    browse::{FileKind, FilePath, SnapshotFile, SnapshotXattr},
+    ByteSize,
+    browse::{FileKind, FilePath, SnapshotFile},
 };
 use jiff::Timestamp;
-use rustix::{
-    fs::{AtFlags, FileType, Timespec, Timestamps, XattrFlags, fsetxattr, utimensat},
-    io::Errno,
-};
-use serde::Serialize;
+use rustix::fs::{AtFlags, FileType, Timespec, Timestamps, utimensat};
 use std::{
-    collections::HashMap,
     ffi::{OsStr, OsString},
     fs::{File, FileTimes, Permissions},
     io,
@@ -46,103 +42,6 @@ use std::{
 
 /// Zeroes as long as this become a hole, also where there is none in the snapshot.
 const HOLE_BYTES: usize = 4096;
-/// Maximum number of listed refused attributes; all are counted.
-const MAX_REFUSED_NAMED: usize = 20;
-
-#[derive(Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Copied {
-    files: u64,
-    directories: u64,
-    links: u64,
-    /// Hard links to copied files.
-    hard_links: u64,
-    /// Existing files and links that were skipped.
-    skipped: u64,
-    bytes: u64,
-    /// Files and directories without some attributes: the sum of the next two counters.
-    without_xattrs: u64,
-    /// Files and directories with attributes that the destination refused.
-    xattrs_refused: u64,
-    /// Files and directories whose attributes are unreadable in the snapshot.
-    xattrs_damaged: u64,
-    /// Files and directories with attributes of kinds that are never copied.
-    xattrs_left_out: u64,
-    /// First refused attributes with their errors.
-    refused_xattrs: Vec<RefusedXattr>,
-    /// Skipped devices, FIFOs and sockets.
-    left_out: Vec<FilePath>,
-    /// Number of known files, including those still to be copied.
-    #[serde(skip)]
-    found: usize,
-    /// Copied files with several names, by inode number.
-    #[serde(skip)]
-    named: HashMap<u64, Original>,
-}
-
-/// Extended attribute that could not be set.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct RefusedXattr {
-    path: FilePath,
-    name: FilePath,
-    reason: String,
-}
-
-impl Copied {
-    /// Adds to the number of found files, up to the limit.
-    fn count_found(&mut self, count: usize, from: &FilePath) -> Result<(), Failure> {
-        self.found = self.found.saturating_add(count);
-        check_count(self.found, from)
-    }
-
-    /// Counts the results for a file's extended attributes; unreadable ones have none.
-    fn note_xattrs(&mut self, path: &FilePath, set: Option<XattrsSet>) {
-        let Some(set) = set else {
-            self.xattrs_damaged += 1;
-            self.without_xattrs += 1;
-            return;
-        };
-        self.xattrs_left_out += u64::from(set.left_out);
-        if set.refused.is_empty() {
-            return;
-        }
-        self.xattrs_refused += 1;
-        self.without_xattrs += 1;
-        let room = MAX_REFUSED_NAMED.saturating_sub(self.refused_xattrs.len());
-        self.refused_xattrs.extend(set.refused.into_iter().take(room).map(|(name, error)| RefusedXattr {
-            path: path.clone(),
-            name: FilePath::from_bytes(name),
-            reason: io::Error::from(error).to_string(),
-        }));
-    }
-
-    /// Returns the messages about extended attributes.
-    fn xattr_notes(&self) -> Vec<String> {
-        let named = self.refused_xattrs.iter();
-        let mut notes: Vec<String> = named
-            .map(|one| format!("{}: {} cannot be set there: {}", one.path, one.name, one.reason))
-            .collect();
-        let of = |count: u64| counted(count, "file");
-        if self.xattrs_refused > 0 {
-            let what = of(self.xattrs_refused);
-            notes.push(format!(
-                "extended attributes of {what} or directories could not be set where they went"
-            ));
-        }
-        if self.xattrs_damaged > 0 {
-            let what = of(self.xattrs_damaged);
-            notes.push(format!("extended attributes of {what} or directories are damaged in the snapshot"));
-        }
-        if self.xattrs_left_out > 0 {
-            let what = of(self.xattrs_left_out);
-            notes.push(format!(
-                "{what} or directories have extended attributes that are not copied: only user.* and access lists are"
-            ));
-        }
-        notes
-    }
-}
 
 pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
     let snap = args.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
@@ -408,45 +307,6 @@ fn set_link_time(link: &OwnedFd, modified: Timestamp) -> io::Result<()> {
     Ok(utimensat(link, "", &times, AtFlags::EMPTY_PATH)?)
 }
 
-/// Prefixes of copied extended attributes: user attributes and access lists. Others grant privileges or
-/// belong to the source system.
-const XATTRS_COPIED: [&[u8]; 2] = [b"user.", b"system.posix_acl_"];
-
-/// Returns the extended attributes of a file; `None` if they are damaged, so that the content is still
-/// copied. An unreachable store or daemon is an error.
-pub fn readable(xattrs: Result<Vec<SnapshotXattr>, Failure>) -> Result<Option<Vec<SnapshotXattr>>, Failure> {
-    match xattrs {
-        Ok(xattrs) => Ok(Some(xattrs)),
-        Err(Failure::Client(ClientError::Api(error))) if error.code == ErrorCode::CloudsnapDamaged => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Result for the extended attributes of a file.
-#[derive(Default)]
-struct XattrsSet {
-    /// Refused attributes with their errors.
-    refused: Vec<(Vec<u8>, Errno)>,
-    /// The file has attributes of kinds that are never copied.
-    left_out: bool,
-}
-
-/// Sets the extended attributes of copied kinds.
-fn set_xattrs(open: &File, xattrs: &[SnapshotXattr]) -> XattrsSet {
-    let mut set = XattrsSet::default();
-    for xattr in xattrs {
-        let name = xattr.name.as_bytes();
-        if !XATTRS_COPIED.iter().any(|prefix| name.starts_with(prefix)) {
-            set.left_out = true;
-        } else if let Err(error) = fsetxattr(open, name, xattr.value.as_bytes(), XattrFlags::empty()) {
-            set.refused.push((name.to_vec(), error));
-        }
-    }
-    set
-}
-
 /// Copies the content and the attributes of a file; `to` is for messages.
 async fn copy_content(
     source: &Source<'_>,
@@ -519,33 +379,6 @@ mod tests {
         let refused = queue_entries(&mut left, vec![file(b"c")], &to, &from, &mut copied);
         assert!(matches!(refused, Err(Failure::TooManyFiles { most: MAX_FILES, .. })), "{refused:?}");
         assert_eq!(left.len(), 2, "what is too much is not kept");
-    }
-
-    fn xattr(name: &str) -> SnapshotXattr {
-        let bytes = |text: &str| FilePath::from_bytes(text.as_bytes().to_vec());
-        SnapshotXattr { name: bytes(name), value: bytes("value") }
-    }
-
-    #[test]
-    fn refused_damaged_and_skipped_attributes_are_counted() {
-        let path = FilePath::root().join(b"file");
-        let mut copied = Copied::default();
-        // Device files have no user attributes, not even for root.
-        let device = File::open("/dev/null").unwrap();
-        copied.note_xattrs(&path, Some(set_xattrs(&device, &[])));
-        assert!(copied.xattr_notes().is_empty() && copied.without_xattrs == 0, "a file without any");
-        copied.note_xattrs(&path, Some(set_xattrs(&device, &[xattr("security.selinux")])));
-        assert_eq!((copied.xattrs_left_out, copied.without_xattrs), (1, 0));
-        copied.note_xattrs(&path, None);
-        assert_eq!((copied.xattrs_damaged, copied.xattrs_refused, copied.without_xattrs), (1, 0, 1));
-        for _ in 0..MAX_REFUSED_NAMED {
-            copied.note_xattrs(&path, Some(set_xattrs(&device, &[xattr("user.a"), xattr("user.b")])));
-        }
-        assert_eq!((copied.xattrs_refused, copied.without_xattrs), (20, 21));
-        let named = &copied.refused_xattrs;
-        assert!(named.len() == MAX_REFUSED_NAMED && named[1].name.to_string() == "user.b");
-        assert!(!named[0].reason.is_empty());
-        assert_eq!(copied.xattr_notes().len(), MAX_REFUSED_NAMED + 3);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `blockctl cloudsnap catalog`, `cat` and `diff`: the files inside cloud snapshots.
 
 pub mod args;
+mod copied;
 pub mod copy;
 mod dir_handle;
 mod sparse_reader;
@@ -17,7 +18,7 @@ use blockd_api::{
     cloudsnaps::CloudSnapshotId,
     operations,
 };
-use copy::readable;
+use copied::readable;
 use serde::Serialize;
 use sparse_reader::{Pieces, Stream};
 use std::{

@@ -1,6 +1,7 @@
 //! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
 
 pub mod args;
+mod retention_args;
 
 use super::{Context, or_dash};
 use crate::{
