@@ -36,7 +36,7 @@ const SHOWN: &[&str] = &[
     "cloudsnap list --src vol -x 2 --status failed --cred-id nas",
     "cloudsnap inspect 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr --cr nas",
     "cloudsnap status",
-    "cloudsnap status 3f4f --max 2",
+    "cloudsnap status 3f4f",
     "cloudsnap status --active",
     "cloudsnap catalog -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr --path /etc",
     "cloudsnap diff 2e4d4b67-95d7-481e-aec5-14223ac55170/59-60 2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr --files",
@@ -287,6 +287,13 @@ fn errors() {
         blockctl cs status 3f4f
         blockctl --socket none.sock volume list
         blockctl --socket none.sock -j volume list
+        ",
+    );
+    text += &Fake::with_defaults(Vec::new()).transcript(
+        "
+        blockctl cs stop 3f4f
+        blockctl cs status 3f4f --wait
+        blockctl cs sched pause --uuid 0999
         ",
     );
     matches("errors", &text);
