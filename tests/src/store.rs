@@ -91,16 +91,6 @@ impl Store {
         key
     }
 
-    /// Keys of the data objects that belong to a cloud snapshot: its packs in order, then its index.
-    pub fn data_of(&self, snap: &str) -> Vec<String> {
-        let (cluster, rest) = snap.split_once('/').expect("an id of a cloud snapshot");
-        let (volume, snapshot) =
-            rest.trim_end_matches("-incr").split_once('-').expect("an id of a cloud snapshot");
-        let mut keys = self.keys(&format!("blockd/data/{cluster}/{volume}/{snapshot}/"));
-        keys.sort_by_key(|key| (!name(key).starts_with("pack-"), key.clone()));
-        keys
-    }
-
     /// Content of an object.
     pub fn read(&self, key: &str) -> Vec<u8> {
         fs::read(self.path(key)).unwrap_or_else(|error| panic!("{key}: {error}"))
@@ -112,13 +102,6 @@ impl Store {
         let path = self.path(key);
         fs::remove_file(&path).unwrap_or_else(|error| panic!("{key}: {error}"));
         fs::write(&path, content).unwrap_or_else(|error| panic!("{key}: {error}"));
-    }
-
-    /// Flips one bit.
-    pub fn flip(&self, key: &str, at_bit: u64) {
-        let mut content = self.read(key);
-        content[(at_bit / 8) as usize] ^= 1 << (at_bit % 8);
-        self.replace(key, &content);
     }
 
     /// Bytes of all objects.
