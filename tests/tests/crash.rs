@@ -162,50 +162,6 @@ fn packs(store: &Store) -> BTreeMap<String, store::Version> {
 }
 
 #[test]
-fn killed_backup_resumes_without_repeated_uploads() {
-    let mut rng = Rng::of_test("killed_backup_resumes_without_sending_again");
-    let bed = Bed::new();
-    let store = bed.store("store");
-    let mut daemon = bed.daemon("a").config("upload_concurrency = 1").start();
-    daemon.ctl().add_local("nas", store.dir(), Some("passphrase"));
-    // One pack every eight seconds, so that it is under way when it is killed, however late that is.
-    daemon.ctl().json(&["credentials", "limit", "nas", "--limit-upload", "4MiB"]);
-    const PACKS: u64 = 6;
-    daemon.ctl().create_volume("vol", &format!("{}MiB", PACKS * 32));
-    let mut client = daemon.nbd("vol");
-    for offset in (0..PACKS * 32 * MIB).step_by(MIB as usize) {
-        client.write(offset, &rng.bytes(MIB));
-    }
-    client.close();
-    let task = daemon.ctl().start_backup("vol");
-    let mut kept = BTreeMap::new();
-    let mut kills = 0;
-    for wanted in [2, 4] {
-        wait_for("packs in the store", || (packs(&store).len() >= wanted).then_some(()));
-        daemon = daemon.kill().start();
-        kills += 1;
-        // One pack may have been put and not been noted; it is sent once more, and then is another file.
-        let known: Vec<_> = packs(&store).into_iter().collect();
-        kept.extend(known.into_iter().take(wanted - 1));
-    }
-    let ctl = daemon.ctl();
-    ctl.json(&["credentials", "limit", "nas", "--limit-upload", "none", "--limit-download", "none"]);
-    assert!(
-        store.keys("blockd/manifests/").is_empty() || ctl.task(&task).is_over(),
-        "a manifest before the end"
-    );
-    let task = ctl.wait_task(&task);
-    assert_eq!(task.state(), "Backup-Done", "{task:?}");
-    assert_eq!(task.number("resumed"), kills, "{task:?}");
-    let now = packs(&store);
-    assert_eq!(now.len() as u64, PACKS);
-    for (key, version) in &kept {
-        assert_eq!(now.get(key), Some(version), "{key} was sent again");
-    }
-    restores_as_it_is(&ctl, &daemon, task.snap(), "vol");
-}
-
-#[test]
 fn killed_backups_and_restores_complete_after_restart() {
     let mut rng = Rng::of_test("backups_and_restores_killed_anywhere_come_to_their_end");
     let bed = Bed::new();

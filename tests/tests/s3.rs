@@ -9,7 +9,7 @@ use blockd_tests::{
     wait_for,
 };
 use serde_json::Value;
-use std::{collections::BTreeSet, io::Write, net::SocketAddr, os::unix::fs::OpenOptionsExt};
+use std::{io::Write, net::SocketAddr, os::unix::fs::OpenOptionsExt};
 
 const PASSPHRASE: &str = "planted-passphrase-0c77";
 
@@ -184,10 +184,6 @@ fn secret_key_file_opens_the_bucket_and_is_not_stored() {
     }
 }
 
-fn is_pack(seen: &Seen) -> bool {
-    seen.method == "PUT" && seen.path.contains("/pack-")
-}
-
 fn filled(ctl: &Ctl, daemon: &Daemon, rng: &mut Rng, packs: u64) -> Vec<u8> {
     ctl.create_volume("vol", &format!("{}MiB", packs * 32));
     let content = rng.bytes(packs * 32 * MIB);
@@ -195,49 +191,6 @@ fn filled(ctl: &Ctl, daemon: &Daemon, rng: &mut Rng, packs: u64) -> Vec<u8> {
     client.write_long(0, &content);
     client.close();
     content
-}
-
-#[test]
-fn killed_backup_resumes_without_repeated_uploads() {
-    if seaweed::is_switched_off() {
-        return;
-    }
-    let mut rng = Rng::of_test("killed_backup_resumes_without_sending_again");
-    let bed = Bed::new();
-    let server = Seaweed::start(&bed.path("weed"));
-    let proxy = Proxy::start(server.address());
-    let daemon = bed.daemon("a").config("upload_concurrency = 2").start();
-    add(&daemon.ctl(), proxy.address());
-    let content = filled(&daemon.ctl(), &daemon, &mut rng, 6);
-    // Three packs go through, the two after them get stuck on their way.
-    let gets_stuck = |seen: &Seen| {
-        let nth = seen.path.rsplit('-').next().and_then(|hex| u32::from_str_radix(hex, 16).ok());
-        is_pack(seen) && nth.is_some_and(|nth| nth >= 3)
-    };
-    proxy.judge(move |seen, _| gets_stuck(seen).then_some(Fault::Hold));
-    let task = daemon.ctl().start_backup("vol");
-    proxy.wait_for_held(2);
-    // What took too long may have been sent more than once.
-    let sent = || proxy.seen().into_iter().filter(is_pack).map(|seen| seen.path).collect::<BTreeSet<_>>();
-    let committed: BTreeSet<String> = {
-        let seen = proxy.seen().into_iter().filter(|seen| is_pack(seen) && !gets_stuck(seen));
-        seen.map(|seen| seen.path).collect()
-    };
-    assert_eq!(committed.len(), 3, "{committed:?}");
-    let setup = daemon.kill();
-    proxy.judge(|_, _| None);
-    let daemon = setup.start();
-    let ctl = daemon.ctl();
-    let task = ctl.wait_task(&task);
-    assert_eq!((task.state(), task.number("resumed")), ("Backup-Done", 1), "{task:?}");
-    let sent_again = sent();
-    assert_eq!(sent_again.len(), 3, "the packs that were not committed: {sent_again:?}");
-    for path in &committed {
-        assert!(!sent_again.contains(path), "{path} was sent again");
-    }
-    proxy.release();
-    ctl.restore(task.snap(), "again");
-    assert_same("what was restored", &daemon.content("again"), &content);
 }
 
 #[test]
@@ -296,24 +249,8 @@ fn network_faults_are_survived() {
     assert_same("the last one", &daemon.content("last"), &wanted);
 }
 
-#[test]
-fn damage_is_found() {
-    if seaweed::is_switched_off() {
-        return;
-    }
-    let mut rng = Rng::of_test("damage_is_found");
-    let bed = Bed::new();
-    let server = Seaweed::start(&bed.path("weed"));
-    // A reply that always breaks off is a truncated object to the reader.
-    let proxy = Proxy::start(server.address());
-    let daemon = bed.daemon("a").config("store_attempts = 2").start();
-    let ctl = daemon.ctl();
-    add(&ctl, proxy.address());
-    filled(&ctl, &daemon, &mut rng, 1);
-    let task = ctl.backup("vol");
-    proxy.judge(|seen, _| (seen.method == "GET" && seen.path.contains("/pack-")).then_some(Fault::CutReply));
-    let error = ctl.restore_fails(task.snap(), "again");
-    assert!(error["message"].as_str().unwrap().contains("pack-00000000"), "{error:#}");
+fn is_pack(seen: &Seen) -> bool {
+    seen.method == "PUT" && seen.path.contains("/pack-")
 }
 
 #[test]
