@@ -217,15 +217,6 @@ impl Ctl {
         error.clone()
     }
 
-    /// A restore of what does not exist must be refused, at once or by its task.
-    pub fn restore_fails_at_once(&self, snap: &str) {
-        let (code, document) =
-            self.document(&["cloudsnap", "restore", "--snap", snap, "--volume", "never", "--wait"]);
-        assert_ne!(code, 0, "{document:#}");
-        assert_eq!(document["error"]["code"], "cloudsnap_not_found", "{document:#}");
-        self.fails(&["volume", "inspect", "never"], 4);
-    }
-
     /// Returns the Done cloud snapshots of all hosts, oldest first.
     pub fn done_cloudsnaps(&self) -> Vec<String> {
         let list = self.json(&["cloudsnap", "list"]);

@@ -2,7 +2,7 @@
 //! daemon that dies.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, Daemon, MIB, Nbd, nbd::command, wait_for};
+use blockd_tests::{BLOCK, Bed, Daemon, Nbd, wait_for};
 use serde_json::Value;
 use std::{
     path::Path,
@@ -190,58 +190,6 @@ fn as_made(snapshot: &Value) -> Value {
     snapshot
 }
 
-#[test]
-fn hook_results_are_stored_with_the_snapshot() {
-    let bed = Bed::new();
-    let daemon = bed.daemon("a").start();
-    let ctl = daemon.ctl();
-    for volume in ["db", "wal"] {
-        ctl.json(&["volume", "create", volume, "--size", "1MiB", "--group", "shop"]);
-    }
-    let log = bed.path("log");
-    let log_text = || std::fs::read_to_string(&log).unwrap_or_default();
-    let note = |what: &str| format!("echo {what} >> {}", log.display());
-    let pre = note("pre $BLOCKD_SNAPSHOT of $BLOCKD_VOLUMES");
-    let post = note("post $BLOCKD_TAKEN");
-    let base = ["snapshot", "create-group", "--group", "shop", "--post-command", &post];
-    let with =
-        |more: &[&str]| -> Vec<String> { base.iter().chain(more).map(|arg| (*arg).to_owned()).collect() };
-
-    let line = with(&["--name", "one", "--pre-command", &pre]);
-    let taken = ctl.json(&line.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(log_text(), "pre one of db wal\npost yes\n");
-    let shown = ctl.json(&["snapshot", "inspect", "wal@one"]);
-    assert_eq!(as_made(&shown), as_made(&taken["snapshots"][1]));
-    let steps = shown["quiesce"]["steps"].as_array().unwrap();
-    let kinds: Vec<_> =
-        steps.iter().map(|step| (step["kind"].as_str().unwrap(), &step["exitStatus"])).collect();
-    assert_eq!(kinds, [("pre-command", &Value::from(0)), ("post-command", &Value::from(0))]);
-    assert!(steps.iter().all(|step| step["durationMicros"].as_u64().unwrap() > 0));
-
-    // One that fails, one that takes too long, and filesystems that are not there: no snapshot, and the end
-    // is the same.
-    for (more, part) in [
-        (vec!["--pre-command", "echo locked >&2; exit 3"], "the pre-command failed (exit status 3: locked)"),
-        // The command after has as long, which must do on a busy machine.
-        (vec!["--pre-command", "sleep 600", "--command-timeout", "10s"], "it was killed after 10 s"),
-    ] {
-        std::fs::remove_file(&log).unwrap();
-        let line = with(&[vec!["--name", "two"], more].concat());
-        let error = ctl.fails(&line.iter().map(String::as_str).collect::<Vec<_>>(), 1);
-        assert_eq!(error["code"], "quiesce_failed", "{error}");
-        assert!(error["message"].as_str().unwrap().contains(part), "{error}");
-        assert_eq!(log_text(), "post no\n");
-        assert_eq!(ctl.json(&["snapshot", "list"]).as_array().unwrap().len(), 2);
-    }
-    let error = ctl.fails(&["snapshot", "create", "db", "--freeze-fs"], 1);
-    assert!(error["message"].as_str().unwrap().contains("leave --freeze-fs away"), "{error}");
-    ctl.fails(&["snapshot", "create", "db", "--pre-command", " "], 2);
-    // A failed post-command is reported, and the snapshot stays.
-    let taken = ctl.json(&["snapshot", "create", "db", "--name", "three", "--post-command", "exit 5"]);
-    let step = &taken["quiesce"]["steps"][0];
-    assert_eq!((&step["exitStatus"], step["error"].as_str()), (&Value::from(5), Some("exit status 5")));
-}
-
 /// A daemon that is killed while an application is at rest lets it go at its next start, and nothing of the
 /// command before runs beside that.
 #[test]
@@ -267,68 +215,4 @@ fn killed_daemon_resumes_quiesced_applications_at_start() {
     let how = wait_for("the command after", || std::fs::read_to_string(&resumed).ok());
     assert_eq!(how, "alone\n", "the command before still runs beside the one after");
     assert_eq!(daemon.ctl().json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
-}
-
-/// A disk with space for some of the new heads only: no volume is frozen, no files are left, and it works
-/// with enough space.
-#[test]
-fn full_disk_leaves_no_snapshot_of_the_group() {
-    let bed = Bed::new();
-    let home = bed.path("a");
-    let daemon = bed.daemon("a").tmpfs(&home.join("data"), 32 * MIB).start();
-    let ctl = daemon.ctl();
-    for volume in 0..8 {
-        ctl.json(&["volume", "create", &name(volume), "--size", "1GiB", "--group", "all"]);
-        daemon.nbd(&name(volume)).write(0, &[1; BLOCK as usize]);
-    }
-    ctl.json(&["volume", "create", "ballast", "--size", "1GiB"]);
-    let mut ballast = daemon.nbd("ballast");
-    let (mut failed, mut at, mut attempt) = (0, 0, 0);
-    let mut try_group = || {
-        attempt += 1;
-        try_group(&daemon, &format!("s{attempt}"))
-    };
-    // Less and less room, a block at a time near the end.
-    for step in [MIB, 64 * 1024, BLOCK] {
-        while ballast.call(command::WRITE, 0, at, step, &vec![7; step as usize]).is_ok() {
-            at += step;
-            if step == MIB {
-                continue;
-            }
-            failed += u64::from(!try_group());
-        }
-    }
-    for _ in 0..3 {
-        failed += u64::from(!try_group());
-    }
-    assert!(failed > 0, "the disk was never full");
-    ballast.trim(0, at);
-    // On a busy machine the kernel needs a moment to give the room back.
-    wait_for("a snapshot of all, with room again", || try_group().then_some(()));
-    for volume in 0..8 {
-        let mut client = daemon.nbd(&name(volume));
-        assert_eq!(client.read(0, BLOCK), [1; BLOCK as usize]);
-    }
-}
-
-/// Takes a group snapshot and removes it again; whether it came about. All have it then, or none.
-fn try_group(daemon: &Daemon, name: &str) -> bool {
-    let ctl = daemon.ctl();
-    let (code, taken) = ctl.document(&["snapshot", "create-group", "--group", "all", "--name", name]);
-    let list = ctl.json(&["snapshot", "list"]);
-    let of_this = list.as_array().unwrap().iter().filter(|snapshot| snapshot["name"] == name);
-    let snapshots: Vec<_> = of_this.collect();
-    let ready = snapshots.iter().filter(|snapshot| snapshot["state"] == "ready").count();
-    assert_eq!(ready, if code == 0 { 8 } else { 0 }, "{taken:#} {list:#}");
-    if code != 0 {
-        let message = taken["error"]["message"].as_str().unwrap();
-        assert_eq!(taken["error"]["code"], "no_space", "{message}");
-        return false;
-    }
-    for snapshot in snapshots {
-        // A deletion needs a little room of its own.
-        let volume = snapshot["volume"].as_str().unwrap();
-        ctl.run(&["snapshot", "delete", &format!("{volume}@{name}")]);
-    }
-    true
 }

@@ -2,7 +2,7 @@
 //! others.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, KIB, MIB, Model, Rng, Task, assert_same, process::bytes_read};
+use blockd_tests::{BLOCK, Bed, KIB, MIB, Rng, assert_same, process::bytes_read};
 use std::collections::BTreeSet;
 
 /// Overwrites so many distinct random blocks with incompressible data.
@@ -71,48 +71,6 @@ fn incremental_reads_and_uploads_dirty_extents_only() {
     let now = client.read_all();
     ctl.restore(last.snap(), "again");
     assert_same("the last one restored", &daemon.content("again"), &now);
-}
-
-#[test]
-fn zeroes_cost_nothing() {
-    let mut rng = Rng::of_test("zeroes_cost_nothing");
-    let bed = Bed::new();
-    let store = bed.store("store");
-    let daemon = bed.daemon("a").start();
-    let ctl = daemon.ctl();
-    ctl.add_local("nas", store.dir(), None);
-    ctl.create_volume("vol", "256MiB");
-    let mut client = daemon.nbd("vol");
-    // Never written: a full backup of nothing.
-    let empty = ctl.backup("vol");
-    assert!(empty.number("bytesUploaded") <= 64 * KIB, "{empty:?}");
-    // Zeroes that were written as data, and data that was trimmed or zeroed.
-    client.write_long(0, &vec![0; 64 * MIB as usize]);
-    client.write_long(64 * MIB, &rng.bytes(32 * MIB));
-    client.zero(64 * MIB, 16 * MIB);
-    client.trim(80 * MIB, 16 * MIB);
-    let content = client.read_all();
-    let zeroes = content.iter().all(|byte| *byte == 0);
-    assert!(zeroes, "zeroed and trimmed blocks read as zeroes");
-    let task = ctl.backup("vol");
-    assert!(task.is_incremental());
-    assert!(task.number("bytesUploaded") <= 64 * KIB, "zeroes were uploaded: {task:?}");
-    let full = ctl.backup_with("vol", &["--full"]);
-    assert!(full.number("bytesUploaded") <= 64 * KIB, "zeroes were uploaded: {full:?}");
-    // Blocks that were data in the snapshot before read as zeroes in the next one.
-    client.write_long(100 * MIB, &rng.bytes(4 * MIB));
-    let with_data = ctl.backup("vol");
-    let data = client.read_all();
-    client.zero(100 * MIB, 4 * MIB);
-    let zeroed = ctl.backup("vol");
-    assert!(zeroed.number("bytesUploaded") <= 64 * KIB, "zeroes were uploaded: {zeroed:?}");
-    ctl.restore(zeroed.snap(), "zeroed");
-    assert_same("after zeroing", &daemon.content("zeroed"), &client.read_all());
-    ctl.restore(with_data.snap(), "data");
-    assert_same("before zeroing", &daemon.content("data"), &data);
-    let sparse = ctl.volume("zeroed");
-    let allocated = sparse["allocatedBytes"].as_u64().unwrap();
-    assert!(allocated <= 4 * MIB, "a restore of zeroes takes {allocated} bytes");
 }
 
 #[test]
@@ -203,51 +161,4 @@ fn full_backup_policy_is_followed() {
         .collect();
     assert_eq!(ids.len(), 13);
     assert_eq!(ids.iter().filter(|id| id.ends_with("-incr")).count(), 8, "{ids:?}");
-}
-
-#[test]
-fn any_cloud_snapshot_can_be_deleted() {
-    let mut rng = Rng::of_test("any_cloud_snapshot_can_be_deleted");
-    let bed = Bed::new();
-    let store = bed.store("store");
-    let daemon = bed.daemon("a").start();
-    let ctl = daemon.ctl();
-    ctl.add_local("nas", store.dir(), Some("passphrase"));
-    const SIZE: u64 = 6 * MIB;
-    ctl.create_volume("vol", "6MiB");
-    let mut client = daemon.nbd("vol");
-    let mut model = Model::new(SIZE);
-    let mut snaps: Vec<(Task, Model)> = Vec::new();
-    for _ in 0..5 {
-        for _ in 0..40 {
-            model.step(&mut client, &mut rng);
-        }
-        snaps.push((ctl.backup("vol"), model.clone()));
-    }
-    // The first, one in the middle, the last.
-    for nth in [0, 1, 2] {
-        let (gone, _) = snaps.remove(nth);
-        ctl.json(&["cloudsnap", "delete", "--snap", gone.snap(), "--wait"]);
-        ctl.fails(&["cloudsnap", "inspect", gone.snap()], 4);
-        ctl.restore_fails_at_once(gone.snap());
-        let known: Vec<&str> = snaps.iter().map(|(task, _)| task.snap()).collect();
-        assert_eq!(ctl.done_cloudsnaps(), known);
-        for (task, model) in &snaps {
-            ctl.restore(task.snap(), "again");
-            assert_same("what was left", &daemon.content("again"), &model.bytes);
-            ctl.json(&["volume", "delete", "again"]);
-        }
-    }
-    // The newest one is gone, so the next cannot build on it.
-    model.step(&mut client, &mut rng);
-    let next = ctl.backup("vol");
-    assert!(!next.is_incremental(), "an incremental on a snapshot that was deleted");
-    ctl.restore(next.snap(), "next");
-    assert_same("the next one", &daemon.content("next"), &model.bytes);
-    snaps.push((next, model));
-    for (task, _) in snaps {
-        ctl.json(&["cloudsnap", "delete", "--snap", task.snap(), "--wait"]);
-    }
-    assert_eq!(store.keys("blockd/data/"), Vec::<String>::new(), "deleted data stays in the store");
-    assert_eq!(store.keys("blockd/manifests/"), Vec::<String>::new());
 }
