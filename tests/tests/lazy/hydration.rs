@@ -1,0 +1,217 @@
+//! Hydration of lazy volumes.
+
+use super::*;
+use blockd_tests::{Setup, crash::Region, fio::Fio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Size of a frame.
+const FRAME: u64 = 128 << 10;
+
+/// Reads from the filesystem until the connection breaks or it is stopped.
+fn read_files(socket: &Path, content: &[u8], rng: &mut Rng, stop: &AtomicBool, count: &AtomicU64) {
+    let Ok(mut client) = Nbd::try_open(socket, "now") else { return };
+    while !stop.load(Ordering::SeqCst) {
+        let len = if rng.one_in(4) { rng.between(1, 200_000) } else { BLOCK };
+        let offset = rng.below(FILES - len);
+        match client.try_read(offset, len) {
+            Ok(found) => {
+                let wanted = &content[offset as usize..][..len as usize];
+                assert!(found == wanted, "{len} bytes at {offset} are not what was backed up");
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+            Err(Failure::Broken(_)) => return,
+            Err(Failure::Refused(errno)) => panic!("a read was refused with {errno} though reads stall"),
+        }
+    }
+}
+
+/// Writes and reads while the volume hydrates, and kills the daemon, whose store may go away before that.
+fn use_and_kill(
+    origin: &Origin,
+    daemon: Daemon,
+    regions: &mut [Region],
+    rng: &mut Rng,
+    loses_store: bool,
+) -> Setup {
+    let (writes, reads, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let socket = daemon.nbd_socket();
+    let until = rng.between(100, 800);
+    let setup = std::thread::scope(|scope| {
+        for region in regions {
+            let mut rng = Rng::fixed(rng.next_u64());
+            let (socket, writes) = (&socket, &writes);
+            scope.spawn(move || region.write_until_broken(socket, "now", &mut rng, writes));
+        }
+        for _ in 0..2 {
+            let mut rng = Rng::fixed(rng.next_u64());
+            let (socket, reads, stop, content) = (&socket, &reads, &stop, &origin.content);
+            scope.spawn(move || read_files(socket, content, &mut rng, stop, reads));
+        }
+        wait_for("some writes", || (writes.load(Ordering::SeqCst) > until / 2).then_some(()));
+        wait_for("some reads", || (reads.load(Ordering::SeqCst) > 10).then_some(()));
+        if loses_store {
+            origin.take_store_away();
+            let before = writes.load(Ordering::SeqCst);
+            // Writes of whole blocks continue while readers wait.
+            wait_for("writes without a store", || {
+                (writes.load(Ordering::SeqCst) > before + 50).then_some(())
+            });
+        } else {
+            daemon.ctl().json(&["snapshot", "create", "now"]);
+        }
+        wait_for("the writes", || (writes.load(Ordering::SeqCst) >= until).then_some(()));
+        stop.store(true, Ordering::SeqCst);
+        daemon.kill()
+    });
+    if loses_store {
+        origin.bring_store_back();
+    }
+    setup
+}
+
+#[test]
+fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
+    const WRITERS: u64 = 2;
+    let mut rng = Rng::of_test("used_while_it_hydrates_the_store_fails_and_the_daemon_dies");
+    let origin = Origin::new(&mut rng);
+    // Slow enough to be at it all the time.
+    let slow = "hydration_limit_bytes_per_s = 4194304";
+    let daemon = origin.fresh(&[slow]);
+    let asked = Instant::now();
+    let task = lazy(&daemon.ctl(), &origin.snap, "now", &[]);
+    let took = asked.elapsed();
+    assert!(took < TIMEOUT, "the volume was there after {took:?}");
+    let mut first = daemon.nbd("now");
+    first.write(FILES, &[1; 512]);
+    first.write(FILES, &[0; 512]);
+    first.close();
+    let fio_args = [
+        "--rw=randrw",
+        "--bsrange=512-64k",
+        "--bs_unaligned=0",
+        "--verify=crc32c",
+        "--verify_backlog=32",
+        "--offset=72M",
+        "--size=8M",
+        "--iodepth=8",
+    ];
+    Fio::start(origin.bed.dir(), &daemon.uri("now"), &fio_args).wait().must_succeed();
+    let region = (72 * MIB - FILES) / WRITERS;
+    let mut regions: Vec<Region> =
+        (0..WRITERS).map(|nth| Region::new(FILES + nth * region, region)).collect();
+    let mut setup = daemon.kill();
+    for round in 0..4 {
+        let daemon = setup.start();
+        let ctl = daemon.ctl();
+        let state = ctl.task(&task);
+        assert!(!state.state().ends_with("-Failed"), "{state:?}");
+        let mut client = daemon.nbd("now");
+        regions.iter_mut().for_each(|region| region.check(&mut client));
+        client.close();
+        setup = use_and_kill(&origin, daemon, &mut regions, &mut rng, round % 2 == 0);
+    }
+    let daemon = setup.start();
+    let ctl = daemon.ctl();
+    let ended = ctl.wait_task(&task);
+    assert_eq!(ended.state(), "Restore-Done", "{ended:?}");
+    assert!(ctl.volume("now")["hydration"].is_null());
+    // It needs its store no more.
+    origin.take_store_away();
+    let mut client = daemon.nbd("now");
+    regions.iter_mut().for_each(|region| region.check(&mut client));
+    client.close();
+    origin.check_files(&daemon, "now");
+    let check = ctl.json(&["volume", "check", "now"]);
+    assert_eq!(check["sound"], true, "{check:#}");
+    let daemon = daemon.stop().start();
+    origin.check_files(&daemon, "now");
+}
+
+#[test]
+fn hydrating_volume_can_be_deleted() {
+    let mut rng = Rng::of_test("hydrating_volume_can_be_deleted");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&[]);
+    let ctl = daemon.ctl();
+    // It would take minutes.
+    limit_download(&ctl, Some("64KiB"));
+    let task = lazy(&ctl, &origin.snap, "now", &[]);
+    wait_for("the hydration to begin", || (done_bytes(&ctl, "now") > 0).then_some(()));
+    ctl.json(&["volume", "delete", "now"]);
+    limit_download(&ctl, None);
+    assert_eq!(ctl.wait_task(&task).state(), "Restore-Failed");
+    ctl.json(&["cloudsnap", "delete", "--snap", &origin.snap, "--wait"]);
+    drop(daemon.stop());
+}
+
+/// Waits until a hydration has fetched so much since it began.
+fn wait_for_fetched(ctl: &Ctl, volume: &str, bytes: u64) {
+    // What need not be fetched counts as done from the beginning.
+    let began = wait_for("the hydration to begin", || Some(done_bytes(ctl, volume)).filter(|&done| done > 0));
+    wait_for("what is fetched first", || (done_bytes(ctl, volume) >= began + bytes).then_some(()));
+    assert!(done_bytes(ctl, volume) < SIZE - 8 * MIB, "all of it is there");
+}
+
+#[test]
+fn filesystem_metadata_is_fetched_before_files() {
+    let mut rng = Rng::of_test("filesystem_metadata_is_fetched_before_files");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
+    let ctl = daemon.ctl();
+    // Slow enough that the files are missing for half a minute.
+    limit_download(&ctl, Some("512KiB"));
+    let image = origin.bed.path("origin");
+    fs::write(&image, &origin.content).unwrap();
+    let said = must_run("dumpe2fs", &[image.to_str().unwrap()]);
+    let number = |name: &str| -> u64 {
+        let at = said.rfind(name).unwrap_or_else(|| panic!("{name} in {said}")) + name.len();
+        let digits: String = said[at..].trim_start().chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    };
+    // Of the last group, which lies behind most files.
+    let (block, table) = (number("Block size:"), number("Inode table at "));
+    lazy(&ctl, &origin.snap, "now", &["--on-store-loss", "error"]);
+    // One fetch of 4 MiB may be in flight before the metadata is located; in block order the last inodes
+    // follow after 16 MiB.
+    wait_for_fetched(&ctl, "now", 9 * MIB);
+    origin.take_store_away();
+    let mut client = daemon.nbd("now");
+    let found = client.try_read(table * block, BLOCK).expect("inodes are there before files");
+    assert!(found == origin.content[(table * block) as usize..][..BLOCK as usize]);
+    client.close();
+    origin.bring_store_back();
+}
+
+#[test]
+fn stopped_or_failed_hydration_resumes() {
+    let mut rng = Rng::of_test("stopped_or_failed_hydration_resumes");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
+    let ctl = daemon.ctl();
+    // So slow that it is stopped long before its end, however late the request comes.
+    limit_download(&ctl, Some("64KiB"));
+    let task = lazy(&ctl, &origin.snap, "now", &[]);
+    wait_for("the hydration to begin", || (done_bytes(&ctl, "now") > 0).then_some(()));
+    let stopped = ctl.json(&["cloudsnap", "stop", "--name", &task]);
+    assert_eq!(stopped["resumable"], true, "{stopped:#}");
+    // Stopped is stopped, across restarts too.
+    drop(daemon.stop());
+    let daemon = origin.bed.daemon("b").config("hydration_limit_bytes_per_s = 16777216").start();
+    let ctl = daemon.ctl();
+    assert_eq!(ctl.wait_task(&task).state(), "Restore-Stopped");
+    assert!(!ctl.volume("now")["hydration"].is_null());
+    limit_download(&ctl, None);
+    let whole = damage(origin.store.dir());
+    ctl.json(&["cloudsnap", "resume", "--name", &task]);
+    let failed = ctl.wait_task(&task);
+    assert_eq!(failed.state(), "Restore-Failed", "{failed:?}");
+    // All but the damaged frames came: one or two of 128 KiB in each of three places.
+    let most_lost = whole.len() as u64 * 3 * 2 * FRAME;
+    let missing = SIZE - done_bytes(&ctl, "now");
+    assert!(missing > 0 && missing <= most_lost, "{missing} bytes did not come");
+    assert!(format!("{failed:?}").contains(&format!("{missing} bytes of the cloud snapshot")), "{failed:?}");
+    mend(&whole);
+    let daemon = daemon.stop().start();
+    wait_for("the hydration", || daemon.ctl().volume("now")["hydration"].is_null().then_some(()));
+    origin.check_files(&daemon, "now");
+}

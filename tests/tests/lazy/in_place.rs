@@ -1,0 +1,102 @@
+//! Restores in place.
+
+use super::*;
+
+#[test]
+fn in_place_restore_fetches_differing_blocks_only() {
+    let mut rng = Rng::of_test("in_place_restore_fetches_differing_blocks_only");
+    let origin = Origin::new(&mut rng);
+    // Where the volume was backed up, its block sets say what differs.
+    let daemon = origin.bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    let mut content = origin.content.clone();
+    let change = |rng: &mut Rng, content: &mut Vec<u8>| {
+        let mut client = daemon.nbd("vol");
+        for _ in 0..20 {
+            let (offset, data) = (rng.below(SIZE - 10_000), rng.bytes(10_000));
+            client.write(offset, &data);
+            content[offset as usize..][..data.len()].copy_from_slice(&data);
+        }
+        client.close();
+    };
+    change(&mut rng, &mut content);
+    ctl.backup("vol");
+    change(&mut rng, &mut content);
+    let in_place = |snap: &str, flags: &[&str]| {
+        let mut args = vec!["cloudsnap", "restore", "--snap", snap, "--in-place", "vol", "--wait"];
+        args.extend(flags);
+        ctl.json(&args)
+    };
+    let client = daemon.nbd("vol");
+    let error = ctl.fails(&["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol"], 5);
+    assert!(error["message"].as_str().unwrap().contains("1 NBD connection"), "{error:#}");
+    client.close();
+    let task = in_place(&origin.snap, &[]);
+    assert_same("what went back", &daemon.content("vol"), &origin.content);
+    let total = task["bytesTotal"].as_u64().unwrap();
+    assert!(total > 0 && total <= 40 * 4 * BLOCK, "{task:#}");
+    // What it was before is a snapshot.
+    let list = ctl.json(&["snapshot", "list", "vol"]);
+    let name = list[0]["name"].as_str().unwrap_or_else(|| panic!("{list:#}")).to_owned();
+    assert_same("what it was before", &daemon.content(&format!("vol@{name}")), &content);
+    // The next backup knows what went back.
+    let task = ctl.backup("vol");
+    assert!(task.is_incremental(), "{task:?}");
+    ctl.restore(task.snap(), "again");
+    assert_same("backed up after going back", &daemon.content("again"), &origin.content);
+    drop(daemon);
+
+    // Elsewhere, everything is compared, and what is the same stays as it is.
+    let daemon = origin.fresh(&[]);
+    let ctl = daemon.ctl();
+    ctl.create_volume("vol", &format!("{}B", SIZE + MIB));
+    let mut client = daemon.nbd("vol");
+    client.write_long(0, &origin.content[..FILES as usize]);
+    client.write(7 * MIB, &rng.bytes(MIB));
+    client.write(SIZE + 5, b"beyond the end of the cloud snapshot");
+    client.close();
+    let args = ["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol", "--discard", "--wait"];
+    ctl.json(&args);
+    let mut wanted = origin.content.clone();
+    wanted.resize((SIZE + MIB) as usize, 0);
+    assert_same("what went back elsewhere", &daemon.content("vol"), &wanted);
+    assert_eq!(ctl.json(&["snapshot", "list", "vol"]).as_array().map(Vec::len), Some(0));
+    assert!(ctl.volume("vol")["dirtyBytes"].as_u64().unwrap() <= MIB + 4 * BLOCK);
+}
+
+#[test]
+fn failed_in_place_restore_fences_clients_until_resumed() {
+    let mut rng = Rng::of_test("failed_in_place_restore_fences_clients_until_resumed");
+    let origin = Origin::new(&mut rng);
+    let daemon = origin.fresh(&[]);
+    let ctl = daemon.ctl();
+    ctl.create_volume("vol", &format!("{SIZE}B"));
+    let whole = damage(origin.store.dir());
+    let args = ["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol"];
+    let limited = [&args[..], &["--limit-download", "100MiB"]].concat();
+    let task = ctl.json(&limited)["task"].as_str().unwrap().to_owned();
+    let failed = ctl.wait_task(&task);
+    assert_eq!(failed.state(), "Restore-Failed", "{failed:?}");
+    assert!(format!("{failed:?}").contains("mixture"), "{failed:?}");
+    // The next daemon knows it, too.
+    let daemon = daemon.stop().start();
+    let ctl = daemon.ctl();
+    let error = ctl.fails(&["volume", "delete", "vol"], 5);
+    assert!(error["message"].as_str().unwrap().contains("in part"), "{error:#}");
+    let resume = format!("blockctl cloudsnap resume --name {task}");
+    let listed = ctl.run(&["volume", "list"]).stdout;
+    assert!(listed.contains(&format!("up - restored in part: resume it, `{resume}`")), "{listed}");
+    assert_eq!(ctl.volume("vol")["goingBack"]["inPart"], true);
+    let Err(refused) = Nbd::try_open(&daemon.nbd_socket(), "vol") else { panic!("a mixture is served") };
+    assert!(format!("{refused:?}").contains(&resume), "{refused:?}");
+    let error = ctl.fails(&["cloudsnap", "backup", "vol"], 5);
+    assert!(error["message"].as_str().unwrap().contains("partially restored"), "{error:#}");
+    let error = ctl.fails(&args, 5);
+    assert!(error["message"].as_str().unwrap().contains("resume"), "{error:#}");
+    mend(&whole);
+    ctl.json(&["cloudsnap", "resume", "--name", &task]);
+    let done = ctl.wait_task(&task);
+    assert_eq!(done.state(), "Restore-Done", "{done:?}");
+    assert_same("what went back", &daemon.content("vol"), &origin.content);
+    assert!(ctl.volume("vol")["goingBack"].is_null());
+}
