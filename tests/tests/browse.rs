@@ -1,14 +1,16 @@
 //! Looking into snapshots: a real daemon, a real mount of the kernel, a real ext4.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
-use blockd_tests::{Bed, Ctl, Daemon, MIB, Setup, Store, TIMEOUT, ctl::clean, process, wait_for};
+#[path = "browse/files.rs"]
+mod files;
+
+use blockd_tests::{Bed, Ctl, Daemon, MIB, Setup, Store, ctl::clean, process, wait_for};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use std::{
     fs::{self, File},
     io::{ErrorKind, Read, Seek, SeekFrom},
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
-    time::Instant,
 };
 
 const IMAGE_BYTES: u64 = 64 * MIB;
@@ -247,26 +249,6 @@ fn snapshots_appear_and_vanish_while_mounted() {
 }
 
 #[test]
-fn outage_returns_errors_in_time_and_recovers() {
-    let world = world();
-    let snapshot = world.only();
-    let (here, away) = (world.store.dir().to_owned(), world.bed.path("away"));
-    // So that something is open already.
-    let disk = File::open(snapshot.join("disk.img")).unwrap();
-    disk.read_exact_at(&mut [0; 4096], 0).unwrap();
-    fs::rename(&here, &away).unwrap();
-    let began = Instant::now();
-    let run =
-        data_runs(&snapshot.join("disk.img")).into_iter().max_by_key(|(start, end)| end - start).unwrap();
-    let error = disk.read_exact_at(&mut [0; 4096], run.0 + MIB).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
-    assert!(began.elapsed() < TIMEOUT);
-    assert_eq!(world.snapshots().len(), 1, "listing goes on");
-    fs::rename(&away, &here).unwrap();
-    assert!(same_file(&world.image, &snapshot.join("disk.img")));
-}
-
-#[test]
 fn unlistable_store_is_reported_as_an_error() {
     let world = world();
     let other = world.bed.store("other");
@@ -302,35 +284,6 @@ fn unlistable_store_is_reported_as_an_error() {
     let before = fs::read_link(world.dir("latest")).unwrap();
     world.ctl().backup_with("vol", &["--cred-id", "nas"]);
     assert_ne!(fs::read_link(world.dir("latest")).unwrap(), before, "the new one is there at once");
-}
-
-#[test]
-fn damaged_frame_fails_its_range_and_is_named() {
-    let world = world();
-    let packs = world.store.objects("blockd/data/").into_keys().filter(|key| key.contains("/pack-"));
-    let pack = packs.max().unwrap();
-    let path = world.store.path(&pack);
-    let mut bytes = fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&path, bytes).unwrap();
-    let disk = File::open(world.only().join("disk.img")).unwrap();
-    let image = File::open(&world.image).unwrap();
-    let mut failed = Vec::new();
-    for at in (0..IMAGE_BYTES).step_by(4096) {
-        let (mut found, mut expected) = ([0; 4096], [0; 4096]);
-        image.read_exact_at(&mut expected, at).unwrap();
-        match disk.read_exact_at(&mut found, at) {
-            Ok(()) => assert!(found == expected, "wrong data at {at}"),
-            Err(error) => {
-                assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
-                failed.push(at / 4096);
-            }
-        }
-    }
-    assert!(!failed.is_empty() && failed.len() <= 32, "{failed:?}");
-    let log = world.daemon.log();
-    assert!(log.contains(&pack) && log.contains("is damaged at byte"), "{log}");
 }
 
 /// The pieces that are whole.
@@ -410,124 +363,6 @@ fn cloud_snapshot_is_served_as_an_export() {
     assert_eq!(info["exports"][0]["is_read_only"], true);
     let unknown = world.daemon.uri(&format!("cloud:{}", id.replace('-', "_")));
     assert!(!process::run_tool("nbdinfo", &[&unknown]).status.success());
-}
-
-#[test]
-fn files_are_listed_compared_and_copied_out_without_a_mount() {
-    let world = world();
-    let ctl = world.ctl();
-    let first = ctl.done_cloudsnaps().remove(0);
-    let catalog = ctl.json(&["cloudsnap", "catalog", "--snap", &first]);
-    let paths: Vec<&str> =
-        catalog["files"].as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap()).collect();
-    assert!(paths.contains(&"/deep/er/file 7") && paths.contains(&"/control%0Aname%1B[31m"));
-    let top = ctl.json(&["cloudsnap", "catalog", "--snap", &first, "--path", "deep", "--depth", "1"]);
-    assert_eq!(top["files"].as_array().unwrap().len(), 2);
-    let cat = ctl.run(&["cloudsnap", "cat", "--snap", &first, "/deep/er/file 3"]);
-    assert_eq!(cat.stdout, "content 3\n".repeat(3));
-    ctl.fails(&["cloudsnap", "catalog", "--snap", &first, "--path", "/nothing"], 4);
-
-    let out = world.bed.path("out");
-    ctl.json(&["cloudsnap", "cp", "--snap", &first, "/", out.to_str().unwrap()]);
-    let plain = |tree: Vec<(PathBuf, u32, Vec<u8>)>| -> Vec<_> {
-        // Programs do not become ones that run with their owner's rights.
-        tree.into_iter().map(|(path, mode, content)| (path, mode & !0o6000, content)).collect()
-    };
-    assert!(plain(tree(&out)) == plain(tree(&world.source)));
-    assert!(fs::metadata(out.join("sparse")).unwrap().blocks() * 512 < MIB);
-    let (code, _) =
-        ctl.document(&["cloudsnap", "cp", "--snap", &first, "/noise", out.join("noise").to_str().unwrap()]);
-    assert_ne!(code, 0, "nothing that is there is replaced");
-    let names = ["one name", "another name"].map(|name| fs::metadata(out.join(name)).unwrap());
-    assert!(names[0].ino() == names[1].ino() && names[0].nlink() == 2, "two names of one file");
-    let time = |dir: &Path| fs::symlink_metadata(dir.join("link")).unwrap().mtime();
-    assert_eq!(time(&out), time(&world.source));
-    // It goes on with what is not there yet.
-    fs::remove_file(out.join("noise")).unwrap();
-    fs::write(out.join("deep/er/file 7"), "mine").unwrap();
-    let into = out.to_str().unwrap();
-    let entries = ["/noise", "/deep", "/link"];
-    let copy = |flag: &str| {
-        let args = ["cloudsnap", "cp", "--snap", &first, flag].into_iter().chain(entries).chain([into]);
-        ctl.json(&args.collect::<Vec<_>>())
-    };
-    let copied = copy("--skip-existing");
-    assert_eq!((&copied["files"], &copied["skipped"]), (&1.into(), &301.into()));
-    assert!(same_file(&out.join("noise"), &world.source.join("noise")));
-    assert_eq!(fs::read(out.join("deep/er/file 7")).unwrap(), b"mine");
-    copy("--overwrite");
-    assert!(plain(tree(&out)) == plain(tree(&world.source)));
-    // As the catalog shows it.
-    let odd = "/control%0Aname%1B[31m";
-    assert_eq!(ctl.run(&["cloudsnap", "cat", "--snap", &first, "--escaped", odd]).stdout, "x");
-    ctl.json(&[
-        "cloudsnap",
-        "cp",
-        "--escaped",
-        "--snap",
-        &first,
-        odd,
-        world.bed.path("odd").to_str().unwrap(),
-    ]);
-    assert_eq!(fs::read(world.bed.path("odd")).unwrap(), b"x");
-
-    fs::write(world.source.join("deep/new"), "x").unwrap();
-    fs::write(world.source.join("deep/er/file 3"), "changed").unwrap();
-    fs::remove_file(world.source.join("link")).unwrap();
-    make_image(&world.source, &world.image);
-    process::must_run("nbdcopy", &[world.image.to_str().unwrap(), &world.daemon.uri("vol")]);
-    let second = ctl.backup("vol");
-    let diff = ctl.json(&["cloudsnap", "diff", &first, second.snap(), "--files"]);
-    let changes: Vec<String> = diff["files"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|change| format!("{} {}", change["change"].as_str().unwrap(), change["path"].as_str().unwrap()))
-        .collect();
-    assert_eq!(changes, ["changed /deep/er/file 3", "added /deep/new", "removed /link"]);
-}
-
-/// Far more than could be read: only what is data may be.
-#[test]
-fn holes_are_copied_out_without_being_read() {
-    const HUGE: u64 = 3 << 40;
-    let bed = Bed::new();
-    let (source, image, out) = (bed.path("source"), bed.path("image"), bed.path("out"));
-    fs::create_dir_all(&source).unwrap();
-    let noise: Vec<u8> = (0..MIB).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 | 1).collect();
-    let huge = File::create(source.join("huge")).unwrap();
-    huge.set_len(HUGE).unwrap();
-    huge.write_all_at(b"begin", 0).unwrap();
-    huge.write_all_at(&noise, HUGE / 2).unwrap();
-    make_image(&source, &image);
-    let store = bed.store("store");
-    let daemon = bed.daemon("one").config("log_level = \"debug\"").start();
-    let ctl = daemon.ctl();
-    ctl.add_local("nas", store.dir(), None);
-    ctl.create_volume("vol", "64MiB");
-    process::must_run("nbdcopy", &[image.to_str().unwrap(), &daemon.uri("vol")]);
-    let snap = ctl.backup("vol").snap().to_owned();
-
-    ctl.json(&["cloudsnap", "cp", "--snap", &snap, "/huge", out.to_str().unwrap()]);
-    let printed = bed.path("printed");
-    let mut cat = clean(process::program("blockctl"));
-    cat.env("BLOCKD_SOCKET", daemon.socket()).args(["cloudsnap", "cat", "--snap", &snap, "/huge"]);
-    let status = process::die_with_parent(cat.stdout(File::create(&printed).unwrap())).status().unwrap();
-    assert!(status.success(), "{status}");
-    for copy in [out, printed] {
-        let meta = fs::metadata(&copy).unwrap();
-        assert!(meta.len() == HUGE && meta.blocks() * 512 < 3 * MIB, "{} {}", meta.len(), meta.blocks());
-        let file = File::open(&copy).unwrap();
-        let mut found = vec![0xee; noise.len() + 4096];
-        file.read_exact_at(&mut found, HUGE / 2).unwrap();
-        assert!(found[..noise.len()] == noise && found[noise.len()..].iter().all(|byte| *byte == 0));
-        file.read_exact_at(&mut found[..8], 0).unwrap();
-        assert_eq!(&found[..8], b"begin\0\0\0");
-    }
-    let log = daemon.log();
-    let asked = log.lines().filter(|line| line.contains("/v1/cloudsnaps/file") && line.contains("answered"));
-    let asked = asked.count();
-    assert!((6..20).contains(&asked), "{asked} requests");
 }
 
 /// Returns true if the user `nobody` can read this.
