@@ -1,9 +1,18 @@
 //! Objects in files: applied, applied again, looked at, changed, deleted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{Bed, Ctl, MIB, Rng};
+#[path = "objects/locations.rs"]
+mod locations;
+#[path = "objects/tasks.rs"]
+mod tasks;
+
+use blockd_tests::{Bed, Ctl, Daemon};
 use serde_json::Value;
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 const PASSPHRASE: &str = "correct horse battery";
 
@@ -31,38 +40,71 @@ fn get(ctl: &Ctl, kind: &str) -> Vec<Value> {
     ctl.json(&["get", kind])["items"].as_array().unwrap().clone()
 }
 
+/// Daemon with the example's objects applied.
+struct Applied {
+    _bed: Bed,
+    daemon: Daemon,
+    dir: PathBuf,
+    text: String,
+    file: String,
+}
+
+impl Applied {
+    fn new() -> Self {
+        let bed = Bed::new();
+        let daemon = bed.daemon("a").start();
+        let dir = bed.store("objects").dir().to_owned();
+        let text = example(&dir);
+        let file = file(&dir, "objects.yaml", &text);
+        let ctl = daemon.ctl();
+        ctl.create_volume("pgdata", "8MiB");
+        let applied = ctl.json(&["apply", "-f", &file, "--wait"]);
+        assert_eq!(
+            results(&applied),
+            [
+                "BackupLocation/local-backups created",
+                "SchedulePolicy/gold created",
+                "Rule/flush created",
+                "VolumeBackup/before-upgrade started",
+                "VolumeBackupSchedule/shop created",
+                "VolumeBackupSchedule/pgdata-nights created",
+                "VolumeRestore/pgdata-restored started",
+                "VolumeClone/pgdata-test created",
+            ]
+        );
+        Self { _bed: bed, daemon, dir, text, file }
+    }
+
+    /// Applies the file with another number, a pause and other targets.
+    fn change(&self) -> String {
+        let changed =
+            self.text.replace("retain: 7", "retain: 9").replace("  jitterSeconds: 60", "  suspend: true");
+        let changed = changed
+            .replace("volumes: [pgdata]", "groups: [shop]\n  volumes: []")
+            .replace("monthly: 12", "monthly: 6");
+        fs::write(&self.file, &changed).unwrap();
+        changed
+    }
+}
+
 #[test]
-fn file_is_applied_once_changed_and_deleted() {
+fn planned_file_changes_nothing() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
     let dir = bed.store("objects").dir().to_owned();
-    let text = example(&dir);
-    let file = dir.join("objects.yaml");
-    fs::write(&file, &text).unwrap();
-    let file = file.to_str().unwrap();
+    let file = file(&dir, "objects.yaml", &example(&dir));
     ctl.create_volume("pgdata", "8MiB");
-
-    // Nothing is done yet.
-    let (code, planned) = ctl.document(&["diff", "-f", file]);
+    let (code, planned) = ctl.document(&["diff", "-f", &file]);
     assert_eq!((code, results(&planned).len()), (1, 8), "{planned:#}");
-    ctl.json(&["apply", "-f", file, "--dry-run"]);
+    ctl.json(&["apply", "-f", &file, "--dry-run"]);
     assert!(get(&ctl, "backuplocations").is_empty() && get(&ctl, "sp").is_empty());
+}
 
-    let applied = ctl.json(&["apply", "-f", file, "--wait"]);
-    assert_eq!(
-        results(&applied),
-        [
-            "BackupLocation/local-backups created",
-            "SchedulePolicy/gold created",
-            "Rule/flush created",
-            "VolumeBackup/before-upgrade started",
-            "VolumeBackupSchedule/shop created",
-            "VolumeBackupSchedule/pgdata-nights created",
-            "VolumeRestore/pgdata-restored started",
-            "VolumeClone/pgdata-test created",
-        ]
-    );
+#[test]
+fn applied_file_is_unchanged_and_exported() {
+    let applied = Applied::new();
+    let (ctl, dir, file) = (applied.daemon.ctl(), &applied.dir, applied.file.as_str());
     let again = results(&ctl.json(&["apply", "-f", file, "--wait"]));
     assert!(again.iter().all(|line| line.ends_with(" unchanged")), "{again:?}");
     assert_eq!(ctl.document(&["diff", "-f", file]).0, 0);
@@ -89,13 +131,14 @@ fn file_is_applied_once_changed_and_deleted() {
     ctl.json(&["cloudsnap", "schedules", "create", "pgdata", "--policy", "by-hand"]);
     ctl.backup("pgdata");
     assert_eq!((get(&ctl, "sp").len(), get(&ctl, "vbs").len(), get(&ctl, "vb").len()), (2, 3, 2));
+}
 
+#[test]
+fn changed_file_configures_objects_or_is_refused() {
+    let applied = Applied::new();
+    let (ctl, file) = (applied.daemon.ctl(), applied.file.as_str());
     // Another number and a pause are changes; another place is none.
-    let changed = text.replace("retain: 7", "retain: 9").replace("  jitterSeconds: 60", "  suspend: true");
-    let changed = changed
-        .replace("volumes: [pgdata]", "groups: [shop]\n  volumes: []")
-        .replace("monthly: 12", "monthly: 6");
-    fs::write(file, &changed).unwrap();
+    let changed = applied.change();
     let differs = ctl.run(&["diff", "-f", file]);
     assert_eq!(differs.code, 1, "{differs:?}");
     for line in ["-   policy.daily.retain: 7", "+   policy.daily.retain: 9", "+   spec.suspend: true"] {
@@ -129,12 +172,15 @@ fn file_is_applied_once_changed_and_deleted() {
     let message = error["message"].as_str().unwrap();
     assert!(message.contains(": policy: monthly: ") && message.contains(".selectors.app: "), "{message}");
     assert_eq!(ctl.fails(&["get", "vbs", "nobody"], 4)["code"], "schedule_not_found");
+}
 
-    // What needs others goes first, and what holds data stays.
-    fs::write(file, &changed).unwrap();
+#[test]
+fn deleted_file_keeps_volumes() {
+    let applied = Applied::new();
+    let (ctl, file) = (applied.daemon.ctl(), applied.file.as_str());
+    let uuid = ctl.json(&["cloudsnap", "schedules", "create", "pgdata", "--daily", "01:00"])["uuid"].clone();
     ctl.json(&["delete", "VolumeBackup", "before-upgrade"]);
-    let uuid = get(&ctl, "vbs")[2]["metadata"]["name"].as_str().unwrap().to_owned();
-    ctl.json(&["delete", "vbs", &uuid]);
+    ctl.json(&["delete", "vbs", uuid.as_str().unwrap()]);
     assert_eq!(
         results(&ctl.json(&["delete", "-f", file])),
         [
@@ -151,7 +197,6 @@ fn file_is_applied_once_changed_and_deleted() {
     let volumes = ctl.run(&["volume", "list"]).stdout;
     assert!(volumes.contains("pgdata-restored") && volumes.contains("pgdata-test"), "{volumes}");
     assert_eq!(ctl.fails(&["delete", "SchedulePolicy", "gold"], 4)["code"], "policy_not_found");
-    drop(daemon);
 }
 
 /// A file of objects, and its path.
@@ -305,204 +350,6 @@ fn clone_starts_with_current_content() {
 }
 
 #[test]
-fn running_tasks_are_awaited_and_stopped_ones_resume() {
-    let mut rng = Rng::of_test("running_tasks_are_awaited_and_stopped_ones_resume");
-    let bed = Bed::new();
-    let daemon = bed.daemon("a").start();
-    let ctl = daemon.ctl();
-    let store = bed.store("one");
-    let dir = store.dir().to_str().unwrap();
-    // At this rate no task ends during the test.
-    for (name, limit) in [("up", "--limit-upload"), ("down", "--limit-download")] {
-        ctl.json(&["credentials", "create", name, "--provider", "local", "--path", dir, limit, "1KiB"]);
-    }
-    ctl.add_local("fast", store.dir(), None);
-    ctl.create_volume("vol", "64MiB");
-    let mut client = daemon.nbd("vol");
-    client.write_long(0, &rng.bytes(48 * MIB));
-    client.close();
-    let apply = |path: &str, result: &str| -> String {
-        let applied = ctl.json(&["apply", "-f", path]);
-        assert!(results(&applied)[0].ends_with(&format!(" {result}")), "{applied:#}");
-        applied["objects"][0]["tasks"][0].as_str().unwrap().to_owned()
-    };
-
-    let backup = object("VolumeBackup", "slow", "backupLocation: up, volume: vol, reclaimPolicy: Delete");
-    let backup = file(bed.dir(), "backup.yaml", &backup);
-    let task = apply(&backup, "started");
-    assert_eq!(apply(&backup, "under way"), task);
-    assert_eq!(ctl.document(&["diff", "-f", &backup]).0, 0);
-    for args in [["delete", "vb", "slow"], ["delete", "-f", backup.as_str()]] {
-        assert_eq!(ctl.fails(&args, 5)["code"], "cloudsnap_not_done");
-    }
-    ctl.json(&["cloudsnap", "stop", "--name", &task]);
-    assert_eq!(results(&ctl.json(&["delete", "-f", &backup])), ["VolumeBackup/slow deleted"]);
-    ctl.fails(&["cloudsnap", "resume", "--name", &task], 5);
-    assert_eq!(results(&ctl.json(&["delete", "-f", &backup])), ["VolumeBackup/slow not there"]);
-
-    let full = ctl.backup_with("vol", &["--cred-id", "fast"]);
-    let spec = format!("backupLocation: down, cloudSnapID: {}", full.snap());
-    let restore = file(bed.dir(), "restore.yaml", &object("VolumeRestore", "copy", &spec));
-    let task = apply(&restore, "started");
-    assert_eq!(apply(&restore, "under way"), task);
-    ctl.json(&["cloudsnap", "stop", "--name", &task]);
-    let (code, differs) = ctl.document(&["diff", "-f", &restore]);
-    assert_eq!((code, results(&differs)), (1, vec!["VolumeRestore/copy resumed".to_owned()]));
-    assert_eq!(apply(&restore, "resumed"), task);
-    assert_eq!(apply(&restore, "under way"), task);
-    ctl.json(&["cloudsnap", "stop", "--name", &task, "--discard"]);
-}
-
-#[test]
-fn unlistable_location_is_an_error() {
-    let bed = Bed::new();
-    let daemon = bed.daemon("a").start();
-    let ctl = daemon.ctl();
-    let store = bed.store("one");
-    ctl.add_local("other", bed.store("other").dir(), None);
-    ctl.create_volume("vol", "8MiB");
-    let backup = object("VolumeBackup", "old", "backupLocation: nas, volume: vol, reclaimPolicy: Delete");
-    let text = location("nas", store.dir()) + &backup;
-    let all = file(bed.dir(), "all.yaml", &text);
-    ctl.json(&["apply", "-f", &all, "--wait"]);
-    let restore = object("VolumeRestore", "copy", "backupLocation: nas, backupName: old");
-    let restore = file(bed.dir(), "restore.yaml", &restore);
-
-    let away = bed.path("away");
-    fs::rename(store.dir(), &away).unwrap();
-    for args in [
-        ["apply", "-f", all.as_str()].as_slice(),
-        &["apply", "-f", &restore],
-        &["delete", "-f", &all],
-        &["delete", "VolumeBackup", "old"],
-    ] {
-        let error = ctl.fails(args, 1);
-        assert_eq!(error["code"], "bucket_missing", "{args:?}: {error}");
-        assert!(
-            error["message"].as_str().unwrap().contains("BackupLocation/nas cannot be listed"),
-            "{error}"
-        );
-    }
-    assert_eq!(get(&ctl, "bl").len(), 2, "its location is not gone");
-    ctl.fails(&["delete", "VolumeBackup", "old", "--location", "other"], 4);
-    fs::rename(&away, store.dir()).unwrap();
-    assert_eq!(ctl.done_cloudsnaps().len(), 1);
-    let deleted = ["VolumeBackup/old deleted", "BackupLocation/nas deleted"];
-    assert_eq!(results(&ctl.json(&["delete", "-f", &all])), deleted);
-}
-
-#[test]
-fn location_passphrase_reference_is_applied_in_place() {
-    let bed = Bed::new();
-    let (store, dir) = (bed.store("store"), bed.store("objects"));
-    let secrets = bed.path("secrets");
-    fs::create_dir(&secrets).unwrap();
-    let put = |name: &str, text: &str| {
-        let path = secrets.join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let (right, wrong) = (put("right", PASSPHRASE), put("wrong", "another one"));
-    let daemon = bed.daemon("a").config(&format!("[secrets]\nfile_dir = {secrets:?}")).start();
-    let ctl = daemon.ctl();
-    ctl.create_volume("vol", "1MiB");
-    let apply = |path: &Path, key: &str| {
-        let text = format!(
-            "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {{name: nas}}\nlocation: {{type: local, path: {path:?}, encryptionKey: {key}}}\n"
-        );
-        file(dir.dir(), "nas.yaml", &text)
-    };
-    let result = |file: &str| results(&ctl.json(&["apply", "-f", file]));
-    let from = |path: &str| format!("{{from: 'file:{path}'}}");
-    let here = format!("{{file: {right}}}");
-    assert_eq!(result(&apply(store.dir(), &here)), ["BackupLocation/nas created"]);
-    ctl.backup("vol");
-    let there = apply(store.dir(), &from(&right));
-    let (code, planned) = ctl.document(&["diff", "-f", &there]);
-    assert_eq!(
-        (code, results(&planned)),
-        (1, vec!["BackupLocation/nas configured".to_owned()]),
-        "{planned:#}"
-    );
-    assert_eq!(result(&there), ["BackupLocation/nas configured"]);
-    let kept = || ctl.json(&["credentials", "inspect", "nas"])["encryptionKeyFrom"].clone();
-    assert_eq!(kept(), format!("file:{right}"));
-    assert_eq!(result(&there), ["BackupLocation/nas unchanged"]);
-    ctl.backup("vol");
-
-    // What does not open it changes nothing, nor does another place.
-    let error = ctl.fails(&["apply", "-f", &apply(store.dir(), &from(&wrong))], 1);
-    assert!(
-        error["code"] == "wrong_passphrase" && error["message"].to_string().contains("nothing was changed"),
-        "{error}"
-    );
-    let error = ctl.fails(&["apply", "-f", &apply(dir.dir(), &from(&wrong))], 5);
-    assert!(
-        error["message"].to_string().contains("location.path cannot be changed, as backups lie"),
-        "{error}"
-    );
-    assert_eq!(kept(), format!("file:{right}"));
-    // And back.
-    assert_eq!(result(&apply(store.dir(), &here)), ["BackupLocation/nas configured"]);
-    assert!(kept().is_null());
-    assert_eq!(result(&apply(store.dir(), &here)), ["BackupLocation/nas unchanged"]);
-    ctl.backup("vol");
-    let _ = daemon.stop();
-}
-
-#[test]
-fn restore_of_a_running_backup_waits_and_the_rest_applies() {
-    let mut rng = Rng::of_test("restore_of_a_running_backup_waits_and_the_rest_applies");
-    let bed = Bed::new();
-    let daemon = bed.daemon("a").start();
-    let ctl = daemon.ctl();
-    let store = bed.store("one");
-    let dir = store.dir().to_str().unwrap();
-    // At this rate no task ends during the test.
-    let slow = ["--path", dir, "--limit-upload", "1KiB", "--limit-download", "1GiB"];
-    ctl.json(&[["credentials", "create", "nas", "--provider", "local"].as_slice(), &slow].concat());
-    ctl.create_volume("vol", "8MiB");
-    let mut client = daemon.nbd("vol");
-    client.write_long(0, &rng.bytes(4 * MIB));
-    client.close();
-    let text = object("VolumeBackup", "bk1", "backupLocation: nas, volume: vol")
-        + &object("VolumeRestore", "rest1", "backupLocation: nas, backupName: bk1")
-        + &object("VolumeClone", "copy", "sourceVolume: vol");
-    let all = file(bed.dir(), "all.yaml", &text);
-    let (code, applied) = ctl.document(&["apply", "-f", &all]);
-    assert_eq!(
-        (code, results(&applied)),
-        (
-            6,
-            vec![
-                "VolumeBackup/bk1 started".to_owned(),
-                "VolumeRestore/rest1 waiting".to_owned(),
-                "VolumeClone/copy created".to_owned()
-            ]
-        )
-    );
-    assert_eq!(applied["objects"][1]["waitsFor"], "VolumeBackup/bk1");
-    let ran = ctl.run(&["apply", "-f", &all]);
-    assert!(
-        ran.code == 6 && ran.stdout.contains("VolumeRestore/rest1 waiting for VolumeBackup/bk1"),
-        "{ran:?}"
-    );
-    let (code, differs) = ctl.document(&["diff", "-f", &all]);
-    assert_eq!((code, results(&differs)[1].as_str()), (1, "VolumeRestore/rest1 waiting"));
-
-    // One limit is lifted, and the other one stays.
-    let limited = ctl.json(&["credentials", "limit", "nas", "--limit-upload", "none"]);
-    assert!(limited["limitUploadBytesPerS"].is_null() && limited["limitDownloadBytesPerS"] == 1u64 << 30);
-    ctl.fails(&["credentials", "limit", "nas"], 2);
-    let restore = object("VolumeRestore", "rest1", "backupLocation: nas, backupName: bk1");
-    let restore = file(bed.dir(), "restore.yaml", &restore);
-    assert_eq!(results(&ctl.json(&["apply", "-f", &restore, "--wait"])), ["VolumeRestore/rest1 started"]);
-    let again = results(&ctl.json(&["apply", "-f", &all]));
-    assert!(again.iter().all(|line| line.ends_with(" unchanged")), "{again:?}");
-}
-
-#[test]
 fn file_can_be_applied_concurrently() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
@@ -566,53 +413,4 @@ fn file_can_be_applied_concurrently() {
     let again = results(&ctl.json(&["apply", "-f", &shown]));
     assert!(again.contains(&"VolumeBackup/named unchanged".to_owned()), "{again:?}");
     assert!(again.iter().all(|line| line.ends_with(" unchanged")), "{again:?}");
-}
-
-#[test]
-fn prefix_is_part_of_a_location_and_ignored_fields_warn() {
-    let bed = Bed::new();
-    let daemon = bed.daemon("a").start();
-    let ctl = daemon.ctl();
-    let dir = bed.store("one").dir().to_owned();
-    let pasted = |prefix: &str| {
-        let text = format!(
-            "apiVersion: kubedb.com/v1alpha1\nkind: BackupLocation\nmetadata: {{name: nas, uid: x, resourceVersion: '1'}}\nspec:\n  databaseName: db\n  local:\n    path: {}\n    {prefix}\n    volumeSource: {{emptyDir: {{}}}}\n  resources: {{}}\n",
-            dir.display()
-        );
-        file(bed.dir(), "pasted.yaml", &text)
-    };
-    let applied = ctl.json(&["apply", "-f", &pasted("prefix: demo")]);
-    assert_eq!(results(&applied), ["BackupLocation/nas created"]);
-    let warnings: Vec<&str> = applied["objects"][0]["warnings"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| one.as_str().unwrap())
-        .collect();
-    for name in ["spec.databaseName", "spec.local.volumeSource", "spec.resources"] {
-        assert!(warnings.iter().any(|warning| warning.contains(name)), "{name}: {warnings:?}");
-    }
-    let ran = ctl.run(&["apply", "-f", &pasted("prefix: demo")]);
-    assert!(
-        ran.stdout.contains("unchanged") && ran.stderr.contains("spec.databaseName: this is ignored"),
-        "{ran:?}"
-    );
-    assert!(dir.join("demo/blockd").is_dir());
-    let shown = ctl.json(&["get", "bl", "nas"]);
-    assert_eq!(shown["location"]["prefix"], "demo");
-    let listed = ctl.run(&["credentials", "list"]).stdout;
-    assert!(listed.contains(&format!("{}/demo", dir.display())), "{listed}");
-    // Another prefix, or none, is another place.
-    for prefix in ["prefix: other", ""] {
-        let error = ctl.fails(&["apply", "-f", &pasted(prefix)], 5);
-        assert!(error["message"].as_str().unwrap().contains("location.prefix"), "{error}");
-    }
-    ctl.create_volume("vol", "8MiB");
-    let task = ctl.backup("vol");
-    ctl.json(&["cloudsnap", "restore", "--snap", task.snap(), "--volume", "back", "--no-labels", "--wait"]);
-    ctl.json(&["credentials", "create", "whole", "--provider", "local", "--path", dir.to_str().unwrap()]);
-    assert_eq!(ctl.done_cloudsnaps().len(), 1, "what lies below a prefix is not in the whole");
-    ctl.fails(&["cloudsnap", "inspect", task.snap(), "--cred-id", "whole"], 4);
-    ctl.json(&["cloudsnap", "verify", "--snap", task.snap(), "--wait"]);
-    ctl.json(&["cloudsnap", "delete", "--snap", task.snap(), "--wait"]);
 }
