@@ -184,6 +184,14 @@ pub struct BackupArgs {
     /// The same, as an option
     #[arg(short, long, value_name = "VOLUME")]
     volume: Option<VolumeRef>,
+    /// Options of the tasks.
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+/// Options of a backup of any number of volumes.
+#[derive(Debug, Args)]
+pub struct StartArgs {
     /// Name or UUID of the credential; optional if there is one; repeat to back up the same point to several
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,

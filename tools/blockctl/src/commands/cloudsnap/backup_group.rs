@@ -1,13 +1,11 @@
 //! `blockctl cloudsnap backup-group`
 
-use super::{args::WaitArg, pins::BackupOptionArgs};
+use super::args::StartArgs;
 use crate::{
-    commands::{Context, counted, limits::TaskLimitArgs, rules::HookArgs},
+    commands::{Context, counted},
     failure::Failure,
 };
-use blockd_api::{
-    CredentialRef, GroupName, LabelSelector, VolumeRef, cloudsnaps::StartGroupBackup, operations,
-};
+use blockd_api::{GroupName, LabelSelector, VolumeRef, cloudsnaps::StartGroupBackup, operations};
 use clap::Args;
 
 pub const BACKUP_GROUP_HELP: &str = "\
@@ -39,36 +37,24 @@ pub struct BackupGroupArgs {
         alias = "volume_ids"
     )]
     pub volumes: Vec<VolumeRef>,
-    /// Name or UUID of the credential; optional if there is one; repeat to back up the same point to several
-    #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
-    pub cred_id: Vec<CredentialRef>,
-    /// Options of each backup.
+    /// Options of the tasks.
     #[command(flatten)]
-    pub backup: BackupOptionArgs,
-    /// Bandwidth limits of each task.
-    #[command(flatten)]
-    pub limits: TaskLimitArgs,
-    /// Quiesce options.
-    #[command(flatten)]
-    pub hooks: HookArgs,
-    /// Wait option.
-    #[command(flatten)]
-    pub wait: WaitArg,
+    pub start: StartArgs,
 }
 
 pub async fn run(context: &Context<'_>, args: BackupGroupArgs) -> Result<u8, Failure> {
-    let mut places = args.cred_id.into_iter();
+    let BackupGroupArgs { group, label, volumes, start } = args;
+    let mut places = start.cred_id.into_iter();
     let (cred_id, also) = (places.next(), places.collect());
-    let BackupGroupArgs { group, label, volumes, limits, wait, backup, hooks, .. } = args;
     let request = StartGroupBackup {
         group,
         label,
         volumes,
         cred_id,
         also,
-        limits: limits.limits(),
-        options: backup.options(),
-        hooks: hooks.options()?,
+        limits: start.limits.limits(),
+        options: start.backup.options(),
+        hooks: start.hooks.options()?,
     };
     let started = context.client.call(operations::START_GROUP_BACKUP, &request).await?;
     let line = format!(
@@ -82,5 +68,5 @@ pub async fn run(context: &Context<'_>, args: BackupGroupArgs) -> Result<u8, Fai
         lines.extend(ids);
     }
     let tasks = started.members.iter().flat_map(|member| member.tasks.iter().copied()).collect();
-    super::report_group_start(context, tasks, &started, &lines, wait.wait).await
+    super::report_group_start(context, tasks, &started, &lines, start.wait.wait).await
 }

@@ -62,24 +62,25 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Result<u8,
 
 async fn backup(context: &Context<'_>, args: BackupArgs) -> Result<u8, Failure> {
     let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
-    let mut places = args.cred_id.into_iter();
+    let start = args.start;
+    let mut places = start.cred_id.into_iter();
     let (cred_id, also) = (places.next(), places.collect());
     let request = StartBackup {
         volume,
         cred_id,
         also,
-        limits: args.limits.limits(),
-        options: args.backup.options(),
-        hooks: args.hooks.options()?,
+        limits: start.limits.limits(),
+        options: start.backup.options(),
+        hooks: start.hooks.options()?,
     };
     let started = context.client.call(operations::START_BACKUP, &request).await?;
     let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     if started.also.is_empty() {
-        return report_start(context, started.task, &started, &line(&started.task), args.wait.wait).await;
+        return report_start(context, started.task, &started, &line(&started.task), start.wait.wait).await;
     }
     let tasks: Vec<Uuid> = std::iter::once(started.task).chain(started.also.iter().copied()).collect();
     let lines: Vec<String> = tasks.iter().map(line).collect();
-    report_group_start(context, tasks, &started, &lines, args.wait.wait).await
+    report_group_start(context, tasks, &started, &lines, start.wait.wait).await
 }
 
 /// Reports started tasks, and waits for them with `--wait`.
