@@ -125,7 +125,7 @@ fn mount_belongs_to_its_user_and_daemon_needs_no_privilege() {
     ) {
         return;
     }
-    let mut world = world(CONFINED, |_, setup| setup);
+    let world = world(CONFINED, |_, setup| setup);
     let (roots, theirs) = (Mount(world.bed.path("mnt")), Mount(world.home.join("snap shots")));
     let (at_root, at_home) = (roots.0.to_str().unwrap(), theirs.0.to_str().unwrap());
     let latest = |mount: &Mount| mount.0.join("vol/latest");
@@ -175,8 +175,22 @@ fn mount_belongs_to_its_user_and_daemon_needs_no_privilege() {
     // What is refused leaves no mount behind.
     member.fails(&["browse", "mount", at_home, "--cred-id", "nobody"], 4);
     assert!(fs::read_dir(&theirs.0).unwrap().next().is_none());
+}
 
-    // A daemon that is killed leaves it dead; mounted again, it lives.
+#[test]
+fn user_mount_outlives_its_daemon_and_is_removed_without() {
+    if !is_here(
+        "user_mount_outlives_its_daemon_and_is_removed_without",
+        "mounts of other users than the daemon's",
+    ) {
+        return;
+    }
+    let mut world = world(CONFINED, |_, setup| setup);
+    let (roots, theirs) = (Mount(world.bed.path("mnt")), Mount(world.home.join("snap shots")));
+    let (at_root, at_home) = (roots.0.to_str().unwrap(), theirs.0.to_str().unwrap());
+    let latest = |mount: &Mount| mount.0.join("vol/latest");
+    world.daemon.ctl().json(&["browse", "mount", at_root]);
+    let member = world.ctl_of(MEMBER);
     member.json(&["browse", "mount", at_home]);
     wait_for("the snapshot", || reads(MEMBER, &latest(&theirs).join("files/plain")).then_some(()));
     world.daemon = world.daemon.kill().start();

@@ -195,134 +195,158 @@ fn postgres_programs() -> Result<Vec<PathBuf>, String> {
     programs(&dirs, &["initdb", "postgres", "psql", "pgbench", "pg_amcheck", "pg_checksums"])
 }
 
+const POSTGRES: &str = "postgres";
+
+/// PostgreSQL on two volumes, with the programs of its newest installed version.
+struct Postgres<'a> {
+    places: Places,
+    log: PathBuf,
+    programs: &'a [PathBuf],
+}
+
+impl<'a> Postgres<'a> {
+    fn new(bed: &Bed, programs: &'a [PathBuf]) -> Self {
+        Self { places: Places::new(bed, POSTGRES), log: bed.path("postgres.log"), programs }
+    }
+
+    fn program(&self, name: &str) -> &Path {
+        self.programs.iter().find(|path| path.ends_with(name)).expect(name)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.places.data.join("files/main")
+    }
+
+    fn init(&self) {
+        let mut command = as_user(POSTGRES, self.program("initdb"));
+        command.args(["--auth", "trust", "--data-checksums", "--pgdata"]).arg(self.data());
+        run(command.arg("--waldir").arg(self.places.log.join("files/main")));
+    }
+
+    /// Returns a command with the environment of a client.
+    fn as_client(&self, program: &Path) -> Command {
+        let mut command = as_user(POSTGRES, program);
+        command.env("PGHOST", &self.places.run).env("PGDATABASE", "postgres").env("PGUSER", POSTGRES);
+        command
+    }
+
+    fn client(&self, name: &str) -> Command {
+        self.as_client(self.program(name))
+    }
+
+    fn start(&self) -> Server {
+        let mut command = as_user(POSTGRES, self.program("postgres"));
+        command.arg("-D").arg(self.data()).arg("-k").arg(&self.places.run).args(["-c", "listen_addresses="]);
+        let mut server = Server::start(&mut command, &self.log);
+        server.wait_until(|| {
+            let mut command = self.client("psql");
+            command.args(["--command", "SELECT 1"]);
+            command
+        });
+        server
+    }
+
+    fn ask(&self, sql: &str) -> String {
+        let plain =
+            ["--no-psqlrc", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1", "--command", sql];
+        run(self.client("psql").args(plain))
+    }
+
+    /// Returns a client that prints each answer at once.
+    fn ledger_client(&self) -> Command {
+        let mut command = self.as_client(Path::new("stdbuf"));
+        command.arg("--output=L").arg(self.program("psql"));
+        command.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"]);
+        command
+    }
+}
+
 #[test]
 fn postgresql_is_restored_from_a_backup_made_under_load() {
     let name = "postgresql_is_restored_from_a_backup_made_under_load";
     with_mounts(name, postgres_programs(), |bed, programs| {
-        let [initdb, postgres, psql, pgbench, pg_amcheck, pg_checksums] = programs else { panic!() };
-        let user = "postgres";
-        let places = Places::new(bed, user);
+        let postgres = Postgres::new(bed, programs);
+        let places = &postgres.places;
         let daemon = bed.daemon("a").start();
         let ctl = daemon.ctl();
         for (volume, size) in [("pgdata", "768MiB"), ("pgwal", "512MiB")] {
             ctl.json(&["volume", "create", volume, "--size", size, "--group", "pg"]);
         }
         ctl.add_local("nas", bed.store("store").dir(), Some("planted"));
-        let disks = places.mount(&daemon, ["pgdata", "pgwal"], Some(user));
-        let (data, log) = (places.data.join("files/main"), places.log.join("files/main"));
-        run(as_user(user, initdb)
-            .args(["--auth", "trust", "--data-checksums", "--pgdata"])
-            .arg(&data)
-            .arg("--waldir")
-            .arg(&log));
-        let client = |program: &Path| {
-            let mut command = as_user(user, program);
-            command.env("PGHOST", &places.run).env("PGDATABASE", "postgres").env("PGUSER", user);
-            command
-        };
-        let start = || {
-            let mut command = as_user(user, postgres);
-            command.arg("-D").arg(&data).arg("-k").arg(&places.run).args(["-c", "listen_addresses="]);
-            let mut server = Server::start(&mut command, &bed.path("postgres.log"));
-            server.wait_until(|| {
-                let mut command = client(psql);
-                command.args(["--command", "SELECT 1"]);
-                command
-            });
-            server
-        };
-        let ask = |sql: &str| {
-            let mut command = client(psql);
-            run(command.args([
-                "--no-psqlrc",
-                "--tuples-only",
-                "--no-align",
-                "--set",
-                "ON_ERROR_STOP=1",
-                "--command",
-                sql,
-            ]))
-        };
-
-        let server = start();
-        ask("CREATE TABLE ledger (client int, entry int, PRIMARY KEY (client, entry))");
-        run(client(pgbench).args(["--initialize", "--quiet", "--scale", "5"]));
-        let mut bench = client(pgbench);
+        let disks = places.mount(&daemon, ["pgdata", "pgwal"], Some(POSTGRES));
+        postgres.init();
+        let server = postgres.start();
+        postgres.ask("CREATE TABLE ledger (client int, entry int, PRIMARY KEY (client, entry))");
+        run(postgres.client("pgbench").args(["--initialize", "--quiet", "--scale", "5"]));
+        let mut bench = postgres.client("pgbench");
         bench.args(["--client", "3", "--time", "3600"]);
         let bench = Server::start(&mut bench, &bed.path("pgbench.log"));
         let (tasks, before, after) = under_load(
-            || {
-                // Each answer is to be seen when it is there.
-                let mut command = as_user(user, Path::new("stdbuf"));
-                command.arg("--output=L").arg(psql);
-                command.args([
-                    "--no-psqlrc",
-                    "--quiet",
-                    "--tuples-only",
-                    "--no-align",
-                    "--set",
-                    "ON_ERROR_STOP=1",
-                ]);
-                command.env("PGHOST", &places.run).env("PGDATABASE", "postgres").env("PGUSER", user);
-                command
-            },
+            || postgres.ledger_client(),
             |client, entry| format!("INSERT INTO ledger VALUES ({client}, {entry}) RETURNING entry;\n"),
             || {
                 // The ready-made command, as the server's own user, in the rule of a schedule's group.
                 let command = repository().join("examples/postgresql/checkpoint");
                 let command = format!("PGHOST={} {}", places.run.display(), command.display());
-                ctl.json(&["rule", "create", "pg", "--pre-command", &command, "--user", user]);
+                ctl.json(&["rule", "create", "pg", "--pre-command", &command, "--user", POSTGRES]);
                 ctl.json(&["rule", "assign", "pg", "--group", "pg"]);
                 run_scheduled(&ctl, &["--group", "pg", "--cred-id", "nas"], 2)
             },
         );
         bench.end(Signal::KILL);
-        let checkpoints = fs::read_to_string(bed.path("postgres.log")).unwrap();
+        let checkpoints = fs::read_to_string(&postgres.log).unwrap();
         assert!(checkpoints.contains("checkpoint starting: immediate force wait"), "{checkpoints}");
         // As a power cut would end it.
         server.end(Signal::QUIT);
         disks.into_iter().for_each(Disk::unmount);
 
-        let snaps = ctl.done_cloudsnaps();
-        assert_eq!(snaps.len(), 2, "{tasks:#}");
+        assert_eq!(ctl.done_cloudsnaps().len(), 2, "{tasks:#}");
         for volume in ["pgdata", "pgwal"] {
-            let id = ctl.volume(volume)["id"].as_str().unwrap().to_owned();
-            let snap = snaps.iter().find(|snap| snap.contains(&format!("/{id}-"))).unwrap();
-            ctl.restore(snap, &format!("{volume}-restored"));
+            restore(&ctl, volume);
         }
         let disks = places.mount(&daemon, ["pgdata-restored", "pgwal-restored"], None);
-        let server = start();
-        let found = ask("SELECT client, count(*), max(entry) FROM ledger GROUP BY client ORDER BY client");
+        let server = postgres.start();
+        let found =
+            postgres.ask("SELECT client, count(*), max(entry) FROM ledger GROUP BY client ORDER BY client");
         assert_ledgers(&found, &before, &after);
         // pgbench moves money: what went into accounts, tellers and branches is what its history says.
-        let sums = ask(
+        let sums = postgres.ask(
             "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers), \
                         (SELECT sum(bbalance) FROM pgbench_branches), (SELECT sum(delta) FROM pgbench_history)",
         );
         let sums: Vec<&str> = sums.trim().split('|').collect();
         assert!(sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0] && !sum.is_empty()), "{sums:?}");
-        run(client(pg_amcheck).args(["--all", "--install-missing", "--heapallindexed", "--parent-check"]));
+        let thorough = ["--all", "--install-missing", "--heapallindexed", "--parent-check"];
+        run(postgres.client("pg_amcheck").args(thorough));
         server.end(Signal::INT);
-        run(as_user(user, pg_checksums).arg("--check").arg("--pgdata").arg(&data));
+        let checksums = postgres.program("pg_checksums");
+        run(as_user(POSTGRES, checksums).arg("--check").arg("--pgdata").arg(postgres.data()));
         disks.into_iter().for_each(Disk::unmount);
     });
 }
 
-#[test]
-fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
-    let name = "mariadb_is_restored_from_a_snapshot_taken_under_load";
-    let wanted = ["mariadb-install-db", "mariadbd", "mariadb", "mariadb-check"];
-    with_mounts(name, programs(&["/usr/bin", "/usr/sbin"], &wanted), |bed, programs| {
-        let [install, mariadbd, mariadb, mariadb_check] = programs else { panic!() };
-        let user = "mysql";
-        let places = Places::new(bed, user);
-        let daemon = bed.daemon("a").start();
-        let ctl = daemon.ctl();
-        for (volume, size) in [("dbdata", "768MiB"), ("dblog", "384MiB")] {
-            ctl.json(&["volume", "create", volume, "--size", size, "--group", "db"]);
-        }
-        ctl.add_local("nas", bed.store("store").dir(), Some("planted"));
-        let disks = places.mount(&daemon, ["dbdata", "dblog"], Some(user));
+/// Restores the backup of a volume.
+fn restore(ctl: &Ctl, volume: &str) {
+    let id = ctl.volume(volume)["id"].as_str().unwrap().to_owned();
+    let snaps = ctl.done_cloudsnaps();
+    let snap = snaps.iter().find(|snap| snap.contains(&format!("/{id}-"))).unwrap();
+    ctl.restore(snap, &format!("{volume}-restored"));
+}
+
+const MYSQL: &str = "mysql";
+
+/// MariaDB on two volumes.
+struct MariaDb<'a> {
+    places: Places,
+    socket: PathBuf,
+    defaults: String,
+    log: PathBuf,
+    programs: &'a [PathBuf],
+}
+
+impl<'a> MariaDb<'a> {
+    fn new(bed: &Bed, programs: &'a [PathBuf]) -> Self {
+        let places = Places::new(bed, MYSQL);
         let socket = places.run.join("db.sock");
         let options = bed.path("options.cnf");
         let text = format!(
@@ -335,43 +359,76 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
         );
         fs::write(&options, text).unwrap();
         let defaults = format!("--defaults-file={}", options.display());
-        run(as_user(user, install).args([
-            &defaults,
-            "--auth-root-authentication-method=normal",
-            "--skip-test-db",
-        ]));
-        let client = |program: &Path| {
-            let mut command = as_user(user, program);
-            command.args(["--no-defaults", "--user=root"]).arg(format!("--socket={}", socket.display()));
-            command
-        };
-        let ask = |sql: &str| run(client(mariadb).args(["--batch", "--skip-column-names", "--execute", sql]));
-        let start = || {
-            let mut command = as_user(user, mariadbd);
-            let mut server = Server::start(command.arg(&defaults), &bed.path("mariadb.log"));
-            server.wait_until(|| {
-                let mut command = client(mariadb);
-                command.args(["--execute", "SELECT 1"]);
-                command
-            });
-            server
-        };
+        Self { places, socket, defaults, log: bed.path("mariadb.log"), programs }
+    }
 
-        let server = start();
-        ask("CREATE DATABASE shop; \
-             CREATE TABLE shop.ledger (client INT, entry INT, PRIMARY KEY (client, entry)) ENGINE=InnoDB; \
-             CREATE TABLE shop.aside (client INT, entry INT, KEY (client, entry)) ENGINE=MyISAM;");
-        let hold = repository().join("examples/mariadb/hold");
-        let hold = format!(
+    fn program(&self, name: &str) -> &Path {
+        self.programs.iter().find(|path| path.ends_with(name)).expect(name)
+    }
+
+    fn install(&self) {
+        let options = [&self.defaults, "--auth-root-authentication-method=normal", "--skip-test-db"];
+        run(as_user(MYSQL, self.program("mariadb-install-db")).args(options));
+    }
+
+    fn client(&self, name: &str) -> Command {
+        let mut command = as_user(MYSQL, self.program(name));
+        command.args(["--no-defaults", "--user=root"]).arg(format!("--socket={}", self.socket.display()));
+        command
+    }
+
+    fn ask(&self, sql: &str) -> String {
+        run(self.client("mariadb").args(["--batch", "--skip-column-names", "--execute", sql]))
+    }
+
+    fn start(&self) -> Server {
+        let mut command = as_user(MYSQL, self.program("mariadbd"));
+        let mut server = Server::start(command.arg(&self.defaults), &self.log);
+        server.wait_until(|| {
+            let mut command = self.client("mariadb");
+            command.args(["--execute", "SELECT 1"]);
+            command
+        });
+        server
+    }
+
+    /// Returns the example's command that holds all tables.
+    fn hold(&self, bed: &Bed) -> String {
+        format!(
             "HOLD_DIR={} SYNC_DIR={} MARIADB_OPTS='--no-defaults --user=root --socket={}' {}",
             bed.dir().display(),
-            places.data.display(),
-            socket.display(),
-            hold.display()
+            self.places.data.display(),
+            self.socket.display(),
+            repository().join("examples/mariadb/hold").display()
+        )
+    }
+}
+
+#[test]
+fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
+    let name = "mariadb_is_restored_from_a_snapshot_taken_under_load";
+    let wanted = ["mariadb-install-db", "mariadbd", "mariadb", "mariadb-check"];
+    with_mounts(name, programs(&["/usr/bin", "/usr/sbin"], &wanted), |bed, programs| {
+        let mariadb = MariaDb::new(bed, programs);
+        let places = &mariadb.places;
+        let daemon = bed.daemon("a").start();
+        let ctl = daemon.ctl();
+        for (volume, size) in [("dbdata", "768MiB"), ("dblog", "384MiB")] {
+            ctl.json(&["volume", "create", volume, "--size", size, "--group", "db"]);
+        }
+        ctl.add_local("nas", bed.store("store").dir(), Some("planted"));
+        let disks = places.mount(&daemon, ["dbdata", "dblog"], Some(MYSQL));
+        mariadb.install();
+        let server = mariadb.start();
+        mariadb.ask(
+            "CREATE DATABASE shop; \
+             CREATE TABLE shop.ledger (client INT, entry INT, PRIMARY KEY (client, entry)) ENGINE=InnoDB; \
+             CREATE TABLE shop.aside (client INT, entry INT, KEY (client, entry)) ENGINE=MyISAM;",
         );
+        let hold = mariadb.hold(bed);
         let (_, before, after) = under_load(
             || {
-                let mut command = client(mariadb);
+                let mut command = mariadb.client("mariadb");
                 command.args(["--batch", "--skip-column-names", "--unbuffered", "shop"]);
                 command
             },
@@ -391,27 +448,26 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
         server.end(Signal::KILL);
         disks.into_iter().for_each(Disk::unmount);
 
-        // One volume from the store, and the other one from the local snapshot of the same instant.
-        let id = ctl.volume("dbdata")["id"].as_str().unwrap().to_owned();
-        let snaps = ctl.done_cloudsnaps();
-        ctl.restore(snaps.iter().find(|snap| snap.contains(&format!("/{id}-"))).unwrap(), "dbdata-restored");
+        // One volume from the store, and the other one from the local snapshot of the same freeze.
+        restore(&ctl, "dbdata");
         let local = ctl.json(&["snapshot", "list", "dblog"])[0]["name"].as_str().unwrap().to_owned();
         assert!(local.starts_with("sched-"), "{local}");
         ctl.json(&["volume", "clone", "dblog-restored", "--from", &format!("dblog@{local}")]);
         let disks = places.mount(&daemon, ["dbdata-restored", "dblog-restored"], None);
-        let server = start();
-        let found =
-            ask("SELECT client, COUNT(*), MAX(entry) FROM shop.ledger GROUP BY client ORDER BY client");
-        assert_ledgers(&found, &before, &after);
+        let server = mariadb.start();
+        let ledgers = |table: &str| {
+            mariadb.ask(&format!(
+                "SELECT client, COUNT(*), MAX(entry) FROM shop.{table} GROUP BY client ORDER BY client"
+            ))
+        };
+        assert_ledgers(&ledgers("ledger"), &before, &after);
         // What the hold is for: tables that no crash is good for are whole, without having been repaired.
-        let checked = run(client(mariadb_check).args(["--all-databases", "--check", "--extended"]));
+        let checked = run(mariadb.client("mariadb-check").args(["--all-databases", "--check", "--extended"]));
         for line in checked.lines() {
             assert!(line.trim_end().ends_with("OK"), "{checked}");
         }
         assert!(checked.contains("shop.aside"), "{checked}");
-        let aside =
-            ask("SELECT client, COUNT(*), MAX(entry) FROM shop.aside GROUP BY client ORDER BY client");
-        assert_ledgers(&aside, &before, &after);
+        assert_ledgers(&ledgers("aside"), &before, &after);
         server.end(Signal::TERM);
         disks.into_iter().for_each(Disk::unmount);
     });

@@ -2,7 +2,7 @@
 //! daemon that dies.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, Daemon, Nbd, wait_for};
+use blockd_tests::{BLOCK, Bed, Ctl, Daemon, Nbd, wait_for};
 use serde_json::Value;
 use std::{
     path::Path,
@@ -104,6 +104,22 @@ fn events_over_many_connections_keep_causal_order() {
     writers.into_iter().for_each(|writer| writer.join().unwrap());
 }
 
+fn assert_invalid_groups_are_refused(ctl: &Ctl) {
+    // One that has a snapshot of that name already keeps all of them from being taken.
+    let error = ctl.fails(&["snapshot", "create-group", "--group", "shop", "--name", "two"], 5);
+    assert!(error["message"].as_str().unwrap().contains("volume db has a snapshot two already"), "{error}");
+    for (args, code, part) in [
+        (vec!["--group", "empty"], 4, "no volume is in group empty"),
+        (vec!["--label", "app=none"], 4, "no volume has the labels app=none"),
+        (vec!["--volumes", "db,db"], 2, "volume db is named twice"),
+        (vec!["--volumes", "db,missing"], 4, "there is no volume missing"),
+    ] {
+        let line = [vec!["snapshot", "create-group"], args].concat();
+        let error = ctl.fails(&line, code);
+        assert!(error["message"].as_str().unwrap().contains(part), "{error}");
+    }
+}
+
 #[test]
 fn group_members_survive_a_restart() {
     let bed = Bed::new();
@@ -132,19 +148,7 @@ fn group_members_survive_a_restart() {
     assert_eq!(snapshots_of(&by_name), expect(&["other", "wal"], "three"));
     assert_eq!(by_name["group"], Value::Null);
 
-    // One that has a snapshot of that name already keeps all of them from being taken.
-    let error = ctl.fails(&["snapshot", "create-group", "--group", "shop", "--name", "two"], 5);
-    assert!(error["message"].as_str().unwrap().contains("volume db has a snapshot two already"), "{error}");
-    for (args, code, part) in [
-        (vec!["--group", "empty"], 4, "no volume is in group empty"),
-        (vec!["--label", "app=none"], 4, "no volume has the labels app=none"),
-        (vec!["--volumes", "db,db"], 2, "volume db is named twice"),
-        (vec!["--volumes", "db,missing"], 4, "there is no volume missing"),
-    ] {
-        let line = [vec!["snapshot", "create-group"], args].concat();
-        let error = ctl.fails(&line, code);
-        assert!(error["message"].as_str().unwrap().contains(part), "{error}");
-    }
+    assert_invalid_groups_are_refused(&ctl);
 
     let check = |daemon: &Daemon| {
         let ctl = daemon.ctl();

@@ -308,6 +308,44 @@ fn with_host(name: &str, act: impl FnOnce(&Host, &Path) + Send) {
     }
 }
 
+fn assert_units_are_sound(system: &System) {
+    let units = ["blockd.service", "blockd.socket", "blockd-attach@.service", "blockd-browse@.service"]
+        .map(|unit| format!("/lib/systemd/system/{unit}"));
+    let mut verify = vec!["systemd-analyze", "verify", "--man=no"];
+    verify.extend(units.iter().map(String::as_str));
+    let said = system.must(&verify);
+    assert!(!said.contains("blockd"), "{said}");
+    // Of 100, where 0 is a service that can do nothing.
+    let security = ["systemd-analyze", "security", "--offline=true", "--threshold=25", "--no-pager"];
+    system.must(&[&security[..], &[units[0].as_str()]].concat());
+}
+
+/// A daemon whose new configuration is invalid is not restarted.
+fn assert_invalid_configuration_keeps_the_daemon(host: &Host, package: &Path) {
+    let system = &host.system;
+    let config = system.path("/etc/blockd/blockd.toml");
+    let good = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("full_evry = 3\n{good}")).unwrap();
+    let said = host.install(package);
+    assert!(said.contains("full_evry") && said.contains("systemctl restart blockd"), "{said}");
+    assert_eq!(host.asked(), Vec::<String>::new());
+    fs::write(&config, &good).unwrap();
+}
+
+/// A package is not removed while one of its volumes is in use.
+fn assert_used_volume_prevents_removal(host: &Host) {
+    let system = &host.system;
+    let block = system.path("/sys/block/nbd3");
+    fs::create_dir_all(&block).unwrap();
+    fs::write(block.join("backend"), "blockd:2e4d4b67:1\n").unwrap();
+    fs::write(block.join("pid"), "1\n").unwrap();
+    system.must(&["mount", "-t", "tmpfs", "/dev/nbd3p1", "/mnt"]);
+    let refused = system.run(&["dpkg", "--remove", "blockd"]);
+    assert!(!refused.status.success() && both(&refused).contains("in use: /dev/nbd3;"), "{}", both(&refused));
+    assert_eq!((host.status(), host.asked()), ("installed".to_owned(), vec![]));
+    system.must(&["umount", "/mnt"]);
+}
+
 #[test]
 fn installed_upgraded_removed_and_purged() {
     with_host("installed_upgraded_removed_and_purged", |host, dir| {
@@ -321,15 +359,7 @@ fn installed_upgraded_removed_and_purged() {
         let uid: u32 = account.split(':').nth(2).unwrap().parse().unwrap();
         let data = fs::metadata(system.path("/var/lib/blockd")).unwrap();
         assert_eq!((data.uid(), data.mode() & 0o7777), (uid, 0o700));
-        let units = ["blockd.service", "blockd.socket", "blockd-attach@.service", "blockd-browse@.service"]
-            .map(|unit| format!("/lib/systemd/system/{unit}"));
-        let mut verify = vec!["systemd-analyze", "verify", "--man=no"];
-        verify.extend(units.iter().map(String::as_str));
-        let said = system.must(&verify);
-        assert!(!said.contains("blockd"), "{said}");
-        // Of 100, where 0 is a service that can do nothing.
-        let security = ["systemd-analyze", "security", "--offline=true", "--threshold=25", "--no-pager"];
-        system.must(&[&security[..], &[units[0].as_str()]].concat());
+        assert_units_are_sound(system);
 
         let daemon = host.start();
         system.must(&["blockctl", "volume", "create", "kept", "--size", "64MiB"]);
@@ -346,30 +376,8 @@ fn installed_upgraded_removed_and_purged() {
         let daemon = host.start();
         assert!(system.must(&["blockctl", "volume", "list"]).contains("kept"));
 
-        // One that would not start again is not stopped.
-        let config = system.path("/etc/blockd/blockd.toml");
-        let good = fs::read_to_string(&config).unwrap();
-        fs::write(&config, format!("full_evry = 3\n{good}")).unwrap();
-        let said = host.install(&second);
-        assert!(said.contains("full_evry") && said.contains("systemctl restart blockd"), "{said}");
-        assert_eq!(host.asked(), Vec::<String>::new());
-        fs::write(&config, &good).unwrap();
-
-        // A volume that is in use keeps its daemon.
-        let block = system.path("/sys/block/nbd3");
-        fs::create_dir_all(&block).unwrap();
-        fs::write(block.join("backend"), "blockd:2e4d4b67:1\n").unwrap();
-        fs::write(block.join("pid"), "1\n").unwrap();
-        system.must(&["mount", "-t", "tmpfs", "/dev/nbd3p1", "/mnt"]);
-        let refused = system.run(&["dpkg", "--remove", "blockd"]);
-        assert!(
-            !refused.status.success() && both(&refused).contains("in use: /dev/nbd3;"),
-            "{}",
-            both(&refused)
-        );
-        assert_eq!((host.status(), host.asked()), ("installed".to_owned(), vec![]));
-        system.must(&["umount", "/mnt"]);
-
+        assert_invalid_configuration_keeps_the_daemon(host, &second);
+        assert_used_volume_prevents_removal(host);
         system.must(&["dpkg", "--remove", "blockd"]);
         assert_eq!(
             host.asked(),

@@ -177,8 +177,43 @@ fn task_watcher_gets_final_states_at_once() {
     let _ = far.daemon.stop();
 }
 
+/// Configuration that a test changes.
+struct Reload {
+    config: std::path::PathBuf,
+    text: String,
+}
+
+impl Reload {
+    const DONE: &str = "the configuration was read again";
+
+    fn of(bed: &Bed) -> Self {
+        let config = bed.path("a/blockd.toml");
+        let text = std::fs::read_to_string(&config).unwrap();
+        Self { config, text }
+    }
+
+    /// Returns the line of a setting.
+    fn line(&self, setting: &str) -> &str {
+        let is_it = |line: &&str| line.starts_with(&format!("{setting} = "));
+        self.text.lines().find(is_it).unwrap()
+    }
+
+    /// Reloads a configuration until the log has another message of this text.
+    fn to(&self, far: &Far, text: &str, message: &str) {
+        let seen = || far.daemon.log().matches(message).count();
+        let before = seen();
+        std::fs::write(&self.config, text).unwrap();
+        far.daemon.hang_up();
+        wait_for("the log message", || (seen() > before).then_some(()));
+    }
+}
+
+fn reload_failure(far: &Far) -> Option<String> {
+    far.daemon.ctl().json(&["status"])["reloadFailed"]["error"].as_str().map(str::to_owned)
+}
+
 #[test]
-fn reload_replaces_roles_and_certificates_or_changes_nothing() {
+fn reload_replaces_roles_or_changes_nothing() {
     let bed = Bed::new();
     let readers = bed.path("readers.sock");
     let group = rustix::process::getegid().as_raw();
@@ -187,24 +222,15 @@ fn reload_replaces_roles_and_certificates_or_changes_nothing() {
     };
     let both = "alice = \"admin\"\nbackup = \"operator\"\n";
     let far = Far::new(&bed, &format!("{both}{}", socket("operator")));
-    let config = bed.path("a/blockd.toml");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let seen = |word: &str| far.daemon.log().matches(word).count();
-    let reload = |text: &str, word: &str| {
-        let before = seen(word);
-        std::fs::write(&config, text).unwrap();
-        far.daemon.hang_up();
-        wait_for("the log message", || (seen(word) > before).then_some(()));
-    };
-    let done = "the configuration was read again";
-    let failed = || far.daemon.ctl().json(&["status"])["reloadFailed"]["error"].as_str().map(str::to_owned);
+    let reload = Reload::of(&bed);
+    let text = &reload.text;
     far.as_whom("backup", &["volume", "list"], 0);
     Ctl::new(&readers).create_volume("one", "1MiB");
 
     // A role that is taken away, one that is less, and one of a group.
     let less =
         text.replace("backup = \"operator\"\n", "").replace("alice = \"admin\"", "alice = \"read-only\"");
-    reload(&less.replace("role = \"operator\"", "role = \"read-only\""), done);
+    reload.to(&far, &less.replace("role = \"operator\"", "role = \"read-only\""), Reload::DONE);
     let said = far.as_whom("backup", &["volume", "list"], 1);
     assert!(said.contains("backup has no role"), "{said}");
     let said = far.as_whom("alice", &["volume", "delete", "one"], 1);
@@ -213,20 +239,24 @@ fn reload_replaces_roles_and_certificates_or_changes_nothing() {
         Ctl::new(&readers).fails(&["volume", "create", "two", "--size", "1MiB"], 1)["code"],
         "forbidden"
     );
-    reload(&text, done);
+    reload.to(&far, text, Reload::DONE);
     far.as_whom("backup", &["volume", "list"], 0);
 
     // An invalid configuration changes no setting.
-    reload(&format!("{less}\n[secrets]\nnonsense = 1\n"), "the new configuration is not used");
+    reload.to(&far, &format!("{less}\n[secrets]\nnonsense = 1\n"), "the new configuration is not used");
     far.as_whom("backup", &["volume", "list"], 0);
-    let told = wait_for("the problem in the status", failed);
+    let told = wait_for("the problem in the status", || reload_failure(&far));
     assert!(told.contains("nonsense") && !told.contains('\n'), "{told}");
     let nowhere = bed.path("nowhere.pem");
-    let line = text.lines().find(|line| line.starts_with("certificate = ")).unwrap();
-    reload(&less.replace(line, &format!("certificate = {nowhere:?}")), "the new configuration is not used");
+    let line = reload.line("certificate");
+    reload.to(
+        &far,
+        &less.replace(line, &format!("certificate = {nowhere:?}")),
+        "the new configuration is not used",
+    );
     far.as_whom("backup", &["volume", "list"], 0);
     let is_told = |text: &String| text.contains("nowhere.pem");
-    wait_for("the status to say what failed last", || failed().filter(is_told));
+    wait_for("the status to say what failed last", || reload_failure(&far).filter(is_told));
     let status = far.daemon.ctl().json(&["status"]);
     let troubles = status["troubles"].as_array().unwrap();
     assert!(troubles.len() == 1 && troubles[0]["what"].to_string().contains("nowhere.pem"), "{troubles:?}");
@@ -235,17 +265,23 @@ fn reload_replaces_roles_and_certificates_or_changes_nothing() {
         let told = events["events"].as_array().unwrap().iter().filter(|one| one["kind"] == "reload-failed");
         (told.count() == 2).then_some(())
     });
+    let _ = far.daemon.stop();
+}
 
+#[test]
+fn reload_replaces_the_certificate_and_names_what_waits() {
+    let bed = Bed::new();
+    let far = Far::new(&bed, "alice = \"admin\"\n");
+    let reload = Reload::of(&bed);
     // Another certificate in another file, of an authority that clients do not know yet; and what takes a
     // restart is named.
     let other = Authority::new(&bed.path("other"));
     let (certificate, key) = other.sign("server", &["localhost"]);
-    let key_line = text.lines().find(|line| line.starts_with("key = ")).unwrap();
-    let renewed = text.replace(line, &format!("certificate = {certificate:?}"));
-    let renewed = renewed.replace(key_line, &format!("key = {key:?}"));
-    reload(&format!("task_history = 7\nlog_level = \"debug\"\n{renewed}"), "after a restart");
+    let renewed = reload.text.replace(reload.line("certificate"), &format!("certificate = {certificate:?}"));
+    let renewed = renewed.replace(reload.line("key"), &format!("key = {key:?}"));
+    reload.to(&far, &format!("task_history = 7\nlog_level = \"debug\"\n{renewed}"), "after a restart");
     assert!(far.daemon.log().contains("task_history"), "{}", far.daemon.log());
-    wait_for("all to be well again", || failed().is_none().then_some(()));
+    assert_eq!(reload_failure(&far), None);
     let (cert, key) = far.authority.sign("alice", &[]);
     let path = |path: &Path| path.to_str().unwrap().to_owned();
     let flags = [path(&other.ca()), path(&cert), path(&key)];

@@ -131,10 +131,7 @@ pub fn record(
     let setup = setup(&dir.join("live"));
     let mount = Mount::of(&file.path(), &setup.data_dir()).expect("the filesystem on the recorded disk");
     let disk = omission.map(|omission| (FailingDisk::build(dir), omission));
-    let setup = match &disk {
-        None => setup,
-        Some((disk, _)) => disk.under(setup),
-    };
+    let setup = if let Some((disk, _)) = &disk { disk.under(setup) } else { setup };
     let mut load = Load {
         rng: Rng::fixed(seed),
         daemon: setup.start(),
