@@ -26,8 +26,6 @@ pub mod roles;
 pub mod rules;
 pub mod schedules;
 mod schema;
-mod secret;
-mod secret_ref;
 mod size;
 pub mod snapshots;
 pub mod status;
@@ -38,6 +36,7 @@ mod uri;
 pub mod volumes;
 
 pub use blockd_extent::{Epoch, SnapshotId, VolumeId};
+pub use blockd_store_config::{MAX_SECRET_REF_BYTES, Secret, SecretInput, SecretRef, SecretRefError};
 pub use client::{Client, ClientError};
 pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
@@ -47,8 +46,6 @@ pub use names::{
     CredentialName, CredentialRef, GroupName, GroupRef, NameError, ObjectName, RuleName, SnapshotName,
     SnapshotRef, VolumeName, VolumeRef,
 };
-pub use secret::Secret;
-pub use secret_ref::{MAX_SECRET_REF_BYTES, SecretInput, SecretRef, SecretRefError};
 pub use size::{ByteSize, SizeError, check_volume_size};
 pub use text::{format_duration, format_time};
 pub use uri::{nbd_tcp_uri, nbd_unix_uri};

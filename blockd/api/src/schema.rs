@@ -5,8 +5,8 @@
 
 use crate::{
     CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
-    LimitWindow, ObjectName, RuleName, Secret, SecretInput, SecretRef, SnapshotName, SnapshotRef, VolumeName,
-    VolumeRef, browse::FilePath, schedules::PolicyName, tasks::TaskState,
+    LimitWindow, ObjectName, RuleName, SnapshotName, SnapshotRef, VolumeName, VolumeRef, browse::FilePath,
+    schedules::PolicyName, tasks::TaskState,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
@@ -59,31 +59,7 @@ text_schema! {
         "examples": ["20MiB@08:00-18:00"];
     DailyLimit: "What may move, by the time of day: windows, and what holds outside of them, separated by commas",
         "examples": ["20MiB@08:00-18:00,100MiB"];
-    Secret: "A secret; no reply has it", "format": "password", "writeOnly": true;
-    SecretRef: "Reference to a secret: a credential of systemd, a file, or a program that prints it",
-        "pattern": "^(systemd:[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}|(file|command):/[^\\x00-\\x1f]+)$",
-        "maxLength": crate::MAX_SECRET_REF_BYTES, "examples": ["command:/etc/blockd/secrets/s3-key"];
     ErrorCode: "What went wrong, for programs; later versions may have further ones", "enum": ErrorCode::ALL;
-}
-
-impl JsonSchema for SecretInput {
-    fn schema_name() -> Cow<'static, str> {
-        "SecretInput".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let (secret, reference) =
-            (generator.subschema_for::<Secret>(), generator.subschema_for::<SecretRef>());
-        json_schema!({
-            "description": "A secret, or where the daemon finds it",
-            "anyOf": [secret, {
-                "type": "object",
-                "properties": { "from": reference },
-                "required": ["from"],
-                "additionalProperties": false
-            }]
-        })
-    }
 }
 
 impl JsonSchema for Labels {

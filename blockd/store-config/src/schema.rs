@@ -1,0 +1,56 @@
+//! JSON schemas of types with a text form; all other types derive theirs.
+
+use crate::{MAX_SECRET_REF_BYTES, Secret, SecretInput, SecretRef};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use std::borrow::Cow;
+
+impl JsonSchema for Secret {
+    fn schema_name() -> Cow<'static, str> {
+        "Secret".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A secret; no reply has it",
+            "type": "string",
+            "format": "password",
+            "writeOnly": true
+        })
+    }
+}
+
+impl JsonSchema for SecretRef {
+    fn schema_name() -> Cow<'static, str> {
+        "SecretRef".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Reference to a secret: a credential of systemd, a file, or a program that prints it",
+            "type": "string",
+            "pattern": "^(systemd:[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}|(file|command):/[^\\x00-\\x1f]+)$",
+            "maxLength": MAX_SECRET_REF_BYTES,
+            "examples": ["command:/etc/blockd/secrets/s3-key"]
+        })
+    }
+}
+
+impl JsonSchema for SecretInput {
+    fn schema_name() -> Cow<'static, str> {
+        "SecretInput".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let (secret, reference) =
+            (generator.subschema_for::<Secret>(), generator.subschema_for::<SecretRef>());
+        json_schema!({
+            "description": "A secret, or where the daemon finds it",
+            "anyOf": [secret, {
+                "type": "object",
+                "properties": { "from": reference },
+                "required": ["from"],
+                "additionalProperties": false
+            }]
+        })
+    }
+}
