@@ -2,8 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 use blockd_store::{
-    AzureAccess, AzureOptions, BlobStore, GoogleAccess, GoogleOptions, HttpOptions, RetryPolicy, S3Access,
-    S3Options, SwiftAccess, SwiftOptions, task_store,
+    HttpOptions, RetryPolicy, open, task_store,
     testing::{Has, object_store_suite},
 };
 use blockd_tests::{
@@ -11,11 +10,13 @@ use blockd_tests::{
     seaweed::{self, Seaweed},
     servers::{self, Server},
 };
-use std::sync::Arc;
+use serde_json::json;
 
-fn run(store: impl BlobStore + 'static, has: Has) {
+/// Runs the tests with the store of a configuration.
+fn run(config: serde_json::Value, has: Has) {
+    let store = open(&serde_json::from_value(config).unwrap(), &HttpOptions::default(), None).unwrap();
     // As tasks have it.
-    let (store, requests) = task_store(Arc::new(store), RetryPolicy::default());
+    let (store, requests) = task_store(store, RetryPolicy::default());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(object_store_suite(store, has));
     eprintln!("{:?}", requests.snapshot());
@@ -29,25 +30,15 @@ fn s3() {
     let bed = Bed::new();
     let server = Seaweed::start(&bed.path("weed"));
     let endpoint = format!("http://{}", server.address());
-    let options = s3_options(&endpoint, seaweed::BUCKET, seaweed::ACCESS_KEY, seaweed::SECRET_KEY);
-    run(options.open().unwrap(), Has { create_if_absent: true, parts: true });
+    let config = s3_config(&endpoint, seaweed::BUCKET, seaweed::ACCESS_KEY, seaweed::SECRET_KEY);
+    run(config, Has { create_if_absent: true, parts: true });
 }
 
-fn s3_options(endpoint: &str, bucket: &str, access_key: &str, secret_key: &str) -> S3Options {
-    S3Options {
-        endpoint: Some(endpoint.to_owned()),
-        region: "us-east-1".into(),
-        bucket: bucket.to_owned(),
-        access: S3Access::Key {
-            access_key: access_key.to_owned().into(),
-            secret_key: secret_key.to_owned().into(),
-        },
-        role: None,
-        disable_ssl: endpoint.starts_with("http://"),
-        virtual_hosted_style: false,
-        storage_class: None,
-        http: HttpOptions::default(),
-    }
+fn s3_config(endpoint: &str, bucket: &str, access_key: &str, secret_key: &str) -> serde_json::Value {
+    json!({
+        "type": "s3", "endpoint": endpoint, "region": "us-east-1", "bucket": bucket, "accessKey": access_key,
+        "secretKey": secret_key, "disableSsl": endpoint.starts_with("http://")
+    })
 }
 
 /// Optional: where there is a gateway.
@@ -60,8 +51,8 @@ fn ceph() {
     let server = Server::ceph(&bed.path("ceph"));
     let [endpoint, bucket, access_key, secret_key] =
         ["--s3-endpoint", "--bucket", "--s3-access-key", "--s3-secret-key"].map(|flag| server.value_of(flag));
-    let options = s3_options(endpoint, bucket, access_key, secret_key);
-    run(options.open().unwrap(), Has { create_if_absent: server.conditional_put, parts: true });
+    let config = s3_config(endpoint, bucket, access_key, secret_key);
+    run(config, Has { create_if_absent: server.conditional_put, parts: true });
 }
 
 #[test]
@@ -71,15 +62,12 @@ fn azure() {
     }
     let bed = Bed::new();
     let server = Server::azure(&bed.path("azurite"));
-    let options = AzureOptions {
-        account: servers::AZURE_ACCOUNT.into(),
-        container: servers::BUCKET.into(),
-        access: AzureAccess::AccountKey(servers::AZURE_KEY.to_owned().into()),
-        endpoint: Some(server.value_of("--azure-endpoint").into()),
-        disable_ssl: true,
-        http: HttpOptions::default(),
-    };
-    run(options.open().unwrap(), Has { create_if_absent: server.conditional_put, parts: true });
+    let config = json!({
+        "type": "azure", "account": servers::AZURE_ACCOUNT, "container": servers::BUCKET,
+        "auth": { "kind": "accountKey", "key": servers::AZURE_KEY },
+        "endpoint": server.value_of("--azure-endpoint"), "disableSsl": true
+    });
+    run(config, Has { create_if_absent: server.conditional_put, parts: true });
 }
 
 #[test]
@@ -89,16 +77,12 @@ fn swift() {
     }
     let bed = Bed::new();
     let server = Server::swift(&bed.path("swift"));
-    let options = SwiftOptions {
-        container: servers::BUCKET.into(),
-        access: SwiftAccess::V1 {
-            auth_url: server.value_of("--swift-auth-url").into(),
-            user: servers::SWIFT_USER.into(),
-            key: servers::SWIFT_KEY.to_owned().into(),
-        },
-        http: HttpOptions::default(),
-    };
-    run(options.open().unwrap(), Has { create_if_absent: server.conditional_put, parts: true });
+    let auth_url = server.value_of("--swift-auth-url");
+    let config = json!({
+        "type": "swift", "container": servers::BUCKET, "key": servers::SWIFT_KEY,
+        "auth": { "kind": "v1", "authUrl": auth_url, "user": servers::SWIFT_USER }
+    });
+    run(config, Has { create_if_absent: server.conditional_put, parts: true });
 }
 
 /// fake-gcs-server behind a shim: an emulator, and not Google Cloud Storage. The shim translates no uploads
@@ -111,12 +95,9 @@ fn google_emulator() {
     let bed = Bed::new();
     let server = Server::google(&bed.path("google"));
     let key = std::fs::read_to_string(server.value_of("--google-json-key-file")).unwrap();
-    let options = GoogleOptions {
-        bucket: servers::BUCKET.into(),
-        access: GoogleAccess::ServiceAccountKey(key.into()),
-        endpoint: Some(server.value_of("--google-endpoint").into()),
-        disable_ssl: true,
-        http: HttpOptions::default(),
-    };
-    run(options.open().unwrap(), Has { create_if_absent: server.conditional_put, parts: false });
+    let config = json!({
+        "type": "google", "bucket": servers::BUCKET, "jsonKey": key,
+        "endpoint": server.value_of("--google-endpoint"), "disableSsl": true
+    });
+    run(config, Has { create_if_absent: server.conditional_put, parts: false });
 }

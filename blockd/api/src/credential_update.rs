@@ -1,9 +1,7 @@
 //! Changing what opens a store, and how it is reached: never where it is.
 
-use crate::{
-    SecretInput,
-    credentials::{AssumedRole, AzureAuth},
-};
+use crate::SecretInput;
+use blockd_store_config::StoreAccess;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,12 +10,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UpdateCredential {
-    /// Authentication.
+    /// Authentication and other settings of the provider.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub access: Option<NewAccess>,
-    /// Storage class of new objects, for S3; empty for the bucket's default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub storage_class: Option<String>,
+    pub access: Option<StoreAccess>,
     /// Additional CA certificates, PEM; empty for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<String>,
@@ -35,50 +30,6 @@ impl UpdateCredential {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
-}
-
-/// New authentication, by provider; the provider itself cannot change.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase", deny_unknown_fields)]
-pub enum NewAccess {
-    /// S3.
-    S3 {
-        /// Id of the access key.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        access_key: Option<String>,
-        /// Secret access key.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        secret_key: Option<SecretInput>,
-        /// Use the instance role instead of a key; a key replaces it again.
-        #[serde(default)]
-        use_iam: bool,
-        /// Role to assume; none if its name is empty.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        role: Option<AssumedRole>,
-    },
-    /// Azure Blob Storage.
-    Azure {
-        /// Authentication.
-        auth: AzureAuth,
-    },
-    /// Google Cloud Storage.
-    Google {
-        /// Content of a service account's key file.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        json_key: Option<SecretInput>,
-        /// Use the instance identity instead of a key.
-        #[serde(default)]
-        use_iam: bool,
-    },
-    /// OpenStack Swift. Users and tokens do not replace each other.
-    Swift {
-        /// Key or password of the user.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        key: Option<SecretInput>,
-        /// Token, without a user.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        token: Option<SecretInput>,
-    },
 }
 
 #[cfg(test)]

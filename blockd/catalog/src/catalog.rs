@@ -299,7 +299,7 @@ mod tests {
         let credential = Uuid::from_u128(7);
         db.transaction::<_, DbError>(|tx| {
             let sql =
-                "INSERT INTO credentials (uuid, name, created, provider, data_keys, encrypted, capabilities, key_slots, write_key, write_key_created)
+                "INSERT INTO credentials (uuid, name, created, store, data_keys, encrypted, capabilities, key_slots, write_key, write_key_created)
                 VALUES (?1, 'here', '', '{}', x'', 0, '{}', x'', '', 0)";
             tx.execute(sql, [credential.to_string()])?;
             Ok(())

@@ -3,150 +3,22 @@
 use crate::{DbError, json, number, parsed, parsed_if_there, stored, to_json};
 use blockd_api::{
     CredentialName, SecretRef,
-    credentials::{AssumedRole, Connection},
+    credentials::{Connection, StoreConfig},
 };
 use blockd_cloud::{KnownKeys, WriteKey};
 use blockd_store::StoreCapabilities;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 use uuid::Uuid;
 
-/// Public settings of a store.
+/// Settings of a store. A secret is a reference; values are stored sealed in a column of their own.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoreRow {
-    /// Provider.
-    #[serde(flatten)]
-    pub provider: ProviderRow,
+    /// Provider, location and authentication.
+    pub config: StoreConfig,
     /// Connection settings.
     pub connection: Connection,
-}
-
-/// Provider.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-pub enum ProviderRow {
-    /// Directory.
-    Local {
-        /// Path.
-        path: PathBuf,
-    },
-    /// Bucket with the S3 API.
-    S3 {
-        /// Host and port, or a URL.
-        endpoint: String,
-        /// The region.
-        region: String,
-        /// The bucket.
-        bucket: String,
-        /// Access key id; empty with `use_iam`.
-        access_key: String,
-        /// Plain HTTP.
-        disable_ssl: bool,
-        /// The bucket is part of the host name.
-        disable_path_style: bool,
-        /// Machine identity instead of a key.
-        use_iam: bool,
-        /// Role to assume.
-        role: Option<AssumedRole>,
-        /// Storage class of new objects.
-        storage_class: Option<String>,
-    },
-    /// Azure container.
-    Azure {
-        /// The storage account.
-        account: String,
-        /// The container.
-        container: String,
-        /// Authentication.
-        auth: AzureAuthRow,
-        /// Server other than Azure's own.
-        endpoint: Option<String>,
-        /// Plain HTTP to it.
-        disable_ssl: bool,
-    },
-    /// Google bucket.
-    Google {
-        /// The project.
-        project: Option<String>,
-        /// The bucket.
-        bucket: String,
-        /// Machine identity instead of a key.
-        use_iam: bool,
-        /// Server other than Google's own.
-        endpoint: Option<String>,
-        /// Plain HTTP to it.
-        disable_ssl: bool,
-    },
-    /// Swift container.
-    Swift {
-        /// The container.
-        container: String,
-        /// Authentication.
-        auth: SwiftAuthRow,
-    },
-}
-
-/// Azure authentication without the secret.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum AzureAuthRow {
-    /// Account key.
-    AccountKey,
-    /// Shared access signature.
-    Sas,
-    /// The managed identity of the machine.
-    ManagedIdentity {
-        /// Path.
-        client_id: Option<String>,
-    },
-}
-
-/// Swift authentication without the secret.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum SwiftAuthRow {
-    /// Auth v1.
-    V1 {
-        /// URL of the auth service.
-        auth_url: String,
-        /// The user.
-        user: String,
-    },
-    /// Keystone v2.
-    V2 {
-        /// URL of Keystone.
-        auth_url: String,
-        /// The user.
-        user: String,
-        /// Name of the tenant.
-        tenant_name: Option<String>,
-        /// Id of the tenant.
-        tenant_id: Option<String>,
-        /// Region of the catalog.
-        region: Option<String>,
-    },
-    /// Keystone v3.
-    V3 {
-        /// URL of Keystone.
-        auth_url: String,
-        /// The user.
-        user: String,
-        /// Domain of the user.
-        user_domain: String,
-        /// The project.
-        project: String,
-        /// Domain of the project.
-        project_domain: String,
-        /// Region of the catalog.
-        region: Option<String>,
-    },
-    /// A ready token.
-    Token {
-        /// URL of the account.
-        storage_url: String,
-    },
 }
 
 /// Credential: a store and the access to it.
@@ -162,8 +34,6 @@ pub struct CredentialRow {
     pub store: StoreRow,
     /// Sealed secret of the account.
     pub store_secret: Option<Vec<u8>>,
-    /// Reference of an external secret of the account.
-    pub store_secret_from: Option<SecretRef>,
     /// Sealed keys of the repository; empty with an external passphrase.
     pub data_keys: Vec<u8>,
     /// Reference of an external passphrase.
@@ -178,8 +48,8 @@ pub struct CredentialRow {
     pub write_key: WriteKey,
 }
 
-const COLUMNS: &str = "uuid, name, created, provider, store_secret, data_keys, encrypted, capabilities, \
-    store_secret_from, passphrase_from, key_slots, write_key, write_key_created";
+const COLUMNS: &str = "uuid, name, created, store, store_secret, data_keys, encrypted, capabilities, \
+    passphrase_from, key_slots, write_key, write_key_created";
 
 impl CredentialRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -192,10 +62,9 @@ impl CredentialRow {
             data_keys: row.get(5)?,
             encrypted: row.get(6)?,
             capabilities: json(row, 7)?,
-            store_secret_from: parsed_if_there(row, 8)?,
-            passphrase_from: parsed_if_there(row, 9)?,
-            key_slots: row.get(10)?,
-            write_key: WriteKey { key_id: parsed(row, 11)?, created_unix_s: number(row, 12)? },
+            passphrase_from: parsed_if_there(row, 8)?,
+            key_slots: row.get(9)?,
+            write_key: WriteKey { key_id: parsed(row, 10)?, created_unix_s: number(row, 11)? },
         })
     }
 
@@ -216,18 +85,17 @@ impl CredentialRow {
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
             &format!(
-                "INSERT INTO credentials ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+                "INSERT INTO credentials ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
             ),
             params![
                 self.uuid.to_string(),
                 self.name.as_str(),
                 self.created.to_string(),
-                to_json("provider", &self.store)?,
+                to_json("store", &self.store)?,
                 self.store_secret,
                 self.data_keys,
                 self.encrypted,
                 to_json("capabilities", &self.capabilities)?,
-                self.store_secret_from.as_ref().map(ToString::to_string),
                 self.passphrase_from.as_ref().map(ToString::to_string),
                 self.key_slots,
                 self.write_key.key_id.to_string(),
@@ -306,7 +174,7 @@ impl CredentialRow {
     /// The database fails.
     pub fn set_store(tx: &Transaction<'_>, uuid: Uuid, store: &StoreRow) -> Result<(), DbError> {
         tx.execute(
-            "UPDATE credentials SET provider = ?2 WHERE uuid = ?1",
+            "UPDATE credentials SET store = ?2 WHERE uuid = ?1",
             params![uuid.to_string(), to_json("store", store)?],
         )?;
         Ok(())
@@ -318,13 +186,12 @@ impl CredentialRow {
     /// The database fails.
     pub fn set_access(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "UPDATE credentials SET provider = ?2, store_secret = ?3, store_secret_from = ?4, data_keys = ?5, \
-                passphrase_from = ?6, capabilities = ?7 WHERE uuid = ?1",
+            "UPDATE credentials SET store = ?2, store_secret = ?3, data_keys = ?4, passphrase_from = ?5, \
+                capabilities = ?6 WHERE uuid = ?1",
             params![
                 self.uuid.to_string(),
-                to_json("provider", &self.store)?,
+                to_json("store", &self.store)?,
                 self.store_secret,
-                self.store_secret_from.as_ref().map(ToString::to_string),
                 self.data_keys,
                 self.passphrase_from.as_ref().map(ToString::to_string),
                 to_json("capabilities", &self.capabilities)?,
@@ -339,10 +206,9 @@ impl CredentialRow {
             let connection = &row.store.connection;
             (connection.prefix.clone(), connection.proxy.clone(), connection.ca_certificates.clone())
         };
-        self.store.provider == other.store.provider
+        self.store.config == other.store.config
             && connection(self) == connection(other)
-            && (&self.store_secret, &self.store_secret_from)
-                == (&other.store_secret, &other.store_secret_from)
+            && self.store_secret == other.store_secret
             && (&self.data_keys, &self.passphrase_from, self.write_key)
                 == (&other.data_keys, &other.passphrase_from, other.write_key)
     }
@@ -376,11 +242,10 @@ impl CredentialRow {
             name: format!("c-{uuid}").parse().unwrap(),
             created: Timestamp::UNIX_EPOCH,
             store: StoreRow {
-                provider: ProviderRow::Local { path: path.into() },
+                config: StoreConfig::Local { path: path.into() },
                 connection: Connection::default(),
             },
             store_secret: None,
-            store_secret_from: None,
             data_keys: Vec::new(),
             passphrase_from: None,
             encrypted: false,
@@ -392,19 +257,5 @@ impl CredentialRow {
             key_slots: Vec::new(),
             write_key: WriteKey { key_id, created_unix_s: 0 },
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn store_row_reads_back() {
-        let auth = SwiftAuthRow::V1 { auth_url: "u".into(), user: "u".into() };
-        let connection = Connection { proxy: Some("http://p:1".into()), ..Connection::default() };
-        let row = StoreRow { provider: ProviderRow::Swift { container: "c".into(), auth }, connection };
-        let again = serde_json::to_string(&row).unwrap();
-        assert_eq!(serde_json::from_str::<StoreRow>(&again).unwrap(), row);
     }
 }

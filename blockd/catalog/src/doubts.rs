@@ -126,7 +126,7 @@ mod tests {
             doubt.put(tx)?;
             assert!(!Doubt::is_of(tx, &cloudsnap)?);
             tx.execute(
-                "INSERT INTO credentials VALUES (?1, 'nas', '', '', NULL, x'00', 0, '', NULL, NULL, x'', '', 0)",
+                "INSERT INTO credentials VALUES (?1, 'nas', '', '', NULL, x'00', 0, '', NULL, x'', '', 0)",
                 [credential.to_string()],
             )?;
             doubt.put(tx)?;

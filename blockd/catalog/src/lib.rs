@@ -25,7 +25,7 @@ mod volumes;
 pub use attachments::{AttachmentRow, AttachmentState};
 pub use catalog::Catalog;
 pub use chains::Chain;
-pub use credentials::{AzureAuthRow, CredentialRow, ProviderRow, StoreRow, SwiftAuthRow};
+pub use credentials::{CredentialRow, StoreRow};
 pub use doubts::Doubt;
 pub use event_readers::EventReader;
 pub use events::{NewEvent, count_events_after, events_after, newest_events};

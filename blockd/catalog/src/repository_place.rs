@@ -1,6 +1,7 @@
 //! Identity of the repository of a credential, regardless of the access to it.
 
-use crate::{CredentialRow, DbError, ProviderRow, SwiftAuthRow};
+use crate::{CredentialRow, DbError};
+use blockd_api::credentials::{ProviderKind, StoreConfig};
 use rusqlite::Transaction;
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,7 +13,7 @@ use uuid::Uuid;
 /// regardless of keys, roles and spellings of the endpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct RepositoryPlace {
-    kind: &'static str,
+    kind: ProviderKind,
     server: String,
     container: String,
     prefix: String,
@@ -21,30 +22,20 @@ pub(crate) struct RepositoryPlace {
 impl RepositoryPlace {
     /// Returns the place of a credential.
     pub(crate) fn of(row: &CredentialRow) -> Self {
-        let (kind, server, container) = match &row.store.provider {
-            ProviderRow::Local { path } => ("local", String::new(), normal_path(path)),
-            ProviderRow::S3 { endpoint, bucket, .. } => ("s3", server_of(endpoint), bucket.clone()),
-            ProviderRow::Azure { account, container, endpoint, .. } => {
-                let server = endpoint.as_deref().map_or_else(String::new, server_of);
-                ("azure", format!("{server}/{account}"), container.clone())
+        let host = |endpoint: Option<&str>| endpoint.map_or_else(String::new, server_of);
+        let (server, container) = match &row.store.config {
+            StoreConfig::Local { path } => (String::new(), normal_path(path)),
+            StoreConfig::S3(s3) => (server_of(&s3.endpoint), s3.bucket.clone()),
+            StoreConfig::Azure(azure) => {
+                (format!("{}/{}", host(azure.endpoint.as_deref()), azure.account), azure.container.clone())
             }
-            ProviderRow::Google { bucket, endpoint, .. } => {
-                ("google", endpoint.as_deref().map_or_else(String::new, server_of), bucket.clone())
-            }
+            StoreConfig::Google(google) => (host(google.endpoint.as_deref()), google.bucket.clone()),
             // The account follows from the user; without it, too much counts as the same place, which
             // protects more.
-            ProviderRow::Swift { container, auth } => {
-                let url = match auth {
-                    SwiftAuthRow::V1 { auth_url, .. }
-                    | SwiftAuthRow::V2 { auth_url, .. }
-                    | SwiftAuthRow::V3 { auth_url, .. } => auth_url,
-                    SwiftAuthRow::Token { storage_url } => storage_url,
-                };
-                ("swift", host_of(url), container.clone())
-            }
+            StoreConfig::Swift(swift) => (host_of(swift.auth.url()), swift.container.clone()),
         };
         let prefix = row.store.connection.prefix.as_deref().unwrap_or_default();
-        Self { kind, server, container, prefix: prefix.trim_matches('/').to_owned() }
+        Self { kind: row.store.config.kind(), server, container, prefix: prefix.trim_matches('/').to_owned() }
     }
 }
 

@@ -38,12 +38,11 @@ CREATE TABLE credentials (
     uuid              TEXT PRIMARY KEY,
     name              TEXT NOT NULL UNIQUE,
     created           TEXT NOT NULL,
-    provider          TEXT NOT NULL,        -- JSON: store configuration without secrets
-    store_secret      BLOB,                 -- sealed; NULL where the store needs none
+    store             TEXT NOT NULL,        -- JSON: store configuration without values of secrets
+    store_secret      BLOB,                 -- sealed; NULL where the store needs none, or has a reference
     data_keys         BLOB NOT NULL,        -- sealed; empty where the passphrase is a reference
     encrypted         INTEGER NOT NULL CHECK (encrypted IN (0, 1)),
     capabilities      TEXT NOT NULL,        -- JSON: results of the store probe
-    store_secret_from TEXT,                 -- reference to an external secret
     passphrase_from   TEXT,                 -- reference to an external secret
     key_slots         BLOB NOT NULL,        -- key slots as last seen whole; wrapped, not secret
     write_key         TEXT NOT NULL,        -- data key of new backups: the newest that this host made or accepted

@@ -3,8 +3,8 @@
 
 use blockd_cloud::testing::repository_suite;
 use blockd_store::{
-    Bandwidth, BlobStore, HttpOptions, LimitStore, LocalStore, MeterStore, Requests, RetryPolicy, S3Access,
-    S3Options, probe, task_store,
+    Bandwidth, BlobStore, HttpOptions, LimitStore, LocalStore, MeterStore, Requests, RetryPolicy, probe,
+    task_store,
     testing::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite},
 };
 use std::sync::Arc;
@@ -94,25 +94,20 @@ async fn s3_server() {
         eprintln!("skipped: BLOCKD_TEST_S3_ENDPOINT is not set");
         return;
     };
-    let options = S3Options {
-        endpoint: Some(endpoint),
-        region: setting("REGION").unwrap_or_else(|| "us-east-1".into()),
-        bucket: setting("BUCKET").expect("BLOCKD_TEST_S3_BUCKET"),
-        access: S3Access::Key {
-            access_key: setting("ACCESS_KEY").expect("BLOCKD_TEST_S3_ACCESS_KEY").into(),
-            secret_key: setting("SECRET_KEY").expect("BLOCKD_TEST_S3_SECRET_KEY").into(),
-        },
-        role: None,
-        disable_ssl: true,
-        virtual_hosted_style: false,
-        storage_class: None,
-        http: HttpOptions::default(),
+    let required = |name: &str| setting(name).unwrap_or_else(|| panic!("BLOCKD_TEST_S3_{name} is not set"));
+    let config = serde_json::json!({
+        "type": "s3", "endpoint": endpoint, "disableSsl": true,
+        "region": setting("REGION").unwrap_or_else(|| "us-east-1".into()), "bucket": required("BUCKET"),
+        "accessKey": required("ACCESS_KEY"), "secretKey": required("SECRET_KEY"),
+    });
+    let opened = |config: serde_json::Value| {
+        let config = serde_json::from_value(config).unwrap();
+        blockd_store::open(&config, &HttpOptions::default(), None).unwrap()
     };
-    let store = options.open().unwrap();
-    store_suite(&store).await;
-    let capabilities = probe(&store).await.unwrap();
+    let store = opened(config.clone());
+    store_suite(store.as_ref()).await;
+    let capabilities = probe(store.as_ref()).await.unwrap();
     eprintln!("{capabilities:?}");
-    let store: Arc<dyn BlobStore> = Arc::new(store);
     object_store_suite(store.clone(), Has { create_if_absent: capabilities.conditional_put, parts: true })
         .await;
     repository_suite(store.clone(), Some("correct horse")).await;
@@ -120,26 +115,15 @@ async fn s3_server() {
         store.delete(&object.key).await.unwrap();
     }
 
-    let refused = |change: fn(&mut S3Options)| {
-        let mut options = options.clone();
-        change(&mut options);
-        async move { options.open().unwrap().list("blockd/keys/").await.unwrap_err() }
-    };
     use blockd_store::StoreErrorKind as Kind;
-    let error = refused(|o| {
-        if let S3Access::Key { secret_key, .. } = &mut o.access {
-            *secret_key = "wrong".to_owned().into();
-        }
-    });
-    let error = error.await;
-    assert_eq!(error.kind, Kind::Unauthorized, "{error}");
-    let error = refused(|o| {
-        if let S3Access::Key { access_key, .. } = &mut o.access {
-            *access_key = "wrong".to_owned().into();
-        }
-    });
-    let error = error.await;
-    assert_eq!(error.kind, Kind::Unauthorized, "{error}");
-    let error = refused(|o| o.bucket = "no-such-bucket-here".into()).await;
-    assert_eq!(error.kind, Kind::BucketMissing, "{error}");
+    for (field, value, kind) in [
+        ("secretKey", "wrong", Kind::Unauthorized),
+        ("accessKey", "wrong", Kind::Unauthorized),
+        ("bucket", "no-such-bucket-here", Kind::BucketMissing),
+    ] {
+        let mut config = config.clone();
+        config[field] = value.into();
+        let error = opened(config).list("blockd/keys/").await.unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+    }
 }

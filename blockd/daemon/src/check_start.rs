@@ -4,7 +4,7 @@
 
 use crate::{config::Config, sockets::check_socket_path};
 use blockd_catalog::Db;
-use blockd_engine::{error::with_sources, repositories::cannot_be_opened};
+use blockd_engine::{error::with_sources, repositories::opening::cannot_be_opened};
 use blockd_extent::VolumeId;
 use blockd_nbd::TlsIdentity;
 use blockd_secrets::Secrets;

@@ -416,7 +416,7 @@ fn start_loops(supervisor: &mut Supervisor, engine: &Arc<Engine>) {
     supervisor.start_interruptible("pressure", blockd_engine::tasks::pressure::run(pressure, registry));
     supervisor.start_interruptible(
         "limits",
-        blockd_engine::repositories::limits::run(Arc::clone(&engine.repositories)),
+        blockd_engine::repositories::limit_changes::run(Arc::clone(&engine.repositories)),
     );
     supervisor.start_interruptible("secrets", blockd_secrets::run_expiry(Arc::clone(&engine.references)));
     supervisor

@@ -4,7 +4,7 @@
 use blockd_api::{
     Client,
     cloudsnaps::StartBackup,
-    credentials::{Connection, CreateCredential, ProviderRequest},
+    credentials::{Connection, CreateCredential, StoreConfig},
     operations::*,
     volumes::CreateVolume,
 };
@@ -96,7 +96,7 @@ async fn log_and_events_go_to_the_journal_behind_stderr() {
     std::fs::create_dir(&path).unwrap();
     let credential = CreateCredential {
         name: "nas".parse().unwrap(),
-        provider: ProviderRequest::Local { path },
+        provider: StoreConfig::Local { path },
         connection: Connection::default(),
         encryption_passphrase: None,
     };

@@ -4,7 +4,7 @@
 use blockd_api::{
     Client,
     cloudsnaps::{StartBackup, StartRestore},
-    credentials::{CreateCredential, ProviderRequest},
+    credentials::{CreateCredential, StoreConfig},
     operations::*,
     tasks::{BackupType, Task, TaskStage, WaitTask},
     volumes::CreateVolume,
@@ -113,7 +113,7 @@ impl Running {
         std::fs::create_dir_all(store).unwrap();
         let request = CreateCredential {
             name: "nas".parse().unwrap(),
-            provider: ProviderRequest::Local { path: store.to_owned() },
+            provider: StoreConfig::Local { path: store.to_owned() },
             connection: blockd_api::credentials::Connection::default(),
             encryption_passphrase: Some(blockd_api::Secret::new("correct horse".into()).into()),
         };

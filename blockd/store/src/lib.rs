@@ -13,10 +13,8 @@ mod probe;
 pub mod testing;
 mod work;
 
-pub use backends::{
-    ALIGNMENT_BYTES, AzureAccess, AzureOptions, BucketStore, GoogleAccess, GoogleOptions, HttpOptions,
-    LocalStore, S3Access, S3Options, S3Role, SwiftAccess, SwiftOptions, SwiftStore,
-};
+pub use backends::{ALIGNMENT_BYTES, BucketStore, HttpOptions, LocalStore, SwiftStore, open};
+pub use blockd_store_config::StoreConfig;
 pub use middleware::{
     BadPrefix, Bandwidth, ClientFuture, ClientSource, LimitStore, MeterStore, Middleware, Operation,
     ReloadStore, Request, RequestCounts, RequestKind, RequestObserver, Requests, Response, RetryPolicy,

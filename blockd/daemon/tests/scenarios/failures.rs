@@ -84,7 +84,7 @@ async fn failures_are_reported_and_leave_no_files() {
     );
     let missing = CreateCredential {
         name: "missing".parse().unwrap(),
-        provider: ProviderRequest::Local { path: "/nonexistent/store".into() },
+        provider: StoreConfig::Local { path: "/nonexistent/store".into() },
         connection: Connection::default(),
         encryption_passphrase: None,
     };

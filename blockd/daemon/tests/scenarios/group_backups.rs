@@ -20,7 +20,7 @@ impl Host {
     }
 
     pub(super) async fn second_credential(&self, dir: &tempfile::TempDir) {
-        let provider = ProviderRequest::Local { path: dir.path().to_owned() };
+        let provider = StoreConfig::Local { path: dir.path().to_owned() };
         let request = CreateCredential { provider, ..self.credential("offsite", None) };
         self.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
     }

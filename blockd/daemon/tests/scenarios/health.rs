@@ -153,7 +153,7 @@ async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
         let mut request = host.credential(name, passphrase);
         let place = host.store.path().join(name);
         std::fs::create_dir(&place).unwrap();
-        request.provider = blockd_api::credentials::ProviderRequest::Local { path: place };
+        request.provider = blockd_api::credentials::StoreConfig::Local { path: place };
         host.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
     }
     host.create_volume("v").await;

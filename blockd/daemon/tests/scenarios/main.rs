@@ -12,7 +12,7 @@ use blockd::{
 use blockd_api::{
     Client, ClientError, ErrorCode,
     cloudsnaps::{BackupOptions, Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
-    credentials::{Connection, CreateCredential, ProviderRequest},
+    credentials::{Connection, CreateCredential, StoreConfig},
     operations::*,
     snapshots::{CreateSnapshot, ListSnapshots, Snapshot},
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
@@ -120,7 +120,7 @@ impl Host {
     fn credential(&self, name: &str, passphrase: Option<&str>) -> CreateCredential {
         CreateCredential {
             name: name.parse().unwrap(),
-            provider: ProviderRequest::Local { path: self.store.path().to_owned() },
+            provider: StoreConfig::Local { path: self.store.path().to_owned() },
             connection: Connection::default(),
             encryption_passphrase: passphrase.map(|text| blockd_api::Secret::new(text.into()).into()),
         }

@@ -4,7 +4,7 @@ use super::{Host, api_code, dying, retention_overrides::store_override};
 use blockd_api::{
     ClientError, ErrorCode,
     cloudsnaps::{MarkCloudsnap, StartDelete, StartVerify, VerifyDepth},
-    credentials::ProviderRequest,
+    credentials::StoreConfig,
     events::ListEvents,
     operations::*,
     schedules::UpdateSchedule,
@@ -73,7 +73,7 @@ impl Host {
     /// Adds a credential of the store by another path to it.
     async fn other_credential(&self, path: impl Into<PathBuf>) -> Uuid {
         let mut other = self.credential("other", None);
-        other.provider = ProviderRequest::Local { path: path.into() };
+        other.provider = StoreConfig::Local { path: path.into() };
         self.client.call(CREATE_CREDENTIAL, &other).await.unwrap().uuid
     }
 

@@ -452,7 +452,7 @@ async fn commands_are_visible_to_admins_only() {
     let store = tempfile::tempdir().unwrap();
     let request = CreateCredential {
         name: "nas".parse().unwrap(),
-        provider: ProviderRequest::Local { path: store.path().to_owned() },
+        provider: StoreConfig::Local { path: store.path().to_owned() },
         connection: Connection::default(),
         encryption_passphrase: None,
     };

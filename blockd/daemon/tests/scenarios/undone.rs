@@ -44,9 +44,8 @@ impl Host {
     /// From now on nothing is limited any more; takes effect for tasks that begin later.
     fn unlimited(&self) {
         self.sql(
-            "UPDATE credentials SET provider = json_remove(provider,
-             '$.connection.limit_upload_bytes_per_s', '$.connection.limit_download_bytes_per_s',
-             '$.limit_upload_bytes_per_s', '$.limit_download_bytes_per_s')",
+            "UPDATE credentials SET store = json_remove(store,
+             '$.connection.limitUploadBytesPerS', '$.connection.limitDownloadBytesPerS')",
         );
         self.engine().repositories.forget_all();
     }
@@ -325,7 +324,7 @@ async fn damage_found_with_another_credential_is_healed() {
     model.write(&volume, 0, 1, 1 << 20);
     let full = host.backup("data", false).await.source_volume.unwrap();
     let mut other = host.credential("other", None);
-    other.provider = ProviderRequest::Local { path: host.store.path().join(".") };
+    other.provider = StoreConfig::Local { path: host.store.path().join(".") };
     let other = CredentialRef::Id(host.client.call(CREATE_CREDENTIAL, &other).await.unwrap().uuid);
     let verify = async |cred_id: &CredentialRef| {
         let (snap, cred_id) = (Some(full.parse().unwrap()), Some(cred_id.clone()));
@@ -431,7 +430,7 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
     let second = tempfile::tempdir().unwrap();
     let offsite = CreateCredential {
         name: "offsite".parse().unwrap(),
-        provider: ProviderRequest::Local { path: second.path().to_owned() },
+        provider: StoreConfig::Local { path: second.path().to_owned() },
         ..host.credential("offsite", None)
     };
     host.client.call(CREATE_CREDENTIAL, &offsite).await.unwrap();

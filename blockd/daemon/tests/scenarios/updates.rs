@@ -3,8 +3,8 @@
 use super::*;
 use blockd_api::{
     ApiError, CredentialRef, Secret, SecretInput, SecretRef,
-    credential_update::{NewAccess, UpdateCredential},
-    credentials::Credential,
+    credential_update::UpdateCredential,
+    credentials::{Credential, S3Access, StoreAccess},
 };
 use blockd_cloud::{OpenOptions, Repository};
 use std::os::unix::fs::PermissionsExt;
@@ -36,7 +36,7 @@ async fn stored(host: &Host) -> (Vec<u8>, Option<SecretRef>) {
 /// The references of the only credential.
 async fn references(host: &Host) -> Vec<SecretRef> {
     let row = host.engine().repositories.credential_rows().await.unwrap().pop().unwrap();
-    blockd_engine::repositories::external_secrets::references_of(&row).cloned().collect()
+    blockd_engine::repositories::references::references_of(&row).cloned().collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,12 +98,11 @@ async fn failed_credential_update_changes_nothing() {
     let missing = format!("file:{}", host.dir.path().join("secrets/missing").display());
     let error = update(&host, passphrase(missing.parse::<SecretRef>().unwrap())).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::SecretUnavailable, "{error}");
-    let keys = NewAccess::S3 {
+    let keys = StoreAccess::S3(S3Access {
         access_key: Some("a".into()),
         secret_key: Some(Secret::new("planted".into()).into()),
-        use_iam: false,
-        role: None,
-    };
+        ..S3Access::default()
+    });
     let request = UpdateCredential { access: Some(keys), ..UpdateCredential::default() };
     let error = update(&host, request).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::InvalidRequest, "{error}");

@@ -13,7 +13,7 @@ use crate::{
     },
     error::{ServiceError, blocking},
     ids::random_id,
-    repositories::is_missing_or_damaged,
+    repositories::opening::is_missing_or_damaged,
     tasks::{LiveTask, clean_files},
 };
 use blockd_catalog::{Catalog, Chain, DbError, Proof, SnapshotRow, TaskRow};

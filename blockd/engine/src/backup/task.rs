@@ -20,7 +20,7 @@ use crate::{
         work::BackupWork,
     },
     error::{ServiceError, blocking, spawned},
-    repositories::is_missing_or_damaged,
+    repositories::opening::is_missing_or_damaged,
     snapshots::Snapshots,
     tasks::{LiveTask, clean_files, secrets},
     volumes::registry::VolumeEntry,

@@ -6,7 +6,7 @@
 use crate::{
     error::{ServiceError, blocking},
     host::Host,
-    repositories::is_missing_or_damaged,
+    repositories::opening::is_missing_or_damaged,
     snapshots::Snapshots,
     tasks::{LiveTask, Tasks, clean_files, secrets},
     volumes::registry::Registry,

@@ -10,10 +10,11 @@ use crate::{
     metrics::Meters,
     readers::SnapshotReaders,
     repositories::{
-        Repositories, StoreKey, encode_keys,
-        external_secrets::references_of,
+        Repositories,
         limits::{LimitPlan, keep},
-        open_store, providers,
+        opening::{StoreKey, encode_keys, open_store},
+        providers,
+        references::references_of,
     },
     restore::lazy::LazyVolumes,
     schedules::requests::Schedules,
@@ -22,17 +23,16 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{
-    CredentialRef, Deleted, ErrorCode, SecretInput,
+    CredentialRef, Deleted, ErrorCode, Secret, SecretInput,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialList},
 };
-use blockd_catalog::{CredentialRow, Db, DbError};
-use blockd_cloud::{OpenOptions, Repository};
+use blockd_catalog::{CredentialRow, Db, DbError, StoreRow};
+use blockd_cloud::{DataKey, OpenOptions, Repository};
 use blockd_secrets::{Fingerprint, Purpose, References, Secrets};
-use blockd_store::{MeterStore, probe, task_store};
+use blockd_store::{MeterStore, ReloadStore, StoreCapabilities, probe, task_store};
 use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 /// Credentials of repositories.
 pub struct Credentials {
@@ -65,9 +65,9 @@ impl Credentials {
     /// # Errors
     /// The name is taken, the store lacks a required feature, or the passphrase does not open the repository.
     pub async fn create_credential(&self, request: CreateCredential) -> Result<Credential, ServiceError> {
-        let kind = providers::kind_of(&request.provider);
-        let (store_row, secret) = providers::take(request.provider, request.connection, &self.host.data_dir)?;
-        let is_empty = |input: &SecretInput| input.value().is_some_and(blockd_api::Secret::is_empty);
+        let kind = request.provider.kind();
+        let mut store_row = providers::checked(request.provider, request.connection, &self.host.data_dir)?;
+        let is_empty = |input: &SecretInput| input.value().is_some_and(Secret::is_empty);
         if request.encryption_passphrase.as_ref().is_some_and(is_empty) {
             let message = "the encryption passphrase is empty: give one, or omit the flag";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
@@ -83,51 +83,26 @@ impl Credentials {
         if rows.iter().any(CredentialRow::has_sealed) {
             self.secrets.must_not_be_new()?;
         }
-        let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
-        let key = self.repositories.store_key(secret.as_ref()).await?;
+        let key = self.repositories.store_key(store_row.config.secret()).await?;
         let passphrase = self.repositories.store_key(request.encryption_passphrase.as_ref()).await?;
-        let writing = self.repositories.store_writing(&store_row)?;
-        let base = open_store(&store_row, &key, writing, &self.references).map_err(explain)?;
-        let (store, _) = task_store(base.clone(), self.host.settings.retry_policy());
-        let capabilities = probe(store.as_ref()).await.map_err(|error| explain(error.into()))?;
-        let opens = match &passphrase {
-            StoreKey::None => None,
-            StoreKey::Value(text) => Some(text.clone()),
-            StoreKey::From(_, resolved) => Some(resolved.expose().to_owned().into()),
-        };
-        let repository = spawned(async move {
-            let passphrase = opens.as_ref().map(|text: &Zeroizing<String>| text.as_str());
-            Repository::open(store, passphrase, &OpenOptions::default()).await
-        })
-        .await
-        .map_err(explain)?;
+        let opened = self.open_new(&store_row, &key, &passphrase).await;
+        let (base, capabilities, repository) =
+            opened.map_err(|error| error.with_hint(|code, store| providers::hint(kind, code, store)))?;
 
         let known = repository.known_keys();
         let write_key =
             known.write_key.ok_or_else(|| ServiceError::Internal("a repository without a key".into()))?;
         let uuid = Uuid::new_v4();
-        let secret = secret.as_ref().and_then(SecretInput::value).map(|secret| secret.expose().as_bytes());
-        let store_secret =
-            secret.map(|secret| self.secrets.seal(uuid, Purpose::StoreSecret, secret)).transpose()?;
-        let (passphrase_from, data_keys) = match passphrase {
-            StoreKey::From(reference, resolved) => (Some((reference, resolved.fingerprint)), Vec::new()),
-            _ => {
-                let keys = encode_keys(repository.keys())?;
-                (None, self.secrets.seal(uuid, Purpose::DataKeys, &keys)?)
-            }
-        };
+        let store_secret = self.seal_store_secret(uuid, &mut store_row)?;
+        let opened_with = passphrase.reference();
         let row = CredentialRow {
             uuid,
             name: request.name,
             created: Timestamp::now(),
             store: store_row,
             store_secret,
-            store_secret_from: match key {
-                StoreKey::From(reference, _) => Some(reference),
-                _ => None,
-            },
-            data_keys,
-            passphrase_from: passphrase_from.as_ref().map(|(reference, _)| reference.clone()),
+            data_keys: self.seal_keys(uuid, repository.keys(), opened_with.is_some())?,
+            passphrase_from: opened_with.as_ref().map(|(reference, _)| reference.clone()),
             encrypted: repository.is_encrypted(),
             capabilities,
             key_slots: known.encode_slots(),
@@ -140,12 +115,54 @@ impl Credentials {
         inserted.map_err(|error: DbError| if error.is_conflict() { taken(&name) } else { error.into() })?;
         let shared = self.repositories.store(uuid, base);
         let metered = Arc::new(MeterStore::new(shared, self.meters.of(uuid)));
-        if let Some(opened_with) = passphrase_from {
+        if let Some(opened_with) = opened_with {
             self.repositories.opened_with.lock().insert(uuid, opened_with);
         }
         self.repositories.opened.lock().insert(uuid, (repository.with_store(metered), bandwidth));
         tracing::info!(credential = %uuid, name = %name, encrypted = reply.encryption, "credential created");
         Ok(reply)
+    }
+
+    /// Probes a store, and opens or creates its repository.
+    async fn open_new(
+        &self,
+        store: &StoreRow,
+        key: &StoreKey,
+        passphrase: &StoreKey,
+    ) -> Result<(Arc<ReloadStore>, StoreCapabilities, Repository), ServiceError> {
+        let base = open_store(store, key, self.repositories.store_writing(store)?, &self.references)?;
+        let (store, _) = task_store(base.clone(), self.host.settings.retry_policy());
+        let capabilities = probe(store.as_ref()).await?;
+        let passphrase = passphrase.text();
+        let repository = spawned(async move {
+            let passphrase = passphrase.as_ref().map(|text| text.as_str());
+            Repository::open(store, passphrase, &OpenOptions::default()).await
+        });
+        Ok((base, capabilities, repository.await?))
+    }
+
+    /// Removes the value of a store's secret from its settings, and seals it.
+    pub(crate) fn seal_store_secret(
+        &self,
+        uuid: Uuid,
+        store: &mut StoreRow,
+    ) -> Result<Option<Vec<u8>>, ServiceError> {
+        let secret = store.config.take_secret_value();
+        let seal = |secret: Secret| self.secrets.seal(uuid, Purpose::StoreSecret, secret.expose().as_bytes());
+        Ok(secret.map(seal).transpose()?)
+    }
+
+    /// Seals data keys; those of an external passphrase are not stored on this host.
+    pub(crate) fn seal_keys(
+        &self,
+        uuid: Uuid,
+        keys: &[DataKey],
+        is_external: bool,
+    ) -> Result<Vec<u8>, ServiceError> {
+        match is_external {
+            true => Ok(Vec::new()),
+            false => Ok(self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(keys)?)?),
+        }
     }
 
     /// Lists all credentials.
@@ -185,7 +202,7 @@ impl Credentials {
         let (opened, _) = self.repositories.open_with_current_secrets(row.uuid).await?;
         let (store, _) = task_store(Arc::clone(opened.store()), self.host.settings.retry_policy());
         let repository = opened.with_store(store);
-        let kind = providers::kind(&row.store.provider);
+        let kind = row.store.config.kind();
         let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
         let slots = repository.check_key_slots().await;
         let proven = repository.prove_key_slot().await;

@@ -3,17 +3,17 @@
 use crate::{
     credentials::Credentials,
     error::{ServiceError, spawned},
-    repositories::{StoreKey, encode_keys, providers},
+    repositories::{limits::PlannedBandwidth, opening::StoreKey, providers},
 };
 use blockd_api::{
-    CredentialRef, ErrorCode,
+    CredentialRef, ErrorCode, Secret, SecretRef,
     credentials::{CredentialRekeyed, RekeyCredential},
 };
 use blockd_catalog::{CredentialRow, TaskKind};
-use blockd_cloud::{DataKey, KdfParams, Rekey, Repository};
-use blockd_secrets::Purpose;
-use blockd_store::task_store;
+use blockd_cloud::{DataKey, KdfParams, Rekey, Repository, WriteKey};
+use blockd_store::{BlobStore, task_store};
 use std::sync::Arc;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 impl Credentials {
@@ -40,55 +40,28 @@ impl Credentials {
                 return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
             }
         }
-        let (base, before, bandwidth) = match self.repositories.opened_repository(uuid).await {
-            Ok((before, bandwidth)) => (Arc::clone(before.store()), before.keys().to_vec(), bandwidth),
-            // The reference may already return the new passphrase, or be gone.
-            Err(_) if row.passphrase_from.is_some() && request.passphrase.is_some() => {
-                let store = self.repositories.store_of(&row).await?;
-                // Only this process may have the keys that were opened meanwhile.
-                let opened = self.repositories.opened.lock().get(&uuid).cloned();
-                match opened {
-                    Some((opened, bandwidth)) => (store, opened.keys().to_vec(), bandwidth),
-                    None => (store, Vec::new(), providers::bandwidth(&row.store)?),
-                }
-            }
-            Err(error) => return Err(error),
-        };
-        let (store, _) = task_store(Arc::clone(&base), self.host.settings.retry_policy());
-        let passphrase = match (&request.passphrase, &row.passphrase_from) {
-            (Some(passphrase), _) => Zeroizing::new(passphrase.expose().to_owned()),
-            (None, Some(reference)) => Zeroizing::new(
-                self.repositories.resolve_again(Some(&row.name), reference).await?.expose().to_owned(),
-            ),
-            (None, None) => {
-                let message = "give the passphrase that holds now: it is not known here";
-                return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-            }
-        };
+        let (base, before, bandwidth) = self.store_to_rekey(&row, &request).await?;
+        let passphrase = self.current_passphrase(&row, request.passphrase.as_ref()).await?;
         let new_passphrase = self.repositories.store_key(request.new_passphrase.as_ref()).await?;
         let rekey = Rekey {
             passphrase,
-            new_passphrase: match &new_passphrase {
-                StoreKey::None => None,
-                StoreKey::Value(text) => Some(text.clone()),
-                StoreKey::From(_, resolved) => Some(resolved.expose().to_owned().into()),
-            },
+            new_passphrase: new_passphrase.text(),
             new_data_key: request.new_data_key,
             accept_key: request.accept_key,
             kdf: KdfParams::default(),
             known: row.known_keys(),
         };
+        let (store, _) = task_store(Arc::clone(&base), self.host.settings.retry_policy());
         let (repository, done) = spawned(async move { blockd_cloud::rekey(store, &rekey).await }).await?;
         if changes_write_key {
             // Their objects are sealed with the previous key. Not earlier: the passphrase might have been
             // wrong.
             self.runner.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
         }
-        let opened = repository.keys().len();
         let keys = known_and_opened(&before, repository.keys());
-        let lost = keys.len() - opened;
+        let lost = keys.len() - repository.keys().len();
         let known = repository.known_keys();
-        let repository = Repository::from_saved_keys(Arc::clone(&base), keys, &known)?;
+        let repository = Repository::from_saved_keys(base, keys, &known)?;
         let passphrase_from = match new_passphrase {
             // Only this process has the keys of missing slots.
             _ if lost > 0 => None,
@@ -96,32 +69,11 @@ impl Credentials {
             StoreKey::Value(_) => None,
             StoreKey::None => row.passphrase_from.clone(),
         };
-        // Keys of an external passphrase are not stored here.
-        let keys = match &passphrase_from {
-            Some(_) => Vec::new(),
-            None => self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(repository.keys())?)?,
-        };
-        let opened_with = match &passphrase_from {
-            Some(reference) => {
-                let now = self.references.resolve(reference).await;
-                // If it is gone meanwhile, its next user gets an error.
-                Some((reference.clone(), now.map(|now| now.fingerprint).unwrap_or_default()))
-            }
-            None => None,
-        };
-        let stored = passphrase_from.clone();
-        let write_key = known.write_key.unwrap_or(row.write_key);
-        let store = move |tx: &rusqlite::Transaction<'_>| {
-            CredentialRow::set_data_keys(tx, uuid, &keys, stored.as_ref(), write_key)
-        };
-        self.db.run(store).await?;
-        self.repositories.note_key_slots(uuid, &repository).await;
         let data_keys = repository.keys().len() as u64;
-        self.repositories.replace(uuid, repository, bandwidth, opened_with);
-        if lost > 0
-            && (row.passphrase_from.is_some()
-                || request.new_passphrase.is_some_and(|one| one.reference().is_some()))
-        {
+        let write_key = known.write_key.unwrap_or(row.write_key);
+        self.store_rekeyed(uuid, repository, bandwidth, write_key, passphrase_from).await?;
+        let wants_reference = request.new_passphrase.is_some_and(|one| one.reference().is_some());
+        if lost > 0 && (row.passphrase_from.is_some() || wants_reference) {
             let message = format!(
                 "the passphrase holds, but {lost} data keys of credential {} have no slot in the store any more: they, and the others with them, are stored sealed on this host",
                 row.name
@@ -138,11 +90,78 @@ impl Credentials {
             data_keys,
         })
     }
+
+    /// Returns the store of a credential with the data keys that this process knows.
+    async fn store_to_rekey(
+        &self,
+        row: &CredentialRow,
+        request: &RekeyCredential,
+    ) -> Result<(Arc<dyn BlobStore>, Vec<DataKey>, Arc<PlannedBandwidth>), ServiceError> {
+        match self.repositories.opened_repository(row.uuid).await {
+            Ok((before, bandwidth)) => Ok((Arc::clone(before.store()), before.keys().to_vec(), bandwidth)),
+            // The reference may already return the new passphrase, or be gone.
+            Err(_) if row.passphrase_from.is_some() && request.passphrase.is_some() => {
+                let store = self.repositories.store_of(row).await?;
+                // Only this process may have the keys that were opened meanwhile.
+                let opened = self.repositories.opened.lock().get(&row.uuid).cloned();
+                Ok(match opened {
+                    Some((opened, bandwidth)) => (store, opened.keys().to_vec(), bandwidth),
+                    None => (store, Vec::new(), providers::bandwidth(&row.store)?),
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the given passphrase, or the external one of a credential.
+    async fn current_passphrase(
+        &self,
+        row: &CredentialRow,
+        given: Option<&Secret>,
+    ) -> Result<Zeroizing<String>, ServiceError> {
+        Ok(match (given, &row.passphrase_from) {
+            (Some(passphrase), _) => Zeroizing::new(passphrase.expose().to_owned()),
+            (None, Some(reference)) => Zeroizing::new(
+                self.repositories.resolve_again(Some(&row.name), reference).await?.expose().to_owned(),
+            ),
+            (None, None) => {
+                let message = "give the passphrase that holds now: it is not known here";
+                return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+            }
+        })
+    }
+
+    /// Stores the keys of a repository, or the reference to their passphrase, and uses them from now on.
+    async fn store_rekeyed(
+        &self,
+        uuid: Uuid,
+        repository: Repository,
+        bandwidth: Arc<PlannedBandwidth>,
+        write_key: WriteKey,
+        passphrase_from: Option<SecretRef>,
+    ) -> Result<(), ServiceError> {
+        let keys = self.seal_keys(uuid, repository.keys(), passphrase_from.is_some())?;
+        let opened_with = match &passphrase_from {
+            Some(reference) => {
+                let now = self.references.resolve(reference).await;
+                // If it is gone meanwhile, its next user gets an error.
+                Some((reference.clone(), now.map(|now| now.fingerprint).unwrap_or_default()))
+            }
+            None => None,
+        };
+        let store = move |tx: &rusqlite::Transaction<'_>| {
+            CredentialRow::set_data_keys(tx, uuid, &keys, passphrase_from.as_ref(), write_key)
+        };
+        self.db.run(store).await?;
+        self.repositories.note_key_slots(uuid, &repository).await;
+        self.repositories.replace(uuid, repository, bandwidth, opened_with);
+        Ok(())
+    }
 }
 
 /// The keys that were known before, and after them those that opened now and were not. The slot of a known
 /// key may be gone, and data that is sealed under it could never be read again.
-pub fn known_and_opened(known: &[DataKey], opened: &[DataKey]) -> Vec<DataKey> {
+pub(crate) fn known_and_opened(known: &[DataKey], opened: &[DataKey]) -> Vec<DataKey> {
     // A repository has one mode: a key of the other one is not of this repository.
     let fits = |key: &&DataKey| opened.first().is_none_or(|first| first.mode() == key.mode());
     let mut keys: Vec<DataKey> = known.iter().filter(fits).cloned().collect();

@@ -5,22 +5,22 @@ use crate::{
     credentials::{Credentials, rekey::known_and_opened},
     error::ServiceError,
     repositories::{
-        StoreKey, cannot_be_opened, decode_keys, encode_keys,
         limits::{keep, limits_of},
-        not_opened, open_existing,
-        provider_update::{KeyChange, hint, renew},
+        opening::{StoreKey, cannot_be_opened, decode_keys, not_opened, open_existing},
+        provider_update::{hint, renew},
         providers,
     },
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, SecretRef, credential_update::UpdateCredential, credentials::Credential,
+    CredentialRef, ErrorCode, SecretRef,
+    credential_update::UpdateCredential,
+    credentials::{Credential, SecretChange},
 };
 use blockd_catalog::CredentialRow;
 use blockd_cloud::{CloudError, DataKey, KnownKeys, Repository};
 use blockd_secrets::{Fingerprint, Purpose};
-use blockd_store::{BlobStore, probe, task_store};
+use blockd_store::{BlobStore, ReloadStore, probe, task_store};
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// Repository keys, and the new source of their passphrase.
 struct Passphrase {
@@ -61,79 +61,35 @@ impl Credentials {
         };
         let before = self.repositories.credential(Some(wanted)).await?;
         let mut row = before.clone();
-        let (uuid, kind) = (row.uuid, providers::kind(&row.store.provider));
         let change = renew(&mut row.store, &request)?;
-        let is_other_store = row.store != before.store || !matches!(change, KeyChange::Stays);
-        let key = Arc::new(match &change {
-            KeyChange::Stays => self.repositories.store_key_of(&before).await?,
-            KeyChange::Dropped => StoreKey::None,
-            KeyChange::To(input) => self.repositories.store_key(Some(input)).await?,
+        let key = Arc::new(match change {
+            SecretChange::Stays => self.repositories.store_key_of(&before).await?,
+            SecretChange::Dropped => StoreKey::None,
+            SecretChange::Replaced => self.repositories.store_key(row.store.config.secret()).await?,
         });
         let passphrase = self.repositories.store_key(request.encryption_passphrase.as_ref()).await?;
-        let unchanged = |error: ServiceError| {
-            let mut error = error.with_hint(|code, _| hint(kind, code)).to_api();
+        let proven = self.prove_access(&before, &mut row, key, passphrase).await;
+        let (client, passphrase) = proven.map_err(|error| {
+            let kind = before.store.config.kind();
+            let mut error = explained(error, &before).with_hint(|code, _| hint(kind, code)).to_api();
             error.message = format!("{}; nothing was changed", error.message);
             ServiceError::Refused(error)
-        };
-        let client =
-            self.repositories.client_of(row.store.clone(), Arc::clone(&key)).await.map_err(unchanged)?;
-        let (store, _) = task_store(client.clone(), self.host.settings.retry_policy());
-        let proven = self.prove_same(&before, passphrase, Arc::clone(&store)).await;
-        let passphrase = proven.map_err(|error| unchanged(explained(error, &before)))?;
-        row.capabilities = probe(store.as_ref()).await.map_err(|error| unchanged(error.into()))?;
+        })?;
 
         if admission.is_none() {
             admission = Some(self.admission.lock().await);
         }
-        let now = self.repositories.credential(Some(&CredentialRef::Id(uuid))).await?;
-        if !now.is_opened_as(&before) {
-            let message = format!(
-                "credential {} was changed concurrently: check it (blockctl credentials inspect), and try again",
-                now.name
-            );
-            return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
-        }
+        let now = self.unchanged_since(&before).await?;
+        let is_other_store = row.store != before.store || change != SecretChange::Stays;
         keep(&mut row.store.connection, limits_of(&now.store.connection));
-        // An update that replaces all secrets needs no old key; a lost sealing key cannot open those of other
-        // credentials either.
-        let replaces_all_secrets =
-            passphrase.is_some() && (now.store_secret.is_none() || !matches!(change, KeyChange::Stays));
-        if !replaces_all_secrets
-            && self.repositories.credential_rows().await?.iter().any(CredentialRow::has_sealed)
-        {
-            self.secrets.must_not_be_new()?;
-        }
-        if !matches!(change, KeyChange::Stays) {
-            (row.store_secret, row.store_secret_from) = match &*key {
-                StoreKey::None => (None, None),
-                StoreKey::Value(text) => {
-                    (Some(self.secrets.seal(uuid, Purpose::StoreSecret, text.as_bytes())?), None)
-                }
-                StoreKey::From(reference, _) => (None, Some(reference.clone())),
-            };
-        }
-        if let Some(Passphrase { keys, from, .. }) = &passphrase {
-            row.passphrase_from = from.as_ref().map(|(reference, _)| reference.clone());
-            // Keys that an external passphrase opens are not stored on this host.
-            row.data_keys = match from {
-                Some(_) => Vec::new(),
-                None => self.secrets.seal(uuid, Purpose::DataKeys, &encode_keys(keys)?)?,
-            };
-        }
-        let reply = providers::describe(&row);
+        self.seal_access(&now, &mut row, change, passphrase.as_ref()).await?;
         let stored = row.clone();
         self.db.run(move |tx| stored.set_access(tx)).await?;
         if is_other_store {
-            self.repositories.renew_store(uuid, &client);
+            self.repositories.renew_store(row.uuid, &client);
         }
-        if let Some(Passphrase { keys, known, from }) = passphrase {
-            let opened = self.repositories.opened.lock().get(&uuid).cloned();
-            let (store, bandwidth) = match opened {
-                Some((opened, bandwidth)) => (Arc::clone(opened.store()), bandwidth),
-                None => (self.repositories.store_of(&row).await?, providers::bandwidth(&row.store)?),
-            };
-            let repository = Repository::from_saved_keys(store, keys, &known)?;
-            self.repositories.replace(uuid, repository, bandwidth, from);
+        if let Some(passphrase) = passphrase {
+            self.replace_keys(&row, passphrase).await?;
         }
         drop(admission);
         if let Err(error) = self.repositories.check_credentials().await {
@@ -141,14 +97,85 @@ impl Credentials {
         }
         self.repositories.forget_unneeded_secrets().await;
         tracing::info!(
-            credential = %uuid,
+            credential = %row.uuid,
             name = %row.name,
             store = is_other_store,
-            store_key = !matches!(change, KeyChange::Stays),
+            store_key = change != SecretChange::Stays,
             passphrase = request.encryption_passphrase.is_some(),
             "credential updated"
         );
-        Ok(reply)
+        Ok(providers::describe(&row))
+    }
+
+    /// Returns the stored row of a credential.
+    ///
+    /// # Errors
+    /// Its access was changed concurrently.
+    async fn unchanged_since(&self, before: &CredentialRow) -> Result<CredentialRow, ServiceError> {
+        let now = self.repositories.credential(Some(&CredentialRef::Id(before.uuid))).await?;
+        if now.is_opened_as(before) {
+            return Ok(now);
+        }
+        let message = format!(
+            "credential {} was changed concurrently: check it (blockctl credentials inspect), and try again",
+            now.name
+        );
+        Err(ServiceError::refused(ErrorCode::CredentialInUse, message))
+    }
+
+    /// Proves that new access opens the repository of a credential, and probes the store.
+    async fn prove_access(
+        &self,
+        before: &CredentialRow,
+        row: &mut CredentialRow,
+        key: Arc<StoreKey>,
+        passphrase: StoreKey,
+    ) -> Result<(Arc<ReloadStore>, Option<Passphrase>), ServiceError> {
+        let client = self.repositories.client_of(row.store.clone(), key).await?;
+        let (store, _) = task_store(client.clone(), self.host.settings.retry_policy());
+        let passphrase = self.prove_same(before, passphrase, Arc::clone(&store)).await?;
+        row.capabilities = probe(store.as_ref()).await?;
+        Ok((client, passphrase))
+    }
+
+    /// Seals the new secrets of a credential that is `now` stored.
+    async fn seal_access(
+        &self,
+        now: &CredentialRow,
+        row: &mut CredentialRow,
+        change: SecretChange,
+        passphrase: Option<&Passphrase>,
+    ) -> Result<(), ServiceError> {
+        // An update that replaces all secrets needs no old key; a lost sealing key cannot open those of other
+        // credentials either.
+        let has_old_secret = change == SecretChange::Stays && now.store_secret.is_some();
+        let replaces_all_secrets = passphrase.is_some() && !has_old_secret;
+        if !replaces_all_secrets
+            && self.repositories.credential_rows().await?.iter().any(CredentialRow::has_sealed)
+        {
+            self.secrets.must_not_be_new()?;
+        }
+        if change != SecretChange::Stays {
+            row.store_secret = self.seal_store_secret(row.uuid, &mut row.store)?;
+        }
+        if let Some(Passphrase { keys, from, .. }) = passphrase {
+            row.passphrase_from = from.as_ref().map(|(reference, _)| reference.clone());
+            row.data_keys = self.seal_keys(row.uuid, keys, from.is_some())?;
+        }
+        Ok(())
+    }
+
+    /// Uses other keys for the repository of a credential from now on.
+    async fn replace_keys(&self, row: &CredentialRow, passphrase: Passphrase) -> Result<(), ServiceError> {
+        let Passphrase { keys, known, from } = passphrase;
+        let opened = self.repositories.opened.lock().get(&row.uuid).cloned();
+        let (store, bandwidth) = match opened {
+            Some((opened, bandwidth)) => (Arc::clone(opened.store()), bandwidth),
+            None => (self.repositories.store_of(row).await?, providers::bandwidth(&row.store)?),
+        };
+        let repository = Repository::from_saved_keys(store, keys, &known)?;
+        self.repositories.replace(row.uuid, repository, bandwidth, from);
+        Ok(())
     }
 
     /// Proves that a store holds the key slots of a credential's repository and, if a passphrase is given,
@@ -183,20 +210,15 @@ impl Credentials {
             self.repositories.note_key_slots(row.uuid, &opened).await;
             proven?;
         }
-        let (text, from) = match passphrase {
-            StoreKey::Value(text) => (text, None),
-            StoreKey::From(reference, resolved) => {
-                (Zeroizing::new(resolved.expose().to_owned()), Some((reference, resolved.fingerprint)))
+        let from = passphrase.reference();
+        let Some(text) = passphrase.text() else {
+            // Only the referenced passphrase opens it.
+            if let (None, Some(reference)) = (known, &row.passphrase_from) {
+                let resolved = self.repositories.resolve_again(Some(&row.name), reference).await?;
+                let text = resolved.expose().to_owned().into();
+                open_existing(store, Some(text), row.known_keys()).await?;
             }
-            StoreKey::None => {
-                // Only the referenced passphrase opens it.
-                if let (None, Some(reference)) = (known, &row.passphrase_from) {
-                    let resolved = self.repositories.resolve_again(Some(&row.name), reference).await?;
-                    let text = resolved.expose().to_owned().into();
-                    open_existing(store, Some(text), row.known_keys()).await?;
-                }
-                return Ok(None);
-            }
+            return Ok(None);
         };
         let opened = open_existing(store, Some(text), row.known_keys()).await?;
         self.repositories.note_key_slots(row.uuid, &opened).await;

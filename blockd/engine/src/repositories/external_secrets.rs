@@ -2,28 +2,15 @@
 
 use crate::{
     error::ServiceError,
-    repositories::{Repositories, StoreKey},
+    repositories::{
+        Repositories,
+        opening::StoreKey,
+        references::{references_of, unresolved},
+    },
 };
-use blockd_api::{ApiError, CredentialName, SecretInput, SecretRef};
-use blockd_catalog::CredentialRow;
-use blockd_secrets::{ReferenceError, Resolved};
+use blockd_api::{CredentialName, SecretInput, SecretRef};
+use blockd_secrets::Resolved;
 use std::sync::Arc;
-
-/// Returns the error of an unavailable secret for callers.
-pub fn unresolved(
-    credential: Option<&CredentialName>,
-    reference: &SecretRef,
-    error: &ReferenceError,
-) -> ServiceError {
-    let whose = credential.map(|name| format!("credential {name}: ")).unwrap_or_default();
-    let message = format!("{whose}the secret {reference} cannot be had: {error}");
-    ServiceError::Refused(ApiError::new(error.code(), message))
-}
-
-/// The references of a credential: to the key of the store, and to the passphrase.
-pub fn references_of(row: &CredentialRow) -> impl Iterator<Item = &SecretRef> {
-    row.store_secret_from.iter().chain(&row.passphrase_from)
-}
 
 impl Repositories {
     /// Forgets secrets that no credential refers to any more.

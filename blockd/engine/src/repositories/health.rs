@@ -3,7 +3,7 @@
 use crate::{
     error::ServiceError,
     health::CREDENTIAL,
-    repositories::{Repositories, cannot_be_opened},
+    repositories::{Repositories, opening::cannot_be_opened},
 };
 use blockd_catalog::CredentialRow;
 

@@ -1,6 +1,6 @@
 //! Bandwidth limits by time of day, of credentials and of the host.
 
-use crate::{error::ServiceError, repositories::Repositories};
+use crate::error::ServiceError;
 use blockd_api::{
     DailyLimit, ErrorCode,
     credentials::{Connection, CredentialLimits},
@@ -9,10 +9,8 @@ use blockd_cloud::Repository;
 use blockd_store::{Bandwidth, LimitStore};
 use jiff::{Timestamp, tz::TimeZone};
 use parking_lot::Mutex;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-/// Interval between checks for a change of the limits.
-const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// Minimum bandwidth limit: below it even small requests would take minutes.
 const MIN_BYTES_PER_S: u64 = 1 << 10;
 
@@ -125,17 +123,6 @@ pub fn keep(connection: &mut Connection, limits: CredentialLimits) {
     connection.limit_download_bytes_per_s = limits.download.otherwise_bytes_per_s;
     connection.limit_download_windows = limits.download.windows;
     connection.limit_time_zone = limits.time_zone;
-}
-
-/// Applies all plans periodically.
-pub async fn run(repositories: Arc<Repositories>) {
-    loop {
-        tokio::time::sleep(CHECK_INTERVAL).await;
-        let now = Timestamp::now();
-        let opened: Vec<_> = repositories.opened.lock().values().cloned().collect();
-        opened.iter().for_each(|(_, planned)| planned.follow(now));
-        repositories.bandwidth.follow(now);
-    }
 }
 
 #[cfg(test)]

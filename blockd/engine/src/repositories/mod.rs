@@ -3,31 +3,34 @@
 pub mod external_secrets;
 mod health;
 pub mod key_slots;
+pub mod limit_changes;
 pub mod limits;
 pub mod locate;
+pub mod opening;
 pub mod preflight;
 pub mod provider_update;
 pub mod providers;
 pub mod referenced_client;
+pub mod references;
 
 use crate::{
-    error::{ServiceError, blocking, spawned},
+    error::{ServiceError, blocking},
     events::EventLog,
     health::Health,
     host::Host,
     ids::only_one,
     metrics::Meters,
     repositories::{
-        external_secrets::unresolved,
         limits::{LimitPlan, PlannedBandwidth, limited, limits_of},
-        referenced_client::ReferencedClient,
+        opening::{StoreKey, decode_keys, not_opened, open_existing, open_store},
+        references::unresolved,
     },
     tasks::pressure::Pressure,
 };
-use blockd_api::{CredentialRef, ErrorCode, SecretRef};
-use blockd_catalog::{CredentialRow, Db, ProviderRow, StoreRow};
-use blockd_cloud::{CloudError, DataKey, KnownKeys, Repository};
-use blockd_secrets::{Fingerprint, Purpose, References, Resolved, Secrets, SecretsError};
+use blockd_api::{CredentialRef, ErrorCode, SecretRef, credentials::StoreConfig};
+use blockd_catalog::{CredentialRow, Db, StoreRow};
+use blockd_cloud::{CloudError, Repository};
+use blockd_secrets::{Fingerprint, Purpose, References, Secrets};
 use blockd_store::{BlobStore, MeterStore, ReloadStore, Requests, Work, task_store};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -41,7 +44,6 @@ use std::{
     time::{Duration, Instant},
 };
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 /// Validity of a key slot proof.
 const PROOF_VALIDITY: Duration = Duration::from_secs(24 * 3600);
@@ -77,22 +79,12 @@ pub struct Repositories {
     pub(crate) changes: AtomicU64,
 }
 
-/// Secret of a store.
-pub enum StoreKey {
-    /// No secret is needed.
-    None,
-    /// Secret stored on this host.
-    Value(Zeroizing<String>),
-    /// External secret, as it was read.
-    From(SecretRef, Arc<Resolved>),
-}
-
 /// Identity of a local store directory (device and inode), which changes when another filesystem is mounted.
 /// `None` for a remote store, or a directory that cannot be accessed.
 pub type Place = Option<(u64, u64)>;
 
 fn place_of(store: &StoreRow) -> Place {
-    let ProviderRow::Local { path } = &store.provider else { return None };
+    let StoreConfig::Local { path } = &store.config else { return None };
     std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
@@ -156,31 +148,6 @@ impl std::fmt::Debug for Repositories {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Repositories").finish_non_exhaustive()
     }
-}
-
-/// Encodes the keys as one secret: for each its length (u16, little-endian) and its bytes.
-pub fn encode_keys(keys: &[DataKey]) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
-    let mut encoded = Zeroizing::new(Vec::new());
-    for key in keys {
-        let bytes = key.to_bytes();
-        let len = u16::try_from(bytes.len())
-            .map_err(|_| ServiceError::Internal("a data key is too long".into()))?;
-        encoded.extend_from_slice(&len.to_le_bytes());
-        encoded.extend_from_slice(&bytes);
-    }
-    Ok(encoded)
-}
-
-pub(crate) fn decode_keys(mut encoded: &[u8]) -> Result<Vec<DataKey>, ServiceError> {
-    let cut = || ServiceError::Internal("the stored data keys are cut short".into());
-    let mut keys = Vec::new();
-    while !encoded.is_empty() {
-        let (len, rest) = encoded.split_first_chunk::<2>().ok_or_else(cut)?;
-        let (bytes, rest) = rest.split_at_checked(u16::from_le_bytes(*len).into()).ok_or_else(cut)?;
-        keys.push(DataKey::from_bytes(bytes)?);
-        encoded = rest;
-    }
-    Ok(keys)
 }
 
 impl Repositories {
@@ -300,7 +267,7 @@ impl Repositories {
 
     /// Returns the write scheduling of a local directory store.
     pub(crate) fn store_writing(&self, store: &StoreRow) -> Result<Option<Work>, ServiceError> {
-        let ProviderRow::Local { .. } = store.provider else { return Ok(None) };
+        let StoreConfig::Local { .. } = store.config else { return Ok(None) };
         let writing = self.pressure.writing(self.host.settings.upload_concurrency);
         writing.map(Some).map_err(|error| ServiceError::Internal(error.to_string()))
     }
@@ -393,7 +360,7 @@ impl Repositories {
     /// # Errors
     /// The secret cannot be unsealed, or the external secret cannot be read.
     pub async fn store_key_of(&self, row: &CredentialRow) -> Result<StoreKey, ServiceError> {
-        Ok(match (&row.store_secret_from, &row.store_secret) {
+        Ok(match (row.store.config.reference(), &row.store_secret) {
             (Some(reference), _) => {
                 let resolved = self.references.resolve(reference).await;
                 let resolved = resolved.map_err(|error| unresolved(Some(&row.name), reference, &error))?;
@@ -456,63 +423,5 @@ impl Repositories {
     }
 }
 
-/// Opens an existing repository.
-pub async fn open_existing(
-    store: Arc<dyn BlobStore>,
-    passphrase: Option<Zeroizing<String>>,
-    known: KnownKeys,
-) -> Result<Repository, ServiceError> {
-    spawned(async move {
-        let passphrase = passphrase.as_ref().map(|text| text.as_str());
-        Repository::open_existing(store, passphrase, &known).await
-    })
-    .await
-}
-
-/// Creates a store client.
-pub fn open_store(
-    store: &StoreRow,
-    key: &StoreKey,
-    writing: Option<Work>,
-    references: &Arc<References>,
-) -> Result<Arc<ReloadStore>, ServiceError> {
-    let secret = match key {
-        StoreKey::None => None,
-        StoreKey::Value(secret) => Some(secret.as_str()),
-        StoreKey::From(_, resolved) => Some(resolved.expose()),
-    };
-    let client = providers::open(store, secret, writing)?;
-    let opened = ReloadStore::new(Arc::clone(&client), store.connection.prefix.as_deref());
-    let StoreKey::From(reference, resolved) = key else { return Ok(Arc::new(opened)) };
-    Ok(Arc::new(opened.with_source(Arc::new(ReferencedClient {
-        row: store.clone(),
-        reference: reference.clone(),
-        references: Arc::clone(references),
-        client: Mutex::new((resolved.fingerprint, client)),
-    }))))
-}
-
 /// Repository, bandwidth limits, and the reference and fingerprint of its external passphrase.
 type Reopened = (Repository, Arc<PlannedBandwidth>, Option<(SecretRef, Fingerprint)>);
-
-/// Returns the error of unsealing a credential's secrets, if they cannot be unsealed.
-pub fn cannot_be_opened(secrets: &Secrets, row: &CredentialRow) -> Option<SecretsError> {
-    let keys = (!row.data_keys.is_empty()).then_some((Purpose::DataKeys, &row.data_keys));
-    let secret = row.store_secret.as_ref().map(|sealed| (Purpose::StoreSecret, sealed));
-    let mut sealed = keys.into_iter().chain(secret);
-    sealed.find_map(|(purpose, sealed)| secrets.open(row.uuid, purpose, sealed).err())
-}
-
-/// Converts the error of a secret that cannot be unsealed.
-pub fn not_opened(row: &CredentialRow, error: &SecretsError) -> ServiceError {
-    let message = format!("credential {}: {error}", row.name);
-    ServiceError::refused(ErrorCode::SecretUnavailable, message)
-}
-
-/// Returns true if a manifest is missing or damaged: no incremental backup can be based on it.
-pub fn is_missing_or_damaged(error: &CloudError) -> bool {
-    matches!(
-        error,
-        CloudError::SnapshotNotFound { .. } | CloudError::Damaged { .. } | CloudError::UnknownKey { .. }
-    )
-}

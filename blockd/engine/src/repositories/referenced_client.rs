@@ -74,14 +74,13 @@ impl ClientSource for ReferencedClient {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repositories::{StoreKey, open_store};
+    use crate::repositories::opening::{StoreKey, open_store};
     use axum::{
         Router,
         extract::State,
         http::{HeaderMap, StatusCode},
     };
     use blockd_api::credentials::Connection;
-    use blockd_catalog::{ProviderRow, SwiftAuthRow};
     use blockd_secrets::SecretsConfig;
     use std::{collections::VecDeque, os::unix::fs::PermissionsExt, path::Path};
 
@@ -115,10 +114,12 @@ mod tests {
         let secrets = SecretsConfig { file_dir: dir.path().to_owned(), ..SecretsConfig::default() };
         let references = References::new(&secrets, None);
         let reference: SecretRef = format!("file:{}", path.display()).parse().unwrap();
-        let row = StoreRow {
-            provider: ProviderRow::Swift { container: "c".into(), auth: SwiftAuthRow::Token { storage_url } },
-            connection: Connection::default(),
-        };
+        let config = serde_json::json!({
+            "type": "swift", "container": "c", "auth": { "kind": "token", "storageUrl": storage_url },
+            "token": { "from": reference }
+        });
+        let row =
+            StoreRow { config: serde_json::from_value(config).unwrap(), connection: Connection::default() };
         let resolved = references.resolve(&reference).await.unwrap();
         let store = open_store(&row, &StoreKey::From(reference, resolved), None, &references).unwrap();
         assert_eq!(store.get("a", 100).await.unwrap(), "object");

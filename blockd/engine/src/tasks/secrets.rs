@@ -4,7 +4,7 @@
 
 use crate::{
     error::ServiceError,
-    repositories::external_secrets::{references_of, unresolved},
+    repositories::references::{references_of, unresolved},
     tasks::{LiveTask, Tasks},
 };
 use blockd_api::{CredentialRef, SecretRef};

@@ -317,27 +317,22 @@ impl BlobStore for BucketStore {
 mod tests {
     use super::*;
     use crate::{
-        HttpOptions, S3Access, S3Options,
+        HttpOptions,
+        backends::s3,
         testing::{HttpDouble, HttpReply},
     };
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    fn options(endpoint: &str) -> S3Options {
-        S3Options {
-            endpoint: Some(endpoint.to_owned()),
-            region: "us-east-1".into(),
-            bucket: "bkt".into(),
-            access: S3Access::Key {
-                access_key: "AKIAEXAMPLE".to_owned().into(),
-                secret_key: "very-secret".to_owned().into(),
-            },
-            role: None,
-            disable_ssl: false,
-            virtual_hosted_style: false,
-            storage_class: Some("STANDARD_IA".into()),
-            // Who answers is in time, on a busy machine as well.
-            http: HttpOptions { stall_timeout: Duration::from_secs(10), ..HttpOptions::default() },
-        }
+    fn store_at(endpoint: &str) -> BucketStore {
+        store_through(endpoint, None)
+    }
+
+    fn store_through(endpoint: &str, proxy: Option<String>) -> BucketStore {
+        let mut config = s3::tests::config(endpoint);
+        config.access.storage_class = Some("STANDARD_IA".into());
+        // Who answers is in time, on a busy machine as well.
+        let http = HttpOptions { stall_timeout: Duration::from_secs(10), proxy, ..HttpOptions::default() };
+        s3::open(&config, &http).unwrap()
     }
 
     fn object() -> HttpReply {
@@ -349,7 +344,7 @@ mod tests {
 
     async fn put(reply: HttpReply) -> (Result<(), StoreError>, HttpDouble) {
         let server = HttpDouble::start(move |_| reply.clone()).await;
-        let store = options(&server.url()).open().unwrap();
+        let store = store_at(&server.url());
         (store.put("a/b", Bytes::from_static(b"hello"), PutMode::Overwrite).await, server)
     }
 
@@ -427,7 +422,7 @@ mod tests {
     async fn error_response_without_code_is_classified_by_status() {
         for status in [401, 403] {
             let server = HttpDouble::start(move |_| HttpReply::status(status).body("<html>no</html>")).await;
-            let store = options(&server.url()).open().unwrap();
+            let store = store_at(&server.url());
             for error in [store.get("a", 100).await.unwrap_err(), store.list("a/").await.unwrap_err()] {
                 assert_eq!(error.kind, StoreErrorKind::Unauthorized, "{status} {error}");
                 assert!(!error.is_retryable());
@@ -439,7 +434,7 @@ mod tests {
                     .header("Location", "https://eu.example:8443/b/a?X-Signature=planted")
             });
             let server = server.await;
-            let store = options(&server.url()).open().unwrap();
+            let store = store_at(&server.url());
             for error in [store.get("a", 100).await.unwrap_err(), store.list("a/").await.unwrap_err()] {
                 assert_eq!(error.kind, StoreErrorKind::WrongRegion, "{status} {error}");
                 assert!(!error.is_retryable());
@@ -465,7 +460,7 @@ mod tests {
                 }
             }
         });
-        let error = options(&endpoint).open().unwrap().get("a", 100).await.unwrap_err();
+        let error = store_at(&endpoint).get("a", 100).await.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::WrongScheme, "{error}");
     }
 
@@ -476,7 +471,7 @@ mod tests {
             (HttpReply { cut_bytes: 2, ..object() }, StoreErrorKind::ShortBody),
         ] {
             let server = HttpDouble::start(move |_| reply.clone()).await;
-            let error = options(&server.url()).open().unwrap().get("a", 100).await.unwrap_err();
+            let error = store_at(&server.url()).get("a", 100).await.unwrap_err();
             assert_eq!(error.kind, kind, "{error}");
         }
     }
@@ -484,9 +479,8 @@ mod tests {
     #[tokio::test]
     async fn requests_go_through_the_proxy() {
         let proxy = HttpDouble::start(|_| object()).await;
-        let mut options = options("http://store.example:9000");
-        options.http.proxy = Some(proxy.url());
-        assert_eq!(options.open().unwrap().get("a/b", 100).await.unwrap(), b"hello"[..]);
+        let store = store_through("http://store.example:9000", Some(proxy.url()));
+        assert_eq!(store.get("a/b", 100).await.unwrap(), b"hello"[..]);
         assert_eq!(proxy.seen()[0].path, "http://store.example:9000/bkt/a/b");
     }
 
@@ -496,7 +490,7 @@ mod tests {
         let elsewhere = HttpDouble::start(|_| object()).await;
         let to = format!("{}/bkt/a/b", elsewhere.url());
         let server = HttpDouble::start(move |_| HttpReply::status(307).header("Location", to.clone())).await;
-        assert!(options(&server.url()).open().unwrap().get("a/b", 100).await.is_err());
+        assert!(store_at(&server.url()).get("a/b", 100).await.is_err());
         assert!(elsewhere.seen().is_empty());
     }
 }

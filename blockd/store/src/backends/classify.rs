@@ -1,6 +1,6 @@
 //! Classification of `object_store` errors with a one-line message.
 
-use crate::StoreErrorKind;
+use crate::StoreErrorKind as Kind;
 use object_store::{
     Error as ClientError,
     client::{HttpError, HttpErrorKind},
@@ -8,8 +8,8 @@ use object_store::{
 use std::error::Error as StdError;
 
 /// Returns true for an authentication error, whose response may contain parts of the credentials.
-pub(super) fn is_about_access(kind: StoreErrorKind) -> bool {
-    matches!(kind, StoreErrorKind::Unauthorized | StoreErrorKind::WrongRegion | StoreErrorKind::WrongClock)
+pub(super) fn is_about_access(kind: Kind) -> bool {
+    matches!(kind, Kind::Unauthorized | Kind::WrongRegion | Kind::WrongClock)
 }
 
 /// The part of an XML answer between two tags.
@@ -38,9 +38,129 @@ fn expected_region(text: &str) -> Option<&str> {
     between(text, "Region").filter(plain)
 }
 
+/// Codes of servers, by kind.
+const CODES: [(Kind, &[&str]); 10] = [
+    (Kind::WrongClock, &["RequestTimeTooSkewed", "RequestExpired"]),
+    (Kind::WrongStyle, &["SecondLevelDomainForbidden"]),
+    (Kind::WrongRegion, &["PermanentRedirect", "IllegalLocationConstraintException"]),
+    (Kind::Misconfigured, &["InvalidStorageClass"]),
+    (
+        Kind::BucketMissing,
+        &[
+            "NoSuchBucket",
+            "ContainerNotFound",
+            "ContainerBeingDeleted",
+            "InvalidBucketName",
+            "InvalidResourceName",
+        ],
+    ),
+    (
+        Kind::Unauthorized,
+        &[
+            "AccessDenied",
+            "InvalidAccessKeyId",
+            "InvalidClientTokenId",
+            "MissingAuthenticationToken",
+            "RegionDisabledException",
+            "SignatureDoesNotMatch",
+            "AuthorizationHeaderMalformed",
+            "ExpiredToken",
+            "InvalidToken",
+            "AllAccessDisabled",
+            "AccountProblem",
+            "AccountIsDisabled",
+            "AuthenticationFailed",
+            "AuthenticationRequired",
+            "AuthorizationFailure",
+            "AuthorizationPermissionMismatch",
+            "AuthorizationProtocolMismatch",
+            "AuthorizationResourceTypeMismatch",
+            "AuthorizationServiceMismatch",
+            "AuthorizationSourceIPMismatch",
+            "InsufficientAccountPermissions",
+            "InvalidAuthenticationInfo",
+            "InvalidSecurity",
+            "NoAuthenticationInformation",
+            "UnauthorizedBlobOverwrite",
+        ],
+    ),
+    (
+        Kind::Throttled,
+        &[
+            "SlowDown",
+            "Throttling",
+            "ThrottlingException",
+            "RequestLimitExceeded",
+            "ServerBusy",
+            "OperationTimedOut",
+            "ServiceUnavailable",
+            "InternalError",
+            "RequestTimeout",
+            "TooManyRequests",
+            "OperationAborted",
+            "ConditionalRequestConflict",
+        ],
+    ),
+    (
+        Kind::NoSpace,
+        &[
+            "QuotaExceeded",
+            "InsufficientStorage",
+            "XMinioStorageFull",
+            "InsufficientCapacity",
+            "ServiceQuotaExceeded",
+        ],
+    ),
+    (Kind::RangeBeyondEnd, &["InvalidRange"]),
+    (Kind::Unsupported, &["NotImplemented"]),
+];
+
+/// Returns the kind of an error by the code of its response.
+fn kind_of_code(code: &str, names_region: bool) -> Option<Kind> {
+    match code {
+        "AuthorizationHeaderMalformed" if names_region => Some(Kind::WrongRegion),
+        "PreconditionFailed" | "BlobAlreadyExists" => Some(Kind::AlreadyExists),
+        code => CODES.iter().find(|(_, codes)| codes.contains(&code)).map(|(kind, _)| *kind),
+    }
+}
+
+/// Returns the kind of an error whose response has no known code. `text` has all causes of the error.
+fn kind_of_error(operation: &str, error: &ClientError, http: Option<HttpErrorKind>, text: &str) -> Kind {
+    let status = |code: &str| text.contains(&format!("status code: {code}"));
+    match error {
+        ClientError::NotFound { .. } => Kind::NotFound,
+        ClientError::AlreadyExists { .. } | ClientError::Precondition { .. } => Kind::AlreadyExists,
+        ClientError::NotImplemented { .. } | ClientError::NotSupported { .. } => Kind::Unsupported,
+        ClientError::PermissionDenied { .. } | ClientError::Unauthenticated { .. } => Kind::Unauthorized,
+        // Elsewhere it has an error of its own, and this is the answer of a service that gives out tokens.
+        _ if operation == "LIST" && status("404") => Kind::NotFound,
+        _ if SCHEMES_DIFFER.iter().any(|words| text.contains(words)) => Kind::WrongScheme,
+        _ if text.contains("redirect without LOCATION") => Kind::WrongRegion,
+        // Whose body has no code, as that of a proxy in front of it. Some clients have no error of their own
+        // for it in lists.
+        _ if status("401") || status("403") => Kind::Unauthorized,
+        _ if ["301", "302", "307", "308"].into_iter().any(status) => Kind::WrongRegion,
+        _ if status("501") => Kind::Unsupported,
+        _ if status("507") => Kind::NoSpace,
+        _ if status("416") => Kind::RangeBeyondEnd,
+        // The answer of a proxy, which says no more.
+        _ if status("407") => Kind::Unreachable,
+        _ if ["429", "500", "502", "503", "504"].into_iter().any(status) => Kind::Throttled,
+        _ => match http {
+            Some(HttpErrorKind::Connect | HttpErrorKind::Request) => Kind::Unreachable,
+            Some(HttpErrorKind::Timeout) => Kind::Timeout,
+            Some(HttpErrorKind::Interrupted | HttpErrorKind::Decode) => Kind::ShortBody,
+            // The client reports a range that the server clipped to the object's end by its own error.
+            _ if text.contains("Requested range") || text.contains("range started at") => {
+                Kind::RangeBeyondEnd
+            }
+            _ => Kind::Other,
+        },
+    }
+}
+
 /// Classifies a client error of an operation, with a one-line message.
-pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind, String) {
-    use StoreErrorKind as Kind;
+pub(super) fn classify(operation: &str, error: &ClientError) -> (Kind, String) {
     let mut chain = Vec::new();
     let mut at: Option<&(dyn StdError + 'static)> = Some(error);
     let mut http = None;
@@ -53,107 +173,19 @@ pub(super) fn classify(operation: &str, error: &ClientError) -> (StoreErrorKind,
     }
     let text = chain.join(" ");
     let code = between(&text, "Code").unwrap_or_default();
-    let said = match (code, between(&text, "Message")) {
-        ("", _) => chain.last().cloned().unwrap_or_default(),
-        (code, Some(message)) => format!("{code}: {message}"),
-        (code, None) => code.to_owned(),
-    };
-    let status = |code: &str| text.contains(&format!("status code: {code}"));
     let region = expected_region(&text);
-    let kind = match code {
-        "RequestTimeTooSkewed" | "RequestExpired" => Kind::WrongClock,
-        "SecondLevelDomainForbidden" => Kind::WrongStyle,
-        "PermanentRedirect" | "IllegalLocationConstraintException" => Kind::WrongRegion,
-        "AuthorizationHeaderMalformed" if region.is_some() => Kind::WrongRegion,
-        "InvalidStorageClass" => Kind::Misconfigured,
-        "NoSuchBucket"
-        | "ContainerNotFound"
-        | "ContainerBeingDeleted"
-        | "InvalidBucketName"
-        | "InvalidResourceName" => Kind::BucketMissing,
-        "AccessDenied"
-        | "InvalidAccessKeyId"
-        | "InvalidClientTokenId"
-        | "MissingAuthenticationToken"
-        | "RegionDisabledException"
-        | "SignatureDoesNotMatch"
-        | "AuthorizationHeaderMalformed"
-        | "ExpiredToken"
-        | "InvalidToken"
-        | "AllAccessDisabled"
-        | "AccountProblem"
-        | "AccountIsDisabled"
-        | "AuthenticationFailed"
-        | "AuthenticationRequired"
-        | "AuthorizationFailure"
-        | "AuthorizationPermissionMismatch"
-        | "AuthorizationProtocolMismatch"
-        | "AuthorizationResourceTypeMismatch"
-        | "AuthorizationServiceMismatch"
-        | "AuthorizationSourceIPMismatch"
-        | "InsufficientAccountPermissions"
-        | "InvalidAuthenticationInfo"
-        | "InvalidSecurity"
-        | "NoAuthenticationInformation"
-        | "UnauthorizedBlobOverwrite" => Kind::Unauthorized,
-        "SlowDown"
-        | "Throttling"
-        | "ThrottlingException"
-        | "RequestLimitExceeded"
-        | "ServerBusy"
-        | "OperationTimedOut"
-        | "ServiceUnavailable"
-        | "InternalError"
-        | "RequestTimeout"
-        | "TooManyRequests"
-        | "OperationAborted"
-        | "ConditionalRequestConflict" => Kind::Throttled,
-        "QuotaExceeded"
-        | "InsufficientStorage"
-        | "XMinioStorageFull"
-        | "InsufficientCapacity"
-        | "ServiceQuotaExceeded" => Kind::NoSpace,
-        "InvalidRange" => Kind::RangeBeyondEnd,
-        "NotImplemented" => Kind::Unsupported,
-        "PreconditionFailed" | "BlobAlreadyExists" => Kind::AlreadyExists,
-        _ => match error {
-            ClientError::NotFound { .. } => Kind::NotFound,
-            ClientError::AlreadyExists { .. } | ClientError::Precondition { .. } => Kind::AlreadyExists,
-            ClientError::NotImplemented { .. } | ClientError::NotSupported { .. } => Kind::Unsupported,
-            ClientError::PermissionDenied { .. } | ClientError::Unauthenticated { .. } => Kind::Unauthorized,
-            // Elsewhere it has an error of its own, and this is the answer of a service that gives out
-            // tokens.
-            _ if operation == "LIST" && status("404") => Kind::NotFound,
-            _ if SCHEMES_DIFFER.iter().any(|words| text.contains(words)) => Kind::WrongScheme,
-            _ if text.contains("redirect without LOCATION") => Kind::WrongRegion,
-            // Whose body has no code, as that of a proxy in front of it. Some clients have no error of their
-            // own for it in lists.
-            _ if status("401") || status("403") => Kind::Unauthorized,
-            _ if ["301", "302", "307", "308"].into_iter().any(status) => Kind::WrongRegion,
-            _ if status("501") => Kind::Unsupported,
-            _ if status("507") => Kind::NoSpace,
-            _ if status("416") => Kind::RangeBeyondEnd,
-            // The answer of a proxy, which says no more.
-            _ if status("407") => Kind::Unreachable,
-            _ if ["429", "500", "502", "503", "504"].into_iter().any(status) => Kind::Throttled,
-            _ => match http {
-                Some(HttpErrorKind::Connect | HttpErrorKind::Request) => Kind::Unreachable,
-                Some(HttpErrorKind::Timeout) => Kind::Timeout,
-                Some(HttpErrorKind::Interrupted | HttpErrorKind::Decode) => Kind::ShortBody,
-                // The client reports a range that the server clipped to the object's end by its own error.
-                _ if text.contains("Requested range") || text.contains("range started at") => {
-                    Kind::RangeBeyondEnd
-                }
-                _ => Kind::Other,
-            },
-        },
-    };
+    let kind =
+        kind_of_code(code, region.is_some()).unwrap_or_else(|| kind_of_error(operation, error, http, &text));
     // Errors of access say enough themselves, and what servers add may repeat parts of the credentials.
     let detail = match (kind, region) {
         (Kind::WrongRegion, Some(region)) => format!("{code}: {region} is expected"),
         (Kind::WrongRegion, None) if code.is_empty() => "it redirects and does not say where to".to_owned(),
         (kind, _) if is_about_access(kind) => code.to_owned(),
-        _ => said,
+        _ => match (code, between(&text, "Message")) {
+            ("", _) => chain.pop().unwrap_or_default(),
+            (code, Some(message)) => format!("{code}: {message}"),
+            (code, None) => code.to_owned(),
+        },
     };
     (kind, detail)
 }

@@ -4,45 +4,13 @@ use super::{
     bucket::{BucketStore, no_retries},
     endpoint::Endpoint,
     http::{HttpOptions, misconfigured},
+    secret_value,
 };
 use crate::StoreError;
+use blockd_store_config::GoogleConfig;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use serde::Deserialize;
 use zeroize::Zeroizing;
-
-/// Authentication for a Google bucket.
-#[derive(Clone)]
-pub enum GoogleAccess {
-    /// The content of a service account's key file (JSON).
-    ServiceAccountKey(Zeroizing<String>),
-    /// The identity of the machine: the application default credentials of the daemon's user, or the metadata
-    /// service.
-    Instance,
-}
-
-/// Settings of a bucket.
-#[derive(Clone)]
-pub struct GoogleOptions {
-    /// The bucket.
-    pub bucket: String,
-    /// Authentication.
-    pub access: GoogleAccess,
-    /// `host` or `host:port` of a server that is not Google's own.
-    pub endpoint: Option<String>,
-    /// Plain HTTP where the endpoint names no scheme.
-    pub disable_ssl: bool,
-    /// HTTP options.
-    pub http: HttpOptions,
-}
-
-impl std::fmt::Debug for GoogleOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GoogleOptions")
-            .field("bucket", &self.bucket)
-            .field("endpoint", &self.endpoint)
-            .finish_non_exhaustive()
-    }
-}
 
 /// Required members of a key file. Others are ignored, as some would redirect the client.
 #[derive(Deserialize)]
@@ -71,52 +39,48 @@ impl KeyFile {
     }
 }
 
-impl GoogleOptions {
-    /// Makes a client; asks the server nothing yet.
-    ///
-    /// # Errors
-    /// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which says which setting is
-    /// wrong.
-    pub fn open(&self) -> Result<BucketStore, StoreError> {
-        let wrong = |detail: String| misconfigured("Google", &self.bucket, detail);
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-        if self.bucket.is_empty() || !self.bucket.bytes().all(plain) {
-            return Err(wrong("the bucket's name has letters, digits, '-', '.' and '_' only".into()));
-        }
-        let endpoint = self.endpoint.as_deref().map(|given| Endpoint::parse(given, self.disable_ssl));
-        let endpoint = endpoint.transpose().map_err(wrong)?;
-        let description = match &endpoint {
-            Some(endpoint) => format!("bucket {} at {}", self.bucket, endpoint.url()),
-            None => format!("bucket {} at Google Cloud Storage", self.bucket),
-        };
-        let allow_http = endpoint.as_ref().is_some_and(|endpoint| !endpoint.tls)
-            || matches!(self.access, GoogleAccess::Instance);
-        let mut builder = GoogleCloudStorageBuilder::new()
-            .with_bucket_name(&self.bucket)
-            .with_retry(no_retries())
-            .with_http_connector(self.http.connector(allow_http).map_err(wrong)?);
-        if let GoogleAccess::ServiceAccountKey(key) = &self.access {
-            builder = builder.with_service_account_key(KeyFile::parse(key).map_err(wrong)?.as_str());
-        }
-        if let Some(endpoint) = &endpoint {
-            builder = builder.with_base_url(&endpoint.url());
-        }
-        let client = builder.build().map_err(|_| {
-            wrong(match &self.access {
-                GoogleAccess::ServiceAccountKey(_) => {
-                    "the key file's private_key cannot be used: an RSA key in PEM is expected".into()
-                }
-                GoogleAccess::Instance => "the application default credentials cannot be used".into(),
-            })
-        })?;
-        Ok(BucketStore::new(client, description, None, self.http.stall_timeout))
+/// Makes a client; asks the server nothing yet.
+///
+/// # Errors
+/// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which says which setting is
+/// wrong.
+pub(super) fn open(config: &GoogleConfig, http: &HttpOptions) -> Result<BucketStore, StoreError> {
+    let GoogleConfig { bucket, access, .. } = config;
+    let wrong = |detail: String| misconfigured("Google", bucket, detail);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if bucket.is_empty() || !bucket.bytes().all(plain) {
+        return Err(wrong("the bucket's name has letters, digits, '-', '.' and '_' only".into()));
     }
+    let endpoint = config.endpoint.as_deref().map(|given| Endpoint::parse(given, config.disable_ssl));
+    let endpoint = endpoint.transpose().map_err(wrong)?;
+    let server = endpoint.as_ref().map_or_else(|| "Google Cloud Storage".to_owned(), Endpoint::url);
+    let allow_http = endpoint.as_ref().is_some_and(|endpoint| !endpoint.tls) || access.use_iam;
+    let mut builder = GoogleCloudStorageBuilder::new()
+        .with_bucket_name(bucket)
+        .with_retry(no_retries())
+        .with_http_connector(http.connector(allow_http).map_err(wrong)?);
+    if !access.use_iam {
+        let key = KeyFile::parse(secret_value(access.json_key.as_ref())).map_err(wrong)?;
+        builder = builder.with_service_account_key(key.as_str());
+    }
+    if let Some(endpoint) = &endpoint {
+        builder = builder.with_base_url(&endpoint.url());
+    }
+    let client = builder.build().map_err(|_| {
+        let message = match access.use_iam {
+            true => "the application default credentials cannot be used",
+            false => "the key file's private_key cannot be used: an RSA key in PEM is expected",
+        };
+        wrong(message.to_owned())
+    })?;
+    Ok(BucketStore::new(client, format!("bucket {bucket} at {server}"), None, http.stall_timeout))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::StoreErrorKind;
+    use blockd_store_config::{GoogleAccess, Secret};
 
     #[test]
     fn settings_that_cannot_work_are_refused_by_name() {
@@ -130,18 +94,20 @@ mod tests {
                 "RSA",
             ),
         ] {
-            let options = GoogleOptions {
+            let config = GoogleConfig {
+                project: None,
                 bucket: bucket.into(),
-                access: GoogleAccess::ServiceAccountKey(key.to_owned().into()),
                 endpoint: None,
                 disable_ssl: false,
-                http: HttpOptions::default(),
+                access: GoogleAccess {
+                    json_key: Some(Secret::new(key.to_owned()).into()),
+                    ..GoogleAccess::default()
+                },
             };
-            let error = options.open().err().unwrap();
+            let error = open(&config, &HttpOptions::default()).err().unwrap();
             assert_eq!(error.kind, StoreErrorKind::Misconfigured);
             assert!(error.to_string().contains(word), "{error}");
             assert!(!error.to_string().contains("planted"), "{error}");
-            assert!(!format!("{options:?}").contains("planted"));
         }
     }
 

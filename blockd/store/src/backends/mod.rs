@@ -12,12 +12,42 @@ mod s3;
 mod sts;
 mod swift;
 
-pub use azure::{AzureAccess, AzureOptions};
 pub use bucket::BucketStore;
 pub use direct::ALIGNMENT_BYTES;
-pub use google::{GoogleAccess, GoogleOptions};
 pub use http::HttpOptions;
 pub use local::LocalStore;
-pub use s3::{S3Access, S3Options};
-pub use sts::S3Role;
-pub use swift::{SwiftAccess, SwiftOptions, SwiftStore};
+pub use swift::SwiftStore;
+
+use crate::{BlobStore, StoreError, Work};
+use blockd_store_config::{SecretInput, StoreConfig};
+use std::sync::Arc;
+
+/// Makes the client of a configuration with the value of its secret; sends no request. `writing` is the
+/// scheduling of a directory's writes.
+///
+/// # Errors
+/// A setting is invalid, or a directory is missing.
+pub fn open(
+    config: &StoreConfig,
+    http: &HttpOptions,
+    writing: Option<Work>,
+) -> Result<Arc<dyn BlobStore>, StoreError> {
+    Ok(match config {
+        StoreConfig::Local { path } => {
+            let store = LocalStore::open(path)?;
+            Arc::new(match writing {
+                Some(writing) => store.with_work(writing),
+                None => store,
+            })
+        }
+        StoreConfig::S3(config) => Arc::new(s3::open(config, http)?),
+        StoreConfig::Azure(config) => Arc::new(azure::open(config, http)?),
+        StoreConfig::Google(config) => Arc::new(google::open(config, http)?),
+        StoreConfig::Swift(config) => Arc::new(swift::open(config, http)?),
+    })
+}
+
+/// Returns the value of a secret, empty without one.
+fn secret_value(secret: Option<&SecretInput>) -> &str {
+    secret.and_then(SecretInput::value).map_or("", |secret| secret.expose())
+}

@@ -1,7 +1,11 @@
 //! Roles of Amazon: credentials for a while, from the security token service, for those who may take the
 //! role.
 
-use super::http::chain;
+use super::{
+    endpoint::Endpoint,
+    http::{HttpOptions, chain},
+};
+use blockd_store_config::AssumedRole;
 use bytes::Bytes;
 use object_store::{
     CredentialProvider, Error as ClientError,
@@ -34,38 +38,24 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_ARN_LEN: usize = 2048;
 const EXTERNAL_ID_LEN: std::ops::RangeInclusive<usize> = 2..=1224;
 
-/// A role that is taken to reach a bucket.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct S3Role {
-    /// Its name, such as `arn:aws:iam::123456789012:role/backup`.
-    pub arn: String,
-    /// External id that the role's owner requires.
-    pub external_id: Option<String>,
-    /// `host`, `host:port`, or either with `http://` or `https://` of the service that gives it; without one,
-    /// Amazon's of the region, or the server of the bucket if that is not Amazon's.
-    pub endpoint: Option<String>,
-}
-
-impl S3Role {
-    /// Checks the role.
-    pub(super) fn check(&self) -> Result<(), String> {
-        let plain = |text: &str, more: &[u8]| {
-            text.bytes().all(|byte| byte.is_ascii_alphanumeric() || more.contains(&byte))
-        };
-        let parts = self.arn.split(':').count();
-        if !self.arn.starts_with("arn:")
-            || parts < 6
-            || self.arn.len() > MAX_ARN_LEN
-            || !plain(&self.arn, b":/+=,.@_-")
-        {
-            return Err("the role is not an ARN like arn:aws:iam::123456789012:role/NAME".into());
+/// Checks a role.
+fn check(role: &AssumedRole) -> Result<(), String> {
+    let plain = |text: &str, more: &[u8]| {
+        text.bytes().all(|byte| byte.is_ascii_alphanumeric() || more.contains(&byte))
+    };
+    let parts = role.arn.split(':').count();
+    if !role.arn.starts_with("arn:")
+        || parts < 6
+        || role.arn.len() > MAX_ARN_LEN
+        || !plain(&role.arn, b":/+=,.@_-")
+    {
+        return Err("the role is not an ARN like arn:aws:iam::123456789012:role/NAME".into());
+    }
+    match &role.external_id {
+        Some(id) if !EXTERNAL_ID_LEN.contains(&id.len()) || !plain(id, b":/+=,.@_-\\") => {
+            Err("the external id has 2 to 1224 letters, digits and +=,.@:/\\_- only".into())
         }
-        match &self.external_id {
-            Some(id) if !EXTERNAL_ID_LEN.contains(&id.len()) || !plain(id, b":/+=,.@_-\\") => {
-                Err("the external id has 2 to 1224 letters, digits and +=,.@:/\\_- only".into())
-            }
-            _ => Ok(()),
-        }
+        _ => Ok(()),
     }
 }
 
@@ -73,14 +63,14 @@ impl S3Role {
 const ASK_AGAIN_AFTER_S: i64 = 30;
 
 /// The address of Amazon's service for a region.
-pub(super) fn amazons(region: &str) -> String {
+fn amazons(region: &str) -> String {
     let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
     format!("https://sts.{region}.{domain}")
 }
 
 /// Credentials of a role, renewed before they end.
 pub(super) struct RoleCredentials {
-    role: S3Role,
+    role: AssumedRole,
     url: String,
     region: String,
     /// Credentials that assume the role.
@@ -109,8 +99,27 @@ impl std::fmt::Debug for RoleCredentials {
 }
 
 impl RoleCredentials {
-    pub(super) fn new(
-        role: S3Role,
+    /// Returns the credentials of a role for a bucket of `server`.
+    ///
+    /// # Errors
+    /// One line on the invalid setting of the role.
+    pub(super) fn of(
+        role: &AssumedRole,
+        server: &Endpoint,
+        region: &str,
+        base: AwsCredentialProvider,
+        http: &HttpOptions,
+    ) -> Result<Self, String> {
+        check(role)?;
+        let given = role.endpoint.as_deref().map(|given| Endpoint::parse(given, false)).transpose()?;
+        let service = given.or_else(|| (!server.is_amazons()).then(|| server.clone()));
+        let client = http.client(service.as_ref().is_some_and(|service| !service.tls))?;
+        let url = service.map_or_else(|| amazons(region), |service| service.url());
+        Ok(Self::new(role.clone(), url, region, base, client))
+    }
+
+    fn new(
+        role: AssumedRole,
         url: String,
         region: &str,
         base: AwsCredentialProvider,

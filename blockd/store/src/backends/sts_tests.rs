@@ -1,8 +1,10 @@
 use super::*;
 use crate::{
-    BlobStore, HttpOptions, S3Access, S3Options, StoreErrorKind,
+    BlobStore, StoreErrorKind,
+    backends::s3,
     testing::{HttpDouble, HttpReply, HttpRequest as Seen},
 };
+use blockd_store_config::Secret;
 use sha2::{Digest, Sha256};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -63,8 +65,8 @@ fn given(number: u32, until: &str) -> HttpReply {
     ))
 }
 
-fn role(endpoint: Option<String>) -> S3Role {
-    S3Role { arn: ARN.into(), external_id: Some("our@customer/7".into()), endpoint }
+fn role(endpoint: Option<String>) -> AssumedRole {
+    AssumedRole { arn: ARN.into(), external_id: Some("our@customer/7".into()), endpoint }
 }
 
 fn credentials(double: &HttpDouble) -> RoleCredentials {
@@ -173,21 +175,12 @@ async fn requests_use_the_credentials_of_the_assumed_role() {
             .body("abc"),
     })
     .await;
-    let options = S3Options {
-        endpoint: Some(double.url()),
-        region: "eu-central-1".into(),
-        bucket: "bkt".into(),
-        access: S3Access::Key {
-            access_key: "AKIABASE".to_owned().into(),
-            secret_key: SECRET.to_owned().into(),
-        },
-        role: Some(role(None)),
-        disable_ssl: true,
-        virtual_hosted_style: false,
-        storage_class: None,
-        http: HttpOptions::default(),
-    };
-    let store = options.open().unwrap();
+    let mut config = s3::tests::config(&double.url());
+    config.region = "eu-central-1".into();
+    config.access.access_key = Some("AKIABASE".to_owned());
+    config.access.secret_key = Some(Secret::new(SECRET.to_owned()).into());
+    config.access.role = Some(role(None));
+    let store = s3::open(&config, &HttpOptions::default()).unwrap();
     assert_eq!(store.get("a", 10).await.unwrap(), "abc");
     let seen = double.seen();
     let [asked, got] = seen.as_slice() else { panic!("{seen:?}") };
@@ -195,14 +188,16 @@ async fn requests_use_the_credentials_of_the_assumed_role() {
     check_signature(got, "s3", "secret7");
     assert_eq!(got.header("x-amz-security-token"), "token7==");
 
-    let refused = |role: S3Role| {
-        let error = S3Options { role: Some(role), ..options.clone() }.open().map(|_| ()).unwrap_err();
+    let refused = |role: AssumedRole| {
+        let mut config = config.clone();
+        config.access.role = Some(role);
+        let error = s3::open(&config, &HttpOptions::default()).map(|_| ()).unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Misconfigured, "{error}");
     };
-    refused(S3Role { arn: "backup".into(), ..role(None) });
-    refused(S3Role { arn: format!("{ARN}&x"), ..role(None) });
-    refused(S3Role { external_id: Some("a".into()), ..role(None) });
-    refused(S3Role { endpoint: Some("ftp://x".into()), ..role(None) });
+    refused(AssumedRole { arn: "backup".into(), ..role(None) });
+    refused(AssumedRole { arn: format!("{ARN}&x"), ..role(None) });
+    refused(AssumedRole { external_id: Some("a".into()), ..role(None) });
+    refused(AssumedRole { endpoint: Some("ftp://x".into()), ..role(None) });
 }
 
 #[test]

@@ -10,8 +10,30 @@ use bytes::Bytes;
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 pub async fn store_suite(store: &dyn BlobStore) {
     let key = "suite/a/object-1";
+    objects(store, key).await;
+    let mut keys = listings(store, key).await;
+    keys.push(parts(store).await);
+    for key in &keys {
+        store.delete(key).await.unwrap();
+        store.delete(key).await.unwrap();
+        assert_eq!(kind(store.get(key, 100).await), StoreErrorKind::NotFound);
+    }
+    assert!(store.list("suite/").await.unwrap().is_empty());
+    for bad in ["../x", "/x", "x//y", "x/.y", ""] {
+        let error = store.put(bad, Bytes::new(), PutMode::Overwrite).await.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::BadKey);
+    }
+}
+
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+fn kind(result: Result<Bytes, StoreError>) -> StoreErrorKind {
+    result.unwrap_err().kind
+}
+
+/// Puts, gets and replaces an object, which is empty at the end.
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+async fn objects(store: &dyn BlobStore, key: &str) {
     let body = Bytes::from((0..100_000u32).map(|i| (i % 251) as u8).collect::<Vec<u8>>());
-    let kind = |result: Result<Bytes, StoreError>| result.unwrap_err().kind;
     assert_eq!(kind(store.get(key, 1 << 20).await), StoreErrorKind::NotFound);
     assert_eq!(kind(store.get_range(key, 0, 1).await), StoreErrorKind::NotFound);
     assert!(store.list("suite/").await.unwrap().is_empty());
@@ -32,8 +54,11 @@ pub async fn store_suite(store: &dyn BlobStore) {
     assert_eq!(store.get(key, 100).await.unwrap(), b"new"[..]);
     store.put(key, Bytes::new(), PutMode::Overwrite).await.unwrap();
     assert_eq!(store.get(key, 100).await.unwrap(), b""[..]);
+}
 
-    // Listings: by prefix, whole, sorted.
+/// Lists by prefix, whole and sorted; returns the keys of all objects.
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+async fn listings(store: &dyn BlobStore, key: &str) -> Vec<String> {
     let mut keys = vec![key.to_owned()];
     for i in [3, 1, 10, 2] {
         keys.push(format!("suite/a/object-{i:02}"));
@@ -54,8 +79,12 @@ pub async fn store_suite(store: &dyn BlobStore) {
     assert_eq!(listed("suite/b/1").await, ["suite/b/1/x", "suite/b/10/x"]);
     assert_eq!(listed("suite/nothing/").await, [""; 0]);
     assert_eq!(store.list("suite/a/object-01").await.unwrap()[0].size_bytes, 1);
+    keys
+}
 
-    // Parts: two and a bit, and one that is given up.
+/// Stores an object of two parts and a bit, and gives up another upload; returns its key.
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+async fn parts(store: &dyn BlobStore) -> String {
     let long = Bytes::from((0..PART_LEN_BYTES * 2 + 5).map(|i| (i % 253) as u8).collect::<Vec<u8>>());
     let parts = "suite/parts";
     let id = store.multipart_start(parts).await.unwrap();
@@ -72,16 +101,5 @@ pub async fn store_suite(store: &dyn BlobStore) {
     store.multipart_put(parts, &id, 0, Bytes::from_static(b"never")).await.unwrap();
     store.multipart_abort(parts, &id).await.unwrap();
     assert!(store.get(parts, 1 << 30).await.unwrap() == long);
-    keys.push(parts.to_owned());
-
-    for key in &keys {
-        store.delete(key).await.unwrap();
-        store.delete(key).await.unwrap();
-        assert_eq!(kind(store.get(key, 100).await), StoreErrorKind::NotFound);
-    }
-    assert!(store.list("suite/").await.unwrap().is_empty());
-    for bad in ["../x", "/x", "x//y", "x/.y", ""] {
-        let error = store.put(bad, Bytes::new(), PutMode::Overwrite).await.unwrap_err();
-        assert_eq!(error.kind, StoreErrorKind::BadKey);
-    }
+    parts.to_owned()
 }

@@ -3,23 +3,23 @@
 use super::{
     document::{Document, Problem},
     foreign,
-    location_fields::{LocationFields, STORK, is_secret},
+    location_fields::{LocationFields, STORK},
     values::view,
 };
 use crate::{
     commands::credentials::{
-        args::{CreateArgs, Provider, Settings},
+        args::CreateArgs,
         create,
-        update::{self, Place, UpdateArgs},
+        settings::{Settings, is_secret},
+        update,
     },
     failure::Failure,
 };
 use blockd_api::{
-    CredentialName, CredentialRef, DailyLimit, LimitWindow, SecretRef,
+    CredentialName, DailyLimit, LimitWindow, SecretRef,
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, ProviderKind},
 };
-use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -86,18 +86,15 @@ impl Location {
 
     /// Returns true if the file gives a secret of the store, which cannot be compared with the stored one.
     pub fn gives_store_key(&self) -> bool {
-        let one = &self.settings;
-        let is_key = |flag: &str| is_secret(flag.trim_start_matches("--").trim_end_matches("-file"));
-        [one.s3(), one.azure(), one.google(), one.swift()]
-            .iter()
-            .flatten()
-            .any(|(flag, setting)| is_key(flag) && setting.is_given())
+        let given = self.settings.given();
+        let mut secrets = given.keys().map(|option| option.trim_end_matches("-file"));
+        secrets.any(|secret| is_secret(secret) && secret != "encryption-passphrase")
     }
 
     /// Returns the paths of secrets in the file for which the daemon has a reference or identity, and these.
     pub fn moved(&self, current: &Credential) -> Vec<(&'static str, String)> {
-        let is_identity = current.auth.as_deref().is_some_and(|auth| auth.ends_with(" identity"));
-        let key = current.store_key_from.as_ref().map(ToString::to_string);
+        let is_identity = current.store.auth.as_deref().is_some_and(|auth| auth.ends_with(" identity"));
+        let key = current.store.store_key_from.as_ref().map(ToString::to_string);
         let key = key.or_else(|| is_identity.then(|| "the identity of the machine".to_owned()));
         let key = key.filter(|_| self.gives_store_key()).map(|was| (STORE_KEY, was));
         let passphrase = current.encryption_key_from.as_ref().filter(|_| self.gives_passphrase());
@@ -123,24 +120,8 @@ impl Location {
     }
 
     /// Returns the request that sets the access of this location, with its secrets; unset fields stay.
-    pub fn update(&self, of: CredentialRef, kept: ProviderKind) -> Result<UpdateCredential, Failure> {
-        macro_rules! args {
-            ($($field:ident)+) => {{
-                let Settings { ca_certificate, $($field,)+ .. } = self.settings.clone();
-                let ca_certificate = ca_certificate.map(|path| path.to_string_lossy().into_owned());
-                UpdateArgs { credential: of, place: Place::default(), ca_certificate, $($field,)+ }
-            }};
-        }
-        let args = args!(
-            use_iam proxy encryption_passphrase encryption_passphrase_file encryption_passphrase_from
-            s3_access_key s3_secret_key s3_secret_key_file s3_secret_key_from
-            s3_role_arn s3_external_id s3_sts_endpoint s3_storage_class
-            azure_account_key azure_account_key_file azure_account_key_from
-            azure_sas_token azure_sas_token_file azure_sas_token_from azure_client_id
-            google_json_key_file google_json_key_from
-            swift_key swift_key_file swift_key_from swift_token swift_token_file swift_token_from
-        );
-        update::request(&args, kept)
+    pub fn update(&self, kept: ProviderKind) -> Result<UpdateCredential, Failure> {
+        update::request(&self.settings, kept)
     }
 
     /// Returns the bandwidth limits: those that are given, and the current ones.
@@ -164,7 +145,7 @@ impl Location {
         };
         let identity = one.use_iam.then_some(true);
         let config = match one.provider {
-            Some(Provider::S3) => {
+            Some(ProviderKind::S3) => {
                 let scheme = one.s3_endpoint.as_deref().and_then(|url| Some(url.split_once("://")?.0));
                 let is_plain = one.s3_disable_ssl || scheme == Some("http");
                 json!({
@@ -176,24 +157,23 @@ impl Location {
                     "roleARN": one.s3_role_arn, "externalID": one.s3_external_id
                 })
             }
-            Some(Provider::Azure) => json!({
+            Some(ProviderKind::Azure) => json!({
                 "storageAccountName": one.azure_account_name, "endpoint": host(&one.azure_endpoint),
                 "storageAccountKey": from(&one.azure_account_key_from),
                 "sasToken": from(&one.azure_sas_token_from), "useManagedIdentity": identity
             }),
-            Some(Provider::Google) => json!({
+            Some(ProviderKind::Google) => json!({
                 "projectID": one.google_project_id, "endpoint": host(&one.google_endpoint),
                 "accountKey": from(&one.google_json_key_from), "useIAM": identity
             }),
-            Some(Provider::Swift) => json!({
+            Some(ProviderKind::Swift) => json!({
                 "authURL": one.swift_auth_url, "user": one.swift_user, "region": one.swift_region,
                 "project": one.swift_project_name, "key": from(&one.swift_key_from),
                 "token": from(&one.swift_token_from)
             }),
             _ => Value::Null,
         };
-        let provider = one.provider.and_then(|provider| provider.to_possible_value());
-        let provider = provider.map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let provider = one.provider.map(ProviderKind::name).unwrap_or_default();
         view(&json!({
             "type": provider, "path": one.path.as_ref().map(|path| path.display().to_string()).or(one.bucket.clone()),
             "prefix": one.prefix, (format!("{provider}Config")): config, "proxy": one.proxy,
@@ -221,37 +201,37 @@ fn limits_of(one: &Credential) -> [DailyLimit; 2] {
 
 /// Returns a credential of the daemon as a location.
 pub fn view_of(one: &Credential) -> Value {
-    let key_from = |is_this: bool| from(&one.store_key_from).filter(|_| is_this);
-    let auth = one.auth.as_deref().unwrap_or_default();
+    let key_from = |is_this: bool| from(&one.store.store_key_from).filter(|_| is_this);
+    let auth = one.store.auth.as_deref().unwrap_or_default();
     let identity = auth.ends_with(" identity").then_some(true);
-    let config = match one.provider {
+    let config = match one.store.provider {
         ProviderKind::S3 => json!({
-            "endpoint": one.endpoint, "region": one.region, "accessKeyID": one.access_key,
-            "secretAccessKey": key_from(true), "useIAM": identity, "storageClass": one.storage_class,
-            "disableSSL": one.ssl_enabled.map(|is_enabled| !is_enabled),
-            "disablePathStyle": one.path_style.map(|is_enabled| !is_enabled),
-            "roleARN": one.role.as_ref().map(|role| &role.arn),
-            "externalID": one.role.as_ref().and_then(|role| role.external_id.as_ref())
+            "endpoint": one.store.endpoint, "region": one.store.region, "accessKeyID": one.store.s3.access_key,
+            "secretAccessKey": key_from(true), "useIAM": identity, "storageClass": one.store.s3.storage_class,
+            "disableSSL": one.store.ssl_enabled.map(|is_enabled| !is_enabled),
+            "disablePathStyle": one.store.s3.path_style.map(|is_enabled| !is_enabled),
+            "roleARN": one.store.s3.role.as_ref().map(|role| &role.arn),
+            "externalID": one.store.s3.role.as_ref().and_then(|role| role.external_id.as_ref())
         }),
         ProviderKind::Azure => json!({
-            "storageAccountName": one.account, "endpoint": one.endpoint,
+            "storageAccountName": one.store.account, "endpoint": one.store.endpoint,
             "storageAccountKey": key_from(auth == "account key"), "sasToken": key_from(auth != "account key"),
             "useManagedIdentity": identity
         }),
         ProviderKind::Google => json!({
-            "projectID": one.project, "endpoint": one.endpoint, "accountKey": key_from(true), "useIAM": identity
+            "projectID": one.store.project, "endpoint": one.store.endpoint, "accountKey": key_from(true), "useIAM": identity
         }),
         ProviderKind::Swift => json!({
-            "authURL": one.endpoint, "user": one.user, "region": one.region, "project": one.project,
-            "key": key_from(one.user.is_some()), "token": key_from(one.user.is_none())
+            "authURL": one.store.endpoint, "user": one.store.user, "region": one.store.region, "project": one.store.project,
+            "key": key_from(one.store.user.is_some()), "token": key_from(one.store.user.is_none())
         }),
         _ => Value::Null,
     };
-    let path = one.path.as_ref().map(|path| path.display().to_string()).or(one.bucket.clone());
+    let path = one.store.path.as_ref().map(|path| path.display().to_string()).or(one.store.bucket.clone());
     let [upload, download] = limits_of(one).map(|limit| (!limit.is_none()).then_some(limit));
     view(&json!({
-        "type": one.provider, "path": path.unwrap_or_default(), "prefix": one.prefix,
-        (format!("{}Config", one.provider)): config, "proxy": one.proxy, "limitUpload": upload,
+        "type": one.store.provider, "path": path.unwrap_or_default(), "prefix": one.prefix,
+        (format!("{}Config", one.store.provider)): config, "proxy": one.proxy, "limitUpload": upload,
         "limitDownload": download, "limitTimeZone": one.limit_time_zone,
         "encryptionKey": from(&one.encryption_key_from), "encrypted": one.encryption
     }))

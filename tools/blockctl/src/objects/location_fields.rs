@@ -5,7 +5,10 @@ use super::{
     document::{Document, Problem},
     values::{SecretSource, absolute},
 };
-use crate::{commands::credentials::args::Settings, secrets::read_file};
+use crate::{
+    commands::credentials::settings::{Settings, is_secret},
+    secrets::read_file,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -81,9 +84,6 @@ const STORK_FIELDS: &[(&str, &str)] = &[
     ("swiftConfig.projectDomainName", "swift-project-domain-name"),
     ("swiftConfig.storageURL", "swift-storage-url"),
 ];
-/// Settings with secrets; each has a variant `…-file` and `…-from`.
-const SECRETS: &str = "encryption-passphrase s3-secret-key azure-account-key azure-sas-token google-json-key \
-    swift-key swift-token";
 /// Settings of the keys of a secret directory, as `kubectl create secret generic --from-file` takes it.
 const SECRET_KEYS: [(&str, &str, &str); 21] = [
     ("s3", "AWS_ACCESS_KEY_ID accessKeyID", "s3-access-key"),
@@ -116,11 +116,6 @@ fn split(path: &str) -> (&str, &str) {
 
 fn is_in(known: &str, section: &str) -> bool {
     split(known).0 == section || (split(known).0 == "*" && !section.is_empty())
-}
-
-/// Returns true for a setting with a secret.
-pub fn is_secret(setting: &str) -> bool {
-    SECRETS.split(' ').any(|secret| secret == setting)
 }
 
 /// Values of a location by setting.

@@ -4,6 +4,7 @@ use crate::{
     StoreError, StoreErrorKind,
     backends::http::{chain, retry_after_s},
 };
+use blockd_store_config::{Secret, SwiftAuth};
 use jiff::Timestamp;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -19,69 +20,6 @@ const AUTH_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest answer of the identity service that is read.
 const MAX_ANSWER_LEN: usize = 4 << 20;
 
-/// Authentication for a Swift container.
-#[derive(Clone)]
-pub enum SwiftAccess {
-    /// Auth v1, as Swift's own `tempauth` and many gateways have it.
-    V1 {
-        /// URL, such as `https://HOST/auth/v1.0`.
-        auth_url: String,
-        /// User, often `ACCOUNT:USER`.
-        user: String,
-        /// Key.
-        key: Zeroizing<String>,
-    },
-    /// Keystone v2.
-    V2 {
-        /// URL, such as `https://HOST:5000/v2.0`.
-        auth_url: String,
-        /// User.
-        user: String,
-        /// Password.
-        password: Zeroizing<String>,
-        /// Name of the tenant.
-        tenant_name: Option<String>,
-        /// Id of the tenant.
-        tenant_id: Option<String>,
-        /// Region of the catalog; the first one without it.
-        region: Option<String>,
-    },
-    /// Keystone v3.
-    V3 {
-        /// URL, such as `https://HOST:5000/v3`.
-        auth_url: String,
-        /// User.
-        user: String,
-        /// Password.
-        password: Zeroizing<String>,
-        /// Domain of the user.
-        user_domain: String,
-        /// The project.
-        project: String,
-        /// Domain of the project.
-        project_domain: String,
-        /// Region of the catalog; the first one without it.
-        region: Option<String>,
-    },
-    /// External token. When it expires, the store is unusable.
-    Token {
-        /// URL of the account.
-        storage_url: String,
-        /// The token.
-        token: Zeroizing<String>,
-    },
-}
-
-impl SwiftAccess {
-    /// Returns the first URL.
-    pub(super) fn url(&self) -> &str {
-        match self {
-            Self::V1 { auth_url, .. } | Self::V2 { auth_url, .. } | Self::V3 { auth_url, .. } => auth_url,
-            Self::Token { storage_url, .. } => storage_url,
-        }
-    }
-}
-
 /// A token and where it is good for.
 #[derive(Clone)]
 pub(super) struct Session {
@@ -94,7 +32,9 @@ pub(super) struct Session {
 /// Gets tokens and keeps the newest one.
 pub(super) struct Authority {
     client: Client,
-    access: SwiftAccess,
+    auth: SwiftAuth,
+    /// Key, password or token.
+    secret: Secret,
     allow_http: bool,
     /// The first request without a session logs in, and the others wait for it.
     session: Mutex<Option<Session>>,
@@ -105,8 +45,8 @@ fn fail(kind: StoreErrorKind, at: &str, detail: impl Into<String>) -> StoreError
 }
 
 impl Authority {
-    pub(super) fn new(client: Client, access: SwiftAccess, allow_http: bool) -> Self {
-        Self { client, access, allow_http, session: Mutex::new(None) }
+    pub(super) fn new(client: Client, auth: SwiftAuth, secret: Secret, allow_http: bool) -> Self {
+        Self { client, auth, secret, allow_http, session: Mutex::new(None) }
     }
 
     /// A token that is good, as far as is known. `spent` is one that was refused: it is not given again.
@@ -124,22 +64,26 @@ impl Authority {
     }
 
     async fn fetch(&self, spent: Option<&str>) -> Result<Session, StoreError> {
-        let at = self.access.url();
-        let session = match &self.access {
-            SwiftAccess::Token { storage_url, token } => {
+        let (at, secret) = (self.auth.url(), self.secret.expose());
+        let session = match &self.auth {
+            SwiftAuth::Token { storage_url } => {
                 if spent.is_some() {
                     let detail = "the token was refused: it ended or is not good for this account; get a new one, or give a user and a password";
                     return Err(fail(StoreErrorKind::Unauthorized, at, detail));
                 }
-                Session { token: token.clone(), storage_url: storage_url.clone(), until: None }
+                Session {
+                    token: Zeroizing::new(secret.to_owned()),
+                    storage_url: storage_url.clone(),
+                    until: None,
+                }
             }
-            SwiftAccess::V1 { auth_url, user, key } => {
+            SwiftAuth::V1 { auth_url, user } => {
                 let request = self.client.get(auth_url).header("X-Auth-User", user);
-                v1(&self.ask(request.header("X-Auth-Key", key.as_str())).await?, at)?
+                v1(&self.ask(request.header("X-Auth-Key", secret)).await?, at)?
             }
-            SwiftAccess::V2 { auth_url, user, password, tenant_name, tenant_id, region } => {
+            SwiftAuth::V2 { auth_url, user, tenant_name, tenant_id, region } => {
                 let mut auth = json!({
-                    "passwordCredentials": {"username": user, "password": password.as_str()},
+                    "passwordCredentials": {"username": user, "password": secret},
                 });
                 for (name, value) in [("tenantName", tenant_name), ("tenantId", tenant_id)] {
                     if let Some(value) = value {
@@ -149,10 +93,10 @@ impl Authority {
                 let answer = self.post(&format!("{auth_url}/tokens"), &json!({ "auth": auth })).await?;
                 v2(&body(answer, at).await?, region.as_deref(), at)?
             }
-            SwiftAccess::V3 { auth_url, user, password, user_domain, project, project_domain, region } => {
+            SwiftAuth::V3 { auth_url, user, user_domain, project, project_domain, region } => {
                 let auth = json!({"auth": {
                     "identity": {"methods": ["password"], "password": {"user": {
-                        "name": user, "domain": {"name": user_domain}, "password": password.as_str(),
+                        "name": user, "domain": {"name": user_domain}, "password": secret,
                     }}},
                     "scope": {"project": {"name": project, "domain": {"name": project_domain}}},
                 }});
@@ -168,7 +112,7 @@ impl Authority {
 
     /// The catalog must not direct the token to an unexpected host or to plain HTTP.
     fn check_url(&self, url: &str) -> Result<(), StoreError> {
-        let at = self.access.url();
+        let at = self.auth.url();
         let parsed = Url::parse(url).map_err(|_| odd(at, "the object store's address is not a URL"))?;
         match parsed.scheme() {
             "https" => Ok(()),
@@ -189,7 +133,7 @@ impl Authority {
     }
 
     async fn ask(&self, request: RequestBuilder) -> Result<Response, StoreError> {
-        let at = self.access.url();
+        let at = self.auth.url();
         let answer = request.timeout(AUTH_TIMEOUT).send().await.map_err(|error| {
             let kind = if error.is_timeout() { StoreErrorKind::Timeout } else { StoreErrorKind::Unreachable };
             fail(kind, at, chain(&error))

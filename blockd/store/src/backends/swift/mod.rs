@@ -11,13 +11,15 @@
 mod auth;
 mod listing;
 
-pub use auth::SwiftAccess;
-
 use self::auth::Authority;
-use super::http::{HttpOptions, chain, date_unix_s, misconfigured, retry_after_s};
+use super::{
+    http::{HttpOptions, chain, date_unix_s, misconfigured, retry_after_s},
+    secret_value,
+};
 use crate::{
     BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key, check_prefix,
 };
+use blockd_store_config::{Secret, SwiftAuth, SwiftConfig};
 use bytes::{Bytes, BytesMut};
 use md5::{Digest, Md5};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header::CONTENT_LENGTH};
@@ -29,23 +31,6 @@ use uuid::Uuid;
 /// Prefix of segments.
 const SEGMENTS_PREFIX: &str = "blockd-parts/";
 
-/// Settings of a container.
-#[derive(Clone)]
-pub struct SwiftOptions {
-    /// The container.
-    pub container: String,
-    /// Authentication.
-    pub access: SwiftAccess,
-    /// HTTP options.
-    pub http: HttpOptions,
-}
-
-impl std::fmt::Debug for SwiftOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SwiftOptions").field("container", &self.container).finish_non_exhaustive()
-    }
-}
-
 /// A container of Swift.
 pub struct SwiftStore {
     client: reqwest::Client,
@@ -55,47 +40,44 @@ pub struct SwiftStore {
     stall_timeout: Duration,
 }
 
-impl SwiftOptions {
-    /// Makes a client; asks the server nothing yet.
-    ///
-    /// # Errors
-    /// [`StoreErrorKind::Misconfigured`], which says which setting is wrong.
-    pub fn open(&self) -> Result<SwiftStore, StoreError> {
-        let wrong = |detail: String| misconfigured("Swift", &self.container, detail);
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-        if self.container.is_empty() || self.container.len() > 256 || !self.container.bytes().all(plain) {
-            return Err(wrong("the container's name has letters, digits, '-', '.' and '_' only".into()));
-        }
-        let mut access = self.access.clone();
-        let url = match &mut access {
-            SwiftAccess::V1 { auth_url: url, .. }
-            | SwiftAccess::V2 { auth_url: url, .. }
-            | SwiftAccess::V3 { auth_url: url, .. }
-            | SwiftAccess::Token { storage_url: url, .. } => url,
-        };
-        *url = url.trim().trim_end_matches('/').to_owned();
-        let parsed = Url::parse(url)
-            .map_err(|error| wrong(format!("the address is not a URL like https://HOST/PATH: {error}")))?;
-        let allow_http = match parsed.scheme() {
-            "https" => false,
-            "http" => true,
-            scheme => return Err(wrong(format!("the URL's scheme {scheme} is neither http nor https"))),
-        };
-        if !parsed.username().is_empty() || parsed.password().is_some() || parsed.query().is_some() {
-            return Err(wrong(
-                "the URL has a user, a password or a query: it is just https://HOST/PATH".into(),
-            ));
-        }
-        let description = format!("container {} of Swift at {url}", self.container);
-        let client = self.http.client(allow_http).map_err(wrong)?;
-        Ok(SwiftStore {
-            authority: Authority::new(client.clone(), access, allow_http),
-            client,
-            container: self.container.clone(),
-            description,
-            stall_timeout: self.http.stall_timeout,
-        })
+/// Makes a client; asks the server nothing yet.
+///
+/// # Errors
+/// [`StoreErrorKind::Misconfigured`], which says which setting is wrong.
+pub(super) fn open(config: &SwiftConfig, http: &HttpOptions) -> Result<SwiftStore, StoreError> {
+    let SwiftConfig { container, auth, access } = config;
+    let wrong = |detail: String| misconfigured("Swift", container, detail);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if container.is_empty() || container.len() > 256 || !container.bytes().all(plain) {
+        return Err(wrong("the container's name has letters, digits, '-', '.' and '_' only".into()));
     }
+    let mut auth = auth.clone();
+    let url = auth.url_mut();
+    *url = url.trim().trim_end_matches('/').to_owned();
+    let parsed = Url::parse(url)
+        .map_err(|error| wrong(format!("the address is not a URL like https://HOST/PATH: {error}")))?;
+    let allow_http = match parsed.scheme() {
+        "https" => false,
+        "http" => true,
+        scheme => return Err(wrong(format!("the URL's scheme {scheme} is neither http nor https"))),
+    };
+    if !parsed.username().is_empty() || parsed.password().is_some() || parsed.query().is_some() {
+        return Err(wrong("the URL has a user, a password or a query: it is just https://HOST/PATH".into()));
+    }
+    let description = format!("container {container} of Swift at {url}");
+    let client = http.client(allow_http).map_err(wrong)?;
+    let secret = match auth {
+        SwiftAuth::Token { .. } => &access.token,
+        _ => &access.key,
+    };
+    let secret = Secret::new(secret_value(secret.as_ref()).to_owned());
+    Ok(SwiftStore {
+        authority: Authority::new(client.clone(), auth, secret, allow_http),
+        client,
+        container: container.clone(),
+        description,
+        stall_timeout: http.stall_timeout,
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,8 +1,8 @@
 use super::{listing::unix_seconds, *};
 use crate::testing::{HttpDouble, HttpReply, HttpRequest};
+use blockd_store_config::SwiftAccess;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 const KEY: &str = "blockd/data/x";
 
@@ -49,15 +49,22 @@ async fn cloud(object: impl Fn(&HttpRequest) -> HttpReply + Send + Sync + 'stati
     server
 }
 
-fn store(access: SwiftAccess) -> SwiftStore {
+/// Returns the configuration of a container with this key and token.
+fn config(auth: SwiftAuth, secret: &str) -> SwiftConfig {
+    let secret = Some(Secret::new(secret.to_owned()).into());
+    let access = SwiftAccess { key: secret.clone(), token: secret };
+    SwiftConfig { container: "box".into(), auth, access }
+}
+
+fn store(auth: SwiftAuth, secret: &str) -> SwiftStore {
     // Who answers is in time, on a busy machine as well.
     let http = HttpOptions { stall_timeout: Duration::from_secs(10), ..HttpOptions::default() };
-    SwiftOptions { container: "box".into(), access, http }.open().unwrap()
+    open(&config(auth, secret), &http).unwrap()
 }
 
 fn v1(server: &HttpDouble, key: &str) -> SwiftStore {
     let auth_url = format!("{}/auth/v1.0/", server.url());
-    store(SwiftAccess::V1 { auth_url, user: "test:tester".into(), key: key.to_owned().into() })
+    store(SwiftAuth::V1 { auth_url, user: "test:tester".into() }, key)
 }
 
 fn hello(_: &HttpRequest) -> HttpReply {
@@ -67,25 +74,23 @@ fn hello(_: &HttpRequest) -> HttpReply {
 #[tokio::test]
 async fn swift_auth_versions_lead_to_the_object() {
     let server = cloud(hello).await;
-    let (user, password) = ("tester".to_owned(), Zeroizing::new("planted".to_owned()));
-    let v2 = SwiftAccess::V2 {
+    let user = "tester".to_owned();
+    let v2 = SwiftAuth::V2 {
         auth_url: format!("{}/v2.0", server.url()),
         user: user.clone(),
-        password: password.clone(),
         tenant_name: Some("ten".into()),
         tenant_id: None,
         region: Some("r".into()),
     };
-    let v3 = SwiftAccess::V3 {
+    let v3 = SwiftAuth::V3 {
         auth_url: format!("{}/v3", server.url()),
         user,
-        password,
         user_domain: "ud".into(),
         project: "pro".into(),
         project_domain: "pd".into(),
         region: None,
     };
-    for store in [v1(&server, "planted"), store(v2), store(v3)] {
+    for store in [v1(&server, "planted"), store(v2, "planted"), store(v3, "planted")] {
         assert_eq!(store.get(KEY, 10).await.unwrap(), b"hello"[..]);
     }
     let seen = server.seen();
@@ -128,20 +133,13 @@ async fn refused_swift_login_is_reported_without_secrets() {
     let error = v1(&server, "planted wrong").get(KEY, 10).await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Unauthorized, "{error}");
     let url = format!("{}/v1/AUTH_x", server.url());
-    let token = store(SwiftAccess::Token { storage_url: url, token: "planted old".to_owned().into() });
+    let token = store(SwiftAuth::Token { storage_url: url }, "planted old");
     let ended = token.get(KEY, 10).await.unwrap_err();
     assert_eq!(ended.kind, StoreErrorKind::Unauthorized);
     assert!(ended.to_string().contains("the token was refused"), "{ended}");
     assert!(!format!("{error} {error:?} {ended} {ended:?}").contains("planted"), "{error:?} {ended:?}");
-    let error = SwiftOptions {
-        container: "box".into(),
-        access: SwiftAccess::Token {
-            storage_url: "http://u:planted@h/".into(),
-            token: "t".to_owned().into(),
-        },
-        http: HttpOptions::default(),
-    };
-    let error = error.open().err().unwrap();
+    let config = config(SwiftAuth::Token { storage_url: "http://u:planted@h/".into() }, "t");
+    let error = open(&config, &HttpOptions::default()).err().unwrap();
     assert_eq!(error.kind, StoreErrorKind::Misconfigured);
 }
 
@@ -187,7 +185,8 @@ async fn bodies_that_are_altered_cut_or_late_are_found() {
 async fn identity_service_cannot_downgrade_the_token_to_http() {
     let authority = Authority::new(
         HttpOptions::default().client(true).unwrap(),
-        SwiftAccess::Token { storage_url: "http://h/v1/a".into(), token: "t".to_owned().into() },
+        SwiftAuth::Token { storage_url: "http://h/v1/a".into() },
+        Secret::new("t".into()),
         false,
     );
     let error = authority.session(None).await.err().unwrap();

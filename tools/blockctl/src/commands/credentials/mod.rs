@@ -3,6 +3,7 @@
 pub mod args;
 pub mod create;
 pub mod rekey;
+pub mod settings;
 pub mod update;
 
 use super::{Context, or_dash};
@@ -36,8 +37,9 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
             say("validated", &client.call_at(operations::VALIDATE_CREDENTIAL, &args.credential, &()).await?)
         }
         CredentialsCommand::Update(args) => {
-            let kept = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?.provider;
-            let request = update::request(&args, kept)?;
+            let kept = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
+            update::refuse_unchangeable(&args.settings)?;
+            let request = update::request(&args.settings, kept.store.provider)?;
             say("updated", &client.call_at(operations::UPDATE_CREDENTIAL, &args.credential, &request).await?)
         }
         CredentialsCommand::Rekey(args) => rekey::run(context, args).await,
@@ -81,10 +83,10 @@ const KINDS: [(&str, ProviderKind, &[Column]); 5] = [
         "S3",
         ProviderKind::S3,
         &[
-            ("REGION", |one| or_dash(one.region.as_ref())),
-            ("ENDPOINT", |one| or_dash(one.endpoint.as_ref())),
-            ("ACCESS KEY", |one| or_dash(one.access_key.as_ref())),
-            ("SSL ENABLED", |one| or_dash(one.ssl_enabled)),
+            ("REGION", |one| or_dash(one.store.region.as_ref())),
+            ("ENDPOINT", |one| or_dash(one.store.endpoint.as_ref())),
+            ("ACCESS KEY", |one| or_dash(one.store.s3.access_key.as_ref())),
+            ("SSL ENABLED", |one| or_dash(one.store.ssl_enabled)),
             ENCRYPTION,
             BUCKET,
         ],
@@ -92,19 +94,19 @@ const KINDS: [(&str, ProviderKind, &[Column]); 5] = [
     (
         "Google",
         ProviderKind::Google,
-        &[("PROJECT ID", |one| or_dash(one.project.as_ref())), ENCRYPTION, BUCKET],
+        &[("PROJECT ID", |one| or_dash(one.store.project.as_ref())), ENCRYPTION, BUCKET],
     ),
     (
         "Azure",
         ProviderKind::Azure,
-        &[("ACCOUNT NAME", |one| or_dash(one.account.as_ref())), ENCRYPTION, BUCKET],
+        &[("ACCOUNT NAME", |one| or_dash(one.store.account.as_ref())), ENCRYPTION, BUCKET],
     ),
     (
         "Swift",
         ProviderKind::Swift,
         &[
-            ("AUTH URL", |one| or_dash(one.endpoint.as_ref())),
-            ("USER", |one| or_dash(one.user.as_ref())),
+            ("AUTH URL", |one| or_dash(one.store.endpoint.as_ref())),
+            ("USER", |one| or_dash(one.store.user.as_ref())),
             ENCRYPTION,
             BUCKET,
         ],
@@ -122,7 +124,7 @@ async fn list(context: &Context<'_>) -> Result<(), Failure> {
     for (title, kind, columns) in KINDS {
         let columns: Vec<Column> = [&[UUID, NAME], columns, &[CREATE_IF_ABSENT, THROUGHPUT]].concat();
         let mut table = Table::new(columns.iter().map(|(title, _)| *title));
-        let mut of_kind = list.iter().filter(|one| one.provider == kind).peekable();
+        let mut of_kind = list.iter().filter(|one| one.store.provider == kind).peekable();
         if of_kind.peek().is_none() {
             continue;
         }
@@ -139,8 +141,8 @@ async fn list(context: &Context<'_>) -> Result<(), Failure> {
 
 /// Formats bucket or directory with the prefix.
 fn place(one: &Credential) -> Option<String> {
-    let path = || one.path.as_ref().map(|path| path.display().to_string());
-    let place = one.bucket.clone().or_else(path)?;
+    let path = || one.store.path.as_ref().map(|path| path.display().to_string());
+    let place = one.store.bucket.clone().or_else(path)?;
     Some(match &one.prefix {
         Some(prefix) => format!("{place}/{prefix}"),
         None => place,
@@ -149,23 +151,23 @@ fn place(one: &Credential) -> Option<String> {
 
 fn facts(one: &Credential) -> Facts {
     let mut facts = Facts::default();
-    facts.add("Credentials", one.uuid).add("Name", &one.name).add("Provider", one.provider);
+    facts.add("Credentials", one.uuid).add("Name", &one.name).add("Provider", one.store.provider);
     for (name, value) in [
-        ("Path", one.path.as_ref().map(|path| path.display().to_string())),
-        ("Endpoint", one.endpoint.clone()),
-        ("Region", one.region.clone()),
-        ("Account", one.account.clone()),
-        ("Project", one.project.clone()),
-        ("User", one.user.clone()),
-        ("Bucket", one.bucket.clone()),
+        ("Path", one.store.path.as_ref().map(|path| path.display().to_string())),
+        ("Endpoint", one.store.endpoint.clone()),
+        ("Region", one.store.region.clone()),
+        ("Account", one.store.account.clone()),
+        ("Project", one.store.project.clone()),
+        ("User", one.store.user.clone()),
+        ("Bucket", one.store.bucket.clone()),
         ("Prefix", one.prefix.clone()),
-        ("Authentication", one.auth.clone()),
-        ("Access key", one.access_key.clone()),
-        ("Role", one.role.as_ref().map(|role| role.arn.clone())),
-        ("External id", one.role.as_ref().and_then(|role| role.external_id.clone())),
-        ("TLS", one.ssl_enabled.map(yes_or_no)),
-        ("Path style", one.path_style.map(yes_or_no)),
-        ("Storage class", one.storage_class.clone()),
+        ("Authentication", one.store.auth.clone()),
+        ("Access key", one.store.s3.access_key.clone()),
+        ("Role", one.store.s3.role.as_ref().map(|role| role.arn.clone())),
+        ("External id", one.store.s3.role.as_ref().and_then(|role| role.external_id.clone())),
+        ("TLS", one.store.ssl_enabled.map(yes_or_no)),
+        ("Path style", one.store.s3.path_style.map(yes_or_no)),
+        ("Storage class", one.store.s3.storage_class.clone()),
         ("Proxy", one.proxy.clone()),
         ("CA certificates", one.has_ca_certificates.then(|| "own".to_owned())),
         ("Upload limit", limit(one.limit_upload_bytes_per_s, &one.limit_upload_windows)),
@@ -176,7 +178,7 @@ fn facts(one: &Credential) -> Facts {
             facts.add(name, value);
         }
     }
-    for (name, from) in [("Store key", &one.store_key_from), ("Passphrase", &one.encryption_key_from)] {
+    for (name, from) in [("Store key", &one.store.store_key_from), ("Passphrase", &one.encryption_key_from)] {
         if let Some(from) = from {
             facts.add(name, from);
         }

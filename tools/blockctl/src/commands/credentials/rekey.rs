@@ -1,6 +1,6 @@
 //! `blockctl credentials rekey`
 
-use super::args::parse_secret;
+use super::settings::parse_secret;
 use crate::{
     commands::{Context, counted},
     failure::Failure,

@@ -307,7 +307,7 @@ impl Apply<'_> {
         let Some(current) = self.resources.credential(name) else { return Ok(()) };
         let credential = CredentialRef::Name(current.name.clone());
         if changes.iter().any(|change| is_access(&change.path)) {
-            let request = location.update(credential.clone(), current.provider)?;
+            let request = location.update(current.store.provider)?;
             self.context.client.call_at(operations::UPDATE_CREDENTIAL, &credential, &request).await?;
         }
         if changes.iter().any(|change| !is_access(&change.path)) {

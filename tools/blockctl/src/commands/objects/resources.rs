@@ -300,11 +300,11 @@ fn location(one: &Credential) -> Found {
         kind: Kind::BackupLocation,
         name: one.name.to_string(),
         status: json!({
-            "uuid": one.uuid, "created": one.created, "authentication": one.auth,
+            "uuid": one.uuid, "created": one.created, "authentication": one.store.auth,
             "createIfAbsent": one.conditional_put, "writeThroughputKbps": one.write_throughput_kbps
         }),
         cells: vec![
-            one.provider.to_string(),
+            one.store.provider.to_string(),
             plain(&body["path"]) + &prefix,
             one.encryption.to_string(),
             one.uuid.to_string(),

@@ -1,0 +1,234 @@
+//! Configuration of a store.
+
+use crate::{
+    AzureAccess, AzureAuth, AzureConfig, GoogleAccess, GoogleConfig, S3Access, S3Config, Secret, SecretInput,
+    SecretRef, SwiftAccess, SwiftAuth, SwiftConfig,
+};
+use serde::{Deserialize, Serialize};
+use std::{fmt, path::PathBuf};
+
+/// Missing, contradictory or foreign setting, named by its flag. No message contains a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidConfig(pub String);
+
+/// Provider, location and authentication.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum StoreConfig {
+    /// Directory of the daemon's host.
+    Local {
+        /// Absolute path of the mount point.
+        path: PathBuf,
+    },
+    /// S3 bucket.
+    S3(S3Config),
+    /// Azure Blob Storage container.
+    Azure(AzureConfig),
+    /// Google Cloud Storage bucket.
+    Google(GoogleConfig),
+    /// OpenStack Swift container.
+    Swift(SwiftConfig),
+}
+
+/// Part of a configuration that an update can replace, by provider; the provider itself cannot change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum StoreAccess {
+    /// S3.
+    S3(S3Access),
+    /// Azure Blob Storage.
+    Azure(AzureAccess),
+    /// Google Cloud Storage.
+    Google(GoogleAccess),
+    /// OpenStack Swift. Users and tokens do not replace each other.
+    Swift(SwiftAccess),
+}
+
+/// Change of the secret of a store by an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecretChange {
+    /// Unchanged.
+    Stays,
+    /// None is needed any more.
+    Dropped,
+    /// Replaced.
+    Replaced,
+}
+
+/// Returns the flag and the field of the secret that the chosen authentication needs.
+macro_rules! secret_field {
+    ($config:expr $(, $mut:tt)?) => {
+        match $config {
+            StoreConfig::S3(s3) if !s3.access.use_iam => {
+                Some(("--s3-secret-key", &$($mut)? s3.access.secret_key))
+            }
+            StoreConfig::Azure(azure) => match &$($mut)? azure.access.auth {
+                AzureAuth::AccountKey { key } => Some(("--azure-account-key", key)),
+                AzureAuth::Sas { token } => Some(("--azure-sas-token", token)),
+                AzureAuth::ManagedIdentity { .. } => None,
+            },
+            StoreConfig::Google(google) if !google.access.use_iam => {
+                Some(("--google-json-key-file", &$($mut)? google.access.json_key))
+            }
+            StoreConfig::Swift(SwiftConfig { auth: SwiftAuth::Token { .. }, access, .. }) => {
+                Some(("--swift-token", &$($mut)? access.token))
+            }
+            StoreConfig::Swift(swift) => Some(("--swift-key", &$($mut)? swift.access.key)),
+            StoreConfig::Local { .. } | StoreConfig::S3(_) | StoreConfig::Google(_) => None,
+        }
+    };
+}
+
+impl StoreConfig {
+    /// Returns the provider.
+    pub fn kind(&self) -> ProviderKind {
+        match self {
+            Self::Local { .. } => ProviderKind::Local,
+            Self::S3(_) => ProviderKind::S3,
+            Self::Azure(_) => ProviderKind::Azure,
+            Self::Google(_) => ProviderKind::Google,
+            Self::Swift(_) => ProviderKind::Swift,
+        }
+    }
+
+    /// Returns the secret, if the configuration has it.
+    pub fn secret(&self) -> Option<&SecretInput> {
+        secret_field!(self).and_then(|(_, secret)| secret.as_ref())
+    }
+
+    /// Returns the reference to the secret, if it is external.
+    pub fn reference(&self) -> Option<&SecretRef> {
+        self.secret().and_then(SecretInput::reference)
+    }
+
+    /// Removes the value of the secret, which is stored elsewhere; a reference stays.
+    pub fn take_secret_value(&mut self) -> Option<Secret> {
+        let (_, secret) = secret_field!(self, mut)?;
+        secret.take_if(|secret| secret.value().is_some()).and_then(|secret| secret.value().cloned())
+    }
+
+    /// Returns the configuration with the value of its secret, for a client.
+    #[must_use]
+    pub fn with_secret_value(mut self, value: Option<&str>) -> Self {
+        if let Some((_, secret)) = secret_field!(&mut self, mut) {
+            *secret = value.map(|value| Secret::new(value.to_owned()).into());
+        }
+        self
+    }
+
+    /// Checks a new configuration, which has its secret.
+    ///
+    /// # Errors
+    /// A setting is missing, or contradicts another one.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        match self {
+            Self::Local { .. } => {}
+            Self::S3(s3) => s3.check()?,
+            Self::Azure(azure) => azure.check()?,
+            Self::Google(google) => google.check()?,
+            Self::Swift(swift) => swift.check()?,
+        }
+        match secret_field!(self) {
+            Some((flag, secret)) => required_secret(flag, secret.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    /// Replaces the given parts of the access; the others stay.
+    ///
+    /// # Errors
+    /// A setting belongs to another provider, is missing, or contradicts another one.
+    pub fn update(&mut self, access: StoreAccess) -> Result<SecretChange, InvalidConfig> {
+        let kind = self.kind();
+        match (&mut *self, access) {
+            (Self::S3(s3), StoreAccess::S3(access)) => s3.access.update(access),
+            (Self::Azure(azure), StoreAccess::Azure(access)) => azure.access.update(access),
+            (Self::Google(google), StoreAccess::Google(access)) => google.access.update(access),
+            (Self::Swift(swift), StoreAccess::Swift(access)) => swift.update(access),
+            (_, other) => Err(InvalidConfig(format!(
+                "settings of {} are given, and this credential is for {kind}: another location needs its own credential",
+                other.kind()
+            ))),
+        }
+    }
+}
+
+impl StoreAccess {
+    /// Returns the provider.
+    pub fn kind(&self) -> ProviderKind {
+        match self {
+            Self::S3(_) => ProviderKind::S3,
+            Self::Azure(_) => ProviderKind::Azure,
+            Self::Google(_) => ProviderKind::Google,
+            Self::Swift(_) => ProviderKind::Swift,
+        }
+    }
+}
+
+/// Storage provider.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum ProviderKind {
+    /// Directory.
+    #[default]
+    Local,
+    /// S3 bucket.
+    S3,
+    /// Azure Blob Storage container.
+    Azure,
+    /// Google Cloud Storage bucket.
+    Google,
+    /// OpenStack Swift container.
+    Swift,
+}
+
+impl ProviderKind {
+    /// All providers.
+    pub const ALL: [Self; 5] = [Self::Local, Self::S3, Self::Azure, Self::Google, Self::Swift];
+
+    /// Returns the name in requests and options.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::S3 => "s3",
+            Self::Azure => "azure",
+            Self::Google => "google",
+            Self::Swift => "swift",
+        }
+    }
+}
+
+impl fmt::Display for ProviderKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Refuses empty settings.
+pub(crate) fn required<const N: usize>(settings: [(&str, &str); N]) -> Result<(), InvalidConfig> {
+    match settings.iter().find(|(_, value)| value.trim().is_empty()) {
+        Some((flag, _)) => Err(InvalidConfig(format!("{flag} is empty: the store needs it"))),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn required_secret(flag: &str, secret: Option<&SecretInput>) -> Result<(), InvalidConfig> {
+    match secret {
+        Some(secret) if !secret.is_blank() => Ok(()),
+        _ => required([(flag, "")]),
+    }
+}
+
+/// Refuses an identity of the machine beside a key.
+pub(crate) fn one_identity(use_iam: bool, has_key: bool, flag: &str) -> Result<(), InvalidConfig> {
+    if use_iam && has_key {
+        return Err(InvalidConfig(format!(
+            "--use-iam and {flag} are both given: the identity of the machine takes the place of it"
+        )));
+    }
+    Ok(())
+}

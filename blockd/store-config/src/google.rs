@@ -1,0 +1,73 @@
+//! Google Cloud Storage.
+
+use crate::{
+    InvalidConfig, SecretChange, SecretInput, StoreView,
+    config::{one_identity, required, required_secret},
+};
+use serde::{Deserialize, Serialize};
+
+const KEY_FLAG: &str = "--google-json-key-file";
+
+/// Google Cloud Storage bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GoogleConfig {
+    /// Project, for information.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// Existing bucket.
+    pub bucket: String,
+    /// Custom endpoint, `host:port` or `host`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Use plain HTTP to the endpoint.
+    #[serde(default)]
+    pub disable_ssl: bool,
+    /// Authentication.
+    #[serde(flatten)]
+    pub access: GoogleAccess,
+}
+
+/// Changeable settings of a Google bucket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GoogleAccess {
+    /// Content of a service account's key file; required unless `useIam` is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub json_key: Option<SecretInput>,
+    /// Use the instance identity instead of a key: the application default credentials of the daemon's user,
+    /// or the metadata service.
+    pub use_iam: bool,
+}
+
+impl GoogleConfig {
+    pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
+        required([("--bucket", &self.bucket)])?;
+        one_identity(self.access.use_iam, self.access.json_key.is_some(), KEY_FLAG)
+    }
+
+    pub(crate) fn view(&self) -> StoreView {
+        let auth = if self.access.use_iam { "instance identity" } else { "service account key" };
+        StoreView {
+            project: self.project.clone(),
+            bucket: Some(self.bucket.clone()),
+            endpoint: self.endpoint.clone(),
+            ssl_enabled: Some(!self.disable_ssl),
+            auth: Some(auth.to_owned()),
+            ..StoreView::default()
+        }
+    }
+}
+
+impl GoogleAccess {
+    pub(crate) fn update(&mut self, new: Self) -> Result<SecretChange, InvalidConfig> {
+        one_identity(new.use_iam, new.json_key.is_some(), KEY_FLAG)?;
+        if !new.use_iam {
+            required_secret(KEY_FLAG, new.json_key.as_ref())?;
+        }
+        *self = new;
+        Ok(if self.use_iam { SecretChange::Dropped } else { SecretChange::Replaced })
+    }
+}

@@ -1,0 +1,67 @@
+//! Settings of Azure Blob Storage.
+
+use super::{Defaults, Settings, needs, own_endpoint};
+use crate::{failure::Failure, secrets::Sources};
+use blockd_api::credentials::{AzureAccess, AzureAuth, AzureConfig};
+
+impl Settings {
+    pub(super) fn azure_config(&self) -> Result<AzureConfig, Failure> {
+        let needs = |what: &str| needs("azure", what);
+        let defaults = Defaults::Environment;
+        let account = defaults.or_variable(&self.azure_account_name, &["AZURE_STORAGE_ACCOUNT"]);
+        let account = account.ok_or_else(|| needs("--azure-account-name NAME, or AZURE_STORAGE_ACCOUNT"))?;
+        let (endpoint, disable_ssl) = own_endpoint("--azure-endpoint", self.azure_endpoint.as_ref())?;
+        let container = self.bucket("azure")?;
+        let access = self.azure_access(defaults)?.ok_or_else(|| {
+            needs(
+                "--azure-account-key-file FILE, --azure-sas-token-file FILE, AZURE_STORAGE_KEY in the environment, or --use-iam",
+            )
+        })?;
+        Ok(AzureConfig { account, container, endpoint, disable_ssl, access })
+    }
+
+    pub(super) fn azure_access(&self, defaults: Defaults) -> Result<Option<AzureAccess>, Failure> {
+        let has_key = self.azure_account_key.is_some()
+            || self.azure_account_key_file.is_some()
+            || self.azure_account_key_from.is_some();
+        let has_sas = self.azure_sas_token.is_some()
+            || self.azure_sas_token_file.is_some()
+            || self.azure_sas_token_from.is_some();
+        if u8::from(has_key) + u8::from(has_sas) + u8::from(self.use_iam) > 1 {
+            let message =
+                "--azure-account-key, --azure-sas-token and --use-iam exclude each other: give one of them";
+            return Err(Failure::usage(message));
+        }
+        if self.azure_client_id.is_some() && !self.use_iam {
+            return Err(Failure::usage("--azure-client-id belongs to --use-iam"));
+        }
+        let key = Sources {
+            what: "Azure account key",
+            flag: self.azure_account_key.as_ref(),
+            file: self.azure_account_key_file.as_deref(),
+            from: self.azure_account_key_from.as_ref(),
+            variable: defaults.variable("AZURE_STORAGE_KEY"),
+            is_public: false,
+        };
+        let sas = Sources {
+            what: "Azure shared access signature",
+            flag: self.azure_sas_token.as_ref(),
+            file: self.azure_sas_token_file.as_deref(),
+            from: self.azure_sas_token_from.as_ref(),
+            variable: defaults.variable("AZURE_STORAGE_SAS_TOKEN"),
+            is_public: false,
+        };
+        let auth = if self.use_iam {
+            AzureAuth::ManagedIdentity { client_id: self.azure_client_id.clone() }
+        } else if has_sas {
+            AzureAuth::Sas { token: sas.input()? }
+        } else if let Some(key) = key.input()? {
+            AzureAuth::AccountKey { key: Some(key) }
+        } else if let Some(token) = sas.input()? {
+            AzureAuth::Sas { token: Some(token) }
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(AzureAccess { auth }))
+    }
+}
