@@ -3,5 +3,6 @@
 
 pub mod access;
 pub mod browse;
+mod devices;
 pub mod exports;
 pub mod foreign_fd;

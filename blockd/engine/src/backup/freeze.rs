@@ -1,7 +1,7 @@
 //! Snapshot of a backup: that of an earlier run, or a new one; for all volumes of a group at once.
 
 use crate::{
-    backup::work::BackupWork, error::ServiceError, snapshots::Wanted, tasks::LiveTask,
+    backup::work::BackupWork, error::ServiceError, snapshots::freeze::Wanted, tasks::LiveTask,
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{ApiError, ErrorCode, SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};

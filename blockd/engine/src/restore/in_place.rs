@@ -19,7 +19,7 @@ use crate::{
         hydrate::{PAUSE, wait},
         source::{CHUNK_BLOCKS, SnapshotSource},
     },
-    snapshots::{Snapshots, Wanted, first},
+    snapshots::{Snapshots, first, freeze::Wanted},
     tasks::{LiveTask, Tasks},
     volumes::{
         merger::Wake,

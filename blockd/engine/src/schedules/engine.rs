@@ -4,25 +4,19 @@
 //! transaction that stores the task. So a daemon that is killed between two of them finds the remaining work
 //! at its next start.
 
-use crate::{
-    schedules::{known_health::KnownHealth, uses::Uses},
-    volumes::registry::Tags,
-};
+use crate::volumes::registry::Tags;
 use blockd_api::{
-    SnapshotName, VolumeName,
+    VolumeName,
     events::Severity,
     quiesce::QuiesceReport,
     schedules::{Rule, RunState, Selector},
 };
-use blockd_catalog::{
-    DbError, NewEvent, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow, TaskState,
-};
-use blockd_cloud::CloudSnapshotId;
+use blockd_catalog::{DbError, NewEvent, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow, TaskState};
 use blockd_extent::{SnapshotId, VolumeId};
-use blockd_schedule::{Condition, Health, KeepReason, Retention, Snapshot, Tick, Verdict, decide, tick};
+use blockd_schedule::{Retention, Tick, tick};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Transaction;
-use std::collections::{BTreeMap, HashSet, btree_map::Entry};
+use std::collections::HashSet;
 use uuid::Uuid;
 
 /// Maximum number of ended runs, in addition to those with existing backups.
@@ -64,7 +58,7 @@ struct Cause<'a> {
 }
 
 /// Returns the retention pool of a rule and its retention, if it has its own.
-fn pool_of(rule: &Rule) -> Option<(String, Retention)> {
+pub(crate) fn pool_of(rule: &Rule) -> Option<(String, Retention)> {
     rule.retain.clone().map(|retain| (rule.when.to_string(), retain))
 }
 
@@ -496,138 +490,4 @@ pub fn end_queued(
     now: Timestamp,
 ) -> Result<bool, DbError> {
     RunRow { state, completed: Some(now), reason: Some(reason), ..run.clone() }.update_queued(tx)
-}
-
-/// Retention decision for a backup of a schedule.
-#[derive(Clone, Debug)]
-pub struct Judgement {
-    pub(crate) run: RunRow,
-    pub(crate) cloudsnap: CloudSnapshotId,
-    pub(crate) credential: Uuid,
-    pub(crate) verdict: Verdict,
-    /// The rule was removed: its last retention applies.
-    pub is_of_gone_rule: bool,
-    /// Pin and expiry date, which were considered.
-    pub mark: Option<RetentionOverride>,
-}
-
-/// Applies the retention to the backups of a schedule. Rules with their own retention count separately, all
-/// others together, for each volume and location. Backups of a removed rule keep its last retention: a
-/// stricter one must not apply without a user's decision.
-pub fn judge(
-    tx: &Transaction<'_>,
-    schedule: &ScheduleRow,
-    now: Timestamp,
-) -> Result<Vec<Judgement>, DbError> {
-    let rules = schedule.rules(tx)?;
-    let own = |run: &RunRow| match rules.iter().find(|rule| Some(&rule.when) == run.rule.as_ref()) {
-        Some(rule) => pool_of(rule),
-        None if run.pool.is_empty() => None,
-        None => Some((run.pool.clone(), run.retain.clone().unwrap_or_default())),
-    };
-    let uses = Uses::all(tx)?;
-    let mut known = BTreeMap::new();
-    let marks = RetentionOverride::all(tx)?;
-    let mut pools = BTreeMap::new();
-    let mut runs = BTreeMap::new();
-    for run in RunRow::kept(tx, schedule.uuid)? {
-        let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) else { continue };
-        let is_of_gone_rule = run.rule.as_ref().is_some_and(|of| rules.iter().all(|rule| rule.when != *of));
-        // The retention of a location has precedence over that of rules.
-        let at_place = schedule.spec.retain_at.get(&credential).map(|at| (String::new(), at.clone()));
-        let (pool, retain) =
-            at_place.or_else(|| own(&run)).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
-        let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
-        let known = match known.entry(credential) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(KnownHealth::of(tx, credential)?),
-        };
-        let (condition, health) = known.judge(&cloudsnap, uses.condition(credential, &cloudsnap));
-        let mark = marks.of(&cloudsnap, credential, now);
-        let snapshot = Snapshot {
-            id: run.id,
-            created: run.started,
-            condition,
-            health,
-            pinned: mark.is_some_and(|mark| mark.pinned),
-            expires: mark.and_then(|mark| mark.expires),
-        };
-        pools.entry(key).or_insert_with(|| (retain, Vec::new())).1.push(snapshot);
-        runs.insert(run.id, (run, cloudsnap, credential, is_of_gone_rule, mark));
-    }
-    let mut judged = Vec::new();
-    for (retain, snapshots) in pools.into_values() {
-        for (id, verdict) in decide(&snapshots, &retain, now) {
-            if let Some((run, cloudsnap, credential, is_of_gone_rule, mark)) = runs.remove(&id) {
-                judged.push(Judgement { run, cloudsnap, credential, verdict, is_of_gone_rule, mark });
-            }
-        }
-    }
-    Ok(judged)
-}
-
-/// Retention decision for a local snapshot of a schedule.
-#[derive(Clone, Debug)]
-pub struct LocalJudgement {
-    pub(crate) run: RunRow,
-    pub(crate) snapshot: SnapshotId,
-    pub(crate) name: Option<SnapshotName>,
-    pub(crate) verdict: Verdict,
-}
-
-/// Applies the retention to the local snapshots of a schedule, for each volume. If the schedule takes none
-/// any more, all stay.
-pub fn judge_local(
-    tx: &Transaction<'_>,
-    schedule: &ScheduleRow,
-    now: Timestamp,
-) -> Result<Vec<LocalJudgement>, DbError> {
-    let retain = schedule.spec.local.clone().unwrap_or_default();
-    let mut volumes: BTreeMap<VolumeId, Vec<Snapshot<u64>>> = BTreeMap::new();
-    let mut runs = BTreeMap::new();
-    for run in RunRow::kept(tx, schedule.uuid)?.into_iter().filter(RunRow::is_local) {
-        let (Some(volume), Some(id)) = (run.volume, run.snapshot) else { continue };
-        let Some(row) = SnapshotRow::find_kept(tx, id)? else { continue };
-        let snapshot = Snapshot {
-            id: run.id,
-            created: run.started,
-            condition: match TaskRow::task_in_need(tx, id)? {
-                Some(_) => Condition::InUse,
-                None => Condition::Done,
-            },
-            health: Health::Unverified,
-            pinned: row.pinned,
-            expires: None,
-        };
-        volumes.entry(volume).or_default().push(snapshot);
-        runs.insert(run.id, (run, id, row.name));
-    }
-    let mut judged = Vec::new();
-    for snapshots in volumes.into_values() {
-        for (id, verdict) in decide(&snapshots, &retain, now) {
-            if let Some((run, snapshot, name)) = runs.remove(&id) {
-                judged.push(LocalJudgement { run, snapshot, name: Some(name), verdict });
-            }
-        }
-    }
-    Ok(judged)
-}
-
-/// Keeps all backups of a deleted schedule.
-pub fn judge_deleted(
-    tx: &Transaction<'_>,
-    schedule: Uuid,
-) -> Result<(Vec<Judgement>, Vec<LocalJudgement>), DbError> {
-    let verdict = || Verdict::Keep(vec![KeepReason::ScheduleGone]);
-    let (mut judged, mut local) = (Vec::new(), Vec::new());
-    for run in RunRow::kept(tx, schedule)? {
-        if let Some(snapshot) = run.snapshot.filter(|_| run.is_local()) {
-            let name = SnapshotRow::find_kept(tx, snapshot)?.map(|row| row.name);
-            local.push(LocalJudgement { run, snapshot, name, verdict: verdict() });
-        } else if let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) {
-            let (verdict, mark) = (verdict(), None);
-            judged.push(Judgement { run, cloudsnap, credential, verdict, is_of_gone_rule: false, mark });
-        }
-    }
-    Ok((judged, local))
 }

@@ -1,5 +1,6 @@
 //! Tests of scheduler steps that the simulation does not reach.
 
+use crate::schedules::judgement;
 use crate::{
     schedules::engine::{self, Candidate},
     volumes::registry::Tags,
@@ -90,7 +91,7 @@ impl EngineFixture {
     }
 
     fn deleted(&self, schedule: &ScheduleRow, hour: i64) -> Vec<u64> {
-        let judged = self.tx(|tx| engine::judge(tx, schedule, at(hour)));
+        let judged = self.tx(|tx| judgement::judge(tx, schedule, at(hour)));
         let gone = judged.iter().filter(|judgement| judgement.verdict.is_delete());
         gone.map(|judgement| judgement.cloudsnap.snapshot.as_u64()).collect()
     }
@@ -142,7 +143,7 @@ fn deleted_backups_do_not_count_and_used_ones_are_kept() {
     assert_eq!(bench.deleted(&schedule, 5), [1]);
     // A user deletes the newest: the next one takes its place.
     bench.tx(|tx| RunRow::expire(tx, CREDENTIAL, &snap(4), "gone"));
-    let judged = bench.tx(|tx| engine::judge(tx, &schedule, at(5)));
+    let judged = bench.tx(|tx| judgement::judge(tx, &schedule, at(5)));
     assert_eq!(judged[0].cloudsnap, snap(3));
     assert_eq!(judged[0].verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
     assert_eq!(bench.deleted(&schedule, 5), [0_u64; 0]);

@@ -9,9 +9,10 @@ use crate::{
     quiesce::rules::QuiesceRequest,
     schedules::{
         engine::{self, Batch, failures_of},
+        judgement,
         runner::{Delays, ScheduleRunner},
     },
-    snapshots::Wanted,
+    snapshots::freeze::Wanted,
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
@@ -177,7 +178,7 @@ impl ScheduleRunner {
         let judged = self.db.run(move |tx| -> Result<_, DbError> {
             let mut judged = Vec::new();
             for schedule in ScheduleRow::all(tx)? {
-                judged.extend(engine::judge_local(tx, &schedule, now)?);
+                judged.extend(judgement::judge_local(tx, &schedule, now)?);
             }
             Ok(judged)
         });

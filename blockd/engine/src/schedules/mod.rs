@@ -3,6 +3,7 @@
 pub mod engine;
 #[cfg(test)]
 mod engine_tests;
+pub mod judgement;
 pub mod known_health;
 mod local;
 pub mod plausibility;

@@ -6,7 +6,7 @@ use crate::{
     repositories::Repositories,
     schedules::{
         engine::{self, Candidate},
-        plausibility,
+        judgement, plausibility,
         policies::{check_rules, not_found},
         wake::Scheduler,
     },
@@ -435,9 +435,9 @@ impl Schedules {
         let now = Timestamp::now();
         let judged = self.db.run(move |tx| -> Result<_, ServiceError> {
             match ScheduleRow::find(tx, uuid)? {
-                Some(row) => Ok((engine::judge(tx, &row, now)?, engine::judge_local(tx, &row, now)?)),
+                Some(row) => Ok((judgement::judge(tx, &row, now)?, judgement::judge_local(tx, &row, now)?)),
                 // Its backups are listed as long as they are known.
-                None => match engine::judge_deleted(tx, uuid)? {
+                None => match judgement::judge_deleted(tx, uuid)? {
                     (judged, local) if judged.is_empty() && local.is_empty() => Err(no_schedule(uuid)),
                     both => Ok(both),
                 },

@@ -6,7 +6,7 @@ use crate::{
     health::{self, Health},
     host::Host,
     repositories::Repositories,
-    schedules::engine::Judgement,
+    schedules::judgement::Judgement,
     volumes::registry::Registry,
 };
 use blockd_api::{CredentialRef, ErrorCode, events::Severity};

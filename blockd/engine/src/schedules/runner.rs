@@ -10,7 +10,8 @@ use crate::{
     quiesce::{Quiescer, rules::QuiesceRequest},
     repositories::Repositories,
     schedules::{
-        engine::{self, Batch, Judgement, Ready},
+        engine::{self, Batch, Ready},
+        judgement::{self, Judgement},
         local::snapshot_name,
         requests::Schedules,
         retention_checks::{RetentionCheck, RetentionChecks},
@@ -372,7 +373,7 @@ impl ScheduleRunner {
         let judged = self.db.run(move |tx| -> Result<_, DbError> {
             let mut judged = Vec::new();
             for schedule in ScheduleRow::all(tx)? {
-                judged.extend(engine::judge(tx, &schedule, now)?);
+                judged.extend(judgement::judge(tx, &schedule, now)?);
             }
             Ok(judged)
         });

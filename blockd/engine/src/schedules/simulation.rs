@@ -2,7 +2,10 @@
 //! store, and a daemon that is killed between any two steps.
 
 use crate::{
-    schedules::engine::{self, Batch, Candidate},
+    schedules::{
+        engine::{self, Batch, Candidate},
+        judgement,
+    },
     volumes::registry::Tags,
 };
 use blockd_api::schedules::{Priority, Rule, RunState, Selector};
@@ -193,7 +196,7 @@ impl World {
             }
         }
         for schedule in self.tx(ScheduleRow::all) {
-            for judgement in self.tx(|tx| engine::judge_local(tx, &schedule, now)) {
+            for judgement in self.tx(|tx| judgement::judge_local(tx, &schedule, now)) {
                 if !judgement.verdict.is_delete() {
                     continue;
                 }
@@ -204,7 +207,7 @@ impl World {
                 }
                 self.tx(|tx| RunRow { state: RunState::Expired, ..judgement.run }.update(tx));
             }
-            for judgement in self.tx(|tx| engine::judge(tx, &schedule, now)) {
+            for judgement in self.tx(|tx| judgement::judge(tx, &schedule, now)) {
                 if !judgement.verdict.is_delete() {
                     continue;
                 }

@@ -4,7 +4,7 @@ use crate::{
     error::ServiceError,
     ids::random_id,
     quiesce::rules::QuiesceRequest,
-    snapshots::{Snapshots, Wanted, space_of, to_api},
+    snapshots::{Snapshots, freeze::Wanted, space_of, to_api},
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{

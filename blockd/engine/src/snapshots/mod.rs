@@ -1,5 +1,6 @@
 //! Local snapshots: creation, listing and deletion, including the internal ones of backups.
 
+pub mod freeze;
 mod groups;
 pub mod rollback;
 
@@ -8,9 +9,10 @@ use crate::{
     events::EventLog,
     host::{Admission, Host},
     ids::{only_one, random_id},
-    quiesce::{Quiescer, events_of_failures, rules::QuiesceRequest},
+    quiesce::{Quiescer, rules::QuiesceRequest},
     readers::SnapshotReaders,
     schedules::wake::Scheduler,
+    snapshots::freeze::{Wanted, show},
     tasks::Tasks,
     volumes::{
         attachments::Attachments,
@@ -20,15 +22,12 @@ use crate::{
 };
 use blockd_api::{
     Deleted, ErrorCode, GroupRef, SnapshotName, SnapshotRef, VolumeRef,
-    quiesce::{QuiesceKind, QuiesceReport},
-    snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotGroup, SnapshotList},
+    snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotList},
 };
 use blockd_catalog::{Chain, Db, DbError, SnapshotRow, SnapshotState, TaskRow};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
-use blockd_quiesce::{
-    Admission as QuiesceAdmission, FreezeError, Members, QuiesceOperation, QuiescePart, Returned,
-};
-use blockd_volume::{GroupFrozen, Reserve, SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
+use blockd_quiesce::Admission as QuiesceAdmission;
+use blockd_volume::{Reserve, SnapshotSpace, Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{path::Path, sync::Arc};
@@ -58,99 +57,6 @@ impl std::fmt::Debug for Snapshots {
     }
 }
 
-/// Snapshots of one point in time to take.
-pub struct Wanted {
-    /// Volumes with the ids of their snapshots.
-    pub members: Vec<(Arc<VolumeEntry>, SnapshotId)>,
-    /// The name of each.
-    pub name: SnapshotName,
-    /// Internal snapshots of a backup.
-    pub internal: bool,
-    /// Group snapshot, if any.
-    pub group: Option<SnapshotGroup>,
-    /// Quiesce parts.
-    pub quiesce_rules: Vec<QuiescePart>,
-    /// The schedule that wants them.
-    pub schedule: Option<Uuid>,
-}
-
-impl Wanted {
-    fn row(&self, entry: &VolumeEntry, id: SnapshotId) -> SnapshotRow {
-        SnapshotRow {
-            id,
-            volume: entry.id,
-            name: self.name.clone(),
-            created: Timestamp::now(),
-            state: SnapshotState::Creating,
-            internal: self.internal,
-            epoch: Epoch(0),
-            dirty_bytes: 0,
-            freeze_stall_micros: 0,
-            taken_with: self.group.clone(),
-            quiesce: None,
-            pinned: false,
-        }
-    }
-
-    /// Returns the environment of the hooks.
-    fn env(&self) -> Vec<(String, String)> {
-        let volumes: Vec<_> = self.members.iter().map(|(entry, _)| entry.name.as_str()).collect();
-        let ids: Vec<_> = self.members.iter().map(|(entry, _)| entry.id.to_string()).collect();
-        let mut env = vec![
-            ("BLOCKD_VOLUMES".to_owned(), volumes.join(" ")),
-            ("BLOCKD_VOLUME_IDS".to_owned(), ids.join(" ")),
-            ("BLOCKD_SNAPSHOT".to_owned(), self.name.to_string()),
-        ];
-        if let Some(group) = &self.group {
-            env.push(("BLOCKD_GROUP_ID".to_owned(), group.group_id.to_string()));
-            if let Some(name) = &group.group {
-                env.push(("BLOCKD_GROUP".to_owned(), name.to_string()));
-            }
-        }
-        if let Some(schedule) = self.schedule {
-            env.push(("BLOCKD_SCHEDULE".to_owned(), schedule.to_string()));
-        }
-        env
-    }
-
-    /// Stores the results of the freeze in the rows.
-    fn note(
-        &self,
-        rows: &mut [SnapshotRow],
-        frozen: &GroupFrozen,
-        now: Timestamp,
-        report: Option<&QuiesceReport>,
-    ) {
-        for (row, member) in rows.iter_mut().zip(&frozen.members) {
-            row.state = SnapshotState::Ready;
-            row.created = now;
-            row.epoch = member.epoch;
-            row.dirty_bytes = member.dirty_blocks * blockd_extent::BLOCK_SIZE_BYTES;
-            row.freeze_stall_micros = micros_up(member.stall);
-            row.taken_with = self
-                .group
-                .clone()
-                .map(|group| SnapshotGroup { group_stall_micros: micros_up(frozen.stall), ..group });
-            row.quiesce = report.cloned();
-        }
-    }
-
-    /// Of several volumes: the one at which it failed, by its name.
-    fn with_volume_name(&self, failed: FreezeError) -> ServiceError {
-        let (volume, source) = match failed {
-            FreezeError::Quiesce(error) => return error.into(),
-            FreezeError::Volume { volume, source } => (volume, source),
-            other => return ServiceError::Internal(other.to_string()),
-        };
-        let found = self.members.iter().find(|(entry, _)| entry.id == volume);
-        let (Some((entry, _)), Some(_)) = (found, &self.group) else { return source.into() };
-        let mut error = ServiceError::from(source).to_api();
-        error.message =
-            format!("no volume was frozen, because volume {} failed: {}", entry.name, error.message);
-        ServiceError::Refused(error)
-    }
-}
-
 impl Snapshots {
     /// Freezes a point of a volume.
     ///
@@ -173,175 +79,6 @@ impl Snapshots {
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
         Ok(to_api(&row, &entry, None, &self.host.data_dir.nbd_socket()))
-    }
-
-    /// Freezes a point of one volume for a verification, with nothing around it.
-    pub async fn freeze(
-        &self,
-        entry: &Arc<VolumeEntry>,
-        id: SnapshotId,
-        name: SnapshotName,
-    ) -> Result<SnapshotRow, ServiceError> {
-        let (members, quiesce_rules) = (vec![(Arc::clone(entry), id)], Vec::new());
-        let wanted = Wanted { members, name, internal: true, group: None, quiesce_rules, schedule: None };
-        first(self.freeze_together(wanted).await?)
-    }
-
-    /// Takes snapshots of one point in time.
-    ///
-    /// Rows, then freeze, then rows, each time in one transaction: a crash in between leaves rows that tell
-    /// what to undo, and after the last transaction all snapshots exist.
-    pub async fn freeze_together(&self, wanted: Wanted) -> Result<Vec<SnapshotRow>, ServiceError> {
-        self.freeze_with_report(wanted, &mut None).await
-    }
-
-    /// [`freeze_together`](Self::freeze_together), with the quiesce report also after a failure.
-    pub async fn freeze_with_report(
-        &self,
-        wanted: Wanted,
-        report: &mut Option<QuiesceReport>,
-    ) -> Result<Vec<SnapshotRow>, ServiceError> {
-        let mut volumes = Vec::with_capacity(wanted.members.len());
-        for (entry, id) in &wanted.members {
-            volumes.push((entry.volume()?, *id));
-        }
-        let ids = volumes.iter().map(|(volume, _)| volume.id());
-        let _turn = tokio::select! {
-            biased;
-            turn = self.quiescing.admit(&wanted.quiesce_rules, ids) => turn,
-            () = self.host.stopping.cancelled() => return Err(ServiceError::Stopping),
-        };
-        if !wanted.quiesce_rules.is_empty() && self.host.stopping.is_cancelled() {
-            // Everything is resumed.
-            return Err(ServiceError::Stopping);
-        }
-        let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
-        let found = self.quiescer.filesystems_for(&wanted.quiesce_rules, &volumes);
-        let (to_freeze, not_frozen) =
-            found.inspect_err(|_| self.quiescing.failures.note_one(QuiesceKind::FreezeFs))?;
-        // Only admins give commands in requests, but all roles see the results of tasks.
-        let tells_all = !wanted.internal && wanted.quiesce_rules.iter().all(|part| part.rule.is_none());
-        let mut operation =
-            QuiesceOperation::new(wanted.quiesce_rules.clone(), to_freeze, wanted.env(), tells_all);
-        operation.stop_with(&self.host.stopping, &self.quiescing);
-        operation.add_steps(not_frozen);
-        self.undo_leftovers(&volumes).await;
-        self.insert_snapshots(&wanted, rows.clone()).await?;
-        let (frozen, operation) = self.freeze_quiesced(&volumes, operation).await?;
-        let taken = match frozen {
-            Ok((frozen, now)) => {
-                wanted.note(&mut rows, &frozen, now, operation.report().as_ref());
-                self.host.failpoints.reached("group frozen")?;
-                let ready = rows.clone();
-                let noted = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await;
-                noted.map_err(ServiceError::from)
-            }
-            Err(error) => Err(wanted.with_volume_name(error)),
-        };
-        let is_taken = taken.is_ok();
-        let operation = blocking(move || {
-            let mut operation = operation;
-            operation.resume(is_taken);
-            Ok::<_, ServiceError>(operation)
-        });
-        *report = operation.await.ok().and_then(|operation| operation.report());
-        self.report_failures(&wanted, report.as_ref(), is_taken).await;
-        if let Err(error) = taken {
-            // No client was answered.
-            self.undo_snapshots(volumes).await;
-            return Err(error);
-        }
-        if report.is_some() {
-            rows.iter_mut().for_each(|row| row.quiesce.clone_from(report));
-            let ready = rows.clone();
-            // The snapshots exist, regardless of their rows.
-            if let Err(error) = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await {
-                tracing::warn!(%error, "what ran after the snapshot is not kept");
-            }
-        }
-        for ((entry, _), row) in wanted.members.iter().zip(&rows) {
-            show(entry, row).await;
-        }
-        Ok(rows)
-    }
-
-    /// Reports failures around a freeze.
-    async fn report_failures(&self, wanted: &Wanted, report: Option<&QuiesceReport>, is_taken: bool) {
-        let Some(report) = report.filter(|report| report.failures().next().is_some()) else { return };
-        self.quiescing.failures.note(report.steps.iter());
-        let volumes: Vec<_> = wanted.members.iter().map(|(entry, _)| entry.name.clone()).collect();
-        let events = events_of_failures(report.steps.iter(), &volumes, is_taken);
-        let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
-        if let Err(error) = stored {
-            tracing::warn!(%error, "the events of what failed around a freeze are not kept");
-        }
-        self.events.wake();
-    }
-
-    /// Freezes volumes on a blocking thread, with quiescing.
-    async fn freeze_quiesced(
-        &self,
-        volumes: &Members,
-        mut operation: QuiesceOperation,
-    ) -> Result<(Result<(GroupFrozen, Timestamp), FreezeError>, QuiesceOperation), ServiceError> {
-        let (data_dir, volumes) = (self.host.data_dir.clone(), volumes.clone());
-        let work = blocking(move || {
-            let frozen = operation.freeze(&data_dir, &volumes);
-            Ok::<_, ServiceError>((frozen, Returned::new(operation)))
-        });
-        let (frozen, operation) = work.await?;
-        let operation = operation
-            .take()
-            .ok_or_else(|| ServiceError::Internal("the quiesce operation was lost".to_owned()))?;
-        Ok((frozen, operation))
-    }
-
-    /// Adds the rows of snapshots that are about to be taken: all of them, or none.
-    async fn insert_snapshots(&self, wanted: &Wanted, rows: Vec<SnapshotRow>) -> Result<(), ServiceError> {
-        let names: Vec<_> = wanted.members.iter().map(|(entry, _)| entry.name.clone()).collect();
-        let inserted = self.db.run(move |tx| -> Result<(), ServiceError> {
-            for (row, volume) in rows.iter().zip(names) {
-                row.insert(tx).map_err(|error: DbError| {
-                    if error.is_conflict() {
-                        let message = format!(
-                            "volume {volume} has a snapshot {} already: choose another name",
-                            row.name
-                        );
-                        return ServiceError::refused(ErrorCode::SnapshotExists, message);
-                    }
-                    error.into()
-                })?;
-            }
-            Ok(())
-        });
-        inserted.await
-    }
-
-    /// Undoes a failed freeze. What cannot be undone on a full disk is undone before the next snapshot or by
-    /// the next start.
-    async fn undo_snapshots(&self, volumes: Members) {
-        for (volume, id) in volumes {
-            let volume_id = volume.id();
-            if let Err(error) = self.drop_snapshot(volume, id).await {
-                tracing::warn!(volume = %volume_id, snapshot = %id, %error, "a snapshot that did not come about is left for now");
-                self.to_undo.lock().push((volume_id, id));
-            }
-        }
-    }
-
-    /// Retries the undo of failed snapshots of these volumes, whose rows still occupy names.
-    async fn undo_leftovers(&self, volumes: &[(Arc<Volume>, SnapshotId)]) {
-        let is_meant =
-            |&mut (id, _): &mut (VolumeId, SnapshotId)| volumes.iter().any(|(volume, _)| volume.id() == id);
-        let leftovers: Vec<_> = self.to_undo.lock().extract_if(.., is_meant).collect();
-        for (volume, id) in leftovers {
-            // A deleted volume takes its snapshots along; one that cannot be opened leaves them to the next
-            // start.
-            let Some(volume) = self.registry.by_id(volume).and_then(|entry| entry.volume().ok()) else {
-                continue;
-            };
-            self.undo_snapshots(vec![(volume, id)]).await;
-        }
     }
 
     /// The snapshots that people made; of one volume, if it is named.
@@ -593,19 +330,6 @@ pub fn to_api(
         taken_with: row.taken_with.clone(),
         quiesce: row.quiesce.clone(),
         pinned: row.pinned,
-    }
-}
-
-/// Makes a snapshot visible to clients. This may wait for a freeze and the disk.
-async fn show(entry: &Arc<VolumeEntry>, row: &SnapshotRow) {
-    let (entry, row) = (Arc::clone(entry), row.clone());
-    let (volume, snapshot) = (entry.id, row.id);
-    let shown = blocking(move || -> Result<(), ServiceError> {
-        entry.show_snapshot(&row);
-        Ok(())
-    });
-    if let Err(error) = shown.await {
-        tracing::error!(%volume, %snapshot, %error, "clients do not see the snapshot until the next start");
     }
 }
 

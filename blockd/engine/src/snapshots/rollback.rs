@@ -7,7 +7,7 @@
 use crate::{
     error::{ServiceError, blocking},
     ids::random_id,
-    snapshots::{Snapshots, Wanted, first, to_api},
+    snapshots::{Snapshots, first, freeze::Wanted, to_api},
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{

@@ -1,0 +1,147 @@
+//! Deletions of volumes.
+
+use crate::{
+    error::{ServiceError, blocking},
+    schedules::engine::Candidate,
+    volumes::{
+        Volumes,
+        registry::{EntryState, VolumeEntry},
+    },
+};
+use blockd_api::{Deleted, ErrorCode, VolumeRef};
+use blockd_catalog::{DbError, SnapshotRow, VolumeRow, VolumeState};
+use blockd_volume::Volume;
+use std::sync::Arc;
+
+impl Volumes {
+    /// Removes a volume with its snapshots, those that are pinned by force only; its backups stay in the
+    /// store.
+    ///
+    /// # Errors
+    /// Clients are connected, a task works on it, or a snapshot is pinned.
+    pub async fn delete_volume(
+        self: &Arc<Self>,
+        wanted: &VolumeRef,
+        force: bool,
+    ) -> Result<Deleted, ServiceError> {
+        let admission = self.admission.lock().await;
+        let entry = self.registry.find(wanted)?;
+        if let Some(task) =
+            // A hydration ends with its volume.
+            self
+                .tasks
+                .unfinished_tasks()
+                .await?
+                .into_iter()
+                .find(|task| task.volume == Some(entry.id) && !task.detail.lazy)
+        {
+            let message =
+                format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        self.attachments.check_delete(entry.id)?;
+        if !force {
+            self.refuse_pinned(&entry).await?;
+        }
+        self.readers.release(entry.id);
+        let before = entry.begin_delete()?;
+        // Resumable backups can never be resumed again.
+        let volume_id = entry.id;
+        if let Err(error) = self.runner.give_up_kept(move |task| task.volume == Some(volume_id)).await {
+            tracing::warn!(volume = %entry.id, %error, "what was kept of its tasks is left");
+        }
+        drop(admission);
+        let id = entry.id;
+        if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await {
+            self.undo_delete(&entry, before, &error).await;
+            return Err(error.into());
+        }
+        // From here on the volume is gone in any event: the next start completes the deletion.
+        let volume = match before {
+            EntryState::Up(volume) => Some(volume),
+            _ => None,
+        };
+        if let Err(error) = self.remove_volume_files(&entry, volume).await {
+            // A repeated request continues here.
+            entry.set_state(EntryState::Failed(format!("its removal failed: {error}")));
+            return Err(error);
+        }
+        self.registry.remove(&entry);
+        self.lazy.lazy_sources.lock().remove(&id);
+        // Layers shared with other volumes may be mergeable now.
+        self.merger.wake();
+        tracing::info!(volume = %id, name = %entry.name, "volume deleted");
+        let gone = Candidate { id, name: entry.name.clone(), tags: entry.tags() };
+        let warnings = self.schedules.schedules_without(gone).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "which schedules are without a volume now is not told");
+            Vec::new()
+        });
+        Ok(Deleted { id: id.to_string(), name: entry.name.to_string(), warnings })
+    }
+
+    /// Refuses to delete a volume with pinned snapshots.
+    pub(crate) async fn refuse_pinned(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
+        const MAX_NAMED: usize = 10;
+        let id = entry.id;
+        let rows = self.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
+        let pinned: Vec<_> = rows.iter().filter(|row| row.pinned).map(|row| row.name.as_str()).collect();
+        if pinned.is_empty() {
+            return Ok(());
+        }
+        let more = match pinned.len().saturating_sub(MAX_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let message = format!(
+            "snapshots of volume {} are pinned ({}{more}): unpin them first, or delete it by force",
+            entry.name,
+            pinned.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join(", ")
+        );
+        Err(ServiceError::refused(ErrorCode::SnapshotPinned, message))
+    }
+
+    /// Reopens a volume whose row may be in deletion: a failed commit may be durable nevertheless, and then
+    /// the next start would delete later writes. If the row cannot be reset, the volume refuses writes.
+    pub(crate) async fn undo_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &DbError) {
+        let id = entry.id;
+        let volume = match before {
+            EntryState::Up(volume) => volume,
+            // It accepts no writes anyway.
+            before => return entry.undo_delete(before),
+        };
+        let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await else {
+            entry.undo_delete(EntryState::Up(volume));
+            self.merger.wake();
+            return;
+        };
+        tracing::error!(volume = %id, name = %entry.name, %error, "whether the volume is to be deleted is not known");
+        entry.set_state(EntryState::Failed(format!(
+            "whether its deletion was recorded is not known ({why}): delete it again, or restart blockd to see"
+        )));
+        let closed = blocking(move || volume.close()).await;
+        if let Err(error) = closed {
+            tracing::warn!(volume = %id, name = %entry.name, %error, "the volume is not closed cleanly");
+        }
+    }
+
+    pub(crate) async fn remove_volume_files(
+        &self,
+        entry: &Arc<VolumeEntry>,
+        volume: Option<Arc<Volume>>,
+    ) -> Result<(), ServiceError> {
+        let (dir, id) = (self.host.data_dir.volume_dir(entry.id), entry.id);
+        let entry = Arc::clone(entry);
+        let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
+            let _upkeep = entry.upkeep.lock();
+            if let Some(volume) = volume
+                && let Err(error) = volume.close()
+            {
+                // Its content is about to be removed: errors of its close do not matter.
+                tracing::debug!(volume = %entry.id, %error, "closing before the removal");
+            }
+            Volume::delete_files(&dir)
+        });
+        removed.await?;
+        Ok(self.db.run(move |tx| VolumeRow::remove(tx, id)).await?)
+    }
+}

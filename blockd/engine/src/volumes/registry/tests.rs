@@ -1,0 +1,62 @@
+//! Tests of this module.
+
+use super::*;
+use blockd_catalog::VolumeState;
+
+fn entry(name: &str, state: EntryState) -> Arc<VolumeEntry> {
+    let row = VolumeRow {
+        id: VolumeId::from_u64(7),
+        name: name.parse().unwrap(),
+        size_bytes: 4096,
+        labels: Labels::default(),
+        created: Timestamp::UNIX_EPOCH,
+        state: VolumeState::Up,
+        read_only: false,
+        group: None,
+    };
+    VolumeEntry::new(&row, state)
+}
+
+#[test]
+fn connected_volume_is_not_deleted_and_accepts_no_clients() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = Volume::create(&dir.path().join("7"), VolumeId::from_u64(7), 1 << 20).unwrap();
+    let entry = entry("data", EntryState::Up(volume));
+    let (_, attachment) = entry.attach().unwrap();
+    let error = entry.begin_delete().err().unwrap();
+    assert_eq!((error.code, error.message.contains("1 NBD connection:")), (ErrorCode::VolumeInUse, true));
+    drop(attachment);
+    let before = entry.begin_delete().unwrap();
+    assert!(matches!(before, EntryState::Up(_)));
+    assert!(entry.attach().is_err());
+    assert!(entry.begin_delete().is_err());
+    entry.undo_delete(before);
+    assert!(entry.attach().is_ok() && !entry.stop_upkeep.load(Ordering::Relaxed));
+    let (_, attachment) = entry.attach().unwrap();
+    assert_eq!(entry.begin_rollback().err().unwrap().code, ErrorCode::VolumeInUse);
+    drop(attachment);
+    let (_, mark) = entry.begin_rollback().unwrap();
+    for refused in [entry.attach().err(), entry.begin_rollback().err(), entry.begin_delete().err()] {
+        let refused = refused.unwrap();
+        assert!(refused.code == ErrorCode::VolumeInUse && refused.message.contains("rolled back"));
+    }
+    drop(mark);
+    assert!(entry.attach().is_ok());
+}
+
+#[test]
+fn volume_in_creation_is_not_deleted() {
+    let entry = entry("data", EntryState::Creating);
+    assert_eq!(entry.begin_delete().err().unwrap().code, ErrorCode::VolumeInUse);
+    assert_eq!(entry.attach().err().unwrap().code, ErrorCode::VolumeNotReady);
+}
+
+#[test]
+fn names_are_reserved_once() {
+    let registry = Registry::default();
+    registry.reserve(&entry("data", EntryState::Restoring)).unwrap();
+    let error = registry.reserve(&entry("data", EntryState::Restoring)).unwrap_err();
+    assert_eq!(error.code, ErrorCode::VolumeExists);
+    assert!(registry.find(&"7".parse().unwrap()).is_ok());
+    assert!(registry.find(&"other".parse().unwrap()).is_err());
+}

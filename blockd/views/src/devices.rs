@@ -1,0 +1,343 @@
+//! Volumes and their snapshots as block devices of one connection.
+
+use blockd_engine::{
+    metrics::Operation,
+    volumes::{
+        discarded::UnreportedLoss,
+        registry::{Attachment, SnapshotPoint, VolumeEntry},
+    },
+};
+use blockd_extent::SnapshotId;
+use blockd_nbd::{
+    self as nbd, BlockDevice, DeviceError, DeviceErrorKind, OnFetched, Progress, StatusExtent, ZeroFlags,
+    constants::{BASE_ALLOCATION, DIRTY_BITMAP_PREFIX, STATE_DIRTY, STATE_HOLE, STATE_ZERO},
+};
+use blockd_volume::{
+    self as volume, Allocation, AllocationRun, Content, DirtyRun, SnapshotView, Volume, VolumeError,
+    VolumeErrorKind,
+};
+use parking_lot::Mutex;
+use std::{sync::Arc, time::Instant};
+
+pub(crate) fn device_error(error: &VolumeError) -> DeviceError {
+    let kind = match error.kind() {
+        VolumeErrorKind::InvalidInput | VolumeErrorKind::NotFound => DeviceErrorKind::InvalidInput,
+        VolumeErrorKind::NoSpace => DeviceErrorKind::NoSpace,
+        VolumeErrorKind::Closed => DeviceErrorKind::Shutdown,
+        VolumeErrorKind::Unsupported => DeviceErrorKind::NotSupported,
+        _ => DeviceErrorKind::Io,
+    };
+    DeviceError::new(kind, error.to_string())
+}
+
+pub(crate) fn progress(content: Content) -> Progress {
+    match content {
+        Content::Data => Progress::Done,
+        Content::Zeroes => Progress::Zeroes,
+    }
+}
+
+pub(crate) fn allocation_extent(run: AllocationRun) -> StatusExtent {
+    let flags = match run.allocation {
+        Allocation::Data => 0,
+        Allocation::Hole => STATE_HOLE | STATE_ZERO,
+        Allocation::Zero => STATE_ZERO,
+    };
+    StatusExtent { len_bytes: run.len_bytes, flags }
+}
+
+fn dirty_extent(run: DirtyRun) -> StatusExtent {
+    StatusExtent { len_bytes: run.len_bytes, flags: if run.dirty { STATE_DIRTY } else { 0 } }
+}
+
+pub(crate) fn contexts(points: &[SnapshotPoint]) -> Vec<String> {
+    let bitmaps = points.iter().map(|point| format!("{DIRTY_BITMAP_PREFIX}{}", point.name));
+    std::iter::once(BASE_ALLOCATION.to_owned()).chain(bitmaps).collect()
+}
+
+/// Returns the base snapshot of a dirty bitmap context, among the snapshots at the time of the connection.
+pub(crate) fn snapshot_of(context: &str, points: &[SnapshotPoint]) -> Result<SnapshotId, DeviceError> {
+    let name = context.strip_prefix(DIRTY_BITMAP_PREFIX);
+    let point = name.and_then(|name| points.iter().find(|point| point.name.as_str() == name));
+    point.map(|point| point.id).ok_or_else(|| {
+        let message = format!("block status failed on {context}: the export has no such metadata context");
+        DeviceError::new(DeviceErrorKind::InvalidInput, message)
+    })
+}
+
+/// Volume as seen by one connection.
+pub(crate) struct VolumeDevice {
+    pub(crate) volume: Arc<Volume>,
+    /// Snapshots at the time of the connection. If a name is deleted and reused for a later snapshot, the
+    /// bitmap must not follow it: the blocks written in between would be reported clean.
+    pub(crate) points: Arc<Vec<SnapshotPoint>>,
+    pub(crate) attachment: Attachment,
+    pub(crate) loss: UnreportedLoss,
+}
+
+impl VolumeDevice {
+    fn entry(&self) -> &VolumeEntry {
+        self.attachment.entry()
+    }
+
+    fn done<T>(&self, result: Result<T, VolumeError>) -> Result<T, DeviceError> {
+        result.map_err(|error| {
+            if let Some(reason) = self.volume.failure() {
+                self.entry().note_fault(reason);
+            }
+            device_error(&error)
+        })
+    }
+
+    /// Counts a request as in flight while it runs, and records its latency if it was carried out.
+    fn timed<T>(
+        &self,
+        operation: Operation,
+        is_done: impl FnOnce(&T) -> bool,
+        work: impl FnOnce() -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        let began = Instant::now();
+        let under_way = self.entry().traffic.begin(operation, began);
+        let result = work();
+        drop(under_way);
+        if result.as_ref().map_or(true, is_done) {
+            self.entry().traffic.note(operation, began);
+        }
+        result
+    }
+
+    /// Fails a request that asks for durability if a loss has not been reported to its client yet.
+    fn check_durable(&self, is_asked: bool) -> Result<(), DeviceError> {
+        if is_asked { self.loss.report(&self.volume) } else { Ok(()) }
+    }
+
+    /// Refuses writes to a read-only volume, also for clients that connected while it was writable.
+    fn check_writable(&self) -> Result<(), DeviceError> {
+        if !self.entry().is_read_only() {
+            return Ok(());
+        }
+        let message = format!("volume {} is read-only", self.entry().name);
+        Err(DeviceError::new(DeviceErrorKind::Permission, message))
+    }
+}
+
+fn is_done(progress: &Progress) -> bool {
+    *progress != Progress::WouldBlock
+}
+
+fn always(_: &()) -> bool {
+    true
+}
+
+/// Starts fetching the blocks that a request needs; `ask` calls the volume or the snapshot.
+fn prefetch_async(
+    access: nbd::Access,
+    then: OnFetched,
+    ask: impl FnOnce(volume::Access, volume::OnFetched) -> Option<volume::OnFetched>,
+) -> Option<OnFetched> {
+    let access = match access {
+        nbd::Access::Read => volume::Access::Read,
+        nbd::Access::Write => volume::Access::Write,
+    };
+    let then = Arc::new(Mutex::new(Some(then)));
+    let kept = Arc::clone(&then);
+    let told = move |result: Result<(), VolumeError>| {
+        if let Some(then) = kept.lock().take() {
+            then(result.map_err(|error| device_error(&error)));
+        }
+    };
+    // The value returned is only the wrapper of the callback.
+    ask(access, Box::new(told)).and_then(|_| then.lock().take())
+}
+
+impl BlockDevice for VolumeDevice {
+    fn may_be_remote(&self) -> bool {
+        self.volume.is_lazy()
+    }
+
+    fn source_key(&self) -> u128 {
+        self.entry().id.as_u64().into()
+    }
+
+    fn prefetch_async(
+        &self,
+        access: nbd::Access,
+        offset_bytes: u64,
+        len_bytes: u64,
+        then: OnFetched,
+    ) -> Option<OnFetched> {
+        prefetch_async(access, then, |access, then| {
+            self.volume.on_fetched(access, offset_bytes, len_bytes, then)
+        })
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.volume.size_bytes()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.entry().is_read_only()
+    }
+
+    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        self.timed(Operation::Read, is_done, || {
+            let content = self.done(self.volume.try_read_or_zeroes(offset_bytes, buf))?;
+            Ok(content.map_or(Progress::WouldBlock, progress))
+        })
+    }
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        self.timed(Operation::Read, is_done, || {
+            self.done(self.volume.read_or_zeroes(offset_bytes, buf)).map(progress)
+        })
+    }
+
+    fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
+        self.check_writable()?;
+        self.timed(Operation::Write, is_done, || {
+            let done = self.done(self.volume.try_write(offset_bytes, data))?;
+            Ok(if done { Progress::Done } else { Progress::WouldBlock })
+        })
+    }
+
+    fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
+        self.check_writable()?;
+        self.check_durable(fua)?;
+        self.timed(Operation::Write, always, || self.done(self.volume.write(offset_bytes, data, fua)))
+    }
+
+    fn flush_key(&self) -> Option<u128> {
+        // A loss is reported to each connection by a flush of its own. Otherwise the key is the open volume,
+        // not its id: a reopened volume must not flush for connections to its predecessor.
+        (!self.loss.is_pending()).then_some(Arc::as_ptr(&self.volume) as usize as u128)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.check_durable(true)?;
+        self.timed(Operation::Flush, always, || self.done(self.volume.flush()))
+    }
+
+    fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
+        self.check_writable()?;
+        self.check_durable(fua)?;
+        self.timed(Operation::Discard, always, || self.done(self.volume.trim(offset_bytes, len_bytes, fua)))
+    }
+
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
+        self.check_writable()?;
+        let ZeroFlags { no_hole, fast, fua } = flags;
+        self.check_durable(fua)?;
+        self.timed(Operation::Discard, always, || {
+            self.done(match fast {
+                true => self.volume.write_zeroes_fast(offset_bytes, len_bytes, no_hole, fua),
+                false => self.volume.write_zeroes(offset_bytes, len_bytes, no_hole, fua),
+            })
+        })
+    }
+
+    fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        self.done(self.volume.prefetch(offset_bytes, len_bytes))
+    }
+
+    fn meta_contexts(&self) -> Vec<String> {
+        contexts(&self.points)
+    }
+
+    fn block_status(
+        &self,
+        context: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_extents: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        if context == BASE_ALLOCATION {
+            let runs = self.done(self.volume.allocation(offset_bytes, len_bytes, max_extents))?;
+            extents.extend(runs.into_iter().map(allocation_extent));
+        } else {
+            let since = snapshot_of(context, &self.points)?;
+            let runs = self.done(self.volume.dirty_since(since, offset_bytes, len_bytes, max_extents))?;
+            extents.extend(runs.into_iter().map(dirty_extent));
+        }
+        Ok(())
+    }
+}
+
+/// Snapshot as seen by one connection. While it is open, the snapshot and its volume cannot be deleted.
+pub(crate) struct SnapshotDevice {
+    pub(crate) view: SnapshotView,
+    pub(crate) older: Vec<SnapshotPoint>,
+    pub(crate) attachment: Attachment,
+}
+
+impl BlockDevice for SnapshotDevice {
+    fn may_be_remote(&self) -> bool {
+        self.view.is_lazy()
+    }
+
+    fn source_key(&self) -> u128 {
+        // The key of its volume, which has the same source.
+        self.attachment.entry().id.as_u64().into()
+    }
+
+    fn prefetch_async(
+        &self,
+        access: nbd::Access,
+        offset_bytes: u64,
+        len_bytes: u64,
+        then: OnFetched,
+    ) -> Option<OnFetched> {
+        prefetch_async(access, then, |access, then| match access {
+            volume::Access::Read => self.view.on_fetched(offset_bytes, len_bytes, then),
+            volume::Access::Write => Some(then),
+        })
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.view.size_bytes()
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        let content = self.view.try_read(offset_bytes, buf).map_err(|error| device_error(&error))?;
+        Ok(content.map_or(Progress::WouldBlock, progress))
+    }
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
+        self.view.read(offset_bytes, buf).map(progress).map_err(|error| device_error(&error))
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        self.view.prefetch(offset_bytes, len_bytes).map_err(|error| device_error(&error))
+    }
+
+    fn meta_contexts(&self) -> Vec<String> {
+        contexts(&self.older)
+    }
+
+    fn block_status(
+        &self,
+        context: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max_extents: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        if context == BASE_ALLOCATION {
+            let runs = self.view.allocation(offset_bytes, len_bytes, max_extents);
+            extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(allocation_extent));
+        } else {
+            let since = snapshot_of(context, &self.older)?;
+            let runs = self.view.dirty_since(since, offset_bytes, len_bytes, max_extents);
+            extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(dirty_extent));
+        }
+        Ok(())
+    }
+}
