@@ -245,7 +245,6 @@ pub struct Requests {
 /// Kind of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-#[non_exhaustive]
 pub enum TaskKind {
     /// Creates a cloud snapshot of a volume.
     Backup,
@@ -258,7 +257,18 @@ pub enum TaskKind {
 }
 
 impl TaskKind {
-    const ALL: [Self; 4] = [Self::Backup, Self::Restore, Self::Delete, Self::Verify];
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Backup, Self::Restore, Self::Delete, Self::Verify];
+
+    /// Returns the word of the API, the database and messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Backup => "backup",
+            Self::Restore => "restore",
+            Self::Delete => "delete",
+            Self::Verify => "verify",
+        }
+    }
 
     /// Returns the part before the dash of a state.
     pub const fn title(self) -> &'static str {
@@ -271,9 +281,14 @@ impl TaskKind {
     }
 }
 
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// Stage of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum TaskStage {
     /// Waiting.
     Pending,
@@ -288,7 +303,19 @@ pub enum TaskStage {
 }
 
 impl TaskStage {
-    const ALL: [Self; 5] = [Self::Pending, Self::Active, Self::Done, Self::Failed, Self::Stopped];
+    /// All stages.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Active, Self::Done, Self::Failed, Self::Stopped];
+
+    /// Returns the word of the database and the metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
 
     /// Returns the part after the dash of a state.
     pub const fn title(self) -> &'static str {

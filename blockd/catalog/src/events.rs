@@ -1,9 +1,10 @@
 //! Rows of events.
 
-use crate::{DbError, TaskKind, TaskRow, TaskState, number, parsed, parsed_if_there, stored};
+use crate::{DbError, TaskRow, number, parsed, parsed_if_there, stored};
 use blockd_api::{
     ErrorCode, VolumeName,
     events::{Event, Severity},
+    tasks::{TaskKind, TaskStage},
 };
 use blockd_cloud::CloudSnapshotId;
 use jiff::Timestamp;
@@ -52,7 +53,7 @@ impl NewEvent {
         let damage = task.detail.findings.as_ref().map_or(0, |findings| findings.damage_total);
         let error = task.detail.error.as_ref();
         let (severity, kind, message) = match task.state {
-            TaskState::Failed => {
+            TaskStage::Failed => {
                 let kind = match error.map(|error| error.code) {
                     _ if damage > 0 && task.kind == TaskKind::Verify => "damage-found".to_owned(),
                     Some(ErrorCode::StoreUnreachable) => "store-unreachable".to_owned(),
@@ -61,7 +62,7 @@ impl NewEvent {
                 let why = error.map_or("blockd gave no reason", |error| error.message.as_str());
                 (Severity::Error, kind, format!("{name} failed: {why}"))
             }
-            TaskState::Stopped => {
+            TaskStage::Stopped => {
                 (Severity::Warning, format!("{name}-stopped"), format!("{name} was stopped"))
             }
             _ => (Severity::Info, format!("{name}-done"), format!("{name} of {} done", task.cloudsnap)),

@@ -37,7 +37,7 @@ pub use rules::{RuleRow, RuleUses};
 pub use runs::{CopyCount, LOCAL, RunRow};
 pub use schedules::{PolicyRow, ScheduleRow, ScheduleSpec};
 pub use snapshots::{SnapshotRow, SnapshotState};
-pub use tasks::{Barrier, InPlace, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat};
+pub use tasks::{Barrier, InPlace, TaskDetail, TaskRow, VerifyWhat};
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 
 use blockd_extent::{SnapshotId, VolumeId};

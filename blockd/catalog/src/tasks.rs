@@ -5,99 +5,16 @@ use crate::{DbError, json, parsed, to_json};
 use blockd_api::{
     ApiError, SnapshotName, VolumeName,
     cloudsnaps::BackupOptions,
-    tasks::{Findings, TaskLimits, TaskOwner},
+    tasks::{Findings, TaskKind, TaskLimits, TaskOwner, TaskStage},
 };
 use blockd_cloud::{BackupType, CloudSnapshotId, VerifyDepth};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_store::RequestCounts;
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params, types::Type};
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::str::FromStr;
 use uuid::Uuid;
-
-/// Kind of a task.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TaskKind {
-    /// Backup.
-    Backup,
-    /// Restore.
-    Restore,
-    /// Deletion of a cloud snapshot.
-    Delete,
-    /// Verification of cloud snapshots.
-    Verify,
-}
-
-impl TaskKind {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Backup => "backup",
-            Self::Restore => "restore",
-            Self::Delete => "delete",
-            Self::Verify => "verify",
-        }
-    }
-}
-
-impl fmt::Display for TaskKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for TaskKind {
-    type Err = UnknownWord;
-    fn from_str(text: &str) -> Result<Self, UnknownWord> {
-        [Self::Backup, Self::Restore, Self::Delete, Self::Verify]
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-            .ok_or_else(|| UnknownWord(text.to_owned()))
-    }
-}
-
-/// State of a task.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TaskState {
-    /// Queued.
-    Pending,
-    /// Running.
-    Active,
-    /// Succeeded.
-    Done,
-    /// Failed.
-    Failed,
-    /// Stopped by a user; can be resumed.
-    Stopped,
-}
-
-impl TaskState {
-    /// Returns the word in the database.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Active => "active",
-            Self::Done => "done",
-            Self::Failed => "failed",
-            Self::Stopped => "stopped",
-        }
-    }
-
-    /// Returns true for a final state.
-    pub fn is_final(self) -> bool {
-        matches!(self, Self::Done | Self::Failed | Self::Stopped)
-    }
-}
-
-impl FromStr for TaskState {
-    type Err = UnknownWord;
-    fn from_str(text: &str) -> Result<Self, UnknownWord> {
-        [Self::Pending, Self::Active, Self::Done, Self::Failed, Self::Stopped]
-            .into_iter()
-            .find(|state| state.as_str() == text)
-            .ok_or_else(|| UnknownWord(text.to_owned()))
-    }
-}
 
 /// In-place restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -221,7 +138,7 @@ pub struct TaskRow {
     /// Kind.
     pub kind: TaskKind,
     /// State.
-    pub state: TaskState,
+    pub state: TaskStage,
     /// Local volume.
     pub volume: Option<VolumeId>,
     /// Local snapshot.
@@ -257,6 +174,19 @@ where
     }
 }
 
+/// Parses a column with one of these words.
+fn word<T: Copy, const N: usize>(
+    row: &Row<'_>,
+    column: usize,
+    all: [T; N],
+    as_str: impl Fn(T) -> &'static str,
+) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    all.into_iter().find(|value| as_str(*value) == text).ok_or_else(|| {
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(UnknownWord(text)))
+    })
+}
+
 impl TaskRow {
     /// Returns its cloud snapshot, once it is decided.
     pub fn decided_cloudsnap(&self) -> Option<CloudSnapshotId> {
@@ -271,8 +201,8 @@ impl TaskRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             id: parsed(row, 0)?,
-            kind: parsed(row, 1)?,
-            state: parsed(row, 2)?,
+            kind: word(row, 1, TaskKind::ALL, TaskKind::as_str)?,
+            state: word(row, 2, TaskStage::ALL, TaskStage::as_str)?,
             volume: optional(row, 3)?,
             snapshot: optional(row, 4)?,
             credential: parsed(row, 5)?,
@@ -381,7 +311,7 @@ impl TaskRow {
     /// The database fails.
     pub fn put_progress(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         match Self::find(tx, self.id)? {
-            Some(stored) if !stored.state.is_final() => self.put(tx),
+            Some(stored) if !stored.state.is_over() => self.put(tx),
             _ => Ok(()),
         }
     }
@@ -408,7 +338,7 @@ mod tests {
     use super::*;
     use blockd_api::roles::Role;
 
-    fn task(second: i64, state: TaskState) -> TaskRow {
+    fn task(second: i64, state: TaskStage) -> TaskRow {
         TaskRow {
             id: Uuid::new_v4(),
             kind: TaskKind::Backup,
@@ -434,14 +364,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         db.transaction::<_, DbError>(|tx| {
-            let tasks: Vec<_> = (0..5).map(|n| task(n, TaskState::Done)).collect();
-            let active = task(0, TaskState::Active);
+            let tasks: Vec<_> = (0..5).map(|n| task(n, TaskStage::Done)).collect();
+            let active = task(0, TaskStage::Active);
             for task in tasks.iter().chain([&active]) {
                 task.put(tx)?;
             }
             assert_eq!(TaskRow::find(tx, tasks[0].id)?, Some(tasks[0].clone()));
-            TaskRow { state: TaskState::Active, ..tasks[4].clone() }.put_progress(tx)?;
-            let mut stopped = task(0, TaskState::Stopped);
+            TaskRow { state: TaskStage::Active, ..tasks[4].clone() }.put_progress(tx)?;
+            let mut stopped = task(0, TaskStage::Stopped);
             stopped.detail.kept = true;
             stopped.put(tx)?;
             TaskRow::prune(tx, 2)?;

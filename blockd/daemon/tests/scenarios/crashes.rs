@@ -130,7 +130,7 @@ async fn task_in_the_database_protects_its_snapshots() {
             row.put(tx)
         })
     };
-    store(TaskState::Active).unwrap();
+    store(TaskStage::Active).unwrap();
     let delete = StartDelete::of(id.to_string().parse().unwrap());
     assert_eq!(api_code(host.client.call(START_DELETE, &delete).await), ErrorCode::CloudsnapInUse);
     assert_eq!(
@@ -141,7 +141,7 @@ async fn task_in_the_database_protects_its_snapshots() {
         api_code(host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await),
         ErrorCode::CredentialInUse
     );
-    store(TaskState::Failed).unwrap();
+    store(TaskStage::Failed).unwrap();
     host.done(host.client.call(START_DELETE, &delete).await.unwrap().task).await;
     host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await.unwrap();
 }

@@ -18,7 +18,7 @@ use blockd_api::{
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
 };
-use blockd_catalog::{DbError, SnapshotRow, TaskRow, TaskState};
+use blockd_catalog::{DbError, SnapshotRow, TaskRow};
 use blockd_engine::{engine::Engine, volumes::registry::EntryState};
 use blockd_extent::SnapshotId;
 use blockd_volume::{Volume, VolumeErrorKind};

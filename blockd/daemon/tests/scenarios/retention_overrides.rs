@@ -7,8 +7,9 @@ use blockd_api::{
     events::ListEvents,
     operations::*,
     schedules::RunState,
+    tasks::{TaskKind, TaskStage},
 };
-use blockd_catalog::{DbError, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState};
+use blockd_catalog::{DbError, RetentionOverride, TaskDetail, TaskRow};
 use blockd_cloud::ManifestKey;
 use blockd_engine::{cloud_snapshots::retention_overrides::RecentListings, engine::Engine};
 use blockd_schedule::{KeepReason, Verdict};
@@ -37,7 +38,7 @@ fn stored_id(snap: &str) -> blockd_cloud::CloudSnapshotId {
 }
 
 /// A task of a cloud snapshot, as the database has it.
-fn task(kind: TaskKind, state: TaskState, snap: &str, credential: Uuid) -> TaskRow {
+fn task(kind: TaskKind, state: TaskStage, snap: &str, credential: Uuid) -> TaskRow {
     TaskRow {
         id: Uuid::new_v4(),
         kind,
@@ -301,7 +302,7 @@ async fn refused_deletion_blocks_no_other() {
     let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
     let snaps = host.dated(4, tomorrow).await;
     // The older ones come into use when it is decided already that they go.
-    let restores = [0, 1].map(|one| task(TaskKind::Restore, TaskState::Active, &snaps[one], credential));
+    let restores = [0, 1].map(|one| task(TaskKind::Restore, TaskStage::Active, &snaps[one], credential));
     host.meanwhile("expired judged", move |engine| {
         let put = |tx: &rusqlite::Transaction<'_>| restores.iter().try_for_each(|row| row.put(tx));
         engine.db.transaction::<_, DbError>(put).unwrap();
@@ -321,7 +322,7 @@ async fn resumed_deletion_spares_snapshots_pinned_since() {
     let snap = host.backup("v", false).await.source_volume.unwrap();
     let stopped = |force| {
         let detail = TaskDetail { kept: true, force, ..TaskDetail::default() };
-        let row = TaskRow { detail, ..task(TaskKind::Delete, TaskState::Stopped, &snap, credential) };
+        let row = TaskRow { detail, ..task(TaskKind::Delete, TaskStage::Stopped, &snap, credential) };
         host.engine().db.transaction(|tx| row.put(tx)).unwrap();
         row.id
     };

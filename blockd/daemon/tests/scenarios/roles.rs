@@ -8,9 +8,9 @@ use blockd_api::{
     quiesce::HookOptions,
     roles::Role,
     snapshots::CreateSnapshot,
-    tasks::{StopTask, TaskLimits, TaskOwner},
+    tasks::{StopTask, TaskLimits, TaskOwner, TaskStage},
 };
-use blockd_catalog::{TaskRow, TaskState};
+use blockd_catalog::TaskRow;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use std::path::Path;
@@ -164,7 +164,7 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
     let kept = host.engine().tasks.task_row(own.task).await.unwrap();
     let backup = StartBackup::of("data".parse().unwrap());
     for (owner, may) in owners {
-        let mut kept = TaskRow { id: Uuid::new_v4(), state: TaskState::Stopped, owner, ..kept.clone() };
+        let mut kept = TaskRow { id: Uuid::new_v4(), state: TaskStage::Stopped, owner, ..kept.clone() };
         kept.detail.kept = true;
         host.engine().db.transaction(|tx| kept.put(tx)).unwrap();
         if !may {

@@ -11,8 +11,8 @@ use crate::{
     error::{ServiceError, blocking, spawned},
     tasks::findings::proofs,
 };
-use blockd_api::events::Severity;
-use blockd_catalog::{Catalog, CredentialRow, DbError, Doubt, NewEvent, Proof, TaskKind, TaskRow};
+use blockd_api::{events::Severity, tasks::TaskKind};
+use blockd_catalog::{Catalog, CredentialRow, DbError, Doubt, NewEvent, Proof, TaskRow};
 use blockd_cloud::{
     CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport, verify,
 };

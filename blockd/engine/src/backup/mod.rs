@@ -30,9 +30,9 @@ use blockd_api::{
         BackupOptions, BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup,
     },
     snapshots::CreateGroupSnapshot,
-    tasks::{TaskLimits, TaskOwner},
+    tasks::{TaskKind, TaskLimits, TaskOwner, TaskStage},
 };
-use blockd_catalog::{Barrier, CredentialRow, DbError, TaskDetail, TaskKind, TaskRow, TaskState};
+use blockd_catalog::{Barrier, CredentialRow, DbError, TaskDetail, TaskRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_quiesce::QuiescePart;
@@ -310,7 +310,7 @@ impl Backups {
             rows.push(TaskRow {
                 id: Uuid::new_v4(),
                 kind: TaskKind::Backup,
-                state: TaskState::Pending,
+                state: TaskStage::Pending,
                 volume: Some(entry.id),
                 snapshot: Some(snapshot),
                 credential: credential.uuid,

@@ -11,8 +11,8 @@ use crate::{
     tasks::{LiveTask, Tasks, clean_files, secrets},
     volumes::registry::Registry,
 };
-use blockd_api::ErrorCode;
-use blockd_catalog::{Catalog, Chain, Db, Doubt, Proof, RetentionOverride, RunRow, TaskKind, TaskRow};
+use blockd_api::{ErrorCode, tasks::TaskKind};
+use blockd_catalog::{Catalog, Chain, Db, Doubt, Proof, RetentionOverride, RunRow, TaskRow};
 use blockd_cloud::{
     CloudError, Manifest, ManifestCache, ManifestKey, Progress, Repository, UnreadableSiblings,
     delete_damaged, delete_with_manifest,

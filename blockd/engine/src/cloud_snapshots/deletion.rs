@@ -12,8 +12,12 @@ use crate::{
     },
     tasks::{Tasks, runner::Runner},
 };
-use blockd_api::{ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};
-use blockd_catalog::{Chain, Db, RetentionOverride, TaskDetail, TaskKind, TaskRow, TaskState};
+use blockd_api::{
+    ErrorCode,
+    cloudsnaps::StartDelete,
+    tasks::{TaskKind, TaskStage, TaskStarted},
+};
+use blockd_catalog::{Chain, Db, RetentionOverride, TaskDetail, TaskRow};
 use blockd_cloud::{CloudError, CloudSnapshotId};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -74,7 +78,7 @@ impl Deletions {
         let row = TaskRow {
             id: Uuid::new_v4(),
             kind: TaskKind::Delete,
-            state: TaskState::Pending,
+            state: TaskStage::Pending,
             volume: None,
             snapshot: None,
             credential: credential.uuid,
@@ -127,7 +131,7 @@ impl Deletions {
             TaskKind::Backup => {
                 // A task without a decision yet may use the tip of its volume's chain as its base; a resumed
                 // one looks for it.
-                let undecided = !task.state.is_final()
+                let undecided = !task.state.is_over()
                     && task.detail.backup_type.is_none()
                     && chains.iter().any(|chain| Some(chain.volume) == task.volume && chain.cloudsnap == *id);
                 task.base == Some(*id) || undecided || task.cloudsnap.snapshot == id.snapshot
@@ -135,7 +139,7 @@ impl Deletions {
         };
         let tasks = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
         let Some(task) = tasks.into_iter().find(uses) else { return Ok(()) };
-        let how = match task.state.is_final() {
+        let how = match task.state.is_over() {
             true => format!("resume it, or discard it with `blockctl cloudsnap stop {} --discard`", task.id),
             false => "wait for it to end".to_owned(),
         };

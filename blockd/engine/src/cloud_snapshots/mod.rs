@@ -21,11 +21,9 @@ use blockd_api::{
         volume_spec_json,
     },
     format_time,
-    tasks::BackupType,
+    tasks::{BackupType, TaskKind, TaskStage},
 };
-use blockd_catalog::{
-    Catalog, CredentialRow, Db, DbError, Proof, RetentionOverride, TaskKind, TaskRow, TaskState,
-};
+use blockd_catalog::{Catalog, CredentialRow, Db, DbError, Proof, RetentionOverride, TaskRow};
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -251,9 +249,9 @@ impl CloudSnapshots {
     ) -> Result<(), ServiceError> {
         for row in self.db.run(TaskRow::all).await? {
             let matches = match row.state {
-                TaskState::Pending | TaskState::Active => status == CloudsnapStatus::Active,
-                TaskState::Failed | TaskState::Stopped => status == CloudsnapStatus::Failed,
-                TaskState::Done => false,
+                TaskStage::Pending | TaskStage::Active => status == CloudsnapStatus::Active,
+                TaskStage::Failed | TaskStage::Stopped => status == CloudsnapStatus::Failed,
+                TaskStage::Done => false,
             };
             if row.kind != TaskKind::Backup || row.credential != credential.uuid || !matches {
                 continue;

@@ -8,8 +8,9 @@ use crate::{
 use blockd_api::{
     CredentialRef, ErrorCode, Secret, SecretRef,
     credentials::{CredentialRekeyed, RekeyCredential},
+    tasks::TaskKind,
 };
-use blockd_catalog::{CredentialRow, TaskKind};
+use blockd_catalog::CredentialRow;
 use blockd_cloud::{DataKey, KdfParams, Rekey, Repository, WriteKey};
 use blockd_store::{BlobStore, task_store};
 use std::sync::Arc;

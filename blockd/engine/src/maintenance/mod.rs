@@ -15,7 +15,8 @@ use crate::{
     tasks::{Tasks, runner::Runner},
     volumes::registry::Registry,
 };
-use blockd_catalog::{CredentialRow, Db, TaskKind, VerifyWhat};
+use blockd_api::tasks::TaskKind;
+use blockd_catalog::{CredentialRow, Db, VerifyWhat};
 use blockd_cloud::{CloudError, CloudSnapshotId, VerifyDepth};
 use blockd_store::StoreErrorKind;
 use jiff::{SignedDuration, Timestamp};

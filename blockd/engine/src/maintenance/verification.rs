@@ -8,9 +8,9 @@ use crate::{
 };
 use blockd_api::{
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
-    tasks::TaskStarted,
+    tasks::{TaskKind, TaskStage, TaskStarted},
 };
-use blockd_catalog::{Catalog, CredentialRow, Proof, TaskDetail, TaskKind, TaskRow, TaskState, VerifyWhat};
+use blockd_catalog::{Catalog, CredentialRow, Proof, TaskDetail, TaskRow, VerifyWhat};
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, ManifestFilter,
     collect_garbage,
@@ -98,7 +98,7 @@ impl Maintenance {
         let row = TaskRow {
             id: Uuid::new_v4(),
             kind: TaskKind::Verify,
-            state: TaskState::Pending,
+            state: TaskStage::Pending,
             volume: source.map(|entry| entry.id),
             snapshot,
             credential: credential.uuid,

@@ -26,8 +26,8 @@ use crate::{
         registry::{Registry, RollbackMark, VolumeEntry},
     },
 };
-use blockd_api::{ErrorCode, SnapshotName, SnapshotRef};
-use blockd_catalog::{Chain, Db, InPlace, SnapshotRow, SnapshotState, TaskRow, TaskState};
+use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, tasks::TaskStage};
+use blockd_catalog::{Chain, Db, InPlace, SnapshotRow, SnapshotState, TaskRow};
 use blockd_cloud::{Manifest, changed_blocks};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, VolumeId};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
@@ -98,7 +98,7 @@ pub fn has_started(row: &TaskRow) -> bool {
 /// Returns the message to fenced clients, after the name of the volume.
 pub(crate) fn fence_reason(row: &TaskRow) -> String {
     match row.state {
-        TaskState::Failed | TaskState::Stopped => format!(
+        TaskStage::Failed | TaskStage::Stopped => format!(
             "was restored in part only from cloud snapshot {}: resume it, `blockctl cloudsnap resume --name {}`",
             row.cloudsnap, row.id
         ),
@@ -127,7 +127,7 @@ pub(crate) async fn run(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result
     let result = run_to_the_end(work, live).await;
     if result.is_err() {
         // The state may stay.
-        warn_fenced_clients(work, &TaskRow { state: TaskState::Failed, ..live.view() });
+        warn_fenced_clients(work, &TaskRow { state: TaskStage::Failed, ..live.view() });
     }
     result
 }
@@ -139,7 +139,7 @@ async fn run_to_the_end(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result
     let entry = row.volume.and_then(|id| work.registry.by_id(id)).ok_or_else(gone)?;
     let volume = entry.volume()?;
     live.update(|row| {
-        row.state = TaskState::Active;
+        row.state = TaskStage::Active;
         row.detail.phase = "planning".into();
     });
     let before = {

@@ -20,9 +20,9 @@ use crate::{
 use blockd_api::{
     cloudsnaps::{RestoreStarted, StartRestore},
     lazy::{LazyRestored, StartLazyRestore},
-    tasks::TaskStarted,
+    tasks::{TaskKind, TaskStage, TaskStarted},
 };
-use blockd_catalog::{Db, LazyRow, TaskDetail, TaskKind, TaskRow, TaskState, VolumeState};
+use blockd_catalog::{Db, LazyRow, TaskDetail, TaskRow, VolumeState};
 use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -76,7 +76,7 @@ impl Restores {
         let task = TaskRow {
             id: Uuid::new_v4(),
             kind: TaskKind::Restore,
-            state: TaskState::Pending,
+            state: TaskStage::Pending,
             volume: Some(row.id),
             snapshot: None,
             credential: credential.uuid,
@@ -193,7 +193,7 @@ impl Restores {
         let row = TaskRow {
             id: Uuid::new_v4(),
             kind: TaskKind::Restore,
-            state: TaskState::Pending,
+            state: TaskStage::Pending,
             volume: Some(entry.id),
             snapshot: None,
             credential: lazy.credential,
@@ -227,7 +227,7 @@ impl Restores {
         for row in self.db.run(LazyRow::all).await?.into_iter().filter(|row| row.hydrate) {
             let is_its_task = |task: &TaskRow| task.volume == Some(row.volume) && task.detail.lazy;
             let has_task = tasks.iter().any(is_its_task);
-            let is_stopped = kept.iter().any(|task| is_its_task(task) && task.state == TaskState::Stopped);
+            let is_stopped = kept.iter().any(|task| is_its_task(task) && task.state == TaskStage::Stopped);
             let Some(entry) = self.registry.by_id(row.volume).filter(|_| !has_task && !is_stopped) else {
                 continue;
             };

@@ -7,8 +7,13 @@ use crate::{
     restore::{Restores, in_place::fence_reason},
     tasks::requests::check_limits,
 };
-use blockd_api::{ErrorCode, cloudsnaps::RestoreStarted, lazy::StartInPlace};
-use blockd_catalog::{InPlace, TaskDetail, TaskKind, TaskRow, TaskState};
+use blockd_api::{
+    ErrorCode,
+    cloudsnaps::RestoreStarted,
+    lazy::StartInPlace,
+    tasks::{TaskKind, TaskStage},
+};
+use blockd_catalog::{InPlace, TaskDetail, TaskRow};
 use blockd_extent::SnapshotId;
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -62,7 +67,7 @@ impl Restores {
         let row = TaskRow {
             id: Uuid::new_v4(),
             kind: TaskKind::Restore,
-            state: TaskState::Pending,
+            state: TaskStage::Pending,
             volume: Some(entry.id),
             snapshot: None,
             credential: credential.uuid,

@@ -10,8 +10,9 @@ use blockd_api::{
     events::Severity,
     quiesce::QuiesceReport,
     schedules::{Rule, RunState, Selector},
+    tasks::{TaskKind, TaskStage},
 };
-use blockd_catalog::{DbError, NewEvent, RunRow, ScheduleRow, SnapshotRow, TaskKind, TaskRow, TaskState};
+use blockd_catalog::{DbError, NewEvent, RunRow, ScheduleRow, SnapshotRow, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Retention, Tick, tick};
 use jiff::{SignedDuration, Timestamp};
@@ -283,19 +284,19 @@ pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timesta
             None => None,
         };
         match task {
-            Some(task) if task.state == TaskState::Done => {
+            Some(task) if task.state == TaskStage::Done => {
                 run.state = RunState::Done;
                 run.cloudsnap = Some(task.cloudsnap);
                 run.completed = task.detail.completed.or(Some(now));
                 run.reason = failures_of(task.detail.quiesce.as_ref());
                 any_done = true;
             }
-            Some(task) if task.state == TaskState::Failed => {
+            Some(task) if task.state == TaskStage::Failed => {
                 run.state = RunState::Failed;
                 run.completed = task.detail.completed.or(Some(now));
                 run.reason = task.detail.error.map(|error| error.message);
             }
-            Some(task) if task.state == TaskState::Stopped => {
+            Some(task) if task.state == TaskStage::Stopped => {
                 run.state = RunState::Failed;
                 run.completed = Some(now);
                 run.reason = Some("its backup was stopped: `cloudsnap resume` takes it up again".into());
@@ -339,7 +340,7 @@ fn settle_local(
     }
     let task = run.task.map(|task| TaskRow::find(tx, task)).transpose()?.flatten();
     match (run.task, task) {
-        (Some(_), Some(task)) if !task.state.is_final() => return Ok(false),
+        (Some(_), Some(task)) if !task.state.is_over() => return Ok(false),
         // It was deleted before the check.
         (Some(_), Some(task)) if task.detail.frozen => {
             run.state = RunState::Expired;

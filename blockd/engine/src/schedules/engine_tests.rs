@@ -5,10 +5,11 @@ use crate::{
     schedules::engine::{self, Candidate},
     volumes::registry::Tags,
 };
-use blockd_api::schedules::{Priority, Rule, RunState, Selector};
-use blockd_catalog::{
-    Db, DbError, RunRow, ScheduleRow, ScheduleSpec, TaskDetail, TaskKind, TaskRow, TaskState,
+use blockd_api::{
+    schedules::{Priority, Rule, RunState, Selector},
+    tasks::{TaskKind, TaskStage},
 };
+use blockd_catalog::{Db, DbError, RunRow, ScheduleRow, ScheduleSpec, TaskDetail, TaskRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Jitter, KeepReason, Retention, Verdict};
@@ -101,7 +102,7 @@ fn task(kind: TaskKind, cloudsnap: CloudSnapshotId) -> TaskRow {
     TaskRow {
         id: Uuid::new_v4(),
         kind,
-        state: TaskState::Pending,
+        state: TaskStage::Pending,
         volume: None,
         snapshot: None,
         credential: CREDENTIAL,

@@ -8,10 +8,13 @@ use crate::{
     },
     volumes::registry::Tags,
 };
-use blockd_api::schedules::{Priority, Rule, RunState, Selector};
+use blockd_api::{
+    schedules::{Priority, Rule, RunState, Selector},
+    tasks::{TaskKind, TaskStage},
+};
 use blockd_catalog::{
-    Db, DbError, RunRow, ScheduleRow, ScheduleSpec, SnapshotRow, SnapshotState, TaskDetail, TaskKind,
-    TaskRow, TaskState, VolumeRow, VolumeState,
+    Db, DbError, RunRow, ScheduleRow, ScheduleSpec, SnapshotRow, SnapshotState, TaskDetail, TaskRow,
+    VolumeRow, VolumeState,
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
@@ -174,7 +177,7 @@ impl World {
             let task = TaskRow {
                 id: Uuid::new_v4(),
                 kind: TaskKind::Backup,
-                state: TaskState::Pending,
+                state: TaskStage::Pending,
                 volume: Some(volume),
                 snapshot: Some(snapshot),
                 credential: self.credential,
@@ -260,17 +263,17 @@ impl World {
             assert_eq!(busy, 1, "two backups of one volume at once");
             match self.roll(10) {
                 0 | 1 => continue,
-                2 => task.state = TaskState::Failed,
+                2 => task.state = TaskStage::Failed,
                 // The snapshot exists, and its backup fails.
                 3 => {
                     self.freeze(task.volume.unwrap(), task.snapshot.unwrap());
                     task.detail.frozen = true;
-                    task.state = TaskState::Failed;
+                    task.state = TaskStage::Failed;
                 }
                 _ => {
                     self.freeze(task.volume.unwrap(), task.snapshot.unwrap());
                     task.detail.frozen = true;
-                    task.state = TaskState::Done;
+                    task.state = TaskStage::Done;
                     let there = self.store.entry(task.cloudsnap.volume).or_default();
                     there.insert(task.cloudsnap.to_string());
                 }

@@ -1,7 +1,8 @@
 //! Cloud snapshots that retention must not delete, or must not count as good, because of tasks, lazy volumes
 //! and doubts.
 
-use blockd_catalog::{Aliases, DbError, Doubt, LazyRow, TaskKind, TaskRow};
+use blockd_api::tasks::TaskKind;
+use blockd_catalog::{Aliases, DbError, Doubt, LazyRow, TaskRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::Condition;
@@ -47,7 +48,7 @@ impl Uses {
                     uses.in_use.extend(needed.flat_map(|id| under(task.credential, id)));
                 }
                 // Retention retries a failed deletion.
-                TaskKind::Delete if task.state.is_final() => {
+                TaskKind::Delete if task.state.is_over() => {
                     uses.in_doubt.extend(under(task.credential, id));
                 }
                 TaskKind::Restore | TaskKind::Delete => uses.in_use.extend(under(task.credential, id)),

@@ -1,7 +1,7 @@
 //! Findings of a verification or a restore that skips damage, limited to a readable size.
 
-use blockd_api::tasks::{AffectedCloudsnap, ByteRange, DamageFinding, Findings};
-use blockd_catalog::{DbError, Doubt, Proof, TaskKind, TaskRow};
+use blockd_api::tasks::{AffectedCloudsnap, ByteRange, DamageFinding, Findings, TaskKind};
+use blockd_catalog::{DbError, Doubt, Proof, TaskRow};
 use blockd_cloud::{CloudSnapshotId, Damage, VerifiedSnapshot, VerifyDepth, VerifyReport};
 use blockd_extent::{BlockSet, Extent};
 use jiff::Timestamp;

@@ -1,8 +1,11 @@
 //! Unfinished task as the other parts of the daemon see it.
 
 use crate::repositories::limits::limited;
-use blockd_api::{ApiError, tasks::TaskLimits};
-use blockd_catalog::{TaskDetail, TaskKind, TaskRow, TaskState};
+use blockd_api::{
+    ApiError,
+    tasks::{TaskKind, TaskLimits, TaskStage},
+};
+use blockd_catalog::{TaskDetail, TaskRow};
 use blockd_cloud::{CancelToken, Progress, Repository};
 use blockd_store::{Bandwidth, RequestCounts};
 use jiff::Timestamp;
@@ -157,7 +160,7 @@ impl LiveTask {
     /// Attaches the counters of a run.
     pub fn begin(&self, progress: Arc<Progress>) {
         let mut state = self.state.lock();
-        state.row.state = TaskState::Active;
+        state.row.state = TaskStage::Active;
         let detail = &state.row.detail;
         state.run = Some(Run {
             progress,
@@ -196,10 +199,10 @@ impl LiveTask {
     }
 
     /// Returns the final row, which is not visible yet.
-    pub fn final_row(&self, state: TaskState, error: Option<ApiError>) -> TaskRow {
+    pub fn final_row(&self, state: TaskStage, error: Option<ApiError>) -> TaskRow {
         let mut row = self.view();
         row.state = state;
-        if state == TaskState::Done {
+        if state == TaskStage::Done {
             row.detail.phase = "done".into();
         }
         row.detail.may_be_committed |= self.cancel.is_committing();
@@ -250,7 +253,7 @@ mod tests {
         LiveTask::new(TaskRow {
             id: Uuid::from_u128(1),
             kind: TaskKind::Delete,
-            state: TaskState::Active,
+            state: TaskStage::Active,
             volume: Some(volume),
             snapshot: None,
             credential: Uuid::from_u128(2),

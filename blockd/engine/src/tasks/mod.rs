@@ -14,9 +14,9 @@ pub use crate::tasks::live::LiveTask;
 use crate::{error::ServiceError, host::Host, readers::SnapshotReaders, repositories::Repositories};
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
-    tasks::{self as api, ListTasks, Requests, TaskList, WaitTask},
+    tasks::{self as api, ListTasks, Requests, TaskKind, TaskList, TaskStage, WaitTask},
 };
-use blockd_catalog::{Db, DbError, NewEvent, TaskKind, TaskRow, TaskState};
+use blockd_catalog::{Db, DbError, NewEvent, TaskRow};
 use blockd_cloud::{CancelToken, CloudSnapshotId};
 use blockd_extent::SnapshotId;
 use blockd_secrets::References;
@@ -55,14 +55,13 @@ pub struct Tasks {
 
 /// Ended tasks by kind and state.
 #[derive(Debug, Default)]
-pub struct Ended([[AtomicU64; Ended::STATES.len()]; Ended::KINDS.len()]);
+pub struct Ended([[AtomicU64; Ended::STATES.len()]; TaskKind::ALL.len()]);
 
 impl Ended {
-    const KINDS: [TaskKind; 4] = [TaskKind::Backup, TaskKind::Restore, TaskKind::Delete, TaskKind::Verify];
-    const STATES: [TaskState; 3] = [TaskState::Done, TaskState::Failed, TaskState::Stopped];
+    const STATES: [TaskStage; 3] = [TaskStage::Done, TaskStage::Failed, TaskStage::Stopped];
 
-    fn note(&self, kind: TaskKind, state: TaskState) {
-        for (counts, of) in self.0.iter().zip(Self::KINDS) {
+    fn note(&self, kind: TaskKind, state: TaskStage) {
+        for (counts, of) in self.0.iter().zip(TaskKind::ALL) {
             let mut counts = counts.iter().zip(Self::STATES);
             if of == kind
                 && let Some((count, _)) = counts.find(|(_, of)| *of == state)
@@ -73,8 +72,8 @@ impl Ended {
     }
 
     /// Returns all counts, including zeros.
-    pub fn counts(&self) -> impl Iterator<Item = (TaskKind, TaskState, u64)> {
-        self.0.iter().zip(Self::KINDS).flat_map(|(counts, kind)| {
+    pub fn counts(&self) -> impl Iterator<Item = (TaskKind, TaskStage, u64)> {
+        self.0.iter().zip(TaskKind::ALL).flat_map(|(counts, kind)| {
             let counts = counts.iter().zip(Self::STATES);
             counts.map(move |(count, state)| (kind, state, count.load(Ordering::Relaxed)))
         })
@@ -212,27 +211,14 @@ impl Tasks {
     }
 
     pub(crate) fn task_to_api(&self, row: &TaskRow) -> api::Task {
-        let kind = match row.kind {
-            TaskKind::Backup => api::TaskKind::Backup,
-            TaskKind::Restore => api::TaskKind::Restore,
-            TaskKind::Delete => api::TaskKind::Delete,
-            TaskKind::Verify => api::TaskKind::Verify,
-        };
-        let stage = match row.state {
-            TaskState::Pending => api::TaskStage::Pending,
-            TaskState::Active => api::TaskStage::Active,
-            TaskState::Done => api::TaskStage::Done,
-            TaskState::Failed => api::TaskStage::Failed,
-            TaskState::Stopped => api::TaskStage::Stopped,
-        };
         let detail = &row.detail;
         let end = detail.completed.unwrap_or_else(Timestamp::now);
         api::Task {
             name: row.id,
-            kind,
+            kind: row.kind,
             source_volume: row.decided_cloudsnap().map(|id| id.to_string()),
             volume: detail.volume_name.clone(),
-            state: api::TaskState { kind, stage },
+            state: api::TaskState { kind: row.kind, stage: row.state },
             node: self.host.node.clone(),
             credential: row.credential,
             credential_name: detail.credential_name.parse().ok(),
@@ -280,7 +266,7 @@ impl Tasks {
         live: &LiveTask,
         with: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), DbError> + Send + 'static,
     ) -> Result<TaskRow, ServiceError> {
-        let row = live.final_row(TaskState::Done, None);
+        let row = live.final_row(TaskStage::Done, None);
         let (stored, keep) = (row.clone(), self.host.settings.task_history);
         self.db
             .run(move |tx| {

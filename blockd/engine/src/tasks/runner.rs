@@ -27,9 +27,9 @@ use crate::{
 };
 use blockd_api::{
     ErrorCode,
-    tasks::{self as api, StopTask, TaskLimits, TaskStarted},
+    tasks::{self as api, StopTask, TaskKind, TaskLimits, TaskStage, TaskStarted},
 };
-use blockd_catalog::{Db, DbError, NewEvent, TaskKind, TaskRow, TaskState};
+use blockd_catalog::{Db, DbError, NewEvent, TaskRow};
 use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, remove_leftovers_of};
 use futures::FutureExt;
 use jiff::Timestamp;
@@ -205,12 +205,12 @@ pub(crate) async fn end_undone(
     let mut row = match stopped {
         true => {
             tracing::info!("task stopped");
-            live.final_row(TaskState::Stopped, None)
+            live.final_row(TaskStage::Stopped, None)
         }
         false => {
             let error = error.to_api();
             tracing::error!(code = %error.code, error = %error.message, kept, "task failed");
-            live.final_row(TaskState::Failed, Some(error))
+            live.final_row(TaskStage::Failed, Some(error))
         }
     };
     row.detail.kept = kept;
@@ -266,7 +266,7 @@ impl Runner {
         }
         let _admission = self.admission.lock().await;
         let mut row = self.tasks.task_row(id).await?;
-        let is_over = matches!(row.state, TaskState::Done | TaskState::Failed);
+        let is_over = matches!(row.state, TaskStage::Done | TaskStage::Failed);
         if request.discard && row.detail.kept {
             self.give_up(&mut row).await?;
         } else if is_over && !was_live {
@@ -295,11 +295,11 @@ impl Runner {
             return Err(ServiceError::Stopping);
         }
         let mut row = self.tasks.task_row(id).await?;
-        if !row.detail.kept || !matches!(row.state, TaskState::Stopped | TaskState::Failed) {
+        if !row.detail.kept || !matches!(row.state, TaskStage::Stopped | TaskStage::Failed) {
             let state = match row.state {
-                TaskState::Pending | TaskState::Active => "it runs",
-                TaskState::Done => "it is done",
-                TaskState::Stopped | TaskState::Failed => "nothing of it was kept; start it again",
+                TaskStage::Pending | TaskStage::Active => "it runs",
+                TaskStage::Done => "it is done",
+                TaskStage::Stopped | TaskStage::Failed => "nothing of it was kept; start it again",
             };
             let message = format!("{} task {id} cannot be resumed: {state}", row.kind);
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
@@ -310,7 +310,7 @@ impl Runner {
             self.checks.refuse_if_pinned(&row.cloudsnap, row.credential).await?;
         }
         self.in_place_work.keep_clients_out(&row)?;
-        row.state = TaskState::Pending;
+        row.state = TaskStage::Pending;
         let detail = &mut row.detail;
         (detail.kept, detail.error, detail.completed) = (false, None, None);
         detail.resumed += 1;
@@ -472,7 +472,7 @@ impl Runner {
     pub async fn resume_tasks(self: &Arc<Self>) -> Result<(), ServiceError> {
         for mut row in self.db.run(TaskRow::unfinished).await? {
             row.detail.resumed += 1;
-            row.state = TaskState::Pending;
+            row.state = TaskStage::Pending;
             tracing::info!(task = %row.id, kind = %row.kind, resumed = row.detail.resumed, "taking the task up again");
             let stored = row.clone();
             self.db.run(move |tx| stored.put(tx)).await?;

@@ -29,13 +29,13 @@ use crate::{
 use blockd_api::{
     ByteSize, ErrorCode, GroupName, Labels, RuleName, VolumeRef, check_volume_size,
     lazy::GoingBack,
+    tasks::TaskStage,
     volumes::{
         self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList,
     },
 };
 use blockd_catalog::{
-    Chain, CredentialRow, Db, DbError, LazyRow, RuleUses, SnapshotRow, TaskRow, TaskState, VolumeRow,
-    VolumeState,
+    Chain, CredentialRow, Db, DbError, LazyRow, RuleUses, SnapshotRow, TaskRow, VolumeRow, VolumeState,
 };
 use blockd_extent::VolumeId;
 use blockd_volume::{MergeStats, Volume, VolumeError};
@@ -424,7 +424,7 @@ impl Facts {
             cloudsnap: task.cloudsnap.to_string(),
             done_bytes: task.detail.bytes_processed,
             total_bytes: task.detail.bytes_total,
-            in_part: matches!(task.state, TaskState::Failed | TaskState::Stopped),
+            in_part: matches!(task.state, TaskStage::Failed | TaskStage::Stopped),
         })
     }
 

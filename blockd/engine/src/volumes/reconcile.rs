@@ -6,7 +6,8 @@ use crate::{
     restore::full::remove_half,
     volumes::registry::{EntryState, Registry, VolumeEntry},
 };
-use blockd_catalog::{Db, DbError, SnapshotRow, SnapshotState, TaskKind, TaskRow, VolumeRow, VolumeState};
+use blockd_api::tasks::TaskKind;
+use blockd_catalog::{Db, DbError, SnapshotRow, SnapshotState, TaskRow, VolumeRow, VolumeState};
 use blockd_volume::{OpenOptions, Volume, VolumeError, VolumeErrorKind};
 use std::{
     collections::BTreeSet,

@@ -166,7 +166,7 @@ fn kept_tasks(known: &Known) -> Vec<HealthProblem> {
         let of = task.volume.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
         let how = if task.state.stage == TaskStage::Stopped { "was stopped" } else { "failed" };
         HealthProblem::new(
-            format!("{}{of} {how}, and can be taken up again", task.state.kind.title().to_lowercase()),
+            format!("{}{of} {how}, and can be taken up again", task.state.kind),
             format!("blockctl cloudsnap resume --name {}", task.name),
         )
     })

@@ -14,8 +14,8 @@ use crate::{
         registry::{EntryState, Registry, VolumeEntry},
     },
 };
-use blockd_api::ErrorCode;
-use blockd_catalog::{LazyRow, TaskRow, TaskState};
+use blockd_api::{ErrorCode, tasks::TaskStage};
+use blockd_catalog::{LazyRow, TaskRow};
 use blockd_volume::{FetchFailure, Volume, VolumeError};
 use futures::StreamExt;
 use std::{
@@ -58,7 +58,7 @@ pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Resu
     let entry = work.registry.by_id(id).ok_or_else(gone)?;
     let volume = entry.volume()?;
     live.update(|row| {
-        row.state = TaskState::Active;
+        row.state = TaskStage::Active;
         row.detail.phase = "hydrating".into();
     });
     let (before, mut pause) = (row.detail.bytes_downloaded, PAUSE);

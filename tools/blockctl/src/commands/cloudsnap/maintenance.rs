@@ -194,7 +194,7 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Result<u8, Fa
     let task =
         context.client.call_at(operations::STOP_TASK, &id, &StopTask { discard: args.discard }).await?;
     let output = context.output;
-    let noun = task.kind.title().to_ascii_lowercase();
+    let noun = task.kind;
     let stopped = match task.state.stage {
         TaskStage::Done => format!("Cloudsnap {noun} {id} was done before it could be stopped."),
         TaskStage::Failed if !args.discard => {
@@ -214,7 +214,7 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Result<u8, Fa
 pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Result<u8, Failure> {
     let id = task(context, args.task.name()).await?.name;
     let task = context.client.call_at(operations::RESUME_TASK, &id, &()).await?;
-    let noun = task.kind.title().to_ascii_lowercase();
+    let noun = task.kind;
     let line = format!("Cloudsnap {noun} resumed successfully with id: {id}");
     report_start(context, id, &task, &line, args.wait.wait).await
 }

@@ -196,8 +196,8 @@ fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn noun(task: &Task) -> String {
-    task.kind.title().to_ascii_lowercase()
+pub(super) fn noun(task: &Task) -> &'static str {
+    task.kind.as_str()
 }
 
 pub(super) fn reason(task: &Task) -> (&str, Option<&str>) {
@@ -242,7 +242,7 @@ fn ending(task: &Task) -> String {
                 size(found.block_bytes),
             )
         }
-        _ => format!("Cloudsnap deleted successfully: {snap} ({requests}, {elapsed})"),
+        TaskKind::Delete => format!("Cloudsnap deleted successfully: {snap} ({requests}, {elapsed})"),
     }
 }
 

@@ -367,7 +367,7 @@ fn task_object(kind: Kind, name: String, task: &Task, body: Value, mut cells: Ve
         TaskStage::Active => ("Volumes", "InProgress"),
         TaskStage::Done => ("Final", "Successful"),
         TaskStage::Stopped => ("Final", "Stopped"),
-        _ => ("Final", "Failed"),
+        TaskStage::Failed => ("Final", "Failed"),
     };
     cells.push(status.to_owned());
     let reason = task.error.as_ref().map(|error| error.message.as_str());
