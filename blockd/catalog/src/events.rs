@@ -49,13 +49,13 @@ impl NewEvent {
 
     /// Creates the event of a finished task.
     pub fn of_task(task: &TaskRow, at: Timestamp) -> Self {
-        let name = task.kind.to_string();
+        let name = task.kind();
         let damage = task.detail.findings.as_ref().map_or(0, |findings| findings.damage_total);
         let error = task.detail.error.as_ref();
         let (severity, kind, message) = match task.state {
             TaskStage::Failed => {
                 let kind = match error.map(|error| error.code) {
-                    _ if damage > 0 && task.kind == TaskKind::Verify => "damage-found".to_owned(),
+                    _ if damage > 0 && task.kind() == TaskKind::Verify => "damage-found".to_owned(),
                     Some(ErrorCode::StoreUnreachable) => "store-unreachable".to_owned(),
                     _ => format!("{name}-failed"),
                 };

@@ -37,7 +37,9 @@ pub use rules::{RuleRow, RuleUses};
 pub use runs::{CopyCount, LOCAL, RunRow};
 pub use schedules::{PolicyRow, ScheduleRow, ScheduleSpec};
 pub use snapshots::{SnapshotRow, SnapshotState};
-pub use tasks::{Barrier, InPlace, TaskDetail, TaskRow, VerifyWhat};
+pub use tasks::{
+    BackupTask, Barrier, DeleteTask, InPlaceRestore, RestoreTask, TaskDetail, TaskRow, TaskSpec, VerifyTask,
+};
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 
 use blockd_extent::{SnapshotId, VolumeId};

@@ -63,7 +63,8 @@ CREATE TABLE chains (
 -- No foreign keys: a task is reported after its volume or credential was deleted.
 CREATE TABLE tasks (
     id         TEXT PRIMARY KEY,
-    kind       TEXT NOT NULL,
+    spec       TEXT NOT NULL,               -- JSON: kind and request
+    kind       TEXT NOT NULL AS (json_extract(spec, '$.kind')),
     state      TEXT NOT NULL,
     volume     TEXT,
     snapshot   TEXT,

@@ -16,17 +16,6 @@ use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use uuid::Uuid;
 
-/// In-place restore.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct InPlace {
-    /// Snapshot of the previous content.
-    pub before: SnapshotId,
-    /// The snapshot is deleted after the restore.
-    pub discard: bool,
-    /// All blocks below this one are restored durably.
-    pub done_below: u64,
-}
-
 /// Barrier shared by backups of several volumes with one point in time.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Barrier {
@@ -34,6 +23,116 @@ pub struct Barrier {
     pub id: Uuid,
     /// Number of volumes.
     pub volumes: u64,
+}
+
+/// Kind of a task, and the request that it serves.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum TaskSpec {
+    /// Backup of a volume.
+    Backup(BackupTask),
+    /// Restore of a cloud snapshot.
+    Restore(RestoreTask),
+    /// Deletion of a cloud snapshot.
+    Delete(DeleteTask),
+    /// Verification of cloud snapshots.
+    Verify(VerifyTask),
+}
+
+/// Request of a backup.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct BackupTask {
+    /// Options.
+    pub options: BackupOptions,
+    /// Barrier of its consistency group.
+    pub barrier: Option<Barrier>,
+    /// Quiesce parts.
+    pub quiesce_rules: Vec<blockd_quiesce::QuiescePart>,
+    /// Schedule that started it.
+    pub schedule: Option<Uuid>,
+    /// Name under which the snapshot stays after the backup.
+    pub keep_local: Option<SnapshotName>,
+}
+
+/// Request of a restore.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "target", rename_all = "kebab-case")]
+pub enum RestoreTask {
+    /// Restores into a new volume, which is served when it is complete.
+    NewVolume {
+        /// Damaged extents are skipped.
+        skip_damaged: bool,
+    },
+    /// Hydrates a lazy volume.
+    LazyVolume,
+    /// Restores an existing volume in place.
+    InPlace(InPlaceRestore),
+}
+
+/// Request of an in-place restore.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InPlaceRestore {
+    /// Snapshot of the previous content.
+    pub before: SnapshotId,
+    /// The snapshot is deleted after the restore.
+    pub discard: bool,
+}
+
+/// Request of a deletion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DeleteTask {
+    /// The deletion includes pinned snapshots and damaged manifests.
+    pub force: bool,
+    /// The manifest was damaged at the request.
+    pub damaged: bool,
+    /// Requested by retention.
+    pub by_retention: bool,
+}
+
+/// Request of a verification.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VerifyTask {
+    /// Depth.
+    pub depth: VerifyDepth,
+    /// All cloud snapshots of the credential instead of the row's one.
+    pub all: bool,
+    /// Background verification with low priority.
+    pub background: bool,
+}
+
+impl TaskSpec {
+    /// Returns the kind.
+    pub fn kind(&self) -> TaskKind {
+        match self {
+            Self::Backup(_) => TaskKind::Backup,
+            Self::Restore(_) => TaskKind::Restore,
+            Self::Delete(_) => TaskKind::Delete,
+            Self::Verify(_) => TaskKind::Verify,
+        }
+    }
+
+    /// Returns the request of a backup; `None` for other kinds.
+    pub fn backup(&self) -> Option<&BackupTask> {
+        match self {
+            Self::Backup(backup) => Some(backup),
+            Self::Restore(_) | Self::Delete(_) | Self::Verify(_) => None,
+        }
+    }
+
+    /// Returns true for an in-place restore.
+    pub fn is_in_place(&self) -> bool {
+        matches!(self, Self::Restore(RestoreTask::InPlace(_)))
+    }
+
+    /// Returns true if the volume existed before or is used before the end: it stays after a failure.
+    pub fn is_of_volume_in_use(&self) -> bool {
+        self.is_hydration() || self.is_in_place()
+    }
+
+    /// Returns true for the hydration of a lazy volume.
+    pub fn is_hydration(&self) -> bool {
+        matches!(self, Self::Restore(RestoreTask::LazyVolume))
+    }
 }
 
 /// Task state that is reported and needed to resume after a restart.
@@ -80,54 +179,14 @@ pub struct TaskDetail {
     pub run: Option<Uuid>,
     /// Bandwidth limits.
     pub limits: TaskLimits,
-    /// The restore skips damaged extents.
-    pub skip_damaged: bool,
-    /// Scope of a verification.
-    pub verify: Option<VerifyWhat>,
     /// Findings of a verification or of a restore that skips damage.
     pub findings: Option<Findings>,
-    /// The restore hydrates a lazy volume.
-    pub lazy: bool,
-    /// In-place restore.
-    pub in_place: Option<InPlace>,
-    /// Options of the backup.
-    pub backup: BackupOptions,
-    /// The deletion includes pinned snapshots and damaged manifests.
-    pub force: bool,
-    /// The manifest was damaged when the deletion was requested.
-    pub damaged: bool,
-    /// The deletion was requested by retention.
-    pub by_retention: bool,
-    /// Group barrier of the backup.
-    pub barrier: Option<Barrier>,
-    /// Quiesce parts of the backup.
-    pub quiesce_rules: Vec<blockd_quiesce::QuiescePart>,
     /// Quiesce report.
     pub quiesce: Option<blockd_api::quiesce::QuiesceReport>,
-    /// Schedule that started it.
-    pub schedule: Option<Uuid>,
-    /// Name under which the snapshot stays after the backup.
-    pub keep_local: Option<SnapshotName>,
+    /// All blocks below this one are durably restored, by an in-place restore.
+    pub restored_below: u64,
     /// Version, which grows with each change.
     pub version: u64,
-}
-
-/// Scope of a verification.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct VerifyWhat {
-    /// Depth.
-    pub depth: VerifyDepth,
-    /// All cloud snapshots of the credential instead of the row's one.
-    pub all: bool,
-    /// Background verification with low priority.
-    pub background: bool,
-}
-
-impl TaskDetail {
-    /// Returns true if its volume existed before or is used before the end: it stays after a failure.
-    pub fn is_of_volume_in_use(&self) -> bool {
-        self.lazy || self.in_place.is_some()
-    }
 }
 
 /// A task.
@@ -135,9 +194,9 @@ impl TaskDetail {
 pub struct TaskRow {
     /// Its id.
     pub id: Uuid,
-    /// Kind.
-    pub kind: TaskKind,
-    /// State.
+    /// Kind and request.
+    pub spec: TaskSpec,
+    /// Stage.
     pub state: TaskStage,
     /// Local volume.
     pub volume: Option<VolumeId>,
@@ -162,7 +221,7 @@ const ENDED: &str = "'done', 'failed', 'stopped'";
 /// Condition for a resumable task.
 const KEPT: &str = "state IN ('stopped', 'failed') AND json_extract(detail, '$.kept') = 1";
 const COLUMNS: &str =
-    "id, kind, state, volume, snapshot, credential, cloudsnap, base, created, owner, detail";
+    "id, spec, state, volume, snapshot, credential, cloudsnap, base, created, owner, detail";
 
 fn optional<T: FromStr>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>>
 where
@@ -174,26 +233,42 @@ where
     }
 }
 
-/// Parses a column with one of these words.
-fn word<T: Copy, const N: usize>(
-    row: &Row<'_>,
-    column: usize,
-    all: [T; N],
-    as_str: impl Fn(T) -> &'static str,
-) -> rusqlite::Result<T> {
+fn stage(row: &Row<'_>, column: usize) -> rusqlite::Result<TaskStage> {
     let text: String = row.get(column)?;
-    all.into_iter().find(|value| as_str(*value) == text).ok_or_else(|| {
+    TaskStage::ALL.into_iter().find(|stage| stage.as_str() == text).ok_or_else(|| {
         rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(UnknownWord(text)))
     })
 }
 
 impl TaskRow {
+    /// Creates a pending task without a local volume.
+    pub fn new(spec: TaskSpec, credential: Uuid, cloudsnap: CloudSnapshotId, owner: TaskOwner) -> Self {
+        Self {
+            id: Uuid::new_v4(),
+            spec,
+            state: TaskStage::Pending,
+            volume: None,
+            snapshot: None,
+            credential,
+            cloudsnap,
+            base: None,
+            created: Timestamp::now(),
+            owner,
+            detail: TaskDetail { phase: "pending".into(), ..TaskDetail::default() },
+        }
+    }
+
+    /// Returns the kind.
+    pub fn kind(&self) -> TaskKind {
+        self.spec.kind()
+    }
+
     /// Returns its cloud snapshot, once it is decided.
     pub fn decided_cloudsnap(&self) -> Option<CloudSnapshotId> {
-        let is_decided = match self.kind {
-            TaskKind::Backup => self.detail.backup_type.is_some(),
-            TaskKind::Verify => self.detail.verify.is_some_and(|verify| !verify.all),
-            TaskKind::Restore | TaskKind::Delete => true,
+        let is_decided = match &self.spec {
+            TaskSpec::Backup(_) => self.detail.backup_type.is_some(),
+            TaskSpec::Verify(verify) => !verify.all,
+            TaskSpec::Restore(_) | TaskSpec::Delete(_) => true,
         };
         is_decided.then_some(self.cloudsnap)
     }
@@ -201,8 +276,8 @@ impl TaskRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             id: parsed(row, 0)?,
-            kind: word(row, 1, TaskKind::ALL, TaskKind::as_str)?,
-            state: word(row, 2, TaskStage::ALL, TaskStage::as_str)?,
+            spec: json(row, 1)?,
+            state: stage(row, 2)?,
             volume: optional(row, 3)?,
             snapshot: optional(row, 4)?,
             credential: parsed(row, 5)?,
@@ -286,11 +361,11 @@ impl TaskRow {
     /// The database fails.
     pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT OR REPLACE INTO tasks (id, kind, state, volume, snapshot, credential, cloudsnap, base, created, owner, detail)
+            "INSERT OR REPLACE INTO tasks (id, spec, state, volume, snapshot, credential, cloudsnap, base, created, owner, detail)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             params![
                 self.id.to_string(),
-                self.kind.as_str(),
+                to_json("task", &self.spec)?,
                 self.state.as_str(),
                 self.volume.map(|id| id.to_string()),
                 self.snapshot.map(|id| id.to_string()),
@@ -339,24 +414,56 @@ mod tests {
     use blockd_api::roles::Role;
 
     fn task(second: i64, state: TaskStage) -> TaskRow {
+        let cloudsnap = CloudSnapshotId {
+            cluster: Uuid::new_v4(),
+            volume: VolumeId::from_u64(1),
+            snapshot: SnapshotId::from_u64(2),
+            incremental: true,
+        };
+        let owner = TaskOwner::Caller { name: "ops".into(), role: Role::Operator, uid: Some(7) };
         TaskRow {
-            id: Uuid::new_v4(),
-            kind: TaskKind::Backup,
             state,
             volume: Some(VolumeId::from_u64(1)),
             snapshot: Some(SnapshotId::from_u64(u64::MAX)),
-            credential: Uuid::new_v4(),
-            cloudsnap: CloudSnapshotId {
-                cluster: Uuid::new_v4(),
-                volume: VolumeId::from_u64(1),
-                snapshot: SnapshotId::from_u64(2),
-                incremental: true,
-            },
-            base: None,
             created: Timestamp::from_second(second).unwrap(),
-            owner: TaskOwner::Caller { name: "ops".into(), role: Role::Operator, uid: Some(7) },
             detail: TaskDetail { bytes_total: 7, note: Some("x".into()), ..TaskDetail::default() },
+            ..TaskRow::new(TaskSpec::Backup(BackupTask::default()), Uuid::new_v4(), cloudsnap, owner)
         }
+    }
+
+    #[test]
+    fn stored_specs_keep_their_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let barrier = Some(Barrier { id: Uuid::new_v4(), volumes: 3 });
+        let in_place = InPlaceRestore { before: SnapshotId::from_u64(u64::MAX), discard: true };
+        let verify = VerifyTask { depth: VerifyDepth::Deep, all: true, background: false };
+        let specs = [
+            TaskSpec::Backup(BackupTask {
+                options: BackupOptions { expires: Some(Timestamp::UNIX_EPOCH), ..BackupOptions::default() },
+                barrier,
+                schedule: Some(Uuid::new_v4()),
+                keep_local: Some("daily".parse().unwrap()),
+                ..BackupTask::default()
+            }),
+            TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged: true }),
+            TaskSpec::Restore(RestoreTask::LazyVolume),
+            TaskSpec::Restore(RestoreTask::InPlace(in_place)),
+            TaskSpec::Delete(DeleteTask { force: true, ..DeleteTask::default() }),
+            TaskSpec::Verify(verify),
+        ];
+        db.transaction::<_, DbError>(|tx| {
+            for spec in specs {
+                let row = TaskRow { spec, ..task(0, TaskStage::Pending) };
+                row.put(tx)?;
+                assert_eq!(TaskRow::find(tx, row.id)?.as_ref(), Some(&row));
+                let sql = "SELECT kind FROM tasks WHERE id = ?1";
+                let kind: String = tx.query_row(sql, [row.id.to_string()], |row| row.get(0))?;
+                assert_eq!(kind, row.kind().as_str());
+            }
+            Ok(())
+        })
+        .unwrap();
     }
 
     #[test]

@@ -7,9 +7,9 @@ use blockd_api::{
     events::ListEvents,
     operations::*,
     schedules::RunState,
-    tasks::{TaskKind, TaskStage},
+    tasks::{TaskOwner, TaskStage},
 };
-use blockd_catalog::{DbError, RetentionOverride, TaskDetail, TaskRow};
+use blockd_catalog::{DbError, DeleteTask, RestoreTask, RetentionOverride, TaskRow, TaskSpec};
 use blockd_cloud::ManifestKey;
 use blockd_engine::{cloud_snapshots::retention_overrides::RecentListings, engine::Engine};
 use blockd_schedule::{KeepReason, Verdict};
@@ -38,20 +38,8 @@ fn stored_id(snap: &str) -> blockd_cloud::CloudSnapshotId {
 }
 
 /// A task of a cloud snapshot, as the database has it.
-fn task(kind: TaskKind, state: TaskStage, snap: &str, credential: Uuid) -> TaskRow {
-    TaskRow {
-        id: Uuid::new_v4(),
-        kind,
-        state,
-        volume: None,
-        snapshot: None,
-        credential,
-        cloudsnap: stored_id(snap),
-        base: None,
-        created: Timestamp::now(),
-        owner: blockd_api::tasks::TaskOwner::Daemon,
-        detail: TaskDetail::default(),
-    }
+fn task(spec: TaskSpec, state: TaskStage, snap: &str, credential: Uuid) -> TaskRow {
+    TaskRow { state, ..TaskRow::new(spec, credential, stored_id(snap), TaskOwner::Daemon) }
 }
 
 /// Stores a mark as of now.
@@ -302,7 +290,8 @@ async fn refused_deletion_blocks_no_other() {
     let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
     let snaps = host.dated(4, tomorrow).await;
     // The older ones come into use when it is decided already that they go.
-    let restores = [0, 1].map(|one| task(TaskKind::Restore, TaskStage::Active, &snaps[one], credential));
+    let restore = TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged: false });
+    let restores = [0, 1].map(|one| task(restore.clone(), TaskStage::Active, &snaps[one], credential));
     host.meanwhile("expired judged", move |engine| {
         let put = |tx: &rusqlite::Transaction<'_>| restores.iter().try_for_each(|row| row.put(tx));
         engine.db.transaction::<_, DbError>(put).unwrap();
@@ -321,8 +310,9 @@ async fn resumed_deletion_spares_snapshots_pinned_since() {
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
     let snap = host.backup("v", false).await.source_volume.unwrap();
     let stopped = |force| {
-        let detail = TaskDetail { kept: true, force, ..TaskDetail::default() };
-        let row = TaskRow { detail, ..task(TaskKind::Delete, TaskStage::Stopped, &snap, credential) };
+        let spec = TaskSpec::Delete(DeleteTask { force, ..DeleteTask::default() });
+        let mut row = task(spec, TaskStage::Stopped, &snap, credential);
+        row.detail.kept = true;
         host.engine().db.transaction(|tx| row.put(tx)).unwrap();
         row.id
     };

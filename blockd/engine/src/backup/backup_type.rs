@@ -8,7 +8,7 @@ use crate::{
     backup::{
         doubts::doubt_of_restart,
         plan::{Decision, Plan, decide},
-        task::ids,
+        task::{Frozen, ids},
         work::BackupWork,
     },
     error::{ServiceError, blocking},
@@ -16,7 +16,7 @@ use crate::{
     repositories::opening::is_missing_or_damaged,
     tasks::{LiveTask, clean_files},
 };
-use blockd_catalog::{Catalog, Chain, DbError, Proof, SnapshotRow, TaskRow};
+use blockd_catalog::{Catalog, Chain, DbError, Proof, TaskRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository, new_delta_salt,
 };
@@ -30,11 +30,11 @@ use uuid::Uuid;
 pub(crate) async fn planned(
     work: &BackupWork,
     live: &LiveTask,
-    volume: &Arc<Volume>,
-    snapshot: &SnapshotRow,
+    frozen: &Frozen<'_>,
     repository: &Repository,
     catalog: &Catalog,
 ) -> Result<(Plan, Option<Manifest>), ServiceError> {
+    let snapshot = &frozen.snapshot;
     repository.check_writable()?;
     let (task, dir) = (live.id, work.host.data_dir.task_dir(live.id));
     let kept = blocking(move || Plan::load(&dir, task)).await?;
@@ -64,7 +64,7 @@ pub(crate) async fn planned(
         };
         return Ok((plan, base));
     }
-    let (plan, base, note) = make_plan(work, live, volume, snapshot, repository, catalog).await?;
+    let (plan, base, note) = make_plan(work, live, frozen, repository, catalog).await?;
     tracing::info!(
         data_blocks = plan.data.len_blocks(),
         zero_blocks = plan.zero.len_blocks(),
@@ -95,15 +95,14 @@ async fn base_manifest(
 async fn make_plan(
     work: &BackupWork,
     live: &LiveTask,
-    volume: &Arc<Volume>,
-    snapshot: &SnapshotRow,
+    Frozen { asked, volume, snapshot, .. }: &Frozen<'_>,
     repository: &Repository,
     catalog: &Catalog,
 ) -> Result<(Plan, Option<Manifest>, &'static str), ServiceError> {
     let row = live.view();
     let (volume_id, credential, until) = (snapshot.volume, row.credential, snapshot.epoch);
     let chain = work.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
-    let decision = decide(chain.as_ref(), row.detail.backup.full, work.host.settings.full_every, until);
+    let decision = decide(chain.as_ref(), asked.options.full, work.host.settings.full_every, until);
     let mut note = "builds on the backup before";
     let mut found = None;
     match decision {

@@ -39,7 +39,7 @@ pub type Failing = HashMap<Uuid, (Instant, Duration)>;
 
 /// Returns the name under which an abandoned backup may be listed: its commit may have started.
 pub(crate) async fn may_be_listed(work: &BackupWork, row: &TaskRow) -> Option<CloudSnapshotId> {
-    if row.kind != TaskKind::Backup {
+    if row.kind() != TaskKind::Backup {
         return None;
     }
     // The work of another run of the daemon is unknown; it may have died before it was recorded.

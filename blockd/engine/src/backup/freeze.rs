@@ -5,7 +5,7 @@ use crate::{
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{ApiError, ErrorCode, SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
-use blockd_catalog::{Barrier, SnapshotRow, SnapshotState, TaskRow};
+use blockd_catalog::{BackupTask, Barrier, SnapshotRow, SnapshotState, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -40,10 +40,10 @@ pub(crate) async fn snapshot_for_backup(
     live: &LiveTask,
     entry: &Arc<VolumeEntry>,
     id: SnapshotId,
+    asked: &BackupTask,
 ) -> Result<SnapshotRow, ServiceError> {
     let volume = entry.id;
-    let task = live.view();
-    let point = match &task.detail.barrier {
+    let point = match &asked.barrier {
         Some(barrier) => format!("barrier {}", barrier.id),
         None => format!("snapshot {id}"),
     };
@@ -62,9 +62,9 @@ pub(crate) async fn snapshot_for_backup(
         live.detail(|detail| detail.quiesce = report);
         return Err(ServiceError::Refused(why));
     }
-    let wanted = match &task.detail.barrier {
-        Some(barrier) => all_of(work, barrier, &task).await,
-        None => alone(live, entry, id, &task),
+    let wanted = match &asked.barrier {
+        Some(barrier) => all_of(work, barrier, asked).await,
+        None => alone(live, entry, id, asked),
     };
     let mut report = None;
     let rows = match wanted {
@@ -73,7 +73,7 @@ pub(crate) async fn snapshot_for_backup(
     };
     match rows {
         Ok(rows) => {
-            if let Some(barrier) = &task.detail.barrier {
+            if let Some(barrier) = &asked.barrier {
                 tracing::info!(group = %barrier.id, members = rows.len(), "volumes frozen at one instant");
             }
             rows.into_iter().find(|row| row.id == id).ok_or_else(|| {
@@ -85,7 +85,7 @@ pub(crate) async fn snapshot_for_backup(
             live.detail(|detail| detail.quiesce.clone_from(&report));
             // The others must not be frozen without this one.
             let why = error.to_api();
-            let code = match task.detail.barrier {
+            let code = match asked.barrier {
                 Some(_) if report.is_none() => ErrorCode::VolumeFailed,
                 _ => why.code,
             };
@@ -96,8 +96,8 @@ pub(crate) async fn snapshot_for_backup(
 }
 
 /// Returns the name of the snapshot; one that stays has a visible name.
-fn name_of(task: &TaskRow, id: Uuid) -> Result<SnapshotName, ServiceError> {
-    match &task.detail.keep_local {
+fn name_of(asked: &BackupTask, id: Uuid) -> Result<SnapshotName, ServiceError> {
+    match &asked.keep_local {
         Some(name) => Ok(name.clone()),
         None => Ok(format!("backup-{id}").parse()?),
     }
@@ -108,22 +108,24 @@ fn alone(
     live: &LiveTask,
     entry: &Arc<VolumeEntry>,
     id: SnapshotId,
-    task: &TaskRow,
+    asked: &BackupTask,
 ) -> Result<Wanted, ServiceError> {
     Ok(Wanted {
         members: vec![(Arc::clone(entry), id)],
-        name: name_of(task, live.id)?,
-        internal: task.detail.keep_local.is_none(),
+        name: name_of(asked, live.id)?,
+        internal: asked.keep_local.is_none(),
         group: None,
-        quiesce_rules: task.detail.quiesce_rules.clone(),
-        schedule: task.detail.schedule,
+        quiesce_rules: asked.quiesce_rules.clone(),
+        schedule: asked.schedule,
     })
 }
 
 /// Freezes all volumes of a barrier.
-async fn all_of(work: &BackupWork, barrier: &Barrier, task: &TaskRow) -> Result<Wanted, ServiceError> {
-    let of_barrier =
-        |task: &TaskRow| task.detail.barrier.as_ref().is_some_and(|other| other.id == barrier.id);
+async fn all_of(work: &BackupWork, barrier: &Barrier, asked: &BackupTask) -> Result<Wanted, ServiceError> {
+    let of_barrier = |task: &TaskRow| {
+        let other = task.spec.backup().and_then(|backup| backup.barrier.as_ref());
+        other.is_some_and(|other| other.id == barrier.id)
+    };
     let mut points: BTreeMap<VolumeId, SnapshotId> = BTreeMap::new();
     for task in work.tasks.unfinished_tasks().await?.iter().filter(|task| of_barrier(task)) {
         if let (Some(volume), Some(snapshot)) = (task.volume, task.snapshot) {
@@ -155,10 +157,10 @@ async fn all_of(work: &BackupWork, barrier: &Barrier, task: &TaskRow) -> Result<
         SnapshotGroup { group_id: barrier.id, group: None, members: barrier.volumes, group_stall_micros: 0 };
     Ok(Wanted {
         members,
-        name: name_of(task, barrier.id)?,
-        internal: task.detail.keep_local.is_none(),
+        name: name_of(asked, barrier.id)?,
+        internal: asked.keep_local.is_none(),
         group: Some(group),
-        quiesce_rules: task.detail.quiesce_rules.clone(),
-        schedule: task.detail.schedule,
+        quiesce_rules: asked.quiesce_rules.clone(),
+        schedule: asked.schedule,
     })
 }

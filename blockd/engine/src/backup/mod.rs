@@ -30,13 +30,12 @@ use blockd_api::{
         BackupOptions, BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup,
     },
     snapshots::CreateGroupSnapshot,
-    tasks::{TaskKind, TaskLimits, TaskOwner, TaskStage},
+    tasks::{TaskKind, TaskLimits, TaskOwner},
 };
-use blockd_catalog::{Barrier, CredentialRow, DbError, TaskDetail, TaskRow};
+use blockd_catalog::{BackupTask, Barrier, CredentialRow, DbError, TaskRow, TaskSpec};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_quiesce::QuiescePart;
-use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -231,7 +230,7 @@ impl Backups {
         };
         self.runner.store_and_launch(first.clone(), with).await?;
         for row in others {
-            tracing::info!(task = %row.id, kind = %row.kind, cloudsnap = %row.cloudsnap, "task accepted");
+            tracing::info!(task = %row.id, kind = %row.kind(), cloudsnap = %row.cloudsnap, "task accepted");
             self.runner.launch(row.clone());
         }
         Ok(rows)
@@ -249,7 +248,7 @@ impl Backups {
             let is_of = |(volume, credentials): &(_, Vec<CredentialRow>)| {
                 task.volume == Some(*volume) && credentials.iter().any(is_to)
             };
-            task.kind == TaskKind::Backup && members.iter().any(is_of)
+            task.kind() == TaskKind::Backup && members.iter().any(is_of)
         };
         let kept = self.tasks.kept_tasks().await?;
         let is_refused = |task: &&TaskRow| is_older(task) && !owner::may_discard(&by, &task.owner);
@@ -273,7 +272,7 @@ impl Backups {
     ) -> Result<(), ServiceError> {
         entry.volume()?;
         let is_meant = |task: &TaskRow| {
-            task.kind == TaskKind::Backup
+            task.kind() == TaskKind::Backup
                 && task.volume == Some(entry.id)
                 && credentials.iter().any(|credential| credential.uuid == task.credential)
         };
@@ -282,7 +281,7 @@ impl Backups {
                 format!("backup task {} is running on volume {}: wait for it to end", task.id, entry.name);
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
-        let is_rollback = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
+        let is_rollback = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
         let others = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
         if let Some(task) = others.into_iter().find(is_rollback) {
             let message = format!(
@@ -307,37 +306,27 @@ impl Backups {
         for credential in credentials {
             // One snapshot id per task: two credentials may reach the same repository.
             let own = SnapshotId::from_u64(random_id()?);
-            rows.push(TaskRow {
-                id: Uuid::new_v4(),
-                kind: TaskKind::Backup,
-                state: TaskStage::Pending,
-                volume: Some(entry.id),
-                snapshot: Some(snapshot),
-                credential: credential.uuid,
-                // Decided when the point in time is fixed.
-                cloudsnap: CloudSnapshotId {
-                    cluster: self.host.cluster,
-                    volume: entry.id,
-                    snapshot: own,
-                    incremental: false,
-                },
-                base: None,
-                created: Timestamp::now(),
-                owner: asked.owner(),
-                detail: TaskDetail {
-                    volume_name: Some(entry.name.clone()),
-                    credential_name: credential.name.to_string(),
-                    phase: "pending".into(),
-                    run: Some(self.host.run),
-                    barrier: point.barrier.clone(),
-                    quiesce_rules: point.quiesce_rules.clone(),
-                    schedule: asked.schedule,
-                    keep_local: asked.keep_local.clone(),
-                    limits: asked.limits,
-                    backup: asked.options.clone(),
-                    ..TaskDetail::default()
-                },
+            // Decided when the point in time is fixed.
+            let cloudsnap = CloudSnapshotId {
+                cluster: self.host.cluster,
+                volume: entry.id,
+                snapshot: own,
+                incremental: false,
+            };
+            let spec = TaskSpec::Backup(BackupTask {
+                options: asked.options.clone(),
+                barrier: point.barrier.clone(),
+                quiesce_rules: point.quiesce_rules.clone(),
+                schedule: asked.schedule,
+                keep_local: asked.keep_local.clone(),
             });
+            let mut row = TaskRow::new(spec, credential.uuid, cloudsnap, asked.owner());
+            (row.volume, row.snapshot) = (Some(entry.id), Some(snapshot));
+            row.detail.volume_name = Some(entry.name.clone());
+            row.detail.credential_name = credential.name.to_string();
+            row.detail.run = Some(self.host.run);
+            row.detail.limits = asked.limits;
+            rows.push(row);
         }
         Ok(rows)
     }

@@ -27,7 +27,7 @@ use crate::{
 };
 use blockd_api::{CredentialRef, ErrorCode};
 use blockd_catalog::{
-    Catalog, Chain, CredentialRow, DbError, Doubt, RetentionOverride, SnapshotRow, TaskRow,
+    BackupTask, Catalog, Chain, CredentialRow, DbError, Doubt, RetentionOverride, SnapshotRow, TaskRow,
 };
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal,
@@ -47,11 +47,15 @@ pub(crate) fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError>
 }
 
 /// Returns the trigger of a backup for its manifest and listings.
-pub fn trigger_of(row: &TaskRow) -> &'static str {
-    if row.detail.schedule.is_some() { "Scheduled" } else { "Manual" }
+pub fn trigger_of(asked: &BackupTask) -> &'static str {
+    if asked.schedule.is_some() { "Scheduled" } else { "Manual" }
 }
 
-pub(crate) async fn run(work: &Arc<BackupWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+pub(crate) async fn run(
+    work: &Arc<BackupWork>,
+    live: &Arc<LiveTask>,
+    asked: &BackupTask,
+) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
     let entry = work.registry.by_id(volume_id).ok_or_else(|| {
@@ -59,7 +63,7 @@ pub(crate) async fn run(work: &Arc<BackupWork>, live: &Arc<LiveTask>) -> Result<
     })?;
     let volume = entry.volume()?;
     work.host.failpoints.reached("backup accepted")?;
-    let snapshot = snapshot_for_backup(work, live, &entry, snapshot_id).await?;
+    let snapshot = snapshot_for_backup(work, live, &entry, snapshot_id, asked).await?;
     live.detail(|detail| {
         detail.frozen = true;
         detail.freeze_stall_micros = snapshot.freeze_stall_micros;
@@ -75,7 +79,7 @@ pub(crate) async fn run(work: &Arc<BackupWork>, live: &Arc<LiveTask>) -> Result<
         .await?
         .capabilities
         .conditional_put;
-    let frozen = Frozen { entry, volume, snapshot, write_once };
+    let frozen = Frozen { asked, entry, volume, snapshot, write_once };
     let first = attempt(work, live, &frozen).await;
     let (manifest, in_doubt) = match first {
         Err(ServiceError::Cloud(error)) => match *error {
@@ -89,7 +93,7 @@ pub(crate) async fn run(work: &Arc<BackupWork>, live: &Arc<LiveTask>) -> Result<
         result => result?,
     };
     work.host.failpoints.reached("backup in the store")?;
-    let done = commit(work, live, &frozen.snapshot, manifest, in_doubt).await?;
+    let done = commit(work, live, &frozen, manifest, in_doubt).await?;
     work.host.failpoints.reached("backup committed")?;
     if let Err(error) = clean_up(work, &done).await {
         tracing::warn!(%error, "what the backup left behind is removed at the next start");
@@ -97,11 +101,12 @@ pub(crate) async fn run(work: &Arc<BackupWork>, live: &Arc<LiveTask>) -> Result<
     Ok(done)
 }
 
-/// Frozen snapshot with its store settings.
-struct Frozen {
+/// Frozen snapshot with its request and store settings.
+pub(crate) struct Frozen<'a> {
+    pub(crate) asked: &'a BackupTask,
     entry: Arc<VolumeEntry>,
-    volume: Arc<Volume>,
-    snapshot: SnapshotRow,
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) snapshot: SnapshotRow,
     /// The store supports create-if-absent.
     write_once: bool,
 }
@@ -111,9 +116,9 @@ struct Frozen {
 async fn attempt(
     work: &BackupWork,
     live: &LiveTask,
-    frozen: &Frozen,
+    frozen: &Frozen<'_>,
 ) -> Result<(Manifest, bool), ServiceError> {
-    let Frozen { entry, volume, snapshot, write_once } = frozen;
+    let Frozen { asked, entry, volume, snapshot, write_once } = frozen;
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
     let (repository, requests) = work.repositories.task_repository(row.credential).await?;
@@ -125,7 +130,7 @@ async fn attempt(
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
-    let (plan, base) = planned(work, live, volume, snapshot, &repository, &catalog).await?;
+    let (plan, base) = planned(work, live, frozen, &repository, &catalog).await?;
     work.host.failpoints.reached("backup planned")?;
 
     // The volume may have grown since the freeze.
@@ -137,9 +142,8 @@ async fn attempt(
         snapshot: row.cloudsnap.snapshot,
         volume_name: entry.name.to_string(),
         // The local snapshot is deleted after the backup; the backup's name stays.
-        snapshot_name: row
-            .detail
-            .backup
+        snapshot_name: asked
+            .options
             .name
             .as_ref()
             .map_or_else(|| snapshot.name.to_string(), ToString::to_string),
@@ -152,7 +156,7 @@ async fn attempt(
         base,
         delta_salt: plan.salt,
         freeze_stall_micros: snapshot.freeze_stall_micros,
-        trigger: trigger_of(&row).into(),
+        trigger: trigger_of(asked).into(),
     });
     live.update(|row| {
         row.cloudsnap = spec.id();
@@ -279,15 +283,15 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
 async fn commit(
     work: &BackupWork,
     live: &LiveTask,
-    snapshot: &SnapshotRow,
+    Frozen { asked, snapshot, .. }: &Frozen<'_>,
     manifest: Manifest,
     in_doubt: bool,
 ) -> Result<TaskRow, ServiceError> {
-    let row = live.view();
+    let credential = live.view().credential;
     let id = manifest.id();
     let chain = Chain {
         volume: snapshot.volume,
-        credential: row.credential,
+        credential,
         epoch: snapshot.epoch,
         cloudsnap: id,
         // One delta for the full backup, and one for each incremental.
@@ -297,20 +301,26 @@ async fn commit(
     if in_doubt {
         tracing::info!(cloudsnap = %id, "the backup may have been committed before without an answer: the next one is not built on it");
     }
+    let mark = RetentionOverride {
+        cloudsnap: id,
+        credential,
+        pinned: asked.options.pinned,
+        expires: asked.options.expires,
+    };
     let measured = measured_write_speed(live);
     let (snapshot, task) = (snapshot.id, live.id);
     work.tasks
         .until_stored("the backup that is in the store", || {
-            let (chain, manifest, row) = (chain.clone(), manifest.clone(), row.clone());
+            let (chain, manifest) = (chain.clone(), manifest.clone());
             work.tasks.finish(live, move |tx| {
                 match in_doubt {
                     false => chain.put(tx)?,
                     true => committed_in_doubt(chain.credential, id).put(tx)?,
                 }
-                Catalog::put(tx, row.credential, &id.manifest_key(), &manifest)?;
-                put_mark(tx, &row, id)?;
+                Catalog::put(tx, credential, &id.manifest_key(), &manifest)?;
+                put_mark(tx, mark)?;
                 if let Some(bytes_per_s) = measured {
-                    CredentialRow::set_write_speed(tx, row.credential, bytes_per_s)?;
+                    CredentialRow::set_write_speed(tx, credential, bytes_per_s)?;
                 }
                 release_snapshot(tx, task, snapshot)
             })
@@ -319,14 +329,8 @@ async fn commit(
 }
 
 /// Stores the requested pin and expiry date. A pin or date that was set meanwhile stays.
-fn put_mark(tx: &rusqlite::Transaction<'_>, row: &TaskRow, id: CloudSnapshotId) -> Result<(), DbError> {
-    let asked = RetentionOverride {
-        cloudsnap: id,
-        credential: row.credential,
-        pinned: row.detail.backup.pinned,
-        expires: row.detail.backup.expires,
-    };
-    match RetentionOverride::find(tx, &id, row.credential)? {
+fn put_mark(tx: &rusqlite::Transaction<'_>, asked: RetentionOverride) -> Result<(), DbError> {
+    match RetentionOverride::find(tx, &asked.cloudsnap, asked.credential)? {
         Some(said) => {
             let merged = RetentionOverride {
                 pinned: said.pinned || asked.pinned,

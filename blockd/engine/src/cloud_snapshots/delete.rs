@@ -12,10 +12,10 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{ErrorCode, tasks::TaskKind};
-use blockd_catalog::{Catalog, Chain, Db, Doubt, Proof, RetentionOverride, RunRow, TaskRow};
+use blockd_catalog::{Catalog, Chain, Db, DeleteTask, Doubt, Proof, RetentionOverride, RunRow, TaskRow};
 use blockd_cloud::{
-    CloudError, Manifest, ManifestCache, ManifestKey, Progress, Repository, UnreadableSiblings,
-    delete_damaged, delete_with_manifest,
+    CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Progress, Repository,
+    UnreadableSiblings, delete_damaged, delete_with_manifest,
 };
 use blockd_extent::SnapshotId;
 use std::{path::Path, sync::Arc};
@@ -35,23 +35,27 @@ impl std::fmt::Debug for DeleteWork {
     }
 }
 
-pub(crate) async fn run(work: &Arc<DeleteWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+pub(crate) async fn run(
+    work: &Arc<DeleteWork>,
+    live: &Arc<LiveTask>,
+    asked: DeleteTask,
+) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let (repository, requests) = secrets::repository(&work.tasks, live).await?;
     let progress = Arc::new(Progress::new(requests));
     live.begin(progress);
     work.tasks.store_progress(live).await;
-    if row.detail.by_retention && row.detail.run != Some(work.host.run) {
+    if asked.by_retention && row.detail.run != Some(work.host.run) {
         refuse_unstarted(&repository, &row).await?;
     }
     // The directory of an unmounted disk is empty and would need no objects.
     repository.prove_key_slot().await?;
     let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
-    let manifest = kept_manifest(work, live, &repository, &row).await?;
+    let manifest = kept_manifest(work, live, &repository, (row.cloudsnap, asked.damaged)).await?;
     work.host.failpoints.reached("delete accepted")?;
     let mut protected = protected(work).await?;
     protected.extend(known_to_be_needed(work, &row, &repository, &catalog).await?);
-    let unreadable = match row.detail.force {
+    let unreadable = match asked.force {
         true => UnreadableSiblings::KeepDeltas,
         false => UnreadableSiblings::Refuse,
     };
@@ -119,17 +123,17 @@ async fn kept_manifest(
     work: &DeleteWork,
     live: &LiveTask,
     repository: &Repository,
-    row: &TaskRow,
+    (wanted, damaged): (CloudSnapshotId, bool),
 ) -> Result<Option<Manifest>, ServiceError> {
     let dir = work.host.data_dir.task_dir(live.id);
     let path = dir.join("manifest.json");
-    let (load, wanted) = (path.clone(), row.cloudsnap);
+    let load = path.clone();
     let kept = blocking(move || read_manifest(&load)).await?;
     if let Some(manifest) = kept.filter(|manifest| manifest.id() == wanted) {
         return Ok(Some(manifest));
     }
-    let manifest = match repository.manifest(&row.cloudsnap).await {
-        Err(CloudError::Damaged { .. } | CloudError::SnapshotNotFound { .. }) if row.detail.damaged => {
+    let manifest = match repository.manifest(&wanted).await {
+        Err(CloudError::Damaged { .. } | CloudError::SnapshotNotFound { .. }) if damaged => {
             return Ok(None);
         }
         read => read?,
@@ -158,7 +162,7 @@ fn read_manifest(path: &Path) -> Result<Option<Manifest>, ServiceError> {
 /// uses its deltas.
 async fn protected(work: &DeleteWork) -> Result<Vec<SnapshotId>, ServiceError> {
     let backups =
-        work.tasks.unfinished_tasks().await?.into_iter().filter(|task| task.kind == TaskKind::Backup);
+        work.tasks.unfinished_tasks().await?.into_iter().filter(|task| task.kind() == TaskKind::Backup);
     let deltas = backups
         .flat_map(|task| [Some(task.cloudsnap), task.base].into_iter().flatten().map(|id| id.snapshot));
     Ok(deltas.collect())

@@ -15,11 +15,10 @@ use crate::{
 use blockd_api::{
     ErrorCode,
     cloudsnaps::StartDelete,
-    tasks::{TaskKind, TaskStage, TaskStarted},
+    tasks::{TaskKind, TaskStarted},
 };
-use blockd_catalog::{Chain, Db, RetentionOverride, TaskDetail, TaskRow};
+use blockd_catalog::{Chain, Db, DeleteTask, RetentionOverride, TaskRow, TaskSpec};
 use blockd_cloud::{CloudError, CloudSnapshotId};
-use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -75,26 +74,9 @@ impl Deletions {
             _ => {}
         }
         self.refuse_if_used(&id).await?;
-        let row = TaskRow {
-            id: Uuid::new_v4(),
-            kind: TaskKind::Delete,
-            state: TaskStage::Pending,
-            volume: None,
-            snapshot: None,
-            credential: credential.uuid,
-            cloudsnap: id,
-            base: None,
-            created: Timestamp::now(),
-            owner: crate::owner::current(),
-            detail: TaskDetail {
-                credential_name: credential.name.to_string(),
-                phase: "pending".into(),
-                force: request.force,
-                damaged,
-                by_retention: judged_by.is_some(),
-                ..TaskDetail::default()
-            },
-        };
+        let spec = DeleteTask { force: request.force, damaged, by_retention: judged_by.is_some() };
+        let mut row = TaskRow::new(TaskSpec::Delete(spec), credential.uuid, id, crate::owner::current());
+        row.detail.credential_name = credential.name.to_string();
         self.runner.store_and_launch(row, |_| Ok(())).await.map(Some)
     }
 
@@ -125,7 +107,7 @@ impl Deletions {
     /// lock.
     async fn refuse_if_used(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
         let chains = self.db.run(|tx| Chain::all(tx, None)).await?;
-        let uses = |task: &TaskRow| match task.kind {
+        let uses = |task: &TaskRow| match task.kind() {
             TaskKind::Restore => task.cloudsnap == *id,
             TaskKind::Delete | TaskKind::Verify => false,
             TaskKind::Backup => {
@@ -143,7 +125,7 @@ impl Deletions {
             true => format!("resume it, or discard it with `blockctl cloudsnap stop {} --discard`", task.id),
             false => "wait for it to end".to_owned(),
         };
-        let message = format!("cloud snapshot {id} is used by {} task {}: {how}", task.kind, task.id);
+        let message = format!("cloud snapshot {id} is used by {} task {}: {how}", task.kind(), task.id);
         Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message))
     }
 }

@@ -21,7 +21,7 @@ use blockd_api::{
         volume_spec_json,
     },
     format_time,
-    tasks::{BackupType, TaskKind, TaskStage},
+    tasks::{BackupType, TaskStage},
 };
 use blockd_catalog::{Catalog, CredentialRow, Db, DbError, Proof, RetentionOverride, TaskRow};
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
@@ -253,9 +253,10 @@ impl CloudSnapshots {
                 TaskStage::Failed | TaskStage::Stopped => status == CloudsnapStatus::Failed,
                 TaskStage::Done => false,
             };
-            if row.kind != TaskKind::Backup || row.credential != credential.uuid || !matches {
+            let Some(asked) = row.spec.backup().filter(|_| row.credential == credential.uuid && matches)
+            else {
                 continue;
-            }
+            };
             let name = row.detail.volume_name.as_ref().map(ToString::to_string).unwrap_or_default();
             let volume = row.volume.and_then(|id| self.registry.by_id(id));
             let (size_bytes, labels) =
@@ -266,7 +267,7 @@ impl CloudSnapshots {
                 src_volume_name: name.clone(),
                 timestamp: row.created,
                 metadata: CloudsnapMetadata {
-                    cloudsnap_type: trigger_of(&row).into(),
+                    cloudsnap_type: trigger_of(asked).into(),
                     compression: "lz4".into(),
                     size_bytes: row.detail.bytes_total,
                     starttime: format_time(row.created),
@@ -282,7 +283,7 @@ impl CloudSnapshots {
                     stored_bytes: row.detail.bytes_uploaded,
                     dirty_bytes: row.detail.bytes_dirty,
                     freeze_stall_micros: row.detail.freeze_stall_micros,
-                    snapshot_name: row.detail.backup.name.as_ref().map(ToString::to_string),
+                    snapshot_name: asked.options.name.as_ref().map(ToString::to_string),
                     pinned: None,
                     expires: None,
                     verified: None,

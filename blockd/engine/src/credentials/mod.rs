@@ -256,7 +256,9 @@ impl Credentials {
         {
             let message = format!(
                 "credential {} is used by {} task {}: wait for it to end",
-                row.name, task.kind, task.id
+                row.name,
+                task.kind(),
+                task.id
             );
             return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
         }

@@ -35,7 +35,7 @@ impl Credentials {
         let changes_write_key = request.new_data_key || request.accept_key.is_some();
         if changes_write_key {
             let tasks = self.tasks.unfinished_tasks().await?;
-            if let Some(task) = tasks.into_iter().find(|task| is_backup(task.kind, task.credential)) {
+            if let Some(task) = tasks.into_iter().find(|task| is_backup(task.kind(), task.credential)) {
                 let message =
                     format!("credential {} is used by backup task {}: wait for it to end", row.name, task.id);
                 return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
@@ -57,7 +57,7 @@ impl Credentials {
         if changes_write_key {
             // Their objects are sealed with the previous key. Not earlier: the passphrase might have been
             // wrong.
-            self.runner.give_up_kept(|task| is_backup(task.kind, task.credential)).await?;
+            self.runner.give_up_kept(|task| is_backup(task.kind(), task.credential)).await?;
         }
         let keys = known_and_opened(&before, repository.keys());
         let lost = keys.len() - repository.keys().len();

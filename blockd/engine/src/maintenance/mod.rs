@@ -16,7 +16,7 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::tasks::TaskKind;
-use blockd_catalog::{CredentialRow, Db, VerifyWhat};
+use blockd_catalog::{CredentialRow, Db, VerifyTask};
 use blockd_cloud::{CloudError, CloudSnapshotId, VerifyDepth};
 use blockd_store::StoreErrorKind;
 use jiff::{SignedDuration, Timestamp};
@@ -126,7 +126,7 @@ fn is_endless(error: &ServiceError) -> bool {
 /// Starts the verification with the oldest proof, unless one is running.
 async fn verify_next(maintenance: &Arc<Maintenance>, attempts: &mut Attempts) -> Result<(), ServiceError> {
     let is_verifying =
-        maintenance.tasks.unfinished_tasks().await?.iter().any(|task| task.kind == TaskKind::Verify);
+        maintenance.tasks.unfinished_tasks().await?.iter().any(|task| task.kind() == TaskKind::Verify);
     if is_verifying {
         return Ok(());
     }
@@ -136,7 +136,7 @@ async fn verify_next(maintenance: &Arc<Maintenance>, attempts: &mut Attempts) ->
     for credential in in_turn(maintenance.repositories.credential_rows().await?) {
         if let Some(id) = maintenance.next_to_verify(&credential, before, attempts).await? {
             attempts.insert((credential.uuid, id), now);
-            let what = VerifyWhat { depth: VerifyDepth::Frames, all: false, background: true };
+            let what = VerifyTask { depth: VerifyDepth::Frames, all: false, background: true };
             maintenance.begin_verify(&credential, Some(id), what).await?;
             return Ok(());
         }

@@ -8,9 +8,9 @@ use crate::{
 };
 use blockd_api::{
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
-    tasks::{TaskKind, TaskStage, TaskStarted},
+    tasks::{TaskKind, TaskStarted},
 };
-use blockd_catalog::{Catalog, CredentialRow, Proof, TaskDetail, TaskRow, VerifyWhat};
+use blockd_catalog::{Catalog, CredentialRow, Proof, TaskRow, TaskSpec, VerifyTask};
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, ManifestFilter,
     collect_garbage,
@@ -21,7 +21,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-use uuid::Uuid;
 
 /// Placeholder id in the task row of a verification of all cloud snapshots.
 const ALL: u64 = 1;
@@ -66,7 +65,7 @@ impl Maintenance {
                 answer => drop(answer?),
             }
         }
-        let what = VerifyWhat { depth: depth(request.depth), all: snap.is_none(), background: false };
+        let what = VerifyTask { depth: depth(request.depth), all: snap.is_none(), background: false };
         self.begin_verify(&credential, snap, what).await
     }
 
@@ -75,7 +74,7 @@ impl Maintenance {
         self: &Arc<Self>,
         credential: &CredentialRow,
         snap: Option<CloudSnapshotId>,
-        verify: VerifyWhat,
+        verify: VerifyTask,
     ) -> Result<TaskStarted, ServiceError> {
         let _admission = self.admission.lock().await;
         crate::repositories::preflight::check_cancelled()?;
@@ -95,24 +94,10 @@ impl Maintenance {
             Some(_) => Some(SnapshotId::from_u64(random_id()?)),
             None => None,
         };
-        let row = TaskRow {
-            id: Uuid::new_v4(),
-            kind: TaskKind::Verify,
-            state: TaskStage::Pending,
-            volume: source.map(|entry| entry.id),
-            snapshot,
-            credential: credential.uuid,
-            cloudsnap,
-            base: None,
-            created: Timestamp::now(),
-            owner: crate::owner::current(),
-            detail: TaskDetail {
-                credential_name: credential.name.to_string(),
-                phase: "pending".into(),
-                verify: Some(verify),
-                ..TaskDetail::default()
-            },
-        };
+        let mut row =
+            TaskRow::new(TaskSpec::Verify(verify), credential.uuid, cloudsnap, crate::owner::current());
+        (row.volume, row.snapshot) = (source.map(|entry| entry.id), snapshot);
+        row.detail.credential_name = credential.name.to_string();
         self.runner.store_and_launch(row, |_| Ok(())).await
     }
 
@@ -157,7 +142,7 @@ impl Maintenance {
         let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
         let mut protected = BTreeSet::new();
         let tasks = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
-        for task in tasks.filter(|task| task.kind == TaskKind::Backup) {
+        for task in tasks.filter(|task| task.kind() == TaskKind::Backup) {
             protected.insert(task.cloudsnap.snapshot);
         }
         let cached = catalog.clone();

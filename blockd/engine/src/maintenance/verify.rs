@@ -19,7 +19,7 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
-use blockd_catalog::{Catalog, Chain, Db, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyWhat};
+use blockd_catalog::{Catalog, Chain, Db, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyTask};
 use blockd_cloud::{
     AffectedSnapshot, BlockCheck, CloudSnapshotId, ManifestFilter, ManifestKey, Progress, Repository,
     VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
@@ -47,9 +47,12 @@ impl std::fmt::Debug for VerifyWork {
     }
 }
 
-pub(crate) async fn run(work: &Arc<VerifyWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+pub(crate) async fn run(
+    work: &Arc<VerifyWork>,
+    live: &Arc<LiveTask>,
+    what: VerifyTask,
+) -> Result<TaskRow, ServiceError> {
     let row = live.view();
-    let what = row.detail.verify.ok_or_else(|| ServiceError::Internal("a verification of nothing".into()))?;
     let _slot = match what.background {
         // It must not delay a backup, and it need not wait for one.
         true => None,
@@ -148,7 +151,7 @@ fn summary(found: &Findings) -> String {
 }
 
 /// Limits a background verification to its budget.
-fn paced(work: &VerifyWork, repository: Repository, what: VerifyWhat) -> Repository {
+fn paced(work: &VerifyWork, repository: Repository, what: VerifyTask) -> Repository {
     if !what.background {
         return repository;
     }
@@ -161,7 +164,7 @@ fn paced(work: &VerifyWork, repository: Repository, what: VerifyWhat) -> Reposit
 async fn compared_with(
     work: &Arc<VerifyWork>,
     row: &TaskRow,
-    what: VerifyWhat,
+    what: VerifyTask,
     repository: &Repository,
 ) -> Result<Option<Arc<DiffBase>>, ServiceError> {
     let (Some(volume), Some(snapshot), VerifyDepth::Deep, false) =

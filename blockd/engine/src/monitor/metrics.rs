@@ -28,7 +28,7 @@ struct Rows {
     credentials: Vec<CredentialRow>,
     proofs: Vec<Proof>,
     /// Number of tasks by kind and state.
-    tasks: BTreeMap<(String, &'static str), u64>,
+    tasks: BTreeMap<(&'static str, &'static str), u64>,
     runs: Vec<(RunState, usize)>,
     next_runs: Vec<(Uuid, Option<Timestamp>)>,
     schedules: Vec<ScheduleRow>,
@@ -54,7 +54,7 @@ impl Rows {
         }
         let mut tasks = BTreeMap::new();
         for task in TaskRow::all(tx)? {
-            *tasks.entry((task.kind.to_string(), task.state.as_str())).or_default() += 1;
+            *tasks.entry((task.kind().as_str(), task.state.as_str())).or_default() += 1;
         }
         let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
         let chains = Chain::all(tx, None)?;
@@ -200,7 +200,7 @@ impl Monitor {
             "blockd_tasks",
             "Tasks in the history, by kind and state.",
             rows.tasks.iter().map(|((kind, state), count)| {
-                (vec![("kind", kind.clone()), ("state", (*state).to_owned())], *count)
+                (vec![("kind", (*kind).to_owned()), ("state", (*state).to_owned())], *count)
             }),
         );
         text.counter(

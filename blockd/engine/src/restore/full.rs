@@ -48,7 +48,11 @@ fn volume_id(row: &TaskRow) -> Result<VolumeId, ServiceError> {
     row.volume.ok_or_else(|| ServiceError::Internal("a restore without a volume".into()))
 }
 
-pub(crate) async fn run(work: &Arc<RestoreWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+pub(crate) async fn run(
+    work: &Arc<RestoreWork>,
+    live: &Arc<LiveTask>,
+    skip_damaged: bool,
+) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let id = volume_id(&row)?;
     let entry = work.registry.by_id(id).ok_or_else(|| {
@@ -58,7 +62,7 @@ pub(crate) async fn run(work: &Arc<RestoreWork>, live: &Arc<LiveTask>) -> Result
     work.host.failpoints.reached("restore accepted")?;
     let volume = match restored_volume(dir.clone()).await? {
         Some(volume) => volume,
-        None => fill(work, live, &entry, dir).await?,
+        None => fill(work, live, &entry, dir, skip_damaged).await?,
     };
     work.host.failpoints.reached("restore in place")?;
     let done = work.tasks.finish(live, move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await?;
@@ -87,6 +91,7 @@ async fn fill(
     live: &LiveTask,
     entry: &VolumeEntry,
     dir: PathBuf,
+    skip_damaged: bool,
 ) -> Result<Arc<Volume>, ServiceError> {
     let row = live.view();
     let _slot = secrets::slot(&work.tasks, live).await?;
@@ -114,7 +119,7 @@ async fn fill(
         download_concurrency: work.host.settings.download_concurrency,
         cpu_threads: work.host.settings.cpu_threads,
     };
-    let request = RestoreRequest { skip: in_place.settled, skip_damaged: row.detail.skip_damaged };
+    let request = RestoreRequest { skip: in_place.settled, skip_damaged };
     let (blocks, cancel) = (Arc::clone(&writer) as Arc<dyn BlockWriter>, live.cancel.clone());
     let result = spawned(async move {
         restore_damaged(&repository, &manifest, blocks, &request, &options, progress, &cancel).await

@@ -27,9 +27,9 @@ use crate::{
     },
 };
 use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, tasks::TaskStage};
-use blockd_catalog::{Chain, Db, InPlace, SnapshotRow, SnapshotState, TaskRow};
+use blockd_catalog::{Chain, Db, InPlaceRestore, SnapshotRow, SnapshotState, TaskRow};
 use blockd_cloud::{Manifest, changed_blocks};
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -65,7 +65,7 @@ impl InPlaceWork {
     pub async fn fence_volumes_in_rollback(&self) -> Result<(), ServiceError> {
         let mut tasks = self.db.run(TaskRow::unfinished).await?;
         tasks.extend(self.tasks.kept_tasks().await?);
-        for task in tasks.iter().filter(|task| task.detail.in_place.is_some()) {
+        for task in tasks.iter().filter(|task| task.spec.is_in_place()) {
             // A volume that cannot be fenced is not open to clients either.
             let _ = self.keep_clients_out(task);
         }
@@ -77,7 +77,7 @@ impl InPlaceWork {
     /// # Errors
     /// The volume is gone, not open or in use.
     pub fn keep_clients_out(&self, task: &TaskRow) -> Result<(), ServiceError> {
-        let Some(id) = task.volume.filter(|_| task.detail.in_place.is_some()) else { return Ok(()) };
+        let Some(id) = task.volume.filter(|_| task.spec.is_in_place()) else { return Ok(()) };
         if self.going_back.lock().contains_key(&id) {
             return Ok(());
         }
@@ -92,7 +92,7 @@ impl InPlaceWork {
 /// Returns true if an in-place restore may have written: until it is done, its volume is a mixture.
 pub fn has_started(row: &TaskRow) -> bool {
     // Stored before the first write.
-    row.detail.in_place.is_some() && row.detail.bytes_total > 0
+    row.detail.bytes_total > 0
 }
 
 /// Returns the message to fenced clients, after the name of the volume.
@@ -116,15 +116,19 @@ fn warn_fenced_clients(work: &InPlaceWork, row: &TaskRow) {
 
 /// Removes the fence.
 pub fn release(work: &InPlaceWork, row: &TaskRow) {
-    if let Some(volume) = row.volume.filter(|_| row.detail.in_place.is_some()) {
+    if let Some(volume) = row.volume {
         work.going_back.lock().remove(&volume);
     }
 }
 
-pub(crate) async fn run(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+pub(crate) async fn run(
+    work: &Arc<InPlaceWork>,
+    live: &Arc<LiveTask>,
+    asked: InPlaceRestore,
+) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     warn_fenced_clients(work, &row);
-    let result = run_to_the_end(work, live).await;
+    let result = run_to_the_end(work, live, asked).await;
     if result.is_err() {
         // The state may stay.
         warn_fenced_clients(work, &TaskRow { state: TaskStage::Failed, ..live.view() });
@@ -132,10 +136,13 @@ pub(crate) async fn run(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result
     result
 }
 
-async fn run_to_the_end(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+async fn run_to_the_end(
+    work: &Arc<InPlaceWork>,
+    live: &Arc<LiveTask>,
+    asked: InPlaceRestore,
+) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
-    let plan = row.detail.in_place.ok_or_else(|| ServiceError::Internal("not a restore in place".into()))?;
     let entry = row.volume.and_then(|id| work.registry.by_id(id)).ok_or_else(gone)?;
     let volume = entry.volume()?;
     live.update(|row| {
@@ -144,7 +151,7 @@ async fn run_to_the_end(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result
     });
     let before = {
         let _slot = work.tasks.slot(&live.cancel).await?;
-        frozen(work, &entry, plan).await?
+        frozen(work, &entry, asked.before).await?
     };
     work.host.failpoints.reached("going back frozen")?;
     let mut pause = PAUSE;
@@ -175,10 +182,10 @@ async fn run_to_the_end(work: &Arc<InPlaceWork>, live: &Arc<LiveTask>) -> Result
     live.detail(|detail| detail.phase = "done".into());
     let done = work.tasks.finish(live, |_| Ok(())).await?;
     release(work, &done);
-    if plan.discard
-        && let Err(error) = work.snapshots.delete_snapshot(&SnapshotRef::Id(plan.before), false).await
+    if asked.discard
+        && let Err(error) = work.snapshots.delete_snapshot(&SnapshotRef::Id(asked.before), false).await
     {
-        tracing::warn!(volume = %entry.id, snapshot = %plan.before, %error, "what the volume was before stays");
+        tracing::warn!(volume = %entry.id, snapshot = %asked.before, %error, "what the volume was before stays");
     }
     work.merger.wake();
     Ok(done)
@@ -219,7 +226,7 @@ async fn go_back(
     // Other tasks may move data while this one waits for a store.
     let _slot = work.tasks.slot(&live.cancel).await?;
     let row = live.view();
-    let done_below = row.detail.in_place.map_or(0, |plan| plan.done_below);
+    let done_below = row.detail.restored_below;
     let source =
         unless_stopped(live, SnapshotSource::open(&work.lazy, live, row.credential, row.cloudsnap)).await?;
     let (blocks, how) = unless_stopped(live, differing(work, volume, before, &source)).await?;
@@ -241,16 +248,16 @@ async fn go_back(
 async fn frozen(
     work: &InPlaceWork,
     entry: &Arc<VolumeEntry>,
-    plan: InPlace,
+    before: SnapshotId,
 ) -> Result<SnapshotRow, ServiceError> {
     let id = entry.id;
     let rows = work.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
-    let is_it = |row: &SnapshotRow| row.id == plan.before && row.state == SnapshotState::Ready;
+    let is_it = |row: &SnapshotRow| row.id == before && row.state == SnapshotState::Ready;
     if let Some(row) = rows.into_iter().find(is_it) {
         return Ok(row);
     }
     let wanted = Wanted {
-        members: vec![(Arc::clone(entry), plan.before)],
+        members: vec![(Arc::clone(entry), before)],
         name: SnapshotName::before_restore(Timestamp::now()),
         internal: false,
         group: None,
@@ -363,11 +370,7 @@ async fn note(
 ) -> Result<(), ServiceError> {
     let volume = Arc::clone(volume);
     blocking(move || volume.flush()).await?;
-    live.detail(|detail| {
-        if let Some(plan) = &mut detail.in_place {
-            plan.done_below = below.0;
-        }
-    });
+    live.detail(|detail| detail.restored_below = below.0);
     work.tasks.store_progress(live).await;
     Ok(())
 }

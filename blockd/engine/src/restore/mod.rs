@@ -20,10 +20,9 @@ use crate::{
 use blockd_api::{
     cloudsnaps::{RestoreStarted, StartRestore},
     lazy::{LazyRestored, StartLazyRestore},
-    tasks::{TaskKind, TaskStage, TaskStarted},
+    tasks::{TaskStage, TaskStarted},
 };
-use blockd_catalog::{Db, LazyRow, TaskDetail, TaskRow, VolumeState};
-use jiff::Timestamp;
+use blockd_catalog::{Db, LazyRow, RestoreTask, TaskRow, TaskSpec, VolumeState};
 use std::sync::Arc;
 use uuid::Uuid;
 /// Restores.
@@ -73,26 +72,12 @@ impl Restores {
         let schedules = self.lazy.schedules_of(&row.labels).await?;
         let entry = VolumeEntry::new(&row, EntryState::Restoring);
         self.registry.reserve(&entry)?;
-        let task = TaskRow {
-            id: Uuid::new_v4(),
-            kind: TaskKind::Restore,
-            state: TaskStage::Pending,
-            volume: Some(row.id),
-            snapshot: None,
-            credential: credential.uuid,
-            cloudsnap: id,
-            base: None,
-            created: Timestamp::now(),
-            owner: crate::owner::current(),
-            detail: TaskDetail {
-                volume_name: Some(row.name.clone()),
-                credential_name: credential.name.to_string(),
-                phase: "pending".into(),
-                skip_damaged: request.skip_damaged,
-                limits: request.limits,
-                ..TaskDetail::default()
-            },
-        };
+        let spec = TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged: request.skip_damaged });
+        let mut task = TaskRow::new(spec, credential.uuid, id, crate::owner::current());
+        task.volume = Some(row.id);
+        task.detail.volume_name = Some(row.name.clone());
+        task.detail.credential_name = credential.name.to_string();
+        task.detail.limits = request.limits;
         let (volume_id, volume) = (row.id, row.name.clone());
         let started = self.runner.store_and_launch(task, move |tx| row.insert(tx)).await;
         match started {
@@ -190,26 +175,12 @@ impl Restores {
     ) -> Result<Uuid, ServiceError> {
         let credentials = self.repositories.credential_rows().await?;
         let credential = credentials.into_iter().find(|row| row.uuid == lazy.credential);
-        let row = TaskRow {
-            id: Uuid::new_v4(),
-            kind: TaskKind::Restore,
-            state: TaskStage::Pending,
-            volume: Some(entry.id),
-            snapshot: None,
-            credential: lazy.credential,
-            cloudsnap: lazy.cloudsnap,
-            base: None,
-            created: Timestamp::now(),
-            owner: crate::owner::current(),
-            detail: TaskDetail {
-                volume_name: Some(entry.name.clone()),
-                credential_name: credential.map(|row| row.name.to_string()).unwrap_or_default(),
-                phase: "pending".into(),
-                bytes_total: entry.size_bytes(),
-                lazy: true,
-                ..TaskDetail::default()
-            },
-        };
+        let spec = TaskSpec::Restore(RestoreTask::LazyVolume);
+        let mut row = TaskRow::new(spec, lazy.credential, lazy.cloudsnap, crate::owner::current());
+        row.volume = Some(entry.id);
+        row.detail.volume_name = Some(entry.name.clone());
+        row.detail.credential_name = credential.map(|row| row.name.to_string()).unwrap_or_default();
+        row.detail.bytes_total = entry.size_bytes();
         let (task, stored) = (row.id, row.clone());
         self.db.run(move |tx| stored.put(tx)).await?;
         self.runner.launch(row);
@@ -225,7 +196,7 @@ impl Restores {
         let _admission = self.admission.lock().await;
         let (tasks, kept) = (self.tasks.unfinished_tasks().await?, self.tasks.kept_tasks().await?);
         for row in self.db.run(LazyRow::all).await?.into_iter().filter(|row| row.hydrate) {
-            let is_its_task = |task: &TaskRow| task.volume == Some(row.volume) && task.detail.lazy;
+            let is_its_task = |task: &TaskRow| task.volume == Some(row.volume) && task.spec.is_hydration();
             let has_task = tasks.iter().any(is_its_task);
             let is_stopped = kept.iter().any(|task| is_its_task(task) && task.state == TaskStage::Stopped);
             let Some(entry) = self.registry.by_id(row.volume).filter(|_| !has_task && !is_stopped) else {

@@ -7,17 +7,10 @@ use crate::{
     restore::{Restores, in_place::fence_reason},
     tasks::requests::check_limits,
 };
-use blockd_api::{
-    ErrorCode,
-    cloudsnaps::RestoreStarted,
-    lazy::StartInPlace,
-    tasks::{TaskKind, TaskStage},
-};
-use blockd_catalog::{InPlace, TaskDetail, TaskRow};
+use blockd_api::{ErrorCode, cloudsnaps::RestoreStarted, lazy::StartInPlace};
+use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec};
 use blockd_extent::SnapshotId;
-use jiff::Timestamp;
 use std::sync::Arc;
-use uuid::Uuid;
 
 impl Restores {
     /// Starts an in-place restore of a volume.
@@ -40,11 +33,15 @@ impl Restores {
         let entry = self.registry.find(&request.volume)?;
         let tasks = self.tasks.unfinished_tasks().await?;
         if let Some(task) = tasks.into_iter().find(|task| task.volume == Some(entry.id)) {
-            let message =
-                format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
+            let message = format!(
+                "{} task {} works on volume {}: wait for it to end",
+                task.kind(),
+                task.id,
+                entry.name
+            );
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
-        let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.detail.in_place.is_some();
+        let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
         if let Some(task) = self.tasks.kept_tasks().await?.into_iter().find(is_half_done) {
             let message = format!(
                 "restore task {} took volume {} back in part only: resume it, or give it up first",
@@ -64,26 +61,12 @@ impl Restores {
         self.attachments.check_delete(entry.id)?;
         let (_, mark) = entry.begin_rollback()?;
         let before = SnapshotId::from_u64(random_id()?);
-        let row = TaskRow {
-            id: Uuid::new_v4(),
-            kind: TaskKind::Restore,
-            state: TaskStage::Pending,
-            volume: Some(entry.id),
-            snapshot: None,
-            credential: credential.uuid,
-            cloudsnap: id,
-            base: None,
-            created: Timestamp::now(),
-            owner: crate::owner::current(),
-            detail: TaskDetail {
-                volume_name: Some(entry.name.clone()),
-                credential_name: credential.name.to_string(),
-                phase: "pending".into(),
-                in_place: Some(InPlace { before, discard: request.discard, done_below: 0 }),
-                limits: request.limits,
-                ..TaskDetail::default()
-            },
-        };
+        let spec = RestoreTask::InPlace(InPlaceRestore { before, discard: request.discard });
+        let mut row = TaskRow::new(TaskSpec::Restore(spec), credential.uuid, id, crate::owner::current());
+        row.volume = Some(entry.id);
+        row.detail.volume_name = Some(entry.name.clone());
+        row.detail.credential_name = credential.name.to_string();
+        row.detail.limits = request.limits;
         mark.set_reason(fence_reason(&row));
         self.in_place_work.going_back.lock().insert(entry.id, mark);
         match self.runner.store_and_launch(row, |_| Ok(())).await {

@@ -421,7 +421,7 @@ pub fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError>
         .collect();
     let mut busy: HashSet<VolumeId> = TaskRow::unfinished(tx)?
         .iter()
-        .filter(|task| task.kind == TaskKind::Backup)
+        .filter(|task| task.kind() == TaskKind::Backup)
         .filter_map(|task| task.volume)
         .collect();
     let mut waiting: Vec<Batch> = Vec::new();

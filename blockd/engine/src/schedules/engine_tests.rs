@@ -7,9 +7,11 @@ use crate::{
 };
 use blockd_api::{
     schedules::{Priority, Rule, RunState, Selector},
-    tasks::{TaskKind, TaskStage},
+    tasks::TaskOwner,
 };
-use blockd_catalog::{Db, DbError, RunRow, ScheduleRow, ScheduleSpec, TaskDetail, TaskRow};
+use blockd_catalog::{
+    BackupTask, Db, DbError, RestoreTask, RunRow, ScheduleRow, ScheduleSpec, TaskRow, TaskSpec,
+};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Jitter, KeepReason, Retention, Verdict};
@@ -98,20 +100,8 @@ impl EngineFixture {
     }
 }
 
-fn task(kind: TaskKind, cloudsnap: CloudSnapshotId) -> TaskRow {
-    TaskRow {
-        id: Uuid::new_v4(),
-        kind,
-        state: TaskStage::Pending,
-        volume: None,
-        snapshot: None,
-        credential: CREDENTIAL,
-        cloudsnap,
-        base: None,
-        created: at(0),
-        owner: blockd_api::tasks::TaskOwner::Daemon,
-        detail: TaskDetail::default(),
-    }
+fn task(spec: TaskSpec, cloudsnap: CloudSnapshotId) -> TaskRow {
+    TaskRow { created: at(0), ..TaskRow::new(spec, CREDENTIAL, cloudsnap, TaskOwner::Daemon) }
 }
 
 #[test]
@@ -140,7 +130,8 @@ fn deleted_backups_do_not_count_and_used_ones_are_kept() {
         bench.work(hour.unsigned_abs());
     }
     assert_eq!(bench.deleted(&schedule, 5), [2, 1]);
-    bench.tx(|tx| task(TaskKind::Restore, snap(2)).put(tx));
+    let restore = TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged: false });
+    bench.tx(|tx| task(restore, snap(2)).put(tx));
     assert_eq!(bench.deleted(&schedule, 5), [1]);
     // A user deletes the newest: the next one takes its place.
     bench.tx(|tx| RunRow::expire(tx, CREDENTIAL, &snap(4), "gone"));
@@ -162,8 +153,8 @@ fn refused_run_fails_at_the_next_and_a_paused_one_waits() {
     assert_eq!((runs[0].state, runs[1].state), (RunState::Queued, RunState::Failed));
     assert!(runs[1].reason.as_ref().unwrap().ends_with("the volume is in use"), "{runs:?}");
     // The run does not start.
-    let record_start =
-        bench.db.transaction(|tx| engine::record_start(tx, &first, &task(TaskKind::Backup, snap(1))));
+    let backup = task(TaskSpec::Backup(BackupTask::default()), snap(1));
+    let record_start = bench.db.transaction(|tx| engine::record_start(tx, &first, &backup));
     assert!(matches!(record_start, Err(DbError::NotQueued(id)) if id == first.id), "{record_start:?}");
 
     schedule.paused = true;

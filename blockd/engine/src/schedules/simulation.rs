@@ -10,11 +10,11 @@ use crate::{
 };
 use blockd_api::{
     schedules::{Priority, Rule, RunState, Selector},
-    tasks::{TaskKind, TaskStage},
+    tasks::{TaskOwner, TaskStage},
 };
 use blockd_catalog::{
-    Db, DbError, RunRow, ScheduleRow, ScheduleSpec, SnapshotRow, SnapshotState, TaskDetail, TaskRow,
-    VolumeRow, VolumeState,
+    BackupTask, Db, DbError, RunRow, ScheduleRow, ScheduleSpec, SnapshotRow, SnapshotState, TaskRow,
+    TaskSpec, VolumeRow, VolumeState,
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
@@ -174,18 +174,14 @@ impl World {
             let local = batch.runs.iter().find(|run| run.is_local()).cloned();
             let run = batch.runs.into_iter().find(|run| !run.is_local()).unwrap();
             let volume = run.volume.unwrap();
+            let spec = TaskSpec::Backup(BackupTask::default());
+            let cloudsnap =
+                CloudSnapshotId { cluster: self.credential, volume, snapshot, incremental: false };
             let task = TaskRow {
-                id: Uuid::new_v4(),
-                kind: TaskKind::Backup,
-                state: TaskStage::Pending,
                 volume: Some(volume),
                 snapshot: Some(snapshot),
-                credential: self.credential,
-                cloudsnap: CloudSnapshotId { cluster: self.credential, volume, snapshot, incremental: false },
-                base: None,
                 created: now,
-                owner: blockd_api::tasks::TaskOwner::Daemon,
-                detail: TaskDetail::default(),
+                ..TaskRow::new(spec, self.credential, cloudsnap, TaskOwner::Daemon)
             };
             self.tx(|tx| {
                 engine::record_start(tx, &run, &task)?;

@@ -42,7 +42,7 @@ impl Uses {
         }
         for task in TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?) {
             let id = &task.cloudsnap;
-            match task.kind {
+            match task.kind() {
                 TaskKind::Backup => {
                     let needed = task.base.iter().chain([id]);
                     uses.in_use.extend(needed.flat_map(|id| under(task.credential, id)));

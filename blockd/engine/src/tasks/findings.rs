@@ -77,7 +77,7 @@ pub fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudSnapshotId) -> Resu
     let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
     Ok(tasks.into_iter().any(|task| {
         let name = (task.cloudsnap.cluster, task.cloudsnap.volume, task.cloudsnap.snapshot);
-        task.kind == TaskKind::Backup && name == (id.cluster, id.volume, id.snapshot)
+        task.kind() == TaskKind::Backup && name == (id.cluster, id.volume, id.snapshot)
     }))
 }
 

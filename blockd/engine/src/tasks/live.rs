@@ -3,7 +3,7 @@
 use crate::repositories::limits::limited;
 use blockd_api::{
     ApiError,
-    tasks::{TaskKind, TaskLimits, TaskStage},
+    tasks::{TaskLimits, TaskStage},
 };
 use blockd_catalog::{TaskDetail, TaskRow};
 use blockd_cloud::{CancelToken, Progress, Repository};
@@ -38,8 +38,6 @@ struct State {
 pub struct LiveTask {
     /// Its id.
     pub id: Uuid,
-    /// Kind.
-    pub kind: TaskKind,
     /// Cancellation, by a stop of the daemon or a user.
     pub cancel: CancelToken,
     stop_wanted: AtomicBool,
@@ -51,7 +49,7 @@ pub struct LiveTask {
 
 impl std::fmt::Debug for LiveTask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LiveTask").field("id", &self.id).field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("LiveTask").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -90,7 +88,6 @@ impl LiveTask {
         let (version, _) = watch::channel(row.detail.version);
         Self {
             id: row.id,
-            kind: row.kind,
             cancel: CancelToken::new(),
             stop_wanted: AtomicBool::new(false),
             bandwidth: Arc::new(Bandwidth::new(
@@ -244,30 +241,22 @@ impl LiveTask {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_api::tasks::TaskOwner;
+    use blockd_catalog::{DeleteTask, TaskSpec};
     use blockd_cloud::CloudSnapshotId;
     use blockd_extent::{SnapshotId, VolumeId};
     use std::time::Duration;
 
     fn task() -> LiveTask {
         let volume = VolumeId::from_u64(1);
-        LiveTask::new(TaskRow {
-            id: Uuid::from_u128(1),
-            kind: TaskKind::Delete,
-            state: TaskStage::Active,
-            volume: Some(volume),
-            snapshot: None,
-            credential: Uuid::from_u128(2),
-            cloudsnap: CloudSnapshotId {
-                cluster: Uuid::from_u128(3),
-                volume,
-                snapshot: SnapshotId::from_u64(4),
-                incremental: false,
-            },
-            base: None,
-            created: Timestamp::UNIX_EPOCH,
-            owner: blockd_api::tasks::TaskOwner::Daemon,
-            detail: TaskDetail::default(),
-        })
+        let cloudsnap = CloudSnapshotId {
+            cluster: Uuid::from_u128(3),
+            volume,
+            snapshot: SnapshotId::from_u64(4),
+            incremental: false,
+        };
+        let spec = TaskSpec::Delete(DeleteTask::default());
+        LiveTask::new(TaskRow::new(spec, Uuid::from_u128(2), cloudsnap, TaskOwner::Daemon))
     }
 
     #[tokio::test]

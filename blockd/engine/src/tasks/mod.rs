@@ -203,7 +203,8 @@ impl Tasks {
         let prefix = query.name.as_deref().unwrap_or_default();
         // The id of a group snapshot finds all its backups.
         let is_meant = |row: &&TaskRow| {
-            let barrier = row.detail.barrier.as_ref().map(|barrier| barrier.id);
+            let barrier =
+                row.spec.backup().and_then(|backup| backup.barrier.as_ref()).map(|barrier| barrier.id);
             [Some(row.id), barrier].iter().flatten().any(|id| id.to_string().starts_with(prefix))
         };
         let wanted = rows.iter().filter(is_meant);
@@ -215,10 +216,10 @@ impl Tasks {
         let end = detail.completed.unwrap_or_else(Timestamp::now);
         api::Task {
             name: row.id,
-            kind: row.kind,
+            kind: row.kind(),
             source_volume: row.decided_cloudsnap().map(|id| id.to_string()),
             volume: detail.volume_name.clone(),
-            state: api::TaskState { kind: row.kind, stage: row.state },
+            state: api::TaskState { kind: row.kind(), stage: row.state },
             node: self.host.node.clone(),
             credential: row.credential,
             credential_name: detail.credential_name.parse().ok(),
@@ -235,8 +236,7 @@ impl Tasks {
                 delete: detail.requests.delete,
                 head: 0,
             },
-            freeze_stall_micros: (row.kind == TaskKind::Backup && detail.frozen)
-                .then_some(detail.freeze_stall_micros),
+            freeze_stall_micros: detail.frozen.then_some(detail.freeze_stall_micros),
             quiesce: detail.quiesce.clone(),
             owner: row.owner.clone(),
             started: row.created,
@@ -244,7 +244,7 @@ impl Tasks {
             time_elapsed: end.duration_since(row.created).as_secs_f64().max(0.0),
             backup_type: detail.backup_type.map(backup_type),
             error: detail.error.clone(),
-            label: detail.backup.name.clone(),
+            label: row.spec.backup().and_then(|backup| backup.options.name.clone()),
             resumable: detail.kept,
             findings: detail.findings.clone(),
             resumed: detail.resumed.into(),
@@ -276,7 +276,7 @@ impl Tasks {
                 TaskRow::prune(tx, keep)
             })
             .await?;
-        if matches!(row.kind, TaskKind::Backup | TaskKind::Delete) {
+        if matches!(row.kind(), TaskKind::Backup | TaskKind::Delete) {
             self.readers.renew(row.credential);
         }
         Ok(row)
@@ -325,7 +325,7 @@ impl Tasks {
 
 impl Tasks {
     pub(crate) async fn refuse_if_deleting(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
-        let deleting = |task: &TaskRow| task.kind == TaskKind::Delete && task.cloudsnap == *id;
+        let deleting = |task: &TaskRow| task.kind() == TaskKind::Delete && task.cloudsnap == *id;
         match self.unfinished_tasks().await?.into_iter().find(deleting) {
             Some(task) => Err(ServiceError::refused(
                 ErrorCode::CloudsnapInUse,

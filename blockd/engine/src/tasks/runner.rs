@@ -29,7 +29,7 @@ use blockd_api::{
     ErrorCode,
     tasks::{self as api, StopTask, TaskKind, TaskLimits, TaskStage, TaskStarted},
 };
-use blockd_catalog::{Db, DbError, NewEvent, TaskRow};
+use blockd_catalog::{Db, DbError, DeleteTask, NewEvent, RestoreTask, TaskRow, TaskSpec};
 use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, remove_leftovers_of};
 use futures::FutureExt;
 use jiff::Timestamp;
@@ -110,18 +110,19 @@ fn can_go_on(error: &ServiceError) -> bool {
 
 /// Returns true if the state for a resume is worth keeping.
 fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool {
-    if row.detail.is_of_volume_in_use() {
-        // After any error: it costs nothing, and a resume needs it. Before an in-place restore has started,
-        // the volume is unchanged.
-        let is_there = error.to_api().code != ErrorCode::VolumeNotFound;
-        return is_there && (row.detail.lazy || in_place::has_started(row));
-    }
-    match row.kind {
+    let volume_exists = || error.to_api().code != ErrorCode::VolumeNotFound;
+    match &row.spec {
         // Before that nothing was sent, and the point in time is recent.
-        TaskKind::Backup => stopped || (row.detail.backup_type.is_some() && can_go_on(error)),
-        TaskKind::Restore => stopped || (row.detail.bytes_processed > 0 && can_go_on(error)),
-        TaskKind::Delete => stopped || can_go_on(error),
-        TaskKind::Verify => stopped,
+        TaskSpec::Backup(_) => stopped || (row.detail.backup_type.is_some() && can_go_on(error)),
+        TaskSpec::Restore(RestoreTask::NewVolume { .. }) => {
+            stopped || (row.detail.bytes_processed > 0 && can_go_on(error))
+        }
+        // After any error: it costs nothing, and a resume needs it.
+        TaskSpec::Restore(RestoreTask::LazyVolume) => volume_exists(),
+        // The volume is unchanged before the restore has started.
+        TaskSpec::Restore(RestoreTask::InPlace(_)) => volume_exists() && in_place::has_started(row),
+        TaskSpec::Delete(_) => stopped || can_go_on(error),
+        TaskSpec::Verify(_) => stopped,
     }
 }
 
@@ -134,27 +135,28 @@ fn mark_given_up(
     if let Some(listed) = listed {
         doubts::doubt(row.credential, listed).put(tx)?;
     }
-    match row.kind {
-        TaskKind::Backup => task::mark_failed(tx, row),
-        TaskKind::Restore if row.detail.is_of_volume_in_use() => Ok(()),
-        TaskKind::Restore => full::mark_failed(tx, row),
-        TaskKind::Delete | TaskKind::Verify => Ok(()),
+    match &row.spec {
+        TaskSpec::Backup(_) => task::mark_failed(tx, row),
+        TaskSpec::Restore(RestoreTask::NewVolume { .. }) => full::mark_failed(tx, row),
+        TaskSpec::Restore(RestoreTask::LazyVolume | RestoreTask::InPlace(_)) => Ok(()),
+        TaskSpec::Delete(_) | TaskSpec::Verify(_) => Ok(()),
     }
 }
 
 async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceError> {
-    match row.kind {
-        TaskKind::Backup => {
+    match &row.spec {
+        TaskSpec::Backup(_) => {
             remove_leftovers(runner, row);
             task::clean_up(&runner.backup_work, row).await
         }
+        TaskSpec::Restore(RestoreTask::NewVolume { .. }) => full::clean_up(&runner.restore_work, row).await,
         // The volume is in use, with the fetched blocks.
-        TaskKind::Restore if row.detail.is_of_volume_in_use() => {
+        TaskSpec::Restore(RestoreTask::LazyVolume) => Ok(()),
+        TaskSpec::Restore(RestoreTask::InPlace(_)) => {
             in_place::release(&runner.in_place_work, row);
             Ok(())
         }
-        TaskKind::Restore => full::clean_up(&runner.restore_work, row).await,
-        TaskKind::Delete | TaskKind::Verify => clean_files(&runner.tasks, row.id).await,
+        TaskSpec::Delete(_) | TaskSpec::Verify(_) => clean_files(&runner.tasks, row.id).await,
     }
 }
 
@@ -214,11 +216,12 @@ pub(crate) async fn end_undone(
         }
     };
     row.detail.kept = kept;
-    if !kept && row.kind == TaskKind::Restore && !row.detail.is_of_volume_in_use() {
-        // The rows may need the space of the incomplete volume.
-        if let Err(error) = full::make_room(&runner.restore_work, &row).await {
-            tracing::warn!(%error, "the half restored volume is removed later");
-        }
+    // The rows may need the space of the incomplete volume.
+    if !kept
+        && matches!(row.spec, TaskSpec::Restore(RestoreTask::NewVolume { .. }))
+        && let Err(error) = full::make_room(&runner.restore_work, &row).await
+    {
+        tracing::warn!(%error, "the half restored volume is removed later");
     }
     let keep = runner.host.settings.task_history;
     let listed = match kept {
@@ -270,7 +273,7 @@ impl Runner {
         if request.discard && row.detail.kept {
             self.give_up(&mut row).await?;
         } else if is_over && !was_live {
-            let message = format!("{} task {id} has ended: there is nothing to stop", row.kind);
+            let message = format!("{} task {id} has ended: there is nothing to stop", row.kind());
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
         Ok(self.tasks.task_to_api(&row))
@@ -282,7 +285,11 @@ impl Runner {
     /// There is no such task.
     pub async fn overwrites_or_deletes(&self, id: Uuid) -> Result<bool, ServiceError> {
         let row = self.tasks.task_row(id).await?;
-        Ok(row.kind == TaskKind::Delete || row.detail.in_place.is_some())
+        Ok(match row.spec {
+            TaskSpec::Delete(_) | TaskSpec::Restore(RestoreTask::InPlace(_)) => true,
+            TaskSpec::Restore(RestoreTask::NewVolume { .. } | RestoreTask::LazyVolume) => false,
+            TaskSpec::Backup(_) | TaskSpec::Verify(_) => false,
+        })
     }
 
     /// Resumes a stopped or failed task.
@@ -301,12 +308,12 @@ impl Runner {
                 TaskStage::Done => "it is done",
                 TaskStage::Stopped | TaskStage::Failed => "nothing of it was kept; start it again",
             };
-            let message = format!("{} task {id} cannot be resumed: {state}", row.kind);
+            let message = format!("{} task {id} cannot be resumed: {state}", row.kind());
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
         self.refuse_if_busy(&row).await?;
         // It may have been pinned meanwhile.
-        if row.kind == TaskKind::Delete && !row.detail.force {
+        if let TaskSpec::Delete(DeleteTask { force: false, .. }) = row.spec {
             self.checks.refuse_if_pinned(&row.cloudsnap, row.credential).await?;
         }
         self.in_place_work.keep_clients_out(&row)?;
@@ -317,7 +324,7 @@ impl Runner {
         detail.version += 1;
         let stored = row.clone();
         self.db.run(move |tx| stored.put(tx)).await?;
-        tracing::info!(task = %row.id, kind = %row.kind, resumed = row.detail.resumed, "task resumed");
+        tracing::info!(task = %row.id, kind = %row.kind(), resumed = row.detail.resumed, "task resumed");
         self.launch(row.clone());
         Ok(self.tasks.task_to_api(&row))
     }
@@ -337,7 +344,7 @@ impl Runner {
         }
         let mut row = self.tasks.task_row(id).await?;
         if !row.detail.kept {
-            let message = format!("{} task {id} has ended: there is nothing to limit", row.kind);
+            let message = format!("{} task {id} has ended: there is nothing to limit", row.kind());
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
         row.detail.limits = limits;
@@ -349,24 +356,23 @@ impl Runner {
     /// Refuses a resume next to a conflicting task that was started meanwhile.
     async fn refuse_if_busy(&self, row: &TaskRow) -> Result<(), ServiceError> {
         let is_of_same_volume = |other: &TaskRow| row.volume.is_some() && other.volume == row.volume;
-        let same = |other: &TaskRow| match row.kind {
-            // A freeze would capture a mixture.
-            TaskKind::Backup if other.detail.in_place.is_some() => is_of_same_volume(other),
-            TaskKind::Restore if row.detail.in_place.is_some() => is_of_same_volume(other),
-            TaskKind::Restore if row.detail.lazy => {
-                other.detail.is_of_volume_in_use() && is_of_same_volume(other)
+        let conflicts = |other: &TaskRow| match &row.spec {
+            TaskSpec::Backup(_) => match &other.spec {
+                TaskSpec::Backup(_) => is_of_same_volume(other) && other.credential == row.credential,
+                // A freeze would capture a mixture.
+                TaskSpec::Restore(RestoreTask::InPlace(_)) => is_of_same_volume(other),
+                TaskSpec::Restore(_) | TaskSpec::Delete(_) | TaskSpec::Verify(_) => false,
+            },
+            TaskSpec::Restore(RestoreTask::InPlace(_)) => is_of_same_volume(other),
+            TaskSpec::Restore(RestoreTask::LazyVolume) => {
+                other.spec.is_of_volume_in_use() && is_of_same_volume(other)
             }
-            TaskKind::Backup => {
-                other.kind == TaskKind::Backup
-                    && other.volume == row.volume
-                    && other.credential == row.credential
-            }
-            TaskKind::Delete => other.kind == TaskKind::Delete && other.cloudsnap == row.cloudsnap,
-            TaskKind::Restore | TaskKind::Verify => false,
+            TaskSpec::Delete(_) => other.kind() == TaskKind::Delete && other.cloudsnap == row.cloudsnap,
+            TaskSpec::Restore(RestoreTask::NewVolume { .. }) | TaskSpec::Verify(_) => false,
         };
-        match self.tasks.unfinished_tasks().await?.into_iter().find(same) {
+        match self.tasks.unfinished_tasks().await?.into_iter().find(conflicts) {
             Some(other) => {
-                let message = format!("{} task {} is in its way: wait for it to end", other.kind, other.id);
+                let message = format!("{} task {} is in its way: wait for it to end", other.kind(), other.id);
                 Err(ServiceError::refused(ErrorCode::VolumeInUse, message))
             }
             None => Ok(()),
@@ -397,14 +403,14 @@ impl Runner {
     /// The database fails.
     pub async fn give_up_expired(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
         let age_s = |row: &TaskRow| now.as_second().saturating_sub(row.created.as_second());
-        let is_aged = |row: &&TaskRow| !row.detail.is_of_volume_in_use() && age_s(row) > BACKUP_LIFETIME_S;
+        let is_aged = |row: &&TaskRow| !row.spec.is_of_volume_in_use() && age_s(row) > BACKUP_LIFETIME_S;
         let kept = self.tasks.kept_tasks().await?;
         let mut lifetimes = HashMap::new();
         for credential in kept.iter().filter(is_aged).map(|row| row.credential).collect::<HashSet<_>>() {
             lifetimes.insert(credential, self.lifetime_by_store_clock(credential).await);
         }
         let _admission = self.admission.lock().await;
-        let is_old = |row: &TaskRow| match row.detail.is_of_volume_in_use() {
+        let is_old = |row: &TaskRow| match row.spec.is_of_volume_in_use() {
             // They can be completed as long as the volume exists; clients must not see a mixture without a
             // user's decision.
             true => row.volume.is_none_or(|id| self.registry.by_id(id).is_none()),
@@ -441,7 +447,7 @@ impl Runner {
                 stored.put(tx)
             })
             .await?;
-        tracing::info!(task = %row.id, kind = %row.kind, "task given up");
+        tracing::info!(task = %row.id, kind = %row.kind(), "task given up");
         if let Err(error) = clean_up(self, row).await {
             tracing::warn!(task = %row.id, %error, "what the task left behind is removed at the next start");
         }
@@ -452,7 +458,7 @@ impl Runner {
 impl Runner {
     /// Starts a task whose row the caller stored.
     pub fn launch(self: &Arc<Self>, row: TaskRow) {
-        let span = tracing::info_span!(parent: None, "task", task = %row.id, kind = %row.kind, volume = row.volume.map(tracing::field::display));
+        let span = tracing::info_span!(parent: None, "task", task = %row.id, kind = %row.kind(), volume = row.volume.map(tracing::field::display));
         let live = Arc::new(LiveTask::new(row));
         self.tasks.live.lock().insert(live.id, Arc::clone(&live));
         if self.tasks.closed.load(Ordering::SeqCst) {
@@ -473,7 +479,7 @@ impl Runner {
         for mut row in self.db.run(TaskRow::unfinished).await? {
             row.detail.resumed += 1;
             row.state = TaskStage::Pending;
-            tracing::info!(task = %row.id, kind = %row.kind, resumed = row.detail.resumed, "taking the task up again");
+            tracing::info!(task = %row.id, kind = %row.kind(), resumed = row.detail.resumed, "taking the task up again");
             let stored = row.clone();
             self.db.run(move |tx| stored.put(tx)).await?;
             self.launch(row);
@@ -500,7 +506,7 @@ impl Runner {
             })
             .await?;
         let task = row.id;
-        tracing::info!(task = %task, kind = %row.kind, cloudsnap = %row.cloudsnap, "task accepted");
+        tracing::info!(task = %task, kind = %row.kind(), cloudsnap = %row.cloudsnap, "task accepted");
         self.launch(row);
         Ok(TaskStarted { task })
     }
@@ -509,17 +515,19 @@ impl Runner {
 async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
     let work = async {
         let _busy = runner.pressure.begin();
-        match live.kind {
-            TaskKind::Backup => task::run(&runner.backup_work, live).boxed().await,
-            TaskKind::Restore if live.view().detail.in_place.is_some() => {
-                in_place::run(&runner.in_place_work, live).boxed().await
+        match live.view().spec {
+            TaskSpec::Backup(asked) => task::run(&runner.backup_work, live, &asked).boxed().await,
+            TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged }) => {
+                full::run(&runner.restore_work, live, skip_damaged).boxed().await
             }
-            TaskKind::Restore if live.view().detail.lazy => {
+            TaskSpec::Restore(RestoreTask::LazyVolume) => {
                 hydrate::run(&runner.hydration_work, live).boxed().await
             }
-            TaskKind::Restore => full::run(&runner.restore_work, live).boxed().await,
-            TaskKind::Delete => delete::run(&runner.delete_work, live).boxed().await,
-            TaskKind::Verify => verify::run(&runner.verify_work, live).boxed().await,
+            TaskSpec::Restore(RestoreTask::InPlace(asked)) => {
+                in_place::run(&runner.in_place_work, live, asked).boxed().await
+            }
+            TaskSpec::Delete(asked) => delete::run(&runner.delete_work, live, asked).boxed().await,
+            TaskSpec::Verify(asked) => verify::run(&runner.verify_work, live, asked).boxed().await,
         }
     };
     let relay = async {
@@ -581,7 +589,7 @@ async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
     }
     runner.tasks.live.lock().remove(&live.id);
     let row = live.view();
-    runner.tasks.ended.note(row.kind, row.state);
+    runner.tasks.ended.note(row.kind(), row.state);
     runner.scheduler.wake();
     runner.events.wake();
     live.end();

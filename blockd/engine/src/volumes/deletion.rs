@@ -33,10 +33,14 @@ impl Volumes {
                 .unfinished_tasks()
                 .await?
                 .into_iter()
-                .find(|task| task.volume == Some(entry.id) && !task.detail.lazy)
+                .find(|task| task.volume == Some(entry.id) && !task.spec.is_hydration())
         {
-            let message =
-                format!("{} task {} works on volume {}: wait for it to end", task.kind, task.id, entry.name);
+            let message = format!(
+                "{} task {} works on volume {}: wait for it to end",
+                task.kind(),
+                task.id,
+                entry.name
+            );
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         self.attachments.check_delete(entry.id)?;

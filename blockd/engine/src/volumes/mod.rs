@@ -235,7 +235,7 @@ impl Volumes {
         if goes_back {
             let tasks =
                 self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
-            going_back.extend(tasks.filter(|task| task.detail.in_place.is_some()));
+            going_back.extend(tasks.filter(|task| task.spec.is_in_place()));
         }
         let facts = self.db.run(move |tx| -> Result<Facts, DbError> {
             Ok(Facts {

@@ -34,7 +34,7 @@ pub fn reconcile(db: &Db, data_dir: &DataDir, options: &OpenOptions) -> Result<R
     let mut to_open = Vec::new();
     for row in volumes {
         let being_restored =
-            unfinished.iter().any(|task| task.kind == TaskKind::Restore && task.volume == Some(row.id));
+            unfinished.iter().any(|task| task.kind() == TaskKind::Restore && task.volume == Some(row.id));
         match row.state {
             VolumeState::Up => to_open.push(row),
             VolumeState::Restoring if being_restored => {
