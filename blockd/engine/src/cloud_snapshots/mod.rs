@@ -118,56 +118,16 @@ impl CloudSnapshots {
             Some(wanted) => vec![self.repositories.credential(Some(wanted)).await?],
             None => self.repositories.credential_rows().await?,
         };
-        let cluster = match (&query.cloudsnap_id, query.cluster) {
-            (Some(id), _) => Some(id.cluster),
-            // No cluster: the bucket and the passphrase are sufficient to list all of it.
-            (None, cluster) => cluster,
-        };
-        let volume = match (&query.cloudsnap_id, &query.src) {
-            (Some(id), _) => Some(id.volume),
-            (None, Some(wanted @ VolumeRef::Id(id))) => match self.registry.find(wanted) {
-                Ok(entry) => Some(entry.id),
-                // A deleted volume.
-                Err(error) if error.to_api().code == ErrorCode::VolumeNotFound => Some(*id),
-                Err(error) => return Err(error),
-            },
-            _ => None,
-        };
-        let scope = Scope {
-            filter: ManifestFilter { cluster, volume },
-            whole_store: cluster.is_none() && volume.is_none(),
-        };
+        let scope = self.scope_of(query)?;
+        let ManifestFilter { cluster, volume } = scope.filter;
         let status = query.status.unwrap_or_default();
-        let alone = credentials.len() == 1;
         let mut list = CloudsnapList::default();
         let mut found = Found::default();
-        let of_stores = status == CloudsnapStatus::Done || status == CloudsnapStatus::Damaged;
-        for credential in credentials.iter().filter(|_| !of_stores) {
-            self.tasks_as_entries(credential, status, &mut found).await?;
-        }
-        // Concurrently: with several credentials, an unresponsive store does not hide the others.
-        let mut each = Vec::new();
-        for credential in credentials.iter().filter(|_| of_stores) {
-            let scope = &scope;
-            each.push(async move {
-                let mut found = Found::default();
-                let work = Box::pin(self.list_store(credential, scope, &mut found));
-                let listed = if alone { work.await } else { in_reader_time(&self.host.settings, work).await };
-                (credential, listed.map(|()| found))
-            });
-        }
-        for (credential, listed) in futures::future::join_all(each).await {
-            match listed {
-                Ok(one) => {
-                    found.entries.extend(one.entries);
-                    found.damaged.extend(one.damaged);
-                }
-                Err(error) if alone => return Err(error),
-                Err(error) => list.failed_credentials.push(FailedCredential {
-                    credential: credential.uuid,
-                    name: credential.name.to_string(),
-                    error: error.to_api(),
-                }),
+        if matches!(status, CloudsnapStatus::Done | CloudsnapStatus::Damaged) {
+            list.failed_credentials = self.list_stores(&credentials, &scope, &mut found).await?;
+        } else {
+            for credential in &credentials {
+                self.tasks_as_entries(credential, status, &mut found).await?;
             }
         }
         let src_name = match &query.src {
@@ -197,6 +157,64 @@ impl CloudSnapshots {
         list.cloudsnaps = found.entries;
         list.damaged = found.damaged;
         Ok(list)
+    }
+
+    fn scope_of(&self, query: &ListCloudsnaps) -> Result<Scope, ServiceError> {
+        let cluster = match (&query.cloudsnap_id, query.cluster) {
+            (Some(id), _) => Some(id.cluster),
+            // No cluster: the bucket and the passphrase are sufficient to list all of it.
+            (None, cluster) => cluster,
+        };
+        let volume = match (&query.cloudsnap_id, &query.src) {
+            (Some(id), _) => Some(id.volume),
+            (None, Some(wanted @ VolumeRef::Id(id))) => match self.registry.find(wanted) {
+                Ok(entry) => Some(entry.id),
+                // A deleted volume.
+                Err(error) if error.to_api().code == ErrorCode::VolumeNotFound => Some(*id),
+                Err(error) => return Err(error),
+            },
+            _ => None,
+        };
+        Ok(Scope {
+            filter: ManifestFilter { cluster, volume },
+            whole_store: cluster.is_none() && volume.is_none(),
+        })
+    }
+
+    /// Lists the stores concurrently: with several credentials, an unresponsive store does not hide the
+    /// others. Returns those that cannot be listed.
+    async fn list_stores(
+        &self,
+        credentials: &[CredentialRow],
+        scope: &Scope,
+        found: &mut Found,
+    ) -> Result<Vec<FailedCredential>, ServiceError> {
+        let alone = credentials.len() == 1;
+        let mut each = Vec::new();
+        for credential in credentials {
+            each.push(async move {
+                let mut found = Found::default();
+                let work = Box::pin(self.list_store(credential, scope, &mut found));
+                let listed = if alone { work.await } else { in_reader_time(&self.host.settings, work).await };
+                (credential, listed.map(|()| found))
+            });
+        }
+        let mut failed = Vec::new();
+        for (credential, listed) in futures::future::join_all(each).await {
+            match listed {
+                Ok(one) => {
+                    found.entries.extend(one.entries);
+                    found.damaged.extend(one.damaged);
+                }
+                Err(error) if alone => return Err(error),
+                Err(error) => failed.push(FailedCredential {
+                    credential: credential.uuid,
+                    name: credential.name.to_string(),
+                    error: error.to_api(),
+                }),
+            }
+        }
+        Ok(failed)
     }
 
     async fn list_store(

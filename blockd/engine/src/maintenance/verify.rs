@@ -87,31 +87,43 @@ pub(crate) async fn run(
         blockd_cloud::verify(&repository, &ids, &options, &check_of, &catalog, progress, &cancel).await
     })
     .await;
-    let seen = match against {
-        Some(against) => {
-            let done = report.is_ok();
-            blocking(move || -> Result<Option<Seen>, ServiceError> {
-                let seen = against.finish();
-                if !done {
-                    return Ok(None);
-                }
-                seen.map(Some).map_err(|error| {
-                    let message = format!("cannot read the volume to compare with: {error}");
-                    ServiceError::refused(ErrorCode::VolumeFailed, message)
-                })
-            })
-            .await
-        }
-        None => Ok(None),
-    };
+    let seen = finish_comparison(against, report.is_ok()).await;
     work.repositories.note_key_slots(row.credential, &slots_of).await;
     drop_own_snapshot(work, &row).await;
-    let mut report = report?;
+    let report = report?;
     if report.snapshots.is_empty() && !what.all {
         let message = format!("there is no cloud snapshot {}", row.cloudsnap);
         return Err(ServiceError::refused(ErrorCode::CloudsnapNotFound, message));
     }
-    let compared_blocks = match seen? {
+    record(work, live, what.depth, report, seen?).await
+}
+
+/// Ends the comparison with the volume; returns its result if the verification is done.
+async fn finish_comparison(against: Option<Arc<DiffBase>>, done: bool) -> Result<Option<Seen>, ServiceError> {
+    let Some(against) = against else { return Ok(None) };
+    blocking(move || -> Result<Option<Seen>, ServiceError> {
+        let seen = against.finish();
+        if !done {
+            return Ok(None);
+        }
+        seen.map(Some).map_err(|error| {
+            let message = format!("cannot read the volume to compare with: {error}");
+            ServiceError::refused(ErrorCode::VolumeFailed, message)
+        })
+    })
+    .await
+}
+
+/// Records the findings and proofs, and ends the task; damage is its error.
+async fn record(
+    work: &VerifyWork,
+    live: &LiveTask,
+    depth: VerifyDepth,
+    mut report: VerifyReport,
+    seen: Option<Seen>,
+) -> Result<TaskRow, ServiceError> {
+    let row = live.view();
+    let compared_blocks = match seen {
         Some(seen) => {
             let compared = seen.compared_blocks;
             add_differences(&mut report, row.cloudsnap, &seen.differing);
@@ -124,7 +136,7 @@ pub(crate) async fn run(
     let known: BTreeMap<CloudSnapshotId, Proof> =
         known.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
     let recorded = compare_with_recorded(&mut report, &known);
-    let proofs = proofs(&report, &known, row.credential, what.depth, Timestamp::now());
+    let proofs = proofs(&report, &known, row.credential, depth, Timestamp::now());
     let mut found = findings::of_report(&report);
     found.compared_bytes = compared_blocks * BLOCK_SIZE_BYTES + recorded;
     live.detail(|detail| detail.findings = Some(found.clone()));

@@ -512,44 +512,48 @@ impl Runner {
     }
 }
 
-async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
-    let work = async {
-        let _busy = runner.pressure.begin();
-        match live.view().spec {
-            TaskSpec::Backup(asked) => task::run(&runner.backup_work, live, &asked).boxed().await,
-            TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged }) => {
-                full::run(&runner.restore_work, live, skip_damaged).boxed().await
-            }
-            TaskSpec::Restore(RestoreTask::LazyVolume) => {
-                hydrate::run(&runner.hydration_work, live).boxed().await
-            }
-            TaskSpec::Restore(RestoreTask::InPlace(asked)) => {
-                in_place::run(&runner.in_place_work, live, asked).boxed().await
-            }
-            TaskSpec::Delete(asked) => delete::run(&runner.delete_work, live, asked).boxed().await,
-            TaskSpec::Verify(asked) => verify::run(&runner.verify_work, live, asked).boxed().await,
+/// Does the work of a task.
+async fn work_on(runner: &Runner, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
+    let _busy = runner.pressure.begin();
+    match live.view().spec {
+        TaskSpec::Backup(asked) => task::run(&runner.backup_work, live, &asked).boxed().await,
+        TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged }) => {
+            full::run(&runner.restore_work, live, skip_damaged).boxed().await
         }
-    };
+        TaskSpec::Restore(RestoreTask::LazyVolume) => {
+            hydrate::run(&runner.hydration_work, live).boxed().await
+        }
+        TaskSpec::Restore(RestoreTask::InPlace(asked)) => {
+            in_place::run(&runner.in_place_work, live, asked).boxed().await
+        }
+        TaskSpec::Delete(asked) => delete::run(&runner.delete_work, live, asked).boxed().await,
+        TaskSpec::Verify(asked) => verify::run(&runner.verify_work, live, asked).boxed().await,
+    }
+}
+
+/// Refreshes and stores the progress of a task until it is dropped.
+async fn record_progress(runner: &Runner, live: &LiveTask) {
+    let mut looks = 0u32;
+    loop {
+        tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
+        let changed = live.refresh();
+        looks += 1;
+        if changed && looks >= LOOKS_PER_STORE {
+            looks = 0;
+            runner.tasks.store_progress(live).await;
+        }
+    }
+}
+
+async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
     let relay = async {
         runner.host.stopping.cancelled().await;
         live.cancel.cancel();
         std::future::pending::<()>().await;
     };
-    let watch = async {
-        let mut looks = 0u32;
-        loop {
-            tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
-            let changed = live.refresh();
-            looks += 1;
-            if changed && looks >= LOOKS_PER_STORE {
-                looks = 0;
-                runner.tasks.store_progress(live).await;
-            }
-        }
-    };
     let outcome = tokio::select! {
-        outcome = AssertUnwindSafe(work).catch_unwind() => outcome,
-        () = watch => return,
+        outcome = AssertUnwindSafe(work_on(runner, live)).catch_unwind() => outcome,
+        () = record_progress(runner, live) => return,
         () = relay => return,
     };
     let outcome =
