@@ -47,8 +47,15 @@ async fn failures_are_reported_and_leave_no_files() {
     let full = host.backup("data", false).await;
     assert_eq!(full.backup_type, Some(BackupType::Full));
     model.assert_is(&*host.restore(&full.source_volume.unwrap(), "copy").await);
+    drop(volume);
+    host.stop().await;
+}
 
-    // Names, sizes, ids.
+#[tokio::test(flavor = "multi_thread")]
+async fn invalid_names_sizes_and_ids_are_refused() {
+    let mut host = Host::new().await;
+    host.create_volume("data").await;
+    host.create_credential().await;
     let taken = CreateVolume {
         name: "data".parse().unwrap(),
         size_bytes: 1 << 20,
@@ -89,7 +96,6 @@ async fn failures_are_reported_and_leave_no_files() {
         encryption_passphrase: None,
     };
     assert_eq!(api_code(host.client.call(CREATE_CREDENTIAL, &missing).await), ErrorCode::BucketMissing);
-    drop(volume);
     host.stop().await;
 }
 

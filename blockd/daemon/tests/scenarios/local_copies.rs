@@ -148,12 +148,7 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
         then = model.clone();
     }
     let left = host.left(3).await;
-    for _ in 0..2400 {
-        if host.list().await.len() == 6 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    host.until_stored(6).await;
     // Each location keeps its own retention, and manual backups belong to no schedule.
     let mut stored = std::collections::BTreeMap::new();
     for entry in host.list().await {
@@ -193,16 +188,32 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
     let runs = host.ran(&schedule).await;
     assert!(runs.iter().filter_map(|run| run.cloudsnap).any(|id| id.incremental), "{runs:?}");
 
-    // Without the schedule all of it stays, and it is still told why.
-    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
-    host.client.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await.unwrap();
-    let gone = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
-    let kept = plan.snapshots.iter().filter(|judged| !judged.verdict.is_delete()).count();
-    assert!(gone.snapshots.len() >= kept && !gone.cloudsnaps.is_empty(), "{gone:?}");
-    let is_kept = |verdict: &Verdict| *verdict == Verdict::Keep(vec![KeepReason::ScheduleGone]);
-    assert!(gone.cloudsnaps.iter().all(|judged| is_kept(&judged.verdict)), "{gone:?}");
-    assert!(gone.snapshots.iter().all(|judged| is_kept(&judged.verdict)), "{gone:?}");
+    host.assert_kept_without_schedule(&schedule).await;
     host.stop().await;
+}
+
+impl Host {
+    /// Waits until retention leaves so many cloud snapshots.
+    async fn until_stored(&self, count: usize) {
+        for _ in 0..2400 {
+            if self.list().await.len() == count {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Deletes a schedule: all of its backups and snapshots stay, and the plan still gives the reason.
+    async fn assert_kept_without_schedule(&self, schedule: &Schedule) {
+        let plan = self.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
+        self.client.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+        let gone = self.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
+        let kept = plan.snapshots.iter().filter(|judged| !judged.verdict.is_delete()).count();
+        assert!(gone.snapshots.len() >= kept && !gone.cloudsnaps.is_empty(), "{gone:?}");
+        let is_kept = |verdict: &Verdict| *verdict == Verdict::Keep(vec![KeepReason::ScheduleGone]);
+        assert!(gone.cloudsnaps.iter().all(|judged| is_kept(&judged.verdict)), "{gone:?}");
+        assert!(gone.snapshots.iter().all(|judged| is_kept(&judged.verdict)), "{gone:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

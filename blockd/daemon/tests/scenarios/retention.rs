@@ -18,23 +18,23 @@ use blockd_schedule::{KeepReason, Retention, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 use uuid::Uuid;
 
-fn tomorrow() -> Timestamp {
+pub(super) fn tomorrow() -> Timestamp {
     Timestamp::now() + SignedDuration::from_hours(24)
 }
 
 /// Some time after [`tomorrow`].
-fn later() -> Timestamp {
+pub(super) fn later() -> Timestamp {
     Timestamp::now() + SignedDuration::from_hours(25)
 }
 
 impl Host {
     /// Makes two backups by a schedule that keeps both; returns their ids, older first, and the schedule's.
-    async fn two_kept(&self) -> (Vec<String>, uuid::Uuid) {
+    pub(super) async fn two_kept(&self) -> (Vec<String>, uuid::Uuid) {
         self.create_credential().await;
         self.create_volume("v").await;
         let schedule = self.schedule(2).await;
@@ -47,22 +47,22 @@ impl Host {
         (snaps, schedule.uuid)
     }
 
-    async fn keep(&self, schedule: uuid::Uuid, count: u32) {
+    pub(super) async fn keep(&self, schedule: uuid::Uuid, count: u32) {
         let retain = Some(Retention::max(count).unwrap());
         let update = UpdateSchedule { retain, ..UpdateSchedule::default() };
         self.client.call_at(UPDATE_SCHEDULE, &schedule, &update).await.unwrap();
     }
 
-    fn stored(&self, snap: &str) -> blockd_cloud::CloudSnapshotId {
+    pub(super) fn stored(&self, snap: &str) -> blockd_cloud::CloudSnapshotId {
         snap.parse().unwrap()
     }
 
-    fn manifest_path(&self, snap: &str) -> PathBuf {
+    pub(super) fn manifest_path(&self, snap: &str) -> PathBuf {
         self.object_path(&self.stored(snap).manifest_key())
     }
 
     /// Makes a backup that expires tomorrow, and writes to the volume after it.
-    async fn one_dated(&self) -> String {
+    pub(super) async fn one_dated(&self) -> String {
         self.create_credential().await;
         self.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
         let snap = self.dated(1, tomorrow()).await.remove(0);
@@ -71,36 +71,36 @@ impl Host {
     }
 
     /// Adds a credential of the store by another path to it.
-    async fn other_credential(&self, path: impl Into<PathBuf>) -> Uuid {
+    pub(super) async fn other_credential(&self, path: impl Into<PathBuf>) -> Uuid {
         let mut other = self.credential("other", None);
         other.provider = StoreConfig::Local { path: path.into() };
         self.client.call(CREATE_CREDENTIAL, &other).await.unwrap().uuid
     }
 
-    fn lose_pack(&self, snap: &str) {
+    pub(super) fn lose_pack(&self, snap: &str) {
         let delta = self.stored(snap).snapshot;
         fs::remove_file(self.object_path(&format!("{delta}/pack-00000000"))).unwrap();
     }
 
-    async fn delete_by_force(&self, snap: &str) -> Uuid {
+    pub(super) async fn delete_by_force(&self, snap: &str) -> Uuid {
         let delete = StartDelete { force: true, ..StartDelete::of(snap.parse().unwrap()) };
         self.client.call(START_DELETE, &delete).await.unwrap().task
     }
 
-    async fn has_event(&self, kind: &str) -> bool {
+    pub(super) async fn has_event(&self, kind: &str) -> bool {
         let events = self.client.call(LIST_EVENTS, &ListEvents::default()).await.unwrap().events;
         events.iter().any(|event| event.kind == kind)
     }
 
     /// The file of an object, wherever below the store it is.
-    fn object_path(&self, key: &str) -> PathBuf {
+    pub(super) fn object_path(&self, key: &str) -> PathBuf {
         let files = super::walk(self.store.path());
         PathBuf::from(files.iter().find(|path| path.ends_with(key)).expect("the object is in the store"))
     }
 }
 
 /// Flips a bit in the middle.
-fn damage(path: &PathBuf) {
+pub(super) fn damage(path: &PathBuf) {
     let mut bytes = fs::read(path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -412,52 +412,6 @@ async fn date_set_concurrently_under_another_credential_is_kept() {
     host.expire_at(later()).await;
     assert!(host.engine().host.failpoints.are_over());
     assert!(host.manifest_path(&dated).exists());
-    host.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn damaged_manifest_is_deleted_by_force_only() {
-    for step in [None, Some("delete accepted"), Some("delete out of the store")] {
-        let mut host = Host::new().await;
-        let (snaps, schedule) = host.two_kept().await;
-        damage(&host.manifest_path(&snaps[1]));
-        host.keep(schedule, 1).await;
-        let command = format!("blockctl cloudsnap delete --snap {} --force", snaps[1]);
-        let event = host.event("retention-stopped").await;
-        assert!(event.message.contains(&command), "{event:?}");
-        let delete = StartDelete::of(snaps[1].parse().unwrap());
-        match host.client.call(START_DELETE, &delete).await.unwrap_err() {
-            ClientError::Api(error) => {
-                assert_eq!(error.code, ErrorCode::CloudsnapDamaged);
-                assert!(error.hint.is_some_and(|hint| hint.contains(&command)));
-            }
-            error => panic!("{error}"),
-        }
-        step.iter().for_each(|step| host.die_at(step));
-        let task = host.delete_by_force(&snaps[1]).await;
-        if step.is_some() {
-            host.die_and_start().await;
-        }
-        host.done(task).await;
-        assert_eq!(host.ids().await, snaps[..1]);
-        let left = host.stored(&snaps[1]).snapshot.to_string();
-        assert!(!super::walk(host.store.path()).iter().any(|path| path.contains(&left)), "{step:?}");
-        host.restore(&snaps[0], "copy").await;
-        host.stop().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn damaged_manifest_deleted_beside_another_leaves_all_data() {
-    let mut host = Host::new().await;
-    let (snaps, _) = host.two_kept().await;
-    snaps.iter().for_each(|snap| damage(&host.manifest_path(snap)));
-    let packs =
-        |host: &Host| super::walk(host.store.path()).iter().filter(|path| path.contains("/pack-")).count();
-    let before = packs(&host);
-    host.done(host.delete_by_force(&snaps[1]).await).await;
-    assert!(!Path::new(&host.store.path().join(host.stored(&snaps[1]).manifest_key())).exists());
-    assert_eq!(packs(&host), before);
     host.stop().await;
 }
 

@@ -77,8 +77,8 @@ async fn operations_are_served_to_permitted_roles_only() {
     daemon.stop().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
+/// Starts a daemon with a volume `data`, a credential, and a control socket for operators.
+async fn host_with_operator() -> (Host, Client, tempfile::TempDir) {
     let sockets = tempfile::tempdir().unwrap();
     let path = sockets.path().join("operator.sock");
     let group = nix::unistd::getegid().to_string();
@@ -86,7 +86,7 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
     config.control.sockets.push(socket);
-    let mut host = Host {
+    let host = Host {
         daemon: Some(Daemon::start(config, false).await.unwrap()),
         client: Client::new(dir.path().join("data/blockd.sock")),
         dir,
@@ -96,7 +96,12 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
     let operator = Client::new(path);
     host.client.call(CREATE_CREDENTIAL, &host.credential("nas", None)).await.unwrap();
     host.create_volume("data").await;
+    (host, operator, sockets)
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
+    let (mut host, operator, _sockets) = host_with_operator().await;
     let expires = Some(Timestamp::now() + SignedDuration::from_hours(1));
     let expiring = StartBackup {
         options: BackupOptions { expires, ..Default::default() },
@@ -129,7 +134,6 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
         "{:?}",
         done.owner
     );
-    let of_admin_owner = done.owner;
     for discard in [false, true] {
         let stop = StopTask { discard };
         assert_eq!(api_code(operator.call_at(STOP_TASK, &of_admin.task, &stop).await), ErrorCode::Forbidden);
@@ -157,12 +161,20 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
         assert_eq!(api_code(operator.call_at(LIMIT_TASK, &task, &limits).await), ErrorCode::Forbidden);
     }
 
-    // A new backup discards the kept ones of the volume.
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_of_an_operator_discards_its_own_kept_tasks_only() {
+    let (mut host, operator, _sockets) = host_with_operator().await;
+    let backup = StartBackup::of("data".parse().unwrap());
+    let of_admin = host.done(host.client.call(START_BACKUP, &backup).await.unwrap().task).await;
+    let own = operator.call(START_BACKUP, &backup).await.unwrap();
+    let done = host.done(own.task).await;
     let other = TaskOwner::Caller { name: "other".to_owned(), role: Role::Operator, uid: None };
     let schedule = TaskOwner::Schedule { id: Uuid::new_v4() };
-    let owners = [(of_admin_owner, false), (other, false), (schedule, false), (done.owner, true)];
+    let owners = [(of_admin.owner, false), (other, false), (schedule, false), (done.owner, true)];
     let kept = host.engine().tasks.task_row(own.task).await.unwrap();
-    let backup = StartBackup::of("data".parse().unwrap());
     for (owner, may) in owners {
         let mut kept = TaskRow { id: Uuid::new_v4(), state: TaskStage::Stopped, owner, ..kept.clone() };
         kept.detail.kept = true;

@@ -1,31 +1,28 @@
 //! Tests of rules around backups: selection, failures, and resume after a crash.
 
 use super::*;
-use blockd::config::ControlSocket;
 use blockd_api::{
-    cloudsnaps::StartGroupBackup,
     events::{ListEvents, Severity},
     quiesce::{HookOptions, OnFailure, Quiesce, QuiesceKind},
-    roles::Role,
     rules::{CreateRule, RuleTarget, UpdateRule},
-    schedules::{CreateSchedule, Run, RunState, Selector, UpdateSchedule},
+    schedules::{Run, RunState, UpdateSchedule},
     snapshots::CreateGroupSnapshot,
 };
 
 impl Host {
-    fn log_path(&self) -> String {
+    pub(super) fn log_path(&self) -> String {
         self.dir.path().join("log").display().to_string()
     }
 
     /// Returns the commands' log since the last call.
-    fn log(&self) -> Vec<String> {
+    pub(super) fn log(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
         let _ = std::fs::remove_file(self.log_path());
         text.lines().map(str::to_owned).collect()
     }
 
     /// Commands that note their turn, and end like this.
-    fn noting(&self, pre: &str, post: &str) -> Quiesce {
+    pub(super) fn noting(&self, pre: &str, post: &str) -> Quiesce {
         let note =
             format!("echo $BLOCKD_RULE:$BLOCKD_PHASE $BLOCKD_VOLUMES $BLOCKD_TAKEN >> {}", self.log_path());
         Quiesce {
@@ -35,24 +32,24 @@ impl Host {
         }
     }
 
-    async fn rule(&self, name: &str, quiesce: Quiesce) {
+    pub(super) async fn rule(&self, name: &str, quiesce: Quiesce) {
         let request = CreateRule { name: name.parse().unwrap(), quiesce };
         self.client.call(CREATE_RULE, &request).await.unwrap();
     }
 
-    async fn assign(&self, rule: &str, volume: Option<&str>, group: Option<&str>) {
+    pub(super) async fn assign(&self, rule: &str, volume: Option<&str>, group: Option<&str>) {
         let volume = volume.map(|name| name.parse().unwrap());
         let target = RuleTarget { volume, group: group.map(|name| name.parse().unwrap()) };
         self.client.call_at(ASSIGN_RULE, &rule.parse().unwrap(), &target).await.unwrap();
     }
 
-    async fn failures(&self) -> Vec<(Severity, String)> {
+    pub(super) async fn failures(&self) -> Vec<(Severity, String)> {
         let events = self.client.call(LIST_EVENTS, &ListEvents::default()).await.unwrap().events;
         let of_rules = events.into_iter().filter(|event| event.kind == "rule-failed");
         of_rules.map(|event| (event.severity, event.message)).collect()
     }
 
-    async fn run_of(&self, rule: Option<&str>) -> Run {
+    pub(super) async fn run_of(&self, rule: Option<&str>) -> Run {
         let schedule = self.schedule(9).await;
         let rule = Some(rule.map(|rule| rule.parse().unwrap()));
         let request = UpdateSchedule { rule, ..UpdateSchedule::default() };
@@ -62,11 +59,11 @@ impl Host {
     }
 }
 
-fn own_user() -> String {
+pub(super) fn own_user() -> String {
     nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name
 }
 
-fn of(volume: &str) -> StartBackup {
+pub(super) fn of(volume: &str) -> StartBackup {
     StartBackup::of(volume.parse().unwrap())
 }
 
@@ -187,67 +184,6 @@ async fn rules_survive_a_restart_and_are_not_deleted_in_use() {
     host.assign("other", Some("v"), None).await;
     host.client.call_at(DELETE_VOLUME, &"v".parse().unwrap(), &Default::default()).await.unwrap();
     host.client.call_at(DELETE_RULE, &"other".parse().unwrap(), &()).await.unwrap();
-    host.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_of_an_unusable_user_are_refused_and_reported() {
-    let mut host = Host::new().await;
-    host.create_credential().await;
-    host.create_volume("v").await;
-    let good = host.noting("true", "true");
-    let bad = Quiesce { user: Some("no-such-user".into()), ..good.clone() };
-    let name: blockd_api::RuleName = "pg".parse().unwrap();
-    let create = |quiesce: &Quiesce| CreateRule { name: "pg".parse().unwrap(), quiesce: quiesce.clone() };
-    assert_eq!(api_code(host.client.call(CREATE_RULE, &create(&bad)).await), ErrorCode::InvalidRequest);
-    host.client.call(CREATE_RULE, &create(&good)).await.unwrap();
-    let update = UpdateRule { quiesce: bad.clone() };
-    assert_eq!(api_code(host.client.call_at(UPDATE_RULE, &name, &update).await), ErrorCode::InvalidRequest);
-    let inline = StartBackup { hooks: HookOptions { quiesce: bad.clone(), ..Default::default() }, ..of("v") };
-    // Also while others are admitted, as no operation waits for the test.
-    let admission = host.engine().admission.lock().await;
-    let refused =
-        tokio::time::timeout(std::time::Duration::from_secs(60), host.client.call(START_BACKUP, &inline));
-    assert_eq!(api_code(refused.await.unwrap()), ErrorCode::InvalidRequest);
-    drop(admission);
-    assert_eq!(host.client.call_at(GET_RULE, &name, &()).await.unwrap().problem, None);
-
-    // Its user is gone.
-    let stored = serde_json::to_string(&bad).unwrap().replace('\'', "''");
-    host.sql(&format!("UPDATE rules SET quiesce = '{stored}'"));
-    host.stop().await;
-    host.start().await;
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while host.failures().await.is_empty() {
-        assert!(std::time::Instant::now() < deadline, "no problem is reported");
-        tokio::task::yield_now().await;
-    }
-    let (severity, message) = host.failures().await.remove(0);
-    assert_eq!(severity, Severity::Error);
-    assert!(
-        message.starts_with("the commands of rule pg cannot be run: there is no user no-such-user"),
-        "{message}"
-    );
-    let problem = host.client.call_at(GET_RULE, &name, &()).await.unwrap().problem.unwrap();
-    assert!(message.ends_with(&problem), "{problem}");
-
-    let target = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
-    assert_eq!(api_code(host.client.call_at(ASSIGN_RULE, &name, &target).await), ErrorCode::InvalidRequest);
-    let schedule = host.schedule(1).await;
-    let with_rule = UpdateSchedule { rule: Some(Some(name.clone())), ..UpdateSchedule::default() };
-    let refused = host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &with_rule).await;
-    assert_eq!(api_code(refused), ErrorCode::InvalidRequest);
-    let scheduled = CreateSchedule {
-        selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
-        rule: Some(name.clone()),
-        ..CreateSchedule::default()
-    };
-    let refused = host.client.call(CREATE_SCHEDULE, &scheduled).await.unwrap_err().to_string();
-    assert!(refused.contains("no-such-user"), "{refused}");
-
-    host.client.call_at(UPDATE_RULE, &name, &UpdateRule { quiesce: good }).await.unwrap();
-    assert_eq!(host.client.call_at(GET_RULE, &name, &()).await.unwrap().problem, None);
-    host.client.call_at(ASSIGN_RULE, &name, &target).await.unwrap();
     host.stop().await;
 }
 
@@ -405,103 +341,4 @@ async fn stop_cancels_the_pre_command_and_runs_the_post_command() {
     host.done(second).await;
     assert_eq!(host.log().len(), 4);
     host.stop().await;
-}
-
-/// Backups do not wait for the commands of others, and those by one rule take turns.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_command_delays_only_its_own_rule() {
-    let mut host = Host::new().await;
-    host.create_credential().await;
-    for name in ["slow", "free", "same"] {
-        host.create_volume(name).await;
-    }
-    let gate = host.dir.path().join("gate");
-    rustix::fs::mkfifoat(rustix::fs::CWD, &gate, 0o600.into()).unwrap();
-    host.rule(
-        "r",
-        host.noting(&format!("test $BLOCKD_VOLUMES != slow || read -r _ < {}", gate.display()), "true"),
-    )
-    .await;
-    host.assign("r", Some("slow"), None).await;
-    host.assign("r", Some("same"), None).await;
-    let slow = host.start_backup("slow", false).await;
-    while !std::fs::exists(host.log_path()).unwrap() {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-    let same = host.start_backup("same", false).await;
-    host.backup("free", false).await;
-    std::fs::write(&gate, "\n").unwrap();
-    host.done(slow).await;
-    host.done(same).await;
-    assert_eq!(host.log(), ["r:pre slow", "r:post slow yes", "r:pre same", "r:post same yes"]);
-    host.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_are_visible_to_admins_only() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = config(dir.path());
-    let group = nix::unistd::getegid().to_string();
-    let path = dir.path().join("operator.sock");
-    config.control.sockets.push(ControlSocket { path: path.clone(), group, role: Role::Operator });
-    let daemon = Daemon::start(config, false).await.unwrap();
-    let (admin, operator) = (Client::new(dir.path().join("data/blockd.sock")), Client::new(path));
-    let labels = Default::default();
-    let request = CreateVolume { name: "v".parse().unwrap(), size_bytes: SIZE_BYTES, labels, group: None };
-    admin.call(CREATE_VOLUME, &request).await.unwrap();
-    let store = tempfile::tempdir().unwrap();
-    let request = CreateCredential {
-        name: "nas".parse().unwrap(),
-        provider: StoreConfig::Local { path: store.path().to_owned() },
-        connection: Connection::default(),
-        encryption_passphrase: None,
-    };
-    admin.call(CREATE_CREDENTIAL, &request).await.unwrap();
-    let quiesce = Quiesce { pre_command: Some("echo planted; exit 0".into()), ..Quiesce::default() };
-    let rule = CreateRule { name: "pg".parse().unwrap(), quiesce: quiesce.clone() };
-    admin.call(CREATE_RULE, &rule).await.unwrap();
-
-    assert_eq!(api_code(operator.call(LIST_RULES, &()).await), ErrorCode::Forbidden);
-    assert_eq!(api_code(operator.call(CREATE_RULE, &rule).await), ErrorCode::Forbidden);
-    let inline =
-        StartBackup { hooks: HookOptions { quiesce: quiesce.clone(), ..Default::default() }, ..of("v") };
-    assert_eq!(api_code(operator.call(START_BACKUP, &inline).await), ErrorCode::Forbidden);
-    let named = StartBackup {
-        hooks: HookOptions { rule: Some("pg".parse().unwrap()), ..Default::default() },
-        ..of("v")
-    };
-    assert_eq!(api_code(operator.call(START_BACKUP, &named).await), ErrorCode::Forbidden);
-    let group = StartGroupBackup {
-        volumes: vec!["v".parse().unwrap()],
-        hooks: HookOptions { rule: Some("pg".parse().unwrap()), ..HookOptions::default() },
-        ..StartGroupBackup::default()
-    };
-    assert_eq!(api_code(operator.call(START_GROUP_BACKUP, &group).await), ErrorCode::Forbidden);
-    let scheduled = CreateSchedule {
-        selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
-        rule: Some("pg".parse().unwrap()),
-        ..CreateSchedule::default()
-    };
-    assert_eq!(api_code(operator.call(CREATE_SCHEDULE, &scheduled).await), ErrorCode::Forbidden);
-
-    // A rule assigned by an admin applies to backups of all callers.
-    let target = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
-    admin.call_at(ASSIGN_RULE, &"pg".parse().unwrap(), &target).await.unwrap();
-    let task = operator.call(START_BACKUP, &of("v")).await.unwrap().task;
-    let wait = WaitTask { wait_ms: Some(10_000), since_version: None };
-    let is_over = |task: &Task| task.state.stage.is_over();
-    while !is_over(&operator.call_at(GET_TASK, &task, &wait).await.unwrap()) {}
-    let whole = format!("{:?}", admin.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap());
-    assert!(whole.contains("planted\\n"), "{whole}");
-    let snapshot =
-        operator.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
-    for seen in [
-        format!("{:?}", operator.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap()),
-        format!("{:?}", operator.call(LIST_TASKS, &ListTasks::default()).await.unwrap()),
-        format!("{snapshot:?}"),
-        format!("{:?}", operator.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.unwrap()),
-    ] {
-        assert!(!seen.contains("planted") && seen.contains("(hidden)"), "{seen}");
-    }
-    daemon.stop().await.unwrap();
 }

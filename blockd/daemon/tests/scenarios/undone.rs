@@ -5,15 +5,14 @@ use super::*;
 use blockd_api::{
     CredentialRef,
     cloudsnaps::{BackupOptions, CollectGarbage, StartVerify, VerifyDepth},
-    credentials::CredentialLimits,
-    tasks::{StopTask, TaskLimits},
+    tasks::StopTask,
 };
 use jiff::{SignedDuration, Timestamp};
 use std::os::unix::fs::PermissionsExt;
 
 impl Host {
     /// Writes so much that a backup has several packs.
-    async fn fill(&self, name: &str) -> (Arc<Volume>, Model) {
+    pub(super) async fn fill(&self, name: &str) -> (Arc<Volume>, Model) {
         let volume = self.create_volume(name).await;
         let mut model = Model::new();
         model.write(&volume, 0, 1, SIZE_BYTES as usize);
@@ -34,7 +33,7 @@ impl Host {
     }
 
     /// From now on a second moves no more than this.
-    async fn limited(&self, up: Option<u64>, down: Option<u64>) {
+    pub(super) async fn limited(&self, up: Option<u64>, down: Option<u64>) {
         let mut request = self.credential("nas", None);
         request.connection.limit_upload_bytes_per_s = up;
         request.connection.limit_download_bytes_per_s = down;
@@ -42,7 +41,7 @@ impl Host {
     }
 
     /// From now on nothing is limited any more; takes effect for tasks that begin later.
-    fn unlimited(&self) {
+    pub(super) fn unlimited(&self) {
         self.sql(
             "UPDATE credentials SET store = json_remove(store,
              '$.connection.limitUploadBytesPerS', '$.connection.limitDownloadBytesPerS')",
@@ -50,16 +49,16 @@ impl Host {
         self.engine().repositories.forget_all();
     }
 
-    fn packs(&self) -> usize {
+    pub(super) fn packs(&self) -> usize {
         walk(self.store.path()).iter().filter(|path| path.contains("/pack-")).count()
     }
 }
 
 /// So slow that a task is stopped long before it is done, and so fast that one that goes on at this rate is
 /// done soon.
-const SLOW_BYTES_PER_S: u64 = 8 << 20;
+pub(super) const SLOW_BYTES_PER_S: u64 = 8 << 20;
 
-const KEEP: StopTask = StopTask { discard: false };
+pub(super) const KEEP: StopTask = StopTask { discard: false };
 const DISCARD: StopTask = StopTask { discard: true };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -493,88 +492,4 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
         assert_eq!((done.backup_type, done.bytes_dirty), (Some(BackupType::Incremental), 1 << 20));
     }
     host.assert_tidy();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn limits_of_a_task_hold_and_are_lifted_while_it_runs() {
-    let host = Host::new().await;
-    let (_, model) = host.fill("data").await;
-    host.limited(Some(SLOW_BYTES_PER_S), None).await;
-    let task = host.start_backup("data", false).await;
-    host.until_processed(task, 1).await;
-    host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
-    host.unlimited();
-    let limits = |upload| TaskLimits { limit_upload_bytes_per_s: upload, limit_download_bytes_per_s: None };
-    assert_eq!(
-        api_code(host.client.call_at(LIMIT_TASK, &task, &limits(Some(7))).await),
-        ErrorCode::InvalidRequest
-    );
-    // The first body goes, what follows waits for hours.
-    host.client.call_at(LIMIT_TASK, &task, &limits(Some(2048))).await.unwrap();
-    host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
-    loop {
-        let seen = host.client.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap();
-        assert!(!seen.state.stage.is_over(), "{seen:?}");
-        if seen.phase == "index" || seen.phase == "commit" {
-            break;
-        }
-        let wait = WaitTask { wait_ms: Some(1_000), since_version: Some(seen.version) };
-        host.client.call_at(GET_TASK, &task, &wait).await.unwrap();
-    }
-    host.client.call_at(LIMIT_TASK, &task, &limits(None)).await.unwrap();
-    let done = host.done(task).await;
-    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
-    assert_eq!(api_code(host.client.call_at(LIMIT_TASK, &task, &limits(None)).await), ErrorCode::TaskEnded);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn credential_limit_update_applies_to_running_tasks() {
-    let mut host = Host::new().await;
-    let (_, model) = host.fill("data").await;
-    host.create_credential().await;
-    let nas = "nas".parse().unwrap();
-    let slow =
-        CredentialLimits { upload: "2KiB@00:00-24:00,1GiB".parse().unwrap(), ..CredentialLimits::default() };
-    let too_slow = CredentialLimits { upload: "7".parse().unwrap(), ..CredentialLimits::default() };
-    assert_eq!(
-        api_code(host.client.call_at(LIMIT_CREDENTIAL, &nas, &too_slow).await),
-        ErrorCode::InvalidRequest
-    );
-    // It begins without any limit; the first body goes, what follows waits for hours.
-    host.client.call_at(LIMIT_CREDENTIAL, &nas, &slow).await.unwrap();
-    let task = host.start_backup("data", false).await;
-    host.until_processed(task, 1).await;
-    host.stop().await;
-    host.start().await;
-    let kept = host.client.call_at(GET_CREDENTIAL, &nas, &()).await.unwrap();
-    assert_eq!(kept.limit_upload_windows.len(), 1);
-    assert_eq!(kept.limit_upload_bytes_per_s, Some(1 << 30));
-    host.client.call_at(LIMIT_CREDENTIAL, &nas, &CredentialLimits::default()).await.unwrap();
-    let done = host.done(task).await;
-    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tasks_start_with_their_own_limits() {
-    let host = Host::new().await;
-    let (_, model) = host.fill("data").await;
-    host.create_credential().await;
-    let limits = |bytes| TaskLimits { limit_upload_bytes_per_s: bytes, limit_download_bytes_per_s: bytes };
-    let backup = |bytes| StartBackup { limits: limits(bytes), ..StartBackup::of("data".parse().unwrap()) };
-    assert_eq!(api_code(host.client.call(START_BACKUP, &backup(Some(7))).await), ErrorCode::InvalidRequest);
-    let task = host.client.call(START_BACKUP, &backup(Some(2048))).await.unwrap().task;
-    host.until_processed(task, 1).await;
-    host.client.call_at(LIMIT_TASK, &task, &limits(None)).await.unwrap();
-    let id = host.done(task).await.source_volume.unwrap();
-    let restore = |bytes| StartRestore {
-        volume: Some("copy".parse().unwrap()),
-        limits: limits(bytes),
-        ..StartRestore::of(id.parse().unwrap())
-    };
-    assert_eq!(api_code(host.client.call(START_RESTORE, &restore(Some(7))).await), ErrorCode::InvalidRequest);
-    let task = host.client.call(START_RESTORE, &restore(Some(2048))).await.unwrap().task;
-    host.until_processed(task, 1).await;
-    host.client.call_at(LIMIT_TASK, &task, &limits(None)).await.unwrap();
-    host.done(task).await;
-    model.assert_is(&host.volume("copy"));
 }

@@ -194,6 +194,11 @@ impl World {
                 return;
             }
         }
+        self.retain(now);
+    }
+
+    /// Deletes what the schedules do not keep.
+    fn retain(&mut self, now: Timestamp) {
         for schedule in self.tx(ScheduleRow::all) {
             for judgement in self.tx(|tx| judgement::judge_local(tx, &schedule, now)) {
                 if !judgement.verdict.is_delete() {
@@ -219,6 +224,55 @@ impl World {
                 self.tx(|tx| RunRow::expire(tx, judgement.credential, &judgement.cloudsnap, "deleted"));
             }
         }
+    }
+
+    /// Asserts that each scheduled time has one run, or a later one that replaces it.
+    fn assert_each_run_once(&self, schedule: &ScheduleRow, begin: Timestamp, seed: u64) {
+        let runs = self.tx(|tx| RunRow::history(tx, None, None, u32::MAX >> 1));
+        let last_look = self.now();
+        let delay_s = i64::from(schedule.spec.jitter.delay_s(schedule.uuid.as_u128()));
+        let came = Timestamp::from_second(last_look.as_second() - delay_s).unwrap();
+        for rule in &schedule.spec.rules {
+            let named = named(&rule.when, begin, came);
+            let both =
+                self.volumes.iter().flat_map(|volume| schedule.spec.places().map(move |at| (volume, at)));
+            for (volume, place) in both {
+                let is_its = |run: &&RunRow| {
+                    run.rule.as_ref() == Some(&rule.when)
+                        && (run.volume, run.credential) == (Some(volume.id), Some(place))
+                };
+                let of: Vec<&RunRow> = runs.iter().rev().filter(is_its).collect();
+                let nominal: Vec<Timestamp> = of.iter().map(|run| run.nominal).collect();
+                let distinct: BTreeSet<&Timestamp> = nominal.iter().collect();
+                assert_eq!(distinct.len(), nominal.len(), "a run was made twice");
+                assert!(nominal.iter().all(|at| named.contains(at)), "an unscheduled run");
+                // Each scheduled time has a run or a replacement.
+                let covered: usize = of.iter().map(|run| 1 + run.missed as usize).sum();
+                assert_eq!(covered, named.len(), "seed {seed}, {}", rule.when);
+                assert!(of.iter().all(|run| !matches!(run.state, RunState::Queued | RunState::Active)));
+            }
+        }
+    }
+
+    /// Asserts that the store and the host hold what the retention keeps, and the database knows all of it.
+    fn assert_kept(&self, schedule: &ScheduleRow) {
+        let kept = self.tx(|tx| RunRow::kept(tx, schedule.uuid));
+        for volume in &self.volumes {
+            let is_mine = |run: &&RunRow| run.volume == Some(volume.id) && !run.is_local();
+            let mine: Vec<&RunRow> = kept.iter().filter(is_mine).collect();
+            let known: BTreeSet<String> =
+                mine.iter().filter_map(|run| run.cloudsnap.as_ref()).map(ToString::to_string).collect();
+            assert_eq!(Some(&known), self.store.get(&volume.id));
+            let of = |rule: &Rule| mine.iter().filter(|run| run.rule.as_ref() == Some(&rule.when)).count();
+            let counts: Vec<usize> = schedule.spec.rules.iter().map(of).collect();
+            assert_eq!(counts, [4, 3]);
+            let local = kept.iter().filter(|run| run.volume == Some(volume.id) && run.is_local());
+            assert_eq!(local.count(), 5);
+        }
+        // The host has the snapshots that the retention keeps, and all manual ones.
+        let known = kept.iter().filter(|run| run.is_local()).filter_map(|run| run.snapshot);
+        let known: BTreeSet<SnapshotId> = known.chain(self.by_hand.iter().copied()).collect();
+        assert_eq!(known, self.snapshots());
     }
 
     /// Takes a local snapshot if a schedule requires it.
@@ -336,48 +390,8 @@ fn simulated_years_run_each_schedule_exactly_once() {
             world.work();
         }
         assert!(world.deaths > 200, "{}", world.deaths);
-        let runs = world.tx(|tx| RunRow::history(tx, None, None, u32::MAX >> 1));
-        let last_look = world.now();
-        let delay_s = i64::from(schedule.spec.jitter.delay_s(schedule.uuid.as_u128()));
-        let came = Timestamp::from_second(last_look.as_second() - delay_s).unwrap();
-        for rule in &schedule.spec.rules {
-            let named = named(&rule.when, begin, came);
-            let both =
-                world.volumes.iter().flat_map(|volume| schedule.spec.places().map(move |at| (volume, at)));
-            for (volume, place) in both {
-                let is_its = |run: &&RunRow| {
-                    run.rule.as_ref() == Some(&rule.when)
-                        && (run.volume, run.credential) == (Some(volume.id), Some(place))
-                };
-                let of: Vec<&RunRow> = runs.iter().rev().filter(is_its).collect();
-                let nominal: Vec<Timestamp> = of.iter().map(|run| run.nominal).collect();
-                let distinct: BTreeSet<&Timestamp> = nominal.iter().collect();
-                assert_eq!(distinct.len(), nominal.len(), "a run was made twice");
-                assert!(nominal.iter().all(|at| named.contains(at)), "an unscheduled run");
-                // Each scheduled time has a run or a replacement.
-                let covered: usize = of.iter().map(|run| 1 + run.missed as usize).sum();
-                assert_eq!(covered, named.len(), "seed {seed}, {}", rule.when);
-                assert!(of.iter().all(|run| !matches!(run.state, RunState::Queued | RunState::Active)));
-            }
-        }
-        // The store holds what the retention keeps, and the database knows all of it.
-        let kept = world.tx(|tx| RunRow::kept(tx, schedule.uuid));
-        for volume in &world.volumes {
-            let is_mine = |run: &&RunRow| run.volume == Some(volume.id) && !run.is_local();
-            let mine: Vec<&RunRow> = kept.iter().filter(is_mine).collect();
-            let known: BTreeSet<String> =
-                mine.iter().filter_map(|run| run.cloudsnap.as_ref()).map(ToString::to_string).collect();
-            assert_eq!(Some(&known), world.store.get(&volume.id));
-            let of = |rule: &Rule| mine.iter().filter(|run| run.rule.as_ref() == Some(&rule.when)).count();
-            let counts: Vec<usize> = schedule.spec.rules.iter().map(of).collect();
-            assert_eq!(counts, [4, 3]);
-            let local = kept.iter().filter(|run| run.volume == Some(volume.id) && run.is_local());
-            assert_eq!(local.count(), 5);
-        }
-        // The host has the snapshots that the retention keeps, and all manual ones.
-        let known = kept.iter().filter(|run| run.is_local()).filter_map(|run| run.snapshot);
-        let known: BTreeSet<SnapshotId> = known.chain(world.by_hand.iter().copied()).collect();
-        assert_eq!(known, world.snapshots());
+        world.assert_each_run_once(&schedule, begin, seed);
+        world.assert_kept(&schedule);
         assert!(world.by_hand.len() > 10, "{}", world.by_hand.len());
     }
 }

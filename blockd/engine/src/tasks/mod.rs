@@ -9,6 +9,7 @@ pub mod pressure;
 pub mod requests;
 pub mod runner;
 pub mod secrets;
+pub mod undone;
 
 pub use crate::tasks::live::LiveTask;
 use crate::{error::ServiceError, host::Host, readers::SnapshotReaders, repositories::Repositories};

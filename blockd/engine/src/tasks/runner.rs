@@ -1,18 +1,11 @@
-//! Tasks that end without success: stopped by a user, or failed. Their state for a resume is kept where that
-//! is useful, and they are resumed or abandoned.
-//!
-//! The kept state is: of a backup its snapshot, plan and journal, so that stored packs are not sent again; of
-//! a restore the incomplete volume and the record of its blocks; of a hydration only its row; of an in-place
-//! restore that has started to write, the fence of clients from the mixture; of a deletion the manifest. A
-//! kept backup is abandoned when a newer one of the same volume and credential starts, and when it is too old
-//! to commit. Its possible listing is verified then (see [`doubts`]).
+//! Starts, stops and resumes tasks.
 
 use crate::{
-    backup::{doubts, task, work::BackupWork},
+    backup::{task, work::BackupWork},
     cloud_snapshots::delete::{self, DeleteWork},
     error::ServiceError,
     events::EventLog,
-    health::{self, Health},
+    health::Health,
     host::{Admission, Host},
     maintenance::verify::{self, VerifyWork},
     repositories::Repositories,
@@ -22,19 +15,16 @@ use crate::{
         lazy::hydrate::{self, HydrationWork},
     },
     schedules::{retention_checks::RetentionChecks, wake::Scheduler},
-    tasks::{LiveTask, Tasks, clean_files, pressure::Pressure, requests::check_limits},
+    tasks::{LiveTask, Tasks, pressure::Pressure, requests::check_limits, undone::end_undone},
     volumes::registry::Registry,
 };
 use blockd_api::{
     ErrorCode,
     tasks::{self as api, StopTask, TaskKind, TaskLimits, TaskStage, TaskStarted},
 };
-use blockd_catalog::{Db, DbError, DeleteTask, NewEvent, RestoreTask, TaskRow, TaskSpec};
-use blockd_cloud::{BACKUP_LIFETIME_S, CloudError, CloudSnapshotId, remove_leftovers_of};
+use blockd_catalog::{Db, DbError, DeleteTask, RestoreTask, TaskRow, TaskSpec};
 use futures::FutureExt;
-use jiff::Timestamp;
 use std::{
-    collections::{HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -46,9 +36,6 @@ use uuid::Uuid;
 const LOOK_MS: u64 = 200;
 /// Number of polls per stored progress.
 const LOOKS_PER_STORE: u32 = 5;
-/// Timeout of a comparison of clocks.
-const CLOCK_CHECK_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// Starts, stops and resumes tasks.
 pub struct Runner {
     pub(crate) admission: Arc<Admission>,
@@ -74,182 +61,6 @@ impl std::fmt::Debug for Runner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Runner").finish_non_exhaustive()
     }
-}
-
-/// Returns true if a task can resume after the cause of this error is fixed.
-fn can_go_on(error: &ServiceError) -> bool {
-    if error.to_api().code == ErrorCode::NoSpace {
-        // Local volumes need the space that a kept task would occupy.
-        return false;
-    }
-    match error {
-        ServiceError::Store(_)
-        | ServiceError::Db(_)
-        | ServiceError::File { .. }
-        | ServiceError::Volume(_)
-        | ServiceError::Secrets(_) => true,
-        ServiceError::Refused(error) => {
-            matches!(error.code, ErrorCode::SecretUnavailable | ErrorCode::SecretUnreachable)
-        }
-        ServiceError::Cloud(error) => matches!(
-            **error,
-            CloudError::ReadVolume { .. }
-                | CloudError::WriteVolume { .. }
-                | CloudError::Journal { .. }
-                | CloudError::KeySlotMissing { .. }
-                | CloudError::WriteKeyMissing { .. }
-                | CloudError::WriteKeyNotNewest { .. }
-                | CloudError::Unsettled { .. }
-                | CloudError::BaseUnknown { .. }
-                | CloudError::NotTakenBack { .. }
-                | CloudError::Internal { .. }
-        ),
-        _ => false,
-    }
-}
-
-/// Returns true if the state for a resume is worth keeping.
-fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool {
-    let volume_exists = || error.to_api().code != ErrorCode::VolumeNotFound;
-    match &row.spec {
-        // Before that nothing was sent, and the point in time is recent.
-        TaskSpec::Backup(_) => stopped || (row.detail.backup_type.is_some() && can_go_on(error)),
-        TaskSpec::Restore(RestoreTask::NewVolume { .. }) => {
-            stopped || (row.detail.bytes_processed > 0 && can_go_on(error))
-        }
-        // After any error: it costs nothing, and a resume needs it.
-        TaskSpec::Restore(RestoreTask::LazyVolume) => volume_exists(),
-        // The volume is unchanged before the restore has started.
-        TaskSpec::Restore(RestoreTask::InPlace(_)) => volume_exists() && in_place::has_started(row),
-        TaskSpec::Delete(_) => stopped || can_go_on(error),
-        TaskSpec::Verify(_) => stopped,
-    }
-}
-
-/// `listed` is the name of a backup that may be listed nevertheless.
-fn mark_given_up(
-    tx: &rusqlite::Transaction<'_>,
-    row: &TaskRow,
-    listed: Option<CloudSnapshotId>,
-) -> Result<(), DbError> {
-    if let Some(listed) = listed {
-        doubts::doubt(row.credential, listed).put(tx)?;
-    }
-    match &row.spec {
-        TaskSpec::Backup(_) => task::mark_failed(tx, row),
-        TaskSpec::Restore(RestoreTask::NewVolume { .. }) => full::mark_failed(tx, row),
-        TaskSpec::Restore(RestoreTask::LazyVolume | RestoreTask::InPlace(_)) => Ok(()),
-        TaskSpec::Delete(_) | TaskSpec::Verify(_) => Ok(()),
-    }
-}
-
-async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceError> {
-    match &row.spec {
-        TaskSpec::Backup(_) => {
-            remove_leftovers(runner, row);
-            task::clean_up(&runner.backup_work, row).await
-        }
-        TaskSpec::Restore(RestoreTask::NewVolume { .. }) => full::clean_up(&runner.restore_work, row).await,
-        // The volume is in use, with the fetched blocks.
-        TaskSpec::Restore(RestoreTask::LazyVolume) => Ok(()),
-        TaskSpec::Restore(RestoreTask::InPlace(_)) => {
-            in_place::release(&runner.in_place_work, row);
-            Ok(())
-        }
-        TaskSpec::Delete(_) | TaskSpec::Verify(_) => clean_files(&runner.tasks, row.id).await,
-    }
-}
-
-/// Deletes the objects of a backup that cannot be committed any more: its commit never started, and only this
-/// run of the daemon knows its name. All other objects wait for garbage collection.
-fn remove_leftovers(runner: &Arc<Runner>, row: &TaskRow) {
-    if row.detail.run != Some(runner.host.run)
-        || row.detail.may_be_committed
-        || row.detail.backup_type.is_none()
-    {
-        return;
-    }
-    let (runner, row) = (Arc::clone(runner), row.clone());
-    // A failure loses only space, so it runs in the background.
-    tokio::spawn(async move {
-        let removed = async {
-            let (repository, _) = runner.repositories.task_repository(row.credential).await?;
-            let id = row.cloudsnap;
-            Ok::<_, ServiceError>(remove_leftovers_of(&repository, id.cluster, id.volume, id.snapshot).await?)
-        };
-        let removed = tokio::select! {
-            removed = removed => removed,
-            () = runner.host.stopping.cancelled() => return,
-        };
-        match removed {
-            Ok(objects) => {
-                tracing::info!(task = %row.id, objects, "removed what the backup left in the store");
-            }
-            Err(error) => {
-                tracing::warn!(task = %row.id, %error, "what the backup left in the store is garbage until it is collected");
-            }
-        }
-    });
-}
-
-/// Ends an unsuccessful task: first its rows, then its files and objects. It counts as running until its rows
-/// are stored, because the next start would resume it.
-///
-/// # Errors
-/// The daemon stops before the rows are stored.
-pub(crate) async fn end_undone(
-    runner: &Arc<Runner>,
-    live: &LiveTask,
-    error: &ServiceError,
-    stopped: bool,
-) -> Result<(), ServiceError> {
-    let kept = is_worth_keeping(&live.view(), error, stopped);
-    let mut row = match stopped {
-        true => {
-            tracing::info!("task stopped");
-            live.final_row(TaskStage::Stopped, None)
-        }
-        false => {
-            let error = error.to_api();
-            tracing::error!(code = %error.code, error = %error.message, kept, "task failed");
-            live.final_row(TaskStage::Failed, Some(error))
-        }
-    };
-    row.detail.kept = kept;
-    // The rows may need the space of the incomplete volume.
-    if !kept
-        && matches!(row.spec, TaskSpec::Restore(RestoreTask::NewVolume { .. }))
-        && let Err(error) = full::make_room(&runner.restore_work, &row).await
-    {
-        tracing::warn!(%error, "the half restored volume is removed later");
-    }
-    let keep = runner.host.settings.task_history;
-    let listed = match kept {
-        true => None,
-        false => doubts::may_be_listed(&runner.backup_work, &row).await,
-    };
-    runner
-        .tasks
-        .until_stored("the end of the task", || {
-            let stored = row.clone();
-            async move {
-                let kept = runner.db.run(move |tx| -> Result<(), DbError> {
-                    if !stored.detail.kept {
-                        mark_given_up(tx, &stored, listed)?;
-                    }
-                    stored.put(tx)?;
-                    NewEvent::of_task(&stored, Timestamp::now()).insert(tx)?;
-                    TaskRow::prune(tx, keep)
-                });
-                Ok(kept.await?)
-            }
-        })
-        .await?;
-    if !kept && let Err(error) = clean_up(runner, &row).await {
-        tracing::warn!(%error, "what the failed task left behind is removed at the next start");
-    }
-    live.set_row(row);
-    Ok(())
 }
 
 impl Runner {
@@ -377,81 +188,6 @@ impl Runner {
             }
             None => Ok(()),
         }
-    }
-}
-
-impl Runner {
-    /// Abandons the resumable tasks that match. The caller holds the admission lock.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub async fn give_up_kept(
-        self: &Arc<Self>,
-        is_meant: impl Fn(&TaskRow) -> bool,
-    ) -> Result<(), ServiceError> {
-        for mut row in self.tasks.kept_tasks().await? {
-            if is_meant(&row) {
-                self.give_up(&mut row).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Abandons tasks that were kept too long to be completed, by a clock that their store confirms.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub async fn give_up_expired(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
-        let age_s = |row: &TaskRow| now.as_second().saturating_sub(row.created.as_second());
-        let is_aged = |row: &&TaskRow| !row.spec.is_of_volume_in_use() && age_s(row) > BACKUP_LIFETIME_S;
-        let kept = self.tasks.kept_tasks().await?;
-        let mut lifetimes = HashMap::new();
-        for credential in kept.iter().filter(is_aged).map(|row| row.credential).collect::<HashSet<_>>() {
-            lifetimes.insert(credential, self.lifetime_by_store_clock(credential).await);
-        }
-        let _admission = self.admission.lock().await;
-        let is_old = |row: &TaskRow| match row.spec.is_of_volume_in_use() {
-            // They can be completed as long as the volume exists; clients must not see a mixture without a
-            // user's decision.
-            true => row.volume.is_none_or(|id| self.registry.by_id(id).is_none()),
-            // A credential that was not checked waits for the next pass.
-            false => lifetimes
-                .get(&row.credential)
-                .is_some_and(|lifetime_s| lifetime_s.is_some_and(|most_s| age_s(row) > most_s)),
-        };
-        self.give_up_kept(is_old).await
-    }
-
-    /// Returns the age in seconds at which tasks of a credential are abandoned; `None` if the clocks of this
-    /// host and of the store differ, or did when they were last compared. Twice the lifetime if the store
-    /// does not answer: its tasks must not stay for ever.
-    async fn lifetime_by_store_clock(&self, credential: Uuid) -> Option<i64> {
-        match tokio::time::timeout(CLOCK_CHECK_TIMEOUT, self.checks.check_clock_of(credential)).await {
-            Ok(Ok(())) => Some(BACKUP_LIFETIME_S),
-            Ok(Err(ServiceError::Cloud(error))) if matches!(*error, CloudError::ClockUnknown { .. }) => {
-                Some(BACKUP_LIFETIME_S)
-            }
-            _ if self.health.has(health::CLOCK, &credential.to_string()) => None,
-            _ => Some(2 * BACKUP_LIFETIME_S),
-        }
-    }
-
-    async fn give_up(self: &Arc<Self>, row: &mut TaskRow) -> Result<(), ServiceError> {
-        row.detail.kept = false;
-        row.detail.version += 1;
-        let listed = doubts::may_be_listed(&self.backup_work, row).await;
-        let stored = row.clone();
-        self.db
-            .run(move |tx| -> Result<(), DbError> {
-                mark_given_up(tx, &stored, listed)?;
-                stored.put(tx)
-            })
-            .await?;
-        tracing::info!(task = %row.id, kind = %row.kind(), "task given up");
-        if let Err(error) = clean_up(self, row).await {
-            tracing::warn!(task = %row.id, %error, "what the task left behind is removed at the next start");
-        }
-        Ok(())
     }
 }
 
