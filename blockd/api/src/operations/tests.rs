@@ -11,7 +11,7 @@ use uuid::Uuid;
 fn operations_of_operators_are_reviewed_for_deletions() {
     // Operators must not delete data, directly or indirectly. A new operation fails here until it has
     // been reviewed for that; if only some of its requests delete, the handler refuses those
-    // (scenarios/roles.rs in the daemon).
+    // (tests/scenarios/daemon/roles.rs).
     let deletes_nothing = [
         HAND_MOUNT.info.path,
         VALIDATE_CREDENTIAL.info.path,

@@ -185,8 +185,8 @@ async fn alerts_and_dashboard_name_metrics_that_there_are() {
     host.schedule(1).await;
     let families = host.families().await;
     let files = [
-        include_str!("../../../../monitoring/blockd.rules.yml"),
-        include_str!("../../../../monitoring/grafana-dashboard.json"),
+        include_str!("../../../monitoring/blockd.rules.yml"),
+        include_str!("../../../monitoring/grafana-dashboard.json"),
     ];
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut named = std::collections::BTreeSet::new();
