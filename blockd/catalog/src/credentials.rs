@@ -51,6 +51,15 @@ pub struct CredentialRow {
 const COLUMNS: &str = "uuid, name, created, store, store_secret, data_keys, encrypted, capabilities, \
     passphrase_from, key_slots, write_key, write_key_created";
 
+/// Encodes the settings of a store, which have no secret in clear.
+fn store_json(store: &StoreRow) -> Result<String, DbError> {
+    if store.config.has_secret_value() {
+        let source = serde::ser::Error::custom("a secret would be stored in clear");
+        return Err(DbError::Encode { what: "store", source });
+    }
+    to_json("store", store)
+}
+
 impl CredentialRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
@@ -91,7 +100,7 @@ impl CredentialRow {
                 self.uuid.to_string(),
                 self.name.as_str(),
                 self.created.to_string(),
-                to_json("store", &self.store)?,
+                store_json(&self.store)?,
                 self.store_secret,
                 self.data_keys,
                 self.encrypted,
@@ -175,7 +184,7 @@ impl CredentialRow {
     pub fn set_store(tx: &Transaction<'_>, uuid: Uuid, store: &StoreRow) -> Result<(), DbError> {
         tx.execute(
             "UPDATE credentials SET store = ?2 WHERE uuid = ?1",
-            params![uuid.to_string(), to_json("store", store)?],
+            params![uuid.to_string(), store_json(store)?],
         )?;
         Ok(())
     }
@@ -190,7 +199,7 @@ impl CredentialRow {
                 capabilities = ?6 WHERE uuid = ?1",
             params![
                 self.uuid.to_string(),
-                to_json("store", &self.store)?,
+                store_json(&self.store)?,
                 self.store_secret,
                 self.data_keys,
                 self.passphrase_from.as_ref().map(ToString::to_string),
@@ -257,5 +266,33 @@ impl CredentialRow {
             key_slots: Vec::new(),
             write_key: WriteKey { key_id, created_unix_s: 0 },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Db;
+
+    #[test]
+    fn row_with_a_secret_in_clear_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let store = |auth: serde_json::Value| {
+            let config = serde_json::json!({
+                "type": "swift", "container": "c", "auth": auth, "key": "planted"
+            });
+            StoreRow { config: serde_json::from_value(config).unwrap(), connection: Connection::default() }
+        };
+        let row = CredentialRow::sample(Uuid::new_v4(), "/store", Uuid::new_v4());
+        db.transaction(|tx| row.insert(tx)).unwrap();
+        let clear = store(serde_json::json!({ "kind": "token", "storageUrl": "https://h/" }));
+        let error = db.transaction(|tx| CredentialRow::set_store(tx, row.uuid, &clear)).unwrap_err();
+        assert!(error.to_string().contains("in clear"), "{error}");
+        let leaky = CredentialRow { store: clear, ..row.clone() };
+        assert!(db.transaction(|tx| leaky.set_access(tx)).is_err());
+        assert!(db.transaction(|tx| leaky.insert(tx)).is_err());
+        let stored = db.transaction(CredentialRow::all).unwrap();
+        assert!(stored.len() == 1 && stored[0].store == row.store);
     }
 }

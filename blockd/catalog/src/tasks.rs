@@ -41,6 +41,7 @@ pub enum TaskSpec {
 
 /// Request of a backup.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct BackupTask {
     /// Options.
     pub options: BackupOptions,
@@ -80,6 +81,7 @@ pub struct InPlaceRestore {
 
 /// Request of a deletion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DeleteTask {
     /// The deletion includes pinned snapshots and damaged manifests.
     pub force: bool,

@@ -110,6 +110,23 @@ impl StoreConfig {
         secret.take_if(|secret| secret.value().is_some()).and_then(|secret| secret.value().cloned())
     }
 
+    /// Returns true if any field has the value of a secret, also one that the authentication does not use.
+    pub fn has_secret_value(&self) -> bool {
+        let secrets: [Option<&SecretInput>; 2] = match self {
+            Self::Local { .. } => [None, None],
+            Self::S3(s3) => [s3.access.secret_key.as_ref(), None],
+            Self::Azure(azure) => match &azure.access.auth {
+                AzureAuth::AccountKey { key: secret } | AzureAuth::Sas { token: secret } => {
+                    [secret.as_ref(), None]
+                }
+                AzureAuth::ManagedIdentity { .. } => [None, None],
+            },
+            Self::Google(google) => [google.access.json_key.as_ref(), None],
+            Self::Swift(swift) => [swift.access.key.as_ref(), swift.access.token.as_ref()],
+        };
+        secrets.into_iter().flatten().any(|secret| secret.value().is_some())
+    }
+
     /// Returns the configuration with the value of its secret, for a client.
     #[must_use]
     pub fn with_secret_value(mut self, value: Option<&str>) -> Self {
