@@ -87,17 +87,20 @@ pub async fn rekey(store: Arc<dyn BlobStore>, request: &Rekey) -> Result<(Reposi
     }
     let mut write_key = accepted(&unlocked, request)?.or(request.known.write_key);
     let mut done = Rekeyed { foreign, ..Rekeyed::default() };
+    // The new key must be the newest of those that open, regardless of the hosts' clocks.
+    let newest = unlocked.iter().map(|one| one.slot.created_unix_s).max().unwrap_or_default();
+    let Some(next) = newest.checked_add(1) else {
+        let what = "a key slot has a time at the end of all times: no key can be newer".to_owned();
+        return Err(CloudError::InvalidRequest { what });
+    };
     if request.new_passphrase.is_some() {
         for one in &mut unlocked {
             done.rewrapped += usize::from(rewrap(&*store, one, wanted, request.kdf).await?);
         }
     }
-    // The new key must be the newest of those that open, regardless of the hosts' clocks.
-    let newest = unlocked.iter().map(|one| one.slot.created_unix_s).max().unwrap_or_default();
     let mut opened: Vec<Opened> = unlocked.into_iter().map(|one| (one.key, one.slot)).collect();
     if request.new_data_key {
-        let (passphrase, kdf, now) =
-            (wanted.clone(), request.kdf, seconds_since_1970().max(newest.saturating_add(1)));
+        let (passphrase, kdf, now) = (wanted.clone(), request.kdf, seconds_since_1970().max(next));
         let (key, bytes) = run_blocking(move || create_slot(Some(&passphrase), kdf, now)).await?;
         let slot = KeySlot::from_saved(&bytes)?;
         assert!(slot.is_of(&key) && slot.created_unix_s > newest, "the new key is not the newest");

@@ -273,6 +273,7 @@ impl DiskCache {
     }
 
     fn write(&self, path: &Path, key: &PieceKey, bytes: &[u8]) -> io::Result<()> {
+        assert!(bytes.len() as u64 <= MAX_PIECE_LEN, "a piece of {} bytes", bytes.len());
         let temp = self.dir.join(&key.name()[..2]).join(format!("{}.tmp", self.temp.fetch_add(1, Relaxed)));
         let options = || {
             let mut options = fs::OpenOptions::new();
@@ -323,7 +324,6 @@ impl DiskCache {
 
 /// Returns the header before the checksum.
 fn header_start(len: usize) -> [u8; 16] {
-    assert!(len as u64 <= MAX_PIECE_LEN, "a piece of {len} bytes");
     let mut start = [0; 16];
     start[..8].copy_from_slice(MAGIC);
     start[8..10].copy_from_slice(&VERSION.to_le_bytes());

@@ -53,6 +53,10 @@ const MAX_OWN_PAGES_BYTES: u64 = 64 << 20;
 const OWN_INDEX_KEEP_BYTES: u64 = 16 << 20;
 /// Concurrent requests of roots or pages.
 pub(crate) const INDEX_CONCURRENCY: usize = 32;
+/// Roots of 16 MiB at most that one reader reads at once.
+const OWN_OPEN_CONCURRENCY: usize = 8;
+/// Longest wait of a reader for the request of another one for the same index page.
+const PAGE_TURN_WAIT: Duration = Duration::from_secs(2);
 /// Number of locks for single-flight reads of pages.
 const PAGE_TURNS: usize = 64;
 /// Maximum number of frame requests in flight.
@@ -136,6 +140,8 @@ pub(crate) struct Shared {
     pub frames: Arc<Frames>,
     memory: Arc<FrameMemory>,
     index_keep_bytes: u64,
+    /// Roots that are read at once.
+    open_concurrency: usize,
     pages: Mutex<Lru<(u64, usize), Arc<Page>>>,
     page_turns: [tokio::sync::Mutex<()>; PAGE_TURNS],
     deltas: Mutex<HashMap<DeltaKey, Weak<SharedDelta>>>,
@@ -173,7 +179,7 @@ impl SnapshotCache {
             Some(dir) => Some(Arc::new(DiskCache::open(dir, options.disk_bytes)?)),
             None => None,
         };
-        Ok(Self::new(options, disk, MAX_PAGES_BYTES, INDEX_KEEP_BYTES))
+        Ok(Self::new(options, disk, MAX_PAGES_BYTES, INDEX_KEEP_BYTES, INDEX_CONCURRENCY))
     }
 
     /// Creates a cache of index pages for one reader, which has no other timeout than its store's.
@@ -181,7 +187,7 @@ impl SnapshotCache {
         let stall_timeout = Duration::MAX;
         let options =
             CacheOptions { dir: None, disk_bytes: 0, memory_bytes: 0, stall_timeout, readahead_bytes: 0 };
-        Self::new(options, None, MAX_OWN_PAGES_BYTES, OWN_INDEX_KEEP_BYTES)
+        Self::new(options, None, MAX_OWN_PAGES_BYTES, OWN_INDEX_KEEP_BYTES, OWN_OPEN_CONCURRENCY)
     }
 
     fn new(
@@ -189,6 +195,7 @@ impl SnapshotCache {
         disk: Option<Arc<DiskCache>>,
         max_pages_bytes: u64,
         index_keep_bytes: u64,
+        open_concurrency: usize,
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -197,6 +204,7 @@ impl SnapshotCache {
                 memory: Arc::default(),
                 options,
                 index_keep_bytes,
+                open_concurrency,
                 pages: Mutex::new(Lru::new(max_pages_bytes)),
                 page_turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
                 deltas: Mutex::default(),
@@ -233,7 +241,7 @@ impl SnapshotCache {
         let deltas: Vec<Delta> = manifest.deltas().cloned().collect();
         let opened = futures::stream::iter(deltas)
             .map(|delta| async move { self.shared.delta(repo, &delta, keep).await })
-            .buffered(INDEX_CONCURRENCY)
+            .buffered(self.shared.open_concurrency)
             .try_collect::<Vec<_>>();
         let opened = self.shared.in_time(repo.store().describe(), "the index", opened).await?;
         Ok(SnapshotReader::new(self.shared.clone(), repo, manifest, opened, threads))
@@ -330,7 +338,8 @@ impl Shared {
         let read = async {
             // Concurrent readers of a page wait for the first.
             let turn = (delta.number as usize).wrapping_mul(31).wrapping_add(number) % PAGE_TURNS;
-            let _turn = self.page_turns[turn].lock().await;
+            // Not for ever: their request may be answered while that of the first is not.
+            let _turn = tokio::time::timeout(PAGE_TURN_WAIT, self.page_turns[turn].lock()).await;
             if let Some(known) = self.ready_page(delta, number) {
                 return Ok(known);
             }
