@@ -174,7 +174,6 @@ impl Sealer {
 
     /// Seals `out[from..]` in place and appends the tag.
     pub fn seal(&self, domain: Domain, ordinal: u64, plain_len_bytes: u64, out: &mut Vec<u8>, from: usize) {
-        debug_assert!(from < out.len(), "there is nothing to seal");
         let aad = self.aad(domain, ordinal, plain_len_bytes);
         #[allow(clippy::expect_used, reason = "only more than 64 GiB cannot be sealed")]
         let tag = self.cipher.seal(nonce(domain, ordinal), &aad, &mut out[from..]).expect("less than 64 GiB");

@@ -1,7 +1,7 @@
 //! Start and stop of the daemon, in an order that loses no data.
 //!
-//! Start: directory, lock, database, volumes, NBD, attached devices, control socket, readiness, then
-//! unfinished tasks. Stop: no new requests, tasks to a point from which they can resume, NBD, merges, then
+//! Start: directory, lock, database, volumes, NBD, attached devices, control socket, unfinished tasks, then
+//! readiness. Stop: no new requests, tasks to a point from which they can resume, NBD, merges, then
 //! the volumes are flushed and closed.
 
 use crate::{
@@ -180,7 +180,7 @@ impl Daemon {
         self.served.metrics_tcp.get().copied()
     }
 
-    /// Returns the shared state.
+    /// Returns the services.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
@@ -247,7 +247,7 @@ impl Daemon {
             Err(error) => problems.push(error.to_string()),
         }
         control.remove_sockets();
-        // Its tasks hold the shared state, too.
+        // Its tasks hold the services, too.
         drop(control);
         drop(engine);
         drop(lock);
@@ -410,7 +410,7 @@ pub fn lock_memory() {
     }
 }
 
-/// Starts the loops that need nothing but the shared state.
+/// Starts the loops that need nothing but the services.
 fn start_loops(supervisor: &mut Supervisor, engine: &Arc<Engine>) {
     let (pressure, registry) = (Arc::clone(&engine.pressure), Arc::clone(&engine.registry));
     supervisor.start_interruptible("pressure", blockd_engine::tasks::pressure::run(pressure, registry));

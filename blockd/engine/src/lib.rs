@@ -1,6 +1,7 @@
 //! The use cases of blockd: volumes, snapshots, backups, restores, schedules, and the tasks that run them.
 //!
-//! The daemon opens the state, serves it over NBD and the control API, and runs the background loops.
+//! [`engine::Engine`] constructs the services from the bottom to the top. The daemon serves them over NBD and
+//! the control API, and runs the background loops.
 
 pub mod backup;
 pub mod cloud_snapshots;

@@ -2,7 +2,7 @@
 //! written. Prints it for 1 and for 8 layers, which also have the union of their sets, and for one with
 //! zeroes in half of its blocks.
 //!
-//! Another process creates the set files, as `layer_set.rs` describes them: writing half a terabyte would
+//! Another process creates the set files, as `layer/set.rs` describes them: writing half a terabyte would
 //! show no more.
 #![allow(clippy::unwrap_used, reason = "an example that cannot measure ends with a panic")]
 

@@ -1,4 +1,4 @@
-//! Cloud snapshots: listing the repositories, and starting restores.
+//! Cloud snapshots: listing and inspection of repositories, deletions, pins and expiry dates.
 
 pub mod delete;
 pub mod deletion;

@@ -1,4 +1,4 @@
-//! Background tasks: backups, restores and deletions of cloud snapshots.
+//! Background tasks: backups, restores, deletions and verifications of cloud snapshots.
 //!
 //! A task's row is in the database before anything else happens, so that the next start finds and resumes an
 //! interrupted task. Each step is idempotent: rows first, then disk or store, then rows.

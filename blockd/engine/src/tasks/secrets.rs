@@ -70,7 +70,8 @@ async fn is_away(tasks: &Tasks, live: &LiveTask) -> Result<bool, ServiceError> {
 /// Opens the repository of a task, once its secrets are available.
 ///
 /// # Errors
-/// Those of [`wait_for`] and of [`Core::task_repository`].
+/// Those of [`wait_for`], and of
+/// [`Repositories::task_repository`](crate::repositories::Repositories::task_repository).
 pub(crate) async fn repository(
     tasks: &Tasks,
     live: &LiveTask,
