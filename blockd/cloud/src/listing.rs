@@ -111,7 +111,7 @@ impl Repository {
     /// deleted.
     ///
     /// # Errors
-    /// What the store reports of the listing.
+    /// Properties of the listing that the store reports.
     pub async fn list_manifests(
         &self,
         filter: &ManifestFilter,

@@ -88,16 +88,12 @@ pub struct Engine {
     pub quiescing: Arc<QuiesceAdmission>,
     /// Held while an operation is admitted that excludes another one.
     pub admission: Arc<Admission>,
-    /// Bandwidth limits over all tasks of the host.
-    pub bandwidth: Arc<PlannedBandwidth>,
     /// Events: stores, lists and waits for them.
     pub events: Arc<EventLog>,
     /// Watches the free space of the data directory.
     pub free_space: Arc<FreeSpace>,
     /// Repositories.
     pub repositories: Arc<Repositories>,
-    /// Checks before retention deletes: places, clocks, and backups that others rely on.
-    pub checks: Arc<RetentionChecks>,
     /// Table of tasks.
     pub tasks: Arc<Tasks>,
     /// Quiesces applications and filesystems by the rules that apply.
@@ -110,16 +106,8 @@ pub struct Engine {
     pub lazy: Arc<LazyVolumes>,
     /// Work of backup tasks.
     pub backup_work: Arc<BackupWork>,
-    /// Work of restores into new volumes.
-    pub restore_work: Arc<RestoreWork>,
-    /// Work of hydrations of lazy volumes.
-    pub hydration_work: Arc<HydrationWork>,
     /// Work of in-place restores.
     pub in_place_work: Arc<InPlaceWork>,
-    /// Work of deletions.
-    pub delete_work: Arc<DeleteWork>,
-    /// Work of verifications.
-    pub verify_work: Arc<VerifyWork>,
     /// Starts, stops and resumes tasks.
     pub runner: Arc<Runner>,
     /// Schedules and their policies.
@@ -310,10 +298,10 @@ impl Engine {
         let names = service!(Names { registry, repositories, snapshots });
         Self {
             host, reserve, registry, db, attachments, health, references, pressure, merger, scheduler,
-            quiescing, admission, bandwidth, events, free_space, repositories, checks, tasks, quiescer,
-            devices, snapshots, lazy, backup_work, restore_work, hydration_work, in_place_work, delete_work,
-            verify_work, runner, schedules, restores, volumes, backups, cloud_snapshots, deletions,
-            maintenance, schedule_runner, credentials, webhook_delivery, monitor, names,
+            quiescing, admission, events, free_space, repositories, tasks, quiescer, devices, snapshots,
+            lazy, backup_work, in_place_work, runner, schedules, restores, volumes, backups,
+            cloud_snapshots, deletions, maintenance, schedule_runner, credentials, webhook_delivery,
+            monitor, names,
         }
     }
 }

@@ -14,7 +14,7 @@ const FULL_EVERY: u64 = 7;
 /// how many bytes they have. They can be listed, and nothing can be read from them.
 ///
 /// # Errors
-/// What the store reports.
+/// Properties that the store reports.
 pub async fn put_many_snapshots(repo: &Repository, volumes: u64, each: u64) -> Result<u64, CloudError> {
     let mut len_bytes = 0;
     for volume in 1..=volumes {

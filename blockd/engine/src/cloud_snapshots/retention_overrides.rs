@@ -78,9 +78,7 @@ impl Deletions {
         self.scheduler.wake();
         Ok(CloudsnapMark { id, pinned, expires })
     }
-}
 
-impl Deletions {
     /// Starts the deletion of expired backups that no schedule made; schedules judge their own. The last good
     /// backup of a volume in a location is never deleted, and none while the newest is known to be damaged.
     pub async fn delete_expired(

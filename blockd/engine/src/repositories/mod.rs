@@ -129,9 +129,7 @@ impl Repositories {
         self.proven.lock().remove(&uuid);
         self.stores.lock().remove(&uuid);
     }
-}
 
-impl Repositories {
     /// Drops all key slot proofs, as after a start.
     pub fn forget_proofs(&self) {
         self.proven.lock().clear();

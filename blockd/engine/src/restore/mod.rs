@@ -88,9 +88,7 @@ impl Restores {
             }
         }
     }
-}
 
-impl Restores {
     /// Makes a volume that is a cloud snapshot, without fetching it: it is durable and served when this
     /// returns.
     ///
@@ -140,9 +138,7 @@ impl Restores {
         };
         Ok(LazyRestored { task, volume_id: entry.id, volume: entry.name.clone(), schedules })
     }
-}
 
-impl Restores {
     /// Gives a clone of a lazy volume its own source, and a task of its own if its parent has one.
     ///
     /// # Errors

@@ -125,9 +125,7 @@ impl Tasks {
         running.abort_all();
         left
     }
-}
 
-impl Tasks {
     /// Returns all unfinished tasks, including those in the database only, which resume at the next start.
     ///
     /// # Errors
@@ -322,9 +320,7 @@ impl Tasks {
     pub async fn kept_tasks(&self) -> Result<Vec<TaskRow>, ServiceError> {
         Ok(self.db.run(TaskRow::kept).await?)
     }
-}
 
-impl Tasks {
     pub(crate) async fn refuse_if_deleting(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
         let deleting = |task: &TaskRow| task.kind() == TaskKind::Delete && task.cloudsnap == *id;
         match self.unfinished_tasks().await?.into_iter().find(deleting) {

@@ -189,9 +189,7 @@ impl Runner {
             None => Ok(()),
         }
     }
-}
 
-impl Runner {
     /// Starts a task whose row the caller stored.
     pub fn launch(self: &Arc<Self>, row: TaskRow) {
         let span = tracing::info_span!(parent: None, "task", task = %row.id, kind = %row.kind(), volume = row.volume.map(tracing::field::display));
@@ -222,9 +220,7 @@ impl Runner {
         }
         Ok(())
     }
-}
 
-impl Runner {
     pub(crate) async fn store_and_launch(
         self: &Arc<Self>,
         mut row: TaskRow,

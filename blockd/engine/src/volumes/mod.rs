@@ -197,9 +197,7 @@ impl Volumes {
         }
         Ok(volume)
     }
-}
 
-impl Volumes {
     /// The volumes that have these labels.
     ///
     /// # Errors

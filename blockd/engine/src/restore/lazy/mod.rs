@@ -70,9 +70,7 @@ impl LazyVolumes {
         volume.set_lazy_source(Arc::new(source.clone()));
         source
     }
-}
 
-impl LazyVolumes {
     /// Rows, then files, then the row: a crash between leaves rows that say what to undo.
     pub(crate) async fn make_lazy_volume(
         self: &Arc<Self>,
@@ -118,9 +116,7 @@ impl LazyVolumes {
         }
         Ok(volume)
     }
-}
 
-impl LazyVolumes {
     /// Refuses to take a cloud snapshot away that a lazy volume needs.
     pub async fn refuse_if_needed(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
         let needs = |row: &LazyRow| row.cloudsnap == *id;
@@ -170,9 +166,7 @@ impl LazyVolumes {
             waiting: found.waiting,
         })
     }
-}
 
-impl LazyVolumes {
     /// Removes the remains of a failed creation. The next start removes the rest.
     pub async fn unmake_volume(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
         let dir = self.host.data_dir.volume_dir(id);
@@ -193,9 +187,7 @@ impl LazyVolumes {
             tracing::warn!(volume = %id, %error, "the row of a volume that could not be made is left");
         }
     }
-}
 
-impl LazyVolumes {
     /// Creates the row of a restored volume. Requires the admission lock, since it may choose a name.
     pub fn row_of_restored(
         &self,
