@@ -13,7 +13,8 @@
 
 use blockd_cloud::{
     BackupOptions, BackupSpec, CacheOptions, CancelToken, KdfParams, MemoryJournal, OpenOptions, Progress,
-    Repository, SnapshotCache, SnapshotReader, backup, new_delta_salt, testing::MemoryVolume,
+    Repository, SnapshotCache, SnapshotDescription, SnapshotReader, backup, new_delta_salt,
+    testing::MemoryVolume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
 use blockd_fuse::{Catalog, MountOptions, SnapshotEntry, SnapshotKey};
@@ -26,7 +27,6 @@ use fuser::{
 use rustix::fs::Advice;
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
     ffi::OsStr,
     fs::File,
     io::{self, Read},
@@ -169,18 +169,18 @@ async fn snapshot(bytes: &[u8], dir: Option<&Path>, memory_bytes: u64) -> Snapsh
         cluster: uuid::Uuid::from_u128(1),
         volume: VolumeId::from_u64(1),
         snapshot: SnapshotId::from_u64(1),
-        volume_name: "vol".into(),
-        snapshot_name: String::new(),
-        labels: BTreeMap::new(),
+        description: SnapshotDescription {
+            volume_name: "vol".into(),
+            created: now,
+            trigger: "Manual".into(),
+            ..SnapshotDescription::default()
+        },
         size_bytes: bytes.len() as u64,
-        created: now,
         started: now,
         data: BlockSet::from_iter([Extent::new(BlockIndex(0), blocks)]),
         zero: BlockSet::new(),
         base: None,
         delta_salt: new_delta_salt().unwrap(),
-        freeze_stall_micros: 0,
-        trigger: "Manual".into(),
     };
     let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
     let (journal, options, cancel) =

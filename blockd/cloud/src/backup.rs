@@ -12,7 +12,7 @@ use crate::{
     index_writer::write_index,
     journal::BackupJournal,
     keys::DataKey,
-    manifest::{MAX_CHAIN, Manifest},
+    manifest::{MAX_CHAIN, Manifest, SnapshotDescription},
     names::DeltaId,
     packing::Packing,
     plan::Layout,
@@ -25,7 +25,7 @@ use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Maximum time from the start of a backup to its commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
@@ -42,16 +42,10 @@ pub struct BackupSpec {
     pub volume: VolumeId,
     /// Snapshot: a random id, unique among the backups of the volume.
     pub snapshot: SnapshotId,
-    /// Name of the volume.
-    pub volume_name: String,
-    /// Name of the snapshot; may be empty.
-    pub snapshot_name: String,
-    /// Labels of the volume.
-    pub labels: BTreeMap<String, String>,
+    /// Facts for readers of the snapshot.
+    pub description: SnapshotDescription,
     /// Size of the volume.
     pub size_bytes: u64,
-    /// Time of the snapshot.
-    pub created: Timestamp,
     /// Start of the backup (of its first run, if resumed).
     pub started: Timestamp,
     /// Blocks to store: all that may hold data, or, with a base, all that may have changed to data.
@@ -62,10 +56,6 @@ pub struct BackupSpec {
     pub base: Option<Manifest>,
     /// From [`new_delta_salt`], kept for a resumption.
     pub delta_salt: [u8; 32],
-    /// Stall time of the freeze.
-    pub freeze_stall_micros: u64,
-    /// Trigger, such as `Manual`.
-    pub trigger: String,
 }
 
 impl BackupSpec {

@@ -5,8 +5,8 @@
 
 use crate::{
     BackupOptions, BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest,
-    ManifestKey, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions, backup, keys,
-    restore, testing::MemoryVolume,
+    ManifestKey, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions,
+    SnapshotDescription, backup, keys, restore, testing::MemoryVolume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_store::{BlobStore, testing::MemoryStore};
@@ -136,18 +136,20 @@ async fn write(kind: Kind) -> MemoryStore {
             cluster,
             volume: volume_id,
             snapshot: SnapshotId::from_u64(951_325_819_047_337_066 + generation),
-            volume_name: "golden".into(),
-            snapshot_name: format!("generation-{generation}"),
-            labels: BTreeMap::from([("tier".into(), "gold".into())]),
+            description: SnapshotDescription {
+                volume_name: "golden".into(),
+                snapshot_name: format!("generation-{generation}"),
+                labels: BTreeMap::from([("tier".into(), "gold".into())]),
+                created: Timestamp::from_second(1_700_000_000 + generation as i64).unwrap(),
+                trigger: "Manual".into(),
+                freeze_stall_micros: 21,
+            },
             size_bytes: (2 << 40) + 8192,
-            created: Timestamp::from_second(1_700_000_000 + generation as i64).unwrap(),
             started: Timestamp::now(),
             data,
             zero,
             base,
             delta_salt: [generation as u8; 32],
-            freeze_stall_micros: 21,
-            trigger: "Manual".into(),
         };
         let progress = Arc::new(Progress::new(Arc::default()));
         let (reader, journal) = (Arc::new(volume(generation)), Arc::new(MemoryJournal::default()));
@@ -200,7 +202,7 @@ async fn golden_files_are_readable() {
                 "{kind:?}, {generation}"
             );
             let manifest = listed.manifest.unwrap();
-            assert_eq!(manifest.snapshot_name, format!("generation-{generation}"));
+            assert_eq!(manifest.description.snapshot_name, format!("generation-{generation}"));
             let target = Arc::new(MemoryVolume::default());
             let progress = Arc::new(Progress::new(Arc::default()));
             let (options, cancel) = (RestoreOptions::default(), CancelToken::new());

@@ -94,6 +94,23 @@ impl Delta {
     }
 }
 
+/// Facts of a cloud snapshot for its readers. No rule of the format depends on them.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SnapshotDescription {
+    /// The volume's name at that time.
+    pub volume_name: String,
+    /// Name of the snapshot; may be empty.
+    pub snapshot_name: String,
+    /// The volume's labels at that time.
+    pub labels: BTreeMap<String, String>,
+    /// When the snapshot was taken: the moment whose content it holds.
+    pub created: Timestamp,
+    /// Trigger of the backup, such as `Manual`.
+    pub trigger: String,
+    /// Stall time of the freeze.
+    pub freeze_stall_micros: u64,
+}
+
 /// A cloud snapshot.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Manifest {
@@ -105,26 +122,17 @@ pub struct Manifest {
     pub volume: VolumeId,
     /// The snapshot that it was made from.
     pub snapshot: SnapshotId,
-    /// The volume's name at that time.
-    pub volume_name: String,
-    /// Name of the snapshot; may be empty.
-    pub snapshot_name: String,
-    /// The volume's labels at that time.
-    pub labels: BTreeMap<String, String>,
+    /// Fields that the backup records as they were requested.
+    #[serde(flatten)]
+    pub description: SnapshotDescription,
     /// The volume's size at that time.
     pub size_bytes: u64,
-    /// When the snapshot was taken: the moment whose content it holds.
-    pub created: Timestamp,
     /// Type of the backup.
     pub backup_type: BackupType,
     /// When the backup began.
     pub started: Timestamp,
     /// When everything but the manifest was stored.
     pub finished: Timestamp,
-    /// Trigger of the backup.
-    pub trigger: String,
-    /// Stall time of the freeze.
-    pub freeze_stall_micros: u64,
     /// Bytes of the blocks that had changed, those that became zero included.
     pub dirty_bytes: u64,
     /// Bytes of the packs and the index that the backup stored.
@@ -337,16 +345,15 @@ pub(crate) mod tests {
             cluster: delta.cluster,
             volume: delta.volume,
             snapshot: delta.snapshot,
-            volume_name: "db".into(),
-            snapshot_name: String::new(),
-            labels: BTreeMap::from([("tier".into(), "gold".into())]),
+            description: SnapshotDescription {
+                volume_name: "db".into(),
+                labels: BTreeMap::from([("tier".into(), "gold".into())]),
+                ..SnapshotDescription::default()
+            },
             size_bytes: 1 << 30,
-            created: Timestamp::UNIX_EPOCH,
             backup_type: BackupType::Full,
             started: Timestamp::UNIX_EPOCH,
             finished: Timestamp::UNIX_EPOCH,
-            trigger: "Manual".into(),
-            freeze_stall_micros: 9,
             dirty_bytes: 10,
             stored_bytes: 11,
             pack_count: 1,

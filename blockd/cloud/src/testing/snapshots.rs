@@ -1,6 +1,9 @@
 //! Snapshots by the thousand: manifests as they would be, without what they name.
 
-use crate::{BackupType, CloudError, Delta, IndexRef, Manifest, ManifestKey, Repository, error::random};
+use crate::{
+    BackupType, CloudError, Delta, IndexRef, Manifest, ManifestKey, Repository, SnapshotDescription,
+    error::random,
+};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_store::{PutMode, RequestCounts};
 use jiff::{SignedDuration, Timestamp};
@@ -54,16 +57,18 @@ fn next(repo: &Repository, volume: VolumeId, number: u64, last: Option<&Manifest
         cluster,
         volume,
         snapshot,
-        volume_name: format!("volume-{}", volume.as_u64()),
-        snapshot_name: String::new(),
-        labels: BTreeMap::from([("tier".into(), "gold".into())]),
+        description: SnapshotDescription {
+            volume_name: format!("volume-{}", volume.as_u64()),
+            labels: BTreeMap::from([("tier".into(), "gold".into())]),
+            created,
+            trigger: "Schedule".into(),
+            freeze_stall_micros: 40,
+            ..SnapshotDescription::default()
+        },
         size_bytes: 1 << 40,
-        created,
         backup_type: if base.is_some() { BackupType::Incremental } else { BackupType::Full },
         started: created,
         finished: created,
-        trigger: "Schedule".into(),
-        freeze_stall_micros: 40,
         dirty_bytes: data_blocks * blockd_extent::BLOCK_SIZE_BYTES,
         stored_bytes: delta.stored_bytes,
         pack_count: delta.pack_count,

@@ -2,8 +2,9 @@
 
 use crate::{
     BackupOptions, BackupSpec, BlockWriter, CancelToken, CloudError, KdfParams, Manifest, ManifestFilter,
-    MemoryCache, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions, SnapshotReader,
-    UnreadableSiblings, backup, delete_snapshot, new_delta_salt, restore,
+    MemoryCache, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions,
+    SnapshotDescription, SnapshotReader, UnreadableSiblings, backup, delete_snapshot, new_delta_salt,
+    restore,
 };
 use blockd_extent::{
     BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, MAX_VOLUME_BYTES, SnapshotId, VolumeId,
@@ -191,18 +192,19 @@ async fn back_up_chain(repo: &Repository, numbers: &mut Numbers) -> Vec<(Manifes
             cluster,
             volume,
             snapshot: SnapshotId::from_u64(generation + 1),
-            volume_name: "suite".into(),
-            snapshot_name: String::new(),
-            labels: BTreeMap::new(),
+            description: SnapshotDescription {
+                volume_name: "suite".into(),
+                created: Timestamp::now(),
+                trigger: "Manual".into(),
+                freeze_stall_micros: 1,
+                ..SnapshotDescription::default()
+            },
             size_bytes: BLOCKS * BLOCK_SIZE_BYTES,
-            created: Timestamp::now(),
             started: Timestamp::now(),
             data,
             zero,
             base: made.last().map(|(manifest, _)| manifest.clone()),
             delta_salt: new_delta_salt().unwrap(),
-            freeze_stall_micros: 1,
-            trigger: "Manual".into(),
         });
         let reader = Arc::new(live.fork());
         let progress = Arc::new(Progress::new(Arc::new(Requests::default())));

@@ -6,13 +6,13 @@
 
 use crate::{
     BackupJournal, BackupOptions, BackupSpec, CancelToken, CloudError, Manifest, MemoryJournal, Progress,
-    Repository, backup, frame::FRAME_BLOCKS, new_delta_salt, plan::PACK_FRAMES,
+    Repository, SnapshotDescription, backup, frame::FRAME_BLOCKS, new_delta_salt, plan::PACK_FRAMES,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
 use blockd_store::{BlobStore, Middleware, Request, Requests, Response, StoreErrorKind, StoreFuture};
 use bytes::Bytes;
 use jiff::Timestamp;
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{io, sync::Arc};
 use uuid::Uuid;
 
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
@@ -58,18 +58,18 @@ impl Tebibyte {
             cluster: Uuid::from_u128(0x71b),
             volume: VolumeId::from_u64(71),
             snapshot: SnapshotId::from_u64(1),
-            volume_name: "tebibyte".into(),
-            snapshot_name: String::new(),
-            labels: BTreeMap::new(),
+            description: SnapshotDescription {
+                volume_name: "tebibyte".into(),
+                created: now,
+                trigger: "Manual".into(),
+                ..SnapshotDescription::default()
+            },
             size_bytes: SIZE_BYTES,
-            created: now,
             started: now,
             data: BlockSet::from_iter([Extent::new(BlockIndex(0), BLOCKS)]),
             zero: BlockSet::new(),
             base: None,
             delta_salt: new_delta_salt()?,
-            freeze_stall_micros: 0,
-            trigger: "Manual".into(),
         };
         let repo = repo.with_store(Arc::new(Claiming(repo.store().clone())));
         let progress = Arc::new(Progress::new(Arc::<Requests>::default()));

@@ -4,7 +4,8 @@
 
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, CancelToken, CloudError, DataKey, EncryptionMode, KdfParams,
-    KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup, restore,
+    KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions,
+    SnapshotDescription, backup, restore,
     testing::{MemoryVolume, key_slot},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
@@ -56,18 +57,20 @@ pub fn spec(
         cluster: CLUSTER,
         volume: VolumeId::from_u64(590_114_184_663_672_482),
         snapshot: SnapshotId::from_u64(snapshot),
-        volume_name: "db".into(),
-        snapshot_name: "nightly".into(),
-        labels: BTreeMap::from([("tier".into(), "gold".into())]),
+        description: SnapshotDescription {
+            volume_name: "db".into(),
+            snapshot_name: "nightly".into(),
+            labels: BTreeMap::from([("tier".into(), "gold".into())]),
+            trigger: "Manual".into(),
+            freeze_stall_micros: 17,
+            ..SnapshotDescription::default()
+        },
         size_bytes,
-        created: Timestamp::UNIX_EPOCH,
         started: Timestamp::now(),
         data,
         zero,
         base: base.cloned(),
         delta_salt: [snapshot as u8; 32],
-        freeze_stall_micros: 17,
-        trigger: "Manual".into(),
     }
 }
 

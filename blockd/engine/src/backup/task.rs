@@ -31,7 +31,7 @@ use blockd_catalog::{
 };
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal,
-    JournalBinding, Manifest, ManifestKey, Progress, Repository, check_base,
+    JournalBinding, Manifest, ManifestKey, Progress, Repository, SnapshotDescription, check_base,
 };
 use blockd_extent::{BlockSource, SnapshotId, VolumeId};
 use blockd_volume::Volume;
@@ -140,23 +140,21 @@ async fn attempt(
         cluster: work.host.cluster,
         volume: volume_id,
         snapshot: row.cloudsnap.snapshot,
-        volume_name: entry.name.to_string(),
-        // The local snapshot is deleted after the backup; the backup's name stays.
-        snapshot_name: asked
-            .options
-            .name
-            .as_ref()
-            .map_or_else(|| snapshot.name.to_string(), ToString::to_string),
-        labels: entry.tags().labels.as_map().clone(),
+        description: SnapshotDescription {
+            volume_name: entry.name.to_string(),
+            // The local snapshot is deleted after the backup; the backup's name stays.
+            snapshot_name: asked.options.name.as_ref().map_or(snapshot.name.to_string(), ToString::to_string),
+            labels: entry.tags().labels.as_map().clone(),
+            created: snapshot.created,
+            trigger: trigger_of(asked).into(),
+            freeze_stall_micros: snapshot.freeze_stall_micros,
+        },
         size_bytes,
-        created: snapshot.created,
         started: plan.started,
         data: plan.data,
         zero: plan.zero,
         base,
         delta_salt: plan.salt,
-        freeze_stall_micros: snapshot.freeze_stall_micros,
-        trigger: trigger_of(asked).into(),
     });
     live.update(|row| {
         row.cloudsnap = spec.id();

@@ -180,7 +180,7 @@ impl Deletions {
                 let (condition, health) = known.judge(&id, uses.condition(credential, &id));
                 Snapshot {
                     id,
-                    created: manifest.created,
+                    created: manifest.description.created,
                     condition,
                     health,
                     pinned: mark.is_some_and(|mark| mark.pinned),

@@ -52,9 +52,10 @@ impl CloudExports {
         match browser.open_cloudsnap(&self.runtime, &id, None) {
             Ok((snapshot, manifest)) => {
                 // A client without access to the volume has no access to its snapshots.
-                access.check(&manifest.volume_name, client)?;
-                let taken = blockd_api::format_time(manifest.created);
-                let text = format!("cloud snapshot of volume {}, taken {taken}", manifest.volume_name);
+                access.check(&manifest.description.volume_name, client)?;
+                let taken = blockd_api::format_time(manifest.description.created);
+                let text =
+                    format!("cloud snapshot of volume {}, taken {taken}", manifest.description.volume_name);
                 Ok((snapshot, text))
             }
             Err(error) if blockd_engine::cloud_snapshots::is_not_found(&error) => Err(ExportError::Unknown),

@@ -35,9 +35,9 @@ impl ListedSnapshot {
             key: cloud_key(credential, &id),
             id: id.to_string(),
             volume: (manifest.cluster, manifest.volume),
-            volume_name: manifest.volume_name.clone(),
+            volume_name: manifest.description.volume_name.clone(),
             snapshot: format!("{}{suffix}", manifest.snapshot),
-            created: SystemTime::from(manifest.created),
+            created: SystemTime::from(manifest.description.created),
             size_bytes: manifest.size_bytes,
             data_bytes: blocks.saturating_mul(BLOCK_SIZE_BYTES).min(manifest.size_bytes),
         }

@@ -86,7 +86,7 @@ impl LazyVolumes {
             cloudsnap: lazy.cloudsnap,
             // The first backup is based on the backing snapshot.
             incrementals: 0,
-            finished: manifest.created,
+            finished: manifest.description.created,
         };
         self.db
             .run(move |tx| -> Result<(), DbError> {
@@ -200,7 +200,7 @@ impl LazyVolumes {
             id: VolumeId::from_u64(random_id()?),
             name: name.map_or_else(|| self.free_name(manifest), |name| Ok(name.clone()))?,
             size_bytes: manifest.size_bytes,
-            labels: own_labels.cloned().unwrap_or_else(|| labels(&manifest.labels)),
+            labels: own_labels.cloned().unwrap_or_else(|| labels(&manifest.description.labels)),
             created: Timestamp::now(),
             state,
             read_only: false,
@@ -225,7 +225,7 @@ impl LazyVolumes {
 
     /// Returns the first free name of the form `<source>-restored-<n>`.
     fn free_name(&self, manifest: &Manifest) -> Result<VolumeName, ServiceError> {
-        let most = fit_name(&manifest.volume_name);
+        let most = fit_name(&manifest.description.volume_name);
         for n in 1..=u32::MAX {
             let name: VolumeName = format!("{most}-restored-{n}").parse()?;
             if self.registry.by_name(name.as_str()).is_none() {
