@@ -4,13 +4,13 @@
 //! [`Db::run`].
 
 mod attachments;
-mod catalog;
 mod chains;
 mod credentials;
 mod doubts;
 mod event_readers;
 mod events;
 mod lazy;
+mod manifest_cache;
 mod proofs;
 mod repository_place;
 mod retention_overrides;
@@ -23,13 +23,13 @@ mod tasks;
 mod volumes;
 
 pub use attachments::{AttachmentRow, AttachmentState};
-pub use catalog::Catalog;
 pub use chains::Chain;
 pub use credentials::{CredentialRow, StoreRow};
 pub use doubts::Doubt;
 pub use event_readers::EventReader;
 pub use events::{NewEvent, count_events_after, events_after, newest_events};
 pub use lazy::LazyRow;
+pub use manifest_cache::DbManifestCache;
 pub use proofs::Proof;
 pub use repository_place::{Alias, Aliases};
 pub use retention_overrides::{RetentionOverride, RetentionOverrides};

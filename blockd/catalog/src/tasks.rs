@@ -174,7 +174,7 @@ pub struct TaskDetail {
     /// Number of resumes after restarts.
     pub resumed: u32,
     /// The task ended without success and can be resumed.
-    pub kept: bool,
+    pub resumable: bool,
     /// The commit was started, so its cloud snapshot may exist.
     pub may_be_committed: bool,
     /// Run of the daemon that created it.
@@ -221,7 +221,7 @@ pub struct TaskRow {
 /// Final states.
 const ENDED: &str = "'done', 'failed', 'stopped'";
 /// Condition for a resumable task.
-const KEPT: &str = "state IN ('stopped', 'failed') AND json_extract(detail, '$.kept') = 1";
+const RESUMABLE: &str = "state IN ('stopped', 'failed') AND json_extract(detail, '$.resumable') = 1";
 const COLUMNS: &str =
     "id, spec, state, volume, snapshot, credential, cloudsnap, base, created, owner, detail";
 
@@ -316,8 +316,8 @@ impl TaskRow {
     ///
     /// # Errors
     /// The database fails.
-    pub fn kept(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let sql = format!("SELECT {COLUMNS} FROM tasks WHERE {KEPT} ORDER BY created");
+    pub fn resumable(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM tasks WHERE {RESUMABLE} ORDER BY created");
         let mut statement = tx.prepare(&sql)?;
         let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
         Ok(rows)
@@ -330,7 +330,7 @@ impl TaskRow {
     pub fn others_need(tx: &Transaction<'_>, task: Uuid, snapshot: SnapshotId) -> Result<bool, DbError> {
         let sql = format!(
             "SELECT count(*) FROM tasks WHERE snapshot = ?1 AND id <> ?2
-             AND (state IN ('pending', 'active') OR ({KEPT}))"
+             AND (state IN ('pending', 'active') OR ({RESUMABLE}))"
         );
         let others: i64 = tx.query_row(&sql, [snapshot.to_string(), task.to_string()], |row| row.get(0))?;
         Ok(others > 0)
@@ -342,7 +342,7 @@ impl TaskRow {
     /// The database fails.
     pub fn task_in_need(tx: &Transaction<'_>, snapshot: SnapshotId) -> Result<Option<Uuid>, DbError> {
         let sql = format!(
-            "SELECT id FROM tasks WHERE snapshot = ?1 AND (state IN ('pending', 'active') OR ({KEPT})) LIMIT 1"
+            "SELECT id FROM tasks WHERE snapshot = ?1 AND (state IN ('pending', 'active') OR ({RESUMABLE})) LIMIT 1"
         );
         Ok(tx.query_row(&sql, [snapshot.to_string()], |row| parsed(row, 0)).optional()?)
     }
@@ -400,7 +400,7 @@ impl TaskRow {
     pub fn prune(tx: &Transaction<'_>, keep: u32) -> Result<(), DbError> {
         tx.execute(
             &format!(
-                "DELETE FROM tasks WHERE state IN ({ENDED}) AND NOT ({KEPT}) AND id NOT IN
+                "DELETE FROM tasks WHERE state IN ({ENDED}) AND NOT ({RESUMABLE}) AND id NOT IN
                  (SELECT id FROM tasks WHERE state IN ({ENDED}) ORDER BY created DESC LIMIT ?1)"
             ),
             [keep],
@@ -481,12 +481,12 @@ mod tests {
             assert_eq!(TaskRow::find(tx, tasks[0].id)?, Some(tasks[0].clone()));
             TaskRow { state: TaskStage::Active, ..tasks[4].clone() }.put_progress(tx)?;
             let mut stopped = task(0, TaskStage::Stopped);
-            stopped.detail.kept = true;
+            stopped.detail.resumable = true;
             stopped.put(tx)?;
             TaskRow::prune(tx, 2)?;
-            assert_eq!(TaskRow::kept(tx)?, vec![stopped.clone()]);
+            assert_eq!(TaskRow::resumable(tx)?, vec![stopped.clone()]);
             assert_eq!(TaskRow::all(tx)?.len(), 4);
-            stopped.detail.kept = false;
+            stopped.detail.resumable = false;
             stopped.put(tx)?;
             TaskRow::prune(tx, 2)?;
             assert_eq!(TaskRow::all(tx)?, vec![tasks[4].clone(), tasks[3].clone(), active.clone()]);

@@ -2,7 +2,7 @@
 
 use crate::{
     backup::{Backups, work::BackupWork},
-    cloud_snapshots::{CloudSnapshots, delete::DeleteWork, deletion::Deletions},
+    cloud_snapshots::{CloudSnapshots, delete_requests::Deletions, delete_task::DeleteWork},
     credentials::Credentials,
     data_dir::DataDir,
     events::{
@@ -12,9 +12,9 @@ use crate::{
     },
     failpoints::Failpoints,
     free_space::FreeSpace,
-    health::Health,
+    health::ComponentHealth,
     host::{Admission, Host},
-    maintenance::{Maintenance, verify::VerifyWork},
+    maintenance::{Maintenance, verify_task::VerifyWork},
     metrics::Meters,
     monitor::Monitor,
     names::Names,
@@ -73,7 +73,7 @@ pub struct Engine {
     /// Volumes attached as kernel block devices.
     pub attachments: Arc<Attachments>,
     /// Known problems.
-    pub health: Arc<Health>,
+    pub health: Arc<ComponentHealth>,
     /// Resolver of external secrets.
     pub references: Arc<References>,
     /// Throttling of tasks in favour of guests.
@@ -245,7 +245,7 @@ impl Engine {
         let Parts { host, db, secrets, references, registry, attachments, pressure, bandwidth, reserve, .. } = parts;
         let Parts { webhooks, log_reader, readers, .. } = parts;
         let merger: Arc<Wake> = Arc::default();
-        let health: Arc<Health> = Arc::default();
+        let health: Arc<ComponentHealth> = Arc::default();
         let meters: Arc<Meters> = Arc::default();
         let scheduler: Arc<Scheduler> = Arc::default();
         let admission: Arc<Admission> = Arc::default();

@@ -3,7 +3,7 @@
 use crate::{
     error::{ServiceError, blocking},
     events::EventLog,
-    health::{DATA_DIR, Health},
+    health::{ComponentHealth, DATA_DIR},
     host::Host,
 };
 use blockd_api::{ByteSize, events::Severity, status::DataSpace};
@@ -20,7 +20,7 @@ const SCARCE_BYTES: u64 = 64 << 20;
 pub struct FreeSpace {
     pub(crate) db: Arc<Db>,
     pub(crate) events: Arc<EventLog>,
-    pub(crate) health: Arc<Health>,
+    pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
 }
 

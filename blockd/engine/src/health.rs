@@ -44,13 +44,13 @@ pub const CREDENTIAL: &str = "credential";
 
 /// Current problems.
 #[derive(Debug, Default)]
-pub struct Health {
+pub struct ComponentHealth {
     pub(crate) problems: Mutex<BTreeMap<(&'static str, String), Problem>>,
     /// Event that is not stored in the database yet.
     pub(crate) pending_event: Mutex<Option<NewEvent>>,
 }
 
-impl Health {
+impl ComponentHealth {
     /// Records a problem; returns true if it is new.
     pub fn note(
         &self,
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn recorded_problem_is_new_only_once() {
-        let health = Health::default();
+        let health = ComponentHealth::default();
         assert!(health.note(SCHEDULES, "begin", "a", "b") && !health.note(SCHEDULES, "begin", "c", "b"));
         assert_eq!(health.problems().first().unwrap().what, "c");
         assert!(health.counts().contains(&(SCHEDULES, 1)) && health.counts().contains(&(METRICS, 0)));

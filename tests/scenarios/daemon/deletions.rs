@@ -228,8 +228,8 @@ async fn wrong_clock_abandons_no_resumable_backup() {
     host.client.call_at(STOP_TASK, &task, &StopTask { discard: false }).await.unwrap();
     let kept_after = async |days: i64| {
         let now = Timestamp::now() + SignedDuration::from_hours(24 * days);
-        host.engine().runner.give_up_expired(now).await.unwrap();
-        host.engine().tasks.kept_tasks().await.unwrap().len()
+        host.engine().runner.abandon_expired(now).await.unwrap();
+        host.engine().tasks.resumable_tasks().await.unwrap().len()
     };
     let (store, away) = (host.store.path(), host.dir.path().join("away"));
     let forget = || host.engine().repositories.forget_all();

@@ -297,7 +297,8 @@ async fn local_snapshot_is_kept_after_a_failed_backup() {
 
     // A snapshot of a resumable task cannot be deleted.
     let wanted = blockd_api::SnapshotRef::Id(first.id);
-    let stopped = "UPDATE tasks SET state = 'stopped', detail = json_set(detail, '$.kept', json('true'))";
+    let stopped =
+        "UPDATE tasks SET state = 'stopped', detail = json_set(detail, '$.resumable', json('true'))";
     host.sql(stopped);
     assert_eq!(
         api_code(host.client.call_at(DELETE_SNAPSHOT, &wanted, &Default::default()).await),

@@ -53,7 +53,7 @@ mod schedules;
 mod silent;
 mod strict;
 mod task_limits;
-mod undone;
+mod unsuccessful;
 mod updates;
 mod webhooks;
 

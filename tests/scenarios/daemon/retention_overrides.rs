@@ -312,7 +312,7 @@ async fn resumed_deletion_spares_snapshots_pinned_since() {
     let stopped = |force| {
         let spec = TaskSpec::Delete(DeleteTask { force, ..DeleteTask::default() });
         let mut row = task(spec, TaskStage::Stopped, &snap, credential);
-        row.detail.kept = true;
+        row.detail.resumable = true;
         host.engine().db.transaction(|tx| row.put(tx)).unwrap();
         row.id
     };

@@ -177,7 +177,7 @@ async fn backup_of_an_operator_discards_its_own_kept_tasks_only() {
     let kept = host.engine().tasks.task_row(own.task).await.unwrap();
     for (owner, may) in owners {
         let mut kept = TaskRow { id: Uuid::new_v4(), state: TaskStage::Stopped, owner, ..kept.clone() };
-        kept.detail.kept = true;
+        kept.detail.resumable = true;
         host.engine().db.transaction(|tx| kept.put(tx)).unwrap();
         if !may {
             assert_eq!(
@@ -185,11 +185,11 @@ async fn backup_of_an_operator_discards_its_own_kept_tasks_only() {
                 ErrorCode::Forbidden,
                 "{kept:?}"
             );
-            assert!(host.engine().tasks.task_row(kept.id).await.unwrap().detail.kept);
+            assert!(host.engine().tasks.task_row(kept.id).await.unwrap().detail.resumable);
         }
         let client = if may { &operator } else { &host.client };
         host.done(client.call(START_BACKUP, &backup).await.unwrap().task).await;
-        assert!(!host.engine().tasks.task_row(kept.id).await.unwrap().detail.kept);
+        assert!(!host.engine().tasks.task_row(kept.id).await.unwrap().detail.resumable);
     }
     host.stop().await;
 }

@@ -69,7 +69,7 @@ async fn unresponsive_store_times_out_and_starts_no_change() {
     assert!(engine.registry.by_name("lazy").is_some());
     let lazy = StartLazyRestore { volume: Some("other".parse().unwrap()), ..lazy };
     let key = snap.id.manifest_key();
-    engine.db.run(move |tx| blockd_catalog::Catalog::remove(tx, credential, &key)).await.unwrap();
+    engine.db.run(move |tx| blockd_catalog::DbManifestCache::remove(tx, credential, &key)).await.unwrap();
     assert_eq!(answer(engine.restores.start_lazy_restore(&lazy)).await, silent);
     assert_eq!(answer(engine.restores.start_restore(&restore)).await, silent);
     assert_eq!(answer(engine.restores.start_in_place(&in_place)).await, silent);

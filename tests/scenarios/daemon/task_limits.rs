@@ -1,6 +1,6 @@
 //! Bandwidth limits of tasks and credentials.
 
-use super::undone::{KEEP, SLOW_BYTES_PER_S};
+use super::unsuccessful::{KEEP, SLOW_BYTES_PER_S};
 use super::*;
 use blockd_api::{credentials::CredentialLimits, tasks::TaskLimits};
 

@@ -16,7 +16,7 @@ use crate::{
     repositories::opening::is_missing_or_damaged,
     tasks::{LiveTask, clean_files},
 };
-use blockd_catalog::{Catalog, Chain, DbError, Proof, TaskRow};
+use blockd_catalog::{Chain, DbError, DbManifestCache, Proof, TaskRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository, new_delta_salt,
 };
@@ -32,7 +32,7 @@ pub(crate) async fn planned(
     live: &LiveTask,
     frozen: &Frozen<'_>,
     repository: &Repository,
-    catalog: &Catalog,
+    catalog: &DbManifestCache,
 ) -> Result<(Plan, Option<Manifest>), ServiceError> {
     let snapshot = &frozen.snapshot;
     repository.check_writable()?;
@@ -81,7 +81,7 @@ pub(crate) async fn planned(
 /// Returns the manifest of a base.
 async fn base_manifest(
     repository: &Repository,
-    catalog: &Catalog,
+    catalog: &DbManifestCache,
     id: CloudSnapshotId,
 ) -> Result<Manifest, ServiceError> {
     let (cache, key) = (catalog.clone(), id.manifest_key());
@@ -97,7 +97,7 @@ async fn make_plan(
     live: &LiveTask,
     Frozen { asked, volume, snapshot, .. }: &Frozen<'_>,
     repository: &Repository,
-    catalog: &Catalog,
+    catalog: &DbManifestCache,
 ) -> Result<(Plan, Option<Manifest>, &'static str), ServiceError> {
     let row = live.view();
     let (volume_id, credential, until) = (snapshot.volume, row.credential, snapshot.epoch);
@@ -195,7 +195,7 @@ async fn forget_chain(work: &BackupWork, credential: Uuid, tip: CloudSnapshotId)
 
 fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudSnapshotId) -> Result<(), DbError> {
     Chain::remove_tip(tx, &tip)?;
-    Catalog::remove(tx, credential, &tip.manifest_key())
+    DbManifestCache::remove(tx, credential, &tip.manifest_key())
 }
 
 /// The base of an incremental is gone: the task goes on from the same frozen point as a full backup.

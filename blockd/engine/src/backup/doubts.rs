@@ -12,7 +12,7 @@ use crate::{
     tasks::findings::proofs,
 };
 use blockd_api::{events::Severity, tasks::TaskKind};
-use blockd_catalog::{Catalog, CredentialRow, DbError, Doubt, NewEvent, Proof, TaskRow};
+use blockd_catalog::{CredentialRow, DbError, DbManifestCache, Doubt, NewEvent, Proof, TaskRow};
 use blockd_cloud::{
     CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport, verify,
 };
@@ -112,7 +112,7 @@ impl BackupWork {
     async fn check_doubt(&self, doubt: &Doubt, now: Timestamp, is_late: bool) -> Result<(), ServiceError> {
         let (credential, id) = (doubt.credential, doubt.cloudsnap);
         let (repository, requests) = self.repositories.task_repository(credential).await?;
-        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        let catalog = DbManifestCache::new(Arc::clone(&self.db), credential);
         let options = VerifyOptions { depth: VerifyDepth::Quick, download_concurrency: 1, cpu_threads: 1 };
         let checked = repository.clone();
         let report = spawned(async move {
@@ -149,7 +149,7 @@ fn note(
 ) -> Result<(), DbError> {
     let (credential, id) = (doubt.credential, doubt.cloudsnap);
     let Some(found) = report.snapshots.first() else {
-        return Catalog::remove(tx, credential, &id.manifest_key());
+        return DbManifestCache::remove(tx, credential, &id.manifest_key());
     };
     let known: BTreeMap<CloudSnapshotId, Proof> =
         Proof::of_repository(tx, credential)?.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();

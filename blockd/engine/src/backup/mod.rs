@@ -250,7 +250,7 @@ impl Backups {
             };
             task.kind() == TaskKind::Backup && members.iter().any(is_of)
         };
-        let kept = self.tasks.kept_tasks().await?;
+        let kept = self.tasks.resumable_tasks().await?;
         let is_refused = |task: &&TaskRow| is_older(task) && !owner::may_discard(&by, &task.owner);
         if let Some(task) = kept.iter().find(is_refused) {
             let message = format!(
@@ -261,7 +261,7 @@ impl Backups {
             let error = ApiError { hint: Some(hint), ..ApiError::new(ErrorCode::Forbidden, message) };
             return Err(ServiceError::Refused(error));
         }
-        self.runner.give_up_kept(is_older).await
+        self.runner.abandon_matching(is_older).await
     }
 
     /// Refuses a volume that cannot be used, or that another task works on.
@@ -282,7 +282,8 @@ impl Backups {
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         let is_rollback = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
-        let others = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
+        let others =
+            self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
         if let Some(task) = others.into_iter().find(is_rollback) {
             let message = format!(
                 "volume {} is partially restored by task {}: resume or discard that restore first",

@@ -27,7 +27,8 @@ use crate::{
 };
 use blockd_api::{CredentialRef, ErrorCode};
 use blockd_catalog::{
-    BackupTask, Catalog, Chain, CredentialRow, DbError, Doubt, RetentionOverride, SnapshotRow, TaskRow,
+    BackupTask, Chain, CredentialRow, DbError, DbManifestCache, Doubt, RetentionOverride, SnapshotRow,
+    TaskRow,
 };
 use blockd_cloud::{
     BackupJournal, BackupOptions, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal,
@@ -129,7 +130,7 @@ async fn attempt(
     };
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
-    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
+    let catalog = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let (plan, base) = planned(work, live, frozen, &repository, &catalog).await?;
     work.host.failpoints.reached("backup planned")?;
 
@@ -315,7 +316,7 @@ async fn commit(
                     false => chain.put(tx)?,
                     true => committed_in_doubt(chain.credential, id).put(tx)?,
                 }
-                Catalog::put(tx, credential, &id.manifest_key(), &manifest)?;
+                DbManifestCache::put(tx, credential, &id.manifest_key(), &manifest)?;
                 put_mark(tx, mark)?;
                 if let Some(bytes_per_s) = measured {
                     CredentialRow::set_write_speed(tx, credential, bytes_per_s)?;

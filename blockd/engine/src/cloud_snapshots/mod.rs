@@ -1,7 +1,7 @@
 //! Cloud snapshots: listing and inspection of repositories, deletions, pins and expiry dates.
 
-pub mod delete;
-pub mod deletion;
+pub mod delete_requests;
+pub mod delete_task;
 pub mod retention_overrides;
 
 use crate::{
@@ -23,7 +23,7 @@ use blockd_api::{
     format_time,
     tasks::{BackupType, TaskStage},
 };
-use blockd_catalog::{Catalog, CredentialRow, Db, DbError, Proof, RetentionOverride, TaskRow};
+use blockd_catalog::{CredentialRow, Db, DbError, DbManifestCache, Proof, RetentionOverride, TaskRow};
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -224,7 +224,7 @@ impl CloudSnapshots {
         found: &mut Found,
     ) -> Result<(), ServiceError> {
         let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
-        let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
+        let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
         let listed = Box::pin(repository.list_manifests(&scope.filter, &catalog)).await?;
         if scope.whole_store {
             let keys: BTreeSet<String> = listed.iter().map(|item| item.key.clone()).collect();

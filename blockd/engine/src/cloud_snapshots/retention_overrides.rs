@@ -4,7 +4,7 @@
 //! schedules made the backups. They do not prevent a manual deletion on another host.
 
 use crate::{
-    cloud_snapshots::deletion::Deletions,
+    cloud_snapshots::delete_requests::Deletions,
     error::ServiceError,
     repositories::preflight::check_cancelled,
     schedules::{known_health::KnownHealth, retention_checks::is_relied_on, uses::Uses},

@@ -5,7 +5,7 @@ mod update;
 
 use crate::{
     error::{ServiceError, spawned},
-    health::{self, Health},
+    health::{self, ComponentHealth},
     host::{Admission, Host},
     metrics::Meters,
     readers::SnapshotReaders,
@@ -13,8 +13,8 @@ use crate::{
         Repositories,
         limits::{LimitPlan, keep},
         opening::{StoreKey, encode_keys, open_store},
-        providers,
         references::references_of,
+        stores,
     },
     restore::lazy::LazyVolumes,
     schedules::requests::Schedules,
@@ -39,7 +39,7 @@ pub struct Credentials {
     pub(crate) admission: Arc<Admission>,
     pub(crate) readers: Arc<dyn SnapshotReaders>,
     pub(crate) db: Arc<Db>,
-    pub(crate) health: Arc<Health>,
+    pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
     pub(crate) lazy: Arc<LazyVolumes>,
     pub(crate) meters: Arc<Meters>,
@@ -66,7 +66,7 @@ impl Credentials {
     /// The name is taken, the store lacks a required feature, or the passphrase does not open the repository.
     pub async fn create_credential(&self, request: CreateCredential) -> Result<Credential, ServiceError> {
         let kind = request.provider.kind();
-        let mut store_row = providers::checked(request.provider, request.connection, &self.host.data_dir)?;
+        let mut store_row = stores::checked(request.provider, request.connection, &self.host.data_dir)?;
         let is_empty = |input: &SecretInput| input.value().is_some_and(Secret::is_empty);
         if request.encryption_passphrase.as_ref().is_some_and(is_empty) {
             let message = "the encryption passphrase is empty: give one, or omit the flag";
@@ -87,7 +87,7 @@ impl Credentials {
         let passphrase = self.repositories.store_key(request.encryption_passphrase.as_ref()).await?;
         let opened = self.open_new(&store_row, &key, &passphrase).await;
         let (base, capabilities, repository) =
-            opened.map_err(|error| error.with_hint(|code, store| providers::hint(kind, code, store)))?;
+            opened.map_err(|error| error.with_hint(|code, store| stores::hint(kind, code, store)))?;
 
         let known = repository.known_keys();
         let write_key =
@@ -108,8 +108,8 @@ impl Credentials {
             key_slots: known.encode_slots(),
             write_key,
         };
-        let reply = providers::describe(&row);
-        let bandwidth = providers::bandwidth(&row.store)?;
+        let reply = stores::describe(&row);
+        let bandwidth = stores::bandwidth(&row.store)?;
         let name = row.name.clone();
         let inserted = self.db.run(move |tx| row.insert(tx)).await;
         inserted.map_err(|error: DbError| if error.is_conflict() { taken(&name) } else { error.into() })?;
@@ -171,7 +171,7 @@ impl Credentials {
     /// The database fails.
     pub async fn list_credentials(&self) -> Result<CredentialList, ServiceError> {
         Ok(CredentialList {
-            credentials: self.repositories.credential_rows().await?.iter().map(providers::describe).collect(),
+            credentials: self.repositories.credential_rows().await?.iter().map(stores::describe).collect(),
         })
     }
 
@@ -180,7 +180,7 @@ impl Credentials {
     /// # Errors
     /// There is no such credential, or the database fails.
     pub async fn inspect_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
-        Ok(providers::describe(&self.repositories.credential(Some(wanted)).await?))
+        Ok(stores::describe(&self.repositories.credential(Some(wanted)).await?))
     }
 
     /// Verifies that a credential's store works and that its keys can be opened.
@@ -203,7 +203,7 @@ impl Credentials {
         let (store, _) = task_store(Arc::clone(opened.store()), self.host.settings.retry_policy());
         let repository = opened.with_store(store);
         let kind = row.store.config.kind();
-        let explain = |error: ServiceError| error.with_hint(|code, store| providers::hint(kind, code, store));
+        let explain = |error: ServiceError| error.with_hint(|code, store| stores::hint(kind, code, store));
         let slots = repository.check_key_slots().await;
         let proven = repository.prove_key_slot().await;
         self.repositories.note_key_slots(row.uuid, &repository).await;
@@ -212,7 +212,7 @@ impl Credentials {
         row.capabilities = capabilities.clone();
         let uuid = row.uuid;
         self.db.run(move |tx| CredentialRow::set_capabilities(tx, uuid, &capabilities)).await?;
-        Ok(providers::describe(&row))
+        Ok(stores::describe(&row))
     }
 
     /// Changes the bandwidth limits of a credential, also for its running tasks.
@@ -236,7 +236,7 @@ impl Credentials {
             bandwidth.replace(plan, Timestamp::now());
         }
         tracing::info!(credential = %uuid, name = %row.name, "limits changed");
-        Ok(providers::describe(&row))
+        Ok(stores::describe(&row))
     }
 
     /// Deletes a credential and the local state of its backups; the backups stay in the store.
@@ -263,7 +263,7 @@ impl Credentials {
             return Err(ServiceError::refused(ErrorCode::CredentialInUse, message));
         }
         let uuid = row.uuid;
-        self.runner.give_up_kept(|task| task.credential == uuid).await?;
+        self.runner.abandon_matching(|task| task.credential == uuid).await?;
         self.db.run(move |tx| CredentialRow::remove(tx, uuid)).await?;
         self.repositories.forget(uuid);
         self.meters.forget(uuid);

@@ -3,7 +3,7 @@
 use crate::{
     credentials::Credentials,
     error::{ServiceError, spawned},
-    repositories::{limits::PlannedBandwidth, opening::StoreKey, providers},
+    repositories::{limits::PlannedBandwidth, opening::StoreKey, stores},
 };
 use blockd_api::{
     CredentialRef, ErrorCode, Secret, SecretRef,
@@ -57,7 +57,7 @@ impl Credentials {
         if changes_write_key {
             // Their objects are sealed with the previous key. Not earlier: the passphrase might have been
             // wrong.
-            self.runner.give_up_kept(|task| is_backup(task.kind(), task.credential)).await?;
+            self.runner.abandon_matching(|task| is_backup(task.kind(), task.credential)).await?;
         }
         let keys = known_and_opened(&before, repository.keys());
         let lost = keys.len() - repository.keys().len();
@@ -107,7 +107,7 @@ impl Credentials {
                 let opened = self.repositories.opened.lock().get(&row.uuid).cloned();
                 Ok(match opened {
                     Some((opened, bandwidth)) => (store, opened.keys().to_vec(), bandwidth),
-                    None => (store, Vec::new(), providers::bandwidth(&row.store)?),
+                    None => (store, Vec::new(), stores::bandwidth(&row.store)?),
                 })
             }
             Err(error) => Err(error),

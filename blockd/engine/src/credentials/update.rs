@@ -8,7 +8,7 @@ use crate::{
         limits::{keep, limits_of},
         opening::{StoreKey, cannot_be_opened, decode_keys, not_opened, open_existing},
         provider_update::{hint, renew},
-        providers,
+        stores,
     },
 };
 use blockd_api::{
@@ -51,7 +51,7 @@ impl Credentials {
                 .await
                 .is_ok_and(|row| !row.encrypted && is_lost(&row))
         {
-            return providers::invalid("no change requested: give at least one flag");
+            return stores::invalid("no change requested: give at least one flag");
         }
         // Keys that a concurrent request adds must not get lost. Without a passphrase, the lock is not held
         // during store requests.
@@ -104,7 +104,7 @@ impl Credentials {
             passphrase = request.encryption_passphrase.is_some(),
             "credential updated"
         );
-        Ok(providers::describe(&row))
+        Ok(stores::describe(&row))
     }
 
     /// Returns the stored row of a credential.
@@ -171,7 +171,7 @@ impl Credentials {
         let opened = self.repositories.opened.lock().get(&row.uuid).cloned();
         let (store, bandwidth) = match opened {
             Some((opened, bandwidth)) => (Arc::clone(opened.store()), bandwidth),
-            None => (self.repositories.store_of(row).await?, providers::bandwidth(&row.store)?),
+            None => (self.repositories.store_of(row).await?, stores::bandwidth(&row.store)?),
         };
         let repository = Repository::from_saved_keys(store, keys, &known)?;
         self.repositories.replace(row.uuid, repository, bandwidth, from);

@@ -1,14 +1,14 @@
 //! Maintenance of the stores: garbage collection, expiry of resumable tasks, checks of abandoned backups, and
 //! background verification.
 
-pub mod verification;
-pub mod verify;
+pub mod verify_requests;
+pub mod verify_task;
 
 use crate::{
     backup::{doubts::Failing, work::BackupWork},
-    cloud_snapshots::{deletion::Deletions, retention_overrides::RecentListings},
+    cloud_snapshots::{delete_requests::Deletions, retention_overrides::RecentListings},
     error::{ENDLESS_HINT, ServiceError},
-    health::{self, Health},
+    health::{self, ComponentHealth},
     host::{Admission, Host},
     repositories::Repositories,
     schedules::retention_checks::RetentionChecks,
@@ -38,7 +38,7 @@ pub struct Maintenance {
     pub(crate) checks: Arc<RetentionChecks>,
     pub(crate) db: Arc<Db>,
     pub(crate) deletions: Arc<Deletions>,
-    pub(crate) health: Arc<Health>,
+    pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
@@ -65,7 +65,7 @@ pub async fn run(maintenance: Arc<Maintenance>) {
     let mut failing = Failing::default();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if let Err(error) = maintenance.runner.give_up_expired(Timestamp::now()).await {
+        if let Err(error) = maintenance.runner.abandon_expired(Timestamp::now()).await {
             tracing::warn!(%error, "tasks that were kept for too long are not given up");
         }
         if let Err(error) = maintenance.backup_work.check_doubts(Timestamp::now(), &mut failing).await {

@@ -8,7 +8,7 @@ use crate::{
         traffic::Operation,
     },
     monitor::Monitor,
-    schedules::engine::{self, Candidate},
+    schedules::transactions::{self, Candidate},
     volumes::registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{
@@ -45,8 +45,8 @@ impl Rows {
             proofs.extend(Proof::all(tx, credential.uuid)?);
         }
         for schedule in ScheduleRow::all(tx)? {
-            next_runs.push((schedule.uuid, engine::next_run(tx, &schedule, now)?));
-            overdue += usize::from(engine::overdue_since(tx, &schedule, now)?.is_some());
+            next_runs.push((schedule.uuid, transactions::next_run(tx, &schedule, now)?));
+            overdue += usize::from(transactions::overdue_since(tx, &schedule, now)?.is_some());
             schedules.push(schedule);
         }
         for state in [RunState::Queued, RunState::Active] {
@@ -242,7 +242,7 @@ impl Monitor {
             "blockd_schedule_without_volume",
             "1 if the schedule selects no volume and thus protects nothing.",
             rows.schedules.iter().map(|schedule| {
-                let is_without = !engine::chooses_any(&schedule.spec.selector, &volumes);
+                let is_without = !transactions::chooses_any(&schedule.spec.selector, &volumes);
                 (vec![("schedule", schedule.uuid.to_string())], u64::from(is_without))
             }),
         );
@@ -252,7 +252,8 @@ impl Monitor {
     fn wanted_since(&self, rows: &Rows, volumes: &[Candidate]) -> BTreeMap<(String, String), Timestamp> {
         let mut wanted: BTreeMap<(String, String), Timestamp> = BTreeMap::new();
         for schedule in rows.schedules.iter().filter(|schedule| !schedule.paused) {
-            let meant = volumes.iter().filter(|volume| engine::is_selected(&schedule.spec.selector, volume));
+            let meant =
+                volumes.iter().filter(|volume| transactions::is_selected(&schedule.spec.selector, volume));
             for volume in meant {
                 let created = self.registry.by_id(volume.id).map(|entry| entry.created);
                 let since = created.map_or(schedule.created, |created| created.max(schedule.created));

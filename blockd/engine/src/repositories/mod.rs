@@ -9,14 +9,14 @@ pub mod locate;
 pub mod opening;
 pub mod preflight;
 pub mod provider_update;
-pub mod providers;
 pub mod referenced_client;
 pub mod references;
+pub mod stores;
 
 use crate::{
     error::{ServiceError, blocking},
     events::EventLog,
-    health::Health,
+    health::ComponentHealth,
     host::Host,
     ids::only_one,
     metrics::Meters,
@@ -56,7 +56,7 @@ pub struct Repositories {
     pub(crate) bandwidth: Arc<PlannedBandwidth>,
     pub(crate) db: Arc<Db>,
     pub(crate) events: Arc<EventLog>,
-    pub(crate) health: Arc<Health>,
+    pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
     pub(crate) meters: Arc<Meters>,
     pub(crate) pressure: Arc<Pressure>,
@@ -403,7 +403,7 @@ impl Repositories {
     /// Opens a stored credential's repository again; sends store requests only for an external passphrase.
     async fn reopen(&self, uuid: Uuid) -> Result<Reopened, ServiceError> {
         let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
-        let bandwidth = providers::bandwidth(&row.store)?;
+        let bandwidth = stores::bandwidth(&row.store)?;
         let store = self.store_of(&row).await?;
         let Some(reference) = &row.passphrase_from else {
             let keys = self.secrets.open(uuid, Purpose::DataKeys, &row.data_keys);

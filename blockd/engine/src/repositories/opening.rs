@@ -2,7 +2,7 @@
 
 use crate::{
     error::{ServiceError, spawned},
-    repositories::{providers, referenced_client::ReferencedClient},
+    repositories::{referenced_client::ReferencedClient, stores},
 };
 use blockd_api::{ErrorCode, SecretRef};
 use blockd_catalog::{CredentialRow, StoreRow};
@@ -91,7 +91,7 @@ pub fn open_store(
     writing: Option<Work>,
     references: &Arc<References>,
 ) -> Result<Arc<ReloadStore>, ServiceError> {
-    let client = providers::open(store, key.as_str(), writing)?;
+    let client = stores::open(store, key.as_str(), writing)?;
     let opened = ReloadStore::new(Arc::clone(&client), store.connection.prefix.as_deref());
     let StoreKey::From(reference, resolved) = key else { return Ok(Arc::new(opened)) };
     Ok(Arc::new(opened.with_source(Arc::new(ReferencedClient {

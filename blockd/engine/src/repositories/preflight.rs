@@ -10,7 +10,7 @@ use crate::{
     repositories::Repositories,
 };
 use blockd_api::ErrorCode;
-use blockd_catalog::Catalog;
+use blockd_catalog::DbManifestCache;
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository};
 use blockd_store::{Work, task_store};
 use std::{future::Future, sync::Arc, time::Duration};
@@ -134,7 +134,7 @@ impl Repositories {
         credential: Uuid,
         id: &CloudSnapshotId,
     ) -> Result<Manifest, ServiceError> {
-        let (catalog, key) = (Catalog::new(Arc::clone(&self.db), credential), id.manifest_key());
+        let (catalog, key) = (DbManifestCache::new(Arc::clone(&self.db), credential), id.manifest_key());
         let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
         let Some(cached) = cached.filter(|cached| cached.id() == *id) else {
             return self.ask_manifest(credential, id).await;

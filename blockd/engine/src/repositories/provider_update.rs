@@ -2,7 +2,7 @@
 
 use crate::{
     error::ServiceError,
-    repositories::providers::{check_network, invalid},
+    repositories::stores::{check_network, invalid},
 };
 use blockd_api::{
     ErrorCode,

@@ -1,7 +1,7 @@
 //! Client of a store with an external secret. A new secret is used after it is fetched, at the latest when
 //! the store refuses the old one.
 
-use crate::repositories::providers;
+use crate::repositories::stores;
 use blockd_api::SecretRef;
 use blockd_catalog::StoreRow;
 use blockd_secrets::{Fingerprint, ReferenceError, References, Resolved};
@@ -25,7 +25,7 @@ impl ReferencedClient {
     fn client_for(&self, secret: &Resolved) -> Result<Client, (StoreErrorKind, String)> {
         let mut client = self.client.lock();
         if client.0 != secret.fingerprint {
-            let opened = providers::open(&self.row, Some(secret.expose()), None);
+            let opened = stores::open(&self.row, Some(secret.expose()), None);
             let opened = opened.map_err(|error| {
                 (StoreErrorKind::Misconfigured, format!("the secret {}: {error}", self.reference))
             })?;

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 use blockd_api::ErrorCode;
-use blockd_catalog::{Catalog, Db, DbError, TaskRow, VolumeRow, VolumeState};
+use blockd_catalog::{Db, DbError, DbManifestCache, TaskRow, VolumeRow, VolumeState};
 use blockd_cloud::{
     BlockWriter, Manifest, ManifestCache, ManifestKey, Progress, RestoreOptions, RestoreRequest,
     restore_damaged,
@@ -101,7 +101,7 @@ async fn fill(
     live.begin(Arc::clone(&progress));
     work.tasks.store_progress(live).await;
 
-    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
+    let catalog = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let key = row.cloudsnap.manifest_key();
     let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
     let manifest: Manifest = match cached {

@@ -64,7 +64,7 @@ impl InPlaceWork {
     /// The database fails.
     pub async fn fence_volumes_in_rollback(&self) -> Result<(), ServiceError> {
         let mut tasks = self.db.run(TaskRow::unfinished).await?;
-        tasks.extend(self.tasks.kept_tasks().await?);
+        tasks.extend(self.tasks.resumable_tasks().await?);
         for task in tasks.iter().filter(|task| task.spec.is_in_place()) {
             // A volume that cannot be fenced is not open to clients either.
             let _ = self.keep_clients_out(task);

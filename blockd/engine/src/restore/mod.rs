@@ -190,7 +190,7 @@ impl Restores {
     /// The database fails.
     pub async fn resume_hydrations(self: &Arc<Self>) -> Result<(), ServiceError> {
         let _admission = self.admission.lock().await;
-        let (tasks, kept) = (self.tasks.unfinished_tasks().await?, self.tasks.kept_tasks().await?);
+        let (tasks, kept) = (self.tasks.unfinished_tasks().await?, self.tasks.resumable_tasks().await?);
         for row in self.db.run(LazyRow::all).await?.into_iter().filter(|row| row.hydrate) {
             let is_its_task = |task: &TaskRow| task.volume == Some(row.volume) && task.spec.is_hydration();
             let has_task = tasks.iter().any(is_its_task);
@@ -200,7 +200,7 @@ impl Restores {
             };
             if entry.volume().is_ok_and(|volume| volume.is_lazy()) {
                 // The new one takes the place of one that failed.
-                self.runner.give_up_kept(is_its_task).await?;
+                self.runner.abandon_matching(is_its_task).await?;
                 self.launch_hydration(&entry, row).await?;
             }
         }

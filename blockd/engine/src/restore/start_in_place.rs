@@ -42,7 +42,7 @@ impl Restores {
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
-        if let Some(task) = self.tasks.kept_tasks().await?.into_iter().find(is_half_done) {
+        if let Some(task) = self.tasks.resumable_tasks().await?.into_iter().find(is_half_done) {
             let message = format!(
                 "restore task {} took volume {} back in part only: resume it, or give it up first",
                 task.id, entry.name

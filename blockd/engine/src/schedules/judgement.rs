@@ -1,6 +1,6 @@
 //! Judgement of retention: backups and snapshots that a schedule does not keep.
 
-use crate::schedules::{engine::pool_of, known_health::KnownHealth, uses::Uses};
+use crate::schedules::{known_health::KnownHealth, transactions::pool_of, uses::Uses};
 use blockd_api::SnapshotName;
 use blockd_catalog::{DbError, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskRow};
 use blockd_cloud::CloudSnapshotId;

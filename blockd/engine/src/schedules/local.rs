@@ -8,9 +8,9 @@ use crate::{
     ids::random_id,
     quiesce::rules::QuiesceRequest,
     schedules::{
-        engine::{self, Batch, failures_of},
         judgement,
         runner::{Delays, ScheduleRunner},
+        transactions::{self, Batch, failures_of},
     },
     snapshots::freeze::Wanted,
     volumes::registry::VolumeEntry,
@@ -101,7 +101,7 @@ impl ScheduleRunner {
         let (noted, snapshots) = (runs.clone(), ids);
         let stored = self.db.run(move |tx| {
             let mut both = noted.iter().zip(snapshots);
-            both.try_for_each(|(run, snapshot)| engine::record_local_start(tx, run, snapshot, None))
+            both.try_for_each(|(run, snapshot)| transactions::record_local_start(tx, run, snapshot, None))
         });
         match stored.await {
             Ok(()) => {}

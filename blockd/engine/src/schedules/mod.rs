@@ -1,8 +1,5 @@
 //! Schedules: requests, and the task that runs them.
 
-pub mod engine;
-#[cfg(test)]
-mod engine_tests;
 pub mod judgement;
 pub mod known_health;
 mod local;
@@ -13,5 +10,8 @@ pub mod retention_checks;
 pub mod runner;
 #[cfg(test)]
 mod simulation;
+pub mod transactions;
+#[cfg(test)]
+mod transactions_tests;
 pub mod uses;
 pub mod wake;

@@ -2,7 +2,7 @@
 
 use crate::{
     error::ServiceError,
-    schedules::engine::{self, Candidate},
+    schedules::transactions::{self, Candidate},
 };
 use blockd_api::{
     ErrorCode,
@@ -59,7 +59,7 @@ pub(super) fn refuse_long_jitter(rules: &[Rule], jitter: Jitter, now: Timestamp)
 
 /// Returns warnings about a created or updated schedule.
 pub(super) fn warnings(selector: &Selector, volumes: &[Candidate]) -> Vec<String> {
-    if engine::chooses_any(selector, volumes) {
+    if transactions::chooses_any(selector, volumes) {
         return Vec::new();
     }
     let what = match (&selector.group, &selector.label) {

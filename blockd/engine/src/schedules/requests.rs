@@ -5,9 +5,9 @@ use crate::{
     quiesce::{Quiescer, rules::refuse_unknown},
     repositories::Repositories,
     schedules::{
-        engine::{self, Candidate},
         judgement, plausibility,
         policies::{check_rules, not_found},
+        transactions::{self, Candidate},
         wake::Scheduler,
     },
     volumes::registry::{EntryState, Registry},
@@ -96,10 +96,10 @@ fn to_api(
         rule: spec.rule.clone(),
         paused: row.paused,
         created: row.created,
-        next_run: engine::next_run(tx, row, now)?,
+        next_run: transactions::next_run(tx, row, now)?,
         last_run: RunRow::last_of(tx, row.uuid)?,
-        overdue_since: engine::overdue_since(tx, row, now)?,
-        without_volume: !engine::chooses_any(&spec.selector, volumes),
+        overdue_since: transactions::overdue_since(tx, row, now)?,
+        without_volume: !transactions::chooses_any(&spec.selector, volumes),
         warnings: Vec::new(),
         schedule: whens.join(", "),
     })
@@ -176,7 +176,7 @@ impl Schedules {
             let rows = ScheduleRow::all(tx)?.into_iter();
             let was_for = |row: &ScheduleRow| {
                 let selector = &row.spec.selector;
-                engine::is_selected(selector, &gone) && !engine::chooses_any(selector, &volumes)
+                transactions::is_selected(selector, &gone) && !transactions::chooses_any(selector, &volumes)
             };
             Ok(rows.filter(was_for).map(|row| (row.uuid, row.spec.name)).collect::<Vec<_>>())
         });
@@ -381,7 +381,13 @@ impl Schedules {
                 }
                 let queued = RunRow::in_state(tx, RunState::Queued)?;
                 for run in queued.iter().filter(|run| run.schedule == uuid) {
-                    engine::end_queued(tx, run, RunState::Skipped, "the schedule was deleted".into(), now)?;
+                    transactions::end_queued(
+                        tx,
+                        run,
+                        RunState::Skipped,
+                        "the schedule was deleted".into(),
+                        now,
+                    )?;
                 }
                 Ok(ScheduleRow::delete(tx, uuid)?)
             })
@@ -396,7 +402,7 @@ impl Schedules {
     pub async fn run_schedule(&self, uuid: Uuid) -> Result<RunList, ServiceError> {
         let (now, volumes) = (Timestamp::now(), self.candidates());
         let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
-            Ok(engine::run_now(tx, &find(tx, uuid)?, &volumes, now)?)
+            Ok(transactions::run_now(tx, &find(tx, uuid)?, &volumes, now)?)
         });
         let runs = runs.await?.iter().map(RunRow::to_api).collect();
         self.scheduler.wake();

@@ -3,14 +3,14 @@
 use crate::{
     error::{ServiceError, spawned},
     events::EventLog,
-    health::{self, Health},
+    health::{self, ComponentHealth},
     host::Host,
     repositories::Repositories,
     schedules::judgement::Judgement,
     volumes::registry::Registry,
 };
 use blockd_api::{CredentialRef, ErrorCode, events::Severity};
-use blockd_catalog::{Catalog, Db, NewEvent, RetentionOverride, RunRow};
+use blockd_catalog::{Db, DbManifestCache, NewEvent, RetentionOverride, RunRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
     VerifyDepth, VerifyOptions, check_clock, verify,
@@ -25,7 +25,7 @@ use uuid::Uuid;
 pub struct RetentionChecks {
     pub(crate) db: Arc<Db>,
     pub(crate) events: Arc<EventLog>,
-    pub(crate) health: Arc<Health>,
+    pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
@@ -54,7 +54,7 @@ pub struct ProvenPlace {
     like: CloudSnapshotId,
     repository: Repository,
     requests: Arc<Requests>,
-    catalog: Catalog,
+    catalog: DbManifestCache,
     pub(crate) listed: Vec<ListedManifest>,
 }
 
@@ -80,7 +80,7 @@ impl RetentionChecks {
         repository.prove_key_slot().await?;
         self.host.failpoints.reached("place proven")?;
         let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
-        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        let catalog = DbManifestCache::new(Arc::clone(&self.db), credential);
         let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
         if let Some(obstacle) = unreadable(&listed)? {
             self.stop_retention(credential, like, obstacle).await?;

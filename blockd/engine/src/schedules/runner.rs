@@ -2,19 +2,19 @@
 
 use crate::{
     backup::{BackupRequest, Backups, Member},
-    cloud_snapshots::deletion::Deletions,
+    cloud_snapshots::delete_requests::Deletions,
     error::ServiceError,
     events::EventLog,
-    health::{Health, SCHEDULES},
+    health::{ComponentHealth, SCHEDULES},
     host::Host,
     quiesce::{Quiescer, rules::QuiesceRequest},
     repositories::Repositories,
     schedules::{
-        engine::{self, Batch, Ready},
         judgement::{self, Judgement},
         local::snapshot_name,
         requests::Schedules,
         retention_checks::{RetentionCheck, RetentionChecks},
+        transactions::{self, Batch, Ready},
         wake::Scheduler,
     },
     snapshots::Snapshots,
@@ -59,7 +59,7 @@ pub struct ScheduleRunner {
     pub(crate) db: Arc<Db>,
     pub(crate) deletions: Arc<Deletions>,
     pub(crate) events: Arc<EventLog>,
-    pub(crate) health: Arc<Health>,
+    pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
     pub(crate) quiescer: Arc<Quiescer>,
     pub(crate) registry: Arc<Registry>,
@@ -218,10 +218,10 @@ fn record_starts(tx: &rusqlite::Transaction<'_>, runs: &[RunRow], tasks: &[TaskR
             let of_volume = |task: &&TaskRow| task.volume == run.volume;
             let Some(task) = tasks.iter().find(of_volume) else { return Ok(()) };
             let Some(snapshot) = task.snapshot else { return Ok(()) };
-            return engine::record_local_start(tx, run, snapshot, Some(task.id));
+            return transactions::record_local_start(tx, run, snapshot, Some(task.id));
         }
         let is_its = |task: &&TaskRow| task.volume == run.volume && Some(task.credential) == run.credential;
-        tasks.iter().find(is_its).map_or(Ok(()), |task| engine::record_start(tx, run, task))
+        tasks.iter().find(is_its).map_or(Ok(()), |task| transactions::record_start(tx, run, task))
     })
 }
 
@@ -233,9 +233,9 @@ impl ScheduleRunner {
         let (next, Ready { batches, mut places }) = self
             .db
             .run(move |tx| -> Result<_, DbError> {
-                engine::settle(tx, &freezing, now)?;
-                let next = engine::fire(tx, &volumes, now)?;
-                Ok((next, engine::ready(tx, concurrency)?))
+                transactions::settle(tx, &freezing, now)?;
+                let next = transactions::fire(tx, &volumes, now)?;
+                Ok((next, transactions::ready(tx, concurrency)?))
             })
             .await?;
         self.events.wake();
@@ -274,7 +274,7 @@ impl ScheduleRunner {
             tracing::warn!(schedule = %first.schedule, run = first.id, %reason, "the run waits");
         }
         let waits = move |tx: &rusqlite::Transaction<'_>| {
-            runs.iter().try_for_each(|run| engine::waits(tx, run, reason.clone()))
+            runs.iter().try_for_each(|run| transactions::waits(tx, run, reason.clone()))
         };
         Ok(self.db.run(waits).await?)
     }
@@ -355,7 +355,7 @@ impl ScheduleRunner {
         }
         let ended = move |tx: &rusqlite::Transaction<'_>| {
             runs.iter().try_for_each(|run| {
-                if !engine::end_queued(tx, run, RunState::Failed, reason.clone(), now)? {
+                if !transactions::end_queued(tx, run, RunState::Failed, reason.clone(), now)? {
                     return Ok(());
                 }
                 let message = format!("a run of schedule {} failed: {reason}", run.schedule);

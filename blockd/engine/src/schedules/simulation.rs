@@ -3,8 +3,8 @@
 
 use crate::{
     schedules::{
-        engine::{self, Batch, Candidate},
         judgement,
+        transactions::{self, Batch, Candidate},
     },
     volumes::registry::Tags,
 };
@@ -143,20 +143,20 @@ impl World {
     fn pass(&mut self) {
         let (now, volumes) = (self.now(), self.volumes.clone());
         let freezing = self.freezing.clone();
-        self.tx(|tx| engine::settle(tx, &freezing, now));
+        self.tx(|tx| transactions::settle(tx, &freezing, now));
         if self.dies() {
             return;
         }
-        self.tx(|tx| engine::fire(tx, &volumes, now));
+        self.tx(|tx| transactions::fire(tx, &volumes, now));
         if self.dies() {
             return;
         }
-        let ready = self.tx(|tx| engine::ready(tx, 2));
+        let ready = self.tx(|tx| transactions::ready(tx, 2));
         let (local, stored): (Vec<_>, Vec<_>) = ready.batches.into_iter().partition(Batch::is_local);
         for run in local.into_iter().flat_map(|batch| batch.runs) {
             let snapshot = SnapshotId::from_u64(self.roll(1 << 40) + 1);
             self.freezing.insert(snapshot);
-            self.tx(|tx| engine::record_local_start(tx, &run, snapshot, None));
+            self.tx(|tx| transactions::record_local_start(tx, &run, snapshot, None));
             if self.dies() {
                 return;
             }
@@ -184,9 +184,9 @@ impl World {
                 ..TaskRow::new(spec, self.credential, cloudsnap, TaskOwner::Daemon)
             };
             self.tx(|tx| {
-                engine::record_start(tx, &run, &task)?;
+                transactions::record_start(tx, &run, &task)?;
                 if let Some(local) = &local {
-                    engine::record_local_start(tx, local, snapshot, Some(task.id))?;
+                    transactions::record_local_start(tx, local, snapshot, Some(task.id))?;
                 }
                 task.put(tx)
             });
@@ -405,7 +405,7 @@ fn running_run_skips_the_next_one_with_a_warning() {
     for _ in 0..2 {
         world.now_s += 4_500;
         let now = world.now();
-        world.tx(|tx| engine::fire(tx, &volumes, now));
+        world.tx(|tx| transactions::fire(tx, &volumes, now));
     }
     let runs = world.tx(|tx| RunRow::history(tx, Some(&schedule.uuid.to_string()), None, 10));
     let states: Vec<RunState> = runs.iter().rev().map(|run| run.state).collect();
@@ -415,7 +415,7 @@ fn running_run_skips_the_next_one_with_a_warning() {
     // A run without volumes is reported as well.
     world.now_s += 4_500;
     let now = world.now();
-    world.tx(|tx| engine::fire(tx, &[], now));
+    world.tx(|tx| transactions::fire(tx, &[], now));
     let runs = world.tx(|tx| RunRow::history(tx, Some(&schedule.uuid.to_string()), None, 1));
     assert_eq!((runs[0].state, runs[0].volume), (RunState::Skipped, None));
 }
@@ -446,7 +446,7 @@ fn urgent_runs_go_first_within_the_limits() {
         snapshot: None,
     };
     let ready = |concurrency| {
-        let ready = world.tx(|tx| engine::ready(tx, concurrency));
+        let ready = world.tx(|tx| transactions::ready(tx, concurrency));
         assert_eq!(ready.places, concurrency);
         let runs = ready.batches.iter().flat_map(|batch| &batch.runs);
         runs.map(|run| (run.volume.unwrap().as_u64(), run.priority)).collect::<Vec<_>>()

@@ -40,7 +40,7 @@ impl Uses {
         for row in LazyRow::all(tx)? {
             uses.in_use.extend(under(row.credential, &row.cloudsnap));
         }
-        for task in TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?) {
+        for task in TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::resumable(tx)?) {
             let id = &task.cloudsnap;
             match task.kind() {
                 TaskKind::Backup => {

@@ -271,7 +271,7 @@ impl Snapshots {
         let running = self.tasks.running();
         let needed = self.db.run(move |tx| -> Result<Option<Epoch>, DbError> {
             // A backup under way will be the base of the next one.
-            let tasks = running.into_iter().chain(TaskRow::unfinished(tx)?).chain(TaskRow::kept(tx)?);
+            let tasks = running.into_iter().chain(TaskRow::unfinished(tx)?).chain(TaskRow::resumable(tx)?);
             let running: Vec<SnapshotId> =
                 tasks.filter(|task| task.volume == Some(id)).filter_map(|task| task.snapshot).collect();
             let snapshots = SnapshotRow::all(tx, Some(id))?.into_iter();

@@ -74,7 +74,7 @@ pub fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudSnapshotId) -> Resu
     if Doubt::is_of(tx, id)? {
         return Ok(true);
     }
-    let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
+    let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::resumable(tx)?);
     Ok(tasks.into_iter().any(|task| {
         let name = (task.cloudsnap.cluster, task.cloudsnap.volume, task.cloudsnap.snapshot);
         task.kind() == TaskKind::Backup && name == (id.cluster, id.volume, id.snapshot)

@@ -9,7 +9,7 @@ pub mod pressure;
 pub mod requests;
 pub mod runner;
 pub mod secrets;
-pub mod undone;
+pub mod unsuccessful;
 
 pub use crate::tasks::live::LiveTask;
 use crate::{error::ServiceError, host::Host, readers::SnapshotReaders, repositories::Repositories};
@@ -244,7 +244,7 @@ impl Tasks {
             backup_type: detail.backup_type.map(backup_type),
             error: detail.error.clone(),
             label: row.spec.backup().and_then(|backup| backup.options.name.clone()),
-            resumable: detail.kept,
+            resumable: detail.resumable,
             findings: detail.findings.clone(),
             resumed: detail.resumed.into(),
             version: detail.version,
@@ -317,8 +317,8 @@ impl Tasks {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn kept_tasks(&self) -> Result<Vec<TaskRow>, ServiceError> {
-        Ok(self.db.run(TaskRow::kept).await?)
+    pub async fn resumable_tasks(&self) -> Result<Vec<TaskRow>, ServiceError> {
+        Ok(self.db.run(TaskRow::resumable).await?)
     }
 
     pub(crate) async fn refuse_if_deleting(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {

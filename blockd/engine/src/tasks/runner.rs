@@ -2,12 +2,12 @@
 
 use crate::{
     backup::{task, work::BackupWork},
-    cloud_snapshots::delete::{self, DeleteWork},
+    cloud_snapshots::delete_task::{self, DeleteWork},
     error::ServiceError,
     events::EventLog,
-    health::Health,
+    health::ComponentHealth,
     host::{Admission, Host},
-    maintenance::verify::{self, VerifyWork},
+    maintenance::verify_task::{self, VerifyWork},
     repositories::Repositories,
     restore::{
         full::{self, RestoreWork},
@@ -15,7 +15,7 @@ use crate::{
         lazy::hydrate::{self, HydrationWork},
     },
     schedules::{retention_checks::RetentionChecks, wake::Scheduler},
-    tasks::{LiveTask, Tasks, pressure::Pressure, requests::check_limits, undone::end_undone},
+    tasks::{LiveTask, Tasks, pressure::Pressure, requests::check_limits, unsuccessful::end_unsuccessful},
     volumes::registry::Registry,
 };
 use blockd_api::{
@@ -44,7 +44,7 @@ pub struct Runner {
     pub(crate) db: Arc<Db>,
     pub(crate) delete_work: Arc<DeleteWork>,
     pub(crate) events: Arc<EventLog>,
-    pub(crate) health: Arc<Health>,
+    pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
     pub(crate) hydration_work: Arc<HydrationWork>,
     pub(crate) in_place_work: Arc<InPlaceWork>,
@@ -81,8 +81,8 @@ impl Runner {
         let _admission = self.admission.lock().await;
         let mut row = self.tasks.task_row(id).await?;
         let is_over = matches!(row.state, TaskStage::Done | TaskStage::Failed);
-        if request.discard && row.detail.kept {
-            self.give_up(&mut row).await?;
+        if request.discard && row.detail.resumable {
+            self.abandon(&mut row).await?;
         } else if is_over && !was_live {
             let message = format!("{} task {id} has ended: there is nothing to stop", row.kind());
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
@@ -113,7 +113,7 @@ impl Runner {
             return Err(ServiceError::Stopping);
         }
         let mut row = self.tasks.task_row(id).await?;
-        if !row.detail.kept || !matches!(row.state, TaskStage::Stopped | TaskStage::Failed) {
+        if !row.detail.resumable || !matches!(row.state, TaskStage::Stopped | TaskStage::Failed) {
             let state = match row.state {
                 TaskStage::Pending | TaskStage::Active => "it runs",
                 TaskStage::Done => "it is done",
@@ -130,7 +130,7 @@ impl Runner {
         self.in_place_work.keep_clients_out(&row)?;
         row.state = TaskStage::Pending;
         let detail = &mut row.detail;
-        (detail.kept, detail.error, detail.completed) = (false, None, None);
+        (detail.resumable, detail.error, detail.completed) = (false, None, None);
         detail.resumed += 1;
         detail.version += 1;
         let stored = row.clone();
@@ -154,7 +154,7 @@ impl Runner {
             return Ok(self.tasks.task_to_api(&live.view()));
         }
         let mut row = self.tasks.task_row(id).await?;
-        if !row.detail.kept {
+        if !row.detail.resumable {
             let message = format!("{} task {id} has ended: there is nothing to limit", row.kind());
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
@@ -258,8 +258,8 @@ async fn work_on(runner: &Runner, live: &Arc<LiveTask>) -> Result<TaskRow, Servi
         TaskSpec::Restore(RestoreTask::InPlace(asked)) => {
             in_place::run(&runner.in_place_work, live, asked).boxed().await
         }
-        TaskSpec::Delete(asked) => delete::run(&runner.delete_work, live, asked).boxed().await,
-        TaskSpec::Verify(asked) => verify::run(&runner.verify_work, live, asked).boxed().await,
+        TaskSpec::Delete(asked) => delete_task::run(&runner.delete_work, live, asked).boxed().await,
+        TaskSpec::Verify(asked) => verify_task::run(&runner.verify_work, live, asked).boxed().await,
     }
 }
 
@@ -304,7 +304,7 @@ async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
             live.set_row(row);
         }
         Err(error) if error.is_cancelled() && live.is_stop_wanted() => {
-            if end_undone(runner, live, &error, true).await.is_err() {
+            if end_unsuccessful(runner, live, &error, true).await.is_err() {
                 live.detach();
                 return;
             }
@@ -316,7 +316,7 @@ async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
             return;
         }
         Err(error) => {
-            if end_undone(runner, live, &error, false).await.is_err() {
+            if end_unsuccessful(runner, live, &error, false).await.is_err() {
                 tracing::info!("the task goes on after the next start: its end could not be stored");
                 live.detach();
                 return;

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{ServiceError, blocking},
-    schedules::engine::Candidate,
+    schedules::transactions::Candidate,
     volumes::{
         Volumes,
         registry::{EntryState, VolumeEntry},
@@ -51,7 +51,7 @@ impl Volumes {
         let before = entry.begin_delete()?;
         // Resumable backups can never be resumed again.
         let volume_id = entry.id;
-        if let Err(error) = self.runner.give_up_kept(move |task| task.volume == Some(volume_id)).await {
+        if let Err(error) = self.runner.abandon_matching(move |task| task.volume == Some(volume_id)).await {
             tracing::warn!(volume = %entry.id, %error, "what was kept of its tasks is left");
         }
         drop(admission);

@@ -12,7 +12,7 @@ pub mod registry;
 use crate::{
     error::{ServiceError, blocking},
     events::EventLog,
-    health::Health,
+    health::ComponentHealth,
     host::{Admission, Host},
     ids::random_id,
     readers::SnapshotReaders,
@@ -49,7 +49,7 @@ pub struct Volumes {
     pub(crate) readers: Arc<dyn SnapshotReaders>,
     pub(crate) db: Arc<Db>,
     pub(crate) events: Arc<EventLog>,
-    pub(crate) health: Arc<Health>,
+    pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
     pub(crate) in_place_work: Arc<InPlaceWork>,
     pub(crate) lazy: Arc<LazyVolumes>,
@@ -232,7 +232,7 @@ impl Volumes {
         let mut going_back = Vec::new();
         if goes_back {
             let tasks =
-                self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
+                self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
             going_back.extend(tasks.filter(|task| task.spec.is_in_place()));
         }
         let facts = self.db.run(move |tx| -> Result<Facts, DbError> {

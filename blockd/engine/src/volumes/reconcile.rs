@@ -27,7 +27,7 @@ use uuid::Uuid;
 pub fn reconcile(db: &Db, data_dir: &DataDir, options: &OpenOptions) -> Result<Registry, DbError> {
     let (volumes, snapshots, unfinished) = db.transaction(|tx| -> Result<_, DbError> {
         // Resumable tasks need the same as running ones.
-        let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::kept(tx)?);
+        let tasks = TaskRow::unfinished(tx)?.into_iter().chain(TaskRow::resumable(tx)?);
         Ok((VolumeRow::all(tx)?, SnapshotRow::all(tx, None)?, tasks.collect::<Vec<_>>()))
     })?;
     let registry = Registry::default();

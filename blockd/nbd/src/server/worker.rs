@@ -246,7 +246,7 @@ impl Work {
                 let opened = step.unwrap_or_else(|panic| {
                     let message = format!("the TLS handshake panicked: {}", panic_message(panic.as_ref()));
                     tracing::error!(message, "a connection is lost");
-                    session.give_up();
+                    session.abandon();
                     Err(rustls::Error::General(message))
                 });
                 Done::Handshake(session, opened)

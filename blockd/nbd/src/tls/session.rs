@@ -128,7 +128,7 @@ impl TlsSession {
     }
 
     /// The session cannot be used any more; nothing is said about it.
-    pub(crate) fn give_up(&mut self) {
+    pub(crate) fn abandon(&mut self) {
         self.is_over = true;
         self.records.clear();
     }

@@ -9,7 +9,7 @@ use crate::browse::{
     stores::{ListRequest, ListedSnapshot, Stores},
 };
 use blockd_api::CredentialRef;
-use blockd_catalog::Catalog as ManifestCatalog;
+use blockd_catalog::DbManifestCache;
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestFilter, ManifestKey};
 use blockd_engine::error::ServiceError;
 use blockd_extent::{BlockSource, SnapshotId, VolumeId};
@@ -146,7 +146,7 @@ impl SharedListing {
         };
         let fresh: Vec<&ListRequest> = begun.iter().filter(|asked| asked.is_first).collect();
         for asked in &fresh {
-            let known = ManifestCatalog::new(Arc::clone(&browser.db), asked.credential).all();
+            let known = DbManifestCache::new(Arc::clone(&browser.db), asked.credential).all();
             let known = known.unwrap_or_else(|error| {
                 tracing::warn!(%error, "cached manifests are not shown");
                 Vec::new()
@@ -203,7 +203,7 @@ impl SharedListing {
 async fn list_store(browser: &Browser, credential: Uuid) -> Result<Vec<ListedSnapshot>, ServiceError> {
     let listed = async {
         let (repository, _) = browser.repositories.task_repository(credential).await?;
-        let catalog = ManifestCatalog::new(Arc::clone(&browser.db), credential);
+        let catalog = DbManifestCache::new(Arc::clone(&browser.db), credential);
         Ok::<_, ServiceError>(repository.list_manifests(&ManifestFilter::default(), &catalog).await?)
     };
     let listed =
@@ -286,7 +286,7 @@ impl Catalog for BrowseCatalog {
         let browser = self.browser()?;
         let mut json = match source(key).ok_or_else(not_found)? {
             SnapshotSource::Cloud(credential, id) => {
-                let catalog = ManifestCatalog::new(Arc::clone(&browser.db), credential);
+                let catalog = DbManifestCache::new(Arc::clone(&browser.db), credential);
                 let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
                 let manifest = match known {
                     Some(manifest) => manifest,

@@ -16,7 +16,7 @@ mod user_mounts;
 pub use crate::browse::export::CloudExports;
 
 use crate::browse::{images::LocalImage, mounts::Mounts};
-use blockd_catalog::{Catalog, CredentialRow, Db};
+use blockd_catalog::{CredentialRow, Db, DbManifestCache};
 use blockd_cloud::{
     CacheCounters, CacheOptions, CloudSnapshotId, Manifest, ManifestKey, SnapshotCache, SnapshotReader,
 };
@@ -203,7 +203,7 @@ impl Browser {
         }
         let cache = self.snapshot_cache()?;
         let (repository, _) = runtime.block_on(self.repositories.guest_repository(credential))?;
-        let catalog = Catalog::new(Arc::clone(&self.db), credential);
+        let catalog = DbManifestCache::new(Arc::clone(&self.db), credential);
         // Manifests never change: a cached one is valid.
         let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
         let manifest = match known.filter(|manifest| manifest.id() == *id) {

@@ -319,7 +319,7 @@ impl LazyBase {
     /// Stops writing and fails all waiters. Waits for running writes.
     pub(crate) fn close(&self) -> Result<(), VolumeError> {
         *self.open.write() = false;
-        let calls = self.flights.lock().give_up(&FetchFailure::Closed);
+        let calls = self.flights.lock().abandon(&FetchFailure::Closed);
         tell(calls);
         // Outstanding requests of the source refer to this base: a cycle of references.
         *self.source.write() = None;

@@ -395,7 +395,7 @@ impl InFlightTable {
     }
 
     /// Fails all waiters with an error and drops fetches that are not running.
-    pub(crate) fn give_up(&mut self, failure: &FetchFailure) -> Vec<Call> {
+    pub(crate) fn abandon(&mut self, failure: &FetchFailure) -> Vec<Call> {
         self.urgent.clear();
         self.background.clear();
         self.by_start.retain(|_, flight| flight.is_active);

@@ -20,7 +20,7 @@ use crate::{
     volumes::registry::{EntryState, Registry},
 };
 use blockd_api::{ErrorCode, Labels, VolumeName, lazy::Hydration};
-use blockd_catalog::{Catalog, Chain, Db, DbError, LazyRow, ScheduleRow, VolumeRow, VolumeState};
+use blockd_catalog::{Chain, Db, DbError, DbManifestCache, LazyRow, ScheduleRow, VolumeRow, VolumeState};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
 use blockd_extent::VolumeId;
 use blockd_volume::Volume;
@@ -97,7 +97,7 @@ impl LazyVolumes {
                 if !is_in_doubt(tx, &chain.cloudsnap)? {
                     chain.put(tx)?;
                 }
-                Catalog::put(tx, lazy.credential, &lazy.cloudsnap.manifest_key(), &manifest)
+                DbManifestCache::put(tx, lazy.credential, &lazy.cloudsnap.manifest_key(), &manifest)
             })
             .await?;
         let source = SharedSource(CloudSource::new(self, lazy));

@@ -10,7 +10,7 @@ use crate::{
     tasks::LiveTask,
 };
 use blockd_api::lazy::StoreLoss;
-use blockd_catalog::{Catalog, LazyRow};
+use blockd_catalog::{DbManifestCache, LazyRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Damage, ManifestCache, ManifestKey, Repository, SnapshotReader,
 };
@@ -149,7 +149,7 @@ impl CloudSource {
 
     async fn open(&self, lazy: &LazyVolumes) -> Result<SnapshotReader, ServiceError> {
         let (repository, requests) = lazy.repositories.guest_repository(self.row.credential).await?;
-        let catalog = Catalog::new(Arc::clone(&lazy.db), self.row.credential);
+        let catalog = DbManifestCache::new(Arc::clone(&lazy.db), self.row.credential);
         let key = self.row.cloudsnap.manifest_key();
         let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
         let manifest = match cached {

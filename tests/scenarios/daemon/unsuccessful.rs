@@ -139,13 +139,13 @@ async fn abandoned_backup_leaves_no_objects() {
     let week = SignedDuration::from_hours(7 * 24);
     host.engine()
         .runner
-        .give_up_expired(Timestamp::now() + week - SignedDuration::from_hours(1))
+        .abandon_expired(Timestamp::now() + week - SignedDuration::from_hours(1))
         .await
         .unwrap();
-    assert_eq!(host.engine().tasks.kept_tasks().await.unwrap().len(), 1);
+    assert_eq!(host.engine().tasks.resumable_tasks().await.unwrap().len(), 1);
     host.engine()
         .runner
-        .give_up_expired(Timestamp::now() + week + SignedDuration::from_secs(2))
+        .abandon_expired(Timestamp::now() + week + SignedDuration::from_secs(2))
         .await
         .unwrap();
     host.assert_tidy();
@@ -155,7 +155,7 @@ async fn abandoned_backup_leaves_no_objects() {
     host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
     drop(volume);
     host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await.unwrap();
-    assert_eq!(host.engine().tasks.kept_tasks().await.unwrap().len(), 0);
+    assert_eq!(host.engine().tasks.resumable_tasks().await.unwrap().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,9 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{ErrorCode, tasks::TaskKind};
-use blockd_catalog::{Catalog, Chain, Db, DeleteTask, Doubt, Proof, RetentionOverride, RunRow, TaskRow};
+use blockd_catalog::{
+    Chain, Db, DbManifestCache, DeleteTask, Doubt, Proof, RetentionOverride, RunRow, TaskRow,
+};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Progress, Repository,
     UnreadableSiblings, delete_damaged, delete_with_manifest,
@@ -50,7 +52,7 @@ pub(crate) async fn run(
     }
     // The directory of an unmounted disk is empty and would need no objects.
     repository.prove_key_slot().await?;
-    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
+    let catalog = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let manifest = kept_manifest(work, live, &repository, (row.cloudsnap, asked.damaged)).await?;
     work.host.failpoints.reached("delete accepted")?;
     let mut protected = protected(work).await?;
@@ -89,7 +91,7 @@ pub(crate) async fn run(
             Doubt::remove(tx, credential, &id)?;
             RetentionOverride::remove(tx, &id, credential)?;
             RunRow::expire(tx, credential, &id, &format!("deleted by task {task}"))?;
-            Catalog::remove(tx, credential, &id.manifest_key())
+            DbManifestCache::remove(tx, credential, &id.manifest_key())
         })
         .await?;
     if let Some(entry) = work.registry.by_id(id.volume) {
@@ -174,7 +176,7 @@ async fn known_to_be_needed(
     work: &DeleteWork,
     row: &TaskRow,
     repository: &Repository,
-    catalog: &Catalog,
+    catalog: &DbManifestCache,
 ) -> Result<Vec<SnapshotId>, ServiceError> {
     let (gone, credential) = (row.cloudsnap, row.credential);
     let cache = catalog.clone();

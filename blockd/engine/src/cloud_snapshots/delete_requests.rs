@@ -119,7 +119,8 @@ impl Deletions {
                 task.base == Some(*id) || undecided || task.cloudsnap.snapshot == id.snapshot
             }
         };
-        let tasks = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
+        let tasks =
+            self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
         let Some(task) = tasks.into_iter().find(uses) else { return Ok(()) };
         let how = match task.state.is_over() {
             true => format!("resume it, or discard it with `blockctl cloudsnap stop {} --discard`", task.id),

@@ -19,7 +19,9 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
-use blockd_catalog::{Catalog, Chain, Db, DbError, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyTask};
+use blockd_catalog::{
+    Chain, Db, DbError, DbManifestCache, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyTask,
+};
 use blockd_cloud::{
     AffectedSnapshot, BlockCheck, CloudSnapshotId, ManifestFilter, ManifestKey, Progress, Repository,
     VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,
@@ -64,7 +66,7 @@ pub(crate) async fn run(
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     work.tasks.store_progress(live).await;
-    let catalog = Catalog::new(Arc::clone(&work.db), row.credential);
+    let catalog = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let ids = match what.all {
         false => vec![row.cloudsnap],
         true => {

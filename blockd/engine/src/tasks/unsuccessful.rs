@@ -152,7 +152,7 @@ fn remove_leftovers(runner: &Arc<Runner>, row: &TaskRow) {
 ///
 /// # Errors
 /// The daemon stops before the rows are stored.
-pub(crate) async fn end_undone(
+pub(crate) async fn end_unsuccessful(
     runner: &Arc<Runner>,
     live: &LiveTask,
     error: &ServiceError,
@@ -170,7 +170,7 @@ pub(crate) async fn end_undone(
             live.final_row(TaskStage::Failed, Some(error))
         }
     };
-    row.detail.kept = kept;
+    row.detail.resumable = kept;
     // The rows may need the space of the incomplete volume.
     if !kept
         && matches!(row.spec, TaskSpec::Restore(RestoreTask::NewVolume { .. }))
@@ -189,7 +189,7 @@ pub(crate) async fn end_undone(
             let stored = row.clone();
             async move {
                 let kept = runner.db.run(move |tx| -> Result<(), DbError> {
-                    if !stored.detail.kept {
+                    if !stored.detail.resumable {
                         mark_given_up(tx, &stored, listed)?;
                     }
                     stored.put(tx)?;
@@ -212,13 +212,13 @@ impl Runner {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn give_up_kept(
+    pub async fn abandon_matching(
         self: &Arc<Self>,
         is_meant: impl Fn(&TaskRow) -> bool,
     ) -> Result<(), ServiceError> {
-        for mut row in self.tasks.kept_tasks().await? {
+        for mut row in self.tasks.resumable_tasks().await? {
             if is_meant(&row) {
-                self.give_up(&mut row).await?;
+                self.abandon(&mut row).await?;
             }
         }
         Ok(())
@@ -228,10 +228,10 @@ impl Runner {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn give_up_expired(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
+    pub async fn abandon_expired(self: &Arc<Self>, now: Timestamp) -> Result<(), ServiceError> {
         let age_s = |row: &TaskRow| now.as_second().saturating_sub(row.created.as_second());
         let is_aged = |row: &&TaskRow| !row.spec.is_of_volume_in_use() && age_s(row) > BACKUP_LIFETIME_S;
-        let kept = self.tasks.kept_tasks().await?;
+        let kept = self.tasks.resumable_tasks().await?;
         let mut lifetimes = HashMap::new();
         for credential in kept.iter().filter(is_aged).map(|row| row.credential).collect::<HashSet<_>>() {
             lifetimes.insert(credential, self.lifetime_by_store_clock(credential).await);
@@ -246,7 +246,7 @@ impl Runner {
                 .get(&row.credential)
                 .is_some_and(|lifetime_s| lifetime_s.is_some_and(|most_s| age_s(row) > most_s)),
         };
-        self.give_up_kept(is_old).await
+        self.abandon_matching(is_old).await
     }
 
     /// Returns the age in seconds at which tasks of a credential are abandoned; `None` if the clocks of this
@@ -263,8 +263,8 @@ impl Runner {
         }
     }
 
-    pub(crate) async fn give_up(self: &Arc<Self>, row: &mut TaskRow) -> Result<(), ServiceError> {
-        row.detail.kept = false;
+    pub(crate) async fn abandon(self: &Arc<Self>, row: &mut TaskRow) -> Result<(), ServiceError> {
+        row.detail.resumable = false;
         row.detail.version += 1;
         let listed = doubts::may_be_listed(&self.backup_work, row).await;
         let stored = row.clone();

@@ -15,12 +15,12 @@ const AT_ONCE: usize = 256;
 
 /// Manifest cache of one credential. A database error only causes more requests.
 #[derive(Debug, Clone)]
-pub struct Catalog {
+pub struct DbManifestCache {
     db: Arc<Db>,
     credential: Uuid,
 }
 
-impl Catalog {
+impl DbManifestCache {
     /// Creates the cache of a credential.
     pub fn new(db: Arc<Db>, credential: Uuid) -> Self {
         Self { db, credential }
@@ -190,7 +190,7 @@ impl Catalog {
     }
 }
 
-impl ManifestCache for Catalog {
+impl ManifestCache for DbManifestCache {
     fn load(&self, key: &str) -> Option<Manifest> {
         let found = self.db.transaction::<_, DbError>(|tx| {
             let sql = "SELECT manifest FROM catalog WHERE credential = ?1 AND key = ?2";
@@ -305,7 +305,7 @@ mod tests {
             Ok(())
         })
         .unwrap();
-        let catalog = Catalog::new(db, credential);
+        let catalog = DbManifestCache::new(db, credential);
         let parts: Vec<(&ObjectInfo, &Manifest)> =
             known.iter().map(|(object, manifest)| (object, manifest)).collect();
         let ((), turns) = turns_during(catalog.store_versions(&parts)).await;

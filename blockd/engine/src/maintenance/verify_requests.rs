@@ -10,7 +10,7 @@ use blockd_api::{
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
     tasks::{TaskKind, TaskStarted},
 };
-use blockd_catalog::{Catalog, CredentialRow, Proof, TaskRow, TaskSpec, VerifyTask};
+use blockd_catalog::{CredentialRow, DbManifestCache, Proof, TaskRow, TaskSpec, VerifyTask};
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, ManifestFilter,
     collect_garbage,
@@ -139,9 +139,10 @@ impl Maintenance {
         if !dry_run {
             self.checks.check_store_clock(&repository, credential.uuid).await?;
         }
-        let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
+        let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
         let mut protected = BTreeSet::new();
-        let tasks = self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.kept_tasks().await?);
+        let tasks =
+            self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
         for task in tasks.filter(|task| task.kind() == TaskKind::Backup) {
             protected.insert(task.cloudsnap.snapshot);
         }
@@ -169,7 +170,7 @@ impl Maintenance {
         attempts: &Attempts,
     ) -> Result<Option<CloudSnapshotId>, ServiceError> {
         let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
-        let catalog = Catalog::new(Arc::clone(&self.db), credential.uuid);
+        let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
         let listed = Box::pin(repository.list_manifests(&ManifestFilter::default(), &catalog)).await?;
         let uuid = credential.uuid;
         let proofs = self.db.run(move |tx| Proof::of_place(tx, uuid)).await?;

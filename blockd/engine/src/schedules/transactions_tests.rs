@@ -2,7 +2,7 @@
 
 use crate::schedules::judgement;
 use crate::{
-    schedules::engine::{self, Candidate},
+    schedules::transactions::{self, Candidate},
     volumes::registry::Tags,
 };
 use blockd_api::{
@@ -78,7 +78,7 @@ impl EngineFixture {
     }
 
     fn fire(&self, hour: i64) {
-        self.tx(|tx| engine::fire(tx, &[volume()], at(hour)).map(drop));
+        self.tx(|tx| transactions::fire(tx, &[volume()], at(hour)).map(drop));
     }
 
     fn queued(&self) -> Vec<RunRow> {
@@ -147,22 +147,22 @@ fn refused_run_fails_at_the_next_and_a_paused_one_waits() {
     let mut schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
     bench.fire(1);
     let first = bench.queued().remove(0);
-    bench.tx(|tx| engine::waits(tx, &first, "the volume is in use".into()));
+    bench.tx(|tx| transactions::waits(tx, &first, "the volume is in use".into()));
     bench.fire(2);
     let runs = bench.tx(|tx| RunRow::history(tx, None, None, 9));
     assert_eq!((runs[0].state, runs[1].state), (RunState::Queued, RunState::Failed));
     assert!(runs[1].reason.as_ref().unwrap().ends_with("the volume is in use"), "{runs:?}");
     // The run does not start.
     let backup = task(TaskSpec::Backup(BackupTask::default()), snap(1));
-    let record_start = bench.db.transaction(|tx| engine::record_start(tx, &first, &backup));
+    let record_start = bench.db.transaction(|tx| transactions::record_start(tx, &first, &backup));
     assert!(matches!(record_start, Err(DbError::NotQueued(id)) if id == first.id), "{record_start:?}");
 
     schedule.paused = true;
     bench.tx(|tx| schedule.put(tx));
-    assert_eq!(bench.tx(|tx| engine::ready(tx, 2)).batches, []);
+    assert_eq!(bench.tx(|tx| transactions::ready(tx, 2)).batches, []);
     bench.work(1);
-    bench.tx(|tx| engine::run_now(tx, &schedule, &[volume()], at(3)));
-    assert_eq!(bench.tx(|tx| engine::ready(tx, 2)).batches.len(), 1);
+    bench.tx(|tx| transactions::run_now(tx, &schedule, &[volume()], at(3)));
+    assert_eq!(bench.tx(|tx| transactions::ready(tx, 2)).batches.len(), 1);
 }
 
 #[test]
@@ -202,7 +202,8 @@ fn unreadable_schedule_stops_no_other() {
 fn schedule_of_deleted_volumes_warns_once() {
     let bench = EngineFixture::new();
     let schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
-    let fire = |volumes: &[Candidate], hour| bench.tx(|tx| engine::fire(tx, volumes, at(hour)).map(drop));
+    let fire =
+        |volumes: &[Candidate], hour| bench.tx(|tx| transactions::fire(tx, volumes, at(hour)).map(drop));
     let told = || bench.tx(|tx| RunRow::history(tx, None, None, 99));
     for hour in 1..=5 {
         fire(&[], hour);
@@ -214,7 +215,7 @@ fn schedule_of_deleted_volumes_warns_once() {
     let events = bench.tx(|tx| blockd_catalog::events_after(tx, 0, 99));
     assert_eq!(events.iter().filter(|event| event.kind == "run-skipped").count(), 1, "{events:?}");
     // A manual run is answered, and once there was a volume, the warning is repeated.
-    bench.tx(|tx| engine::run_now(tx, &schedule, &[], at(6)));
+    bench.tx(|tx| transactions::run_now(tx, &schedule, &[], at(6)));
     assert_eq!(told().len(), 2);
     fire(&[volume()], 7);
     bench.work(1);
@@ -252,7 +253,7 @@ fn unstarted_run_is_overdue_after_minutes() {
     let due = schedule.spec.rules[0].when.next_after(at(0)).unwrap();
     let overdue = |schedule: &ScheduleRow, minutes: i64| {
         let now = due + jiff::SignedDuration::from_mins(minutes);
-        bench.tx(|tx| engine::overdue_since(tx, schedule, now))
+        bench.tx(|tx| transactions::overdue_since(tx, schedule, now))
     };
     assert_eq!(overdue(&schedule, 4), None);
     assert_eq!(overdue(&schedule, 6), Some(due));
