@@ -73,7 +73,7 @@ def arguments():
     parser.add_argument("--iops", type=number(0), default=2000, help="writes a second; 0 for as many as there are answers [2000]")
     parser.add_argument("--depth", type=number(1), default=1, help="writes under way at once [1]")
     parser.add_argument("--cold", action="store_true", help="drop the page cache before each pass")
-    parser.add_argument("--priority", choices=("low", "normal", "high"), help="task_priority of the daemon [its default]")
+    parser.add_argument("--priority", choices=("low", "normal"), help="task_priority of the daemon [its default]")
     parser.add_argument("--blockd", help="the binary, with blockctl beside it [the release build, which is made]")
     parser.add_argument("--store", help="where the backups go; a new directory below it is made and removed [the same as --dir]")
     parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")

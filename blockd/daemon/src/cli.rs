@@ -92,8 +92,8 @@ Keys of the configuration file (defaults in brackets):
   log_level             log level or filter [\"info\"]
   full_every            every n-th backup of a volume to a credential is full [7]
   task_concurrency      backups and restores that move data concurrently; the others are queued [2]
-  task_priority         priority of these tasks: \"low\" = idle CPU and I/O, throttled when guest latency rises, \"normal\" =
-                        throttled when guest latency rises, \"high\" = not throttled [\"low\"]
+  task_priority         priority of these tasks: \"low\" = only idle CPU and I/O while guests are active, or \"normal\"
+                        [\"low\"]
   hydration_limit_bytes_per_s  bandwidth limit of the hydration of one lazy volume; 0 = unlimited [0]
   hydration_concurrency  concurrent fetches, of at most 4 MiB each, of the hydration of one lazy volume [8]
   lazy_stall_ms         timeout of reads from an unreachable store, for lazy volumes that stall [600000]

@@ -412,8 +412,8 @@ pub fn lock_memory() {
 
 /// Starts the loops that need nothing but the services.
 fn start_loops(supervisor: &mut Supervisor, engine: &Arc<Engine>) {
-    let (pressure, registry) = (Arc::clone(&engine.pressure), Arc::clone(&engine.registry));
-    supervisor.start_interruptible("pressure", blockd_engine::tasks::pressure::run(pressure, registry));
+    let (workers, registry) = (Arc::clone(&engine.task_workers), Arc::clone(&engine.registry));
+    supervisor.start_interruptible("task priority", blockd_engine::tasks::workers::run(workers, registry));
     supervisor.start_interruptible(
         "limits",
         blockd_engine::repositories::limit_changes::run(Arc::clone(&engine.repositories)),

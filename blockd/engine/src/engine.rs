@@ -35,7 +35,7 @@ use crate::{
     },
     settings::{Settings, TaskPriority},
     snapshots::Snapshots,
-    tasks::{Tasks, pressure::Pressure, runner::Runner},
+    tasks::{Tasks, runner::Runner, workers::TaskWorkers},
     volumes::{
         Volumes,
         attachments::{Attachments, requests::Devices},
@@ -77,7 +77,7 @@ pub struct Engine {
     /// Resolver of external secrets.
     pub references: Arc<References>,
     /// Throttling of tasks in favour of guests.
-    pub pressure: Arc<Pressure>,
+    pub task_workers: Arc<TaskWorkers>,
     /// Disk space reserved for operations that free space; `None` if the filesystem cannot reserve any.
     pub reserve: Option<Arc<Reserve>>,
     /// Wakes the merge thread.
@@ -205,8 +205,8 @@ impl Engine {
         let recovery = if options.after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
         let serves_remote = db.serves_remote(options.listens_on_tcp)?;
         let registry = reconcile(&db, &data_dir, &OpenOptions { recovery, serves_remote })?;
-        let pressure =
-            Pressure::new(options.task_priority, settings.cpu_threads).map_err(OpenError::Thread)?;
+        let task_workers =
+            TaskWorkers::new(options.task_priority, settings.cpu_threads).map_err(OpenError::Thread)?;
         let readers = event_readers(&db, &options.webhooks, options.logs_events)?;
         let reserve = Reserve::open(&data_dir).inspect_err(|error| {
             tracing::warn!(dir = %data_dir.display(), %error, "reserving disk space for snapshot deletion on a full disk failed");
@@ -230,7 +230,7 @@ impl Engine {
             secrets: Arc::new(secrets),
             references: References::new(&options.secrets, systemd.as_deref()),
             registry: Arc::new(registry),
-            pressure: Arc::new(pressure),
+            task_workers: Arc::new(task_workers),
             bandwidth: PlannedBandwidth::new(options.bandwidth, Timestamp::now()),
             reserve: reserve.ok().map(Arc::new),
             webhooks: crate::events::webhooks::all(&options.webhooks, &readers),
@@ -242,7 +242,7 @@ impl Engine {
     /// Creates the services, from the bottom to the top.
     #[rustfmt::skip]
     fn assemble(parts: Parts) -> Self {
-        let Parts { host, db, secrets, references, registry, attachments, pressure, bandwidth, reserve, .. } = parts;
+        let Parts { host, db, secrets, references, registry, attachments, task_workers, bandwidth, reserve, .. } = parts;
         let Parts { webhooks, log_reader, readers, .. } = parts;
         let merger: Arc<Wake> = Arc::default();
         let health: Arc<ComponentHealth> = Arc::default();
@@ -253,7 +253,7 @@ impl Engine {
         let slots = Arc::new(Semaphore::new(host.settings.task_concurrency));
         let events = service!(EventLog { db, host, registry } stored, degraded);
         let free_space = service!(FreeSpace { db, events, health, host });
-        let repositories = service!(Repositories { bandwidth, db, events, health, host, meters, pressure,
+        let repositories = service!(Repositories { bandwidth, db, events, health, host, meters, task_workers,
             references, secrets } proven, opened, opened_with, unopened, refused, stores, changes);
         let checks = service!(RetentionChecks { db, events, health, host, registry, repositories });
         let tasks = service!(Tasks { readers, db, host, references, repositories, slots } live, running,
@@ -273,7 +273,7 @@ impl Engine {
         let delete_work = service!(DeleteWork { db, host, registry, snapshots, tasks });
         let verify_work = service!(VerifyWork { db, host, registry, repositories, snapshots, tasks });
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, events, health,
-            host, hydration_work, in_place_work, pressure, registry, repositories, restore_work,
+            host, hydration_work, in_place_work, task_workers, registry, repositories, restore_work,
             scheduler, tasks, verify_work });
         let schedules = service!(Schedules { db, quiescer, registry, repositories, scheduler });
         let restores = service!(Restores { admission, attachments, db, in_place_work, lazy, registry,
@@ -297,7 +297,7 @@ impl Engine {
             registry, repositories, schedules, tasks, volumes, webhook_delivery });
         let names = service!(Names { registry, repositories, snapshots });
         Self {
-            host, reserve, registry, db, attachments, health, references, pressure, merger, scheduler,
+            host, reserve, registry, db, attachments, health, references, task_workers, merger, scheduler,
             quiescing, admission, events, free_space, repositories, tasks, quiescer, devices, snapshots,
             lazy, backup_work, in_place_work, runner, schedules, restores, volumes, backups,
             cloud_snapshots, deletions, maintenance, schedule_runner, credentials, webhook_delivery,
@@ -315,7 +315,7 @@ struct Parts {
     references: Arc<References>,
     registry: Arc<Registry>,
     attachments: Arc<Attachments>,
-    pressure: Arc<Pressure>,
+    task_workers: Arc<TaskWorkers>,
     bandwidth: Arc<PlannedBandwidth>,
     reserve: Option<Arc<Reserve>>,
     webhooks: Vec<Arc<Webhook>>,

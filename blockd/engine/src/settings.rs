@@ -9,13 +9,11 @@ use std::path::PathBuf;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskPriority {
-    /// Idle: the threads have the lowest priority, and tasks are throttled when guest latency rises.
+    /// Threads of the lowest CPU and I/O priority while guests are active.
     #[default]
     Low,
-    /// Normal thread priority, but tasks are throttled when guest latency rises.
+    /// Normal threads.
     Normal,
-    /// No throttling.
-    High,
 }
 
 /// Browsing of snapshots as files.

@@ -21,7 +21,7 @@ pub use middleware::{
     RetryStore, plain_prefix, task_store,
 };
 pub use probe::{ProbeError, StoreCapabilities, probe};
-pub use work::{Lost, Pace, Work, Workers};
+pub use work::{Lost, Work, Workers, Yielding};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;

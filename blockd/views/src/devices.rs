@@ -97,9 +97,9 @@ impl VolumeDevice {
         work: impl FnOnce() -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
         let began = Instant::now();
-        let under_way = self.entry().traffic.begin(operation, began);
+        let in_flight = self.entry().traffic.begin(operation);
         let result = work();
-        drop(under_way);
+        drop(in_flight);
         if result.as_ref().map_or(true, is_done) {
             self.entry().traffic.note(operation, began);
         }

@@ -3,11 +3,8 @@
 use crate::metrics::histogram::{Counted, Histogram};
 use std::{
     cell::Cell,
-    sync::{
-        LazyLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
-    time::{Duration, Instant},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    time::Instant,
 };
 
 /// Number of shards. Threads use different shards to avoid contention on cache lines.
@@ -43,33 +40,19 @@ impl Operation {
 #[repr(align(128))]
 struct Shard {
     took: [Histogram; Operation::ALL.len()],
-    /// Requests in flight: their number (16 bits), and the sum of their start times in ticks (48 bits, modulo
-    /// overflow). Packed into one word, so that a reader sees consistent values.
-    under_way: [AtomicU64; Operation::ALL.len()],
-}
-
-/// Bits of nanoseconds in a tick: 66 µs.
-const TICK_BITS: u32 = 16;
-const COUNT_BITS: u32 = 16;
-
-/// Start of the tick count.
-static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-fn ticks(at: Instant) -> u64 {
-    let nanos = at.saturating_duration_since(*EPOCH).as_nanos() >> TICK_BITS;
-    u64::try_from(nanos).unwrap_or(u64::MAX)
+    in_flight: [AtomicU64; Operation::ALL.len()],
 }
 
 /// Request in flight until it is dropped.
 #[derive(Debug)]
 pub struct ActiveRequest<'a> {
     counter: &'a AtomicU64,
-    added: u64,
 }
 
 impl Drop for ActiveRequest<'_> {
     fn drop(&mut self) {
-        self.counter.fetch_sub(self.added, Relaxed);
+        let before = self.counter.fetch_sub(1, Relaxed);
+        debug_assert!(before > 0, "a request ended twice");
     }
 }
 
@@ -101,30 +84,16 @@ impl Traffic {
         self.shards[shard()].took[operation as usize].note(began.elapsed());
     }
 
-    /// Counts a request that started at `began` as in flight.
-    pub fn begin(&self, operation: Operation, began: Instant) -> ActiveRequest<'_> {
-        let counter = &self.shards[shard()].under_way[operation as usize];
-        let added = ticks(began) << COUNT_BITS | 1;
-        counter.fetch_add(added, Relaxed);
-        ActiveRequest { counter, added }
+    /// Counts a request as in flight until the guard is dropped.
+    pub fn begin(&self, operation: Operation) -> ActiveRequest<'_> {
+        let counter = &self.shards[shard()].in_flight[operation as usize];
+        counter.fetch_add(1, Relaxed);
+        ActiveRequest { counter }
     }
 
-    /// Returns the number of requests in flight and the sum of their ages, with an error of about 100 µs
-    /// each.
-    pub fn under_way(&self, operation: Operation) -> (u64, Duration) {
-        let now = ticks(Instant::now());
-        let (mut count, mut nanos) = (0, 0u64);
-        for shard in &self.shards {
-            let seen = shard.under_way[operation as usize].load(Relaxed);
-            let here = seen & ((1 << COUNT_BITS) - 1);
-            // Both sums are known modulo 2^48 only, so the difference is reduced to 48 bits.
-            let ages = (here.wrapping_mul(now).wrapping_sub(seen >> COUNT_BITS)) << COUNT_BITS >> COUNT_BITS;
-            // A request that began after `now` was taken has no age yet; the sum is negative then.
-            let ages = if ages >> (u64::BITS - COUNT_BITS - 1) == 0 { ages } else { 0 };
-            count += here;
-            nanos = nanos.saturating_add(ages.saturating_mul(1 << TICK_BITS));
-        }
-        (count, Duration::from_nanos(nanos))
+    /// Returns the number of requests in flight.
+    pub fn in_flight(&self, operation: Operation) -> u64 {
+        self.shards.iter().map(|shard| shard.in_flight[operation as usize].load(Relaxed)).sum()
     }
 
     /// Returns the durations of one operation.
@@ -154,44 +123,13 @@ mod tests {
     }
 
     #[test]
-    fn request_in_flight_is_counted_with_its_age() {
+    fn request_is_in_flight_until_its_guard_is_dropped() {
         let traffic = Traffic::default();
-        assert_eq!(traffic.under_way(Operation::Write), (0, Duration::ZERO));
-        let at = *EPOCH;
-        let first = traffic.begin(Operation::Write, at);
-        let second = std::thread::scope(|scope| {
-            scope.spawn(|| traffic.begin(Operation::Write, at + Duration::from_secs(3_600))).join().unwrap()
-        });
-        let (count, age) = traffic.under_way(Operation::Write);
-        // The age of the second is clamped to zero; the age of the first is at most the elapsed time.
-        assert!(count == 2 && age <= at.elapsed(), "{age:?}");
-        drop(second);
-        drop(traffic.begin(Operation::Write, Instant::now()));
-        assert_eq!(traffic.under_way(Operation::Read).0, 0);
-        while traffic.under_way(Operation::Write).1 < Duration::from_millis(2) {
-            std::thread::yield_now();
-        }
-        let (count, age) = traffic.under_way(Operation::Write);
-        assert!(count == 1 && age <= at.elapsed(), "{age:?}");
-        drop(first);
-        assert_eq!(traffic.under_way(Operation::Write), (0, Duration::ZERO));
-    }
-
-    #[test]
-    fn ages_of_requests_in_flight_are_summed() {
-        let traffic = Traffic::default();
-        let at = *EPOCH;
-        let many: Vec<_> = (0..1_000).map(|_| traffic.begin(Operation::Flush, at)).collect();
-        while at.elapsed() < Duration::from_millis(3) {
-            std::thread::yield_now();
-        }
-        let before = at.elapsed();
-        let (count, sum) = traffic.under_way(Operation::Flush);
-        let after = at.elapsed();
-        assert_eq!(count, 1_000);
-        let tick = Duration::from_nanos(1 << TICK_BITS);
-        assert!(sum / 1_000 + tick >= before && sum / 1_000 <= after, "{before:?} {sum:?} {after:?}");
-        drop(many);
-        assert_eq!(traffic.under_way(Operation::Flush).0, 0);
+        let here = traffic.begin(Operation::Write);
+        let there =
+            std::thread::scope(|scope| scope.spawn(|| traffic.begin(Operation::Write)).join().unwrap());
+        assert_eq!((traffic.in_flight(Operation::Write), traffic.in_flight(Operation::Read)), (2, 0));
+        drop((here, there));
+        assert_eq!(traffic.in_flight(Operation::Write), 0);
     }
 }

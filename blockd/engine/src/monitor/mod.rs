@@ -85,7 +85,7 @@ fn of_volume(entry: &Arc<VolumeEntry>) -> VolumeActivity {
         OperationActivity {
             requests: counted.total(),
             took_micros: counted.nanos() / 1_000,
-            under_way: entry.traffic.under_way(operation).0,
+            under_way: entry.traffic.in_flight(operation),
         }
     };
     VolumeActivity {

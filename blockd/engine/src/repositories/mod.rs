@@ -25,7 +25,7 @@ use crate::{
         opening::{StoreKey, decode_keys, not_opened, open_existing, open_store},
         references::unresolved,
     },
-    tasks::pressure::Pressure,
+    tasks::workers::TaskWorkers,
 };
 use blockd_api::{CredentialRef, ErrorCode, SecretRef, credentials::StoreConfig};
 use blockd_catalog::{CredentialRow, Db, StoreRow};
@@ -59,7 +59,7 @@ pub struct Repositories {
     pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
     pub(crate) meters: Arc<Meters>,
-    pub(crate) pressure: Arc<Pressure>,
+    pub(crate) task_workers: Arc<TaskWorkers>,
     pub(crate) references: Arc<References>,
     pub(crate) secrets: Arc<Secrets>,
     /// Time of the last key slot proof, and the identity of the directory.
@@ -247,7 +247,7 @@ impl Repositories {
     pub async fn task_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Requests>), ServiceError> {
         let (repository, requests) = self.guest_repository(uuid).await?;
         let repository = limited(&repository, Arc::clone(self.bandwidth.bandwidth()));
-        Ok((repository.with_work(self.pressure.work()), requests))
+        Ok((repository.with_work(self.task_workers.work()), requests))
     }
 
     /// Returns the repository for reads that a guest or user waits for: they are neither throttled in favour
@@ -266,7 +266,7 @@ impl Repositories {
     /// Returns the write scheduling of a local directory store.
     pub(crate) fn store_writing(&self, store: &StoreRow) -> Result<Option<Work>, ServiceError> {
         let StoreConfig::Local { .. } = store.config else { return Ok(None) };
-        let writing = self.pressure.writing(self.host.settings.upload_concurrency);
+        let writing = self.task_workers.writing(self.host.settings.upload_concurrency);
         writing.map(Some).map_err(|error| ServiceError::Internal(error.to_string()))
     }
 

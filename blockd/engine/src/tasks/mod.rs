@@ -5,11 +5,12 @@
 
 pub mod findings;
 mod live;
-pub mod pressure;
+mod priority;
 pub mod requests;
 pub mod runner;
 pub mod secrets;
 pub mod unsuccessful;
+pub mod workers;
 
 pub use crate::tasks::live::LiveTask;
 use crate::{error::ServiceError, host::Host, readers::SnapshotReaders, repositories::Repositories};

@@ -15,7 +15,7 @@ use crate::{
         lazy::hydrate::{self, HydrationWork},
     },
     schedules::{retention_checks::RetentionChecks, wake::Scheduler},
-    tasks::{LiveTask, Tasks, pressure::Pressure, requests::check_limits, unsuccessful::end_unsuccessful},
+    tasks::{LiveTask, Tasks, requests::check_limits, unsuccessful::end_unsuccessful, workers::TaskWorkers},
     volumes::registry::Registry,
 };
 use blockd_api::{
@@ -48,7 +48,7 @@ pub struct Runner {
     pub(crate) host: Arc<Host>,
     pub(crate) hydration_work: Arc<HydrationWork>,
     pub(crate) in_place_work: Arc<InPlaceWork>,
-    pub(crate) pressure: Arc<Pressure>,
+    pub(crate) task_workers: Arc<TaskWorkers>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) restore_work: Arc<RestoreWork>,
@@ -246,7 +246,7 @@ impl Runner {
 
 /// Does the work of a task.
 async fn work_on(runner: &Runner, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
-    let _busy = runner.pressure.begin();
+    let _active = runner.task_workers.begin();
     match live.view().spec {
         TaskSpec::Backup(asked) => task::run(&runner.backup_work, live, &asked).boxed().await,
         TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged }) => {

@@ -1,16 +1,17 @@
 //! Execution of CPU and disk work of backups, restores and verifications.
 
-mod pace;
 mod workers;
 
-pub use pace::Pace;
 pub use workers::{Lost, Workers};
 
 use std::{
     cell::Cell,
     fs,
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 /// File with the calling thread's run time and its wait for a processor.
@@ -21,63 +22,81 @@ thread_local! {
     static WAITED_NANOS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Threads of the work and its share of time. By default the runtime's blocking threads, without a limit.
+/// A low-priority thread that waited so long for a processor hardly gets one: the next work item runs on a
+/// normal thread.
+const STARVED_FROM: Duration = Duration::from_secs(2);
+
+/// Switch of work between normal threads and those that yield to everything else.
+#[derive(Debug, Default)]
+pub struct Yielding {
+    is_on: AtomicBool,
+    is_starved: AtomicBool,
+}
+
+impl Yielding {
+    /// Sets whether work yields from now on.
+    pub fn set(&self, is_on: bool) {
+        self.is_on.store(is_on, Relaxed);
+    }
+
+    /// Returns true if work yields.
+    pub fn is_on(&self) -> bool {
+        self.is_on.load(Relaxed)
+    }
+
+    /// Returns true if the next work item yields. On a fully loaded machine some items do not, so that a task
+    /// makes progress.
+    fn applies_to_next(&self) -> bool {
+        self.is_on() && !self.is_starved.swap(false, Relaxed)
+    }
+
+    /// Records the wait of a low-priority thread for a processor.
+    fn note_wait(&self, waited: Duration) {
+        if waited >= STARVED_FROM {
+            self.is_starved.store(true, Relaxed);
+        }
+    }
+}
+
+/// Threads that run work items. By default the runtime's blocking threads.
 #[derive(Clone, Debug, Default)]
 pub struct Work {
-    /// Threads of a low priority, for the times when the pace says that work makes way.
-    pub yielding: Option<Workers>,
-    /// Time share and priority.
-    pub pace: Option<Arc<Pace>>,
+    low_priority: Option<(Workers, Arc<Yielding>)>,
 }
 
 impl Work {
-    /// The threads for the next piece, if it is to make way.
-    fn yielding(&self) -> Option<(&Workers, &Pace)> {
-        let (workers, pace) = (self.yielding.as_ref()?, self.pace.as_deref()?);
-        pace.makes_way().then_some((workers, pace))
+    /// Creates work that runs on `workers` while `yielding` is on.
+    pub fn yielding(workers: Workers, yielding: Arc<Yielding>) -> Self {
+        Self { low_priority: Some((workers, yielding)) }
     }
 
-    /// Runs a work item, and rests as the pace requires: the permit of the next item is held until then.
+    /// Runs a work item.
     ///
     /// # Errors
     /// The work panicked, or the threads have ended.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Lost> {
-        // Without the time in the queue.
-        let timed = move || {
-            let began = Instant::now();
-            (work(), began.elapsed())
-        };
-        let (done, took) = match self.yielding() {
-            Some((workers, pace)) => make_way(workers, pace, timed).await?,
-            None => tokio::task::spawn_blocking(timed).await.map_err(|_| Lost::Panicked)?,
-        };
-        if let Some(pace) = &self.pace {
-            pace.rest(took).await;
+        match self.run_yielding(work).await {
+            Ok(done) => done,
+            Err(work) => tokio::task::spawn_blocking(work).await.map_err(|_| Lost::Panicked),
         }
-        Ok(done)
     }
 
-    /// Has a piece of work done by threads that make way, if it is to, and gives it back otherwise. It does
-    /// not rest.
-    pub(crate) async fn make_way<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
+    /// Runs a work item on a low-priority thread, or returns it if it does not yield.
+    pub(crate) async fn run_yielding<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
         &self,
         work: F,
     ) -> Result<Result<T, Lost>, F> {
-        let Some((workers, pace)) = self.yielding() else { return Err(work) };
-        Ok(make_way(workers, pace, work).await)
+        let Some((workers, yielding)) = &self.low_priority else { return Err(work) };
+        if !yielding.applies_to_next() {
+            return Err(work);
+        }
+        // The wait for a processor counts, not the duration: that may have been for a disk.
+        let done = workers.run(move || (work(), waited_for_processor())).await;
+        Ok(done.map(|(done, waited)| {
+            yielding.note_wait(waited);
+            done
+        }))
     }
-}
-
-/// Notes how long the thread waited for a processor, not how long the piece took: that may have been for a
-/// disk.
-async fn make_way<T: Send + 'static>(
-    workers: &Workers,
-    pace: &Pace,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Lost> {
-    let (done, waited) = workers.run(move || (work(), waited_for_processor())).await?;
-    pace.note_made_way(waited);
-    Ok(done)
 }
 
 /// Returns the calling thread's wait for a processor since the last call, including the time before its work.
@@ -95,30 +114,32 @@ fn waited_nanos(schedstat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{
-        sync::atomic::{AtomicBool, Ordering},
-        thread,
-    };
+    use std::{thread, time::Instant};
+
+    #[test]
+    fn starved_work_does_not_yield_once() {
+        let yielding = Yielding::default();
+        assert!(!yielding.applies_to_next());
+        yielding.set(true);
+        yielding.note_wait(STARVED_FROM - Duration::from_millis(1));
+        assert!(yielding.applies_to_next() && yielding.applies_to_next());
+        yielding.note_wait(STARVED_FROM);
+        assert!(!yielding.applies_to_next());
+        assert!(yielding.applies_to_next());
+        yielding.set(false);
+        assert!(!yielding.applies_to_next());
+    }
 
     #[tokio::test]
-    async fn waiting_for_a_disk_or_queue_yields_as_before() {
-        let pace = Arc::<Pace>::default();
-        pace.set_making_way(true);
-        let work =
-            Work { yielding: Some(Workers::start("test", 1, || {}).unwrap()), pace: Some(pace.clone()) };
-        // As a disk does: longer in all than what counts as hardly a processor, one in the queue behind the
-        // other.
-        let slow = || work.make_way(|| thread::sleep(Duration::from_millis(1_100)));
-        let mut tries = 0;
-        loop {
-            let (one, other) = futures::join!(slow(), slow());
-            assert!(matches!((one, other), (Ok(Ok(())), Ok(Ok(())))));
-            if pace.makes_way() {
-                break;
-            }
-            // On a busy machine one thread may have waited.
-            tries += 1;
-            assert!(tries < 20, "no thread waited for a processor");
+    async fn work_item_runs_on_a_low_priority_thread_only_while_yielding() {
+        let yielding = Arc::<Yielding>::default();
+        let workers = Workers::start("yielding", 1, || {}).unwrap();
+        let work = Work::yielding(workers, yielding.clone());
+        let thread_name = || thread::current().name().map(str::to_owned);
+        for is_on in [false, true, false] {
+            yielding.set(is_on);
+            let is_low = work.run(thread_name).await.unwrap().as_deref() == Some("yielding");
+            assert_eq!(is_low, is_on);
         }
     }
 
@@ -128,7 +149,7 @@ mod tests {
         assert_eq!(waited_nanos(""), None);
         let is_over = AtomicBool::new(false);
         let spin = || {
-            while !is_over.load(Ordering::Relaxed) {
+            while !is_over.load(Relaxed) {
                 std::hint::spin_loop();
             }
         };
@@ -142,7 +163,7 @@ mod tests {
             while waited < Duration::from_millis(20) && began.elapsed() < Duration::from_secs(120) {
                 waited += waited_for_processor();
             }
-            is_over.store(true, Ordering::Relaxed);
+            is_over.store(true, Relaxed);
             waited
         });
         assert!(waited >= Duration::from_millis(20), "{waited:?}");

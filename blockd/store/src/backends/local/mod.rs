@@ -116,11 +116,11 @@ impl LocalStore {
         Box::pin(async move {
             let place = self.place(operation, key)?;
             let work = move || work(place);
-            let made_way = match &self.work {
-                Some(how) => how.make_way(work).await,
+            let done = match &self.work {
+                Some(how) => how.run_yielding(work).await,
                 None => Err(work),
             };
-            match made_way {
+            match done {
                 Ok(written) => written.map_err(|lost| {
                     let failed = StoreError::new(StoreErrorKind::Other, operation, key, &self.description);
                     failed.with_detail(lost.to_string())
