@@ -24,12 +24,6 @@ pub struct FreeSpace {
     pub(crate) host: Arc<Host>,
 }
 
-impl std::fmt::Debug for FreeSpace {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FreeSpace").finish_non_exhaustive()
-    }
-}
-
 /// Level of free space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Room {

@@ -13,12 +13,6 @@ pub struct Names {
     pub(crate) snapshots: Arc<Snapshots>,
 }
 
-impl std::fmt::Debug for Names {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Names").finish_non_exhaustive()
-    }
-}
-
 /// Returns the refusal of a prefix where a complete id is required.
 fn full_id_required(
     code: ErrorCode,

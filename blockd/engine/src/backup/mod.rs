@@ -51,12 +51,6 @@ pub struct Backups {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for Backups {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Backups").finish_non_exhaustive()
-    }
-}
-
 /// Volume, and the credentials of its backup locations.
 pub struct Member {
     pub(crate) volume: VolumeRef,

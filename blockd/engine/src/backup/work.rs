@@ -30,9 +30,3 @@ pub struct BackupWork {
     /// Failed freezes.
     pub(crate) failed: Mutex<FailedPoints>,
 }
-
-impl std::fmt::Debug for BackupWork {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BackupWork").finish_non_exhaustive()
-    }
-}

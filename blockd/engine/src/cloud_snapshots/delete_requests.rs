@@ -36,12 +36,6 @@ pub struct Deletions {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for Deletions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Deletions").finish_non_exhaustive()
-    }
-}
-
 impl Deletions {
     /// Starts the deletion of a cloud snapshot.
     ///

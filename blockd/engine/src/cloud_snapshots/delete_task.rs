@@ -31,12 +31,6 @@ pub struct DeleteWork {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for DeleteWork {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DeleteWork").finish_non_exhaustive()
-    }
-}
-
 pub(crate) async fn run(
     work: &Arc<DeleteWork>,
     live: &Arc<LiveTask>,

@@ -40,12 +40,6 @@ pub struct CloudSnapshots {
     pub(crate) repositories: Arc<Repositories>,
 }
 
-impl std::fmt::Debug for CloudSnapshots {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CloudSnapshots").finish_non_exhaustive()
-    }
-}
-
 fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
     Cloudsnap {
         id: manifest.id(),

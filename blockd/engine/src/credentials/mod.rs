@@ -53,12 +53,6 @@ pub struct Credentials {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").finish_non_exhaustive()
-    }
-}
-
 impl Credentials {
     /// Creates a credential after probing the store and opening or creating its repository.
     ///

@@ -47,12 +47,6 @@ pub struct WebhookDelivery {
     pub webhooks: Vec<Arc<Webhook>>,
 }
 
-impl std::fmt::Debug for WebhookDelivery {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WebhookDelivery").finish_non_exhaustive()
-    }
-}
-
 /// A receiver of events.
 #[derive(Debug)]
 pub struct Webhook {

@@ -46,12 +46,6 @@ pub struct Maintenance {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for Maintenance {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Maintenance").finish_non_exhaustive()
-    }
-}
-
 /// Start times of the last verification attempts. An attempt that fails without finding damage leaves no
 /// proof, and without this the same cloud snapshot would always be next.
 pub type Attempts = HashMap<(Uuid, CloudSnapshotId), Timestamp>;

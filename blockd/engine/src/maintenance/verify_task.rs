@@ -43,12 +43,6 @@ pub struct VerifyWork {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for VerifyWork {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VerifyWork").finish_non_exhaustive()
-    }
-}
-
 pub(crate) async fn run(
     work: &Arc<VerifyWork>,
     live: &Arc<LiveTask>,

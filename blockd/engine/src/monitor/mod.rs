@@ -40,12 +40,6 @@ pub struct Monitor {
     pub(crate) webhook_delivery: Arc<WebhookDelivery>,
 }
 
-impl std::fmt::Debug for Monitor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Monitor").finish_non_exhaustive()
-    }
-}
-
 impl Monitor {
     /// Returns activity counters; clients compute rates from two samples.
     ///

@@ -36,12 +36,6 @@ pub struct Quiescer {
     pub(crate) rule_problems: RuleProblems,
 }
 
-impl std::fmt::Debug for Quiescer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Quiescer").finish_non_exhaustive()
-    }
-}
-
 fn refused(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::QuiesceFailed, message)
 }

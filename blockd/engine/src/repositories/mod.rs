@@ -142,12 +142,6 @@ impl Repositories {
     }
 }
 
-impl std::fmt::Debug for Repositories {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Repositories").finish_non_exhaustive()
-    }
-}
-
 impl Repositories {
     /// Returns the rows of all credentials.
     ///

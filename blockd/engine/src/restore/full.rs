@@ -38,12 +38,6 @@ pub struct RestoreWork {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for RestoreWork {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RestoreWork").finish_non_exhaustive()
-    }
-}
-
 fn volume_id(row: &TaskRow) -> Result<VolumeId, ServiceError> {
     row.volume.ok_or_else(|| ServiceError::Internal("a restore without a volume".into()))
 }

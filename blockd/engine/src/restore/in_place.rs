@@ -51,12 +51,6 @@ pub struct InPlaceWork {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for InPlaceWork {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("InPlaceWork").finish_non_exhaustive()
-    }
-}
-
 impl InPlaceWork {
     /// Fences the volumes of unfinished in-place restores, before the first client is served.
     ///

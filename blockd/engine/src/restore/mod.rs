@@ -38,12 +38,6 @@ pub struct Restores {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for Restores {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Restores").finish_non_exhaustive()
-    }
-}
-
 impl Restores {
     /// Starts a restore into a new volume.
     ///

@@ -39,12 +39,6 @@ pub struct Schedules {
     pub(crate) scheduler: Arc<Scheduler>,
 }
 
-impl std::fmt::Debug for Schedules {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Schedules").finish_non_exhaustive()
-    }
-}
-
 fn no_schedule(uuid: Uuid) -> ServiceError {
     ServiceError::refused(ErrorCode::ScheduleNotFound, format!("there is no schedule {uuid}"))
 }

@@ -31,12 +31,6 @@ pub struct RetentionChecks {
     pub(crate) repositories: Arc<Repositories>,
 }
 
-impl std::fmt::Debug for RetentionChecks {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RetentionChecks").finish_non_exhaustive()
-    }
-}
-
 /// State of the backups that a pass would keep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum RetentionCheck {

@@ -70,12 +70,6 @@ pub struct ScheduleRunner {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for ScheduleRunner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ScheduleRunner").finish_non_exhaustive()
-    }
-}
-
 /// Time of the next attempt of a deletion.
 #[derive(Clone, Copy, Debug)]
 pub struct Delay {

@@ -51,12 +51,6 @@ pub struct Snapshots {
     pub(crate) to_undo: Mutex<Vec<(VolumeId, SnapshotId)>>,
 }
 
-impl std::fmt::Debug for Snapshots {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Snapshots").finish_non_exhaustive()
-    }
-}
-
 impl Snapshots {
     /// Freezes a point of a volume.
     ///

@@ -40,7 +40,6 @@ use tokio::{
 use uuid::Uuid;
 
 /// Unfinished tasks.
-#[derive(Debug)]
 pub struct Tasks {
     pub(crate) readers: Arc<dyn SnapshotReaders>,
     pub(crate) db: Arc<Db>,

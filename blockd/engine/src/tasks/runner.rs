@@ -57,12 +57,6 @@ pub struct Runner {
     pub(crate) verify_work: Arc<VerifyWork>,
 }
 
-impl std::fmt::Debug for Runner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Runner").finish_non_exhaustive()
-    }
-}
-
 impl Runner {
     /// Stops a task and waits for its end. With `discard`, a stopped task is abandoned.
     ///

@@ -62,12 +62,6 @@ pub struct Volumes {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for Volumes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Volumes").finish_non_exhaustive()
-    }
-}
-
 impl Volumes {
     /// Makes a volume; it is durable and served when this returns.
     ///

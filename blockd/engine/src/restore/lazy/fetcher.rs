@@ -21,12 +21,6 @@ pub struct Fetcher {
     jobs: OnceLock<Option<UnboundedSender<Job>>>,
 }
 
-impl std::fmt::Debug for Fetcher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Fetcher").finish_non_exhaustive()
-    }
-}
-
 impl Fetcher {
     /// Has the thread drive what `job` makes. If there can be no thread, `job` is dropped.
     pub fn submit<F>(&self, handle: &Handle, job: impl FnOnce() -> F + Send + 'static)

@@ -45,12 +45,6 @@ pub struct HydrationWork {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-impl std::fmt::Debug for HydrationWork {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HydrationWork").finish_non_exhaustive()
-    }
-}
-
 pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let id = row.volume.ok_or_else(|| ServiceError::Internal("a hydration without a volume".into()))?;

@@ -39,12 +39,6 @@ pub struct LazyVolumes {
     pub(crate) repositories: Arc<Repositories>,
 }
 
-impl std::fmt::Debug for LazyVolumes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LazyVolumes").finish_non_exhaustive()
-    }
-}
-
 impl LazyVolumes {
     /// Attaches the sources of lazy volumes, before the first client is served.
     ///

@@ -32,12 +32,6 @@ pub struct Devices {
     pub(crate) registry: Arc<Registry>,
 }
 
-impl std::fmt::Debug for Devices {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Devices").finish_non_exhaustive()
-    }
-}
-
 impl Devices {
     /// Attaches a volume as a block device of the kernel. Succeeds without a change if the volume is attached
     /// with the same options already.
