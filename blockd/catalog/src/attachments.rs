@@ -1,6 +1,6 @@
 //! Rows of attachments: volumes that are kernel devices.
 
-use crate::{DbError, UnknownWord, number, parsed, stored};
+use crate::{DbError, UnknownWord, number, parsed, rows, stored};
 use blockd_extent::VolumeId;
 use rusqlite::{Row, Transaction, params};
 use std::str::FromStr;
@@ -84,9 +84,7 @@ impl AttachmentRow {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM attachments ORDER BY volume"))?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &format!("SELECT {COLUMNS} FROM attachments ORDER BY volume"), [], Self::read)
     }
 
     /// Stores the attachment of its volume.

@@ -1,6 +1,6 @@
 //! Rows of chains: the base of the next incremental backup of a volume with a credential.
 
-use crate::{DbError, number, parsed, stored};
+use crate::{DbError, number, parsed, rows, stored};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{Epoch, VolumeId};
 use jiff::Timestamp;
@@ -54,10 +54,7 @@ impl Chain {
     pub fn all(tx: &Transaction<'_>, volume: Option<VolumeId>) -> Result<Vec<Self>, DbError> {
         let sql =
             format!("SELECT {COLUMNS} FROM chains WHERE ?1 IS NULL OR volume = ?1 ORDER BY finished DESC");
-        let mut statement = tx.prepare(&sql)?;
-        let rows =
-            statement.query_map([volume.map(|id| id.to_string())], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &sql, [volume.map(|id| id.to_string())], Self::read)
     }
 
     /// Stores the chain, replacing the previous one.

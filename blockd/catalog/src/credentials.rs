@@ -1,6 +1,6 @@
 //! Rows of credentials.
 
-use crate::{DbError, json, number, parsed, parsed_if_there, stored, to_json};
+use crate::{DbError, json, number, parsed, parsed_if_there, rows, stored, to_json};
 use blockd_api::{
     CredentialName, SecretRef,
     credentials::{Connection, StoreConfig},
@@ -82,9 +82,7 @@ impl CredentialRow {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM credentials ORDER BY name"))?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &format!("SELECT {COLUMNS} FROM credentials ORDER BY name"), [], Self::read)
     }
 
     /// Adds the row.

@@ -1,6 +1,6 @@
 //! Rows of doubts: cloud snapshots of this host that may be listed but incomplete.
 
-use crate::{DbError, parsed};
+use crate::{DbError, parsed, rows};
 use blockd_cloud::CloudSnapshotId;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
@@ -40,9 +40,7 @@ impl Doubt {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM doubts"))?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &format!("SELECT {COLUMNS} FROM doubts"), [], Self::read)
     }
 
     /// Returns the doubts of abandoned backups.
@@ -50,10 +48,7 @@ impl Doubt {
     /// # Errors
     /// The database fails.
     pub fn given_up(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let mut statement =
-            tx.prepare(&format!("SELECT {COLUMNS} FROM doubts WHERE given_up = 1 ORDER BY since"))?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &format!("SELECT {COLUMNS} FROM doubts WHERE given_up = 1 ORDER BY since"), [], Self::read)
     }
 
     /// Returns true for a doubt about this cloud snapshot in any location.

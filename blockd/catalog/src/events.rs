@@ -1,6 +1,6 @@
 //! Rows of events.
 
-use crate::{DbError, TaskRow, number, parsed, parsed_if_there, stored};
+use crate::{DbError, TaskRow, number, parsed, parsed_if_there, rows, stored};
 use blockd_api::{
     ErrorCode, VolumeName,
     events::{Event, Severity},
@@ -127,9 +127,7 @@ const COLUMNS: &str = "id, at, severity, kind, volume, credential, task, cloudsn
 /// The database fails.
 pub fn events_after(tx: &Transaction<'_>, since: u64, max: u32) -> Result<Vec<Event>, DbError> {
     let sql = format!("SELECT {COLUMNS} FROM events WHERE id > ?1 ORDER BY id LIMIT ?2");
-    let mut statement = tx.prepare(&sql)?;
-    let rows = statement.query_map(params![stored(since), max], read)?.collect::<Result<_, _>>()?;
-    Ok(rows)
+    rows(tx, &sql, params![stored(since), max], read)
 }
 
 /// Counts the events after a number by kind and severity.

@@ -1,6 +1,6 @@
 //! Rows of lazy volumes: those that still need their backing snapshot.
 
-use crate::{DbError, parsed};
+use crate::{DbError, parsed, rows};
 use blockd_api::lazy::StoreLoss;
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::VolumeId;
@@ -40,9 +40,7 @@ impl LazyRow {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM lazy_volumes ORDER BY volume"))?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &format!("SELECT {COLUMNS} FROM lazy_volumes ORDER BY volume"), [], Self::read)
     }
 
     /// Adds the row of an existing volume.

@@ -338,6 +338,16 @@ fn json_if_there<T: serde::de::DeserializeOwned>(
     }
 }
 
+/// Returns all rows of a query.
+fn rows<T>(
+    tx: &Transaction<'_>,
+    sql: &str,
+    params: impl rusqlite::Params,
+    read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<T>, DbError> {
+    Ok(tx.prepare_cached(sql)?.query_map(params, read)?.collect::<Result<_, _>>()?)
+}
+
 /// Parses a JSON column.
 fn json<T: serde::de::DeserializeOwned>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;

@@ -1,6 +1,6 @@
 //! Rows of proofs: results of the last verification of each cloud snapshot.
 
-use crate::{DbError, parsed, repository_place::Aliases};
+use crate::{DbError, parsed, repository_place::Aliases, rows};
 use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::BlockSet;
 use jiff::Timestamp;
@@ -61,9 +61,7 @@ impl Proof {
     /// The database fails.
     pub fn all(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Self>, DbError> {
         let sql = format!("SELECT {COLUMNS} FROM proofs WHERE credential = ?1 ORDER BY verified");
-        let mut statement = tx.prepare(&sql)?;
-        let rows = statement.query_map([credential.to_string()], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &sql, [credential.to_string()], Self::read)
     }
 
     /// Returns the proofs of a repository from all its credentials, oldest first. A place that matches by key

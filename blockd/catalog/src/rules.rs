@@ -1,6 +1,6 @@
 //! Rows of rules and of their assignments.
 
-use crate::{DbError, ScheduleRow, json, parsed, to_json};
+use crate::{DbError, ScheduleRow, json, parsed, rows, to_json};
 use blockd_api::{GroupName, RuleName, quiesce::Quiesce};
 use blockd_extent::VolumeId;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -26,9 +26,7 @@ impl RuleRow {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let mut statement = tx.prepare("SELECT name, quiesce FROM rules ORDER BY name")?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, "SELECT name, quiesce FROM rules ORDER BY name", [], Self::read)
     }
 
     /// Returns the rule of this name.

@@ -1,6 +1,6 @@
 //! Rows of runs of schedules.
 
-use crate::{DbError, json_if_there, number, parsed, parsed_if_there, stored, to_json};
+use crate::{DbError, json_if_there, number, parsed, parsed_if_there, rows, stored, to_json};
 use blockd_api::{
     VolumeName,
     schedules::{Priority, Run, RunState},
@@ -112,9 +112,7 @@ impl RunRow {
     }
 
     fn select(tx: &Transaction<'_>, rest: &str, params: impl rusqlite::Params) -> Result<Vec<Self>, DbError> {
-        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM schedule_runs {rest}"))?;
-        let rows = statement.query_map(params, Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &format!("SELECT {COLUMNS} FROM schedule_runs {rest}"), params, Self::read)
     }
 
     /// Adds the run unless it exists; returns its number if it was added.

@@ -1,7 +1,7 @@
 //! Rows of snapshots.
 
 use crate::volumes::UnknownWord;
-use crate::{DbError, json_if_there, number, parsed, stored, to_json};
+use crate::{DbError, json_if_there, number, parsed, rows, stored, to_json};
 use blockd_api::{SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -97,10 +97,7 @@ impl SnapshotRow {
         let sql = format!(
             "SELECT {COLUMNS} FROM snapshots WHERE ?1 IS NULL OR volume = ?1 ORDER BY volume, epoch, created, id"
         );
-        let mut statement = tx.prepare(&sql)?;
-        let rows =
-            statement.query_map([volume.map(|id| id.to_string())], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &sql, [volume.map(|id| id.to_string())], Self::read)
     }
 
     /// Adds the row.

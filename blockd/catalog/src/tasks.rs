@@ -1,7 +1,7 @@
 //! Rows of tasks.
 
 use crate::volumes::UnknownWord;
-use crate::{DbError, json, parsed, to_json};
+use crate::{DbError, json, parsed, rows, to_json};
 use blockd_api::{
     ApiError, SnapshotName, VolumeName,
     cloudsnaps::BackupOptions,
@@ -307,9 +307,7 @@ impl TaskRow {
     pub fn unfinished(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
         let sql =
             format!("SELECT {COLUMNS} FROM tasks WHERE state IN ('pending', 'active') ORDER BY created");
-        let mut statement = tx.prepare(&sql)?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &sql, [], Self::read)
     }
 
     /// Returns the resumable tasks, oldest first.
@@ -318,9 +316,7 @@ impl TaskRow {
     /// The database fails.
     pub fn resumable(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
         let sql = format!("SELECT {COLUMNS} FROM tasks WHERE {RESUMABLE} ORDER BY created");
-        let mut statement = tx.prepare(&sql)?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &sql, [], Self::read)
     }
 
     /// Returns true if another task needs a local snapshot, now or when it resumes.
@@ -352,9 +348,7 @@ impl TaskRow {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM tasks ORDER BY created DESC, id"))?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &format!("SELECT {COLUMNS} FROM tasks ORDER BY created DESC, id"), [], Self::read)
     }
 
     /// Adds or replaces the row.

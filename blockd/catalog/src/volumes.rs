@@ -1,6 +1,6 @@
 //! Rows of volumes.
 
-use crate::{DbError, json, number, parsed, parsed_if_there, stored, to_json};
+use crate::{DbError, json, number, parsed, parsed_if_there, rows, stored, to_json};
 use blockd_api::{GroupName, Labels, VolumeName};
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
@@ -108,9 +108,7 @@ impl VolumeRow {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM volumes ORDER BY name"))?;
-        let rows = statement.query_map([], Self::read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        rows(tx, &format!("SELECT {COLUMNS} FROM volumes ORDER BY name"), [], Self::read)
     }
 
     /// Adds the row.
