@@ -270,7 +270,7 @@ impl Engine {
         let hydration_work = service!(HydrationWork { host, lazy, merger, registry, tasks });
         let in_place_work = service!(InPlaceWork { lazy, db, host, merger, registry, snapshots, tasks }
             going_back);
-        let delete_work = service!(DeleteWork { db, host, registry, snapshots, tasks });
+        let delete_work = service!(DeleteWork { db, host, lazy, registry, snapshots, tasks });
         let verify_work = service!(VerifyWork { db, host, registry, repositories, snapshots, tasks });
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, events, health,
             host, hydration_work, in_place_work, task_workers, registry, repositories, restore_work,
@@ -283,7 +283,7 @@ impl Engine {
         let backups = service!(Backups { admission, host, quiescer, registry, repositories, runner,
             snapshots, tasks });
         let cloud_snapshots = service!(CloudSnapshots { db, host, registry, repositories });
-        let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, host, lazy,
+        let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host,
             repositories, runner, scheduler, tasks });
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, health,
             host, registry, repositories, runner, tasks });

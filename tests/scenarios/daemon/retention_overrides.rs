@@ -5,6 +5,7 @@ use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     cloudsnaps::{BackupOptions, CloudSnapshotId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
     events::ListEvents,
+    lazy::StartLazyRestore,
     operations::*,
     schedules::RunState,
     tasks::{TaskOwner, TaskStage},
@@ -304,7 +305,7 @@ async fn refused_deletion_blocks_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn resumed_deletion_spares_snapshots_pinned_since() {
+async fn resumed_deletion_spares_snapshots_pinned_or_used_since() {
     let mut host = Host::new().await;
     let credential = host.create_credential().await;
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
@@ -319,7 +320,18 @@ async fn resumed_deletion_spares_snapshots_pinned_since() {
     let (asked, forced) = (stopped(false), stopped(true));
     host.pin(&snap, true).await;
     assert_eq!(api_code(host.client.call_at(RESUME_TASK, &asked, &()).await), ErrorCode::CloudsnapPinned);
+    let lazy = StartLazyRestore {
+        snap: snap.parse().unwrap(),
+        volume: Some("clone".parse().unwrap()),
+        cred_id: None,
+        hydrate: false,
+        on_store_loss: Default::default(),
+        labels: None,
+    };
+    host.client.call(START_LAZY_RESTORE, &lazy).await.unwrap();
+    assert_eq!(api_code(host.client.call_at(RESUME_TASK, &forced, &()).await), ErrorCode::CloudsnapInUse);
     assert_eq!(host.ids().await, [snap.as_str()]);
+    host.client.call_at(DELETE_VOLUME, &"clone".parse().unwrap(), &Default::default()).await.unwrap();
     host.client.call_at(RESUME_TASK, &forced, &()).await.unwrap();
     host.done(forced).await;
     assert_eq!(host.ids().await, [""; 0]);

@@ -1,23 +1,18 @@
 //! Start of cloud snapshot deletions, on request or by a retention policy.
 
 use crate::{
-    cloud_snapshots::CloudSnapshots,
+    cloud_snapshots::{CloudSnapshots, delete_task::DeleteWork},
     error::ServiceError,
     host::{Admission, Host},
     repositories::{Repositories, locate::Purpose, preflight::check_cancelled},
-    restore::lazy::LazyVolumes,
     schedules::{
         retention_checks::{RetentionChecks, delete_command},
         wake::Scheduler,
     },
     tasks::{Tasks, runner::Runner},
 };
-use blockd_api::{
-    ErrorCode,
-    cloudsnaps::StartDelete,
-    tasks::{TaskKind, TaskStarted},
-};
-use blockd_catalog::{Chain, Db, DeleteTask, RetentionOverride, TaskRow, TaskSpec};
+use blockd_api::{cloudsnaps::StartDelete, tasks::TaskStarted};
+use blockd_catalog::{Db, DeleteTask, RetentionOverride, TaskRow, TaskSpec};
 use blockd_cloud::{CloudError, CloudSnapshotId};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -28,8 +23,8 @@ pub struct Deletions {
     pub(crate) checks: Arc<RetentionChecks>,
     pub(crate) cloud_snapshots: Arc<CloudSnapshots>,
     pub(crate) db: Arc<Db>,
+    pub(crate) delete_work: Arc<DeleteWork>,
     pub(crate) host: Arc<Host>,
-    pub(crate) lazy: Arc<LazyVolumes>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) runner: Arc<Runner>,
     pub(crate) scheduler: Arc<Scheduler>,
@@ -61,13 +56,12 @@ impl Deletions {
         let _admission = self.admission.lock().await;
         check_cancelled()?;
         self.tasks.refuse_if_deleting(&id).await?;
-        self.lazy.refuse_if_needed(&id).await?;
         match judged_by {
             Some(mark) if !self.is_judged_by(&id, credential.uuid, mark).await? => return Ok(None),
             None if !request.force => self.checks.refuse_if_pinned(&id, credential.uuid).await?,
             _ => {}
         }
-        self.refuse_if_used(&id).await?;
+        self.delete_work.refuse_if_used(&id).await?;
         let spec = DeleteTask { force: request.force, damaged, by_retention: judged_by.is_some() };
         let mut row = TaskRow::new(TaskSpec::Delete(spec), credential.uuid, id, crate::owner::current());
         row.detail.credential_name = credential.name.to_string();
@@ -95,32 +89,5 @@ impl Deletions {
         let mut refused = error.to_api();
         refused.hint = Some(format!("to delete it anyway, an administrator runs `{}`", delete_command(id)));
         Err(ServiceError::Refused(refused))
-    }
-
-    /// Refuses to delete a cloud snapshot that a running or resumable task needs. Requires the admission
-    /// lock.
-    async fn refuse_if_used(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
-        let chains = self.db.run(|tx| Chain::all(tx, None)).await?;
-        let uses = |task: &TaskRow| match task.kind() {
-            TaskKind::Restore => task.cloudsnap == *id,
-            TaskKind::Delete | TaskKind::Verify => false,
-            TaskKind::Backup => {
-                // A task without a decision yet may use the tip of its volume's chain as its base; a resumed
-                // one looks for it.
-                let undecided = !task.state.is_over()
-                    && task.detail.backup_type.is_none()
-                    && chains.iter().any(|chain| Some(chain.volume) == task.volume && chain.cloudsnap == *id);
-                task.base == Some(*id) || undecided || task.cloudsnap.snapshot == id.snapshot
-            }
-        };
-        let tasks =
-            self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
-        let Some(task) = tasks.into_iter().find(uses) else { return Ok(()) };
-        let how = match task.state.is_over() {
-            true => format!("resume it, or discard it with `blockctl cloudsnap stop {} --discard`", task.id),
-            false => "wait for it to end".to_owned(),
-        };
-        let message = format!("cloud snapshot {id} is used by {} task {}: {how}", task.kind(), task.id);
-        Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message))
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     error::{ServiceError, blocking},
     host::Host,
     repositories::opening::is_missing_or_damaged,
+    restore::lazy::LazyVolumes,
     snapshots::Snapshots,
     tasks::{LiveTask, Tasks, clean_files, secrets},
     volumes::registry::Registry,
@@ -26,9 +27,40 @@ use std::{path::Path, sync::Arc};
 pub struct DeleteWork {
     pub(crate) db: Arc<Db>,
     pub(crate) host: Arc<Host>,
+    pub(crate) lazy: Arc<LazyVolumes>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) tasks: Arc<Tasks>,
+}
+
+impl DeleteWork {
+    /// Refuses to delete a cloud snapshot that a lazy volume, or a running or resumable task needs. Requires
+    /// the admission lock.
+    pub(crate) async fn refuse_if_used(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
+        self.lazy.refuse_if_needed(id).await?;
+        let chains = self.db.run(|tx| Chain::all(tx, None)).await?;
+        let uses = |task: &TaskRow| match task.kind() {
+            TaskKind::Restore => task.cloudsnap == *id,
+            TaskKind::Delete | TaskKind::Verify => false,
+            TaskKind::Backup => {
+                // A task without a decision yet may use the tip of its volume's chain as its base; a resumed
+                // one looks for it.
+                let undecided = !task.state.is_over()
+                    && task.detail.backup_type.is_none()
+                    && chains.iter().any(|chain| Some(chain.volume) == task.volume && chain.cloudsnap == *id);
+                task.base == Some(*id) || undecided || task.cloudsnap.snapshot == id.snapshot
+            }
+        };
+        let tasks =
+            self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
+        let Some(task) = tasks.into_iter().find(uses) else { return Ok(()) };
+        let how = match task.state.is_over() {
+            true => format!("resume it, or discard it with `blockctl cloudsnap stop {} --discard`", task.id),
+            false => "wait for it to end".to_owned(),
+        };
+        let message = format!("cloud snapshot {id} is used by {} task {}: {how}", task.kind(), task.id);
+        Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message))
+    }
 }
 
 pub(crate) async fn run(

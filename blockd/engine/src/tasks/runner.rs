@@ -117,9 +117,12 @@ impl Runner {
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
         self.refuse_if_busy(&row).await?;
-        // It may have been pinned meanwhile.
-        if let TaskSpec::Delete(DeleteTask { force: false, .. }) = row.spec {
-            self.checks.refuse_if_pinned(&row.cloudsnap, row.credential).await?;
+        // It may have been pinned meanwhile, or come into use.
+        if let TaskSpec::Delete(DeleteTask { force, .. }) = row.spec {
+            if !force {
+                self.checks.refuse_if_pinned(&row.cloudsnap, row.credential).await?;
+            }
+            self.delete_work.refuse_if_used(&row.cloudsnap).await?;
         }
         self.in_place_work.keep_clients_out(&row)?;
         row.state = TaskStage::Pending;
