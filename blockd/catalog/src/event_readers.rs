@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn event_readers_resume_at_their_cursor() {
         let dir = tempfile::tempdir().unwrap();
-        let db = Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let tell = |tx: &Transaction<'_>| {
             NewEvent::new(Timestamp::UNIX_EPOCH, Severity::Info, "run-failed", "x").insert(tx)
         };

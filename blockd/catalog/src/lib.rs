@@ -163,17 +163,6 @@ impl Db {
         Ok(Self { connection: Mutex::new(connection) })
     }
 
-    /// [`open`](Self::open) for tests with many transactions: commits survive the process, but no power cut.
-    ///
-    /// # Errors
-    /// Those of [`open`](Self::open).
-    #[cfg(any(test, feature = "testing"))]
-    pub fn open_without_power_cuts(path: &Path) -> Result<Self, DbError> {
-        let db = Self::open(path)?;
-        db.connection.lock().execute_batch("PRAGMA synchronous = OFF")?;
-        Ok(db)
-    }
-
     /// Reads the volumes of a database of any version without changing it. No other process may have it open.
     ///
     /// # Errors

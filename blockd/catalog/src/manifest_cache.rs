@@ -294,8 +294,9 @@ mod tests {
                 (object, one.manifest.unwrap())
             })
             .collect();
-        let dir = tempfile::tempdir().unwrap();
-        let db = Arc::new(Db::open_without_power_cuts(&dir.path().join("blockd.db")).unwrap());
+        // In memory: each of the many commits would be synced.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let db = Arc::new(Db::open(&dir.path().join("blockd.db")).unwrap());
         let credential = Uuid::from_u128(7);
         db.transaction::<_, DbError>(|tx| {
             let sql =

@@ -2,9 +2,9 @@
 //! which mostly run on idle processors. While guests are idle, tasks use normal threads: on a host that is
 //! busy otherwise, threads of that priority would hardly run.
 //!
-//! Priorities suffice. Throttling tasks when guest latency rose in addition left the p99 of 4 KiB writes where
-//! it was (482 and 523 µs without, 542 and 583 µs with it) and took three quarters of the backup's rate
-//! (`tools/bench guest`, 2 cores).
+//! Priorities suffice. Throttling tasks when guest latency rose in addition left the p99 of 4 KiB writes
+//! where it was (482 and 523 µs without, 542 and 583 µs with it) and took three quarters of the backup's
+//! rate (`tools/bench guest`, 2 cores).
 
 use crate::{
     metrics::Operation,
