@@ -12,8 +12,6 @@ mod clone;
 mod diff;
 mod error;
 mod freeze;
-#[cfg(any(test, feature = "testing"))]
-pub mod fuzzing;
 mod grow;
 mod head;
 mod io;

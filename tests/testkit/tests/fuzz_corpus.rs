@@ -39,5 +39,5 @@ fn transmission() {
 
 #[test]
 fn volume() {
-    replay("volume", blockd_volume::fuzzing::files);
+    replay("volume", blockd_testkit::volume_files);
 }
