@@ -35,8 +35,6 @@ pub use block_status::{Allocation, AllocationRun, DirtyRun};
 pub use check::Checked;
 pub use diff::{Difference, DifferenceRun};
 pub use error::{VolumeError, VolumeErrorKind};
-#[cfg(feature = "testing")]
-pub use freeze::group::freeze_one_by_one;
 pub use freeze::group::{GroupError, GroupFrozen, freeze_group, freeze_group_with};
 pub use freeze::intervals::Changes;
 pub use freeze::{Frozen, SnapshotInfo};

@@ -7,10 +7,7 @@ use blockd_volume::{
     OpenOptions, Recovery, Volume, VolumeErrorKind,
     testing::{Disk, Fault, FaultError, Rng},
 };
-use std::{
-    path::Path,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::{path::Path, sync::Arc};
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 40;
@@ -26,7 +23,7 @@ fn content(volume: &Volume) -> Vec<u8> {
 }
 
 fn merge_all(volume: &Volume) {
-    while volume.merge_next(&AtomicBool::new(false)).unwrap() {}
+    while volume.merge_next(&|_| true).unwrap() {}
 }
 
 fn reopen(volume: Arc<Volume>) -> Arc<Volume> {

@@ -11,7 +11,7 @@ mod sim;
 use blockd_extent::{BlockIndex, SnapshotId};
 use blockd_volume::{
     Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind,
-    testing::{Bug, Fault, FaultError, OpKind, Operation, Rng},
+    testing::{Fault, FaultError, Lie, OpKind, Operation, Rng},
 };
 use sim::{BLOCKS, ID, LIFE, Sim, Step, assert_sticky, names_in, seed_of_test};
 use std::sync::Arc;
@@ -23,15 +23,15 @@ struct Run {
     /// After a failed sync the power is cut; otherwise just the process is started again.
     cut_power: bool,
     seed: u64,
-    bug: Option<Bug>,
+    lie: Option<Lie>,
 }
 
 impl Run {
     /// Leads the life; all calls that it made.
     fn lead(self) -> Vec<Operation> {
         let mut sim = Sim::new(self.seed);
-        if let Some(bug) = self.bug {
-            sim.plant(bug);
+        if let Some(lie) = self.lie {
+            sim.plant(lie);
         }
         if let Some((number, error)) = self.fault {
             let partial_bytes = sim.rng.below(12) as usize * 512;
@@ -147,8 +147,10 @@ impl Run {
 /// Fails each call in turn. A panic tells which.
 fn fail_each_call(name: &str, error: FaultError, persistent: bool) {
     let seed = seed_of_test(name);
-    let calm = Run { fault: None, persistent, cut_power: false, seed, bug: None };
+    let calm = Run { fault: None, persistent, cut_power: false, seed, lie: None };
     let calls = calm.lead();
+    // With one of six seeds the filesystem shares extents, and merges are not cut short by notes.
+    assert!(seed % 6 != 5 || calls.iter().any(|call| call.kind == OpKind::Share), "no extent is shared");
     let calls = calls.iter().filter(|call| error == FaultError::Io || call.kind.takes_space()).count() as u64;
     let mut rng = Rng::new(seed);
     let mut failed = Vec::new();
@@ -194,19 +196,11 @@ fn full_disk_loses_no_data_and_volume_resumes() {
 
 /// A test that finds nothing proves nothing.
 #[test]
-fn forgotten_failed_sync_is_detected() {
-    let seed = seed_of_test("forgotten_failed_sync_is_detected");
-    let calm =
-        Run { fault: None, persistent: false, cut_power: true, seed, bug: Some(Bug::FailedSyncForgotten) };
-    assert!(is_noticed(calm, "data"));
-}
-
-#[test]
-fn map_writeback_error_that_is_ignored_is_noticed() {
-    let seed = seed_of_test("map_writeback_error_that_is_ignored_is_noticed");
-    let calm =
-        Run { fault: None, persistent: false, cut_power: false, seed, bug: Some(Bug::MapErrorForgotten) };
-    assert!(is_noticed(calm, "map"));
+fn hidden_failed_sync_is_detected() {
+    let seed = seed_of_test("hidden_failed_sync_is_detected");
+    let calm = Run { fault: None, persistent: false, cut_power: true, seed, lie: None };
+    assert!(is_noticed(Run { lie: Some(Lie::HidesFailedSync(".data")), ..calm }, "data"));
+    assert!(is_noticed(Run { lie: Some(Lie::HidesFailedSync(".map")), cut_power: false, ..calm }, "map"));
 }
 
 /// Fails each sync of files with this extension in turn, and returns whether a run fails because of it.

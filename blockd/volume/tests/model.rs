@@ -9,11 +9,7 @@ use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, Extent, SnapshotId, VolumeId};
 use blockd_volume::{Content, OpenOptions, Recovery, Volume, VolumeErrorKind};
 use checks::*;
 use proptest::prelude::*;
-use std::{
-    fs::File,
-    path::PathBuf,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::{fs::File, path::PathBuf, sync::Arc};
 
 /// The size at the start, and the largest one.
 const SIZE_BYTES: u64 = 3 << 20;
@@ -203,7 +199,7 @@ impl Run {
                 }
             }
             Step::Merge => {
-                self.volume.merge_next(&AtomicBool::new(false)).unwrap();
+                self.volume.merge_next(&|_| true).unwrap();
             }
             Step::RollBack(number) => self.roll_back(number),
             Step::CleanRestart => {

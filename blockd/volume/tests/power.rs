@@ -11,7 +11,7 @@ mod sim;
 
 use blockd_volume::{
     Recovery, Volume, VolumeErrorKind,
-    testing::{Bug, Fault, FaultError, OpKind},
+    testing::{Fault, FaultError, Lie, OpKind},
 };
 use sim::{BLOCKS, LIFE, Sim, Step, assert_sticky, seed_of_test};
 
@@ -34,34 +34,35 @@ const WITH_FAULTS: &str = "power_cuts_and_failing_calls_together_break_nothing";
 const LAZY: &str = "lazy_volume_survives_power_cuts";
 
 /// A random life.
-#[derive(Clone, Copy, Default)]
-struct Plan<'a> {
+#[derive(Clone, Copy, Debug)]
+struct Plan {
     /// Calls fail in it, too.
     faults: bool,
     /// The volume begins as what a source holds.
     lazy: bool,
-    bugs: &'a [Bug],
+    lie: Option<Lie>,
+    /// Recovery that a start after a power cut gets as its option.
+    recovery: Recovery,
 }
+
+const CALM: Plan = Plan { faults: false, lazy: false, lie: None, recovery: Recovery::AfterPowerLoss };
 
 /// Draws what a volume goes through.
 struct Life {
     sim: Sim,
     next_id: u64,
-    faults: bool,
-    lazy: bool,
+    plan: Plan,
 }
 
 impl Life {
-    fn new(seed: u64, plan: Plan<'_>) -> Self {
+    fn new(seed: u64, plan: Plan) -> Self {
         let mut sim = Sim::new(seed);
         match plan.lazy {
             true => sim.create_lazy(FIRST_LAZY_BLOCKS).unwrap(),
             false => sim.create(FIRST_BLOCKS).unwrap(),
         }
-        for &bug in plan.bugs {
-            sim.plant(bug);
-        }
-        Self { sim, next_id: 1, faults: plan.faults, lazy: plan.lazy }
+        plan.lie.into_iter().for_each(|lie| sim.plant(lie));
+        Self { sim, next_id: 1, plan }
     }
 
     fn draw(&mut self) -> Step {
@@ -80,7 +81,7 @@ impl Life {
             _ => 1 + rng.below(5 * BLOCK),
         };
         let len = len.min(sectors - start);
-        if self.lazy && rng.one_in(3) {
+        if self.plan.lazy && rng.one_in(3) {
             return match rng.below(8) {
                 0..=2 => Step::Read { start, len },
                 3..=4 => Step::Hydrate,
@@ -116,7 +117,7 @@ impl Life {
         let cut = self.sim.rng.below(steps * 6);
         self.sim.disk.cut_power_before(self.sim.disk.operations().len() as u64 + cut);
         for _ in 0..steps {
-            if self.faults && self.sim.rng.one_in(3) {
+            if self.plan.faults && self.sim.rng.one_in(3) {
                 self.inject();
             }
             let step = self.draw();
@@ -134,7 +135,7 @@ impl Life {
                 }
             }
         }
-        come_back(&mut self.sim);
+        come_back(&mut self.sim, self.plan.recovery);
     }
 
     fn inject(&mut self) {
@@ -175,23 +176,23 @@ impl Life {
 }
 
 /// Cuts the power and opens what is left; the opening may be cut off, too.
-fn come_back(sim: &mut Sim) {
+fn come_back(sim: &mut Sim, recovery: Recovery) {
     sim.cut_power();
     while sim.rng.one_in(3) {
         let cut = sim.rng.below(40);
         sim.disk.cut_power_before(cut);
-        let opened = sim.open(Recovery::AfterPowerLoss, true);
+        let opened = sim.open(recovery, true);
         assert!(opened.is_ok() || sim.disk.is_off(), "{opened:?}", opened = opened.err());
         sim.cut_power();
     }
-    sim.open(Recovery::AfterPowerLoss, true).unwrap();
+    sim.open(recovery, true).unwrap();
     sim.decide();
     sim.check();
     sim.check_for_leaks();
 }
 
 /// Some generations of a life.
-fn live(seed: u64, plan: Plan<'_>) {
+fn live(seed: u64, plan: Plan) {
     let mut life = Life::new(seed, plan);
     for _ in 0..2 + seed % 4 {
         life.generation();
@@ -202,7 +203,7 @@ fn live(seed: u64, plan: Plan<'_>) {
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Leads lives until one fails or the time is over; how many, and the seed of the one that failed.
-fn live_many(first_seed: u64, most: u64, time: Duration, plan: Plan<'_>) -> (u64, Option<u64>) {
+fn live_many(first_seed: u64, most: u64, time: Duration, plan: Plan) -> (u64, Option<u64>) {
     let start = Instant::now();
     for number in 0..most {
         if start.elapsed() > time {
@@ -217,7 +218,7 @@ fn live_many(first_seed: u64, most: u64, time: Duration, plan: Plan<'_>) -> (u64
 }
 
 /// Leads lives for a test of this name.
-fn live_for(name: &str, time: Duration, plan: Plan<'_>) {
+fn live_for(name: &str, time: Duration, plan: Plan) {
     let seed = seed_of_test(name);
     if std::env::var_os("BLOCKD_TEST_SEED").is_some() {
         return live(seed, plan);
@@ -230,37 +231,23 @@ fn live_for(name: &str, time: Duration, plan: Plan<'_>) {
 
 #[test]
 fn power_cut_keeps_the_volume_consistent() {
-    live_for(WITH_CUTS, Duration::from_secs(10), Plan::default());
+    live_for(WITH_CUTS, Duration::from_secs(10), CALM);
 }
 
 #[test]
 fn power_cuts_with_failing_calls_lose_no_flushed_data() {
-    live_for(WITH_FAULTS, Duration::from_secs(10), Plan { faults: true, ..Plan::default() });
+    live_for(WITH_FAULTS, Duration::from_secs(10), Plan { faults: true, ..CALM });
 }
 
 #[test]
 fn lazy_volume_survives_power_cuts() {
-    live_for(LAZY, Duration::from_secs(10), Plan { lazy: true, ..Plan::default() });
+    live_for(LAZY, Duration::from_secs(10), Plan { lazy: true, ..CALM });
 }
 
-#[test]
-fn planted_hydration_bugs_are_found() {
-    let seed = seed_of_test("planted_hydration_bugs_are_found");
-    for bug in Bug::FOUND_IN_LAZY_VOLUMES {
-        let start = Instant::now();
-        let plan = Plan { lazy: true, faults: false, bugs: &[bug] };
-        let (count, failed) = live_many(seed, u64::MAX, TIMEOUT, plan);
-        assert!(failed.is_some(), "{bug:?} was not found in {count} lives");
-        eprintln!("{bug:?}: found in life {count}, after {:?}", start.elapsed());
-    }
-}
-
-/// Leads the life and cuts the power right before the call with this number; how many calls it took.
-fn cut_before(call: u64, seed: u64, life: &[Step], bugs: &[Bug]) -> u64 {
+/// Leads the life and cuts the power right before the call with this number; how many calls it took. The disk
+/// lies from the first merge on.
+fn cut_before(call: u64, seed: u64, life: &[Step], lie: Option<Lie>) -> u64 {
     let mut sim = Sim::new(seed);
-    for &bug in bugs {
-        sim.plant(bug);
-    }
     sim.disk.cut_power_before(call);
     if sim.create(BLOCKS).is_err() {
         sim.cut_power();
@@ -273,10 +260,13 @@ fn cut_before(call: u64, seed: u64, life: &[Step], bugs: &[Bug]) -> u64 {
     }
     let mut calls = sim.disk.operations().len() as u64;
     for &step in life {
+        if step == Step::Merge {
+            lie.into_iter().for_each(|lie| sim.plant(lie));
+        }
         let is_off = sim.apply(step).is_err() || sim.disk.is_off();
         if is_off {
             assert!(sim.disk.is_off(), "{step:?} failed by itself");
-            come_back(&mut sim);
+            come_back(&mut sim, Recovery::AfterPowerLoss);
             let is_done = match step {
                 Step::Freeze(id) => sim.model.snapshots.contains_key(&id),
                 Step::Delete(id) => !sim.model.snapshots.contains_key(&id),
@@ -291,7 +281,7 @@ fn cut_before(call: u64, seed: u64, life: &[Step], bugs: &[Bug]) -> u64 {
         }
     }
     sim.check();
-    come_back(&mut sim);
+    come_back(&mut sim, Recovery::AfterPowerLoss);
     calls
 }
 
@@ -300,11 +290,11 @@ fn power_cut_at_any_call_of_script_leaves_old_or_new() {
     let name = "power_cut_at_any_call_of_script_leaves_old_or_new";
     let seed = seed_of_test(name);
     let draws = std::env::var("BLOCKD_SOAK_DRAWS").map_or(1, |text| text.parse().expect("a decimal number"));
-    let calls = cut_before(u64::MAX, seed, LIFE, &[]);
+    let calls = cut_before(u64::MAX, seed, LIFE, None);
     for call in 0..calls {
         for draw in 0..draws {
             let seed = seed.wrapping_add(draw * calls + call);
-            let result = catch_unwind(|| cut_before(call, seed, LIFE, &[]));
+            let result = catch_unwind(|| cut_before(call, seed, LIFE, None));
             assert!(result.is_ok(), "cut before call {call} of {calls}, seed {seed}");
         }
     }
@@ -329,7 +319,7 @@ fn uncertain_commit_is_settled_before_files_are_recreated() {
         sim.disk.mend();
         sim.disk.cut_power_before(sim.disk.operations().len() as u64 + call);
         let _ = sim.apply(next);
-        come_back(&mut sim);
+        come_back(&mut sim, Recovery::AfterPowerLoss);
     }
 }
 
@@ -344,14 +334,14 @@ const MERGING: &[Step] = &[
     Step::Merge,
 ];
 
-/// Cuts the power at any call of a life that merges until the bug is found; after how many lives.
-fn cut_merges(first_seed: u64, time: Duration, bug: Bug) -> (u64, Option<u64>) {
+/// Cuts the power at any call of a life that merges until a check fails; after how many lives.
+fn cut_merges(first_seed: u64, lie: Lie) -> (u64, Option<u64>) {
     let start = Instant::now();
-    let calls = cut_before(u64::MAX, first_seed, MERGING, &[]);
+    let calls = cut_before(u64::MAX, first_seed, MERGING, None);
     let mut count = 0;
-    while start.elapsed() < time {
+    while start.elapsed() < TIMEOUT {
         let seed = first_seed.wrapping_add(count);
-        if catch_unwind(|| cut_before(count % calls, seed, MERGING, &[bug])).is_err() {
+        if catch_unwind(|| cut_before(count % calls, seed, MERGING, Some(lie))).is_err() {
             return (count, Some(seed));
         }
         count += 1;
@@ -361,18 +351,32 @@ fn cut_merges(first_seed: u64, time: Duration, bug: Bug) -> (u64, Option<u64>) {
 
 /// A test that finds nothing proves nothing.
 #[test]
-fn planted_bugs_are_found() {
-    let seed = seed_of_test("planted_bugs_are_found");
-    for bug in Bug::FOUND_BY_POWER_CUTS {
-        let start = Instant::now();
-        let time = TIMEOUT;
-        let (count, failed) = match bug {
-            // A random life is seldom cut between two notes of one merge.
-            Bug::NoteBeforeSync => cut_merges(seed, time, bug),
-            _ => live_many(seed, u64::MAX, time, Plan { bugs: &[bug], ..Plan::default() }),
-        };
-        assert!(failed.is_some(), "{bug:?} was not found in {count} lives");
-        eprintln!("{bug:?}: found in life {count}, after {:?}", start.elapsed());
+fn disk_that_breaks_a_promise_is_noticed() {
+    let seed = seed_of_test("disk_that_breaks_a_promise_is_noticed");
+    let unlogged_data = Lie::SyncsLate { late: ".data", after: ".log" };
+    let lying = |lie| Plan { lie: Some(lie), ..CALM };
+    let plans = [
+        lying(Lie::IgnoresSync(".data")),
+        lying(Lie::IgnoresSync(".log")),
+        lying(Lie::IgnoresSync(".meta.new")),
+        lying(Lie::IgnoresSync(".set.new")),
+        lying(Lie::IgnoresDirSync),
+        lying(unlogged_data),
+        // The live map of the boot before is believed.
+        Plan { recovery: Recovery::Auto, ..CALM },
+        Plan { lazy: true, ..lying(Lie::IgnoresSync(".data")) },
+        Plan { lazy: true, ..lying(unlogged_data) },
+    ];
+    for plan in plans {
+        let (count, failed) = live_many(seed, u64::MAX, TIMEOUT, plan);
+        assert!(failed.is_some(), "{plan:?} was not noticed in {count} lives");
+        eprintln!("{plan:?}: noticed in life {count}");
+    }
+    // A random life is seldom cut between two notes of one merge.
+    for lie in [Lie::IgnoresSync(".data"), Lie::SyncsLate { late: ".data", after: "volume.merge" }] {
+        let (count, failed) = cut_merges(seed, lie);
+        assert!(failed.is_some(), "{lie:?} was not noticed in {count} lives");
+        eprintln!("{lie:?} in merges: noticed in life {count}");
     }
 }
 
@@ -385,7 +389,7 @@ fn soak() {
     };
     let (most, threads) = (number("BLOCKD_SOAK_SEEDS", 10_000), number("BLOCKD_SOAK_THREADS", 1).max(1));
     let faults = std::env::var_os("BLOCKD_SOAK_FAULTS").is_some();
-    let plan = Plan { faults, ..Plan::default() };
+    let plan = Plan { faults, ..CALM };
     // The test that repeats one of these lives.
     let name = if faults { WITH_FAULTS } else { WITH_CUTS };
     let seed = seed_of_test("soak");

@@ -9,7 +9,6 @@ use blockd_volume::{OpenOptions, Volume, VolumeErrorKind};
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::AtomicBool,
 };
 
 const MIB: u64 = 1 << 20;
@@ -109,7 +108,7 @@ fn merge_shares_extents_without_space() {
     let volume = volume_in(&xfs.dir());
     xfs.fill_up_to(24 * MIB);
     let copied = std::cell::Cell::new(0);
-    let merged = volume.merge_next_paced(&|bytes| {
+    let merged = volume.merge_next(&|bytes| {
         copied.set(copied.get() + bytes);
         true
     });
@@ -136,10 +135,10 @@ fn without_sharing_there_is_no_room_for_a_copy() {
     let Some(xfs) = Xfs::mount(false) else { return };
     let volume = volume_in(&xfs.dir());
     xfs.fill_up_to(24 * MIB);
-    let error = volume.merge_next(&AtomicBool::new(false)).unwrap_err();
+    let error = volume.merge_next(&|_| true).unwrap_err();
     assert_eq!(error.kind(), VolumeErrorKind::NoSpace, "{error}");
     check(&volume);
     std::fs::remove_file(xfs.dir().join("filler")).unwrap();
-    assert!(volume.merge_next(&AtomicBool::new(false)).unwrap());
+    assert!(volume.merge_next(&|_| true).unwrap());
     check(&volume);
 }

@@ -202,7 +202,7 @@ fn merge(
             return Merged::All { pairs };
         }
         let stop = || entry.stop_upkeep.load(Ordering::Relaxed);
-        match volume.merge_next_paced(&|bytes| pace.pass(bytes, &stop)) {
+        match volume.merge_next(&|bytes| pace.pass(bytes, &stop)) {
             Ok(true) => {
                 tracing::debug!(volume = %entry.id, "merged two layers");
                 pairs += 1;

@@ -88,16 +88,58 @@ pub fn freeze_group_with<E: From<GroupError>>(
     before: impl FnOnce() -> Result<(), E>,
     after: impl FnOnce(),
 ) -> Result<GroupFrozen, E> {
-    freeze_with(members, before, barrier, after)
-}
+    let order = lock_order(members)?;
+    closer::wait_for_room();
+    let mut locks: Vec<_> = order.iter().map(|&at| members[at].0.admin.lock()).collect();
+    let mut group = Vec::with_capacity(order.len());
+    for (&at, admin) in order.iter().zip(&mut locks) {
+        let (volume, snapshot) = members[at];
+        let member = Member { volume, snapshot, admin };
+        check(&member).map_err(|source| GroupError { volume: volume.id, source })?;
+        group.push(member);
+    }
 
-/// Freezes each volume behind its own barrier: a planted bug that consistency tests must find.
-///
-/// # Errors
-/// As for [`freeze_group`].
-#[cfg(feature = "testing")]
-pub fn freeze_one_by_one(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError> {
-    freeze_with(members, || Ok(()), |exchanges| exchanges.chunks_mut(1).map(barrier).sum(), || ())
+    let prepared = prepare(&mut group)?;
+    assert!(prepared.len() == group.len(), "each member has a new head");
+    let now = Instant::now();
+    let mut exchanges: Vec<_> = group
+        .iter()
+        .zip(&prepared)
+        .map(|(member, (_, head))| Exchange {
+            volume: member.volume,
+            stack: stack_under(member.volume, head),
+            asked: now,
+            stall: Duration::ZERO,
+        })
+        .collect();
+    // A panic must not leave a head in `admin` that the stack does not have.
+    let failure = match catch_unwind(AssertUnwindSafe(before)) {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(Ok(error)),
+        Err(panic) => Some(Err(panic)),
+    };
+    if let Some(failure) = failure {
+        drop(exchanges);
+        for (member, (meta, head)) in group.iter_mut().zip(prepared) {
+            take_back_head(member, meta, &head);
+        }
+        return Err(failure.unwrap_or_else(|panic| resume_unwind(panic)));
+    }
+    let stall = barrier(&mut exchanges);
+    let after = catch_unwind(AssertUnwindSafe(after));
+    let created_unix_ms =
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+
+    let frozen = finish(&mut group, &exchanges, created_unix_ms);
+    after.unwrap_or_else(|panic| resume_unwind(panic));
+    let frozen = frozen?;
+    let mut in_order: Vec<_> = order.into_iter().zip(frozen).collect();
+    in_order.sort_unstable_by_key(|(at, _)| *at);
+    Ok(GroupFrozen {
+        members: in_order.into_iter().map(|(_, frozen)| frozen).collect(),
+        stall,
+        created_unix_ms,
+    })
 }
 
 /// Member between the creation of its new head and the end of the freeze.
@@ -165,66 +207,6 @@ fn exchange_held(
         exchange.stall = exchange.asked.elapsed();
     }
     began.elapsed()
-}
-
-fn freeze_with<E: From<GroupError>>(
-    members: &[(&Volume, SnapshotId)],
-    before: impl FnOnce() -> Result<(), E>,
-    barrier: impl Fn(&mut [Exchange<'_>]) -> Duration,
-    after: impl FnOnce(),
-) -> Result<GroupFrozen, E> {
-    let order = lock_order(members)?;
-    closer::wait_for_room();
-    let mut locks: Vec<_> = order.iter().map(|&at| members[at].0.admin.lock()).collect();
-    let mut group = Vec::with_capacity(order.len());
-    for (&at, admin) in order.iter().zip(&mut locks) {
-        let (volume, snapshot) = members[at];
-        let member = Member { volume, snapshot, admin };
-        check(&member).map_err(|source| GroupError { volume: volume.id, source })?;
-        group.push(member);
-    }
-
-    let prepared = prepare(&mut group)?;
-    assert!(prepared.len() == group.len(), "each member has a new head");
-    let now = Instant::now();
-    let mut exchanges: Vec<_> = group
-        .iter()
-        .zip(&prepared)
-        .map(|(member, (_, head))| Exchange {
-            volume: member.volume,
-            stack: stack_under(member.volume, head),
-            asked: now,
-            stall: Duration::ZERO,
-        })
-        .collect();
-    // A panic must not leave a head in `admin` that the stack does not have.
-    let failure = match catch_unwind(AssertUnwindSafe(before)) {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(Ok(error)),
-        Err(panic) => Some(Err(panic)),
-    };
-    if let Some(failure) = failure {
-        drop(exchanges);
-        for (member, (meta, head)) in group.iter_mut().zip(prepared) {
-            take_back_head(member, meta, &head);
-        }
-        return Err(failure.unwrap_or_else(|panic| resume_unwind(panic)));
-    }
-    let stall = barrier(&mut exchanges);
-    let after = catch_unwind(AssertUnwindSafe(after));
-    let created_unix_ms =
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-
-    let frozen = finish(&mut group, &exchanges, created_unix_ms);
-    after.unwrap_or_else(|panic| resume_unwind(panic));
-    let frozen = frozen?;
-    let mut in_order: Vec<_> = order.into_iter().zip(frozen).collect();
-    in_order.sort_unstable_by_key(|(at, _)| *at);
-    Ok(GroupFrozen {
-        members: in_order.into_iter().map(|(_, frozen)| frozen).collect(),
-        stall,
-        created_unix_ms,
-    })
 }
 
 /// Returns the positions of the members in lock order.

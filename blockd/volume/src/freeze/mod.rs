@@ -13,7 +13,6 @@ use crate::{
     freeze::group::freeze_group,
     head::{Head, Place},
     io::files,
-    io::storage::Bug,
     layer::set::SetIdentity,
     layer::stack::{FrozenLayer, Layer, Stack},
     meta::{LayerEntry, Meta, SnapshotEntry},
@@ -98,10 +97,7 @@ impl Volume {
                 0,
                 LayerEntry { epoch, file: epoch, generation: 0, open: true, lazy: false, size_bytes },
             );
-            match head.data.has(Bug::HeadNotCommitted) {
-                true => *admin = meta,
-                false => self.commit(admin, meta)?,
-            }
+            self.commit(admin, meta)?;
             Ok(Arc::new(head))
         });
         // The failed commit may be on the disk: its files are removed only once the old one is certain.
@@ -131,9 +127,7 @@ impl Volume {
         snapshot: Option<SnapshotEntry>,
     ) -> Result<u64, VolumeError> {
         head.writers.wait_until_done();
-        if !head.data.has(Bug::FreezeWithoutSync) {
-            self.sync_head(head)?;
-        }
+        self.sync_head(head)?;
         let set = head.final_set();
         let dirty_blocks = set.held.len_blocks();
         let identity = SetIdentity {

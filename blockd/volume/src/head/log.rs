@@ -27,7 +27,7 @@
 
 use crate::{
     error::{IoContext, VolumeError},
-    io::storage::{self, Bug, File},
+    io::storage::{self, File},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, VolumeId};
 use std::path::{Path, PathBuf};
@@ -305,9 +305,7 @@ impl HeadLog {
             "a record reads back"
         );
         self.write_behind(&record)?;
-        if !self.file.has(Bug::NoLogSync) {
-            self.file.sync_data().during("sync", &self.path)?;
-        }
+        self.file.sync_data().during("sync", &self.path)?;
         self.sync_name()?;
         self.end_bytes += record.len() as u64;
         self.next_record += 1;

@@ -17,7 +17,6 @@ use crate::{
     head::log::{HeadLog, Identity},
     head::regions::Regions,
     io::files,
-    io::storage::Bug,
     layer::data_files::DataFiles,
     layer::set::LayerSet,
     open::{OpenOptions, Recovery},
@@ -127,7 +126,7 @@ impl Head {
         let data = DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
         let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
         let map_path = files::map_path(place.dir, epoch);
-        let believe = options.recovery == Recovery::Auto || data.has(Bug::MapBelieved);
+        let believe = options.recovery == Recovery::Auto;
         let opened = LiveMap::open(&map_path, place.volume, epoch, place.blocks(), believe)?;
         let mut found = match opened {
             Ok(found) => Some(found),
@@ -325,14 +324,10 @@ impl Head {
             new
         };
         debug_assert!(new.last().is_none_or(|last| self.map.is_held(last)), "only held blocks are logged");
-        if self.data.has(Bug::LogBeforeData) && !new.is_empty() {
-            let _ = log.append(&new);
-        }
-        if (self.unsynced.swap(false, Ordering::AcqRel) || !new.is_empty()) && !self.data.has(Bug::NoDataSync)
-        {
+        if self.unsynced.swap(false, Ordering::AcqRel) || !new.is_empty() {
             self.data.sync().map_err(|error| self.lose(error))?;
         }
-        if new.is_empty() || self.data.has(Bug::LogBeforeData) {
+        if new.is_empty() {
             return Ok(());
         }
         if let Err(error) = log.append(&new) {
@@ -359,9 +354,6 @@ impl Head {
     /// Records that data may be lost: callers of this and later syncs get an error, in this process and in
     /// the next.
     fn lose(&self, error: VolumeError) -> SyncFailure {
-        if self.data.has(Bug::FailedSyncForgotten) {
-            return SyncFailure::Refused(error);
-        }
         self.lost.store(true, Ordering::Release);
         self.map.disown();
         SyncFailure::Lost(error)

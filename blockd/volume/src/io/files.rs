@@ -11,7 +11,7 @@
 
 use crate::{
     error::{IoContext, VolumeError},
-    io::storage::{self, Bug, File},
+    io::storage::{self, File},
 };
 use blockd_extent::Epoch;
 use std::path::{Path, PathBuf};
@@ -46,12 +46,10 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> 
     let new_path = PathBuf::from(new_name);
     let file = File::create(&new_path).during("create", &new_path)?;
     file.write_all_at(bytes, 0).during("write", &new_path)?;
-    if !file.has(Bug::NoFileSync) {
-        file.sync_all().during("sync", &new_path)?;
-    }
+    file.sync_all().during("sync", &new_path)?;
     storage::rename(&new_path, path).during("rename", &new_path)?;
     match path.parent() {
-        Some(dir) if !file.has(Bug::NoDirSync) => sync_dir(dir),
-        _ => Ok(()),
+        Some(dir) => sync_dir(dir),
+        None => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ pub(crate) use holes::data_ranges;
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
-    io::storage::{self, Bug, File},
+    io::storage::{self, File},
     layer::shared,
     lazy::base::LazyBase,
 };
@@ -449,11 +449,6 @@ impl DataFiles {
             segment.file.drop_cache().during("drop the cache of", &segment.path)?;
         }
         Ok(())
-    }
-
-    #[inline(always)]
-    pub(crate) fn has(&self, bug: Bug) -> bool {
-        self.segments.first().is_some_and(|segment| segment.file.has(bug))
     }
 
     /// Returns the allocated bytes.

@@ -13,7 +13,6 @@ use crate::{
     head::Place,
     head::log::{HeadLog, Identity},
     io::files,
-    io::storage::Bug,
     layer::data_files::DataFiles,
     lazy::fetch_budget::FetchBudget,
     lazy::in_flight::{FetchRequest, InFlightTable},
@@ -247,17 +246,12 @@ impl LazyBase {
             return Ok(());
         }
         // The data of `new` is in the page cache, so the sync covers it.
-        if !self.files.has(Bug::HydrationLoggedBeforeSync)
-            && let Err(error) = self.files.sync()
-        {
-            // The kernel drops pages that it could not write: these blocks must be fetched again.
-            if !self.files.has(Bug::FailedSyncForgotten) {
-                // Under the lock, so that a thread that saw the blocks present cannot declare the base
-                // complete afterwards.
-                let mut flights = self.flights.lock();
-                self.complete.store(false, Ordering::Release);
-                flights.forget_all_but(&log.logged);
-            }
+        if let Err(error) = self.files.sync() {
+            // The kernel drops pages that it could not write: these blocks must be fetched again. Under the
+            // lock, so that a thread that saw the blocks present cannot declare the base complete afterwards.
+            let mut flights = self.flights.lock();
+            self.complete.store(false, Ordering::Release);
+            flights.forget_all_but(&log.logged);
             return Err(error);
         }
         if let Err(error) = log.log.append(&new) {

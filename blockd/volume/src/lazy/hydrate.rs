@@ -9,7 +9,7 @@ use crate::{
     head::{Head, Place},
     io::files,
     io::reserve,
-    io::storage::{self, Bug},
+    io::storage,
     layer::data_files::DataFiles,
     layer::set::{LayerSet, SetIdentity},
     layer::stack::{FrozenLayer, Layer, Stack},
@@ -155,17 +155,13 @@ impl Volume {
         let stack = self.current();
         let Some(Layer::Frozen(old)) = stack.layers().last() else { return Ok(true) };
         let Some(base) = old.data.lazy() else { return Ok(true) };
-        if !base.note_complete() && !old.data.has(Bug::HydrationEndsEarly) {
+        if !base.note_complete() {
             return Ok(false);
         }
-        if !old.data.has(Bug::HydrationEndsUnsynced) {
-            base.write_log()?;
-        }
+        base.write_log()?;
         let blocks = old.size_bytes / BLOCK_SIZE_BYTES;
         // A failed sync has removed blocks.
-        let is_logged = base.logged().len_blocks() == blocks;
-        let is_excused = old.data.has(Bug::HydrationEndsUnsynced) || old.data.has(Bug::HydrationEndsEarly);
-        if !is_logged && !is_excused {
+        if base.logged().len_blocks() != blocks {
             return Ok(false);
         }
         let mut admin = self.admin.lock();

@@ -14,11 +14,7 @@ const COPY_AT_ONCE_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
 const SHARE_AT_ONCE_BLOCKS: u64 = (16 << 20) / BLOCK_SIZE_BYTES;
 /// Shorter extents are copied: sharing is a filesystem transaction that splits extents, which takes longer
 /// than a short copy (`kernel-notes/sharing.md`).
-#[cfg(not(feature = "testing"))]
 const MIN_SHARE_BLOCKS: u64 = (32 << 10) / BLOCK_SIZE_BYTES;
-/// Volumes of tests are small; both paths must be covered.
-#[cfg(feature = "testing")]
-const MIN_SHARE_BLOCKS: u64 = 2;
 
 /// Copies extents; calls back before each part with its length in bytes, to stop or to throttle the copy. A
 /// shared part counts as the shortest one.

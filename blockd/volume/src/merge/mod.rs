@@ -13,7 +13,6 @@ pub(crate) mod note;
 use crate::{
     error::{VolumeError, VolumeErrorKind},
     io::files,
-    io::storage::Bug,
     layer::data_files::{DataFiles, remove_if_there},
     layer::set::{LayerSet, SetIdentity},
     layer::stack::{FrozenLayer, Layer, Stack},
@@ -23,10 +22,7 @@ use crate::{
     volume::{Pins, Volume},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 /// Copied bytes between two syncs and progress notes of a merge: the maximum that is copied twice. Small
 /// enough for a short wait of operations that pause the merge.
@@ -36,41 +32,29 @@ impl Volume {
     /// Merges one pair of layers that no snapshot separates; returns false if there is none. The removed
     /// layer's space is free when [`wait_for_removed_files`](crate::wait_for_removed_files) returns.
     ///
-    /// Blocks; meant for a background thread, which calls it until it returns false. When `stop` becomes true
-    /// it returns false soon, without changes.
-    ///
-    /// # Errors
-    /// The disk is full or fails; nothing is changed, and it may be called again.
-    pub fn merge_next(&self, stop: &AtomicBool) -> Result<bool, VolumeError> {
-        self.merge_next_paced(&|_| !stop.load(Ordering::Relaxed))
-    }
-
-    /// Runs [`merge_next`](Self::merge_next) with throttling: `go_on` is called before each part of at most 1
-    /// MiB with its length in bytes, and may delay; with 0 it only checks for a stop.
+    /// Blocks; meant for a background thread, which calls it until it returns false. `go_on` is called before
+    /// each part of at most 1 MiB with its length in bytes, and may delay it, or stop the merge by returning
+    /// false; with 0 it only checks for a stop.
     ///
     /// Also returns false to let a waiting operation proceed. A stopped merge continues where it was; after
     /// the death of the process, up to 64 MiB earlier.
     ///
     /// # Errors
-    /// As for [`merge_next`](Self::merge_next). On a full disk the merge's space is freed first.
-    pub fn merge_next_paced(&self, go_on: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
-        self.merge_pair(go_on, NOTE_EVERY_BYTES)
+    /// The disk is full or fails; nothing is changed, and it may be called again. On a full disk the merge's
+    /// space is freed first.
+    pub fn merge_next(&self, go_on: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
+        self.merge_next_noting(go_on, NOTE_EVERY_BYTES)
     }
 
-    /// Runs a merge with another interval of progress notes: for tests with small volumes.
+    /// Runs [`merge_next`](Self::merge_next) with a progress note after so many copied bytes.
     ///
     /// # Errors
     /// As for [`merge_next`](Self::merge_next).
-    #[cfg(feature = "testing")]
     pub fn merge_next_noting(
         &self,
         go_on: &dyn Fn(u64) -> bool,
-        every_bytes: u64,
+        note_every_bytes: u64,
     ) -> Result<bool, VolumeError> {
-        self.merge_pair(go_on, every_bytes)
-    }
-
-    fn merge_pair(&self, go_on: &dyn Fn(u64) -> bool, note_every_bytes: u64) -> Result<bool, VolumeError> {
         let mut progress = self.merging.lock();
         let go_on = |bytes| self.merge_makes_way.load(Ordering::Relaxed) == 0 && go_on(bytes);
         self.check_usable()?;
@@ -107,7 +91,6 @@ impl Volume {
         let start = self.resume_at(last, pair, target)?;
         let work = Work { volume: self, pair, from, blocks, data: &data, note_every_bytes };
         let copied = work.copy(start, &go_on).and_then(|stopped| match stopped {
-            None if data.has(Bug::MergeWithoutSync) => Ok(None),
             None => data.sync().map(|()| None),
             stopped => Ok(stopped),
         });
@@ -125,7 +108,7 @@ impl Volume {
                 return Err(error);
             }
         }
-        let set = merged_set(&upper.set, &lower.set, is_bottom, &data);
+        let set = merged_set(&upper.set, &lower.set, is_bottom);
         let merged = FrozenLayer {
             epoch: upper.epoch,
             file: target.file,
@@ -241,9 +224,6 @@ impl Volume {
             }
         }
         let gone = if merged.file == upper.file { lower } else { upper };
-        if merged.data.has(Bug::RemoveBeforeCommit) {
-            DataFiles::remove(&files::data_path(&self.dir, gone.file), gone.size_bytes)?;
-        }
         self.commit(&mut admin, meta)?;
         let merged = Layer::Frozen(Arc::new(merged));
         self.replace_layers(|layer| match layer.epoch() {
@@ -365,9 +345,7 @@ impl Work<'_> {
 
     /// Syncs copied data and stores the progress. A failed note only costs time.
     fn note(&self, next: BlockIndex) -> Result<(), VolumeError> {
-        if !self.data.has(Bug::NoteBeforeSync) {
-            self.data.sync()?;
-        }
+        self.data.sync()?;
         let note = Progress { pair: self.pair, next };
         if let Err(error) = note.store(&self.volume.dir, self.volume.id) {
             tracing::debug!(volume = %self.volume.id, %error, "how far a merge is was not written down");
@@ -377,19 +355,15 @@ impl Work<'_> {
 }
 
 /// Returns the block sets of two layers as one. At the bottom there are no layers that zeroes must hide.
-fn merged_set(upper: &LayerSet, lower: &LayerSet, is_bottom: bool, data: &DataFiles) -> LayerSet {
+fn merged_set(upper: &LayerSet, lower: &LayerSet, is_bottom: bool) -> LayerSet {
     let mut set = lower.clone();
     set.cover_with(upper);
-    if data.has(Bug::MergeForgetsZeroes) {
-        set.held.subtract(&upper.zero);
-        set.zero.subtract(&upper.zero);
-    }
     if is_bottom {
         set.held.subtract(&set.zero);
         set.zero = BlockSet::new();
     }
     set.held.optimize();
     set.zero.optimize();
-    debug_assert!(set.is_consistent() || data.has(Bug::MergeForgetsZeroes), "zeroes are held");
+    debug_assert!(set.is_consistent(), "zeroes are held");
     set
 }

@@ -15,7 +15,7 @@ use std::{
     fs::{self, OpenOptions as How},
     os::unix::fs::FileExt,
     path::PathBuf,
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
 };
 
 mod damage;
@@ -99,7 +99,7 @@ impl Model {
                 self.volume.delete_snapshot(id).unwrap();
             }
             Step::Delete(_) => {}
-            Step::Merge => while self.volume.merge_next(&AtomicBool::new(false)).unwrap() {},
+            Step::Merge => while self.volume.merge_next(&|_| true).unwrap() {},
             Step::Grow(more) => {
                 let blocks = (self.now.len() as u64 + more).min(MAX_BLOCKS);
                 if blocks > self.now.len() as u64 {

@@ -2,13 +2,13 @@
 
 use super::{
     Rng,
-    fault::{Fault, FaultError, OpKind, kind_of},
+    fault::{Fault, FaultError, Lie, OpKind, kind_of},
     node::{Change, FileNode, Node},
 };
-use crate::io::storage::{Bug, Op};
+use crate::io::storage::Op;
 use parking_lot::{Mutex, RwLock};
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fs, io,
     ops::Deref,
     os::unix::fs::FileExt,
@@ -44,7 +44,9 @@ pub(super) struct State {
     is_off: bool,
     is_aside: bool,
     shares_extents: bool,
-    bugs: HashSet<Bug>,
+    lies: Vec<Lie>,
+    /// Files whose syncs are late.
+    late: Vec<(PathBuf, usize)>,
     /// The first one is the root.
     pub(super) nodes: Vec<Node>,
     rng: Rng,
@@ -83,7 +85,8 @@ impl Disk {
             is_off: false,
             is_aside: false,
             shares_extents: false,
-            bugs: HashSet::new(),
+            lies: vec![],
+            late: vec![],
             nodes,
             rng: Rng::new(seed),
         };
@@ -150,13 +153,9 @@ impl Disk {
         self.state.lock().shares_extents = shares_extents;
     }
 
-    /// Activates a planted bug.
-    pub fn plant(&self, bug: Bug) {
-        self.state.lock().bugs.insert(bug);
-    }
-
-    pub(super) fn has(&self, bug: Bug) -> bool {
-        self.state.lock().bugs.contains(&bug)
+    /// Breaks a promise from now on.
+    pub fn plant(&self, lie: Lie) {
+        self.state.lock().lies.push(lie);
     }
 
     /// Drops all clean pages: data dropped by a failed sync is then lost for readers, too.
@@ -204,19 +203,16 @@ impl Disk {
         let mut state = self.state.lock();
         let node = node.or_else(|| state.find(&name));
         if let Some(kind) = kind_of(&op).filter(|_| !state.is_aside) {
-            let number = state.operations.len() as u64;
-            state.operations.push(Operation { kind, path: path.to_owned() });
-            if state.cut_at == Some(number) {
-                state.is_off = true;
-            }
-            if state.is_off {
-                return Err(FaultError::Io.error());
-            }
+            state.count(kind, path)?;
             if !clears_page(&op)
                 && let Some(fault) = state.fault(kind, path)
             {
                 state.fail(node, &op, &fault)?;
-                return Err(fault.error.error());
+                let is_hidden = |lie: &Lie| matches!(lie, Lie::HidesFailedSync(file) if is_in(path, file));
+                return match kind == OpKind::Sync && state.lies.iter().any(is_hidden) {
+                    true => real(),
+                    false => Err(fault.error.error()),
+                };
             }
         } else if state.is_off {
             return real();
@@ -226,12 +222,55 @@ impl Disk {
             Op::Rename(to) | Op::Link(to) => relative(to),
             _ => None,
         };
+        if state.lies_about(&op, path, node) {
+            return Ok(value);
+        }
         state.follow(&name, node, &op, to.as_deref())?;
+        state.catch_up(&op, path)?;
         Ok(value)
     }
 }
 
 impl State {
+    /// Counts a call, before which the power may be cut.
+    fn count(&mut self, kind: OpKind, path: &Path) -> io::Result<()> {
+        let number = self.operations.len() as u64;
+        self.operations.push(Operation { kind, path: path.to_owned() });
+        self.is_off |= self.cut_at == Some(number);
+        if self.is_off { Err(FaultError::Io.error()) } else { Ok(()) }
+    }
+
+    /// Returns true if a sync has no effect, or a later one.
+    fn lies_about(&mut self, op: &Op<'_>, path: &Path, node: Option<usize>) -> bool {
+        let lie = self.lies.iter().find(|lie| match (lie, op) {
+            (Lie::IgnoresDirSync, Op::SyncDir) => true,
+            (Lie::IgnoresSync(file) | Lie::SyncsLate { late: file, .. }, Op::Sync) => is_in(path, file),
+            _ => false,
+        });
+        if let (Some(Lie::SyncsLate { .. }), Some(node)) = (lie, node) {
+            self.late.push((path.to_owned(), node));
+        }
+        lie.is_some()
+    }
+
+    /// Makes up for late syncs, as calls of their own.
+    fn catch_up(&mut self, op: &Op<'_>, path: &Path) -> io::Result<()> {
+        let path = match op {
+            Op::Sync => path,
+            Op::Rename(to) => to,
+            _ => return Ok(()),
+        };
+        if self.lies.iter().any(|lie| matches!(lie, Lie::SyncsLate { after, .. } if is_in(path, after))) {
+            for (path, node) in std::mem::take(&mut self.late) {
+                self.count(OpKind::Sync, &path)?;
+                if let Some(file) = self.file(Some(node)) {
+                    file.sync();
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn fault(&mut self, kind: OpKind, path: &Path) -> Option<Fault> {
         let mut hit = None;
         for (number, fault) in self.faults.iter_mut().enumerate() {
@@ -406,6 +445,10 @@ impl State {
 fn clears_page(op: &Op<'_>) -> bool {
     matches!(op, Op::Write { offset_bytes: 0, data, .. }
         if data.len() as u64 == PAGE_BYTES && data.iter().all(|&byte| byte == 0))
+}
+
+fn is_in(path: &Path, text: &str) -> bool {
+    path.to_string_lossy().contains(text)
 }
 
 fn pages_around(file: &fs::File, offset_bytes: u64, len_bytes: u64) -> io::Result<(u64, Vec<u8>)> {

@@ -80,6 +80,24 @@ impl FaultError {
     }
 }
 
+/// Broken promise of a disk: a test that does not notice it proves nothing. Texts are parts of paths.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lie {
+    /// A sync of a file succeeds without effect.
+    IgnoresSync(&'static str),
+    /// Names never become durable by a sync of their directory.
+    IgnoresDirSync,
+    /// A sync of a file takes effect right after the next sync of, or rename to, another one.
+    SyncsLate {
+        /// The file that is synced too late.
+        late: &'static str,
+        /// The file that comes before it.
+        after: &'static str,
+    },
+    /// A failed sync of a file is reported as a success.
+    HidesFailedSync(&'static str),
+}
+
 /// Injected fault.
 #[derive(Clone, Debug)]
 pub struct Fault {

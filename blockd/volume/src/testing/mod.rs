@@ -3,7 +3,7 @@
 //! A [`Disk`] is attached to a directory. From then on every call on its files passes through it:
 //! [faults](Fault) replace calls, and beside the files, which model the page cache, the disk tracks durable
 //! data. A sync costs nothing and makes data durable; after a [power cut](Disk::power_cut), a random part of
-//! unsynced data survives in a separate directory. [Planted bugs](Bug) test the tests.
+//! unsynced data survives in a separate directory. A [disk that lies](Lie) tests the tests.
 //!
 //! Model: sectors and length of a file reach the disk at any time between write and sync, in any order, but
 //! never revert; a name is durable only after a sync of its directory, each name independently, and a rename
@@ -16,9 +16,8 @@ mod fault;
 mod node;
 mod watch;
 
-pub use crate::io::storage::Bug;
 pub use disk::{Attached, Disk, Operation};
-pub use fault::{Fault, FaultError, OpKind};
+pub use fault::{Fault, FaultError, Lie, OpKind};
 pub(crate) use watch::Watch;
 
 /// Seeded splitmix64 generator.

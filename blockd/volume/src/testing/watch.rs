@@ -1,7 +1,7 @@
 //! Lookup of the simulated disk of a directory.
 
 use super::disk::Disk;
-use crate::io::storage::{Bug, Op};
+use crate::io::storage::Op;
 use std::{
     io,
     path::{Path, PathBuf},
@@ -53,9 +53,5 @@ impl Watch {
             None => real(),
             Some(watched) => watched.disk.share(&watched.path, watched.node, op),
         }
-    }
-
-    pub(crate) fn has(&self, bug: Bug) -> bool {
-        self.0.as_ref().is_some_and(|watched| watched.disk.has(bug))
     }
 }

@@ -8,7 +8,7 @@ pub mod source;
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use blockd_volume::{
     LazySource, OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind,
-    testing::{Attached, Bug, Disk, OpKind, Operation, Rng},
+    testing::{Attached, Disk, Lie, OpKind, Operation, Rng},
 };
 use model::{Model, SECTOR_BYTES, content_of};
 use source::VersionSource;
@@ -66,9 +66,10 @@ const NOTE_EVERY_BLOCKS: [u64; 3] = [1, 3, 100];
 /// Initial number of blocks of the scripted life.
 pub const BLOCKS: u64 = 24;
 
-/// A life with everything in it. Sectors have 512 bytes, blocks eight of them.
+/// A life with everything in it, also a merge of an extent that is long enough to be shared. Sectors have 512
+/// bytes, blocks eight of them.
 pub const LIFE: &[Step] = &[
-    Step::Write { start: 0, len: 64, fua: false },
+    Step::Write { start: 0, len: 160, fua: false },
     Step::Write { start: 3, len: 2, fua: false },
     Step::Flush,
     Step::Write { start: 100, len: 9, fua: true },
@@ -85,7 +86,7 @@ pub const LIFE: &[Step] = &[
     Step::Write { start: 96, len: 8, fua: false },
     Step::Freeze(2),
     Step::Trim { start: 0, len: 16 },
-    Step::Write { start: 120, len: 40, fua: false },
+    Step::Write { start: 120, len: 72, fua: false },
     Step::Grow(40),
     Step::Write { start: 190, len: 10, fua: false },
     Step::Write { start: 120, len: 3, fua: true },
@@ -109,7 +110,7 @@ pub const LIFE: &[Step] = &[
 pub struct Sim {
     root: tempfile::TempDir,
     generation: u64,
-    bugs: Vec<Bug>,
+    lies: Vec<Lie>,
     /// The filesystem can share extents, for half of the seeds.
     shares_extents: bool,
     note_every_bytes: u64,
@@ -153,7 +154,7 @@ impl Sim {
         Self {
             root,
             generation: 0,
-            bugs: vec![],
+            lies: vec![],
             shares_extents,
             note_every_bytes: NOTE_EVERY_BLOCKS[(seed / 2 % 3) as usize] * BLOCK_SIZE_BYTES,
             lost_power: false,
@@ -166,9 +167,9 @@ impl Sim {
         }
     }
 
-    pub fn plant(&mut self, bug: Bug) {
-        self.bugs.push(bug);
-        self.disk.plant(bug);
+    pub fn plant(&mut self, lie: Lie) {
+        self.lies.push(lie);
+        self.disk.plant(lie);
     }
 
     pub fn disk_root(&self) -> PathBuf {
@@ -265,8 +266,8 @@ impl Sim {
         self.disk.power_cut(&mut self.rng, &next).unwrap();
         self.disk = Disk::attach(&next, self.rng.next_u64()).unwrap();
         self.disk.set_shares_extents(self.shares_extents);
-        for &bug in &self.bugs {
-            self.disk.plant(bug);
+        for &lie in &self.lies {
+            self.disk.plant(lie);
         }
     }
 

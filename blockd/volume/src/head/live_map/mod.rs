@@ -40,7 +40,7 @@ mod recovery;
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
-    io::storage::{self, Bug, File},
+    io::storage::{self, File},
 };
 use bitmap::{BLOCKS_PER_CHUNK, Bitmap, CHUNK_BYTES, words};
 use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
@@ -184,9 +184,6 @@ impl LiveMap {
         }
         if !self.is_behind.load(Ordering::Acquire) {
             let Err(error) = self.sync_file() else { return Ok(()) };
-            if self.file.has(Bug::MapErrorForgotten) {
-                return Ok(());
-            }
             tracing::warn!(%error, "writing the map again from memory");
             self.is_behind.store(true, Ordering::Release);
         }

@@ -1,10 +1,8 @@
 //! All system calls that read, change or sync a volume's files.
 //!
 //! In a normal build each function is only the call. With the feature `testing`, a `testing::Disk` attached
-//! to the directory is consulted first: it fails calls, models what a power cut leaves, or activates a
-//! planted bug. Reads through io_uring bypass this module; [`File::before_read`] announces them.
+//! to the directory is consulted first: it fails calls and models what a power cut leaves. Reads through io_uring bypass this module; [`File::before_read`] announces them.
 
-mod bug;
 mod share;
 #[cfg(not(feature = "testing"))]
 mod unwatched;
@@ -12,7 +10,6 @@ mod unwatched;
 use crate::io::closer;
 #[cfg(feature = "testing")]
 use crate::testing::Watch;
-pub use bug::Bug;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 use std::{
     fs::OpenOptions,
@@ -214,12 +211,6 @@ impl File {
     /// Returns the offset of the next hole, at or after an offset; at the latest the end of the file.
     pub(crate) fn seek_hole(&self, offset_bytes: u64) -> io::Result<u64> {
         Ok(rustix::fs::seek(&*self.inner, SeekFrom::Hole(offset_bytes))?)
-    }
-
-    /// Returns true if a test has planted this bug; always false in a normal build.
-    #[inline(always)]
-    pub(crate) fn has(&self, bug: Bug) -> bool {
-        self.watch.has(bug)
     }
 
     pub(crate) fn len_bytes(&self) -> io::Result<u64> {

@@ -1,6 +1,6 @@
 //! Empty replacement of a test's disk in a normal build.
 
-use super::{Bug, Op};
+use super::Op;
 use std::{io, path::Path};
 
 #[derive(Clone, Copy)]
@@ -30,10 +30,5 @@ impl Watch {
     #[inline(always)]
     pub(super) fn share(self, _op: Op<'_>, real: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         real()
-    }
-
-    #[inline(always)]
-    pub(super) fn has(self, _bug: Bug) -> bool {
-        false
     }
 }
