@@ -25,8 +25,6 @@ mod restore;
 mod rollback;
 mod salvage;
 mod space;
-#[cfg(feature = "testing")]
-pub mod testing;
 mod view;
 mod volume;
 mod write;
@@ -41,6 +39,7 @@ pub use freeze::{Frozen, SnapshotInfo};
 pub use head::discarded::{DiscardCause, DiscardedWrites, SurvivingClients};
 pub use io::closer::wait_for_removed_files;
 pub use io::reserve::{Released, Reserve};
+pub use io::storage::{Op, Storage, attach_storage, detach_storage};
 pub use lazy::hydrate::Access;
 pub use lazy::{FetchFailure, FetchReply, FetchSink, Hydration, LazySource, OnFetched, SourceError, Urgency};
 pub use merge::MergeStats;

@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod sim;
+
 use blockd_extent::{SnapshotId, VolumeId};
-use blockd_volume::{
-    OpenOptions, Recovery, Volume, VolumeErrorKind,
-    testing::{Disk, Fault, FaultError, Rng},
-};
+use blockd_volume::{OpenOptions, Recovery, Volume, VolumeErrorKind};
+use sim::disk::{Disk, Fault, FaultError, Rng};
 use std::{path::Path, sync::Arc};
 
 const BLOCK: u64 = 4096;

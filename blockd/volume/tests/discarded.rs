@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod sim;
+
 use blockd_extent::VolumeId;
-use blockd_volume::{
-    DiscardCause, OpenOptions, Recovery, SurvivingClients, Volume, VolumeErrorKind,
-    testing::{Disk, Fault, FaultError, OpKind, Rng},
-};
+use blockd_volume::{DiscardCause, OpenOptions, Recovery, SurvivingClients, Volume, VolumeErrorKind};
+use sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
 use std::{
     fs::File,
     os::unix::fs::FileExt,

@@ -9,10 +9,8 @@
 mod sim;
 
 use blockd_extent::{BlockIndex, SnapshotId};
-use blockd_volume::{
-    Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind,
-    testing::{Fault, FaultError, Lie, OpKind, Operation, Rng},
-};
+use blockd_volume::{Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind};
+use sim::disk::{Fault, FaultError, Lie, OpKind, Operation, Rng};
 use sim::{BLOCKS, ID, LIFE, Sim, Step, assert_sticky, names_in, seed_of_test};
 use std::sync::Arc;
 

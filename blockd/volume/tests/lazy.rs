@@ -5,12 +5,14 @@
 #[path = "lazy/source.rs"]
 mod source;
 
+mod sim;
+
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_volume::{
     Access, Allocation, FetchReply, LazySource, OpenOptions, SourceError, Urgency, Volume, VolumeErrorKind,
-    testing::{Disk, Fault, FaultError, OpKind, Rng},
 };
 use parking_lot::{Condvar, Mutex};
+use sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
 use std::{
     path::Path,
     sync::{

@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod sim;
+
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
-use blockd_volume::{
-    MergeStats, OpenOptions, Volume, VolumeErrorKind,
-    testing::{Attached, Disk, Fault, FaultError, OpKind},
-};
+use blockd_volume::{MergeStats, OpenOptions, Volume, VolumeErrorKind};
+use sim::disk::{Attached, Disk, Fault, FaultError, OpKind};
 use std::{
     cell::Cell,
     path::{Path, PathBuf},

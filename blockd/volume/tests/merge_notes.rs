@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod sim;
+
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
-use blockd_volume::{
-    OpenOptions, Volume, VolumeErrorKind,
-    testing::{Disk, Fault, FaultError, OpKind},
-};
+use blockd_volume::{OpenOptions, Volume, VolumeErrorKind};
+use sim::disk::{Disk, Fault, FaultError, OpKind};
 use std::{cell::Cell, sync::Arc};
 
 const BLOCKS: u64 = 64;

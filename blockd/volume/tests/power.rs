@@ -9,10 +9,8 @@
 
 mod sim;
 
-use blockd_volume::{
-    Recovery, Volume, VolumeErrorKind,
-    testing::{Fault, FaultError, Lie, OpKind},
-};
+use blockd_volume::{Recovery, Volume, VolumeErrorKind};
+use sim::disk::{Fault, FaultError, Lie, OpKind};
 use sim::{BLOCKS, LIFE, Sim, Step, assert_sticky, seed_of_test};
 
 use std::{

@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod sim;
+
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
-use blockd_volume::{
-    OpenOptions, Recovery, RolledBack, Volume, VolumeError, VolumeErrorKind,
-    testing::{Attached, Disk, Fault, FaultError, Rng},
-};
+use blockd_volume::{OpenOptions, Recovery, RolledBack, Volume, VolumeError, VolumeErrorKind};
+use sim::disk::{Attached, Disk, Fault, FaultError, Rng};
 use std::{
     cell::Cell,
     path::{Path, PathBuf},

@@ -2,14 +2,13 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod disk;
 pub mod model;
 pub mod source;
 
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
-use blockd_volume::{
-    LazySource, OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind,
-    testing::{Attached, Disk, Lie, OpKind, Operation, Rng},
-};
+use blockd_volume::{LazySource, OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind};
+use disk::{Attached, Disk, Lie, OpKind, Operation, Rng};
 use model::{Model, SECTOR_BYTES, content_of};
 use source::VersionSource;
 use std::{
@@ -132,7 +131,7 @@ pub const ID: VolumeId = VolumeId::from_u64(77);
 pub fn seed_of_test(name: &str) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     let seed = match std::env::var("BLOCKD_TEST_SEED") {
-        Ok(text) => text.parse().expect("BLOCKD_TEST_SEED must be a decimal number"),
+        Ok(text) => text.parse().unwrap_or_else(|error| panic!("BLOCKD_TEST_SEED={text}: {error}")),
         Err(_) => RandomState::new().hash_one(name) >> 16,
     };
     eprintln!("{name}: repeat this run with BLOCKD_TEST_SEED={seed}");

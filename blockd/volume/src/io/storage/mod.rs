@@ -1,15 +1,12 @@
 //! All system calls that read, change or sync a volume's files.
 //!
-//! In a normal build each function is only the call. With the feature `testing`, a `testing::Disk` attached
-//! to the directory is consulted first: it fails calls and models what a power cut leaves. Reads through io_uring bypass this module; [`File::before_read`] announces them.
+//! The kernel makes them, unless another [`Storage`] is attached to the directory: a disk that fails, or that
+//! loses power. Reads through io_uring bypass this module; [`File::before_read`] announces them.
 
 mod share;
-#[cfg(not(feature = "testing"))]
-mod unwatched;
 
 use crate::io::closer;
-#[cfg(feature = "testing")]
-use crate::testing::Watch;
+use parking_lot::RwLock;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 use std::{
     fs::OpenOptions,
@@ -19,56 +16,147 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
         unix::fs::{FileExt, MetadataExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
-#[cfg(not(feature = "testing"))]
-use unwatched::Watch;
 
-/// Operation on a file or name.
+/// Storage of the files below a directory, in place of the kernel's: it sees each call and decides its
+/// outcome.
+pub trait Storage: Send + Sync {
+    /// Returns the number of the file that a path names, which stays its own when it is renamed.
+    fn file_at(&self, path: &Path) -> Option<usize>;
+
+    /// Performs a call on an open file, or on a path; `kernel` lets the kernel perform it.
+    ///
+    /// # Errors
+    /// Those of the call.
+    fn perform(
+        &self,
+        path: &Path,
+        file: Option<usize>,
+        op: Op<'_>,
+        kernel: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()>;
+}
+
+/// Call on a file or name.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "only a test's disk looks inside"))]
-pub(crate) enum Op<'a> {
+pub enum Op<'a> {
+    /// Creates a directory.
     CreateDir,
     /// Creates a file; an existing one is truncated.
     Create,
+    /// Opens a file or directory.
     Open,
+    /// Reads content or metadata.
     Read,
+    /// Writes bytes.
     Write {
+        /// The kernel's file.
         file: &'a std::fs::File,
+        /// Position.
         offset_bytes: u64,
+        /// Content.
         data: &'a [u8],
     },
+    /// Sets the length.
     SetLen(u64),
     /// Allocates space without changing content.
     Reserve,
     /// Zeroes a range without changing the length.
     Zero {
+        /// Position.
         offset_bytes: u64,
+        /// Length.
         len_bytes: u64,
     },
     /// Shares a range of another file.
     Share {
+        /// The kernel's file that has the range.
         from: &'a std::fs::File,
+        /// The kernel's file that gets it.
         to: &'a std::fs::File,
+        /// Position in both files.
         offset_bytes: u64,
+        /// Length.
         len_bytes: u64,
     },
+    /// Makes a file durable.
     Sync,
+    /// Makes the names in a directory durable.
     SyncDir,
+    /// Renames a file or directory to this path.
     Rename(&'a Path),
-    /// Creates a hard link.
+    /// Creates a hard link at this path.
     Link(&'a Path),
+    /// Removes a name of a file.
     Remove,
+    /// Removes a directory and its content.
     RemoveTree,
-    /// Drops clean pages.
+    /// Drops clean pages of the kernel's file.
     DropCache(&'a std::fs::File),
+}
+
+/// Attached storages, by directory.
+static ATTACHED: RwLock<Vec<(PathBuf, Arc<dyn Storage>)>> = RwLock::new(Vec::new());
+
+/// Puts a directory on another storage: files that are opened from now on, and names, are its.
+pub fn attach_storage(dir: &Path, storage: Arc<dyn Storage>) {
+    ATTACHED.write().push((dir.to_owned(), storage));
+}
+
+/// Puts a directory back on the kernel's storage, except for open files.
+pub fn detach_storage(dir: &Path) {
+    ATTACHED.write().retain(|(attached, _)| attached != dir);
+}
+
+/// Path or open file on an attached storage.
+struct Attached {
+    storage: Arc<dyn Storage>,
+    path: PathBuf,
+    file: Option<usize>,
+}
+
+/// Maker of the calls on a path or an open file: the kernel, or the attached storage.
+struct Calls(Option<Box<Attached>>);
+
+impl Calls {
+    fn on(path: &Path) -> Self {
+        let attached = ATTACHED.read();
+        let found = attached.iter().find(|(dir, _)| path.starts_with(dir));
+        Self(found.map(|(_, storage)| {
+            Box::new(Attached { storage: storage.clone(), path: path.to_owned(), file: None })
+        }))
+    }
+
+    fn opened(mut self) -> Self {
+        if let Some(attached) = &mut self.0 {
+            attached.file = attached.storage.file_at(&attached.path);
+        }
+        self
+    }
+
+    #[inline]
+    fn run(&self, op: Op<'_>, mut kernel: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+        match &self.0 {
+            None => kernel(),
+            Some(on) => on.storage.perform(&on.path, on.file, op, &mut kernel),
+        }
+    }
+
+    /// Runs a call whose result only the kernel has.
+    fn get<T>(&self, op: Op<'_>, mut kernel: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let mut value = None;
+        self.run(op, || kernel().map(|result| value = Some(result)))?;
+        value.ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Open file.
 pub(crate) struct File {
     /// Taken by `drop` only.
     inner: ManuallyDrop<std::fs::File>,
-    watch: Watch,
+    calls: Calls,
 }
 
 impl Drop for File {
@@ -107,24 +195,24 @@ impl File {
     /// Creates an unlinked empty file in place of a missing one.
     pub(crate) fn nothing(path: &Path) -> io::Result<Self> {
         let inner = rustix::fs::memfd_create("missing", rustix::fs::MemfdFlags::CLOEXEC)?;
-        Ok(Self { inner: ManuallyDrop::new(inner.into()), watch: Watch::of(path) })
+        Ok(Self { inner: ManuallyDrop::new(inner.into()), calls: Calls::on(path) })
     }
 
     fn open_with(path: &Path, op: Op<'_>, how: &OpenOptions) -> io::Result<Self> {
-        let watch = Watch::of(path);
-        let inner = watch.run(op, || how.open(path))?;
-        Ok(Self { inner: ManuallyDrop::new(inner), watch: watch.opened() })
+        let calls = Calls::on(path);
+        let inner = calls.get(op, || how.open(path))?;
+        Ok(Self { inner: ManuallyDrop::new(inner), calls: calls.opened() })
     }
 
     #[inline]
     pub(crate) fn write_all_at(&self, data: &[u8], offset_bytes: u64) -> io::Result<()> {
         let op = Op::Write { file: &self.inner, offset_bytes, data };
-        self.watch.run(op, || self.inner.write_all_at(data, offset_bytes))
+        self.calls.run(op, || self.inner.write_all_at(data, offset_bytes))
     }
 
     #[inline]
     pub(crate) fn read_exact_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<()> {
-        self.watch.run(Op::Read, || self.inner.read_exact_at(buf, offset_bytes))
+        self.calls.run(Op::Read, || self.inner.read_exact_at(buf, offset_bytes))
     }
 
     /// Reads from the page cache.
@@ -140,17 +228,17 @@ impl File {
     /// Announces a read that bypasses this module.
     #[inline]
     pub(crate) fn before_read(&self) -> io::Result<()> {
-        self.watch.run(Op::Read, || Ok(()))
+        self.calls.run(Op::Read, || Ok(()))
     }
 
     pub(crate) fn set_len(&self, len_bytes: u64) -> io::Result<()> {
-        self.watch.run(Op::SetLen(len_bytes), || self.inner.set_len(len_bytes))
+        self.calls.run(Op::SetLen(len_bytes), || self.inner.set_len(len_bytes))
     }
 
     /// Allocates space for a range; content and length stay.
     pub(crate) fn reserve(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let flags = FallocateFlags::KEEP_SIZE;
-        self.watch.costly(Op::Reserve, || Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?))
+        self.calls.run(Op::Reserve, || Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?))
     }
 
     /// Punches a hole: the range reads as zeroes and its space is freed.
@@ -165,7 +253,7 @@ impl File {
 
     fn zero(&self, how: FallocateFlags, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let flags = how | FallocateFlags::KEEP_SIZE;
-        self.watch.run(Op::Zero { offset_bytes, len_bytes }, || {
+        self.calls.run(Op::Zero { offset_bytes, len_bytes }, || {
             Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?)
         })
     }
@@ -174,17 +262,17 @@ impl File {
     /// [`cannot_share_range`].
     pub(crate) fn share_from(&self, from: &Self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let op = Op::Share { from: &from.inner, to: &self.inner, offset_bytes, len_bytes };
-        self.watch.share(op, || share::share_range(&from.inner, &self.inner, offset_bytes, len_bytes))
+        self.calls.run(op, || share::share_range(&from.inner, &self.inner, offset_bytes, len_bytes))
     }
 
     /// Makes the content and the metadata needed to reach it durable.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
-        self.watch.costly(Op::Sync, || self.inner.sync_data())
+        self.calls.run(Op::Sync, || self.inner.sync_data())
     }
 
     /// Makes content and all metadata durable, except the name.
     pub(crate) fn sync_all(&self) -> io::Result<()> {
-        self.watch.costly(Op::Sync, || self.inner.sync_all())
+        self.calls.run(Op::Sync, || self.inner.sync_all())
     }
 
     /// Asks the kernel to read a range ahead.
@@ -195,7 +283,7 @@ impl File {
 
     /// Drops clean pages, so that the next read uses the disk.
     pub(crate) fn drop_cache(&self) -> io::Result<()> {
-        self.watch.run(Op::DropCache(&self.inner), || {
+        self.calls.run(Op::DropCache(&self.inner), || {
             Ok(rustix::fs::fadvise(&*self.inner, 0, None, rustix::fs::Advice::DontNeed)?)
         })
     }
@@ -263,45 +351,45 @@ pub(crate) fn cannot_share_range(error: &io::Error) -> bool {
 
 /// Reads a whole file.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    Watch::of(path).run(Op::Read, || std::fs::read(path))
+    Calls::on(path).get(Op::Read, || std::fs::read(path))
 }
 
 /// Returns device, inode number and length of a file.
 pub(crate) fn identity_and_len(path: &Path) -> io::Result<((u64, u64), u64)> {
-    let found = Watch::of(path).run(Op::Read, || std::fs::metadata(path))?;
+    let found = Calls::on(path).get(Op::Read, || std::fs::metadata(path))?;
     Ok(((found.dev(), found.ino()), found.len()))
 }
 
 /// Returns the length and number of links of a file.
 pub(crate) fn len_and_links(path: &Path) -> io::Result<(u64, u64)> {
-    let found = Watch::of(path).run(Op::Read, || std::fs::metadata(path))?;
+    let found = Calls::on(path).get(Op::Read, || std::fs::metadata(path))?;
     Ok((found.len(), found.nlink()))
 }
 
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
-    Watch::of(path).run(Op::CreateDir, || std::fs::create_dir(path))
+    Calls::on(path).run(Op::CreateDir, || std::fs::create_dir(path))
 }
 
 /// Renames a file or directory, replacing the target.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    Watch::of(from).run(Op::Rename(to), || std::fs::rename(from, to))
+    Calls::on(from).run(Op::Rename(to), || std::fs::rename(from, to))
 }
 
 /// Creates a hard link in the same filesystem.
 pub(crate) fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
-    Watch::of(from).run(Op::Link(to), || std::fs::hard_link(from, to))
+    Calls::on(from).run(Op::Link(to), || std::fs::hard_link(from, to))
 }
 
 pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
-    Watch::of(path).run(Op::Remove, || std::fs::remove_file(path))
+    Calls::on(path).run(Op::Remove, || std::fs::remove_file(path))
 }
 
 pub(crate) fn remove_dir_all(path: &Path) -> io::Result<()> {
-    Watch::of(path).run(Op::RemoveTree, || std::fs::remove_dir_all(path))
+    Calls::on(path).run(Op::RemoveTree, || std::fs::remove_dir_all(path))
 }
 
 /// Makes created, renamed and removed names in a directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    let handle = Watch::of(dir).run(Op::Open, || std::fs::File::open(dir))?;
-    Watch::of(dir).costly(Op::SyncDir, || handle.sync_all())
+    let handle = Calls::on(dir).get(Op::Open, || std::fs::File::open(dir))?;
+    Calls::on(dir).run(Op::SyncDir, || handle.sync_all())
 }

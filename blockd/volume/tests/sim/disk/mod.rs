@@ -1,11 +1,55 @@
-//! Kinds of calls, and faults of them.
+//! Simulated disk with faults, lost writes and power cuts.
+//!
+//! A [`Disk`] is attached to a directory. From then on every call on its files passes through it:
+//! [faults](Fault) replace calls, and beside the files, which model the page cache, the disk tracks durable
+//! data. A sync costs nothing and makes data durable; after a [power cut](Disk::power_cut), a random part of
+//! unsynced data survives in a separate directory. A [disk that lies](Lie) tests the tests.
+//!
+//! Model: sectors and length of a file reach the disk at any time between write and sync, in any order, but
+//! never revert; a name is durable only after a sync of its directory, each name independently, and a rename
+//! is atomic; after a failed sync the kernel treats dropped pages as clean, so that they read as written
+//! until they are [evicted](Disk::evict).
 
-use crate::io::storage::Op;
+mod crash;
+mod node;
+mod simulated;
+
+use blockd_volume::Op;
+pub use simulated::{Attached, Disk, Operation};
 use std::{io, path::Path};
+
+/// Seeded splitmix64 generator.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// Creates a generator.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Returns the next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Returns a number below `end`, which must not be zero.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next_u64() % end
+    }
+
+    /// Returns true with probability 1 in `times`.
+    pub fn one_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+}
 
 /// Kind of a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "each is the call of that name")]
 pub enum OpKind {
     CreateDir,
     Create,
@@ -36,7 +80,7 @@ impl OpKind {
     }
 }
 
-pub(super) fn kind_of(op: &Op<'_>) -> Option<OpKind> {
+fn kind_of(op: &Op<'_>) -> Option<OpKind> {
     Some(match op {
         Op::CreateDir => OpKind::CreateDir,
         Op::Create => OpKind::Create,
@@ -70,7 +114,7 @@ pub enum FaultError {
 }
 
 impl FaultError {
-    pub(super) fn error(self) -> io::Error {
+    fn error(self) -> io::Error {
         match self {
             Self::Io => rustix::io::Errno::IO,
             Self::NoSpace => rustix::io::Errno::NOSPC,
@@ -133,7 +177,7 @@ impl Fault {
         Self { skip: number, persistent: false, ..Self::every(error) }
     }
 
-    pub(super) fn matches(&self, kind: OpKind, path: &Path) -> bool {
+    fn matches(&self, kind: OpKind, path: &Path) -> bool {
         let kind_fits = if self.kinds.is_empty() {
             self.error == FaultError::Io || kind.takes_space()
         } else {

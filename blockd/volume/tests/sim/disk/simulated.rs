@@ -1,12 +1,11 @@
 //! Simulated disk: counts calls, fails them, and tracks their effects.
 
 use super::{
-    Rng,
-    fault::{Fault, FaultError, Lie, OpKind, kind_of},
+    Fault, FaultError, Lie, OpKind, Rng, kind_of,
     node::{Change, FileNode, Node},
 };
-use crate::io::storage::Op;
-use parking_lot::{Mutex, RwLock};
+use blockd_volume::{Op, Storage, attach_storage, detach_storage};
+use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -15,9 +14,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-
-/// Attached disks. Tests run in parallel, each in its own directory.
-static DISKS: RwLock<Vec<Arc<Disk>>> = RwLock::new(Vec::new());
 
 const PAGE_BYTES: u64 = 4096;
 
@@ -64,7 +60,7 @@ impl Deref for Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        DISKS.write().retain(|disk| !Arc::ptr_eq(disk, &self.0));
+        detach_storage(&self.0.root);
     }
 }
 
@@ -91,12 +87,8 @@ impl Disk {
             rng: Rng::new(seed),
         };
         let disk = Arc::new(Self { root: root.to_owned(), state: Mutex::new(state) });
-        DISKS.write().push(disk.clone());
+        attach_storage(root, disk.clone());
         Ok(Attached(disk))
-    }
-
-    pub(super) fn of(path: &Path) -> Option<Arc<Self>> {
-        DISKS.read().iter().find(|disk| path.starts_with(&disk.root)).cloned()
     }
 
     /// Returns all calls since the attachment.
@@ -172,32 +164,43 @@ impl Disk {
         }
         Ok(())
     }
+}
 
-    pub(super) fn node_at(&self, path: &Path) -> Option<usize> {
+impl Storage for Disk {
+    fn file_at(&self, path: &Path) -> Option<usize> {
         self.state.lock().find(path.strip_prefix(&self.root).ok()?)
     }
 
-    /// Implements sharing of extents by copying: the tests run on any filesystem.
-    pub(super) fn share(&self, path: &Path, node: Option<usize>, op: Op<'_>) -> io::Result<()> {
-        let Op::Share { from, to, offset_bytes, len_bytes } = op else { return Ok(()) };
-        if !self.state.lock().shares_extents {
-            return Err(rustix::io::Errno::OPNOTSUPP.into());
+    /// Runs a call, or fails it. A sync costs nothing and space is not allocated.
+    fn perform(
+        &self,
+        path: &Path,
+        file: Option<usize>,
+        op: Op<'_>,
+        kernel: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        match op {
+            Op::Sync | Op::SyncDir | Op::Reserve => self.run(path, file, op, &mut || Ok(())),
+            Op::Share { .. } if !self.state.lock().shares_extents => Err(rustix::io::Errno::OPNOTSUPP.into()),
+            // By copying: the tests run on any filesystem.
+            Op::Share { from, to, offset_bytes, len_bytes } => self.run(path, file, op, &mut || {
+                let mut data = vec![0; len_bytes as usize];
+                from.read_exact_at(&mut data, offset_bytes)?;
+                to.write_all_at(&data, offset_bytes)
+            }),
+            _ => self.run(path, file, op, kernel),
         }
-        self.run(path, node, op, || {
-            let mut data = vec![0; len_bytes as usize];
-            from.read_exact_at(&mut data, offset_bytes)?;
-            to.write_all_at(&data, offset_bytes)
-        })
     }
+}
 
-    /// Runs a call, or fails it.
-    pub(super) fn run<T>(
+impl Disk {
+    fn run(
         &self,
         path: &Path,
         node: Option<usize>,
         op: Op<'_>,
-        real: impl FnOnce() -> io::Result<T>,
-    ) -> io::Result<T> {
+        real: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
         let relative = |path: &Path| path.strip_prefix(&self.root).map(Path::to_owned).ok();
         let name = relative(path).unwrap_or_default();
         let mut state = self.state.lock();
@@ -217,17 +220,16 @@ impl Disk {
         } else if state.is_off {
             return real();
         }
-        let value = real()?;
+        real()?;
         let to = match op {
             Op::Rename(to) | Op::Link(to) => relative(to),
             _ => None,
         };
         if state.lies_about(&op, path, node) {
-            return Ok(value);
+            return Ok(());
         }
         state.follow(&name, node, &op, to.as_deref())?;
-        state.catch_up(&op, path)?;
-        Ok(value)
+        state.catch_up(&op, path)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::{
     Rng,
-    disk::{Disk, State},
     node::Node,
+    simulated::{Disk, State},
 };
 use std::{fs, io, os::unix::fs::FileExt, path::Path};
 
