@@ -7,14 +7,16 @@
 
 use crate::{
     error::{IoContext, VolumeError},
-    head::{Head, Place},
+    head::Head,
+    head::place::OpenOptions,
+    head::place::Place,
     io::files,
     io::storage,
     layer::set::SetIdentity,
     layer::stack::Layer,
     lazy::base::LazyBase,
     meta::{LayerEntry, Meta},
-    open::{OpenOptions, sibling, sync_parent},
+    open::{sibling, sync_parent},
     restore::RestoreTarget,
     view::SnapshotView,
     volume::Volume,

@@ -5,10 +5,12 @@
 
 use crate::{
     error::{IoContext, VolumeError},
+    head::Head,
     head::discarded::{self, DiscardedWrites},
-    head::{Head, Place},
+    head::place::{OpenOptions, Place},
     io::files,
     io::storage,
+    layer::data::LayerData,
     layer::data_files::DataFiles,
     layer::set::{LayerSet, SetIdentity},
     layer::stack::{FrozenLayer, Layer, Stack},
@@ -23,25 +25,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-
-/// Options of opening a volume.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OpenOptions {
-    /// Recovery after an unclean stop.
-    pub recovery: Recovery,
-    /// Clients of other hosts are or were served, and may survive this host.
-    pub serves_remote: bool,
-}
-
-/// Kind of an unclean stop.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Recovery {
-    /// Decided by boot id and mount: if both are unchanged, only the process died.
-    #[default]
-    Auto,
-    /// A power cut, independent of the boot id: for a directory from an image or a disk that lost its cache.
-    AfterPowerLoss,
-}
 
 impl Volume {
     /// Creates and opens an empty volume in a new directory; durable when the call returns.
@@ -145,6 +128,25 @@ impl Volume {
             }
         }
     }
+
+    /// Returns the loss of acknowledged writes that no administrator has acknowledged yet.
+    pub fn discarded_writes(&self) -> Option<DiscardedWrites> {
+        *self.discarded.lock()
+    }
+
+    /// Forgets the loss, durably: clients are no longer told.
+    ///
+    /// # Errors
+    /// If the record cannot be removed; it stays then.
+    pub fn acknowledge_discarded_writes(&self) -> Result<(), VolumeError> {
+        let mut discarded = self.discarded.lock();
+        if discarded.is_some() {
+            files::remove_if_there(&discarded::path(self.dir()))?;
+            files::sync_dir(self.dir())?;
+            *discarded = None;
+        }
+        Ok(())
+    }
 }
 
 /// Returns `<dir>.<suffix>`, beside `dir`.
@@ -178,7 +180,7 @@ fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, Volum
         file: entry.file,
         generation: entry.generation,
         size_bytes: entry.size_bytes,
-        data: Arc::new(DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?),
+        data: Arc::new(DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?.into()),
         set: LayerSet::load(place.dir, identity)?,
     })
 }
@@ -194,7 +196,7 @@ pub(crate) fn load_lazy(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLay
         file: entry.file,
         generation: entry.generation,
         size_bytes: entry.size_bytes,
-        data: Arc::new(data.with_lazy(base)),
+        data: Arc::new(LayerData::lazy_over(data, base)),
         set: LayerSet { held, zero: BlockSet::new() },
     })
 }
@@ -235,7 +237,7 @@ pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, Vol
 fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
     for path in unnamed_files(dir, meta)? {
         tracing::debug!(file = %path.display(), "removing what an interrupted operation left");
-        crate::layer::data_files::remove_if_there(&path)?;
+        files::remove_if_there(&path)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     error::VolumeError,
-    layer::data_files::DataFiles,
+    layer::data::LayerData,
     layer::stack::{Source, Stack},
     volume::Volume,
 };
@@ -63,7 +63,7 @@ impl Volume {
         &self,
         offset_bytes: u64,
         buf: &mut [u8],
-        fetch: impl FnMut(&DataFiles, u64, &mut [u8]) -> Result<bool, VolumeError>,
+        fetch: impl FnMut(&LayerData, u64, &mut [u8]) -> Result<bool, VolumeError>,
     ) -> Result<Option<Content>, VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, buf.len() as u64)?;
@@ -77,12 +77,12 @@ impl Volume {
 }
 
 /// Reads from a layer, waiting for the disk.
-pub(crate) fn from_disk(data: &DataFiles, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
+pub(crate) fn from_disk(data: &LayerData, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
     data.read(offset_bytes, buf).map(|()| true)
 }
 
 /// Reads from a layer's page cache.
-pub(crate) fn from_memory(data: &DataFiles, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
+pub(crate) fn from_memory(data: &LayerData, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
     data.try_read(offset_bytes, buf)
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn read_stack(
     start: Start,
     offset_bytes: u64,
     buf: &mut [u8],
-    mut fetch: impl FnMut(&DataFiles, u64, &mut [u8]) -> Result<bool, VolumeError>,
+    mut fetch: impl FnMut(&LayerData, u64, &mut [u8]) -> Result<bool, VolumeError>,
 ) -> Result<Option<Content>, VolumeError> {
     let end = offset_bytes + buf.len() as u64;
     let mut complete = true;
@@ -143,7 +143,7 @@ pub(crate) fn read_stack(
 
 /// Part of a list of extents: its position in the buffer and its source.
 pub(crate) struct Piece {
-    pub(crate) data: Arc<DataFiles>,
+    pub(crate) data: Arc<LayerData>,
     pub(crate) offset_bytes: u64,
     pub(crate) at: usize,
     pub(crate) len_bytes: usize,

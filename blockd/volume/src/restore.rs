@@ -5,14 +5,16 @@
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
-    head::{Head, Place},
+    head::Head,
+    head::place::OpenOptions,
+    head::place::Place,
     io::files,
     io::reserve,
     io::storage,
     layer::data_files::DataFiles,
     layer::set::{LayerSet, SetIdentity},
     meta::{self, LayerEntry, Meta},
-    open::{OpenOptions, sibling, sync_parent},
+    open::{sibling, sync_parent},
     volume::Volume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};

@@ -7,10 +7,11 @@
 
 use crate::{
     error::VolumeError,
-    head::{Head, Place},
+    head::Head,
+    head::place::Place,
     io::files,
     io::reserve,
-    layer::data_files::{DataFiles, remove_if_there},
+    layer::data_files::DataFiles,
     layer::set::{LayerSet, SetIdentity},
     layer::stack::{FrozenLayer, Layer, Stack},
     merge::copy::Copier,
@@ -132,7 +133,7 @@ impl Volume {
                 set.held.union_with(&layer.set.held);
             }
         }
-        let data = DataFiles::create(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?;
+        let data = DataFiles::create(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?.into();
         let go_on = |_| go_on();
         let shown = &self.rollback_shown;
         shown.begin(0, set.held.len_bytes());
@@ -234,7 +235,7 @@ impl Volume {
         Head::remove_files(Place { size_bytes: plan.size_bytes, ..self.place() }, plan.new_head)?;
         DataFiles::remove(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?;
         for file in [plan.layer, plan.old_head] {
-            remove_if_there(&files::set_path(&self.dir, file, 0))?;
+            files::remove_if_there(&files::set_path(&self.dir, file, 0))?;
         }
         Ok(())
     }

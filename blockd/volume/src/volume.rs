@@ -6,10 +6,10 @@
 use crate::{
     error::VolumeError,
     head::discarded::DiscardedWrites,
-    head::{Head, Place, SyncFailure},
+    head::place::Place,
+    head::{Head, SyncFailure},
     io::flusher::{Flusher, SharedFailure},
     layer::stack::{Layer, Stack},
-    merge::MergeStats,
     merge::copy::Shown,
     merge::note::Progress,
     meta::Meta,
@@ -115,6 +115,18 @@ pub struct VolumeStats {
     pub bytes_read: u64,
     /// Bytes written since it was opened, without trimmed and zeroed ones.
     pub bytes_written: u64,
+}
+
+/// Remaining merges of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MergeStats {
+    /// Number of layers to be merged into their neighbours, one after the other.
+    pub layers: u64,
+    /// Bytes copied by the running merge, including earlier processes.
+    pub done_bytes: u64,
+    /// Total bytes of the running merge; 0 without one.
+    pub total_bytes: u64,
 }
 
 /// Write in progress: the freeze of its stack cannot finish before it ends.

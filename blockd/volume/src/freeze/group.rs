@@ -16,7 +16,8 @@
 use crate::{
     error::VolumeError,
     freeze::Frozen,
-    head::{Head, Place},
+    head::Head,
+    head::place::Place,
     io::closer,
     layer::stack::Stack,
     meta::{Meta, SnapshotEntry},

@@ -7,7 +7,6 @@
 use crate::{
     error::VolumeError,
     io::files,
-    layer::data_files::remove_if_there,
     layer::set::{LayerSet, SetIdentity},
     layer::stack::Layer,
     volume::Volume,
@@ -105,7 +104,7 @@ impl Volume {
             // A layer that was never merged uses the same file.
             let in_use = admin.layers.iter().any(|layer| layer.file == epoch && layer.generation == 0);
             if !in_use {
-                remove_if_there(&files::set_path(&self.dir, epoch, 0))?;
+                files::remove_if_there(&files::set_path(&self.dir, epoch, 0))?;
             }
         }
         Ok(())

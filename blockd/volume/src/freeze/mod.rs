@@ -11,7 +11,8 @@ pub(crate) mod intervals;
 use crate::{
     error::VolumeError,
     freeze::group::freeze_group,
-    head::{Head, Place},
+    head::Head,
+    head::place::Place,
     io::files,
     layer::set::SetIdentity,
     layer::stack::{FrozenLayer, Layer, Stack},

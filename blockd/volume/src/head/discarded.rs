@@ -21,10 +21,8 @@
 
 use crate::{
     error::{IoContext, VolumeError},
-    head::live_map::Rejection,
     io::files,
     io::storage,
-    volume::Volume,
 };
 use std::{
     fmt, io,
@@ -85,20 +83,6 @@ pub struct DiscardedWrites {
 }
 
 impl DiscardedWrites {
-    /// Returns the loss that follows from a map that is not believed; `None` if none of its clients can have
-    /// survived.
-    pub(crate) fn of(rejection: &Rejection, serves_remote: bool) -> Option<Self> {
-        let cause = match rejection {
-            Rejection::NotOurs | Rejection::Unfinished => DiscardCause::MapMissing,
-            Rejection::OtherBoot if !serves_remote => return None,
-            Rejection::OtherBoot => DiscardCause::OtherBoot,
-            Rejection::OtherMount | Rejection::PowerLoss => DiscardCause::OtherMount,
-            Rejection::Unreadable(_) => DiscardCause::MapUnreadable,
-            Rejection::WritebackFailed(_) => DiscardCause::WritebackFailed,
-        };
-        Some(Self::now(cause))
-    }
-
     pub(crate) fn now(cause: DiscardCause) -> Self {
         let clients = match cause {
             DiscardCause::OtherBoot => SurvivingClients::Remote,
@@ -177,27 +161,6 @@ impl DiscardedWrites {
 
 pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join("volume.discarded")
-}
-
-impl Volume {
-    /// Returns the loss of acknowledged writes that no administrator has acknowledged yet.
-    pub fn discarded_writes(&self) -> Option<DiscardedWrites> {
-        *self.discarded.lock()
-    }
-
-    /// Forgets the loss, durably: clients are no longer told.
-    ///
-    /// # Errors
-    /// If the record cannot be removed; it stays then.
-    pub fn acknowledge_discarded_writes(&self) -> Result<(), VolumeError> {
-        let mut discarded = self.discarded.lock();
-        if discarded.is_some() {
-            crate::layer::data_files::remove_if_there(&path(self.dir()))?;
-            files::sync_dir(self.dir())?;
-            *discarded = None;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

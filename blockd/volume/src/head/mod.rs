@@ -8,20 +8,22 @@ pub(crate) mod discarded;
 pub(crate) mod live_map;
 pub(crate) mod log;
 mod mount;
+pub(crate) mod place;
 mod regions;
 
 use crate::{
     error::{VolumeError, VolumeErrorKind},
     head::discarded::{DiscardCause, DiscardedWrites},
     head::live_map::{BlockState, LiveMap},
-    head::log::{HeadLog, Identity},
+    head::log::HeadLog,
+    head::place::{OpenOptions, Place, Recovery},
     head::regions::Regions,
     io::files,
+    layer::data::LayerData,
     layer::data_files::DataFiles,
     layer::set::LayerSet,
-    open::{OpenOptions, Recovery},
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use parking_lot::{Condvar, Mutex};
 use std::{
     path::Path,
@@ -35,30 +37,12 @@ use std::{
 /// other zeroes as data instead of delaying the start.
 const MAX_RANGES: usize = 4096;
 
-/// Directory and identity of a volume's files.
-#[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
-    pub(crate) dir: &'a Path,
-    pub(crate) volume: VolumeId,
-    pub(crate) size_bytes: u64,
-}
-
-impl Place<'_> {
-    pub(crate) fn blocks(&self) -> u64 {
-        self.size_bytes / BLOCK_SIZE_BYTES
-    }
-
-    pub(crate) fn log_identity(&self, epoch: Epoch) -> Identity {
-        Identity { volume: self.volume, epoch, blocks: self.blocks() }
-    }
-}
-
 /// Layer that takes writes, or took them until an unfinished freeze.
 pub(crate) struct Head {
     pub(crate) epoch: Epoch,
     /// Size of the volume while this is the head.
     pub(crate) size_bytes: u64,
-    pub(crate) data: Arc<DataFiles>,
+    pub(crate) data: Arc<LayerData>,
     pub(crate) map: Arc<LiveMap>,
     pub(crate) regions: Regions,
     pub(crate) writers: Writers,
@@ -135,7 +119,7 @@ impl Head {
                 // Before the sync, which may be the only one to report a failed writeback: the next start
                 // must not believe the map.
                 if !rejected.why.is_final() {
-                    crate::layer::data_files::remove_if_there(&map_path)?;
+                    files::remove_if_there(&map_path)?;
                 }
                 None
             }
@@ -196,7 +180,7 @@ impl Head {
         Self {
             epoch,
             size_bytes: place.size_bytes,
-            data: Arc::new(data),
+            data: Arc::new(data.into()),
             map: Arc::new(map),
             regions: Regions::new(),
             writers: Writers::default(),
@@ -218,8 +202,8 @@ impl Head {
 
     /// Removes the map and the log.
     pub(crate) fn remove_tracking_files(dir: &Path, epoch: Epoch) -> Result<(), VolumeError> {
-        crate::layer::data_files::remove_if_there(&files::map_path(dir, epoch))?;
-        crate::layer::data_files::remove_if_there(&files::log_path(dir, epoch))
+        files::remove_if_there(&files::map_path(dir, epoch))?;
+        files::remove_if_there(&files::log_path(dir, epoch))
     }
 
     /// Writes bytes of blocks that are completely written or already held. The caller has locked their

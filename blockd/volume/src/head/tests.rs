@@ -1,4 +1,5 @@
 use super::*;
+use blockd_extent::VolumeId;
 
 const PARTS_OF_TERABYTE: u64 = 64;
 /// Memory of a terabyte according to `kernel-notes/live-map.md`.

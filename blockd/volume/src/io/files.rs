@@ -39,6 +39,14 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), VolumeError> {
     storage::sync_dir(dir).during("sync", dir)
 }
 
+/// Removes a file, if it exists.
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), VolumeError> {
+    match storage::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).during("remove", path),
+        _ => Ok(()),
+    }
+}
+
 /// Replaces a file atomically: writes and syncs a temporary file, renames it, and syncs the directory.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
     let mut new_name = path.as_os_str().to_owned();

@@ -215,7 +215,7 @@ mod tests {
             file: Epoch(epoch),
             generation: 0,
             size_bytes: BLOCKS * 4096,
-            data: Arc::new(DataFiles::create(&dir.join(epoch.to_string()), BLOCKS * 4096).unwrap()),
+            data: Arc::new(DataFiles::create(&dir.join(epoch.to_string()), BLOCKS * 4096).unwrap().into()),
             set: LayerSet { held, zero },
         }))
     }

@@ -10,19 +10,14 @@ pub(crate) use holes::data_ranges;
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
+    io::files::remove_if_there,
     io::storage::{self, File},
     layer::shared,
-    lazy::base::LazyBase,
 };
-use blockd_extent::Extent;
 use std::{
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
 };
-
-/// Reads part of a range into a buffer; false if it would block.
-type ReadPart<'a> = dyn FnMut(u64, &mut [u8]) -> Result<bool, VolumeError> + 'a;
 
 /// Length of a volume covered by one data file.
 const SEGMENT_BYTES: u64 = 8 << 40;
@@ -35,8 +30,6 @@ const PIECE_BYTES: u64 = 64 << 10;
 /// Open data files of a layer.
 pub(crate) struct DataFiles {
     segments: Vec<Segment>,
-    /// Base of a lazy layer.
-    lazy: Option<Arc<LazyBase>>,
 }
 
 struct Segment {
@@ -110,26 +103,7 @@ impl DataFiles {
             file.sync_all().during("sync", &path)?;
             segments.push(Segment::new(file, path)?);
         }
-        Ok(Self { segments, lazy: None })
-    }
-
-    /// Attaches a lazy base that fills the files on read.
-    pub(crate) fn with_lazy(self, lazy: Arc<LazyBase>) -> Self {
-        assert!(self.lazy.is_none(), "data files have one base");
-        Self { lazy: Some(lazy), ..self }
-    }
-
-    /// Returns the lazy base.
-    pub(crate) fn lazy(&self) -> Option<&Arc<LazyBase>> {
-        self.lazy.as_ref()
-    }
-
-    /// Fetches a range and waits for it; needed before reads that bypass this type.
-    pub(crate) fn fetch_extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
-        match &self.lazy {
-            Some(lazy) if !lazy.has(offset_bytes, len_bytes) => lazy.fetch_bytes(offset_bytes, len_bytes),
-            _ => Ok(()),
-        }
+        Ok(Self { segments })
     }
 
     /// Opens existing files and checks that none is missing or too short. A file that is too long remains
@@ -150,7 +124,7 @@ impl DataFiles {
             }
             segments.push(segment);
         }
-        Ok(Self { segments, lazy: None })
+        Ok(Self { segments })
     }
 
     /// Opens the existing files of a layer without changes; also returns missing ranges with reasons.
@@ -172,7 +146,7 @@ impl DataFiles {
             }
             segments.push(Segment::new(file, path)?);
         }
-        Ok((Self { segments, lazy: None }, gaps))
+        Ok((Self { segments }, gaps))
     }
 
     /// Opens the files of a layer of `old_bytes` and extends them with zeroes to `new_bytes`. The caller
@@ -191,7 +165,7 @@ impl DataFiles {
             file.sync_all().during("sync", &path)?;
             segments.push(Segment::new(file, path)?);
         }
-        Ok(Self { segments, lazy: None })
+        Ok(Self { segments })
     }
 
     /// Reports files that are missing, too short, or different from the open ones.
@@ -277,43 +251,8 @@ impl DataFiles {
         })
     }
 
-    /// Reads a range; fetches missing blocks first.
-    pub(crate) fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), VolumeError> {
-        self.fetch_extents(offset_bytes, buf.len() as u64)?;
-        self.but_zeroes(offset_bytes, buf, &mut |at, part| self.read_files(at, part).map(|()| true))?;
-        Ok(())
-    }
-
-    /// Reads a range except known zeroes; returns false once `read` does. Reading a hole would allocate page
-    /// cache pages.
-    fn but_zeroes(
-        &self,
-        offset_bytes: u64,
-        buf: &mut [u8],
-        read: &mut ReadPart<'_>,
-    ) -> Result<bool, VolumeError> {
-        let Some(lazy) = self.lazy.as_ref().filter(|lazy| !lazy.is_complete()) else {
-            return read(offset_bytes, buf);
-        };
-        let end = offset_bytes + buf.len() as u64;
-        let mut is_read = true;
-        lazy.cut(Extent::touching(offset_bytes, buf.len() as u64), &mut |run, is_zero| {
-            // The first and last block can be partial.
-            let from = run.offset_bytes().max(offset_bytes);
-            let to = (run.offset_bytes() + run.len_bytes()).min(end);
-            debug_assert!(offset_bytes <= from && from < to && to <= end, "parts lie in the range");
-            let part = &mut buf[(from - offset_bytes) as usize..(to - offset_bytes) as usize];
-            if is_zero {
-                part.fill(0);
-            } else {
-                is_read = is_read && read(from, part)?;
-            }
-            Ok::<(), VolumeError>(())
-        })?;
-        Ok(is_read)
-    }
-
-    fn read_files(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<(), VolumeError> {
+    /// Reads a range.
+    pub(crate) fn read(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<(), VolumeError> {
         for part in self.parts(offset_bytes, buf.len() as u64) {
             let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
             part.file.read_exact_at(now, part.offset_bytes).during("read", part.path)?;
@@ -324,14 +263,7 @@ impl DataFiles {
     }
 
     /// Reads from the page cache; returns false if the disk would be needed.
-    pub(crate) fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
-        if self.lazy.as_ref().is_some_and(|lazy| !lazy.has(offset_bytes, buf.len() as u64)) {
-            return Ok(false);
-        }
-        self.but_zeroes(offset_bytes, buf, &mut |at, part| self.try_read_files(at, part))
-    }
-
-    fn try_read_files(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<bool, VolumeError> {
+    pub(crate) fn try_read(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<bool, VolumeError> {
         for part in self.parts(offset_bytes, buf.len() as u64) {
             let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
             match part.file.read_cached_at(now, part.offset_bytes) {
@@ -370,10 +302,6 @@ impl DataFiles {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Shared, VolumeError> {
-        if from.lazy.is_some() {
-            // A copy waits for missing blocks.
-            return Ok(Shared::NotThis);
-        }
         let parts = self.parts(offset_bytes, len_bytes).zip(from.parts(offset_bytes, len_bytes));
         for (to, from) in parts {
             assert!(to.offset_bytes == from.offset_bytes && to.len_bytes == from.len_bytes, "equal parts");
@@ -421,9 +349,6 @@ impl DataFiles {
 
     /// Asks the kernel to read a range ahead; it may decline.
     pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
-        if let Some(lazy) = &self.lazy {
-            lazy.fetch_soon(Extent::touching(offset_bytes, len_bytes));
-        }
         for part in self.parts(offset_bytes, len_bytes) {
             part.file.will_need(part.offset_bytes, part.len_bytes).during("read ahead in", part.path)?;
         }
@@ -478,13 +403,6 @@ fn write_zeroes(part: &FilePart<'_>) -> Result<(), VolumeError> {
         done += len as u64;
     }
     Ok(())
-}
-
-pub(crate) fn remove_if_there(path: &Path) -> Result<(), VolumeError> {
-    match storage::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).during("remove", path),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

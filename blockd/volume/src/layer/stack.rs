@@ -7,7 +7,7 @@ use crate::{
     head::Head,
     head::live_map::BlockState,
     layer::cover::{self, Cover},
-    layer::data_files::DataFiles,
+    layer::data::LayerData,
     layer::location_cache::{Found, LocationCache},
     layer::set::LayerSet,
     lazy::base::LazyBase,
@@ -24,7 +24,7 @@ pub(crate) struct FrozenLayer {
     pub(crate) generation: u32,
     /// Size of the volume at the end of its epoch.
     pub(crate) size_bytes: u64,
-    pub(crate) data: Arc<DataFiles>,
+    pub(crate) data: Arc<LayerData>,
     pub(crate) set: LayerSet,
 }
 
@@ -62,7 +62,7 @@ impl Layer {
         }
     }
 
-    pub(crate) fn data(&self) -> &Arc<DataFiles> {
+    pub(crate) fn data(&self) -> &Arc<LayerData> {
         match self {
             Self::Open(head) => &head.data,
             Self::Frozen(layer) => &layer.data,
@@ -86,7 +86,7 @@ pub(crate) struct Stack {
 }
 
 /// Source of an extent: a layer's data, or `None` for zeroes.
-pub(crate) type Source<'a> = Option<&'a Arc<DataFiles>>;
+pub(crate) type Source<'a> = Option<&'a Arc<LayerData>>;
 
 impl Stack {
     /// Creates a stack of layers, top first, reusing derived data of `old`.
@@ -204,7 +204,7 @@ impl Stack {
             _ => {}
         }
         let source = cover::source_of(covers, block);
-        let is_source = |layer: &Layer, data: &Arc<DataFiles>| Arc::ptr_eq(layer.data(), data);
+        let is_source = |layer: &Layer, data: &Arc<LayerData>| Arc::ptr_eq(layer.data(), data);
         match source {
             None => memo.put(block, Found::Zeroes),
             Some(data) => {

@@ -10,8 +10,8 @@ mod hydration;
 
 use crate::{
     error::VolumeError,
-    head::Place,
     head::log::{HeadLog, Identity},
+    head::place::Place,
     io::files,
     layer::data_files::DataFiles,
     lazy::fetch_budget::FetchBudget,

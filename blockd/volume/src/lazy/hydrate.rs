@@ -6,7 +6,8 @@
 
 use crate::{
     error::{IoContext, VolumeError},
-    head::{Head, Place},
+    head::Head,
+    head::place::Place,
     io::files,
     io::reserve,
     io::storage,
@@ -181,7 +182,7 @@ impl Volume {
             file: old.file,
             generation,
             size_bytes: old.size_bytes,
-            data: Arc::new(data),
+            data: Arc::new(data.into()),
             set,
         }));
         self.replace_layers(|layer| match layer.epoch() == old.epoch {
@@ -189,7 +190,7 @@ impl Volume {
             false => Some(layer.clone()),
         });
         drop(admin);
-        if let Err(error) = crate::layer::data_files::remove_if_there(&files::log_path(&self.dir, old.file)) {
+        if let Err(error) = files::remove_if_there(&files::log_path(&self.dir, old.file)) {
             tracing::warn!(volume = %self.id, %error, "the log of the hydration stays until the next start");
         }
         Ok(true)

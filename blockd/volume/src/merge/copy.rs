@@ -3,7 +3,8 @@
 
 use crate::{
     error::{VolumeError, VolumeErrorKind},
-    layer::data_files::{DataFiles, Shared},
+    layer::data::LayerData,
+    layer::data_files::Shared,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,9 +42,9 @@ impl<'a> Copier<'a> {
     /// Copies an extent to the same offset; returns false if stopped.
     pub(crate) fn copy(
         &mut self,
-        from: &DataFiles,
+        from: &LayerData,
         run: Extent,
-        to: &DataFiles,
+        to: &LayerData,
     ) -> Result<bool, VolumeError> {
         let mut at = run.start;
         while at < run.end() {
@@ -72,7 +73,7 @@ impl<'a> Copier<'a> {
         Ok(true)
     }
 
-    fn copy_piece(&mut self, from: &DataFiles, piece: Extent, to: &DataFiles) -> Result<(), VolumeError> {
+    fn copy_piece(&mut self, from: &LayerData, piece: Extent, to: &LayerData) -> Result<(), VolumeError> {
         self.buf.resize((COPY_AT_ONCE_BLOCKS * BLOCK_SIZE_BYTES) as usize, 0);
         assert!(piece.len_blocks <= COPY_AT_ONCE_BLOCKS, "a part fits the buffer");
         let part = &mut self.buf[..piece.len_bytes() as usize];
@@ -88,7 +89,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Tries to share a part.
-    fn share(&mut self, from: &DataFiles, piece: Extent, to: &DataFiles) -> Result<bool, VolumeError> {
+    fn share(&mut self, from: &LayerData, piece: Extent, to: &LayerData) -> Result<bool, VolumeError> {
         if !self.can_share {
             return Ok(false);
         }

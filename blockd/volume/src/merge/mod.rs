@@ -13,13 +13,14 @@ pub(crate) mod note;
 use crate::{
     error::{VolumeError, VolumeErrorKind},
     io::files,
-    layer::data_files::{DataFiles, remove_if_there},
+    layer::data::LayerData,
+    layer::data_files::DataFiles,
     layer::set::{LayerSet, SetIdentity},
     layer::stack::{FrozenLayer, Layer, Stack},
     merge::copy::Copier,
     merge::note::{LayerVersion, Pair, Progress},
     meta::LayerEntry,
-    volume::{Pins, Volume},
+    volume::{MergeStats, Pins, Volume},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use std::sync::{Arc, atomic::Ordering};
@@ -139,14 +140,14 @@ impl Volume {
     }
 
     /// Returns the data files of a layer, extended to the size of the layer that it takes in.
-    fn long_enough(&self, layer: &FrozenLayer, size_bytes: u64) -> Result<Arc<DataFiles>, VolumeError> {
+    fn long_enough(&self, layer: &FrozenLayer, size_bytes: u64) -> Result<Arc<LayerData>, VolumeError> {
         if layer.size_bytes == size_bytes {
             return Ok(layer.data.clone());
         }
         let base = files::data_path(&self.dir, layer.file);
         let data = DataFiles::extend(&base, layer.size_bytes, size_bytes)?;
         files::sync_dir(&self.dir)?;
-        Ok(Arc::new(data))
+        Ok(Arc::new(data.into()))
     }
 
     /// Returns the highest pair whose lower layer is needed by no snapshot or reader, with at most one layer
@@ -179,7 +180,7 @@ impl Volume {
     }
 
     /// Frees the space of copied blocks that the target of a merge does not hold yet: writers need it more.
-    fn give_back(&self, target: &FrozenLayer, blocks: &BlockSet, data: &DataFiles) {
+    fn give_back(&self, target: &FrozenLayer, blocks: &BlockSet, data: &LayerData) {
         // A note claims that they are copied.
         if let Err(error) = Progress::forget(&self.dir) {
             tracing::warn!(volume = %self.id, %error, "space that a merge took is not given back");
@@ -235,11 +236,11 @@ impl Volume {
         // space.
         let removed =
             DataFiles::remove(&files::data_path(&self.dir, gone.file), gone.size_bytes).and_then(|()| {
-                remove_if_there(&Progress::path(&self.dir))?;
+                files::remove_if_there(&Progress::path(&self.dir))?;
                 for old in [upper, lower] {
                     let is_interval = old.generation == 0 && admin.intervals.contains(&old.file);
                     if !is_interval {
-                        remove_if_there(&files::set_path(&self.dir, old.file, old.generation))?;
+                        files::remove_if_there(&files::set_path(&self.dir, old.file, old.generation))?;
                     }
                 }
                 Ok(())
@@ -275,25 +276,13 @@ fn mergeable<'a>(
     })
 }
 
-/// Remaining merges of a volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct MergeStats {
-    /// Number of layers to be merged into their neighbours, one after the other.
-    pub layers: u64,
-    /// Bytes copied by the running merge, including earlier processes.
-    pub done_bytes: u64,
-    /// Total bytes of the running merge; 0 without one.
-    pub total_bytes: u64,
-}
-
 /// Data copied by a merge.
 struct Work<'a> {
     volume: &'a Volume,
     pair: Pair,
     from: &'a FrozenLayer,
     blocks: &'a BlockSet,
-    data: &'a DataFiles,
+    data: &'a LayerData,
     note_every_bytes: u64,
 }
 

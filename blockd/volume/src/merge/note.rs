@@ -26,7 +26,6 @@ use crate::{
     error::VolumeError,
     io::files,
     io::storage,
-    layer::data_files::remove_if_there,
     layer::stack::FrozenLayer,
     meta::{LayerEntry, Meta},
 };
@@ -155,7 +154,7 @@ impl Progress {
 
     /// Removes the note durably.
     pub(crate) fn forget(dir: &Path) -> Result<(), VolumeError> {
-        remove_if_there(&Self::path(dir))?;
+        files::remove_if_there(&Self::path(dir))?;
         files::sync_dir(dir)
     }
 }

@@ -3,9 +3,9 @@
 use super::{blocks_of, repair::Repairer};
 use crate::{
     error::VolumeError,
-    head::Place,
     head::live_map::{Inspection, LiveMap},
     head::log::{HeadLog, Identity},
+    head::place::Place,
     io::files,
     layer::data_files::{DataFiles, Gap},
     layer::set::{LayerSet, SetIdentity},
@@ -76,7 +76,7 @@ impl Rescued {
             file: entry.file,
             generation: entry.generation,
             size_bytes: entry.size_bytes,
-            data: Arc::new(data),
+            data: Arc::new(data.into()),
             set: tracked.set,
         };
         Ok(Self { layer: Arc::new(layer), unproven })

@@ -44,7 +44,6 @@ use crate::{
 };
 use bitmap::{BLOCKS_PER_CHUNK, Bitmap, CHUNK_BYTES, words};
 use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
-pub(crate) use header::Rejection;
 use header::{BOOT_ID_AT, BOOT_ID_BYTES, CLEAN_AT, HEADER_BYTES, Header};
 use parking_lot::Mutex;
 pub(crate) use recovery::Inspection;
@@ -109,7 +108,7 @@ impl LiveMap {
         epoch: Epoch,
         blocks: u64,
     ) -> Result<Self, VolumeError> {
-        crate::layer::data_files::remove_if_there(path)?;
+        crate::io::files::remove_if_there(path)?;
         let file = File::create_new(path).during("create", path)?;
         let header = Header::compose(volume, epoch, blocks, &file);
         file.write_all_at(&header, 0).during("write", path)?;
@@ -409,7 +408,7 @@ fn by_chunk(extent: Extent) -> impl Iterator<Item = Extent> {
 /// read from it again.
 fn disown(file: &File, path: &Path) {
     let cleared = file.write_all_at(&[0; HEADER_BYTES as usize], 0).during("write", path);
-    let removed = crate::layer::data_files::remove_if_there(path);
+    let removed = crate::io::files::remove_if_there(path);
     if let (Err(error), Err(_)) = (cleared, removed) {
         tracing::error!(%error, "disown failed on the map of a head whose data was lost");
     }

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     error::{IoContext, VolumeError},
-    head::{Place, discarded::DiscardedWrites},
+    head::discarded::{DiscardCause, DiscardedWrites},
+    head::place::Place,
     io::storage::File,
     layer::data_files::data_ranges,
 };
@@ -41,7 +42,16 @@ impl Rejected {
             return Ok(());
         }
         tracing::warn!(volume = %place.volume, %why, "the live map is not believed: the head is as of the last flush");
-        DiscardedWrites::of(why, serves_remote).map_or(Ok(()), |loss| loss.record(place.dir))
+        let cause = match why {
+            Rejection::NotOurs | Rejection::Unfinished => DiscardCause::MapMissing,
+            // No client on this host has survived.
+            Rejection::OtherBoot if !serves_remote => return Ok(()),
+            Rejection::OtherBoot => DiscardCause::OtherBoot,
+            Rejection::OtherMount | Rejection::PowerLoss => DiscardCause::OtherMount,
+            Rejection::Unreadable(_) => DiscardCause::MapUnreadable,
+            Rejection::WritebackFailed(_) => DiscardCause::WritebackFailed,
+        };
+        DiscardedWrites::now(cause).record(place.dir)
     }
 }
 

@@ -1,4 +1,8 @@
-use super::{header::HEADER_READ_BYTES, recovery::Rejected, *};
+use super::{
+    header::{HEADER_READ_BYTES, Rejection},
+    recovery::Rejected,
+    *,
+};
 use crate::head::mount::mount_number;
 use header::MOUNT_AT;
 use proptest::prelude::*;

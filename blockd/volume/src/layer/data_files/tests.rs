@@ -1,4 +1,5 @@
 use super::*;
+use std::sync::Arc;
 use storage::{Op, Storage};
 
 #[test]
@@ -119,7 +120,7 @@ fn sync_continues_after_a_failed_segment() {
     storage::attach_storage(dir.path(), failing.clone());
     let paths = ["d", "d.1"].map(|name| dir.path().join(name));
     let segment = |path: &PathBuf| Segment::new(File::create(path).unwrap(), path.clone()).unwrap();
-    let files = DataFiles { segments: paths.iter().map(segment).collect(), lazy: None };
+    let files = DataFiles { segments: paths.iter().map(segment).collect() };
     let error = files.sync().unwrap_err();
     storage::detach_storage(dir.path());
     assert!(matches!(error, VolumeError::Io { path, .. } if path == paths[0]));
