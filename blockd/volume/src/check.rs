@@ -12,7 +12,6 @@ use crate::{
     open::unnamed_files,
     volume::Volume,
 };
-use blockd_extent::BLOCK_SIZE_BYTES;
 
 /// Result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,13 +81,7 @@ impl Volume {
                 }
             }
             Layer::Frozen(layer) => {
-                let identity = SetIdentity {
-                    volume: self.id,
-                    file: layer.file,
-                    generation: layer.generation,
-                    blocks: layer.size_bytes / BLOCK_SIZE_BYTES,
-                };
-                match LayerSet::load(&self.dir, identity) {
+                match LayerSet::load(&self.dir, SetIdentity::of(self.id, &layer.entry())) {
                     Err(error) => findings.push(error.to_string()),
                     Ok(set) if set != layer.set => {
                         let path = files::set_path(&self.dir, layer.file, layer.generation);

@@ -52,7 +52,7 @@ impl Volume {
             found.shared_layers += u64::from(links > 1);
             let tracking = match layer.open || layer.lazy {
                 true => check_log(dir, &meta, layer, &mut found.leftovers),
-                false => check_set(dir, &meta, layer),
+                false => LayerSet::load(dir, SetIdentity::of(meta.volume, layer)).map(drop),
             };
             found.findings.extend(tracking.err().map(|error| error.to_string()));
             if layer.open {
@@ -84,20 +84,10 @@ impl Volume {
     }
 }
 
-fn check_set(dir: &Path, meta: &Meta, layer: &LayerEntry) -> Result<(), VolumeError> {
-    let identity = SetIdentity {
-        volume: meta.volume,
-        file: layer.file,
-        generation: layer.generation,
-        blocks: layer.size_bytes / BLOCK_SIZE_BYTES,
-    };
-    LayerSet::load(dir, identity).map(|_| ())
-}
-
 /// Returns what the next start discards because the map of an open layer is missing or damaged.
 fn check_map(dir: &Path, meta: &Meta, layer: &LayerEntry) -> Option<String> {
     let path = files::map_path(dir, layer.file);
-    let what = match LiveMap::inspect(&path, meta.volume, layer.file, layer.size_bytes / BLOCK_SIZE_BYTES) {
+    let what = match LiveMap::inspect(&path, meta.volume, layer.file, layer.blocks()) {
         Ok(Inspection::Believed(_) | Inspection::Outlived) => return None,
         Ok(Inspection::Doubtful(what)) => what,
         Err(error) => error.to_string(),
@@ -111,8 +101,7 @@ fn check_log(
     layer: &LayerEntry,
     leftovers: &mut Vec<String>,
 ) -> Result<(), VolumeError> {
-    let blocks = layer.size_bytes / BLOCK_SIZE_BYTES;
-    let identity = Identity { volume: meta.volume, epoch: layer.file, blocks };
+    let identity = Identity { volume: meta.volume, epoch: layer.file, blocks: layer.blocks() };
     let path = files::log_path(dir, layer.file);
     let torn_bytes = HeadLog::inspect(&path, identity)?.torn_bytes;
     if torn_bytes > 0 {

@@ -21,7 +21,7 @@ use crate::{
     view::SnapshotView,
     volume::Volume,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
+use blockd_extent::{SnapshotId, VolumeId};
 use std::{path::Path, sync::Arc};
 
 impl Volume {
@@ -65,42 +65,23 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
     storage::create_dir(building).during("create", building)?;
     let size_bytes = view.size_bytes();
     let head = view.epoch().next();
-    let mut layers =
-        vec![LayerEntry { epoch: head, file: head, generation: 0, open: true, lazy: false, size_bytes }];
+    let mut layers = vec![LayerEntry::head(head, size_bytes)];
     for layer in view.stack.layers() {
         assert!(matches!(layer, Layer::Frozen(_)), "all layers of a snapshot are frozen");
         let Layer::Frozen(layer) = layer else { continue };
         layer.data.link_to(&files::data_path(building, layer.file))?;
-        let blocks = layer.size_bytes / BLOCK_SIZE_BYTES;
+        let entry = LayerEntry { generation: 0, ..layer.entry() };
         match layer.data.lazy() {
             // Both volumes fill the shared file from the same source, each according to its own log.
             Some(base) => {
                 let place = Place { dir: building, volume: id, size_bytes: layer.size_bytes };
                 LazyBase::create_log(place, layer.file, &base.logged())?;
             }
-            None => {
-                let identity = SetIdentity { volume: id, file: layer.file, generation: 0, blocks };
-                layer.set.store(building, identity)?;
-            }
+            None => layer.set.store(building, SetIdentity::of(id, &entry))?,
         }
-        layers.push(LayerEntry {
-            epoch: layer.epoch,
-            file: layer.file,
-            generation: 0,
-            open: false,
-            lazy: layer.data.lazy().is_some(),
-            size_bytes: layer.size_bytes,
-        });
+        layers.push(entry);
     }
     drop(Head::create(Place { dir: building, volume: id, size_bytes }, head)?);
-    let meta = Meta {
-        volume: id,
-        size_bytes,
-        next_epoch: head.next(),
-        layers,
-        snapshots: vec![],
-        intervals: vec![],
-    };
     // Also makes the names durable: it syncs the directory.
-    meta.store(building)
+    Meta::new(id, layers).store(building)
 }

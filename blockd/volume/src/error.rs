@@ -168,6 +168,16 @@ impl VolumeError {
     }
 }
 
+/// Returns an error for a range that is not inside a volume or snapshot of this size.
+pub(crate) fn check_range(offset_bytes: u64, len_bytes: u64, size_bytes: u64) -> Result<(), VolumeError> {
+    match offset_bytes.checked_add(len_bytes) {
+        Some(end) if end <= size_bytes => Ok(()),
+        _ => Err(VolumeError::InvalidInput(format!(
+            "{len_bytes} bytes at offset {offset_bytes} do not lie inside the {size_bytes} bytes of the volume"
+        ))),
+    }
+}
+
 fn is_unsupported(code: i32) -> bool {
     [rustix::io::Errno::OPNOTSUPP, rustix::io::Errno::NOSYS].iter().any(|errno| errno.raw_os_error() == code)
 }

@@ -31,11 +31,11 @@
 use crate::{
     error::{IoContext, VolumeError},
     io::files,
+    io::record::{check_version, seal, unseal},
     io::storage,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use std::path::Path;
-use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDVOL1";
 const VERSION: u32 = 1;
@@ -76,7 +76,30 @@ pub(crate) struct SnapshotEntry {
     pub(crate) stall_ns: u64,
 }
 
+impl LayerEntry {
+    /// Returns the entry of a new head.
+    pub(crate) fn head(epoch: Epoch, size_bytes: u64) -> Self {
+        Self { epoch, file: epoch, generation: 0, open: true, lazy: false, size_bytes }
+    }
+
+    /// Returns the entry of a frozen layer that was never merged.
+    pub(crate) fn frozen(epoch: Epoch, size_bytes: u64) -> Self {
+        Self { open: false, ..Self::head(epoch, size_bytes) }
+    }
+
+    /// Returns the number of blocks of the volume while the layer was its head.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.size_bytes / BLOCK_SIZE_BYTES
+    }
+}
+
 impl Meta {
+    /// Returns the state of a new volume with these layers, top first, and no snapshots.
+    pub(crate) fn new(volume: VolumeId, layers: Vec<LayerEntry>) -> Self {
+        let (size_bytes, epoch) = layers.first().map_or((0, Epoch(0)), |head| (head.size_bytes, head.epoch));
+        Self { volume, size_bytes, next_epoch: epoch.next(), layers, snapshots: vec![], intervals: vec![] }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(MAGIC);
@@ -105,27 +128,16 @@ impl Meta {
         }
         let entries = 4 * (self.layers.len() + self.snapshots.len()) + self.intervals.len();
         assert!(out.len() == HEADER_BYTES + 8 * entries, "each entry has its length");
-        let sum = xxh3_64(&out);
-        out.extend_from_slice(&sum.to_le_bytes());
-        out
+        seal(out)
     }
 
     /// Decodes the file; the error describes the violation.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let body_len = bytes
-            .len()
-            .checked_sub(8)
-            .filter(|&len| len >= HEADER_BYTES && len % 8 == 0)
-            .ok_or("it is cut short")?;
-        let (body, sum) = bytes.split_at(body_len);
-        if sum != xxh3_64(body).to_le_bytes() {
-            return Err("its checksum does not hold".into());
+        if bytes.len() < HEADER_BYTES + 8 || !bytes.len().is_multiple_of(8) {
+            return Err("it is cut short".into());
         }
-        let mut words = body.chunks_exact(8).map(|raw| {
-            let mut word = [0; 8];
-            word.copy_from_slice(raw);
-            u64::from_le_bytes(word)
-        });
+        let body = unseal(bytes).ok_or("its checksum does not hold")?;
+        let mut words = body.as_chunks().0.iter().copied().map(u64::from_le_bytes);
         let mut word = || words.next().ok_or("it is cut short");
         if word()?.to_le_bytes() != *MAGIC {
             return Err("it is not a volume".into());
@@ -205,12 +217,7 @@ impl Meta {
     pub(crate) fn load(dir: &Path) -> Result<Self, VolumeError> {
         let path = dir.join(files::META);
         let bytes = storage::read(&path).during("read", &path)?;
-        if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
-            let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
-            if found > VERSION {
-                return Err(VolumeError::NewerFormat { path, found, known: VERSION });
-            }
-        }
+        check_version(&path, &bytes, MAGIC, VERSION)?;
         Self::decode(&bytes).map_err(|what| VolumeError::Damaged { path, what })
     }
 }

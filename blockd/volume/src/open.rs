@@ -38,17 +38,7 @@ impl Volume {
         let first = Epoch(1);
         let place = Place { dir, volume: id, size_bytes };
         let made = Head::create(place, first).and_then(|head| {
-            let entry =
-                LayerEntry { epoch: first, file: first, generation: 0, open: true, lazy: false, size_bytes };
-            let layers = vec![entry];
-            let meta = Meta {
-                volume: id,
-                size_bytes,
-                next_epoch: first.next(),
-                layers,
-                snapshots: vec![],
-                intervals: vec![],
-            };
+            let meta = Meta::new(id, vec![LayerEntry::head(first, size_bytes)]);
             meta.store(dir)?;
             sync_parent(dir)?;
             Ok(Self::assemble(dir.to_owned(), meta, Stack::default().below(Arc::new(head))))
@@ -169,20 +159,9 @@ fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, Volum
         return load_lazy(place, entry);
     }
     assert!(!entry.open, "an open layer has no set yet");
-    let identity = SetIdentity {
-        volume: place.volume,
-        file: entry.file,
-        generation: entry.generation,
-        blocks: place.blocks(),
-    };
-    Ok(FrozenLayer {
-        epoch: entry.epoch,
-        file: entry.file,
-        generation: entry.generation,
-        size_bytes: entry.size_bytes,
-        data: Arc::new(DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?.into()),
-        set: LayerSet::load(place.dir, identity)?,
-    })
+    let data = DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?;
+    let set = LayerSet::load(place.dir, SetIdentity::of(place.volume, &entry))?;
+    Ok(FrozenLayer::new(&entry, data.into(), set))
 }
 
 /// Loads a lazy base. For the layers above it holds every block.
@@ -191,14 +170,7 @@ pub(crate) fn load_lazy(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLay
     let base = LazyBase::open(place, entry.file)?;
     let data = DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?;
     let held = BlockSet::from_iter([Extent::whole(place.size_bytes)]);
-    Ok(FrozenLayer {
-        epoch: entry.epoch,
-        file: entry.file,
-        generation: entry.generation,
-        size_bytes: entry.size_bytes,
-        data: Arc::new(LayerData::lazy_over(data, base)),
-        set: LayerSet { held, zero: BlockSet::new() },
-    })
+    Ok(FrozenLayer::new(&entry, LayerData::lazy_over(data, base), LayerSet { held, ..LayerSet::default() }))
 }
 
 /// Returns unnamed files of the directory: never committed, or replaced and not yet removed.

@@ -24,7 +24,10 @@ impl Volume {
     /// # Errors
     /// The range is not inside the volume, the volume is closed, or the disk fails.
     pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), VolumeError> {
-        self.read_or_zeroes(offset_bytes, buf).map(|content| filled(content, buf))
+        if self.read_or_zeroes(offset_bytes, buf)? == Content::Zeroes {
+            buf.fill(0);
+        }
+        Ok(())
     }
 
     /// Reads like [`read`](Self::read), but only reports a range without data and leaves `buf` unchanged.
@@ -37,17 +40,8 @@ impl Volume {
         Ok(content.unwrap_or(Content::Data))
     }
 
-    /// Reads from memory only; returns false, with `buf` in an unspecified state, if the disk would be
-    /// needed.
-    ///
-    /// # Errors
-    /// As for [`read`](Self::read).
-    pub fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
-        let content = self.try_read_or_zeroes(offset_bytes, buf)?;
-        Ok(content.map(|content| filled(content, buf)).is_some())
-    }
-
-    /// Runs [`read_or_zeroes`](Self::read_or_zeroes) from memory only; `None` if the disk would be needed.
+    /// Runs [`read_or_zeroes`](Self::read_or_zeroes) from memory only; `None`, with `buf` in an unspecified
+    /// state, if the disk would be needed.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
@@ -84,13 +78,6 @@ pub(crate) fn from_disk(data: &LayerData, offset_bytes: u64, buf: &mut [u8]) -> 
 /// Reads from a layer's page cache.
 pub(crate) fn from_memory(data: &LayerData, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
     data.try_read(offset_bytes, buf)
-}
-
-/// Fills the buffer with reported zeroes.
-pub(crate) fn filled(content: Content, buf: &mut [u8]) {
-    if content == Content::Zeroes {
-        buf.fill(0);
-    }
 }
 
 /// Start of a read in a stack.

@@ -128,23 +128,11 @@ impl RestoreTarget {
         let mut held = self.held.into_inner();
         debug_assert!(held.last().is_none_or(|last| last < Extent::whole(self.size_bytes).end()));
         held.optimize();
-        let blocks = self.size_bytes / BLOCK_SIZE_BYTES;
-        let identity = SetIdentity { volume: self.id, file: BASE, generation: 0, blocks };
-        LayerSet { held, zero: BlockSet::new() }.store(&self.building, identity)?;
+        let base = LayerEntry::frozen(BASE, self.size_bytes);
+        LayerSet { held, ..LayerSet::default() }.store(&self.building, SetIdentity::of(self.id, &base))?;
         let place = Place { dir: &self.building, volume: self.id, size_bytes: self.size_bytes };
         drop(Head::create(place, HEAD)?);
-        let size_bytes = self.size_bytes;
-        let entry =
-            |epoch, open| LayerEntry { epoch, file: epoch, generation: 0, open, lazy: false, size_bytes };
-        let meta = Meta {
-            volume: self.id,
-            size_bytes: self.size_bytes,
-            next_epoch: HEAD.next(),
-            layers: vec![entry(HEAD, true), entry(BASE, false)],
-            snapshots: vec![],
-            intervals: vec![],
-        };
-        meta.store(&self.building)?;
+        Meta::new(self.id, vec![LayerEntry::head(HEAD, self.size_bytes), base]).store(&self.building)?;
         storage::rename(&self.building, &self.dir).during("rename", &self.building)?;
         let opened = sync_parent(&self.dir).and_then(|()| Volume::open(&self.dir, &OpenOptions::default()));
         if opened.is_err() {

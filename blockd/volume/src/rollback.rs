@@ -116,10 +116,6 @@ impl Volume {
         Ok((plan, RollbackGuard(self)))
     }
 
-    fn rollback_identity(&self, file: Epoch, plan: Plan) -> SetIdentity {
-        SetIdentity { volume: self.id, file, generation: 0, blocks: plan.size_bytes / BLOCK_SIZE_BYTES }
-    }
-
     /// Creates the layer and the head for the top, complete and synced.
     fn make_rollback(
         &self,
@@ -161,20 +157,13 @@ impl Volume {
         data.sync()?;
         set.held.optimize();
         set.zero.optimize();
-        set.store(&self.dir, self.rollback_identity(plan.layer, plan))?;
+        let identity = |epoch| SetIdentity::of(self.id, &LayerEntry::frozen(epoch, plan.size_bytes));
+        set.store(&self.dir, identity(plan.layer))?;
         // No block was dirtied in the epoch of the old head.
-        LayerSet::default().store(&self.dir, self.rollback_identity(plan.old_head, plan))?;
+        LayerSet::default().store(&self.dir, identity(plan.old_head))?;
         let head = Head::create(Place { size_bytes: plan.size_bytes, ..self.place() }, plan.new_head)?;
         files::sync_dir(&self.dir)?;
-        let layer = FrozenLayer {
-            epoch: plan.layer,
-            file: plan.layer,
-            generation: 0,
-            size_bytes: plan.size_bytes,
-            data: Arc::new(data),
-            set,
-        };
-        Ok((layer, head))
+        Ok((FrozenLayer::new(&LayerEntry::frozen(plan.layer, plan.size_bytes), data, set), head))
     }
 
     fn interrupted(&self, why: &str) -> VolumeError {
@@ -196,19 +185,12 @@ impl Volume {
         if old_head.epoch != plan.old_head || !is_untouched {
             return Err(self.interrupted("it was written meanwhile"));
         }
-        let entry = |epoch, open| LayerEntry {
-            epoch,
-            file: epoch,
-            generation: 0,
-            open,
-            lazy: false,
-            size_bytes: plan.size_bytes,
-        };
+        let top = [LayerEntry::head(plan.new_head, plan.size_bytes), layer.entry()];
         assert!(admin.next_epoch == plan.layer, "no epoch began meanwhile");
         let mut meta: Meta = admin.clone();
         meta.next_epoch = plan.new_head.next();
         meta.layers.retain(|layer| layer.epoch != plan.old_head);
-        meta.layers.splice(0..0, [entry(plan.new_head, true), entry(plan.layer, false)]);
+        meta.layers.splice(0..0, top);
         meta.intervals.extend([plan.old_head, plan.layer]);
         meta.intervals.sort_unstable();
         if let Err(error) = self.commit(&mut admin, meta) {

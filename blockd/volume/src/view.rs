@@ -1,7 +1,7 @@
 //! Snapshot views.
 
 use crate::{
-    error::VolumeError,
+    error::{VolumeError, check_range},
     io::ring_reader::RingReader,
     layer::stack::{Layer, Stack},
     read::{Content, Start, from_disk, from_memory, plan, read_stack},
@@ -94,13 +94,7 @@ impl SnapshotView {
     }
 
     pub(crate) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
-        match offset_bytes.checked_add(len_bytes) {
-            Some(end) if end <= self.size_bytes => Ok(()),
-            _ => Err(VolumeError::InvalidInput(format!(
-                "{len_bytes} bytes at offset {offset_bytes} do not lie inside a snapshot of {} bytes",
-                self.size_bytes
-            ))),
-        }
+        check_range(offset_bytes, len_bytes, self.size_bytes)
     }
 
     /// Reads extents consecutively into `buf`, concurrently through io_uring: one call with many extents is
@@ -127,10 +121,7 @@ impl SnapshotView {
             piece.data.fetch_extents(piece.offset_bytes, piece.len_bytes as u64)?;
         }
         let idle = self.rings.lock().pop();
-        let mut ring = match idle {
-            Some(ring) => ring,
-            None => RingReader::new(),
-        };
+        let mut ring = idle.unwrap_or_else(RingReader::new);
         let result = ring.read(&pieces, buf);
         self.rings.lock().push(ring);
         self.blocks_read.fetch_add(wanted / blockd_extent::BLOCK_SIZE_BYTES, Ordering::Relaxed);

@@ -4,7 +4,7 @@
 //! writers. Every change of layers holds `admin`, writes `volume.meta`, and then replaces the stack.
 
 use crate::{
-    error::VolumeError,
+    error::{VolumeError, check_range},
     head::discarded::DiscardedWrites,
     head::place::Place,
     head::{Head, SyncFailure},
@@ -254,14 +254,7 @@ impl Volume {
 
     /// Returns an error for a range that is not inside the volume.
     pub(crate) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
-        match offset_bytes.checked_add(len_bytes) {
-            Some(end) if end <= self.size_bytes() => Ok(()),
-            _ => Err(VolumeError::InvalidInput(format!(
-                "{len_bytes} bytes at offset {offset_bytes} do not lie inside volume {}, which has {} bytes",
-                self.id,
-                self.size_bytes()
-            ))),
-        }
+        check_range(offset_bytes, len_bytes, self.size_bytes())
     }
 
     /// Makes every write, trim and zeroing acknowledged before the call durable.

@@ -9,9 +9,10 @@ use crate::{
     io::files,
     layer::set::{LayerSet, SetIdentity},
     layer::stack::Layer,
+    meta::LayerEntry,
     volume::Volume,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch};
+use blockd_extent::{BlockSet, Epoch};
 
 /// Blocks of a backup; the two sets are disjoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,8 +82,7 @@ impl Volume {
     }
 
     pub(crate) fn interval_identity(&self, epoch: Epoch) -> SetIdentity {
-        let blocks = self.size_bytes() / BLOCK_SIZE_BYTES;
-        SetIdentity { volume: self.id, file: epoch, generation: 0, blocks }
+        SetIdentity::of(self.id, &LayerEntry::frozen(epoch, self.size_bytes()))
     }
 
     /// Drops the interval sets of epochs up to `keep_after`, or all.

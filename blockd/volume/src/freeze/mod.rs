@@ -19,7 +19,7 @@ use crate::{
     meta::{LayerEntry, Meta, SnapshotEntry},
     volume::{Volume, head_of},
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, SnapshotId};
+use blockd_extent::{Epoch, SnapshotId};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -52,6 +52,32 @@ pub struct SnapshotInfo {
     pub stall: Duration,
     /// Data of its own layer, in bytes: the cost of the snapshot until a layer is merged into it.
     pub layer_bytes: u64,
+}
+
+impl SnapshotInfo {
+    /// Returns the snapshots of a volume with these frozen layers, oldest first.
+    pub(crate) fn list<'a>(
+        meta: &Meta,
+        layers: &(impl Iterator<Item = &'a Arc<FrozenLayer>> + Clone),
+    ) -> Vec<Self> {
+        let mut all: Vec<_> = meta
+            .snapshots
+            .iter()
+            .map(|entry| {
+                let layer = layers.clone().find(|layer| layer.epoch == entry.epoch);
+                Self {
+                    id: entry.id,
+                    epoch: entry.epoch,
+                    created_unix_ms: entry.created_unix_ms,
+                    stall: Duration::from_nanos(entry.stall_ns),
+                    size_bytes: layer.map_or(0, |layer| layer.size_bytes),
+                    layer_bytes: layer.map_or(0, |layer| layer.set.data().len_bytes()),
+                }
+            })
+            .collect();
+        all.sort_unstable_by_key(|snapshot| snapshot.epoch);
+        all
+    }
 }
 
 impl Volume {
@@ -94,10 +120,7 @@ impl Volume {
             let mut meta = admin.clone();
             meta.next_epoch = epoch.next();
             meta.size_bytes = size_bytes;
-            meta.layers.insert(
-                0,
-                LayerEntry { epoch, file: epoch, generation: 0, open: true, lazy: false, size_bytes },
-            );
+            meta.layers.insert(0, LayerEntry::head(epoch, size_bytes));
             self.commit(admin, meta)?;
             Ok(Arc::new(head))
         });
@@ -131,13 +154,8 @@ impl Volume {
         self.sync_head(head)?;
         let set = head.final_set();
         let dirty_blocks = set.held.len_blocks();
-        let identity = SetIdentity {
-            volume: self.id,
-            file: head.epoch,
-            generation: 0,
-            blocks: head.size_bytes / BLOCK_SIZE_BYTES,
-        };
-        set.store(&self.dir, identity)?;
+        let entry = LayerEntry::frozen(head.epoch, head.size_bytes);
+        set.store(&self.dir, SetIdentity::of(self.id, &entry))?;
         let mut meta = admin.clone();
         debug_assert!(meta.layers.iter().any(|layer| layer.file == head.epoch), "the head is committed");
         for layer in &mut meta.layers {
@@ -183,26 +201,11 @@ impl Volume {
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
         let admin = self.admin.lock();
         let stack = self.current();
-        let layer_of = |epoch| {
-            stack.layers().iter().find_map(|layer| match layer {
-                Layer::Frozen(layer) if layer.epoch == epoch => Some(layer),
-                _ => None,
-            })
-        };
-        let mut all: Vec<_> = admin
-            .snapshots
-            .iter()
-            .map(|entry| SnapshotInfo {
-                id: entry.id,
-                epoch: entry.epoch,
-                created_unix_ms: entry.created_unix_ms,
-                stall: Duration::from_nanos(entry.stall_ns),
-                size_bytes: layer_of(entry.epoch).map_or(0, |layer| layer.size_bytes),
-                layer_bytes: layer_of(entry.epoch).map_or(0, |layer| layer.set.data().len_bytes()),
-            })
-            .collect();
-        all.sort_unstable_by_key(|snapshot| snapshot.epoch);
-        all
+        let frozen = stack.layers().iter().filter_map(|layer| match layer {
+            Layer::Frozen(layer) => Some(layer),
+            Layer::Open(_) => None,
+        });
+        SnapshotInfo::list(&admin, &frozen)
     }
 
     /// Deletes a snapshot, durably. Its layer stays until [`merge_next`](Self::merge_next) has merged it.

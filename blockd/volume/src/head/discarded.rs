@@ -22,6 +22,7 @@
 use crate::{
     error::{IoContext, VolumeError},
     io::files,
+    io::record::{half_at, seal, unseal, word_at},
     io::storage,
 };
 use std::{
@@ -29,7 +30,6 @@ use std::{
     path::{Path, PathBuf},
     time::SystemTime,
 };
-use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDDISC";
 const VERSION: u32 = 1;
@@ -109,24 +109,23 @@ impl DiscardedWrites {
             out.extend_from_slice(&value.to_le_bytes());
         }
         out.extend_from_slice(&self.found_unix_ms.to_le_bytes());
-        let sum = xxh3_64(&out);
-        out.extend_from_slice(&sum.to_le_bytes());
+        let out = seal(out);
         assert!(out.len() == LEN_BYTES, "a record has its length");
         debug_assert!(Self::decode(&out) == Some(self), "a record reads back");
         out
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; LEN_BYTES] = bytes.try_into().ok()?;
-        let (body, sum) = bytes.split_at(LEN_BYTES - 8);
-        let u32_at = |at: usize| body[at..at + 4].try_into().map(u32::from_le_bytes).ok();
-        let is_whole = sum == xxh3_64(body).to_le_bytes() && body[..8] == *MAGIC && u32_at(8)? == VERSION;
-        let clients = match u32_at(12)? {
+        let body = unseal(bytes).filter(|_| bytes.len() == LEN_BYTES)?;
+        if !body.starts_with(MAGIC) || half_at(body, 8) != VERSION {
+            return None;
+        }
+        let clients = match half_at(body, 12) {
             1 => SurvivingClients::Remote,
             2 => SurvivingClients::All,
             _ => return None,
         };
-        let cause = match u32_at(16)? {
+        let cause = match half_at(body, 16) {
             1 => DiscardCause::MapMissing,
             2 => DiscardCause::OtherBoot,
             3 => DiscardCause::OtherMount,
@@ -134,8 +133,7 @@ impl DiscardedWrites {
             5 => DiscardCause::WritebackFailed,
             _ => return None,
         };
-        let found_unix_ms = body[24..32].try_into().map(u64::from_le_bytes).ok()?;
-        is_whole.then_some(Self { clients, cause, found_unix_ms })
+        Some(Self { clients, cause, found_unix_ms: word_at(body, 24) })
     }
 
     /// Makes the loss durable, together with one that is recorded already.

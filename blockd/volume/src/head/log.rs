@@ -27,11 +27,12 @@
 
 use crate::{
     error::{IoContext, VolumeError},
+    io::record::{check_version, half_at, seal, word_at},
     io::storage::{self, File},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, VolumeId};
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 const MAGIC: &[u8; 8] = b"BLKDLOG1";
 const RECORD_MAGIC: &[u8; 4] = b"BREC";
@@ -80,15 +81,13 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    fn header(self) -> [u8; HEADER_BYTES] {
-        let mut header = [0; HEADER_BYTES];
-        header[..8].copy_from_slice(MAGIC);
-        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        header[16..24].copy_from_slice(&self.volume.as_u64().to_le_bytes());
-        header[24..32].copy_from_slice(&self.epoch.0.to_le_bytes());
-        header[32..40].copy_from_slice(&self.blocks.to_le_bytes());
-        let sum = xxh3_64(&header[..56]);
-        header[56..].copy_from_slice(&sum.to_le_bytes());
+    fn header(self) -> Vec<u8> {
+        let mut header = MAGIC.to_vec();
+        for word in [u64::from(VERSION), self.volume.as_u64(), self.epoch.0, self.blocks, 0, 0] {
+            header.extend_from_slice(&word.to_le_bytes());
+        }
+        let header = seal(header);
+        assert!(header.len() == HEADER_BYTES, "the header of a log has its length");
         header
     }
 
@@ -121,7 +120,7 @@ impl Identity {
         if &head[..4] != RECORD_MAGIC || head[8..16] != number.to_le_bytes() {
             return None;
         }
-        let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        let len = half_at(head, 4) as usize;
         let payload = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES.checked_add(len)?)?;
         if head[16..24] != self.checksum(&head[..16], payload).to_le_bytes() {
             return None;
@@ -144,13 +143,8 @@ struct Parsed {
 impl Parsed {
     fn from(path: &Path, bytes: &[u8], identity: Identity) -> Result<Self, VolumeError> {
         let damaged = |what: String| VolumeError::Damaged { path: path.to_owned(), what };
-        if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
-            let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
-            if found > VERSION {
-                return Err(VolumeError::NewerFormat { path: path.to_owned(), found, known: VERSION });
-            }
-        }
-        if bytes.get(..HEADER_BYTES) != Some(&identity.header()) {
+        check_version(path, bytes, MAGIC, VERSION)?;
+        if !bytes.starts_with(&identity.header()) {
             return Err(damaged("its header is not that of this head's log".into()));
         }
         let mut parsed = Self {
@@ -175,8 +169,7 @@ impl Parsed {
         let candidates = (1..rest.len().saturating_sub(RECORD_HEADER_BYTES))
             .filter(|&at| &rest[at..at + 4] == RECORD_MAGIC);
         for at in candidates {
-            let raw: [u8; 8] = rest[at + 8..at + 16].try_into().unwrap_or_default();
-            let number = u64::from_le_bytes(raw);
+            let number = word_at(rest, at + 8);
             if number > self.next_record && identity.parse(&rest[at..], number).is_some() {
                 return Err(format!(
                     "record {} at byte {} is not valid, though record {number} behind it is",
@@ -263,8 +256,7 @@ impl HeadLog {
         while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= RECORD_HEADER_BYTES) {
             let record = rest.starts_with(RECORD_MAGIC).then(|| {
                 tries += 1;
-                let number = rest[8..16].try_into().map(u64::from_le_bytes).unwrap_or_default();
-                identity.parse(rest, number)
+                identity.parse(rest, word_at(rest, 8))
             });
             debug_assert!(named.last().is_none_or(|last| last.0 < identity.blocks), "blocks of the volume");
             at += match record.flatten() {

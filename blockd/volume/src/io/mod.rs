@@ -3,6 +3,7 @@
 pub(crate) mod closer;
 pub(crate) mod files;
 pub(crate) mod flusher;
+pub(crate) mod record;
 pub(crate) mod reserve;
 pub(crate) mod ring_reader;
 pub(crate) mod storage;

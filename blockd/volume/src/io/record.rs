@@ -1,4 +1,4 @@
-//! Parts that the formats of a volume's files share: little-endian words, a version, and a checksum at the end.
+//! Parts that all file formats of a volume share: little-endian words, a version, a checksum at the end.
 
 use crate::error::VolumeError;
 use std::path::Path;

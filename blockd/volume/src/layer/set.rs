@@ -13,11 +13,12 @@
 use crate::{
     error::{IoContext, VolumeError},
     io::files,
+    io::record::{check_version, seal, unseal, word_at},
     io::storage,
+    meta::LayerEntry,
 };
 use blockd_extent::{BlockSet, Epoch, VolumeId};
 use std::path::Path;
-use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDSET1";
 const VERSION: u32 = 1;
@@ -43,6 +44,13 @@ pub(crate) struct SetIdentity {
     pub(crate) blocks: u64,
 }
 
+impl SetIdentity {
+    /// Returns the identity of the set of a frozen layer.
+    pub(crate) fn of(volume: VolumeId, layer: &LayerEntry) -> Self {
+        Self { volume, file: layer.file, generation: layer.generation, blocks: layer.blocks() }
+    }
+}
+
 impl LayerSet {
     pub(crate) fn encode(&self, id: SetIdentity) -> Vec<u8> {
         assert!(self.held.last().is_none_or(|last| last.0 < id.blocks), "a layer holds blocks of the volume");
@@ -60,24 +68,16 @@ impl LayerSet {
         assert!(out.len() == HEADER_BYTES, "the header has its length");
         out.extend_from_slice(&held);
         out.extend_from_slice(&zero);
-        let sum = xxh3_64(&out);
-        out.extend_from_slice(&sum.to_le_bytes());
-        out
+        seal(out)
     }
 
     /// Decodes the file; the error describes the violation.
     pub(crate) fn decode(bytes: &[u8], id: SetIdentity) -> Result<Self, String> {
-        let body_len =
-            bytes.len().checked_sub(8).filter(|&len| len >= HEADER_BYTES).ok_or("it is cut short")?;
-        let (body, sum) = bytes.split_at(body_len);
-        if sum != xxh3_64(body).to_le_bytes() {
-            return Err("its checksum does not hold".into());
+        if bytes.len() < HEADER_BYTES + 8 {
+            return Err("it is cut short".into());
         }
-        let word = |at: usize| {
-            let mut raw = [0; 8];
-            raw.copy_from_slice(&body[at..at + 8]);
-            u64::from_le_bytes(raw)
-        };
+        let body = unseal(bytes).ok_or("its checksum does not hold")?;
+        let word = |at| word_at(body, at);
         let identity = [id.volume.as_u64(), id.file.0, id.blocks];
         if &body[..8] != MAGIC
             || [word(16), word(24), word(32)] != identity
@@ -110,10 +110,9 @@ impl LayerSet {
 
     /// Loads a set that may have been written when the volume had fewer blocks than `id` says.
     pub(crate) fn load_of_any_size(dir: &Path, id: SetIdentity) -> Result<Self, VolumeError> {
-        Self::load_with(dir, id, |bytes| {
-            let raw = bytes.get(BLOCKS_AT..BLOCKS_AT + 8).and_then(|raw| raw.try_into().ok());
-            let found = raw.map_or(id.blocks, u64::from_le_bytes);
-            SetIdentity { blocks: found.min(id.blocks), ..id }
+        Self::load_with(dir, id, |bytes| SetIdentity {
+            blocks: word_at(bytes, BLOCKS_AT).min(id.blocks),
+            ..id
         })
     }
 
@@ -124,12 +123,7 @@ impl LayerSet {
     ) -> Result<Self, VolumeError> {
         let path = files::set_path(dir, id.file, id.generation);
         let bytes = storage::read(&path).during("read", &path)?;
-        if bytes.get(..8) == Some(MAGIC) && bytes.len() >= 12 {
-            let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
-            if found > VERSION {
-                return Err(VolumeError::NewerFormat { path, found, known: VERSION });
-            }
-        }
+        check_version(&path, &bytes, MAGIC, VERSION)?;
         Self::decode(&bytes, identity(&bytes)).map_err(|what| VolumeError::Damaged { path, what })
     }
 

@@ -11,6 +11,7 @@ use crate::{
     layer::location_cache::{Found, LocationCache},
     layer::set::LayerSet,
     lazy::base::LazyBase,
+    meta::LayerEntry,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent};
 use std::{borrow::Cow, sync::Arc};
@@ -26,6 +27,26 @@ pub(crate) struct FrozenLayer {
     pub(crate) size_bytes: u64,
     pub(crate) data: Arc<LayerData>,
     pub(crate) set: LayerSet,
+}
+
+impl FrozenLayer {
+    /// Returns the entry of the layer in `volume.meta`.
+    pub(crate) fn entry(&self) -> LayerEntry {
+        LayerEntry {
+            epoch: self.epoch,
+            file: self.file,
+            generation: self.generation,
+            open: false,
+            lazy: self.data.lazy().is_some(),
+            size_bytes: self.size_bytes,
+        }
+    }
+
+    /// Returns the layer of a committed entry.
+    pub(crate) fn new(entry: &LayerEntry, data: LayerData, set: LayerSet) -> Self {
+        let LayerEntry { epoch, file, generation, size_bytes, .. } = *entry;
+        Self { epoch, file, generation, size_bytes, data: Arc::new(data), set }
+    }
 }
 
 #[derive(Clone)]

@@ -53,21 +53,13 @@ impl Volume {
         meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
         storage::create_dir(dir).during("create", dir)?;
         let place = Place { dir, volume: id, size_bytes };
-        let entry =
-            |epoch, open| LayerEntry { epoch, file: epoch, generation: 0, open, lazy: !open, size_bytes };
+        let base_entry = LayerEntry { lazy: true, ..LayerEntry::frozen(BASE, size_bytes) };
         let make = || {
             drop(DataFiles::create(&files::data_path(dir, BASE), size_bytes)?);
             LazyBase::create_log(place, BASE, &BlockSet::new())?;
-            let base = load_lazy(place, entry(BASE, false))?;
+            let base = load_lazy(place, base_entry)?;
             let head = Head::create(place, HEAD)?;
-            let meta = Meta {
-                volume: id,
-                size_bytes,
-                next_epoch: HEAD.next(),
-                layers: vec![entry(HEAD, true), entry(BASE, false)],
-                snapshots: vec![],
-                intervals: vec![],
-            };
+            let meta = Meta::new(id, vec![LayerEntry::head(HEAD, size_bytes), base_entry]);
             // Also makes the names durable: it syncs the directory.
             meta.store(dir)?;
             sync_parent(dir)?;

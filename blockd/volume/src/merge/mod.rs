@@ -19,7 +19,6 @@ use crate::{
     layer::stack::{FrozenLayer, Layer, Stack},
     merge::copy::Copier,
     merge::note::{LayerVersion, Pair, Progress},
-    meta::LayerEntry,
     volume::{MergeStats, Pins, Volume},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
@@ -202,26 +201,16 @@ impl Volume {
         lower: &FrozenLayer,
         merged: FrozenLayer,
     ) -> Result<(), VolumeError> {
-        let blocks = merged.size_bytes / BLOCK_SIZE_BYTES;
         assert!(merged.epoch == upper.epoch, "the merged layer has the place of the upper one");
         assert!([upper.file, lower.file].contains(&merged.file), "a merge creates no file");
-        let identity =
-            SetIdentity { volume: self.id, file: merged.file, generation: merged.generation, blocks };
-        merged.set.store(&self.dir, identity)?;
+        merged.set.store(&self.dir, SetIdentity::of(self.id, &merged.entry()))?;
 
         let mut admin = self.admin.lock();
         let mut meta = admin.clone();
         meta.layers.retain(|entry| entry.epoch != lower.epoch);
         for entry in &mut meta.layers {
             if entry.epoch == upper.epoch {
-                *entry = LayerEntry {
-                    epoch: merged.epoch,
-                    file: merged.file,
-                    generation: merged.generation,
-                    open: false,
-                    lazy: false,
-                    size_bytes: merged.size_bytes,
-                };
+                *entry = merged.entry();
             }
         }
         let gone = if merged.file == upper.file { lower } else { upper };

@@ -25,13 +25,13 @@
 use crate::{
     error::VolumeError,
     io::files,
+    io::record::{half_at, seal, unseal, word_at},
     io::storage,
     layer::stack::FrozenLayer,
     meta::{LayerEntry, Meta},
 };
 use blockd_extent::{BlockIndex, Epoch, VolumeId};
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDMRG1";
 const VERSION: u32 = 1;
@@ -84,8 +84,7 @@ impl Progress {
         out.extend_from_slice(&0u32.to_le_bytes());
         out.extend_from_slice(&self.next.0.to_le_bytes());
         out.extend_from_slice(&0u64.to_le_bytes());
-        let sum = xxh3_64(&out);
-        out.extend_from_slice(&sum.to_le_bytes());
+        let out = seal(out);
         assert!(out.len() == LEN_BYTES, "a note has its length");
         debug_assert!(Self::decode(&out, volume) == Some(*self), "a note reads back");
         out
@@ -93,20 +92,10 @@ impl Progress {
 
     /// Decodes a note; `None` unless it is a valid note of this volume.
     fn decode(bytes: &[u8], volume: VolumeId) -> Option<Self> {
-        let bytes: &[u8; LEN_BYTES] = bytes.try_into().ok()?;
-        let word = |at: usize| {
-            let mut raw = [0; 8];
-            raw.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_le_bytes(raw)
-        };
-        let half = |at: usize| {
-            let mut raw = [0; 4];
-            raw.copy_from_slice(&bytes[at..at + 4]);
-            u32::from_le_bytes(raw)
-        };
-        let is_whole = &bytes[..8] == MAGIC && word(64) == xxh3_64(&bytes[..64]);
-        let is_known = half(8) == VERSION && half(44) == 0 && word(56) == 0;
-        if !is_whole || !is_known || word(16) != volume.as_u64() {
+        let body = unseal(bytes).filter(|_| bytes.len() == LEN_BYTES)?;
+        let (word, half) = (|at| word_at(body, at), |at| half_at(body, at));
+        let is_known = body.starts_with(MAGIC) && half(8) == VERSION && half(44) == 0 && word(56) == 0;
+        if !is_known || word(16) != volume.as_u64() {
             return None;
         }
         let from = LayerVersion { file: Epoch(word(24)), generation: half(12) };

@@ -1,6 +1,6 @@
 //! Remains of a layer.
 
-use super::{blocks_of, repair::Repairer};
+use super::repair::Repairer;
 use crate::{
     error::VolumeError,
     head::live_map::{Inspection, LiveMap},
@@ -71,15 +71,7 @@ impl Rescued {
                 mender.notes.push(gap.what);
             }
         }
-        let layer = FrozenLayer {
-            epoch: entry.epoch,
-            file: entry.file,
-            generation: entry.generation,
-            size_bytes: entry.size_bytes,
-            data: Arc::new(data.into()),
-            set: tracked.set,
-        };
-        Ok(Self { layer: Arc::new(layer), unproven })
+        Ok(Self { layer: Arc::new(FrozenLayer::new(entry, data.into(), tracked.set)), unproven })
     }
 }
 
@@ -105,13 +97,10 @@ fn every_block_but(known: &BlockSet, blocks: u64) -> BlockSet {
 }
 
 fn frozen_layer(place: Place<'_>, entry: &LayerEntry, mender: &mut Repairer) -> Tracked {
-    let blocks = blocks_of(entry.size_bytes);
-    let identity =
-        SetIdentity { volume: place.volume, file: entry.file, generation: entry.generation, blocks };
-    match mender.set(place.dir, identity) {
+    match mender.set(place.dir, SetIdentity::of(place.volume, entry)) {
         Ok(set) => Tracked { set, unknown: vec![] },
         Err(error) => {
-            let all = every_block_but(&BlockSet::new(), blocks);
+            let all = every_block_but(&BlockSet::new(), entry.blocks());
             Tracked { set: LayerSet::default(), unknown: vec![(all, error.to_string())] }
         }
     }

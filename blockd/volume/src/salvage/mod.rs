@@ -18,17 +18,17 @@ mod tests;
 
 use crate::{
     OpenOptions, Recovery,
-    error::VolumeError,
+    error::{VolumeError, check_range},
     freeze::SnapshotInfo,
     layer::set::LayerSet,
     layer::stack::{Layer, Stack},
     meta::Meta,
     read::{Content, Start, from_disk, read_stack},
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
+use blockd_extent::{BlockSet, Epoch, Extent, SnapshotId, VolumeId};
 use layer::Rescued;
 use repair::Repairer;
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 /// Remains of a damaged volume.
 pub struct Salvage {
@@ -98,24 +98,7 @@ impl Salvage {
 
     /// Returns the snapshots, oldest first.
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
-        let mut all: Vec<_> = self
-            .meta
-            .snapshots
-            .iter()
-            .map(|entry| {
-                let layer = self.layers.iter().find(|layer| layer.epoch() == entry.epoch);
-                SnapshotInfo {
-                    id: entry.id,
-                    epoch: entry.epoch,
-                    created_unix_ms: entry.created_unix_ms,
-                    stall: Duration::from_nanos(entry.stall_ns),
-                    size_bytes: layer.map_or(0, |layer| layer.layer.size_bytes),
-                    layer_bytes: layer.map_or(0, |layer| layer.layer.set.data().len_bytes()),
-                }
-            })
-            .collect();
-        all.sort_unstable_by_key(|snapshot| snapshot.epoch);
-        all
+        SnapshotInfo::list(&self.meta, &self.layers.iter().map(|layer| &layer.layer))
     }
 
     /// Opens the latest point for reading.
@@ -216,26 +199,11 @@ impl SalvageView {
         Ok(content.unwrap_or(Content::Data))
     }
 
-    fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
-        match offset_bytes.checked_add(len_bytes) {
-            Some(end) if end <= self.size_bytes => Ok(()),
-            _ => Err(VolumeError::InvalidInput(format!(
-                "{len_bytes} bytes at offset {offset_bytes} do not lie inside a volume of {} bytes",
-                self.size_bytes
-            ))),
-        }
-    }
-
     fn check_proven(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
-        self.check_range(offset_bytes, len_bytes)?;
+        check_range(offset_bytes, len_bytes, self.size_bytes)?;
         match self.unproven_in(Extent::touching(offset_bytes, len_bytes)).next() {
             None => Ok(()),
             Some(run) => Err(VolumeError::Unproven { start: run.extent.start, why: run.why.to_owned() }),
         }
     }
-}
-
-/// Returns the number of blocks of a layer of this size.
-fn blocks_of(size_bytes: u64) -> u64 {
-    size_bytes / BLOCK_SIZE_BYTES
 }

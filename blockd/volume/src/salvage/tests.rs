@@ -8,6 +8,7 @@ use crate::{
     io::files,
     layer::stack::Layer,
 };
+use blockd_extent::BLOCK_SIZE_BYTES;
 use blockd_extent::BlockIndex;
 use proptest::prelude::*;
 use std::{
