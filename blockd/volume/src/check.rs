@@ -76,7 +76,7 @@ impl Volume {
         match layer {
             Layer::Frozen(layer) if layer.data.lazy().is_some() => {
                 let path = files::log_path(&self.dir, layer.file);
-                if let Err(error) = crate::io::storage::identity_and_len(&path) {
+                if let Err(error) = crate::io::storage::metadata(&path) {
                     findings.push(format!("cannot look at {}: {error}", path.display()));
                 }
             }
@@ -92,7 +92,7 @@ impl Volume {
             }
             Layer::Open(head) => {
                 for path in [files::map_path(&self.dir, head.epoch), files::log_path(&self.dir, head.epoch)] {
-                    if let Err(error) = crate::io::storage::identity_and_len(&path) {
+                    if let Err(error) = crate::io::storage::metadata(&path) {
                         findings.push(format!("cannot look at {}: {error}", path.display()));
                     }
                 }

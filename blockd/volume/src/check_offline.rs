@@ -8,7 +8,8 @@ use crate::{
     Checked,
     error::VolumeError,
     head::live_map::{Inspection, LiveMap},
-    head::log::{HeadLog, Identity},
+    head::log::HeadLog,
+    head::place::Identity,
     io::files,
     layer::data_files::DataFiles,
     layer::set::{LayerSet, SetIdentity},
@@ -87,7 +88,7 @@ impl Volume {
 /// Returns what the next start discards because the map of an open layer is missing or damaged.
 fn check_map(dir: &Path, meta: &Meta, layer: &LayerEntry) -> Option<String> {
     let path = files::map_path(dir, layer.file);
-    let what = match LiveMap::inspect(&path, meta.volume, layer.file, layer.blocks()) {
+    let what = match LiveMap::inspect(&path, identity_of(meta, layer)) {
         Ok(Inspection::Believed(_) | Inspection::Outlived) => return None,
         Ok(Inspection::Doubtful(what)) => what,
         Err(error) => error.to_string(),
@@ -101,12 +102,15 @@ fn check_log(
     layer: &LayerEntry,
     leftovers: &mut Vec<String>,
 ) -> Result<(), VolumeError> {
-    let identity = Identity { volume: meta.volume, epoch: layer.file, blocks: layer.blocks() };
     let path = files::log_path(dir, layer.file);
-    let torn_bytes = HeadLog::inspect(&path, identity)?.torn_bytes;
+    let torn_bytes = HeadLog::inspect(&path, identity_of(meta, layer))?.torn_bytes;
     if torn_bytes > 0 {
         let what = "of a record that was never answered; the next start cuts them off";
         leftovers.push(format!("{} ends in {torn_bytes} bytes {what}", path.display()));
     }
     Ok(())
+}
+
+fn identity_of(meta: &Meta, layer: &LayerEntry) -> Identity {
+    Identity { volume: meta.volume, epoch: layer.file, blocks: layer.blocks() }
 }

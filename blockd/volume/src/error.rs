@@ -1,6 +1,8 @@
 //! Errors of volume operations, and whether a retry can help.
 
 use crate::lazy::FetchFailure;
+use blockd_extent::{BlockIndex, Epoch, SnapshotId, VolumeId};
+use rustix::io::Errno;
 use std::{io, path::PathBuf};
 
 /// Kind of a [`VolumeError`]; stable, for mapping to protocol codes.
@@ -78,21 +80,21 @@ pub enum VolumeError {
     #[error("volume {volume} has no snapshot {snapshot}")]
     NoSuchSnapshot {
         /// Volume.
-        volume: blockd_extent::VolumeId,
+        volume: VolumeId,
         /// Requested snapshot.
-        snapshot: blockd_extent::SnapshotId,
+        snapshot: SnapshotId,
     },
     /// The object is in use.
     #[error("{0}")]
     Busy(String),
     /// The volume was closed before the request.
     #[error("volume {0} is closed")]
-    Closed(blockd_extent::VolumeId),
+    Closed(VolumeId),
     /// An earlier sync failed: later writes may be lost, and no write may be acknowledged.
     #[error("volume {volume} stopped after a failed sync ({reason}); mend the disk and restart blockd")]
     Failed {
         /// Volume.
-        volume: blockd_extent::VolumeId,
+        volume: VolumeId,
         /// Cause of that failure.
         reason: String,
     },
@@ -100,17 +102,17 @@ pub enum VolumeError {
     #[error("block {start} of volume {volume} and what follows it could not be fetched: {failure}")]
     NotFetched {
         /// Volume.
-        volume: blockd_extent::VolumeId,
+        volume: VolumeId,
         /// First of the blocks.
-        start: blockd_extent::BlockIndex,
+        start: BlockIndex,
         /// Cause.
-        failure: crate::lazy::FetchFailure,
+        failure: FetchFailure,
     },
     /// The content of blocks of a damaged volume cannot be proven.
     #[error("block {start} and what follows it cannot be had: {why}")]
     Unproven {
         /// First of the blocks.
-        start: blockd_extent::BlockIndex,
+        start: BlockIndex,
         /// Damage that hides them, in one line.
         why: String,
     },
@@ -120,11 +122,11 @@ pub enum VolumeError {
     )]
     IntervalsGone {
         /// Volume.
-        volume: blockd_extent::VolumeId,
+        volume: VolumeId,
         /// Base epoch of the caller.
-        after: blockd_extent::Epoch,
+        after: Epoch,
         /// Requested epoch.
-        until: blockd_extent::Epoch,
+        until: Epoch,
     },
 }
 
@@ -133,10 +135,10 @@ impl VolumeError {
     pub fn kind(&self) -> VolumeErrorKind {
         match self {
             Self::InvalidInput(_) => VolumeErrorKind::InvalidInput,
-            Self::Io { source, .. } => match source.raw_os_error() {
+            Self::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw_os_error) {
                 // Full, or over quota.
-                Some(code) if is_out_of_space(code) => VolumeErrorKind::NoSpace,
-                Some(code) if is_unsupported(code) => VolumeErrorKind::Unsupported,
+                Some(Errno::NOSPC | Errno::DQUOT) => VolumeErrorKind::NoSpace,
+                Some(Errno::OPNOTSUPP | Errno::NOSYS) => VolumeErrorKind::Unsupported,
                 _ => VolumeErrorKind::Io,
             },
             Self::NotShareable { .. } => VolumeErrorKind::Unsupported,
@@ -176,16 +178,6 @@ pub(crate) fn check_range(offset_bytes: u64, len_bytes: u64, size_bytes: u64) ->
             "{len_bytes} bytes at offset {offset_bytes} do not lie inside the {size_bytes} bytes of the volume"
         ))),
     }
-}
-
-fn is_unsupported(code: i32) -> bool {
-    [rustix::io::Errno::OPNOTSUPP, rustix::io::Errno::NOSYS].iter().any(|errno| errno.raw_os_error() == code)
-}
-
-fn is_out_of_space(code: i32) -> bool {
-    let space = rustix::io::Errno::NOSPC.raw_os_error();
-    let quota = rustix::io::Errno::DQUOT.raw_os_error();
-    code == space || code == quota
 }
 
 /// Adds operation and file to a system error.

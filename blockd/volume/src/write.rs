@@ -8,10 +8,10 @@
 
 use crate::{
     error::VolumeError,
+    head::Head,
     head::live_map::BlockState,
-    head::{Head, ZeroHow},
     io::reserve,
-    layer::data_files,
+    layer::data_files::{self, ZeroHow},
     layer::stack::{Layer, Stack},
     read::{Start, from_disk, read_stack},
     volume::{StackGuard, Volume},

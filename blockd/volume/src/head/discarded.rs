@@ -35,20 +35,24 @@ const MAGIC: &[u8; 8] = b"BLKDDISC";
 const VERSION: u32 = 1;
 const LEN_BYTES: usize = 40;
 
-/// Clients that may hold state from before the loss.
+/// Clients that may hold state from before the loss. The numbers are those of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SurvivingClients {
     /// Clients on other hosts: this host has booted since.
-    Remote,
+    Remote = 1,
     /// All clients, those of this host and its kernel included.
     All,
 }
 
-/// Reason why acknowledged writes may be gone.
+impl SurvivingClients {
+    const ALL: [Self; 2] = [Self::Remote, Self::All];
+}
+
+/// Reason why acknowledged writes may be gone. The numbers are those of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiscardCause {
     /// The live map was missing or unfinished.
-    MapMissing,
+    MapMissing = 1,
     /// The host was booted without a clean stop of the volume.
     OtherBoot,
     /// The filesystem was unmounted without a clean stop of the volume.
@@ -57,6 +61,11 @@ pub enum DiscardCause {
     MapUnreadable,
     /// The kernel could not write data or the live map to the disk.
     WritebackFailed,
+}
+
+impl DiscardCause {
+    const ALL: [Self; 5] =
+        [Self::MapMissing, Self::OtherBoot, Self::OtherMount, Self::MapUnreadable, Self::WritebackFailed];
 }
 
 impl fmt::Display for DiscardCause {
@@ -93,19 +102,8 @@ impl DiscardedWrites {
     }
 
     fn encode(self) -> Vec<u8> {
-        let clients: u32 = match self.clients {
-            SurvivingClients::Remote => 1,
-            SurvivingClients::All => 2,
-        };
-        let cause: u32 = match self.cause {
-            DiscardCause::MapMissing => 1,
-            DiscardCause::OtherBoot => 2,
-            DiscardCause::OtherMount => 3,
-            DiscardCause::MapUnreadable => 4,
-            DiscardCause::WritebackFailed => 5,
-        };
         let mut out = MAGIC.to_vec();
-        for value in [VERSION, clients, cause, 0] {
+        for value in [VERSION, self.clients as u32, self.cause as u32, 0] {
             out.extend_from_slice(&value.to_le_bytes());
         }
         out.extend_from_slice(&self.found_unix_ms.to_le_bytes());
@@ -120,19 +118,9 @@ impl DiscardedWrites {
         if !body.starts_with(MAGIC) || half_at(body, 8) != VERSION {
             return None;
         }
-        let clients = match half_at(body, 12) {
-            1 => SurvivingClients::Remote,
-            2 => SurvivingClients::All,
-            _ => return None,
-        };
-        let cause = match half_at(body, 16) {
-            1 => DiscardCause::MapMissing,
-            2 => DiscardCause::OtherBoot,
-            3 => DiscardCause::OtherMount,
-            4 => DiscardCause::MapUnreadable,
-            5 => DiscardCause::WritebackFailed,
-            _ => return None,
-        };
+        let (clients, cause) = (half_at(body, 12), half_at(body, 16));
+        let clients = SurvivingClients::ALL.into_iter().find(|known| *known as u32 == clients)?;
+        let cause = DiscardCause::ALL.into_iter().find(|known| *known as u32 == cause)?;
         Some(Self { clients, cause, found_unix_ms: word_at(body, 24) })
     }
 

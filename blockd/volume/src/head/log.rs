@@ -27,10 +27,11 @@
 
 use crate::{
     error::{IoContext, VolumeError},
+    head::place::Identity,
     io::record::{check_version, half_at, seal, word_at},
     io::storage::{self, File},
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Epoch, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -70,14 +71,6 @@ pub(crate) struct InspectedLog {
     pub(crate) torn_bytes: u64,
     /// True if zeroes follow the last record. Otherwise the log may have named more blocks.
     pub(crate) ends_as_written: bool,
-}
-
-/// Identity of a log.
-#[derive(Clone, Copy)]
-pub(crate) struct Identity {
-    pub(crate) volume: VolumeId,
-    pub(crate) epoch: Epoch,
-    pub(crate) blocks: u64,
 }
 
 impl Identity {
@@ -339,6 +332,7 @@ impl HeadLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_extent::{Epoch, VolumeId};
     use blockd_extent::{BlockIndex, Extent};
 
     const IDENTITY: Identity = Identity { volume: VolumeId::from_u64(9), epoch: Epoch(2), blocks: 1 << 20 };

@@ -20,7 +20,7 @@ use crate::{
     head::regions::Regions,
     io::files,
     layer::data::LayerData,
-    layer::data_files::DataFiles,
+    layer::data_files::{DataFiles, ZeroHow},
     layer::set::LayerSet,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
@@ -67,15 +67,6 @@ struct Tracked {
     unlogged: BlockSet,
 }
 
-/// Options of zeroing.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct ZeroHow {
-    /// Keep the space allocated.
-    pub(crate) keep_space: bool,
-    /// Fail instead of writing zeroes on filesystems that can neither punch nor zero a range.
-    pub(crate) fast: bool,
-}
-
 /// Failure of a sync.
 pub(crate) enum SyncFailure {
     /// Written data could not be made durable: the state on disk is unknown.
@@ -88,8 +79,8 @@ impl Head {
     /// Creates an empty head; durable once the directory is synced.
     pub(crate) fn create(place: Place<'_>, epoch: Epoch) -> Result<Self, VolumeError> {
         let data = DataFiles::create(&files::data_path(place.dir, epoch), place.size_bytes)?;
-        let map = LiveMap::create(&files::map_path(place.dir, epoch), place.volume, epoch, place.blocks())?;
-        let log = HeadLog::create(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
+        let map = LiveMap::create(&files::map_path(place.dir, epoch), place.identity(epoch))?;
+        let log = HeadLog::create(&files::log_path(place.dir, epoch), place.identity(epoch))?;
         Ok(Self::with(place, epoch, data, map, log, Tracked::default()))
     }
 
@@ -97,7 +88,7 @@ impl Head {
     /// distinguishes damage from a power cut.
     pub(crate) fn check_recoverable(place: Place<'_>, epoch: Epoch) -> Result<(), VolumeError> {
         DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
-        HeadLog::inspect(&files::log_path(place.dir, epoch), place.log_identity(epoch)).map(drop)
+        HeadLog::inspect(&files::log_path(place.dir, epoch), place.identity(epoch)).map(drop)
     }
 
     /// Recovers a head after a clean stop, the death of the process, or a power cut. A loss of acknowledged
@@ -108,10 +99,10 @@ impl Head {
         options: &OpenOptions,
     ) -> Result<Self, VolumeError> {
         let data = DataFiles::open(&files::data_path(place.dir, epoch), place.size_bytes)?;
-        let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.log_identity(epoch))?;
+        let (log, logged) = HeadLog::open(&files::log_path(place.dir, epoch), place.identity(epoch))?;
         let map_path = files::map_path(place.dir, epoch);
         let believe = options.recovery == Recovery::Auto;
-        let opened = LiveMap::open(&map_path, place.volume, epoch, place.blocks(), believe)?;
+        let opened = LiveMap::open(&map_path, place.identity(epoch), believe)?;
         let mut found = match opened {
             Ok(found) => Some(found),
             Err(rejected) => {
@@ -154,7 +145,7 @@ impl Head {
                 // Pages that could not be written back are still in memory as clean pages: they would read as
                 // written until they are evicted, and as older data afterwards.
                 data.drop_cache()?;
-                let map = LiveMap::replace(&map_path, place.volume, epoch, place.blocks(), &logged)?;
+                let map = LiveMap::replace(&map_path, place.identity(epoch), &logged)?;
                 files::sync_dir(place.dir)?;
                 map
             }
@@ -233,10 +224,7 @@ impl Head {
     pub(crate) fn zero(&self, extent: Extent, marked: &[Extent], how: ZeroHow) -> Result<(), VolumeError> {
         let (offset_bytes, len_bytes) = (extent.offset_bytes(), extent.len_bytes());
         assert!(extent.end().0 <= self.size_bytes / BLOCK_SIZE_BYTES, "zeroes beyond the end of the head");
-        let zeroed = match how.keep_space {
-            true => self.data.zero_range(offset_bytes, len_bytes, how.fast),
-            false => self.data.punch(offset_bytes, len_bytes, how.fast),
-        };
+        let zeroed = self.data.zero(offset_bytes, len_bytes, how);
         // Also after a failure, as for a write.
         self.unsynced.store(true, Ordering::Release);
         zeroed?;

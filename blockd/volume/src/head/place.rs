@@ -1,8 +1,15 @@
 //! Directory and identity of a volume's files, and options of opening them.
 
-use crate::head::log::Identity;
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, VolumeId};
 use std::path::Path;
+
+/// Identity of the map and the log of a layer: they belong to no other one.
+#[derive(Clone, Copy)]
+pub(crate) struct Identity {
+    pub(crate) volume: VolumeId,
+    pub(crate) epoch: Epoch,
+    pub(crate) blocks: u64,
+}
 
 /// Directory and identity of a volume's files.
 #[derive(Clone, Copy)]
@@ -17,7 +24,7 @@ impl Place<'_> {
         self.size_bytes / BLOCK_SIZE_BYTES
     }
 
-    pub(crate) fn log_identity(&self, epoch: Epoch) -> Identity {
+    pub(crate) fn identity(&self, epoch: Epoch) -> Identity {
         Identity { volume: self.volume, epoch, blocks: self.blocks() }
     }
 }

@@ -16,6 +16,7 @@ use crate::{
 };
 use std::{
     ops::Range,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -40,16 +41,16 @@ struct Segment {
 
 impl Segment {
     fn new(file: File, path: PathBuf) -> Result<Self, VolumeError> {
-        let identity = file.identity().during("look at", &path)?;
-        let open = shared::Open::new(identity, path.parent().unwrap_or(Path::new("")));
+        let found = file.metadata().during("look at", &path)?;
+        let open = shared::Open::new((found.dev(), found.ino()), path.parent().unwrap_or(Path::new("")));
         Ok(Self { file, path, open })
     }
 
     /// Returns true if another volume may read the file: it has another link, or another volume has it open
     /// after removing its link, because a snapshot there is still read.
     fn is_shared(&self) -> Result<bool, VolumeError> {
-        let links = self.file.links().during("look at", &self.path)?;
-        Ok(links > 1 || self.open.by_others())
+        let found = self.file.metadata().during("look at", &self.path)?;
+        Ok(found.nlink() > 1 || self.open.by_others())
     }
 }
 
@@ -81,6 +82,15 @@ pub(crate) struct Gap {
     pub(crate) what: String,
 }
 
+/// Options of zeroing.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ZeroHow {
+    /// Keep the space allocated.
+    pub(crate) keep_space: bool,
+    /// Fail instead of writing zeroes on filesystems that can neither punch nor zero a range.
+    pub(crate) fast: bool,
+}
+
 /// Result of sharing extents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Shared {
@@ -95,15 +105,7 @@ pub(crate) enum Shared {
 impl DataFiles {
     /// Creates empty files; the caller syncs the directory.
     pub(crate) fn create(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
-        let mut segments = Vec::new();
-        for (number, len) in segment_lens(size_bytes).enumerate() {
-            let path = segment_path(base, number as u64);
-            let file = File::create(&path).during("create", &path)?;
-            file.set_len(len).during("set the length of", &path)?;
-            file.sync_all().during("sync", &path)?;
-            segments.push(Segment::new(file, path)?);
-        }
-        Ok(Self { segments })
+        Self::extend(base, 0, size_bytes)
     }
 
     /// Opens existing files and checks that none is missing or too short. A file that is too long remains
@@ -113,7 +115,7 @@ impl DataFiles {
         for (number, len) in segment_lens(size_bytes).enumerate() {
             let path = segment_path(base, number as u64);
             let file = File::open(&path).during("open", &path)?;
-            let found = file.len_bytes().during("look at", &path)?;
+            let found = file.metadata().during("look at", &path)?.len();
             if found < len {
                 let what = format!("it is {found} bytes long, it must be {len}");
                 return Err(VolumeError::Damaged { path, what });
@@ -132,7 +134,7 @@ impl DataFiles {
         let (mut segments, mut gaps) = (Vec::new(), Vec::new());
         for (number, len) in (0u64..).zip(segment_lens(size_bytes)) {
             let path = segment_path(base, number);
-            let opened = File::open_to_read(&path).and_then(|file| Ok((file.len_bytes()?, file)));
+            let opened = File::open_to_read(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
             let (found, file, what) = match opened.during("open", &path) {
                 Ok((found, file)) => {
                     let what = format!("{} is {found} bytes long, it must be {len}", path.display());
@@ -172,14 +174,13 @@ impl DataFiles {
     pub(crate) fn check(&self, size_bytes: u64, findings: &mut Vec<String>) {
         for (segment, len) in self.segments.iter().zip(segment_lens(size_bytes)) {
             let path = segment.path.display();
-            let named = storage::identity_and_len(&segment.path);
-            match (named, segment.file.identity()) {
+            match (storage::metadata(&segment.path), segment.file.metadata()) {
                 (Err(error), _) | (_, Err(error)) => findings.push(format!("cannot look at {path}: {error}")),
-                (Ok((named, _)), Ok(open)) if named != open => {
+                (Ok(named), Ok(open)) if (named.dev(), named.ino()) != (open.dev(), open.ino()) => {
                     findings.push(format!("{path} is another file than the one that the volume has open"));
                 }
-                (Ok((_, found)), Ok(_)) if found < len => {
-                    findings.push(format!("{path} is {found} bytes long, it must be {len}"));
+                (Ok(named), Ok(_)) if named.len() < len => {
+                    findings.push(format!("{path} is {} bytes long, it must be {len}", named.len()));
                 }
                 _ => {}
             }
@@ -191,12 +192,16 @@ impl DataFiles {
         let mut most_links = 0;
         for (number, len) in segment_lens(size_bytes).enumerate() {
             let path = segment_path(base, number as u64);
-            match storage::len_and_links(&path) {
+            match storage::metadata(&path) {
                 Err(error) => findings.push(format!("cannot look at {}: {error}", path.display())),
-                Ok((found, _)) if found < len => {
-                    findings.push(format!("{} is {found} bytes long, it must be {len}", path.display()));
+                Ok(found) if found.len() < len => {
+                    findings.push(format!(
+                        "{} is {} bytes long, it must be {len}",
+                        path.display(),
+                        found.len()
+                    ));
                 }
-                Ok((_, links)) => most_links = most_links.max(links),
+                Ok(found) => most_links = most_links.max(found.nlink()),
             }
         }
         most_links
@@ -316,31 +321,17 @@ impl DataFiles {
 
     /// Punches a hole: the range reads as zeroes and its space is freed.
     pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64, fast: bool) -> Result<(), VolumeError> {
-        self.zero(offset_bytes, len_bytes, File::punch, fast)
+        self.zero(offset_bytes, len_bytes, ZeroHow { keep_space: false, fast })
     }
 
-    /// Zeroes a range with allocated space.
-    pub(crate) fn zero_range(
-        &self,
-        offset_bytes: u64,
-        len_bytes: u64,
-        fast: bool,
-    ) -> Result<(), VolumeError> {
-        self.zero(offset_bytes, len_bytes, File::zero_range, fast)
-    }
-
-    /// With `fast`, a filesystem without support is an error.
-    fn zero(
-        &self,
-        offset_bytes: u64,
-        len_bytes: u64,
-        how: impl Fn(&File, u64, u64) -> std::io::Result<()>,
-        fast: bool,
-    ) -> Result<(), VolumeError> {
+    /// Zeroes a range.
+    pub(crate) fn zero(&self, offset_bytes: u64, len_bytes: u64, how: ZeroHow) -> Result<(), VolumeError> {
         for part in self.parts(offset_bytes, len_bytes) {
-            let done = how(part.file, part.offset_bytes, part.len_bytes).during("zero a range of", part.path);
-            match done {
-                Err(error) if error.kind() == VolumeErrorKind::Unsupported && !fast => write_zeroes(&part)?,
+            let done = part.file.zero(part.offset_bytes, part.len_bytes, how.keep_space);
+            match done.during("zero a range of", part.path) {
+                Err(error) if error.kind() == VolumeErrorKind::Unsupported && !how.fast => {
+                    write_zeroes(&part)?;
+                }
                 other => other?,
             }
         }
@@ -378,7 +369,8 @@ impl DataFiles {
 
     /// Returns the allocated bytes.
     pub(crate) fn allocated_bytes(&self) -> u64 {
-        self.segments.iter().filter_map(|segment| segment.file.allocated_bytes().ok()).sum()
+        let files = self.segments.iter().filter_map(|segment| segment.file.metadata().ok());
+        files.map(|found| found.blocks() * 512).sum()
     }
 }
 

@@ -10,7 +10,7 @@ mod hydration;
 
 use crate::{
     error::VolumeError,
-    head::log::{HeadLog, Identity},
+    head::log::HeadLog,
     head::place::Place,
     io::files,
     layer::data_files::DataFiles,
@@ -63,14 +63,10 @@ struct Log {
 }
 
 impl LazyBase {
-    pub(crate) fn identity(place: Place<'_>, file: Epoch) -> Identity {
-        Identity { volume: place.volume, epoch: file, blocks: place.blocks() }
-    }
-
     /// Creates the log of a base with existing files and these durable blocks; the caller syncs the
     /// directory.
     pub(crate) fn create_log(place: Place<'_>, file: Epoch, there: &BlockSet) -> Result<(), VolumeError> {
-        let mut log = HeadLog::create(&files::log_path(place.dir, file), Self::identity(place, file))?;
+        let mut log = HeadLog::create(&files::log_path(place.dir, file), place.identity(file))?;
         if there.is_empty() { Ok(()) } else { log.append(there) }
     }
 
@@ -85,7 +81,7 @@ impl LazyBase {
         budget: Arc<FetchBudget>,
     ) -> Result<Arc<Self>, VolumeError> {
         let data = DataFiles::open(&files::data_path(place.dir, file), place.size_bytes)?;
-        let (log, logged) = HeadLog::open(&files::log_path(place.dir, file), Self::identity(place, file))?;
+        let (log, logged) = HeadLog::open(&files::log_path(place.dir, file), place.identity(file))?;
         let mut flights = InFlightTable::new(place.blocks(), logged.clone());
         for hole in data.holes(place.size_bytes, MAX_RANGES)? {
             for run in logged.extents_in(Extent::inside(hole.start, hole.end - hole.start)) {

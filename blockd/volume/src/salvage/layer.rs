@@ -4,13 +4,12 @@ use super::repair::Repairer;
 use crate::{
     error::VolumeError,
     head::live_map::{Inspection, LiveMap},
-    head::log::{HeadLog, Identity},
+    head::log::HeadLog,
     head::place::Place,
     io::files,
     layer::data_files::{DataFiles, Gap},
     layer::set::{LayerSet, SetIdentity},
     layer::stack::FrozenLayer,
-    lazy::base::LazyBase,
     meta::{LayerEntry, Meta},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
@@ -107,8 +106,8 @@ fn frozen_layer(place: Place<'_>, entry: &LayerEntry, mender: &mut Repairer) -> 
 }
 
 /// Returns the blocks of a log, and its damage if it may have named others.
-fn logged(place: Place<'_>, file: Epoch, identity: Identity) -> (BlockSet, Option<String>) {
-    let path = files::log_path(place.dir, file);
+fn logged(place: Place<'_>, file: Epoch) -> (BlockSet, Option<String>) {
+    let (path, identity) = (files::log_path(place.dir, file), place.identity(file));
     match HeadLog::inspect(&path, identity) {
         Ok(log) if log.ends_as_written => (log.named, None),
         Ok(log) => {
@@ -128,11 +127,11 @@ fn logged(place: Place<'_>, file: Epoch, identity: Identity) -> (BlockSet, Optio
 /// start would report.
 fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
     let blocks = place.blocks();
-    let (held, log_damage) = logged(place, file, place.log_identity(file));
+    let (held, log_damage) = logged(place, file);
     let mut unknown = Vec::new();
     let map_path = files::map_path(place.dir, file);
     let map = if believe_map {
-        LiveMap::inspect(&map_path, place.volume, file, blocks)
+        LiveMap::inspect(&map_path, place.identity(file))
     } else {
         Ok(Inspection::Outlived)
     };
@@ -174,7 +173,7 @@ fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
 
 /// Rescues a lazy base: it holds every block, and delivers present ones.
 fn lazy_base(place: Place<'_>, file: Epoch) -> Tracked {
-    let (there, log_damage) = logged(place, file, LazyBase::identity(place, file));
+    let (there, log_damage) = logged(place, file);
     let missing = every_block_but(&there, place.blocks());
     let why = log_damage.unwrap_or_else(|| "it was not fetched from the cloud yet".into());
     let unknown = if missing.is_empty() { vec![] } else { vec![(missing, why)] };

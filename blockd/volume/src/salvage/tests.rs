@@ -3,10 +3,8 @@
 
 use super::*;
 use crate::{
-    FetchReply, LazySource, OpenOptions, SourceError, Urgency, Volume,
-    head::log::{HeadLog, Identity},
-    io::files,
-    layer::stack::Layer,
+    FetchReply, LazySource, OpenOptions, SourceError, Urgency, Volume, head::log::HeadLog,
+    head::place::Identity, io::files, layer::stack::Layer,
 };
 use blockd_extent::BLOCK_SIZE_BYTES;
 use blockd_extent::BlockIndex;

@@ -4,9 +4,10 @@ use super::boot_id;
 use crate::{
     error::VolumeError,
     head::mount::{may_be_altered, may_be_the_same, mount_number},
+    head::place::Identity,
+    io::record::word_at,
     io::storage::File,
 };
-use blockd_extent::{Epoch, VolumeId};
 use std::num::NonZeroU64;
 
 const MAGIC: &[u8; 8] = b"BLKDMAP1";
@@ -57,9 +58,9 @@ pub(super) struct Header(pub(super) [u8; HEADER_READ_BYTES]);
 
 impl Header {
     /// Composes the header of a map of this head and mount; no boot owns it yet.
-    pub(super) fn compose(volume: VolumeId, epoch: Epoch, blocks: u64, file: &File) -> Vec<u8> {
+    pub(super) fn compose(identity: Identity, file: &File) -> Vec<u8> {
         let mut header = vec![0u8; HEADER_BYTES as usize];
-        header[..BOOT_ID_AT].copy_from_slice(&identity_of(volume, epoch, blocks));
+        header[..BOOT_ID_AT].copy_from_slice(&identity_of(identity));
         debug_assert!(header[BOOT_ID_AT..].iter().all(|byte| *byte == 0), "no boot owns a new map");
         let mount = mount_number(file).map_or(0, NonZeroU64::get);
         header[MOUNT_AT..MOUNT_AT + 8].copy_from_slice(&mount.to_le_bytes());
@@ -67,17 +68,16 @@ impl Header {
     }
 
     fn mount(&self) -> Option<NonZeroU64> {
-        let mut mount = [0; 8];
-        mount.copy_from_slice(&self.0[MOUNT_AT..MOUNT_AT + 8]);
-        NonZeroU64::new(u64::from_le_bytes(mount))
+        NonZeroU64::new(word_at(&self.0, MOUNT_AT))
     }
 
     fn boot(&self) -> &[u8] {
         &self.0[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES]
     }
 
-    fn has_identity(&self, identity: &[u8; BOOT_ID_AT]) -> bool {
-        self.0[..CLEAN_AT] == identity[..CLEAN_AT] && self.0[VOLUME_AT..BOOT_ID_AT] == identity[VOLUME_AT..]
+    fn has_identity(&self, identity: Identity) -> bool {
+        let expected = identity_of(identity);
+        self.0[..CLEAN_AT] == expected[..CLEAN_AT] && self.0[VOLUME_AT..BOOT_ID_AT] == expected[VOLUME_AT..]
     }
 
     /// Returns whether the volume was closed cleanly.
@@ -89,7 +89,7 @@ impl Header {
     /// its filesystem was mounted ever since.
     pub(super) fn rejection(
         &self,
-        identity: &[u8; BOOT_ID_AT],
+        identity: Identity,
         file: &File,
     ) -> Result<Option<Rejection>, VolumeError> {
         let boot = boot_id()?;
@@ -107,11 +107,7 @@ impl Header {
     }
 
     /// Returns why a header that names another boot or mount than this one may be altered instead.
-    pub(super) fn doubt(
-        &self,
-        identity: &[u8; BOOT_ID_AT],
-        file: &File,
-    ) -> Result<Option<&'static str>, VolumeError> {
+    pub(super) fn doubt(&self, identity: Identity, file: &File) -> Result<Option<&'static str>, VolumeError> {
         let is_zero = |range: std::ops::Range<usize>| self.0[range].iter().all(|byte| *byte == 0);
         let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
         let now = boot_id()?;
@@ -143,12 +139,12 @@ impl Header {
 }
 
 /// Returns the header up to the boot id, of a map that is not closed.
-pub(super) fn identity_of(volume: VolumeId, epoch: Epoch, blocks: u64) -> [u8; BOOT_ID_AT] {
+fn identity_of(identity: Identity) -> [u8; BOOT_ID_AT] {
     let mut header = [0; BOOT_ID_AT];
     header[..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    header[16..24].copy_from_slice(&volume.as_u64().to_le_bytes());
-    header[24..32].copy_from_slice(&epoch.0.to_le_bytes());
-    header[32..40].copy_from_slice(&blocks.to_le_bytes());
+    header[16..24].copy_from_slice(&identity.volume.as_u64().to_le_bytes());
+    header[24..32].copy_from_slice(&identity.epoch.0.to_le_bytes());
+    header[32..40].copy_from_slice(&identity.blocks.to_le_bytes());
     header
 }

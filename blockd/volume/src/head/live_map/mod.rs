@@ -40,10 +40,11 @@ mod recovery;
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
+    head::place::Identity,
     io::storage::{self, File},
 };
 use bitmap::{BLOCKS_PER_CHUNK, Bitmap, CHUNK_BYTES, words};
-use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
+use blockd_extent::{BlockIndex, BlockSet, Extent};
 use header::{BOOT_ID_AT, BOOT_ID_BYTES, CLEAN_AT, HEADER_BYTES, Header};
 use parking_lot::Mutex;
 pub(crate) use recovery::Inspection;
@@ -90,43 +91,27 @@ pub(crate) fn boot_id() -> Result<String, VolumeError> {
 
 impl LiveMap {
     /// Creates an empty map; an old file of that name is replaced. The caller syncs the directory.
-    pub(crate) fn create(
-        path: &Path,
-        volume: VolumeId,
-        epoch: Epoch,
-        blocks: u64,
-    ) -> Result<Self, VolumeError> {
-        let map = Self::create_unowned(path, volume, epoch, blocks)?;
+    pub(crate) fn create(path: &Path, identity: Identity) -> Result<Self, VolumeError> {
+        let map = Self::create_unowned(path, identity)?;
         map.own()?;
         Ok(map)
     }
 
     /// Creates an empty map that no later process believes before it is [owned](Self::own).
-    pub(crate) fn create_unowned(
-        path: &Path,
-        volume: VolumeId,
-        epoch: Epoch,
-        blocks: u64,
-    ) -> Result<Self, VolumeError> {
+    pub(crate) fn create_unowned(path: &Path, identity: Identity) -> Result<Self, VolumeError> {
         crate::io::files::remove_if_there(path)?;
         let file = File::create_new(path).during("create", path)?;
-        let header = Header::compose(volume, epoch, blocks, &file);
+        let header = Header::compose(identity, &file);
         file.write_all_at(&header, 0).during("write", path)?;
-        file.set_len(HEADER_BYTES + bitmap_bytes(blocks)).during("set the length of", path)?;
-        Ok(Self::with(file, path, header, blocks))
+        file.set_len(HEADER_BYTES + bitmap_bytes(identity.blocks)).during("set the length of", path)?;
+        Ok(Self::with(file, path, header, identity.blocks))
     }
 
     /// Puts a map that names the blocks of the log in the place of one that is not believed. Until then the
     /// old one stays, because it shows what was lost and to whom. The caller syncs the directory.
-    pub(crate) fn replace(
-        path: &Path,
-        volume: VolumeId,
-        epoch: Epoch,
-        blocks: u64,
-        logged: &BlockSet,
-    ) -> Result<Self, VolumeError> {
+    pub(crate) fn replace(path: &Path, identity: Identity, logged: &BlockSet) -> Result<Self, VolumeError> {
         let new_path = path.with_extension("map.new");
-        let mut map = Self::create_unowned(&new_path, volume, epoch, blocks)?;
+        let mut map = Self::create_unowned(&new_path, identity)?;
         map.add_all(logged)?;
         debug_assert!(map.snapshot_of_held() == *logged, "the map names the blocks of the log");
         // Only now does it name all blocks of the log, which salvage relies on if the log is damaged.

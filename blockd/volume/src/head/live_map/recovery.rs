@@ -4,16 +4,16 @@ use super::{
     LiveMap,
     bitmap::runs_of_word,
     bitmap_bytes, disown,
-    header::{HEADER_BYTES, HEADER_READ_BYTES, Header, Rejection, identity_of},
+    header::{HEADER_BYTES, HEADER_READ_BYTES, Header, Rejection},
 };
 use crate::{
     error::{IoContext, VolumeError},
     head::discarded::{DiscardCause, DiscardedWrites},
-    head::place::Place,
+    head::place::{Identity, Place},
     io::storage::File,
     layer::data_files::data_ranges,
 };
-use blockd_extent::{BlockIndex, BlockSet, Epoch, Extent, VolumeId};
+use blockd_extent::{BlockIndex, BlockSet, Extent};
 use std::{io, path::Path};
 
 /// Length of a read of the file.
@@ -85,9 +85,7 @@ impl LiveMap {
     /// and going by the log instead would discard writes that were answered.
     pub(crate) fn open(
         path: &Path,
-        volume: VolumeId,
-        epoch: Epoch,
-        blocks: u64,
+        identity: Identity,
         believe: bool,
     ) -> Result<Result<Found, Rejected>, VolumeError> {
         let rejected = |why, clean| Ok(Err(Rejected { why, clean }));
@@ -108,7 +106,7 @@ impl LiveMap {
             }
             Err(error) => return Err(error).during("read", path),
         };
-        if let Some(why) = header.rejection(&identity_of(volume, epoch, blocks), &file)? {
+        if let Some(why) = header.rejection(identity, &file)? {
             let clean = header.is_clean() && !matches!(why, Rejection::NotOurs);
             return rejected(why, clean);
         }
@@ -120,8 +118,8 @@ impl LiveMap {
             disown(&file, path);
             return rejected(Rejection::WritebackFailed(error), clean);
         }
-        let header = Header::compose(volume, epoch, blocks, &file);
-        let map = Self::with(file, path, header, blocks);
+        let header = Header::compose(identity, &file);
+        let map = Self::with(file, path, header, identity.blocks);
         map.load()?;
         // Before the first write is answered: a start in another boot must not take this head for one that
         // was closed. Also where the mark is not there: a start whose sync failed leaves it on the disk
@@ -133,7 +131,7 @@ impl LiveMap {
     /// Reads the bitmap into memory.
     fn load(&self) -> Result<(), VolumeError> {
         let end = HEADER_BYTES + bitmap_bytes(self.blocks);
-        if self.file.len_bytes().during("look at", &self.path)? != end {
+        if self.file.metadata().during("look at", &self.path)?.len() != end {
             let what = format!("it should have {end} bytes");
             return Err(VolumeError::Damaged { path: self.path.clone(), what });
         }
@@ -155,12 +153,8 @@ impl LiveMap {
     }
 
     /// Reads the map of an earlier process, as far as a start would believe it, and changes nothing.
-    pub(crate) fn inspect(
-        path: &Path,
-        volume: VolumeId,
-        epoch: Epoch,
-        blocks: u64,
-    ) -> Result<Inspection, VolumeError> {
+    pub(crate) fn inspect(path: &Path, identity: Identity) -> Result<Inspection, VolumeError> {
+        let blocks = identity.blocks;
         let doubtful = |what: &str| Inspection::Doubtful(format!("{}: {what}", path.display()));
         let file = match File::open_to_read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(doubtful("it is missing")),
@@ -172,15 +166,14 @@ impl LiveMap {
             }
             other => other.during("read", path)?,
         };
-        let identity = identity_of(volume, epoch, blocks);
-        if let Some(what) = header.doubt(&identity, &file)? {
+        if let Some(what) = header.doubt(identity, &file)? {
             return Ok(doubtful(what));
         }
-        if header.rejection(&identity, &file)?.is_some() {
+        if header.rejection(identity, &file)?.is_some() {
             return Ok(Inspection::Outlived);
         }
         let end = HEADER_BYTES + bitmap_bytes(blocks);
-        let there = file.len_bytes().during("look at", path)?.min(end);
+        let there = file.metadata().during("look at", path)?.len().min(end);
         let mut held = BlockSet::new();
         read_bits(&file, path, there, |run| {
             held.insert_extent(Extent::between(run.start, run.end().min(BlockIndex(blocks))));

@@ -4,13 +4,15 @@ use super::{
     *,
 };
 use crate::head::mount::mount_number;
+use blockd_extent::{Epoch, VolumeId};
 use header::MOUNT_AT;
 use proptest::prelude::*;
 
 const BLOCKS: u64 = 7 * BLOCKS_PER_CHUNK / 2;
+const IDENTITY: Identity = Identity { volume: VolumeId::from_u64(7), epoch: Epoch(3), blocks: BLOCKS };
 
 fn map(dir: &tempfile::TempDir) -> LiveMap {
-    LiveMap::create(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS).unwrap()
+    LiveMap::create(&dir.path().join("m"), IDENTITY).unwrap()
 }
 
 fn extent(start: u64, len: u64) -> Extent {
@@ -61,7 +63,7 @@ proptest! {
         prop_assert_eq!(next, 70_010);
         // The next process reads the same bits from the file.
         drop(map);
-        let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS, true).unwrap().unwrap();
+        let found = LiveMap::open(&dir.path().join("m"), IDENTITY, true).unwrap().unwrap();
         prop_assert_eq!(found.map.snapshot_of_held(), held);
     }
 }
@@ -70,20 +72,19 @@ proptest! {
 fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m");
-    let (id, epoch) = (VolumeId::from_u64(7), Epoch(3));
-    let inspect = || match LiveMap::inspect(&path, id, epoch, BLOCKS).unwrap() {
+    let inspect = || match LiveMap::inspect(&path, IDENTITY).unwrap() {
         Inspection::Believed(found) => Some(found),
         Inspection::Doubtful(_) => None,
         Inspection::Outlived => panic!("it is of this boot and mount"),
     };
     assert!(inspect().is_none());
-    let map = LiveMap::create_unowned(&path, id, epoch, BLOCKS).unwrap();
+    let map = LiveMap::create_unowned(&path, IDENTITY).unwrap();
     let runs = [extent(3, 70), extent(BLOCKS_PER_CHUNK * 2, 1), extent(BLOCKS - 1, 1)];
     for run in runs {
         map.set_held(run, || (), |(), _| {}).unwrap();
     }
     assert!(inspect().is_none());
-    let opened = LiveMap::open(&path, id, epoch, BLOCKS, true).unwrap();
+    let opened = LiveMap::open(&path, IDENTITY, true).unwrap();
     assert!(matches!(opened, Err(Rejected { why: Rejection::Unfinished, clean: false })));
     map.own().unwrap();
     let found = inspect().unwrap();
@@ -103,12 +104,12 @@ fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
     let mut other = before.clone();
     other[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES].copy_from_slice(b"01234567-89ab-cdef-0123-456789abcdef");
     std::fs::write(&path, other).unwrap();
-    assert!(matches!(LiveMap::inspect(&path, id, epoch, BLOCKS), Ok(Inspection::Outlived)));
+    assert!(matches!(LiveMap::inspect(&path, IDENTITY), Ok(Inspection::Outlived)));
     std::fs::write(&path, &before).unwrap();
     File::open(&path).unwrap().set_len(HEADER_BYTES + 8).unwrap();
     let found = inspect().unwrap();
     assert_eq!((found.held, found.unread), (BlockSet::from_iter([extent(3, 61)]), Some(BlockIndex(64))));
-    let opened = LiveMap::open(&path, id, epoch, BLOCKS, true);
+    let opened = LiveMap::open(&path, IDENTITY, true);
     assert!(matches!(opened, Err(VolumeError::Damaged { .. })));
 }
 
@@ -120,8 +121,10 @@ fn map_of_a_dead_process_is_believed_in_its_boot_and_mount_only() {
     let far = extent(BLOCKS - 5, 5);
     first.set_held(far, || (), |(), _| {}).unwrap();
     drop(first);
-    let open =
-        |volume, epoch| LiveMap::open(&path, VolumeId::from_u64(volume), Epoch(epoch), BLOCKS, true).unwrap();
+    let open = |volume, epoch| {
+        let identity = Identity { volume: VolumeId::from_u64(volume), epoch: Epoch(epoch), blocks: BLOCKS };
+        LiveMap::open(&path, identity, true).unwrap()
+    };
     let found = open(7, 3).unwrap();
     assert!(!found.clean);
     assert_eq!(found.map.snapshot_of_held(), BlockSet::from_iter([far]));
@@ -156,7 +159,7 @@ fn map_with_bits_beyond_the_last_block_is_refused() {
     drop(map(&dir));
     let path = dir.path().join("m");
     File::open(&path).unwrap().write_all_at(&[1], HEADER_BYTES + BLOCKS / 8).unwrap();
-    let opened = LiveMap::open(&path, VolumeId::from_u64(7), Epoch(3), BLOCKS, true);
+    let opened = LiveMap::open(&path, IDENTITY, true);
     assert!(matches!(opened, Err(VolumeError::Damaged { .. })));
 }
 
@@ -175,6 +178,6 @@ fn threads_that_set_bits_of_one_word_lose_none_in_the_file() {
         }
     });
     drop(map);
-    let found = LiveMap::open(&dir.path().join("m"), VolumeId::from_u64(7), Epoch(3), BLOCKS, true).unwrap();
+    let found = LiveMap::open(&dir.path().join("m"), IDENTITY, true).unwrap();
     assert_eq!(found.unwrap().map.snapshot_of_held(), BlockSet::from_iter([extent(0, 4096)]));
 }

@@ -9,7 +9,7 @@ use crate::io::closer;
 use parking_lot::RwLock;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 use std::{
-    fs::OpenOptions,
+    fs::{Metadata, OpenOptions},
     io::{self, IoSliceMut},
     mem::ManuallyDrop,
     os::{
@@ -241,17 +241,9 @@ impl File {
         self.calls.run(Op::Reserve, || Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?))
     }
 
-    /// Punches a hole: the range reads as zeroes and its space is freed.
-    pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
-        self.zero(FallocateFlags::PUNCH_HOLE, offset_bytes, len_bytes)
-    }
-
-    /// Zeroes a range with allocated space.
-    pub(crate) fn zero_range(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
-        self.zero(FallocateFlags::ZERO_RANGE, offset_bytes, len_bytes)
-    }
-
-    fn zero(&self, how: FallocateFlags, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+    /// Zeroes a range; its space is kept, or freed.
+    pub(crate) fn zero(&self, offset_bytes: u64, len_bytes: u64, keep_space: bool) -> io::Result<()> {
+        let how = if keep_space { FallocateFlags::ZERO_RANGE } else { FallocateFlags::PUNCH_HOLE };
         let flags = how | FallocateFlags::KEEP_SIZE;
         self.calls.run(Op::Zero { offset_bytes, len_bytes }, || {
             Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?)
@@ -301,24 +293,8 @@ impl File {
         Ok(rustix::fs::seek(&*self.inner, SeekFrom::Hole(offset_bytes))?)
     }
 
-    pub(crate) fn len_bytes(&self) -> io::Result<u64> {
-        Ok(self.inner.metadata()?.len())
-    }
-
-    /// Returns the number of links.
-    pub(crate) fn links(&self) -> io::Result<u64> {
-        Ok(self.inner.metadata()?.nlink())
-    }
-
-    /// Returns device and inode number.
-    pub(crate) fn identity(&self) -> io::Result<(u64, u64)> {
-        let found = self.inner.metadata()?;
-        Ok((found.dev(), found.ino()))
-    }
-
-    /// Returns the allocated bytes.
-    pub(crate) fn allocated_bytes(&self) -> io::Result<u64> {
-        Ok(self.inner.metadata()?.blocks() * 512)
+    pub(crate) fn metadata(&self) -> io::Result<Metadata> {
+        self.inner.metadata()
     }
 }
 
@@ -354,16 +330,8 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Calls::on(path).get(Op::Read, || std::fs::read(path))
 }
 
-/// Returns device, inode number and length of a file.
-pub(crate) fn identity_and_len(path: &Path) -> io::Result<((u64, u64), u64)> {
-    let found = Calls::on(path).get(Op::Read, || std::fs::metadata(path))?;
-    Ok(((found.dev(), found.ino()), found.len()))
-}
-
-/// Returns the length and number of links of a file.
-pub(crate) fn len_and_links(path: &Path) -> io::Result<(u64, u64)> {
-    let found = Calls::on(path).get(Op::Read, || std::fs::metadata(path))?;
-    Ok((found.len(), found.nlink()))
+pub(crate) fn metadata(path: &Path) -> io::Result<Metadata> {
+    Calls::on(path).get(Op::Read, || std::fs::metadata(path))
 }
 
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
