@@ -96,6 +96,7 @@ impl LayerEntry {
 impl Meta {
     /// Returns the state of a new volume with these layers, top first, and no snapshots.
     pub(crate) fn new(volume: VolumeId, layers: Vec<LayerEntry>) -> Self {
+        assert!(layers.first().is_some_and(|head| head.open), "the topmost layer of a volume is its head");
         let (size_bytes, epoch) = layers.first().map_or((0, Epoch(0)), |head| (head.size_bytes, head.epoch));
         Self { volume, size_bytes, next_epoch: epoch.next(), layers, snapshots: vec![], intervals: vec![] }
     }

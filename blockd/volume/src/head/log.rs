@@ -284,6 +284,7 @@ impl HeadLog {
 
     /// Appends blocks whose data is synced, and syncs the log.
     pub(crate) fn append(&mut self, blocks: &BlockSet) -> Result<(), VolumeError> {
+        debug_assert!(!blocks.is_empty(), "a flush without new blocks appends no record");
         let record = self.identity.record(self.next_record, blocks);
         debug_assert!(
             self.identity.parse(&record, self.next_record).is_some_and(|(named, _)| named == *blocks),
@@ -332,8 +333,8 @@ impl HeadLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_extent::{Epoch, VolumeId};
     use blockd_extent::{BlockIndex, Extent};
+    use blockd_extent::{Epoch, VolumeId};
 
     const IDENTITY: Identity = Identity { volume: VolumeId::from_u64(9), epoch: Epoch(2), blocks: 1 << 20 };
 

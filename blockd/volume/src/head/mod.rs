@@ -374,6 +374,7 @@ impl Head {
         if !self.tracked.lock().unlogged.is_empty() {
             return Ok(());
         }
+        debug_assert!(self.disagreements() == 0, "a head that is closed cleanly has the map of its log");
         // A failed sync may drop bits of the map, and no later sync reports it; the log names all of them.
         self.map.set_clean(true).inspect_err(|_| self.map.disown())
     }

@@ -77,7 +77,9 @@ pub struct Released(Arc<Reserve>);
 
 impl Drop for Released {
     fn drop(&mut self) {
-        self.0.state.lock().users -= 1;
+        let mut state = self.0.state.lock();
+        assert!(state.users > 0, "an operation gives released space back once");
+        state.users -= 1;
     }
 }
 

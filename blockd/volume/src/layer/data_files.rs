@@ -167,6 +167,7 @@ impl DataFiles {
             file.sync_all().during("sync", &path)?;
             segments.push(Segment::new(file, path)?);
         }
+        assert!(segments.len() >= old_segments, "files are extended, not cut");
         Ok(Self { segments })
     }
 

@@ -68,7 +68,9 @@ impl LayerSet {
         assert!(out.len() == HEADER_BYTES, "the header has its length");
         out.extend_from_slice(&held);
         out.extend_from_slice(&zero);
-        seal(out)
+        let out = seal(out);
+        debug_assert!(Self::decode(&out, id).as_ref() == Ok(self), "a set reads back");
+        out
     }
 
     /// Decodes the file; the error describes the violation.

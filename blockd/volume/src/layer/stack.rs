@@ -44,6 +44,7 @@ impl FrozenLayer {
 
     /// Returns the layer of a committed entry.
     pub(crate) fn new(entry: &LayerEntry, data: LayerData, set: LayerSet) -> Self {
+        debug_assert!(set.held.last().is_none_or(|last| last.0 < entry.blocks()), "blocks beyond the layer");
         let LayerEntry { epoch, file, generation, size_bytes, .. } = *entry;
         Self { epoch, file, generation, size_bytes, data: Arc::new(data), set }
     }

@@ -315,6 +315,7 @@ impl InFlightTable {
             self.active -= 1;
             self.active_background -= usize::from(flight.urgency == Urgency::Background);
         }
+        assert!(self.active_background <= self.active, "background fetches are among the active ones");
         let mut came = BlockSet::from_iter([extent]);
         if let Some((lost, failure)) = loss {
             came.subtract(lost);

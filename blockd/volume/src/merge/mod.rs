@@ -336,6 +336,8 @@ impl Work<'_> {
 fn merged_set(upper: &LayerSet, lower: &LayerSet, is_bottom: bool) -> LayerSet {
     let mut set = lower.clone();
     set.cover_with(upper);
+    let blocks = upper.held.len_blocks().max(lower.held.len_blocks());
+    assert!(set.held.len_blocks() >= blocks, "a merge loses no block");
     if is_bottom {
         set.held.subtract(&set.zero);
         set.zero = BlockSet::new();

@@ -73,6 +73,7 @@ pub(crate) struct Progress {
 impl Progress {
     fn encode(&self, volume: VolumeId) -> Vec<u8> {
         let Pair { from, to } = self.pair;
+        assert!(from.file != to.file, "a merge has two layers");
         let mut out = Vec::with_capacity(LEN_BYTES);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());

@@ -226,6 +226,7 @@ impl LiveMap {
             let mut tracked = lock_tracked();
             self.held.set(part, |run| new_run(&mut tracked, run));
         }
+        debug_assert!(self.held.holds_all(extent), "the bits that were to be set are set");
         Ok(())
     }
 
