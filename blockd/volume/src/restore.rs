@@ -186,6 +186,7 @@ mod tests {
         // Files of another size belong to another volume.
         assert!(RestoreTarget::reopen(&dir, id, 2 * SIZE_BYTES, held(3, 1)).unwrap().is_none());
         let target = RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(3, 1)).unwrap().unwrap();
+        assert!(target.write_blocks(BlockIndex(255), &[9; 8192]).is_err());
         target.write_blocks(BlockIndex(9), &[9; 4096]).unwrap();
         let volume = target.finish().unwrap();
         let mut content = vec![0; SIZE_BYTES as usize];

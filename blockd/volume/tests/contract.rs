@@ -2,11 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, SnapshotId, VolumeId};
-use blockd_volume::{Allocation, OpenOptions, RestoreTarget, Volume, VolumeErrorKind};
+use blockd_extent::{Epoch, SnapshotId, VolumeId};
+use blockd_volume::{Allocation, OpenOptions, Volume, VolumeErrorKind};
 
 const SIZE_BYTES: u64 = 3 << 20;
-const BLOCKS: u64 = SIZE_BYTES / BLOCK_SIZE_BYTES;
 
 #[test]
 fn sixteen_tebibyte_volume_uses_memory_for_data_only() {
@@ -60,28 +59,6 @@ fn invalid_request_is_refused_without_effect() {
     drop(view);
     volume.delete_snapshot(SnapshotId::from_u64(5)).unwrap();
     assert_eq!(volume.changes(Some(Epoch(0)), Epoch(9)).unwrap_err().kind(), VolumeErrorKind::IntervalsGone);
-}
-
-#[test]
-fn restored_volume_is_clean_and_partial_one_absent() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("v");
-    let target = RestoreTarget::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
-    target.write_blocks(BlockIndex(9), &[5; 8192]).unwrap();
-    assert!(target.write_blocks(BlockIndex(BLOCKS - 1), &[5; 8192]).is_err());
-    drop(target);
-    assert!(Volume::open(&path, &OpenOptions::default()).is_err());
-    let target = RestoreTarget::create(&path, VolumeId::from_u64(3), SIZE_BYTES).unwrap();
-    target.write_blocks(BlockIndex(2), &[6; 4096]).unwrap();
-    let volume = target.finish().unwrap();
-    let mut found = vec![0; SIZE_BYTES as usize];
-    volume.read(0, &mut found).unwrap();
-    let mut expected = vec![0; SIZE_BYTES as usize];
-    expected[8192..12288].fill(6);
-    assert!(found == expected);
-    assert_eq!(volume.stats().head_dirty_bytes, 0);
-    Volume::delete_files(&path).unwrap();
-    assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
 }
 
 #[test]

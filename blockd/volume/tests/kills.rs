@@ -6,17 +6,15 @@
 mod sim;
 
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, SnapshotId};
-use blockd_volume::{OpenOptions, Recovery, RestoreTarget, Volume};
+use blockd_volume::{OpenOptions, Recovery, RestoreTarget, Volume, VolumeError};
 use sim::{BLOCKS, ID, LIFE, Sim, Step, seed_of_test};
 use std::panic::catch_unwind;
 
 /// The next process of the same boot opens the volume.
-fn open_after_death(sim: &mut Sim) {
+fn reopen(sim: &mut Sim) -> Result<(), VolumeError> {
     sim.volume = None;
     sim.disk.go_on_without_the_process();
-    sim.open(Recovery::Auto, false).unwrap();
-    sim.decide();
-    sim.check();
+    sim.open(Recovery::Auto, false)
 }
 
 /// Something is written and flushed, and then the power is cut.
@@ -34,41 +32,17 @@ fn flush_and_lose_power(sim: &mut Sim) {
 fn die_before(call: u64, seed: u64) -> u64 {
     let mut sim = Sim::new(seed);
     sim.disk.cut_power_before(call);
-    if sim.create(BLOCKS).is_err() {
-        sim.disk.go_on_without_the_process();
-        // It was never answered, so there is nothing, or a part, or all of it.
-        if sim.open(Recovery::Auto, false).is_err() {
-            Volume::delete_files(&sim.dir()).unwrap();
-            sim.create(BLOCKS).unwrap();
-        }
-        sim.decide();
-        flush_and_lose_power(&mut sim);
-    }
-    let mut calls = sim.disk.operations().len() as u64;
-    for &step in LIFE {
-        let failed = sim.apply(step).is_err();
-        if !sim.disk.is_off() {
-            assert!(!failed, "{step:?} failed by itself");
-            calls = sim.disk.operations().len() as u64;
-            continue;
-        }
-        open_after_death(&mut sim);
-        let is_done = match step {
-            Step::Freeze(id) => sim.model.snapshots.contains_key(&id),
-            Step::Delete(id) => !sim.model.snapshots.contains_key(&id),
-            _ => !failed,
-        };
-        flush_and_lose_power(&mut sim);
-        if !is_done {
-            sim.apply(step).unwrap();
-        }
-        sim.check();
-    }
-    sim.check();
-    // With this seed the life may have fewer calls.
-    sim.disk.cut_power_before(u64::MAX);
-    flush_and_lose_power(&mut sim);
-    calls
+    sim.lead(
+        LIFE,
+        |_, _| {},
+        reopen,
+        |sim| {
+            reopen(sim).unwrap();
+            sim.decide();
+            sim.check();
+            flush_and_lose_power(sim);
+        },
+    )
 }
 
 #[test]
@@ -153,73 +127,4 @@ fn clone_found_after_crash_is_kept() {
     die_while_a_volume_is_made("clone_found_after_crash_stays", |sim| {
         sim.volume().clone_to(SnapshotId::from_u64(1), &new_dir(sim), ID).ok().map(|_| ())
     });
-}
-
-fn content_of(volume: &Volume) -> Vec<u8> {
-    let mut bytes = vec![0; volume.size_bytes() as usize];
-    volume.read(0, &mut bytes).unwrap();
-    bytes
-}
-
-/// Crashes a rollback before a call: the volume has its old or its new content, and keeps it. Returns the
-/// number of calls without a crash.
-fn die_while_rolling_back(call: u64, seed: u64) -> Option<u64> {
-    const BLOCK: u64 = BLOCK_SIZE_BYTES;
-    let mut sim = Sim::new(seed);
-    sim.create(BLOCKS).unwrap();
-    let write = |sim: &Sim, block: u64, fill: u8, blocks: u64| {
-        sim.volume().write(block * BLOCK, &vec![fill; (blocks * BLOCK) as usize], false).unwrap();
-    };
-    let snapshot = SnapshotId::from_u64(1);
-    write(&sim, 0, 1, 6);
-    sim.volume().freeze(snapshot).unwrap();
-    let then = content_of(sim.volume());
-    write(&sim, 4, 2, 6);
-    sim.volume().freeze(SnapshotId::from_u64(2)).unwrap();
-    sim.volume().grow((BLOCKS + 4) * BLOCK).unwrap();
-    sim.volume().trim(0, 2 * BLOCK, false).unwrap();
-    write(&sim, BLOCKS, 3, 2);
-    let before = content_of(sim.volume());
-    let mut after = then.clone();
-    after.resize(before.len(), 0);
-
-    let first = sim.disk.operations().len() as u64;
-    sim.disk.cut_power_before(first + call);
-    let is_done = sim.volume().roll_back(snapshot, &|| true).is_ok();
-    let took = sim.disk.operations().len() as u64 - first;
-    sim.volume = None;
-    sim.disk.go_on_without_the_process();
-    let volume = Volume::open(&sim.dir(), &OpenOptions::default()).unwrap();
-    let mut found = content_of(&volume);
-    assert!(found == after || (found == before && !is_done), "neither before nor after");
-    volume.write(7 * BLOCK, &[9; BLOCK as usize], true).unwrap();
-    found[7 * BLOCK as usize..8 * BLOCK as usize].fill(9);
-    drop(volume);
-    sim.cut_power();
-    let volume = Volume::open(
-        &sim.dir(),
-        &OpenOptions { recovery: Recovery::AfterPowerLoss, ..OpenOptions::default() },
-    )
-    .unwrap();
-    assert!(content_of(&volume) == found, "what was flushed is gone");
-    let mut frozen = vec![0; then.len()];
-    volume.view(snapshot).unwrap().read(0, &mut frozen).unwrap();
-    assert!(frozen == then, "a snapshot changed");
-    is_done.then_some(took)
-}
-
-#[test]
-fn rollback_interrupted_by_crash_is_done_or_not() {
-    let seed = seed_of_test("rollback_interrupted_by_crash_is_done_or_not");
-    let mut calls = u64::MAX;
-    for (call, draw) in (0..).flat_map(|call| (0..DRAWS).map(move |draw| (call, draw))) {
-        if call > calls {
-            break;
-        }
-        let seed = seed.wrapping_add(call * DRAWS + draw);
-        let took = catch_unwind(|| die_while_rolling_back(call, seed))
-            .unwrap_or_else(|_| panic!("dead before call {call}, seed {seed}"));
-        calls = took.map_or(calls, |took| took.min(calls));
-    }
-    assert!(calls > 20, "a rollback of {calls} calls");
 }

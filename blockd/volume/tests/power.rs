@@ -9,7 +9,7 @@
 
 mod sim;
 
-use blockd_volume::{Recovery, Volume, VolumeErrorKind};
+use blockd_volume::{Recovery, VolumeErrorKind};
 use sim::disk::{Fault, FaultError, Lie, OpKind};
 use sim::{BLOCKS, LIFE, Sim, Step, assert_sticky, seed_of_test};
 
@@ -247,40 +247,16 @@ fn lazy_volume_survives_power_cuts() {
 fn cut_before(call: u64, seed: u64, life: &[Step], lie: Option<Lie>) -> u64 {
     let mut sim = Sim::new(seed);
     sim.disk.cut_power_before(call);
-    if sim.create(BLOCKS).is_err() {
-        sim.cut_power();
-        // It was never answered, so that there may be nothing, or a part, or all of it.
-        if sim.open(Recovery::AfterPowerLoss, true).is_err() {
-            Volume::delete_files(&sim.dir()).unwrap();
-            sim.create(BLOCKS).unwrap();
-        }
-        sim.decide();
-    }
-    let mut calls = sim.disk.operations().len() as u64;
-    for &step in life {
+    let plant = |sim: &mut Sim, step| {
         if step == Step::Merge {
             lie.into_iter().for_each(|lie| sim.plant(lie));
         }
-        let is_off = sim.apply(step).is_err() || sim.disk.is_off();
-        if is_off {
-            assert!(sim.disk.is_off(), "{step:?} failed by itself");
-            come_back(&mut sim, Recovery::AfterPowerLoss);
-            let is_done = match step {
-                Step::Freeze(id) => sim.model.snapshots.contains_key(&id),
-                Step::Delete(id) => !sim.model.snapshots.contains_key(&id),
-                _ => false,
-            };
-            if !is_done {
-                sim.apply(step).unwrap();
-            }
-            sim.check();
-        } else {
-            calls = sim.disk.operations().len() as u64;
-        }
-    }
-    sim.check();
-    come_back(&mut sim, Recovery::AfterPowerLoss);
-    calls
+    };
+    let reopen = |sim: &mut Sim| {
+        sim.cut_power();
+        sim.open(Recovery::AfterPowerLoss, true)
+    };
+    sim.lead(life, plant, reopen, |sim| come_back(sim, Recovery::AfterPowerLoss))
 }
 
 #[test]

@@ -384,6 +384,48 @@ impl Sim {
         closed
     }
 
+    /// Leads a script that is cut off at some call, and repeats what was not done then; returns the number of
+    /// calls. `reopen` opens the volume after a creation that was cut off; `come_back` after a step.
+    pub fn lead(
+        &mut self,
+        life: &[Step],
+        mut before: impl FnMut(&mut Self, Step),
+        reopen: impl Fn(&mut Self) -> Result<(), VolumeError>,
+        come_back: impl Fn(&mut Self),
+    ) -> u64 {
+        if self.create(BLOCKS).is_err() {
+            // It was never answered, so there is nothing, or a part, or all of it.
+            if reopen(self).is_err() {
+                Volume::delete_files(&self.dir()).unwrap();
+                self.create(BLOCKS).unwrap();
+            }
+            self.decide();
+        }
+        let mut calls = self.disk.operations().len() as u64;
+        for &step in life {
+            before(self, step);
+            let failed = self.apply(step).is_err();
+            if !self.disk.is_off() {
+                assert!(!failed, "{step:?} failed by itself");
+                calls = self.disk.operations().len() as u64;
+                continue;
+            }
+            come_back(self);
+            let is_done = match step {
+                Step::Freeze(id) => self.model.snapshots.contains_key(&id),
+                Step::Delete(id) => !self.model.snapshots.contains_key(&id),
+                _ => false,
+            };
+            if !is_done {
+                self.apply(step).unwrap();
+            }
+            self.check();
+        }
+        self.check();
+        come_back(self);
+        calls
+    }
+
     /// Compares everything that can be read with the model.
     pub fn check(&mut self) {
         let volume = self.looked_at();
