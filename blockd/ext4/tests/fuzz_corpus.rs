@@ -4,21 +4,17 @@
 mod common;
 
 use blockd_ext4::testing::{condense, expand, explore, fuzz};
-use std::{fs, path::Path};
+use blockd_testkit::replay;
+use std::fs;
 
 #[test]
 fn ext() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus/ext");
     let mut seen = 0;
-    for entry in fs::read_dir(&dir).unwrap() {
-        let path = entry.unwrap().path();
-        // What the test prints before it fails is the input that did it.
-        println!("{}", path.display());
-        let input = fs::read(&path).unwrap();
-        fuzz(&input);
-        seen += explore(expand(&input));
-    }
-    assert!(seen > 20, "the inputs in {} show {seen} files", dir.display());
+    replay("ext", |input| {
+        fuzz(input);
+        seen += explore(expand(input));
+    });
+    assert!(seen > 20, "the inputs show {seen} files");
 }
 
 #[test]
