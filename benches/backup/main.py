@@ -8,13 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
+import bench as shared
 import data
 import guest
-import measure
 import peers
 import places
 import report
@@ -48,20 +46,13 @@ def size(text):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        prog="tools/bench backup",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measures full and incremental backups and restores, to a directory and to SeaweedFS, beside what people use.",
-        epilog=EPILOG,
-    )
+    parser = shared.arguments("backup", "Measures full and incremental backups and restores, to a directory and to SeaweedFS, beside what people use.", EPILOG)
     parser.add_argument("--data", type=size, default=4 << 30, help="how much data the filesystem holds, such as 1G [4G]")
     parser.add_argument("--places", default="local,s3", help="where to [local,s3]")
     parser.add_argument("--guest-seconds", type=int, default=8, help="how long each pass of the guest's writes takes; 0 for none [8]")
     parser.add_argument("--no-install", action="store_true", help="leave out the tools that are not there")
     parser.add_argument("--blockd", help="the binary, with blockctl beside it [the release build, which is made]")
     parser.add_argument("--weed", help="SeaweedFS [target/venv/bin/weed, or in PATH]")
-    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
-    parser.add_argument("--json", help="where the figures go [backup-bench.json below the build directory]")
     return parser.parse_args()
 
 
@@ -86,18 +77,18 @@ def pack(image, target):
                 at += len(part)
 
 
-def seal_rate(root, target, packed):
+def seal_rate(packed):
     """MiB/s of lz4 + AES-256-GCM-SIV on all cores."""
     command = ["cargo", "bench", "--locked", "-q", "-p", "blockd-benches", "--bench", "seal", "--", str(packed)]
-    env = {**os.environ, "CARGO_TARGET_DIR": str(target.parent)}
-    done = subprocess.run(command, cwd=root, env=env, check=True, capture_output=True, text=True)
+    env = {**os.environ, "CARGO_TARGET_DIR": str(shared.TARGET.parent)}
+    done = subprocess.run(command, cwd=shared.ROOT, env=env, check=True, capture_output=True, text=True)
     rates = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return next(rate for rate in rates if rate["encryption"] != "none")
 
 
 class Bench:
-    def __init__(self, given, root, target, dir):
-        self.given, self.root, self.target, self.dir = given, root, target, dir
+    def __init__(self, given, dir):
+        self.given, self.dir = given, dir
         self.steps, self.places, self.blockd = {}, [], None
 
     def open(self):
@@ -106,7 +97,7 @@ class Bench:
             if name == "local":
                 self.places.append(places.Local(dir))
             elif name == "s3":
-                weed = places.find_weed(self.root, given.weed)
+                weed = places.find_weed(given.weed)
                 if weed:
                     self.places.append(places.S3(dir, weed))
                 else:
@@ -124,8 +115,7 @@ class Bench:
         self.image, self.files = data.make_image(dir, VOLUME_BYTES, given.data)
         self.data_bytes = data.allocated(self.image)
         pack(self.image, dir / "packed")
-        blockd = Path(given.blockd) if given.blockd else self.target / "blockd"
-        self.blockd = subject.Blockd(blockd, blockd.with_name("blockctl"), dir)
+        self.blockd = subject.Blockd(given.blockd or shared.build_blockd(), dir)
         self.blockd.make_volume("vm", VOLUME_BYTES, self.image)
         self.blockd.make_volume("large", LARGE_BYTES, self.image)
         # (tool, place) -> (volume, credential)
@@ -148,7 +138,7 @@ class Bench:
         """A peer that fails is left out from there on; what it has measured stays."""
         try:
             yield
-        except measure.Failed as error:
+        except shared.Failed as error:
             say(f"left out from here on: {peer.name}, {peer.place.name}: {error}")
             self.peers.remove(peer)
 
@@ -201,7 +191,7 @@ class Bench:
     def compare(self, restored, tool):
         command = ["qemu-img", "compare", "-f", "raw", "-F", "raw", str(self.image), str(restored)]
         if subprocess.run(command, capture_output=True).returncode:
-            raise measure.Failed(f"what {tool} restored is not what was backed up")
+            raise shared.Failed(f"what {tool} restored is not what was backed up")
 
     def guest(self):
         if self.given.guest_seconds and ("encrypted", "local") in self.ours and shutil.which("fio"):
@@ -214,11 +204,6 @@ class Bench:
             self.blockd.stop()
         for place in self.places:
             place.stop()
-
-
-def build(root, target):
-    command = ["cargo", "build", "--release", "--locked", "-p", "blockd", "-p", "blockctl"]
-    subprocess.run(command, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
 
 
 def print_report(bench, limit, found):
@@ -237,8 +222,6 @@ def print_report(bench, limit, found):
 def main():
     given = arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    root = Path(__file__).resolve().parents[2]
-    target = Path(os.environ.get("BLOCKD_BENCH_TARGET", root / "target/release"))
     for program, package in (("mke2fs", "e2fsprogs"), ("nbdcopy", "libnbd-bin"), ("qemu-img", "qemu-utils"), ("setpriv", "util-linux")):
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
             sys.exit(f"bench: {program} is missing: apt-get install {package}")
@@ -246,23 +229,20 @@ def main():
     room = shutil.disk_usage(parent).free
     if room < ROOM_FACTOR * given.data:
         sys.exit(f"bench: {parent} has {room >> 30} GiB free, {ROOM_FACTOR * given.data >> 30} are needed: --dir or --data")
-    if not given.blockd:
-        build(root, target)
-    dir = Path(tempfile.mkdtemp(prefix="blockd-backup-", dir=parent))
-    bench = Bench(given, root, target, dir)
-    try:
-        bench.open()
-        limit = seal_rate(root, target, dir / "packed")
-        bench.backups("full")
-        bench.write()
-        bench.backups("incremental")
-        bench.restores()
-        noticed = bench.guest()
-    except measure.Failed as error:
-        sys.exit(f"bench: {error}")
-    finally:
-        bench.close()
-        shutil.rmtree(dir, ignore_errors=True)
+    with shared.directory(given.dir) as dir:
+        bench = Bench(given, dir)
+        try:
+            bench.open()
+            limit = seal_rate(dir / "packed")
+            bench.backups("full")
+            bench.write()
+            bench.backups("incremental")
+            bench.restores()
+            noticed = bench.guest()
+        except shared.Failed as error:
+            sys.exit(f"bench: {error}")
+        finally:
+            bench.close()
     found = report.goals(bench.steps, bench.data_bytes / MIB / limit["mib_per_s"])
     print_report(bench, limit, found)
     if noticed:
@@ -274,9 +254,7 @@ def main():
         "goals": [dict(zip(("what", "value", "goal", "met"), one)) for one in found],
         "guest": noticed,
     }
-    path = Path(given.json or target / "backup-bench.json")
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"\nfigures: {path}")
+    shared.write_figures(given, "backup", document)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from bench import Failed
+
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-class Failed(Exception):
-    """A tool did not do what it was asked for."""
 
 
 def command(*parts, env=None, cwd=None):

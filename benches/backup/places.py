@@ -2,58 +2,11 @@
 
 import json
 import shutil
-import signal
 import socket
-import subprocess
-import time
 import urllib.request
 
+import bench
 import data
-import measure
-
-START_TIMEOUT_S = 60
-
-
-class Process:
-    """A server; ends with the bench, however that ends."""
-
-    def __init__(self, command, log_path):
-        with open(log_path, "ab") as log:
-            self.child = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *map(str, command)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.log_path = log_path
-
-    @property
-    def pid(self):
-        return self.child.pid
-
-    def wait_until(self, is_ready):
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                if is_ready():
-                    return
-            except (OSError, subprocess.CalledProcessError):
-                pass
-            if self.child.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise measure.Failed(f"a server did not start: {self.log_path.read_text(errors='replace')[-800:]}")
-            time.sleep(0.05)
-
-    def stop(self):
-        if self.child.poll() is None:
-            self.child.send_signal(signal.SIGTERM)
-            try:
-                self.child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self.child.kill()
-                self.child.wait()
-
 
 class Local:
     """A directory on the same disk as the image."""
@@ -112,7 +65,7 @@ class S3:
         command = [weed, "mini", f"-dir={self.directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
         command += [f"-s3.port={port}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         command += ["-admin.ui=false", "-webdav=false", f"-bucket={self.bucket}"]
-        self.process = Process(command, directory / "weed.log")
+        self.process = bench.Process(command, directory / "weed.log")
         self.process.wait_until(lambda: urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=2).status == 200)
 
     def env(self):
@@ -135,6 +88,6 @@ class S3:
         self.process.stop()
 
 
-def find_weed(root, given):
-    own = root / "target/venv/bin/weed"
+def find_weed(given):
+    own = bench.ROOT / "target/venv/bin/weed"
     return given or (str(own) if own.is_file() else shutil.which("weed"))

@@ -1,16 +1,12 @@
 """tools/bench depth-nbd: random reads of a volume with many layers beside one with a single layer, as a client sees them."""
 
-import argparse
 import json
-import os
 import statistics
 import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
 
-MIB = 1 << 20
+import bench
+from bench import MIB
+
 GOAL = 0.9
 
 EPILOG = """\
@@ -22,46 +18,20 @@ it was read once in order. Goal: 0.9 of what the single layer gives.
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        prog="tools/bench depth-nbd", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__, epilog=EPILOG
-    )
+    parser = bench.arguments("depth-nbd", __doc__, EPILOG)
     parser.add_argument("--layers", type=int, default=64, help="layers of the deep volume [64]")
     parser.add_argument("--mib", type=int, default=512, help="size of each volume [512]")
     parser.add_argument("--seconds", type=int, default=4, help="of each pass [4]")
     parser.add_argument("--rounds", type=int, default=5, help="passes of each kind; medians are shown [5]")
-    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
-    parser.add_argument("--json", help="where the figures go [depth-nbd-bench.json below the build directory]")
     parser.add_argument("--blockd", help="the binary, with blockctl beside it [the release build, which is made]")
     return parser.parse_args()
 
 
-class Daemon:
-    def __init__(self, blockd, directory):
-        self.blockctl, self.dir = Path(blockd).with_name("blockctl"), directory / "data"
-        self.log = open(directory / "log", "wb")
-        self.process = subprocess.Popen([blockd, "--data-dir", self.dir], stdout=self.log, stderr=self.log)
-        while subprocess.run(self.command("status"), capture_output=True).returncode:
-            if self.process.poll() is not None:
-                sys.exit(f"bench: blockd ended: see {directory / 'log'}")
-            time.sleep(0.05)
-
-    def command(self, *parts):
-        return [str(part) for part in (self.blockctl, "--socket", self.dir / "blockd.sock", "--json", *parts)]
-
-    def ctl(self, *parts):
-        subprocess.run(self.command(*parts), check=True, stdout=subprocess.DEVNULL)
-
-    def uri(self, volume):
-        return f"nbd+unix:///{volume}?socket={self.dir / 'nbd.sock'}"
-
+class Daemon(bench.Blockd):
     def fio(self, volume, *options):
         command = ["fio", "--name=depth", "--ioengine=nbd", f"--uri={self.uri(volume)}", "--output-format=json", *options]
         done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
         return json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait()
 
 
 def make(daemon, name, given, run_blocks, is_deep):
@@ -84,15 +54,10 @@ def make(daemon, name, given, run_blocks, is_deep):
 
 def main():
     given = arguments()
-    root = Path(__file__).resolve().parents[2]
-    target = Path(os.environ.get("BLOCKD_BENCH_TARGET", root / "target/release"))
-    if not given.blockd:
-        build = ["cargo", "build", "--release", "--locked", "-p", "blockd", "-p", "blockctl"]
-        subprocess.run(build, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
-    blockd = given.blockd or target / "blockd"
+    blockd = given.blockd or bench.build_blockd()
     found, met = {}, True
-    with tempfile.TemporaryDirectory(prefix="blockd-depth-", dir=given.dir or os.environ.get("TMPDIR", "/var/tmp")) as work:
-        daemon = Daemon(blockd, Path(work))
+    with bench.directory(given.dir) as work:
+        daemon = Daemon(blockd, work)
         try:
             kinds = {"scattered": 1, "runs": 64}
             volumes = [(f"{kind}-{depth}", run, depth == "deep") for kind, run in kinds.items() for depth in ("flat", "deep")]
@@ -117,9 +82,7 @@ def main():
         finally:
             daemon.stop()
     print(f"goal, {GOAL} of one layer: {'met' if met else 'MISSED'}")
-    out = Path(given.json) if given.json else target.parent / "depth-nbd-bench.json"
-    out.write_text(json.dumps({"arguments": vars(given), "reads": found}, indent=1, default=str) + "\n")
-    print(f"everything that was seen: {out}")
+    bench.write_figures(given, "depth-nbd", {"arguments": vars(given), "reads": found})
 
 
 main()

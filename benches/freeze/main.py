@@ -1,12 +1,11 @@
 """tools/bench freeze: how long freezing a group of volumes holds writers back, beside what qemu takes for the same."""
 
-import argparse
 import json
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
+import bench
 import place
 import qemu
 
@@ -39,31 +38,17 @@ load, for each size.
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        prog="tools/bench freeze",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measures how long freezing groups of volumes holds writers back.",
-        epilog=EPILOG,
-    )
+    parser = bench.arguments("freeze", "Measures how long freezing groups of volumes holds writers back.", EPILOG)
     parser.add_argument("--quick", action="store_true", help="3 seconds of each kind")
     parser.add_argument("--seconds", type=int, help="how long each kind is frozen again and again [10; qemu: half of that]")
     parser.add_argument("--volumes", default="1,8,32", help="sizes of groups, with commas [1,8,32]")
     parser.add_argument("--writers", type=int, default=os.cpu_count(), help="threads under full load [one per core]")
-    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
-    parser.add_argument("--json", help="where the figures go [freeze-bench.json below the build directory]")
     parser.add_argument("--engine", help="the engine's binary [it is built]")
     parser.add_argument("--no-qemu", action="store_true", help="leave qemu out")
     given = parser.parse_args()
     given.seconds = given.seconds or (3 if given.quick else 10)
     given.volumes = [int(text) for text in given.volumes.split(",")]
     return given
-
-
-def build(target):
-    root = Path(__file__).resolve().parents[2]
-    command = ["cargo", "build", "--release", "--locked", "-p", "blockd-benches", "--bin", "freeze"]
-    subprocess.run(command, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
-    return target / "freeze"
 
 
 def percentile(values, percent):
@@ -125,8 +110,7 @@ def show(row):
 
 def main():
     given = arguments()
-    target = Path(os.environ["BLOCKD_BENCH_TARGET"])
-    engine = Path(given.engine) if given.engine else build(target)
+    engine = given.engine or bench.build("-p", "blockd-benches", "--bin", "freeze").with_name("freeze")
     all_found = []
     peer = None if given.no_qemu else shutil.which("qemu-storage-daemon")
 
@@ -147,7 +131,7 @@ def main():
         return qemu.measure(folder, count, size, max(1, given.seconds // 2), writers)
 
     try:
-        with place.working_directory(given.dir or os.environ.get("TMPDIR", "/var/tmp")) as work:
+        with place.working_directory(given.dir) as work:
             show(HEADER)
             for count in given.volumes:
                 for size in (GIB, 16 * TIB):
@@ -156,11 +140,9 @@ def main():
                         if peer and writers == given.writers:
                             measured("qemu", qemu_peer, count, size, writers)
     finally:
-        path = Path(given.json) if given.json else target.parent / "freeze-bench.json"
-        path.write_text(json.dumps(all_found))
+        bench.write_figures(given, "freeze", all_found)
     if not peer:
         print("qemu-storage-daemon is not there, so qemu is left out: apt-get install qemu-utils")
-    print(f"All figures: {path}")
 
 
 if __name__ == "__main__":

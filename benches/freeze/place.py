@@ -4,8 +4,8 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
-from pathlib import Path
+
+import bench
 
 # Sparse; what the bench writes is a small part of it.
 IMAGE_BYTES = 64 << 30
@@ -18,17 +18,15 @@ def working_directory(parent):
     Layers of scattered blocks are in very many pieces. A host's filesystem that is mounted with `discard` may take
     minutes to remove them, which is nothing that is measured here.
     """
-    work = Path(tempfile.mkdtemp(prefix="blockd-bench-", dir=parent))
-    mounted = False
-    try:
+    with bench.directory(parent) as work:
         place = work / "mnt"
         place.mkdir()
         mounted = mount(work / "image", place)
-        yield place
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(place)], check=True)
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            yield place
+        finally:
+            if mounted:
+                subprocess.run(["umount", str(place)], check=True)
 
 
 def mount(image, place):

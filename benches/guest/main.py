@@ -9,18 +9,14 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backup"))
-
-import measure
-import places
+import bench as shared
 import subject
+from bench import MIB
 
-MIB = 1 << 20
 GOAL = 1.5
 PERCENTILES = ("50.000000", "99.000000", "99.900000")
 # How long a volume may take to come to rest after a backup.
@@ -61,12 +57,7 @@ def number(least):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        prog="tools/bench guest",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measures 4k random writes of a guest alone and beside full backups of its volume.",
-        epilog=EPILOG,
-    )
+    parser = shared.arguments("guest", "Measures 4k random writes of a guest alone and beside full backups of its volume.", EPILOG)
     parser.add_argument("--data", type=size, default=2 << 30, help="size of the volume, completely filled with data [2G]")
     parser.add_argument("--seconds", type=number(1), default=10, help="how long each pass takes [10]")
     parser.add_argument("--rounds", type=number(1), default=5, help="passes of each kind [5]")
@@ -76,8 +67,6 @@ def arguments():
     parser.add_argument("--priority", choices=("low", "normal"), help="task_priority of the daemon [its default]")
     parser.add_argument("--blockd", help="the binary, with blockctl beside it [the release build, which is made]")
     parser.add_argument("--store", help="where the backups go; a new directory below it is made and removed [the same as --dir]")
-    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
-    parser.add_argument("--json", help="where the figures go [guest-bench.json below the build directory]")
     return parser.parse_args()
 
 
@@ -90,7 +79,7 @@ def drop_caches():
     try:
         Path("/proc/sys/vm/drop_caches").write_text("1")
     except OSError as error:
-        raise measure.Failed(f"--cold: the page cache cannot be dropped: {error}") from error
+        raise shared.Failed(f"--cold: the page cache cannot be dropped: {error}") from error
 
 
 def make_image(path, size_bytes):
@@ -100,21 +89,6 @@ def make_image(path, size_bytes):
         for _ in range(size_bytes // (128 << 10)):
             out.write(source.randbytes(64 << 10))
             out.write(source.randbytes(64) * 1024)
-
-
-class Daemon(subject.Blockd):
-    """blockd, with settings of its own."""
-
-    def __init__(self, blockd, directory, priority):
-        self.blockctl, self.dir = blockd.with_name("blockctl"), directory / "blockd"
-        self.dir.mkdir(mode=0o700)
-        command = [blockd, "--data-dir", self.dir]
-        if priority:
-            config = directory / "blockd.toml"
-            config.write_text(f'task_priority = "{priority}"\n')
-            command += ["--config", config]
-        self.process = places.Process(command, directory / "blockd.log")
-        self.process.wait_until(lambda: self.ctl("status") is not None)
 
 
 class Backups:
@@ -150,7 +124,7 @@ class Backups:
                 self.reads.set()
             if seen["completed"]:
                 if not seen["state"].endswith("-Done"):
-                    raise measure.Failed(f"a backup ended as {seen['state']}: {seen['error']}")
+                    raise shared.Failed(f"a backup ended as {seen['state']}: {seen['error']}")
                 self.count += 1
                 return
             time.sleep(0.1)
@@ -158,8 +132,8 @@ class Backups:
     def __enter__(self):
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
-        if not self.reads.wait(places.START_TIMEOUT_S):
-            self.failed = self.failed or measure.Failed("a backup does not begin to read")
+        if not self.reads.wait(shared.START_TIMEOUT_S):
+            self.failed = self.failed or shared.Failed("a backup does not begin to read")
         return self
 
     def __exit__(self, *_):
@@ -173,7 +147,9 @@ class Backups:
 class Bench:
     def __init__(self, given, blockd, directory, store):
         self.given, self.directory = given, directory
-        self.blockd = Daemon(blockd, directory, given.priority)
+        config = directory / "blockd.toml"
+        config.write_text(f'task_priority = "{given.priority}"\n' if given.priority else "")
+        self.blockd = subject.Blockd(blockd, directory, "--config", config)
         try:
             image = directory / "image"
             make_image(image, given.data)
@@ -200,7 +176,7 @@ class Bench:
         deadline = time.monotonic() + REST_TIMEOUT_S
         while self.layers() > 2:
             if time.monotonic() > deadline:
-                raise measure.Failed(f"the volume still has {self.layers()} layers: they are not merged")
+                raise shared.Failed(f"the volume still has {self.layers()} layers: they are not merged")
             time.sleep(0.1)
         os.sync()
         if self.given.cold:
@@ -217,10 +193,10 @@ class Bench:
         done = subprocess.run(command, capture_output=True, text=True, cwd="/")
         start = done.stdout.find("{")
         if done.returncode or start < 0:
-            raise measure.Failed(f"fio: {(done.stderr or done.stdout).strip()[-800:]}")
+            raise shared.Failed(f"fio: {(done.stderr or done.stdout).strip()[-800:]}")
         wrote = json.loads(done.stdout[start:])["jobs"][0]["write"]
         if not wrote["total_ios"]:
-            raise measure.Failed("fio wrote nothing")
+            raise shared.Failed("fio wrote nothing")
         found = {f"p{float(name):g}": wrote["clat_ns"]["percentile"][name] / 1000 for name in PERCENTILES}
         return {**found, "mean": wrote["clat_ns"]["mean"] / 1000, "iops": wrote["iops"], "writes": wrote["total_ios"]}
 
@@ -270,13 +246,6 @@ def report(given, found):
           f"goal <= {GOAL:g}: {'met' if found['met'] else 'NOT MET'})")
 
 
-def build(target):
-    root = Path(__file__).resolve().parents[2]
-    command = ["cargo", "build", "--release", "--locked", "-p", "blockd", "-p", "blockctl"]
-    subprocess.run(command, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
-    return target / "blockd"
-
-
 def interrupted(_signal, _frame):
     raise KeyboardInterrupt
 
@@ -286,35 +255,29 @@ def main():
     for tool in ("fio", "nbdcopy"):
         if not shutil.which(tool):
             sys.exit(f"bench: {tool} is missing: apt-get install fio libnbd-bin")
-    target = Path(os.environ["BLOCKD_BENCH_TARGET"])
-    blockd = Path(given.blockd).resolve() if given.blockd else build(target)
+    blockd = Path(given.blockd).resolve() if given.blockd else shared.build_blockd()
     for binary in (blockd, blockd.with_name("blockctl")):
         if not binary.is_file():
             sys.exit(f"bench: there is no {binary}")
     signal.signal(signal.SIGTERM, interrupted)
-    work = Path(tempfile.mkdtemp(prefix="blockd-guest-", dir=given.dir or os.environ.get("TMPDIR", "/var/tmp")))
-    store = Path(tempfile.mkdtemp(prefix="blockd-guest-store-", dir=given.store or work))
-    bench, rounds = None, []
-    try:
-        say("filling the volume")
-        bench = Bench(given, blockd, work, store)
-        for nth in range(given.rounds):
-            rounds.append(bench.round(nth))
-    except measure.Failed as error:
-        sys.exit(f"bench: {error}")
-    except KeyboardInterrupt:
-        sys.exit("bench: interrupted")
-    finally:
-        if bench:
-            bench.stop()
-        shutil.rmtree(store, ignore_errors=True)
-        shutil.rmtree(work, ignore_errors=True)
+    rounds = []
+    with shared.directory(given.dir) as work, shared.directory(given.store or work) as store:
+        bench = None
+        try:
+            say("filling the volume")
+            bench = Bench(given, blockd, work, store)
+            for nth in range(given.rounds):
+                rounds.append(bench.round(nth))
+        except shared.Failed as error:
+            sys.exit(f"bench: {error}")
+        except KeyboardInterrupt:
+            sys.exit("bench: interrupted")
+        finally:
+            if bench:
+                bench.stop()
     found = summary(rounds)
     report(given, found)
-    out = Path(given.json) if given.json else target.parent / "guest-bench.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"arguments": vars(given), "summary": found, "rounds": rounds}, indent=1) + "\n")
-    print(f"everything that was seen: {out}")
+    shared.write_figures(given, "guest", {"arguments": vars(given), "summary": found, "rounds": rounds})
 
 
 main()

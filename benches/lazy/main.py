@@ -1,24 +1,16 @@
 """tools/bench lazy: volumes that are restored lazily, and images that are looked into, from a store that takes its time."""
 
-import argparse
-import json
-import os
 import random
-import shutil
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "backup"))
-
+import bench
 import data
 import mounts
 import places
 from proxy import Proxy
 from subject import Subject
 
-MIB = 1 << 20
+from bench import MIB
 
 EPILOG = """\
 An ext4 filesystem with files of this machine (and random ones, where those are not enough) at the beginning of a volume is backed up
@@ -42,12 +34,7 @@ with more than 256 MiB.
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        prog="tools/bench lazy",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measures restores that are usable at once, and images that are looked into.",
-        epilog=EPILOG,
-    )
+    parser = bench.arguments("lazy", "Measures restores that are usable at once, and images that are looked into.", EPILOG)
     parser.add_argument("--data-mib", type=int, default=1024, help="how much data the filesystem has [1024]")
     parser.add_argument("--size-gib", type=int, default=16384, help="size of the volume [16384]")
     parser.add_argument("--delays-ms", default="0,20,100", help="added to each request [0,20,100]")
@@ -57,18 +44,7 @@ def arguments():
     parser.add_argument("--without-tebibyte", action="store_true", help="leave the row of the full TiB out")
     parser.add_argument("--without-peers", action="store_true", help="leave what others mount out")
     parser.add_argument("--weed", help="SeaweedFS [target/venv/bin/weed, or in PATH]")
-    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
-    parser.add_argument("--json", help="where the figures go [lazy-bench.json below the build directory]")
     return parser.parse_args()
-
-
-def build(given, root, target):
-    builds = [["-p", "blockd", "-p", "blockctl"], ["-p", "blockd-benches", "--bin", "delay_proxy"]]
-    if not given.without_tebibyte:
-        builds.append(["-p", "blockd-cloud", "--example", "tebibyte"])
-    for what in builds:
-        command = ["cargo", "build", "--release", "--locked", *what]
-        subprocess.run(command, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
 
 
 def fill_peers(given, dir, store, port, image):
@@ -156,46 +132,49 @@ def report(found):
 
 def main():
     given = arguments()
-    root, target = Path(__file__).resolve().parents[2], Path(os.environ["BLOCKD_BENCH_TARGET"])
-    build(given, root, target)
-    weed = places.find_weed(root, given.weed)
+    target = bench.build_blockd().parent
+    bench.build("-p", "blockd-benches", "--bin", "delay_proxy")
+    if not given.without_tebibyte:
+        bench.build("-p", "blockd-cloud", "--example", "tebibyte")
+    weed = places.find_weed(given.weed)
     if not weed:
         sys.exit("bench: SeaweedFS is missing: tools/test installs it, or name it with --weed")
-    dir = Path(tempfile.mkdtemp(prefix="blockd-lazy-", dir=given.dir or os.environ.get("TMPDIR", "/var/tmp")))
-    subject = proxy = store = None
     said, found = [], []
-    try:
-        store = places.S3(dir, weed)
-        proxy = Proxy(target / "delay_proxy", int(store.endpoint.rsplit(":", 1)[1]))
-        subject = Subject(target, dir, store, proxy.port)
-        tebibyte = None if given.without_tebibyte else subject.tebibyte()
-        length = (given.data_mib * 23 // 20 + 64) * MIB
-        image, files = data.make_image(dir, length, given.data_mib * MIB)
-        snap = subject.fill(image, given.size_gib)
-        peers, said = fill_peers(given, dir, store, proxy.port, image)
-        offsets = with_data(image, length, given.places)
-        image.unlink()
-        for delay_ms in (int(delay) for delay in given.delays_ms.split(",") if delay):
-            proxy.delay(delay_ms)
-            one = {"delayMs": delay_ms, **subject.first_bytes(snap, proxy, offsets)}
-            one |= subject.rates(snap, length, given.rounds)
-            number = random.randrange(min(files, 500))
-            one["mounted"] = subject.mounted(snap, f"0/{number}")
-            one["memoryMiB"] = subject.peak_mib(subject.children[-1])
-            one["looks"] = look_into(given, subject, peers, offsets, length, delay_ms, said)
-            found.append(one)
-    finally:
-        for what in (subject and subject.end, proxy and proxy.stop, store and store.stop):
-            if what:
-                what()
-        shutil.rmtree(dir, ignore_errors=True)
+    with bench.directory(given.dir) as dir:
+        subject = proxy = store = None
+        try:
+            store = places.S3(dir, weed)
+            proxy = Proxy(target / "delay_proxy", int(store.endpoint.rsplit(":", 1)[1]))
+            subject = Subject(target, dir, store, proxy.port)
+            tebibyte = None if given.without_tebibyte else subject.tebibyte()
+            length = (given.data_mib * 23 // 20 + 64) * MIB
+            image, files = data.make_image(dir, length, given.data_mib * MIB)
+            snap = subject.fill(image, given.size_gib)
+            peers, said = fill_peers(given, dir, store, proxy.port, image)
+            offsets = with_data(image, length, given.places)
+            image.unlink()
+            for delay_ms in (int(delay) for delay in given.delays_ms.split(",") if delay):
+                proxy.delay(delay_ms)
+                one = {"delayMs": delay_ms, **subject.first_bytes(snap, proxy, offsets)}
+                one |= subject.rates(snap, length, given.rounds)
+                number = random.randrange(min(files, 500))
+                one["mounted"] = subject.mounted(snap, f"0/{number}")
+                one["memoryMiB"] = subject.peak_mib(subject.children[-1])
+                one["looks"] = look_into(given, subject, peers, offsets, length, delay_ms, said)
+                found.append(one)
+        except bench.Failed as error:
+            sys.exit(f"bench: {error}")
+        finally:
+            for what in (subject and subject.end, proxy and proxy.stop, store and store.stop):
+                if what:
+                    what()
     report(found)
     if tebibyte:
         report_tebibyte(tebibyte)
     for line in said:
         print(f"not measured: {line}")
     document = {"delays": found, "tebibyte": tebibyte, "notMeasured": said}
-    Path(given.json or target / "lazy-bench.json").write_text(json.dumps(document, indent=1))
+    bench.write_figures(given, "lazy", document)
 
 
 main()

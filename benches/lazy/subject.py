@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import client
+import bench
 import looks
+from bench import MIB
 
-MIB = 1 << 20
 # Of plain restores and of reading what is not there yet, in turns.
 PASSES = 5
 
@@ -70,7 +70,7 @@ class Subject:
             self.wait(f"the deletion of {name}", lambda name=name: self.ctl("volume", "delete", name) is not None)
 
     def nbd(self, export):
-        return client.Nbd(self.dir / self.home / "nbd.sock", export)
+        return bench.Nbd(self.dir / self.home / "nbd.sock", export)
 
     def uri(self, export):
         return f"nbd+unix:///{export}?socket={self.dir / self.home / 'nbd.sock'}"

@@ -1,15 +1,12 @@
 """tools/bench list: thousands of snapshots, listed and browsed."""
 
-import argparse
-import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
+
+import bench
 
 EPILOG = """\
 The manifests of many snapshots are put into a directory that serves as store, and a daemon that has never seen them lists them.
@@ -24,45 +21,11 @@ Goal: a list and a look within 250 ms.
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        prog="tools/bench list",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measures lists of thousands of snapshots.",
-        epilog=EPILOG,
-    )
+    parser = bench.arguments("list", "Measures lists of thousands of snapshots.", EPILOG)
     parser.add_argument("--volumes", type=int, default=5, help="volumes [5]")
     parser.add_argument("--each", type=int, default=1000, help="snapshots of each [1000]")
     parser.add_argument("--rounds", type=int, default=7, help="lists and looks measured [7]")
-    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
-    parser.add_argument("--json", help="where the figures go [list-bench.json below the build directory]")
     return parser.parse_args()
-
-
-class Daemon:
-    def __init__(self, target, dir):
-        self.target, self.dir = target, dir
-        # Listed again each time.
-        (dir / "blockd.toml").write_text("[browse]\nrefresh_ms = 100\n")
-        self.start()
-
-    def start(self):
-        command = [self.target / "blockd", "--data-dir", self.dir / "data", "--config", self.dir / "blockd.toml"]
-        self.process = subprocess.Popen([str(part) for part in command], stderr=open(self.dir / "log", "ab"))
-        for _ in range(600):
-            try:
-                return self.ctl("status")
-            except subprocess.CalledProcessError:
-                time.sleep(0.05)
-        sys.exit("bench: blockd does not come up")
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait()
-
-    def ctl(self, *args):
-        command = [self.target / "blockctl", "--socket", self.dir / "data/blockd.sock", "--json", *args]
-        done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
-        return json.loads(done.stdout)
 
 
 def timed(work, wanted):
@@ -83,18 +46,15 @@ def look(mount):
     return found
 
 
-def main():
-    given = arguments()
-    root, target = Path(__file__).resolve().parents[2], Path(os.environ["BLOCKD_BENCH_TARGET"])
-    for what in (["-p", "blockd", "-p", "blockctl"], ["-p", "blockd-cloud", "--example", "many_snapshots"]):
-        build = ["cargo", "build", "--release", "--locked", *what]
-        subprocess.run(build, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
-    dir = Path(tempfile.mkdtemp(prefix="blockd-list-", dir=given.dir or os.environ.get("TMPDIR", "/var/tmp")))
-    mount, wanted, daemon = dir / "mnt", given.volumes * given.each, None
+def measure(given, dir, wanted):
+    mount = dir / "mnt"
+    (dir / "store").mkdir()
+    made = [bench.TARGET / "examples/many_snapshots", dir / "store", str(given.volumes), str(given.each)]
+    subprocess.run(made, check=True)
+    # Listed again each time.
+    (dir / "blockd.toml").write_text("[browse]\nrefresh_ms = 100\n")
+    daemon = bench.Blockd(bench.TARGET / "blockd", dir, "--config", dir / "blockd.toml")
     try:
-        (dir / "store").mkdir()
-        subprocess.run([target / "examples/many_snapshots", dir / "store", str(given.volumes), str(given.each)], check=True)
-        daemon = Daemon(target, dir)
         daemon.ctl("credentials", "create", "here", "--provider", "local", "--path", dir / "store")
         listed = lambda: len(daemon.ctl("cloudsnap", "list"))
         found = {"snapshots": wanted, "firstListMs": timed(listed, wanted)}
@@ -111,14 +71,22 @@ def main():
         found["lookMs"] = statistics.median(looks)
         daemon.ctl("browse", "umount", mount)
     finally:
-        if daemon:
-            daemon.stop()
-        shutil.rmtree(dir, ignore_errors=True)
+        daemon.stop()
+    return found
+
+
+def main():
+    given = arguments()
+    bench.build_blockd()
+    bench.build("-p", "blockd-cloud", "--example", "many_snapshots")
+    wanted = given.volumes * given.each
+    with bench.directory(given.dir) as dir:
+        found = measure(given, dir, wanted)
     for name, what in (("firstListMs", "first list"), ("listMs", "list"), ("firstLookMs", "first look"), ("lookMs", "look")):
         print(f"{what:10}  {found[name]:7.0f} ms")
     is_met = found["listMs"] <= 250 and found["lookMs"] <= 250
     print(f"{wanted} snapshots; goal: {'met' if is_met else 'NOT MET'}")
-    Path(given.json or target / "list-bench.json").write_text(json.dumps(found, indent=1))
+    bench.write_figures(given, "list", found)
 
 
 main()

@@ -1,17 +1,15 @@
 """tools/bench nbd: blockd's NBD server beside nbdkit and qemu-nbd."""
 
 import argparse
-import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+import bench
 import flame
 import report
 import servers
@@ -41,20 +39,16 @@ def arguments():
     def table(pairs):
         return "\n".join(f"  {name:<14}{text}" for name, text in pairs)
 
-    parser = argparse.ArgumentParser(
-        prog="tools/bench nbd",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measures blockd's NBD server beside nbdkit and qemu-nbd, interleaved, on one disk.",
-        epilog=EPILOG.format(
-            best=report.BEST_PEER_FACTOR,
-            null=report.NULL_FACTOR,
-            snapshots=report.SNAPSHOT_FACTOR,
-            workloads=table((one.name, one.text) for one in workloads.WORKLOADS),
-            states=table(workloads.STATES.items()),
-            blockd="blockd",
-            peers=table((name, text) for name, (_, text) in servers.PEERS.items()),
-        ),
+    epilog = EPILOG.format(
+        best=report.BEST_PEER_FACTOR,
+        null=report.NULL_FACTOR,
+        snapshots=report.SNAPSHOT_FACTOR,
+        workloads=table((one.name, one.text) for one in workloads.WORKLOADS),
+        states=table(workloads.STATES.items()),
+        blockd="blockd",
+        peers=table((name, text) for name, (_, text) in servers.PEERS.items()),
     )
+    parser = bench.arguments("nbd", "Measures blockd's NBD server beside nbdkit and qemu-nbd, interleaved, on one disk.", epilog)
     parser.add_argument("--quick", action="store_true", help="short passes on a small disk: 2 rounds of 1 s, 256 MiB")
     parser.add_argument("--rounds", type=int, help="passes of each kind [3]")
     parser.add_argument("--seconds", type=float, help="the longest that one pass takes [2]")
@@ -62,8 +56,6 @@ def arguments():
     parser.add_argument("--workloads", type=names, help="which, by name, with commas [all]")
     parser.add_argument("--states", type=names, help="which, by name, with commas [all]")
     parser.add_argument("--servers", type=names, help="which, by name, with commas [all]")
-    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
-    parser.add_argument("--json", help="where the figures go [nbd-bench.json below the build directory]")
     parser.add_argument(
         "--blockd",
         action="append",
@@ -95,13 +87,11 @@ def arguments():
         if unknown:
             parser.error(f"--{what}: nothing is called {', '.join(unknown)}; there are {', '.join(known)}")
         setattr(given, what, chosen)
-    target = Path(os.environ.get("BLOCKD_BENCH_TARGET", "target/release"))
-    given.blockd = binaries(parser, given.blockd or [str(target / "blockd")], target)
-    given.json = given.json or str(target.parent / "nbd-bench.json")
+    given.blockd = binaries(parser, given.blockd or [str(bench.TARGET / "blockd")])
     return given
 
 
-def binaries(parser, specs, target):
+def binaries(parser, specs):
     """label -> (blockd, blockctl)"""
     found = {}
     for spec in specs:
@@ -109,7 +99,7 @@ def binaries(parser, specs, target):
         label = f"blockd-{label}" if label else "blockd"
         path = Path(path).resolve()
         beside = path.with_name("blockctl")
-        blockctl = beside if beside.exists() else target / "blockctl"
+        blockctl = beside if beside.exists() else bench.TARGET / "blockctl"
         for binary in (path, blockctl):
             if not os.access(binary, os.X_OK):
                 parser.error(f"{binary} is not there: cargo build --release -p blockd -p blockctl")
@@ -224,7 +214,7 @@ def about(given, directory):
     }
 
 
-def write_json(path, told, running, passes, table, found):
+def write_json(given, told, running, passes, table, found):
     document = {
         "about": told,
         "servers": [
@@ -243,8 +233,7 @@ def write_json(path, told, running, passes, table, found):
         "goals": found,
         "passes": passes,
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(document, indent=1) + "\n")
+    bench.write_figures(given, "nbd", document)
 
 
 def main():
@@ -254,34 +243,31 @@ def main():
         sys.exit(f"bench: these Debian packages are missing: apt-get install {' '.join(missing)}")
     # As Ctrl-C: everything is stopped and removed, and what was measured so far is printed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parent = given.dir or os.environ.get("TMPDIR") or "/var/tmp"
-    directory = Path(tempfile.mkdtemp(prefix="blockd-bench.", dir=parent))
     running, passes = [], []
     interrupted = False
-    try:
-        told = about(given, directory)
-        if told["filesystem"].split()[:1] in (["tmpfs"], ["overlay"]):
-            print(f"bench: {directory} is on {told['filesystem']}: no disk is measured there", file=sys.stderr)
-        running = make_servers(given, directory)
-        print(", ".join(f"{name}: {value}" for name, value in told.items() if name != "blockd"))
-        report.print_durability(running)
+    with bench.directory(given.dir) as directory:
         try:
-            run(given, running, passes)
-        except KeyboardInterrupt:
-            interrupted = True
-            print("\ninterrupted; what there is so far:", file=sys.stderr)
-    except (servers.ServerFailed, workloads.FioFailed, subprocess.CalledProcessError) as error:
-        sys.exit(f"bench: {error}")
-    finally:
-        stop_all(running)
-        shutil.rmtree(directory, ignore_errors=True)
+            told = about(given, directory)
+            if told["filesystem"].split()[:1] in (["tmpfs"], ["overlay"]):
+                print(f"bench: {directory} is on {told['filesystem']}: no disk is measured there", file=sys.stderr)
+            running = make_servers(given, directory)
+            print(", ".join(f"{name}: {value}" for name, value in told.items() if name != "blockd"))
+            report.print_durability(running)
+            try:
+                run(given, running, passes)
+            except KeyboardInterrupt:
+                interrupted = True
+                print("\ninterrupted; what there is so far:", file=sys.stderr)
+        except (bench.Failed, workloads.FioFailed, subprocess.CalledProcessError) as error:
+            sys.exit(f"bench: {error}")
+        finally:
+            stop_all(running)
     table = report.medians(passes)
     subjects = [server.label for server in running if server.label in given.blockd]
     found = report.goals(table, running, subjects[0]) if subjects else []
     report.print_medians(table, running)
     report.print_goals(found)
-    write_json(given.json, told, running, passes, table, found)
-    print(f"\nfigures: {given.json}")
+    write_json(given, told, running, passes, table, found)
     if interrupted:
         sys.exit(130)
 

@@ -2,62 +2,21 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 import workloads
+from bench import Failed, Process
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
-START_TIMEOUT_S = 30
 SNAPSHOT_COUNT = 8
-
-
-class ServerFailed(Exception):
-    """A server did not do what it was started for."""
 
 
 def cpu_us(pid):
     """User and system time of a process, all its threads, those of io_uring included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) * 1_000_000 // CLOCK_TICKS
-
-
-class Process:
-    """A server process; ends with the bench, however that ends."""
-
-    def __init__(self, command, log_path, ready):
-        self.log_path = Path(log_path)
-        with open(log_path, "ab") as log:
-            # setpriv: if the bench itself is killed, the kernel ends the server. A session of its own: Ctrl-C
-            # reaches the bench alone, which ends its servers in order.
-            self.child = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *map(str, command)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not ready.is_socket():
-            if self.child.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise ServerFailed(f"{command[0]} did not start: {self.log_path.read_text()[-1000:]}")
-            time.sleep(0.01)
-
-    @property
-    def pid(self):
-        return self.child.pid
-
-    def stop(self):
-        if self.child.poll() is None:
-            self.child.send_signal(signal.SIGTERM)
-            try:
-                self.child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self.child.kill()
-                self.child.wait()
 
 
 class Server:
@@ -107,7 +66,8 @@ class FileServer(Server):
         socket = self.directory / f"{self.label}.sock"
         socket.unlink(missing_ok=True)
         command = self.command(socket, image)
-        self.process = Process(command, self.directory / f"{self.label}.log", socket)
+        self.process = Process(command, self.directory / f"{self.label}.log")
+        self.process.wait_until(socket.is_socket)
         return f"nbd+unix:///?socket={socket}"
 
     def prepare(self, state):
@@ -184,17 +144,15 @@ class Blockd(Server):
         self.data.mkdir()
         self.made = 0
         self.volumes = {}
-        self.process = Process(
-            [blockd, "--data-dir", self.data, "--log-level", "warn"],
-            self.directory / f"{label}.log",
-            self.data / "blockd.sock",
-        )
+        command = [blockd, "--data-dir", self.data, "--log-level", "warn"]
+        self.process = Process(command, self.directory / f"{label}.log")
+        self.process.wait_until((self.data / "blockd.sock").is_socket)
 
     def blockctl(self, *arguments):
         command = [str(self.blockctl_path), "--socket", str(self.data / "blockd.sock"), *arguments]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode != 0:
-            raise ServerFailed(f"{' '.join(command)}: {run.stderr.strip()}")
+            raise Failed(f"{' '.join(command)}: {run.stderr.strip()}")
         return run.stdout.strip()
 
     def prepare(self, state):
@@ -226,7 +184,7 @@ class Blockd(Server):
             try:
                 self.blockctl("volume", "delete", name)
                 return
-            except ServerFailed:
+            except Failed:
                 if attempt == 49:
                     raise
                 time.sleep(0.1)

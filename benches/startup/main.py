@@ -1,20 +1,19 @@
 """tools/bench startup: from exec to ready with many large volumes whose heads are fragmented, and the memory it takes."""
 
-import argparse
 import concurrent.futures
 import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
+
+import bench
 
 GIB = 1 << 30
 
@@ -34,30 +33,16 @@ GOAL_S = 10
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        prog="tools/bench startup",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measures how long the daemon takes from exec to ready.",
-        epilog=EPILOG,
-    )
+    parser = bench.arguments("startup", "Measures how long the daemon takes from exec to ready.", EPILOG)
     parser.add_argument("--volumes", type=int, default=1000, help="how many volumes [1000]")
     parser.add_argument("--size-gib", type=int, default=1024, help="their size [1024]")
     parser.add_argument("--blocks", type=int, default=4000, help="scattered blocks in each head [4000]")
     parser.add_argument("--spread-gib", type=int, default=64, help="over how much of the volume [64]")
     parser.add_argument("--layers", type=int, default=0, help="frozen layers below each head, each filled as much [0]")
     parser.add_argument("--starts", type=int, default=3, help="starts of each kind [3]")
-    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
-    parser.add_argument("--json", help="where the figures go [startup-bench.json below the build directory]")
     parser.add_argument("--blockd", help="the daemon's binary [it is built]")
     parser.add_argument("--filler", help="the binary that fills heads [it is built]")
     return parser.parse_args()
-
-
-def build(target, package, binary):
-    root = Path(__file__).resolve().parents[2]
-    command = ["cargo", "build", "--release", "--locked", "-p", package, "--bin", binary]
-    subprocess.run(command, cwd=root, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target.parent)})
-    return target / binary
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -145,7 +130,7 @@ def measure(given, blockd, data_dir):
     return found
 
 
-def report(given, found, target):
+def report(given, found):
     print(f"{given.volumes} volumes of {given.size_gib} GiB, {given.layers} frozen layers, {given.blocks} blocks in each and in the head, scattered over {given.spread_gib} GiB")
     print("start   seconds  slowest    RSS MiB  ANON MiB  FILES MiB")
     met = True
@@ -156,27 +141,21 @@ def report(given, found, target):
         print(f"{kind:7} {statistics.median(seconds):7.2f}  {max(seconds):7.2f}  {rss:9.0f}  {anon:8.0f}  {files:9.0f}")
         met &= statistics.median(seconds) < GOAL_S
     print(f"goal, less than {GOAL_S} s: {'met' if met else 'MISSED'}")
-    out = Path(given.json) if given.json else target.parent / "startup-bench.json"
-    out.write_text(json.dumps({"arguments": vars(given), "starts": found}, indent=1, default=str) + "\n")
-    print(f"everything that was seen: {out}", flush=True)
+    bench.write_figures(given, "startup", {"arguments": vars(given), "starts": found})
 
 
 def main():
     given = arguments()
-    target = Path(os.environ["BLOCKD_BENCH_TARGET"])
-    blockd = given.blockd or build(target, "blockd", "blockd")
-    filler = given.filler or build(target, "blockd-benches", "fill_heads")
-    work = Path(tempfile.mkdtemp(prefix="blockd-startup-", dir=given.dir or os.environ.get("TMPDIR", "/var/tmp")))
-    try:
+    blockd = given.blockd or bench.build_blockd()
+    filler = given.filler or bench.build("-p", "blockd-benches", "--bin", "fill_heads").with_name("fill_heads")
+    # A thousand volumes take their time to go.
+    with bench.directory(given.dir) as work:
         data_dir = work / "data"
         data_dir.mkdir()
         prepare(given, blockd, filler, data_dir)
         # What was filled is not written back during the first start.
         os.sync()
-        report(given, measure(given, blockd, data_dir), target)
-    finally:
-        # A thousand volumes take their time to go.
-        shutil.rmtree(work, ignore_errors=True)
+        report(given, measure(given, blockd, data_dir))
 
 
 main()
