@@ -1,8 +1,7 @@
 //! Tests of NBD clients that break the protocol: they get an error or are disconnected; all others are
 //! served.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Bed, Daemon, MIB, Nbd, Rng, TIMEOUT, assert_same,
     nbd::{Failure, command, errno, flag, info_data, option_request, request},
     wait_for,

@@ -1,7 +1,6 @@
 //! Tests of block status and changed blocks with foreign tools: exact to the block, against a model.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     BLOCK, Bed, Daemon, MIB, Nbd, Rng, assert_same, nbd::command, nbd::flag, process::must_run,
 };
 use serde_json::Value;

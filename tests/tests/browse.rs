@@ -1,10 +1,8 @@
 //! Looking into snapshots: a real daemon, a real mount of the kernel, a real ext4.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
-#[path = "browse/files.rs"]
 mod files;
 
-use blockd_tests::{Bed, Ctl, Daemon, MIB, Setup, Store, ctl::clean, process, wait_for};
+use crate::harness::{Bed, Ctl, Daemon, MIB, Setup, Store, ctl::clean, process, wait_for};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use std::{
     fs::{self, File},

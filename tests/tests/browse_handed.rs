@@ -1,10 +1,9 @@
 //! Mounts that a user makes and hands to a daemon which may not mount: it is another user, in a mount
 //! namespace of its own, without `/dev/fuse` and `fusermount3`.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
+use crate::harness::{Bed, Ctl, Daemon, Setup, Store, TIMEOUT, ctl::clean, process, wait_for};
 use blockd_api::{Client, ClientError, ErrorCode, browse::HandMount};
 use blockd_fuse::UnservedMount;
-use blockd_tests::{Bed, Ctl, Daemon, Setup, Store, TIMEOUT, ctl::clean, process, wait_for};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use std::{
     fs::{self, File},

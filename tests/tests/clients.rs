@@ -1,7 +1,6 @@
 //! The clients that people use: qemu, libnbd's tools and fio, over unix sockets and TCP.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Bed, Daemon, MIB, Nbd, Rng, assert_same, fio::Fio, nbd::Failure, nbd::errno, ports, process::must_run,
 };
 use serde_json::Value;

@@ -1,14 +1,8 @@
 //! The daemon is killed, or stopped, at random moments: nothing that was acknowledged is lost, and what was
 //! begun goes on.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
-    BLOCK, Bed, Ctl, Daemon, MIB, Rng, Store, assert_same, crash::Region, fio::Fio, store, wait_for,
-};
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use crate::harness::{BLOCK, Bed, Ctl, Daemon, MIB, Rng, assert_same, crash::Region, fio::Fio, wait_for};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 fn written(ctl: &Ctl, volume: &str) -> u64 {
     ctl.volume(volume)["io"]["writes"].as_u64().unwrap()
@@ -152,15 +146,6 @@ fn fio_verification_with_deep_queues_succeeds() {
     }
 }
 
-/// Packs that are complete, by their versions.
-fn packs(store: &Store) -> BTreeMap<String, store::Version> {
-    store
-        .objects("blockd/data/")
-        .into_iter()
-        .filter(|(key, _)| store::name(key).starts_with("pack-"))
-        .collect()
-}
-
 #[test]
 fn killed_backups_and_restores_complete_after_restart() {
     let mut rng = Rng::of_test("backups_and_restores_killed_anywhere_come_to_their_end");
@@ -282,7 +267,7 @@ fn stopped_backup_resumes() {
     let mut client = daemon.nbd("vol");
     client.write_long(0, &rng.bytes(128 * MIB));
     let task = daemon.ctl().start_backup("vol");
-    wait_for("a pack in the store", || (!packs(&store).is_empty()).then_some(()));
+    wait_for("a pack in the store", || (!store.packs().is_empty()).then_some(()));
     let setup = daemon.stop();
     drop(client);
     let daemon = setup.start();

@@ -1,12 +1,11 @@
-//! Power cuts under a real filesystem: see `blockd_tests::replay`. Skipped where filesystems cannot be
+//! Power cuts under a real filesystem: see `crate::harness::replay`. Skipped where filesystems cannot be
 //! mounted.
 //!
 //! A few states of each filesystem, drawn again in each run. `tools/crash-replay` replays every flush and
 //! more, by `BLOCKD_REPLAY_STATES` (how many states, or `all`) and `BLOCKD_REPLAY_STEPS` (how long the
 //! recorded life is).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Rng,
     replay::{
         backups,

@@ -1,7 +1,6 @@
 //! Tests of damage: passphrases, a full data directory, and damaged volumes.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Bed, Daemon, KIB, MIB, Nbd, Rng, Setup, Store, Task, assert_same,
     nbd::{Failure, command, errno},
     wait_for,

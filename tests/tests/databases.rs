@@ -1,9 +1,8 @@
 //! The examples for databases: real servers under load on volumes of a group, frozen at one instant,
 //! restored, and checked by their own tools. Left out where a server is not installed, or filesystems cannot
 //! be mounted.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Bed, Ctl, Daemon,
     database::{Disk, Server, as_user, keep_a_ledger, programs, run},
     process::repository,

@@ -7,9 +7,8 @@
 //! hardware) and `console,account` (a cloud account) are not carried out; their `blockctl` commands run
 //! without a daemon, which shows that the command line is valid. `<!-- test … -->` holds commands that a page
 //! takes for granted.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::process::{both, die_with_parent, program, repository, tool};
+use crate::harness::process::{both, die_with_parent, program, repository, tool};
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,8 +1,7 @@
 //! Disks that are full and disks that fail, under a daemon that runs: clients get the error that it was,
 //! nothing that was flushed is lost, and nothing is called flushed that may not be.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Bed, Daemon, MIB, Nbd, Rng, assert_same,
     fault::FailingDisk,
     nbd::{Failure, command, errno, flag},

@@ -1,8 +1,7 @@
 //! A filesystem below one volume's data directory that shuts down, as ext4 and XFS do after a failed metadata
 //! write. Skipped where filesystems cannot be mounted.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     MIB, Nbd, Setup, assert_same,
     nbd::{Failure, command, errno},
     process::{both, die_with_parent},

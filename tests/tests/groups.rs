@@ -1,8 +1,7 @@
 //! Volumes that are frozen together: real writers on many connections, a real disk that fills up, and a
 //! daemon that dies.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, Ctl, Daemon, Nbd, wait_for};
+use crate::harness::{BLOCK, Bed, Ctl, Daemon, Nbd, wait_for};
 use serde_json::Value;
 use std::{
     path::Path,

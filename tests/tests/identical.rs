@@ -1,14 +1,13 @@
 //! A restore is identical: ten generations of random requests, each restored to its own content.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, Ctl, MIB, Model, Rng, Task, assert_same, wait_for};
+use crate::harness::{BLOCK, Bed, Ctl, MIB, Model, Rng, Task, assert_same, wait_for};
 
 const GENERATIONS: usize = 10;
 const STEPS: usize = 120;
 /// Not a whole number of anything but blocks.
 const SIZE: u64 = 12 * MIB + 7 * BLOCK;
 
-fn restore_and_compare(ctl: &Ctl, daemon: &blockd_tests::Daemon, snaps: &[(Task, Model)], where_to: &str) {
+fn restore_and_compare(ctl: &Ctl, daemon: &crate::harness::Daemon, snaps: &[(Task, Model)], where_to: &str) {
     for (nth, (task, model)) in snaps.iter().enumerate() {
         let name = format!("gen-{nth}");
         ctl.restore(task.snap(), &name);

@@ -1,12 +1,11 @@
 //! An incremental costs what changed and no more, and each cloud snapshot can be deleted without harm to
 //! others.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, KIB, MIB, Rng, assert_same, process::bytes_read};
+use crate::harness::{BLOCK, Bed, KIB, MIB, Rng, assert_same, process::bytes_read};
 use std::collections::BTreeSet;
 
 /// Overwrites so many distinct random blocks with incompressible data.
-fn dirty(client: &mut blockd_tests::Nbd, rng: &mut Rng, blocks: u64) -> u64 {
+fn dirty(client: &mut crate::harness::Nbd, rng: &mut Rng, blocks: u64) -> u64 {
     let in_volume = client.size_bytes() / BLOCK;
     let mut chosen = BTreeSet::new();
     while (chosen.len() as u64) < blocks {

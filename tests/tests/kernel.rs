@@ -2,9 +2,8 @@
 //! daemon under load, more dirty data than memory, a power cut, filesystems that are frozen for a snapshot
 //! (`--freeze-fs`) by a daemon that dies meanwhile; with `BLOCKD_TEST_LAZY_VM=1`, which takes some minutes
 //! more, a lazy volume that is mounted and used while it hydrates.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Bed,
     vm::{Machine, Parts},
 };

@@ -1,7 +1,6 @@
 //! Tests of layers: snapshot comparison, space, and rollback.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, Ctl, MIB, Rng, wait_for};
+use crate::harness::{BLOCK, Bed, Ctl, MIB, Rng, wait_for};
 
 /// The extents of a diff: offset, length, kind.
 fn diff(ctl: &Ctl, args: &[&str]) -> Vec<(u64, u64, String)> {

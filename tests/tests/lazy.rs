@@ -1,13 +1,10 @@
 //! Tests of lazy restore: volumes are usable at once, survive outages and crashes, and are complete in the
 //! end.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-#[path = "lazy/hydration.rs"]
 mod hydration;
-#[path = "lazy/in_place.rs"]
 mod in_place;
 
-use blockd_tests::{
+use crate::harness::{
     BLOCK, Bed, Ctl, Daemon, MIB, Nbd, Rng, Store, TIMEOUT, assert_same,
     nbd::{Failure, command, errno},
     process::must_run,

@@ -1,8 +1,7 @@
 //! Many clients, slow clients and clients that stall: each costs a bounded amount, and the others do not
 //! notice.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Bed, KIB, MIB, Nbd, Rng, TIMEOUT, assert_same,
     nbd::{command, info_data, option_request, request},
     ports,

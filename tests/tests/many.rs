@@ -1,9 +1,8 @@
 //! Tests with thousands of snapshots and their listings.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+use crate::harness::{Bed, Daemon, process, wait_for};
 use blockd_cloud::{KdfParams, OpenOptions, Repository, testing::put_many_snapshots};
 use blockd_store::LocalStore;
-use blockd_tests::{Bed, Daemon, process, wait_for};
 use std::{
     fs,
     io::{Read, Write},

@@ -1,14 +1,13 @@
 //! The integration tests of the `object_store` library with our stores and real servers.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_store::{
-    HttpOptions, RetryPolicy, open, task_store,
-    testing::{Has, object_store_suite},
-};
-use blockd_tests::{
+use crate::harness::{
     Bed,
     seaweed::{self, Seaweed},
     servers::{self, Server},
+};
+use blockd_store::{
+    HttpOptions, RetryPolicy, open, task_store,
+    testing::{Has, object_store_suite},
 };
 use serde_json::json;
 

@@ -1,12 +1,9 @@
 //! Objects in files: applied, applied again, looked at, changed, deleted.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-#[path = "objects/locations.rs"]
 mod locations;
-#[path = "objects/tasks.rs"]
 mod tasks;
 
-use blockd_tests::{Bed, Ctl, Daemon};
+use crate::harness::{Bed, Ctl, Daemon};
 use serde_json::Value;
 use std::{
     fs,

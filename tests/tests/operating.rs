@@ -1,7 +1,6 @@
 //! Tests of operation: events, group backups, the support bundle, and notifications of systemd.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{BLOCK, Bed, Nbd, wait_for};
+use crate::harness::{BLOCK, Bed, Nbd, wait_for};
 use serde_json::Value;
 use std::os::unix::net::UnixDatagram;
 
@@ -70,7 +69,7 @@ fn systemd_is_notified_when_ready() {
     let bed = Bed::new();
     let notify = bed.path("notify");
     let socket = UnixDatagram::bind(&notify).unwrap();
-    socket.set_read_timeout(Some(blockd_tests::TIMEOUT)).unwrap();
+    socket.set_read_timeout(Some(crate::harness::TIMEOUT)).unwrap();
     let daemon = bed
         .daemon("a")
         .env("NOTIFY_SOCKET", notify.to_str().unwrap())

@@ -1,8 +1,7 @@
 //! The Debian package: what is in it, and what becomes of a system on which it is installed, upgraded,
 //! removed and purged.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Bed,
     package::{System, make_package, missing_tool},
     process::{both, die_with_parent, program, repository},
@@ -277,7 +276,7 @@ impl Host {
     }
 
     /// Starts the daemon as its unit does, and waits until it serves.
-    fn start(&self) -> blockd_tests::package::Started {
+    fn start(&self) -> crate::harness::package::Started {
         let mut daemon = self.system.start_unit("blockd.service");
         wait_for("blockd to serve", || {
             assert!(!daemon.has_ended(), "blockd has ended");

@@ -1,7 +1,6 @@
 //! Tests of remote control: certificates, roles, group sockets, and contexts.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{Bed, Ctl, certs::Authority, ctl::clean, process::program, wait_for};
+use crate::harness::{Bed, Ctl, certs::Authority, ctl::clean, process::program, wait_for};
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -12,7 +11,7 @@ use std::{
 
 /// A daemon that is served over TCP, and what its clients need.
 struct Far {
-    daemon: blockd_tests::Daemon,
+    daemon: crate::harness::Daemon,
     authority: Authority,
     address: String,
 }

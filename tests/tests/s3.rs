@@ -1,7 +1,6 @@
 //! The main job against a real S3 server, and with a network that fails.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Bed, Ctl, Daemon, KIB, MIB, Model, Rng, Task, assert_same,
     proxy::{Fault, Proxy, Seen},
     put_program, put_secret,

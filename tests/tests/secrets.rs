@@ -1,7 +1,6 @@
 //! Secrets are in no output, log or file.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{Bed, Ctl};
+use crate::harness::{Bed, Ctl};
 use std::{fs, path::Path};
 
 const PASSPHRASE: &str = "planted-passphrase-7f3a91";

@@ -1,7 +1,6 @@
 //! The main job on each store beside S3: Azurite, OpenStack Swift, and an emulator of Google's behind a shim.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use blockd_tests::{
+use crate::harness::{
     Bed, Ctl, MIB, Model, Rng, Task, assert_same,
     servers::{self, Server},
 };

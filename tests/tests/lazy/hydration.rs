@@ -1,7 +1,7 @@
 //! Hydration of lazy volumes.
 
 use super::*;
-use blockd_tests::{Setup, crash::Region, fio::Fio};
+use crate::harness::{Setup, crash::Region, fio::Fio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Size of a frame.

@@ -1,7 +1,7 @@
 //! Objects whose tasks are running.
 
 use super::*;
-use blockd_tests::{MIB, Rng};
+use crate::harness::{MIB, Rng};
 
 #[test]
 fn running_tasks_are_awaited_and_stopped_ones_resume() {

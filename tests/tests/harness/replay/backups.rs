@@ -12,7 +12,7 @@ use super::{
     store::StoreHistory,
     verify::{finding, on},
 };
-use crate::{BLOCK, Ctl, Daemon, KIB, Nbd, Rng, Setup, Task, fault::FailingDisk, wait_for};
+use crate::harness::{BLOCK, Ctl, Daemon, KIB, Nbd, Rng, Setup, Task, fault::FailingDisk, wait_for};
 use std::{ops::Range, path::Path};
 
 const VOLUME: &str = "vol";
@@ -109,9 +109,6 @@ struct Load {
 /// Leads a life of so many backups, in `dir`, which is empty. The mounts of this thread must be its own. What
 /// is omitted is so from the end of the first backup on, and cuts before the end of the second one are not
 /// ready.
-///
-/// # Panics
-/// If a backup fails.
 pub fn record(
     filesystem: Filesystem,
     dir: &Path,

@@ -1,6 +1,6 @@
 //! `blockctl` as a user of scripts sees it: arguments in, one JSON document and an exit status out.
 
-use crate::process::{die_with_parent, program, tool};
+use crate::harness::process::{die_with_parent, program, tool};
 use serde_json::Value;
 use std::{
     ffi::OsStr,
@@ -72,14 +72,12 @@ impl Ctl {
     }
 
     /// The same with a variable set.
-    #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
     /// The same as another user, in one group. Only root can become that.
-    #[must_use]
     pub fn user(mut self, uid: u32, gid: u32) -> Self {
         self.user = Some((uid, gid));
         self
@@ -230,11 +228,6 @@ impl Ctl {
 pub struct Task(pub Value);
 
 impl Task {
-    /// Its id.
-    pub fn id(&self) -> &str {
-        self.text("name")
-    }
-
     /// `Backup-Done` and such.
     pub fn state(&self) -> &str {
         self.text("state")

@@ -3,10 +3,8 @@
 //! A released ephemeral port can be reused before the server binds it: by another test, or by a connection.
 //! So these ports are below the ephemeral range.
 
-use rustix::net::{AddressFamily, SocketType, bind, socket};
 use std::{
     net::{SocketAddr, TcpListener},
-    os::fd::OwnedFd,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -18,9 +16,6 @@ const COUNT: u16 = 12_000;
 static LOOKED_AT: AtomicU32 = AtomicU32::new(0);
 
 /// Returns a free port, unique in this process; with `above`, the port at this distance is free as well.
-///
-/// # Panics
-/// If there is none.
 pub fn free(above: u16) -> u16 {
     // Processes that run beside this one begin elsewhere.
     let begin = std::process::id().wrapping_mul(61);
@@ -43,31 +38,4 @@ pub fn several<const N: usize>() -> [u16; N] {
 /// An address of loopback.
 pub fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
-}
-
-/// A port at which connections are refused as long as this is there.
-pub struct Refusing {
-    address: SocketAddr,
-    _socket: OwnedFd,
-}
-
-impl Refusing {
-    /// Has one.
-    ///
-    /// # Panics
-    /// If there is none.
-    #[expect(clippy::new_without_default, reason = "it takes something of the system")]
-    pub fn new() -> Self {
-        // Bound, and never listening.
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
-        bind(&socket, &local(0)).expect("a free port");
-        let name = rustix::net::getsockname(&socket).expect("its address");
-        let address = SocketAddr::try_from(name).expect("an address of the internet");
-        Self { address, _socket: socket }
-    }
-
-    /// Returns an address without a listener.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
 }

@@ -1,7 +1,7 @@
 //! Fault injection for disks: a library preloaded into the daemon (`tests/shim/failing_disk.c`), and the file
 //! that selects the failing system calls.
 
-use crate::{
+use crate::harness::{
     Setup,
     process::{both, die_with_parent, repository},
 };
@@ -18,9 +18,6 @@ pub struct FailingDisk {
 
 impl FailingDisk {
     /// Compiles the library into `dir`. Nothing fails yet.
-    ///
-    /// # Panics
-    /// If there is no C compiler (Debian package gcc), or the library does not compile.
     pub fn build(dir: &Path) -> Self {
         let (library, control) = (dir.join("failing_disk.so"), dir.join("faults"));
         let source = repository().join("tests/shim/failing_disk.c");
@@ -35,7 +32,6 @@ impl FailingDisk {
     }
 
     /// A daemon that runs on it.
-    #[must_use]
     pub fn under(&self, setup: Setup) -> Setup {
         let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
         setup.env("LD_PRELOAD", &text(&self.library)).env("BLOCKD_TEST_FAULTS", &text(&self.control))

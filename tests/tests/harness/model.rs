@@ -1,6 +1,6 @@
 //! Model of a volume, and random requests against it.
 
-use crate::{
+use crate::harness::{
     BLOCK, KIB, MIB, Nbd, Rng,
     nbd::{command, flag},
 };

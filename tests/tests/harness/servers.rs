@@ -3,7 +3,7 @@
 //!
 //! `tools/test-stores` installs them. Each can be switched off; it then says that it was not tested.
 
-use crate::{
+use crate::harness::{
     Ctl,
     ports::{self, local},
     process::{die_with_parent, repository},
@@ -184,9 +184,6 @@ impl Server {
 
     /// Ceph's gateway for S3: the one that variables name, or one of Debian's packages that keeps everything
     /// in memory. See [`has_ceph`].
-    ///
-    /// # Panics
-    /// If it does not come up, or the variables do not name all that is needed.
     pub fn ceph(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the directory of Ceph");
         let setting =
@@ -311,9 +308,6 @@ impl Server {
     }
 
     /// The value of a flag that is always given.
-    ///
-    /// # Panics
-    /// If there is none.
     pub fn value_of(&self, flag: &str) -> &str {
         let found = self.flags.iter().find(|(known, _)| *known == flag);
         found.map(|(_, value)| value.as_str()).unwrap_or_else(|| panic!("no {flag}: {:?}", self.flags))

@@ -6,7 +6,7 @@ use super::{
     image::Image,
     recorder::{Recorder, Recording},
 };
-use crate::{
+use crate::harness::{
     Ctl, Daemon, KIB, Nbd, Rng, Setup,
     fault::FailingDisk,
     nbd::{command, flag},

@@ -1,6 +1,6 @@
 //! A real `blockd` process with a data directory of its own.
 
-use crate::{
+use crate::harness::{
     Ctl, Nbd,
     ctl::clean,
     process::{die_with_parent, limit_open_files, program, tool},
@@ -44,7 +44,6 @@ impl Setup {
     }
 
     /// Adds a line to its configuration.
-    #[must_use]
     pub fn config(mut self, line: &str) -> Self {
         self.config += line;
         self.config += "\n";
@@ -52,35 +51,30 @@ impl Setup {
     }
 
     /// Adds an argument.
-    #[must_use]
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
     }
 
     /// Sets a variable.
-    #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
     /// Mounts a small private filesystem at this directory, which can be filled.
-    #[must_use]
     pub fn tmpfs(mut self, dir: &Path, size_bytes: u64) -> Self {
         self.tmpfs = Some((dir.to_owned(), size_bytes));
         self
     }
 
     /// Starts it with this soft limit of open files, which it may raise.
-    #[must_use]
     pub fn open_files(mut self, soft: u64) -> Self {
         self.open_files = Some((soft, None));
         self
     }
 
     /// Starts it with this limit of open files, which it cannot raise.
-    #[must_use]
     pub fn max_open_files(mut self, hard: u64) -> Self {
         self.open_files = Some((hard, Some(hard)));
         self
@@ -88,7 +82,6 @@ impl Setup {
 
     /// Runs it as another user, in a mount namespace of its own, which the lines of this script make ready as
     /// root. Only root can do that.
-    #[must_use]
     pub fn apart(mut self, uid: u32, script: &str) -> Self {
         self.apart = Some((uid, script.to_owned()));
         self
@@ -101,9 +94,6 @@ impl Setup {
 
     /// Runs `blockd` with these options on the data directory instead of starting the daemon: exit status,
     /// standard output and error.
-    ///
-    /// # Panics
-    /// If it does not end by itself.
     pub fn check(&self, args: &[&str]) -> (i32, String, String) {
         let mut command = clean(program("blockd"));
         command.arg("--data-dir").arg(self.data_dir()).args(args).stdin(Stdio::null());
@@ -120,7 +110,7 @@ impl Setup {
         let handshake = "nbd_handshake_timeout_ms";
         let unhurried = match self.config.contains(handshake) {
             true => String::new(),
-            false => format!("{handshake} = {}\n", crate::TIMEOUT.as_millis()),
+            false => format!("{handshake} = {}\n", crate::harness::TIMEOUT.as_millis()),
         };
         // Who is not root looks into the daemon as one of its user.
         let open = if rustix::process::geteuid().is_root() { "" } else { "core_dumps = true\n" };
@@ -163,9 +153,6 @@ impl Setup {
     }
 
     /// Starts it and waits until it serves.
-    ///
-    /// # Panics
-    /// If it does not come up.
     pub fn start(self) -> Daemon {
         self.try_start()
             .unwrap_or_else(|(status, log)| panic!("blockd ended with {status} instead of serving:\n{log}"))
@@ -278,7 +265,6 @@ impl Daemon {
     }
 
     /// Kills it as the kernel's memory killer would; gives how to start it again.
-    #[must_use]
     pub fn kill(mut self) -> Setup {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
@@ -286,10 +272,6 @@ impl Daemon {
     }
 
     /// Asks it to stop and waits until it has; gives how to start it again.
-    ///
-    /// # Panics
-    /// If its exit status is not 0.
-    #[must_use]
     pub fn stop(mut self) -> Setup {
         self.terminate();
         let status = wait_for("blockd to stop", || self.child.try_wait().expect("wait"));

@@ -35,8 +35,6 @@ pub mod flag {
 
 /// Errors of a reply.
 pub mod errno {
-    /// Not permitted.
-    pub const EPERM: u32 = 1;
     /// Storage failed.
     pub const EIO: u32 = 5;
     /// Wrong in itself.
@@ -46,9 +44,6 @@ pub mod errno {
     /// Too long.
     pub const EOVERFLOW: u32 = 75;
 }
-
-/// The longest request that is sent.
-pub const MAX_REQUEST_BYTES: u64 = 32 << 20;
 
 const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
@@ -118,15 +113,12 @@ impl Nbd {
     /// Connects without a word.
     pub fn raw(socket: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(crate::TIMEOUT))?;
-        stream.set_write_timeout(Some(crate::TIMEOUT))?;
+        stream.set_read_timeout(Some(crate::harness::TIMEOUT))?;
+        stream.set_write_timeout(Some(crate::harness::TIMEOUT))?;
         Ok(Self::with(Box::new(stream)))
     }
 
     /// Connects over a unix socket and enters transmission.
-    ///
-    /// # Panics
-    /// If that fails.
     pub fn open(socket: &Path, export: &str) -> Self {
         Self::try_open(socket, export)
             .unwrap_or_else(|error| panic!("cannot open export {export:?}: {error}"))
@@ -142,7 +134,7 @@ impl Nbd {
     /// Connects over TCP and enters transmission.
     pub fn try_open_tcp(address: SocketAddr, export: &str) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(crate::TIMEOUT))?;
+        stream.set_read_timeout(Some(crate::harness::TIMEOUT))?;
         let mut client = Self::with(Box::new(stream));
         client.go(export)?;
         Ok(client)
@@ -206,11 +198,6 @@ impl Nbd {
     /// Size of the export.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
-    }
-
-    /// Transmission flags of the export.
-    pub fn flags(&self) -> u16 {
-        self.flags
     }
 
     /// Sends a request and does not wait for its reply; gives its cookie.

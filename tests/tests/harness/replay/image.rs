@@ -1,6 +1,6 @@
 //! The content of a disk in memory: what was written of it, and nothing for the rest.
 
-use crate::BLOCK;
+use crate::harness::BLOCK;
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 const PAGE: usize = BLOCK as usize;

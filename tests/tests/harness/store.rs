@@ -84,26 +84,6 @@ impl Store {
         self.keys("blockd/data/").into_iter().filter(|key| name(key).starts_with("pack-")).collect()
     }
 
-    /// Key of the manifest of a cloud snapshot.
-    pub fn manifest(&self, snap: &str) -> String {
-        let key = format!("blockd/manifests/{snap}");
-        assert!(self.path(&key).is_file(), "{key} is not in {:?}", self.keys(""));
-        key
-    }
-
-    /// Content of an object.
-    pub fn read(&self, key: &str) -> Vec<u8> {
-        fs::read(self.path(key)).unwrap_or_else(|error| panic!("{key}: {error}"))
-    }
-
-    /// Puts other content in the place of an object's.
-    pub fn replace(&self, key: &str, content: &[u8]) {
-        // The files may be read-only: nothing changes an object in place, but for tests.
-        let path = self.path(key);
-        fs::remove_file(&path).unwrap_or_else(|error| panic!("{key}: {error}"));
-        fs::write(&path, content).unwrap_or_else(|error| panic!("{key}: {error}"));
-    }
-
     /// Bytes of all objects.
     pub fn len_bytes(&self) -> u64 {
         self.keys("")

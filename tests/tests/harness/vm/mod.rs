@@ -9,7 +9,7 @@ mod parts;
 
 pub use parts::Parts;
 
-use crate::process::die_with_parent;
+use crate::harness::process::die_with_parent;
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -95,9 +95,6 @@ impl Guest {
     }
 
     /// Waits for a line with this in it.
-    ///
-    /// # Panics
-    /// If the guest fails or ends before.
     pub fn wait_for(&mut self, marker: &str) -> String {
         loop {
             match self.line() {
@@ -109,9 +106,6 @@ impl Guest {
     }
 
     /// Waits until it has done all and switched itself off; gives its console.
-    ///
-    /// # Panics
-    /// If the guest fails or ends before.
     pub fn finish(mut self) -> Vec<String> {
         self.wait_for("VM-DONE");
         while self.line().is_some() {}

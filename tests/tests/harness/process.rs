@@ -50,9 +50,6 @@ pub fn open_files(pid: u32) -> usize {
 }
 
 /// Returns the path of a program of this build, next to the test's directory.
-///
-/// # Panics
-/// If it was not built.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test");
     let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
@@ -71,9 +68,6 @@ pub fn repository() -> PathBuf {
 }
 
 /// A tool that is found in the search path.
-///
-/// # Panics
-/// If it is not there; the message names the Debian package.
 pub fn tool(name: &str) -> PathBuf {
     let package = match name {
         "fio" => "fio",
@@ -111,9 +105,6 @@ pub fn must_run(name: &str, args: &[&str]) -> String {
 
 /// Runs a test again, in a mount namespace of its own that this script makes ready, and is true in there. The
 /// caller returns where it is false: what the test had to say was said.
-///
-/// # Panics
-/// If the test fails.
 pub fn in_own_mounts(test: &str, script: &str) -> bool {
     const INSIDE: &str = "BLOCKD_TEST_INSIDE";
     if std::env::var_os(INSIDE).is_some_and(|inside| inside == test) {
@@ -122,7 +113,7 @@ pub fn in_own_mounts(test: &str, script: &str) -> bool {
     let script = format!("set -e\n{script}\nexec \"$@\"");
     let mut command = Command::new(tool("unshare"));
     command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(std::env::current_exe().expect("the test"));
-    command.args([test, "--exact", "--nocapture"]).env(INSIDE, test).stdin(Stdio::null());
+    command.args([test, "--nocapture"]).env(INSIDE, test).stdin(Stdio::null());
     let output = die_with_parent(&mut command).output().expect("unshare");
     assert!(output.status.success(), "{test} failed in its own namespace:\n{}", both(&output));
     false

@@ -1,6 +1,6 @@
 //! fio with its NBD engine.
 
-use crate::process::{both, die_with_parent, tool};
+use crate::harness::process::{both, die_with_parent, tool};
 use serde_json::Value;
 use std::process::{Child, Command, Output, Stdio};
 

@@ -1,6 +1,6 @@
 //! The Debian package, and a system to install it on: this machine's own, with all changes in memory.
 
-use crate::process::{both, die_with_parent, program, repository};
+use crate::harness::process::{both, die_with_parent, program, repository};
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -16,9 +16,6 @@ pub fn missing_tool(tools: &[&str]) -> Option<String> {
 }
 
 /// Makes the package of the programs beside the test, as fast as can be, in this directory.
-///
-/// # Panics
-/// If that fails.
 pub fn make_package(dir: &Path, version: &str) -> PathBuf {
     let programs = program("blockd");
     program("blockctl");
@@ -93,9 +90,6 @@ impl System {
     }
 
     /// Runs one that must succeed; gives what it said.
-    ///
-    /// # Panics
-    /// If it fails.
     pub fn must(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {}: {}", output.status, both(&output));
@@ -128,9 +122,6 @@ impl Started {
     }
 
     /// Asks it to stop, and waits.
-    ///
-    /// # Panics
-    /// If it fails.
     pub fn stop(mut self) {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");

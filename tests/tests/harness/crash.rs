@@ -3,7 +3,7 @@
 //! Every sector holds the number of the write that it comes from. After a crash a sector must hold the last
 //! write of it that was acknowledged, or one of those that were under way.
 
-use crate::{
+use crate::harness::{
     Nbd, Rng,
     nbd::{command, flag},
 };

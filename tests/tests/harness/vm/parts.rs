@@ -2,7 +2,7 @@
 //! programs under test.
 
 use super::cpio::Archive;
-use crate::process::{die_with_parent, program, repository};
+use crate::harness::process::{die_with_parent, program, repository};
 use std::{
     collections::BTreeSet,
     ffi::OsString,
@@ -25,9 +25,6 @@ pub struct Parts {
 
 impl Parts {
     /// Fetches what is missing; `None`, said loudly, where that is impossible.
-    ///
-    /// # Panics
-    /// If it fails.
     pub fn fetch() -> Option<Self> {
         if std::env::var_os("BLOCKD_TEST_WITHOUT_VM").is_some_and(|value| value == "1") {
             eprintln!(
@@ -37,7 +34,7 @@ impl Parts {
         }
         let mut command = Command::new(repository().join("tools/test-vm-image"));
         let output = die_with_parent(command.stdin(Stdio::null())).output().expect("tools/test-vm-image");
-        let said = crate::process::both(&output);
+        let said = crate::harness::process::both(&output);
         if output.status.code() == Some(CANNOT) {
             eprintln!("LEFT OUT: no virtual machine; the kernel's driver is not tested: {said}");
             return None;

@@ -1,7 +1,7 @@
 //! A store that outlives the power cut, beside the recorded disk: which objects it held when the disk was
 //! asked for what.
 
-use crate::{Store, store};
+use crate::harness::{Store, store};
 use std::{
     collections::BTreeMap,
     fs,

@@ -7,7 +7,7 @@ use super::{
     image::Image,
     load::MEMBERS,
 };
-use crate::{BLOCK, Ctl, Daemon, Setup};
+use crate::harness::{BLOCK, Ctl, Daemon, Setup};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,

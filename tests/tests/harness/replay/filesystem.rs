@@ -1,7 +1,7 @@
 //! Real filesystems on images and recorded disks, in a mount namespace of one thread: no mount outlives the
 //! test, and loop devices end with their mounts.
 
-use crate::{
+use crate::harness::{
     Rng,
     process::{both, die_with_parent},
 };
@@ -51,9 +51,6 @@ pub fn private_mounts() -> Result<(), String> {
 }
 
 /// Runs a test in a thread with mounts of its own, in a temporary directory, or prints why it cannot.
-///
-/// # Panics
-/// If the test does.
 pub fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &mut Rng) + Send) {
     let skip = |what: String| eprintln!("=== {name} is SKIPPED: it wants {what} ===");
     if let Some(what) = missing() {
@@ -79,9 +76,6 @@ pub fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &
 
 /// Takes the folders away in which ext4 and XFS show what is mounted: who wants to tell one mount from the
 /// next cannot. For this thread and those that it starts.
-///
-/// # Panics
-/// If that is not allowed.
 pub fn hide_mount_numbers() {
     for dir in ["/sys/fs/ext4", "/sys/fs/xfs"] {
         must("mount", &["-t", "tmpfs", "none", dir]);
@@ -121,9 +115,6 @@ impl Filesystem {
     }
 
     /// Makes an empty filesystem in a new file.
-    ///
-    /// # Panics
-    /// If that fails.
     pub fn make(self, path: &Path) {
         let file = std::fs::File::create(path).expect("an image");
         file.set_len(SIZE_BYTES).expect("the length of an image");
@@ -188,16 +179,13 @@ pub struct ExportFile {
 
 impl ExportFile {
     /// Presents the export as `dir/disk`.
-    ///
-    /// # Panics
-    /// If nbdfuse cannot be started.
     pub fn of(uri: &str, dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("a mount point");
         let mut command = Command::new("nbdfuse");
         command.arg(dir.join("disk")).arg(uri).stdin(Stdio::null());
         let mut file =
             Self { child: die_with_parent(&mut command).spawn().expect("nbdfuse"), dir: dir.to_owned() };
-        crate::wait_for("nbdfuse to present the disk", || {
+        crate::harness::wait_for("nbdfuse to present the disk", || {
             let ended = file.child.try_wait().expect("wait");
             assert!(ended.is_none(), "nbdfuse ended with {ended:?}");
             file.path().exists().then_some(())

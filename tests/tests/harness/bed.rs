@@ -1,6 +1,6 @@
 //! A directory for one test, with the daemons and stores in it.
 
-use crate::{Setup, Store};
+use crate::harness::{Setup, Store};
 use std::path::{Path, PathBuf};
 
 /// A directory that goes with the test.

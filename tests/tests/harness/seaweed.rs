@@ -1,6 +1,6 @@
 //! SeaweedFS, a real S3 server, on free ports of loopback.
 
-use crate::{
+use crate::harness::{
     Ctl, ports,
     process::{die_with_parent, repository},
     wait_for,
@@ -113,7 +113,6 @@ impl Seaweed {
     }
 
     /// The same server, which takes these keys and no others: it forgets keys only when it starts.
-    #[must_use]
     pub fn take_only(mut self, keys: &[(&str, &str)]) -> Self {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");

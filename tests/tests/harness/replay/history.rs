@@ -114,11 +114,6 @@ impl VolumeHistory {
         self.sectors.len() as u64
     }
 
-    /// Returns true without sectors.
-    pub fn is_empty(&self) -> bool {
-        self.sectors.is_empty()
-    }
-
     /// Notes a write that is about to be sent.
     pub fn write(&mut self, from: u64, to: u64, version: u64, sent: usize) {
         for (number, contents) in self.sectors.iter_mut().enumerate().take(to as usize).skip(from as usize) {

@@ -1,14 +1,8 @@
-//! Harness of the end-to-end tests: it starts real daemons in directories of their own, drives them with
+//! Harness of the tests: it starts real daemons in directories of their own, drives them with
 //! `blockctl`, and talks NBD to them.
 //!
 //! It uses nothing of the other crates, so that what the tests hold the programs to is what users see. A tool
 //! that is missing fails the test with the name of the package that brings it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "in a test harness every surprise ends the test"
-)]
 
 pub mod bed;
 pub mod certs;
@@ -56,18 +50,12 @@ pub const MIB: u64 = 1 << 20;
 pub const BLOCK: u64 = 4096;
 
 /// Writes a file that only its owner can read.
-///
-/// # Panics
-/// If it cannot be written.
 pub fn put_secret(path: &Path, text: &str) {
     std::fs::write(path, text).expect("write a file with a secret");
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("set its mode");
 }
 
 /// Writes a shell script that only its owner can run.
-///
-/// # Panics
-/// If it cannot be written.
 pub fn put_program(path: &Path, script: &str) {
     std::fs::write(path, format!("#!/bin/sh\n{script}\n")).expect("write a program");
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).expect("set its mode");
@@ -75,9 +63,6 @@ pub fn put_program(path: &Path, script: &str) {
 
 /// A time of the day, in UTC, that does not come while a test runs: one of schedules whose runs are the
 /// test's alone.
-///
-/// # Panics
-/// If the clock is before 1970.
 pub fn time_of_another_half_day() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock that is right");
     format!("{:02}:00", (now.as_secs() / 3600 + 12) % 24)

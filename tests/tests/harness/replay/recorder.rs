@@ -5,7 +5,7 @@
 //! cut may leave anything.
 
 use super::image::Image;
-use crate::{Rng, nbd::command};
+use crate::harness::{Rng, nbd::command};
 use std::{
     io::{self, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
@@ -263,11 +263,6 @@ impl Recording {
         self.log.len()
     }
 
-    /// Returns true without requests.
-    pub fn is_empty(&self) -> bool {
-        self.log.is_empty()
-    }
-
     /// The positions right after each flush: a power cut there leaves just what is durable.
     pub fn flush_boundaries(&self) -> Vec<usize> {
         let flushes = self.log.iter().enumerate().filter(|(_, entry)| matches!(entry, Entry::Flush));
@@ -310,7 +305,7 @@ impl Replay<'_> {
                         apply(entry, &mut image, |_| true);
                     }
                 }
-                Survivors::Pages => apply_some(entry, &mut image, crate::BLOCK, rng),
+                Survivors::Pages => apply_some(entry, &mut image, crate::harness::BLOCK, rng),
                 Survivors::Sectors => apply_some(entry, &mut image, SECTOR_BYTES, rng),
             }
         }
@@ -326,7 +321,7 @@ impl Replay<'_> {
 fn apply_some(entry: &Entry, image: &mut Image, unit_bytes: u64, rng: &mut Rng) {
     let mut last = None;
     apply(entry, image, |at| {
-        let unit = if at < crate::BLOCK { 0 } else { at / unit_bytes };
+        let unit = if at < crate::harness::BLOCK { 0 } else { at / unit_bytes };
         match last {
             Some((number, drawn)) if number == unit => drawn,
             _ => {
@@ -354,7 +349,7 @@ fn apply(entry: &Entry, image: &mut Image, mut chosen: impl FnMut(u64) -> bool) 
             continue;
         }
         // Neighbours go together: a page at a time is faster.
-        while to < end && !to.is_multiple_of(crate::BLOCK) && chosen(to) {
+        while to < end && !to.is_multiple_of(crate::harness::BLOCK) && chosen(to) {
             to = (to + SECTOR_BYTES).min(end);
         }
         match entry {

@@ -24,9 +24,6 @@ impl Load<'_> {
 
     /// Freezes both members while the chain grows: round n is written to the first one and, when that was
     /// answered, to the second one.
-    ///
-    /// # Panics
-    /// If one of the snapshots has a link without the one before.
     pub(super) fn group_snapshot(&mut self) {
         for member in 0..MEMBERS {
             let snapshots = self.volumes[member].present_snapshots();
@@ -117,7 +114,7 @@ pub(super) fn all_or_none(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replay::history::{SnapshotHistory, Span};
+    use crate::harness::replay::history::{SnapshotHistory, Span};
 
     #[test]
     fn half_a_group_is_noticed_unless_the_other_half_was_deleted() {

@@ -94,16 +94,13 @@ impl Proxy {
         state.seen.clear();
     }
 
-    /// The requests since the judge was set.
-    pub fn seen(&self) -> Vec<Seen> {
-        self.shared.lock().seen.clone()
-    }
-
     /// Waits until so many requests are held.
     pub fn wait_for_held(&self, count: usize) {
         let state = self.shared.lock();
-        let waited =
-            self.shared.changed.wait_timeout_while(state, crate::TIMEOUT, |state| state.held < count);
+        let waited = self
+            .shared
+            .changed
+            .wait_timeout_while(state, crate::harness::TIMEOUT, |state| state.held < count);
         assert!(!waited.expect("the lock").1.timed_out(), "{count} requests never came to be held");
     }
 

@@ -1,7 +1,7 @@
 //! Real databases on volumes: each volume is an ext4 on a loop device on nbdfuse, so that no NBD in the
 //! kernel is needed.
 
-use crate::{
+use crate::harness::{
     Daemon,
     process::{both, die_with_parent},
     replay::filesystem::{ExportFile, Mount},
@@ -23,9 +23,6 @@ pub struct Disk {
 impl Disk {
     /// Mounts a volume, which has an ext4 already unless it is `new`; the mounts of this thread must be its
     /// own ones.
-    ///
-    /// # Panics
-    /// If that fails.
     pub fn mount(daemon: &Daemon, volume: &str, at: &Path, new: bool) -> Self {
         let file = ExportFile::of(&daemon.uri(volume), &at.with_extension(format!("{volume}-disk")));
         if new {
@@ -37,9 +34,6 @@ impl Disk {
     }
 
     /// Unmounts it.
-    ///
-    /// # Panics
-    /// If it is in use.
     pub fn unmount(mut self) {
         if let Some(mount) = self.mount.take() {
             mount.end().unwrap_or_else(|what| panic!("{what}"));
@@ -48,9 +42,6 @@ impl Disk {
 }
 
 /// Runs a command that must succeed; gives its stdout.
-///
-/// # Panics
-/// If it fails.
 pub fn run(command: &mut Command) -> String {
     let shown = format!("{command:?}");
     let output = die_with_parent(command.stdin(Stdio::null())).output();
@@ -79,9 +70,6 @@ pub struct Server {
 
 impl Server {
     /// Starts it; it is not ready yet.
-    ///
-    /// # Panics
-    /// If it cannot be started.
     pub fn start(command: &mut Command, log: &Path) -> Self {
         let file = std::fs::File::options().create(true).append(true).open(log).expect("a log");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
@@ -89,9 +77,6 @@ impl Server {
     }
 
     /// Waits until this command succeeds.
-    ///
-    /// # Panics
-    /// If the server ends before that.
     pub fn wait_until(&mut self, mut probe: impl FnMut() -> Command) {
         wait_for("the server to be ready", || {
             let ended = self.child.try_wait().expect("wait");
@@ -104,9 +89,6 @@ impl Server {
     }
 
     /// Sends a signal and waits for its end.
-    ///
-    /// # Panics
-    /// If it cannot be sent.
     pub fn end(mut self, signal: rustix::process::Signal) {
         rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)
             .expect("a signal");
@@ -128,9 +110,6 @@ impl Drop for Server {
 /// Has a client of the database say one statement after the other, each when the one before was answered;
 /// `answered` is the number of the last one that was. The answer to the statement of number n is a line with
 /// n.
-///
-/// # Panics
-/// If an answer is another one.
 pub fn keep_a_ledger(
     command: &mut Command,
     statement: impl Fn(u64) -> String,

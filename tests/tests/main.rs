@@ -1,0 +1,32 @@
+//! End-to-end tests, one module a subject, in one program: `cargo test -p blockd-tests MODULE::` runs a module.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+mod bad_clients;
+mod block_status;
+mod browse;
+mod browse_handed;
+mod clients;
+mod crash;
+mod crash_replay;
+mod damage;
+mod databases;
+mod docs;
+mod failing_disk;
+mod filesystem_shutdown;
+mod groups;
+mod harness;
+mod identical;
+mod incremental;
+mod kernel;
+mod layers;
+mod lazy;
+mod limits;
+mod many;
+mod object_store;
+mod objects;
+mod operating;
+mod package;
+mod remote_control;
+mod s3;
+mod secrets;
+mod stores;
