@@ -1,4 +1,4 @@
-//! Replay of the fuzz corpus: `tests/fuzz/corpus/TARGET.hex` has an input a line, its name and its bytes in hexadecimal.
+//! Replay of the fuzz corpus: a line of `tests/fuzz/corpus/TARGET.hex` is an input, its name and its bytes.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a damaged corpus is to be found")]
 
 use std::{fs, path::Path};
