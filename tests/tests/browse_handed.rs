@@ -1,7 +1,7 @@
 //! Mounts that a user makes and hands to a daemon which may not mount: it is another user, in a mount
 //! namespace of its own, without `/dev/fuse` and `fusermount3`.
 
-use crate::harness::{Bed, Ctl, Daemon, Setup, Store, TIMEOUT, ctl::clean, process, wait_for};
+use crate::harness::{Bed, Ctl, Daemon, Setup, Store, TIMEOUT, announce, ctl::clean, process, wait_for};
 use blockd_api::{Client, ClientError, ErrorCode, browse::HandMount};
 use blockd_fuse::UnservedMount;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -41,7 +41,7 @@ impl Drop for Mount {
 /// Returns true if the test can run here, in a namespace where users may mount.
 fn is_here(test: &str, what: &str) -> bool {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("LEFT OUT: {what}; that needs root");
+        announce(&format!("NOT TESTED: {what}; that needs root"));
         return false;
     }
     process::in_own_mounts(test, ORDINARY)

@@ -1,7 +1,7 @@
-//! The clients that people use: qemu, libnbd's tools and fio, over unix sockets and TCP.
+//! libnbd's tools and fio on a daemon, over unix sockets and TCP.
 
 use crate::harness::{
-    Bed, Daemon, MIB, Nbd, Rng, assert_same, fio::Fio, nbd::Failure, nbd::errno, ports, process::must_run,
+    Bed, Daemon, MIB, Nbd, Rng, assert_same, fio::fio, nbd::Failure, nbd::errno, ports, process::must_run,
 };
 use serde_json::Value;
 
@@ -40,82 +40,12 @@ fn nbdinfo() {
 }
 
 #[test]
-fn nbdcopy_both_ways() {
-    let bed = Bed::new();
-    let daemon = served(&bed);
-    let mut content = Rng::fixed(3).bytes(SIZE);
-    content[8 * MIB as usize..20 * MIB as usize].fill(0);
-    let (source, target) = (bed.path("source"), bed.path("target"));
-    std::fs::write(&source, &content).unwrap();
-    let uri = daemon.uri("vol");
-    must_run("nbdcopy", &["--flush", source.to_str().unwrap(), &uri]);
-    assert_same("copied in", &daemon.content("vol"), &content);
-    must_run("nbdcopy", &[&uri, target.to_str().unwrap()]);
-    assert_same("copied out", &std::fs::read(&target).unwrap(), &content);
-    must_run("qemu-img", &["compare", "-f", "raw", "-F", "raw", source.to_str().unwrap(), &uri]);
-    let allocated = daemon.ctl().volume("vol")["allocatedBytes"].as_u64().unwrap();
-    assert!(allocated <= 24 * MIB, "zeroes take space: {allocated} bytes");
-}
-
-#[test]
-fn qemu() {
-    let bed = Bed::new();
-    let daemon = served(&bed);
-    let uri = daemon.uri("vol");
-    let said = must_run(
-        "qemu-io",
-        &[
-            "-f",
-            "raw",
-            "-c",
-            "write -P 0xa5 1000 3000",
-            "-c",
-            "write -P 0x5a 4M 5M",
-            "-c",
-            "write -z 5M 1M",
-            "-c",
-            "discard 6M 1M",
-            "-c",
-            "write -f -P 0x77 31M 1M",
-            "-c",
-            "flush",
-            "-c",
-            "read -P 0 0 1000",
-            "-c",
-            "read -P 0xa5 1000 3000",
-            "-c",
-            "read -P 0x5a 4M 1M",
-            "-c",
-            "read -P 0 5M 1M",
-            "-c",
-            "read -P 0 6M 1M",
-            "-c",
-            "read -P 0x77 31M 1M",
-            &uri,
-        ],
-    );
-    assert!(!said.contains("verification failed"), "{said}");
-    let content = daemon.content("vol");
-    assert_eq!((content[999], content[1000], content[3999], content[4000]), (0, 0xa5, 0xa5, 0));
-    let image = bed.path("image.qcow2");
-    must_run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, image.to_str().unwrap()]);
-    must_run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &uri, image.to_str().unwrap()]);
-    daemon.ctl().create_volume("copy", "32MiB");
-    must_run(
-        "qemu-img",
-        &["convert", "-n", "-f", "qcow2", "-O", "raw", image.to_str().unwrap(), &daemon.uri("copy")],
-    );
-    assert_same("converted", &daemon.content("copy"), &content);
-}
-
-#[test]
 fn fio_verifies() {
     let bed = Bed::new();
     let daemon = served(&bed);
     let uri = daemon.uri("vol");
     let common = ["--size=32M", "--verify=crc32c", "--do_verify=1", "--randseed=5"];
-    let run =
-        |more: &[&str]| Fio::start(bed.dir(), &uri, &[&common[..], more].concat()).wait().must_succeed();
+    let run = |more: &[&str]| fio(bed.dir(), &uri, &[&common[..], more].concat());
     run(&["--rw=randwrite", "--bsrange=4k-128k", "--iodepth=32", "--verify_backlog=256", "--fsync=64"]);
     run(&["--rw=randwrite", "--bs=512", "--iodepth=16", "--io_size=4M"]);
     // With more in flight fio itself lets a trim and a write of one block overtake each other.

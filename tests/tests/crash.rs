@@ -1,12 +1,8 @@
 //! The daemon is killed, or stopped, at random moments: nothing that was acknowledged is lost, and what was
 //! begun goes on.
 
-use crate::harness::{BLOCK, Bed, Ctl, Daemon, MIB, Rng, assert_same, crash::Region, fio::Fio, wait_for};
+use crate::harness::{BLOCK, Bed, Ctl, Daemon, MIB, Rng, assert_same, crash::Region, wait_for};
 use std::sync::atomic::{AtomicU64, Ordering};
-
-fn written(ctl: &Ctl, volume: &str) -> u64 {
-    ctl.volume(volume)["io"]["writes"].as_u64().unwrap()
-}
 
 /// Returns true if the daemon recovered a volume after a kill.
 fn recovered(daemon: &Daemon) -> bool {
@@ -71,79 +67,6 @@ fn acknowledged_writes_survive_kills() {
     let daemon = setup.start();
     let mut client = daemon.nbd("vol");
     regions.iter_mut().for_each(|region| region.check(&mut client));
-}
-
-#[test]
-fn fio_verifies_after_kills() {
-    let mut rng = Rng::of_test("fio_verifies_after_kills");
-    let bed = Bed::new();
-    let store = bed.store("store");
-    let mut daemon = bed.daemon("a").start();
-    daemon.ctl().add_local("nas", store.dir(), None);
-    daemon.ctl().create_volume("vol", "64MiB");
-    for _ in 0..4 {
-        // With one request at a time the order is the seed's, so that the number of acknowledged writes says
-        // which ones.
-        let seed = format!("--randseed={}", rng.below(1 << 31));
-        let common = [
-            "--rw=randwrite",
-            "--bsrange=512-64k",
-            "--bs_unaligned=0",
-            "--verify=crc32c",
-            "--size=64M",
-            "--iodepth=1",
-            "--do_verify=0",
-            &seed,
-        ];
-        let before = written(&daemon.ctl(), "vol");
-        let fio = Fio::start(bed.dir(), &daemon.uri("vol"), &common);
-        let until = before + rng.between(50, 1200);
-        wait_for("fio to write", || (written(&daemon.ctl(), "vol") >= until).then_some(()));
-        let setup = daemon.kill();
-        let ended = fio.wait();
-        ended.must_not_have_read_wrong_data();
-        let acknowledged = ended.writes();
-        // The answer to the last one that was counted may not have been sent.
-        let knows = acknowledged + 1 + before;
-        assert!(knows >= until, "fio knows of {acknowledged} writes only:\n{}", ended.text());
-        daemon = setup.start();
-        let number = format!("--number_ios={acknowledged}");
-        let mut again: Vec<&str> =
-            common.iter().copied().filter(|arg| !arg.starts_with("--do_verify")).collect();
-        again.extend(["--verify_only=1", &number]);
-        Fio::start(bed.dir(), &daemon.uri("vol"), &again).wait().must_succeed();
-        let ctl = daemon.ctl();
-        let task = ctl.backup("vol");
-        restores_as_it_is(&ctl, &daemon, task.snap(), "vol");
-    }
-}
-
-#[test]
-fn fio_verification_with_deep_queues_succeeds() {
-    let mut rng = Rng::of_test("fio_with_many_requests_reads_nothing_wrong");
-    let bed = Bed::new();
-    let mut daemon = bed.daemon("a").start();
-    daemon.ctl().create_volume("vol", "96MiB");
-    for _ in 0..3 {
-        let seed = format!("--randseed={}", rng.below(1 << 31));
-        let load = [
-            "--rw=randwrite",
-            "--bsrange=4k-128k",
-            "--size=96M",
-            "--iodepth=32",
-            "--verify=crc32c",
-            "--verify_backlog=256",
-            "--fsync=64",
-            &seed,
-        ];
-        let fio = Fio::start(bed.dir(), &daemon.uri("vol"), &load);
-        let until = written(&daemon.ctl(), "vol") + rng.between(50, 800);
-        wait_for("fio to write", || (written(&daemon.ctl(), "vol") >= until).then_some(()));
-        daemon = daemon.kill().start();
-        fio.wait().must_not_have_read_wrong_data();
-        // Once more, undisturbed.
-        Fio::start(bed.dir(), &daemon.uri("vol"), &load).wait().must_succeed();
-    }
 }
 
 #[test]

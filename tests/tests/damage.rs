@@ -1,10 +1,6 @@
-//! Tests of damage: passphrases, a full data directory, and damaged volumes.
+//! Damaged volumes.
 
-use crate::harness::{
-    Bed, Daemon, KIB, MIB, Nbd, Rng, Setup, Store, Task, assert_same,
-    nbd::{Failure, command, errno},
-    wait_for,
-};
+use crate::harness::{Bed, Daemon, KIB, Nbd, Rng, Setup, assert_same};
 use serde_json::Value;
 
 fn message(error: &Value) -> String {
@@ -15,99 +11,6 @@ fn assert_names(error: &Value, parts: &[&str]) {
     for part in parts {
         assert!(message(error).contains(part), "the error does not name {part:?}: {error:#}");
     }
-}
-
-#[test]
-fn wrong_missing_or_needless_passphrase_is_refused() {
-    let bed = Bed::new();
-    let (store, plain) = (bed.store("store"), bed.store("plain"));
-    let first = bed.daemon("a").start();
-    first.ctl().add_local("nas", store.dir(), Some("the right one"));
-    first.ctl().create_volume("vol", "1MiB");
-    first.ctl().backup("vol");
-    first.ctl().add_local("plain", plain.dir(), None);
-
-    let daemon = bed.daemon("b").start();
-    let ctl = daemon.ctl();
-    let create = |dir: &Store, more: &[&str], code: &str| {
-        let dir = dir.dir().to_str().unwrap();
-        let mut args = vec!["credentials", "create", "nas", "--provider", "local", "--path", dir];
-        args.extend(more);
-        let error = ctl.fails(&args, 1);
-        assert_eq!(error["code"], code, "{error:#}");
-        assert_eq!(
-            ctl.json(&["credentials", "list"]).as_array().unwrap().len(),
-            0,
-            "credentials that do not work are kept"
-        );
-        error
-    };
-    let error = create(&store, &["--encryption-passphrase", "the wrong one"], "wrong_passphrase");
-    assert!(!message(&error).contains("the wrong one"), "{error:#}");
-    create(&store, &[], "passphrase_required");
-    create(&plain, &["--encryption-passphrase", "needless"], "repository_not_encrypted");
-    ctl.add_local("nas", store.dir(), Some("the right one"));
-    assert_eq!(ctl.done_cloudsnaps().len(), 1);
-}
-
-fn write_until_full(client: &mut Nbd, rng: &mut Rng, content: &mut [u8]) -> u32 {
-    for (nth, piece) in content.chunks_mut(MIB as usize).enumerate() {
-        let data = rng.bytes(MIB);
-        match client.call(command::WRITE, 0, nth as u64 * MIB, MIB, &data) {
-            Ok(()) => piece.copy_from_slice(&data),
-            Err(Failure::Refused(errno)) => return errno,
-            Err(Failure::Broken(error)) => panic!("the connection broke: {error}"),
-        }
-    }
-    0
-}
-
-#[test]
-fn full_data_directory_is_reported() {
-    let mut rng = Rng::of_test("full_data_directory_is_reported");
-    let bed = Bed::new();
-    let store = bed.store("store");
-    let home = bed.path("a");
-    let daemon = bed.daemon("a").tmpfs(&home.join("data"), 48 * MIB).start();
-    let ctl = daemon.ctl();
-    ctl.add_local("nas", store.dir(), None);
-    ctl.create_volume("vol", "96MiB");
-    let mut client = daemon.nbd("vol");
-    let mut content = vec![0; 96 * MIB as usize];
-    assert_eq!(
-        write_until_full(&mut client, &mut rng, &mut content),
-        errno::ENOSPC,
-        "a full disk must be reported as such"
-    );
-    let acknowledged =
-        content.chunks(MIB as usize).take_while(|piece| piece.iter().any(|byte| *byte != 0)).count() as u64;
-    assert!(acknowledged >= 16, "only {acknowledged} MiB of 48 could be used");
-    assert_same(
-        "what was acknowledged",
-        &client.read(0, acknowledged * MIB),
-        &content[..(acknowledged * MIB) as usize],
-    );
-    ctl.json(&["status"]);
-    // Space that is given back can be used again; on a busy machine the kernel needs a moment for that.
-    client.trim(0, 96 * MIB);
-    wait_for("room", || client.call(command::WRITE, 0, 0, 4096, &[5; 4096]).ok());
-    client.flush();
-    assert_same("after the trim", &client.read(0, 8192), &[[5; 4096], [0; 4096]].concat());
-    let snap = wait_for("a backup with room", || {
-        let (code, document) = ctl.document(&["cloudsnap", "backup", "vol", "--wait"]);
-        (code == 0).then(|| Task(document).snap().to_owned())
-    });
-    assert_eq!(ctl.done_cloudsnaps(), [snap]);
-    // A restore that does not fit fails with an error and leaves the rest unchanged.
-    let other = bed.daemon("b").start();
-    other.ctl().add_local("nas", store.dir(), None);
-    other.ctl().create_volume("large", "64MiB");
-    other.nbd("large").write_long(0, &rng.bytes(64 * MIB));
-    let large = other.ctl().backup_with("large", &[]);
-    let error = ctl.restore_fails(large.snap(), "large");
-    assert_eq!(error["code"], "no_space", "{error:#}");
-    assert_same("the volume beside it", &client.read(0, 4096), &[5; 4096]);
-    client.write(MIB, &[6; 4096]);
 }
 
 /// A volume of three layers, in pieces of 64 KiB, and what two of its points hold.

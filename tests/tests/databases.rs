@@ -3,7 +3,7 @@
 //! be mounted.
 
 use crate::harness::{
-    Bed, Ctl, Daemon,
+    Bed, Ctl, Daemon, announce,
     database::{Disk, Server, as_user, keep_a_ledger, programs, run},
     process::repository,
     replay::filesystem::{Filesystem, missing, private_mounts},
@@ -31,7 +31,7 @@ fn with_mounts(
     programs: Result<Vec<PathBuf>, String>,
     act: impl FnOnce(&Bed, &[PathBuf]) + Send,
 ) {
-    let skip = |what: String| eprintln!("=== {name} is SKIPPED: it wants {what} ===");
+    let skip = |what: String| announce(&format!("{name} is SKIPPED: it wants {what}"));
     let programs = match programs {
         Ok(programs) => programs,
         Err(program) => return skip(format!("{program}: install the Debian package of the database")),

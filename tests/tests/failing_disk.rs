@@ -26,7 +26,8 @@ fn libnbd_errno(daemon: &Daemon, calls: &str) -> String {
 fn refused(done: Result<(), Failure>) -> u32 {
     match done {
         Err(Failure::Refused(errno)) => errno,
-        other => panic!("not refused: {other:?}"),
+        Err(Failure::Broken(error)) => panic!("the connection broke: {error}"),
+        Ok(()) => panic!("not refused"),
     }
 }
 
@@ -274,6 +275,18 @@ fn full_disk_lets_snapshots_be_deleted_and_merged() {
     let _ = daemon.stop();
 }
 
+/// A restore that does not fit fails with an error and leaves no volume.
+fn assert_large_restore_fails(bed: &Bed, daemon: &Daemon) {
+    let store = bed.store("store");
+    let other = bed.daemon("b").start();
+    other.ctl().add_local("nas", store.dir(), None);
+    daemon.ctl().add_local("nas", store.dir(), None);
+    other.ctl().create_volume("large", "64MiB");
+    other.nbd("large").write_long(0, &Rng::fixed(8).bytes(64 * MIB));
+    let error = daemon.ctl().restore_fails(other.ctl().backup("large").snap(), "large");
+    assert_eq!(error["code"], "no_space", "{error:#}");
+}
+
 #[test]
 fn full_disk_refuses_writes_until_space_is_free() {
     let bed = Bed::new();
@@ -285,6 +298,7 @@ fn full_disk_refuses_writes_until_space_is_free() {
     let mut client = daemon.nbd("vol");
     client.write_long(0, &content);
     client.flush();
+    assert_large_restore_fails(&bed, &daemon);
     let other = fill(&daemon, 65536);
     let full =
         (8..64).find_map(|nth| write(&mut client, 0, nth * MIB, &content[..1 << 20]).err().map(|e| (nth, e)));

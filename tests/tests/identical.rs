@@ -16,8 +16,10 @@ fn restore_and_compare(ctl: &Ctl, daemon: &crate::harness::Daemon, snaps: &[(Tas
     }
 }
 
-fn ten_generations(test: &str, passphrase: Option<&str>) {
-    let mut rng = Rng::of_test(test);
+#[test]
+fn ten_generations_are_restored_on_a_fresh_daemon() {
+    let passphrase = Some("a passphrase of the tests");
+    let mut rng = Rng::of_test("ten_generations_are_restored_on_a_fresh_daemon");
     let bed = Bed::new();
     let store = bed.store("store");
     let daemon = bed.daemon("a").start();
@@ -56,14 +58,4 @@ fn ten_generations(test: &str, passphrase: Option<&str>) {
     let known: Vec<&str> = snaps.iter().map(|(task, _)| task.snap()).collect();
     assert_eq!(ctl.done_cloudsnaps(), known, "what a fresh daemon lists");
     restore_and_compare(&ctl, &fresh, &snaps, "on a fresh daemon");
-}
-
-#[test]
-fn ten_generations_encrypted() {
-    ten_generations("ten_generations_encrypted", Some("a passphrase of the tests"));
-}
-
-#[test]
-fn ten_generations_unencrypted() {
-    ten_generations("ten_generations_unencrypted", None);
 }

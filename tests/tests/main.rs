@@ -1,7 +1,6 @@
-//! End-to-end tests, one module a subject, in one program: `cargo test -p blockd-tests MODULE::` runs a module.
+//! End-to-end tests, one module a subject: `cargo test -p blockd-tests MODULE::` runs one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-mod bad_clients;
 mod block_status;
 mod browse;
 mod browse_handed;
@@ -21,8 +20,6 @@ mod kernel;
 mod layers;
 mod lazy;
 mod limits;
-mod many;
-mod object_store;
 mod objects;
 mod operating;
 mod package;

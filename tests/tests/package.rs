@@ -2,7 +2,7 @@
 //! removed and purged.
 
 use crate::harness::{
-    Bed,
+    Bed, announce,
     package::{System, make_package, missing_tool},
     process::{both, die_with_parent, program, repository},
     replay::filesystem::private_mounts,
@@ -25,7 +25,7 @@ fn is_left_out(name: &str, what: Option<String>) -> bool {
 }
 
 fn leave_out(name: &str, what: &str) {
-    eprintln!("=== {name} is SKIPPED: it wants {what} ===");
+    announce(&format!("{name} is SKIPPED: it wants {what}"));
 }
 
 fn cannot_package() -> Option<String> {

@@ -114,42 +114,7 @@ fn client_without_a_valid_certificate_is_refused() {
     let bed = Bed::new();
     let far = Far::new(&bed, "\"*\" = \"admin\"");
     far.as_whom("stranger", &["status"], 0);
-    let other = Authority::new(&bed.path("other"));
-    let (cert, key) = other.sign("stranger", &[]);
-    let ctl = Ctl::new(Path::new("/nonexistent/blockd.sock"));
-    let path = |path: &Path| path.to_str().unwrap().to_owned();
-    let (ca, other_ca, cert, key) = (path(&far.authority.ca()), path(&other.ca()), path(&cert), path(&key));
-    let flags = ["--endpoint", &far.address, "--ca", &ca, "--cert", &cert, "--key", &key];
-    let error = ctl.fails(&[&flags[..], &["status"]].concat(), 3);
-    assert!(error["message"].as_str().unwrap().contains(&far.address), "{error}");
-    // And a client does not talk to a daemon that its authority does not vouch for, or that has another name.
-    let mut trusting_another = flags;
-    trusting_another[3] = &other_ca;
-    let error = ctl.fails(&[&trusting_another[..], &["status"]].concat(), 3);
-    assert!(error["message"].as_str().unwrap().contains("certificate"), "{error}");
-    let numbers = far.address.replace("localhost", "127.0.0.1");
-    let mut by_number = flags;
-    by_number[1] = &numbers;
-    let error = ctl.fails(&[&by_number[..], &["status"]].concat(), 3);
-    assert!(error["message"].as_str().unwrap().contains("certificate"), "{error}");
-
-    // Plaintext is refused, and a silent client delays no other.
-    let silent: Vec<_> = (0..300).map(|_| TcpStream::connect(&far.address).unwrap()).collect();
-    let mut clear = TcpStream::connect(&far.address).unwrap();
-    clear.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let mut answer = Vec::new();
-    let _ = clear.read_to_end(&mut answer);
-    assert!(!String::from_utf8_lossy(&answer).contains("HTTP"), "{}", String::from_utf8_lossy(&answer));
-    far.as_whom("stranger", &["status"], 0);
-    // A stop does not wait for it either.
-    let _ = far.daemon.stop();
-    drop(silent);
-}
-
-#[test]
-fn task_watcher_gets_final_states_at_once() {
-    let bed = Bed::new();
-    let far = Far::new(&bed, "\"*\" = \"admin\"");
+    // Nor does a client talk to a daemon that its authority does not vouch for, or that has another name.
     let path = |path: &Path| path.to_str().unwrap().to_owned();
     let (cert, key) = far.authority.sign("stranger", &[]);
     let other = Authority::new(&bed.path("other"));
@@ -173,7 +138,18 @@ fn task_watcher_gets_final_states_at_once() {
         // Who waits does so for a minute.
         assert!(began.elapsed() < Duration::from_secs(55), "{flag}: it was waited for");
     }
+
+    // Plaintext is refused, and a silent client delays no other.
+    let silent: Vec<_> = (0..300).map(|_| TcpStream::connect(&far.address).unwrap()).collect();
+    let mut clear = TcpStream::connect(&far.address).unwrap();
+    clear.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = clear.read_to_end(&mut answer);
+    assert!(!String::from_utf8_lossy(&answer).contains("HTTP"), "{}", String::from_utf8_lossy(&answer));
+    far.as_whom("stranger", &["status"], 0);
+    // A stop does not wait for it either.
     let _ = far.daemon.stop();
+    drop(silent);
 }
 
 /// Configuration that a test changes.

@@ -1,104 +1,20 @@
-//! The main job against a real S3 server, and with a network that fails.
+//! Keys of a real S3 server, and a network that fails.
 
 use crate::harness::{
-    Bed, Ctl, Daemon, KIB, MIB, Model, Rng, Task, assert_same,
+    Bed, Ctl, Daemon, MIB, Rng, assert_same,
     proxy::{Fault, Proxy, Seen},
     put_program, put_secret,
     seaweed::{self, Seaweed},
-    wait_for,
+    servers, wait_for,
 };
-use serde_json::Value;
 use std::{io::Write, net::SocketAddr, os::unix::fs::OpenOptionsExt};
 
 const PASSPHRASE: &str = "planted-passphrase-0c77";
 
 fn add(ctl: &Ctl, name: &str, endpoint: SocketAddr) {
-    let (code, document) =
-        Seaweed::add_credentials(ctl, name, endpoint, &[("--encryption-passphrase", PASSPHRASE)]);
+    let passphrase = [("--encryption-passphrase", PASSPHRASE)];
+    let (code, document) = Seaweed::reached_at(endpoint).add_credentials(ctl, name, &passphrase);
     assert_eq!(code, 0, "{document:#}");
-}
-
-fn refused(ctl: &Ctl, server: &Seaweed, changes: &[(&str, &str)]) -> Value {
-    let (code, document) = Seaweed::add_credentials(ctl, "s3", server.address(), changes);
-    assert_eq!(code, 1, "{changes:?}: {document:#}");
-    let text = document.to_string();
-    assert!(!text.contains(seaweed::SECRET_KEY) && !text.contains(PASSPHRASE), "{text}");
-    assert_eq!(
-        ctl.json(&["credentials", "list"]).as_array().unwrap().len(),
-        0,
-        "credentials that do not work are kept"
-    );
-    document["error"].clone()
-}
-
-#[test]
-fn backup_and_restore_round_trip() {
-    if seaweed::is_switched_off() {
-        return;
-    }
-    let mut rng = Rng::of_test("backup_and_restore_round_trip");
-    let bed = Bed::new();
-    let server = Seaweed::start(&bed.path("weed"));
-    let daemon = bed.daemon("a").config("store_attempts = 3").start();
-    let ctl = daemon.ctl();
-
-    let error = refused(&ctl, &server, &[("--s3-secret-key", "another one")]);
-    assert_eq!(error["code"], "store_unauthorized", "{error:#}");
-    let error = refused(&ctl, &server, &[("--s3-access-key", "nobody")]);
-    assert_eq!(error["code"], "store_unauthorized", "{error:#}");
-    let error = refused(&ctl, &server, &[("--bucket", "no-such-bucket")]);
-    assert_eq!(error["code"], "bucket_missing", "{error:#}");
-    assert!(error["message"].as_str().unwrap().contains("no-such-bucket"), "{error:#}");
-
-    add(&ctl, "s3", server.address());
-    let credentials = ctl.json(&["credentials", "list"]);
-    assert_eq!(
-        (&credentials[0]["encryption"], &credentials[0]["conditionalPut"]),
-        (&true.into(), &true.into())
-    );
-    assert_eq!(credentials[0]["bucket"], seaweed::BUCKET);
-    const SIZE: u64 = 40 * MIB;
-    ctl.json(&["volume", "create", "vol", "--size", "40MiB", "--label", "app=db,tier=gold"]);
-    let mut client = daemon.nbd("vol");
-    let mut model = Model::new(SIZE);
-    model.bytes = rng.bytes(SIZE);
-    client.write_long(0, &model.bytes);
-    let mut snaps: Vec<(Task, Model)> = vec![(ctl.backup("vol"), model.clone())];
-    for _ in 0..3 {
-        for _ in 0..60 {
-            model.step(&mut client, &mut rng);
-        }
-        let task = ctl.backup("vol");
-        assert!(task.is_incremental());
-        let limit = task.number("bytesDirty") * 105 / 100 + 64 * KIB;
-        assert!(task.number("bytesUploaded") <= limit, "{task:?}");
-        assert_eq!((task.requests("list"), task.requests("head")), (0, 0), "{task:?}");
-        snaps.push((task, model.clone()));
-    }
-    client.close();
-    let (gone, _) = snaps.remove(1);
-    ctl.json(&["cloudsnap", "delete", "--snap", gone.snap(), "--wait"]);
-
-    let fresh = bed.daemon("b").start();
-    let ctl = fresh.ctl();
-    let error = refused(&ctl, &server, &[("--encryption-passphrase", "another one")]);
-    assert_eq!(error["code"], "wrong_passphrase", "{error:#}");
-    let error = refused(&ctl, &server, &[]);
-    assert_eq!(error["code"], "passphrase_required", "{error:#}");
-    add(&ctl, "s3", server.address());
-    let known: Vec<&str> = snaps.iter().map(|(task, _)| task.snap()).collect();
-    assert_eq!(ctl.done_cloudsnaps(), known);
-    assert_eq!(ctl.json(&["cloudsnap", "list", "--label", "app=db"]).as_array().unwrap().len(), 3);
-    for (nth, (task, model)) in snaps.iter().enumerate() {
-        let name = format!("again-{nth}");
-        ctl.restore(task.snap(), &name);
-        assert_same(&name, &fresh.content(&name), &model.bytes);
-        assert_eq!(ctl.volume(&name)["labels"]["tier"], "gold", "labels come back");
-    }
-    for (task, _) in &snaps {
-        ctl.json(&["cloudsnap", "delete", "--snap", task.snap(), "--wait"]);
-    }
-    assert_eq!(ctl.done_cloudsnaps(), Vec::<String>::new());
 }
 
 /// No file below a directory has the secret key.
@@ -119,7 +35,7 @@ fn assert_no_file_has_the_key(dir: std::path::PathBuf) {
 /// The secret key rests in a file that the daemon reads when it needs it, and nowhere else.
 #[test]
 fn secret_key_file_opens_the_bucket_and_is_not_stored() {
-    if seaweed::is_switched_off() {
+    if servers::is_switched_off("S3") {
         return;
     }
     let mut rng = Rng::of_test("secret_key_file_opens_the_bucket_and_is_not_stored");
@@ -152,7 +68,7 @@ fn secret_key_file_opens_the_bucket_and_is_not_stored() {
         "--s3-secret-key-from",
         &from,
         "--bucket",
-        seaweed::BUCKET,
+        servers::BUCKET,
     ];
     assert_eq!(ctl.fails(&create, 1)["code"], "store_unauthorized");
     // Some editors end the last line.
@@ -199,7 +115,7 @@ fn filled(ctl: &Ctl, daemon: &Daemon, rng: &mut Rng, packs: u64) -> Vec<u8> {
 
 #[test]
 fn network_faults_are_survived() {
-    if seaweed::is_switched_off() {
+    if servers::is_switched_off("S3") {
         return;
     }
     let mut rng = Rng::of_test("network_faults_are_survived");
@@ -274,7 +190,7 @@ fn assert_wrong_key_changes_nothing(ctl: &Ctl) {
 
 #[test]
 fn access_key_is_rotated_during_a_backup() {
-    if seaweed::is_switched_off() {
+    if servers::is_switched_off("S3") {
         return;
     }
     let mut rng = Rng::of_test("access_key_is_rotated_during_a_backup");

@@ -34,6 +34,7 @@ pub use rng::Rng;
 pub use store::Store;
 
 use std::{
+    io::Write,
     os::unix::fs::PermissionsExt,
     path::Path,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -66,6 +67,12 @@ pub fn put_program(path: &Path, script: &str) {
 pub fn time_of_another_half_day() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock that is right");
     format!("{:02}:00", (now.as_secs() / 3600 + 12) % 24)
+}
+
+/// Prints why something is not tested, also where the output of tests that pass is hidden.
+pub fn announce(what: &str) {
+    // There is no other place to report it to.
+    let _ = writeln!(std::io::stderr(), "=== {what} ===");
 }
 
 /// Polls until `probe` finds something; panics after [`TIMEOUT`].

@@ -279,11 +279,6 @@ impl Nbd {
         self.call(command::FLUSH, 0, 0, 0, &[]).expect("flush");
     }
 
-    /// Gives space back.
-    pub fn trim(&mut self, offset_bytes: u64, len_bytes: u64) {
-        self.call(command::TRIM, 0, offset_bytes, len_bytes, &[]).expect("trim");
-    }
-
     /// Writes zeroes.
     pub fn zero(&mut self, offset_bytes: u64, len_bytes: u64) {
         self.call(command::WRITE_ZEROES, 0, offset_bytes, len_bytes, &[]).expect("write zeroes");

@@ -1,11 +1,11 @@
 //! SeaweedFS, a real S3 server, on free ports of loopback.
 
 use crate::harness::{
-    Ctl, ports,
+    ports,
     process::{die_with_parent, repository},
+    servers::{BUCKET, Server},
     wait_for,
 };
-use serde_json::Value;
 use std::{
     fs::File,
     io::{Read, Write},
@@ -19,9 +19,6 @@ use std::{
 pub const ACCESS_KEY: &str = "testadmin";
 /// The secret key of the tests.
 pub const SECRET_KEY: &str = "planted-s3-secret-5f1c";
-/// The bucket that exists.
-pub const BUCKET: &str = "bkt";
-
 /// A running server; it dies with this value.
 pub struct Seaweed {
     child: Child,
@@ -40,15 +37,6 @@ fn identities(keys: &[(&str, &str)]) -> String {
         })
     };
     serde_json::json!({"identities": keys.iter().map(owner).collect::<Vec<_>>()}).to_string()
-}
-
-/// Returns true if the tests with a real S3 server are switched off.
-pub fn is_switched_off() -> bool {
-    let off = std::env::var_os("BLOCKD_TEST_WITHOUT_S3").is_some_and(|value| value == "1");
-    if off {
-        eprintln!("NOT TESTED: BLOCKD_TEST_WITHOUT_S3=1 switches the tests with a real S3 server off");
-    }
-    off
 }
 
 fn program() -> PathBuf {
@@ -125,29 +113,16 @@ impl Seaweed {
         self.address
     }
 
-    /// Makes credentials for this server, reached at `endpoint`; the document, or the error with its exit
-    /// status.
-    pub fn add_credentials(
-        ctl: &Ctl,
-        name: &str,
-        endpoint: SocketAddr,
-        changes: &[(&str, &str)],
-    ) -> (i32, Value) {
-        let endpoint = endpoint.to_string();
-        let mut flags = vec![
-            ("--s3-endpoint", endpoint.as_str()),
-            ("--s3-access-key", ACCESS_KEY),
-            ("--s3-secret-key", SECRET_KEY),
-            ("--s3-region", "us-east-1"),
-            ("--bucket", BUCKET),
-        ];
-        for (flag, value) in changes {
-            flags.retain(|(known, _)| known != flag);
-            flags.push((flag, value));
-        }
-        let mut args = vec!["credentials", "create", name, "--provider", "s3", "--s3-disable-ssl"];
-        args.extend(flags.iter().flat_map(|(flag, value)| [*flag, *value]));
-        ctl.document(&args)
+    /// Credentials of the server, reached at `endpoint`.
+    pub fn reached_at(endpoint: SocketAddr) -> Server {
+        let mut server = Server::new("s3", Vec::new());
+        server.wrong = ("--s3-secret-key", "another one".into());
+        server.secret = SECRET_KEY.into();
+        server
+            .flag("--s3-endpoint", format!("http://{endpoint}"))
+            .flag("--s3-region", "us-east-1")
+            .flag("--s3-access-key", ACCESS_KEY)
+            .flag("--s3-secret-key", SECRET_KEY)
     }
 }
 

@@ -4,7 +4,7 @@
 //! `tools/test-stores` installs them. Each can be switched off; it then says that it was not tested.
 
 use crate::harness::{
-    Ctl,
+    Ctl, announce,
     ports::{self, local},
     process::{die_with_parent, repository},
     wait_for,
@@ -54,7 +54,7 @@ pub fn is_switched_off(name: &str) -> bool {
     let variable = format!("BLOCKD_TEST_WITHOUT_{name}");
     let off = std::env::var_os(&variable).is_some_and(|value| value == "1");
     if off {
-        eprintln!("NOT TESTED: {variable}=1 switches the tests with this store off");
+        announce(&format!("NOT TESTED: {variable}=1 switches the tests with this store off"));
     }
     off
 }
@@ -69,9 +69,9 @@ pub fn has_ceph() -> bool {
     let has = ceph_setting("ENDPOINT").is_some()
         || std::env::var_os("BLOCKD_TEST_WITH_CEPH").is_some_and(|value| value == "1");
     if !has {
-        eprintln!(
+        announce(
             "NOT TESTED: Ceph's gateway. `tools/test-stores ceph` installs one, and BLOCKD_TEST_WITH_CEPH=1 tests with it; \
-             BLOCKD_TEST_CEPH_ENDPOINT=http://HOST:PORT, _BUCKET, _ACCESS_KEY and _SECRET_KEY test with one that runs"
+             BLOCKD_TEST_CEPH_ENDPOINT=http://HOST:PORT, _BUCKET, _ACCESS_KEY and _SECRET_KEY test with one that runs",
         );
     }
     has
@@ -119,7 +119,7 @@ fn status(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<u
 }
 
 impl Server {
-    fn new(provider: &str, children: Vec<Child>) -> Self {
+    pub(crate) fn new(provider: &str, children: Vec<Child>) -> Self {
         Self {
             children,
             flags: vec![("--provider", provider.to_owned()), ("--bucket", BUCKET.to_owned())],
@@ -130,7 +130,7 @@ impl Server {
         }
     }
 
-    fn flag(mut self, flag: &'static str, value: impl Into<String>) -> Self {
+    pub(crate) fn flag(mut self, flag: &'static str, value: impl Into<String>) -> Self {
         self.flags.push((flag, value.into()));
         self
     }

@@ -1,7 +1,7 @@
 //! Hydration of lazy volumes.
 
 use super::*;
-use crate::harness::{Setup, crash::Region, fio::Fio};
+use crate::harness::{Setup, crash::Region, fio::fio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Size of a frame.
@@ -95,7 +95,7 @@ fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
         "--size=8M",
         "--iodepth=8",
     ];
-    Fio::start(origin.bed.dir(), &daemon.uri("now"), &fio_args).wait().must_succeed();
+    fio(origin.bed.dir(), &daemon.uri("now"), &fio_args);
     let region = (72 * MIB - FILES) / WRITERS;
     let mut regions: Vec<Region> =
         (0..WRITERS).map(|nth| Region::new(FILES + nth * region, region)).collect();

@@ -2,7 +2,7 @@
 //! test, and loop devices end with their mounts.
 
 use crate::harness::{
-    Rng,
+    Rng, announce,
     process::{both, die_with_parent},
 };
 use rustix::thread::UnshareFlags;
@@ -52,7 +52,7 @@ pub fn private_mounts() -> Result<(), String> {
 
 /// Runs a test in a thread with mounts of its own, in a temporary directory, or prints why it cannot.
 pub fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &mut Rng) + Send) {
-    let skip = |what: String| eprintln!("=== {name} is SKIPPED: it wants {what} ===");
+    let skip = |what: String| announce(&format!("{name} is SKIPPED: it wants {what}"));
     if let Some(what) = missing() {
         return skip(what);
     }

@@ -2,7 +2,10 @@
 //! programs under test.
 
 use super::cpio::Archive;
-use crate::harness::process::{die_with_parent, program, repository};
+use crate::harness::{
+    announce,
+    process::{die_with_parent, program, repository},
+};
 use std::{
     collections::BTreeSet,
     ffi::OsString,
@@ -27,16 +30,14 @@ impl Parts {
     /// Fetches what is missing; `None`, said loudly, where that is impossible.
     pub fn fetch() -> Option<Self> {
         if std::env::var_os("BLOCKD_TEST_WITHOUT_VM").is_some_and(|value| value == "1") {
-            eprintln!(
-                "LEFT OUT: no virtual machine (BLOCKD_TEST_WITHOUT_VM=1); the kernel's driver is not tested"
-            );
+            announce("NOT TESTED: BLOCKD_TEST_WITHOUT_VM=1 switches the test of the kernel's driver off");
             return None;
         }
         let mut command = Command::new(repository().join("tools/test-vm-image"));
         let output = die_with_parent(command.stdin(Stdio::null())).output().expect("tools/test-vm-image");
         let said = crate::harness::process::both(&output);
         if output.status.code() == Some(CANNOT) {
-            eprintln!("LEFT OUT: no virtual machine; the kernel's driver is not tested: {said}");
+            announce(&format!("NOT TESTED: the kernel's driver, without a virtual machine: {said}"));
             return None;
         }
         assert!(output.status.success(), "tools/test-vm-image failed with {}:\n{said}", output.status);
