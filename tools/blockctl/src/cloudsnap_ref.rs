@@ -1,8 +1,8 @@
 //! Ids of cloud snapshots on the command line: whole, or a prefix for reading commands.
 
-use crate::{commands::Context, failure::Failure};
+use crate::{failure::Failure, output::Context};
 use blockd_api::{
-    ApiError, ClientError, CredentialRef, ErrorCode,
+    ApiError, CredentialRef, ErrorCode,
     cloudsnaps::{CloudSnapshotId, ListCloudsnaps},
     operations,
 };
@@ -110,7 +110,7 @@ impl SnapRef {
             }),
             [] => {
                 let message = format!("there is no cloud snapshot {self}, nor one whose id begins like this");
-                Err(ClientError::Api(ApiError::new(ErrorCode::CloudsnapNotFound, message)).into())
+                Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).into())
             }
             several => {
                 let named: Vec<&str> = several.iter().take(MAX_NAMED).map(String::as_str).collect();

@@ -3,8 +3,9 @@
 //! Contexts are named daemons in `blockctl/contexts.toml` of the user's configuration directory; one of them
 //! can be the current one.
 
-use crate::{cli::Global, failure::Failure};
+use crate::{failure::Failure, output::ColorChoice};
 use blockd_api::{Endpoint, TlsFiles};
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -14,12 +15,46 @@ use std::{
     path::{Path, PathBuf},
 };
 
+const GLOBAL: &str = "Global options";
+
 /// Default control socket.
 pub const DEFAULT_SOCKET: &str = "/var/lib/blockd/blockd.sock";
 /// Environment variable of the socket.
 pub const SOCKET_VARIABLE: &str = "BLOCKD_SOCKET";
 /// Environment variable of the address.
 pub const ENDPOINT_VARIABLE: &str = "BLOCKD_ENDPOINT";
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Control socket of blockd [default: BLOCKD_SOCKET, the current context, or /var/lib/blockd/blockd.sock]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH", conflicts_with_all = ["endpoint", "context"])]
+    pub socket: Option<PathBuf>,
+    /// Address of a remote daemon; needs --ca, --cert and --key
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "HOST[:PORT]", conflicts_with = "context")]
+    pub endpoint: Option<String>,
+    /// Use TLS; implied by --endpoint
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    pub ssl: bool,
+    /// CA certificates of the daemon, PEM
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Your certificate, PEM
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Your private key, PEM
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Context made with `blockctl context create`
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Print one JSON document to stdout
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
+    pub json: bool,
+    /// Colours in tables; auto: on a terminal unless NO_COLOR is set
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
+    pub color: ColorChoice,
+}
 
 /// Address of a daemon: a socket, or host and certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

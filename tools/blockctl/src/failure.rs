@@ -1,6 +1,6 @@
 //! Failures of commands, their exit statuses and JSON form.
 
-use blockd_api::{ClientError, ErrorCode, browse::FilePath};
+use blockd_api::{ApiError, ClientError, ErrorCode, browse::FilePath};
 use serde::Serialize;
 use std::{io, path::PathBuf};
 use uuid::Uuid;
@@ -17,6 +17,9 @@ pub const EXIT_UNREACHABLE: u8 = 3;
 pub const EXIT_WAITING: u8 = 6;
 /// The user pressed Ctrl-C.
 pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// Exit status of a command.
+pub type Exit = Result<u8, Failure>;
 
 /// Failure of a command.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +103,12 @@ pub enum Failure {
         /// Last error.
         source: ClientError,
     },
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self::Client(error.into())
+    }
 }
 
 /// JSON form of a failure: `{"error": {"code": …, "message": …, "hint": …}}`.
@@ -216,7 +225,6 @@ fn client_exit_status(error: &ClientError) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_api::ApiError;
 
     #[test]
     fn exit_statuses_follow_the_error() {

@@ -1,12 +1,41 @@
 //! Output streams: results to stdout, everything else to stderr.
 
 use crate::{
-    cli::ColorChoice,
-    failure::{EXIT_FAILED, Failure},
-    table::{Facts, Table},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    table::{Facts, Table, printable},
 };
+use blockd_api::Client;
+use clap::ValueEnum;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
+
+/// Use of colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ColorChoice {
+    // On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl From<ColorChoice> for clap::ColorChoice {
+    fn from(choice: ColorChoice) -> Self {
+        match choice {
+            ColorChoice::Auto => Self::Auto,
+            ColorChoice::Always => Self::Always,
+            ColorChoice::Never => Self::Never,
+        }
+    }
+}
+
+/// Context of a command.
+pub struct Context<'a> {
+    /// API client.
+    pub client: Client,
+    /// Output streams.
+    pub output: &'a Output,
+}
 
 /// Output streams and their format.
 #[derive(Clone, Copy, Debug)]
@@ -45,50 +74,57 @@ impl Output {
     }
 
     /// Writes the one JSON document of a command.
-    pub fn document<T: Serialize>(&self, document: &T) -> Result<(), Failure> {
+    pub fn document<T: Serialize>(&self, document: &T) -> Exit {
         let mut text =
             serde_json::to_vec_pretty(document).map_err(|error| Failure::Stdout { source: error.into() })?;
         text.push(b'\n');
         self.raw(&text)
     }
 
+    /// Writes one of several JSON documents, on a line.
+    pub fn document_line<T: Serialize>(&self, document: &T) -> Exit {
+        let text =
+            serde_json::to_string(document).map_err(|error| Failure::Stdout { source: error.into() })?;
+        self.raw((text + "\n").as_bytes())
+    }
+
+    /// Writes the document of a command, or text as it is.
+    pub fn text<T: Serialize>(&self, document: &T, text: impl FnOnce() -> String) -> Exit {
+        if self.json { self.document(document) } else { self.raw(text().as_bytes()) }
+    }
+
     /// Writes the document of a command, or a line.
-    pub fn tell<T: Serialize, S: AsRef<str>>(
-        &self,
-        document: &T,
-        line: impl FnOnce() -> S,
-    ) -> Result<(), Failure> {
-        if self.json { self.document(document) } else { self.line(line()) }
+    pub fn tell<T: Serialize, S: AsRef<str>>(&self, document: &T, line: impl FnOnce() -> S) -> Exit {
+        self.text(document, || printable(line().as_ref()) + "\n")
     }
 
     /// Writes the document of a command, or a table.
-    pub fn show<T: Serialize>(&self, document: &T, table: impl FnOnce() -> Table) -> Result<(), Failure> {
-        if self.json { self.document(document) } else { self.table(&table()) }
+    pub fn show<T: Serialize>(&self, document: &T, table: impl FnOnce() -> Table) -> Exit {
+        self.text(document, || table().render(self.color))
     }
 
     /// Writes the document of a command, or its properties.
-    pub fn describe<T: Serialize>(&self, document: &T, facts: impl FnOnce() -> Facts) -> Result<(), Failure> {
-        if self.json { self.document(document) } else { self.raw(facts().render().as_bytes()) }
+    pub fn describe<T: Serialize>(&self, document: &T, facts: impl FnOnce() -> Facts) -> Exit {
+        self.text(document, || facts().render())
     }
 
     /// Writes one line of text.
-    pub fn line(&self, text: impl AsRef<str>) -> Result<(), Failure> {
-        self.raw(format!("{}\n", printable(text.as_ref())).as_bytes())
+    pub fn line(&self, text: impl AsRef<str>) -> Exit {
+        self.raw((printable(text.as_ref()) + "\n").as_bytes())
     }
 
     /// Writes a table.
-    pub fn table(&self, table: &Table) -> Result<(), Failure> {
+    pub fn table(&self, table: &Table) -> Exit {
         self.raw(table.render(self.color).as_bytes())
     }
 
     /// Writes bytes as they are.
-    pub fn raw(&self, bytes: &[u8]) -> Result<(), Failure> {
+    pub fn raw(&self, bytes: &[u8]) -> Exit {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             // The reader closed the pipe, as `head` does.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            Err(source) => Err(Failure::Stdout { source }),
-            Ok(()) => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Stdout { source: error }),
+            _ => Ok(EXIT_DONE),
         }
     }
 
@@ -116,36 +152,5 @@ impl Output {
         if let Some(hint) = hint {
             self.note(format!("hint: {hint}"));
         }
-    }
-}
-
-/// Escapes control characters, so that names from a store cannot control the terminal.
-pub fn printable(text: &str) -> String {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    if !text.contains(hidden) {
-        return text.to_owned();
-    }
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if hidden(c) {
-            shown.extend(c.escape_unicode());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn control_characters_are_shown_not_sent() {
-        assert_eq!(printable("plain ä"), "plain ä");
-        assert_eq!(printable("a\u{1b}[2Jb\nc\u{202e}"), "a\\u{1b}[2Jb\\u{a}c\\u{202e}");
     }
 }

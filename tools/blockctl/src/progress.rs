@@ -1,5 +1,6 @@
 //! Progress of a task: a bar on a terminal, plain lines elsewhere.
 
+use crate::table::printable;
 use blockd_api::{ByteSize, format_duration, tasks::Task};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
@@ -80,7 +81,7 @@ impl Progress {
                 if let Ok(style) = ProgressStyle::with_template(template) {
                     bar.set_style(style.progress_chars("=> "));
                 }
-                bar.set_message(crate::output::printable(seen.phase));
+                bar.set_message(printable(seen.phase));
                 bar.set_position(seen.done_bytes);
                 bar.tick();
             }
@@ -131,7 +132,7 @@ fn phase(task: &Task) -> &str {
 /// Formats a plain line: `Backup-Active: uploading 12% (1.2 GiB of 10 GiB, 120 MiB/s, ETA 1m20s)`.
 fn line(seen: &Seen<'_>, bytes_per_second: f64) -> String {
     let done = ByteSize::from_bytes(seen.done_bytes);
-    let head = crate::output::printable(&seen.head);
+    let head = printable(&seen.head);
     match (seen.total_bytes, seen.done_bytes) {
         (0, 0) => return head,
         (0, _) => return format!("{head} ({done})"),

@@ -1,6 +1,6 @@
 //! Secrets from options, files, stdin and the environment, in that order, or references.
 
-use crate::{failure::Failure, output::printable};
+use crate::{failure::Failure, table::printable};
 use blockd_api::{Secret, SecretInput, SecretRef};
 use std::{
     fs::File,

@@ -1,6 +1,5 @@
 //! Tables without borders, left-aligned, never wrapped; and lists of facts.
 
-use crate::output::printable;
 use comfy_table::{Cell, Color, Table as Grid, presets};
 
 /// Colour of a cell.
@@ -49,6 +48,13 @@ impl Table {
         let header: Vec<_> = header.into_iter().collect();
         let tone_column = header.iter().position(|title| matches!(*title, "STATUS" | "STATE"));
         Self { header, rows: Vec::new(), tone_column }
+    }
+
+    /// Creates a table of rows; `|` separates the titles of the columns.
+    pub fn of<const N: usize>(header: &'static str, rows: impl IntoIterator<Item = [String; N]>) -> Self {
+        let mut table = Self::new(header.split('|'));
+        rows.into_iter().for_each(|row| table.row(row));
+        table
     }
 
     /// Adds a row with as many cells as the header.
@@ -105,6 +111,37 @@ impl Facts {
             .map(|(name, value)| format!("{name:<width$} : {value}").trim_end().to_owned() + "\n")
             .collect()
     }
+}
+
+/// Escapes control characters, so that names from a store cannot control the terminal.
+pub fn printable(text: &str) -> String {
+    let hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(hidden) {
+        return text.to_owned();
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if hidden(c) {
+            shown.extend(c.escape_unicode());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Formats a value; a dash for `None`.
+pub fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// Formats a number with its noun: `1 connection`, `2 connections`.
+pub fn counted(count: u64, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }
 
 #[cfg(test)]
@@ -167,5 +204,11 @@ mod tests {
         let mut facts = Facts::default();
         facts.add("Name", "v").add("Labels", "");
         assert_eq!(facts.render(), "Name   : v\nLabels :\n");
+    }
+
+    #[test]
+    fn control_characters_are_shown_not_sent() {
+        assert_eq!(printable("plain ä"), "plain ä");
+        assert_eq!(printable("a\u{1b}[2Jb\nc\u{202e}"), "a\\u{1b}[2Jb\\u{a}c\\u{202e}");
     }
 }

@@ -1,12 +1,19 @@
-//! Waiting for a task.
+//! Waiting for tasks, and reports of their results.
 //!
 //! The wait survives a restart of the daemon: tasks continue afterwards.
 
-use crate::{failure::Failure, output::Output, progress::Progress};
-use blockd_api::{
-    Client, ClientError, operations,
-    tasks::{Task, WaitTask},
+use crate::{
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    output::{Context, Output},
+    progress::Progress,
+    table::{Table, counted, or_dash},
 };
+use blockd_api::{
+    ByteSize, Client, format_duration, operations,
+    quiesce::QuiesceReport,
+    tasks::{Findings, Task, TaskKind, TaskStage, WaitTask},
+};
+use serde::Serialize;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -45,7 +52,7 @@ async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Ta
                 progress.update(&now);
                 sleep(POLL_PAUSE).await;
             }
-            Err(error) if may_come_back(&error) => {
+            Err(error) if error.is_retryable() => {
                 let since = *away_since.get_or_insert_with(|| {
                     progress.note(&format!("{error}; waiting for it to come back"));
                     Instant::now()
@@ -62,6 +69,180 @@ async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Ta
     }
 }
 
-fn may_come_back(error: &ClientError) -> bool {
-    error.is_retryable()
+/// Reports started tasks, and waits for them with `--wait`.
+pub async fn report_group_start<T: Serialize>(
+    context: &Context<'_>,
+    tasks: Vec<Uuid>,
+    started: &T,
+    lines: &[String],
+    wait: bool,
+) -> Exit {
+    let output = context.output;
+    match (output.is_json(), wait) {
+        (true, false) => return output.document(started),
+        (true, true) => {}
+        (false, _) => {
+            for line in lines {
+                output.line(line)?;
+            }
+        }
+    }
+    // Tasks are independent; any failure decides the exit status.
+    let (mut exit, mut ended) = (EXIT_DONE, Vec::new());
+    for task in tasks.into_iter().filter(|_| wait) {
+        let task = follow(&context.client, task, output).await?;
+        exit = exit.max(exit_status(&task));
+        match output.is_json() {
+            true => ended.push(task),
+            false => tell(context, &task)?,
+        }
+    }
+    if output.is_json() {
+        output.document(&ended)?;
+    }
+    Ok(exit)
+}
+
+/// Reports a started task, and waits for it with `--wait`.
+pub async fn report_start<T: Serialize>(
+    context: &Context<'_>,
+    task: Uuid,
+    started: &T,
+    line: &str,
+    wait: bool,
+) -> Exit {
+    if !wait {
+        return context.output.tell(started, || line);
+    }
+    if !context.output.is_json() {
+        context.output.line(line)?;
+    }
+    follow_to_end(context, task).await
+}
+
+/// Waits for a task, reports its result, and returns its exit status.
+pub async fn follow_to_end(context: &Context<'_>, task: Uuid) -> Exit {
+    let task = follow(&context.client, task, context.output).await?;
+    if context.output.is_json() {
+        context.output.document(&task)?;
+    } else {
+        tell(context, &task)?;
+    }
+    Ok(exit_status(&task))
+}
+
+fn exit_status(task: &Task) -> u8 {
+    if task.state.stage == TaskStage::Done { EXIT_DONE } else { EXIT_FAILED }
+}
+
+/// Reports the result of a task.
+fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
+    let output = context.output;
+    if let Some(findings) = &task.findings {
+        show_findings(output, findings)?;
+    }
+    for failure in task.quiesce.iter().flat_map(QuiesceReport::failures) {
+        output.note(format!("warning: {failure}"));
+    }
+    let resume = format!("`blockctl cloudsnap resume --name {}` takes it up again where it was", task.name);
+    match task.state.stage {
+        TaskStage::Done => {
+            output.line(ending(task))?;
+        }
+        TaskStage::Stopped => output.error(&format!("Cloudsnap {} was stopped", noun(task)), Some(&resume)),
+        _ => {
+            let (reason, hint) = reason(task);
+            output.error(&format!("Cloudsnap {} failed: {reason}", noun(task)), hint);
+            if task.resumable {
+                output.note(format!("hint: {resume}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub fn noun(task: &Task) -> &'static str {
+    task.kind.as_str()
+}
+
+pub fn reason(task: &Task) -> (&str, Option<&str>) {
+    match &task.error {
+        Some(error) => (&error.message, error.hint.as_deref()),
+        None => ("blockd gave no reason", None),
+    }
+}
+
+/// Describes the result and cost of a completed task.
+fn ending(task: &Task) -> String {
+    let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
+    let snap = task.source_volume.as_deref().unwrap_or("-");
+    let elapsed = format_duration(task.time_elapsed);
+    let requests = task.requests;
+    let requests =
+        counted(requests.put + requests.get + requests.list + requests.delete + requests.head, "request");
+    let freeze = task.freeze_stall_micros.map(|stall| format!(", freeze {stall} µs")).unwrap_or_default();
+    match task.kind {
+        TaskKind::Backup => format!(
+            "Cloudsnap backup completed: {snap} ({}, {} processed, {} uploaded, {requests}{freeze}, {elapsed})",
+            or_dash(task.backup_type),
+            size(task.bytes_processed),
+            size(task.bytes_uploaded),
+        ),
+        TaskKind::Restore => format!(
+            "Cloudsnap restore completed: volume {} ({} processed, {} downloaded, {requests}, {elapsed})",
+            or_dash(task.volume.as_ref()),
+            size(task.bytes_processed),
+            size(task.bytes_downloaded),
+        ),
+        TaskKind::Verify => {
+            let found = task.findings.clone().unwrap_or_default();
+            let compared = match found.compared_bytes {
+                0 => String::new(),
+                bytes => format!(", {} compared", size(bytes)),
+            };
+            format!(
+                "Cloudsnap verify completed: {} sound ({} looked at, {} read{compared}, {requests}, {elapsed})",
+                counted(found.snapshots, "cloud snapshot"),
+                counted(found.objects, "object"),
+                size(found.block_bytes),
+            )
+        }
+        TaskKind::Delete => format!("Cloudsnap deleted successfully: {snap} ({requests}, {elapsed})"),
+    }
+}
+
+/// Prints the damage found by a verification.
+fn show_findings(output: &Output, findings: &Findings) -> Result<(), Failure> {
+    let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
+    if findings.damage.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new(["OBJECT", "OFFSET", "CLOUD-SNAP-ID", "LOST", "RANGES", "WHAT"]);
+    for damage in &findings.damage {
+        let offset = damage.offset_bytes.to_string();
+        if damage.affects.is_empty() {
+            let dash = || "-".to_owned();
+            table.row([damage.object.clone(), offset.clone(), dash(), dash(), dash(), damage.what.clone()]);
+        }
+        for affected in &damage.affects {
+            let ranges = affected.ranges.iter().take(4);
+            let ranges: Vec<_> =
+                ranges.map(|range| format!("{}+{}", range.offset_bytes, range.len_bytes)).collect();
+            let more = if affected.ranges.len() > 4 { " …" } else { "" };
+            table.row([
+                damage.object.clone(),
+                offset.clone(),
+                affected.cloudsnap.clone(),
+                if affected.lost_bytes == 0 { "-".to_owned() } else { size(affected.lost_bytes) },
+                if ranges.is_empty() { "-".to_owned() } else { format!("{}{more}", ranges.join(",")) },
+                damage.what.clone(),
+            ]);
+        }
+    }
+    output.table(&table)?;
+    let listed = findings.damage.len() as u64;
+    if listed < findings.damage_total {
+        output.note(format!("{listed} of {} are shown.", findings.damage_total));
+    }
+    Ok(())
 }

@@ -4,17 +4,16 @@
 mod pxctl;
 pub mod unsupported;
 
-use crate::commands::{
-    browse, cloudsnap, completions, context, credentials, events, objects, rules, schedules, snapshot, top,
-    volume,
+use crate::{
+    commands::{
+        browse, cloudsnap, completions, context, credentials, events, objects, rules, schedules, snapshot,
+        top, volume,
+    },
+    contexts::Global,
+    output::ColorChoice,
 };
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use std::{
-    ffi::{OsStr, OsString},
-    path::PathBuf,
-};
-
-const GLOBAL: &str = "Global options";
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use std::ffi::{OsStr, OsString};
 
 const AFTER_HELP: &str = "\
 Exit status:
@@ -55,58 +54,6 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Options of every command.
-#[derive(Clone, Debug, Args)]
-pub struct Global {
-    /// Control socket of blockd [default: BLOCKD_SOCKET, the current context, or /var/lib/blockd/blockd.sock]
-    #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH", conflicts_with_all = ["endpoint", "context"])]
-    pub socket: Option<PathBuf>,
-    /// Address of a remote daemon; needs --ca, --cert and --key
-    #[arg(long, global = true, help_heading = GLOBAL, value_name = "HOST[:PORT]", conflicts_with = "context")]
-    pub endpoint: Option<String>,
-    /// Use TLS; implied by --endpoint
-    #[arg(long, global = true, help_heading = GLOBAL)]
-    pub ssl: bool,
-    /// CA certificates of the daemon, PEM
-    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
-    pub ca: Option<PathBuf>,
-    /// Your certificate, PEM
-    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
-    pub cert: Option<PathBuf>,
-    /// Your private key, PEM
-    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
-    pub key: Option<PathBuf>,
-    /// Context made with `blockctl context create`
-    #[arg(long, global = true, help_heading = GLOBAL, value_name = "NAME")]
-    pub context: Option<String>,
-    /// Print one JSON document to stdout
-    #[arg(short, long, global = true, help_heading = GLOBAL)]
-    pub json: bool,
-    /// Colours in tables; auto: on a terminal unless NO_COLOR is set
-    #[arg(long, global = true, help_heading = GLOBAL, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
-    pub color: ColorChoice,
-}
-
-/// Use of colours.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum ColorChoice {
-    // On a terminal, unless NO_COLOR is set.
-    #[default]
-    Auto,
-    Always,
-    Never,
-}
-
-impl From<ColorChoice> for clap::ColorChoice {
-    fn from(choice: ColorChoice) -> Self {
-        match choice {
-            ColorChoice::Auto => Self::Auto,
-            ColorChoice::Always => Self::Always,
-            ColorChoice::Never => Self::Never,
-        }
-    }
-}
-
 /// Subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -121,7 +68,7 @@ pub enum Command {
     Credentials(credentials::args::CredentialsCommand),
     /// Back up and restore cloud snapshots
     #[command(subcommand, visible_alias = "cs")]
-    Cloudsnap(cloudsnap::args::CloudsnapCommand),
+    Cloudsnap(cloudsnap::CloudsnapCommand),
     /// Browse snapshots as files
     #[command(subcommand)]
     Browse(browse::BrowseCommand),

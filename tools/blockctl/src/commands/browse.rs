@@ -3,10 +3,10 @@
 //! The mount is made here, by `fusermount3` as the current user, and handed to the daemon. It has the right
 //! owner and namespace, and the daemon needs no right to mount.
 
-use super::{Context, or_dash};
 use crate::{
-    failure::{EXIT_DONE, Failure},
-    table::Table,
+    failure::{Exit, Failure},
+    output::Context,
+    table::{Table, or_dash},
 };
 use blockd_api::{
     ApiError, ClientError, CredentialRef, ErrorCode,
@@ -92,13 +92,12 @@ pub struct UmountArgs {
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(1);
 const NOTICE_PAUSE: Duration = Duration::from_millis(20);
 
-pub async fn run(context: &Context<'_>, command: BrowseCommand) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, command: BrowseCommand) -> Exit {
     match command {
         BrowseCommand::Mount(args) => mount(context, args).await,
         BrowseCommand::Umount(args) => umount(context, args).await,
         BrowseCommand::List => list(context).await,
-    }?;
-    Ok(EXIT_DONE)
+    }
 }
 
 /// Returns the absolute path: the daemon has another working directory.
@@ -125,10 +124,10 @@ fn refused(error: &FuseError) -> Failure {
         }
         _ => ErrorCode::Internal,
     };
-    Failure::Client(ApiError::new(code, error.to_string()).into())
+    ApiError::new(code, error.to_string()).into()
 }
 
-async fn mount(context: &Context<'_>, args: MountArgs) -> Result<(), Failure> {
+async fn mount(context: &Context<'_>, args: MountArgs) -> Exit {
     let dir = absolute(&args.dir)?;
     if context.client.endpoint().socket().is_none() {
         return Err(Failure::usage(format!(
@@ -184,7 +183,7 @@ async fn notice(context: &Context<'_>, gone: &SeenMount) {
     let _ = timeout(NOTICE_TIMEOUT, noticed).await;
 }
 
-async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> {
+async fn umount(context: &Context<'_>, args: UmountArgs) -> Exit {
     let dir = absolute(&args.dir)?;
     let is_here = context.client.endpoint().socket().is_some();
     let own = if is_here { find_own(&dir)? } else { None };
@@ -202,7 +201,7 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> 
                 Err(ClientError::SocketMissing { .. } | ClientError::Refused { .. }) => {
                     let dir = request.mountpoint.display();
                     let message = format!("no snapshots are mounted at {dir}, and blockd is not running");
-                    return Err(Failure::Client(ApiError::new(ErrorCode::MountNotFound, message).into()));
+                    return Err(ApiError::new(ErrorCode::MountNotFound, message).into());
                 }
                 unmounted => unmounted?,
             }
@@ -211,21 +210,22 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Result<(), Failure> 
     context.output.tell(&gone, || format!("Snapshots no longer mounted at {}", gone.mountpoint.display()))
 }
 
-async fn list(context: &Context<'_>) -> Result<(), Failure> {
+async fn list(context: &Context<'_>) -> Exit {
     let list = context.client.call(operations::LIST_MOUNTS, &()).await?;
     if context.output.is_json() {
         return context.output.document(&list.mounts);
     }
-    let mut table = Table::new(["MOUNTPOINT", "CREDENTIALS", "UID", "SINCE"]);
-    for mount in &list.mounts {
-        let credentials: Vec<String> = mount.cred_ids.iter().map(ToString::to_string).collect();
-        let credentials = if credentials.is_empty() { "all".to_owned() } else { credentials.join(",") };
-        table.row([
-            mount.mountpoint.display().to_string(),
-            credentials,
-            or_dash(mount.uid),
-            format_time(mount.since),
-        ]);
-    }
-    context.output.table(&table)
+    context.output.table(&Table::of(
+        "MOUNTPOINT|CREDENTIALS|UID|SINCE",
+        list.mounts.iter().map(|mount| {
+            let credentials: Vec<String> = mount.cred_ids.iter().map(ToString::to_string).collect();
+            let credentials = if credentials.is_empty() { "all".to_owned() } else { credentials.join(",") };
+            [
+                mount.mountpoint.display().to_string(),
+                credentials,
+                or_dash(mount.uid),
+                format_time(mount.since),
+            ]
+        }),
+    ))
 }

@@ -2,8 +2,9 @@
 
 use crate::{
     cli,
-    failure::{EXIT_DONE, Failure},
+    failure::{Exit, Failure},
     output::Output,
+    table::printable,
 };
 use clap::Args;
 use clap_complete::Shell;
@@ -42,40 +43,27 @@ pub struct ManArgs {
     pub dir: Option<PathBuf>,
 }
 
-pub fn completions(output: &Output, args: &CompletionsArgs) -> Result<u8, Failure> {
+pub fn completions(output: &Output, args: &CompletionsArgs) -> Exit {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut cli::command(), "blockctl", &mut script);
-    if output.is_json() {
-        let script = String::from_utf8_lossy(&script);
-        output.document(&json!({ "shell": args.shell.to_string(), "script": script }))?;
-    } else {
-        output.raw(&script)?;
-    }
-    Ok(EXIT_DONE)
+    let script = String::from_utf8_lossy(&script);
+    output.text(&json!({ "shell": args.shell.to_string(), "script": script }), || script.to_string())
 }
 
-pub fn man(output: &Output, args: &ManArgs) -> Result<u8, Failure> {
+pub fn man(output: &Output, args: &ManArgs) -> Exit {
     if let Some(dir) = &args.dir {
         fs::create_dir_all(dir).map_err(|source| Failure::Write { path: dir.clone(), source })?;
         let mut command = cli::command().disable_help_subcommand(true);
         command.build();
         let mut pages = Vec::new();
         write_pages(command, dir, &mut pages)?;
-        if output.is_json() {
-            output.document(&json!({ "pages": pages }))?;
-        } else {
-            pages.iter().try_for_each(|page| output.line(page))?;
-        }
-        return Ok(EXIT_DONE);
+        let lines = || pages.iter().map(|page| printable(page) + "\n").collect();
+        return output.text(&json!({ "pages": pages }), lines);
     }
     let mut page = Vec::new();
     Man::new(cli::command()).render(&mut page).map_err(|source| Failure::Stdout { source })?;
-    if output.is_json() {
-        output.document(&json!({ "page": String::from_utf8_lossy(&page) }))?;
-    } else {
-        output.raw(&page)?;
-    }
-    Ok(EXIT_DONE)
+    let page = String::from_utf8_lossy(&page);
+    output.text(&json!({ "page": page }), || page.to_string())
 }
 
 /// Writes the pages of a command and its subcommands.

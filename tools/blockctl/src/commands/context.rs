@@ -1,11 +1,10 @@
 //! `blockctl context`: named daemons.
 
 use crate::{
-    cli::Global,
-    contexts::{ContextEntry, Contexts, contexts_path},
-    failure::{EXIT_DONE, Failure},
+    contexts::{ContextEntry, Contexts, Global, contexts_path},
+    failure::{Exit, Failure},
     output::Output,
-    table::Table,
+    table::{Table, or_dash},
 };
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -87,7 +86,7 @@ struct Listed {
 }
 
 /// Runs `context` commands; needs no daemon.
-pub fn run(global: &Global, output: &Output, command: ContextCommand) -> Result<u8, Failure> {
+pub fn run(global: &Global, output: &Output, command: ContextCommand) -> Exit {
     let path = path()?;
     let mut contexts = Contexts::load(&path)?;
     match command {
@@ -146,21 +145,18 @@ fn create(global: &Global, contexts: &mut Contexts, args: CreateArgs) -> Result<
     Ok(())
 }
 
-fn list(output: &Output, contexts: Contexts) -> Result<u8, Failure> {
+fn list(output: &Output, contexts: Contexts) -> Exit {
     let Contexts { current, contexts } = contexts;
     let listed: Vec<_> = contexts
         .into_iter()
         .map(|(name, entry)| Listed { current: current.as_ref() == Some(&name), name, entry })
         .collect();
-    if output.is_json() {
-        output.document(&serde_json::json!({ "contexts": listed }))?;
-        return Ok(EXIT_DONE);
-    }
-    let mut table = Table::new(["NAME", "CURRENT", "REACHED BY"]);
-    for Listed { name, current, entry } in listed {
-        let by = entry.endpoint.or_else(|| entry.socket.map(|path| path.display().to_string()));
-        table.row([name, if current { "yes".into() } else { "-".into() }, super::or_dash(by)]);
-    }
-    output.table(&table)?;
-    Ok(EXIT_DONE)
+    output.show(&serde_json::json!({ "contexts": listed }), || {
+        let row = |Listed { name, current, entry }: &Listed| {
+            let socket = || entry.socket.as_ref().map(|path| path.display().to_string());
+            let by = entry.endpoint.clone().or_else(socket);
+            [name.clone(), or_dash(current.then_some("yes")), or_dash(by)]
+        };
+        Table::of("NAME|CURRENT|REACHED BY", listed.iter().map(row))
+    })
 }

@@ -1,9 +1,9 @@
 //! `blockctl events`
 
-use super::{Context, or_dash};
 use crate::{
-    failure::{EXIT_DONE, Failure},
-    table::Table,
+    failure::Exit,
+    output::Context,
+    table::{Table, or_dash},
 };
 use blockd_api::{
     events::{Event, EventList, ListEvents, Severity},
@@ -64,7 +64,7 @@ pub struct BundleArgs {
 /// Long-poll timeout.
 const WAIT_MS: u64 = 30_000;
 
-pub async fn run(context: &Context<'_>, args: EventsArgs) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, args: EventsArgs) -> Exit {
     let query = ListEvents { since: None, max: Some(args.max.max(1)), wait_ms: None };
     let EventList { mut events } = context.client.call(operations::LIST_EVENTS, &query).await?;
     let mut last = events.last().map_or(0, |event| event.id);
@@ -72,15 +72,13 @@ pub async fn run(context: &Context<'_>, args: EventsArgs) -> Result<u8, Failure>
     let is_shown = |event: &Event| !args.errors || event.severity == Severity::Error;
     events.retain(is_shown);
     if !args.follow {
-        if context.output.is_json() {
-            context.output.document(&EventList { events })?;
-        } else {
-            context.output.table(&table(&events))?;
-        }
-        return Ok(EXIT_DONE);
+        let list = EventList { events };
+        return context.output.show(&list, || table(&list.events));
     }
     loop {
-        events.iter().filter(|event| is_shown(event)).try_for_each(|event| tell(context, event))?;
+        for event in events.iter().filter(|event| is_shown(event)) {
+            tell(context, event)?;
+        }
         let query = ListEvents { since: Some(last), max: None, wait_ms: Some(WAIT_MS) };
         events = context.client.call(operations::LIST_EVENTS, &query).await?.events;
         last = events.last().map_or(last, |event| event.id);
@@ -88,32 +86,27 @@ pub async fn run(context: &Context<'_>, args: EventsArgs) -> Result<u8, Failure>
 }
 
 fn table(events: &[Event]) -> Table {
-    let mut table = Table::new(["TIME", "SEVERITY", "EVENT", "VOLUME", "CREDENTIAL", "MESSAGE"]);
-    for event in events {
-        table.row([
-            format_time(event.at),
-            event.severity.to_string(),
-            event.kind.clone(),
-            or_dash(event.volume.as_ref()),
-            or_dash(event.credential.as_ref()),
-            event.message.clone(),
-        ]);
-    }
-    table
+    Table::of(
+        "TIME|SEVERITY|EVENT|VOLUME|CREDENTIAL|MESSAGE",
+        events.iter().map(|event| {
+            [
+                format_time(event.at),
+                event.severity.to_string(),
+                event.kind.clone(),
+                or_dash(event.volume.as_ref()),
+                or_dash(event.credential.as_ref()),
+                event.message.clone(),
+            ]
+        }),
+    )
 }
 
 /// Prints an event on a line.
-fn tell(context: &Context<'_>, event: &Event) -> Result<(), Failure> {
+fn tell(context: &Context<'_>, event: &Event) -> Exit {
     if context.output.is_json() {
-        let text = serde_json::to_string(event).map_err(|error| Failure::Stdout { source: error.into() })?;
-        return context.output.raw(format!("{text}\n").as_bytes());
+        return context.output.document_line(event);
     }
-    let of = event.volume.as_ref().map(|volume| format!(" {volume}")).unwrap_or_default();
-    context.output.line(format!(
-        "{}  {}  {}{of}  {}",
-        format_time(event.at),
-        event.severity,
-        event.kind,
-        event.message
-    ))
+    let Event { at, severity, kind, volume, message, .. } = event;
+    let of = volume.as_ref().map(|volume| format!(" {volume}")).unwrap_or_default();
+    context.output.line(format!("{}  {severity}  {kind}{of}  {message}", format_time(*at)))
 }

@@ -1,5 +1,6 @@
 //! Health: problems and their remedies.
 
+use crate::table::counted;
 use blockd_api::{
     events::{Event, Severity},
     format_time,
@@ -178,7 +179,7 @@ fn failing_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = Healt
     known.webhooks.iter().filter_map(move |hook| {
         let (name, origin) = (&hook.name, &hook.origin);
         if let (Some(since), Some(error)) = (hook.failing_since, &hook.error) {
-            let waiting = super::counted(hook.waiting, "event");
+            let waiting = counted(hook.waiting, "event");
             return Some(HealthProblem::new(
                 format!(
                     "webhook {name} has been failing since {}: {error}; {waiting} waiting",
@@ -194,7 +195,7 @@ fn failing_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = Healt
         });
         (undelivered > 0 && is_news).then(|| {
             HealthProblem::new(
-                format!("{} not delivered to webhook {name}", super::counted(undelivered, "event")),
+                format!("{} not delivered to webhook {name}", counted(undelivered, "event")),
                 format!("see blockd's log for the reason and `blockctl events` for the events (webhook at {origin})"),
             )
         })

@@ -1,5 +1,6 @@
 //! Implementations of the commands.
 
+mod arguments;
 pub mod browse;
 mod bundle;
 pub mod cloudsnap;
@@ -9,7 +10,7 @@ pub mod credentials;
 pub mod events;
 mod files;
 mod health;
-mod limits;
+pub mod limits;
 pub mod objects;
 pub mod rules;
 pub mod schedules;
@@ -21,21 +22,13 @@ pub mod volume;
 use crate::{
     cli::{Cli, Command},
     contexts,
-    failure::{EXIT_DONE, Failure},
-    output::Output,
+    failure::{EXIT_DONE, Exit},
+    output::{Context, Output},
 };
 use blockd_api::Client;
 
-/// Context of a command.
-pub struct Context<'a> {
-    /// API client.
-    pub client: Client,
-    /// Output streams.
-    pub output: &'a Output,
-}
-
 /// Runs a command and returns the exit status.
-pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
+pub async fn run(cli: Cli, output: &Output) -> Exit {
     let command = match cli.command {
         // These commands need no daemon.
         Command::Context(command) => return context::run(&cli.global, output, command),
@@ -64,15 +57,4 @@ pub async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::SupportBundle(args) => Box::pin(bundle::run(&context, args)).await,
         Command::Context(_) | Command::Completions(_) | Command::Man(_) => Ok(EXIT_DONE),
     }
-}
-
-/// Formats a value; a dash for `None`.
-fn or_dash<T: ToString>(value: Option<T>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-}
-
-/// Formats a number with its noun: `1 connection`, `2 connections`.
-fn counted(count: u64, noun: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{plural}")
 }

@@ -1,9 +1,10 @@
 //! `blockctl rule …`, and reports of quiesce steps.
 
-use super::{Context, or_dash, volume::args::parse_seconds};
+use super::volume::args::parse_seconds;
 use crate::{
-    failure::{EXIT_DONE, Failure},
-    table::{Facts, Table},
+    failure::{EXIT_DONE, Exit, Failure},
+    output::Context,
+    table::{Facts, Table, or_dash},
 };
 use blockd_api::{
     GroupName, RuleName, VolumeRef, operations,
@@ -235,7 +236,7 @@ impl HookArgs {
     }
 }
 
-pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
     let client = &context.client;
     let (rule, line) = match command {
         RuleCommand::List => {
@@ -252,13 +253,11 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
         }
         RuleCommand::Inspect(args) => {
             let rule = client.call_at(operations::GET_RULE, &args.name, &()).await?;
-            context.output.describe(&rule, || facts(&rule))?;
-            return Ok(EXIT_DONE);
+            return context.output.describe(&rule, || facts(&rule));
         }
         RuleCommand::Delete(args) => {
             let deleted = client.call_at(operations::DELETE_RULE, &args.name, &()).await?;
-            context.output.tell(&deleted, || format!("Rule {} deleted successfully", deleted.name))?;
-            return Ok(EXIT_DONE);
+            return context.output.tell(&deleted, || format!("Rule {} deleted successfully", deleted.name));
         }
         RuleCommand::Create(args) => {
             let quiesce: Quiesce = args.quiesce.into();
@@ -295,8 +294,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Result<u8, Fail
             (rule, line)
         }
     };
-    context.output.tell(&rule, || line)?;
-    Ok(EXIT_DONE)
+    context.output.tell(&rule, || line)
 }
 
 fn describe(target: &RuleTarget) -> String {
@@ -320,30 +318,22 @@ fn timeout(quiesce: &Quiesce) -> String {
 }
 
 fn table(rules: &[HookRule]) -> Table {
-    let mut table = Table::new([
-        "NAME",
-        "PRE-COMMAND",
-        "POST-COMMAND",
-        "FREEZE-FS",
-        "USER",
-        "TIMEOUT",
-        "ON-FAILURE",
-        "USED-BY",
-    ]);
-    for rule in rules {
-        let quiesce = &rule.quiesce;
-        table.row([
-            rule.name.to_string(),
-            or_dash(quiesce.pre_command.as_ref()),
-            or_dash(quiesce.post_command.as_ref()),
-            quiesce.freeze_fs.to_string(),
-            or_dash(quiesce.user.as_ref()),
-            timeout(quiesce),
-            quiesce.on_failure.to_string(),
-            or_dash(used_by(rule)),
-        ]);
-    }
-    table
+    Table::of(
+        "NAME|PRE-COMMAND|POST-COMMAND|FREEZE-FS|USER|TIMEOUT|ON-FAILURE|USED-BY",
+        rules.iter().map(|rule| {
+            let quiesce = &rule.quiesce;
+            [
+                rule.name.to_string(),
+                or_dash(quiesce.pre_command.as_ref()),
+                or_dash(quiesce.post_command.as_ref()),
+                quiesce.freeze_fs.to_string(),
+                or_dash(quiesce.user.as_ref()),
+                timeout(quiesce),
+                quiesce.on_failure.to_string(),
+                or_dash(used_by(rule)),
+            ]
+        }),
+    )
 }
 
 fn facts(rule: &HookRule) -> Facts {
@@ -377,19 +367,20 @@ pub fn step_name(step: &QuiesceStep) -> &'static str {
 
 /// Formats the quiesce steps of a freeze, one per line, with output of commands.
 pub fn steps_table(report: &QuiesceReport) -> Table {
-    let mut table = Table::new(["STEP", "RULE", "WHAT", "TIME", "EXIT", "RESULT", "OUTPUT"]);
-    for step in &report.steps {
-        table.row([
-            step.kind.to_string(),
-            or_dash(step.rule.as_ref()),
-            step.target.clone(),
-            super::snapshot::micros(step.duration_micros),
-            or_dash(step.exit_status),
-            step.error.clone().unwrap_or_else(|| "ok".to_owned()),
-            or_dash(step.output.as_deref().map(one_line)),
-        ]);
-    }
-    table
+    Table::of(
+        "STEP|RULE|WHAT|TIME|EXIT|RESULT|OUTPUT",
+        report.steps.iter().map(|step| {
+            [
+                step.kind.to_string(),
+                or_dash(step.rule.as_ref()),
+                step.target.clone(),
+                super::snapshot::micros(step.duration_micros),
+                or_dash(step.exit_status),
+                step.error.clone().unwrap_or_else(|| "ok".to_owned()),
+                or_dash(step.output.as_deref().map(one_line)),
+            ]
+        }),
+    )
 }
 
 /// Formats output of a command in one line; the JSON document has all of it.

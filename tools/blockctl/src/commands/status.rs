@@ -1,12 +1,10 @@
 //! `blockctl status`
 
-use super::{
-    Context, counted,
-    health::{Known, troubles},
-};
+use super::health::{Known, troubles};
 use crate::{
-    failure::{EXIT_DONE, Failure},
-    table::Facts,
+    failure::{EXIT_DONE, Exit},
+    output::Context,
+    table::{Facts, counted},
 };
 use blockd_api::{
     ByteSize, events::ListEvents, format_duration, operations, schedules::ListRuns, status::Status,
@@ -18,7 +16,7 @@ use serde_json::json;
 /// Maximum number of examined runs and events.
 const LOOK_BACK: u32 = 1_000;
 
-pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>) -> Exit {
     let client = &context.client;
     let status = client.call(operations::GET_STATUS, &()).await?;
     let runs = ListRuns { max: Some(LOOK_BACK), ..ListRuns::default() };
@@ -37,8 +35,7 @@ pub async fn run(context: &Context<'_>) -> Result<u8, Failure> {
     if context.output.is_json() {
         let mut document = json!(status);
         document["troubles"] = json!(troubles);
-        context.output.document(&document)?;
-        return Ok(EXIT_DONE);
+        return context.output.document(&document);
     }
     let mut facts = facts(&status);
     facts.add(

@@ -16,9 +16,11 @@ pub mod volumes;
 use crate::failure::Failure;
 use blockd_api::ObjectName;
 use document::{Document, Problem};
+use hook::label;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     fmt,
     fs::File,
     io::{self, Read},
@@ -178,6 +180,42 @@ pub fn read(path: &Path) -> Result<Vec<Object>, Failure> {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         Failure::usage(format!("{shown}: {}", problems.join("; ")))
     })
+}
+
+/// Reads the objects of all files, each after those that it depends on.
+pub fn read_all(files: &[PathBuf]) -> Result<Vec<Object>, Failure> {
+    let mut all: Vec<Object> = Vec::new();
+    for file in files {
+        for object in read(file)? {
+            if let Some(other) = all.iter().find(|other| other.is_same(&object)) {
+                let message =
+                    format!("{}: line {}: {object} is in {} already", object.file, object.line, other.file);
+                return Err(Failure::usage(message));
+            }
+            all.push(object);
+        }
+    }
+    refuse_two_rules(&all)?;
+    all.sort_by_key(|object| object.kind);
+    Ok(all)
+}
+
+/// Refuses a volume or group with two rules: it has one, and each would take it from the other.
+fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
+    let mut rules: BTreeMap<String, &Object> = BTreeMap::new();
+    for object in objects {
+        let Body::Rule(hook) = &object.body else { continue };
+        for target in hook.targets().iter().flatten().flatten().map(label) {
+            if let Some(other) = rules.insert(target.clone(), object) {
+                let message = format!(
+                    "{}: line {}: {target} cannot have {object}: it has {other} already, in {}, line {}",
+                    object.file, object.line, other.file, other.line
+                );
+                return Err(Failure::usage(message));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Parses the objects of a text.

@@ -6,8 +6,11 @@
 mod clean;
 mod host;
 
-use super::{Context, events::BundleArgs};
-use crate::failure::{EXIT_DONE, Failure};
+use super::events::BundleArgs;
+use crate::{
+    failure::{Exit, Failure},
+    output::Context,
+};
 use blockd_api::{
     Client, ClientError,
     events::{ListEvents, MAX_EVENTS},
@@ -29,7 +32,7 @@ use std::{
 
 /// Maximum number of schedule runs in a bundle.
 const MAX_RUNS: u32 = 1_000;
-pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, args: BundleArgs) -> Exit {
     let client = &context.client;
     let is_stdout = args.output.as_os_str() == "-";
     if is_stdout && io::stdout().is_terminal() {
@@ -66,13 +69,11 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Result<u8, Failure>
     let mut bundle = Value::Object(parts);
     clean::clean(&mut bundle);
     if is_stdout {
-        context.output.document(&bundle)?;
-        return Ok(EXIT_DONE);
+        return context.output.document(&bundle);
     }
     write(&args.output, &bundle).map_err(|source| Failure::Write { path: args.output.clone(), source })?;
     let line = format!("Support bundle written to {}", args.output.display());
-    context.output.tell(&json!({ "path": args.output, "daemon": is_there }), || line)?;
-    Ok(EXIT_DONE)
+    context.output.tell(&json!({ "path": args.output, "daemon": is_there }), || line)
 }
 
 /// Collects the daemon's parts.

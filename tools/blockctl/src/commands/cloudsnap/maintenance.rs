@@ -1,21 +1,18 @@
 //! `blockctl cloudsnap stop`, `resume`, `verify` and `gc`
 
-use super::{
-    args::{CredentialArg, WaitArg, parse_task},
-    report_start,
-};
 use crate::{
     cloudsnap_ref::SnapRef,
-    commands::{Context, counted, or_dash},
-    failure::{EXIT_DONE, EXIT_FAILED, Failure},
-    output::Output,
-    table::Table,
+    commands::arguments::{CredentialArg, TaskArg, WaitArg},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    output::{Context, Output},
+    table::{Table, counted, or_dash},
+    wait::report_start,
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode,
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
     format_time, operations,
-    tasks::{Findings, ListTasks, StopTask, Task, TaskLimits, TaskStage},
+    tasks::{ListTasks, StopTask, Task, TaskLimits, TaskStage},
 };
 use clap::Args;
 
@@ -65,24 +62,6 @@ another host. The daemon does the same once a day (gc_every_hours).
 Examples:
   blockctl cloudsnap gc --dry-run
   blockctl cs gc --cred-id nas";
-
-/// Task argument.
-#[derive(Debug, Args)]
-pub struct TaskArg {
-    /// Task, by an id prefix
-    #[arg(value_name = "TASK", required_unless_present = "name", conflicts_with = "name", value_parser = parse_task)]
-    task: Option<String>,
-    /// The same, as an option
-    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
-    name: Option<String>,
-}
-
-impl TaskArg {
-    /// Returns the id prefix, from the argument or the option; the parser requires one.
-    pub fn name(&self) -> Option<&str> {
-        self.task.as_deref().or(self.name.as_deref())
-    }
-}
 
 /// `cloudsnap stop`
 #[derive(Debug, Args)]
@@ -184,12 +163,12 @@ async fn task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure
         (None, _) => {
             let error =
                 ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
-            Err(blockd_api::ClientError::Api(error).into())
+            Err(error.into())
         }
     }
 }
 
-pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Result<u8, Failure> {
+pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
     let id = task(context, args.task.name()).await?.name;
     let task =
         context.client.call_at(operations::STOP_TASK, &id, &StopTask { discard: args.discard }).await?;
@@ -207,11 +186,10 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Result<u8, Fa
         }
         _ => format!("Cloudsnap {noun} given up successfully: {id}"),
     };
-    output.tell(&task, || stopped)?;
-    Ok(EXIT_DONE)
+    output.tell(&task, || stopped)
 }
 
-pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Result<u8, Failure> {
+pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
     let id = task(context, args.task.name()).await?.name;
     let task = context.client.call_at(operations::RESUME_TASK, &id, &()).await?;
     let noun = task.kind;
@@ -219,7 +197,7 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Result<u8
     report_start(context, id, &task, &line, args.wait.wait).await
 }
 
-pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Result<u8, Failure> {
+pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Exit {
     let id = task(context, args.task.name()).await?.name;
     let bytes = |size: Option<ByteSize>| size.map(ByteSize::as_bytes);
     let limits = TaskLimits {
@@ -236,11 +214,10 @@ pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Result<u8, 
             shown(args.limit_upload),
             shown(args.limit_download)
         )
-    })?;
-    Ok(EXIT_DONE)
+    })
 }
 
-pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Result<u8, Failure> {
+pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Exit {
     let snap = match args.id() {
         Some(snap) => Some(snap.resolve(context, args.credential.cred_id.as_ref()).await?),
         None => None,
@@ -251,43 +228,7 @@ pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Result<u8
     report_start(context, started.task, &started, &line, args.wait.wait).await
 }
 
-/// Prints the damage found by a verification.
-pub(super) fn show_findings(output: &Output, findings: &Findings) -> Result<(), Failure> {
-    let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
-    if findings.damage.is_empty() {
-        return Ok(());
-    }
-    let mut table = Table::new(["OBJECT", "OFFSET", "CLOUD-SNAP-ID", "LOST", "RANGES", "WHAT"]);
-    for damage in &findings.damage {
-        let offset = damage.offset_bytes.to_string();
-        if damage.affects.is_empty() {
-            let dash = || "-".to_owned();
-            table.row([damage.object.clone(), offset.clone(), dash(), dash(), dash(), damage.what.clone()]);
-        }
-        for affected in &damage.affects {
-            let ranges = affected.ranges.iter().take(4);
-            let ranges: Vec<_> =
-                ranges.map(|range| format!("{}+{}", range.offset_bytes, range.len_bytes)).collect();
-            let more = if affected.ranges.len() > 4 { " …" } else { "" };
-            table.row([
-                damage.object.clone(),
-                offset.clone(),
-                affected.cloudsnap.clone(),
-                if affected.lost_bytes == 0 { "-".to_owned() } else { size(affected.lost_bytes) },
-                if ranges.is_empty() { "-".to_owned() } else { format!("{}{more}", ranges.join(",")) },
-                damage.what.clone(),
-            ]);
-        }
-    }
-    output.table(&table)?;
-    let listed = findings.damage.len() as u64;
-    if listed < findings.damage_total {
-        output.note(format!("{listed} of {} are shown.", findings.damage_total));
-    }
-    Ok(())
-}
-
-pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Result<u8, Failure> {
+pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
     let request = CollectGarbage { dry_run: args.dry_run, cred_id: args.credential.cred_id };
     let collected = context.client.call(operations::COLLECT_GARBAGE, &request).await?;
     let output = context.output;

@@ -1,16 +1,21 @@
 //! `blockctl cloudsnap status`
 
-use super::{args::StatusArgs, follow, noun, reason};
 use crate::{
-    commands::{Context, counted, or_dash, rules, top::screen::Screen},
-    failure::{EXIT_DONE, EXIT_INTERRUPTED, Failure},
-    table::Table,
-    wait::{AWAY_LIMIT, AWAY_PAUSE},
+    commands::{
+        arguments::{WaitArg, parse_task},
+        rules,
+        top::screen::Screen,
+    },
+    failure::{EXIT_DONE, EXIT_INTERRUPTED, Exit, Failure},
+    output::Context,
+    table::{Table, counted, or_dash},
+    wait::{AWAY_LIMIT, AWAY_PAUSE, follow_to_end, noun, reason},
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, format_duration, format_time, operations,
     tasks::{ListTasks, Task, TaskStage},
 };
+use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use std::{
     io::{self, IsTerminal, Stdout, Write},
@@ -31,14 +36,57 @@ const MAX_TOLD: usize = 3;
 /// Timeout of the last write after an interrupt.
 const LAST_WRITE_LIMIT: Duration = Duration::from_millis(250);
 
-pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, Failure> {
+pub const STATUS_HELP: &str = "\
+For active tasks, RATE is the average since the start, and ETA the remaining time at that rate. \
+The cause of a failure is shown for the newest three tasks that ended within the last hour, and \
+with --name for any.
+
+Examples:
+  blockctl cloudsnap status
+  blockctl cs status --active
+  blockctl cs status --max 10
+  blockctl cs status --name 3f4f0a67-e12a-4d35-81ad-985657757352
+  blockctl cs status 3f4f --wait
+  blockctl cs status --watch";
+
+/// `cloudsnap status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only this task, by an id prefix
+    #[arg(value_name = "TASK", conflicts_with = "name", value_parser = parse_task)]
+    task: Option<String>,
+    /// The same, as an option
+    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
+    name: Option<String>,
+    /// Only active tasks
+    #[arg(long, conflicts_with_all = ["task", "name"])]
+    pub active: bool,
+    /// Only the newest N
+    #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max: Option<u32>,
+    /// Refresh until no task is active
+    #[arg(long, conflicts_with = "wait")]
+    pub watch: bool,
+    /// Wait option.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
+
+impl StatusArgs {
+    /// Returns the task, from the argument or the option.
+    pub fn name(&self) -> Option<&str> {
+        self.task.as_deref().or(self.name.as_deref())
+    }
+}
+
+pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
     if args.watch {
         return watch(context, &args).await;
     }
     let tasks = tasks(context, &args).await?;
     if args.wait.wait {
         return match (args.name(), tasks.as_slice()) {
-            (Some(_), [task]) => follow(context, task.name).await,
+            (Some(_), [task]) => follow_to_end(context, task.name).await,
             (Some(name), _) => Err(Failure::usage(format!(
                 "{} begin with {name}: give more of the id to wait for one",
                 counted(tasks.len() as u64, "task")
@@ -48,8 +96,7 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Result<u8, F
     }
     let output = context.output;
     if output.is_json() {
-        output.document(&tasks)?;
-        return Ok(EXIT_DONE);
+        return output.document(&tasks);
     }
     output.table(&table(&tasks))?;
     if args.name().is_some() {
@@ -70,7 +117,7 @@ async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Fa
     if let (Some(name), true) = (args.name(), tasks.is_empty()) {
         let error =
             ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
-        return Err(blockd_api::ClientError::Api(error).into());
+        return Err(error.into());
     }
     tasks.retain(|task| !args.active || !task.state.stage.is_over());
     // Newest first.
@@ -162,7 +209,7 @@ async fn poll_status(
 }
 
 /// Refreshes tasks until all have ended or an interrupt: in place on a terminal, else appended.
-async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> {
+async fn watch(context: &Context<'_>, args: &StatusArgs) -> Exit {
     if context.output.is_json() {
         return Err(Failure::usage("--watch is for people: `top -j` prints a JSON document again and again"));
     }
@@ -220,17 +267,17 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Result<u8, Failure> 
 }
 
 /// Prints the last state after the screen is gone.
-fn keep_last(context: &Context<'_>, shown: Shown, last: &str) -> Result<(), Failure> {
+fn keep_last(context: &Context<'_>, shown: Shown, last: &str) -> Exit {
     match shown.screen {
         Some(screen) => {
             drop(screen);
             context.output.raw(last.as_bytes())
         }
-        None => Ok(()),
+        None => Ok(EXIT_DONE),
     }
 }
 
-fn end_early(context: &Context<'_>, shown: Shown, last: &str) -> Result<u8, Failure> {
+fn end_early(context: &Context<'_>, shown: Shown, last: &str) -> Exit {
     keep_last(context, shown, last)?;
     context.output.note("stopped watching: the tasks go on");
     Ok(EXIT_INTERRUPTED)

@@ -6,10 +6,10 @@ pub mod rekey;
 pub mod settings;
 pub mod update;
 
-use super::{Context, or_dash};
 use crate::{
-    failure::{EXIT_DONE, Failure},
-    table::{Facts, Table},
+    failure::{EXIT_DONE, Exit},
+    output::Context,
+    table::{Facts, Table, or_dash},
 };
 use args::CredentialsCommand;
 use blockd_api::{
@@ -18,7 +18,7 @@ use blockd_api::{
     format_time, operations,
 };
 
-pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
     let Context { client, output } = context;
     let say = |what: &str, credential: &Credential| {
         output.tell(credential, || format!("Credentials {what} successfully, UUID:{}", credential.uuid))
@@ -63,8 +63,7 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Result<u
             let deleted = client.call_at(operations::DELETE_CREDENTIAL, &args.credential, &()).await?;
             output.tell(&deleted, || format!("Credentials deleted successfully, UUID:{}", deleted.id))
         }
-    }?;
-    Ok(EXIT_DONE)
+    }
 }
 
 /// Column of a provider's table.
@@ -114,7 +113,7 @@ const KINDS: [(&str, ProviderKind, &[Column]); 5] = [
     ("Local", ProviderKind::Local, &[("PATH", |one| or_dash(place(one))), ENCRYPTION]),
 ];
 
-async fn list(context: &Context<'_>) -> Result<(), Failure> {
+async fn list(context: &Context<'_>) -> Exit {
     let output = context.output;
     let list = context.client.call(operations::LIST_CREDENTIALS, &()).await?.credentials;
     if output.is_json() {
@@ -136,7 +135,7 @@ async fn list(context: &Context<'_>) -> Result<(), Failure> {
     if list.is_empty() {
         output.note("There are no credentials; see `blockctl credentials create --help`.");
     }
-    Ok(())
+    Ok(EXIT_DONE)
 }
 
 /// Formats bucket or directory with the prefix.

@@ -2,9 +2,10 @@
 
 use super::settings::parse_secret;
 use crate::{
-    commands::{Context, counted},
-    failure::Failure,
+    failure::{Exit, Failure},
+    output::Context,
     secrets::{Sources, read_file},
+    table::counted,
 };
 use blockd_api::{CredentialRef, Secret, SecretRef, credentials::RekeyCredential, operations};
 use clap::Args;
@@ -58,7 +59,7 @@ pub struct RekeyArgs {
     pub accept_key: Option<Uuid>,
 }
 
-pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Result<(), Failure> {
+pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
     let Context { client, output } = context;
     let passphrase = Sources {
         what: "encryption passphrase",
@@ -86,7 +87,7 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Result<(), Fa
     let (new_data_key, accept_key) = (args.new_data_key, args.accept_key);
     let request = RekeyCredential { passphrase, new_passphrase, new_data_key, accept_key };
     let rekeyed = client.call_at(operations::REKEY_CREDENTIAL, &args.credential, &request).await?;
-    output.tell(&rekeyed, || {
+    let exit = output.tell(&rekeyed, || {
         format!(
             "Credentials rekeyed successfully, UUID:{} ({} with the new passphrase{}, {} in all)",
             rekeyed.uuid,
@@ -99,5 +100,5 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Result<(), Fa
         let slots = counted(rekeyed.foreign, "key slot");
         output.note(format!("warning: {slots} open with neither passphrase and stay as they are"));
     }
-    Ok(())
+    Ok(exit)
 }

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap catalog`, `cat`, `cp` and `diff`: the files inside cloud snapshots.
 
-use crate::{cloudsnap_ref::SnapRef, commands::cloudsnap::args::CredentialArg};
+use crate::{cloudsnap_ref::SnapRef, commands::arguments::CredentialArg};
 use clap::Args;
 use std::{ffi::OsString, path::PathBuf};
 

@@ -1,7 +1,7 @@
 //! Result of a copy, and the extended attributes of its files.
 
-use super::{check_count, dir_handle::Original};
-use crate::{commands::counted, failure::Failure};
+use super::{dir_handle::Original, source::check_count};
+use crate::{failure::Failure, table::counted};
 use blockd_api::{
     ClientError, ErrorCode,
     browse::{FilePath, SnapshotXattr},

@@ -6,17 +6,16 @@
 //! directories or replaces them by symbolic links during the copy.
 
 use super::{
-    Source,
     args::CpArgs,
-    check_depth,
     copied::{Copied, readable, set_xattrs},
     dir_handle::{DirHandle, Original, Staged, raise_open_files},
+    source::{Source, check_depth, typed_or_escaped},
     sparse_reader::{Piece, Pieces},
-    typed_or_escaped,
 };
 use crate::{
-    commands::{Context, counted},
-    failure::{EXIT_DONE, EXIT_FAILED, Failure},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    output::Context,
+    table::counted,
 };
 use blockd_api::{
     ByteSize,
@@ -43,7 +42,7 @@ use std::{
 /// Zeroes as long as this become a hole, also where there is none in the snapshot.
 const HOLE_BYTES: usize = 4096;
 
-pub async fn run(context: &Context<'_>, args: CpArgs) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
     let snap = args.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
     let source = Source { context, snap, cred_id: args.credential.cred_id };
     raise_open_files();
@@ -352,7 +351,7 @@ fn write_sparsely(out: &File, offset_bytes: u64, bytes: &[u8]) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::files::MAX_FILES;
+    use crate::commands::files::source::MAX_FILES;
     use std::{fs, os::unix::fs::MetadataExt};
 
     #[test]

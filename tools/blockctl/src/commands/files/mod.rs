@@ -4,110 +4,27 @@ pub mod args;
 mod copied;
 pub mod copy;
 mod dir_handle;
+mod source;
 mod sparse_reader;
 
-use super::Context;
-use crate::failure::{EXIT_DONE, Failure};
+use crate::{
+    failure::{EXIT_DONE, Exit, Failure},
+    output::Context,
+};
 use args::{CatArgs, CatalogArgs, DiffFilesArgs};
 use blockd_api::{
-    CredentialRef,
-    browse::{
-        FileKind, FileList, FilePath, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotFile,
-        SnapshotXattr,
-    },
+    browse::{FileKind, FilePath, SnapshotFile, SnapshotXattr},
     cloudsnaps::CloudSnapshotId,
-    operations,
 };
 use copied::readable;
 use serde::Serialize;
+use source::{PIECE_BYTES, Source, check_count, check_depth, typed, typed_or_escaped};
 use sparse_reader::{Pieces, Stream};
 use std::{
     cmp::Ordering,
     collections::BTreeMap,
-    ffi::OsStr,
     io::{BufWriter, ErrorKind, Write},
-    os::unix::ffi::OsStrExt,
 };
-
-/// Bytes of one read request.
-pub const PIECE_BYTES: u64 = 4 << 20;
-/// Maximum number of files of one command. A damaged or hostile filesystem can contain cycles.
-pub const MAX_FILES: usize = 5_000_000;
-/// Maximum depth of directories: longer paths exceed the system's limit.
-const MAX_DEPTH: usize = 1024;
-
-/// Cloud snapshot whose files are read.
-pub struct Source<'a> {
-    pub context: &'a Context<'a>,
-    pub snap: CloudSnapshotId,
-    pub cred_id: Option<CredentialRef>,
-}
-
-impl Source<'_> {
-    /// Returns a file; with `entries`, also its directory entries.
-    pub async fn list(&self, path: &FilePath, entries: bool) -> Result<FileList, Failure> {
-        self.ask(path, entries, false).await
-    }
-
-    /// Returns the extended attributes of a file.
-    pub async fn xattrs(&self, path: &FilePath) -> Result<Vec<SnapshotXattr>, Failure> {
-        Ok(self.ask(path, false, true).await?.xattrs)
-    }
-
-    async fn ask(&self, path: &FilePath, entries: bool, xattrs: bool) -> Result<FileList, Failure> {
-        let (path, cred_id) = (path.clone(), self.cred_id.clone());
-        let query = ListFiles { snap: self.snap, path, entries, xattrs, cred_id };
-        Ok(self.context.client.call(operations::LIST_FILES, &query).await?)
-    }
-
-    /// Reads part of a file; empty at its end.
-    pub async fn read(&self, path: &FilePath, offset_bytes: u64, len_bytes: u64) -> Result<Vec<u8>, Failure> {
-        let (path, cred_id) = (path.clone(), self.cred_id.clone());
-        let query = ReadFile { snap: self.snap, path, offset_bytes, len_bytes, cred_id };
-        Ok(self.context.client.call(operations::READ_FILE, &query).await?.to_vec())
-    }
-
-    /// Returns the data ranges of a file from an offset on.
-    pub async fn runs(&self, path: &FilePath, offset_bytes: u64) -> Result<FileRuns, Failure> {
-        let (path, cred_id) = (path.clone(), self.cred_id.clone());
-        let query = ListFileRuns { snap: self.snap, path, offset_bytes, cred_id };
-        Ok(self.context.client.call(operations::LIST_FILE_RUNS, &query).await?)
-    }
-}
-
-/// Checks the depth of a path against the limit.
-pub fn check_depth(path: &FilePath) -> Result<(), Failure> {
-    let depth = path.as_bytes().iter().filter(|byte| **byte == b'/').count();
-    if depth > MAX_DEPTH {
-        return Err(Failure::TooDeep { path: path.clone(), most: MAX_DEPTH });
-    }
-    Ok(())
-}
-
-/// Checks the number of files against the limit.
-pub fn check_count(count: usize, path: &FilePath) -> Result<(), Failure> {
-    if count > MAX_FILES {
-        return Err(Failure::TooManyFiles { path: path.clone(), most: MAX_FILES });
-    }
-    Ok(())
-}
-
-/// Converts a path from the command line.
-pub fn typed(path: &OsStr) -> FilePath {
-    FilePath::from_root(path.as_bytes())
-}
-
-/// Converts a path from the command line, which may be escaped.
-pub fn typed_or_escaped(path: &OsStr, escaped: bool) -> Result<FilePath, Failure> {
-    if !escaped {
-        return Ok(typed(path));
-    }
-    let text = path
-        .to_str()
-        .ok_or_else(|| Failure::usage(format!("{} is no text, as escaped paths are", path.display())))?;
-    let path: FilePath = text.parse().map_err(|error| Failure::usage(format!("{error}")))?;
-    Ok(FilePath::from_root(path.as_bytes()))
-}
 
 /// Formats type and mode such as `-rwxr-xr-x`.
 fn mode_text(file: &SnapshotFile) -> String {
@@ -186,7 +103,7 @@ struct CatalogDocument<'a> {
     files: Vec<SnapshotFile>,
 }
 
-pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Result<u8, Failure> {
+pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
     let snap = args.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
     let source = Source { context, snap, cred_id: args.credential.cred_id };
     let path = typed(&args.path);
@@ -212,12 +129,12 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Result<u8, Fai
                 serde_json::to_writer_pretty(&mut *file, &document).map_err(|error| failed(error.into()))?;
                 file.write_all(b"\n").map_err(failed)?;
             }
-            None => output.document(&document)?,
+            None => drop(output.document(&document)?),
         }
     } else {
         walk(&source, path, args.depth, |found| match &mut file {
             Some(file) => writeln!(file, "{}", line(&found)).map_err(failed),
-            None => output.line(line(&found)),
+            None => output.line(line(&found)).map(drop),
         })
         .await?;
     }
@@ -227,7 +144,7 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Result<u8, Fai
     Ok(EXIT_DONE)
 }
 
-pub async fn cat(context: &Context<'_>, args: CatArgs) -> Result<u8, Failure> {
+pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
     if context.output.is_json() {
         return Err(Failure::usage("cat writes bytes as they are, which are no JSON: leave --json away"));
     }
@@ -331,7 +248,7 @@ async fn same_attributes(a: &Source<'_>, b: &Source<'_>, file: &SnapshotFile) ->
     Ok(a.zip(b).is_some_and(|(a, b)| by_name(a) == by_name(b)))
 }
 
-pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Result<u8, Failure> {
+pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
     let cred_id = args.credential.cred_id;
     let from_id = args.from.resolve(context, cred_id.as_ref()).await?;
     let to_id = args.to.resolve(context, cred_id.as_ref()).await?;
@@ -370,8 +287,7 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Result<u8, Fail
     }
     changes.sort_by(|a, b| a.path.cmp(&b.path));
     if output.is_json() {
-        output.document(&DiffDocument { from: from_id, to: to_id, files: changes })?;
-        return Ok(EXIT_DONE);
+        return output.document(&DiffDocument { from: from_id, to: to_id, files: changes });
     }
     for change in &changes {
         let (sign, what) = match change.change {
@@ -424,6 +340,7 @@ async fn changed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
     fn file(kind: FileKind, mode: u16) -> SnapshotFile {
         SnapshotFile {

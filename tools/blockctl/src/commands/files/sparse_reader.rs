@@ -1,6 +1,6 @@
 //! Streaming of a file of a snapshot: holes are neither fetched nor, where possible, written.
 
-use super::{PIECE_BYTES, Source};
+use super::source::{PIECE_BYTES, Source};
 use crate::failure::Failure;
 use blockd_api::browse::{FilePath, FileRun, FileRuns};
 use rustix::fs::OFlags;

@@ -1,31 +1,27 @@
 //! `blockctl apply`
 
 use super::{
-    RESUMED, UNDER_WAY, api,
     args::ApplyArgs,
-    load, parse_name,
-    plan::{Change, Plan, plan},
-    read,
-    record::Record,
-    reload,
+    plan::{Change, Plan, RESUMED, UNDER_WAY, plan},
+    record::{Record, show_warnings, warn},
     resources::ResourceSet,
-    show_warnings, warn,
 };
 use crate::{
-    commands::{Context, cloudsnap::lazy::tell_schedules},
-    failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Failure},
+    commands::cloudsnap::restore::tell_schedules,
+    failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
     objects::{
         Body, Kind, Object,
         backup::Backup,
         hook::Hook,
         location::{Location, is_access},
-        schedule,
+        read_all, schedule,
         volumes::{CLONED_FROM, Restore, VolumeClone},
     },
+    output::Context,
     wait::follow,
 };
 use blockd_api::{
-    ClientError, CredentialRef, ErrorCode, Labels, ObjectName, RuleName, VolumeRef,
+    ClientError, CredentialRef, ErrorCode, Labels, NameError, ObjectName, RuleName, VolumeRef,
     cloudsnaps::{StartBackup, StartGroupBackup, StartRestore},
     lazy::{StartLazyRestore, StoreLoss},
     operations,
@@ -36,7 +32,7 @@ use blockd_api::{
     volumes::CloneVolume,
 };
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, str::FromStr};
 use uuid::Uuid;
 
 /// Result of an object.
@@ -60,10 +56,10 @@ struct Apply<'a> {
 }
 
 /// Applies the objects in order, up to the first failure.
-pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> {
-    let objects = read(&args.from)?;
+pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Exit {
+    let objects = read_all(&args.from.file)?;
     warn(context, &objects);
-    let resources = load(context, &objects).await?;
+    let resources = ResourceSet::load_for(context, &objects, None).await?;
     let record = Record::of(objects.iter().map(|one| (one.kind, one.name.to_string())));
     let mut apply = Apply { context, args: &args, objects: &objects, resources, record };
     let ended = apply.all().await;
@@ -71,7 +67,7 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Result<u8, Failure> 
 }
 
 impl Apply<'_> {
-    async fn all(&mut self) -> Result<u8, Failure> {
+    async fn all(&mut self) -> Exit {
         let (context, is_real) = (self.context, !self.args.dry_run);
         let mut status = EXIT_DONE;
         for object in self.objects {
@@ -106,8 +102,8 @@ impl Apply<'_> {
     }
 
     async fn reload(&mut self, is_stored: bool) -> Result<(), Failure> {
-        let old = std::mem::take(&mut self.resources);
-        self.resources = reload(self.context, self.objects, old, is_stored).await?;
+        let cloudsnaps = self.resources.cloudsnaps.take().filter(|_| !is_stored);
+        self.resources = ResourceSet::load_for(self.context, self.objects, cloudsnaps).await?;
         Ok(())
     }
 
@@ -130,7 +126,7 @@ impl Apply<'_> {
             (false, None) if tasks.is_empty() => String::new(),
             (false, None) => format!(" (task {})", tasks.join(", ")),
         };
-        self.context.output.line(format!("{object} {}{more}", done.result))
+        self.context.output.line(format!("{object} {}{more}", done.result)).map(drop)
     }
 
     /// Waits for tasks; false if one of them is not done.
@@ -170,7 +166,7 @@ impl Apply<'_> {
             planned = plan(object, &self.resources);
             if object.kind == Kind::VolumeBackup && matches!(planned, Plan::Create) {
                 // Another backup of the volume is running.
-                return Err(api(error));
+                return Err(error.into());
             }
         }
     }
@@ -246,7 +242,7 @@ impl Apply<'_> {
 
     async fn start_restore(&self, restore: &Restore) -> Result<Vec<Uuid>, Failure> {
         let client = &self.context.client;
-        let snap = self.resources.source(restore).map_err(api)?;
+        let snap = self.resources.source(restore)?;
         let (volume, skip_damaged) = (restore.destination_volume.clone(), restore.skip_damaged);
         let cred_id = Some(CredentialRef::Name(restore.location.clone()));
         let (volume, schedules, tasks) = if restore.lazy {
@@ -342,6 +338,11 @@ impl Apply<'_> {
     }
 }
 
+/// Converts the name of an object to that of its resource; both have the same rules.
+fn parse_name<T: FromStr<Err = NameError>>(name: &ObjectName) -> Result<T, Failure> {
+    name.as_str().parse().map_err(|error: NameError| Failure::usage(error.to_string()))
+}
+
 /// Warns that a key in the file cannot be compared with the stored one.
 fn note_uncompared_key(context: &Context<'_>, object: &Object) {
     if matches!(&object.body, Body::Location(location) if location.gives_store_key()) {
@@ -370,7 +371,7 @@ fn would(planned: Plan) -> Result<Done, Failure> {
     let done = Done { result: planned.result(), tasks: Vec::new(), awaited: None };
     match planned {
         Plan::Await(awaited, _) => Ok(Done { awaited: Some(awaited), ..done }),
-        Plan::Refused(_, error) => Err(api(error)),
+        Plan::Refused(_, error) => Err(error.into()),
         _ => Ok(done),
     }
 }

@@ -1,16 +1,13 @@
 //! Backups of a name: their volumes, the source of a restore, and their deletion.
 
-use super::{
-    api,
-    resources::{ResourceSet, backup_name, is_volume},
-};
+use super::resources::{ResourceSet, backup_name, is_volume};
 use crate::{
-    commands::Context,
     failure::Failure,
     objects::{
         backup::Backup,
         volumes::{Restore, Source},
     },
+    output::Context,
     wait::follow,
 };
 use blockd_api::{
@@ -218,14 +215,14 @@ impl Target {
         if !(self.id.is_some() && is_stored) {
             let object = format!("VolumeBackup/{}", self.name);
             if let Some(error) = resources.unlisted(&object, self.location.as_ref()) {
-                return Err(api(error));
+                return Err(error.into());
             }
         }
         Ok(is_stored || !self.tasks(resources).is_empty())
     }
 
     fn refused(&self, code: ErrorCode, message: &str) -> Failure {
-        api(ApiError::new(code, format!("VolumeBackup/{}{message}", self.name)))
+        ApiError::new(code, format!("VolumeBackup/{}{message}", self.name)).into()
     }
 
     /// Returns the cloud snapshots and tasks to delete.
@@ -291,7 +288,7 @@ impl Target {
             if ended.state.stage != TaskStage::Done {
                 let message = format!("the deletion of {} was stopped (task {})", one.id, ended.name);
                 let stopped = || ApiError::new(ErrorCode::TaskStopped, message);
-                return Err(api(ended.error.unwrap_or_else(stopped)));
+                return Err(ended.error.unwrap_or_else(stopped).into());
             }
         }
         Ok("deleted")

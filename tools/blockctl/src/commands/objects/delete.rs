@@ -1,17 +1,15 @@
 //! `blockctl delete`
 
 use super::{
-    api,
-    args::{DeleteArgs, FileArg},
+    args::DeleteArgs,
     backups::{DeleteScope, Target},
-    load, load_kind, missing, read,
     record::Record,
-    resources::{ResourceSet, Scope},
+    resources::{ResourceSet, Scope, missing},
 };
 use crate::{
-    commands::Context,
-    failure::{EXIT_DONE, Failure},
-    objects::{Body, Kind, Object, backup::ReclaimPolicy, hook::Hook},
+    failure::{EXIT_DONE, Exit, Failure},
+    objects::{Body, Kind, Object, backup::ReclaimPolicy, hook::Hook, read_all},
+    output::Context,
 };
 use blockd_api::{CredentialRef, RuleName, operations};
 
@@ -41,7 +39,7 @@ impl From<Object> for Wanted {
 }
 
 /// Deletes objects, each before those that it depends on.
-pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
     let (mut wanted, resources) = match (args.kind, args.name) {
         (Some(kind), Some(name)) => {
             if kind != Kind::VolumeBackup && (args.location.is_some() || args.volume.is_some()) {
@@ -49,20 +47,20 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Result<u8, Failure>
             }
             let (id, location) = (name.parse().ok(), args.location);
             let scope = Scope { locations: location.clone().map(|location| vec![location]), id };
-            let resources = load_kind(context, kind, &scope).await?;
+            let resources = ResourceSet::load_kind(context, kind, &scope).await?;
             let target = Target { name: name.clone(), id, location, scope: DeleteScope::One(args.volume) };
             let exists = match kind {
                 Kind::VolumeBackup => target.exists(&resources)?,
                 _ => resources.find(kind, &name).is_some(),
             };
             if !exists {
-                return Err(api(missing(kind, &name)));
+                return Err(missing(kind, &name));
             }
             (vec![Wanted { kind, name, backups: Some(target), rule: None }], resources)
         }
         _ => {
-            let objects = read(&FileArg { file: args.file })?;
-            let resources = load(context, &objects).await?;
+            let objects = read_all(&args.file)?;
+            let resources = ResourceSet::load_for(context, &objects, None).await?;
             (objects.into_iter().map(Wanted::from).collect(), resources)
         }
     };
@@ -78,7 +76,7 @@ async fn delete_all(
     resources: &ResourceSet,
     dry_run: bool,
     record: &mut Record,
-) -> Result<u8, Failure> {
+) -> Exit {
     for one in wanted {
         record.begin();
         let result = delete(context, one, resources, dry_run).await?;

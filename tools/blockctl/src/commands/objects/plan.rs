@@ -1,6 +1,6 @@
 //! Plans of changes that make a resource match its object.
 
-use super::{RESUMED, UNDER_WAY, WAITING, resources::ResourceSet};
+use super::resources::ResourceSet;
 use crate::objects::{
     Body, Object,
     backup::Backup,
@@ -18,6 +18,13 @@ use blockd_api::{
 use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
+
+/// Result of an object that tasks are making.
+pub const UNDER_WAY: &str = "under way";
+/// Result of an object with an unfinished dependency.
+const WAITING: &str = "waiting";
+/// Result of an object whose task is resumed.
+pub const RESUMED: &str = "resumed";
 
 /// Difference of a field.
 #[derive(Clone, Debug, PartialEq, Serialize)]

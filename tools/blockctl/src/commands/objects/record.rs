@@ -1,6 +1,10 @@
 //! Results of a command by object, also after a failure.
 
-use crate::{commands::Context, failure::Failure, objects::Kind};
+use crate::{
+    failure::Exit,
+    objects::{Kind, Object},
+    output::Context,
+};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 
@@ -42,7 +46,7 @@ impl Record {
     }
 
     /// Writes the document of the command, or in text what the lines of the objects do not have.
-    pub fn finish(mut self, context: &Context<'_>, ended: Result<u8, Failure>) -> Result<u8, Failure> {
+    pub fn finish(mut self, context: &Context<'_>, ended: Exit) -> Exit {
         let output = context.output;
         let failed = usize::from(self.is_begun).min(self.left.len());
         match ended {
@@ -78,6 +82,26 @@ impl Record {
                 Err(failure)
             }
         }
+    }
+}
+
+/// Prints the warnings of objects as text.
+pub fn warn(context: &Context<'_>, objects: &[Object]) {
+    if context.output.is_json() {
+        return;
+    }
+    for object in objects {
+        for warning in &object.warnings {
+            context.output.note(format!("warning: {}: {warning}", object.file));
+        }
+    }
+}
+
+/// Adds the warnings of an object to its document.
+pub fn show_warnings(object: &Object, document: &mut Value) {
+    let warnings: Vec<String> = object.warnings.iter().map(ToString::to_string).collect();
+    if !warnings.is_empty() {
+        document["warnings"] = json!(warnings);
     }
 }
 

@@ -1,12 +1,13 @@
 //! Resources of the daemon, and their form as objects.
 
 use crate::{
-    commands::{Context, schedules::kept},
+    commands::schedules::kept,
     failure::Failure,
     objects::{
-        self, Kind, hook::Hook, location::view_of, policy::Rules, schedule::ScheduleSpec, view,
+        self, Body, Kind, Object, hook::Hook, location::view_of, policy::Rules, schedule::ScheduleSpec, view,
         volumes::CLONED_FROM,
     },
+    output::Context,
 };
 use blockd_api::{
     ApiError, ClientError, CredentialName, CredentialRef, ErrorCode, ObjectName, VolumeName, VolumeRef,
@@ -55,16 +56,29 @@ impl Found {
 }
 
 /// Returns the columns of a table.
-pub fn columns(kind: Kind) -> &'static [&'static str] {
+pub fn columns(kind: Kind) -> &'static str {
     match kind {
-        Kind::BackupLocation => &["NAME", "TYPE", "PATH", "ENCRYPTED", "UUID"],
-        Kind::SchedulePolicy => &["NAME", "SCHEDULE"],
-        Kind::Rule => &["NAME", "PRE-COMMAND", "POST-COMMAND", "FREEZE-FS", "USER", "ON-FAILURE", "OF"],
-        Kind::VolumeBackup => &["NAME", "VOLUME", "LOCATION", "CREATED", "STATUS"],
-        Kind::VolumeBackupSchedule => &["NAME", "OF", "LOCATION", "SCHEDULE", "NEXT-RUN", "STATUS"],
-        Kind::VolumeRestore => &["NAME", "CLOUD-SNAP-ID", "LOCATION", "STATUS"],
-        Kind::VolumeClone => &["NAME", "OF", "STATUS"],
+        Kind::BackupLocation => "NAME|TYPE|PATH|ENCRYPTED|UUID",
+        Kind::SchedulePolicy => "NAME|SCHEDULE",
+        Kind::Rule => "NAME|PRE-COMMAND|POST-COMMAND|FREEZE-FS|USER|ON-FAILURE|OF",
+        Kind::VolumeBackup => "NAME|VOLUME|LOCATION|CREATED|STATUS",
+        Kind::VolumeBackupSchedule => "NAME|OF|LOCATION|SCHEDULE|NEXT-RUN|STATUS",
+        Kind::VolumeRestore => "NAME|CLOUD-SNAP-ID|LOCATION|STATUS",
+        Kind::VolumeClone => "NAME|OF|STATUS",
     }
+}
+
+/// Returns the error of an object that does not exist.
+pub fn missing(kind: Kind, name: &str) -> Failure {
+    let code = match kind {
+        Kind::BackupLocation => ErrorCode::CredentialNotFound,
+        Kind::SchedulePolicy => ErrorCode::PolicyNotFound,
+        Kind::Rule => ErrorCode::RuleNotFound,
+        Kind::VolumeBackup => ErrorCode::CloudsnapNotFound,
+        Kind::VolumeBackupSchedule => ErrorCode::ScheduleNotFound,
+        Kind::VolumeRestore | Kind::VolumeClone => ErrorCode::VolumeNotFound,
+    };
+    ApiError::new(code, format!("there is no {kind}/{name}")).into()
 }
 
 /// Resources of the daemon.
@@ -96,8 +110,41 @@ pub struct Scope {
 }
 
 impl ResourceSet {
+    /// Loads the resources that objects need. Cloud snapshots that are given are not listed again.
+    pub async fn load_for(
+        context: &Context<'_>,
+        objects: &[Object],
+        cloudsnaps: Option<Vec<Cloudsnap>>,
+    ) -> Result<Self, Failure> {
+        let mut resources = Self { cloudsnaps, ..Self::load(context).await? };
+        let (mut locations, mut needs_stores) = (Vec::new(), false);
+        for object in objects {
+            match &object.body {
+                Body::Rule(hook) => resources.file_rules.push((object.name.clone(), hook.clone())),
+                Body::Backup(backup) => locations.extend(backup.location().cloned()),
+                Body::Restore(restore) => locations.push(restore.location.clone()),
+                _ => {}
+            }
+            needs_stores |= matches!(object.body, Body::Backup(_) | Body::Restore(_));
+        }
+        if needs_stores {
+            resources.load_stores(context, &Scope { locations: Some(locations), id: None }).await?;
+        }
+        Ok(resources)
+    }
+
+    /// Loads the resources of a kind.
+    pub async fn load_kind(context: &Context<'_>, kind: Kind, scope: &Scope) -> Result<Self, Failure> {
+        let mut resources = Self::load(context).await?;
+        if kind == Kind::VolumeBackup {
+            resources.load_stores(context, scope).await?;
+        }
+        resources.refuse_hidden(kind)?;
+        Ok(resources)
+    }
+
     /// Loads all resources without the content of stores.
-    pub async fn load(context: &Context<'_>) -> Result<Self, Failure> {
+    async fn load(context: &Context<'_>) -> Result<Self, Failure> {
         let client = &context.client;
         let (rules, rules_hidden) = match client.call(operations::LIST_RULES, &()).await {
             Ok(list) => (list.rules, None),
@@ -119,7 +166,7 @@ impl ResourceSet {
     /// Loads the content of stores once; unreachable ones are reported.
     ///
     /// A name belongs to its host: backups of other hosts in the same location are not its objects.
-    pub async fn load_stores(&mut self, context: &Context<'_>, scope: &Scope) -> Result<(), Failure> {
+    async fn load_stores(&mut self, context: &Context<'_>, scope: &Scope) -> Result<(), Failure> {
         if self.cloudsnaps.is_some() || self.credentials.is_empty() {
             return Ok(());
         }
@@ -155,7 +202,7 @@ impl ResourceSet {
     /// Refuses a hidden kind.
     pub fn refuse_hidden(&self, kind: Kind) -> Result<(), Failure> {
         match &self.rules_hidden {
-            Some(error) if kind == Kind::Rule => Err(ClientError::Api(error.clone()).into()),
+            Some(error) if kind == Kind::Rule => Err(error.clone().into()),
             _ => Ok(()),
         }
     }

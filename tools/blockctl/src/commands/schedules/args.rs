@@ -1,7 +1,7 @@
 //! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
 
 use super::retention_args::{KeepAt, LocalArgs, PriorityArg, RetainArgs, TimeArgs};
-use crate::commands::cloudsnap::args::WaitArg;
+use crate::commands::arguments::{WaitArg, parse_uuid};
 use blockd_api::{CredentialRef, GroupName, LabelSelector, RuleName, VolumeRef, schedules::PolicyName};
 use clap::{Args, Subcommand};
 
@@ -39,6 +39,12 @@ rule. Without it, they count with the others of the schedule (--max).
 Examples:
   blockctl sched-policy create gold --periodic 60,24 --daily 22:14,7 --weekly Thursday@22:13,5 --monthly 14@20:05,12
   blockctl sched-policy create nights --cron '30 2 * * 1,3;10'";
+
+pub const HISTORY_HELP: &str = "\
+Examples:
+  blockctl cloudsnap history
+  blockctl cs history --src db --max 20
+  blockctl -j cs history";
 
 /// Subcommands of `cloudsnap schedules`.
 #[derive(Debug, Subcommand)]
@@ -229,15 +235,6 @@ pub struct RunNowArgs {
     /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
-}
-
-fn parse_uuid(text: &str) -> Result<String, String> {
-    let text = text.to_ascii_lowercase();
-    let hex = |c: char| c.is_ascii_hexdigit() || c == '-';
-    match (1..=36).contains(&text.len()) && text.chars().all(hex) {
-        true => Ok(text),
-        false => Err("expected the UUID of a schedule, as `cloudsnap schedules list` shows it".to_owned()),
-    }
 }
 
 /// `cloudsnap history`

@@ -3,17 +3,17 @@
 pub mod args;
 mod retention_args;
 
-use super::{Context, or_dash};
 use crate::{
-    failure::{EXIT_DONE, EXIT_FAILED, Failure},
-    table::Table,
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    output::Context,
+    table::{Table, or_dash},
     wait::follow,
 };
 use args::{
     CreateArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs, SchedulesCommand, UpdateArgs, UuidArg,
 };
 use blockd_api::{
-    ApiError, ClientError, ErrorCode,
+    ApiError, ErrorCode,
     credentials::Credential,
     format_time, operations,
     schedules::{
@@ -22,7 +22,6 @@ use blockd_api::{
     },
 };
 use blockd_schedule::{Jitter, Retention, Zone};
-use serde::Serialize;
 use std::time::Duration;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -34,7 +33,7 @@ const MAX_RUNS: u32 = 1_000;
 /// Poll interval of an awaited run.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Exit {
     match command {
         SchedulesCommand::Create(args) => create(context, *args).await,
         SchedulesCommand::List => list(context).await,
@@ -47,40 +46,12 @@ pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Result<u8,
     }
 }
 
-/// Prints the document or a line.
-fn print_line<T: Serialize>(
-    context: &Context<'_>,
-    document: &T,
-    line: impl AsRef<str>,
-) -> Result<u8, Failure> {
-    if context.output.is_json() {
-        context.output.document(document)?;
-    } else {
-        context.output.line(line.as_ref())?;
-    }
-    Ok(EXIT_DONE)
-}
-
-/// Prints the document or a table.
-fn show<T: Serialize>(
-    context: &Context<'_>,
-    document: &T,
-    table: impl FnOnce() -> Table,
-) -> Result<u8, Failure> {
-    if context.output.is_json() {
-        context.output.document(document)?;
-    } else {
-        context.output.table(&table())?;
-    }
-    Ok(EXIT_DONE)
-}
-
 /// Prints warnings of a result.
 fn warn(context: &Context<'_>, warnings: &[String]) {
     warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));
 }
 
-async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> {
+async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     let rules = args.times.rules(false).map_err(|error| Failure::usage(error.to_string()))?;
     let default = match (&args.policy, Retention::max(DEFAULT_MAX)) {
         // A policy has its own retention.
@@ -119,7 +90,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<u8, Failure> 
     warn(context, &schedule.warnings);
     let next = or_dash(schedule.next_run.map(format_time));
     let line = format!("Cloudsnap schedule created successfully, UUID:{} (next run {next})", schedule.uuid);
-    print_line(context, &schedule, line)
+    context.output.tell(&schedule, || line)
 }
 
 fn selector(selector: &Selector) -> String {
@@ -182,14 +153,14 @@ pub fn kept(schedule: &Schedule, policies: &[Policy]) -> String {
     format!("{} {by}", each.collect::<Vec<_>>().join("/"))
 }
 
-async fn list(context: &Context<'_>) -> Result<u8, Failure> {
+async fn list(context: &Context<'_>) -> Exit {
     let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
     let places = Places::load(context).await?;
     let policies = match list.schedules.iter().any(|one| one.policy.is_some()) && !context.output.is_json() {
         true => context.client.call(operations::LIST_POLICIES, &()).await?.policies,
         false => Vec::new(),
     };
-    show(context, &list, || {
+    context.output.show(&list, || {
         let mut table = Table::new([
             "UUID",
             "VOLUMEID",
@@ -241,7 +212,7 @@ async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> 
                 "there is no schedule whose UUID begins with {}: of one that is gone, give all of it",
                 wanted.uuid()
             );
-            Err(ClientError::from(ApiError::new(ErrorCode::ScheduleNotFound, message)).into())
+            Err(ApiError::new(ErrorCode::ScheduleNotFound, message).into())
         }
         _ => Err(Failure::usage(format!(
             "{} schedules have a UUID that begins with {}: give more of it",
@@ -257,12 +228,12 @@ fn common_zone(rules: &[Rule]) -> Option<Zone> {
     others.iter().all(|rule| rule.when.zone == first.when.zone).then(|| first.when.zone.clone())
 }
 
-async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> {
+async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let uuid = find(context, &args.uuid).await?;
     let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
     let Some(now) = list.schedules.into_iter().find(|schedule| schedule.uuid == uuid) else {
         let message = format!("there is no schedule {uuid} that can be changed");
-        return Err(ClientError::from(ApiError::new(ErrorCode::ScheduleNotFound, message)).into());
+        return Err(ApiError::new(ErrorCode::ScheduleNotFound, message).into());
     };
     let zone = args.times.time_zone.clone().or_else(|| common_zone(&now.rules));
     let usage = |error: blockd_schedule::ScheduleError| Failure::usage(error.to_string());
@@ -309,18 +280,18 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<u8, Failure> 
         ));
     }
     let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
-    print_line(context, &schedule, "Cloudsnap schedule updated successfully")
+    context.output.tell(&schedule, || "Cloudsnap schedule updated successfully")
 }
 
-async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Result<u8, Failure> {
+async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Exit {
     let uuid = find(context, args).await?;
     let request = UpdateSchedule { paused: Some(paused), ..UpdateSchedule::default() };
     let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
     let done = if paused { "paused" } else { "resumed" };
-    print_line(context, &schedule, format!("Cloudsnap schedule {done} successfully"))
+    context.output.tell(&schedule, || format!("Cloudsnap schedule {done} successfully"))
 }
 
-async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Result<u8, Failure> {
+async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Exit {
     let uuid = find(context, &args.uuid).await?;
     let mut list = context.client.call_at(operations::RUN_SCHEDULE, &uuid, &()).await?;
     let mut exit = EXIT_DONE;
@@ -333,7 +304,7 @@ async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Result<u8, Failure
         }
     }
     let places = Places::load(context).await?;
-    show(context, &list, || history_table(&list.runs, &places))?;
+    context.output.show(&list, || history_table(&list.runs, &places))?;
     Ok(exit)
 }
 
@@ -359,17 +330,17 @@ async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
     Ok(run)
 }
 
-async fn delete(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
+async fn delete(context: &Context<'_>, args: &UuidArg) -> Exit {
     let uuid = find(context, args).await?;
     let deleted = context.client.call_at(operations::DELETE_SCHEDULE, &uuid, &()).await?;
-    print_line(context, &deleted, "Cloudsnap schedule deleted successfully")
+    context.output.tell(&deleted, || "Cloudsnap schedule deleted successfully")
 }
 
-async fn retention(context: &Context<'_>, args: &UuidArg) -> Result<u8, Failure> {
+async fn retention(context: &Context<'_>, args: &UuidArg) -> Exit {
     let uuid = find(context, args).await?;
     let plan = context.client.call_at(operations::PLAN_RETENTION, &uuid, &()).await?;
     let places = Places::load(context).await?;
-    show(context, &plan, || {
+    context.output.show(&plan, || {
         let mut table = Table::new(["CLOUD-SNAP-ID", "VOLUME", "CREATED-TIME", "COPY", "VERDICT"]);
         for judged in &plan.snapshots {
             table.row([
@@ -432,39 +403,39 @@ fn history_table(runs: &[Run], places: &Places) -> Table {
 }
 
 /// `cloudsnap history`
-pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Result<u8, Failure> {
+pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Exit {
     let query = ListRuns { schedule: None, schedule_prefix: args.uuid, volume: args.src, max: args.max };
     let list = context.client.call(operations::LIST_RUNS, &query).await?;
     let places = Places::load(context).await?;
-    show(context, &list, || history_table(&list.runs, &places))
+    context.output.show(&list, || history_table(&list.runs, &places))
 }
 
 /// `sched-policy …`
-pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Result<u8, Failure> {
+pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Exit {
     match command {
         PolicyCommand::Create(args) => {
             let policy = context
                 .client
                 .call(operations::CREATE_POLICY, &Policy { rules: rules(&args)?, name: args.name })
                 .await?;
-            print_line(context, &policy, format!("Schedule policy {} created successfully", policy.name))
+            context.output.tell(&policy, || format!("Schedule policy {} created successfully", policy.name))
         }
         PolicyCommand::Update(args) => {
             let request = UpdatePolicy { rules: rules(&args)? };
             let policy = context.client.call_at(operations::UPDATE_POLICY, &args.name, &request).await?;
-            print_line(context, &policy, format!("Schedule policy {} updated successfully", policy.name))
+            context.output.tell(&policy, || format!("Schedule policy {} updated successfully", policy.name))
         }
         PolicyCommand::List => {
             let list = context.client.call(operations::LIST_POLICIES, &()).await?;
-            show(context, &list, || policy_table(&list.policies))
+            context.output.show(&list, || policy_table(&list.policies))
         }
         PolicyCommand::Inspect(args) => {
             let policy = context.client.call_at(operations::GET_POLICY, &args.name, &()).await?;
-            show(context, &policy, || policy_table(std::slice::from_ref(&policy)))
+            context.output.show(&policy, || policy_table(std::slice::from_ref(&policy)))
         }
         PolicyCommand::Delete(args) => {
             let deleted = context.client.call_at(operations::DELETE_POLICY, &args.name, &()).await?;
-            print_line(context, &deleted, format!("Schedule policy {} deleted successfully", deleted.name))
+            context.output.tell(&deleted, || format!("Schedule policy {} deleted successfully", deleted.name))
         }
     }
 }

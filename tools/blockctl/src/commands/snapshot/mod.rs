@@ -2,11 +2,12 @@
 
 pub mod args;
 
-use super::{Context, counted, or_dash, rules};
+use super::rules;
 use crate::{
-    failure::{EXIT_DONE, Failure},
+    failure::Exit,
+    output::Context,
     progress::{Progress, Seen},
-    table::{Facts, Table},
+    table::{Facts, Table, counted, or_dash},
 };
 use args::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand};
 use blockd_api::{
@@ -24,7 +25,7 @@ const SHOW_AFTER: Duration = Duration::from_secs(1);
 /// Interval of progress updates.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 
-pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Exit {
     match command {
         SnapshotCommand::Create(args) => create(context, args).await,
         SnapshotCommand::CreateGroup(args) => create_group(context, args).await,
@@ -35,11 +36,10 @@ pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Result<u8, 
         SnapshotCommand::Pin(args) => pin(context, &args.snapshot, true).await,
         SnapshotCommand::Unpin(args) => pin(context, &args.snapshot, false).await,
         SnapshotCommand::Delete(args) => delete(context, &args.snapshot, args.force).await,
-    }?;
-    Ok(EXIT_DONE)
+    }
 }
 
-async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> {
+async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     let request = CreateSnapshot { name: args.name, hooks: args.hooks.options()? };
     let snapshot = context.client.call_at(operations::CREATE_SNAPSHOT, &args.volume, &request).await?;
     warn(context, snapshot.quiesce.as_ref());
@@ -54,7 +54,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
     })
 }
 
-async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<(), Failure> {
+async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Exit {
     let request = CreateGroupSnapshot {
         group: args.group,
         label: args.label,
@@ -64,16 +64,15 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Result<()
     };
     let taken = context.client.call(operations::CREATE_GROUP_SNAPSHOT, &request).await?;
     warn(context, taken.snapshots.first().and_then(|snapshot| snapshot.quiesce.as_ref()));
-    if context.output.is_json() {
-        return context.output.document(&taken);
-    }
-    context.output.line(format!(
-        "Group snapshot successfully created with groupID:{} ({}, {}, writes held back for {})",
-        taken.group.group_id,
-        counted(taken.group.members, "volume"),
-        taken.name,
-        micros(taken.group.group_stall_micros)
-    ))?;
+    context.output.tell(&taken, || {
+        format!(
+            "Group snapshot successfully created with groupID:{} ({}, {}, writes held back for {})",
+            taken.group.group_id,
+            counted(taken.group.members, "volume"),
+            taken.name,
+            micros(taken.group.group_stall_micros)
+        )
+    })?;
     context.output.table(&table(&taken.snapshots))
 }
 
@@ -86,45 +85,34 @@ fn warn(context: &Context<'_>, report: Option<&QuiesceReport>) {
     }
 }
 
-async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
+async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     let query = ListSnapshots { volume: args.volume, group: args.group };
     let list = context.client.call(operations::LIST_SNAPSHOTS, &query).await?;
     context.output.show(&list.snapshots, || table(&list.snapshots))
 }
 
 fn table(snapshots: &[Snapshot]) -> Table {
-    let mut table = Table::new([
-        "ID",
-        "VOLUME",
-        "NAME",
-        "CREATED-TIME",
-        "DIRTY",
-        "EXCLUSIVE",
-        "SHARED",
-        "FREEZE",
-        "GROUP",
-        "KEPT",
-        "STATUS",
-    ]);
-    for snapshot in snapshots {
-        table.row([
-            snapshot.id.to_string(),
-            snapshot.volume.to_string(),
-            snapshot.name.to_string(),
-            format_time(snapshot.created),
-            ByteSize::from_bytes(snapshot.dirty_bytes).to_string(),
-            or_dash(snapshot.exclusive_bytes.map(ByteSize::from_bytes)),
-            or_dash(snapshot.shared_bytes.map(ByteSize::from_bytes)),
-            micros(snapshot.freeze_stall_micros),
-            or_dash(snapshot.taken_with.as_ref().map(group_name)),
-            or_dash(snapshot.pinned.then_some("pinned")),
-            snapshot.state.to_string(),
-        ]);
-    }
-    table
+    Table::of(
+        "ID|VOLUME|NAME|CREATED-TIME|DIRTY|EXCLUSIVE|SHARED|FREEZE|GROUP|KEPT|STATUS",
+        snapshots.iter().map(|snapshot| {
+            [
+                snapshot.id.to_string(),
+                snapshot.volume.to_string(),
+                snapshot.name.to_string(),
+                format_time(snapshot.created),
+                ByteSize::from_bytes(snapshot.dirty_bytes).to_string(),
+                or_dash(snapshot.exclusive_bytes.map(ByteSize::from_bytes)),
+                or_dash(snapshot.shared_bytes.map(ByteSize::from_bytes)),
+                micros(snapshot.freeze_stall_micros),
+                or_dash(snapshot.taken_with.as_ref().map(group_name)),
+                or_dash(snapshot.pinned.then_some("pinned")),
+                snapshot.state.to_string(),
+            ]
+        }),
+    )
 }
 
-async fn inspect(context: &Context<'_>, snapshot: &SnapshotRef) -> Result<(), Failure> {
+async fn inspect(context: &Context<'_>, snapshot: &SnapshotRef) -> Exit {
     let snapshot = context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?;
     context.output.describe(&snapshot, || facts(&snapshot))
 }
@@ -166,7 +154,7 @@ fn step_text(step: &QuiesceStep) -> String {
     format!("{} ({rule}{}{status}{error}){said}", step.target, micros(step.duration_micros))
 }
 
-async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<(), Failure> {
+async fn diff(context: &Context<'_>, args: DiffArgs) -> Exit {
     let (from, to) = (args.from.of(&args.volume), args.to.of_or_now(&args.volume));
     let mut query = DiffSnapshots { from, to, offset_bytes: None };
     let mut diff = context.client.call_at(operations::DIFF_SNAPSHOTS, &args.volume, &query).await?;
@@ -180,25 +168,20 @@ async fn diff(context: &Context<'_>, args: DiffArgs) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.output.document(&diff);
     }
-    let mut table = Table::new(["OFFSET", "LENGTH", "KIND"]);
-    for extent in &diff.extents {
-        table.row([
-            extent.offset_bytes.to_string(),
-            extent.length_bytes.to_string(),
-            extent.kind.to_string(),
-        ]);
-    }
-    context.output.table(&table)?;
+    let rows = diff.extents.iter().map(|extent| {
+        [extent.offset_bytes.to_string(), extent.length_bytes.to_string(), extent.kind.to_string()]
+    });
+    let exit = context.output.table(&Table::of("OFFSET|LENGTH|KIND", rows));
     context.output.note(format!(
         "{}: {} of data, {} of zeroes",
         counted(diff.extents.len() as u64, "extent"),
         ByteSize::from_bytes(diff.data_bytes),
         ByteSize::from_bytes(diff.zero_bytes)
     ));
-    Ok(())
+    exit
 }
 
-async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<(), Failure> {
+async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
     let request = RestoreSnapshot { snapshot: args.snapshot.of(&args.volume), discard: args.discard };
     let restored = watched(
         context,
@@ -250,17 +233,14 @@ async fn watched<T>(
     done
 }
 
-async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Result<(), Failure> {
+async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Exit {
     let snapshot =
         context.client.call_at(operations::MARK_SNAPSHOT, snapshot, &MarkSnapshot { pinned }).await?;
-    if context.output.is_json() {
-        return context.output.document(&snapshot);
-    }
     let what = if snapshot.pinned { "is pinned" } else { "is kept as schedules say" };
-    context.output.line(format!("Snapshot {}@{} {what}.", snapshot.volume, snapshot.name))
+    context.output.tell(&snapshot, || format!("Snapshot {}@{} {what}.", snapshot.volume, snapshot.name))
 }
 
-async fn delete(context: &Context<'_>, snapshot: &SnapshotRef, force: bool) -> Result<(), Failure> {
+async fn delete(context: &Context<'_>, snapshot: &SnapshotRef, force: bool) -> Exit {
     let query = DeleteSnapshot { force };
     let deleted = context.client.call_at(operations::DELETE_SNAPSHOT, snapshot, &query).await?;
     context.output.tell(&deleted, || format!("Snapshot {} successfully deleted.", deleted.name))

@@ -4,8 +4,11 @@ pub mod args;
 mod rates;
 pub(super) mod screen;
 
-use super::{Context, counted, or_dash};
-use crate::failure::{EXIT_DONE, Failure};
+use crate::{
+    failure::{EXIT_DONE, Exit, Failure},
+    output::Context,
+    table::printable,
+};
 use args::TopArgs;
 use blockd_api::{ClientError, operations};
 use rates::{ActivityRates, Sampler};
@@ -20,23 +23,19 @@ use tokio::{
     time::sleep,
 };
 
-pub async fn run(context: &Context<'_>, args: TopArgs) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, args: TopArgs) -> Exit {
     let mut looks = Sampler::new(context.client.call(operations::GET_ACTIVITY, &()).await?);
     if args.once {
         sleep(args.interval).await;
         let picture = looks.next(context.client.call(operations::GET_ACTIVITY, &()).await?, args.sort);
-        match context.output.is_json() {
-            true => context.output.document(&picture)?,
-            false => context.output.raw(picture.render(context.output.is_colored()).as_bytes())?,
-        }
-        return Ok(EXIT_DONE);
+        return context.output.text(&picture, || picture.render(context.output.is_colored()));
     }
     let is_drawn = !context.output.is_json() && io::stdout().is_terminal();
     if is_drawn { draw(context, looks, &args).await } else { print(context, looks, &args).await }
 }
 
 /// Prints tables until an interrupt or a closed pipe.
-async fn print(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Result<u8, Failure> {
+async fn print(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Exit {
     let mut is_first = true;
     loop {
         sleep(args.interval).await;
@@ -95,7 +94,7 @@ impl FetchQueue {
 }
 
 /// Draws on the terminal until an interrupt. Waits for a daemon that restarts.
-async fn draw(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Result<u8, Failure> {
+async fn draw(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Exit {
     let mut wishes = FetchQueue::new().map_err(|source| Failure::Runtime { source })?;
     let failed = |source| Failure::Stdout { source };
     let enter = || Screen::<Stdout>::enter(io::stdout()).map_err(failed);
@@ -130,5 +129,5 @@ async fn draw(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Resu
 }
 
 fn away(error: &ClientError) -> String {
-    crate::output::printable(&error.to_string()) + "\n"
+    printable(&error.to_string()) + "\n"
 }

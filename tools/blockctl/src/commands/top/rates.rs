@@ -1,7 +1,7 @@
 //! Changes between two samples of a daemon's activity.
 
 use super::args::SortKey;
-use crate::table::Table;
+use crate::table::{Table, counted, or_dash};
 use blockd_api::{
     ByteSize, VolumeId,
     activity::{Activity, OperationActivity, VolumeActivity},
@@ -226,67 +226,57 @@ impl ActivityRates {
         let sum = |value: fn(&VolumeLine) -> f64| self.volumes.iter().map(value).sum::<f64>();
         format!(
             "{}: {} requests/s, {} MiB/s read, {} MiB/s written; {}; over {}",
-            super::counted(self.volumes.len() as u64, "volume"),
+            counted(self.volumes.len() as u64, "volume"),
             count(sum(VolumeLine::iops)),
             mebibytes(sum(|volume| volume.read_bytes_per_second)),
             mebibytes(sum(|volume| volume.written_bytes_per_second)),
-            super::counted(self.tasks.len() as u64, "task"),
+            counted(self.tasks.len() as u64, "task"),
             format_duration(self.interval_seconds),
         )
     }
 
     /// Returns the table of volumes.
     pub fn volume_table(&self) -> Table {
-        let mut table = Table::new([
-            "VOLUME",
-            "READ/S",
-            "WRITE/S",
-            "FLUSH/S",
-            "READ MIB/S",
-            "WRITE MIB/S",
-            "READ LAT",
-            "WRITE LAT",
-            "FLUSH LAT",
-            "WAITING",
-            "DIRTY",
-            "STATE",
-        ]);
-        for volume in &self.volumes {
-            table.row([
-                volume.name.clone(),
-                count(volume.read.per_second),
-                count(volume.write.per_second + volume.discard.per_second),
-                count(volume.flush.per_second),
-                mebibytes(volume.read_bytes_per_second),
-                mebibytes(volume.written_bytes_per_second),
-                latency(volume.read),
-                latency(volume.write),
-                latency(volume.flush),
-                volume.under_way().to_string(),
-                ByteSize::from_bytes(volume.dirty_bytes).to_string(),
-                if volume.up { "up".into() } else { "failed".into() },
-            ]);
-        }
-        table
+        Table::of(
+            "VOLUME|READ/S|WRITE/S|FLUSH/S|READ MIB/S|WRITE MIB/S|READ LAT|WRITE LAT|FLUSH LAT|WAITING|DIRTY|STATE",
+            self.volumes.iter().map(|volume| {
+                [
+                    volume.name.clone(),
+                    count(volume.read.per_second),
+                    count(volume.write.per_second + volume.discard.per_second),
+                    count(volume.flush.per_second),
+                    mebibytes(volume.read_bytes_per_second),
+                    mebibytes(volume.written_bytes_per_second),
+                    latency(volume.read),
+                    latency(volume.write),
+                    latency(volume.flush),
+                    volume.under_way().to_string(),
+                    ByteSize::from_bytes(volume.dirty_bytes).to_string(),
+                    if volume.up { "up".into() } else { "failed".into() },
+                ]
+            }),
+        )
     }
 
     /// Returns the table of tasks.
     pub fn task_table(&self) -> Table {
-        let mut table = Table::new(["TASK", "STATE", "VOLUME", "PHASE", "DONE", "OF", "RATE", "ETA"]);
-        for task in &self.tasks {
-            let bytes = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
-            table.row([
-                task.name.to_string(),
-                task.state.clone(),
-                super::or_dash(task.volume.as_ref()),
-                task.phase.clone(),
-                bytes(task.bytes_processed),
-                if task.bytes_total > 0 { bytes(task.bytes_total) } else { "-".into() },
-                task.bytes_per_second.map_or_else(|| "-".into(), |rate| format!("{} MiB/s", mebibytes(rate))),
-                task.eta_seconds.map_or_else(|| "-".into(), |seconds| format_duration(seconds.round())),
-            ]);
-        }
-        table
+        Table::of(
+            "TASK|STATE|VOLUME|PHASE|DONE|OF|RATE|ETA",
+            self.tasks.iter().map(|task| {
+                let bytes = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
+                [
+                    task.name.to_string(),
+                    task.state.clone(),
+                    or_dash(task.volume.as_ref()),
+                    task.phase.clone(),
+                    bytes(task.bytes_processed),
+                    if task.bytes_total > 0 { bytes(task.bytes_total) } else { "-".into() },
+                    task.bytes_per_second
+                        .map_or_else(|| "-".into(), |rate| format!("{} MiB/s", mebibytes(rate))),
+                    task.eta_seconds.map_or_else(|| "-".into(), |seconds| format_duration(seconds.round())),
+                ]
+            }),
+        )
     }
 
     /// Renders everything as text.

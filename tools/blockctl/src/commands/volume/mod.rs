@@ -2,10 +2,10 @@
 
 pub mod args;
 
-use super::{Context, cloudsnap::lazy, counted, or_dash};
 use crate::{
-    failure::{EXIT_DONE, EXIT_FAILED, Failure},
-    table::{Facts, Table},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    output::Context,
+    table::{Facts, Table, counted, or_dash},
 };
 use args::{
     AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, ListArgs, ResizeArgs,
@@ -14,7 +14,9 @@ use args::{
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, SnapshotId, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
-    format_time, operations,
+    format_time,
+    lazy::{GoingBack, Hydration},
+    operations,
     snapshots::{ListSnapshots, Snapshot},
     volumes::{
         CloneVolume, CreateVolume, DeleteVolume, DiscardedWrites, ListVolumes, Merging, SurvivingClients,
@@ -24,10 +26,10 @@ use blockd_api::{
 use serde::Serialize;
 use serde_json::json;
 
-pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Failure> {
+pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Exit {
     match command {
         VolumeCommand::Create(args) => create(context, args).await,
-        VolumeCommand::Check(args) => return check(context, &args.volume).await,
+        VolumeCommand::Check(args) => check(context, &args.volume).await,
         VolumeCommand::Clone(args) => clone(context, args).await,
         VolumeCommand::List(args) => list(context, args).await,
         VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
@@ -37,11 +39,10 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Result<u8, Fa
         VolumeCommand::Attach(args) => attach(context, args).await,
         VolumeCommand::Detach(args) => detach(context, args).await,
         VolumeCommand::Uri(args) => uri(context, &args.export).await,
-    }?;
-    Ok(EXIT_DONE)
+    }
 }
 
-async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> {
+async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     let request = CreateVolume {
         name: args.name,
         size_bytes: args.size.as_bytes(),
@@ -52,7 +53,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Result<(), Failure> 
     context.output.tell(&volume, || format!("Volume successfully created: {}", volume.id))
 }
 
-async fn check(context: &Context<'_>, volume: &VolumeRef) -> Result<u8, Failure> {
+async fn check(context: &Context<'_>, volume: &VolumeRef) -> Exit {
     let check = context.client.call_at(operations::CHECK_VOLUME, volume, &()).await?;
     if context.output.is_json() {
         context.output.document(&check)?;
@@ -67,7 +68,7 @@ async fn check(context: &Context<'_>, volume: &VolumeRef) -> Result<u8, Failure>
     Ok(if check.sound { EXIT_DONE } else { EXIT_FAILED })
 }
 
-async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<(), Failure> {
+async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
     let parent = match &args.from {
         SnapshotRef::Named { volume, .. } => volume.clone(),
         SnapshotRef::Id(id) => volume_of(context, *id).await?,
@@ -83,11 +84,11 @@ async fn volume_of(context: &Context<'_>, id: SnapshotId) -> Result<VolumeRef, F
     let found = list.snapshots.into_iter().find(|snapshot| snapshot.id == id);
     found.map(|snapshot| VolumeRef::Id(snapshot.volume_id)).ok_or_else(|| {
         let message = format!("there is no snapshot {id}");
-        Failure::Client(ApiError::new(ErrorCode::SnapshotNotFound, message).into())
+        ApiError::new(ErrorCode::SnapshotNotFound, message).into()
     })
 }
 
-async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
+async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     let list = context
         .client
         .call(operations::LIST_VOLUMES, &ListVolumes { label: args.label, group: args.group })
@@ -95,32 +96,33 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Result<(), Failure> {
     if context.output.is_json() {
         return context.output.document(&list.volumes);
     }
-    let mut table = Table::new(["ID", "NAME", "SIZE", "USED", "DIRTY", "SNAPSHOTS", "DEVICE", "STATUS"]);
-    for volume in &list.volumes {
-        table.row([
-            volume.id.to_string(),
-            volume.name.to_string(),
-            ByteSize::from_bytes(volume.size_bytes).to_string(),
-            ByteSize::from_bytes(volume.allocated_bytes).to_string(),
-            ByteSize::from_bytes(volume.dirty_bytes).to_string(),
-            volume.snapshot_count.to_string(),
-            or_dash(volume.attachment.as_ref().and_then(|attachment| attachment.device)),
-            status(volume),
-        ]);
-    }
-    context.output.table(&table)
+    context.output.table(&Table::of(
+        "ID|NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|STATUS",
+        list.volumes.iter().map(|volume| {
+            [
+                volume.id.to_string(),
+                volume.name.to_string(),
+                ByteSize::from_bytes(volume.size_bytes).to_string(),
+                ByteSize::from_bytes(volume.allocated_bytes).to_string(),
+                ByteSize::from_bytes(volume.dirty_bytes).to_string(),
+                volume.snapshot_count.to_string(),
+                or_dash(volume.attachment.as_ref().and_then(|attachment| attachment.device)),
+                status(volume),
+            ]
+        }),
+    ))
 }
 
 /// Formats the state of a volume: attached as a device of this host, or used by other NBD clients.
 fn status(volume: &Volume) -> String {
     let hydration = volume.hydration.as_ref().filter(|_| volume.state == VolumeState::Up);
-    let hydration = hydration.map(|hydration| format!(" - {}", lazy::percent(hydration)));
+    let hydration = hydration.map(|hydration| format!(" - {}", percent(hydration)));
     use_of(volume) + &hydration.unwrap_or_default()
 }
 
 fn use_of(volume: &Volume) -> String {
     if let (VolumeState::Up, Some(going_back)) = (volume.state, &volume.going_back) {
-        return format!("up - {}", lazy::going_back(going_back));
+        return format!("up - {}", going_back_line(going_back));
     }
     match (volume.state, &volume.state_reason) {
         (VolumeState::Up, _) if volume.rolling_back.is_some() => "up - rolling back".to_owned(),
@@ -136,6 +138,40 @@ fn use_of(volume: &Volume) -> String {
     }
 }
 
+/// Formats the progress of an in-place restore.
+fn going_back_line(going_back: &GoingBack) -> String {
+    let GoingBack { task, done_bytes, total_bytes, in_part, .. } = going_back;
+    match in_part {
+        true => format!("restored in part: resume it, `blockctl cloudsnap resume --name {task}`"),
+        false if *total_bytes == 0 => "restoring".to_owned(),
+        false => format!("restoring, {}%", u128::from(*done_bytes) * 100 / u128::from(*total_bytes)),
+    }
+}
+
+/// Formats the hydrated share of a volume.
+fn percent(hydration: &Hydration) -> String {
+    let percent = hydration.done_bytes * 100 / hydration.total_bytes.max(1);
+    match hydration.in_background {
+        true => format!("hydrating, {percent}%"),
+        false => format!("lazy, {percent}%"),
+    }
+}
+
+/// Formats the hydration state in one line.
+fn hydration_line(hydration: Option<&Hydration>) -> String {
+    let Some(hydration) = hydration else { return "-".to_owned() };
+    let size = |bytes| ByteSize::from_bytes(bytes).to_string();
+    format!(
+        "{} of {}, {} of {}, {} on loss of the store, {} waiting",
+        if hydration.in_background { "hydrating" } else { "lazy" },
+        hydration.cloudsnap,
+        size(hydration.done_bytes),
+        size(hydration.total_bytes),
+        hydration.on_store_loss,
+        hydration.waiting
+    )
+}
+
 /// Document of `volume inspect`: the volume, and the space of its snapshots.
 #[derive(Serialize)]
 struct Inspected<'a> {
@@ -144,7 +180,7 @@ struct Inspected<'a> {
     snapshots: &'a [Snapshot],
 }
 
-async fn inspect(context: &Context<'_>, volume: &VolumeRef) -> Result<(), Failure> {
+async fn inspect(context: &Context<'_>, volume: &VolumeRef) -> Exit {
     let volume = context.client.call_at(operations::GET_VOLUME, volume, &()).await?;
     let query = ListSnapshots { volume: Some(VolumeRef::Id(volume.id)), group: None };
     let snapshots = context.client.call(operations::LIST_SNAPSHOTS, &query).await?.snapshots;
@@ -194,7 +230,7 @@ fn facts(volume: &Volume) -> Facts {
             format!("{} in {}", size(volume.allocated_bytes), counted(volume.layers, "layer")),
         )
         .add("Merging", volume.merging.as_ref().map_or_else(|| "-".to_owned(), merging))
-        .add("Hydration", lazy::line(volume.hydration.as_ref()))
+        .add("Hydration", hydration_line(volume.hydration.as_ref()))
         .add("Shared", size(volume.shared_bytes))
         .add("Dirty", size(volume.dirty_bytes))
         .add("Snapshots", volume.snapshot_count)
@@ -244,7 +280,7 @@ fn device(attachment: &Attachment) -> String {
     parts.join(", ")
 }
 
-async fn attach(context: &Context<'_>, args: AttachArgs) -> Result<(), Failure> {
+async fn attach(context: &Context<'_>, args: AttachArgs) -> Exit {
     let request = AttachVolume {
         device: args.device,
         read_only: args.read_only,
@@ -261,7 +297,7 @@ async fn attach(context: &Context<'_>, args: AttachArgs) -> Result<(), Failure> 
     })
 }
 
-async fn detach(context: &Context<'_>, args: DetachArgs) -> Result<(), Failure> {
+async fn detach(context: &Context<'_>, args: DetachArgs) -> Exit {
     let volume = match args.target {
         DetachTarget::Volume(volume) => volume,
         DetachTarget::Device(device) => volume_at(context, device).await?,
@@ -270,11 +306,8 @@ async fn detach(context: &Context<'_>, args: DetachArgs) -> Result<(), Failure> 
         .client
         .call_at(operations::DETACH_VOLUME, &volume, &DetachVolume { force: args.force })
         .await?;
-    if context.output.is_json() {
-        return context.output.document(&detached);
-    }
     let place = detached.device.map_or_else(String::new, |device| format!(" from {device}"));
-    context.output.line(format!("Volume {} successfully detached{place}.", detached.name))
+    context.output.tell(&detached, || format!("Volume {} successfully detached{place}.", detached.name))
 }
 
 /// Returns the volume attached to a device.
@@ -290,17 +323,14 @@ async fn volume_at(context: &Context<'_>, device: NbdDevice) -> Result<VolumeRef
     })
 }
 
-async fn resize(context: &Context<'_>, args: ResizeArgs) -> Result<(), Failure> {
+async fn resize(context: &Context<'_>, args: ResizeArgs) -> Exit {
     let request = UpdateVolume { size_bytes: Some(args.size.as_bytes()), ..UpdateVolume::default() };
     let volume = context.client.call_at(operations::UPDATE_VOLUME, &args.volume, &request).await?;
-    if context.output.is_json() {
-        return context.output.document(&volume);
-    }
     let size = ByteSize::from_bytes(volume.size_bytes);
-    context.output.line(format!("Volume {} successfully resized to {size}.", volume.name))
+    context.output.tell(&volume, || format!("Volume {} successfully resized to {size}.", volume.name))
 }
 
-async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> {
+async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let changes = args.changes;
     let group = if changes.no_group { Some(None) } else { changes.group.map(Some) };
     let request = UpdateVolume {
@@ -336,7 +366,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Result<(), Failure> 
     context.output.line(format!("Volume {} {}.", volume.name, now.join(", ")))
 }
 
-async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Result<(), Failure> {
+async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
     let query = DeleteVolume { force: args.force };
     let deleted = context.client.call_at(operations::DELETE_VOLUME, &args.volume, &query).await?;
     deleted.warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));
@@ -364,7 +394,7 @@ async fn reachable(context: &Context<'_>, uri: String) -> Result<String, Failure
     })
 }
 
-async fn uri(context: &Context<'_>, export: &ExportRef) -> Result<(), Failure> {
+async fn uri(context: &Context<'_>, export: &ExportRef) -> Exit {
     let uri = match export {
         ExportRef::Volume(volume) => context.client.call_at(operations::GET_VOLUME, volume, &()).await?.uri,
         ExportRef::Snapshot(snapshot) => {

@@ -1,20 +1,37 @@
-//! Lazy restores, clones of cloud snapshots, and in-place restores.
+//! `blockctl cloudsnap restore` and `clone`: restores in full, lazy and in place.
 
-use super::{
-    args::{CredentialArg, RestoreArgs},
-    report_start,
-};
 use crate::{
     cloudsnap_ref::SnapRef,
-    commands::Context,
-    failure::{EXIT_DONE, Failure},
+    commands::{
+        arguments::{CredentialArg, WaitArg},
+        limits::TaskLimitArgs,
+    },
+    failure::{Exit, Failure},
+    output::Context,
+    wait::report_start,
 };
 use blockd_api::{
-    ByteSize, Labels, VolumeName, VolumeRef,
-    lazy::{GoingBack, Hydration, StartInPlace, StartLazyRestore, StoreLoss},
+    Labels, VolumeId, VolumeName, VolumeRef,
+    cloudsnaps::StartRestore,
+    lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
 };
 use clap::Args;
+use uuid::Uuid;
+
+pub const RESTORE_HELP: &str = "\
+The restore creates a volume with the size and labels of the original; it is served when the \
+restore is done. Schedules by labels include it from then on; --label and --no-labels set other \
+labels. An id prefix is accepted. With --lazy the volume is served and writable at once: reads are \
+fetched first, the rest in the background, and this daemon does not delete the cloud snapshot \
+until hydration is done; another host with the same bucket does not know of it.
+
+Examples:
+  blockctl cloudsnap restore --snap ID --volume db-restored
+  blockctl cs restore -s ID -v db-restored --cred-id nas --wait
+  blockctl cs restore -s ID -v db-restored --no-labels
+  blockctl cs restore -s ID -v db-now --lazy --on-store-loss error
+  blockctl cs restore -s ID --in-place db --wait";
 
 /// Help of `cloudsnap clone`.
 pub const CLONE_HELP: &str = "\
@@ -26,6 +43,35 @@ restore --lazy` fetches all data.
 Examples:
   blockctl cloudsnap clone --snap ID --volume db-test
   blockctl cs clone -s ID -v db-test --on-store-loss error";
+
+/// `cloudsnap restore`
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Id or id prefix of the cloud snapshot
+    #[arg(short, long, value_name = "ID")]
+    pub snap: SnapRef,
+    /// Name of the new volume [default: generated]
+    #[arg(short, long, value_name = "NAME")]
+    pub volume: Option<VolumeName>,
+    /// Skip damaged extents; they read as zeroes and are listed
+    #[arg(long)]
+    pub skip_damaged: bool,
+    /// Labels of the new volume.
+    #[command(flatten)]
+    pub labels: NewLabelsArgs,
+    /// Restore mode.
+    #[command(flatten)]
+    pub how: LazyArgs,
+    /// Bandwidth limits.
+    #[command(flatten)]
+    pub limits: TaskLimitArgs,
+    /// Credential option.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+    /// Wait option.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
 
 /// Restore mode.
 #[derive(Debug, Args)]
@@ -82,38 +128,40 @@ pub struct CloneArgs {
     pub credential: CredentialArg,
 }
 
-/// `cloudsnap restore --lazy` and `--in-place`.
-pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Result<u8, Failure> {
-    let (cred_id, wait) = (args.credential.cred_id, args.wait.wait);
+pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
+    let (cred_id, limits, client) = (args.credential.cred_id, args.limits.limits(), &context.client);
     let snap = args.snap.resolve(context, cred_id.as_ref()).await?;
-    if let Some(volume) = args.how.in_place {
-        let request =
-            StartInPlace { snap, volume, cred_id, discard: args.how.discard, limits: args.limits.limits() };
-        let started = context.client.call(operations::START_IN_PLACE, &request).await?;
-        let line = format!(
-            "Cloudsnap restore started successfully on volume: {} with task name:{}",
-            started.volume_id, started.task
-        );
-        return report_start(context, started.task, &started, &line, wait).await;
-    }
-    let request = StartLazyRestore {
-        snap,
-        volume: args.volume,
-        cred_id,
-        hydrate: true,
-        on_store_loss: args.how.on_store_loss.unwrap_or_default(),
-        labels: args.labels.labels(),
+    let started = |volume: VolumeId, task: Uuid| {
+        format!("Cloudsnap restore started successfully on volume: {volume} with task name:{task}")
     };
-    let restored = context.client.call(operations::START_LAZY_RESTORE, &request).await?;
-    tell_schedules(context, &restored.volume, &restored.schedules);
-    let Some(task) = restored.task else {
+    if let Some(volume) = args.how.in_place {
+        let request = StartInPlace { snap, volume, cred_id, discard: args.how.discard, limits };
+        let reply = client.call(operations::START_IN_PLACE, &request).await?;
+        let line = started(reply.volume_id, reply.task);
+        return report_start(context, reply.task, &reply, &line, args.wait.wait).await;
+    }
+    let labels = args.labels.labels();
+    if !args.how.lazy {
+        let skip_damaged = args.skip_damaged;
+        let request = StartRestore { snap, volume: args.volume, skip_damaged, cred_id, limits, labels };
+        let reply = client.call(operations::START_RESTORE, &request).await?;
+        tell_schedules(context, &reply.volume, &reply.schedules);
+        let line = started(reply.volume_id, reply.task);
+        return report_start(context, reply.task, &reply, &line, args.wait.wait).await;
+    }
+    let on_store_loss = args.how.on_store_loss.unwrap_or_default();
+    let request =
+        StartLazyRestore { snap, volume: args.volume, cred_id, hydrate: true, on_store_loss, labels };
+    let reply = client.call(operations::START_LAZY_RESTORE, &request).await?;
+    tell_schedules(context, &reply.volume, &reply.schedules);
+    let Some(task) = reply.task else {
         return Err(Failure::usage("blockd made the volume, but no task that fetches the rest of it"));
     };
     let line = format!(
         "Volume successfully created: {} ({}); the rest of it is fetched by task name:{task}",
-        restored.volume_id, restored.volume
+        reply.volume_id, reply.volume
     );
-    report_start(context, task, &restored, &line, wait).await
+    report_start(context, task, &reply, &line, args.wait.wait).await
 }
 
 /// Prints the schedules that include a new volume.
@@ -128,7 +176,7 @@ pub fn tell_schedules(context: &Context<'_>, volume: &VolumeName, schedules: &[S
 }
 
 /// `cloudsnap clone`.
-pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<u8, Failure> {
+pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
     let request = StartLazyRestore {
         snap: args.snap.resolve(context, args.credential.cred_id.as_ref()).await?,
         volume: args.volume,
@@ -139,46 +187,7 @@ pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Result<u8, Failure
     };
     let restored = context.client.call(operations::START_LAZY_RESTORE, &request).await?;
     tell_schedules(context, &restored.volume, &restored.schedules);
-    match context.output.is_json() {
-        true => context.output.document(&restored)?,
-        false => {
-            let line = format!("Volume successfully cloned: {} ({})", restored.volume_id, restored.volume);
-            context.output.line(line)?;
-        }
-    }
-    Ok(EXIT_DONE)
-}
-
-/// Formats the progress of an in-place restore.
-pub fn going_back(going_back: &GoingBack) -> String {
-    let GoingBack { task, done_bytes, total_bytes, in_part, .. } = going_back;
-    match in_part {
-        true => format!("restored in part: resume it, `blockctl cloudsnap resume --name {task}`"),
-        false if *total_bytes == 0 => "restoring".to_owned(),
-        false => format!("restoring, {}%", u128::from(*done_bytes) * 100 / u128::from(*total_bytes)),
-    }
-}
-
-/// Formats the hydrated share of a volume.
-pub fn percent(hydration: &Hydration) -> String {
-    let percent = hydration.done_bytes * 100 / hydration.total_bytes.max(1);
-    match hydration.in_background {
-        true => format!("hydrating, {percent}%"),
-        false => format!("lazy, {percent}%"),
-    }
-}
-
-/// Formats the hydration state in one line.
-pub fn line(hydration: Option<&Hydration>) -> String {
-    let Some(hydration) = hydration else { return "-".to_owned() };
-    let size = |bytes| ByteSize::from_bytes(bytes).to_string();
-    format!(
-        "{} of {}, {} of {}, {} on loss of the store, {} waiting",
-        if hydration.in_background { "hydrating" } else { "lazy" },
-        hydration.cloudsnap,
-        size(hydration.done_bytes),
-        size(hydration.total_bytes),
-        hydration.on_store_loss,
-        hydration.waiting
-    )
+    context.output.tell(&restored, || {
+        format!("Volume successfully cloned: {} ({})", restored.volume_id, restored.volume)
+    })
 }

@@ -1,12 +1,8 @@
 //! `blockctl cloudsnap pin`, `unpin` and `expire`
 
-use super::args::CredentialArg;
-use crate::{
-    commands::Context,
-    failure::{EXIT_DONE, Failure},
-};
+use crate::{commands::arguments::CredentialArg, failure::Exit, output::Context};
 use blockd_api::{
-    cloudsnaps::{BackupOptions, CloudSnapshotId, CloudsnapMark, CloudsnapMetadata, MarkCloudsnap},
+    cloudsnaps::{CloudSnapshotId, CloudsnapMark, CloudsnapMetadata, MarkCloudsnap},
     format_time, operations,
 };
 use clap::Args;
@@ -63,28 +59,8 @@ pub struct ExpireArgs {
     pub credential: CredentialArg,
 }
 
-/// Options of a backup, the same for one volume and for a group.
-#[derive(Debug, Args)]
-pub struct BackupOptionArgs {
-    /// Force a full backup
-    #[arg(short, long)]
-    pub full: bool,
-    /// Expiry: date or time in UTC, or hours, days or weeks from now, such as 30d
-    #[arg(long, value_name = "DATE", value_parser = expiry)]
-    pub expires: Option<Timestamp>,
-    /// Pin the backup
-    #[arg(long)]
-    pub pin: bool,
-}
-
-impl BackupOptionArgs {
-    /// Returns the options of the request.
-    pub fn options(self) -> BackupOptions {
-        BackupOptions { full: self.full, name: None, pinned: self.pin, expires: self.expires }
-    }
-}
-
-fn expiry(text: &str) -> Result<Timestamp, String> {
+/// Parses an expiry date.
+pub fn expiry(text: &str) -> Result<Timestamp, String> {
     expiry_from(text, Timestamp::now())
 }
 
@@ -109,7 +85,7 @@ fn expiry_from(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     now.checked_add(SignedDuration::from_hours(i64::from(count) * hours)).map_err(|_| wrong())
 }
 
-pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Result<u8, Failure> {
+pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Exit {
     let request = MarkCloudsnap {
         snap: args.snap,
         cred_id: args.credential.cred_id,
@@ -120,7 +96,7 @@ pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Result<u
     mark(context, &request).await
 }
 
-pub async fn expire(context: &Context<'_>, args: ExpireArgs) -> Result<u8, Failure> {
+pub async fn expire(context: &Context<'_>, args: ExpireArgs) -> Exit {
     let request = MarkCloudsnap {
         snap: args.snap,
         cred_id: args.credential.cred_id,
@@ -131,10 +107,9 @@ pub async fn expire(context: &Context<'_>, args: ExpireArgs) -> Result<u8, Failu
     mark(context, &request).await
 }
 
-async fn mark(context: &Context<'_>, request: &MarkCloudsnap) -> Result<u8, Failure> {
+async fn mark(context: &Context<'_>, request: &MarkCloudsnap) -> Exit {
     let mark = context.client.call(operations::MARK_CLOUDSNAP, request).await?;
-    context.output.tell(&mark, || describe(&mark))?;
-    Ok(EXIT_DONE)
+    context.output.tell(&mark, || describe(&mark))
 }
 
 fn describe(mark: &CloudsnapMark) -> String {

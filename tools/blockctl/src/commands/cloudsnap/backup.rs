@@ -1,0 +1,182 @@
+//! `blockctl cloudsnap backup` and `backup-group`
+
+use super::marks::expiry;
+use crate::{
+    commands::{arguments::WaitArg, limits::TaskLimitArgs, rules::HookArgs},
+    failure::{Exit, Failure},
+    output::Context,
+    table::counted,
+    wait::{report_group_start, report_start},
+};
+use blockd_api::{
+    CredentialRef, GroupName, LabelSelector, VolumeRef,
+    cloudsnaps::{BackupOptions, StartBackup, StartGroupBackup},
+    operations,
+};
+use clap::Args;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+pub const BACKUP_HELP: &str = "\
+The first backup of a volume to a location is full, the following are incremental, and every 7th \
+is full again (full_every in the configuration). The backup is a task of the daemon and survives \
+its restart; its id is printed. Around the freeze, and never during the upload, the task runs \
+--pre-command, --post-command and --freeze-fs, or --rule, or the rule of the volume (`rule create \
+--help`).
+
+Examples:
+  blockctl cloudsnap backup db
+  blockctl cloudsnap backup db --full --cred-id nas --wait
+  blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
+  blockctl cloudsnap backup db --limit-upload 10MiB
+  blockctl cloudsnap backup db --expires 30d
+  blockctl cloudsnap backup db --pre-command 'hold begin' --post-command 'hold end' --freeze-fs
+  blockctl -j cs backup --volume db --wait";
+
+pub const BACKUP_GROUP_HELP: &str = "\
+All volumes are frozen behind one write barrier, or no backup is made. Each volume's backup to \
+each location is a task of its own. Pre-commands run before the barrier, post-commands after it.
+
+Examples:
+  blockctl cloudsnap backup-group --group shop
+  blockctl cs bg --label app=mysql --cred-id nas --cred-id offsite --wait
+  blockctl -j cs backup-group --volumes vol1,vol2";
+
+/// `cloudsnap backup`
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Name or id of the volume
+    #[arg(value_name = "VOLUME", required_unless_present = "volume", conflicts_with = "volume")]
+    source: Option<VolumeRef>,
+    /// The same, as an option
+    #[arg(short, long, value_name = "VOLUME")]
+    volume: Option<VolumeRef>,
+    /// Options of the tasks.
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+impl BackupArgs {
+    /// Returns the volume, from the argument or the option; the parser requires one.
+    pub fn volume(&self) -> Option<&VolumeRef> {
+        self.source.as_ref().or(self.volume.as_ref())
+    }
+}
+
+/// `cloudsnap backup-group`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true))]
+pub struct BackupGroupArgs {
+    /// Volumes of this group
+    #[arg(short, long, value_name = "GROUP", group = "which")]
+    pub group: Option<GroupName>,
+    /// Volumes with all these labels
+    #[arg(long, value_name = "K=V,…", group = "which")]
+    pub label: Option<LabelSelector>,
+    /// Volumes, by name or id
+    #[arg(
+        short,
+        long,
+        value_name = "VOLUME,…",
+        group = "which",
+        value_delimiter = ',',
+        alias = "volume_ids"
+    )]
+    pub volumes: Vec<VolumeRef>,
+    /// Options of the tasks.
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+/// Options of a backup of any number of volumes.
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    /// Name or UUID of the credential; optional if there is one; repeat to back up the same point to several
+    #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
+    pub cred_id: Vec<CredentialRef>,
+    /// Options of each backup.
+    #[command(flatten)]
+    pub backup: BackupOptionArgs,
+    /// Bandwidth limits.
+    #[command(flatten)]
+    pub limits: TaskLimitArgs,
+    /// Quiesce options.
+    #[command(flatten)]
+    pub hooks: HookArgs,
+    /// Wait option.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
+
+/// Options of a backup, the same for one volume and for a group.
+#[derive(Debug, Args)]
+pub struct BackupOptionArgs {
+    /// Force a full backup
+    #[arg(short, long)]
+    pub full: bool,
+    /// Expiry: date or time in UTC, or hours, days or weeks from now, such as 30d
+    #[arg(long, value_name = "DATE", value_parser = expiry)]
+    pub expires: Option<Timestamp>,
+    /// Pin the backup
+    #[arg(long)]
+    pub pin: bool,
+}
+
+impl BackupOptionArgs {
+    /// Returns the options of the request.
+    pub fn options(self) -> BackupOptions {
+        BackupOptions { full: self.full, name: None, pinned: self.pin, expires: self.expires }
+    }
+}
+
+pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
+    let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
+    let start = args.start;
+    let mut places = start.cred_id.into_iter();
+    let (cred_id, also) = (places.next(), places.collect());
+    let request = StartBackup {
+        volume,
+        cred_id,
+        also,
+        limits: start.limits.limits(),
+        options: start.backup.options(),
+        hooks: start.hooks.options()?,
+    };
+    let started = context.client.call(operations::START_BACKUP, &request).await?;
+    let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
+    if started.also.is_empty() {
+        return report_start(context, started.task, &started, &line(&started.task), start.wait.wait).await;
+    }
+    let tasks: Vec<Uuid> = std::iter::once(started.task).chain(started.also.iter().copied()).collect();
+    let lines: Vec<String> = tasks.iter().map(line).collect();
+    report_group_start(context, tasks, &started, &lines, start.wait.wait).await
+}
+
+pub async fn backup_group(context: &Context<'_>, args: BackupGroupArgs) -> Exit {
+    let BackupGroupArgs { group, label, volumes, start } = args;
+    let mut places = start.cred_id.into_iter();
+    let (cred_id, also) = (places.next(), places.collect());
+    let request = StartGroupBackup {
+        group,
+        label,
+        volumes,
+        cred_id,
+        also,
+        limits: start.limits.limits(),
+        options: start.backup.options(),
+        hooks: start.hooks.options()?,
+    };
+    let started = context.client.call(operations::START_GROUP_BACKUP, &request).await?;
+    let line = format!(
+        "Group Cloudsnap backup started successfully with groupID:{} ({})",
+        started.group_id,
+        counted(started.members.len() as u64, "volume")
+    );
+    let mut lines = vec![line];
+    for member in &started.members {
+        let ids = member.tasks.iter().map(|task| format!("  {}: {task}", member.volume));
+        lines.extend(ids);
+    }
+    let tasks = started.members.iter().flat_map(|member| member.tasks.iter().copied()).collect();
+    report_group_start(context, tasks, &started, &lines, start.wait.wait).await
+}

@@ -1,0 +1,320 @@
+//! `blockctl cloudsnap list`, `inspect` and `delete`
+
+use super::marks::kept;
+use crate::{
+    cloudsnap_ref::SnapRef,
+    commands::arguments::{CredentialArg, WaitArg},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    output::Context,
+    table::{Facts, Table, counted, or_dash},
+    wait::report_start,
+};
+use blockd_api::{
+    ApiError, ByteSize, ErrorCode, LabelSelector, VolumeRef,
+    cloudsnaps::{
+        CloudSnapshotId, CloudsnapDetail, CloudsnapList, CloudsnapMetadata, CloudsnapStatus,
+        DamagedCloudsnap, InspectCloudsnap, ListCloudsnaps, StartDelete,
+    },
+    format_time, operations,
+};
+use clap::{
+    Args,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+pub const LIST_HELP: &str = "\
+Examples:
+  blockctl cloudsnap list
+  blockctl cs list --src db --max 3
+  blockctl cs list --label app=web
+  blockctl -j cs list --cloudsnap-id ID";
+
+pub const INSPECT_HELP: &str = "\
+Examples:
+  blockctl cloudsnap inspect ID
+  blockctl -j cs inspect --snap ID";
+
+pub const DELETE_HELP: &str = "\
+No cloud snapshot depends on another one: any of them can be deleted, and shared data stays. A \
+pinned one, or one whose manifest is damaged, needs --force. One that a clone, a lazy volume or a \
+resumable task of this host needs is never deleted. Needs of other hosts are unknown here: their \
+lazy volumes would fail to read.
+
+Examples:
+  blockctl cloudsnap delete --snap ID
+  blockctl cs delete --snap ID --cred-id nas --wait
+  blockctl cs delete --snap ID --force";
+
+/// `cloudsnap list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// List snapshots of all clusters (default)
+    #[arg(short, long, conflicts_with = "cluster")]
+    pub all: bool,
+    /// Only snapshots of this volume, by its name or id at backup time
+    #[arg(short, long, value_name = "VOLUME")]
+    pub src: Option<VolumeRef>,
+    /// Credential option.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+    /// Only snapshots of this cluster
+    #[arg(short, long, value_name = "UUID")]
+    pub cluster: Option<Uuid>,
+    /// Only snapshots in this state [default: Done]; stopped ones are Failed
+    #[arg(short = 't', long, ignore_case = true, value_parser = status_parser())]
+    pub status: Option<CloudsnapStatus>,
+    /// Only snapshots whose volume had all these labels
+    #[arg(long, value_name = "K=V,…")]
+    pub label: Option<LabelSelector>,
+    /// Only this snapshot
+    #[arg(short = 'i', long, value_name = "ID")]
+    pub cloudsnap_id: Option<SnapRef>,
+    /// Only the newest N
+    #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max: Option<u32>,
+}
+
+/// `cloudsnap inspect`
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Id of the cloud snapshot
+    #[arg(value_name = "ID", required_unless_present = "snap", conflicts_with = "snap")]
+    id: Option<SnapRef>,
+    /// The same, as an option
+    #[arg(short, long, value_name = "ID", alias = "cloudsnap-id", short_alias = 'i')]
+    snap: Option<SnapRef>,
+    /// Credential option.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+}
+
+impl InspectArgs {
+    /// Returns the id, from the argument or the option; the parser requires one.
+    pub fn id(&self) -> Option<&SnapRef> {
+        self.id.as_ref().or(self.snap.as_ref())
+    }
+}
+
+/// `cloudsnap delete`
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Id of the cloud snapshot
+    #[arg(short, long, value_name = "ID")]
+    pub snap: CloudSnapshotId,
+    /// Delete a pinned or damaged cloud snapshot
+    #[arg(short, long)]
+    pub force: bool,
+    /// Credential option.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+    /// Wait option.
+    #[command(flatten)]
+    pub wait: WaitArg,
+}
+
+fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
+    // Stopped and discarded backups are listed with failed ones.
+    const FAILED_TOO: [&str; 2] = ["stopped", "aborted"];
+    let values = CloudsnapStatus::ALL.map(|status| {
+        let value = PossibleValue::new(status.as_str());
+        if status == CloudsnapStatus::Failed { value.aliases(FAILED_TOO) } else { value }
+    });
+    PossibleValuesParser::new(values).map(|text| {
+        if FAILED_TOO.iter().any(|alias| alias.eq_ignore_ascii_case(&text)) {
+            return CloudsnapStatus::Failed;
+        }
+        // The parser has accepted only these values, upper or lower case.
+        let same = |status: &CloudsnapStatus| status.as_str().eq_ignore_ascii_case(&text);
+        CloudsnapStatus::ALL.into_iter().find(same).unwrap_or_default()
+    })
+}
+
+pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
+    let cloudsnap_id = match &args.cloudsnap_id {
+        Some(id) => Some(id.resolve(context, args.credential.cred_id.as_ref()).await?),
+        None => None,
+    };
+    let query = ListCloudsnaps {
+        cred_id: args.credential.cred_id,
+        src: args.src,
+        cluster: args.cluster,
+        all: args.all,
+        status: args.status,
+        label: args.label,
+        cloudsnap_id,
+        max: args.max,
+    };
+    let list = context.client.call(operations::LIST_CLOUDSNAPS, &query).await?;
+    let is_whole = list.failed_credentials.is_empty();
+    if let (Some(id), true) =
+        (&query.cloudsnap_id, is_whole && list.cloudsnaps.is_empty() && list.damaged.is_empty())
+    {
+        return Err(unknown(id, &query));
+    }
+    let output = context.output;
+    if output.is_json() {
+        output.document(&entries(&list)?)?;
+    } else {
+        output.table(&list_table(&list))?;
+    }
+    for damaged in &list.damaged {
+        output.note(format!("warning: {} is damaged and cannot be restored: {}", damaged.id, damaged.reason));
+    }
+    for failed in &list.failed_credentials {
+        output.note(format!(
+            "warning: the list lacks what is under credentials {}: {}",
+            failed.name, failed.error
+        ));
+    }
+    let shown = list.cloudsnaps.len() as u64;
+    if shown < list.total && !output.is_json() {
+        output.note(format!("The newest {shown} of {} are shown.", list.total));
+    }
+    // The list is correct but incomplete.
+    Ok(if is_whole { EXIT_DONE } else { EXIT_FAILED })
+}
+
+/// A named snapshot that does not exist is an error, not an empty list.
+fn unknown(id: &CloudSnapshotId, query: &ListCloudsnaps) -> Failure {
+    let status = query.status.map(|status| format!(" that is {status}")).unwrap_or_default();
+    let place = query.cred_id.as_ref().map(|place| format!(" at {place}")).unwrap_or_default();
+    let message = format!("there is no cloud snapshot {id}{status}{place}");
+    ApiError::new(ErrorCode::CloudsnapNotFound, message).into()
+}
+
+/// Returns all entries, damaged ones in the same form.
+fn entries(list: &CloudsnapList) -> Result<Vec<Value>, Failure> {
+    let entry = |entry| serde_json::to_value(entry).map_err(|error| Failure::Stdout { source: error.into() });
+    let mut entries = list.cloudsnaps.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+    entries.extend(list.damaged.iter().map(|damaged| {
+        let status = CloudsnapStatus::Damaged;
+        json!({
+            "ID": damaged.id,
+            "SrcVolumeID": volume_id(damaged).unwrap_or_default(),
+            "SrcVolumeName": "",
+            "Timestamp": null,
+            "Metadata": { "status": status, "reason": damaged.reason, "credential": damaged.credential },
+            "Status": status,
+        })
+    }));
+    Ok(entries)
+}
+
+/// Returns the volume id of a damaged entry, if its name is complete.
+fn volume_id(damaged: &DamagedCloudsnap) -> Option<String> {
+    damaged.id.parse::<CloudSnapshotId>().ok().map(|id| id.volume.to_string())
+}
+
+fn list_table(list: &CloudsnapList) -> Table {
+    // The first columns are stable for scripts; the last ones appear with verified, pinned or expiring
+    // entries.
+    const PLAIN: &[&str] =
+        &["SOURCEVOLUME", "SOURCEVOLUMEID", "CLOUD-SNAP-ID", "CREATED-TIME", "TYPE", "STATUS"];
+    const VERIFIED: &[&str] =
+        &["SOURCEVOLUME", "SOURCEVOLUMEID", "CLOUD-SNAP-ID", "CREATED-TIME", "TYPE", "STATUS", "VERIFIED"];
+    const MARKED: &[&str] = &[
+        "SOURCEVOLUME",
+        "SOURCEVOLUMEID",
+        "CLOUD-SNAP-ID",
+        "CREATED-TIME",
+        "TYPE",
+        "STATUS",
+        "VERIFIED",
+        "KEPT",
+    ];
+    let has = |of: fn(&CloudsnapMetadata) -> bool| list.cloudsnaps.iter().any(|entry| of(&entry.metadata));
+    let columns = if has(|of| of.pinned.is_some() || of.expires.is_some()) {
+        MARKED
+    } else if has(|of| of.verified.is_some()) {
+        VERIFIED
+    } else {
+        PLAIN
+    };
+    let shown = columns.len();
+    let mut table = Table::new(columns.iter().copied());
+    for entry in &list.cloudsnaps {
+        let row = [
+            entry.src_volume_name.clone(),
+            entry.src_volume_id.to_string(),
+            entry.id.to_string(),
+            format_time(entry.timestamp),
+            entry.metadata.cloudsnap_type.clone(),
+            entry.status.to_string(),
+            verified(&entry.metadata),
+            kept(&entry.metadata),
+        ];
+        table.row(row.into_iter().take(shown));
+    }
+    for damaged in &list.damaged {
+        let dash = || "-".to_owned();
+        let volume = volume_id(damaged);
+        let row = [
+            dash(),
+            or_dash(volume),
+            damaged.id.clone(),
+            dash(),
+            dash(),
+            CloudsnapStatus::Damaged.to_string(),
+            dash(),
+            dash(),
+        ];
+        table.row(row.into_iter().take(shown));
+    }
+    table
+}
+
+/// Describes the last verification on this host.
+fn verified(metadata: &CloudsnapMetadata) -> String {
+    match (&metadata.verified, &metadata.verify_depth, &metadata.verify_result) {
+        (Some(when), Some(depth), Some(result)) => format!("{result} ({depth}, {when})"),
+        _ => "-".to_owned(),
+    }
+}
+
+pub async fn inspect(context: &Context<'_>, args: InspectArgs) -> Exit {
+    let id = args.id().ok_or_else(|| Failure::usage("name the cloud snapshot to inspect"))?;
+    let id = id.resolve(context, args.credential.cred_id.as_ref()).await?;
+    let query = InspectCloudsnap { id, cred_id: args.credential.cred_id };
+    let detail = context.client.call(operations::INSPECT_CLOUDSNAP, &query).await?;
+    context.output.describe(&detail, || facts(&detail))
+}
+
+fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
+    let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
+    let metadata = &entry.metadata;
+    let mut facts = Facts::default();
+    facts
+        .add("Cloud snapshot", entry.id)
+        .add("Source volume", format!("{} ({})", entry.src_volume_name, entry.src_volume_id))
+        .add("Volume size", size(detail.volume_size_bytes))
+        .add("Labels", if detail.labels.is_empty() { "-".to_owned() } else { detail.labels.to_string() })
+        .add("Snapshot", &detail.snapshot_name)
+        .add("Created", format_time(entry.timestamp))
+        .add("Type", format!("{}, {}", metadata.cloudsnap_type, metadata.backup_type))
+        .add("Status", entry.status)
+        .add("Started", &metadata.starttime)
+        .add("Completed", &metadata.updatetime)
+        .add("Credentials", format!("{} ({})", metadata.credential_name, metadata.credential))
+        .add("Format", format!("{}, {}", metadata.version, metadata.compression))
+        .add("Encrypted", metadata.encrypted)
+        .add("Dirty", size(metadata.dirty_bytes))
+        .add("Data", format!("{} in {}", size(metadata.size_bytes), counted(detail.data_blocks, "block")))
+        .add("Zeroed", counted(detail.zero_blocks, "block"))
+        .add("Stored", format!("{} in {}", size(metadata.stored_bytes), counted(detail.packs, "pack")))
+        .add("Freeze", format!("{} µs", metadata.freeze_stall_micros))
+        .add("Verified", verified(metadata))
+        .add("Restore reads", size(detail.chain_stored_bytes));
+    for (nth, id) in detail.chain.iter().enumerate() {
+        facts.add(if nth == 0 { "Shares data of" } else { "" }, id);
+    }
+    facts
+}
+
+pub async fn delete(context: &Context<'_>, args: DeleteArgs) -> Exit {
+    let request = StartDelete { snap: args.snap, cred_id: args.credential.cred_id, force: args.force };
+    let started = context.client.call(operations::START_DELETE, &request).await?;
+    let line = format!("Cloudsnap delete started successfully with task name:{}", started.task);
+    report_start(context, started.task, &started, &line, args.wait.wait).await
+}

@@ -1,0 +1,90 @@
+//! Files of a cloud snapshot over the API, and their limits.
+
+use crate::{failure::Failure, output::Context};
+use blockd_api::{
+    CredentialRef,
+    browse::{FileList, FilePath, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotXattr},
+    cloudsnaps::CloudSnapshotId,
+    operations,
+};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+/// Bytes of one read request.
+pub const PIECE_BYTES: u64 = 4 << 20;
+/// Maximum number of files of one command. A damaged or hostile filesystem can contain cycles.
+pub const MAX_FILES: usize = 5_000_000;
+/// Maximum depth of directories: longer paths exceed the system's limit.
+const MAX_DEPTH: usize = 1024;
+
+/// Cloud snapshot whose files are read.
+pub struct Source<'a> {
+    pub context: &'a Context<'a>,
+    pub snap: CloudSnapshotId,
+    pub cred_id: Option<CredentialRef>,
+}
+
+impl Source<'_> {
+    /// Returns a file; with `entries`, also its directory entries.
+    pub async fn list(&self, path: &FilePath, entries: bool) -> Result<FileList, Failure> {
+        self.ask(path, entries, false).await
+    }
+
+    /// Returns the extended attributes of a file.
+    pub async fn xattrs(&self, path: &FilePath) -> Result<Vec<SnapshotXattr>, Failure> {
+        Ok(self.ask(path, false, true).await?.xattrs)
+    }
+
+    async fn ask(&self, path: &FilePath, entries: bool, xattrs: bool) -> Result<FileList, Failure> {
+        let (path, cred_id) = (path.clone(), self.cred_id.clone());
+        let query = ListFiles { snap: self.snap, path, entries, xattrs, cred_id };
+        Ok(self.context.client.call(operations::LIST_FILES, &query).await?)
+    }
+
+    /// Reads part of a file; empty at its end.
+    pub async fn read(&self, path: &FilePath, offset_bytes: u64, len_bytes: u64) -> Result<Vec<u8>, Failure> {
+        let (path, cred_id) = (path.clone(), self.cred_id.clone());
+        let query = ReadFile { snap: self.snap, path, offset_bytes, len_bytes, cred_id };
+        Ok(self.context.client.call(operations::READ_FILE, &query).await?.to_vec())
+    }
+
+    /// Returns the data ranges of a file from an offset on.
+    pub async fn runs(&self, path: &FilePath, offset_bytes: u64) -> Result<FileRuns, Failure> {
+        let (path, cred_id) = (path.clone(), self.cred_id.clone());
+        let query = ListFileRuns { snap: self.snap, path, offset_bytes, cred_id };
+        Ok(self.context.client.call(operations::LIST_FILE_RUNS, &query).await?)
+    }
+}
+
+/// Checks the depth of a path against the limit.
+pub fn check_depth(path: &FilePath) -> Result<(), Failure> {
+    let depth = path.as_bytes().iter().filter(|byte| **byte == b'/').count();
+    if depth > MAX_DEPTH {
+        return Err(Failure::TooDeep { path: path.clone(), most: MAX_DEPTH });
+    }
+    Ok(())
+}
+
+/// Checks the number of files against the limit.
+pub fn check_count(count: usize, path: &FilePath) -> Result<(), Failure> {
+    if count > MAX_FILES {
+        return Err(Failure::TooManyFiles { path: path.clone(), most: MAX_FILES });
+    }
+    Ok(())
+}
+
+/// Converts a path from the command line.
+pub fn typed(path: &OsStr) -> FilePath {
+    FilePath::from_root(path.as_bytes())
+}
+
+/// Converts a path from the command line, which may be escaped.
+pub fn typed_or_escaped(path: &OsStr, escaped: bool) -> Result<FilePath, Failure> {
+    if !escaped {
+        return Ok(typed(path));
+    }
+    let text = path
+        .to_str()
+        .ok_or_else(|| Failure::usage(format!("{} is no text, as escaped paths are", path.display())))?;
+    let path: FilePath = text.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+    Ok(FilePath::from_root(path.as_bytes()))
+}
