@@ -1,7 +1,7 @@
 //! Bandwidth limits of tasks and credentials.
 
 use blockd_api::{
-    ByteSize, CredentialRef, DailyLimit, LimitWindow,
+    ByteSize, CredentialRef, DailyLimit,
     credentials::{Credential, CredentialLimits},
     tasks::TaskLimits,
 };
@@ -56,21 +56,26 @@ pub struct CredentialLimitArgs {
     pub limit_time_zone: Option<String>,
 }
 
-impl CredentialLimitArgs {
-    /// Returns the limits for the API; missing ones keep their value.
-    pub fn limits(&self, now: &Credential) -> CredentialLimits {
-        let kept = |otherwise_bytes_per_s, windows: &[LimitWindow]| DailyLimit {
-            otherwise_bytes_per_s,
-            windows: windows.to_vec(),
-        };
-        let (upload, download) = (
-            || kept(now.limit_upload_bytes_per_s, &now.limit_upload_windows),
-            || kept(now.limit_download_bytes_per_s, &now.limit_download_windows),
-        );
-        CredentialLimits {
-            upload: self.limit_upload.clone().unwrap_or_else(upload),
-            download: self.limit_download.clone().unwrap_or_else(download),
-            time_zone: self.limit_time_zone.clone().or_else(|| now.limit_time_zone.clone()),
-        }
+/// Returns the current limits of a credential for uploads and downloads.
+pub fn limits_of(one: &Credential) -> [DailyLimit; 2] {
+    [
+        (one.limit_upload_bytes_per_s, &one.limit_upload_windows),
+        (one.limit_download_bytes_per_s, &one.limit_download_windows),
+    ]
+    .map(|(otherwise_bytes_per_s, windows)| DailyLimit { otherwise_bytes_per_s, windows: windows.clone() })
+}
+
+/// Returns the limits for the API; missing ones keep their value.
+pub fn changed_limits(
+    now: &Credential,
+    upload: Option<DailyLimit>,
+    download: Option<DailyLimit>,
+    time_zone: Option<String>,
+) -> CredentialLimits {
+    let [old_upload, old_download] = limits_of(now);
+    CredentialLimits {
+        upload: upload.unwrap_or(old_upload),
+        download: download.unwrap_or(old_download),
+        time_zone: time_zone.or_else(|| now.limit_time_zone.clone()),
     }
 }

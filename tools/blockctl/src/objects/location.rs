@@ -1,47 +1,222 @@
-//! Backup locations: settings of credentials.
+//! Backup locations: settings of `blockctl credentials create`, under the names of their fields.
 
 use super::{
     document::{Document, Problem},
-    foreign,
-    location_fields::{LocationFields, STORK},
-    values::view,
+    location_table::{
+        Dialect, ENCRYPTED, FIELDS, IGNORED, IGNORED_FIELDS, SECRET_DIR, STORE_TYPE, UNREPORTED,
+    },
+    values::{absolute, view},
 };
 use crate::{
-    commands::credentials::{
-        args::CreateArgs,
-        create,
-        settings::{Settings, is_secret},
-        update,
+    commands::{
+        credentials::{
+            args::CreateArgs,
+            create,
+            settings::{Settings, is_secret},
+            update,
+        },
+        limits::{changed_limits, limits_of},
     },
     failure::Failure,
+    secrets::read_file,
 };
 use blockd_api::{
-    CredentialName, DailyLimit, LimitWindow, SecretRef,
+    CredentialName, SecretRef,
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, ProviderKind},
 };
-use serde::{Serialize, Serializer};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Hint for errors of the credential builder, which names command line flags.
 const FLAGS_HINT: &str = "in a file, a flag is a field of s3Config, azureConfig, googleConfig or swiftConfig, or a file in the directory of \
     secretConfig or storageSecretName, such as secretAccessKey or AWS_SECRET_ACCESS_KEY for --s3-secret-key-file";
-/// Fields of a location that describe access.
-const ACCESS_FIELDS: &str = "\
-    s3Config.accessKeyID s3Config.secretAccessKey s3Config.storageClass s3Config.useIAM s3Config.roleARN \
-    s3Config.externalID azureConfig.storageAccountKey azureConfig.sasToken azureConfig.useManagedIdentity \
-    googleConfig.accountKey googleConfig.useIAM swiftConfig.key swiftConfig.token proxy encryptionKey secretConfig";
 /// Stands for a given secret, which is not shown.
 const STORE_KEY: &str = "location.secretConfig";
 const PASSPHRASE: &str = "location.encryptionKey";
 
-/// Returns true for the path of a field that describes access.
-pub fn is_access(path: &str) -> bool {
-    ACCESS_FIELDS.split(' ').any(|field| {
-        let rest = path.strip_prefix("location.").and_then(|path| path.strip_prefix(field));
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    })
+/// Values of a location by setting.
+struct Fields<'a> {
+    dir: &'a Path,
+    dialect: Dialect,
+    /// Sections that are given.
+    sections: Vec<String>,
+    values: Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    /// Takes the fields of a location; paths are relative to a directory.
+    fn take(document: &mut Document, dialect: Dialect, dir: &'a Path) -> Result<Self, Problem> {
+        let mut fields = Self { dir, dialect, sections: Vec::new(), values: Map::new() };
+        for (name, value) in document.take::<Map<String, Value>>(dialect.root())? {
+            let is_section = dialect.sections().contains(&name.as_str());
+            match value {
+                Value::Object(inner) if is_section => {
+                    for (field, value) in inner {
+                        fields.put(document, &format!("{name}.{field}"), value)?;
+                    }
+                    fields.sections.push(name);
+                }
+                _ if is_section => return Err(fields.problem(document, &name, "a mapping is expected")),
+                value => fields.put(document, &name, value)?,
+            }
+        }
+        Ok(fields)
+    }
+
+    /// Returns a problem of a field.
+    fn problem(&self, document: &Document, path: &str, message: impl Into<String>) -> Problem {
+        let dot = if path.is_empty() { "" } else { "." };
+        document.problem(&format!("{}{dot}{path}", self.dialect.root()), message)
+    }
+
+    /// Sets the setting of a field; an unknown field is an error in all dialects so far.
+    fn put(&mut self, document: &Document, path: &str, value: Value) -> Result<(), Problem> {
+        let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
+        let mut known: Vec<&str> = Vec::new();
+        let setting = self.dialect.fields().find(|(_, field)| {
+            let (of, field) = field.rsplit_once('.').unwrap_or(("", field));
+            let is_sibling = of == section || (of == "*" && !section.is_empty());
+            if is_sibling && !known.contains(&field) {
+                known.push(field);
+            }
+            is_sibling && field == name
+        });
+        let Some((setting, _)) = setting else {
+            known.extend(self.dialect.sections().iter().filter(|_| section.is_empty()));
+            let message = format!("unknown field `{name}`, expected one of `{}`", known.join("`, `"));
+            return Err(self.problem(document, path, message));
+        };
+        if !is_secret(setting) {
+            self.values.insert(setting.to_owned(), value);
+            return Ok(());
+        }
+        let (form, value) =
+            self.source(setting, value).map_err(|(is_content, message)| match is_content {
+                true => self.problem(document, "", format!("{path}: {message}")),
+                false => self.problem(document, path, message),
+            })?;
+        self.values.insert(format!("{setting}{form}"), value.into());
+        Ok(())
+    }
+
+    /// Returns the form of a secret's setting and its value: a value, a file or variable that blockctl reads,
+    /// or a reference that the daemon resolves.
+    ///
+    /// # Errors
+    /// The message, and true if it is about the content of the field.
+    fn source(&self, setting: &str, value: Value) -> Result<(&'static str, String), (bool, String)> {
+        let (source, text) = match value {
+            Value::String(text) => ("value".to_owned(), text),
+            Value::Object(fields) => match fields.into_iter().collect::<Vec<_>>().as_slice() {
+                [(source, Value::String(text))] => (source.clone(), text.clone()),
+                _ => (String::new(), String::new()),
+            },
+            // YAML has changed the spelling of a plain number, and serde's message would show it.
+            _ => return Err((false, "a secret is text: write it in quotes".to_owned())),
+        };
+        let reference = match source.as_str() {
+            "file" => return Ok(("-file", absolute(self.dir, Path::new(&text)).display().to_string())),
+            "value" | "env" if setting == "google-json-key" => {
+                return Err((
+                    true,
+                    "give `file: PATH`, or a reference such as `from: command:PATH`".to_owned(),
+                ));
+            }
+            "value" => return Ok(("", text)),
+            "env" => {
+                let value = std::env::var(&text).ok().filter(|value| !value.is_empty());
+                let missing = || (true, format!("the environment variable {text} is empty or unset"));
+                return Ok(("", value.ok_or_else(missing)?));
+            }
+            "from" => text,
+            "systemd" | "command" => format!("{source}:{text}"),
+            _ => {
+                let message = "one of `file`, `env`, `systemd`, `command` and `from` is expected";
+                return Err((false, message.to_owned()));
+            }
+        };
+        let reference: SecretRef = reference.parse().map_err(|error| (false, format!("{error}")))?;
+        Ok(("-from", reference.to_string()))
+    }
+
+    fn text(&self, setting: &str) -> Option<&str> {
+        self.values.get(setting).and_then(Value::as_str)
+    }
+
+    /// Checks a storage section of KubeDB, which names its provider.
+    fn complete_storage(&mut self) -> Result<(), (String, &'static str)> {
+        let [section] = self.sections.as_slice() else {
+            return Err((String::new(), "one of `s3`, `gcs`, `azure`, `swift` and `local` is expected"));
+        };
+        if !self.values.contains_key("path") {
+            return Err((section.clone(), "missing field `bucket`"));
+        }
+        if section == "s3" && !self.values.contains_key("s3-endpoint") {
+            return Err((String::new(), "s3: missing field `endpoint`"));
+        }
+        self.values.insert(STORE_TYPE.to_owned(), section.as_str().into());
+        Ok(())
+    }
+
+    /// Checks the sections, makes paths absolute, and adds the keys of a secret directory.
+    fn complete(&mut self) -> Result<(), String> {
+        let provider = match self.text(STORE_TYPE) {
+            Some("nfs") => "local",
+            Some("gcs") => "google",
+            Some(provider) => provider,
+            None => return Err("missing field `type`".to_owned()),
+        }
+        .to_owned();
+        self.values.insert(STORE_TYPE.to_owned(), provider.as_str().into());
+        let is_foreign = |section: &&String| section.strip_suffix("Config").is_some_and(|of| of != provider);
+        if let Some(section) = self.sections.iter().find(is_foreign) {
+            return Err(format!("{section} does not belong to a location of this type"));
+        }
+        if provider == "s3" && !self.values.contains_key(SECRET_DIR) && self.sections.is_empty() {
+            return Err("missing field `s3Config`".to_owned());
+        }
+        let path = self.values.remove("path").ok_or_else(|| "missing field `path`".to_owned())?;
+        self.values.insert(if provider == "local" { "path" } else { "bucket" }.to_owned(), path);
+        for setting in ["path", "ca-certificate"] {
+            if let Some(path) = self.text(setting).map(|path| absolute(self.dir, Path::new(path))) {
+                self.values.insert(setting.to_owned(), path.display().to_string().into());
+            }
+        }
+        if let Some(prefix) = self.text("prefix").map(|prefix| prefix.trim_matches('/').to_owned()) {
+            self.values.insert("prefix".to_owned(), Some(prefix).filter(|prefix| !prefix.is_empty()).into());
+        }
+        match self.values.remove(SECRET_DIR) {
+            Some(Value::String(dir)) => self.read_secret(&provider, &absolute(self.dir, Path::new(&dir))),
+            Some(_) => Err("the directory of a secret is text".to_owned()),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads the keys of a secret directory for settings that no field sets.
+    fn read_secret(&mut self, provider: &str, dir: &Path) -> Result<(), String> {
+        if !dir.is_dir() {
+            let what = "is no directory: a secret is one, with a file for each of its keys";
+            return Err(format!("secret {} {what}", dir.display()));
+        }
+        for (setting, _, _, keys) in FIELDS {
+            let of = setting.split('-').next().unwrap_or_default();
+            let mut files = keys.split_whitespace().map(|key| dir.join(key)).filter(|path| path.is_file());
+            let mut forms = ["", "-file", "-from"].iter().map(|form| format!("{setting}{form}"));
+            let is_set = forms.any(|form| self.values.contains_key(&form));
+            let is_meant = !is_set && [provider, "encryption"].contains(&of);
+            let Some(path) = files.next().filter(|_| is_meant) else { continue };
+            if is_secret(setting) {
+                self.values.insert(format!("{setting}-file"), path.display().to_string().into());
+            } else if let Ok(text) = read_file("key of a secret", &path) {
+                let is_flag = *setting == "s3-disable-ssl";
+                let value = if is_flag { (text.expose() == "true").into() } else { text.expose().into() };
+                self.values.insert((*setting).to_owned(), value);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Backup location.
@@ -60,11 +235,30 @@ impl Serialize for Location {
 impl Location {
     /// Takes a location, or a storage section, from a document; paths are relative to its directory.
     pub fn take(document: &mut Document, dir: &Path) -> Result<Self, Problem> {
-        let (field, fields) = match document.has("spec") {
-            true => ("spec", foreign::storage(document, dir)?),
-            false => ("location", LocationFields::take(document, STORK, dir)?),
-        };
-        let (settings, encrypted) = fields.into_settings(document)?;
+        let dialect = if document.has("spec") { Dialect::KubeDb } else { Dialect::Stork };
+        for (path, reason) in IGNORED_FIELDS.iter().filter(|_| dialect == Dialect::KubeDb) {
+            document.ignore(path, reason);
+        }
+        let mut fields = Fields::take(document, dialect, dir)?;
+        if dialect == Dialect::KubeDb {
+            let completed = fields.complete_storage();
+            completed.map_err(|(path, message)| fields.problem(document, &path, message))?;
+        }
+        fields.complete().map_err(|message| fields.problem(document, "", message))?;
+        fields.values.remove(IGNORED);
+        let encrypted = fields.values.remove(ENCRYPTED).map(bool::deserialize).transpose();
+        let encrypted = encrypted.map_err(|error| fields.problem(document, ENCRYPTED, error.to_string()))?;
+        let provider = fields.text(STORE_TYPE).unwrap_or_default().to_owned();
+        let values = Value::from(std::mem::take(&mut fields.values));
+        let settings: Result<Settings, _> = serde_path_to_error::deserialize(values);
+        let settings = settings.map_err(|error| {
+            let setting = error.path().to_string();
+            let is_it = |(known, path): &(&str, &str)| {
+                *known == setting && path.split_once("Config.").is_none_or(|(of, _)| of == provider)
+            };
+            let path = dialect.fields().find(is_it).map_or("", |(_, path)| path);
+            fields.problem(document, path, error.inner().to_string())
+        })?;
         let location = Self { settings, encrypted };
         let message = if location.settings.proxy.as_deref().is_some_and(has_user) {
             "proxy: a user or password in the URL would be shown: leave it out"
@@ -73,7 +267,7 @@ impl Location {
         } else {
             return Ok(location);
         };
-        Err(document.problem(field, message))
+        Err(fields.problem(document, "", message))
     }
 
     fn has_passphrase(&self) -> bool {
@@ -126,115 +320,84 @@ impl Location {
 
     /// Returns the bandwidth limits: those that are given, and the current ones.
     pub fn limits(&self, current: &Credential) -> CredentialLimits {
-        let one = &self.settings;
-        let [upload, download] = limits_of(current);
-        CredentialLimits {
-            upload: one.limit_upload.clone().unwrap_or(upload),
-            download: one.limit_download.clone().unwrap_or(download),
-            time_zone: one.limit_time_zone.clone().or_else(|| current.limit_time_zone.clone()),
-        }
+        let Settings { limit_upload, limit_download, limit_time_zone, .. } = self.settings.clone();
+        changed_limits(current, limit_upload, limit_download, limit_time_zone)
     }
 
     /// Returns the location without secrets, spelled as the daemon reports it.
     fn view(&self) -> Value {
-        let one = &self.settings;
-        let host = |endpoint: &Option<String>| {
-            let endpoint = endpoint.as_deref()?;
-            let host = endpoint.split_once("://").map_or(endpoint, |(_, host)| host);
-            Some(host.strip_suffix('/').unwrap_or(host).to_owned())
-        };
-        let identity = one.use_iam.then_some(true);
-        let config = match one.provider {
-            Some(ProviderKind::S3) => {
-                let scheme = one.s3_endpoint.as_deref().and_then(|url| Some(url.split_once("://")?.0));
-                let is_plain = one.s3_disable_ssl || scheme == Some("http");
-                json!({
-                    "endpoint": host(&one.s3_endpoint), "region": one.s3_region,
-                    "accessKeyID": one.s3_access_key, "secretAccessKey": from(&one.s3_secret_key_from),
-                    "useIAM": identity, "storageClass": one.s3_storage_class,
-                    "disableSSL": is_plain.then_some(true).or((scheme == Some("https")).then_some(false)),
-                    "disablePathStyle": one.disable_path_style.then_some(true),
-                    "roleARN": one.s3_role_arn, "externalID": one.s3_external_id
-                })
+        let mut values = self.settings.given();
+        let scheme = values.get("s3-endpoint").and_then(Value::as_str);
+        let scheme = scheme.and_then(|url| Some(url.split_once("://")?.0.to_owned()));
+        let is_plain = self.settings.s3_disable_ssl || scheme.as_deref() == Some("http");
+        if is_plain || scheme.as_deref() == Some("https") {
+            values.insert("s3-disable-ssl".to_owned(), is_plain.into());
+        }
+        for endpoint in ["s3-endpoint", "azure-endpoint", "google-endpoint"] {
+            if let Some(Value::String(url)) = values.get_mut(endpoint) {
+                let host = url.split_once("://").map_or(url.as_str(), |(_, host)| host);
+                *url = host.strip_suffix('/').unwrap_or(host).to_owned();
             }
-            Some(ProviderKind::Azure) => json!({
-                "storageAccountName": one.azure_account_name, "endpoint": host(&one.azure_endpoint),
-                "storageAccountKey": from(&one.azure_account_key_from),
-                "sasToken": from(&one.azure_sas_token_from), "useManagedIdentity": identity
-            }),
-            Some(ProviderKind::Google) => json!({
-                "projectID": one.google_project_id, "endpoint": host(&one.google_endpoint),
-                "accountKey": from(&one.google_json_key_from), "useIAM": identity
-            }),
-            Some(ProviderKind::Swift) => json!({
-                "authURL": one.swift_auth_url, "user": one.swift_user, "region": one.swift_region,
-                "project": one.swift_project_name, "key": from(&one.swift_key_from),
-                "token": from(&one.swift_token_from)
-            }),
-            _ => Value::Null,
-        };
-        let provider = one.provider.map(ProviderKind::name).unwrap_or_default();
-        view(&json!({
-            "type": provider, "path": one.path.as_ref().map(|path| path.display().to_string()).or(one.bucket.clone()),
-            "prefix": one.prefix, (format!("{provider}Config")): config, "proxy": one.proxy,
-            "limitUpload": one.limit_upload, "limitDownload": one.limit_download,
-            "limitTimeZone": one.limit_time_zone, "encryptionKey": from(&one.encryption_passphrase_from),
-            "encrypted": self.has_passphrase().then_some(true).or(self.encrypted)
-        }))
+        }
+        values.retain(|setting, _| !is_secret(setting) && UNREPORTED.split(' ').all(|one| one != setting));
+        if let Some(bucket) = values.remove("bucket") {
+            values.insert("path".to_owned(), bucket);
+        }
+        let encrypted = self.has_passphrase().then_some(true).or(self.encrypted);
+        values.insert(ENCRYPTED.to_owned(), encrypted.into());
+        spelled(self.settings.provider.unwrap_or_default(), &values)
     }
 }
 
-fn from(reference: &Option<SecretRef>) -> Option<Value> {
-    reference.as_ref().map(|reference| json!({ "from": reference }))
-}
-
-fn limits_of(one: &Credential) -> [DailyLimit; 2] {
-    let limit = |otherwise_bytes_per_s, windows: &[LimitWindow]| DailyLimit {
-        otherwise_bytes_per_s,
-        windows: windows.to_vec(),
-    };
-    [
-        limit(one.limit_upload_bytes_per_s, &one.limit_upload_windows),
-        limit(one.limit_download_bytes_per_s, &one.limit_download_windows),
-    ]
+/// Returns the values of settings as the fields of a location. A secret is its reference.
+fn spelled(provider: ProviderKind, values: &Map<String, Value>) -> Value {
+    let config = format!("{provider}Config");
+    let is_local = provider == ProviderKind::Local;
+    let mut whole = if is_local { json!({}) } else { json!({ (config.as_str()): {} }) };
+    for (setting, path, ..) in FIELDS {
+        let from = || Some(json!({ "from": values.get(&format!("{setting}-from"))? }));
+        let Some(value) = values.get(*setting).cloned().or_else(from) else { continue };
+        match path.split_once('.') {
+            None => whole[*path] = value,
+            Some((section, name)) if section == config => whole[section][name] = value,
+            Some(_) => {}
+        }
+    }
+    view(&whole)
 }
 
 /// Returns a credential of the daemon as a location.
 pub fn view_of(one: &Credential) -> Value {
-    let key_from = |is_this: bool| from(&one.store.store_key_from).filter(|_| is_this);
-    let auth = one.store.auth.as_deref().unwrap_or_default();
-    let identity = auth.ends_with(" identity").then_some(true);
-    let config = match one.store.provider {
-        ProviderKind::S3 => json!({
-            "endpoint": one.store.endpoint, "region": one.store.region, "accessKeyID": one.store.s3.access_key,
-            "secretAccessKey": key_from(true), "useIAM": identity, "storageClass": one.store.s3.storage_class,
-            "disableSSL": one.store.ssl_enabled.map(|is_enabled| !is_enabled),
-            "disablePathStyle": one.store.s3.path_style.map(|is_enabled| !is_enabled),
-            "roleARN": one.store.s3.role.as_ref().map(|role| &role.arn),
-            "externalID": one.store.s3.role.as_ref().and_then(|role| role.external_id.as_ref())
-        }),
-        ProviderKind::Azure => json!({
-            "storageAccountName": one.store.account, "endpoint": one.store.endpoint,
-            "storageAccountKey": key_from(auth == "account key"), "sasToken": key_from(auth != "account key"),
-            "useManagedIdentity": identity
-        }),
-        ProviderKind::Google => json!({
-            "projectID": one.store.project, "endpoint": one.store.endpoint, "accountKey": key_from(true), "useIAM": identity
-        }),
-        ProviderKind::Swift => json!({
-            "authURL": one.store.endpoint, "user": one.store.user, "region": one.store.region, "project": one.store.project,
-            "key": key_from(one.store.user.is_some()), "token": key_from(one.store.user.is_none())
-        }),
-        _ => Value::Null,
+    let (store, auth) = (&one.store, one.store.auth.as_deref().unwrap_or_default());
+    let key = match store.provider {
+        ProviderKind::S3 => "s3-secret-key-from",
+        ProviderKind::Azure if auth == "account key" => "azure-account-key-from",
+        ProviderKind::Azure => "azure-sas-token-from",
+        ProviderKind::Google => "google-json-key-from",
+        ProviderKind::Swift if store.user.is_some() => "swift-key-from",
+        _ => "swift-token-from",
     };
-    let path = one.store.path.as_ref().map(|path| path.display().to_string()).or(one.store.bucket.clone());
+    let path = store.path.as_ref().map(|path| path.display().to_string()).or(store.bucket.clone());
     let [upload, download] = limits_of(one).map(|limit| (!limit.is_none()).then_some(limit));
-    view(&json!({
-        "type": one.store.provider, "path": path.unwrap_or_default(), "prefix": one.prefix,
-        (format!("{}Config", one.store.provider)): config, "proxy": one.proxy, "limitUpload": upload,
-        "limitDownload": download, "limitTimeZone": one.limit_time_zone,
-        "encryptionKey": from(&one.encryption_key_from), "encrypted": one.encryption
-    }))
+    let role = store.s3.role.as_ref();
+    let values = json!({
+        "provider": store.provider, "path": path.unwrap_or_default(), "prefix": one.prefix, "proxy": one.proxy,
+        "limit-upload": upload, "limit-download": download, "limit-time-zone": one.limit_time_zone,
+        "encrypted": one.encryption, "use-iam": auth.ends_with(" identity").then_some(true),
+        "s3-endpoint": store.endpoint, "azure-endpoint": store.endpoint, "google-endpoint": store.endpoint,
+        "s3-region": store.region, "s3-access-key": store.s3.access_key, "s3-storage-class": store.s3.storage_class,
+        "s3-disable-ssl": store.ssl_enabled.map(|is_enabled| !is_enabled),
+        "disable-path-style": store.s3.path_style.map(|is_enabled| !is_enabled),
+        "s3-role-arn": role.map(|role| &role.arn), "s3-external-id": role.and_then(|role| role.external_id.as_ref()),
+        "azure-account-name": store.account, "google-project-id": store.project, "swift-auth-url": store.endpoint,
+        "swift-user": store.user, "swift-region": store.region, "swift-project-name": store.project
+    });
+    let Value::Object(mut values) = values else { return Value::Null };
+    let passphrase = "encryption-passphrase-from";
+    for (setting, from) in [(key, &store.store_key_from), (passphrase, &one.encryption_key_from)] {
+        values.extend(from.as_ref().map(|from| (setting.to_owned(), json!(from))));
+    }
+    spelled(store.provider, &values)
 }
 
 /// Returns true if a URL has a user, and perhaps a password.

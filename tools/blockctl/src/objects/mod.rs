@@ -7,7 +7,7 @@ mod document;
 mod foreign;
 pub mod hook;
 pub mod location;
-mod location_fields;
+pub mod location_table;
 pub mod policy;
 pub mod schedule;
 mod values;

@@ -1,6 +1,6 @@
 //! Values that several kinds of objects share.
 
-use blockd_api::{LabelSelector, Labels, Secret, SecretRef};
+use blockd_api::{LabelSelector, Labels};
 use blockd_schedule::{Retention, Zone};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -189,42 +189,6 @@ impl Serialize for Retain {
             fields.insert("timeZone".to_owned(), self.0.zone.to_string().into());
         }
         fields.serialize(serializer)
-    }
-}
-
-/// Secret of an object: a value, or its source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SecretSource {
-    /// Value in the file.
-    Value(Secret),
-    /// File that blockctl reads.
-    File(PathBuf),
-    /// Environment variable of blockctl.
-    Variable(String),
-    /// Reference that the daemon resolves.
-    Reference(SecretRef),
-}
-
-impl<'de> Deserialize<'de> for SecretSource {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let fields = match Value::deserialize(deserializer)? {
-            Value::String(text) => return Ok(Self::Value(Secret::new(text))),
-            Value::Object(fields) => fields,
-            // YAML has changed the spelling of a plain number, and serde's message would show it.
-            _ => return Err(D::Error::custom("a secret is text: write it in quotes")),
-        };
-        let mut fields = fields.into_iter();
-        let reference = |text: String| text.parse().map(Self::Reference).map_err(D::Error::custom);
-        if let (Some((source, Value::String(text))), None) = (fields.next(), fields.next()) {
-            match source.as_str() {
-                "file" => return Ok(Self::File(text.into())),
-                "env" => return Ok(Self::Variable(text)),
-                "from" => return reference(text),
-                "systemd" | "command" => return reference(format!("{source}:{text}")),
-                _ => {}
-            }
-        }
-        Err(D::Error::custom("one of `file`, `env`, `systemd`, `command` and `from` is expected"))
     }
 }
 

@@ -7,6 +7,7 @@ pub mod settings;
 pub mod update;
 
 use crate::{
+    commands::limits::changed_limits,
     failure::{EXIT_DONE, Exit},
     output::Context,
     table::{Facts, Table, or_dash},
@@ -45,7 +46,7 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
         CredentialsCommand::Rekey(args) => rekey::run(context, args).await,
         CredentialsCommand::Limit(args) => {
             let now = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
-            let limits = args.limits(&now);
+            let limits = changed_limits(&now, args.limit_upload, args.limit_download, args.limit_time_zone);
             let credential = client.call_at(operations::LIMIT_CREDENTIAL, &args.credential, &limits).await?;
             let shown = |otherwise, windows: &[LimitWindow]| {
                 limit(otherwise, windows).unwrap_or_else(|| "no limit".to_owned())

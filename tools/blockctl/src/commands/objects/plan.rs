@@ -5,7 +5,7 @@ use crate::objects::{
     Body, Object,
     backup::Backup,
     hook::{Hook, label},
-    location::is_access,
+    location_table::is_access,
     schedule::fixed,
     view,
     volumes::{CLONED_FROM, Restore, Source, VolumeClone},
