@@ -95,52 +95,17 @@ fn all_digits(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_digit())
 }
 
-fn check_not_digits(what: &'static str, text: &str) -> Result<(), NameError> {
+/// Checks a name. One that stands where a UUID may must not be a UUID; `uuids` says what they are of.
+fn check_name(what: &'static str, uuids: &'static str, text: &str) -> Result<(), NameError> {
     check_characters(what, text)?;
+    let looks_like_id = |hint| Err(NameError::LooksLikeId { what, given: text.to_owned(), hint });
     if all_digits(text) {
-        return Err(NameError::LooksLikeId {
-            what,
-            given: text.to_owned(),
-            hint: "ids are all digits, so a name needs a letter, dot, dash or underscore",
-        });
+        return looks_like_id("ids are all digits, so a name needs a letter, dot, dash or underscore");
     }
-    Ok(())
-}
-
-fn check_group_name(what: &'static str, text: &str) -> Result<(), NameError> {
-    check_not_digits(what, text)?;
-    if Uuid::parse_str(text).is_ok() {
-        return Err(NameError::LooksLikeId {
-            what,
-            given: text.to_owned(),
-            hint: "ids of group snapshots are UUIDs, so a name must not be one",
-        });
+    match !uuids.is_empty() && Uuid::parse_str(text).is_ok() {
+        true => looks_like_id(uuids),
+        false => Ok(()),
     }
-    Ok(())
-}
-
-fn check_object_name(what: &'static str, text: &str) -> Result<(), NameError> {
-    check_not_digits(what, text)?;
-    if Uuid::parse_str(text).is_ok() {
-        return Err(NameError::LooksLikeId {
-            what,
-            given: text.to_owned(),
-            hint: "ids of schedules and tasks are UUIDs, so a name must not be one",
-        });
-    }
-    Ok(())
-}
-
-fn check_credential_name(what: &'static str, text: &str) -> Result<(), NameError> {
-    check_not_digits(what, text)?;
-    if Uuid::parse_str(text).is_ok() {
-        return Err(NameError::LooksLikeId {
-            what,
-            given: text.to_owned(),
-            hint: "credential ids are UUIDs, so a name must not be one",
-        });
-    }
-    Ok(())
 }
 
 macro_rules! as_text {
@@ -160,8 +125,37 @@ macro_rules! as_text {
     };
 }
 
+/// Display of a reference by id or name, and its conversions.
+macro_rules! id_or_name {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    Self::Id(id) => id.fmt(f),
+                    Self::Name(name) => name.fmt(f),
+                }
+            }
+        }
+
+        as_text!($name);
+    };
+}
+
+macro_rules! uuid_or_name {
+    ($name:ident) => {
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                Uuid::parse_str(text).map(Self::Id).or_else(|_| text.parse().map(Self::Name))
+            }
+        }
+
+        id_or_name!($name);
+    };
+}
+
 macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $uuids:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -177,7 +171,7 @@ macro_rules! name_type {
         impl FromStr for $name {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
-                $check($what, text)?;
+                check_name($what, $uuids, text)?;
                 Ok(Self(text.to_owned()))
             }
         }
@@ -201,32 +195,32 @@ macro_rules! name_type {
 name_type! {
     /// Name of a volume, and of its NBD export: 1–128 of `A-Z a-z 0-9 . _ -`, begins alphanumeric, not all
     /// digits.
-    VolumeName, "volume name", check_not_digits
+    VolumeName, "volume name", ""
 }
 
 name_type! {
     /// Name of a snapshot among those of its volume; the same rules as for a volume.
-    SnapshotName, "snapshot name", check_not_digits
+    SnapshotName, "snapshot name", ""
 }
 
 name_type! {
     /// Name of a credential; the same rules as for a volume, and it must not be a UUID.
-    CredentialName, "credential name", check_credential_name
+    CredentialName, "credential name", "credential ids are UUIDs, so a name must not be one"
 }
 
 name_type! {
     /// Name of a group of volumes; the same rules as for a volume, and it must not be a UUID.
-    GroupName, "group name", check_group_name
+    GroupName, "group name", "ids of group snapshots are UUIDs, so a name must not be one"
 }
 
 name_type! {
     /// Name of a schedule or backup; the same rules as for a volume, and it must not be a UUID.
-    ObjectName, "name", check_object_name
+    ObjectName, "name", "ids of schedules and tasks are UUIDs, so a name must not be one"
 }
 
 name_type! {
     /// Name of a rule; the same rules as for a volume, and it must not be a UUID.
-    RuleName, "rule name", check_object_name
+    RuleName, "rule name", "ids of schedules and tasks are UUIDs, so a name must not be one"
 }
 
 impl SnapshotName {
@@ -263,16 +257,7 @@ impl FromStr for VolumeRef {
     }
 }
 
-impl fmt::Display for VolumeRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Id(id) => id.fmt(f),
-            Self::Name(name) => name.fmt(f),
-        }
-    }
-}
-
-as_text!(VolumeRef);
+id_or_name!(VolumeRef);
 
 /// Snapshot by id or as `VOLUME@NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -324,26 +309,7 @@ pub enum CredentialRef {
     Name(CredentialName),
 }
 
-impl FromStr for CredentialRef {
-    type Err = NameError;
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        match Uuid::parse_str(text) {
-            Ok(id) => Ok(Self::Id(id)),
-            Err(_) => text.parse().map(Self::Name),
-        }
-    }
-}
-
-impl fmt::Display for CredentialRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Id(id) => id.fmt(f),
-            Self::Name(name) => name.fmt(f),
-        }
-    }
-}
-
-as_text!(CredentialRef);
+uuid_or_name!(CredentialRef);
 
 /// Group snapshots by their UUID, or by the group of volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -355,26 +321,7 @@ pub enum GroupRef {
     Name(GroupName),
 }
 
-impl FromStr for GroupRef {
-    type Err = NameError;
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        match Uuid::parse_str(text) {
-            Ok(id) => Ok(Self::Id(id)),
-            Err(_) => text.parse().map(Self::Name),
-        }
-    }
-}
-
-impl fmt::Display for GroupRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Id(id) => id.fmt(f),
-            Self::Name(name) => name.fmt(f),
-        }
-    }
-}
-
-as_text!(GroupRef);
+uuid_or_name!(GroupRef);
 
 #[cfg(test)]
 mod tests {
