@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Maximum length of a secret, in bytes.
@@ -27,11 +27,25 @@ pub struct Sources<'a> {
     pub from: Option<&'a SecretRef>,
     /// Environment variable.
     pub variable: &'static str,
-    /// The value is not secret.
-    pub is_public: bool,
 }
 
-impl Sources<'_> {
+impl<'a> Sources<'a> {
+    /// Names the sources of a setting.
+    pub fn new(
+        what: &'static str,
+        flag: &'a Option<Secret>,
+        file: &'a Option<PathBuf>,
+        from: &'a Option<SecretRef>,
+        variable: &'static str,
+    ) -> Self {
+        Self { what, flag: flag.as_ref(), file: file.as_deref(), from: from.as_ref(), variable }
+    }
+
+    /// Returns true with a source other than the variable.
+    pub fn is_given(&self) -> bool {
+        self.flag.is_some() || self.file.is_some() || self.from.is_some()
+    }
+
     /// Reads the secret from the first source that has one.
     pub fn read(&self) -> Result<Option<Secret>, Failure> {
         if let Some(secret) = self.flag {
@@ -44,7 +58,7 @@ impl Sources<'_> {
                 read_text(io::stdin().lock())
             } else {
                 File::open(path).and_then(|file| {
-                    if !self.is_public && is_for_others(&file) {
+                    if !PUBLIC.contains(&self.what) && is_for_others(&file) {
                         // Errors of a closed stderr are ignored.
                         let _ = writeln!(
                             io::stderr().lock(),
@@ -98,14 +112,7 @@ impl Sources<'_> {
 /// # Errors
 /// It cannot be read, or is empty.
 pub fn read_file(what: &'static str, path: &Path) -> Result<Secret, Failure> {
-    let sources = Sources {
-        what,
-        flag: None,
-        file: Some(path),
-        from: None,
-        variable: "",
-        is_public: PUBLIC.contains(&what),
-    };
+    let sources = Sources { what, flag: None, file: Some(path), from: None, variable: "" };
     match sources.read()? {
         Some(text) => Ok(text),
         None => Err(sources.unreadable(&path.display().to_string(), "it is empty")),
@@ -169,7 +176,6 @@ mod tests {
             file: Some(&path),
             from: None,
             variable: "BLOCKCTL_NO_SUCH_VARIABLE",
-            is_public: false,
         };
         assert!(sources.read().unwrap_err().to_string().ends_with("it is empty"));
         let reference = "systemd:a".parse().unwrap();

@@ -217,26 +217,23 @@ fn show_findings(output: &Output, findings: &Findings) -> Result<(), Failure> {
     if findings.damage.is_empty() {
         return Ok(());
     }
-    let mut table = Table::new(["OBJECT", "OFFSET", "CLOUD-SNAP-ID", "LOST", "RANGES", "WHAT"]);
+    let mut table = Table::new("OBJECT|OFFSET|CLOUD-SNAP-ID|LOST|RANGES|WHAT".split('|'));
     for damage in &findings.damage {
-        let offset = damage.offset_bytes.to_string();
+        let mut row = |cloudsnap, lost, ranges| {
+            let offset = damage.offset_bytes.to_string();
+            table.row([damage.object.clone(), offset, cloudsnap, lost, ranges, damage.what.clone()]);
+        };
         if damage.affects.is_empty() {
-            let dash = || "-".to_owned();
-            table.row([damage.object.clone(), offset.clone(), dash(), dash(), dash(), damage.what.clone()]);
+            row("-".to_owned(), "-".to_owned(), "-".to_owned());
         }
         for affected in &damage.affects {
             let ranges = affected.ranges.iter().take(4);
             let ranges: Vec<_> =
                 ranges.map(|range| format!("{}+{}", range.offset_bytes, range.len_bytes)).collect();
             let more = if affected.ranges.len() > 4 { " …" } else { "" };
-            table.row([
-                damage.object.clone(),
-                offset.clone(),
-                affected.cloudsnap.clone(),
-                if affected.lost_bytes == 0 { "-".to_owned() } else { size(affected.lost_bytes) },
-                if ranges.is_empty() { "-".to_owned() } else { format!("{}{more}", ranges.join(",")) },
-                damage.what.clone(),
-            ]);
+            let lost = (affected.lost_bytes > 0).then(|| size(affected.lost_bytes));
+            let ranges = (!ranges.is_empty()).then(|| format!("{}{more}", ranges.join(",")));
+            row(affected.cloudsnap.clone(), or_dash(lost), or_dash(ranges));
         }
     }
     output.table(&table)?;

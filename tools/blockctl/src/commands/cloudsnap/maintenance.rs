@@ -10,7 +10,7 @@ use crate::{
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode,
-    cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
+    cloudsnaps::{CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
     format_time, operations,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskStage},
 };
@@ -246,28 +246,23 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
 }
 
 fn show_garbage(output: &Output, collected: &GarbageCollected) -> Result<(), Failure> {
-    let mut table = Table::new(["CLOUD-SNAP-ID", "OBJECTS", "SIZE", "SINCE", "STATUS"]);
     let status = if collected.dry_run { "would be deleted" } else { "deleted" };
-    let rows = collected.garbage.iter().map(|leftover| (leftover, status.to_owned()));
+    let garbage = collected.garbage.iter().map(|leftover| (leftover, status.to_owned()));
     let young = collected.young.iter().map(|leftover| {
-        let from = leftover.deleted_from.map(format_time);
-        (
-            leftover,
-            from.map_or_else(|| "kept: its age is not known".to_owned(), |at| format!("kept until {at}")),
-        )
+        let until = leftover.deleted_from.map(|at| format!("kept until {}", format_time(at)));
+        (leftover, until.unwrap_or_else(|| "kept: its age is not known".to_owned()))
     });
-    let rows: Vec<(&Leftover, String)> = rows.chain(young).collect();
-    if !rows.is_empty() {
-        for (leftover, status) in rows {
-            table.row([
+    if !(collected.garbage.is_empty() && collected.young.is_empty()) {
+        let rows = garbage.chain(young).map(|(leftover, status)| {
+            [
                 leftover.cloudsnap.clone(),
                 leftover.objects.to_string(),
                 ByteSize::from_bytes(leftover.len_bytes).to_string(),
                 or_dash(leftover.since.map(format_time)),
                 status,
-            ]);
-        }
-        output.table(&table)?;
+            ]
+        });
+        output.table(&Table::of("CLOUD-SNAP-ID|OBJECTS|SIZE|SINCE|STATUS", rows))?;
     }
     let total: u64 = collected.garbage.iter().map(|leftover| leftover.len_bytes).sum();
     let size = ByteSize::from_bytes(total);

@@ -208,32 +208,15 @@ fn volume_id(damaged: &DamagedCloudsnap) -> Option<String> {
 }
 
 fn list_table(list: &CloudsnapList) -> Table {
+    const COLUMNS: &str = "SOURCEVOLUME|SOURCEVOLUMEID|CLOUD-SNAP-ID|CREATED-TIME|TYPE|STATUS|VERIFIED|KEPT";
     // The first columns are stable for scripts; the last ones appear with verified, pinned or expiring
     // entries.
-    const PLAIN: &[&str] =
-        &["SOURCEVOLUME", "SOURCEVOLUMEID", "CLOUD-SNAP-ID", "CREATED-TIME", "TYPE", "STATUS"];
-    const VERIFIED: &[&str] =
-        &["SOURCEVOLUME", "SOURCEVOLUMEID", "CLOUD-SNAP-ID", "CREATED-TIME", "TYPE", "STATUS", "VERIFIED"];
-    const MARKED: &[&str] = &[
-        "SOURCEVOLUME",
-        "SOURCEVOLUMEID",
-        "CLOUD-SNAP-ID",
-        "CREATED-TIME",
-        "TYPE",
-        "STATUS",
-        "VERIFIED",
-        "KEPT",
-    ];
     let has = |of: fn(&CloudsnapMetadata) -> bool| list.cloudsnaps.iter().any(|entry| of(&entry.metadata));
-    let columns = if has(|of| of.pinned.is_some() || of.expires.is_some()) {
-        MARKED
-    } else if has(|of| of.verified.is_some()) {
-        VERIFIED
-    } else {
-        PLAIN
+    let shown = match has(|of| of.pinned.is_some() || of.expires.is_some()) {
+        true => 8,
+        false => 6 + usize::from(has(|of| of.verified.is_some())),
     };
-    let shown = columns.len();
-    let mut table = Table::new(columns.iter().copied());
+    let mut table = Table::new(COLUMNS.split('|').take(shown));
     for entry in &list.cloudsnaps {
         let row = [
             entry.src_volume_name.clone(),
@@ -248,18 +231,9 @@ fn list_table(list: &CloudsnapList) -> Table {
         table.row(row.into_iter().take(shown));
     }
     for damaged in &list.damaged {
-        let dash = || "-".to_owned();
-        let volume = volume_id(damaged);
-        let row = [
-            dash(),
-            or_dash(volume),
-            damaged.id.clone(),
-            dash(),
-            dash(),
-            CloudsnapStatus::Damaged.to_string(),
-            dash(),
-            dash(),
-        ];
+        let mut row: [String; 8] = std::array::from_fn(|_| "-".to_owned());
+        (row[1], row[2]) = (or_dash(volume_id(damaged)), damaged.id.clone());
+        row[5] = CloudsnapStatus::Damaged.to_string();
         table.row(row.into_iter().take(shown));
     }
     table

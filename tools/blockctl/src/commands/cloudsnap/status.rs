@@ -294,23 +294,10 @@ fn pace(task: &Task) -> (Option<f64>, Option<f64>) {
 }
 
 fn table(tasks: &[Task]) -> Table {
+    const COLUMNS: &str = "NAME|SOURCEVOLUME|STATE|NODE|BYTES-PROCESSED|TIME-ELAPSED|COMPLETED|RATE|ETA";
     // The first columns are stable for scripts; the last ones appear with active tasks.
-    const OVER: &[&str] =
-        &["NAME", "SOURCEVOLUME", "STATE", "NODE", "BYTES-PROCESSED", "TIME-ELAPSED", "COMPLETED"];
-    const UNDER_WAY: &[&str] = &[
-        "NAME",
-        "SOURCEVOLUME",
-        "STATE",
-        "NODE",
-        "BYTES-PROCESSED",
-        "TIME-ELAPSED",
-        "COMPLETED",
-        "RATE",
-        "ETA",
-    ];
-    let columns =
-        if tasks.iter().any(|task| task.state.stage == TaskStage::Active) { UNDER_WAY } else { OVER };
-    let mut table = Table::new(columns.iter().copied());
+    let shown = if tasks.iter().any(|task| task.state.stage == TaskStage::Active) { 9 } else { 7 };
+    let mut table = Table::new(COLUMNS.split('|').take(shown));
     for task in tasks {
         let (rate, eta_s) = pace(task);
         let row = [
@@ -324,7 +311,7 @@ fn table(tasks: &[Task]) -> Table {
             or_dash(rate.map(|rate| format!("{}/s", ByteSize::from_bytes(rate as u64)))),
             or_dash(eta_s.map(|eta_s| format_duration(eta_s.round()))),
         ];
-        table.row(row.into_iter().take(columns.len()));
+        table.row(row.into_iter().take(shown));
     }
     table
 }

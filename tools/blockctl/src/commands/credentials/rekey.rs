@@ -61,14 +61,13 @@ pub struct RekeyArgs {
 
 pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
     let Context { client, output } = context;
-    let passphrase = Sources {
-        what: "encryption passphrase",
-        flag: args.encryption_passphrase.as_ref(),
-        file: args.encryption_passphrase_file.as_deref(),
-        from: None,
-        variable: "BLOCKD_ENCRYPTION_PASSPHRASE",
-        is_public: false,
-    };
+    let passphrase = Sources::new(
+        "encryption passphrase",
+        &args.encryption_passphrase,
+        &args.encryption_passphrase_file,
+        &None,
+        "BLOCKD_ENCRYPTION_PASSPHRASE",
+    );
     let passphrase = passphrase.read()?;
     if passphrase.is_none() {
         let credential = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;

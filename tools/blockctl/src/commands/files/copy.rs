@@ -43,8 +43,7 @@ use std::{
 const HOLE_BYTES: usize = 4096;
 
 pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
-    let snap = args.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
-    let source = Source { context, snap, cred_id: args.credential.cred_id };
+    let source = Source::new(context, &args.snap, args.credential.cred_id).await?;
     raise_open_files();
     let (top, new_name) = open_destination(&args.to)?;
     if args.paths.len() > 1 && new_name.is_some() {

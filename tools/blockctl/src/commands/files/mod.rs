@@ -104,8 +104,7 @@ struct CatalogDocument<'a> {
 }
 
 pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
-    let snap = args.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
-    let source = Source { context, snap, cred_id: args.credential.cred_id };
+    let source = Source::new(context, &args.snap, args.credential.cred_id).await?;
     let path = typed(&args.path);
     let output = context.output;
     let failed = |source| match &args.output {
@@ -123,7 +122,7 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
             Ok(())
         })
         .await?;
-        let document = CatalogDocument { snap, path: &path, files };
+        let document = CatalogDocument { snap: source.snap, path: &path, files };
         match &mut file {
             Some(file) => {
                 serde_json::to_writer_pretty(&mut *file, &document).map_err(|error| failed(error.into()))?;
@@ -148,8 +147,7 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
     if context.output.is_json() {
         return Err(Failure::usage("cat writes bytes as they are, which are no JSON: leave --json away"));
     }
-    let snap = args.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
-    let source = Source { context, snap, cred_id: args.credential.cred_id };
+    let source = Source::new(context, &args.snap, args.credential.cred_id).await?;
     let mut stdout = Stream::stdout().map_err(|source| Failure::Stdout { source })?;
     for path in &args.paths {
         let path = typed_or_escaped(path, args.escaped)?;
@@ -250,10 +248,8 @@ async fn same_attributes(a: &Source<'_>, b: &Source<'_>, file: &SnapshotFile) ->
 
 pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
     let cred_id = args.credential.cred_id;
-    let from_id = args.from.resolve(context, cred_id.as_ref()).await?;
-    let to_id = args.to.resolve(context, cred_id.as_ref()).await?;
-    let from = Source { context, snap: from_id, cred_id: cred_id.clone() };
-    let to = Source { context, snap: to_id, cred_id };
+    let from = Source::new(context, &args.from, cred_id.clone()).await?;
+    let to = Source::new(context, &args.to, cred_id).await?;
     let output = context.output;
     let mut changes = Vec::new();
     let mut seen = 0;
@@ -287,7 +283,7 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
     }
     changes.sort_by(|a, b| a.path.cmp(&b.path));
     if output.is_json() {
-        return output.document(&DiffDocument { from: from_id, to: to_id, files: changes });
+        return output.document(&DiffDocument { from: from.snap, to: to.snap, files: changes });
     }
     for change in &changes {
         let (sign, what) = match change.change {

@@ -1,6 +1,6 @@
 //! Files of a cloud snapshot over the API, and their limits.
 
-use crate::{failure::Failure, output::Context};
+use crate::{cloudsnap_ref::SnapRef, failure::Failure, output::Context};
 use blockd_api::{
     CredentialRef,
     browse::{FileList, FilePath, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotXattr},
@@ -23,7 +23,16 @@ pub struct Source<'a> {
     pub cred_id: Option<CredentialRef>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// Resolves the cloud snapshot of a command.
+    pub async fn new(
+        context: &'a Context<'_>,
+        snap: &SnapRef,
+        cred_id: Option<CredentialRef>,
+    ) -> Result<Self, Failure> {
+        Ok(Self { context, snap: snap.resolve(context, cred_id.as_ref()).await?, cred_id })
+    }
+
     /// Returns a file; with `entries`, also its directory entries.
     pub async fn list(&self, path: &FilePath, entries: bool) -> Result<FileList, Failure> {
         self.ask(path, entries, false).await

@@ -161,20 +161,8 @@ async fn list(context: &Context<'_>) -> Exit {
         false => Vec::new(),
     };
     context.output.show(&list, || {
-        let mut table = Table::new([
-            "UUID",
-            "VOLUMEID",
-            "MAX-BACKUPS",
-            "FULL",
-            "SCHEDULE",
-            "POLICY",
-            "NEXT-RUN",
-            "LAST-RUN",
-            "STATUS",
-            "COPIES",
-        ]);
-        for schedule in &list.schedules {
-            table.row([
+        let rows = list.schedules.iter().map(|schedule| {
+            [
                 schedule.uuid.to_string(),
                 selector(&schedule.selector),
                 kept(schedule, &policies),
@@ -185,15 +173,18 @@ async fn list(context: &Context<'_>) -> Exit {
                 or_dash(schedule.last_run.map(format_time)),
                 if schedule.paused { "paused" } else { "active" }.to_owned(),
                 copies(schedule, &places),
-            ]);
-        }
-        for schedule in &list.unreadable {
+            ]
+        });
+        let unreadable = list.unreadable.iter().map(|schedule| {
             let mut row: [String; 10] = std::array::from_fn(|_| "-".to_owned());
             row[0].clone_from(&schedule.uuid);
             row[8] = format!("unreadable: {}", schedule.error);
-            table.row(row);
-        }
-        table
+            row
+        });
+        Table::of(
+            "UUID|VOLUMEID|MAX-BACKUPS|FULL|SCHEDULE|POLICY|NEXT-RUN|LAST-RUN|STATUS|COPIES",
+            rows.chain(unreadable),
+        )
     })
 }
 
@@ -341,52 +332,36 @@ async fn retention(context: &Context<'_>, args: &UuidArg) -> Exit {
     let plan = context.client.call_at(operations::PLAN_RETENTION, &uuid, &()).await?;
     let places = Places::load(context).await?;
     context.output.show(&plan, || {
-        let mut table = Table::new(["CLOUD-SNAP-ID", "VOLUME", "CREATED-TIME", "COPY", "VERDICT"]);
-        for judged in &plan.snapshots {
-            table.row([
+        let snapshots = plan.snapshots.iter().map(|judged| {
+            [
                 or_dash(judged.name.as_ref()),
                 or_dash(judged.volume.as_ref()),
                 format_time(judged.created),
                 places.name(None),
                 judged.verdict.to_string(),
-            ]);
-        }
-        for judged in &plan.cloudsnaps {
+            ]
+        });
+        let cloudsnaps = plan.cloudsnaps.iter().map(|judged| {
             let gone = judged.gone_rule.as_ref().map_or_else(String::new, |rule| {
                 format!(" (by the retention of {rule}, which the schedule has no more)")
             });
-            table.row([
+            [
                 judged.cloudsnap.to_string(),
                 or_dash(judged.volume.as_ref()),
                 format_time(judged.created),
                 places.name(Some(judged.credential)),
                 format!("{}{gone}", judged.verdict),
-            ]);
-        }
-        table
+            ]
+        });
+        Table::of("CLOUD-SNAP-ID|VOLUME|CREATED-TIME|COPY|VERDICT", snapshots.chain(cloudsnaps))
     })
 }
 
 fn history_table(runs: &[Run], places: &Places) -> Table {
-    let mut table = Table::new([
-        "RUN",
-        "SCHEDULE",
-        "VOLUME",
-        "SCHEDULED-TIME",
-        "STARTED-TIME",
-        "MISSED",
-        "STATUS",
-        "CLOUD-SNAP-ID",
-        "COPY",
-        "REASON",
-    ]);
-    for run in runs {
+    let rows = runs.iter().map(|run| {
         let made = run.cloudsnap.map(|id| id.to_string()).or_else(|| run.snapshot.map(|id| id.to_string()));
-        let place = match (run.local, run.credential) {
-            (false, None) => "-".to_owned(),
-            (_, credential) => places.name(credential),
-        };
-        table.row([
+        let place = (run.local || run.credential.is_some()).then(|| places.name(run.credential));
+        [
             run.id.to_string(),
             or_dash(run.rule.as_ref()),
             or_dash(run.volume.as_ref()),
@@ -395,11 +370,11 @@ fn history_table(runs: &[Run], places: &Places) -> Table {
             run.missed.to_string(),
             run.state.to_string(),
             or_dash(made),
-            place,
+            or_dash(place),
             or_dash(run.reason.as_ref()),
-        ]);
-    }
-    table
+        ]
+    });
+    Table::of("RUN|SCHEDULE|VOLUME|SCHEDULED-TIME|STARTED-TIME|MISSED|STATUS|CLOUD-SNAP-ID|COPY|REASON", rows)
 }
 
 /// `cloudsnap history`
@@ -445,11 +420,9 @@ fn rules(args: &PolicyArgs) -> Result<Vec<Rule>, Failure> {
 }
 
 fn policy_table(policies: &[Policy]) -> Table {
-    let mut table = Table::new(["NAME", "SCHEDULE", "RETAIN"]);
-    for policy in policies {
-        for rule in &policy.rules {
-            table.row([policy.name.to_string(), rule.when.to_string(), or_dash(rule.retain.as_ref())]);
-        }
-    }
-    table
+    let rules = policies.iter().flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)));
+    let row = |(policy, rule): (&Policy, &Rule)| {
+        [policy.name.to_string(), rule.when.to_string(), or_dash(rule.retain.as_ref())]
+    };
+    Table::of("NAME|SCHEDULE|RETAIN", rules.map(row))
 }

@@ -133,16 +133,8 @@ pub struct RetainArgs {
 impl RetainArgs {
     /// Returns the given retention; `None` without options.
     pub fn retention(&self, zone: &Zone) -> Option<Retention> {
-        let retention = Retention {
-            keep_last: self.max.unwrap_or(0),
-            keep_hourly: self.keep_hourly.unwrap_or(0),
-            keep_daily: self.keep_daily.unwrap_or(0),
-            keep_weekly: self.keep_weekly.unwrap_or(0),
-            keep_monthly: self.keep_monthly.unwrap_or(0),
-            keep_yearly: self.keep_yearly.unwrap_or(0),
-            zone: zone.clone(),
-        };
-        (self.keep_all || !retention.keeps_all()).then_some(retention)
+        let patched = self.patch(&Retention { zone: zone.clone(), ..Retention::default() });
+        patched.filter(|retention| self.keep_all || !retention.keeps_all())
     }
 
     /// Returns the first option with the value 0, without dashes: it has no effect on a new schedule.
@@ -171,15 +163,9 @@ impl RetainArgs {
             keep_yearly: self.keep_yearly.unwrap_or(now.keep_yearly),
             zone: now.zone.clone(),
         };
-        let given = [
-            self.max,
-            self.keep_hourly,
-            self.keep_daily,
-            self.keep_weekly,
-            self.keep_monthly,
-            self.keep_yearly,
-        ];
-        given.iter().any(Option::is_some).then_some(patched)
+        let Self { max, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly, .. } = self;
+        let given = [max, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly];
+        given.iter().any(|count| count.is_some()).then_some(patched)
     }
 }
 

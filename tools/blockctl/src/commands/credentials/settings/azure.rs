@@ -21,13 +21,21 @@ impl Settings {
     }
 
     pub(super) fn azure_access(&self, defaults: Defaults) -> Result<Option<AzureAccess>, Failure> {
-        let has_key = self.azure_account_key.is_some()
-            || self.azure_account_key_file.is_some()
-            || self.azure_account_key_from.is_some();
-        let has_sas = self.azure_sas_token.is_some()
-            || self.azure_sas_token_file.is_some()
-            || self.azure_sas_token_from.is_some();
-        if u8::from(has_key) + u8::from(has_sas) + u8::from(self.use_iam) > 1 {
+        let key = Sources::new(
+            "Azure account key",
+            &self.azure_account_key,
+            &self.azure_account_key_file,
+            &self.azure_account_key_from,
+            defaults.variable("AZURE_STORAGE_KEY"),
+        );
+        let sas = Sources::new(
+            "Azure shared access signature",
+            &self.azure_sas_token,
+            &self.azure_sas_token_file,
+            &self.azure_sas_token_from,
+            defaults.variable("AZURE_STORAGE_SAS_TOKEN"),
+        );
+        if u8::from(key.is_given()) + u8::from(sas.is_given()) + u8::from(self.use_iam) > 1 {
             let message =
                 "--azure-account-key, --azure-sas-token and --use-iam exclude each other: give one of them";
             return Err(Failure::usage(message));
@@ -35,25 +43,9 @@ impl Settings {
         if self.azure_client_id.is_some() && !self.use_iam {
             return Err(Failure::usage("--azure-client-id belongs to --use-iam"));
         }
-        let key = Sources {
-            what: "Azure account key",
-            flag: self.azure_account_key.as_ref(),
-            file: self.azure_account_key_file.as_deref(),
-            from: self.azure_account_key_from.as_ref(),
-            variable: defaults.variable("AZURE_STORAGE_KEY"),
-            is_public: false,
-        };
-        let sas = Sources {
-            what: "Azure shared access signature",
-            flag: self.azure_sas_token.as_ref(),
-            file: self.azure_sas_token_file.as_deref(),
-            from: self.azure_sas_token_from.as_ref(),
-            variable: defaults.variable("AZURE_STORAGE_SAS_TOKEN"),
-            is_public: false,
-        };
         let auth = if self.use_iam {
             AzureAuth::ManagedIdentity { client_id: self.azure_client_id.clone() }
-        } else if has_sas {
+        } else if sas.is_given() {
             AzureAuth::Sas { token: sas.input()? }
         } else if let Some(key) = key.input()? {
             AzureAuth::AccountKey { key: Some(key) }

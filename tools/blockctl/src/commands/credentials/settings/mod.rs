@@ -379,15 +379,14 @@ impl Settings {
     fn s3_access(&self, defaults: Defaults) -> Result<S3Access, Failure> {
         // The identity of the machine takes the place of a key.
         let defaults = if self.use_iam { Defaults::None } else { defaults };
-        let secret_key = Sources {
-            what: "S3 secret key",
-            flag: self.s3_secret_key.as_ref(),
-            file: self.s3_secret_key_file.as_deref(),
-            from: self.s3_secret_key_from.as_ref(),
-            variable: defaults.variable("AWS_SECRET_ACCESS_KEY"),
-            is_public: false,
-        };
-        let secret_key = secret_key.input()?;
+        let secret_key = Sources::new(
+            "S3 secret key",
+            &self.s3_secret_key,
+            &self.s3_secret_key_file,
+            &self.s3_secret_key_from,
+            defaults.variable("AWS_SECRET_ACCESS_KEY"),
+        )
+        .input()?;
         let access_key = defaults.or_variable(&self.s3_access_key, &["AWS_ACCESS_KEY_ID"]);
         if self.use_iam && (access_key.is_some() || secret_key.is_some()) {
             return Err(Failure::usage("--use-iam and an access key are both given: drop one of them"));
@@ -412,15 +411,14 @@ impl Settings {
     /// # Errors
     /// It cannot be read.
     pub fn passphrase(&self, defaults: Defaults) -> Result<Option<SecretInput>, Failure> {
-        let sources = Sources {
-            what: "encryption passphrase",
-            flag: self.encryption_passphrase.as_ref(),
-            file: self.encryption_passphrase_file.as_deref(),
-            from: self.encryption_passphrase_from.as_ref(),
-            variable: defaults.variable("BLOCKD_ENCRYPTION_PASSPHRASE"),
-            is_public: false,
-        };
-        sources.input()
+        Sources::new(
+            "encryption passphrase",
+            &self.encryption_passphrase,
+            &self.encryption_passphrase_file,
+            &self.encryption_passphrase_from,
+            defaults.variable("BLOCKD_ENCRYPTION_PASSPHRASE"),
+        )
+        .input()
     }
 }
 

@@ -35,27 +35,19 @@ impl Settings {
     }
 
     fn swift_key_of(&self, variable: &'static str) -> Result<Option<SecretInput>, Failure> {
-        let sources = Sources {
-            what: "Swift key",
-            flag: self.swift_key.as_ref(),
-            file: self.swift_key_file.as_deref(),
-            from: self.swift_key_from.as_ref(),
-            variable,
-            is_public: false,
-        };
-        sources.input()
+        Sources::new("Swift key", &self.swift_key, &self.swift_key_file, &self.swift_key_from, variable)
+            .input()
     }
 
     fn swift_token_of(&self, variable: &'static str) -> Result<Option<SecretInput>, Failure> {
-        let sources = Sources {
-            what: "Swift token",
-            flag: self.swift_token.as_ref(),
-            file: self.swift_token_file.as_deref(),
-            from: self.swift_token_from.as_ref(),
+        Sources::new(
+            "Swift token",
+            &self.swift_token,
+            &self.swift_token_file,
+            &self.swift_token_from,
             variable,
-            is_public: false,
-        };
-        sources.input()
+        )
+        .input()
     }
 
     fn swift_token(&self) -> Result<(SwiftAuth, SwiftAccess), Failure> {
