@@ -177,7 +177,7 @@ fn group_members_survive_a_restart() {
     let daemon = daemon.kill().start();
     check(&daemon);
     let text = daemon.ctl().run(&["snapshot", "inspect", "wal@one"]).stdout;
-    assert!(text.contains("Group            : shop\n") && text.contains("Writes held back : "), "{text}");
+    assert!(text.contains("Group          : shop\n") && text.contains("Freeze         : "), "{text}");
 
     let left = daemon.ctl().json(&["volume", "update", "wal", "--no-group", "--label", ""]);
     assert_eq!((&left["group"], &left["labels"]), (&Value::Null, &serde_json::json!({})));

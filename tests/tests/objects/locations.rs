@@ -88,7 +88,7 @@ fn location_passphrase_reference_is_applied_in_place() {
     );
     let error = ctl.fails(&["apply", "-f", &apply(dir.dir(), &from(&wrong))], 5);
     assert!(
-        error["message"].to_string().contains("location.path cannot be changed, as backups lie"),
+        error["message"].to_string().contains("location.path cannot be changed: give another"),
         "{error}"
     );
     assert_eq!(kept(), format!("file:{right}"));

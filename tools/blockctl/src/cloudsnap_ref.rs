@@ -116,7 +116,7 @@ impl SnapRef {
                 let named: Vec<&str> = several.iter().take(MAX_NAMED).map(String::as_str).collect();
                 let more = if several.len() > MAX_NAMED { ", …" } else { "" };
                 Err(Failure::usage(format!(
-                    "{} cloud snapshots are meant by {self}: give more of the id ({}{more})",
+                    "{} cloud snapshots match {self}: give more of the id ({}{more})",
                     several.len(),
                     named.join(", ")
                 )))

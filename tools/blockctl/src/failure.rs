@@ -90,13 +90,13 @@ pub enum Failure {
         source: io::Error,
     },
     /// Ctrl-C while waiting for a task.
-    #[error("stopped waiting: task {task} goes on")]
+    #[error("stopped waiting: task {task} continues")]
     Interrupted {
         /// Task.
         task: Uuid,
     },
     /// The daemon became unreachable during a wait.
-    #[error("lost blockd while waiting for task {task}: {source}")]
+    #[error("lost the connection to blockd while waiting for task {task}: {source}")]
     Lost {
         /// Task.
         task: Uuid,
@@ -174,7 +174,7 @@ impl Failure {
             ),
             Self::TooManyFiles { .. } => Some("take a part of them".into()),
             Self::Lost { task, .. } => {
-                Some(format!("the task goes on when blockd is back; {}", status_hint(*task)))
+                Some(format!("the task continues when blockd is back; {}", status_hint(*task)))
             }
             _ => None,
         }

@@ -144,7 +144,7 @@ fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
     for failure in task.quiesce.iter().flat_map(QuiesceReport::failures) {
         output.note(format!("warning: {failure}"));
     }
-    let resume = format!("`blockctl cloudsnap resume --name {}` takes it up again where it was", task.name);
+    let resume = format!("`blockctl cloudsnap resume --name {}` resumes it", task.name);
     match task.state.stage {
         TaskStage::Done => {
             output.line(ending(task))?;
@@ -201,7 +201,7 @@ fn ending(task: &Task) -> String {
                 bytes => format!(", {} compared", size(bytes)),
             };
             format!(
-                "Cloudsnap verify completed: {} sound ({} looked at, {} read{compared}, {requests}, {elapsed})",
+                "Cloudsnap verify completed: {} verified ({} checked, {} read{compared}, {requests}, {elapsed})",
                 counted(found.snapshots, "cloud snapshot"),
                 counted(found.objects, "object"),
                 size(found.block_bytes),

@@ -77,7 +77,7 @@ fn ctrl_c_stops_the_waiting_and_not_the_task() {
         assert_eq!(ran.status, 130);
         let look = format!("blockctl cloudsnap status --name {TASK}");
         if flag.is_empty() {
-            assert!(ran.stderr.contains("goes on") && ran.stderr.contains(&look), "{ran:?}");
+            assert!(ran.stderr.contains("continues") && ran.stderr.contains(&look), "{ran:?}");
         } else {
             assert_eq!((&ran.json()["error"]["code"], ran.stderr.as_str()), (&json!("interrupted"), ""));
             assert!(ran.json()["error"]["hint"].as_str().unwrap().contains(&look));

@@ -79,17 +79,17 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
     if let Some(failed) = &known.reload_failed {
         found.push(HealthProblem::new(
             format!(
-                "the configuration was changed and does not hold, since {}: {}",
+                "the changed configuration is invalid, since {}: {}",
                 format_time(failed.at),
                 failed.error
             ),
-            "blockd --check-config says whether it is right now; then systemctl reload blockd, or send it a SIGHUP",
+            "check it with blockd --check-config, then systemctl reload blockd, or send it a SIGHUP",
         ));
     }
     for schedule in &known.schedules.unreadable {
         found.push(HealthProblem::new(
             format!("schedule {} makes no backups: {}", schedule.uuid, schedule.error),
-            format!("blockctl cloudsnap schedules delete --uuid {}, and make it again", schedule.uuid),
+            format!("blockctl cloudsnap schedules delete --uuid {}, then create it again", schedule.uuid),
         ));
     }
     found.extend(overdue_schedules(known));
@@ -111,8 +111,8 @@ fn overdue_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
     known.schedules.schedules.iter().filter_map(|schedule| {
         let since = format_time(schedule.overdue_since?);
         Some(HealthProblem::new(
-            format!("schedule {} is overdue since {since}: nothing is backed up by it", called(schedule)),
-            "the log of blockd says what keeps it from its work",
+            format!("schedule {} is overdue since {since}: it makes no backups", called(schedule)),
+            "see the log of blockd for the cause",
         ))
     })
 }
@@ -123,9 +123,9 @@ fn idle_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
     idle.map(|schedule| {
         let name = called(schedule);
         HealthProblem::new(
-            format!("schedule {name} protects nothing: there is no volume that it chooses"),
+            format!("schedule {name} selects no volume"),
             format!(
-                "blockctl cloudsnap schedules list shows what it chooses; if that is wrong, blockctl cloudsnap schedules delete --uuid {}, and make it again",
+                "check its volumes with blockctl cloudsnap schedules list; to change them, blockctl cloudsnap schedules delete --uuid {}, then create it again",
                 schedule.uuid
             ),
         )
@@ -167,7 +167,7 @@ fn kept_tasks(known: &Known) -> Vec<HealthProblem> {
         let of = task.volume.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
         let how = if task.state.stage == TaskStage::Stopped { "was stopped" } else { "failed" };
         HealthProblem::new(
-            format!("{}{of} {how}, and can be taken up again", task.state.kind),
+            format!("{}{of} {how}, and can be resumed", task.state.kind),
             format!("blockctl cloudsnap resume --name {}", task.name),
         )
     })
@@ -311,12 +311,12 @@ mod tests {
         let mut idle = good;
         idle["schedules"][0]["withoutVolume"] = json!(true);
         idle["schedules"][0]["name"] = json!("nightly");
-        assert_eq!(lines(&idle), ["schedule nightly protects nothing: there is no volume that it chooses"]);
+        assert_eq!(lines(&idle), ["schedule nightly selects no volume"]);
         idle["schedules"][0]["withoutVolume"] = json!(false);
         idle["schedules"][0]["overdueSince"] = json!("2026-11-22T11:00:00Z");
         assert_eq!(
             lines(&idle),
-            ["schedule nightly is overdue since Sun, 22 Nov 2026 11:00:00 UTC: nothing is backed up by it"]
+            ["schedule nightly is overdue since Sun, 22 Nov 2026 11:00:00 UTC: it makes no backups"]
         );
         idle["problems"] =
             json!([{ "kind": "data-directory", "what": "it is full", "todo": "make room", "since": NOW }]);

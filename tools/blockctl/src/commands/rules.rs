@@ -284,13 +284,13 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
         RuleCommand::Assign(args) => {
             let target = RuleTarget { volume: args.volume, group: args.group };
             let rule = client.call_at(operations::ASSIGN_RULE, &args.name.name, &target).await?;
-            let line = format!("Rule {} is that of {} now", rule.name, describe(&target));
+            let line = format!("Rule {} assigned to {} successfully", rule.name, describe(&target));
             (rule, line)
         }
         RuleCommand::Unassign(args) => {
             let target = RuleTarget { volume: args.volume, group: args.group };
             let rule = client.call_at(operations::UNASSIGN_RULE, &args.name.name, &target).await?;
-            let line = format!("Rule {} is that of {} no more", rule.name, describe(&target));
+            let line = format!("Rule {} unassigned from {} successfully", rule.name, describe(&target));
             (rule, line)
         }
     };

@@ -41,8 +41,8 @@ pub async fn run(context: &Context<'_>) -> Exit {
     facts.add(
         "Health",
         match troubles.len() {
-            0 => "all is well".to_owned(),
-            one_or_more => format!("{} to be looked at", counted(one_or_more as u64, "thing")),
+            0 => "no problems".to_owned(),
+            several => counted(several as u64, "problem"),
         },
     );
     context.output.raw(facts.render().as_bytes())?;
@@ -67,7 +67,7 @@ fn facts(status: &Status) -> Facts {
         .add("Data directory", status.data_dir.display());
     if let Some(space) = status.data_space {
         let (free, total) = (ByteSize::from_bytes(space.free_bytes), ByteSize::from_bytes(space.total_bytes));
-        facts.add("Room", format!("{free} free of {total}"));
+        facts.add("Free space", format!("{free} of {total}"));
     }
     for uri in &status.nbd {
         facts.add("NBD", uri);

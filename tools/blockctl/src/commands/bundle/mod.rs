@@ -59,7 +59,7 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Exit {
     }
     let status = client.call(operations::GET_STATUS, &()).await;
     if let Err(error) = &status {
-        context.output.note(format!("warning: {error}: the bundle has only what this host says"));
+        context.output.note(format!("warning: {error}: the bundle describes only this host"));
     }
     let is_there = status.is_ok();
     parts.insert("status".into(), part(status));

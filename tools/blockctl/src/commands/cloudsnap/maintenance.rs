@@ -181,10 +181,10 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
         }
         _ if task.resumable => {
             format!(
-                "Cloudsnap {noun} stopped successfully: {id} (take it up again with `blockctl cloudsnap resume --name {id}`)"
+                "Cloudsnap {noun} stopped successfully: {id} (resume it with `blockctl cloudsnap resume --name {id}`)"
             )
         }
-        _ => format!("Cloudsnap {noun} given up successfully: {id}"),
+        _ => format!("Cloudsnap {noun} discarded successfully: {id}"),
     };
     output.tell(&task, || stopped)
 }
@@ -238,8 +238,9 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
         show_garbage(output, &collected)?;
     }
     for reason in &collected.unknown {
-        output
-            .note(format!("warning: no leftovers were deleted, because a manifest cannot be read: {reason}"));
+        output.note(format!(
+            "warning: no orphaned objects were deleted, because a manifest cannot be read: {reason}"
+        ));
     }
     // Part of the possible garbage was not examined.
     Ok(if collected.unknown.is_empty() { EXIT_DONE } else { EXIT_FAILED })
@@ -268,13 +269,13 @@ fn show_garbage(output: &Output, collected: &GarbageCollected) -> Result<(), Fai
     let size = ByteSize::from_bytes(total);
     let objects = collected.garbage.iter().map(|leftover| leftover.objects).sum();
     output.line(match collected.dry_run {
-        true => format!("{} of abandoned backups would be deleted ({size}).", counted(objects, "object")),
-        false => format!("{} deleted ({size}).", counted(collected.objects_deleted, "object")),
+        true => format!("{} would be deleted ({size}).", counted(objects, "orphaned object")),
+        false => format!("{} deleted ({size}).", counted(collected.objects_deleted, "orphaned object")),
     })?;
     if collected.unfinished > 0 {
         let done = if collected.dry_run { "would be removed" } else { "removed" };
-        let count = counted(collected.unfinished, "file");
-        output.line(format!("{count} of uploads that did not end {done}."))?;
+        let count = counted(collected.unfinished, "incomplete upload");
+        output.line(format!("{count} {done}."))?;
     }
     Ok(())
 }

@@ -155,10 +155,10 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
     let reply = client.call(operations::START_LAZY_RESTORE, &request).await?;
     tell_schedules(context, &reply.volume, &reply.schedules);
     let Some(task) = reply.task else {
-        return Err(Failure::usage("blockd made the volume, but no task that fetches the rest of it"));
+        return Err(Failure::usage("blockd created the volume, but no task that hydrates it"));
     };
     let line = format!(
-        "Volume successfully created: {} ({}); the rest of it is fetched by task name:{task}",
+        "Volume successfully created: {} ({}); hydrated by task name:{task}",
         reply.volume_id, reply.volume
     );
     report_start(context, task, &reply, &line, args.wait.wait).await
@@ -168,7 +168,7 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
 pub fn tell_schedules(context: &Context<'_>, volume: &VolumeName, schedules: &[String]) {
     if !schedules.is_empty() && !context.output.is_json() {
         context.output.note(format!(
-            "note: by its labels, {volume} is backed up by the {} {} from now on; --no-labels or --label keep a restored volume out of that",
+            "note: by its labels, {volume} is backed up by the {} {} from now on; --no-labels or --label prevent that for a restored volume",
             if schedules.len() == 1 { "schedule" } else { "schedules" },
             schedules.join(", ")
         ));

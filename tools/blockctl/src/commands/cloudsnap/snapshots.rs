@@ -164,7 +164,7 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     }
     for failed in &list.failed_credentials {
         output.note(format!(
-            "warning: the list lacks what is under credentials {}: {}",
+            "warning: the list lacks the snapshots of credentials {}: {}",
             failed.name, failed.error
         ));
     }

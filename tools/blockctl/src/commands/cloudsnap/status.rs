@@ -279,7 +279,7 @@ fn keep_last(context: &Context<'_>, shown: Shown, last: &str) -> Exit {
 
 fn end_early(context: &Context<'_>, shown: Shown, last: &str) -> Exit {
     keep_last(context, shown, last)?;
-    context.output.note("stopped watching: the tasks go on");
+    context.output.note("stopped watching: the tasks continue");
     Ok(EXIT_INTERRUPTED)
 }
 

@@ -38,7 +38,7 @@ Examples:
       --google-json-key-file px-test.json --bucket backups
   ST_AUTH=https://swift/auth/v1.0 ST_USER=acct:me ST_KEY=… blockctl credentials create sw \\
       --provider swift --bucket backups
-  blockctl credentials create elsewhere --provider s3 --s3-endpoint s3.amazonaws.com --bucket b \\
+  blockctl credentials create vault --provider s3 --s3-endpoint s3.amazonaws.com --bucket b \\
       --s3-access-key AKIA… --s3-secret-key-from command:/etc/blockd/secrets/s3-key \\
       --encryption-passphrase-from systemd:blockd-passphrase
   blockctl credentials create offsite --file offsite.toml";

@@ -93,7 +93,7 @@ pub fn refuse_unchangeable(settings: &Settings) -> Result<(), Failure> {
         limit if limit.starts_with("limit-") => format!("--{limit} belongs to `blockctl credentials limit`"),
         "use-proxy" => "--use-proxy reads the environment: give --proxy".to_owned(),
         option => format!(
-            "--{option} says where the backups are, and that cannot be changed: another place needs credentials of its own (blockctl credentials create)"
+            "--{option} is part of the backup location, which cannot change: create credentials for another location (blockctl credentials create)"
         ),
     }))
 }

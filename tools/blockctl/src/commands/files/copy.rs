@@ -75,12 +75,11 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
         output.document(&copied)?;
     } else {
         for path in &copied.left_out {
-            output.note(format!("left out, as it is no file, directory or link: {path}"));
+            output.note(format!("skipped, not a file, directory or link: {path}"));
         }
         copied.xattr_notes().iter().for_each(|note| output.note(note));
         if copied.skipped > 0 {
-            output
-                .note(format!("{} left as they were, being there already", counted(copied.skipped, "file")));
+            output.note(format!("{} skipped, as they exist already", counted(copied.skipped, "file")));
         }
         output.line(format!(
             "Copied {}, {}, {} ({})",

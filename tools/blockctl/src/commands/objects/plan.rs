@@ -155,7 +155,7 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
             }));
             let paths = changes.iter().map(|change| change.path.as_str());
             let fixed = paths.filter(|path| !path.starts_with("location.limit") && !is_access(path));
-            let cause = "cannot be changed, as backups lie where it says: give the other place another name, or delete this one first";
+            let cause = "cannot be changed: give another location another name, or delete this one first";
             immutable(&fixed.collect::<Vec<_>>(), ErrorCode::CredentialExists, cause)
         }
         Body::Schedule(wanted) => {

@@ -71,7 +71,7 @@ impl Record {
                 let mut notes: Vec<String> =
                     left[..failed].iter().map(|object| format!("{object} failed")).collect();
                 if !self.done.is_empty() {
-                    notes.push("what is said above is done".to_owned());
+                    notes.push("the objects above are done".to_owned());
                 }
                 if left.len() > failed {
                     notes.push(format!("not tried: {}", left[failed..].join(", ")));

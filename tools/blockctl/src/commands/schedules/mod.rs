@@ -68,7 +68,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     let (local, retain) = (args.local.retention(&zone), args.retain.retention(&zone));
     if local.is_some() && args.cred_id.is_empty() && (retain.is_some() || args.full) {
         return Err(Failure::usage(
-            "--max, --keep-… and --full are about backups, and without --cred-id there are local snapshots only: name a place",
+            "--max, --keep-… and --full are about backups, and without --cred-id there are local snapshots only: name a location",
         ));
     }
     let request = CreateSchedule {
@@ -240,7 +240,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         || (all(&local.clone().flatten()) && !args.local.local_keep_all)
     {
         return Err(Failure::usage(
-            "this would leave no number of backups that are kept: give another one, or --keep-all (--local-keep-all)",
+            "this would leave no number of kept backups: give another one, or --keep-all (--local-keep-all)",
         ));
     }
     if let Some(zone) = &args.times.time_zone {
@@ -343,7 +343,7 @@ async fn retention(context: &Context<'_>, args: &UuidArg) -> Exit {
         });
         let cloudsnaps = plan.cloudsnaps.iter().map(|judged| {
             let gone = judged.gone_rule.as_ref().map_or_else(String::new, |rule| {
-                format!(" (by the retention of {rule}, which the schedule has no more)")
+                format!(" (by the retention of {rule}, removed from the schedule)")
             });
             [
                 judged.cloudsnap.to_string(),

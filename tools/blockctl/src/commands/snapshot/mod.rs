@@ -45,7 +45,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     warn(context, snapshot.quiesce.as_ref());
     context.output.tell(&snapshot, || {
         format!(
-            "Snapshot successfully created: {} ({}@{}, writes held back for {})",
+            "Snapshot successfully created: {} ({}@{}, freeze {})",
             snapshot.id,
             snapshot.volume,
             snapshot.name,
@@ -66,7 +66,7 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Exit {
     warn(context, taken.snapshots.first().and_then(|snapshot| snapshot.quiesce.as_ref()));
     context.output.tell(&taken, || {
         format!(
-            "Group snapshot successfully created with groupID:{} ({}, {}, writes held back for {})",
+            "Group snapshot successfully created with groupID:{} ({}, {}, freeze {})",
             taken.group.group_id,
             counted(taken.group.members, "volume"),
             taken.name,
@@ -130,14 +130,14 @@ fn facts(snapshot: &Snapshot) -> Facts {
         .add("Dirty", ByteSize::from_bytes(snapshot.dirty_bytes))
         .add("Exclusive", or_dash(snapshot.exclusive_bytes.map(ByteSize::from_bytes)))
         .add("Shared", or_dash(snapshot.shared_bytes.map(ByteSize::from_bytes)))
-        .add("Writes held back", micros(snapshot.freeze_stall_micros))
+        .add("Freeze", micros(snapshot.freeze_stall_micros))
         .add("URI", &snapshot.uri);
     if let Some(group) = &snapshot.taken_with {
         facts
             .add("Group", or_dash(group.group.as_ref()))
             .add("Group snapshot", group.group_id)
             .add("Taken with", format!("{} in all", counted(group.members, "volume")))
-            .add("Group held back", micros(group.group_stall_micros));
+            .add("Group freeze", micros(group.group_stall_micros));
     }
     for step in snapshot.quiesce.iter().flat_map(|QuiesceReport { steps }| steps) {
         facts.add(rules::step_name(step), step_text(step));
@@ -194,9 +194,9 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
     }
     let kept = restored
         .kept
-        .map_or_else(String::new, |kept| format!("; what it was before is {}@{}", kept.volume, kept.name));
+        .map_or_else(String::new, |kept| format!("; the previous state is {}@{}", kept.volume, kept.name));
     context.output.line(format!(
-        "Volume {} successfully restored to snapshot {} ({} changed back{kept}).",
+        "Volume {} successfully restored to snapshot {} ({} rolled back{kept}).",
         restored.volume,
         restored.snapshot,
         ByteSize::from_bytes(restored.changed_bytes)
@@ -236,7 +236,7 @@ async fn watched<T>(
 async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Exit {
     let snapshot =
         context.client.call_at(operations::MARK_SNAPSHOT, snapshot, &MarkSnapshot { pinned }).await?;
-    let what = if snapshot.pinned { "is pinned" } else { "is kept as schedules say" };
+    let what = if snapshot.pinned { "is pinned" } else { "follows the retention of its schedule" };
     context.output.tell(&snapshot, || format!("Snapshot {}@{} {what}.", snapshot.volume, snapshot.name))
 }
 
