@@ -7,9 +7,9 @@ use crate::{
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Name of the family.
-pub(crate) const FAMILY_NAME: &str = "nbd";
+const FAMILY_NAME: &str = "nbd";
 /// Multicast group for dead connections.
-pub(crate) const GROUP_NAME: &str = "nbd_mc_group";
+const GROUP_NAME: &str = "nbd_mc_group";
 const VERSION: u8 = 1;
 
 /// Control family.
@@ -21,11 +21,11 @@ const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
 const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
 const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
 
-pub(crate) const CMD_CONNECT: u8 = 1;
+const CMD_CONNECT: u8 = 1;
 const CMD_DISCONNECT: u8 = 2;
 const CMD_RECONFIGURE: u8 = 3;
 pub(crate) const CMD_LINK_DEAD: u8 = 4;
-pub(crate) const CMD_STATUS: u8 = 5;
+const CMD_STATUS: u8 = 5;
 
 const ATTR_INDEX: u16 = 1;
 const ATTR_SIZE_BYTES: u16 = 2;
@@ -122,13 +122,9 @@ pub(crate) fn disconnect(family: u16, sequence: u32, index: u32) -> Vec<u8> {
     Request::new(family, CMD_DISCONNECT, VERSION, sequence).u32(ATTR_INDEX, index).finish()
 }
 
-/// Builds a query of connected devices, or of one device.
-pub(crate) fn status(family: u16, sequence: u32, index: Option<u32>) -> Vec<u8> {
-    let request = Request::new(family, CMD_STATUS, VERSION, sequence);
-    match index {
-        Some(index) => request.u32(ATTR_INDEX, index).finish(),
-        None => request.finish(),
-    }
+/// Builds a query of connected devices.
+pub(crate) fn status(family: u16, sequence: u32) -> Vec<u8> {
+    Request::new(family, CMD_STATUS, VERSION, sequence).finish()
 }
 
 /// Parses the device number of a message.

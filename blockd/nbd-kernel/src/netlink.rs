@@ -2,6 +2,7 @@
 
 use crate::{
     AttachOptions, Dialed,
+    driver::{DriverSession, Watch},
     error::KernelError,
     family,
     wire::{Attributes, Message, messages},
@@ -23,7 +24,7 @@ const DATAGRAM_LEN_BYTES: usize = 256 << 10;
 
 /// Client of the kernel's nbd driver.
 #[derive(Debug)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     socket: OwnedFd,
     family: u16,
     group: Option<u32>,
@@ -49,7 +50,7 @@ impl Kernel {
     ///
     /// # Errors
     /// [`KernelError::NoModule`] if the driver is not loaded; or netlink cannot be used.
-    pub fn open() -> Result<Self, KernelError> {
+    pub(crate) fn open() -> Result<Self, KernelError> {
         let socket = open_socket()?;
         let mut kernel =
             Self { socket, family: 0, group: None, sequence: 0, datagram: vec![0; DATAGRAM_LEN_BYTES] };
@@ -67,102 +68,13 @@ impl Kernel {
         }
     }
 
-    /// The numbers of the driver's family and of its news. They are others after the driver was unloaded and
-    /// loaded again, and a [`LinkWatch`] from before hears nothing any more.
-    #[must_use]
-    pub fn numbers(&self) -> (u16, Option<u32>) {
-        (self.family, self.group)
-    }
-
-    /// Attaches connections as a device: the one with this number, or a free one. Gives its number. The
-    /// kernel keeps the sockets.
-    ///
-    /// # Errors
-    /// The device is in use, or the kernel refuses.
-    pub fn connect(
-        &mut self,
-        index: Option<u32>,
-        dialed: &Dialed,
-        read_only: bool,
-        options: &AttachOptions,
-    ) -> Result<u32, KernelError> {
-        let flags = if read_only { dialed.flags | NBD_FLAG_READ_ONLY } else { dialed.flags };
+    /// Returns the indexes of the connected devices.
+    fn connected(&mut self) -> Result<Vec<u32>, Failed> {
         let sequence = self.next_sequence();
-        let request =
-            family::connect(self.family, sequence, index, dialed.size_bytes, flags, options, &dialed.sockets);
-        let doing = || match index {
-            Some(index) => format!("attach /dev/nbd{index}"),
-            None => "attach a free device".to_owned(),
-        };
-        match self.call(&request, self.family, family::index) {
-            Ok(Some(index)) => Ok(index),
-            Ok(None) => Err(KernelError::Garbled { doing: doing() }),
-            Err(Failed::Errno(errno)) if errno == Errno::BUSY => index.map_or_else(
-                || Err(Failed::Errno(errno).during(doing)),
-                |index| Err(KernelError::Busy { index }),
-            ),
-            Err(failed) => Err(failed.during(doing)),
-        }
-    }
-
-    /// Gives a device these sockets in place of dead ones. Those that are not needed are closed by the
-    /// kernel: as many as it has connections can be given at any time.
-    ///
-    /// # Errors
-    /// The device is not connected, belongs to another backend, or the kernel refuses.
-    pub fn reconnect(&mut self, index: u32, backend: &str, sockets: &[OwnedFd]) -> Result<(), KernelError> {
-        let sequence = self.next_sequence();
-        let request = family::reconfigure(self.family, sequence, index, backend, None, sockets);
-        self.change(&request, index, "give other connections to")
-    }
-
-    /// Tells a device its new size.
-    ///
-    /// # Errors
-    /// The device is not connected, belongs to another backend, or the kernel refuses.
-    pub fn resize(&mut self, index: u32, backend: &str, size_bytes: u64) -> Result<(), KernelError> {
-        let sequence = self.next_sequence();
-        let request = family::reconfigure(self.family, sequence, index, backend, Some(size_bytes), &[]);
-        self.change(&request, index, "change the size of")
-    }
-
-    /// Disconnects a device, also in use.
-    ///
-    /// # Errors
-    /// There is no such device, or the kernel refuses.
-    pub fn disconnect(&mut self, index: u32) -> Result<(), KernelError> {
-        let sequence = self.next_sequence();
-        self.change(&family::disconnect(self.family, sequence, index), index, "detach")
-    }
-
-    /// The numbers of the devices that are connected, ascending.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn connected(&mut self) -> Result<Vec<u32>, KernelError> {
-        let sequence = self.next_sequence();
-        let request = family::status(self.family, sequence, None);
-        let reply = self.call(&request, self.family, |attributes| Some(family::devices(attributes)));
-        let devices =
-            reply.map_err(|failed| failed.during(|| "list the nbd devices".into()))?.unwrap_or_default();
-        let mut connected: Vec<_> =
-            devices.into_iter().filter_map(|(index, connected)| connected.then_some(index)).collect();
-        connected.sort_unstable();
-        Ok(connected)
-    }
-
-    /// Begins to listen for connections that die.
-    ///
-    /// # Errors
-    /// The kernel has no such news, or does not give them to this process.
-    pub fn watch(&self) -> Result<LinkWatch, KernelError> {
-        let group = self
-            .group
-            .ok_or_else(|| KernelError::Garbled { doing: "look for the group of dead links".into() })?;
-        let socket = open_socket()?;
-        join(&socket, group)
-            .map_err(|source| KernelError::Socket { doing: "join the group of dead links", source })?;
-        Ok(LinkWatch { socket, family: self.family, datagram: vec![0; 64 << 10] })
+        let request = family::status(self.family, sequence);
+        let devices = self.call(&request, self.family, |attributes| Some(family::devices(attributes)))?;
+        let devices = devices.unwrap_or_default().into_iter();
+        Ok(devices.filter_map(|(index, connected)| connected.then_some(index)).collect())
     }
 
     fn change(&mut self, request: &[u8], index: u32, doing: &'static str) -> Result<(), KernelError> {
@@ -216,6 +128,65 @@ impl Kernel {
     }
 }
 
+impl DriverSession for Kernel {
+    fn numbers(&self) -> (u16, Option<u32>) {
+        (self.family, self.group)
+    }
+
+    fn connect(
+        &mut self,
+        index: Option<u32>,
+        dialed: &Dialed,
+        read_only: bool,
+        options: &AttachOptions,
+    ) -> Result<u32, KernelError> {
+        let flags = if read_only { dialed.flags | NBD_FLAG_READ_ONLY } else { dialed.flags };
+        let sequence = self.next_sequence();
+        let request =
+            family::connect(self.family, sequence, index, dialed.size_bytes, flags, options, &dialed.sockets);
+        let doing = || match index {
+            Some(index) => format!("attach /dev/nbd{index}"),
+            None => "attach a free device".to_owned(),
+        };
+        match self.call(&request, self.family, family::index) {
+            Ok(Some(index)) => Ok(index),
+            Ok(None) => Err(KernelError::Garbled { doing: doing() }),
+            Err(Failed::Errno(errno)) if errno == Errno::BUSY => index.map_or_else(
+                || Err(Failed::Errno(errno).during(doing)),
+                |index| Err(KernelError::Busy { index }),
+            ),
+            Err(failed) => Err(failed.during(doing)),
+        }
+    }
+
+    fn reconnect(&mut self, index: u32, backend: &str, sockets: &[OwnedFd]) -> Result<(), KernelError> {
+        let sequence = self.next_sequence();
+        let request = family::reconfigure(self.family, sequence, index, backend, None, sockets);
+        self.change(&request, index, "give other connections to")
+    }
+
+    fn resize(&mut self, index: u32, backend: &str, size_bytes: u64) -> Result<(), KernelError> {
+        let sequence = self.next_sequence();
+        let request = family::reconfigure(self.family, sequence, index, backend, Some(size_bytes), &[]);
+        self.change(&request, index, "change the size of")
+    }
+
+    fn disconnect(&mut self, index: u32) -> Result<(), KernelError> {
+        let sequence = self.next_sequence();
+        self.change(&family::disconnect(self.family, sequence, index), index, "detach")
+    }
+
+    fn watch(&self) -> Result<Box<dyn Watch>, KernelError> {
+        let group = self
+            .group
+            .ok_or_else(|| KernelError::Garbled { doing: "look for the group of dead links".into() })?;
+        let socket = open_socket()?;
+        join(&socket, group)
+            .map_err(|source| KernelError::Socket { doing: "join the group of dead links", source })?;
+        Ok(Box::new(LinkWatch { socket, family: self.family, datagram: vec![0; 64 << 10] }))
+    }
+}
+
 /// Returns true if the kernel reported a missing device. `EINVAL` can mean that, or an invalid request.
 fn is_no_device(errno: Errno, index: u32, connected: impl FnOnce() -> Option<Vec<u32>>) -> bool {
     match errno {
@@ -263,19 +234,14 @@ impl Failed {
 
 /// News of connections that died.
 #[derive(Debug)]
-pub struct LinkWatch {
+struct LinkWatch {
     socket: OwnedFd,
     family: u16,
     datagram: Vec<u8>,
 }
 
-impl LinkWatch {
-    /// Waits for notifications up to a timeout, or until `wake` is readable; returns devices that lost a
-    /// connection. `None` means lost notifications: any device may have lost one.
-    ///
-    /// # Errors
-    /// The socket failed.
-    pub fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError> {
+impl Watch for LinkWatch {
+    fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError> {
         let failed =
             |errno: Errno| KernelError::Socket { doing: "wait for dead links", source: errno.into() };
         let timeout = Timespec {
@@ -362,7 +328,7 @@ mod tests {
     fn kernel_reports_driver_or_module_hint() {
         match Kernel::open() {
             Ok(mut kernel) => {
-                kernel.connected().unwrap();
+                assert!(kernel.connected().is_ok());
             }
             Err(KernelError::NoModule) => {
                 assert!(KernelError::NoModule.to_string().contains("modprobe nbd"));

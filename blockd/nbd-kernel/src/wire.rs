@@ -223,6 +223,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family;
     use proptest::prelude::*;
 
     #[test]
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn emitted_yaml_parses_back() {
+    fn built_request_parses_back() {
         let bytes = Request::new(40, 3, 1, 9)
             .u32(1, u32::MAX)
             .text(2, "x")
@@ -278,22 +279,44 @@ mod tests {
         );
     }
 
+    /// Replies with a family and with devices.
+    fn replies() -> Vec<u8> {
+        let family = Request::new(16, 1, 2, 9)
+            .text(2, "nbd")
+            .u32(1, 33)
+            .nested(7, |groups| groups.nested(1, |group| group.u32(2, 5).text(1, "nbd_mc_group")));
+        let item = |item: Request| item.u32(1, 4).u32(2, 1);
+        let devices = Request::new(33, 5, 1, 9).nested(9, |list| list.nested(1, item).nested(1, item));
+        [family.finish(), devices.finish()].concat()
+    }
+
     proptest! {
         #[test]
-        fn anything_is_parsed_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), len in 0u32..400) {
-            if let Some(place) = bytes.first_chunk_mut() {
-                *place = len.to_ne_bytes();
-            }
-            for message in messages(&bytes) {
-                if let Message::Generic { attributes, .. } = message {
-                    for (_, attribute) in attributes {
-                        let _ = (attribute.u8(), attribute.u16(), attribute.u32(), attribute.text());
-                        for (_, inner) in attribute.nested() {
-                            let _ = inner.text();
-                        }
-                    }
+        fn altered_datagram_is_never_read_beyond_its_end(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            garbage in prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
+            len in 0_usize..300,
+        ) {
+            let mut bytes = garbage.unwrap_or_else(replies);
+            bytes.truncate(len);
+            for (at, value) in changes {
+                if let Some(len) = std::num::NonZero::new(bytes.len()) {
+                    bytes[at.index(len.get())] = value;
                 }
             }
+            let (mut header_bytes, mut text_bytes) = (0, 0);
+            for message in messages(&bytes) {
+                header_bytes += HEADER_LEN_BYTES;
+                let Message::Generic { attributes, .. } = message else { continue };
+                let _ = (family::family(attributes), family::index(attributes));
+                // A device takes two attributes of at least 4 bytes each.
+                prop_assert!(family::devices(attributes).len() * 8 <= bytes.len());
+                for (_, attribute) in attributes {
+                    let _ = (attribute.u8(), attribute.u16());
+                    text_bytes += attribute.text().map_or(0, str::len);
+                }
+            }
+            prop_assert!(header_bytes <= bytes.len() && text_bytes <= bytes.len());
         }
     }
 }

@@ -9,8 +9,6 @@
 mod connection;
 mod device;
 mod error;
-#[cfg(any(test, feature = "testing"))]
-pub mod fuzzing;
 mod protocol;
 mod server;
 #[cfg(test)]

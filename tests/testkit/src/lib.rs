@@ -2,8 +2,10 @@
 
 mod block_set;
 mod corpus;
+mod nbd;
 mod volume;
 
 pub use block_set::block_set;
 pub use corpus::replay;
+pub use nbd::nbd;
 pub use volume::volume_files;

@@ -8,18 +8,8 @@ fn block_set() {
 }
 
 #[test]
-fn handshake() {
-    replay("handshake", blockd_nbd::fuzzing::handshake);
-}
-
-#[test]
-fn netlink() {
-    replay("netlink", blockd_nbd_kernel::fuzzing::netlink);
-}
-
-#[test]
-fn transmission() {
-    replay("transmission", blockd_nbd::fuzzing::transmission);
+fn nbd() {
+    replay("nbd", blockd_testkit::nbd);
 }
 
 #[test]

@@ -132,15 +132,12 @@ impl<W: Fn()> Budget<W> {
     }
 }
 
-#[cfg(any(test, feature = "testing"))]
+#[cfg(test)]
 impl<W: Fn()> Budget<W> {
     pub(crate) fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::SeqCst)
     }
-}
 
-#[cfg(test)]
-impl<W: Fn()> Budget<W> {
     pub(crate) fn is_exhausted(&self) -> bool {
         self.is_short_for_others(None)
     }

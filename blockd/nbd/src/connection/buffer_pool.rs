@@ -44,7 +44,7 @@ impl Buffer {
     }
 
     /// Returns headroom and payload as one slice: the payload starts at index [`HEADROOM_BYTES`].
-    #[cfg(any(test, feature = "testing"))]
+    #[cfg(test)]
     pub(crate) fn framed(&self) -> &[u8] {
         &self.memory[self.payload_start - HEADROOM_BYTES..]
     }

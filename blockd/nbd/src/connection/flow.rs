@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::connection::budget::{Budget, Ticket};
 use crate::connection::buffer_pool::BufferPool;
-use crate::connection::outbox::Outbox;
+use crate::connection::outbox::{BATCH_BYTES, Outbox};
 use crate::connection::remote_budgets::RemoteBudgets;
 use crate::connection::remote_reads::RemoteReads;
 use crate::protocol::reply::{ReplyTo, errno_text};
@@ -209,6 +209,12 @@ impl Flow {
         self.stop_waiting(budget);
         let charged_bytes = std::mem::take(&mut self.charged_bytes);
         self.release_shared(shared(charged_bytes), budget);
+    }
+
+    /// Returns true if queued replies take no more memory than is charged for them: a large one's buffer is up
+    /// to twice as long as its data, batches and the negotiation take a few buffers more.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.outbox.held_bytes() as u64 <= 2 * self.charged_bytes + 4 * BATCH_BYTES as u64
     }
 
     #[cfg(test)]

@@ -115,15 +115,16 @@ impl Connection {
         client: Client,
         tls: TlsOffer,
         limits: ConnectionLimits,
-        cx: &mut Context<'_>,
+        now: Instant,
+        pool: &mut BufferPool,
     ) -> Self {
         let stage = match tls {
             TlsOffer::Off => TlsStage::Unavailable,
             TlsOffer::Allow(_) => TlsStage::Offered,
             TlsOffer::Require(_) => TlsStage::Required,
         };
-        let mut flow = Flow::new(limits.in_flight_bytes, cx.now);
-        flow.outbox.push_bytes(&Handshake::greeting(), cx.pool);
+        let mut flow = Flow::new(limits.in_flight_bytes, now);
+        flow.outbox.push_bytes(&Handshake::greeting(), pool);
         Self {
             span,
             client: Arc::new(client),
@@ -132,7 +133,7 @@ impl Connection {
             phase: Phase::Handshake(Handshake::with_tls(stage)),
             tls,
             security: Security::Plain,
-            inbox: Inbox::new(cx.pool),
+            inbox: Inbox::new(pool),
             flow,
             is_receiving: false,
             payload: None,
@@ -143,8 +144,8 @@ impl Connection {
             in_step: true,
             full: false,
             was_full: false,
-            deadline: cx.now.checked_add(limits.handshake_timeout),
-            active_at: cx.now,
+            deadline: now.checked_add(limits.handshake_timeout),
+            active_at: now,
         }
     }
 
@@ -254,6 +255,7 @@ impl Connection {
         if matches!(self.security, Security::Tls(_)) {
             self.decrypt(cx);
         }
+        debug_assert!(self.flow.is_bounded(), "the memory of replies is bounded by their charges");
     }
 
     /// Returns the send to start now, if any.
@@ -435,12 +437,6 @@ impl Connection {
             Life::Draining => sent,
             Life::Aborted => true,
         }
-    }
-
-    /// Returns the memory of queued replies, in bytes.
-    #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn held_bytes(&self) -> usize {
-        self.flow.outbox.held_bytes()
     }
 
     #[cfg(test)]

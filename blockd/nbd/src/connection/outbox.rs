@@ -115,7 +115,6 @@ impl Outbox {
     }
 
     /// Returns the memory of queued replies, in bytes.
-    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn held_bytes(&self) -> usize {
         let chunks = self.open.iter().chain(&self.full).chain(&self.large);
         chunks.map(|chunk| chunk.buffer.capacity_bytes()).sum()

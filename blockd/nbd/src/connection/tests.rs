@@ -21,11 +21,13 @@ use crate::protocol::reply::ReplyMode;
 use crate::test_wire::{Request, hello, meta_request};
 
 mod decode;
+mod driver;
 mod limits;
 mod tls;
 mod tls_driver;
 
 use decode::{chunks, replies, shift_of};
+use driver::Driver;
 
 const DEVICE_BYTES: usize = 4 << 20;
 const EXPORTS: usize = 3000;
@@ -123,48 +125,6 @@ impl ExportCatalog for Single {
             read_only: false,
         };
         (0..EXPORTS).map(export).collect()
-    }
-}
-
-type Driver = crate::fuzzing::Driver<Single>;
-
-impl Driver {
-    fn new() -> Self {
-        Self::with_limits(LIMITS)
-    }
-
-    fn with_limits(limits: ConnectionLimits) -> Self {
-        Self::with_tls(limits, TlsOffer::Off)
-    }
-
-    fn with_tls(limits: ConnectionLimits, tls: TlsOffer) -> Self {
-        Self::of_client(limits, tls, Client::default())
-    }
-
-    fn of_client(limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
-        Self::over(Single(Memory::new()), limits, tls, client)
-    }
-
-    /// Creates a driver after the negotiation.
-    fn attached(limits: ConnectionLimits) -> Self {
-        Self::attached_in(ReplyMode::Simple, limits)
-    }
-
-    fn attached_in(mode: ReplyMode, limits: ConnectionLimits) -> Self {
-        let mut driver = Self::with_limits(limits);
-        let base = meta_request(b"", &[BASE_ALLOCATION]);
-        let mut options: Vec<(u32, &[u8])> = match mode {
-            ReplyMode::Simple => vec![],
-            ReplyMode::Structured => vec![(NBD_OPT_STRUCTURED_REPLY, b"")],
-            ReplyMode::Extended => vec![(NBD_OPT_EXTENDED_HEADERS, b"")],
-        };
-        if mode != ReplyMode::Simple {
-            options.push((NBD_OPT_SET_META_CONTEXT, &base));
-        }
-        options.push((NBD_OPT_EXPORT_NAME, b""));
-        driver.run(&hello(&options), &[1 << 20]);
-        driver.sent.clear();
-        driver
     }
 }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use crate::device::{BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress};
 use crate::protocol::constants::*;
 use crate::protocol::handshake::{Handshake, Step};
+use crate::protocol::tls_option::TlsStage;
 use crate::test_wire::{info_request, meta_request, option_request};
 
 /// Device of the export `vol`.
@@ -117,6 +118,37 @@ proptest! {
             cuts[index % cuts.len()] * if input.len() > 60_000 { 1000 } else { 1 }
         });
         prop_assert!(whole == cut, "{:?} but cut {:?}", whole.2, cut.2);
+    }
+
+    #[test]
+    fn options_before_required_tls_are_refused(
+        options in proptest::collection::vec(any_option(), 0..6),
+        cuts in proptest::collection::vec(1_usize..40, 1..50),
+    ) {
+        let input = [&3_u32.to_be_bytes()[..], &options.concat()].concat();
+        let mut handshake = Handshake::with_tls(TlsStage::Required);
+        let (mut taken, mut seen) = (0, 0);
+        for cut in cuts.iter().cycle() {
+            let mut out = Vec::new();
+            let (consumed, step) = handshake.feed(&input[taken..seen], &mut out);
+            taken += consumed;
+            if !out.is_empty() {
+                let number = |at: usize| u32::from_be_bytes(out[at..at + 4].try_into().unwrap());
+                let is_allowed = match number(8) {
+                    NBD_OPT_ABORT | NBD_OPT_STARTTLS => [NBD_REP_ACK, NBD_REP_ERR_INVALID].contains(&number(12)),
+                    _ => number(12) == NBD_REP_ERR_TLS_REQD,
+                };
+                prop_assert!(is_allowed || number(12) == NBD_REP_ERR_TOO_BIG, "{:#x} in clear", number(12));
+                prop_assert_eq!(number(16) as usize, out.len() - 20, "one reply");
+            }
+            match step {
+                Step::NeedInput if seen == input.len() => break,
+                Step::NeedInput => seen = (seen + cut * if input.len() > 60_000 { 1000 } else { 1 }).min(input.len()),
+                Step::Continue => {}
+                Step::StartTls | Step::Close(_) => break,
+                Step::Lookup(_) | Step::Transmit(..) => prop_assert!(false, "an export is opened in clear"),
+            }
+        }
     }
 
     #[test]

@@ -281,7 +281,7 @@ impl RingThread {
         let limits = self.shared.limits;
         let is_local = matches!(peer, Peer::Unix);
         let client = Client { peer: peer.to_string(), certificate_names: Vec::new(), is_local };
-        let mut connection = self.with_context(|cx| Connection::new(span, client, tls, limits, cx));
+        let mut connection = Connection::new(span, client, tls, limits, self.now, &mut self.pool);
         let socket = Arc::new(socket);
         connection.watch_local_peer(&socket);
         let entry =

@@ -1,61 +1,79 @@
 //! Driver of a connection without sockets, with any receive and send boundaries and any order of work.
 
-use std::io;
-use std::time::Instant;
-
+use super::*;
 use crate::connection::budget::Budget;
 use crate::connection::buffer_pool::BufferPool;
 use crate::connection::flow::{Context, Wake};
 use crate::connection::remote_budgets::RemoteBudgets;
-use crate::connection::{Connection, ConnectionLimits, TlsOffer};
-use crate::device::{Client, ExportCatalog};
 use crate::server::worker::{Done, Work};
 
 /// Connection with its surroundings.
-pub(crate) struct Driver<C> {
-    pub(crate) connection: Connection,
-    pub(crate) catalog: C,
-    pub(crate) pool: BufferPool,
-    pub(crate) budget: Budget<Wake>,
+pub(super) struct Driver {
+    pub(super) connection: Connection,
+    pub(super) catalog: Single,
+    pub(super) pool: BufferPool,
+    pub(super) budget: Budget<Wake>,
     remote_budgets: RemoteBudgets,
-    pub(crate) work: Vec<Work>,
-    pub(crate) sent: Vec<u8>,
-    pub(crate) now: Instant,
+    pub(super) work: Vec<Work>,
+    pub(super) sent: Vec<u8>,
+    pub(super) now: Instant,
     /// Time of the thread's last check for completions.
-    pub(crate) looked_before: Instant,
+    pub(super) looked_before: Instant,
 }
 
-impl<C: ExportCatalog> Driver<C> {
+impl Driver {
+    pub(super) fn new() -> Self {
+        Self::with_limits(LIMITS)
+    }
+
+    pub(super) fn with_limits(limits: ConnectionLimits) -> Self {
+        Self::with_tls(limits, TlsOffer::Off)
+    }
+
+    pub(super) fn with_tls(limits: ConnectionLimits, tls: TlsOffer) -> Self {
+        Self::of_client(limits, tls, Client::default())
+    }
+
     /// Creates a driver before the greeting.
-    pub(crate) fn over(catalog: C, limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
-        let remote_budgets = RemoteBudgets::new(1 << 30);
-        let (mut pool, budget, mut work) = (BufferPool::new(8 << 20), Budget::new(1 << 30), Vec::new());
+    pub(super) fn of_client(limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
+        let mut pool = BufferPool::new(8 << 20);
         let now = Instant::now();
-        let mut cx = Context {
-            pool: &mut pool,
-            budget: &budget,
-            remote_budgets: &remote_budgets,
-            wake: &|| Box::new(|| {}),
-            work: &mut work,
-            requests: &mut 0,
-            now,
-            looked_before: now,
-        };
-        let connection = Connection::new(tracing::Span::none(), client, tls, limits, &mut cx);
         Self {
-            connection,
-            catalog,
+            connection: Connection::new(tracing::Span::none(), client, tls, limits, now, &mut pool),
+            catalog: Single(Memory::new()),
             pool,
-            budget,
-            remote_budgets,
-            work,
+            budget: Budget::new(1 << 30),
+            remote_budgets: RemoteBudgets::new(1 << 30),
+            work: Vec::new(),
             sent: Vec::new(),
             now,
             looked_before: now,
         }
     }
 
-    pub(crate) fn tell(&mut self, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
+    /// Creates a driver after the negotiation.
+    pub(super) fn attached(limits: ConnectionLimits) -> Self {
+        Self::attached_in(ReplyMode::Simple, limits)
+    }
+
+    pub(super) fn attached_in(mode: ReplyMode, limits: ConnectionLimits) -> Self {
+        let mut driver = Self::with_limits(limits);
+        let base = meta_request(b"", &[BASE_ALLOCATION]);
+        let mut options: Vec<(u32, &[u8])> = match mode {
+            ReplyMode::Simple => vec![],
+            ReplyMode::Structured => vec![(NBD_OPT_STRUCTURED_REPLY, b"")],
+            ReplyMode::Extended => vec![(NBD_OPT_EXTENDED_HEADERS, b"")],
+        };
+        if mode != ReplyMode::Simple {
+            options.push((NBD_OPT_SET_META_CONTEXT, &base));
+        }
+        options.push((NBD_OPT_EXPORT_NAME, b""));
+        driver.run(&hello(&options), &[1 << 20]);
+        driver.sent.clear();
+        driver
+    }
+
+    pub(super) fn tell(&mut self, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
         act(
             &mut self.connection,
             &mut Context {
@@ -71,7 +89,7 @@ impl<C: ExportCatalog> Driver<C> {
         );
     }
 
-    pub(crate) fn send_some(&mut self, max_bytes: usize) -> bool {
+    pub(super) fn send_some(&mut self, max_bytes: usize) -> bool {
         let Some(transfer) = self.connection.start_send(self.now, &mut self.pool) else {
             return false;
         };
@@ -81,7 +99,7 @@ impl<C: ExportCatalog> Driver<C> {
         true
     }
 
-    pub(crate) fn work_some(&mut self, choice: usize) -> bool {
+    pub(super) fn work_some(&mut self, choice: usize) -> bool {
         if self.work.is_empty() {
             return false;
         }
@@ -99,7 +117,7 @@ impl<C: ExportCatalog> Driver<C> {
     }
 
     /// Receives part of `input`; returns the number of bytes.
-    pub(crate) fn receive_some(&mut self, input: &[u8], max_bytes: usize) -> Option<usize> {
+    pub(super) fn receive_some(&mut self, input: &[u8], max_bytes: usize) -> Option<usize> {
         let mut transfer = self.connection.start_receive(self.now)?;
         let len = transfer.range.len().min(max_bytes).min(input.len());
         if len == 0 && !input.is_empty() {
@@ -110,37 +128,10 @@ impl<C: ExportCatalog> Driver<C> {
         Some(len)
     }
 
-    /// Fails a receive, if one can be started.
-    pub(crate) fn fail_receive(&mut self) -> bool {
-        let Some(transfer) = self.connection.start_receive(self.now) else {
-            return false;
-        };
-        let error = io::Error::from(io::ErrorKind::ConnectionReset);
-        self.tell(|connection, cx| connection.end_receive(transfer.buffer, Err(error), cx));
-        true
-    }
-
-    /// Fails a send, if there is one.
-    pub(crate) fn fail_send(&mut self) -> bool {
-        let Some(transfer) = self.connection.start_send(self.now, &mut self.pool) else {
-            return false;
-        };
-        let error = io::Error::from(io::ErrorKind::BrokenPipe);
-        self.tell(|connection, cx| connection.end_send(transfer.buffer, Err(error), cx));
-        true
-    }
-
     /// Feeds `input` in steps of the given sizes until nothing more happens.
-    #[cfg(test)]
-    pub(crate) fn run(&mut self, input: &[u8], steps: &[usize]) {
-        self.run_checked(input, steps, |_| {});
-    }
-
-    /// Feeds `input` with a check after each step.
-    pub(crate) fn run_checked(&mut self, mut input: &[u8], steps: &[usize], check: impl Fn(&Self)) {
+    pub(super) fn run(&mut self, mut input: &[u8], steps: &[usize]) {
         let mut idle = 0;
         for index in 0.. {
-            check(self);
             let step = steps[index % steps.len()].max(1);
             let progress = match (index + step) % 3 {
                 0 => self.send_some(step),

@@ -1,38 +1,9 @@
 //! Independent check of negotiations, from the protocol document and `PROTOCOL.md`.
 
+use blockd_nbd::constants::*;
+
 use super::device::{BITMAPS, Export, LISTED, SIZE_BYTES, export};
-use super::requests::{Bytes, Terms};
-use crate::protocol::reply::ReplyMode;
-
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
-const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-
-pub(super) const EXPORT_NAME: u32 = 1;
-const ABORT: u32 = 2;
-const LIST: u32 = 3;
-const STARTTLS: u32 = 5;
-const INFO: u32 = 6;
-pub(super) const GO: u32 = 7;
-pub(super) const STRUCTURED_REPLY: u32 = 8;
-const LIST_META: u32 = 9;
-pub(super) const SET_META: u32 = 10;
-pub(super) const EXTENDED_HEADERS: u32 = 11;
-
-const ACK: u32 = 1;
-const SERVER: u32 = 2;
-const REP_INFO: u32 = 3;
-const META_CONTEXT: u32 = 4;
-const ERROR: u32 = 1 << 31;
-const UNSUP: u32 = ERROR + 1;
-const POLICY: u32 = ERROR + 2;
-const INVALID: u32 = ERROR + 3;
-const UNKNOWN: u32 = ERROR + 6;
-const TOO_BIG: u32 = ERROR + 9;
-const EXT_HEADER_REQD: u32 = ERROR + 10;
-
-const MAX_OPTION_BYTES: u64 = 64 << 10;
-const MAX_DISCARD_BYTES: u64 = 16 << 20;
-const MAX_NAME_BYTES: usize = 4096;
+use super::requests::{Bytes, ReplyMode, Terms};
 
 /// Expected reply to an option.
 #[derive(Debug)]
@@ -69,19 +40,20 @@ fn contexts() -> [&'static str; 3] {
 fn string(bytes: &mut Bytes<'_>, too_big: &mut bool) -> Option<String> {
     let len = bytes.number(4)? as usize;
     let raw = bytes.take(len)?;
-    *too_big |= len > MAX_NAME_BYTES;
-    String::from_utf8(raw.to_vec()).ok().filter(|_| len <= MAX_NAME_BYTES)
+    *too_big |= len > MAX_NAME_LEN_BYTES;
+    String::from_utf8(raw.to_vec()).ok().filter(|_| len <= MAX_NAME_LEN_BYTES)
 }
 
 fn malformed(option: u32, too_big: bool) -> Due {
-    let errors = if too_big { vec![TOO_BIG, INVALID] } else { vec![INVALID] };
+    let errors =
+        if too_big { vec![NBD_REP_ERR_TOO_BIG, NBD_REP_ERR_INVALID] } else { vec![NBD_REP_ERR_INVALID] };
     Due::Refusal { option, errors }
 }
 
 fn refusal(option: u32, name: &str) -> Option<Due> {
     let code = match export(name) {
-        Export::Unknown => UNKNOWN,
-        Export::Refused => POLICY,
+        Export::Unknown => NBD_REP_ERR_UNKNOWN,
+        Export::Refused => NBD_REP_ERR_POLICY,
         Export::Writable | Export::ReadOnly => return None,
     };
     Some(Due::Refusal { option, errors: vec![code] })
@@ -122,20 +94,23 @@ impl Reader<'_> {
                 return None;
             }
             let (option, len) = (self.bytes.number(4)? as u32, self.bytes.number(4)?);
-            if self.flags & 1 == 0 && option != EXPORT_NAME {
+            if self.flags & 1 == 0 && option != NBD_OPT_EXPORT_NAME {
                 return None;
             }
-            if len > MAX_OPTION_BYTES && (option == EXPORT_NAME || len > MAX_DISCARD_BYTES) {
+            if len > u64::from(MAX_OPTION_LEN_BYTES)
+                && (option == NBD_OPT_EXPORT_NAME || len > u64::from(MAX_OPTION_DISCARD_BYTES))
+            {
                 return None;
             }
             let data = self.bytes.take(len as usize)?;
-            if len > MAX_OPTION_BYTES {
-                self.due.push(Due::Refusal { option, errors: vec![TOO_BIG] });
+            if len > u64::from(MAX_OPTION_LEN_BYTES) {
+                self.due.push(Due::Refusal { option, errors: vec![NBD_REP_ERR_TOO_BIG] });
                 continue;
             }
             match option {
-                EXPORT_NAME => {
-                    let name = std::str::from_utf8(data).ok().filter(|name| name.len() <= MAX_NAME_BYTES)?;
+                NBD_OPT_EXPORT_NAME => {
+                    let name =
+                        std::str::from_utf8(data).ok().filter(|name| name.len() <= MAX_NAME_LEN_BYTES)?;
                     if !matches!(export(name), Export::Writable | Export::ReadOnly) {
                         return None;
                     }
@@ -144,14 +119,16 @@ impl Reader<'_> {
                     self.due.push(Due::Export { read_only, zeroes, mode: self.mode });
                     return Some((name.to_owned(), read_only));
                 }
-                ABORT => {
+                NBD_OPT_ABORT => {
                     self.due.push(Due::Ack { option });
                     return None;
                 }
-                INFO | GO => {
+                NBD_OPT_INFO | NBD_OPT_GO => {
                     let due = self.info(option, data);
                     let entered = match &due {
-                        Due::Info { option: GO, name, read_only, .. } => Some((name.clone(), *read_only)),
+                        Due::Info { option: NBD_OPT_GO, name, read_only, .. } => {
+                            Some((name.clone(), *read_only))
+                        }
                         _ => None,
                     };
                     self.due.push(due);
@@ -189,26 +166,30 @@ impl Reader<'_> {
     fn other(&mut self, option: u32, data: &[u8]) -> Due {
         let refuse = |code| Due::Refusal { option, errors: vec![code] };
         match option {
-            LIST if data.is_empty() => Due::List,
-            STARTTLS => refuse(POLICY),
-            LIST | STRUCTURED_REPLY | EXTENDED_HEADERS if !data.is_empty() => refuse(INVALID),
-            STRUCTURED_REPLY if self.mode == ReplyMode::Extended => refuse(EXT_HEADER_REQD),
-            STRUCTURED_REPLY | EXTENDED_HEADERS => {
-                let extended = option == EXTENDED_HEADERS;
+            NBD_OPT_LIST if data.is_empty() => Due::List,
+            NBD_OPT_STARTTLS => refuse(NBD_REP_ERR_POLICY),
+            NBD_OPT_LIST | NBD_OPT_STRUCTURED_REPLY | NBD_OPT_EXTENDED_HEADERS if !data.is_empty() => {
+                refuse(NBD_REP_ERR_INVALID)
+            }
+            NBD_OPT_STRUCTURED_REPLY if self.mode == ReplyMode::Extended => {
+                refuse(NBD_REP_ERR_EXT_HEADER_REQD)
+            }
+            NBD_OPT_STRUCTURED_REPLY | NBD_OPT_EXTENDED_HEADERS => {
+                let extended = option == NBD_OPT_EXTENDED_HEADERS;
                 self.mode = if extended { ReplyMode::Extended } else { ReplyMode::Structured };
                 Due::Ack { option }
             }
-            LIST_META | SET_META => self.contexts(option, data),
-            _ => refuse(UNSUP),
+            NBD_OPT_LIST_META_CONTEXT | NBD_OPT_SET_META_CONTEXT => self.contexts(option, data),
+            _ => refuse(NBD_REP_ERR_UNSUP),
         }
     }
 
     fn contexts(&mut self, option: u32, data: &[u8]) -> Due {
-        if option == SET_META {
+        if option == NBD_OPT_SET_META_CONTEXT {
             self.chosen = None;
         }
         if self.mode == ReplyMode::Simple {
-            return Due::Refusal { option, errors: vec![INVALID] };
+            return Due::Refusal { option, errors: vec![NBD_REP_ERR_INVALID] };
         }
         let (mut bytes, mut too_big, mut queries) = (Bytes(data), false, Vec::new());
         let name = string(&mut bytes, &mut too_big);
@@ -225,7 +206,7 @@ impl Reader<'_> {
         if let Some(refusal) = refusal(option, &name) {
             return refusal;
         }
-        let is_list = option == LIST_META;
+        let is_list = option == NBD_OPT_LIST_META_CONTEXT;
         let meant = |context: &&'static str| {
             let by = |query: &String| {
                 query == context || (is_list && query.ends_with(':') && context.starts_with(query))
@@ -254,7 +235,7 @@ impl Negotiation {
     /// Checks the bytes of the server and returns their length; `None` if they end early.
     pub(super) fn check(&self, sent: &[u8]) -> Option<usize> {
         let mut bytes = Bytes(sent);
-        assert_eq!(bytes.number(8)?, 0x4e42_444d_4147_4943, "the greeting");
+        assert_eq!(bytes.number(8)?, NBD_MAGIC, "the greeting");
         assert_eq!(bytes.number(8)?, OPTION_MAGIC);
         assert_eq!(bytes.number(2)?, 3);
         for due in &self.due {
@@ -265,7 +246,7 @@ impl Negotiation {
 }
 
 fn reply<'a>(bytes: &mut Bytes<'a>, option: u32) -> Option<(u32, Bytes<'a>)> {
-    assert_eq!(bytes.number(8)?, REPLY_MAGIC, "a reply to option {option}");
+    assert_eq!(bytes.number(8)?, OPTION_REPLY_MAGIC, "a reply to option {option}");
     assert_eq!(bytes.number(4)?, u64::from(option));
     let (kind, len) = (bytes.number(4)? as u32, bytes.number(4)?);
     assert!(len <= 20_000, "a reply of {len} bytes");
@@ -284,20 +265,20 @@ impl Due {
             }
             Self::Ack { option } => {
                 let (kind, data) = reply(bytes, *option)?;
-                assert!(kind == ACK && data.0.is_empty(), "{kind:#x} for {self:?}");
+                assert!(kind == NBD_REP_ACK && data.0.is_empty(), "{kind:#x} for {self:?}");
             }
             Self::Refusal { option, errors } => {
                 let (kind, data) = reply(bytes, *option)?;
                 assert!(errors.contains(&kind), "{kind:#x} for {self:?}");
-                assert!(data.0.len() <= MAX_NAME_BYTES && std::str::from_utf8(data.0).is_ok());
+                assert!(data.0.len() <= MAX_NAME_LEN_BYTES && std::str::from_utf8(data.0).is_ok());
             }
             Self::List => {
                 for name in LISTED {
-                    let (kind, mut data) = reply(bytes, LIST)?;
+                    let (kind, mut data) = reply(bytes, NBD_OPT_LIST)?;
                     let len = data.number(4).expect("a length") as usize;
-                    assert!(kind == SERVER && data.take(len) == Some(name.as_bytes()));
+                    assert!(kind == NBD_REP_SERVER && data.take(len) == Some(name.as_bytes()));
                 }
-                Self::Ack { option: LIST }.check(bytes)?;
+                Self::Ack { option: NBD_OPT_LIST }.check(bytes)?;
             }
             Self::Info { option, name, read_only, infos, mode } => {
                 let flags = transmission_flags(*read_only, *mode);
@@ -307,8 +288,8 @@ impl Due {
                 for (index, name) in names.iter().enumerate() {
                     let (kind, mut data) = reply(bytes, *option)?;
                     let id = data.number(4).expect("an id");
-                    assert!(kind == META_CONTEXT && data.0 == name.as_bytes(), "for {self:?}");
-                    assert!(*option == LIST_META || id == index as u64 + 1);
+                    assert!(kind == NBD_REP_META_CONTEXT && data.0 == name.as_bytes(), "for {self:?}");
+                    assert!(*option == NBD_OPT_LIST_META_CONTEXT || id == index as u64 + 1);
                 }
                 Self::Ack { option: *option }.check(bytes)?;
             }
@@ -322,11 +303,11 @@ fn check_info(bytes: &mut Bytes<'_>, option: u32, name: &str, flags: u64, infos:
     let mut seen = Vec::new();
     loop {
         let (kind, mut data) = reply(bytes, option)?;
-        if kind == ACK {
+        if kind == NBD_REP_ACK {
             assert!(data.0.is_empty());
             break;
         }
-        assert_eq!(kind, REP_INFO, "for option {option} on {name}");
+        assert_eq!(kind, NBD_REP_INFO, "for option {option} on {name}");
         let info = data.number(2).expect("its kind");
         match info {
             0 => {
@@ -367,7 +348,7 @@ fn put_string(data: &mut Vec<u8>, text: &str) {
     data.extend(text.as_bytes());
 }
 
-/// Returns the data of GO.
+/// Returns the data of NBD_OPT_GO.
 pub(super) fn go_data(name: &str, infos: &[u16]) -> Vec<u8> {
     let mut data = Vec::new();
     put_string(&mut data, name);
@@ -408,7 +389,7 @@ pub(super) fn compose(mut short: &[u8]) -> Vec<u8> {
         let option = match what % 16 {
             12 => 0,
             13 => 0x7fff_0001,
-            14 => GO,
+            14 => NBD_OPT_GO,
             15 => break,
             option => u32::from(option),
         };
@@ -418,17 +399,19 @@ pub(super) fn compose(mut short: &[u8]) -> Vec<u8> {
         let more = raw.get(1..).unwrap_or_default();
         let data = match option {
             _ if what & 0x80 != 0 => raw.to_vec(),
-            EXPORT_NAME => name.as_bytes().to_vec(),
-            INFO | GO => go_data(name, &more.iter().map(|byte| u16::from(byte % 8)).collect::<Vec<_>>()),
-            LIST_META | SET_META => {
+            NBD_OPT_EXPORT_NAME => name.as_bytes().to_vec(),
+            NBD_OPT_INFO | NBD_OPT_GO => {
+                go_data(name, &more.iter().map(|byte| u16::from(byte % 8)).collect::<Vec<_>>())
+            }
+            NBD_OPT_LIST_META_CONTEXT | NBD_OPT_SET_META_CONTEXT => {
                 let queries: Vec<&str> = more.iter().map(|byte| QUERIES[usize::from(byte % 8)]).collect();
                 meta_data(name, &queries)
             }
             _ => raw.to_vec(),
         };
         match option {
-            STRUCTURED_REPLY if mode == ReplyMode::Simple => mode = ReplyMode::Structured,
-            EXTENDED_HEADERS => mode = ReplyMode::Extended,
+            NBD_OPT_STRUCTURED_REPLY if mode == ReplyMode::Simple => mode = ReplyMode::Structured,
+            NBD_OPT_EXTENDED_HEADERS => mode = ReplyMode::Extended,
             _ => {}
         }
         put_option(&mut stream, option, &data);

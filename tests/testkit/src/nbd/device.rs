@@ -1,21 +1,26 @@
 //! In-memory device of fuzzed connections: it logs changes, answers at once or not depending on the offset,
 //! and fails in some areas.
 
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, LazyLock};
 
-use parking_lot::Mutex;
-
-use crate::device::{
+use blockd_nbd::constants::{BASE_ALLOCATION, STATE_DIRTY, STATE_HOLE, STATE_ZERO};
+use blockd_nbd::{
     BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
     StatusExtent, ZeroFlags,
 };
-use crate::protocol::constants::{BASE_ALLOCATION, STATE_DIRTY, STATE_HOLE, STATE_ZERO};
+use parking_lot::Mutex;
+
+use super::TIMEOUT;
 
 /// Size: large enough for every path of reads and writes.
 pub(super) const SIZE_BYTES: usize = 320 << 10;
 /// Granularity.
-pub(super) const BLOCK_BYTES: usize = 4096;
+const BLOCK_BYTES: usize = 4096;
 /// Contexts beside `base:allocation`: a bitmap with every other block dirty, and a clean one.
 pub(super) const BITMAPS: [&str; 2] = ["qemu:dirty-bitmap:odd", "qemu:dirty-bitmap:none"];
 /// Area where reads and trims fail.
@@ -34,6 +39,10 @@ static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
 /// Returns the initial content.
 pub(super) fn first_content() -> Vec<u8> {
     CONTENT.clone()
+}
+
+fn first_state() -> Arc<Mutex<State>> {
+    Arc::new(Mutex::new(State { content: first_content(), log: Vec::new() }))
 }
 
 /// Returns true if a range touches an area.
@@ -69,28 +78,19 @@ impl Change {
     }
 }
 
-#[derive(Default)]
 struct State {
     content: Vec<u8>,
     log: Vec<Change>,
 }
 
-/// Flow control of a connection.
-pub(super) struct FuzzDevice {
+/// Device of one connection.
+struct FuzzDevice {
     read_only: bool,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+    _held: Sender<Infallible>,
 }
 
 impl FuzzDevice {
-    fn new(read_only: bool) -> Arc<Self> {
-        Arc::new(Self { read_only, state: Mutex::new(State { content: first_content(), log: Vec::new() }) })
-    }
-
-    /// Returns the changes in order.
-    pub(super) fn log(&self) -> Vec<Change> {
-        self.state.lock().log.clone()
-    }
-
     fn change(&self, change: Change) -> Result<(), DeviceError> {
         assert!(!self.read_only, "a read-only device is never written");
         let range = change.range();
@@ -110,7 +110,7 @@ fn at_once(offset_bytes: u64) -> bool {
 }
 
 /// Returns true if a bitmap reports a block as dirty.
-pub(super) fn is_dirty(context: &str, block: usize) -> bool {
+fn is_dirty(context: &str, block: usize) -> bool {
     context == BITMAPS[0] && block % 2 == 1
 }
 
@@ -225,27 +225,55 @@ pub(super) fn export(name: &str) -> Export {
 /// Listed exports.
 pub(super) const LISTED: [&str; 3] = ["a", "ro", "busy"];
 
-/// Exports of a fuzzed connection.
+/// Exports of one client.
 pub(super) struct Exports {
-    pub(super) writable: Arc<FuzzDevice>,
-    pub(super) read_only: Arc<FuzzDevice>,
+    state: Arc<Mutex<State>>,
+    held: Sender<Infallible>,
 }
 
 impl Exports {
-    pub(super) fn new() -> Self {
-        Self { writable: FuzzDevice::new(false), read_only: FuzzDevice::new(true) }
+    /// Creates exports, and a receiver that is disconnected when they and all opened devices are dropped.
+    pub(super) fn new() -> (Self, Receiver<Infallible>) {
+        let (held, released) = mpsc::channel();
+        (Self { state: first_state(), held }, released)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        let read_only = match (export(name), name) {
+            (Export::Writable, _) => false,
+            (Export::ReadOnly, _) => true,
+            (Export::Refused, "busy") => return Err(ExportError::Unavailable { reason: "busy".into() }),
+            (Export::Refused, _) => return Err(ExportError::Denied { reason: "secret".into() }),
+            (Export::Unknown, _) => return Err(ExportError::Unknown),
+        };
+        let state = if read_only { first_state() } else { Arc::clone(&self.state) };
+        Ok(Arc::new(FuzzDevice { read_only, state, _held: self.held.clone() }))
     }
 }
 
-impl ExportCatalog for Exports {
-    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
-        match (export(name), name) {
-            (Export::Writable, _) => Ok(Arc::clone(&self.writable) as Arc<dyn BlockDevice>),
-            (Export::ReadOnly, _) => Ok(Arc::clone(&self.read_only) as Arc<dyn BlockDevice>),
-            (Export::Refused, "busy") => Err(ExportError::Unavailable { reason: "busy".into() }),
-            (Export::Refused, _) => Err(ExportError::Denied { reason: "secret".into() }),
-            (Export::Unknown, _) => Err(ExportError::Unknown),
-        }
+/// Exports by client.
+#[derive(Default)]
+pub(super) struct Clients(Mutex<HashMap<String, Exports>>);
+
+impl Clients {
+    pub(super) fn enter(&self, peer: SocketAddr, exports: Exports) {
+        self.0.lock().insert(format!("tcp://{peer}"), exports);
+    }
+
+    /// Removes a client; returns the changes to its writable export in order, once no device is held.
+    pub(super) fn leave(&self, peer: SocketAddr, released: &Receiver<Infallible>) -> Vec<Change> {
+        let exports = self.0.lock().remove(&format!("tcp://{peer}")).unwrap();
+        let state = exports.state;
+        drop(exports.held);
+        let end = released.recv_timeout(TIMEOUT);
+        assert_eq!(end, Err(RecvTimeoutError::Disconnected), "a connection that ended keeps its device");
+        std::mem::take(&mut state.lock().log)
+    }
+}
+
+impl ExportCatalog for Clients {
+    fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        self.0.lock().get(&client.peer).ok_or(ExportError::Unknown)?.open(name)
     }
     fn list(&self, _: &Client) -> Vec<ExportInfo> {
         let info = |name: &&str| ExportInfo {

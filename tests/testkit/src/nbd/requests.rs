@@ -1,34 +1,19 @@
 //! Requests of a client in the transmission phase, and the replies allowed by `PROTOCOL.md`.
 
+use blockd_nbd::constants::*;
+
 use super::device::{BAD, Change, FAST_ZERO_BYTES, FULL, SIZE_BYTES, touches};
-use crate::protocol::reply::ReplyMode;
 
-pub(super) const READ: u16 = 0;
-pub(super) const WRITE: u16 = 1;
-const DISC: u16 = 2;
-const FLUSH: u16 = 3;
-const TRIM: u16 = 4;
-const CACHE: u16 = 5;
-const WRITE_ZEROES: u16 = 6;
-pub(super) const BLOCK_STATUS: u16 = 7;
-
-const FUA: u16 = 1;
-const NO_HOLE: u16 = 2;
-pub(super) const DF: u16 = 4;
-pub(super) const REQ_ONE: u16 = 8;
-const FAST_ZERO: u16 = 16;
-const PAYLOAD_LEN: u16 = 32;
-
-const EPERM: u32 = 1;
-const EIO: u32 = 5;
-const EINVAL: u32 = 22;
-const ENOSPC: u32 = 28;
-const ENOTSUP: u32 = 95;
-
-const MAX_PAYLOAD_BYTES: u64 = 64 << 20;
-const MAX_DISCARD_BYTES: u64 = 128 << 20;
 /// Maximum total length of reads of an input; longer inputs are truncated.
 const MAX_READ_BYTES: u64 = 2 << 20;
+
+/// Negotiated headers and replies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReplyMode {
+    Simple,
+    Structured,
+    Extended,
+}
 
 /// Negotiated terms.
 #[derive(Clone, Debug)]
@@ -75,12 +60,12 @@ impl<'a> Bytes<'a> {
 /// `stream` at the read limit.
 pub(super) fn number_requests(stream: &mut Vec<u8>, terms: &Terms) -> Vec<Asked> {
     let header_len = if terms.mode == ReplyMode::Extended { 32 } else { 28 };
-    let magic = if terms.mode == ReplyMode::Extended { 0x21e4_1c71 } else { 0x2560_9513 };
+    let magic = if terms.mode == ReplyMode::Extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };
     let (mut asked, mut at, mut read_bytes) = (Vec::new(), 0, 0);
     while let Some(header) = stream.get(at..at + header_len) {
         let mut bytes = Bytes(header);
         let mut number = |len| bytes.number(len).unwrap();
-        if number(4) != magic {
+        if number(4) != u64::from(magic) {
             break;
         }
         let (flags, command) = (number(2) as u16, number(2) as u16);
@@ -88,10 +73,11 @@ pub(super) fn number_requests(stream: &mut Vec<u8>, terms: &Terms) -> Vec<Asked>
         let offset_bytes = number(8);
         let len_bytes = number(header_len - 24);
         stream[at + 8..at + 16].copy_from_slice(&(asked.len() as u64).to_be_bytes());
-        if command == DISC {
+        if command == NBD_CMD_DISC {
             break;
         }
-        let announced = command == WRITE || (terms.mode == ReplyMode::Extended && flags & PAYLOAD_LEN != 0);
+        let announced = command == NBD_CMD_WRITE
+            || (terms.mode == ReplyMode::Extended && flags & NBD_CMD_FLAG_PAYLOAD_LEN != 0);
         let payload_len = if announced { len_bytes } else { 0 };
         let mut request = Asked {
             command,
@@ -108,12 +94,11 @@ pub(super) fn number_requests(stream: &mut Vec<u8>, terms: &Terms) -> Vec<Asked>
         let payload = usize::try_from(payload_len).ok().and_then(|len| stream.get(payload_at..)?.get(..len));
         let Some(payload) = payload else {
             // Incomplete, or too long to be discarded: no reply.
-            let _too_long = !request.errors.is_empty() && payload_len > MAX_DISCARD_BYTES;
             break;
         };
         if request.errors.is_empty() {
             request.serve(payload);
-            if command == READ {
+            if command == NBD_CMD_READ {
                 read_bytes += len_bytes;
             }
         }
@@ -140,14 +125,14 @@ impl Asked {
     fn refuse(&mut self, terms: &Terms) {
         let extended = terms.mode == ReplyMode::Extended;
         let known = match self.command {
-            READ if terms.mode != ReplyMode::Simple => DF,
-            WRITE if extended => PAYLOAD_LEN,
-            WRITE_ZEROES => NO_HOLE | FAST_ZERO,
-            BLOCK_STATUS if extended => REQ_ONE | PAYLOAD_LEN,
-            BLOCK_STATUS => REQ_ONE,
-            READ | WRITE | FLUSH | TRIM | CACHE => 0,
+            NBD_CMD_READ if terms.mode != ReplyMode::Simple => NBD_CMD_FLAG_DF,
+            NBD_CMD_WRITE if extended => NBD_CMD_FLAG_PAYLOAD_LEN,
+            NBD_CMD_WRITE_ZEROES => NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
+            NBD_CMD_BLOCK_STATUS if extended => NBD_CMD_FLAG_REQ_ONE | NBD_CMD_FLAG_PAYLOAD_LEN,
+            NBD_CMD_BLOCK_STATUS => NBD_CMD_FLAG_REQ_ONE,
+            NBD_CMD_READ | NBD_CMD_WRITE | NBD_CMD_FLUSH | NBD_CMD_TRIM | NBD_CMD_CACHE => 0,
             _ => {
-                self.errors.push(EINVAL);
+                self.errors.push(NBD_EINVAL);
                 return;
             }
         };
@@ -158,25 +143,31 @@ impl Asked {
         };
         let (command, len_bytes) = (self.command, self.len_bytes);
         let fits = self.offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= SIZE_BYTES as u64);
-        let chosen = self.flags & PAYLOAD_LEN != 0;
-        refuse_if(self.flags & !(known | FUA) != 0, EINVAL);
-        refuse_if(terms.read_only && [WRITE, TRIM, WRITE_ZEROES].contains(&command), EPERM);
-        refuse_if([READ, TRIM, CACHE].contains(&command) && !fits, EINVAL);
-        refuse_if([WRITE, WRITE_ZEROES].contains(&command) && !fits, ENOSPC);
-        refuse_if([READ, WRITE].contains(&command) && len_bytes > MAX_PAYLOAD_BYTES, EINVAL);
-        refuse_if(command == FLUSH && (self.offset_bytes, len_bytes) != (0, 0), EINVAL);
-        if command == BLOCK_STATUS {
-            refuse_if(terms.contexts.is_empty(), EINVAL);
-            refuse_if(!chosen && (len_bytes == 0 || !fits), EINVAL);
-            refuse_if(chosen && !(8..=8 + 4 * 1024).contains(&len_bytes), EINVAL);
+        let chosen = self.flags & NBD_CMD_FLAG_PAYLOAD_LEN != 0;
+        refuse_if(self.flags & !(known | NBD_CMD_FLAG_FUA) != 0, NBD_EINVAL);
+        refuse_if(
+            terms.read_only && [NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES].contains(&command),
+            NBD_EPERM,
+        );
+        refuse_if([NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_CACHE].contains(&command) && !fits, NBD_EINVAL);
+        refuse_if([NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES].contains(&command) && !fits, NBD_ENOSPC);
+        refuse_if(
+            [NBD_CMD_READ, NBD_CMD_WRITE].contains(&command) && len_bytes > u64::from(MAX_PAYLOAD_BYTES),
+            NBD_EINVAL,
+        );
+        refuse_if(command == NBD_CMD_FLUSH && (self.offset_bytes, len_bytes) != (0, 0), NBD_EINVAL);
+        if command == NBD_CMD_BLOCK_STATUS {
+            refuse_if(terms.contexts.is_empty(), NBD_EINVAL);
+            refuse_if(!chosen && (len_bytes == 0 || !fits), NBD_EINVAL);
+            refuse_if(chosen && !(8..=8 + 4 * 1024).contains(&len_bytes), NBD_EINVAL);
         }
     }
 
     /// Records the effect and possible device errors of an executed request.
     fn serve(&mut self, payload: &[u8]) {
         self.may_succeed = true;
-        if self.command == BLOCK_STATUS {
-            if self.has(PAYLOAD_LEN) {
+        if self.command == NBD_CMD_BLOCK_STATUS {
+            if self.has(NBD_CMD_FLAG_PAYLOAD_LEN) {
                 self.choose(payload);
             }
             return;
@@ -188,19 +179,19 @@ impl Asked {
         let zeroes = Change::Zeroes { offset_bytes, len_bytes };
         let (bad, full) = (touches(&BAD, offset_bytes, len_bytes), touches(&FULL, offset_bytes, len_bytes));
         match self.command {
-            READ if bad => self.errors.push(EIO),
-            WRITE => {
+            NBD_CMD_READ if bad => self.errors.push(NBD_EIO),
+            NBD_CMD_WRITE => {
                 self.change = Some(Change::Data { offset_bytes, data: payload.to_vec() });
-                self.fails_with(full.then_some(ENOSPC));
+                self.fails_with(full.then_some(NBD_ENOSPC));
             }
-            TRIM => {
+            NBD_CMD_TRIM => {
                 self.change = Some(zeroes);
-                self.fails_with(if bad { Some(EIO) } else { full.then_some(ENOSPC) });
+                self.fails_with(if bad { Some(NBD_EIO) } else { full.then_some(NBD_ENOSPC) });
             }
-            WRITE_ZEROES => {
+            NBD_CMD_WRITE_ZEROES => {
                 self.change = Some(zeroes);
-                let slow = self.has(FAST_ZERO) && len_bytes > FAST_ZERO_BYTES;
-                self.fails_with(if slow { Some(ENOTSUP) } else { full.then_some(ENOSPC) });
+                let slow = self.has(NBD_CMD_FLAG_FAST_ZERO) && len_bytes > FAST_ZERO_BYTES;
+                self.fails_with(if slow { Some(NBD_ENOTSUP) } else { full.then_some(NBD_ENOSPC) });
             }
             _ => {}
         }
@@ -220,13 +211,13 @@ impl Asked {
         while let Some(id) = bytes.number(4) {
             let id = id as u32;
             if !known.contains(&id) {
-                self.fails_with(Some(EINVAL));
+                self.fails_with(Some(NBD_EINVAL));
             } else if !self.contexts.contains(&id) {
                 self.contexts.push(id);
             }
         }
         if !makes_sense {
-            self.fails_with(Some(EINVAL));
+            self.fails_with(Some(NBD_EINVAL));
         }
     }
 }
@@ -241,10 +232,10 @@ pub(super) fn compose(mut short: &[u8], mode: ReplyMode) -> Vec<u8> {
             break;
         }
         let command = match what % 16 {
-            8..=10 => READ,
-            11..=13 => WRITE,
-            14 => BLOCK_STATUS,
-            15 => DISC,
+            8..=10 => NBD_CMD_READ,
+            11..=13 => NBD_CMD_WRITE,
+            14 => NBD_CMD_BLOCK_STATUS,
+            15 => NBD_CMD_DISC,
             command => u16::from(command),
         };
         let place = u64::from(u16::from_le_bytes([*place_low, *place_high]));
@@ -257,16 +248,16 @@ pub(super) fn compose(mut short: &[u8], mode: ReplyMode) -> Vec<u8> {
         if what & 0x80 == 0 {
             flags &= if mode == ReplyMode::Extended { 0x3d } else { 0x0d };
         }
-        let is_write = command == WRITE;
+        let is_write = command == NBD_CMD_WRITE;
         let mut payload = Vec::new();
         if is_write {
             payload = (0..len_bytes).map(|at| (at % 249) as u8 ^ seed).collect();
-        } else if mode == ReplyMode::Extended && flags & PAYLOAD_LEN != 0 {
+        } else if mode == ReplyMode::Extended && flags & NBD_CMD_FLAG_PAYLOAD_LEN != 0 {
             payload.extend(len_bytes.to_be_bytes());
             payload.extend((1..=u32::from(seed % 5)).flat_map(u32::to_be_bytes));
             len_bytes = payload.len() as u64;
         }
-        let magic: u32 = if mode == ReplyMode::Extended { 0x21e4_1c71 } else { 0x2560_9513 };
+        let magic: u32 = if mode == ReplyMode::Extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };
         stream.extend(magic.to_be_bytes());
         stream.extend(flags.to_be_bytes());
         stream.extend(command.to_be_bytes());

@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::device::{Change, first_content, flags_of};
-use super::requests::{Asked, BLOCK_STATUS, Bytes, DF, READ, REQ_ONE, Terms};
-use crate::protocol::reply::ReplyMode;
+use blockd_nbd::constants::*;
 
-const MAX_STATUS_EXTENTS: usize = 8000;
+use super::device::{Change, first_content, flags_of};
+use super::requests::{Asked, Bytes, ReplyMode, Terms};
 
 /// Reply to a request.
 #[derive(Default)]
@@ -47,7 +46,7 @@ fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &m
         let request = asked.get(cookie).expect("the cookie of a request");
         let answer = &mut answers[cookie];
         assert!(!answer.is_over && answer.chunks == 0, "two replies to {request:?}");
-        let is_data = [READ, BLOCK_STATUS].contains(&request.command);
+        let is_data = [NBD_CMD_READ, NBD_CMD_BLOCK_STATUS].contains(&request.command);
         match terms.mode {
             ReplyMode::Simple => {}
             ReplyMode::Structured => assert!(errno == 0 && !is_data, "a simple reply to {request:?}"),
@@ -55,7 +54,7 @@ fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &m
         }
         if errno != 0 {
             answer.errno = Some(errno);
-        } else if request.command == READ && request.len_bytes > 0 {
+        } else if request.command == NBD_CMD_READ && request.len_bytes > 0 {
             answer.pieces.push((request.offset_bytes, bytes.take(request.len_bytes as usize)?.to_vec()));
         }
         answer.is_over = true;
@@ -88,17 +87,23 @@ fn take_chunk(kind: u64, mut payload: Bytes<'_>, request: &Asked, answer: &mut A
         0 => assert!(payload.0.is_empty(), "a payload of a chunk without one"),
         1 => {
             let at = payload.number(8).expect("an offset");
-            assert!(request.command == READ && !payload.0.is_empty(), "data for {request:?}");
+            assert!(request.command == NBD_CMD_READ && !payload.0.is_empty(), "data for {request:?}");
             answer.pieces.push((at, payload.0.to_vec()));
         }
         2 => {
             let (at, hole) = (payload.number(8).expect("an offset"), payload.number(4).expect("a length"));
-            assert!(request.command == READ && hole > 0 && payload.0.is_empty(), "a hole for {request:?}");
+            assert!(
+                request.command == NBD_CMD_READ && hole > 0 && payload.0.is_empty(),
+                "a hole for {request:?}"
+            );
             assert!(hole <= request.len_bytes);
             answer.pieces.push((at, vec![0; hole as usize]));
         }
         5 | 6 => {
-            assert!(request.command == BLOCK_STATUS && extended == (kind == 6), "status for {request:?}");
+            assert!(
+                request.command == NBD_CMD_BLOCK_STATUS && extended == (kind == 6),
+                "status for {request:?}"
+            );
             let id = payload.number(4).expect("an id") as u32;
             let width = if extended { 8 } else { 4 };
             let count = if extended { Some(payload.number(4).expect("a number")) } else { None };
@@ -127,16 +132,19 @@ fn judge(request: &Asked, answer: &Answer) {
         return;
     }
     assert!(request.may_succeed, "success for {request:?}");
-    if request.command == READ {
+    if request.command == NBD_CMD_READ {
         let mut next = request.offset_bytes;
         for (at, data) in &answer.pieces {
             assert_eq!(*at, next, "pieces are in order and leave nothing out: {request:?}");
             next += data.len() as u64;
         }
         assert_eq!(next, request.offset_bytes + request.len_bytes, "{request:?}");
-        assert!(request.flags & DF == 0 || answer.pieces.len() <= 1, "{request:?} is not in one piece");
+        assert!(
+            request.flags & NBD_CMD_FLAG_DF == 0 || answer.pieces.len() <= 1,
+            "{request:?} is not in one piece"
+        );
     }
-    if request.command == BLOCK_STATUS {
+    if request.command == NBD_CMD_BLOCK_STATUS {
         let mut ids: Vec<u32> = answer.statuses.iter().map(|(id, _)| *id).collect();
         ids.sort_unstable();
         let mut wanted = request.contexts.clone();
@@ -148,7 +156,7 @@ fn judge(request: &Asked, answer: &Answer) {
             let covered: u64 = runs.iter().map(|(len, _)| len).sum();
             assert!(!runs.is_empty() && runs.iter().all(|(len, _)| *len > 0));
             assert!(covered <= request.len_bytes, "beyond {request:?}");
-            let is_one = request.flags & REQ_ONE != 0;
+            let is_one = request.flags & NBD_CMD_FLAG_REQ_ONE != 0;
             assert!(if is_one { runs.len() == 1 } else { covered == request.len_bytes }, "{request:?}");
         }
     }
