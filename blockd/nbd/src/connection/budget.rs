@@ -5,27 +5,30 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+/// Wakes the thread of a connection that waits for budget.
+pub(crate) type Wake = Box<dyn Fn() + Send>;
+
 /// Budget of bytes in flight. Requests beyond it wait for releases in order of arrival: while one waits, no
 /// other takes budget, so that the first one's bytes fit eventually, however many they are.
 ///
-/// `W` wakes the thread of the first waiter. No release is missed: it either precedes the waiter's last
-/// attempt, which then succeeds, or finds the waiter.
-pub(crate) struct Budget<W> {
+/// No release is missed: it either precedes the last attempt of the first waiter, which then succeeds, or
+/// finds and wakes the waiter.
+pub(crate) struct Budget {
     limit_bytes: u64,
     used_bytes: AtomicU64,
     has_waiters: AtomicBool,
-    queue: Mutex<Queue<W>>,
+    queue: Mutex<Queue>,
 }
 
-struct Queue<W> {
-    waiters: VecDeque<Waiter<W>>,
+struct Queue {
+    waiters: VecDeque<Waiter>,
     next_ticket: u64,
 }
 
-struct Waiter<W> {
+struct Waiter {
     ticket: Ticket,
     bytes: u64,
-    wake: W,
+    wake: Wake,
     /// Woken, without an attempt since.
     is_woken: bool,
 }
@@ -34,7 +37,7 @@ struct Waiter<W> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
-impl<W: Fn()> Budget<W> {
+impl Budget {
     pub(crate) fn new(limit_bytes: u64) -> Self {
         Self {
             limit_bytes,
@@ -46,7 +49,12 @@ impl<W: Fn()> Budget<W> {
 
     /// Takes `bytes` if they fit and there is no earlier waiter; otherwise the caller waits with a ticket
     /// until it succeeds or [leaves](Self::leave). If nothing is in flight, any number fits.
-    pub(crate) fn charge(&self, bytes: u64, ticket: &mut Option<Ticket>, wake: impl FnOnce() -> W) -> bool {
+    pub(crate) fn charge(
+        &self,
+        bytes: u64,
+        ticket: &mut Option<Ticket>,
+        wake: impl FnOnce() -> Wake,
+    ) -> bool {
         if ticket.is_none() && !self.has_waiters.load(Ordering::SeqCst) && self.try_charge(bytes) {
             return true;
         }
@@ -108,14 +116,14 @@ impl<W: Fn()> Budget<W> {
         self.first_changed(&mut queue);
     }
 
-    fn first_changed(&self, queue: &mut Queue<W>) {
+    fn first_changed(&self, queue: &mut Queue) {
         if queue.waiters.is_empty() {
             self.has_waiters.store(false, Ordering::SeqCst);
         }
         self.wake_first(queue);
     }
 
-    fn wake_first(&self, queue: &mut Queue<W>) {
+    fn wake_first(&self, queue: &mut Queue) {
         if let Some(first) = queue.waiters.front_mut()
             && !first.is_woken
             && self.fits(self.used_bytes.load(Ordering::SeqCst), first.bytes)
@@ -133,7 +141,7 @@ impl<W: Fn()> Budget<W> {
 }
 
 #[cfg(test)]
-impl<W: Fn()> Budget<W> {
+impl Budget {
     pub(crate) fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::SeqCst)
     }
@@ -148,7 +156,7 @@ impl<W: Fn()> Budget<W> {
     }
 
     /// Adds a waiter that never succeeds.
-    pub(crate) fn wait_for_ever(&self, wake: W) {
+    pub(crate) fn wait_for_ever(&self, wake: Wake) {
         let ticket = Ticket(u64::MAX);
         self.queue.lock().waiters.push_back(Waiter { ticket, bytes: u64::MAX, wake, is_woken: true });
         self.has_waiters.store(true, Ordering::SeqCst);
@@ -157,30 +165,35 @@ impl<W: Fn()> Budget<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-    use std::rc::Rc;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
-
-    type Wake = Box<dyn Fn()>;
 
     /// Requester and its number of wake-ups.
     #[derive(Default)]
     struct Asker {
         ticket: Option<Ticket>,
-        woken: Rc<Cell<usize>>,
+        woken: Arc<AtomicUsize>,
     }
 
     impl Asker {
-        fn ask(&mut self, budget: &Budget<Wake>, bytes: u64) -> bool {
-            let woken = Rc::clone(&self.woken);
-            budget.charge(bytes, &mut self.ticket, || Box::new(move || woken.set(woken.get() + 1)))
+        fn ask(&mut self, budget: &Budget, bytes: u64) -> bool {
+            let woken = Arc::clone(&self.woken);
+            let wake = move || {
+                woken.fetch_add(1, Ordering::SeqCst);
+            };
+            budget.charge(bytes, &mut self.ticket, || Box::new(wake))
+        }
+
+        fn woken(&self) -> usize {
+            self.woken.load(Ordering::SeqCst)
         }
     }
 
     #[test]
     fn budget_is_bounded_and_wakes_waiters_that_fit() {
-        let budget = Budget::<Wake>::new(100);
+        let budget = Budget::new(100);
         let mut asker = Asker::default();
         assert!(asker.ask(&budget, 1000), "an empty budget takes anything");
         assert!(!asker.ask(&budget, 60));
@@ -188,30 +201,30 @@ mod tests {
         assert!(budget.is_exhausted());
         assert!(!budget.is_short_for_others(asker.ticket));
         budget.release(950);
-        assert_eq!(asker.woken.get(), 0, "not yet");
+        assert_eq!(asker.woken(), 0, "not yet");
         budget.release(10);
         budget.release(1);
-        assert_eq!(asker.woken.get(), 1, "and not again");
+        assert_eq!(asker.woken(), 1, "and not again");
         assert!(asker.ask(&budget, 60));
         assert!(!budget.is_exhausted());
         budget.release(1);
-        assert_eq!(asker.woken.get(), 1);
+        assert_eq!(asker.woken(), 1);
         assert_eq!(budget.used_bytes(), 98);
     }
 
     #[test]
     fn small_requests_do_not_overtake_a_large_one() {
-        let budget = Budget::<Wake>::new(100);
+        let budget = Budget::new(100);
         let (mut large, mut small, mut other) = (Asker::default(), Asker::default(), Asker::default());
         assert!(small.ask(&budget, 50));
         assert!(!large.ask(&budget, 80));
         assert!(!small.ask(&budget, 10), "it would fit, but another one was first");
         assert!(!other.ask(&budget, 10));
         budget.release(50);
-        assert_eq!([large.woken.get(), small.woken.get(), other.woken.get()], [1, 0, 0]);
+        assert_eq!([large.woken(), small.woken(), other.woken()], [1, 0, 0]);
         assert!(!small.ask(&budget, 10));
         assert!(large.ask(&budget, 80));
-        assert_eq!([small.woken.get(), other.woken.get()], [1, 0], "the next one's turn");
+        assert_eq!([small.woken(), other.woken()], [1, 0], "the next one's turn");
         assert!(!other.ask(&budget, 10));
         assert!(small.ask(&budget, 10));
         assert!(other.ask(&budget, 10));
@@ -220,15 +233,15 @@ mod tests {
 
     #[test]
     fn leaving_client_delays_no_other() {
-        let budget = Budget::<Wake>::new(100);
+        let budget = Budget::new(100);
         let (mut first, mut second) = (Asker::default(), Asker::default());
         budget.exhaust();
         assert!(!first.ask(&budget, 80));
         assert!(!second.ask(&budget, 20));
         budget.release(20);
-        assert_eq!([first.woken.get(), second.woken.get()], [0, 0]);
+        assert_eq!([first.woken(), second.woken()], [0, 0]);
         budget.leave(&mut first.ticket);
-        assert_eq!([first.woken.get(), second.woken.get()], [0, 1]);
+        assert_eq!([first.woken(), second.woken()], [0, 1]);
         budget.leave(&mut second.ticket);
         budget.leave(&mut second.ticket);
         assert!(!budget.is_exhausted());

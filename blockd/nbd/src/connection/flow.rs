@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::connection::budget::{Budget, Ticket};
+use crate::connection::budget::{Budget, Ticket, Wake};
 use crate::connection::buffer_pool::BufferPool;
 use crate::connection::outbox::{BATCH_BYTES, Outbox};
 use crate::connection::remote_budgets::RemoteBudgets;
 use crate::connection::remote_reads::RemoteReads;
 use crate::protocol::reply::{ReplyTo, errno_text};
-use crate::server::worker::Work;
+use crate::server::worker::{Job, Work};
 
 /// Charge of each request beside its payload: bounds the number of requests in flight.
 pub(crate) const REQUEST_OVERHEAD_BYTES: u64 = 4096;
@@ -20,15 +20,12 @@ pub(crate) const GUARANTEED_BYTES: u64 = 256 << 10;
 /// bytes: more of them would occupy all workers.
 pub(crate) const MAX_JOBS: usize = 64;
 /// The same for remote-backed devices: requests for remote data occupy no worker and must not delay others.
-pub(crate) const MAX_JOBS_FAR: usize = 512;
-
-/// Wakes the ring thread of a connection that waits for budget.
-pub(crate) type Wake = Box<dyn Fn() + Send>;
+pub(crate) const MAX_REMOTE_JOBS: usize = 512;
 
 /// Resources for handling an event of a connection.
 pub(crate) struct Context<'a> {
     pub(crate) pool: &'a mut BufferPool,
-    pub(crate) budget: &'a Budget<Wake>,
+    pub(crate) budget: &'a Budget,
     pub(crate) remote_budgets: &'a RemoteBudgets,
     /// Wakes this thread when a connection can take budget.
     pub(crate) wake: &'a dyn Fn() -> Wake,
@@ -43,7 +40,7 @@ pub(crate) struct Context<'a> {
 
 /// Additional budget.
 struct Reservation {
-    budget: Arc<Budget<Wake>>,
+    budget: Arc<Budget>,
     ticket: Option<Ticket>,
 }
 
@@ -54,7 +51,7 @@ pub(crate) struct Flow {
     pub(crate) jobs: usize,
     most_jobs: usize,
     /// Requests waiting for remote data.
-    pub(crate) far: Arc<RemoteReads>,
+    pub(crate) remote_reads: Arc<RemoteReads<Job>>,
     charged_bytes: u64,
     /// Ticket while a request waits for the total budget.
     ticket: Option<Ticket>,
@@ -73,7 +70,7 @@ impl Flow {
             outbox: Outbox::default(),
             jobs: 0,
             most_jobs: MAX_JOBS,
-            far: Arc::default(),
+            remote_reads: Arc::default(),
             charged_bytes: 0,
             ticket: None,
             levies: Vec::new(),
@@ -83,46 +80,21 @@ impl Flow {
         }
     }
 
-    /// Returns true if the input may be late and its client is gone: it may have been resent on another
-    /// connection.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.far.is_stale(self.received_at)
-    }
-
     /// Returns true if the maximum of work is outstanding.
     pub(crate) fn has_all_jobs(&self) -> bool {
         self.jobs >= self.most_jobs
     }
 
     /// Adds budgets for remote data. Call it before the first request.
-    pub(crate) fn extend_for_remote_data(&mut self, budgets: Vec<Arc<Budget<Wake>>>) {
+    pub(crate) fn extend_for_remote_data(&mut self, budgets: Vec<Arc<Budget>>) {
         assert!(self.charged_bytes == 0 && self.levies.is_empty(), "budgets precede the first request");
-        self.most_jobs = MAX_JOBS_FAR;
+        self.most_jobs = MAX_REMOTE_JOBS;
         self.levies = budgets.into_iter().map(|budget| Reservation { budget, ticket: None }).collect();
     }
 
     /// Returns true if requests may wait for remote data.
     pub(crate) fn may_wait_for_remote_data(&self) -> bool {
-        !self.levies.is_empty() && !self.far.is_recalled()
-    }
-
-    /// Abandons outstanding work.
-    pub(crate) fn abandon(&self) {
-        self.far.abandon();
-    }
-
-    /// Records DISC: requests are executed also after the socket is closed.
-    pub(crate) fn take_leave(&self) {
-        self.far.take_leave();
-    }
-
-    pub(crate) fn has_taken_leave(&self) -> bool {
-        self.far.has_taken_leave()
-    }
-
-    /// Ends requests that wait for remote data.
-    pub(crate) fn recall(&self) {
-        self.far.recall();
+        !self.levies.is_empty() && !self.remote_reads.is_recalled()
     }
 
     /// Charges a request, or returns false: then it waits for a release. Up to the guaranteed share it never
@@ -170,7 +142,7 @@ impl Flow {
         true
     }
 
-    fn release_shared(&self, bytes: u64, budget: &Budget<Wake>) {
+    fn release_shared(&self, bytes: u64, budget: &Budget) {
         budget.release(bytes);
         for levy in &self.levies {
             levy.budget.release(bytes);
@@ -186,7 +158,7 @@ impl Flow {
     }
 
     /// Stops waiting for budget.
-    pub(crate) fn stop_waiting(&mut self, budget: &Budget<Wake>) {
+    pub(crate) fn stop_waiting(&mut self, budget: &Budget) {
         budget.leave(&mut self.ticket);
         let (count, bytes) = std::mem::take(&mut self.paid);
         for (index, levy) in self.levies.iter_mut().enumerate() {
@@ -198,21 +170,21 @@ impl Flow {
     }
 
     /// Returns true if other connections wait for budget.
-    pub(crate) fn others_wait(&self, budget: &Budget<Wake>) -> bool {
+    pub(crate) fn others_wait(&self, budget: &Budget) -> bool {
         budget.is_short_for_others(self.ticket)
             || self.levies.iter().any(|levy| levy.budget.is_short_for_others(levy.ticket))
     }
 
     /// Releases everything.
-    pub(crate) fn release_all(&mut self, budget: &Budget<Wake>) {
-        self.abandon();
+    pub(crate) fn release_all(&mut self, budget: &Budget) {
+        self.remote_reads.abandon();
         self.stop_waiting(budget);
         let charged_bytes = std::mem::take(&mut self.charged_bytes);
         self.release_shared(shared(charged_bytes), budget);
     }
 
-    /// Returns true if queued replies take no more memory than is charged for them: a large one's buffer is up
-    /// to twice as long as its data, batches and the negotiation take a few buffers more.
+    /// Returns true if the memory of queued replies is bounded by their charges: the buffer of a large reply
+    /// is up to twice as long as its data, batches and the negotiation take a few buffers more.
     pub(crate) fn is_bounded(&self) -> bool {
         self.outbox.held_bytes() as u64 <= 2 * self.charged_bytes + 4 * BATCH_BYTES as u64
     }

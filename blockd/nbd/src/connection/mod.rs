@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::connection::budget::Budget;
 use crate::connection::buffer_pool::{Buffer, BufferPool};
-use crate::connection::flow::{Context, Flow, Wake};
+use crate::connection::flow::{Context, Flow};
 use crate::connection::inbox::{INBOX_BYTES, Inbox};
 use crate::connection::outbox::Chunk;
 use crate::connection::remote_reads::{LATE_AFTER, RemoteReads};
@@ -32,7 +32,7 @@ use crate::connection::time_limits::Payload;
 use crate::connection::tls::Security;
 pub(crate) use crate::connection::tls::TlsOffer;
 use crate::connection::transfer_deadline::TransferDeadline;
-use crate::connection::transmission::{Pause, Transmission};
+use crate::connection::transmission::{Pause, Scope, Transmission};
 use crate::device::Client;
 use crate::protocol::handshake::Handshake;
 use crate::protocol::tls_option::TlsStage;
@@ -153,7 +153,7 @@ impl Connection {
     /// first request.
     pub(crate) fn watch_local_peer(&mut self, socket: &Arc<OwnedFd>) {
         if self.client.is_local {
-            self.flow.far = Arc::new(RemoteReads::of_local(Arc::clone(socket)));
+            self.flow.remote_reads = Arc::new(RemoteReads::of_local(Arc::clone(socket)));
         }
     }
 
@@ -241,7 +241,7 @@ impl Connection {
             Ok(0) if self.client.is_local => self.abort("the client closed the connection", cx),
             Ok(0) => {
                 // Requests on local data are still answered, for clients that close one side only.
-                self.flow.recall();
+                self.flow.remote_reads.recall();
                 self.drain("the client closed the connection", cx);
             }
             Ok(_) => self.take_input(cx),
@@ -324,8 +324,8 @@ impl Connection {
                 self.flow.release(charge_bytes, cx);
                 let why = format!("sending failed: {error}");
                 // A client that sent DISC may have closed the socket: its requests are executed anyway.
-                if self.flow.has_taken_leave() && self.life == Life::Draining {
-                    self.flow.recall();
+                if self.flow.remote_reads.has_taken_leave() && self.life == Life::Draining {
+                    self.flow.remote_reads.recall();
                     self.drop_replies(&why, cx.pool);
                 } else {
                     self.abort(&why, cx);
@@ -391,7 +391,7 @@ impl Connection {
     }
 
     fn drop_all(&mut self, why: &str, pool: &mut BufferPool) {
-        self.flow.abandon();
+        self.flow.remote_reads.abandon();
         self.deadline = None;
         self.drop_replies(why, pool);
     }
@@ -450,7 +450,7 @@ impl Connection {
     }
 
     /// Releases all resources of the connection.
-    pub(crate) fn release(mut self, pool: &mut BufferPool, budget: &Budget<Wake>) {
+    pub(crate) fn release(mut self, pool: &mut BufferPool, budget: &Budget) {
         self.inbox.discard(pool);
         if let Security::Tls(session) = self.security {
             session.discard(pool);
@@ -469,14 +469,15 @@ impl Connection {
             Phase::Transmission(transmission) => {
                 let pause = {
                     let _entered = self.span.enter();
-                    transmission.consume(&mut self.inbox, &mut self.flow, cx)
+                    let (inbox, flow) = (&mut self.inbox, &mut self.flow);
+                    transmission.consume(&mut Scope { inbox, flow, cx })
                 };
                 self.full = pause == Pause::Full;
                 self.was_full |= self.full;
                 match pause {
                     Pause::Input | Pause::Full => {}
                     Pause::Disconnect => {
-                        self.flow.take_leave();
+                        self.flow.remote_reads.take_leave();
                         self.drain("the client disconnected", cx);
                     }
                     Pause::Gone => self.abort("the client closed the connection", cx),

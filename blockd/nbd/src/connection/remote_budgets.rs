@@ -7,7 +7,6 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::connection::budget::Budget;
-use crate::connection::flow::Wake;
 
 /// Divisor of the total budget for all remote-backed connections.
 const ALL_SHARE: u64 = 2;
@@ -16,9 +15,9 @@ const SOURCE_SHARE: u64 = 8;
 
 /// Budgets of remote-backed connections.
 pub(crate) struct RemoteBudgets {
-    all: Arc<Budget<Wake>>,
+    all: Arc<Budget>,
     source_limit_bytes: u64,
-    by_source: Mutex<HashMap<u128, Weak<Budget<Wake>>>>,
+    by_source: Mutex<HashMap<u128, Weak<Budget>>>,
 }
 
 impl RemoteBudgets {
@@ -32,7 +31,7 @@ impl RemoteBudgets {
     }
 
     /// Returns the additional budgets of a connection to this source, in the order of charging.
-    pub(crate) fn of(&self, source: u128) -> Vec<Arc<Budget<Wake>>> {
+    pub(crate) fn of(&self, source: u128) -> Vec<Arc<Budget>> {
         let mut by_source = self.by_source.lock();
         let known = by_source.get(&source).and_then(Weak::upgrade);
         let budget = known.unwrap_or_else(|| {

@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::server::worker::Job;
-
 /// Minimum time in which a client can be replaced by another: three round trips for connection and
 /// negotiation take some 100 us. The system call that checks the socket costs 0.3 us, a tenth of a small
 /// write.
@@ -20,20 +18,24 @@ const MIN_REPLACEMENT_TIME: Duration = Duration::from_micros(250);
 /// thread.
 pub(crate) const LATE_AFTER: Duration = Duration::from_millis(500);
 
+/// Request that can wait for remote data.
+pub(crate) trait WaitingRequest {
+    /// Ends the request without its data.
+    fn end_unwanted(self);
+}
+
 /// Requests waiting for remote data; shared by a connection, which bounds their number, and its requests.
-#[derive(Default)]
-pub(crate) struct RemoteReads {
+pub(crate) struct RemoteReads<R> {
     is_abandoned: AtomicBool,
     /// Socket of a local client, which is gone when it has closed its side.
     local_peer: Option<Arc<OwnedFd>>,
     /// The client sent DISC: its requests are executed although it closes the socket.
     is_orderly: AtomicBool,
-    books: Mutex<RemoteReadState>,
+    state: Mutex<RemoteReadState<R>>,
 }
 
-#[derive(Default)]
-struct RemoteReadState {
-    waiting: HashMap<u64, Job>,
+struct RemoteReadState<R> {
+    waiting: HashMap<u64, R>,
     next: u64,
     /// The client is gone: nothing waits any more.
     is_recalled: bool,
@@ -43,7 +45,19 @@ struct RemoteReadState {
 #[derive(Clone, Copy)]
 pub(crate) struct RemoteReadKey(u64);
 
-impl RemoteReads {
+impl<R> Default for RemoteReads<R> {
+    fn default() -> Self {
+        let state = RemoteReadState { waiting: HashMap::new(), next: 0, is_recalled: false };
+        Self {
+            is_abandoned: AtomicBool::new(false),
+            local_peer: None,
+            is_orderly: AtomicBool::new(false),
+            state: Mutex::new(state),
+        }
+    }
+}
+
+impl<R: WaitingRequest> RemoteReads<R> {
     /// Creates the table for a local client on this socket. The kernel closes the socket of a connection
     /// whose request timed out and resends the request on another one; the first copy must not be executed
     /// afterwards. Such a client never closes only one side.
@@ -93,30 +107,30 @@ impl RemoteReads {
     /// Ends all requests that wait for remote data.
     pub(crate) fn recall(&self) {
         let waiting = {
-            let mut books = self.books.lock();
-            books.is_recalled = true;
-            std::mem::take(&mut books.waiting)
+            let mut state = self.state.lock();
+            state.is_recalled = true;
+            std::mem::take(&mut state.waiting)
         };
-        waiting.into_values().for_each(Job::end_unwanted);
+        waiting.into_values().for_each(R::end_unwanted);
     }
 
     pub(crate) fn is_recalled(&self) -> bool {
-        self.books.lock().is_recalled
+        self.state.lock().is_recalled
     }
 
     /// Stores a request until it is taken.
-    pub(crate) fn keep(&self, job: Job) -> RemoteReadKey {
-        let mut books = self.books.lock();
-        let key = books.next;
-        books.next += 1;
-        let replaced = books.waiting.insert(key, job);
+    pub(crate) fn keep(&self, request: R) -> RemoteReadKey {
+        let mut state = self.state.lock();
+        let key = state.next;
+        state.next += 1;
+        let replaced = state.waiting.insert(key, request);
         assert!(replaced.is_none(), "a request waits under its own key");
         RemoteReadKey(key)
     }
 
     /// Takes a request, unless it was already taken.
-    pub(crate) fn take(&self, key: RemoteReadKey) -> Option<Job> {
-        self.books.lock().waiting.remove(&key.0)
+    pub(crate) fn take(&self, key: RemoteReadKey) -> Option<R> {
+        self.state.lock().waiting.remove(&key.0)
     }
 }
 
@@ -125,10 +139,14 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
 
+    impl WaitingRequest for () {
+        fn end_unwanted(self) {}
+    }
+
     #[test]
     fn local_peer_that_closes_its_side_has_hung_up() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let requests = RemoteReads::of_local(Arc::new(ours.into()));
+        let requests = RemoteReads::<()>::of_local(Arc::new(ours.into()));
         let old = Instant::now().checked_sub(MIN_REPLACEMENT_TIME).unwrap();
         assert!(!requests.is_abandoned(old));
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
@@ -137,6 +155,6 @@ mod tests {
         assert!(!requests.is_abandoned(not_yet_received));
         requests.take_leave();
         assert!(!requests.is_abandoned(old), "it has announced that");
-        assert!(!RemoteReads::default().is_abandoned(old));
+        assert!(!RemoteReads::<()>::default().is_abandoned(old));
     }
 }

@@ -99,7 +99,7 @@ impl Connection {
         }
         match result {
             Ok(()) if self.client.is_local => self.abort("the client closed the connection", cx),
-            Ok(()) => self.flow.recall(),
+            Ok(()) => self.flow.remote_reads.recall(),
             Err(error) => self.abort(&format!("it cannot be seen whether the client goes: {error}"), cx),
         }
     }

@@ -63,6 +63,15 @@ impl Header {
 }
 
 impl ReplyMode {
+    /// Length of the header of a request, in bytes.
+    #[must_use]
+    pub fn request_len_bytes(self) -> usize {
+        match self {
+            Self::Simple | Self::Structured => REQUEST_LEN_BYTES,
+            Self::Extended => EXTENDED_REQUEST_LEN_BYTES,
+        }
+    }
+
     /// Bytes that stand before the data of a read that is answered in one piece.
     #[must_use]
     pub fn data_header_len_bytes(self) -> usize {

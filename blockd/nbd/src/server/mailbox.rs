@@ -1,12 +1,48 @@
-//! Mailbox of a ring thread: a queue, and an eventfd that wakes a sleeping thread.
+//! Mailbox of a ring thread: messages, a queue, and an eventfd that wakes a sleeping thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crossbeam::queue::SegQueue;
 use rustix::event::{EventfdFlags, eventfd};
+
+use crate::connection::TlsOffer;
+use crate::server::connection_count::Place;
+use crate::server::listener::Peer;
+use crate::server::worker::Done;
+
+/// Message to a ring thread.
+pub(crate) enum Message {
+    /// Serve this connection.
+    Adopt(NewConnection),
+    /// Work is done.
+    Done(ConnectionKey, Done),
+    /// Bytes in flight were released.
+    Retry,
+    /// Stop: end all connections, by this time.
+    Stop(Instant),
+    /// Panic.
+    #[cfg(test)]
+    Die,
+}
+
+/// A connection of one ring thread; the generation tells it from earlier ones at the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionKey {
+    pub(super) index: u32,
+    pub(super) generation: u32,
+}
+
+/// Accepted connection.
+pub(crate) struct NewConnection {
+    pub(super) socket: OwnedFd,
+    pub(super) peer: Peer,
+    pub(super) tls: TlsOffer,
+    pub(super) place: Place,
+}
 
 /// Queue into a ring thread. Senders bound it: by the in-flight budget (results of requests) and by the limit
 /// of connections (sockets).

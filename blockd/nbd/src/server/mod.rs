@@ -1,10 +1,10 @@
 //! Starting and stopping a server.
 
 mod connection_count;
-mod flushes;
 mod linger;
 mod listener;
 mod mailbox;
+mod queues;
 pub(crate) mod ring;
 mod ring_thread;
 mod sparse_read;
@@ -28,13 +28,13 @@ use crate::connection::{ConnectionLimits, TlsOffer};
 use crate::device::ExportCatalog;
 use crate::error::NbdError;
 use crate::server::connection_count::Connections;
-use crate::server::flushes::SyncQueue;
 use crate::server::listener::{Listener, UnixSocketFile};
-use crate::server::mailbox::Mailbox;
-use crate::server::ring_thread::{Message, RingThread, Shared};
+use crate::server::mailbox::{Mailbox, Message};
+use crate::server::queues::{Queues, SyncQueue};
+use crate::server::ring_thread::{RingThread, Shared};
 use crate::server::spin::SpinPermit;
 use crate::server::thread_end::{Failure, FailureListener, ThreadEnd};
-use crate::server::worker::{Job, Queues};
+use crate::server::worker::Job;
 use crate::tls::identity::{TlsIdentity, TlsMode};
 
 /// The most that buffer pools keep for reuse on one ring thread, in bytes.

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::server::mailbox::Mailbox;
-use crate::server::ring_thread::Message;
+use crate::server::mailbox::{Mailbox, Message};
 
 /// Callback for the end of accepts. It must be quick: it runs on an ending thread.
 pub type FailureListener = Box<dyn FnOnce() + Send>;

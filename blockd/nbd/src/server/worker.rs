@@ -13,10 +13,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam::channel::{Receiver, Sender};
+use crossbeam::channel::Receiver;
 
 use crate::connection::buffer_pool::Buffer;
-use crate::connection::remote_reads::RemoteReads;
+use crate::connection::remote_reads::{RemoteReads, WaitingRequest};
 use crate::device::{
     Access, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, OnFetched, Progress,
     StatusExtent,
@@ -26,9 +26,7 @@ use crate::protocol::handshake::{Answer, Lookup};
 use crate::protocol::meta_context::MetaContext;
 use crate::protocol::reply::ReplyTo;
 use crate::protocol::request::Operation;
-use crate::server::flushes::SyncQueue;
-use crate::server::mailbox::Mailbox;
-use crate::server::ring_thread::{ConnectionKey, Message};
+use crate::server::mailbox::{ConnectionKey, Mailbox, Message};
 use crate::server::sparse_read::read_with_holes;
 use crate::tls::session::{Opened, TlsSession};
 
@@ -41,22 +39,28 @@ pub(crate) enum Work {
     Handshake(Box<TlsSession>),
 }
 
+/// Admitted request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Admitted {
+    pub(crate) operation: Operation,
+    /// Address of the reply, with the offset of the request.
+    pub(crate) to: ReplyTo,
+    pub(crate) len_bytes: u64,
+    pub(crate) charge_bytes: u64,
+}
+
 /// Request with its resources.
 pub(crate) struct RequestWork {
+    pub(crate) request: Admitted,
     pub(crate) device: Arc<dyn BlockDevice>,
-    pub(crate) operation: Operation,
-    pub(crate) to: ReplyTo,
-    pub(crate) offset_bytes: u64,
-    pub(crate) len_bytes: u64,
     /// Buffer of reads and writes.
     pub(crate) buffer: Option<Buffer>,
     /// Contexts of block status.
     pub(crate) contexts: Arc<[MetaContext]>,
-    pub(crate) charge_bytes: u64,
     /// Lower bound of the time of receipt.
     pub(crate) received_at: Instant,
     /// Requests of its connection that wait for remote data.
-    pub(crate) far: Arc<RemoteReads>,
+    pub(crate) remote_reads: Arc<RemoteReads<Job>>,
 }
 
 /// Result of work.
@@ -69,11 +73,8 @@ pub(crate) enum Done {
 
 /// Result of a request; the device is no longer held.
 pub(crate) struct RequestDone {
-    pub(crate) operation: Operation,
-    pub(crate) to: ReplyTo,
-    pub(crate) len_bytes: u64,
+    pub(crate) request: Admitted,
     pub(crate) buffer: Option<Buffer>,
-    pub(crate) charge_bytes: u64,
     pub(crate) result: Result<Success, DeviceFailure>,
 }
 
@@ -132,53 +133,45 @@ impl RequestWork {
     pub(crate) fn run(mut self) -> RequestDone {
         let mut buffer = self.buffer.take();
         // A slow device has other waiting requests: those of gone clients are skipped.
-        let result = if self.far.is_abandoned(self.received_at) {
+        let result = if self.remote_reads.is_abandoned(self.received_at) {
             Err(DeviceFailure::gone())
         } else {
             call_device(|| self.carry_out(buffer.as_mut()))
         };
-        self.ended(buffer, result)
+        RequestDone { request: self.request, buffer, result }
     }
 
-    /// Fails the request.
-    fn fail(mut self, failure: DeviceFailure) -> RequestDone {
-        let buffer = self.buffer.take();
-        self.ended(buffer, Err(failure))
+    /// Ends the request without a call of its device.
+    fn ended(self, result: Result<Success, DeviceFailure>) -> RequestDone {
+        RequestDone { request: self.request, buffer: self.buffer, result }
     }
 
     /// Returns the access of the request, if it may need remote data.
     fn access(&self) -> Option<Access> {
-        match self.operation {
-            _ if !self.device.may_be_remote() || self.far.is_abandoned(self.received_at) => None,
+        match self.request.operation {
+            _ if !self.device.may_be_remote() || self.remote_reads.is_abandoned(self.received_at) => None,
             Operation::Read { .. } => Some(Access::Read),
             Operation::Write { .. } | Operation::WriteZeroes(_) => Some(Access::Write),
             _ => None,
         }
     }
 
-    fn ended(self, buffer: Option<Buffer>, result: Result<Success, DeviceFailure>) -> RequestDone {
-        RequestDone {
-            operation: self.operation,
-            to: self.to,
-            len_bytes: self.len_bytes,
-            buffer,
-            charge_bytes: self.charge_bytes,
-            result,
-        }
-    }
-
     fn carry_out(&self, buffer: Option<&mut Buffer>) -> Result<Success, DeviceError> {
-        let (offset_bytes, len_bytes) = (self.offset_bytes, self.len_bytes);
-        let device = &*self.device;
+        let Admitted { operation, to, len_bytes, .. } = self.request;
+        let (device, offset_bytes) = (&*self.device, to.offset_bytes);
+        debug_assert!(
+            offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= device.size_bytes()),
+            "a request lies in its device"
+        );
         // Reads and writes are at most 64 MiB long; others have no buffer.
         let payload_len = len_bytes as usize;
         assert!(
             buffer.as_ref().is_none_or(|buffer| payload_len <= buffer.capacity_bytes()),
-            "a short buffer"
+            "the payload lies in its buffer"
         );
-        match (self.operation, buffer) {
+        match (operation, buffer) {
             (Operation::Read { whole }, Some(buffer)) => {
-                if !whole && let Some(success) = read_with_holes(device, &self.to, len_bytes, buffer)? {
+                if !whole && let Some(success) = read_with_holes(device, &to, len_bytes, buffer)? {
                     return Ok(success);
                 }
                 return Ok(match device.read(offset_bytes, &mut buffer.payload_mut()[..payload_len])? {
@@ -203,20 +196,20 @@ impl RequestWork {
 
     fn block_status(&self, one: bool) -> Result<Success, DeviceError> {
         assert!(!self.contexts.is_empty(), "block status has a context");
+        let Admitted { to, len_bytes, .. } = self.request;
         let max_extents = if one { 1 } else { (MAX_STATUS_EXTENTS / self.contexts.len().max(1)).max(1) };
         let mut chunks = Vec::with_capacity(self.contexts.len());
         let mut extents = Vec::new();
         for (index, context) in self.contexts.iter().enumerate() {
             extents.clear();
-            let (offset_bytes, len_bytes) = (self.offset_bytes, self.len_bytes);
-            self.device.block_status(&context.name, offset_bytes, len_bytes, max_extents, &mut extents)?;
+            self.device.block_status(&context.name, to.offset_bytes, len_bytes, max_extents, &mut extents)?;
             if !lie_within(&extents, len_bytes) || extents.len() > max_extents {
                 let message = format!("the device gave wrong extents for {}", context.name);
                 return Err(DeviceError::new(DeviceErrorKind::Io, message));
             }
             let is_last = index + 1 == self.contexts.len();
             assert!(!is_last || chunks.len() == index, "each context has a chunk");
-            chunks.push(self.to.block_status(context.id, &extents, is_last));
+            chunks.push(to.block_status(context.id, &extents, is_last));
         }
         Ok(Success::Chunks(chunks))
     }
@@ -262,39 +255,11 @@ pub(crate) struct Job {
     pub(crate) mailbox: Arc<Mailbox<Message>>,
 }
 
-/// Queues of the worker threads.
-#[derive(Clone)]
-pub(crate) struct Queues {
-    pub(crate) requests: Sender<Job>,
-    /// Flushes, and requests with FUA.
-    pub(crate) syncs: Arc<SyncQueue>,
-    pub(crate) lookups: Sender<Job>,
-    pub(crate) handshakes: Sender<Job>,
-}
-
-impl Queues {
-    /// Passes a job to its threads, which outlive every sender.
-    pub(crate) fn send(&self, job: Job) {
-        let is_sent = match &job.work {
-            Work::Request(request) if request.operation.syncs() => {
-                self.syncs.send(job);
-                true
-            }
-            Work::Request(_) => self.requests.send(job).is_ok(),
-            Work::Lookup(..) => self.lookups.send(job).is_ok(),
-            Work::Handshake(_) => self.handshakes.send(job).is_ok(),
-        };
-        if !is_sent {
-            tracing::error!("the worker threads are gone");
-        }
-    }
-}
-
 impl Job {
     /// Returns the device of a flush; `None` for other jobs.
     pub(crate) fn flushed_device(&self) -> Option<Arc<dyn BlockDevice>> {
         match &self.work {
-            Work::Request(request) if matches!(request.operation, Operation::Flush) => {
+            Work::Request(request) if matches!(request.request.operation, Operation::Flush) => {
                 Some(Arc::clone(&request.device))
             }
             Work::Request(_) | Work::Lookup(..) | Work::Handshake(_) => None,
@@ -302,19 +267,18 @@ impl Job {
     }
 
     fn is_abandoned(&self) -> bool {
-        matches!(&self.work, Work::Request(request) if request.far.is_abandoned(request.received_at))
+        matches!(&self.work, Work::Request(request) if request.remote_reads.is_abandoned(request.received_at))
     }
 
     /// Leaves the job with its device if remote data must be fetched first; otherwise returns it.
     fn leave_with_device(self) -> Option<Self> {
         let Work::Request(request) = &self.work else { return Some(self) };
         let Some(access) = request.access() else { return Some(self) };
-        let (device, offset_bytes, len_bytes) =
-            (Arc::clone(&request.device), request.offset_bytes, request.len_bytes);
-        let far = Arc::clone(&request.far);
-        let key = far.keep(self);
+        let (device, range) = (Arc::clone(&request.device), request.request);
+        let remote_reads = Arc::clone(&request.remote_reads);
+        let key = remote_reads.keep(self);
         // Weak: a long fetch must not keep the socket of a closed connection open.
-        let left = Arc::downgrade(&far);
+        let left = Arc::downgrade(&remote_reads);
         let then = move |result: Result<(), DeviceError>| {
             if let Some(job) = left.upgrade().and_then(|left| left.take(key)) {
                 job.go_on(result);
@@ -323,22 +287,22 @@ impl Job {
         let mut then = Some(Box::new(then) as OnFetched);
         let asked = call_device(|| {
             let Some(then) = then.take() else { return Ok(None) };
-            Ok(device.prefetch_async(access, offset_bytes, len_bytes, then))
+            Ok(device.prefetch_async(access, range.to.offset_bytes, range.len_bytes, then))
         });
         match asked {
             // The client may have disconnected before the request was stored.
-            Ok(None) if far.is_recalled() => {
-                if let Some(job) = far.take(key) {
+            Ok(None) if remote_reads.is_recalled() => {
+                if let Some(job) = remote_reads.take(key) {
                     job.end_unwanted();
                 }
                 None
             }
             Ok(None) => None,
-            Ok(Some(_)) => far.take(key),
+            Ok(Some(_)) => remote_reads.take(key),
             // It panicked, and no other thread will reply.
             Err(failure) => {
-                if let Some(job) = far.take(key) {
-                    job.end(|request| request.fail(failure));
+                if let Some(job) = remote_reads.take(key) {
+                    job.end(|request| request.ended(Err(failure)));
                 }
                 None
             }
@@ -349,19 +313,20 @@ impl Job {
     fn go_on(self, result: Result<(), DeviceError>) {
         match result {
             Ok(()) => self.end(RequestWork::run),
-            Err(error) => self.end(|request| request.fail(error.into())),
+            Err(error) => self.end(|request| request.ended(Err(error.into()))),
         }
-    }
-
-    /// Ends a job of a gone client.
-    pub(crate) fn end_unwanted(self) {
-        self.end(|request| request.fail(DeviceFailure::gone()));
     }
 
     fn end(self, how: impl FnOnce(RequestWork) -> RequestDone) {
         if let Work::Request(request) = self.work {
             self.mailbox.post(Message::Done(self.key, Done::Request(how(request))));
         }
+    }
+}
+
+impl WaitingRequest for Job {
+    fn end_unwanted(self) {
+        self.end(|request| request.ended(Err(DeviceFailure::gone())));
     }
 }
 
@@ -390,6 +355,6 @@ pub(crate) fn flush_for_all(jobs: Vec<Job>) {
     drop(device);
     for job in wanted {
         let result = result.clone().map(|()| Success::Plain);
-        job.end(|request| request.ended(None, result));
+        job.end(|request| request.ended(result));
     }
 }

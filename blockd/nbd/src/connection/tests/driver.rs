@@ -3,7 +3,7 @@
 use super::*;
 use crate::connection::budget::Budget;
 use crate::connection::buffer_pool::BufferPool;
-use crate::connection::flow::{Context, Wake};
+use crate::connection::flow::Context;
 use crate::connection::remote_budgets::RemoteBudgets;
 use crate::server::worker::{Done, Work};
 
@@ -12,7 +12,7 @@ pub(super) struct Driver {
     pub(super) connection: Connection,
     pub(super) catalog: Single,
     pub(super) pool: BufferPool,
-    pub(super) budget: Budget<Wake>,
+    pub(super) budget: Budget,
     remote_budgets: RemoteBudgets,
     pub(super) work: Vec<Work>,
     pub(super) sent: Vec<u8>,

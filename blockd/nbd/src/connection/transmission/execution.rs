@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use super::{Input, Transmission, charge};
+use super::{Input, Scope, Transmission};
 use crate::connection::buffer_pool::Buffer;
 use crate::connection::flow::{Context, Flow};
-use crate::connection::inbox::Inbox;
 use crate::device::Progress;
 use crate::protocol::constants::{MAX_PAYLOAD_BYTES, NBD_EINVAL};
 use crate::protocol::meta_context::MetaContext;
-use crate::protocol::reply::{ReplyMode, ReplyTo};
-use crate::protocol::request::{Operation, Request};
+use crate::protocol::reply::ReplyMode;
+use crate::protocol::request::Operation;
 use crate::protocol::wire::Reader;
-use crate::server::worker::{DeviceFailure, RequestDone, RequestWork, Success, Work, call_device};
+use crate::server::worker::{Admitted, DeviceFailure, RequestDone, RequestWork, Success, Work, call_device};
 
 /// Maximum length of a request executed on the ring thread; a longer one would delay others.
 const INLINE_BYTES: usize = 256 << 10;
@@ -20,210 +19,175 @@ const INLINE_BYTES: usize = 256 << 10;
 const BATCH_READ_BYTES: usize = 32 << 10;
 
 impl Transmission {
-    pub(super) fn write(
-        &mut self,
-        request: &Request,
-        fua: bool,
-        inbox: &mut Inbox,
-        flow: &mut Flow,
-        cx: &mut Context<'_>,
-    ) {
+    /// Executes a request whose payload, if it has one, begins the inbox.
+    pub(super) fn execute(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
+        match request.operation {
+            Operation::Write { .. } => self.write(request, scope),
+            Operation::Read { .. } if request.len_bytes == 0 => {
+                let header = request.to.empty_read();
+                scope.flow.outbox.push_small([&header, &[]], request.charge_bytes, scope.cx.pool);
+            }
+            Operation::Read { .. } if request.len_bytes <= BATCH_READ_BYTES as u64 => {
+                self.read_into_batch(request, scope);
+            }
+            Operation::Read { .. } => self.read(request, scope),
+            Operation::BlockStatus { chosen: true, .. } => self.chosen_block_status(request, scope),
+            Operation::Flush => self.start(request, None, scope),
+            _ if request.len_bytes == 0 => self.answer(&request, Ok(Progress::Done), scope),
+            _ => self.start(request, None, scope),
+        }
+    }
+
+    fn write(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
         let len = request.len_bytes as usize;
-        let unread = inbox.unread();
+        let unread = scope.inbox.unread();
         let Some(data) = unread.get(..len) else {
-            let mut buffer = cx.pool.take(len);
+            let mut buffer = scope.cx.pool.take(len);
             let filled_bytes = unread.len();
             assert!(
                 filled_bytes < len && len <= MAX_PAYLOAD_BYTES as usize,
                 "the rest of the payload follows"
             );
             buffer.payload_mut()[..filled_bytes].copy_from_slice(unread);
-            inbox.consume(filled_bytes);
+            scope.inbox.consume(filled_bytes);
             self.expects_large = true;
             self.payloads += 1;
-            self.input = Input::Payload { request: *request, fua, buffer: Some(buffer), filled_bytes };
+            self.input = Input::Payload { request, buffer: Some(buffer), filled_bytes };
             return;
         };
-        self.expects_large = false;
-        let charge_bytes = charge(request, Operation::Write { fua });
-        let at_once = if len == 0 {
-            Ok(Progress::Done)
-        } else if fua || len > INLINE_BYTES {
-            Ok(Progress::WouldBlock)
-        } else {
-            call_device(|| self.device.try_write(request.offset_bytes, data))
-        };
-        match at_once {
-            Ok(Progress::Done | Progress::Zeroes) => flow.reply(&self.reply_to(request), 0, charge_bytes, cx),
+        match self.try_write(&request, data) {
             Ok(Progress::WouldBlock) => {
-                let mut buffer = cx.pool.take(len);
+                let mut buffer = scope.cx.pool.take(len);
                 buffer.payload_mut()[..len].copy_from_slice(data);
-                self.start(request, Operation::Write { fua }, Some(buffer), flow, cx);
+                self.start(request, Some(buffer), scope);
             }
-            Err(failure) => self.fail(request, &failure, charge_bytes, flow, cx),
+            result => self.answer(&request, result, scope),
         }
-        inbox.consume(len);
+        scope.inbox.consume(len);
     }
 
-    pub(super) fn write_buffer(
-        &mut self,
-        request: &Request,
-        fua: bool,
-        buffer: Buffer,
-        flow: &mut Flow,
-        cx: &mut Context<'_>,
-    ) {
+    pub(super) fn write_buffer(&mut self, request: Admitted, buffer: Buffer, scope: &mut Scope<'_, '_>) {
         let len = request.len_bytes as usize;
         assert!(len <= buffer.capacity_bytes(), "the payload of a write lies in its buffer");
-        let charge_bytes = charge(request, Operation::Write { fua });
-        let at_once = if fua || len > INLINE_BYTES {
-            Ok(Progress::WouldBlock)
-        } else {
-            call_device(|| self.device.try_write(request.offset_bytes, &buffer.payload()[..len]))
-        };
-        match at_once {
+        match self.try_write(&request, &buffer.payload()[..len]) {
+            Ok(Progress::WouldBlock) => self.start(request, Some(buffer), scope),
+            result => {
+                self.answer(&request, result, scope);
+                scope.cx.pool.give(buffer);
+            }
+        }
+    }
+
+    /// Writes without waiting, unless the write is long or syncs.
+    fn try_write(&self, request: &Admitted, data: &[u8]) -> Result<Progress, DeviceFailure> {
+        if data.is_empty() {
+            return Ok(Progress::Done);
+        }
+        if request.operation.syncs() || data.len() > INLINE_BYTES {
+            return Ok(Progress::WouldBlock);
+        }
+        call_device(|| self.device.try_write(request.to.offset_bytes, data))
+    }
+
+    fn read_into_batch(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
+        let Admitted { to, charge_bytes, .. } = request;
+        let len = request.len_bytes as usize;
+        let header_len = to.mode.data_header_len_bytes();
+        let room = scope.flow.outbox.reserve(header_len + len, scope.cx.pool);
+        assert!(room.len() == header_len + len, "a batch has room for header and data");
+        let (header, payload) = room.split_at_mut(header_len);
+        match call_device(|| self.device.try_read(to.offset_bytes, payload)) {
+            Ok(Progress::Zeroes) if to.mode != ReplyMode::Simple => {
+                push_zeroes(&request, scope.flow, scope.cx);
+            }
+            Ok(progress @ (Progress::Done | Progress::Zeroes)) => {
+                if progress == Progress::Zeroes {
+                    payload.fill(0);
+                }
+                header.copy_from_slice(&to.data(to.offset_bytes, len, true));
+                scope.flow.outbox.commit(header_len + len, charge_bytes);
+            }
             Ok(Progress::WouldBlock) => {
-                self.start(request, Operation::Write { fua }, Some(buffer), flow, cx);
-                return;
+                let buffer = scope.cx.pool.take(len);
+                self.start(request, Some(buffer), scope);
             }
-            Ok(_) => flow.reply(&self.reply_to(request), 0, charge_bytes, cx),
-            Err(failure) => self.fail(request, &failure, charge_bytes, flow, cx),
-        }
-        cx.pool.give(buffer);
-    }
-
-    /// Executes a request without a payload.
-    pub(super) fn execute(
-        &mut self,
-        request: &Request,
-        operation: Operation,
-        flow: &mut Flow,
-        cx: &mut Context<'_>,
-    ) {
-        let charge_bytes = charge(request, operation);
-        match operation {
-            Operation::Read { .. } if request.len_bytes == 0 => {
-                flow.outbox.push_small([&self.reply_to(request).empty_read(), &[]], charge_bytes, cx.pool);
-            }
-            Operation::Read { .. } => self.read(request, operation, flow, cx),
-            Operation::Flush => self.start(request, operation, None, flow, cx),
-            _ if request.len_bytes == 0 => flow.reply(&self.reply_to(request), 0, charge_bytes, cx),
-            _ => self.start(request, operation, None, flow, cx),
+            failed => self.answer(&request, failed, scope),
         }
     }
 
-    fn read(&mut self, request: &Request, operation: Operation, flow: &mut Flow, cx: &mut Context<'_>) {
+    fn read(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
         let len = request.len_bytes as usize;
         assert!(0 < len && len <= MAX_PAYLOAD_BYTES as usize, "the length of a read is judged");
-        let (to, charge_bytes) = (self.reply_to(request), charge(request, operation));
-        if len <= BATCH_READ_BYTES {
-            let header_len = to.mode.data_header_len_bytes();
-            let room = flow.outbox.reserve(header_len + len, cx.pool);
-            let (header, payload) = room.split_at_mut(header_len);
-            match call_device(|| self.device.try_read(request.offset_bytes, payload)) {
-                Ok(Progress::Zeroes) if to.mode != ReplyMode::Simple => {
-                    push_zeroes(&to, len, charge_bytes, flow, cx);
-                }
-                Ok(progress @ (Progress::Done | Progress::Zeroes)) => {
-                    if progress == Progress::Zeroes {
-                        payload.fill(0);
-                    }
-                    header.copy_from_slice(&to.data(to.offset_bytes, len, true));
-                    flow.outbox.commit(header_len + len, charge_bytes);
-                }
-                Ok(Progress::WouldBlock) => {
-                    let buffer = cx.pool.take(len);
-                    self.start(request, operation, Some(buffer), flow, cx);
-                }
-                Err(failure) => self.fail(request, &failure, charge_bytes, flow, cx),
-            }
-            return;
-        }
-        let mut buffer = cx.pool.take(len);
+        let mut buffer = scope.cx.pool.take(len);
         let at_once = if len > INLINE_BYTES {
             Ok(Progress::WouldBlock)
         } else {
-            call_device(|| self.device.try_read(request.offset_bytes, &mut buffer.payload_mut()[..len]))
+            let data = &mut buffer.payload_mut()[..len];
+            call_device(|| self.device.try_read(request.to.offset_bytes, data))
         };
         match at_once {
-            Ok(Progress::WouldBlock) => self.start(request, operation, Some(buffer), flow, cx),
-            Ok(progress) => push_read(&to, buffer, len, progress == Progress::Zeroes, charge_bytes, flow, cx),
-            Err(failure) => {
-                cx.pool.give(buffer);
-                self.fail(request, &failure, charge_bytes, flow, cx);
+            Ok(Progress::WouldBlock) => self.start(request, Some(buffer), scope),
+            Ok(progress) => {
+                push_read(&request, buffer, progress == Progress::Zeroes, scope.flow, scope.cx);
+            }
+            failed => {
+                scope.cx.pool.give(buffer);
+                self.answer(&request, failed, scope);
             }
         }
     }
 
-    fn work(
+    fn start(&self, request: Admitted, buffer: Option<Buffer>, scope: &mut Scope<'_, '_>) {
+        self.start_with(request, buffer, Arc::clone(&self.contexts), scope);
+    }
+
+    fn start_with(
         &self,
-        request: &Request,
-        operation: Operation,
+        request: Admitted,
         buffer: Option<Buffer>,
-        flow: &Flow,
-    ) -> RequestWork {
-        RequestWork {
+        contexts: Arc<[MetaContext]>,
+        scope: &mut Scope<'_, '_>,
+    ) {
+        let work = RequestWork {
+            request,
             device: Arc::clone(&self.device),
-            operation,
-            to: self.reply_to(request),
-            offset_bytes: request.offset_bytes,
-            len_bytes: request.len_bytes,
             buffer,
-            contexts: Arc::clone(&self.contexts),
-            charge_bytes: charge(request, operation),
-            received_at: flow.received_at,
-            far: Arc::clone(&flow.far),
-        }
+            contexts,
+            received_at: scope.flow.received_at,
+            remote_reads: Arc::clone(&scope.flow.remote_reads),
+        };
+        scope.flow.start(Work::Request(work), scope.cx);
     }
 
-    fn start(
-        &self,
-        request: &Request,
-        operation: Operation,
-        buffer: Option<Buffer>,
-        flow: &mut Flow,
-        cx: &mut Context<'_>,
-    ) {
-        let work = self.work(request, operation, buffer, flow);
-        flow.start(Work::Request(work), cx);
-    }
-
-    fn fail(
+    /// Answers a request without data.
+    fn answer(
         &mut self,
-        request: &Request,
-        failure: &DeviceFailure,
-        charge_bytes: u64,
-        flow: &mut Flow,
-        cx: &mut Context<'_>,
+        request: &Admitted,
+        result: Result<Progress, DeviceFailure>,
+        scope: &mut Scope<'_, '_>,
     ) {
-        self.report(failure);
-        flow.reply(&self.reply_to(request), failure.errno, charge_bytes, cx);
+        let errno = result.map_or_else(
+            |failure| {
+                self.report(&failure);
+                failure.errno
+            },
+            |_| 0,
+        );
+        scope.flow.reply(&request.to, errno, request.charge_bytes, scope.cx);
     }
 
     /// Executes a block status request whose payload in the inbox has the length of the range and the
     /// contexts.
-    pub(super) fn chosen_block_status(
-        &mut self,
-        request: &Request,
-        one: bool,
-        inbox: &mut Inbox,
-        flow: &mut Flow,
-        cx: &mut Context<'_>,
-    ) {
-        let operation = Operation::BlockStatus { one, chosen: true };
-        let charge_bytes = charge(request, operation);
+    fn chosen_block_status(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
         // At most `MAX_STATUS_PAYLOAD_BYTES`.
         let payload_len = request.len_bytes as usize;
-        let chosen = inbox.unread().get(..payload_len).and_then(|payload| self.choose(payload));
-        inbox.consume(payload_len);
+        let chosen = scope.inbox.unread().get(..payload_len).and_then(|payload| self.choose(payload));
+        scope.inbox.consume(payload_len);
         match chosen {
-            Some((len_bytes, contexts)) if len_bytes > 0 && self.fits(&Request { len_bytes, ..*request }) => {
-                let mut work = self.work(request, operation, None, flow);
-                work.len_bytes = len_bytes;
-                work.contexts = contexts;
-                flow.start(Work::Request(work), cx);
+            Some((len_bytes, contexts)) if len_bytes > 0 && self.fits(request.to.offset_bytes, len_bytes) => {
+                self.start_with(Admitted { len_bytes, ..request }, None, contexts, scope);
             }
-            _ => flow.reply(&self.reply_to(request), NBD_EINVAL, charge_bytes, cx),
+            _ => scope.flow.reply(&request.to, NBD_EINVAL, request.charge_bytes, scope.cx),
         }
     }
 
@@ -248,25 +212,18 @@ impl Transmission {
 }
 
 /// Queues the reply to a structured read of zeroes.
-fn push_zeroes(to: &ReplyTo, len: usize, charge_bytes: u64, flow: &mut Flow, cx: &mut Context<'_>) {
+fn push_zeroes(request: &Admitted, flow: &mut Flow, cx: &mut Context<'_>) {
     // No read is longer than 64 MiB.
-    let hole = to.hole(to.offset_bytes, len as u32, true);
-    flow.outbox.push_small([&hole, &[]], charge_bytes, cx.pool);
+    let hole = request.to.hole(request.to.offset_bytes, request.len_bytes as u32, true);
+    flow.outbox.push_small([&hole, &[]], request.charge_bytes, cx.pool);
 }
 
 /// Queues the reply to a read with its data in `buffer`, unless it is all zeroes.
-fn push_read(
-    to: &ReplyTo,
-    mut buffer: Buffer,
-    len: usize,
-    is_zero: bool,
-    charge_bytes: u64,
-    flow: &mut Flow,
-    cx: &mut Context<'_>,
-) {
+fn push_read(request: &Admitted, mut buffer: Buffer, is_zero: bool, flow: &mut Flow, cx: &mut Context<'_>) {
+    let (to, len) = (request.to, request.len_bytes as usize);
     assert!(len <= buffer.capacity_bytes(), "the data of a read lies in its buffer");
     if is_zero && to.mode != ReplyMode::Simple {
-        push_zeroes(to, len, charge_bytes, flow, cx);
+        push_zeroes(request, flow, cx);
         cx.pool.give(buffer);
         return;
     }
@@ -275,46 +232,44 @@ fn push_read(
     }
     let header = to.data(to.offset_bytes, len, true);
     if len > BATCH_READ_BYTES {
-        flow.outbox.push_large(&header, buffer, len, charge_bytes);
+        flow.outbox.push_large(&header, buffer, len, request.charge_bytes);
     } else {
-        flow.outbox.push_small([&header, &buffer.payload()[..len]], charge_bytes, cx.pool);
+        flow.outbox.push_small([&header, &buffer.payload()[..len]], request.charge_bytes, cx.pool);
         cx.pool.give(buffer);
     }
 }
 
 /// Queues the reply to a request executed by a worker.
 pub(in crate::connection) fn finish(done: RequestDone, flow: &mut Flow, cx: &mut Context<'_>) {
-    let RequestDone { operation, to, len_bytes, buffer, charge_bytes, result } = done;
-    let is_read = matches!(operation, Operation::Read { .. });
-    let unused = match (result, buffer) {
-        (Ok(success @ (Success::Plain | Success::Zeroes)), Some(buffer)) if is_read => {
-            let is_zero = success == Success::Zeroes;
-            // Judged to be at most `MAX_PAYLOAD_BYTES`.
-            return push_read(&to, buffer, len_bytes as usize, is_zero, charge_bytes, flow, cx);
+    let RequestDone { request, buffer, result } = done;
+    let Admitted { operation, to, mut charge_bytes, .. } = request;
+    match (result, buffer) {
+        (Ok(success @ (Success::Plain | Success::Zeroes)), Some(buffer))
+            if matches!(operation, Operation::Read { .. }) =>
+        {
+            push_read(&request, buffer, success == Success::Zeroes, flow, cx);
         }
         (Ok(Success::Framed(range)), Some(buffer)) => {
-            return flow.outbox.push_framed(buffer, range, charge_bytes);
+            flow.outbox.push_framed(buffer, range, charge_bytes);
         }
-        (Ok(Success::Chunks(chunks)), buffer) => {
-            assert!(!chunks.is_empty(), "a block status has a context, whose chunk releases the charge");
-            let mut charge_bytes = charge_bytes;
-            for chunk in &chunks {
-                // The whole charge belongs to the first one, which exists: a block status has at least one
-                // context.
-                flow.outbox.push_small([chunk, &[]], std::mem::take(&mut charge_bytes), cx.pool);
+        (result, buffer) => {
+            match result {
+                Ok(Success::Chunks(chunks)) => {
+                    assert!(
+                        !chunks.is_empty(),
+                        "a block status has a context, whose chunk releases the charge"
+                    );
+                    for chunk in &chunks {
+                        // The whole charge belongs to the first one.
+                        flow.outbox.push_small([chunk, &[]], std::mem::take(&mut charge_bytes), cx.pool);
+                    }
+                }
+                Ok(_) => flow.reply(&to, 0, charge_bytes, cx),
+                Err(failure) => flow.reply(&to, failure.errno, charge_bytes, cx),
             }
-            buffer
+            if let Some(buffer) = buffer {
+                cx.pool.give(buffer);
+            }
         }
-        (Ok(_), buffer) => {
-            flow.reply(&to, 0, charge_bytes, cx);
-            buffer
-        }
-        (Err(failure), buffer) => {
-            flow.reply(&to, failure.errno, charge_bytes, cx);
-            buffer
-        }
-    };
-    if let Some(buffer) = unused {
-        cx.pool.give(buffer);
     }
 }

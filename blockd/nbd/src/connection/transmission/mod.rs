@@ -12,10 +12,10 @@ use crate::device::BlockDevice;
 use crate::protocol::constants::*;
 use crate::protocol::handshake::NegotiatedExport;
 use crate::protocol::meta_context::MetaContext;
-use crate::protocol::reply::{ReplyMode, ReplyTo};
+use crate::protocol::reply::ReplyTo;
 use crate::protocol::request::{Operation, Request, Terms, Verdict};
 use crate::server::ring::Transfer;
-use crate::server::worker::DeviceFailure;
+use crate::server::worker::{Admitted, DeviceFailure};
 
 pub(super) use execution::finish;
 
@@ -44,8 +44,7 @@ enum Input {
     Requests,
     /// Payload of a write; its buffer is away during a receive.
     Payload {
-        request: Request,
-        fua: bool,
+        request: Admitted,
         buffer: Option<Buffer>,
         filled_bytes: usize,
     },
@@ -55,6 +54,13 @@ enum Input {
         errno: u32,
         to: ReplyTo,
     },
+}
+
+/// Parts of a connection that its requests use.
+pub(crate) struct Scope<'a, 'c> {
+    pub(crate) inbox: &'a mut Inbox,
+    pub(crate) flow: &'a mut Flow,
+    pub(crate) cx: &'a mut Context<'c>,
 }
 
 /// Reason for not accepting requests.
@@ -93,20 +99,8 @@ impl Transmission {
         }
     }
 
-    fn header_len_bytes(&self) -> usize {
-        match self.terms.mode {
-            ReplyMode::Simple | ReplyMode::Structured => REQUEST_LEN_BYTES,
-            ReplyMode::Extended => EXTENDED_REQUEST_LEN_BYTES,
-        }
-    }
-
-    fn reply_to(&self, request: &Request) -> ReplyTo {
-        ReplyTo { mode: self.terms.mode, cookie: request.cookie, offset_bytes: request.offset_bytes }
-    }
-
     /// Starts the next receive.
     pub(crate) fn start_receive(&mut self, inbox: &mut Inbox) -> Option<Transfer> {
-        let header_len_bytes = self.header_len_bytes();
         match &mut self.input {
             Input::Payload { request, buffer, filled_bytes, .. } => {
                 let buffer = buffer.take()?;
@@ -115,7 +109,7 @@ impl Transmission {
                 Some(Transfer { buffer, range, all: false })
             }
             Input::Requests if self.expects_large && inbox.unread().is_empty() => {
-                inbox.start_receive(header_len_bytes)
+                inbox.start_receive(self.terms.mode.request_len_bytes())
             }
             Input::Requests | Input::Discard { .. } => inbox.start_receive(INBOX_BYTES),
         }
@@ -140,33 +134,34 @@ impl Transmission {
     }
 
     /// Processes all received requests.
-    pub(crate) fn consume(&mut self, inbox: &mut Inbox, flow: &mut Flow, cx: &mut Context<'_>) -> Pause {
+    pub(crate) fn consume(&mut self, scope: &mut Scope<'_, '_>) -> Pause {
         loop {
-            if flow.is_stale() {
+            if scope.flow.remote_reads.is_stale(scope.flow.received_at) {
                 return Pause::Gone;
             }
             let pause = match &mut self.input {
-                Input::Requests => self.next_request(inbox, flow, cx),
-                Input::Payload { request, fua, buffer, filled_bytes } => {
-                    if *filled_bytes < request.len_bytes as usize {
+                Input::Requests => self.next_request(scope),
+                Input::Payload { request, buffer, filled_bytes } => {
+                    if (*filled_bytes as u64) < request.len_bytes {
                         return Pause::Input;
                     }
-                    let (request, fua, buffer) = (*request, *fua, buffer.take());
+                    assert!(*filled_bytes as u64 == request.len_bytes, "a payload has its announced length");
+                    let (request, buffer) = (*request, buffer.take());
                     self.input = Input::Requests;
                     if let Some(buffer) = buffer {
-                        self.write_buffer(&request, fua, buffer, flow, cx);
+                        self.write_buffer(request, buffer, scope);
                     }
                     None
                 }
                 Input::Discard { remaining_bytes, errno, to } => {
-                    let len_bytes = inbox.unread().len().min(*remaining_bytes);
-                    inbox.consume(len_bytes);
+                    let len_bytes = scope.inbox.unread().len().min(*remaining_bytes);
+                    scope.inbox.consume(len_bytes);
                     *remaining_bytes -= len_bytes;
                     if *remaining_bytes > 0 {
                         return Pause::Input;
                     }
                     assert!(*errno != 0, "a refused request gets an error");
-                    flow.reply(to, *errno, REQUEST_OVERHEAD_BYTES, cx);
+                    scope.flow.reply(to, *errno, REQUEST_OVERHEAD_BYTES, scope.cx);
                     self.input = Input::Requests;
                     None
                 }
@@ -177,48 +172,41 @@ impl Transmission {
         }
     }
 
-    /// Decodes the next request, if its header is complete; `None` if it is invalid.
-    fn decode(&self, bytes: &[u8]) -> Option<Result<Request, ()>> {
-        let request = match self.terms.mode {
-            ReplyMode::Simple | ReplyMode::Structured => Request::decode(bytes.first_chunk()?),
-            ReplyMode::Extended => Request::decode_extended(bytes.first_chunk()?),
-        };
-        Some(request.ok_or(()))
-    }
-
     fn judge(&mut self, request: &Request) -> Verdict {
-        self.fits(request);
+        self.fits(request.offset_bytes, request.len_bytes);
         request.judge(&self.terms)
     }
 
-    /// Returns true if a request is within the device, which may have grown since the negotiation.
-    fn fits(&mut self, request: &Request) -> bool {
-        if !request.fits(&self.terms) {
+    /// Returns true if a range is within the device, which may have grown since the negotiation.
+    fn fits(&mut self, offset_bytes: u64, len_bytes: u64) -> bool {
+        if !self.terms.contain(offset_bytes, len_bytes) {
             self.terms.size_bytes = self.terms.size_bytes.max(self.device.size_bytes());
         }
-        request.fits(&self.terms)
+        self.terms.contain(offset_bytes, len_bytes)
     }
 
-    fn next_request(&mut self, inbox: &mut Inbox, flow: &mut Flow, cx: &mut Context<'_>) -> Option<Pause> {
-        if flow.has_all_jobs() {
+    fn next_request(&mut self, scope: &mut Scope<'_, '_>) -> Option<Pause> {
+        if scope.flow.has_all_jobs() {
             return Some(Pause::Full);
         }
-        let request = match self.decode(inbox.unread()) {
-            None => return Some(Pause::Input),
-            Some(Err(())) => return Some(Pause::Broken("a request did not start with its magic")),
-            Some(Ok(request)) => request,
+        let mode = self.terms.mode;
+        let Some(header) = scope.inbox.unread().get(..mode.request_len_bytes()) else {
+            return Some(Pause::Input);
+        };
+        let Some(request) = Request::decode(header, mode) else {
+            return Some(Pause::Broken("a request did not start with its magic"));
         };
         let verdict = self.judged.take().unwrap_or_else(|| self.judge(&request));
-        let payload_len_bytes = request.payload_len_bytes(self.terms.mode);
+        let payload_len_bytes = request.payload_len_bytes(mode);
         let is_taken_whole = match verdict {
             Verdict::Execute(Operation::Write { .. }) => payload_len_bytes <= INBOX_PAYLOAD_BYTES as u64,
             Verdict::Execute(Operation::BlockStatus { .. }) => true,
             _ => false,
         };
         // A payload received with its header is short and fits into the inbox.
-        let missing =
-            is_taken_whole && inbox.unread().len() < self.header_len_bytes() + payload_len_bytes as usize;
-        if missing {
+        if is_taken_whole
+            && scope.inbox.unread().len() < mode.request_len_bytes() + payload_len_bytes as usize
+        {
             return Some(Pause::Input);
         }
         let charge_bytes = match verdict {
@@ -227,37 +215,30 @@ impl Transmission {
             Verdict::Execute(operation) => charge(&request, operation),
             Verdict::Refuse { .. } => REQUEST_OVERHEAD_BYTES,
         };
-        if !flow.admit(charge_bytes, cx) {
+        if !scope.flow.admit(charge_bytes, scope.cx) {
             self.judged = Some(verdict);
             return Some(Pause::Full);
         }
-        if let Verdict::Execute(operation) = verdict {
-            let range_is_in_payload = matches!(operation, Operation::BlockStatus { chosen: true, .. });
-            assert!(range_is_in_payload || request.fits(&self.terms), "a request beyond the export");
-            assert!(!self.terms.read_only || !operation.writes(), "a write to a read-only export");
-        }
-        inbox.consume(self.header_len_bytes());
-        *cx.requests += 1;
+        scope.inbox.consume(mode.request_len_bytes());
+        *scope.cx.requests += 1;
         tracing::trace!(?request, ?verdict, "request");
+        let to = ReplyTo { mode, cookie: request.cookie, offset_bytes: request.offset_bytes };
+        self.expects_large = false;
         match verdict {
-            Verdict::Execute(Operation::Write { fua }) => self.write(&request, fua, inbox, flow, cx),
-            Verdict::Execute(Operation::BlockStatus { one, chosen: true }) => {
-                self.expects_large = false;
-                self.chosen_block_status(&request, one, inbox, flow, cx);
-            }
             Verdict::Execute(operation) => {
-                self.expects_large = false;
-                self.execute(&request, operation, flow, cx);
+                let range_is_in_payload = matches!(operation, Operation::BlockStatus { chosen: true, .. });
+                assert!(
+                    range_is_in_payload || self.terms.contain(to.offset_bytes, request.len_bytes),
+                    "a request lies in its export"
+                );
+                assert!(!self.terms.read_only || !operation.writes(), "a read-only export is not written");
+                self.execute(Admitted { operation, to, len_bytes: request.len_bytes, charge_bytes }, scope);
             }
             Verdict::Refuse { errno } => {
-                self.expects_large = false;
                 self.payloads += 1;
-                self.input = Input::Discard {
-                    // A payload too long to discard has ended the connection.
-                    remaining_bytes: payload_len_bytes as usize,
-                    errno,
-                    to: self.reply_to(&request),
-                };
+                // A payload too long to discard has ended the connection.
+                assert!(payload_len_bytes <= u64::from(MAX_DISCARD_BYTES), "a discarded payload is bounded");
+                self.input = Input::Discard { remaining_bytes: payload_len_bytes as usize, errno, to };
             }
             Verdict::Disconnect | Verdict::PayloadTooLong => {}
         }

@@ -7,22 +7,12 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::RingThread;
 use super::tag::Tag;
-use super::{Message, RingThread};
-use crate::connection::TlsOffer;
-use crate::server::connection_count::Place;
-use crate::server::listener::Peer;
+use crate::server::mailbox::{Message, NewConnection};
 
 /// Pause of accepts when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// An accepted connection.
-pub(crate) struct NewConnection {
-    pub(super) socket: OwnedFd,
-    pub(super) peer: Peer,
-    pub(super) tls: TlsOffer,
-    pub(super) place: Place,
-}
 
 impl RingThread {
     pub(super) fn accept(&mut self, index: usize) {

@@ -13,50 +13,28 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{Shutdown, shutdown};
 
-use self::accept::NewConnection;
 use self::tag::Tag;
-use crate::connection::budget::Budget;
+use crate::connection::budget::{Budget, Wake};
 use crate::connection::buffer_pool::{Buffer, BufferPool};
-use crate::connection::flow::{Context, Wake};
+use crate::connection::flow::Context;
 use crate::connection::remote_budgets::RemoteBudgets;
 use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::device::Client;
 use crate::server::connection_count::{Connections, Place, Reports};
 use crate::server::linger::{Lingering, SCRAP_BYTES};
 use crate::server::listener::{Listener, Peer};
-use crate::server::mailbox::Mailbox;
+use crate::server::mailbox::{ConnectionKey, Mailbox, Message, NewConnection};
+use crate::server::queues::Queues;
 use crate::server::ring::{Completion, Outcome, Ring, Transfer};
 use crate::server::spin::{SpinPermit, SpinPoller};
-use crate::server::worker::{Done, Job, Queues, Work};
+use crate::server::worker::{Job, Work};
 
 /// Time for aborted connections to release the ring at the end of a shutdown.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
-/// Message to a ring thread.
-pub(crate) enum Message {
-    /// Serve this connection.
-    Adopt(NewConnection),
-    /// Work is done.
-    Done(ConnectionKey, Done),
-    /// Bytes in flight were released.
-    Retry,
-    /// Stop: end all connections, by this time.
-    Stop(Instant),
-    /// Panic.
-    #[cfg(test)]
-    Die,
-}
-
-/// A connection of one ring thread; the generation tells it from earlier ones at the same place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ConnectionKey {
-    index: u32,
-    generation: u32,
-}
-
 /// State shared by the threads of a server.
 pub(crate) struct Shared {
-    pub(crate) budget: Budget<Wake>,
+    pub(crate) budget: Budget,
     pub(crate) remote_budgets: RemoteBudgets,
     pub(crate) limits: ConnectionLimits,
     pub(crate) mailboxes: Vec<Arc<Mailbox<Message>>>,

@@ -1,4 +1,5 @@
-//! Queue of the sync threads: flushes by device, and other requests that sync.
+//! Queues of the worker threads. That of the sync threads holds flushes by device and other requests that
+//! sync.
 //!
 //! A flush covers everything that was answered before it started. So a device has one running flush for all
 //! its connections; flushes that arrive meanwhile wait without a thread, and the next one answers all of
@@ -7,10 +8,39 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use crossbeam::channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
 use crate::device::{BlockDevice, ExportCatalog};
-use crate::server::worker::{self, Job};
+use crate::server::worker::{self, Job, Work};
+
+/// Queues of the worker threads.
+#[derive(Clone)]
+pub(crate) struct Queues {
+    pub(crate) requests: Sender<Job>,
+    /// Flushes, and requests with FUA.
+    pub(crate) syncs: Arc<SyncQueue>,
+    pub(crate) lookups: Sender<Job>,
+    pub(crate) handshakes: Sender<Job>,
+}
+
+impl Queues {
+    /// Passes a job to its threads, which outlive every sender.
+    pub(crate) fn send(&self, job: Job) {
+        let is_sent = match &job.work {
+            Work::Request(request) if request.request.operation.syncs() => {
+                self.syncs.send(job);
+                true
+            }
+            Work::Request(_) => self.requests.send(job).is_ok(),
+            Work::Lookup(..) => self.lookups.send(job).is_ok(),
+            Work::Handshake(_) => self.handshakes.send(job).is_ok(),
+        };
+        if !is_sent {
+            tracing::error!("the worker threads are gone");
+        }
+    }
+}
 
 /// Devices whose flushes are coalesced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,7 +68,7 @@ enum SyncItem {
 /// Consumer side of the queue.
 #[derive(Default)]
 pub(crate) struct SyncItems {
-    books: Mutex<FlushState>,
+    state: Mutex<FlushState>,
     changed: Condvar,
 }
 
@@ -53,35 +83,35 @@ struct FlushState {
 }
 
 impl SyncItems {
-    fn push(&self, books: &mut FlushState, item: SyncItem) {
-        books.items.push_back(item);
+    fn push(&self, state: &mut FlushState, item: SyncItem) {
+        state.items.push_back(item);
         self.changed.notify_one();
     }
 
     /// Returns the next item; `None` when the queue is closed and empty.
     fn next(&self) -> Option<SyncItem> {
-        let mut books = self.books.lock();
+        let mut state = self.state.lock();
         loop {
-            if let Some(item) = books.items.pop_front() {
+            if let Some(item) = state.items.pop_front() {
                 return Some(item);
             }
-            if books.is_closed {
+            if state.is_closed {
                 return None;
             }
-            self.changed.wait(&mut books);
+            self.changed.wait(&mut state);
         }
     }
 
     /// Runs one flush for all waiting ones. Flushes that arrived meanwhile queue behind the other items.
     fn flush(&self, key: FlushKey) {
-        let jobs = self.books.lock().waiting.get_mut(&key).map(std::mem::take).unwrap_or_default();
+        let jobs = self.state.lock().waiting.get_mut(&key).map(std::mem::take).unwrap_or_default();
         assert!(!jobs.is_empty(), "a queued flush answers requests");
         worker::flush_for_all(jobs);
-        let mut books = self.books.lock();
-        if books.waiting.get(&key).is_some_and(Vec::is_empty) {
-            books.waiting.remove(&key);
+        let mut state = self.state.lock();
+        if state.waiting.get(&key).is_some_and(Vec::is_empty) {
+            state.waiting.remove(&key);
         } else {
-            self.push(&mut books, SyncItem::Flushes(key));
+            self.push(&mut state, SyncItem::Flushes(key));
         }
     }
 
@@ -107,22 +137,22 @@ impl SyncQueue {
 
     pub(crate) fn send(&self, job: Job) {
         let device = job.flushed_device();
-        let mut books = self.0.books.lock();
-        assert!(!books.is_closed, "the queue is closed by its producer");
-        let Some(device) = device else { return self.0.push(&mut books, SyncItem::Job(job)) };
+        let mut state = self.0.state.lock();
+        assert!(!state.is_closed, "the queue is closed by its producer");
+        let Some(device) = device else { return self.0.push(&mut state, SyncItem::Job(job)) };
         let key = FlushKey::of(&device);
-        let is_first = !books.waiting.contains_key(&key);
-        books.waiting.entry(key).or_default().push(job);
+        let is_first = !state.waiting.contains_key(&key);
+        state.waiting.entry(key).or_default().push(job);
         if is_first {
-            self.0.push(&mut books, SyncItem::Flushes(key));
+            self.0.push(&mut state, SyncItem::Flushes(key));
         }
-        drop(books);
+        drop(state);
     }
 }
 
 impl Drop for SyncQueue {
     fn drop(&mut self) {
-        self.0.books.lock().is_closed = true;
+        self.0.state.lock().is_closed = true;
         self.0.changed.notify_all();
     }
 }
