@@ -46,8 +46,9 @@ impl SpinPoller {
             self.to_skip -= 1;
             return None;
         }
+        // Lazily: a dropped `Spin` returns the permit.
         (!spin_permit.is_spinning.swap(true, Ordering::Acquire))
-            .then_some(Spin { poller: self, permit: spin_permit })
+            .then(|| Spin { poller: self, permit: spin_permit })
     }
 }
 
@@ -105,7 +106,9 @@ mod tests {
         let (spin_permit, mut first, mut second) = Default::default();
         let poll = SpinPoller::begin(&mut first, 1, &spin_permit);
         assert!(poll.is_some());
-        assert!(SpinPoller::begin(&mut second, 1, &spin_permit).is_none());
+        for _ in 0..2 {
+            assert!(SpinPoller::begin(&mut second, 1, &spin_permit).is_none());
+        }
         drop(poll);
         assert!(SpinPoller::begin(&mut second, 1, &spin_permit).is_some());
     }
