@@ -49,7 +49,7 @@ impl Connection {
                 self.abort("bytes came between STARTTLS and its acknowledgement", cx);
             }
             Step::StartTls => self.security = Security::Starting,
-            Step::Close(reason) => self.drain(&reason.to_string(), cx),
+            Step::Close(reason) => self.drain(&reason, cx),
             Step::Transmit(opened, agreed) => {
                 let Some(device) = opened.device else {
                     return self.drain("the export came without its device", cx);

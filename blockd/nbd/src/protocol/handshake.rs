@@ -1,7 +1,7 @@
 //! State machine of the negotiation, without I/O: bytes in, replies and decisions out. Requests to the export
 //! catalog are returned as a [`Lookup`], which may be resolved on another thread.
 
-use std::fmt;
+use std::borrow::Cow;
 
 use crate::device::ExportError;
 use crate::protocol::constants::*;
@@ -14,6 +14,8 @@ use crate::protocol::tls_option::{self, TlsStage, TlsVerdict};
 
 /// Length of a part of an export list, exceeded by at most one export.
 const LIST_PART_BYTES: usize = 128 << 10;
+/// EXPORT_NAME has no error reply.
+const EXPORT_REFUSED: &str = "the export asked for by EXPORT_NAME cannot be served";
 
 /// Negotiation of a connection.
 #[derive(Debug)]
@@ -71,8 +73,8 @@ pub enum Step {
     Transmit(Opened, NegotiatedExport),
     /// Send the output, start TLS, and call [`Handshake::secured`].
     StartTls,
-    /// Send the output, then close.
-    Close(CloseReason),
+    /// Send the output, then close for this reason.
+    Close(Cow<'static, str>),
 }
 
 /// Negotiated terms of the transmission phase.
@@ -84,54 +86,7 @@ pub struct NegotiatedExport {
     pub contexts: Vec<MetaContext>,
 }
 
-/// Reason for closing a connection during negotiation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloseReason {
-    /// The client aborted.
-    Aborted,
-    /// Unknown client flags.
-    UnknownClientFlags(u32),
-    /// An option request did not start with its magic.
-    BadOptionMagic,
-    /// A client that does not speak fixed newstyle sent an option other than EXPORT_NAME.
-    NotFixedNewstyle(u32),
-    /// An option announced too much data to discard.
-    OptionTooLong(u32),
-    /// EXPORT_NAME named an unavailable export; that option has no error reply.
-    ExportRefused,
-    /// EXPORT_NAME before TLS was started; that option has no error reply.
-    TlsRequired,
-}
-
-impl fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Aborted => f.write_str("the client ended the negotiation"),
-            Self::UnknownClientFlags(flags) => write!(f, "unknown client flags {flags:#x}"),
-            Self::BadOptionMagic => f.write_str("an option did not start with its magic"),
-            Self::NotFixedNewstyle(option) => {
-                write!(f, "option {option} from a client that does not speak fixed newstyle")
-            }
-            Self::OptionTooLong(len_bytes) => write!(f, "an option announced {len_bytes} bytes"),
-            Self::ExportRefused => f.write_str("the export asked for by EXPORT_NAME cannot be served"),
-            Self::TlsRequired => f.write_str("EXPORT_NAME without the TLS that is required here"),
-        }
-    }
-}
-
-impl Default for Handshake {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Handshake {
-    /// Creates a negotiation without TLS that waits for the client flags.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::with_tls(TlsStage::Unavailable)
-    }
-
     /// Creates a negotiation that waits for the client flags.
     #[must_use]
     pub fn with_tls(tls: TlsStage) -> Self {
@@ -205,7 +160,7 @@ impl Handshake {
     fn client_flags(&mut self, flags: u32) -> Step {
         let unknown = flags & !(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES);
         if unknown != 0 {
-            return self.close(CloseReason::UnknownClientFlags(unknown));
+            return self.close(format!("unknown client flags {unknown:#x}"));
         }
         self.fixed_newstyle = flags & NBD_FLAG_C_FIXED_NEWSTYLE != 0;
         self.no_zeroes = flags & NBD_FLAG_C_NO_ZEROES != 0;
@@ -218,15 +173,21 @@ impl Handshake {
             return (0, Step::NeedInput);
         };
         let Some((option, len_bytes)) = options::decode_header(header) else {
-            return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::BadOptionMagic));
+            return (OPTION_HEADER_LEN_BYTES, self.close("an option did not start with its magic"));
         };
         if !self.fixed_newstyle && option != NBD_OPT_EXPORT_NAME {
-            return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::NotFixedNewstyle(option)));
+            return (
+                OPTION_HEADER_LEN_BYTES,
+                self.close(format!("option {option} from a client that does not speak fixed newstyle")),
+            );
         }
         if len_bytes > MAX_OPTION_LEN_BYTES {
             // EXPORT_NAME has no error reply.
             if option == NBD_OPT_EXPORT_NAME || len_bytes > MAX_OPTION_DISCARD_BYTES {
-                return (OPTION_HEADER_LEN_BYTES, self.close(CloseReason::OptionTooLong(len_bytes)));
+                return (
+                    OPTION_HEADER_LEN_BYTES,
+                    self.close(format!("an option announced {len_bytes} bytes")),
+                );
             }
             self.forget_contexts(option);
             assert!(len_bytes <= MAX_OPTION_DISCARD_BYTES, "a longer option ends the connection");
@@ -237,61 +198,60 @@ impl Handshake {
         let Some(data) = input.get(OPTION_HEADER_LEN_BYTES..total_len_bytes) else {
             return (0, Step::NeedInput);
         };
-        (total_len_bytes, self.whole_option(option, data, out))
+        (total_len_bytes, or_refuse(self.whole_option(option, data, out), option, out))
     }
 
-    fn whole_option(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Step {
-        if let Some(step) = self.tls_step(option, data.len(), out) {
-            return step;
+    fn whole_option(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Result<Step, Refusal> {
+        match tls_option::judge(self.tls, option, data.len())? {
+            TlsVerdict::Pass => {}
+            TlsVerdict::Start => {
+                options::put_reply(out, option, NBD_REP_ACK, &[]);
+                // No input is accepted until TLS is active.
+                self.state = State::Over;
+                return Ok(Step::StartTls);
+            }
+            TlsVerdict::Close => return Ok(self.close("EXPORT_NAME without the TLS that is required here")),
         }
-        let refusal = match option {
+        Ok(match option {
             NBD_OPT_EXPORT_NAME => {
                 let Ok(name) = options::decode_name(data) else {
-                    return self.close(CloseReason::ExportRefused);
+                    return Ok(self.close(EXPORT_REFUSED));
                 };
                 self.state = State::ExportName;
-                return Step::Lookup(Lookup::Open { name, keep_device: true, describe: false });
+                Step::Lookup(Lookup::Open { name, keep_device: true, describe: false })
             }
             NBD_OPT_ABORT => {
                 options::put_reply(out, option, NBD_REP_ACK, &[]);
-                return self.close(CloseReason::Aborted);
+                self.close("the client ended the negotiation")
             }
             NBD_OPT_LIST if data.is_empty() => {
                 self.state = State::List { skip: 0 };
-                return Step::Lookup(Lookup::List { skip: 0 });
+                Step::Lookup(Lookup::List { skip: 0 })
             }
-            NBD_OPT_LIST => Refusal::new(NBD_REP_ERR_INVALID, "NBD_OPT_LIST takes no data"),
-            NBD_OPT_INFO | NBD_OPT_GO => match options::decode_info_request(data) {
-                Ok(request) => {
-                    let lookup = Lookup::Open {
-                        name: request.name.clone(),
-                        keep_device: option == NBD_OPT_GO,
-                        describe: request.wants_name || request.wants_description,
-                    };
-                    self.state = State::Info { option, request };
-                    return Step::Lookup(lookup);
-                }
-                Err(refusal) => refusal,
-            },
-            NBD_OPT_STRUCTURED_REPLY | NBD_OPT_EXTENDED_HEADERS => match self.agree_on_mode(option, data) {
-                Ok(()) => {
-                    options::put_reply(out, option, NBD_REP_ACK, &[]);
-                    return Step::Continue;
-                }
-                Err(refusal) => refusal,
-            },
-            NBD_OPT_LIST_META_CONTEXT | NBD_OPT_SET_META_CONTEXT => match self.meta_request(option, data) {
-                Ok(request) => {
-                    let lookup = Lookup::Contexts { name: request.name.clone() };
-                    self.state = State::Contexts { option, request };
-                    return Step::Lookup(lookup);
-                }
-                Err(refusal) => refusal,
-            },
-            _ => Refusal::new(NBD_REP_ERR_UNSUP, format!("option {option} is not served")),
-        };
-        options::put_refusal(out, option, &refusal);
-        Step::Continue
+            NBD_OPT_LIST => return Err(Refusal::new(NBD_REP_ERR_INVALID, "NBD_OPT_LIST takes no data")),
+            NBD_OPT_INFO | NBD_OPT_GO => {
+                let request = options::decode_info_request(data)?;
+                let lookup = Lookup::Open {
+                    name: request.name.clone(),
+                    keep_device: option == NBD_OPT_GO,
+                    describe: request.wants_name || request.wants_description,
+                };
+                self.state = State::Info { option, request };
+                Step::Lookup(lookup)
+            }
+            NBD_OPT_STRUCTURED_REPLY | NBD_OPT_EXTENDED_HEADERS => {
+                self.agree_on_mode(option, data)?;
+                options::put_reply(out, option, NBD_REP_ACK, &[]);
+                Step::Continue
+            }
+            NBD_OPT_LIST_META_CONTEXT | NBD_OPT_SET_META_CONTEXT => {
+                let request = self.meta_request(option, data)?;
+                let lookup = Lookup::Contexts { name: request.name.clone() };
+                self.state = State::Contexts { option, request };
+                Step::Lookup(lookup)
+            }
+            _ => return Err(Refusal::new(NBD_REP_ERR_UNSUP, format!("option {option} is not served"))),
+        })
     }
 
     fn agree_on_mode(&mut self, option: u32, data: &[u8]) -> Result<(), Refusal> {
@@ -332,27 +292,21 @@ impl Handshake {
         request: MetaRequest,
         result: Result<Vec<String>, ExportError>,
         out: &mut Vec<u8>,
-    ) -> Step {
-        match result {
-            Err(error) => {
-                options::put_refusal(out, option, &refuse_export(&request.name, &error));
-                return Step::Continue;
+    ) -> Result<Step, Refusal> {
+        let contexts = result.map_err(|error| refuse_export(&request.name, &error))?;
+        if option == NBD_OPT_LIST_META_CONTEXT {
+            for name in meta_context::list(&contexts, &request.queries) {
+                meta_context::put_context(out, option, 0, name);
             }
-            Ok(contexts) if option == NBD_OPT_LIST_META_CONTEXT => {
-                for name in meta_context::list(&contexts, &request.queries) {
-                    meta_context::put_context(out, option, 0, name);
-                }
+        } else {
+            let chosen = meta_context::select(contexts, &request.queries);
+            for context in &chosen {
+                meta_context::put_context(out, option, context.id, &context.name);
             }
-            Ok(contexts) => {
-                let chosen = meta_context::select(contexts, &request.queries);
-                for context in &chosen {
-                    meta_context::put_context(out, option, context.id, &context.name);
-                }
-                self.contexts = Some((request.name, chosen));
-            }
+            self.contexts = Some((request.name, chosen));
         }
         options::put_reply(out, option, NBD_REP_ACK, &[]);
-        Step::Continue
+        Ok(Step::Continue)
     }
 
     /// Returns the terms for an export. Contexts selected for another export do not apply.
@@ -362,24 +316,6 @@ impl Handshake {
             mode: self.mode,
             contexts: chosen.map(|(_, contexts)| contexts).unwrap_or_default(),
         }
-    }
-
-    /// Returns the step for an option that is refused because of TLS.
-    fn tls_step(&mut self, option: u32, data_len_bytes: usize, out: &mut Vec<u8>) -> Option<Step> {
-        Some(match tls_option::judge(self.tls, option, data_len_bytes) {
-            TlsVerdict::Pass => return None,
-            TlsVerdict::Refuse(refusal) => {
-                options::put_refusal(out, option, &refusal);
-                Step::Continue
-            }
-            TlsVerdict::Start => {
-                options::put_reply(out, option, NBD_REP_ACK, &[]);
-                // No input is accepted until TLS is active.
-                self.state = State::Over;
-                Step::StartTls
-            }
-            TlsVerdict::Close => self.close(CloseReason::TlsRequired),
-        })
     }
 
     /// Continues with the result of the last [`Step::Lookup`]. An unexpected result has no effect.
@@ -413,12 +349,12 @@ impl Handshake {
                 let agreed = self.agreed(&opened.name);
                 Step::Transmit(opened, agreed)
             }
-            (State::ExportName, Answer::Open(Err(_))) => self.close(CloseReason::ExportRefused),
+            (State::ExportName, Answer::Open(Err(_))) => self.close(EXPORT_REFUSED),
             (State::Info { option, request }, Answer::Open(result)) => {
-                self.info_answer(option, &request, result, out)
+                or_refuse(self.info_answer(option, &request, result, out), option, out)
             }
             (State::Contexts { option, request }, Answer::Contexts(result)) => {
-                self.contexts_answer(option, request, result, out)
+                or_refuse(self.contexts_answer(option, request, result, out), option, out)
             }
             (state, _) => {
                 self.state = state;
@@ -433,14 +369,8 @@ impl Handshake {
         request: &InfoRequest,
         result: Result<Opened, ExportError>,
         out: &mut Vec<u8>,
-    ) -> Step {
-        let opened = match result {
-            Ok(opened) => opened,
-            Err(error) => {
-                options::put_refusal(out, option, &refuse_export(&request.name, &error));
-                return Step::Continue;
-            }
-        };
+    ) -> Result<Step, Refusal> {
+        let opened = result.map_err(|error| refuse_export(&request.name, &error))?;
         let flags = options::transmission_flags(opened.read_only, self.mode);
         options::put_info_export(out, option, opened.size_bytes, flags);
         if let Some(info) = &opened.info {
@@ -457,15 +387,23 @@ impl Handshake {
             debug_assert!(self.fixed_newstyle, "other clients have no options");
             self.state = State::Over;
             let agreed = self.agreed(&opened.name);
-            return Step::Transmit(opened, agreed);
+            return Ok(Step::Transmit(opened, agreed));
         }
-        Step::Continue
+        Ok(Step::Continue)
     }
 
-    fn close(&mut self, reason: CloseReason) -> Step {
+    fn close(&mut self, reason: impl Into<Cow<'static, str>>) -> Step {
         self.state = State::Over;
-        Step::Close(reason)
+        Step::Close(reason.into())
     }
+}
+
+/// Replies to a refused option.
+fn or_refuse(result: Result<Step, Refusal>, option: u32, out: &mut Vec<u8>) -> Step {
+    result.unwrap_or_else(|refusal| {
+        options::put_refusal(out, option, &refusal);
+        Step::Continue
+    })
 }
 
 fn refuse_export(name: &str, error: &ExportError) -> Refusal {

@@ -55,7 +55,7 @@ impl ExportCatalog for Catalog {
 
 /// Feeds `input` in pieces; what was answered, how many bytes were taken, and how it ended.
 fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, String) {
-    let mut handshake = Handshake::new();
+    let mut handshake = Handshake::with_tls(TlsStage::Unavailable);
     let (mut out, mut taken, mut seen) = (Vec::new(), 0, 0);
     loop {
         let (consumed, mut step) = handshake.feed(&input[taken..seen], &mut out);
@@ -74,7 +74,7 @@ fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, 
             Step::Lookup(_) => panic!("an answer leads to no other question"),
             Step::Transmit(opened, _) => return (out, taken, format!("transmit {}", opened.name)),
             Step::StartTls => panic!("TLS was not offered"),
-            Step::Close(reason) => return (out, taken, reason.to_string()),
+            Step::Close(reason) => return (out, taken, reason.into_owned()),
         }
     }
 }

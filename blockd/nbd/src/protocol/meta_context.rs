@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use crate::protocol::constants::*;
-use crate::protocol::options::{Refusal, decode_name, put_reply};
+use crate::protocol::options::{Refusal, put_reply, take_name};
 use crate::protocol::wire::Reader;
 
 /// A metadata context that a client has chosen.
@@ -29,25 +29,14 @@ pub(crate) struct MetaRequest {
 /// Decodes the data of the two options: u32 length, name, u32 count, (u32 length, query) × count.
 pub(crate) fn decode_meta_request(data: &[u8]) -> Result<MetaRequest, Refusal> {
     let mut reader = Reader::new(data);
-    let string = |reader: &mut Reader<'_>| {
-        let len_bytes = reader.u32().ok_or_else(Refusal::malformed)?;
-        let bytes = reader.take(len_bytes as usize).ok_or_else(Refusal::malformed)?;
-        decode_name(bytes)
-    };
-    let name = string(&mut reader)?;
+    let name = take_name(&mut reader)?;
     let count = reader.u32().ok_or_else(Refusal::malformed)?;
     if count as usize > MAX_CONTEXTS {
         let message = format!("{count} contexts are asked for: at most {MAX_CONTEXTS} are allowed");
         return Err(Refusal::new(NBD_REP_ERR_TOO_BIG, message));
     }
-    let mut queries = Vec::new();
-    for _ in 0..count {
-        queries.push(string(&mut reader)?);
-    }
-    if !reader.is_empty() {
-        return Err(Refusal::malformed());
-    }
-    Ok(MetaRequest { name, queries })
+    let queries = (0..count).map(|_| take_name(&mut reader)).collect::<Result<_, _>>()?;
+    if reader.is_empty() { Ok(MetaRequest { name, queries }) } else { Err(Refusal::malformed()) }
 }
 
 /// The contexts that a list shows: all of them if nothing in particular is asked for.

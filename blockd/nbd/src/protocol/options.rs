@@ -46,27 +46,26 @@ pub(crate) fn decode_header(bytes: &[u8; OPTION_HEADER_LEN_BYTES]) -> Option<(u3
 /// Checks an export's name as it came over the wire.
 pub(crate) fn decode_name(bytes: &[u8]) -> Result<String, Refusal> {
     if bytes.len() > MAX_NAME_LEN_BYTES {
-        return Err(Refusal::new(
-            NBD_REP_ERR_TOO_BIG,
-            format!(
-                "the export name is {} bytes long: at most {MAX_NAME_LEN_BYTES} are allowed",
-                bytes.len()
-            ),
-        ));
+        let message =
+            format!("the name is {} bytes long: at most {MAX_NAME_LEN_BYTES} are allowed", bytes.len());
+        return Err(Refusal::new(NBD_REP_ERR_TOO_BIG, message));
     }
-    match std::str::from_utf8(bytes) {
-        Ok(name) => Ok(name.to_owned()),
-        Err(_) => Err(Refusal::new(NBD_REP_ERR_INVALID, "the export name is not UTF-8")),
-    }
+    let name = std::str::from_utf8(bytes);
+    name.map(str::to_owned).map_err(|_| Refusal::new(NBD_REP_ERR_INVALID, "the name is not UTF-8"))
+}
+
+/// Takes a name behind its u32 length.
+pub(crate) fn take_name(reader: &mut Reader<'_>) -> Result<String, Refusal> {
+    let len_bytes = reader.u32().ok_or_else(Refusal::malformed)?;
+    decode_name(reader.take(len_bytes as usize).ok_or_else(Refusal::malformed)?)
 }
 
 /// Decodes the data of `NBD_OPT_INFO` and `NBD_OPT_GO`: u32 length, name, u16 count, u16 × count.
 pub(crate) fn decode_info_request(data: &[u8]) -> Result<InfoRequest, Refusal> {
     let mut reader = Reader::new(data);
-    let name_len_bytes = reader.u32().ok_or_else(Refusal::malformed)?;
-    let name = reader.take(name_len_bytes as usize).ok_or_else(Refusal::malformed)?;
+    let name = take_name(&mut reader)?;
     let count = reader.u16().ok_or_else(Refusal::malformed)?;
-    let mut request = InfoRequest { name: String::new(), wants_name: false, wants_description: false };
+    let mut request = InfoRequest { name, wants_name: false, wants_description: false };
     for _ in 0..count {
         match reader.u16().ok_or_else(Refusal::malformed)? {
             NBD_INFO_NAME => request.wants_name = true,
@@ -75,11 +74,7 @@ pub(crate) fn decode_info_request(data: &[u8]) -> Result<InfoRequest, Refusal> {
             _ => {}
         }
     }
-    if !reader.is_empty() {
-        return Err(Refusal::malformed());
-    }
-    request.name = decode_name(name)?;
-    Ok(request)
+    if reader.is_empty() { Ok(request) } else { Err(Refusal::malformed()) }
 }
 
 /// Appends one option reply: magic, option, type, length, data (given in parts).

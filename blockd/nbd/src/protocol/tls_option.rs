@@ -22,7 +22,6 @@ pub enum TlsStage {
 pub(crate) enum TlsVerdict {
     /// Serve it.
     Pass,
-    Refuse(Refusal),
     /// Acknowledge it, and go on encrypted.
     Start,
     /// It knows no reply that could refuse it.
@@ -30,19 +29,19 @@ pub(crate) enum TlsVerdict {
 }
 
 /// Judges one option, whose data is `data_len_bytes` long.
-pub(crate) fn judge(stage: TlsStage, option: u32, data_len_bytes: usize) -> TlsVerdict {
-    let refuse = |reply_type, message| TlsVerdict::Refuse(Refusal::new(reply_type, message));
+pub(crate) fn judge(stage: TlsStage, option: u32, data_len_bytes: usize) -> Result<TlsVerdict, Refusal> {
+    let refuse = |reply_type, message| Err(Refusal::new(reply_type, message));
     match (option, stage) {
         (NBD_OPT_STARTTLS, TlsStage::Unavailable) => refuse(NBD_REP_ERR_POLICY, "this address has no TLS"),
         (NBD_OPT_STARTTLS, TlsStage::Active) => refuse(NBD_REP_ERR_INVALID, "TLS is in use already"),
         (NBD_OPT_STARTTLS, _) if data_len_bytes > 0 => {
             refuse(NBD_REP_ERR_INVALID, "NBD_OPT_STARTTLS takes no data")
         }
-        (NBD_OPT_STARTTLS, _) => TlsVerdict::Start,
-        (NBD_OPT_ABORT, _) => TlsVerdict::Pass,
-        (NBD_OPT_EXPORT_NAME, TlsStage::Required) => TlsVerdict::Close,
+        (NBD_OPT_STARTTLS, _) => Ok(TlsVerdict::Start),
+        (NBD_OPT_EXPORT_NAME, TlsStage::Required) => Ok(TlsVerdict::Close),
+        (NBD_OPT_ABORT, _) => Ok(TlsVerdict::Pass),
         (_, TlsStage::Required) => refuse(NBD_REP_ERR_TLS_REQD, "this address is served over TLS only"),
-        _ => TlsVerdict::Pass,
+        _ => Ok(TlsVerdict::Pass),
     }
 }
 
@@ -53,10 +52,10 @@ mod tests {
     #[test]
     fn stages_have_defined_replies() {
         let code = |stage, option, len| match judge(stage, option, len) {
-            TlsVerdict::Refuse(refusal) => refusal.reply_type,
-            TlsVerdict::Pass => 0,
-            TlsVerdict::Start => 1,
-            TlsVerdict::Close => 2,
+            Err(refusal) => refusal.reply_type,
+            Ok(TlsVerdict::Pass) => 0,
+            Ok(TlsVerdict::Start) => 1,
+            Ok(TlsVerdict::Close) => 2,
         };
         use TlsStage::*;
         for (stage, start, with_data, export_name, list) in [
