@@ -274,17 +274,6 @@ impl DeviceError {
     pub fn message(&self) -> &str {
         &self.message
     }
-
-    /// Returns true if a retry can succeed.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        match self.kind {
-            DeviceErrorKind::Io | DeviceErrorKind::NoSpace | DeviceErrorKind::Shutdown => true,
-            DeviceErrorKind::InvalidInput | DeviceErrorKind::Permission | DeviceErrorKind::NotSupported => {
-                false
-            }
-        }
-    }
 }
 
 /// Export in a client's list.
@@ -346,14 +335,6 @@ pub enum ExportError {
         /// Requirement, in one line shown to the client.
         reason: String,
     },
-}
-
-impl ExportError {
-    /// Returns true if a retry can succeed.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
-    }
 }
 
 impl fmt::Debug for dyn BlockDevice {

@@ -133,6 +133,11 @@ impl Budget {
         }
     }
 
+    /// Returns the bytes in flight.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::SeqCst)
+    }
+
     /// Returns true if another ticket waits for a release.
     pub(crate) fn is_short_for_others(&self, ticket: Option<Ticket>) -> bool {
         self.has_waiters.load(Ordering::SeqCst)
@@ -142,10 +147,6 @@ impl Budget {
 
 #[cfg(test)]
 impl Budget {
-    pub(crate) fn used_bytes(&self) -> u64 {
-        self.used_bytes.load(Ordering::SeqCst)
-    }
-
     pub(crate) fn is_exhausted(&self) -> bool {
         self.is_short_for_others(None)
     }

@@ -20,8 +20,9 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::config::ServerConfig;
 use crate::connection::budget::Budget;
 use crate::connection::buffer_pool::{Buffer, BufferPool};
 use crate::connection::flow::{Context, Flow};
@@ -30,7 +31,6 @@ use crate::connection::outbox::Chunk;
 use crate::connection::remote_reads::{LATE_AFTER, RemoteReads};
 use crate::connection::time_limits::Payload;
 use crate::connection::tls::Security;
-pub(crate) use crate::connection::tls::TlsOffer;
 use crate::connection::transfer_deadline::TransferDeadline;
 use crate::connection::transmission::{Pause, Scope, Transmission};
 use crate::device::Client;
@@ -38,21 +38,7 @@ use crate::protocol::handshake::Handshake;
 use crate::protocol::tls_option::TlsStage;
 use crate::server::ring::Transfer;
 use crate::server::worker::Done;
-
-/// Timeouts and limits of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ConnectionLimits {
-    pub(crate) handshake_timeout: Duration,
-    /// Timeout for the last replies of an ending connection.
-    pub(crate) drain_timeout: Duration,
-    /// Timeout without progress in sending replies while others wait for their memory.
-    pub(crate) stalled_send_timeout: Duration,
-    /// Timeout without progress of an announced payload while others wait for its memory.
-    pub(crate) stalled_receive_timeout: Duration,
-    pub(crate) in_flight_bytes: u64,
-    /// Idle timeout in transmission, for clients of other hosts.
-    pub(crate) idle_timeout: Option<Duration>,
-}
+use crate::tls::identity::TlsMode;
 
 enum Phase {
     Handshake(Handshake),
@@ -80,10 +66,9 @@ struct Sending {
 pub(crate) struct Connection {
     span: tracing::Span,
     client: Arc<Client>,
-    limits: ConnectionLimits,
+    config: Arc<ServerConfig>,
     life: Life,
     phase: Phase,
-    tls: TlsOffer,
     security: Security,
     inbox: Inbox,
     flow: Flow,
@@ -113,25 +98,24 @@ impl Connection {
     pub(crate) fn new(
         span: tracing::Span,
         client: Client,
-        tls: TlsOffer,
-        limits: ConnectionLimits,
+        tls: TlsMode,
+        config: Arc<ServerConfig>,
         now: Instant,
         pool: &mut BufferPool,
     ) -> Self {
         let stage = match tls {
-            TlsOffer::Off => TlsStage::Unavailable,
-            TlsOffer::Allow(_) => TlsStage::Offered,
-            TlsOffer::Require(_) => TlsStage::Required,
+            TlsMode::Off => TlsStage::Unavailable,
+            TlsMode::Allow => TlsStage::Offered,
+            TlsMode::Require => TlsStage::Required,
         };
-        let mut flow = Flow::new(limits.in_flight_bytes, now);
+        assert!(tls == TlsMode::Off || config.tls.is_some(), "offered TLS has a certificate");
+        let mut flow = Flow::new(config.in_flight_bytes_per_connection, now);
         flow.outbox.push_bytes(&Handshake::greeting(), pool);
         Self {
             span,
             client: Arc::new(client),
-            limits,
             life: Life::Open,
             phase: Phase::Handshake(Handshake::with_tls(stage)),
-            tls,
             security: Security::Plain,
             inbox: Inbox::new(pool),
             flow,
@@ -144,8 +128,9 @@ impl Connection {
             in_step: true,
             full: false,
             was_full: false,
-            deadline: now.checked_add(limits.handshake_timeout),
+            deadline: now.checked_add(config.handshake_timeout),
             active_at: now,
+            config,
         }
     }
 
@@ -167,7 +152,7 @@ impl Connection {
             Phase::Handshake(_) | Phase::Over => None,
         };
         if self.payload.as_ref().map(|payload| payload.number) != awaited {
-            let deadline = TransferDeadline::new(self.limits.stalled_receive_timeout, now);
+            let deadline = TransferDeadline::new(self.config.stalled_receive_timeout, now);
             self.payload = awaited.map(|number| Payload { number, deadline });
         }
         let wants_input = self.wants_input();
@@ -272,7 +257,7 @@ impl Connection {
             },
         };
         self.send_deadline
-            .get_or_insert_with(|| TransferDeadline::new(self.limits.stalled_send_timeout, now));
+            .get_or_insert_with(|| TransferDeadline::new(self.config.stalled_send_timeout, now));
         assert!(!chunk.range.is_empty(), "a send has bytes");
         self.sending = Some(Sending { range: chunk.range.clone(), charge_bytes: chunk.charge_bytes });
         Some(Transfer { buffer: chunk.buffer, range: chunk.range, all: true })
@@ -381,7 +366,7 @@ impl Connection {
         self.phase = Phase::Over;
         self.full = false;
         self.flow.stop_waiting(cx.budget);
-        self.deadline = cx.now.checked_add(self.limits.drain_timeout);
+        self.deadline = cx.now.checked_add(self.config.drain_timeout);
     }
 
     /// Ends at once, without answering requests in flight.

@@ -7,18 +7,17 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use proptest::prelude::*;
 
+use crate::config::ServerConfig;
+use crate::connection::Connection;
 use crate::connection::flow::{MAX_JOBS, REQUEST_OVERHEAD_BYTES};
-use crate::connection::{Connection, ConnectionLimits, TlsOffer};
-use crate::device::{
-    BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, StatusExtent,
-    ZeroFlags,
-};
+use crate::device::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo};
 use crate::protocol::constants::*;
 use crate::protocol::reply::ReplyMode;
+use crate::test_device::{MemDevice, Mood};
 use crate::test_wire::{Request, hello, meta_request};
+use crate::tls::identity::TlsMode;
 
 mod decode;
 mod driver;
@@ -31,87 +30,20 @@ use driver::Driver;
 
 const DEVICE_BYTES: usize = 4 << 20;
 const EXPORTS: usize = 3000;
-const LIMITS: ConnectionLimits = ConnectionLimits {
-    handshake_timeout: Duration::from_secs(10),
-    drain_timeout: Duration::from_secs(30),
-    stalled_send_timeout: Duration::from_secs(60),
-    stalled_receive_timeout: Duration::from_secs(10),
-    in_flight_bytes: 1 << 20,
-    idle_timeout: None,
-};
+const IN_FLIGHT_BYTES: u64 = 1 << 20;
 
-/// Memory device that answers at once, or not, depending on the offset.
-struct Memory(Mutex<Vec<u8>>);
-
-impl Memory {
-    fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new((0..DEVICE_BYTES).map(|index| (index / 7 % 251) as u8).collect())))
-    }
+fn limits() -> ServerConfig {
+    ServerConfig { in_flight_bytes_per_connection: IN_FLIGHT_BYTES, ..ServerConfig::default() }
 }
 
-fn at_once(offset_bytes: u64) -> bool {
-    !(offset_bytes / 512).is_multiple_of(3)
+fn device() -> Arc<MemDevice> {
+    let device = MemDevice::new(DEVICE_BYTES, Mood::Mixed);
+    *device.data.lock().unwrap() = (0..DEVICE_BYTES).map(|index| (index / 7 % 251) as u8).collect();
+    Arc::new(device)
 }
 
-impl BlockDevice for Memory {
-    fn size_bytes(&self) -> u64 {
-        self.0.lock().len() as u64
-    }
-    fn is_read_only(&self) -> bool {
-        false
-    }
-    fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        if !at_once(offset_bytes) {
-            return Ok(Progress::WouldBlock);
-        }
-        self.read(offset_bytes, buf)
-    }
-    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        buf.copy_from_slice(&self.0.lock()[offset_bytes as usize..][..buf.len()]);
-        Ok(Progress::Done)
-    }
-    fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
-        if !at_once(offset_bytes) {
-            return Ok(Progress::WouldBlock);
-        }
-        self.write(offset_bytes, data, false).map(|()| Progress::Done)
-    }
-    fn write(&self, offset_bytes: u64, data: &[u8], _fua: bool) -> Result<(), DeviceError> {
-        self.0.lock()[offset_bytes as usize..][..data.len()].copy_from_slice(data);
-        Ok(())
-    }
-    fn block_status(
-        &self,
-        _: &str,
-        offset_bytes: u64,
-        len_bytes: u64,
-        max_extents: usize,
-        extents: &mut Vec<StatusExtent>,
-    ) -> Result<(), DeviceError> {
-        let data = self.0.lock();
-        let end = offset_bytes + len_bytes;
-        let mut at = offset_bytes;
-        while at < end && extents.len() < max_extents {
-            let next = (at / 20_000 * 20_000 + 20_000).min(end);
-            let is_zero = data[at as usize..next as usize].iter().all(|byte| *byte == 0);
-            extents.push(StatusExtent { len_bytes: next - at, flags: 3 * u32::from(is_zero) });
-            at = next;
-        }
-        Ok(())
-    }
-    fn flush(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, _: ZeroFlags) -> Result<(), DeviceError> {
-        self.0.lock()[offset_bytes as usize..][..len_bytes as usize].fill(0);
-        Ok(())
-    }
-}
-
-struct Single(Arc<Memory>);
+/// Catalog with one device, and a long list.
+struct Single(Arc<MemDevice>);
 
 impl ExportCatalog for Single {
     fn open(&self, _: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
@@ -179,9 +111,9 @@ proptest! {
     ) {
         let (input, reads) = conversation(mode, &requests);
         let run = |steps: &[usize]| {
-            let mut driver = Driver::attached_in(mode, LIMITS);
+            let mut driver = Driver::attached_in(mode, limits());
             driver.run(&input, steps);
-            let data = driver.catalog.0.0.lock().clone();
+            let data = driver.catalog.0.data.lock().unwrap().clone();
             let replies = match mode {
                 ReplyMode::Simple => replies(&driver.sent, &reads),
                 _ => chunks(&driver.sent, mode == ReplyMode::Extended, &reads),
@@ -194,22 +126,6 @@ proptest! {
         prop_assert!(whole == cut, "replies differ");
         prop_assert!(whole_data == cut_data, "contents differ");
     }
-
-    #[test]
-    fn random_bytes_end_a_connection_and_release_its_budget(
-        noise in proptest::collection::vec(any::<u8>(), 0..3000),
-        good in any::<bool>(),
-        steps in proptest::collection::vec(1_usize..5000, 1..8),
-    ) {
-        let mut driver = if good { Driver::attached(LIMITS) } else { Driver::new() };
-        driver.run(&noise, &steps);
-        driver.tell(|connection, cx| connection.abort("the test is over", cx));
-        prop_assert!(driver.connection.is_finished());
-        driver.connection.release(&mut driver.pool, &driver.budget);
-        prop_assert!(!driver.budget.is_exhausted());
-        prop_assert!(driver.budget.used_bytes() == 0, "{} bytes are left charged", driver.budget.used_bytes());
-        prop_assert_eq!(Arc::strong_count(&driver.catalog.0), 1);
-    }
 }
 
 fn read_request(cookie: u64, len_bytes: u32) -> [u8; REQUEST_LEN_BYTES] {
@@ -219,18 +135,14 @@ fn read_request(cookie: u64, len_bytes: u32) -> [u8; REQUEST_LEN_BYTES] {
 
 #[test]
 fn request_refused_before_the_volume_grows_stays_refused() {
-    let mut driver = Driver::attached(LIMITS);
-    let len_bytes = LIMITS.in_flight_bytes - REQUEST_OVERHEAD_BYTES;
+    let mut driver = Driver::attached(limits());
+    let len_bytes = IN_FLIGHT_BYTES - REQUEST_OVERHEAD_BYTES;
     let offset_bytes = DEVICE_BYTES as u64;
     let beyond = Request { flags: 0, command: NBD_CMD_READ, cookie: 2, offset_bytes, len_bytes: 512 };
     let input = [read_request(1, len_bytes as u32), beyond.encode()].concat();
     assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
-    assert_eq!(
-        driver.connection.charged_bytes(),
-        LIMITS.in_flight_bytes,
-        "the second one waits for the first"
-    );
-    driver.catalog.0.0.lock().resize(2 * DEVICE_BYTES, 7);
+    assert_eq!(driver.connection.charged_bytes(), IN_FLIGHT_BYTES, "the second one waits for the first");
+    driver.catalog.0.data.lock().unwrap().resize(2 * DEVICE_BYTES, 7);
     while driver.send_some(usize::MAX) || driver.work_some(0) {}
     let answers = replies(&driver.sent, &[(1, len_bytes as usize), (2, 512)].into());
     assert_eq!((answers[&1].0, answers[&2].0), (0, NBD_EINVAL));
@@ -244,10 +156,10 @@ fn request_refused_before_the_volume_grows_stays_refused() {
 fn request_of_a_local_client_that_closed_its_side_is_dropped() {
     for is_local in [true, false] {
         let client = Client { is_local, ..Client::default() };
-        let mut driver = Driver::of_client(LIMITS, TlsOffer::Off, client);
+        let mut driver = Driver::of_client(limits(), TlsMode::Off, client);
         driver.run(&hello(&[(NBD_OPT_EXPORT_NAME, b"")]), &[1 << 20]);
         driver.sent.clear();
-        let before = driver.catalog.0.0.lock()[..100].to_vec();
+        let before = driver.catalog.0.data.lock().unwrap()[..100].to_vec();
         let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 100 };
         let input = [&write.encode()[..], &[99; 100]].concat();
         assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
@@ -256,7 +168,7 @@ fn request_of_a_local_client_that_closed_its_side_is_dropped() {
         while driver.send_some(usize::MAX) || driver.work_some(0) {}
         assert!(driver.connection.is_finished());
         let expected = if is_local { before } else { vec![99; 100] };
-        assert_eq!(driver.catalog.0.0.lock()[..100], expected);
+        assert_eq!(driver.catalog.0.data.lock().unwrap()[..100], expected);
         assert_eq!(driver.sent.is_empty(), is_local);
     }
 }
@@ -268,7 +180,7 @@ fn late_write_of_a_disconnected_local_client_is_dropped() {
     let second_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
     for (waited_in_inbox, is_gone) in [(true, true), (true, false), (false, true), (false, false)] {
         let client = Client { is_local: true, ..Client::default() };
-        let mut driver = Driver::of_client(LIMITS, TlsOffer::Off, client);
+        let mut driver = Driver::of_client(limits(), TlsMode::Off, client);
         let (ours, theirs) = UnixStream::pair().unwrap();
         driver.connection.watch_local_peer(&Arc::new(ours.into()));
         driver.run(&hello(&[(NBD_OPT_EXPORT_NAME, b"")]), &[1 << 20]);
@@ -291,14 +203,14 @@ fn late_write_of_a_disconnected_local_client_is_dropped() {
             theirs.shutdown(Shutdown::Both).unwrap();
         }
         while driver.work_some(0) {}
-        let is_written = driver.catalog.0.0.lock()[512..612] == [99; 100];
+        let is_written = driver.catalog.0.data.lock().unwrap()[512..612] == [99; 100];
         assert_eq!((is_written, driver.connection.is_aborted()), (!is_gone, is_gone), "{waited_in_inbox}");
     }
 }
 
 #[test]
 fn after_a_large_write_only_the_next_header_is_received() {
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 300_000 };
     driver.run(&[&write.encode()[..], &vec![1; 300_000]].concat(), &[1 << 20]);
     let transfer = driver.connection.start_receive(driver.now).unwrap();
@@ -314,7 +226,7 @@ fn after_a_large_write_only_the_next_header_is_received() {
 
 #[test]
 fn leaving_client_gets_every_reply() {
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     let bye = Request { flags: 0, command: NBD_CMD_DISC, cookie: 9, offset_bytes: 0, len_bytes: 0 }.encode();
     let requests = [read_request(1, 200_000), read_request(2, 200_000), read_request(3, 10), bye].concat();
     assert_eq!(driver.receive_some(&requests, usize::MAX), Some(requests.len()));
@@ -344,19 +256,19 @@ fn negotiation_reply_precedes_requests() {
 fn dropped_connection_gets_no_more_work() {
     let zeroes =
         Request { flags: 0, command: NBD_CMD_WRITE_ZEROES, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
-    let mut driver = Driver::attached(LIMITS);
-    let before = driver.catalog.0.0.lock().clone();
+    let mut driver = Driver::attached(limits());
+    let before = driver.catalog.0.data.lock().unwrap().clone();
     driver.receive_some(&zeroes.encode(), usize::MAX);
     driver.tell(|connection, cx| connection.abort("the test ends it", cx));
     assert!(driver.work_some(0), "it was handed out already");
-    assert!(*driver.catalog.0.0.lock() == before);
+    assert!(*driver.catalog.0.data.lock().unwrap() == before);
     assert!(driver.connection.is_finished());
 }
 
 #[test]
 fn block_status_with_payload_sees_growth() {
-    let mut driver = Driver::attached_in(ReplyMode::Extended, LIMITS);
-    driver.catalog.0.0.lock().extend([0; 40_000]);
+    let mut driver = Driver::attached_in(ReplyMode::Extended, limits());
+    driver.catalog.0.data.lock().unwrap().extend([0; 40_000]);
     let offset_bytes = DEVICE_BYTES as u64 - 20_000;
     let flags = NBD_CMD_FLAG_PAYLOAD_LEN;
     let request = Request { flags, command: NBD_CMD_BLOCK_STATUS, cookie: 1, offset_bytes, len_bytes: 12 };

@@ -33,28 +33,28 @@ impl Connection {
                 self.active_at = now;
             }
         }
-        if self.life != Life::Aborted
-            && let Some(deadline) = &mut self.send_deadline
-            && deadline.ends_at() <= now
-        {
-            if self.flow.others_wait(cx.budget) {
-                self.abort("the client does not read its replies, and others wait for their memory", cx);
-            } else {
+        let (sending, receiving) = (self.life != Life::Aborted, self.life == Life::Open && self.is_receiving);
+        let payload_deadline = self.payload.as_mut().map(|payload| &mut payload.deadline);
+        let transfers = [
+            (
+                self.send_deadline.as_mut().filter(|_| sending),
+                "the client does not read its replies, and others wait for their memory",
+            ),
+            (
+                payload_deadline.filter(|_| receiving),
+                "the client does not send the payload that it announced, and others wait for its memory",
+            ),
+        ];
+        let stalled = transfers.into_iter().find_map(|(deadline, why)| {
+            let deadline = deadline.filter(|deadline| deadline.ends_at() <= now)?;
+            let others_wait = self.flow.others_wait(cx.budget);
+            if !others_wait {
                 deadline.renew(now);
             }
-        }
-        if self.life == Life::Open
-            && self.is_receiving
-            && let Some(payload) = &mut self.payload
-            && payload.deadline.ends_at() <= now
-        {
-            if self.flow.others_wait(cx.budget) {
-                let why =
-                    "the client does not send the payload that it announced, and others wait for its memory";
-                self.abort(why, cx);
-            } else {
-                payload.deadline.renew(now);
-            }
+            others_wait.then_some(why)
+        });
+        if let Some(why) = stalled {
+            self.abort(why, cx);
         }
     }
 
@@ -76,7 +76,7 @@ impl Connection {
         // Kernel devices of this host may be idle and must stay connected.
         let is_waiting =
             self.life == Life::Open && matches!(self.phase, Phase::Transmission(_)) && !self.client.is_local;
-        let timeout = self.limits.idle_timeout.filter(|_| is_waiting)?;
+        let timeout = self.config.idle_timeout.filter(|_| is_waiting)?;
         self.active_at.checked_add(timeout)
     }
 

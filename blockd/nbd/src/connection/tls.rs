@@ -8,16 +8,7 @@ use super::outbox::Chunk;
 use super::{Connection, Life, Phase};
 use crate::device::Client;
 use crate::server::worker::Work;
-use crate::tls::identity::TlsIdentity;
 use crate::tls::session::{Opened, TlsSession};
-
-/// TLS that a connection can or must use.
-#[derive(Clone)]
-pub(crate) enum TlsOffer {
-    Off,
-    Allow(Arc<TlsIdentity>),
-    Require(Arc<TlsIdentity>),
-}
 
 /// Encryption state of a connection.
 pub(super) enum Security {
@@ -78,11 +69,6 @@ impl Connection {
         opened: Result<Opened, rustls::Error>,
         cx: &mut Context<'_>,
     ) {
-        let session = match self.security {
-            Security::Away => session,
-            // It can only return to this connection.
-            _ => return session.discard(cx.pool),
-        };
         self.security = Security::Tls(session);
         match self.life {
             Life::Open => {
@@ -146,11 +132,10 @@ impl Connection {
     /// Starts TLS after its acknowledgement.
     pub(super) fn start_tls(&mut self, cx: &mut Context<'_>) {
         assert!(self.is_flushed() && !self.is_receiving, "TLS starts behind its acknowledgement");
-        let session = match &self.tls {
-            TlsOffer::Allow(identity) | TlsOffer::Require(identity) => identity.accept(),
-            TlsOffer::Off => return self.abort("there is no TLS here", cx),
+        let Some(identity) = &self.config.tls else {
+            return self.abort("there is no TLS here", cx);
         };
-        match session {
+        match identity.accept() {
             Ok(session) => {
                 self.security = Security::Tls(Box::new(TlsSession::new(session, cx.pool)));
                 if let Phase::Handshake(handshake) = &mut self.phase {

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use slab::Slab;
+
 use crate::server::connection_count::Place;
 
 /// Timeout for the client to close its side.
@@ -22,47 +24,33 @@ struct Entry {
 
 /// Lingering sockets; each has a receive in progress.
 #[derive(Default)]
-pub(crate) struct Lingering {
-    entries: Vec<Option<Entry>>,
-    free: Vec<usize>,
-}
+pub(crate) struct Lingering(Slab<Entry>);
 
 impl Lingering {
     pub(crate) fn is_empty(&self) -> bool {
-        self.free.len() == self.entries.len()
+        self.0.is_empty()
     }
 
     /// Adds a socket; returns its index and deadline.
     pub(crate) fn insert(&mut self, socket: Arc<OwnedFd>, place: Place, now: Instant) -> (usize, Instant) {
         let until = now.checked_add(TIMEOUT).unwrap_or(now);
-        let entry = Some(Entry { socket, until, is_over: false, _place: place });
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.entries.push(None);
-            self.entries.len() - 1
-        });
-        if let Some(slot) = self.entries.get_mut(index) {
-            *slot = entry;
-        }
-        (index, until)
+        (self.0.insert(Entry { socket, until, is_over: false, _place: place }), until)
     }
 
     /// Ends a receive; returns the socket if another one is needed.
     pub(crate) fn received(&mut self, index: usize, has_ended: bool, now: Instant) -> Option<&Arc<OwnedFd>> {
-        let slot = self.entries.get_mut(index)?;
-        let is_over = slot.as_ref().is_none_or(|entry| has_ended || entry.is_over || entry.until <= now);
-        if is_over {
-            if slot.take().is_some() {
-                debug_assert!(!self.free.contains(&index), "a slot is freed once");
-                self.free.push(index);
-            }
+        let entry = self.0.get(index);
+        assert!(entry.is_some(), "a receive ends once");
+        if has_ended || entry?.is_over || entry?.until <= now {
+            self.0.remove(index);
             return None;
         }
-        slot.as_ref().map(|entry| &entry.socket)
+        self.0.get(index).map(|entry| &entry.socket)
     }
 
     /// Returns sockets past their deadline, or all, each once, to be shut down.
     pub(crate) fn overdue(&mut self, now: Instant, all: bool) -> Vec<Arc<OwnedFd>> {
-        let entries = self.entries.iter_mut().flatten();
+        let entries = self.0.iter_mut().map(|(_, entry)| entry);
         let overdue = entries.filter(|entry| !entry.is_over && (all || entry.until <= now)).map(|entry| {
             entry.is_over = true;
             Arc::clone(&entry.socket)
@@ -72,7 +60,7 @@ impl Lingering {
 
     /// Returns the next deadline.
     pub(crate) fn next_check(&self) -> Option<Instant> {
-        self.entries.iter().flatten().filter(|entry| !entry.is_over).map(|entry| entry.until).min()
+        self.0.iter().filter(|(_, entry)| !entry.is_over).map(|(_, entry)| entry.until).min()
     }
 }
 

@@ -62,25 +62,21 @@ impl Listener {
 
     /// Listens on a Unix socket for its owner only. A stale socket at the path is replaced.
     pub(crate) fn unix(path: &Path) -> Result<(Self, UnixSocketFile), NbdError> {
-        let failed =
-            |doing| move |source: io::Error| NbdError::BindUnix { path: path.to_owned(), doing, source };
+        let failed = |doing| move |source| bind_error(path, doing, source);
         let addr = SocketAddrUnix::new(path)
-            .map_err(io::Error::from)
             .map_err(failed("a path of a socket is at most 107 bytes long and without NUL"))?;
         make_way(path)?;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-            .map_err(io::Error::from)
             .map_err(failed("no socket could be made"))?;
         // The file takes its mode from the socket, so it is never open to others, not even for a moment.
         fchmod(&socket, Mode::RUSR | Mode::WUSR)
-            .map_err(io::Error::from)
             .map_err(failed("the socket's mode could not be set to 0600"))?;
-        bind(&socket, &addr)
-            .map_err(io::Error::from)
-            .map_err(failed("the directory must exist and be writable"))?;
-        let metadata = path.symlink_metadata().map_err(failed("the new socket could not be looked at"))?;
+        bind(&socket, &addr).map_err(failed("the directory must exist and be writable"))?;
+        let metadata = path
+            .symlink_metadata()
+            .map_err(|source| bind_error(path, "the new socket could not be looked at", source))?;
         let file = UnixSocketFile { path: path.to_owned(), identity: identity(&metadata) };
-        listen(&socket, BACKLOG).map_err(io::Error::from).map_err(failed("listening failed"))?;
+        listen(&socket, BACKLOG).map_err(failed("listening failed"))?;
         Ok((Self { socket: Arc::new(socket), is_tcp: false }, file))
     }
 
@@ -107,9 +103,13 @@ fn set_tcp_options(socket: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(socket, true)
 }
 
+fn bind_error(path: &Path, doing: &'static str, source: impl Into<io::Error>) -> NbdError {
+    NbdError::BindUnix { path: path.to_owned(), doing, source: source.into() }
+}
+
 /// Removes what an earlier server left at `path`.
 fn make_way(path: &Path) -> Result<(), NbdError> {
-    let failed = |doing| move |source: io::Error| NbdError::BindUnix { path: path.to_owned(), doing, source };
+    let failed = |doing| move |source: io::Error| bind_error(path, doing, source);
     let metadata = match path.symlink_metadata() {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

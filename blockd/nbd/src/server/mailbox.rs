@@ -9,7 +9,6 @@ use std::time::Instant;
 use crossbeam::queue::SegQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::connection::TlsOffer;
 use crate::server::connection_count::Place;
 use crate::server::listener::Peer;
 use crate::server::worker::Done;
@@ -29,18 +28,17 @@ pub(crate) enum Message {
     Die,
 }
 
-/// A connection of one ring thread; the generation tells it from earlier ones at the same place.
+/// Connection of one ring thread; its number tells it from earlier ones with the same index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionKey {
-    pub(super) index: u32,
-    pub(super) generation: u32,
+    pub(super) index: usize,
+    pub(super) id: usize,
 }
 
 /// Accepted connection.
 pub(crate) struct NewConnection {
     pub(super) socket: OwnedFd,
     pub(super) peer: Peer,
-    pub(super) tls: TlsOffer,
     pub(super) place: Place,
 }
 

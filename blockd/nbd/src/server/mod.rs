@@ -14,7 +14,6 @@ pub(crate) mod worker;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
@@ -22,9 +21,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
+use crate::config::ServerConfig;
 use crate::connection::budget::Budget;
 use crate::connection::remote_budgets::RemoteBudgets;
-use crate::connection::{ConnectionLimits, TlsOffer};
 use crate::device::ExportCatalog;
 use crate::error::NbdError;
 use crate::server::connection_count::Connections;
@@ -35,7 +34,6 @@ use crate::server::ring_thread::{RingThread, Shared};
 use crate::server::spin::SpinPermit;
 use crate::server::thread_end::{Failure, FailureListener, ThreadEnd};
 use crate::server::worker::Job;
-use crate::tls::identity::{TlsIdentity, TlsMode};
 
 /// The most that buffer pools keep for reuse on one ring thread, in bytes.
 const MAX_POOL_BYTES: u64 = 64 << 20;
@@ -46,121 +44,10 @@ const HANDSHAKE_THREADS: usize = 1;
 /// Time beyond the shutdown timeout in which threads drop aborted connections.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
-/// Settings of a server.
-#[derive(Clone, Debug)]
-pub struct ServerConfig {
-    /// Path of a Unix socket with mode 0600, if any.
-    pub unix_path: Option<PathBuf>,
-    /// TCP addresses to listen on; port 0 takes a free one.
-    pub tcp: Vec<SocketAddr>,
-    /// Threads that serve sockets. Default: one per core.
-    pub ring_threads: usize,
-    /// Threads for requests that may block, and as many again for those that make data durable. Default 8.
-    pub worker_threads: usize,
-    /// Connections beyond this many are closed at once; a quarter of them, at most 64, is kept for the unix
-    /// socket. Default 1024.
-    pub max_connections: usize,
-    /// Timeout from connect to transmission. Default 10 s.
-    pub handshake_timeout: Duration,
-    /// Idle time after which a connection in transmission is closed, except on Unix sockets, which may be
-    /// this host's devices. Default: no limit.
-    pub idle_timeout: Option<Duration>,
-    /// Time for a disconnecting client's last requests and replies. Default 30 s.
-    pub drain_timeout: Duration,
-    /// Time for a client to read 1 MiB of its replies, or the rest, while others wait for the memory. Default
-    /// 60 s.
-    pub stalled_send_timeout: Duration,
-    /// Time for a client to send 1 MiB of an announced payload, or the rest, while others wait for the
-    /// memory. Default 10 s.
-    pub stalled_receive_timeout: Duration,
-    /// Time for requests in flight at [`Server::shutdown`]. Default 10 s.
-    pub shutdown_timeout: Duration,
-    /// Payload bytes, plus 4 KiB a request, that one connection may have in flight; it is not received from
-    /// beyond that. A single request of any size is always taken. Default 64 MiB.
-    pub in_flight_bytes_per_connection: u64,
-    /// The same for all connections together; each may have 256 KiB beyond it. Those to devices that may be
-    /// far away have at most half of it, and those to one source an eighth. Default 512 MiB.
-    pub in_flight_bytes_total: u64,
-    /// Certificates for TLS.
-    pub tls: Option<Arc<TlsIdentity>>,
-    /// TLS mode of TCP. Default: none, so each client that can connect has full access.
-    pub tcp_tls: TlsMode,
-    /// TLS mode of the Unix socket. Default: none.
-    pub unix_tls: TlsMode,
-}
-
-impl Default for ServerConfig {
-    fn default() -> Self {
-        Self {
-            unix_path: None,
-            tcp: Vec::new(),
-            ring_threads: std::thread::available_parallelism().map_or(1, usize::from),
-            worker_threads: 8,
-            max_connections: 1024,
-            handshake_timeout: Duration::from_secs(10),
-            idle_timeout: None,
-            drain_timeout: Duration::from_secs(30),
-            stalled_send_timeout: Duration::from_secs(60),
-            stalled_receive_timeout: Duration::from_secs(10),
-            shutdown_timeout: Duration::from_secs(10),
-            in_flight_bytes_per_connection: 64 << 20,
-            in_flight_bytes_total: 512 << 20,
-            tls: None,
-            tcp_tls: TlsMode::Off,
-            unix_tls: TlsMode::Off,
-        }
-    }
-}
-
-impl ServerConfig {
-    fn check(&self) -> Result<(), NbdError> {
-        let counts = [
-            ("ring_threads", self.ring_threads, 1024),
-            ("worker_threads", self.worker_threads, 1024),
-            ("max_connections", self.max_connections, 1 << 20),
-        ];
-        for (setting, value, max) in counts {
-            if value == 0 || value > max {
-                return Err(NbdError::InvalidConfig {
-                    setting,
-                    value: value.to_string(),
-                    wanted: if max == 1024 { "set it to 1 to 1024" } else { "set it to 1 to 1048576" },
-                });
-            }
-        }
-        if self.unix_path.is_none() && self.tcp.is_empty() {
-            return Err(NbdError::InvalidConfig {
-                setting: "unix_path",
-                value: "not set, and neither is tcp".to_owned(),
-                wanted: "set at least one of them",
-            });
-        }
-        for (setting, mode) in [("tcp_tls", self.tcp_tls), ("unix_tls", self.unix_tls)] {
-            if mode != TlsMode::Off && self.tls.is_none() {
-                return Err(NbdError::InvalidConfig {
-                    setting,
-                    value: format!("{mode:?}"),
-                    wanted: "give it a certificate",
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn offer(&self, mode: TlsMode) -> TlsOffer {
-        match (mode, &self.tls) {
-            (TlsMode::Require, Some(identity)) => TlsOffer::Require(Arc::clone(identity)),
-            (TlsMode::Allow, Some(identity)) => TlsOffer::Allow(Arc::clone(identity)),
-            _ => TlsOffer::Off,
-        }
-    }
-}
-
 /// A running server. Dropping it shuts it down.
 pub struct Server {
     tcp_addrs: Vec<SocketAddr>,
-    unix_path: Option<PathBuf>,
-    shutdown_timeout: Duration,
+    config: Arc<ServerConfig>,
     socket_file: Option<UnixSocketFile>,
     running: Option<Running>,
     failure: Arc<Failure>,
@@ -171,22 +58,15 @@ struct Running {
     queues: Queues,
     threads: Vec<JoinHandle<()>>,
     /// Each thread holds a sender: the receiver reports the end of all.
-    alive: Receiver<Infallible>,
+    alive: (Sender<Infallible>, Receiver<Infallible>),
 }
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server")
             .field("tcp_addrs", &self.tcp_addrs)
-            .field("unix_path", &self.unix_path)
-            .field("running", &self.running)
+            .field("unix_path", &self.config.unix_path)
             .finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Running {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Running").field("threads", &self.threads.len()).finish_non_exhaustive()
     }
 }
 
@@ -196,9 +76,9 @@ impl Server {
     /// # Errors
     /// When a setting makes no sense, an address cannot be listened on, or the system gives no io_uring or
     /// threads.
-    #[allow(clippy::needless_pass_by_value, reason = "the server takes its settings and catalog over")]
     pub fn start(config: ServerConfig, catalog: Arc<dyn ExportCatalog>) -> Result<Self, NbdError> {
         config.check()?;
+        let config = Arc::new(config);
         let mut listeners = Vec::new();
         let mut tcp_addrs = Vec::new();
         let mut socket_file = None;
@@ -212,85 +92,62 @@ impl Server {
             listeners.push(listener);
             socket_file = Some(file);
         }
-        let mut mailboxes = Vec::with_capacity(config.ring_threads);
-        for index in 0..config.ring_threads {
-            let mailbox = Mailbox::new()
-                .map_err(|source| NbdError::Thread { name: format!("nbd-ring-{index}"), source })?;
-            mailboxes.push(Arc::new(mailbox));
-        }
+        let mailbox = |index| match Mailbox::new() {
+            Ok(mailbox) => Ok(Arc::new(mailbox)),
+            Err(source) => Err(NbdError::Thread { name: format!("nbd-ring-{index}"), source }),
+        };
+        let mailboxes = (0..config.ring_threads).map(mailbox).collect::<Result<Vec<_>, _>>()?;
         let (requests, request_queue) = unbounded();
         let (lookups, lookup_queue) = unbounded();
         let (handshakes, handshake_queue) = unbounded();
         let syncs = Arc::<SyncQueue>::default();
         let sync_items = syncs.items();
         let queues = Queues { requests, syncs, lookups, handshakes };
-        let (alive_sender, alive) = bounded(0);
         let mut server = Self {
             tcp_addrs,
-            unix_path: config.unix_path.clone(),
-            shutdown_timeout: config.shutdown_timeout,
+            config: Arc::clone(&config),
             socket_file,
-            running: Some(Running { mailboxes: mailboxes.clone(), queues, threads: Vec::new(), alive }),
+            running: Some(Running {
+                mailboxes: mailboxes.clone(),
+                queues: queues.clone(),
+                threads: Vec::new(),
+                alive: bounded(0),
+            }),
             failure: Arc::default(),
         };
         // From here on, dropping the server ends the threads that were started.
-        server.start_workers("nbd-worker", config.worker_threads, &catalog, &request_queue, &alive_sender)?;
-        for index in 0..config.worker_threads {
-            let (items, catalog) = (Arc::clone(&sync_items), Arc::clone(&catalog));
-            let alive = alive_sender.clone();
-            server.spawn(format!("nbd-sync-{index}"), move || {
-                items.serve(&*catalog);
-                drop(alive);
-            })?;
-        }
-        server.start_workers("nbd-lookup", LOOKUP_THREADS, &catalog, &lookup_queue, &alive_sender)?;
+        let work = |jobs: Receiver<Job>| {
+            let catalog = Arc::clone(&catalog);
+            move || worker::work(&jobs, &*catalog)
+        };
         let handshake_threads = if config.tls.is_some() { HANDSHAKE_THREADS } else { 0 };
-        server.start_workers("nbd-tls", handshake_threads, &catalog, &handshake_queue, &alive_sender)?;
-        let shared = Arc::new(share(&config, mailboxes));
-        server.start_rings(&shared, listeners, &alive_sender)?;
+        server.spawn_many("nbd-worker", config.worker_threads, &work(request_queue))?;
+        server.spawn_many("nbd-lookup", LOOKUP_THREADS, &work(lookup_queue))?;
+        server.spawn_many("nbd-tls", handshake_threads, &work(handshake_queue))?;
+        server.spawn_many("nbd-sync", config.worker_threads, &move || sync_items.serve(&*catalog))?;
+        server.start_rings(&Arc::new(share(config, mailboxes)), &queues, listeners)?;
         for addr in &server.tcp_addrs {
             tracing::info!(%addr, "serving NBD over TCP");
         }
-        if let Some(path) = &server.unix_path {
+        if let Some(path) = &server.config.unix_path {
             tracing::info!(path = %path.display(), "serving NBD on a unix socket");
         }
         Ok(server)
     }
 
-    fn start_workers(
-        &mut self,
-        name: &str,
-        count: usize,
-        catalog: &Arc<dyn ExportCatalog>,
-        jobs: &Receiver<Job>,
-        alive: &Sender<Infallible>,
-    ) -> Result<(), NbdError> {
-        for index in 0..count {
-            let (jobs, catalog, alive) = (jobs.clone(), Arc::clone(catalog), alive.clone());
-            self.spawn(format!("{name}-{index}"), move || {
-                worker::work(&jobs, &*catalog);
-                drop(alive);
-            })?;
-        }
-        Ok(())
-    }
-
     fn start_rings(
         &mut self,
         shared: &Arc<Shared>,
+        queues: &Queues,
         listeners: Vec<Listener>,
-        alive: &Sender<Infallible>,
     ) -> Result<(), NbdError> {
-        let Some(queues) = self.running.as_ref().map(|running| running.queues.clone()) else {
-            return Ok(());
-        };
         assert!(!shared.mailboxes.is_empty(), "a server has a ring thread");
         let (ready_sender, ready) = bounded(shared.mailboxes.len());
         // The first thread accepts for all.
         let mut listeners = Some(listeners);
         for (index, mailbox) in shared.mailboxes.iter().enumerate() {
             let (shared, mailbox, queues) = (Arc::clone(shared), Arc::clone(mailbox), queues.clone());
-            let (ready, alive) = (ready_sender.clone(), alive.clone());
+            let ready = ready_sender.clone();
             let listeners = listeners.take().unwrap_or_default();
             let mut end = ThreadEnd {
                 thread: index,
@@ -315,7 +172,6 @@ impl Server {
                     }
                 }
                 drop(end);
-                drop(alive);
             })?;
         }
         drop(ready_sender);
@@ -324,24 +180,33 @@ impl Server {
                 Ok(Ok(())) => {}
                 Ok(Err(source)) => return Err(NbdError::RingSetup { source }),
                 Err(_) => {
-                    return Err(NbdError::Thread {
-                        name: format!("nbd-ring-{index}"),
-                        source: std::io::Error::other("it died while starting"),
-                    });
+                    let source = std::io::Error::other("it died while starting");
+                    return Err(NbdError::Thread { name: format!("nbd-ring-{index}"), source });
                 }
             }
         }
         Ok(())
     }
 
+    fn spawn_many(
+        &mut self,
+        name: &str,
+        count: usize,
+        act: &(impl Fn() + Clone + Send + 'static),
+    ) -> Result<(), NbdError> {
+        (0..count).try_for_each(|index| self.spawn(format!("{name}-{index}"), act.clone()))
+    }
+
     fn spawn(&mut self, name: String, act: impl FnOnce() + Send + 'static) -> Result<(), NbdError> {
-        let thread = std::thread::Builder::new()
-            .name(name.clone())
-            .spawn(act)
-            .map_err(|source| NbdError::Thread { name, source })?;
-        if let Some(running) = &mut self.running {
-            running.threads.push(thread);
-        }
+        let Some(running) = &mut self.running else {
+            return Ok(());
+        };
+        let alive = running.alive.0.clone();
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+            act();
+            drop(alive);
+        });
+        running.threads.push(thread.map_err(|source| NbdError::Thread { name, source })?);
         Ok(())
     }
 
@@ -349,12 +214,6 @@ impl Server {
     #[must_use]
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.tcp_addrs
-    }
-
-    /// Returns the path of the Unix socket, if any.
-    #[must_use]
-    pub fn unix_path(&self) -> Option<&std::path::Path> {
-        self.unix_path.as_deref()
     }
 
     /// Registers a callback for an unexpected end of accepts; it is called at once if that has happened. The
@@ -377,13 +236,15 @@ impl Server {
         // Before the listening sockets are closed, so that no other process can have taken the path.
         self.socket_file = None;
         let started = Instant::now();
-        let stop_at = started.checked_add(self.shutdown_timeout).unwrap_or(started);
+        let stop_at = started.checked_add(self.config.shutdown_timeout).unwrap_or(started);
         for mailbox in &running.mailboxes {
             mailbox.post(Message::Stop(stop_at));
         }
         drop(running.queues);
-        let wait = self.shutdown_timeout.saturating_add(SHUTDOWN_GRACE);
-        let all_ended = running.alive.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected);
+        let (alive_sender, alive) = running.alive;
+        drop(alive_sender);
+        let wait = self.config.shutdown_timeout.saturating_add(SHUTDOWN_GRACE);
+        let all_ended = alive.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected);
         let mut left = 0;
         for thread in running.threads {
             if !all_ended && !thread.is_finished() {
@@ -407,26 +268,18 @@ impl Drop for Server {
     }
 }
 
-fn share(config: &ServerConfig, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared {
+fn share(config: Arc<ServerConfig>, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared {
+    assert!(mailboxes.len() == config.ring_threads && !mailboxes.is_empty(), "a thread has a mailbox");
     let per_thread = config.in_flight_bytes_total / mailboxes.len() as u64;
     Shared {
         budget: Budget::new(config.in_flight_bytes_total),
         remote_budgets: RemoteBudgets::new(config.in_flight_bytes_total),
-        limits: ConnectionLimits {
-            handshake_timeout: config.handshake_timeout,
-            drain_timeout: config.drain_timeout,
-            stalled_send_timeout: config.stalled_send_timeout,
-            stalled_receive_timeout: config.stalled_receive_timeout,
-            in_flight_bytes: config.in_flight_bytes_per_connection,
-            idle_timeout: config.idle_timeout,
-        },
         mailboxes,
         connections: Arc::new(Connections::new(config.max_connections)),
         next_id: AtomicUsize::new(1),
-        tcp_tls: config.offer(config.tcp_tls),
-        unix_tls: config.offer(config.unix_tls),
         pool_bytes: usize::try_from(per_thread.min(MAX_POOL_BYTES)).unwrap_or(0),
         spin_permit: SpinPermit::default(),
+        config,
     }
 }
 
@@ -436,21 +289,8 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::device::{BlockDevice, Client, ExportError, ExportInfo};
     use crate::protocol::constants::GREETING_LEN_BYTES;
-
-    const TIMEOUT: Duration = Duration::from_secs(60);
-
-    struct Nothing;
-
-    impl ExportCatalog for Nothing {
-        fn open(&self, _: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
-            Err(ExportError::Unknown)
-        }
-        fn list(&self, _: &Client) -> Vec<ExportInfo> {
-            Vec::new()
-        }
-    }
+    use crate::test_device::{Catalog, TIMEOUT};
 
     #[test]
     fn dead_thread_gets_no_connections() {
@@ -458,7 +298,7 @@ mod tests {
         let path = dir.path().join("nbd.sock");
         let config =
             ServerConfig { unix_path: Some(path.clone()), ring_threads: 3, ..ServerConfig::default() };
-        let mut server = Server::start(config, Arc::new(Nothing)).unwrap();
+        let mut server = Server::start(config, Arc::new(Catalog(Vec::new()))).unwrap();
         let mailboxes = server.running.as_ref().unwrap().mailboxes.clone();
         let (sender, failed) = bounded(1);
         server.on_failure(Box::new(move || sender.send(()).unwrap()));

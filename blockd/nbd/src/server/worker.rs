@@ -174,10 +174,9 @@ impl RequestWork {
                 if !whole && let Some(success) = read_with_holes(device, &to, len_bytes, buffer)? {
                     return Ok(success);
                 }
-                return Ok(match device.read(offset_bytes, &mut buffer.payload_mut()[..payload_len])? {
-                    Progress::Zeroes => Success::Zeroes,
-                    Progress::Done | Progress::WouldBlock => Success::Plain,
-                });
+                let progress = device.read(offset_bytes, &mut buffer.payload_mut()[..payload_len])?;
+                assert!(progress != Progress::WouldBlock, "a read that may block completes");
+                return Ok(if progress == Progress::Zeroes { Success::Zeroes } else { Success::Plain });
             }
             (Operation::Write { fua }, Some(buffer)) => {
                 device.write(offset_bytes, &buffer.payload()[..payload_len], fua)?;

@@ -132,9 +132,7 @@ impl TlsIdentity {
         let files = self.files.read().clone();
         // Taken first: a file that changes meanwhile looks new the next time.
         *self.seen.lock() = stamps(&files);
-        let config = Arc::new(read(&files)?);
-        *self.current.write() = config;
-        Ok(())
+        self.reload_from(files)
     }
 
     /// Checks that the files can be loaded.

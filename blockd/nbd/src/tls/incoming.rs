@@ -37,11 +37,12 @@ impl Incoming {
     }
 
     pub(super) fn consume(&mut self, len_bytes: usize) {
+        assert!(len_bytes <= self.unread().len(), "only received bytes are used up");
         if self.buffer.is_none() {
-            self.copy.drain(..len_bytes.min(self.copy.len()));
+            self.copy.drain(..len_bytes);
             return;
         }
-        self.range.start = (self.range.start + len_bytes).min(self.range.end);
+        self.range.start += len_bytes;
         if self.range.is_empty() {
             self.range = 0..0;
         }

@@ -1,12 +1,18 @@
-//! Memory device with moods, and a gate for its requests.
+//! Memory device with moods, a gate for its requests, and a catalog of such devices.
+#![allow(dead_code, reason = "each test uses a part of this")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "these are tests")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use blockd_nbd::constants::*;
-use blockd_nbd::{BlockDevice, DeviceError, DeviceErrorKind, Progress, StatusExtent, ZeroFlags};
+use blockd_nbd::{
+    BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress,
+    StatusExtent, ZeroFlags,
+};
 
-use super::TIMEOUT;
+/// Far beyond what any step takes: a test that would hang fails instead.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
@@ -14,7 +20,7 @@ pub enum Mood {
     Instant,
     /// Everything would block.
     Blocking,
-    /// Now this, now that.
+    /// Answers two thirds of the places at once; the others would block.
     Mixed,
     /// Fails, at once where it can.
     Failing(DeviceErrorKind),
@@ -75,7 +81,6 @@ pub struct MemDevice {
     pub fast_zeroes: AtomicUsize,
     pub cached_bytes: AtomicUsize,
     pub misaligned: AtomicBool,
-    pub turn: AtomicUsize,
 }
 
 impl MemDevice {
@@ -91,15 +96,14 @@ impl MemDevice {
             fast_zeroes: AtomicUsize::new(0),
             cached_bytes: AtomicUsize::new(0),
             misaligned: AtomicBool::new(false),
-            turn: AtomicUsize::new(0),
         }
     }
 
-    fn at_once(&self) -> Result<Progress, DeviceError> {
+    fn at_once(&self, offset_bytes: u64) -> Result<Progress, DeviceError> {
         match self.mood {
             Mood::Instant => Ok(Progress::Done),
             Mood::Blocking | Mood::FailingLater(_) | Mood::PanickingLater => Ok(Progress::WouldBlock),
-            Mood::Mixed if self.turn.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) => Ok(Progress::Done),
+            Mood::Mixed if !(offset_bytes / 512).is_multiple_of(3) => Ok(Progress::Done),
             Mood::Mixed => Ok(Progress::WouldBlock),
             Mood::Failing(kind) => Err(DeviceError::new(kind, "a failure that was asked for")),
             Mood::Panicking => panic!("a panic that was asked for"),
@@ -149,7 +153,7 @@ impl BlockDevice for MemDevice {
     }
 
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        let progress = self.at_once()?;
+        let progress = self.at_once(offset_bytes)?;
         if progress == Progress::Done && !self.is_zero(offset_bytes, buf.len()) {
             self.copy_out(offset_bytes, buf);
         } else {
@@ -174,7 +178,7 @@ impl BlockDevice for MemDevice {
     }
 
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
-        let progress = self.at_once()?;
+        let progress = self.at_once(offset_bytes)?;
         if progress == Progress::Done {
             self.copy_in(offset_bytes, data);
         }
@@ -253,5 +257,30 @@ impl BlockDevice for MemDevice {
             at = next;
         }
         Ok(())
+    }
+}
+
+/// Exports by name; the empty name is the only one's. The name "busy" cannot be had, "panic" panics.
+pub struct Catalog(pub Vec<(String, Arc<MemDevice>)>);
+
+impl ExportCatalog for Catalog {
+    fn open(&self, name: &str, _: &blockd_nbd::Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        assert!(name != "panic", "a panic that was asked for");
+        if name == "busy" {
+            return Err(ExportError::Unavailable { reason: "it is being restored".to_owned() });
+        }
+        let only = if name.is_empty() && self.0.len() == 1 { self.0.first() } else { None };
+        let found = self.0.iter().find(|(known, _)| known == name).or(only);
+        found.map(|(_, device)| Arc::clone(device) as Arc<dyn BlockDevice>).ok_or(ExportError::Unknown)
+    }
+
+    fn list(&self, _: &blockd_nbd::Client) -> Vec<ExportInfo> {
+        let info = |(name, device): &(String, Arc<MemDevice>)| ExportInfo {
+            name: name.clone(),
+            description: format!("the volume {name}"),
+            size_bytes: device.size_bytes(),
+            read_only: device.read_only,
+        };
+        self.0.iter().map(info).collect()
     }
 }

@@ -13,38 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockd_nbd::constants::*;
-use blockd_nbd::{BlockDevice, ExportCatalog, ExportError, ExportInfo, Server, ServerConfig};
+use blockd_nbd::{Server, ServerConfig};
 
-pub use device::{MemDevice, Mood};
+pub use device::{Catalog, MemDevice, Mood, TIMEOUT};
 pub use wire::{ReplyMode, Request, info_request, meta_request, option_request, pattern};
-
-/// Far beyond what any step takes: a test that would hang fails instead.
-pub const TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Exports by name; the empty name is the only one's. The name "busy" cannot be had, "panic" panics.
-pub struct Catalog(pub Vec<(String, Arc<MemDevice>)>);
-
-impl ExportCatalog for Catalog {
-    fn open(&self, name: &str, _: &blockd_nbd::Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
-        assert!(name != "panic", "a panic that was asked for");
-        if name == "busy" {
-            return Err(ExportError::Unavailable { reason: "it is being restored".to_owned() });
-        }
-        let only = if name.is_empty() && self.0.len() == 1 { self.0.first() } else { None };
-        let found = self.0.iter().find(|(known, _)| known == name).or(only);
-        found.map(|(_, device)| Arc::clone(device) as Arc<dyn BlockDevice>).ok_or(ExportError::Unknown)
-    }
-
-    fn list(&self, _: &blockd_nbd::Client) -> Vec<ExportInfo> {
-        let info = |(name, device): &(String, Arc<MemDevice>)| ExportInfo {
-            name: name.clone(),
-            description: format!("the volume {name}"),
-            size_bytes: device.size_bytes(),
-            read_only: device.read_only,
-        };
-        self.0.iter().map(info).collect()
-    }
-}
 
 /// A server with a socket in a directory of its own.
 pub struct TestServer {

@@ -23,24 +23,16 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new() -> Self {
-        Self::with_limits(LIMITS)
-    }
-
-    pub(super) fn with_limits(limits: ConnectionLimits) -> Self {
-        Self::with_tls(limits, TlsOffer::Off)
-    }
-
-    pub(super) fn with_tls(limits: ConnectionLimits, tls: TlsOffer) -> Self {
-        Self::of_client(limits, tls, Client::default())
+        Self::of_client(limits(), TlsMode::Off, Client::default())
     }
 
     /// Creates a driver before the greeting.
-    pub(super) fn of_client(limits: ConnectionLimits, tls: TlsOffer, client: Client) -> Self {
+    pub(super) fn of_client(limits: ServerConfig, tls: TlsMode, client: Client) -> Self {
         let mut pool = BufferPool::new(8 << 20);
         let now = Instant::now();
         Self {
-            connection: Connection::new(tracing::Span::none(), client, tls, limits, now, &mut pool),
-            catalog: Single(Memory::new()),
+            connection: Connection::new(tracing::Span::none(), client, tls, Arc::new(limits), now, &mut pool),
+            catalog: Single(device()),
             pool,
             budget: Budget::new(1 << 30),
             remote_budgets: RemoteBudgets::new(1 << 30),
@@ -52,12 +44,12 @@ impl Driver {
     }
 
     /// Creates a driver after the negotiation.
-    pub(super) fn attached(limits: ConnectionLimits) -> Self {
+    pub(super) fn attached(limits: ServerConfig) -> Self {
         Self::attached_in(ReplyMode::Simple, limits)
     }
 
-    pub(super) fn attached_in(mode: ReplyMode, limits: ConnectionLimits) -> Self {
-        let mut driver = Self::with_limits(limits);
+    pub(super) fn attached_in(mode: ReplyMode, limits: ServerConfig) -> Self {
+        let mut driver = Self::of_client(limits, TlsMode::Off, Client::default());
         let base = meta_request(b"", &[BASE_ALLOCATION]);
         let mut options: Vec<(u32, &[u8])> = match mode {
             ReplyMode::Simple => vec![],

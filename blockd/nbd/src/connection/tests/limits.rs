@@ -18,23 +18,23 @@ fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
 #[test]
 fn client_not_reading_is_bounded() {
     for len_bytes in [1, 4096, 100_000, 300_000] {
-        let mut driver = Driver::attached(LIMITS);
+        let mut driver = Driver::attached(limits());
         let (_, charged) = flood(&mut driver, &read_request(1, len_bytes));
         let one = u64::from(len_bytes) + REQUEST_OVERHEAD_BYTES;
-        assert!(charged <= LIMITS.in_flight_bytes && charged > LIMITS.in_flight_bytes - one, "{charged}");
+        assert!(charged <= IN_FLIGHT_BYTES && charged > IN_FLIGHT_BYTES - one, "{charged}");
         // Once it reads, the rest is served.
         while driver.send_some(usize::MAX) || driver.work_some(0) {}
         assert!(driver.connection.start_receive(driver.now).is_some());
     }
     // Refusals are charged too.
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     let nonsense = Request { flags: 0, command: 77, cookie: 0, offset_bytes: 0, len_bytes: 0 }.encode();
-    assert_eq!(flood(&mut driver, &nonsense).1, LIMITS.in_flight_bytes);
+    assert_eq!(flood(&mut driver, &nonsense).1, IN_FLIGHT_BYTES);
 }
 
 #[test]
 fn request_above_limit_is_served_alone() {
-    let limits = ConnectionLimits { in_flight_bytes: 100_000, ..LIMITS };
+    let limits = ServerConfig { in_flight_bytes_per_connection: 100_000, ..limits() };
     let mut driver = Driver::attached(limits);
     driver.run(&[read_request(1, 2 << 20), read_request(2, 2 << 20)].concat(), &[1 << 20]);
     assert_eq!(driver.sent.len(), 2 * (16 + (2 << 20)));
@@ -52,7 +52,7 @@ fn times_are_kept() {
     assert!(!at(&mut driver, 9));
     assert!(at(&mut driver, 2), "negotiating for 11 s");
 
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     assert!(!at(&mut driver, 3600));
     driver.run(&read_request(1, 100), &[1]);
     let transfer = driver.receive_some(&read_request(2, 100), 1000);
@@ -64,7 +64,7 @@ fn times_are_kept() {
     assert!(at(&mut driver, 2), "others wait for it");
 
     // Reading a little now and then does not help.
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     driver.receive_some(&read_request(1, 300_000), 1000);
     driver.work_some(0);
     driver.budget.wait_for_ever(Box::new(|| {}));
@@ -73,7 +73,7 @@ fn times_are_kept() {
         assert_eq!(at(&mut driver, 1), second == 59);
     }
 
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     driver.receive_some(&read_request(1, 300_000), 1000);
     driver.tell(|connection, cx| connection.drain("the test ends it", cx));
     assert!(!at(&mut driver, 29));
@@ -94,7 +94,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
     // One payload is kept in its own buffer, the other is discarded.
     for offset_bytes in [0, DEVICE_BYTES as u64] {
         let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes, len_bytes: 300_000 };
-        let mut driver = Driver::attached(LIMITS);
+        let mut driver = Driver::attached(limits());
         assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
         let _first = driver.connection.start_receive(driver.now).unwrap();
         let soon = driver.now + Duration::from_secs(10);
@@ -105,7 +105,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
         assert!(at(&mut driver, 1), "others wait");
         assert_eq!(driver.connection.next_check(), None);
 
-        let mut driver = Driver::attached(LIMITS);
+        let mut driver = Driver::attached(limits());
         assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
         driver.budget.wait_for_ever(Box::new(|| {}));
         for second in 0..10 {
@@ -117,7 +117,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
     }
     // A client that makes progress is not dropped.
     let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 3 << 20 };
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
     driver.budget.wait_for_ever(Box::new(|| {}));
     for _ in 0..6 {
@@ -125,7 +125,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
         assert!(!at(&mut driver, 4));
     }
     // Between requests nothing is held that others could wait for.
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     driver.budget.wait_for_ever(Box::new(|| {}));
     let _idle = driver.connection.start_receive(driver.now).unwrap();
     assert_eq!(driver.connection.next_check(), None);
@@ -134,7 +134,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
 
 #[test]
 fn beyond_the_bound_of_all_only_a_little_is_taken() {
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     // Others have used all budget.
     driver.budget.exhaust();
     assert_eq!(driver.receive_some(&read_request(1, 300_000), 100), Some(28));
@@ -145,7 +145,7 @@ fn beyond_the_bound_of_all_only_a_little_is_taken() {
     while driver.send_some(usize::MAX) || driver.work_some(0) {}
     assert_eq!(driver.sent.len(), SIMPLE_REPLY_LEN_BYTES + 300_000);
 
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     driver.budget.exhaust();
     let (_, charged) = flood(&mut driver, &read_request(1, 4096));
     assert_eq!(charged, crate::connection::flow::GUARANTEED_BYTES);
@@ -158,7 +158,7 @@ fn beyond_the_bound_of_all_only_a_little_is_taken() {
 #[test]
 fn single_connection_does_not_occupy_all_workers() {
     let trim = Request { flags: 0, command: NBD_CMD_TRIM, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
-    let mut driver = Driver::attached(LIMITS);
+    let mut driver = Driver::attached(limits());
     let input = trim.encode().repeat(3 * MAX_JOBS);
     assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
     assert_eq!(driver.work.len(), MAX_JOBS);
@@ -172,10 +172,10 @@ fn single_connection_does_not_occupy_all_workers() {
 
 #[test]
 fn idle_local_device_stays_connected() {
-    let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
+    let limits = ServerConfig { idle_timeout: Some(Duration::from_secs(60)), ..limits() };
     for is_local in [false, true] {
         let client = Client { is_local, ..Client::default() };
-        let mut driver = Driver::of_client(limits, TlsOffer::Off, client);
+        let mut driver = Driver::of_client(limits.clone(), TlsMode::Off, client);
         driver.run(&hello(&[(NBD_OPT_EXPORT_NAME, b"")]), &[1 << 20]);
         driver.now += Duration::from_secs(61);
         driver.tell(Connection::check_time);
@@ -185,12 +185,12 @@ fn idle_local_device_stays_connected() {
 
 #[test]
 fn idle_connection_times_out_if_configured() {
-    let limits = ConnectionLimits { idle_timeout: Some(Duration::from_secs(60)), ..LIMITS };
+    let limits = ServerConfig { idle_timeout: Some(Duration::from_secs(60)), ..limits() };
     let wait = |driver: &mut Driver, seconds: u64| {
         driver.now += Duration::from_secs(seconds);
         driver.tell(Connection::check_time);
     };
-    let mut driver = Driver::attached(limits);
+    let mut driver = Driver::attached(limits.clone());
     wait(&mut driver, 59);
     driver.run(&read_request(1, 100), &[1000]);
     wait(&mut driver, 59);

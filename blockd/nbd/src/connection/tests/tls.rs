@@ -18,7 +18,7 @@ proptest! {
         new_keys_at in 0_usize..300_000,
     ) {
         let (input, reads) = conversation(ReplyMode::Simple, &requests);
-        let mut plain = Driver::attached(LIMITS);
+        let mut plain = Driver::attached(limits());
         plain.run(&input, &[1 << 20]);
         let version = if is_old { &rustls::version::TLS12 } else { &rustls::version::TLS13 };
         let mut secure = TlsDriver::attached(version);
@@ -30,7 +30,7 @@ proptest! {
         secure.run(after, &steps);
         prop_assert!(secure.failure.is_none(), "{:?}", secure.failure);
         prop_assert!(replies(&plain.sent, &reads) == replies(&secure.received, &reads), "replies differ");
-        prop_assert!(*plain.catalog.0.0.lock() == *secure.driver.catalog.0.0.lock(), "contents differ");
+        prop_assert!(*plain.catalog.0.data.lock().unwrap() == *secure.driver.catalog.0.data.lock().unwrap(), "contents differ");
         secure.client.send_close_notify();
         secure.run(&[], &steps);
         prop_assert!(secure.peer_closed, "our end was not announced");
@@ -41,14 +41,14 @@ proptest! {
     #[test]
     fn tampered_requests_are_not_executed(at in 0_usize..9_000, step in 1_usize..3_000) {
         let mut secure = TlsDriver::attached(&rustls::version::TLS13);
-        let data = secure.driver.catalog.0.0.lock().clone();
+        let data = secure.driver.catalog.0.data.lock().unwrap().clone();
         let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 512, len_bytes: 9_000 };
         secure.client.writer().write_all(&[&write.encode()[..], &[0xaa; 9_000]].concat()).unwrap();
         while secure.client.write_tls(&mut secure.to_server).unwrap() > 0 {}
         secure.to_server[5 + at] ^= 1;
         secure.run(&[], &[step]);
         prop_assert!(secure.received.is_empty());
-        prop_assert!(*secure.driver.catalog.0.0.lock() == data);
+        prop_assert!(*secure.driver.catalog.0.data.lock().unwrap() == data);
         prop_assert!(matches!(secure.failure, Some(rustls::Error::AlertReceived(_))), "{:?}", secure.failure);
         prop_assert!(secure.driver.connection.is_finished());
         secure.assert_ends();
@@ -136,7 +136,7 @@ fn client_not_reading_is_bounded_over_tls() {
             assert!(taken_bytes < 10 << 20, "it takes for ever");
         }
         let charged = secure.driver.connection.charged_bytes();
-        assert!(charged <= LIMITS.in_flight_bytes, "{charged}");
+        assert!(charged <= IN_FLIGHT_BYTES, "{charged}");
         // It reads: everything that was taken is answered.
         let len = stuck.range.len();
         secure.driver.sent.extend_from_slice(&stuck.buffer.framed()[stuck.range]);
@@ -151,7 +151,7 @@ fn client_not_reading_is_bounded_over_tls() {
 
 /// One that takes no second request, and was sent two, each with a reply that needs several sends.
 fn with_a_request_that_waits(version: &'static rustls::SupportedProtocolVersion) -> TlsDriver {
-    let limits = ConnectionLimits { in_flight_bytes: 1, ..LIMITS };
+    let limits = ServerConfig { in_flight_bytes_per_connection: 1, ..limits() };
     let mut secure = TlsDriver::attached_with(limits, version);
     for cookie in 1..=2 {
         secure.client.writer().write_all(&read_request(cookie, 300_000)).unwrap();

@@ -42,21 +42,22 @@ pub(super) struct TlsDriver {
 }
 
 pub(super) fn offered() -> Driver {
-    offered_with(LIMITS)
+    offered_with(limits())
 }
 
-pub(super) fn offered_with(limits: ConnectionLimits) -> Driver {
-    Driver::with_tls(limits, TlsOffer::Require(Arc::clone(&WORLD.identity)))
+pub(super) fn offered_with(limits: ServerConfig) -> Driver {
+    let config = ServerConfig { tls: Some(Arc::clone(&WORLD.identity)), ..limits };
+    Driver::of_client(config, TlsMode::Require, Client::default())
 }
 
 impl TlsDriver {
     /// One whose client has been told to go ahead.
     pub(super) fn started(version: &'static rustls::SupportedProtocolVersion) -> Self {
-        Self::started_with(LIMITS, version)
+        Self::started_with(limits(), version)
     }
 
     pub(super) fn started_with(
-        limits: ConnectionLimits,
+        limits: ServerConfig,
         version: &'static rustls::SupportedProtocolVersion,
     ) -> Self {
         let mut driver = offered_with(limits);
@@ -82,11 +83,11 @@ impl TlsDriver {
 
     /// One in transmission.
     pub(super) fn attached(version: &'static rustls::SupportedProtocolVersion) -> Self {
-        Self::attached_with(LIMITS, version)
+        Self::attached_with(limits(), version)
     }
 
     pub(super) fn attached_with(
-        limits: ConnectionLimits,
+        limits: ServerConfig,
         version: &'static rustls::SupportedProtocolVersion,
     ) -> Self {
         let mut this = Self::started_with(limits, version);

@@ -40,7 +40,7 @@ impl RingThread {
             Err(error) => {
                 tracing::warn!(%error, "connections cannot be accepted now");
                 self.paused.push(index);
-                if let Some(later) = self.now.checked_add(ACCEPT_PAUSE) {
+                if let Some(later) = self.resources.now.checked_add(ACCEPT_PAUSE) {
                     self.check_at(later);
                 }
             }
@@ -53,15 +53,14 @@ impl RingThread {
             return;
         };
         let peer = listener.prepare(&socket);
-        let Some(place) = self.shared.connections.enter(listener.is_tcp) else {
-            if let Some(refused) = self.refusals.count(self.now) {
+        let Some(place) = self.resources.shared.connections.enter(listener.is_tcp) else {
+            if let Some(refused) = self.refusals.count(self.resources.now) {
                 tracing::warn!(%peer, refused, "connections are refused: no more are allowed");
             }
             return;
         };
-        let shared = Arc::clone(&self.shared);
-        let tls = if listener.is_tcp { &shared.tcp_tls } else { &shared.unix_tls };
-        let newcomer = NewConnection { socket, peer, tls: tls.clone(), place };
+        let shared = Arc::clone(&self.resources.shared);
+        let newcomer = NewConnection { socket, peer, place };
         for _ in 0..shared.mailboxes.len() {
             self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
             if self.next_thread == self.id {

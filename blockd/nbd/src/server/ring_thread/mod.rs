@@ -6,19 +6,20 @@ mod tag;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::{Shutdown, shutdown};
+use slab::Slab;
 
 use self::tag::Tag;
+use crate::config::ServerConfig;
+use crate::connection::Connection;
 use crate::connection::budget::{Budget, Wake};
 use crate::connection::buffer_pool::{Buffer, BufferPool};
 use crate::connection::flow::Context;
 use crate::connection::remote_budgets::RemoteBudgets;
-use crate::connection::{Connection, ConnectionLimits, TlsOffer};
 use crate::device::Client;
 use crate::server::connection_count::{Connections, Place, Reports};
 use crate::server::linger::{Lingering, SCRAP_BYTES};
@@ -36,19 +37,26 @@ const ABORT_GRACE: Duration = Duration::from_secs(1);
 pub(crate) struct Shared {
     pub(crate) budget: Budget,
     pub(crate) remote_budgets: RemoteBudgets,
-    pub(crate) limits: ConnectionLimits,
+    pub(crate) config: Arc<ServerConfig>,
     pub(crate) mailboxes: Vec<Arc<Mailbox<Message>>>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) next_id: AtomicUsize,
-    pub(crate) tcp_tls: TlsOffer,
-    pub(crate) unix_tls: TlsOffer,
     /// Size of each ring thread's buffer pool, in bytes.
     pub(crate) pool_bytes: usize,
     /// Selects the thread that busy-polls.
     pub(crate) spin_permit: SpinPermit,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let is_released = self.budget.used_bytes() == 0;
+        debug_assert!(is_released || std::thread::panicking(), "ended connections have released their bytes");
+    }
+}
+
 struct Entry {
+    /// Number of the connection.
+    id: usize,
     connection: Connection,
     socket: Arc<OwnedFd>,
     /// Its receive was cancelled.
@@ -66,26 +74,27 @@ enum Watch {
     Cancelled,
 }
 
-struct Slot {
-    generation: u32,
-    entry: Option<Entry>,
+/// Resources that connections use.
+struct Resources {
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox<Message>>,
+    pool: BufferPool,
+    work: Vec<Work>,
+    /// Requests that were taken up since the last wait.
+    requests: usize,
+    now: Instant,
+    /// When the wait before the last one ended.
+    looked_before: Instant,
 }
 
 /// One ring thread.
 pub(crate) struct RingThread {
     id: usize,
     ring: Ring,
-    shared: Arc<Shared>,
-    mailbox: Arc<Mailbox<Message>>,
+    resources: Resources,
     queues: Queues,
-    pool: BufferPool,
-    work: Vec<Work>,
-    /// Requests that were taken up since the last wait.
-    requests: usize,
     spin: SpinPoller,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    live: usize,
+    entries: Slab<Entry>,
     lingering: Lingering,
     listeners: Vec<Listener>,
     /// Accepts under way.
@@ -97,9 +106,26 @@ pub(crate) struct RingThread {
     /// The earliest moment at which something has to be looked at.
     next_check: Option<Instant>,
     stop_at: Option<Instant>,
-    now: Instant,
-    /// When the wait before the last one ended.
-    looked_before: Instant,
+}
+
+impl Resources {
+    fn with_context(&mut self, act: impl FnOnce(&mut Context<'_>)) {
+        let mailbox = &self.mailbox;
+        let wake = || -> Wake {
+            let mailbox = Arc::clone(mailbox);
+            Box::new(move || mailbox.post(Message::Retry))
+        };
+        act(&mut Context {
+            pool: &mut self.pool,
+            budget: &self.shared.budget,
+            remote_budgets: &self.shared.remote_budgets,
+            wake: &wake,
+            work: &mut self.work,
+            requests: &mut self.requests,
+            now: self.now,
+            looked_before: self.looked_before,
+        });
+    }
 }
 
 impl RingThread {
@@ -114,20 +140,23 @@ impl RingThread {
         queues: Queues,
         listeners: Vec<Listener>,
     ) -> io::Result<Self> {
-        let pool = BufferPool::new(shared.pool_bytes);
+        let now = Instant::now();
+        let resources = Resources {
+            pool: BufferPool::new(shared.pool_bytes),
+            shared,
+            mailbox,
+            work: Vec::new(),
+            requests: 0,
+            now,
+            looked_before: now,
+        };
         Ok(Self {
             id,
             ring: Ring::new()?,
-            shared,
-            mailbox,
+            resources,
             queues,
-            pool,
-            work: Vec::new(),
-            requests: 0,
             spin: SpinPoller::default(),
-            slots: Vec::new(),
-            free: Vec::new(),
-            live: 0,
+            entries: Slab::new(),
             lingering: Lingering::default(),
             listeners,
             accepting: 0,
@@ -136,8 +165,6 @@ impl RingThread {
             refusals: Reports::default(),
             next_check: None,
             stop_at: None,
-            now: Instant::now(),
-            looked_before: Instant::now(),
         })
     }
 
@@ -152,27 +179,27 @@ impl RingThread {
         }
         let mut completions = Vec::new();
         loop {
-            while let Some(message) = self.mailbox.take() {
+            while let Some(message) = self.resources.mailbox.take() {
                 self.message(message);
             }
             self.check_times();
             if self.is_done() {
                 return Ok(());
             }
-            let timeout = if self.mailbox.may_sleep() {
-                self.next_check.map(|check| check.saturating_duration_since(self.now))
+            let timeout = if self.resources.mailbox.may_sleep() {
+                self.next_check.map(|check| check.saturating_duration_since(self.resources.now))
             } else {
                 Some(Duration::ZERO)
             };
-            let requests = std::mem::take(&mut self.requests);
+            let requests = std::mem::take(&mut self.resources.requests);
             if timeout != Some(Duration::ZERO)
-                && let Some(kept) = self.spin.begin(requests, &self.shared.spin_permit)
+                && let Some(kept) = self.spin.begin(requests, &self.resources.shared.spin_permit)
             {
                 kept.until(self.ring.start_and_poll()?);
             }
             let result = self.ring.wait(timeout, &mut completions);
-            self.mailbox.woke();
-            self.looked_before = std::mem::replace(&mut self.now, Instant::now());
+            self.resources.mailbox.woke();
+            self.resources.looked_before = std::mem::replace(&mut self.resources.now, Instant::now());
             result?;
             for completion in completions.drain(..) {
                 self.completion(completion);
@@ -184,8 +211,8 @@ impl RingThread {
         let Some(stop_at) = self.stop_at else {
             return false;
         };
-        (self.live == 0 && self.accepting == 0 && self.lingering.is_empty())
-            || self.now >= stop_at.checked_add(ABORT_GRACE).unwrap_or(stop_at)
+        (self.entries.is_empty() && self.accepting == 0 && self.lingering.is_empty())
+            || self.resources.now >= stop_at.checked_add(ABORT_GRACE).unwrap_or(stop_at)
     }
 
     fn completion(&mut self, completion: Completion) {
@@ -210,19 +237,14 @@ impl RingThread {
         match message {
             Message::Adopt(newcomer) => self.adopt(newcomer),
             Message::Done(key, done) => {
-                let slot = self.slots.get(key.index as usize);
-                if slot.is_some_and(|slot| slot.generation == key.generation) {
-                    self.with_connection(key.index as usize, |connection, cx| connection.work_done(done, cx));
+                if self.entries.get(key.index).is_some_and(|entry| entry.id == key.id) {
+                    self.with_connection(key.index, |connection, cx| connection.work_done(done, cx));
                 }
             }
-            Message::Retry => {
-                for index in 0..self.slots.len() {
-                    self.with_connection(index, Connection::retry);
-                }
-            }
+            Message::Retry => self.with_each_connection(Connection::retry),
             Message::Stop(by) => self.stop(by),
             #[cfg(test)]
-            Message::Die => resume_unwind(Box::new("the test wants it")),
+            Message::Die => std::panic::resume_unwind(Box::new("the test wants it")),
         }
     }
 
@@ -233,97 +255,73 @@ impl RingThread {
         for index in 0..self.listeners.len() {
             self.ring.cancel(Tag::Accept(index).pack());
         }
-        for index in 0..self.slots.len() {
-            self.with_connection(index, |connection, cx| connection.drain("the server stops", cx));
-        }
+        self.with_each_connection(|connection, cx| connection.drain("the server stops", cx));
     }
 
     fn listen_for_messages(&mut self, buffer: Buffer) {
         let transfer = Transfer { buffer, range: 0..8, all: false };
-        self.ring.read(self.mailbox.eventfd(), transfer, Tag::Wake.pack());
+        self.ring.read(self.resources.mailbox.eventfd(), transfer, Tag::Wake.pack());
     }
 
     fn adopt(&mut self, newcomer: NewConnection) {
-        let NewConnection { socket, peer, tls, place } = newcomer;
+        let NewConnection { socket, peer, place } = newcomer;
         if self.stop_at.is_some() {
             return;
         }
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, entry: None });
-            // There are no more slots than connections, whose number is bounded.
-            (self.slots.len() - 1) as u32
-        }) as usize;
-        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.resources.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("nbd", connection = id, %peer, export = tracing::field::Empty);
         tracing::debug!(parent: &span, "connected");
-        let limits = self.shared.limits;
+        let config = Arc::clone(&self.resources.shared.config);
         let is_local = matches!(peer, Peer::Unix);
+        let tls = if is_local { config.unix_tls } else { config.tcp_tls };
         let client = Client { peer: peer.to_string(), certificate_names: Vec::new(), is_local };
-        let mut connection = Connection::new(span, client, tls, limits, self.now, &mut self.pool);
+        let mut connection =
+            Connection::new(span, client, tls, config, self.resources.now, &mut self.resources.pool);
         let socket = Arc::new(socket);
         connection.watch_local_peer(&socket);
-        let entry =
-            Entry { connection, socket, is_cancelled: false, is_shut_down: false, watch: Watch::None, place };
-        if let Some(slot) = self.slots.get_mut(index) {
-            assert!(slot.entry.is_none(), "a slot has one connection");
-            slot.entry = Some(entry);
-            self.live += 1;
-        }
+        let index = self.entries.insert(Entry {
+            id,
+            connection,
+            socket,
+            is_cancelled: false,
+            is_shut_down: false,
+            watch: Watch::None,
+            place,
+        });
         self.pump(index);
-    }
-
-    fn with_context<T>(&mut self, act: impl FnOnce(&mut Context<'_>) -> T) -> T {
-        let mailbox = &self.mailbox;
-        let wake = || -> Wake {
-            let mailbox = Arc::clone(mailbox);
-            Box::new(move || mailbox.post(Message::Retry))
-        };
-        act(&mut Context {
-            pool: &mut self.pool,
-            budget: &self.shared.budget,
-            remote_budgets: &self.shared.remote_budgets,
-            wake: &wake,
-            work: &mut self.work,
-            requests: &mut self.requests,
-            now: self.now,
-            looked_before: self.looked_before,
-        })
     }
 
     /// Tells a connection something, and does what it wants then.
     fn with_connection(&mut self, index: usize, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
-        let Some(mut entry) = self.slots.get_mut(index).and_then(|slot| slot.entry.take()) else {
-            return;
-        };
-        assert!(self.work.is_empty(), "work belongs to the connection that requests it");
-        let acted = catch_unwind(AssertUnwindSafe(|| self.with_context(|cx| act(&mut entry.connection, cx))));
-        if let Some(slot) = self.slots.get_mut(index) {
-            slot.entry = Some(entry);
+        if let Some(entry) = self.entries.get_mut(index) {
+            assert!(self.resources.work.is_empty(), "work belongs to the connection that requests it");
+            self.resources.with_context(|cx| act(&mut entry.connection, cx));
+            self.pump(index);
         }
-        if let Err(panic) = acted {
-            // The thread is at its end, and gives back what this connection holds with all others.
-            resume_unwind(panic);
+    }
+
+    /// Does the same for each connection.
+    fn with_each_connection(&mut self, act: impl Fn(&mut Connection, &mut Context<'_>)) {
+        let indexes: Vec<usize> = self.entries.iter().map(|(index, _)| index).collect();
+        for index in indexes {
+            self.with_connection(index, &act);
         }
-        self.pump(index);
     }
 
     /// Starts what a connection wants; removes it if it is at its end.
     fn pump(&mut self, index: usize) {
-        let Some(slot) = self.slots.get_mut(index) else {
+        let Some(entry) = self.entries.get_mut(index) else {
             return;
         };
-        let key = ConnectionKey { index: index as u32, generation: slot.generation };
-        for work in self.work.drain(..) {
-            self.queues.send(Job { work, key, mailbox: Arc::clone(&self.mailbox) });
+        let key = ConnectionKey { index, id: entry.id };
+        for work in self.resources.work.drain(..) {
+            self.queues.send(Job { work, key, mailbox: Arc::clone(&self.resources.mailbox) });
         }
-        let Some(entry) = &mut slot.entry else {
-            return;
-        };
         let connection = &mut entry.connection;
-        if let Some(transfer) = connection.start_send(self.now, &mut self.pool) {
+        if let Some(transfer) = connection.start_send(self.resources.now, &mut self.resources.pool) {
             self.ring.send(&entry.socket, transfer, Tag::Send(index).pack());
         }
-        if let Some(transfer) = connection.start_receive(self.now) {
+        if let Some(transfer) = connection.start_receive(self.resources.now) {
             self.ring.recv(&entry.socket, transfer, Tag::Receive(index).pack());
         }
         if connection.is_aborted() {
@@ -358,26 +356,19 @@ impl RingThread {
     }
 
     fn remove(&mut self, index: usize) {
-        let Some(slot) = self.slots.get_mut(index) else {
-            return;
-        };
-        if let Some(entry) = slot.entry.take() {
-            slot.generation = slot.generation.wrapping_add(1);
-            self.free.push(index as u32);
-            assert!(
-                self.live > 0 && entry.watch == Watch::None,
-                "a connection ends once, with its operations"
-            );
-            self.live -= 1;
-            let may_linger = entry.connection.may_linger();
-            entry.connection.release(&mut self.pool, &self.shared.budget);
-            if may_linger && shutdown(&entry.socket, Shutdown::Write).is_ok() {
-                let socket = Arc::clone(&entry.socket);
-                let (index, until) = self.lingering.insert(entry.socket, entry.place, self.now);
-                let buffer = self.pool.take(SCRAP_BYTES);
-                self.throw_away(&socket, buffer, index);
-                self.check_at(until);
-            }
+        let entry = self.entries.remove(index);
+        assert!(
+            entry.watch == Watch::None && entry.connection.is_finished(),
+            "a connection ends with its operations"
+        );
+        let may_linger = entry.connection.may_linger();
+        entry.connection.release(&mut self.resources.pool, &self.resources.shared.budget);
+        if may_linger && shutdown(&entry.socket, Shutdown::Write).is_ok() {
+            let socket = Arc::clone(&entry.socket);
+            let (index, until) = self.lingering.insert(entry.socket, entry.place, self.resources.now);
+            let buffer = self.resources.pool.take(SCRAP_BYTES);
+            self.throw_away(&socket, buffer, index);
+            self.check_at(until);
         }
     }
 
@@ -388,14 +379,14 @@ impl RingThread {
     }
 
     fn lingered(&mut self, index: usize, buffer: Buffer, has_ended: bool) {
-        match self.lingering.received(index, has_ended, self.now).map(Arc::clone) {
+        match self.lingering.received(index, has_ended, self.resources.now).map(Arc::clone) {
             Some(socket) => self.throw_away(&socket, buffer, index),
-            None => self.pool.give(buffer),
+            None => self.resources.pool.give(buffer),
         }
     }
 
     fn hung_up(&mut self, index: usize, result: io::Result<()>) {
-        if let Some(entry) = self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut()) {
+        if let Some(entry) = self.entries.get_mut(index) {
             entry.watch = Watch::None;
         }
         self.with_connection(index, |connection, cx| connection.hung_up(result, cx));
@@ -406,7 +397,7 @@ impl RingThread {
     }
 
     fn check_times(&mut self) {
-        if self.next_check.is_none_or(|check| check > self.now) {
+        if self.next_check.is_none_or(|check| check > self.resources.now) {
             return;
         }
         self.next_check = None;
@@ -416,41 +407,35 @@ impl RingThread {
         let stop_at = self.stop_at;
         if let Some(stop_at) = stop_at {
             let end = stop_at.checked_add(ABORT_GRACE).unwrap_or(stop_at);
-            self.check_at(if stop_at > self.now { stop_at } else { end });
+            self.check_at(if stop_at > self.resources.now { stop_at } else { end });
         }
-        let over = stop_at.is_some_and(|stop_at| stop_at <= self.now);
-        for socket in self.lingering.overdue(self.now, over) {
+        let over = stop_at.is_some_and(|stop_at| stop_at <= self.resources.now);
+        for socket in self.lingering.overdue(self.resources.now, over) {
             // Ends its receive; if the peer has done so already, all the better.
             let _ = shutdown(&socket, Shutdown::Both);
         }
         if let Some(check) = self.lingering.next_check() {
             self.check_at(check);
         }
-        for index in 0..self.slots.len() {
-            self.with_connection(index, |connection, cx| {
-                if over {
-                    connection.abort("the server does not wait any longer", cx);
-                } else {
-                    connection.check_time(cx);
-                }
-            });
-        }
+        self.with_each_connection(|connection, cx| {
+            if over {
+                connection.abort("the server does not wait any longer", cx);
+            } else {
+                connection.check_time(cx);
+            }
+        });
     }
 }
 
 impl Drop for RingThread {
     fn drop(&mut self) {
-        let left = self
-            .slots
-            .iter()
-            .filter(|slot| slot.entry.as_ref().is_some_and(|entry| entry.connection.has_work()))
-            .count();
+        let left = self.entries.iter().filter(|(_, entry)| entry.connection.has_work()).count();
         if left > 0 {
             tracing::warn!(connections = left, "a server thread ends while devices still work for it");
         }
         // Other threads' connections wait for what these have charged.
-        for entry in self.slots.iter_mut().filter_map(|slot| slot.entry.take()) {
-            entry.connection.release(&mut self.pool, &self.shared.budget);
+        for entry in self.entries.drain() {
+            entry.connection.release(&mut self.resources.pool, &self.resources.shared.budget);
         }
     }
 }
