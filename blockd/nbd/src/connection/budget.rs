@@ -55,6 +55,7 @@ impl Budget {
         ticket: &mut Option<Ticket>,
         wake: impl FnOnce() -> Wake,
     ) -> bool {
+        assert!(bytes > 0, "a charge has bytes");
         if ticket.is_none() && !self.has_waiters.load(Ordering::SeqCst) && self.try_charge(bytes) {
             return true;
         }

@@ -84,6 +84,7 @@ impl BufferPool {
     /// Returns a buffer to the pool, or frees it if the pool is full.
     pub(crate) fn give(&mut self, buffer: Buffer) {
         let capacity_bytes = buffer.capacity_bytes();
+        assert!(capacity_bytes.is_power_of_two() && capacity_bytes >= SMALLEST_BYTES, "a buffer has a class");
         if self.kept_bytes + capacity_bytes > self.max_kept_bytes {
             return;
         }

@@ -100,6 +100,7 @@ impl Flow {
     /// Charges a request, or returns false: then it waits for a release. Up to the guaranteed share it never
     /// waits.
     pub(crate) fn admit(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
+        assert!(bytes >= REQUEST_OVERHEAD_BYTES, "a request is charged");
         let after = self.charged_bytes.saturating_add(bytes);
         if self.charged_bytes != 0 && after > self.limit_bytes {
             return false;
@@ -124,6 +125,7 @@ impl Flow {
     /// holders of the later budget do not wait for the earlier one.
     fn pay(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
         let (count, paid_bytes) = self.paid;
+        assert!(count <= self.levies.len(), "each additional budget is charged once");
         if paid_bytes != bytes {
             // Replies sent meanwhile have reduced the request's shared part. It cannot have grown: the charge
             // of a request is fixed at its first attempt.
@@ -167,6 +169,7 @@ impl Flow {
                 levy.budget.release(bytes);
             }
         }
+        debug_assert!(self.levies.iter().all(|levy| levy.ticket.is_none()), "no budget is waited for");
     }
 
     /// Returns true if other connections wait for budget.

@@ -20,6 +20,7 @@ impl Inbox {
 
     /// Returns the unconsumed bytes; empty during a receive.
     pub(crate) fn unread(&self) -> &[u8] {
+        debug_assert!(self.start <= self.end && self.end <= INBOX_BYTES, "unread bytes lie in the buffer");
         self.buffer.as_ref().map_or(&[], |buffer| &buffer.payload()[self.start..self.end])
     }
 

@@ -272,6 +272,7 @@ impl Connection {
 
     /// Ends a send.
     pub(crate) fn end_send(&mut self, buffer: Buffer, result: io::Result<usize>, cx: &mut Context<'_>) {
+        assert!(self.sending.is_some() && self.rest.is_none(), "a send ends once");
         let Some(Sending { mut range, charge_bytes }) = self.sending.take() else {
             return;
         };
@@ -395,6 +396,7 @@ impl Connection {
         }
         self.flow.outbox.clear(pool);
         self.clear_session(pool);
+        debug_assert!(self.is_flushed(), "an aborted connection sends nothing more");
     }
 
     /// Returns true if the client has not closed its side and may still have to read its replies.

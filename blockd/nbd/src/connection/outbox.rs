@@ -104,10 +104,13 @@ impl Outbox {
     pub(crate) fn pop(&mut self) -> Option<Chunk> {
         self.large_is_next = !self.large_is_next;
         // The first chunk of all is the greeting, which is small.
-        if !self.large_is_next {
-            return self.large.pop_front().or_else(|| self.pop_small());
-        }
-        self.pop_small().or_else(|| self.large.pop_front())
+        let chunk = if self.large_is_next {
+            self.pop_small().or_else(|| self.large.pop_front())
+        } else {
+            self.large.pop_front().or_else(|| self.pop_small())
+        };
+        debug_assert!(chunk.is_some() || self.is_empty(), "every queued reply is sent");
+        chunk
     }
 
     fn pop_small(&mut self) -> Option<Chunk> {

@@ -69,6 +69,7 @@ impl Connection {
         opened: Result<Opened, rustls::Error>,
         cx: &mut Context<'_>,
     ) {
+        assert!(matches!(self.security, Security::Away), "a session returns to its connection");
         self.security = Security::Tls(session);
         match self.life {
             Life::Open => {

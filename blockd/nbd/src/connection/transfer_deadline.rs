@@ -25,6 +25,7 @@ impl TransferDeadline {
         if self.moved_bytes >= HEADWAY_BYTES {
             self.renew(now);
         }
+        debug_assert!(self.moved_bytes < HEADWAY_BYTES, "headway renews the deadline");
     }
 
     /// Restarts the deadline.

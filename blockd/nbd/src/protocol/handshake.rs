@@ -103,6 +103,11 @@ impl Handshake {
     /// Records the start of TLS: everything negotiated before, except the client flags, may be injected and
     /// is dropped.
     pub fn secured(&mut self) {
+        assert!(matches!(self.state, State::Over), "no input is accepted until TLS is active");
+        assert!(
+            matches!(self.tls, TlsStage::Offered | TlsStage::Required),
+            "TLS is offered, and starts once"
+        );
         let (no_zeroes, fixed_newstyle) = (self.no_zeroes, self.fixed_newstyle);
         *self = Self { state: State::Option, no_zeroes, fixed_newstyle, ..Self::with_tls(TlsStage::Active) };
     }

@@ -84,9 +84,11 @@ pub(crate) fn put_reply(out: &mut Vec<u8>, option: u32, reply_type: u32, parts: 
     out.extend_from_slice(&option.to_be_bytes());
     out.extend_from_slice(&reply_type.to_be_bytes());
     out.extend_from_slice(&wire_len(len_bytes).to_be_bytes());
+    let start = out.len();
     for part in parts {
         out.extend_from_slice(part);
     }
+    assert!(out.len() - start == len_bytes, "a reply has its announced length");
 }
 
 /// Appends an error reply with its message.

@@ -85,7 +85,10 @@ impl Request {
             return Verdict::Disconnect;
         }
         match self.operation(terms) {
-            Ok(operation) => Verdict::Execute(operation),
+            Ok(operation) => {
+                debug_assert!(!terms.read_only || !operation.writes(), "a read-only export is not written");
+                Verdict::Execute(operation)
+            }
             Err(_) if self.payload_len_bytes(terms.mode) > u64::from(MAX_DISCARD_BYTES) => {
                 Verdict::PayloadTooLong
             }

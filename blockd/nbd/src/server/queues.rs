@@ -108,6 +108,7 @@ impl SyncItems {
         assert!(!jobs.is_empty(), "a queued flush answers requests");
         worker::flush_for_all(jobs);
         let mut state = self.state.lock();
+        assert!(state.waiting.contains_key(&key), "a running flush is listed until its end");
         if state.waiting.get(&key).is_some_and(Vec::is_empty) {
             state.waiting.remove(&key);
         } else {

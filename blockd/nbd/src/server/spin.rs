@@ -70,7 +70,8 @@ impl Spin<'_> {
 
 impl Drop for Spin<'_> {
     fn drop(&mut self) {
-        self.permit.is_spinning.store(false, Ordering::Release);
+        let was_spinning = self.permit.is_spinning.swap(false, Ordering::Release);
+        debug_assert!(was_spinning, "a poll holds the permit to its end");
     }
 }
 

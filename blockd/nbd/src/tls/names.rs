@@ -32,6 +32,7 @@ pub fn certificate_names(der: &[u8]) -> Vec<String> {
     let mut names = Vec::new();
     // A part that cannot be read ends the search; the names before it are as good as they were.
     let _ = collect(der, &mut names);
+    debug_assert!(names.len() <= MAX_NAMES, "the names of a certificate are bounded");
     names
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Input, Scope, Transmission};
 use crate::connection::buffer_pool::Buffer;
-use crate::connection::flow::{Context, Flow};
+use crate::connection::flow::{Context, Flow, REQUEST_OVERHEAD_BYTES};
 use crate::device::Progress;
 use crate::protocol::constants::{MAX_PAYLOAD_BYTES, NBD_EINVAL};
 use crate::protocol::meta_context::MetaContext;
@@ -243,6 +243,7 @@ fn push_read(request: &Admitted, mut buffer: Buffer, is_zero: bool, flow: &mut F
 pub(in crate::connection) fn finish(done: RequestDone, flow: &mut Flow, cx: &mut Context<'_>) {
     let RequestDone { request, buffer, result } = done;
     let Admitted { operation, to, mut charge_bytes, .. } = request;
+    assert!(charge_bytes >= REQUEST_OVERHEAD_BYTES, "each request is charged");
     match (result, buffer) {
         (Ok(success @ (Success::Plain | Success::Zeroes)), Some(buffer))
             if matches!(operation, Operation::Read { .. }) =>

@@ -86,6 +86,7 @@ impl Transmission {
         agreed: NegotiatedExport,
     ) -> Self {
         let NegotiatedExport { mode, contexts } = agreed;
+        debug_assert!((1..).zip(&contexts).all(|(id, context)| context.id == id), "contexts are numbered");
         let terms = Terms { size_bytes, read_only, mode, has_contexts: !contexts.is_empty() };
         Self {
             device,

@@ -279,6 +279,7 @@ impl RingThread {
             Connection::new(span, client, tls, config, self.resources.now, &mut self.resources.pool);
         let socket = Arc::new(socket);
         connection.watch_local_peer(&socket);
+        assert!(self.entries.len() < self.resources.shared.config.max_connections, "connections are bounded");
         let index = self.entries.insert(Entry {
             id,
             connection,
@@ -387,6 +388,7 @@ impl RingThread {
 
     fn hung_up(&mut self, index: usize, result: io::Result<()>) {
         if let Some(entry) = self.entries.get_mut(index) {
+            assert!(entry.watch != Watch::None, "a watch ends once");
             entry.watch = Watch::None;
         }
         self.with_connection(index, |connection, cx| connection.hung_up(result, cx));

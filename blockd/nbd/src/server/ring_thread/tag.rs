@@ -27,6 +27,7 @@ impl Tag {
     }
 
     pub(super) fn unpack(tag: u64) -> Self {
+        debug_assert!(tag & 7 <= 5, "a tag has a kind");
         let index = (tag >> 3) as usize;
         match tag & 7 {
             0 => Self::Wake,
