@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use blockd_nbd::{
     BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress, Server, ServerConfig,
-    TlsFiles, TlsIdentity, TlsMode, ZeroFlags,
+    TlsFiles, TlsIdentity, TlsMode,
 };
 
 const SIZE_BYTES: u64 = 1 << 20;
@@ -43,19 +43,7 @@ impl BlockDevice for Zeroes {
         Ok(Progress::Done)
     }
 
-    fn write(&self, _: u64, _: &[u8], _: bool) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
     fn flush(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn write_zeroes(&self, _: u64, _: u64, _: ZeroFlags) -> Result<(), DeviceError> {
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use blockd_nbd::constants::*;
 use blockd_nbd::{
     Access, BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, OnFetched,
-    Progress, Server, ServerConfig, ZeroFlags,
+    Progress, Server, ServerConfig,
 };
 use common::{Client, TIMEOUT};
 
@@ -102,14 +102,6 @@ impl BlockDevice for Opened {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn write_zeroes(&self, _: u64, _: u64, _: ZeroFlags) -> Result<(), DeviceError> {
         Ok(())
     }
 }

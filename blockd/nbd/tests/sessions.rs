@@ -178,21 +178,6 @@ fn device_errors_reach_their_client_only() {
 }
 
 #[test]
-fn read_only_export_is_announced_and_refuses_writes() {
-    let device = MemDevice { read_only: true, ..MemDevice::new(MIB, Mood::Instant) };
-    let server = TestServer::start(device);
-    let mut client = server.connect();
-    client.hello(3);
-    let infos = client.option(NBD_OPT_GO, &info_request(b"vol", &[]));
-    assert_eq!(infos[0].1[10..12], [0x05, 0x0f]);
-    assert_eq!(client.write(0, 0, b"no"), NBD_EPERM);
-    assert_eq!(client.command(NBD_CMD_TRIM, 0, 0, 512), NBD_EPERM);
-    assert_eq!(client.command(NBD_CMD_WRITE_ZEROES, 0, 0, 512), NBD_EPERM);
-    assert_eq!(client.read(0, 2), (0, vec![0, 0]));
-    assert_eq!(client.command(NBD_CMD_FLUSH, 0, 0, 0), 0);
-}
-
-#[test]
 fn tcp_and_several_connections_to_one_export() {
     let addr: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let server = TestServer::with(MemDevice::new(MIB, Mood::Mixed), |config| config.tcp = vec![addr, addr]);
@@ -249,48 +234,6 @@ fn connections_beyond_the_limit_are_closed() {
 }
 
 #[test]
-fn slow_negotiation_is_dropped() {
-    let server = TestServer::with(MemDevice::new(MIB, Mood::Instant), |config| {
-        // Who does not stand still must be in time, on a busy machine as well.
-        config.handshake_timeout = Duration::from_secs(12);
-    });
-    let mut attached = server.attach();
-    let mut silent = server.connect();
-    silent.receive(18);
-    let mut halfway = server.connect();
-    halfway.hello(3);
-    halfway.send(&OPTION_MAGIC.to_be_bytes());
-    silent.assert_closed();
-    halfway.assert_closed();
-    assert_eq!(attached.read(0, 1).0, 0, "transmission has no such limit");
-}
-
-#[test]
-fn client_not_reading_is_not_received_from() {
-    let limit = 2 << 20;
-    let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Blocking), |config| {
-        config.in_flight_bytes_per_connection = limit;
-        config.worker_threads = 16;
-    });
-    server.device.gate.close();
-    let mut client = server.attach();
-    for _ in 0..10 {
-        client.request(NBD_CMD_READ, 0, 0, 1 << 20);
-    }
-    // One of 1 MiB + 4 KiB fits, the next one would exceed the limit.
-    server.device.gate.wait_for(1);
-    let mut other = server.attach();
-    let flush = other.request(NBD_CMD_FLUSH, 0, 0, 0);
-    server.device.gate.wait_for(2);
-    assert_eq!(flush, 1);
-    server.device.gate.open();
-    for _ in 0..10 {
-        assert_eq!(client.reply().0, 0);
-        client.receive(1 << 20);
-    }
-}
-
-#[test]
 fn all_connections_share_one_bound_and_none_starves() {
     let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Mixed), |config| {
         config.in_flight_bytes_total = 1 << 20;
@@ -325,64 +268,6 @@ fn client_holding_memory_is_dropped_under_pressure() {
     let mut rest = Vec::new();
     let end = greedy.stream.read_to_end(&mut rest);
     assert!(end.is_err() || rest.len() < 4 << 20, "the greedy one was dropped");
-}
-
-/// Sends a request behind a small read and takes the reply to that: the request has been seen by then, and
-/// either been charged to the bound of all or been refused by it.
-fn request_seen(client: &mut Client, command: u16, len_bytes: u32) {
-    let small = Request { flags: 0, command: NBD_CMD_READ, cookie: 1000, offset_bytes: 0, len_bytes: 1 };
-    let request =
-        Request { flags: 0, command, cookie: 1001, offset_bytes: 0, len_bytes: u64::from(len_bytes) };
-    client.send(&[small.encode(), request.encode()].concat());
-    assert_eq!(client.reply(), (0, 1000));
-    client.receive(1);
-}
-
-#[test]
-fn client_withholding_payload_is_dropped_under_pressure() {
-    let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Instant), |config| {
-        config.in_flight_bytes_total = 7 << 20;
-        config.stalled_receive_timeout = Duration::from_millis(100);
-    });
-    let mut stalled = [server.attach(), server.attach(), server.attach()];
-    for client in &mut stalled {
-        request_seen(client, NBD_CMD_WRITE, 2 << 20);
-    }
-    stalled[2].send(&[1; 300_000]);
-    // Needs all there is.
-    let mut other = server.attach();
-    assert_eq!(other.read(0, 8 << 20), (0, vec![0; 8 << 20]));
-    for client in &mut stalled {
-        client.assert_closed();
-    }
-}
-
-#[test]
-fn trickling_payload_is_dropped_when_others_wait() {
-    let timeout = Duration::from_secs(1);
-    let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Instant), |config| {
-        config.in_flight_bytes_total = 4 << 20;
-        config.stalled_receive_timeout = timeout;
-    });
-    let data = pattern(5, MIB);
-    // From before the memory is taken: the server's clock for it starts with the request, however slow this
-    // thread is.
-    let started = std::time::Instant::now();
-    let mut slow = server.attach();
-    request_seen(&mut slow, NBD_CMD_WRITE, 1 << 20);
-    let mut other = server.attach();
-    request_seen(&mut other, NBD_CMD_READ, 4 << 20);
-    // A little at a time, until the connection is gone.
-    for piece in data.chunks(64) {
-        if std::io::Write::write_all(&mut slow.stream, piece).is_err() {
-            break;
-        }
-        assert!(started.elapsed() < TIMEOUT, "it is waited for");
-        std::thread::sleep(timeout / 50);
-    }
-    assert!(started.elapsed() >= timeout, "it had its time");
-    assert_eq!(other.reply(), (0, 1001));
-    assert!(other.receive(4 << 20)[..MIB].iter().all(|byte| *byte == 0), "nothing of it was written");
 }
 
 #[test]

@@ -346,32 +346,3 @@ fn extended_client_selects_contexts() {
     assert_eq!(errno(&reply), NBD_EINVAL);
     assert_eq!(client.read(0, 0, 100).0, [0; 100]);
 }
-
-#[test]
-fn grown_export_serves_new_range() {
-    let server = TestServer::instant(MIB);
-    let mut client = server.attach();
-    assert_eq!(client.write(0, MIB as u64, &[7; 512]), NBD_ENOSPC);
-    server.device.data.lock().unwrap().resize(2 * MIB, 0);
-    assert_eq!(client.write(0, MIB as u64, &[7; 512]), 0);
-    assert_eq!(client.read(2 * MIB as u64 - 4096, 4096), (0, vec![0; 4096]));
-    assert_eq!(client.write(0, 2 * MIB as u64, &[7; 512]), NBD_ENOSPC);
-}
-
-#[test]
-fn extended_headers_imply_structured_replies() {
-    let server = TestServer::instant(MIB);
-    let mut client = server.connect();
-    client.hello(3);
-    assert_eq!(client.option(NBD_OPT_STRUCTURED_REPLY, b"")[0].0, NBD_REP_ACK);
-    assert_eq!(client.option(NBD_OPT_EXTENDED_HEADERS, b"")[0].0, NBD_REP_ACK);
-    assert_eq!(client.option(NBD_OPT_STRUCTURED_REPLY, b"")[0].0, NBD_REP_ERR_EXT_HEADER_REQD);
-    let replies = client.option(NBD_OPT_GO, &info_request(b"vol", &[]));
-    let flags = u16::from_be_bytes(replies[0].1[10..12].try_into().unwrap());
-    let expected =
-        NBD_FLAG_SEND_DF | NBD_FLAG_BLOCK_STAT_PAYLOAD | NBD_FLAG_SEND_FAST_ZERO | NBD_FLAG_SEND_CACHE;
-    assert_eq!(flags & expected, expected);
-    // A compact request is out of step now.
-    client.send(&[0x25, 0x60, 0x95, 0x13].repeat(8));
-    client.assert_closed();
-}

@@ -7,7 +7,6 @@ mod certs;
 mod common;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -201,37 +200,6 @@ fn without_an_authority_any_client_is_let_in_encrypted() {
 }
 
 #[test]
-fn plaintext_client_gets_no_export_information() {
-    let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Require, true);
-    let mut client = Client::tcp(server.addr());
-    client.hello(3);
-    for option in [NBD_OPT_LIST, NBD_OPT_INFO, NBD_OPT_GO, NBD_OPT_STRUCTURED_REPLY, 99] {
-        let replies = client.option(option, &info_request(b"vol", &[]));
-        assert_eq!(replies.len(), 1);
-        assert_eq!(replies[0].0, NBD_REP_ERR_TLS_REQD, "{option}");
-    }
-    assert_eq!(client.option(NBD_OPT_STARTTLS, b"x")[0].0, NBD_REP_ERR_INVALID);
-    client.send_option(NBD_OPT_EXPORT_NAME, b"vol");
-    client.assert_closed();
-    let config = server.authority.client_config(None);
-    let error = server.try_connect(config).map(|_| ()).unwrap_err();
-    assert!(error.to_string().contains("CertificateRequired"), "{error}");
-}
-
-#[test]
-fn injected_bytes_behind_starttls_end_connection() {
-    let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Require, true);
-    let mut client = Client::tcp(server.addr());
-    client.hello(3);
-    client.send(&[option_request(NBD_OPT_STARTTLS, b""), option_request(NBD_OPT_LIST, b"")].concat());
-    let mut rest = Vec::new();
-    let _ = client.stream.read_to_end(&mut rest);
-    // Should the bytes come apart, the second option is taken for TLS, and an alert follows the
-    // acknowledgement.
-    assert!(rest.is_empty() || (rest.len() == 27 && rest[20] == 21), "{rest:?}");
-}
-
-#[test]
 fn many_idle_sessions_and_one_that_does_not_read() {
     let server = TlsServer::start(MemDevice::new(8 * MIB, Mood::Mixed), TlsMode::Require, true);
     let dir = server.authority.client_dir("alice", false);
@@ -254,31 +222,6 @@ fn many_idle_sessions_and_one_that_does_not_read() {
     }
     busy.disconnect();
     server.server.wait_until_detached();
-}
-
-#[test]
-fn clients_that_vanish_in_the_middle_of_a_session() {
-    let server = TlsServer::start(MemDevice::new(MIB, Mood::Mixed), TlsMode::Require, true);
-    let dir = server.authority.client_dir("alice", false);
-    for cut in (0..400).step_by(7) {
-        let mut stream = TcpStream::connect(server.addr()).unwrap();
-        let mut said = 3_u32.to_be_bytes().to_vec();
-        said.extend(option_request(NBD_OPT_STARTTLS, b""));
-        stream.write_all(&said).unwrap();
-        stream.read_exact(&mut [0; 38]).unwrap();
-        let config = server.authority.client_config(Some(&dir));
-        let mut session = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
-        let mut flight = Vec::new();
-        session.write_tls(&mut flight).unwrap();
-        stream.write_all(&flight[..cut.min(flight.len())]).unwrap();
-    }
-    let mut client = server.attach(Some(&dir));
-    for _ in 0..20 {
-        client.request(NBD_CMD_READ, 0, 0, 500_000);
-    }
-    drop(client);
-    server.server.wait_until_detached();
-    server.server.assert_serves();
 }
 
 #[test]

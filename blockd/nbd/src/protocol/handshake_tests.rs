@@ -4,57 +4,17 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::device::{BlockDevice, Client, DeviceError, ExportCatalog, ExportError, ExportInfo, Progress};
+use crate::device::Client;
 use crate::protocol::constants::*;
 use crate::protocol::handshake::{Handshake, Step};
 use crate::protocol::tls_option::TlsStage;
+use crate::test_device::{Catalog, MemDevice, Mood};
 use crate::test_wire::{info_request, meta_request, option_request};
-
-/// Device of the export `vol`.
-struct Device;
-
-impl BlockDevice for Device {
-    fn size_bytes(&self) -> u64 {
-        4096
-    }
-
-    fn is_read_only(&self) -> bool {
-        false
-    }
-
-    fn read(&self, _: u64, _: &mut [u8]) -> Result<Progress, DeviceError> {
-        Ok(Progress::Zeroes)
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-}
-
-/// Catalog of `vol`, also the default export, and `busy`, which is not available.
-struct Catalog;
-
-impl ExportCatalog for Catalog {
-    fn open(&self, name: &str, _: &Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
-        match name {
-            "vol" | "" => Ok(Arc::new(Device)),
-            "busy" => Err(ExportError::Unavailable { reason: "it is being restored".to_owned() }),
-            _ => Err(ExportError::Unknown),
-        }
-    }
-
-    fn list(&self, _: &Client) -> Vec<ExportInfo> {
-        vec![ExportInfo {
-            name: "vol".to_owned(),
-            description: "the volume vol".to_owned(),
-            size_bytes: 4096,
-            read_only: false,
-        }]
-    }
-}
 
 /// Feeds `input` in pieces; what was answered, how many bytes were taken, and how it ended.
 fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, String) {
+    let device = MemDevice::new(4096, Mood::Instant);
+    let catalog = Catalog(vec![("vol".to_owned(), Arc::new(device))]);
     let mut handshake = Handshake::with_tls(TlsStage::Unavailable);
     let (mut out, mut taken, mut seen) = (Vec::new(), 0, 0);
     loop {
@@ -62,7 +22,7 @@ fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, 
         assert!(consumed <= seen - taken);
         taken += consumed;
         if let Step::Lookup(lookup) = step {
-            step = handshake.answer(lookup.resolve(&Catalog, &Client::default()), &mut out);
+            step = handshake.answer(lookup.resolve(&catalog, &Client::default()), &mut out);
         }
         match step {
             Step::NeedInput if seen == input.len() => return (out, taken, "more".to_owned()),
