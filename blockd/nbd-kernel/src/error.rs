@@ -57,20 +57,6 @@ pub enum KernelError {
     },
 }
 
-impl KernelError {
-    /// Returns true if a retry can succeed.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Busy { .. } | Self::Socket { .. } => true,
-            Self::Refused { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::Interrupted)
-            }
-            _ => false,
-        }
-    }
-}
-
 /// Failure to connect to the server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -101,12 +87,4 @@ pub enum DialError {
         /// Violation.
         what: &'static str,
     },
-}
-
-impl DialError {
-    /// Returns true if a retry can succeed.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        !matches!(self, Self::Protocol { .. })
-    }
 }
