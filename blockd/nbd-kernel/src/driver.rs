@@ -1,6 +1,5 @@
 //! Interface to the kernel's nbd driver, which tests replace by a fake.
 
-use crate::netlink::Kernel;
 use crate::{AttachOptions, Dialed, KernelError};
 use std::{
     fmt::Debug,
@@ -70,14 +69,4 @@ pub trait Watch: Send {
     /// # Errors
     /// The socket failed.
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError>;
-}
-
-/// Driver of the running kernel.
-#[derive(Debug)]
-pub(crate) struct KernelDriver;
-
-impl Driver for KernelDriver {
-    fn open(&self) -> Result<Box<dyn DriverSession>, KernelError> {
-        Ok(Box::new(Kernel::open()?))
-    }
 }

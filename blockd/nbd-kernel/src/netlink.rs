@@ -2,7 +2,7 @@
 
 use crate::{
     AttachOptions, Dialed,
-    driver::{DriverSession, Watch},
+    driver::{Driver, DriverSession, Watch},
     error::KernelError,
     family,
     wire::{Attributes, Message, messages},
@@ -22,9 +22,19 @@ use std::{
 /// Buffer for any message of the kernel: the longest is the status of all devices, 20 bytes each.
 const DATAGRAM_LEN_BYTES: usize = 256 << 10;
 
+/// Driver of the running kernel.
+#[derive(Debug)]
+pub(crate) struct KernelDriver;
+
+impl Driver for KernelDriver {
+    fn open(&self) -> Result<Box<dyn DriverSession>, KernelError> {
+        Ok(Box::new(Kernel::open()?))
+    }
+}
+
 /// Client of the kernel's nbd driver.
 #[derive(Debug)]
-pub(crate) struct Kernel {
+struct Kernel {
     socket: OwnedFd,
     family: u16,
     group: Option<u32>,
@@ -50,7 +60,7 @@ impl Kernel {
     ///
     /// # Errors
     /// [`KernelError::NoModule`] if the driver is not loaded; or netlink cannot be used.
-    pub(crate) fn open() -> Result<Self, KernelError> {
+    fn open() -> Result<Self, KernelError> {
         let socket = open_socket()?;
         let mut kernel =
             Self { socket, family: 0, group: None, sequence: 0, datagram: vec![0; DATAGRAM_LEN_BYTES] };

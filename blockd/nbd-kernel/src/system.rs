@@ -1,7 +1,8 @@
 //! State of a `/dev/nbdN` device: its backend and its users. Read from `/sys`, `/proc` and the device itself.
 
 use crate::KernelError;
-use crate::driver::{Driver, DriverSession, KernelDriver};
+use crate::driver::{Driver, DriverSession};
+use crate::netlink::KernelDriver;
 use blockd_extent::NbdDevice;
 use blockd_files::{Mount, mounts_below};
 use rustix::{
