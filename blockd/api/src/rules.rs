@@ -6,6 +6,7 @@
 use crate::{GroupName, RuleName, VolumeName, VolumeRef, quiesce::Quiesce};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use uuid::Uuid;
 
 /// Body of `POST /v1/rules`.
@@ -36,6 +37,16 @@ pub struct RuleTarget {
     /// Group, including later members.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
+}
+
+impl fmt::Display for RuleTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.volume, &self.group) {
+            (Some(volume), _) => write!(f, "volume {volume}"),
+            (None, Some(group)) => write!(f, "group {group}"),
+            (None, None) => f.write_str("nothing"),
+        }
+    }
 }
 
 /// Rule and its assignments.

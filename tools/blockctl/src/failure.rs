@@ -227,18 +227,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_statuses_follow_the_error() {
-        let api = |code| Failure::Client(ApiError::new(code, "x").into()).exit_status();
-        assert_eq!(api(ErrorCode::VolumeNotFound), 4);
-        assert_eq!(api(ErrorCode::VolumeInUse), 5);
-        assert_eq!(api(ErrorCode::InvalidRequest), 2);
-        assert_eq!(api(ErrorCode::StoreUnreachable), 1);
-        let missing = Failure::Client(ClientError::SocketMissing { path: "/x".into() });
-        assert_eq!((missing.exit_status(), missing.code()), (3, "unreachable"));
-        assert_eq!(Failure::Interrupted { task: Uuid::nil() }.exit_status(), 130);
-    }
-
-    #[test]
     fn parser_errors_become_one_line() {
         let error =
             crate::cli::command().try_get_matches_from(["blockctl", "volume", "creat", "x"]).unwrap_err();

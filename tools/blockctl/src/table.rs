@@ -200,13 +200,6 @@ mod tests {
     }
 
     #[test]
-    fn facts_are_aligned() {
-        let mut facts = Facts::default();
-        facts.add("Name", "v").add("Labels", "");
-        assert_eq!(facts.render(), "Name   : v\nLabels :\n");
-    }
-
-    #[test]
     fn control_characters_are_shown_not_sent() {
         assert_eq!(printable("plain ä"), "plain ä");
         assert_eq!(printable("a\u{1b}[2Jb\nc\u{202e}"), "a\\u{1b}[2Jb\\u{a}c\\u{202e}");

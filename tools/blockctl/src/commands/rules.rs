@@ -2,7 +2,7 @@
 
 use super::volume::args::parse_seconds;
 use crate::{
-    failure::{EXIT_DONE, Exit, Failure},
+    failure::{Exit, Failure},
     output::Context,
     table::{Facts, Table, or_dash},
 };
@@ -237,35 +237,32 @@ impl HookArgs {
 }
 
 pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
-    let client = &context.client;
-    let (rule, line) = match command {
+    let Context { client, output } = context;
+    match command {
         RuleCommand::List => {
             let list = client.call(operations::LIST_RULES, &()).await?;
-            context.output.show(&list, || table(&list.rules))?;
-            for rule in &list.rules {
-                if let Some(problem) = &rule.problem {
-                    context
-                        .output
-                        .note(format!("the commands of rule {} cannot be run: {problem}", rule.name));
+            let exit = output.show(&list, || table(&list.rules));
+            for HookRule { name, problem, .. } in &list.rules {
+                if let Some(problem) = problem {
+                    output.note(format!("the commands of rule {name} cannot be run: {problem}"));
                 }
             }
-            return Ok(EXIT_DONE);
+            exit
         }
         RuleCommand::Inspect(args) => {
             let rule = client.call_at(operations::GET_RULE, &args.name, &()).await?;
-            return context.output.describe(&rule, || facts(&rule));
+            output.describe(&rule, || facts(&rule))
         }
         RuleCommand::Delete(args) => {
             let deleted = client.call_at(operations::DELETE_RULE, &args.name, &()).await?;
-            return context.output.tell(&deleted, || format!("Rule {} deleted successfully", deleted.name));
+            output.tell(&deleted, || format!("Rule {} deleted successfully", deleted.name))
         }
         RuleCommand::Create(args) => {
             let quiesce: Quiesce = args.quiesce.into();
             quiesce.check().map_err(Failure::usage)?;
-            let rule =
-                client.call(operations::CREATE_RULE, &CreateRule { name: args.name.name, quiesce }).await?;
-            let line = format!("Rule {} created successfully", rule.name);
-            (rule, line)
+            let request = CreateRule { name: args.name.name, quiesce };
+            let rule = client.call(operations::CREATE_RULE, &request).await?;
+            output.tell(&rule, || format!("Rule {} created successfully", rule.name))
         }
         RuleCommand::Update(args) => {
             let now = client.call_at(operations::GET_RULE, &args.name.name, &()).await?;
@@ -276,32 +273,20 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
                     "nothing is to be changed: give --pre-command, --post-command, --freeze-fs, --user, --timeout or --on-failure",
                 ));
             }
-            let rule =
-                client.call_at(operations::UPDATE_RULE, &args.name.name, &UpdateRule { quiesce }).await?;
-            let line = format!("Rule {} updated successfully", rule.name);
-            (rule, line)
+            let request = UpdateRule { quiesce };
+            let rule = client.call_at(operations::UPDATE_RULE, &args.name.name, &request).await?;
+            output.tell(&rule, || format!("Rule {} updated successfully", rule.name))
         }
-        RuleCommand::Assign(args) => {
-            let target = RuleTarget { volume: args.volume, group: args.group };
-            let rule = client.call_at(operations::ASSIGN_RULE, &args.name.name, &target).await?;
-            let line = format!("Rule {} assigned to {} successfully", rule.name, describe(&target));
-            (rule, line)
+        RuleCommand::Assign(TargetArgs { name, volume, group }) => {
+            let target = RuleTarget { volume, group };
+            let rule = client.call_at(operations::ASSIGN_RULE, &name.name, &target).await?;
+            output.tell(&rule, || format!("Rule {} assigned to {target} successfully", rule.name))
         }
-        RuleCommand::Unassign(args) => {
-            let target = RuleTarget { volume: args.volume, group: args.group };
-            let rule = client.call_at(operations::UNASSIGN_RULE, &args.name.name, &target).await?;
-            let line = format!("Rule {} unassigned from {} successfully", rule.name, describe(&target));
-            (rule, line)
+        RuleCommand::Unassign(TargetArgs { name, volume, group }) => {
+            let target = RuleTarget { volume, group };
+            let rule = client.call_at(operations::UNASSIGN_RULE, &name.name, &target).await?;
+            output.tell(&rule, || format!("Rule {} unassigned from {target} successfully", rule.name))
         }
-    };
-    context.output.tell(&rule, || line)
-}
-
-fn describe(target: &RuleTarget) -> String {
-    match (&target.volume, &target.group) {
-        (Some(volume), _) => format!("volume {volume}"),
-        (None, Some(group)) => format!("group {group}"),
-        (None, None) => "nothing".to_owned(),
     }
 }
 

@@ -70,14 +70,6 @@ impl Hook {
     }
 }
 
-/// Formats a target as `volume NAME` or `group NAME`.
-pub fn label(target: &RuleTarget) -> String {
-    match (&target.volume, &target.group) {
-        (Some(volume), _) => format!("volume {volume}"),
-        (None, group) => format!("group {}", group.as_ref().map_or("", GroupName::as_str)),
-    }
-}
-
 impl Spec for Hook {
     fn check(&mut self, _: &str) -> Result<(), FieldError> {
         let checked = self.quiesce().and_then(|quiesce| {

@@ -16,7 +16,6 @@ pub mod volumes;
 use crate::failure::Failure;
 use blockd_api::ObjectName;
 use document::{Document, Problem};
-use hook::label;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
@@ -205,7 +204,7 @@ fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
     let mut rules: BTreeMap<String, &Object> = BTreeMap::new();
     for object in objects {
         let Body::Rule(hook) = &object.body else { continue };
-        for target in hook.targets().iter().flatten().flatten().map(label) {
+        for target in hook.targets().iter().flatten().flatten().map(ToString::to_string) {
             if let Some(other) = rules.insert(target.clone(), object) {
                 let message = format!(
                     "{}: line {}: {target} cannot have {object}: it has {other} already, in {}, line {}",

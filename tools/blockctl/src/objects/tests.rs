@@ -1,4 +1,4 @@
-use super::{hook::label, *};
+use super::*;
 use blockd_api::schedules::{CreateSchedule, UpdateSchedule};
 use blockd_schedule::Jitter;
 
@@ -217,7 +217,7 @@ fn rule_has_targets_and_clone_an_origin() {
     let spec = "spec: {preCommand: x, volumes: v}";
     let Body::Rule(hook) = object(Kind::Rule, spec).body else { panic!("no rule") };
     let [volumes, groups] =
-        hook.targets().map(|list| list.map(|list| list.iter().map(label).collect::<Vec<_>>()));
+        hook.targets().map(|list| list.map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>()));
     assert_eq!((volumes, groups), (Some(vec!["volume v".to_owned()]), None));
     let spec = "spec: {sourceVolume: db, destinationVolume: db2}";
     let Body::Clone(mut clone) = object(Kind::VolumeClone, spec).body else { panic!("no clone") };

@@ -4,7 +4,7 @@ use super::resources::ResourceSet;
 use crate::objects::{
     Body, Object,
     backup::Backup,
-    hook::{Hook, label},
+    hook::Hook,
     location_table::is_access,
     schedule::fixed,
     view,
@@ -198,7 +198,6 @@ fn check_targets(object: &Object, hook: &Hook, resources: &ResourceSet) -> Resul
         for ((has, wanted), _) in lists.filter(|(_, in_files)| in_files.is_none()) {
             let wanted = wanted.unwrap_or_default();
             if let Some(target) = has.iter().flatten().find(|target| wanted.contains(target)) {
-                let target = label(target);
                 let cause = format!(
                     "{target} has the rule {0} already: unassign that first (`blockctl rule unassign {0} --{target}`), or apply both together",
                     rule.name

@@ -317,9 +317,7 @@ async fn volume_at(context: &Context<'_>, device: NbdDevice) -> Result<VolumeRef
         volume.attachment.as_ref().is_some_and(|attachment| attachment.device == Some(device))
     });
     found.map(|volume| VolumeRef::Id(volume.id)).ok_or_else(|| {
-        Failure::Client(
-            ApiError::new(ErrorCode::VolumeNotAttached, format!("no volume is attached at {device}")).into(),
-        )
+        ApiError::new(ErrorCode::VolumeNotAttached, format!("no volume is attached at {device}")).into()
     })
 }
 
