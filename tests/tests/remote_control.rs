@@ -1,11 +1,10 @@
-//! Tests of remote control: certificates, roles, group sockets, and contexts.
+//! Tests of remote control: certificates, roles, and group sockets.
 
-use crate::harness::{Bed, Ctl, certs::Authority, ctl::clean, process::program, wait_for};
+use crate::harness::{Bed, Ctl, certs::Authority, wait_for};
 use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
-    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -295,41 +294,4 @@ fn group_socket_has_the_role_of_its_group() {
     assert!(std::fs::read_dir(&mount).unwrap().next().is_none());
     let _ = daemon.stop();
     assert!(!path.exists(), "the socket is left");
-    // Where there is no such group, volumes are served all the same.
-    let missing = "[[control.sockets]]\npath = \"/tmp/x.sock\"\ngroup = \"no-such-group\"\nrole = \"admin\"";
-    let daemon = bed.daemon("b").config(missing).start();
-    assert!(daemon.log().contains("no group no-such-group on this host"), "{}", daemon.log());
-    let _ = daemon.stop();
-}
-
-#[test]
-fn daemons_have_names() {
-    let bed = Bed::new();
-    let daemon = bed.daemon("a").start();
-    daemon.ctl().create_volume("db", "1MiB");
-    let config = bed.path("config");
-    let run = |args: &[&str]| {
-        let mut command = clean(program("blockctl"));
-        let output = command.env("XDG_CONFIG_HOME", &config).arg("--json").args(args).stdin(Stdio::null());
-        let output = output.output().unwrap();
-        let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        (output.status.code().unwrap(), document)
-    };
-    let socket = daemon.socket();
-    let socket = socket.to_str().unwrap();
-    assert_eq!(run(&["context", "create", "here", "--socket", socket]).0, 0);
-    assert_eq!(run(&["context", "create", "here", "--socket", "/other"]).0, 2, "it is there already");
-    assert_eq!(run(&["--context", "here", "volume", "inspect", "db"]).0, 0);
-    assert_eq!(run(&["--context", "nowhere", "volume", "inspect", "db"]).0, 2);
-    assert_eq!(run(&["context", "set", "here"]).0, 0);
-    let (code, listed) = run(&["context", "list"]);
-    assert_eq!(
-        (code, &listed["contexts"][0]["current"], &listed["contexts"][0]["socket"]),
-        (0, &true.into(), &socket.into())
-    );
-    assert_eq!(run(&["volume", "inspect", "db"]).0, 0, "the current one is meant");
-    assert_eq!(run(&["--socket", "/nonexistent", "volume", "inspect", "db"]).0, 3, "a flag counts more");
-    assert_eq!(run(&["context", "delete", "here"]).0, 0);
-    assert_eq!(run(&["context", "list"]).1["contexts"], serde_json::json!([]));
-    let _ = daemon.stop();
 }
