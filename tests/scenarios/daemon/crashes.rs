@@ -13,12 +13,7 @@ async fn backup_survives_a_crash_at_any_step() {
         "backup committed",
     ] {
         let mut host = Host::new().await;
-        let volume = host.create_volume("data").await;
-        host.create_credential().await;
-        let mut model = Model::new();
-        model.write(&volume, 0, 1, 3 << 20);
-        host.backup("data", false).await;
-        model.write(&volume, 1 << 20, 2, 1 << 20);
+        let (_, volume, mut model) = host.one_backup().await;
         let frozen = model.clone();
 
         host.die_at(step);
@@ -67,16 +62,16 @@ async fn stored_backup_is_protected_until_it_is_recorded() {
 
         host.sql(NO_END);
         let task = host.start_backup("data", false).await;
-        let mut seen = host.client.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap();
+        let mut seen = host.call_at(GET_TASK, &task, &WaitTask::default()).await;
         while seen.phase != "done" {
             let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(seen.version) };
-            seen = host.client.call_at(GET_TASK, &task, &wait).await.unwrap();
+            seen = host.call_at(GET_TASK, &task, &wait).await;
         }
         assert_eq!((seen.state.stage, seen.error), (TaskStage::Active, None));
         let made = seen.source_volume.unwrap();
         for id in [&base, &made] {
             let request = StartDelete::of(id.parse().unwrap());
-            assert_eq!(api_code(host.client.call(START_DELETE, &request).await), ErrorCode::CloudsnapInUse);
+            host.refused(ErrorCode::CloudsnapInUse, START_DELETE, &request).await;
         }
         drop(volume);
         if restart {
@@ -103,7 +98,7 @@ async fn failed_task_runs_until_its_result_is_stored() {
     host.sql(NO_END);
     let task = host.start_backup("data", false).await;
     let again = StartBackup::of("data".parse().unwrap());
-    assert_eq!(api_code(host.client.call(START_BACKUP, &again).await), ErrorCode::VolumeInUse);
+    host.refused(ErrorCode::VolumeInUse, START_BACKUP, &again).await;
     host.sql("DROP TRIGGER no_end");
     assert_eq!(host.wait(task).await.state.stage, TaskStage::Failed);
     host.assert_tidy();
@@ -132,18 +127,13 @@ async fn task_in_the_database_protects_its_snapshots() {
     };
     store(TaskStage::Active).unwrap();
     let delete = StartDelete::of(id.to_string().parse().unwrap());
-    assert_eq!(api_code(host.client.call(START_DELETE, &delete).await), ErrorCode::CloudsnapInUse);
-    assert_eq!(
-        api_code(host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await),
-        ErrorCode::VolumeInUse
-    );
-    assert_eq!(
-        api_code(host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await),
-        ErrorCode::CredentialInUse
-    );
+    host.refused(ErrorCode::CloudsnapInUse, START_DELETE, &delete).await;
+    host.refused_at(ErrorCode::VolumeInUse, DELETE_VOLUME, &"data".parse().unwrap(), &Default::default())
+        .await;
+    host.refused_at(ErrorCode::CredentialInUse, DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
     store(TaskStage::Failed).unwrap();
-    host.done(host.client.call(START_DELETE, &delete).await.unwrap().task).await;
-    host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await.unwrap();
+    host.done(host.call(START_DELETE, &delete).await.task).await;
+    host.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,16 +150,13 @@ async fn refused_database_write_is_undone() {
     let refused = host.client.call_at(CREATE_SNAPSHOT, &name, &CreateSnapshot::default()).await;
     assert_eq!(api_code(refused), ErrorCode::Internal);
     host.assert_tidy();
-    assert_eq!(
-        api_code(host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await),
-        ErrorCode::Internal
-    );
+    host.refused_at(ErrorCode::Internal, DELETE_VOLUME, &name, &Default::default()).await;
     let entry = host.engine().registry.by_name("data").unwrap();
     assert!(entry.attach().is_ok());
     assert!(!entry.stop_upkeep.load(std::sync::atomic::Ordering::Relaxed));
     host.sql("DROP TRIGGER not_ready; DROP TRIGGER not_deleting");
     drop((volume, entry));
-    host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await.unwrap();
+    host.call_at(DELETE_VOLUME, &name, &Default::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,10 +172,10 @@ async fn unrecorded_volume_leaves_no_files() {
         labels: Default::default(),
         group: None,
     };
-    assert_eq!(api_code(host.client.call(CREATE_VOLUME, &request).await), ErrorCode::Internal);
+    host.refused(ErrorCode::Internal, CREATE_VOLUME, &request).await;
     assert_eq!(std::fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
     host.sql("DROP TRIGGER not_up");
-    host.client.call(CREATE_VOLUME, &request).await.unwrap();
+    host.call(CREATE_VOLUME, &request).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,11 +188,8 @@ async fn volume_in_deletion_refuses_writes() {
     host.sql(
         "CREATE TRIGGER no_change BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
     );
-    assert_eq!(
-        api_code(host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await),
-        ErrorCode::Internal
-    );
-    let seen = host.client.call_at(GET_VOLUME, &name, &()).await.unwrap();
+    host.refused_at(ErrorCode::Internal, DELETE_VOLUME, &name, &Default::default()).await;
+    let seen = host.call_at(GET_VOLUME, &name, &()).await;
     assert!(seen.state_reason.unwrap().contains("restart blockd to see"));
     assert!(volume.write(0, &[1], false).is_err());
     drop(volume);
@@ -214,7 +198,7 @@ async fn volume_in_deletion_refuses_writes() {
     host.stop().await;
     host.start().await;
     model.assert_is(&host.volume("data"));
-    host.client.call_at(DELETE_VOLUME, &name, &Default::default()).await.unwrap();
+    host.call_at(DELETE_VOLUME, &name, &Default::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,12 +213,12 @@ async fn growth_is_answered_if_its_row_fails_and_leaves_merges() {
     host.sql(
         "CREATE TRIGGER no_change BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
     );
-    assert_eq!(api_code(host.client.call_at(UPDATE_VOLUME, &name, &grow(2)).await), ErrorCode::Internal);
+    host.refused_at(ErrorCode::Internal, UPDATE_VOLUME, &name, &grow(2)).await;
     assert_eq!(*sizes.lock(), [SIZE_BYTES * 2]);
     host.sql("DROP TRIGGER no_change");
     for times in [2, 3] {
         Model::new().write(&volume, times * BLOCK, times, 10);
-        host.client.call_at(UPDATE_VOLUME, &name, &grow(times)).await.unwrap();
+        host.call_at(UPDATE_VOLUME, &name, &grow(times)).await;
     }
     assert_eq!(*sizes.lock(), [2, 2, 3].map(|times| SIZE_BYTES * times));
     let merged = async {
@@ -258,12 +242,12 @@ async fn restore_survives_a_crash_at_any_step() {
 
         host.die_at(step);
         let request = StartRestore::of(id.parse().unwrap());
-        let started = host.client.call(START_RESTORE, &request).await.unwrap();
+        let started = host.call(START_RESTORE, &request).await;
         assert_eq!(started.volume.as_str(), "data-restored-1");
         host.die_and_start().await;
         host.done(started.task).await;
         model.assert_is(&host.volume("data-restored-1"));
-        assert_eq!(host.client.call(LIST_VOLUMES, &ListVolumes::default()).await.unwrap().volumes.len(), 2);
+        assert_eq!(host.call(LIST_VOLUMES, &ListVolumes::default()).await.volumes.len(), 2);
         host.assert_tidy();
     }
 }
@@ -279,7 +263,7 @@ async fn delete_survives_a_crash_at_any_step() {
         drop(volume);
         host.die_at(step);
         let request = StartDelete::of(id.parse().unwrap());
-        let task = host.client.call(START_DELETE, &request).await.unwrap().task;
+        let task = host.call(START_DELETE, &request).await.task;
         host.die_and_start().await;
         host.done(task).await;
         assert_eq!(host.list().await, vec![]);

@@ -9,7 +9,7 @@ use blockd_api::{
 impl Host {
     pub(super) async fn events_since(&self, since: u64, wait_ms: u64) -> Vec<Event> {
         let query = ListEvents { since: Some(since), max: None, wait_ms: Some(wait_ms) };
-        self.client.call(LIST_EVENTS, &query).await.unwrap().events
+        self.call(LIST_EVENTS, &query).await.events
     }
 
     /// Waits for an event of this kind.
@@ -49,21 +49,10 @@ async fn events_reach_waiting_clients_and_survive_a_restart() {
     assert_eq!(events[0].cloudsnap, done.source_volume);
 
     // A pack of the backup is not what it was.
-    let mut packs = Vec::new();
-    let mut dirs = vec![host.store.path().join("blockd/data")];
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
-            match entry.file_type().unwrap().is_dir() {
-                true => dirs.push(entry.path()),
-                false => packs.push(entry.path()),
-            }
-        }
-    }
-    let pack =
-        packs.iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with("pack")).unwrap();
-    let length = std::fs::metadata(pack).unwrap().len() as usize;
+    let pack = walk(host.store.path()).into_iter().find(|path| path.contains("/pack-")).unwrap();
+    let length = std::fs::metadata(&pack).unwrap().len() as usize;
     std::fs::write(pack, vec![0; length]).unwrap();
-    let verify = host.client.call(START_VERIFY, &StartVerify::default()).await.unwrap();
+    let verify = host.call(START_VERIFY, &StartVerify::default()).await;
     host.wait(verify.task).await;
     let damage = host.event("damage-found").await;
     assert_eq!((damage.severity, damage.task), (Severity::Error, Some(verify.task)));

@@ -7,7 +7,7 @@ async fn failures_are_reported_and_leave_no_files() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     let backup = StartBackup::of("data".parse().unwrap());
-    assert_eq!(api_code(host.client.call(START_BACKUP, &backup).await), ErrorCode::CredentialRequired);
+    host.refused(ErrorCode::CredentialRequired, START_BACKUP, &backup).await;
     host.create_credential().await;
     let mut model = Model::new();
     model.write(&volume, 0, 1, 1 << 20);
@@ -22,7 +22,7 @@ async fn failures_are_reported_and_leave_no_files() {
     std::fs::write(&pack, &bad).unwrap();
     let request =
         StartRestore { volume: Some("copy".parse().unwrap()), ..StartRestore::of(id.parse().unwrap()) };
-    let failed = host.wait(host.client.call(START_RESTORE, &request).await.unwrap().task).await;
+    let failed = host.wait(host.call(START_RESTORE, &request).await.task).await;
     assert_eq!(failed.state.to_string(), "Restore-Failed");
     let error = failed.error.unwrap();
     assert!(error.code == ErrorCode::CloudsnapDamaged && error.message.contains("pack-"), "{error:?}");
@@ -62,14 +62,14 @@ async fn invalid_names_sizes_and_ids_are_refused() {
         labels: Default::default(),
         group: None,
     };
-    assert_eq!(api_code(host.client.call(CREATE_VOLUME, &taken).await), ErrorCode::VolumeExists);
+    host.refused(ErrorCode::VolumeExists, CREATE_VOLUME, &taken).await;
     let odd = CreateVolume {
         name: "odd".parse().unwrap(),
         size_bytes: 4097,
         labels: Default::default(),
         group: None,
     };
-    assert_eq!(api_code(host.client.call(CREATE_VOLUME, &odd).await), ErrorCode::InvalidRequest);
+    host.refused(ErrorCode::InvalidRequest, CREATE_VOLUME, &odd).await;
     assert!(host.engine().registry.by_name("odd").is_none());
     let zero = CreateVolume {
         name: "zero".parse().unwrap(),
@@ -77,25 +77,22 @@ async fn invalid_names_sizes_and_ids_are_refused() {
         labels: Default::default(),
         group: None,
     };
-    assert_eq!(api_code(host.client.call(CREATE_VOLUME, &zero).await), ErrorCode::InvalidRequest);
-    assert_eq!(
-        api_code(host.client.call_at(GET_VOLUME, &"none".parse().unwrap(), &()).await),
-        ErrorCode::VolumeNotFound
-    );
+    host.refused(ErrorCode::InvalidRequest, CREATE_VOLUME, &zero).await;
+    host.refused_at(ErrorCode::VolumeNotFound, GET_VOLUME, &"none".parse().unwrap(), &()).await;
     let unknown = format!("{}/1-2", Uuid::nil());
     let request = StartRestore::of(unknown.parse().unwrap());
-    assert_eq!(api_code(host.client.call(START_RESTORE, &request).await), ErrorCode::CloudsnapNotFound);
-    assert_eq!(
-        api_code(host.client.call_at(GET_TASK, &Uuid::nil(), &WaitTask::default()).await),
-        ErrorCode::TaskNotFound
-    );
+    host.refused(ErrorCode::CloudsnapNotFound, START_RESTORE, &request).await;
+    host.refused_at(ErrorCode::TaskNotFound, GET_TASK, &Uuid::nil(), &WaitTask::default()).await;
     let missing = CreateCredential {
         name: "missing".parse().unwrap(),
         provider: StoreConfig::Local { path: "/nonexistent/store".into() },
         connection: Connection::default(),
         encryption_passphrase: None,
     };
-    assert_eq!(api_code(host.client.call(CREATE_CREDENTIAL, &missing).await), ErrorCode::BucketMissing);
+    host.refused(ErrorCode::BucketMissing, CREATE_CREDENTIAL, &missing).await;
+    let needless = host.credential("needless", Some("a passphrase"));
+    let refused = host.client.call(CREATE_CREDENTIAL, &needless).await;
+    assert_eq!(api_code(refused), ErrorCode::RepositoryNotEncrypted);
     host.stop().await;
 }
 
@@ -110,10 +107,8 @@ async fn resources_in_use_are_not_deleted() {
 
     let entry = host.engine().registry.by_name("data").unwrap();
     let (_, attachment) = entry.attach().unwrap();
-    assert_eq!(
-        api_code(host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await),
-        ErrorCode::VolumeInUse
-    );
+    host.refused_at(ErrorCode::VolumeInUse, DELETE_VOLUME, &"data".parse().unwrap(), &Default::default())
+        .await;
     drop(attachment);
 
     // A task that is paused at a step counts as running.
@@ -139,10 +134,10 @@ async fn resources_in_use_are_not_deleted() {
     host.done(task).await;
 
     // Now all of it may be deleted; stored backups stay.
-    host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await.unwrap();
+    host.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await;
     assert_eq!(std::fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
     assert_eq!(host.list().await.len(), 2);
-    host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.unwrap();
+    host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
     host.create_credential().await;
     model.assert_is(&*host.restore(&id, "data").await);
 }
@@ -153,31 +148,22 @@ async fn snapshots_are_listed_and_deleted_by_name_and_id() {
     let volume = host.create_volume("data").await;
     Model::new().write(&volume, 0, 1, 10_000);
     let by_name = CreateSnapshot { name: Some("monday".parse().unwrap()), ..Default::default() };
-    let first = host.client.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &by_name).await.unwrap();
+    let first = host.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &by_name).await;
     assert_eq!(first.dirty_bytes, 3 * BLOCK);
-    assert_eq!(
-        api_code(host.client.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &by_name).await),
-        ErrorCode::SnapshotExists
-    );
-    let second = host
-        .client
-        .call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &CreateSnapshot::default())
-        .await
-        .unwrap();
-    let list = host.client.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.unwrap().snapshots;
+    host.refused_at(ErrorCode::SnapshotExists, CREATE_SNAPSHOT, &"data".parse().unwrap(), &by_name).await;
+    let second = host.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &CreateSnapshot::default()).await;
+    let list = host.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.snapshots;
     assert_eq!(as_made(list), [first, second.clone()]);
-    host.client.call_at(DELETE_SNAPSHOT, &"data@monday".parse().unwrap(), &Default::default()).await.unwrap();
-    host.client
-        .call_at(DELETE_SNAPSHOT, &second.id.to_string().parse().unwrap(), &Default::default())
-        .await
-        .unwrap();
-    assert_eq!(
-        api_code(
-            host.client.call_at(DELETE_SNAPSHOT, &"data@monday".parse().unwrap(), &Default::default()).await
-        ),
-        ErrorCode::SnapshotNotFound
-    );
-    let seen = host.client.call_at(GET_VOLUME, &"data".parse().unwrap(), &()).await.unwrap();
+    host.call_at(DELETE_SNAPSHOT, &"data@monday".parse().unwrap(), &Default::default()).await;
+    host.call_at(DELETE_SNAPSHOT, &second.id.to_string().parse().unwrap(), &Default::default()).await;
+    host.refused_at(
+        ErrorCode::SnapshotNotFound,
+        DELETE_SNAPSHOT,
+        &"data@monday".parse().unwrap(),
+        &Default::default(),
+    )
+    .await;
+    let seen = host.call_at(GET_VOLUME, &"data".parse().unwrap(), &()).await;
     assert_eq!(seen.snapshot_count, 0);
     host.assert_tidy();
 }
@@ -196,9 +182,9 @@ async fn failed_volume_does_not_block_the_others() {
     host.start().await;
     model.assert_is(&host.volume("good"));
     assert!(matches!(host.engine().registry.by_name("bad").unwrap().view().state, EntryState::Failed(_)));
-    let seen = host.client.call_at(GET_VOLUME, &"bad".parse().unwrap(), &()).await.unwrap();
+    let seen = host.call_at(GET_VOLUME, &"bad".parse().unwrap(), &()).await;
     assert!(seen.state_reason.unwrap().contains(dir.to_str().unwrap()));
-    assert_eq!(host.client.call(GET_STATUS, &()).await.unwrap().counts.volumes_failed, 1);
+    assert_eq!(host.call(GET_STATUS, &()).await.counts.volumes_failed, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -215,11 +201,8 @@ async fn changed_key_invalidates_credentials_only() {
     let failed = host.wait(host.start_backup("data", false).await).await;
     let error = failed.error.unwrap();
     assert!(error.code == ErrorCode::SecretUnavailable && error.message.contains("nas"), "{error:?}");
-    assert_eq!(
-        api_code(host.client.call(LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await),
-        ErrorCode::SecretUnavailable
-    );
-    host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.unwrap();
+    host.refused(ErrorCode::SecretUnavailable, LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await;
+    host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -233,7 +216,7 @@ async fn second_daemon_is_refused_and_tasks_survive_a_restart() {
     host.stop().await;
     host.start().await;
     let query = ListTasks { name: Some(task.name.to_string()[..8].to_owned()) };
-    let tasks = host.client.call(LIST_TASKS, &query).await.unwrap().tasks;
+    let tasks = host.call(LIST_TASKS, &query).await.tasks;
     assert_eq!(tasks, [task]);
 }
 
@@ -258,7 +241,7 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
     host.engine().registry.on_resized(Box::new(listener));
     let update = |size_bytes, read_only| UpdateVolume { size_bytes, read_only, ..Default::default() };
     let name = "data".parse().unwrap();
-    let seen = host.client.call_at(UPDATE_VOLUME, &name, &update(Some(GROWN_BYTES), None)).await.unwrap();
+    let seen = host.call_at(UPDATE_VOLUME, &name, &update(Some(GROWN_BYTES), None)).await;
     assert_eq!((seen.size_bytes, sizes.lock().clone()), (GROWN_BYTES, vec![(volume.id(), GROWN_BYTES)]));
     for wrong in [Some(SIZE_BYTES), Some(GROWN_BYTES + 1), Some(0), Some(u64::MAX), None] {
         let refused = host.client.call_at(UPDATE_VOLUME, &name, &update(wrong, None)).await;
@@ -279,10 +262,10 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
     host.sql(&format!("UPDATE volumes SET size_bytes = {SIZE_BYTES}, read_only = 1 WHERE name = 'data'"));
     host.stop().await;
     host.start().await;
-    let seen = host.client.call_at(GET_VOLUME, &name, &()).await.unwrap();
+    let seen = host.call_at(GET_VOLUME, &name, &()).await;
     assert_eq!((seen.size_bytes, seen.read_only, seen.state_reason), (GROWN_BYTES, true, None));
     model.assert_is(&host.volume("data"));
-    let seen = host.client.call_at(UPDATE_VOLUME, &name, &update(None, Some(false))).await.unwrap();
+    let seen = host.call_at(UPDATE_VOLUME, &name, &update(None, Some(false))).await;
     assert!(!seen.read_only);
     model.write(&host.volume("data"), GROWN_BYTES - 2 * BLOCK, 6, BLOCK as usize);
     let task = host.backup("data", false).await;

@@ -22,7 +22,7 @@ impl Host {
     }
 
     /// A full backup, and a volume that was written to since.
-    async fn one_backup(&self) -> (String, Arc<Volume>, Model) {
+    pub(super) async fn one_backup(&self) -> (String, Arc<Volume>, Model) {
         let volume = self.create_volume("data").await;
         self.create_credential().await;
         let mut model = Model::new();
@@ -80,7 +80,7 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
 
         model.write(&volume, 5 << 20, 3, 1 << 20);
         if by_hand {
-            host.client.call_at(STOP_TASK, &task, &StopTask { discard: true }).await.unwrap();
+            host.call_at(STOP_TASK, &task, &StopTask { discard: true }).await;
         }
         let next = host.backup("data", false).await;
         host.check_once(Timestamp::now()).await;
@@ -88,7 +88,7 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
         assert_eq!(next.backup_type, Some(expected));
         let result = host.result_of(&left).await;
         assert_eq!(result.as_deref(), if is_gone { DAMAGED } else { SOUND });
-        let damage = host.client.call(LIST_EVENTS, &ListEvents::default()).await.unwrap().events;
+        let damage = host.call(LIST_EVENTS, &ListEvents::default()).await.events;
         let damage = damage.iter().filter(|event| event.cloudsnap.as_deref() == Some(&left));
         let damage = damage.filter(|event| event.kind == "damage-found").count();
         assert_eq!(damage, usize::from(is_gone), "it is reported once");
@@ -110,31 +110,6 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
     }
 }
 
-/// The daemon died between the commit and the question, and the store was away when it came back.
-#[tokio::test(flavor = "multi_thread")]
-async fn abandoned_run_with_a_possible_commit_is_verified() {
-    let mut host = Host::new().await;
-    let (base, volume, model) = host.one_backup().await;
-    host.die_at(COMMITTED);
-    let task = host.start_backup("data", false).await;
-    host.engine().host.stopping.cancelled().await;
-    drop(volume);
-    host.stop().await;
-    let away = host.store.path().with_extension("away");
-    fs::rename(host.store.path(), &away).unwrap();
-    host.start().await;
-    let failed = host.wait(task).await;
-    assert!(failed.resumable, "{failed:?}");
-    let left = failed.source_volume.unwrap();
-    fs::rename(&away, host.store.path()).unwrap();
-    assert!(host.manifest_of(&left).is_file(), "it was committed");
-    host.lose(&base);
-    let next = host.backup("data", false).await.source_volume.unwrap();
-    host.check_once(Timestamp::now()).await;
-    assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
-    model.assert_is(&*host.restore(&next, "copy").await);
-}
-
 /// The store is unreachable when the backup is abandoned, and the daemon restarts before it returns.
 #[tokio::test(flavor = "multi_thread")]
 async fn abandoned_backup_is_verified_after_an_outage() {
@@ -149,7 +124,7 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     fs::rename(host.store.path(), &away).unwrap();
     host.start().await;
     let left = host.wait(task).await.source_volume.unwrap();
-    host.client.call_at(STOP_TASK, &task, &StopTask { discard: true }).await.unwrap();
+    host.call_at(STOP_TASK, &task, &StopTask { discard: true }).await;
     host.check_once(Timestamp::now()).await;
     // An empty directory in the place of the store says nothing either.
     fs::create_dir(host.store.path()).unwrap();
@@ -222,7 +197,7 @@ async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
             on_store_loss: Default::default(),
             labels: None,
         };
-        host.client.call(START_LAZY_RESTORE, &request).await.unwrap();
+        host.call(START_LAZY_RESTORE, &request).await;
         model.write(&host.volume("clone"), 7 << 20, 5, 1 << 20);
         let first = host.backup("clone", false).await;
         let expected = if dies_at.is_some() { BackupType::Full } else { BackupType::Incremental };
@@ -251,7 +226,7 @@ async fn first_backup_of_a_lazy_volume_resumes() {
                 on_store_loss: Default::default(),
                 labels: None,
             };
-            host.client.call(START_LAZY_RESTORE, &request).await.unwrap();
+            host.call(START_LAZY_RESTORE, &request).await;
             let clone = host.volume("clone");
             model.write(&clone, 7 << 20, 5, 1 << 20);
             let frozen = model.clone();

@@ -15,14 +15,14 @@ impl Host {
             let group = Some("shop".parse().unwrap());
             let labels = Default::default();
             let request = CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group };
-            self.client.call(CREATE_VOLUME, &request).await.unwrap();
+            self.call(CREATE_VOLUME, &request).await;
         }
     }
 
     pub(super) async fn second_credential(&self, dir: &tempfile::TempDir) {
         let provider = StoreConfig::Local { path: dir.path().to_owned() };
         let request = CreateCredential { provider, ..self.credential("offsite", None) };
-        self.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
+        self.call(CREATE_CREDENTIAL, &request).await;
     }
 
     pub(super) async fn backup_group(&self, places: &[&str]) -> GroupBackupStarted {
@@ -33,7 +33,7 @@ impl Host {
             also: places.collect(),
             ..StartGroupBackup::default()
         };
-        self.client.call(START_GROUP_BACKUP, &request).await.unwrap()
+        self.call(START_GROUP_BACKUP, &request).await
     }
 
     pub(super) async fn ended(&self, started: &GroupBackupStarted) -> Vec<Task> {
@@ -102,7 +102,7 @@ async fn group_backup_has_one_point_in_time_in_each_location() {
             cred_id: Some("nas".parse().unwrap()),
             ..StartRestore::of(task.source_volume.unwrap().parse().unwrap())
         };
-        let restore = host.client.call(START_RESTORE, &request).await.unwrap();
+        let restore = host.call(START_RESTORE, &request).await;
         host.done(restore.task).await;
         numbers.push(number_in(&host.volume(&then)));
     }
@@ -164,14 +164,14 @@ async fn group_schedule_freezes_once_for_all_locations() {
         rules: vec![Rule { when: "calendar 2199-01-01 00:00".parse().unwrap(), retain: None }],
         ..CreateSchedule::default()
     };
-    let schedule = host.client.call(CREATE_SCHEDULE, &schedule).await.unwrap();
+    let schedule = host.call(CREATE_SCHEDULE, &schedule).await;
     for round in 1..=2 {
-        let begun = host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap().runs;
+        let begun = host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.runs;
         assert_eq!(begun.len(), 6);
         let is_over = |state| !matches!(state, RunState::Queued | RunState::Active);
         let mut runs = Vec::new();
         for _ in 0..2400 {
-            runs = host.client.call(LIST_RUNS, &ListRuns::default()).await.unwrap().runs;
+            runs = host.call(LIST_RUNS, &ListRuns::default()).await.runs;
             if runs.iter().all(|run| is_over(run.state)) {
                 break;
             }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 impl Host {
     async fn problems(&self) -> Vec<Problem> {
-        let problems = self.client.call(GET_STATUS, &()).await.unwrap().problems;
+        let problems = self.call(GET_STATUS, &()).await.problems;
         // How much room this machine has is nothing of the tests.
         problems.into_iter().filter(|problem| problem.kind != "data-directory").collect()
     }
@@ -81,14 +81,14 @@ async fn unreadable_schedules_are_reported_until_readable() {
     host.sql(
         "CREATE TRIGGER no_room BEFORE INSERT ON schedule_runs BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
     );
-    let schedule = host.client.call(CREATE_SCHEDULE, &of_label("app=mysql", "daily 03:00")).await.unwrap();
+    let schedule = host.call(CREATE_SCHEDULE, &of_label("app=mysql", "daily 03:00")).await;
     assert!(schedule.warnings.is_empty() && !schedule.without_volume, "{schedule:?}");
     let long_ago = "UPDATE schedule_cursors SET dealt_with_until = '2020-01-01T00:00:00Z'";
     host.sql(long_ago);
     host.engine().scheduler.wake();
     let problems = host.wrong(1).await;
     assert!(problems[0].kind == "schedules" && problems[0].what.contains("disk is full"), "{problems:?}");
-    let listed = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0);
+    let listed = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
     assert!(listed.overdue_since.unwrap().to_string().starts_with("2020-01-01"), "{listed:?}");
     let text = host.engine().monitor.metrics_text().await.unwrap();
     assert!(text.contains("blockd_schedules_overdue 1\n"), "{text}");
@@ -101,7 +101,7 @@ async fn unreadable_schedules_are_reported_until_readable() {
     host.wrong(0).await;
     let runs = host.settled().await;
     assert!(!runs.is_empty());
-    let listed = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0);
+    let listed = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
     assert_eq!(listed.overdue_since, None);
     // Backups of a schedule name it, in the store as well.
     let list = host.list().await;
@@ -127,22 +127,24 @@ async fn schedule_without_volumes_is_refused_or_reported() {
     let mut never = of_label("app=mysql", "daily @21:00");
     never.rules =
         vec![Rule { when: Recurrence::utc(When::on_calendar("2020-01-01").unwrap()), retain: None }];
-    assert_eq!(api_code(host.client.call(CREATE_SCHEDULE, &never).await), ErrorCode::InvalidRequest);
+    host.refused(ErrorCode::InvalidRequest, CREATE_SCHEDULE, &never).await;
     let late = CreateSchedule { jitter_seconds: Jitter { max_s: 31 }, ..of_label("app=mysql", "periodic 1") };
-    assert_eq!(api_code(host.client.call(CREATE_SCHEDULE, &late).await), ErrorCode::InvalidRequest);
+    host.refused(ErrorCode::InvalidRequest, CREATE_SCHEDULE, &late).await;
 
-    let early = host.client.call(CREATE_SCHEDULE, &of_label("app=mysql", "daily @21:00")).await.unwrap();
+    let early = host.call(CREATE_SCHEDULE, &of_label("app=mysql", "daily @21:00")).await;
     assert!(early.without_volume && early.warnings[0].contains("app=mysql"), "{early:?}");
+    let sample =
+        |value: u8| format!("blockd_schedule_without_volume{{schedule=\"{}\"}} {value}\n", early.uuid);
+    let text = host.engine().monitor.metrics_text().await.unwrap();
+    assert!(text.contains(&sample(1)), "{text}");
     host.create_volume("v").await;
-    let listed = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0);
+    let listed = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
     assert!(!listed.without_volume && listed.warnings.is_empty(), "{listed:?}");
-    let gone = host
-        .client
-        .call_at(DELETE_VOLUME, &"v".parse::<VolumeRef>().unwrap(), &Default::default())
-        .await
-        .unwrap();
+    let text = host.engine().monitor.metrics_text().await.unwrap();
+    assert!(text.contains(&sample(0)), "{text}");
+    let gone = host.call_at(DELETE_VOLUME, &"v".parse::<VolumeRef>().unwrap(), &Default::default()).await;
     assert!(gone.warnings.len() == 1 && gone.warnings[0].contains(&early.uuid.to_string()), "{gone:?}");
-    assert!(host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0).without_volume);
+    assert!(host.call(LIST_SCHEDULES, &()).await.schedules.remove(0).without_volume);
     host.stop().await;
 }
 
@@ -154,7 +156,7 @@ async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
         let place = host.store.path().join(name);
         std::fs::create_dir(&place).unwrap();
         request.provider = blockd_api::credentials::StoreConfig::Local { path: place };
-        host.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
+        host.call(CREATE_CREDENTIAL, &request).await;
     }
     host.create_volume("v").await;
     Model::new().write(&host.volume("v"), 0, 1, 4096);
@@ -184,7 +186,7 @@ async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
     assert!(host.problems().await.is_empty());
     for name in ["nas", "safe"] {
         let request = serde_json::from_value(serde_json::json!({ "volume": "v", "credId": name })).unwrap();
-        let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
+        let task = host.call(START_BACKUP, &request).await.task;
         assert_eq!(host.wait(task).await.state.stage, TaskStage::Done, "{name}");
     }
     host.stop().await;

@@ -14,8 +14,8 @@ async fn id_prefix_is_refused_for_deletion() {
     let snap = host.backup("data", true).await.source_volume.unwrap();
     let request = CreateSnapshot { name: Some("before".parse().unwrap()), ..Default::default() };
     let data: VolumeRef = "data".parse().unwrap();
-    let snapshot = host.client.call_at(CREATE_SNAPSHOT, &data, &request).await.unwrap();
-    let id = host.client.call_at(GET_VOLUME, &data, &()).await.unwrap().id.to_string();
+    let snapshot = host.call_at(CREATE_SNAPSHOT, &data, &request).await;
+    let id = host.call_at(GET_VOLUME, &data, &()).await.id.to_string();
     let told = |error: ClientError, code, whole: &str| match error {
         ClientError::Api(error) => {
             assert_eq!(error.code, code, "{error:?}");
@@ -29,7 +29,7 @@ async fn id_prefix_is_refused_for_deletion() {
     };
 
     let short: VolumeRef = id[..8].parse().unwrap();
-    assert_eq!(host.client.call_at(GET_VOLUME, &short, &()).await.unwrap().id.to_string(), id);
+    assert_eq!(host.call_at(GET_VOLUME, &short, &()).await.id.to_string(), id);
     told(
         host.client.call_at(DELETE_VOLUME, &short, &Default::default()).await.unwrap_err(),
         ErrorCode::VolumeNotFound,
@@ -53,7 +53,7 @@ async fn id_prefix_is_refused_for_deletion() {
     let (whole, of_volume) =
         (snapshot.id.to_string(), format!("{short}@before").parse::<SnapshotRef>().unwrap());
     let short: SnapshotRef = whole[..8].parse().unwrap();
-    assert_eq!(host.client.call_at(GET_SNAPSHOT, &short, &()).await.unwrap().id, snapshot.id);
+    assert_eq!(host.call_at(GET_SNAPSHOT, &short, &()).await.id, snapshot.id);
     told(
         host.client.call_at(DELETE_SNAPSHOT, &short, &Default::default()).await.unwrap_err(),
         ErrorCode::SnapshotNotFound,
@@ -67,7 +67,7 @@ async fn id_prefix_is_refused_for_deletion() {
 
     // With the hyphen: eight digits alone would be no name.
     let short = credential[..9].parse().unwrap();
-    assert_eq!(host.client.call_at(GET_CREDENTIAL, &short, &()).await.unwrap().uuid.to_string(), credential);
+    assert_eq!(host.call_at(GET_CREDENTIAL, &short, &()).await.uuid.to_string(), credential);
     let refused = host.client.call_at(DELETE_CREDENTIAL, &short, &()).await.unwrap_err();
     told(refused, ErrorCode::CredentialNotFound, &credential);
     let rekey =
@@ -75,7 +75,7 @@ async fn id_prefix_is_refused_for_deletion() {
     let refused = host.client.call_at(REKEY_CREDENTIAL, &short, &rekey).await.unwrap_err();
     told(refused, ErrorCode::CredentialNotFound, &credential);
 
-    host.client.call_at(DELETE_SNAPSHOT, &whole.parse().unwrap(), &Default::default()).await.unwrap();
-    host.client.call_at(DELETE_VOLUME, &id.parse().unwrap(), &Default::default()).await.unwrap();
-    host.client.call_at(DELETE_CREDENTIAL, &credential.parse().unwrap(), &()).await.unwrap();
+    host.call_at(DELETE_SNAPSHOT, &whole.parse().unwrap(), &Default::default()).await;
+    host.call_at(DELETE_VOLUME, &id.parse().unwrap(), &Default::default()).await;
+    host.call_at(DELETE_CREDENTIAL, &credential.parse().unwrap(), &()).await;
 }

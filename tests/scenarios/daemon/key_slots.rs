@@ -1,12 +1,12 @@
 //! Key slots that are damaged, missing, or of another key than the host expects.
 
-use super::*;
+use super::{updates::put, *};
 use blockd_api::{
     CredentialRef, Secret, SecretInput,
     cloudsnaps::{StartVerify, VerifyDepth},
     credentials::RekeyCredential,
 };
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::fs;
 
 /// The directories of both copies of the key slots.
 const KEY_SLOTS: [&str; 2] = ["keys", "keys-copy"];
@@ -39,7 +39,7 @@ fn slots(host: &Host) -> Vec<std::path::PathBuf> {
 
 /// Severity and message of all events of a kind.
 async fn events(host: &Host, kind: &str) -> Vec<(String, String)> {
-    let events = host.client.call(LIST_EVENTS, &Default::default()).await.unwrap().events;
+    let events = host.call(LIST_EVENTS, &Default::default()).await.events;
     let of_kind = events.into_iter().filter(|event| event.kind == kind);
     of_kind.map(|event| (event.severity.to_string(), event.message)).collect()
 }
@@ -47,7 +47,7 @@ async fn events(host: &Host, kind: &str) -> Vec<(String, String)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_damaged_key_slot_fails_repairs_and_tells() {
     let host = Host::new().await;
-    host.client.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await.unwrap();
+    host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
     host.create_volume("data").await;
     host.backup("data", true).await;
     let slots = slots(&host);
@@ -58,7 +58,7 @@ async fn verify_damaged_key_slot_fails_repairs_and_tells() {
         damaged[90] ^= 1;
         fs::write(slot, damaged).unwrap();
         let request = StartVerify { depth: VerifyDepth::Quick, ..StartVerify::default() };
-        let failed = host.wait(host.client.call(START_VERIFY, &request).await.unwrap().task).await;
+        let failed = host.wait(host.call(START_VERIFY, &request).await.task).await;
         let (error, findings) = (failed.error.unwrap(), failed.findings.unwrap());
         assert_eq!(error.code, ErrorCode::CloudsnapDamaged);
         let name = slot.strip_prefix(host.store.path()).unwrap().to_str().unwrap();
@@ -78,7 +78,7 @@ async fn verify_damaged_key_slot_fails_repairs_and_tells() {
 #[tokio::test(flavor = "multi_thread")]
 async fn backup_without_any_key_slot_puts_it_back() {
     let mut host = Host::new().await;
-    host.client.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await.unwrap();
+    host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
     host.create_volume("data").await;
     host.backup("data", true).await;
     let whole: Vec<_> = slots(&host).iter().map(|slot| fs::read(slot).unwrap()).collect();
@@ -89,20 +89,15 @@ async fn backup_without_any_key_slot_puts_it_back() {
     let back: Vec<_> = slots(&host).iter().map(|slot| fs::read(slot).unwrap()).collect();
     assert_eq!(back, whole);
     let other = Host::with_store(Arc::clone(&host.store)).await;
-    other.client.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await.unwrap();
+    other.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await;
     assert_eq!(other.list().await.len(), 2);
 }
 
 /// A credential whose passphrase lies in a file, so that its keys are opened at each start.
-async fn create_reopened(host: &Host) -> CredentialRef {
-    let path = host.dir.path().join("secrets/passphrase");
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, "first").unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    let reference = format!("file:{}", path.display()).parse().unwrap();
+pub(super) async fn create_reopened(host: &Host) -> CredentialRef {
     let mut request = host.credential("nas", None);
-    request.encryption_passphrase = Some(SecretInput::From(reference));
-    host.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
+    request.encryption_passphrase = Some(SecretInput::From(put(host, "passphrase", "first")));
+    host.call(CREATE_CREDENTIAL, &request).await;
     "nas".parse().unwrap()
 }
 
@@ -167,7 +162,7 @@ async fn key_of_another_host_is_used_once_accepted() {
     host.backup("data", true).await;
     let before = pinned(&host).await;
     let other = Host::with_store(Arc::clone(&host.store)).await;
-    other.client.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await.unwrap();
+    other.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await;
     other
         .engine()
         .credentials

@@ -6,11 +6,11 @@ use blockd_api::volumes::CloneVolume;
 impl Host {
     async fn take(&self, volume: &str, name: &str) {
         let request = CreateSnapshot { name: Some(name.parse().unwrap()), ..Default::default() };
-        self.client.call_at(CREATE_SNAPSHOT, &volume.parse().unwrap(), &request).await.unwrap();
+        self.call_at(CREATE_SNAPSHOT, &volume.parse().unwrap(), &request).await;
     }
 
     async fn drop_snapshot(&self, snapshot: &str) {
-        self.client.call_at(DELETE_SNAPSHOT, &snapshot.parse().unwrap(), &Default::default()).await.unwrap();
+        self.call_at(DELETE_SNAPSHOT, &snapshot.parse().unwrap(), &Default::default()).await;
     }
 }
 
@@ -26,7 +26,7 @@ async fn layers_released_by_a_clone_are_merged_by_its_parent() {
     }
     let (name, snapshot) = ("b".parse().unwrap(), "a@new".parse().unwrap());
     let request = CloneVolume { name, snapshot, labels: Default::default() };
-    host.client.call_at(CLONE_VOLUME, &"a".parse().unwrap(), &request).await.unwrap();
+    host.call_at(CLONE_VOLUME, &"a".parse().unwrap(), &request).await;
     host.drop_snapshot("a@old").await;
     let clone = host.volume("b");
     assert_eq!((parent.stats().merge.layers, clone.stats().merge.layers), (0, 0), "both need both files");
@@ -73,7 +73,7 @@ async fn snapshot_read_over_nbd_is_not_deleted() {
     let volume = host.create_volume("data").await;
     volume.write(0, &[7; 4096], false).unwrap();
     let request = CreateSnapshot { name: Some("monday".parse().unwrap()), ..Default::default() };
-    host.client.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &request).await.unwrap();
+    host.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &request).await;
     drop(volume);
     host.stop().await;
     host.start().await;
@@ -86,6 +86,6 @@ async fn snapshot_read_over_nbd_is_not_deleted() {
     // It is still there for others, and goes when the last one has gone.
     drop(open().unwrap());
     drop(device);
-    host.client.call_at(DELETE_SNAPSHOT, &monday, &Default::default()).await.unwrap();
+    host.call_at(DELETE_SNAPSHOT, &monday, &Default::default()).await;
     assert!(open().is_err());
 }

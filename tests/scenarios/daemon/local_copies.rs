@@ -26,11 +26,11 @@ impl Host {
             local: Some(Retention::max(keep).unwrap()),
             ..CreateSchedule::default()
         };
-        self.client.call(CREATE_SCHEDULE, &request).await.unwrap()
+        self.call(CREATE_SCHEDULE, &request).await
     }
 
     async fn snapshots(&self) -> Vec<Snapshot> {
-        self.client.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.unwrap().snapshots
+        self.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.snapshots
     }
 
     async fn scheduled_snapshots(&self) -> Vec<Snapshot> {
@@ -40,7 +40,7 @@ impl Host {
     }
 
     async fn ran(&self, schedule: &Schedule) -> Vec<Run> {
-        self.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+        self.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
         self.settled().await
     }
 
@@ -67,9 +67,7 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
     let first = host.scheduled_snapshots().await.remove(0);
     assert!(!first.pinned);
     let wanted = blockd_api::SnapshotRef::Id(first.id);
-    assert!(
-        host.client.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: true }).await.unwrap().pinned
-    );
+    assert!(host.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: true }).await.pinned);
     host.stop().await;
     host.start().await;
     for _ in 0..3 {
@@ -77,32 +75,26 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
     }
     let left = host.left(3).await;
     assert!(left[0].id == first.id && left[0].pinned && !left[1].pinned, "{left:?}");
-    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
+    let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
     let pinned = plan.snapshots.iter().find(|one| one.snapshot == first.id).unwrap();
     assert_eq!(pinned.verdict, Verdict::Keep(vec![KeepReason::Pinned]));
-    assert_eq!(
-        api_code(host.client.call_at(DELETE_SNAPSHOT, &wanted, &Default::default()).await),
-        ErrorCode::SnapshotPinned
-    );
+    host.refused_at(ErrorCode::SnapshotPinned, DELETE_SNAPSHOT, &wanted, &Default::default()).await;
 
     // Without the pin the retention holds again.
-    host.client.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: false }).await.unwrap();
+    host.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: false }).await;
     assert!(host.left(2).await.iter().all(|one| one.id != first.id));
     let gone = host.client.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: true }).await;
     assert_eq!(api_code(gone), ErrorCode::SnapshotNotFound);
     let by_hand = CreateSnapshot { name: Some("mine".parse().unwrap()), ..CreateSnapshot::default() };
-    host.client.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await.unwrap();
+    host.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await;
     let mine = "v@mine".parse().unwrap();
-    host.client.call_at(MARK_SNAPSHOT, &mine, &MarkSnapshot { pinned: true }).await.unwrap();
-    assert_eq!(
-        api_code(host.client.call_at(DELETE_SNAPSHOT, &mine, &Default::default()).await),
-        ErrorCode::SnapshotPinned
-    );
-    host.client.call_at(DELETE_SNAPSHOT, &mine, &DeleteSnapshot { force: true }).await.unwrap();
+    host.call_at(MARK_SNAPSHOT, &mine, &MarkSnapshot { pinned: true }).await;
+    host.refused_at(ErrorCode::SnapshotPinned, DELETE_SNAPSHOT, &mine, &Default::default()).await;
+    host.call_at(DELETE_SNAPSHOT, &mine, &DeleteSnapshot { force: true }).await;
 
     // Nor does it go with its volume.
-    host.client.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await.unwrap();
-    host.client.call_at(MARK_SNAPSHOT, &mine, &MarkSnapshot { pinned: true }).await.unwrap();
+    host.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await;
+    host.call_at(MARK_SNAPSHOT, &mine, &MarkSnapshot { pinned: true }).await;
     let volume = "v".parse().unwrap();
     let ClientError::Api(error) =
         host.client.call_at(DELETE_VOLUME, &volume, &Default::default()).await.unwrap_err()
@@ -110,8 +102,8 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
         panic!()
     };
     assert!(error.code == ErrorCode::SnapshotPinned && error.message.contains("(mine)"), "{error}");
-    host.client.call_at(DELETE_VOLUME, &volume, &DeleteVolume { force: true }).await.unwrap();
-    assert_eq!(api_code(host.client.call_at(GET_VOLUME, &volume, &()).await), ErrorCode::VolumeNotFound);
+    host.call_at(DELETE_VOLUME, &volume, &DeleteVolume { force: true }).await;
+    host.refused_at(ErrorCode::VolumeNotFound, GET_VOLUME, &volume, &()).await;
     host.stop().await;
 }
 
@@ -122,7 +114,7 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
     host.second_credential(&other).await;
     let volume = host.create_volume("v").await;
     let by_hand = CreateSnapshot { name: Some("mine".parse().unwrap()), ..CreateSnapshot::default() };
-    host.client.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await.unwrap();
+    host.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await;
     let request = CreateSchedule {
         selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
         cred_ids: vec!["nas".parse().unwrap(), "offsite".parse().unwrap()],
@@ -132,7 +124,7 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
         local: Some(Retention::max(3).unwrap()),
         ..CreateSchedule::default()
     };
-    let schedule = host.client.call(CREATE_SCHEDULE, &request).await.unwrap();
+    let schedule = host.call(CREATE_SCHEDULE, &request).await;
     let mut model = Model::new();
     let mut then = model.clone();
     for round in 1..=5 {
@@ -166,17 +158,17 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
         snapshot: blockd_api::SnapshotRef::Id(newest.id),
         labels: Default::default(),
     };
-    host.client.call_at(CLONE_VOLUME, &"v".parse().unwrap(), &clone).await.unwrap();
+    host.call_at(CLONE_VOLUME, &"v".parse().unwrap(), &clone).await;
     then.assert_is(&host.volume("then"));
 
-    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
+    let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
     assert_eq!((plan.snapshots.len(), plan.cloudsnaps.len()), (3, 6));
     let last = &plan.snapshots[0];
     assert_eq!(last.verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
     assert_eq!((last.snapshot, last.name.as_ref()), (newest.id, Some(&newest.name)));
     host.stop().await;
     host.start().await;
-    let schedule = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0);
+    let schedule = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
     let told: Vec<_> = schedule
         .copies
         .iter()
@@ -205,9 +197,9 @@ impl Host {
 
     /// Deletes a schedule: all of its backups and snapshots stay, and the plan still gives the reason.
     async fn assert_kept_without_schedule(&self, schedule: &Schedule) {
-        let plan = self.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
-        self.client.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await.unwrap();
-        let gone = self.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap();
+        let plan = self.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
+        self.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await;
+        let gone = self.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
         let kept = plan.snapshots.iter().filter(|judged| !judged.verdict.is_delete()).count();
         assert!(gone.snapshots.len() >= kept && !gone.cloudsnaps.is_empty(), "{gone:?}");
         let is_kept = |verdict: &Verdict| *verdict == Verdict::Keep(vec![KeepReason::ScheduleGone]);
@@ -226,7 +218,7 @@ async fn local_snapshot_schedule_freezes_a_group_without_location() {
         local: Some(Retention::max(1).unwrap()),
         ..CreateSchedule::default()
     };
-    let schedule = host.client.call(CREATE_SCHEDULE, &request).await.unwrap();
+    let schedule = host.call(CREATE_SCHEDULE, &request).await;
     assert!(schedule.credentials.is_empty());
     for _ in 0..2 {
         let runs = host.ran(&schedule).await;
@@ -238,10 +230,7 @@ async fn local_snapshot_schedule_freezes_a_group_without_location() {
     assert_eq!((group.members, group.group.as_ref().unwrap().as_str()), (3, "shop"));
     // Neither place nor local snapshots: that protects nothing.
     let none = UpdateSchedule { local: Some(None), ..UpdateSchedule::default() };
-    assert_eq!(
-        api_code(host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &none).await),
-        ErrorCode::InvalidRequest
-    );
+    host.refused_at(ErrorCode::InvalidRequest, UPDATE_SCHEDULE, &schedule.uuid, &none).await;
     host.stop().await;
 }
 
@@ -252,7 +241,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &[]).await;
         host.die_at(step);
-        host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+        host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
         host.die_and_start().await;
         let runs = host.settled().await;
         assert_eq!((runs.len(), runs[0].state), (1, RunState::Done), "{step}: {runs:?}");
@@ -267,7 +256,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &["nas"]).await;
         host.die_at(step);
-        host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+        host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
         host.die_and_start().await;
         let runs = host.settled().await;
         assert!(runs.len() == 2 && runs.iter().all(|run| run.state == RunState::Done), "{step}: {runs:?}");
@@ -300,11 +289,8 @@ async fn local_snapshot_is_kept_after_a_failed_backup() {
     let stopped =
         "UPDATE tasks SET state = 'stopped', detail = json_set(detail, '$.resumable', json('true'))";
     host.sql(stopped);
-    assert_eq!(
-        api_code(host.client.call_at(DELETE_SNAPSHOT, &wanted, &Default::default()).await),
-        ErrorCode::SnapshotInUse
-    );
-    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap().snapshots;
+    host.refused_at(ErrorCode::SnapshotInUse, DELETE_SNAPSHOT, &wanted, &Default::default()).await;
+    let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.snapshots;
     assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::InUse]));
     // The next backup gives the old one up.
     let runs = host.ran(&schedule).await;
@@ -312,10 +298,7 @@ async fn local_snapshot_is_kept_after_a_failed_backup() {
     let left = host.left(1).await;
     assert_ne!(left[0].id, first.id);
     // What people delete counts no more.
-    host.client
-        .call_at(DELETE_SNAPSHOT, &blockd_api::SnapshotRef::Id(left[0].id), &Default::default())
-        .await
-        .unwrap();
+    host.call_at(DELETE_SNAPSHOT, &blockd_api::SnapshotRef::Id(left[0].id), &Default::default()).await;
     host.engine().schedule_runner.scheduler_pass(jiff::Timestamp::now()).await.unwrap();
     let runs = host.settled().await;
     assert!(runs.iter().filter(|run| run.local).all(|run| run.state == RunState::Expired), "{runs:?}");
@@ -335,17 +318,17 @@ async fn slow_upload_does_not_delay_local_snapshots() {
         },
         ..StartBackup::of("v".parse().unwrap())
     };
-    let task = host.client.call(START_BACKUP, &slow).await.unwrap().task;
+    let task = host.call(START_BACKUP, &slow).await.task;
     let schedule = host.local_schedule("v", 9, &["nas"]).await;
     for round in 1..=3 {
-        host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+        host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
         host.left(round).await;
     }
     let query = ListRuns { volume: Some(VolumeRef::Name("v".parse().unwrap())), ..ListRuns::default() };
-    let runs = host.client.call(LIST_RUNS, &query).await.unwrap().runs;
+    let runs = host.call(LIST_RUNS, &query).await.runs;
     let waiting = runs.iter().filter(|run| !run.local && run.state == RunState::Queued).count();
     assert_eq!(waiting, 1, "{runs:?}");
-    host.client.call_at(STOP_TASK, &task, &blockd_api::tasks::StopTask { discard: true }).await.unwrap();
+    host.call_at(STOP_TASK, &task, &blockd_api::tasks::StopTask { discard: true }).await;
     let runs = host.settled().await;
     assert!(runs.iter().any(|run| !run.local && run.state == RunState::Done), "{runs:?}");
     host.stop().await;
@@ -361,7 +344,7 @@ async fn local_snapshots_are_taken_without_a_backup_slot() {
     let full = Config { task_concurrency: 0, ..config(host.dir.path()) };
     host.daemon = Some(Daemon::start(full, false).await.unwrap());
     let schedule = host.local_schedule("v", 3, &["nas"]).await;
-    host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+    host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
     host.left(1).await;
     let waits = |run: &&Run| run.state == RunState::Queued;
     assert_eq!(host.runs().await.iter().filter(waits).map(|run| run.local).collect::<Vec<_>>(), [false]);
@@ -383,7 +366,7 @@ async fn snapshot_of_a_running_rollback_is_not_deleted() {
     }
     let (_, mark) = host.engine().registry.by_name("v").unwrap().begin_rollback().unwrap();
     let one = UpdateSchedule { local: Some(Some(Retention::max(1).unwrap())), ..UpdateSchedule::default() };
-    host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &one).await.unwrap();
+    host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &one).await;
     host.engine().scheduler.wake();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(host.scheduled_snapshots().await.len(), 2);

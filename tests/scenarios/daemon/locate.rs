@@ -18,12 +18,12 @@ async fn locations_with_different_prefixes_are_distinct() {
     for (name, prefix) in [("one", "/hosts/a/"), ("two", "hosts/b")] {
         let mut request = host.credential(name, None);
         request.connection.prefix = Some(prefix.to_owned());
-        let made = host.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
+        let made = host.call(CREATE_CREDENTIAL, &request).await;
         assert_eq!(made.prefix.as_deref(), Some(prefix.trim_matches('/')));
     }
     let mut wrong = host.credential("three", None);
     wrong.connection.prefix = Some("a/../b".to_owned());
-    assert_eq!(api_code(host.client.call(CREATE_CREDENTIAL, &wrong).await), ErrorCode::InvalidRequest);
+    host.refused(ErrorCode::InvalidRequest, CREATE_CREDENTIAL, &wrong).await;
     assert!(host.store.path().join("hosts/a/blockd").is_dir() && !host.store.path().join("blockd").exists());
 
     let backup = |places: &'static [&'static str]| StartBackup {
@@ -31,9 +31,9 @@ async fn locations_with_different_prefixes_are_distinct() {
         also: places[1..].iter().map(|place| place.parse().unwrap()).collect(),
         ..StartBackup::of("data".parse().unwrap())
     };
-    let started = host.client.call(START_BACKUP, &backup(&["two"])).await.unwrap();
+    let started = host.call(START_BACKUP, &backup(&["two"])).await;
     let alone = host.done(started.task).await.source_volume.unwrap();
-    let started = host.client.call(START_BACKUP, &backup(&["one", "two"])).await.unwrap();
+    let started = host.call(START_BACKUP, &backup(&["one", "two"])).await;
     let both = host.done(started.task).await.source_volume.unwrap();
     host.done(started.also[0]).await;
 
@@ -45,11 +45,11 @@ async fn locations_with_different_prefixes_are_distinct() {
     assert_eq!(in_two, 2);
     for id in [&alone, &both] {
         let request = StartRestore::of(id.parse().unwrap());
-        let restored = host.client.call(START_RESTORE, &request).await.unwrap();
+        let restored = host.call(START_RESTORE, &request).await;
         host.done(restored.task).await;
         model.assert_is(&host.volume(restored.volume.as_str()));
     }
-    let deleted = host.client.call(START_DELETE, &StartDelete::of(alone.parse().unwrap())).await.unwrap();
+    let deleted = host.call(START_DELETE, &StartDelete::of(alone.parse().unwrap())).await;
     host.done(deleted.task).await;
     let gone = host.client.call(START_DELETE, &StartDelete::of(alone.parse().unwrap())).await;
     assert_eq!(api_code(gone), ErrorCode::CloudsnapNotFound);
@@ -77,12 +77,12 @@ async fn snapshot_in_several_locations_needs_a_credential_to_delete() {
         request.connection.prefix = Some(name.to_owned());
         request
     };
-    host.client.call(CREATE_CREDENTIAL, &located("one")).await.unwrap();
-    let started = host.client.call(START_BACKUP, &StartBackup::of("data".parse().unwrap())).await.unwrap();
+    host.call(CREATE_CREDENTIAL, &located("one")).await;
+    let started = host.call(START_BACKUP, &StartBackup::of("data".parse().unwrap())).await;
     let id = host.done(started.task).await.source_volume.unwrap();
     // The whole repository was copied.
     copy_all(&host.store.path().join("one"), &host.store.path().join("two"));
-    host.client.call(CREATE_CREDENTIAL, &located("two")).await.unwrap();
+    host.call(CREATE_CREDENTIAL, &located("two")).await;
     let request = StartDelete::of(id.parse().unwrap());
     let Err(ClientError::Api(error)) = host.client.call(START_DELETE, &request).await else {
         panic!("deleted")
@@ -91,7 +91,7 @@ async fn snapshot_in_several_locations_needs_a_credential_to_delete() {
     assert!(error.message.contains("one and two") && error.message.contains("--cred-id"), "{error}");
     // If one is unreachable, the snapshot may be in both.
     let named = StartDelete { cred_id: Some("one".parse().unwrap()), ..request.clone() };
-    let deleted = host.client.call(START_DELETE, &named).await.unwrap();
+    let deleted = host.call(START_DELETE, &named).await;
     host.done(deleted.task).await;
     let keys = host.store.path().join("one");
     std::fs::rename(&keys, host.store.path().join("away")).unwrap();
@@ -100,7 +100,7 @@ async fn snapshot_in_several_locations_needs_a_credential_to_delete() {
     std::fs::remove_file(&keys).unwrap();
     std::fs::rename(host.store.path().join("away"), &keys).unwrap();
     assert_eq!(api_code(tried), ErrorCode::CredentialRequired);
-    let started = host.client.call(START_DELETE, &request).await.unwrap();
+    let started = host.call(START_DELETE, &request).await;
     host.done(started.task).await;
     host.stop().await;
 }
@@ -117,10 +117,9 @@ async fn restored_volume_has_given_labels_and_reports_schedules() {
         rules: vec![Rule { when: "calendar 2199-01-01 00:00".parse().unwrap(), retain: None }],
         ..CreateSchedule::default()
     };
-    host.client.call(CREATE_SCHEDULE, &schedule(Some("nightly"), "app=mysql")).await.unwrap();
-    let nameless =
-        host.client.call(CREATE_SCHEDULE, &schedule(None, "tier=db")).await.unwrap().uuid.to_string();
-    host.client.call(CREATE_SCHEDULE, &schedule(Some("other"), "app=web")).await.unwrap();
+    host.call(CREATE_SCHEDULE, &schedule(Some("nightly"), "app=mysql")).await;
+    let nameless = host.call(CREATE_SCHEDULE, &schedule(None, "tier=db")).await.uuid.to_string();
+    host.call(CREATE_SCHEDULE, &schedule(Some("other"), "app=web")).await;
 
     let restore = |labels: Option<&str>| StartRestore {
         labels: labels.map(|labels| labels.parse().unwrap()),
@@ -131,13 +130,12 @@ async fn restored_volume_has_given_labels_and_reports_schedules() {
         (Some("app=web"), "app=web", vec!["other".to_owned()]),
         (Some(""), "", Vec::new()),
     ] {
-        let started = host.client.call(START_RESTORE, &restore(labels)).await.unwrap();
+        let started = host.call(START_RESTORE, &restore(labels)).await;
         let mut told = started.schedules.clone();
         told.sort_by_key(|name| name != "nightly");
         assert_eq!(told, schedules, "{labels:?}");
         host.done(started.task).await;
-        let volume =
-            host.client.call_at(GET_VOLUME, &started.volume.as_str().parse().unwrap(), &()).await.unwrap();
+        let volume = host.call_at(GET_VOLUME, &started.volume.as_str().parse().unwrap(), &()).await;
         assert_eq!(volume.labels.to_string(), has);
     }
     let lazy = StartLazyRestore {
@@ -148,6 +146,6 @@ async fn restored_volume_has_given_labels_and_reports_schedules() {
         on_store_loss: Default::default(),
         labels: Some("app=web".parse().unwrap()),
     };
-    assert_eq!(host.client.call(START_LAZY_RESTORE, &lazy).await.unwrap().schedules, ["other"]);
+    assert_eq!(host.call(START_LAZY_RESTORE, &lazy).await.schedules, ["other"]);
     host.stop().await;
 }

@@ -22,7 +22,8 @@ use blockd_catalog::{DbError, SnapshotRow, TaskRow};
 use blockd_engine::{engine::Engine, volumes::registry::EntryState};
 use blockd_extent::SnapshotId;
 use blockd_volume::{Volume, VolumeErrorKind};
-use std::{path::Path, sync::Arc};
+use serde::Serialize;
+use std::{fmt::Debug, path::Path, sync::Arc};
 use uuid::Uuid;
 
 mod copies;
@@ -104,6 +105,42 @@ impl Host {
         self.daemon.take().unwrap().stop().await.unwrap();
     }
 
+    /// Calls an operation, which must succeed.
+    async fn call<I: Serialize + 'static, R>(&self, operation: Operation<(), I, R>, input: &I) -> R {
+        self.client.call(operation, input).await.unwrap()
+    }
+
+    /// As [`call`](Self::call), on the object in its path.
+    async fn call_at<P: PathParameter, I: Serialize + 'static, R>(
+        &self,
+        operation: Operation<P, I, R>,
+        path: &P,
+        input: &I,
+    ) -> R {
+        self.client.call_at(operation, path, input).await.unwrap()
+    }
+
+    /// Calls an operation, which must be refused.
+    async fn refused<I: Serialize + 'static, R: Debug>(
+        &self,
+        code: ErrorCode,
+        operation: Operation<(), I, R>,
+        input: &I,
+    ) {
+        self.refused_at(code, operation, &(), input).await;
+    }
+
+    /// As [`refused`](Self::refused), on the object in its path.
+    async fn refused_at<P: PathParameter, I: Serialize + 'static, R: Debug>(
+        &self,
+        code: ErrorCode,
+        operation: Operation<P, I, R>,
+        path: &P,
+        input: &I,
+    ) {
+        assert_eq!(api_code(self.client.call_at(operation, path, input).await), code);
+    }
+
     fn engine(&self) -> &Arc<Engine> {
         self.daemon.as_ref().unwrap().engine()
     }
@@ -116,7 +153,7 @@ impl Host {
         let labels = "app=mysql,tier=db".parse().unwrap();
         let request =
             CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group: None };
-        self.client.call(CREATE_VOLUME, &request).await.unwrap();
+        self.call(CREATE_VOLUME, &request).await;
         self.volume(name)
     }
 
@@ -130,7 +167,7 @@ impl Host {
     }
 
     async fn create_credential(&self) -> Uuid {
-        self.client.call(CREATE_CREDENTIAL, &self.credential("nas", None)).await.unwrap().uuid
+        self.call(CREATE_CREDENTIAL, &self.credential("nas", None)).await.uuid
     }
 
     async fn start_backup(&self, volume: &str, full: bool) -> Uuid {
@@ -138,7 +175,7 @@ impl Host {
             options: BackupOptions { full, ..Default::default() },
             ..StartBackup::of(volume.parse().unwrap())
         };
-        self.client.call(START_BACKUP, &request).await.unwrap().task
+        self.call(START_BACKUP, &request).await.task
     }
 
     /// Long polls until the task has ended.
@@ -146,7 +183,7 @@ impl Host {
         let mut version = 0;
         loop {
             let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(version) };
-            let seen = self.client.call_at(GET_TASK, &task, &wait).await.unwrap();
+            let seen = self.call_at(GET_TASK, &task, &wait).await;
             if seen.state.stage.is_over() {
                 return seen;
             }
@@ -168,14 +205,14 @@ impl Host {
     async fn restore(&self, snap: &str, name: &str) -> Arc<Volume> {
         let request =
             StartRestore { volume: Some(name.parse().unwrap()), ..StartRestore::of(snap.parse().unwrap()) };
-        let started = self.client.call(START_RESTORE, &request).await.unwrap();
+        let started = self.call(START_RESTORE, &request).await;
         self.done(started.task).await;
         self.volume(name)
     }
 
     async fn list(&self) -> Vec<Cloudsnap> {
         let query = ListCloudsnaps { all: true, ..ListCloudsnaps::default() };
-        let list = self.client.call(LIST_CLOUDSNAPS, &query).await.unwrap();
+        let list = self.call(LIST_CLOUDSNAPS, &query).await;
         assert_eq!((list.damaged.len(), list.failed_credentials.len()), (0, 0), "{list:?}");
         list.cloudsnaps
     }
@@ -288,7 +325,7 @@ fn as_made(mut snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
 async fn backup_and_restore_round_trip() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
-    host.client.call(CREATE_CREDENTIAL, &host.credential("nas", Some("correct horse"))).await.unwrap();
+    host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("correct horse"))).await;
     let mut model = Model::new();
     model.write(&volume, 1000, 1, 9 << 20);
     model.write(&volume, SIZE_BYTES - 5000, 2, 5000);
@@ -309,13 +346,13 @@ async fn backup_and_restore_round_trip() {
     let ids: Vec<String> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
     assert_eq!(ids, [full.source_volume.clone().unwrap(), incremental.source_volume.clone().unwrap()]);
     assert!(ids[1].ends_with("-incr"));
-    let seen = host.client.call_at(GET_VOLUME, &"data".parse().unwrap(), &()).await.unwrap();
+    let seen = host.call_at(GET_VOLUME, &"data".parse().unwrap(), &()).await;
     assert_eq!(seen.last_backups[0].cloudsnap_id, ids[1]);
     assert_eq!(seen.last_backups[0].incrementals_since_full, 1);
 
     first.assert_is(&*host.restore(&ids[0], "one").await);
     model.assert_is(&*host.restore(&ids[1], "two").await);
-    let restored = host.client.call_at(GET_VOLUME, &"two".parse().unwrap(), &()).await.unwrap();
+    let restored = host.call_at(GET_VOLUME, &"two".parse().unwrap(), &()).await;
     assert_eq!(restored.labels.to_string(), "app=mysql,tier=db");
 
     // After a clean stop the chain continues, and only written blocks are dirty.
@@ -334,8 +371,8 @@ async fn backup_and_restore_round_trip() {
         if next == BackupType::Full {
             model.assert_is(&*host.restore(id, "three").await);
         }
-        host.done(host.client.call(START_DELETE, &request).await.unwrap().task).await;
-        assert_eq!(api_code(host.client.call(START_DELETE, &request).await), ErrorCode::CloudsnapNotFound);
+        host.done(host.call(START_DELETE, &request).await.task).await;
+        host.refused(ErrorCode::CloudsnapNotFound, START_DELETE, &request).await;
     }
     first.assert_is(&*host.restore(&ids[0], "four").await);
     assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Full));
@@ -344,10 +381,10 @@ async fn backup_and_restore_round_trip() {
     // Another host with the same credential sees and restores everything.
     let other = Host::with_store(Arc::clone(&host.store)).await;
     let wrong = other.credential("wrong", Some("incorrect horse"));
-    assert_eq!(api_code(other.client.call(CREATE_CREDENTIAL, &wrong).await), ErrorCode::WrongPassphrase);
+    other.refused(ErrorCode::WrongPassphrase, CREATE_CREDENTIAL, &wrong).await;
     let none = other.credential("none", None);
-    assert_eq!(api_code(other.client.call(CREATE_CREDENTIAL, &none).await), ErrorCode::PassphraseRequired);
-    other.client.call(CREATE_CREDENTIAL, &other.credential("nas", Some("correct horse"))).await.unwrap();
+    other.refused(ErrorCode::PassphraseRequired, CREATE_CREDENTIAL, &none).await;
+    other.call(CREATE_CREDENTIAL, &other.credential("nas", Some("correct horse"))).await;
     let list = other.list().await;
     assert_eq!(list.len(), 2);
     first.assert_is(&*other.restore(&list[0].id.to_string(), "here").await);

@@ -140,7 +140,7 @@ async fn quiesce_failures_are_counted_by_phase() {
         ..Quiesce::default()
     };
     let volume = "v".parse().unwrap();
-    host.client.call_at(CREATE_SNAPSHOT, &volume, &fails(commands)).await.unwrap();
+    host.call_at(CREATE_SNAPSHOT, &volume, &fails(commands)).await;
     // Nothing is mounted from it.
     let freeze = Quiesce { freeze_fs: true, ..Quiesce::default() };
     assert!(host.client.call_at(CREATE_SNAPSHOT, &volume, &fails(freeze)).await.is_err());
@@ -180,7 +180,7 @@ async fn alerts_and_dashboard_name_metrics_that_there_are() {
     host.create_credential().await;
     host.create_volume("v").await;
     host.backup("v", false).await;
-    let verified = host.client.call(START_VERIFY, &StartVerify::default()).await.unwrap();
+    let verified = host.call(START_VERIFY, &StartVerify::default()).await;
     host.done(verified.task).await;
     host.schedule(1).await;
     let families = host.families().await;

@@ -1,42 +1,25 @@
 //! Credentials whose passphrase lies in a file.
 
-use super::*;
-use blockd_api::{CredentialRef, Secret, SecretInput, credentials::RekeyCredential};
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use super::{key_slots::create_reopened, updates::put, *};
+use blockd_api::{Secret, credentials::RekeyCredential};
+use std::time::Duration;
 
 /// Time after which local secrets are read again.
 const CACHED: Duration = Duration::from_millis(2_200);
 
-fn put(host: &Host, text: &str) {
-    let path = host.dir.path().join("secrets/passphrase");
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-}
-
-async fn create(host: &Host) -> CredentialRef {
-    put(host, "first");
-    let path = host.dir.path().join("secrets/passphrase");
-    let reference = format!("file:{}", path.display()).parse().unwrap();
-    let mut request = host.credential("nas", None);
-    request.encryption_passphrase = Some(SecretInput::From(reference));
-    host.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
-    "nas".parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_passphrase_does_not_affect_open_repositories() {
     let host = Host::new().await;
-    let nas = create(&host).await;
+    let nas = create_reopened(&host).await;
     host.create_volume("data").await;
     host.done(host.start_backup("data", true).await).await;
-    put(&host, "another");
+    put(&host, "passphrase", "another");
     tokio::time::sleep(CACHED).await;
     host.done(host.start_backup("data", true).await).await;
     let refused = host.engine().credentials.validate_credential(&nas).await.unwrap_err();
     assert_eq!(refused.to_api().code, ErrorCode::WrongPassphrase);
     host.done(host.start_backup("data", true).await).await;
-    put(&host, "first");
+    put(&host, "passphrase", "first");
     tokio::time::sleep(CACHED).await;
     host.engine().credentials.validate_credential(&nas).await.unwrap();
 }
@@ -44,7 +27,7 @@ async fn wrong_passphrase_does_not_affect_open_repositories() {
 #[tokio::test(flavor = "multi_thread")]
 async fn open_keys_survive_a_rekey_without_the_secret() {
     let host = Host::new().await;
-    let nas = create(&host).await;
+    let nas = create_reopened(&host).await;
     let slots = || {
         let files = walk(host.store.path()).into_iter();
         files.filter(|path| path.contains("key")).collect::<Vec<String>>()

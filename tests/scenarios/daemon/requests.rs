@@ -77,12 +77,7 @@ async fn backup_makes_three_requests_beside_its_packs() {
 async fn incremental_without_its_base_becomes_a_full_backup() {
     for dies_at in [None, Some("backup restarted as full"), Some("backup planned")] {
         let mut host = Host::new().await;
-        let volume = host.create_volume("data").await;
-        host.create_credential().await;
-        let mut model = Model::new();
-        model.write(&volume, 0, 1, 3 << 20);
-        let base = host.backup("data", false).await.source_volume.unwrap();
-        model.write(&volume, 1 << 20, 2, 1 << 20);
+        let (base, volume, mut model) = host.one_backup().await;
         let frozen = model.clone();
         if dies_at != Some("backup planned") {
             fs::remove_file(host.store.path().join("blockd/manifests").join(&base)).unwrap();
@@ -195,12 +190,7 @@ async fn swapped_repository_directory_is_detected_before_uploads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_backup_waits_for_its_directory() {
     let mut host = Host::new().await;
-    let volume = host.create_volume("data").await;
-    host.create_credential().await;
-    let mut model = Model::new();
-    model.write(&volume, 0, 1, 3 << 20);
-    host.backup("data", false).await;
-    model.write(&volume, 1 << 20, 2, 1 << 20);
+    let (_, volume, model) = host.one_backup().await;
     host.die_at(dying::COMMITTED);
     let task = host.start_backup("data", false).await;
     host.engine().host.stopping.cancelled().await;
@@ -212,7 +202,7 @@ async fn interrupted_backup_waits_for_its_directory() {
     assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
     assert!(walk(host.store.path()).is_empty(), "{:?}", walk(host.store.path()));
     host.mount(&away);
-    host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
+    host.call_at(RESUME_TASK, &task, &()).await;
     let done = host.done(task).await;
     assert_eq!(done.backup_type, Some(BackupType::Incremental));
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);

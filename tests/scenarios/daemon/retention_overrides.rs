@@ -1,6 +1,6 @@
 //! Pins, and dates on which cloud snapshots expire.
 
-use super::{Host, api_code};
+use super::Host;
 use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     cloudsnaps::{BackupOptions, CloudSnapshotId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
@@ -55,7 +55,7 @@ impl Host {
         let looking = async {
             while deleted < count {
                 let query = ListEvents { since: Some(since), max: None, wait_ms: Some(MAX_WAIT_MS) };
-                for event in self.client.call(LIST_EVENTS, &query).await.unwrap().events {
+                for event in self.call(LIST_EVENTS, &query).await.events {
                     since = event.id;
                     deleted += usize::from(event.kind == "delete-done");
                 }
@@ -76,14 +76,14 @@ impl Host {
                 options: BackupOptions { expires: Some(expires), ..Default::default() },
                 ..StartBackup::of("v".parse().unwrap())
             };
-            let task = self.client.call(START_BACKUP, &request).await.unwrap().task;
+            let task = self.call(START_BACKUP, &request).await.task;
             snaps.push(self.done(task).await.source_volume.unwrap());
         }
         snaps
     }
 
     async fn pin(&self, snap: &str, pinned: bool) -> CloudsnapMark {
-        self.client.call(MARK_CLOUDSNAP, &MarkCloudsnap { pinned: Some(pinned), ..mark(snap) }).await.unwrap()
+        self.call(MARK_CLOUDSNAP, &MarkCloudsnap { pinned: Some(pinned), ..mark(snap) }).await
     }
 
     pub(super) async fn ids(&self) -> Vec<String> {
@@ -112,33 +112,33 @@ async fn pinned_backup_is_deleted_by_force_only() {
     let listed = host.list().await;
     assert_eq!((listed[0].metadata.pinned.as_deref(), &listed[0].metadata.expires), (Some("true"), &None));
     let delete = StartDelete::of(snap.parse().unwrap());
-    assert_eq!(api_code(host.client.call(START_DELETE, &delete).await), ErrorCode::CloudsnapPinned);
+    host.refused(ErrorCode::CloudsnapPinned, START_DELETE, &delete).await;
 
     // A date beside it changes nothing while it is there.
     let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
     let dated = MarkCloudsnap { expires: Some(tomorrow), ..mark(&snap) };
-    let dated = host.client.call(MARK_CLOUDSNAP, &dated).await.unwrap();
+    let dated = host.call(MARK_CLOUDSNAP, &dated).await;
     assert_eq!((dated.pinned, dated.expires), (true, Some(tomorrow)));
     host.backup("v", false).await;
     host.expire_at(tomorrow + SignedDuration::from_hours(1)).await;
     assert_eq!(host.ids().await.len(), 2);
     let never = MarkCloudsnap { never_expires: true, pinned: Some(true), ..mark(&snap) };
-    assert_eq!(host.client.call(MARK_CLOUDSNAP, &never).await.unwrap().expires, None);
+    assert_eq!(host.call(MARK_CLOUDSNAP, &never).await.expires, None);
 
     for wrong in [
         mark(&snap),
         MarkCloudsnap { expires: Some(Timestamp::now()), ..mark(&snap) },
         MarkCloudsnap { expires: Some(tomorrow), never_expires: true, ..mark(&snap) },
     ] {
-        assert_eq!(api_code(host.client.call(MARK_CLOUDSNAP, &wrong).await), ErrorCode::InvalidRequest);
+        host.refused(ErrorCode::InvalidRequest, MARK_CLOUDSNAP, &wrong).await;
     }
     let nothing: CloudSnapshotId =
         CloudSnapshotId { snapshot: "7".parse().unwrap(), ..snap.parse().unwrap() };
     let unknown = MarkCloudsnap { pinned: Some(true), ..mark(&nothing.to_string()) };
-    assert_eq!(api_code(host.client.call(MARK_CLOUDSNAP, &unknown).await), ErrorCode::CloudsnapNotFound);
+    host.refused(ErrorCode::CloudsnapNotFound, MARK_CLOUDSNAP, &unknown).await;
 
     let by_force = StartDelete { force: true, ..delete.clone() };
-    host.done(host.client.call(START_DELETE, &by_force).await.unwrap().task).await;
+    host.done(host.call(START_DELETE, &by_force).await.task).await;
     assert_eq!(host.mark_of(&stored_id(&snap), credential), None, "the mark goes with what it was for");
     host.stop().await;
 }
@@ -152,7 +152,7 @@ async fn schedules_respect_pins_and_dates() {
     let mut snaps = Vec::new();
     for round in 0..3u64 {
         host.volume("v").write(round << 20, &[7; 4096], false).unwrap();
-        host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+        host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
         let runs = host.settled().await;
         snaps.push(runs[0].cloudsnap.unwrap().to_string());
         if round == 0 {
@@ -163,7 +163,7 @@ async fn schedules_respect_pins_and_dates() {
     host.until_deleted(1).await;
     assert_eq!(host.runs().await.iter().filter(|run| run.state == RunState::Expired).count(), 1);
     assert_eq!(host.ids().await, [snaps[0].clone(), snaps[2].clone()]);
-    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap().cloudsnaps;
+    let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.cloudsnaps;
     assert_eq!(plan[1].verdict, Verdict::Keep(vec![KeepReason::Pinned]));
     host.expire_at(Timestamp::now() + SignedDuration::from_hours(9000)).await;
     assert_eq!(host.ids().await.len(), 2);
@@ -208,7 +208,7 @@ async fn manual_backup_expires_unless_it_is_the_last_good_one() {
 
     // Another host deletes one with a date here: the date is removed.
     let dated = MarkCloudsnap { expires: Some(tomorrow), ..mark(&newer) };
-    host.client.call(MARK_CLOUDSNAP, &dated).await.unwrap();
+    host.call(MARK_CLOUDSNAP, &dated).await;
     let id = stored_id(&newer);
     std::fs::remove_file(host.store.path().join(id.manifest_key())).unwrap();
     host.expire_at(later).await;
@@ -217,7 +217,7 @@ async fn manual_backup_expires_unless_it_is_the_last_good_one() {
         options: BackupOptions { expires: Some(Timestamp::now()), ..Default::default() },
         ..StartBackup::of("v".parse().unwrap())
     };
-    assert_eq!(api_code(host.client.call(START_BACKUP, &past).await), ErrorCode::InvalidRequest);
+    host.refused(ErrorCode::InvalidRequest, START_BACKUP, &past).await;
     host.stop().await;
 }
 
@@ -251,7 +251,7 @@ async fn pin_during_a_listing_is_kept() {
     let manifest = host.store.path().join(last.manifest_key());
     host.meanwhile("mark asked for", move |_| std::fs::remove_file(manifest).unwrap());
     let pinned = MarkCloudsnap { pinned: Some(true), ..mark(&snaps[1]) };
-    assert_eq!(api_code(host.client.call(MARK_CLOUDSNAP, &pinned).await), ErrorCode::CloudsnapNotFound);
+    host.refused(ErrorCode::CloudsnapNotFound, MARK_CLOUDSNAP, &pinned).await;
     assert!(!host.mark_of(&last, credential).unwrap().pinned);
     host.stop().await;
 }
@@ -274,7 +274,7 @@ async fn backup_pinned_during_retention_is_kept() {
             };
             host.meanwhile("surplus judged", move |engine| store_override(engine, pin));
         }
-        host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+        host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
         snaps.push(host.settled().await[0].cloudsnap.unwrap().to_string());
     }
     host.until_deleted(1).await;
@@ -319,7 +319,7 @@ async fn resumed_deletion_spares_snapshots_pinned_or_used_since() {
     };
     let (asked, forced) = (stopped(false), stopped(true));
     host.pin(&snap, true).await;
-    assert_eq!(api_code(host.client.call_at(RESUME_TASK, &asked, &()).await), ErrorCode::CloudsnapPinned);
+    host.refused_at(ErrorCode::CloudsnapPinned, RESUME_TASK, &asked, &()).await;
     let lazy = StartLazyRestore {
         snap: snap.parse().unwrap(),
         volume: Some("clone".parse().unwrap()),
@@ -328,11 +328,11 @@ async fn resumed_deletion_spares_snapshots_pinned_or_used_since() {
         on_store_loss: Default::default(),
         labels: None,
     };
-    host.client.call(START_LAZY_RESTORE, &lazy).await.unwrap();
-    assert_eq!(api_code(host.client.call_at(RESUME_TASK, &forced, &()).await), ErrorCode::CloudsnapInUse);
+    host.call(START_LAZY_RESTORE, &lazy).await;
+    host.refused_at(ErrorCode::CloudsnapInUse, RESUME_TASK, &forced, &()).await;
     assert_eq!(host.ids().await, [snap.as_str()]);
-    host.client.call_at(DELETE_VOLUME, &"clone".parse().unwrap(), &Default::default()).await.unwrap();
-    host.client.call_at(RESUME_TASK, &forced, &()).await.unwrap();
+    host.call_at(DELETE_VOLUME, &"clone".parse().unwrap(), &Default::default()).await;
+    host.call_at(RESUME_TASK, &forced, &()).await;
     host.done(forced).await;
     assert_eq!(host.ids().await, [""; 0]);
     host.stop().await;
@@ -354,7 +354,7 @@ async fn pin_of_a_running_backup_is_kept() {
             options: BackupOptions { expires, ..Default::default() },
             ..StartBackup::of("v".parse().unwrap())
         };
-        let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
+        let task = host.call(START_BACKUP, &request).await.task;
         let snap = host.done(task).await.source_volume.unwrap();
         let mark = host.mark_of(&stored_id(&snap), credential).unwrap();
         assert_eq!((mark.pinned, mark.expires), (true, expires));

@@ -94,7 +94,7 @@ async fn host_with_operator() -> (Host, Client, tempfile::TempDir) {
         webhooks: Vec::new(),
     };
     let operator = Client::new(path);
-    host.client.call(CREATE_CREDENTIAL, &host.credential("nas", None)).await.unwrap();
+    host.call(CREATE_CREDENTIAL, &host.credential("nas", None)).await;
     host.create_volume("data").await;
     (host, operator, sockets)
 }
@@ -127,7 +127,7 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
     let made = operator.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &unruled).await;
     assert_eq!(api_code(made), ErrorCode::Forbidden);
 
-    let of_admin = host.client.call(START_BACKUP, &StartBackup::of("data".parse().unwrap())).await.unwrap();
+    let of_admin = host.call(START_BACKUP, &StartBackup::of("data".parse().unwrap())).await;
     let done = host.wait(of_admin.task).await;
     assert!(
         matches!(done.owner, TaskOwner::Caller { role: Role::Admin, uid: Some(_), .. }),
@@ -168,7 +168,7 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
 async fn backup_of_an_operator_discards_its_own_kept_tasks_only() {
     let (mut host, operator, _sockets) = host_with_operator().await;
     let backup = StartBackup::of("data".parse().unwrap());
-    let of_admin = host.done(host.client.call(START_BACKUP, &backup).await.unwrap().task).await;
+    let of_admin = host.done(host.call(START_BACKUP, &backup).await.task).await;
     let own = operator.call(START_BACKUP, &backup).await.unwrap();
     let done = host.done(own.task).await;
     let other = TaskOwner::Caller { name: "other".to_owned(), role: Role::Operator, uid: None };

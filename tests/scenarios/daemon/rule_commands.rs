@@ -21,10 +21,10 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
     let bad = Quiesce { user: Some("no-such-user".into()), ..good.clone() };
     let name: blockd_api::RuleName = "pg".parse().unwrap();
     let create = |quiesce: &Quiesce| CreateRule { name: "pg".parse().unwrap(), quiesce: quiesce.clone() };
-    assert_eq!(api_code(host.client.call(CREATE_RULE, &create(&bad)).await), ErrorCode::InvalidRequest);
-    host.client.call(CREATE_RULE, &create(&good)).await.unwrap();
+    host.refused(ErrorCode::InvalidRequest, CREATE_RULE, &create(&bad)).await;
+    host.call(CREATE_RULE, &create(&good)).await;
     let update = UpdateRule { quiesce: bad.clone() };
-    assert_eq!(api_code(host.client.call_at(UPDATE_RULE, &name, &update).await), ErrorCode::InvalidRequest);
+    host.refused_at(ErrorCode::InvalidRequest, UPDATE_RULE, &name, &update).await;
     let inline = StartBackup { hooks: HookOptions { quiesce: bad.clone(), ..Default::default() }, ..of("v") };
     // Also while others are admitted, as no operation waits for the test.
     let admission = host.engine().admission.lock().await;
@@ -32,7 +32,7 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
         tokio::time::timeout(std::time::Duration::from_secs(60), host.client.call(START_BACKUP, &inline));
     assert_eq!(api_code(refused.await.unwrap()), ErrorCode::InvalidRequest);
     drop(admission);
-    assert_eq!(host.client.call_at(GET_RULE, &name, &()).await.unwrap().problem, None);
+    assert_eq!(host.call_at(GET_RULE, &name, &()).await.problem, None);
 
     // Its user is gone.
     let stored = serde_json::to_string(&bad).unwrap().replace('\'', "''");
@@ -50,11 +50,11 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
         message.starts_with("the commands of rule pg cannot be run: there is no user no-such-user"),
         "{message}"
     );
-    let problem = host.client.call_at(GET_RULE, &name, &()).await.unwrap().problem.unwrap();
+    let problem = host.call_at(GET_RULE, &name, &()).await.problem.unwrap();
     assert!(message.ends_with(&problem), "{problem}");
 
     let target = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
-    assert_eq!(api_code(host.client.call_at(ASSIGN_RULE, &name, &target).await), ErrorCode::InvalidRequest);
+    host.refused_at(ErrorCode::InvalidRequest, ASSIGN_RULE, &name, &target).await;
     let schedule = host.schedule(1).await;
     let with_rule = UpdateSchedule { rule: Some(Some(name.clone())), ..UpdateSchedule::default() };
     let refused = host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &with_rule).await;
@@ -67,9 +67,9 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
     let refused = host.client.call(CREATE_SCHEDULE, &scheduled).await.unwrap_err().to_string();
     assert!(refused.contains("no-such-user"), "{refused}");
 
-    host.client.call_at(UPDATE_RULE, &name, &UpdateRule { quiesce: good }).await.unwrap();
-    assert_eq!(host.client.call_at(GET_RULE, &name, &()).await.unwrap().problem, None);
-    host.client.call_at(ASSIGN_RULE, &name, &target).await.unwrap();
+    host.call_at(UPDATE_RULE, &name, &UpdateRule { quiesce: good }).await;
+    assert_eq!(host.call_at(GET_RULE, &name, &()).await.problem, None);
+    host.call_at(ASSIGN_RULE, &name, &target).await;
     host.stop().await;
 }
 

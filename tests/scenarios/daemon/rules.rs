@@ -34,17 +34,17 @@ impl Host {
 
     pub(super) async fn rule(&self, name: &str, quiesce: Quiesce) {
         let request = CreateRule { name: name.parse().unwrap(), quiesce };
-        self.client.call(CREATE_RULE, &request).await.unwrap();
+        self.call(CREATE_RULE, &request).await;
     }
 
     pub(super) async fn assign(&self, rule: &str, volume: Option<&str>, group: Option<&str>) {
         let volume = volume.map(|name| name.parse().unwrap());
         let target = RuleTarget { volume, group: group.map(|name| name.parse().unwrap()) };
-        self.client.call_at(ASSIGN_RULE, &rule.parse().unwrap(), &target).await.unwrap();
+        self.call_at(ASSIGN_RULE, &rule.parse().unwrap(), &target).await;
     }
 
     pub(super) async fn failures(&self) -> Vec<(Severity, String)> {
-        let events = self.client.call(LIST_EVENTS, &ListEvents::default()).await.unwrap().events;
+        let events = self.call(LIST_EVENTS, &ListEvents::default()).await.events;
         let of_rules = events.into_iter().filter(|event| event.kind == "rule-failed");
         of_rules.map(|event| (event.severity, event.message)).collect()
     }
@@ -53,8 +53,8 @@ impl Host {
         let schedule = self.schedule(9).await;
         let rule = Some(rule.map(|rule| rule.parse().unwrap()));
         let request = UpdateSchedule { rule, ..UpdateSchedule::default() };
-        self.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &request).await.unwrap();
-        self.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+        self.call_at(UPDATE_SCHEDULE, &schedule.uuid, &request).await;
+        self.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
         self.settled().await.remove(0)
     }
 }
@@ -76,10 +76,7 @@ async fn most_specific_rule_is_used() {
         host.rule(name, host.noting("true", "true")).await;
     }
     host.assign("mine", Some("v"), None).await;
-    assert_eq!(
-        host.client.call_at(GET_VOLUME, &"v".parse().unwrap(), &()).await.unwrap().rule.unwrap().as_str(),
-        "mine"
-    );
+    assert_eq!(host.call_at(GET_VOLUME, &"v".parse().unwrap(), &()).await.rule.unwrap().as_str(), "mine");
     let task = host.backup("v", false).await;
     assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
     let steps = task.quiesce.unwrap().steps;
@@ -96,29 +93,29 @@ async fn most_specific_rule_is_used() {
         hooks: HookOptions { rule: Some("named".parse().unwrap()), ..Default::default() },
         ..of("v")
     };
-    host.done(host.client.call(START_BACKUP, &named).await.unwrap().task).await;
+    host.done(host.call(START_BACKUP, &named).await.task).await;
     assert_eq!(host.log(), ["named:pre v", "named:post v yes"]);
     let inline = StartBackup {
         hooks: HookOptions { quiesce: host.noting("true", "true"), ..Default::default() },
         ..of("v")
     };
-    host.done(host.client.call(START_BACKUP, &inline).await.unwrap().task).await;
+    host.done(host.call(START_BACKUP, &inline).await.task).await;
     assert_eq!(host.log(), [":pre v", ":post v yes"]);
     let without = StartBackup { hooks: HookOptions { no_rule: true, ..Default::default() }, ..of("v") };
-    let task = host.done(host.client.call(START_BACKUP, &without).await.unwrap().task).await;
+    let task = host.done(host.call(START_BACKUP, &without).await.task).await;
     assert_eq!((host.log().len(), task.quiesce), (0, None));
     // A local snapshot is a freeze as well.
-    host.client.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &CreateSnapshot::default()).await.unwrap();
+    host.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &CreateSnapshot::default()).await;
     assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
 
     let hooks = HookOptions { rule: Some("named".parse().unwrap()), ..inline.hooks.clone() };
     let both = StartBackup { hooks, ..inline };
-    assert_eq!(api_code(host.client.call(START_BACKUP, &both).await), ErrorCode::InvalidRequest);
+    host.refused(ErrorCode::InvalidRequest, START_BACKUP, &both).await;
     let unknown = StartBackup {
         hooks: HookOptions { rule: Some("nobody".parse().unwrap()), ..Default::default() },
         ..of("v")
     };
-    assert_eq!(api_code(host.client.call(START_BACKUP, &unknown).await), ErrorCode::RuleNotFound);
+    host.refused(ErrorCode::RuleNotFound, START_BACKUP, &unknown).await;
     host.stop().await;
 }
 
@@ -129,61 +126,58 @@ async fn rules_survive_a_restart_and_are_not_deleted_in_use() {
     host.create_volume("v").await;
     let name = "pg".parse().unwrap();
     let nothing = CreateRule { name: "pg".parse().unwrap(), quiesce: Quiesce::default() };
-    assert_eq!(api_code(host.client.call(CREATE_RULE, &nothing).await), ErrorCode::InvalidRequest);
+    host.refused(ErrorCode::InvalidRequest, CREATE_RULE, &nothing).await;
     let quiesce = Quiesce { user: Some(own_user()), ..host.noting("true", "true") };
     host.rule("pg", quiesce.clone()).await;
     let again = CreateRule { quiesce: quiesce.clone(), ..nothing };
-    assert_eq!(api_code(host.client.call(CREATE_RULE, &again).await), ErrorCode::RuleExists);
+    host.refused(ErrorCode::RuleExists, CREATE_RULE, &again).await;
     host.assign("pg", Some("v"), None).await;
     host.assign("pg", None, Some("shop")).await;
     let schedule = host.schedule(1).await;
     let with_rule = UpdateSchedule { rule: Some(Some("pg".parse().unwrap())), ..UpdateSchedule::default() };
-    host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &with_rule).await.unwrap();
+    host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &with_rule).await;
     let unknown = UpdateSchedule { rule: Some(Some("x".parse().unwrap())), ..UpdateSchedule::default() };
-    assert_eq!(
-        api_code(host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &unknown).await),
-        ErrorCode::RuleNotFound
-    );
+    host.refused_at(ErrorCode::RuleNotFound, UPDATE_SCHEDULE, &schedule.uuid, &unknown).await;
     host.stop().await;
     host.start().await;
-    let rule = host.client.call(LIST_RULES, &()).await.unwrap().rules.remove(0);
+    let rule = host.call(LIST_RULES, &()).await.rules.remove(0);
     assert_eq!(
         (&rule.quiesce, rule.groups.len(), rule.schedules.as_slice()),
         (&quiesce, 1, &[schedule.uuid][..])
     );
     assert_eq!(rule.volumes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["v"]);
     let update = UpdateRule { quiesce: Quiesce { freeze_fs: true, ..quiesce } };
-    assert_eq!(host.client.call_at(UPDATE_RULE, &name, &update).await.unwrap().quiesce, update.quiesce);
+    assert_eq!(host.call_at(UPDATE_RULE, &name, &update).await.quiesce, update.quiesce);
 
     // Each of the three keeps it.
     let volume = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
     let group = RuleTarget { volume: None, group: Some("shop".parse().unwrap()) };
-    assert_eq!(api_code(host.client.call_at(DELETE_RULE, &name, &()).await), ErrorCode::RuleInUse);
-    host.client.call_at(UNASSIGN_RULE, &name, &group).await.unwrap();
-    assert_eq!(api_code(host.client.call_at(UNASSIGN_RULE, &name, &group).await), ErrorCode::InvalidRequest);
-    assert_eq!(api_code(host.client.call_at(DELETE_RULE, &name, &()).await), ErrorCode::RuleInUse);
-    host.client.call_at(UNASSIGN_RULE, &name, &volume).await.unwrap();
-    assert_eq!(api_code(host.client.call_at(DELETE_RULE, &name, &()).await), ErrorCode::RuleInUse);
+    host.refused_at(ErrorCode::RuleInUse, DELETE_RULE, &name, &()).await;
+    host.call_at(UNASSIGN_RULE, &name, &group).await;
+    host.refused_at(ErrorCode::InvalidRequest, UNASSIGN_RULE, &name, &group).await;
+    host.refused_at(ErrorCode::RuleInUse, DELETE_RULE, &name, &()).await;
+    host.call_at(UNASSIGN_RULE, &name, &volume).await;
+    host.refused_at(ErrorCode::RuleInUse, DELETE_RULE, &name, &()).await;
     // So does a schedule that cannot be read, as when its time zone is gone from this host.
     host.sql("UPDATE schedules SET spec = json_set(spec, '$.rules', 'gone')");
-    assert_eq!(host.client.call(LIST_SCHEDULES, &()).await.unwrap().unreadable.len(), 1);
+    assert_eq!(host.call(LIST_SCHEDULES, &()).await.unreadable.len(), 1);
     let refused = host.client.call_at(DELETE_RULE, &name, &()).await.unwrap_err().to_string();
     assert!(refused.contains("(which cannot be read, but can be deleted)"), "{refused}");
-    assert_eq!(host.client.call_at(GET_RULE, &name, &()).await.unwrap().schedules, [schedule.uuid]);
+    assert_eq!(host.call_at(GET_RULE, &name, &()).await.schedules, [schedule.uuid]);
     // Its credentials stay as well.
     let refused =
         host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.unwrap_err().to_string();
     assert!(refused.contains("(which cannot be read, but can be deleted)"), "{refused}");
     host.sql("UPDATE schedules SET spec = '{\"rule\": \"pg\"'");
-    assert_eq!(api_code(host.client.call_at(DELETE_RULE, &name, &()).await), ErrorCode::RuleInUse);
-    host.client.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await.unwrap();
-    host.client.call_at(DELETE_RULE, &name, &()).await.unwrap();
-    assert_eq!(api_code(host.client.call_at(GET_RULE, &name, &()).await), ErrorCode::RuleNotFound);
+    host.refused_at(ErrorCode::RuleInUse, DELETE_RULE, &name, &()).await;
+    host.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await;
+    host.call_at(DELETE_RULE, &name, &()).await;
+    host.refused_at(ErrorCode::RuleNotFound, GET_RULE, &name, &()).await;
     // With its volume goes what was said of it.
     host.rule("other", host.noting("true", "true")).await;
     host.assign("other", Some("v"), None).await;
-    host.client.call_at(DELETE_VOLUME, &"v".parse().unwrap(), &Default::default()).await.unwrap();
-    host.client.call_at(DELETE_RULE, &"other".parse().unwrap(), &()).await.unwrap();
+    host.call_at(DELETE_VOLUME, &"v".parse().unwrap(), &Default::default()).await;
+    host.call_at(DELETE_RULE, &"other".parse().unwrap(), &()).await;
     host.stop().await;
 }
 
@@ -206,24 +200,22 @@ async fn group_runs_each_rule_once_around_one_freeze() {
     assert_eq!(host.log(), expected);
     let group =
         CreateGroupSnapshot { group: Some("shop".parse().unwrap()), ..CreateGroupSnapshot::default() };
-    host.client.call(CREATE_GROUP_SNAPSHOT, &group).await.unwrap();
+    host.call(CREATE_GROUP_SNAPSHOT, &group).await;
     assert_eq!(host.log(), expected);
     // Alone, a volume follows its own, or else that of its group.
     for (volume, rule) in [("a", "all"), ("b", "own")] {
         let backup = StartBackup { cred_id: Some("nas".parse().unwrap()), ..of(volume) };
-        host.done(host.client.call(START_BACKUP, &backup).await.unwrap().task).await;
+        host.done(host.call(START_BACKUP, &backup).await.task).await;
         assert_eq!(host.log(), [format!("{rule}:pre {volume}"), format!("{rule}:post {volume} yes")]);
     }
 
     // One of them fails: no volume is backed up to any location, and everything is resumed.
-    host.client
-        .call_at(
-            UPDATE_RULE,
-            &"own".parse().unwrap(),
-            &UpdateRule { quiesce: host.noting("echo planted; exit 3", "true") },
-        )
-        .await
-        .unwrap();
+    host.call_at(
+        UPDATE_RULE,
+        &"own".parse().unwrap(),
+        &UpdateRule { quiesce: host.noting("echo planted; exit 3", "true") },
+    )
+    .await;
     let before = host.list().await.len();
     let started = host.backup_group(&["nas", "offsite"]).await;
     for task in host.ended(&started).await {
@@ -242,10 +234,7 @@ async fn group_runs_each_rule_once_around_one_freeze() {
     assert!(failures[0].1.contains("of a, b, c, the pre-command of rule own failed"), "{failures:?}");
     // What fails may be taken into account.
     let tolerant = Quiesce { on_failure: OnFailure::Continue, ..host.noting("exit 3", "true") };
-    host.client
-        .call_at(UPDATE_RULE, &"own".parse().unwrap(), &UpdateRule { quiesce: tolerant })
-        .await
-        .unwrap();
+    host.call_at(UPDATE_RULE, &"own".parse().unwrap(), &UpdateRule { quiesce: tolerant }).await;
     let started = host.backup_group(&["nas"]).await;
     for task in host.ended(&started).await {
         assert_eq!((task.state.stage, &task.error), (TaskStage::Done, &None));
@@ -276,7 +265,7 @@ async fn failed_rule_is_reported_in_all_views() {
     assert_eq!(host.list().await.len(), 1);
     assert_eq!(host.log(), ["late:pre v", "late:post v yes", "early:pre v", "early:post v no"]);
     // Command output is not visible to all roles.
-    let events = host.client.call(LIST_EVENTS, &ListEvents::default()).await.unwrap();
+    let events = host.call(LIST_EVENTS, &ListEvents::default()).await;
     let (runs, events) = (format!("{:?}", host.runs().await), format!("{events:?}"));
     assert!(!runs.contains("planted") && !events.contains("planted"), "{runs} {events}");
     host.assert_tidy();

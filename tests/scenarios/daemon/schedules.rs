@@ -32,11 +32,11 @@ impl Host {
             retain: Retention::max(keep).unwrap(),
             ..CreateSchedule::default()
         };
-        self.client.call(CREATE_SCHEDULE, &request).await.unwrap()
+        self.call(CREATE_SCHEDULE, &request).await
     }
 
     pub(super) async fn runs(&self) -> Vec<Run> {
-        self.client.call(LIST_RUNS, &ListRuns::default()).await.unwrap().runs
+        self.call(LIST_RUNS, &ListRuns::default()).await.runs
     }
 
     /// Waits until all runs are over.
@@ -63,7 +63,7 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
     drop(volume);
     for round in 0..4 {
         model.write(&host.volume("v"), round << 20, round, 4096);
-        let begun = host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap().runs;
+        let begun = host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.runs;
         assert_eq!((begun.len(), begun[0].state, begun[0].rule.clone()), (1, RunState::Queued, None));
         if round == 2 {
             // The run may be queued, begun or done by now.
@@ -83,7 +83,7 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
     }
     let states: Vec<RunState> = host.settled().await.iter().map(|run| run.state).collect();
     assert_eq!(states, [RunState::Done, RunState::Done, RunState::Expired, RunState::Expired]);
-    let plan = host.client.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.unwrap().cloudsnaps;
+    let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.cloudsnaps;
     assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
     let planned: std::collections::BTreeSet<_> = plan.iter().map(|judged| judged.cloudsnap).collect();
     let stored: std::collections::BTreeSet<_> = host.list().await.iter().map(|entry| entry.id).collect();
@@ -104,7 +104,7 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     let never = CreateSchedule { selector: selector.clone(), ..CreateSchedule::default() };
     let error = host.client.call(CREATE_SCHEDULE, &never).await.unwrap_err();
     assert!(error.to_string().contains("say when"), "{error}");
-    assert_eq!(host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules, []);
+    assert_eq!(host.call(LIST_SCHEDULES, &()).await.schedules, []);
     let unselective = CreateSchedule { rules: vec![rule("periodic 5")], ..CreateSchedule::default() };
     let error = host.client.call(CREATE_SCHEDULE, &unselective).await.unwrap_err();
     assert!(error.to_string().contains("one of volume, group and label"), "{error}");
@@ -115,47 +115,47 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     assert_eq!(code(&error), Some(ErrorCode::PolicyNotFound));
 
     let policy = Policy { name: "gold".parse().unwrap(), rules: vec![rule("daily 03:00")] };
-    host.client.call(CREATE_POLICY, &policy).await.unwrap();
+    host.call(CREATE_POLICY, &policy).await;
     assert_eq!(
         code(&host.client.call(CREATE_POLICY, &policy).await.unwrap_err()),
         Some(ErrorCode::PolicyExists)
     );
-    let schedule = host.client.call(CREATE_SCHEDULE, &wanting).await.unwrap();
+    let schedule = host.call(CREATE_SCHEDULE, &wanting).await;
     assert_eq!(schedule.schedule, "daily @03:00");
     assert_eq!(
         code(&host.client.call_at(DELETE_POLICY, &gold, &()).await.unwrap_err()),
         Some(ErrorCode::PolicyInUse)
     );
     let other = UpdatePolicy { rules: vec![rule("weekly sun@03:00"), rule("periodic 60")] };
-    host.client.call_at(UPDATE_POLICY, &gold, &other).await.unwrap();
+    host.call_at(UPDATE_POLICY, &gold, &other).await;
 
     let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
-    let paused = host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &pause).await.unwrap();
+    let paused = host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &pause).await;
     assert_eq!((paused.next_run, paused.schedule.as_str()), (None, "weekly Sunday@03:00, periodic 60min"));
     let resume = UpdateSchedule { paused: Some(false), ..UpdateSchedule::default() };
-    assert!(host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &resume).await.unwrap().next_run.is_some());
+    assert!(host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &resume).await.next_run.is_some());
 
     // A paused schedule makes no scheduled runs; its history is available by id prefix, also after its
     // deletion.
     let asleep = CreateSchedule { paused: true, ..wanting.clone() };
-    let asleep = host.client.call(CREATE_SCHEDULE, &asleep).await.unwrap();
+    let asleep = host.call(CREATE_SCHEDULE, &asleep).await;
     assert_eq!((asleep.paused, asleep.next_run), (true, None));
-    host.client.call_at(RUN_SCHEDULE, &asleep.uuid, &()).await.unwrap();
+    host.call_at(RUN_SCHEDULE, &asleep.uuid, &()).await;
     host.settled().await;
-    host.client.call_at(DELETE_SCHEDULE, &asleep.uuid, &()).await.unwrap();
+    host.call_at(DELETE_SCHEDULE, &asleep.uuid, &()).await;
     let told = |prefix: &str| ListRuns { schedule_prefix: Some(prefix.to_owned()), ..ListRuns::default() };
     let id = asleep.uuid.to_string();
-    let runs = host.client.call(LIST_RUNS, &told(&id[..9].to_uppercase())).await.unwrap().runs;
+    let runs = host.call(LIST_RUNS, &told(&id[..9].to_uppercase())).await.runs;
     assert_eq!((runs.len(), runs[0].schedule), (1, asleep.uuid));
     let other = if id.starts_with('0') { "1" } else { "0" };
-    assert_eq!(host.client.call(LIST_RUNS, &told(other)).await.unwrap().runs, []);
+    assert_eq!(host.call(LIST_RUNS, &told(other)).await.runs, []);
     let error = host.client.call(LIST_RUNS, &told("%")).await.unwrap_err();
     assert_eq!(code(&error), Some(ErrorCode::InvalidRequest));
 
-    host.client.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await.unwrap();
+    host.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await;
     let error = host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap_err();
     assert_eq!(code(&error), Some(ErrorCode::ScheduleNotFound));
-    host.client.call_at(DELETE_POLICY, &gold, &()).await.unwrap();
+    host.call_at(DELETE_POLICY, &gold, &()).await;
     host.stop().await;
 }
 
@@ -170,18 +170,18 @@ async fn schedule_names_are_unique_and_backup_names_are_stored() {
         rules: vec![rule("daily 03:00")],
         ..CreateSchedule::default()
     };
-    let schedule = host.client.call(CREATE_SCHEDULE, &named).await.unwrap();
+    let schedule = host.call(CREATE_SCHEDULE, &named).await;
     let error = host.client.call(CREATE_SCHEDULE, &named).await.unwrap_err();
     assert_eq!(code(&error), Some(ErrorCode::ScheduleExists));
     let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
-    host.client.call_at(UPDATE_SCHEDULE, &schedule.uuid, &pause).await.unwrap();
+    host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &pause).await;
 
     let name = "before-upgrade".parse().unwrap();
     let backup = StartBackup {
         options: BackupOptions { name: Some(name), ..Default::default() },
         ..StartBackup::of("v".parse().unwrap())
     };
-    let task = host.client.call(START_BACKUP, &backup).await.unwrap().task;
+    let task = host.call(START_BACKUP, &backup).await.task;
     assert_eq!(host.done(task).await.label, backup.options.name);
     let unnamed = host.backup("v", false).await;
     assert_eq!(unnamed.label, None);
@@ -189,37 +189,12 @@ async fn schedule_names_are_unique_and_backup_names_are_stored() {
     // Both outlive the daemon.
     host.stop().await;
     host.start().await;
-    let schedules = host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules;
+    let schedules = host.call(LIST_SCHEDULES, &()).await.schedules;
     assert_eq!((&schedules[0].name, schedules[0].paused), (&named.name, true));
     let names: Vec<_> = host.list().await.into_iter().map(|entry| entry.metadata.snapshot_name).collect();
     assert_eq!(names, [Some("before-upgrade".to_owned()), Some(format!("backup-{}", unnamed.name))]);
-    host.client.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await.unwrap();
-    host.client.call(CREATE_SCHEDULE, &named).await.unwrap();
-    host.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn schedule_without_volumes_warns_until_it_has_some() {
-    let mut host = Host::new().await;
-    host.create_credential().await;
-    let early = CreateSchedule {
-        selector: Selector { label: Some("app=mysql".parse().unwrap()), ..Selector::default() },
-        rules: vec![rule("daily 03:00")],
-        ..CreateSchedule::default()
-    };
-    let schedule = host.client.call(CREATE_SCHEDULE, &early).await.unwrap();
-    assert!(schedule.without_volume && schedule.warnings.len() == 1, "{schedule:?}");
-    let listed = || async { host.client.call(LIST_SCHEDULES, &()).await.unwrap().schedules.remove(0) };
-    assert!(listed().await.without_volume);
-    let id = schedule.uuid.to_string();
-    let sample = |value: u8| format!("blockd_schedule_without_volume{{schedule=\"{id}\"}} {value}\n");
-    let text = host.engine().monitor.metrics_text().await.unwrap();
-    assert!(text.contains(&sample(1)), "{text}");
-
-    host.create_volume("v").await;
-    assert!(!listed().await.without_volume);
-    let text = host.engine().monitor.metrics_text().await.unwrap();
-    assert!(text.contains(&sample(0)), "{text}");
+    host.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await;
+    host.call(CREATE_SCHEDULE, &named).await;
     host.stop().await;
 }
 
@@ -231,14 +206,14 @@ async fn unreadable_schedule_does_not_block_other_backups() {
     host.create_volume("v").await;
     let broken = host.schedule(2).await;
     let sound = host.schedule(2).await;
-    host.client.call_at(RUN_SCHEDULE, &broken.uuid, &()).await.unwrap();
+    host.call_at(RUN_SCHEDULE, &broken.uuid, &()).await;
     host.settled().await;
     host.sql(&format!(
         "UPDATE schedules SET spec = '{{' WHERE uuid = '{0}';
          UPDATE schedule_runs SET state = 'queued', task = NULL, cloudsnap = NULL, completed = NULL WHERE schedule = '{0}'",
         broken.uuid
     ));
-    host.client.call_at(RUN_SCHEDULE, &sound.uuid, &()).await.unwrap();
+    host.call_at(RUN_SCHEDULE, &sound.uuid, &()).await;
     let runs = host.settled().await;
     let of = |schedule: &Schedule| runs.iter().find(|run| run.schedule == schedule.uuid).unwrap();
     assert_eq!((of(&broken).state, of(&sound).state), (RunState::Failed, RunState::Done), "{runs:?}");

@@ -19,7 +19,7 @@ async fn host() -> (Host, Arc<FaultStore>, Uuid, Cloudsnap) {
     let credential = host.create_credential().await;
     host.create_volume("data").await;
     host.done(host.start_backup("data", true).await).await;
-    let list = host.client.call(LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await.unwrap();
+    let list = host.call(LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await;
     let faults = {
         let mut opened = host.engine().repositories.opened.lock();
         let (repository, _) = opened.get_mut(&credential).unwrap();

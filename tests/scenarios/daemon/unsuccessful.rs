@@ -22,13 +22,13 @@ impl Host {
     /// Waits for a task to have this much behind it.
     pub(super) async fn until_processed(&self, task: Uuid, bytes: u64) {
         loop {
-            let seen = self.client.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap();
+            let seen = self.call_at(GET_TASK, &task, &WaitTask::default()).await;
             assert!(!seen.state.stage.is_over(), "{seen:?}");
             if seen.bytes_processed >= bytes {
                 return;
             }
             let wait = WaitTask { wait_ms: Some(1_000), since_version: Some(seen.version) };
-            self.client.call_at(GET_TASK, &task, &wait).await.unwrap();
+            self.call_at(GET_TASK, &task, &wait).await;
         }
     }
 
@@ -37,7 +37,7 @@ impl Host {
         let mut request = self.credential("nas", None);
         request.connection.limit_upload_bytes_per_s = up;
         request.connection.limit_download_bytes_per_s = down;
-        self.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
+        self.call(CREATE_CREDENTIAL, &request).await;
     }
 
     /// From now on nothing is limited any more; takes effect for tasks that begin later.
@@ -56,9 +56,9 @@ impl Host {
 
 /// So slow that a task is stopped long before it is done, and so fast that one that goes on at this rate is
 /// done soon.
-pub(super) const SLOW_BYTES_PER_S: u64 = 8 << 20;
+const SLOW_BYTES_PER_S: u64 = 8 << 20;
 
-pub(super) const KEEP: StopTask = StopTask { discard: false };
+const KEEP: StopTask = StopTask { discard: false };
 const DISCARD: StopTask = StopTask { discard: true };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,12 +69,12 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
         host.limited(Some(SLOW_BYTES_PER_S), None).await;
         let task = host.start_backup("data", false).await;
         host.until_processed(task, 1).await;
-        let stopped = host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
+        let stopped = host.call_at(STOP_TASK, &task, &KEEP).await;
         assert_eq!((stopped.state.to_string().as_str(), stopped.resumable), ("Backup-Stopped", true));
         let packs = host.packs();
         assert!(packs >= 1 && walk(&host.store.path().join("blockd/manifests")).is_empty());
         // Stopping it again is no error; what is written now is not in it.
-        assert!(host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap().resumable);
+        assert!(host.call_at(STOP_TASK, &task, &KEEP).await.resumable);
         let frozen = model.clone();
         model.write(&volume, 5000, 9, 100_000);
         drop(volume);
@@ -83,7 +83,7 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
             host.start().await;
         }
         host.unlimited();
-        let resumed = host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
+        let resumed = host.call_at(RESUME_TASK, &task, &()).await;
         assert_eq!(resumed.state.to_string(), "Backup-Pending");
         let done = host.done(task).await;
         assert_eq!(done.resumed, 1);
@@ -92,8 +92,8 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
         frozen.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
         assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
         host.assert_tidy();
-        assert_eq!(api_code(host.client.call_at(RESUME_TASK, &task, &()).await), ErrorCode::TaskEnded);
-        assert_eq!(api_code(host.client.call_at(STOP_TASK, &task, &KEEP).await), ErrorCode::TaskEnded);
+        host.refused_at(ErrorCode::TaskEnded, RESUME_TASK, &task, &()).await;
+        host.refused_at(ErrorCode::TaskEnded, STOP_TASK, &task, &KEEP).await;
     }
 }
 
@@ -105,13 +105,13 @@ async fn abandoned_backup_leaves_no_objects() {
     let stopped = async || {
         let task = host.start_backup("data", false).await;
         host.until_processed(task, 1).await;
-        assert!(host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap().resumable);
+        assert!(host.call_at(STOP_TASK, &task, &KEEP).await.resumable);
         assert_eq!(volume.snapshots().len(), 1);
         task
     };
     let task = stopped().await;
     assert!(host.packs() > 0);
-    let given_up = host.client.call_at(STOP_TASK, &task, &DISCARD).await.unwrap();
+    let given_up = host.call_at(STOP_TASK, &task, &DISCARD).await;
     assert!(!given_up.resumable);
     host.assert_tidy();
     // Its objects are deleted too: no other run can commit it.
@@ -122,20 +122,20 @@ async fn abandoned_backup_leaves_no_objects() {
     let task = stopped().await;
     host.unlimited();
     let done = host.backup("data", false).await;
-    assert_eq!(api_code(host.client.call_at(RESUME_TASK, &task, &()).await), ErrorCode::TaskEnded);
+    host.refused_at(ErrorCode::TaskEnded, RESUME_TASK, &task, &()).await;
     host.assert_tidy();
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
 
     // A task that is not resumed for a week is abandoned.
-    host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.unwrap();
+    host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let request = StartBackup {
         options: BackupOptions { full: true, ..Default::default() },
         ..StartBackup::of("data".parse().unwrap())
     };
-    let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
+    let task = host.call(START_BACKUP, &request).await.task;
     host.until_processed(task, 1).await;
-    host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
+    host.call_at(STOP_TASK, &task, &KEEP).await;
     let week = SignedDuration::from_hours(7 * 24);
     host.engine()
         .runner
@@ -150,11 +150,11 @@ async fn abandoned_backup_leaves_no_objects() {
         .unwrap();
     host.assert_tidy();
     // A volume and a credential can go although tasks were kept that used them.
-    let task = host.client.call(START_BACKUP, &request).await.unwrap().task;
+    let task = host.call(START_BACKUP, &request).await.task;
     host.until_processed(task, 1).await;
-    host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
+    host.call_at(STOP_TASK, &task, &KEEP).await;
     drop(volume);
-    host.client.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await.unwrap();
+    host.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await;
     assert_eq!(host.engine().tasks.resumable_tasks().await.unwrap().len(), 0);
 }
 
@@ -168,9 +168,9 @@ async fn stopped_restore_fetches_the_remainder_only() {
         drop(volume);
         let request =
             StartRestore { volume: Some("copy".parse().unwrap()), ..StartRestore::of(id.parse().unwrap()) };
-        let task = host.client.call(START_RESTORE, &request).await.unwrap().task;
+        let task = host.call(START_RESTORE, &request).await.task;
         host.until_processed(task, 1).await;
-        let stopped = host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
+        let stopped = host.call_at(STOP_TASK, &task, &KEEP).await;
         assert!(stopped.resumable && stopped.state.to_string() == "Restore-Stopped");
         assert!(stopped.bytes_processed < SIZE_BYTES);
         if restart {
@@ -178,7 +178,7 @@ async fn stopped_restore_fetches_the_remainder_only() {
             host.start().await;
         }
         host.unlimited();
-        host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
+        host.call_at(RESUME_TASK, &task, &()).await;
         let done = host.done(task).await;
         // What was in flight when it was stopped is fetched twice, what was in place is not.
         assert!(done.bytes_downloaded < 2 * SIZE_BYTES, "{}", done.bytes_downloaded);
@@ -189,7 +189,7 @@ async fn stopped_restore_fetches_the_remainder_only() {
 
         // Given up, it leaves no volume.
         let request = StartRestore { volume: Some("third".parse().unwrap()), ..request };
-        let task = host.client.call(START_RESTORE, &request).await.unwrap().task;
+        let task = host.call(START_RESTORE, &request).await.task;
         let stopped = host.client.call_at(STOP_TASK, &task, &DISCARD).await;
         if let Ok(stopped) = stopped
             && stopped.state.stage == TaskStage::Stopped
@@ -207,7 +207,7 @@ async fn full_store_keeps_uploaded_packs() {
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
-    assert!(host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap().resumable);
+    assert!(host.call_at(STOP_TASK, &task, &KEEP).await.resumable);
     host.unlimited();
     // Nothing can be put there any more.
     let data = host.store.path().join("blockd/data");
@@ -225,7 +225,7 @@ async fn full_store_keeps_uploaded_packs() {
     } else {
         set_mode(0o500);
     }
-    host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
+    host.call_at(RESUME_TASK, &task, &()).await;
     let failed = host.wait(task).await;
     assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
     assert!(failed.error.is_some());
@@ -235,7 +235,7 @@ async fn full_store_keeps_uploaded_packs() {
     } else {
         set_mode(0o700);
     }
-    host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
+    host.call_at(RESUME_TASK, &task, &()).await;
     let done = host.done(task).await;
     assert_eq!(done.error, None);
     model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
@@ -253,7 +253,7 @@ async fn damage_is_found_shown_restored_past_and_healed() {
     let verify = async |snap: Option<&str>, depth| {
         let snap = snap.map(|snap| snap.parse().unwrap());
         let request = StartVerify { snap, depth, cred_id: None };
-        host.wait(host.client.call(START_VERIFY, &request).await.unwrap().task).await
+        host.wait(host.call(START_VERIFY, &request).await.task).await
     };
     for depth in [VerifyDepth::Quick, VerifyDepth::Frames, VerifyDepth::Deep] {
         let task = verify(Some(&full), depth).await;
@@ -290,10 +290,10 @@ async fn damage_is_found_shown_restored_past_and_healed() {
 
     let mut request =
         StartRestore { volume: Some("past".parse().unwrap()), ..StartRestore::of(full.parse().unwrap()) };
-    let refused = host.wait(host.client.call(START_RESTORE, &request).await.unwrap().task).await;
+    let refused = host.wait(host.call(START_RESTORE, &request).await.task).await;
     assert_eq!((refused.state.stage, refused.resumable), (TaskStage::Failed, false));
     request.skip_damaged = true;
-    let past = host.done(host.client.call(START_RESTORE, &request).await.unwrap().task).await;
+    let past = host.done(host.call(START_RESTORE, &request).await.task).await;
     assert_eq!(past.findings.unwrap().damage[0].affects[0].lost_bytes, 128 << 10);
     let mut without = model.clone();
     without.0[offset..offset + len].fill(0);
@@ -324,11 +324,11 @@ async fn damage_found_with_another_credential_is_healed() {
     let full = host.backup("data", false).await.source_volume.unwrap();
     let mut other = host.credential("other", None);
     other.provider = StoreConfig::Local { path: host.store.path().join(".") };
-    let other = CredentialRef::Id(host.client.call(CREATE_CREDENTIAL, &other).await.unwrap().uuid);
+    let other = CredentialRef::Id(host.call(CREATE_CREDENTIAL, &other).await.uuid);
     let verify = async |cred_id: &CredentialRef| {
         let (snap, cred_id) = (Some(full.parse().unwrap()), Some(cred_id.clone()));
         let request = StartVerify { snap, depth: VerifyDepth::Frames, cred_id };
-        host.wait(host.client.call(START_VERIFY, &request).await.unwrap().task).await.state.stage
+        host.wait(host.call(START_VERIFY, &request).await.task).await.state.stage
     };
     assert_eq!(verify(&own).await, TaskStage::Done);
     let pack = walk(host.store.path()).into_iter().find(|path| path.contains("/pack-")).unwrap();
@@ -338,7 +338,7 @@ async fn damage_found_with_another_credential_is_healed() {
     assert_eq!(verify(&other).await, TaskStage::Failed);
     model.write(&volume, 10 << 20, 5, 4096);
     let backup = StartBackup { cred_id: Some(own), ..StartBackup::of("data".parse().unwrap()) };
-    let next = host.done(host.client.call(START_BACKUP, &backup).await.unwrap().task).await;
+    let next = host.done(host.call(START_BACKUP, &backup).await.task).await;
     assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), (128 << 10) + 4096));
 }
 
@@ -362,7 +362,7 @@ async fn content_that_is_not_the_volumes_is_found() {
         .unwrap();
     tell(i64::try_from(epoch.0).unwrap());
     let request = StartVerify { snap: Some(id.parse().unwrap()), depth: VerifyDepth::Deep, cred_id: None };
-    let task = host.wait(host.client.call(START_VERIFY, &request).await.unwrap().task).await;
+    let task = host.wait(host.call(START_VERIFY, &request).await.task).await;
     assert_eq!(task.state.stage, TaskStage::Failed, "{task:?}");
     let damage = task.findings.unwrap().damage;
     assert!(damage[0].what.contains("2 blocks differ"), "{damage:?}");
@@ -371,14 +371,14 @@ async fn content_that_is_not_the_volumes_is_found() {
 
     // What has changed is not compared; what was recorded is.
     let request = StartVerify { snap: Some(id.parse().unwrap()), depth: VerifyDepth::Deep, cred_id: None };
-    let task = host.done(host.client.call(START_VERIFY, &request).await.unwrap().task).await;
+    let task = host.done(host.call(START_VERIFY, &request).await.task).await;
     assert_eq!(task.findings.unwrap().compared_bytes, (1 << 20) - 2 * BLOCK);
     let digest = host
         .engine()
         .db
         .transaction::<_, DbError>(|tx| Ok(tx.execute("UPDATE proofs SET digest = zeroblob(32)", [])?));
     assert_eq!(digest.unwrap(), 1);
-    let task = host.wait(host.client.call(START_VERIFY, &request).await.unwrap().task).await;
+    let task = host.wait(host.call(START_VERIFY, &request).await.task).await;
     assert_eq!(task.state.stage, TaskStage::Failed);
     assert!(task.findings.unwrap().damage[0].what.contains("not what it was"));
 }
@@ -390,7 +390,7 @@ async fn old_unreferenced_garbage_is_collected() {
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
     let task = host.start_backup("data", false).await;
     host.until_processed(task, 1).await;
-    host.client.call_at(STOP_TASK, &task, &KEEP).await.unwrap();
+    host.call_at(STOP_TASK, &task, &KEEP).await;
     let packs = host.packs();
     let credential = host.engine().repositories.credential(None).await.unwrap();
     let later = Timestamp::now() + SignedDuration::from_hours(9 * 24);
@@ -399,8 +399,7 @@ async fn old_unreferenced_garbage_is_collected() {
     assert_eq!((report.garbage.len(), host.packs()), (0, packs));
     // It is unknown now.
     host.sql("DELETE FROM tasks");
-    let dry =
-        host.client.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, cred_id: None }).await.unwrap();
+    let dry = host.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, cred_id: None }).await;
     assert_eq!((dry.garbage.len(), dry.young.len(), dry.objects_deleted), (0, 1, 0));
     assert_eq!(dry.young[0].objects, packs as u64);
     let report = host.engine().maintenance.collect_garbage_of(&credential, true, || later).await.unwrap();
@@ -432,18 +431,15 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
         provider: StoreConfig::Local { path: second.path().to_owned() },
         ..host.credential("offsite", None)
     };
-    host.client.call(CREATE_CREDENTIAL, &offsite).await.unwrap();
+    host.call(CREATE_CREDENTIAL, &offsite).await;
     let request = |names: &[&str]| StartBackup {
         cred_id: Some(names[0].parse().unwrap()),
         also: names[1..].iter().map(|name| name.parse().unwrap()).collect(),
         ..StartBackup::of("data".parse().unwrap())
     };
     let both = request(&["nas", "offsite"]);
-    assert_eq!(
-        api_code(host.client.call(START_BACKUP, &request(&["nas", "nas"])).await),
-        ErrorCode::InvalidRequest
-    );
-    let started = host.client.call(START_BACKUP, &both).await.unwrap();
+    host.refused(ErrorCode::InvalidRequest, START_BACKUP, &request(&["nas", "nas"])).await;
+    let started = host.call(START_BACKUP, &both).await;
     assert_eq!(started.also.len(), 1);
     let (one, two) = (host.done(started.task).await, host.done(started.also[0]).await);
     assert_ne!(one.source_volume, two.source_volume);
@@ -454,7 +450,7 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
             cred_id: Some(task.credential.to_string().parse().unwrap()),
             ..StartRestore::of(task.source_volume.clone().unwrap().parse().unwrap())
         };
-        host.done(host.client.call(START_RESTORE, &request).await.unwrap().task).await;
+        host.done(host.call(START_RESTORE, &request).await.task).await;
         model.assert_is(&host.volume(name));
     }
 
@@ -464,7 +460,7 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
     let data = second.path().join("blockd/data");
     std::fs::rename(&data, data.with_extension("away")).unwrap();
     std::fs::write(&data, "in the way").unwrap();
-    let started = host.client.call(START_BACKUP, &both).await.unwrap();
+    let started = host.call(START_BACKUP, &both).await;
     assert_eq!(host.done(started.task).await.backup_type, Some(BackupType::Incremental));
     let failed = host.wait(started.also[0]).await;
     assert_eq!((failed.state.stage, failed.resumable), (TaskStage::Failed, true), "{failed:?}");
@@ -475,7 +471,7 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
     drop(volume);
     host.stop().await;
     host.start().await;
-    host.client.call_at(RESUME_TASK, &started.also[0], &()).await.unwrap();
+    host.call_at(RESUME_TASK, &started.also[0], &()).await;
     let done = host.done(started.also[0]).await;
     host.assert_tidy();
     let request = StartRestore {
@@ -483,10 +479,10 @@ async fn several_places_get_one_point_and_each_ends_by_itself() {
         cred_id: Some("offsite".parse().unwrap()),
         ..StartRestore::of(done.source_volume.unwrap().parse().unwrap())
     };
-    host.done(host.client.call(START_RESTORE, &request).await.unwrap().task).await;
+    host.done(host.call(START_RESTORE, &request).await.task).await;
     frozen.assert_is(&host.volume("again"));
     // The chains go on, each from where it is.
-    let started = host.client.call(START_BACKUP, &both).await.unwrap();
+    let started = host.call(START_BACKUP, &both).await;
     for task in [started.task, started.also[0]] {
         let done = host.done(task).await;
         assert_eq!((done.backup_type, done.bytes_dirty), (Some(BackupType::Incremental), 1 << 20));

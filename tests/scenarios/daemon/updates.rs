@@ -10,7 +10,7 @@ use blockd_cloud::{OpenOptions, Repository};
 use std::os::unix::fs::PermissionsExt;
 
 /// A secret in a file, and where it lies.
-fn put(host: &Host, name: &str, text: &str) -> SecretRef {
+pub(super) fn put(host: &Host, name: &str, text: &str) -> SecretRef {
     let path = host.dir.path().join("secrets").join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, text).unwrap();
@@ -42,7 +42,7 @@ async fn references(host: &Host) -> Vec<SecretRef> {
 #[tokio::test(flavor = "multi_thread")]
 async fn external_passphrase_and_back_keeps_the_history() {
     let mut host = Host::new().await;
-    host.client.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await.unwrap();
+    host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
     host.create_volume("data").await;
     host.backup("data", true).await;
     let next = async |host: &Host, seed| {
@@ -54,7 +54,7 @@ async fn external_passphrase_and_back_keeps_the_history() {
 
     let reference = put(&host, "passphrase", "first");
     let nas: CredentialRef = "nas".parse().unwrap();
-    let moved = host.client.call_at(UPDATE_CREDENTIAL, &nas, &passphrase(reference.clone())).await.unwrap();
+    let moved = host.call_at(UPDATE_CREDENTIAL, &nas, &passphrase(reference.clone())).await;
     assert_eq!(moved.encryption_key_from.as_ref(), Some(&reference));
     assert_eq!(stored(&host).await, (Vec::new(), Some(reference.clone())), "no key rests here");
     assert_eq!(references(&host).await, std::slice::from_ref(&reference));
@@ -83,7 +83,7 @@ async fn external_passphrase_and_back_keeps_the_history() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_credential_update_changes_nothing() {
     let host = Host::new().await;
-    host.client.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await.unwrap();
+    host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
     let before = stored(&host).await;
     let another = put(&host, "another", "planted-another");
     for wrong in [passphrase(another), passphrase(Secret::new("planted-another".into()))] {
@@ -129,7 +129,7 @@ async fn failed_credential_update_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn local_keys_are_not_uploaded() {
     let host = Host::new().await;
-    host.client.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await.unwrap();
+    host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
     let slots: Vec<String> =
         walk(host.store.path()).into_iter().filter(|path| path.contains("key")).collect();
     let nas: CredentialRef = "nas".parse().unwrap();

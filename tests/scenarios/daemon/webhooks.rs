@@ -123,7 +123,7 @@ impl Host {
     }
 
     async fn webhook(&self) -> WebhookStatus {
-        self.client.call(GET_STATUS, &()).await.unwrap().webhooks.remove(0)
+        self.call(GET_STATUS, &()).await.webhooks.remove(0)
     }
 
     /// Waits until the webhook is as it should be.
@@ -160,7 +160,7 @@ async fn deliveries_hold_the_event_and_are_signed() {
     let delivery = receiver.next().await;
     assert_eq!((delivery.event().kind.as_str(), delivery.event().task), ("backup-done", Some(done.name)));
     let query = ListEvents::default();
-    assert_eq!(host.client.call(LIST_EVENTS, &query).await.unwrap().events, [delivery.event()]);
+    assert_eq!(host.call(LIST_EVENTS, &query).await.events, [delivery.event()]);
     assert_eq!(delivery.header("content-type"), "application/json");
     assert_eq!(
         delivery.header("webhook-id"),
